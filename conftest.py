@@ -1,0 +1,34 @@
+"""Fixtures for every test and every doctest.
+
+At the top level rather than in tests/, because the doctests of ppl_vae need them too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyro
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Sums in one order: results do not depend on the number of cores."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def reproducible() -> None:
+    """Every test starts from the same random state and with Pyro's checks on."""
+    pyro.set_rng_seed(0)
+    pyro.enable_validation(True)
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_parameters() -> Iterator[None]:
+    """What a test trains must not stay behind in Pyro's global parameter store."""
+    yield
+    leaked = sorted(pyro.get_param_store().keys())
+    pyro.clear_param_store()
+    assert not leaked, f"left behind in Pyro's global parameter store: {leaked}"
