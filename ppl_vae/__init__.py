@@ -1,0 +1,1 @@
+"""A probabilistic-programming laboratory for variational autoencoders on Pyro."""

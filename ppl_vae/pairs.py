@@ -1,0 +1,337 @@
+"""What a pair is: a model p(x, z) and a guide q(z | x) as two Pyro programs.
+
+A :class:`Pair` answers the questions that every other module has to ask of two arbitrary callables: how
+are they called, which modules and parameters do they own, where do the values of their ``pyro.param``
+statements live, what has to be saved. It never looks inside of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+import weakref
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import pyro.poutine as poutine
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+
+Program = Callable[..., Any]
+Batch = Tensor | tuple[Tensor, ...]
+
+_MODULE_DIVIDER = "$$$"  # how pyro.module writes "module$$$parameter"
+
+
+def as_args(batch: Batch) -> tuple[Tensor, ...]:
+    """The arguments of a model or guide call for one batch: ``model(*as_args(batch))``."""
+    return tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+
+
+def num_rows(batch: Batch) -> int:
+    """The number of rows ``n`` of a batch: the first dimension of its first tensor."""
+    return int(as_args(batch)[0].shape[0])
+
+
+def take_rows(batch: Batch, rows: slice | Tensor) -> Batch:
+    """The given rows of every tensor of a batch."""
+    if isinstance(batch, Tensor):
+        return batch[rows]
+    return tuple(tensor[rows] for tensor in batch)
+
+
+class Bound:
+    """A Pyro program that carries the trained values of its ``pyro.param`` statements.
+
+    Calling it runs the program in a scope of the parameter store that holds those values, so that it can be
+    given to any Pyro code (``Predictive``, ``poutine.trace``) without touching the global store.
+    """
+
+    def __init__(self, program: Program, store: dict[str, Any]) -> None:
+        self.program = program
+        self.store = store
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with pyro.get_param_store().scope(self.store):
+            return self.program(*args, **kwargs)
+
+
+class _Restore(Messenger):  # type: ignore[misc]
+    """Gives ``pyro.param`` statements their saved values, the first time that each of them runs."""
+
+    def __init__(self, values: MutableMapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_post_param(self, msg: dict[str, Any]) -> None:
+        saved = self.values.pop(msg["name"], None)
+        if saved is None:
+            return
+        store = pyro.get_param_store()
+        leaf = msg["value"].unconstrained()
+        if leaf.shape != saved.shape:
+            raise ValueError(
+                f"the saved value of parameter '{msg['name']}' has shape {tuple(saved.shape)}, but the "
+                f"program declares {tuple(leaf.shape)}: it is not the program that was saved"
+            )
+        with torch.no_grad():
+            leaf.copy_(saved)
+        msg["value"] = store[msg["name"]]
+
+
+class Pair:
+    """A model and a guide, their modules, and the parameter store that they live in.
+
+    Args:
+        model: Pyro program of the joint density p(x, z); called as ``model(*as_args(batch))``.
+        guide: Pyro program of the inference density q(z | x), with the same arguments.
+        store: State of a parameter store (``pyro.get_param_store().get_state()``) to start from.
+    """
+
+    def __init__(self, model: Program, guide: Program, store: dict[str, Any] | None = None) -> None:
+        self.model: Program = model.program if isinstance(model, Bound) else model
+        self.guide: Program = guide.program if isinstance(guide, Bound) else guide
+        if store is None:
+            store = _empty_store()
+            for program in (model, guide):
+                if isinstance(program, Bound):
+                    for key in store:
+                        store[key].update(program.store[key])
+        self.store = store
+        self._pending: dict[str, Tensor] = {}
+
+    @classmethod
+    def of(cls, model: Program, guide: Program) -> Pair:
+        """The pair of two programs, with what the last ``fit`` of just these two has learned."""
+        if isinstance(model, Bound) or isinstance(guide, Bound):
+            return cls(model, guide)
+        return cls(model, guide, _recall(model, guide))
+
+    # -- running -----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """Everything that runs inside sees this pair's parameter store, and nobody else's."""
+        with pyro.get_param_store().scope(self.store), _Restore(self._pending):
+            yield
+        # What belongs to a module stays there alone: a second copy in the store could only go stale.
+        owned = {id(p) for module in self.modules().values() for p in module.parameters()}
+        for name in list(self.store["params"]):
+            if _MODULE_DIVIDER in name or id(self.store["params"][name]) in owned:
+                del self.store["params"][name], self.store["constraints"][name]
+
+    @contextmanager
+    def mode(self, training: bool) -> Iterator[None]:
+        """Puts the pair's modules in training or evaluation mode, and back afterwards."""
+        before = [
+            (module, module.training)
+            for root in self.modules().values()
+            for module in root.modules()
+        ]
+        for root in self.modules().values():
+            root.train(training)
+        try:
+            yield
+        finally:
+            for module, was_training in before:
+                module.training = was_training
+
+    def bound(self) -> tuple[Program, Program]:
+        """The two programs, carrying their trained ``pyro.param`` values where they have any."""
+        if not self.store["params"]:
+            return self.model, self.guide
+        return Bound(self.model, self.store), Bound(self.guide, self.store)
+
+    def remember(self) -> None:
+        """Lets :meth:`of` find this store again from the two programs."""
+        _remember(self.model, self.guide, self.store)
+
+    # -- parameters --------------------------------------------------------------------------------------
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The modules that the two programs are, are methods of, or refer to; without repetition."""
+        found: dict[str, nn.Module] = {}
+        seen: set[int] = set()
+        for role, program in (("model", self.model), ("guide", self.guide)):
+            for name, module in _modules_of(program, role).items():
+                if id(module) not in seen:
+                    seen.add(id(module))
+                    found[name] = module
+        return found
+
+    def parameters(self, batch: Batch) -> dict[str, Tensor]:
+        """All trainable tensors by name: those of modules, then those of ``pyro.param`` statements.
+
+        Runs the pair once on ``batch`` (in evaluation mode, so that batch norm stays as it is), because
+        parameters may be declared by running. Constrained parameters appear as their unconstrained leaf.
+        Call it inside of :meth:`scope`.
+        """
+        with poutine.trace(param_only=True) as capture, self.mode(training=False), torch.no_grad():
+            guide_trace = poutine.trace(self.guide).get_trace(*as_args(batch))
+            poutine.replay(self.model, trace=guide_trace)(*as_args(batch))
+        if self._pending:  # modules that came to exist only now, such as an autoguide's
+            self.load_state(self._pending)
+        named: dict[str, Tensor] = {}
+        seen: set[int] = set()
+        for root, module in self.modules().items():
+            for name, parameter in module.named_parameters():
+                if parameter.requires_grad and id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    named[f"{root}.{name}"] = parameter
+        for name, site in capture.trace.nodes.items():
+            leaf = site["value"].unconstrained()
+            if leaf.requires_grad and id(leaf) not in seen:
+                seen.add(id(leaf))
+                named[f"param.{name}"] = leaf
+        return named
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that has to be saved: the modules' state and the values of ``pyro.param``."""
+        state: dict[str, Tensor] = {}
+        seen: set[int] = set()
+        for root, module in self.modules().items():
+            for name, tensor in module.state_dict(keep_vars=True).items():
+                if isinstance(tensor, Tensor) and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    state[f"{root}.{name}"] = tensor.detach()
+        for name, tensor in self.store["params"].items():
+            if id(tensor) not in seen:
+                state[f"param.{name}"] = tensor.detach()
+        return state
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Puts saved values back, in place. Those that no module has wait for their ``pyro.param``.
+
+        Raises:
+            ValueError: A module lacks a saved value, or its shape differs; the name is given.
+        """
+        rest = dict(state)
+        for root, module in self.modules().items():
+            own = module.state_dict(keep_vars=True)
+            for name, tensor in own.items():
+                key = f"{root}.{name}"
+                if key not in rest:
+                    continue
+                saved = rest.pop(key)
+                if saved.shape != tensor.shape:
+                    raise ValueError(
+                        f"the saved '{key}' has shape {tuple(saved.shape)}, the module's has "
+                        f"{tuple(tensor.shape)}: these are not the weights of this pair"
+                    )
+                with torch.no_grad():
+                    tensor.copy_(saved)
+        self._pending = {name.removeprefix("param."): value for name, value in rest.items()}
+        with torch.no_grad():
+            for name in list(self._pending):
+                if name in self.store["params"]:
+                    self.store["params"][name].copy_(self._pending.pop(name))
+
+    def unclaimed(self) -> list[str]:
+        """Saved names that nothing in the pair has asked for so far."""
+        return sorted(self._pending)
+
+    def to(self, device: torch.device) -> None:
+        """Moves modules and ``pyro.param`` values to a device, in place."""
+        for module in self.modules().values():
+            module.to(device)
+        for name, tensor in self.store["params"].items():
+            if tensor.device != device:
+                moved = tensor.detach().to(device).requires_grad_(tensor.requires_grad)
+                self.store["params"][name] = moved
+
+
+# -- which modules a program refers to -------------------------------------------------------------------
+
+
+def _modules_of(
+    program: Program, role: str, visited: frozenset[int] = frozenset()
+) -> dict[str, nn.Module]:
+    if id(program) in visited:
+        return {}
+    visited |= {id(program)}
+    if isinstance(program, nn.Module):
+        return {role: program}
+    if isinstance(program, functools.partial):
+        found = _modules_of(program.func, role, visited)
+        values: list[tuple[str, Any]] = [(str(i), value) for i, value in enumerate(program.args)]
+        values += list(program.keywords.items())
+        return found | {f"{role}.{n}": v for n, v in values if isinstance(v, nn.Module)}
+    owner = getattr(program, "__self__", None)
+    if isinstance(owner, nn.Module):
+        return {role: owner}
+    if owner is not None:
+        return _module_attributes(owner, role)
+    wrapped = getattr(program, "__wrapped__", None)
+    if wrapped is not None and wrapped is not program:
+        return _modules_of(wrapped, role, visited)
+    if isinstance(program, types.FunctionType):
+        try:
+            names = inspect.getclosurevars(program)
+        except ValueError:  # an empty closure cell: a name that is bound later
+            return {}
+        found = {}
+        for name, value in {**names.globals, **names.nonlocals}.items():
+            if isinstance(value, nn.Module):
+                found[f"{role}.{name}"] = value
+            elif isinstance(value, types.FunctionType | types.MethodType | functools.partial):
+                if not getattr(value, "__module__", "").startswith(("torch", "pyro")):
+                    found |= _modules_of(value, f"{role}.{name}", visited)
+        return found
+    return _module_attributes(program, role)
+
+
+def _module_attributes(owner: object, role: str) -> dict[str, nn.Module]:
+    attributes = getattr(owner, "__dict__", {})
+    return {f"{role}.{n}": v for n, v in attributes.items() if isinstance(v, nn.Module)}
+
+
+# -- what the last fit of a pair has learned -------------------------------------------------------------
+
+_learned: weakref.WeakKeyDictionary[Any, list[tuple[Any, Any, Any, dict[str, Any]]]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _empty_store() -> dict[str, Any]:
+    return {"params": {}, "constraints": {}}
+
+
+def _identity(program: Program) -> tuple[Any, Any]:
+    """An object that lives as long as the program does, and what tells its programs apart."""
+    owner = getattr(program, "__self__", None)
+    return (program, None) if owner is None else (owner, getattr(program, "__func__", None))
+
+
+def _remember(model: Program, guide: Program, store: dict[str, Any]) -> None:
+    (owner, method), (guide_owner, guide_method) = _identity(model), _identity(guide)
+    try:
+        entries = _learned.setdefault(owner, [])
+        reference = weakref.ref(guide_owner)
+    except TypeError:  # neither hashable nor weakly referable: the fit's own result still carries the values
+        return
+    entries[:] = [
+        e
+        for e in entries
+        if e[1]() is not None and not (e[0] is method and e[1]() is guide_owner and e[2] is guide_method)
+    ]
+    entries.append((method, reference, guide_method, store))
+
+
+def _recall(model: Program, guide: Program) -> dict[str, Any] | None:
+    (owner, method), (guide_owner, guide_method) = _identity(model), _identity(guide)
+    try:
+        entries = _learned.get(owner, [])
+    except TypeError:
+        return None
+    for known_method, reference, known_guide_method, store in entries:
+        if (
+            known_method is method
+            and reference() is guide_owner
+            and known_guide_method is guide_method
+        ):
+            return store
+    return None
