@@ -1,0 +1,60 @@
+"""The guide that is the true posterior."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import pyro
+import pyro.distributions as dist
+from torch import Tensor, nn
+
+
+class HasPosterior(Protocol):
+    """A model with a closed-form posterior."""
+
+    def posterior(self, x: Tensor) -> dist.TorchDistribution:
+        """Return p(z | x), of batch shape `(n,)`."""
+        ...
+
+
+class Exact(nn.Module):
+    """q(z | x) = p(z | x), from the model's own `posterior(x)`.
+
+    The ELBO of this guide equals log p(x), and every importance weight is the same. It has no
+    parameters: gradients flow into the model's, which belong to the model alone. The site is `z`,
+    inside `pyro.plate("data", n, dim=-1)`.
+
+    Args:
+        model: a model with `posterior(x)`.
+
+    Raises:
+        TypeError: the model has no `posterior`.
+
+    Example:
+        >>> import torch
+        >>> from ppl_vae.models import ProbabilisticPCA
+        >>> guide = Exact(ProbabilisticPCA((3,), latent_dim=1))
+        >>> guide.encode(torch.rand(5, 3)).mean.shape
+        torch.Size([5, 1])
+        >>> guide.state_dict()
+        OrderedDict()
+    """
+
+    def __init__(self, model: HasPosterior) -> None:
+        super().__init__()
+        if not callable(getattr(model, "posterior", None)):
+            raise TypeError(
+                f"Exact needs a model with a closed-form posterior(x), but {type(model).__name__} "
+                f"has none; use MeanField or FullCovariance"
+            )
+        # The method, not the model: a module would be registered, and its parameters with it.
+        self._posterior = model.posterior
+
+    def forward(self, x: Tensor) -> None:
+        """Run the guide on `x`, `(n, *data_shape)`."""
+        with pyro.plate("data", x.shape[0], dim=-1):
+            pyro.sample("z", self.encode(x))
+
+    def encode(self, x: Tensor) -> dist.TorchDistribution:
+        """Return q(z | x), of batch shape `(n,)`."""
+        return self._posterior(x)

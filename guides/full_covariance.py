@@ -1,0 +1,88 @@
+"""The amortised guide whose latent dimensions may depend on each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.distributions import Independent, MultivariateNormal, Normal, register_kl
+from torch.nn.functional import softplus
+
+from ppl_vae.networks import MLP, Network, full_precision, linear_head
+
+
+class FullCovariance(nn.Module):
+    """q(z | x) = N(loc(x), L(x) L(x)^T), with loc and the Cholesky factor L from one encoder.
+
+    L is lower triangular; its diagonal is softplus(s) + 1e-6 for unbounded outputs s of the
+    encoder: it grows linearly, so it can not overflow, and never reaches 0. The site is `z`, inside
+    `pyro.plate("data", n, dim=-1)`. The encoder runs once a row, however many samples are drawn.
+
+    Importing this file teaches `torch.distributions.kl_divergence` the KL from a multivariate
+    normal to independent normals, so that the analytic ELBO works with a standard normal prior.
+
+    Args:
+        data_shape: shape of one row of the data.
+        latent_dim: number d of latent dimensions, the model's. The encoder's head has
+            d + d (d + 1) / 2 outputs.
+        network: what the encoder is built from.
+
+    Example:
+        >>> guide = FullCovariance((1, 8, 8), latent_dim=2, network=MLP(hidden=(32,)))
+        >>> guide.encode(torch.rand(5, 1, 8, 8)).covariance_matrix.shape
+        torch.Size([5, 2, 2])
+    """
+
+    def __init__(
+        self,
+        data_shape: Sequence[int],
+        latent_dim: int = 10,
+        network: Network = MLP(),  # noqa: B008  # frozen
+    ) -> None:
+        super().__init__()
+        self.latent_dim = latent_dim
+        self.encoder = network.encoder(data_shape)
+        num_outputs = 2 * latent_dim + latent_dim * (latent_dim - 1) // 2
+        self.head = linear_head(self.encoder, num_outputs)
+
+    def forward(self, x: Tensor) -> None:
+        """Run the guide on `x`, `(n, *data_shape)`."""
+        with pyro.plate("data", x.shape[0], dim=-1):
+            pyro.sample("z", self.encode(x))
+
+    def encode(self, x: Tensor) -> dist.MultivariateNormal:
+        """Return q(z | x) for data `(*batch, *data_shape)`: batch shape `batch`."""
+        d = self.latent_dim
+        outputs = full_precision(self.head(self.encoder(x)))
+        loc, diagonal, below = outputs.split([d, d, d * (d - 1) // 2], -1)
+        rows, columns = torch.tril_indices(d, d, -1, device=x.device)
+        scale_tril = torch.diag_embed(softplus(diagonal) + 1e-6)
+        scale_tril[..., rows, columns] = below
+        return dist.MultivariateNormal(loc, scale_tril=scale_tril)
+
+
+def _kl_mvn_independent(p: MultivariateNormal, q: Independent[Any]) -> Tensor:
+    """KL(N(m, L L^T) || N(mu, diag(s^2))).
+
+    1/2 (|L / s|_F^2 + |(m - mu) / s|^2 - d) + sum log s - sum log L_ii.
+    """
+    if not isinstance(q.base_dist, Normal) or q.reinterpreted_batch_ndims != 1:
+        raise NotImplementedError(
+            f"no closed form for the KL from a MultivariateNormal to {q}; it needs a Normal with "
+            f"one event dimension"
+        )
+    loc, scale = q.base_dist.loc, q.base_dist.scale
+    # Not expanded over the batch: a posterior often has one covariance for all rows.
+    factor = p._unbroadcasted_scale_tril
+    spread = (factor / scale.unsqueeze(-1)).square().sum((-2, -1))
+    distance = ((p.loc - loc) / scale).square().sum(-1)
+    log_ratio = scale.log().sum(-1) - factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    kl: Tensor = 0.5 * (spread + distance - p.event_shape[0]) + log_ratio
+    return kl
+
+
+register_kl(MultivariateNormal, Independent)(_kl_mvn_independent)

@@ -1,0 +1,228 @@
+"""Probabilistic principal component analysis: the VAE whose every quantity is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Self
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+
+class ProbabilisticPCA(nn.Module):
+    """A linear Gaussian model: z ~ N(0, I) and x = W z + mu + sigma eps with eps ~ N(0, I).
+
+    Marginally x ~ N(mu, C), C = W W^T + sigma^2 I. With M = I + W^T W / sigma^2 the posterior is
+    N(M^-1 W^T (x - mu) / sigma^2, M^-1) (Tipping & Bishop 1999, "Probabilistic Principal Component
+    Analysis"). It is the VAE with a linear decoder and Gaussian noise ("Don't Blame the ELBO!",
+    arXiv:1911.02469). Rows of any shape are flattened, to D values.
+
+    The sites are `z` and `x`, inside `pyro.plate("data", n, dim=-1)`; plates over samples go
+    outside, at `dim=-2`.
+
+    Args:
+        data_shape: shape of one row of the data.
+        latent_dim: number q of latent dimensions.
+        sigma: standard deviation of the noise, in units of the data; where it starts if learned.
+        learn_sigma: whether sigma is a parameter.
+
+    Attributes:
+        weight: W, `(D, q)`.
+        mean: mu, `(D,)`.
+        log_sigma: log sigma, `()`.
+
+    Raises:
+        ValueError: `sigma` is not positive.
+
+    Example:
+        >>> x = torch.randn(500, 3) * torch.tensor([3.0, 1.0, 0.1])
+        >>> model = ProbabilisticPCA((3,), latent_dim=1).maximum_likelihood(x)
+        >>> model.posterior(x).event_shape, model.log_evidence(x).shape
+        (torch.Size([1]), torch.Size([500]))
+    """
+
+    prior_loc: Tensor
+    log_sigma: Tensor
+
+    def __init__(
+        self,
+        data_shape: Sequence[int],
+        latent_dim: int = 2,
+        sigma: float = 1.0,
+        learn_sigma: bool = True,
+    ) -> None:
+        super().__init__()
+        if not sigma > 0:
+            raise ValueError(f"ProbabilisticPCA.sigma must be positive, came {sigma}")
+        self.data_shape = tuple(data_shape)
+        self.latent_dim = latent_dim
+        size = math.prod(self.data_shape)
+        # W = 0 is a saddle point of the likelihood; start away from it, at unit signal variance.
+        self.weight = nn.Parameter(torch.randn(size, latent_dim) / math.sqrt(latent_dim))
+        self.mean = nn.Parameter(torch.zeros(size))
+        log_sigma = torch.tensor(float(sigma)).log()
+        if learn_sigma:
+            self.log_sigma = nn.Parameter(log_sigma)
+        else:
+            self.register_buffer("log_sigma", log_sigma)
+        self.register_buffer("prior_loc", torch.zeros(latent_dim), persistent=False)
+
+    def forward(self, x: Tensor) -> None:
+        """Run the model on `x`, `(n, *data_shape)`.
+
+        Raises:
+            ValueError: the rows of `x` do not have the shape `data_shape`.
+        """
+        self._flatten(x)
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z = pyro.sample("z", self.prior())
+            pyro.sample("x", self.decode(z), obs=x)
+
+    def prior(self) -> dist.Independent:
+        """Return p(z), of event shape `(latent_dim,)`."""
+        return dist.Independent(dist.Normal(self.prior_loc, 1.0), 1)
+
+    def decode(self, z: Tensor) -> dist.Independent:
+        """Return p(x | z) for latents `(*batch, latent_dim)`: batch shape `batch`."""
+        mean = z @ self.weight.T + self.mean
+        mean = mean.reshape(*z.shape[:-1], *self.data_shape)
+        return dist.Independent(dist.Normal(mean, self.log_sigma.exp()), len(self.data_shape))
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        """Return log p(x) of every row, `(n,)`, in nats.
+
+        With the posterior mean m it is -1/2 (D log(2 pi sigma^2) + log |M| +
+        |x - mu - W m|^2 / sigma^2 + |m|^2): a sum of squares, so that small sigmas cost no digits.
+
+        Raises:
+            ValueError: the rows of `x` do not have the shape `data_shape`.
+        """
+        residual = self._flatten(x) - self.mean
+        basis, root = self._factorise()
+        z = self._posterior_mean(residual, basis, root)
+        log_det = 2 * root.diagonal().log().sum()
+        noise = (residual - z @ self.weight.T) / self.log_sigma.exp()
+        normaliser = residual.shape[-1] * (math.log(2 * math.pi) + 2 * self.log_sigma) + log_det
+        log_p: Tensor = -0.5 * (normaliser + noise.square().sum(-1) + z.square().sum(-1))
+        return log_p
+
+    def posterior(self, x: Tensor) -> dist.MultivariateNormal:
+        """Return p(z | x), of batch shape `(n,)` and event shape `(latent_dim,)`.
+
+        Gradients flow into the parameters.
+
+        Raises:
+            ValueError: the rows of `x` do not have the shape `data_shape`.
+        """
+        basis, root = self._factorise()
+        mean = self._posterior_mean(self._flatten(x) - self.mean, basis, root)
+        identity = torch.eye(self.latent_dim, dtype=root.dtype, device=root.device)
+        scale_tril = torch.linalg.solve_triangular(root, identity, upper=False)
+        return dist.MultivariateNormal(mean, scale_tril=scale_tril)
+
+    @torch.no_grad()
+    def maximum_likelihood(self, x: Tensor, beta: float = 1.0) -> Self:
+        """Set the parameters to the optimum of the beta-ELBO for `x`; beta = 1: of log p(x).
+
+        With the best possible guide, q(z | x) proportional to p(z) p(x | z)^(1 / beta), the
+        beta-ELBO E_q[log p(x | z)] - beta KL(q || p) of a row is
+
+            beta log N(x; mu, W W^T + beta sigma^2 I) + (beta - 1) D/2 log(2 pi sigma^2)
+            + beta D/2 log beta.
+
+        So mu is the sample mean and, with l_1 >= l_2 >= ... the eigenvalues and U the eigenvectors
+        of the sample covariance (1/n) sum (x - mu)(x - mu)^T,
+
+            W = U_q (L_q - beta sigma^2 I)_+^(1/2),
+
+        with the columns in this order, unrotated: dimension i collapses iff l_i <= beta sigma^2.
+        That W is also the optimum for a mean-field guide, because its posterior is diagonal.
+        A fixed sigma stays. The derivative by log sigma^2 vanishes for a learned one where
+
+            sum_{i <= q} min(l_i / sigma^2, beta) + sum_{i > q} l_i / sigma^2 = D,
+
+        whose left side falls in sigma, so the root is unique: with a active dimensions,
+
+            sigma^2 = sum_{i > a} l_i / (D - a beta),
+
+        for beta = 1 the mean of the discarded eigenvalues (where q = D > 1 too few are discarded:
+        then a = D - 1, one of many equal optima).
+
+        Args:
+            x: data, `(n, *data_shape)`.
+            beta: weight of the KL.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            ValueError: the rows of `x` do not have the shape `data_shape`, `beta` is not positive,
+                or sigma is learned and has no optimum, because q dimensions hold all the variance.
+        """
+        if not beta > 0:
+            raise ValueError(f"beta must be positive, came {beta}")
+        rows = self._flatten(x).double()
+        mean = rows.mean(0)
+        _, singular, directions = torch.linalg.svd(rows - mean, full_matrices=False)
+        eigenvalues = singular.square() / rows.shape[0]
+        if isinstance(self.log_sigma, nn.Parameter):
+            variance = self._best_variance(eigenvalues, beta)
+            self.log_sigma.copy_(variance.log() / 2)
+        else:
+            variance = (2 * self.log_sigma.double()).exp()
+        kept = min(self.latent_dim, len(eigenvalues))
+        scales = (eigenvalues[:kept] - beta * variance).clamp_min(0).sqrt()
+        self.mean.copy_(mean)
+        self.weight.zero_()
+        self.weight[:, :kept] = (directions[:kept].T * scales).to(self.weight.dtype)
+        return self
+
+    def _best_variance(self, eigenvalues: Tensor, beta: float) -> Tensor:
+        """The learned sigma^2 of `maximum_likelihood`, for eigenvalues in falling order."""
+        size = len(self.mean)
+        active = 0
+        while active < min(self.latent_dim, len(eigenvalues)):
+            left = eigenvalues[active:].sum()
+            # Would the next dimension be collapsed at the sigma that suits `active` of them?
+            if beta * left >= eigenvalues[active] * (size - active * beta):
+                break
+            active += 1
+        left = eigenvalues[active:].sum()
+        if left <= 1e-12 * eigenvalues.sum():
+            raise ValueError(
+                f"sigma has no optimum: {active} latent dimensions hold all the variance of the "
+                f"data; use more rows, a smaller latent_dim or learn_sigma=False"
+            )
+        return left / (size - active * beta)
+
+    def _factorise(self) -> tuple[Tensor, Tensor]:
+        """Q, `(D, q)`, and the lower triangular T, `(q, q)`, with W / sigma = Q T and T^T T = M.
+
+        By QR of the stacked (W / sigma; I), which never forms M: its condition number is the
+        square root of M's, and float32 survives small sigmas and collapsed dimensions. QR gives an
+        upper triangle; on reversed columns it is a lower one, which a scale_tril needs.
+        """
+        scaled = self.weight / self.log_sigma.exp()
+        identity = torch.eye(self.latent_dim, dtype=scaled.dtype, device=scaled.device)
+        orthogonal, upper = torch.linalg.qr(torch.cat([scaled, identity]).flip(1))
+        basis, root = orthogonal[: len(scaled)].flip(1), upper.flip(0, 1)
+        signs = root.diagonal().sign()
+        return basis * signs, root * signs.unsqueeze(-1)
+
+    def _posterior_mean(self, residual: Tensor, basis: Tensor, root: Tensor) -> Tensor:
+        """The z that minimises |residual - W z|^2 / sigma^2 + |z|^2: T z = Q^T residual / sigma."""
+        right = residual @ basis / self.log_sigma.exp()
+        z: Tensor = torch.linalg.solve_triangular(root.T, right, upper=True, left=False)
+        return z
+
+    def _flatten(self, x: Tensor) -> Tensor:
+        if tuple(x.shape[1:]) != self.data_shape:
+            raise ValueError(
+                f"ProbabilisticPCA was built for data of shape (n, "
+                f"{', '.join(map(str, self.data_shape))}), but x has shape {tuple(x.shape)}: pass "
+                f"the data's shape as data_shape"
+            )
+        return x.reshape(x.shape[0], -1)

@@ -1,0 +1,78 @@
+"""The variational autoencoder's generative half."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from ppl_vae.likelihoods import Bernoulli, Likelihood
+from ppl_vae.networks import MLP, Network
+
+
+class VAE(nn.Module):
+    """A standard normal latent, decoded by a network into a likelihood.
+
+    z ~ N(0, I) and x ~ p(x | decoder(z)), independently for every row ("Auto-Encoding Variational
+    Bayes", arXiv:1312.6114). The sites are `z` and `x`, inside `pyro.plate("data", n, dim=-1)`;
+    plates over samples go outside, at `dim=-2`.
+
+    Args:
+        data_shape: shape of one row of the data.
+        latent_dim: number of latent dimensions.
+        network: what the decoder is built from.
+        likelihood: p(x | features); `Bernoulli()` if none is given. It must fit the data: see
+            [`ppl_vae.likelihoods`][ppl_vae.likelihoods].
+
+    Example:
+        >>> model = VAE((1, 8, 8), latent_dim=2, network=MLP(hidden=(32,)))
+        >>> model.decode(torch.zeros(5, 2)).mean.shape
+        torch.Size([5, 1, 8, 8])
+    """
+
+    prior_loc: Tensor
+
+    def __init__(
+        self,
+        data_shape: Sequence[int],
+        latent_dim: int = 10,
+        network: Network = MLP(),  # noqa: B008  # frozen
+        likelihood: Likelihood | None = None,
+    ) -> None:
+        super().__init__()
+        self.data_shape = tuple(data_shape)
+        self.latent_dim = latent_dim
+        self.likelihood = Bernoulli() if likelihood is None else likelihood
+        out_shape = (self.likelihood.num_params, *self.data_shape)
+        self.decoder = network.decoder(latent_dim, out_shape)
+        self.register_buffer("prior_loc", torch.zeros(latent_dim), persistent=False)
+
+    def forward(self, x: Tensor) -> None:
+        """Run the model on `x`, `(n, *data_shape)`.
+
+        Raises:
+            ValueError: the rows of `x` do not have the shape `data_shape`.
+        """
+        if tuple(x.shape[1:]) != self.data_shape:
+            raise ValueError(
+                f"VAE was built for data of shape (n, {', '.join(map(str, self.data_shape))}), but "
+                f"x has shape {tuple(x.shape)}: pass the data's shape as data_shape"
+            )
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z = pyro.sample("z", self.prior())
+            pyro.sample("x", self._likelihood(z, x), obs=x)
+
+    def prior(self) -> dist.Independent:
+        """Return p(z), of event shape `(latent_dim,)`."""
+        return dist.Independent(dist.Normal(self.prior_loc, 1.0), 1)
+
+    def decode(self, z: Tensor) -> dist.Independent:
+        """Return p(x | z) for latents `(*batch, latent_dim)`: batch shape `batch`."""
+        return self._likelihood(z, None)
+
+    def _likelihood(self, z: Tensor, x: Tensor | None) -> dist.Independent:
+        p: dist.Independent = self.likelihood(self.decoder(z), len(self.data_shape), x)
+        return p

@@ -1,0 +1,332 @@
+"""Likelihoods p(x | features): small modules that return a distribution.
+
+A decoder network ends in features of shape `(*batch, num_params, *data_shape)`; a likelihood turns
+them into a distribution over one row, of event shape `data_shape`.
+
+| likelihood | data |
+| --- | --- |
+| [`Bernoulli`][ppl_vae.likelihoods.Bernoulli] | 0 or 1 |
+| [`Binomial`][ppl_vae.likelihoods.Binomial] | counts 0, 1, ..., `total_count` |
+| [`Gaussian`][ppl_vae.likelihoods.Gaussian], fixed sigma | real numbers |
+| [`LearnedGaussian`][ppl_vae.likelihoods.LearnedGaussian], one learned sigma | real numbers |
+| [`OptimalGaussian`][ppl_vae.likelihoods.OptimalGaussian], the best sigma | real numbers |
+| [`DiscretizedLogistic`][ppl_vae.likelihoods.DiscretizedLogistic] | 0, 1/255, ..., 1 |
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from ppl_vae.networks import full_precision
+
+
+class Likelihood(nn.Module, ABC):
+    """p(x | features), one independent distribution per value of a row.
+
+    To write one of your own, derive from this class, set `num_params` and write `per_value`.
+
+    Attributes:
+        num_params: features that each value of the data needs.
+    """
+
+    num_params: int = 1
+
+    @abstractmethod
+    def per_value(self, *parameters: Tensor, x: Tensor | None) -> dist.TorchDistribution:
+        """Return the distribution of single values.
+
+        Args:
+            parameters: `num_params` tensors of shape `(*batch, *data_shape)`, any real numbers.
+            x: the data if they are known, `(n, *data_shape)`. Only a likelihood that fits itself
+                to them (`OptimalGaussian`) needs them.
+
+        Returns:
+            A distribution of batch shape `(*batch, *data_shape)` and event shape `()`.
+        """
+
+    def forward(
+        self, features: Tensor, event_dim: int, x: Tensor | None = None
+    ) -> dist.Independent:
+        """Return p(x | features), of batch shape `batch` and event shape `data_shape`.
+
+        Args:
+            features: `(*batch, num_params, *data_shape)`, any real numbers.
+            event_dim: number of dimensions of a row, `len(data_shape)`.
+            x: the data if they are known, `(n, *data_shape)`.
+
+        Raises:
+            ValueError: the features do not have `num_params` where they should.
+        """
+        params_dim = features.ndim - event_dim - 1
+        if params_dim < 0 or features.shape[params_dim] != self.num_params:
+            raise ValueError(
+                f"{type(self).__name__} needs features of shape (*batch, {self.num_params}, "
+                f"*data_shape) with {event_dim} data dimensions, came {tuple(features.shape)}: "
+                f"build the decoder with out_shape=(likelihood.num_params, *data_shape)"
+            )
+        parameters = full_precision(features).unbind(params_dim)
+        return dist.Independent(self.per_value(*parameters, x=x), event_dim)
+
+
+class Bernoulli(Likelihood):
+    """Binary data: x is 0 or 1, with log odds from the decoder.
+
+    Grey values between 0 and 1 are not binary: binarise them, or use another likelihood.
+
+    Example:
+        >>> Bernoulli()(torch.zeros(5, 1, 8, 8), event_dim=2).log_prob(torch.ones(5, 8, 8))[0]
+        tensor(-44.3614)
+    """
+
+    def per_value(self, *parameters: Tensor, x: Tensor | None) -> dist.Bernoulli:
+        """See [`Likelihood.per_value`][ppl_vae.likelihoods.Likelihood.per_value]."""
+        return dist.Bernoulli(logits=parameters[0])
+
+
+class Binomial(Likelihood):
+    """Counts: x is one of 0, 1, ..., `total_count`, with log odds from the decoder.
+
+    Args:
+        total_count: the largest possible count, 16 for scikit-learn's digits.
+
+    Raises:
+        ValueError: `total_count` is not positive.
+
+    Example:
+        >>> Binomial(16)(torch.zeros(5, 1, 8, 8), event_dim=2).mean.unique()
+        tensor([8.])
+    """
+
+    def __init__(self, total_count: int = 16) -> None:
+        super().__init__()
+        if total_count < 1:
+            raise ValueError(f"Binomial.total_count must be at least 1, came {total_count}")
+        self.total_count = total_count
+
+    def per_value(self, *parameters: Tensor, x: Tensor | None) -> dist.Binomial:
+        """See [`Likelihood.per_value`][ppl_vae.likelihoods.Likelihood.per_value]."""
+        return dist.Binomial(self.total_count, logits=parameters[0])
+
+
+class Gaussian(Likelihood):
+    """Real numbers with a fixed noise: N(x; mean, sigma^2), the mean from the decoder.
+
+    Args:
+        sigma: standard deviation, in units of the data.
+
+    Raises:
+        ValueError: `sigma` is not positive.
+
+    Example:
+        >>> Gaussian(0.5)(torch.zeros(5, 1, 3), event_dim=1).stddev[0]
+        tensor([0.5000, 0.5000, 0.5000])
+    """
+
+    def __init__(self, sigma: float = 1.0) -> None:
+        super().__init__()
+        _require_positive("Gaussian.sigma", sigma)
+        self.sigma = sigma
+
+    def per_value(self, *parameters: Tensor, x: Tensor | None) -> dist.Normal:
+        """See [`Likelihood.per_value`][ppl_vae.likelihoods.Likelihood.per_value]."""
+        return dist.Normal(parameters[0], self.sigma)
+
+
+class LearnedGaussian(Likelihood):
+    """Real numbers with one learned noise: N(x; mean, sigma^2), log sigma a parameter.
+
+    Args:
+        initial_sigma: standard deviation before training, in units of the data.
+
+    Raises:
+        ValueError: `initial_sigma` is not positive.
+
+    Example:
+        >>> [name for name, _ in LearnedGaussian().named_parameters()]
+        ['log_sigma']
+    """
+
+    def __init__(self, initial_sigma: float = 1.0) -> None:
+        super().__init__()
+        _require_positive("LearnedGaussian.initial_sigma", initial_sigma)
+        self.log_sigma = nn.Parameter(torch.tensor(float(initial_sigma)).log())
+
+    def per_value(self, *parameters: Tensor, x: Tensor | None) -> dist.Normal:
+        """See [`Likelihood.per_value`][ppl_vae.likelihoods.Likelihood.per_value]."""
+        return dist.Normal(parameters[0], self.log_sigma.exp())
+
+
+class OptimalGaussian(Likelihood):
+    """Real numbers with the noise that maximises the likelihood of the batch.
+
+    N(x; mean, sigma*^2), where sigma*^2 is the mean of (x - mean)^2 over all rows, dimensions and
+    samples of the batch ("Simple and Effective VAE Training with Calibrated Decoders",
+    arXiv:2006.13202).
+
+    In training mode, and with `x` given, the batch's own sigma*^2 is used and moves the buffer
+    `variance`: the plain average of the first hundred batches, then an exponential one that gives
+    each new batch a weight of 1/100. In evaluation mode, or without `x`, the buffer is used, so
+    that rows are independent of each other. Gradients flow through sigma*; for the ELBO they
+    vanish, because sigma* is its optimum.
+
+    Squared errors below 1e-6 count as 1e-6: a decoder that fits exactly has no finite optimum.
+
+    Example:
+        >>> likelihood = OptimalGaussian()
+        >>> p = likelihood(torch.zeros(2, 1, 2), event_dim=1, x=torch.tensor([[0.0, 2], [2, 0]]))
+        >>> p.variance[0], likelihood.variance
+        (tensor([2.0000, 2.0000]), tensor(2.))
+    """
+
+    variance: Tensor
+    batches: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("variance", torch.tensor(1.0))
+        self.register_buffer("batches", torch.tensor(0))
+
+    def per_value(self, *parameters: Tensor, x: Tensor | None) -> dist.Normal:
+        """See [`Likelihood.per_value`][ppl_vae.likelihoods.Likelihood.per_value]."""
+        (mean,) = parameters
+        if x is None or not self.training:
+            return dist.Normal(mean, self.variance.sqrt())
+        variance = (x - mean).square().mean().clamp_min(1e-6)
+        with torch.no_grad():
+            # In place and without reading a value back: works on any device, also when recorded.
+            self.batches.add_(1)
+            self.variance.add_((variance - self.variance) / self.batches.clamp_max(100))
+        return dist.Normal(mean, variance.sqrt())
+
+
+class DiscretizedLogistic(Likelihood):
+    """Quantised pictures: x is one of k / (levels - 1), for k = 0, ..., levels - 1.
+
+    Every value has a location and a log scale of its own (`num_params` is 2). From the features
+    f0 and f1, the location is (1 + f0) / 2 and the scale exp(7 tanh(f1 / 7)) / 2, so that a fresh
+    decoder starts in the middle of the range and no feature makes the scale overflow or vanish.
+    The distribution is [`QuantizedLogistic`][ppl_vae.likelihoods.QuantizedLogistic].
+
+    Args:
+        levels: number of values, 256 for 8-bit pictures divided by 255.
+
+    Raises:
+        ValueError: `levels` is less than 2.
+
+    Example:
+        >>> p = DiscretizedLogistic()(torch.zeros(5, 2, 3, 8, 8), event_dim=3)
+        >>> p.batch_shape, p.event_shape
+        (torch.Size([5]), torch.Size([3, 8, 8]))
+    """
+
+    num_params = 2
+
+    def __init__(self, levels: int = 256) -> None:
+        super().__init__()
+        if levels < 2:
+            raise ValueError(f"DiscretizedLogistic.levels must be at least 2, came {levels}")
+        self.levels = levels
+
+    def per_value(self, *parameters: Tensor, x: Tensor | None) -> QuantizedLogistic:
+        """See [`Likelihood.per_value`][ppl_vae.likelihoods.Likelihood.per_value]."""
+        location, log_scale = parameters
+        scale = (7 * (log_scale / 7).tanh()).exp() / 2
+        return QuantizedLogistic((1 + location) / 2, scale, self.levels)
+
+
+class _Levels(constraints.Constraint):
+    """The numbers k / (levels - 1), up to rounding."""
+
+    is_discrete = True
+
+    def __init__(self, levels: int) -> None:
+        self.steps = levels - 1
+
+    def check(self, value: Tensor) -> Tensor:
+        k = value * self.steps
+        return ((k - k.round()).abs() < 0.01) & (k > -0.5) & (k < self.steps + 0.5)
+
+    def __repr__(self) -> str:
+        return f"values k / {self.steps} for k = 0, ..., {self.steps}"
+
+
+class QuantizedLogistic(dist.TorchDistribution):
+    """A logistic distribution rounded to the nearest of `levels` values on [0, 1].
+
+    With h = 1 / (2 (levels - 1)) and the logistic function s, the mass of a value x is
+    s((x + h - loc) / scale) - s((x - h - loc) / scale); the values 0 and 1 take the tails, so the
+    masses sum to one ("PixelCNN++", arXiv:1701.05517). It is evaluated as
+    log s(b) + log s(-a) + log(1 - exp(a - b)), which is exact at any distance from `loc`.
+
+    Args:
+        loc: location, any real number.
+        scale: scale, positive.
+        levels: number of values.
+
+    Example:
+        >>> p = QuantizedLogistic(torch.tensor(0.2), torch.tensor(0.1), levels=5)
+        >>> p.log_prob(torch.arange(5) / 4).exp()
+        tensor([0.3208, 0.5311, 0.1340, 0.0129, 0.0012])
+    """
+
+    arg_constraints = {"loc": constraints.real, "scale": constraints.positive}  # noqa: RUF012
+
+    def __init__(
+        self, loc: Tensor, scale: Tensor, levels: int = 256, validate_args: bool | None = None
+    ) -> None:
+        self.loc, self.scale = torch.broadcast_tensors(loc, scale)
+        self.levels = levels
+        super().__init__(self.loc.shape, validate_args=validate_args)
+
+    @constraints.dependent_property(is_discrete=True, event_dim=0)
+    def support(self) -> constraints.Constraint:
+        """The values k / (levels - 1)."""
+        return _Levels(self.levels)
+
+    @property
+    def mean(self) -> Tensor:
+        """The exact expectation, the sum of P(x >= k / (levels - 1)) over k >= 1."""
+        steps = self.levels - 1
+        total = torch.zeros_like(self.loc)
+        # One level after another: all at once would take `levels` times the memory.
+        for k in range(1, self.levels):
+            total = total + torch.sigmoid((self.loc - (k - 0.5) / steps) / self.scale)
+        return total / steps
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log mass of each value, in nats."""
+        if self._validate_args:
+            self._validate_sample(value)
+        half = 0.5 / (self.levels - 1)
+        below = nn.functional.logsigmoid((value + half - self.loc) / self.scale)
+        above = nn.functional.logsigmoid((self.loc - value + half) / self.scale)
+        both = below + above + torch.log(-torch.expm1(-2 * half / self.scale))
+        return torch.where(value < half, below, torch.where(value > 1 - half, above, both))
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw values from the support, of shape `(*sample_shape, *batch_shape)`."""
+        steps = self.levels - 1
+        with torch.no_grad():
+            shape = self._extended_shape(torch.Size(sample_shape))
+            uniform = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device)
+            k = (self.loc + self.scale * uniform.logit()) * steps
+            x: Tensor = k.round().clamp(0, steps) / steps
+            return x
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> QuantizedLogistic:
+        """Return the same distribution for a larger batch shape."""
+        loc, scale = self.loc.expand(batch_shape), self.scale.expand(batch_shape)
+        new = QuantizedLogistic(loc, scale, self.levels, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+
+def _require_positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name} must be positive, came {value}")
