@@ -1,0 +1,524 @@
+"""What is optimised: the ELBO in Pyro's estimators, the importance-weighted bound, beta and free bits.
+
+An objective is a small immutable object, given to ``fit(..., objective=...)``. It takes any pair unmodified:
+beta is an effect handler around model and guide (:class:`~ppl_vae.handlers.ScaleLatents`), the estimators are
+Pyro's own, and whatever the objective, the beta = 1 ELBO is measured beside it.
+
+===================== ======================================= =============================================
+objective             loss of a row                           estimator
+===================== ======================================= =============================================
+`ELBO` (default)      D + beta R                              `MeanFieldELBO` where the pair allows it,
+                                                              `EnumELBO` where it enumerates, else `TraceELBO`
+`TraceELBO`           D + beta R                              Pyro's `Trace_ELBO`
+`MeanFieldELBO`       D + beta R, R by analytic KL            Pyro's `TraceMeanField_ELBO`
+`EnumELBO`            D + beta R, discrete latents summed     Pyro's `TraceEnum_ELBO`
+`ImportanceWeighted`  - log 1/K sum_k w_k                     pathwise; score function where it must be
+===================== ======================================= =============================================
+
+with D = - E_q log p(x | z) the distortion and R = E_q log q(z | x) - log p(z) the rate.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyro
+import pyro.infer
+import torch
+from pyro.infer.inspect import TrackProvenance
+from pyro.ops.provenance import get_provenance
+from torch import Tensor
+
+from ppl_vae.handlers import (
+    Layout,
+    PairError,
+    ScaleLatents,
+    elementwise_kl,
+    is_enumerated,
+    latent_sites,
+    sample_rows,
+    sample_sites,
+    sum_to_rows,
+    trace_pair,
+    unscaled,
+)
+from ppl_vae.pairs import Batch, Pair, as_args, num_rows
+
+# -- schedules of beta -----------------------------------------------------------------------------------
+
+
+class Schedule(ABC):
+    """The KL's weight beta as a function of training progress, counted in epochs (1.5: one and a half)."""
+
+    @abstractmethod
+    def __call__(self, epoch: float) -> float:
+        """beta after ``epoch`` epochs."""
+
+    @property
+    @abstractmethod
+    def warmup_epochs(self) -> float:
+        """The number of epochs before which early stopping must not act."""
+
+
+@dataclass(frozen=True)
+class LinearWarmup(Schedule):
+    """beta rises linearly from ``start`` to ``end`` over ``epochs``, and stays there.
+
+    Bowman et al., *Generating Sentences from a Continuous Space* (arXiv:1511.06349); Sonderby et al.,
+    *Ladder Variational Autoencoders* (arXiv:1602.02282).
+
+    Example:
+        >>> beta = LinearWarmup(epochs=10)
+        >>> beta(0.0), beta(5.0), beta(50.0)
+        (0.0, 0.5, 1.0)
+    """
+
+    epochs: float
+    start: float = 0.0
+    end: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require_positive("LinearWarmup", "epochs", self.epochs)
+        _require_beta("LinearWarmup", "start", self.start)
+        _require_beta("LinearWarmup", "end", self.end)
+
+    def __call__(self, epoch: float) -> float:
+        return self.start + (self.end - self.start) * min(1.0, epoch / self.epochs)
+
+    @property
+    def warmup_epochs(self) -> float:
+        return self.epochs
+
+
+@dataclass(frozen=True)
+class Cyclical(Schedule):
+    """beta rises from ``start`` to ``end`` in the first ``rise`` of each ``period`` of epochs, then stays.
+
+    After ``cycles`` periods it stays at ``end`` for good.
+    Fu et al., *Cyclical Annealing Schedule: A Simple Approach to Mitigating KL Vanishing* (arXiv:1903.10145).
+
+    Example:
+        >>> beta = Cyclical(period=10, cycles=2)
+        >>> beta(2.5), beta(7.0), beta(12.5), beta(30.0)
+        (0.5, 1.0, 0.5, 1.0)
+    """
+
+    period: float
+    cycles: int = 4
+    rise: float = 0.5
+    start: float = 0.0
+    end: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require_positive("Cyclical", "period", self.period)
+        _require_positive("Cyclical", "cycles", self.cycles)
+        if not 0.0 < self.rise <= 1.0:
+            raise ValueError(f"Cyclical: rise is a share of the period in (0, 1], not {self.rise}")
+        _require_beta("Cyclical", "start", self.start)
+        _require_beta("Cyclical", "end", self.end)
+
+    def __call__(self, epoch: float) -> float:
+        if epoch >= self.period * self.cycles:
+            return self.end
+        share = (epoch % self.period) / self.period / self.rise
+        return self.start + (self.end - self.start) * min(1.0, share)
+
+    @property
+    def warmup_epochs(self) -> float:
+        return self.period * (self.cycles - 1 + self.rise)
+
+
+def _require_positive(owner: str, name: str, value: float) -> None:
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{owner}: {name} must be positive, not {value}")
+
+
+def _require_beta(owner: str, name: str, value: float) -> None:
+    if not (value >= 0 and math.isfinite(value)):
+        raise ValueError(f"{owner}: {name} is a weight of the KL and must be >= 0, not {value}")
+
+
+# -- objectives ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One evaluation of an objective on a batch.
+
+    Attributes:
+        loss: What is minimised, nats a row, differentiable.
+        elbo: The beta = 1 ELBO, nats a row, as a detached scalar; so are the next two.
+        rate: E_q log q(z | x) - log p(z).
+        distortion: - E_q log p(x | z).
+        traces: The (model, guide) traces that the loss was computed from.
+    """
+
+    loss: Tensor
+    elbo: Tensor
+    rate: Tensor
+    distortion: Tensor
+    traces: list[tuple[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Objective(ABC):
+    """What ``fit`` minimises.
+
+    Attributes:
+        beta: Weight of the KL: a number, or a schedule over epochs.
+        free_bits: Nats a latent dimension that are free of charge: each dimension's KL, averaged over the
+            batch, counts as max(free_bits, KL) (Kingma et al., arXiv:1606.04934). The latents of a site
+            whose density does not factorise over its dimensions are one group, with free_bits times
+            their number.
+        num_particles: Samples of z a row; drawn in one vectorised run where the pair allows that.
+    """
+
+    beta: float | Schedule = 1.0
+    free_bits: float = 0.0
+    num_particles: int = 1
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        if not isinstance(self.beta, Schedule):
+            _require_beta(name, "beta", self.beta)
+        if not (self.free_bits >= 0 and math.isfinite(self.free_bits)):
+            raise ValueError(f"{name}: free_bits is in nats and must be >= 0, not {self.free_bits}")
+        if self.num_particles < 1:
+            raise ValueError(f"{name}: num_particles must be at least 1, not {self.num_particles}")
+
+    def beta_at(self, epoch: float) -> float:
+        """beta after ``epoch`` epochs."""
+        return self.beta(epoch) if isinstance(self.beta, Schedule) else float(self.beta)
+
+    @property
+    def warmup_epochs(self) -> float:
+        """Epochs before which early stopping must not act."""
+        return self.beta.warmup_epochs if isinstance(self.beta, Schedule) else 0.0
+
+    def resolve(self, pair: Pair, batch: Batch) -> Objective:
+        """The objective that will run on this pair: itself, unless it chooses by the pair."""
+        return self
+
+    @property
+    def needs_reparameterised_latents(self) -> bool:
+        """Whether a latent that has no reparameterised sampler makes the gradient wrong."""
+        return self.free_bits > 0
+
+    @abstractmethod
+    def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:
+        """Evaluates the loss on a batch with a given beta, inside of ``pair.scope()``."""
+
+
+@dataclass(frozen=True)
+class ELBO(Objective):
+    """The ELBO in the estimator of lowest variance that is right for the pair.
+
+    `EnumELBO` if a discrete latent is marked ``infer={"enumerate": "parallel"}``; `MeanFieldELBO` if all
+    latents are reparameterised and no analytic KL would be wrong (see :func:`mean_field_violations`);
+    otherwise `TraceELBO`.
+
+    Example:
+        >>> ELBO(beta=LinearWarmup(epochs=20)).beta_at(5)
+        0.25
+    """
+
+    def resolve(self, pair: Pair, batch: Batch) -> Objective:
+        with torch.random.fork_rng(), torch.no_grad():
+            model_trace, guide_trace = trace_pair(pair, batch)
+        latents = {**latent_sites(model_trace), **latent_sites(guide_trace)}
+        chosen: type[Objective]
+        if any(is_enumerated(site) for site in latents.values()):
+            chosen = EnumELBO
+        elif all(site["fn"].has_rsample for site in latents.values()) and not (
+            mean_field_violations(pair, batch)
+        ):
+            chosen = MeanFieldELBO
+        else:
+            chosen = TraceELBO
+        return chosen(self.beta, self.free_bits, self.num_particles)
+
+    def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:
+        return self.resolve(pair, batch)(pair, layout, batch, beta)
+
+
+@dataclass(frozen=True)
+class TraceELBO(Objective):
+    """The ELBO by Pyro's ``Trace_ELBO``: right for every pair, KL by sampling.
+
+    Reparameterised latents get pathwise gradients, the others score-function gradients.
+    """
+
+    def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:
+        return _pyro_loss(pyro.infer.Trace_ELBO, self, pair, layout, batch, beta)
+
+
+@dataclass(frozen=True)
+class MeanFieldELBO(Objective):
+    """The ELBO by Pyro's ``TraceMeanField_ELBO``: analytic KL wherever torch or Pyro know one.
+
+    Right if no latent's parents in the model descend from it in the guide; ``check`` tells.
+    """
+
+    @property
+    def needs_reparameterised_latents(self) -> bool:
+        return True
+
+    def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:
+        return _pyro_loss(pyro.infer.TraceMeanField_ELBO, self, pair, layout, batch, beta)
+
+
+@dataclass(frozen=True)
+class EnumELBO(Objective):
+    """The ELBO by Pyro's ``TraceEnum_ELBO``: discrete latents marked for enumeration are summed out.
+
+    Raises:
+        PairError: beta differs from 1 and the model itself enumerates a latent: summed out exactly, it has
+            no KL that beta could weigh.
+    """
+
+    def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:
+        if layout.enumerated and beta != 1.0:
+            raise PairError(
+                f"site '{layout.enumerated[0]}' is summed out in the model, so that it has no KL for beta "
+                f"= {beta} to weigh: train with beta = 1, or give the site to the guide"
+            )
+        return _pyro_loss(pyro.infer.TraceEnum_ELBO, self, pair, layout, batch, beta)
+
+
+@dataclass(frozen=True)
+class ImportanceWeightedELBO(Objective):
+    """The importance-weighted bound of Burda et al. (arXiv:1509.00519), row by row.
+
+    L_K(x) = E log 1/K sum_k w_k with w_k = p(x | z_k) (p(z_k) / q(z_k | x))^beta and K = ``num_particles``.
+    The sum is inside of each row: scales and plates stay outside of the log. Latents without a
+    reparameterised sampler get the score-function gradient of the whole row's bound.
+
+    Raises:
+        PairError: The pair has latents outside of the plate over rows, or free bits are asked for.
+    """
+
+    num_particles: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.free_bits:
+            raise ValueError(
+                "ImportanceWeightedELBO: the bound does not split into a KL and a rest, so that there are "
+                "no free bits; use ELBO, TraceELBO or MeanFieldELBO"
+            )
+
+    def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:
+        if layout.shared:
+            raise PairError(
+                f"site '{layout.shared[0]}' is outside of plate '{layout.plate}': the importance-weighted "
+                "bound is a sum over rows and has no place for a latent of all rows; use TraceELBO"
+            )
+        rows = sample_rows(pair, layout, batch, self.num_particles)
+        ratio = rows.log_prior - rows.log_guide
+        log_weights = rows.log_likelihood + beta * ratio
+        bound = torch.logsumexp(log_weights, 0) - math.log(self.num_particles)
+        surrogate = bound
+        for name in layout.draws:
+            site = rows.guide_trace.nodes[name]
+            if not site["fn"].has_rsample:
+                score = sum_to_rows(
+                    unscaled(site), layout, self.num_particles, num_rows(batch)
+                ).sum(0)
+                surrogate = surrogate + bound.detach() * (score - score.detach())
+        with torch.no_grad():
+            distortion, rate = -rows.log_likelihood.mean(), -ratio.mean()
+        return Loss(
+            loss=-surrogate.mean(),
+            elbo=-(distortion + rate),
+            rate=rate,
+            distortion=distortion,
+            traces=[(rows.model_trace, rows.guide_trace)],
+        )
+
+
+_FROM_PYRO: dict[type[Any], type[Objective]] = {
+    pyro.infer.Trace_ELBO: TraceELBO,
+    pyro.infer.TraceMeanField_ELBO: MeanFieldELBO,
+    pyro.infer.TraceEnum_ELBO: EnumELBO,
+}
+
+
+def as_objective(objective: Objective | pyro.infer.ELBO | None) -> Objective:
+    """Accepts Pyro's own ELBO objects, and None for the default.
+
+    Example:
+        >>> import pyro.infer
+        >>> as_objective(pyro.infer.Trace_ELBO(num_particles=3))
+        TraceELBO(beta=1.0, free_bits=0.0, num_particles=3)
+    """
+    if objective is None:
+        return ELBO()
+    if isinstance(objective, Objective):
+        return objective
+    ours = _FROM_PYRO.get(type(objective))
+    if ours is None:
+        known = ", ".join(kind.__name__ for kind in _FROM_PYRO)
+        raise TypeError(
+            f"objective is a {type(objective).__name__}; expected an objective of ppl_vae.objectives "
+            f"or one of Pyro's {known}"
+        )
+    return ours(num_particles=objective.num_particles)
+
+
+# -- Pyro's estimators -----------------------------------------------------------------------------------
+
+
+@functools.cache
+def _recording(estimator: type[Any]) -> type[Any]:
+    """One of Pyro's ELBOs that keeps the traces it makes, so that they are measured and not made again."""
+
+    class Recording(estimator):  # type: ignore[misc]
+        def __init__(self, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+            self.recorded: list[tuple[Any, Any]] = []
+
+        def _get_trace(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+            traces: tuple[Any, Any] = super()._get_trace(*args, **kwargs)
+            self.recorded.append(traces)
+            return traces
+
+    return Recording
+
+
+def _pyro_loss(
+    estimator: type[Any],
+    objective: Objective,
+    pair: Pair,
+    layout: Layout,
+    batch: Batch,
+    beta: float,
+) -> Loss:
+    elbo = _recording(estimator)(
+        num_particles=objective.num_particles,
+        vectorize_particles=objective.num_particles > 1 and layout.vectorizes,
+        max_plate_nesting=layout.nesting,
+        strict_enumeration_warning=False,
+    )
+    model, guide = pair.model, pair.guide
+    if beta != 1.0:
+        model, guide = ScaleLatents(beta)(model), ScaleLatents(beta)(guide)
+    total = elbo.differentiable_loss(model, guide, *as_args(batch))
+    traces = elbo.recorded
+    n, scale = num_rows(batch), _data_scale(traces[0][0], layout)
+    loss = total / (n * scale)
+    if objective.free_bits > 0:
+        loss = loss + beta * _missing_free_bits(objective, layout, traces)
+    with torch.no_grad():
+        if estimator is pyro.infer.TraceEnum_ELBO:
+            rows = sample_rows(pair, layout, batch, 1)
+            distortion = -rows.log_likelihood.mean()
+            rate = (rows.log_guide - rows.log_prior).mean()
+        else:
+            distortion = -_sum(traces, 0, layout.observed)
+            local = _sum(traces, 1, None, layout.shared) - _sum(traces, 0, layout.latents)
+            shared = _sum(traces, 1, layout.shared) - _sum(traces, 0, layout.shared)
+            distortion = distortion / (n * objective.num_particles)
+            rate = (local + shared / scale) / (n * objective.num_particles)
+    return Loss(loss, -(distortion + rate), rate, distortion, traces)
+
+
+def _sum(
+    traces: list[tuple[Any, Any]],
+    which: int,
+    names: tuple[str, ...] | None,
+    but: tuple[str, ...] = (),
+) -> Tensor:
+    """Sum of the log densities of the named sites (None: all) in the model (0) or guide (1) traces."""
+    terms = [
+        unscaled(site).sum()
+        for pair_of_traces in traces
+        for name, site in sample_sites(pair_of_traces[which]).items()
+        if (names is None or name in names) and name not in but
+    ]
+    return torch.stack(terms).sum() if terms else torch.zeros(())
+
+
+def _data_scale(model_trace: Any, layout: Layout) -> float:
+    """N / n where the model's plate stands for N rows of which the batch holds n."""
+    for frame in model_trace.nodes[layout.observed[0]]["cond_indep_stack"]:
+        if frame.name == layout.plate and frame.full_size:
+            return float(frame.full_size) / float(frame.size)
+    return 1.0
+
+
+def _missing_free_bits(
+    objective: Objective, layout: Layout, traces: list[tuple[Any, Any]]
+) -> Tensor:
+    """sum over dimensions of max(0, free_bits - KL): what lifts each KL to its free bits."""
+    missing: list[Tensor] = []
+    for name in layout.latents:
+        kls, free = [], objective.free_bits
+        for model_trace, guide_trace in traces:
+            guide_site, model_site = guide_trace.nodes[name], model_trace.nodes[name]
+            kl = elementwise_kl(guide_site, model_site)
+            if kl is None:
+                free = objective.free_bits * guide_site["fn"].event_shape.numel()
+                kl = (unscaled(guide_site) - unscaled(model_site)).unsqueeze(-1)
+            over = [layout.dim - 1]
+            if kl.dim() > layout.nesting + 1:  # vectorised particles
+                over.append(-layout.nesting - 2)
+            kls.append(kl.mean(over))
+        missing.append((free - torch.stack(kls).mean(0)).clamp(min=0.0).sum())
+    return torch.stack(missing).sum()
+
+
+# -- where an analytic KL is right -----------------------------------------------------------------------
+
+
+def mean_field_violations(pair: Pair, batch: Batch) -> dict[str, set[str]]:
+    """Latents whose analytic KL would be wrong, with the latents that make it so.
+
+    The KL of a latent z_i is E_q[KL(q(z_i | parents) || p(z_i | parents))] as long as z_i's parents in the
+    model do not descend from z_i in the guide. Dependencies are read off by tracking where values
+    come from, not guessed from the order of the sites.
+
+    Returns:
+        A dict from each offending site to its parents in the model that descend from it in the guide.
+    """
+    with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
+        with TrackProvenance():
+            model_trace, guide_trace = trace_pair(pair, batch)
+    latents = [n for n in latent_sites(model_trace) if n in guide_trace.nodes]
+    if len(latents) < 2:
+        return {}
+    parents = {n: _parents(model_trace.nodes[n]) & set(latents) - {n} for n in latents}
+    ancestors: dict[str, set[str]] = {}
+    for name, site in latent_sites(guide_trace).items():
+        direct = _parents(site) - {name}
+        ancestors[name] = direct.union(*(ancestors.get(d, set()) for d in direct))
+    found = {n: {p for p in parents[n] if n in ancestors.get(p, set())} for n in latents}
+    return {name: guilty for name, guilty in found.items() if guilty}
+
+
+def _parents(site: dict[str, Any]) -> set[str]:
+    return set(get_provenance(site["fn"].log_prob(site["value"])))
+
+
+def with_unit_beta(objective: Objective) -> Objective:
+    """The same objective with beta = 1 and no free bits."""
+    return replace(objective, beta=1.0, free_bits=0.0)
+
+
+__all__ = [
+    "ELBO",
+    "Cyclical",
+    "EnumELBO",
+    "ImportanceWeightedELBO",
+    "LinearWarmup",
+    "Loss",
+    "MeanFieldELBO",
+    "Objective",
+    "Schedule",
+    "TraceELBO",
+    "as_objective",
+    "mean_field_violations",
+]
