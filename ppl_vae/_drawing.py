@@ -111,7 +111,7 @@ def mosaic(axes: Axes, tiles: Floats, limits: tuple[float, float]) -> None:
             extent=extent,
             interpolation="nearest",
         )
-        bar = axes.figure.colorbar(picture, ax=axes, ticks=[low, high], shrink=0.6, aspect=12)
+        bar = axes.figure.colorbar(picture, ax=axes, ticks=[low, high], fraction=0.04, pad=0.01)
         bar.ax.tick_params(labelsize=MEDIUM)
     axes.set_aspect((height + gap) / (width + gap))
     axes.spines[:].set_visible(False)
@@ -200,7 +200,6 @@ def limit_to_later_epochs(axes: Axes, curves: Sequence[Floats]) -> None:
     later = np.concatenate([points[points[:, 0] > last / 10, 1] for points in curves])
     margin = 0.08 * float(np.ptp(later)) or 0.5
     axes.set_ylim(float(later.min()) - margin, float(later.max()) + margin)
-    axes.yaxis.set_major_locator(MaxNLocator(4))
 
 
 def marginal(
@@ -213,7 +212,13 @@ def marginal(
     low, high = np.quantile(np.concatenate([draws, reference]), [0.001, 0.999])
     bins = np.linspace(low, high, 41).tolist() if high > low else 10
     axes.hist(
-        draws, bins, density=True, orientation=orientation, color=BLUE, alpha=0.6, label="q(z)"
+        draws,
+        bins,
+        density=True,
+        orientation=orientation,
+        color=BLUE,
+        alpha=0.6,
+        label="q(z), draws",
     )
     axes.hist(
         reference,
@@ -223,7 +228,7 @@ def marginal(
         histtype="step",
         color="black",
         lw=2,
-        label="prior p(z)",
+        label="prior p(z), 50% and 95%",
     )
 
 

@@ -11,7 +11,6 @@ shown as pictures, all others as lines or heat maps over their flattened entries
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -101,6 +100,7 @@ def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
             axes.plot(*points.T, color=colour, ls=dash, lw=2.5, marker=marker, label=label)
         annotate(axes, y=labels[name])
         limit_to_later_epochs(axes, list(curves[name].values()))
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=name == "active_units"))
         for start, end in runs(beta[:, 0], beta[:, 1] != 1):
             axes.axvspan(start - 0.5, end + 0.5, color=GREY, alpha=0.25, lw=0, label="β ≠ 1")
     panels[-1].xaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -199,12 +199,12 @@ def manifold(decode_mean: Decoder, *, size: int = 15) -> Figure:
         size: tiles a side.
 
     Returns:
-        A square of tiles; z1 grows to the right and z2 upwards.
+        A square of tiles; z[0] grows to the right and z[1] upwards.
 
     Example:
         >>> figure = manifold(lambda z: z.sum(-1)[:, None, None].expand(-1, 4, 4), size=3)
         >>> figure.axes[0].get_xlabel()
-        'z1'
+        'z[0]'
     """
     values = normal_quantiles(size)
     second, first = torch.meshgrid(values.flip(0), values, indexing="ij")
@@ -219,7 +219,7 @@ def manifold(decode_mean: Decoder, *, size: int = 15) -> Figure:
     ticks = sorted({0, size // 2, size - 1})
     axes.set_xticks(ticks, [signed(values[i]) for i in ticks])
     axes.set_yticks(ticks, [signed(values[size - 1 - i]) for i in ticks])
-    annotate(axes, title="mean of p(x | z) over the latent plane", x="z1", y="z2")
+    annotate(axes, title="mean of p(x | z) over the latent plane", x="z[0]", y="z[1]")
     return figure
 
 
@@ -237,7 +237,7 @@ def traversals(decode_mean: Decoder, kl: ArrayLike | torch.Tensor) -> Figure:
     Example:
         >>> figure = traversals(lambda z: z.sum(-1)[:, None, None].expand(-1, 4, 4), [0.1, 2.0])
         >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
-        ['z2: 2.0', 'z1: 0.1']
+        ['z[1]: 2.0', 'z[0]: 0.1']
     """
     sizes = numpy_of(kl)
     order = np.argsort(-sizes, kind="stable")[:10]
@@ -247,7 +247,7 @@ def traversals(decode_mean: Decoder, kl: ArrayLike | torch.Tensor) -> Figure:
         z[row, :, dimension] = values
     means = decode(decode_mean, z.flatten(0, 1))
     tiles = means.reshape(len(order), len(values), *means.shape[1:])
-    names = [f"z{dimension + 1}: {sizes[dimension]:.1f}" for dimension in order]
+    names = [f"z[{dimension}]: {sizes[dimension]:.1f}" for dimension in order]
     if not is_picture(means):
         return curve_panels(tiles, numpy_of(values), names)
     figure = Figure(figsize=(6, 1.3 + 0.55 * len(order)), dpi=150, layout="constrained")
@@ -303,12 +303,12 @@ def kl_per_dimension(
     lower.set_yscale("log")
     annotate(lower, x="latent dimension", y="variance of\nposterior means")
     if len(order) <= 10:
-        lower.set_xticks(position, [f"z{dimension + 1}" for dimension in order])
+        lower.set_xticks(position, [str(dimension) for dimension in order])
     else:
         lower.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         lower.set_xlabel("rank of the latent dimension by KL", fontsize=LARGE)
-    upper.legend(fontsize=MEDIUM, frameon=False)
-    lower.legend(fontsize=MEDIUM, frameon=False)
+    upper.set_xlim(-0.6, max(len(order), 5) - 0.4)
+    legend_above(figure, [upper, lower])
     return figure
 
 
@@ -337,12 +337,12 @@ def aggregate_posterior(
         >>> z = torch.randn(100, 3)
         >>> figure = aggregate_posterior(z, torch.randn(1000, 3), kl=[0.1, 3.0, 2.0])
         >>> figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()
-        ('z2', 'z3')
+        ('z[1]', 'z[2]')
     """
     draws, reference = numpy_of(z), numpy_of(prior)
     order = np.argsort(-numpy_of(kl), kind="stable")[:2]
     draws, reference = draws[:, order], reference[:, order]
-    names = [f"z{dimension + 1}" for dimension in order]
+    names = [f"z[{dimension}]" for dimension in order]
     if len(order) == 1:
         figure = Figure(figsize=(6, 4.5), dpi=150, layout="constrained")
         axes = figure.subplots()
@@ -355,18 +355,32 @@ def aggregate_posterior(
     axes = figure.add_subplot(grid[1, 0])
     above = figure.add_subplot(grid[0, 0], sharex=axes)
     beside = figure.add_subplot(grid[1, 1], sharey=axes)
-    colours: Any = BLUE if labels is None else np.unique(numpy_of(labels), return_inverse=True)[1]
-    size = float(np.clip(9000 / max(len(draws), 1), 2, 25))
-    axes.scatter(
-        draws[:, 0],
-        draws[:, 1],
-        c=colours,
-        cmap="tab10" if labels is not None else None,
-        s=size,
-        lw=0,
-    )
+    size = float(np.clip(9000 / len(draws), 2, 25))
+    if labels is None:
+        axes.scatter(draws[:, 0], draws[:, 1], color=BLUE, s=size, lw=0)
+    else:
+        classes, indices = np.unique(np.asarray(labels), return_inverse=True)
+        axes.scatter(draws[:, 0], draws[:, 1], c=indices, cmap="tab10", s=size, lw=0)
+        for index, name in enumerate(classes):
+            place = np.median(draws[indices == index], axis=0)
+            # The class at its median: ten colours are too many to tell apart by eye.
+            box = {"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 1}
+            axes.text(
+                place[0],
+                place[1],
+                str(name),
+                fontsize=MEDIUM,
+                weight="bold",
+                bbox=box,
+                ha="center",
+                zorder=4,
+            )
     prior_contours(axes, reference)
     annotate(axes, x=names[0], y=names[1])
+    everything = np.concatenate([draws, reference])
+    low, high = np.quantile(everything, [0.0005, 0.9995], axis=0)
+    axes.set_xlim(low[0], high[0])
+    axes.set_ylim(low[1], high[1])
     marginal(above, draws[:, 0], reference[:, 0], "vertical")
     marginal(beside, draws[:, 1], reference[:, 1], "horizontal")
     for edge in (above, beside):
@@ -382,7 +396,8 @@ def khat_histogram(khat: ArrayLike | torch.Tensor, num_samples: int) -> Figure:
     Yao and Gabry, "Pareto Smoothed Importance Sampling", arXiv:1507.02646).
 
     Args:
-        khat: one k-hat a row, `(n,)`. Those that are not finite are counted as unreliable.
+        khat: one k-hat a row, `(n,)`. Minus infinity (equal weights) is as good as can be; infinity
+            and NaN (k-hat can not be estimated) count as too high.
         num_samples: importance samples a row.
 
     Returns:
@@ -394,20 +409,42 @@ def khat_histogram(khat: ArrayLike | torch.Tensor, num_samples: int) -> Figure:
         'k-hat too high: 1 of 4 rows'
     """
     values = numpy_of(khat)
-    limit = min(1 - 1 / np.log10(num_samples), 0.7) if num_samples > 1 else -np.inf
-    reliable = np.isfinite(values) & (values <= limit)
+    limit = float(min(1 - 1 / np.log10(max(num_samples, 2)), 0.7))
     finite = values[np.isfinite(values)]
-    low, high = min(finite.min(initial=0.0), 0.0), max(finite.max(initial=1.0), 1.0)
+    # The limit is the edge of a bar, so that a bar has one colour.
+    width = (max(finite.max(initial=1.0), 1.0) - min(finite.min(initial=0.0), 0.0)) / 30
+    steps = np.floor((finite - limit) / width)
+    edges = limit + width * np.arange(steps.min(initial=-1), steps.max(initial=0) + 2)
+    counts, _ = np.histogram(finite, edges)
     figure = Figure(figsize=(6, 4.5), dpi=150, layout="constrained")
     axes = figure.subplots()
-    counts, edges = np.histogram(finite, bins=np.linspace(low, high, 31))
-    colours = [ORANGE if left >= limit else BLUE for left in edges[:-1]]
-    axes.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=colours)
-    if np.isfinite(limit):
-        axes.axvline(limit, color="black", ls="--", lw=2.5, label=f"limit {limit:.2f}")
+    colours = [ORANGE if left >= limit - width / 2 else BLUE for left in edges[:-1]]
+    axes.bar(edges[:-1], counts, width=width, align="edge", color=colours)
+    axes.axvline(limit, color="black", ls="--", lw=2.5, label=f"limit {limit:.2f}")
     if limit < 0.7:
         axes.axvline(0.7, color=GREY, ls=":", lw=2.5, label="0.7")
-    bad = int((~reliable).sum())
+    axes.set_xlim(min(edges[0], -0.05), max(edges[-1], 1.05))
+    axes.set_ylim(bottom=0, top=None if len(finite) else 1)
+    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    equal, unknown = (
+        int(np.sum(values == -np.inf)),
+        int(np.sum(np.isnan(values) | (values == np.inf))),
+    )
+    notes = [f"{equal} rows: equal weights"] * (equal > 0)
+    notes += [f"{unknown} rows: unknown"] * (unknown > 0)
+    if notes:
+        axes.text(
+            0.99,
+            0.96,
+            "\n".join(notes),
+            transform=axes.transAxes,
+            fontsize=MEDIUM,
+            bbox={"facecolor": "white", "lw": 0},
+            ha="right",
+            va="top",
+        )
+    bad = unknown + int(np.sum(finite > limit))
     annotate(
         axes,
         title=f"k-hat too high: {bad} of {len(values)} rows",
