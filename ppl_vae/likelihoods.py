@@ -250,7 +250,10 @@ class _Levels(constraints.Constraint):
 
     def check(self, value: Tensor) -> Tensor:
         k = value * self.steps
-        return ((k - k.round()).abs() < 0.01) & (k > -0.5) & (k < self.steps + 0.5)
+        # Wide enough for rounding, too narrow for pictures that were divided by `levels`.
+        rounding = 1e-3 + 4 * self.steps * torch.finfo(value.dtype).eps
+        within: Tensor = (k > -0.5) & (k < self.steps + 0.5)
+        return within & ((k - k.round()).abs() < rounding)
 
     def __repr__(self) -> str:
         return f"values k / {self.steps} for k = 0, ..., {self.steps}"

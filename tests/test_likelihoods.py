@@ -34,7 +34,8 @@ def logistic_mass(f: Tensor, x: np.ndarray, levels: int) -> np.ndarray:
     half = 0.5 / (levels - 1)
     above = np.where(x == 1, 1, logistic.cdf(x + half))
     mass: np.ndarray = above - np.where(x == 0, 0, logistic.cdf(x - half))
-    return np.log(mass)
+    log_mass: np.ndarray = np.log(mass)
+    return log_mass
 
 
 # The constructor, and log p(x | features) from another library.

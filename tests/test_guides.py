@@ -1,0 +1,263 @@
+"""Contract tests over guides: add a row to GUIDES and the tests come with it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from torch import Tensor, nn
+from torch.distributions import kl_divergence
+
+from ppl_vae.guides import Exact, FullCovariance, MeanField
+from ppl_vae.models import VAE, ProbabilisticPCA
+from ppl_vae.networks import MLP, Convolutional, Network
+
+SHAPE = (1, 5, 4)
+Amortised = MeanField | FullCovariance
+# Add a guide here: three latent dimensions, data of shape SHAPE.
+AMORTISED: dict[str, Callable[[], Amortised]] = {
+    "MeanField": lambda: MeanField(SHAPE, 3, MLP(hidden=(8,))),
+    "MeanField-linear": lambda: MeanField(SHAPE, 3, MLP(hidden=())),
+    "MeanField-Convolutional": lambda: MeanField(SHAPE, 3, Convolutional((4, 6), 8)),
+    "FullCovariance": lambda: FullCovariance(SHAPE, 3, MLP(hidden=(8,))),
+    "FullCovariance-Convolutional": lambda: FullCovariance(SHAPE, 3, Convolutional((4, 6), 8)),
+}
+GUIDES: dict[str, Callable[[], Amortised | Exact]] = {
+    **AMORTISED,
+    "Exact": lambda: Exact(ProbabilisticPCA(SHAPE, 3)),
+}
+amortised = pytest.mark.parametrize("make", AMORTISED.values(), ids=AMORTISED.keys())
+guides = pytest.mark.parametrize("make", GUIDES.values(), ids=GUIDES.keys())
+
+
+@guides
+def test_trace(make: Callable[[], Amortised | Exact]) -> None:
+    guide, x = make().eval(), torch.rand(6, *SHAPE)
+    trace: Any = poutine.trace(guide).get_trace(x)
+    trace.compute_log_prob()
+    assert set(trace.stochastic_nodes) == {"data", "z"}
+    z = trace.nodes["z"]
+    assert z["value"].shape == (6, 3)
+    torch.testing.assert_close(z["log_prob"], guide.encode(x).log_prob(z["value"]))
+
+
+@guides
+def test_trace_inside_a_plate_of_samples(make: Callable[[], Amortised | Exact]) -> None:
+    guide, x = make().eval(), torch.rand(6, *SHAPE)
+    with pyro.plate("samples", 4, dim=-2):
+        trace: Any = poutine.trace(guide).get_trace(x)
+    trace.compute_log_prob()
+    z = trace.nodes["z"]
+    assert z["value"].shape == (4, 6, 3)
+    assert z["log_prob"].shape == (4, 6)
+    assert (z["value"][0] != z["value"][1]).all()
+    torch.testing.assert_close(z["log_prob"], guide.encode(x).log_prob(z["value"]))
+
+
+@amortised
+@pytest.mark.parametrize("batch", [(), (4,), (2, 4)], ids=str)
+def test_encode(make: Callable[[], Amortised], batch: tuple[int, ...]) -> None:
+    q = make().eval().encode(torch.rand(*batch, *SHAPE))
+    assert q.batch_shape == batch
+    assert q.event_shape == (3,)
+
+
+@amortised
+def test_every_parameter_gets_a_gradient(make: Callable[[], Amortised]) -> None:
+    guide, model, x = make(), VAE(SHAPE, 3, MLP(hidden=(8,))), torch.rand(6, *SHAPE).round()
+    Trace_ELBO().differentiable_loss(model, guide, x).backward()
+    for part, module in (("guide", guide), ("model", model)):
+        for name, parameter in module.named_parameters():
+            assert parameter.grad is not None, f"{part}.{name} has no gradient"
+            assert parameter.grad.abs().max() > 0, f"the gradient of {part}.{name} is zero"
+
+
+@amortised
+def test_scales_survive_any_output_of_the_encoder(make: Callable[[], Amortised]) -> None:
+    guide, x = make().eval(), torch.rand(6, *SHAPE)
+    for value in (-1e6, -200.0, 200.0, 1e6):
+        with torch.no_grad():
+            guide.head.weight.zero_()
+            guide.head.bias.fill_(value)
+        q: Any = guide.encode(x)
+        assert (q.stddev > 0).all()
+        assert q.stddev.isfinite().all()
+        assert q.log_prob(q.mean).isfinite().all()
+        assert kl_divergence(q, standard_normal(3)).isfinite().all()
+
+
+@amortised
+def test_the_encoder_runs_once_however_many_samples(make: Callable[[], Amortised]) -> None:
+    guide, x = make().eval(), torch.rand(6, *SHAPE)
+    rows: list[int] = []
+    guide.encoder.register_forward_hook(lambda module, args, output: rows.append(len(output)))
+    with pyro.plate("samples", 4, dim=-2):
+        guide(x)
+    assert rows == [6]
+
+
+@amortised
+def test_half_precision(make: Callable[[], Amortised]) -> None:
+    q = make().bfloat16().eval().encode(torch.rand(6, *SHAPE).bfloat16())
+    assert q.sample().dtype == torch.float32
+
+
+@amortised
+def test_state(make: Callable[[], Amortised]) -> None:
+    guide, other, x = make().eval(), make().eval(), torch.rand(6, *SHAPE)
+    other.load_state_dict(guide.state_dict())
+    assert torch.equal(guide.encode(x).mean, other.encode(x).mean)
+    assert torch.equal(guide.encode(x).stddev, other.encode(x).stddev)
+
+
+def test_mean_field_reads_its_head() -> None:
+    guide, x = MeanField(SHAPE, 3, MLP(hidden=())), torch.rand(6, *SHAPE)
+    outputs = guide.head(x.reshape(6, 20))
+    q = guide.encode(x)
+    torch.testing.assert_close(q.mean, outputs[:, :3])
+    torch.testing.assert_close(q.stddev, (1 + outputs[:, 3:].exp()).log() + 1e-6)
+
+
+def test_full_covariance_reads_its_head() -> None:
+    guide, x = FullCovariance(SHAPE, 3, MLP(hidden=())), torch.rand(6, *SHAPE)
+    outputs = guide.head(x.reshape(6, 20))
+    q = guide.encode(x)
+    torch.testing.assert_close(q.mean, outputs[:, :3])
+    factor = torch.zeros(6, 3, 3)
+    for i in range(3):
+        factor[:, i, i] = (1 + outputs[:, 3 + i].exp()).log() + 1e-6
+    factor[:, 1, 0], factor[:, 2, 0], factor[:, 2, 1] = outputs[:, 6:].unbind(-1)
+    torch.testing.assert_close(q.covariance_matrix, factor @ factor.mT)
+
+
+def test_one_latent_dimension() -> None:
+    q = FullCovariance(SHAPE, 1, MLP(hidden=(8,))).encode(torch.rand(6, *SHAPE))
+    assert q.covariance_matrix.shape == (6, 1, 1)
+
+
+def test_an_encoder_without_out_features_is_named() -> None:
+    class Bare(Network):
+        def encoder(self, data_shape: Sequence[int]) -> nn.Module:
+            return nn.Flatten()
+
+        def decoder(self, latent_dim: int, out_shape: Sequence[int]) -> nn.Module:
+            return nn.Identity()
+
+    for guide in (MeanField, FullCovariance):
+        with pytest.raises(TypeError, match="Flatten must have the integer attribute out_features"):
+            guide(SHAPE, 3, Bare())
+
+
+# The exact guide -----------------------------------------------------------------------------
+
+
+def test_exact_owns_nothing_and_trains_the_model() -> None:
+    model = ProbabilisticPCA(SHAPE, 3)
+    guide = Exact(model)
+    assert not guide.state_dict()
+    assert not list(guide.parameters())
+    assert not [module for module in guide.modules() if module is not guide]
+    guide.encode(torch.rand(6, *SHAPE)).rsample().square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, f"{name} has no gradient"
+        assert parameter.grad.abs().max() > 0, f"the gradient of {name} is zero"
+
+
+def test_exact_gives_the_evidence_and_its_gradient() -> None:
+    """Whatever is drawn, log p(x, z) - log q(z | x) is log p(x): value and total derivative."""
+    model = ProbabilisticPCA(SHAPE, 3).double()
+    x = torch.rand(6, *SHAPE).double()
+    parameters = dict(model.named_parameters())
+    loss = Trace_ELBO().differentiable_loss(model, Exact(model), x)
+    assert isinstance(loss, Tensor)
+    evidence = model.log_evidence(x).sum()
+    torch.testing.assert_close(-loss, evidence)
+    gradients = torch.autograd.grad(-loss, list(parameters.values()))
+    expected = torch.autograd.grad(evidence, list(parameters.values()))
+    torch.testing.assert_close(gradients, expected)
+
+
+def test_exact_is_copied_with_its_model() -> None:
+    model = ProbabilisticPCA(SHAPE, 3)
+    twin, guide = copy.deepcopy((model, Exact(model)))
+    x = torch.rand(6, *SHAPE)
+    with torch.no_grad():
+        twin.mean.add_(1.0)
+    torch.testing.assert_close(guide.encode(x).mean, twin.posterior(x).mean)
+    assert not torch.allclose(guide.encode(x).mean, model.posterior(x).mean)
+
+
+def test_exact_needs_a_posterior() -> None:
+    with pytest.raises(TypeError, match=r"closed-form posterior\(x\), but VAE has none; use Mean"):
+        Exact(VAE(SHAPE))  # type: ignore[arg-type]
+
+
+# The registered KL ---------------------------------------------------------------------------
+
+
+def standard_normal(dim: int) -> dist.Independent:
+    return dist.Independent(dist.Normal(torch.zeros(dim), 1.0), 1)
+
+
+def random_factor(*shape: int) -> Tensor:
+    factor = torch.randn(*shape, 3, 3).double().tril(-1)
+    return factor + torch.diag_embed(torch.rand(*shape, 3).double() + 0.1)
+
+
+KL_SHAPES = [  # of loc, factor, and the prior
+    ((), (), ()),
+    ((4,), (4,), ()),
+    ((4,), (), ()),
+    ((), (4,), (4,)),
+    ((2, 4), (4,), (4,)),
+    ((4,), (4,), (2, 4)),
+]
+
+
+@pytest.mark.parametrize(("loc", "factor", "prior"), KL_SHAPES, ids=str)
+def test_kl_equals_the_one_between_multivariate_normals(
+    loc: tuple[int, ...], factor: tuple[int, ...], prior: tuple[int, ...]
+) -> None:
+    p = dist.MultivariateNormal(torch.randn(*loc, 3).double(), scale_tril=random_factor(*factor))
+    mean, scale = torch.randn(*prior, 3).double(), torch.rand(*prior, 3).double() + 0.1
+    q = dist.Normal(mean, scale).to_event(1)
+    dense = dist.MultivariateNormal(mean, scale_tril=torch.diag_embed(scale))
+    torch.testing.assert_close(kl_divergence(p, q), kl_divergence(p, dense))
+    plain = torch.distributions.Independent(torch.distributions.Normal(mean, scale), 1)
+    torch.testing.assert_close(kl_divergence(p, plain), kl_divergence(p, dense))
+
+    shape = torch.broadcast_shapes(p.batch_shape, q.batch_shape)
+    wide, wide_q = p.expand((5, *shape)), q.expand((5, *shape))
+    expected = kl_divergence(p, dense).expand(5, *shape)
+    torch.testing.assert_close(kl_divergence(wide, wide_q), expected)
+    torch.testing.assert_close(kl_divergence(wide, q), expected)
+    torch.testing.assert_close(kl_divergence(p, wide_q), expected)
+
+
+def test_kl_is_refused_where_it_would_be_wrong() -> None:
+    p = dist.MultivariateNormal(torch.zeros(3), torch.eye(3))
+    with pytest.raises(NotImplementedError, match="one event dimension"):
+        kl_divergence(p, dist.Laplace(torch.zeros(3), 1.0).to_event(1))
+    with pytest.raises(NotImplementedError, match="one event dimension"):
+        kl_divergence(p, dist.Normal(torch.zeros(2, 3), 1.0).to_event(2))
+
+
+@pytest.mark.parametrize("num_particles", [1, 5])
+def test_the_analytic_elbo_uses_it(num_particles: int) -> None:
+    """Only the noise of the distortion is left: none, where the decoder ignores z."""
+    model, guide = VAE(SHAPE, 3, MLP(hidden=())), FullCovariance(SHAPE, 3, MLP(hidden=(8,)))
+    with torch.no_grad():
+        next(model.decoder.parameters()).zero_()
+    x = torch.rand(6, *SHAPE).round()
+    elbo = TraceMeanField_ELBO(num_particles=num_particles, vectorize_particles=True)
+    loss = elbo.differentiable_loss(model, guide, x)
+    log_p = model.decode(torch.zeros(6, 3)).log_prob(x)
+    kl = kl_divergence(guide.encode(x), model.prior())
+    torch.testing.assert_close(loss, (kl - log_p).sum())
