@@ -97,7 +97,7 @@ def _torchvision_part(datasets: Any, name: str, train: bool, data_dir: Path, dow
     expected = f"expected below {data_dir.resolve()}: {TORCHVISION[name]}"
     build = getattr(datasets, name)
     with warnings.catch_warnings():
-        # CIFAR-10 was pickled by Python 2; NumPy >= 2.4 remarks on it.
+        # CIFAR-10 was pickled by Python 2; NumPy 2.4.0 to 2.4.4 warn of that.
         warnings.filterwarnings("ignore", r"dtype\(\): align")
         try:
             return build(data_dir, download=False, **arguments)
