@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
 
 import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
-
-
-class HasPosterior(Protocol):
-    """A model with a closed-form posterior."""
-
-    def posterior(self, x: Tensor) -> dist.TorchDistribution:
-        """Return p(z | x), of batch shape `(n,)`."""
-        ...
 
 
 class Exact(nn.Module):
@@ -40,15 +32,16 @@ class Exact(nn.Module):
         OrderedDict()
     """
 
-    def __init__(self, model: HasPosterior) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        if not callable(getattr(model, "posterior", None)):
+        posterior = getattr(model, "posterior", None)
+        if not callable(posterior):
             raise TypeError(
                 f"Exact needs a model with a closed-form posterior(x), but {type(model).__name__} "
                 f"has none; use MeanField or FullCovariance"
             )
         # The method, not the model: a module would be registered, and its parameters with it.
-        self._posterior = model.posterior
+        self._posterior: Callable[[Tensor], dist.TorchDistribution] = posterior
 
     def forward(self, x: Tensor) -> None:
         """Run the guide on `x`, `(n, *data_shape)`."""

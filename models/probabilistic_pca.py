@@ -166,8 +166,10 @@ class ProbabilisticPCA(nn.Module):
             raise ValueError(f"beta must be positive, came {beta}")
         rows = self._flatten(x).double()
         mean = rows.mean(0)
-        _, singular, directions = torch.linalg.svd(rows - mean, full_matrices=False)
-        eigenvalues = singular.square() / rows.shape[0]
+        # The triangle has the same singular values and directions, and at most D rows.
+        triangle = torch.linalg.qr(rows - mean, mode="r").R
+        _, singular, directions = torch.linalg.svd(triangle, full_matrices=False)
+        eigenvalues = singular.square() / len(rows)
         if isinstance(self.log_sigma, nn.Parameter):
             variance = self._best_variance(eigenvalues, beta)
             self.log_sigma.copy_(variance.log() / 2)

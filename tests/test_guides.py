@@ -196,7 +196,7 @@ def test_exact_is_copied_with_its_model() -> None:
 
 def test_exact_needs_a_posterior() -> None:
     with pytest.raises(TypeError, match=r"closed-form posterior\(x\), but VAE has none; use Mean"):
-        Exact(VAE(SHAPE))  # type: ignore[arg-type]
+        Exact(VAE(SHAPE))
 
 
 # The registered KL ---------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import mpmath  # type: ignore[import-untyped]
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import scipy.stats
 import torch
@@ -149,6 +150,18 @@ def test_data_outside_the_support_are_refused() -> None:
         Binomial(16)(torch.zeros(3, 1, 4), 1).log_prob(torch.full((3, 4), 17.0))
     with pytest.raises(ValueError, match="support"):
         DiscretizedLogistic()(torch.zeros(3, 2, 4), 1).log_prob(grey)  # 127.5 / 255
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (5, 3, 4), (2, 5, 3, 4)], ids=str)
+def test_binomial_equals_the_original_for_any_shape(shape: tuple[int, ...]) -> None:
+    """Its shortcut for the coefficient: data with fewer, as many and more dimensions."""
+    logits = 100 * torch.randn(5, 3, 4, dtype=torch.float64)
+    x = torch.randint(0, 17, shape).double()
+    p, original = Binomial(16)(logits.unsqueeze(-2), 1), dist.Binomial(16, logits=logits)
+    expected = original.log_prob(x)
+    torch.testing.assert_close(p.log_prob(x), expected.sum(-1))
+    wide = p.expand((2, 5, 3))
+    torch.testing.assert_close(wide.log_prob(x), expected.expand(2, 5, 3, 4).sum(-1))
 
 
 class TestOptimalGaussian:
