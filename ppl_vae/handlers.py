@@ -19,8 +19,10 @@ import pyro.distributions as dist
 import pyro.poutine as poutine
 import torch
 from pyro.distributions.util import scale_and_mask
+from pyro.infer.inspect import TrackProvenance
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
+from pyro.ops.provenance import get_provenance
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -239,10 +241,10 @@ def survey(pair: Pair, batch: Batch) -> Layout:
             if not isinstance(_innermost(s["fn"]), dist.Delta)
         }
         own = tuple(n for n in latents if n in in_plate and n in guide_trace.nodes)
-        joint = [n for n in draws if n not in in_plate and n not in latents]
-        if joint and own:
+        joint = _drawn_jointly(pair, batch, set(own), {n for n in draws if n not in in_plate})
+        if joint:
             raise PairError(
-                f"the guide draws the latents of all rows jointly at site '{joint[0]}', outside of plate "
+                f"the guide draws the latents of all rows jointly at site '{joint}', outside of plate "
                 f"'{frame.name}': no density of a single row can be told apart. Use a guide that samples "
                 "inside of the plate (AutoNormal instead of AutoMultivariateNormal, or an amortised guide)"
             )
@@ -269,6 +271,21 @@ def survey(pair: Pair, batch: Batch) -> Layout:
     return layout
 
 
+def _drawn_jointly(pair: Pair, batch: Batch, own: set[str], outside: set[str]) -> str | None:
+    """A draw outside of the plate over rows that latents of rows are mere functions of, if there is one."""
+    if not outside:
+        return None
+    with TrackProvenance(), pyro.validation_enabled(False):
+        trace = poutine.trace(pair.guide).get_trace(*as_args(batch))
+    for name in own:
+        site = trace.nodes[name]
+        if isinstance(_innermost(site["fn"]), dist.Delta):
+            sources = get_provenance(site["value"]) & outside
+            if sources:
+                return str(min(sources))
+    return None
+
+
 def _innermost(fn: Any) -> Any:
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
@@ -277,8 +294,7 @@ def _innermost(fn: Any) -> Any:
 
 def _vectorizes(pair: Pair, layout: Layout, batch: Batch) -> bool:
     """Tries two samples at once against one at a time: the same latents must get the same densities."""
-    n = min(num_rows(batch), 8)
-    small = take_rows(batch, slice(0, n))
+    small = batch if pair.keeps_rows else take_rows(batch, slice(0, 8))
     try:
         both = sample_rows(pair, layout, small, 2)
         for k in range(2):
@@ -485,3 +501,39 @@ def _stack(parts: list[RowDensities]) -> RowDensities:
         guide_trace=parts[-1].guide_trace,
         model_trace=parts[-1].model_trace,
     )
+
+
+def posterior_means(rows: RowDensities, layout: Layout) -> Tensor:
+    """E_q[z | x] of every latent number of each row, ``(n, dimensions)``.
+
+    The average over the samples of the conditional means that the guide's distributions state, or of the
+    samples themselves where a distribution states none.
+    """
+    columns: list[Tensor] = []
+    for name in layout.latents:
+        value = rows.latents[name]
+        mean = stated_moment(rows, layout, name, "mean")
+        average = (value if mean is None else mean).double().mean(0)
+        columns.append(average.reshape(len(average), -1))
+    if not columns:
+        return rows.log_guide.new_zeros((rows.log_guide.shape[1], 0))
+    return torch.cat(columns, 1)
+
+
+def stated_moment(rows: RowDensities, layout: Layout, name: str, moment: str) -> Tensor | None:
+    """The mean or variance that the guide's distribution at a site states, ``(samples, n, *event)``."""
+    site = rows.guide_trace.nodes[name]
+    if isinstance(_innermost(site["fn"]), dist.Delta) or site["fn"].has_enumerate_support:
+        return None
+    try:
+        value = getattr(site["fn"], moment)
+    except (NotImplementedError, AttributeError):
+        return None
+    if value.shape != site["fn"].batch_shape + site["fn"].event_shape:
+        return None
+    samples, n = rows.log_guide.shape
+    # A trace of looped samples is that of the last one alone: its moments stand for all of them only if
+    # they do not depend on other latents, which is not known here.
+    if not layout.vectorizes and samples > 1 and len(layout.draws) > 1:
+        return None
+    return _rows_first({**site, "value": value}, layout, samples, n)

@@ -18,6 +18,7 @@ from typing import Any
 import pyro
 import pyro.poutine as poutine
 import torch
+from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
@@ -110,6 +111,11 @@ class Pair:
         if isinstance(model, Bound) or isinstance(guide, Bound):
             return cls(model, guide)
         return cls(model, guide, _recall(model, guide))
+
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether the guide has parameters for each row, so that it runs on all of its rows or none."""
+        return isinstance(self.guide, AutoGuide) or bool(getattr(self.guide, "keeps_rows", False))
 
     # -- running -----------------------------------------------------------------------------------------
 

@@ -1,0 +1,448 @@
+"""check(): what is wrong with a pair, in plain words, before a training is spent on it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyro
+import pyro.poutine as poutine
+import torch
+from torch import Tensor, nn
+
+from ppl_vae.batches import Batches, Data
+from ppl_vae.handlers import (
+    PairError,
+    Trace,
+    is_enumerated,
+    latent_sites,
+    observed_sites,
+    rows_frame,
+    sample_sites,
+    survey,
+)
+from ppl_vae.objectives import (
+    MeanFieldELBO,
+    Objective,
+    as_objective,
+    mean_field_violations,
+)
+from ppl_vae.pairs import Batch, Pair, Program, as_args, num_rows, take_rows
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong.
+
+    Attributes:
+        severity: ``error`` if training would be wrong or impossible, ``warning`` if it may be meant.
+        site: The site, plate, parameter or argument that it is about.
+        message: What is wrong, and what to do.
+    """
+
+    severity: Literal["error", "warning"]
+    site: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.severity}: {self.message}"
+
+
+class PairWarning(UserWarning):
+    """Something about a pair that may be meant, but usually is not."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What :func:`check` found; true if there are no errors."""
+
+    problems: tuple[Problem, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing at all was found."""
+        return not self.problems
+
+    @property
+    def errors(self) -> tuple[Problem, ...]:
+        """The problems that make training wrong or impossible."""
+        return tuple(p for p in self.problems if p.severity == "error")
+
+    def __bool__(self) -> bool:
+        return not self.errors
+
+    def __str__(self) -> str:
+        return "\n".join(str(p) for p in self.problems) or "no problems found"
+
+    def raise_errors(self) -> None:
+        """Raises a ``PairError`` with all errors, if there are any."""
+        if self.errors:
+            raise PairError("\n".join(p.message for p in self.errors))
+
+    def show_warnings(self) -> None:
+        """Issues a ``PairWarning`` for each of the other problems."""
+        for problem in self.problems:
+            if problem.severity == "warning":
+                warnings.warn(problem.message, PairWarning, stacklevel=4)
+
+
+def check(
+    model: Program,
+    guide: Program,
+    x: Data,
+    *,
+    objective: Objective | pyro.infer.ELBO | None = None,
+    max_epochs: int | None = None,
+    ragged: bool = False,
+) -> Report:
+    """Looks for what is wrong with a pair, by running it on one batch.
+
+    Looked for: latents that only one of the two programs has; shapes and plates that differ; data that are not
+    in a plate over rows, or outside of the likelihood's support; latents without a reparameterised
+    sampler, or with dependencies, that the objective can not have; parameters that receive no gradient;
+    a beta warm-up longer than the training. Nothing is changed: neither weights, batch-norm
+    statistics, the parameter store nor the random generators.
+
+    Args:
+        model: Pyro program of p(x, z).
+        guide: Pyro program of q(z | x).
+        x: Data as for ``fit``; the first 64 rows (or the first batch) are used.
+        objective: The objective to be trained with; the default ELBO if None.
+        max_epochs: The length of the training, to be compared with the warm-up of beta.
+        ragged: Also try a batch with a row less, as the last batch of an epoch may be.
+
+    Returns:
+        A :class:`Report`: true if there are no errors, printable, with ``.problems``.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("code", dist.Normal(x, 1.0))
+        >>> report = check(model, guide, torch.zeros(3))
+        >>> print(report.problems[0])
+        error: the model's latent site 'z' is not sampled by the guide, which samples 'code': give the site the same name in both, or mark it for enumeration with infer={"enumerate": "parallel"}
+    """
+    pair = Pair.of(model, guide)
+    batches = Batches(x, pair)
+    if pair.keeps_rows and batches.in_memory:
+        batch = batches.rows
+    else:
+        batch = take_rows(batches.first(64), slice(0, 64))
+    with pair.scope():
+        return check_batch(pair, batch, as_objective(objective), max_epochs, ragged)
+
+
+def check_batch(
+    pair: Pair, batch: Batch, objective: Objective, max_epochs: int | None, ragged: bool
+) -> Report:
+    """:func:`check` on a given batch, inside of ``pair.scope()``."""
+    problems: list[Problem] = list(_warmup(objective, max_epochs))
+    before = pyro.get_param_store().get_state()
+    inside = {key: dict(value) for key, value in before.items()}
+    with torch.random.fork_rng(), pair.mode(training=False):
+        with pyro.get_param_store().scope(inside):
+            problems += _run_all(pair, batch, objective, ragged)
+    order = {"error": 0, "warning": 1}
+    return Report(tuple(sorted(problems, key=lambda p: order[p.severity])))
+
+
+def _run_all(pair: Pair, batch: Batch, wanted: Objective, ragged: bool) -> Iterator[Problem]:
+    traces = _traces(pair, batch)
+    if isinstance(traces, Problem):
+        yield traces
+        return
+    model_trace, guide_trace = traces
+    found = [
+        *_names(model_trace, guide_trace),
+        *_data(model_trace, batch),
+        *_shapes(model_trace, guide_trace),
+        *_shared_names(pair),
+    ]
+    yield from found
+    if any(p.severity == "error" for p in found):
+        return
+    try:
+        layout = survey(pair, batch)
+    except PairError as error:
+        yield Problem("error", "", str(error))
+        return
+    if ragged:
+        shorter = _traces(pair, take_rows(batch, slice(0, num_rows(batch) - 1)))
+        if isinstance(shorter, Problem):
+            yield Problem(
+                "error",
+                shorter.site,
+                "the pair runs on a full batch but not on one with a row less, as the last batch of an "
+                f"epoch has ({shorter.message}). If the guide keeps parameters for each row, train with "
+                "batch_size = the number of rows",
+            )
+            return
+    objective = wanted.resolve(pair, batch)
+    yield from _samplers(model_trace, guide_trace, objective)
+    if isinstance(objective, MeanFieldELBO):
+        for site, guilty in mean_field_violations(pair, batch).items():
+            names = " and ".join(f"'{name}'" for name in sorted(guilty))
+            yield Problem(
+                "error",
+                site,
+                f"the analytic KL of site '{site}' is wrong for this pair: in the model its density depends "
+                f"on {names}, which in the guide is sampled from it. Use TraceELBO (the default objective "
+                "chooses so by itself), or sample in the model's order in the guide",
+            )
+    try:
+        yield from _gradients(pair, layout, batch, objective)
+    except Exception as error:
+        yield Problem("error", "", f"the objective can not be computed: {_first_line(error)}")
+
+
+def _warmup(objective: Objective, max_epochs: int | None) -> Iterator[Problem]:
+    if max_epochs is not None and objective.warmup_epochs > max_epochs:
+        yield Problem(
+            "warning",
+            "max_epochs",
+            f"beta warms up for {objective.warmup_epochs:g} epochs, but the training ends after "
+            f"{max_epochs}: it never reaches its final value; train longer or shorten the warm-up",
+        )
+
+
+def _traces(pair: Pair, batch: Batch) -> tuple[Trace, Trace] | Problem:
+    args = as_args(batch)
+    role = "guide"
+    try:
+        with torch.no_grad():
+            with pyro.validation_enabled(False):
+                guide_trace = poutine.trace(pair.guide).get_trace(*args)
+            role = "model"
+            with pyro.validation_enabled(False):
+                model = poutine.replay(pair.model, trace=guide_trace)
+                model_trace = poutine.trace(model).get_trace(*args)
+    except Exception as error:
+        shapes = ", ".join(str(tuple(t.shape)) for t in args)
+        return Problem(
+            "error",
+            role,
+            f"the {role} raised {type(error).__name__} on a batch of shape {shapes}: {_first_line(error)}",
+        )
+    return model_trace, guide_trace
+
+
+def _names(model_trace: Trace, guide_trace: Trace) -> Iterator[Problem]:
+    in_model, in_guide = latent_sites(model_trace), latent_sites(guide_trace)
+    seen = observed_sites(model_trace)
+    others = ", ".join(f"'{name}'" for name in in_guide) or "nothing"
+    for name, site in in_model.items():
+        if name not in in_guide and not is_enumerated(site):
+            yield Problem(
+                "error",
+                name,
+                f"the model's latent site '{name}' is not sampled by the guide, which samples {others}: "
+                "give the site the same name in both, or mark it for enumeration with "
+                'infer={"enumerate": "parallel"}',
+            )
+    for name, site in in_guide.items():
+        if name in seen:
+            yield Problem(
+                "error",
+                name,
+                f"site '{name}' is sampled by the guide but observed in the model: remove obs=... from "
+                "the model, or the site from the guide",
+            )
+        elif name not in in_model and not site["infer"].get("is_auxiliary"):
+            yield Problem(
+                "error",
+                name,
+                f"the guide's site '{name}' is not in the model, which has "
+                f"{', '.join(map(repr, in_model)) or 'no latents'}: give the site the same name in both, or "
+                'mark it with infer={"is_auxiliary": True}',
+            )
+    if not seen:
+        yield Problem(
+            "error", "", "the model observes nothing: give pyro.sample(..., obs=x) the data"
+        )
+    if not in_model:
+        yield Problem("error", "", "the model has no latent site: there is nothing to infer")
+
+
+def _data(model_trace: Trace, batch: Batch) -> Iterator[Problem]:
+    seen = observed_sites(model_trace)
+    n = num_rows(batch)
+    if seen:
+        try:
+            rows_frame(seen, n)
+        except PairError as error:
+            yield Problem("error", next(iter(seen)), str(error))
+    for name, site in seen.items():
+        value = site["value"]
+        if value.is_floating_point() and bool(torch.isnan(value).any()):
+            rows = int(torch.isnan(value).reshape(value.shape[0], -1).any(1).sum()) if value.dim() else 1
+            yield Problem(
+                "error",
+                name,
+                f"the data at site '{name}' are NaN in {rows} of the {n} rows looked at: remove or impute "
+                "them, or hide them from the likelihood with poutine.mask",
+            )
+            continue
+        yield from _support(name, site)
+
+
+def _support(name: str, site: dict[str, Any]) -> Iterator[Problem]:
+    fn, value = site["fn"], site["value"]
+    try:
+        inside = fn.support.check(value)
+    except Exception:  # distributions that state no support, or not for this shape
+        return
+    if site["mask"] is not None and isinstance(site["mask"], Tensor):
+        inside = inside | ~site["mask"]
+    if bool(inside.all()):
+        return
+    base = fn
+    while hasattr(base, "base_dist"):
+        base = base.base_dist
+    low, high = float(value.min()), float(value.max())
+    kind = type(base).__name__
+    advice = {
+        "Bernoulli": "binarise it (load_data(..., binarize=...)), or choose a likelihood for its values",
+        "Binomial": "give counts from 0 to total_count",
+        "Beta": "squeeze it into the open interval (0, 1)",
+    }.get(kind, "transform the data or choose another likelihood")
+    yield Problem(
+        "error",
+        name,
+        f"the data at site '{name}' ({low:g} to {high:g}) are outside of the support of {kind}, "
+        f"{_describe(base)}: {advice}",
+    )
+
+
+def _describe(fn: Any) -> str:
+    text = str(fn.support)
+    if type(fn).__name__ == "Binomial":
+        return f"the integers 0 to {int(fn.total_count.max())}"
+    return {"Boolean()": "0 and 1"}.get(text, text)
+
+
+def _shapes(model_trace: Trace, guide_trace: Trace) -> Iterator[Problem]:
+    for role, trace in (("model", model_trace), ("guide", guide_trace)):
+        for name, site in sample_sites(trace).items():
+            frames = [f for f in site["cond_indep_stack"] if f.vectorized]
+            try:
+                actual = tuple(site["fn"].log_prob(site["value"]).shape)
+            except Exception as error:
+                yield Problem(
+                    "error",
+                    name,
+                    f"site '{name}' in the {role}: its value of shape {tuple(site['value'].shape)} does not "
+                    f"fit its distribution of batch shape {tuple(site['fn'].batch_shape)} and event shape "
+                    f"{tuple(site['fn'].event_shape)} ({_first_line(error)})",
+                )
+                continue
+            expected = [1] * (-min((f.dim for f in frames), default=0))
+            for frame in frames:
+                expected[frame.dim] = frame.size
+            padded = (1,) * (len(expected) - len(actual)) + actual
+            if list(padded) != expected:
+                plates = ", ".join(f"'{f.name}' (size {f.size}, dim {f.dim})" for f in frames)
+                yield Problem(
+                    "error",
+                    name,
+                    f"site '{name}' in the {role} has log densities of shape {actual}, but its plates "
+                    f"({plates or 'none'}) make {tuple(expected)}: add .to_event({max(1, len(actual) - len(expected))}) "
+                    "to its distribution, or the plate that is missing",
+                )
+    for name, site in latent_sites(model_trace).items():
+        other = guide_trace.nodes.get(name)
+        if other is None:
+            continue
+        if site["fn"].event_shape != other["fn"].event_shape:
+            yield Problem(
+                "error",
+                name,
+                f"site '{name}' has event shape {tuple(site['fn'].event_shape)} in the model and "
+                f"{tuple(other['fn'].event_shape)} in the guide: the two must be the same",
+            )
+            continue
+        plates = [
+            {f.name for f in s["cond_indep_stack"] if f.vectorized} for s in (site, other)
+        ]
+        if plates[0] != plates[1]:
+            sets = [", ".join(f"'{p}'" for p in sorted(names)) or "no plate" for names in plates]
+            yield Problem(
+                "error",
+                name,
+                f"site '{name}' is in {sets[0]} in the model and in {sets[1]} in the guide: use the same "
+                "plates, with the same names, in both",
+            )
+
+
+def _shared_names(pair: Pair) -> Iterator[Problem]:
+    """PyroModules at top level have no name, so that their PyroParams can fall together in the store."""
+    roots = [p for p in (pair.model, pair.guide) if isinstance(p, pyro.nn.PyroModule)]
+    if len(roots) < 2 or roots[0] is roots[1]:
+        return
+    names = [_pyro_params(root) for root in roots]
+    for name in sorted(names[0].keys() & names[1].keys()):
+        if names[0][name] is not names[1][name]:
+            yield Problem(
+                "error",
+                name,
+                f"model and guide both have a PyroParam called '{name}': Pyro's parameter store would make "
+                "one of the two; rename one, or construct one of the modules with a name "
+                '(super().__init__(name="guide"))',
+            )
+
+
+def _pyro_params(root: nn.Module) -> dict[str, Any]:
+    found = {}
+    for path, module in root.named_modules():
+        for name in getattr(module, "_pyro_params", {}):
+            prefix = getattr(root, "_pyro_name", "")
+            full = ".".join(part for part in (prefix, path, name) if part)
+            found[full] = module.__dict__["_parameters"].get(f"{name}_unconstrained")
+    return found
+
+
+def _samplers(model_trace: Trace, guide_trace: Trace, objective: Objective) -> Iterator[Problem]:
+    if not objective.needs_reparameterised_latents:
+        return
+    for name, site in latent_sites(guide_trace).items():
+        if not site["fn"].has_rsample:
+            why = "free bits" if objective.free_bits > 0 else type(objective).__name__
+            yield Problem(
+                "error",
+                name,
+                f"site '{name}' is drawn from {type(site['fn']).__name__}, which has no reparameterised "
+                f"sampler, but {why} needs one: use TraceELBO without free bits, enumerate the site with "
+                "EnumELBO, or draw it from a relaxed distribution",
+            )
+
+
+def _gradients(pair: Pair, layout: Any, batch: Batch, objective: Objective) -> Iterator[Problem]:
+    parameters = pair.parameters(batch)
+    if not parameters:
+        return
+    beta = objective.beta_at(objective.warmup_epochs)
+    with torch.enable_grad(), pyro.validation_enabled(False):
+        loss = objective(pair, layout, batch, beta or 1.0).loss
+        if not loss.requires_grad:
+            names = list(parameters)
+        else:
+            gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+            names = [n for n, g in zip(parameters, gradients, strict=True) if g is None]
+    for name in names:
+        yield Problem(
+            "warning",
+            name,
+            f"parameter '{name}' receives no gradient: it does not enter the objective. Use it, or exclude "
+            "it with requires_grad_(False)",
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(":") if lines else type(error).__name__

@@ -1,0 +1,339 @@
+"""How good a pair is on given rows: ELBO, rate, distortion, and log p(x) by importance sampling."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from tqdm import tqdm
+
+from ppl_vae import stats
+from ppl_vae.batches import Batches, Data, device_of, move
+from ppl_vae.handlers import Layout, sample_rows, survey
+from ppl_vae.pairs import Batch, Pair, Program, num_rows, take_rows
+
+MEMORY_BUDGET = 64 * 2**20
+"""Bytes of intermediate results that one chunk of rows x samples may make."""
+
+KHAT_LIMIT = 0.7
+"""Above this Pareto shape an importance-sampling estimate is not to be trusted (arXiv:1507.02646)."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A quantity of each row, its mean over rows, and the mean's standard error.
+
+    Attributes:
+        values: Per-row values, ``(n,)``.
+        unit: The unit of a value.
+
+    Example:
+        >>> print(Estimate(torch.tensor([-1.0, -3.0])))
+        -2.000 ± 1.000 nats
+    """
+
+    values: Tensor
+    unit: str = "nats"
+
+    @property
+    def mean(self) -> float:
+        """Mean over rows."""
+        return float(self.values.double().mean())
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the mean over rows: standard deviation / sqrt(n)."""
+        return float(stats.standard_error(self.values.double()))
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ± {self.standard_error:.3f} {self.unit}"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What :func:`evaluate` found, row by row, in nats.
+
+    Attributes:
+        elbo: E_q log p(x, z) - log q(z | x), from the same samples as the next two: elbo = -(rate + distortion).
+        rate: E_q log q(z | x) - log p(z).
+        distortion: - E_q log p(x | z).
+        log_likelihood: log p(x) by importance sampling, log 1/K sum_k w_k: a lower bound in expectation.
+        log_likelihood_error: Monte-Carlo standard error of each row's log p(x) (delta method), ``(n,)``.
+        ess: Effective sample size of each row's weights, (sum w)^2 / sum w^2, ``(n,)``.
+        khat: Pareto shape of each row's largest weights, ``(n,)``; above 0.7 do not trust the row.
+        num_samples: K.
+        num_values: Numbers that a row of data holds, for bits per dimension.
+        notes: What a reader of the numbers must know.
+    """
+
+    elbo: Estimate
+    rate: Estimate
+    distortion: Estimate
+    log_likelihood: Estimate
+    log_likelihood_error: Tensor
+    ess: Tensor
+    khat: Tensor
+    num_samples: int
+    num_values: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def num_rows(self) -> int:
+        """n."""
+        return int(self.ess.shape[0])
+
+    @property
+    def bits_per_dim(self) -> Estimate:
+        """- log2 p(x) / numbers a row."""
+        scale = -1.0 / (self.num_values * math.log(2.0))
+        return Estimate(self.log_likelihood.values * scale, "bits per dimension")
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Why the estimates should not be trusted; empty if there is no reason."""
+        bad = int((self.khat > KHAT_LIMIT).sum())
+        found = list(self.notes)
+        if bad:
+            found.append(
+                f"Pareto k-hat exceeds {KHAT_LIMIT} on {bad} of {self.num_rows} rows: their log p(x) is "
+                "likely too low; use more samples, a better guide, or annealed importance sampling"
+            )
+        nonfinite = int((~torch.isfinite(self.log_likelihood.values)).sum())
+        if nonfinite:
+            found.append(f"log p(x) is not finite on {nonfinite} of {self.num_rows} rows")
+        return tuple(found)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Summary and per-row values as plain numbers, for JSON."""
+        result: dict[str, Any] = {
+            "num_rows": self.num_rows,
+            "num_samples": self.num_samples,
+            "num_values": self.num_values,
+            "unit": "nats",
+            "warnings": list(self.warnings),
+        }
+        for name in ("elbo", "rate", "distortion", "log_likelihood", "bits_per_dim"):
+            estimate: Estimate = getattr(self, name)
+            result[name] = {"mean": estimate.mean, "standard_error": estimate.standard_error}
+            if name != "bits_per_dim":
+                result[name]["values"] = estimate.values.double().tolist()
+        for name in ("log_likelihood_error", "ess", "khat"):
+            result[name] = getattr(self, name).double().tolist()
+        return result
+
+    def __str__(self) -> str:
+        finite = self.khat[torch.isfinite(self.khat)]
+        worst = f"{float(finite.max()):.2f}" if len(finite) else "-"
+        share = float((self.khat > KHAT_LIMIT).double().mean())
+        lines = [
+            ("ELBO", str(self.elbo)),
+            ("rate", str(self.rate)),
+            ("distortion", str(self.distortion)),
+            (f"log p(x), {self.num_samples} samples", str(self.log_likelihood)),
+            ("bits per dimension", f"{self.bits_per_dim.mean:.4f}"),
+            ("ESS, median", f"{float(self.ess.double().median()):.1f} of {self.num_samples}"),
+            ("Pareto k-hat, largest", f"{worst} ({100 * share:.1f} % above {KHAT_LIMIT})"),
+        ]
+        width = max(len(name) for name, _ in lines)
+        text = "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+        return "\n".join([text, *(f"warning: {w}" for w in self.warnings)])
+
+
+def evaluate(
+    model: Program,
+    guide: Program,
+    x: Data,
+    *,
+    num_samples: int = 1000,
+    seed: int | None = None,
+    progress: bool | None = None,
+) -> Evaluation:
+    """ELBO, rate, distortion and log p(x) of each row, from ``num_samples`` importance samples.
+
+    With z_k ~ q(z | x) and w_k = p(x, z_k) / q(z_k | x), log p(x) is estimated by log 1/K sum_k w_k (Burda et
+    al., arXiv:1509.00519), the ELBO by the mean of log w_k. Rows and samples are run in chunks of a
+    bounded size; the weights are reduced as they come, so that memory does not grow with K. Modules
+    are in evaluation mode meanwhile. Latents outside of the plate over rows are drawn from the guide and not
+    weighted: log p(x) is then the log predictive density under the guide's posterior.
+
+    Args:
+        model: Pyro program of p(x, z).
+        guide: Pyro program of q(z | x). If ``fit`` has trained just this pair, its ``pyro.param``
+            values are used.
+        x: A tensor ``(n, *event)``, a tuple of tensors, or an iterable of batches.
+        num_samples: K, the number of importance samples a row.
+        seed: Seed for the draws; None draws from torch's global generator.
+        progress: Whether to show a progress bar; None shows one on a terminal.
+
+    Returns:
+        An :class:`Evaluation`.
+
+    Raises:
+        PairError: The rows are not in a plate, or the guide ties the latents of different rows together.
+        ValueError: ``num_samples`` is not positive, or ``x`` has no rows.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):  # the exact posterior
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+        >>> x = torch.tensor([0.0, 1.0, 2.0])
+        >>> evaluate(model, guide, x, num_samples=10).log_likelihood.values
+        tensor([-1.2655, -1.5155, -2.2655])
+        >>> dist.Normal(0.0, 2**0.5).log_prob(x)
+        tensor([-1.2655, -1.5155, -2.2655])
+    """
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, not {num_samples}")
+    pair = Pair.of(model, guide)
+    batches = Batches(x, pair)
+    parts: list[dict[str, Tensor]] = []
+    notes: tuple[str, ...] = ()
+    num_values = 0
+    with evaluating(pair, seed):
+        first = batches.first(_everything(batches) if pair.keeps_rows else 64)
+        device = device_of(pair.parameters(move(first, _device(pair))).values())
+        first = move(first, device)
+        layout = survey(pair, first)
+        num_values, notes = _describe(pair, layout, first)
+        rows, samples = _chunks(pair, layout, first, num_samples)
+        if pair.keeps_rows:
+            rows = num_rows(first)
+        total = num_rows(batches.rows) if batches.in_memory else None
+        with progress_bar(total, "evaluate", "row", progress) as bar:
+            for batch in batches.ordered(rows):
+                for start in range(0, num_rows(batch), rows):
+                    chunk = move(take_rows(batch, slice(start, start + rows)), device)
+                    parts.append(_evaluate_rows(pair, layout, chunk, num_samples, samples))
+                    bar.update(num_rows(chunk))
+    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return Evaluation(
+        elbo=Estimate(-(joined["rate"] + joined["distortion"])),
+        rate=Estimate(joined["rate"]),
+        distortion=Estimate(joined["distortion"]),
+        log_likelihood=Estimate(joined["log_likelihood"]),
+        log_likelihood_error=joined["error"],
+        ess=joined["ess"],
+        khat=joined["khat"],
+        num_samples=num_samples,
+        num_values=num_values,
+        notes=notes,
+    )
+
+
+@contextmanager
+def evaluating(pair: Pair, seed: int | None) -> Iterator[None]:
+    """No gradients, evaluation mode, the pair's own parameters, and a seed of its own if one is given."""
+    with torch.no_grad(), pair.scope(), pair.mode(training=False):
+        if seed is None:
+            yield
+        else:
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                yield
+
+
+@contextmanager
+def progress_bar(
+    total: int | None, label: str, unit: str, progress: bool | None
+) -> Iterator[tqdm[Any]]:
+    """A bar on standard error; on a terminal alone, unless told otherwise."""
+    shown = sys.stderr.isatty() if progress is None else progress
+    with tqdm(total=total, desc=label, unit=unit, disable=not shown, leave=False) as bar:
+        yield bar
+
+
+def _evaluate_rows(
+    pair: Pair, layout: Layout, batch: Batch, num_samples: int, chunk: int
+) -> dict[str, Tensor]:
+    weights = stats.StreamingWeights(num_samples)
+    rate, distortion = 0.0, 0.0
+    done = 0
+    while done < num_samples:
+        k = min(chunk, num_samples - done)
+        rows = sample_rows(pair, layout, batch, k)
+        weights.update(rows.log_weights)
+        rate = rate + (rows.log_guide - rows.log_prior).double().sum(0)
+        distortion = distortion - rows.log_likelihood.double().sum(0)
+        done += k
+    assert isinstance(rate, Tensor) and isinstance(distortion, Tensor)
+    dtype = weights.log_mean_exp.dtype
+    return {
+        "rate": (rate / num_samples).to(dtype).cpu(),
+        "distortion": (distortion / num_samples).to(dtype).cpu(),
+        "log_likelihood": weights.log_mean_exp.cpu(),
+        "error": weights.monte_carlo_error.cpu(),
+        "ess": weights.ess.cpu(),
+        "khat": weights.khat.cpu(),
+    }
+
+
+def _describe(pair: Pair, layout: Layout, batch: Batch) -> tuple[int, tuple[str, ...]]:
+    rows = sample_rows(pair, layout, batch, 1)
+    n = num_rows(batch)
+    values = sum(
+        rows.model_trace.nodes[name]["value"].numel() // n
+        for name in layout.observed
+        if rows.model_trace.nodes[name]["value"].dim() > 0
+    )
+    notes = []
+    if layout.shared:
+        names = ", ".join(f"'{name}'" for name in layout.shared)
+        notes.append(
+            f"sites {names} belong to all rows: they are drawn from the guide, and log p(x) is the log "
+            "predictive density under it; the ELBO of a row leaves out their KL"
+        )
+    return max(1, values), tuple(notes)
+
+
+def _device(pair: Pair) -> torch.device:
+    tensors = [p for module in pair.modules().values() for p in module.parameters()]
+    return device_of([*tensors, *pair.store["params"].values()])
+
+
+def _everything(batches: Batches) -> int:
+    if not batches.in_memory:
+        raise ValueError(
+            "the guide keeps parameters for each row: give evaluate all rows in one tensor"
+        )
+    return num_rows(batches.rows)
+
+
+class _CountBytes(TorchDispatchMode):
+    """Adds up the bytes of everything that is computed inside of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, Tensor):
+                self.total += tensor.numel() * tensor.element_size()
+        return out
+
+
+def _chunks(pair: Pair, layout: Layout, batch: Batch, num_samples: int) -> tuple[int, int]:
+    """How many rows and samples to run at once, measured so as to stay in the memory budget."""
+    n = num_rows(batch)
+    used = []
+    for k in (2, 6):
+        with torch.random.fork_rng(), _CountBytes() as counter:
+            sample_rows(pair, layout, batch, k)
+        used.append(counter.total)
+    a_sample = max(1.0, (used[1] - used[0]) / (4 * n))
+    at_once = max(1, int(MEMORY_BUDGET / a_sample))
+    rows = max(1, min(64, at_once))
+    return rows, max(1, min(num_samples, at_once // rows))

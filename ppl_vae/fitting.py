@@ -1,0 +1,714 @@
+"""fit(): trains any pair on any data, and survives being killed."""
+
+from __future__ import annotations
+
+import csv
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyro
+import pyro.infer
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from ppl_vae.batches import Batches, Data, move
+from ppl_vae.check import check_batch
+from ppl_vae.checkpoints import read_tensors, write_tensors
+from ppl_vae.evaluation import progress_bar
+from ppl_vae.handlers import (
+    Layout,
+    PairError,
+    latent_sites,
+    posterior_means,
+    sample_rows,
+    sample_sites,
+    survey,
+)
+from ppl_vae.objectives import Loss, Objective, as_objective
+from ppl_vae.pairs import Batch, Pair, Program, num_rows
+from ppl_vae.resuming import load_checkpoint, random_state, save_checkpoint, set_random_state
+from ppl_vae.stats import active_units
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+CHECKPOINT_SECONDS = (1.0, 60.0)
+"""Least time between checkpoints at the ends of epochs, and time after which one is made amid an epoch."""
+
+VALIDATION_SAMPLES = 4
+"""Samples a row for the held-out ELBO after each epoch, the same random numbers every time."""
+
+METRICS = (
+    "epoch",
+    "step",
+    "loss",
+    "elbo",
+    "rate",
+    "distortion",
+    "validation_elbo",
+    "validation_rate",
+    "validation_distortion",
+    "active_units",
+    "beta",
+    "learning_rate",
+    "seconds",
+)
+"""Columns of ``metrics.csv``: nats a row where nothing else is said."""
+
+
+class DivergenceError(RuntimeError):
+    """The loss or its gradient became NaN or infinite; says at which step, and which site went bad first.
+
+    Attributes:
+        step: Optimiser steps taken before.
+        site: The first site, in the order of execution, that is not finite (None: the gradient alone).
+    """
+
+    def __init__(self, message: str, step: int, site: str | None) -> None:
+        super().__init__(message)
+        self.step = step
+        self.site = site
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What :func:`fit` returns.
+
+    Attributes:
+        model: The trained model. A program with ``pyro.param`` statements carries their trained values.
+        guide: The trained guide, likewise.
+        history: A dict of metrics for each epoch, in nats a row; the columns of ``metrics.csv``.
+        objective: The objective that was optimised.
+        epochs: Epochs trained.
+        steps: Optimiser steps taken.
+        best_epoch: The epoch whose weights were kept (with early stopping; otherwise the last).
+        stopped: Why the training ended.
+        seconds: Time it took.
+        run_dir: The folder with metrics and checkpoints, if one was given.
+    """
+
+    model: Program
+    guide: Program
+    history: list[dict[str, float]]
+    objective: Objective
+    epochs: int
+    steps: int
+    best_epoch: int
+    stopped: str
+    seconds: float
+    run_dir: Path | None = None
+
+    def __repr__(self) -> str:
+        last = self.history[-1] if self.history else {}
+        numbers = ", ".join(
+            f"{name}={last[name]:.3f}" for name in ("elbo", "validation_elbo") if name in last
+        )
+        return f"Fit({numbers}, epochs={self.epochs}, steps={self.steps}, stopped={self.stopped!r})"
+
+
+def fit(
+    model: Program,
+    guide: Program,
+    x: Data,
+    *,
+    objective: Objective | pyro.infer.ELBO | None = None,
+    validation: Data | None = None,
+    max_epochs: int = 100,
+    batch_size: int = 128,
+    learning_rate: float | None = None,
+    optimizer: Callable[..., Optimizer] | None = None,
+    lr_scheduler: Callable[[Optimizer], LRScheduler | ReduceLROnPlateau] | None = None,
+    clip_grad_norm: float | None = None,
+    patience: int | None = None,
+    transform: Callable[[Tensor], Tensor] | None = None,
+    seed: int | None = None,
+    device: str = "auto",
+    precision: Literal["32-true", "bf16-mixed"] = "32-true",
+    num_processes: int = 1,
+    num_nodes: int = 1,
+    fabric: Fabric | None = None,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    tensorboard: bool = False,
+    progress: bool | None = None,
+) -> Fit:
+    """Trains model and guide to maximise a bound on log p(x).
+
+    The pair is checked first (:func:`ppl_vae.check`). Modules are trained in place. The values of
+    ``pyro.param`` statements live in a scope of Pyro's parameter store that belongs to this pair: the global
+    store is left as it was, every call starts them anew, the returned programs carry what was
+    learned, and ``evaluate`` and ``diagnose`` of the same pair find it.
+
+    Args:
+        model: Pyro program of p(x, z), called with a batch.
+        guide: Pyro program of q(z | x), with the same arguments.
+        x: A tensor ``(n, *event)``, a tuple of tensors, or an iterable of batches (a ``DataLoader``).
+        objective: What to maximise: one of :mod:`ppl_vae.objectives` or of Pyro's ELBOs. The default is
+            the ELBO with the analytic KL wherever the pair allows it.
+        validation: Held-out rows; their beta = 1 ELBO is measured after every epoch.
+        max_epochs: Passes over the data.
+        batch_size: Rows in a (global) batch; an iterable brings its own.
+        learning_rate: Step size; 1e-3 for the default optimizer. Given to ``optimizer`` as ``lr`` if set.
+        optimizer: Makes an optimizer of a list of tensors, as ``torch.optim.AdamW`` does. Default: Adam.
+        lr_scheduler: Makes a schedule of torch from the optimizer; stepped after every epoch.
+        clip_grad_norm: Largest norm of the whole gradient; longer ones are shortened to it.
+        patience: Stop after so many epochs without a better held-out beta = 1 ELBO, and keep the best
+            weights. Epochs in which beta still warms up do not count.
+        transform: Applied to every training batch, such as dynamic binarisation.
+        seed: Makes the result reproducible and leaves the global generators alone. None: use those.
+        device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``mps`` ...
+        precision: ``32-true``, or ``bf16-mixed`` for bfloat16 autocast.
+        num_processes: Processes a machine; each global batch is divided among them.
+        num_nodes: Machines.
+        fabric: A launched Lightning Fabric to use in place of the four options above.
+        run_dir: Folder for ``metrics.csv`` and ``checkpoints/``; None keeps everything in memory.
+        resume: Continue from the newest good checkpoint in ``run_dir``.
+        tensorboard: Write the metrics for TensorBoard too, to ``run_dir``/tensorboard.
+        progress: Whether to show a progress bar; None shows one on a terminal.
+
+    Returns:
+        A :class:`Fit`.
+
+    Raises:
+        PairError: ``check`` found something that makes training wrong.
+        DivergenceError: Loss or gradient became NaN or infinite. The last good checkpoint remains.
+        FileExistsError: ``run_dir`` holds checkpoints and ``resume`` is not asked for.
+        CorruptFileError: All checkpoints to resume from are damaged.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     loc = pyro.param("loc", torch.tensor(0.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(loc, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     shift = pyro.param("shift", torch.tensor(0.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal((x + shift) / 2, 0.5**0.5))
+        >>> x = torch.tensor([2.0, 4.0])
+        >>> fitted = fit(model, guide, x, max_epochs=300, learning_rate=0.05, seed=0)
+        >>> fitted.steps
+        300
+    """
+    if max_epochs < 1:
+        raise ValueError(f"max_epochs must be at least 1, not {max_epochs}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    if patience is not None and (validation is None or patience < 1):
+        raise ValueError(
+            "early stopping watches the held-out ELBO: give validation rows, and a patience of at least 1"
+        )
+    if resume and run_dir is None:
+        raise ValueError("resume=True needs the run_dir to continue")
+    pair = Pair(model, guide)
+    batches = Batches(x, pair)
+    held_out = None if validation is None else Batches(validation, pair)
+    wanted = as_objective(objective)
+    if fabric is None:
+        fabric = make_fabric(device, precision, num_processes, num_nodes)
+    folder = None if run_dir is None else Path(run_dir)
+    if folder is not None and not resume and list((folder / "checkpoints").glob("step-*")):
+        raise FileExistsError(
+            f"{folder / 'checkpoints'} holds checkpoints of an earlier training: continue it with "
+            "resume=True, or choose another run_dir"
+        )
+    with ExitStack() as stack:
+        own_seed = seed if seed is not None else int(torch.randint(2**31, ()))
+        own_seed = int(fabric.broadcast(own_seed))
+        if seed is not None or resume:
+            stack.enter_context(_own_generators())
+        if seed is not None or fabric.world_size > 1:
+            _seed_all(own_seed + fabric.global_rank)
+        pair.to(fabric.device)
+        stack.enter_context(pair.scope())
+        training = _Training(
+            pair=pair,
+            fabric=fabric,
+            batches=batches,
+            held_out=held_out,
+            wanted=wanted,
+            max_epochs=max_epochs,
+            batch_size=batch_size,
+            clip_grad_norm=clip_grad_norm,
+            patience=patience,
+            transform=transform,
+            seed=own_seed,
+            folder=folder,
+            progress=progress,
+        )
+        training.prepare(optimizer, learning_rate, lr_scheduler)
+        if resume:
+            training.restore()
+        result = training.run(tensorboard)
+    pair.remember()
+    bound_model, bound_guide = pair.bound()
+    return Fit(model=bound_model, guide=bound_guide, objective=wanted, run_dir=folder, **result)
+
+
+def make_fabric(
+    device: str = "auto", precision: str = "32-true", num_processes: int = 1, num_nodes: int = 1
+) -> Fabric:
+    """A launched Lightning Fabric. With several processes, the script is started once more for each."""
+    from lightning_fabric import Fabric
+
+    several = num_processes * num_nodes > 1
+    fabric = Fabric(
+        accelerator=device,
+        devices=num_processes,
+        num_nodes=num_nodes,
+        strategy="ddp" if several else "auto",
+        precision=precision,  # type: ignore[arg-type]
+    )
+    fabric.launch()
+    return fabric
+
+
+@contextmanager
+def _own_generators() -> Iterator[None]:
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
+
+
+def _seed_all(seed: int) -> None:
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+@dataclass
+class _Progress:
+    """What changes from step to step, beside weights and optimiser."""
+
+    epoch: int = 0
+    step: int = 0
+    step_in_epoch: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = 0
+    best_elbo: float = -math.inf
+    seconds: float = 0.0
+
+
+@dataclass
+class _Training:
+    """One call of :func:`fit`, inside of the pair's scope."""
+
+    pair: Pair
+    fabric: Fabric
+    batches: Batches
+    held_out: Batches | None
+    wanted: Objective
+    max_epochs: int
+    batch_size: int
+    clip_grad_norm: float | None
+    patience: int | None
+    transform: Callable[[Tensor], Tensor] | None
+    seed: int
+    folder: Path | None
+    progress: bool | None
+
+    def prepare(
+        self,
+        optimizer: Callable[..., Optimizer] | None,
+        learning_rate: float | None,
+        lr_scheduler: Callable[[Optimizer], LRScheduler | ReduceLROnPlateau] | None,
+    ) -> None:
+        """Checks the pair, finds its parameters and makes the optimiser."""
+        batch = self._on_device(self.batches.first(self.batch_size))
+        if self.pair.keeps_rows and self.batches.num_batches(self.batch_size) != 1:
+            raise PairError(
+                "the guide keeps parameters for each row (it is not amortised), so that it can not be given "
+                f"batches of {self.batch_size} rows: train with batch_size = the number of rows, or use a "
+                "guide that computes q(z | x) from x"
+            )
+        report = check_batch(
+            self.pair, batch, self.wanted, self.max_epochs, self._has_ragged_batch()
+        )
+        report.raise_errors()
+        if self.fabric.is_global_zero:
+            report.show_warnings()
+        self.parameters = self.pair.parameters(batch)
+        self.leaves = list(self.parameters.values())
+        if not self.leaves:
+            raise ValueError("the pair has no parameters to train: neither modules nor pyro.param")
+        if self.fabric.world_size > 1:
+            self._synchronise()
+        self.layout: Layout = survey(self.pair, batch)
+        self.objective = self.wanted.resolve(self.pair, batch)
+        self.optimizer = _make_optimizer(self.leaves, optimizer, learning_rate)
+        self.scheduler = None if lr_scheduler is None else lr_scheduler(self.optimizer)
+        self.state = _Progress()
+        self.saved_at = -math.inf
+        self.best: dict[str, Tensor] | None = None
+
+    def run(self, tensorboard: bool) -> dict[str, Any]:
+        """Trains until the end; what :class:`Fit` says of it."""
+        started = time.monotonic() - self.state.seconds
+        per_epoch = self.batches.num_batches(self.batch_size)
+        total = None if per_epoch is None else per_epoch * self.max_epochs
+        stopped = f"reached max_epochs = {self.max_epochs}"
+        if self.state.step == 0:
+            self._checkpoint()
+        shown = self.progress if self.fabric.is_global_zero else False
+        with (
+            progress_bar(total, "fit", "step", shown) as bar,
+            _tensorboard(self.folder if tensorboard and self.fabric.is_global_zero else None) as board,
+            self.pair.mode(training=True),
+            pyro.validation_enabled(False),
+        ):
+            bar.update(self.state.step)
+            self._write_metrics(self.state.history)
+            if self.state.history:
+                bar.set_postfix(_postfix(self.state.history[-1]))
+            while self.state.epoch < self.max_epochs and not self._exhausted():
+                self._epoch(per_epoch, bar, started)
+                self.state.seconds = time.monotonic() - started
+                row = self._end_of_epoch()
+                bar.set_postfix(_postfix(row))
+                if board is not None:
+                    for name, value in row.items():
+                        board.add_scalar(name, value, self.state.epoch)
+                self._write_metrics([row])
+                last = self.state.epoch >= self.max_epochs or self._exhausted()
+                if last or time.monotonic() - self.saved_at > CHECKPOINT_SECONDS[0]:
+                    self._checkpoint()
+        if self._exhausted():
+            stopped = f"no better held-out ELBO in {self.patience} epochs"
+        if self.patience is not None:
+            self._keep_best()
+        return {
+            "history": self.state.history,
+            "epochs": self.state.epoch,
+            "steps": self.state.step,
+            "best_epoch": self.state.best_epoch or self.state.epoch,
+            "stopped": stopped,
+            "seconds": self.state.seconds,
+        }
+
+    # -- one epoch, one step -----------------------------------------------------------------------------
+
+    def _epoch(self, per_epoch: int | None, bar: Any, started: float) -> None:
+        state = self.state
+        source = self.batches.shuffled(
+            self.batch_size,
+            self.seed,
+            state.epoch,
+            self.fabric.global_rank,
+            self.fabric.world_size,
+            start=state.step_in_epoch,
+        )
+        for batch, rows in source:
+            done = 0.0 if per_epoch is None else state.step_in_epoch / per_epoch
+            self._step(batch, rows, self.objective.beta_at(state.epoch + done))
+            state.step += 1
+            state.step_in_epoch += 1
+            bar.update(1)
+            if self.batches.in_memory and time.monotonic() - self.saved_at > CHECKPOINT_SECONDS[1]:
+                state.seconds = time.monotonic() - started
+                self._checkpoint()
+        if not state.sums:
+            raise ValueError(f"x gave no batches in epoch {state.epoch + 1}: it can be read only once")
+
+    def _step(self, batch: Batch | None, rows: int, beta: float) -> None:
+        for leaf in self.leaves:
+            leaf.grad = None
+        share = 0.0
+        loss: Loss | None = None
+        if batch is not None:
+            batch = self._on_device(batch)
+            share = num_rows(batch) / rows
+            with self.fabric.autocast():
+                try:
+                    loss = self.objective(self.pair, self.layout, self._transformed(batch), beta)
+                except Exception as error:
+                    error.add_note(f"while training, at step {self.state.step + 1}")
+                    raise
+            if not math.isfinite(float(loss.loss.detach())):
+                raise self._diverged("the loss", loss)
+            (loss.loss * share if share != 1.0 else loss.loss).backward()  # type: ignore[no-untyped-call]
+        if self.fabric.world_size > 1:
+            self._reduce_gradients()
+        self._check_and_clip(loss)
+        self.optimizer.step()
+        weight = share * rows
+        values = {"rows": weight}
+        if loss is not None:
+            for name in ("loss", "elbo", "rate", "distortion"):
+                values[name] = float(getattr(loss, name).detach()) * weight
+        for name, value in values.items():
+            self.state.sums[name] = self.state.sums.get(name, 0.0) + value
+
+    def _check_and_clip(self, loss: Loss | None) -> None:
+        gradients = [leaf.grad for leaf in self.leaves if leaf.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not math.isfinite(float(norm)):
+            names = [
+                name
+                for name, leaf in self.parameters.items()
+                if leaf.grad is not None and not bool(torch.isfinite(leaf.grad).all())
+            ]
+            raise self._diverged(f"the gradient of parameter '{names[0]}'", loss)
+        if self.clip_grad_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.leaves, self.clip_grad_norm, norm)
+
+    def _diverged(self, what: str, loss: Loss | None) -> DivergenceError:
+        site = None if loss is None else first_bad_site(loss.traces)
+        where = f"the first site that is not finite is {site[1]}" if site else "all sites are finite"
+        kept = f"; the last good checkpoint is in {self.folder}/checkpoints" if self.folder else ""
+        return DivergenceError(
+            f"{what} became NaN or infinite at step {self.state.step + 1} (epoch {self.state.epoch + 1}); "
+            f"{where}{kept}. A smaller learning rate, clip_grad_norm, or a bounded scale may help",
+            self.state.step,
+            site[0] if site else None,
+        )
+
+    def _transformed(self, batch: Batch) -> Batch:
+        if self.transform is None:
+            return batch
+        if isinstance(batch, Tensor):
+            return self.transform(batch)
+        return (self.transform(batch[0]), *batch[1:])
+
+    def _on_device(self, batch: Batch) -> Batch:
+        return move(batch, self.fabric.device)
+
+    def _has_ragged_batch(self) -> bool:
+        if not self.batches.in_memory:
+            return False
+        n = num_rows(self.batches.rows)
+        return n > self.batch_size and n % self.batch_size != 0
+
+    # -- several processes -------------------------------------------------------------------------------
+
+    def _synchronise(self) -> None:
+        """Every process starts from the first one's weights."""
+        first: dict[str, Tensor] = self.fabric.broadcast(
+            {name: tensor.detach().cpu() for name, tensor in self.pair.state().items()}
+        )
+        self.pair.load_state({n: t.to(self.fabric.device) for n, t in first.items()})
+
+    def _reduce_gradients(self) -> None:
+        """Sums the gradients of all processes; each had weighted its own by its share of the rows."""
+        flat = torch.cat(
+            [
+                torch.zeros_like(leaf).flatten() if leaf.grad is None else leaf.grad.flatten()
+                for leaf in self.leaves
+            ]
+        )
+        flat = self.fabric.all_reduce(flat, reduce_op="sum")  # type: ignore[assignment]
+        start = 0
+        for leaf in self.leaves:
+            leaf.grad = flat[start : start + leaf.numel()].view_as(leaf)
+            start += leaf.numel()
+
+    # -- after an epoch ----------------------------------------------------------------------------------
+
+    def _end_of_epoch(self) -> dict[str, float]:
+        state = self.state
+        sums = state.sums
+        if self.fabric.world_size > 1:
+            keys = ("rows", "loss", "elbo", "rate", "distortion")
+            mine = torch.tensor([sums.get(k, 0.0) for k in keys], dtype=torch.float64)
+            mine = mine.to(self.fabric.device)
+            total = self.fabric.all_reduce(mine, reduce_op="sum")
+            sums = dict(zip(keys, total.tolist(), strict=True))  # type: ignore[union-attr]
+        beta = self.objective.beta_at(state.epoch + 1 - 1e-9)
+        state.epoch += 1
+        rows = sums.pop("rows")
+        row: dict[str, float] = {"epoch": state.epoch, "step": state.step}
+        row |= {name: total / rows for name, total in sums.items()}
+        row |= self._held_out()
+        row["beta"] = beta
+        row["learning_rate"] = float(self.optimizer.param_groups[0]["lr"])
+        row["seconds"] = round(state.seconds, 3)
+        state.history.append(row)
+        state.sums, state.step_in_epoch = {}, 0
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(-row.get("validation_elbo", row["elbo"]))
+        elif self.scheduler is not None:
+            self.scheduler.step()
+        if self.patience is not None and state.epoch >= self.objective.warmup_epochs:
+            if row["validation_elbo"] > state.best_elbo:
+                state.best_elbo, state.best_epoch = row["validation_elbo"], state.epoch
+                self.best = {n: t.detach().cpu().clone() for n, t in self.pair.state().items()}
+                if self.folder is not None and self.fabric.is_global_zero:
+                    write_tensors(self._best_file(), self.best, {"epoch": state.epoch})
+        return row
+
+    def _held_out(self) -> dict[str, float]:
+        """beta = 1 ELBO, rate and distortion of held-out rows, and active units (of training rows if none)."""
+        rate = distortion = rows = 0.0
+        means: list[Tensor] = []
+        source = self.held_out if self.held_out is not None else self.batches
+        with torch.no_grad(), self.pair.mode(training=False), torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            size = self.batch_size if self.pair.keeps_rows else max(self.batch_size, 512)
+            for batch in source.ordered(size):
+                batch = self._on_device(batch)
+                if self.held_out is None:
+                    batch = self._transformed(batch)
+                drawn = sample_rows(self.pair, self.layout, batch, VALIDATION_SAMPLES)
+                rate += float((drawn.log_guide - drawn.log_prior).double().mean(0).sum())
+                distortion -= float(drawn.log_likelihood.double().mean(0).sum())
+                rows += num_rows(batch)
+                means.append(posterior_means(drawn, self.layout).cpu())
+                if self.held_out is None:
+                    break
+        _, active = active_units(torch.cat(means))
+        found: dict[str, float] = {"active_units": int(active.sum())}
+        if self.held_out is not None:
+            found["validation_rate"] = rate / rows
+            found["validation_distortion"] = distortion / rows
+            found["validation_elbo"] = -(rate + distortion) / rows
+        return found
+
+    def _exhausted(self) -> bool:
+        state = self.state
+        if self.patience is None or state.best_epoch == 0:
+            return False
+        return state.epoch - state.best_epoch >= self.patience
+
+    def _keep_best(self) -> None:
+        if self.best is None and self.state.best_epoch and self.folder is not None:
+            self.best, _ = read_tensors(self._best_file())
+        if self.best is not None:
+            self.pair.load_state({n: t.to(self.fabric.device) for n, t in self.best.items()})
+
+    # -- on disk -----------------------------------------------------------------------------------------
+
+    def _best_file(self) -> Path:
+        assert self.folder is not None
+        (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        return self.folder / "checkpoints" / "best.safetensors"
+
+    def _facts(self) -> dict[str, Any]:
+        """What must not have changed when a run is continued."""
+        rows = num_rows(self.batches.rows) if self.batches.in_memory else None
+        return {
+            "batch_size": self.batch_size,
+            "objective": repr(self.wanted),
+            "rows": rows,
+            "processes": self.fabric.world_size,
+            "parameters": [[name, list(leaf.shape)] for name, leaf in self.parameters.items()],
+        }
+
+    def _checkpoint(self) -> None:
+        self.saved_at = time.monotonic()
+        if self.folder is None:
+            return
+        generators = random_state(self.fabric.device)
+        if self.fabric.world_size > 1:
+            everyone: list[Any] = [None] * self.fabric.world_size
+            torch.distributed.all_gather_object(everyone, generators)
+        else:
+            everyone = [generators]
+        if not self.fabric.is_global_zero:
+            return
+        state = {
+            "pair": self.pair.state(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "generators": everyone,
+            "seed": self.seed,
+        }
+        facts = self._facts() | {"progress": vars(self.state)}
+        save_checkpoint(self.folder / "checkpoints", self.state.step, state, facts)
+
+    def restore(self) -> None:
+        """Puts everything back to where the newest good checkpoint was taken."""
+        assert self.folder is not None
+        saved, facts = load_checkpoint(self.folder / "checkpoints")
+        for name, now in self._facts().items():
+            if facts[name] != now:
+                raise ValueError(
+                    f"{self.folder}: the run was started with {name} = {facts[name]}, now it is {now}; "
+                    "a resumed run must be the same in all but max_epochs and patience"
+                )
+        device = self.fabric.device
+        self.pair.load_state({n: t.to(device) for n, t in saved["pair"].items()})
+        self.optimizer.load_state_dict(saved["optimizer"])
+        if self.scheduler is not None and saved["scheduler"] is not None:
+            self.scheduler.load_state_dict(saved["scheduler"])
+        set_random_state(saved["generators"][self.fabric.global_rank], device)
+        self.state = _Progress(**facts["progress"])
+        self.seed = saved["seed"]
+
+    def _write_metrics(self, rows: list[dict[str, float]]) -> None:
+        """Adds rows to metrics.csv; a call with the whole history starts the file anew."""
+        if self.folder is None or not self.fabric.is_global_zero:
+            return
+        anew = rows is self.state.history
+        with open(self.folder / "metrics.csv", "w" if anew else "a", newline="") as file:
+            writer = csv.DictWriter(file, METRICS, restval="", lineterminator="\n")
+            if anew:
+                writer.writeheader()
+            writer.writerows(rows)
+
+
+def first_bad_site(traces: list[tuple[Any, Any]]) -> tuple[str, str] | None:
+    """The first site, in the order of execution, whose value or density is not finite: name and words."""
+    for model_trace, guide_trace in traces:
+        for role, trace in (("guide", guide_trace), ("model", model_trace)):
+            latents = latent_sites(trace)
+            for name, site in sample_sites(trace).items():
+                value, log_prob = site["value"], site.get("unscaled_log_prob")
+                if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                    kind = "drawn from" if name in latents else "observed at"
+                    return name, f"'{name}' in the {role}: a value {kind} it is NaN or infinite"
+                if log_prob is not None and not bool(torch.isfinite(log_prob).all()):
+                    return name, f"'{name}' in the {role}: its log density is NaN or infinite"
+    return None
+
+
+def _make_optimizer(
+    leaves: list[Tensor],
+    optimizer: Callable[..., Optimizer] | None,
+    learning_rate: float | None,
+) -> Optimizer:
+    if optimizer is None:
+        fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in leaves)
+        return torch.optim.Adam(leaves, lr=learning_rate or 1e-3, fused=fused)
+    return optimizer(leaves) if learning_rate is None else optimizer(leaves, lr=learning_rate)
+
+
+@contextmanager
+def _tensorboard(folder: Path | None) -> Iterator[Any]:
+    if folder is None:
+        yield None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            "TensorBoard is not installed: pip install 'ppl_vae[tensorboard]'"
+        ) from error
+    writer = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+    try:
+        yield writer
+    finally:
+        writer.close()  # type: ignore[no-untyped-call]
+
+
+def _postfix(row: dict[str, float]) -> dict[str, str]:
+    held_out = "validation_elbo" in row
+    prefix = "validation_" if held_out else ""
+    shown = {name: f"{row[prefix + name]:.2f}" for name in ("elbo", "rate", "distortion")}
+    return shown | {"active": str(int(row["active_units"]))}
+
+
+__all__ = ["DivergenceError", "Fit", "first_bad_site", "fit", "make_fabric"]

@@ -1,0 +1,108 @@
+"""The whole state of a training on disk, so that a killed run continues as if nothing had happened."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_vae.checkpoints import (
+    CorruptFileError,
+    flatten,
+    read_tensors,
+    unflatten,
+    write_tensors,
+)
+
+KEPT = 2
+"""Checkpoints kept in a run folder: the newest and, should it turn out damaged, the one before."""
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Writes ``step-N.safetensors`` atomically, then removes all but the newest ones.
+
+    Args:
+        folder: The run's ``checkpoints`` folder.
+        step: Optimiser steps taken.
+        state: Nested dicts and lists of tensors and numbers.
+        facts: JSON-able information.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    flat, tensors = flatten(state)
+    write_tensors(_file(folder, step), tensors, {"facts": facts, "state": flat})
+    for old in checkpoint_files(folder)[KEPT:]:
+        old.unlink(missing_ok=True)
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The newest good checkpoint, as ``(state, facts)``; a damaged one is named in a warning and passed over.
+
+    Raises:
+        FileNotFoundError: There is no checkpoint.
+        CorruptFileError: Every checkpoint is damaged.
+    """
+    files = checkpoint_files(folder)
+    if not files:
+        raise FileNotFoundError(
+            f"{folder}: there is no checkpoint to resume from; start the training anew"
+        )
+    errors: list[CorruptFileError] = []
+    for file in files:
+        try:
+            tensors, metadata = read_tensors(file)
+        except CorruptFileError as error:
+            errors.append(error)
+            continue
+        for error in errors:
+            warnings.warn(f"{error}; continuing from {file.name} instead", stacklevel=2)
+        return unflatten(metadata["state"], tensors), metadata["facts"]
+    raise CorruptFileError(
+        errors[0].path,
+        f"{errors[0]}; no other checkpoint in the folder is good: start the training anew",
+    )
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, newest first."""
+    return sorted(folder.glob("step-*.safetensors"), reverse=True)
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The state of every random generator that a program may draw from."""
+    numpy_state: Any = np.random.get_state()
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "python": _as_lists(random.getstate()),
+        "numpy": {
+            "keys": torch.from_numpy(numpy_state[1].astype(np.int64)),
+            "rest": [int(numpy_state[2]), int(numpy_state[3]), float(numpy_state[4])],
+        },
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Puts back what :func:`random_state` read."""
+    torch.set_rng_state(state["torch"])
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    keys: Tensor = state["numpy"]["keys"]
+    position, has_gauss, gauss = state["numpy"]["rest"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def _as_lists(value: Any) -> Any:
+    return [_as_lists(v) for v in value] if isinstance(value, tuple) else value
+
+
+def _file(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:09d}.safetensors"
