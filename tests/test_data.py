@@ -418,8 +418,9 @@ def test_one_coloured_picture_makes_all_of_them_coloured(tmp_path: Path) -> None
     for i in range(8):
         draw(tmp_path / f"{i}.png", 50 + i)
     draw(tmp_path / "9.png", 90, "RGB")
-    palette = Image.new("RGB", (4, 3), (10, 20, 30)).quantize()
-    palette.save(tmp_path / "palette.png", transparency=b"\x00\x80")
+    palette = Image.new("P", (4, 3), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    palette.save(tmp_path / "palette.png", transparency=b"\x40\x80")
     data = load_data(f"folder:{tmp_path}")
     assert data.shape == (3, 3, 4)
     colours = (torch.cat(splits(data))[:, :, 0, 0] * 255).round().int().tolist()
