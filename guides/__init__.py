@@ -2,9 +2,9 @@
 
 | guide | family |
 | --- | --- |
-| [`MeanField`][ppl_vae.guides.MeanField] | Normal with independent dimensions |
-| [`FullCovariance`][ppl_vae.guides.FullCovariance] | Normal with any covariance |
-| [`Exact`][ppl_vae.guides.Exact] | the posterior of a model that knows it |
+| `MeanField` | Normal with independent dimensions |
+| `FullCovariance` | Normal with any covariance |
+| `Exact` | the posterior of a model that knows it |
 
 A guide is a callable `guide(x)` that runs inside Pyro; `encode(x)` is its q(z | x).
 """

@@ -2,8 +2,8 @@
 
 | model | latents | knows its |
 | --- | --- | --- |
-| [`VAE`][ppl_vae.models.VAE] | standard normal | |
-| [`ProbabilisticPCA`][ppl_vae.models.ProbabilisticPCA] | standard normal | evidence, posterior |
+| `VAE` | standard normal | |
+| `ProbabilisticPCA` | standard normal | evidence, posterior |
 
 A model is a callable `model(x)` that runs inside Pyro. Where it has closed forms, it says so by two
 methods: `log_evidence(x)`, exact log p(x) per row, and `posterior(x)`, exact p(z | x).

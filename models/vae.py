@@ -25,7 +25,7 @@ class VAE(nn.Module):
         latent_dim: number of latent dimensions.
         network: what the decoder is built from.
         likelihood: p(x | features); `Bernoulli()` if none is given. It must fit the data: see
-            [`ppl_vae.likelihoods`][ppl_vae.likelihoods].
+            `ppl_vae.likelihoods`.
 
     Example:
         >>> model = VAE((1, 8, 8), latent_dim=2, network=MLP(hidden=(32,)))

@@ -5,12 +5,12 @@ them into a distribution over one row, of event shape `data_shape`.
 
 | likelihood | data |
 | --- | --- |
-| [`Bernoulli`][ppl_vae.likelihoods.Bernoulli] | 0 or 1 |
-| [`Binomial`][ppl_vae.likelihoods.Binomial] | counts 0, 1, ..., `total_count` |
-| [`Gaussian`][ppl_vae.likelihoods.Gaussian], fixed sigma | real numbers |
-| [`LearnedGaussian`][ppl_vae.likelihoods.LearnedGaussian], one learned sigma | real numbers |
-| [`OptimalGaussian`][ppl_vae.likelihoods.OptimalGaussian], the best sigma | real numbers |
-| [`DiscretizedLogistic`][ppl_vae.likelihoods.DiscretizedLogistic] | 0, 1/255, ..., 1 |
+| `Bernoulli` | 0 or 1 |
+| `Binomial` | counts 0, 1, ..., `total_count` |
+| `Gaussian`, fixed sigma | real numbers |
+| `LearnedGaussian`, one learned sigma | real numbers |
+| `OptimalGaussian`, the best sigma | real numbers |
+| `DiscretizedLogistic` | 0, 1/255, ..., 1 |
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Bernoulli(Likelihood):
     """
 
     def per_value(self, *parameters: Tensor, x: Tensor | None) -> dist.Bernoulli:
-        """See [`Likelihood.per_value`][ppl_vae.likelihoods.Likelihood.per_value]."""
+        """See `Likelihood.per_value`."""
         return dist.Bernoulli(logits=parameters[0])
 
 
@@ -111,7 +111,7 @@ class Binomial(Likelihood):
         self.total_count = total_count
 
     def per_value(self, *parameters: Tensor, x: Tensor | None) -> dist.Binomial:
-        """See [`Likelihood.per_value`][ppl_vae.likelihoods.Likelihood.per_value]."""
+        """See `Likelihood.per_value`."""
         return _Binomial(self.total_count, logits=parameters[0])
 
 
@@ -151,7 +151,7 @@ class Gaussian(Likelihood):
         self.sigma = sigma
 
     def per_value(self, *parameters: Tensor, x: Tensor | None) -> dist.Normal:
-        """See [`Likelihood.per_value`][ppl_vae.likelihoods.Likelihood.per_value]."""
+        """See `Likelihood.per_value`."""
         return dist.Normal(parameters[0], self.sigma)
 
 
@@ -175,7 +175,7 @@ class LearnedGaussian(Likelihood):
         self.log_sigma = nn.Parameter(torch.tensor(float(initial_sigma)).log())
 
     def per_value(self, *parameters: Tensor, x: Tensor | None) -> dist.Normal:
-        """See [`Likelihood.per_value`][ppl_vae.likelihoods.Likelihood.per_value]."""
+        """See `Likelihood.per_value`."""
         return dist.Normal(parameters[0], self.log_sigma.exp())
 
 
@@ -210,7 +210,7 @@ class OptimalGaussian(Likelihood):
         self.register_buffer("batches", torch.tensor(0))
 
     def per_value(self, *parameters: Tensor, x: Tensor | None) -> dist.Normal:
-        """See [`Likelihood.per_value`][ppl_vae.likelihoods.Likelihood.per_value]."""
+        """See `Likelihood.per_value`."""
         (mean,) = parameters
         if x is None or not self.training:
             return dist.Normal(mean, self.variance.sqrt())
@@ -228,7 +228,7 @@ class DiscretizedLogistic(Likelihood):
     Every value has a location and a log scale of its own (`num_params` is 2). From the features
     f0 and f1, the location is (1 + f0) / 2 and the scale exp(7 tanh(f1 / 7)) / 2, so that a fresh
     decoder starts in the middle of the range and no feature makes the scale overflow or vanish.
-    The distribution is [`QuantizedLogistic`][ppl_vae.likelihoods.QuantizedLogistic].
+    The distribution is `QuantizedLogistic`.
 
     Args:
         levels: number of values, 256 for 8-bit pictures divided by 255.
@@ -251,7 +251,7 @@ class DiscretizedLogistic(Likelihood):
         self.levels = levels
 
     def per_value(self, *parameters: Tensor, x: Tensor | None) -> QuantizedLogistic:
-        """See [`Likelihood.per_value`][ppl_vae.likelihoods.Likelihood.per_value]."""
+        """See `Likelihood.per_value`."""
         location, log_scale = parameters
         scale = (7 * (log_scale / 7).tanh()).exp() / 2
         return QuantizedLogistic((1 + location) / 2, scale, self.levels)

@@ -1,6 +1,6 @@
 """Descriptions of neural networks, and the encoders and decoders built from them.
 
-A [`Network`][ppl_vae.networks.Network] is a small frozen object that knows widths, not sizes of
+A `Network` is a small frozen object that knows widths, not sizes of
 data. Models ask it for a decoder and guides for an encoder, so one description serves both:
 
 >>> network = MLP(hidden=(32,))
@@ -87,13 +87,13 @@ class MLP(Network):
         _require_positive("MLP.hidden", self.hidden)
 
     def encoder(self, data_shape: Sequence[int]) -> nn.Module:
-        """See [`Network.encoder`][ppl_vae.networks.Network.encoder]."""
+        """See `Network.encoder`."""
         size = math.prod(data_shape)
         widths = (size, *self.hidden)
         return _Batched(self._layers(widths), data_shape, (size,), widths[-1:])
 
     def decoder(self, latent_dim: int, out_shape: Sequence[int]) -> nn.Module:
-        """See [`Network.decoder`][ppl_vae.networks.Network.decoder]."""
+        """See `Network.decoder`."""
         widths = (latent_dim, *reversed(self.hidden))
         net = self._layers(widths).append(nn.Linear(widths[-1], math.prod(out_shape)))
         return _Batched(net, (latent_dim,), (latent_dim,), out_shape)
@@ -148,7 +148,7 @@ class Convolutional(Network):
             )
 
     def encoder(self, data_shape: Sequence[int]) -> nn.Module:
-        """See [`Network.encoder`][ppl_vae.networks.Network.encoder]."""
+        """See `Network.encoder`."""
         picture = _as_picture(data_shape)
         sizes = self._sizes(picture)
         net = nn.Sequential()
@@ -162,7 +162,7 @@ class Convolutional(Network):
         return _Batched(net, data_shape, picture, (self.hidden,))
 
     def decoder(self, latent_dim: int, out_shape: Sequence[int]) -> nn.Module:
-        """See [`Network.decoder`][ppl_vae.networks.Network.decoder]."""
+        """See `Network.decoder`."""
         picture = _as_picture(out_shape)
         sizes = self._sizes(picture)[::-1]
         channels = (*reversed(self.channels), picture[0])
