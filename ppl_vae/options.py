@@ -1,0 +1,370 @@
+"""What the command line can be told, and what that means for a pair: parsers and defaults that depend on the data."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pyro
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from ppl_vae import guides, models
+from ppl_vae.data import Data, load_data
+from ppl_vae.fitting import fit
+from ppl_vae.likelihoods import Likelihood
+from ppl_vae.networks import Network
+from ppl_vae.objectives import Objective
+from ppl_vae.pairs import Program
+from ppl_vae.runs import build, import_by_name
+
+_DATA_SKIP = {"name", "seed"}
+_FIT_SKIP = {
+    *("model", "guide", "x", "objective", "validation", "transform"),
+    *("seed", "fabric", "run_dir", "resume", "progress"),
+}
+_FIT = [name for name in inspect.signature(fit).parameters if name not in _FIT_SKIP]
+_DATA = [name for name in inspect.signature(load_data).parameters if name not in _DATA_SKIP]
+
+# The classes that go by their short names.
+_KNOWN: dict[str, dict[str, type]] = {
+    "model": {name: getattr(models, name) for name in models.__all__},
+    "guide": {name: getattr(guides, name) for name in guides.__all__},
+    "objective": {kind.__name__: kind for kind in Objective.__subclasses__()},
+}
+_DEFAULTS = {
+    "model": "ppl_vae.models.VAE",
+    "guide": "ppl_vae.guides.MeanField",
+    "objective": "ppl_vae.objectives.ELBO",
+}
+
+
+class UsageError(ValueError):
+    """Options that can not be understood, or not together."""
+
+
+class Parser(ArgumentParser):  # type: ignore[misc, unused-ignore]
+    """A parser that requires nothing: what a constructor needs may come from the data or from the model."""
+
+    def validate(self, *args: Any, **kwargs: Any) -> None:
+        """Checks types and names, but not that all that is required is there."""
+        super().validate(*args, **{**kwargs, "skip_required": True})
+
+
+# -- parsers ---------------------------------------------------------------------------------------------
+
+
+def make_parser(command: str, description: str, arguments: Sequence[str] = ()) -> ArgumentParser:
+    """The parser of a subcommand.
+
+    Args:
+        command: Its name.
+        description: What it does.
+        arguments: The arguments that will be parsed: classes named in them become choices.
+    """
+    parser = Parser(
+        prog=f"ppl-vae {command}", description=description, exit_on_error=False, print_config=None
+    )
+    _FILL[command](parser, arguments)
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--debug", action="store_true", help="tracebacks of errors")
+    return parser
+
+
+def completion_parser(commands: Mapping[str, str]) -> ArgumentParser:
+    """The whole command line as one parser, for shell completion."""
+    parser = Parser(prog="ppl-vae")
+    subcommands = parser.add_subcommands()
+    for name, description in commands.items():
+        subcommands.add_subcommand(name, make_parser(name, description), help=description)
+    return parser
+
+
+def _fill_train(parser: ArgumentParser, arguments: Sequence[str]) -> None:
+    parser.add_argument("--config", action="config", help="YAML file with any of these options")
+    parser.add_argument(
+        "--print_config",
+        action="store_true",
+        help="print all options as YAML for --config, and stop",
+    )
+    parser.add_argument(
+        "--resume",
+        type=str,
+        metavar="RUN",
+        help="continue an interrupted run; only max_epochs may change",
+    )
+    parser.add_argument(
+        "--run_dir", type=str, help="run folder (default: runs/<data>-<model>-<guide>-<time>)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in run_dir")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, batches and draws")
+    parser.add_argument(
+        "--num_samples", type=int, default=1000, help="importance samples a test row, for log p(x)"
+    )
+    for role in _KNOWN:
+        _add_role(parser, role, arguments)
+    parser.add_argument(
+        "--data",
+        type=str,
+        default="digits",
+        help="digits, MNIST, FashionMNIST, KMNIST, EMNIST, CIFAR10, SVHN, folder:PATH, or an array file "
+        "PATH.npy, PATH.npz, PATH.pt",
+    )
+    parser.add_function_arguments(load_data, skip=_DATA_SKIP)
+    parser.add_function_arguments(fit, skip=_FIT_SKIP)
+    parser.set_defaults({"max_epochs": 200, "patience": 30})
+    parser.add_argument(
+        "--versions", type=dict, help="==SUPPRESS=="
+    )  # a run's config.yaml has them
+
+
+def _fill_evaluate(parser: ArgumentParser, arguments: Sequence[str]) -> None:
+    _add_run(parser)
+    parser.add_argument("--num_samples", type=int, default=1000, help="importance samples a row")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, ...")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the run's evaluation.json"
+    )
+
+
+def _fill_diagnose(parser: ArgumentParser, arguments: Sequence[str]) -> None:
+    _add_run(parser)
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, ...")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run's diagnosis.json")
+
+
+def _fill_sample(parser: ArgumentParser, arguments: Sequence[str]) -> None:
+    _add_run(parser)
+    parser.add_argument("--num", type=int, default=64, help="number of samples")
+    _add_output(
+        parser, "a picture (.png, .pdf, .svg) or arrays z, mean and x (.npz)", "RUN/samples.png"
+    )
+
+
+def _fill_compare(parser: ArgumentParser, arguments: Sequence[str]) -> None:
+    parser.add_argument(
+        "runs", nargs="+", type=str, metavar="RUN", help="run folders; the first is compared to"
+    )
+    _add_output(parser, "the picture", "comparison.png")
+
+
+def _fill_export(parser: ArgumentParser, arguments: Sequence[str]) -> None:
+    _add_run(parser)
+    parser.add_argument("--num_samples", type=int, default=1000, help="importance samples a row")
+    _add_output(parser, "netCDF file for ArviZ", "RUN/posterior.nc")
+
+
+_FILL: dict[str, Callable[[ArgumentParser, Sequence[str]], None]] = {
+    "train": _fill_train,
+    "evaluate": _fill_evaluate,
+    "diagnose": _fill_diagnose,
+    "sample": _fill_sample,
+    "compare": _fill_compare,
+    "export": _fill_export,
+}
+
+
+def _add_run(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=str, metavar="RUN", help="run folder")
+    parser.add_argument(
+        "--data_dir", type=str, help="where torchvision's files are now, if they have moved"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of all draws")
+
+
+def _add_output(parser: ArgumentParser, what: str, default: str) -> None:
+    parser.add_argument(
+        "-o", "--output", type=str, metavar="FILE", help=f"{what} (default: {default})"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE")
+
+
+def _add_role(parser: ArgumentParser, role: str, arguments: Sequence[str]) -> None:
+    """Adds an argument for an object that is given by the name of its class."""
+    known = _KNOWN[role]
+    classes = []
+    for name in _named(role, arguments) or [_DEFAULTS[role]]:
+        if "." not in name and name not in known:
+            raise UsageError(
+                f"--{role} {name}: there is no {role} of this name; known are {', '.join(known)}, "
+                "and any importable class by its full name, package.module.Class"
+            )
+        try:
+            found = known[name] if name in known else import_by_name(name)
+        except ValueError as error:
+            raise UsageError(f"--{role} {name}: {error}") from error
+        if role == "objective" and not (inspect.isclass(found) and issubclass(found, Objective)):
+            raise UsageError(f"--objective {name}: this is no subclass of {_name(Objective)}")
+        if not inspect.isclass(found):
+            parser.add_argument(f"--{role}", type=Callable, help="a Pyro program")
+            return
+        classes.append(found)
+    parser.add_subclass_arguments(
+        tuple(dict.fromkeys(classes)),
+        role,
+        default={"class_path": _name(classes[-1])},
+        instantiate=False,
+        fail_untyped=False,
+        metavar="CLASS",
+        help=f"{', '.join(known)}, or the full name of any importable class; its arguments are "
+        f"--{role}.NAME VALUE, and --{role}.help CLASS lists them (default: "
+        f"{_DEFAULTS[role].rpartition('.')[2]})",
+    )
+
+
+def _named(role: str, arguments: Sequence[str]) -> list[str]:
+    """The classes that the arguments, and the configuration files among them, name for a role."""
+    named: list[str | None] = []
+    for i, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        if not equals:
+            value = arguments[i + 1] if i + 1 < len(arguments) else ""
+        if option in (f"--{role}", f"--{role}.class_path", f"--{role}.help"):
+            named.append(_class_path(value))
+        elif option == "--config":
+            named.append(_class_path(_load_yaml(value).get(role)))
+    return [name for name in named if name and not name.startswith("-")]
+
+
+def _class_path(value: Any) -> str | None:
+    if isinstance(value, str) and value.startswith("{"):
+        value = yaml.safe_load(value)
+    if isinstance(value, Mapping):
+        value = value.get("class_path")
+    return value if isinstance(value, str) and not Path(value).is_file() else None
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _load_yaml(file: str) -> Mapping[str, Any]:
+    try:
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):  # the parser will complain of it
+        return {}
+    return content if isinstance(content, Mapping) else {}
+
+
+# -- from options to objects -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a training needs.
+
+    Attributes:
+        data: The rows.
+        model: The model, with its initial weights.
+        guide: The guide, likewise.
+        objective: The objective.
+        fit_options: Further keywords of ``fit``.
+        config: All options, with everything that was left open filled in; plain values for YAML.
+    """
+
+    data: Data
+    model: Program
+    guide: Program
+    objective: Objective
+    fit_options: dict[str, Any]
+    config: dict[str, Any]
+
+
+def with_defaults(parser: ArgumentParser, given: Namespace) -> dict[str, Any]:
+    """All options of a training as plain values: those given, and the defaults of the others."""
+    options = parser.get_defaults()
+    for role in _KNOWN:  # what they leave open depends on the data, see set_up()
+        options.pop(role, None)
+    options.update(given)
+    plain: dict[str, Any] = yaml.safe_load(parser.dump(options))
+    for name in (
+        "config",
+        "print_config",
+        "resume",
+        "run_dir",
+        "overwrite",
+        "quiet",
+        "debug",
+        "versions",
+    ):
+        plain.pop(name, None)
+    return plain
+
+
+def load_rows(config: Mapping[str, Any], data_dir: str | None = None) -> Data:
+    """The data that a configuration names."""
+    options = {name: config[name] for name in _DATA if name in config}
+    if data_dir is not None:
+        options["data_dir"] = data_dir
+    return load_data(config["data"], **options, seed=config["seed"])
+
+
+def set_up(options: Mapping[str, Any]) -> Setup:
+    """Loads the data and builds model, guide and objective from :func:`with_defaults`'s options.
+
+    What a constructor asks for and the options leave open is filled in: ``data_shape`` from the data, the
+    ``likelihood`` that suits them, the guide's ``latent_dim`` and ``network`` from the model, the guide's
+    ``model``. The result's ``config`` holds all of it, so that it needs no filling in again.
+    """
+    first = ("data", *_DATA, "model", "guide", "objective", *_FIT)
+    config = {name: options.get(name) for name in first if name in options or name in _KNOWN}
+    config |= options
+    data = load_rows(config)
+    pyro.set_rng_seed(config["seed"])
+    shape = {"data_shape": list(data.shape)}
+    wanted = _fill_in(config, "model", {**shape, "likelihood": _likelihood_for(data)})
+    model, config["model"] = build(wanted)
+    of_model = config["model"]["init_args"]
+    shared = {name: of_model[name] for name in ("latent_dim", "network") if name in of_model}
+    guide, config["guide"] = build(_fill_in(config, "guide", {**shape, **shared}), model)
+    objective, config["objective"] = build(_fill_in(config, "objective", {}))
+    parser = Parser(exit_on_error=False)
+    parser.add_function_arguments(fit, skip=_FIT_SKIP)
+    chosen = parser.parse_object({name: config[name] for name in _FIT if name in config})
+    assert isinstance(objective, Objective)
+    return Setup(data, model, guide, objective, vars(parser.instantiate(chosen)), config)
+
+
+def _fill_in(
+    config: Mapping[str, Any], role: str, suggestions: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The description of a role's object, with suggestions for arguments that it takes and that were left open."""
+    spec = config.get(role) or {"class_path": _DEFAULTS[role]}
+    if isinstance(spec, str):
+        spec = {"class_path": spec}
+    kind = import_by_name(spec["class_path"])
+    arguments = dict(spec.get("init_args") or {})
+    if inspect.isclass(kind):
+        parameters = inspect.signature(kind).parameters
+        for name, value in suggestions.items():
+            if name in parameters and name not in arguments and _suits(kind, name):
+                arguments[name] = value
+    return {"class_path": spec["class_path"], "init_args": arguments}
+
+
+def _suits(kind: type, name: str) -> bool:
+    """Whether a parameter of this name means what ours means by it: networks and likelihoods by their type."""
+    ours = {"network": Network, "likelihood": Likelihood}.get(name)
+    if ours is None:
+        return True
+    try:
+        hint = get_type_hints(kind.__init__).get(name)  # type: ignore[misc]
+    except NameError:
+        return False
+    return hint is ours or ours in get_args(hint)
+
+
+def _likelihood_for(data: Data) -> dict[str, Any]:
+    """The likelihood whose support is what the data are made of."""
+    if data.levels is None:
+        name, arguments = "LearnedGaussian", {}
+    elif data.levels == 2:
+        name, arguments = "Bernoulli", {}
+    elif float(data.train.max()) > 1:
+        name, arguments = "Binomial", {"total_count": data.levels - 1}
+    else:
+        name, arguments = "DiscretizedLogistic", {"levels": data.levels}
+    return {"class_path": f"ppl_vae.likelihoods.{name}", "init_args": arguments}
