@@ -7,6 +7,22 @@
 from __future__ import annotations
 
 from ppl_vae._version import __version__
+from ppl_vae.arviz_bridge import to_arviz
+from ppl_vae.check import check
+from ppl_vae.data import load_data
+from ppl_vae.diagnosis import diagnose
 from ppl_vae.evaluation import evaluate
+from ppl_vae.fitting import fit
+from ppl_vae.runs import load_run, save_run
 
-__all__ = ["__version__", "evaluate"]
+__all__ = [
+    "__version__",
+    "check",
+    "diagnose",
+    "evaluate",
+    "fit",
+    "load_data",
+    "load_run",
+    "save_run",
+    "to_arviz",
+]

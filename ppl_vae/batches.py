@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ppl_vae.pairs import Batch, Pair, num_rows, take_rows
 
-Data = Tensor | tuple[Tensor, ...] | list[Tensor] | Iterable[Any]
+DataLike = Tensor | tuple[Tensor, ...] | list[Tensor] | Iterable[Any]
 
 
 def device_of(tensors: Iterable[Tensor]) -> torch.device:
@@ -41,7 +41,7 @@ class Batches:
         ValueError: No rows, or tensors with different numbers of rows.
     """
 
-    def __init__(self, x: Data, pair: Pair) -> None:
+    def __init__(self, x: DataLike, pair: Pair) -> None:
         self._arguments = _num_arguments(pair)
         self._rows: Batch | None = None
         if isinstance(x, Tensor) or (

@@ -48,9 +48,7 @@ def write_tensors(
         >>> read_tensors(f"{folder}/state.safetensors")
         ({'w': tensor([1., 1.])}, {'epoch': 3})
     """
-    plain = {
-        name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()
-    }
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     text = json.dumps(dict(metadata or {}))
     data = safetensors.torch.save(plain, {_METADATA: text, _DIGEST: _digest(plain, text)})
     write_bytes(path, data)
@@ -95,7 +93,9 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if _METADATA not in header or _DIGEST not in header:
         raise CorruptFileError(path, "the file was not written by ppl_vae (it has no checksum)")
     if _digest(tensors, header[_METADATA]) != header[_DIGEST]:
-        raise CorruptFileError(path, "the file's content does not match its checksum: it is damaged")
+        raise CorruptFileError(
+            path, "the file's content does not match its checksum: it is damaged"
+        )
     return tensors, json.loads(header[_METADATA])
 
 
@@ -147,6 +147,5 @@ def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()
-

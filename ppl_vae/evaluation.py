@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
 from ppl_vae import stats
-from ppl_vae.batches import Batches, Data, device_of, move
+from ppl_vae.batches import Batches, DataLike, device_of, move
 from ppl_vae.handlers import Layout, sample_rows, survey
 from ppl_vae.pairs import Batch, Pair, Program, num_rows, take_rows
 
@@ -61,7 +61,7 @@ class Evaluation:
     """What :func:`evaluate` found, row by row, in nats.
 
     Attributes:
-        elbo: E_q log p(x, z) - log q(z | x), from the same samples as the next two: elbo = -(rate + distortion).
+        elbo: E_q log p(x, z) - log q(z | x) = -(rate + distortion), from the same samples.
         rate: E_q log q(z | x) - log p(z).
         distortion: - E_q log p(x | z).
         log_likelihood: log p(x) by importance sampling, log 1/K sum_k w_k: a lower bound in expectation.
@@ -149,7 +149,7 @@ class Evaluation:
 def evaluate(
     model: Program,
     guide: Program,
-    x: Data,
+    x: DataLike,
     *,
     num_samples: int = 1000,
     seed: int | None = None,
@@ -202,8 +202,8 @@ def evaluate(
     notes: tuple[str, ...] = ()
     num_values = 0
     with evaluating(pair, seed):
-        first = batches.first(_everything(batches) if pair.keeps_rows else 64)
-        device = device_of(pair.parameters(move(first, _device(pair))).values())
+        first = batches.first(all_rows(batches) if pair.keeps_rows else 64)
+        device = device_of(pair.parameters(move(first, device_of_pair(pair))).values())
         first = move(first, device)
         layout = survey(pair, first)
         num_values, notes = _describe(pair, layout, first)
@@ -258,7 +258,8 @@ def _evaluate_rows(
     pair: Pair, layout: Layout, batch: Batch, num_samples: int, chunk: int
 ) -> dict[str, Tensor]:
     weights = stats.StreamingWeights(num_samples)
-    rate, distortion = 0.0, 0.0
+    rate: Any = 0.0
+    distortion: Any = 0.0
     done = 0
     while done < num_samples:
         k = min(chunk, num_samples - done)
@@ -267,7 +268,6 @@ def _evaluate_rows(
         rate = rate + (rows.log_guide - rows.log_prior).double().sum(0)
         distortion = distortion - rows.log_likelihood.double().sum(0)
         done += k
-    assert isinstance(rate, Tensor) and isinstance(distortion, Tensor)
     dtype = weights.log_mean_exp.dtype
     return {
         "rate": (rate / num_samples).to(dtype).cpu(),
@@ -297,12 +297,18 @@ def _describe(pair: Pair, layout: Layout, batch: Batch) -> tuple[int, tuple[str,
     return max(1, values), tuple(notes)
 
 
-def _device(pair: Pair) -> torch.device:
+def device_of_pair(pair: Pair) -> torch.device:
+    """Where the pair's parameters are; the CPU if it has none."""
     tensors = [p for module in pair.modules().values() for p in module.parameters()]
     return device_of([*tensors, *pair.store["params"].values()])
 
 
-def _everything(batches: Batches) -> int:
+def all_rows(batches: Batches) -> int:
+    """The number of all rows, for guides that can not be given fewer.
+
+    Raises:
+        ValueError: The rows are not in one tensor.
+    """
     if not batches.in_memory:
         raise ValueError(
             "the guide keeps parameters for each row: give evaluate all rows in one tensor"
@@ -314,7 +320,7 @@ class _CountBytes(TorchDispatchMode):
     """Adds up the bytes of everything that is computed inside of it."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

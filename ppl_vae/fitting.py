@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from ppl_vae.batches import Batches, Data, move
+from ppl_vae.batches import Batches, DataLike, move
 from ppl_vae.check import check_batch
 from ppl_vae.checkpoints import read_tensors, write_tensors
 from ppl_vae.evaluation import progress_bar
@@ -118,10 +118,10 @@ class Fit:
 def fit(
     model: Program,
     guide: Program,
-    x: Data,
+    x: DataLike,
     *,
     objective: Objective | pyro.infer.ELBO | None = None,
-    validation: Data | None = None,
+    validation: DataLike | None = None,
     max_epochs: int = 100,
     batch_size: int = 128,
     learning_rate: float | None = None,
@@ -367,7 +367,9 @@ class _Training:
         shown = self.progress if self.fabric.is_global_zero else False
         with (
             progress_bar(total, "fit", "step", shown) as bar,
-            _tensorboard(self.folder if tensorboard and self.fabric.is_global_zero else None) as board,
+            _tensorboard(
+                self.folder if tensorboard and self.fabric.is_global_zero else None
+            ) as board,
             self.pair.mode(training=True),
             pyro.validation_enabled(False),
         ):
@@ -422,7 +424,9 @@ class _Training:
                 state.seconds = time.monotonic() - started
                 self._checkpoint()
         if not state.sums:
-            raise ValueError(f"x gave no batches in epoch {state.epoch + 1}: it can be read only once")
+            raise ValueError(
+                f"x gave no batches in epoch {state.epoch + 1}: it can be read only once"
+            )
 
     def _step(self, batch: Batch | None, rows: int, beta: float) -> None:
         for leaf in self.leaves:
@@ -440,7 +444,7 @@ class _Training:
                     raise
             if not math.isfinite(float(loss.loss.detach())):
                 raise self._diverged("the loss", loss)
-            (loss.loss * share if share != 1.0 else loss.loss).backward()  # type: ignore[no-untyped-call]
+            (loss.loss * share if share != 1.0 else loss.loss).backward()
         if self.fabric.world_size > 1:
             self._reduce_gradients()
         self._check_and_clip(loss)
@@ -468,7 +472,9 @@ class _Training:
 
     def _diverged(self, what: str, loss: Loss | None) -> DivergenceError:
         site = None if loss is None else first_bad_site(loss.traces)
-        where = f"the first site that is not finite is {site[1]}" if site else "all sites are finite"
+        where = (
+            f"the first site that is not finite is {site[1]}" if site else "all sites are finite"
+        )
         kept = f"; the last good checkpoint is in {self.folder}/checkpoints" if self.folder else ""
         return DivergenceError(
             f"{what} became NaN or infinite at step {self.state.step + 1} (epoch {self.state.epoch + 1}); "
@@ -542,12 +548,12 @@ class _Training:
             self.scheduler.step(-row.get("validation_elbo", row["elbo"]))
         elif self.scheduler is not None:
             self.scheduler.step()
-        if self.patience is not None and state.epoch >= self.objective.warmup_epochs:
-            if row["validation_elbo"] > state.best_elbo:
-                state.best_elbo, state.best_epoch = row["validation_elbo"], state.epoch
-                self.best = {n: t.detach().cpu().clone() for n, t in self.pair.state().items()}
-                if self.folder is not None and self.fabric.is_global_zero:
-                    write_tensors(self._best_file(), self.best, {"epoch": state.epoch})
+        warm = state.epoch >= self.objective.warmup_epochs
+        if self.patience is not None and warm and row["validation_elbo"] > state.best_elbo:
+            state.best_elbo, state.best_epoch = row["validation_elbo"], state.epoch
+            self.best = {n: t.detach().cpu().clone() for n, t in self.pair.state().items()}
+            if self.folder is not None and self.fabric.is_global_zero:
+                write_tensors(self._best_file(), self.best, {"epoch": state.epoch})
         return row
 
     def _held_out(self) -> dict[str, float]:
@@ -697,11 +703,11 @@ def _tensorboard(folder: Path | None) -> Iterator[Any]:
         raise ImportError(
             "TensorBoard is not installed: pip install 'ppl_vae[tensorboard]'"
         ) from error
-    writer = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+    writer = SummaryWriter(str(folder / "tensorboard"))
     try:
         yield writer
     finally:
-        writer.close()  # type: ignore[no-untyped-call]
+        writer.close()
 
 
 def _postfix(row: dict[str, float]) -> dict[str, str]:

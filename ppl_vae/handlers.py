@@ -30,7 +30,8 @@ from torch.distributions import kl_divergence
 
 from ppl_vae.pairs import Batch, Pair, Program, as_args, num_rows, take_rows
 
-Site = dict[str, Any]
+Site = Any
+"""A site of a trace: Pyro's message, a dict."""
 Trace = Any
 
 _SAMPLES_PLATE = "_ppl_vae_samples"
@@ -40,7 +41,7 @@ class PairError(ValueError):
     """A model/guide pair that can not be used as asked; the message names the site and the remedy."""
 
 
-class ScaleLatents(Messenger):  # type: ignore[misc]
+class ScaleLatents(Messenger):
     """Multiplies the log density of every latent site by ``scale``: the KL's weight beta.
 
     It has to be applied to model *and* guide, so that log p(z) and log q(z | x), or their analytic KL, are
@@ -65,7 +66,7 @@ class ScaleLatents(Messenger):  # type: ignore[misc]
             msg["scale"] = msg["scale"] * self.scale
 
 
-class Substitute(Messenger):  # type: ignore[misc]
+class Substitute(Messenger):
     """Gives latent sites the values that it is told, and lets everything else run."""
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:
@@ -163,7 +164,8 @@ class Layout:
         latents: The model's latent sites inside of that plate, which the guide samples.
         shared: Latent sites outside of it: they belong to all rows.
         enumerated: Latent sites that the model sums out exactly (the guide does not sample them).
-        draws: The guide's random sites inside of the plate (auxiliary ones included): what q(z | x) is.
+        guide_sites: The guide's sites inside of the plate, whose log densities make up log q(z | x).
+        draws: Those of them that are random: no Delta sites, but auxiliary ones.
         observed: Observed sites.
         nesting: The number of dimensions that plates take up.
         vectorizes: Whether one run can hold many samples, or they have to be looped over.
@@ -174,6 +176,7 @@ class Layout:
     latents: tuple[str, ...]
     shared: tuple[str, ...]
     enumerated: tuple[str, ...]
+    guide_sites: tuple[str, ...]
     draws: tuple[str, ...]
     observed: tuple[str, ...]
     nesting: int
@@ -261,6 +264,7 @@ def survey(pair: Pair, batch: Batch) -> Layout:
             latents=own,
             shared=tuple(n for n in latents if n not in in_plate and n in guide_trace.nodes),
             enumerated=tuple(n for n in latents if n not in guide_trace.nodes),
+            guide_sites=tuple(n for n in sample_sites(guide_trace) if n in in_plate),
             draws=tuple(n for n in draws if n in in_plate),
             observed=tuple(observed),
             nesting=-min(dims),
@@ -273,7 +277,7 @@ def survey(pair: Pair, batch: Batch) -> Layout:
 
 def _drawn_jointly(pair: Pair, batch: Batch, own: set[str], outside: set[str]) -> str | None:
     """A draw outside of the plate over rows that latents of rows are mere functions of, if there is one."""
-    if not outside:
+    if not outside or not own:
         return None
     with TrackProvenance(), pyro.validation_enabled(False):
         trace = poutine.trace(pair.guide).get_trace(*as_args(batch))
@@ -385,14 +389,9 @@ def sample_rows(
     n = num_rows(batch)
 
     def total(trace: Trace, names: tuple[str, ...]) -> Tensor:
-        rows = [
-            sum_to_rows(unscaled(trace.nodes[name]), layout, num_samples, n)
-            for name in names
-            if name in trace.nodes
-        ]
+        rows = [sum_to_rows(unscaled(trace.nodes[name]), layout, num_samples, n) for name in names]
         return torch.stack(rows).sum(0) if rows else args[0].new_zeros((num_samples, n))
 
-    guide_names = tuple(n for n in sample_sites(guide_trace) if n not in layout.shared)
     if layout.enumerated:
         log_likelihood, log_prior = _summed_out(layout, model_trace, num_samples, n)
     else:
@@ -409,7 +408,7 @@ def sample_rows(
         },
         log_prior=log_prior,
         log_likelihood=log_likelihood,
-        log_guide=total(guide_trace, guide_names),
+        log_guide=total(guide_trace, layout.guide_sites),
         guide_trace=guide_trace,
         model_trace=model_trace,
     )
@@ -451,7 +450,7 @@ def _rows_first(site: Site, layout: Layout, num_samples: int, n: int) -> Tensor:
     return value.squeeze(ones) if ones else value
 
 
-def _enumerate_only(layout: Layout, site: Site) -> dict[str, Any]:
+def _enumerate_only(layout: Layout, site: Site) -> Any:
     """Sites that the guide has drawn are not enumerated, whatever the model says of them."""
     return {} if site["name"] in layout.enumerated else {"enumerate": None}
 
@@ -461,7 +460,11 @@ def _summed_out(layout: Layout, trace: Trace, num_samples: int, n: int) -> tuple
     trace.compute_log_prob()
     trace.pack_tensors()
     plates = set(trace.plate_to_symbol.values())
-    rows = frozenset(trace.plate_to_symbol[p] for p in (layout.plate, _SAMPLES_PLATE) if p in trace.plate_to_symbol)
+    rows = frozenset(
+        trace.plate_to_symbol[p]
+        for p in (layout.plate, _SAMPLES_PLATE)
+        if p in trace.plate_to_symbol
+    )
     terms: OrderedDict[frozenset[str], list[Any]] = OrderedDict()
     prior: list[Tensor] = []
     for name, site in sample_sites(trace).items():

@@ -23,8 +23,9 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import pyro.infer
@@ -397,7 +398,7 @@ def _pyro_loss(
     batch: Batch,
     beta: float,
 ) -> Loss:
-    elbo = _recording(estimator)(
+    elbo = _recording(cast(Hashable, estimator))(
         num_particles=objective.num_particles,
         vectorize_particles=objective.num_particles > 1 and layout.vectorizes,
         max_plate_nesting=layout.nesting,
@@ -419,26 +420,17 @@ def _pyro_loss(
             rate = (rows.log_guide - rows.log_prior).mean()
         else:
             distortion = -_sum(traces, 0, layout.observed)
-            local = _sum(traces, 1, None, layout.shared) - _sum(traces, 0, layout.latents)
-            shared = _sum(traces, 1, layout.shared) - _sum(traces, 0, layout.shared)
+            local = _sum(traces, 1, layout.guide_sites) - _sum(traces, 0, layout.latents)
+            others = tuple(n for n in sample_sites(traces[0][1]) if n not in layout.guide_sites)
+            shared = _sum(traces, 1, others) - _sum(traces, 0, layout.shared)
             distortion = distortion / (n * objective.num_particles)
             rate = (local + shared / scale) / (n * objective.num_particles)
     return Loss(loss, -(distortion + rate), rate, distortion, traces)
 
 
-def _sum(
-    traces: list[tuple[Any, Any]],
-    which: int,
-    names: tuple[str, ...] | None,
-    but: tuple[str, ...] = (),
-) -> Tensor:
-    """Sum of the log densities of the named sites (None: all) in the model (0) or guide (1) traces."""
-    terms = [
-        unscaled(site).sum()
-        for pair_of_traces in traces
-        for name, site in sample_sites(pair_of_traces[which]).items()
-        if (names is None or name in names) and name not in but
-    ]
+def _sum(traces: list[tuple[Any, Any]], which: int, names: tuple[str, ...]) -> Tensor:
+    """Sum of the log densities of the named sites in the model (0) or guide (1) traces."""
+    terms = [unscaled(both[which].nodes[name]).sum() for both in traces for name in names]
     return torch.stack(terms).sum() if terms else torch.zeros(())
 
 
@@ -485,17 +477,28 @@ def mean_field_violations(pair: Pair, batch: Batch) -> dict[str, set[str]]:
         A dict from each offending site to its parents in the model that descend from it in the guide.
     """
     with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
-        with TrackProvenance():
-            model_trace, guide_trace = trace_pair(pair, batch)
-    latents = [n for n in latent_sites(model_trace) if n in guide_trace.nodes]
-    if len(latents) < 2:
-        return {}
+        model_trace, guide_trace = trace_pair(pair, batch)
+        latents = [n for n in latent_sites(model_trace) if n in guide_trace.nodes]
+        if len(latents) < 2:
+            return {}
+        try:
+            with TrackProvenance():
+                model_trace, guide_trace = trace_pair(pair, batch)
+        except Exception:  # code that looks at a tensor's type; then take order for dependence
+            return _out_of_order(latents, guide_trace)
     parents = {n: _parents(model_trace.nodes[n]) & set(latents) - {n} for n in latents}
     ancestors: dict[str, set[str]] = {}
     for name, site in latent_sites(guide_trace).items():
         direct = _parents(site) - {name}
         ancestors[name] = direct.union(*(ancestors.get(d, set()) for d in direct))
     found = {n: {p for p in parents[n] if n in ancestors.get(p, set())} for n in latents}
+    return {name: guilty for name, guilty in found.items() if guilty}
+
+
+def _out_of_order(latents: list[str], guide_trace: Any) -> dict[str, set[str]]:
+    """Latents that the guide samples before one that the model samples earlier."""
+    place = {name: i for i, name in enumerate(guide_trace.nodes)}
+    found = {n: {p for p in latents[:i] if place[n] < place[p]} for i, n in enumerate(latents)}
     return {name: guilty for name, guilty in found.items() if guilty}
 
 

@@ -13,7 +13,7 @@ import types
 import weakref
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import pyro.poutine as poutine
@@ -57,11 +57,11 @@ class Bound:
         self.store = store
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with pyro.get_param_store().scope(self.store):
+        with pyro.get_param_store().scope(cast(Any, self.store)):
             return self.program(*args, **kwargs)
 
 
-class _Restore(Messenger):  # type: ignore[misc]
+class _Restore(Messenger):
     """Gives ``pyro.param`` statements their saved values, the first time that each of them runs."""
 
     def __init__(self, values: MutableMapping[str, Tensor]) -> None:
@@ -122,7 +122,7 @@ class Pair:
     @contextmanager
     def scope(self) -> Iterator[None]:
         """Everything that runs inside sees this pair's parameter store, and nobody else's."""
-        with pyro.get_param_store().scope(self.store), _Restore(self._pending):
+        with pyro.get_param_store().scope(cast(Any, self.store)), _Restore(self._pending):
             yield
         # What belongs to a module stays there alone: a second copy in the store could only go stale.
         owned = {id(p) for module in self.modules().values() for p in module.parameters()}
@@ -189,7 +189,8 @@ class Pair:
                     seen.add(id(parameter))
                     named[f"{root}.{name}"] = parameter
         for name, site in capture.trace.nodes.items():
-            leaf = site["value"].unconstrained()
+            value: Any = site["value"]
+            leaf = value.unconstrained()
             if leaf.requires_grad and id(leaf) not in seen:
                 seen.add(id(leaf))
                 named[f"param.{name}"] = leaf
@@ -283,11 +284,17 @@ def _modules_of(
         for name, value in {**names.globals, **names.nonlocals}.items():
             if isinstance(value, nn.Module):
                 found[f"{role}.{name}"] = value
-            elif isinstance(value, types.FunctionType | types.MethodType | functools.partial):
-                if not getattr(value, "__module__", "").startswith(("torch", "pyro")):
-                    found |= _modules_of(value, f"{role}.{name}", visited)
+            elif _is_own_function(value):
+                found |= _modules_of(value, f"{role}.{name}", visited)
         return found
     return _module_attributes(program, role)
+
+
+def _is_own_function(value: Any) -> bool:
+    kinds = (types.FunctionType, types.MethodType, functools.partial)
+    return isinstance(value, kinds) and not getattr(value, "__module__", "").startswith(
+        ("torch", "pyro.")
+    )
 
 
 def _module_attributes(owner: object, role: str) -> dict[str, nn.Module]:
@@ -317,12 +324,15 @@ def _remember(model: Program, guide: Program, store: dict[str, Any]) -> None:
     try:
         entries = _learned.setdefault(owner, [])
         reference = weakref.ref(guide_owner)
-    except TypeError:  # neither hashable nor weakly referable: the fit's own result still carries the values
+    except (
+        TypeError
+    ):  # neither hashable nor weakly referable: the fit's own result still carries the values
         return
     entries[:] = [
         e
         for e in entries
-        if e[1]() is not None and not (e[0] is method and e[1]() is guide_owner and e[2] is guide_method)
+        if e[1]() is not None
+        and not (e[0] is method and e[1]() is guide_owner and e[2] is guide_method)
     ]
     entries.append((method, reference, guide_method, store))
 

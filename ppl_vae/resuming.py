@@ -58,8 +58,8 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         except CorruptFileError as error:
             errors.append(error)
             continue
-        for error in errors:
-            warnings.warn(f"{error}; continuing from {file.name} instead", stacklevel=2)
+        for passed_over in errors:
+            warnings.warn(f"{passed_over}; continuing from {file.name} instead", stacklevel=2)
         return unflatten(metadata["state"], tensors), metadata["facts"]
     raise CorruptFileError(
         errors[0].path,

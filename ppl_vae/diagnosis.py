@@ -1,0 +1,472 @@
+"""diagnose(): which latent dimensions carry information, why the others do not, and what to do."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.poutine as poutine
+import torch
+from torch import Tensor
+from torch.distributions import Normal, kl_divergence
+
+from ppl_vae import stats
+from ppl_vae.batches import Batches, DataLike, device_of, move
+from ppl_vae.evaluation import Estimate, all_rows, device_of_pair, evaluating, progress_bar
+from ppl_vae.handlers import (
+    Layout,
+    RowDensities,
+    Substitute,
+    elementwise,
+    elementwise_kl,
+    many_samples,
+    sample_rows,
+    sample_sites,
+    stated_moment,
+    sum_to_rows,
+    survey,
+    unscaled,
+)
+from ppl_vae.pairs import Batch, Pair, Program, as_args, num_rows, take_rows
+from ppl_vae.refinement import can_refine, refine_rows
+
+COLLAPSED = 0.01
+"""Nats: a dimension whose mean KL is below has collapsed onto the prior."""
+
+_DRAWS = 32
+_POINTS = 1000
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What :func:`diagnose` found. The d latent dimensions are those of all latent sites, in order.
+
+    Attributes:
+        names: The dimensions' names, ``z[0]``, ``z[1]``, ...
+        kl: Mean over rows of each dimension's KL(q || p), nats, ``(d,)``.
+        mean_variance: Variance over rows of the posterior means, ``(d,)``.
+        active: Which dimensions are active units: ``mean_variance`` > 0.01 (Burda et al.), ``(d,)``.
+        collapsed: Which dimensions have collapsed onto the prior: KL < 0.01 nats, ``(d,)``.
+        mutual_information: I(x; z) under q, nats, from the aggregate posterior of the rows given.
+        marginal_kl: KL(aggregate posterior || prior), nats. The mean rate is the sum of the two.
+        cause: Why dimensions have collapsed: ``none``, ``lagging guide``, ``decoder noise``, ``surplus
+            dimensions`` or ``ignored latent``.
+        remedy: What to do about it.
+        num_rows: Rows looked at.
+        notes: What a reader of the numbers must know.
+    """
+
+    names: tuple[str, ...]
+    kl: Tensor
+    mean_variance: Tensor
+    active: Tensor
+    collapsed: Tensor
+    mutual_information: Estimate
+    marginal_kl: Estimate
+    cause: str
+    remedy: str
+    num_rows: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def active_units(self) -> int:
+        """Number of active dimensions."""
+        return int(self.active.sum())
+
+    @property
+    def saturated(self) -> bool:
+        """Whether the mutual information is within a nat of log n, the most that n rows can show."""
+        return self.mutual_information.mean > math.log(self.num_rows) - 1.0
+
+    def summary(self) -> str:
+        """One sentence: how much of the latent is used, why not more, and what to do."""
+        d, dead = len(self.names), int(self.collapsed.sum())
+        used = f"{self.active_units} of {d} latent dimensions are active"
+        at_least = "at least " if self.saturated else ""
+        information = f"z carries {at_least}{self.mutual_information.mean:.1f} nats about x"
+        if dead == 0:
+            return f"Healthy: {used}, {information}, and no dimension has collapsed."
+        which = "all" if dead == d else str(dead)
+        have = "has" if dead == 1 and d > 1 else "have"
+        return (
+            f"{used.capitalize()} and {information}; {which} {have} collapsed onto the prior: "
+            f"{_CAUSES[self.cause]}; {self.remedy}."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain numbers, for JSON."""
+        return {
+            "names": list(self.names),
+            "kl": self.kl.tolist(),
+            "mean_variance": self.mean_variance.tolist(),
+            "active": self.active.tolist(),
+            "active_units": self.active_units,
+            "collapsed": self.collapsed.tolist(),
+            "mutual_information": {
+                "mean": self.mutual_information.mean,
+                "standard_error": self.mutual_information.standard_error,
+            },
+            "marginal_kl": {
+                "mean": self.marginal_kl.mean,
+                "standard_error": self.marginal_kl.standard_error,
+            },
+            "cause": self.cause,
+            "remedy": self.remedy,
+            "num_rows": self.num_rows,
+            "notes": list(self.notes),
+            "summary": self.summary(),
+        }
+
+    def __str__(self) -> str:
+        return self.summary()
+
+
+_CAUSES = {
+    "none": "no cause",
+    "lagging guide": "the guide lags behind the model, whose own posterior does use them",
+    "decoder noise": "the decoder's noise is larger than what they could explain",
+    "surplus dimensions": "the model does without them",
+    "ignored latent": "the decoder ignores z altogether",
+}
+
+_REMEDIES = {
+    "none": "nothing to do",
+    "lagging guide": "train the guide on (more steps for it than for the model), enlarge its network, "
+    "or warm beta up more slowly",
+    "decoder noise": "learn the noise (LearnedGaussian or OptimalGaussian) or lower beta to use them",
+    "surplus dimensions": "nothing is lost; a smaller latent_dim would do, or lower beta or set "
+    "free_bits to use them",
+    "ignored latent": "warm beta up from 0, set free_bits, or weaken the decoder",
+}
+
+
+def diagnose(
+    model: Program,
+    guide: Program,
+    x: DataLike,
+    *,
+    beta: float = 1.0,
+    seed: int | None = None,
+    progress: bool | None = None,
+) -> Diagnosis:
+    """Which latent dimensions carry information about x, and why the others do not.
+
+    *Active units* count the dimensions whose posterior mean varies over all rows by more than 0.01 (Burda et
+    al., arXiv:1509.00519). The *mutual information* I(x; z) = E log q(z | x) - log q(z) and the *marginal KL*
+    E log q(z) - log p(z) (Hoffman and Johnson, *ELBO surgery*, 2016) use the aggregate posterior
+    q(z) = 1/n sum_j q(z | x_j) of the n rows given, at one draw for each of at most 1,000 rows. For those
+    rows they are unbiased; for the population the mutual information is biased low, as it can
+    not exceed log n; a note says when that limit is near.
+
+    The KL of a dimension is analytic where guide and prior factorise. Where the guide correlates its
+    dimensions, it is that of the Gaussian with the dimension's own mean and variance.
+
+    If dimensions have collapsed, the cause is sought: per-row posteriors of the frozen model tell a
+    lagging guide from a decoder that ignores them; the data's spectrum against a Gaussian decoder's
+    noise tells whether the noise hides them (Lucas et al., arXiv:1911.02469).
+
+    Args:
+        model: Pyro program of p(x, z).
+        guide: Pyro program of q(z | x).
+        x: Rows, as for ``evaluate``.
+        beta: The beta that the pair was trained with, for the comparison with the noise.
+        seed: Seed for the draws; None draws from torch's global generator.
+        progress: Whether to show a progress bar; None shows one on a terminal.
+
+    Returns:
+        A :class:`Diagnosis`.
+
+    Raises:
+        PairError: The rows are not in a plate, or the guide ties the latents of different rows together.
+        ValueError: The guide samples no latent of a row.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        ...         pyro.sample("x", dist.Normal(z[..., 0], 1.0), obs=x)
+        >>> def guide(x):  # the exact posterior: z[1] has nothing to say
+        ...     with pyro.plate("data", len(x)):
+        ...         loc = torch.stack([x / 2, torch.zeros_like(x)], -1)
+        ...         pyro.sample("z", dist.Normal(loc, torch.tensor([0.5**0.5, 1.0])).to_event(1))
+        >>> _ = torch.manual_seed(0)
+        >>> diagnosis = diagnose(model, guide, 2**0.5 * torch.randn(500))
+        >>> diagnosis.active_units, diagnosis.collapsed
+        (1, tensor([False,  True]))
+    """
+    pair = Pair.of(model, guide)
+    batches = Batches(x, pair)
+    with evaluating(pair, seed):
+        first = batches.first(all_rows(batches) if pair.keeps_rows else 64)
+        device = device_of(pair.parameters(move(first, device_of_pair(pair))).values())
+        layout = survey(pair, move(first, device))
+        if not layout.latents:
+            raise ValueError("the guide samples no latent of a row: there is nothing to diagnose")
+        size = num_rows(first) if pair.keeps_rows else 256
+        survey_of_rows = _look(pair, layout, batches, size, device, progress)
+        information, marginal, notes = _information(
+            pair, layout, batches, size, device, survey_of_rows, progress
+        )
+        kl = survey_of_rows.kl
+        active = survey_of_rows.mean_variance > 0.01
+        collapsed = kl < COLLAPSED
+        cause = "none"
+        if bool(collapsed.any()):
+            small = move(take_rows(first, slice(0, 64)), device)
+            cause = _cause(pair, layout, small, survey_of_rows, collapsed, active, beta)
+    return Diagnosis(
+        names=survey_of_rows.names,
+        kl=kl,
+        mean_variance=survey_of_rows.mean_variance,
+        active=active,
+        collapsed=collapsed,
+        mutual_information=information,
+        marginal_kl=marginal,
+        cause=cause,
+        remedy=_REMEDIES[cause],
+        num_rows=survey_of_rows.n,
+        notes=notes,
+    )
+
+
+@dataclass
+class _Look:
+    """What one pass over all rows gathers."""
+
+    n: int
+    names: tuple[str, ...]
+    kl: Tensor
+    mean_variance: Tensor
+    points: list[dict[str, Tensor]]
+    log_guide: Tensor
+    log_prior: Tensor
+    eigenvalues: Tensor | None
+    noise: float | None
+
+
+def _look(
+    pair: Pair,
+    layout: Layout,
+    batches: Batches,
+    size: int,
+    device: torch.device,
+    progress: bool | None,
+) -> _Look:
+    spread = stats.RunningVariance()
+    kl_sum: Tensor | None = None
+    sampling = torch.zeros(())
+    names: tuple[str, ...] = ()
+    points: list[dict[str, Tensor]] = []
+    log_guide, log_prior, data, noise = [], [], [], []
+    n = 0
+    with progress_bar(None, "diagnose", "row", progress) as bar:
+        for batch in batches.ordered(size):
+            batch = move(batch, device)
+            rows = sample_rows(pair, layout, batch, _DRAWS)
+            kl, means, noise_of_means, names = _dimensions(rows, layout)
+            spread.update(means.cpu())
+            kl_sum = kl.sum(0) if kl_sum is None else kl_sum + kl.sum(0)
+            sampling = sampling + noise_of_means.sum(0)
+            points.append({name: value[0] for name, value in rows.draws.items()})
+            log_guide.append(rows.log_guide[0])
+            log_prior.append(rows.log_prior[0])
+            site = rows.model_trace.nodes[layout.observed[0]]
+            scale = _gaussian_noise(site["fn"])
+            if scale is not None:
+                noise.append(scale)
+                data.append(site["value"].reshape(num_rows(batch), -1).double().cpu())
+            n += num_rows(batch)
+            bar.update(num_rows(batch))
+    assert kl_sum is not None
+    mean_variance = (spread.variance - (sampling / n).cpu()).clamp(min=0.0)
+    return _Look(
+        n=n,
+        names=names,
+        kl=(kl_sum / n).cpu(),
+        mean_variance=mean_variance,
+        points=points,
+        log_guide=torch.cat(log_guide),
+        log_prior=torch.cat(log_prior),
+        eigenvalues=_eigenvalues(data) if data and n > 1 else None,
+        noise=math.sqrt(sum(s * s for s in noise) / len(noise)) if noise else None,
+    )
+
+
+def _dimensions(
+    rows: RowDensities, layout: Layout
+) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...]]:
+    """KL, posterior mean and the latter's sampling variance of each row and dimension; the names."""
+    kls, means, noises, names = [], [], [], []
+    samples, n = rows.log_guide.shape
+    for name in layout.latents:
+        value = rows.latents[name].double()
+        stated = stated_moment(rows, layout, name, "mean")
+        mean = value.mean(0) if stated is None else stated.double().mean(0)
+        variance = stated_moment(rows, layout, name, "variance")
+        spread = value.var(0) if variance is None else variance.double().mean(0)
+        noise = value.var(0) / samples if stated is None else torch.zeros_like(mean)
+        guide_site, model_site = rows.guide_trace.nodes[name], rows.model_trace.nodes[name]
+        kl = elementwise_kl(guide_site, model_site)
+        if kl is not None:
+            kl = _rows_of(kl, layout, samples, n)
+        else:
+            kl = _gaussian_kl(mean, spread, model_site["fn"], layout)
+        kls.append(kl.double().reshape(n, -1))
+        means.append(mean.reshape(n, -1))
+        noises.append(noise.reshape(n, -1))
+        shape = mean.shape[1:]
+        names += (
+            [
+                name + "".join(f"[{i}]" for i in index)
+                for index in torch.cartesian_prod(*[torch.arange(s) for s in shape])
+                .reshape(-1, len(shape))
+                .tolist()
+            ]
+            if shape
+            else [name]
+        )
+    return torch.cat(kls, 1), torch.cat(means, 1), torch.cat(noises, 1), tuple(names)
+
+
+def _rows_of(kl: Tensor, layout: Layout, samples: int, n: int) -> Tensor:
+    """An elementwise KL ``(*batch, dimensions)`` as its mean over samples, ``(n, dimensions)``."""
+    columns = [sum_to_rows(column, layout, samples, n).mean(0) for column in kl.unbind(-1)]
+    return torch.stack(columns, -1)
+
+
+def _gaussian_kl(mean: Tensor, variance: Tensor, prior: Any, layout: Layout) -> Tensor:
+    """KL of the Gaussian with a dimension's mean and variance against the prior's, ``(n, *event)``."""
+    single = elementwise(prior)
+    moments = prior if single is None else single
+    event = mean.shape[1:]
+
+    def last(moment: Tensor) -> Tensor:
+        moment = moment.double()
+        return moment.reshape(-1, *event)[-1] if moment.dim() > len(event) else moment
+
+    try:
+        p = Normal(last(moments.mean), last(moments.variance).sqrt())
+    except NotImplementedError:  # a prior that states no moments: compare with the standard normal
+        p = Normal(torch.zeros_like(mean[0]), torch.ones_like(mean[0]))
+    return kl_divergence(Normal(mean, variance.clamp(min=1e-12).sqrt()), p)
+
+
+def _gaussian_noise(fn: Any) -> float | None:
+    """The root mean square standard deviation of a Gaussian likelihood; None for others."""
+    single = elementwise(fn)
+    if not isinstance(single, Normal):
+        return None
+    return float(single.variance.double().mean().sqrt())
+
+
+def _eigenvalues(data: list[Tensor]) -> Tensor:
+    x = torch.cat(data)
+    x = x - x.mean(0)
+    gram = x.T @ x if x.shape[1] <= x.shape[0] else x @ x.T
+    eigenvalues: Tensor = torch.linalg.eigvalsh(gram / len(x))
+    return eigenvalues.flip(0)
+
+
+def _information(
+    pair: Pair,
+    layout: Layout,
+    batches: Batches,
+    size: int,
+    device: torch.device,
+    look: _Look,
+    progress: bool | None,
+) -> tuple[Estimate, Estimate, tuple[str, ...]]:
+    """I(x; z) and KL(q(z) || p(z)) at one draw for each of some rows, against all rows."""
+    count = min(look.n, _POINTS if layout.vectorizes else 100)
+    chosen = torch.linspace(0, look.n - 1, count, device=device).round().long()
+    points = {name: torch.cat([p[name] for p in look.points])[chosen] for name in look.points[0]}
+    aggregate = torch.full((count,), -math.inf, dtype=torch.float64, device=device)
+    with progress_bar(look.n, "diagnose", "row", progress) as bar:
+        for batch in batches.ordered(size):
+            batch = move(batch, device)
+            n = num_rows(batch)
+            width = max(1, min(count, 2**20 // n // max(1, len(look.names))))
+            parts = []
+            for start in range(0, count, width):
+                values = {name: point[start : start + width] for name, point in points.items()}
+                parts.append(_cross_density(pair, layout, batch, values, n).logsumexp(1))
+            aggregate = torch.logaddexp(aggregate, torch.cat(parts).double())
+            bar.update(n)
+    log_q = aggregate - math.log(look.n)
+    information = look.log_guide[chosen].double() - log_q
+    marginal = log_q - look.log_prior[chosen].double()
+    notes = [
+        f"the mutual information is that of the {look.n} rows given: it can not exceed log n = "
+        f"{math.log(look.n):.2f} nats and is biased low for the population"
+    ]
+    if float(information.mean()) > math.log(look.n) - 1.0:
+        notes.append(
+            "the mutual information is within a nat of its limit log n: take it for a lower bound"
+        )
+    return Estimate(information.cpu()), Estimate(marginal.cpu()), tuple(notes)
+
+
+def _cross_density(
+    pair: Pair, layout: Layout, batch: Batch, values: dict[str, Tensor], n: int
+) -> Tensor:
+    """log q(z_i | x_j) of given points i under the guide at each row j of the batch: ``(points, n)``."""
+    count = len(next(iter(values.values())))
+    if not layout.vectorizes:
+        return torch.cat(
+            [
+                _scored(pair, layout, batch, {k: v[i : i + 1] for k, v in values.items()}, 1, n)
+                for i in range(count)
+            ]
+        )
+    return _scored(pair, layout, batch, values, count, n)
+
+
+def _scored(
+    pair: Pair, layout: Layout, batch: Batch, values: dict[str, Tensor], count: int, n: int
+) -> Tensor:
+    inner = (1,) * (-layout.dim - 1)
+    outer = (1,) * (layout.nesting + layout.dim)
+    spread = {}
+    for name, value in values.items():
+        shaped = value.reshape(count, *outer, 1, *inner, *value.shape[1:])
+        shaped = shaped.expand(count, *outer, n, *inner, *value.shape[1:])
+        spread[name] = shaped if count > 1 else shaped[0]
+    with many_samples(layout, count):
+        trace = poutine.trace(Substitute(spread)(pair.guide)).get_trace(*as_args(batch))
+    terms = [
+        sum_to_rows(unscaled(site), layout, count, n)
+        for name, site in sample_sites(trace).items()
+        if name in layout.guide_sites
+    ]
+    return torch.stack(terms).sum(0)
+
+
+def _cause(
+    pair: Pair,
+    layout: Layout,
+    batch: Batch,
+    look: _Look,
+    collapsed: Tensor,
+    active: Tensor,
+    beta: float,
+) -> str:
+    rows = sample_rows(pair, layout, batch, _DRAWS)
+    if can_refine(pair, layout, rows.model_trace):
+        _, means, _, _ = _dimensions(rows, layout)
+        dead = collapsed.to(means.device)
+        dtype = as_args(batch)[0].dtype
+        start = (means + 0.5 * torch.randn_like(means) * dead).to(
+            dtype if dtype.is_floating_point else torch.get_default_dtype()
+        )
+        refined = refine_rows(pair, layout, batch, start)
+        single = kl_divergence(Normal(refined.mean, refined.scale), Normal(0.0, 1.0)).mean(0)
+        gain = float((refined.elbo - rows.log_weights.mean(0)).mean())
+        if gain > 0.1 and float(single[dead].max()) > 10 * COLLAPSED:
+            return "lagging guide"
+    if look.eigenvalues is not None and look.noise is not None:
+        visible = int((look.eigenvalues > beta * look.noise**2).sum())
+        if visible <= int(active.sum()):
+            return "decoder noise"
+    return "surplus dimensions" if bool(active.any()) else "ignored latent"
