@@ -235,7 +235,7 @@ def marginal(
 def prior_contours(axes: Axes, reference: Floats) -> None:
     """Contours around 50 and 95 percent of the draws `(m, 2)`, from a smoothed histogram."""
     counts, x, y = np.histogram2d(reference[:, 0], reference[:, 1], bins=60)
-    density = gaussian_filter(np.pad(counts, 6), sigma=2.5)
+    density = gaussian_filter(np.pad(counts, 6), sigma=2)
     x, y = (
         edges[0] + (np.arange(-6, len(edges) + 5) + 0.5) * (edges[1] - edges[0]) for edges in (x, y)
     )

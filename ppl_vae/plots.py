@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
@@ -364,15 +365,15 @@ def aggregate_posterior(
         for index, name in enumerate(classes):
             place = np.median(draws[indices == index], axis=0)
             # The class at its median: ten colours are too many to tell apart by eye.
-            box = {"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 1}
             axes.text(
                 place[0],
                 place[1],
                 str(name),
                 fontsize=MEDIUM,
                 weight="bold",
-                bbox=box,
+                path_effects=[withStroke(linewidth=3, foreground="white")],
                 ha="center",
+                va="center",
                 zorder=4,
             )
     prior_contours(axes, reference)
