@@ -405,7 +405,7 @@ def _pyro_loss(
         strict_enumeration_warning=False,
     )
     model, guide = pair.model, pair.guide
-    if beta != 1.0:
+    if isinstance(beta, Tensor) or beta != 1.0:
         model, guide = ScaleLatents(beta)(model), ScaleLatents(beta)(guide)
     total = elbo.differentiable_loss(model, guide, *as_args(batch))
     traces = elbo.recorded
