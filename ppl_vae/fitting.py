@@ -329,7 +329,8 @@ class _Training:
         lr_scheduler: Callable[[Optimizer], LRScheduler | ReduceLROnPlateau] | None,
     ) -> None:
         """Checks the pair, finds its parameters and makes the optimiser."""
-        batch = self._on_device(self.batches.first(self.batch_size))
+        # What is trained on: intensities are binarised, say, before the likelihood sees them.
+        batch = self._transformed(self._on_device(self.batches.first(self.batch_size)))
         if self.pair.keeps_rows and self.batches.num_batches(self.batch_size) != 1:
             raise PairError(
                 "the guide keeps parameters for each row (it is not amortised), so that it can not be given "
