@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from ppl_vae._messages import plain
 from ppl_vae._version import __version__
 
 COMMANDS = {
@@ -120,35 +120,8 @@ class _PrintCompletion(argparse.Action):
 
 def _usage_error(arguments: Sequence[str], message: str) -> int:
     where = f"ppl-vae {arguments[0]}" if arguments and arguments[0] in COMMANDS else "ppl-vae"
-    print(f"{where}: error: {_plain(message)}\nTry `{where} --help`.", file=sys.stderr)
+    print(f"{where}: error: {plain(message)}\nTry `{where} --help`.", file=sys.stderr)
     return 2
-
-
-def _plain(message: str) -> str:
-    """What jsonargparse says of a wrong value, without the types that it went through to find out."""
-    keys = re.findall(r'Parser key "([\w.]+)":', message)
-    # The innermost reasons: lines that do not introduce others.
-    reasons = [
-        line.strip(" -")
-        for line in message.splitlines()
-        if not re.match(
-            r"\s*(- )?(Parser key \S+:$|Problem with|Does not validate|Subtypes:|Errors:|Given value"
-            r"|Expected a <class 'NoneType'>|Expected a path but|$)",
-            line,
-        )
-    ]
-    if not keys or not reasons:
-        return message
-    reason = "; ".join(dict.fromkeys(reasons))
-    reason = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", reason)
-    reason = re.sub(r'Parser key "[\w.]+": ', "", reason)
-    reason = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", reason)
-    given = re.search(r"Given value: (?!NestedArg|Namespace|\{)(.+)", message)
-    if given and "Got value" not in reason:
-        reason += f". Got value: {given[1]}"
-    if keys[0] in ("model", "guide", "objective"):
-        reason += f" (--{keys[0]}.help CLASS lists what there is)"
-    return f"--{'.'.join(keys)}: {reason[0].lower()}{reason[1:]}"
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from ppl_vae.runs import (
     POSTERIOR,
     Run,
     build,
+    discard_folder,
     load_run,
     prepare_folder,
     read_config,
@@ -97,6 +98,10 @@ def train(parser: ArgumentParser, given: Namespace) -> int:
         _report(folder, setup, fitted.model, fitted.guide, fitted.history, progress)
     except KeyboardInterrupt:
         print(f"\ncontinue with: ppl-vae train --resume {folder}", file=sys.stderr)
+        raise
+    except BaseException:
+        if fabric.is_global_zero and not any((folder / CHECKPOINTS).glob("step-*")):
+            discard_folder(folder)  # it never began
         raise
     return 0
 

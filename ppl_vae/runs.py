@@ -37,6 +37,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
+from ppl_vae._messages import plain
 from ppl_vae._version import __version__
 from ppl_vae.checkpoints import CorruptFileError, read_tensors, write_bytes, write_tensors
 from ppl_vae.pairs import Pair, Program
@@ -200,13 +201,25 @@ def prepare_folder(path: Path, *, overwrite: bool, dry_run: bool = False) -> Non
             )
         if dry_run:
             return
-        for name in _RESULTS:
-            if (path / name).is_dir():
-                shutil.rmtree(path / name)
-            else:
-                (path / name).unlink(missing_ok=True)
+        _empty(path)
     if not dry_run:
         path.mkdir(parents=True, exist_ok=True)
+
+
+def discard_folder(path: Path) -> None:
+    """Removes a run folder, unless there is something in it that is no part of a run."""
+    _empty(path)
+    (path / CONFIG).unlink(missing_ok=True)
+    if not any(path.iterdir()):
+        path.rmdir()
+
+
+def _empty(path: Path) -> None:
+    for name in _RESULTS:
+        if (path / name).is_dir():
+            shutil.rmtree(path / name)
+        else:
+            (path / name).unlink(missing_ok=True)
 
 
 def write_config(path: Path, config: Mapping[str, Any]) -> None:
@@ -336,7 +349,7 @@ def build(spec: Mapping[str, Any], model: Program | None = None) -> tuple[Progra
     try:
         parsed = parser.parse_object(given)
     except (ArgumentError, TypeError, KeyError) as error:
-        raise ValueError(f"{name} can not be built: {_one_line(error)}") from error
+        raise ValueError(f"{name} can not be built: {plain(str(error))}") from error
     resolved = yaml.safe_load(parser.dump(parsed)) or {}
     arguments = parser.instantiate(parsed)
     return kind(**vars(arguments), **parts), {"class_path": name, "init_args": resolved}
@@ -466,7 +479,9 @@ def _as_constraint(described: Mapping[str, Any]) -> Constraint:
         name: _as_constraint(value) if isinstance(value, dict) else value
         for name, value in described["init_args"].items()
     }
-    constraint = import_by_name(described["class_path"])(**arguments)
-    if not isinstance(constraint, Constraint):
+    kind = import_by_name(described["class_path"])
+    if not (isinstance(kind, type) and issubclass(kind, Constraint)):
         raise ValueError(f"{described['class_path']} is not a constraint")
+    constraint = kind.__new__(kind)  # constructors do not always take what they keep
+    vars(constraint).update(arguments)
     return constraint

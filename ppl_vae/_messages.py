@@ -1,0 +1,39 @@
+"""The messages of jsonargparse, in fewer words. Apart from the rest, because it is needed without torch."""
+
+from __future__ import annotations
+
+import re
+
+_INTRODUCTION = re.compile(
+    r"\s*(- )?(Parser key \S+:$|Problem with|Does not validate|Subtypes:|Errors:|Given value"
+    r"|Expected a <class 'NoneType'>|Expected a path but|$)"
+)
+
+
+def plain(message: str) -> str:
+    r"""What is wrong with a value, without the types that were tried to find out.
+
+    Example:
+        >>> plain("Parser key 'max_epochs'".replace("'", '"') + ":\n  Expected a <class 'int'>. Got value: x")
+        '--max_epochs: expected int, got x'
+    """
+    keys = re.findall(r'Parser key "([\w.]+)":', message)
+    reasons = [line.strip(" -") for line in message.splitlines() if not _INTRODUCTION.match(line)]
+    if not keys or not reasons:
+        return message
+    reason = "; ".join(dict.fromkeys(reasons))
+    reason = re.sub(r'Parser key "[\w.]+": ', "", reason)
+    reason = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", reason)
+    reason = re.sub(r"a typing\.Literal\[(.*?)\]", r"one of \1", reason)
+    reason = re.sub(
+        r"a dot import path string: ",
+        "the name of a known class or a full name such as package.module.Class, got ",
+        reason,
+    )
+    reason = reason.replace("Expected a ", "expected ").replace(". Got value:", ", got")
+    given = re.search(r"Given value: (?!NestedArg|Namespace|\{)(.+)", message)
+    if given and ", got" not in reason:
+        reason += f", got {given[1]}"
+    if keys[0] in ("model", "guide", "objective"):
+        reason += f" (--{keys[0]}.help CLASS lists what it takes)"
+    return f"--{'.'.join(keys)}: {reason[0].lower()}{reason[1:]}"
