@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import warnings
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,15 +17,15 @@ from pyro.infer import infer_discrete
 from torch import Tensor
 
 from ppl_vae._version import __version__
-from ppl_vae.batches import Batches, Data, device_of, move
+from ppl_vae.batches import Batches, DataLike, device_of, move
 from ppl_vae.evaluation import Evaluation, evaluate, evaluating
 from ppl_vae.handlers import Layout, Substitute, survey
 from ppl_vae.pairs import Batch, Pair, Program, as_args, num_rows
 
 _ROWS_AT_ONCE = 1024
 
-_LARGEST_PREDICTIVE = 2**24
-"""Numbers that a predictive group may hold; rows with large events get fewer draws."""
+_LARGEST_GROUP = 2**24
+"""Numbers that a group may hold; many rows, or large ones, get fewer draws."""
 
 _SPREAD = 1e-6
 """Nats between the least and the greatest of a row's repeated log p(x); see `to_arviz`."""
@@ -36,7 +37,7 @@ Groups = dict[str, dict[str, xr.DataArray]]
 def to_arviz(
     model: Program,
     guide: Program,
-    x: Data,
+    x: DataLike,
     *,
     num_samples: int = 1000,
     num_draws: int = 100,
@@ -56,8 +57,8 @@ def to_arviz(
     | `observed_data` | x | row, ... |
 
     The further dimensions of a site are called `<site>_dim_0` and so on. A latent outside of the
-    plate over rows has no dimension `row`. The predictive groups hold fewer draws where all of them
-    would take more than 2^24 numbers. A "/" in a site's name becomes "_": netCDF has no such names.
+    plate over rows has no dimension `row`. A group of draws holds fewer of them where all would
+    take more than 2^24 numbers. A "/" in a site's name becomes "_": netCDF has no such names.
 
     The log likelihood is the marginal log p(x) = log E_p(z) p(x | z), estimated by importance
     sampling, not log p(x | z), which would score each row by a latent that has seen that very row.
@@ -76,7 +77,7 @@ def to_arviz(
         guide: Pyro program of q(z | x), with the same arguments.
         x: A tensor `(n, *event)`, a tuple of tensors, or an iterable of batches.
         num_samples: Importance samples for log p(x), where no `evaluation` is given.
-        num_draws: Draws kept of each latent, in one chain. `az.loo` needs 30 or more.
+        num_draws: Draws of each site, in one chain. `az.loo` needs 30 or more.
         evaluation: What `evaluate` returned for the same pair and the same rows, to be used instead
             of estimating log p(x) again.
         seed: Seed for the draws; None draws from torch's global generator.
@@ -143,54 +144,65 @@ def _draw(
     pair: Pair, layout: Layout, batch: Batch, shared: list[dict[str, Tensor]], total_rows: int
 ) -> Groups:
     """All groups with draws, of one chunk of rows; `shared` is read, and written by the first."""
-    args = as_args(batch)
     num_draws = len(shared) // 2
-    latents = (*layout.shared, *layout.latents, *layout.enumerated)
-    keep = num_draws
     stacks: dict[str, dict[str, list[xr.DataArray]]] = {}
-
-    def record(group: str, name: str, site: dict[str, Any], value: Tensor) -> None:
-        variable = _variable(name, site, value, layout)
-        stacks.setdefault(group, {}).setdefault(name.replace("/", "_"), []).append(variable)
-
+    keep: dict[str, int] = {}
     for draw in range(num_draws):
-        guide = Substitute(shared[draw])(pair.guide)
-        guide_trace = poutine.trace(guide).get_trace(*args)
-        replayed = poutine.replay(pair.model, trace=guide_trace)
-        if layout.enumerated:
-            # The guide leaves these sites out: they are drawn from their exact p(c | x, z).
-            replayed = infer_discrete(
-                replayed, first_available_dim=-layout.nesting - 1, temperature=1
-            )
-        posterior: dict[str, Any] = dict(poutine.trace(replayed).get_trace(*args).nodes)
-        free = Substitute(shared[num_draws + draw])(poutine.uncondition(pair.model))
-        prior: dict[str, Any] = dict(poutine.trace(free).get_trace(*args).nodes)
-        observed = {
-            name: posterior[name]
-            for name in layout.observed
-            if posterior[name]["value"].numel() > 0  # a pyro.factor statement has no value
-        }
-        if draw == 0:
-            for name, site in observed.items():
-                record("observed_data", name, site, site["value"])
-            numbers = sum(site["value"].numel() for site in observed.values()) // num_rows(batch)
-            keep = max(1, _LARGEST_PREDICTIVE // max(1, numbers * total_rows))
-        for name in latents:
-            record("posterior", name, posterior[name], posterior[name]["value"])
-            record("prior", name, prior[name], prior[name]["value"])
-        for name in layout.shared:
-            shared[draw][name] = posterior[name]["value"]
-            shared[num_draws + draw][name] = prior[name]["value"]
-        if draw < keep:
-            for name, site in observed.items():
-                record("posterior_predictive", name, site, site["fn"].sample())
-                record("prior_predictive", name, prior[name], prior[name]["value"])
-    return {
-        group: {
-            name: values[0] if group == "observed_data" else _stack(values)
-            for name, values in variables.items()
-        }
+        if draw >= max(keep.values(), default=1):
+            break
+        groups = _draw_once(pair, layout, batch, shared[draw], shared[num_draws + draw])
+        for group, variables in groups.items():
+            numbers = sum(variable.size for variable in variables.values())
+            most = _LARGEST_GROUP * num_rows(batch) // max(1, numbers * total_rows)
+            if draw < keep.setdefault(group, 1 if group == "observed_data" else max(1, most)):
+                for name, variable in variables.items():
+                    stacks.setdefault(group, {}).setdefault(name, []).append(variable)
+    observed = stacks.pop("observed_data")
+    stacked = {
+        group: {name: _stack(draws) for name, draws in variables.items()}
         for group, variables in stacks.items()
+    }
+    return stacked | {"observed_data": {name: draws[0] for name, draws in observed.items()}}
+
+
+def _draw_once(
+    pair: Pair,
+    layout: Layout,
+    batch: Batch,
+    shared: dict[str, Tensor],
+    shared_prior: dict[str, Tensor],
+) -> Groups:
+    """One draw of everything, and the data."""
+    args = as_args(batch)
+    guide_trace = poutine.trace(Substitute(shared)(pair.guide)).get_trace(*args)
+    replayed = poutine.replay(pair.model, trace=guide_trace)
+    if layout.enumerated:
+        # The guide leaves these sites out: they are drawn from their exact p(c | x, z).
+        replayed = infer_discrete(replayed, first_available_dim=-layout.nesting - 1, temperature=1)
+    posterior: dict[str, Any] = dict(poutine.trace(replayed).get_trace(*args).nodes)
+    free = Substitute(shared_prior)(poutine.uncondition(pair.model))
+    prior: dict[str, Any] = dict(poutine.trace(free).get_trace(*args).nodes)
+    for name in layout.shared:
+        shared[name], shared_prior[name] = posterior[name]["value"], prior[name]["value"]
+    latents = (*layout.shared, *layout.latents, *layout.enumerated)
+    # A pyro.factor statement is an observed site without a value.
+    data = [name for name in layout.observed if posterior[name]["value"].numel() > 0]
+
+    def collect(sites: dict[str, Any], names: Iterable[str], *, again: bool = False) -> Any:
+        return {
+            name.replace("/", "_"): _variable(
+                name, site, site["fn"].sample() if again else site["value"], layout
+            )
+            for name in names
+            for site in (sites[name],)
+        }
+
+    return {
+        "posterior": collect(posterior, latents),
+        "posterior_predictive": collect(posterior, data, again=True),
+        "prior": collect(prior, latents),
+        "prior_predictive": collect(prior, data),
+        "observed_data": collect(posterior, data),
     }
 
 

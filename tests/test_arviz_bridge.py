@@ -203,13 +203,22 @@ def test_a_seed_gives_the_same_draws() -> None:
         assert (values(first, group, name) != values(third, group, name)).any()
 
 
-def test_large_rows_keep_fewer_predictive_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ppl_vae.arviz_bridge._LARGEST_PREDICTIVE", 4 * 5 * 7)
-    model, x = pca(n=5)
+def test_large_groups_keep_fewer_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ppl_vae.arviz_bridge._LARGEST_GROUP", 4 * 1100 * 7)
+    model, _ = pca()
+    x = torch.randn(1100, 4)
     data = to_arviz(model, Exact(model), x, num_samples=2, num_draws=30)
-    assert data["posterior_predictive"].sizes["draw"] == 7
-    assert data["prior_predictive"].sizes["draw"] == 7
-    assert data["posterior"].sizes["draw"] == 30
+    # Seven draws of 1100 rows of four numbers; twice as many of the two latents.
+    draws = {group: data[group].sizes["draw"] for group in GROUPS if "draw" in data[group].sizes}
+    assert draws == {
+        "posterior": 14,
+        "prior": 14,
+        "posterior_predictive": 7,
+        "prior_predictive": 7,
+        "log_likelihood": 30,
+    }
+    log_evidence = float(model.log_evidence(x).detach().double().sum())
+    assert elpd(az.loo(data))[0] == pytest.approx(log_evidence, rel=1e-6)
 
 
 # -- pairs of other people -----------------------------------------------------------------------
