@@ -73,15 +73,18 @@ class _Restore(Messenger):
         if saved is None:
             return
         store = pyro.get_param_store()
-        leaf = msg["value"].unconstrained()
-        if leaf.shape != saved.shape:
-            raise ValueError(
-                f"the saved value of parameter '{msg['name']}' has shape {tuple(saved.shape)}, but the "
-                f"program declares {tuple(leaf.shape)}: it is not the program that was saved"
-            )
-        with torch.no_grad():
-            leaf.copy_(saved)
+        _put_back(msg["name"], msg["value"].unconstrained(), saved)
         msg["value"] = store[msg["name"]]
+
+
+def _put_back(name: str, leaf: Tensor, saved: Tensor) -> None:
+    if leaf.shape != saved.shape:
+        raise ValueError(
+            f"the saved value of parameter '{name}' has shape {tuple(saved.shape)}, but the program "
+            f"declares {tuple(leaf.shape)}: it is not the program that was saved"
+        )
+    with torch.no_grad():
+        leaf.copy_(saved)
 
 
 class Pair:
@@ -100,10 +103,11 @@ class Pair:
             store = _empty_store()
             for program in (model, guide):
                 if isinstance(program, Bound):
-                    for key in store:
-                        store[key].update(program.store[key])
+                    _merge(store, program.store)
         self.store = store
+        self._entered = 0
         self._pending: dict[str, Tensor] = {}
+        self._declared: dict[str, set[str]] = {"model": set(), "guide": set()}
 
     @classmethod
     def of(cls, model: Program, guide: Program) -> Pair:
@@ -123,12 +127,23 @@ class Pair:
     def scope(self) -> Iterator[None]:
         """Everything that runs inside sees this pair's parameter store, and nobody else's."""
         with pyro.get_param_store().scope(cast(Any, self.store)), _Restore(self._pending):
-            yield
+            self._entered += 1
+            try:
+                yield
+            finally:
+                self._entered -= 1
         # What belongs to a module stays there alone: a second copy in the store could only go stale.
+        # Parameters of a module that was not found are kept, so that they are saved.
         owned = {id(p) for module in self.modules().values() for p in module.parameters()}
         for name in list(self.store["params"]):
-            if _MODULE_DIVIDER in name or id(self.store["params"][name]) in owned:
+            if id(self.store["params"][name]) in owned:
                 del self.store["params"][name], self.store["constraints"][name]
+
+    def _values(self) -> Mapping[str, Tensor]:
+        """The unconstrained ``pyro.param`` values: Pyro's own store holds them inside of the scope."""
+        if self._entered:
+            return dict(pyro.get_param_store().named_parameters())
+        return cast(dict[str, Tensor], self.store["params"])
 
     @contextmanager
     def mode(self, training: bool) -> Iterator[None]:
@@ -150,7 +165,11 @@ class Pair:
         """The two programs, carrying their trained ``pyro.param`` values where they have any."""
         if not self.store["params"]:
             return self.model, self.guide
-        return Bound(self.model, self.store), Bound(self.guide, self.store)
+        of_model, of_guide = self._declared["model"], self._declared["guide"]
+        return (
+            Bound(self.model, _without(self.store, of_guide - of_model)),
+            Bound(self.guide, _without(self.store, of_model - of_guide)),
+        )
 
     def remember(self) -> None:
         """Lets :meth:`of` find this store again from the two programs."""
@@ -178,7 +197,9 @@ class Pair:
         """
         with poutine.trace(param_only=True) as capture, self.mode(training=False), torch.no_grad():
             guide_trace = poutine.trace(self.guide).get_trace(*as_args(batch))
-            poutine.replay(self.model, trace=guide_trace)(*as_args(batch))
+            model = poutine.replay(self.model, trace=guide_trace)
+            model_trace = poutine.trace(model).get_trace(*as_args(batch))
+        self._declared = {"model": set(model_trace.param_nodes), "guide": set(guide_trace.param_nodes)}
         if self._pending:  # modules that came to exist only now, such as an autoguide's
             self.load_state(self._pending)
         named: dict[str, Tensor] = {}
@@ -205,7 +226,7 @@ class Pair:
                 if isinstance(tensor, Tensor) and id(tensor) not in seen:
                     seen.add(id(tensor))
                     state[f"{root}.{name}"] = tensor.detach()
-        for name, tensor in self.store["params"].items():
+        for name, tensor in self._values().items():
             if id(tensor) not in seen:
                 state[f"param.{name}"] = tensor.detach()
         return state
@@ -231,11 +252,11 @@ class Pair:
                     )
                 with torch.no_grad():
                     tensor.copy_(saved)
-        self._pending = {name.removeprefix("param."): value for name, value in rest.items()}
-        with torch.no_grad():
-            for name in list(self._pending):
-                if name in self.store["params"]:
-                    self.store["params"][name].copy_(self._pending.pop(name))
+        self._pending.clear()  # in place: an open scope holds on to it
+        self._pending.update((name.removeprefix("param."), t) for name, t in rest.items())
+        values = self._values()
+        for name in self._pending.keys() & values.keys():
+            _put_back(name, values[name], self._pending.pop(name))
 
     def unclaimed(self) -> list[str]:
         """Saved names that nothing in the pair has asked for so far."""
@@ -311,6 +332,26 @@ _learned: weakref.WeakKeyDictionary[Any, list[tuple[Any, Any, Any, dict[str, Any
 
 def _empty_store() -> dict[str, Any]:
     return {"params": {}, "constraints": {}}
+
+
+def _without(store: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    return {key: {n: v for n, v in part.items() if n not in names} for key, part in store.items()}
+
+
+def _merge(into: dict[str, Any], store: dict[str, Any]) -> None:
+    """Adds the values that one program carries to those of the other.
+
+    Raises:
+        ValueError: Both carry a value of one parameter, and from different fits.
+    """
+    for name, value in store["params"].items():
+        if into["params"].get(name, value) is not value:
+            raise ValueError(
+                f"model and guide each carry a trained value of parameter '{name}', from different fits: "
+                "give the two parameters different names, or take model and guide from the same fit"
+            )
+    for key, values in store.items():
+        into[key].update(values)
 
 
 def _identity(program: Program) -> tuple[Any, Any]:
