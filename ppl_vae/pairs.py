@@ -7,8 +7,8 @@ statements live, what has to be saved. It never looks inside of them.
 
 from __future__ import annotations
 
+import dis
 import functools
-import inspect
 import types
 import weakref
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
@@ -199,7 +199,10 @@ class Pair:
             guide_trace = poutine.trace(self.guide).get_trace(*as_args(batch))
             model = poutine.replay(self.model, trace=guide_trace)
             model_trace = poutine.trace(model).get_trace(*as_args(batch))
-        self._declared = {"model": set(model_trace.param_nodes), "guide": set(guide_trace.param_nodes)}
+        self._declared = {
+            "model": set(model_trace.param_nodes),
+            "guide": set(guide_trace.param_nodes),
+        }
         if self._pending:  # modules that came to exist only now, such as an autoguide's
             self.load_state(self._pending)
         named: dict[str, Tensor] = {}
@@ -275,52 +278,75 @@ class Pair:
 # -- which modules a program refers to -------------------------------------------------------------------
 
 
-def _modules_of(
-    program: Program, role: str, visited: frozenset[int] = frozenset()
-) -> dict[str, nn.Module]:
-    if id(program) in visited:
+def _modules_of(value: Any, name: str, seen: set[int] | None = None) -> dict[str, nn.Module]:
+    """The modules that a program is made of: found by what it is, holds and refers to, not by running it."""
+    seen = set() if seen is None else seen
+    if id(value) in seen:
         return {}
-    visited |= {id(program)}
-    if isinstance(program, nn.Module):
-        return {role: program}
-    if isinstance(program, functools.partial):
-        found = _modules_of(program.func, role, visited)
-        values: list[tuple[str, Any]] = [(str(i), value) for i, value in enumerate(program.args)]
-        values += list(program.keywords.items())
-        return found | {f"{role}.{n}": v for n, v in values if isinstance(v, nn.Module)}
-    owner = getattr(program, "__self__", None)
-    if isinstance(owner, nn.Module):
-        return {role: owner}
-    if owner is not None:
-        return _module_attributes(owner, role)
-    wrapped = getattr(program, "__wrapped__", None)
-    if wrapped is not None and wrapped is not program:
-        return _modules_of(wrapped, role, visited)
-    if isinstance(program, types.FunctionType):
+    seen.add(id(value))
+    if isinstance(value, nn.Module):
+        return {name: value}
+    found: dict[str, nn.Module] = {}
+    for part, inner in _parts(value):
+        found |= _modules_of(inner, f"{name}.{part}" if part else name, seen)
+    return found
+
+
+def _parts(value: Any) -> list[tuple[str, Any]]:
+    """What of a value may be or hold a module, by name."""
+    if isinstance(value, functools.partial):
+        args = [(str(i), arg) for i, arg in enumerate(value.args)]
+        return [("", value.func), *args, *value.keywords.items()]
+    if isinstance(value, types.MethodType):
+        return [("", value.__self__), (value.__func__.__name__, value.__func__)]
+    if isinstance(value, types.FunctionType):
+        return [] if _is_of_a_library(value) else _referred(value)
+    if isinstance(value, Mapping):
+        return [(str(key), v) for key, v in value.items()] if len(value) <= _MANY else []
+    if isinstance(value, (list, tuple)):
+        return [(str(i), v) for i, v in enumerate(value)] if len(value) <= _MANY else []
+    if isinstance(value, (Tensor, types.ModuleType)) or _is_of_a_library(type(value)):
+        return []
+    attributes = getattr(value, "__dict__", {})
+    return [(n, v) for n, v in attributes.items() if isinstance(v, nn.Module | list | tuple | dict)]
+
+
+_MANY = 1000  # a longer container holds data, not modules
+
+
+def _is_of_a_library(value: Any) -> bool:
+    return str(getattr(value, "__module__", "")).partition(".")[0] in ("torch", "pyro", "builtins")
+
+
+def _referred(function: types.FunctionType) -> list[tuple[str, Any]]:
+    """The values that a function closes over, has as defaults, or finds among its globals."""
+    found: dict[str, Any] = {}
+    names, attributes = _names_used(function.__code__)
+    for name in names & function.__globals__.keys():
+        value = found[name] = function.__globals__[name]
+        if isinstance(value, types.ModuleType):  # nets.decoder
+            inner = {f"{name}.{n}": vars(value).get(n) for n in attributes}
+            found |= {n: v for n, v in inner.items() if isinstance(v, nn.Module)}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
-            names = inspect.getclosurevars(program)
-        except ValueError:  # an empty closure cell: a name that is bound later
-            return {}
-        found = {}
-        for name, value in {**names.globals, **names.nonlocals}.items():
-            if isinstance(value, nn.Module):
-                found[f"{role}.{name}"] = value
-            elif _is_own_function(value):
-                found |= _modules_of(value, f"{role}.{name}", visited)
-        return found
-    return _module_attributes(program, role)
+            found[name] = cell.cell_contents
+        except ValueError:  # a name that is bound later
+            continue
+    positional = function.__code__.co_varnames[: function.__code__.co_argcount]
+    defaults = function.__defaults__ or ()
+    found |= dict(zip(positional[len(positional) - len(defaults) :], defaults, strict=True))
+    found |= function.__kwdefaults__ or {}
+    return [*sorted(found.items()), ("__wrapped__", getattr(function, "__wrapped__", None))]
 
 
-def _is_own_function(value: Any) -> bool:
-    kinds = (types.FunctionType, types.MethodType, functools.partial)
-    return isinstance(value, kinds) and not getattr(value, "__module__", "").startswith(
-        ("torch", "pyro.")
-    )
-
-
-def _module_attributes(owner: object, role: str) -> dict[str, nn.Module]:
-    attributes = getattr(owner, "__dict__", {})
-    return {f"{role}.{n}": v for n, v in attributes.items() if isinstance(v, nn.Module)}
+@functools.cache
+def _names_used(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
+    """Names of globals, and of globals and attributes, in a function and in those that it defines."""
+    inner = [_names_used(c) for c in code.co_consts if isinstance(c, types.CodeType)]
+    own = {str(i.argval) for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"}
+    names = frozenset[str]().union(*(n for n, _ in inner))
+    attributes = frozenset[str]().union(*(a for _, a in inner))
+    return names | own, attributes.union(code.co_names)
 
 
 # -- what the last fit of a pair has learned -------------------------------------------------------------
