@@ -227,7 +227,7 @@ def survey(pair: Pair, batch: Batch) -> Layout:
     Raises:
         PairError: No plate over rows, or latents of different rows that are drawn jointly.
     """
-    with torch.random.fork_rng(), torch.no_grad():
+    with torch.random.fork_rng(), torch.no_grad(), pair.mode(training=False):
         model_trace, guide_trace = trace_pair(pair, batch)
         observed = observed_sites(model_trace)
         frame = rows_frame(observed, num_rows(batch))
@@ -302,7 +302,11 @@ def _vectorizes(pair: Pair, layout: Layout, batch: Batch) -> bool:
     try:
         both = sample_rows(pair, layout, small, 2)
         for k in range(2):
-            values = {name: value[k] for name, value in both.draws.items()}
+            values = {
+                name: _one_sample(site, layout, k)
+                for name, site in latent_sites(both.guide_trace).items()
+                if not isinstance(_innermost(site["fn"]), dist.Delta)
+            }
             single = sample_rows(pair, layout, small, 1, values=values)
             for name in ("log_prior", "log_likelihood", "log_guide"):
                 one, two = getattr(single, name)[0], getattr(both, name)[k]
@@ -311,6 +315,14 @@ def _vectorizes(pair: Pair, layout: Layout, batch: Batch) -> bool:
     except Exception:  # whatever a program raises that was not written for an extra dimension
         return False
     return True
+
+
+def _one_sample(site: Site, layout: Layout, k: int) -> Tensor:
+    """Sample ``k`` of a site drawn in :func:`many_samples`, shaped as without."""
+    value: Tensor = site["value"][k]
+    frames = [f for f in site["cond_indep_stack"] if f.vectorized and f.name != _SAMPLES_PLATE]
+    batch_dim = max((-f.dim for f in frames), default=0)
+    return value.reshape(value.shape[layout.nesting - batch_dim :])
 
 
 # -- densities of rows -----------------------------------------------------------------------------------
