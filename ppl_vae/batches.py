@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ppl_vae.pairs import Batch, Pair, num_rows, take_rows
 
-DataLike = Tensor | tuple[Tensor, ...] | list[Tensor] | Iterable[Any]
+DataLike = Tensor | tuple[Tensor, ...] | Iterable[Any]
 
 
 def device_of(tensors: Iterable[Tensor]) -> torch.device:
@@ -32,7 +32,7 @@ class Batches:
 
     Args:
         x: A tensor ``(n, *event)``; a tuple of such tensors for programs of several arguments; or an
-            iterable of batches that can be iterated once an epoch. Batches that hold more tensors
+            iterable of batches (a list, too) that can be iterated once an epoch. Batches that hold more tensors
             than the model has arguments (labels, usually) are cut to those that it takes.
         pair: The pair that will be given the batches.
 
@@ -45,9 +45,9 @@ class Batches:
         self._arguments = _num_arguments(pair)
         self._rows: Batch | None = None
         if isinstance(x, Tensor) or (
-            isinstance(x, (tuple, list)) and x and all(isinstance(t, Tensor) for t in x)
+            isinstance(x, tuple) and x and all(isinstance(t, Tensor) for t in x)
         ):
-            self._rows = self._cut(x if isinstance(x, Tensor) else tuple(x))
+            self._rows = self._cut(x)
             self._check(self._rows)
         elif isinstance(x, Iterator):
             raise TypeError(
@@ -106,7 +106,10 @@ class Batches:
         that holds all rows keeps their order, which guides with parameters for each row rely on.
         """
         if self._rows is None:
-            for i, batch in enumerate(self.ordered(batch_size)):
+            batches = self.ordered(batch_size)
+            if world > 1:
+                batches = _in_one_order(batches, seed, epoch)
+            for i, batch in enumerate(batches):
                 if i >= start:
                     n = num_rows(batch)
                     own = batch if world == 1 else take_rows(batch, slice(rank, None, world))
@@ -145,6 +148,16 @@ class Batches:
         if len({t.shape[0] for t in tensors}) > 1:
             sizes = ", ".join(str(t.shape[0]) for t in tensors)
             raise ValueError(f"the tensors of a batch have different numbers of rows: {sizes}")
+
+
+def _in_one_order(batches: Iterator[Batch], seed: int, epoch: int) -> Iterator[Batch]:
+    """Lets a loader that shuffles do so alike in every process: it draws its order for the first batch."""
+    with torch.random.fork_rng():
+        torch.manual_seed((seed * 1_000_003 + epoch) % 2**63)
+        first = next(batches, None)
+    if first is not None:
+        yield first
+        yield from batches
 
 
 def _num_arguments(pair: Pair) -> int | None:
