@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import inspect
+import logging
 import math
 import random
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,11 +19,13 @@ import numpy as np
 import pyro
 import pyro.infer
 import torch
+from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ppl_vae.batches import Batches, DataLike, move
+from ppl_vae.capture import CapturedLoss, CaptureError
 from ppl_vae.check import check_batch
 from ppl_vae.checkpoints import read_tensors, write_tensors
 from ppl_vae.evaluation import progress_bar
@@ -40,6 +45,8 @@ from ppl_vae.stats import active_units
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+_logger = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = (1.0, 60.0)
 """Least time between checkpoints at the ends of epochs, and time after which one is made amid an epoch."""
@@ -140,6 +147,7 @@ def fit(
     resume: bool = False,
     tensorboard: bool = False,
     progress: bool | None = None,
+    capture: bool = True,
 ) -> Fit:
     """Trains model and guide to maximise a bound on log p(x).
 
@@ -174,6 +182,8 @@ def fit(
         resume: Continue from the newest good checkpoint in ``run_dir``.
         tensorboard: Write the metrics for TensorBoard too, to ``run_dir``/tensorboard.
         progress: Whether to show a progress bar; None shows one on a terminal.
+        capture: Record the step once and run it as a plain graph where that is sound, with the same
+            results; False runs every step in Pyro. See ``docs/capture.md``.
 
     Returns:
         A :class:`Fit`.
@@ -210,6 +220,11 @@ def fit(
         )
     if resume and run_dir is None:
         raise ValueError("resume=True needs the run_dir to continue")
+    if tensorboard and run_dir is None:
+        raise ValueError("tensorboard=True needs a run_dir to write to")
+    for name, number in (("learning_rate", learning_rate), ("clip_grad_norm", clip_grad_norm)):
+        if number is not None and not (number > 0 and math.isfinite(number)):
+            raise ValueError(f"{name} must be positive, not {number}")
     pair = Pair(model, guide)
     batches = Batches(x, pair)
     held_out = None if validation is None else Batches(validation, pair)
@@ -245,6 +260,7 @@ def fit(
             seed=own_seed,
             folder=folder,
             progress=progress,
+            capture=capture,
         )
         training.prepare(optimizer, learning_rate, lr_scheduler)
         if resume:
@@ -321,6 +337,7 @@ class _Training:
     seed: int
     folder: Path | None
     progress: bool | None
+    capture: bool
 
     def prepare(
         self,
@@ -351,8 +368,18 @@ class _Training:
             self._synchronise()
         self.layout: Layout = survey(self.pair, batch)
         self.objective = self.wanted.resolve(self.pair, batch)
+        self.captured = (
+            CapturedLoss(self.pair, self.layout, self.objective, self.parameters)
+            if self.capture
+            else None
+        )
         self.optimizer = _make_optimizer(self.leaves, optimizer, learning_rate)
         self.scheduler = None if lr_scheduler is None else lr_scheduler(self.optimizer)
+        if not isinstance(self.scheduler, LRScheduler | ReduceLROnPlateau | None):
+            raise TypeError(
+                f"lr_scheduler made a {type(self.scheduler).__name__}; expected a function that makes a "
+                "schedule of torch.optim.lr_scheduler from the optimizer"
+            )
         self.state = _Progress()
         self.saved_at = -math.inf
         self.best: dict[str, Tensor] | None = None
@@ -433,30 +460,63 @@ class _Training:
         for leaf in self.leaves:
             leaf.grad = None
         share = 0.0
+        metrics: list[float] = []
         loss: Loss | None = None
         if batch is not None:
-            batch = self._on_device(batch)
+            batch = self._transformed(self._on_device(batch))
             share = num_rows(batch) / rows
             with self.fabric.autocast():
-                try:
-                    loss = self.objective(self.pair, self.layout, self._transformed(batch), beta)
-                except Exception as error:
-                    error.add_note(f"while training, at step {self.state.step + 1}")
-                    raise
-            if not math.isfinite(float(loss.loss.detach())):
-                raise self._diverged("the loss", loss)
-            (loss.loss * share if share != 1.0 else loss.loss).backward()
+                metrics = self._captured_step(batch, beta)
+                if not metrics:
+                    loss = self._pyro_step(batch, beta)
+            if loss is not None:
+                loss.loss.backward()
+                parts = (loss.loss, loss.elbo, loss.rate, loss.distortion)
+                metrics = [float(part.detach()) for part in parts]
+            if share != 1.0:
+                for leaf in self.leaves:
+                    if leaf.grad is not None:
+                        leaf.grad = leaf.grad * share
         if self.fabric.world_size > 1:
             self._reduce_gradients()
-        self._check_and_clip(loss)
+        if loss is not None or self.fabric.world_size > 1 or self.clip_grad_norm is not None:
+            self._check_and_clip(loss)
         self.optimizer.step()
         weight = share * rows
-        values = {"rows": weight}
-        if loss is not None:
-            for name in ("loss", "elbo", "rate", "distortion"):
-                values[name] = float(getattr(loss, name).detach()) * weight
-        for name, value in values.items():
-            self.state.sums[name] = self.state.sums.get(name, 0.0) + value
+        sums = self.state.sums
+        sums["rows"] = sums.get("rows", 0.0) + weight
+        for name, value in zip(("loss", "elbo", "rate", "distortion"), metrics, strict=False):
+            sums[name] = sums.get(name, 0.0) + value * weight
+
+    def _captured_step(self, batch: Batch, beta: float) -> list[float]:
+        """The step by a recording: its metrics, or nothing if it has to be done by Pyro."""
+        if self.captured is None:
+            return []
+        generators = torch.get_rng_state()
+        try:
+            metrics = self.captured(batch, beta).tolist()
+        except CaptureError as error:
+            self.captured = None
+            if self.fabric.is_global_zero:
+                _logger.warning("capture is off, the training goes on in Pyro: %s", error)
+            return []
+        if not all(map(math.isfinite, metrics)):
+            # Pyro does the step again, from the same random numbers, and says what went bad.
+            torch.set_rng_state(generators)
+            for leaf in self.leaves:
+                leaf.grad = None
+            return []
+        return metrics  # type: ignore[no-any-return]
+
+    def _pyro_step(self, batch: Batch, beta: float) -> Loss:
+        try:
+            loss = self.objective(self.pair, self.layout, batch, beta)
+        except Exception as error:
+            error.add_note(f"while training, at step {self.state.step + 1}")
+            raise
+        if not math.isfinite(float(loss.loss.detach())):
+            raise self._diverged("the loss", loss)
+        return loss
 
     def _check_and_clip(self, loss: Loss | None) -> None:
         gradients = [leaf.grad for leaf in self.leaves if leaf.grad is not None]
@@ -467,7 +527,8 @@ class _Training:
                 for name, leaf in self.parameters.items()
                 if leaf.grad is not None and not bool(torch.isfinite(leaf.grad).all())
             ]
-            raise self._diverged(f"the gradient of parameter '{names[0]}'", loss)
+            what = f"the gradient of parameter '{names[0]}'" if names else "the gradient's norm"
+            raise self._diverged(what, loss)
         if self.clip_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.leaves, self.clip_grad_norm, norm)
 
@@ -546,7 +607,8 @@ class _Training:
         state.history.append(row)
         state.sums, state.step_in_epoch = {}, 0
         if isinstance(self.scheduler, ReduceLROnPlateau):
-            self.scheduler.step(-row.get("validation_elbo", row["elbo"]))
+            watched = row.get("validation_elbo", row["elbo"])
+            self.scheduler.step(watched if self.scheduler.mode == "max" else -watched)
         elif self.scheduler is not None:
             self.scheduler.step()
         warm = state.epoch >= self.objective.warmup_epochs
@@ -608,7 +670,9 @@ class _Training:
         rows = num_rows(self.batches.rows) if self.batches.in_memory else None
         return {
             "batch_size": self.batch_size,
-            "objective": repr(self.wanted),
+            "objective": re.sub(r" at 0x[0-9a-f]+", "", repr(self.wanted)),
+            "optimizer": type(self.optimizer).__name__,
+            "lr_scheduler": type(self.scheduler).__name__,
             "rows": rows,
             "processes": self.fabric.world_size,
             "parameters": [[name, list(leaf.shape)] for name, leaf in self.parameters.items()],
@@ -689,8 +753,22 @@ def _make_optimizer(
 ) -> Optimizer:
     if optimizer is None:
         fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in leaves)
-        return torch.optim.Adam(leaves, lr=learning_rate or 1e-3, fused=fused)
-    return optimizer(leaves) if learning_rate is None else optimizer(leaves, lr=learning_rate)
+        return torch.optim.Adam(
+            leaves, lr=1e-3 if learning_rate is None else learning_rate, fused=fused
+        )
+    expected = "expected a function that makes a torch optimizer of a list of tensors, such as torch.optim.AdamW"
+    if isinstance(optimizer, Optimizer | PyroOptim) or not callable(optimizer):
+        raise TypeError(f"optimizer is a {type(optimizer).__name__} object; {expected}")
+    made = optimizer(leaves) if learning_rate is None else optimizer(leaves, lr=learning_rate)
+    if not isinstance(made, Optimizer):
+        raise TypeError(f"optimizer made a {type(made).__name__}; {expected}")
+    closure = inspect.signature(made.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise TypeError(
+            f"{type(made).__name__} evaluates the loss several times a step, which fit does not do: use an "
+            "optimizer whose step() needs no closure, such as torch.optim.Adam"
+        )
+    return made
 
 
 @contextmanager
