@@ -118,13 +118,15 @@ def to_arviz(
     chunks: list[Groups] = []
     with evaluating(pair, seed):
         at_once = evaluation.num_rows if pair.keeps_rows else _ROWS_AT_ONCE
-        device = device_of(pair.parameters(batches.first(at_once)).values())
+        weights = [p for module in pair.modules().values() for p in module.parameters()]
+        device = device_of([*weights, *pair.store["params"].values()])
         layout = survey(pair, move(batches.first(at_once), device))
         # Latents that belong to all rows must have the same value in every chunk of rows.
         shared: list[dict[str, Tensor]] = [{} for _ in range(2 * num_draws)]
+        keep: dict[str, int] = {"observed_data": 1}
         for batch in batches.ordered(at_once):
             batch = move(batch, device)
-            chunks.append(_draw(pair, layout, batch, shared, evaluation.num_rows))
+            chunks.append(_draw(pair, layout, batch, shared, keep, evaluation.num_rows))
     groups = {
         group: {name: _join([chunk[group][name] for chunk in chunks]) for name in variables}
         for group, variables in chunks[0].items()
@@ -141,20 +143,26 @@ def to_arviz(
 
 
 def _draw(
-    pair: Pair, layout: Layout, batch: Batch, shared: list[dict[str, Tensor]], total_rows: int
+    pair: Pair,
+    layout: Layout,
+    batch: Batch,
+    shared: list[dict[str, Tensor]],
+    keep: dict[str, int],
+    total_rows: int,
 ) -> Groups:
-    """All groups with draws, of one chunk of rows; `shared` is read, and written by the first."""
+    """All draws of one chunk of rows; what the first chunk sets in `shared` and `keep`, all obey."""
     num_draws = len(shared) // 2
     stacks: dict[str, dict[str, list[xr.DataArray]]] = {}
-    keep: dict[str, int] = {}
     for draw in range(num_draws):
-        if draw >= max(keep.values(), default=1):
+        if draw >= max(keep.values()):
             break
-        groups = _draw_once(pair, layout, batch, shared[draw], shared[num_draws + draw])
+        predictive = draw < keep.get("posterior_predictive", 1)
+        both = shared[draw], shared[num_draws + draw]
+        groups = _draw_once(pair, layout, batch, *both, predictive)
         for group, variables in groups.items():
             numbers = sum(variable.size for variable in variables.values())
             most = _LARGEST_GROUP * num_rows(batch) // max(1, numbers * total_rows)
-            if draw < keep.setdefault(group, 1 if group == "observed_data" else max(1, most)):
+            if draw < keep.setdefault(group, max(1, most)):
                 for name, variable in variables.items():
                     stacks.setdefault(group, {}).setdefault(name, []).append(variable)
     observed = stacks.pop("observed_data")
@@ -171,8 +179,9 @@ def _draw_once(
     batch: Batch,
     shared: dict[str, Tensor],
     shared_prior: dict[str, Tensor],
+    predictive: bool,
 ) -> Groups:
-    """One draw of everything, and the data."""
+    """One draw of the latents, and of the data where `predictive`; and the data."""
     args = as_args(batch)
     guide_trace = poutine.trace(Substitute(shared)(pair.guide)).get_trace(*args)
     replayed = poutine.replay(pair.model, trace=guide_trace)
@@ -180,7 +189,8 @@ def _draw_once(
         # The guide leaves these sites out: they are drawn from their exact p(c | x, z).
         replayed = infer_discrete(replayed, first_available_dim=-layout.nesting - 1, temperature=1)
     posterior: dict[str, Any] = dict(poutine.trace(replayed).get_trace(*args).nodes)
-    free = Substitute(shared_prior)(poutine.uncondition(pair.model))
+    free = poutine.uncondition(pair.model) if predictive else pair.model
+    free = Substitute(shared_prior)(free)
     prior: dict[str, Any] = dict(poutine.trace(free).get_trace(*args).nodes)
     for name in layout.shared:
         shared[name], shared_prior[name] = posterior[name]["value"], prior[name]["value"]
@@ -197,13 +207,15 @@ def _draw_once(
             for site in (sites[name],)
         }
 
-    return {
+    groups = {
         "posterior": collect(posterior, latents),
-        "posterior_predictive": collect(posterior, data, again=True),
         "prior": collect(prior, latents),
-        "prior_predictive": collect(prior, data),
         "observed_data": collect(posterior, data),
     }
+    if predictive:
+        groups["posterior_predictive"] = collect(posterior, data, again=True)
+        groups["prior_predictive"] = collect(prior, data)
+    return groups
 
 
 def _variable(name: str, site: dict[str, Any], value: Tensor, layout: Layout) -> xr.DataArray:
