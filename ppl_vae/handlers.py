@@ -131,10 +131,11 @@ def elementwise(fn: Any) -> Any | None:
     return fn.expand(shape) if fn.batch_shape != shape else fn
 
 
-def elementwise_kl(guide_site: Site, model_site: Site) -> Tensor | None:
+def elementwise_kl(guide_site: Site, model_site: Site, analytic: bool = True) -> Tensor | None:
     """KL(q || p) of each single latent number, or None if one of the two does not factorise.
 
-    Analytic where torch knows it, otherwise the one-sample estimate log q(z) - log p(z).
+    Analytic where torch knows it, otherwise (or if ``analytic`` is false) the one-sample estimate
+    log q(z) - log p(z). What the guide masks has no KL.
 
     Returns:
         ``(*batch, numbers of the event)``, in nats.
@@ -142,13 +143,19 @@ def elementwise_kl(guide_site: Site, model_site: Site) -> Tensor | None:
     q, p = elementwise(guide_site["fn"]), elementwise(model_site["fn"])
     if q is None or p is None:
         return None
+    value = guide_site["value"]
     try:
-        kl = kl_divergence(q, p)
+        kl = kl_divergence(q, p) if analytic else q.log_prob(value) - p.log_prob(value)
     except NotImplementedError:
-        kl = q.log_prob(guide_site["value"]) - p.log_prob(guide_site["value"])
+        kl = q.log_prob(value) - p.log_prob(value)
     kl = kl.expand(q.batch_shape)
     event_dim = len(guide_site["fn"].event_shape)
-    return kl.flatten(kl.dim() - event_dim) if event_dim else kl.unsqueeze(-1)
+    kl = kl.flatten(kl.dim() - event_dim) if event_dim else kl.unsqueeze(-1)
+    mask = guide_site["mask"]
+    masked: Tensor = scale_and_mask(
+        kl, mask=mask.unsqueeze(-1) if isinstance(mask, Tensor) else mask
+    )
+    return masked
 
 
 # -- where the rows are ----------------------------------------------------------------------------------
@@ -225,7 +232,8 @@ def survey(pair: Pair, batch: Batch) -> Layout:
     Call it inside of ``pair.scope()``.
 
     Raises:
-        PairError: No plate over rows, or latents of different rows that are drawn jointly.
+        PairError: No plate over rows, latents of different rows that are drawn jointly, or a latent that
+            neither the guide samples nor the model enumerates.
     """
     with torch.random.fork_rng(), torch.no_grad(), pair.mode(training=False):
         model_trace, guide_trace = trace_pair(pair, batch)
@@ -238,6 +246,9 @@ def survey(pair: Pair, batch: Batch) -> Layout:
             if any(f.name == frame.name for f in site["cond_indep_stack"])
         }
         latents = latent_sites(model_trace)
+        for name, site in latents.items():
+            if name not in guide_trace.nodes:
+                _require_enumerable(name, site, frame.name)
         draws = {
             n: s
             for n, s in latent_sites(guide_trace).items()
@@ -273,6 +284,20 @@ def survey(pair: Pair, batch: Batch) -> Layout:
         if not _vectorizes(pair, layout, batch):
             layout = Layout(**{**layout.__dict__, "vectorizes": False})
     return layout
+
+
+def _require_enumerable(name: str, site: Site, plate: str) -> None:
+    """A latent that the guide leaves out has to be one that the model can sum out, row by row."""
+    if site["infer"].get("enumerate") != "parallel":
+        raise PairError(
+            f"the model's latent site '{name}' is not sampled by the guide: give the site the same name in "
+            'both, or mark it for enumeration with infer={"enumerate": "parallel"}'
+        )
+    if not any(f.name == plate for f in site["cond_indep_stack"]):
+        raise PairError(
+            f"the model's latent site '{name}' is to be summed out, but is outside of plate '{plate}': rows "
+            "that share it have no densities of their own; sample it in the guide"
+        )
 
 
 def _drawn_jointly(pair: Pair, batch: Batch, own: set[str], outside: set[str]) -> str | None:
@@ -468,39 +493,34 @@ def _enumerate_only(layout: Layout, site: Site) -> Any:
 
 
 def _summed_out(layout: Layout, trace: Trace, num_samples: int, n: int) -> tuple[Tensor, Tensor]:
-    """(log p(x | z), log p(z)) with the model's enumerated sites summed out of the former."""
+    """(log p(x | z), log p(z)) where the model's enumerated sites are summed out of p(x, z) and of p(z)."""
     trace.compute_log_prob()
     trace.pack_tensors()
-    plates = set(trace.plate_to_symbol.values())
-    rows = frozenset(
-        trace.plate_to_symbol[p]
-        for p in (layout.plate, _SAMPLES_PLATE)
-        if p in trace.plate_to_symbol
+    log_joint = _contracted(
+        layout, trace, (*layout.observed, *layout.latents, *layout.enumerated), num_samples, n
     )
+    log_prior = _contracted(layout, trace, (*layout.latents, *layout.enumerated), num_samples, n)
+    return log_joint - log_prior, log_prior
+
+
+def _contracted(
+    layout: Layout, trace: Trace, names: tuple[str, ...], num_samples: int, n: int
+) -> Tensor:
+    """The log density of the named sites, the model's enumerated ones summed out: ``(num_samples, n)``."""
+    plates = set(trace.plate_to_symbol.values())
     terms: OrderedDict[frozenset[str], list[Any]] = OrderedDict()
-    prior: list[Tensor] = []
-    for name, site in sample_sites(trace).items():
-        if name in layout.shared:
-            continue
+    for name in (n for n in trace.nodes if n in names):
+        site = trace.nodes[name]
         term = packed.scale_and_mask(
             site["packed"]["unscaled_log_prob"], mask=site["packed"]["mask"]
         )
-        if name in layout.latents and plates.issuperset(term._pyro_dims):
-            prior.append(sum_to_rows(unscaled(site), layout, num_samples, n))
-            continue
         frames = [f for f in site["cond_indep_stack"] if f.vectorized]
         ordinal = frozenset(trace.plate_to_symbol[f.name] for f in frames)
         terms.setdefault(ordinal, []).append(term)
     sum_dims = {d for ts in terms.values() for t in ts for d in t._pyro_dims} - plates
-    total: Tensor | float = 0.0
-    for ordinal, contracted in contract_tensor_tree(terms, sum_dims).items():
-        if not rows & ordinal:
-            continue
-        for term in contracted:
-            dense = packed.unpack(term, trace.symbol_to_dim)
-            total = total + sum_to_rows(dense, layout, num_samples, n)
-    assert isinstance(total, Tensor)
-    return total, torch.stack(prior).sum(0) if prior else torch.zeros_like(total)
+    contracted = contract_tensor_tree(terms, sum_dims)
+    dense = [packed.unpack(t, trace.symbol_to_dim) for ts in contracted.values() for t in ts]
+    return torch.stack([sum_to_rows(t, layout, num_samples, n) for t in dense]).sum(0)
 
 
 def _stack(parts: list[RowDensities]) -> RowDensities:

@@ -30,9 +30,12 @@ from typing import Any, cast
 import pyro
 import pyro.infer
 import torch
+from pyro.distributions import Delta
+from pyro.distributions.util import scale_and_mask
 from pyro.infer.inspect import TrackProvenance
 from pyro.ops.provenance import get_provenance
 from torch import Tensor
+from torch.distributions import kl_divergence
 
 from ppl_vae.handlers import (
     Layout,
@@ -234,9 +237,9 @@ class ELBO(Objective):
         chosen: type[Objective]
         if any(is_enumerated(site) for site in latents.values()):
             chosen = EnumELBO
-        elif all(site["fn"].has_rsample for site in latents.values()) and not (
-            mean_field_violations(pair, batch)
-        ):
+        elif all(
+            site["fn"].has_rsample and not _is_transformed_delta(site) for site in latents.values()
+        ) and not mean_field_violations(pair, batch):
             chosen = MeanFieldELBO
         else:
             chosen = TraceELBO
@@ -279,7 +282,16 @@ class EnumELBO(Objective):
     Raises:
         PairError: beta differs from 1 and the model itself enumerates a latent: summed out exactly, it has
             no KL that beta could weigh.
+        ValueError: Free bits are asked for: the KL of one latent is then a sum over the values of others.
     """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.free_bits:
+            raise ValueError(
+                "EnumELBO: there are no free bits for latents that are enumerated or depend on enumerated "
+                "ones; set free_bits=0, or use TraceELBO or MeanFieldELBO on a pair that enumerates nothing"
+            )
 
     def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:
         if layout.enumerated and beta != 1.0:
@@ -412,7 +424,8 @@ def _pyro_loss(
     n, scale = num_rows(batch), _data_scale(traces[0][0], layout)
     loss = total / (n * scale)
     if objective.free_bits > 0:
-        loss = loss + beta * _missing_free_bits(objective, layout, traces)
+        analytic = estimator is pyro.infer.TraceMeanField_ELBO
+        loss = loss + beta * _missing_free_bits(objective.free_bits, layout, traces, analytic)
     with torch.no_grad():
         if estimator is pyro.infer.TraceEnum_ELBO:
             rows = sample_rows(pair, layout, batch, 1)
@@ -443,24 +456,41 @@ def _data_scale(model_trace: Any, layout: Layout) -> float:
 
 
 def _missing_free_bits(
-    objective: Objective, layout: Layout, traces: list[tuple[Any, Any]]
+    free_bits: float, layout: Layout, traces: list[tuple[Any, Any]], analytic: bool
 ) -> Tensor:
-    """sum over dimensions of max(0, free_bits - KL): what lifts each KL to its free bits."""
+    """sum over dimensions of max(0, free_bits - KL): what lifts each KL to its free bits.
+
+    The KLs are the very terms of the estimator's loss, analytic or sampled, so that those below their free
+    bits cancel there to the last digit.
+    """
     missing: list[Tensor] = []
     for name in layout.latents:
-        kls, free = [], objective.free_bits
+        kls, free = [], free_bits
         for model_trace, guide_trace in traces:
             guide_site, model_site = guide_trace.nodes[name], model_trace.nodes[name]
-            kl = elementwise_kl(guide_site, model_site)
+            kl = elementwise_kl(guide_site, model_site, analytic)
             if kl is None:
-                free = objective.free_bits * guide_site["fn"].event_shape.numel()
-                kl = (unscaled(guide_site) - unscaled(model_site)).unsqueeze(-1)
+                free = free_bits * guide_site["fn"].event_shape.numel()
+                kl = _joint_kl(guide_site, model_site, analytic).unsqueeze(-1)
             over = [layout.dim - 1]
             if kl.dim() > layout.nesting + 1:  # vectorised particles
                 over.append(-layout.nesting - 2)
             kls.append(kl.mean(over))
         missing.append((free - torch.stack(kls).mean(0)).clamp(min=0.0).sum())
     return torch.stack(missing).sum()
+
+
+def _joint_kl(guide_site: Any, model_site: Any, analytic: bool) -> Tensor:
+    """KL(q || p) of a whole site, of its batch shape, as Pyro's estimators take it."""
+    if analytic:
+        try:
+            kl = kl_divergence(guide_site["fn"], model_site["fn"])
+        except NotImplementedError:
+            pass
+        else:
+            masked: Tensor = scale_and_mask(kl, mask=guide_site["mask"])
+            return masked
+    return unscaled(guide_site) - unscaled(model_site)
 
 
 # -- where an analytic KL is right -----------------------------------------------------------------------
@@ -500,6 +530,14 @@ def _out_of_order(latents: list[str], guide_trace: Any) -> dict[str, set[str]]:
     place = {name: i for i, name in enumerate(guide_trace.nodes)}
     found = {n: {p for p in latents[:i] if place[n] < place[p]} for i, n in enumerate(latents)}
     return {name: guilty for name, guilty in found.items() if guilty}
+
+
+def _is_transformed_delta(site: dict[str, Any]) -> bool:
+    """Whether a site is an autoguide's Delta with a Jacobian, which Pyro's analytic KL leaves out."""
+    fn = site["fn"]
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, Delta) and bool(torch.as_tensor(fn.log_density).ne(0).any())
 
 
 def _parents(site: dict[str, Any]) -> set[str]:
