@@ -1,0 +1,390 @@
+"""A training step recorded once as a plain tensor graph, then run without Pyro.
+
+Pyro runs its effect handlers in Python at every step. :class:`CapturedLoss` runs them once: the objective and its
+gradients are recorded with ``make_fx`` as a graph of ATen operations, whose inputs are the batch, beta,
+the parameters and the buffers, found by object identity; random operations stay random. The graph is
+the same arithmetic in the same order, so that under the same seed it gives the same numbers.
+
+What can not be recorded is detected, and named: control flow that depends on data and ``.item()`` stop the
+recording; programs that change Python state or draw from numpy's or Python's generators are found by looking
+before and after a step; and a recording is compared with Pyro itself under the same seed when it is
+made and ever more rarely afterwards. In each of these cases :class:`CaptureError` says why, and the caller
+goes on with Pyro.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import numbers
+import random
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pyro
+import pyro.infer.trace_elbo
+import pyro.infer.trace_mean_field_elbo
+import pyro.infer.traceenum_elbo
+import torch
+from pyro.infer.util import Dice
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+
+from ppl_vae.graphs import (
+    compile_graph,
+    count_numbers,
+    forget_values,
+    lift_constants,
+    simplify,
+)
+from ppl_vae.handlers import Layout
+from ppl_vae.objectives import Loss, Objective
+from ppl_vae.pairs import Batch, Pair, Program, as_args
+
+MOST_RECORDINGS = 8
+"""Recordings of one loss that are kept: batch shapes beyond them run in Pyro."""
+
+SMALL = 4096
+"""Numbers in a parameter whose gradient is looked at in every step."""
+
+LOOK_EVERY = 50
+"""Steps after which the Python state that the programs can reach is looked at again."""
+
+FIRST_COMPARISONS = (1, 10, 100)
+COMPARE_EVERY = 1000
+"""Steps after which a recording is compared with Pyro again."""
+
+
+class CaptureError(RuntimeError):
+    """A step that can not be replaced by a recording; the message says why."""
+
+
+@dataclass
+class _Recording:
+    """One graph and the tensors that it takes besides the batch and beta."""
+
+    graph: GraphModule
+    run: Callable[..., Any]
+    tensors: list[Tensor]
+    state: dict[str, Any]
+    example: list[Tensor]
+    calls: int = 0
+
+
+class CapturedLoss:
+    """Loss, metrics and gradients of an objective on a pair, by a recorded graph.
+
+    Args:
+        pair: The pair, inside of whose scope everything happens.
+        layout: Its layout.
+        objective: A resolved objective.
+        parameters: The trainable leaves by name; each gets its gradient in ``.grad``.
+
+    Attributes:
+        recordings: How many graphs have been recorded.
+        comparisons: How many steps have been compared with Pyro.
+    """
+
+    def __init__(
+        self, pair: Pair, layout: Layout, objective: Objective, parameters: dict[str, Tensor]
+    ) -> None:
+        self.pair = pair
+        self.layout = layout
+        self.objective = objective
+        self.leaves = list(parameters.values())
+        self.names = list(parameters)
+        self.scheduled = not isinstance(objective.beta, (int, float))
+        self.recordings = 0
+        self.comparisons = 0
+        self.compiled = False
+        self._cache: dict[Any, _Recording] = {}
+        self._modules_seen: list[nn.Module] | None = None
+
+    def __call__(self, batch: Batch, beta: float) -> Tensor:
+        """Runs the step: sets ``.grad`` of all parameters and returns its metrics.
+
+        Returns:
+            Loss, ELBO, rate, distortion, and a number that is finite if the gradients of all small
+            parameters (biases) are, which is what a bad gradient nearly always shows in; ``(5,)``.
+
+        Raises:
+            CaptureError: The step can not be captured, or the recording no longer tells the truth.
+                Nothing has been changed: the caller can run the step in Pyro.
+        """
+        key = self._key(batch)
+        recording = self._cache.get(key)
+        if recording is not None and recording.calls % LOOK_EVERY == 0:
+            recording = self._still_true(recording)
+        if recording is None:
+            if len(self._cache) >= MOST_RECORDINGS:
+                raise CaptureError(
+                    f"batches have come in more than {MOST_RECORDINGS} shapes: pad them to a few"
+                )
+            recording = self._record(batch, beta)
+            self._cache[key] = recording
+        recording.calls += 1
+        calls = recording.calls
+        if calls in FIRST_COMPARISONS or calls % COMPARE_EVERY == 0:
+            return self._compared(recording, batch, beta)
+        return self._run(recording, batch, beta)
+
+    def look_again(self) -> None:
+        """Says that something may have changed: the next step looks at the programs' state again."""
+        self._modules_seen = None
+        for recording in self._cache.values():
+            recording.calls += -recording.calls % LOOK_EVERY
+
+    def compile(self) -> None:
+        """Lets Inductor compile the recordings, the present and the future ones.
+
+        Raises:
+            CaptureError: There is no working C++ compiler.
+        """
+        for recording in self._cache.values():
+            self._compile(recording)
+        self.compiled = True
+
+    def work(self) -> int:
+        """Numbers that one step computes, over all operations of the largest recording."""
+        return max((count_numbers(r.graph) for r in self._cache.values()), default=0)
+
+    # -- running -----------------------------------------------------------------------------------------
+
+    def _inputs(self, recording: _Recording, batch: Batch, beta: float) -> list[Any]:
+        weight = [torch.tensor(beta, device=self.leaves[0].device)] if self.scheduled else []
+        return [*as_args(batch), *weight, *recording.tensors]
+
+    def _still_true(self, recording: _Recording) -> _Recording | None:
+        """The recording, unless the programs' Python state has changed since it was made."""
+        now = python_state(self.pair)
+        if now == recording.state:
+            return recording
+        if self.recordings >= MOST_RECORDINGS:
+            changed = [name for name in now if now[name] != recording.state.get(name)]
+            raise CaptureError(f"the Python state of the pair keeps changing ({changed[0]})")
+        self._cache.clear()
+        return None
+
+    def _run(self, recording: _Recording, batch: Batch, beta: float) -> Tensor:
+        with torch.no_grad():
+            metrics, *gradients = recording.run(*self._inputs(recording, batch, beta))
+        for leaf, gradient in zip(self.leaves, gradients, strict=True):
+            leaf.grad = gradient
+        return metrics  # type: ignore[no-any-return]
+
+    def _plain(self, batch: Batch, beta: float | Tensor) -> tuple[Any, ...]:
+        loss: Loss = self.objective(self.pair, self.layout, batch, beta)  # type: ignore[arg-type]
+        gradients = torch.autograd.grad(loss.loss, self.leaves, allow_unused=True)
+        small = [g.sum() for g in gradients if g is not None and g.numel() <= SMALL]
+        witness = torch.stack(small).sum() if small else loss.elbo
+        parts = (loss.loss.detach(), loss.elbo, loss.rate, loss.distortion, witness)
+        return (torch.stack([part.float() for part in parts]), *gradients)
+
+    # -- recording ---------------------------------------------------------------------------------------
+
+    def _record(self, batch: Batch, beta: float) -> _Recording:
+        args = as_args(batch)
+        weight = [torch.tensor(beta, device=self.leaves[0].device)] if self.scheduled else []
+
+        def step(*inputs: Tensor) -> tuple[Any, ...]:
+            rows = inputs[: len(args)] if len(args) > 1 else inputs[0]
+            return self._plain(rows, inputs[-1] if self.scheduled else beta)
+
+        before = python_state(self.pair)
+        try:
+            with self._as_before(), _numbers_stand_aside(), pyro.validation_enabled(False):
+                graph = make_fx(step)(*args, *weight)
+        except CaptureError:
+            raise
+        except Exception as error:
+            raise CaptureError(f"the step can not be recorded: {_reason(error)}") from error
+        after = python_state(self.pair)
+        changed = [name for name in before if before[name] != after.get(name)]
+        if changed:
+            raise CaptureError(
+                f"the pair changes Python state as it runs ({changed[0]}), which a recording would freeze"
+            )
+        simplify(graph)
+        forget_values(graph)
+        known = {id(t): t for t in self.leaves}
+        known |= {id(b): b for m in self._modules() for b in m.buffers(recurse=False)}
+        tensors = lift_constants(graph, known)
+        self.recordings += 1
+        example = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device) for t in args]
+        recording = _Recording(graph, graph.forward, tensors, before, [*example, *weight])
+        if self.compiled:
+            self._compile(recording)
+        return recording
+
+    def _compile(self, recording: _Recording) -> None:
+        try:
+            with _generators_kept():
+                recording.run = compile_graph(
+                    recording.graph, [*recording.example, *recording.tensors]
+                )
+        except Exception as error:
+            raise CaptureError(f"Inductor could not compile the step: {_reason(error)}") from error
+
+    @contextlib.contextmanager
+    def _as_before(self) -> Iterator[None]:
+        """Leaves generators and buffers as they were, and insists that numpy's were not used."""
+        buffers = [(b, b.clone()) for m in self._modules() for b in m.buffers(recurse=False)]
+        foreign = _foreign_generators()
+        try:
+            with _generators_kept():
+                yield
+            if _foreign_generators() != foreign:
+                raise CaptureError(
+                    "the pair draws from numpy's or Python's random generator, which a recording would freeze"
+                )
+        finally:
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
+
+    # -- comparing ---------------------------------------------------------------------------------------
+
+    def _compared(self, recording: _Recording, batch: Batch, beta: float) -> Tensor:
+        """One step by Pyro and by the recording, under the same random numbers."""
+        self.comparisons += 1
+        with self._as_before(), pyro.validation_enabled(False), _generators_kept():
+            expected = self._plain(batch, beta)
+        generators = torch.get_rng_state()
+        buffers = [(b, b.clone()) for m in self._modules() for b in m.buffers(recurse=False)]
+        metrics = self._run(recording, batch, beta)
+        found = [metrics, *(leaf.grad for leaf in self.leaves)]
+        for name, mine, truth in zip(["loss", *self.names], found, expected, strict=True):
+            if not _same(mine, truth):
+                torch.set_rng_state(generators)
+                with torch.no_grad():
+                    for buffer, value in buffers:
+                        buffer.copy_(value)
+                what = "the loss" if name == "loss" else f"the gradient of '{name}'"
+                raise CaptureError(
+                    f"{what} of the recorded step differs from Pyro's: something that the programs depend on "
+                    "has changed since it was recorded, and is neither a parameter, a buffer nor an argument"
+                )
+        return metrics
+
+    def _modules(self) -> list[nn.Module]:
+        if self._modules_seen is None:
+            roots = self.pair.modules().values()
+            self._modules_seen = [module for root in roots for module in root.modules()]
+        return self._modules_seen
+
+    def _key(self, batch: Batch) -> Any:
+        shapes = tuple((t.shape, t.dtype, t.stride(), t.device) for t in as_args(batch))
+        return shapes, tuple([module.training for module in self._modules()])
+
+
+# -- what a recording depends on -------------------------------------------------------------------------
+
+
+def python_state(pair: Pair) -> dict[str, Any]:
+    """The plain numbers, strings and flags that the programs of a pair can reach."""
+    state: dict[str, Any] = {}
+    for root, module in pair.modules().items():
+        for path, inner in module.named_modules():
+            for name, value in vars(inner).items():
+                if isinstance(value, (numbers.Number, str)):
+                    state[f"{root}.{path}.{name}" if path else f"{root}.{name}"] = value
+    for role, program in (("model", pair.model), ("guide", pair.guide)):
+        state |= _reachable(program, role)
+    return state
+
+
+def _reachable(program: Program, role: str) -> dict[str, Any]:
+    while isinstance(program, functools.partial):
+        program = program.func
+    function = getattr(program, "__func__", program)
+    if not isinstance(function, types.FunctionType):
+        return {}
+    try:
+        names = inspect.getclosurevars(function)
+    except ValueError:
+        return {}
+    found = {**names.globals, **names.nonlocals}
+    state = {f"{role}: {n}": v for n, v in found.items() if isinstance(v, (numbers.Number, str))}
+    owner = getattr(program, "__self__", None)
+    if owner is not None and not isinstance(owner, nn.Module):
+        plain = {n: v for n, v in vars(owner).items() if isinstance(v, (numbers.Number, str))}
+        state |= {f"{role}.{name}": value for name, value in plain.items()}
+    return state
+
+
+def _foreign_generators() -> tuple[Any, ...]:
+    kind, keys, *rest = np.random.get_state()
+    return random.getstate(), kind, keys.tobytes() if hasattr(keys, "tobytes") else keys, *rest
+
+
+@contextlib.contextmanager
+def _generators_kept() -> Iterator[None]:
+    with torch.random.fork_rng():
+        yield
+
+
+@contextlib.contextmanager
+def _numbers_stand_aside() -> Iterator[None]:
+    """While recording, Pyro's estimators must not ask for Python numbers: they are for reports alone."""
+
+    def as_tensor(x: Any) -> Any:
+        return x.detach() if isinstance(x, Tensor) else x
+
+    with contextlib.ExitStack() as stack:
+        for module in (
+            pyro.infer.trace_elbo,
+            pyro.infer.trace_mean_field_elbo,
+            pyro.infer.traceenum_elbo,
+        ):
+            if hasattr(module, "torch_item"):
+                stack.enter_context(mock.patch.object(module, "torch_item", as_tensor))
+            stack.enter_context(mock.patch.object(module, "warn_if_nan", lambda value, *_, **__: value))
+        stack.enter_context(mock.patch.object(pyro.infer.traceenum_elbo, "Dice", _RecordedDice))
+        yield
+
+
+class _AllHold(TorchFunctionMode):
+    """Takes ``tensor.all()`` for true."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return True if func is Tensor.all else func(*args, **(kwargs or {}))
+
+
+class _RecordedDice(Dice):
+    """Pyro leaves terms of probability zero out of a sum, by looking whether there are any.
+
+    A recording keeps them: they add nothing, unless a term is infinite as well; then the loss becomes
+    NaN, and a step of NaN is done again by Pyro.
+    """
+
+    def compute_expectation(self, costs: Any) -> Any:
+        with _AllHold():
+            return super().compute_expectation(costs)
+
+
+def _same(mine: Any, truth: Any) -> bool:
+    """Equal up to the rounding of another order of summation, relative to the tensor's largest value."""
+    if mine is None or truth is None:
+        return mine is truth or not bool((truth if mine is None else mine).any())
+    if not bool(torch.isfinite(truth).all()):
+        return bool((torch.isfinite(mine) == torch.isfinite(truth)).all())
+    eps = torch.finfo(truth.dtype).eps
+    scale = float(truth.abs().max()) + eps
+    return float((mine - truth).abs().max()) <= 3e3 * eps * scale
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error)
+    if "_local_scalar_dense" in text or "data-dependent" in text:
+        return (
+            "the programs turn a tensor into a Python number (.item(), float(), or an `if` on a tensor's value)"
+        )
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {first[:200]}"

@@ -1,0 +1,196 @@
+"""Passes over recorded graphs: what is known beforehand is done beforehand, the rest runs faster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+
+aten = torch.ops.aten
+
+_COPIES = {aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default}
+_SHAPES = {aten.expand.default, aten.view.default, aten.reshape.default}
+_BY_ONE = {aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar}
+_FILLED = {
+    aten.full.default,
+    aten.zeros.default,
+    aten.ones.default,
+    aten.scalar_tensor.default,
+    aten.arange.default,
+    aten.lift_fresh_copy.default,
+}
+
+
+LARGEST_LITERAL = 65536
+"""Numbers in a tensor that is computed beforehand; a larger one is cheaper to make than to read."""
+
+
+def simplify(graph: GraphModule) -> None:
+    """Drops operations that do nothing, or that nobody needs, and does those on literals beforehand.
+
+    The values that the graph computes stay the same, bit by bit.
+    """
+    _fold_literals(graph)
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function" or not node.args or not isinstance(node.args[0], Node):
+            continue
+        source = _source_of_same(node)
+        if source is not None and not _is_written(node) and not _is_written(source):
+            node.replace_all_uses_with(source)
+            graph.graph.erase_node(node)
+    _drop_dead(graph.graph)
+    graph.recompile()
+
+
+def forget_values(graph: GraphModule) -> None:
+    """Keeps of the tensors that recording left at the nodes their shapes alone."""
+    for node in graph.graph.nodes:
+        node.meta = {"shape": _shape(node)} if _shape(node) is not None else {}
+
+
+def lift_constants(graph: GraphModule, known: dict[int, Tensor]) -> list[Tensor]:
+    """Makes the tensors that a graph refers to its last inputs, those that live outside of it.
+
+    Args:
+        graph: A recorded graph with ``get_attr`` nodes.
+        known: Parameters and buffers by ``id``.
+
+    Returns:
+        The tensors, in the order of the new inputs.
+    """
+    nodes = graph.graph.nodes
+    inputs: dict[int, Node] = {}
+    tensors: list[Tensor] = []
+    anchor = [n for n in nodes if n.op == "placeholder"][-1]
+    for node in list(nodes):
+        if node.op != "get_attr":
+            continue
+        tensor = getattr(graph, str(node.target))
+        if id(tensor) not in known:
+            continue
+        if id(tensor) not in inputs:
+            with graph.graph.inserting_after(anchor):
+                anchor = graph.graph.placeholder(f"tensor_{len(tensors)}")
+            inputs[id(tensor)] = anchor
+            tensors.append(tensor.detach())
+        node.replace_all_uses_with(inputs[id(tensor)])
+        graph.graph.erase_node(node)
+    graph.graph.lint()
+    graph.recompile()
+    return tensors
+
+
+def compile_graph(graph: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+    """Lets Inductor compile a graph. Random numbers stay those of the plain graph.
+
+    Raises:
+        RuntimeError: Inductor or the C++ compiler failed.
+    """
+    import torch._inductor.config
+    from torch._inductor.compile_fx import compile_fx
+
+    with torch.no_grad(), torch._inductor.config.patch(fallback_random=True):
+        compiled: Callable[..., Any] = compile_fx(graph, inputs)
+    return compiled
+
+
+def count_numbers(graph: GraphModule) -> int:
+    """How many numbers the operations of a graph compute together."""
+    shapes = [_shape(n) for n in graph.graph.nodes if n.op == "call_function"]
+    return sum(shape.numel() for shape in shapes if shape is not None)
+
+
+def _shape(node: Node) -> torch.Size | None:
+    if "shape" in node.meta:
+        return node.meta["shape"]  # type: ignore[no-any-return]
+    value = node.meta.get("val")
+    return value.shape if isinstance(value, Tensor) else None
+
+
+def _source_of_same(node: Node) -> Node | None:
+    """The node whose value this node only repeats."""
+    source = node.args[0]
+    assert isinstance(source, Node)
+    if node.target in _COPIES:
+        return source
+    if node.target in _SHAPES and _shape(source) is not None and _shape(node) == _shape(source):
+        return source
+    if node.target in _BY_ONE and len(node.args) > 1 and _is_one(node.args[1]):
+        return source if _shape(node) == _shape(source) else None
+    if node.target is aten.t.default and source.target is aten.t.default:
+        inner = source.args[0]
+        return inner if isinstance(inner, Node) and not _is_written(inner) else None
+    return None
+
+
+def _is_one(value: Any) -> bool:
+    return isinstance(value, (int, float)) and value == 1
+
+
+def _fold_literals(graph: GraphModule) -> None:
+    """Computes what depends on nothing but literals of the programs, such as a prior's log scale."""
+    values: dict[Node, Tensor] = {}
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function" or _has_effect(node) or _is_written(node):
+            continue
+        inputs = node.all_input_nodes
+        literal = node.target in _FILLED and all(n.op == "get_attr" for n in inputs)
+        if node.target is aten.ones_like.default and _shape(node) == torch.Size([]):
+            literal, inputs = True, []
+            node.args, node.target = ([],), aten.ones.default
+            node.kwargs = {"dtype": node.meta["val"].dtype, "device": node.meta["val"].device}
+        if not literal and not (inputs and all(n in values for n in inputs)):
+            continue
+        arguments = torch.fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: _value(graph, values, n))
+        with torch.no_grad():
+            result = node.target(*arguments[0], **arguments[1])  # type: ignore[operator]
+        if isinstance(result, Tensor) and (result.numel() <= LARGEST_LITERAL or inputs == []):
+            values[node] = result
+    kept = {n for n in values if any(user not in values for user in n.users)}
+    for i, node in enumerate(n for n in list(graph.graph.nodes) if n in kept):
+        name = f"_literal_{i}"
+        graph.register_buffer(name, values[node], persistent=False)
+        with graph.graph.inserting_before(node):
+            literal_node = graph.graph.get_attr(name)
+        literal_node.meta = {"shape": values[node].shape}
+        node.replace_all_uses_with(literal_node)
+    _drop_dead(graph.graph)
+
+
+def _value(graph: GraphModule, values: dict[Node, Tensor], node: Node) -> Any:
+    return getattr(graph, str(node.target)) if node.op == "get_attr" else values[node]
+
+
+def _drop_dead(graph: Graph) -> None:
+    graph.eliminate_dead_code(is_impure_node=_has_effect)
+
+
+def _is_written(node: Node) -> bool:
+    return any(_writes(user, node) for user in node.users)
+
+
+def _writes(user: Node, node: Node) -> bool:
+    schema = getattr(user.target, "_schema", None)
+    if schema is None:
+        return False
+    if "batch_norm" in schema.name:  # writes to its running statistics, whatever its schema says
+        return True
+    return any(
+        argument.alias_info is not None and argument.alias_info.is_write and value is node
+        for argument, value in zip(schema.arguments, user.args, strict=False)
+    )
+
+
+def _has_effect(node: Node) -> bool:
+    """Operations that must run even if nobody looks at their result: in-place and random ones."""
+    if node.op in ("placeholder", "output"):
+        return True
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return False
+    if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        return True
+    return bool(schema.is_mutable) or "batch_norm" in schema.name
