@@ -27,7 +27,6 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from ppl_vae.batches import Batches, DataLike, move
 from ppl_vae.capture import CapturedLoss, CaptureError
 from ppl_vae.check import check_batch
-from ppl_vae.checkpoints import read_tensors, write_tensors
 from ppl_vae.evaluation import progress_bar
 from ppl_vae.handlers import (
     Layout,
@@ -382,6 +381,7 @@ class _Training:
             )
         self.state = _Progress()
         self.saved_at = -math.inf
+        self.overdue = False
         self.best: dict[str, Tensor] | None = None
 
     def run(self, tensorboard: bool) -> dict[str, Any]:
@@ -415,7 +415,8 @@ class _Training:
                         board.add_scalar(name, value, self.state.epoch)
                 self._write_metrics([row])
                 last = self.state.epoch >= self.max_epochs or self._exhausted()
-                if last or time.monotonic() - self.saved_at > CHECKPOINT_SECONDS[0]:
+                due = last or time.monotonic() - self.saved_at > CHECKPOINT_SECONDS[0]
+                if self.fabric.broadcast(due):  # clocks differ, and all processes take part
                     self._checkpoint()
         if self._exhausted():
             stopped = f"no better held-out ELBO in {self.patience} epochs"
@@ -434,6 +435,8 @@ class _Training:
 
     def _epoch(self, per_epoch: int | None, bar: Any, started: float) -> None:
         state = self.state
+        if self.captured is not None:
+            self.captured.look_again()
         source = self.batches.shuffled(
             self.batch_size,
             self.seed,
@@ -448,7 +451,7 @@ class _Training:
             state.step += 1
             state.step_in_epoch += 1
             bar.update(1)
-            if self.batches.in_memory and time.monotonic() - self.saved_at > CHECKPOINT_SECONDS[1]:
+            if self.overdue:
                 state.seconds = time.monotonic() - started
                 self._checkpoint()
         if not state.sums:
@@ -462,6 +465,7 @@ class _Training:
         share = 0.0
         metrics: list[float] = []
         loss: Loss | None = None
+        diverged: DivergenceError | None = None
         if batch is not None:
             batch = self._transformed(self._on_device(batch))
             share = num_rows(batch) / rows
@@ -469,7 +473,9 @@ class _Training:
                 metrics = self._captured_step(batch, beta)
                 if not metrics:
                     loss = self._pyro_step(batch, beta)
-            if loss is not None:
+            if loss is not None and not math.isfinite(float(loss.loss.detach())):
+                diverged = self._diverged("the loss", loss)
+            elif loss is not None:
                 loss.loss.backward()
                 parts = (loss.loss, loss.elbo, loss.rate, loss.distortion)
                 metrics = [float(part.detach()) for part in parts]
@@ -477,8 +483,12 @@ class _Training:
                 for leaf in self.leaves:
                     if leaf.grad is not None:
                         leaf.grad = leaf.grad * share
+        waited = time.monotonic() - self.saved_at
+        self.overdue = self.batches.in_memory and waited > CHECKPOINT_SECONDS[1]
         if self.fabric.world_size > 1:
-            self._reduce_gradients()
+            diverged = self._reduce_gradients(diverged)
+        if diverged is not None:
+            raise diverged
         if loss is not None or self.fabric.world_size > 1 or self.clip_grad_norm is not None:
             self._check_and_clip(loss)
         self.optimizer.step()
@@ -510,13 +520,10 @@ class _Training:
 
     def _pyro_step(self, batch: Batch, beta: float) -> Loss:
         try:
-            loss = self.objective(self.pair, self.layout, batch, beta)
+            return self.objective(self.pair, self.layout, batch, beta)
         except Exception as error:
             error.add_note(f"while training, at step {self.state.step + 1}")
             raise
-        if not math.isfinite(float(loss.loss.detach())):
-            raise self._diverged("the loss", loss)
-        return loss
 
     def _check_and_clip(self, loss: Loss | None) -> None:
         gradients = [leaf.grad for leaf in self.leaves if leaf.grad is not None]
@@ -570,19 +577,38 @@ class _Training:
         )
         self.pair.load_state({n: t.to(self.fabric.device) for n, t in first.items()})
 
-    def _reduce_gradients(self) -> None:
-        """Sums the gradients of all processes; each had weighted its own by its share of the rows."""
-        flat = torch.cat(
-            [
-                torch.zeros_like(leaf).flatten() if leaf.grad is None else leaf.grad.flatten()
-                for leaf in self.leaves
-            ]
-        )
-        flat = self.fabric.all_reduce(flat, reduce_op="sum")  # type: ignore[assignment]
+    def _reduce_gradients(self, diverged: DivergenceError | None) -> DivergenceError | None:
+        """Sums the gradients of all processes; each had weighted its own by its share of the rows.
+
+        With them go two flags, so that all processes stop if one diverges, and make a checkpoint when
+        the first one is due: a process alone in a collective operation would wait for ever.
+        """
+        parts = [
+            torch.zeros_like(leaf).flatten() if leaf.grad is None else leaf.grad.flatten()
+            for leaf in self.leaves
+        ]
+        due = self.overdue and self.fabric.is_global_zero
+        flags = parts[0].new_tensor([diverged is not None, due])
+        flat = self.fabric.all_reduce(torch.cat([*parts, flags]), reduce_op="sum")
+        assert isinstance(flat, Tensor)
         start = 0
         for leaf in self.leaves:
-            leaf.grad = flat[start : start + leaf.numel()].view_as(leaf)
+            leaf.grad = flat[start : start + leaf.numel()].view_as(leaf).to(leaf.dtype)
             start += leaf.numel()
+        self.overdue = bool(flat[-1] > 0)
+        if not flat[-2] > 0:
+            return None
+        everyone: list[Any] = [None] * self.fabric.world_size
+        mine = None if diverged is None else (str(diverged), diverged.step, diverged.site)
+        torch.distributed.all_gather_object(everyone, mine)
+        return next(DivergenceError(*found) for found in everyone if found is not None)
+
+    def _share_buffers(self) -> None:
+        """Batch statistics, which each process gathers from its own rows, become the first one's."""
+        if self.fabric.world_size > 1:
+            for module in self.pair.modules().values():
+                for buffer in module.buffers():
+                    torch.distributed.broadcast(buffer, 0)
 
     # -- after an epoch ----------------------------------------------------------------------------------
 
@@ -600,7 +626,8 @@ class _Training:
         rows = sums.pop("rows")
         row: dict[str, float] = {"epoch": state.epoch, "step": state.step}
         row |= {name: total / rows for name, total in sums.items()}
-        row |= self._held_out()
+        self._share_buffers()
+        row |= self.fabric.broadcast(self._held_out())
         row["beta"] = beta
         row["learning_rate"] = float(self.optimizer.param_groups[0]["lr"])
         row["seconds"] = round(state.seconds, 3)
@@ -615,8 +642,6 @@ class _Training:
         if self.patience is not None and warm and row["validation_elbo"] > state.best_elbo:
             state.best_elbo, state.best_epoch = row["validation_elbo"], state.epoch
             self.best = {n: t.detach().cpu().clone() for n, t in self.pair.state().items()}
-            if self.folder is not None and self.fabric.is_global_zero:
-                write_tensors(self._best_file(), self.best, {"epoch": state.epoch})
         return row
 
     def _held_out(self) -> dict[str, float]:
@@ -653,17 +678,10 @@ class _Training:
         return state.epoch - state.best_epoch >= self.patience
 
     def _keep_best(self) -> None:
-        if self.best is None and self.state.best_epoch and self.folder is not None:
-            self.best, _ = read_tensors(self._best_file())
         if self.best is not None:
             self.pair.load_state({n: t.to(self.fabric.device) for n, t in self.best.items()})
 
     # -- on disk -----------------------------------------------------------------------------------------
-
-    def _best_file(self) -> Path:
-        assert self.folder is not None
-        (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        return self.folder / "checkpoints" / "best.safetensors"
 
     def _facts(self) -> dict[str, Any]:
         """What must not have changed when a run is continued."""
@@ -696,6 +714,7 @@ class _Training:
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "generators": everyone,
             "seed": self.seed,
+            "best": self.best,
         }
         facts = self._facts() | {"progress": vars(self.state)}
         save_checkpoint(self.folder / "checkpoints", self.state.step, state, facts)
@@ -718,6 +737,7 @@ class _Training:
         set_random_state(saved["generators"][self.fabric.global_rank], device)
         self.state = _Progress(**facts["progress"])
         self.seed = saved["seed"]
+        self.best = saved["best"]
 
     def _write_metrics(self, rows: list[dict[str, float]]) -> None:
         """Adds rows to metrics.csv; a call with the whole history starts the file anew."""
@@ -756,7 +776,9 @@ def _make_optimizer(
         return torch.optim.Adam(
             leaves, lr=1e-3 if learning_rate is None else learning_rate, fused=fused
         )
-    expected = "expected a function that makes a torch optimizer of a list of tensors, such as torch.optim.AdamW"
+    expected = (
+        "expected a function that makes a torch optimizer of a list of tensors (torch.optim.AdamW)"
+    )
     if isinstance(optimizer, Optimizer | PyroOptim) or not callable(optimizer):
         raise TypeError(f"optimizer is a {type(optimizer).__name__} object; {expected}")
     made = optimizer(leaves) if learning_rate is None else optimizer(leaves, lr=learning_rate)
