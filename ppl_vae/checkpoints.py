@@ -104,6 +104,7 @@ def flatten(tree: Any, prefix: str = "") -> tuple[Any, dict[str, Tensor]]:
 
     Raises:
         TypeError: Something in the tree is neither; its place is named.
+        ValueError: Keys with dots in them would give two tensors one name.
     """
     if isinstance(tree, Tensor):
         return {"tensor": prefix}, {prefix: tree}
@@ -114,18 +115,24 @@ def flatten(tree: Any, prefix: str = "") -> tuple[Any, dict[str, Tensor]]:
                 raise TypeError(f"can not save the key {key!r} in '{prefix}'")
             flat, inner = flatten(value, f"{prefix}.{key}" if prefix else str(key))
             items.append([key, flat])
-            tensors.update(inner)
+            _add(tensors, inner)
         return {"items": items}, tensors
     if isinstance(tree, (list, tuple)):
         flats, tensors = [], {}
         for i, value in enumerate(tree):
             flat, inner = flatten(value, f"{prefix}.{i}")
             flats.append(flat)
-            tensors.update(inner)
+            _add(tensors, inner)
         return {"tuple" if isinstance(tree, tuple) else "list": flats}, tensors
     if tree is None or isinstance(tree, (bool, int, float, str)):
         return {"value": tree}, {}
     raise TypeError(f"can not save '{prefix}', which is a {type(tree).__name__}")
+
+
+def _add(tensors: dict[str, Tensor], more: Mapping[str, Tensor]) -> None:
+    for name in tensors.keys() & more.keys():
+        raise ValueError(f"two tensors would be called '{name}': keys must differ with their dots")
+    tensors.update(more)
 
 
 def unflatten(flat: Any, tensors: Mapping[str, Tensor]) -> Any:

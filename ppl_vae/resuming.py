@@ -37,6 +37,8 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], facts: dict[
     write_tensors(_file(folder, step), tensors, {"facts": facts, "state": flat})
     for old in checkpoint_files(folder)[KEPT:]:
         old.unlink(missing_ok=True)
+    for left_behind in folder.glob(".step-*.tmp"):  # by a process that was killed while writing
+        left_behind.unlink(missing_ok=True)
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -61,9 +63,10 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         for passed_over in errors:
             warnings.warn(f"{passed_over}; continuing from {file.name} instead", stacklevel=2)
         return unflatten(metadata["state"], tensors), metadata["facts"]
+    why = str(errors[0]).removeprefix(f"{errors[0].path}: ")
     raise CorruptFileError(
         errors[0].path,
-        f"{errors[0]}; no other checkpoint in the folder is good: start the training anew",
+        f"{why}; no other checkpoint in the folder is good: start the training anew",
     )
 
 
