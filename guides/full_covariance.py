@@ -18,8 +18,9 @@ from ppl_vae.networks import MLP, Network, full_precision, linear_head
 class FullCovariance(nn.Module):
     """q(z | x) = N(loc(x), L(x) L(x)^T), with loc and the Cholesky factor L from one encoder.
 
-    L is lower triangular; its diagonal is softplus(s) + 1e-6 for unbounded outputs s of the
-    encoder: it grows linearly, so it can not overflow, and never reaches 0. The site is `z`, inside
+    L = diag(scale) (I + U) with scale = softplus(s) + 1e-6 and a strictly lower triangular U, for
+    unbounded outputs s and U of the encoder: the scale grows linearly, so it can not overflow, and
+    never reaches 0. At the start U = 0, as in `MeanField`. The site is `z`, inside
     `pyro.plate("data", n, dim=-1)`. The encoder runs once a row, however many samples are drawn.
 
     Importing this file teaches `torch.distributions.kl_divergence` the KL from a multivariate
@@ -48,6 +49,10 @@ class FullCovariance(nn.Module):
         self.encoder = network.encoder(data_shape)
         num_outputs = 2 * latent_dim + latent_dim * (latent_dim - 1) // 2
         self.head = linear_head(self.encoder, num_outputs)
+        # A random U on data of large values makes L so ill-conditioned that log q overflows.
+        with torch.no_grad():
+            for parameter in self.head.parameters():
+                parameter[2 * latent_dim :].zero_()
 
     def forward(self, x: Tensor) -> None:
         """Run the guide on `x`, `(n, *data_shape)`."""
@@ -60,8 +65,10 @@ class FullCovariance(nn.Module):
         outputs = full_precision(self.head(self.encoder(x)))
         loc, diagonal, below = outputs.split([d, d, d * (d - 1) // 2], -1)
         rows, columns = torch.tril_indices(d, d, -1, device=x.device)
-        scale_tril = torch.diag_embed(softplus(diagonal) + 1e-6)
-        scale_tril[..., rows, columns] = below
+        scale = softplus(diagonal) + 1e-6
+        scale_tril = torch.diag_embed(scale)
+        # In units of its row's scale: a small scale does not make L ill-conditioned.
+        scale_tril[..., rows, columns] = below * scale[..., rows]
         return dist.MultivariateNormal(loc, scale_tril=scale_tril)
 
 

@@ -127,14 +127,28 @@ def test_mean_field_reads_its_head() -> None:
 
 def test_full_covariance_reads_its_head() -> None:
     guide, x = FullCovariance(SHAPE, 3, MLP(hidden=())), torch.rand(6, *SHAPE)
+    torch.nn.init.normal_(guide.head.weight)
     outputs = guide.head(x.reshape(6, 20))
     q = guide.encode(x)
     torch.testing.assert_close(q.mean, outputs[:, :3])
     factor = torch.zeros(6, 3, 3)
+    scale = (1 + outputs[:, 3:6].exp()).log() + 1e-6
     for i in range(3):
-        factor[:, i, i] = (1 + outputs[:, 3 + i].exp()).log() + 1e-6
-    factor[:, 1, 0], factor[:, 2, 0], factor[:, 2, 1] = outputs[:, 6:].unbind(-1)
+        factor[:, i, i] = scale[:, i]
+    factor[:, 1, 0], factor[:, 2, 0], factor[:, 2, 1] = (
+        outputs[:, 6:] * scale[:, [1, 2, 2]]
+    ).unbind(-1)
     torch.testing.assert_close(q.covariance_matrix, factor @ factor.mT)
+
+
+@pytest.mark.parametrize("latent_dim", [8, 20])
+def test_full_covariance_can_tell_its_density_on_large_data(latent_dim: int) -> None:
+    # Its first version had a random factor of condition 1e20 here, and log q = -inf.
+    x = torch.randint(0, 17, (50, 64)).float()
+    q = FullCovariance((64,), latent_dim, MLP(hidden=())).encode(x)
+    z = q.sample()
+    exact = dist.MultivariateNormal(q.loc.double(), scale_tril=q.scale_tril.double()).log_prob(z)
+    torch.testing.assert_close(q.log_prob(z).double(), exact, rtol=1e-4, atol=1e-3)
 
 
 def test_one_latent_dimension() -> None:
