@@ -1,0 +1,661 @@
+"""The command line as a user meets it: real commands, killed and resumed runs, and what is said of mistakes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from ppl_vae.checkpoints import read_tensors
+from ppl_vae.cli import COMMANDS, main
+
+ROOT = Path(__file__).parent.parent
+SMALL = ("--max_rows", "60", "--num_samples", "20", "--batch_size", "32")
+NETWORK = ("--model.network", "MLP", "--model.network.hidden", "[16]")
+PICTURES = {
+    *("learning_curves", "reconstructions", "prior_samples", "traversals"),
+    *("kl_per_dimension", "aggregate_posterior", "khat"),
+}
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "ppl_vae.cli", *arguments]
+
+
+def environment(*folders: Path) -> dict[str, str]:
+    """One thread, as in the tests' own process; no checkout on the path but this one."""
+    path = os.pathsep.join(str(folder) for folder in (ROOT, *folders))
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=300
+    )
+
+
+def train(folder: Path, *arguments: str) -> None:
+    """A run in this process, without its pictures: they take most of the time."""
+    with patch("ppl_vae.commands.draw_run", return_value=[]):
+        assert main(["train", "--run_dir", str(folder), *SMALL, *NETWORK, *arguments]) == 0
+
+
+def same_weights(*folders: Path) -> bool:
+    first, second = (read_tensors(folder / "weights.safetensors")[0] for folder in folders)
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    return dict(yaml.safe_load((folder / "config.yaml").read_text()))
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("workplace")
+
+
+@pytest.fixture(scope="module")
+def first(workplace: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A run made by the real command, in a process of its own."""
+    done = run("train", "--run_dir", "first", "--max_epochs", "2", *SMALL, *NETWORK, cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    return workplace / "first", done
+
+
+@pytest.fixture(scope="module")
+def second(workplace: Path) -> Path:
+    """Another guide on the same rows."""
+    train(workplace / "second", "--max_epochs", "2", "--guide", "FullCovariance")
+    return workplace / "second"
+
+
+# -- train -----------------------------------------------------------------------------------------------
+
+
+def test_train_leaves_a_whole_run(first: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, done = first
+    assert {p.name for p in folder.iterdir()} == {
+        *("config.yaml", "weights.safetensors", "metrics.csv", "evaluation.json"),
+        *("diagnosis.json", "posterior.nc", "plots", "checkpoints"),
+    }
+    assert {p.stem for p in (folder / "plots").iterdir()} == PICTURES
+    for words in ("ELBO", "rate", "distortion", "log p(x), 20 samples", "bits per dimension"):
+        assert words in done.stdout
+    for words in ("ESS", "Pareto k-hat", "active units", "mutual information", "±", "first/plots"):
+        assert words in done.stdout
+    diagnosis = json.loads((folder / "diagnosis.json").read_text())
+    assert diagnosis["summary"] in done.stdout
+    with (folder / "metrics.csv").open() as lines:
+        assert [row["epoch"] for row in csv.DictReader(lines)] == ["1", "2"]
+
+
+def test_without_a_terminal_there_is_no_bar(
+    first: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    _, done = first
+    assert "\r" not in done.stderr
+    assert "%|" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_configuration_is_resolved(
+    first: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    config = config_of(first[0])
+    model, guide = config["model"], config["guide"]
+    assert (model["class_path"], guide["class_path"]) == (
+        "ppl_vae.models.VAE",
+        "ppl_vae.guides.MeanField",
+    )
+    assert model["init_args"]["data_shape"] == guide["init_args"]["data_shape"] == [1, 8, 8]
+    assert model["init_args"]["network"] == guide["init_args"]["network"]
+    assert guide["init_args"]["network"]["init_args"]["hidden"] == [16]
+    assert model["init_args"]["latent_dim"] == guide["init_args"]["latent_dim"] == 10
+    assert model["init_args"]["likelihood"] == {
+        "class_path": "ppl_vae.likelihoods.Binomial",
+        "init_args": {"total_count": 16},
+    }
+    assert config["objective"]["init_args"]["beta"] == 1.0
+    assert config["data"] == "digits"
+    assert config["seed"] == 0
+    assert config["versions"]["torch"] == str(torch.__version__)
+    assert not {"run_dir", "resume", "quiet", "debug", "overwrite"} & set(config)
+
+
+@pytest.mark.parametrize(
+    ("options", "likelihood"),
+    [
+        (("--binarize", "dynamic"), "Bernoulli"),
+        (("--dequantize", "true"), "LearnedGaussian"),
+        (("--model.likelihood", "Gaussian", "--model.likelihood.sigma", "3"), "Gaussian"),
+    ],
+)
+def test_the_likelihood_suits_the_data(
+    options: tuple[str, ...], likelihood: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--print_config", "--max_rows", "20", *options]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    found = config["model"]["init_args"]["likelihood"]["class_path"]
+    assert found == f"ppl_vae.likelihoods.{likelihood}"
+
+
+def test_8_bit_pictures_get_the_discretized_logistic(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (30, 1, 6, 6), dtype=np.uint8)
+    np.save(tmp_path / "pictures.npy", pictures)
+    assert main(["train", "--print_config", "--data", str(tmp_path / "pictures.npy")]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["model"]["init_args"]["likelihood"] == {
+        "class_path": "ppl_vae.likelihoods.DiscretizedLogistic",
+        "init_args": {"levels": 256},
+    }
+
+
+def test_a_printed_configuration_can_be_given_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [
+        "--model.latent_dim",
+        "3",
+        "--guide",
+        "FullCovariance",
+        "--objective.beta",
+        "LinearWarmup",
+    ]
+    options += [
+        "--objective.beta.epochs",
+        "4",
+        "--optimizer",
+        "AdamW",
+        "--optimizer.weight_decay",
+        "0.1",
+    ]
+    options += ["--lr_scheduler", "CosineAnnealingLR", "--lr_scheduler.T_max", "9", "--seed", "5"]
+    assert main(["train", "--print_config", *SMALL, *NETWORK, *options]) == 0
+    printed = capsys.readouterr().out
+    file = tmp_path / "config.yaml"
+    file.write_text(printed)
+    assert main(["train", "--config", str(file), "--print_config"]) == 0
+    assert capsys.readouterr().out == printed
+    config = yaml.safe_load(printed)
+    assert config["guide"]["class_path"] == "ppl_vae.guides.FullCovariance"
+    assert config["guide"]["init_args"]["latent_dim"] == 3
+    assert config["objective"]["init_args"]["beta"]["init_args"]["epochs"] == 4
+    assert config["optimizer"]["init_args"]["weight_decay"] == 0.1
+    assert main(["train", "--config", str(file), "--print_config", "--model.latent_dim", "7"]) == 0
+    changed = yaml.safe_load(capsys.readouterr().out)
+    assert changed["model"]["init_args"]["latent_dim"] == 7
+    assert changed["seed"] == 5
+
+
+def test_a_configuration_may_use_short_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        textwrap.dedent("""
+        max_rows: 20
+        model:
+          class_path: ProbabilisticPCA
+          init_args:
+            latent_dim: 4
+        guide: Exact
+        """)
+    )
+    assert main(["train", "--config", str(file), "--print_config"]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["model"]["class_path"] == "ppl_vae.models.ProbabilisticPCA"
+    assert config["guide"] == {"class_path": "ppl_vae.guides.Exact", "init_args": {}}
+
+
+def test_the_configuration_of_a_run_starts_another(
+    first: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    folder, _ = first
+    again = tmp_path / "again"
+    with patch("ppl_vae.commands.draw_run", return_value=[]):
+        assert (
+            main(["train", "--config", str(folder / "config.yaml"), "--run_dir", str(again)]) == 0
+        )
+    assert config_of(again) == config_of(folder)
+    assert same_weights(folder, again)
+    assert (folder / "evaluation.json").read_bytes() == (again / "evaluation.json").read_bytes()
+
+
+MINE = """
+    from __future__ import annotations
+
+    from collections.abc import Sequence
+
+    import pyro
+    import pyro.distributions as dist
+    import torch
+    from torch import Tensor, nn
+
+
+    class MyGuide:
+        '''A guide that derives from nothing.
+
+        Args:
+            depth: Number of hidden layers.
+        '''
+
+        def __init__(self, data_shape: Sequence[int], latent_dim: int, depth: int = 1) -> None:
+            layers: list[nn.Module] = [nn.Flatten()]
+            width = torch.Size(data_shape).numel()
+            for _ in range(depth):
+                layers += [nn.Linear(width, 8), nn.ReLU()]
+                width = 8
+            self.net = nn.Sequential(*layers, nn.Linear(width, 2 * latent_dim))
+
+        def __call__(self, x: Tensor) -> None:
+            loc, scale = self.net(x).chunk(2, -1)
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(loc, scale.exp()).to_event(1))
+
+
+    decoder = nn.Linear(2, 64)
+    encoder = nn.Linear(64, 4)
+
+
+    def model(x: Tensor) -> None:
+        pyro.module("decoder", decoder)
+        rate = pyro.param("rate", torch.tensor(1.0), constraint=dist.constraints.positive)
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("code", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            mean = (decoder(z).exp() * rate).clamp_max(1e3).reshape(-1, 1, 8, 8)
+            pyro.sample("counts", dist.Poisson(mean).to_event(3), obs=x)
+
+
+    def guide(x: Tensor) -> None:
+        pyro.module("encoder", encoder)
+        with pyro.plate("rows", len(x)):
+            loc, scale = encoder(x.flatten(1) / 16).chunk(2, -1)
+            pyro.sample("code", dist.Normal(loc, scale.exp()).to_event(1))
+    """
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module of the user's own, on PYTHONPATH."""
+    (tmp_path / "my_programs.py").write_text(textwrap.dedent(MINE))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_programs", raising=False)
+    return "my_programs"
+
+
+def test_a_class_of_ones_own(mine: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(tmp_path / "run", "--max_epochs", "1", "--guide", f"{mine}.MyGuide", "--guide.depth", "3")
+    assert config_of(tmp_path / "run")["guide"] == {
+        "class_path": f"{mine}.MyGuide",
+        "init_args": {"data_shape": [1, 8, 8], "latent_dim": 10, "depth": 3},
+    }
+    assert main(["train", "--guide", f"{mine}.MyGuide", "--guide.depth", "deep"]) == 2
+    assert "--guide.depth: expected int, got deep" in capsys.readouterr().err
+    assert main(["train", f"--guide.help={mine}.MyGuide"]) == 0
+    assert "Number of hidden layers" in capsys.readouterr().out
+    assert main(["evaluate", str(tmp_path / "run")]) == 0
+
+
+def test_functions_of_ones_own(
+    mine: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pyro's way of writing a pair, with modules, a pyro.param, and names that are not ours."""
+    folder = str(tmp_path / "run")
+    arguments = ["--max_epochs", "2", "--model", f"{mine}.model", "--guide", f"{mine}.guide"]
+    assert main(["train", "--run_dir", folder, *SMALL, *arguments]) == 0
+    assert (tmp_path / "run" / "plots" / "manifold.png").is_file()
+    assert len(list((tmp_path / "run" / "plots").iterdir())) == len(PICTURES)
+    capsys.readouterr()
+    trained = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    del sys.modules[mine]  # a new process would import it anew, with other initial weights
+    assert main(["evaluate", folder, "--num_samples", "20", "--overwrite"]) == 0
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text()) == trained
+
+
+class Terminal(io.StringIO):
+    """A standard error that says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_the_bar_on_a_terminal(
+    quiet: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    train(tmp_path / "run", "--max_epochs", "1", *(["--quiet"] if quiet else []))
+    shown = terminal.getvalue()
+    assert ("\r" in shown) is not quiet
+    for word in ("elbo=", "rate=", "distortion=", "active="):
+        assert (word in shown) is not quiet
+
+
+# -- killed and resumed ----------------------------------------------------------------------------------
+
+
+def wait_for_epoch(folder: Path, epoch: int, process: subprocess.Popen[str]) -> None:
+    """Until a running training has finished an epoch."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "the training ended before it could be killed"
+        file = folder / "metrics.csv"
+        if file.is_file() and len(file.read_text().splitlines()) > epoch:
+            return
+        time.sleep(0.02)
+    raise AssertionError("the training did not start")
+
+
+def test_killed_and_resumed_ends_with_the_same_bits(tmp_path: Path) -> None:
+    options = ["--max_epochs", "200", "--binarize", "dynamic", "--patience", "500"]
+    never, killed = tmp_path / "never killed", tmp_path / "killed"
+    start = ["train", "--run_dir", str(killed), *SMALL, *NETWORK, *options]
+    resume = ["train", "--resume", str(killed)]
+    for arguments, how, after in (
+        (start, signal.SIGKILL, 3),
+        (resume, signal.SIGINT, 40),
+    ):
+        process = subprocess.Popen(
+            command(*arguments),
+            cwd=tmp_path,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        wait_for_epoch(killed, after, process)
+        process.send_signal(how)
+        _, errors = process.communicate(timeout=60)
+        assert not (killed / "weights.safetensors").exists(), "killed too late to show anything"
+        if how == signal.SIGINT:
+            assert process.returncode == 130
+            assert f"ppl-vae train --resume {killed}" in errors.replace("'", "")
+            assert "Traceback" not in errors
+        else:
+            assert process.returncode == -signal.SIGKILL
+    with patch("ppl_vae.commands.draw_run", return_value=[]):
+        assert main(resume) == 0
+    train(never, *options)
+    assert same_weights(killed, never)
+    assert (killed / "evaluation.json").read_bytes() == (never / "evaluation.json").read_bytes()
+    histories = []
+    for folder in (killed, never):
+        with (folder / "metrics.csv").open() as lines:
+            histories.append([{**row, "seconds": ""} for row in csv.DictReader(lines)])
+    assert histories[0] == histories[1]
+
+
+def test_a_finished_run_can_be_continued_for_longer(tmp_path: Path) -> None:
+    train(tmp_path / "short", "--max_epochs", "1")
+    train(tmp_path / "long", "--max_epochs", "3")
+    assert not same_weights(tmp_path / "short", tmp_path / "long")
+    with patch("ppl_vae.commands.draw_run", return_value=[]):
+        assert main(["train", "--resume", str(tmp_path / "short"), "--max_epochs", "3"]) == 0
+    assert config_of(tmp_path / "short")["max_epochs"] == 3
+    assert same_weights(tmp_path / "short", tmp_path / "long")
+
+
+def test_resuming_with_other_options_is_refused(
+    first: tuple[Path, subprocess.CompletedProcess[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--resume", str(first[0]), "--batch_size", "7", "--model.latent_dim", "3"]
+    assert main(["train", *arguments]) == 2
+    assert (
+        "leave out --batch_size, --model (only --max_epochs may change)" in capsys.readouterr().err
+    )
+
+
+# -- commands on runs ------------------------------------------------------------------------------------
+
+
+def test_evaluate_repeats_the_numbers_of_the_training(
+    first: tuple[Path, subprocess.CompletedProcess[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, done = first
+    before = (folder / "evaluation.json").read_bytes()
+    assert main(["evaluate", str(folder), "--num_samples", "20"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.splitlines()[0] in done.stdout
+    assert "is left as it was (--overwrite replaces it)" in shown.err
+    assert main(["evaluate", str(folder), "--num_samples", "20", "--overwrite"]) == 0
+    assert (folder / "evaluation.json").read_bytes() == before
+
+
+def test_diagnose(
+    first: tuple[Path, subprocess.CompletedProcess[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = first
+    before = json.loads((folder / "diagnosis.json").read_text())
+    assert main(["diagnose", str(folder), "--overwrite"]) == 0
+    assert json.loads((folder / "diagnosis.json").read_text()) == before
+    shown = capsys.readouterr().out
+    assert before["summary"] in shown
+    table = [line.split() for line in shown.splitlines() if line.startswith("z[")]
+    assert len(table) == 10
+    sizes = [float(line[1]) for line in table]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_sample(
+    first: tuple[Path, subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, _ = first
+    arrays, picture = tmp_path / "draws.npz", tmp_path / "draws.png"
+    assert main(["sample", str(folder), "--num", "70", "-o", str(arrays)]) == 0
+    with np.load(arrays) as draws:
+        assert draws["z"].shape == (70, 10)
+        assert draws["mean"].shape == draws["x"].shape == (70, 1, 8, 8)
+        assert np.array_equal(draws["x"], draws["x"].round())
+        assert 0 <= draws["x"].min() < draws["x"].max() <= 16
+        # Binomial(16): the squared distance from the mean is 16 p (1 - p) on average.
+        p = draws["mean"] / 16
+        ratio = ((draws["x"] - draws["mean"]) ** 2).mean() / (16 * p * (1 - p)).mean()
+        assert abs(ratio - 1) < 0.15
+    assert main(["sample", str(folder), "--num", "9", "-o", str(picture)]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert main(["sample", str(folder), "-o", str(picture)]) == 1
+    assert "--overwrite" in capsys.readouterr().err
+
+
+def test_compare_pairs_the_rows(
+    first: tuple[Path, subprocess.CompletedProcess[str]],
+    second: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, _ = first
+    picture = tmp_path / "comparison.png"
+    assert main(["compare", str(folder), str(second), "-o", str(picture)]) == 0
+    shown = capsys.readouterr().out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    line = next(line for line in shown.splitlines() if line.startswith("second"))
+    differences = re.findall(r"([+-]\d+\.\d+) ± (\d+\.\d+)", line)
+    for (mean, error), name in zip(differences, ("elbo", "log_likelihood"), strict=True):
+        a, b = (
+            np.array(json.loads((f / "evaluation.json").read_text())[name]["values"])
+            for f in (folder, second)
+        )
+        assert float(mean) == pytest.approx((b - a).mean(), abs=0.0051)
+        assert float(error) == pytest.approx((b - a).std(ddof=1) / len(a) ** 0.5, abs=0.0051)
+
+
+def test_runs_on_other_rows_are_not_compared(
+    first: tuple[Path, subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    train(tmp_path / "other", "--max_epochs", "1", "--binarize", "threshold")
+    output = str(tmp_path / "c.png")
+    assert main(["compare", str(first[0]), str(tmp_path / "other"), "-o", output]) == 1
+    assert "was evaluated on other rows than" in capsys.readouterr().err
+    (tmp_path / "other" / "evaluation.json").unlink()
+    assert main(["compare", str(first[0]), str(tmp_path / "other"), "-o", output]) == 1
+    assert "ppl-vae evaluate" in capsys.readouterr().err
+    assert not Path(output).exists()
+
+
+def test_export(
+    first: tuple[Path, subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import xarray
+
+    folder, _ = first
+    file = tmp_path / "run.nc"
+    assert main(["export", str(folder), "-o", str(file), "--num_samples", "20"]) == 0
+    values = json.loads((folder / "evaluation.json").read_text())["log_likelihood"]["values"]
+    with xarray.open_dataset(file, group="log_likelihood") as group:
+        (variable,) = group.data_vars.values()
+        assert variable.mean(("chain", "draw")).values == pytest.approx(values, abs=1e-4)
+    assert main(["export", str(folder)]) == 1
+    assert "posterior.nc is there already" in capsys.readouterr().err
+
+
+# -- mistakes --------------------------------------------------------------------------------------------
+
+MISTAKES = [
+    (["train", "--guide", "MeanFeild"], 2, "known are Exact, FullCovariance, MeanField"),
+    (["train", "--guide", "nowhere.Guide"], 2, "no module 'nowhere'"),
+    (["train", "--guide", "ppl_vae.guides.Nothing"], 2, "no class or function 'Nothing'"),
+    (
+        ["train", "--objective", "ppl_vae.models.VAE"],
+        2,
+        "no subclass of ppl_vae.objectives.Objective",
+    ),
+    (["train", "--max_epochs", "many"], 2, "--max_epochs: expected int, got many"),
+    (["train", "--model.latent_dim", "x"], 2, "--model.latent_dim: expected int, got x"),
+    (["train", "--model.depth", "3"], 2, "--model: option 'depth' is not accepted (--model.help"),
+    (["train", "--model.network", "Foo"], 2, "--model.network: expected the name of a known class"),
+    (["train", "--binarize", "no"], 2, "one of 'threshold', 'static', 'dynamic', got no"),
+    (["train", "--epochs", "3"], 2, "unrecognized arguments: --epochs 3"),
+    (["train", "--config", "nothing.yaml"], 2, "--config: file does not exist"),
+    (["train", "--data", "digit"], 1, "Did you mean 'digits'?"),
+    (["train", "--guide", "Exact"], 1, "Exact needs a model with a closed-form posterior(x)"),
+    (["train", "--guide.latent_dim", "3", "--run_dir", "new"], 1, "the network was built for rows"),
+    (["train", "--max_epochs", "0", "--run_dir", "new"], 1, "max_epochs must be at least 1"),
+    (["train", "--objective.beta", "-1"], 1, "beta is a weight of the KL and must be >= 0"),
+    (["train", "--run_dir", "{first}"], 1, "there is a run in"),
+    (["train", "--run_dir", "{workplace}", "--overwrite"], 1, "something else than a run"),
+    (["train", "--resume", "nothing"], 1, "there is no run folder nothing"),
+    (["evaluate"], 2, "RUN is missing"),
+    (["evaluate", "{workplace}"], 1, "is not a run: it holds no config.yaml"),
+    (["compare", "{first}"], 2, "give two runs or more"),
+    (["sample", "{first}", "--num", "0", "-o", "x.png"], 2, "--num must be at least 1"),
+    (["export", "{first}", "-o", "nowhere/x.nc"], 1, "there is no folder nowhere"),
+    (["tarin"], 2, "invalid choice: 'tarin'"),
+    ([], 2, "COMMAND"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"), MISTAKES, ids=[" ".join(m[0]) or "nothing" for m in MISTAKES]
+)
+def test_mistakes_are_told_in_a_line(
+    arguments: list[str],
+    code: int,
+    message: str,
+    first: tuple[Path, subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, _ = first
+    weights = (folder / "weights.safetensors").read_bytes()
+    monkeypatch.chdir(tmp_path)
+    filled = [a.format(first=folder, workplace=folder.parent) for a in arguments]
+    assert main(filled) == code
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert message in shown.err
+    assert "Traceback" not in shown.err
+    assert "Namespace" not in shown.err
+    assert not any(tmp_path.iterdir()), "a mistake must not leave a folder behind"
+    assert (folder / "weights.safetensors").read_bytes() == weights
+
+
+def test_corrupted_weights_are_named_and_debug_shows_the_traceback(
+    second: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.yaml").write_bytes((second / "config.yaml").read_bytes())
+    data = (second / "weights.safetensors").read_bytes()
+    (broken / "weights.safetensors").write_bytes(data[: len(data) // 2])
+    plain = run("evaluate", "broken", cwd=tmp_path)
+    assert plain.returncode == 1
+    assert plain.stdout == ""
+    (line,) = plain.stderr.splitlines()
+    assert line.startswith("ppl-vae: error: broken/weights.safetensors: the file is truncated")
+    assert "train the run again" in line
+    with pytest.raises(ValueError, match="truncated"):
+        main(["evaluate", str(broken), "--debug"])
+
+
+def test_overwrite_replaces_a_run(tmp_path: Path) -> None:
+    train(tmp_path / "run", "--max_epochs", "2")
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    train(tmp_path / "run", "--max_epochs", "1", "--seed", "3", "--overwrite")
+    assert config_of(tmp_path / "run")["seed"] == 3
+    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 2
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+def test_the_default_folder_names_data_model_and_guide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with patch("ppl_vae.commands.draw_run", return_value=[]):
+        assert main(["train", "--max_epochs", "1", *SMALL, *NETWORK]) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert re.fullmatch(r"digits-VAE-MeanField-\d{8}-\d{6}", folder.name)
+
+
+# -- help ------------------------------------------------------------------------------------------------
+
+
+def test_help_comes_from_the_docstrings(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for name, what in COMMANDS.items():
+        assert name in shown
+        assert what.split(",")[0] in " ".join(shown.split())
+    assert main(["train", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Passes over the data." in shown, "fit's docstring"
+    assert "Share of the training rows that is set aside for validation." in shown, "load_data's"
+    assert "(type: int, default: 200)" in shown
+    assert main(["train", "--guide.help", "FullCovariance"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "number d of latent dimensions" in shown
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--help"]) == 0
+    assert COMMANDS[name] in " ".join(capsys.readouterr().out.split())
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert re.fullmatch(r"ppl-vae \d+\.\d+\.\d+\n", capsys.readouterr().out)
