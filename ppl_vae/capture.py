@@ -41,6 +41,7 @@ from ppl_vae.graphs import (
     compile_graph,
     count_numbers,
     forget_values,
+    has_dynamic_shapes,
     lift_constants,
     simplify,
 )
@@ -76,6 +77,7 @@ class _Recording:
     state: dict[str, Any]
     example: list[Tensor]
     calls: int = 0
+    unseen: int = 0
 
 
 class CapturedLoss:
@@ -116,11 +118,11 @@ class CapturedLoss:
 
         Raises:
             CaptureError: The step can not be captured, or the recording no longer tells the truth.
-                Nothing has been changed: the caller can run the step in Pyro.
+                Weights and buffers are as they were: the caller can run the step in Pyro.
         """
         key = self._key(batch)
         recording = self._cache.get(key)
-        if recording is not None and recording.calls % LOOK_EVERY == 0:
+        if recording is not None and recording.unseen >= LOOK_EVERY:
             recording = self._still_true(recording)
         if recording is None:
             if len(self._cache) >= MOST_RECORDINGS:
@@ -130,6 +132,7 @@ class CapturedLoss:
             recording = self._record(batch, beta)
             self._cache[key] = recording
         recording.calls += 1
+        recording.unseen += 1
         calls = recording.calls
         if calls in FIRST_COMPARISONS or calls % COMPARE_EVERY == 0:
             return self._compared(recording, batch, beta)
@@ -139,7 +142,7 @@ class CapturedLoss:
         """Says that something may have changed: the next step looks at the programs' state again."""
         self._modules_seen = None
         for recording in self._cache.values():
-            recording.calls += -recording.calls % LOOK_EVERY
+            recording.unseen = LOOK_EVERY
 
     def compile(self) -> None:
         """Lets Inductor compile the recordings, the present and the future ones.
@@ -164,6 +167,7 @@ class CapturedLoss:
     def _still_true(self, recording: _Recording) -> _Recording | None:
         """The recording, unless the programs' Python state has changed since it was made."""
         now = python_state(self.pair)
+        recording.unseen = 0
         if now == recording.state:
             return recording
         if self.recordings >= MOST_RECORDINGS:
@@ -205,19 +209,17 @@ class CapturedLoss:
             raise
         except Exception as error:
             raise CaptureError(f"the step can not be recorded: {_reason(error)}") from error
-        after = python_state(self.pair)
-        changed = [name for name in before if before[name] != after.get(name)]
-        if changed:
-            raise CaptureError(
-                f"the pair changes Python state as it runs ({changed[0]}), which a recording would freeze"
-            )
+        if has_dynamic_shapes(graph):
+            raise CaptureError("the programs make tensors whose shapes depend on values")
         simplify(graph)
         forget_values(graph)
         known = {id(t): t for t in self.leaves}
         known |= {id(b): b for m in self._modules() for b in m.buffers(recurse=False)}
         tensors = lift_constants(graph, known)
         self.recordings += 1
-        example = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device) for t in args]
+        example = [
+            torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device) for t in args
+        ]
         recording = _Recording(graph, graph.forward, tensors, before, [*example, *weight])
         if self.compiled:
             self._compile(recording)
@@ -236,15 +238,28 @@ class CapturedLoss:
     def _as_before(self) -> Iterator[None]:
         """Leaves generators and buffers as they were, and insists that numpy's were not used."""
         buffers = [(b, b.clone()) for m in self._modules() for b in m.buffers(recurse=False)]
-        foreign = _foreign_generators()
+        places = _places(self.pair)
+        values = {name: place[key] for name, (place, key) in places.items()}
+        foreign, (python, numpy) = _foreign_bytes(), _foreign_generators()
         try:
             with _generators_kept():
                 yield
-            if _foreign_generators() != foreign:
+            if _foreign_bytes() != foreign:
                 raise CaptureError(
                     "the pair draws from numpy's or Python's random generator, which a recording would freeze"
                 )
+            now = python_state(self.pair)
+            changed = [name for name in values if values[name] != now.get(name)]
+            if changed:
+                raise CaptureError(
+                    f"the pair changes Python state as it runs ({changed[0]}), which a recording would "
+                    "freeze"
+                )
         finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+            for name, (place, key) in places.items():
+                place[key] = values[name]
             with torch.no_grad():
                 for buffer, value in buffers:
                     buffer.copy_(value)
@@ -254,7 +269,7 @@ class CapturedLoss:
     def _compared(self, recording: _Recording, batch: Batch, beta: float) -> Tensor:
         """One step by Pyro and by the recording, under the same random numbers."""
         self.comparisons += 1
-        with self._as_before(), pyro.validation_enabled(False), _generators_kept():
+        with self._as_before(), pyro.validation_enabled(False):
             expected = self._plain(batch, beta)
         generators = torch.get_rng_state()
         buffers = [(b, b.clone()) for m in self._modules() for b in m.buffers(recurse=False)]
@@ -288,40 +303,58 @@ class CapturedLoss:
 
 
 def python_state(pair: Pair) -> dict[str, Any]:
-    """The plain numbers, strings and flags that the programs of a pair can reach."""
-    state: dict[str, Any] = {}
+    """The plain numbers, strings and flags that the programs of a pair can reach, by name."""
+    return {name: place[key] for name, (place, key) in _places(pair).items()}
+
+
+def _places(pair: Pair) -> dict[str, tuple[dict[str, Any], str]]:
+    """Where each of them is: the namespace and its key there."""
+    spaces: dict[str, dict[str, Any]] = {}
     for root, module in pair.modules().items():
         for path, inner in module.named_modules():
-            for name, value in vars(inner).items():
-                if isinstance(value, (numbers.Number, str)):
-                    state[f"{root}.{path}.{name}" if path else f"{root}.{name}"] = value
+            spaces[f"{root}.{path}." if path else f"{root}."] = vars(inner)
+    places = {}
+    for prefix, space in spaces.items():
+        places |= {f"{prefix}{k}": (space, k) for k, v in space.items() if _is_plain(v)}
     for role, program in (("model", pair.model), ("guide", pair.guide)):
-        state |= _reachable(program, role)
-    return state
+        places |= _reachable(program, role)
+    return places
 
 
-def _reachable(program: Program, role: str) -> dict[str, Any]:
+def _reachable(program: Program, role: str) -> dict[str, tuple[dict[str, Any], str]]:
     while isinstance(program, functools.partial):
         program = program.func
     function = getattr(program, "__func__", program)
+    if isinstance(function, nn.Module):
+        function = type(function).forward
+    owner = getattr(program, "__self__", None)
+    places = {}
+    if owner is not None and not isinstance(owner, nn.Module):
+        space = vars(owner)
+        places = {f"{role}.{k}": (space, k) for k, v in space.items() if _is_plain(v)}
     if not isinstance(function, types.FunctionType):
-        return {}
+        return places
     try:
         names = inspect.getclosurevars(function)
-    except ValueError:
-        return {}
-    found = {**names.globals, **names.nonlocals}
-    state = {f"{role}: {n}": v for n, v in found.items() if isinstance(v, (numbers.Number, str))}
-    owner = getattr(program, "__self__", None)
-    if owner is not None and not isinstance(owner, nn.Module):
-        plain = {n: v for n, v in vars(owner).items() if isinstance(v, (numbers.Number, str))}
-        state |= {f"{role}.{name}": value for name, value in plain.items()}
-    return state
+    except ValueError:  # a name that is bound later
+        return places
+    space = function.__globals__
+    places |= {f"{role}: {k}": (space, k) for k, v in names.globals.items() if _is_plain(v)}
+    copied = {k: v for k, v in names.nonlocals.items() if _is_plain(v)}
+    return places | {f"{role}: {k}": (copied, k) for k in copied}
 
 
-def _foreign_generators() -> tuple[Any, ...]:
-    kind, keys, *rest = np.random.get_state()
-    return random.getstate(), kind, keys.tobytes() if hasattr(keys, "tobytes") else keys, *rest
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (numbers.Number, str))
+
+
+def _foreign_generators() -> tuple[Any, Any]:
+    return random.getstate(), np.random.get_state()
+
+
+def _foreign_bytes() -> tuple[Any, ...]:
+    state: Any = np.random.get_state()
+    return random.getstate(), state[1].tobytes(), *state[2:]
 
 
 @contextlib.contextmanager
@@ -345,7 +378,9 @@ def _numbers_stand_aside() -> Iterator[None]:
         ):
             if hasattr(module, "torch_item"):
                 stack.enter_context(mock.patch.object(module, "torch_item", as_tensor))
-            stack.enter_context(mock.patch.object(module, "warn_if_nan", lambda value, *_, **__: value))
+            stack.enter_context(
+                mock.patch.object(module, "warn_if_nan", lambda value, *_, **__: value)
+            )
         stack.enter_context(mock.patch.object(pyro.infer.traceenum_elbo, "Dice", _RecordedDice))
         yield
 
@@ -383,8 +418,6 @@ def _same(mine: Any, truth: Any) -> bool:
 def _reason(error: BaseException) -> str:
     text = str(error)
     if "_local_scalar_dense" in text or "data-dependent" in text:
-        return (
-            "the programs turn a tensor into a Python number (.item(), float(), or an `if` on a tensor's value)"
-        )
+        return "the programs turn a tensor into a Python number (.item(), float(), or an `if` on a tensor's value)"
     first = next((line.strip() for line in text.splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {first[:200]}"

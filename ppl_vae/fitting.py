@@ -507,6 +507,7 @@ class _Training:
             metrics = self.captured(batch, beta).tolist()
         except CaptureError as error:
             self.captured = None
+            torch.set_rng_state(generators)
             if self.fabric.is_global_zero:
                 _logger.warning("capture is off, the training goes on in Pyro: %s", error)
             return []

@@ -97,6 +97,19 @@ def compile_graph(graph: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
     return compiled
 
 
+def has_dynamic_shapes(graph: GraphModule) -> bool:
+    """Whether the shape of some result depends on values: boolean masks, ``nonzero``, ``unique``."""
+    for node in graph.graph.nodes:
+        if torch.Tag.dynamic_output_shape not in getattr(node.target, "tags", ()):
+            continue
+        if node.target is not aten.index.Tensor:
+            return True
+        indices = [n.meta.get("val") for n in node.args[1] if isinstance(n, Node)]
+        if any(isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in indices):
+            return True
+    return False
+
+
 def count_numbers(graph: GraphModule) -> int:
     """How many numbers the operations of a graph compute together."""
     shapes = [_shape(n) for n in graph.graph.nodes if n.op == "call_function"]
@@ -144,7 +157,9 @@ def _fold_literals(graph: GraphModule) -> None:
             node.kwargs = {"dtype": node.meta["val"].dtype, "device": node.meta["val"].device}
         if not literal and not (inputs and all(n in values for n in inputs)):
             continue
-        arguments = torch.fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: _value(graph, values, n))
+        arguments = torch.fx.node.map_arg(
+            (node.args, dict(node.kwargs)), lambda n: _value(graph, values, n)
+        )
         with torch.no_grad():
             result = node.target(*arguments[0], **arguments[1])  # type: ignore[operator]
         if isinstance(result, Tensor) and (result.numel() <= LARGEST_LITERAL or inputs == []):

@@ -1,0 +1,332 @@
+"""A recorded step gives Pyro's numbers, or says why it can not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ppl_vae import capture, fit
+from ppl_vae.capture import CapturedLoss, CaptureError
+from ppl_vae.guides import Exact, FullCovariance, MeanField
+from ppl_vae.handlers import survey
+from ppl_vae.likelihoods import (
+    Bernoulli,
+    Binomial,
+    DiscretizedLogistic,
+    Gaussian,
+    LearnedGaussian,
+    OptimalGaussian,
+)
+from ppl_vae.models import VAE, ProbabilisticPCA
+from ppl_vae.networks import MLP, Convolutional
+from ppl_vae.objectives import (
+    EnumELBO,
+    ImportanceWeightedELBO,
+    LinearWarmup,
+    MeanFieldELBO,
+    Objective,
+    TraceELBO,
+)
+from ppl_vae.pairs import Pair
+
+SHAPE = (1, 6, 6)
+OBJECTIVES = [
+    TraceELBO(),
+    TraceELBO(beta=3.0, num_particles=2),
+    MeanFieldELBO(beta=LinearWarmup(10)),
+    MeanFieldELBO(free_bits=0.1, num_particles=3),
+    ImportanceWeightedELBO(num_particles=4),
+    EnumELBO(),
+]
+NETWORKS = [MLP(hidden=(8,)), Convolutional(channels=(3, 4), hidden=8)]
+LIKELIHOODS: list[Callable[[], Any]] = [
+    Bernoulli,
+    lambda: Binomial(16),
+    Gaussian,
+    LearnedGaussian,
+    OptimalGaussian,
+    lambda: DiscretizedLogistic(17),
+]
+
+
+def rows(n: int = 7) -> Tensor:
+    return torch.randint(0, 2, (n, *SHAPE)).float()
+
+
+@contextmanager
+def captured(model: Any, guide: Any, x: Tensor, objective: Objective) -> Iterator[CapturedLoss]:
+    pair = Pair(model, guide)
+    with pair.scope(), pyro.validation_enabled(False), pair.mode(training=True):
+        yield CapturedLoss(pair, survey(pair, x), objective, pair.parameters(x))
+
+
+def same_as_pyro(step: CapturedLoss, x: Tensor, beta: float) -> None:
+    """Metrics and gradients of one step, bit by bit, under the same random numbers."""
+    step(x, beta)  # makes the recording and looks at it
+    torch.manual_seed(5)
+    metrics = step(x, beta)
+    gradients = [leaf.grad for leaf in step.leaves]
+    torch.manual_seed(5)
+    expected, *expected_gradients = step._plain(x, beta)
+    torch.testing.assert_close(metrics, expected, rtol=1e-6, atol=1e-5)
+    for name, mine, theirs in zip(step.names, gradients, expected_gradients, strict=True):
+        assert (mine is None) == (theirs is None), name
+        if mine is not None:
+            assert torch.equal(mine, theirs), name
+
+
+@pytest.mark.parametrize(
+    "objective", OBJECTIVES, ids=lambda o: f"{type(o).__name__}-{o.num_particles}"
+)
+@pytest.mark.parametrize("guide", [MeanField, FullCovariance])
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda n: type(n).__name__)
+def test_gradients_are_bit_identical(network: Any, guide: Any, objective: Objective) -> None:
+    x = rows()
+    model = VAE(SHAPE, 2, network)
+    with captured(model, guide(SHAPE, 2, network), x, objective) as step:
+        same_as_pyro(step, x, objective.beta_at(3.0))
+        assert step.recordings == 1
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda n: type(n).__name__)
+def test_every_likelihood_is_recorded(network: Any, likelihood: Callable[[], Any]) -> None:
+    x = rows()
+    model = VAE(SHAPE, 2, network, likelihood())
+    with captured(model, MeanField(SHAPE, 2, network), x, MeanFieldELBO()) as step:
+        same_as_pyro(step, x, 1.0)
+
+
+def test_an_exact_guide_is_recorded() -> None:
+    x = torch.randn(9, 5)
+    model = ProbabilisticPCA((5,), 2)
+    with captured(model, Exact(model), x, TraceELBO()) as step:
+        same_as_pyro(step, x, 1.0)
+
+
+def test_beta_is_an_input() -> None:
+    x = rows()
+    objective = MeanFieldELBO(beta=LinearWarmup(10))
+    with captured(VAE(SHAPE, 2), MeanField(SHAPE, 2), x, objective) as step:
+        losses = []
+        for beta in (0.0, 0.25, 1.0):
+            torch.manual_seed(0)
+            losses.append(step(x, beta)[0])
+        assert step.recordings == 1
+    # The loss is linear in beta: D + beta R, with the same noise.
+    torch.testing.assert_close(losses[1] - losses[0], 0.25 * (losses[2] - losses[0]))
+
+
+def test_recordings_are_bounded() -> None:
+    with captured(VAE(SHAPE, 2), MeanField(SHAPE, 2), rows(), TraceELBO()) as step:
+        for n in range(1, capture.MOST_RECORDINGS + 1):
+            step(rows(n), 1.0)
+        step(rows(1), 1.0)
+        assert step.recordings == capture.MOST_RECORDINGS
+        with pytest.raises(CaptureError, match="shapes"):
+            step(rows(capture.MOST_RECORDINGS + 1), 1.0)
+
+
+def trained(model: nn.Module, guide: nn.Module, x: Tensor, **options: Any) -> list[Tensor]:
+    fit(model, guide, x, max_epochs=4, batch_size=5, seed=1, progress=False, **options)
+    return [t.clone() for m in (model, guide) for t in m.state_dict().values()]
+
+
+class Dropping(nn.Module):
+    """A mean-field guide whose encoder drops units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.Dropout(0.5), nn.Linear(16, 4))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            loc, log_scale = self.net(x).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+
+@pytest.mark.parametrize(
+    ("network", "guide"),
+    [
+        (MLP(hidden=(8,)), lambda: MeanField(SHAPE, 2, MLP(hidden=(8,)))),
+        (NETWORKS[1], lambda: MeanField(SHAPE, 2, NETWORKS[1])),  # batch norm: buffers move
+        (MLP(hidden=(8,)), Dropping),
+    ],
+)
+def test_the_same_trajectory_with_and_without(network: Any, guide: Any) -> None:
+    x = rows(12)  # the last of three batches is smaller
+    results = []
+    for use in (True, False):
+        torch.manual_seed(0)
+        results.append(trained(VAE(SHAPE, 2, network), guide(), x, capture=use))
+    for mine, theirs in zip(*results, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_dropout_stays_random() -> None:
+    x = rows()
+    with captured(VAE(SHAPE, 2), Dropping(), x, TraceELBO()) as step:
+        step(x, 1.0)
+        assert not torch.equal(step(x, 1.0), step(x, 1.0))
+
+
+def model(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
+
+
+class Guide(nn.Module):
+    """A linear guide with a hook through which it misbehaves."""
+
+    def __init__(self, misbehave: Callable[[Guide, Tensor], Any] = lambda self, loc: loc) -> None:
+        super().__init__()
+        self.linear = nn.Linear(1, 2)
+        self.counter = 0
+        self.misbehave = misbehave
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            loc = self.misbehave(self, self.linear(x.unsqueeze(-1)))
+            pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+
+def branch(self: Guide, loc: Tensor) -> Tensor:
+    return loc if loc.sum() > 0 else -loc
+
+
+def item(self: Guide, loc: Tensor) -> Tensor:
+    return loc * loc.abs().max().item()
+
+
+def numpy_noise(self: Guide, loc: Tensor) -> Tensor:
+    return loc + float(np.random.randn())
+
+
+def counting(self: Guide, loc: Tensor) -> Tensor:
+    self.counter += 1
+    return loc / self.counter
+
+
+def sampled_shape(self: Guide, loc: Tensor) -> Tensor:
+    kept = loc[torch.rand(len(loc)) > 0.5]
+    return loc + kept.sum()
+
+
+@pytest.mark.parametrize(
+    ("misbehave", "reason"),
+    [
+        (branch, "Python number"),
+        (item, "Python number"),
+        (numpy_noise, "numpy"),
+        (counting, "counter"),
+        (sampled_shape, "shapes"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_what_can_not_be_recorded_is_named_and_done_by_pyro(
+    misbehave: Any, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    x = torch.randn(11)
+    results = []
+    for use in (True, False):
+        torch.manual_seed(0)
+        guide = Guide(misbehave)
+        with caplog.at_level(logging.WARNING):
+            fit(model, guide, x, max_epochs=3, batch_size=4, seed=0, capture=use, progress=False)
+        results.append(guide.linear.weight.detach().clone())
+    assert torch.equal(*results)
+    (message,) = [r.getMessage() for r in caplog.records if "capture is off" in r.getMessage()]
+    assert reason in message
+
+
+def test_python_state_that_changes_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def scaled(self: Guide, loc: Tensor) -> Tensor:
+        return loc * self.counter
+
+    guide = Guide(scaled)
+    x = torch.randn(5)
+    with captured(model, guide, x, TraceELBO()) as step:
+        step(x, 1.0)
+        guide.counter = 3
+        step.look_again()
+        same_as_pyro(step, x, 1.0)
+        assert step.recordings == 2
+        monkeypatch.setattr(capture, "LOOK_EVERY", 4)
+        guide.counter = 5
+        for _ in range(5):
+            step(x, 1.0)
+        assert step.recordings == 3
+
+
+def test_a_stale_recording_is_found_by_comparing(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden = [torch.tensor(1.0)]  # in a list: nothing that can be looked at
+
+    def scaled(self: Guide, loc: Tensor) -> Tensor:
+        return loc * hidden[0]
+
+    monkeypatch.setattr(capture, "COMPARE_EVERY", 5)
+    x = torch.randn(5)
+    with captured(model, Guide(scaled), x, TraceELBO()) as step:
+        step(x, 1.0)
+        hidden[0] = torch.tensor(2.0)
+        generators = torch.get_rng_state()
+        with pytest.raises(CaptureError, match="differs from Pyro's"):
+            for _ in range(5):
+                generators = torch.get_rng_state()
+                step(x, 1.0)
+        assert torch.equal(torch.get_rng_state(), generators)  # the step can be done again
+
+
+def test_a_step_is_compared_when_recorded_and_rarely_afterwards() -> None:
+    x = rows()
+    with captured(VAE(SHAPE, 2), MeanField(SHAPE, 2), x, TraceELBO()) as step:
+        for _ in range(120):
+            step(x, 1.0)
+        assert (step.recordings, step.comparisons) == (1, len(capture.FIRST_COMPARISONS))
+
+
+def test_a_step_makes_no_call_to_pyro(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = rows()
+    with captured(VAE(SHAPE, 2), MeanField(SHAPE, 2), x, TraceELBO()) as step:
+        step(x, 1.0)
+        calls = []
+        monkeypatch.setattr(pyro, "sample", lambda *a, **k: calls.append(a))
+        step(x, 1.0)
+        assert not calls
+
+
+def test_recording_leaves_generators_and_buffers_alone() -> None:
+    x = rows()
+    network = NETWORKS[1]
+    with captured(VAE(SHAPE, 2, network), MeanField(SHAPE, 2, network), x, TraceELBO()) as step:
+        buffers = [b.clone() for m in step._modules() for b in m.buffers(recurse=False)]
+        generators = torch.get_rng_state()
+        step._record(x, 1.0)
+        assert torch.equal(torch.get_rng_state(), generators)
+        now = [b for m in step._modules() for b in m.buffers(recurse=False)]
+        assert all(torch.equal(*both) for both in zip(buffers, now, strict=True))
+
+
+@pytest.mark.slow
+def test_a_compiled_step_agrees_to_float_precision() -> None:
+    x = rows()
+    with captured(VAE(SHAPE, 2), MeanField(SHAPE, 2), x, MeanFieldELBO()) as step:
+        step(x, 1.0)
+        step.compile()
+        torch.manual_seed(5)
+        metrics = step(x, 1.0)
+        torch.manual_seed(5)
+        expected, *gradients = step._plain(x, 1.0)
+        torch.testing.assert_close(metrics, expected, rtol=1e-5, atol=1e-5)
+        for leaf, gradient in zip(step.leaves, gradients, strict=True):
+            torch.testing.assert_close(leaf.grad, gradient, rtol=1e-4, atol=1e-5)
