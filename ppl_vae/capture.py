@@ -1,9 +1,9 @@
 """A training step recorded once as a plain tensor graph, then run without Pyro.
 
-Pyro runs its effect handlers in Python at every step. :class:`CapturedLoss` runs them once: the objective and its
-gradients are recorded with ``make_fx`` as a graph of ATen operations, whose inputs are the batch, beta,
-the parameters and the buffers, found by object identity; random operations stay random. The graph is
-the same arithmetic in the same order, so that under the same seed it gives the same numbers.
+Pyro runs its effect handlers in Python at every step. :class:`CapturedLoss` runs them once: the objective
+and its gradients are recorded with ``make_fx`` as a graph of ATen operations, whose inputs are the batch,
+beta, the parameters and the buffers, found by object identity; random operations stay random. The graph
+is the same arithmetic in the same order, so that under the same seed it gives the same numbers.
 
 What can not be recorded is detected, and named: control flow that depends on data and ``.item()`` stop the
 recording; programs that change Python state or draw from numpy's or Python's generators are found by looking
@@ -328,7 +328,7 @@ def _reachable(program: Program, role: str) -> dict[str, tuple[dict[str, Any], s
     if isinstance(function, nn.Module):
         function = type(function).forward
     owner = getattr(program, "__self__", None)
-    places = {}
+    places: dict[str, tuple[dict[str, Any], str]] = {}
     if owner is not None and not isinstance(owner, nn.Module):
         space = vars(owner)
         places = {f"{role}.{k}": (space, k) for k, v in space.items() if _is_plain(v)}
@@ -401,7 +401,7 @@ class _RecordedDice(Dice):
 
     def compute_expectation(self, costs: Any) -> Any:
         with _AllHold():
-            return super().compute_expectation(costs)
+            return super().compute_expectation(costs)  # type: ignore[no-untyped-call]
 
 
 def _same(mine: Any, truth: Any) -> bool:

@@ -517,7 +517,7 @@ class _Training:
             for leaf in self.leaves:
                 leaf.grad = None
             return []
-        return metrics  # type: ignore[no-any-return]
+        return metrics
 
     def _pyro_step(self, batch: Batch, beta: float) -> Loss:
         try:
