@@ -204,12 +204,10 @@ def evaluate(
     with evaluating(pair, seed):
         first = batches.first(all_rows(batches) if pair.keeps_rows else 64)
         device = device_of(pair.parameters(move(first, device_of_pair(pair))).values())
-        first = move(first, device)
+        first = move(first if pair.keeps_rows else take_rows(first, slice(0, 64)), device)
         layout = survey(pair, first)
         num_values, notes = _describe(pair, layout, first)
         rows, samples = _chunks(pair, layout, first, num_samples)
-        if pair.keeps_rows:
-            rows = num_rows(first)
         total = num_rows(batches.rows) if batches.in_memory else None
         with progress_bar(total, "evaluate", "row", progress) as bar:
             for batch in batches.ordered(rows):
@@ -341,5 +339,5 @@ def _chunks(pair: Pair, layout: Layout, batch: Batch, num_samples: int) -> tuple
         used.append(counter.total)
     a_sample = max(1.0, (used[1] - used[0]) / (4 * n))
     at_once = max(1, int(MEMORY_BUDGET / a_sample))
-    rows = max(1, min(64, at_once))
+    rows = n if pair.keeps_rows else max(1, min(64, at_once))
     return rows, max(1, min(num_samples, at_once // rows))

@@ -206,10 +206,7 @@ def rows_frame(sites: Mapping[str, Site], n: int) -> Any:
     Raises:
         PairError: There is none; the message says which plates there are.
     """
-    common: dict[str, Any] | None = None
-    for site in sites.values():
-        frames = {f.name: f for f in site["cond_indep_stack"] if f.vectorized and f.size == n}
-        common = frames if common is None else {k: f for k, f in common.items() if k in frames}
+    common = _plates_around(sites, n)
     if common:
         return min(common.values(), key=lambda frame: frame.dim)
     names = ", ".join(f"'{name}'" for name in sites) or "(none)"
@@ -226,6 +223,29 @@ def rows_frame(sites: Mapping[str, Site], n: int) -> Any:
     )
 
 
+def _plates_around(sites: Mapping[str, Site], n: int) -> dict[str, Any]:
+    """The plates of size ``n`` that hold every one of the given sites."""
+    common: dict[str, Any] | None = None
+    for site in sites.values():
+        frames = {f.name: f for f in site["cond_indep_stack"] if f.vectorized and f.size == n}
+        common = frames if common is None else {k: f for k, f in common.items() if k in frames}
+    return common or {}
+
+
+def _find_rows(pair: Pair, batch: Batch, sites: Mapping[str, Site]) -> Any:
+    """:func:`rows_frame`; of several plates with as many entries as rows, the one that follows their number."""
+    n = num_rows(batch)
+    found = rows_frame(sites, n)
+    if n == 1 or len(_plates_around(sites, n)) == 1 or pair.keeps_rows:
+        return found
+    try:
+        fewer, _ = trace_pair(pair, take_rows(batch, slice(0, n - 1)))
+        name = rows_frame(observed_sites(fewer), n - 1).name
+    except Exception:  # a pair that runs on these rows alone
+        return found
+    return _plates_around(sites, n).get(name, found)
+
+
 def survey(pair: Pair, batch: Batch) -> Layout:
     """Finds the layout of a pair by running it on a batch; leaves the random state as it was.
 
@@ -238,7 +258,7 @@ def survey(pair: Pair, batch: Batch) -> Layout:
     with torch.random.fork_rng(), torch.no_grad(), pair.mode(training=False):
         model_trace, guide_trace = trace_pair(pair, batch)
         observed = observed_sites(model_trace)
-        frame = rows_frame(observed, num_rows(batch))
+        frame = _find_rows(pair, batch, observed)
         in_plate = {
             name
             for trace in (model_trace, guide_trace)
