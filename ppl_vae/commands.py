@@ -1,4 +1,4 @@
-"""What the subcommands of ``ppl-vae`` do. Each takes its parser and what was given, and returns an exit code."""
+"""What the subcommands of ``ppl-vae`` do. Each takes its parser and what was given; returns an exit code."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from torch import Tensor
 from ppl_vae.arviz_bridge import to_arviz
 from ppl_vae.check import check
 from ppl_vae.data import Data
-from ppl_vae.diagnosis import Diagnosis, diagnose as diagnose_pair
-from ppl_vae.evaluation import Evaluation, evaluate as evaluate_pair
+from ppl_vae.diagnosis import diagnose as diagnose_pair
+from ppl_vae.evaluation import Evaluation
+from ppl_vae.evaluation import evaluate as evaluate_pair
 from ppl_vae.fitting import fit, make_fabric
+from ppl_vae.objectives import Objective
 from ppl_vae.options import Setup, UsageError, load_rows, set_up, with_defaults
 from ppl_vae.pairs import Pair, Program
 from ppl_vae.plots import prior_samples
@@ -202,7 +204,7 @@ def diagnose(parser: ArgumentParser, given: Namespace) -> int:
     """Diagnoses a run on its test rows."""
     options, run, data = _open(parser, given)
     _to_device(run, options.device)
-    objective, _ = build(run.config["objective"])
+    objective: Objective = build(run.config["objective"])[0]
     diagnosis = diagnose_pair(
         run.model,
         run.guide,
@@ -309,7 +311,7 @@ def _with_rows(evaluation: Evaluation, data: Data) -> dict[str, Any]:
 
 def _digest(x: Tensor) -> str:
     digest = hashlib.sha256(f"{x.dtype} {tuple(x.shape)}".encode())
-    digest.update(x.contiguous().numpy())
+    digest.update(x.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -1,8 +1,10 @@
-"""What the command line can be told, and what that means for a pair: parsers and defaults that depend on the data."""
+"""What the command line can be told, and what it means for a pair: parsers, and defaults that fit the data."""
 
 from __future__ import annotations
 
+import argparse
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any, get_args, get_type_hints
 
 import pyro
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from ppl_vae import guides, models
 from ppl_vae.data import Data, load_data
@@ -21,8 +23,8 @@ from ppl_vae.objectives import Objective
 from ppl_vae.pairs import Program
 from ppl_vae.runs import build, import_by_name
 
-_DATA_SKIP = {"name", "seed"}
-_FIT_SKIP = {
+_DATA_SKIP: set[str | int] = {"name", "seed"}
+_FIT_SKIP: set[str | int] = {
     *("model", "guide", "x", "objective", "validation", "transform"),
     *("seed", "fabric", "run_dir", "resume", "progress"),
 }
@@ -46,8 +48,27 @@ class UsageError(ValueError):
     """Options that can not be understood, or not together."""
 
 
+class _HelpFormatter(DefaultHelpFormatter):  # type: ignore[misc, unused-ignore]
+    """Help without markup, and without types and lists that say nothing to a reader."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = str(super()._get_help_string(action))
+        if "(default: " in (action.help or ""):  # it says it better
+            text = action.help or ""
+        known = re.search(r", known subclasses: .*\)$", text)
+        if known and known[0].count(",") > 12:
+            text = text.replace(known[0], ")")
+        if action.option_strings:
+            filled = "(default: what fits the data and the model, type"
+            text = text.replace("(required, type", filled)
+        return re.sub(r":\w+:`(.*?)`", r"\1", text).replace("``", "")
+
+
 class Parser(ArgumentParser):  # type: ignore[misc, unused-ignore]
     """A parser that requires nothing: what a constructor needs may come from the data or from the model."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"formatter_class": _HelpFormatter, **kwargs})
 
     def validate(self, *args: Any, **kwargs: Any) -> None:
         """Checks types and names, but not that all that is required is there."""
@@ -66,7 +87,10 @@ def make_parser(command: str, description: str, arguments: Sequence[str] = ()) -
         arguments: The arguments that will be parsed: classes named in them become choices.
     """
     parser = Parser(
-        prog=f"ppl-vae {command}", description=description, exit_on_error=False, print_config=None
+        prog=f"ppl-vae {command}",
+        description=description,
+        exit_on_error=False,
+        print_config=None,
     )
     _FILL[command](parser, arguments)
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -104,8 +128,9 @@ def _fill_train(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--num_samples", type=int, default=1000, help="importance samples a test row, for log p(x)"
     )
+    pair = parser.add_argument_group("The pair, and what is maximised")
     for role in _KNOWN:
-        _add_role(parser, role, arguments)
+        _add_role(pair, role, arguments)
     parser.add_argument(
         "--data",
         type=str,
@@ -117,7 +142,7 @@ def _fill_train(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     parser.add_function_arguments(fit, skip=_FIT_SKIP)
     parser.set_defaults({"max_epochs": 200, "patience": 30})
     parser.add_argument(
-        "--versions", type=dict, help="==SUPPRESS=="
+        "--versions", type=dict, help=argparse.SUPPRESS
     )  # a run's config.yaml has them
 
 
@@ -182,7 +207,7 @@ def _add_output(parser: ArgumentParser, what: str, default: str) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace FILE")
 
 
-def _add_role(parser: ArgumentParser, role: str, arguments: Sequence[str]) -> None:
+def _add_role(parser: Any, role: str, arguments: Sequence[str]) -> None:
     """Adds an argument for an object that is given by the name of its class."""
     known = _KNOWN[role]
     classes = []
@@ -205,6 +230,8 @@ def _add_role(parser: ArgumentParser, role: str, arguments: Sequence[str]) -> No
     parser.add_subclass_arguments(
         tuple(dict.fromkeys(classes)),
         role,
+        as_group=False,
+        skip={"model"},  # a guide that asks for the model is given it
         default={"class_path": _name(classes[-1])},
         instantiate=False,
         fail_untyped=False,
@@ -310,7 +337,7 @@ def set_up(options: Mapping[str, Any]) -> Setup:
     ``model``. The result's ``config`` holds all of it, so that it needs no filling in again.
     """
     first = ("data", *_DATA, "model", "guide", "objective", *_FIT)
-    config = {name: options.get(name) for name in first if name in options or name in _KNOWN}
+    config: dict[str, Any] = {n: options.get(n) for n in first if n in options or n in _KNOWN}
     config |= options
     data = load_rows(config)
     pyro.set_rng_seed(config["seed"])
@@ -331,7 +358,7 @@ def set_up(options: Mapping[str, Any]) -> Setup:
 def _fill_in(
     config: Mapping[str, Any], role: str, suggestions: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The description of a role's object, with suggestions for arguments that it takes and that were left open."""
+    """The description of a role's object, with suggestions for the arguments that were left open."""
     spec = config.get(role) or {"class_path": _DEFAULTS[role]}
     if isinstance(spec, str):
         spec = {"class_path": spec}
@@ -359,10 +386,11 @@ def _suits(kind: type, name: str) -> bool:
 
 def _likelihood_for(data: Data) -> dict[str, Any]:
     """The likelihood whose support is what the data are made of."""
+    arguments: dict[str, Any] = {}
     if data.levels is None:
-        name, arguments = "LearnedGaussian", {}
+        name = "LearnedGaussian"
     elif data.levels == 2:
-        name, arguments = "Bernoulli", {}
+        name = "Bernoulli"
     elif float(data.train.max()) > 1:
         name, arguments = "Binomial", {"total_count": data.levels - 1}
     else:

@@ -64,11 +64,11 @@ class Generator:
             layout = survey(pair, self.x)
             # The data are there for their shape; unconditioned, the model draws all of its sites.
             trace = poutine.trace(poutine.uncondition(pair.model)).get_trace(self._rows(num))
-            values = [trace.nodes[name]["value"] for name in layout.latents]
+            values: list[Any] = [trace.nodes[name]["value"] for name in layout.latents]
             if not values or any(v.shape[:1] != (num,) for v in values):
                 raise PairError("the rows are not the first dimension of the model's latents")
             z = torch.cat([value.flatten(1) for value in values], 1)
-            site = trace.nodes[self._site(trace, layout.observed)]
+            site: Any = trace.nodes[self._site(trace, layout.observed)]
             return z, _mean(site), site["value"]
 
     def decode(self, z: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class Generator:
         pair = Pair.of(self.model, self.guide)
         with evaluating(pair, self.seed):
             layout = survey(pair, self.x)
-            probe = poutine.trace(pair.model).get_trace(self.x)
+            probe: Any = poutine.trace(pair.model).get_trace(self.x)
             values, start = {}, 0
             for name in layout.latents:
                 shape = probe.nodes[name]["value"].shape[1:]
@@ -181,27 +181,25 @@ class Comparison:
         Raises:
             ValueError: A run was not evaluated, or on other rows than the first.
         """
-        first = runs[0]
         evaluations = []
         for run in runs:
             if run.evaluation is None:
                 raise ValueError(
                     f"{run.path} holds no evaluation: run `ppl-vae evaluate {run.path}` first"
                 )
-            evaluations.append(run.evaluation)
-            for which in (run, first):
-                if "rows" not in (which.evaluation or {}):
-                    raise ValueError(
-                        f"the evaluation in {which.path} does not say on which rows it was made: run "
-                        f"`ppl-vae evaluate {which.path} --overwrite` to make it anew"
-                    )
-            assert first.evaluation is not None
-            if run.evaluation["rows"] != first.evaluation["rows"]:
+            if "rows" not in run.evaluation:
                 raise ValueError(
-                    f"{run.path} was evaluated on other rows than {first.path} "
-                    f"({run.evaluation['rows']['name']} against {first.evaluation['rows']['name']}; the content "
-                    "differs): only runs on the same data, with the same binarisation, can be compared row "
-                    "by row"
+                    f"the evaluation in {run.path} does not say on which rows it was made: make it anew with "
+                    f"`ppl-vae evaluate {run.path} --overwrite`"
+                )
+            evaluations.append(run.evaluation)
+        for run, evaluation in zip(runs, evaluations, strict=True):
+            own, first = evaluation["rows"], evaluations[0]["rows"]
+            if own != first:
+                raise ValueError(
+                    f"{run.path} was evaluated on other rows than {runs[0].path} ({own['num']} of "
+                    f"{own['name']} against {first['num']} of {first['name']}; the content differs): only runs "
+                    "on the same data, with the same binarisation, can be compared row by row"
                 )
         return cls(
             tuple(_short_names([run.path for run in runs])),
@@ -253,8 +251,8 @@ class Comparison:
         text = table(lines)
         return (
             f"{text}\n\nnats a row, {n} rows, log p(x) by importance sampling with "
-            f"{' / '.join(map(str, samples))} samples; Δ: difference from {self.names[0]} and its standard error "
-            "from paired rows"
+            f"{' / '.join(map(str, samples))} samples; Δ: difference from {self.names[0]} and its standard "
+            "error from paired rows"
         )
 
     def figure(self) -> Figure:

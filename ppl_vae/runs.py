@@ -101,8 +101,9 @@ def save_run(
         path: The folder; it is made, with its parents.
         model: The model; its ``pyro.param`` values are those of the last ``fit`` of this pair.
         guide: The guide.
-        config: What to write into config.yaml. If it holds ``model`` and ``guide``, each as ``{"class_path": ...,
-            "init_args": {...}}``, then :func:`load_run` builds them itself; otherwise it has to be given them.
+        config: What to write into config.yaml. If it holds ``model`` and ``guide``, each as
+            ``{"class_path": ..., "init_args": {...}}``, then :func:`load_run` builds them itself; otherwise
+            it has to be given them.
         fit: What ``fit`` returned, for metrics.csv.
         evaluation: What ``evaluate`` returned, or its ``to_dict()`` with additions.
         diagnosis: What ``diagnose`` returned, or its ``to_dict()``.
@@ -314,12 +315,12 @@ def _read_json(file: Path) -> dict[str, Any] | None:
 # -- building programs from their description ------------------------------------------------------------
 
 
-def build(spec: Mapping[str, Any], model: Program | None = None) -> tuple[Program, dict[str, Any]]:
+def build(spec: Mapping[str, Any], model: Program | None = None) -> tuple[Any, dict[str, Any]]:
     """Makes what a description says: ``{"class_path": "package.Class", "init_args": {...}}``.
 
     Arguments are checked against the constructor's type hints and docstring by ``jsonargparse``, nested
-    descriptions included. A constructor that has a parameter ``model`` is given the model. A path that leads to a
-    function stands for the function itself.
+    descriptions included. A constructor that has a parameter ``model`` is given the model. A path that leads
+    to a function stands for the function itself.
 
     Args:
         spec: The description.
@@ -370,7 +371,8 @@ def import_by_name(name: str) -> Any:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # the module is there; something that it imports is not
         raise ValueError(
-            f"there is no module '{error.name}' for '{name}': check the spelling, or put its folder on PYTHONPATH"
+            f"there is no module '{error.name}' for '{name}': check the spelling, or put its folder on "
+            "PYTHONPATH"
         ) from error
     found = getattr(module, attribute, None)
     if not callable(found):
@@ -381,16 +383,17 @@ def import_by_name(name: str) -> Any:
 def _rebuild(path: Path, config: Mapping[str, Any], role: str, model: Program | None) -> Program:
     spec = config.get(role)
     if not (isinstance(spec, dict) and "class_path" in spec and "init_args" in spec):
-        known = spec.get("class_path") if isinstance(spec, dict) else None
+        known = f" (it was {spec['class_path']})" if isinstance(spec, dict) else ""
         raise ValueError(
-            f"{path / CONFIG} does not say how the {role} was built{f' (it was {known})' if known else ''}: build "
-            "it as before and call load_run(path, model, guide); or save the run with "
+            f"{path / CONFIG} does not say how the {role} was built{known}: build it as before and "
+            "call load_run(path, model, guide); or save the run with "
             f"config={{'{role}': {{'class_path': ..., 'init_args': {{...}}}}, ...}}"
         )
     try:
-        return build(spec, model)[0]
+        program: Program = build(spec, model)[0]
     except ValueError as error:
         raise ValueError(f"{path / CONFIG}, {role}: {error}") from error
+    return program
 
 
 def _name_of(program: Program) -> str:
@@ -460,7 +463,7 @@ def _some(names: Sequence[str]) -> str:
 
 def _describe_constraint(constraint: Any) -> dict[str, Any]:
     """A constraint as its class's name and the numbers in it."""
-    numbers = {}
+    numbers: dict[str, Any] = {}
     for name, value in vars(constraint).items():
         if isinstance(value, Constraint):
             numbers[name] = _describe_constraint(value)

@@ -217,9 +217,9 @@ def test_an_autoguide_has_to_run_before_it_can_be_loaded(tmp_path: Path) -> None
 
 
 def test_nothing_there(tmp_path: Path, saved: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="there is no run folder .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"there is no run folder .*nowhere"):
         load_run(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="is not a run: it holds no config.yaml"):
+    with pytest.raises(FileNotFoundError, match=r"is not a run: it holds no config\.yaml"):
         load_run(tmp_path)
     (saved / "weights.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"has no weights.safetensors: save or train"):
