@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -135,8 +136,28 @@ def check(
         batch = batches.rows
     else:
         batch = take_rows(batches.first(64), slice(0, 64))
-    with pair.scope():
+    with pair.scope(), _restored(pair):
         return check_batch(pair, batch, as_objective(objective), max_epochs, ragged)
+
+
+@contextmanager
+def _restored(pair: Pair) -> Iterator[None]:
+    """Takes back what a first run changes in modules: an autoguide makes its parameters for that batch."""
+    modules = [m for root in pair.modules().values() for m in root.modules()]
+    parts = [dict(vars(m)) for m in modules]
+    inner = [(d, dict(d)) for part in parts for d in part.values() if isinstance(d, dict)]
+    buffers = [(b, b.clone()) for m in modules for b in m.buffers(recurse=False)]
+    try:
+        yield
+    finally:
+        for module, part in zip(modules, parts, strict=True):
+            vars(module).clear()
+            vars(module).update(part)
+        for now, before in inner:
+            now.clear()
+            now.update(before)
+        for buffer, value in buffers:
+            buffer.copy_(value)
 
 
 def check_batch(
