@@ -337,17 +337,18 @@ def _rows_of(kl: Tensor, layout: Layout, samples: int, n: int) -> Tensor:
 
 
 def _gaussian_kl(mean: Tensor, variance: Tensor, prior: Any, layout: Layout) -> Tensor:
-    """KL of the Gaussian with a dimension's mean and variance against the prior's, ``(n, *event)``."""
+    """KL of the Gaussian with a dimension's mean and variance against the prior's, ``(n, *event)``.
+
+    A prior that depends on other latents counts with its moments over all of their values alike.
+    """
     single = elementwise(prior)
     moments = prior if single is None else single
     event = mean.shape[1:]
-
-    def last(moment: Tensor) -> Tensor:
-        moment = moment.double()
-        return moment.reshape(-1, *event)[-1] if moment.dim() > len(event) else moment
-
     try:
-        p = Normal(last(moments.mean), last(moments.variance).sqrt())
+        means = moments.mean.double().reshape(-1, *event)
+        variances = moments.variance.double().reshape(-1, *event)
+        total = variances.mean(0) + means.var(0, unbiased=False)
+        p = Normal(means.mean(0), total.sqrt())
     except NotImplementedError:  # a prior that states no moments: compare with the standard normal
         p = Normal(torch.zeros_like(mean[0]), torch.ones_like(mean[0]))
     return kl_divergence(Normal(mean, variance.clamp(min=1e-12).sqrt()), p)

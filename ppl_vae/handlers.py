@@ -132,7 +132,8 @@ def elementwise(fn: Any) -> Any | None:
 
 
 def elementwise_kl(guide_site: Site, model_site: Site, analytic: bool = True) -> Tensor | None:
-    """KL(q || p) of each single latent number, or None if one of the two does not factorise.
+    """KL(q || p) of each single latent number, or None if one of the two does not factorise (or if p is
+    one for each value of an enumerated latent).
 
     Analytic where torch knows it, otherwise (or if ``analytic`` is false) the one-sample estimate
     log q(z) - log p(z). What the guide masks has no KL.
@@ -141,7 +142,7 @@ def elementwise_kl(guide_site: Site, model_site: Site, analytic: bool = True) ->
         ``(*batch, numbers of the event)``, in nats.
     """
     q, p = elementwise(guide_site["fn"]), elementwise(model_site["fn"])
-    if q is None or p is None:
+    if q is None or p is None or len(p.batch_shape) > len(q.batch_shape):
         return None
     value = guide_site["value"]
     try:
