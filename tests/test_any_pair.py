@@ -1,0 +1,668 @@
+"""Pairs that were written for plain Pyro, by people who never heard of us, through everything we do."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.distributions import constraints
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoDiagonalNormal,
+    AutoGuide,
+    AutoLaplaceApproximation,
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
+from pyro.nn import PyroModule, PyroParam
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from ppl_vae import check, diagnose, evaluate, fit
+from ppl_vae.handlers import PairError
+from ppl_vae.objectives import ImportanceWeightedELBO, TraceELBO
+from ppl_vae.pairs import Pair
+
+DIGITS = torch.tensor(load_digits().images[:48] > 7.0, dtype=torch.float32)
+PYRO_STORE = pyro.get_param_store()
+
+
+def through_everything(model: Any, guide: Any, x: Tensor, **options: Any) -> Any:
+    """fit, evaluate and diagnose; what is true of any pair."""
+    report = check(model, guide, x)
+    assert report.ok, str(report)
+    fitted = fit(model, guide, x, **({"max_epochs": 2, "batch_size": 20, "seed": 1} | options))
+    assert math.isfinite(fitted.history[-1]["elbo"])
+    first = evaluate(model, guide, x, num_samples=12, seed=2)
+    again = evaluate(fitted.model, fitted.guide, x, num_samples=12, seed=2)
+    assert torch.equal(first.log_likelihood.values, again.log_likelihood.values)
+    assert first.log_likelihood.values.shape == (len(x),)
+    assert torch.isfinite(first.log_likelihood.values).all()
+    # the mean of log w is at most the log of the mean of w
+    assert (first.elbo.values <= first.log_likelihood.values + 1e-4).all()
+    diagnosis = diagnose(model, guide, x, seed=3)
+    assert torch.isfinite(diagnosis.kl).all()
+    assert diagnosis.summary()
+    assert not list(PYRO_STORE.keys())
+    return fitted
+
+
+# -- as Pyro's tutorial on variational autoencoders writes it --------------------------------------------
+
+
+class Decoder(nn.Module):
+    def __init__(self, z_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(z_dim, hidden_dim)
+        self.fc21 = nn.Linear(hidden_dim, 64)
+        self.softplus = nn.Softplus()
+        self.sigmoid = nn.Sigmoid()
+
+    def forward(self, z: Tensor) -> Tensor:
+        hidden = self.softplus(self.fc1(z))
+        loc_img: Tensor = self.sigmoid(self.fc21(hidden))
+        return loc_img
+
+
+class Encoder(nn.Module):
+    def __init__(self, z_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(64, hidden_dim)
+        self.fc21 = nn.Linear(hidden_dim, z_dim)
+        self.fc22 = nn.Linear(hidden_dim, z_dim)
+        self.softplus = nn.Softplus()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.reshape(-1, 64)
+        hidden = self.softplus(self.fc1(x))
+        z_loc = self.fc21(hidden)
+        z_scale = torch.exp(self.fc22(hidden))
+        return z_loc, z_scale
+
+
+class TutorialVAE(nn.Module):
+    def __init__(self, z_dim: int = 5, hidden_dim: int = 16) -> None:
+        super().__init__()
+        self.encoder = Encoder(z_dim, hidden_dim)
+        self.decoder = Decoder(z_dim, hidden_dim)
+        self.z_dim = z_dim
+
+    def model(self, x: Tensor) -> None:
+        pyro.module("decoder", self.decoder)
+        with pyro.plate("data", x.shape[0]):
+            z_loc = x.new_zeros(torch.Size((x.shape[0], self.z_dim)))
+            z_scale = x.new_ones(torch.Size((x.shape[0], self.z_dim)))
+            z = pyro.sample("latent", dist.Normal(z_loc, z_scale).to_event(1))
+            loc_img = self.decoder(z)
+            pyro.sample("obs", dist.Bernoulli(loc_img).to_event(1), obs=x.reshape(-1, 64))
+
+    def guide(self, x: Tensor) -> None:
+        pyro.module("encoder", self.encoder)
+        with pyro.plate("data", x.shape[0]):
+            z_loc, z_scale = self.encoder.forward(x)
+            pyro.sample("latent", dist.Normal(z_loc, z_scale).to_event(1))
+
+
+def test_the_tutorials_vae_untouched() -> None:
+    vae = TutorialVAE()
+    before = {n: p.detach().clone() for n, p in vae.named_parameters()}
+    fitted = through_everything(vae.model, vae.guide, DIGITS)
+    assert all(not torch.equal(before[n], p) for n, p in vae.named_parameters())
+    assert fitted.model == vae.model  # nothing to carry: the modules hold everything
+    assert diagnose(vae.model, vae.guide, DIGITS, seed=0).names[0] == "latent[0]"
+
+
+def test_the_tutorials_vae_has_the_tutorials_loss() -> None:
+    """The same rows, the same seed, the same optimiser: the ELBO of Pyro's own SVI."""
+    ours, theirs = TutorialVAE(), TutorialVAE()
+    theirs.load_state_dict(ours.state_dict())
+    fitted = fit(
+        ours.model,
+        ours.guide,
+        DIGITS,
+        objective=pyro.infer.Trace_ELBO(),
+        max_epochs=1,
+        batch_size=48,
+        seed=1,
+    )
+    with PYRO_STORE.scope():
+        losses = []
+        for seed in range(300):
+            torch.manual_seed(seed)
+            loss = pyro.infer.Trace_ELBO().loss(theirs.model, theirs.guide, DIGITS)
+            losses.append(loss / len(DIGITS))
+    losses_ = torch.tensor(losses)
+    assert abs(-fitted.history[0]["elbo"] - losses_.mean()) < 5 * losses_.std()
+
+
+class PlainVAE:
+    """Not a module at all; the networks are in a list."""
+
+    def __init__(self) -> None:
+        self.networks = [Encoder(3, 8), Decoder(3, 8)]
+
+    def model(self, x: Tensor) -> None:
+        decoder = pyro.module("decoder", self.networks[1])
+        with pyro.plate("pictures", len(x)):
+            z = pyro.sample("code", dist.Normal(x.new_zeros(len(x), 3), 1.0).to_event(1))
+            pyro.sample("pixels", dist.Bernoulli(decoder(z)).to_event(1), obs=x.reshape(-1, 64))
+
+    def guide(self, x: Tensor) -> None:
+        encoder = pyro.module("encoder", self.networks[0])
+        with pyro.plate("pictures", len(x)):
+            pyro.sample("code", dist.Normal(*encoder(x)).to_event(1))
+
+
+def test_a_class_that_is_no_module() -> None:
+    vae = PlainVAE()
+    before = [p.detach().clone() for net in vae.networks for p in net.parameters()]
+    through_everything(vae.model, vae.guide, DIGITS)
+    after = [p for net in vae.networks for p in net.parameters()]
+    assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert len(Pair(vae.model, vae.guide).state()) == len(before)
+
+
+# -- functions -------------------------------------------------------------------------------------------
+
+global_encoder, global_decoder = Encoder(2, 8), Decoder(2, 8)
+
+
+def global_model(x: Tensor) -> None:
+    pyro.module("decoder", global_decoder)
+    with pyro.plate("rows", len(x), dim=-1):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Bernoulli(global_decoder(z)).to_event(1), obs=x.flatten(1))
+
+
+def global_guide(x: Tensor) -> None:
+    pyro.module("encoder", global_encoder)
+    with pyro.plate("rows", len(x), dim=-1):
+        pyro.sample("z", dist.Normal(*global_encoder(x)).to_event(1))
+
+
+def test_functions_over_global_modules() -> None:
+    through_everything(global_model, global_guide, DIGITS)
+    names = set(Pair(global_model, global_guide).state())
+    assert "model.global_decoder.fc1.weight" in names
+    assert "guide.global_encoder.fc22.bias" in names
+    assert len(names) == 10
+
+
+def closures() -> tuple[Callable[[Tensor], None], Callable[[Tensor], None], list[nn.Module]]:
+    encoder, decoder = Encoder(2, 8), Decoder(2, 8)
+
+    def model(x: Tensor) -> None:
+        def decode(z: Tensor) -> Tensor:
+            picture: Tensor = decoder(z)
+            return picture
+
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(decode(z)).to_event(1), obs=x.flatten(1))
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.Normal(*encoder(x)).to_event(1))
+
+    return model, guide, [encoder, decoder]
+
+
+def test_closures_without_pyro_module() -> None:
+    model, guide, networks = closures()
+    before = [p.detach().clone() for net in networks for p in net.parameters()]
+    through_everything(model, guide, DIGITS)
+    after = [p for net in networks for p in net.parameters()]
+    assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def partial_model(x: Tensor, networks: dict[str, nn.Module], size: int) -> None:
+    pyro.module("dec", networks["decoder"])
+    with pyro.plate("rows", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(size), 1.0).to_event(1))
+        pyro.sample("x", dist.Bernoulli(networks["decoder"](z)).to_event(1), obs=x.flatten(1))
+
+
+def partial_guide(network: nn.Module, x: Tensor) -> None:
+    pyro.module("enc", network)
+    with pyro.plate("rows", len(x)):
+        pyro.sample("z", dist.Normal(*network(x)).to_event(1))
+
+
+def test_partials() -> None:
+    decoder = Decoder(4, 8)
+    model = functools.partial(partial_model, networks={"decoder": decoder}, size=4)
+    guide = functools.partial(partial_guide, Encoder(4, 8))
+    through_everything(model, guide, DIGITS)
+    assert len(Pair(model, guide).state()) == 10
+    labels = torch.arange(len(DIGITS))
+    fit(model, guide, (DIGITS, labels), max_epochs=1, seed=0)  # cut to the model's one argument
+
+
+def test_wrapped_by_handlers() -> None:
+    model, guide, _ = closures()
+    through_everything(poutine.scale(model, scale=0.5), poutine.scale(guide, scale=0.5), DIGITS)
+
+
+# -- modules with parameters of Pyro's -------------------------------------------------------------------
+
+
+class ScaledModel(PyroModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoder = nn.Linear(2, 64)
+        self.sigma = PyroParam(torch.tensor(0.7), constraints.positive)
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), self.sigma).to_event(1), obs=x.flatten(1))
+
+
+class ScaledGuide(PyroModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(64, 2)
+        self.tau = PyroParam(torch.tensor(0.5), constraints.interval(0.01, 2.0))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.Normal(self.encoder(x.flatten(1)), self.tau).to_event(1))
+
+
+def test_pyro_modules_with_pyro_params() -> None:
+    model, guide = ScaledModel(), ScaledGuide()
+    through_everything(model, guide, DIGITS)
+    assert float(model.sigma.detach()) != pytest.approx(0.7)
+    assert float(guide.tau.detach()) != pytest.approx(0.5)
+    fitted = fit(model, guide, DIGITS, max_epochs=1, seed=0)
+    assert fitted.model is model  # the module itself carries them
+
+
+# -- several latents -------------------------------------------------------------------------------------
+
+
+class Hierarchical(nn.Module):
+    """z2 -> z1 -> x, with a guide x -> z1 -> z2, and a discrete latent of either side's liking."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Linear(2, 3)
+        self.out = nn.Linear(3, 64)
+        self.up1 = nn.Linear(64, 3)
+        self.up2 = nn.Linear(3, 2)
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            z2 = pyro.sample("z2", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            z1 = pyro.sample("z1", dist.Normal(self.down(z2), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=self.out(z1)).to_event(1), obs=x.flatten(1))
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            z1 = pyro.sample("z1", dist.Normal(self.up1(x.flatten(1)), 0.5).to_event(1))
+            pyro.sample("z2", dist.Normal(self.up2(z1), 0.5).to_event(1))
+
+
+def test_hierarchical_latents() -> None:
+    vae = Hierarchical()
+    through_everything(vae.model, vae.guide, DIGITS)
+    names = diagnose(vae.model, vae.guide, DIGITS, seed=0).names
+    assert set(names) == {"z2[0]", "z2[1]", "z1[0]", "z1[1]", "z1[2]"}
+
+
+class Mixture(nn.Module):
+    """A discrete latent that the model enumerates, beside a continuous one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.centres = nn.Parameter(torch.randn(3, 2))
+        self.out = nn.Linear(2, 64)
+        self.up = nn.Linear(64, 2)
+
+    @staticmethod
+    def prior() -> Any:
+        return dist.Categorical(torch.ones(3) / 3)
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            k = pyro.sample("k", self.prior(), infer={"enumerate": "parallel"})
+            z = pyro.sample("z", dist.Normal(self.centres[k], 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=self.out(z)).to_event(1), obs=x.flatten(1))
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.Normal(self.up(x.flatten(1)), 0.5).to_event(1))
+
+
+def test_an_enumerated_latent() -> None:
+    vae = Mixture()
+    through_everything(vae.model, vae.guide, DIGITS)
+
+
+# -- autoguides ------------------------------------------------------------------------------------------
+
+
+class Factor(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(2, 64)
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=self.out(z)).to_event(1), obs=x.flatten(1))
+
+
+@pytest.mark.parametrize("kind", [AutoNormal, AutoDelta, AutoLaplaceApproximation])
+def test_autoguides_of_rows(kind: type[AutoGuide]) -> None:
+    model = Factor()
+    guide = kind(model)
+    options = {"batch_size": len(DIGITS), "learning_rate": 0.05}
+    if kind is AutoNormal:
+        fitted = through_everything(model, guide, DIGITS, **options)
+        assert fitted.guide is guide
+    else:
+        fit(model, guide, DIGITS, max_epochs=2, seed=0, **options)
+    with PYRO_STORE.scope():
+        value = guide(DIGITS)["z"]
+    assert value.shape == (48, 2)
+    assert float(value.detach().std()) > 0
+
+
+@pytest.mark.parametrize("kind", [AutoNormal, AutoDelta])
+def test_autoguides_want_all_rows(kind: type[AutoGuide]) -> None:
+    model = Factor()
+    with pytest.raises(PairError, match=r"batch_size = the number of rows"):
+        fit(model, kind(model), DIGITS, batch_size=20, max_epochs=1)
+    with pytest.raises(PairError, match=r"batch_size = the number of rows"):
+        fit(model, kind(model), [DIGITS[:20], DIGITS[20:]], max_epochs=1)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        AutoDiagonalNormal,
+        AutoMultivariateNormal,
+        AutoLowRankMultivariateNormal,
+    ],
+)
+def test_autoguides_that_tie_rows_are_refused(kind: type[AutoGuide]) -> None:
+    model = Factor()
+    with pytest.raises(PairError, match=r"jointly at site '_\w+_latent'.*AutoNormal"):
+        fit(model, kind(model), DIGITS, batch_size=len(DIGITS), max_epochs=1)
+
+
+def test_check_does_not_initialise_an_autoguide() -> None:
+    model = Factor()
+    guide = AutoNormal(model)
+    assert check(model, guide, DIGITS[:10]).ok
+    assert not list(guide.named_parameters())
+    fit(model, guide, DIGITS, batch_size=len(DIGITS), max_epochs=1, seed=0)
+    with PYRO_STORE.scope():
+        assert guide(DIGITS)["z"].shape == (48, 2)
+
+
+# -- pyro.param ------------------------------------------------------------------------------------------
+# log p(x) = sum log N(x; loc, 2): every value below has a closed form. The optimum is loc = mean(x), for the
+# guide's slope 1/2 and shift loc.
+
+
+def param_model(x: Tensor) -> None:
+    loc = pyro.param("loc", torch.tensor(0.0))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(loc, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def param_guide(x: Tensor) -> None:
+    shift = pyro.param("shift", torch.tensor(0.0))
+    scale = pyro.param("scale", torch.tensor(1.0), constraint=constraints.positive)
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal((x + shift) / 2, scale))
+
+
+def other_model(x: Tensor) -> None:
+    param_model(x)
+
+
+POINTS = torch.tensor([-1.0, 0.0, 4.0])  # of mean 1
+
+
+def log_evidence(x: Tensor, loc: float) -> Tensor:
+    return torch.distributions.Normal(loc, 2**0.5).log_prob(x)
+
+
+def learn(model: Any = param_model, guide: Any = param_guide, x: Tensor = POINTS) -> Any:
+    objective = TraceELBO()  # without noise at the optimum
+    x = x.repeat(32)
+    return fit(model, guide, x, objective=objective, max_epochs=200, learning_rate=0.1, seed=0)
+
+
+def test_what_pyro_params_learn_is_carried_and_found() -> None:
+    fitted = learn()
+    assert not list(PYRO_STORE.keys())
+    for model, guide in ((param_model, param_guide), (fitted.model, fitted.guide)):
+        evaluation = evaluate(model, guide, POINTS, num_samples=2000, seed=0)
+        expected = log_evidence(POINTS, 1.0)
+        assert torch.allclose(evaluation.log_likelihood.values, expected, atol=0.05)
+        assert float(evaluation.ess.min()) > 1900
+    trace = poutine.trace(fitted.guide).get_trace(POINTS)
+    assert float(trace.nodes["scale"]["value"].detach()) == pytest.approx(0.5**0.5, abs=0.02)
+    predictive = pyro.infer.Predictive(fitted.model, num_samples=2000)
+    assert float(predictive(POINTS)["z"].mean()) == pytest.approx(1.0, abs=0.1)
+    assert not list(PYRO_STORE.keys())
+
+
+def test_every_fit_starts_anew() -> None:
+    first = learn()
+    second = fit(param_model, param_guide, POINTS, max_epochs=1, learning_rate=1e-9, seed=0)
+    of_first = Pair.of(first.model, first.guide).store["params"]
+    of_second = Pair.of(param_model, param_guide).store["params"]
+    assert float(of_first["loc"]) == pytest.approx(1.0, abs=0.05)
+    assert float(of_second["loc"]) == pytest.approx(0.0, abs=1e-3)
+    assert Pair.of(second.model, second.guide).store["params"]["loc"] is of_second["loc"]
+
+
+def test_a_fit_of_fitted_programs_goes_on() -> None:
+    first = learn()
+    second = fit(first.model, first.guide, POINTS, max_epochs=1, learning_rate=1e-6, seed=0)
+    loc = Pair.of(second.model, second.guide).store["params"]["loc"]
+    assert float(loc) == pytest.approx(1.0, abs=0.05)
+
+
+def test_pairs_of_one_parameter_name_do_not_mix() -> None:
+    learn()
+    fitted = learn(other_model, param_guide, POINTS + 4.0)
+    for model, loc in ((param_model, 1.0), (other_model, 5.0)):
+        evaluation = evaluate(model, param_guide, POINTS + loc, num_samples=500, seed=0)
+        expected = log_evidence(POINTS + loc, loc)
+        assert torch.allclose(evaluation.log_likelihood.values, expected, atol=0.05)
+        assert float(evaluation.ess.min()) > 490
+    # the model of one fit under the guide of another: each brings its own values
+    swapped = evaluate(fitted.model, learn().guide, POINTS, num_samples=20_000, seed=0)
+    expected = log_evidence(POINTS, 5.0)
+    assert torch.allclose(swapped.log_likelihood.values, expected, atol=0.5)
+    # KL(q || p(z | x)) of two normals of one variance 1/2, whose means are 2 apart
+    assert swapped.elbo.mean == pytest.approx(float(expected.mean()) - 4.0, abs=0.3)
+
+
+def test_one_parameter_of_both_programs_from_two_fits_is_refused() -> None:
+    def model(x: Tensor) -> None:
+        loc = pyro.param("loc", torch.tensor(0.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(loc, 1.0)), 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        loc = pyro.param("loc", torch.tensor(0.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((x + loc) / 2, 0.5**0.5))
+
+    one, two = learn(model, guide), learn(model, guide, POINTS + 1.0)
+    assert evaluate(one.model, one.guide, POINTS, seed=0).ess.min() > 990
+    with pytest.raises(ValueError, match="'loc', from different fits"):
+        evaluate(one.model, two.guide, POINTS, seed=0)
+
+
+def test_the_global_store_stays_as_it_was() -> None:
+    pyro.param("loc", torch.tensor(5.0))
+    pyro.param("mine", torch.tensor(2.0), constraint=constraints.positive)
+    learn()
+    evaluate(param_model, param_guide, POINTS, seed=0)
+    diagnose(param_model, param_guide, POINTS, seed=0)
+    check(param_model, param_guide, POINTS)
+    assert set(PYRO_STORE.keys()) == {"loc", "mine"}
+    assert float(PYRO_STORE["loc"]) == 5.0
+    assert float(PYRO_STORE["mine"]) == pytest.approx(2.0)
+    pyro.clear_param_store()
+
+
+@pytest.mark.parametrize("error", [KeyError("mine"), KeyboardInterrupt()])
+def test_the_global_store_stays_as_it_was_after_an_exception(error: BaseException) -> None:
+    calls = 0
+
+    def fail(x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls > 3:
+            raise error
+        return x
+
+    pyro.param("loc", torch.tensor(5.0))
+    model = Factor()
+    model.train(False)
+    with pytest.raises(type(error)):
+        fit(param_model, param_guide, POINTS, transform=fail, max_epochs=9)
+    with pytest.raises(type(error)):
+        fit(model, Hierarchical().guide, DIGITS, transform=fail, max_epochs=9)
+    assert set(PYRO_STORE.keys()) == {"loc"}
+    assert float(PYRO_STORE["loc"]) == 5.0
+    assert not model.training
+    assert pyro.settings.get("validate_distributions_pyro") is True
+    pyro.clear_param_store()
+    learn()  # and nothing of the failed fit is in the way
+
+
+def test_what_was_learned_goes_with_the_program() -> None:
+    def make() -> tuple[Any, Any]:
+        return (lambda x: param_model(x)), (lambda x: param_guide(x))
+
+    model, guide = make()
+    fit(model, guide, POINTS, max_epochs=1, seed=0)
+    assert Pair.of(model, guide).store["params"]
+    assert not Pair.of(*make()).store["params"]
+    from ppl_vae import pairs
+
+    known = len(pairs._learned)
+    del model, guide
+    gc.collect()
+    assert len(pairs._learned) < known
+
+
+# -- what does not vectorise, and plates -----------------------------------------------------------------
+
+
+class ConvolutionalVAE(nn.Module):
+    """Its networks take exactly one batch dimension, as torch's convolutions do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode = nn.Sequential(
+            nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 4)
+        )
+        self.expand = nn.Linear(2, 64)
+        self.decode = nn.Sequential(nn.ConvTranspose2d(4, 1, 2, 2), nn.BatchNorm2d(1))
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("rows", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(torch.zeros(x.shape[0], 2), 1.0).to_event(1))
+            logits = self.decode(self.expand(z).reshape(x.shape[0], 4, 4, 4))
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(3), obs=x[:, None])
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("rows", x.shape[0]):
+            loc, log_scale = self.encode(x[:, None]).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+
+def test_convolutions_that_do_not_vectorise() -> None:
+    vae = ConvolutionalVAE()
+    through_everything(vae.model, vae.guide, DIGITS)
+
+    fit(
+        vae.model,
+        vae.guide,
+        DIGITS,
+        objective=ImportanceWeightedELBO(num_particles=3),
+        max_epochs=1,
+    )
+
+
+def test_a_plate_that_stands_for_more_rows() -> None:
+    """plate(size=1000, subsample=x): the loss is still that of a row, and the evaluation knows no scale."""
+
+    def weigh(size: int | None) -> tuple[Any, Any]:
+        def plate(x: Tensor) -> Any:
+            return pyro.plate("data", size, subsample=x) if size else pyro.plate("data", len(x))
+
+        def model(x: Tensor) -> None:
+            loc = pyro.param("loc", torch.tensor(0.0))
+            with plate(x):
+                pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(loc, 1.0)), 1.0), obs=x)
+
+        def guide(x: Tensor) -> None:
+            with plate(x):
+                pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+
+        return model, guide
+
+    for pair in (weigh(1000), weigh(None)):
+        objective = TraceELBO()
+        fitted = fit(*pair, POINTS, objective=objective, max_epochs=3, seed=0, learning_rate=1e-9)
+        evaluation = evaluate(*pair, POINTS, num_samples=3, seed=0)
+        assert torch.allclose(
+            evaluation.log_likelihood.values, log_evidence(POINTS, 0.0), atol=1e-4
+        )
+        elbo = float(log_evidence(POINTS, 0.0).mean())
+        assert fitted.history[-1]["elbo"] == pytest.approx(elbo, abs=1e-4)
+        assert fitted.history[-1]["loss"] == pytest.approx(-elbo, abs=1e-4)
+
+
+def test_a_plate_that_draws_its_own_rows_is_refused() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), subsample_size=10) as rows:
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            logits = torch.cat([z] * 32, -1)
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x.flatten(1)[rows])
+
+    def guide(x: Tensor) -> None:
+        loc = pyro.param("loc", torch.zeros(2))
+        with pyro.plate("data", len(x), subsample_size=10):
+            pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+    with pytest.raises(PairError, match="'data' of size 10"):
+        fit(model, guide, DIGITS, max_epochs=1)
+
+
+def test_parameters_for_each_row_by_hand() -> None:
+    """A guide that is not amortised, and is no AutoGuide."""
+
+    def guide(x: Tensor) -> None:
+        loc = pyro.param("locs", lambda: torch.zeros(48, 2))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.Normal(loc, 0.5).to_event(1))
+
+    model = Factor()
+    with pytest.raises(PairError, match=r"shape \(20, 8, 8\).*20 vs 48"):
+        fit(model, guide, DIGITS, batch_size=20, max_epochs=1)
+    fit(model, guide, DIGITS, batch_size=48, max_epochs=2, seed=0)
+    guide.keeps_rows = True  # type: ignore[attr-defined]
+    assert evaluate(model, guide, DIGITS, num_samples=5, seed=0).num_rows == 48
