@@ -313,7 +313,7 @@ def _places(pair: Pair) -> dict[str, tuple[dict[str, Any], str]]:
     for root, module in pair.modules().items():
         for path, inner in module.named_modules():
             spaces[f"{root}.{path}." if path else f"{root}."] = vars(inner)
-    places = {}
+    places: dict[str, tuple[dict[str, Any], str]] = {}
     for prefix, space in spaces.items():
         places |= {f"{prefix}{k}": (space, k) for k, v in space.items() if _is_plain(v)}
     for role, program in (("model", pair.model), ("guide", pair.guide)):
