@@ -141,6 +141,7 @@ def _report(
     )
     beta = setup.objective.beta_at(len(history))
     diagnosis = diagnose_pair(model, guide, data.test, beta=beta, seed=seed, progress=progress)
+    _say(f"writing {POSTERIOR} for ArviZ")
     arviz = to_arviz(model, guide, data.test, evaluation=evaluation, seed=seed)
     write_results(folder, evaluation=_with_rows(evaluation, data), diagnosis=diagnosis, arviz=arviz)
     Pair.of(model, guide).to(torch.device("cpu"))

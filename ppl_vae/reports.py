@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import pyro.poutine as poutine
@@ -258,7 +259,7 @@ class Comparison:
     def figure(self) -> Figure:
         """The differences from the first run, with two standard errors to each side."""
         others = range(1, len(self.names))
-        figure = Figure(figsize=(7, 1.9 + 0.5 * len(others)), dpi=150, layout="constrained")
+        figure = Figure(figsize=(7, 2.3 + 0.6 * len(others)), dpi=150, layout="constrained")
         panels = figure.subplots(1, 2, sharey=True)
         for axes, (quantity, label) in zip(
             panels, (("elbo", "ELBO"), ("log_likelihood", "log p(x)")), strict=True
@@ -272,8 +273,10 @@ class Comparison:
             axes.set_ylim(len(self.names) - 0.4, 0.4)
             axes.locator_params(axis="x", nbins=5)
             annotate(axes, title=label, x="difference\n(nats a row)")
-        panels[0].set_yticks(list(others), [self.names[i] for i in others], fontsize=MEDIUM)
-        figure.suptitle(f"against {self.names[0]} (± 2 standard errors)", fontsize=MEDIUM)
+        labels = [fill(self.names[i], 22) for i in others]
+        panels[0].set_yticks(list(others), labels, fontsize=MEDIUM)
+        title = fill(f"minus {self.names[0]}", 50) + "\nbars: ± 2 standard errors"
+        figure.suptitle(title, fontsize=MEDIUM)
         return figure
 
 

@@ -365,13 +365,13 @@ def wait_for_epoch(folder: Path, epoch: int, process: subprocess.Popen[str]) -> 
 
 
 def test_killed_and_resumed_ends_with_the_same_bits(tmp_path: Path) -> None:
-    options = ["--max_epochs", "200", "--binarize", "dynamic", "--patience", "500"]
+    options = ["--max_epochs", "120", "--binarize", "dynamic", "--patience", "500"]
     never, killed = tmp_path / "never killed", tmp_path / "killed"
     start = ["train", "--run_dir", str(killed), *SMALL, *NETWORK, *options]
     resume = ["train", "--resume", str(killed)]
     for arguments, how, after in (
         (start, signal.SIGKILL, 3),
-        (resume, signal.SIGINT, 40),
+        (resume, signal.SIGINT, 20),
     ):
         process = subprocess.Popen(
             command(*arguments),
