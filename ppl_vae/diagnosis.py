@@ -13,6 +13,7 @@ from torch.distributions import Normal, kl_divergence
 
 from ppl_vae import stats
 from ppl_vae.batches import Batches, DataLike, device_of, move
+from ppl_vae.collapse import CAUSES, Residuals, find_cause
 from ppl_vae.evaluation import Estimate, all_rows, device_of_pair, evaluating, progress_bar
 from ppl_vae.handlers import (
     Layout,
@@ -21,6 +22,7 @@ from ppl_vae.handlers import (
     elementwise,
     elementwise_kl,
     many_samples,
+    rows_first,
     sample_rows,
     sample_sites,
     stated_moment,
@@ -28,8 +30,8 @@ from ppl_vae.handlers import (
     survey,
     unscaled,
 )
+from ppl_vae.objectives import mean_field_violations
 from ppl_vae.pairs import Batch, Pair, Program, as_args, num_rows, take_rows
-from ppl_vae.refinement import can_refine, refine_rows
 
 COLLAPSED = 0.01
 """Nats: a dimension whose mean KL is below has collapsed onto the prior."""
@@ -50,8 +52,8 @@ class Diagnosis:
         collapsed: Which dimensions have collapsed onto the prior: KL < 0.01 nats, ``(d,)``.
         mutual_information: I(x; z) under q, nats, from the aggregate posterior of the rows given.
         marginal_kl: KL(aggregate posterior || prior), nats. The mean rate is the sum of the two.
-        cause: Why dimensions have collapsed: ``none``, ``lagging guide``, ``decoder noise``, ``surplus
-            dimensions`` or ``ignored latent``.
+        cause: Why dimensions have collapsed: ``none``, ``lagging guide``, ``large beta``, ``decoder noise``,
+            ``surplus dimensions`` or ``ignored latent``.
         remedy: What to do about it.
         num_rows: Rows looked at.
         notes: What a reader of the numbers must know.
@@ -91,7 +93,7 @@ class Diagnosis:
         have = "has" if dead == 1 and d > 1 else "have"
         return (
             f"{used.capitalize()} and {information}; {which} {have} collapsed onto the prior: "
-            f"{_CAUSES[self.cause]}; {self.remedy}."
+            f"{CAUSES[self.cause][0]}; {self.remedy}."
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -122,25 +124,6 @@ class Diagnosis:
         return self.summary()
 
 
-_CAUSES = {
-    "none": "no cause",
-    "lagging guide": "the guide lags behind the model, whose own posterior does use them",
-    "decoder noise": "the decoder's noise is larger than what they could explain",
-    "surplus dimensions": "the model does without them",
-    "ignored latent": "the decoder ignores z altogether",
-}
-
-_REMEDIES = {
-    "none": "nothing to do",
-    "lagging guide": "train the guide on (more steps for it than for the model), enlarge its network, "
-    "or warm beta up more slowly",
-    "decoder noise": "learn the noise (LearnedGaussian or OptimalGaussian) or lower beta to use them",
-    "surplus dimensions": "nothing is lost; a smaller latent_dim would do, or lower beta or set "
-    "free_bits to use them",
-    "ignored latent": "warm beta up from 0, set free_bits, or weaken the decoder",
-}
-
-
 def diagnose(
     model: Program,
     guide: Program,
@@ -159,18 +142,21 @@ def diagnose(
     rows they are unbiased; for the population the mutual information is biased low, as it can
     not exceed log n; a note says when that limit is near.
 
-    The KL of a dimension is analytic where guide and prior factorise. Where the guide correlates its
-    dimensions, it is that of the Gaussian with the dimension's own mean and variance.
+    The KL of a dimension is analytic where guide and prior factorise, and sampled where the guide's
+    dependencies forbid that. Where the guide correlates its dimensions, or the prior is a mixture, it is that
+    of the Gaussians with each dimension's own mean and variance.
 
-    If dimensions have collapsed, the cause is sought: per-row posteriors of the frozen model tell a
-    lagging guide from a decoder that ignores them; the data's spectrum against a Gaussian decoder's
-    noise tells whether the noise hides them (Lucas et al., arXiv:1911.02469).
+    If dimensions have collapsed, the cause is sought. If posteriors fitted to each of 64 rows, the model
+    frozen, do use them, the guide lags behind the model. Otherwise a Gaussian decoder is judged by what it
+    leaves of the data (Lucas et al., arXiv:1911.02469): a further dimension pays where the variance left in
+    some direction exceeds beta sigma^2. If there is such a direction, or if the likelihood is not Gaussian,
+    all that can be said is that the decoder does not use the dimensions.
 
     Args:
         model: Pyro program of p(x, z).
         guide: Pyro program of q(z | x).
         x: Rows, as for ``evaluate``.
-        beta: The beta that the pair was trained with, for the comparison with the noise.
+        beta: The beta that the pair was trained with, by which the cause of a collapse is judged.
         seed: Seed for the draws; None draws from torch's global generator.
         progress: Whether to show a progress bar; None shows one on a terminal.
 
@@ -205,28 +191,32 @@ def diagnose(
         if not layout.latents:
             raise ValueError("the guide samples no latent of a row: there is nothing to diagnose")
         size = num_rows(first) if pair.keeps_rows else 256
-        survey_of_rows = _look(pair, layout, batches, size, device, progress)
+        # Where an analytic KL is not a site's share of the rate, the sampled one is.
+        analytic = not mean_field_violations(pair, move(first, device))
+        look = _look(pair, layout, batches, size, device, analytic, progress)
         information, marginal, notes = _information(
-            pair, layout, batches, size, device, survey_of_rows, progress
+            pair, layout, batches, size, device, look, progress
         )
-        kl = survey_of_rows.kl
-        active = survey_of_rows.mean_variance > 0.01
-        collapsed = kl < COLLAPSED
+        active = look.mean_variance > 0.01
+        collapsed = look.kl < COLLAPSED
         cause = "none"
         if bool(collapsed.any()):
-            small = move(take_rows(first, slice(0, 64)), device)
-            cause = _cause(pair, layout, small, survey_of_rows, collapsed, active, beta)
+            small = first if pair.keeps_rows else take_rows(first, slice(0, 64))
+            cause, unknown = find_cause(
+                pair, layout, move(small, device), look.residuals, collapsed, beta
+            )
+            notes += unknown
     return Diagnosis(
-        names=survey_of_rows.names,
-        kl=kl,
-        mean_variance=survey_of_rows.mean_variance,
+        names=look.names,
+        kl=look.kl,
+        mean_variance=look.mean_variance,
         active=active,
         collapsed=collapsed,
         mutual_information=information,
         marginal_kl=marginal,
         cause=cause,
-        remedy=_REMEDIES[cause],
-        num_rows=survey_of_rows.n,
+        remedy=CAUSES[cause][1],
+        num_rows=look.n,
         notes=notes,
     )
 
@@ -242,8 +232,7 @@ class _Look:
     points: list[dict[str, Tensor]]
     log_guide: Tensor
     log_prior: Tensor
-    eigenvalues: Tensor | None
-    noise: float | None
+    residuals: Residuals
 
 
 def _look(
@@ -252,6 +241,7 @@ def _look(
     batches: Batches,
     size: int,
     device: torch.device,
+    analytic: bool,
     progress: bool | None,
 ) -> _Look:
     spread = stats.RunningVariance()
@@ -259,24 +249,21 @@ def _look(
     sampling = torch.zeros(())
     names: tuple[str, ...] = ()
     points: list[dict[str, Tensor]] = []
-    log_guide, log_prior, data, noise = [], [], [], []
+    log_guide, log_prior = [], []
+    residuals = Residuals()
     n = 0
     with progress_bar(None, "diagnose", "row", progress) as bar:
         for batch in batches.ordered(size):
             batch = move(batch, device)
             rows = sample_rows(pair, layout, batch, _DRAWS)
-            kl, means, noise_of_means, names = _dimensions(rows, layout)
+            kl, means, noise_of_means, names = _dimensions(pair, layout, batch, rows, analytic)
             spread.update(means.cpu())
             kl_sum = kl.sum(0) if kl_sum is None else kl_sum + kl.sum(0)
             sampling = sampling + noise_of_means.sum(0)
             points.append({name: value[0] for name, value in rows.draws.items()})
             log_guide.append(rows.log_guide[0])
             log_prior.append(rows.log_prior[0])
-            site = rows.model_trace.nodes[layout.observed[0]]
-            scale = _gaussian_noise(site["fn"])
-            if scale is not None:
-                noise.append(scale)
-                data.append(site["value"].reshape(num_rows(batch), -1).double().cpu())
+            residuals.update(rows, layout)
             n += num_rows(batch)
             bar.update(num_rows(batch))
     assert kl_sum is not None
@@ -289,13 +276,12 @@ def _look(
         points=points,
         log_guide=torch.cat(log_guide),
         log_prior=torch.cat(log_prior),
-        eigenvalues=_eigenvalues(data) if data and n > 1 else None,
-        noise=math.sqrt(sum(s * s for s in noise) / len(noise)) if noise else None,
+        residuals=residuals,
     )
 
 
 def _dimensions(
-    rows: RowDensities, layout: Layout
+    pair: Pair, layout: Layout, batch: Batch, rows: RowDensities, analytic: bool
 ) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...]]:
     """KL, posterior mean and the latter's sampling variance of each row and dimension; the names."""
     kls, means, noises, names = [], [], [], []
@@ -303,16 +289,23 @@ def _dimensions(
     for name in layout.latents:
         value = rows.latents[name].double()
         stated = stated_moment(rows, layout, name, "mean")
-        mean = value.mean(0) if stated is None else stated.double().mean(0)
-        variance = stated_moment(rows, layout, name, "variance")
-        spread = value.var(0) if variance is None else variance.double().mean(0)
-        noise = value.var(0) / samples if stated is None else torch.zeros_like(mean)
+        centres = value if stated is None else stated.double()
+        mean, noise = centres.mean(0), centres.var(0) / samples
         guide_site, model_site = rows.guide_trace.nodes[name], rows.model_trace.nodes[name]
-        kl = elementwise_kl(guide_site, model_site)
+        kl = elementwise_kl(guide_site, model_site, analytic)
         if kl is not None:
-            kl = _rows_of(kl, layout, samples, n)
+            fn = guide_site["fn"]
+            kl = kl.reshape(fn.batch_shape + fn.event_shape)
+            kl = rows_first({**guide_site, "value": kl}, layout, samples, n).mean(0)
         else:
-            kl = _gaussian_kl(mean, spread, model_site["fn"], layout)
+            variance = stated_moment(rows, layout, name, "variance")
+            spread = centres.var(0)
+            if stated is not None and variance is not None:
+                spread = spread + variance.double().mean(0)
+            prior_mean, prior_variance = _prior_moments(pair, layout, batch, rows, name)
+            kl = _gaussian_kl(mean, spread, prior_mean, prior_variance)
+            if stated is None:
+                kl = kl - _sampling_bias(spread / prior_variance, samples)
         kls.append(kl.double().reshape(n, -1))
         means.append(mean.reshape(n, -1))
         noises.append(noise.reshape(n, -1))
@@ -330,44 +323,53 @@ def _dimensions(
     return torch.cat(kls, 1), torch.cat(means, 1), torch.cat(noises, 1), tuple(names)
 
 
-def _rows_of(kl: Tensor, layout: Layout, samples: int, n: int) -> Tensor:
-    """An elementwise KL ``(*batch, dimensions)`` as its mean over samples, ``(n, dimensions)``."""
-    columns = [sum_to_rows(column, layout, samples, n).mean(0) for column in kl.unbind(-1)]
-    return torch.stack(columns, -1)
+def _gaussian_kl(
+    mean: Tensor, variance: Tensor, prior_mean: Tensor, prior_variance: Tensor
+) -> Tensor:
+    """KL of the Gaussian with a dimension's mean and variance against that with the prior's."""
+    q = Normal(mean, variance.clamp(min=1e-12).sqrt())
+    kl: Tensor = kl_divergence(q, Normal(prior_mean, prior_variance.clamp(min=1e-12).sqrt()))
+    return kl
 
 
-def _gaussian_kl(mean: Tensor, variance: Tensor, prior: Any, layout: Layout) -> Tensor:
-    """KL of the Gaussian with a dimension's mean and variance against the prior's, ``(n, *event)``.
+def _sampling_bias(variance: Tensor, samples: int) -> Tensor:
+    """What estimating a Gaussian's mean and variance from samples adds to its KL.
 
-    A prior that depends on other latents counts with its moments over all of their values alike.
+    With a variance v in units of the prior's, the squared mean is too large by v / K, and the logarithm of
+    the variance too small by log((K - 1) / 2) - digamma((K - 1) / 2).
     """
-    single = elementwise(prior)
-    moments = prior if single is None else single
-    event = mean.shape[1:]
-    try:
-        means = moments.mean.double().reshape(-1, *event)
-        variances = moments.variance.double().reshape(-1, *event)
-        total = variances.mean(0) + means.var(0, unbiased=False)
-        p = Normal(means.mean(0), total.sqrt())
-    except NotImplementedError:  # a prior that states no moments: compare with the standard normal
-        p = Normal(torch.zeros_like(mean[0]), torch.ones_like(mean[0]))
-    return kl_divergence(Normal(mean, variance.clamp(min=1e-12).sqrt()), p)
+    half = torch.tensor((samples - 1) / 2, dtype=torch.float64, device=variance.device)
+    bias: Tensor = 0.5 * (variance / samples + half.log() - torch.special.digamma(half))
+    return bias
 
 
-def _gaussian_noise(fn: Any) -> float | None:
-    """The root mean square standard deviation of a Gaussian likelihood; None for others."""
-    single = elementwise(fn)
-    if not isinstance(single, Normal):
-        return None
-    return float(single.variance.double().mean().sqrt())
+def _prior_moments(
+    pair: Pair, layout: Layout, batch: Batch, rows: RowDensities, name: str
+) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each number of a latent under the prior, ``(n, *event)`` or ``(*event)``.
 
-
-def _eigenvalues(data: list[Tensor]) -> Tensor:
-    x = torch.cat(data)
-    x = x - x.mean(0)
-    gram = x.T @ x if x.shape[1] <= x.shape[0] else x @ x.T
-    eigenvalues: Tensor = torch.linalg.eigvalsh(gram / len(x))
-    return eigenvalues.flip(0)
+    Those that the prior states; if it states none, or one for each value of an enumerated latent, those of
+    draws from the model.
+    """
+    site = rows.model_trace.nodes[name]
+    single = elementwise(site["fn"])
+    fn = site["fn"] if single is None else single
+    samples, n = rows.log_guide.shape
+    if len(site["fn"].batch_shape) <= layout.nesting + 1:
+        try:
+            mean, variance = (
+                rows_first({**site, "value": moment}, layout, samples, n).double()
+                for moment in (fn.mean, fn.variance)
+            )
+        except NotImplementedError:
+            pass
+        else:
+            return mean.mean(0), variance.mean(0) + mean.var(0, unbiased=False)
+    drawn = _DRAWS if layout.vectorizes else 1
+    with many_samples(layout, drawn):
+        trace = poutine.trace(pair.model).get_trace(*as_args(batch))
+    value = rows_first(trace.nodes[name], layout, drawn, n).double().flatten(0, 1)
+    return value.mean(0), value.var(0)
 
 
 def _information(
@@ -442,32 +444,3 @@ def _scored(
         if name in layout.guide_sites
     ]
     return torch.stack(terms).sum(0)
-
-
-def _cause(
-    pair: Pair,
-    layout: Layout,
-    batch: Batch,
-    look: _Look,
-    collapsed: Tensor,
-    active: Tensor,
-    beta: float,
-) -> str:
-    rows = sample_rows(pair, layout, batch, _DRAWS)
-    if can_refine(pair, layout, rows.model_trace):
-        _, means, _, _ = _dimensions(rows, layout)
-        dead = collapsed.to(means.device)
-        dtype = as_args(batch)[0].dtype
-        start = (means + 0.5 * torch.randn_like(means) * dead).to(
-            dtype if dtype.is_floating_point else torch.get_default_dtype()
-        )
-        refined = refine_rows(pair, layout, batch, start)
-        single = kl_divergence(Normal(refined.mean, refined.scale), Normal(0.0, 1.0)).mean(0)
-        gain = float((refined.elbo - rows.log_weights.mean(0)).mean())
-        if gain > 0.1 and float(single[dead].max()) > 10 * COLLAPSED:
-            return "lagging guide"
-    if look.eigenvalues is not None and look.noise is not None:
-        visible = int((look.eigenvalues > beta * look.noise**2).sum())
-        if visible <= int(active.sum()):
-            return "decoder noise"
-    return "surplus dimensions" if bool(active.any()) else "ignored latent"

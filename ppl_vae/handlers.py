@@ -118,6 +118,21 @@ def unscaled(site: Site) -> Tensor:
     return masked
 
 
+def first_bad_site(traces: list[tuple[Any, Any]]) -> tuple[str, str] | None:
+    """The first site, in the order of execution, whose value or density is not finite: name and words."""
+    for model_trace, guide_trace in traces:
+        for role, trace in (("guide", guide_trace), ("model", model_trace)):
+            latents = latent_sites(trace)
+            for name, site in sample_sites(trace).items():
+                value, log_prob = site["value"], site.get("unscaled_log_prob")
+                if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                    kind = "drawn from" if name in latents else "observed at"
+                    return name, f"'{name}' in the {role}: a value {kind} it is NaN or infinite"
+                if log_prob is not None and not bool(torch.isfinite(log_prob).all()):
+                    return name, f"'{name}' in the {role}: its log density is NaN or infinite"
+    return None
+
+
 def elementwise(fn: Any) -> Any | None:
     """The distribution of each single number of a factorising ``fn``, or None if it does not factorise.
 
@@ -145,6 +160,8 @@ def elementwise_kl(guide_site: Site, model_site: Site, analytic: bool = True) ->
     if q is None or p is None or len(p.batch_shape) > len(q.batch_shape):
         return None
     value = guide_site["value"]
+    if p.batch_shape != q.batch_shape:  # torch's KL of Bernoullis does not broadcast
+        p = p.expand(q.batch_shape)
     try:
         kl = kl_divergence(q, p) if analytic else q.log_prob(value) - p.log_prob(value)
     except NotImplementedError:
@@ -457,11 +474,11 @@ def sample_rows(
         log_prior = total(model_trace, layout.latents)
     return RowDensities(
         latents={
-            name: _rows_first(model_trace.nodes[name], layout, num_samples, n)
+            name: rows_first(model_trace.nodes[name], layout, num_samples, n)
             for name in layout.latents
         },
         draws={
-            name: _rows_first(guide_trace.nodes[name], layout, num_samples, n)
+            name: rows_first(guide_trace.nodes[name], layout, num_samples, n)
             for name in layout.draws
         },
         log_prior=log_prior,
@@ -494,7 +511,7 @@ def sum_to_rows(log_prob: Tensor, layout: Layout, num_samples: int, n: int) -> T
     return log_prob.expand(num_samples, n)
 
 
-def _rows_first(site: Site, layout: Layout, num_samples: int, n: int) -> Tensor:
+def rows_first(site: Site, layout: Layout, num_samples: int, n: int) -> Tensor:
     """A site's value as ``(num_samples, n, *inner plates, *event)``."""
     value: Tensor = site["value"]
     event_dim = len(site["fn"].event_shape)
@@ -592,4 +609,4 @@ def stated_moment(rows: RowDensities, layout: Layout, name: str, moment: str) ->
     # they do not depend on other latents, which is not known here.
     if not layout.vectorizes and samples > 1 and len(layout.draws) > 1:
         return None
-    return _rows_first({**site, "value": value}, layout, samples, n)
+    return rows_first({**site, "value": value}, layout, samples, n)

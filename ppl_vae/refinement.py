@@ -10,7 +10,15 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
-from ppl_vae.handlers import Layout, Substitute, elementwise, many_samples, sum_to_rows, unscaled
+from ppl_vae.handlers import (
+    Layout,
+    Substitute,
+    elementwise,
+    many_samples,
+    rows_first,
+    sum_to_rows,
+    unscaled,
+)
 from ppl_vae.pairs import Batch, Pair, as_args, num_rows
 
 
@@ -21,12 +29,14 @@ class Refined:
     Attributes:
         mean: ``(n, dimensions)``.
         scale: Standard deviations, likewise.
-        elbo: Nats a row, ``(n,)``, from the last steps' samples.
+        kl: KL of each dimension against the model's prior, nats, ``(n, dimensions)``.
+        bound: E_q log p(x | z) - beta KL of each row, nats, ``(n,)``.
     """
 
     mean: Tensor
     scale: Tensor
-    elbo: Tensor
+    kl: Tensor
+    bound: Tensor
 
 
 def can_refine(pair: Pair, layout: Layout, model_trace: object) -> bool:
@@ -42,10 +52,15 @@ def can_refine(pair: Pair, layout: Layout, model_trace: object) -> bool:
             nodes[name]["fn"].has_rsample
             and elementwise(nodes[name]["fn"]) is not None
             and _is_real(nodes[name]["fn"])
-            and len([f for f in nodes[name]["cond_indep_stack"] if f.vectorized]) == 1
+            and _plates(nodes[name], layout) == [layout.plate]
             for name in layout.latents
         )
     )
+
+
+def _plates(site: Any, layout: Layout) -> list[str]:
+    """The pair's own plates around a site."""
+    return [f.name for f in site["cond_indep_stack"] if f.vectorized and f.dim >= -layout.nesting]
 
 
 def _is_real(fn: object) -> bool:
@@ -61,17 +76,19 @@ def refine_rows(
     batch: Batch,
     start: Tensor,
     *,
+    beta: float = 1.0,
     steps: int = 300,
     num_samples: int = 8,
     learning_rate: float = 0.05,
 ) -> Refined:
-    """Maximises each row's own ELBO over diagonal Gaussians, the model frozen, by Adam.
+    """Maximises each row's own beta-ELBO over diagonal Gaussians, the model frozen, by Adam.
 
     Args:
         pair: The pair, inside of ``pair.scope()``.
         layout: Its layout; :func:`can_refine` must hold.
         batch: n rows.
         start: Means to start from, ``(n, dimensions)``, sites in the order of ``layout.latents``.
+        beta: Weight of the KL.
         steps: Gradient steps.
         num_samples: Samples a step.
         learning_rate: Adam's step size, annealed to zero.
@@ -88,23 +105,32 @@ def refine_rows(
         log_scale = torch.full_like(mean, math.log(0.5)).requires_grad_()
         optimizer = torch.optim.Adam([mean, log_scale], lr=learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        kept: list[Tensor] = []
+        bounds: list[Tensor] = []
+        kls: list[Tensor] = []
         for step in range(steps):
             noise = torch.randn(num_samples, *mean.shape, dtype=mean.dtype, device=mean.device)
             z = mean + log_scale.exp() * noise
-            log_q = -(0.5 * noise.square() + log_scale + 0.5 * math.log(2 * math.pi)).sum(-1)
-            log_p = _log_joint(pair, layout, batch, z, shapes, sizes, num_samples, n)
-            elbo = (log_p - log_q).mean(0)
-            gradients = torch.autograd.grad(-elbo.sum(), [mean, log_scale])
-            mean.grad, log_scale.grad = gradients
+            log_likelihood, log_prior = _densities(
+                pair, layout, batch, z, shapes, sizes, num_samples, n
+            )
+            log_q = -(0.5 * noise.square() + log_scale + 0.5 * math.log(2 * math.pi))
+            kl = (log_q - log_prior).mean(0)
+            bound = log_likelihood.mean(0) - beta * kl.sum(-1)
+            mean.grad, log_scale.grad = torch.autograd.grad(-bound.sum(), [mean, log_scale])
             optimizer.step()
             schedule.step()
             if step >= steps - 20:
-                kept.append(elbo.detach())
-    return Refined(mean.detach(), log_scale.detach().exp(), torch.stack(kept).mean(0))
+                bounds.append(bound.detach())
+                kls.append(kl.detach())
+    return Refined(
+        mean.detach(),
+        log_scale.detach().exp(),
+        torch.stack(kls).mean(0),
+        torch.stack(bounds).mean(0),
+    )
 
 
-def _log_joint(
+def _densities(
     pair: Pair,
     layout: Layout,
     batch: Batch,
@@ -113,7 +139,8 @@ def _log_joint(
     sizes: list[int],
     num_samples: int,
     n: int,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
+    """log p(x | z), ``(samples, n)``, and log p of each number of z, ``(samples, n, dimensions)``."""
     values = {}
     inner = (1,) * (-layout.dim - 1)  # dimensions of plates to the right of the rows'
     outer = (1,) * (layout.nesting + layout.dim)
@@ -121,8 +148,13 @@ def _log_joint(
         values[name] = part.reshape(num_samples, *outer, n, *inner, *shape)
     with many_samples(layout, num_samples):
         trace = poutine.trace(Substitute(values)(pair.model)).get_trace(*as_args(batch))
-    terms = [
-        sum_to_rows(unscaled(trace.nodes[name]), layout, num_samples, n)
-        for name in (*layout.latents, *layout.observed)
+    log_likelihood = [
+        sum_to_rows(unscaled(trace.nodes[name]), layout, num_samples, n) for name in layout.observed
     ]
-    return torch.stack(terms).sum(0)
+    log_prior = []
+    for name in layout.latents:
+        site = trace.nodes[name]
+        single = elementwise(site["fn"]).log_prob(site["value"])  # type: ignore[union-attr]
+        shaped = rows_first({**site, "value": single}, layout, num_samples, n)
+        log_prior.append(shaped.reshape(num_samples, n, -1))
+    return torch.stack(log_likelihood).sum(0), torch.cat(log_prior, -1)
