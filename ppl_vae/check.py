@@ -17,12 +17,14 @@ from ppl_vae.batches import Batches, DataLike
 from ppl_vae.handlers import (
     PairError,
     Trace,
+    first_bad_site,
     is_enumerated,
     latent_sites,
     observed_sites,
     rows_frame,
     sample_sites,
     survey,
+    unscaled,
 )
 from ppl_vae.objectives import (
     MeanFieldELBO,
@@ -188,6 +190,19 @@ def _run_all(pair: Pair, batch: Batch, wanted: Objective, ragged: bool) -> Itera
     yield from found
     if any(p.severity == "error" for p in found):
         return
+    with pyro.validation_enabled(False):
+        for trace in traces:
+            for site in sample_sites(trace).values():
+                unscaled(site)
+    bad = first_bad_site([(model_trace, guide_trace)])
+    if bad is not None:
+        yield Problem(
+            "error",
+            bad[0],
+            f"before any training, the first site that is not finite is {bad[1]}: look at the parameters "
+            "of its distribution, and how they begin",
+        )
+        return
     try:
         layout = survey(pair, batch)
     except PairError as error:
@@ -309,8 +324,8 @@ def _data(model_trace: Trace, batch: Batch) -> Iterator[Problem]:
             yield Problem(
                 "error",
                 name,
-                f"the data at site '{name}' are NaN in {rows} of the {n} rows looked at: remove or impute "
-                "them, or hide them from the likelihood with poutine.mask",
+                f"the data at site '{name}' are NaN in {rows} of the {n} rows looked at: remove those rows, or "
+                "put any number there and hide it from the likelihood with poutine.mask",
             )
             continue
         yield from _support(name, site)

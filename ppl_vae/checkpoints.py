@@ -109,7 +109,8 @@ def flatten(tree: Any, prefix: str = "") -> tuple[Any, dict[str, Tensor]]:
     if isinstance(tree, Tensor):
         return {"tensor": prefix}, {prefix: tree}
     if isinstance(tree, Mapping):
-        items, tensors = [], {}
+        items: list[Any] = []
+        tensors: dict[str, Tensor] = {}
         for key, value in tree.items():
             if not isinstance(key, (str, int)):
                 raise TypeError(f"can not save the key {key!r} in '{prefix}'")
@@ -118,7 +119,8 @@ def flatten(tree: Any, prefix: str = "") -> tuple[Any, dict[str, Tensor]]:
             _add(tensors, inner)
         return {"items": items}, tensors
     if isinstance(tree, (list, tuple)):
-        flats, tensors = [], {}
+        flats: list[Any] = []
+        tensors = {}
         for i, value in enumerate(tree):
             flat, inner = flatten(value, f"{prefix}.{i}")
             flats.append(flat)

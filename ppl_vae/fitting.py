@@ -31,10 +31,9 @@ from ppl_vae.evaluation import progress_bar
 from ppl_vae.handlers import (
     Layout,
     PairError,
-    latent_sites,
+    first_bad_site,
     posterior_means,
     sample_rows,
-    sample_sites,
     survey,
 )
 from ppl_vae.objectives import Loss, Objective, as_objective
@@ -366,7 +365,8 @@ class _Training:
         if self.fabric.world_size > 1:
             self._synchronise()
         self.layout: Layout = survey(self.pair, batch)
-        self.objective = self.wanted.resolve(self.pair, batch)
+        with self.pair.mode(training=False):  # batch statistics are those of training alone
+            self.objective = self.wanted.resolve(self.pair, batch)
         self.captured = (
             CapturedLoss(self.pair, self.layout, self.objective, self.parameters)
             if self.capture
@@ -422,6 +422,8 @@ class _Training:
             stopped = f"no better held-out ELBO in {self.patience} epochs"
         if self.patience is not None:
             self._keep_best()
+        for leaf in self.leaves:
+            leaf.grad = None
         return {
             "history": self.state.history,
             "epochs": self.state.epoch,
@@ -455,9 +457,7 @@ class _Training:
                 state.seconds = time.monotonic() - started
                 self._checkpoint()
         if not state.sums:
-            raise ValueError(
-                f"x gave no batches in epoch {state.epoch + 1}: it can be read only once"
-            )
+            raise _read_only_once("x", state.epoch + 1)
 
     def _step(self, batch: Batch | None, rows: int, beta: float) -> None:
         for leaf in self.leaves:
@@ -664,8 +664,12 @@ class _Training:
                 means.append(posterior_means(drawn, self.layout).cpu())
                 if self.held_out is None:
                     break
-        _, active = active_units(torch.cat(means))
-        found: dict[str, float] = {"active_units": int(active.sum())}
+        if not means:
+            name = "x" if self.held_out is None else "validation"
+            raise _read_only_once(name, self.state.epoch)
+        joined = torch.cat(means)
+        active = active_units(joined)[1].sum() if len(joined) > 1 else 0
+        found: dict[str, float] = {"active_units": int(active)}
         if self.held_out is not None:
             found["validation_rate"] = rate / rows
             found["validation_distortion"] = distortion / rows
@@ -752,19 +756,8 @@ class _Training:
             writer.writerows(rows)
 
 
-def first_bad_site(traces: list[tuple[Any, Any]]) -> tuple[str, str] | None:
-    """The first site, in the order of execution, whose value or density is not finite: name and words."""
-    for model_trace, guide_trace in traces:
-        for role, trace in (("guide", guide_trace), ("model", model_trace)):
-            latents = latent_sites(trace)
-            for name, site in sample_sites(trace).items():
-                value, log_prob = site["value"], site.get("unscaled_log_prob")
-                if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                    kind = "drawn from" if name in latents else "observed at"
-                    return name, f"'{name}' in the {role}: a value {kind} it is NaN or infinite"
-                if log_prob is not None and not bool(torch.isfinite(log_prob).all()):
-                    return name, f"'{name}' in the {role}: its log density is NaN or infinite"
-    return None
+def _read_only_once(name: str, epoch: int) -> ValueError:
+    return ValueError(f"{name} gave no batches in epoch {epoch}: it can be read only once")
 
 
 def _make_optimizer(
@@ -819,4 +812,4 @@ def _postfix(row: dict[str, float]) -> dict[str, str]:
     return shown | {"active": str(int(row["active_units"]))}
 
 
-__all__ = ["DivergenceError", "Fit", "first_bad_site", "fit", "make_fabric"]
+__all__ = ["DivergenceError", "Fit", "fit", "make_fabric"]

@@ -119,18 +119,25 @@ def unscaled(site: Site) -> Tensor:
 
 
 def first_bad_site(traces: list[tuple[Any, Any]]) -> tuple[str, str] | None:
-    """The first site, in the order of execution, whose value or density is not finite: name and words."""
+    """The first site, in the order of execution, whose value or density is not finite: name and words.
+
+    Data come first: they are there before anything runs.
+    """
     for model_trace, guide_trace in traces:
+        for name, site in observed_sites(model_trace).items():
+            if not _is_finite(site["value"]):
+                return name, f"'{name}' in the model: the data observed at it are NaN or infinite"
         for role, trace in (("guide", guide_trace), ("model", model_trace)):
-            latents = latent_sites(trace)
             for name, site in sample_sites(trace).items():
-                value, log_prob = site["value"], site.get("unscaled_log_prob")
-                if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                    kind = "drawn from" if name in latents else "observed at"
-                    return name, f"'{name}' in the {role}: a value {kind} it is NaN or infinite"
-                if log_prob is not None and not bool(torch.isfinite(log_prob).all()):
+                if not _is_finite(site["value"]):
+                    return name, f"'{name}' in the {role}: a value drawn from it is NaN or infinite"
+                if not _is_finite(site.get("unscaled_log_prob")):
                     return name, f"'{name}' in the {role}: its log density is NaN or infinite"
     return None
+
+
+def _is_finite(value: Tensor | None) -> bool:
+    return value is None or bool(torch.isfinite(value).all())
 
 
 def elementwise(fn: Any) -> Any | None:

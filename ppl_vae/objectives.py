@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
@@ -419,7 +420,9 @@ def _pyro_loss(
     model, guide = pair.model, pair.guide
     if isinstance(beta, Tensor) or beta != 1.0:
         model, guide = ScaleLatents(beta)(model), ScaleLatents(beta)(guide)
-    total = elbo.differentiable_loss(model, guide, *as_args(batch))
+    with warnings.catch_warnings():  # of a NaN, which the caller looks for
+        warnings.filterwarnings("ignore", "Encountered (NaN|.?inf)")
+        total = elbo.differentiable_loss(model, guide, *as_args(batch))
     traces = elbo.recorded
     n, scale = num_rows(batch), _data_scale(traces[0][0], layout)
     loss = total / (n * scale)
