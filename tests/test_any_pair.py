@@ -256,6 +256,8 @@ def test_wrapped_by_handlers() -> None:
 
 
 class ScaledModel(PyroModule):
+    sigma: Any
+
     def __init__(self) -> None:
         super().__init__()
         self.decoder = nn.Linear(2, 64)
@@ -268,6 +270,8 @@ class ScaledModel(PyroModule):
 
 
 class ScaledGuide(PyroModule):
+    tau: Any
+
     def __init__(self) -> None:
         super().__init__()
         self.encoder = nn.Linear(64, 2)
@@ -366,7 +370,7 @@ class Factor(nn.Module):
 def test_autoguides_of_rows(kind: type[AutoGuide]) -> None:
     model = Factor()
     guide = kind(model)
-    options = {"batch_size": len(DIGITS), "learning_rate": 0.05}
+    options: dict[str, Any] = {"batch_size": len(DIGITS), "learning_rate": 0.05}
     if kind is AutoNormal:
         fitted = through_everything(model, guide, DIGITS, **options)
         assert fitted.guide is guide
@@ -438,7 +442,8 @@ POINTS = torch.tensor([-1.0, 0.0, 4.0])  # of mean 1
 
 
 def log_evidence(x: Tensor, loc: float) -> Tensor:
-    return torch.distributions.Normal(loc, 2**0.5).log_prob(x)
+    density: Tensor = torch.distributions.Normal(loc, 2**0.5).log_prob(x)
+    return density
 
 
 def learn(model: Any = param_model, guide: Any = param_guide, x: Tensor = POINTS) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,13 @@ def listed(batches: Any) -> list[list[float]]:
     return [batch.tolist() for batch in batches]
 
 
+def flat(batches: Iterable[list[float]]) -> list[float]:
+    return sorted(itertools.chain.from_iterable(batches))
+
+
 def epoch(batches: Batches, *args: Any, **kwargs: Any) -> list[list[float]]:
-    return [[] if b is None else b.tolist() for b, _ in batches.shuffled(*args, **kwargs)]
+    found: Any = batches.shuffled(*args, **kwargs)
+    return [[] if b is None else b.tolist() for b, _ in found]
 
 
 def test_rows_in_order() -> None:
@@ -49,7 +55,7 @@ def test_an_epoch_is_a_permutation_that_depends_on_seed_and_epoch_alone() -> Non
     batches = Batches(X, ONE)
     first = epoch(batches, 4, 7, 0)
     assert [len(b) for b in first] == [4, 4, 2]
-    assert sorted(sum(first, [])) == X.tolist()
+    assert flat(first) == X.tolist()
     torch.manual_seed(123)
     assert epoch(batches, 4, 7, 0) == first
     others = [epoch(batches, 4, 7, 1), epoch(batches, 4, 8, 0), [X[:4].tolist()]]
@@ -76,7 +82,7 @@ def test_processes_divide_each_global_batch(world: int) -> None:
     whole = epoch(batches, 3, 7, 0)  # three batches of 3, one of a single row
     parts = [epoch(batches, 3, 7, 0, rank, world) for rank in range(world)]
     for i, global_batch in enumerate(whole):
-        assert sorted(sum((p[i] for p in parts), [])) == sorted(global_batch)
+        assert flat(p[i] for p in parts) == sorted(global_batch)
     for rank in range(world):
         sizes = [n for _, n in batches.shuffled(3, 7, 0, rank, world)]
         assert sizes == [3, 3, 3, 1]
@@ -85,13 +91,13 @@ def test_processes_divide_each_global_batch(world: int) -> None:
 
 def test_a_loader_that_shuffles_is_divided_without_loss_or_repetition() -> None:
     """The generators of processes differ, but the order of the loader must not."""
-    loader = DataLoader(X, batch_size=4, shuffle=True)  # type: ignore[arg-type]
+    loader: Any = DataLoader(X, batch_size=4, shuffle=True)  # type: ignore[arg-type]
     batches = Batches(loader, ONE)
     parts = []
     for rank in range(2):
         torch.manual_seed(100 + rank)
         parts.append(epoch(batches, 0, 7, 0, rank, 2))
-    assert sorted(sum(parts[0], []) + sum(parts[1], [])) == X.tolist()
+    assert flat(parts[0] + parts[1]) == X.tolist()
     assert epoch(batches, 0, 7, 1, 0, 2) != parts[0]
 
 

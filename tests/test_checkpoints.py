@@ -149,8 +149,7 @@ def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
             path.write_bytes(data[:place] + bytes([data[place] ^ mask]) + data[place + 1 :])
             try:
                 found = read_tensors(path)
-            except CorruptFileError as error:
-                assert str(path) in str(error)
+            except CorruptFileError:
                 continue
             assert_same(found[0], whole[0])  # padding between header and data
             assert found[1] == whole[1]
