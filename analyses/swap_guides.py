@@ -1,0 +1,79 @@
+"""What does the guide cost? The same model p(z) p(x | z); only q(z | x) is swapped."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from jsonargparse import auto_cli
+from matplotlib.figure import Figure
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+import ppl_vae
+from ppl_vae.evaluation import KHAT_LIMIT, Estimate
+from ppl_vae.guides import Exact, FullCovariance, MeanField
+from ppl_vae.models import VAE, ProbabilisticPCA
+from ppl_vae.networks import MLP
+
+
+def main(
+    max_epochs: int = 100,
+    num_samples: int = 1000,
+    max_rows: int | None = None,
+    output: Path = Path("swap_guides.png"),
+    seed: int = 0,
+) -> None:
+    """Swaps the guides of two models of handwritten digits: how many nats of log p(x) does each one lose?
+
+    A model is trained with its richest guide and frozen; then each guide is trained for it, from scratch. The
+    gap is log p(x) - ELBO = KL(q || p(z | x)); log p(x) is taken from the guide with the highest ELBO.
+
+    Args:
+        max_epochs: Passes over the training rows for each model and for each guide.
+        num_samples: Importance samples a row.
+        max_rows: Use at most so many rows of each split, for a quick trial.
+        output: Where to save the picture.
+        seed: Of everything random.
+    """
+    torch.manual_seed(seed)
+    grey = ppl_vae.load_data("digits", dequantize=True, max_rows=max_rows)
+    binary = ppl_vae.load_data("digits", binarize="threshold", max_rows=max_rows)
+    line, deep = (grey.shape, 8, MLP(hidden=())), (grey.shape, 8, MLP(hidden=(128,)))
+    pca, vae = ProbabilisticPCA(grey.shape, 8), VAE(*deep)
+    settings = [  # a model, its data, the guide to train it with, the guides to compare
+        (pca, grey, Exact(pca), [MeanField(*line), FullCovariance(*line), Exact(pca)]),
+        (vae, binary, FullCovariance(*deep), [MeanField(*deep), FullCovariance(*deep)]),
+    ]
+    schedule = partial(CosineAnnealingLR, T_max=max_epochs)
+    train = partial(ppl_vae.fit, max_epochs=max_epochs, learning_rate=5e-3, lr_scheduler=schedule)
+    figure = Figure(figsize=(8, 2.6), dpi=200, layout="constrained")
+    print("| model, guide | ELBO | rate | distortion | log p(x) | gap | k-hat > 0.7 | seconds |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for axes, (model, data, teacher, guides) in zip(figure.subplots(1, 2), settings, strict=True):
+        fit = partial(train, model, x=data.train, transform=data.transform, seed=seed)
+        fit(teacher)
+        model.requires_grad_(False)
+        seconds = [fit(q).seconds if list(q.parameters()) else 0.0 for q in guides]
+        evaluate = partial(ppl_vae.evaluate, model, x=data.test, num_samples=num_samples, seed=seed)
+        found = [evaluate(q) for q in guides]
+        truth = max(found, key=lambda e: e.elbo.mean).log_likelihood
+        gaps = [Estimate(truth.values - e.elbo.values) for e in found]
+        name, names = type(model).__name__, [type(q).__name__ for q in guides]
+        for q, e, gap, s in zip(names, found, gaps, seconds, strict=True):
+            cells = [f"{v.mean:.2f}" for v in (e.elbo, e.rate, e.distortion)]
+            cells += [f"{v.mean:z.3f} ± {v.standard_error:.3f}" for v in (e.log_likelihood, gap)]
+            share = (e.khat > KHAT_LIMIT).double().mean()
+            print("|", " | ".join([f"{name}, {q}", *cells, f"{share:.1%}", f"{s:.0f}"]), "|")
+        errors = [1.96 * gap.standard_error for gap in gaps]
+        axes.barh(names, [gap.mean for gap in gaps], xerr=errors, color="#0072B2", capsize=4)
+        axes.set(
+            title=f"{name}: log p(x) = {truth.mean:.1f}", xlabel="log p(x) − ELBO (nats a row)"
+        )
+        axes.invert_yaxis()
+    figure.savefig(output)
+    print(f"\nTest rows; nats a row ± standard error over rows. The picture is in {output}.")
+
+
+if __name__ == "__main__":
+    auto_cli(main)

@@ -1,0 +1,128 @@
+"""Every script in analyses/ runs with a tiny setting, and what it prints makes sense."""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from matplotlib.image import imread
+from torch import Tensor
+
+ROOT = Path(__file__).parents[1]
+Row = dict[str, str]
+
+
+def run(script: str, *arguments: str, cwd: Path) -> str:
+    """What a script prints, in an interpreter of its own."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "analyses" / script), *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def rows(printed: str) -> list[Row]:
+    """The rows of a Markdown table, by the names of its columns."""
+    lines = [line for line in printed.splitlines() if line.startswith("|")]
+    header, _, *body = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [dict(zip(header, cells, strict=True)) for cells in body]
+
+
+def mean(cell: str) -> float:
+    """The number before the standard error or the unit; all numbers of a cell must be finite."""
+    numbers = [float(word.strip("%()")) for word in cell.split() if word[-1] in "0123456789%)"]
+    assert all(math.isfinite(number) for number in numbers), cell
+    return numbers[0]
+
+
+def check_elbo(row: Row, log_p: str) -> None:
+    """The ELBO is minus rate and distortion, and at most log p(x)."""
+    assert mean(row["ELBO"]) == pytest.approx(
+        -mean(row["rate"]) - mean(row["distortion"]), abs=0.02
+    )
+    assert mean(row["ELBO"]) <= mean(row[log_p]) + 0.01
+    assert mean(row["rate"]) > 0
+
+
+def swap_guides(folder: Path) -> None:
+    printed = run(
+        "swap_guides.py", "--max_epochs=2", "--max_rows=64", "--num_samples=50", cwd=folder
+    )
+    table = {row["model, guide"]: row for row in rows(printed)}
+    pca = [f"ProbabilisticPCA, {guide}" for guide in ("MeanField", "FullCovariance", "Exact")]
+    assert list(table) == [*pca, "VAE, MeanField", "VAE, FullCovariance"]
+    for name, row in table.items():
+        check_elbo(row, "log p(x)")
+        assert 0 <= mean(row["k-hat > 0.7"]) <= 100
+        assert mean(row["seconds"]) >= 0
+        # Nothing is lost by the posterior, and something by all others.
+        gap = row["gap"]
+        assert gap == "0.000 ± 0.000" if name.endswith("Exact") else mean(gap) > 0.05
+    # The gaps are those to one truth, which the exact guide knows.
+    exact = table[pca[-1]]
+    assert mean(exact["ELBO"]) == pytest.approx(mean(exact["log p(x)"]), abs=0.006)
+    for name in pca:
+        difference = mean(exact["ELBO"]) - mean(table[name]["ELBO"])
+        assert mean(table[name]["gap"]) == pytest.approx(difference, abs=0.011)
+    assert imread(folder / "swap_guides.png").std() > 0.05  # not an empty canvas
+
+
+def mnist(folder: Path) -> None:
+    raw = folder / "some data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, n in (("train", 100), ("t10k", 20)):
+        blobs = torch.zeros(n, 28, 28, dtype=torch.uint8)
+        blobs[:, 8:20, 8:20] = torch.randint(0, 256, (n, 12, 12), dtype=torch.uint8)
+        write_idx(raw / f"{part}-images-idx3-ubyte", blobs)
+        write_idx(raw / f"{part}-labels-idx1-ubyte", torch.arange(n, dtype=torch.uint8) % 10)
+    arguments = ("--data_dir", "some data", "--max_epochs=2", "--num_samples=50")
+    printed = run("mnist.py", *arguments, cwd=folder)
+    (row,) = rows(printed)
+    check_elbo(row, "log p(x), K = 50")
+    assert row["binarisation"] == "dynamic"
+    assert mean(row["epochs (best)"]) == 2
+    bits = -mean(row["log p(x), K = 50"]) / (784 * math.log(2))
+    assert mean(row["bits/dim"]) == pytest.approx(bits, abs=1e-4)
+    assert 0 <= mean(row["active units"]) <= 50
+    assert row["active units"].endswith(" of 50")
+    # At most log n, about which the aggregate posterior of n rows can tell.
+    assert mean(row["mutual information"]) <= math.log(20) + 0.005
+    assert 0 <= mean(row["k-hat > 0.7"]) <= 100
+    assert "20 test rows" in printed
+    script = ROOT / "analyses" / "mnist.py"
+    assert f"{script} --data_dir 'some data' --max_epochs=2 --num_samples=50`" in printed
+    assert f"torch {torch.__version__}" in printed
+
+
+def write_idx(path: Path, values: Tensor) -> None:
+    """The format of the MNIST files: two zeros, type, number of dimensions, big-endian sizes, bytes."""
+    header = struct.pack(f">BBBB{values.ndim}I", 0, 0, 8, values.ndim, *values.shape)
+    path.write_bytes(header + values.numpy().tobytes())
+
+
+# Add a check here for a new script.
+CHECKS: dict[str, Callable[[Path], None]] = {"mnist.py": mnist, "swap_guides.py": swap_guides}
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "analyses").glob("*.py")))
+def test_script(script: str, tmp_path: Path) -> None:
+    assert script in CHECKS, f"analyses/{script} has no check: add one to CHECKS"
+    CHECKS[script](tmp_path)
+
+
+def test_every_script_is_in_the_readme() -> None:
+    readme = (ROOT / "analyses" / "README.md").read_text()
+    for script in CHECKS:
+        assert f"python analyses/{script}" in readme
