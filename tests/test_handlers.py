@@ -1,0 +1,379 @@
+"""Effect handlers, the layout of a pair, and the densities of its rows, against direct computation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pyro.poutine as poutine
+import pytest
+import torch
+from pyro.infer.autoguide import AutoNormal
+from torch import Tensor, nn
+
+from ppl_vae.handlers import (
+    Layout,
+    PairError,
+    RowDensities,
+    ScaleLatents,
+    Substitute,
+    elementwise,
+    elementwise_kl,
+    latent_sites,
+    observed_sites,
+    posterior_means,
+    sample_rows,
+    sample_sites,
+    stated_moment,
+    survey,
+    unscaled,
+)
+from ppl_vae.pairs import Pair
+
+Program = Callable[..., Any]
+
+
+def look(model: Program, guide: Program, x: Tensor) -> Layout:
+    pair = Pair(model, guide)
+    with pair.scope():
+        return survey(pair, x)
+
+
+def draw(
+    model: Program, guide: Program, x: Tensor, num_samples: int
+) -> tuple[Layout, RowDensities]:
+    pair = Pair(model, guide)
+    with pair.scope(), torch.no_grad():
+        layout = survey(pair, x)
+        return layout, sample_rows(pair, layout, x, num_samples)
+
+
+# -- a pair with everything: a latent of all rows, two of each row, one in a plate inside -------------------
+
+
+def model(x: Tensor) -> None:
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", len(x), dim=-2):
+        z = pyro.sample("z", dist.Normal(mu[..., None], torch.ones(2)).to_event(1))
+        pyro.deterministic("twice", 2 * z, event_dim=1)
+        with pyro.plate("pixels", 3, dim=-1):
+            v = pyro.sample("v", dist.Normal(z[..., 0], 1.0))
+            pyro.sample("x", dist.Normal(v + z[..., 1], 0.5), obs=x)
+        pyro.sample("label", dist.Bernoulli(0.3), obs=torch.ones(len(x), 1))
+
+
+def guide(x: Tensor) -> None:
+    mu = pyro.sample("mu", dist.Normal(0.2, 0.5))
+    with pyro.plate("rows", len(x), dim=-2):
+        helper = pyro.sample("helper", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+        loc = torch.stack(
+            [x.mean(-1, keepdim=True) + mu + helper, x[:, :1] + 0 * mu + 0 * helper], -1
+        )
+        z = pyro.sample("z", dist.Normal(loc, 0.7).to_event(1))
+        with pyro.plate("pixels", 3, dim=-1):
+            pyro.sample("v", dist.Normal(z[..., 0] + x, 0.4))
+
+
+def test_the_layout_of_a_pair_with_everything() -> None:
+    assert look(model, guide, torch.randn(5, 3)) == Layout(
+        plate="rows",
+        dim=-2,
+        latents=("z", "v"),
+        shared=("mu",),
+        enumerated=(),
+        guide_sites=("helper", "z", "v"),
+        draws=("helper", "z", "v"),
+        observed=("x", "label"),
+        nesting=2,
+        vectorizes=True,
+    )
+
+
+@pytest.mark.parametrize("num_samples", [1, 4])
+def test_densities_of_rows_are_those_of_single_rows(num_samples: int) -> None:
+    """Every (sample, row) recomputed by hand from the values drawn."""
+    x = torch.randn(5, 3)
+    _, rows = draw(model, guide, x, num_samples)
+    z, v, helper = rows.latents["z"], rows.latents["v"], rows.draws["helper"]
+    assert z.shape == (num_samples, 5, 2)
+    assert v.shape == (num_samples, 5, 3)
+    assert helper.shape == (num_samples, 5)
+    mu = rows.guide_trace.nodes["mu"]["value"].reshape(num_samples, 1)
+    log_prior = dist.Normal(mu[..., None], 1.0).log_prob(z).sum(-1)
+    log_prior = log_prior + dist.Normal(z[..., :1], 1.0).log_prob(v).sum(-1)
+    log_likelihood = dist.Normal(v + z[..., 1:], 0.5).log_prob(x).sum(-1) + torch.tensor(0.3).log()
+    loc = torch.stack([x.mean(-1) + mu + helper, x[:, 0].expand(num_samples, 5)], -1)
+    log_guide = (
+        dist.Normal(0.0, 1.0).log_prob(helper)
+        + dist.Normal(loc, 0.7).log_prob(z).sum(-1)
+        + dist.Normal(z[..., :1] + x, 0.4).log_prob(v).sum(-1)
+    )
+    torch.testing.assert_close(rows.log_prior, log_prior)
+    torch.testing.assert_close(rows.log_likelihood, log_likelihood)
+    torch.testing.assert_close(rows.log_guide, log_guide)
+    torch.testing.assert_close(rows.log_weights, log_likelihood + log_prior - log_guide)
+
+
+def test_given_values_are_scored_and_not_drawn() -> None:
+    x = torch.tensor([0.5, -1.0])
+
+    def simple(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def simple_guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 2.0))
+
+    pair = Pair(simple, simple_guide)
+    values = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    with pair.scope():
+        layout = survey(pair, x)
+        rows = sample_rows(pair, layout, x, 3, values={"z": values})
+    assert torch.equal(rows.latents["z"], values)
+    torch.testing.assert_close(rows.log_guide, dist.Normal(x, 2.0).log_prob(values))
+
+
+def test_posterior_means_and_stated_moments() -> None:
+    x = torch.randn(6, 3)
+    layout, rows = draw(model, guide, x, 50)
+    mean = stated_moment(rows, layout, "z", "mean")
+    variance = stated_moment(rows, layout, "z", "variance")
+    assert mean is not None
+    assert variance is not None
+    torch.testing.assert_close(mean[..., 1], x[:, 0].expand(50, 6))
+    torch.testing.assert_close(variance, torch.full((50, 6, 2), 0.49))
+    means = posterior_means(rows, layout)
+    assert means.shape == (6, 2 + 3)  # z, then v of three pixels
+    torch.testing.assert_close(means[:, 1].float(), x[:, 0])
+    torch.testing.assert_close(means[:, 0], mean[..., 0].double().mean(0))
+
+
+# -- survey ------------------------------------------------------------------------------------------------
+
+
+def test_survey_changes_nothing() -> None:
+    """Neither the generator nor running statistics, and dropout does not look like a need to loop."""
+    network = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
+
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(self.network(x)[:, 0], 1.0))
+
+    def decoder(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, 0])
+
+    encoder = Encoder()
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    x = torch.randn(20, 3)
+    state = torch.get_rng_state()
+    layout = look(decoder, encoder, x)
+    assert layout.vectorizes
+    assert torch.equal(torch.get_rng_state(), state)
+    assert encoder.training
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_a_pair_that_mixes_samples_up_is_looped_over() -> None:
+    """A decoder that normalises over its first dimension runs on two samples, and gives other densities."""
+
+    def decoder(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z - z.mean(0, keepdim=True), 1.0), obs=x)
+
+    def encoder(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 1.0))
+
+    assert not look(decoder, encoder, torch.randn(5)).vectorizes
+
+
+def test_looped_samples_are_stacked() -> None:
+    def decoder(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z.reshape(len(x)), 1.0), obs=x)
+
+    def encoder(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 1.0))
+
+    x = torch.randn(5)
+    layout, rows = draw(decoder, encoder, x, 3)
+    assert not layout.vectorizes
+    z = rows.latents["z"]
+    assert z.shape == (3, 5)
+    assert float((z[0] - z[1]).abs().min()) > 0
+    torch.testing.assert_close(rows.log_likelihood, dist.Normal(z, 1.0).log_prob(x))
+    torch.testing.assert_close(rows.log_guide, dist.Normal(x, 1.0).log_prob(z))
+
+
+def test_a_plate_that_is_missing_is_told_with_those_there_are() -> None:
+    def without(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def other(x: Tensor) -> None:
+        with pyro.plate("columns", 3):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0).expand([len(x), 3]).to_event(0), obs=x)
+
+    def nothing(x: Tensor) -> None:
+        """Never reached beyond the model's observed sites."""
+
+    with pytest.raises(PairError, match=r"'x' are not inside a plate over the 5 rows .* none"):
+        look(without, nothing, torch.zeros(5))
+
+
+def test_an_autoguide_is_made_of_auxiliary_draws() -> None:
+    def plain(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Gamma(2.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    x = torch.rand(4)
+    auto = AutoNormal(plain, init_scale=0.5)
+    layout, rows = draw(plain, auto, x, 3)
+    assert layout.latents == ("z",)
+    assert set(layout.guide_sites) == {"z", "z_unconstrained"}
+    assert layout.draws == ("z_unconstrained",)
+    # z = exp(u), so that log q(z) = log N(u) - u
+    u = rows.draws["z_unconstrained"]
+    torch.testing.assert_close(rows.latents["z"], u.exp())
+    normal = dist.Normal(auto.locs.z.detach(), auto.scales.z.detach())
+    torch.testing.assert_close(rows.log_guide, normal.log_prob(u) - u)
+
+
+# -- the handlers ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.3, 1.0, 4.0])
+def test_scale_latents_scales_latents_alone(scale: float) -> None:
+    x = torch.randn(5, 3)
+    trace = poutine.trace(ScaleLatents(scale)(model)).get_trace(x)
+    trace.compute_log_prob()
+    for name in ("mu", "z", "v"):
+        node: Any = trace.nodes[name]
+        torch.testing.assert_close(node["log_prob"], scale * node["fn"].log_prob(node["value"]))
+    for name in ("x", "label", "twice"):
+        assert trace.nodes[name]["scale"] == 1.0
+
+
+def test_scale_latents_multiplies_with_other_scales() -> None:
+    def plain() -> None:
+        with poutine.scale(scale=3.0), pyro.plate("data", 10, subsample_size=5):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=torch.zeros(5))
+
+    trace = poutine.trace(ScaleLatents(0.5)(plain)).get_trace()
+    assert trace.nodes["z"]["scale"] == 3.0
+    assert trace.nodes["x"]["scale"] == 6.0
+
+
+def test_substitute_leaves_data_alone() -> None:
+    values = {"z": torch.tensor(5.0), "x": torch.tensor(7.0)}
+
+    def plain() -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(1.0))
+
+    nodes: Any = poutine.trace(Substitute(values)(plain)).get_trace().nodes
+    assert float(nodes["z"]["value"]) == 5.0
+    assert float(nodes["x"]["value"]) == 1.0
+    assert float(nodes["x"]["fn"].loc) == 5.0
+
+
+def test_the_kinds_of_sites() -> None:
+    def plain(x: Tensor) -> None:
+        with pyro.plate("data", 10, subsample_size=len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.deterministic("d", z)
+            pyro.factor("f", 0 * z)
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    trace = poutine.trace(plain).get_trace(torch.zeros(4))
+    assert list(sample_sites(trace)) == ["z", "f", "x"]
+    assert list(latent_sites(trace)) == ["z"]
+    assert list(observed_sites(trace)) == ["f", "x"]
+
+
+def test_unscaled_keeps_the_mask() -> None:
+    def plain() -> None:
+        seen = poutine.mask(mask=torch.tensor([True, False, True]))  # type: ignore[call-overload]
+        with pyro.plate("data", 3), poutine.scale(scale=9.0), seen:
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.tensor([0.0, 1.0, 2.0]))
+
+    trace = poutine.trace(plain).get_trace()
+    expected = dist.Normal(0.0, 1.0).log_prob(torch.tensor([0.0, 1.0, 2.0]))
+    expected[1] = 0.0
+    torch.testing.assert_close(unscaled(trace.nodes["x"]), expected)
+
+
+# -- single numbers ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fn", "shape"),
+    [
+        (dist.Normal(torch.zeros(4, 3), 1.0).to_event(1), (4, 3)),
+        (dist.Normal(0.0, 1.0).expand([4, 3]).to_event(2), (4, 3)),
+        (dist.Normal(torch.zeros(3), 1.0).to_event(1).expand([4]), (4, 3)),
+        (dist.Bernoulli(torch.full((4,), 0.5)), (4,)),
+        (dist.MultivariateNormal(torch.zeros(4, 3), torch.eye(3)), None),
+        (dist.Delta(torch.zeros(4)), None),
+    ],
+)
+def test_the_distribution_of_single_numbers(fn: Any, shape: tuple[int, ...] | None) -> None:
+    single = elementwise(fn)
+    if shape is None:
+        assert single is None
+    else:
+        assert single.batch_shape == shape  # type: ignore[union-attr]
+        assert single.event_shape == ()  # type: ignore[union-attr]
+
+
+def site(fn: Any, value: Tensor | None = None, mask: Tensor | None = None) -> dict[str, Any]:
+    return {"fn": fn, "value": fn.sample() if value is None else value, "mask": mask}
+
+
+def test_the_kl_of_single_numbers() -> None:
+    loc, scale = torch.randn(4, 3), torch.rand(4, 3) + 0.5
+    q = site(dist.Normal(loc, scale).to_event(1))
+    p = site(dist.Normal(torch.zeros(3), 2.0).to_event(1), q["value"])
+    expected = 0.5 * ((scale**2 + loc**2) / 4 - 1 - (scale**2 / 4).log())
+    kl = elementwise_kl(q, p)
+    assert kl is not None
+    torch.testing.assert_close(kl, expected)
+    sampled = elementwise_kl(q, p, analytic=False)
+    assert sampled is not None
+    by_hand = dist.Normal(loc, scale).log_prob(q["value"]) - dist.Normal(0.0, 2.0).log_prob(
+        q["value"]
+    )
+    torch.testing.assert_close(sampled, by_hand)
+    masked = elementwise_kl({**q, "mask": torch.tensor([True, False, True, True])}, p)
+    assert masked is not None
+    assert bool((masked[1] == 0).all())
+    torch.testing.assert_close(masked[2:], expected[2:])
+
+
+def test_the_kl_of_a_distribution_without_a_closed_form_is_one_draw() -> None:
+    q = site(dist.LogNormal(torch.zeros(5), 1.0))
+    p = site(dist.Gamma(2.0, 1.0), q["value"])
+    kl = elementwise_kl(q, p)
+    assert kl is not None
+    torch.testing.assert_close(
+        kl[:, 0],
+        dist.LogNormal(0.0, 1.0).log_prob(q["value"]) - dist.Gamma(2.0, 1.0).log_prob(q["value"]),
+    )
