@@ -1,0 +1,183 @@
+"""What every pair of ours has to do: one list of constructors, and adding a row adds the tests."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ppl_vae.guides
+import ppl_vae.models
+from ppl_vae import check, evaluate, fit, load_run, save_run, to_arviz
+from ppl_vae.guides import Exact, FullCovariance, MeanField
+from ppl_vae.likelihoods import (
+    Bernoulli,
+    Binomial,
+    DiscretizedLogistic,
+    Gaussian,
+    LearnedGaussian,
+    Likelihood,
+    OptimalGaussian,
+)
+from ppl_vae.models import VAE, ProbabilisticPCA
+from ppl_vae.networks import MLP, Convolutional
+from ppl_vae.objectives import (
+    ELBO,
+    ImportanceWeightedELBO,
+    LinearWarmup,
+    MeanFieldELBO,
+    Objective,
+    TraceELBO,
+)
+from ppl_vae.pairs import Pair
+
+SHAPE = (1, 8, 8)
+ROWS = 16
+
+# What fits together. A likelihood, a decoder network, a guide, a model: each is one row.
+LIKELIHOODS: dict[str, tuple[Callable[[], Likelihood], Callable[[Tensor], Tensor]]] = {
+    "Bernoulli": (Bernoulli, lambda u: (u > 0.5).float()),
+    "Binomial": (lambda: Binomial(16), lambda u: (16 * u).round()),
+    "Gaussian": (lambda: Gaussian(0.5), lambda u: u),
+    "LearnedGaussian": (LearnedGaussian, lambda u: u),
+    "OptimalGaussian": (OptimalGaussian, lambda u: u),
+    "DiscretizedLogistic": (DiscretizedLogistic, lambda u: (255 * u).round() / 255),
+}
+NETWORKS: dict[str, Callable[[], Any]] = {
+    "MLP": lambda: MLP(hidden=(8,)),
+    "Convolutional": lambda: Convolutional((4, 6), 8),
+}
+MODELS: dict[str, Callable[[], Any]] = {
+    "VAE": lambda: VAE(SHAPE, 2, MLP(hidden=(8,)), Gaussian(0.5)),
+    "PCA": lambda: ProbabilisticPCA(SHAPE, 2),
+    "PCA-fixed-sigma": lambda: ProbabilisticPCA(SHAPE, 2, sigma=0.5, learn_sigma=False),
+}
+GUIDES: dict[str, Callable[[Any], Any]] = {
+    "MeanField": lambda model: MeanField(SHAPE, 2, MLP(hidden=(8,))),
+    "MeanField-Convolutional": lambda model: MeanField(SHAPE, 2, Convolutional((4, 6), 8)),
+    "FullCovariance": lambda model: FullCovariance(SHAPE, 2, MLP(hidden=(8,))),
+    "Exact": Exact,
+}
+OBJECTIVES: dict[str, Objective] = {
+    "ELBO": ELBO(),
+    "TraceELBO": TraceELBO(num_particles=2),
+    "MeanFieldELBO": MeanFieldELBO(),
+    "ImportanceWeightedELBO": ImportanceWeightedELBO(num_particles=3),
+    "beta": ELBO(beta=LinearWarmup(1, start=0.5)),
+    "free-bits": ELBO(free_bits=0.1),
+}
+
+Constructor = Callable[[], tuple[nn.Module, nn.Module, Tensor]]
+
+
+def uniform() -> Tensor:
+    return torch.rand(ROWS, *SHAPE, generator=torch.Generator().manual_seed(1))
+
+
+def decoder_row(likelihood: str, network: str) -> Constructor:
+    def make() -> tuple[nn.Module, nn.Module, Tensor]:
+        torch.manual_seed(0)
+        build, to_data = LIKELIHOODS[likelihood]
+        model = VAE(SHAPE, 2, NETWORKS[network](), build())
+        return model, MeanField(SHAPE, 2, MLP(hidden=(8,))), to_data(uniform())
+
+    return make
+
+
+def guide_row(model: str, guide: str) -> Constructor:
+    def make() -> tuple[nn.Module, nn.Module, Tensor]:
+        torch.manual_seed(0)
+        made = MODELS[model]()
+        return made, GUIDES[guide](made), uniform()
+
+    return make
+
+
+PAIRS: dict[str, Constructor] = {
+    f"{likelihood}-{network}": decoder_row(likelihood, network)
+    for likelihood in LIKELIHOODS
+    for network in NETWORKS
+} | {
+    f"{model}-{guide}": guide_row(model, guide)
+    for model in MODELS
+    for guide in GUIDES
+    if not (guide == "Exact" and model == "VAE")  # it knows no posterior
+}
+pairs = pytest.mark.parametrize("make", PAIRS.values(), ids=PAIRS.keys())
+
+
+@pairs
+def test_check_finds_nothing(make: Constructor) -> None:
+    model, guide, x = make()
+    for objective in OBJECTIVES.values():
+        report = check(model, guide, x, objective=objective, max_epochs=2, ragged=True)
+        assert report.ok, str(report)
+
+
+@pairs
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES.keys())
+def test_every_parameter_is_trained(make: Constructor, objective: Objective) -> None:
+    model, guide, x = make()
+    pair = Pair(model, guide)
+    before = {n: p.detach().clone() for n, p in pair.parameters(x).items()}
+    options: dict[str, Any] = {
+        "capture": objective == ELBO()
+    }  # recording takes longer than two steps
+    fitted = fit(
+        model, guide, x, objective=objective, max_epochs=1, batch_size=10, seed=0, **options
+    )
+    row = fitted.history[-1]
+    assert all(math.isfinite(v) for v in row.values()), row
+    assert fitted.steps == 2
+    stuck = [n for n, p in pair.parameters(x).items() if torch.equal(p, before[n])]
+    assert not stuck, f"no gradient reached {stuck}"
+
+
+@pairs
+def test_evaluates_saves_loads_and_exports(make: Constructor, tmp_path: Path) -> None:
+    model, guide, x = make()
+    fit(model, guide, x, max_epochs=1, seed=0, capture=False)
+    evaluation = evaluate(model, guide, x, num_samples=8, seed=1)
+    assert evaluation.num_rows == ROWS
+    assert torch.isfinite(evaluation.log_likelihood.values).all()
+    assert (evaluation.elbo.values <= evaluation.log_likelihood.values + 1e-3).all()
+    if isinstance(guide, Exact):
+        assert torch.allclose(
+            evaluation.log_likelihood.values,
+            model.log_evidence(x),  # type: ignore[operator]
+            atol=1e-3,
+        )
+        assert torch.allclose(evaluation.ess, torch.tensor(8.0), atol=1e-2)
+
+    state = Pair.of(model, guide).state()
+    save_run(tmp_path / "run", model, guide)
+    other_model, other_guide, _ = make()
+    with torch.no_grad():
+        for parameter in [*other_model.parameters(), *other_guide.parameters()]:
+            parameter.add_(1.0)
+    run = load_run(tmp_path / "run", other_model, other_guide)
+    loaded = Pair.of(run.model, run.guide).state()
+    assert loaded.keys() == state.keys()
+    for name, value in state.items():
+        assert torch.equal(loaded[name], value), name
+    again = evaluate(run.model, run.guide, x, num_samples=8, seed=1)
+    assert torch.equal(again.log_likelihood.values, evaluation.log_likelihood.values)
+
+    exported = to_arviz(model, guide, x, num_samples=4, num_draws=3, seed=1)
+    assert exported["posterior"]["z"].shape == (1, 3, ROWS, 2)
+    assert exported["posterior_predictive"]["x"].shape == (1, 3, ROWS, *SHAPE)
+    assert exported["log_likelihood"]["x"].shape[-1] == ROWS
+
+
+def test_every_export_has_a_row() -> None:
+    made = [make() for make in PAIRS.values()]
+    seen = {type(m).__name__ for m, _, _ in made} | {type(g).__name__ for _, g, _ in made}
+    assert {*ppl_vae.models.__all__, *ppl_vae.guides.__all__} <= seen
+    of_rows = {type(m.likelihood) for m, _, _ in made if isinstance(m, VAE)}
+    ours = {kind for kind in Likelihood.__subclasses__() if kind.__module__.startswith("ppl_vae")}
+    assert ours == of_rows
