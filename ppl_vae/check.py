@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import pyro
+import pyro.distributions as dist
 import pyro.poutine as poutine
 import torch
 from torch import Tensor, nn
+from torch.distributions import Independent
 
 from ppl_vae.batches import Batches, DataLike
 from ppl_vae.handlers import (
@@ -33,6 +35,7 @@ from ppl_vae.objectives import (
     mean_field_violations,
 )
 from ppl_vae.pairs import Batch, Pair, Program, as_args, num_rows, take_rows
+from ppl_vae.resuming import own_generators
 
 
 @dataclass(frozen=True)
@@ -169,13 +172,17 @@ def check_batch(
     problems: list[Problem] = list(_warmup(objective, max_epochs))
     before: Any = pyro.get_param_store().get_state()
     inside: Any = {key: dict(value) for key, value in before.items()}
-    with torch.random.fork_rng(), pair.mode(training=False), pyro.get_param_store().scope(inside):
+    with own_generators(), pair.mode(training=False), pyro.get_param_store().scope(inside):
         problems += _run_all(pair, batch, objective, ragged)
     order = {"error": 0, "warning": 1}
     return Report(tuple(sorted(problems, key=lambda p: order[p.severity])))
 
 
 def _run_all(pair: Pair, batch: Batch, wanted: Objective, ragged: bool) -> Iterator[Problem]:
+    shared = list(_shared_names(pair))
+    if shared:  # before anything runs: Pyro would make one parameter of the two
+        yield from shared
+        return
     traces = _traces(pair, batch)
     if isinstance(traces, Problem):
         yield traces
@@ -185,7 +192,6 @@ def _run_all(pair: Pair, batch: Batch, wanted: Objective, ragged: bool) -> Itera
         *_names(model_trace, guide_trace),
         *_data(model_trace, batch),
         *_shapes(model_trace, guide_trace),
-        *_shared_names(pair),
     ]
     yield from found
     if any(p.severity == "error" for p in found):
@@ -210,12 +216,13 @@ def _run_all(pair: Pair, batch: Batch, wanted: Objective, ragged: bool) -> Itera
         return
     if ragged:
         shorter = _traces(pair, take_rows(batch, slice(0, num_rows(batch) - 1)))
-        if isinstance(shorter, Problem):
+        wrong = [shorter] if isinstance(shorter, Problem) else list(_shapes(*shorter))
+        if wrong:
             yield Problem(
                 "error",
-                shorter.site,
+                wrong[0].site,
                 "the pair runs on a full batch but not on one with a row less, as the last batch of an "
-                f"epoch has ({shorter.message}). If the guide keeps parameters for each row, train with "
+                f"epoch has ({wrong[0].message}). If the guide keeps parameters for each row, train with "
                 "batch_size = the number of rows",
             )
             return
@@ -339,13 +346,13 @@ def _support(name: str, site: dict[str, Any]) -> Iterator[Problem]:
         return
     if site["mask"] is not None and isinstance(site["mask"], Tensor):
         inside = inside | ~site["mask"]
-    if bool(inside.all()):
-        return
     base = fn
-    while hasattr(base, "base_dist"):
+    while isinstance(base, (Independent, dist.ExpandedDistribution, dist.MaskedDistribution)):
         base = base.base_dist
-    low, high = float(value.min()), float(value.max())
     kind = type(base).__name__
+    low, high = float(value.min()), float(value.max())
+    if bool(inside.all()) and not (kind == "Beta" and (low <= 0.0 or high >= 1.0)):
+        return
     advice = {
         "Bernoulli": "binarise it (load_data(..., binarize=...)), or choose a likelihood for its values",
         "Binomial": "give counts from 0 to total_count",

@@ -38,7 +38,13 @@ from ppl_vae.handlers import (
 )
 from ppl_vae.objectives import Loss, Objective, as_objective
 from ppl_vae.pairs import Batch, Pair, Program, num_rows
-from ppl_vae.resuming import load_checkpoint, random_state, save_checkpoint, set_random_state
+from ppl_vae.resuming import (
+    load_checkpoint,
+    own_generators,
+    random_state,
+    save_checkpoint,
+    set_random_state,
+)
 from ppl_vae.stats import active_units
 
 if TYPE_CHECKING:
@@ -239,7 +245,7 @@ def fit(
         own_seed = seed if seed is not None else int(torch.randint(2**31, ()))
         own_seed = int(fabric.broadcast(own_seed))
         if seed is not None or resume:
-            stack.enter_context(_own_generators())
+            stack.enter_context(own_generators())
         if seed is not None or fabric.world_size > 1:
             _seed_all(own_seed + fabric.global_rank)
         pair.to(fabric.device)
@@ -285,17 +291,6 @@ def make_fabric(
     )
     fabric.launch()
     return fabric
-
-
-@contextmanager
-def _own_generators() -> Iterator[None]:
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng():
-        try:
-            yield
-        finally:
-            np.random.set_state(numpy_state)
-            random.setstate(python_state)
 
 
 def _seed_all(seed: int) -> None:
