@@ -1,0 +1,495 @@
+"""check(): each thing that it promises to find, by the site's name and in plain words; nothing is changed."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pyro.poutine as poutine
+import pytest
+import torch
+from pyro.infer.autoguide import AutoDelta, AutoNormal
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor, nn
+
+from ppl_vae import check
+from ppl_vae.check import Problem, Report
+from ppl_vae.handlers import PairError
+from ppl_vae.objectives import (
+    ELBO,
+    Cyclical,
+    ImportanceWeightedELBO,
+    LinearWarmup,
+    MeanFieldELBO,
+    TraceELBO,
+)
+from ppl_vae.pairs import Pair
+
+X = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
+
+
+def model(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+
+def guide(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x / 2, 0.7).to_event(1))
+
+
+def only(report: Report) -> Problem:
+    assert len(report.problems) == 1, str(report)
+    return report.problems[0]
+
+
+def error(report: Report, site: str, *words: str) -> None:
+    problem = only(report)
+    assert problem.severity == "error"
+    assert problem.site == site
+    for word in words:
+        assert word in problem.message, problem.message
+    assert not report
+    assert not report.ok
+    with pytest.raises(PairError, match=r".+"):
+        report.raise_errors()
+
+
+def warning(report: Report, site: str, *words: str) -> None:
+    problem = only(report)
+    assert problem.severity == "warning"
+    assert problem.site == site
+    for word in words:
+        assert word in problem.message, problem.message
+    assert report
+    assert not report.ok
+    report.raise_errors()  # does nothing
+
+
+def test_a_good_pair() -> None:
+    report = check(model, guide, X, ragged=True, max_epochs=3)
+    assert report
+    assert report.ok
+    assert str(report) == "no problems found"
+    assert report.errors == ()
+
+
+# -- names -----------------------------------------------------------------------------------------------
+
+
+def test_a_latent_that_the_guide_lacks() -> None:
+    def other(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("code", dist.Normal(x / 2, 0.7).to_event(1))
+
+    report = check(model, other, X)
+    assert [p.site for p in report.problems] == ["z", "code"]
+    assert "'z' is not sampled by the guide, which samples 'code'" in report.problems[0].message
+    assert "guide's site 'code' is not in the model, which has 'z'" in report.problems[1].message
+
+
+def test_a_latent_that_the_model_lacks() -> None:
+    def more(x: Tensor) -> None:
+        guide(x)
+        with pyro.plate("more", len(x)):
+            pyro.sample("u", dist.Normal(torch.zeros(()), 1.0))
+
+    error(check(model, more, X), "u", "guide's site 'u' is not in the model", "is_auxiliary")
+
+
+def test_an_auxiliary_latent_is_meant() -> None:
+    def more(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            u = pyro.sample("u", dist.Normal(torch.zeros(()), 1.0), infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Normal(x / 2 + 0 * u[:, None], 0.7).to_event(1))
+
+    assert check(model, more, X, objective=TraceELBO()).ok
+
+
+def test_an_enumerated_latent_is_meant() -> None:
+    def mixture(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(torch.ones(2)), infer={"enumerate": "parallel"})
+            loc = torch.tensor([-1.0, 1.0])[k]
+            z = pyro.sample("z", dist.Normal(loc, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, 0])
+
+    def of_z(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, 0] / 2, 0.7))
+
+    assert check(mixture, of_z, X).ok
+
+
+def test_a_latent_that_the_model_observes() -> None:
+    def both(x: Tensor) -> None:
+        guide(x)
+        with pyro.plate("again", len(x)):
+            pyro.sample("x", dist.Normal(x, 1.0).to_event(1))
+
+    report = check(model, both, X)
+    assert "x" in {p.site for p in report.errors}
+    assert "'x' is sampled by the guide but observed in the model" in str(report)
+
+
+def test_a_model_that_observes_nothing() -> None:
+    def prior(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+
+    error(check(prior, guide, X), "", "observes nothing", "obs=x")
+
+
+def test_a_model_without_latents() -> None:
+    def regression(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1), obs=x)
+
+    error(check(regression, lambda x: None, X), "", "no latent site")
+
+
+# -- shapes and plates -----------------------------------------------------------------------------------
+
+
+def test_a_missing_batch_plate() -> None:
+    def bare(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 3), 1.0).to_event(2))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(2), obs=x)
+
+    def of_bare(x: Tensor) -> None:
+        pyro.sample("z", dist.Normal(x / 2, 0.7).to_event(2))
+
+    report = check(bare, of_bare, X)
+    error(report, "x", "not inside a plate over the 12 rows", "there is none", "pyro.plate(")
+
+
+def test_a_plate_of_another_size() -> None:
+    def wrong(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        with pyro.plate("columns", 3):
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[0])
+
+    def of_wrong(x: Tensor) -> None:
+        pyro.sample("z", dist.Normal(x[0] / 2, 0.7).to_event(1))
+
+    error(check(wrong, of_wrong, X), "x", "'columns' of size 3")
+
+
+def test_a_latent_that_lacks_its_event_dimension() -> None:
+    def wide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(12, 12), 1.0))
+            pyro.sample("x", dist.Normal(z[:, :3], 1.0).to_event(1), obs=x)
+
+    def of_wide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(12, 12), 1.0))
+
+    report = check(wide, of_wide, X)
+    assert {p.site for p in report.errors} == {"z"}
+    assert "'data' (size 12, dim -1)" in str(report)
+    assert "add .to_event(1)" in str(report)
+
+
+def test_event_shapes_that_differ() -> None:
+    def summing(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0).expand([3]).to_event(1))
+            pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x[:, 0])
+
+    def narrow(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, :1], 0.7).to_event(1))
+
+    words = ["event shape (3,) in the model and (1,) in the guide"]
+    error(check(summing, narrow, X), "z", *words)
+
+
+def test_plates_that_differ() -> None:
+    def elsewhere(x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.7).to_event(1))
+
+    error(check(model, elsewhere, X), "z", "'data' in the model", "'rows' in the guide")
+
+
+def test_latents_of_rows_drawn_jointly() -> None:
+    def joint(x: Tensor) -> None:
+        eps = pyro.sample(
+            "eps",
+            dist.Normal(torch.zeros(len(x), 3), 1.0).to_event(2),
+            infer={"is_auxiliary": True},
+        )
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Delta(eps, event_dim=1))
+
+    error(check(model, joint, X), "", "jointly at site 'eps'", "plate 'data'")
+
+
+def test_a_program_that_raises() -> None:
+    def broken(x: Tensor) -> None:
+        raise KeyError("weights")
+
+    error(check(broken, guide, X), "model", "the model raised KeyError", "(12, 3)", "weights")
+    error(check(model, broken, X), "guide", "the guide raised KeyError")
+
+
+def test_a_pair_that_can_not_take_a_shorter_batch() -> None:
+    def of_all_rows(x: Tensor) -> None:
+        loc = pyro.param("loc", lambda: torch.zeros(12, 3))
+        with pyro.plate("data", 12):
+            pyro.sample("z", dist.Normal(loc, 0.7).to_event(1))
+
+    assert check(model, of_all_rows, X).ok
+    report = check(model, of_all_rows, X, ragged=True)
+    assert "not on one with a row less" in only(report).message
+
+
+# -- data ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "x", "words"),
+    [
+        (dist.Bernoulli(0.3), torch.full((12,), 0.5), ["Bernoulli", "0 and 1", "binarise"]),
+        (
+            dist.Binomial(4, torch.tensor(0.3)),
+            torch.full((12,), 5.0),
+            ["Binomial", "0 to 4", "(5 to 5)"],
+        ),
+        (dist.Beta(2.0, 2.0), torch.linspace(0, 1, 12), ["Beta", "open interval"]),
+        (dist.Poisson(2.0), torch.full((12,), -1.0), ["Poisson", "another likelihood"]),
+        (dist.LogNormal(0.0, 1.0), torch.full((12,), -1.0), ["LogNormal"]),
+    ],
+)
+def test_data_outside_of_the_support(likelihood: Any, x: Tensor, words: list[str]) -> None:
+    def of(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("pixels", likelihood, obs=x)
+
+    def z(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 1.0))
+
+    error(check(of, z, x), "pixels", "outside of the support", *words)
+
+
+def test_data_that_are_nan() -> None:
+    x = X.clone()
+    x[3, 1] = x[3, 2] = x[7, 0] = torch.nan
+    error(check(model, lambda x: guide(x.nan_to_num()), x), "x", "NaN in 2 of the 12 rows")
+
+
+def test_data_that_are_masked_may_be_anything() -> None:
+    x = (X > 0).float()
+    x[:, 0] = 9.0
+    seen: Any = (x != 9.0).T
+
+    def of(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            with pyro.plate("columns", 3, dim=-2), poutine.mask(mask=seen):
+                pyro.sample("x", dist.Bernoulli(logits=z.T), obs=x.T)
+
+    assert check(of, guide, x).ok
+
+
+def test_a_density_that_is_not_finite() -> None:
+    def broken(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            scale = (x[:1, :1] * 0 - 1.0).sqrt()
+            pyro.sample("pixels", dist.Normal(z, scale).to_event(1), obs=x)
+
+    report = check(broken, guide, X)
+    assert {p.site for p in report.errors} == {"pixels"}
+    assert "'pixels' in the model" in str(report)
+
+
+# -- objectives ------------------------------------------------------------------------------------------
+
+
+def discrete_model(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        k = pyro.sample("k", dist.Bernoulli(0.5 * torch.ones(())))
+        pyro.sample("x", dist.Normal(k, 1.0), obs=x[:, 0])
+
+
+def discrete_guide(x: Tensor) -> None:
+    logits = pyro.param("logits", torch.tensor(0.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("k", dist.Bernoulli(logits=logits))
+
+
+@pytest.mark.parametrize(
+    ("objective", "words"),
+    [
+        (MeanFieldELBO(), ["MeanFieldELBO needs one", "EnumELBO"]),
+        (TraceELBO(free_bits=0.1), ["free bits needs one"]),
+    ],
+)
+def test_a_latent_that_is_not_reparameterised(objective: Any, words: list[str]) -> None:
+    assert check(discrete_model, discrete_guide, X).ok
+    assert check(discrete_model, discrete_guide, X, objective=TraceELBO()).ok
+    assert check(discrete_model, discrete_guide, X, objective=ImportanceWeightedELBO()).ok
+    report = check(discrete_model, discrete_guide, X, objective=objective)
+    assert report.errors[0].site == "k"
+    for word in ["Bernoulli", "no reparameterised", *words]:
+        assert word in report.errors[0].message
+
+
+def chain(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        top = pyro.sample("top", dist.Normal(torch.zeros(()), 1.0))
+        low = pyro.sample("low", dist.Normal(top, 1.0))
+        pyro.sample("x", dist.Normal(low, 1.0), obs=x[:, 0])
+
+
+def test_a_guide_whose_sites_depend_on_each_other_the_other_way() -> None:
+    def bottom_up(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            low = pyro.sample("low", dist.Normal(x[:, 0], 1.0))
+            pyro.sample("top", dist.Normal(low, 1.0))
+
+    def top_down(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            top = pyro.sample("top", dist.Normal(x[:, 0], 1.0))
+            pyro.sample("low", dist.Normal(top, 1.0))
+
+    def independent(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("low", dist.Normal(x[:, 0], 1.0))
+            pyro.sample("top", dist.Normal(x[:, 0], 1.0))
+
+    report = check(chain, bottom_up, X, objective=MeanFieldELBO())
+    error(report, "low", "analytic KL of site 'low' is wrong", "'top'", "TraceELBO")
+    assert check(chain, bottom_up, X).ok  # the default chooses what is right
+    for fine in (top_down, independent):
+        assert check(chain, fine, X, objective=MeanFieldELBO()).ok
+
+
+@pytest.mark.parametrize("beta", [LinearWarmup(10), Cyclical(period=4, cycles=3)])
+def test_a_warm_up_longer_than_the_training(beta: Any) -> None:
+    report = check(model, guide, X, objective=ELBO(beta=beta), max_epochs=9)
+    warning(report, "max_epochs", f"{beta.warmup_epochs:g} epochs", "ends after 9")
+    assert check(model, guide, X, objective=ELBO(beta=beta), max_epochs=10).ok
+
+
+class Networks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.used = nn.Linear(3, 3)
+        self.unused = nn.Linear(3, 3, bias=False)
+        self.frozen = nn.Linear(3, 3).requires_grad_(False)
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.used(x), 0.7).to_event(1))
+
+
+def test_parameters_without_a_gradient() -> None:
+    warning(check(model, Networks(), X), "guide.unused.weight", "receives no gradient")
+
+    def cut(x: Tensor) -> None:
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
+        loc = pyro.param("loc", torch.tensor(1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x * loc.detach(), scale).to_event(1))
+
+    warning(check(model, cut, X), "param.loc", "'param.loc' receives no gradient")
+
+
+def test_pyro_params_of_one_name() -> None:
+    class Model(PyroModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = PyroParam(torch.tensor(1.0))
+
+        def forward(self, x: Tensor) -> None:
+            scale: Any = self.scale
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(3), scale).to_event(1))
+                pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    class Guide(PyroModule):
+        def __init__(self, name: str = "") -> None:
+            super().__init__(name=name)
+            self.scale = PyroParam(torch.tensor(0.5))
+
+        def forward(self, x: Tensor) -> None:
+            scale: Any = self.scale
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(x, scale).to_event(1))
+
+    error(check(Model(), Guide(), X), "scale", "PyroParam called 'scale'", 'name="guide"')
+    assert check(Model(), Guide(name="guide"), X).ok
+
+
+# -- nothing is changed ----------------------------------------------------------------------------------
+
+
+class Normed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+        self.dropout = nn.Dropout(0.5)
+        self.head = nn.Linear(3, 3)
+        self.register_buffer("calls", torch.tensor(0))
+
+    def forward(self, x: Tensor) -> None:
+        assert isinstance(self.calls, Tensor)
+        self.calls += 1
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.head(self.dropout(self.norm(x))), 1.0).to_event(1))
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_nothing_is_changed(good: bool) -> None:
+    q = Normed()
+    q.head.weight.grad = torch.ones(3, 3)
+    before = {n: t.clone() for n, t in q.state_dict().items()}
+    pyro.param("mine", torch.tensor(2.0))
+    generators = [torch.get_rng_state().clone(), random.getstate(), np.random.get_state()[1].copy()]  # type: ignore[index]
+
+    def draws(x: Tensor) -> None:
+        np.random.normal()
+        random.random()
+        pyro.param("fresh", torch.tensor(0.0))
+        if not good:
+            raise ValueError("bad")
+        model(x)
+
+    check(draws, q, X)
+    assert q.training
+    assert q.dropout.training
+    for name, tensor in q.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert torch.equal(q.head.weight.grad, torch.ones(3, 3))
+    assert torch.equal(torch.get_rng_state(), generators[0])
+    assert random.getstate() == generators[1]
+    assert np.array_equal(np.random.get_state()[1], generators[2])  # type: ignore[index]
+    assert set(pyro.get_param_store().keys()) == {"mine"}
+    assert not Pair.of(draws, q).store["params"]
+    pyro.clear_param_store()
+
+
+@pytest.mark.parametrize("kind", [AutoNormal, AutoDelta])
+def test_an_autoguide_is_not_initialised(kind: Any) -> None:
+    q = kind(model)
+    assert check(model, q, X[:5]).ok
+    assert q.prototype_trace is None
+    assert not q.state_dict()
+    with pyro.get_param_store().scope():
+        q(X)  # for other rows
+    assert check(model, q, X).ok
+    assert q.prototype_trace is not None
+
+
+def test_iterables_and_tuples() -> None:
+    assert check(model, guide, [X[:6], X[6:]]).ok
+    assert check(model, guide, (X, torch.arange(12))).ok
