@@ -238,7 +238,7 @@ class Pair:
         """Puts saved values back, in place. Those that no module has wait for their ``pyro.param``.
 
         Raises:
-            ValueError: A module lacks a saved value, or its shape differs; the name is given.
+            ValueError: The shape of a saved value differs; the name is given.
         """
         rest = dict(state)
         for root, module in self.modules().items():
