@@ -42,7 +42,7 @@ class FullCovariance(nn.Module):
         self,
         data_shape: Sequence[int],
         latent_dim: int = 10,
-        network: Network = MLP(),  # noqa: B008  # frozen
+        network: Network = MLP(),  # frozen
     ) -> None:
         super().__init__()
         self.latent_dim = latent_dim

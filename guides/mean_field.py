@@ -37,7 +37,7 @@ class MeanField(nn.Module):
         self,
         data_shape: Sequence[int],
         latent_dim: int = 10,
-        network: Network = MLP(),  # noqa: B008  # frozen
+        network: Network = MLP(),  # frozen
     ) -> None:
         super().__init__()
         self.encoder = network.encoder(data_shape)

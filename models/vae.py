@@ -39,7 +39,7 @@ class VAE(nn.Module):
         self,
         data_shape: Sequence[int],
         latent_dim: int = 10,
-        network: Network = MLP(),  # noqa: B008  # frozen
+        network: Network = MLP(),  # frozen
         likelihood: Likelihood | None = None,
     ) -> None:
         super().__init__()

@@ -418,6 +418,8 @@ def _same(mine: Any, truth: Any) -> bool:
 def _reason(error: BaseException) -> str:
     text = str(error)
     if "_local_scalar_dense" in text or "data-dependent" in text:
-        return "the programs turn a tensor into a Python number (.item(), float(), or an `if` on it)"
+        return (
+            "the programs turn a tensor into a Python number (.item(), float(), or an `if` on it)"
+        )
     first = next((line.strip() for line in text.splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {first[:200]}"

@@ -340,6 +340,8 @@ def _data(model_trace: Trace, batch: Batch) -> Iterator[Problem]:
 
 def _support(name: str, site: dict[str, Any]) -> Iterator[Problem]:
     fn, value = site["fn"], site["value"]
+    if value.numel() == 0:  # pyro.factor
+        return
     try:
         inside = fn.support.check(value)
     except Exception:  # distributions that state no support, or not for this shape

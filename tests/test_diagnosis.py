@@ -302,8 +302,27 @@ def test_a_mixture_prior_counts_with_its_own_moments() -> None:
     assert found.collapsed.tolist() == [True]
 
 
-def test_a_single_nat_of_bias_would_be_seen() -> None:
-    """Rows of a loader, whole data and any order give the same numbers."""
+def test_a_prior_that_depends_on_another_latent_counts_with_all_of_its_variance() -> None:
+    """z1 | z2 ~ N(2 z2, 1) is N(0, 5) on the whole, and so is the guide's z1."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z2 = pyro.sample("z2", dist.Normal(0.0, 1.0))
+            z1 = pyro.sample("z1", dist.Normal(2 * z2[..., None], torch.ones(2)).to_event(1))
+            pyro.sample("x", dist.Normal(0 * z1.sum(-1), 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z2", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("z1", dist.MultivariateNormal(torch.zeros(len(x), 2), 5 * torch.eye(2)))
+
+    found = diagnose(model, guide, torch.randn(400), seed=0)
+    assert found.names == ("z2", "z1[0]", "z1[1]")
+    assert found.kl.tolist() == pytest.approx([0.0, 0.0, 0.0], abs=0.03)
+
+
+def test_every_kind_of_data_gives_the_same_numbers() -> None:
+    """Rows of a shuffled loader against whole data."""
     x = gaussian_data([4.0, 1.5, 0.1], n=600)
     model = fitted_pca(x, latent_dim=2, sigma=0.5)
     whole = diagnose(model, Exact(model), x, seed=0)
@@ -409,10 +428,14 @@ def test_a_beta_that_hides_what_its_noise_would_show() -> None:
 
 
 def test_with_both_beta_and_noise_too_large_the_noise_is_named() -> None:
-    """Lowering beta to 1 would not help: l_3 and l_4 are below sigma^2 itself."""
+    """Lowering beta to 1 would not help: l_3 and l_4 are below sigma^2 itself.
+
+    What beta shrinks in the live dimensions is left in the data too, at up to beta sigma^2: it counts for
+    nothing.
+    """
     x = gaussian_data(SPECTRUM)
-    model = fitted_pca(x, latent_dim=4, sigma=1.0, beta=2.0)
-    found = diagnose(model, Tempered(model, 2.0), x, beta=2.0, seed=0)
+    model = fitted_pca(x, latent_dim=4, sigma=1.0, beta=3.0)
+    found = diagnose(model, Tempered(model, 3.0), x, beta=3.0, seed=0)
     assert cause(found) == ("decoder noise", 2)
 
 
@@ -476,6 +499,18 @@ def test_a_guide_that_is_merely_inaccurate_elsewhere_does_not_lag() -> None:
 
     found = diagnose(model, guide, x, seed=0)
     assert found.cause == "decoder noise"
+
+
+def test_whether_a_guide_lags_is_judged_under_its_own_beta() -> None:
+    """w^2 / s^2 = 0.3 in one dimension: worth 0.13 nats of KL at beta = 1, and 0.007 at beta = 20."""
+    x = gaussian_data([9.0, 4.0, 0.5])
+    model = fitted_pca(x, latent_dim=2, sigma=1.0)
+    with torch.no_grad():
+        model.weight[:, 1] *= (0.3 / model.weight[:, 1].square().sum()).sqrt()
+    guide = Tempered(model, 20.0)
+    assert diagnose(model, guide, x, beta=20.0, seed=0).cause != "lagging guide"
+    found = diagnose(model, guide, x, beta=1.0, seed=0)
+    assert cause(found) == ("lagging guide", 1)
 
 
 @pytest.mark.parametrize("scale", [0.2, 3.0])
