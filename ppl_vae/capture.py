@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import logging
 import numbers
 import random
 import types
@@ -39,7 +40,6 @@ from torch.overrides import TorchFunctionMode
 
 from ppl_vae.graphs import (
     compile_graph,
-    count_numbers,
     forget_values,
     has_dynamic_shapes,
     lift_constants,
@@ -48,6 +48,8 @@ from ppl_vae.graphs import (
 from ppl_vae.handlers import Layout
 from ppl_vae.objectives import Loss, Objective
 from ppl_vae.pairs import Batch, Pair, Program, as_args
+
+_logger = logging.getLogger(__name__)
 
 MOST_RECORDINGS = 8
 """Recordings of one loss that are kept: batch shapes beyond them run in Pyro."""
@@ -88,6 +90,7 @@ class CapturedLoss:
         layout: Its layout.
         objective: A resolved objective.
         parameters: The trainable leaves by name; each gets its gradient in ``.grad``.
+        compile: Let Inductor compile each recording: equal to float precision, no longer bit by bit.
 
     Attributes:
         recordings: How many graphs have been recorded.
@@ -95,7 +98,12 @@ class CapturedLoss:
     """
 
     def __init__(
-        self, pair: Pair, layout: Layout, objective: Objective, parameters: dict[str, Tensor]
+        self,
+        pair: Pair,
+        layout: Layout,
+        objective: Objective,
+        parameters: dict[str, Tensor],
+        compile: bool = False,
     ) -> None:
         self.pair = pair
         self.layout = layout
@@ -105,7 +113,7 @@ class CapturedLoss:
         self.scheduled = not isinstance(objective.beta, (int, float))
         self.recordings = 0
         self.comparisons = 0
-        self.compiled = False
+        self.compile = compile
         self._cache: dict[Any, _Recording] = {}
         self._modules_seen: list[nn.Module] | None = None
 
@@ -143,20 +151,6 @@ class CapturedLoss:
         self._modules_seen = None
         for recording in self._cache.values():
             recording.unseen = LOOK_EVERY
-
-    def compile(self) -> None:
-        """Lets Inductor compile the recordings, the present and the future ones.
-
-        Raises:
-            CaptureError: There is no working C++ compiler.
-        """
-        for recording in self._cache.values():
-            self._compile(recording)
-        self.compiled = True
-
-    def work(self) -> int:
-        """Numbers that one step computes, over all operations of the largest recording."""
-        return max((count_numbers(r.graph) for r in self._cache.values()), default=0)
 
     # -- running -----------------------------------------------------------------------------------------
 
@@ -221,7 +215,7 @@ class CapturedLoss:
             torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device) for t in args
         ]
         recording = _Recording(graph, graph.forward, tensors, before, [*example, *weight])
-        if self.compiled:
+        if self.compile:
             self._compile(recording)
         return recording
 
@@ -231,8 +225,9 @@ class CapturedLoss:
                 recording.run = compile_graph(
                     recording.graph, [*recording.example, *recording.tensors]
                 )
-        except Exception as error:
-            raise CaptureError(f"Inductor could not compile the step: {_reason(error)}") from error
+        except Exception as error:  # no C++ compiler, or an operation that Inductor can not do
+            self.compile = False
+            _logger.warning("Inductor could not compile the step: %s", _reason(error))
 
     @contextlib.contextmanager
     def _as_before(self) -> Iterator[None]:

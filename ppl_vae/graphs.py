@@ -110,12 +110,6 @@ def has_dynamic_shapes(graph: GraphModule) -> bool:
     return False
 
 
-def count_numbers(graph: GraphModule) -> int:
-    """How many numbers the operations of a graph compute together."""
-    shapes = [_shape(n) for n in graph.graph.nodes if n.op == "call_function"]
-    return sum(shape.numel() for shape in shapes if shape is not None)
-
-
 def _shape(node: Node) -> torch.Size | None:
     if "shape" in node.meta:
         return node.meta["shape"]  # type: ignore[no-any-return]
