@@ -68,6 +68,7 @@ def main(
         patience=max_epochs,
         seed=seed,
     )
+    print(fitted, file=sys.stderr)  # the evaluation takes as long again
     started = time.monotonic()
     evaluation = ppl_vae.evaluate(model, guide, data.test, num_samples=num_samples, seed=seed)
     seconds = time.monotonic() - started
