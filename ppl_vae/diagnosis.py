@@ -21,6 +21,7 @@ from ppl_vae.handlers import (
     Substitute,
     elementwise,
     elementwise_kl,
+    latent_sites,
     many_samples,
     rows_first,
     sample_rows,
@@ -193,10 +194,12 @@ def diagnose(
         size = num_rows(first) if pair.keeps_rows else 256
         # Where an analytic KL is not a site's share of the rate, the sampled one is.
         analytic = not mean_field_violations(pair, move(first, device))
+        held = _hold_shared(pair, layout, move(first, device))
         look = _look(pair, layout, batches, size, device, analytic, progress)
         information, marginal, notes = _information(
             pair, layout, batches, size, device, look, progress
         )
+        notes += held
         active = look.mean_variance > 0.01
         collapsed = look.kl < COLLAPSED
         cause = "none"
@@ -219,6 +222,17 @@ def diagnose(
         num_rows=look.n,
         notes=notes,
     )
+
+
+def _hold_shared(pair: Pair, layout: Layout, batch: Batch) -> tuple[str, ...]:
+    """Fixes latents of all rows at one draw from the guide: else every batch would have its own."""
+    if not layout.shared:
+        return ()
+    trace = poutine.trace(pair.guide).get_trace(*as_args(batch))
+    outside = {n: s["value"] for n, s in latent_sites(trace).items() if n not in layout.guide_sites}
+    pair.guide = Substitute(outside)(pair.guide)
+    names = ", ".join(f"'{name}'" for name in layout.shared)
+    return (f"sites {names} belong to all rows: they are held at one draw from the guide",)
 
 
 @dataclass

@@ -338,6 +338,28 @@ def test_every_kind_of_data_gives_the_same_numbers() -> None:
     )
 
 
+def test_latents_of_all_rows_are_held_at_one_draw() -> None:
+    """Given mu ~ N(0, 3^2), q = N((mu + x) / 2, 1/2): I = 1/2 log(1 + Var x / 2), whatever mu is."""
+
+    def model(x: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 3.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(mu, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(x.new_zeros(()), 3.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((mu + x) / 2, 0.5**0.5))
+
+    x = gaussian_data([2.0], n=2000)[:, 0] - 1.0
+    found = diagnose(model, guide, x, seed=0)
+    information = found.mutual_information
+    assert information.mean == pytest.approx(0.5 * math.log(2), abs=4 * information.standard_error)
+    assert float(found.mean_variance[0]) == pytest.approx(0.5, abs=1e-3)
+    assert any("'mu' belong to all rows" in note for note in found.notes)
+
+
 def test_pairs_that_do_not_vectorise() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
