@@ -28,11 +28,11 @@ from ppl_vae.handlers import (
     survey,
     unscaled,
 )
+from ppl_vae.mean_field import mean_field_violations
 from ppl_vae.objectives import (
     MeanFieldELBO,
     Objective,
     as_objective,
-    mean_field_violations,
 )
 from ppl_vae.pairs import Batch, Pair, Program, as_args, num_rows, take_rows
 from ppl_vae.resuming import own_generators

@@ -31,7 +31,7 @@ from ppl_vae.handlers import (
     survey,
     unscaled,
 )
-from ppl_vae.objectives import mean_field_violations
+from ppl_vae.mean_field import mean_field_violations
 from ppl_vae.pairs import Batch, Pair, Program, as_args, num_rows, take_rows
 
 COLLAPSED = 0.01

@@ -25,7 +25,7 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import pyro
@@ -33,8 +33,6 @@ import pyro.infer
 import torch
 from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
-from pyro.infer.inspect import TrackProvenance
-from pyro.ops.provenance import get_provenance
 from torch import Tensor
 from torch.distributions import kl_divergence
 
@@ -51,101 +49,9 @@ from ppl_vae.handlers import (
     trace_pair,
     unscaled,
 )
+from ppl_vae.mean_field import mean_field_violations
 from ppl_vae.pairs import Batch, Pair, as_args, num_rows
-
-# -- schedules of beta -----------------------------------------------------------------------------------
-
-
-class Schedule(ABC):
-    """The KL's weight beta as a function of training progress, counted in epochs (1.5: one and a half)."""
-
-    @abstractmethod
-    def __call__(self, epoch: float) -> float:
-        """beta after ``epoch`` epochs."""
-
-    @property
-    @abstractmethod
-    def warmup_epochs(self) -> float:
-        """The number of epochs before which early stopping must not act."""
-
-
-@dataclass(frozen=True)
-class LinearWarmup(Schedule):
-    """beta rises linearly from ``start`` to ``end`` over ``epochs``, and stays there.
-
-    Bowman et al., *Generating Sentences from a Continuous Space* (arXiv:1511.06349); Sonderby et al.,
-    *Ladder Variational Autoencoders* (arXiv:1602.02282).
-
-    Example:
-        >>> beta = LinearWarmup(epochs=10)
-        >>> beta(0.0), beta(5.0), beta(50.0)
-        (0.0, 0.5, 1.0)
-    """
-
-    epochs: float
-    start: float = 0.0
-    end: float = 1.0
-
-    def __post_init__(self) -> None:
-        _require_positive("LinearWarmup", "epochs", self.epochs)
-        _require_beta("LinearWarmup", "start", self.start)
-        _require_beta("LinearWarmup", "end", self.end)
-
-    def __call__(self, epoch: float) -> float:
-        return self.start + (self.end - self.start) * min(1.0, epoch / self.epochs)
-
-    @property
-    def warmup_epochs(self) -> float:
-        return self.epochs
-
-
-@dataclass(frozen=True)
-class Cyclical(Schedule):
-    """beta rises from ``start`` to ``end`` in the first ``rise`` of each ``period`` of epochs, then stays.
-
-    After ``cycles`` periods it stays at ``end`` for good.
-    Fu et al., *Cyclical Annealing Schedule: A Simple Approach to Mitigating KL Vanishing* (arXiv:1903.10145).
-
-    Example:
-        >>> beta = Cyclical(period=10, cycles=2)
-        >>> beta(2.5), beta(7.0), beta(12.5), beta(30.0)
-        (0.5, 1.0, 0.5, 1.0)
-    """
-
-    period: float
-    cycles: int = 4
-    rise: float = 0.5
-    start: float = 0.0
-    end: float = 1.0
-
-    def __post_init__(self) -> None:
-        _require_positive("Cyclical", "period", self.period)
-        _require_positive("Cyclical", "cycles", self.cycles)
-        if not 0.0 < self.rise <= 1.0:
-            raise ValueError(f"Cyclical: rise is a share of the period in (0, 1], not {self.rise}")
-        _require_beta("Cyclical", "start", self.start)
-        _require_beta("Cyclical", "end", self.end)
-
-    def __call__(self, epoch: float) -> float:
-        if epoch >= self.period * self.cycles:
-            return self.end
-        share = (epoch % self.period) / self.period / self.rise
-        return self.start + (self.end - self.start) * min(1.0, share)
-
-    @property
-    def warmup_epochs(self) -> float:
-        return self.period * (self.cycles - 1 + self.rise)
-
-
-def _require_positive(owner: str, name: str, value: float) -> None:
-    if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"{owner}: {name} must be positive, not {value}")
-
-
-def _require_beta(owner: str, name: str, value: float) -> None:
-    if not (value >= 0 and math.isfinite(value)):
-        raise ValueError(f"{owner}: {name} is a weight of the KL and must be >= 0, not {value}")
-
+from ppl_vae.schedules import Cyclical, LinearWarmup, Schedule, require_beta
 
 # -- objectives ------------------------------------------------------------------------------------------
 
@@ -189,7 +95,7 @@ class Objective(ABC):
     def __post_init__(self) -> None:
         name = type(self).__name__
         if not isinstance(self.beta, Schedule):
-            _require_beta(name, "beta", self.beta)
+            require_beta(name, "beta", self.beta)
         if not (self.free_bits >= 0 and math.isfinite(self.free_bits)):
             raise ValueError(f"{name}: free_bits is in nats and must be >= 0, not {self.free_bits}")
         if self.num_particles < 1:
@@ -496,60 +402,12 @@ def _joint_kl(guide_site: Any, model_site: Any, analytic: bool) -> Tensor:
     return unscaled(guide_site) - unscaled(model_site)
 
 
-# -- where an analytic KL is right -----------------------------------------------------------------------
-
-
-def mean_field_violations(pair: Pair, batch: Batch) -> dict[str, set[str]]:
-    """Latents whose analytic KL would be wrong, with the latents that make it so.
-
-    The KL of a latent z_i is E_q[KL(q(z_i | parents) || p(z_i | parents))] as long as z_i's parents in the
-    model do not descend from z_i in the guide. Dependencies are read off by tracking where values
-    come from, not guessed from the order of the sites.
-
-    Returns:
-        A dict from each offending site to its parents in the model that descend from it in the guide.
-    """
-    with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
-        model_trace, guide_trace = trace_pair(pair, batch)
-        latents = [n for n in latent_sites(model_trace) if n in guide_trace.nodes]
-        if len(latents) < 2:
-            return {}
-        try:
-            with TrackProvenance():
-                model_trace, guide_trace = trace_pair(pair, batch)
-        except Exception:  # code that looks at a tensor's type; then take order for dependence
-            return _out_of_order(latents, guide_trace)
-    parents = {n: _parents(model_trace.nodes[n]) & set(latents) - {n} for n in latents}
-    ancestors: dict[str, set[str]] = {}
-    for name, site in latent_sites(guide_trace).items():
-        direct = _parents(site) - {name}
-        ancestors[name] = direct.union(*(ancestors.get(d, set()) for d in direct))
-    found = {n: {p for p in parents[n] if n in ancestors.get(p, set())} for n in latents}
-    return {name: guilty for name, guilty in found.items() if guilty}
-
-
-def _out_of_order(latents: list[str], guide_trace: Any) -> dict[str, set[str]]:
-    """Latents that the guide samples before one that the model samples earlier."""
-    place = {name: i for i, name in enumerate(guide_trace.nodes)}
-    found = {n: {p for p in latents[:i] if place[n] < place[p]} for i, n in enumerate(latents)}
-    return {name: guilty for name, guilty in found.items() if guilty}
-
-
 def _is_transformed_delta(site: dict[str, Any]) -> bool:
     """Whether a site is an autoguide's Delta with a Jacobian, which Pyro's analytic KL leaves out."""
     fn = site["fn"]
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
     return isinstance(fn, Delta) and bool(torch.as_tensor(fn.log_density).ne(0).any())
-
-
-def _parents(site: dict[str, Any]) -> set[str]:
-    return set(get_provenance(site["fn"].log_prob(site["value"])))
-
-
-def with_unit_beta(objective: Objective) -> Objective:
-    """The same objective with beta = 1 and no free bits."""
-    return replace(objective, beta=1.0, free_bits=0.0)
 
 
 __all__ = [
@@ -564,5 +422,4 @@ __all__ = [
     "Schedule",
     "TraceELBO",
     "as_objective",
-    "mean_field_violations",
 ]

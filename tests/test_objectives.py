@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ppl_vae.guides import FullCovariance
 from ppl_vae.handlers import Layout, PairError, survey
+from ppl_vae.mean_field import mean_field_violations
 from ppl_vae.networks import MLP
 from ppl_vae.objectives import (
     ELBO,
@@ -34,7 +35,6 @@ from ppl_vae.objectives import (
     Schedule,
     TraceELBO,
     as_objective,
-    mean_field_violations,
 )
 from ppl_vae.pairs import Pair, Program
 

@@ -1,0 +1,99 @@
+"""Schedules of beta, the KL's weight, over the epochs of a training."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+
+class Schedule(ABC):
+    """The KL's weight beta as a function of training progress, counted in epochs (1.5: one and a half)."""
+
+    @abstractmethod
+    def __call__(self, epoch: float) -> float:
+        """beta after ``epoch`` epochs."""
+
+    @property
+    @abstractmethod
+    def warmup_epochs(self) -> float:
+        """The number of epochs before which early stopping must not act."""
+
+
+@dataclass(frozen=True)
+class LinearWarmup(Schedule):
+    """beta rises linearly from ``start`` to ``end`` over ``epochs``, and stays there.
+
+    Bowman et al., *Generating Sentences from a Continuous Space* (arXiv:1511.06349); Sonderby et al.,
+    *Ladder Variational Autoencoders* (arXiv:1602.02282).
+
+    Example:
+        >>> beta = LinearWarmup(epochs=10)
+        >>> beta(0.0), beta(5.0), beta(50.0)
+        (0.0, 0.5, 1.0)
+    """
+
+    epochs: float
+    start: float = 0.0
+    end: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require_positive("LinearWarmup", "epochs", self.epochs)
+        require_beta("LinearWarmup", "start", self.start)
+        require_beta("LinearWarmup", "end", self.end)
+
+    def __call__(self, epoch: float) -> float:
+        return self.start + (self.end - self.start) * min(1.0, epoch / self.epochs)
+
+    @property
+    def warmup_epochs(self) -> float:
+        return self.epochs
+
+
+@dataclass(frozen=True)
+class Cyclical(Schedule):
+    """beta rises from ``start`` to ``end`` in the first ``rise`` of each ``period`` of epochs, then stays.
+
+    After ``cycles`` periods it stays at ``end`` for good.
+    Fu et al., *Cyclical Annealing Schedule: A Simple Approach to Mitigating KL Vanishing* (arXiv:1903.10145).
+
+    Example:
+        >>> beta = Cyclical(period=10, cycles=2)
+        >>> beta(2.5), beta(7.0), beta(12.5), beta(30.0)
+        (0.5, 1.0, 0.5, 1.0)
+    """
+
+    period: float
+    cycles: int = 4
+    rise: float = 0.5
+    start: float = 0.0
+    end: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require_positive("Cyclical", "period", self.period)
+        _require_positive("Cyclical", "cycles", self.cycles)
+        if not 0.0 < self.rise <= 1.0:
+            raise ValueError(f"Cyclical: rise is a share of the period in (0, 1], not {self.rise}")
+        require_beta("Cyclical", "start", self.start)
+        require_beta("Cyclical", "end", self.end)
+
+    def __call__(self, epoch: float) -> float:
+        if epoch >= self.period * self.cycles:
+            return self.end
+        share = (epoch % self.period) / self.period / self.rise
+        return self.start + (self.end - self.start) * min(1.0, share)
+
+    @property
+    def warmup_epochs(self) -> float:
+        return self.period * (self.cycles - 1 + self.rise)
+
+
+def _require_positive(owner: str, name: str, value: float) -> None:
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{owner}: {name} must be positive, not {value}")
+
+
+def require_beta(owner: str, name: str, value: float) -> None:
+    """Raises a ValueError unless ``value`` can be a weight of the KL."""
+    if not (value >= 0 and math.isfinite(value)):
+        raise ValueError(f"{owner}: {name} is a weight of the KL and must be >= 0, not {value}")
