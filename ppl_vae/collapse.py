@@ -8,16 +8,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from ppl_vae.handlers import (
-    Layout,
-    RowDensities,
-    elementwise,
-    posterior_means,
-    rows_first,
-    sample_rows,
-)
+from ppl_vae.handlers import elementwise
 from ppl_vae.pairs import Batch, Pair, as_args
 from ppl_vae.refinement import can_refine, refine_rows
+from ppl_vae.rows import Layout, RowDensities, posterior_means, rows_first, sample_rows
 
 CAUSES = {
     "none": ("no cause", "nothing to do"),
@@ -32,7 +26,8 @@ CAUSES = {
     ),
     "decoder noise": (
         "the decoder's noise is larger than what they could explain",
-        "learn the noise (LearnedGaussian or OptimalGaussian) or make it smaller to use them",
+        "learn the noise (LearnedGaussian or OptimalGaussian), for longer if it is learned already, or make it "
+        "smaller to use them",
     ),
     "surplus dimensions": (
         "what is left of the data is no more than the decoder's noise",

@@ -16,26 +16,28 @@ from ppl_vae.batches import Batches, DataLike, device_of, move
 from ppl_vae.collapse import CAUSES, Residuals, find_cause
 from ppl_vae.evaluation import Estimate, all_rows, device_of_pair, evaluating, progress_bar
 from ppl_vae.handlers import (
-    Layout,
-    RowDensities,
     Substitute,
     elementwise,
     elementwise_kl,
     latent_sites,
+    sample_sites,
+    unscaled,
+)
+from ppl_vae.layout import survey
+from ppl_vae.mean_field import mean_field_violations
+from ppl_vae.pairs import Batch, Pair, Program, as_args, num_rows, take_rows
+from ppl_vae.rows import (
+    Layout,
+    RowDensities,
     many_samples,
     rows_first,
     sample_rows,
-    sample_sites,
     stated_moment,
     sum_to_rows,
-    survey,
-    unscaled,
 )
-from ppl_vae.mean_field import mean_field_violations
-from ppl_vae.pairs import Batch, Pair, Program, as_args, num_rows, take_rows
 
 COLLAPSED = 0.01
-"""Nats: a dimension whose mean KL is below has collapsed onto the prior."""
+"""Nats: an inactive dimension whose mean KL is below has collapsed onto the prior."""
 
 _DRAWS = 32
 _POINTS = 1000
@@ -50,7 +52,7 @@ class Diagnosis:
         kl: Mean over rows of each dimension's KL(q || p), nats, ``(d,)``.
         mean_variance: Variance over rows of the posterior means, ``(d,)``.
         active: Which dimensions are active units: ``mean_variance`` > 0.01 (Burda et al.), ``(d,)``.
-        collapsed: Which dimensions have collapsed onto the prior: KL < 0.01 nats, ``(d,)``.
+        collapsed: Which dimensions have collapsed onto the prior: KL < 0.01 nats, and not active, ``(d,)``.
         mutual_information: I(x; z) under q, nats, from the aggregate posterior of the rows given.
         marginal_kl: KL(aggregate posterior || prior), nats. The mean rate is the sum of the two.
         cause: Why dimensions have collapsed: ``none``, ``lagging guide``, ``large beta``, ``decoder noise``,
@@ -201,7 +203,7 @@ def diagnose(
         )
         notes += held
         active = look.mean_variance > 0.01
-        collapsed = look.kl < COLLAPSED
+        collapsed = (look.kl < COLLAPSED) & ~active
         cause = "none"
         if bool(collapsed.any()):
             small = first if pair.keeps_rows else take_rows(first, slice(0, 64))

@@ -113,6 +113,21 @@ def test_mutual_information_and_marginal_kl_add_up_to_the_rate() -> None:
     assert float(found.mean_variance[0]) == pytest.approx(0.25, abs=1e-3)
 
 
+def test_an_active_dimension_has_not_collapsed_however_small_its_kl() -> None:
+    """Posterior means of variance 0.015 and a KL of 0.0075 nats: active by Burda et al., and so alive."""
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            loc = torch.stack([0.015**0.5 * x, 0 * x], -1)
+            pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+    x = gaussian_data([1.0])[:, 0].float() - 1.0
+    found = diagnose(sum_decoder, guide, x, seed=0)
+    assert float(found.kl[0]) == pytest.approx(0.0075, abs=1e-4)
+    assert found.active.tolist() == [True, False]
+    assert found.collapsed.tolist() == [False, True]
+
+
 def test_the_limit_of_the_mutual_information_is_told() -> None:
     """20 rows that z tells apart perfectly share log 20 nats at most, whatever the truth."""
     x = gaussian_data([1000.0, 1000.0], n=20)
@@ -426,7 +441,7 @@ def test_noise_that_hides_what_is_left_of_the_data() -> None:
     assert found.summary() == (
         "2 of 4 latent dimensions are active and z carries 1.8 nats about x; 2 have collapsed onto the prior: "
         "the decoder's noise is larger than what they could explain; learn the noise (LearnedGaussian or "
-        "OptimalGaussian) or make it smaller to use them."
+        "OptimalGaussian), for longer if it is learned already, or make it smaller to use them."
     )
 
 
