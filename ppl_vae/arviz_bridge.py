@@ -19,8 +19,10 @@ from torch import Tensor
 from ppl_vae._version import __version__
 from ppl_vae.batches import Batches, DataLike, device_of, move
 from ppl_vae.evaluation import Evaluation, evaluate, evaluating
-from ppl_vae.handlers import Layout, Substitute, survey
+from ppl_vae.handlers import Substitute
+from ppl_vae.layout import survey
 from ppl_vae.pairs import Batch, Pair, Program, as_args, num_rows
+from ppl_vae.rows import Layout
 
 _ROWS_AT_ONCE = 1024
 

@@ -45,9 +45,9 @@ from ppl_vae.graphs import (
     lift_constants,
     simplify,
 )
-from ppl_vae.handlers import Layout
 from ppl_vae.objectives import Loss, Objective
 from ppl_vae.pairs import Batch, Pair, Program, as_args
+from ppl_vae.rows import Layout
 
 _logger = logging.getLogger(__name__)
 

@@ -23,11 +23,10 @@ from ppl_vae.handlers import (
     is_enumerated,
     latent_sites,
     observed_sites,
-    rows_frame,
     sample_sites,
-    survey,
     unscaled,
 )
+from ppl_vae.layout import rows_frame, survey
 from ppl_vae.mean_field import mean_field_violations
 from ppl_vae.objectives import (
     MeanFieldELBO,

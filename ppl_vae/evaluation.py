@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 from ppl_vae import stats
 from ppl_vae.batches import Batches, DataLike, device_of, move
-from ppl_vae.handlers import Layout, sample_rows, survey
+from ppl_vae.layout import survey
 from ppl_vae.pairs import Batch, Pair, Program, num_rows, take_rows
+from ppl_vae.rows import Layout, sample_rows
 
 MEMORY_BUDGET = 64 * 2**20
 """Bytes of intermediate results that one chunk of rows x samples may make."""

@@ -37,20 +37,18 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from ppl_vae.handlers import (
-    Layout,
     PairError,
     ScaleLatents,
     elementwise_kl,
     is_enumerated,
     latent_sites,
-    sample_rows,
     sample_sites,
-    sum_to_rows,
     trace_pair,
     unscaled,
 )
 from ppl_vae.mean_field import mean_field_violations
 from ppl_vae.pairs import Batch, Pair, as_args, num_rows
+from ppl_vae.rows import Layout, sample_rows, sum_to_rows
 from ppl_vae.schedules import Cyclical, LinearWarmup, Schedule, require_beta
 
 # -- objectives ------------------------------------------------------------------------------------------

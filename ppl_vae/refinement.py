@@ -10,16 +10,9 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
-from ppl_vae.handlers import (
-    Layout,
-    Substitute,
-    elementwise,
-    many_samples,
-    rows_first,
-    sum_to_rows,
-    unscaled,
-)
+from ppl_vae.handlers import Substitute, elementwise, unscaled
 from ppl_vae.pairs import Batch, Pair, as_args, num_rows
+from ppl_vae.rows import Layout, many_samples, rows_first, sum_to_rows
 
 
 @dataclass(frozen=True)

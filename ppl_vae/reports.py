@@ -23,8 +23,10 @@ from ppl_vae import plots
 from ppl_vae._drawing import BLUE, GREY, MEDIUM, annotate
 from ppl_vae.diagnosis import Diagnosis
 from ppl_vae.evaluation import Estimate, Evaluation, evaluating
-from ppl_vae.handlers import PairError, Substitute, sample_rows, survey
+from ppl_vae.handlers import PairError, Substitute
+from ppl_vae.layout import survey
 from ppl_vae.pairs import Pair, Program
+from ppl_vae.rows import sample_rows
 from ppl_vae.runs import Run
 
 _DRAWS = 2000  # of the prior, in the picture of the aggregate posterior

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ppl_vae import capture, fit
 from ppl_vae.capture import CapturedLoss, CaptureError
 from ppl_vae.guides import Exact, FullCovariance, MeanField
-from ppl_vae.handlers import survey
+from ppl_vae.layout import survey
 from ppl_vae.likelihoods import (
     Bernoulli,
     Binomial,

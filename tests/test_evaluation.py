@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
-from ppl_vae import evaluation, handlers, stats
+from ppl_vae import evaluation, stats
 from ppl_vae.evaluation import Estimate, evaluate
 from ppl_vae.guides import Exact, MeanField
 from ppl_vae.handlers import PairError
 from ppl_vae.models import VAE, ProbabilisticPCA
 from ppl_vae.networks import MLP
+from ppl_vae.rows import sample_rows
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -219,7 +220,7 @@ def record_chunks(monkeypatch: pytest.MonkeyPatch, budget: int) -> list[tuple[in
     """Sets the memory budget; the (samples, rows) of every run are in the list."""
     monkeypatch.setattr(evaluation, "MEMORY_BUDGET", budget)
     sizes: list[tuple[int, int]] = []
-    original = handlers.sample_rows
+    original = sample_rows
 
     def recorded(*args: Any, **kwargs: Any) -> Any:
         rows = original(*args, **kwargs)
@@ -713,7 +714,7 @@ def test_diagnostics_are_those_of_the_weights() -> None:
     """With one chunk, ESS, k-hat and error recomputed from the weights themselves."""
     x = torch.randn(4)
     weights: list[Tensor] = []
-    original: Callable[..., Any] = handlers.sample_rows
+    original: Callable[..., Any] = sample_rows
 
     def recorded(*args: Any, **kwargs: Any) -> Any:
         rows = original(*args, **kwargs)

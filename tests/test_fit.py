@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler as schedules
 from torch.utils.data import DataLoader, TensorDataset
 
-import ppl_vae.fitting
+import ppl_vae.training
 from ppl_vae import evaluate, fit
 from ppl_vae.check import PairWarning
 from ppl_vae.checkpoints import read_tensors
-from ppl_vae.fitting import METRICS, DivergenceError, Fit
+from ppl_vae.fitting import DivergenceError, Fit
 from ppl_vae.handlers import PairError
 from ppl_vae.objectives import (
     ELBO,
@@ -42,6 +42,7 @@ from ppl_vae.objectives import (
 )
 from ppl_vae.pairs import Pair
 from ppl_vae.resuming import checkpoint_files, load_checkpoint
+from ppl_vae.training import METRICS
 
 X = torch.randn(50, 3, generator=torch.Generator().manual_seed(5))
 HELD_OUT = torch.randn(20, 3, generator=torch.Generator().manual_seed(6))
@@ -345,12 +346,12 @@ def test_schedules_step_after_every_epoch(make: Any, rates: list[float]) -> None
 @pytest.mark.parametrize("mode", ["min", "max"])
 def test_a_plateau_is_one_of_the_held_out_elbo(monkeypatch: pytest.MonkeyPatch, mode: Any) -> None:
     elbos = iter([-5.0, -4.0, -4.5, -4.2, -4.1])
-    held_out = ppl_vae.fitting._Training._held_out
+    held_out = ppl_vae.training.Training._held_out
 
     def scripted(self: Any) -> dict[str, float]:
         return held_out(self) | {"validation_elbo": next(elbos)}
 
-    monkeypatch.setattr(ppl_vae.fitting._Training, "_held_out", scripted)
+    monkeypatch.setattr(ppl_vae.training.Training, "_held_out", scripted)
     fitted, _ = train(
         validation=HELD_OUT,
         max_epochs=5,
@@ -407,13 +408,13 @@ def test_beta_follows_its_schedule() -> None:
 def scripted(monkeypatch: pytest.MonkeyPatch, elbos: list[float]) -> list[dict[str, Tensor]]:
     """Lets the held-out ELBOs of the epochs be these, and collects the weights at each of them."""
     seen: list[dict[str, Tensor]] = []
-    held_out = ppl_vae.fitting._Training._held_out
+    held_out = ppl_vae.training.Training._held_out
 
     def found(self: Any) -> dict[str, float]:
         seen.append({n: t.clone() for n, t in self.pair.state().items()})
         return held_out(self) | {"validation_elbo": elbos[len(seen) - 1]}
 
-    monkeypatch.setattr(ppl_vae.fitting._Training, "_held_out", found)
+    monkeypatch.setattr(ppl_vae.training.Training, "_held_out", found)
     return seen
 
 
@@ -808,7 +809,7 @@ def test_a_stopped_run_goes_on_bit_by_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: int, capture: bool
 ) -> None:
     """A checkpoint after every step; stopped amid an epoch, and gone on with from fresh modules."""
-    monkeypatch.setattr(ppl_vae.fitting, "CHECKPOINT_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(ppl_vae.training, "CHECKPOINT_SECONDS", (0.0, 0.0))
     options: dict[str, Any] = {
         "max_epochs": 4,
         "validation": HELD_OUT,
@@ -859,7 +860,7 @@ def test_max_epochs_can_be_extended(tmp_path: Path) -> None:
 def test_a_loader_is_resumed_at_the_end_of_an_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ppl_vae.fitting, "CHECKPOINT_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(ppl_vae.training, "CHECKPOINT_SECONDS", (0.0, 0.0))
 
     def loader() -> Any:
         return DataLoader(TensorDataset(X), batch_size=16, shuffle=True)
@@ -875,7 +876,7 @@ def test_a_loader_is_resumed_at_the_end_of_an_epoch(
 
 def test_the_best_weights_survive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The best epoch lies before the stop; what is damaged after it does not matter."""
-    monkeypatch.setattr(ppl_vae.fitting, "CHECKPOINT_SECONDS", (0.0, 60.0))
+    monkeypatch.setattr(ppl_vae.training, "CHECKPOINT_SECONDS", (0.0, 60.0))
     seen = scripted(monkeypatch, [-9.0, -5.0, -6.0, -7.0, -8.0, -9.0])
     train(run_dir=tmp_path, validation=HELD_OUT, patience=4, max_epochs=3)
     newest = checkpoint_files(tmp_path / "checkpoints")[0]
@@ -890,7 +891,7 @@ def test_the_best_weights_survive(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_damaged_checkpoint_costs_no_more_than_its_epochs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ppl_vae.fitting, "CHECKPOINT_SECONDS", (0.0, 60.0))
+    monkeypatch.setattr(ppl_vae.training, "CHECKPOINT_SECONDS", (0.0, 60.0))
     _, expected = train(run_dir=tmp_path / "a", max_epochs=5)
     train(run_dir=tmp_path / "b", max_epochs=3)
     newest = checkpoint_files(tmp_path / "b" / "checkpoints")[0]
@@ -954,13 +955,13 @@ import sys, time
 import pyro, pyro.distributions as dist, torch
 from torch import nn
 from torch.optim import lr_scheduler as schedules
-import ppl_vae.fitting
+import ppl_vae.training
 from ppl_vae import fit
 from ppl_vae.checkpoints import write_tensors
 from ppl_vae.pairs import Pair
 
 torch.set_num_threads(1)
-ppl_vae.fitting.CHECKPOINT_SECONDS = (0.0, 0.02)
+ppl_vae.training.CHECKPOINT_SECONDS = (0.0, 0.02)
 folder, resume, pause = sys.argv[1], sys.argv[2] == "resume", float(sys.argv[3])
 
 class Guide(nn.Module):
@@ -1010,7 +1011,7 @@ def start(folder: Path, resume: bool, pause: float) -> subprocess.Popen[str]:
     script = folder.parent / "killed.py"
     script.write_text(KILLED)
     command = [sys.executable, str(script), str(folder), "resume" if resume else "new", str(pause)]
-    path = str(Path(ppl_vae.fitting.__file__).parents[1])
+    path = str(Path(ppl_vae.__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

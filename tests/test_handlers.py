@@ -14,23 +14,19 @@ from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 
 from ppl_vae.handlers import (
-    Layout,
     PairError,
-    RowDensities,
     ScaleLatents,
     Substitute,
     elementwise,
     elementwise_kl,
     latent_sites,
     observed_sites,
-    posterior_means,
-    sample_rows,
     sample_sites,
-    stated_moment,
-    survey,
     unscaled,
 )
+from ppl_vae.layout import survey
 from ppl_vae.pairs import Pair
+from ppl_vae.rows import Layout, RowDensities, posterior_means, sample_rows, stated_moment
 
 Program = Callable[..., Any]
 

@@ -20,7 +20,8 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch import Tensor
 
 from ppl_vae.guides import FullCovariance
-from ppl_vae.handlers import Layout, PairError, survey
+from ppl_vae.handlers import PairError
+from ppl_vae.layout import survey
 from ppl_vae.mean_field import mean_field_violations
 from ppl_vae.networks import MLP
 from ppl_vae.objectives import (
@@ -37,6 +38,7 @@ from ppl_vae.objectives import (
     as_objective,
 )
 from ppl_vae.pairs import Pair, Program
+from ppl_vae.rows import Layout
 
 LOG_2PI = math.log(2 * math.pi)
 

@@ -23,7 +23,7 @@ import json, os, sys, time
 from pathlib import Path
 import pyro, pyro.distributions as dist, torch
 from torch import nn
-import ppl_vae.fitting
+import ppl_vae.training
 from ppl_vae import fit
 from ppl_vae.checkpoints import write_tensors
 from ppl_vae.fitting import DivergenceError
@@ -65,7 +65,7 @@ options["run_dir"] = folder / "run"
 keep("resumed", fit(*pair, x, max_epochs=6, resume=True, **options), pair)
 
 # 3. a loader that shuffles, checkpoints by each process's own clock, and batch norm
-ppl_vae.fitting.CHECKPOINT_SECONDS = (0.0, 0.0) if rank == 0 else (99.0, 99.0)
+ppl_vae.training.CHECKPOINT_SECONDS = (0.0, 0.0) if rank == 0 else (99.0, 99.0)
 
 class Guide(nn.Module):
     def __init__(self):
