@@ -86,7 +86,7 @@ def main(
         "bits/dim": f"{evaluation.bits_per_dim.mean:.4f}",
         "active units": f"{diagnosis.active_units} of {len(diagnosis.names)}",
         "mutual information": at_least + _nats(diagnosis.mutual_information),
-        "k-hat > 0.7": f"{(evaluation.khat > 0.7).double().mean():.1%}",
+        "unreliable": f"{evaluation.unreliable.double().mean():.1%}",
         "evaluation (s)": f"{seconds:.0f}",
     }
     for cells in (row, ["---"] * len(row), row.values()):

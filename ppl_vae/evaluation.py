@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 from collections.abc import Iterator
@@ -20,11 +21,10 @@ from ppl_vae.layout import survey
 from ppl_vae.pairs import Batch, Pair, Program, num_rows, take_rows
 from ppl_vae.rows import Layout, sample_rows
 
+_logger = logging.getLogger(__name__)
+
 MEMORY_BUDGET = 64 * 2**20
 """Bytes of intermediate results that one chunk of rows x samples may make."""
-
-KHAT_LIMIT = 0.7
-"""Above this Pareto shape an importance-sampling estimate is not to be trusted (arXiv:1507.02646)."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ class Evaluation:
         log_likelihood: log p(x) by importance sampling, log 1/K sum_k w_k: a lower bound in expectation.
         log_likelihood_error: Monte-Carlo standard error of each row's log p(x) (delta method), ``(n,)``.
         ess: Effective sample size of each row's weights, (sum w)^2 / sum w^2, ``(n,)``.
-        khat: Pareto shape of each row's largest weights, ``(n,)``; above 0.7 do not trust the row.
+        khat: Pareto shape of each row's largest weights, ``(n,)``; above ``khat_limit`` do not trust the
+            row; infinite where it can not be estimated.
         num_samples: K.
         num_values: Numbers that a row of data holds, for bits per dimension.
         notes: What a reader of the numbers must know.
@@ -97,14 +98,34 @@ class Evaluation:
         return Estimate(self.log_likelihood.values * scale, "bits per dimension")
 
     @property
+    def khat_limit(self) -> float:
+        """The Pareto shape above which a row's log p(x) is unreliable, for this number of samples."""
+        return stats.khat_limit(self.num_samples)
+
+    @property
+    def unreliable(self) -> Tensor:
+        """Rows whose Pareto shape is above the limit, ``(n,)``.
+
+        Weights so equal that their ESS is within 1 % of K have no tail that could matter.
+        """
+        heavy = (self.khat > self.khat_limit) & (self.khat < math.inf)
+        return heavy & (self.ess < 0.99 * self.num_samples)
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """Why the estimates should not be trusted; empty if there is no reason."""
-        bad = int((self.khat > KHAT_LIMIT).sum())
         found = list(self.notes)
+        bad = int(self.unreliable.sum())
         if bad:
             found.append(
-                f"Pareto k-hat exceeds {KHAT_LIMIT} on {bad} of {self.num_rows} rows: their log p(x) is "
-                "likely too low; use more samples, a better guide, or annealed importance sampling"
+                f"Pareto k-hat exceeds {self.khat_limit:.2f} on {bad} of {self.num_rows} rows: their "
+                "log p(x) is likely too low; use more samples or a better guide"
+            )
+        unknown = int((self.khat == math.inf).sum())
+        if unknown:
+            found.append(
+                f"Pareto k-hat can not be estimated on {unknown} of {self.num_rows} rows, where fewer "
+                f"than {stats.MIN_TAIL} different weights make up the tail; judge those by their ESS"
             )
         nonfinite = int((~torch.isfinite(self.log_likelihood.values)).sum())
         if nonfinite:
@@ -132,7 +153,7 @@ class Evaluation:
     def __str__(self) -> str:
         finite = self.khat[torch.isfinite(self.khat)]
         worst = f"{float(finite.max()):.2f}" if len(finite) else "-"
-        share = float((self.khat > KHAT_LIMIT).double().mean())
+        share = float(self.unreliable.double().mean())
         lines = [
             ("ELBO", str(self.elbo)),
             ("rate", str(self.rate)),
@@ -140,7 +161,7 @@ class Evaluation:
             (f"log p(x), {self.num_samples} samples", str(self.log_likelihood)),
             ("bits per dimension", f"{self.bits_per_dim.mean:.4f}"),
             ("ESS, median", f"{float(self.ess.double().median()):.1f} of {self.num_samples}"),
-            ("Pareto k-hat, largest", f"{worst} ({100 * share:.1f} % above {KHAT_LIMIT})"),
+            ("Pareto k-hat, largest", f"{worst} ({100 * share:.1f} % above {self.khat_limit:.2f})"),
         ]
         width = max(len(name) for name, _ in lines)
         text = "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
@@ -208,7 +229,7 @@ def evaluate(
         first = move(first if pair.keeps_rows else take_rows(first, slice(0, 64)), device)
         layout = survey(pair, first)
         num_values, notes = _describe(pair, layout, first)
-        rows, samples = _chunks(pair, layout, first, num_samples)
+        rows, samples = chunk_sizes(pair, layout, first, num_samples)
         total = num_rows(batches.rows) if batches.in_memory else None
         with progress_bar(total, "evaluate", "row", progress) as bar:
             for batch in batches.ordered(rows):
@@ -287,6 +308,11 @@ def _describe(pair: Pair, layout: Layout, batch: Batch) -> tuple[int, tuple[str,
         if rows.model_trace.nodes[name]["value"].dim() > 0
     )
     notes = []
+    if not layout.vectorizes:
+        _logger.info(
+            "the programs do not run with a dimension of samples to the left of the rows: samples are "
+            "drawn one after the other, which is slower (reshape with z.shape[:-1] to avoid it)"
+        )
     if layout.shared:
         names = ", ".join(f"'{name}'" for name in layout.shared)
         notes.append(
@@ -330,7 +356,7 @@ class _CountBytes(TorchDispatchMode):
         return out
 
 
-def _chunks(pair: Pair, layout: Layout, batch: Batch, num_samples: int) -> tuple[int, int]:
+def chunk_sizes(pair: Pair, layout: Layout, batch: Batch, num_samples: int) -> tuple[int, int]:
     """How many rows and samples to run at once, measured so as to stay in the memory budget."""
     n = num_rows(batch)
     used = []
@@ -340,5 +366,6 @@ def _chunks(pair: Pair, layout: Layout, batch: Batch, num_samples: int) -> tuple
         used.append(counter.total)
     a_sample = max(1.0, (used[1] - used[0]) / (4 * n))
     at_once = max(1, int(MEMORY_BUDGET / a_sample))
-    rows = n if pair.keeps_rows else max(1, min(64, at_once))
+    most = 64 if layout.vectorizes else 1024  # looped samples: the rows alone fill a run
+    rows = n if pair.keeps_rows else max(1, min(most, at_once))
     return rows, max(1, min(num_samples, at_once // rows))

@@ -43,6 +43,7 @@ from ppl_vae._drawing import (
     signed,
     value_range,
 )
+from ppl_vae.stats import khat_limit
 
 Decoder = Callable[[torch.Tensor], torch.Tensor]
 """Maps latents `(m, latent_dim)` to the means of p(x | z), `(m, *event)`."""
@@ -410,7 +411,7 @@ def khat_histogram(khat: ArrayLike | torch.Tensor, num_samples: int) -> Figure:
         'k-hat too high: 1 of 4 rows'
     """
     values = numpy_of(khat)
-    limit = float(min(1 - 1 / np.log10(max(num_samples, 2)), 0.7))
+    limit = khat_limit(num_samples)
     finite = values[np.isfinite(values)]
     # The limit is the edge of a bar, so that a bar has one colour.
     width = (max(finite.max(initial=1.0), 1.0) - min(finite.min(initial=0.0), 0.0)) / 30

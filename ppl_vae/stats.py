@@ -141,6 +141,18 @@ class RunningVariance:
         return (self._squares / (self.count - 1 if self.count > 1 else math.nan)).to(self._dtype)
 
 
+def khat_limit(num_samples: int) -> float:
+    """Pareto shape above which K samples do not suffice: min(1 - 1 / log10 K, 0.7).
+
+    Vehtari, Simpson, Gelman, Yao and Gabry, *Pareto smoothed importance sampling* (arXiv:1507.02646).
+
+    Example:
+        >>> round(khat_limit(1000), 3), khat_limit(100_000)
+        (0.667, 0.7)
+    """
+    return min(1.0 - 1.0 / math.log10(max(num_samples, 2)), 0.7)
+
+
 def tail_size(num_samples: int) -> int:
     """Number of largest weights that make the Pareto tail: ceil(min(K / 5, 3 sqrt(K)))."""
     return math.ceil(min(num_samples / 5, 3 * math.sqrt(num_samples)))

@@ -65,7 +65,7 @@ def swap_guides(folder: Path) -> None:
     assert list(table) == [*pca, "VAE, MeanField", "VAE, FullCovariance"]
     for name, row in table.items():
         check_elbo(row, "log p(x)")
-        assert 0 <= mean(row["k-hat > 0.7"]) <= 100
+        assert 0 <= mean(row["unreliable"]) <= 100
         assert mean(row["seconds"]) >= 0
         # Nothing is lost by the posterior, and something by all others.
         gap = row["gap"]
@@ -99,7 +99,7 @@ def mnist(folder: Path) -> None:
     assert row["active units"].endswith(" of 50")
     # At most log n, about which the aggregate posterior of n rows can tell.
     assert mean(row["mutual information"]) <= math.log(20) + 0.005
-    assert 0 <= mean(row["k-hat > 0.7"]) <= 100
+    assert 0 <= mean(row["unreliable"]) <= 100
     assert "20 test rows" in printed
     script = ROOT / "analyses" / "mnist.py"
     assert f"{script} --data_dir 'some data' --max_epochs=2 --num_samples=50`" in printed

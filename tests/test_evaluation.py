@@ -732,3 +732,25 @@ def test_diagnostics_are_those_of_the_weights() -> None:
     torch.testing.assert_close(
         found.log_likelihood_error.double(), w.std(0) / w.mean(0) / 20, rtol=1e-4, atol=0
     )
+
+
+def test_a_khat_that_can_not_be_estimated_is_no_alarm() -> None:
+    """Few different weights, as with discrete latents or few samples, say nothing of a heavy tail."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.tensor([0.3, 0.7])))
+            pyro.sample("x", dist.Normal(z.to(x.dtype), 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Categorical(torch.tensor([0.4, 0.6])))
+
+    x = torch.linspace(-1, 2, 50)
+    for num_samples in (15, 200):
+        found = evaluate(model, guide, x, num_samples=num_samples, seed=0)
+        assert not found.unreliable.any()
+        assert not any("too low" in warning for warning in found.warnings)
+    few = evaluate(model, guide, x, num_samples=15, seed=0)
+    assert any("can not be estimated on 50 of 50 rows" in warning for warning in few.warnings)
+    assert "0.0 % above" in str(few)
