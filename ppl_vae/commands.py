@@ -26,7 +26,14 @@ from ppl_vae.objectives import Objective
 from ppl_vae.options import Setup, UsageError, load_rows, set_up, with_defaults
 from ppl_vae.pairs import Pair, Program
 from ppl_vae.plots import prior_samples
-from ppl_vae.reports import Comparison, Generator, dimensions_table, draw_run, result_table
+from ppl_vae.reports import (
+    Comparison,
+    Generator,
+    dimensions_table,
+    draw_run,
+    information,
+    result_table,
+)
 from ppl_vae.runs import (
     CHECKPOINTS,
     DIAGNOSIS,
@@ -215,7 +222,7 @@ def diagnose(parser: ArgumentParser, given: Namespace) -> int:
         progress=False if options.quiet else None,
     )
     print(dimensions_table(diagnosis))
-    print(f"\nmutual information {diagnosis.mutual_information}")
+    print(f"\nmutual information {information(diagnosis)}")
     print(f"marginal KL        {diagnosis.marginal_kl}\n\n{diagnosis.summary()}")
     for note in diagnosis.notes:
         print(f"note: {note}")

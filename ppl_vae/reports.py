@@ -318,8 +318,16 @@ def result_table(evaluation: Evaluation, diagnosis: Diagnosis) -> str:
     width = len(numbers[0]) - len(numbers[0].split("  ", 1)[1].lstrip())
     active = f"{diagnosis.active_units} of {len(diagnosis.kl)}"
     numbers.append(f"{'active units':<{width}}{active}")
-    numbers.append(f"{'mutual information':<{width}}{diagnosis.mutual_information}")
+    numbers.append(f"{'mutual information':<{width}}{information(diagnosis)}")
     return "\n".join([*numbers, *lines[len(numbers) - 2 :]])
+
+
+def information(diagnosis: Diagnosis) -> str:
+    """The mutual information; only a bound, and no error, where the rows are too few to show it."""
+    estimate = diagnosis.mutual_information
+    if diagnosis.saturated:
+        return f"≥ {estimate.mean:.2f} {estimate.unit}"
+    return str(estimate)
 
 
 def dimensions_table(diagnosis: Diagnosis) -> str:

@@ -23,6 +23,9 @@ import yaml
 
 from ppl_vae.checkpoints import read_tensors
 from ppl_vae.cli import COMMANDS, main
+from ppl_vae.diagnosis import Diagnosis
+from ppl_vae.evaluation import Estimate, Evaluation
+from ppl_vae.reports import information, result_table
 
 ROOT = Path(__file__).parent.parent
 SMALL = ("--max_rows", "60", "--num_samples", "20", "--batch_size", "32")
@@ -452,6 +455,21 @@ def test_diagnose(
     assert len(table) == 10
     sizes = [float(line[1]) for line in table]
     assert sizes == sorted(sizes, reverse=True)
+
+
+@pytest.mark.parametrize("saturated", [False, True])
+def test_a_saturated_mutual_information_is_a_bound(saturated: bool) -> None:
+    """20 rows can show log 20 = 3.00 nats: within a nat of that, the estimate is only a lower bound."""
+    values = torch.tensor([2.5, 2.9] if saturated else [1.5, 1.9]).repeat(10)
+    none, yes = torch.tensor([False]), torch.tensor([True])
+    diagnosis = Diagnosis(
+        ("z[0]",), *torch.ones(2, 1), yes, none, Estimate(values), Estimate(values), "none", "", 20
+    )
+    assert information(diagnosis) == ("≥ 2.70 nats" if saturated else "1.700 ± 0.046 nats")
+    x = torch.ones(20)
+    evaluation = Evaluation(*[Estimate(x)] * 4, x, x, 0 * x, num_samples=1000, num_values=3)
+    line = result_table(evaluation, diagnosis).splitlines()[-1]
+    assert line.split("  ")[-1] == information(diagnosis)
 
 
 def test_sample(
