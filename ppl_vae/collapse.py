@@ -1,4 +1,4 @@
-"""Why latent dimensions have collapsed: per-row posteriors, and what a Gaussian decoder leaves unexplained."""
+"""Why latent dimensions are not used: per-row posteriors, and what a Gaussian decoder leaves unexplained."""
 
 from __future__ import annotations
 
@@ -15,6 +15,20 @@ from ppl_vae.rows import Layout, RowDensities, posterior_means, rows_first, samp
 
 CAUSES = {
     "none": ("no cause", "nothing to do"),
+    "identical rows": (
+        "the rows given are all the same, and leave nothing to tell apart",
+        "diagnose with rows that differ",
+    ),
+    "constant posterior": (
+        "the guide ignores x: all rows have the same posterior, which is not the prior",
+        "train for longer; if that does not help, check that the guide's network is given x and gets "
+        "gradients",
+    ),
+    "small means": (
+        "their posterior means vary little, yet the posterior depends on x",
+        "judge them by the mutual information: what counts as active is meant for priors of variance 1 and "
+        "for posteriors that differ in their means",
+    ),
     "lagging guide": (
         "the guide lags behind the model, whose own posterior does use them",
         "train the guide on (more steps for it than for the model), enlarge its network, or warm beta up "
@@ -53,17 +67,17 @@ def find_cause(
     layout: Layout,
     batch: Batch,
     residuals: Residuals,
-    collapsed: Tensor,
+    unused: Tensor,
     beta: float,
 ) -> tuple[str, tuple[str, ...]]:
-    """The cause of a collapse, one of :data:`CAUSES`, and what is not known of it.
+    """Why dimensions are not used, one of :data:`CAUSES`, and what is not known of it.
 
     Args:
         pair: The pair, inside of ``pair.scope()``.
         layout: Its layout.
         batch: Some rows, for which posteriors of their own are fitted.
         residuals: What the decoder leaves of all rows.
-        collapsed: Which dimensions have collapsed.
+        unused: Which dimensions are not active.
         beta: The weight of the KL that the pair was trained with.
     """
     rows = sample_rows(pair, layout, batch, _DRAWS)
@@ -73,17 +87,17 @@ def find_cause(
             "no posterior of a single row can be fitted for this pair: a guide that lags behind the model is "
             "not ruled out",
         )
-    elif _revives(pair, layout, batch, rows, collapsed, beta):
+    elif _revives(pair, layout, batch, rows, unused, beta):
         return "lagging guide", ()
     return residuals.verdict(beta) or "ignored latent", notes
 
 
 def _revives(
-    pair: Pair, layout: Layout, batch: Batch, rows: RowDensities, collapsed: Tensor, beta: float
+    pair: Pair, layout: Layout, batch: Batch, rows: RowDensities, unused: Tensor, beta: float
 ) -> bool:
-    """Whether posteriors fitted to each row under the same beta use what the guide has let collapse."""
+    """Whether posteriors fitted to each row under the same beta use what the guide does not."""
     means = posterior_means(rows, layout)
-    dead = collapsed.to(means.device)
+    dead = unused.to(means.device)
     dtype = as_args(batch)[0].dtype
     start = (
         means + 0.5 * torch.randn_like(means) * dead

@@ -55,8 +55,9 @@ class Diagnosis:
         collapsed: Which dimensions have collapsed onto the prior: KL < 0.01 nats, and not active, ``(d,)``.
         mutual_information: I(x; z) under q, nats, from the aggregate posterior of the rows given.
         marginal_kl: KL(aggregate posterior || prior), nats. The mean rate is the sum of the two.
-        cause: Why dimensions have collapsed: ``none``, ``lagging guide``, ``large beta``, ``decoder noise``,
-            ``surplus dimensions`` or ``ignored latent``.
+        cause: Why dimensions are not active: ``none``, ``identical rows``, ``constant posterior``,
+            ``small means``, ``lagging guide``, ``large beta``, ``decoder noise``, ``surplus dimensions`` or
+            ``ignored latent``.
         remedy: What to do about it.
         num_rows: Rows looked at.
         notes: What a reader of the numbers must know.
@@ -86,18 +87,24 @@ class Diagnosis:
 
     def summary(self) -> str:
         """One sentence: how much of the latent is used, why not more, and what to do."""
-        d, dead = len(self.names), int(self.collapsed.sum())
-        used = f"{self.active_units} of {d} latent dimensions are active"
+        d, unused = len(self.names), ~self.active
+        used = f"{self.active_units} of {d} latent dimension{'s are' if d > 1 else ' is'} active"
         at_least = "at least " if self.saturated else ""
-        information = f"z carries {at_least}{self.mutual_information.mean:.1f} nats about x"
-        if dead == 0:
-            return f"Healthy: {used}, {information}, and no dimension has collapsed."
-        which = "all" if dead == d else str(dead)
-        have = "has" if dead == 1 and d > 1 else "have"
-        return (
-            f"{used.capitalize()} and {information}; {which} {have} collapsed onto the prior: "
-            f"{CAUSES[self.cause][0]}; {self.remedy}."
+        # What is estimated may fall below zero, what is meant can not.
+        information = (
+            f"z carries {at_least}{max(0.0, self.mutual_information.mean):.1f} nats about x"
         )
+        count = int(unused.sum())
+        if count == 0:
+            return f"Healthy: {used}, {information}, and no dimension has collapsed."
+        which = "it" if d == 1 else "all" if count == d else str(count)
+        one = count == 1
+        if torch.equal(self.collapsed, unused):
+            state = f"{'has' if one else 'have'} collapsed onto the prior"
+        else:
+            state = f"{'is' if one else 'are'} inactive"
+        meaning = CAUSES[self.cause][0]
+        return f"{used} and {information}; {which} {state}: {meaning}; {self.remedy}."
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain numbers, for JSON."""
@@ -149,8 +156,11 @@ def diagnose(
     dependencies forbid that. Where the guide correlates its dimensions, or the prior is a mixture, it is that
     of the Gaussians with each dimension's own mean and variance.
 
-    If dimensions have collapsed, the cause is sought. If posteriors fitted to each of 64 rows, the model
-    frozen, do use them, the guide lags behind the model. Otherwise a Gaussian decoder is judged by what it
+    If dimensions are not active, the cause is sought: be it that they have collapsed onto the prior, or that
+    all rows have much the same posterior elsewhere, which costs KL and tells nothing. If no dimension is
+    active and the mutual information is below 0.01 nats a dimension, though the KL of one is not, the guide's
+    posterior is constant. If posteriors fitted to each of 64 rows, the model frozen, do use the dimensions,
+    the guide lags behind the model. Otherwise a Gaussian decoder is judged by what it
     leaves of the data (Lucas et al., arXiv:1911.02469): a further dimension pays where the variance left in
     some direction exceeds beta sigma^2. If there is such a direction, or if the likelihood is not Gaussian,
     all that can be said is that the decoder does not use the dimensions.
@@ -204,11 +214,11 @@ def diagnose(
         notes += held
         active = look.mean_variance > 0.01
         collapsed = (look.kl < COLLAPSED) & ~active
-        cause = "none"
-        if bool(collapsed.any()):
+        cause = _plain_cause(look, active, collapsed, information)
+        if cause is None:
             small = first if pair.keeps_rows else take_rows(first, slice(0, 64))
             cause, unknown = find_cause(
-                pair, layout, move(small, device), look.residuals, collapsed, beta
+                pair, layout, move(small, device), look.residuals, ~active, beta
             )
             notes += unknown
     return Diagnosis(
@@ -224,6 +234,21 @@ def diagnose(
         num_rows=look.n,
         notes=notes,
     )
+
+
+def _plain_cause(
+    look: _Look, active: Tensor, collapsed: Tensor, information: Estimate
+) -> str | None:
+    """The cause that the numbers tell by themselves; None if it must be sought."""
+    if bool(active.all()):
+        return "none"
+    if look.identical:
+        return "identical rows"
+    if bool(active.any()) or bool(collapsed.all()):
+        return None
+    if information.mean < COLLAPSED * len(active):
+        return "constant posterior"
+    return None if bool(collapsed.any()) else "small means"
 
 
 def _hold_shared(pair: Pair, layout: Layout, batch: Batch) -> tuple[str, ...]:
@@ -249,6 +274,7 @@ class _Look:
     log_guide: Tensor
     log_prior: Tensor
     residuals: Residuals
+    identical: bool
 
 
 def _look(
@@ -267,6 +293,8 @@ def _look(
     points: list[dict[str, Tensor]] = []
     log_guide, log_prior = [], []
     residuals = Residuals()
+    row: tuple[Tensor, ...] | None = None
+    identical = True
     n = 0
     with progress_bar(None, "diagnose", "row", progress) as bar:
         for batch in batches.ordered(size):
@@ -280,6 +308,11 @@ def _look(
             log_guide.append(rows.log_guide[0])
             log_prior.append(rows.log_prior[0])
             residuals.update(rows, layout)
+            args = as_args(batch)
+            row = row or tuple(value[:1] for value in args)
+            identical = identical and all(
+                bool((value == one).all()) for value, one in zip(args, row, strict=True)
+            )
             n += num_rows(batch)
             bar.update(num_rows(batch))
     assert kl_sum is not None
@@ -293,6 +326,7 @@ def _look(
         log_guide=torch.cat(log_guide),
         log_prior=torch.cat(log_prior),
         residuals=residuals,
+        identical=identical,
     )
 
 

@@ -666,3 +666,115 @@ def test_a_healthy_pair_needs_no_cause() -> None:
     plain = found.to_dict()
     assert plain["remedy"] == "nothing to do"
     assert plain["active"] == [True, True]
+
+
+# -- a guide that ignores x without being the prior --------------------------------------------------------
+
+
+def pixels_pair(latent_dim: int) -> tuple[VAE, MeanField, Tensor]:
+    torch.manual_seed(0)
+    model = VAE((6,), latent_dim, MLP(hidden=(8,)))
+    guide = MeanField((6,), latent_dim, MLP(hidden=(8,)))
+    return model, guide, (torch.randn(300, 6) > 0).float()
+
+
+def test_a_constant_posterior_is_not_healthy() -> None:
+    """A head without weights: N(m, s^2) for every row, with I = 0 exactly, and all KL marginal."""
+    model, guide, x = pixels_pair(4)
+    with torch.no_grad():
+        guide.head.weight.zero_()
+        guide.head.bias.copy_(torch.tensor([0.5, 0.0, -0.4, 0.3, 0.0, 0.0, 0.0, 0.0]))
+    scale = guide.encode(x).stddev[0].detach()
+    mean = torch.tensor([0.5, 0.0, -0.4, 0.3])
+    kl = 0.5 * (scale**2 + mean**2 - 1) - scale.log()
+    found = diagnose(model, guide, x, seed=0)
+    torch.testing.assert_close(found.kl.float(), kl, atol=1e-5, rtol=1e-5)
+    assert found.cause == "constant posterior"
+    assert found.collapsed.tolist() == (kl < 0.01).tolist()
+    assert found.mutual_information.mean == pytest.approx(0.0, abs=1e-5)
+    assert found.marginal_kl.mean == pytest.approx(
+        float(kl.sum()), abs=4 * found.marginal_kl.standard_error
+    )
+    assert found.summary() == (
+        "0 of 4 latent dimensions are active and z carries 0.0 nats about x; all are inactive: the guide "
+        "ignores x: all rows have the same posterior, which is not the prior; train for longer; if that does "
+        "not help, check that the guide's network is given x and gets gradients."
+    )
+
+
+def test_a_barely_trained_pair_is_not_healthy() -> None:
+    model, guide, x = pixels_pair(4)
+    with torch.no_grad():
+        guide.head.weight.mul_(0.05)
+        guide.head.bias[:4] = 0.5
+    found = diagnose(model, guide, x, seed=0)
+    assert not bool(found.active.any() | found.collapsed.any())
+    assert float(found.mean_variance.max()) > 0
+    assert found.cause == "constant posterior"
+
+
+def test_rows_that_are_all_the_same_tell_nothing_of_the_pair() -> None:
+    x = gaussian_data([9.0, 4.0, 0.1])
+    model = fitted_pca(x, latent_dim=2, sigma=0.3)
+    found = diagnose(model, Exact(model), x[:1].expand(300, 3), seed=0)
+    assert cause(found) == ("identical rows", 0)
+    assert found.active_units == 0
+    assert "all are inactive: the rows given are all the same" in found.summary()
+    # The same in one batch only is not the same.
+    mixed = torch.cat([x[:1].expand(700, 3), x[:300]])
+    assert diagnose(model, Exact(model), mixed, seed=0).cause == "none"
+
+
+def test_a_part_that_is_constant_but_not_the_prior_is_not_healthy() -> None:
+    """The model uses all three; the guide says N(1, 0.5^2) of two of them, whatever the row."""
+    x = gaussian_data(SPECTRUM)
+    model = fitted_pca(x, latent_dim=3, sigma=0.3)
+
+    def guide(x: Tensor) -> None:
+        q = model.posterior(x)
+        dead = torch.tensor([True, False, True])
+        with pyro.plate("data", len(x)):
+            loc = torch.where(dead, 1.0, q.mean)
+            scale = torch.where(dead, 0.5, q.variance.sqrt())
+            pyro.sample("z", dist.Normal(loc, scale).to_event(1))
+
+    found = diagnose(model, guide, x, seed=0)
+    assert found.active.tolist() == [False, True, False]
+    assert cause(found) == ("lagging guide", 0)
+    assert found.summary().startswith("1 of 3 latent dimensions are active and z carries ")
+    assert "; 2 are inactive: the guide lags behind the model" in found.summary()
+
+
+def test_a_single_collapsed_dimension_reads_well() -> None:
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 1.0).to_event(1))
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(0 * z[..., 0], 1.0), obs=x)
+
+    found = diagnose(model, guide, gaussian_data([1.0], n=300)[:, 0].float() - 1.0, seed=0)
+    assert found.summary().startswith(
+        "0 of 1 latent dimension is active and z carries 0.0 nats about x; it has collapsed onto the prior: "
+    )
+
+
+def test_information_in_a_latent_of_small_scale_is_not_called_a_dead_model() -> None:
+    """Prior N(0, 0.05^2) and its exact posterior: no unit is active by Burda's measure, and I is large."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 0.05))
+            pyro.sample("x", dist.Normal(20 * z, 0.1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 1.01 / 20, 0.05 * (0.01 / 1.01) ** 0.5))
+
+    found = diagnose(model, guide, gaussian_data([1.01])[:, 0].float() - 1.0, seed=0)
+    assert found.active_units == 0
+    assert found.mutual_information.mean > 2.0
+    assert found.cause == "small means"
+    assert "Healthy" not in found.summary()
