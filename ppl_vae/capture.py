@@ -57,6 +57,9 @@ MOST_RECORDINGS = 8
 SMALL = 4096
 """Numbers in a parameter whose gradient is looked at in every step."""
 
+RECORD_AFTER = 20
+"""Steps on batches of one shape that Pyro does before the shape is recorded, which costs some hundred."""
+
 LOOK_EVERY = 50
 """Steps after which the Python state that the programs can reach is looked at again."""
 
@@ -115,6 +118,7 @@ class CapturedLoss:
         self.comparisons = 0
         self.compile = compile
         self._cache: dict[Any, _Recording] = {}
+        self._seen: dict[Any, int] = {}
         self._modules_seen: list[nn.Module] | None = None
 
     def __call__(self, batch: Batch, beta: float) -> Tensor:
@@ -145,6 +149,18 @@ class CapturedLoss:
         if calls in FIRST_COMPARISONS or calls % COMPARE_EVERY == 0:
             return self._compared(recording, batch, beta)
         return self._run(recording, batch, beta)
+
+    def pays(self, batch: Batch) -> bool:
+        """Whether a step on such a batch is worth a recording: it has come up often enough.
+
+        Samples that have to be looped over make a graph of all of them, which takes long to record and
+        saves little.
+        """
+        if self.objective.num_particles > 1 and not self.layout.vectorizes:
+            return False
+        key = self._key(batch)
+        self._seen[key] = self._seen.get(key, 0) + 1
+        return self._seen[key] > RECORD_AFTER
 
     def look_again(self) -> None:
         """Says that something may have changed: the next step looks at the programs' state again."""
@@ -266,13 +282,13 @@ class CapturedLoss:
         self.comparisons += 1
         with self._as_before(), pyro.validation_enabled(False):
             expected = self._plain(batch, beta)
-        generators = torch.get_rng_state()
+        generators = tensor_generators(self.leaves[0].device)
         buffers = [(b, b.clone()) for m in self._modules() for b in m.buffers(recurse=False)]
         metrics = self._run(recording, batch, beta)
         found = [metrics, *(leaf.grad for leaf in self.leaves)]
         for name, mine, truth in zip(["loss", *self.names], found, expected, strict=True):
             if not _same(mine, truth):
-                torch.set_rng_state(generators)
+                set_tensor_generators(generators, self.leaves[0].device)
                 with torch.no_grad():
                     for buffer, value in buffers:
                         buffer.copy_(value)
@@ -350,6 +366,19 @@ def _foreign_generators() -> tuple[Any, Any]:
 def _foreign_bytes() -> tuple[Any, ...]:
     state: Any = np.random.get_state()
     return random.getstate(), state[1].tobytes(), *state[2:]
+
+
+def tensor_generators(device: torch.device) -> list[Tensor]:
+    """The state of torch's generators that programs on a device draw from."""
+    states = [torch.get_rng_state()]
+    return states + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
+
+
+def set_tensor_generators(states: list[Tensor], device: torch.device) -> None:
+    """Puts back what :func:`tensor_generators` read."""
+    torch.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.cuda.set_rng_state(states[1], device)
 
 
 @contextlib.contextmanager

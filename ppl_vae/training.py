@@ -23,7 +23,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ppl_vae.batches import Batches, move
-from ppl_vae.capture import CapturedLoss, CaptureError
+from ppl_vae.capture import (
+    CapturedLoss,
+    CaptureError,
+    set_tensor_generators,
+    tensor_generators,
+)
 from ppl_vae.check import check_batch
 from ppl_vae.evaluation import progress_bar
 from ppl_vae.handlers import PairError, first_bad_site
@@ -279,20 +284,20 @@ class Training:
 
     def _captured_step(self, batch: Batch, beta: float) -> list[float]:
         """The step by a recording: its metrics, or nothing if it has to be done by Pyro."""
-        if self.captured is None:
+        if self.captured is None or not self.captured.pays(batch):
             return []
-        generators = torch.get_rng_state()
+        generators = tensor_generators(self.fabric.device)
         try:
             metrics = self.captured(batch, beta).tolist()
         except CaptureError as error:
             self.captured = None
-            torch.set_rng_state(generators)
+            set_tensor_generators(generators, self.fabric.device)
             if self.fabric.is_global_zero:
                 _logger.warning("capture is off, the training goes on in Pyro: %s", error)
             return []
         if not all(map(math.isfinite, metrics)):
             # Pyro does the step again, from the same random numbers, and says what went bad.
-            torch.set_rng_state(generators)
+            set_tensor_generators(generators, self.fabric.device)
             for leaf in self.leaves:
                 leaf.grad = None
             return []

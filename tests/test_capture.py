@@ -58,6 +58,11 @@ LIKELIHOODS: list[Callable[[], Any]] = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def record_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture, "RECORD_AFTER", 0)
+
+
 def rows(n: int = 7) -> Tensor:
     return torch.randint(0, 2, (n, *SHAPE)).float()
 
@@ -170,6 +175,27 @@ def test_the_same_trajectory_with_and_without(network: Any, guide: Any) -> None:
         results.append(trained(VAE(SHAPE, 2, network), guide(), x, capture=use))
     for mine, theirs in zip(*results, strict=True):
         assert torch.equal(mine, theirs)
+
+
+def test_only_shapes_that_come_often_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture, "RECORD_AFTER", 3)
+    with captured(VAE(SHAPE, 2), MeanField(SHAPE, 2), rows(), TraceELBO()) as step:
+        assert [step.pays(rows(7)) for _ in range(5)] == [False, False, False, True, True]
+        assert not step.pays(rows(6))
+
+
+def test_a_fit_records_each_common_shape_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture, "RECORD_AFTER", 2)
+    made: list[CapturedLoss] = []
+    original = CapturedLoss.__init__
+
+    def remembered(self: CapturedLoss, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        made.append(self)
+
+    monkeypatch.setattr(CapturedLoss, "__init__", remembered)
+    trained(VAE(SHAPE, 2), MeanField(SHAPE, 2), rows(12))  # 4 epochs of batches of 5, 5 and 2 rows
+    assert [step.recordings for step in made] == [2]
 
 
 def test_dropout_stays_random() -> None:
