@@ -32,6 +32,9 @@ class FullCovariance(nn.Module):
             d + d (d + 1) / 2 outputs.
         network: what the encoder is built from.
 
+    Raises:
+        ValueError: `latent_dim` is not positive.
+
     Example:
         >>> guide = FullCovariance((1, 8, 8), latent_dim=2, network=MLP(hidden=(32,)))
         >>> guide.encode(torch.rand(5, 1, 8, 8)).covariance_matrix.shape
@@ -45,6 +48,8 @@ class FullCovariance(nn.Module):
         network: Network = MLP(),  # frozen
     ) -> None:
         super().__init__()
+        if latent_dim < 1:
+            raise ValueError(f"FullCovariance.latent_dim must be at least 1, came {latent_dim}")
         self.latent_dim = latent_dim
         self.encoder = network.encoder(data_shape)
         num_outputs = 2 * latent_dim + latent_dim * (latent_dim - 1) // 2

@@ -25,6 +25,9 @@ class MeanField(nn.Module):
         latent_dim: number of latent dimensions, the model's.
         network: what the encoder is built from.
 
+    Raises:
+        ValueError: `latent_dim` is not positive.
+
     Example:
         >>> import torch
         >>> guide = MeanField((1, 8, 8), latent_dim=2, network=MLP(hidden=(32,)))
@@ -40,6 +43,8 @@ class MeanField(nn.Module):
         network: Network = MLP(),  # frozen
     ) -> None:
         super().__init__()
+        if latent_dim < 1:
+            raise ValueError(f"MeanField.latent_dim must be at least 1, came {latent_dim}")
         self.encoder = network.encoder(data_shape)
         self.head = linear_head(self.encoder, 2 * latent_dim)
 

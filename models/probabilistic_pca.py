@@ -35,7 +35,7 @@ class ProbabilisticPCA(nn.Module):
         log_sigma: log sigma, `()`.
 
     Raises:
-        ValueError: `sigma` is not positive.
+        ValueError: `latent_dim` or `sigma` is not positive.
 
     Example:
         >>> x = torch.randn(500, 3) * torch.tensor([3.0, 1.0, 0.1])
@@ -55,6 +55,8 @@ class ProbabilisticPCA(nn.Module):
         learn_sigma: bool = True,
     ) -> None:
         super().__init__()
+        if latent_dim < 1:
+            raise ValueError(f"ProbabilisticPCA.latent_dim must be at least 1, came {latent_dim}")
         if not sigma > 0:
             raise ValueError(f"ProbabilisticPCA.sigma must be positive, came {sigma}")
         self.data_shape = tuple(data_shape)

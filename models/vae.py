@@ -27,6 +27,9 @@ class VAE(nn.Module):
         likelihood: p(x | features); `Bernoulli()` if none is given. It must fit the data: see
             `ppl_vae.likelihoods`.
 
+    Raises:
+        ValueError: `latent_dim` is not positive.
+
     Example:
         >>> model = VAE((1, 8, 8), latent_dim=2, network=MLP(hidden=(32,)))
         >>> model.decode(torch.zeros(5, 2)).mean.shape
@@ -43,6 +46,8 @@ class VAE(nn.Module):
         likelihood: Likelihood | None = None,
     ) -> None:
         super().__init__()
+        if latent_dim < 1:
+            raise ValueError(f"VAE.latent_dim must be at least 1, came {latent_dim}")
         self.data_shape = tuple(data_shape)
         self.latent_dim = latent_dim
         self.likelihood = Bernoulli() if likelihood is None else likelihood

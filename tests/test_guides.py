@@ -156,6 +156,14 @@ def test_one_latent_dimension() -> None:
     assert q.covariance_matrix.shape == (6, 1, 1)
 
 
+@pytest.mark.parametrize("kind", [MeanField, FullCovariance])
+@pytest.mark.parametrize("latent_dim", [0, -3])
+def test_a_latent_needs_a_dimension(kind: type[Amortised], latent_dim: int) -> None:
+    message = rf"^{kind.__name__}\.latent_dim must be at least 1, came {latent_dim}$"
+    with pytest.raises(ValueError, match=message):
+        kind(SHAPE, latent_dim)
+
+
 def test_an_encoder_without_out_features_is_named() -> None:
     class Bare(Network):
         def encoder(self, data_shape: Sequence[int]) -> nn.Module:
