@@ -21,7 +21,7 @@ from ppl_vae.data import Data
 from ppl_vae.diagnosis import diagnose as diagnose_pair
 from ppl_vae.evaluation import Evaluation
 from ppl_vae.evaluation import evaluate as evaluate_pair
-from ppl_vae.fitting import fit, make_fabric
+from ppl_vae.fitting import fit, make_fabric, resolve_device
 from ppl_vae.objectives import Objective
 from ppl_vae.options import Setup, UsageError, load_rows, set_up, with_defaults
 from ppl_vae.pairs import Pair, Program
@@ -64,21 +64,24 @@ def train(parser: ArgumentParser, given: Namespace) -> int:
         options, folder = _options_of_run(parser, given), Path(resumed)
     else:
         options = with_defaults(parser, given)
+    if not given.get("print_config"):  # what is wrong at once is said before the data are read
+        resolve_device(options["device"])
+        if resumed is None and given.get("run_dir"):
+            folder = Path(given.run_dir)
+            prepare_folder(folder, overwrite=bool(given.get("overwrite")), dry_run=True)
     setup = set_up(options)
     if given.get("print_config"):
         print(yaml.safe_dump(setup.config, sort_keys=False), end="")
         return 0
     if resumed is None:
         folder = Path(given.get("run_dir") or _new_folder(setup.config))
-        overwrite = bool(given.get("overwrite"))
-        prepare_folder(folder, overwrite=overwrite, dry_run=True)
         _check(setup)  # before anything is written, and anything overwritten
     choices = ("device", "precision", "num_processes", "num_nodes")
     fabric = make_fabric(**{name: setup.fit_options.pop(name) for name in choices})
     folder = Path(fabric.broadcast(str(folder)))  # its name holds the time
     if fabric.is_global_zero:
         if resumed is None:
-            prepare_folder(folder, overwrite=overwrite)
+            prepare_folder(folder, overwrite=bool(given.get("overwrite")))
         write_config(folder, setup.config)
         _say(f"{setup.data!r}\nrun folder: {folder}")
     progress = False if given.get("quiet") else None
@@ -306,9 +309,7 @@ def _keep(file: Path, overwrite: bool, **result: Any) -> None:
 
 
 def _to_device(run: Run, device: str) -> None:
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    Pair.of(run.model, run.guide).to(torch.device(device))
+    Pair.of(run.model, run.guide).to(resolve_device(device))
 
 
 def _with_rows(evaluation: Evaluation, data: Data) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 from ppl_vae.training import DivergenceError, Training
+
+_PRECISIONS = ("32-true", "bf16-mixed")
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,8 @@ def fit(
             weights. Epochs in which beta still warms up do not count.
         transform: Applied to every training batch, such as dynamic binarisation.
         seed: Makes the result reproducible and leaves the global generators alone. None: use those.
-        device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``mps`` ...
+        device: ``auto`` (a CUDA GPU if there is one, otherwise the CPU), ``cpu``, ``cuda``, ``cuda:1``
+            (that GPU), ``mps``.
         precision: ``32-true``, or ``bf16-mixed`` for bfloat16 autocast.
         num_processes: Processes a machine; each global batch is divided among them.
         num_nodes: Machines.
@@ -137,6 +141,7 @@ def fit(
         A :class:`Fit`.
 
     Raises:
+        TypeError: A number of epochs or rows is not whole.
         PairError: ``check`` found something that makes training wrong.
         DivergenceError: Loss or gradient became NaN or infinite. The last good checkpoint remains.
         FileExistsError: ``run_dir`` holds checkpoints and ``resume`` is not asked for.
@@ -158,6 +163,13 @@ def fit(
         >>> fitted.steps
         300
     """
+    for name, count in (
+        ("max_epochs", max_epochs),
+        ("batch_size", batch_size),
+        ("patience", patience),
+    ):
+        if count is not None and not isinstance(count, Integral):
+            raise TypeError(f"{name} must be a whole number, not {count!r}")
     if max_epochs < 1:
         raise ValueError(f"max_epochs must be at least 1, not {max_epochs}")
     if batch_size < 1:
@@ -220,16 +232,49 @@ def fit(
     return Fit(model=bound_model, guide=bound_guide, objective=wanted, run_dir=folder, **result)
 
 
+def resolve_device(name: str) -> torch.device:
+    """The device of a name: ``auto`` (a CUDA GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+
+    Raises:
+        ValueError: There is no such device, or torch can not see it.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.partition(":")[0] not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device={name!r}: expected 'auto', 'cpu', 'cuda', 'cuda:1' ... or 'mps'")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device={name!r}: after the colon, the GPU's number is expected"
+        ) from error
+    found = torch.cuda.device_count()
+    if device.type == "cuda" and not found:
+        raise ValueError(f"device={name!r}, but torch sees no GPU: use device='auto' or 'cpu'")
+    if device.type == "cuda" and device.index is not None and device.index >= found:
+        raise ValueError(f"device={name!r}, but the last GPU that torch sees is 'cuda:{found - 1}'")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(
+            f"device={name!r}, but torch sees no Apple GPU: use device='auto' or 'cpu'"
+        )
+    return torch.device("cpu") if device.type == "cpu" else device
+
+
 def make_fabric(
     device: str = "auto", precision: str = "32-true", num_processes: int = 1, num_nodes: int = 1
 ) -> Fabric:
     """A launched Lightning Fabric. With several processes, the script is started once more for each."""
     from lightning_fabric import Fabric
 
+    if precision not in _PRECISIONS:
+        raise ValueError(f"precision must be one of {_PRECISIONS}, not {precision!r}")
+    chosen = resolve_device(device)
     several = num_processes * num_nodes > 1
+    if several and chosen.index is not None:
+        raise ValueError(f"device={device!r} is one GPU: use device='cuda' for several processes")
     fabric = Fabric(
-        accelerator=device,
-        devices=num_processes,
+        accelerator=chosen.type,
+        devices=num_processes if chosen.index is None else [chosen.index],
         num_nodes=num_nodes,
         strategy="ddp" if several else "auto",
         precision=precision,  # type: ignore[arg-type]
@@ -244,4 +289,4 @@ def _seed_all(seed: int) -> None:
     random.seed(seed)
 
 
-__all__ = ["DivergenceError", "Fit", "fit", "make_fabric"]
+__all__ = ["DivergenceError", "Fit", "fit", "make_fabric", "resolve_device"]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 import pyro
@@ -37,6 +38,7 @@ _KNOWN: dict[str, dict[str, type]] = {
     "guide": {name: getattr(guides, name) for name in guides.__all__},
     "objective": {kind.__name__: kind for kind in Objective.__subclasses__()},
 }
+_FILLED_IN = ("data_shape", "latent_dim", "network", "likelihood")  # see set_up()
 _DEFAULTS = {
     "model": "ppl_vae.models.VAE",
     "guide": "ppl_vae.guides.MeanField",
@@ -58,7 +60,8 @@ class _HelpFormatter(DefaultHelpFormatter):  # type: ignore[misc, unused-ignore]
         known = re.search(r", known subclasses: .*\)$", text)
         if known and known[0].count(",") > 12:
             text = text.replace(known[0], ")")
-        if action.option_strings:
+        role, _, name = action.dest.rpartition(".")
+        if role in ("model", "guide") and name in _FILLED_IN:
             filled = "(default: what fits the data and the model, type"
             text = text.replace("(required, type", filled)
         return re.sub(r":\w+:`(.*?)`", r"\1", text).replace("``", "")
@@ -369,7 +372,25 @@ def _fill_in(
         for name, value in suggestions.items():
             if name in parameters and name not in arguments and _suits(kind, name):
                 arguments[name] = value
+    _require_all(f"--{role}", spec["class_path"], arguments, {"model"})
     return {"class_path": spec["class_path"], "init_args": arguments}
+
+
+def _require_all(
+    option: str, class_path: str, arguments: Mapping[str, Any], given: Collection[str] = ()
+) -> None:
+    """Raises an error that names the options which a class, and the classes among its arguments, lack."""
+    kind = import_by_name(class_path)
+    if inspect.isclass(kind):
+        for name, parameter in inspect.signature(kind).parameters.items():
+            variable = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+            if variable or parameter.default is not parameter.empty or name in given:
+                continue
+            if arguments.get(name) is None and NoneType not in get_args(_hint(kind, name)):
+                raise UsageError(f"{option}.{name} is missing: {kind.__name__} needs it")
+    for name, value in arguments.items():
+        if isinstance(value, Mapping) and "." in str(value.get("class_path")):
+            _require_all(f"{option}.{name}", value["class_path"], value.get("init_args") or {})
 
 
 def _suits(kind: type, name: str) -> bool:
@@ -377,11 +398,16 @@ def _suits(kind: type, name: str) -> bool:
     ours = {"network": Network, "likelihood": Likelihood}.get(name)
     if ours is None:
         return True
-    try:
-        hint = get_type_hints(kind.__init__).get(name)  # type: ignore[misc]
-    except NameError:
-        return False
+    hint = _hint(kind, name)
     return hint is ours or ours in get_args(hint)
+
+
+def _hint(kind: type, name: str) -> Any:
+    """The type of a constructor's parameter; None if it is not known."""
+    try:
+        return get_type_hints(kind.__init__).get(name)  # type: ignore[misc]
+    except NameError:
+        return None
 
 
 def _likelihood_for(data: Data) -> dict[str, Any]:

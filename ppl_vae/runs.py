@@ -198,7 +198,8 @@ def prepare_folder(path: Path, *, overwrite: bool, dry_run: bool = False) -> Non
             )
         if not overwrite:
             raise FileExistsError(
-                f"there is a run in {path} already: choose another folder, or pass overwrite to replace it"
+                f"there is a run in {path} already: choose another folder, or replace it with overwrite=True "
+                "(--overwrite on the command line)"
             )
         if dry_run:
             return

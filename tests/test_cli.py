@@ -25,6 +25,9 @@ from ppl_vae.checkpoints import read_tensors
 from ppl_vae.cli import COMMANDS, main
 from ppl_vae.diagnosis import Diagnosis
 from ppl_vae.evaluation import Estimate, Evaluation
+from ppl_vae.fitting import fit, make_fabric, resolve_device
+from ppl_vae.guides import MeanField
+from ppl_vae.models import VAE
 from ppl_vae.reports import information, result_table
 
 ROOT = Path(__file__).parent.parent
@@ -467,7 +470,8 @@ def test_a_saturated_mutual_information_is_a_bound(saturated: bool) -> None:
     )
     assert information(diagnosis) == ("≥ 2.70 nats" if saturated else "1.700 ± 0.046 nats")
     x = torch.ones(20)
-    evaluation = Evaluation(*[Estimate(x)] * 4, x, x, 0 * x, num_samples=1000, num_values=3)
+    e = Estimate(x)
+    evaluation = Evaluation(e, e, e, e, x, x, 0 * x, num_samples=1000, num_values=3)
     line = result_table(evaluation, diagnosis).splitlines()[-1]
     assert line.split("  ")[-1] == information(diagnosis)
 
@@ -567,13 +571,21 @@ MISTAKES = [
     (["train", "--model.network", "Foo"], 2, "--model.network: expected the name of a known class"),
     (["train", "--binarize", "no"], 2, "one of 'threshold', 'static', 'dynamic', got no"),
     (["train", "--epochs", "3"], 2, "unrecognized arguments: --epochs 3"),
+    (["train", "--objective.beta", "LinearWarmup"], 2, "--objective.beta.epochs is missing"),
+    (["train", "--device", "cuda"], 1, "device='cuda', but torch sees no GPU: use device='auto'"),
+    (["train", "--device", "cuda:1"], 1, "device='cuda:1', but torch sees no GPU"),
+    (["train", "--device", "gpu"], 1, "device='gpu': expected 'auto', 'cpu', 'cuda'"),
+    (["evaluate", "{first}", "--device", "cuda"], 1, "device='cuda', but torch sees no GPU"),
+    (["diagnose", "{first}", "--device", "cuda:x"], 1, "the GPU's number is expected"),
+    (["train", "--model.latent_dim", "-3"], 1, "VAE.latent_dim must be at least 1, came -3"),
     (["train", "--config", "nothing.yaml"], 2, "--config: file does not exist"),
     (["train", "--data", "digit"], 1, "Did you mean 'digits'?"),
     (["train", "--guide", "Exact"], 1, "Exact needs a model with a closed-form posterior(x)"),
     (["train", "--guide.latent_dim", "3", "--run_dir", "new"], 1, "the network was built for rows"),
     (["train", "--max_epochs", "0", "--run_dir", "new"], 1, "max_epochs must be at least 1"),
     (["train", "--objective.beta", "-1"], 1, "beta is a weight of the KL and must be >= 0"),
-    (["train", "--run_dir", "{first}"], 1, "there is a run in"),
+    (["train", "--run_dir", "{first}"], 1, "overwrite=True (--overwrite on the command line)"),
+    (["train", "--run_dir", "{first}", "--data", "digit"], 1, "there is a run in"),
     (["train", "--run_dir", "{workplace}", "--overwrite"], 1, "something else than a run"),
     (["train", "--resume", "nothing"], 1, "there is no run folder nothing"),
     (["evaluate"], 2, "RUN is missing"),
@@ -600,6 +612,8 @@ def test_mistakes_are_told_in_a_line(
 ) -> None:
     folder, _ = first
     weights = (folder / "weights.safetensors").read_bytes()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)  # as on a machine without a GPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.chdir(tmp_path)
     filled = [a.format(first=folder, workplace=folder.parent) for a in arguments]
     assert main(filled) == code
@@ -610,6 +624,38 @@ def test_mistakes_are_told_in_a_line(
     assert "Namespace" not in shown.err
     assert not any(tmp_path.iterdir()), "a mistake must not leave a folder behind"
     assert (folder / "weights.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize(
+    ("option", "error", "message"),
+    [
+        ({"max_epochs": 1.5}, TypeError, "max_epochs must be a whole number, not 1.5"),
+        ({"batch_size": 8.0}, TypeError, "batch_size must be a whole number, not 8.0"),
+        ({"precision": "16-mixed"}, ValueError, "'32-true', 'bf16-mixed'.*, not '16-mixed'"),
+        ({"device": "gpu"}, ValueError, "device='gpu': expected 'auto'"),
+        ({"device": "cuda:1", "num_processes": 2}, ValueError, "'cuda:1' is one GPU"),
+        ({"device": "cuda:2"}, ValueError, "the last GPU that torch sees is 'cuda:1'"),
+    ],
+)
+def test_fit_refuses_options_that_the_command_line_can_not_pass(
+    option: dict[str, Any],
+    error: type[Exception],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(error, match=message):
+        fit(VAE((3,), 2), MeanField((3,), 2), torch.zeros(8, 3), **option)
+
+
+def test_a_device_with_a_number_is_that_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device("cuda:1") == torch.device("cuda", 1)
+    with patch("lightning_fabric.Fabric") as fabric:
+        make_fabric("cuda:1")
+        make_fabric("cpu", num_processes=2)
+    asked = [(c.kwargs["accelerator"], c.kwargs["devices"]) for c in fabric.call_args_list]
+    assert asked == [("cuda", [1]), ("cpu", 2)]
 
 
 def test_corrupted_weights_are_named_and_debug_shows_the_traceback(
@@ -666,6 +712,9 @@ def test_help_comes_from_the_docstrings(capsys: pytest.CaptureFixture[str]) -> N
     assert main(["train", "--guide.help", "FullCovariance"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "number d of latent dimensions" in shown
+    assert re.search(r"--guide.data_shape [^()]*\(default: what fits the data", shown)
+    assert main(["train", "--objective.beta.help", "LinearWarmup"]) == 0
+    assert "--beta.epochs EPOCHS (required, type" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("name", COMMANDS)
