@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import warnings
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -18,10 +19,10 @@ from torch import Tensor
 
 from ppl_vae._version import __version__
 from ppl_vae.batches import Batches, DataLike, device_of, move
-from ppl_vae.evaluation import Evaluation, evaluate, evaluating
+from ppl_vae.evaluation import Evaluation, chunk_sizes, evaluate, evaluating
 from ppl_vae.handlers import Substitute
 from ppl_vae.layout import survey
-from ppl_vae.pairs import Batch, Pair, Program, as_args, num_rows
+from ppl_vae.pairs import Batch, Pair, Program, as_args, num_rows, take_rows
 from ppl_vae.rows import Layout
 
 _ROWS_AT_ONCE = 1024
@@ -119,16 +120,22 @@ def to_arviz(
     batches = Batches(x, pair)
     chunks: list[Groups] = []
     with evaluating(pair, seed):
-        at_once = evaluation.num_rows if pair.keeps_rows else _ROWS_AT_ONCE
         weights = [p for module in pair.modules().values() for p in module.parameters()]
         device = device_of([*weights, *pair.store["params"].values()])
-        layout = survey(pair, move(batches.first(at_once), device))
+        first = move(batches.first(evaluation.num_rows if pair.keeps_rows else 16), device)
+        layout = survey(pair, first)
+        at_once = num_rows(first)
+        if not pair.keeps_rows:
+            few = take_rows(first, slice(0, 16))
+            # Draws are made one by one: the room for many samples of a row is for many rows.
+            at_once = min(_ROWS_AT_ONCE, math.prod(chunk_sizes(pair, layout, few, _ROWS_AT_ONCE)))
         # Latents that belong to all rows must have the same value in every chunk of rows.
         shared: list[dict[str, Tensor]] = [{} for _ in range(2 * num_draws)]
         keep: dict[str, int] = {"observed_data": 1}
         for batch in batches.ordered(at_once):
-            batch = move(batch, device)
-            chunks.append(_draw(pair, layout, batch, shared, keep, evaluation.num_rows))
+            for start in range(0, num_rows(batch), at_once):
+                chunk = move(take_rows(batch, slice(start, start + at_once)), device)
+                chunks.append(_draw(pair, layout, chunk, shared, keep, evaluation.num_rows))
     groups = {
         group: {name: _join([chunk[group][name] for chunk in chunks]) for name in variables}
         for group, variables in chunks[0].items()

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
+from ppl_vae.evaluation import chunk_sizes
 from ppl_vae.handlers import elementwise
-from ppl_vae.pairs import Batch, Pair, as_args
+from ppl_vae.pairs import Batch, Pair, as_args, num_rows, take_rows
 from ppl_vae.refinement import can_refine, refine_rows
 from ppl_vae.rows import Layout, RowDensities, posterior_means, rows_first, sample_rows
 
@@ -80,38 +81,40 @@ def find_cause(
         unused: Which dimensions are not active.
         beta: The weight of the KL that the pair was trained with.
     """
-    rows = sample_rows(pair, layout, batch, _DRAWS)
+    few = batch if pair.keeps_rows else take_rows(batch, slice(0, 2))
+    trace = sample_rows(pair, layout, few, 1).model_trace
     notes: tuple[str, ...] = ()
-    if not can_refine(pair, layout, rows.model_trace):
+    if not can_refine(pair, layout, trace):
         notes = (
             "no posterior of a single row can be fitted for this pair: a guide that lags behind the model is "
             "not ruled out",
         )
-    elif _revives(pair, layout, batch, rows, unused, beta):
+    elif _revives(pair, layout, batch, unused, beta):
         return "lagging guide", ()
     return residuals.verdict(beta) or "ignored latent", notes
 
 
-def _revives(
-    pair: Pair, layout: Layout, batch: Batch, rows: RowDensities, unused: Tensor, beta: float
-) -> bool:
+def _revives(pair: Pair, layout: Layout, batch: Batch, unused: Tensor, beta: float) -> bool:
     """Whether posteriors fitted to each row under the same beta use what the guide does not."""
-    means = posterior_means(rows, layout)
-    dead = unused.to(means.device)
     dtype = as_args(batch)[0].dtype
-    start = (
-        means + 0.5 * torch.randn_like(means) * dead
-    )  # off the prior's mean, which may be a saddle
-    refined = refine_rows(
-        pair,
-        layout,
-        batch,
-        start.to(dtype if dtype.is_floating_point else torch.get_default_dtype()),
-        beta=beta,
-    )
-    bound = rows.log_likelihood + beta * (rows.log_prior - rows.log_guide)
-    gain = float((refined.bound - bound.mean(0)).mean())
-    return gain > 0 and float(refined.kl.mean(0)[dead].max()) > REVIVED
+    dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()
+    n = num_rows(batch)
+    at_once, draws = chunk_sizes(pair, layout, take_rows(batch, slice(0, 16)), _DRAWS)
+    size = max(1, at_once * draws // _DRAWS)
+    gains, kls = [], []
+    for first in range(0, n, size):
+        chunk = take_rows(batch, slice(first, first + size))
+        rows = sample_rows(pair, layout, chunk, _DRAWS)
+        means = posterior_means(rows, layout)
+        # Off the prior's mean, which may be a saddle.
+        start = means + 0.5 * torch.randn_like(means) * unused.to(means.device)
+        bound = rows.log_likelihood + beta * (rows.log_prior - rows.log_guide)
+        del rows
+        refined = refine_rows(pair, layout, chunk, start.to(dtype), beta=beta)
+        gains.append(refined.bound - bound.mean(0))
+        kls.append(refined.kl)
+    kl = torch.cat(kls).mean(0)[unused.to(kls[0].device)]
+    return float(torch.cat(gains).mean()) > 0 and float(kl.max()) > REVIVED
 
 
 class Residuals:

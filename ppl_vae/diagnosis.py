@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,14 @@ from torch.distributions import Normal, kl_divergence
 from ppl_vae import stats
 from ppl_vae.batches import Batches, DataLike, device_of, move
 from ppl_vae.collapse import CAUSES, Residuals, find_cause
-from ppl_vae.evaluation import Estimate, all_rows, device_of_pair, evaluating, progress_bar
+from ppl_vae.evaluation import (
+    Estimate,
+    all_rows,
+    chunk_sizes,
+    device_of_pair,
+    evaluating,
+    progress_bar,
+)
 from ppl_vae.handlers import (
     Substitute,
     elementwise,
@@ -203,7 +211,12 @@ def diagnose(
         layout = survey(pair, move(first, device))
         if not layout.latents:
             raise ValueError("the guide samples no latent of a row: there is nothing to diagnose")
-        size = num_rows(first) if pair.keeps_rows else 256
+        size = num_rows(first)
+        if not pair.keeps_rows:
+            # All draws of a row at once, and as many rows as fit.
+            few = move(take_rows(first, slice(0, 16)), device)
+            rows, draws = chunk_sizes(pair, layout, few, 4 * _DRAWS)
+            size = max(1, rows * draws // _DRAWS)
         # Where an analytic KL is not a site's share of the rate, the sampled one is.
         analytic = not mean_field_violations(pair, move(first, device))
         held = _hold_shared(pair, layout, move(first, device))
@@ -277,6 +290,13 @@ class _Look:
     identical: bool
 
 
+def _chunks(batches: Batches, size: int, device: torch.device) -> Iterator[Batch]:
+    """The rows in order, ``size`` at most at once; a loader's batches may be larger."""
+    for batch in batches.ordered(size):
+        for start in range(0, num_rows(batch), size):
+            yield move(take_rows(batch, slice(start, start + size)), device)
+
+
 def _look(
     pair: Pair,
     layout: Layout,
@@ -297,8 +317,7 @@ def _look(
     identical = True
     n = 0
     with progress_bar(None, "diagnose", "row", progress) as bar:
-        for batch in batches.ordered(size):
-            batch = move(batch, device)
+        for batch in _chunks(batches, size, device):
             rows = sample_rows(pair, layout, batch, _DRAWS)
             kl, means, noise_of_means, names = _dimensions(pair, layout, batch, rows, analytic)
             spread.update(means.cpu())
@@ -437,8 +456,7 @@ def _information(
     points = {name: torch.cat([p[name] for p in look.points])[chosen] for name in look.points[0]}
     aggregate = torch.full((count,), -math.inf, dtype=torch.float64, device=device)
     with progress_bar(look.n, "diagnose", "row", progress) as bar:
-        for batch in batches.ordered(size):
-            batch = move(batch, device)
+        for batch in _chunks(batches, size, device):
             n = num_rows(batch)
             width = max(1, min(count, 2**20 // n // max(1, len(look.names))))
             parts = []

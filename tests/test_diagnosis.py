@@ -778,3 +778,48 @@ def test_information_in_a_latent_of_small_scale_is_not_called_a_dead_model() -> 
     assert found.mutual_information.mean > 2.0
     assert found.cause == "small means"
     assert "Healthy" not in found.summary()
+
+
+# -- memory ------------------------------------------------------------------------------------------------
+
+
+def test_a_small_budget_runs_few_rows_at_once_and_finds_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rows x draws that meet in the decoder, with room for all and with room for a part."""
+    x = gaussian_data(SPECTRUM, n=300)
+    fitted = fitted_pca(x, latent_dim=3, sigma=0.3)
+    largest = 0
+
+    def model(x: Tensor) -> None:
+        nonlocal largest
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(3), 1.0).to_event(1))
+            largest = max(largest, z.numel() // 3)
+            loc = z @ fitted.weight.detach().T + fitted.mean.detach()
+            pyro.sample("x", dist.Normal(loc, 0.3).to_event(1), obs=x)
+
+    guide = PriorGuide(Exact(fitted), [False, True, False])
+    whole = diagnose(model, guide, x, seed=0)
+    assert largest == 256 * 32
+    largest = 0
+    monkeypatch.setattr("ppl_vae.evaluation.MEMORY_BUDGET", 2**20)
+    parts = diagnose(model, guide, DataLoader(x, batch_size=100), seed=0)  # type: ignore[arg-type]
+    assert 32 <= largest <= 64 * 32
+    assert parts.cause == whole.cause == "lagging guide"
+    assert parts.num_rows == whole.num_rows == 300
+    torch.testing.assert_close(whole.kl, parts.kl, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(whole.mean_variance, parts.mean_variance, atol=1e-6, rtol=1e-6)
+
+
+def test_a_collapsed_guide_that_keeps_parameters_for_each_row() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(0 * z, 1.0), obs=x)
+
+    x = torch.randn(1000)
+    guide = AutoNormal(model, init_scale=1.0, init_loc_fn=pyro.infer.autoguide.init_to_mean)
+    found = diagnose(model, guide, x, seed=0)
+    assert found.collapsed.tolist() == [True]
+    assert any("not ruled out" in note for note in found.notes)
