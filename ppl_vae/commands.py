@@ -29,6 +29,7 @@ from ppl_vae.plots import prior_samples
 from ppl_vae.reports import (
     Comparison,
     Generator,
+    dequantization_note,
     dimensions_table,
     draw_run,
     information,
@@ -158,7 +159,7 @@ def _report(
     labels = None if data.test_labels is None else data.test_labels[:_PICTURED]
     generator = Generator(model, guide, data.test[:_PICTURED], seed)
     failed = draw_run(folder / PLOTS, generator, history, evaluation, diagnosis, labels)
-    print(result_table(evaluation, diagnosis))
+    print(result_table(evaluation, diagnosis) + dequantization_note(evaluation, data))
     print(f"\n{diagnosis.summary()}")
     print(f"\nrun folder: {folder}\npictures:   {folder / PLOTS}")
     for line in failed:
@@ -206,7 +207,7 @@ def evaluate(parser: ArgumentParser, given: Namespace) -> int:
         seed=options.seed,
         progress=False if options.quiet else None,
     )
-    print(evaluation)
+    print(f"{evaluation}{dequantization_note(evaluation, data)}")
     _keep(run.path / EVALUATION, options.overwrite, evaluation=_with_rows(evaluation, data))
     return 0
 

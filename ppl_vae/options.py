@@ -326,10 +326,15 @@ def with_defaults(parser: ArgumentParser, given: Namespace) -> dict[str, Any]:
 
 def load_rows(config: Mapping[str, Any], data_dir: str | None = None) -> Data:
     """The data that a configuration names."""
+    if "data" not in config:
+        raise ValueError(
+            "the run's config.yaml names no data: it was saved from Python, so that only load_run can use it "
+            "there; add `data: NAME`, as `ppl-vae train --data` takes it, if there is such a name"
+        )
     options = {name: config[name] for name in _DATA if name in config}
     if data_dir is not None:
         options["data_dir"] = data_dir
-    return load_data(config["data"], **options, seed=config["seed"])
+    return load_data(config["data"], **options, seed=config.get("seed", 0))
 
 
 def set_up(options: Mapping[str, Any]) -> Setup:

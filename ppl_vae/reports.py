@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ppl_vae import plots
 from ppl_vae._drawing import BLUE, GREY, MEDIUM, annotate
+from ppl_vae.data import Data, Dequantization
 from ppl_vae.diagnosis import Diagnosis
 from ppl_vae.evaluation import Estimate, Evaluation, evaluating
 from ppl_vae.handlers import PairError, Substitute
@@ -186,16 +187,13 @@ class Comparison:
         """
         evaluations = []
         for run in runs:
-            if run.evaluation is None:
+            evaluation = run.evaluation
+            if evaluation is None or "rows" not in evaluation:
+                lack = "holds no evaluation" if evaluation is None else "does not say its rows"
                 raise ValueError(
-                    f"{run.path} holds no evaluation: run `ppl-vae evaluate {run.path}` first"
+                    f"{run.path} {lack}, so that it can not be compared: " + _remedy(run)
                 )
-            if "rows" not in run.evaluation:
-                raise ValueError(
-                    f"the evaluation in {run.path} does not say on which rows it was made: make it anew with "
-                    f"`ppl-vae evaluate {run.path} --overwrite`"
-                )
-            evaluations.append(run.evaluation)
+            evaluations.append(evaluation)
         for run, evaluation in zip(runs, evaluations, strict=True):
             own, first = evaluation["rows"], evaluations[0]["rows"]
             if own != first:
@@ -282,6 +280,16 @@ class Comparison:
         return figure
 
 
+def _remedy(run: Run) -> str:
+    """How to come by an evaluation that says its rows."""
+    if "data" in run.config:  # ppl-vae train made it
+        return f"run `ppl-vae evaluate {run.path} --overwrite`"
+    return (
+        "it was saved from Python and its config.yaml names no data; evaluate both pairs in Python on the "
+        "same rows, and take the difference of the per-row values"
+    )
+
+
 def _short_names(paths: Sequence[Path]) -> list[str]:
     """The folders' own names, or the whole paths where two of those are the same."""
     names = [path.resolve().name for path in paths]
@@ -320,6 +328,22 @@ def result_table(evaluation: Evaluation, diagnosis: Diagnosis) -> str:
     numbers.append(f"{'active units':<{width}}{active}")
     numbers.append(f"{'mutual information':<{width}}{information(diagnosis)}")
     return "\n".join([*numbers, *lines[len(numbers) - 2 :]])
+
+
+def dequantization_note(evaluation: Evaluation, data: Data) -> str:
+    """What the bits per dimension of dequantised data leave out; empty for other data.
+
+    For D values a row and L levels a density p of the dequantised values bounds the discrete ones'
+    probability: -log2 P / D <= -log2 p / D + log2 L ("A note on the evaluation of generative models",
+    arXiv:1511.01844).
+    """
+    if not isinstance(data.transform, Dequantization):
+        return ""
+    levels, bits = data.transform.levels, evaluation.bits_per_dim.mean
+    return (
+        f"\nnote: the data are dequantised, log p(x) is a density on [0, 1): the {levels} levels themselves "
+        f"take at most {bits:.4f} + log2({levels}) = {bits + math.log2(levels):.4f} bits per dimension"
+    )
 
 
 def information(diagnosis: Diagnosis) -> str:

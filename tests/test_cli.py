@@ -23,12 +23,14 @@ import yaml
 
 from ppl_vae.checkpoints import read_tensors
 from ppl_vae.cli import COMMANDS, main
+from ppl_vae.data import load_data
 from ppl_vae.diagnosis import Diagnosis
-from ppl_vae.evaluation import Estimate, Evaluation
+from ppl_vae.evaluation import Estimate, Evaluation, evaluate
 from ppl_vae.fitting import fit, make_fabric, resolve_device
 from ppl_vae.guides import MeanField
 from ppl_vae.models import VAE
 from ppl_vae.reports import information, result_table
+from ppl_vae.runs import save_run
 
 ROOT = Path(__file__).parent.parent
 SMALL = ("--max_rows", "60", "--num_samples", "20", "--batch_size", "32")
@@ -464,9 +466,9 @@ def test_diagnose(
 def test_a_saturated_mutual_information_is_a_bound(saturated: bool) -> None:
     """20 rows can show log 20 = 3.00 nats: within a nat of that, the estimate is only a lower bound."""
     values = torch.tensor([2.5, 2.9] if saturated else [1.5, 1.9]).repeat(10)
-    none, yes = torch.tensor([False]), torch.tensor([True])
+    one, none, yes = torch.ones(1), torch.tensor([False]), torch.tensor([True])
     diagnosis = Diagnosis(
-        ("z[0]",), *torch.ones(2, 1), yes, none, Estimate(values), Estimate(values), "none", "", 20
+        ("z[0]",), one, one, yes, none, Estimate(values), Estimate(values), "none", "", 20
     )
     assert information(diagnosis) == ("≥ 2.70 nats" if saturated else "1.700 ± 0.046 nats")
     x = torch.ones(20)
@@ -534,6 +536,48 @@ def test_runs_on_other_rows_are_not_compared(
     assert main(["compare", str(first[0]), str(tmp_path / "other"), "-o", output]) == 1
     assert "ppl-vae evaluate" in capsys.readouterr().err
     assert not Path(output).exists()
+
+
+def test_a_run_saved_from_python_is_told_what_it_lacks(
+    first: tuple[Path, subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of what is advised, all is to work."""
+    sizes = {"data_shape": [1, 8, 8], "latent_dim": 2}
+    config = {
+        "model": {"class_path": "ppl_vae.models.VAE", "init_args": sizes},
+        "guide": {"class_path": "ppl_vae.guides.MeanField", "init_args": sizes},
+    }
+    model, guide = VAE((1, 8, 8), 2), MeanField((1, 8, 8), 2)
+    x = load_data("digits", max_rows=60, binarize="threshold").test
+    evaluation = evaluate(model, guide, x, num_samples=5, seed=0, progress=False)
+    saved, output = tmp_path / "saved", str(tmp_path / "c.png")
+    save_run(saved, model, guide, config=config, evaluation=evaluation)
+    assert main(["compare", str(first[0]), str(saved), "-o", output]) == 1
+    shown = capsys.readouterr().err
+    assert "config.yaml names no data" in shown
+    assert "ppl-vae evaluate" not in shown
+    assert main(["evaluate", str(saved)]) == 1
+    assert "config.yaml names no data" in capsys.readouterr().err
+    data = {"data": "digits", "max_rows": 60, "binarize": "threshold"}
+    save_run(saved, model, guide, config=config | data, evaluation=evaluation, overwrite=True)
+    assert main(["compare", str(saved), str(saved), "-o", output]) == 1
+    assert f"`ppl-vae evaluate {saved} --overwrite`" in capsys.readouterr().err
+    assert main(["evaluate", str(saved), "--num_samples", "5", "--overwrite"]) == 0
+    assert main(["compare", str(saved), str(saved), "-o", output]) == 0
+
+
+def test_dequantised_bits_are_told_with_their_levels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tmp_path / "run", "--max_epochs", "1", "--dequantize", "true")
+    trained = capsys.readouterr().out
+    bits = json.loads((tmp_path / "run" / "evaluation.json").read_text())["bits_per_dim"]["mean"]
+    (note,) = (line for line in trained.splitlines() if line.startswith("note: "))
+    assert note.endswith(f"{bits:.4f} + log2(17) = {bits + np.log2(17):.4f} bits per dimension")
+    assert main(["evaluate", str(tmp_path / "run"), "--num_samples", "20"]) == 0
+    assert note in capsys.readouterr().out
 
 
 def test_export(
