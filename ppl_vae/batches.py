@@ -8,6 +8,7 @@ their own order.
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -33,7 +34,9 @@ class Batches:
     Args:
         x: A tensor ``(n, *event)``; a tuple of such tensors for programs of several arguments; or an
             iterable of batches (a list, too) that can be iterated once an epoch. Batches that hold more tensors
-            than the model has arguments (labels, usually) are cut to those that it takes.
+            (labels, usually) than the model takes are cut: to its arguments without a default, and those
+            right after them whose default is None (``y=None``). Others (``annealing=1.0``) are options,
+            not data.
         pair: The pair that will be given the batches.
 
     Raises:
@@ -161,7 +164,7 @@ def _in_one_order(batches: Iterator[Batch], seed: int, epoch: int) -> Iterator[B
 
 
 def _num_arguments(pair: Pair) -> int | None:
-    """How many positional arguments the model takes; None if any number or if nothing can be found out."""
+    """How many tensors the model takes; None if any number or if nothing can be found out."""
     program = pair.model.forward if isinstance(pair.model, torch.nn.Module) else pair.model
     try:
         parameters = inspect.signature(program).parameters.values()
@@ -169,8 +172,9 @@ def _num_arguments(pair: Pair) -> int | None:
         return None
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):
         return None
-    required = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return max(1, len(required))
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    data = itertools.takewhile(lambda p: p.default in (p.empty, None), positional)
+    return max(1, len(list(data)))
 
 
 def move(batch: Batch, device: torch.device) -> Batch:

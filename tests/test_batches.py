@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from ppl_vae.batches import Batches
-from ppl_vae.pairs import Pair
+from ppl_vae.pairs import Pair, as_args
 
 
 def of_one(x: Tensor) -> None: ...
@@ -167,3 +167,27 @@ def test_wrong_batches_are_named() -> None:
         Batches([], ONE).first(1)
     with pytest.raises(ValueError, match="no rows"):
         list(Batches([X, X[:0]], ONE).ordered(1))
+
+
+def _with_option(x: Tensor, annealing: float = 1.0) -> None: ...
+
+
+def _with_labels(x: Tensor, y: Tensor | None = None, annealing: float = 1.0) -> None: ...
+
+
+def _with_option_before_labels(x: Tensor, scale: float = 1.0, y: Tensor | None = None) -> None: ...
+
+
+def _all_optional(x: Tensor | None = None) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("model", "taken"),
+    [(_with_option, 1), (_with_labels, 2), (_with_option_before_labels, 1), (_all_optional, 1)],
+)
+def test_labels_are_not_given_to_options(model: Any, taken: int) -> None:
+    labels = torch.arange(len(X))
+    pair = Pair(model, model)
+    for x in ((X, labels), [(X, labels)]):
+        batch = Batches(x, pair).first(4)
+        assert len(as_args(batch)) == taken
