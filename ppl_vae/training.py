@@ -29,14 +29,15 @@ from ppl_vae.capture import (
     set_tensor_generators,
     tensor_generators,
 )
-from ppl_vae.check import check_batch
+from ppl_vae.check import DataCheck, check_batch, rows_not_finite
 from ppl_vae.evaluation import progress_bar
-from ppl_vae.handlers import PairError, first_bad_site
+from ppl_vae.handlers import PairError, first_bad_site, observed_sites
 from ppl_vae.layout import survey
 from ppl_vae.objectives import Loss, Objective
 from ppl_vae.pairs import Batch, Pair, num_rows
 from ppl_vae.resuming import (
     load_checkpoint,
+    own_generators,
     random_state,
     save_checkpoint,
     set_random_state,
@@ -54,6 +55,9 @@ CHECKPOINT_SECONDS = (1.0, 60.0)
 
 VALIDATION_SAMPLES = 4
 """Samples a row for the held-out ELBO after each epoch, the same random numbers every time."""
+
+CHECKED_ROWS = 1024
+"""Least rows at once when all data are looked at before the training."""
 
 METRICS = (
     "epoch",
@@ -146,6 +150,7 @@ class Training:
         self.leaves = list(self.parameters.values())
         if not self.leaves:
             raise ValueError("the pair has no parameters to train: neither modules nor pyro.param")
+        self._check_rows(batch)
         if self.fabric.world_size > 1:
             self._synchronise()
         self.layout: Layout = survey(self.pair, batch)
@@ -167,6 +172,34 @@ class Training:
         self.saved_at = -math.inf
         self.overdue = False
         self.best: dict[str, Tensor] | None = None
+
+    def _check_rows(self, first: Batch) -> None:
+        """Looks at the data of all rows; those of an iterable are looked at as they come."""
+        self.data_check: DataCheck | None = None
+        if self.pair.keeps_rows or self.batches.num_batches(self.batch_size) == 1:
+            return  # the check has seen them all
+        self.data_check = DataCheck(self.pair, first)
+        if not self.batches.in_memory:
+            return
+        start = 0
+        with own_generators():
+            for batch in self.batches.ordered(max(self.batch_size, CHECKED_ROWS)):
+                batch = self._transformed(self._on_device(batch))
+                found = self.data_check.first_problem(batch)
+                if found is not None:
+                    row = start if found[1] is None else start + found[1]
+                    raise PairError(f"row {row} of x (counted from 0): {found[0]}")
+                start += num_rows(batch)
+
+    def _check_batch_as_it_comes(self, batch: Batch) -> None:
+        if self.data_check is None or self.batches.in_memory or self.state.epoch > 0:
+            return
+        found = self.data_check.first_problem(batch)
+        if found is not None:
+            row = "" if found[1] is None else f", row {found[1]} in it"
+            raise PairError(
+                f"batch {self.state.step_in_epoch} of x{row} (counted from 0): {found[0]}"
+            )
 
     def run(self, tensorboard: bool) -> dict[str, Any]:
         """Trains until the end; what :class:`Fit` says of it."""
@@ -252,6 +285,7 @@ class Training:
         diverged: DivergenceError | None = None
         if batch is not None:
             batch = self._transformed(self._on_device(batch))
+            self._check_batch_as_it_comes(batch)
             share = num_rows(batch) / rows
             with self.fabric.autocast():
                 metrics = self._captured_step(batch, beta)
@@ -329,10 +363,19 @@ class Training:
         where = (
             f"the first site that is not finite is {site[1]}" if site else "all sites are finite"
         )
+        advice = "A smaller learning rate, clip_grad_norm, or a bounded scale may help"
+        for model_trace, _ in loss.traces if loss is not None else []:
+            data = observed_sites(model_trace).get(site[0]) if site else None
+            if data is not None and not bool(torch.isfinite(data["value"]).all()):
+                rows = rows_not_finite(data, self.layout.dim)
+                shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
+                where_in = f"rows {shown} of the batch, counted from 0" if rows else "the batch"
+                advice = f"They are in {where_in}: remove or mend them, or the transform"
+                break
         kept = f"; the last good checkpoint is in {self.folder}/checkpoints" if self.folder else ""
         return DivergenceError(
             f"{what} became NaN or infinite at step {self.state.step + 1} (epoch {self.state.epoch + 1}); "
-            f"{where}{kept}. A smaller learning rate, clip_grad_norm, or a bounded scale may help",
+            f"{where}{kept}. {advice}",
             self.state.step,
             site[0] if site else None,
         )

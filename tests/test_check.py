@@ -16,7 +16,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
 from ppl_vae import check
-from ppl_vae.check import Problem, Report
+from ppl_vae.check import Problem, Report, check_data
 from ppl_vae.handlers import PairError
 from ppl_vae.objectives import (
     ELBO,
@@ -283,6 +283,56 @@ def test_data_that_are_nan() -> None:
     x = X.clone()
     x[3, 1] = x[3, 2] = x[7, 0] = torch.nan
     error(check(model, lambda x: guide(x.nan_to_num()), x), "x", "NaN in 2 of the 12 rows")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "words"),
+    [
+        (torch.uint8, "x is torch.uint8, the parameters are torch.float32: pass x.float()"),
+        (torch.float64, "x is torch.float64, the parameters are torch.float32: pass x.float()"),
+    ],
+)
+def test_data_of_another_type_than_the_parameters(dtype: torch.dtype, words: str) -> None:
+    encoder = nn.Linear(3, 3)
+
+    def encode(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(encoder(x), 1.0).to_event(1))
+
+    error(check(model, encode, X.abs().to(dtype)), "guide", "the guide raised RuntimeError", words)
+    wrong_shape = check(model, encode, X[:, :2]).errors[0].message
+    assert "pass x" not in wrong_shape
+
+
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        (X[:, :2], "the guide raised RuntimeError on a batch of shape"),
+        (X.double().round(), r"pass x\.float\(\)"),
+        (torch.full((4, 3), torch.nan), "'x' are NaN in 4 of the 4 rows"),
+        (torch.full((4, 3), torch.inf), "'x' are infinite in 4 of the 4 rows"),
+        (X, "outside of the support of Bernoulli"),
+    ],
+)
+def test_a_batch_that_can_not_be_used_is_refused_in_plain_words(batch: Tensor, words: str) -> None:
+    encoder, decoder = nn.Linear(3, 2), nn.Linear(2, 3)
+
+    def encode(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(encoder(x), 1.0, validate_args=False).to_event(1))
+
+    def decode(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=decoder(z)).to_event(1), obs=x)
+
+    pair = Pair(decode, encode)
+    before = torch.get_rng_state()
+    with pair.scope():
+        check_data(pair, (X > 0).float())
+        with pytest.raises(PairError, match=words):
+            check_data(pair, batch)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_data_that_are_masked_may_be_anything() -> None:

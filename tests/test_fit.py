@@ -272,6 +272,70 @@ def test_rows_are_checked_as_the_transform_makes_them() -> None:
         train(grey.bernoulli(), model=Binary(), transform=lambda x: x / 2)
 
 
+class Binary(Model):
+    """Its data are observed as they come, or computed from what comes."""
+
+    def __init__(self, computed: bool) -> None:
+        super().__init__()
+        self.computed = computed
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            seen = x + 0.0 if self.computed else x
+            pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=seen)
+
+
+@pytest.mark.parametrize("computed", [False, True])
+@pytest.mark.parametrize(
+    ("bad", "words"), [(7.0, "outside of the support of Bernoulli"), (math.nan, "NaN in 1 of")]
+)
+def test_every_row_is_looked_at_before_the_training(computed: bool, bad: float, words: str) -> None:
+    x = torch.zeros(1100, 3)
+    assert train(x, model=Binary(computed), max_epochs=1)[0].epochs == 1
+    x[1030, 1] = bad
+    with pytest.raises(PairError, match=rf"^row 1030 of x \(counted from 0\).*'x'.*{words}"):
+        train(x, model=Binary(computed))
+
+
+@pytest.mark.parametrize("computed", [False, True])
+def test_batches_are_looked_at_as_they_come(computed: bool) -> None:
+    batches = [torch.zeros(4, 3), torch.ones(5, 3), torch.zeros(6, 3)]
+    seeds = [train(b, model=Binary(computed))[1] for b in (batches, list(batches))]
+    assert same(*seeds)
+    batches[2][5, 0] = 7.0
+    words = r"^batch 2 of x, row 5 in it \(counted from 0\).*outside of the support of Bernoulli"
+    with pytest.raises(PairError, match=words):
+        train(batches, model=Binary(computed))
+
+
+def test_what_a_mask_hides_is_not_looked_at() -> None:
+    class Masked(Model):
+        def forward(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+                likelihood = dist.Bernoulli(logits=self.decoder(z)).mask(x != 9.0).to_event(1)
+                pyro.sample("x", likelihood, obs=x)
+
+    x = torch.zeros(50, 3)
+    x[40:, 1] = 9.0
+    assert train(x, model=Masked(), max_epochs=1)[0].epochs == 1
+
+
+def test_counts_are_looked_at_against_their_total() -> None:
+    class Counts(Model):
+        def forward(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+                pyro.sample("x", dist.Binomial(16, logits=self.decoder(z)).to_event(1), obs=x)
+
+    x = torch.full((50, 3), 16.0)
+    assert train(x, model=Counts(), max_epochs=1)[0].epochs == 1
+    x[49, 2] = 17.0
+    with pytest.raises(PairError, match=r"^row 49 of x.*the integers 0 to 16"):
+        train(x, model=Counts())
+
+
 # -- optimizers and schedules ----------------------------------------------------------------------------
 
 
@@ -581,10 +645,13 @@ def test_divergence_names_the_step(tmp_path: Path) -> None:
         train(
             model=model,
             guide=guide,
-            transform=after(1 + 6 + 1, math.nan),  # the check, the steps, the active units
+            # the check of the first batch and of all rows, the steps, the active units
+            transform=after(2 + 6 + 1, math.nan),
             run_dir=tmp_path,
         )
     assert (caught.value.step, caught.value.site) == (6, "x")
+    assert "in rows 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ... of the batch" in str(caught.value)
+    assert "learning rate" not in str(caught.value)
     assert all(torch.isfinite(t).all() for t in weights(model, guide).values())
     state, facts = load_checkpoint(tmp_path / "checkpoints")
     assert facts["progress"]["step"] in (0, 4)
