@@ -56,6 +56,13 @@ CAUSES = {
 }
 """For each cause: what it means, and the remedy."""
 
+
+def remedy_of(cause: str, beta: float) -> str:
+    """What to do about a cause; a decoder that does not use z may have learnt so from beta."""
+    lower = f"lower beta, which is {beta:g}; " if cause == "ignored latent" and beta > 1 else ""
+    return lower + CAUSES[cause][1]
+
+
 REVIVED = 0.1
 """Nats of KL, by which a row's own posterior must use a dimension that the guide does not."""
 
@@ -91,7 +98,10 @@ def find_cause(
         )
     elif _revives(pair, layout, batch, unused, beta):
         return "lagging guide", ()
-    return residuals.verdict(beta) or "ignored latent", notes
+    verdict = residuals.verdict(beta)
+    if verdict is None and beta > 1 and not notes and _revives(pair, layout, batch, unused, 1.0):
+        verdict = "large beta"
+    return verdict or "ignored latent", notes
 
 
 def _revives(pair: Pair, layout: Layout, batch: Batch, unused: Tensor, beta: float) -> bool:

@@ -14,7 +14,7 @@ from torch.distributions import Normal, kl_divergence
 
 from ppl_vae import stats
 from ppl_vae.batches import Batches, DataLike, device_of, move
-from ppl_vae.collapse import CAUSES, Residuals, find_cause
+from ppl_vae.collapse import CAUSES, Residuals, find_cause, remedy_of
 from ppl_vae.evaluation import (
     Estimate,
     all_rows,
@@ -171,7 +171,8 @@ def diagnose(
     the guide lags behind the model. Otherwise a Gaussian decoder is judged by what it
     leaves of the data (Lucas et al., arXiv:1911.02469): a further dimension pays where the variance left in
     some direction exceeds beta sigma^2. If there is such a direction, or if the likelihood is not Gaussian,
-    all that can be said is that the decoder does not use the dimensions.
+    all that can be said is that the decoder does not use the dimensions; or that beta is too large, if for a
+    likelihood that is not Gaussian posteriors fitted under beta = 1 do use them.
 
     Args:
         model: Pyro program of p(x, z).
@@ -243,7 +244,7 @@ def diagnose(
         mutual_information=information,
         marginal_kl=marginal,
         cause=cause,
-        remedy=CAUSES[cause][1],
+        remedy=remedy_of(cause, beta),
         num_rows=look.n,
         notes=notes,
     )

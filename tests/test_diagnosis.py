@@ -620,6 +620,27 @@ def test_a_likelihood_without_a_noise_level_makes_no_claim_about_it() -> None:
     assert cause(found) == ("ignored latent", 1)
 
 
+@pytest.mark.parametrize(("weight", "expected"), [(1.5, "large beta"), (0.0, "ignored latent")])
+def test_a_large_beta_is_named_where_no_noise_level_tells(weight: float, expected: str) -> None:
+    """Binomial counts under beta = 200: z is worth its KL at beta = 1, or has no weight any more."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            logits = weight * z[..., :1].expand(*z.shape[:-1], 4)
+            pyro.sample("x", dist.Binomial(8, logits=logits).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+
+    x = dist.Binomial(8, logits=torch.randn(200, 1).expand(200, 4)).sample()
+    found = diagnose(model, guide, x, beta=200.0, seed=0)
+    assert cause(found) == (expected, 2)
+    assert "lower beta" in found.remedy
+    assert ("which is 200" in found.remedy) == (expected == "ignored latent")
+
+
 def test_noise_of_its_own_for_each_number_is_taken_as_the_unit() -> None:
     """Data of very different scales with noise in proportion: hidden in every column alike."""
     scale = torch.tensor([100.0, 1.0, 0.01, 10.0], dtype=torch.float64)
