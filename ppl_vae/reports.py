@@ -31,6 +31,7 @@ from ppl_vae.rows import sample_rows
 from ppl_vae.runs import Run
 
 _DRAWS = 2000  # of the prior, in the picture of the aggregate posterior
+_AT_ONCE = 64  # rows that the model generates at once, which bounds the memory
 
 
 # -- generating with any pair ----------------------------------------------------------------------------
@@ -66,14 +67,18 @@ class Generator:
         pair = Pair.of(self.model, self.guide)
         with evaluating(pair, self.seed):
             layout = survey(pair, self.x)
-            # The data are there for their shape; unconditioned, the model draws all of its sites.
-            trace = poutine.trace(poutine.uncondition(pair.model)).get_trace(self._rows(num))
-            values: list[Any] = [trace.nodes[name]["value"] for name in layout.latents]
-            if not values or any(v.shape[:1] != (num,) for v in values):
-                raise PairError("the rows are not the first dimension of the model's latents")
-            z = torch.cat([value.flatten(1) for value in values], 1)
-            site: Any = trace.nodes[self._site(trace, layout.observed)]
-            return z, _mean(site), site["value"]
+            parts = []
+            for some in self._rows(num).split(_AT_ONCE):
+                # The data are there for their shape; unconditioned, the model draws all of its sites.
+                trace = poutine.trace(poutine.uncondition(pair.model)).get_trace(some)
+                values: list[Any] = [trace.nodes[name]["value"] for name in layout.latents]
+                if not values or any(v.shape[:1] != some.shape[:1] for v in values):
+                    raise PairError("the rows are not the first dimension of the model's latents")
+                z = torch.cat([value.flatten(1) for value in values], 1)
+                site: Any = trace.nodes[self._site(trace, layout.observed)]
+                parts.append((z, _mean(site), site["value"]))
+            z, means, x = (torch.cat(part) for part in zip(*parts, strict=True))
+            return z, means, x
 
     def decode(self, z: Tensor) -> Tensor:
         """The means of p(x | z) for latents ``(m, d)``: ``(m, *event)``."""
