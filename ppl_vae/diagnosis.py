@@ -14,6 +14,7 @@ from torch.distributions import Normal, kl_divergence
 
 from ppl_vae import stats
 from ppl_vae.batches import Batches, DataLike, device_of, move
+from ppl_vae.check import check_data
 from ppl_vae.collapse import CAUSES, Residuals, find_cause, remedy_of
 from ppl_vae.evaluation import (
     Estimate,
@@ -208,6 +209,7 @@ def diagnose(
     batches = Batches(x, pair)
     with evaluating(pair, seed):
         first = batches.first(all_rows(batches) if pair.keeps_rows else 64)
+        check_data(pair, move(first, device_of_pair(pair)))
         device = device_of(pair.parameters(move(first, device_of_pair(pair))).values())
         layout = survey(pair, move(first, device))
         if not layout.latents:

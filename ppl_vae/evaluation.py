@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ppl_vae import stats
 from ppl_vae.batches import Batches, DataLike, device_of, move
+from ppl_vae.check import check_data
 from ppl_vae.layout import survey
 from ppl_vae.pairs import Batch, Pair, Program, num_rows, take_rows
 from ppl_vae.rows import Layout, sample_rows
@@ -198,7 +199,8 @@ def evaluate(
         An :class:`Evaluation`.
 
     Raises:
-        PairError: The rows are not in a plate, or the guide ties the latents of different rows together.
+        PairError: The programs fail on the rows, the rows are not in a plate, data are NaN or outside of
+            the likelihood's support, or the guide ties the latents of different rows together.
         ValueError: ``num_samples`` is not positive, or ``x`` has no rows.
 
     Example:
@@ -225,6 +227,7 @@ def evaluate(
     num_values = 0
     with evaluating(pair, seed):
         first = batches.first(all_rows(batches) if pair.keeps_rows else 64)
+        check_data(pair, move(first, device_of_pair(pair)))
         device = device_of(pair.parameters(move(first, device_of_pair(pair))).values())
         first = move(first if pair.keeps_rows else take_rows(first, slice(0, 64)), device)
         layout = survey(pair, first)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
-from ppl_vae import evaluation, stats
+from ppl_vae import diagnose, evaluation, stats
 from ppl_vae.evaluation import Estimate, evaluate
 from ppl_vae.guides import Exact, MeanField
 from ppl_vae.handlers import PairError
@@ -754,3 +754,16 @@ def test_a_khat_that_can_not_be_estimated_is_no_alarm() -> None:
     few = evaluate(model, guide, x, num_samples=15, seed=0)
     assert any("can not be estimated on 50 of 50 rows" in warning for warning in few.warnings)
     assert "0.0 % above" in str(few)
+
+
+@pytest.mark.parametrize("function", [evaluate, diagnose])
+def test_data_that_do_not_fit_are_refused_in_plain_words(function: Callable[..., Any]) -> None:
+    model, guide = VAE((1, 4, 4), 2), MeanField((1, 4, 4), 2)
+    with pytest.raises(PairError, match="the guide raised"):
+        function(model, guide, torch.zeros(5, 1, 3, 4))
+    with pytest.raises(PairError, match=r"'x' .*outside of the support of Bernoulli"):
+        function(model, guide, torch.full((5, 1, 4, 4), 7.0))
+    x = torch.zeros(5, 1, 4, 4)
+    x[3, 0, 0, 0] = torch.nan
+    with pytest.raises(PairError, match="NaN"):
+        function(model, guide, x)
