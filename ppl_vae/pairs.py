@@ -261,10 +261,6 @@ class Pair:
         for name in self._pending.keys() & values.keys():
             _put_back(name, values[name], self._pending.pop(name))
 
-    def unclaimed(self) -> list[str]:
-        """Saved names that nothing in the pair has asked for so far."""
-        return sorted(self._pending)
-
     def to(self, device: torch.device) -> None:
         """Moves modules and ``pyro.param`` values to a device, in place."""
         for module in self.modules().values():
