@@ -14,8 +14,8 @@ from torch.distributions import Normal, kl_divergence
 
 from ppl_vae import stats
 from ppl_vae.batches import Batches, DataLike, device_of, move
-from ppl_vae.check import check_data
 from ppl_vae.collapse import CAUSES, Residuals, find_cause, remedy_of
+from ppl_vae.data_check import check_data
 from ppl_vae.evaluation import (
     Estimate,
     all_rows,

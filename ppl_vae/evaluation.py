@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ppl_vae import stats
 from ppl_vae.batches import Batches, DataLike, device_of, move
-from ppl_vae.check import check_data
+from ppl_vae.data_check import check_data
 from ppl_vae.layout import survey
 from ppl_vae.pairs import Batch, Pair, Program, num_rows, take_rows
 from ppl_vae.rows import Layout, sample_rows

@@ -29,7 +29,8 @@ from ppl_vae.capture import (
     set_tensor_generators,
     tensor_generators,
 )
-from ppl_vae.check import DataCheck, check_batch, rows_not_finite
+from ppl_vae.check import check_batch
+from ppl_vae.data_check import DataCheck, rows_not_finite
 from ppl_vae.evaluation import progress_bar
 from ppl_vae.handlers import PairError, first_bad_site, observed_sites
 from ppl_vae.layout import survey

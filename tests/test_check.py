@@ -16,7 +16,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
 from ppl_vae import check
-from ppl_vae.check import Problem, Report, check_data
+from ppl_vae.data_check import check_data
 from ppl_vae.handlers import PairError
 from ppl_vae.objectives import (
     ELBO,
@@ -27,6 +27,7 @@ from ppl_vae.objectives import (
     TraceELBO,
 )
 from ppl_vae.pairs import Pair
+from ppl_vae.problems import Problem, Report
 
 X = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
 

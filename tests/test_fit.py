@@ -26,7 +26,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import ppl_vae.training
 from ppl_vae import evaluate, fit
-from ppl_vae.check import PairWarning
 from ppl_vae.checkpoints import read_tensors
 from ppl_vae.fitting import DivergenceError, Fit
 from ppl_vae.handlers import PairError
@@ -41,6 +40,7 @@ from ppl_vae.objectives import (
     TraceELBO,
 )
 from ppl_vae.pairs import Pair
+from ppl_vae.problems import PairWarning
 from ppl_vae.resuming import checkpoint_files, load_checkpoint
 from ppl_vae.training import METRICS
 
