@@ -103,6 +103,8 @@ def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
         annotate(axes, y=labels[name])
         limit_to_later_epochs(axes, list(curves[name].values()))
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=name == "active_units"))
+        if name == "active_units":  # a count: from zero, so that the ticks can be whole numbers
+            axes.set_ylim(bottom=0)
         for start, end in runs(beta[:, 0], beta[:, 1] != 1):
             axes.axvspan(start - 0.5, end + 0.5, color=GREY, alpha=0.25, lw=0, label="β ≠ 1")
     panels[-1].xaxis.set_major_locator(MaxNLocator(4, integer=True))
