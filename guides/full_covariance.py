@@ -66,10 +66,17 @@ class FullCovariance(nn.Module):
 
     def encode(self, x: Tensor) -> dist.MultivariateNormal:
         """Return q(z | x) for data `(*batch, *data_shape)`: batch shape `batch`."""
+        return self.family(self.amortise(x))
+
+    def amortise(self, x: Tensor) -> Tensor:
+        """Return the encoder's outputs for data `(*batch, *data_shape)`: `(*batch, num_outputs)`."""
+        return full_precision(self.head(self.encoder(x)))
+
+    def family(self, outputs: Tensor) -> dist.MultivariateNormal:
+        """Return the q(z | x) that outputs of `amortise` (any real numbers) stand for."""
         d = self.latent_dim
-        outputs = full_precision(self.head(self.encoder(x)))
         loc, diagonal, below = outputs.split([d, d, d * (d - 1) // 2], -1)
-        rows, columns = torch.tril_indices(d, d, -1, device=x.device)
+        rows, columns = torch.tril_indices(d, d, -1, device=outputs.device)
         scale = softplus(diagonal) + 1e-6
         scale_tril = torch.diag_embed(scale)
         # In units of its row's scale: a small scale does not make L ill-conditioned.

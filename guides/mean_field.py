@@ -55,5 +55,13 @@ class MeanField(nn.Module):
 
     def encode(self, x: Tensor) -> dist.Independent:
         """Return q(z | x) for data `(*batch, *data_shape)`: batch shape `batch`."""
-        loc, scale = full_precision(self.head(self.encoder(x))).chunk(2, -1)
+        return self.family(self.amortise(x))
+
+    def amortise(self, x: Tensor) -> Tensor:
+        """Return the encoder's outputs for data `(*batch, *data_shape)`: `(*batch, 2 latent_dim)`."""
+        return full_precision(self.head(self.encoder(x)))
+
+    def family(self, outputs: Tensor) -> dist.Independent:
+        """Return the q(z | x) that outputs of `amortise` (any real numbers) stand for."""
+        loc, scale = outputs.chunk(2, -1)
         return dist.Independent(dist.Normal(loc, softplus(scale) + 1e-6), 1)
