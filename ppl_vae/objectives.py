@@ -326,6 +326,8 @@ def _pyro_loss(
         model, guide = ScaleLatents(beta)(model), ScaleLatents(beta)(guide)
     with warnings.catch_warnings():  # of a NaN, which the caller looks for
         warnings.filterwarnings("ignore", "Encountered (NaN|.?inf)")
+        # A site marked for enumeration is sampled where the objective says so: the mark is a permission.
+        warnings.filterwarnings("ignore", "(?s).*If you want to enumerate sites")
         total = elbo.differentiable_loss(model, guide, *as_args(batch))
     traces = elbo.recorded
     n, scale = num_rows(batch), _data_scale(traces[0][0], layout)
