@@ -2,14 +2,45 @@
 
 | model | latents | knows its |
 | --- | --- | --- |
-| `VAE` | standard normal | |
+| `VAE` | any prior; standard normal if none is given | |
+| `GaussianMixture` | categorical | evidence, posterior, EM step |
 | `ProbabilisticPCA` | standard normal | evidence, posterior |
+| `FactorAnalysis` | standard normal | evidence, posterior, EM step |
+| `MixtureOfPCA` | component (summed out), standard normal | evidence, posterior, EM step |
 
 A model is a callable `model(x)` that runs inside Pyro. Where it has closed forms, it says so by two
 methods: `log_evidence(x)`, exact log p(x) per row, and `posterior(x)`, exact p(z | x).
+
+| prior | p(z) |
+| --- | --- |
+| `StandardNormal` | N(0, I) |
+| `DiagonalNormal` | independent normals, learned |
+| `MixturePrior` | a mixture of those, learned |
+| `VampPrior` | the mixture of the guide's posteriors at learned pseudo-inputs |
+| `FlowPrior` | a normalising flow |
+
+A prior is a description, given to a model: `VAE(..., prior=MixturePrior(components=10))`.
 """
 
+from ppl_vae.models.factor_analysis import FactorAnalysis
+from ppl_vae.models.flow_prior import FlowPrior
+from ppl_vae.models.gaussian_mixture import GaussianMixture
+from ppl_vae.models.mixture_of_pca import MixtureOfPCA
+from ppl_vae.models.priors import DiagonalNormal, MixturePrior, Prior, StandardNormal
 from ppl_vae.models.probabilistic_pca import ProbabilisticPCA
 from ppl_vae.models.vae import VAE
+from ppl_vae.models.vamp_prior import VampPrior
 
-__all__ = ["VAE", "ProbabilisticPCA"]
+__all__ = [
+    "VAE",
+    "DiagonalNormal",
+    "FactorAnalysis",
+    "FlowPrior",
+    "GaussianMixture",
+    "MixtureOfPCA",
+    "MixturePrior",
+    "Prior",
+    "ProbabilisticPCA",
+    "StandardNormal",
+    "VampPrior",
+]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_closed_form_models import MODELS as CLOSED_FORM_MODELS
 from torch import Tensor, nn
 
 import ppl_vae.guides
@@ -177,6 +178,7 @@ def test_evaluates_saves_loads_and_exports(make: Constructor, tmp_path: Path) ->
 def test_every_export_has_a_row() -> None:
     made = [make() for make in PAIRS.values()]
     seen = {type(m).__name__ for m, _, _ in made} | {type(g).__name__ for _, g, _ in made}
+    seen |= {type(make()[0]).__name__ for make in CLOSED_FORM_MODELS.values()}
     assert {*ppl_vae.models.__all__, *ppl_vae.guides.__all__} <= seen
     of_rows = {type(m.likelihood) for m, _, _ in made if isinstance(m, VAE)}
     ours = {kind for kind in Likelihood.__subclasses__() if kind.__module__.startswith("ppl_vae")}

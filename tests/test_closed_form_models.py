@@ -1,0 +1,203 @@
+"""What every model with closed forms has to do: one list of constructors, and adding a row adds the tests.
+
+A row is a model in float64 (so that the oracles are sharp) with parameters away from any optimum, and data
+that fit it. Nothing here uses the closed forms to check themselves: the oracle is the density of the Pyro
+program's own sites.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.poutine as poutine
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ppl_vae import check, evaluate, fit, load_run, save_run, to_arviz
+from ppl_vae.guides import Exact
+from ppl_vae.handlers import Substitute, latent_sites, sample_sites, unscaled
+from ppl_vae.models import GaussianMixture, ProbabilisticPCA
+from ppl_vae.objectives import EnumELBO
+from ppl_vae.pairs import Batch, Pair, as_args, num_rows, take_rows
+
+ROWS = 24
+
+Constructor = Callable[[], tuple[Any, Batch]]
+
+
+def noisy(model: nn.Module) -> Any:
+    """The model in float64, its parameters moved to no particular place."""
+    model = model.double()
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            shift = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_(0.3 * shift)
+    return model
+
+
+def real(*shape: int) -> Tensor:
+    """Rows in two groups."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(ROWS, *shape, generator=generator, dtype=torch.float64)
+    x[: ROWS // 2] += 2.0
+    return x
+
+
+def gaussian_mixture(covariance: Any) -> Constructor:
+    return lambda: (noisy(GaussianMixture((3,), 2, covariance)), real(3))
+
+
+# A row: () -> (model, x). x is a tensor, or a tuple of tensors for programs of several arguments.
+MODELS: dict[str, Constructor] = {
+    "GaussianMixture-full": gaussian_mixture("full"),
+    "GaussianMixture-diagonal": gaussian_mixture("diagonal"),
+    "GaussianMixture-tied": gaussian_mixture("tied"),
+    "GaussianMixture-spherical": gaussian_mixture("spherical"),
+    "GaussianMixture-pictures": lambda: (noisy(GaussianMixture((1, 2, 2), 2)), real(1, 2, 2)),
+    "ProbabilisticPCA": lambda: (noisy(ProbabilisticPCA((3,), 2)), real(3)),
+}
+
+
+def rows_with(*methods: str) -> pytest.MarkDecorator:
+    """The rows whose models have all of the methods, as parameters of a test."""
+    chosen = {k: v for k, v in MODELS.items() if all(hasattr(v()[0], m) for m in methods)}
+    return pytest.mark.parametrize("make", chosen.values(), ids=chosen.keys())
+
+
+def log_joint(model: Any, x: Batch, values: dict[str, Tensor]) -> Tensor:
+    """log p(x, z) of each row from the densities of the program's sites, `(m, n)` for `m` values of z."""
+    m = len(next(iter(values.values())))
+    with pyro.plate("values", m, dim=-2):
+        trace = poutine.trace(Substitute(values)(model)).get_trace(*as_args(x))
+    sites = sample_sites(trace).values()
+    return torch.stack([unscaled(s).expand(m, num_rows(x)) for s in sites]).sum(0)
+
+
+def all_values(model: Any, x: Batch) -> dict[str, Tensor] | None:
+    """Every joint value of the model's latents, `(m, n)` each; None if a latent is continuous."""
+    sites = latent_sites(poutine.trace(model).get_trace(*as_args(x)))
+    if not all(s["fn"].has_enumerate_support for s in sites.values()):
+        return None
+    supports = [s["fn"].enumerate_support(expand=False).flatten() for s in sites.values()]
+    columns = zip(*itertools.product(*(s.tolist() for s in supports)), strict=True)
+    return {
+        name: torch.tensor(c, dtype=s.dtype).unsqueeze(-1).expand(-1, num_rows(x))
+        for name, s, c in zip(sites, supports, columns, strict=True)
+    }
+
+
+def points(q: Any) -> tuple[Tensor, Tensor]:
+    """Values of z, `(m, n, *event)`, and weights `(m, n)`, whose sums are expectations under q.
+
+    All values of a discrete latent; for a normal one the sigma points, exact for polynomials up to the third
+    degree.
+    """
+    if q.has_enumerate_support:
+        values = q.enumerate_support(expand=True)
+        return values, q.log_prob(values).exp()
+    size = q.event_shape[0]
+    factor = torch.linalg.cholesky(
+        q.covariance_matrix if hasattr(q, "covariance_matrix") else torch.diag_embed(q.variance)
+    )
+    steps = math.sqrt(size) * factor.movedim(-1, 0)
+    values = q.mean + torch.cat([steps, -steps])
+    return values, torch.full(values.shape[:2], 0.5 / size, dtype=values.dtype)
+
+
+@rows_with("log_evidence")
+def test_evidence_is_the_sum_over_all_latents(make: Constructor) -> None:
+    model, x = make()
+    values = all_values(model, x)
+    if values is None:
+        pytest.skip("a continuous latent: see the next test")
+    expected = log_joint(model, x, values).logsumexp(0)
+    torch.testing.assert_close(model.log_evidence(*as_args(x)), expected)
+
+
+@rows_with("log_evidence", "posterior")
+def test_posterior_is_that_of_bayes(make: Constructor) -> None:
+    # p(x, z) / p(z | x) is p(x) for every z: that is true of one normalised density alone.
+    model, x = make()
+    q = model.posterior(*as_args(x))
+    z = q.sample((7,))
+    expected = log_joint(model, x, {"z": z}) - q.log_prob(z)
+    torch.testing.assert_close(model.log_evidence(*as_args(x)).expand(7, -1), expected)
+
+
+@rows_with("expected_statistics")
+@pytest.mark.parametrize("hard", [False, True])
+def test_statistics_of_batches_add_up(make: Constructor, hard: bool) -> None:
+    model, x = make()
+    whole = model.expected_statistics(*as_args(x), hard=hard)
+    parts = [
+        model.expected_statistics(*as_args(take_rows(x, s)), hard=hard)
+        for s in (slice(0, 5), slice(5, None))
+    ]
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[0][name] + parts[1][name], value, msg=name)
+    assert float(whole["num_rows"]) == num_rows(x)
+    if not hard:
+        expected = model.log_evidence(*as_args(x)).sum()
+        torch.testing.assert_close(whole["log_evidence"], expected)
+
+
+@rows_with("expected_statistics", "maximize")
+def test_maximize_finds_the_stationary_point(make: Constructor) -> None:
+    model, x = make()
+    before = float(model.log_evidence(*as_args(x)).detach().sum())
+    with torch.no_grad():
+        z, weights = points(model.posterior(*as_args(x)))
+    model.maximize(model.expected_statistics(*as_args(x)))
+    assert float(model.log_evidence(*as_args(x)).detach().sum()) > before + 0.1
+    expected_log_joint = (weights * log_joint(model, x, {"z": z})).sum()
+    parameters = dict(model.named_parameters())
+    slopes = torch.autograd.grad(expected_log_joint, list(parameters.values()))
+    for name, slope in zip(parameters, slopes, strict=True):
+        assert float(slope.abs().max()) < 1e-8 * num_rows(x), name
+
+
+@rows_with("posterior")
+def test_svi_trains_it(make: Constructor) -> None:
+    model, x = make()
+    guides: list[Any] = [Exact(model)]
+    if all_values(model, x) is not None:
+        guides.append(lambda *args: None)  # the model sums its own latents out
+    for guide in guides:
+        model, _ = make()
+        guide = Exact(model) if isinstance(guide, Exact) else guide
+        objective = EnumELBO() if len(guides) > 1 else None
+        assert not check(model, guide, x, objective=objective).problems
+        pair = Pair(model, guide)
+        before = {n: p.detach().clone() for n, p in pair.parameters(x).items()}
+        fitted = fit(model, guide, x, objective=objective, max_epochs=1, seed=0, capture=False)
+        assert math.isfinite(fitted.history[-1]["elbo"])
+        stuck = [n for n, p in pair.parameters(x).items() if torch.equal(p, before[n])]
+        assert not stuck, f"no gradient reached {stuck}"
+
+
+@rows_with("posterior")
+def test_evaluates_saves_loads_and_exports(make: Constructor, tmp_path: Path) -> None:
+    model, x = make()
+    guide = Exact(model)
+    evaluation = evaluate(model, guide, x, num_samples=8, seed=1)
+    expected = model.log_evidence(*as_args(x)).detach()
+    torch.testing.assert_close(
+        evaluation.log_likelihood.values.double(), expected, atol=1e-6, rtol=0
+    )
+    save_run(tmp_path / "run", model, guide)
+    other, _ = make()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1.0)
+    run = load_run(tmp_path / "run", other, Exact(other))
+    assert torch.equal(run.model.log_evidence(*as_args(x)), expected)  # type: ignore[attr-defined]
+    exported = to_arviz(model, guide, x, num_samples=4, num_draws=3, seed=1)
+    assert exported["posterior"]["z"].shape[:3] == (1, 3, num_rows(x))
+    assert exported["log_likelihood"]["x"].shape[-1] == num_rows(x)
