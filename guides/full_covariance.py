@@ -9,9 +9,10 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.distributions import Independent, MultivariateNormal, Normal, register_kl
+from torch.distributions import Independent, MultivariateNormal, register_kl
 from torch.nn.functional import softplus
 
+from ppl_vae.guides.normal_kl import kl_to_independent_normals
 from ppl_vae.networks import MLP, Network, full_precision, linear_head
 
 
@@ -85,23 +86,10 @@ class FullCovariance(nn.Module):
 
 
 def _kl_mvn_independent(p: MultivariateNormal, q: Independent[Any]) -> Tensor:
-    """KL(N(m, L L^T) || N(mu, diag(s^2))).
-
-    1/2 (|L / s|_F^2 + |(m - mu) / s|^2 - d) + sum log s - sum log L_ii.
-    """
-    if not isinstance(q.base_dist, Normal) or q.reinterpreted_batch_ndims != 1:
-        raise NotImplementedError(
-            f"no closed form for the KL from a MultivariateNormal to {q}; it needs a Normal with "
-            f"one event dimension"
-        )
-    loc, scale = q.base_dist.loc, q.base_dist.scale
     # Not expanded over the batch: a posterior often has one covariance for all rows.
     factor = p._unbroadcasted_scale_tril
-    spread = (factor / scale.unsqueeze(-1)).square().sum((-2, -1))
-    distance = ((p.loc - loc) / scale).square().sum(-1)
-    log_ratio = scale.log().sum(-1) - factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    kl: Tensor = 0.5 * (spread + distance - p.event_shape[0]) + log_ratio
-    return kl
+    half_log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return kl_to_independent_normals(p, q, factor, half_log_det)
 
 
 register_kl(MultivariateNormal, Independent)(_kl_mvn_independent)
