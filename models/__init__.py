@@ -3,6 +3,7 @@
 | model | latents | knows its |
 | --- | --- | --- |
 | `VAE` | any prior; standard normal if none is given | |
+| `BernoulliMixture` | categorical | evidence, posterior, EM step |
 | `GaussianMixture` | categorical | evidence, posterior, EM step |
 | `ProbabilisticPCA` | standard normal | evidence, posterior |
 | `FactorAnalysis` | standard normal | evidence, posterior, EM step |
@@ -22,6 +23,7 @@ methods: `log_evidence(x)`, exact log p(x) per row, and `posterior(x)`, exact p(
 A prior is a description, given to a model: `VAE(..., prior=MixturePrior(components=10))`.
 """
 
+from ppl_vae.models.bernoulli_mixture import BernoulliMixture
 from ppl_vae.models.factor_analysis import FactorAnalysis
 from ppl_vae.models.flow_prior import FlowPrior
 from ppl_vae.models.gaussian_mixture import GaussianMixture
@@ -33,6 +35,7 @@ from ppl_vae.models.vamp_prior import VampPrior
 
 __all__ = [
     "VAE",
+    "BernoulliMixture",
     "DiagonalNormal",
     "FactorAnalysis",
     "FlowPrior",

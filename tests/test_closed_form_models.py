@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ppl_vae import check, evaluate, fit, load_run, save_run, to_arviz
 from ppl_vae.guides import Exact
 from ppl_vae.handlers import Substitute, latent_sites, sample_sites, unscaled
-from ppl_vae.models import GaussianMixture, ProbabilisticPCA
+from ppl_vae.models import BernoulliMixture, GaussianMixture, ProbabilisticPCA
 from ppl_vae.objectives import EnumELBO
 from ppl_vae.pairs import Batch, Pair, as_args, num_rows, take_rows
 
@@ -61,6 +61,7 @@ MODELS: dict[str, Constructor] = {
     "GaussianMixture-tied": gaussian_mixture("tied"),
     "GaussianMixture-spherical": gaussian_mixture("spherical"),
     "GaussianMixture-pictures": lambda: (noisy(GaussianMixture((1, 2, 2), 2)), real(1, 2, 2)),
+    "BernoulliMixture": lambda: (noisy(BernoulliMixture((2, 2), 3)), (real(2, 2) > 0.5).double()),
     "ProbabilisticPCA": lambda: (noisy(ProbabilisticPCA((3,), 2)), real(3)),
 }
 
