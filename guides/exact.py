@@ -41,13 +41,13 @@ class Exact(nn.Module):
                 f"has none; use MeanField or FullCovariance"
             )
         # The method, not the model: a module would be registered, and its parameters with it.
-        self._posterior: Callable[[Tensor], dist.TorchDistribution] = posterior
+        self._posterior: Callable[..., dist.TorchDistribution] = posterior
 
-    def forward(self, x: Tensor) -> None:
-        """Run the guide on `x`, `(n, *data_shape)`."""
+    def forward(self, x: Tensor, *others: Tensor) -> None:
+        """Run the guide on `x`, `(n, *data_shape)`, and whatever else the model is given."""
         with pyro.plate("data", x.shape[0], dim=-1):
-            pyro.sample("z", self.encode(x))
+            pyro.sample("z", self.encode(x, *others))
 
-    def encode(self, x: Tensor) -> dist.TorchDistribution:
+    def encode(self, x: Tensor, *others: Tensor) -> dist.TorchDistribution:
         """Return q(z | x), of batch shape `(n,)`."""
-        return self._posterior(x)
+        return self._posterior(x, *others)

@@ -8,6 +8,7 @@
 | `ProbabilisticPCA` | standard normal | evidence, posterior |
 | `FactorAnalysis` | standard normal | evidence, posterior, EM step |
 | `MixtureOfPCA` | component (summed out), standard normal | evidence, posterior, EM step |
+| `CTC` | alignment of labels to frames | evidence, posterior |
 
 A model is a callable `model(x)` that runs inside Pyro. Where it has closed forms, it says so by two
 methods: `log_evidence(x)`, exact log p(x) per row, and `posterior(x)`, exact p(z | x).
@@ -24,6 +25,7 @@ A prior is a description, given to a model: `VAE(..., prior=MixturePrior(compone
 """
 
 from ppl_vae.models.bernoulli_mixture import BernoulliMixture
+from ppl_vae.models.ctc import CTC
 from ppl_vae.models.factor_analysis import FactorAnalysis
 from ppl_vae.models.flow_prior import FlowPrior
 from ppl_vae.models.gaussian_mixture import GaussianMixture
@@ -34,6 +36,7 @@ from ppl_vae.models.vae import VAE
 from ppl_vae.models.vamp_prior import VampPrior
 
 __all__ = [
+    "CTC",
     "VAE",
     "BernoulliMixture",
     "DiagonalNormal",
