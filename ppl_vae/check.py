@@ -227,8 +227,6 @@ def _names(model_trace: Trace, guide_trace: Trace) -> Iterator[Problem]:
         yield Problem(
             "error", "", "the model observes nothing: give pyro.sample(..., obs=x) the data"
         )
-    if not in_model:
-        yield Problem("error", "", "the model has no latent site: there is nothing to infer")
 
 
 def _shared_names(pair: Pair) -> Iterator[Problem]:
