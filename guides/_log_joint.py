@@ -27,19 +27,19 @@ def hidden_sites(model: Model, x: Tensor, values: Mapping[str, Tensor]) -> dict[
     }
 
 
-def rows_dim(name: str, site: Mapping[str, Any], n: int) -> int:
-    """Return the dimension of the outermost plate of size n around a site, from the right.
+def rows_frame(name: str, site: Mapping[str, Any], n: int) -> Any:
+    """Return the outermost plate of size n around a site, with its name and its dim from the right.
 
     Raises:
         ValueError: there is none.
     """
-    dims: list[int] = [f.dim for f in site["cond_indep_stack"] if f.vectorized and f.size == n]
-    if not dims:
+    frames = [f for f in site["cond_indep_stack"] if f.vectorized and f.size == n]
+    if not frames:
         raise ValueError(
             f"the model's site '{name}' is not inside a plate over the {n} rows it was run on: put "
             f'all its sites inside of `with pyro.plate("data", x.shape[0]):`'
         )
-    return min(dims)
+    return min(frames, key=lambda frame: frame.dim)
 
 
 def log_joint(model: Model, x: Tensor, values: Mapping[str, Tensor]) -> Tensor:
@@ -65,9 +65,8 @@ def log_joint(model: Model, x: Tensor, values: Mapping[str, Tensor]) -> Tensor:
                 f"the model has a latent site '{name}' beside {known}: this guide knows no value "
                 f"for it; use a guide that samples '{name}' too"
             )
-        dim = rows_dim(name, site, n)
         log_prob = scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
-        terms.append(log_prob.movedim(dim, 0).reshape(n, -1).sum(-1))
+        terms.append(log_prob.movedim(rows_frame(name, site, n).dim, 0).reshape(n, -1).sum(-1))
     return torch.stack(terms).sum(0)
 
 

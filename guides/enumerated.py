@@ -1,0 +1,209 @@
+"""The exact posterior of a model whose latents are few and finite, by running it at each of them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from ppl_vae.guides._log_joint import Model, hidden_sites, log_joint, repeat_rows, rows_frame
+
+MOST_COMBINATIONS = 4096
+"""Combinations of a row's latent values above which the model is not enumerated."""
+
+
+class Enumerated(nn.Module):
+    """q(z | x) = p(z | x) = p(x, z) / sum_z' p(x, z'), the sum by running the model at every z'.
+
+    For a Pyro model whose latents all have a finite support and stand in its plate over rows, one
+    or a few a row: several make up one z, of all combinations of their values, and are sampled one
+    after the other, q(z_1 | x) q(z_2 | z_1, x) ... Sites, plate and dimension are the model's. The
+    sites are marked for enumeration, so that `ELBO` takes the exact gradient.
+
+    The ELBO of this guide equals log p(x), for every sample. It has no parameters: gradients flow
+    into the model's, which belong to the model alone. The model is run inside of the guide, hidden
+    from all handlers, on the rows repeated for every combination.
+
+    Args:
+        model: a Pyro program `model(x)`.
+
+    Example:
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Bernoulli(0.5))
+        ...         pyro.sample("x", dist.Normal(2 * z, 1.0), obs=x)
+        >>> Enumerated(model).log_posterior(torch.tensor([1.0, 3.0])).exp()
+        tensor([[0.5000, 0.5000],
+                [0.0180, 0.9820]])
+    """
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        # In a tuple: as an attribute it would be registered, and its parameters with it.
+        self._model = (model,)
+
+    def forward(self, x: Tensor) -> None:
+        """Run the guide on `x`, `(n, *data_shape)`.
+
+        Raises:
+            ValueError: a latent of the model is not finite, or not in the plate over rows alone,
+                or there are more than 4096 combinations, or there is no latent.
+        """
+        sites, frame = self._latents(x)
+        table = self._log_posterior(x, sites, frame)
+        with pyro.plate(frame.name, x.shape[0], dim=frame.dim):
+            for left in range(len(sites), 0, -1):
+                site = sites[-left]
+                logits = table.logsumexp(tuple(range(1 - left, 0))) if left > 1 else table
+                value = pyro.sample(site.name, site.q(logits), infer={"enumerate": "parallel"})
+                if left > 1:
+                    table = _at(table, site.index(value), left)
+
+    def log_posterior(self, x: Tensor) -> Tensor:
+        """Return log p(z | x) at all values of z, in nats, differentiable.
+
+        Returns:
+            `(n, k_1, ..., k_m)` for m latent sites of k_1, ..., k_m values, in the model's order.
+
+        Raises:
+            ValueError: as for `forward`.
+        """
+        sites, frame = self._latents(x)
+        table = self._log_posterior(x, sites, frame)
+        return table.reshape(x.shape[0], *(len(site.values) for site in sites))
+
+    def _latents(self, x: Tensor) -> tuple[list[_Site], Any]:
+        """The model's latents and its plate over rows."""
+        n = x.shape[0]
+        (model,) = self._model
+        nodes = hidden_sites(model, x, {})
+        latents = {name: node for name, node in nodes.items() if not node["is_observed"]}
+        if not latents:
+            raise ValueError("Enumerated: the model has no latent site")
+        for name, node in latents.items():
+            frame = rows_frame(name, node, n)
+            if not node["fn"].has_enumerate_support:
+                raise ValueError(
+                    f"Enumerated: the model's latent site '{name}' is a {type(node['fn']).__name__}"
+                    f", whose values can not be counted; use a guide that samples it, such as "
+                    f"MeanField"
+                )
+            if node["fn"].batch_shape.numel() != n:
+                raise ValueError(
+                    f"Enumerated: the model's latent site '{name}' has batch shape "
+                    f"{tuple(node['fn'].batch_shape)}, more than one value a row: give each value "
+                    f"of a row a site of its own in plate '{frame.name}'"
+                )
+        sites = [_Site(name, node["fn"]) for name, node in latents.items()]
+        combinations = math.prod(len(site.values) for site in sites)
+        if combinations > MOST_COMBINATIONS:
+            raise ValueError(
+                f"Enumerated: the latents of a row have {combinations} combinations of values, more "
+                f"than {MOST_COMBINATIONS}; use an amortised guide"
+            )
+        return sites, frame
+
+    def _log_posterior(self, x: Tensor, sites: list[_Site], frame: Any) -> Tensor:
+        """As `log_posterior`, `(n, 1, ..., k_1, ..., k_m)` with a 1 for each dim right of the rows."""
+        n, sizes = x.shape[0], [len(site.values) for site in sites]
+        inner = (1,) * (-frame.dim - 1)
+        numbers = torch.cartesian_prod(*(torch.arange(k, device=x.device) for k in sizes))
+        numbers = numbers.reshape(-1, len(sites))
+        values = {
+            site.name: site.values[i].repeat_interleave(n, 0).reshape(-1, *inner, *site.event_shape)
+            for site, i in zip(sites, numbers.unbind(1), strict=True)
+        }
+        (model,) = self._model
+        joint = log_joint(model, repeat_rows(x, len(numbers)), values)
+        return joint.reshape(len(numbers), n).T.log_softmax(-1).reshape(n, *inner, *sizes)
+
+
+def _at(table: Tensor, index: Tensor, left: int) -> Tensor:
+    """`table[..., index, :, ...]` for the first of the last `left` dimensions, row by row."""
+    sizes = table.shape[table.dim() - left :]
+    batch = torch.broadcast_shapes(index.shape, table.shape[: table.dim() - left])
+    index = index.expand(batch).reshape(*batch, *(1,) * left).expand(*batch, 1, *sizes[1:])
+    return table.expand(*batch, *sizes).gather(len(batch), index).squeeze(len(batch))
+
+
+class _Site:
+    """A finite latent of the model.
+
+    Attributes:
+        values: its support, `(k, *event_shape)`.
+    """
+
+    def __init__(self, name: str, fn: Any) -> None:
+        self.name = name
+        self.fn = fn
+        self.event_shape = fn.event_shape
+        self.values: Tensor = fn.enumerate_support(expand=False).reshape(-1, *fn.event_shape)
+
+    def q(self, logits: Tensor) -> dist.TorchDistribution:
+        """Return the distribution over the values with these logits, `(*batch, k)`."""
+        fn = self.fn
+        while hasattr(fn, "base_dist"):
+            fn = fn.base_dist
+        if isinstance(fn, torch.distributions.Categorical):  # others know it, and its KL
+            return dist.Categorical(logits=logits)
+        return _Finite(self.values, logits, fn.support)
+
+    def index(self, value: Tensor) -> Tensor:
+        """Return which of `values` a value `(*batch, *event_shape)` is, `(*batch)`."""
+        return _matches(self.values, value).to(torch.uint8).argmax(-1)
+
+
+class _Finite(dist.TorchDistribution):
+    """Any values with given log probabilities.
+
+    Args:
+        values: `(k, *event)`.
+        logits: `(*batch, k)`.
+        support: the constraint that the values satisfy.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    has_enumerate_support = True
+
+    def __init__(self, values: Tensor, logits: Tensor, support: Any) -> None:
+        self.values = values
+        self.choice = dist.Categorical(logits=logits)
+        self._support = support
+        super().__init__(self.choice.batch_shape, values.shape[1:], validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        """The constraint of the model's own distribution."""
+        return self._support
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> _Finite:
+        """Repeat it over a larger batch."""
+        logits = self.choice.logits
+        return _Finite(self.values, logits.expand(*batch_shape, len(self.values)), self._support)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw values, `(*sample_shape, *batch, *event)`."""
+        return self.values[self.choice.sample(sample_shape)]
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log probability of a value; -inf if it is none of the values."""
+        matches = _matches(self.values, value)
+        log_prob: Tensor = self.choice.log_prob(matches.to(torch.uint8).argmax(-1))
+        return torch.where(matches.any(-1), log_prob, -torch.inf)
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """Return all values, `(k, 1 ... or *batch, *event)`."""
+        batch, event = self.batch_shape, self.event_shape
+        values = self.values.reshape(-1, *(1,) * len(batch), *event)
+        return values.expand(-1, *batch, *event) if expand else values
+
+
+def _matches(values: Tensor, value: Tensor) -> Tensor:
+    """Which of `(k, *event)` values each of `(*batch, *event)` is: `(*batch, k)`, one of them true."""
+    event_dim = values.dim() - 1
+    same = value.unsqueeze(value.dim() - event_dim) == values
+    return same.flatten(same.dim() - event_dim).all(-1) if event_dim else same

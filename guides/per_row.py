@@ -1,0 +1,90 @@
+"""The guide without amortisation: every row has its own numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import pyro
+import pyro.distributions as dist
+from pyro.poutine.runtime import InferDict
+from torch import Tensor, nn
+
+
+class _Amortised(Protocol):
+    """A guide that turns an encoder's numbers into a distribution."""
+
+    def amortise(self, x: Tensor) -> Tensor:
+        """Return the encoder's numbers, `(n, num_outputs)`."""
+
+    def family(self, outputs: Tensor) -> dist.TorchDistribution:
+        """Return q for them."""
+
+
+class PerRow(nn.Module):
+    """q(z | x_i) = family(outputs_i), with free numbers for each row i, started from a guide's.
+
+    It has the family of the guide that it starts from and, trained until it stops improving, no
+    amortisation gap: it is what the best encoder could reach ("Inference Suboptimality in
+    Variational Autoencoders", arXiv:1801.03558). It knows only the rows that it was made for, and
+    is always run on all of them, in their order: train it by `fit(..., batch_size=n)`. What
+    parameters the family itself has stay the guide's and are not trained.
+    The site is `z`, inside `pyro.plate("data", n, dim=-1)`.
+
+    Args:
+        guide: a guide with `amortise(x)` and `family(outputs)`, such as `MeanField`.
+        x: all rows, `(n, *data_shape)`.
+
+    Attributes:
+        outputs: the rows' unconstrained numbers, `(n, num_outputs)`.
+        keeps_rows: True, by which the engine knows to give it all rows at once.
+
+    Raises:
+        TypeError: the guide has no `amortise` or no `family`.
+
+    Example:
+        >>> import torch
+        >>> from ppl_vae.guides import MeanField
+        >>> x = torch.rand(5, 3)
+        >>> guide = PerRow(MeanField((3,), latent_dim=2), x)
+        >>> guide.outputs.shape, guide.encode(x).event_shape
+        (torch.Size([5, 4]), torch.Size([2]))
+    """
+
+    keeps_rows = True
+
+    def __init__(self, guide: _Amortised, x: Tensor) -> None:
+        super().__init__()
+        for method in ("amortise", "family"):
+            if not callable(getattr(guide, method, None)):
+                raise TypeError(
+                    f"PerRow needs a guide with the methods amortise(x) and family(outputs), but "
+                    f"{type(guide).__name__} has no {method}; use MeanField or FullCovariance"
+                )
+        self.outputs = nn.Parameter(guide.amortise(x).detach().clone())
+        # The method, not the guide: a module would be registered, and its encoder with it.
+        self.family: Callable[[Tensor], dist.TorchDistribution] = guide.family
+
+    def forward(self, x: Tensor) -> None:
+        """Run the guide on `x`, all rows, `(n, *data_shape)`."""
+        q = self.encode(x)
+        infer: InferDict = {"enumerate": "parallel"} if q.has_enumerate_support else {}
+        with pyro.plate("data", x.shape[0], dim=-1):
+            pyro.sample("z", q, infer=infer)
+
+    def encode(self, x: Tensor) -> dist.TorchDistribution:
+        """Return q(z | x) of all rows, of batch shape `(n,)`."""
+        return self.family(self.amortise(x))
+
+    def amortise(self, x: Tensor) -> Tensor:
+        """Return `outputs`, whatever the rows hold.
+
+        Raises:
+            ValueError: `x` has another number of rows.
+        """
+        if x.shape[0] != len(self.outputs):
+            raise ValueError(
+                f"PerRow was made for {len(self.outputs)} rows, but x has {x.shape[0]}: it must "
+                f"be run on all of its rows at once, in their order, and knows no others"
+            )
+        return self.outputs
