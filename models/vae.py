@@ -6,19 +6,19 @@ from collections.abc import Sequence
 
 import pyro
 import pyro.distributions as dist
-import torch
 from torch import Tensor, nn
 
 from ppl_vae.likelihoods import Bernoulli, Likelihood
+from ppl_vae.models.priors import Prior, StandardNormal
 from ppl_vae.networks import MLP, Network
 
 
 class VAE(nn.Module):
-    """A standard normal latent, decoded by a network into a likelihood.
+    """A latent from a prior, decoded by a network into a likelihood.
 
-    z ~ N(0, I) and x ~ p(x | decoder(z)), independently for every row ("Auto-Encoding Variational
-    Bayes", arXiv:1312.6114). The sites are `z` and `x`, inside `pyro.plate("data", n, dim=-1)`;
-    plates over samples go outside, at `dim=-2`.
+    z ~ p(z), which is N(0, I) unless another prior is given, and x ~ p(x | decoder(z)),
+    independently for every row ("Auto-Encoding Variational Bayes", arXiv:1312.6114). The sites are
+    `z` and `x`, inside `pyro.plate("data", n, dim=-1)`; plates over samples go outside, at `dim=-2`.
 
     Args:
         data_shape: shape of one row of the data.
@@ -26,17 +26,20 @@ class VAE(nn.Module):
         network: what the decoder is built from.
         likelihood: p(x | features); `Bernoulli()` if none is given. It must fit the data: see
             `ppl_vae.likelihoods`.
+        prior: what p(z) is built from; `StandardNormal()` if none is given.
+
+    Attributes:
+        prior: the module that was built from it: `prior()` is p(z), of event shape `(latent_dim,)`.
 
     Raises:
         ValueError: `latent_dim` is not positive.
 
     Example:
+        >>> import torch
         >>> model = VAE((1, 8, 8), latent_dim=2, network=MLP(hidden=(32,)))
         >>> model.decode(torch.zeros(5, 2)).mean.shape
         torch.Size([5, 1, 8, 8])
     """
-
-    prior_loc: Tensor
 
     def __init__(
         self,
@@ -44,6 +47,7 @@ class VAE(nn.Module):
         latent_dim: int = 10,
         network: Network = MLP(),  # frozen
         likelihood: Likelihood | None = None,
+        prior: Prior | None = None,
     ) -> None:
         super().__init__()
         if latent_dim < 1:
@@ -53,7 +57,7 @@ class VAE(nn.Module):
         self.likelihood = Bernoulli() if likelihood is None else likelihood
         out_shape = (self.likelihood.num_params, *self.data_shape)
         self.decoder = network.decoder(latent_dim, out_shape)
-        self.register_buffer("prior_loc", torch.zeros(latent_dim), persistent=False)
+        self.prior = (prior or StandardNormal()).build(self.data_shape, latent_dim)
 
     def forward(self, x: Tensor) -> None:
         """Run the model on `x`, `(n, *data_shape)`.
@@ -69,10 +73,6 @@ class VAE(nn.Module):
         with pyro.plate("data", x.shape[0], dim=-1):
             z = pyro.sample("z", self.prior())
             pyro.sample("x", self._likelihood(z, x), obs=x)
-
-    def prior(self) -> dist.Independent:
-        """Return p(z), of event shape `(latent_dim,)`."""
-        return dist.Independent(dist.Normal(self.prior_loc, 1.0), 1)
 
     def decode(self, z: Tensor) -> dist.Independent:
         """Return p(x | z) for latents `(*batch, latent_dim)`: batch shape `batch`."""
