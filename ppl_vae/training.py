@@ -23,12 +23,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ppl_vae.batches import Batches, move
-from ppl_vae.capture import (
-    CapturedLoss,
-    CaptureError,
-    set_tensor_generators,
-    tensor_generators,
-)
+from ppl_vae.capture import RECORD_AFTER, CapturedLoss
 from ppl_vae.check import check_batch
 from ppl_vae.data_check import DataCheck, rows_not_finite
 from ppl_vae.evaluation import progress_bar
@@ -36,6 +31,7 @@ from ppl_vae.handlers import PairError, first_bad_site, observed_sites
 from ppl_vae.layout import survey
 from ppl_vae.objectives import Loss, Objective
 from ppl_vae.pairs import Batch, Pair, num_rows
+from ppl_vae.recording import CaptureError, set_tensor_generators, tensor_generators
 from ppl_vae.resuming import (
     load_checkpoint,
     own_generators,
@@ -56,6 +52,13 @@ CHECKPOINT_SECONDS = (1.0, 60.0)
 
 VALIDATION_SAMPLES = 4
 """Samples a row for the held-out ELBO after each epoch, the same random numbers every time."""
+
+COMPILED = (1000, 10_000)
+"""The step from which on a captured step is compiled by itself, and the least steps of a training for it.
+
+By the number of steps, not by the time they take: a resumed training has to make the same choice. Inductor
+takes about as long to compile a small VAE as its code saves in ten thousand steps.
+"""
 
 CHECKED_ROWS = 1024
 """Least rows at once when all data are looked at before the training."""
@@ -124,7 +127,7 @@ class Training:
     folder: Path | None
     progress: bool | None
     capture: bool
-    compile: bool
+    compile: bool | None
 
     def prepare(
         self,
@@ -135,6 +138,8 @@ class Training:
         """Checks the pair, finds its parameters and makes the optimiser."""
         # What is trained on: intensities are binarised, say, before the likelihood sees them.
         batch = self._transformed(self._on_device(self.batches.first(self.batch_size)))
+        share = num_rows(batch) - self.fabric.global_rank
+        self.full_batch = math.ceil(share / self.fabric.world_size)
         if self.pair.keeps_rows and self.batches.num_batches(self.batch_size) != 1:
             raise PairError(
                 "the guide keeps parameters for each row (it is not amortised), so that it can not be given "
@@ -158,7 +163,7 @@ class Training:
         with self.pair.mode(training=False):  # batch statistics are those of training alone
             self.objective = self.wanted.resolve(self.pair, batch)
         self.captured = (
-            CapturedLoss(self.pair, self.layout, self.objective, self.parameters, self.compile)
+            CapturedLoss(self.pair, self.layout, self.objective, self.parameters)
             if self.capture
             else None
         )
@@ -223,6 +228,7 @@ class Training:
             self._write_metrics(self.state.history)
             if self.state.history:
                 bar.set_postfix(_postfix(self.state.history[-1]))
+            self.compiles_from = self._compiles_from(total)
             while self.state.epoch < self.max_epochs and not self._exhausted():
                 self._epoch(per_epoch, bar, started)
                 self.state.seconds = time.monotonic() - started
@@ -250,6 +256,13 @@ class Training:
             "stopped": stopped,
             "seconds": self.state.seconds,
         }
+
+    def _compiles_from(self, total: int | None) -> int | None:
+        """The step from which on the captured step is compiled; None for never."""
+        if self.compile is None:
+            first, least = COMPILED
+            return first if total is not None and total >= least else None
+        return RECORD_AFTER if self.compile else None
 
     # -- one epoch, one step -----------------------------------------------------------------------------
 
@@ -319,11 +332,14 @@ class Training:
 
     def _captured_step(self, batch: Batch, beta: float) -> list[float]:
         """The step by a recording: its metrics, or nothing if it has to be done by Pyro."""
-        if self.captured is None or not self.captured.pays(batch):
+        if self.captured is None:
+            return []
+        compiled = self._is_compiled(batch)
+        if not compiled and not self.captured.pays(batch):
             return []
         generators = tensor_generators(self.fabric.device)
         try:
-            metrics = self.captured(batch, beta).tolist()
+            metrics = self.captured(batch, beta, compiled).tolist()
         except CaptureError as error:
             self.captured = None
             set_tensor_generators(generators, self.fabric.device)
@@ -337,6 +353,17 @@ class Training:
                 leaf.grad = None
             return []
         return metrics
+
+    def _is_compiled(self, batch: Batch) -> bool:
+        """Whether a step is to be run compiled: a matter of its number, and not of what ran before it.
+
+        Recordings agree with Pyro bit by bit, so that it makes no difference when they are made; compiled
+        ones do not, and a training that was killed and resumed has to go the same way.
+        """
+        assert self.captured is not None
+        if self.compiles_from is None or self.state.step < self.compiles_from:
+            return False
+        return num_rows(batch) == self.full_batch and self.captured.possible
 
     def _pyro_step(self, batch: Batch, beta: float) -> Loss:
         try:

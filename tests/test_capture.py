@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from ppl_vae import capture, fit
-from ppl_vae.capture import CapturedLoss, CaptureError
+from ppl_vae import capture, fit, recording, training
+from ppl_vae.capture import CapturedLoss
+from ppl_vae.graphs import split_biases
 from ppl_vae.guides import Exact, FullCovariance, MeanField
 from ppl_vae.layout import survey
 from ppl_vae.likelihoods import (
@@ -37,6 +41,7 @@ from ppl_vae.objectives import (
     TraceELBO,
 )
 from ppl_vae.pairs import Pair
+from ppl_vae.recording import CaptureError, Recording
 
 SHAPE = (1, 6, 6)
 OBJECTIVES = [
@@ -344,17 +349,117 @@ def test_recording_leaves_generators_and_buffers_alone() -> None:
         assert all(torch.equal(*both) for both in zip(buffers, now, strict=True))
 
 
-@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
 def test_a_compiled_step_agrees_to_float_precision() -> None:
     x = rows()
     with captured(VAE(SHAPE, 2), MeanField(SHAPE, 2), x, MeanFieldELBO()) as step:
-        step.compile = True
-        step(x, 1.0)
-        assert step.compile, "Inductor failed"
+        step(x, 1.0, compiled=True)
+        assert [kept.recording.compiled for kept in step._cache.values()] == [True]
         torch.manual_seed(5)
-        metrics = step(x, 1.0)
+        metrics = step(x, 1.0, compiled=True)
         torch.manual_seed(5)
         expected, *gradients = step._plain(x, 1.0)
         torch.testing.assert_close(metrics, expected, rtol=1e-5, atol=1e-5)
         for leaf, gradient in zip(step.leaves, gradients, strict=True):
             torch.testing.assert_close(leaf.grad, gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_a_bias_that_is_added_apart_changes_nothing() -> None:
+    def product(bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return torch.addmm(bias, a, b).relu()
+
+    inputs = torch.randn(4), torch.randn(5, 3), torch.randn(3, 4)
+    graph = make_fx(product)(*inputs)
+    split_biases(graph)
+    assert torch.ops.aten.addmm.default not in {node.target for node in graph.graph.nodes}
+    torch.testing.assert_close(graph(*inputs), product(*inputs))
+
+
+@pytest.fixture
+def compilations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rows of the batches that are compiled for, in place of a compilation: it changes the last bits."""
+    made: list[int] = []
+
+    def compile(self: Recording) -> None:
+        made.append(self.example[0].shape[0])
+        self.compiled = True
+        self.run = lambda *inputs: [
+            t if i == 0 or t is None else t * (1 + 1e-6)
+            for i, t in enumerate(self.graph.forward(*inputs))
+        ]
+
+    monkeypatch.setattr(Recording, "compile", compile)
+    monkeypatch.setattr(training, "RECORD_AFTER", 3)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("steps", "options", "expected"),
+    [
+        ((4, 12), {}, [5]),  # 4 epochs of 3 steps: long enough
+        ((4, 13), {}, []),
+        ((4, 12), {"compile": False}, []),
+        ((4, 12), {"capture": False}, []),
+        ((10, 1000), {"compile": True}, [5]),
+    ],
+)
+def test_full_batches_of_long_trainings_are_compiled(
+    steps: tuple[int, int],
+    options: dict[str, Any],
+    expected: list[int],
+    compilations: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(training, "COMPILED", steps)
+    trained(VAE(SHAPE, 2), MeanField(SHAPE, 2), rows(12), **options)
+    assert compilations == expected
+
+
+@pytest.mark.parametrize("killed_after", [1, 3])  # epochs: before the step is compiled, and after
+def test_a_training_that_is_compiled_goes_on_as_it_would_have(
+    killed_after: int, compilations: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(training, "COMPILED", (5, 12))
+    monkeypatch.setattr(capture, "RECORD_AFTER", 2)
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", (0.0, 60.0))
+    x = rows(12)
+
+    def pair() -> tuple[nn.Module, nn.Module]:
+        torch.manual_seed(2)
+        return VAE(SHAPE, 2), MeanField(SHAPE, 2)
+
+    whole = trained(*pair(), x)
+
+    class Killed(BaseException):
+        pass
+
+    def die(self: training.Training) -> dict[str, float]:
+        row = original(self)
+        if self.state.epoch == killed_after + 1:
+            raise Killed
+        return row
+
+    original = training.Training._end_of_epoch
+    monkeypatch.setattr(training.Training, "_end_of_epoch", die)
+    with pytest.raises(Killed):
+        trained(*pair(), x, run_dir=tmp_path)
+    monkeypatch.setattr(training.Training, "_end_of_epoch", original)
+    resumed = trained(*pair(), x, run_dir=tmp_path, resume=True)
+    for mine, theirs in zip(resumed, whole, strict=True):
+        assert torch.equal(mine, theirs)
+    assert set(compilations) == {5}
+
+
+def test_where_inductor_fails_the_recording_is_run(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*args: Any) -> None:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(recording, "compile_graph", fails)
+    monkeypatch.setattr(training, "RECORD_AFTER", 3)
+    with caplog.at_level(logging.WARNING):
+        trained(VAE(SHAPE, 2), MeanField(SHAPE, 2), rows(12), compile=True)
+    assert [r.getMessage() for r in caplog.records] == [
+        "the captured step is run as it is: Inductor could not compile it: RuntimeError: no compiler"
+    ]
