@@ -23,7 +23,7 @@ class FlowDistribution(ZukoToPyro):
     """A flow of zuko as a Pyro distribution; its own last sample is scored at no cost.
 
     Pyro's wrapper has no support and no `rsample`, and it keeps the density of every sample that
-    it ever drew, without gradients where it was drawn without.
+    it ever drew, without gradients if it was drawn without.
 
     Args:
         flow: the distribution that a lazy flow of zuko returns; its events are vectors.
@@ -40,6 +40,13 @@ class FlowDistribution(ZukoToPyro):
     def __init__(self, flow: zuko.distributions.NormalizingFlow) -> None:
         super().__init__(flow)
         self._last: tuple[Tensor, Tensor, bool] | None = None
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """That of the noise; zuko counts the batch of an affine transform's location to it."""
+        flow: Any = self.dist
+        shape: torch.Size = flow.base.event_shape
+        return shape
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw `(*sample_shape, *batch, d)`, differentiable."""
