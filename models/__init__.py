@@ -9,6 +9,7 @@
 | `FactorAnalysis` | standard normal | evidence, posterior, EM step |
 | `MixtureOfPCA` | component (summed out), standard normal | evidence, posterior, EM step |
 | `CTC` | alignment of labels to frames | evidence, posterior |
+| `Autoregressive` | none | evidence |
 
 A model is a callable `model(x)` that runs inside Pyro. Where it has closed forms, it says so by two
 methods: `log_evidence(x)`, exact log p(x) per row, and `posterior(x)`, exact p(z | x).
@@ -24,13 +25,14 @@ methods: `log_evidence(x)`, exact log p(x) per row, and `posterior(x)`, exact p(
 A prior is a description, given to a model: `VAE(..., prior=MixturePrior(components=10))`.
 """
 
+from ppl_vae.models.autoregressive import Autoregressive
 from ppl_vae.models.bernoulli_mixture import BernoulliMixture
 from ppl_vae.models.ctc import CTC
 from ppl_vae.models.factor_analysis import FactorAnalysis
 from ppl_vae.models.flow_prior import FlowPrior
 from ppl_vae.models.gaussian_mixture import GaussianMixture
 from ppl_vae.models.mixture_of_pca import MixtureOfPCA
-from ppl_vae.models.priors import DiagonalNormal, MixturePrior, Prior, StandardNormal
+from ppl_vae.models.priors import DiagonalNormal, MixturePrior, StandardNormal
 from ppl_vae.models.probabilistic_pca import ProbabilisticPCA
 from ppl_vae.models.vae import VAE
 from ppl_vae.models.vamp_prior import VampPrior
@@ -38,6 +40,7 @@ from ppl_vae.models.vamp_prior import VampPrior
 __all__ = [
     "CTC",
     "VAE",
+    "Autoregressive",
     "BernoulliMixture",
     "DiagonalNormal",
     "FactorAnalysis",
@@ -45,7 +48,6 @@ __all__ = [
     "GaussianMixture",
     "MixtureOfPCA",
     "MixturePrior",
-    "Prior",
     "ProbabilisticPCA",
     "StandardNormal",
     "VampPrior",

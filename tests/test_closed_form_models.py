@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ppl_vae import check, evaluate, fit, load_run, save_run, to_arviz
 from ppl_vae.guides import Exact
 from ppl_vae.handlers import Substitute, latent_sites, sample_sites, unscaled
-from ppl_vae.models import BernoulliMixture, GaussianMixture, ProbabilisticPCA
+from ppl_vae.models import CTC, Autoregressive, BernoulliMixture, GaussianMixture, ProbabilisticPCA
 from ppl_vae.objectives import EnumELBO
 from ppl_vae.pairs import Batch, Pair, as_args, num_rows, take_rows
 
@@ -54,6 +54,12 @@ def gaussian_mixture(covariance: Any) -> Constructor:
     return lambda: (noisy(GaussianMixture((3,), 2, covariance)), real(3))
 
 
+def labels_and_frames() -> tuple[Tensor, Tensor]:
+    """One or two labels of two a row, for five frames."""
+    x = torch.tensor([[1, 0], [2, 1], [2, 2], [2, 0]]).repeat(ROWS // 4, 1)
+    return x, real(5, 3)
+
+
 # A row: () -> (model, x). x is a tensor, or a tuple of tensors for programs of several arguments.
 MODELS: dict[str, Constructor] = {
     "GaussianMixture-full": gaussian_mixture("full"),
@@ -62,6 +68,8 @@ MODELS: dict[str, Constructor] = {
     "GaussianMixture-spherical": gaussian_mixture("spherical"),
     "GaussianMixture-pictures": lambda: (noisy(GaussianMixture((1, 2, 2), 2)), real(1, 2, 2)),
     "BernoulliMixture": lambda: (noisy(BernoulliMixture((2, 2), 3)), (real(2, 2) > 0.5).double()),
+    "CTC": lambda: (noisy(CTC(nn.Linear(3, 3))), labels_and_frames()),
+    "Autoregressive": lambda: (noisy(Autoregressive((4,), 3, (16,))), real(4).clamp(0, 2).round()),
     "ProbabilisticPCA": lambda: (noisy(ProbabilisticPCA((3,), 2)), real(3)),
 }
 
@@ -74,7 +82,7 @@ def rows_with(*methods: str) -> pytest.MarkDecorator:
 
 def log_joint(model: Any, x: Batch, values: dict[str, Tensor]) -> Tensor:
     """log p(x, z) of each row from the densities of the program's sites, `(m, n)` for `m` values of z."""
-    m = len(next(iter(values.values())))
+    m = max((len(value) for value in values.values()), default=1)
     with pyro.plate("values", m, dim=-2):
         trace = poutine.trace(Substitute(values)(model)).get_trace(*as_args(x))
     sites = sample_sites(trace).values()
