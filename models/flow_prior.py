@@ -79,6 +79,7 @@ class _FlowModule(nn.Module):
         transform = zuko.transforms.ComposedTransform(centre, flow.transform)
         return FlowDistribution(zuko.distributions.NormalizingFlow(transform, flow.base))
 
+    @torch.enable_grad()
     def fit_to(self, mean: Tensor, variance: Tensor, draws: Tensor) -> None:
         """Maximise E_q log p(z) by Adam; the steps that suit held-out rows best count.
 

@@ -40,9 +40,10 @@ class Prior(ABC):
 
         Returns:
             A module whose `forward()` returns a distribution of batch shape `()` and event shape
-            `(latent_dim,)`. If it has a method `fit_to(mean, variance, draws)`, `refit_prior` calls
-            it with the moments of each row's q(z | x), `(n, latent_dim)`, and draws from it,
-            `(num_draws, n, latent_dim)`; if not, `refit_prior` fits it by gradient steps.
+            `(latent_dim,)`. For `ppl_vae.refit_prior` it has a method `fit_to(mean, variance, draws)`
+            that maximises E_q log p(z), given the moments of each row's q(z | x), `(n, latent_dim)`,
+            and draws from it, `(num_draws, n, latent_dim)`. If a part of it has a method
+            `attach_guide(guide)`, `load_run` and the command line call that.
         """
 
 
@@ -159,15 +160,19 @@ class _Mixture(nn.Module):
         """Set weights, means and scales by EM on the draws, from a k-means start."""
         from sklearn.mixture import GaussianMixture  # a second to import, and seldom needed
 
-        z = draws.flatten(0, 1).double().cpu().numpy()
+        z = draws.flatten(0, 1).double().cpu()
+        z = z[torch.randperm(len(z))[:_EM_DRAWS]]
         seed = int(torch.randint(2**31, ()))
         components = len(self.logits)
         em = GaussianMixture(components, covariance_type="diag", max_iter=500, random_state=seed)
-        em.fit(z)
+        em.fit(z.numpy())
         self.logits.copy_(torch.as_tensor(em.weights_).log())
         self.loc.copy_(torch.as_tensor(em.means_))
         self.raw_scale.copy_(_raw(torch.as_tensor(em.covariances_).sqrt()))
 
+
+_EM_DRAWS = 100_000
+"""Draws that EM looks at, of however many there are."""
 
 _LEAST = 1e-6
 """The scale never reaches 0, where a density would become infinite."""

@@ -18,10 +18,10 @@ class VampPrior(Prior):
     """p(z) = 1/K sum_k q(z | u_k), with K learned pseudo-inputs u_k that look like rows of data.
 
     "VAE with a VampPrior" (arXiv:1705.07120). q is the guide's own `encode`, so the prior must be
-    told the guide, once both are there: `model.prior.attach(guide)`. The guide's parameters stay
-    the guide's: they are not among the model's, and a change of the guide changes p(z). The pair
-    belongs together: another guide can be trained for the model, or judge it, but to save such a
-    pair the first guide must be saved as well.
+    told the guide, once both are there: `model.prior.attach_guide(guide)`; `load_run` and the command
+    line do it themselves. The guide's parameters stay the guide's: they are not among the model's,
+    and a change of the guide changes p(z). So the two belong together: another guide can be trained
+    for the model, or judge it, but what is saved with that one lacks a part of p(z).
 
     Pseudo-inputs are kept between `low` and `high`, at which their gradient ends. They start
     uniformly between them (from a standard normal if a limit is infinite), or better at rows of the
@@ -40,7 +40,7 @@ class VampPrior(Prior):
         >>> from ppl_vae.models import VAE
         >>> model = VAE((1, 8, 8), latent_dim=2, prior=VampPrior(components=20))
         >>> guide = MeanField((1, 8, 8), latent_dim=2)
-        >>> model.prior.attach(guide)
+        >>> model.prior.attach_guide(guide)
         >>> model.prior.start_at(torch.rand(100, 1, 8, 8))
         >>> model.prior().sample((5,)).shape
         torch.Size([5, 2])
@@ -77,13 +77,13 @@ class _Vamp(nn.Module):
         if self._encode is None:
             raise RuntimeError(
                 "VampPrior is a mixture of the guide's posteriors, but knows no guide: call "
-                "model.prior.attach(guide) once both are built"
+                "model.prior.attach_guide(guide) once both are built"
             )
         components = self._encode(self.inputs.clamp(self.low, self.high))
         equal = torch.zeros(len(self.inputs), dtype=self.inputs.dtype, device=self.inputs.device)
         return dist.MixtureSameFamily(dist.Categorical(logits=equal), components)
 
-    def attach(self, guide: nn.Module) -> None:
+    def attach_guide(self, guide: nn.Module) -> None:
         """Take q(z | x) from the guide's `encode`.
 
         Raises:

@@ -159,10 +159,13 @@ def load_run(path: str | Path, model: Program | None = None, guide: Program | No
     path = Path(path)
     config = read_config(path)
     with torch.random.fork_rng(devices=[]):  # the first weights are drawn, to be replaced at once
+        given = model
         if model is None:
             model = _rebuild(path, config, "model", None)
         if guide is None:
             guide = _rebuild(path, config, "guide", model)
+        elif given is None:
+            _introduce(model, guide)
     read_weights(path, model, guide)
     for module in Pair.of(model, guide).modules().values():
         module.eval()
@@ -320,12 +323,13 @@ def build(spec: Mapping[str, Any], model: Program | None = None) -> tuple[Any, d
     """Makes what a description says: ``{"class_path": "package.Class", "init_args": {...}}``.
 
     Arguments are checked against the constructor's type hints and docstring by ``jsonargparse``, nested
-    descriptions included. A constructor that has a parameter ``model`` is given the model. A path that leads
-    to a function stands for the function itself.
+    descriptions included. A constructor that has a parameter ``model`` is given the model, and a part of the
+    model that has a method ``attach_guide`` is given the guide. A path that leads to a function stands for
+    the function itself.
 
     Args:
         spec: The description.
-        model: The model, for a guide that asks for it.
+        model: The model, if it is the guide that is described.
 
     Returns:
         The program, and its description with all defaults filled in.
@@ -354,7 +358,18 @@ def build(spec: Mapping[str, Any], model: Program | None = None) -> tuple[Any, d
         raise ValueError(f"{name} can not be built: {plain(str(error))}") from error
     resolved = yaml.safe_load(parser.dump(parsed)) or {}
     arguments = parser.instantiate(parsed)
-    return kind(**vars(arguments), **parts), {"class_path": name, "init_args": resolved}
+    program: Any = kind(**vars(arguments), **parts)
+    if model is not None:
+        _introduce(model, program)
+    return program, {"class_path": name, "init_args": resolved}
+
+
+def _introduce(model: Program, guide: Program) -> None:
+    """Tells the guide to those parts of the model that are made of it (a VampPrior)."""
+    for part in model.modules() if isinstance(model, torch.nn.Module) else ():
+        attach = getattr(part, "attach_guide", None)
+        if callable(attach):
+            attach(guide)
 
 
 def import_by_name(name: str) -> Any:
