@@ -8,6 +8,8 @@
 | `ProbabilisticPCA` | standard normal | evidence, posterior |
 | `FactorAnalysis` | standard normal | evidence, posterior, EM step |
 | `MixtureOfPCA` | component (summed out), standard normal | evidence, posterior, EM step |
+| `GaussianHMM`, `CategoricalHMM` | a path of states | evidence, posterior, EM step |
+| `HierarchicalVAE` | two layers, the top standard normal | |
 | `CTC` | alignment of labels to frames | evidence, posterior |
 | `Autoregressive` | none | evidence |
 
@@ -27,10 +29,13 @@ A prior is a description, given to a model: `VAE(..., prior=MixturePrior(compone
 
 from ppl_vae.models.autoregressive import Autoregressive
 from ppl_vae.models.bernoulli_mixture import BernoulliMixture
+from ppl_vae.models.categorical_hmm import CategoricalHMM
 from ppl_vae.models.ctc import CTC
 from ppl_vae.models.factor_analysis import FactorAnalysis
 from ppl_vae.models.flow_prior import FlowPrior
+from ppl_vae.models.gaussian_hmm import GaussianHMM
 from ppl_vae.models.gaussian_mixture import GaussianMixture
+from ppl_vae.models.hierarchical_vae import HierarchicalVAE
 from ppl_vae.models.mixture_of_pca import MixtureOfPCA
 from ppl_vae.models.priors import DiagonalNormal, MixturePrior, StandardNormal
 from ppl_vae.models.probabilistic_pca import ProbabilisticPCA
@@ -42,10 +47,13 @@ __all__ = [
     "VAE",
     "Autoregressive",
     "BernoulliMixture",
+    "CategoricalHMM",
     "DiagonalNormal",
     "FactorAnalysis",
     "FlowPrior",
+    "GaussianHMM",
     "GaussianMixture",
+    "HierarchicalVAE",
     "MixtureOfPCA",
     "MixturePrior",
     "ProbabilisticPCA",
