@@ -8,13 +8,15 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
 
+from ppl_vae.markov_chain import MarkovChain, sample_steps
+
 
 class Exact(nn.Module):
     """q(z | x) = p(z | x), from the model's own `posterior(x)`.
 
     The ELBO of this guide equals log p(x), and every importance weight is the same. It has no
     parameters: gradients flow into the model's, which belong to the model alone. The site is `z`,
-    inside `pyro.plate("data", n, dim=-1)`.
+    inside `pyro.plate("data", n, dim=-1)`; for a posterior that is a Markov chain `z_0`, `z_1`, ...
 
     Args:
         model: a model with `posterior(x)`.
@@ -45,8 +47,12 @@ class Exact(nn.Module):
 
     def forward(self, x: Tensor, *others: Tensor) -> None:
         """Run the guide on `x`, `(n, *data_shape)`, and whatever else the model is given."""
+        q = self.encode(x, *others)
         with pyro.plate("data", x.shape[0], dim=-1):
-            pyro.sample("z", self.encode(x, *others))
+            if isinstance(q, MarkovChain):
+                sample_steps("z", q, infer={"enumerate": "parallel"})
+            else:
+                pyro.sample("z", q)
 
     def encode(self, x: Tensor, *others: Tensor) -> dist.TorchDistribution:
         """Return q(z | x), of batch shape `(n,)`."""

@@ -1,0 +1,107 @@
+"""The amortised guide of a hidden Markov model: a Markov chain whose transitions a GRU reads off."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pyro
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from ppl_vae.markov_chain import IMPOSSIBLE, MarkovChain, sample_steps
+from ppl_vae.networks import full_precision
+
+
+class Recurrent(nn.Module):
+    """q(z | x) = q(z_0 | x) prod_t q(z_t | z_{t-1}, x), the tables from a bidirectional GRU over x.
+
+    The exact posterior of a hidden Markov model is such a chain, so that nothing but the network stands
+    between this family and a gap of 0. At the start all transitions are alike.
+
+    The sites are `z_0`, `z_1`, ..., inside `pyro.plate("data", n, dim=-1)`, and marked for enumeration: with
+    `ELBO` or `EnumELBO` the bound and its gradient are exact, in T K^2 operations a row; with `TraceELBO`
+    paths are sampled and the gradient is that of the score function. The GRU runs once a row, however many
+    samples are drawn.
+
+    Args:
+        data_shape: shape of one row of the data, `(T, *event)`; T may differ from call to call.
+        states: number K of states, the model's.
+        hidden: width of the GRU, in each direction.
+        symbols: for data of whole numbers 0, ..., symbols - 1, which enter as one-hot vectors; None for
+            real numbers.
+
+    Raises:
+        ValueError: `states`, `hidden` or `symbols` is not positive.
+
+    Example:
+        >>> guide = Recurrent((20, 2), states=3, hidden=16)
+        >>> q = guide.encode(torch.rand(5, 20, 2), torch.tensor([20, 3, 7, 20, 1]))
+        >>> q.batch_shape, q.event_shape, q.marginals.shape
+        (torch.Size([5]), torch.Size([20]), torch.Size([5, 20, 3]))
+    """
+
+    def __init__(
+        self,
+        data_shape: Sequence[int],
+        states: int = 2,
+        hidden: int = 32,
+        symbols: int | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("states", states), ("hidden", hidden), ("symbols", symbols)):
+            if value is not None and value < 1:
+                raise ValueError(f"Recurrent.{name} must be at least 1, came {value}")
+        self.states = states
+        self.symbols = symbols
+        size = math.prod(data_shape[1:]) if symbols is None else symbols
+        self.gru = nn.GRU(size, hidden, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(2 * hidden, states * states)
+        with torch.no_grad():
+            self.head.weight.mul_(0.1)
+            self.head.bias.zero_()
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> None:
+        """Run the guide on sequences `(n, T, *event)`, with their `lengths` `(n,)` if they differ."""
+        q = self.encode(x, lengths)
+        with pyro.plate("data", x.shape[0], dim=-1):
+            sample_steps("z", q, infer={"enumerate": "parallel"})
+
+    def encode(self, x: Tensor, lengths: Tensor | None = None) -> MarkovChain:
+        """Return q(z | x), of batch shape `(n,)` and event shape `(T,)`."""
+        return self.family(self.amortise(x, lengths))
+
+    def amortise(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Return the encoder's numbers, `(n, T * K * K)`: what `family` makes a chain of."""
+        steps = x.flatten(2) if x.dim() > 2 else x.unsqueeze(-1)
+        if self.symbols is not None:
+            steps = one_hot(steps.squeeze(-1).long(), self.symbols)
+        steps = steps.to(self.head.weight.dtype)
+        total = x.shape[1]
+        if lengths is None:
+            features, _ = self.gru(steps)
+        else:
+            packed = pack_padded_sequence(
+                steps, lengths.cpu(), batch_first=True, enforce_sorted=False
+            )
+            features, _ = pad_packed_sequence(
+                self.gru(packed)[0], batch_first=True, total_length=total
+            )
+        outputs = full_precision(self.head(features)).unflatten(-1, (self.states, self.states))
+        if lengths is not None:
+            # Beyond its length the chain stays where it is, as the model's does.
+            stay = torch.full_like(outputs[0, 0], IMPOSSIBLE).fill_diagonal_(0.0)
+            inside = torch.arange(total, device=x.device) < lengths.unsqueeze(-1)
+            outputs = torch.where(inside[:, :, None, None], outputs, stay)
+        flat: Tensor = outputs.flatten(1)
+        return flat
+
+    def family(self, outputs: Tensor) -> MarkovChain:
+        """Return the chain of unconstrained numbers `(*batch, T * K * K)`.
+
+        For every step a table of logits from state to state; of the first step's only the first row counts.
+        """
+        tables = outputs.unflatten(-1, (-1, self.states, self.states))
+        return MarkovChain(tables[..., 0, 0, :], tables[..., 1:, :, :])

@@ -1,0 +1,268 @@
+"""Hidden Markov models: a latent path of states, summed over exactly."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pyro.poutine as poutine
+import torch
+from torch import Tensor, nn
+
+from ppl_vae.forward_backward import (
+    best_paths,
+    expected_paths,
+    posterior_chain,
+    steps_within,
+    transitions_of,
+)
+from ppl_vae.markov_chain import IMPOSSIBLE, MarkovChain
+
+Statistics = dict[str, Tensor]
+
+
+class HiddenMarkov(nn.Module, ABC):
+    """z_0 ~ pi, z_t ~ A[z_{t-1}], and x_t ~ p(x_t | z_t): what all emissions share.
+
+    log p(x), the posterior p(z | x) (itself a Markov chain) and the EM step are sums over all K^T paths,
+    done in T K^2 operations (Rabiner 1989, "A Tutorial on Hidden Markov Models and Selected Applications in
+    Speech Recognition"; the EM step is Baum & Welch's).
+
+    Data are sequences `x`, `(n, T, *event)`, all of T steps; or a tuple `(x, lengths)` with the number of
+    steps of each, at least 1. What stands in `x` beyond a sequence's length is ignored; the latent chain
+    stays in its last state there. T may differ from call to call.
+
+    The sites are `z_0`, `x_0`, `z_1`, `x_1`, ... inside `pyro.plate("data", n, dim=-1)`; plates over samples
+    go outside, at `dim=-2`. The latents are marked for enumeration, so that Pyro sums them out with an empty
+    guide (`EnumELBO`).
+
+    To write emissions of your own, derive from this class and give it the abstract methods.
+
+    Args:
+        data_shape: shape of one row of the data, `(T, *event)`.
+        states: number K of states.
+
+    Attributes:
+        initial_logits: unnormalised log pi, `(K,)`.
+        transition_logits: unnormalised log A, from row to column, `(K, K)`.
+
+    Raises:
+        ValueError: `states` is not positive, or `data_shape` has no steps.
+    """
+
+    def __init__(self, data_shape: Sequence[int], states: int) -> None:
+        super().__init__()
+        if states < 1:
+            raise ValueError(f"{type(self).__name__}.states must be at least 1, came {states}")
+        if not data_shape:
+            raise ValueError(
+                f"{type(self).__name__}.data_shape must begin with the number of steps, came ()"
+            )
+        self.data_shape = tuple(data_shape)
+        self.states = states
+        self.initial_logits = nn.Parameter(torch.zeros(states))
+        self.transition_logits = nn.Parameter(torch.zeros(states, states))
+
+    # -- what emissions have to say ------------------------------------------------------------------------
+
+    @abstractmethod
+    def decode(self, z: Tensor) -> dist.TorchDistribution:
+        """Return p(x_t | z_t) for states `(*batch)`: batch shape `batch`, event shape `event`."""
+
+    @abstractmethod
+    def emission_log_prob(self, steps: Tensor) -> Tensor:
+        """Return log p(x_t | z_t = k) of single steps `(N, *event)`, fast and not differentiable: `(N, K)`."""
+
+    @abstractmethod
+    def emission_statistics(self, steps: Tensor, weights: Tensor) -> Statistics:
+        """Return the sufficient statistics of single steps `(N, *event)` under weights `(N, K)`."""
+
+    @abstractmethod
+    def maximize_emissions(self, statistics: Statistics) -> None:
+        """Set the emissions' parameters to the maximiser; `statistics["counts"]`, `(K,)`, are the weights."""
+
+    @abstractmethod
+    def initialize_emissions(self, steps: Tensor, seed: int) -> Tensor:
+        """Find a start from single steps `(N, *event)`: prepares for statistics; weights `(N, K)`."""
+
+    # -- the program ---------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> None:
+        """Run the model on sequences `(n, T, *event)`, with their `lengths` `(n,)` if they differ.
+
+        Raises:
+            ValueError: shapes or lengths do not fit.
+        """
+        x = self._check(x, lengths)
+        chain = self.prior(x.shape[1], lengths)
+        z: Tensor | None = None
+        with pyro.plate("data", x.shape[0], dim=-1):
+            for t in pyro.markov(range(x.shape[1])):
+                z = pyro.sample(f"z_{t}", chain.step(t, z), infer={"enumerate": "parallel"})
+                inside: Any = True if lengths is None else t < lengths
+                with poutine.mask(mask=inside):
+                    pyro.sample(f"x_{t}", self.decode(z), obs=x[:, t])
+
+    def prior(self, steps: int, lengths: Tensor | None = None) -> MarkovChain:
+        """Return p(z) of paths of so many steps: batch shape `()`, or `(n,)` for given lengths."""
+        transition = self.transition_logits.clamp_min(IMPOSSIBLE).log_softmax(-1)
+        return MarkovChain(self.initial_logits, transitions_of(transition, steps, lengths))
+
+    def log_evidence(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Return log p(x) of every sequence, `(n,)`, in nats. Gradients flow into the parameters.
+
+        Data that no path can produce have about -1e30 instead of minus infinity.
+
+        Raises:
+            ValueError: shapes or lengths do not fit.
+        """
+        return self._posterior(x, lengths)[1]
+
+    def posterior(self, x: Tensor, lengths: Tensor | None = None) -> MarkovChain:
+        """Return p(z | x), of batch shape `(n,)` and event shape `(T,)`; `.mode` is the Viterbi path.
+
+        Gradients flow into the parameters.
+
+        Raises:
+            ValueError: shapes or lengths do not fit.
+        """
+        return self._posterior(x, lengths)[0]
+
+    def _posterior(self, x: Tensor, lengths: Tensor | None) -> tuple[MarkovChain, Tensor]:
+        x = self._check(x, lengths)
+        every = torch.arange(self.states, device=self.initial_logits.device)
+        log_likelihood = self.decode(every).log_prob(x.unsqueeze(2))
+        return posterior_chain(*self._log_chain(), log_likelihood, lengths)
+
+    # -- expectation maximisation --------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, lengths: Tensor | None = None, *, seed: int) -> None:
+        """Start where the emissions say, with transitions as often as their labels follow each other.
+
+        Every transition has been seen once more than it has, so that none is impossible.
+
+        Args:
+            x: sequences, `(n, T, *event)`.
+            lengths: their steps, `(n,)`.
+            seed: seed of the start.
+
+        Raises:
+            ValueError: shapes or lengths do not fit.
+        """
+        x = self._check(x, lengths)
+        steps, inside = _data_steps(x, lengths)
+        weights = self.initialize_emissions(steps, seed)
+        labels = weights.new_zeros((*inside.shape, self.states))
+        labels[inside] = weights
+        initial = labels[:, 0].sum(0) + 1.0
+        transition = torch.einsum("nti,ntj->ij", labels[:, :-1], labels[:, 1:]) + 1.0
+        self.initial_logits.copy_((initial / initial.sum()).log())
+        self.transition_logits.copy_((transition / transition.sum(-1, keepdim=True)).log())
+        self.maximize_emissions(self._emissions(steps, weights))
+
+    @torch.no_grad()
+    def expected_statistics(
+        self, x: Tensor, lengths: Tensor | None = None, *, hard: bool = False
+    ) -> Statistics:
+        """The E step: sufficient statistics under p(z | x), summed over the sequences, in float64.
+
+        Args:
+            x: sequences, `(n, T, *event)`.
+            lengths: their steps, `(n,)`.
+            hard: under the most probable path of each sequence instead (Viterbi training).
+
+        Returns:
+            `initial` `(K,)` and `transitions` `(K, K)`, expected counts; `counts` `(K,)`, expected steps in
+            each state, and the other statistics of the emissions; `num_rows`, the number of sequences; and
+            `log_evidence`: the sum of log p(x), if hard of max_z log p(x, z).
+
+        Raises:
+            ValueError: shapes or lengths do not fit.
+        """
+        x = self._check(x, lengths)
+        steps, inside = _data_steps(x, lengths)
+        log_p = self.emission_log_prob(steps)
+        if lengths is None:
+            log_likelihood = log_p.reshape(*x.shape[:2], self.states)
+        else:
+            log_likelihood = log_p.new_zeros((*x.shape[:2], self.states))
+            log_likelihood[inside] = log_p
+        paths = (best_paths if hard else expected_paths)(
+            *self._log_chain(), log_likelihood, lengths
+        )
+        weights = paths.states.reshape(-1, self.states) if lengths is None else paths.states[inside]
+        return {
+            "initial": paths.states[:, 0].sum(0),
+            "transitions": paths.transitions,
+            **self._emissions(steps, weights),
+            "log_evidence": paths.log_evidence,
+            "num_rows": weights.new_tensor(len(x)),
+        }
+
+    @torch.no_grad()
+    def maximize(self, statistics: Statistics) -> None:
+        """The M step: set all parameters to the maximiser for the statistics of an E step.
+
+        A state that no step is in keeps its transitions, and a warning says so; so does one that nothing
+        follows.
+        """
+        initial, transitions = statistics["initial"], statistics["transitions"]
+        counts = statistics["counts"]
+        empty = [k for k in range(self.states) if counts[k] <= 0]
+        if empty:
+            warnings.warn(
+                f"states {empty} have no steps left: use fewer states or another seed", stacklevel=2
+            )
+        self.initial_logits.copy_((initial / initial.sum()).log().clamp_min(IMPOSSIBLE))
+        leaving = transitions.sum(-1, keepdim=True)
+        seen = (leaving > 0).squeeze(-1)
+        rows = (transitions / leaving)[seen].log().clamp_min(IMPOSSIBLE)
+        self.transition_logits[seen] = rows.to(self.transition_logits.dtype)
+        self.maximize_emissions(statistics)
+
+    def _emissions(self, steps: Tensor, weights: Tensor) -> Statistics:
+        counts = weights.sum(0)
+        return {"counts": counts, **self.emission_statistics(steps, weights)}
+
+    def _log_chain(self) -> tuple[Tensor, Tensor]:
+        """log pi and log A, normalised."""
+        initial = self.initial_logits.clamp_min(IMPOSSIBLE).log_softmax(-1)
+        return initial, self.transition_logits.clamp_min(IMPOSSIBLE).log_softmax(-1)
+
+    def _check(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        """The sequences, zero beyond their lengths."""
+        name, event = type(self).__name__, self.data_shape[1:]
+        if x.dim() != 2 + len(event) or tuple(x.shape[2:]) != event or x.shape[1] < 1:
+            wanted = ", ".join(map(str, ("n", "steps", *event)))
+            raise ValueError(
+                f"{name} was built for sequences of shape ({wanted}), but x has shape {tuple(x.shape)}: "
+                f"pass the shape of one sequence as data_shape"
+            )
+        if lengths is None:
+            return x
+        if lengths.shape != x.shape[:1]:
+            raise ValueError(
+                f"{name}: lengths must have shape ({len(x)},), one for each sequence, came "
+                f"{tuple(lengths.shape)}"
+            )
+        least, most = lengths.min().item(), lengths.max().item()
+        if least < 1 or most > x.shape[1]:
+            raise ValueError(
+                f"{name}: lengths must lie between 1 and {x.shape[1]}, the steps of x, but go from {least} "
+                f"to {most}"
+            )
+        inside = steps_within(lengths, x.shape[1])
+        return x.masked_fill(~inside.reshape(*inside.shape, *(1 for _ in event)), 0)
+
+
+def _data_steps(x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The steps that are data, `(N, *event)`, and where they are, `(n, T)`."""
+    if lengths is None:
+        return x.flatten(0, 1), torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+    inside = steps_within(lengths, x.shape[1])
+    return x[inside], inside
