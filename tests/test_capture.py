@@ -20,7 +20,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from ppl_vae import capture, fit, recording, training
 from ppl_vae.capture import CapturedLoss
 from ppl_vae.graphs import split_biases
-from ppl_vae.guides import Exact, FullCovariance, MeanField
+from ppl_vae.guides import (
+    Enumerated,
+    Exact,
+    FullCovariance,
+    MeanField,
+    SemiAmortised,
+    TopDown,
+)
 from ppl_vae.layout import survey
 from ppl_vae.likelihoods import (
     Bernoulli,
@@ -30,7 +37,7 @@ from ppl_vae.likelihoods import (
     LearnedGaussian,
     OptimalGaussian,
 )
-from ppl_vae.models import VAE, ProbabilisticPCA
+from ppl_vae.models import VAE, GaussianMixture, HierarchicalVAE, ProbabilisticPCA
 from ppl_vae.networks import MLP, Convolutional
 from ppl_vae.objectives import (
     EnumELBO,
@@ -121,6 +128,46 @@ def test_an_exact_guide_is_recorded() -> None:
     model = ProbabilisticPCA((5,), 2)
     with captured(model, Exact(model), x, TraceELBO()) as step:
         same_as_pyro(step, x, 1.0)
+
+
+def semi_amortised(differentiable: bool) -> tuple[Any, Any, Objective]:
+    model = VAE(SHAPE, 2, NETWORKS[0])
+    guide = SemiAmortised(model, SHAPE, 2, NETWORKS[0], 2, differentiable=differentiable)
+    return model, guide, MeanFieldELBO(beta=LinearWarmup(10), num_particles=2)
+
+
+def top_down() -> tuple[Any, Any, Objective]:
+    model = HierarchicalVAE(SHAPE, (3, 2), NETWORKS[1], NETWORKS[0])
+    return model, TopDown(model, SHAPE, (3, 2), NETWORKS[1], NETWORKS[0]), MeanFieldELBO()
+
+
+def enumerated() -> tuple[Any, Any, Objective]:
+    model = GaussianMixture(SHAPE, 3, "diagonal")
+    return model, Enumerated(model), EnumELBO()
+
+
+LOOK_AT_THE_MODEL: dict[str, Callable[[], tuple[Any, Any, Objective]]] = {
+    "SemiAmortised": lambda: semi_amortised(True),
+    "SemiAmortised-constant": lambda: semi_amortised(False),
+    "TopDown": top_down,
+    "Enumerated": enumerated,
+}
+
+
+@pytest.mark.parametrize("make", LOOK_AT_THE_MODEL.values(), ids=LOOK_AT_THE_MODEL.keys())
+def test_guides_that_look_at_the_model_are_recorded(
+    make: Callable[[], tuple[Any, Any, Objective]],
+) -> None:
+    x = rows()
+    torch.manual_seed(0)
+    model, guide, objective = make()
+    with captured(model, guide, x, objective) as step:
+        same_as_pyro(step, x, objective.beta_at(3.0))
+        with torch.no_grad():  # the recording reads the model's weights, and keeps none of them
+            for parameter in step.leaves:
+                parameter.mul_(1.1)
+        same_as_pyro(step, x, objective.beta_at(3.0))
+        assert step.recordings == 1
 
 
 def test_beta_is_an_input() -> None:

@@ -167,7 +167,8 @@ def test_not_differentiable_trains_the_encoder_on_its_own_bound() -> None:
             pyro.sample("z", guide.family(refined))
 
     for objective in (TraceELBO(num_particles=3), MeanFieldELBO(), ImportanceWeightedELBO()):
-        found, expected = [], []
+        found: list[Tensor] = []
+        expected: list[Tensor] = []
         for program, leaves, into in (
             (guide, [*of_encoder, model.weight], found),
             (constant, [model.weight], expected),
