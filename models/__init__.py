@@ -5,7 +5,7 @@
 | `VAE` | any prior; standard normal if none is given | |
 | `BernoulliMixture` | categorical | evidence, posterior, EM step |
 | `GaussianMixture` | categorical | evidence, posterior, EM step |
-| `ProbabilisticPCA` | standard normal | evidence, posterior |
+| `ProbabilisticPCA` | standard normal | evidence, posterior, EM step |
 | `FactorAnalysis` | standard normal | evidence, posterior, EM step |
 | `MixtureOfPCA` | component (summed out), standard normal | evidence, posterior, EM step |
 | `GaussianHMM`, `CategoricalHMM` | a path of states | evidence, posterior, EM step |

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Self
 
@@ -10,6 +11,12 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+
+from ppl_vae.linear_gaussian import LinearGaussian, regress, regression_statistics
+from ppl_vae.models._mixtures import row_chunks
+
+MIN_SCALE = 1e-3
+"""The least sigma that EM sets, in units of the data."""
 
 
 class ProbabilisticPCA(nn.Module):
@@ -46,6 +53,7 @@ class ProbabilisticPCA(nn.Module):
 
     prior_loc: Tensor
     log_sigma: Tensor
+    centre: Tensor
 
     def __init__(
         self,
@@ -71,6 +79,8 @@ class ProbabilisticPCA(nn.Module):
         else:
             self.register_buffer("log_sigma", log_sigma)
         self.register_buffer("prior_loc", torch.zeros(latent_dim), persistent=False)
+        # What EM takes moments about, so that they do not cancel far from the origin.
+        self.register_buffer("centre", torch.zeros(size), persistent=False)
 
     def forward(self, x: Tensor) -> None:
         """Run the model on `x`, `(n, *data_shape)`.
@@ -96,20 +106,10 @@ class ProbabilisticPCA(nn.Module):
     def log_evidence(self, x: Tensor) -> Tensor:
         """Return log p(x) of every row, `(n,)`, in nats.
 
-        With the posterior mean m it is -1/2 (D log(2 pi sigma^2) + log |M| +
-        |x - mu - W m|^2 / sigma^2 + |m|^2): a sum of squares, so that small sigmas cost no digits.
-
         Raises:
             ValueError: the rows of `x` do not have the shape `data_shape`.
         """
-        residual = self._flatten(x) - self.mean
-        basis, root = self._factorise()
-        z = self._posterior_mean(residual, basis, root)
-        log_det = 2 * root.diagonal().log().sum()
-        noise = (residual - z @ self.weight.T) / self.log_sigma.exp()
-        normaliser = residual.shape[-1] * (math.log(2 * math.pi) + 2 * self.log_sigma) + log_det
-        log_p: Tensor = -0.5 * (normaliser + noise.square().sum(-1) + z.square().sum(-1))
-        return log_p
+        return self._linear(self.weight.dtype).log_evidence(self._flatten(x))
 
     def posterior(self, x: Tensor) -> dist.MultivariateNormal:
         """Return p(z | x), of batch shape `(n,)` and event shape `(latent_dim,)`.
@@ -119,11 +119,9 @@ class ProbabilisticPCA(nn.Module):
         Raises:
             ValueError: the rows of `x` do not have the shape `data_shape`.
         """
-        basis, root = self._factorise()
-        mean = self._posterior_mean(self._flatten(x) - self.mean, basis, root)
-        identity = torch.eye(self.latent_dim, dtype=root.dtype, device=root.device)
-        scale_tril = torch.linalg.solve_triangular(root, identity, upper=False)
-        return dist.MultivariateNormal(mean, scale_tril=scale_tril)
+        linear = self._linear(self.weight.dtype)
+        mean = linear.posterior_mean(self._flatten(x))
+        return dist.MultivariateNormal(mean, scale_tril=linear.posterior_scale_tril())
 
     @torch.no_grad()
     def maximum_likelihood(self, x: Tensor, beta: float = 1.0) -> Self:
@@ -184,6 +182,75 @@ class ProbabilisticPCA(nn.Module):
         self.weight[:, :kept] = (directions[:kept].T * scales).to(self.weight.dtype)
         return self
 
+    @torch.no_grad()
+    def initialize(self, x: Tensor, seed: int) -> None:
+        """Start EM at random directions: mu the mean, W and sigma^2 half of the variance each.
+
+        Raises:
+            ValueError: the rows of `x` do not have the shape `data_shape`.
+        """
+        rows = self._flatten(x).double()
+        self.mean.copy_(rows.mean(0))
+        self.centre.copy_(self.mean)
+        variance = rows.var(0, correction=0).mean()
+        generator = torch.Generator().manual_seed(seed)
+        weight = torch.randn(self.weight.shape, generator=generator, dtype=torch.float64)
+        scale = (variance / (2 * self.latent_dim)).sqrt()
+        self.weight.copy_(weight.to(rows.device) * scale)
+        if isinstance(self.log_sigma, nn.Parameter):
+            self.log_sigma.copy_((variance / 2).clamp_min(MIN_SCALE**2).log() / 2)
+
+    @torch.no_grad()
+    def expected_statistics(self, x: Tensor, hard: bool = False) -> dict[str, Tensor]:
+        """Return the E step's statistics of `x`, `(n, *data_shape)`: sums over its rows, in float64.
+
+        Args:
+            x: data.
+            hard: take the posterior's mode for z, without the spread around it.
+
+        Returns:
+            "xu", "uu" and "xx" (see `ppl_vae.linear_gaussian.regression_statistics`), of rows about
+            `centre`; "log_evidence", the sum of log p(x), hard: of max_z log p(x, z); "num_rows".
+
+        Raises:
+            ValueError: the rows of `x` do not have the shape `data_shape`.
+        """
+        linear = self._linear(torch.float64, self.centre.double())
+        root = linear.posterior_scale_tril()
+        covariance = torch.zeros_like(root) if hard else root @ root.T
+        log_mode = -root.diagonal().log().sum() - self.latent_dim * math.log(2 * math.pi) / 2
+        total: dict[str, Tensor] = {}
+        for chunk in row_chunks(self._flatten(x), 2 * self.mean.numel()):
+            rows = chunk.double() - self.centre.double()
+            z = linear.posterior_mean(rows)
+            found = regression_statistics(rows, z, covariance)
+            log_p = linear.log_evidence(rows, z).sum()
+            found["log_evidence"] = log_p + len(rows) * log_mode if hard else log_p
+            found["num_rows"] = rows.new_tensor(float(len(rows)))
+            total = {k: total[k] + v for k, v in found.items()} if total else found
+        return total
+
+    @torch.no_grad()
+    def maximize(self, statistics: dict[str, Tensor]) -> None:
+        """Set W, mu and a learned sigma to the maximiser of the expected log p(x, z).
+
+        (W, mu) = (sum x E[u]^T) (sum E[u u^T])^-1 with u = (z, 1), and sigma^2 is the mean squared
+        residual (Tipping & Bishop 1999, appendix B, who hold mu at the mean). Warns of a sigma that
+        would fall below 0.001, which is the least it is set to.
+        """
+        weight, mean, variances = regress(statistics["xu"], statistics["uu"], statistics["xx"])
+        self.weight.copy_(weight)
+        self.mean.copy_(mean + self.centre)
+        if isinstance(self.log_sigma, nn.Parameter):
+            variance = variances.mean()
+            if float(variance) < MIN_SCALE**2:
+                warnings.warn(
+                    f"sigma would fall below {MIN_SCALE} and was raised to it: use more rows, a "
+                    f"smaller latent_dim or learn_sigma=False",
+                    stacklevel=2,
+                )
+            self.log_sigma.copy_(variance.clamp_min(MIN_SCALE**2).log() / 2)
+
     def _best_variance(self, eigenvalues: Tensor, beta: float) -> Tensor:
         """The learned sigma^2 of `maximum_likelihood`, for eigenvalues in falling order."""
         size = len(self.mean)
@@ -202,25 +269,10 @@ class ProbabilisticPCA(nn.Module):
             )
         return left / (size - active * beta)
 
-    def _factorise(self) -> tuple[Tensor, Tensor]:
-        """Q, `(D, q)`, and the lower triangular T, `(q, q)`, with W / sigma = Q T and T^T T = M.
-
-        By QR of the stacked (W / sigma; I), which never forms M: its condition number is the
-        square root of M's, and float32 survives small sigmas and collapsed dimensions. QR gives an
-        upper triangle; on reversed columns it is a lower one, which a scale_tril needs.
-        """
-        scaled = self.weight / self.log_sigma.exp()
-        identity = torch.eye(self.latent_dim, dtype=scaled.dtype, device=scaled.device)
-        orthogonal, upper = torch.linalg.qr(torch.cat([scaled, identity]).flip(1))
-        basis, root = orthogonal[: len(scaled)].flip(1), upper.flip(0, 1)
-        signs = root.diagonal().sign()
-        return basis * signs, root * signs.unsqueeze(-1)
-
-    def _posterior_mean(self, residual: Tensor, basis: Tensor, root: Tensor) -> Tensor:
-        """The z that minimises |residual - W z|^2 / sigma^2 + |z|^2: T z = Q^T residual / sigma."""
-        right = residual @ basis / self.log_sigma.exp()
-        z: Tensor = torch.linalg.solve_triangular(root.T, right, upper=True, left=False)
-        return z
+    def _linear(self, dtype: torch.dtype, centre: Tensor | float = 0.0) -> LinearGaussian:
+        """The model's parameters in a precision, for data about a centre."""
+        mean = self.mean.to(dtype) - centre
+        return LinearGaussian(self.weight.to(dtype), mean, self.log_sigma.to(dtype).exp())
 
     def _flatten(self, x: Tensor) -> Tensor:
         if tuple(x.shape[1:]) != self.data_shape:

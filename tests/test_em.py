@@ -91,6 +91,28 @@ def test_each_iteration_is_that_of_scikit_learn(covariance: str) -> None:
     assert ours[1:] == pytest.approx(theirs, abs=1e-8)
 
 
+@pytest.mark.parametrize("learn_sigma", [False, True])
+def test_probabilistic_pca_reaches_its_closed_form(learn_sigma: bool) -> None:
+    x = clusters()
+    make = partial(ProbabilisticPCA, (3,), 2, sigma=0.7, learn_sigma=learn_sigma)
+    best = make().double().maximum_likelihood(x)
+    model = make().double()
+    fitted = fit_em(model, x, tolerance=1e-12, max_iterations=5000, seed=0)
+    expected = float(best.log_evidence(x).detach().mean())
+    assert fitted.log_likelihood == pytest.approx(expected, abs=1e-8)
+    both = [m.weight.detach() @ m.weight.detach().T for m in (model, best)]
+    torch.testing.assert_close(*both, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(model.mean.detach(), best.mean.detach())
+
+
+def test_probabilistic_pca_without_noise_stops_at_the_floor() -> None:
+    x = torch.randn(200, 1, dtype=torch.float64) * torch.tensor([1.0, 2.0, 3.0]) + 5
+    fitted = fit_em(ProbabilisticPCA((3,), 1).double(), x, seed=0)
+    model: Any = fitted.model
+    assert float(model.log_sigma.exp().detach()) == pytest.approx(1e-3)
+    assert any("sigma" in note for note in fitted.notes)
+
+
 def test_batches_change_nothing() -> None:
     x = clusters()
     results = [
