@@ -1,0 +1,382 @@
+"""The families of the amortised guides as distributions: densities, samples, gradients, against quadrature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from ppl_vae.guides import (
+    FullCovariance,
+    InverseAutoregressive,
+    LowRank,
+    MaskedAutoregressive,
+    MeanField,
+    MixtureOfGaussians,
+    NeuralSpline,
+)
+from ppl_vae.guides.mixture_of_gaussians import DiagonalNormalMixture
+from ppl_vae.models import ProbabilisticPCA
+from ppl_vae.networks import MLP
+
+LINEAR = MLP(hidden=())
+# Add a family here: any number of latent dimensions.
+FAMILIES: dict[str, Callable[[int], Any]] = {
+    "MeanField": lambda d: MeanField((3,), d, LINEAR),
+    "FullCovariance": lambda d: FullCovariance((3,), d, LINEAR),
+    "LowRank": lambda d: LowRank((3,), d, LINEAR),
+    "MixtureOfGaussians": lambda d: MixtureOfGaussians((3,), d, LINEAR, components=3),
+    "MaskedAutoregressive": lambda d: MaskedAutoregressive((3,), d, LINEAR, 2, (8,)),
+    "InverseAutoregressive": lambda d: InverseAutoregressive((3,), d, LINEAR, 2, (8,)),
+    "NeuralSpline": lambda d: NeuralSpline((3,), d, LINEAR, 2, (8,)),
+}
+FLOWS = ("MaskedAutoregressive", "InverseAutoregressive", "NeuralSpline")
+families = pytest.mark.parametrize("family", FAMILIES)
+dimensions = pytest.mark.parametrize("d", [1, 2])
+
+
+def guide_of(family: str, d: int, seed: int = 0) -> Any:
+    """A guide in double precision whose flow, if it has one, is far from the identity."""
+    torch.manual_seed(seed)
+    guide = FAMILIES[family](d).double()
+    for module in guide.modules():
+        if hasattr(module, "hyper"):
+            for parameter in module.hyper[-1].parameters():
+                torch.nn.init.normal_(parameter, std=0.2)
+    return guide
+
+
+def outputs_of(guide: Any) -> Tensor:
+    """Numbers that a trained encoder could give for one row."""
+    size = guide.amortise(torch.zeros(3, dtype=torch.float64)).shape[-1]
+    return 0.8 * torch.randn(size, dtype=torch.float64)
+
+
+def grid(q: Any) -> tuple[Tensor, float]:
+    """Midpoints of equal cells within 8 standard deviations of q's mean, and the volume of a cell."""
+    d = q.event_shape[0]
+    points = {1: 4800, 2: 256}[d]
+    with torch.no_grad():
+        draws = q.sample((2000,))
+    line = (torch.arange(points, dtype=torch.float64) + 0.5) * (16 / points) - 8
+    z = torch.stack(torch.meshgrid(*[line] * d, indexing="ij"), -1)
+    return draws.mean(0) + draws.std(0) * z, float((draws.std(0) * 16 / points).prod())
+
+
+def test_function(z: Tensor) -> Tensor:
+    """Something smooth without symmetries, of every order."""
+    first, last = z[..., 0], z[..., -1]
+    return torch.sin(1.3 * first) + 0.5 * last.square() * torch.tanh(first + 0.4)
+
+
+test_function.__test__ = False  # type: ignore[attr-defined]
+
+
+@families
+@dimensions
+def test_the_density_integrates_to_one(family: str, d: int) -> None:
+    guide = guide_of(family, d)
+    with torch.no_grad():
+        q = guide.family(outputs_of(guide))
+        z, cell = grid(q)
+        assert q.log_prob(z).exp().sum() * cell == pytest.approx(1, abs=5e-4)
+
+
+@families
+@dimensions
+def test_samples_have_that_density(family: str, d: int) -> None:
+    """Chi-squared over coarse cells, whose probabilities are sums over fine ones."""
+    guide = guide_of(family, d)
+    with torch.no_grad():
+        q = guide.family(outputs_of(guide))
+        z, cell = grid(q)
+        fine = q.log_prob(z).exp() * cell
+        draws = q.sample((20_000,))
+    bins = 120 if d == 1 else 32
+    shape = [bins, len(z) // bins] * d
+    expected = fine.reshape(shape).sum(tuple(range(1, 2 * d, 2))).numpy().ravel() * len(draws)
+    low, high = z.flatten(0, -2)[0], z.flatten(0, -2)[-1]
+    half = (high - low) / (len(z) - 1) / 2
+    edges = [
+        np.linspace(float(low[i] - half[i]), float(high[i] + half[i]), bins + 1) for i in range(d)
+    ]
+    observed = np.histogramdd(draws.numpy(), edges)[0].ravel()
+    often = expected >= 10
+    observed = np.append(observed[often], len(draws) - observed[often].sum())
+    expected = np.append(expected[often], len(draws) - expected[often].sum())
+    statistic = ((observed - expected) ** 2 / np.maximum(expected, 10)).sum()
+    assert often.sum() >= 5
+    assert stats.chi2.sf(statistic, often.sum()) > 1e-3
+
+
+# Not the spline in two dimensions: the derivative of its density jumps between its pieces, on which
+# this quadrature has an error of several percent; its pieces and its order are tested apart.
+@pytest.mark.parametrize(
+    ("family", "d"),
+    [(f, d) for f in FAMILIES for d in (1, 2) if (f, d) != ("NeuralSpline", 2)],
+)
+def test_gradients_of_expectations_are_unbiased(family: str, d: int) -> None:
+    """d E_q f / d outputs: the mean over pathwise gradients against quadrature, every output."""
+    guide = guide_of(family, d)
+    outputs = outputs_of(guide).requires_grad_()
+    q = guide.family(outputs)
+    z, cell = grid(q)
+    exact_mean = (q.log_prob(z).exp() * test_function(z)).sum() * cell
+    (exact,) = torch.autograd.grad(exact_mean, outputs)
+
+    rows = outputs.detach().expand(50_000, -1).clone().requires_grad_()
+    (found,) = torch.autograd.grad(test_function(guide.family(rows).rsample()).sum(), rows)
+    error = found.std(0) / len(rows) ** 0.5
+    assert ((found.mean(0) - exact).abs() < 4 * error + 2e-3).all()
+    assert (error < 0.05).all()
+    assert (exact.abs() > 4 * error + 2e-3).sum() >= d  # the test can fail
+
+
+@families
+@dimensions
+def test_own_samples_are_scored_as_given_ones(family: str, d: int) -> None:
+    guide = guide_of(family, d)
+    outputs = outputs_of(guide).expand(5, -1).clone().requires_grad_()
+    q = guide.family(outputs).expand((4, 5))
+    z = q.rsample()
+    own, given = q.log_prob(z), q.log_prob(z.clone())
+    torch.testing.assert_close(own, given)
+    leaves = [outputs, *(p for n, p in guide.named_parameters() if n.startswith("to_noise"))]
+    gradients = [torch.autograd.grad(v.sum(), leaves, retain_graph=True) for v in (own, given)]
+    torch.testing.assert_close(*gradients)
+
+
+@families
+def test_a_sample_drawn_without_gradients_is_scored_with_them(family: str) -> None:
+    guide = guide_of(family, 2)
+    outputs = outputs_of(guide).requires_grad_()
+    q = guide.family(outputs)
+    z = q.sample()
+    assert not z.requires_grad
+    (gradient,) = torch.autograd.grad(q.log_prob(z), outputs)
+    assert gradient.abs().max() > 0
+
+
+# What the families contain --------------------------------------------------------------------
+
+
+def inverse_softplus(y: Tensor) -> Tensor:
+    return y + (-(-y).expm1()).log()
+
+
+def posterior_as_outputs(guide: Any, loc: Tensor, covariance: Tensor) -> None:
+    """Let the guide's head say N(loc(x), covariance): it is linear in x, as PCA's posterior is."""
+    with torch.no_grad():
+        guide.head.weight.zero_()
+        guide.head.bias.zero_()
+        zero, basis = loc[0], (loc[1:] - loc[0]).mT
+        scale = covariance.diagonal().sqrt()
+        if isinstance(guide, LowRank):
+            # Sigma = s^2 (I + B B^T), s^2 below its smallest eigenvalue.
+            values, vectors = torch.linalg.eigh(covariance)
+            scale = (values[0] / 2).sqrt().expand(len(values))
+            factor = vectors * (values / (values[0] / 2) - 1).sqrt()
+            guide.head.bias[-factor.numel() :] = 100 * torch.atanh(factor / 100).flatten()
+        copies, start = 1, 0
+        if isinstance(guide, MixtureOfGaussians):
+            copies = start = guide.components
+        size = copies * len(zero)
+        guide.head.weight[start : start + size] = basis.repeat(copies, 1)
+        guide.head.bias[start : start + size] = zero.repeat(copies)
+        scales = slice(start + size, start + 2 * size)
+        guide.head.bias[scales] = inverse_softplus(scale - 1e-6).repeat(copies)
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "FullCovariance"])
+def test_the_exact_posterior_is_contained(family: str) -> None:
+    """log p(x, z) - log q(z | x) is log p(x), whatever z: no gap.
+
+    Where W has orthogonal columns; for LowRank whatever W is.
+    """
+    torch.manual_seed(3)
+    d, width = 3, 6
+    make: dict[str, Callable[[], Any]] = {
+        "LowRank": lambda: LowRank((width,), d, LINEAR, rank=d),
+        "MeanField": lambda: MeanField((width,), d, LINEAR),
+        "MixtureOfGaussians": lambda: MixtureOfGaussians((width,), d, LINEAR),
+        "MaskedAutoregressive": lambda: MaskedAutoregressive((width,), d, LINEAR),
+        "InverseAutoregressive": lambda: InverseAutoregressive((width,), d, LINEAR),
+        "NeuralSpline": lambda: NeuralSpline((width,), d, LINEAR),
+    }
+    model, guide = ProbabilisticPCA((width,), d, sigma=0.6).double(), make[family]().double()
+    with torch.no_grad():
+        columns = torch.randn(width, d, dtype=torch.float64)
+        if family != "LowRank":
+            columns = torch.linalg.qr(columns).Q * torch.tensor([2.0, 1.0, 0.5])
+        model.weight.copy_(columns)
+        model.mean.copy_(torch.randn(width))
+        if family in FLOWS:
+            for parameter in guide.to_noise.parameters():
+                parameter.zero_()
+        probes = torch.cat([torch.zeros(1, width), torch.eye(width)]).double()
+        posterior = model.posterior(probes)
+        posterior_as_outputs(guide, posterior.mean, posterior.covariance_matrix[0])
+        x = torch.randn(4, width, dtype=torch.float64)
+        z = guide.encode(x).sample((5,))
+        log_joint = model.prior().log_prob(z) + model.decode(z).log_prob(x)
+        gap = model.log_evidence(x) - (log_joint - guide.encode(x).log_prob(z))
+    torch.testing.assert_close(gap, torch.zeros_like(gap), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("family", FLOWS)
+def test_a_flow_starts_as_the_mean_field_guide(family: str) -> None:
+    torch.manual_seed(0)
+    guide, plain = FAMILIES[family](3), MeanField((3,), 3, LINEAR)
+    plain.load_state_dict(
+        {name: value for name, value in guide.state_dict().items() if name.startswith("head")}
+    )
+    x = 10 * torch.randn(50, 3)
+    z = plain.encode(x).sample()
+    torch.testing.assert_close(
+        guide.encode(x).log_prob(z), plain.encode(x).log_prob(z), rtol=0, atol=0.05
+    )
+
+
+# Flows ----------------------------------------------------------------------------------------
+
+
+def passes(guide: Any, run: Callable[[Any], object]) -> int:
+    """How often the first layer's network runs."""
+    calls: list[int] = []
+    hyper = next(module.hyper for module in guide.modules() if hasattr(module, "hyper"))
+    q = guide.family(outputs_of(guide))
+    handle = hyper.register_forward_hook(lambda *_: calls.append(1))
+    run(q)
+    handle.remove()
+    return len(calls)
+
+
+@pytest.mark.parametrize(
+    ("family", "drawing", "scoring"),
+    [
+        ("MaskedAutoregressive", 6, 1),  # one pass a dimension, and one for the density
+        ("InverseAutoregressive", 1, 6),
+        ("NeuralSpline", 1, 6),
+    ],
+)
+def test_the_direction_that_is_fast(family: str, drawing: int, scoring: int) -> None:
+    guide = guide_of(family, 5)
+
+    def draw(q: Any) -> None:
+        q.log_prob(q.rsample((2,)))
+
+    assert passes(guide, draw) == drawing
+    assert passes(guide, lambda q: q.log_prob(torch.zeros(5).double())) == scoring
+
+
+@pytest.mark.parametrize("family", FLOWS)
+def test_under_autocast_a_flow_keeps_its_precision(family: str) -> None:
+    guide = guide_of(family, 3).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        q = guide.encode(torch.randn(6, 3))
+        z = q.rsample((50,))
+        assert z.dtype == q.log_prob(z).dtype == torch.float32
+        torch.testing.assert_close(q.log_prob(z), q.log_prob(z.clone()), rtol=1e-2, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: InverseAutoregressive((3,), 2, transforms=0), "transforms must be at least 1"),
+        (lambda: MaskedAutoregressive((3,), 2, hidden=()), r"hidden must hold positive widths"),
+        (lambda: NeuralSpline((3,), 2, hidden=(4, 0)), r"NeuralSpline.hidden .* came \(4, 0\)"),
+        (lambda: NeuralSpline((3,), 2, bins=1), "NeuralSpline.bins must be at least 2, came 1"),
+        (lambda: LowRank((3,), 2, rank=0), "LowRank.rank must be at least 1, came 0"),
+        (lambda: MixtureOfGaussians((3,), 2, components=0), "components must be at least 1"),
+    ],
+)
+def test_numbers_that_make_no_family(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_flows_leave_the_validation_of_distributions_on() -> None:
+    assert torch.distributions.Distribution._validate_args
+    with pytest.raises(ValueError, match="scale"):
+        torch.distributions.Normal(torch.zeros(1), -torch.ones(1))
+
+
+# Mixtures -------------------------------------------------------------------------------------
+
+
+def mixture(logits: Tensor, locs: Tensor, scales: Tensor) -> DiagonalNormalMixture:
+    return DiagonalNormalMixture(
+        dist.Categorical(logits=logits), dist.Normal(locs, scales).to_event(1)
+    )
+
+
+@dimensions
+def test_second_derivatives_of_a_mixture_are_unbiased(d: int) -> None:
+    torch.manual_seed(0)
+    parts = [
+        torch.tensor([0.3, -0.2, 0.1]).double(),
+        torch.tensor([[-1.0, 0.5], [1.0, -0.3], [0.2, 1.0]]).double()[:, :d],
+        torch.tensor([[0.5, 0.8], [0.4, 0.6], [0.9, 0.3]]).double()[:, :d],
+    ]
+    directions = [torch.randn_like(part) for part in parts]
+
+    def hessian_product(mean: Callable[..., Tensor], at: list[Tensor]) -> tuple[Tensor, ...]:
+        first = torch.autograd.grad(mean(*at), at, create_graph=True)
+        along = sum((g * v).sum() for g, v in zip(first, directions, strict=True))
+        return torch.autograd.grad(along, at)  # type: ignore[arg-type]
+
+    z, cell = grid(mixture(*parts))
+    exact = hessian_product(
+        lambda *at: (mixture(*at).log_prob(z).exp() * test_function(z)).sum() * cell,
+        [part.clone().requires_grad_() for part in parts],
+    )
+    found = hessian_product(
+        lambda *at: test_function(mixture(*at).rsample()).sum(),
+        [part.expand(60_000, *part.shape).clone().requires_grad_() for part in parts],
+    )
+    for mine, truth in zip(found, exact, strict=True):
+        error = mine.std(0) / len(mine) ** 0.5
+        assert ((mine.mean(0) - truth).abs() < 4 * error + 1e-3).all()
+
+
+def test_a_mixture_of_many_dimensions_has_gradients_in_single_precision() -> None:
+    torch.manual_seed(0)
+    parts = [torch.zeros(40, 5), torch.randn(40, 5, 200), torch.full((40, 5, 200), 0.7)]
+    gradients = []
+    for dtype in (torch.float32, torch.float64):
+        leaves = [part.to(dtype).requires_grad_() for part in parts]
+        torch.manual_seed(1)
+        q = mixture(*leaves)
+        which, noise = torch.arange(40) % 5, torch.randn(40, 200)
+        z = (leaves[1] + leaves[2] * noise.to(dtype).unsqueeze(1))[torch.arange(40), which].detach()
+        assert q.log_prob(z).isfinite().all()
+        torch.manual_seed(1)
+        gradients.append(torch.autograd.grad(q.rsample().square().sum(), leaves))
+    for single in gradients[0]:
+        assert single.isfinite().all()
+
+
+def test_equal_components_are_one_normal() -> None:
+    locs, scales = torch.randn(2).double(), torch.tensor([0.3, 2.0]).double()
+    leaves = [torch.randn(3).double(), locs.expand(3, 2).clone(), scales.expand(3, 2).clone()]
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    q, z = mixture(*leaves), torch.randn(7, 2).double()
+    torch.testing.assert_close(q.log_prob(z), dist.Normal(locs, scales).to_event(1).log_prob(z))
+    by_logits, *_ = torch.autograd.grad(test_function(q.rsample((50,))).sum(), leaves)
+    torch.testing.assert_close(by_logits, torch.zeros(3).double())
+
+
+def test_components_start_apart() -> None:
+    torch.manual_seed(0)
+    for d in (1, 10):
+        guide = MixtureOfGaussians((3,), d, LINEAR)
+        locs = guide.encode(torch.zeros(1, 3)).component_distribution.mean[0]
+        apart = torch.cdist(locs, locs) + 100 * torch.eye(5)
+        assert apart.min() > 0.02
+        assert 0.7 < torch.pdist(locs).mean() < 2.5
