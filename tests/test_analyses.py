@@ -106,6 +106,26 @@ def mnist(folder: Path) -> None:
     assert f"torch {torch.__version__}" in printed
 
 
+def hard_em_to_vq(folder: Path) -> None:
+    arguments = ("--codes=4", "--steps=400", "--max_rows=150", "--sigmas=[8,0.1]")
+    printed = run("hard_em_to_vq.py", *arguments, cwd=folder)
+    table = {row["method"]: row for row in rows(printed)}
+    assert next(iter(table)) == "k-means"
+    assert list(table)[-2:] == ["VQ of the pixels", "VQ-VAE"]
+    # At rest where k-means is: each vector of the codebook is the mean of the rows nearest to it.
+    for name in ("k-means", "EM, sigma = 0.1", "hard EM, sigma = 0.1", "VQ of the pixels"):
+        assert mean(table[name]["residual"]) < 1e-9
+        assert mean(table[name]["moved by k-means"]) < 1e-9
+    for name in ("EM, sigma = 0.1", "hard EM, sigma = 0.1"):
+        assert mean(table[name]["from k-means"]) < 1e-9
+        assert table[name]["error a pixel"] == table["k-means"]["error a pixel"]
+        assert mean(table[name]["rows elsewhere"]) == 0
+    # A wide component is not: the E step is soft, and weighs.
+    assert mean(table["EM, sigma = 8"]["residual"]) > 1e-3
+    assert mean(table["VQ-VAE"]["residual"]) < 0.1
+    assert imread(folder / "hard_em_to_vq.png").std() > 0.05
+
+
 def write_idx(path: Path, values: Tensor) -> None:
     """The format of the MNIST files: two zeros, type, number of dimensions, big-endian sizes, bytes."""
     header = struct.pack(f">BBBB{values.ndim}I", 0, 0, 8, values.ndim, *values.shape)
@@ -113,7 +133,11 @@ def write_idx(path: Path, values: Tensor) -> None:
 
 
 # Add a check here for a new script.
-CHECKS: dict[str, Callable[[Path], None]] = {"mnist.py": mnist, "swap_guides.py": swap_guides}
+CHECKS: dict[str, Callable[[Path], None]] = {
+    "hard_em_to_vq.py": hard_em_to_vq,
+    "mnist.py": mnist,
+    "swap_guides.py": swap_guides,
+}
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "analyses").glob("*.py")))
