@@ -22,7 +22,12 @@ from ppl_vae.guides import (
     Enumerated,
     Exact,
     FullCovariance,
+    InverseAutoregressive,
+    LowRank,
+    MaskedAutoregressive,
     MeanField,
+    MixtureOfGaussians,
+    NeuralSpline,
     PerRow,
     SemiAmortised,
     TopDown,
@@ -76,6 +81,16 @@ GUIDES: dict[str, Callable[[Any], Any]] = {
     "FullCovariance": lambda model: FullCovariance(SHAPE, 2, MLP(hidden=(8,))),
     "Exact": Exact,
 }
+# One model is enough for each of these: what they cost is time.
+FAMILIES: dict[str, Callable[[Any], Any]] = {
+    "LowRank": lambda model: LowRank(SHAPE, 2, MLP(hidden=(8,))),
+    "MixtureOfGaussians": lambda model: MixtureOfGaussians(SHAPE, 2, MLP(hidden=(8,))),
+    "MaskedAutoregressive": lambda model: MaskedAutoregressive(SHAPE, 2, MLP(hidden=(8,)), 2, (8,)),
+    "InverseAutoregressive": lambda model: InverseAutoregressive(
+        SHAPE, 2, MLP(hidden=(8,)), 2, (8,)
+    ),
+    "NeuralSpline": lambda model: NeuralSpline(SHAPE, 2, MLP(hidden=(8,)), 2, (8,)),
+}
 OBJECTIVES: dict[str, Objective] = {
     "ELBO": ELBO(),
     "TraceELBO": TraceELBO(num_particles=2),
@@ -106,7 +121,7 @@ def guide_row(model: str, guide: str) -> Constructor:
     def make() -> tuple[nn.Module, nn.Module, Tensor]:
         torch.manual_seed(0)
         made = MODELS[model]()
-        return made, GUIDES[guide](made), uniform()
+        return made, (GUIDES | FAMILIES)[guide](made), uniform()
 
     return make
 
@@ -139,6 +154,7 @@ PAIRS: dict[str, Constructor] = {
     for guide in GUIDES
     if not (guide == "Exact" and model == "VAE")  # it knows no posterior
 }
+PAIRS |= {f"VAE-{guide}": guide_row("VAE", guide) for guide in FAMILIES}
 
 # Pairs of their own kind: model, guide and rows together.
 PAIRS |= {
