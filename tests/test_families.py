@@ -12,6 +12,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from ppl_vae import capture, fit
 from ppl_vae.guides import (
     FullCovariance,
     InverseAutoregressive,
@@ -22,8 +23,10 @@ from ppl_vae.guides import (
     NeuralSpline,
 )
 from ppl_vae.guides.mixture_of_gaussians import DiagonalNormalMixture
-from ppl_vae.models import ProbabilisticPCA
+from ppl_vae.likelihoods import Gaussian
+from ppl_vae.models import VAE, ProbabilisticPCA
 from ppl_vae.networks import MLP
+from ppl_vae.objectives import TraceELBO
 
 LINEAR = MLP(hidden=())
 # Add a family here: any number of latent dimensions.
@@ -380,3 +383,41 @@ def test_components_start_apart() -> None:
         apart = torch.cdist(locs, locs) + 100 * torch.eye(5)
         assert apart.min() > 0.02
         assert 0.7 < torch.pdist(locs).mean() < 2.5
+
+
+# Recorded steps -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "family", [name for name in FAMILIES if name not in ("MeanField", "FullCovariance")]
+)
+def test_recorded_steps_walk_the_same_way(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit, with several particles and beta; the two means are tested with capture itself."""
+    monkeypatch.setattr(capture, "RECORD_AFTER", 0)
+    made: list[capture.CapturedLoss] = []
+    original = capture.CapturedLoss.__init__
+
+    def remembered(self: capture.CapturedLoss, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        made.append(self)
+
+    monkeypatch.setattr(capture.CapturedLoss, "__init__", remembered)
+    x = torch.randn(10, 3, generator=torch.Generator().manual_seed(0))
+    ends = []
+    for use in (True, False):
+        torch.manual_seed(0)
+        model, guide = VAE((3,), 2, LINEAR, Gaussian()), FAMILIES[family](2)
+        fit(
+            model,
+            guide,
+            x,
+            objective=TraceELBO(beta=2.0, num_particles=2),
+            max_epochs=3,
+            batch_size=5,
+            seed=1,
+            capture=use,
+            progress=False,
+        )
+        ends.append([t.clone() for m in (model, guide) for t in m.state_dict().values()])
+    assert [step.recordings for step in made] == [1]
+    assert all(torch.equal(*both) for both in zip(*ends, strict=True))
