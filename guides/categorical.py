@@ -25,6 +25,10 @@ class CategoricalEncoder(nn.Module):
     | `TraceELBO` | score function: unbiased, of high variance | one a particle |
     | `GumbelSoftmaxELBO` | straight through a relaxed draw: biased | `components` |
 
+    For a row between two Gaussians with q = (0.73, 0.27), the standard deviation of one draw of the score
+    function is 18 times the gradient; that of Gumbel-softmax is 0.9 (2.7) times it, with a bias of -8 %
+    (-0.3 %), at temperature 0.5 (0.1): `tests/test_categorical.py`.
+
     Args:
         data_shape: shape of one row of the data.
         components: number of values of z, the model's.

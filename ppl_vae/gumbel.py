@@ -26,17 +26,16 @@ class GumbelSoftmaxELBO(Objective):
     temperature) with Gumbel noise g (Jang et al., arXiv:1611.01144; Maddison et al.,
     arXiv:1611.00712).
 
-    With `straight_through` the value of y is the one-hot vector of its largest entry, exactly a draw
-    from q, and only its derivative is the relaxed one. The loss and the gradient of the model are then
-    unbiased, the gradient of the guide is not. Without, y stays inside of the simplex and all of them
-    are biased. The bias vanishes with the temperature, while the variance grows.
+    The value of y is the one-hot vector of its largest entry, exactly a draw from q, and its derivative
+    the relaxed one (straight-through): the loss and the gradient of the model are unbiased, the gradient
+    of the guide is not. Its bias vanishes with the temperature, while the variance grows. The derivative
+    of - log q_k within f_k, whose expectation is 0, is left out: it would be noise alone.
 
     Every f_k is computed for this, which gives `EnumELBO` its exact gradient at the same cost: this
     objective is here to be compared with it. The metrics (ELBO, rate, distortion) are exact sums.
 
     Attributes:
         temperature: Of the softmax; positive.
-        straight_through: Whether y is a corner of the simplex in the forward pass.
 
     Raises:
         PairError: The guide does not draw exactly one latent, with finite support, inside of the plate
@@ -44,13 +43,11 @@ class GumbelSoftmaxELBO(Objective):
         ValueError: The temperature is not positive, or free bits are asked for.
 
     Example:
-        >>> from ppl_vae.guides import CategoricalEncoder
-        >>> GumbelSoftmaxELBO(temperature=0.1).straight_through
-        True
+        >>> GumbelSoftmaxELBO(temperature=0.1)
+        GumbelSoftmaxELBO(beta=1.0, free_bits=0.0, num_particles=1, temperature=0.1)
     """
 
     temperature: float = 0.5
-    straight_through: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,12 +65,12 @@ class GumbelSoftmaxELBO(Objective):
         (name,) = layout.draws
         rows = sample_rows(pair, layout, batch, len(support), values={name: support})
         log_q = rows.log_guide
-        ratio = rows.log_prior - log_q
+        ratio = rows.log_prior - log_q.detach()
         corners = rows.log_likelihood + beta * ratio
         y = gumbel_softmax(
             log_q.expand(self.num_particles, *log_q.shape),
             tau=self.temperature,
-            hard=self.straight_through,
+            hard=True,
             dim=1,
         )
         with torch.no_grad():
