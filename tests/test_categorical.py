@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -10,11 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ppl_vae import check, evaluate, fit
+from ppl_vae import check, evaluate, fit, load_run, save_run, to_arviz
 from ppl_vae.guides import CategoricalEncoder
 from ppl_vae.gumbel import GumbelSoftmaxELBO
 from ppl_vae.handlers import PairError
 from ppl_vae.layout import survey
+from ppl_vae.models import BernoulliMixture, GaussianMixture
 from ppl_vae.networks import MLP
 from ppl_vae.objectives import ELBO, EnumELBO, Objective, TraceELBO
 from ppl_vae.pairs import Pair
@@ -178,6 +181,49 @@ def test_each_objective_finds_the_posterior(objective: Objective) -> None:
     evidence = log_joint.logsumexp(-1)
     assert (found.log_likelihood.values - evidence).abs().mean() < 0.05
     assert found.elbo.mean == pytest.approx((evidence - gap).mean().item(), abs=0.02)
+
+
+MIXTURES: dict[str, Callable[[], GaussianMixture | BernoulliMixture]] = {
+    "GaussianMixture": lambda: GaussianMixture((1, 2, 2), 3),
+    "BernoulliMixture": lambda: BernoulliMixture((1, 2, 2), 3),
+}
+
+
+@pytest.mark.parametrize("make", MIXTURES.values(), ids=MIXTURES.keys())
+def test_it_fits_the_mixtures(
+    make: Callable[[], GaussianMixture | BernoulliMixture], tmp_path: Path
+) -> None:
+    x = (torch.rand(48, 1, 2, 2) > 0.5).float()
+    model, guide = make(), CategoricalEncoder((1, 2, 2), 3, MLP(hidden=(8,)))
+    for objective in OBJECTIVES.values():
+        report = check(model, guide, x, objective=objective)
+        assert not report.problems, str(report)
+        before = [p.detach().clone() for p in [*model.parameters(), *guide.parameters()]]
+        fitted = fit(
+            model,
+            guide,
+            x,
+            objective=objective,
+            max_epochs=1,
+            seed=0,
+            capture=False,
+            progress=False,
+        )
+        assert math.isfinite(fitted.history[-1]["elbo"])
+        after = [*model.parameters(), *guide.parameters()]
+        assert not any(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+    found = evaluate(model, guide, x, num_samples=400, seed=1, progress=False)
+    evidence = model.log_evidence(x).detach()
+    q = guide.encode(x)
+    gap = torch.distributions.kl_divergence(q, model.posterior(x)).detach()
+    assert found.log_likelihood.mean == pytest.approx(evidence.mean().item(), abs=0.05)
+    assert found.elbo.mean == pytest.approx((evidence - gap).mean().item(), abs=0.05)
+    save_run(tmp_path / "run", model, guide)
+    other, other_guide = make(), CategoricalEncoder((1, 2, 2), 3, MLP(hidden=(8,)))
+    run = load_run(tmp_path / "run", other, other_guide)
+    assert torch.equal(run.guide.encode(x).logits, q.logits)  # type: ignore[attr-defined]
+    exported = to_arviz(model, guide, x, num_samples=4, num_draws=3, seed=1)
+    assert exported["posterior"]["z"].shape == (1, 3, 48)
 
 
 def test_default_objective_enumerates() -> None:
