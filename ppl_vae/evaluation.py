@@ -21,6 +21,7 @@ from ppl_vae.data_check import check_data
 from ppl_vae.layout import survey
 from ppl_vae.pairs import Batch, Pair, Program, num_rows, take_rows
 from ppl_vae.rows import Layout, sample_rows
+from ppl_vae.weighing import Weigher
 
 _logger = logging.getLogger(__name__)
 
@@ -177,6 +178,7 @@ def evaluate(
     num_samples: int = 1000,
     seed: int | None = None,
     progress: bool | None = None,
+    capture: bool = True,
 ) -> Evaluation:
     """ELBO, rate, distortion and log p(x) of each row, from ``num_samples`` importance samples.
 
@@ -194,6 +196,8 @@ def evaluate(
         num_samples: K, the number of importance samples a row.
         seed: Seed for the draws; None draws from torch's global generator.
         progress: Whether to show a progress bar; None shows one on a terminal.
+        capture: Record a chunk once and run it as a plain graph where that is sound and pays, with the same
+            results; False runs every chunk in Pyro. See ``docs/capture.md``.
 
     Returns:
         An :class:`Evaluation`.
@@ -234,11 +238,14 @@ def evaluate(
         num_values, notes = _describe(pair, layout, first)
         rows, samples = chunk_sizes(pair, layout, first, num_samples)
         total = num_rows(batches.rows) if batches.in_memory else None
+        # An iterable may hold any number of rows: as many as one batch of it at least.
+        chunks = math.ceil((total or num_rows(first)) / rows) * math.ceil(num_samples / samples)
+        weigh = Weigher(pair, layout, chunks, capture)
         with progress_bar(total, "evaluate", "row", progress) as bar:
             for batch in batches.ordered(rows):
                 for start in range(0, num_rows(batch), rows):
                     chunk = move(take_rows(batch, slice(start, start + rows)), device)
-                    parts.append(_evaluate_rows(pair, layout, chunk, num_samples, samples))
+                    parts.append(_evaluate_rows(weigh, chunk, num_samples, samples))
                     bar.update(num_rows(chunk))
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return Evaluation(
@@ -277,20 +284,15 @@ def progress_bar(
         yield bar
 
 
-def _evaluate_rows(
-    pair: Pair, layout: Layout, batch: Batch, num_samples: int, chunk: int
-) -> dict[str, Tensor]:
+def _evaluate_rows(weigh: Weigher, batch: Batch, num_samples: int, chunk: int) -> dict[str, Tensor]:
     weights = stats.StreamingWeights(num_samples)
     rate: Any = 0.0
     distortion: Any = 0.0
-    done = 0
-    while done < num_samples:
-        k = min(chunk, num_samples - done)
-        rows = sample_rows(pair, layout, batch, k)
-        weights.update(rows.log_weights)
-        rate = rate + (rows.log_guide - rows.log_prior).double().sum(0)
-        distortion = distortion - rows.log_likelihood.double().sum(0)
-        done += k
+    for done in range(0, num_samples, chunk):
+        found = weigh(batch, min(chunk, num_samples - done))
+        weights.update(found.log_weights)
+        rate = rate + found.rate
+        distortion = distortion + found.distortion
     dtype = weights.log_mean_exp.dtype
     return {
         "rate": (rate / num_samples).to(dtype).cpu(),

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
+from ppl_vae.substitutions import join_logarithms, split_biases
+
 aten = torch.ops.aten
 
 _COPIES = {aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default}
@@ -84,28 +86,6 @@ def lift_constants(graph: GraphModule, known: dict[int, Tensor]) -> list[Tensor]
     return tensors
 
 
-def split_biases(graph: GraphModule) -> None:
-    """Makes of each ``bias + a @ b`` in one a product and a sum.
-
-    ATen copies the bias into the result, which the product then reads again: 10 % of a VAE's step. As an
-    operation of its own Inductor does the sum along with the activation that follows.
-    """
-    for node in list(graph.graph.nodes):
-        if node.target is not aten.addmm.default or node.kwargs:
-            continue
-        bias, left, right = node.args
-        with graph.graph.inserting_before(node):
-            product = graph.graph.call_function(aten.mm.default, (left, right))
-            # Inductor would make an addmm of a sum again; a - (-b) = a + b to the last bit.
-            negative = graph.graph.call_function(aten.neg.default, (bias,))
-            total = graph.graph.call_function(aten.sub.Tensor, (product, negative))
-        product.meta, total.meta = dict(node.meta), dict(node.meta)
-        negative.meta = dict(bias.meta)
-        node.replace_all_uses_with(total)
-        graph.graph.erase_node(node)
-    graph.recompile()
-
-
 def compile_graph(graph: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
     """Lets Inductor compile a graph. Random numbers stay those of the plain graph.
 
@@ -117,6 +97,7 @@ def compile_graph(graph: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
 
     graph = copy.deepcopy(graph)
     split_biases(graph)
+    join_logarithms(graph)
     with torch.no_grad(), torch._inductor.config.patch(fallback_random=True):
         compiled: Any = compile_fx(graph, inputs)
     return compiled  # type: ignore[no-any-return]

@@ -19,7 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppl_vae import capture, fit, recording, training
 from ppl_vae.capture import CapturedLoss
-from ppl_vae.graphs import split_biases
+from ppl_vae.graphs import forget_values
 from ppl_vae.guides import (
     Enumerated,
     Exact,
@@ -49,6 +49,7 @@ from ppl_vae.objectives import (
 )
 from ppl_vae.pairs import Pair
 from ppl_vae.recording import CaptureError, Recording
+from ppl_vae.substitutions import join_logarithms, split_biases
 
 SHAPE = (1, 6, 6)
 OBJECTIVES = [
@@ -420,6 +421,39 @@ def test_a_bias_that_is_added_apart_changes_nothing() -> None:
     split_biases(graph)
     assert torch.ops.aten.addmm.default not in {node.target for node in graph.graph.nodes}
     torch.testing.assert_close(graph(*inputs), product(*inputs))
+
+
+@pytest.mark.parametrize("shape", [(784,), (1, 28, 28), (64,), (32, 3)])
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_joined_logarithms_are_the_bernoulli_density(shape: tuple[int, ...], scale: float) -> None:
+    def log_prob(logits: Tensor, x: Tensor) -> Tensor:
+        p = dist.Bernoulli(logits=logits, validate_args=False).to_event(len(shape))
+        log_p: Tensor = p.log_prob(x)
+        return log_p
+
+    generator = torch.Generator().manual_seed(3)
+    logits = scale * torch.randn(4, 5, *shape, generator=generator)
+    x = torch.randint(0, 2, (5, *shape), generator=generator).float()
+    x[0] = 0.5  # not only the ends
+    graph = make_fx(log_prob)(logits, x)
+    forget_values(graph)
+    join_logarithms(graph)
+    targets = {node.target for node in graph.graph.nodes}
+    assert torch.ops.aten.binary_cross_entropy_with_logits.default not in targets
+    exact = log_prob(logits.double(), x.double())
+    torch.testing.assert_close(graph(logits, x).double(), exact, rtol=2e-6, atol=1e-5)
+
+
+def test_logarithms_are_joined_only_where_a_row_is_summed() -> None:
+    def element_wise(logits: Tensor, x: Tensor) -> Tensor:
+        log_p: Tensor = dist.Bernoulli(logits=logits, validate_args=False).log_prob(x)
+        return log_p.sum(-1) + log_p.amax(-1)
+
+    inputs = torch.randn(3, 64), torch.ones(3, 64)
+    graph = make_fx(element_wise)(*inputs)
+    forget_values(graph)
+    join_logarithms(graph)
+    assert torch.equal(graph(*inputs), element_wise(*inputs))
 
 
 @pytest.fixture

@@ -1,0 +1,118 @@
+"""The importance weights of chunks of rows and samples, by a recording where it pays."""
+
+from __future__ import annotations
+
+import logging
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ppl_vae.pairs import Batch, Pair, as_args
+from ppl_vae.recording import (
+    CaptureError,
+    Recording,
+    as_before,
+    generators_kept,
+    record,
+    set_tensor_generators,
+    tensor_generators,
+)
+from ppl_vae.rows import Layout, sample_rows
+
+_logger = logging.getLogger(__name__)
+
+RECORD_FROM = 30
+"""Chunks that a recording pays for: it costs as much as some tens of them."""
+
+COMPILE_FROM = 1500
+"""Chunks of full size that a compilation, which takes about 6 s, pays for: some half a minute's work."""
+
+
+class Weights(NamedTuple):
+    """What K samples a row say.
+
+    Attributes:
+        log_weights: log p(x, z) - log q(z | x), ``(K, n)``.
+        rate: Sum over the samples of log q(z | x) - log p(z), float64, ``(n,)``.
+        distortion: Sum over the samples of - log p(x | z), float64, ``(n,)``.
+    """
+
+    log_weights: Tensor
+    rate: Tensor
+    distortion: Tensor
+
+
+class Weigher:
+    """Draws and weighs latents of chunk after chunk, inside of ``pair.scope()`` and without gradients.
+
+    Args:
+        pair: The pair; its parameters must not change meanwhile.
+        layout: Its layout.
+        num_chunks: How many chunks are to come.
+        capture: Whether to record where it pays; the numbers are the same, bit by bit unless it
+            compiles.
+    """
+
+    def __init__(self, pair: Pair, layout: Layout, num_chunks: int, capture: bool) -> None:
+        self.pair = pair
+        self.layout = layout
+        self.records = capture and layout.vectorizes and num_chunks >= RECORD_FROM
+        self.compiles = num_chunks >= COMPILE_FROM
+        self.recording: Recording | None = None
+        self._key: object = None
+
+    def __call__(self, batch: Batch, num_samples: int) -> Weights:
+        """Draws ``num_samples`` latents a row; the shape of the first chunk is the one that is recorded."""
+        if not self.records:
+            return self._plain(batch, num_samples)
+        key = (num_samples, *((t.shape, t.stride()) for t in as_args(batch)))
+        if self.recording is None:
+            try:
+                return self._recorded(batch, num_samples, key)
+            except CaptureError as error:
+                self.records = False
+                _logger.warning("capture is off, the evaluation goes on in Pyro: %s", error)
+        if self.recording is None or key != self._key:
+            return self._plain(batch, num_samples)
+        return Weights(*self.recording(*as_args(batch)))
+
+    def _plain(self, batch: Batch, num_samples: int) -> Weights:
+        rows = sample_rows(self.pair, self.layout, batch, num_samples)
+        return Weights(
+            rows.log_weights,
+            (rows.log_guide - rows.log_prior).double().sum(0),
+            -rows.log_likelihood.double().sum(0),
+        )
+
+    def _recorded(self, batch: Batch, num_samples: int, key: object) -> Weights:
+        """Records the chunk and runs it by the recording and by Pyro, under the same random numbers.
+
+        Raises:
+            CaptureError: It can not be recorded, or the two differ.
+        """
+        args = as_args(batch)
+
+        def weigh(*inputs: Tensor) -> tuple[Tensor, ...]:
+            return tuple(self._plain(inputs if len(args) > 1 else inputs[0], num_samples))
+
+        with generators_kept():
+            leaves = list(self.pair.parameters(batch).values())
+        recording = record(self.pair, weigh, args, leaves)
+        if self.compiles:
+            try:
+                recording.compile()
+            except CaptureError as error:
+                _logger.warning("the captured evaluation is run as it is: %s", error)
+        with as_before(self.pair):
+            expected = self._plain(batch, num_samples)
+        device = expected.log_weights.device
+        generators = tensor_generators(device)
+        found = Weights(*recording(*args))
+        for mine, truth in zip(found, expected, strict=True):
+            # A sum of a thousand terms in another order; nearly all of them are of one size.
+            if not torch.allclose(mine, truth, rtol=1e-4, atol=1e-3, equal_nan=True):
+                set_tensor_generators(generators, device)
+                raise CaptureError("the recorded weights differ from Pyro's")
+        self.recording, self._key = recording, key
+        return found

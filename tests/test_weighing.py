@@ -1,0 +1,163 @@
+"""Evaluation by a recorded chunk gives Pyro's numbers, or says why it can not."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ppl_vae import evaluate, evaluation, weighing
+from ppl_vae.evaluation import Evaluation
+from ppl_vae.guides import FullCovariance, MeanField
+from ppl_vae.likelihoods import Bernoulli, Gaussian
+from ppl_vae.models import VAE, ProbabilisticPCA
+from ppl_vae.networks import MLP
+from ppl_vae.recording import Recording, record
+
+SHAPE = (1, 8, 8)
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "MEMORY_BUDGET", 2**17)
+    monkeypatch.setattr(weighing, "RECORD_FROM", 3)
+
+
+def rows(n: int = 6) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 2, (n, *SHAPE), generator=generator).float()
+
+
+def pair(likelihood: Any = Bernoulli, guide: Any = MeanField) -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(0)
+    network = MLP(hidden=(16,))
+    return VAE(SHAPE, 2, network, likelihood()), guide(SHAPE, 2, network)
+
+
+def same(one: Evaluation, other: Evaluation) -> None:
+    for name in ("elbo", "rate", "distortion", "log_likelihood"):
+        assert torch.equal(getattr(one, name).values, getattr(other, name).values), name
+    assert torch.equal(one.khat, other.khat)
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Recording]:
+    made: list[Recording] = []
+
+    def remembered(*args: Any) -> Recording:
+        made.append(record(*args))
+        return made[-1]
+
+    monkeypatch.setattr(weighing, "record", remembered)
+    return made
+
+
+@pytest.mark.parametrize("guide", [MeanField, FullCovariance])
+@pytest.mark.parametrize("likelihood", [Bernoulli, Gaussian])
+def test_the_numbers_are_those_of_pyro_bit_by_bit(
+    likelihood: Any, guide: Any, recorded: list[Recording]
+) -> None:
+    model, q = pair(likelihood, guide)
+    options: dict[str, Any] = {"num_samples": 301, "seed": 1}  # a ragged last chunk
+    same(
+        evaluate(model, q, rows(), **options),
+        evaluate(model, q, rows(), capture=False, **options),
+    )
+    assert len(recorded) == 1
+
+
+def test_a_recorded_chunk_makes_no_call_to_pyro(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, q = pair()
+    calls = []
+    original = pyro.sample
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args[0])
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(pyro, "sample", counted)
+    evaluate(model, q, rows(), num_samples=400, seed=1)
+    few = len(calls)
+    calls.clear()
+    evaluate(model, q, rows(), num_samples=4000, seed=1)
+    assert len(calls) <= few + 8  # a ragged last chunk
+
+
+def test_the_closed_form_is_met(recorded: list[Recording]) -> None:
+    torch.manual_seed(0)
+    model = ProbabilisticPCA(SHAPE, 2)
+
+    class Shifted(nn.Module):
+        """Near the exact posterior, and not equal to it."""
+
+        def forward(self, x: Tensor) -> None:
+            exact = model.posterior(x)
+            scale_tril = 1.1 * exact.scale_tril
+            with pyro.plate("data", len(x), dim=-1):
+                shifted = exact.mean + 0.3 * scale_tril.diagonal(dim1=-2, dim2=-1)
+                pyro.sample("z", dist.MultivariateNormal(shifted, scale_tril=scale_tril))
+
+    found = evaluate(model, Shifted(), rows(), num_samples=20000, seed=1)
+    assert len(recorded) == 1
+    error = found.log_likelihood.values - model.log_evidence(rows())
+    assert (error.abs() < 5 * found.log_likelihood_error + 1e-4).all()
+
+
+def test_few_chunks_are_not_recorded(
+    recorded: list[Recording], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weighing, "RECORD_FROM", 10**6)
+    evaluate(*pair(), rows(), num_samples=300, seed=1)
+    assert not recorded
+
+
+def test_what_can_not_be_recorded_is_done_by_pyro(caplog: pytest.LogCaptureFixture) -> None:
+    model, q = pair()
+
+    class Noisy(nn.Module):
+        def forward(self, x: Tensor) -> None:
+            np.random.rand()
+            q(x)
+
+    with caplog.at_level(logging.WARNING):
+        found = evaluate(model, Noisy(), rows(), num_samples=300, seed=1)
+    assert "the evaluation goes on in Pyro: the pair draws from numpy's" in caplog.text
+    same(found, evaluate(model, q, rows(), capture=False, num_samples=300, seed=1))
+
+
+def test_a_wrong_recording_is_found(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, q = pair()
+    options: dict[str, Any] = {"num_samples": 300, "seed": 1}
+    truth = evaluate(model, q, rows(), capture=False, **options)
+
+    def wrong(self: Recording, *args: Any) -> Any:
+        return [1.01 * t for t in self.run(*args, *self.tensors)]
+
+    monkeypatch.setattr(Recording, "__call__", wrong)
+    with caplog.at_level(logging.WARNING):
+        same(evaluate(model, q, rows(), **options), truth)
+    assert "differ from Pyro's" in caplog.text
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
+def test_compiled_chunks_agree_to_float_precision(
+    monkeypatch: pytest.MonkeyPatch, recorded: list[Recording]
+) -> None:
+    monkeypatch.setattr(weighing, "COMPILE_FROM", 3)
+    model, q = pair()
+    options: dict[str, Any] = {"num_samples": 301, "seed": 1}
+    found = evaluate(model, q, rows(), **options)
+    truth = evaluate(model, q, rows(), capture=False, **options)
+    assert [r.compiled for r in recorded] == [True]
+    for name in ("elbo", "log_likelihood"):
+        mine, theirs = getattr(found, name).values, getattr(truth, name).values
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-4)
