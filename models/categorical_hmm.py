@@ -47,12 +47,13 @@ class CategoricalHMM(HiddenMarkov):
         """Return p(x_t | z_t) for states `(*batch)`: batch shape `batch`."""
         return dist.Categorical(logits=self.emission_logits[z])
 
-    def emission_log_prob(self, steps: Tensor) -> Tensor:
-        return self.emission_logits.double().log_softmax(-1).T[self._symbols(steps)]
+    def observe(self, steps: Tensor) -> tuple[Tensor, Tensor]:
+        symbols = self._symbols(steps)
+        return self.emission_logits.double().log_softmax(-1)[:, symbols], symbols
 
-    def emission_statistics(self, steps: Tensor, weights: Tensor) -> Statistics:
-        table = weights.new_zeros((self.symbols, self.states))
-        return {"symbols": table.index_add_(0, self._symbols(steps), weights).T}
+    def emission_statistics(self, features: Tensor, steps: Tensor, weights: Tensor) -> Statistics:
+        table = weights.new_zeros((self.states, self.symbols))
+        return {"symbols": table.index_add_(1, features, weights)}
 
     def maximize_emissions(self, statistics: Statistics) -> None:
         seen = statistics["counts"] > 0
@@ -64,7 +65,7 @@ class CategoricalHMM(HiddenMarkov):
         generator = torch.Generator().manual_seed(seed)
         shares = torch.rand(self.symbols, self.states, generator=generator, dtype=torch.float64)
         shares = shares.clamp_min(1e-3) / shares.clamp_min(1e-3).sum(-1, keepdim=True)
-        return shares.to(steps.device)[self._symbols(steps)]
+        return shares.to(steps.device)[self._symbols(steps)].T
 
     def _symbols(self, steps: Tensor) -> Tensor:
         symbols = steps.long()

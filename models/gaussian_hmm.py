@@ -82,16 +82,15 @@ class GaussianHMM(HiddenMarkov):
         """Return p(x_t | z_t) for states `(*batch)`: batch shape `batch`, event shape `event`."""
         return self.covariance.normal(self.means[z], z, self.data_shape[1:])
 
-    def emission_log_prob(self, steps: Tensor) -> Tensor:
-        log_density, _ = self._density(steps)
-        return log_density.T
-
-    def emission_statistics(self, steps: Tensor, weights: Tensor) -> Statistics:
+    def observe(self, steps: Tensor) -> tuple[Tensor, Tensor]:
         rows, means = self._centred(steps)
-        _, features = self._density(steps)
-        first = weights.T @ rows
-        second = self.covariance.second(weights.T, features.to(weights.dtype))
-        second = self.covariance.about_centre(second, first, weights.sum(0), means)
+        return self.covariance.density(means, rows.dtype)(rows)
+
+    def emission_statistics(self, features: Tensor, steps: Tensor, weights: Tensor) -> Statistics:
+        rows, means = self._centred(steps)
+        first = weights @ rows
+        second = self.covariance.second(weights, features)
+        second = self.covariance.about_centre(second, first, weights.sum(1), means)
         return {"first": first, "second": second}
 
     def maximize_emissions(self, statistics: Statistics) -> None:
@@ -124,12 +123,7 @@ class GaussianHMM(HiddenMarkov):
         for parameter in self.covariance.parameters():
             parameter.zero_()
         self.means.copy_(self.centre.expand_as(self.means))
-        return torch.nn.functional.one_hot(labels, self.states).double()
-
-    def _density(self, steps: Tensor) -> tuple[Tensor, Tensor]:
-        """log p(x_t | z_t), `(K, N)`, and what second moments are made of."""
-        rows, means = self._centred(steps)
-        return self.covariance.density(means, rows.dtype)(rows)
+        return torch.nn.functional.one_hot(labels, self.states).double().T
 
     def _centred(self, steps: Tensor) -> tuple[Tensor, Tensor]:
         return steps.flatten(1).double() - self.centre.double(), (self.means - self.centre).double()

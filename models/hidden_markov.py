@@ -74,12 +74,15 @@ class HiddenMarkov(nn.Module, ABC):
         """Return p(x_t | z_t) for states `(*batch)`: batch shape `batch`, event shape `event`."""
 
     @abstractmethod
-    def emission_log_prob(self, steps: Tensor) -> Tensor:
-        """Return log p(x_t | z_t = k) of single steps `(N, *event)`, fast and not differentiable: `(N, K)`."""
+    def observe(self, steps: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log p(x_t | z_t = k) of single steps `(N, *event)`, and what statistics are made of.
+
+        `(K, N)`, fast and not differentiable; and features of the emissions' own.
+        """
 
     @abstractmethod
-    def emission_statistics(self, steps: Tensor, weights: Tensor) -> Statistics:
-        """Return the sufficient statistics of single steps `(N, *event)` under weights `(N, K)`."""
+    def emission_statistics(self, features: Tensor, steps: Tensor, weights: Tensor) -> Statistics:
+        """Return the sufficient statistics of single steps and their features under weights `(K, N)`."""
 
     @abstractmethod
     def maximize_emissions(self, statistics: Statistics) -> None:
@@ -87,7 +90,7 @@ class HiddenMarkov(nn.Module, ABC):
 
     @abstractmethod
     def initialize_emissions(self, steps: Tensor, seed: int) -> Tensor:
-        """Find a start from single steps `(N, *event)`: prepares for statistics; weights `(N, K)`."""
+        """Find a start from single steps `(N, *event)`: weights `(K, N)`, and parameters to observe at."""
 
     # -- the program ---------------------------------------------------------------------------------------
 
@@ -158,12 +161,13 @@ class HiddenMarkov(nn.Module, ABC):
         steps, inside = _data_steps(x, lengths)
         weights = self.initialize_emissions(steps, seed)
         labels = weights.new_zeros((*inside.shape, self.states))
-        labels[inside] = weights
+        labels[inside] = weights.T
         initial = labels[:, 0].sum(0) + 1.0
         transition = torch.einsum("nti,ntj->ij", labels[:, :-1], labels[:, 1:]) + 1.0
         self.initial_logits.copy_((initial / initial.sum()).log())
         self.transition_logits.copy_((transition / transition.sum(-1, keepdim=True)).log())
-        self.maximize_emissions(self._emissions(steps, weights))
+        _, features = self.observe(steps)
+        self.maximize_emissions(self._emissions(features, steps, weights))
 
     @torch.no_grad()
     def expected_statistics(
@@ -186,20 +190,21 @@ class HiddenMarkov(nn.Module, ABC):
         """
         x = self._check(x, lengths)
         steps, inside = _data_steps(x, lengths)
-        log_p = self.emission_log_prob(steps)
+        log_p, features = self.observe(steps)
         if lengths is None:
-            log_likelihood = log_p.reshape(*x.shape[:2], self.states)
+            log_likelihood = log_p.T.unflatten(0, x.shape[:2])
         else:
             log_likelihood = log_p.new_zeros((*x.shape[:2], self.states))
-            log_likelihood[inside] = log_p
+            log_likelihood[inside] = log_p.T
         paths = (best_paths if hard else expected_paths)(
             *self._log_chain(), log_likelihood, lengths
         )
-        weights = paths.states.reshape(-1, self.states) if lengths is None else paths.states[inside]
+        of_steps = paths.states.movedim(-1, 0)
+        weights = of_steps.flatten(1) if lengths is None else of_steps[:, inside]
         return {
             "initial": paths.states[:, 0].sum(0),
             "transitions": paths.transitions,
-            **self._emissions(steps, weights),
+            **self._emissions(features, steps, weights),
             "log_evidence": paths.log_evidence,
             "num_rows": weights.new_tensor(len(x)),
         }
@@ -225,9 +230,9 @@ class HiddenMarkov(nn.Module, ABC):
         self.transition_logits[seen] = rows.to(self.transition_logits.dtype)
         self.maximize_emissions(statistics)
 
-    def _emissions(self, steps: Tensor, weights: Tensor) -> Statistics:
-        counts = weights.sum(0)
-        return {"counts": counts, **self.emission_statistics(steps, weights)}
+    def _emissions(self, features: Tensor, steps: Tensor, weights: Tensor) -> Statistics:
+        counts = weights.sum(1)
+        return {"counts": counts, **self.emission_statistics(features, steps, weights)}
 
     def _log_chain(self) -> tuple[Tensor, Tensor]:
         """log pi and log A, normalised."""

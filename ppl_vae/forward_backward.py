@@ -7,6 +7,7 @@ them the chain stays where it is, and nothing is observed.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -115,38 +116,135 @@ def best_paths(
 def _scaled(
     initial: Tensor, transition: Tensor, log_likelihood: Tensor, lengths: Tensor | None
 ) -> PathStatistics:
-    n, steps, _ = log_likelihood.shape
-    # Long sequences first, so that those that have ended are a slice; time first, so that steps are
-    # contiguous.
-    order = None if lengths is None else lengths.argsort(descending=True)
-    ordered = log_likelihood if order is None else log_likelihood[order]
-    active = [n] * steps if lengths is None else steps_within(lengths, steps).sum(0).tolist()
-    log_b = ordered.transpose(0, 1).clamp_min(IMPOSSIBLE)
-    best = log_b.amax(-1, keepdim=True)
-    b = (log_b - best).exp()
-    # The first step in logarithms: initial probabilities may be 0 where the likelihood is 1.
-    first = initial.clamp_min(IMPOSSIBLE) + log_b[0]
-    log_scale = first.logsumexp(-1)
+    """All sequences at once, one step after the other; few long ones in blocks that go side by side.
+
+    Arrays are `(steps of a block, K, blocks of all sequences)`, longest blocks first, so that those that have
+    ended are a slice.
+    """
+    n, steps, states = log_likelihood.shape
+    blocks = _blocks_of_a_sequence(n, steps)
+    size = -(-steps // blocks)
+    ends = torch.full((n,), steps, device=log_likelihood.device) if lengths is None else lengths
+    within = (ends.unsqueeze(1) - size * torch.arange(blocks, device=ends.device)).clamp(0, size)
+    sizes, order = within.flatten().sort(descending=True, stable=True)
+    inside = steps_within(sizes, size).T
+    active = inside.sum(1).tolist()
+    links = _Links(order, sizes, blocks)
+    log_b = log_likelihood
+    in_order = lengths is None and blocks == 1
+    if not in_order:
+        log_b = torch.nn.functional.pad(log_b, (0, 0, 0, blocks * size - steps))
+        log_b = log_b.reshape(n * blocks, size, states)[order]
+    # A copy, whatever the strides: what follows works in place.
+    log_b = log_b.permute(1, 2, 0).clone(memory_format=torch.contiguous_format)
+    # The first step carries the initial probabilities: in logarithms, for they may be 0 where it is likely.
+    log_b[0] += torch.where(links.first, initial.unsqueeze(1), 0.0)
+    log_b.clamp_min_(IMPOSSIBLE)
+    best = log_b.amax(1)
+    b = log_b.sub_(best.unsqueeze(1)).exp_()
+
     matrix = transition.exp()
-    alpha, scale = torch.zeros_like(b), torch.ones_like(best)
-    alpha[0] = (first - log_scale.unsqueeze(-1)).exp()
-    for t in range(1, steps):
+    before, after = links.around(matrix, b, active)
+    alpha, scale = torch.empty_like(b), torch.ones_like(best)
+    entering = torch.where(links.first, torch.ones_like(before), matrix.T @ before)
+    for t, m in enumerate(active):
+        now = alpha[t, :, :m]
+        if t > 0:
+            torch.mm(matrix.T, alpha[t - 1, :, :m], out=now)
+        else:
+            now.copy_(entering[:, :m])
+        torch.sum(now.mul_(b[t, :, :m]), 0, out=scale[t, :m])
+        now.div_(scale[t, :m])
+        alpha[t, :, m:] = 0.0
+    log_c = scale.log().add_(best)
+    log_evidence = (log_c if in_order else torch.where(inside, log_c, 0.0)).sum()
+
+    # beta is p(all after | z_t) up to a factor: that with which alpha_t beta_t is p(z_t | x).
+    last, column = (sizes - 1).clamp_min(0), torch.arange(len(sizes), device=sizes.device)
+    norm = (alpha[last, :, column].T * after).sum(0)
+    beta = after / torch.where(norm > 0, norm, 1.0)
+    pairs = torch.zeros_like(matrix)
+    for t in range(size - 1, -1, -1):
         m = active[t]
-        now = torch.mm(alpha[t - 1, :m], matrix, out=alpha[t, :m]).mul_(b[t, :m])
-        now.div_(torch.sum(now, -1, keepdim=True, out=scale[t, :m]))
-    inside = None if lengths is None else steps_within(lengths, steps)[order].T
-    log_c = scale[1:, :, 0].log() + best[1:, :, 0]
-    log_evidence = log_scale.sum() + (log_c if inside is None else log_c[inside[1:]]).sum()
-    # weighted_t = b_t beta_t / scale_t; alpha_t beta_t is the posterior of z_t.
-    beta = torch.ones_like(alpha)
-    weighted = b.div_(scale)
-    for t in range(steps - 1, 0, -1):
-        m = active[t]
-        torch.mm(weighted[t, :m].mul_(beta[t, :m]), matrix.T, out=beta[t - 1, :m])
-    if inside is not None:
-        weighted.mul_(inside.unsqueeze(-1))
-    pairs = alpha[:-1].flatten(0, 1).T @ weighted[1:].flatten(0, 1)
-    states = alpha.mul_(beta).transpose(0, 1)
-    if order is not None:
-        states = torch.empty_like(states).index_copy_(0, order, states)
-    return PathStatistics(states, pairs.mul_(matrix), log_evidence)
+        weighted = b[t, :, :m].mul_(beta[:, :m]).div_(scale[t, :m])
+        earlier = alpha[t - 1, :, :m] if t > 0 else torch.where(links.first, 0.0, before)[:, :m]
+        pairs.addmm_(earlier, weighted.T)
+        alpha[t, :, :m].mul_(beta[:, :m])
+        beta[:, :m] = matrix @ weighted
+    posterior = alpha.permute(2, 0, 1)
+    if not in_order:
+        posterior = torch.empty_like(posterior).index_copy_(0, order, posterior)
+        posterior = posterior.reshape(n, blocks * size, states)[:, :steps]
+    return PathStatistics(posterior, pairs.mul_(matrix), log_evidence)
+
+
+def _blocks_of_a_sequence(n: int, steps: int) -> int:
+    """Into how many blocks to cut sequences: as many as fill the machine, and not more than pay.
+
+    A block costs K times the work of its steps; but steps go one after the other, blocks side by side.
+    """
+    blocks = min(1000 // n, math.isqrt(2 * steps))
+    return blocks if blocks > 5 else 1
+
+
+class _Links:
+    """How the blocks of a sequence hang together: what enters each from before and from after.
+
+    Args:
+        order: the block, counted through all sequences, that stands in each column.
+        sizes: the number of steps of each column.
+        blocks: blocks of a sequence.
+    """
+
+    def __init__(self, order: Tensor, sizes: Tensor, blocks: int) -> None:
+        self.order, self.sizes, self.blocks = order, sizes, blocks
+        self.first = order % blocks == 0
+
+    def around(self, matrix: Tensor, b: Tensor, active: list[int]) -> tuple[Tensor, Tensor]:
+        """What is known of z at the last step before each block, and at its end, from all outside of it.
+
+        p(z | all before), and up to a factor p(all after | z), both `(K, columns)`; by transfer operators
+        from the last step before a block to its end.
+        """
+        states = len(matrix)
+        uniform = torch.full_like(b[0], 1 / states)
+        if self.blocks == 1:
+            return uniform, torch.ones_like(uniform)
+        operators, log_scale = self._operators(matrix, b, active)
+        operators.mul_((log_scale - log_scale.amax(0)).exp())
+        # Block by block, `(blocks, K, K, sequences)`.
+        by_block = torch.empty_like(operators).index_copy_(-1, self.order, operators)
+        by_block = by_block.unflatten(-1, (-1, self.blocks)).movedim(-1, 0).contiguous()
+        before = torch.empty_like(by_block[:, 0])
+        after = torch.ones_like(before)
+        before[0] = 1 / states
+        for block in range(self.blocks - 1):
+            passed = (by_block[block] * before[block]).sum(1)
+            torch.div(passed, passed.sum(0), out=before[block + 1])
+        for block in range(self.blocks - 1, 0, -1):
+            passed = (by_block[block] * after[block].unsqueeze(1)).sum(0)
+            torch.div(passed, passed.sum(0), out=after[block - 1])
+        # and back into columns; blocks without steps pass on their ones, divided by K.
+        before, after = (v.movedim(0, -1).flatten(1)[:, self.order] for v in (before, after))
+        return before, after
+
+    def _operators(self, matrix: Tensor, b: Tensor, active: list[int]) -> tuple[Tensor, Tensor]:
+        """p(z at the end | z = i before the block), `(K, i, columns)`, and log p(block | i), `(i, columns)`.
+
+        A first block has nothing before it: whatever i, it starts as the chain does.
+        """
+        states = len(matrix)
+        eye = torch.eye(states, dtype=b.dtype, device=b.device).unsqueeze(-1)
+        state = torch.where(self.first, torch.ones_like(eye), matrix.T.unsqueeze(-1))
+        # Columns without steps pass on what they are given.
+        state = torch.where(self.sizes > 0, state, eye).contiguous()
+        log_scale = torch.zeros_like(state[0])
+        for t, m in enumerate(active):
+            now = state[:, :, :m].reshape(states, -1)
+            if t > 0:
+                now = matrix.T @ now
+            now = now.view(states, states, m) * b[t, :, :m].unsqueeze(1)
+            scale = now.sum(0)
+            log_scale[:, :m] += scale.log()
+            torch.div(now, scale, out=state[:, :, :m])
+        return state, log_scale
