@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +24,7 @@ from ppl_vae.guides import (
     MixtureOfGaussians,
     NeuralSpline,
 )
-from ppl_vae.guides.mixture_of_gaussians import DiagonalNormalMixture
+from ppl_vae.guides.mixture_of_gaussians import DiagonalNormalMixture, _Draw
 from ppl_vae.likelihoods import Gaussian
 from ppl_vae.models import VAE, ProbabilisticPCA
 from ppl_vae.networks import MLP
@@ -305,9 +307,10 @@ def test_numbers_that_make_no_family(make: Callable[[], object], message: str) -
 
 
 def test_flows_leave_the_validation_of_distributions_on() -> None:
-    assert torch.distributions.Distribution._validate_args
-    with pytest.raises(ValueError, match="scale"):
-        torch.distributions.Normal(torch.zeros(1), -torch.ones(1))
+    """In a process of its own: zuko switches it off when it is imported for the first time."""
+    program = "import ppl_vae.guides, torch; torch.distributions.Normal(0.0, -1.0)"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "ValueError: Expected parameter scale" in run.stderr
 
 
 # Mixtures -------------------------------------------------------------------------------------
@@ -349,20 +352,16 @@ def test_second_derivatives_of_a_mixture_are_unbiased(d: int) -> None:
 
 
 def test_a_mixture_of_many_dimensions_has_gradients_in_single_precision() -> None:
-    torch.manual_seed(0)
-    parts = [torch.zeros(40, 5), torch.randn(40, 5, 200), torch.full((40, 5, 200), 0.7)]
+    """Where densities underflow: the same component and noise in both precisions."""
+    parts = [torch.zeros(40, 5), torch.randn(40, 5, 200), 0.5 + torch.rand(40, 5, 200)]
+    which, noise = torch.arange(40) % 5, torch.randn(40, 200)
     gradients = []
     for dtype in (torch.float32, torch.float64):
         leaves = [part.to(dtype).requires_grad_() for part in parts]
-        torch.manual_seed(1)
-        q = mixture(*leaves)
-        which, noise = torch.arange(40) % 5, torch.randn(40, 200)
-        z = (leaves[1] + leaves[2] * noise.to(dtype).unsqueeze(1))[torch.arange(40), which].detach()
-        assert q.log_prob(z).isfinite().all()
-        torch.manual_seed(1)
-        gradients.append(torch.autograd.grad(q.rsample().square().sum(), leaves))
-    for single in gradients[0]:
-        assert single.isfinite().all()
+        logits = leaves[0].log_softmax(-1)
+        z: Tensor = _Draw.apply(logits, *leaves[1:], which, noise.to(dtype))
+        gradients.append([g.double() for g in torch.autograd.grad(z.sin().sum(), leaves)])
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
 
 
 def test_equal_components_are_one_normal() -> None:
