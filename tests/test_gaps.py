@@ -79,11 +79,10 @@ def test_mean_field_holds_the_posterior_of_orthogonal_columns() -> None:
 @pytest.mark.parametrize("shift", [0.0, 0.7])
 def test_a_shifted_guide_loses_the_closed_form_kl(shift: float) -> None:
     model, x, precision = correlated()
-    posterior = model.posterior(x)
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
-            loc = posterior.loc.detach() + shift
+            loc = model.posterior(x).loc.detach() + shift
             pyro.sample("z", dist.MultivariateNormal(loc, precision_matrix=precision))
 
     gaps = inference_gaps(model, guide, x, num_samples=2000, seed=0)
