@@ -51,8 +51,9 @@ class Exact(nn.Module):
         with pyro.plate("data", x.shape[0], dim=-1):
             if isinstance(q, MarkovChain):
                 sample_steps("z", q, infer={"enumerate": "parallel"})
-            else:
-                pyro.sample("z", q)
+            else:  # a discrete latent is summed over: the ELBO then has no variance at all
+                infer = {"enumerate": "parallel"} if q.has_enumerate_support else {}
+                pyro.sample("z", q, infer=infer)
 
     def encode(self, x: Tensor, *others: Tensor) -> dist.TorchDistribution:
         """Return q(z | x), of batch shape `(n,)`."""

@@ -296,6 +296,7 @@ class ByGuide(Steps):
         named = pair.parameters(batch)
         model = {k: v for k, v in named.items() if k in of_model or k.startswith("model")}
         guide = {k: v for k, v in named.items() if k not in model}
+        self.leaves = list(named.values())
         self.model_optimizer = m_step.make(model.values()) if model else None
         self.guide_optimizer = m_step.make(guide.values()) if guide else None
         self.batches: list[Batch] = []
@@ -316,7 +317,7 @@ class ByGuide(Steps):
     def _climb(self, optimizer: Optimizer) -> None:
         n = sum(map(num_rows, self.batches))
         for _ in range(self.m_step.steps):
-            for leaf in self.pair.parameters(self.batches[0]).values():
+            for leaf in self.leaves:
                 leaf.grad = None
             for batch in self.batches:
                 (self._loss(batch).loss * (num_rows(batch) / n)).backward()
