@@ -34,8 +34,13 @@ class CTC(nn.Module):
 
     Symbol 0 is the blank and the others are labels. A row of x, `(n, U)`, holds its labels and then
     zeros. Rows with fewer than T frames say how many by `lengths`, `(n,)`; what is behind them does
-    not matter, and z is blank there. `x`, `frames` and `lengths` are one batch, for
-    `fit(model, Exact(model), (x, frames, lengths))`.
+    not matter, and z is blank there. `x`, `frames` and `lengths` are one batch:
+    `evaluate(model, Exact(model), (x, frames, lengths))`. To train, sum the alignments out, because
+    the gradient through draws of them is noisy: `fit(program, lambda *batch: None, (x, frames))` with
+
+        def program(x, frames):
+            with pyro.plate("data", len(x), dim=-1):
+                pyro.factor("x", model.log_evidence(x, frames))
 
     The sites are `z` and `x`, inside `pyro.plate("data", n, dim=-1)`; plates over samples go
     outside, at `dim=-2`.

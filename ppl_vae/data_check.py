@@ -67,6 +67,8 @@ class DataCheck:
         if traces is None:
             return
         sites = {n: s for n, s in observed_sites(traces[0]).items() if s["value"].numel()}
+        if not sites:  # pyro.factor alone
+            return
         self._dim = rows_frame(sites, num_rows(batch)).dim
         for name, site in sites.items():
             found = _as_it_comes(site, as_args(batch))
