@@ -18,11 +18,23 @@ import pyro.poutine as poutine
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributions import MixtureSameFamily
 
 from ppl_vae import check, evaluate, fit, load_run, save_run, to_arviz
 from ppl_vae.guides import Exact
 from ppl_vae.handlers import Substitute, latent_sites, sample_sites, unscaled
-from ppl_vae.models import CTC, Autoregressive, BernoulliMixture, GaussianMixture, ProbabilisticPCA
+from ppl_vae.markov_chain import MarkovChain
+from ppl_vae.models import (
+    CTC,
+    Autoregressive,
+    BernoulliMixture,
+    CategoricalHMM,
+    FactorAnalysis,
+    GaussianHMM,
+    GaussianMixture,
+    MixtureOfPCA,
+    ProbabilisticPCA,
+)
 from ppl_vae.objectives import EnumELBO
 from ppl_vae.pairs import Batch, Pair, as_args, num_rows, take_rows
 
@@ -60,6 +72,11 @@ def labels_and_frames() -> tuple[Tensor, Tensor]:
     return x, real(5, 3)
 
 
+def lengths() -> Tensor:
+    """Of sequences of at most three steps."""
+    return torch.tensor([3, 1, 2, 3]).repeat(ROWS // 4)
+
+
 # A row: () -> (model, x). x is a tensor, or a tuple of tensors for programs of several arguments.
 MODELS: dict[str, Constructor] = {
     "GaussianMixture-full": gaussian_mixture("full"),
@@ -70,6 +87,14 @@ MODELS: dict[str, Constructor] = {
     "BernoulliMixture": lambda: (noisy(BernoulliMixture((2, 2), 3)), (real(2, 2) > 0.5).double()),
     "CTC": lambda: (noisy(CTC(nn.Linear(3, 3))), labels_and_frames()),
     "Autoregressive": lambda: (noisy(Autoregressive((4,), 3, (16,))), real(4).clamp(0, 2).round()),
+    "FactorAnalysis": lambda: (noisy(FactorAnalysis((3,), 1)), real(3)),
+    "MixtureOfPCA": lambda: (noisy(MixtureOfPCA((3,), 1, 2)), real(3)),
+    "GaussianHMM": lambda: (noisy(GaussianHMM((3, 2), 2)), real(3, 2)),
+    "GaussianHMM-ragged": lambda: (noisy(GaussianHMM((3, 2), 2, "full")), (real(3, 2), lengths())),
+    "CategoricalHMM": lambda: (
+        noisy(CategoricalHMM((3,), 2, 3)),
+        (real(3).clamp(0, 2).round().long(), lengths()),
+    ),
     "ProbabilisticPCA": lambda: (noisy(ProbabilisticPCA((3,), 2)), real(3)),
 }
 
@@ -81,8 +106,16 @@ def rows_with(*methods: str) -> pytest.MarkDecorator:
 
 
 def log_joint(model: Any, x: Batch, values: dict[str, Tensor]) -> Tensor:
-    """log p(x, z) of each row from the densities of the program's sites, `(m, n)` for `m` values of z."""
+    """log p(x, z) of each row from the densities of the program's sites, `(m, n)` for `m` values of z.
+
+    A finite latent without values is summed over.
+    """
     m = max((len(value) for value in values.values()), default=1)
+    for name, site in latent_sites(poutine.trace(model).get_trace(*as_args(x))).items():
+        if name not in values:
+            every = site["fn"].enumerate_support(expand=False).flatten()
+            parts = [values | {name: k.expand(m, num_rows(x))} for k in every]
+            return torch.stack([log_joint(model, x, part) for part in parts]).logsumexp(0)
     with pyro.plate("values", m, dim=-2):
         trace = poutine.trace(Substitute(values)(model)).get_trace(*as_args(x))
     sites = sample_sites(trace).values()
@@ -102,12 +135,23 @@ def all_values(model: Any, x: Batch) -> dict[str, Tensor] | None:
     }
 
 
+def by_site(q: Any, z: Tensor) -> dict[str, Tensor]:
+    """Values of the program's sites: those of a chain are its steps."""
+    if isinstance(q, MarkovChain):
+        return {f"z_{t}": z[..., t] for t in range(z.shape[-1])}
+    return {"z": z}
+
+
 def points(q: Any) -> tuple[Tensor, Tensor]:
     """Values of z, `(m, n, *event)`, and weights `(m, n)`, whose sums are expectations under q.
 
     All values of a discrete latent; for a normal one the sigma points, exact for polynomials up to the third
     degree.
     """
+    if isinstance(q, MarkovChain):
+        paths = itertools.product(range(q.states), repeat=q.event_shape[0])
+        values = torch.tensor(list(paths)).unsqueeze(1).expand(-1, *q.batch_shape, -1)
+        return values, q.log_prob(values).exp()
     if q.has_enumerate_support:
         values = q.enumerate_support(expand=True)
         return values, q.log_prob(values).exp()
@@ -136,7 +180,7 @@ def test_posterior_is_that_of_bayes(make: Constructor) -> None:
     model, x = make()
     q = model.posterior(*as_args(x))
     z = q.sample((7,))
-    expected = log_joint(model, x, {"z": z}) - q.log_prob(z)
+    expected = log_joint(model, x, by_site(q, z)) - q.log_prob(z)
     torch.testing.assert_close(model.log_evidence(*as_args(x)).expand(7, -1), expected)
 
 
@@ -162,10 +206,13 @@ def test_maximize_finds_the_stationary_point(make: Constructor) -> None:
     model, x = make()
     before = float(model.log_evidence(*as_args(x)).detach().sum())
     with torch.no_grad():
-        z, weights = points(model.posterior(*as_args(x)))
+        q = model.posterior(*as_args(x))
+        if isinstance(q, MixtureSameFamily):
+            pytest.skip("EM's latents are the component and z, the posterior's is z alone")
+        z, weights = points(q)
     model.maximize(model.expected_statistics(*as_args(x)))
     assert float(model.log_evidence(*as_args(x)).detach().sum()) > before + 0.1
-    expected_log_joint = (weights * log_joint(model, x, {"z": z})).sum()
+    expected_log_joint = (weights * log_joint(model, x, by_site(q, z))).sum()
     parameters = dict(model.named_parameters())
     slopes = torch.autograd.grad(expected_log_joint, list(parameters.values()))
     for name, slope in zip(parameters, slopes, strict=True):
@@ -208,5 +255,7 @@ def test_evaluates_saves_loads_and_exports(make: Constructor, tmp_path: Path) ->
     run = load_run(tmp_path / "run", other, Exact(other))
     assert torch.equal(run.model.log_evidence(*as_args(x)), expected)  # type: ignore[attr-defined]
     exported = to_arviz(model, guide, x, num_samples=4, num_draws=3, seed=1)
-    assert exported["posterior"]["z"].shape[:3] == (1, 3, num_rows(x))
-    assert exported["log_likelihood"]["x"].shape[-1] == num_rows(x)
+    for values in exported["posterior"].data_vars.values():
+        assert values.shape[:3] == (1, 3, num_rows(x))
+    for values in exported["log_likelihood"].data_vars.values():  # of each site, or of all jointly
+        assert values.shape[-1] == num_rows(x)
