@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ppl_vae.batches import Batches, move
 from ppl_vae.data_check import check_data
-from ppl_vae.evaluation import chunk_sizes, device_of_pair, evaluating
+from ppl_vae.evaluation import Estimate, chunk_sizes, device_of_pair, evaluating
 from ppl_vae.handlers import PairError
 from ppl_vae.layout import survey
 from ppl_vae.pairs import Batch, Pair, Program, num_rows, take_rows
@@ -51,6 +51,16 @@ class PosteriorGrid:
     error: Tensor
     border: Tensor
     names: tuple[str, str]
+
+    @property
+    def log_likelihood(self) -> Estimate:
+        """log p(x) per row, so that a grid can be the ``truth`` of ``inference_gaps``."""
+        return Estimate(self.log_evidence)
+
+    @property
+    def log_likelihood_error(self) -> Tensor:
+        """What log p(x) may be off by, ``(n,)``."""
+        return self.error
 
     @property
     def mass(self) -> Tensor:
