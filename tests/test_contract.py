@@ -19,6 +19,7 @@ import ppl_vae.models
 from ppl_vae import check, evaluate, fit, load_run, save_run, to_arviz
 from ppl_vae.guides import (
     BottomUp,
+    CategoricalEncoder,
     Enumerated,
     Exact,
     FullCovariance,
@@ -29,10 +30,11 @@ from ppl_vae.guides import (
     MixtureOfGaussians,
     NeuralSpline,
     PerRow,
+    Recurrent,
     SemiAmortised,
     TopDown,
 )
-from ppl_vae.handlers import latent_sites
+from ppl_vae.handlers import latent_sites, observed_sites
 from ppl_vae.likelihoods import (
     Bernoulli,
     Binomial,
@@ -42,7 +44,20 @@ from ppl_vae.likelihoods import (
     Likelihood,
     OptimalGaussian,
 )
-from ppl_vae.models import VAE, GaussianMixture, HierarchicalVAE, ProbabilisticPCA
+from ppl_vae.models import (
+    VAE,
+    DiagonalNormal,
+    FactorAnalysis,
+    FlowPrior,
+    GaussianHMM,
+    GaussianMixture,
+    HierarchicalVAE,
+    MixturePrior,
+    ProbabilisticPCA,
+    StandardNormal,
+    VampPrior,
+)
+from ppl_vae.models.priors import Prior
 from ppl_vae.networks import MLP, Convolutional
 from ppl_vae.objectives import (
     ELBO,
@@ -80,6 +95,13 @@ GUIDES: dict[str, Callable[[Any], Any]] = {
     "MeanField-Convolutional": lambda model: MeanField(SHAPE, 2, Convolutional((4, 6), 8)),
     "FullCovariance": lambda model: FullCovariance(SHAPE, 2, MLP(hidden=(8,))),
     "Exact": Exact,
+}
+PRIORS: dict[str, Prior] = {
+    "StandardNormal": StandardNormal(),
+    "DiagonalNormal": DiagonalNormal(),
+    "MixturePrior": MixturePrior(components=3),
+    "VampPrior": VampPrior(components=4),
+    "FlowPrior": FlowPrior(transforms=2, hidden=(8,)),
 }
 # One model is enough for each of these: what they cost is time.
 FAMILIES: dict[str, Callable[[Any], Any]] = {
@@ -135,6 +157,18 @@ def whole(model: Callable[[], nn.Module], guide: Callable[[Any, Tensor], nn.Modu
     return make
 
 
+def prior_row(prior: Prior) -> Constructor:
+    def make() -> tuple[nn.Module, nn.Module, Tensor]:
+        torch.manual_seed(0)
+        model: Any = VAE(SHAPE, 2, MLP(hidden=(8,)), Gaussian(0.5), prior)
+        guide = MeanField(SHAPE, 2, MLP(hidden=(8,)))
+        if isinstance(prior, VampPrior):
+            model.prior.attach_guide(guide)
+        return model, guide, uniform()
+
+    return make
+
+
 def semi_amortised(model: nn.Module, differentiable: bool) -> SemiAmortised:
     options: dict[str, Any] = {"steps": 2, "num_samples": 2, "differentiable": differentiable}
     return SemiAmortised(model, SHAPE, 2, MLP(hidden=(8,)), **options)
@@ -155,6 +189,7 @@ PAIRS: dict[str, Constructor] = {
     if not (guide == "Exact" and model == "VAE")  # it knows no posterior
 }
 PAIRS |= {f"VAE-{guide}": guide_row("VAE", guide) for guide in FAMILIES}
+PAIRS |= {f"VAE-{prior}": prior_row(PRIORS[prior]) for prior in PRIORS}
 
 # Pairs of their own kind: model, guide and rows together.
 PAIRS |= {
@@ -170,6 +205,18 @@ PAIRS |= {
     "GaussianMixture-Enumerated": whole(
         lambda: GaussianMixture(SHAPE, 3, "diagonal"), lambda model, x: Enumerated(model)
     ),
+    "GaussianMixture-CategoricalEncoder": whole(
+        lambda: GaussianMixture(SHAPE, 3, "diagonal"),
+        lambda model, x: CategoricalEncoder(SHAPE, 3, MLP(hidden=(8,))),
+    ),
+    "FactorAnalysis-MeanField": whole(
+        lambda: FactorAnalysis(SHAPE, 2), lambda model, x: MeanField(SHAPE, 2, MLP(hidden=(8,)))
+    ),
+    "GaussianHMM-Recurrent": lambda: (
+        GaussianHMM((4, 16), 2),
+        Recurrent((4, 16), 2, hidden=4),
+        uniform().reshape(ROWS, 4, 16),
+    ),
     "Hierarchical-BottomUp": whole(
         hierarchical, lambda model, x: BottomUp(SHAPE, (3, 2), MLP(hidden=(8,)), MLP(hidden=(4,)))
     ),
@@ -181,6 +228,8 @@ PAIRS |= {
 # Objectives that are wrong for a pair, which is told.
 UNSUITED: dict[Constructor, set[str]] = {
     PAIRS["GaussianMixture-Enumerated"]: {"MeanFieldELBO", "free-bits"},
+    PAIRS["GaussianMixture-CategoricalEncoder"]: {"MeanFieldELBO", "free-bits"},
+    PAIRS["GaussianHMM-Recurrent"]: {"MeanFieldELBO", "free-bits"},
     PAIRS["Hierarchical-BottomUp"]: {"MeanFieldELBO"},
 }
 pairs = pytest.mark.parametrize("make", PAIRS.values(), ids=PAIRS.keys())
@@ -253,17 +302,24 @@ def test_evaluates_saves_loads_and_exports(make: Constructor, tmp_path: Path) ->
     assert torch.equal(again.log_likelihood.values, evaluation.log_likelihood.values)
 
     exported = to_arviz(model, guide, x, num_samples=4, num_draws=3, seed=1)
-    for name, site in latent_sites(poutine.trace(model).get_trace(x)).items():
+    trace = poutine.trace(model).get_trace(x)
+    in_guide = poutine.trace(guide).get_trace(x).nodes
+    for name, site in latent_sites(trace).items():
+        if name in in_guide:  # otherwise it is summed out
+            event = site["fn"].event_shape
+            assert exported["posterior"][name].shape == (1, 3, ROWS, *event)
+    for name, site in observed_sites(trace).items():
         event = site["fn"].event_shape
-        assert exported["posterior"][name].shape == (1, 3, ROWS, *event)
-    assert exported["posterior_predictive"]["x"].shape == (1, 3, ROWS, *SHAPE)
-    assert exported["log_likelihood"]["x"].shape[-1] == ROWS
+        assert exported["posterior_predictive"][name].shape == (1, 3, ROWS, *event)
+    for values in exported["log_likelihood"].data_vars.values():  # of each site, or of all jointly
+        assert values.shape[-1] == ROWS
 
 
 def test_every_export_has_a_row() -> None:
     made = [make() for make in PAIRS.values()]
     seen = {type(m).__name__ for m, _, _ in made} | {type(g).__name__ for _, g, _ in made}
     seen |= {type(make()[0]).__name__ for make in CLOSED_FORM_MODELS.values()}
+    seen |= {type(prior).__name__ for prior in PRIORS.values()}
     assert {*ppl_vae.models.__all__, *ppl_vae.guides.__all__} <= seen
     of_rows = {type(m.likelihood) for m, _, _ in made if isinstance(m, VAE)}
     ours = {kind for kind in Likelihood.__subclasses__() if kind.__module__.startswith("ppl_vae")}
