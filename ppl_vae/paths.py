@@ -38,13 +38,19 @@ class Prior:
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         """Runs the model, of which nothing but the latents that it does not sum out is seen."""
-        with poutine.block(hide_fn=_is_not_drawn), poutine.mask(mask=False):
-            self.model(*args, **kwargs)
+        # Sites to be summed out are drawn, in all plates around, but not traced; `block` would hide the
+        # plates from them.
+        with poutine.block(hide_fn=_is_observed), poutine.mask(mask=False):
+            poutine.infer_config(self.model, _hide_enumerated)(*args, **kwargs)
 
 
-def _is_not_drawn(site: Site) -> bool:
-    enumerated = site["infer"].get("enumerate") == "parallel"
-    return site["type"] == "sample" and bool(site["is_observed"] or enumerated)
+def _is_observed(site: Site) -> bool:
+    return site["type"] == "sample" and bool(site["is_observed"])
+
+
+def _hide_enumerated(site: Site) -> Any:
+    summed_out = not site["is_observed"] and site["infer"].get("enumerate") == "parallel"
+    return {"_do_not_trace": True, "is_auxiliary": True} if summed_out else {}
 
 
 def transform_of(site: Site) -> Transform:

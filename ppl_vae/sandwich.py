@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import pyro.distributions as dist
 import pyro.poutine as poutine
 import torch
 from torch import Tensor
@@ -130,12 +131,12 @@ def bidirectional_monte_carlo(
     seed: int | None = None,
     progress: bool | None = None,
 ) -> Sandwich:
-    """Lower and upper bounds of log p(x) on rows drawn from the model: how far annealing is to be trusted.
+    """Bounds of log p(x) from both sides, on rows drawn from the model: how far to trust annealing.
 
     Of each row (z, x) ~ p(x, z), z is an exact draw from the posterior p(z | x). Annealing from the guide (or
-    the prior) to the posterior gives weights whose mean is p(x) in expectation, hence a lower bound of log p(x);
-    annealing from z back, weights whose mean is 1 / p(x), hence an upper one. Where the two meet, so
-    does :func:`annealed_importance_sampling` with the same settings, on rows like these (Grosse et al.,
+    the prior) to the posterior gives weights whose mean is p(x) in expectation, hence a lower bound of
+    log p(x); annealing from z back, weights whose mean is 1 / p(x), hence an upper one. Where the two meet,
+    :func:`annealed_importance_sampling` with the same settings is right on rows like these (Grosse et al.,
     "Sandwiching the marginal likelihood using bidirectional Monte Carlo", arXiv:1511.02543).
 
     Args:
@@ -228,6 +229,12 @@ def simulate(pair: Pair, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
     args = as_args(batch)
     asked = poutine.trace(pair.model).get_trace(*args)
     observed = {n: s for n, s in sample_sites(asked).items() if s["is_observed"]}
+    factors = [name for name, site in observed.items() if isinstance(site["fn"], dist.Unit)]
+    if factors:
+        raise PairError(
+            f"site '{factors[0]}' is a factor, not drawn from anything: bidirectional Monte Carlo needs rows "
+            "drawn from the model itself"
+        )
     try:
         drawn = poutine.trace(poutine.uncondition(pair.model)).get_trace(*args)
     except Exception as error:
