@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -52,7 +53,7 @@ class Exact(nn.Module):
             if isinstance(q, MarkovChain):
                 sample_steps("z", q, infer={"enumerate": "parallel"})
             else:  # a discrete latent is summed over: the ELBO then has no variance at all
-                infer = {"enumerate": "parallel"} if q.has_enumerate_support else {}
+                infer: Any = {"enumerate": "parallel"} if q.has_enumerate_support else {}
                 pyro.sample("z", q, infer=infer)
 
     def encode(self, x: Tensor, *others: Tensor) -> dist.TorchDistribution:

@@ -433,6 +433,7 @@ def test_a_component_without_rows_is_split_off(covariance: Any) -> None:
     fitted = fit_em(model, x, initialize=False)
     assert any("component 1 has no rows" in note for note in fitted.notes), fitted.notes
     assert (model.prior().probs > 0.02).all()
+    assert float(torch.pdist(model.means.detach()).min()) > 0.1
     bernoulli = BernoulliMixture((3,), 2)
     with torch.no_grad():
         bernoulli.logits.copy_(torch.tensor([0.0, -80.0]))
