@@ -227,7 +227,7 @@ def diagnose(
         information, marginal, notes = _information(
             pair, layout, batches, size, device, look, progress
         )
-        notes += held
+        notes += held + _of_moments(look.moments_alone)
         active = look.mean_variance > 0.01
         collapsed = (look.kl < COLLAPSED) & ~active
         cause = _plain_cause(look, active, collapsed, information)
@@ -291,6 +291,7 @@ class _Look:
     log_prior: Tensor
     residuals: Residuals
     identical: bool
+    moments_alone: tuple[str, ...]  # sites whose dimensions have no KL but that of their moments
 
 
 def _chunks(batches: Batches, size: int, device: torch.device) -> Iterator[Batch]:
@@ -349,6 +350,23 @@ def _look(
         log_prior=torch.cat(log_prior),
         residuals=residuals,
         identical=identical,
+        moments_alone=tuple(
+            name
+            for name in layout.latents
+            if elementwise_kl(rows.guide_trace.nodes[name], rows.model_trace.nodes[name], analytic)
+            is None
+        ),
+    )
+
+
+def _of_moments(names: tuple[str, ...]) -> tuple[str, ...]:
+    """What a reader of the dimensions' KL must know of latents that do not factorise."""
+    if not names:
+        return ()
+    sites = ", ".join(f"'{name}'" for name in names)
+    return (
+        f"guide or prior of {sites} does not factorise over its dimensions: the KL of each is that of the "
+        "Gaussians with its means and variances; they need not add up to the rate",
     )
 
 

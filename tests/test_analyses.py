@@ -132,10 +132,35 @@ def write_idx(path: Path, values: Tensor) -> None:
     path.write_bytes(header + values.numpy().tobytes())
 
 
+def priors(folder: Path) -> None:
+    sizes = ("--max_epochs=2", "--max_rows=64", "--max_test_rows=20", "--components=3")
+    printed = run("priors.py", *sizes, "--num_samples=50", "--hidden=[16]", cwd=folder)
+    table = {row["prior"]: row for row in rows(printed)}
+    trained = ["StandardNormal", "MixturePrior", "VampPrior", "FlowPrior"]
+    refitted = ["DiagonalNormal", "MixturePrior", "FlowPrior"]
+    assert list(table) == [*trained, *(f"{name}, refitted" for name in refitted)]
+    for row in table.values():
+        check_elbo(row, "log p(x), K = 50")
+        assert 0 <= mean(row["unreliable"]) <= 100
+        assert row["active"].endswith(" of 8")
+        # At most log n, about which the aggregate posterior of n rows can tell.
+        assert mean(row["mutual information"]) <= math.log(20) + 0.005
+    # What is refitted is the prior: neither the guide nor the decoder.
+    plain = mean(table["StandardNormal"]["distortion"])
+    for name in refitted:
+        again = table[f"{name}, refitted"]
+        assert mean(again["distortion"]) == pytest.approx(plain, abs=0.006)
+    better = table["DiagonalNormal, refitted"]
+    assert mean(better["rate"]) < mean(table["StandardNormal"]["rate"])
+    assert "20 test rows" in printed
+    assert imread(folder / "priors.png").std() > 0.05  # not an empty canvas
+
+
 # Add a check here for a new script.
 CHECKS: dict[str, Callable[[Path], None]] = {
     "hard_em_to_vq.py": hard_em_to_vq,
     "mnist.py": mnist,
+    "priors.py": priors,
     "swap_guides.py": swap_guides,
 }
 

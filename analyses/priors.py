@@ -1,0 +1,154 @@
+"""What does the prior cost? The same decoder and guide; only p(z) is swapped, or fitted afterwards."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import auto_cli
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from torchvision.utils import make_grid
+
+from ppl_vae import diagnose, evaluate, fit, load_data
+from ppl_vae.evaluation import Estimate, evaluating
+from ppl_vae.guides import MeanField
+from ppl_vae.models import (
+    VAE,
+    DiagonalNormal,
+    FlowPrior,
+    MixturePrior,
+    StandardNormal,
+    VampPrior,
+)
+from ppl_vae.models.priors import Prior
+from ppl_vae.networks import MLP
+from ppl_vae.pairs import Pair
+from ppl_vae.refit_prior import refit_prior
+
+
+def main(
+    data: str = "digits",
+    data_dir: Path = Path("data"),
+    max_epochs: int = 200,
+    latent_dim: int = 8,
+    hidden: tuple[int, ...] = (200, 200),
+    components: int = 50,
+    num_samples: int = 1000,
+    max_rows: int | None = None,
+    max_test_rows: int | None = None,
+    output: Path = Path("priors.png"),
+    seed: int = 0,
+) -> None:
+    """Swaps the prior of a Bernoulli VAE with a mean-field guide: log p(x), and samples side by side.
+
+    Each prior is trained with a decoder and a guide of its own, from the same start. Then priors are fitted
+    to the aggregate posterior of the pair that was trained under N(0, I), which stays as it is.
+
+    Args:
+        data: A name that load_data knows; grey values are compared with one half, except MNIST's, which are
+            drawn anew for each batch.
+        data_dir: Folder of the data, in torchvision's layout.
+        max_epochs: Passes over the training rows; the epoch with the best held-out ELBO counts.
+        latent_dim: Number of latent dimensions.
+        hidden: Widths of the encoder, and of the decoder backwards.
+        components: Of the mixtures, and pseudo-inputs of the VampPrior.
+        num_samples: Importance samples a row, K.
+        max_rows: Use at most so many rows of each split, for a quick trial.
+        max_test_rows: Judge by the first so many test rows.
+        output: Where to save the picture of the samples.
+        seed: Of everything random.
+    """
+    binarize: Any = "dynamic" if data == "MNIST" else "threshold"
+    rows = load_data(data, data_dir=data_dir, binarize=binarize, max_rows=max_rows, seed=seed)
+    test = rows.test[:max_test_rows]
+    torch.manual_seed(seed)
+    train = rows.train if rows.transform is None else rows.transform(rows.train)
+    network = MLP(hidden=hidden)
+    trained = partial(
+        fit,
+        max_epochs=max_epochs,
+        learning_rate=2e-3,
+        lr_scheduler=partial(CosineAnnealingLR, T_max=max_epochs),
+        validation=rows.validation,
+        transform=rows.transform,
+        patience=max_epochs,
+        seed=seed,
+    )
+    panels: list[tuple[str, Tensor]] = []
+
+    def judge(name: str, model: Any, guide: Any, seconds: str) -> None:
+        found = evaluate(model, guide, test, num_samples=num_samples, seed=seed)
+        seen = diagnose(model, guide, test, seed=seed)
+        cells = [_nats(e) for e in (found.elbo, found.rate, found.distortion)]
+        cells += [_nats(found.log_likelihood), f"{found.unreliable.double().mean():.1%}"]
+        cells += [_nats(seen.mutual_information), _nats(seen.marginal_kl)]
+        cells += [f"{seen.active_units} of {latent_dim}", seconds]
+        print("|", " | ".join([name, *cells]), "|", flush=True)
+        title = f"{name}\nlog p(x) = {found.log_likelihood.mean:.1f}"
+        panels.append((title, _samples(model, guide)))
+
+    columns = ["prior", "ELBO", "rate", "distortion", f"log p(x), K = {num_samples}", "unreliable"]
+    columns += ["mutual information", "marginal KL", "active", "seconds"]
+    print("|", " | ".join(columns), "|")
+    print("|", " | ".join(["---"] * len(columns)), "|")
+    learned: list[Prior] = [
+        StandardNormal(),
+        MixturePrior(components),
+        VampPrior(components),
+        FlowPrior(),
+    ]
+    plain: tuple[VAE, MeanField] | None = None
+    for prior in learned:
+        torch.manual_seed(seed)
+        model: Any = VAE(rows.shape, latent_dim, network, prior=prior)
+        torch.manual_seed(seed + 1)
+        guide = MeanField(rows.shape, latent_dim, network)
+        if isinstance(prior, VampPrior):
+            model.prior.attach_guide(guide)
+            model.prior.start_at(train)
+        seconds = trained(model, guide, rows.train).seconds
+        judge(type(prior).__name__, model, guide, f"{seconds:.0f}")
+        plain = plain or (model, guide)
+    assert plain is not None
+    panels.append(("data\n(test rows)", test[:_SHOWN]))
+    for prior in (DiagonalNormal(), MixturePrior(components), FlowPrior()):
+        model = refit_prior(*plain, train, prior, seed=seed)
+        judge(f"{type(prior).__name__}, refitted", model, plain[1], "")
+    _draw(panels).savefig(output)
+    print(
+        f"\n{len(test)} test rows; nats a row ± standard error over rows. Samples are in {output}."
+    )
+    print("Refitted: fitted to the codes of the first row's pair, which stays as it is.")
+
+
+_SHOWN = 36  # samples in a panel
+
+
+def _nats(estimate: Estimate) -> str:
+    return f"{estimate.mean:.2f} ± {estimate.standard_error:.2f}"
+
+
+def _samples(model: Any, guide: Any) -> Tensor:
+    """Means of p(x | z) at z from the prior."""
+    with evaluating(Pair.of(model, guide), seed=0):
+        means: Tensor = model.decode(model.prior().sample((_SHOWN,))).mean
+        return means
+
+
+def _draw(panels: list[tuple[str, Tensor]]) -> Figure:
+    """Priors that were trained above, the data and priors that were refitted below."""
+    figure = Figure(figsize=(7.2, 4.3), dpi=200, layout="constrained")
+    for axes, (title, pictures) in zip(figure.subplots(2, 4).flat, panels, strict=True):
+        grid = make_grid(pictures, nrow=6, padding=1, pad_value=1.0)
+        axes.imshow(grid.permute(1, 2, 0), interpolation="nearest")
+        axes.set_title(title, fontsize=8)
+        axes.set_axis_off()
+    return figure
+
+
+if __name__ == "__main__":
+    auto_cli(main)
