@@ -23,10 +23,11 @@ class SemiAmortised(nn.Module):
         m     <- m     + step_size s^2 dL/dm,
         log s <- log s + step_size/2 dL/dlog s,
 
-    the ordinary gradient in units in which q is standard, so that one step size suits all data. A
-    step that would lower the row's ELBO is not made; the row goes on with half its step size. So
-    the result is never worse than the proposal ("Semi-Amortized Variational Autoencoders",
-    arXiv:1802.02550, refines by plain, clipped gradients; the metric and the test are ours).
+    the ordinary gradient in units in which q is standard, so that one step size suits all data; log s
+    moves by 1 at most. A step that would lower the row's ELBO is not made; the row goes on with
+    half its step size. So the result is never worse than the proposal ("Semi-Amortized Variational
+    Autoencoders", arXiv:1802.02550, takes plain, clipped gradients; the metric and the test are
+    ours).
 
     The expectation is the mean over `num_samples` fixed points z = m + s eps, drawn once with the
     guide: pairs of opposite standard normal vectors, scaled so that each dimension has variance 1,
@@ -45,8 +46,8 @@ class SemiAmortised(nn.Module):
         latent_dim: number d of latent dimensions, the model's.
         network: what the encoder is built from.
         steps: number of steps; 0 is a mean-field guide.
-        step_size: 1 finds the optimum of an independent normal posterior in one step (m) and some
-            (log s); above 2 no posterior's.
+        step_size: what the natural gradient is multiplied by; with the right s, 1 brings m to the
+            mean of an independent normal posterior in one step, and 2 is too much for any.
         num_samples: points of the expectation, an even number.
         differentiable: whether gradients go through the steps, to the encoder and to the model's
             parameters, which costs second derivatives. Otherwise the result counts as a constant:
@@ -144,7 +145,7 @@ class SemiAmortised(nn.Module):
             elbo, at_start = self._elbo(x, outputs, through)
             direction = _natural(outputs, at_start)
             for _ in range(self.steps):
-                there = outputs + step * direction
+                there = outputs + _bounded(step * direction)
                 there = there if through else there.detach().requires_grad_()
                 elbo_there, gradient = self._elbo(x, there, through)
                 better = (elbo_there >= elbo).unsqueeze(-1)
@@ -172,6 +173,12 @@ def _natural(outputs: Tensor, gradient: Tensor) -> Tensor:
     by_loc, by_log_scale = gradient.chunk(2, -1)
     _, log_scale = outputs.chunk(2, -1)
     return torch.cat([(2 * log_scale).exp() * by_loc, by_log_scale / 2], -1)
+
+
+def _bounded(move: Tensor) -> Tensor:
+    """A scale grows or shrinks by the factor e at most, so that it can not overflow."""
+    by_loc, by_log_scale = move.chunk(2, -1)
+    return torch.cat([by_loc, by_log_scale.clamp(-1, 1)], -1)
 
 
 def _noise(num_samples: int, latent_dim: int) -> Tensor:

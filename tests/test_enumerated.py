@@ -77,7 +77,9 @@ def chain(x: Tensor) -> None:
 
 
 def pixels(x: Tensor) -> None:
-    """The rows' plate is not the last dimension."""
+    """The rows' plate is not the last dimension; the last one has 8 values, as many as 4 rows have
+    combinations.
+    """
     with pyro.plate("data", x.shape[0], dim=-2):
         z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.3)))
         with pyro.plate("pixels", x.shape[1], dim=-1):
@@ -108,7 +110,7 @@ models = pytest.mark.parametrize("model", MODELS, ids=lambda m: getattr(m, "__na
 
 
 def data_of(model: Any) -> Tensor:
-    return torch.stack([X, X - 1, X * 0.3], -1) if model is pixels else X
+    return torch.stack([X * 0.1 * i for i in range(8)], -1) if model is pixels else X
 
 
 @models
