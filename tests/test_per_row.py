@@ -76,6 +76,9 @@ def test_it_starts_from_the_guide_and_leaves_it_alone() -> None:
     with torch.no_grad():
         guide.outputs.zero_()
     assert other.amortise(x).abs().min() > 0
+    with torch.no_grad():
+        PerRow(guide, x).outputs.fill_(1.0)
+    assert guide.outputs.eq(0).all()
 
 
 def test_rows_are_kept() -> None:
