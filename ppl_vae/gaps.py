@@ -295,7 +295,7 @@ def inference_gaps(
         unreliable=unreliable,
         converged=joined["converged"],
         num_samples=num_samples,
-        notes=tuple(notes),
+        notes=(*notes, *(f"of log p(x): {w}" for w in getattr(truth, "warnings", ()))),
     )
 
 

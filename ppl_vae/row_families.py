@@ -91,9 +91,8 @@ def own_family(pair: Pair, layout: Layout, batch: Batch) -> RowFamily:
             numbers = pair.guide.amortise(*args).clone().requires_grad_()
         family = pair.guide.family
         site = trace.nodes[layout.draws[0]]
-        return RowFamily(
-            _Sites({layout.draws[0]: (site, lambda: family(numbers))}), (numbers,), (0,)
-        )
+        program = _Sites({layout.draws[0]: (site, lambda: family(numbers))})
+        return RowFamily(program, (numbers,), (0,), _note_on_parameters(family, numbers))
     return _shifted_family(pair, layout, batch, trace)
 
 
@@ -126,6 +125,19 @@ def normal_family(
         for i, (name, site) in enumerate(sites.items())
     }
     return RowFamily(_Sites(made), (mean, log_scale), (0, 0))
+
+
+def _note_on_parameters(family: Callable[[Tensor], Any], numbers: Tensor) -> str:
+    """What to say of a family with networks of its own, such as a flow's."""
+    with torch.enable_grad():
+        q = family(numbers.detach())
+        own = q.log_prob(q.sample()).requires_grad
+    if not own:
+        return ""
+    return (
+        "the guide's family has parameters of its own, shared by all rows, which are held: the best in the "
+        "family is the best for these"
+    )
 
 
 class _Sites:

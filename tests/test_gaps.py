@@ -18,9 +18,17 @@ import ppl_vae.gaps
 from ppl_vae import evaluate
 from ppl_vae.evaluation import Estimate
 from ppl_vae.gaps import Gaps, inference_gaps
-from ppl_vae.guides import Exact, FullCovariance, MeanField
+from ppl_vae.guides import (
+    BottomUp,
+    CategoricalEncoder,
+    Exact,
+    FullCovariance,
+    MaskedAutoregressive,
+    MeanField,
+    TopDown,
+)
 from ppl_vae.handlers import PairError
-from ppl_vae.models import ProbabilisticPCA
+from ppl_vae.models import BernoulliMixture, HierarchicalVAE, ProbabilisticPCA
 from ppl_vae.networks import MLP
 
 
@@ -37,15 +45,14 @@ def correlated(latent_dim: int = 2) -> tuple[ProbabilisticPCA, Tensor, Tensor]:
 
 def test_full_covariance_holds_the_posterior() -> None:
     model, x, _ = correlated()
-    gaps = inference_gaps(model, FullCovariance((6,), 2, MLP((8,))), x, seed=0)
+    guide = FullCovariance((6,), 2, MLP((8,)))
+    gaps = inference_gaps(model, guide, x, seed=0)
     assert gaps.source == "log_evidence"
     assert torch.equal(gaps.log_likelihood.values, model.log_evidence(x).detach())
     assert bool((gaps.approximation_gap.values.abs() < 0.02).all())
     assert gaps.approximation_gap.mean == pytest.approx(0.0, abs=5e-3)
     assert not gaps.warnings
     # KL(q || p) of the guide as it is, in closed form.
-    guide = FullCovariance((6,), 2, MLP((8,)))
-    gaps = inference_gaps(model, guide, x, seed=0)
     with torch.no_grad():
         kl = kl_divergence(guide.encode(x), model.posterior(x))
     off = (gaps.inference_gap.values - kl) / gaps.inference_gap_error
@@ -288,14 +295,45 @@ def test_families_of_many_kinds(kind: str) -> None:
     assert torch.allclose(gaps.best_elbo.values, exact, atol=0.02)
 
 
+def test_a_flow_says_that_its_networks_are_held() -> None:
+    torch.manual_seed(0)
+    model, x, _ = correlated()
+    with_networks = MaskedAutoregressive((6,), 2, MLP((8,)))
+    gaps = inference_gaps(model, with_networks, x[:3], num_samples=20, max_steps=60, seed=0)
+    assert any("shared by all rows, which are held" in w for w in gaps.warnings)
+    assert gaps.amortisation_gap.mean > 1.0
+    plain = inference_gaps(
+        model, MeanField((6,), 2, MLP((8,))), x[:3], num_samples=20, max_steps=60, seed=0
+    )
+    assert not any("held" in w for w in plain.warnings)
+
+
+def test_two_layers_of_latents_and_discrete_ones_of_our_own() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(3, 5).round()
+    model = HierarchicalVAE((5,), (3, 2), MLP((8,)), MLP((8,)))
+    for guide in (
+        BottomUp((5,), (3, 2), MLP((8,)), MLP((8,))),
+        TopDown(model, (5,), (3, 2), MLP((8,)), MLP((8,))),
+    ):
+        gaps = inference_gaps(model, guide, x, num_samples=200, seed=0)
+        assert gaps.amortisation_gap.mean > 0
+        assert "depends on another latent" in gaps.notes[0]
+    mixture = BernoulliMixture((5,), 3)
+    gaps = inference_gaps(mixture, CategoricalEncoder((5,), 3, MLP((8,))), x, seed=0)
+    assert gaps.source == "log_evidence"
+    assert float(gaps.approximation_gap.values.abs().max()) < 5e-3
+
+
 def test_rows_do_not_depend_on_the_chunks_they_come_in(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x, _ = correlated()
+    x = x[:6]
     guide = FullCovariance((6,), 2, MLP((8,)))
     whole = inference_gaps(model, guide, x, num_samples=200, seed=0)
-    monkeypatch.setattr(ppl_vae.gaps, "chunk_sizes", lambda *_: (5, 8))
-    parts = inference_gaps(model, guide, [x[:8], x[8:]], num_samples=200, seed=0)
+    monkeypatch.setattr(ppl_vae.gaps, "chunk_sizes", lambda *_: (3, 8))
+    parts = inference_gaps(model, guide, [x[:4], x[4:]], num_samples=200, seed=0)
     assert torch.allclose(whole.best_elbo.values, parts.best_elbo.values, atol=0.03)
-    assert parts.num_rows == 12
+    assert parts.num_rows == 6
     assert torch.allclose(whole.log_likelihood.values, parts.log_likelihood.values)
 
 
