@@ -239,7 +239,7 @@ def test_any_program_is_refined() -> None:
         with pyro.plate("rows", 50 * len(x), subsample=x, dim=-1):
             z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
             keep = mask[: len(x)]
-            with poutine.mask(mask=keep):
+            with poutine.mask(mask=keep):  # type: ignore[call-overload]
                 pyro.sample("x", dist.Normal(z[..., 0], 1.0), obs=x)
 
     x = torch.tensor([1.0, -2.0, 3.0])
