@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae.linear_gaussian import LinearGaussian, regress, regression_statistics
+from ppl_vae.models._mixtures import row_chunks
 
 
 class FactorAnalysis(nn.Module):
@@ -161,23 +162,22 @@ class FactorAnalysis(nn.Module):
         Raises:
             ValueError: the rows of `x` do not have the shape `data_shape`.
         """
-        rows = self._flatten(x).double() - self.centre.double()
         linear = self._linear(torch.float64, self.centre)
-        z = linear.posterior_mean(rows)
-        log_evidence = linear.log_evidence(rows, z).sum()
         spread = linear.posterior_scale_tril()
-        covariance = spread @ spread.T
+        covariance = torch.zeros_like(spread) if hard else spread @ spread.T
+        total: dict[str, Tensor] = {}
+        for chunk in row_chunks(self._flatten(x), 2 * len(self.mean)):
+            rows = chunk.double() - self.centre.double()
+            z = linear.posterior_mean(rows)
+            found = regression_statistics(rows, z, covariance)
+            found["log_evidence"] = linear.log_evidence(rows, z).sum()
+            total = {k: total[k] + v for k, v in found.items()} if total else found
         if hard:
-            covariance = torch.zeros_like(covariance)
             log_mode = (
                 linear.root.diagonal().log().sum() - self.latent_dim * math.log(2 * math.pi) / 2
             )
-            log_evidence = log_evidence + len(rows) * log_mode
-        return {
-            **regression_statistics(rows, z, covariance),
-            "log_evidence": log_evidence,
-            "num_rows": rows.new_tensor(len(rows)),
-        }
+            total["log_evidence"] += len(x) * log_mode
+        return {**total, "num_rows": linear.root.new_tensor(len(x))}
 
     @torch.no_grad()
     def maximize(self, statistics: dict[str, Tensor]) -> None:

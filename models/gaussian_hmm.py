@@ -23,6 +23,10 @@ _COVARIANCES: dict[str, Callable[[int, int], Covariance]] = {
 }
 
 
+MOST_STEPS = 20_000
+"""Steps, drawn at random, that k-means is given at most."""
+
+
 class GaussianHMM(HiddenMarkov):
     """A hidden Markov model with x_t | z_t ~ N(mu_z, Sigma_z). See `ppl_vae.models.hidden_markov`.
 
@@ -109,7 +113,7 @@ class GaussianHMM(HiddenMarkov):
         self.means.copy_(means + self.centre)
 
     def initialize_emissions(self, steps: Tensor, seed: int) -> Tensor:
-        """Clusters of k-means (from k-means++), each step to its own."""
+        """The nearest of the clusters that k-means (from k-means++) finds in at most 20,000 steps."""
         rows = steps.flatten(1).double()
         if len(rows) < self.states:
             raise ValueError(
@@ -117,8 +121,11 @@ class GaussianHMM(HiddenMarkov):
                 f"states"
             )
         self.centre.copy_(rows.mean(0))
-        kmeans = KMeans(self.states, n_init=1, random_state=seed).fit(rows.cpu().numpy())
-        labels = torch.as_tensor(kmeans.labels_, device=rows.device).long()
+        generator = torch.Generator().manual_seed(seed)
+        few = torch.randperm(len(rows), generator=generator)[:MOST_STEPS].to(rows.device)
+        kmeans = KMeans(self.states, n_init=1, random_state=seed).fit(rows[few].cpu().numpy())
+        found = torch.as_tensor(kmeans.cluster_centers_, device=rows.device)
+        labels = torch.cdist(rows, found).argmin(1)
         # Unit covariances about the centre: whitened residuals are then the rows themselves.
         for parameter in self.covariance.parameters():
             parameter.zero_()

@@ -166,10 +166,7 @@ class ProbabilisticPCA(nn.Module):
             raise ValueError(f"beta must be positive, came {beta}")
         rows = self._flatten(x).double()
         mean = rows.mean(0)
-        # The triangle has the same singular values and directions, and at most D rows.
-        triangle = torch.linalg.qr(rows - mean, mode="r").R
-        _, singular, directions = torch.linalg.svd(triangle, full_matrices=False)
-        eigenvalues = singular.square() / len(rows)
+        eigenvalues, directions = _principal_components(rows - mean)
         if isinstance(self.log_sigma, nn.Parameter):
             variance = self._best_variance(eigenvalues, beta)
             self.log_sigma.copy_(variance.log() / 2)
@@ -282,3 +279,17 @@ class ProbabilisticPCA(nn.Module):
                 f"the data's shape as data_shape"
             )
         return x.reshape(x.shape[0], -1)
+
+
+def _principal_components(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues of (1/n) rows^T rows in falling order, `(k,)`, and their directions, `(k, D)`."""
+    n, size = rows.shape
+    if n > size:
+        values, columns = torch.linalg.eigh(rows.T @ rows / n)
+        # Their absolute errors are alike, so that the small ones are only exact if they are not too small.
+        if values[0] > 1e-8 * values[-1]:
+            return values.flip(0), columns.T.flip(0)
+    # The triangle has the same singular values and directions, and at most D rows.
+    triangle = torch.linalg.qr(rows, mode="r").R
+    _, singular, directions = torch.linalg.svd(triangle, full_matrices=False)
+    return singular.square() / n, directions

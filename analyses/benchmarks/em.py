@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -11,13 +12,16 @@ from statistics import median
 from typing import Any
 
 import torch
+from hmmlearn import hmm
 from jsonargparse import auto_cli
+from sklearn.decomposition import PCA
+from sklearn.decomposition import FactorAnalysis as SklearnFactors
 from sklearn.mixture import GaussianMixture as SklearnMixture
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from ppl_vae.em import fit_em
-from ppl_vae.models import GaussianMixture
+from ppl_vae.models import FactorAnalysis, GaussianHMM, GaussianMixture, ProbabilisticPCA
 
 Score = Callable[[], float]
 
@@ -106,9 +110,85 @@ def _clusters(rows: int, size: int, components: int) -> Tensor:
     return x
 
 
+def factors(rows: int, iterations: int) -> Iterator[Comparison]:
+    """Both to convergence: scikit-learn's steps are not those of EM. 32 dimensions, 5 factors."""
+    size, factors = 32, 5
+    generator = torch.Generator().manual_seed(0)
+    loadings = torch.randn(factors, size, generator=generator, dtype=torch.float64)
+    x = torch.randn(rows, factors, generator=generator, dtype=torch.float64) @ loadings
+    noise = torch.randn(rows, size, generator=generator, dtype=torch.float64)
+    x += 3.0 + noise * torch.linspace(0.5, 2.0, size, dtype=torch.float64)
+
+    def ours() -> Score:
+        model = FactorAnalysis((size,), factors).double()
+        fitted = fit_em(model, x, tolerance=3e-6, device="cpu")
+        return lambda: fitted.log_likelihood
+
+    def theirs() -> Score:
+        fitted = SklearnFactors(factors, svd_method="lapack").fit(x.numpy())
+        return lambda: float(fitted.score(x.numpy()))
+
+    yield Comparison("FactorAnalysis, converged", "scikit-learn", ours, theirs)
+
+    def our_pca() -> Score:
+        model = ProbabilisticPCA((size,), factors).double().maximum_likelihood(x)
+        return lambda: float(model.log_evidence(x).detach().mean())
+
+    def their_pca() -> Score:
+        fitted = PCA(factors).fit(x.numpy())
+        return lambda: float(fitted.score(x.numpy()))
+
+    yield Comparison("ProbabilisticPCA, closed form", "scikit-learn", our_pca, their_pca)
+
+
+def hidden_markov(
+    rows: int, iterations: int, implementation: str, sequences: int
+) -> Iterator[Comparison]:
+    """Diagonal Gaussians of 2 dimensions, 5 states; `rows` counts the steps of all sequences."""
+    states, size, steps = 5, 2, rows // sequences
+    x = _clusters(sequences * steps, size, states).double().reshape(sequences, steps, size)
+    model = GaussianHMM((steps, size), states).double()
+    model.initialize(x[:, :2000], seed=0)
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    chain = model.prior(2)
+
+    def ours() -> Score:
+        model.load_state_dict(start)
+        # Not fit_em, which runs the Pyro program to look at it: of a site for each step.
+        for _ in range(iterations):
+            model.maximize(model.expected_statistics(x))
+        return lambda: float(model.expected_statistics(x)["log_evidence"]) / len(x)
+
+    def theirs() -> Score:
+        reference = hmm.GaussianHMM(
+            states,
+            "diag",
+            n_iter=iterations,
+            tol=-math.inf,
+            init_params="",
+            covars_prior=0.0,
+            implementation=implementation,
+        )
+        reference.startprob_ = chain.initial_logits.detach().exp().numpy()
+        reference.transmat_ = chain.transition_logits[0].detach().exp().numpy()
+        reference.means_ = start["means"].numpy().copy()
+        reference.covars_ = (2 * start["covariance.log_scale"]).exp().numpy()
+        reference.fit(x.flatten(0, 1).numpy(), [steps] * sequences)
+        rows = x.flatten(0, 1).numpy()
+        return lambda: float(reference.score(rows, [steps] * sequences)) / len(x)
+
+    name = f"GaussianHMM, {sequences} x {steps} steps"
+    yield Comparison(name, f"hmmlearn ({implementation})", ours, theirs)
+
+
 SECTIONS: tuple[Section, ...] = (
     partial(gaussian_mixtures, dtype=torch.float32),
     partial(gaussian_mixtures, dtype=torch.float64),
+    factors,
+    partial(hidden_markov, implementation="log", sequences=1000),
+    partial(hidden_markov, implementation="scaling", sequences=1000),
+    partial(hidden_markov, implementation="log", sequences=1),
+    partial(hidden_markov, implementation="scaling", sequences=1),
 )
 
 
