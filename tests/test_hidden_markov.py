@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from ppl_vae import check, evaluate, fit
+from ppl_vae.em import fit_em
 from ppl_vae.forward_backward import best_paths, expected_paths, posterior_chain
 from ppl_vae.guides import Exact, Recurrent
 from ppl_vae.handlers import Substitute, sample_sites, unscaled
@@ -375,6 +376,19 @@ def test_em_of_categorical_emissions_is_hmmlearns() -> None:
         values.append(statistics["log_evidence"].item())
         model.maximize(statistics)
     np.testing.assert_allclose(values, list(reference.monitor_.history), rtol=1e-9)
+
+
+def test_fit_em_takes_sequences_with_their_lengths() -> None:
+    x, lengths = simulated()
+    model = GaussianHMM((40, 2), 3).double()
+    fitted = fit_em(model, (x, lengths), seed=0, tolerance=1e-6, device="cpu", batch_size=7)
+    assert fitted.converged
+    # what generated the data, up to the order of the states: of 30 short sequences
+    order = model.means[:, 1].argsort()
+    truth = torch.tensor([[0.0, 0.0], [2.0, 1.0], [-1.0, 3.0]]).double()
+    torch.testing.assert_close(model.means[order].detach(), truth, atol=0.25, rtol=0)
+    hard = fit_em(model, (x, lengths), seed=0, hard=True, device="cpu", max_iterations=5)
+    assert hard.history[-1]["bound"] > hard.history[0]["bound"]
 
 
 # -- degenerate cases and errors -------------------------------------------------------------------------
