@@ -79,20 +79,24 @@ def main(
         seed=seed,
     )
     panels: list[tuple[str, Tensor]] = []
+    found_so_far: list[Estimate] = []
 
     def judge(name: str, model: Any, guide: Any, seconds: str) -> None:
         found = evaluate(model, guide, test, num_samples=num_samples, seed=seed)
         seen = diagnose(model, guide, test, seed=seed)
         cells = [_nats(e) for e in (found.elbo, found.rate, found.distortion)]
-        cells += [_nats(found.log_likelihood), f"{found.unreliable.double().mean():.1%}"]
+        log_p = found.log_likelihood
+        found_so_far.append(log_p)
+        gain = Estimate(log_p.values - found_so_far[0].values)
+        cells += [_nats(log_p), _nats(gain), f"{found.unreliable.double().mean():.1%}"]
         cells += [_nats(seen.mutual_information), _nats(seen.marginal_kl)]
         cells += [f"{seen.active_units} of {latent_dim}", seconds]
         print("|", " | ".join([name, *cells]), "|", flush=True)
         title = f"{name}\nlog p(x) = {found.log_likelihood.mean:.1f}"
         panels.append((title, _samples(model, guide)))
 
-    columns = ["prior", "ELBO", "rate", "distortion", f"log p(x), K = {num_samples}", "unreliable"]
-    columns += ["mutual information", "marginal KL", "active", "seconds"]
+    columns = ["prior", "ELBO", "rate", "distortion", f"log p(x), K = {num_samples}", "gain"]
+    columns += ["unreliable", "mutual information", "marginal KL", "active", "seconds"]
     print("|", " | ".join(columns), "|")
     print("|", " | ".join(["---"] * len(columns)), "|")
     learned: list[Prior] = [
@@ -122,6 +126,7 @@ def main(
     print(
         f"\n{len(test)} test rows; nats a row ± standard error over rows. Samples are in {output}."
     )
+    print("Gain: log p(x) over that of the first row, with the error of the rows' differences.")
     print("Refitted: fitted to the codes of the first row's pair, which stays as it is.")
 
 

@@ -98,13 +98,16 @@ class _FlowModule(nn.Module):
         unseen = unseen[:_JUDGED] if held_out else seen[:_JUDGED]
         optimizer = torch.optim.Adam(self.parameters(), lr=1e-3)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _STEPS)
-        best, kept = -math.inf, copy.deepcopy(self.state_dict())
+        best, since, kept = -math.inf, 0, copy.deepcopy(self.state_dict())
         for step in range(_STEPS + 1):
             if step % _LOOK_EVERY == 0:
                 with torch.no_grad():
                     found = float(self().log_prob(unseen).mean())
+                since += 1
                 if found > best:
-                    best, kept = found, copy.deepcopy(self.state_dict())
+                    best, since, kept = found, 0, copy.deepcopy(self.state_dict())
+                elif since == _PATIENCE:
+                    break
             some = seen[torch.randint(len(seen), (_BATCH,), device=seen.device)]
             optimizer.zero_grad()
             loss: Any = -self().log_prob(some).mean()
@@ -115,7 +118,8 @@ class _FlowModule(nn.Module):
 
 
 _BINS = 8
-_STEPS, _LOOK_EVERY, _BATCH, _JUDGED = 2000, 100, 256, 2000
+_STEPS, _LOOK_EVERY, _PATIENCE = 2000, 100, 3
+_BATCH, _JUDGED = 256, 2000
 
 
 def _spline(*parameters: Tensor) -> Any:

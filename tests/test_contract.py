@@ -164,6 +164,8 @@ def prior_row(prior: Prior) -> Constructor:
         guide = MeanField(SHAPE, 2, MLP(hidden=(8,)))
         if isinstance(prior, VampPrior):
             model.prior.attach_guide(guide)
+            with torch.no_grad():
+                guide.head.weight.mul_(10.0)  # rows apart, so that their KL exceeds the free bits
         return model, guide, uniform()
 
     return make
