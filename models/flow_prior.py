@@ -91,7 +91,7 @@ class _FlowModule(nn.Module):
         with torch.no_grad():
             self.loc.copy_(mean.mean(0))
             total = variance.mean(0) + mean.var(0, unbiased=False)
-            self.log_scale.copy_(total.log() / 2)
+            self.log_scale.copy_(total.clamp_min(1e-12).log() / 2)  # a dead code has none
         rows = draws[:, torch.randperm(draws.shape[1], device=draws.device)]
         held_out = rows.shape[1] // 10
         unseen, seen = rows[:, :held_out].flatten(0, 1), rows[:, held_out:].flatten(0, 1)
