@@ -92,8 +92,8 @@ def main(
         cells += [_nats(seen.mutual_information), _nats(seen.marginal_kl)]
         cells += [f"{seen.active_units} of {latent_dim}", seconds]
         print("|", " | ".join([name, *cells]), "|", flush=True)
-        title = f"{name}\nlog p(x) = {found.log_likelihood.mean:.1f}"
-        panels.append((title, _samples(model, guide)))
+        title = f"{name}\nlog p(x) = {log_p.mean:.1f} ± {log_p.standard_error:.1f}"
+        panels.append((title.replace("-", "−"), _samples(model, guide)))
 
     columns = ["prior", "ELBO", "rate", "distortion", f"log p(x), K = {num_samples}", "gain"]
     columns += ["unreliable", "mutual information", "marginal KL", "active", "seconds"]
@@ -118,7 +118,7 @@ def main(
         judge(type(prior).__name__, model, guide, f"{seconds:.0f}")
         plain = plain or (model, guide)
     assert plain is not None
-    panels.append(("data\n(test rows)", test[:_SHOWN]))
+    panels.append(("the data\n(test rows)", test[:_SHOWN]))
     for prior in (DiagonalNormal(), MixturePrior(components), FlowPrior()):
         model = refit_prior(*plain, train, prior, seed=seed)
         judge(f"{type(prior).__name__}, refitted", model, plain[1], "")
@@ -148,7 +148,7 @@ def _draw(panels: list[tuple[str, Tensor]]) -> Figure:
     """Priors that were trained above, the data and priors that were refitted below."""
     figure = Figure(figsize=(7.2, 4.3), dpi=200, layout="constrained")
     for axes, (title, pictures) in zip(figure.subplots(2, 4).flat, panels, strict=True):
-        grid = make_grid(pictures, nrow=6, padding=1, pad_value=1.0)
+        grid = make_grid(1 - pictures, nrow=6, padding=1, pad_value=0.8)  # ink on paper
         axes.imshow(grid.permute(1, 2, 0), interpolation="nearest")
         axes.set_title(title, fontsize=8)
         axes.set_axis_off()
