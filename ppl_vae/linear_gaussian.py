@@ -71,7 +71,10 @@ class LinearGaussian:
         """Return L = T^-1 with L L^T = M^-1, `(*parts, q, q)`: the same for all rows."""
         # solve_triangular wants the right side expanded.
         identity = torch.eye(self.root.shape[-1], dtype=self.root.dtype, device=self.root.device)
-        return torch.linalg.solve_triangular(self.root, identity.expand_as(self.root), upper=False)
+        inverse: Tensor = torch.linalg.solve_triangular(
+            self.root, identity.expand_as(self.root), upper=False
+        )
+        return inverse
 
     def _residual(self, x: Tensor) -> Tensor:
         return x - self.mean.unsqueeze(-2)
