@@ -304,7 +304,7 @@ def _require_good(grid: PosteriorGrid) -> None:
         row = int(outside.nonzero()[0])
         raise ValueError(
             f"the grid is too small: {100 * float(grid.border[row]):.2g} % of the posterior of row {row} "
-            "lie in its outermost cells; give wider bounds, or none, to fit them to the mass"
+            "lie in its outermost cells; give wider bounds, or none and a larger size, to fit it to the mass"
         )
     coarse = grid.error > COARSE
     if bool(coarse.any()):
