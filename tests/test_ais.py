@@ -265,31 +265,43 @@ def test_the_mean_weight_of_short_runs_is_the_evidence(guide: Any, num_steps: in
 # -- latents of all kinds --------------------------------------------------------------------------------
 
 
-def test_positive_latents_gamma_poisson() -> None:
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            rate = pyro.sample("rate", dist.Gamma(2.0, 0.5))
-            pyro.sample("x", dist.Poisson(rate), obs=x)
+def gamma_poisson(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        rate = pyro.sample("rate", dist.Gamma(2.0, 0.5))
+        pyro.sample("x", dist.Poisson(rate), obs=x)
 
+
+def negative_binomial(x: Tensor) -> Tensor:
+    """Its exact log p(x): a success probability of 1 / (1 + 0.5)."""
+    log_prob: Tensor = dist.NegativeBinomial(2.0, probs=1 / 1.5 * torch.ones(len(x))).log_prob(x)
+    return log_prob
+
+
+def test_positive_latents_gamma_poisson() -> None:
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("rate", dist.LogNormal((1 + x).log() / 2, 1.0))
 
     x = torch.tensor([0.0, 1.0, 4.0, 9.0])
-    # p(x) = NB(x; 2, p) with a success probability of 1 / (1 + 0.5)
-    truth = dist.NegativeBinomial(2.0, probs=1 / 1.5 * torch.ones(4)).log_prob(x)
+    truth = negative_binomial(x)
     for start in (None, guide):
         found = annealed_importance_sampling(
-            model, start, x, num_chains=200, num_steps=50, num_leapfrog=5, seed=0
+            gamma_poisson, start, x, num_chains=200, num_steps=50, num_leapfrog=5, seed=0
         )
         agrees(found.log_likelihood, found.log_likelihood_error, truth)
         assert (found.log_likelihood_error < 0.07).all()
         sandwich = bidirectional_monte_carlo(
-            model, start, torch.zeros(200), num_chains=20, num_steps=100, num_leapfrog=5, seed=1
+            gamma_poisson,
+            start,
+            torch.zeros(200),
+            num_chains=20,
+            num_steps=100,
+            num_leapfrog=5,
+            seed=1,
         )
         data = sandwich.data
         assert isinstance(data, Tensor)
-        truth_of_data = dist.NegativeBinomial(2.0, probs=1 / 1.5 * torch.ones(200)).log_prob(data)
+        truth_of_data = negative_binomial(data)
         below = Estimate(truth_of_data - sandwich.lower.values)
         above = Estimate(sandwich.upper.values - truth_of_data)
         assert -3 * below.standard_error < below.mean < 0.05
@@ -391,17 +403,16 @@ def test_a_latent_that_the_model_sums_out() -> None:
 
 
 def test_a_guide_with_parameters_for_each_row() -> None:
-    guide = AutoNormal(normal_normal)
-    x = torch.tensor([-1.0, 0.3, 2.0])
+    guide = AutoNormal(gamma_poisson)  # draws a real number, of which the rate is a function
+    x = torch.tensor([0.0, 1.0, 4.0])
     guide(x)
     pyro.clear_param_store()
     found = annealed_importance_sampling(
-        normal_normal, guide, x, num_chains=100, num_steps=40, num_leapfrog=5, seed=0
+        gamma_poisson, guide, x, num_chains=200, num_steps=60, num_leapfrog=5, seed=0
     )
-    truth = dist.Normal(0.0, 1.25**0.5).log_prob(x)
-    agrees(found.log_likelihood, found.log_likelihood_error, truth)
-    with pytest.raises(PairError, match="'z_unconstrained', which is none of the model's"):
-        bidirectional_monte_carlo(normal_normal, guide, x, num_steps=2)
+    agrees(found.log_likelihood, found.log_likelihood_error, negative_binomial(x))
+    with pytest.raises(PairError, match="'rate_unconstrained', which is none of the model's"):
+        bidirectional_monte_carlo(gamma_poisson, guide, x, num_steps=2)
 
 
 class Unsupported(dist.Normal):
