@@ -19,7 +19,10 @@ from ppl_vae._version import __version__
 
 COMMANDS = {
     "train": "train a model/guide pair, evaluate and diagnose it, draw pictures",
+    "em": "fit a model with closed forms by EM: a mixture, factor analysis, ...",
+    "refit": "train a new guide for the model of a run, which stays as it is",
     "evaluate": "ELBO, rate, distortion and log p(x) of a run's test rows",
+    "gaps": "where a run's bound is lost: approximation gap and amortisation gap",
     "diagnose": "which latent dimensions a run uses, and why not the others",
     "sample": "draw from a run's model",
     "compare": "differences between runs, row by row",
@@ -72,13 +75,13 @@ def _run(arguments: list[str]) -> int:
     command = arguments[0] if arguments else ""
     if command not in COMMANDS:
         return _without_command(arguments)
-    from ppl_vae import commands
+    from ppl_vae import commands, fitting_commands
     from ppl_vae.options import UsageError, make_parser
 
     try:
         parser = make_parser(command, COMMANDS[command], arguments[1:])
         given = parser.parse_args(arguments[1:], defaults=False)
-        run = getattr(commands, command)
+        run = getattr(fitting_commands if command in ("em", "refit") else commands, command)
         return int(run(parser, given))
     except UsageError as error:
         return _usage_error(arguments, str(error))

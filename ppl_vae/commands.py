@@ -15,17 +15,19 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
+from ppl_vae.ais import annealed_importance_sampling
 from ppl_vae.arviz_bridge import to_arviz
 from ppl_vae.check import check
 from ppl_vae.data import Data
 from ppl_vae.diagnosis import diagnose as diagnose_pair
-from ppl_vae.evaluation import Evaluation
 from ppl_vae.evaluation import evaluate as evaluate_pair
 from ppl_vae.fitting import fit, make_fabric, resolve_device
+from ppl_vae.gaps import inference_gaps
 from ppl_vae.objectives import Objective
 from ppl_vae.options import Setup, UsageError, load_rows, set_up, with_defaults
 from ppl_vae.pairs import Pair, Program
 from ppl_vae.plots import prior_samples
+from ppl_vae.posterior_plots import gaps_plot
 from ppl_vae.reports import (
     Comparison,
     Generator,
@@ -36,9 +38,11 @@ from ppl_vae.reports import (
     result_table,
 )
 from ppl_vae.runs import (
+    ANNEALED,
     CHECKPOINTS,
     DIAGNOSIS,
     EVALUATION,
+    GAPS,
     PLOTS,
     POSTERIOR,
     Run,
@@ -75,8 +79,8 @@ def train(parser: ArgumentParser, given: Namespace) -> int:
         print(yaml.safe_dump(setup.config, sort_keys=False), end="")
         return 0
     if resumed is None:
-        folder = Path(given.get("run_dir") or _new_folder(setup.config))
-        _check(setup)  # before anything is written, and anything overwritten
+        folder = Path(given.get("run_dir") or new_folder(setup.config))
+        check_setup(setup)  # before anything is written, and anything overwritten
     choices = ("device", "precision", "num_processes", "num_nodes")
     fabric = make_fabric(**{name: setup.fit_options.pop(name) for name in choices})
     folder = Path(fabric.broadcast(str(folder)))  # its name holds the time
@@ -84,7 +88,7 @@ def train(parser: ArgumentParser, given: Namespace) -> int:
         if resumed is None:
             prepare_folder(folder, overwrite=bool(given.get("overwrite")))
         write_config(folder, setup.config)
-        _say(f"{setup.data!r}\nrun folder: {folder}")
+        say(f"{setup.data!r}\nrun folder: {folder}")
     progress = False if given.get("quiet") else None
     try:
         fitted = fit(
@@ -103,12 +107,12 @@ def train(parser: ArgumentParser, given: Namespace) -> int:
         )
         if not fabric.is_global_zero:
             return 0
-        _say(
+        say(
             f"trained {fitted.epochs} epochs ({fitted.steps} steps) in {fitted.seconds:.0f} s: {fitted.stopped}"
             + (f"; kept epoch {fitted.best_epoch}" if fitted.best_epoch != fitted.epochs else "")
         )
         write_weights(folder, fitted.model, fitted.guide)
-        _report(folder, setup, fitted.model, fitted.guide, fitted.history, progress)
+        report_run(folder, setup, fitted.model, fitted.guide, fitted.history, progress)
     except KeyboardInterrupt:
         print(f"\ncontinue with: ppl-vae train --resume {folder}", file=sys.stderr)
         raise
@@ -119,20 +123,20 @@ def train(parser: ArgumentParser, given: Namespace) -> int:
     return 0
 
 
-def _check(setup: Setup) -> None:
+def check_setup(setup: Setup) -> None:
     """Raises an error for a pair that can not be trained; ``fit`` will issue the warnings."""
-    x = setup.data.train[: setup.config["batch_size"]]
+    x = setup.data.train[: setup.config.get("batch_size") or 128]
     report = check(
         setup.model,
         setup.guide,
         x if setup.data.transform is None else setup.data.transform(x),
         objective=setup.objective,
-        max_epochs=setup.config["max_epochs"],
+        max_epochs=setup.config.get("max_epochs", 1),
     )
     report.raise_errors()
 
 
-def _report(
+def report_run(
     folder: Path,
     setup: Setup,
     model: Program,
@@ -152,9 +156,9 @@ def _report(
     )
     beta = setup.objective.beta_at(len(history))
     diagnosis = diagnose_pair(model, guide, data.test, beta=beta, seed=seed, progress=progress)
-    _say(f"writing {POSTERIOR} for ArviZ")
+    say(f"writing {POSTERIOR} for ArviZ")
     arviz = to_arviz(model, guide, data.test, evaluation=evaluation, seed=seed)
-    write_results(folder, evaluation=_with_rows(evaluation, data), diagnosis=diagnosis, arviz=arviz)
+    write_results(folder, evaluation=with_rows(evaluation, data), diagnosis=diagnosis, arviz=arviz)
     Pair.of(model, guide).to(torch.device("cpu"))
     labels = None if data.test_labels is None else data.test_labels[:_PICTURED]
     generator = Generator(model, guide, data.test[:_PICTURED], seed)
@@ -177,11 +181,17 @@ def _options_of_run(parser: ArgumentParser, given: Namespace) -> dict[str, Any]:
     path = Path(given.resume)
     config = read_config(path)
     config.pop("versions", None)
+    if "refit_of" in config:
+        raise UsageError(
+            f"{path} was made by `ppl-vae refit`, which trains the guide alone: run that again with "
+            "--overwrite"
+        )
     config |= {"max_epochs": given.max_epochs} if "max_epochs" in given else {}
     return config
 
 
-def _new_folder(config: Mapping[str, Any]) -> Path:
+def new_folder(config: Mapping[str, Any]) -> Path:
+    """A folder below runs/ that is not there yet."""
     data = Path(str(config["data"]).removeprefix("folder:")).stem
     names = [config[role]["class_path"].rpartition(".")[2] for role in ("model", "guide")]
     stem = "-".join([data, *names, time.strftime("%Y%m%d-%H%M%S")])
@@ -196,19 +206,70 @@ def _new_folder(config: Mapping[str, Any]) -> Path:
 
 
 def evaluate(parser: ArgumentParser, given: Namespace) -> int:
-    """Evaluates a run's test rows."""
+    """Evaluates a run's test rows, by importance sampling or by annealed importance sampling."""
     options, run, data = _open(parser, given)
     _to_device(run, options.device)
+    x = _first_rows(data, options)
+    if options.method == "ais":
+        annealed = annealed_importance_sampling(
+            run.model,
+            None if options.from_prior else run.guide,
+            x,
+            num_chains=options.num_chains,
+            num_steps=options.num_steps,
+            seed=options.seed,
+            progress=False if options.quiet else None,
+        )
+        print(f"{annealed}{dequantization_note(annealed, data)}")
+        _keep(run.path / ANNEALED, options.overwrite, annealed=with_rows(annealed, data, len(x)))
+        return 0
     evaluation = evaluate_pair(
         run.model,
         run.guide,
-        data.test,
+        x,
         num_samples=options.num_samples,
         seed=options.seed,
         progress=False if options.quiet else None,
     )
     print(f"{evaluation}{dequantization_note(evaluation, data)}")
-    _keep(run.path / EVALUATION, options.overwrite, evaluation=_with_rows(evaluation, data))
+    found = with_rows(evaluation, data, len(x))
+    _keep(run.path / EVALUATION, options.overwrite, evaluation=found)
+    return 0
+
+
+def gaps(parser: ArgumentParser, given: Namespace) -> int:
+    """Says where a run's bound is lost: log p(x), the best ELBO in the guide's family, the ELBO."""
+    options, run, data = _open(parser, given)
+    _to_device(run, options.device)
+    x = _first_rows(data, options)
+    progress = False if options.quiet else None
+    truth = None
+    if options.truth == "ais":
+        truth = annealed_importance_sampling(
+            run.model,
+            run.guide,
+            x,
+            num_chains=options.num_chains,
+            num_steps=options.num_steps,
+            seed=options.seed,
+            progress=progress,
+        )
+    found = inference_gaps(
+        run.model,
+        run.guide,
+        x,
+        truth=truth,
+        num_samples=options.num_samples,
+        seed=options.seed,
+        progress=progress,
+    )
+    print(found)
+    _keep(run.path / GAPS, options.overwrite, gaps=with_rows(found, data, len(x)))
+    picture = run.path / PLOTS / "gaps.png"
+    if options.overwrite or not picture.exists():
+        picture.parent.mkdir(exist_ok=True)
+        gaps_plot({type(run.guide).__name__: found}).savefig(picture)
+        say(f"written: {picture}")
     return 0
 
 
@@ -303,20 +364,28 @@ def _output(options: Namespace, default: Path) -> Path:
 def _keep(file: Path, overwrite: bool, **result: Any) -> None:
     """Writes a result into the run, unless it holds one that may not be replaced."""
     if file.exists() and not overwrite:
-        _say(f"{file} is left as it was (--overwrite replaces it)")
+        say(f"{file} is left as it was (--overwrite replaces it)")
     else:
         write_results(file.parent, **result)
-        _say(f"written: {file}")
+        say(f"written: {file}")
+
+
+def _first_rows(data: Data, options: Namespace) -> Tensor:
+    """The test rows, or the first of them."""
+    if options.max_rows is not None and options.max_rows < 1:
+        raise UsageError(f"--max_rows must be at least 1, not {options.max_rows}")
+    return data.test[: options.max_rows]
 
 
 def _to_device(run: Run, device: str) -> None:
     Pair.of(run.model, run.guide).to(resolve_device(device))
 
 
-def _with_rows(evaluation: Evaluation, data: Data) -> dict[str, Any]:
-    """The evaluation, and on which rows it was made: runs on the same rows can be compared row by row."""
-    rows = {"name": data.name, "split": "test", "num": len(data.test), "sha256": _digest(data.test)}
-    return {"rows": rows, **evaluation.to_dict()}
+def with_rows(result: Any, data: Data, num: int | None = None) -> dict[str, Any]:
+    """A result, and on which rows it was made: runs on the same rows can be compared row by row."""
+    x = data.test[:num]
+    rows = {"name": data.name, "split": "test", "num": len(x), "sha256": _digest(x)}
+    return {"rows": rows, **result.to_dict()}
 
 
 def _digest(x: Tensor) -> str:
@@ -325,5 +394,6 @@ def _digest(x: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """What is no result goes to standard error."""
     print(line, file=sys.stderr)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, cast, get_args, get_type_hints
 
 import pyro
 import yaml
@@ -17,8 +17,11 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from ppl_vae import guides, models
 from ppl_vae.data import Data, load_data
+from ppl_vae.em import fit_em
 from ppl_vae.fitting import fit
+from ppl_vae.gumbel import GumbelSoftmaxELBO
 from ppl_vae.likelihoods import Likelihood
+from ppl_vae.models.priors import Prior
 from ppl_vae.networks import Network
 from ppl_vae.objectives import Objective
 from ppl_vae.pairs import Program
@@ -30,15 +33,35 @@ _FIT_SKIP: set[str | int] = {
     *("seed", "fabric", "run_dir", "resume", "progress"),
 }
 _FIT = [name for name in inspect.signature(fit).parameters if name not in _FIT_SKIP]
+_EM_SKIP: set[str | int] = {
+    *("model", "x", "guide", "online", "m_step", "initialize", "seed", "progress"),
+}
+EM_OPTIONS = [name for name in inspect.signature(fit_em).parameters if name not in _EM_SKIP]
 _DATA = [name for name in inspect.signature(load_data).parameters if name not in _DATA_SKIP]
 
 # The classes that go by their short names.
 _KNOWN: dict[str, dict[str, type]] = {
-    "model": {name: getattr(models, name) for name in models.__all__},
-    "guide": {name: getattr(guides, name) for name in guides.__all__},
-    "objective": {kind.__name__: kind for kind in Objective.__subclasses__()},
+    "model": {
+        name: getattr(models, name)
+        for name in models.__all__
+        if not issubclass(getattr(models, name), Prior)
+    },
+    "guide": {
+        name: getattr(guides, name)
+        for name in guides.__all__
+        if "guide" not in inspect.signature(getattr(guides, name)).parameters
+    },
+    "objective": {
+        kind.__name__: kind
+        for kind in cast("list[type]", [*Objective.__subclasses__(), GumbelSoftmaxELBO])
+    },
 }
 _FILLED_IN = ("data_shape", "latent_dim", "network", "likelihood")  # see set_up()
+# What a guide takes from the model.
+_SHARED = (
+    *("latent_dim", "latent_dims", "components", "states", "symbols"),
+    *("network", "latent_network"),
+)
 _DEFAULTS = {
     "model": "ppl_vae.models.VAE",
     "guide": "ppl_vae.guides.MeanField",
@@ -111,37 +134,19 @@ def completion_parser(commands: Mapping[str, str]) -> ArgumentParser:
 
 
 def _fill_train(parser: ArgumentParser, arguments: Sequence[str]) -> None:
-    parser.add_argument("--config", action="config", help="YAML file with any of these options")
-    parser.add_argument(
-        "--print_config",
-        action="store_true",
-        help="print all options as YAML for --config, and stop",
-    )
+    _add_config(parser)
     parser.add_argument(
         "--resume",
         type=str,
         metavar="RUN",
         help="continue an interrupted run; only max_epochs may change",
     )
-    parser.add_argument(
-        "--run_dir", type=str, help="run folder (default: runs/<data>-<model>-<guide>-<time>)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace the run in run_dir")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, batches and draws")
-    parser.add_argument(
-        "--num_samples", type=int, default=1000, help="importance samples a test row, for log p(x)"
-    )
+    _add_run_dir(parser)
+    _add_num_samples(parser)
     pair = parser.add_argument_group("The pair, and what is maximised")
     for role in _KNOWN:
         _add_role(pair, role, arguments)
-    parser.add_argument(
-        "--data",
-        type=str,
-        default="digits",
-        help="digits, MNIST, FashionMNIST, KMNIST, EMNIST, CIFAR10, SVHN, folder:PATH, or an array file "
-        "PATH.npy, PATH.npz, PATH.pt",
-    )
-    parser.add_function_arguments(load_data, skip=_DATA_SKIP)
+    _add_data(parser)
     parser.add_function_arguments(fit, skip=_FIT_SKIP)
     parser.set_defaults({"max_epochs": 200, "patience": 30})
     parser.add_argument(
@@ -149,12 +154,65 @@ def _fill_train(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     )  # a run's config.yaml has them
 
 
+def _fill_em(parser: ArgumentParser, arguments: Sequence[str]) -> None:
+    _add_config(parser)
+    _add_run_dir(parser)
+    _add_role(parser, "model", arguments, "ppl_vae.models.GaussianMixture")
+    _add_data(parser)
+    parser.add_function_arguments(fit_em, skip=_EM_SKIP)
+    parser.add_argument("--versions", type=dict, help=argparse.SUPPRESS)
+
+
+def _fill_refit(parser: ArgumentParser, arguments: Sequence[str]) -> None:
+    parser.add_argument(
+        "run", type=str, metavar="RUN", help="folder of the run whose model is kept"
+    )
+    _add_run_dir(parser)
+    _add_num_samples(parser)
+    for role in ("guide", "objective"):
+        _add_role(parser, role, arguments)
+    parser.add_function_arguments(fit, skip=_FIT_SKIP)
+    parser.set_defaults({"max_epochs": 200, "patience": 30})
+
+
 def _fill_evaluate(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     _add_run(parser)
+    parser.add_argument(
+        "--method",
+        choices=("importance", "ais"),
+        default="importance",
+        help="log p(x) by importance sampling from the guide, or by annealed importance sampling: slower, and "
+        "right where the guide is poor",
+    )
     parser.add_argument("--num_samples", type=int, default=1000, help="importance samples a row")
+    _add_annealing(parser)
+    parser.add_argument(
+        "--from_prior", action="store_true", help="chains start at the prior, not at the guide"
+    )
+    _add_max_rows(parser, None)
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, ...")
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace the run's evaluation.json"
+        "--overwrite",
+        action="store_true",
+        help="replace the run's evaluation.json or annealed.json",
+    )
+
+
+def _fill_gaps(parser: ArgumentParser, arguments: Sequence[str]) -> None:
+    _add_run(parser)
+    parser.add_argument(
+        "--truth",
+        choices=("importance", "ais"),
+        default="importance",
+        help="where log p(x) comes from, if the model does not know it: importance sampling from each row's "
+        "best q, or annealed importance sampling",
+    )
+    parser.add_argument("--num_samples", type=int, default=1000, help="samples a row")
+    _add_annealing(parser)
+    _add_max_rows(parser, 100)
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, ...")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace gaps.json and its picture"
     )
 
 
@@ -187,6 +245,9 @@ def _fill_export(parser: ArgumentParser, arguments: Sequence[str]) -> None:
 
 _FILL: dict[str, Callable[[ArgumentParser, Sequence[str]], None]] = {
     "train": _fill_train,
+    "em": _fill_em,
+    "refit": _fill_refit,
+    "gaps": _fill_gaps,
     "evaluate": _fill_evaluate,
     "diagnose": _fill_diagnose,
     "sample": _fill_sample,
@@ -203,6 +264,55 @@ def _add_run(parser: ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of all draws")
 
 
+def _add_config(parser: ArgumentParser) -> None:
+    parser.add_argument("--config", action="config", help="YAML file with any of these options")
+    parser.add_argument(
+        "--print_config",
+        action="store_true",
+        help="print all options as YAML for --config, and stop",
+    )
+
+
+def _add_run_dir(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--run_dir", type=str, help="run folder (default: runs/<data>-<model>-<guide>-<time>)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in run_dir")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, batches and draws")
+
+
+def _add_num_samples(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--num_samples", type=int, default=1000, help="importance samples a test row, for log p(x)"
+    )
+
+
+def _add_data(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--data",
+        type=str,
+        default="digits",
+        help="digits, MNIST, FashionMNIST, KMNIST, EMNIST, CIFAR10, SVHN, folder:PATH, or an array file "
+        "PATH.npy, PATH.npz, PATH.pt",
+    )
+    parser.add_function_arguments(load_data, skip=_DATA_SKIP)
+
+
+def _add_annealing(parser: ArgumentParser) -> None:
+    parser.add_argument("--num_chains", type=int, default=16, help="chains a row, for ais")
+    parser.add_argument("--num_steps", type=int, default=200, help="temperatures, for ais")
+
+
+def _add_max_rows(parser: ArgumentParser, default: int | None) -> None:
+    shown = "all" if default is None else str(default)
+    parser.add_argument(
+        "--max_rows",
+        type=int,
+        default=default,
+        help=f"use the first so many test rows alone (default: {shown})",
+    )
+
+
 def _add_output(parser: ArgumentParser, what: str, default: str) -> None:
     parser.add_argument(
         "-o", "--output", type=str, metavar="FILE", help=f"{what} (default: {default})"
@@ -210,11 +320,12 @@ def _add_output(parser: ArgumentParser, what: str, default: str) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace FILE")
 
 
-def _add_role(parser: Any, role: str, arguments: Sequence[str]) -> None:
+def _add_role(parser: Any, role: str, arguments: Sequence[str], default: str | None = None) -> None:
     """Adds an argument for an object that is given by the name of its class."""
     known = _KNOWN[role]
+    default = default or _DEFAULTS[role]
     classes = []
-    for name in _named(role, arguments) or [_DEFAULTS[role]]:
+    for name in _named(role, arguments) or [default]:
         if "." not in name and name not in known:
             raise UsageError(
                 f"--{role} {name}: there is no {role} of this name; known are {', '.join(known)}, "
@@ -241,7 +352,7 @@ def _add_role(parser: Any, role: str, arguments: Sequence[str]) -> None:
         metavar="CLASS",
         help=f"{', '.join(known)}, or the full name of any importable class; its arguments are "
         f"--{role}.NAME VALUE, and --{role}.help CLASS lists them (default: "
-        f"{_DEFAULTS[role].rpartition('.')[2]})",
+        f"{default.rpartition('.')[2]})",
     )
 
 
@@ -337,12 +448,13 @@ def load_rows(config: Mapping[str, Any], data_dir: str | None = None) -> Data:
     return load_data(config["data"], **options, seed=config.get("seed", 0))
 
 
-def set_up(options: Mapping[str, Any]) -> Setup:
+def set_up(options: Mapping[str, Any], model: Program | None = None) -> Setup:
     """Loads the data and builds model, guide and objective from :func:`with_defaults`'s options.
 
     What a constructor asks for and the options leave open is filled in: ``data_shape`` from the data, the
     ``likelihood`` that suits them, the guide's ``latent_dim`` and ``network`` from the model, the guide's
-    ``model``. The result's ``config`` holds all of it, so that it needs no filling in again.
+    ``model``. The result's ``config`` holds all of it, so that it needs no filling in again. A model that
+    is there already, built from these options, is taken as it is.
     """
     first = ("data", *_DATA, "model", "guide", "objective", *_FIT)
     config: dict[str, Any] = {n: options.get(n) for n in first if n in options or n in _KNOWN}
@@ -350,10 +462,11 @@ def set_up(options: Mapping[str, Any]) -> Setup:
     data = load_rows(config)
     pyro.set_rng_seed(config["seed"])
     shape = {"data_shape": list(data.shape)}
-    wanted = _fill_in(config, "model", {**shape, "likelihood": _likelihood_for(data)})
-    model, config["model"] = build(wanted)
+    if model is None:
+        wanted = _fill_in(config, "model", {**shape, "likelihood": _likelihood_for(data)})
+        model, config["model"] = build(wanted)
     of_model = config["model"]["init_args"]
-    shared = {name: of_model[name] for name in ("latent_dim", "network") if name in of_model}
+    shared = {name: of_model[name] for name in _SHARED if name in of_model}
     guide, config["guide"] = build(_fill_in(config, "guide", {**shape, **shared}), model)
     objective, config["objective"] = build(_fill_in(config, "objective", {}))
     parser = Parser(exit_on_error=False)

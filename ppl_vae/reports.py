@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ppl_vae import plots
 from ppl_vae._drawing import BLUE, GREY, MEDIUM, annotate
+from ppl_vae.ais import Annealed
 from ppl_vae.data import Data, Dequantization
 from ppl_vae.diagnosis import Diagnosis
 from ppl_vae.evaluation import Estimate, Evaluation, evaluating
@@ -335,7 +336,7 @@ def result_table(evaluation: Evaluation, diagnosis: Diagnosis) -> str:
     return "\n".join([*numbers, *lines[len(numbers) - 2 :]])
 
 
-def dequantization_note(evaluation: Evaluation, data: Data) -> str:
+def dequantization_note(evaluation: Evaluation | Annealed, data: Data) -> str:
     """What the bits per dimension of dequantised data leave out; empty for other data.
 
     For D values a row and L levels a density p of the dequantised values bounds the discrete ones'

@@ -43,20 +43,24 @@ from ppl_vae.checkpoints import CorruptFileError, read_tensors, write_bytes, wri
 from ppl_vae.pairs import Pair, Program
 
 if TYPE_CHECKING:
+    from ppl_vae.ais import Annealed
     from ppl_vae.diagnosis import Diagnosis
     from ppl_vae.evaluation import Evaluation
     from ppl_vae.fitting import Fit
+    from ppl_vae.gaps import Gaps
 
 CONFIG = "config.yaml"
 WEIGHTS = "weights.safetensors"
 METRICS = "metrics.csv"
 EVALUATION = "evaluation.json"
 DIAGNOSIS = "diagnosis.json"
+ANNEALED = "annealed.json"
+GAPS = "gaps.json"
 POSTERIOR = "posterior.nc"
 PLOTS = "plots"
 CHECKPOINTS = "checkpoints"
 
-_RESULTS = (WEIGHTS, METRICS, EVALUATION, DIAGNOSIS, POSTERIOR, PLOTS, CHECKPOINTS)
+_RESULTS = (WEIGHTS, METRICS, EVALUATION, DIAGNOSIS, ANNEALED, GAPS, POSTERIOR, PLOTS, CHECKPOINTS)
 _PARAM = "param."  # how Pair.state() marks the values of pyro.param
 
 
@@ -135,7 +139,7 @@ def save_run(
     write_config(path, full)
     write_weights(path, model, guide)
     if fit is not None:
-        write_bytes(path / METRICS, _as_csv(fit.history))
+        write_history(path, fit.history)
     write_results(path, evaluation=evaluation, diagnosis=diagnosis, arviz=arviz)
 
 
@@ -271,10 +275,13 @@ def write_results(
     *,
     evaluation: Evaluation | Mapping[str, Any] | None = None,
     diagnosis: Diagnosis | Mapping[str, Any] | None = None,
+    annealed: Annealed | Mapping[str, Any] | None = None,
+    gaps: Gaps | Mapping[str, Any] | None = None,
     arviz: Any = None,
 ) -> None:
-    """Writes evaluation.json, diagnosis.json and posterior.nc, each if it is given."""
-    for name, result in ((EVALUATION, evaluation), (DIAGNOSIS, diagnosis)):
+    """Writes the results that are given, each to a file of its name."""
+    results = {EVALUATION: evaluation, DIAGNOSIS: diagnosis, ANNEALED: annealed, GAPS: gaps}
+    for name, result in results.items():
         if result is not None:
             plain = result if isinstance(result, Mapping) else result.to_dict()
             write_bytes(path / name, json.dumps(plain).encode())
@@ -282,6 +289,11 @@ def write_results(
         temporary = path / f".{POSTERIOR}"
         arviz.to_netcdf(temporary)
         temporary.replace(path / POSTERIOR)
+
+
+def write_history(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
+    """Writes metrics.csv, one line a mapping."""
+    write_bytes(path / METRICS, _as_csv(history))
 
 
 def _as_csv(history: Sequence[Mapping[str, Any]]) -> bytes:

@@ -1,0 +1,164 @@
+"""The command line around EM, refitted guides, annealed importance sampling and inference gaps."""
+
+from __future__ import annotations
+
+import csv
+import json
+from itertools import pairwise
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch
+import yaml
+
+from ppl_vae.checkpoints import read_tensors
+from ppl_vae.cli import main
+from ppl_vae.data import load_data
+from ppl_vae.runs import load_run
+
+SMALL = ("--max_rows", "60", "--num_samples", "20", "--batch_size", "32", "--quiet")
+NETWORK = ("--model.network", "MLP", "--model.network.hidden", "[16]")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    with patch("ppl_vae.commands.draw_run", return_value=[]):
+        options = ("--max_epochs", "3", "--model.latent_dim", "2", *SMALL, *NETWORK)
+        assert main(["train", "--run_dir", str(folder), *options]) == 0
+    return folder
+
+
+def weights(folder: Path, role: str) -> dict[str, torch.Tensor]:
+    saved = read_tensors(folder / "weights.safetensors")[0]
+    return {name: value for name, value in saved.items() if name.startswith(role)}
+
+
+def refit(run: Path, folder: Path, *arguments: str) -> int:
+    with patch("ppl_vae.commands.draw_run", return_value=[]):
+        return main(["refit", str(run), "--run_dir", str(folder), "--max_epochs", "2", *arguments])
+
+
+def test_refit_keeps_the_model_and_makes_a_run_of_its_own(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "refitted"
+    assert refit(trained, folder, "--guide", "MixtureOfGaussians", "--guide.components", "2") == 0
+    assert "log p(x)" in capsys.readouterr().out
+    before, after = weights(trained, "model"), weights(folder, "model")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    run = load_run(folder)
+    assert type(run.guide).__name__ == "MixtureOfGaussians"
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    of_run = yaml.safe_load((trained / "config.yaml").read_text())
+    assert config["refit_of"] == str(trained.resolve())
+    assert config["model"] == of_run["model"]
+    assert config["guide"]["init_args"]["latent_dim"] == 2  # the model's
+    assert (config["max_rows"], config["batch_size"]) == (60, 32)  # the run's, not the defaults
+    with (folder / "metrics.csv").open() as lines:
+        assert len(list(csv.DictReader(lines))) == 2
+    assert main(["compare", str(trained), str(folder), "-o", str(tmp_path / "c.png")]) == 0
+
+
+def test_a_refitted_run_is_not_resumed_as_a_training(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refit(trained, tmp_path / "again", "--quiet") == 0
+    assert main(["train", "--resume", str(tmp_path / "again")]) == 2
+    assert "trains the guide alone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("refit",), "RUN is missing"),
+        (("refit", "nowhere", "--guide", "LowRank"), "no run folder nowhere"),
+        (("refit", "RUN", "--guide", "Wrong"), "known are"),
+        (("gaps",), "RUN is missing"),
+        (("gaps", "RUN", "--max_rows", "0"), "--max_rows must be at least 1"),
+        (("gaps", "RUN", "--truth", "magic"), "invalid choice"),
+        (("evaluate", "RUN", "--method", "magic"), "invalid choice"),
+        (("em", "--model", "VAE"), "EM needs a model that knows its posterior(x)"),
+        (("em", "--max_iterations", "0"), "max_iterations must be at least 1"),
+        (("em", "--model", "StandardNormal"), "there is no model of this name"),
+    ],
+)
+def test_mistakes_are_told_in_a_line_and_leave_nothing(
+    arguments: tuple[str, ...],
+    words: str,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = [str(trained) if a == "RUN" else a for a in arguments]
+    assert main(given) in (1, 2)
+    error = capsys.readouterr().err
+    assert words in error
+    assert "Traceback" not in error
+    assert not [f for f in tmp_path.glob("runs/*") if any(f.iterdir())]
+
+
+def test_annealed_importance_sampling_of_a_run(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--num_chains", "4", "--num_steps", "10", "--max_rows", "5", "--quiet")
+    assert main(["evaluate", str(trained), "--method", "ais", *options]) == 0
+    assert "annealed from the guide" in capsys.readouterr().out
+    found = json.loads((trained / "annealed.json").read_text())
+    assert found["rows"]["num"] == 5
+    assert len(found["log_likelihood"]["values"]) == 5
+    first = (trained / "annealed.json").read_bytes()
+    assert main(["evaluate", str(trained), "--method", "ais", "--from_prior", *options]) == 0
+    assert "annealed from the prior" in capsys.readouterr().out
+    assert (trained / "annealed.json").read_bytes() == first  # kept without --overwrite
+
+
+@pytest.mark.parametrize("truth", ["importance", "ais"])
+def test_gaps_of_a_run(truth: str, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--max_rows", "4", "--num_samples", "50", "--num_steps", "5", "--overwrite")
+    assert main(["gaps", str(trained), "--truth", truth, *options, "--quiet"]) == 0
+    printed = capsys.readouterr().out
+    assert "approximation gap" in printed
+    assert "amortisation gap" in printed
+    assert printed.startswith("log p(x), importance sampling") == (truth == "importance")
+    assert json.loads((trained / "gaps.json").read_text())["rows"]["num"] == 4
+    assert (trained / "plots" / "gaps.png").stat().st_size > 0
+
+
+def test_em_leaves_a_run_that_is_evaluated_exactly(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "mixture"
+    options = ("--model", "BernoulliMixture", "--model.components", "3", "--binarize", "threshold")
+    assert main(["em", *options, "--run_dir", str(folder), "--max_rows", "200", "--quiet"]) == 0
+    printed = capsys.readouterr().out
+    assert "converged, after" in printed
+    assert {p.name for p in (folder / "plots").iterdir()} == {
+        "components.png",
+        "learning_curve.png",
+    }
+    with (folder / "metrics.csv").open() as lines:
+        climb = [float(row["log_likelihood"]) for row in csv.DictReader(lines)]
+    assert all(b >= a - 1e-6 for a, b in pairwise(climb))
+    assert main(["evaluate", str(folder), "--num_samples", "4", "--overwrite"]) == 0
+    found = json.loads((folder / "evaluation.json").read_text())
+    model = load_run(folder).model
+    x = load_data("digits", binarize="threshold", max_rows=200, seed=0).test
+    exact = model.log_evidence(x).double().mean()  # type: ignore[attr-defined]
+    assert found["log_likelihood"]["mean"] == pytest.approx(float(exact), abs=1e-4)
+
+
+def test_a_density_is_fitted_to_dequantised_levels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "factors"
+    options = ("--model", "FactorAnalysis", "--max_rows", "100", "--max_iterations", "3", "--quiet")
+    assert main(["em", *options, "--run_dir", str(folder)]) == 0
+    captured = capsys.readouterr()
+    assert "not converged" in captured.out
+    assert "17 levels of the data are dequantised" in captured.err
+    assert yaml.safe_load((folder / "config.yaml").read_text())["dequantize"] is True
