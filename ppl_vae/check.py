@@ -25,13 +25,16 @@ from ppl_vae.handlers import (
 from ppl_vae.layout import survey
 from ppl_vae.mean_field import mean_field_violations
 from ppl_vae.objectives import (
+    EnumELBO,
     MeanFieldELBO,
     Objective,
+    TraceELBO,
     as_objective,
 )
 from ppl_vae.pairs import Batch, Pair, Program, num_rows, take_rows
 from ppl_vae.problems import Problem, Report, first_line, run_pair
 from ppl_vae.resuming import own_generators
+from ppl_vae.rows import Layout
 
 
 def check(
@@ -166,7 +169,15 @@ def _run_all(pair: Pair, batch: Batch, wanted: Objective, ragged: bool) -> Itera
                 "batch_size = the number of rows",
             )
             return
-    objective = wanted.resolve(pair, batch)
+    try:
+        objective = wanted.resolve(pair, batch)
+    except ValueError as error:  # free bits, where latents are enumerated
+        yield Problem("error", "", str(error))
+        return
+    summed = list(_summed_out(layout, objective))
+    yield from summed
+    if summed:
+        return
     yield from _samplers(model_trace, guide_trace, objective)
     if isinstance(objective, MeanFieldELBO):
         for site, guilty in mean_field_violations(pair, batch).items():
@@ -182,6 +193,28 @@ def _run_all(pair: Pair, batch: Batch, wanted: Objective, ragged: bool) -> Itera
         yield from _gradients(pair, layout, batch, objective)
     except Exception as error:
         yield Problem("error", "", f"the objective can not be computed: {first_line(error)}")
+
+
+def _summed_out(layout: Layout, objective: Objective) -> Iterator[Problem]:
+    """Latents that the model is to sum out, with an objective that does not, or that would weigh them."""
+    if not layout.enumerated:
+        return
+    site = layout.enumerated[0]
+    if isinstance(objective, TraceELBO | MeanFieldELBO):
+        yield Problem(
+            "error",
+            site,
+            f"site '{site}' is not sampled by the guide but marked to be summed out in the model, which "
+            f"{type(objective).__name__} does not do: use EnumELBO (the default objective chooses so by itself), "
+            "or sample the site in the guide",
+        )
+    elif isinstance(objective, EnumELBO) and objective.beta != 1.0:
+        yield Problem(
+            "error",
+            site,
+            f"site '{site}' is summed out in the model, so that it has no KL for beta = {objective.beta} to "
+            "weigh: train with beta = 1, or give the site to the guide",
+        )
 
 
 def _warmup(objective: Objective, max_epochs: int | None) -> Iterator[Problem]:

@@ -17,13 +17,17 @@ from torch import Tensor, nn
 
 from ppl_vae import check
 from ppl_vae.data_check import check_data
+from ppl_vae.guides import MeanField
 from ppl_vae.handlers import PairError
+from ppl_vae.models import MixtureOfPCA
+from ppl_vae.networks import MLP
 from ppl_vae.objectives import (
     ELBO,
     Cyclical,
     ImportanceWeightedELBO,
     LinearWarmup,
     MeanFieldELBO,
+    Objective,
     TraceELBO,
 )
 from ppl_vae.pairs import Pair
@@ -545,3 +549,26 @@ def test_an_autoguide_is_not_initialised(kind: Any) -> None:
 def test_iterables_and_tuples() -> None:
     assert check(model, guide, [X[:6], X[6:]]).ok
     assert check(model, guide, (X, torch.arange(12))).ok
+
+
+@pytest.mark.parametrize(
+    ("objective", "words"),
+    [
+        (TraceELBO(), "TraceELBO does not do"),
+        (MeanFieldELBO(), "MeanFieldELBO does not do"),
+        (ELBO(beta=2.0), "no KL for beta = 2.0"),
+        (ELBO(beta=LinearWarmup(5)), "no KL for beta"),
+        (ELBO(free_bits=0.1), "no free bits"),
+    ],
+    ids=str,
+)
+def test_a_latent_that_the_model_sums_out_suits_one_objective(
+    objective: Objective, words: str
+) -> None:
+    torch.manual_seed(0)
+    model, x = MixtureOfPCA((3,), latent_dim=1, components=2), torch.randn(5, 3)
+    guide = MeanField((3,), 1, MLP(hidden=(4,)))
+    assert check(model, guide, x).ok
+    report = check(model, guide, x, objective=objective)
+    assert words in str(report)
+    assert [p.severity for p in report.problems] == ["error"]

@@ -67,7 +67,7 @@ def test_with_the_exact_guide_every_row_gets_its_log_evidence(seed: int) -> None
     torch.testing.assert_close(found.log_likelihood.values.double(), expected, atol=1e-4, rtol=1e-6)
     torch.testing.assert_close(found.elbo.values.double(), expected, atol=1e-4, rtol=1e-6)
     torch.testing.assert_close(found.ess, torch.full((10,), 50.0), atol=0.01, rtol=0.0)
-    assert bool((found.khat <= 0.7).all())
+    assert not bool(found.unreliable.any())  # k-hat of mere rounding is left out
     assert found.warnings == ()
 
 
