@@ -1,0 +1,200 @@
+"""Where does each guide lose its bound? One frozen decoder, all guides trained for its posterior."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import auto_cli
+from torch import Tensor
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from ppl_vae import evaluate, fit, load_data
+from ppl_vae.ais import Annealed, annealed_importance_sampling
+from ppl_vae.evaluation import Estimate, Evaluation
+from ppl_vae.fitting import Fit
+from ppl_vae.gaps import Gaps, inference_gaps
+from ppl_vae.guides import (
+    FullCovariance,
+    InverseAutoregressive,
+    LowRank,
+    MaskedAutoregressive,
+    MeanField,
+    MixtureOfGaussians,
+    NeuralSpline,
+    PerRow,
+    SemiAmortised,
+)
+from ppl_vae.models import VAE
+from ppl_vae.networks import MLP
+from ppl_vae.posterior_grid import guide_on_grid, posterior_grid
+from ppl_vae.posterior_plots import gaps_plot, posterior_contours
+from ppl_vae.refitting import refit_guide
+
+
+def main(
+    data: str = "digits",
+    data_dir: Path = Path("data"),
+    max_epochs: int = 200,
+    guide_epochs: int = 100,
+    latent_dim: int = 8,
+    hidden: tuple[int, ...] = (128,),
+    num_samples: int = 1000,
+    temperatures: int = 200,
+    max_steps: int = 2000,
+    max_rows: int | None = None,
+    max_test_rows: int = 100,
+    output: Path = Path("inference_gaps.png"),
+    seed: int = 0,
+) -> None:
+    """Swaps the guide of one frozen Bernoulli VAE: log p(x) >= best ELBO in the family >= ELBO.
+
+    The VAE is trained with a full-covariance guide and frozen; then each guide starts anew and is trained for
+    its posterior, with the same budget. log p(x) is the decoder's, whatever the guide: it is annealed from
+    the guide that the VAE was trained with, and all gaps are to it. PerRow goes on from MeanField, on the
+    test rows themselves.
+
+    Args:
+        data: A name that load_data knows; grey values are compared with one half, except MNIST's, which are
+            drawn anew for each batch.
+        data_dir: Folder of the data, in torchvision's layout.
+        max_epochs: Passes over the training rows for the VAE; the epoch with the best held-out ELBO counts.
+        guide_epochs: The same for each guide.
+        latent_dim: Number of latent dimensions. With 2, the guides are also drawn over the exact posterior.
+        hidden: Widths of the encoder, and of the decoder backwards.
+        num_samples: Importance samples a row, and samples for each ELBO.
+        temperatures: Of annealed importance sampling, with 16 chains a row.
+        max_steps: Steps at most for the best q of each row.
+        max_rows: Use at most so many rows of each split, for a quick trial.
+        max_test_rows: Judge by the first so many test rows.
+        output: Where to save the picture of the gaps; that of the posteriors has "_posteriors" in its name.
+        seed: Of everything random.
+    """
+    binarize: Any = "dynamic" if data == "MNIST" else "threshold"
+    rows = load_data(data, data_dir=data_dir, binarize=binarize, max_rows=max_rows, seed=seed)
+    test = rows.test[:max_test_rows]
+    torch.manual_seed(seed)
+    sizes = (rows.shape, latent_dim, MLP(hidden=hidden))
+
+    def budget(epochs: int) -> dict[str, Any]:
+        schedule = partial(CosineAnnealingLR, T_max=epochs)
+        return dict(max_epochs=epochs, learning_rate=2e-3, lr_scheduler=schedule, seed=seed)
+
+    def held_out(epochs: int) -> dict[str, Any]:
+        return dict(validation=rows.validation, transform=rows.transform, patience=epochs)
+
+    model, teacher = VAE(*sizes), FullCovariance(*sizes)
+    fit(model, teacher, rows.train, **budget(max_epochs), **held_out(max_epochs))
+    truth = annealed_importance_sampling(model, teacher, test, num_steps=temperatures, seed=seed)
+
+    mean_field = MeanField(*sizes)
+    guides: list[Any] = [
+        mean_field,
+        LowRank(*sizes),
+        FullCovariance(*sizes),
+        MixtureOfGaussians(*sizes),
+        MaskedAutoregressive(*sizes),
+        InverseAutoregressive(*sizes),
+        NeuralSpline(*sizes),
+        SemiAmortised(model, *sizes),
+    ]
+    columns = ["guide", "ELBO", "log p(x), IS", "IS − AIS", "approximation gap"]
+    columns += ["amortisation gap", "unreliable", "ms a step"]
+    for cells in (columns, ["---"] * len(columns)):
+        print("|", " | ".join(cells), "|")
+    gaps: dict[str, Gaps] = {}
+    remarks: dict[str, list[str]] = {}
+
+    def judge(name: str, guide: Any, ms: float) -> None:
+        found = evaluate(model, guide, test, num_samples=num_samples, seed=seed)
+        parts = inference_gaps(
+            model, guide, test, truth=truth, num_samples=num_samples, max_steps=max_steps, seed=seed
+        )
+        gaps[name] = parts
+        below = Estimate(found.log_likelihood.values - truth.log_likelihood.values)
+        cells = [name, *map(_nats, (parts.elbo, found.log_likelihood, below))]
+        cells += [_nats(parts.approximation_gap), _nats(parts.amortisation_gap)]
+        cells += [f"{found.unreliable.double().mean():.0%}", f"{ms:.1f}"]
+        print("|", " | ".join(cells), "|", flush=True)
+        for words in (*_disagreement(found, truth), *parts.warnings):
+            remarks.setdefault(words, []).append(name)
+
+    for guide in guides:
+        fitted = refit_guide(
+            model, guide, rows.train, **budget(guide_epochs), **held_out(guide_epochs)
+        )
+        judge(type(guide).__name__, guide, _milliseconds(fitted))
+    free = PerRow(mean_field, test)
+    fitted = refit_guide(model, free, test, batch_size=len(test), **budget(max_steps))
+    judge("PerRow (MeanField)", free, _milliseconds(fitted))
+
+    gaps_plot(gaps).savefig(output)
+    print(f"\n{len(test)} test rows; nats a row ± standard error over rows. Picture: {output}.")
+    print(f"log p(x) by AIS: {_nats(truth.log_likelihood)}, Monte-Carlo error {_error(truth):.3f}.")
+    if latent_dim == 2:
+        picture = output.with_stem(f"{output.stem}_posteriors")
+        print(_draw_posteriors(model, teacher, guides, test, gaps, truth, picture))
+    for words, names in remarks.items():
+        print(f"- {', '.join(names)}: {words}")
+
+
+def _milliseconds(fitted: Fit) -> float:
+    """A training step of the fastest epoch, with its share of the held-out ELBO: other work on the machine
+    makes the mean over epochs a matter of chance.
+    """
+    ends = [0.0, *(epoch["seconds"] for epoch in fitted.history)]
+    return 1000 * min(b - a for a, b in pairwise(ends)) * fitted.epochs / fitted.steps
+
+
+def _disagreement(found: Evaluation, truth: Annealed) -> list[str]:
+    """Whether importance sampling and annealing differ by more than their Monte-Carlo errors."""
+    errors = found.log_likelihood_error.double().square() + truth.log_likelihood_error.square()
+    error = float(errors.sum().sqrt()) / found.num_rows
+    gap = found.log_likelihood.mean - truth.log_likelihood.mean
+    if abs(gap) <= 3 * error:
+        return []
+    cause = "its samples miss mass" if gap < 0 else "annealing has not converged"
+    return [f"log p(x) by IS differs from AIS by {gap:.3f} ± {error:.3f} (Monte Carlo): {cause}"]
+
+
+def _draw_posteriors(
+    model: VAE,
+    teacher: Any,
+    guides: list[Any],
+    test: Tensor,
+    gaps: dict[str, Gaps],
+    truth: Annealed,
+    picture: Path,
+) -> str:
+    """Guides over the exact posteriors of rows that are easy, typical and hard for mean-field."""
+    grid = posterior_grid(model, teacher, test)
+    shown = [
+        g
+        for g in guides
+        if type(g) in (MeanField, FullCovariance, MixtureOfGaussians, NeuralSpline)
+    ]
+    drawn = {type(g).__name__: guide_on_grid(model, g, test, grid) for g in shown}
+    order = gaps["MeanField"].inference_gap.values.argsort()
+    places = [int(order[int(share * (len(test) - 1))]) for share in (0.1, 0.5, 0.9)]
+    posterior_contours(grid, drawn, rows=places).savefig(picture)
+    off = truth.log_likelihood.mean - grid.log_likelihood.mean
+    return (
+        f"log p(x) by quadrature: {_nats(grid.log_likelihood)}; AIS differs by {off:.4f} ± "
+        f"{_error(truth):.4f} (Monte Carlo). Posteriors: {picture}."
+    )
+
+
+def _error(truth: Annealed) -> float:
+    """The Monte-Carlo error of the mean over rows."""
+    return float(truth.log_likelihood_error.double().square().sum().sqrt()) / truth.num_rows
+
+
+def _nats(estimate: Estimate) -> str:
+    return f"{estimate.mean:z.2f} ± {estimate.standard_error:.2f}"
+
+
+if __name__ == "__main__":
+    auto_cli(main)
