@@ -205,8 +205,8 @@ def _summed_out(layout: Layout, objective: Objective) -> Iterator[Problem]:
             "error",
             site,
             f"site '{site}' is not sampled by the guide but marked to be summed out in the model, which "
-            f"{type(objective).__name__} does not do: use EnumELBO (the default objective chooses so by itself), "
-            "or sample the site in the guide",
+            f"{type(objective).__name__} does not do: use EnumELBO (the default objective chooses so by "
+            "itself), or sample the site in the guide",
         )
     elif isinstance(objective, EnumELBO) and objective.beta != 1.0:
         yield Problem(
