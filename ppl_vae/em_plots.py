@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -53,7 +54,7 @@ def climb(
             `log_likelihood` (NaN where it is not known) and what they are drawn against. The name "" is left
             out of the legend.
         against: `iteration`, or any of `passes`, `gradient_evaluations` and `seconds`, whose axes are
-            logarithmic (the last two linear near 0), to compare fits whose costs lie far apart.
+            logarithmic, but linear near 0, to compare fits whose costs lie far apart.
 
     Returns:
         One panel for each of `against`, all on one scale of nats.
@@ -82,10 +83,11 @@ def climb(
         shaded |= differ
         for axes, name in zip(panels, against, strict=True):
             x = _column(history, name)
-            marker = "o" if len(x) == 1 else ""
-            axes.plot(x, bound, color=colour, lw=2.5, marker=marker)
+            # A mark at the end, without which a fit that takes no gradient could not be seen there.
+            end: dict[str, Any] = {"marker": "o", "ms": 7, "markevery": [-1]}
+            axes.plot(x, bound, color=colour, lw=2.5, **end)
             if differ:
-                axes.plot(x, truth, color=colour, lw=2, ls="--", marker=marker)
+                axes.plot(x, truth, color=colour, lw=2, ls="--")
                 axes.fill_between(x, bound, truth, color=colour, alpha=0.2, lw=0)
         first = len(history) // 10
         later += [bound[first:], truth[first:]] if differ else [bound[first:]]
@@ -107,10 +109,8 @@ def _across(axes: Axes, name: str) -> None:
     annotate(axes, x=NAMES.get(name, name))
     if name == "iteration":
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    elif name == "passes":
-        axes.set_xscale("log")
     else:
-        # Linear at first, for all fits begin at 0, and EM in closed form takes no gradient at all.
+        # Linear at first, for most fits begin at 0, and EM in closed form takes no gradient at all.
         axes.set_xscale("symlog", linthresh=0.1 if name == "seconds" else 1)
         axes.set_xlim(left=0)
 
@@ -135,7 +135,7 @@ def _legend(figure: Figure, names: Sequence[str], shaded: bool) -> None:
             Patch(color="0.8", label="KL(q || p(z | x))"),
         ]
     if entries:
-        columns = 4 if figure.get_figwidth() > 8 else 2
+        columns = -(-len(entries) // 3) if figure.get_figwidth() > 8 else 2
         figure.legend(
             handles=entries,
             loc="outside upper center",

@@ -1,0 +1,351 @@
+"""A VAE generalises EM: one model, one bound, one axis; only how q is found and p is moved differs."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from jsonargparse import auto_cli
+from sklearn.decomposition import PCA
+from torch import Tensor
+from torch.distributions import Distribution, Independent, MultivariateNormal, kl_divergence
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from ppl_vae import fit, load_data
+from ppl_vae.em import GradientSteps, fit_em
+from ppl_vae.em_plots import climb
+from ppl_vae.guides import CategoricalEncoder, Exact, MeanField, Recurrent
+from ppl_vae.models import BernoulliMixture, GaussianHMM, GaussianMixture, ProbabilisticPCA
+from ppl_vae.networks import MLP
+
+Module = Any  # a model with closed forms, or a guide
+
+
+@dataclass
+class Problem:
+    """A model at its start, the amortised guide for it, and rows.
+
+    Attributes:
+        hard: Whether hard EM climbs a bound: not where z is continuous, and q = a point has no entropy.
+        learning_rate: Of Adam, in all fits by gradient.
+        batch_size: Of SVI; EM and its gradient steps see all rows.
+    """
+
+    title: str
+    model: Module
+    amortised: Module
+    train: Tensor
+    test: Tensor
+    learning_rate: float
+    batch_size: int
+    hard: bool = True
+
+
+@dataclass
+class Fitted:
+    """A way to fit and where it led: the model, its history, and what gives q(z | x)."""
+
+    name: str
+    model: Module
+    history: list[dict[str, float]]
+    infer: Callable[[Tensor], Distribution]
+    hard: bool = False
+
+    @torch.no_grad()
+    def kl(self, x: Tensor) -> float:
+        """KL(q || p(z | x)), the mean over rows."""
+        if self.hard:  # q is a point: -log p(z | x) there
+            point = self.model.expected_statistics(x, hard=True)["log_evidence"] / len(x)
+            return log_p(self.model, x) - float(point)
+        return float(divergence(self.infer(x), self.model.posterior(x)).double().mean())
+
+    @torch.no_grad()
+    def microseconds(self, x: Tensor) -> float:
+        """Time that q takes for a row, in a batch of new ones."""
+        taken = []
+        for _ in range(20):
+            started = time.perf_counter()
+            self.infer(x)
+            taken.append(time.perf_counter() - started)
+        return 1e6 * median(taken) / len(x)
+
+
+@torch.no_grad()
+def log_p(model: Module, x: Tensor) -> float:
+    """log p(x), the mean over rows."""
+    return float(model.log_evidence(x).double().mean())
+
+
+def divergence(q: Distribution, p: Distribution) -> Tensor:
+    """KL(q || p), in closed form."""
+    if isinstance(q, Independent) and isinstance(p, MultivariateNormal):
+        q = MultivariateNormal(q.mean, scale_tril=q.stddev.diag_embed())
+    return kl_divergence(q, p)
+
+
+@dataclass
+class Watch:
+    """Measures a fit by `fit` on the axis of `fit_em`; the time for it does not count."""
+
+    fitted: Fitted
+    x: Tensor
+    started: float = field(default_factory=time.monotonic)
+    paused: float = 0.0
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        evidence, epoch = log_p(self.fitted.model, self.x), float(len(self.fitted.history))
+        row = {
+            "log_likelihood": evidence,
+            "bound": evidence - self.fitted.kl(self.x),
+            "passes": epoch,
+            "gradient_evaluations": epoch,
+            "seconds": now - self.started - self.paused,
+        }
+        self.fitted.history.append(row)
+        self.paused += time.monotonic() - now
+
+
+class Watched(CosineAnnealingLR):
+    """A learning rate that falls to 0 along a cosine. What `fit` steps after each epoch also measures."""
+
+    def __init__(self, optimizer: Optimizer, watch: Watch, epochs: int) -> None:
+        self.watch: Callable[[], None] = lambda: None  # torch's constructor steps
+        super().__init__(optimizer, T_max=epochs)
+        self.watch = watch
+
+    def step(self, epoch: int | None = None) -> None:
+        """Goes on to the next epoch."""
+        super().step()
+        self.watch()
+
+
+def by_em(problem: Problem, name: str, **how: Any) -> Fitted:
+    """Fits a copy of the model by `fit_em`, from the start it was given."""
+    model = copy.deepcopy(problem.model)
+    fitted = fit_em(model, problem.train, initialize=False, device="cpu", **how)
+    return Fitted(name, model, fitted.history, model.posterior, how.get("hard", False))
+
+
+def by_svi(
+    problem: Problem, name: str, seed: int, *, exact: int = 0, guide: int = 0, both: int = 0
+) -> Fitted:
+    """Fits a copy of the model by `fit`: so many epochs with the exact guide, or with the amortised one.
+
+    Args:
+        exact: epochs with the exact guide.
+        guide: epochs in which the amortised guide learns and the model stays as it is.
+        both: epochs in which both learn.
+    """
+    model = copy.deepcopy(problem.model)
+    q = Exact(model) if exact else copy.deepcopy(problem.amortised)
+    fitted = Fitted(name, model, [], q.encode)
+    watch = Watch(fitted, problem.train)
+    watch()
+    for epochs, learns in ((exact, True), (guide, False), (both, True)):
+        if epochs:
+            fit(
+                model.requires_grad_(learns),
+                q,
+                problem.train,
+                max_epochs=epochs,
+                batch_size=problem.batch_size,
+                learning_rate=problem.learning_rate,
+                lr_scheduler=partial(Watched, watch=watch, epochs=epochs),
+                seed=seed,
+                device="cpu",
+            )
+    return fitted
+
+
+def compare(problem: Problem, epochs: int, output: Path, seed: int) -> None:
+    """Fits in every way from one start, prints the table and saves the picture."""
+    # The first gradient of a process loads half of torch, which is nobody's time.
+    by_svi(replace(problem, train=problem.train[:64]), "", seed, exact=1)
+    one = GradientSteps(steps=1, learning_rate=problem.learning_rate)
+    limits: dict[str, Any] = {"max_iterations": 1000, "tolerance": 1e-6}
+    found = [by_em(problem, "EM", **limits)]
+    if problem.hard:
+        found.append(by_em(problem, "hard EM", hard=True, **limits))
+    found += [
+        by_em(problem, "gradient EM", m_step=one, max_iterations=epochs, batch_size=4096),
+        by_svi(problem, "SVI, exact q", seed, exact=epochs),
+        by_svi(problem, "SVI, amortised q", seed, both=epochs),
+        by_svi(problem, "SVI, q learns first", seed, guide=max(1, epochs // 10), both=epochs),
+    ]
+    print(f"{problem.title}\n")
+    columns = ["method", "passes", "gradients", "seconds", "bound", "log p(x)", "KL", "then EM"]
+    columns += ["test log p(x)", "test KL", "µs a new row"]
+    for cells in (columns, ["---"] * len(columns), *(cells_of(f, problem) for f in found)):
+        print("|", " | ".join(cells), "|")
+    exact, amortised = found[0], max(found[-2:], key=lambda f: f.history[-1]["bound"])
+    kl = amortised.kl(problem.train)
+    loss = log_p(exact.model, problem.train) - log_p(amortised.model, problem.train)
+    times = [f.microseconds(problem.test) for f in (exact, amortised)]
+    print(
+        f"\n'{amortised.name}' ends {loss + kl:.3f} nats below EM: {kl:.3f} of KL, and {loss:.3f} of log p(x). "
+        f"q of a new row takes {times[1]:.2g} µs in place of {times[0]:.2g}.\n{len(problem.train)} training "
+        f"and {len(problem.test)} test rows, nats a row. 'then EM': log p(x) of the training rows after EM "
+        f"from there. The picture is in {output}."
+    )
+    histories = {f.name: f.history for f in found}
+    figure = climb(histories, against=("passes", "gradient_evaluations", "seconds"))
+    figure.savefig(output)
+
+
+def cells_of(fitted: Fitted, problem: Problem) -> list[str]:
+    """A row of the table."""
+    last = fitted.history[-1]
+    again = copy.deepcopy(fitted.model)
+    after = fit_em(again, problem.train, initialize=False, max_iterations=1000, device="cpu")
+    nats = [last["bound"], last["log_likelihood"], last["log_likelihood"] - last["bound"]]
+    nats += [after.log_likelihood, log_p(fitted.model, problem.test), fitted.kl(problem.test)]
+    return [
+        fitted.name,
+        f"{last['passes']:.0f}",
+        f"{last['gradient_evaluations']:.0f}",
+        f"{last['seconds']:.2f}",
+        *(f"{value:z.3f}" for value in nats),
+        f"{fitted.microseconds(problem.test):.2g}",
+    ]
+
+
+def digits(
+    components: int = 20,
+    epochs: int = 200,
+    max_rows: int | None = None,
+    output: Path = Path("em_vs_vae_digits.png"),
+    seed: int = 0,
+) -> None:
+    """A mixture of Bernoullis on scikit-learn's digits, black or white.
+
+    Args:
+        components: Of the mixture.
+        epochs: Passes of SVI, and iterations of gradient EM.
+        max_rows: Use at most so many rows of each split.
+        output: Where to save the picture.
+        seed: Of everything random.
+    """
+    data = load_data("digits", binarize="threshold", max_rows=max_rows)
+    torch.manual_seed(seed)
+    model = BernoulliMixture(data.shape, components)
+    model.initialize(data.train, seed)
+    guide = CategoricalEncoder(data.shape, components, MLP(hidden=(64,)))
+    title = f"Mixture of {components} Bernoullis, digits"
+    compare(Problem(title, model, guide, data.train, data.test, 0.05, 128), epochs, output, seed)
+
+
+def mnist(
+    data_dir: Path = Path("data"),
+    dimensions: int = 20,
+    components: int = 20,
+    epochs: int = 30,
+    max_rows: int | None = 10_000,
+    output: Path = Path("em_vs_vae_mnist.png"),
+    seed: int = 0,
+) -> None:
+    """A mixture of Gaussians with full covariances on the principal components of MNIST.
+
+    Args:
+        data_dir: Folder that holds MNIST in torchvision's layout; downloaded to it if absent.
+        dimensions: Principal components that are kept.
+        components: Of the mixture.
+        epochs: Passes of SVI, and iterations of gradient EM.
+        max_rows: Use at most so many rows of each split.
+        output: Where to save the picture.
+        seed: Of everything random.
+    """
+    data = load_data("MNIST", data_dir=data_dir, max_rows=max_rows)
+    pca = PCA(dimensions, random_state=seed).fit(data.train.flatten(1))
+    train, test = (
+        torch.as_tensor(pca.transform(x.flatten(1)), dtype=torch.float32)
+        for x in (data.train, data.test)
+    )
+    torch.manual_seed(seed)
+    model = GaussianMixture((dimensions,), components, "full")
+    model.initialize(train, seed)
+    guide = CategoricalEncoder((dimensions,), components, MLP(hidden=(64,)))
+    title = f"Mixture of {components} Gaussians, {dimensions} principal components of MNIST"
+    compare(Problem(title, model, guide, train, test, 0.02, 500), epochs, output, seed)
+
+
+def pca(
+    latent_dim: int = 8,
+    epochs: int = 200,
+    max_rows: int | None = None,
+    output: Path = Path("em_vs_vae_pca.png"),
+    seed: int = 0,
+) -> None:
+    """Probabilistic PCA on scikit-learn's digits, grey levels dequantised once.
+
+    Args:
+        latent_dim: Number of latents.
+        epochs: Passes of SVI, and iterations of gradient EM.
+        max_rows: Use at most so many rows of each split.
+        output: Where to save the picture.
+        seed: Of everything random.
+    """
+    data = load_data("digits", dequantize=True, max_rows=max_rows)
+    torch.manual_seed(seed)
+    assert data.transform is not None
+    train = data.transform(data.train)
+    model = ProbabilisticPCA(data.shape, latent_dim)
+    model.initialize(train, seed)
+    guide = MeanField(data.shape, latent_dim, MLP(hidden=()))
+    title = f"Probabilistic PCA, {latent_dim} latents, digits"
+    problem = Problem(title, model, guide, train, data.test, 0.01, 128, hard=False)
+    compare(problem, epochs, output, seed)
+    best = copy.deepcopy(model).maximum_likelihood(train)
+    print(f"The maximum, by eigenvalues: {log_p(best, train):.3f} nats.")
+
+
+def hmm(
+    states: int = 4,
+    steps: int = 20,
+    rows: int = 500,
+    epochs: int = 30,
+    output: Path = Path("em_vs_vae_hmm.png"),
+    seed: int = 0,
+) -> None:
+    """A hidden Markov model on simulated sequences.
+
+    They come from a chain that starts anywhere and stays in its state with probability 0.9, or goes on to one
+    of the others. State k emits points of the plane, N(mu_k, I), with mu_k at equal angles on a circle of
+    radius 2: a single point says little of its state, its neighbours in time say more.
+
+    Args:
+        states: Number of states, of the simulation and of the model.
+        steps: Of a sequence.
+        rows: Sequences to train with; half as many test.
+        epochs: Passes of SVI, and iterations of gradient EM.
+        output: Where to save the picture.
+        seed: Of everything random.
+    """
+    torch.manual_seed(seed)
+    truth = GaussianHMM((steps, 2), states, "spherical")
+    angles = torch.arange(states) * (2 * torch.pi / states)
+    with torch.no_grad():
+        leave = torch.full((states, states), 0.1 / (states - 1)).fill_diagonal_(0.9)
+        truth.transition_logits.copy_(leave.log())
+        truth.means.copy_(2 * torch.stack([angles.cos(), angles.sin()], -1))
+        paths = truth.prior(steps).sample((rows + rows // 2,))
+        x = truth.means[paths] + torch.randn(len(paths), steps, 2)
+    train, test = x[:rows], x[rows:]
+    model = GaussianHMM((steps, 2), states)
+    model.initialize(train, seed=seed)
+    guide = Recurrent((steps, 2), states)
+    title = f"Hidden Markov model with {states} states, simulated sequences of {steps} steps"
+    compare(Problem(title, model, guide, train, test, 0.05, 100), epochs, output, seed)
+    print(f"log p(x) of the test rows under the simulation: {log_p(truth, test):.3f}.")
+
+
+if __name__ == "__main__":
+    auto_cli([digits, mnist, pca, hmm])
