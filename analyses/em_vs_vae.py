@@ -15,7 +15,13 @@ import torch
 from jsonargparse import auto_cli
 from sklearn.decomposition import PCA
 from torch import Tensor
-from torch.distributions import Distribution, Independent, MultivariateNormal, kl_divergence
+from torch.distributions import (
+    Categorical,
+    Distribution,
+    Independent,
+    MultivariateNormal,
+    kl_divergence,
+)
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -84,8 +90,13 @@ def log_p(model: Module, x: Tensor) -> float:
     return float(model.log_evidence(x).double().mean())
 
 
-def divergence(q: Distribution, p: Distribution) -> Tensor:
+def divergence(q: Distribution, p: Any) -> Tensor:
     """KL(q || p), in closed form."""
+    if isinstance(
+        q, Categorical
+    ):  # torch's own is infinite as soon as a probability of p rounds to 0
+        kl: Tensor = (q.probs * (q.logits - p.logits)).sum(-1)
+        return kl
     if isinstance(q, Independent) and isinstance(p, MultivariateNormal):
         q = MultivariateNormal(q.mean, scale_tril=q.stddev.diag_embed())
     return kl_divergence(q, p)
