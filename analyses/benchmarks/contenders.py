@@ -1,0 +1,409 @@
+"""The ways to train one VAE that `training.py` times, each in a process of its own.
+
+Run by `training.py`, with the interpreter of an environment that has what the contender needs:
+`python contenders.py NAME NETWORK BATCH_SIZE THREADS`. It prints how long the first step took, counted from the
+moment when data and model are there; then it reads numbers of steps, and prints the seconds that they took.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+ROWS = 60_000
+LATENT = 50
+LEARNING_RATE = 1e-3
+
+Turn = Callable[[], int]
+"""Ends a turn, waits for the next one, and says how many steps it has."""
+
+Start = Callable[[int, Turn], None]
+"""Trains with a batch size, turn after turn; makes data and model before it asks for the first."""
+
+
+def torch_data() -> Any:
+    """As many rows as MNIST has; what is in them does not matter here."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    return (torch.rand(ROWS, 784, generator=generator) < 0.15).float()
+
+
+# -- hand-written torch ----------------------------------------------------------------------------------
+
+
+def hand_written(network: str, fused: bool, compiled: bool) -> Start:
+    """What a person writes who knows torch: two modules, a loss, a loop over a permutation."""
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
+
+    if network == "mlp":
+        encoder: Any = nn.Sequential(nn.Linear(784, 400), nn.ReLU(), nn.Linear(400, 2 * LATENT))
+        decoder: Any = nn.Sequential(nn.Linear(LATENT, 400), nn.ReLU(), nn.Linear(400, 784))
+        shape: tuple[int, ...] = (784,)
+    else:
+        encoder, decoder = convolutional_parts()
+        shape = (1, 28, 28)
+
+    def loss(x: Any) -> Any:
+        loc, log_variance = encoder(x).chunk(2, -1)
+        z = loc + (0.5 * log_variance).exp() * torch.randn_like(loc)
+        cross_entropy = F.binary_cross_entropy_with_logits(decoder(z), x, reduction="sum")
+        kl = 0.5 * (loc.square() + log_variance.exp() - log_variance - 1).sum()
+        return (cross_entropy + kl) / len(x)
+
+    def start(batch_size: int, turn: Turn) -> None:
+        data = torch_data().reshape(ROWS, *shape)
+        parameters = [*encoder.parameters(), *decoder.parameters()]
+        optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE, fused=fused)
+        objective = torch.compile(loss) if compiled else loss
+        batches = endless(data, batch_size)
+
+        def steps(count: int) -> None:
+            total = 0.0
+            for _ in range(count):
+                optimizer.zero_grad(set_to_none=True)
+                value = objective(next(batches))
+                value.backward()
+                optimizer.step()
+                total += value.item()
+
+        while True:
+            steps(turn())
+
+    return start
+
+
+def convolutional_parts() -> tuple[Any, Any]:
+    """The layers of `ppl_vae.networks.Convolutional()`, written out."""
+    from torch import nn
+
+    encoder: list[Any] = []
+    for before, after in ((1, 32), (32, 64), (64, 128)):
+        encoder += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False)]
+        encoder += [nn.BatchNorm2d(after), nn.LeakyReLU()]
+    encoder += [nn.Flatten(), nn.Linear(2048, 256), nn.LeakyReLU(), nn.Linear(256, 2 * LATENT)]
+    decoder: list[Any] = [nn.Linear(LATENT, 256), nn.LeakyReLU(), nn.Linear(256, 2048)]
+    decoder += [nn.LeakyReLU(), nn.Unflatten(1, (128, 4, 4))]
+    for before, after, more in ((128, 64, 0), (64, 32, 1)):
+        decoder += [nn.ConvTranspose2d(before, after, 3, 2, 1, output_padding=more, bias=False)]
+        decoder += [nn.BatchNorm2d(after), nn.LeakyReLU()]
+    decoder += [nn.ConvTranspose2d(32, 1, 3, 2, 1, output_padding=1)]
+    return nn.Sequential(*encoder), nn.Sequential(*decoder)
+
+
+def endless(data: Any, batch_size: int) -> Any:
+    """Batches of shuffled rows, epoch after epoch."""
+    import torch
+
+    while True:
+        order = torch.randperm(len(data))
+        for first in range(0, len(data) - batch_size + 1, batch_size):
+            yield data.index_select(0, order[first : first + batch_size])
+
+
+# -- Pyro and ppl_vae: the same, unmodified pair ---------------------------------------------------------
+
+
+def pair(network: str) -> tuple[Any, Any, tuple[int, ...]]:
+    """The VAE as a Pyro model/guide pair."""
+    from ppl_vae.guides import MeanField
+    from ppl_vae.models import VAE
+    from ppl_vae.networks import MLP, Convolutional
+
+    kind: Any = MLP(hidden=(400,)) if network == "mlp" else Convolutional(channels=(32, 64, 128))
+    shape = (784,) if network == "mlp" else (1, 28, 28)
+    return VAE(shape, LATENT, kind), MeanField(shape, LATENT, kind), shape
+
+
+def pyro_svi(network: str) -> Start:
+    """Pyro as its tutorials use it."""
+    import pyro
+    from pyro import optim
+    from pyro.infer import SVI, TraceMeanField_ELBO
+
+    model, guide, shape = pair(network)
+
+    def register_model(x: Any) -> None:
+        pyro.module("model", model)
+        model(x)
+
+    def register_guide(x: Any) -> None:
+        pyro.module("guide", guide)
+        guide(x)
+
+    def start(batch_size: int, turn: Turn) -> None:
+        pyro.enable_validation(False)
+        data = torch_data().reshape(ROWS, *shape)
+        optimizer = optim.Adam({"lr": LEARNING_RATE})  # type: ignore[attr-defined]
+        svi = SVI(register_model, register_guide, optimizer, TraceMeanField_ELBO())
+        batches = endless(data, batch_size)
+
+        def steps(count: int) -> None:
+            for _ in range(count):
+                svi.step(next(batches))
+
+        while True:
+            steps(turn())
+
+    return start
+
+
+def ours(network: str, **options: Any) -> Start:
+    """`fit` as it is; its optimiser, which it lets one choose, counts the steps."""
+    import torch
+
+    from ppl_vae import fit
+
+    model, guide, shape = pair(network)
+
+    def start(batch_size: int, turn: Turn) -> None:
+        data = torch_data().reshape(ROWS, *shape)
+        left = turn()
+
+        def count(*_: Any) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                left = turn()
+
+        def adam(leaves: Any, lr: float) -> Any:
+            made = torch.optim.Adam(leaves, lr=lr, fused=True)
+            made.register_step_post_hook(count)
+            return made
+
+        fit(
+            model,
+            guide,
+            data,
+            batch_size=batch_size,
+            max_epochs=1_000_000,
+            learning_rate=LEARNING_RATE,
+            optimizer=adam,
+            progress=False,
+            **options,
+        )
+
+    return start
+
+
+# -- other libraries -------------------------------------------------------------------------------------
+
+
+def numpyro_epoch(network: str) -> Start:
+    """NumPyro with the whole loop over batches jitted, as in its VAE example."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import numpyro
+    import numpyro.distributions as dist
+    from jax.example_libraries import stax
+    from numpyro import optim
+    from numpyro.infer import SVI, TraceMeanField_ELBO
+
+    assert network == "mlp"
+    encode = stax.serial(
+        stax.Dense(400),
+        stax.Relu,
+        stax.FanOut(2),
+        stax.parallel(stax.Dense(LATENT), stax.serial(stax.Dense(LATENT), stax.Exp)),
+    )
+    decode = stax.serial(stax.Dense(400), stax.Relu, stax.Dense(784))
+
+    def model(x: Any) -> None:
+        decoder = numpyro.module("decoder", decode, (x.shape[0], LATENT))
+        with numpyro.plate("data", x.shape[0]):
+            z = numpyro.sample("z", dist.Normal(jnp.zeros(LATENT), 1.0).to_event(1))
+            numpyro.sample("x", dist.Bernoulli(logits=decoder(z)).to_event(1), obs=x)
+
+    def guide(x: Any) -> None:
+        encoder = numpyro.module("encoder", encode, (x.shape[0], 784))
+        loc, scale = encoder(x)
+        with numpyro.plate("data", x.shape[0]):
+            numpyro.sample("z", dist.Normal(loc, scale).to_event(1))
+
+    def start(batch_size: int, turn: Turn) -> None:
+        data = (jax.random.uniform(jax.random.key(0), (ROWS, 784)) < 0.15).astype(jnp.float32)
+        data.block_until_ready()
+        svi = SVI(model, guide, optim.Adam(LEARNING_RATE), TraceMeanField_ELBO())
+        state: Any = None
+        order: Any = None
+        done = 0
+        per_epoch = ROWS // batch_size
+
+        # Data and numbers of steps are arguments: one compilation, and no copy of the data in it.
+        @jax.jit  # type: ignore[untyped-decorator, unused-ignore]
+        def run(state: Any, data: Any, order: Any, first: int, last: int) -> Any:
+            def step(i: Any, carry: Any) -> Any:
+                state, total = carry
+                rows = jax.lax.dynamic_slice_in_dim(order, i * batch_size, batch_size)
+                state, loss = svi.update(state, data[rows])
+                return state, total + loss
+
+            return jax.lax.fori_loop(first, last, step, (state, 0.0))
+
+        def steps(count: int) -> None:
+            nonlocal state, order, done
+            if state is None:
+                state = svi.init(jax.random.key(1), data[:batch_size])
+            while count:
+                if done % per_epoch == 0:
+                    order = jnp.asarray(np.random.permutation(ROWS))
+                first = done % per_epoch
+                now = min(count, per_epoch - first)
+                state, total = run(state, data, order, first, first + now)
+                total.block_until_ready()
+                done, count = done + now, count - now
+
+        while True:
+            steps(turn())
+
+    return start
+
+
+def pythae_trainer(network: str) -> Start:
+    """pythae's own trainer; a step's time is that of an epoch over as many rows."""
+    import contextlib
+    import io
+    import tempfile
+
+    import torch
+    from pythae.data.datasets import BaseDataset
+    from pythae.models import VAE, VAEConfig
+    from pythae.models.base.base_utils import ModelOutput
+    from pythae.models.nn import BaseDecoder, BaseEncoder
+    from pythae.trainers import BaseTrainer, BaseTrainerConfig
+    from torch import nn
+
+    assert network == "mlp"
+
+    class Encoder(BaseEncoder):  # type: ignore[misc, unused-ignore]
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden, self.loc, self.log_variance = (
+                nn.Linear(784, 400),
+                nn.Linear(400, LATENT),
+                nn.Linear(400, LATENT),
+            )
+
+        def forward(self, x: Any) -> Any:
+            h = self.hidden(x.reshape(len(x), -1)).relu()
+            return ModelOutput(embedding=self.loc(h), log_covariance=self.log_variance(h))
+
+    class Decoder(BaseDecoder):  # type: ignore[misc, unused-ignore]
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden, self.out = nn.Linear(LATENT, 400), nn.Linear(400, 784)
+
+        def forward(self, z: Any) -> Any:
+            return ModelOutput(reconstruction=self.out(self.hidden(z).relu()).sigmoid())
+
+    config = VAEConfig(input_dim=(784,), latent_dim=LATENT, reconstruction_loss="bce")
+    model = VAE(config, Encoder(), Decoder())
+
+    def start(batch_size: int, turn: Turn) -> None:
+        data = torch_data()
+        trainers: dict[int, Any] = {}
+
+        def steps(count: int) -> None:
+            if count not in trainers:
+                rows = data[torch.arange(count * batch_size) % ROWS]
+                dataset = BaseDataset(rows, torch.ones(len(rows)))
+                options = BaseTrainerConfig(
+                    output_dir=tempfile.mkdtemp(),
+                    num_epochs=1,
+                    per_device_train_batch_size=batch_size,
+                    learning_rate=LEARNING_RATE,
+                    no_cuda=True,
+                )
+                trainers[count] = BaseTrainer(model, dataset, training_config=options)
+                trainers[count].prepare_training()
+            with contextlib.redirect_stderr(io.StringIO()):
+                trainers[count].train_step(1)
+
+        while True:
+            steps(turn())
+
+    return start
+
+
+# -- the floor -------------------------------------------------------------------------------------------
+
+
+def floor(network: str) -> Start:
+    """No VAE: only the products of a step, each in its fastest layout, Adam's update, and the gathered rows."""
+    import torch
+
+    assert network == "mlp"
+
+    def start(batch_size: int, turn: Turn) -> None:
+        data = torch_data()
+        sizes = [(784, 400), (400, 2 * LATENT), (LATENT, 400), (400, 784)]
+        weights = [torch.randn(n, m, requires_grad=True) for n, m in sizes]
+        weights += [torch.zeros(m, requires_grad=True) for _, m in sizes]
+        for weight in weights:
+            weight.grad = torch.zeros_like(weight)
+        optimizer = torch.optim.Adam(weights, lr=LEARNING_RATE, fused=True)
+        inputs = [torch.randn(batch_size, n) for n, _ in sizes]
+        outputs = [torch.randn(batch_size, m) for _, m in sizes]
+        transposed = [w.detach().T.contiguous() for w in weights[:4]]
+        batches = endless(data, batch_size)
+
+        def steps(count: int) -> None:
+            with torch.no_grad():
+                for _ in range(count):
+                    next(batches)
+                    for i, (a, b) in enumerate(zip(inputs, outputs, strict=True)):
+                        torch.mm(a, weights[i])
+                        torch.mm(a.T, b)
+                        if i:
+                            torch.mm(b, transposed[i])
+                    optimizer.step()
+
+        while True:
+            steps(turn())
+
+    return start
+
+
+CONTENDERS: dict[str, Callable[[str], Start]] = {
+    "hand": lambda network: hand_written(network, fused=False, compiled=False),
+    "hand-fused": lambda network: hand_written(network, fused=True, compiled=False),
+    "hand-compiled": lambda network: hand_written(network, fused=True, compiled=True),
+    "pyro": pyro_svi,
+    "ours-pyro": lambda network: ours(network, capture=False),
+    "ours-graph": lambda network: ours(network, compile=False),
+    "ours": ours,
+    "numpyro": numpyro_epoch,
+    "pythae": pythae_trainer,
+    "floor": floor,
+}
+
+
+def main() -> None:
+    """Speaks the protocol above on standard input and output."""
+    name, network, batch_size, threads = sys.argv[1:]
+    if name != "numpyro":
+        import torch
+
+        torch.set_num_threads(int(threads))
+    started = 0.0
+
+    def turn() -> int:
+        nonlocal started
+        count = 1
+        if started:
+            print(time.perf_counter() - started, flush=True)
+            count = int(input())
+        started = time.perf_counter()
+        return count
+
+    # In the main thread, all of them: OpenMP waits otherwise in a second one.
+    CONTENDERS[name](network)(int(batch_size), turn)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""How fast is a training step? One VAE, trained in every way, all in one run, taking turns."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+
+from jsonargparse import auto_cli
+from tqdm import tqdm
+from workers import ENVIRONMENTS, PEERS, Worker
+
+NAMES = {
+    "hand": "torch by hand, default Adam",
+    "hand-fused": "torch by hand, fused Adam",
+    "hand-compiled": "torch by hand, torch.compile, fused Adam",
+    "pyro": "plain Pyro SVI, TraceMeanField_ELBO",
+    "pythae": "pythae's trainer",
+    "numpyro": "NumPyro, jitted epoch",
+    "ours-pyro": "fit(capture=False)",
+    "ours-graph": "fit(compile=False)",
+    "ours": "fit, as it is",
+    "floor": "products, Adam and rows alone",
+}
+CONVOLUTIONAL = ["hand-fused", "hand-compiled", "pyro", "ours-graph", "ours"]
+
+PAUSE = 0.2
+"""Seconds between turns, in which the threads of the one before go to sleep."""
+
+LONGEST = 0.5
+"""Seconds that a turn takes about at most; of very long steps it has five."""
+
+
+def race(
+    network: str,
+    batch_size: int,
+    names: list[str],
+    threads: int,
+    rounds: int,
+    steps: int,
+    warm_up: int,
+    environments: Path,
+) -> dict[str, tuple[float, float]]:
+    """Milliseconds a step, median over the rounds, and seconds to the first step, of each contender."""
+    workers: list[Worker] = []
+    label = f"{network}, batch size {batch_size}"
+    try:
+        for name in tqdm(names, desc=f"{label}: start", leave=False):
+            arguments = [network, str(batch_size), str(threads)]
+            workers.append(Worker(name, "contenders.py", arguments, threads, environments))
+        turn = {}
+        for worker in tqdm(workers, desc=f"{label}: warm up", leave=False):
+            if worker.name == "ours":
+                worker.ask(warm_up)
+            few = min(steps, 5)
+            worker.ask(few)
+            seconds = worker.ask(few) / few
+            turn[worker.name] = min(steps, max(few, int(LONGEST / seconds)))
+            worker.ask(turn[worker.name])
+        times: dict[str, list[float]] = {name: [] for name in names}
+        for i in tqdm(range(rounds), desc=label, leave=False):
+            for worker in workers[i % len(workers) :] + workers[: i % len(workers)]:
+                time.sleep(PAUSE)
+                count = turn[worker.name]
+                times[worker.name].append(worker.ask(count) / count * 1e3)
+        return {w.name: (statistics.median(times[w.name]), w.first) for w in workers}
+    finally:
+        for worker in workers:
+            worker.stop()
+
+
+def main(
+    batch_sizes: list[int] = [32, 128, 512],  # noqa: B006 - not changed
+    convolutional: bool = True,
+    peers: bool = True,
+    contenders: list[str] = list(NAMES),  # noqa: B006
+    rounds: int = 15,
+    steps: int = 60,
+    warm_up: int = 1100,
+    threads: int = 2,
+    environments: Path = ENVIRONMENTS,
+) -> None:
+    """Prints milliseconds a training step and ratios, for a 784-400-50 VAE and for a convolutional one.
+
+    Args:
+        batch_sizes: Rows a step.
+        convolutional: Whether to time the convolutional VAE too, at 128 rows a step.
+        peers: Whether to time NumPyro and pythae, in environments of their own.
+        contenders: Who takes part; `ours` must.
+        rounds: Turns of each contender; the median counts.
+        steps: Steps a turn; fewer, where they would take more than half a second.
+        warm_up: Steps of `fit` before; it changes over to compiled steps at its 1,000th.
+        threads: Threads of each contender.
+        environments: Where the peers' environments are, or will be made.
+    """
+    unknown = set(contenders) - set(NAMES)
+    if unknown or "ours" not in contenders:
+        raise ValueError(f"contenders are of {list(NAMES)}, `ours` among them; got {contenders}")
+    mlp = [name for name in NAMES if name in contenders and (peers or name not in PEERS)]
+    conv = [name for name in CONVOLUTIONAL if name in contenders]
+    races = [("mlp", size, mlp) for size in batch_sizes]
+    races += [("conv", 128, conv)] if convolutional else []
+    for network, size, names in races:
+        found = race(network, size, names, threads, rounds, steps, warm_up, environments)
+        print(f"\n{network}, batch size {size}, {threads} threads\n")
+        print("| | ms a step | `fit` takes, of it | s to the first step |")
+        print("| --- | --- | --- | --- |")
+        for name, (milliseconds, first) in found.items():
+            ratio = found["ours"][0] / milliseconds
+            print(f"| {NAMES[name]} | {milliseconds:.2f} | {ratio:.2f} | {first:.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    auto_cli(main)

@@ -1,0 +1,88 @@
+"""Contenders of a benchmark: each in a process of its own, in an environment that has what it needs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+ENVIRONMENTS = Path.home() / ".cache" / "ppl_vae" / "benchmarks"
+
+PEERS = {"numpyro": ["numpyro==0.22.0"], "pythae": ["pythae==0.1.2", "setuptools<81"]}
+"""What is installed for a contender that is not run in the environment of the benchmark itself."""
+
+
+class Worker:
+    """A contender: a script that is run in a process of its own and answers a number with a number.
+
+    Args:
+        name: The contender.
+        script: A script of this folder.
+        arguments: Its arguments after the name.
+        threads: Threads that it may use.
+        environments: Where the peers' environments are, or will be made.
+
+    Attributes:
+        first: The first number that it printed.
+
+    Raises:
+        RuntimeError: The process has ended; with what it wrote to standard error.
+    """
+
+    def __init__(
+        self, name: str, script: str, arguments: list[str], threads: int, environments: Path
+    ) -> None:
+        self.name = name
+        # NPROC: XLA, which knows no other way to be told how many threads to start.
+        environment = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NPROC"), str(threads))
+        root = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
+        environment |= {"PYTHONPATH": root.strip(os.pathsep), "PYTHONWARNINGS": "ignore"}
+        environment |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by stop
+        self.process = subprocess.Popen(
+            [str(interpreter(name, environments)), str(HERE / script), name, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env=os.environ | environment,
+        )
+        self.first = self._answer()
+
+    def ask(self, number: int) -> float:
+        """Sends a number, and waits for the answer."""
+        assert self.process.stdin is not None
+        print(number, file=self.process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> float:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            try:
+                return float(line)
+            except ValueError:  # what a library has to say
+                continue
+        self.log.seek(0)
+        raise RuntimeError(f"contender {self.name} stopped:\n{self.log.read()[-2000:]}")
+
+    def stop(self) -> None:
+        """Ends the process."""
+        self.process.kill()
+        self.process.wait()
+        self.log.close()
+
+
+def interpreter(name: str, folder: Path) -> Path:
+    """The Python of a contender's environment, which is made at first use."""
+    if name not in PEERS:
+        return Path(sys.executable)
+    python = folder / name / "bin" / "python"
+    if not python.exists():
+        venv.create(folder / name, with_pip=True)
+        subprocess.run([str(python), "-m", "pip", "install", "-q", *PEERS[name]], check=True)
+    return python
