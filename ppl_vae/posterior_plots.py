@@ -205,11 +205,15 @@ def gaps_plot(gaps: Mapping[str, Gaps]) -> Figure:
             axes.errorbar(at, place, xerr=gap.standard_error, color="black", lw=2, capsize=5)
     low = min(f.elbo.mean - _finite(f.inference_gap.standard_error) for f in gaps.values())
     high = max(f.log_likelihood.mean for f in gaps.values())
-    width = max(high - low, 1e-6)
+    ends = [f.best_elbo.mean + _finite(f.approximation_gap.standard_error) for f in gaps.values()]
+    edge = max(high, *ends)
+    width = max(edge - low, 1e-6)
     for place, found in enumerate(gaps.values()):
-        text = f"{found.amortisation_gap.mean:.2f} + {found.approximation_gap.mean:.2f}"
-        axes.text(high + 0.04 * width, place, text, va="center", fontsize=MEDIUM)
-    axes.set_xlim(low - 0.04 * width, high + 0.4 * width)
+        missing = found.approximation_gap.mean
+        sign = "−" if missing < -0.005 else "+"  # of the wrong sign: log p(x) is too low
+        text = f"{found.amortisation_gap.mean:z.2f} {sign} {abs(missing):.2f}"
+        axes.text(edge + 0.04 * width, place, text, va="center", fontsize=MEDIUM)
+    axes.set_xlim(low - 0.04 * width, edge + 0.4 * width)
     ticks = MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(low, high)
     axes.set_xticks([tick for tick in ticks if low <= tick <= high + 0.01 * width])
     axes.set_yticks(range(len(gaps)), list(gaps))

@@ -12,6 +12,7 @@ from matplotlib.container import BarContainer
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from ppl_vae.evaluation import Estimate
 from ppl_vae.gaps import Gaps, inference_gaps
 from ppl_vae.guides import FullCovariance, MeanField
 from ppl_vae.models import ProbabilisticPCA
@@ -103,6 +104,15 @@ def test_bars_go_from_the_elbo_over_the_best_to_log_p(gaps: dict[str, Gaps]) -> 
     assert float(words[0]) == pytest.approx(first.amortisation_gap.mean, abs=0.006)
     assert float(words[1]) == pytest.approx(first.approximation_gap.mean, abs=0.006)
     figure.savefig(io.BytesIO())
+
+
+def test_a_gap_of_the_wrong_sign_is_written_beyond_its_bar(gaps: dict[str, Gaps]) -> None:
+    first = gaps["mean-field"]
+    values = first.best_elbo.values - 0.3
+    low = Gaps(**{**first.__dict__, "log_likelihood": Estimate(values)})
+    (words,) = gaps_plot({"low": low}).axes[0].texts
+    assert words.get_text().endswith(" − 0.30")
+    assert words.get_position()[0] > low.best_elbo.mean
 
 
 def test_an_unreliable_log_p_is_hatched(gaps: dict[str, Gaps]) -> None:
