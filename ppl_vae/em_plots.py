@@ -112,7 +112,7 @@ def _across(axes: Axes, name: str) -> None:
     else:
         # Linear at first, for most fits begin at 0, and EM in closed form takes no gradient at all.
         axes.set_xscale("symlog", linthresh=0.1 if name == "seconds" else 1)
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, 1.4 * max(float(np.max(line.get_xdata())) for line in axes.lines) or 1.0)
 
 
 def _limit(axes: Axes, values: Floats) -> None:
