@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -20,8 +22,9 @@ class VampPrior(Prior):
     "VAE with a VampPrior" (arXiv:1705.07120). q is the guide's own `encode`, so the prior must be
     told the guide, once both are there: `model.prior.attach_guide(guide)`; `load_run` and the command
     line do it themselves. The guide's parameters stay the guide's: they are not among the model's,
-    and a change of the guide changes p(z). So the two belong together: another guide can be trained
-    for the model, or judge it, but what is saved with that one lacks a part of p(z).
+    and what trains the guide changes p(z). Once the pair is trained, `model.prior.keep_guide()`
+    makes a copy of the guide a part of the model, and p(z) stays what it is whatever becomes of the
+    guide; `refit_guide` and `ppl-vae refit` do so themselves before they train another one.
 
     Pseudo-inputs are kept between `low` and `high`, at which their gradient ends. They start
     uniformly between them (from a standard normal if a limit is infinite), or better at rows of the
@@ -71,32 +74,57 @@ class _Vamp(nn.Module):
         finite = math.isfinite(low) and math.isfinite(high)
         start = low + (high - low) * torch.rand(*shape) if finite else torch.randn(*shape)
         self.inputs = nn.Parameter(start.clamp(low, high))
-        self._encode: Callable[[Tensor], dist.TorchDistribution] | None = None
+        # In a tuple: as an attribute it would be registered, and its parameters with it.
+        self._attached: tuple[Any, ...] = ()
+        self.kept: nn.Module | None = None
+        self._encoding = False
 
     def forward(self) -> dist.MixtureSameFamily:
-        if self._encode is None:
-            raise RuntimeError(
-                "VampPrior is a mixture of the guide's posteriors, but knows no guide: call "
-                "model.prior.attach_guide(guide) once both are built"
+        guide = self._guide()
+        if self._encoding:
+            raise TypeError(
+                f"VampPrior is made of {type(guide).__name__}.encode(x), which runs the model, and so "
+                f"the prior, itself: use a guide that does not, such as MeanField"
             )
-        components = self._encode(self.inputs.clamp(self.low, self.high))
+        self._encoding = True
+        try:
+            components = guide.encode(self.inputs.clamp(self.low, self.high))
+        finally:
+            self._encoding = False
         equal = torch.zeros(len(self.inputs), dtype=self.inputs.dtype, device=self.inputs.device)
         return dist.MixtureSameFamily(dist.Categorical(logits=equal), components)
 
     def attach_guide(self, guide: nn.Module) -> None:
-        """Take q(z | x) from the guide's `encode`.
+        """Take q(z | x) from the guide's `encode`; without effect once a guide is kept.
 
         Raises:
             TypeError: the guide has no `encode`.
         """
-        encode = getattr(guide, "encode", None)
-        if not callable(encode):
+        if not callable(getattr(guide, "encode", None)):
             raise TypeError(
                 f"VampPrior needs a guide with encode(x), the distribution q(z | x), but "
                 f"{type(guide).__name__} has none"
             )
-        # The method, not the guide: a module would be registered, and its parameters with it.
-        self._encode = encode
+        self._attached = (guide,)
+
+    def keep_guide(self) -> None:
+        """Make a copy of the guide a part of the prior: another guide then leaves p(z) as it is.
+
+        Raises:
+            RuntimeError: no guide is attached.
+        """
+        if self.kept is None:
+            self.kept = copy.deepcopy(self._guide()).train(self.training)
+
+    def _guide(self) -> Any:
+        if self.kept is not None:
+            return self.kept
+        if not self._attached:
+            raise RuntimeError(
+                "VampPrior is a mixture of the guide's posteriors, but knows no guide: call "
+                "model.prior.attach_guide(guide) once both are built"
+            )
+        return self._attached[0]
 
     @torch.no_grad()
     def start_at(self, rows: Tensor) -> None:

@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ppl_vae.attached import keep_guide
 from ppl_vae.commands import (
     check_setup,
     new_folder,
@@ -53,6 +54,8 @@ def refit(parser: ArgumentParser, given: Namespace) -> int:
             "refit needs a model that is an nn.Module, so that the new run can hold it"
         )
     kept = {n: v for n, v in run.config.items() if n not in ("guide", "versions", "refit_of")}
+    if keep_guide(run.model):  # a VampPrior is made of the guide that it was trained with
+        kept.setdefault("model_guide", run.config["guide"])
     options = with_defaults(parser, given)
     chosen = {name: options[name] for name in vars(given) if name in options}
     config = {**options, **kept, **chosen, "refit_of": str(run.path.resolve())}

@@ -14,6 +14,7 @@ import pyro.poutine as poutine
 from pyro.poutine.messenger import Messenger
 from torch.nn import Module, Parameter
 
+from ppl_vae.attached import keep_guide
 from ppl_vae.batches import DataLike
 from ppl_vae.fitting import Fit, fit, resolve_device
 from ppl_vae.handlers import PairError
@@ -25,7 +26,8 @@ def refit_guide(model: Program, guide: Program, x: DataLike, **options: Any) -> 
 
     The model's weights receive no gradients, its ``pyro.param`` values are held, and its modules stay in
     evaluation mode: batch norm keeps its statistics, dropout is off, as they will be when the pair is
-    evaluated. What was trainable is so again afterwards, also after an error.
+    evaluated. What was trainable is so again afterwards, also after an error. A model that is made of its
+    guide (by a VampPrior) keeps a copy of that guide from then on, so that its log p(x) is not changed.
 
     Args:
         model: Pyro program of p(x, z), trained. If it has ``pyro.param`` statements, ``fit(...).model``,
@@ -62,6 +64,7 @@ def refit_guide(model: Program, guide: Program, x: DataLike, **options: Any) -> 
 @contextmanager
 def _frozen(model: Program, options: dict[str, Any]) -> Iterator[Program]:
     """The model as a program without anything to train, on the device of the training."""
+    keep_guide(model)
     pair = Pair(model, model)
     fabric = options.get("fabric")
     pair.to(fabric.device if fabric else resolve_device(options.get("device", "auto")))

@@ -39,6 +39,7 @@ from torch.distributions.constraints import Constraint
 
 from ppl_vae._messages import plain
 from ppl_vae._version import __version__
+from ppl_vae.attached import introduce, keep_guide
 from ppl_vae.checkpoints import CorruptFileError, read_tensors, write_bytes, write_tensors
 from ppl_vae.pairs import Pair, Program
 
@@ -107,7 +108,8 @@ def save_run(
         guide: The guide.
         config: What to write into config.yaml. If it holds ``model`` and ``guide``, each as
             ``{"class_path": ..., "init_args": {...}}``, then :func:`load_run` builds them itself; otherwise
-            it has to be given them.
+            it has to be given them. ``model_guide`` says likewise which guide the model keeps a copy of, if
+            it does (a VampPrior, with another guide than it was trained with).
         fit: What ``fit`` returned, for metrics.csv.
         evaluation: What ``evaluate`` returned, or its ``to_dict()`` with additions.
         diagnosis: What ``diagnose`` returned, or its ``to_dict()``.
@@ -166,10 +168,13 @@ def load_run(path: str | Path, model: Program | None = None, guide: Program | No
         given = model
         if model is None:
             model = _rebuild(path, config, "model", None)
+            if "model_guide" in config:
+                _rebuild(path, config, "model_guide", model)
+                keep_guide(model)
         if guide is None:
             guide = _rebuild(path, config, "guide", model)
         elif given is None:
-            _introduce(model, guide)
+            introduce(model, guide)
     read_weights(path, model, guide)
     for module in Pair.of(model, guide).modules().values():
         module.eval()
@@ -372,16 +377,8 @@ def build(spec: Mapping[str, Any], model: Program | None = None) -> tuple[Any, d
     arguments = parser.instantiate(parsed)
     program: Any = kind(**vars(arguments), **parts)
     if model is not None:
-        _introduce(model, program)
+        introduce(model, program)
     return program, {"class_path": name, "init_args": resolved}
-
-
-def _introduce(model: Program, guide: Program) -> None:
-    """Tells the guide to those parts of the model that are made of it (a VampPrior)."""
-    for part in model.modules() if isinstance(model, torch.nn.Module) else ():
-        attach = getattr(part, "attach_guide", None)
-        if callable(attach):
-            attach(guide)
 
 
 def import_by_name(name: str) -> Any:

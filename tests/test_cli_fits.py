@@ -6,6 +6,7 @@ import csv
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -60,6 +61,24 @@ def test_refit_keeps_the_model_and_makes_a_run_of_its_own(
     with (folder / "metrics.csv").open() as lines:
         assert len(list(csv.DictReader(lines))) == 2
     assert main(["compare", str(trained), str(folder), "-o", str(tmp_path / "c.png")]) == 0
+
+
+def test_refit_keeps_a_vamp_prior_that_is_made_of_the_guide(tmp_path: Path) -> None:
+    prior = ("--model.prior", "VampPrior", "--model.prior.components", "3")
+    with patch("ppl_vae.commands.draw_run", return_value=[]):
+        options = ("--max_epochs", "1", "--model.latent_dim", "2", *SMALL, *NETWORK, *prior)
+        assert main(["train", "--run_dir", str(tmp_path / "first"), *options]) == 0
+    z = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
+    of_run: Any = load_run(tmp_path / "first").model
+    before = of_run.prior().log_prob(z)
+    folder = tmp_path / "first"
+    for name in ("FullCovariance", "LowRank"):  # of the second, too
+        assert refit(folder, tmp_path / name, "--guide", name, "--quiet") == 0
+        folder = tmp_path / name
+        run = load_run(folder)
+        assert type(run.guide).__name__ == name
+        refitted: Any = run.model
+        assert torch.equal(refitted.prior().log_prob(z), before)
 
 
 def test_a_refitted_run_is_not_resumed_as_a_training(

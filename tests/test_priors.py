@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from ppl_vae import capture, diagnose, evaluate, fit, load_run, save_run, to_arviz
-from ppl_vae.guides import Exact, FullCovariance, MeanField
+from ppl_vae.guides import Exact, FullCovariance, MeanField, SemiAmortised
 from ppl_vae.likelihoods import Gaussian
 from ppl_vae.models import (
     VAE,
@@ -34,6 +34,7 @@ from ppl_vae.networks import MLP
 from ppl_vae.objectives import ELBO, LinearWarmup, MeanFieldELBO, Objective, TraceELBO
 from ppl_vae.pairs import Pair
 from ppl_vae.refit_prior import refit_prior
+from ppl_vae.refitting import refit_guide
 
 SHAPE = (4,)
 NETWORK = MLP(hidden=(8,))
@@ -204,10 +205,36 @@ def test_vamp_prior_says_what_it_lacks() -> None:
         model.prior()
     with pytest.raises(TypeError, match=r"Linear has none"):
         model.prior.attach_guide(nn.Linear(2, 2))
+    with pytest.raises(RuntimeError, match="attach_guide"):
+        model.prior.keep_guide()
+    model.prior.attach_guide(SemiAmortised(model, SHAPE, 2, NETWORK))
+    for _ in range(2):  # not the depth of Python's stack
+        with pytest.raises(TypeError, match=r"SemiAmortised.encode\(x\), which runs the model"):
+            model.prior()
     with pytest.raises(ValueError, match="came 3 rows"):
         model.prior.start_at(torch.rand(3, *SHAPE))
     with pytest.raises(ValueError, match="low and high"):
         model.prior.start_at(16 * torch.rand(9, *SHAPE))
+
+
+@pytest.mark.parametrize("same", [False, True], ids=["another-guide", "the-same-guide"])
+def test_vamp_prior_stays_when_the_guide_is_swapped(same: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, guide = pair(PRIORS["VampPrior"])
+    x, z = torch.rand(30, *SHAPE), torch.randn(20, 2)
+    before = model.prior().log_prob(z).detach()
+    of_guide = {name: value.clone() for name, value in guide.state_dict().items()}
+    new = guide if same else FullCovariance(SHAPE, 2, NETWORK)
+    refit_guide(model, new, x, max_epochs=2, learning_rate=0.1, seed=0, capture=False)
+    assert torch.equal(model.prior().log_prob(z), before)
+    assert same or all(torch.equal(guide.state_dict()[n], v) for n, v in of_guide.items())
+    model.prior.attach_guide(new)  # as `load_run` does
+    assert torch.equal(model.prior().log_prob(z), before)
+    save_run(tmp_path / "run", model, new)
+    other, other_guide = pair(PRIORS["VampPrior"])
+    other.prior.keep_guide()
+    load_run(tmp_path / "run", other, other_guide if same else FullCovariance(SHAPE, 2, NETWORK))
+    assert torch.equal(other.prior().log_prob(z), before)
 
 
 @pytest.mark.parametrize(
