@@ -177,7 +177,7 @@ def by_svi(
     return fitted
 
 
-def compare(problem: Problem, epochs: int, output: Path, seed: int) -> None:
+def compare(problem: Problem, epochs: int, output: Path, seed: int) -> list[Fitted]:
     """Fits in every way from one start, prints the table and saves the picture."""
     # The first gradient of a process loads half of torch, which is nobody's time.
     by_svi(replace(problem, train=problem.train[:64]), "", seed, exact=1)
@@ -207,9 +207,11 @@ def compare(problem: Problem, epochs: int, output: Path, seed: int) -> None:
         f"and {len(problem.test)} test rows, nats a row. 'then EM': log p(x) of the training rows after EM "
         f"from there. The picture is in {output}."
     )
-    histories = {f.name: f.history for f in found}
+    # Hard EM last, so that the others have the same colours where it is left out.
+    histories = {f.name: f.history for f in sorted(found, key=lambda f: f.hard)}
     figure = climb(histories, against=("passes", "gradient_evaluations", "seconds"))
     figure.savefig(output)
+    return found
 
 
 def cells_of(fitted: Fitted, problem: Problem) -> list[str]:
@@ -227,6 +229,13 @@ def cells_of(fitted: Fitted, problem: Problem) -> list[str]:
         *(f"{value:z.3f}" for value in nats),
         f"{fitted.microseconds(problem.test):.2g}",
     ]
+
+
+def say_used(found: list[Fitted]) -> None:
+    """Prints how many components of a mixture have at least a tenth of an equal share."""
+    weights = {f.name: f.model.prior().probs for f in found}
+    used = [f"{name} {int((w > 0.1 / len(w)).sum())}" for name, w in weights.items()]
+    print(f"Components with more than a tenth of an equal weight: {', '.join(used)}.")
 
 
 def digits(
@@ -251,7 +260,8 @@ def digits(
     model.initialize(data.train, seed)
     guide = CategoricalEncoder(data.shape, components, MLP(hidden=(64,)))
     title = f"Mixture of {components} Bernoullis, digits"
-    compare(Problem(title, model, guide, data.train, data.test, 0.05, 128), epochs, output, seed)
+    problem = Problem(title, model, guide, data.train, data.test, 0.05, 128)
+    say_used(compare(problem, epochs, output, seed))
 
 
 def mnist(
@@ -285,7 +295,8 @@ def mnist(
     model.initialize(train, seed)
     guide = CategoricalEncoder((dimensions,), components, MLP(hidden=(64,)))
     title = f"Mixture of {components} Gaussians, {dimensions} principal components of MNIST"
-    compare(Problem(title, model, guide, train, test, 0.02, 500), epochs, output, seed)
+    problem = Problem(title, model, guide, train, test, 0.02, 500)
+    say_used(compare(problem, epochs, output, seed))
 
 
 def pca(
