@@ -63,8 +63,8 @@ def swap_guides(folder: Path) -> None:
     table = {row["model, guide"]: row for row in rows(printed)}
     normals = ["MeanField", "LowRank", "FullCovariance"]
     pca = [f"ProbabilisticPCA, {guide}" for guide in (*normals, "Exact")]
-    others = ["MixtureOfGaussians", "InverseAutoregressive"]
-    assert list(table) == [*pca, *(f"VAE, {guide}" for guide in (*normals, *others))]
+    vae = [f"VAE, {guide}" for guide in (*normals, "MixtureOfGaussians")]
+    assert list(table) == [*pca, *vae]
     for name, row in table.items():
         check_elbo(row, "log p(x)")
         assert 0 <= mean(row["unreliable"]) <= 100
@@ -225,6 +225,43 @@ def priors(folder: Path) -> None:
     assert imread(folder / "priors.png").std() > 0.05  # not an empty canvas
 
 
+def training(folder: Path) -> None:
+    few = (
+        "--batch_sizes=[8]",
+        "--convolutional=false",
+        "--peers=false",
+        "--rounds=1",
+        "--threads=1",
+    )
+    # Without those that compile: they take half a minute.
+    who = ("hand-fused", "ours", "numpyro", "floor")
+    arguments = ("--steps=2", "--warm_up=2", f"--contenders=[{','.join(who)}]")
+    printed = run("benchmarks/training.py", *few, *arguments, cwd=folder)
+    table = {row[""]: row for row in rows(printed)}
+    assert len(table) == 3  # NumPyro is a peer
+    assert float(table["fit, as it is"]["`fit` takes, of it"]) == 1.0
+    for row in table.values():
+        assert mean(row["ms a step"]) > 0
+        assert mean(row["s to the first step"]) >= 0
+
+
+def evaluation(folder: Path) -> None:
+    sizes = ("--num_samples=200", "--rows=8", "--few_rows=8", "--rounds=1", "--large=128")
+    who = ("--peers=false", "--contenders=[hand,ours]", "--threads=1")
+    printed = run("benchmarks/evaluation.py", *sizes, *who, cwd=folder)
+    table = {row[""]: row for row in rows(printed)}
+    # Both estimate the same: the weights are those of an untrained decoder, nearly constant.
+    by_hand, ours = (mean(table[n]["log p(x)"]) for n in ("torch by hand", "evaluate, recorded"))
+    assert ours == pytest.approx(by_hand, abs=1.5)
+    # Operations a second are those of 2 K (50 x 400 + 400 x 784) a row, in the time that is printed.
+    for name in ("evaluate, first call", "evaluate, of twice the rows"):
+        count, seconds = int(table[name]["rows"]), mean(table[name]["s"])
+        operations = 2 * count * 200 * (50 * 400 + 400 * 784) / 1e9
+        found = mean(table[name]["GFLOP/s of its products"])
+        assert found == pytest.approx(operations / seconds, abs=0.6, rel=0.1)
+    assert mean(table["the best product, 128 x 128"]["of the best product"]) == 1.0
+
+
 # Add a check here for a new script.
 CHECKS: dict[str, Callable[[Path], None]] = {
     "em_vs_vae.py": em_vs_vae,
@@ -246,3 +283,8 @@ def test_every_script_is_in_the_readme() -> None:
     readme = (ROOT / "analyses" / "README.md").read_text()
     for script in CHECKS:
         assert f"python analyses/{script}" in readme
+
+
+@pytest.mark.parametrize("check", [training, evaluation])
+def test_benchmark(check: Callable[[Path], None], tmp_path: Path) -> None:
+    check(tmp_path)
