@@ -18,6 +18,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints
+from torch.distributions.constraints import Constraint, MixtureSameFamilyConstraint
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -70,6 +71,8 @@ def transform_of(site: Site) -> Transform:
             'gradients. Sum the site out in the model (infer={"enumerate": "parallel"}, and no such site '
             "in the guide), or use evaluate(), which samples"
         )
+    if isinstance(support, MixtureSameFamilyConstraint) and not _varies(support.base_constraint):
+        support = support.base_constraint  # what all components have in common
     try:
         transform: Transform = biject_to(support)
     except NotImplementedError as error:
@@ -78,6 +81,15 @@ def transform_of(site: Site) -> Transform:
             "numbers: write the site in other coordinates, or use evaluate(), which needs none"
         ) from error
     return transform
+
+
+def _varies(support: Constraint) -> bool:
+    """Whether a support has bounds that differ within a batch, such as those of a mixture's components."""
+    return any(
+        (isinstance(value, Tensor) and value.dim() > 0)
+        or (isinstance(value, Constraint) and _varies(value))
+        for value in vars(support).values()
+    )
 
 
 class _Unconstrained(Messenger):

@@ -20,10 +20,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from ppl_vae import evaluation, hmc
 from ppl_vae.ais import Annealed, annealed_importance_sampling
 from ppl_vae.evaluation import Estimate, evaluate
-from ppl_vae.guides import Exact, FullCovariance, MeanField
+from ppl_vae.guides import Exact, FullCovariance, MeanField, MixtureOfGaussians
 from ppl_vae.handlers import PairError
 from ppl_vae.hmc import Densities, Point, leapfrog, sigmoidal, transition
-from ppl_vae.models import VAE, ProbabilisticPCA
+from ppl_vae.likelihoods import Gaussian
+from ppl_vae.models import VAE, MixturePrior, ProbabilisticPCA
 from ppl_vae.networks import MLP
 from ppl_vae.paths import Path
 from ppl_vae.sandwich import bidirectional_monte_carlo, simulate
@@ -434,6 +435,35 @@ def test_a_site_without_a_support_is_real() -> None:
     )
     truth = dist.Normal(0.0, 1.25**0.5).log_prob(x)
     agrees(found.log_likelihood, found.log_likelihood_error, truth)
+
+
+def test_mixtures_as_guide_and_as_prior() -> None:
+    torch.manual_seed(0)
+    model: Any = VAE((3,), 2, MLP(hidden=()), Gaussian(0.5), MixturePrior(components=3))
+    x = torch.randn(6, 3)
+    prior = model.prior()
+    of_z = prior.component_distribution.base_dist
+    with torch.no_grad():  # the decoder is linear, so that p(x) is a mixture of normals
+        origin = model.decode(torch.zeros(2)).mean
+        weight = model.decode(torch.eye(2)).mean - origin
+        covariance = weight.mT @ of_z.variance.diag_embed() @ weight + 0.25 * torch.eye(3)
+        of_x = dist.MultivariateNormal(of_z.mean @ weight + origin, covariance)
+        truth = dist.MixtureSameFamily(prior.mixture_distribution, of_x).log_prob(x)
+    for guide in (None, MixtureOfGaussians((3,), 2, MLP(hidden=(4,)), components=2)):
+        found = annealed_importance_sampling(model, guide, x, num_steps=100, seed=0)
+        agrees(found.log_likelihood, found.log_likelihood_error, truth)
+        assert found.warnings == ()
+
+
+def test_a_mixture_whose_components_have_bounds_of_their_own_is_refused() -> None:
+    def guide(x: Tensor) -> None:
+        ends = torch.tensor([[1.0, 2.0]]).expand(len(x), 2)
+        parts = dist.Uniform(-ends, ends)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.MixtureSameFamily(dist.Categorical(logits=ends), parts))
+
+    with pytest.raises(PairError, match=r"site 'z' has the support MixtureSameFamily"):
+        annealed_importance_sampling(normal_normal, guide, torch.zeros(3), num_steps=2)
 
 
 class OneAtATime(nn.Module):
