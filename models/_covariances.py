@@ -58,8 +58,14 @@ class Covariance(nn.Module, ABC):
             floor: least variance in any direction.
         """
 
-    def copy_component(self, source: int, target: int) -> None:
-        """Gives a component the covariance of another."""
+    def split(self, means: Tensor, source: int, target: int) -> None:
+        """Makes a component the twin of another, and moves the two half a standard deviation apart."""
+        self._copy(source, target)
+        step = self.spread(source) / 4
+        means[target] = means[source] + step
+        means[source] -= step
+
+    def _copy(self, source: int, target: int) -> None:
         for parameter in self.parameters():
             parameter[target] = parameter[source]
 
@@ -271,7 +277,7 @@ class Tied(_Factored):
         covariance = (second - (counts.unsqueeze(-1) * means).T @ means) / counts.sum()
         return list(range(len(counts))) if bool(self._set(covariance, floor)) else []
 
-    def copy_component(self, source: int, target: int) -> None:
+    def _copy(self, source: int, target: int) -> None:
         pass
 
 

@@ -74,7 +74,7 @@ class BernoulliMixture(nn.Module):
         Raises:
             ValueError: the rows of `x` do not have the shape `data_shape`.
         """
-        self._flatten(x)
+        x = x.to(self._flatten(x).dtype)  # a Bernoulli takes no booleans
         with pyro.plate("data", x.shape[0], dim=-1):
             z = pyro.sample("z", self.prior(), infer={"enumerate": "parallel"})
             pyro.sample("x", self.decode(z), obs=x)

@@ -67,6 +67,12 @@ class CategoricalHMM(HiddenMarkov):
         shares = shares.clamp_min(1e-3) / shares.clamp_min(1e-3).sum(-1, keepdim=True)
         return shares.to(steps.device)[self._symbols(steps)].T
 
+    def split_emissions(self, source: int, target: int) -> None:
+        step = torch.full_like(self.emission_logits[source], 0.25)
+        step[::2] = -0.25
+        self.emission_logits[target] = self.emission_logits[source] + step
+        self.emission_logits[source] -= step
+
     def _symbols(self, steps: Tensor) -> Tensor:
         symbols = steps.long()
         if len(symbols) and not 0 <= int(symbols.min()) <= int(symbols.max()) < self.symbols:

@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.linear_gaussian import LinearGaussian, regress, regression_statistics
+from ppl_vae.linear_gaussian import LinearGaussian, regress
 from ppl_vae.models._mixtures import row_chunks
 
 
@@ -163,21 +163,10 @@ class FactorAnalysis(nn.Module):
             ValueError: the rows of `x` do not have the shape `data_shape`.
         """
         linear = self._linear(torch.float64, self.centre)
-        spread = linear.posterior_scale_tril()
-        covariance = torch.zeros_like(spread) if hard else spread @ spread.T
-        total: dict[str, Tensor] = {}
-        for chunk in row_chunks(self._flatten(x), 2 * len(self.mean)):
-            rows = chunk.double() - self.centre.double()
-            z = linear.posterior_mean(rows)
-            found = regression_statistics(rows, z, covariance)
-            found["log_evidence"] = linear.log_evidence(rows, z).sum()
-            total = {k: total[k] + v for k, v in found.items()} if total else found
-        if hard:
-            log_mode = (
-                linear.root.diagonal().log().sum() - self.latent_dim * math.log(2 * math.pi) / 2
-            )
-            total["log_evidence"] += len(x) * log_mode
-        return {**total, "num_rows": linear.root.new_tensor(len(x))}
+        chunks = row_chunks(self._flatten(x), 2 * len(self.mean))
+        return linear.expected_statistics(
+            (chunk.double() - self.centre.double() for chunk in chunks), hard
+        )
 
     @torch.no_grad()
     def maximize(self, statistics: dict[str, Tensor]) -> None:

@@ -13,6 +13,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from ppl_vae.models._covariances import Covariance, Diagonal, Full, Spherical, Tied
+from ppl_vae.models._mixtures import EMPTY
 from ppl_vae.models.hidden_markov import HiddenMarkov, Statistics
 
 _COVARIANCES: dict[str, Callable[[int, int], Covariance]] = {
@@ -99,8 +100,8 @@ class GaussianHMM(HiddenMarkov):
 
     def maximize_emissions(self, statistics: Statistics) -> None:
         counts = statistics["counts"]
-        empty = counts <= 0
-        counts = counts.clamp_min(torch.finfo(counts.dtype).tiny)
+        empty = counts <= EMPTY * counts.sum()
+        counts = counts.clamp_min(EMPTY * float(counts.sum()))
         old = (self.means - self.centre).double()
         means = torch.where(empty.unsqueeze(-1), old, statistics["first"] / counts.unsqueeze(-1))
         floored = self.covariance.maximize(statistics["second"], counts, means, self.min_scale**2)
@@ -131,6 +132,9 @@ class GaussianHMM(HiddenMarkov):
             parameter.zero_()
         self.means.copy_(self.centre.expand_as(self.means))
         return torch.nn.functional.one_hot(labels, self.states).double().T
+
+    def split_emissions(self, source: int, target: int) -> None:
+        self.covariance.split(self.means, source, target)
 
     def _centred(self, steps: Tensor) -> tuple[Tensor, Tensor]:
         return steps.flatten(1).double() - self.centre.double(), (self.means - self.centre).double()

@@ -234,10 +234,7 @@ class GaussianMixture(nn.Module):
             f"component {empty} has no rows: it was split off from component {largest}, the largest",
             stacklevel=3,
         )
-        self.covariance.copy_component(largest, empty)
-        step = self.covariance.spread(largest) / 4
-        self.means[empty] = self.means[largest] + step
-        self.means[largest] -= step
+        self.covariance.split(self.means, largest, empty)
         self.logits[largest] -= math.log(2)
         self.logits[empty] = self.logits[largest]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from ppl_vae.forward_backward import (
     transitions_of,
 )
 from ppl_vae.markov_chain import IMPOSSIBLE, MarkovChain
+from ppl_vae.models._mixtures import EMPTY
 
 Statistics = dict[str, Tensor]
 
@@ -92,6 +94,10 @@ class HiddenMarkov(nn.Module, ABC):
     def initialize_emissions(self, steps: Tensor, seed: int) -> Tensor:
         """Find a start from single steps `(N, *event)`: weights `(K, N)`, and parameters to observe at."""
 
+    @abstractmethod
+    def split_emissions(self, source: int, target: int) -> None:
+        """Give a state the emissions of another, and move the two a little apart."""
+
     # -- the program ---------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> None:
@@ -141,6 +147,36 @@ class HiddenMarkov(nn.Module, ABC):
         log_likelihood = self.decode(every).log_prob(x.unsqueeze(2))
         return posterior_chain(*self._log_chain(), log_likelihood, lengths)
 
+    def first_problem(self, x: Tensor, lengths: Tensor | None = None) -> tuple[str, int] | None:
+        """Return what makes data unusable and the first such row; None if nothing does.
+
+        It spares `fit_em` a look at the program, which has a site for every step.
+
+        Args:
+            x: sequences, `(n, T, *event)`.
+            lengths: their steps, `(n,)`.
+
+        Raises:
+            ValueError: shapes or lengths do not fit.
+        """
+        x = self._check(x, lengths)
+        every = torch.arange(self.states, device=self.initial_logits.device)
+        support: Any = self.decode(every).support
+        finite = x.isfinite().reshape(*x.shape[:2], -1).all(-1)
+        bad = ~(finite & support.check(x))
+        if lengths is not None:
+            bad &= steps_within(lengths, x.shape[1])
+        if not bool(bad.any()):
+            return None
+        row, step = bad.nonzero()[0].tolist()
+        value = x[row, step]
+        if bool(value.isfinite().all()):
+            low, high = float(value.min()), float(value.max())
+            at = f"is {low:g}" if low == high else f"goes from {low:g} to {high:g}"
+            return f"step {step} {at}, outside of the support of the emissions, {support}", row
+        what = "NaN" if bool(value.isnan().any()) else "infinite"
+        return f"step {step} is {what}: cut the sequence there, or remove it", row
+
     # -- expectation maximisation --------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -167,7 +203,9 @@ class HiddenMarkov(nn.Module, ABC):
         self.initial_logits.copy_((initial / initial.sum()).log())
         self.transition_logits.copy_((transition / transition.sum(-1, keepdim=True)).log())
         _, features = self.observe(steps)
-        self.maximize_emissions(self._emissions(features, steps, weights))
+        statistics = self._emissions(features, steps, weights)
+        self.maximize_emissions(statistics)
+        self._split_empty(statistics["counts"])
 
     @torch.no_grad()
     def expected_statistics(
@@ -213,22 +251,34 @@ class HiddenMarkov(nn.Module, ABC):
     def maximize(self, statistics: Statistics) -> None:
         """The M step: set all parameters to the maximiser for the statistics of an E step.
 
-        A state that no step is in keeps its transitions, and a warning says so; so does one that nothing
-        follows.
+        A state that nothing follows keeps its transitions. One that no step is in is split off from that of
+        the most steps, and a warning says so.
         """
         initial, transitions = statistics["initial"], statistics["transitions"]
-        counts = statistics["counts"]
-        empty = [k for k in range(self.states) if counts[k] <= 0]
-        if empty:
-            warnings.warn(
-                f"states {empty} have no steps left: use fewer states or another seed", stacklevel=2
-            )
         self.initial_logits.copy_((initial / initial.sum()).log().clamp_min(IMPOSSIBLE))
         leaving = transitions.sum(-1, keepdim=True)
         seen = (leaving > 0).squeeze(-1)
         rows = (transitions / leaving)[seen].log().clamp_min(IMPOSSIBLE)
         self.transition_logits[seen] = rows.to(self.transition_logits.dtype)
         self.maximize_emissions(statistics)
+        self._split_empty(statistics["counts"])
+
+    def _split_empty(self, counts: Tensor) -> None:
+        """Gives every state without steps half of the largest: its emissions, what leads to it and away."""
+        counts = counts.clone()
+        for empty in (counts <= EMPTY * counts.sum()).nonzero().flatten().tolist():
+            largest = int(counts.argmax())
+            warnings.warn(
+                f"state {empty} has no steps: it was split off from state {largest}, the largest",
+                stacklevel=3,
+            )
+            self.split_emissions(largest, empty)
+            for logits in (self.initial_logits, self.transition_logits):
+                logits[..., largest] -= math.log(2)
+                logits[..., empty] = logits[..., largest]
+            self.transition_logits[empty] = self.transition_logits[largest]
+            counts[largest] /= 2
+            counts[empty] = counts[largest]
 
     def _emissions(self, features: Tensor, steps: Tensor, weights: Tensor) -> Statistics:
         counts = weights.sum(1)
@@ -255,6 +305,8 @@ class HiddenMarkov(nn.Module, ABC):
                 f"{name}: lengths must have shape ({len(x)},), one for each sequence, came "
                 f"{tuple(lengths.shape)}"
             )
+        if lengths.is_floating_point() or lengths.dtype == torch.bool:
+            raise ValueError(f"{name}: lengths must be whole numbers, came {lengths.dtype}")
         least, most = lengths.min().item(), lengths.max().item()
         if least < 1 or most > x.shape[1]:
             raise ValueError(

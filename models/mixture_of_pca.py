@@ -13,6 +13,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from ppl_vae.linear_gaussian import LinearGaussian, regress, regression_statistics
+from ppl_vae.models._mixtures import EMPTY
 
 
 class MixtureOfPCA(nn.Module):
@@ -158,8 +159,8 @@ class MixtureOfPCA(nn.Module):
         kmeans = KMeans(self.components, n_init=1, random_state=seed).fit(rows.cpu().numpy())
         labels = torch.as_tensor(kmeans.labels_, device=rows.device)
         counts = torch.bincount(labels.long(), minlength=self.components)
-        self.logits.copy_(counts.clamp_min(1).double().log().log_softmax(0))
-        for k in range(self.components):
+        self.logits.copy_((counts.clamp_min(1).double() / len(rows)).log())
+        for k in counts.nonzero().flatten().tolist():
             own = rows[labels == k]
             mean = own.mean(0)
             _, singular, directions = torch.linalg.svd(own - mean, full_matrices=False)
@@ -172,6 +173,8 @@ class MixtureOfPCA(nn.Module):
             lengths = (values[:kept] - noise).clamp_min(0).sqrt()
             self.weight[k, :, :kept] = (directions[:kept].T * lengths).to(self.weight.dtype)
             self.log_sigma[k] = noise.log() / 2
+        for k in (counts == 0).nonzero().flatten().tolist():  # fewer different rows than components
+            self._split(k)
 
     @torch.no_grad()
     def expected_statistics(self, x: Tensor, hard: bool = False) -> dict[str, Tensor]:
@@ -220,32 +223,46 @@ class MixtureOfPCA(nn.Module):
     def maximize(self, statistics: dict[str, Tensor]) -> None:
         """The M step: set all parameters to the maximiser for the statistics of an E step.
 
-        A component without rows keeps its directions, mean and noise, and gets a share of 0: a warning says
-        so. Another warns of noise that was raised to `min_scale`.
+        A component without rows is split off from the largest, and a warning says so. Another warns of noise
+        that was raised to `min_scale`.
         """
-        counts = statistics["uu"][:, -1, -1]
-        self.logits.copy_((counts / counts.sum()).log())
-        empty = [k for k in range(self.components) if counts[k] == 0]
+        counts, num_rows = statistics["uu"][:, -1, -1], statistics["num_rows"]
+        empty = counts <= EMPTY * num_rows
+        self.logits.copy_((counts.clamp_min(EMPTY * float(num_rows)) / num_rows).log())
         narrow = []
-        for k in range(self.components):
-            if k not in empty:
-                weight, mean, variance = regress(*(statistics[s][k] for s in ("xu", "uu", "xx")))
-                self.weight[k] = weight.to(self.weight.dtype)
-                self.mean[k] = (mean + self.centre.double()).to(self.mean.dtype)
-                scale = variance.mean().sqrt()
-                self.log_sigma[k] = scale.clamp_min(self.min_scale).log()
-                if scale < self.min_scale:
-                    narrow.append(k)
-        if empty:
-            warnings.warn(
-                f"components {empty} have no rows left: use fewer components or another seed",
-                stacklevel=2,
-            )
+        for k in (~empty).nonzero().flatten().tolist():
+            weight, mean, variance = regress(*(statistics[s][k] for s in ("xu", "uu", "xx")))
+            self.weight[k] = weight.to(self.weight.dtype)
+            self.mean[k] = (mean + self.centre.double()).to(self.mean.dtype)
+            scale = variance.mean().sqrt()
+            self.log_sigma[k] = scale.clamp_min(self.min_scale).log()
+            if scale < self.min_scale:
+                narrow.append(k)
+        for k in empty.nonzero().flatten().tolist():
+            self._split(k)
         if narrow:
             warnings.warn(
                 f"the noise of components {narrow} would fall below min_scale and was raised to it",
                 stacklevel=2,
             )
+
+    def _split(self, empty: int) -> None:
+        """Halves the largest component; the halves move half a standard deviation apart."""
+        largest = int(self.logits.argmax())
+        warnings.warn(
+            f"component {empty} has no rows: it was split off from component {largest}, the largest",
+            stacklevel=3,
+        )
+        weight, size = self.weight[largest], len(self.mean[largest])
+        self.weight[empty] = weight
+        self.log_sigma[empty] = self.log_sigma[largest]
+        # One standard deviation in the q + D dimensions of z and noise.
+        noise = self.log_sigma[largest].exp() / math.sqrt(size)
+        step = (weight.sum(-1) + noise) / math.sqrt(self.latent_dim + 1) / 4
+        self.mean[empty] = self.mean[largest] + step
+        self.mean[largest] -= step
+        self.logits[largest] -= math.log(2)
+        self.logits[empty] = self.logits[largest]
 
     def _log_joint(self, linear: LinearGaussian, rows: Tensor) -> Tensor:
         """log p(x, k), `(K, n)`."""

@@ -12,7 +12,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.linear_gaussian import LinearGaussian, regress, regression_statistics
+from ppl_vae.linear_gaussian import LinearGaussian, regress
 from ppl_vae.models._mixtures import row_chunks
 
 MIN_SCALE = 1e-3
@@ -213,19 +213,10 @@ class ProbabilisticPCA(nn.Module):
             ValueError: the rows of `x` do not have the shape `data_shape`.
         """
         linear = self._linear(torch.float64, self.centre.double())
-        root = linear.posterior_scale_tril()
-        covariance = torch.zeros_like(root) if hard else root @ root.T
-        log_mode = -root.diagonal().log().sum() - self.latent_dim * math.log(2 * math.pi) / 2
-        total: dict[str, Tensor] = {}
-        for chunk in row_chunks(self._flatten(x), 2 * self.mean.numel()):
-            rows = chunk.double() - self.centre.double()
-            z = linear.posterior_mean(rows)
-            found = regression_statistics(rows, z, covariance)
-            log_p = linear.log_evidence(rows, z).sum()
-            found["log_evidence"] = log_p + len(rows) * log_mode if hard else log_p
-            found["num_rows"] = rows.new_tensor(float(len(rows)))
-            total = {k: total[k] + v for k, v in found.items()} if total else found
-        return total
+        chunks = row_chunks(self._flatten(x), 2 * len(self.mean))
+        return linear.expected_statistics(
+            (chunk.double() - self.centre.double() for chunk in chunks), hard
+        )
 
     @torch.no_grad()
     def maximize(self, statistics: dict[str, Tensor]) -> None:

@@ -110,13 +110,25 @@ class Data:
         return joined[0] if len(joined) == 1 else joined
 
     def check(self, pair: Pair) -> None:
-        """Refuses NaN, and data outside of the support, and says in which row."""
-        few = self.few(64)
-        check_data(pair, few)
-        looked = DataCheck(pair, few)
+        """Refuses NaN, and data outside of the support, and says in which row.
+
+        A model whose program is long may have a `first_problem(*batch)` of its own, what is wrong and the row
+        of the batch; the program is not run then.
+        """
+        own: Any = getattr(pair.model, "first_problem", None)
+        if own is None or pair.guide is not nothing:
+            few = self.few(64)
+            check_data(pair, few)
+            find = DataCheck(pair, few).first_problem
+        else:
+
+            def find(batch: Batch) -> tuple[str, int | None] | None:
+                problem: tuple[str, int] | None = own(*as_args(batch))
+                return problem
+
         start = 0
         for batch in self:
-            found = looked.first_problem(batch)
+            found = find(batch)
             if found is not None:
                 row = start if found[1] is None else start + found[1]
                 raise PairError(f"row {row} of x (counted from 0): {found[0]}")
@@ -258,6 +270,10 @@ class Run:
         """log p(x) a row, where it differs from the bound and the model knows it."""
         if not self.hard and not isinstance(steps, ByGuide):
             return bound
+        if isinstance(
+            steps, ClosedForm
+        ):  # faster than log_evidence(x), whose gradients nobody needs
+            return ClosedForm(steps.model, hard=False).expect(self.data)
         model: Any = self.pair.model
         if not callable(getattr(model, "log_evidence", None)):
             return math.nan

@@ -101,16 +101,30 @@ def expected_paths(
 def best_paths(
     initial: Tensor, transition: Tensor, log_likelihood: Tensor, lengths: Tensor | None = None
 ) -> PathStatistics:
-    """The same under the most probable path of each sequence."""
+    """The same under the most probable path of each sequence: the Viterbi algorithm."""
     initial, transition = initial.double(), transition.double()
-    chain, log_evidence = posterior_chain(initial, transition, log_likelihood.double(), lengths)
-    path = chain.mode
-    states = torch.nn.functional.one_hot(path, chain.states).to(initial)
+    log_likelihood = log_likelihood.double().clamp_min(IMPOSSIBLE)
+    steps = log_likelihood.shape[1]
+    if lengths is not None:
+        inside = steps_within(lengths, steps).unsqueeze(-1)
+        log_likelihood = torch.where(inside, log_likelihood, 0.0)
+    moves = transitions_of(transition, steps, lengths).unbind(-3)
+    observed = log_likelihood.unbind(1)
+    best, pointers = initial + observed[0], []
+    for move, log_b in zip(moves, observed[1:], strict=True):
+        best, pointer = (best.unsqueeze(-1) + move).max(-2)
+        best = best + log_b
+        pointers.append(pointer)
+    log_joint, last = best.max(-1)
+    path = [last]
+    for pointer in reversed(pointers):
+        path.append(pointer.gather(-1, path[-1].unsqueeze(-1)).squeeze(-1))
+    states = torch.nn.functional.one_hot(torch.stack(path[::-1], -1), len(initial)).to(initial)
     if lengths is not None:
         states = states * steps_within(lengths, states.shape[1]).unsqueeze(-1)
     # Beyond its length a state is all zeros, and so is the pair.
     transitions = torch.einsum("nti,ntj->ij", states[:, :-1], states[:, 1:])
-    return PathStatistics(states, transitions, (log_evidence + chain.log_prob(path)).sum())
+    return PathStatistics(states, transitions, log_joint.sum())
 
 
 def _scaled(

@@ -7,6 +7,7 @@ mixture, or nothing.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -75,6 +76,31 @@ class LinearGaussian:
             self.root, identity.expand_as(self.root), upper=False
         )
         return inverse
+
+    def expected_statistics(self, chunks: Iterable[Tensor], hard: bool) -> dict[str, Tensor]:
+        """Return the E step's sums over rows, that come as chunks `(n, D)`.
+
+        Args:
+            chunks: at least one.
+            hard: take the posterior's mode for z, without the spread around it.
+
+        Returns:
+            What :func:`regression_statistics` does; "log_evidence", the sum of log p(x), hard: of
+            max_z log p(x, z) = log p(x) + log p(z | x) at its mode; "num_rows".
+        """
+        spread = self.posterior_scale_tril()
+        covariance = torch.zeros_like(spread) if hard else spread @ spread.T
+        size = len(self.root)
+        log_mode = self.root.diagonal().log().sum() - size * math.log(2 * math.pi) / 2
+        total: dict[str, Tensor] = {}
+        for rows in chunks:
+            z = self.posterior_mean(rows)
+            found = regression_statistics(rows, z, covariance)
+            found["num_rows"] = found["uu"][-1, -1]
+            log_p = self.log_evidence(rows, z).sum()
+            found["log_evidence"] = log_p + len(rows) * log_mode if hard else log_p
+            total = {k: total[k] + v for k, v in found.items()} if total else found
+        return total
 
     def _residual(self, x: Tensor) -> Tensor:
         return x - self.mean.unsqueeze(-2)

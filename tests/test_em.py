@@ -289,6 +289,42 @@ def test_enumeration_follows_any_dependencies(hard: bool) -> None:
     assert before[-1]["bound"] > before[0]["bound"] + 0.05
 
 
+@pytest.mark.parametrize("hard", [False, True])
+def test_values_of_density_zero_count_for_nothing(hard: bool) -> None:
+    table = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.3, 0.7], [0.1, 0.9, 0.0]]).double().log()
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.logits = torch.nn.Parameter(torch.tensor([0.3, -0.2, 0.1]).double())
+            self.tilt = torch.nn.Parameter(torch.zeros(3).double())
+
+        def forward(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                z = pyro.sample(
+                    "z", dist.Categorical(logits=self.logits), infer={"enumerate": "parallel"}
+                )
+                pyro.sample("x", dist.Categorical(logits=(table + self.tilt)[z]), obs=x)
+
+    x = torch.tensor([0, 0, 1, 1, 2, 2, 2, 1])
+    model = Model()
+    prior = model.logits.log_softmax(0)
+    log_joint = (prior.unsqueeze(1) + (table + model.tilt).log_softmax(1))[:, x]
+    # Each row over the values that it can come from: autograd never sees an infinity.
+    rows = [column[column > -math.inf] for column in log_joint.T]
+    each = torch.stack([row.max() if hard else row.logsumexp(0) for row in rows])
+    wanted = torch.autograd.grad(each.mean(), model.logits)[0]
+    moved = (model.logits + 0.1 * wanted).detach()
+    steps = GradientSteps(1, 0.1, torch.optim.SGD)
+    fitted = fit_em(model, x, m_step=steps, hard=hard, max_iterations=1, tolerance=0.0)
+    assert fitted.history[0]["bound"] == pytest.approx(float(each.detach().mean()), abs=1e-12)
+    torch.testing.assert_close(model.logits.detach(), moved)
+    assert torch.isfinite(model.tilt).all()
+    table[:, 2] = -math.inf
+    with pytest.raises(EMError, match="a row is impossible under the model"):
+        fit_em(Model(), x, m_step=steps, hard=hard, max_iterations=1)
+
+
 def test_draws_of_a_posterior_do_where_there_is_nothing_else() -> None:
     class Shift(nn.Module):
         """z ~ N(loc, 1), x ~ N(z, 1): the best loc is the mean of x."""

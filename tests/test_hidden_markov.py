@@ -394,15 +394,69 @@ def test_fit_em_takes_sequences_with_their_lengths() -> None:
 # -- degenerate cases and errors -------------------------------------------------------------------------
 
 
-def test_a_state_without_steps_keeps_what_it_has() -> None:
-    model = made("diagonal")
-    x = data(model)
-    with torch.no_grad():
-        model.means[0] = 1e6
-    with pytest.warns(UserWarning, match=r"states \[0\] have no steps left"):
-        model.maximize(model.expected_statistics(x))
-    assert torch.isfinite(model.log_evidence(x)).all()
-    assert model.means[0, 0].item() == pytest.approx(1e6)
+@pytest.mark.parametrize("hard", [False, True])
+@models
+def test_a_state_without_steps_is_split_off_and_comes_back(name: str, hard: bool) -> None:
+    model = made(name)
+    x = data(model, n=40)
+    with torch.no_grad():  # nothing starts or goes there
+        model.initial_logits[0] = IMPOSSIBLE
+        model.transition_logits[:, 0] = IMPOSSIBLE
+    before = model.expected_statistics(x, hard=hard)
+    assert before["counts"][0] == 0
+    with pytest.warns(UserWarning, match=r"state 0 has no steps: it was split off from state \d"):
+        model.maximize(before)
+    # Twins: as likely to be entered, and left alike.
+    twin = int(before["counts"].argmax())
+    for entering in (model.initial_logits, *model.transition_logits):
+        assert entering[0].item() == entering[twin].item()
+    assert torch.equal(model.transition_logits[0], model.transition_logits[twin])
+    rows = model.transition_logits.detach().exp().sum(-1)
+    torch.testing.assert_close(rows, torch.ones_like(rows))
+    after = model.expected_statistics(x, hard=hard)
+    assert after["counts"][0] > 0.02 * after["counts"].sum()
+    # and from there on EM climbs, with all of its states
+    fitted = fit_em(model, x, initialize=False, hard=hard, max_iterations=5, device="cpu")
+    assert not fitted.notes
+
+
+def test_fewer_different_steps_than_states_are_survived() -> None:
+    x = torch.tensor([0.0, 1.0]).repeat(4, 5).unsqueeze(-1)
+    for hard in (False, True):
+        fitted = fit_em(GaussianHMM((10, 1), 4), x, seed=0, hard=hard, max_iterations=5)
+        assert torch.isfinite(torch.tensor(fitted.history[-1]["bound"]))
+        assert any("has no steps" in note for note in fitted.notes), fitted.notes
+
+
+def test_a_long_sequence_costs_no_site_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*args: Any) -> None:
+        raise AssertionError("the program was run")
+
+    monkeypatch.setattr(GaussianHMM, "forward", never)
+    torch.manual_seed(0)
+    x = torch.randn(1, 3000, 1) + 4.0 * (torch.arange(3000) // 50 % 2).unsqueeze(-1)
+    model = GaussianHMM((3000, 1), 2)
+    assert fit_em(model, x, seed=0, device="cpu").converged
+    means = model.means.detach().sort(0).values
+    torch.testing.assert_close(means, torch.tensor([[0.0], [4.0]]), atol=0.1, rtol=0)
+
+
+def test_unusable_steps_are_named() -> None:
+    x = data(made("diagonal"), n=6)
+    x[4, 2, 1] = torch.nan
+    for bad, what in ((torch.nan, "NaN"), (torch.inf, "infinite")):
+        x[4, 2, 1] = bad
+        for batch_size in (None, 2):
+            with pytest.raises(ValueError, match=rf"row 4 of x .*: step 2 is {what}"):
+                fit_em(made("diagonal"), x, batch_size=batch_size)
+    # not beyond the sequence's length
+    fitted = fit_em(made("diagonal"), (x, torch.tensor([4, 4, 4, 4, 2, 4])), max_iterations=1)
+    assert fitted.iterations == 1
+    symbols = torch.tensor([[0, 1], [3, 4]])
+    with pytest.raises(ValueError, match=r"row 1 of x .*: step 1 is 4, outside of the support"):
+        fit_em(CategoricalHMM((2,), 2, 4), symbols)
+    with pytest.raises(ValueError, match=r"row 0 of x .*: step 0 is 0.5, outside of the support"):
+        fit_em(CategoricalHMM((2,), 2, 4), symbols[:1] + 0.5)
 
 
 def test_a_state_on_equal_steps_is_held_at_the_least_scale() -> None:
@@ -422,6 +476,8 @@ def test_errors_say_what_is_wrong() -> None:
         model.log_evidence(x[..., 0])
     with pytest.raises(ValueError, match="lengths must lie between 1 and 4, the steps of x"):
         model.log_evidence(x, torch.tensor([5, 1, 1, 1, 1]))
+    with pytest.raises(ValueError, match=r"lengths must be whole numbers, came torch.float32"):
+        model.log_evidence(x, torch.ones(5))
     with pytest.raises(ValueError, match=r"lengths must have shape \(5,\)"):
         model.log_evidence(x, torch.tensor([4, 4]))
     with pytest.raises(ValueError, match=r"symbols 0, ..., 3, but x goes from 0 to 7"):

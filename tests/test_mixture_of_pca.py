@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from ppl_vae import evaluate, fit
+from ppl_vae.em import fit_em
 from ppl_vae.guides import Exact, MeanField
 from ppl_vae.models import MixtureOfPCA
 from ppl_vae.networks import MLP
@@ -156,13 +157,41 @@ def test_tiny_clusters_and_empty_components_stay_finite() -> None:
             model.maximize(model.expected_statistics(x))
     assert torch.isfinite(model.log_evidence(x)).all()
     assert model.log_sigma.exp().min().item() == pytest.approx(0.1)
+
+
+def test_a_component_without_rows_is_split_off_and_comes_back() -> None:
+    x = data(200)
+    model = MixtureOfPCA(SHAPE, 2, 3).double()
+    model.initialize(x, seed=0)
     with torch.no_grad():
         model.mean[0] = 1e6
-    with pytest.warns(UserWarning, match="components|noise") as warned:
+    with pytest.warns(
+        UserWarning, match=r"component 0 has no rows: it was split off from component"
+    ):
         model.maximize(model.expected_statistics(x))
-    assert any("components [0] have no rows left" in str(w.message) for w in warned)
-    assert torch.isfinite(model.log_evidence(x)).all()
-    assert model.responsibilities(x).probs[:, 0].max() == 0
+    twin = 1 + int((model.logits[1:] == model.logits[0]).float().argmax())
+    assert torch.equal(model.weight[0], model.weight[twin])
+    torch.testing.assert_close(model.logits.exp().sum().item(), 1.0, atol=1e-6, rtol=0)
+    # The means are half of one standard deviation apart.
+    p = torch.distributions.LowRankMultivariateNormal(
+        torch.zeros(4).double(),
+        model.weight[0].detach(),
+        (2 * model.log_sigma[0].detach()).exp().expand(4),
+    )
+    apart = (model.mean[0] - model.mean[twin]).detach()
+    distance = (apart @ p.precision_matrix @ apart).sqrt().item()
+    assert 0.05 < distance <= 0.5 + 1e-9
+    fitted = fit_em(model, x, initialize=False, max_iterations=20, device="cpu")
+    assert not fitted.notes
+    assert (model.responsibilities(x).probs.mean(0) > 0.02).all()
+
+
+def test_fewer_different_rows_than_components_are_survived() -> None:
+    for x in (torch.ones(20, 3), torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]).repeat(10, 1)):
+        for hard in (False, True):
+            fitted = fit_em(MixtureOfPCA((3,), 1, 4), x, seed=0, hard=hard, max_iterations=5)
+            assert math.isfinite(fitted.history[-1]["bound"])
+            assert any("has no rows" in note for note in fitted.notes), fitted.notes
 
 
 def test_wrong_arguments_are_named() -> None:

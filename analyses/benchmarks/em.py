@@ -154,10 +154,10 @@ def hidden_markov(
 
     def ours() -> Score:
         model.load_state_dict(start)
-        # Not fit_em, which runs the Pyro program to look at it: of a site for each step.
-        for _ in range(iterations):
-            model.maximize(model.expected_statistics(x))
-        return lambda: float(model.expected_statistics(x)["log_evidence"]) / len(x)
+        fitted = fit_em(
+            model, x, initialize=False, max_iterations=iterations, tolerance=0.0, device="cpu"
+        )
+        return lambda: fitted.log_likelihood
 
     def theirs() -> Score:
         reference = hmm.GaussianHMM(
