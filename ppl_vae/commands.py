@@ -21,7 +21,7 @@ from ppl_vae.check import check
 from ppl_vae.data import Data
 from ppl_vae.diagnosis import diagnose as diagnose_pair
 from ppl_vae.evaluation import evaluate as evaluate_pair
-from ppl_vae.fitting import fit, make_fabric, resolve_device
+from ppl_vae.fitting import Fit, fit, make_fabric, resolve_device
 from ppl_vae.gaps import inference_gaps
 from ppl_vae.objectives import Objective
 from ppl_vae.options import Setup, UsageError, load_rows, set_up, with_defaults
@@ -107,10 +107,7 @@ def train(parser: ArgumentParser, given: Namespace) -> int:
         )
         if not fabric.is_global_zero:
             return 0
-        say(
-            f"trained {fitted.epochs} epochs ({fitted.steps} steps) in {fitted.seconds:.0f} s: {fitted.stopped}"
-            + (f"; kept epoch {fitted.best_epoch}" if fitted.best_epoch != fitted.epochs else "")
-        )
+        say_trained(fitted)
         write_weights(folder, fitted.model, fitted.guide)
         report_run(folder, setup, fitted.model, fitted.guide, fitted.history, progress)
     except KeyboardInterrupt:
@@ -121,6 +118,14 @@ def train(parser: ArgumentParser, given: Namespace) -> int:
             discard_folder(folder)  # it never began
         raise
     return 0
+
+
+def say_trained(fitted: Fit) -> None:
+    """How long the training took, and why it ended."""
+    say(
+        f"trained {fitted.epochs} epochs ({fitted.steps} steps) in {fitted.seconds:.0f} s: {fitted.stopped}"
+        + (f"; kept epoch {fitted.best_epoch}" if fitted.best_epoch != fitted.epochs else "")
+    )
 
 
 def check_setup(setup: Setup) -> None:

@@ -17,6 +17,7 @@ from ppl_vae.commands import (
     new_folder,
     report_run,
     say,
+    say_trained,
     with_rows,
 )
 from ppl_vae.em import EMFit, fit_em
@@ -77,6 +78,7 @@ def refit(parser: ArgumentParser, given: Namespace) -> int:
             progress=progress,
             **setup.fit_options,
         )
+        say_trained(fitted)
         write_weights(folder, fitted.model, fitted.guide)
         report_run(folder, setup, fitted.model, fitted.guide, fitted.history, progress)
     except BaseException:

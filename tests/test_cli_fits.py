@@ -46,7 +46,9 @@ def test_refit_keeps_the_model_and_makes_a_run_of_its_own(
 ) -> None:
     folder = tmp_path / "refitted"
     assert refit(trained, folder, "--guide", "MixtureOfGaussians", "--guide.components", "2") == 0
-    assert "log p(x)" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "log p(x)" in printed.out
+    assert "trained 2 epochs (4 steps)" in printed.err
     before, after = weights(trained, "model"), weights(folder, "model")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
