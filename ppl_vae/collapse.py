@@ -146,15 +146,17 @@ class Residuals:
     def update(self, rows: RowDensities, layout: Layout) -> None:
         """Takes in the draws for a batch of rows."""
         site = rows.model_trace.nodes[layout.observed[0]]
+        samples, n = rows.log_guide.shape
         self._known &= (
             layout.vectorizes
+            # A latent that is enumerated gives x a mean for each of its values.
+            and site["fn"].batch_shape.numel() <= samples * n
             and len(layout.observed) == 1
             and site["mask"] is None
             and isinstance(elementwise(site["fn"]), Normal)
         )
         if not self._known:
             return
-        samples, n = rows.log_guide.shape
 
         def by_row(value: Tensor) -> Tensor:
             shaped = rows_first({**site, "value": value}, layout, samples, n)

@@ -253,12 +253,26 @@ class _Links:
         # Columns without steps pass on what they are given.
         state = torch.where(self.sizes > 0, state, eye).contiguous()
         log_scale = torch.zeros_like(state[0])
-        for t, m in enumerate(active):
-            now = state[:, :, :m].reshape(states, -1)
+        period = _steps_without_scaling(float(matrix.min()))
+        ended = torch.empty_like(state)
+        for t, (m, later) in enumerate(zip(active, [*active[1:], -1], strict=True)):
+            if m < state.shape[-1]:
+                ended[:, :, m : state.shape[-1]] = state[:, :, m:]
+                state = state[:, :, :m].contiguous()
             if t > 0:
-                now = matrix.T @ now
-            now = now.view(states, states, m) * b[t, :, :m].unsqueeze(1)
-            scale = now.sum(0)
-            log_scale[:, :m] += scale.log()
-            torch.div(now, scale, out=state[:, :, :m])
-        return state, log_scale
+                state = (matrix.T @ state.flatten(1)).view(states, states, m)
+            state.mul_(b[t, :, :m].unsqueeze(1))
+            if later < m or t % period == period - 1:
+                scale = state.sum(0)
+                log_scale[:, :m] += scale.log()
+                state.div_(scale)
+        ended[:, :, : state.shape[-1]] = state
+        return ended, log_scale
+
+
+def _steps_without_scaling(least: float) -> int:
+    """For how many steps the sum over states stays above 1e-150 unscaled, 16 at most.
+
+    Of each step the likeliest state has the factor 1, and its transition a probability of `least` or more.
+    """
+    return max(1, min(16, int(-150 / min(math.log10(least), -1e-3))))

@@ -391,6 +391,21 @@ def test_fit_em_takes_sequences_with_their_lengths() -> None:
     assert hard.history[-1]["bound"] > hard.history[0]["bound"]
 
 
+@pytest.mark.parametrize("least", [1e-95, 1e-40, 1e-12])
+def test_blocks_of_a_long_sequence_do_not_underflow(least: float) -> None:
+    # Steps that are only likely in the one state or the other, which are hardly ever left.
+    transition = torch.tensor([[1 - least, least], [least, 1 - least]]).double().log()
+    initial = torch.tensor([0.5, 0.5]).double().log()
+    torch.manual_seed(0)
+    favoured = torch.randint(2, (1, 600, 1))
+    log_likelihood = torch.where(torch.arange(2) == favoured, 0.0, -1000.0).double()
+    found = expected_paths(initial, transition, log_likelihood)
+    chain, log_evidence = posterior_chain(initial, transition, log_likelihood)
+    torch.testing.assert_close(found.states, chain.marginals)
+    torch.testing.assert_close(found.transitions, chain.pair_marginals.sum((0, 1)))
+    torch.testing.assert_close(found.log_evidence, log_evidence.sum())
+
+
 # -- degenerate cases and errors -------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from ppl_vae import evaluate, fit
+from ppl_vae import diagnose, evaluate, fit
 from ppl_vae.em import fit_em
 from ppl_vae.guides import Exact, MeanField
 from ppl_vae.models import MixtureOfPCA
@@ -75,6 +75,13 @@ def test_the_bound_with_the_exact_guide_is_log_p(num_samples: int) -> None:
     result = evaluate(model, Exact(model), x, num_samples=num_samples, seed=0)
     with torch.no_grad():
         torch.testing.assert_close(result.elbo.values, model.log_evidence(x))
+
+
+def test_diagnose_takes_a_latent_that_is_summed_out() -> None:
+    model, x = made(), data(60)
+    found = diagnose(model, Exact(model), x)
+    assert len(found.names) == model.latent_dim
+    assert torch.isfinite(found.kl).all()
 
 
 def test_svi_trains_the_program_as_it_is() -> None:
