@@ -2,9 +2,9 @@
 
 Pyro runs its effect handlers in Python at every step. :class:`CapturedLoss` runs them once: the objective
 and its gradients are recorded (:mod:`ppl_vae.recording`), with the batch, beta, the parameters and the
-buffers as inputs. A recording is compared with Pyro itself under the same seed when it is made and ever more rarely
-afterwards, and the Python state that it was made in is looked at again and again. Where a step can not be
-captured, or a recording no longer tells the truth, :class:`CaptureError` says why, and the caller goes on
+buffers as inputs. A recording is compared with Pyro itself under the same seed when it is made and ever more
+rarely afterwards, and the Python state that it was made in is looked at again and again. Where a step can not
+be captured, or a recording no longer tells the truth, :class:`CaptureError` says why, and the caller goes on
 with Pyro.
 """
 
@@ -22,6 +22,7 @@ from ppl_vae.objectives import Loss, Objective
 from ppl_vae.pairs import Batch, Pair, as_args
 from ppl_vae.recording import (
     CaptureError,
+    HeldTensors,
     Recording,
     as_before,
     modules_of,
@@ -135,16 +136,17 @@ class CapturedLoss:
         Samples that have to be looped over make a graph of all of them, which takes long to record and
         saves little.
         """
-        if not self.possible:
+        if not self.has_room(batch):
             return False
         key = self._key(batch)
         self._seen[key] = self._seen.get(key, 0) + 1
         return self._seen[key] > RECORD_AFTER
 
-    @property
-    def possible(self) -> bool:
-        """Whether the objective's samples run at once."""
-        return self.objective.num_particles == 1 or self.layout.vectorizes
+    def has_room(self, batch: Batch) -> bool:
+        """Whether such a batch has a recording or may get one, for samples that run at once."""
+        if self.objective.num_particles > 1 and not self.layout.vectorizes:
+            return False
+        return len(self._cache) < MOST_RECORDINGS or self._key(batch) in self._cache
 
     def look_again(self) -> None:
         """Says that something may have changed: the next step looks at the programs' state again."""
@@ -181,16 +183,18 @@ class CapturedLoss:
         small = [g.sum() for g in gradients if g is not None and g.numel() <= SMALL]
         witness = torch.stack(small).sum() if small else loss.elbo
         parts = (loss.loss.detach(), loss.elbo, loss.rate, loss.distortion, witness)
-        return (torch.stack([part.float() for part in parts]), *gradients)
+        wide = torch.promote_types(loss.loss.dtype, torch.float32)
+        return (torch.stack([part.to(wide) for part in parts]), *gradients)
 
     def _record(self, batch: Batch, beta: float) -> Recording:
         args = as_args(batch)
 
         def step(*inputs: Tensor) -> tuple[Any, ...]:
             rows = inputs[: len(args)] if len(args) > 1 else inputs[0]
-            return self._plain(rows, inputs[-1] if self.scheduled else beta)
+            metrics, *gradients = self._plain(rows, inputs[-1] if self.scheduled else beta)
+            return metrics, *map(_laid_out, gradients, self.leaves)
 
-        made = record(self.pair, step, [*args, *self._weight(beta)], self.leaves)
+        made = record(self.pair, step, [*args, *self._weight(beta)])
         self.recordings += 1
         return made
 
@@ -211,15 +215,13 @@ class CapturedLoss:
             expected = self._plain(batch, beta)
         device = self.leaves[0].device
         generators = tensor_generators(device)
-        buffers = [(b, b.clone()) for m in self._modules() for b in m.buffers(recurse=False)]
+        tensors = HeldTensors(self.pair)
         metrics = self._run(recording, batch, beta)
         found = [metrics, *(leaf.grad for leaf in self.leaves)]
         for name, mine, truth in zip(["loss", *self.names], found, expected, strict=True):
             if not _same(mine, truth):
                 set_tensor_generators(generators, device)
-                with torch.no_grad():
-                    for buffer, value in buffers:
-                        buffer.copy_(value)
+                tensors.put_back()
                 what = "the loss" if name == "loss" else f"the gradient of '{name}'"
                 raise CaptureError(
                     f"{what} of the recorded step differs from Pyro's: something that the programs depend on "
@@ -235,6 +237,16 @@ class CapturedLoss:
     def _key(self, batch: Batch) -> Any:
         shapes = tuple((t.shape, t.dtype, t.stride(), t.device) for t in as_args(batch))
         return shapes, tuple([module.training for module in self._modules()])
+
+
+def _laid_out(gradient: Tensor | None, leaf: Tensor) -> Tensor | None:
+    """The gradient with the strides of its parameter, as ``backward()`` leaves it.
+
+    Fused optimisers rely on it: they read the two side by side, whatever strides they have.
+    """
+    if gradient is None or gradient.stride() == leaf.stride():
+        return gradient
+    return torch.empty_like(leaf).copy_(gradient)
 
 
 def _same(mine: Any, truth: Any) -> bool:

@@ -27,6 +27,8 @@ _FILLED = {
 }
 
 
+_LITERAL = "_literal_"
+
 LARGEST_LITERAL = 65536
 """Numbers in a tensor that is computed beforehand; a larger one is cheaper to make than to read."""
 
@@ -54,12 +56,8 @@ def forget_values(graph: GraphModule) -> None:
         node.meta = {"shape": _shape(node)} if _shape(node) is not None else {}
 
 
-def lift_constants(graph: GraphModule, known: dict[int, Tensor]) -> list[Tensor]:
-    """Makes the tensors that a graph refers to its last inputs, those that live outside of it.
-
-    Args:
-        graph: A recorded graph with ``get_attr`` nodes.
-        known: Parameters and buffers by ``id``.
+def lift_constants(graph: GraphModule) -> list[Tensor]:
+    """Makes the tensors of the programs that a graph refers to its last inputs.
 
     Returns:
         The tensors, in the order of the new inputs.
@@ -69,21 +67,54 @@ def lift_constants(graph: GraphModule, known: dict[int, Tensor]) -> list[Tensor]
     tensors: list[Tensor] = []
     anchor = [n for n in nodes if n.op == "placeholder"][-1]
     for node in list(nodes):
-        if node.op != "get_attr":
+        if node.op != "get_attr" or str(node.target).startswith(_LITERAL):
             continue
         tensor = getattr(graph, str(node.target))
-        if id(tensor) not in known:
+        if not isinstance(tensor, Tensor):
             continue
         if id(tensor) not in inputs:
             with graph.graph.inserting_after(anchor):
                 anchor = graph.graph.placeholder(f"tensor_{len(tensors)}")
+            anchor.meta = dict(node.meta)
             inputs[id(tensor)] = anchor
-            tensors.append(tensor.detach())
+            tensors.append(tensor)
         node.replace_all_uses_with(inputs[id(tensor)])
         graph.graph.erase_node(node)
     graph.graph.lint()
     graph.recompile()
     return tensors
+
+
+def own_outputs(graph: GraphModule) -> None:
+    """Lets each output be a tensor of its own, so that a caller may write into it.
+
+    A gradient can be an argument, a literal, or the very tensor that is another parameter's gradient as well.
+    """
+    (output,) = (node for node in graph.graph.nodes if node.op == "output")
+    seen: set[Node] = set()
+    results = []
+    for node in output.args[0]:
+        if isinstance(node, Node):
+            base = _base(node)
+            if base.op in ("placeholder", "get_attr") or base in seen:
+                with graph.graph.inserting_before(output):
+                    copied = graph.graph.call_function(aten.clone.default, (node,))
+                copied.meta = dict(node.meta)
+                node = copied
+            seen.add(base)
+        results.append(node)
+    output.args = (tuple(results),)
+    graph.recompile()
+
+
+def _base(node: Node) -> Node:
+    """The node that made the memory in which a node's result lies."""
+    while node.op == "call_function" and node.args and isinstance(node.args[0], Node):
+        schema = getattr(node.target, "_schema", None)
+        if schema is None or not schema.arguments or schema.arguments[0].alias_info is None:
+            break
+        node = node.args[0]
+    return node
 
 
 def compile_graph(graph: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
@@ -166,7 +197,7 @@ def _fold_literals(graph: GraphModule) -> None:
             values[node] = result
     kept = {n for n in values if any(user not in values for user in n.users)}
     for i, node in enumerate(n for n in list(graph.graph.nodes) if n in kept):
-        name = f"_literal_{i}"
+        name = f"{_LITERAL}{i}"
         graph.register_buffer(name, values[node], persistent=False)
         with graph.graph.inserting_before(node):
             literal_node = graph.graph.get_attr(name)
@@ -193,10 +224,13 @@ def _writes(user: Node, node: Node) -> bool:
         return False
     if "batch_norm" in schema.name:  # writes to its running statistics, whatever its schema says
         return True
-    return any(
-        argument.alias_info is not None and argument.alias_info.is_write and value is node
-        for argument, value in zip(schema.arguments, user.args, strict=False)
-    )
+    given = dict(zip((a.name for a in schema.arguments), user.args, strict=False)) | user.kwargs
+    written = [
+        a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write
+    ]
+    found: list[Node] = []  # in lists, too: of the operations on many tensors at once
+    torch.fx.node.map_arg([given.get(name) for name in written], found.append)
+    return node in found
 
 
 def _has_effect(node: Node) -> bool:

@@ -1,9 +1,8 @@
 """Recording: a function of a pair's programs, run once and kept as a plain tensor graph.
 
 :func:`record` runs it under ``make_fx``, which notes every ATen operation. The tensors that the programs use
-(parameters, buffers) become inputs of the graph, found by object identity; random operations stay random.
-Replaying the graph is the same arithmetic in the same order, so that under the same seed it gives the same
-numbers.
+(parameters, buffers, others) become inputs of the graph; random operations stay random. Replaying the graph
+is the same arithmetic in the same order, so that under the same seed it gives the same numbers.
 
 What can not be recorded is detected, and named in a :class:`CaptureError`: control flow that depends on
 data and ``.item()`` stop the recording; programs that change Python state or that draw from numpy's or
@@ -41,6 +40,7 @@ from ppl_vae.graphs import (
     forget_values,
     has_dynamic_shapes,
     lift_constants,
+    own_outputs,
     simplify,
 )
 from ppl_vae.pairs import Pair, Program
@@ -59,7 +59,8 @@ class Recording:
     Attributes:
         graph: The recorded operations.
         run: What is called: the graph, or what Inductor made of it.
-        tensors: The parameters and buffers that the graph takes after its arguments.
+        tensors: The tensors of the programs that the graph takes after its arguments: parameters, buffers
+            and what else they hold.
         state: The Python state of the pair when it was recorded.
         example: Tensors that are shaped like its arguments.
         compiled: Whether Inductor has compiled it.
@@ -73,8 +74,16 @@ class Recording:
     compiled: bool = False
 
     def __call__(self, *args: Any) -> Any:
-        with torch.no_grad():
-            return self.run(*args, *self.tensors)
+        """Runs it.
+
+        Raises:
+            CaptureError: An operation failed.
+        """
+        try:
+            with torch.no_grad():
+                return self.run(*args, *self.tensors)
+        except Exception as error:
+            raise CaptureError(f"what was recorded can not be run: {_reason(error)}") from error
 
     def compile(self) -> None:
         """Lets Inductor compile the graph: equal to float precision, no longer bit by bit.
@@ -84,29 +93,31 @@ class Recording:
         """
         try:
             with generators_kept():
-                self.run = compile_graph(self.graph, [*self.example, *self.tensors])
+                tensors = [t.detach() for t in self.tensors]
+                self.run = compile_graph(self.graph, [*self.example, *tensors])
         except Exception as error:
             raise CaptureError(f"Inductor could not compile it: {_reason(error)}") from error
         self.compiled = True
 
 
-def record(
-    pair: Pair, function: Callable[..., Any], args: Sequence[Tensor], leaves: Sequence[Tensor]
-) -> Recording:
+def record(pair: Pair, function: Callable[..., Any], args: Sequence[Tensor]) -> Recording:
     """Records a function that runs the pair's programs; call it inside of ``pair.scope()``.
 
     Args:
         pair: The pair.
         function: From tensors to a tuple of tensors.
         args: What to record it with. Their values do not matter.
-        leaves: Tensors besides the buffers that become inputs, because they may change: the parameters.
 
     Raises:
         CaptureError: It can not be recorded. Generators, buffers and Python state are as they were.
     """
     before = python_state(pair)
     try:
-        with as_before(pair), _numbers_stand_aside(), pyro.validation_enabled(False):
+        with (
+            as_before(pair) as replaced,
+            _numbers_stand_aside(),
+            pyro.validation_enabled(False),
+        ):
             graph = make_fx(function)(*args)
     except CaptureError:
         raise
@@ -116,8 +127,12 @@ def record(
         raise CaptureError("the programs make tensors whose shapes depend on values")
     simplify(graph)
     forget_values(graph)
-    known = {id(t): t for t in leaves} | {id(b): b for b in _buffers(pair)}
-    tensors = lift_constants(graph, known)
+    tensors = lift_constants(graph)
+    for name, tensor, _ in replaced:
+        # One that is never read may well be: weight normalisation makes a layer's weight anew in each run.
+        if any(tensor is read for read in tensors):
+            raise CaptureError(_CARRIED.format(name))
+    own_outputs(graph)
     example = [
         torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device)
         if t.dim()
@@ -132,35 +147,65 @@ def modules_of(pair: Pair) -> list[nn.Module]:
     return [module for root in pair.modules().values() for module in root.modules()]
 
 
-def _buffers(pair: Pair) -> list[Tensor]:
-    return [b for module in modules_of(pair) for b in module.buffers(recurse=False)]
+def _held(pair: Pair) -> list[tuple[dict[str, Any], str, Tensor]]:
+    """The tensors besides parameters that the modules hold: the namespace, the name there, the tensor."""
+    return [
+        (space, name, value)
+        for module in modules_of(pair)
+        for space in (module._buffers, vars(module))
+        for name, value in space.items()
+        if isinstance(value, Tensor)
+    ]
 
 
-@contextlib.contextmanager
-def buffers_kept(pair: Pair) -> Iterator[None]:
-    """Puts the buffers back to what they were."""
-    buffers = [(b, b.clone()) for b in _buffers(pair)]
-    try:
-        yield
-    finally:
+class HeldTensors:
+    """The buffers of a pair's modules and other tensors that are their attributes, as they are now."""
+
+    def __init__(self, pair: Pair) -> None:
+        self._before = [(*place, place[-1].detach().clone()) for place in _held(pair)]
+        self._buffers = {id(module._buffers) for module in modules_of(pair)}
+
+    def replaced(self) -> list[tuple[str, Tensor, bool]]:
+        """What is another tensor now: the name, the tensor that was there, and whether it is a buffer."""
+        return [
+            (name, tensor, id(space) in self._buffers)
+            for space, name, tensor, _ in self._before
+            if space.get(name) is not tensor
+        ]
+
+    def put_back(self) -> None:
+        """Makes all of them what they were."""
         with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
+            for space, name, tensor, value in self._before:
+                space[name] = tensor
+                tensor.detach().copy_(value)
+
+
+_CARRIED = (
+    "the pair makes a new tensor of '{0}' as it runs, which a recording would not see: make it a buffer and "
+    "change it in place (self.{0}.copy_(...))"
+)
 
 
 @contextlib.contextmanager
-def as_before(pair: Pair) -> Iterator[None]:
-    """Leaves generators, buffers and Python state as they were, and insists that a recording holds them all.
+def as_before(pair: Pair) -> Iterator[list[tuple[str, Tensor, bool]]]:
+    """Leaves generators, tensors and Python state as they were, and insists that a recording holds them all.
+
+    Yields:
+        A list that holds at the end the modules' tensors that were replaced: name, tensor, whether a buffer.
 
     Raises:
-        CaptureError: The programs drew from other generators than torch's, or changed Python state.
+        CaptureError: The programs drew from other generators than torch's, changed Python state, or put
+            another tensor in the place of a buffer.
     """
     places = _places(pair)
     values = {name: place[key] for name, (place, key) in places.items()}
     foreign, (python, numpy) = _foreign_bytes(), _foreign_generators()
+    tensors = HeldTensors(pair)
+    replaced: list[tuple[str, Tensor, bool]] = []
     try:
-        with generators_kept(), buffers_kept(pair):
-            yield
+        with generators_kept():
+            yield replaced
         if _foreign_bytes() != foreign:
             raise CaptureError(
                 "the pair draws from numpy's or Python's random generator, which a recording would freeze"
@@ -171,7 +216,11 @@ def as_before(pair: Pair) -> Iterator[None]:
             raise CaptureError(
                 f"the pair changes Python state as it runs ({changed[0]}), which a recording would freeze"
             )
+        replaced += tensors.replaced()
+        for name in (name for name, _, is_buffer in replaced if is_buffer):
+            raise CaptureError(_CARRIED.format(name))
     finally:
+        tensors.put_back()
         random.setstate(python)
         np.random.set_state(numpy)
         for name, (place, key) in places.items():

@@ -61,11 +61,11 @@ def join_logarithms(graph: GraphModule) -> None:
             magnitude = call(aten.abs.default, (logits,))
             factor = call(aten.exp.default, (call(aten.neg.default, (magnitude,)),))
             factor = call(aten.add.Tensor, (factor, 1.0))
-            factor = call(aten.view.default, (factor, [*batch, factors, size // factors]))
+            factor = call(aten.reshape.default, (factor, [*batch, factors, size // factors]))
             logarithm = call(aten.log.default, (call(aten.prod.dim_int, (factor, -2)),))
             linear = call(aten.mul.Tensor, (logits, data))
             linear = call(aten.sub.Tensor, (linear, call(aten.clamp_min.default, (logits, 0.0))))
-            linear = call(aten.view.default, (linear, [*batch, size]))
+            linear = call(aten.reshape.default, (linear, [*batch, size]))
             joined = call(
                 aten.sub.Tensor,
                 (
@@ -75,7 +75,12 @@ def join_logarithms(graph: GraphModule) -> None:
             )
         joined.meta = dict(total.meta)
         total.replace_all_uses_with(joined)
-    graph.graph.eliminate_dead_code()
+        unused = total
+        while unused is not logits:  # alone: a random operation that nobody looks at must stay
+            source = unused.args[0]
+            assert isinstance(source, Node)
+            graph.graph.erase_node(unused)
+            unused = source
     graph.recompile()
 
 

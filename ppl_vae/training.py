@@ -363,7 +363,7 @@ class Training:
         assert self.captured is not None
         if self.compiles_from is None or self.state.step < self.compiles_from:
             return False
-        return num_rows(batch) == self.full_batch and self.captured.possible
+        return num_rows(batch) == self.full_batch and self.captured.has_room(batch)
 
     def _pyro_step(self, batch: Batch, beta: float) -> Loss:
         try:

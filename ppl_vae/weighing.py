@@ -13,7 +13,6 @@ from ppl_vae.recording import (
     CaptureError,
     Recording,
     as_before,
-    generators_kept,
     record,
     set_tensor_generators,
     tensor_generators,
@@ -24,6 +23,9 @@ _logger = logging.getLogger(__name__)
 
 RECORD_FROM = 30
 """Chunks that a recording pays for: it costs as much as some tens of them."""
+
+MOST_RECORDINGS = 4
+"""Shapes of chunks that are recorded: full ones, the last rows, the last samples, and both."""
 
 COMPILE_FROM = 1500
 """Chunks of full size that a compilation, which takes about 6 s, pays for: some half a minute's work."""
@@ -57,25 +59,43 @@ class Weigher:
     def __init__(self, pair: Pair, layout: Layout, num_chunks: int, capture: bool) -> None:
         self.pair = pair
         self.layout = layout
-        self.records = capture and layout.vectorizes and num_chunks >= RECORD_FROM
-        self.compiles = num_chunks >= COMPILE_FROM
-        self.recording: Recording | None = None
-        self._key: object = None
+        self.num_chunks = num_chunks
+        self.records = capture
+        self._recordings: dict[object, Recording] = {}
+        self._seen: dict[object, int] = {}
 
     def __call__(self, batch: Batch, num_samples: int) -> Weights:
-        """Draws ``num_samples`` latents a row; the shape of the first chunk is the one that is recorded."""
-        if not self.records:
-            return self._plain(batch, num_samples)
-        key = (num_samples, *((t.shape, t.stride()) for t in as_args(batch)))
-        if self.recording is None:
+        """Draws ``num_samples`` latents a row."""
+        if num_samples > 1 and not self.layout.vectorizes:
+            parts = [self(batch, 1) for _ in range(num_samples)]
+            return Weights(
+                torch.cat([part.log_weights for part in parts]),
+                torch.stack([part.rate for part in parts]).sum(0),
+                torch.stack([part.distortion for part in parts]).sum(0),
+            )
+        if self.records:
             try:
-                return self._recorded(batch, num_samples, key)
+                return self._captured(batch, num_samples)
             except CaptureError as error:
                 self.records = False
                 _logger.warning("capture is off, the evaluation goes on in Pyro: %s", error)
-        if self.recording is None or key != self._key:
+        return self._plain(batch, num_samples)
+
+    def _captured(self, batch: Batch, num_samples: int) -> Weights:
+        """The chunk by a recording, if chunks of its shape have come often enough or are going to."""
+        key = (num_samples, *((t.shape, t.stride(), t.dtype) for t in as_args(batch)))
+        recording = self._recordings.get(key)
+        if recording is not None:
+            return Weights(*recording(*as_args(batch)))
+        seen = self._seen[key] = self._seen.get(key, 0) + 1
+        first = len(self._seen) == 1
+        if len(self._recordings) >= MOST_RECORDINGS or not (
+            seen > RECORD_FROM or (first and self.num_chunks >= RECORD_FROM)
+        ):
             return self._plain(batch, num_samples)
-        return Weights(*self.recording(*as_args(batch)))
+        compiled = first and self.num_chunks >= COMPILE_FROM
+        self._recordings[key], found = self._recorded(batch, num_samples, compiled)
+        return found
 
     def _plain(self, batch: Batch, num_samples: int) -> Weights:
         rows = sample_rows(self.pair, self.layout, batch, num_samples)
@@ -85,7 +105,9 @@ class Weigher:
             -rows.log_likelihood.double().sum(0),
         )
 
-    def _recorded(self, batch: Batch, num_samples: int, key: object) -> Weights:
+    def _recorded(
+        self, batch: Batch, num_samples: int, compiled: bool
+    ) -> tuple[Recording, Weights]:
         """Records the chunk and runs it by the recording and by Pyro, under the same random numbers.
 
         Raises:
@@ -96,10 +118,8 @@ class Weigher:
         def weigh(*inputs: Tensor) -> tuple[Tensor, ...]:
             return tuple(self._plain(inputs if len(args) > 1 else inputs[0], num_samples))
 
-        with generators_kept():
-            leaves = list(self.pair.parameters(batch).values())
-        recording = record(self.pair, weigh, args, leaves)
-        if self.compiles:
+        recording = record(self.pair, weigh, args)
+        if compiled:
             try:
                 recording.compile()
             except CaptureError as error:
@@ -114,5 +134,4 @@ class Weigher:
             if not torch.allclose(mine, truth, rtol=1e-4, atol=1e-3, equal_nan=True):
                 set_tensor_generators(generators, device)
                 raise CaptureError("the recorded weights differ from Pyro's")
-        self.recording, self._key = recording, key
-        return found
+        return recording, found

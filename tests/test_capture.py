@@ -328,6 +328,126 @@ def test_what_can_not_be_recorded_is_named_and_done_by_pyro(
     assert reason in message
 
 
+class Carrying(nn.Module):
+    """A model of one number a row whose location depends on its own tensors, by a hook."""
+
+    def __init__(self, location: Callable[[Carrying, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 2))
+        self.bias = nn.Parameter(torch.zeros(3))
+        self.register_buffer("average", torch.zeros(()))
+        self.average: Tensor
+        self.plain = torch.zeros(())
+        self.location = location
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.location(self, z), 1.0), obs=x)
+
+
+def transposed(self: Carrying, z: Tensor) -> Tensor:
+    flipped = self.weight.t()  # its gradient comes in the strides of the transpose
+    return z.sum(-1) + (flipped * flipped.exp()).sum()
+
+
+def constant(self: Carrying, z: Tensor) -> Tensor:
+    pyro.factor("gain", (0.3 * self.bias).sum().expand(len(z)))  # its gradient is a literal
+    return z.sum(-1)
+
+
+def twice(self: Carrying, z: Tensor) -> Tensor:
+    both = self.bias + self.weight[:, 0]  # one gradient for the two
+    return z.sum(-1) * both.exp().sum()
+
+
+def in_place(self: Carrying, z: Tensor) -> Tensor:
+    for tensor in (self.average, self.plain):
+        tensor.mul_(0.9).add_(0.1 * z.detach().mean())
+    return z.sum(-1) + self.average + self.plain
+
+
+def replaced_buffer(self: Carrying, z: Tensor) -> Tensor:
+    self.average = 0.9 * self.average + 0.1 * z.detach().mean()
+    return z.sum(-1)
+
+
+def replaced_attribute(self: Carrying, z: Tensor) -> Tensor:
+    self.plain = 0.9 * self.plain + 0.1 * z.detach().mean()
+    return z.sum(-1) + self.plain
+
+
+def made_anew(self: Carrying, z: Tensor) -> Tensor:
+    self.plain = 2.0 * self.bias  # as weight normalisation does: nothing of it goes on
+    return z.sum(-1) + self.plain.sum()
+
+
+@pytest.mark.parametrize(
+    ("location", "reason"),
+    [
+        (transposed, None),
+        (constant, None),
+        (twice, None),
+        (in_place, None),
+        (made_anew, None),
+        (replaced_buffer, "'average'"),
+        (replaced_attribute, "'plain'"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.filterwarnings("ignore:parameter 'model")  # not all of them use all parameters
+def test_whatever_the_tensors_of_a_program_do(
+    location: Any, reason: str | None, clip: float | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    x = torch.randn(12)
+    results = []
+    for use in (True, False):
+        torch.manual_seed(0)
+        pair = Carrying(location), Guide()
+        with caplog.at_level(logging.WARNING):
+            found = trained(*pair, x, capture=use, clip_grad_norm=clip)
+        results.append([*found, pair[0].plain])
+    for mine, theirs in zip(*results, strict=True):
+        assert torch.equal(mine, theirs)
+    messages = [r.getMessage() for r in caplog.records if "capture is off" in r.getMessage()]
+    assert len(messages) == (reason is not None)
+    assert reason is None or reason in messages[0]
+
+
+def test_metrics_are_as_exact_as_the_data() -> None:
+    x = torch.randn(11, dtype=torch.float64)
+    with captured(model, Guide().double(), x, TraceELBO()) as step:
+        assert step(x, 1.0).dtype == torch.float64
+
+
+def test_shapes_without_room_are_done_by_pyro(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture, "MOST_RECORDINGS", 2)
+    with captured(VAE(SHAPE, 2), MeanField(SHAPE, 2), rows(), TraceELBO()) as step:
+        for n in (1, 2):
+            assert step.pays(rows(n))
+            step(rows(n), 1.0)
+        assert not step.pays(rows(3))
+        assert not step.has_room(rows(3))
+        assert step.pays(rows(1))
+        assert step.has_room(rows(1))
+
+
+def test_what_fails_as_it_runs_is_done_by_pyro(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*args: Any) -> Any:
+        raise RuntimeError("no memory")
+
+    x = rows()
+    with captured(VAE(SHAPE, 2), MeanField(SHAPE, 2), x, TraceELBO()) as step:
+        step(x, 1.0)
+        for kept in step._cache.values():
+            kept.recording.run = broken
+        with pytest.raises(CaptureError, match="no memory"):
+            step(x, 1.0)
+
+
 def test_python_state_that_changes_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     def scaled(self: Guide, loc: Tensor) -> Tensor:
         return loc * self.counter
@@ -442,6 +562,24 @@ def test_joined_logarithms_are_the_bernoulli_density(shape: tuple[int, ...], sca
     assert torch.ops.aten.binary_cross_entropy_with_logits.default not in targets
     exact = log_prob(logits.double(), x.double())
     torch.testing.assert_close(graph(logits, x).double(), exact, rtol=2e-6, atol=1e-5)
+
+
+def test_logarithms_of_logits_in_any_order_are_joined() -> None:
+    def log_prob(logits: Tensor, x: Tensor) -> Tensor:
+        unused = torch.rand_like(x)
+        del unused  # a draw that nobody looks at: it moves the generator
+        p = dist.Bernoulli(logits=logits.transpose(-1, -2), validate_args=False).to_event(1)
+        log_p: Tensor = p.log_prob(x)
+        return log_p
+
+    logits, x = torch.randn(3, 64, 5), torch.ones(3, 5, 64)
+    graph = make_fx(log_prob)(logits, x)
+    forget_values(graph)
+    join_logarithms(graph)
+    targets = {node.target for node in graph.graph.nodes}
+    assert torch.ops.aten.binary_cross_entropy_with_logits.default not in targets
+    assert torch.ops.aten.rand_like.default in targets
+    torch.testing.assert_close(graph(logits, x), log_prob(logits, x))
 
 
 def test_logarithms_are_joined_only_where_a_row_is_summed() -> None:

@@ -22,6 +22,7 @@ from ppl_vae.networks import MLP
 from ppl_vae.recording import Recording, record
 
 SHAPE = (1, 8, 8)
+AUXILIARY = {"is_auxiliary": True}
 
 
 @pytest.fixture(autouse=True)
@@ -116,6 +117,62 @@ def test_few_chunks_are_not_recorded(
     monkeypatch.setattr(weighing, "RECORD_FROM", 10**6)
     evaluate(*pair(), rows(), num_samples=300, seed=1)
     assert not recorded
+
+
+def test_the_last_rows_are_recorded_if_they_come_often(
+    recorded: list[Recording], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, q = pair()
+    options: dict[str, Any] = {"num_samples": 301, "seed": 1}
+    monkeypatch.setattr(evaluation, "chunk_sizes", lambda *_: (4, 20))
+    same(
+        evaluate(model, q, rows(), **options),
+        evaluate(model, q, rows(), capture=False, **options),
+    )
+    assert [tuple(r.example[0].shape) for r in recorded] == [(4, *SHAPE), (2, *SHAPE)]
+
+
+def test_samples_that_have_to_be_looped_over_are_recorded(recorded: list[Recording]) -> None:
+    model, q = pair()
+
+    class Flattening(nn.Module):
+        """A guide that knows of no dimension of samples."""
+
+        def forward(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x), dim=-1):
+                z = pyro.sample("u", dist.Normal(torch.zeros(len(x)), 1.0), infer=AUXILIARY)
+                assert z.dim() == 1
+                exact = q.encode(x)  # type: ignore[operator]
+                pyro.sample("z", exact)
+
+    options: dict[str, Any] = {"num_samples": 50, "seed": 1}
+    same(
+        evaluate(model, Flattening(), rows(), **options),
+        evaluate(model, Flattening(), rows(), capture=False, **options),
+    )
+    assert len(recorded) == 1
+
+
+def test_a_program_that_counts_its_calls_runs_as_often(caplog: pytest.LogCaptureFixture) -> None:
+    model, q = pair()
+
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls = 0
+
+        def forward(self, x: Tensor) -> None:
+            self.calls += 1
+            q(x)
+
+    counts = []
+    for capture in (True, False):
+        guide = Counting()
+        with caplog.at_level(logging.WARNING):
+            evaluate(model, guide, rows(), num_samples=300, seed=1, capture=capture)
+        counts.append(guide.calls)
+    assert counts[0] == counts[1]
+    assert "the evaluation goes on in Pyro: the pair changes Python state" in caplog.text
 
 
 def test_what_can_not_be_recorded_is_done_by_pyro(caplog: pytest.LogCaptureFixture) -> None:
