@@ -81,14 +81,19 @@ class _Vamp(nn.Module):
 
     def forward(self) -> dist.MixtureSameFamily:
         guide = self._guide()
+        circular = TypeError(
+            f"VampPrior is made of {type(guide).__name__}.encode(x), which runs the model, and so "
+            f"the prior, itself: use a guide that does not, such as MeanField"
+        )
         if self._encoding:
-            raise TypeError(
-                f"VampPrior is made of {type(guide).__name__}.encode(x), which runs the model, and so "
-                f"the prior, itself: use a guide that does not, such as MeanField"
-            )
+            raise circular
         self._encoding = True
         try:
             components = guide.encode(self.inputs.clamp(self.low, self.high))
+        except ValueError as error:  # a model within itself enters its plate twice
+            if "duplicate plate" in str(error):
+                raise circular from error
+            raise
         finally:
             self._encoding = False
         equal = torch.zeros(len(self.inputs), dtype=self.inputs.dtype, device=self.inputs.device)

@@ -211,6 +211,8 @@ def test_vamp_prior_says_what_it_lacks() -> None:
     for _ in range(2):  # not the depth of Python's stack
         with pytest.raises(TypeError, match=r"SemiAmortised.encode\(x\), which runs the model"):
             model.prior()
+    with pytest.raises(TypeError, match=r"which runs the model"):
+        model(torch.rand(3, *SHAPE).round())  # inside of the plate
     with pytest.raises(ValueError, match="came 3 rows"):
         model.prior.start_at(torch.rand(3, *SHAPE))
     with pytest.raises(ValueError, match="low and high"):
