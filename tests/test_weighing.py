@@ -22,7 +22,7 @@ from ppl_vae.networks import MLP
 from ppl_vae.recording import Recording, record
 
 SHAPE = (1, 8, 8)
-AUXILIARY = {"is_auxiliary": True}
+AUXILIARY: Any = {"is_auxiliary": True}
 
 
 @pytest.fixture(autouse=True)
