@@ -28,7 +28,10 @@ import ppl_vae.training
 from ppl_vae import evaluate, fit
 from ppl_vae.checkpoints import read_tensors
 from ppl_vae.fitting import DivergenceError, Fit
+from ppl_vae.guides import MeanField
 from ppl_vae.handlers import PairError
+from ppl_vae.models import VAE
+from ppl_vae.networks import MLP
 from ppl_vae.objectives import (
     ELBO,
     Cyclical,
@@ -1123,3 +1126,23 @@ def test_a_run_killed_at_any_moment_ends_as_one_that_never_was(tmp_path: Path, k
         for f in (tmp_path / "whole", folder)
     ]
     assert rows[0] == rows[1]
+
+
+def test_denormal_numbers_are_flushed_while_training_and_not_after() -> None:
+    def flushed() -> bool:
+        return float(torch.tensor(1e-40) * 1.0) == 0.0
+
+    seen = []
+
+    def stop(x: Tensor) -> Tensor:
+        seen.append(flushed())
+        if len(seen) > 8:
+            raise KeyboardInterrupt
+        return x
+
+    model, guide = VAE((4,), 2, MLP(hidden=(3,))), MeanField((4,), 2, MLP(hidden=(3,)))
+    assert not flushed()
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, guide, torch.ones(6, 4), transform=stop, batch_size=2, max_epochs=9, seed=0)
+    assert seen[-1]
+    assert not flushed()

@@ -50,9 +50,9 @@ def race(
             workers.append(Worker(name, "contenders.py", arguments, threads, environments))
         turn = {}
         for worker in tqdm(workers, desc=f"{label}: warm up", leave=False):
-            if worker.name == "ours":
-                worker.ask(warm_up)
             few = min(steps, 5)
+            for _ in range(0, warm_up, max(1, min(steps, warm_up))):
+                worker.ask(min(steps, warm_up))
             worker.ask(few)
             seconds = worker.ask(few) / few
             turn[worker.name] = min(steps, max(few, int(LONGEST / seconds)))
@@ -89,7 +89,8 @@ def main(
         contenders: Who takes part; `ours` must.
         rounds: Turns of each contender; the median counts.
         steps: Steps a turn; fewer, where they would take more than half a second.
-        warm_up: Steps of `fit` before; it changes over to compiled steps at its 1,000th.
+        warm_up: Steps of everyone before: `fit` changes over to compiled steps at its 1,000th, and Adam's averages
+            of gradients that are 0 have become denormal by then, which slows down whoever does not flush them.
         threads: Threads of each contender.
         environments: Where the peers' environments are, or will be made.
     """
