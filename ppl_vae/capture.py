@@ -134,13 +134,15 @@ class CapturedLoss:
         """Whether a step on such a batch is worth a recording: it has come up often enough.
 
         Samples that have to be looped over make a graph of all of them, which takes long to record and
-        saves little.
+        saves little. A program with a site a step of a sequence takes long too: it has to come up more often.
         """
         if not self.has_room(batch):
             return False
         key = self._key(batch)
         self._seen[key] = self._seen.get(key, 0) + 1
-        return self._seen[key] > RECORD_AFTER
+        layout = self.layout
+        sites = len(layout.latents) + len(layout.enumerated) + len(layout.observed)
+        return self._seen[key] > RECORD_AFTER * max(1, sites // 2)
 
     def has_room(self, batch: Batch) -> bool:
         """Whether such a batch has a recording or may get one, for samples that run at once."""

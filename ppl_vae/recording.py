@@ -47,6 +47,9 @@ from ppl_vae.pairs import Pair, Program
 
 _logger = logging.getLogger(__name__)
 
+MOST_OPERATIONS = 4000
+"""Operations in a graph that is compiled; a VAE's step has some 150."""
+
 
 class CaptureError(RuntimeError):
     """A computation that can not be replaced by a recording; the message says why."""
@@ -89,8 +92,14 @@ class Recording:
         """Lets Inductor compile the graph: equal to float precision, no longer bit by bit.
 
         Raises:
-            CaptureError: There is no C++ compiler, or an operation that Inductor can not do.
+            CaptureError: There is no C++ compiler, an operation that Inductor can not do, or so many of them
+                that it would take minutes.
         """
+        operations = len(self.graph.graph.nodes)
+        if operations > MOST_OPERATIONS:
+            raise CaptureError(
+                f"its {operations} operations would take Inductor minutes to compile"
+            )
         try:
             with generators_kept():
                 tensors = [t.detach() for t in self.tensors]

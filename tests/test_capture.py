@@ -681,3 +681,27 @@ def test_where_inductor_fails_the_recording_is_run(
     assert [r.getMessage() for r in caplog.records] == [
         "the captured step is run as it is: Inductor could not compile it: RuntimeError: no compiler"
     ]
+
+
+def test_a_graph_that_would_take_minutes_to_compile_is_run_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(recording, "MOST_OPERATIONS", 10)
+    monkeypatch.setattr(training, "RECORD_AFTER", 3)
+    with caplog.at_level(logging.WARNING):
+        trained(VAE(SHAPE, 2), MeanField(SHAPE, 2), rows(12), compile=True)
+    assert len(caplog.records) == 1
+    assert "operations would take Inductor minutes" in caplog.text
+
+
+def test_a_program_of_many_sites_has_to_come_up_more_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chain(x: Tensor) -> None:
+        scale = pyro.param("scale", torch.ones(()), constraint=dist.constraints.positive)
+        with pyro.plate("data", len(x)):
+            for t in range(6):
+                pyro.sample(f"x_{t}", dist.Normal(0.0, scale), obs=x[:, t])
+
+    monkeypatch.setattr(capture, "RECORD_AFTER", 2)
+    x = torch.randn(5, 6)
+    with captured(chain, lambda x: None, x, TraceELBO()) as step:
+        assert [step.pays(x) for _ in range(8)] == [False] * 6 + [True] * 2

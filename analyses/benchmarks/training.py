@@ -89,8 +89,8 @@ def main(
         contenders: Who takes part; `ours` must.
         rounds: Turns of each contender; the median counts.
         steps: Steps a turn; fewer, where they would take more than half a second.
-        warm_up: Steps of everyone before: `fit` changes over to compiled steps at its 1,000th, and Adam's averages
-            of gradients that are 0 have become denormal by then, which slows down whoever does not flush them.
+        warm_up: Steps of everyone before: `fit` changes over to compiled steps at its 1,000th, and Adam's
+            averages of gradients that are 0 are denormal by then, which slows down whoever does not flush.
         threads: Threads of each contender.
         environments: Where the peers' environments are, or will be made.
     """
