@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import math
@@ -597,12 +598,15 @@ def test_memory_does_not_grow_with_temperatures_or_rows(monkeypatch: pytest.Monk
     model, guide, x = vae()
     most = []
     for rows, num_steps in ((60, 100), (60, 400), (120, 100)):
+        gc.collect()  # what cycles hold of the run before is not this one's
         with Alive() as alive:
             annealed_importance_sampling(
                 model, guide, x[:1].expand(rows, 1, 4, 4), num_steps=num_steps, num_leapfrog=1
             )
         most.append(alive.most)
-    assert most[1] < 1.3 * most[0]
+    # Of a temperature, each row's step size and what it is tuned by are kept, but no state of its chains,
+    # which would be 60 rows x 16 chains x latents.
+    assert most[1] - most[0] < (400 - 100) * 60 * 24
     assert most[2] < 1.3 * most[0]
     assert most[0] < 2**21
 

@@ -601,7 +601,7 @@ def test_export(
 # -- mistakes --------------------------------------------------------------------------------------------
 
 MISTAKES = [
-    (["train", "--guide", "MeanFeild"], 2, "known are Exact, FullCovariance, MeanField"),
+    (["train", "--guide", "MeanFeild"], 2, "known are BottomUp, CategoricalEncoder, "),
     (["train", "--guide", "nowhere.Guide"], 2, "no module 'nowhere'"),
     (["train", "--guide", "ppl_vae.guides.Nothing"], 2, "no class or function 'Nothing'"),
     (

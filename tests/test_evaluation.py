@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
-from ppl_vae import diagnose, evaluation, stats
+from ppl_vae import diagnose, evaluation, stats, weighing
 from ppl_vae.evaluation import Estimate, evaluate
 from ppl_vae.guides import Exact, MeanField
 from ppl_vae.handlers import PairError
@@ -229,6 +229,7 @@ def record_chunks(monkeypatch: pytest.MonkeyPatch, budget: int) -> list[tuple[in
         return rows
 
     monkeypatch.setattr(evaluation, "sample_rows", recorded)
+    monkeypatch.setattr(weighing, "sample_rows", recorded)
     return sizes
 
 
@@ -241,7 +242,7 @@ def test_memory_stays_in_the_budget_and_chunks_do_not_change_the_result(
     unrotate(model)
     guide = mean_field_of(model, 6)
     x = x.repeat(3, 1)[:25]
-    found = evaluate(model, guide, x, num_samples=30, seed=0)
+    found = evaluate(model, guide, x, num_samples=30, seed=0, capture=False)
     chunks = sizes[3:]  # after the description and the two measurements
     assert sum(k * n for k, n in chunks) == 30 * 25
     width = max(k * n for k, n in chunks)
@@ -272,7 +273,8 @@ def test_a_guide_with_parameters_for_each_row_stays_in_the_budget_too(
 ) -> None:
     """All rows have to run at once, so fewer samples do."""
     sizes = record_chunks(monkeypatch, budget=2**18)
-    found = evaluate(scalar, AutoNormal(scalar), torch.randn(500), num_samples=200, seed=0)
+    x, guide = torch.randn(500), AutoNormal(scalar)
+    found = evaluate(scalar, guide, x, num_samples=200, seed=0, capture=False)
     assert found.num_rows == 500
     chunks = sizes[3:]
     assert {n for _, n in chunks} == {500}
@@ -722,7 +724,7 @@ def test_diagnostics_are_those_of_the_weights() -> None:
         return rows
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "sample_rows", recorded)
+        patch.setattr(weighing, "sample_rows", recorded)
         found = evaluate(scalar, scalar_guide, x, num_samples=400, seed=0)
     log_w = weights[-1].double()
     assert log_w.shape == (400, 4)
