@@ -597,7 +597,7 @@ def test_memory_does_not_grow_with_temperatures_or_rows(monkeypatch: pytest.Monk
     monkeypatch.setattr(evaluation, "MEMORY_BUDGET", 2**21)
     model, guide, x = vae()
     most = []
-    for rows, num_steps in ((60, 100), (60, 400), (120, 100)):
+    for rows, num_steps in ((60, 100), (60, 400), (600, 50)):
         gc.collect()  # what cycles hold of the run before is not this one's
         with Alive() as alive:
             annealed_importance_sampling(
@@ -607,8 +607,9 @@ def test_memory_does_not_grow_with_temperatures_or_rows(monkeypatch: pytest.Monk
     # Of a temperature, each row's step size and what it is tuned by are kept, but no state of its chains,
     # which would be 60 rows x 16 chains x latents.
     assert most[1] - most[0] < (400 - 100) * 60 * 24
-    assert most[2] < 1.3 * most[0]
-    assert most[0] < 2**21
+    # Ten times the rows come in chunks.
+    assert max(most) < 2**21
+    assert most[2] < 5 * most[0]
 
 
 @pytest.mark.parametrize("budget", [1, 2**14])
