@@ -27,10 +27,10 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ppl_vae import fit, load_data
 from ppl_vae.em import GradientSteps, fit_em
-from ppl_vae.em_plots import climb
 from ppl_vae.guides import CategoricalEncoder, Exact, MeanField, Recurrent
 from ppl_vae.models import BernoulliMixture, GaussianHMM, GaussianMixture, ProbabilisticPCA
 from ppl_vae.networks import MLP
+from ppl_vae.plots import bound_curves
 
 Module = Any  # a model with closed forms, or a guide
 
@@ -212,7 +212,7 @@ def compare(problem: Problem, epochs: int, output: Path, seed: int) -> list[Fitt
     )
     # Hard EM last, so that the others have the same colours where it is left out.
     histories = {f.name: f.history for f in sorted(found, key=lambda f: f.hard)}
-    figure = climb(histories, against=("passes", "gradient_evaluations", "seconds"))
+    figure = bound_curves(histories, against=("passes", "gradient_evaluations", "seconds"))
     figure.savefig(output)
     return found
 

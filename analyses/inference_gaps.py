@@ -16,9 +16,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ppl_vae import evaluate, fit, load_data
-from ppl_vae.ais import Annealed, annealed_importance_sampling
-from ppl_vae.evaluation import Estimate, Evaluation
-from ppl_vae.gaps import Gaps, inference_gaps
+from ppl_vae.diagnosis import Gaps, guide_on_grid, inference_gaps, posterior_grid
+from ppl_vae.evaluation import Annealed, Evaluation, annealed_importance_sampling
 from ppl_vae.guides import (
     FullCovariance,
     InverseAutoregressive,
@@ -32,9 +31,9 @@ from ppl_vae.guides import (
 )
 from ppl_vae.models import VAE
 from ppl_vae.networks import MLP
-from ppl_vae.posterior_grid import guide_on_grid, posterior_grid
-from ppl_vae.posterior_plots import gaps_plot, posterior_contours
-from ppl_vae.refitting import refit_guide
+from ppl_vae.plots import gaps_plot, posterior_contours
+from ppl_vae.stats import Estimate
+from ppl_vae.training import refit_guide
 
 
 def main(

@@ -22,11 +22,11 @@ from jsonargparse import auto_cli
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import ppl_vae
-from ppl_vae.evaluation import Estimate
 from ppl_vae.guides import MeanField
 from ppl_vae.likelihoods import Bernoulli
 from ppl_vae.models import VAE
 from ppl_vae.networks import MLP
+from ppl_vae.stats import Estimate
 
 
 def main(

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torchvision.utils import make_grid
 
 from ppl_vae import diagnose, evaluate, fit, load_data
-from ppl_vae.evaluation import Estimate, evaluating
+from ppl_vae.checks import evaluating
 from ppl_vae.guides import MeanField
 from ppl_vae.models import (
     VAE,
@@ -27,7 +27,8 @@ from ppl_vae.models import (
 from ppl_vae.models.priors import Prior
 from ppl_vae.networks import MLP
 from ppl_vae.pairs import Pair
-from ppl_vae.refit_prior import refit_prior
+from ppl_vae.stats import Estimate
+from ppl_vae.training import refit_prior
 
 
 def main(

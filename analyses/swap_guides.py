@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ppl_vae import evaluate, fit, load_data
-from ppl_vae.evaluation import Estimate
 from ppl_vae.guides import Exact, FullCovariance, LowRank, MeanField, MixtureOfGaussians
 from ppl_vae.models import VAE, ProbabilisticPCA
 from ppl_vae.networks import MLP
 from ppl_vae.objectives import ELBO
+from ppl_vae.stats import Estimate
 
 
 def main(

@@ -20,33 +20,8 @@
 A guide is a callable `guide(x)` that runs inside Pyro; `encode(x)` is its q(z | x).
 """
 
-from ppl_vae.guides.categorical import CategoricalEncoder
-from ppl_vae.guides.enumerated import Enumerated
-from ppl_vae.guides.exact import Exact
-from ppl_vae.guides.flows import InverseAutoregressive, MaskedAutoregressive, NeuralSpline
-from ppl_vae.guides.full_covariance import FullCovariance
-from ppl_vae.guides.hierarchical import BottomUp, TopDown
-from ppl_vae.guides.low_rank import LowRank
-from ppl_vae.guides.mean_field import MeanField
-from ppl_vae.guides.mixture_of_gaussians import MixtureOfGaussians
-from ppl_vae.guides.per_row import PerRow
-from ppl_vae.guides.recurrent import Recurrent
-from ppl_vae.guides.semi_amortised import SemiAmortised
+from __future__ import annotations
 
-__all__ = [
-    "BottomUp",
-    "CategoricalEncoder",
-    "Enumerated",
-    "Exact",
-    "FullCovariance",
-    "InverseAutoregressive",
-    "LowRank",
-    "MaskedAutoregressive",
-    "MeanField",
-    "MixtureOfGaussians",
-    "NeuralSpline",
-    "PerRow",
-    "Recurrent",
-    "SemiAmortised",
-    "TopDown",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

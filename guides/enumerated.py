@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.guides._log_joint import Model, hidden_sites, log_joint, repeat_rows, rows_frame
+from ppl_vae.guides.log_joint import Model, hidden_sites, log_joint, repeat_rows, rows_frame
 
 MOST_COMBINATIONS = 4096
 """Combinations of a row's latent values above which the model is not enumerated."""

@@ -9,7 +9,7 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from ppl_vae.markov_chain import MarkovChain, sample_steps
+from ppl_vae.distributions import MarkovChain, sample_steps
 
 
 class Exact(nn.Module):

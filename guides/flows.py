@@ -11,7 +11,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import AffineTransform, Independent, Normal
 from torch.nn.functional import softplus
 
-from ppl_vae.flows import FlowDistribution, shrink_to_identity, zuko
+from ppl_vae.distributions import FlowDistribution, shrink_to_identity, zuko
 from ppl_vae.networks import MLP, Network, full_precision, linear_head
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, MultivariateNormal, register_kl
 from torch.nn.functional import softplus
 
-from ppl_vae.guides.normal_kl import kl_to_independent_normals
+from ppl_vae.distributions import kl_to_independent_normals
 from ppl_vae.networks import MLP, Network, full_precision, linear_head
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from ppl_vae.markov_chain import IMPOSSIBLE, MarkovChain, sample_steps
+from ppl_vae.distributions import IMPOSSIBLE, MarkovChain, sample_steps
 from ppl_vae.networks import full_precision
 
 

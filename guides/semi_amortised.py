@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from ppl_vae.guides._log_joint import Model, log_joint, repeat_rows
+from ppl_vae.guides.log_joint import Model, log_joint, repeat_rows
 from ppl_vae.networks import MLP, Network, full_precision, linear_head
 
 

@@ -27,36 +27,8 @@ methods: `log_evidence(x)`, exact log p(x) per row, and `posterior(x)`, exact p(
 A prior is a description, given to a model: `VAE(..., prior=MixturePrior(components=10))`.
 """
 
-from ppl_vae.models.autoregressive import Autoregressive
-from ppl_vae.models.bernoulli_mixture import BernoulliMixture
-from ppl_vae.models.categorical_hmm import CategoricalHMM
-from ppl_vae.models.ctc import CTC
-from ppl_vae.models.factor_analysis import FactorAnalysis
-from ppl_vae.models.flow_prior import FlowPrior
-from ppl_vae.models.gaussian_hmm import GaussianHMM
-from ppl_vae.models.gaussian_mixture import GaussianMixture
-from ppl_vae.models.hierarchical_vae import HierarchicalVAE
-from ppl_vae.models.mixture_of_pca import MixtureOfPCA
-from ppl_vae.models.priors import DiagonalNormal, MixturePrior, StandardNormal
-from ppl_vae.models.probabilistic_pca import ProbabilisticPCA
-from ppl_vae.models.vae import VAE
-from ppl_vae.models.vamp_prior import VampPrior
+from __future__ import annotations
 
-__all__ = [
-    "CTC",
-    "VAE",
-    "Autoregressive",
-    "BernoulliMixture",
-    "CategoricalHMM",
-    "DiagonalNormal",
-    "FactorAnalysis",
-    "FlowPrior",
-    "GaussianHMM",
-    "GaussianMixture",
-    "HierarchicalVAE",
-    "MixtureOfPCA",
-    "MixturePrior",
-    "ProbabilisticPCA",
-    "StandardNormal",
-    "VampPrior",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

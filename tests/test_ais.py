@@ -18,17 +18,25 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
-from ppl_vae import evaluation, hmc
-from ppl_vae.ais import Annealed, annealed_importance_sampling
-from ppl_vae.evaluation import Estimate, evaluate
+from ppl_vae.evaluation import (
+    Annealed,
+    Densities,
+    Point,
+    annealed_importance_sampling,
+    bidirectional_monte_carlo,
+    evaluate,
+    hmc,
+    importance as evaluation,
+)
+from ppl_vae.evaluation.hmc import leapfrog, sigmoidal, transition
+from ppl_vae.evaluation.path import Path
+from ppl_vae.evaluation.sandwich import simulate
 from ppl_vae.guides import Exact, FullCovariance, MeanField, MixtureOfGaussians
-from ppl_vae.handlers import PairError
-from ppl_vae.hmc import Densities, Point, leapfrog, sigmoidal, transition
 from ppl_vae.likelihoods import Gaussian
 from ppl_vae.models import VAE, MixturePrior, ProbabilisticPCA
 from ppl_vae.networks import MLP
-from ppl_vae.paths import Path
-from ppl_vae.sandwich import bidirectional_monte_carlo, simulate
+from ppl_vae.pairs import PairError
+from ppl_vae.stats import Estimate
 
 # -- Hamiltonian Monte Carlo -----------------------------------------------------------------------------
 
@@ -142,7 +150,7 @@ def test_steps_are_tuned_to_each_row() -> None:
 
 def test_steps_between_temperatures_are_interpolated_and_beyond_them_kept() -> None:
     log_steps = torch.tensor([[0.0], [2.0], [4.0]])
-    steps = hmc.Steps([0.2, 0.4, 0.8], log_steps, torch.ones(1, 1))
+    steps = hmc.StepSizes([0.2, 0.4, 0.8], log_steps, torch.ones(1, 1))
     for beta, expected in ((0.0, 0.0), (0.2, 0.0), (0.3, 1.0), (0.6, 3.0), (0.8, 4.0), (1.0, 4.0)):
         assert float(steps.at(beta).log()) == pytest.approx(expected, abs=1e-5)
 
@@ -795,15 +803,15 @@ def test_models_that_can_not_be_simulated_are_refused(model: Any, x: Any, messag
 
 
 def test_simulate_gives_back_the_latents_that_made_the_rows() -> None:
+    from ppl_vae.evaluation.path import PriorGuide
     from ppl_vae.pairs import Pair
-    from ppl_vae.paths import Prior
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
             pyro.sample("x", dist.Normal(z, 1e-6), obs=x)
 
-    data, latents = simulate(Pair(model, Prior(model)), torch.zeros(9))
+    data, latents = simulate(Pair(model, PriorGuide(model)), torch.zeros(9))
     assert isinstance(data, Tensor)
     assert float(data.std()) > 0.3
     torch.testing.assert_close(latents["z"], data, atol=1e-4, rtol=0.0)

@@ -28,9 +28,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from ppl_vae import check, diagnose, evaluate, fit
-from ppl_vae.handlers import PairError
 from ppl_vae.objectives import ImportanceWeightedELBO, TraceELBO
-from ppl_vae.pairs import Pair
+from ppl_vae.pairs import Pair, PairError
 
 DIGITS = torch.tensor(load_digits().images[:48] > 7.0, dtype=torch.float32)
 PYRO_STORE = pyro.get_param_store()
@@ -564,12 +563,12 @@ def test_what_was_learned_goes_with_the_program() -> None:
     fit(model, guide, POINTS, max_epochs=1, seed=0)
     assert Pair.of(model, guide).store["params"]
     assert not Pair.of(*make()).store["params"]
-    from ppl_vae import pairs
+    from ppl_vae.pairs import learned
 
-    known = len(pairs._learned)
+    known = len(learned._learned)
     del model, guide
     gc.collect()
-    assert len(pairs._learned) < known
+    assert len(learned._learned) < known
 
 
 # -- what does not vectorise, and plates -----------------------------------------------------------------

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ppl_vae import _version
-from ppl_vae.arviz_bridge import to_arviz
-from ppl_vae.evaluation import evaluate
+from ppl_vae.evaluation import evaluate, to_arviz
 from ppl_vae.guides import Exact, MeanField
 from ppl_vae.likelihoods import Binomial
 from ppl_vae.models import VAE, ProbabilisticPCA
@@ -204,7 +203,7 @@ def test_a_seed_gives_the_same_draws() -> None:
 
 
 def test_large_groups_keep_fewer_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ppl_vae.arviz_bridge._LARGEST_GROUP", 4 * 1100 * 7)
+    monkeypatch.setattr("ppl_vae.evaluation.arviz._LARGEST_GROUP", 4 * 1100 * 7)
     model, _ = pca()
     x = torch.randn(1100, 4)
     data = to_arviz(model, Exact(model), x, num_samples=2, num_draws=30)

@@ -13,7 +13,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from ppl_vae import check, evaluate, fit, load_run, save_run, to_arviz
-from ppl_vae.models.autoregressive import Autoregressive
+from ppl_vae.models.deep.autoregressive import Autoregressive
 from ppl_vae.objectives import ELBO, Objective, TraceELBO
 
 SHAPES: dict[str, tuple[tuple[int, ...], int]] = {

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from ppl_vae.batches import Batches
-from ppl_vae.pairs import Pair, as_args
+from ppl_vae.pairs import Batches, Pair, as_args
 
 
 def of_one(x: Tensor) -> None: ...

@@ -17,18 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ppl_vae import capture, fit, recording, training
-from ppl_vae.capture import CapturedLoss
-from ppl_vae.graphs import forget_values
-from ppl_vae.guides import (
-    Enumerated,
-    Exact,
-    FullCovariance,
-    MeanField,
-    SemiAmortised,
-    TopDown,
-)
-from ppl_vae.layout import survey
+from ppl_vae import fit
+from ppl_vae.capture import CapturedLoss, CaptureError, forget_values, recording, step as capture
+from ppl_vae.capture.recording import Recording
+from ppl_vae.capture.substitutions import join_logarithms, split_biases
+from ppl_vae.guides import Enumerated, Exact, FullCovariance, MeanField, SemiAmortised, TopDown
 from ppl_vae.likelihoods import (
     Bernoulli,
     Binomial,
@@ -47,9 +40,8 @@ from ppl_vae.objectives import (
     Objective,
     TraceELBO,
 )
-from ppl_vae.pairs import Pair
-from ppl_vae.recording import CaptureError, Recording
-from ppl_vae.substitutions import join_logarithms, split_biases
+from ppl_vae.pairs import Pair, find_layout
+from ppl_vae.training import loop as training
 
 SHAPE = (1, 6, 6)
 OBJECTIVES = [
@@ -84,7 +76,7 @@ def rows(n: int = 7) -> Tensor:
 def captured(model: Any, guide: Any, x: Tensor, objective: Objective) -> Iterator[CapturedLoss]:
     pair = Pair(model, guide)
     with pair.scope(), pyro.validation_enabled(False), pair.mode(training=True):
-        yield CapturedLoss(pair, survey(pair, x), objective, pair.parameters(x))
+        yield CapturedLoss(pair, find_layout(pair, x), objective, pair.parameters(x))
 
 
 def same_as_pyro(step: CapturedLoss, x: Tensor, beta: float) -> None:
@@ -233,8 +225,14 @@ def test_the_same_trajectory_with_and_without(network: Any, guide: Any) -> None:
 def test_only_shapes_that_come_often_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capture, "RECORD_AFTER", 3)
     with captured(VAE(SHAPE, 2), MeanField(SHAPE, 2), rows(), TraceELBO()) as step:
-        assert [step.pays(rows(7)) for _ in range(5)] == [False, False, False, True, True]
-        assert not step.pays(rows(6))
+        assert [step.worth_recording(rows(7)) for _ in range(5)] == [
+            False,
+            False,
+            False,
+            True,
+            True,
+        ]
+        assert not step.worth_recording(rows(6))
 
 
 def test_a_fit_records_each_common_shape_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -424,11 +422,11 @@ def test_shapes_without_room_are_done_by_pyro(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(capture, "MOST_RECORDINGS", 2)
     with captured(VAE(SHAPE, 2), MeanField(SHAPE, 2), rows(), TraceELBO()) as step:
         for n in (1, 2):
-            assert step.pays(rows(n))
+            assert step.worth_recording(rows(n))
             step(rows(n), 1.0)
-        assert not step.pays(rows(3))
+        assert not step.worth_recording(rows(3))
         assert not step.has_room(rows(3))
-        assert step.pays(rows(1))
+        assert step.worth_recording(rows(1))
         assert step.has_room(rows(1))
 
 
@@ -456,7 +454,7 @@ def test_python_state_that_changes_is_seen(monkeypatch: pytest.MonkeyPatch) -> N
     with captured(model, guide, x, TraceELBO()) as step:
         step(x, 1.0)
         guide.counter = 3
-        step.look_again()
+        step.recheck_state()
         same_as_pyro(step, x, 1.0)
         assert step.recordings == 2
         monkeypatch.setattr(capture, "LOOK_EVERY", 4)
@@ -716,4 +714,4 @@ def test_a_program_of_many_sites_has_to_come_up_more_often(monkeypatch: pytest.M
     monkeypatch.setattr(capture, "RECORD_AFTER", 2)
     x = torch.randn(5, 6)
     with captured(chain, lambda x: None, x, TraceELBO()) as step:
-        assert [step.pays(x) for _ in range(8)] == [False] * 6 + [True] * 2
+        assert [step.worth_recording(x) for _ in range(8)] == [False] * 6 + [True] * 2

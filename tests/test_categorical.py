@@ -14,13 +14,10 @@ from torch import Tensor, nn
 
 from ppl_vae import check, evaluate, fit, load_run, save_run, to_arviz
 from ppl_vae.guides import CategoricalEncoder
-from ppl_vae.gumbel import GumbelSoftmaxELBO
-from ppl_vae.handlers import PairError
-from ppl_vae.layout import survey
 from ppl_vae.models import BernoulliMixture, GaussianMixture
 from ppl_vae.networks import MLP
-from ppl_vae.objectives import ELBO, EnumELBO, Objective, TraceELBO
-from ppl_vae.pairs import Pair
+from ppl_vae.objectives import ELBO, EnumELBO, GumbelSoftmaxELBO, Objective, TraceELBO
+from ppl_vae.pairs import Pair, PairError, find_layout
 
 DRAWS = 20_000
 
@@ -64,7 +61,7 @@ def gradients(
     guide = Logits(outputs.expand(DRAWS, -1))
     pair, batch = Pair.of(model, guide), x.expand(DRAWS, -1)
     with pair.scope():
-        loss = objective(pair, survey(pair, batch), batch, beta).loss
+        loss = objective(pair, find_layout(pair, batch), batch, beta).loss
         (gradient,) = torch.autograd.grad(loss, [guide.outputs])
     return -gradient.double() * DRAWS
 
@@ -149,7 +146,7 @@ def test_gumbel_softmax_trains_the_model_without_bias() -> None:
     truth = torch.autograd.grad(model.log_joint(X[None])[0].double() @ q, [model.loc])[0]
     pair, batch = Pair.of(model, Logits(outputs.expand(DRAWS, -1))), X.expand(DRAWS, -1)
     with pair.scope():
-        loss = GumbelSoftmaxELBO(temperature=1.5)(pair, survey(pair, batch), batch).loss
+        loss = GumbelSoftmaxELBO(temperature=1.5)(pair, find_layout(pair, batch), batch).loss
         found = -torch.autograd.grad(loss, [model.loc])[0]
     error = (q.prod() / DRAWS).sqrt() * (X - model.loc).abs().max()
     assert (found - truth).abs().max() < 4 * error
@@ -250,7 +247,7 @@ def test_double_precision() -> None:
     pair = Pair.of(model, guide)
     for objective in OBJECTIVES.values():
         with pair.scope():
-            assert objective(pair, survey(pair, x), x).loss.dtype == torch.float64
+            assert objective(pair, find_layout(pair, x), x).loss.dtype == torch.float64
 
 
 def continuous(x: Tensor) -> None:
@@ -289,7 +286,7 @@ def test_gumbel_softmax_refuses_what_it_can_not_relax(
 ) -> None:
     pair, x = Pair.of(model, guide), torch.randn(4, 2)
     with pair.scope(), pytest.raises(PairError, match=message):
-        GumbelSoftmaxELBO()(pair, survey(pair, x), x)
+        GumbelSoftmaxELBO()(pair, find_layout(pair, x), x)
 
 
 def test_wrong_options_are_refused() -> None:

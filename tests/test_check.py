@@ -16,9 +16,8 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
 from ppl_vae import check
-from ppl_vae.data_check import check_data
+from ppl_vae.checks import Problem, Report, check_data
 from ppl_vae.guides import MeanField
-from ppl_vae.handlers import PairError
 from ppl_vae.models import MixtureOfPCA
 from ppl_vae.networks import MLP
 from ppl_vae.objectives import (
@@ -30,8 +29,7 @@ from ppl_vae.objectives import (
     Objective,
     TraceELBO,
 )
-from ppl_vae.pairs import Pair
-from ppl_vae.problems import Problem, Report
+from ppl_vae.pairs import Pair, PairError
 
 X = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
 

@@ -13,27 +13,22 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 from torch.optim import lr_scheduler as schedules
 
-from ppl_vae.checkpoints import (
+from ppl_vae.runtime import (
     CorruptFileError,
     flatten,
+    random_state,
     read_tensors,
+    set_random_state,
     unflatten,
     write_bytes,
     write_tensors,
 )
-from ppl_vae.resuming import (
-    KEPT,
-    checkpoint_files,
-    load_checkpoint,
-    random_state,
-    save_checkpoint,
-    set_random_state,
-)
+from ppl_vae.training import load_checkpoint, save_checkpoint
+from ppl_vae.training.checkpoints import KEPT, checkpoint_files
 
 TENSORS = {
     "float": torch.randn(3, 2, generator=torch.Generator().manual_seed(0)),

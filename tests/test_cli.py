@@ -21,16 +21,17 @@ import pytest
 import torch
 import yaml
 
-from ppl_vae.checkpoints import read_tensors
-from ppl_vae.cli import COMMANDS, main
+from ppl_vae.cli.entry import COMMANDS, main
+from ppl_vae.cli.report import information, result_table
 from ppl_vae.data import load_data
 from ppl_vae.diagnosis import Diagnosis
-from ppl_vae.evaluation import Estimate, Evaluation, evaluate
-from ppl_vae.fitting import fit, make_fabric, resolve_device
+from ppl_vae.evaluation import Evaluation, evaluate
 from ppl_vae.guides import MeanField
 from ppl_vae.models import VAE
-from ppl_vae.reports import information, result_table
 from ppl_vae.runs import save_run
+from ppl_vae.runtime import make_fabric, read_tensors, resolve_device
+from ppl_vae.stats import Estimate
+from ppl_vae.training import fit
 
 ROOT = Path(__file__).parent.parent
 SMALL = ("--max_rows", "60", "--num_samples", "20", "--batch_size", "32")
@@ -59,7 +60,7 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 def train(folder: Path, *arguments: str) -> None:
     """A run in this process, without its pictures: they take most of the time."""
-    with patch("ppl_vae.commands.draw_run", return_value=[]):
+    with patch("ppl_vae.cli.train.draw_run", return_value=[]):
         assert main(["train", "--run_dir", str(folder), *SMALL, *NETWORK, *arguments]) == 0
 
 
@@ -237,7 +238,7 @@ def test_the_configuration_of_a_run_starts_another(
 ) -> None:
     folder, _ = first
     again = tmp_path / "again"
-    with patch("ppl_vae.commands.draw_run", return_value=[]):
+    with patch("ppl_vae.cli.train.draw_run", return_value=[]):
         assert (
             main(["train", "--config", str(folder / "config.yaml"), "--run_dir", str(again)]) == 0
         )
@@ -399,7 +400,7 @@ def test_killed_and_resumed_ends_with_the_same_bits(tmp_path: Path) -> None:
             assert "Traceback" not in errors
         else:
             assert process.returncode == -signal.SIGKILL
-    with patch("ppl_vae.commands.draw_run", return_value=[]):
+    with patch("ppl_vae.cli.train.draw_run", return_value=[]):
         assert main(resume) == 0
     train(never, *options)
     assert same_weights(killed, never)
@@ -415,7 +416,7 @@ def test_a_finished_run_can_be_continued_for_longer(tmp_path: Path) -> None:
     train(tmp_path / "short", "--max_epochs", "1")
     train(tmp_path / "long", "--max_epochs", "3")
     assert not same_weights(tmp_path / "short", tmp_path / "long")
-    with patch("ppl_vae.commands.draw_run", return_value=[]):
+    with patch("ppl_vae.cli.train.draw_run", return_value=[]):
         assert main(["train", "--resume", str(tmp_path / "short"), "--max_epochs", "3"]) == 0
     assert config_of(tmp_path / "short")["max_epochs"] == 3
     assert same_weights(tmp_path / "short", tmp_path / "long")
@@ -607,7 +608,7 @@ MISTAKES = [
     (
         ["train", "--objective", "ppl_vae.models.VAE"],
         2,
-        "no subclass of ppl_vae.objectives.Objective",
+        "no subclass of ppl_vae.objectives.base.Objective",
     ),
     (["train", "--max_epochs", "many"], 2, "--max_epochs: expected int, got many"),
     (["train", "--model.latent_dim", "x"], 2, "--model.latent_dim: expected int, got x"),
@@ -733,7 +734,7 @@ def test_the_default_folder_names_data_model_and_guide(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with patch("ppl_vae.commands.draw_run", return_value=[]):
+    with patch("ppl_vae.cli.train.draw_run", return_value=[]):
         assert main(["train", "--max_epochs", "1", *SMALL, *NETWORK]) == 0
     (folder,) = (tmp_path / "runs").iterdir()
     assert re.fullmatch(r"digits-VAE-MeanField-\d{8}-\d{6}", folder.name)

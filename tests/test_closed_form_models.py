@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from torch.distributions import MixtureSameFamily
 
 from ppl_vae import check, evaluate, fit, load_run, save_run, to_arviz
+from ppl_vae.distributions import MarkovChain
 from ppl_vae.guides import Exact
-from ppl_vae.handlers import Substitute, latent_sites, sample_sites, unscaled
-from ppl_vae.markov_chain import MarkovChain
 from ppl_vae.models import (
     CTC,
     Autoregressive,
@@ -36,7 +35,17 @@ from ppl_vae.models import (
     ProbabilisticPCA,
 )
 from ppl_vae.objectives import EnumELBO
-from ppl_vae.pairs import Batch, Pair, as_args, num_rows, take_rows
+from ppl_vae.pairs import (
+    Batch,
+    Pair,
+    Substitute,
+    as_args,
+    latent_sites,
+    num_rows,
+    sample_sites,
+    take_rows,
+    unscaled,
+)
 
 ROWS = 24
 

@@ -16,7 +16,7 @@ from torch.nn.functional import ctc_loss
 
 from ppl_vae import check, evaluate, fit
 from ppl_vae.guides import Exact
-from ppl_vae.models.ctc import BLANK, CTC, collapse
+from ppl_vae.models.sequences.ctc import BLANK, CTC, collapse
 from ppl_vae.pairs import Program
 
 FRAMES, SYMBOLS = 5, 3

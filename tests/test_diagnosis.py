@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ppl_vae.diagnosis import Diagnosis, diagnose
 from ppl_vae.guides import Exact, FullCovariance, MeanField
-from ppl_vae.handlers import PairError
 from ppl_vae.models import VAE, ProbabilisticPCA
 from ppl_vae.networks import MLP
+from ppl_vae.pairs import PairError
 
 Program = Callable[..., Any]
 
@@ -825,7 +825,7 @@ def test_a_small_budget_runs_few_rows_at_once_and_finds_the_same(
     whole = diagnose(model, guide, x, seed=0)
     assert largest == 256 * 32
     largest = 0
-    monkeypatch.setattr("ppl_vae.evaluation.MEMORY_BUDGET", 2**20)
+    monkeypatch.setattr("ppl_vae.checks.session.MEMORY_BUDGET", 2**20)
     parts = diagnose(model, guide, DataLoader(x, batch_size=100), seed=0)  # type: ignore[arg-type]
     assert 32 <= largest <= 64 * 32
     assert parts.cause == whole.cause == "lagging guide"

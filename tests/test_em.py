@@ -20,13 +20,11 @@ from torch import Tensor, nn
 
 from ppl_vae import fit
 from ppl_vae.em import EMError, GradientSteps, StepSize, fit_em
-from ppl_vae.em_steps import Enumeration
+from ppl_vae.em.steps import Enumeration
 from ppl_vae.guides import Exact
-from ppl_vae.handlers import PairError
-from ppl_vae.layout import survey
 from ppl_vae.models import BernoulliMixture, GaussianMixture, ProbabilisticPCA
 from ppl_vae.objectives import EnumELBO
-from ppl_vae.pairs import Pair
+from ppl_vae.pairs import Pair, PairError, find_layout
 
 COVARIANCES = {"full": "full", "diagonal": "diag", "tied": "tied", "spherical": "spherical"}
 
@@ -186,11 +184,11 @@ def test_fisher_identity(covariance: str) -> None:
     expected = gradients(model, model.log_evidence(x).mean())
     pair = Pair(model, DetachedExact(model))
     with pair.scope():
-        layout = survey(pair, x)
+        layout = find_layout(pair, x)
         of_elbo = gradients(model, -EnumELBO()(pair, layout, x).loss)
     pair = Pair(model, lambda x: None)
     with pair.scope():
-        steps = Enumeration(pair, survey(pair, x), GradientSteps(), x, hard=False)
+        steps = Enumeration(pair, find_layout(pair, x), GradientSteps(), x, hard=False)
         q, log_evidence = steps.infer(x)
         of_em = gradients(model, steps.expected_log_joint(x, q) / len(x))
     torch.testing.assert_close(log_evidence, model.log_evidence(x).sum().detach())
@@ -278,7 +276,7 @@ def test_enumeration_follows_any_dependencies(hard: bool) -> None:
     log_joint = model.log_joint(x)
     pair = Pair(model, lambda x: None)
     with pair.scope():
-        steps = Enumeration(pair, survey(pair, x), GradientSteps(), x, hard)
+        steps = Enumeration(pair, find_layout(pair, x), GradientSteps(), x, hard)
         q, found = steps.infer(x)
         slope = gradients(model, steps.expected_log_joint(x, q))
     bound = log_joint.amax(0).sum() if hard else log_joint.logsumexp(0).sum()

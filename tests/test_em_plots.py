@@ -11,8 +11,9 @@ import torch
 from matplotlib.figure import Figure
 
 from ppl_vae.em import fit_em
-from ppl_vae.em_plots import COLOURS, MOST_COMPONENTS, climb, components
 from ppl_vae.models import BernoulliMixture
+from ppl_vae.plots import bound_curves, components
+from ppl_vae.plots.em import COLOURS, MOST_COMPONENTS
 
 X = (torch.rand(60, 1, 4, 4, generator=torch.Generator().manual_seed(0)) < 0.5).float()
 
@@ -28,7 +29,7 @@ def legend(figure: Figure) -> list[str]:
 
 def test_climb_draws_one_curve_where_bound_and_evidence_are_one() -> None:
     fitted = fit_em(BernoulliMixture((1, 4, 4), 3), X, seed=0, max_iterations=7, tolerance=0)
-    figure = climb({"": fitted.history})
+    figure = bound_curves({"": fitted.history})
     draw(figure)
     (axes,) = figure.axes
     (line,) = axes.lines
@@ -42,7 +43,7 @@ def test_climb_draws_one_curve_where_bound_and_evidence_are_one() -> None:
 def test_climb_shades_what_q_misses() -> None:
     hard = fit_em(BernoulliMixture((1, 4, 4), 3), X, seed=0, max_iterations=5, hard=True)
     exact = fit_em(BernoulliMixture((1, 4, 4), 3), X, seed=0, max_iterations=5)
-    figure = climb({"EM": exact.history, "hard": hard.history})
+    figure = bound_curves({"EM": exact.history, "hard": hard.history})
     draw(figure)
     (axes,) = figure.axes
     of_exact, bound, truth = axes.lines
@@ -73,7 +74,7 @@ def test_climb_against_several_costs() -> None:
         | {"log_likelihood": -5.0 + i}
         for i in range(4)
     ]
-    figure = climb({"one": history}, against=("passes", "gradient_evaluations", "seconds"))
+    figure = bound_curves({"one": history}, against=("passes", "gradient_evaluations", "seconds"))
     draw(figure)
     labels = ["passes over the data", "gradient evaluations", "seconds"]
     assert [axes.get_xlabel() for axes in figure.axes] == labels
@@ -88,7 +89,7 @@ def test_climb_knows_no_evidence_where_it_is_nan() -> None:
         {"iteration": float(i), "bound": -float(9 - i), "log_likelihood": math.nan}
         for i in range(5)
     ]
-    figure = climb({"online": history})
+    figure = bound_curves({"online": history})
     draw(figure)
     assert len(figure.axes[0].lines) == 1
     assert legend(figure) == ["online"]
@@ -99,20 +100,20 @@ def test_climb_leaves_out_a_poor_start() -> None:
     history = [
         {"iteration": float(i), "bound": v, "log_likelihood": v} for i, v in enumerate(values)
     ]
-    figure = climb({"": history})
+    figure = bound_curves({"": history})
     low, high = figure.axes[0].get_ylim()
     assert -25 < low < -19
     assert -10 < high < -5
 
 
 def test_climb_draws_a_single_iteration_and_refuses_none() -> None:
-    figure = climb({"": [{"iteration": 0.0, "bound": -3.0, "log_likelihood": -3.0}]})
+    figure = bound_curves({"": [{"iteration": 0.0, "bound": -3.0, "log_likelihood": -3.0}]})
     draw(figure)
     assert figure.axes[0].lines[0].get_marker() == "o"
     with pytest.raises(ValueError, match="at least one fit"):
-        climb({})
+        bound_curves({})
     with pytest.raises(ValueError, match="at least one iteration"):
-        climb({"EM": []})
+        bound_curves({"EM": []})
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (1, 4, 4), (3, 4, 4), (1, 2, 6)])

@@ -13,11 +13,9 @@ from torch import Tensor, nn
 
 from ppl_vae import check, evaluate, fit
 from ppl_vae.guides import Enumerated, Exact
-from ppl_vae.handlers import ScaleLatents
-from ppl_vae.layout import survey
 from ppl_vae.models import GaussianMixture
 from ppl_vae.objectives import ELBO, EnumELBO
-from ppl_vae.pairs import Pair
+from ppl_vae.pairs import Pair, ScaleLatents, find_layout
 
 X = torch.tensor([-1.5, 0.2, 0.9, 4.0])
 PRIOR = torch.tensor([0.2, 0.5, 0.3])
@@ -161,7 +159,7 @@ def test_gradients_are_those_of_the_evidence() -> None:
     )
     pair = Pair(model, Enumerated(model))
     with pair.scope():
-        layout = survey(pair, X)
+        layout = find_layout(pair, X)
         objective = ELBO().resolve(pair, X)
         assert isinstance(objective, EnumELBO)
         loss = objective(pair, layout, X)
@@ -181,7 +179,7 @@ def test_several_sites_are_summed_exactly_in_training() -> None:
 
     pair = Pair(shifted, Enumerated(shifted))
     with pair.scope():
-        loss = EnumELBO()(pair, survey(pair, X), X)
+        loss = EnumELBO()(pair, find_layout(pair, X), X)
     expected = joint_of(chain, X).flatten(1).logsumexp(-1).mean()
     torch.testing.assert_close(-loss.loss, expected)
 

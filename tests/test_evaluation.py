@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
-from ppl_vae import diagnose, evaluation, stats, weighing
-from ppl_vae.evaluation import Estimate, evaluate
+from ppl_vae import diagnose, stats
+from ppl_vae.capture import importance_weights as weighing
+from ppl_vae.evaluation import evaluate, importance as evaluation
 from ppl_vae.guides import Exact, MeanField
-from ppl_vae.handlers import PairError
 from ppl_vae.models import VAE, ProbabilisticPCA
 from ppl_vae.networks import MLP
-from ppl_vae.rows import sample_rows
+from ppl_vae.pairs import PairError, sample_rows
+from ppl_vae.stats import Estimate
 
 LOG_2PI = math.log(2 * math.pi)
 

@@ -14,7 +14,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from ppl_vae import capture, fit
+from ppl_vae import fit
+from ppl_vae.capture import step as capture
+from ppl_vae.distributions import DiagonalNormalMixture
+from ppl_vae.distributions.normal_mixture import _Draw
 from ppl_vae.guides import (
     FullCovariance,
     InverseAutoregressive,
@@ -24,7 +27,6 @@ from ppl_vae.guides import (
     MixtureOfGaussians,
     NeuralSpline,
 )
-from ppl_vae.guides.mixture_of_gaussians import DiagonalNormalMixture, _Draw
 from ppl_vae.likelihoods import Gaussian
 from ppl_vae.models import VAE, ProbabilisticPCA
 from ppl_vae.networks import MLP

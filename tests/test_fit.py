@@ -24,12 +24,10 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler as schedules
 from torch.utils.data import DataLoader, TensorDataset
 
-import ppl_vae.training
+import ppl_vae.training.loop
 from ppl_vae import evaluate, fit
-from ppl_vae.checkpoints import read_tensors
-from ppl_vae.fitting import DivergenceError, Fit
+from ppl_vae.checks import PairWarning
 from ppl_vae.guides import MeanField
-from ppl_vae.handlers import PairError
 from ppl_vae.models import VAE
 from ppl_vae.networks import MLP
 from ppl_vae.objectives import (
@@ -42,10 +40,11 @@ from ppl_vae.objectives import (
     Schedule,
     TraceELBO,
 )
-from ppl_vae.pairs import Pair
-from ppl_vae.problems import PairWarning
-from ppl_vae.resuming import checkpoint_files, load_checkpoint
-from ppl_vae.training import METRICS
+from ppl_vae.pairs import Pair, PairError
+from ppl_vae.runtime import read_tensors
+from ppl_vae.training import DivergenceError, Fit, load_checkpoint
+from ppl_vae.training.checkpoints import checkpoint_files
+from ppl_vae.training.metrics import METRICS
 
 X = torch.randn(50, 3, generator=torch.Generator().manual_seed(5))
 HELD_OUT = torch.randn(20, 3, generator=torch.Generator().manual_seed(6))
@@ -413,12 +412,12 @@ def test_schedules_step_after_every_epoch(make: Any, rates: list[float]) -> None
 @pytest.mark.parametrize("mode", ["min", "max"])
 def test_a_plateau_is_one_of_the_held_out_elbo(monkeypatch: pytest.MonkeyPatch, mode: Any) -> None:
     elbos = iter([-5.0, -4.0, -4.5, -4.2, -4.1])
-    held_out = ppl_vae.training.Training._held_out
+    held_out = ppl_vae.training.loop.Training._held_out
 
     def scripted(self: Any) -> dict[str, float]:
         return held_out(self) | {"validation_elbo": next(elbos)}
 
-    monkeypatch.setattr(ppl_vae.training.Training, "_held_out", scripted)
+    monkeypatch.setattr(ppl_vae.training.loop.Training, "_held_out", scripted)
     fitted, _ = train(
         validation=HELD_OUT,
         max_epochs=5,
@@ -475,13 +474,13 @@ def test_beta_follows_its_schedule() -> None:
 def scripted(monkeypatch: pytest.MonkeyPatch, elbos: list[float]) -> list[dict[str, Tensor]]:
     """Lets the held-out ELBOs of the epochs be these, and collects the weights at each of them."""
     seen: list[dict[str, Tensor]] = []
-    held_out = ppl_vae.training.Training._held_out
+    held_out = ppl_vae.training.loop.Training._held_out
 
     def found(self: Any) -> dict[str, float]:
         seen.append({n: t.clone() for n, t in self.pair.state().items()})
         return held_out(self) | {"validation_elbo": elbos[len(seen) - 1]}
 
-    monkeypatch.setattr(ppl_vae.training.Training, "_held_out", found)
+    monkeypatch.setattr(ppl_vae.training.loop.Training, "_held_out", found)
     return seen
 
 
@@ -879,7 +878,7 @@ def test_a_stopped_run_goes_on_bit_by_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: int, capture: bool
 ) -> None:
     """A checkpoint after every step; stopped amid an epoch, and gone on with from fresh modules."""
-    monkeypatch.setattr(ppl_vae.training, "CHECKPOINT_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(ppl_vae.training.loop, "CHECKPOINT_SECONDS", (0.0, 0.0))
     options: dict[str, Any] = {
         "max_epochs": 4,
         "validation": HELD_OUT,
@@ -930,7 +929,7 @@ def test_max_epochs_can_be_extended(tmp_path: Path) -> None:
 def test_a_loader_is_resumed_at_the_end_of_an_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ppl_vae.training, "CHECKPOINT_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(ppl_vae.training.loop, "CHECKPOINT_SECONDS", (0.0, 0.0))
 
     def loader() -> Any:
         return DataLoader(TensorDataset(X), batch_size=16, shuffle=True)
@@ -946,7 +945,7 @@ def test_a_loader_is_resumed_at_the_end_of_an_epoch(
 
 def test_the_best_weights_survive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The best epoch lies before the stop; what is damaged after it does not matter."""
-    monkeypatch.setattr(ppl_vae.training, "CHECKPOINT_SECONDS", (0.0, 60.0))
+    monkeypatch.setattr(ppl_vae.training.loop, "CHECKPOINT_SECONDS", (0.0, 60.0))
     seen = scripted(monkeypatch, [-9.0, -5.0, -6.0, -7.0, -8.0, -9.0])
     train(run_dir=tmp_path, validation=HELD_OUT, patience=4, max_epochs=3)
     newest = checkpoint_files(tmp_path / "checkpoints")[0]
@@ -961,7 +960,7 @@ def test_the_best_weights_survive(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_damaged_checkpoint_costs_no_more_than_its_epochs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ppl_vae.training, "CHECKPOINT_SECONDS", (0.0, 60.0))
+    monkeypatch.setattr(ppl_vae.training.loop, "CHECKPOINT_SECONDS", (0.0, 60.0))
     _, expected = train(run_dir=tmp_path / "a", max_epochs=5)
     train(run_dir=tmp_path / "b", max_epochs=3)
     newest = checkpoint_files(tmp_path / "b" / "checkpoints")[0]
@@ -1025,13 +1024,13 @@ import sys, time
 import pyro, pyro.distributions as dist, torch
 from torch import nn
 from torch.optim import lr_scheduler as schedules
-import ppl_vae.training
+import ppl_vae.training.loop
 from ppl_vae import fit
 from ppl_vae.checkpoints import write_tensors
 from ppl_vae.pairs import Pair
 
 torch.set_num_threads(1)
-ppl_vae.training.CHECKPOINT_SECONDS = (0.0, 0.02)
+ppl_vae.training.loop.CHECKPOINT_SECONDS = (0.0, 0.02)
 folder, resume, pause = sys.argv[1], sys.argv[2] == "resume", float(sys.argv[3])
 
 class Guide(nn.Module):

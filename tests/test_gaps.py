@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-import ppl_vae.gaps
+import ppl_vae.diagnosis.gaps
 from ppl_vae import evaluate
-from ppl_vae.evaluation import Estimate
-from ppl_vae.gaps import Gaps, inference_gaps
+from ppl_vae.diagnosis import Gaps, inference_gaps
 from ppl_vae.guides import (
     BottomUp,
     CategoricalEncoder,
@@ -27,9 +26,10 @@ from ppl_vae.guides import (
     MeanField,
     TopDown,
 )
-from ppl_vae.handlers import PairError
 from ppl_vae.models import BernoulliMixture, HierarchicalVAE, ProbabilisticPCA
 from ppl_vae.networks import MLP
+from ppl_vae.pairs import PairError
+from ppl_vae.stats import Estimate
 
 
 def correlated(latent_dim: int = 2) -> tuple[ProbabilisticPCA, Tensor, Tensor]:
@@ -330,7 +330,7 @@ def test_rows_do_not_depend_on_the_chunks_they_come_in(monkeypatch: pytest.Monke
     x = x[:6]
     guide = FullCovariance((6,), 2, MLP((8,)))
     whole = inference_gaps(model, guide, x, num_samples=200, seed=0)
-    monkeypatch.setattr(ppl_vae.gaps, "chunk_sizes", lambda *_: (3, 8))
+    monkeypatch.setattr(ppl_vae.diagnosis.gaps, "chunk_sizes", lambda *_: (3, 8))
     parts = inference_gaps(model, guide, [x[:4], x[4:]], num_samples=200, seed=0)
     assert torch.allclose(whole.best_elbo.values, parts.best_elbo.values, atol=0.03)
     assert parts.num_rows == 6

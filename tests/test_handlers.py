@@ -13,20 +13,24 @@ import torch
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 
-from ppl_vae.handlers import (
+from ppl_vae.pairs import (
+    Layout,
+    Pair,
     PairError,
+    RowDensities,
     ScaleLatents,
     Substitute,
     elementwise,
     elementwise_kl,
+    find_layout,
     latent_sites,
     observed_sites,
+    posterior_means,
+    sample_rows,
     sample_sites,
+    stated_moment,
     unscaled,
 )
-from ppl_vae.layout import survey
-from ppl_vae.pairs import Pair
-from ppl_vae.rows import Layout, RowDensities, posterior_means, sample_rows, stated_moment
 
 Program = Callable[..., Any]
 
@@ -34,7 +38,7 @@ Program = Callable[..., Any]
 def look(model: Program, guide: Program, x: Tensor) -> Layout:
     pair = Pair(model, guide)
     with pair.scope():
-        return survey(pair, x)
+        return find_layout(pair, x)
 
 
 def draw(
@@ -42,7 +46,7 @@ def draw(
 ) -> tuple[Layout, RowDensities]:
     pair = Pair(model, guide)
     with pair.scope(), torch.no_grad():
-        layout = survey(pair, x)
+        layout = find_layout(pair, x)
         return layout, sample_rows(pair, layout, x, num_samples)
 
 
@@ -127,7 +131,7 @@ def test_given_values_are_scored_and_not_drawn() -> None:
     pair = Pair(simple, simple_guide)
     values = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
     with pair.scope():
-        layout = survey(pair, x)
+        layout = find_layout(pair, x)
         rows = sample_rows(pair, layout, x, 3, values={"z": values})
     assert torch.equal(rows.latents["z"], values)
     torch.testing.assert_close(rows.log_guide, dist.Normal(x, 2.0).log_prob(values))

@@ -18,13 +18,13 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from ppl_vae import check, evaluate, fit
+from ppl_vae.distributions import IMPOSSIBLE, MarkovChain
 from ppl_vae.em import fit_em
-from ppl_vae.forward_backward import best_paths, expected_paths, posterior_chain
 from ppl_vae.guides import Exact, Recurrent
-from ppl_vae.handlers import Substitute, sample_sites, unscaled
-from ppl_vae.markov_chain import IMPOSSIBLE, MarkovChain
 from ppl_vae.models import CategoricalHMM, GaussianHMM
+from ppl_vae.models.sequences.forward_backward import best_paths, expected_paths, posterior_chain
 from ppl_vae.objectives import ELBO, EnumELBO, TraceELBO
+from ppl_vae.pairs import Substitute, sample_sites, unscaled
 
 STEPS = 4
 LENGTHS = torch.tensor([4, 2, 1, 3, 4])

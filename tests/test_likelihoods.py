@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from ppl_vae.distributions import QuantizedLogistic
 from ppl_vae.likelihoods import (
     Bernoulli,
     Binomial,
@@ -21,7 +22,6 @@ from ppl_vae.likelihoods import (
     LearnedGaussian,
     Likelihood,
     OptimalGaussian,
-    QuantizedLogistic,
 )
 
 Oracle = Callable[[Tensor, np.ndarray], np.ndarray]

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from ppl_vae.diagnosis import diagnose
 from ppl_vae.evaluation import evaluate
-from ppl_vae.fitting import fit
 from ppl_vae.guides import Exact, FullCovariance, MeanField
 from ppl_vae.likelihoods import LearnedGaussian
 from ppl_vae.models import VAE, ProbabilisticPCA
 from ppl_vae.networks import MLP
 from ppl_vae.objectives import ELBO, ImportanceWeightedELBO, Objective
+from ppl_vae.training import fit
 
 SPECTRUM = [8.0, 4.0, 1.6, 0.8, 0.35, 0.1]
 EPOCHS = 120

@@ -20,9 +20,6 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch import Tensor
 
 from ppl_vae.guides import FullCovariance
-from ppl_vae.handlers import PairError
-from ppl_vae.layout import survey
-from ppl_vae.mean_field import mean_field_violations
 from ppl_vae.networks import MLP
 from ppl_vae.objectives import (
     ELBO,
@@ -37,8 +34,7 @@ from ppl_vae.objectives import (
     TraceELBO,
     as_objective,
 )
-from ppl_vae.pairs import Pair, Program
-from ppl_vae.rows import Layout
+from ppl_vae.pairs import Layout, Pair, PairError, Program, find_layout, mean_field_violations
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -57,7 +53,7 @@ def run(
     """
     pair = Pair(model, guide)
     with pair.scope(), pyro.validation_enabled(False):
-        layout = survey(pair, x)
+        layout = find_layout(pair, x)
         if vectorizes is not None:
             layout = replace(layout, vectorizes=vectorizes)
         return objective.resolve(pair, x)(pair, layout, x, beta)
@@ -281,7 +277,7 @@ def test_with_beta_one_loss_and_gradient_are_pyros(
         reference_gradient = gradient(reference)
     pair = Pair(model, guide)
     with pair.scope():
-        layout = survey(pair, x)
+        layout = find_layout(pair, x)
         assert layout.vectorizes
         assert layout.nesting == nesting
         layout = replace(layout, vectorizes=vectorized)
@@ -588,7 +584,7 @@ def test_one_importance_sample_is_the_elbo(name: str, beta: float) -> None:
 
     pair = Pair(model, guide)
     with pair.scope():
-        layout = survey(pair, x)
+        layout = find_layout(pair, x)
         pyro.set_rng_seed(1)
         ours = ImportanceWeightedELBO(num_particles=1)(pair, layout, x, beta)
         pyro.set_rng_seed(1)
@@ -994,7 +990,7 @@ def test_parameters_with_constraints_pass_through_every_objective() -> None:
     x = torch.zeros(4000)
     pair = Pair(model, guide)
     with pair.scope():
-        layout: Layout = survey(pair, x)
+        layout: Layout = find_layout(pair, x)
         # d/d log v of E[(z^2 + z^2) / 2] - entropy = 2 v - 1 at v = 1/4, chain rule to log scale
         for objective in (TraceELBO(), MeanFieldELBO(), ImportanceWeightedELBO(num_particles=1)):
             loss = objective(pair, layout, x).loss

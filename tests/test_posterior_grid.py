@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from ppl_vae.diagnosis import guide_on_grid, posterior_grid
 from ppl_vae.guides import FullCovariance, MeanField
-from ppl_vae.handlers import PairError
 from ppl_vae.models import VAE, ProbabilisticPCA
 from ppl_vae.networks import MLP
-from ppl_vae.posterior_grid import guide_on_grid, posterior_grid
+from ppl_vae.pairs import PairError
 
 
 @pytest.mark.parametrize("sigma", [1.0, 0.05, 1e-3])

@@ -12,13 +12,12 @@ from matplotlib.container import BarContainer
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from ppl_vae.evaluation import Estimate
-from ppl_vae.gaps import Gaps, inference_gaps
+from ppl_vae.diagnosis import Gaps, PosteriorGrid, guide_on_grid, inference_gaps, posterior_grid
 from ppl_vae.guides import FullCovariance, MeanField
 from ppl_vae.models import ProbabilisticPCA
 from ppl_vae.networks import MLP
-from ppl_vae.posterior_grid import PosteriorGrid, guide_on_grid, posterior_grid
-from ppl_vae.posterior_plots import gaps_plot, posterior_contours
+from ppl_vae.plots import gaps_plot, posterior_contours
+from ppl_vae.stats import Estimate
 
 Case = tuple[ProbabilisticPCA, MeanField, Tensor, PosteriorGrid]
 

@@ -16,7 +16,8 @@ from scipy.stats import kstest
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from ppl_vae import capture, diagnose, evaluate, fit, load_run, save_run, to_arviz
+from ppl_vae import diagnose, evaluate, fit, load_run, save_run, to_arviz
+from ppl_vae.capture import step as capture
 from ppl_vae.guides import Exact, FullCovariance, MeanField, SemiAmortised
 from ppl_vae.likelihoods import Gaussian
 from ppl_vae.models import (
@@ -27,14 +28,12 @@ from ppl_vae.models import (
     ProbabilisticPCA,
     StandardNormal,
     VampPrior,
-    flow_prior,
 )
-from ppl_vae.models.priors import Prior
+from ppl_vae.models.priors import Prior, flow as flow_prior
 from ppl_vae.networks import MLP
 from ppl_vae.objectives import ELBO, LinearWarmup, MeanFieldELBO, Objective, TraceELBO
 from ppl_vae.pairs import Pair
-from ppl_vae.refit_prior import refit_prior
-from ppl_vae.refitting import refit_guide
+from ppl_vae.training import refit_guide, refit_prior
 
 SHAPE = (4,)
 NETWORK = MLP(hidden=(8,))
@@ -351,7 +350,7 @@ def test_a_run_is_rebuilt_from_its_description(prior: Prior, tmp_path: Path) -> 
         program.float()
     options = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(prior).items()}
     described = {"class_path": f"ppl_vae.models.{type(prior).__name__}", "init_args": options}
-    network = {"class_path": "ppl_vae.networks.MLP", "init_args": {"hidden": [8]}}
+    network = {"class_path": "ppl_vae.networks.mlp.MLP", "init_args": {"hidden": [8]}}
     sizes: dict[str, Any] = {"data_shape": [4], "latent_dim": 2, "network": network}
     likelihood = {"class_path": "ppl_vae.likelihoods.Gaussian", "init_args": {"sigma": 0.5}}
     of_model = {**sizes, "prior": described, "likelihood": likelihood}

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import ppl_vae
-from ppl_vae.checkpoints import read_tensors
-from ppl_vae.resuming import checkpoint_files
+from ppl_vae.runtime import read_tensors
+from ppl_vae.training.checkpoints import checkpoint_files
 
 # With the exact posterior, a sample's log p(x, z) - log q(z | x) is log p(x) whatever the sample: the loss of
 # TraceELBO does not depend on the random numbers, which two processes can not share.
@@ -23,7 +23,7 @@ import json, os, sys, time
 from pathlib import Path
 import pyro, pyro.distributions as dist, torch
 from torch import nn
-import ppl_vae.training
+import ppl_vae.training.loop
 from ppl_vae import fit
 from ppl_vae.checkpoints import write_tensors
 from ppl_vae.fitting import DivergenceError
@@ -65,7 +65,7 @@ options["run_dir"] = folder / "run"
 keep("resumed", fit(*pair, x, max_epochs=6, resume=True, **options), pair)
 
 # 3. a loader that shuffles, checkpoints by each process's own clock, and batch norm
-ppl_vae.training.CHECKPOINT_SECONDS = (0.0, 0.0) if rank == 0 else (99.0, 99.0)
+ppl_vae.training.loop.CHECKPOINT_SECONDS = (0.0, 0.0) if rank == 0 else (99.0, 99.0)
 
 class Guide(nn.Module):
     def __init__(self):

@@ -14,11 +14,10 @@ from torch.distributions import kl_divergence
 
 from ppl_vae import check, evaluate, fit
 from ppl_vae.guides import FullCovariance, MeanField
-from ppl_vae.handlers import PairError
 from ppl_vae.models import VAE, ProbabilisticPCA
 from ppl_vae.networks import MLP
-from ppl_vae.pairs import Bound
-from ppl_vae.refitting import refit_guide
+from ppl_vae.pairs import Bound, PairError
+from ppl_vae.training import refit_guide
 
 
 def test_the_guide_reaches_log_p_and_the_model_is_untouched() -> None:

@@ -17,17 +17,16 @@ from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ppl_vae.arviz_bridge import to_arviz
-from ppl_vae.checkpoints import CorruptFileError
 from ppl_vae.diagnosis import diagnose
-from ppl_vae.evaluation import evaluate
-from ppl_vae.fitting import fit
+from ppl_vae.evaluation import evaluate, to_arviz
 from ppl_vae.pairs import Pair, Program
 from ppl_vae.runs import Run, build, load_run, save_run
+from ppl_vae.runtime import CorruptFileError
+from ppl_vae.training import fit
 
 SHAPE = (1, 5, 4)
 CONVOLUTIONAL = {
-    "class_path": "ppl_vae.networks.Convolutional",
+    "class_path": "ppl_vae.networks.convolutional.Convolutional",
     "init_args": {"channels": [4], "hidden": 8},
 }
 

@@ -15,13 +15,11 @@ from torch.nn.functional import softplus
 
 from ppl_vae import evaluate, fit
 from ppl_vae.guides import MeanField, SemiAmortised
-from ppl_vae.handlers import ScaleLatents
-from ppl_vae.layout import survey
 from ppl_vae.likelihoods import Bernoulli
 from ppl_vae.models import VAE, ProbabilisticPCA
 from ppl_vae.networks import MLP
 from ppl_vae.objectives import ImportanceWeightedELBO, MeanFieldELBO, TraceELBO
-from ppl_vae.pairs import Pair
+from ppl_vae.pairs import Pair, ScaleLatents, find_layout
 
 D, Q = 5, 3
 LINEAR = MLP(hidden=())
@@ -185,7 +183,7 @@ def test_not_differentiable_trains_the_encoder_on_its_own_bound() -> None:
         ):
             pair = Pair(model, program)
             with pair.scope():
-                layout = survey(pair, x)
+                layout = find_layout(pair, x)
                 torch.manual_seed(3)
                 loss = objective(pair, layout, x)
                 into += [loss.loss.detach(), *torch.autograd.grad(loss.loss, leaves)]

@@ -13,13 +13,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ppl_vae import evaluate, evaluation, weighing
-from ppl_vae.evaluation import Evaluation
+from ppl_vae import evaluate
+from ppl_vae.capture import importance_weights as weighing
+from ppl_vae.capture.recording import Recording, record
+from ppl_vae.evaluation import Evaluation, importance as evaluation
 from ppl_vae.guides import FullCovariance, MeanField
 from ppl_vae.likelihoods import Bernoulli, Gaussian
 from ppl_vae.models import VAE, ProbabilisticPCA
 from ppl_vae.networks import MLP
-from ppl_vae.recording import Recording, record
 
 SHAPE = (1, 8, 8)
 AUXILIARY: Any = {"is_auxiliary": True}

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from hmmlearn import hmm
 from jsonargparse import auto_cli
-from sklearn.decomposition import PCA
-from sklearn.decomposition import FactorAnalysis as SklearnFactors
+from sklearn.decomposition import PCA, FactorAnalysis as SklearnFactors
 from sklearn.mixture import GaussianMixture as SklearnMixture
 from threadpoolctl import threadpool_limits
 from torch import Tensor

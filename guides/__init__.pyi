@@ -1,0 +1,16 @@
+from .categorical import CategoricalEncoder as CategoricalEncoder
+from .enumerated import Enumerated as Enumerated
+from .exact import Exact as Exact
+from .flows import (
+    InverseAutoregressive as InverseAutoregressive,
+    MaskedAutoregressive as MaskedAutoregressive,
+    NeuralSpline as NeuralSpline,
+)
+from .full_covariance import FullCovariance as FullCovariance
+from .hierarchical import BottomUp as BottomUp, TopDown as TopDown
+from .low_rank import LowRank as LowRank
+from .mean_field import MeanField as MeanField
+from .mixture_of_gaussians import MixtureOfGaussians as MixtureOfGaussians
+from .per_row import PerRow as PerRow
+from .recurrent import Recurrent as Recurrent
+from .semi_amortised import SemiAmortised as SemiAmortised

@@ -1,0 +1,15 @@
+from .deep.autoregressive import Autoregressive as Autoregressive
+from .deep.hierarchical_vae import HierarchicalVAE as HierarchicalVAE
+from .deep.vae import VAE as VAE
+from .linear.factor_analysis import FactorAnalysis as FactorAnalysis
+from .linear.probabilistic_pca import ProbabilisticPCA as ProbabilisticPCA
+from .mixtures.bernoulli_mixture import BernoulliMixture as BernoulliMixture
+from .mixtures.gaussian_mixture import GaussianMixture as GaussianMixture
+from .mixtures.mixture_of_pca import MixtureOfPCA as MixtureOfPCA
+from .priors.flow import FlowPrior as FlowPrior
+from .priors.mixture import MixturePrior as MixturePrior
+from .priors.normal import DiagonalNormal as DiagonalNormal, StandardNormal as StandardNormal
+from .priors.vamp import VampPrior as VampPrior
+from .sequences.categorical_hmm import CategoricalHMM as CategoricalHMM
+from .sequences.ctc import CTC as CTC
+from .sequences.gaussian_hmm import GaussianHMM as GaussianHMM

@@ -1,0 +1,1 @@
+"""Models with networks in them."""

@@ -1,0 +1,156 @@
+"""An autoregressive model: no latents, and every probability at hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from ppl_vae.distributions import zuko
+from ppl_vae.networks import full_precision
+
+
+class Autoregressive(nn.Module):
+    """p(x) = prod_i p(x_i | x_1, ..., x_{i-1}) over the values of a row, one masked network for all.
+
+    The values are categories 0, 1, ..., `categories - 1`, in the order of the flattened row. The
+    network sees them as one-hot vectors and is masked so that the logits of x_i depend on earlier
+    values alone ("MADE: Masked Autoencoder for Distribution Estimation", arXiv:1502.03509). A
+    row's log p(x) takes one pass, a draw one pass for each value.
+
+    There are no latents: the guide is a function that does nothing, and the ELBO is log p(x). The
+    site is `x`, inside `pyro.plate("data", n, dim=-1)`.
+
+    Args:
+        data_shape: shape of one row of the data, of at least two values.
+        categories: number of values that each entry can take.
+        hidden: widths of the hidden layers.
+
+    Raises:
+        ValueError: there are fewer than two values or two categories, or a width is not positive.
+
+    Example:
+        >>> model = Autoregressive((2, 2), hidden=(16,))
+        >>> x = model.marginal().sample((5,))
+        >>> x.shape, model.log_evidence(x).shape
+        (torch.Size([5, 2, 2]), torch.Size([5]))
+    """
+
+    def __init__(
+        self,
+        data_shape: Sequence[int],
+        categories: int = 2,
+        hidden: Sequence[int] = (256, 256),
+    ) -> None:
+        super().__init__()
+        self.data_shape = tuple(data_shape)
+        self.categories = categories
+        size = math.prod(self.data_shape)
+        if size < 2 or categories < 2:
+            raise ValueError(
+                f"Autoregressive needs rows of at least two values and at least two categories, came "
+                f"data_shape {self.data_shape} and {categories} categories"
+            )
+        if any(width < 1 for width in hidden):
+            raise ValueError(f"Autoregressive.hidden must be positive, came {tuple(hidden)}")
+        earlier = torch.ones(size, size, dtype=torch.bool).tril(-1)
+        # One number less than categories a value: the others are 0 where the first one is.
+        adjacency = earlier.repeat_interleave(categories, 0).repeat_interleave(categories - 1, 1)
+        self.network = zuko.nn.MaskedMLP(adjacency, tuple(hidden))
+
+    def forward(self, x: Tensor) -> None:
+        """Run the model on `x`, `(n, *data_shape)`.
+
+        Raises:
+            ValueError: the rows of `x` do not have the shape `data_shape`.
+        """
+        self._require_shape(x)
+        with pyro.plate("data", x.shape[0], dim=-1):
+            pyro.sample("x", self.marginal(), obs=x)
+
+    def marginal(self) -> AutoregressiveCategorical:
+        """Return p(x), of event shape `data_shape`."""
+        parameter = next(self.network.parameters())
+        empty = torch.zeros(self.data_shape, dtype=parameter.dtype, device=parameter.device)
+        return AutoregressiveCategorical(self.logits, empty, self.categories)
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        """Return log p(x) of every row, `(n,)`, in nats.
+
+        Raises:
+            ValueError: the rows of `x` do not have the shape `data_shape`.
+        """
+        self._require_shape(x)
+        return self.marginal().log_prob(x)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the logits of every value given those before it, `(*batch, *data_shape, categories)`."""
+        batch = x.shape[: x.ndim - len(self.data_shape)]
+        dtype = next(self.network.parameters()).dtype
+        others = torch.arange(1, self.categories, device=x.device)
+        one_hot = (x.unsqueeze(-1) == others).to(dtype).reshape(*batch, self.network.in_features)
+        outputs = full_precision(self.network(one_hot))
+        return outputs.reshape(*batch, *self.data_shape, self.categories)
+
+    def _require_shape(self, x: Tensor) -> None:
+        if tuple(x.shape[1:]) != self.data_shape:
+            raise ValueError(
+                f"Autoregressive was built for data of shape (n, "
+                f"{', '.join(map(str, self.data_shape))}), but x has shape {tuple(x.shape)}: pass "
+                f"the data's shape as data_shape"
+            )
+
+
+class AutoregressiveCategorical(dist.TorchDistribution):
+    """The distribution of rows whose values are categorical given those before them.
+
+    Args:
+        logits: maps rows `(*batch, *data_shape)` to logits `(*batch, *data_shape, categories)`; those of a
+            value must not depend on it or on later ones, in the order of the flattened row.
+        empty: a row to begin a draw with, zeros of the data's shape, type and device.
+        categories: number of values that each entry can take.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
+
+    def __init__(
+        self,
+        logits: Callable[[Tensor], Tensor],
+        empty: Tensor,
+        categories: int,
+        validate_args: bool | None = None,
+    ) -> None:
+        self._logits = logits
+        self._empty = empty
+        self.categories = categories
+        super().__init__(event_shape=empty.shape, validate_args=validate_args)
+
+    @constraints.dependent_property(is_discrete=True)
+    def support(self) -> constraints.Constraint:
+        """0, 1, ..., `categories - 1`."""
+        values = constraints.integer_interval(0, self.categories - 1)
+        return constraints.independent(values, len(self.event_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return log p(x) of the rows of `value`, in nats."""
+        if self._validate_args:
+            self._validate_sample(value)
+        log_p = self._logits(value).log_softmax(-1).gather(-1, value.long().unsqueeze(-1))
+        total: Tensor = log_p.flatten(log_p.ndim - len(self.event_shape) - 1).sum(-1)
+        return total
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw rows, `(*sample_shape, *data_shape)`, value after value."""
+        with torch.no_grad():
+            rows = self._empty.expand(*sample_shape, *self.event_shape).clone()
+            values = rows.view(*sample_shape, -1)
+            for i in range(values.shape[-1]):
+                logits = self._logits(rows).view(*values.shape, self.categories)
+                values[..., i] = dist.Categorical(logits=logits[..., i, :]).sample()
+            return rows

@@ -1,0 +1,84 @@
+"""The variational autoencoder's generative half."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyro
+import pyro.distributions as dist
+from torch import Tensor, nn
+
+from ppl_vae.likelihoods import Bernoulli, Likelihood
+from ppl_vae.models.priors.base import Prior
+from ppl_vae.models.priors.normal import StandardNormal
+from ppl_vae.networks import MLP, Network
+
+
+class VAE(nn.Module):
+    """A latent from a prior, decoded by a network into a likelihood.
+
+    z ~ p(z), which is N(0, I) unless another prior is given, and x ~ p(x | decoder(z)),
+    independently for every row ("Auto-Encoding Variational Bayes", arXiv:1312.6114). The sites are
+    `z` and `x`, inside `pyro.plate("data", n, dim=-1)`; plates over samples go outside, at `dim=-2`.
+
+    Args:
+        data_shape: shape of one row of the data.
+        latent_dim: number of latent dimensions.
+        network: what the decoder is built from.
+        likelihood: p(x | features); `Bernoulli()` if none is given. It must fit the data: see
+            `ppl_vae.likelihoods`.
+        prior: what p(z) is built from; `StandardNormal()` if none is given.
+
+    Attributes:
+        prior: the module that was built from it: `prior()` is p(z), of event shape `(latent_dim,)`.
+
+    Raises:
+        ValueError: `latent_dim` is not positive.
+
+    Example:
+        >>> import torch
+        >>> model = VAE((1, 8, 8), latent_dim=2, network=MLP(hidden=(32,)))
+        >>> model.decode(torch.zeros(5, 2)).mean.shape
+        torch.Size([5, 1, 8, 8])
+    """
+
+    def __init__(
+        self,
+        data_shape: Sequence[int],
+        latent_dim: int = 10,
+        network: Network = MLP(),  # frozen
+        likelihood: Likelihood | None = None,
+        prior: Prior | None = None,
+    ) -> None:
+        super().__init__()
+        if latent_dim < 1:
+            raise ValueError(f"VAE.latent_dim must be at least 1, came {latent_dim}")
+        self.data_shape = tuple(data_shape)
+        self.latent_dim = latent_dim
+        self.likelihood = Bernoulli() if likelihood is None else likelihood
+        out_shape = (self.likelihood.num_params, *self.data_shape)
+        self.decoder = network.decoder(latent_dim, out_shape)
+        self.prior = (prior or StandardNormal()).build(self.data_shape, latent_dim)
+
+    def forward(self, x: Tensor) -> None:
+        """Run the model on `x`, `(n, *data_shape)`.
+
+        Raises:
+            ValueError: the rows of `x` do not have the shape `data_shape`.
+        """
+        if tuple(x.shape[1:]) != self.data_shape:
+            raise ValueError(
+                f"VAE was built for data of shape (n, {', '.join(map(str, self.data_shape))}), but "
+                f"x has shape {tuple(x.shape)}: pass the data's shape as data_shape"
+            )
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z = pyro.sample("z", self.prior())
+            pyro.sample("x", self._likelihood(z, x), obs=x)
+
+    def decode(self, z: Tensor) -> dist.Independent:
+        """Return p(x | z) for latents `(*batch, latent_dim)`: batch shape `batch`."""
+        return self._likelihood(z, None)
+
+    def _likelihood(self, z: Tensor, x: Tensor | None) -> dist.Independent:
+        p: dist.Independent = self.likelihood(self.decoder(z), len(self.data_shape), x)
+        return p

@@ -1,0 +1,264 @@
+"""The mixture of Gaussians: a discrete latent whose posterior and EM step are closed."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from ppl_vae.models.mixtures.components import (
+    EMPTY,
+    k_means_plus_plus,
+    responsibilities,
+    row_chunks,
+)
+from ppl_vae.models.mixtures.covariances import Covariance, Diagonal, Full, Spherical, Tied
+
+_COVARIANCES: dict[str, Callable[[int, int], Covariance]] = {
+    "full": Full,
+    "diagonal": Diagonal,
+    "tied": Tied,
+    "spherical": Spherical,
+}
+
+
+class GaussianMixture(nn.Module):
+    """z ~ Categorical(pi) and x | z ~ N(mu_z, Sigma_z).
+
+    log p(x) = log sum_k pi_k N(x; mu_k, Sigma_k) and p(z = k | x) = pi_k N(x; mu_k, Sigma_k) / p(x).
+    With N_k = sum_n p(z_n = k | x_n), the EM step is (Dempster, Laird & Rubin 1977, "Maximum Likelihood
+    from Incomplete Data via the EM Algorithm"; Bishop 2006, section 9.2)
+
+        pi_k = N_k / n,  mu_k = sum_n p(k | x_n) x_n / N_k,
+        Sigma_k = sum_n p(k | x_n) (x_n - mu_k)(x_n - mu_k)^T / N_k,
+
+    its mean over the components for "tied", its diagonal for "diagonal", the mean of that for
+    "spherical". Eigenvalues (variances) below `min_scale`^2 are raised to it: the maximiser under that
+    constraint, so that the likelihood can neither fall nor grow without bound on a single row. A
+    component without rows is split off from the largest one. Both are warned of.
+
+    The sites are `z`, marked for enumeration, and `x`, inside `pyro.plate("data", n, dim=-1)`; plates
+    over samples go outside, at `dim=-2`. Rows of any shape are flattened, to D values.
+
+    Args:
+        data_shape: shape of one row of the data.
+        components: their number k.
+        covariance: "full", "diagonal", "tied" (one full covariance of all components) or "spherical".
+        min_scale: least standard deviation in any direction that `maximize` sets, in units of the data.
+
+    Attributes:
+        logits: log pi up to a constant, `(k,)`.
+        means: mu, `(k, D)`.
+        covariance: the covariances' unconstrained parameters: logarithms of scales, and for "full" and
+            "tied" the strictly lower part of the Cholesky factor.
+
+    Raises:
+        ValueError: `components` or `min_scale` is not positive, or `covariance` is none of the four.
+
+    Example:
+        >>> x = torch.cat([torch.randn(300, 2), 5 + 2 * torch.randn(300, 2)])
+        >>> model = GaussianMixture((2,), components=2)
+        >>> model.initialize(x, seed=0)
+        >>> for _ in range(20):
+        ...     model.maximize(model.expected_statistics(x))
+        >>> model.means.sort(0).values.round().long()
+        tensor([[0, 0],
+                [5, 5]])
+        >>> model.posterior(x).probs.shape, model.log_evidence(x).shape
+        (torch.Size([600, 2]), torch.Size([600]))
+    """
+
+    centre: Tensor
+
+    def __init__(
+        self,
+        data_shape: Sequence[int],
+        components: int = 10,
+        covariance: Literal["full", "diagonal", "tied", "spherical"] = "full",
+        min_scale: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        if components < 1:
+            raise ValueError(f"GaussianMixture.components must be at least 1, came {components}")
+        if not min_scale > 0:
+            raise ValueError(f"GaussianMixture.min_scale must be positive, came {min_scale}")
+        if covariance not in _COVARIANCES:
+            raise ValueError(
+                f"GaussianMixture.covariance must be one of {', '.join(_COVARIANCES)}, came "
+                f"{covariance!r}"
+            )
+        self.data_shape = tuple(data_shape)
+        self.components = components
+        self.min_scale = min_scale
+        size = math.prod(self.data_shape)
+        self.logits = nn.Parameter(torch.zeros(components))
+        # Equal means would stay equal: start apart.
+        self.means = nn.Parameter(torch.randn(components, size))
+        self.covariance = _COVARIANCES[covariance](components, size)
+        # What second moments are taken about, so that they do not cancel far from the origin.
+        self.register_buffer("centre", torch.zeros(size))
+
+    def forward(self, x: Tensor) -> None:
+        """Run the model on `x`, `(n, *data_shape)`.
+
+        Raises:
+            ValueError: the rows of `x` do not have the shape `data_shape`.
+        """
+        dtype = self._flatten(x).dtype
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z = pyro.sample("z", self.prior(), infer={"enumerate": "parallel"})
+            pyro.sample("x", self._normal(z, dtype), obs=x)
+
+    def prior(self) -> dist.Categorical:
+        """Return p(z), of event shape `()`."""
+        return dist.Categorical(logits=self.logits)
+
+    def decode(self, z: Tensor) -> dist.TorchDistribution:
+        """Return p(x | z) for components `(*batch)`: batch shape `batch`, event shape `data_shape`."""
+        return self._normal(z, self.means.dtype)
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        """Return log p(x) of every row, `(n,)`, in nats.
+
+        Raises:
+            ValueError: the rows of `x` do not have the shape `data_shape`.
+        """
+        return self._log_joint(x).logsumexp(0)
+
+    def posterior(self, x: Tensor) -> dist.Categorical:
+        """Return p(z | x), of batch shape `(n,)`. Gradients flow into the parameters.
+
+        Raises:
+            ValueError: the rows of `x` do not have the shape `data_shape`.
+        """
+        return dist.Categorical(logits=self._log_joint(x).T)
+
+    @torch.no_grad()
+    def expected_statistics(self, x: Tensor, hard: bool = False) -> dict[str, Tensor]:
+        """Return the E step's statistics of `x`, `(n, *data_shape)`: sums over its rows, in float64.
+
+        Chunks of rows pass through products of matrices in the dtype of the data (float64 where
+        clusters lie so far apart that float32 would lose digits); the sums over chunks are in float64.
+
+        Args:
+            x: data.
+            hard: put all of a row's weight on the likeliest component (classification EM, Celeux &
+                Govaert 1992, "A classification EM algorithm for clustering").
+
+        Returns:
+            "counts", N_k, `(k,)`; "first" and "second", weighted sums of x and x x^T (or what the kind
+            of covariance needs of it) about `centre`; "log_evidence", the sum of log p(x), hard: of
+            max_z log p(x, z); "num_rows".
+
+        Raises:
+            ValueError: the rows of `x` do not have the shape `data_shape`.
+        """
+        rows = self._flatten(x)
+        means = (self.means - self.centre).double()
+        log_weights = self.logits.log_softmax(-1).unsqueeze(-1)
+        density = self.covariance.density(means, rows.dtype)
+        parts: list[tuple[Tensor, ...]] = []
+        # Summed as they come: a list of moments would hold k D^2 numbers for every chunk.
+        for chunk in row_chunks(rows, self.components * means.shape[-1]):
+            chunk = chunk - self.centre
+            log_density, features = density(chunk)
+            weights, log_p = responsibilities(log_density + log_weights, hard)
+            second = self.covariance.second(weights, features)
+            first = weights @ chunk.to(weights.dtype)
+            found = (weights.sum(1).double(), first.double(), second.double(), log_p)
+            parts = (
+                [tuple(a + b for a, b in zip(parts[0], found, strict=True))] if parts else [found]
+            )
+        counts, first, second, log_p = parts[0]
+        return {
+            "counts": counts,
+            "first": first,
+            "second": self.covariance.about_centre(second, first, counts, means),
+            "log_evidence": log_p,
+            "num_rows": counts.new_tensor(float(len(rows))),
+        }
+
+    @torch.no_grad()
+    def maximize(self, statistics: dict[str, Tensor]) -> None:
+        """Set the parameters to the maximiser of the expected log p(x, z), given its statistics.
+
+        Warns of components without rows, and of those whose covariance was kept from collapsing.
+        """
+        counts, num_rows = statistics["counts"], statistics["num_rows"]
+        empty = counts <= EMPTY * num_rows
+        counts = counts.clamp_min(EMPTY * float(num_rows))
+        means = statistics["first"] / counts.unsqueeze(-1)
+        self.logits.copy_((counts / num_rows).log())
+        floored = self.covariance.maximize(statistics["second"], counts, means, self.min_scale**2)
+        self.means.copy_(means + self.centre)
+        narrow = [k for k in floored if not empty[k]]
+        if narrow:
+            warnings.warn(
+                f"variances of components {narrow} would fall below min_scale^2 and were raised to it",
+                stacklevel=2,
+            )
+        for k in empty.nonzero().flatten().tolist():
+            self._split(int(k))
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, seed: int) -> None:
+        """Start from k-means++: weights, means and covariances of the rows nearest to each seed.
+
+        Raises:
+            ValueError: the rows of `x` do not have the shape `data_shape`, or are fewer than the
+                components.
+        """
+        rows = self._flatten(x)
+        self.centre.copy_(rows.double().mean(0))
+        rows = rows.double() - self.centre
+        weights = k_means_plus_plus(rows, self.components, seed)
+        # Unit covariances about the centre: whitened residuals are then the rows themselves.
+        for parameter in [self.means, *self.covariance.parameters()]:
+            parameter.zero_()
+        zeros = torch.zeros_like(self.means, dtype=rows.dtype)
+        _, features = self.covariance.density(zeros, rows.dtype)(rows)
+        self.maximize(
+            {
+                "counts": weights.sum(1),
+                "first": weights @ rows,
+                "second": self.covariance.second(weights, features),
+                "num_rows": weights.sum(),
+            }
+        )
+
+    def _split(self, empty: int) -> None:
+        """Halves the largest component; the halves move half a standard deviation apart."""
+        largest = int(self.logits.argmax())
+        warnings.warn(
+            f"component {empty} has no rows: it was split off from component {largest}, the largest",
+            stacklevel=3,
+        )
+        self.covariance.split(self.means, largest, empty)
+        self.logits[largest] -= math.log(2)
+        self.logits[empty] = self.logits[largest]
+
+    def _log_joint(self, x: Tensor) -> Tensor:
+        """log p(x, z) of all components, `(k, n)`."""
+        self._flatten(x)
+        z = torch.arange(self.components, device=self.means.device).unsqueeze(-1)
+        log_p: Tensor = self._normal(z, self._flatten(x).dtype).log_prob(x)
+        return log_p + self.logits.log_softmax(-1).unsqueeze(-1)
+
+    def _normal(self, z: Tensor, dtype: torch.dtype) -> dist.TorchDistribution:
+        return self.covariance.normal(self.means.to(dtype)[z], z, self.data_shape)
+
+    def _flatten(self, x: Tensor) -> Tensor:
+        """The rows as vectors, in a floating dtype that loses nothing of data or parameters."""
+        if tuple(x.shape[1:]) != self.data_shape:
+            raise ValueError(
+                f"GaussianMixture was built for data of shape (n, "
+                f"{', '.join(map(str, self.data_shape))}), but x has shape {tuple(x.shape)}: pass "
+                f"the data's shape as data_shape"
+            )
+        return x.reshape(x.shape[0], -1).to(torch.promote_types(x.dtype, self.means.dtype))

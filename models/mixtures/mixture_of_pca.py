@@ -1,0 +1,287 @@
+"""A mixture of probabilistic PCAs: clusters, each with directions of its own."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+
+import pyro
+import pyro.distributions as dist
+import torch
+from sklearn.cluster import KMeans
+from torch import Tensor, nn
+
+from ppl_vae.models.linear.linear_gaussian import LinearGaussian, regress, regression_statistics
+from ppl_vae.models.mixtures.components import EMPTY
+
+
+class MixtureOfPCA(nn.Module):
+    """k ~ Categorical(pi), z ~ N(0, I) and x = W_k z + mu_k + sigma_k eps with eps ~ N(0, I).
+
+    Marginally a mixture of N(mu_k, W_k W_k^T + sigma_k^2 I): full covariances at the price of q directions
+    each (Tipping & Bishop 1999, "Mixtures of Probabilistic Principal Component Analysers"). Rows of any
+    shape are flattened, to D values.
+
+    The sites are `k`, which Pyro sums out (`infer={"enumerate": "parallel"}`), `z` and `x`, inside
+    `pyro.plate("data", n, dim=-1)`; plates over samples go outside, at `dim=-2`. A guide samples `z` alone:
+    `posterior(x)` is p(z | x), itself a mixture over k.
+
+    Args:
+        data_shape: shape of one row of the data.
+        latent_dim: number q of latent dimensions of each component.
+        components: number K of components.
+        min_scale: the least sigma_k that the M step sets, in units of the data: without one, a component on
+            fewer than q + 2 rows has infinite density.
+
+    Attributes:
+        logits: unnormalised log pi, `(K,)`.
+        weight: W, `(K, D, q)`.
+        mean: mu, `(K, D)`.
+        log_sigma: log sigma, `(K,)`.
+
+    Raises:
+        ValueError: `latent_dim`, `components` or `min_scale` is not positive.
+
+    Example:
+        >>> x = torch.randn(300, 5) + 6.0 * torch.randint(2, (300, 1))
+        >>> model = MixtureOfPCA((5,), latent_dim=1, components=2)
+        >>> model.initialize(x, seed=0)
+        >>> model.responsibilities(x).probs.shape, model.posterior(x).event_shape
+        (torch.Size([300, 2]), torch.Size([1]))
+    """
+
+    prior_loc: Tensor
+    centre: Tensor
+
+    def __init__(
+        self,
+        data_shape: Sequence[int],
+        latent_dim: int = 2,
+        components: int = 2,
+        min_scale: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        for name, value in (("latent_dim", latent_dim), ("components", components)):
+            if value < 1:
+                raise ValueError(f"MixtureOfPCA.{name} must be at least 1, came {value}")
+        if not min_scale > 0:
+            raise ValueError(f"MixtureOfPCA.min_scale must be positive, came {min_scale}")
+        self.data_shape = tuple(data_shape)
+        self.latent_dim = latent_dim
+        self.components = components
+        self.min_scale = min_scale
+        size = math.prod(self.data_shape)
+        self.logits = nn.Parameter(torch.zeros(components))
+        self.weight = nn.Parameter(
+            torch.randn(components, size, latent_dim) / math.sqrt(latent_dim)
+        )
+        # Equal components would stay equal.
+        self.mean = nn.Parameter(torch.randn(components, size))
+        self.log_sigma = nn.Parameter(torch.zeros(components))
+        self.register_buffer("prior_loc", torch.zeros(latent_dim), persistent=False)
+        # The point about which EM takes moments: fixed, so that statistics of any time add up.
+        self.register_buffer("centre", torch.zeros(size))
+
+    def forward(self, x: Tensor) -> None:
+        """Run the model on `x`, `(n, *data_shape)`.
+
+        Raises:
+            ValueError: the rows of `x` do not have the shape `data_shape`.
+        """
+        self._flatten(x)
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z = pyro.sample("z", self.prior())
+            k = pyro.sample(
+                "k", dist.Categorical(logits=self.logits), infer={"enumerate": "parallel"}
+            )
+            pyro.sample("x", self.decode(z, k), obs=x)
+
+    def prior(self) -> dist.Independent:
+        """Return p(z), of event shape `(latent_dim,)`."""
+        return dist.Independent(dist.Normal(self.prior_loc, 1.0), 1)
+
+    def decode(self, z: Tensor, k: Tensor) -> dist.Independent:
+        """Return p(x | z, k) for latents `(*batch, latent_dim)` and `(*batch)`: batch shape `batch`."""
+        mean = torch.einsum("...dq,...q->...d", self.weight[k], z) + self.mean[k]
+        mean = mean.reshape(*mean.shape[:-1], *self.data_shape)
+        scale = self.log_sigma.exp()[k].reshape(*k.shape, *(1 for _ in self.data_shape))
+        return dist.Independent(dist.Normal(mean, scale), len(self.data_shape))
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        """Return log p(x) of every row, `(n,)`, in nats.
+
+        Raises:
+            ValueError: the rows of `x` do not have the shape `data_shape`.
+        """
+        return self._log_joint(self._linear(), self._flatten(x)).logsumexp(0)
+
+    def responsibilities(self, x: Tensor) -> dist.Categorical:
+        """Return p(k | x), of batch shape `(n,)`.
+
+        Raises:
+            ValueError: the rows of `x` do not have the shape `data_shape`.
+        """
+        return dist.Categorical(logits=self._log_joint(self._linear(), self._flatten(x)).T)
+
+    def posterior(self, x: Tensor) -> dist.MixtureSameFamily:
+        """Return p(z | x) = sum_k p(k | x) p(z | x, k), of batch shape `(n,)`, event `(latent_dim,)`.
+
+        Gradients flow into the parameters.
+
+        Raises:
+            ValueError: the rows of `x` do not have the shape `data_shape`.
+        """
+        rows, linear = self._flatten(x), self._linear()
+        means = linear.posterior_mean(rows).transpose(0, 1)
+        parts = dist.MultivariateNormal(means, scale_tril=linear.posterior_scale_tril())
+        weights = dist.Categorical(logits=self._log_joint(linear, rows).T)
+        return dist.MixtureSameFamily(weights, parts)
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, seed: int = 0) -> None:
+        """Start at k-means (from k-means++) and the probabilistic PCA of each cluster.
+
+        Args:
+            x: data, `(n, *data_shape)`.
+            seed: seed of k-means++.
+
+        Raises:
+            ValueError: the rows of `x` do not have the shape `data_shape`, or are fewer than the components.
+        """
+        rows = self._flatten(x).double()
+        if len(rows) < self.components:
+            raise ValueError(
+                f"MixtureOfPCA has {self.components} components, but x has {len(rows)} rows: use more "
+                f"rows or fewer components"
+            )
+        self.centre.copy_(rows.mean(0))
+        kmeans = KMeans(self.components, n_init=1, random_state=seed).fit(rows.cpu().numpy())
+        labels = torch.as_tensor(kmeans.labels_, device=rows.device)
+        counts = torch.bincount(labels.long(), minlength=self.components)
+        self.logits.copy_((counts.clamp_min(1).double() / len(rows)).log())
+        for k in counts.nonzero().flatten().tolist():
+            own = rows[labels == k]
+            mean = own.mean(0)
+            _, singular, directions = torch.linalg.svd(own - mean, full_matrices=False)
+            values = singular.square() / len(own)
+            kept = min(self.latent_dim, len(values))
+            noise = values[kept:].sum() / max(len(mean) - kept, 1)
+            noise = noise.clamp_min(self.min_scale**2)
+            self.mean[k] = mean.to(self.mean.dtype)
+            self.weight[k] = 0.0
+            lengths = (values[:kept] - noise).clamp_min(0).sqrt()
+            self.weight[k, :, :kept] = (directions[:kept].T * lengths).to(self.weight.dtype)
+            self.log_sigma[k] = noise.log() / 2
+        for k in (counts == 0).nonzero().flatten().tolist():  # fewer different rows than components
+            self._split(k)
+
+    @torch.no_grad()
+    def expected_statistics(self, x: Tensor, hard: bool = False) -> dict[str, Tensor]:
+        """The E step: sufficient statistics under p(k, z | x), summed over the rows, in float64.
+
+        Args:
+            x: data, `(n, *data_shape)`.
+            hard: whether each row belongs wholly to its most probable component. Given the component, z
+                stays integrated out either way.
+
+        Returns:
+            `xu` `(K, D, q + 1)`, `uu` `(K, q + 1, q + 1)` and `xx` `(K, D)` (see
+            `ppl_vae.models.linear.linear_gaussian.regression_statistics`; x about `centre`), `num_rows`, and
+            `log_evidence`: the sum of log p(x), if hard of max_k log p(x, k).
+
+        Raises:
+            ValueError: the rows of `x` do not have the shape `data_shape`.
+        """
+        rows = self._flatten(x).double() - self.centre.double()
+        log_joint, means, covariances = [], [], []
+        # One component after the other: (K, n, D) numbers would be too many.
+        for k in range(self.components):
+            linear = self._component(k)
+            means.append(linear.posterior_mean(rows))
+            log_joint.append(linear.log_evidence(rows, means[-1]))
+            spread = linear.posterior_scale_tril()
+            covariances.append(spread @ spread.T)
+        joint = torch.stack(log_joint) + self.logits.double().log_softmax(0).unsqueeze(1)
+        if hard:
+            log_evidence, labels = joint.max(0)
+            weights = torch.nn.functional.one_hot(labels, self.components).T.to(joint)
+        else:
+            log_evidence = joint.logsumexp(0)
+            weights = (joint - log_evidence).exp()
+        parts = [
+            regression_statistics(rows, means[k], covariances[k], weights[k])
+            for k in range(self.components)
+        ]
+        return {
+            **{name: torch.stack([part[name] for part in parts]) for name in parts[0]},
+            "log_evidence": log_evidence.sum(),
+            "num_rows": rows.new_tensor(len(rows)),
+        }
+
+    @torch.no_grad()
+    def maximize(self, statistics: dict[str, Tensor]) -> None:
+        """The M step: set all parameters to the maximiser for the statistics of an E step.
+
+        A component without rows is split off from the largest, and a warning says so. Another warns of noise
+        that was raised to `min_scale`.
+        """
+        counts, num_rows = statistics["uu"][:, -1, -1], statistics["num_rows"]
+        empty = counts <= EMPTY * num_rows
+        self.logits.copy_((counts.clamp_min(EMPTY * float(num_rows)) / num_rows).log())
+        narrow = []
+        for k in (~empty).nonzero().flatten().tolist():
+            weight, mean, variance = regress(*(statistics[s][k] for s in ("xu", "uu", "xx")))
+            self.weight[k] = weight.to(self.weight.dtype)
+            self.mean[k] = (mean + self.centre.double()).to(self.mean.dtype)
+            scale = variance.mean().sqrt()
+            self.log_sigma[k] = scale.clamp_min(self.min_scale).log()
+            if scale < self.min_scale:
+                narrow.append(k)
+        for k in empty.nonzero().flatten().tolist():
+            self._split(k)
+        if narrow:
+            warnings.warn(
+                f"the noise of components {narrow} would fall below min_scale and was raised to it",
+                stacklevel=2,
+            )
+
+    def _split(self, empty: int) -> None:
+        """Halves the largest component; the halves move half a standard deviation apart."""
+        largest = int(self.logits.argmax())
+        warnings.warn(
+            f"component {empty} has no rows: it was split off from component {largest}, the largest",
+            stacklevel=3,
+        )
+        weight, size = self.weight[largest], len(self.mean[largest])
+        self.weight[empty] = weight
+        self.log_sigma[empty] = self.log_sigma[largest]
+        # One standard deviation in the q + D dimensions of z and noise.
+        noise = self.log_sigma[largest].exp() / math.sqrt(size)
+        step = (weight.sum(-1) + noise) / math.sqrt(self.latent_dim + 1) / 4
+        self.mean[empty] = self.mean[largest] + step
+        self.mean[largest] -= step
+        self.logits[largest] -= math.log(2)
+        self.logits[empty] = self.logits[largest]
+
+    def _log_joint(self, linear: LinearGaussian, rows: Tensor) -> Tensor:
+        """log p(x, k), `(K, n)`."""
+        return linear.log_evidence(rows) + self.logits.log_softmax(0).unsqueeze(1)
+
+    def _linear(self) -> LinearGaussian:
+        """All components at once."""
+        return LinearGaussian(self.weight, self.mean, self.log_sigma.exp().unsqueeze(1))
+
+    def _component(self, k: int) -> LinearGaussian:
+        """One of them in float64, for data about `centre`."""
+        mean = self.mean[k].double() - self.centre.double()
+        return LinearGaussian(self.weight[k].double(), mean, self.log_sigma[k].double().exp())
+
+    def _flatten(self, x: Tensor) -> Tensor:
+        if tuple(x.shape[1:]) != self.data_shape:
+            raise ValueError(
+                f"MixtureOfPCA was built for data of shape (n, "
+                f"{', '.join(map(str, self.data_shape))}), but x has shape {tuple(x.shape)}: pass "
+                f"the data's shape as data_shape"
+            )
+        return x.reshape(x.shape[0], -1)

@@ -1,0 +1,5 @@
+from .base import Prior as Prior, require_components as require_components
+from .flow import FlowPrior as FlowPrior
+from .mixture import MixturePrior as MixturePrior
+from .normal import DiagonalNormal as DiagonalNormal, StandardNormal as StandardNormal
+from .vamp import VampPrior as VampPrior

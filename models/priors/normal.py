@@ -1,0 +1,87 @@
+"""Priors that are one normal distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from ppl_vae.models.priors.base import Prior
+
+
+@dataclass(frozen=True)
+class StandardNormal(Prior):
+    """p(z) = N(0, I), without parameters; what a `VAE` has if it is given no prior.
+
+    Example:
+        >>> StandardNormal().build((3,), latent_dim=2)().log_prob(torch.zeros(2))
+        tensor(-1.8379)
+    """
+
+    def build(self, data_shape: Sequence[int], latent_dim: int) -> nn.Module:
+        """See `Prior.build`."""
+        return _Standard(latent_dim)
+
+
+@dataclass(frozen=True)
+class DiagonalNormal(Prior):
+    """p(z) = N(mu, diag(sigma^2)), with mu and sigma learned; it starts at N(0, I).
+
+    The least that makes an autoencoder's code a thing to sample from, once it is fitted to the
+    aggregate posterior: see `ppl_vae.refit_prior`.
+
+    Example:
+        >>> DiagonalNormal().build((3,), latent_dim=2)().log_prob(torch.zeros(2))
+        tensor(-1.8379, grad_fn=<SumBackward1>)
+    """
+
+    def build(self, data_shape: Sequence[int], latent_dim: int) -> nn.Module:
+        """See `Prior.build`."""
+        return _Diagonal(latent_dim)
+
+
+class _Standard(nn.Module):
+    loc: Tensor
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
+
+    def forward(self) -> dist.Independent:
+        return dist.Independent(dist.Normal(self.loc, 1.0), 1)
+
+
+class _Diagonal(nn.Module):
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(latent_dim))
+        self.raw_scale = nn.Parameter(raw_of_scale(torch.ones(latent_dim)))
+
+    def forward(self) -> dist.Independent:
+        return dist.Independent(dist.Normal(self.loc, scale_of_raw(self.raw_scale)), 1)
+
+    @torch.no_grad()
+    def fit_to(self, mean: Tensor, variance: Tensor, draws: Tensor) -> None:
+        """Set the moments to those of (1/n) sum_i q(z | x_i), which maximise E_q log p(z)."""
+        self.loc.copy_(mean.mean(0))
+        total = variance.mean(0) + mean.var(0, unbiased=False)
+        self.raw_scale.copy_(raw_of_scale(total.sqrt()))
+
+
+_LEAST = 1e-6
+"""The scale never reaches 0, where a density would become infinite."""
+
+
+def scale_of_raw(raw: Tensor) -> Tensor:
+    """A positive scale from any real number; it grows linearly, so it can not overflow."""
+    return softplus(raw) + _LEAST
+
+
+def raw_of_scale(scale: Tensor) -> Tensor:
+    """The inverse of `_scale`: log(exp(s) - 1) = s + log(1 - exp(-s))."""
+    s = (scale - _LEAST).clamp_min(_LEAST)
+    return s + (-torch.expm1(-s)).log()

@@ -1,0 +1,156 @@
+"""The prior that is a mixture of the guide's own posteriors."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from ppl_vae.models.priors.base import Prior, require_components
+
+
+@dataclass(frozen=True)
+class VampPrior(Prior):
+    """p(z) = 1/K sum_k q(z | u_k), with K learned pseudo-inputs u_k that look like rows of data.
+
+    "VAE with a VampPrior" (arXiv:1705.07120). q is the guide's own `encode`, so the prior must be
+    told the guide, once both are there: `model.prior.attach_guide(guide)`; `load_run` and the command
+    line do it themselves. The guide's parameters stay the guide's: they are not among the model's,
+    and what trains the guide changes p(z). Once the pair is trained, `model.prior.keep_guide()`
+    makes a copy of the guide a part of the model, and p(z) stays what it is whatever becomes of the
+    guide; `refit_guide` and `ppl-vae refit` do so themselves before they train another one.
+
+    Pseudo-inputs are kept between `low` and `high`, at which their gradient ends. They start
+    uniformly between them (from a standard normal if a limit is infinite), or better at rows of the
+    data: `model.prior.start_at(rows)`.
+
+    Args:
+        components: number K of pseudo-inputs.
+        low: least value of the data.
+        high: largest value of the data.
+
+    Raises:
+        ValueError: `components` is not positive, or `low` is not below `high`.
+
+    Example:
+        >>> from ppl_vae.guides import MeanField
+        >>> from ppl_vae.models import VAE
+        >>> model = VAE((1, 8, 8), latent_dim=2, prior=VampPrior(components=20))
+        >>> guide = MeanField((1, 8, 8), latent_dim=2)
+        >>> model.prior.attach_guide(guide)
+        >>> model.prior.start_at(torch.rand(100, 1, 8, 8))
+        >>> model.prior().sample((5,)).shape
+        torch.Size([5, 2])
+    """
+
+    components: int = 100
+    low: float = 0.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_components("VampPrior", self.components)
+        if not self.low < self.high:
+            raise ValueError(
+                f"VampPrior.low must be below VampPrior.high, came {self.low} and {self.high}: "
+                f"give the range of the data"
+            )
+
+    def build(self, data_shape: Sequence[int], latent_dim: int) -> nn.Module:
+        """See `Prior.build`."""
+        return _Vamp((self.components, *data_shape), self.low, self.high)
+
+
+class _Vamp(nn.Module):
+    def __init__(self, shape: Sequence[int], low: float, high: float) -> None:
+        super().__init__()
+        self.low = low
+        self.high = high
+        finite = math.isfinite(low) and math.isfinite(high)
+        start = low + (high - low) * torch.rand(*shape) if finite else torch.randn(*shape)
+        self.inputs = nn.Parameter(start.clamp(low, high))
+        # In a tuple: as an attribute it would be registered, and its parameters with it.
+        self._attached: tuple[Any, ...] = ()
+        self.kept: nn.Module | None = None
+        self._encoding = False
+
+    def forward(self) -> dist.MixtureSameFamily:
+        guide = self._guide()
+        circular = TypeError(
+            f"VampPrior is made of {type(guide).__name__}.encode(x), which runs the model, and so "
+            f"the prior, itself: use a guide that does not, such as MeanField"
+        )
+        if self._encoding:
+            raise circular
+        self._encoding = True
+        try:
+            components = guide.encode(self.inputs.clamp(self.low, self.high))
+        except ValueError as error:  # a model within itself enters its plate twice
+            if "duplicate plate" in str(error):
+                raise circular from error
+            raise
+        finally:
+            self._encoding = False
+        equal = torch.zeros(len(self.inputs), dtype=self.inputs.dtype, device=self.inputs.device)
+        return dist.MixtureSameFamily(dist.Categorical(logits=equal), components)
+
+    def attach_guide(self, guide: nn.Module) -> None:
+        """Take q(z | x) from the guide's `encode`; without effect once a guide is kept.
+
+        Raises:
+            TypeError: the guide has no `encode`.
+        """
+        if not callable(getattr(guide, "encode", None)):
+            raise TypeError(
+                f"VampPrior needs a guide with encode(x), the distribution q(z | x), but "
+                f"{type(guide).__name__} has none"
+            )
+        self._attached = (guide,)
+
+    def keep_guide(self) -> None:
+        """Make a copy of the guide a part of the prior: another guide then leaves p(z) as it is.
+
+        Raises:
+            RuntimeError: no guide is attached.
+        """
+        if self.kept is None:
+            self.kept = copy.deepcopy(self._guide()).train(self.training)
+
+    def _guide(self) -> Any:
+        if self.kept is not None:
+            return self.kept
+        if not self._attached:
+            raise RuntimeError(
+                "VampPrior is a mixture of the guide's posteriors, but knows no guide: call "
+                "model.prior.attach_guide(guide) once both are built"
+            )
+        return self._attached[0]
+
+    @torch.no_grad()
+    def start_at(self, rows: Tensor) -> None:
+        """Put the pseudo-inputs at rows of the data, chosen at random.
+
+        Args:
+            rows: `(n, *data_shape)`, with n at least the number of components.
+
+        Raises:
+            ValueError: there are too few rows, or a value lies outside of `low` and `high`.
+        """
+        if len(rows) < len(self.inputs):
+            raise ValueError(
+                f"VampPrior has {len(self.inputs)} pseudo-inputs, but came {len(rows)} rows to "
+                f"start at: give more rows or fewer components"
+            )
+        chosen = rows[torch.randperm(len(rows))[: len(self.inputs)]]
+        if bool((chosen < self.low).any()) or bool((chosen > self.high).any()):
+            raise ValueError(
+                f"the rows lie between {float(chosen.min()):g} and {float(chosen.max()):g}, but "
+                f"VampPrior was built for values from {self.low:g} to {self.high:g}: give the "
+                f"range of the data as low and high"
+            )
+        self.inputs.copy_(chosen)

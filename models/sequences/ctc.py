@@ -1,0 +1,261 @@
+"""Connectionist temporal classification: the labels of a sequence, its alignment latent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer.util import is_validation_enabled
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from ppl_vae.networks import full_precision
+
+BLANK = 0
+"""The symbol that says nothing; also what fills the end of a shorter row of labels."""
+
+
+_IMPOSSIBLE = -1e30  # a finite log 0: its gradients are 0 where those of -inf are NaN
+
+
+class CTC(nn.Module):
+    """p(x | frames) with labels x, summed over their alignments z to the frames.
+
+    Every frame emits a symbol, z_t ~ Categorical(softmax(network(frames)_t)), independently given
+    the frames. The labels are a function of z: repeats are merged, then blanks dropped, so that
+    `a a - a b b` and `a - - a - b` both mean `a a b`. That is p(x | z) = 1 if x = collapse(z), else
+    0, and
+
+        p(x | frames) = sum over z with collapse(z) = x of prod_t p(z_t | frames),
+
+    by dynamic programming over the labels with blanks between them, in O(T U) (Graves et al. 2006,
+    "Connectionist Temporal Classification", ICML). `-log_evidence` is the CTC loss.
+
+    Symbol 0 is the blank and the others are labels. A row of x, `(n, U)`, holds its labels and then
+    zeros. Rows with fewer than T frames say how many by `lengths`, `(n,)`; what is behind them does
+    not matter, and z is blank there. `x`, `frames` and `lengths` are one batch:
+    `evaluate(model, Exact(model), (x, frames, lengths))`. To train, sum the alignments out, because
+    the gradient through draws of them is noisy: `fit(program, lambda *batch: None, (x, frames))` with
+
+        def program(x, frames):
+            with pyro.plate("data", len(x), dim=-1):
+                pyro.factor("x", model.log_evidence(x, frames))
+
+    The sites are `z` and `x`, inside `pyro.plate("data", n, dim=-1)`; plates over samples go
+    outside, at `dim=-2`.
+
+    Args:
+        network: maps frames `(n, T, *)` to logits of the symbols, `(n, T, symbols)`. What comes
+            behind a row's frames must not reach them.
+
+    Example:
+        >>> model = CTC(nn.Linear(8, 5))  # frames of 8 numbers, a blank and 4 labels
+        >>> x, frames = torch.tensor([[3, 3, 1], [2, 0, 0]]), torch.randn(2, 6, 8)
+        >>> model.log_evidence(x, frames).shape
+        torch.Size([2])
+        >>> z = model.posterior(x, frames).sample()
+        >>> collapse(z)[:, :3]
+        tensor([[3, 3, 1],
+                [2, 0, 0]])
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, frames: Tensor, lengths: Tensor | None = None) -> None:
+        """Run the model on labels `x`, `(n, U)`, given `frames`, `(n, T, *)`.
+
+        Raises:
+            ValueError: the labels of a row are not followed by zeros alone.
+        """
+        _require_padded(x)
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z = pyro.sample("z", self.prior(frames, lengths))
+            labels = collapse(z)
+            kept = torch.nn.functional.pad(labels, (0, x.shape[-1]))[..., : x.shape[-1]]
+            lost = (labels[..., x.shape[-1] :] != BLANK).any(-1)
+            log_density = torch.zeros(lost.shape, device=x.device).masked_fill(lost, -torch.inf)
+            pyro.sample("x", dist.Delta(kept, log_density, event_dim=1), obs=x)
+
+    def prior(self, frames: Tensor, lengths: Tensor | None = None) -> dist.Independent:
+        """Return p(z | frames), of batch shape `(n,)` and event shape `(T,)`."""
+        return dist.Independent(dist.Categorical(logits=self._log_probs(frames, lengths)), 1)
+
+    def log_evidence(self, x: Tensor, frames: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Return log p(x | frames) of every row, `(n,)`, in nats; differentiable.
+
+        It is -inf, without a gradient, for labels that the frames are too few to hold.
+
+        Raises:
+            ValueError: the labels of a row are not followed by zeros alone, or are none of the
+                network's symbols.
+        """
+        log_z = _Lattice(self._log_probs(frames, lengths), x).log_normaliser
+        return torch.where(log_z > _IMPOSSIBLE / 2, log_z, -torch.inf)
+
+    def posterior(
+        self, x: Tensor, frames: Tensor, lengths: Tensor | None = None
+    ) -> AlignmentPosterior:
+        """Return p(z | x, frames), of batch shape `(n,)` and event shape `(T,)`.
+
+        Raises:
+            ValueError: as `log_evidence`; or no alignment exists.
+        """
+        return AlignmentPosterior(self._log_probs(frames, lengths), x)
+
+    def _log_probs(self, frames: Tensor, lengths: Tensor | None) -> Tensor:
+        log_probs = full_precision(self.network(frames)).log_softmax(-1)
+        if lengths is None:
+            return log_probs
+        behind = torch.arange(frames.shape[1], device=frames.device) >= lengths.unsqueeze(-1)
+        certain = torch.full_like(log_probs[0, 0], -torch.inf)
+        certain[BLANK] = 0.0
+        return torch.where(behind.unsqueeze(-1), certain, log_probs)
+
+
+def collapse(z: Tensor) -> Tensor:
+    """Merge repeats and drop blanks of `z`, `(*, T)`: the labels, then zeros, `(*, T)`.
+
+    Example:
+        >>> collapse(torch.tensor([1, 1, 0, 1, 2, 2]))
+        tensor([1, 1, 2, 0, 0, 0])
+    """
+    before = torch.nn.functional.pad(z, (1, 0), value=BLANK)[..., :-1]
+    kept = (z != BLANK) & (z != before)
+    order = kept.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)
+    return torch.where(kept, z, BLANK).gather(-1, order)
+
+
+class AlignmentPosterior(dist.TorchDistribution):
+    """p(z | x, frames): a path through the labels, sampled exactly from its end to its beginning.
+
+    Args:
+        log_probs: log p(z_t = s | frames), `(n, T, symbols)`.
+        x: labels followed by zeros, `(n, U)`.
+
+    Raises:
+        ValueError: the labels of a row are not followed by zeros alone, are none of the symbols,
+            or are more than its frames can hold.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
+
+    def __init__(self, log_probs: Tensor, x: Tensor, validate_args: bool | None = None) -> None:
+        self.log_probs = log_probs
+        self.x = x
+        self._lattice = _Lattice(log_probs, x)
+        super().__init__(log_probs.shape[:1], log_probs.shape[1:2], validate_args=validate_args)
+        if is_validation_enabled():
+            hopeless = (
+                (self._lattice.log_normaliser <= _IMPOSSIBLE / 2).nonzero().flatten().tolist()
+            )
+            if hopeless:
+                raise ValueError(
+                    f"the labels of row {hopeless[0]} (counted from 0; of {len(hopeless)} such rows) "
+                    f"have no alignment: a row needs a frame for each label and one more between "
+                    f"equal neighbours; leave out such rows or give more frames"
+                )
+
+    @constraints.dependent_property(is_discrete=True, event_dim=1)
+    def support(self) -> constraints.Constraint:
+        """Symbols, one a frame."""
+        symbols = constraints.integer_interval(0, self.log_probs.shape[-1] - 1)
+        return constraints.independent(symbols, 1)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw alignments, `(*sample_shape, n, T)`."""
+        with torch.no_grad():
+            return self._lattice.sample(torch.Size(sample_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return log p(z | x, frames), -inf where `value` does not collapse to x."""
+        if self._validate_args:
+            self._validate_sample(value)
+        log_probs = self.log_probs.expand(*value.shape, self.log_probs.shape[-1])
+        log_joint = log_probs.gather(-1, value.long().unsqueeze(-1)).squeeze(-1).sum(-1)
+        num_frames, width = value.shape[-1], self.x.shape[-1]
+        size = max(num_frames, width)
+        labels = torch.nn.functional.pad(collapse(value), (0, size - num_frames))
+        fits = (labels == torch.nn.functional.pad(self.x, (0, size - width))).all(-1)
+        log_q = log_joint - self._lattice.log_normaliser
+        return torch.where(fits, log_q, -torch.inf)
+
+
+class _Lattice:
+    """The forward pass over the states: blank, x_1, blank, x_2, ..., x_U, blank.
+
+    From one frame to the next a path stays, goes one state on, or two states on if that skips a
+    blank between different labels. Every alignment of x is one path.
+    """
+
+    def __init__(self, log_probs: Tensor, x: Tensor) -> None:
+        _require_padded(x)
+        if is_validation_enabled() and x.numel() and int(x.max()) >= log_probs.shape[-1]:
+            raise ValueError(
+                f"the network gives logits for {log_probs.shape[-1]} symbols, so that labels are 1 "
+                f"to {log_probs.shape[-1] - 1}, but x holds {int(x.max())}"
+            )
+        labels = x.long()
+        num_states = 2 * labels.shape[-1] + 1
+        self.symbols = labels.new_full((len(labels), num_states), BLANK)
+        self.symbols[:, 1::2] = labels
+        self.skips = torch.zeros_like(self.symbols, dtype=torch.bool)
+        self.skips[:, 3::2] = (labels[:, 1:] != labels[:, :-1]) & (labels[:, 1:] != BLANK)
+        self.last = 2 * (labels != BLANK).sum(-1, keepdim=True)  # the blank behind the last label
+
+        index = self.symbols.unsqueeze(1).expand(-1, log_probs.shape[1], -1)
+        emitted = log_probs.clamp_min(_IMPOSSIBLE).gather(-1, index)
+        begins = torch.arange(num_states, device=x.device) < 2
+        alpha = torch.where(begins, emitted[:, 0], _IMPOSSIBLE)
+        alphas = [alpha]
+        for t in range(1, log_probs.shape[1]):
+            one, two = (_shift(alpha, by) for by in (1, 2))
+            moves = torch.stack([alpha, one, torch.where(self.skips, two, _IMPOSSIBLE)])
+            alpha = moves.logsumexp(0) + emitted[:, t]
+            alphas.append(alpha)
+        self.alphas = alphas
+        ends = torch.cat([self.last, (self.last - 1).clamp_min(0)], -1)
+        self.ends = alpha.gather(-1, ends)  # log p of the paths that end in the blank, in the label
+        self.ends = torch.where(
+            (self.last == 0) & (ends.new_tensor([0, 1]) == 1), _IMPOSSIBLE, self.ends
+        )
+        self.log_normaliser = self.ends.logsumexp(-1)
+
+    def sample(self, sample_shape: torch.Size) -> Tensor:
+        """Draw paths from the last frame to the first, and return their symbols."""
+        shape = (*sample_shape, len(self.symbols))
+        ends = dist.Categorical(logits=self.ends, validate_args=False).sample(sample_shape)
+        state = self.last.squeeze(-1) - ends
+        states = [state]
+        steps = torch.arange(3, device=state.device)
+        skips = self.skips.expand(*shape, -1)
+        for alpha in reversed(self.alphas[:-1]):
+            sources = state.unsqueeze(-1) - steps
+            allowed = sources >= 0
+            allowed[..., 2] &= skips.gather(-1, state.unsqueeze(-1)).squeeze(-1)
+            logits = alpha.expand(*shape, -1).gather(-1, sources.clamp_min(0))
+            logits = logits.masked_fill(~allowed, -torch.inf)
+            state = state - dist.Categorical(logits=logits, validate_args=False).sample()
+            states.append(state)
+        path = torch.stack(states[::-1], -1)
+        return self.symbols.expand(*shape, -1).gather(-1, path)
+
+
+def _shift(alpha: Tensor, by: int) -> Tensor:
+    """Move the states' values `by` states on."""
+    return torch.nn.functional.pad(alpha, (by, 0), value=_IMPOSSIBLE)[..., : alpha.shape[-1]]
+
+
+def _require_padded(x: Tensor) -> None:
+    if not is_validation_enabled():
+        return
+    blank = x == BLANK
+    wrong = (blank[:, :-1] & ~blank[:, 1:]).any(-1).nonzero().flatten().tolist()
+    if wrong:
+        raise ValueError(
+            f"x, (n, U), holds labels and behind them zeros, the blank, but in row {wrong[0]} (counted "
+            f"from 0) a label comes after a zero: labels are counted from 1"
+        )

@@ -1,0 +1,140 @@
+"""The hidden Markov model with Gaussian emissions."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import pyro.distributions as dist
+import torch
+from sklearn.cluster import KMeans
+from torch import Tensor, nn
+
+from ppl_vae.models.mixtures.components import EMPTY
+from ppl_vae.models.mixtures.covariances import Covariance, Diagonal, Full, Spherical, Tied
+from ppl_vae.models.sequences.hidden_markov import HiddenMarkov, Statistics
+
+_COVARIANCES: dict[str, Callable[[int, int], Covariance]] = {
+    "full": Full,
+    "diagonal": Diagonal,
+    "tied": Tied,
+    "spherical": Spherical,
+}
+
+
+MOST_STEPS = 20_000
+"""Steps, drawn at random, that k-means is given at most."""
+
+
+class GaussianHMM(HiddenMarkov):
+    """A hidden Markov model with x_t | z_t ~ N(mu_z, Sigma_z). See `ppl_vae.models.hidden_markov`.
+
+    Args:
+        data_shape: shape of one row of the data, `(T, *event)`; T may differ from call to call, and steps of
+            any shape are flattened, to D values.
+        states: number K of states.
+        covariance: "full", "diagonal", "tied" (one full covariance of all states) or "spherical".
+        min_scale: least standard deviation in any direction that the M step sets, in units of the data:
+            without one, a state on a single step has infinite density.
+
+    Attributes:
+        means: mu, `(K, D)`.
+        covariance: the covariances' unconstrained parameters.
+
+    Raises:
+        ValueError: `states` or `min_scale` is not positive, `covariance` is none of the four, or
+            `data_shape` has no steps.
+
+    Example:
+        >>> x = 4.0 * (torch.arange(60) // 10 % 2) + torch.randn(8, 60)
+        >>> model = GaussianHMM((60, 1), states=2)
+        >>> model.initialize(x.unsqueeze(-1), seed=0)
+        >>> for _ in range(10):
+        ...     model.maximize(model.expected_statistics(x.unsqueeze(-1)))
+        >>> model.means.sort(0).values.round().flatten().tolist()
+        [0.0, 4.0]
+        >>> model.posterior(x.unsqueeze(-1)).mode.shape
+        torch.Size([8, 60])
+    """
+
+    centre: Tensor
+
+    def __init__(
+        self,
+        data_shape: Sequence[int],
+        states: int = 2,
+        covariance: Literal["full", "diagonal", "tied", "spherical"] = "diagonal",
+        min_scale: float = 1e-3,
+    ) -> None:
+        super().__init__(data_shape, states)
+        if not min_scale > 0:
+            raise ValueError(f"GaussianHMM.min_scale must be positive, came {min_scale}")
+        if covariance not in _COVARIANCES:
+            raise ValueError(
+                f"GaussianHMM.covariance must be one of {', '.join(_COVARIANCES)}, came {covariance!r}"
+            )
+        self.min_scale = min_scale
+        size = math.prod(self.data_shape[1:])
+        # Equal means would stay equal: start apart.
+        self.means = nn.Parameter(torch.randn(states, size))
+        self.covariance = _COVARIANCES[covariance](states, size)
+        # The point about which EM takes moments: fixed, so that statistics of any time add up.
+        self.register_buffer("centre", torch.zeros(size))
+
+    def decode(self, z: Tensor) -> dist.TorchDistribution:
+        """Return p(x_t | z_t) for states `(*batch)`: batch shape `batch`, event shape `event`."""
+        return self.covariance.normal(self.means[z], z, self.data_shape[1:])
+
+    def observe(self, steps: Tensor) -> tuple[Tensor, Tensor]:
+        rows, means = self._centred(steps)
+        return self.covariance.density(means, rows.dtype)(rows)
+
+    def emission_statistics(self, features: Tensor, steps: Tensor, weights: Tensor) -> Statistics:
+        rows, means = self._centred(steps)
+        first = weights @ rows
+        second = self.covariance.second(weights, features)
+        second = self.covariance.about_centre(second, first, weights.sum(1), means)
+        return {"first": first, "second": second}
+
+    def maximize_emissions(self, statistics: Statistics) -> None:
+        counts = statistics["counts"]
+        empty = counts <= EMPTY * counts.sum()
+        counts = counts.clamp_min(EMPTY * float(counts.sum()))
+        old = (self.means - self.centre).double()
+        means = torch.where(empty.unsqueeze(-1), old, statistics["first"] / counts.unsqueeze(-1))
+        floored = self.covariance.maximize(statistics["second"], counts, means, self.min_scale**2)
+        narrow = [k for k in floored if not empty[k]]
+        if narrow:
+            warnings.warn(
+                f"variances of states {narrow} would fall below min_scale^2 and were raised to it",
+                stacklevel=3,
+            )
+        self.means.copy_(means + self.centre)
+
+    def initialize_emissions(self, steps: Tensor, seed: int) -> Tensor:
+        """The nearest of the clusters that k-means (from k-means++) finds in at most 20,000 steps."""
+        rows = steps.flatten(1).double()
+        if len(rows) < self.states:
+            raise ValueError(
+                f"GaussianHMM has {self.states} states, but x has {len(rows)} steps: use more data or fewer "
+                f"states"
+            )
+        self.centre.copy_(rows.mean(0))
+        generator = torch.Generator().manual_seed(seed)
+        few = torch.randperm(len(rows), generator=generator)[:MOST_STEPS].to(rows.device)
+        kmeans = KMeans(self.states, n_init=1, random_state=seed).fit(rows[few].cpu().numpy())
+        found = torch.as_tensor(kmeans.cluster_centers_, device=rows.device)
+        labels = torch.cdist(rows, found).argmin(1)
+        # Unit covariances about the centre: whitened residuals are then the rows themselves.
+        for parameter in self.covariance.parameters():
+            parameter.zero_()
+        self.means.copy_(self.centre.expand_as(self.means))
+        return torch.nn.functional.one_hot(labels, self.states).double().T
+
+    def split_emissions(self, source: int, target: int) -> None:
+        self.covariance.split(self.means, source, target)
+
+    def _centred(self, steps: Tensor) -> tuple[Tensor, Tensor]:
+        return steps.flatten(1).double() - self.centre.double(), (self.means - self.centre).double()

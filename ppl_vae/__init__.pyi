@@ -1,0 +1,13 @@
+from ._version import __version__ as __version__
+from .checks import check as check
+from .data import load_data as load_data
+from .diagnosis import diagnose as diagnose, inference_gaps as inference_gaps
+from .em import fit_em as fit_em
+from .evaluation import (
+    annealed_importance_sampling as annealed_importance_sampling,
+    bidirectional_monte_carlo as bidirectional_monte_carlo,
+    evaluate as evaluate,
+    to_arviz as to_arviz,
+)
+from .runs import load_run as load_run, save_run as save_run
+from .training import fit as fit, refit_guide as refit_guide, refit_prior as refit_prior

@@ -1,0 +1,7 @@
+"""Functions of a pair recorded as plain tensor graphs, and what watches that they stay true."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,18 @@
+"""Why something can not be captured."""
+
+from __future__ import annotations
+
+
+class CaptureError(RuntimeError):
+    """A computation that can not be replaced by a recording; the message says why."""
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a recording failed, in one line."""
+    text = str(error)
+    if "_local_scalar_dense" in text or "data-dependent" in text:
+        return (
+            "the programs turn a tensor into a Python number (.item(), float(), or an `if` on it)"
+        )
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {first[:200]}"

@@ -1,0 +1,75 @@
+"""A function of one tensor recorded as a graph, with what does not depend on it done beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ppl_vae.capture.graphs import forget_values, has_dynamic_shapes, simplify
+
+
+def recorded(
+    function: Callable[[Tensor], tuple[Tensor, ...]], u: Tensor
+) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """A function of one tensor as a graph of operations, those that do not depend on it done beforehand.
+
+    Args:
+        function: What to record. The tensors that it refers to must not change afterwards.
+        u: An example of its argument; others must have its shape.
+
+    Raises:
+        Exception: Whatever makes recording impossible: control flow that depends on values, mostly.
+    """
+    graph: GraphModule = make_fx(lambda u: function(u))(u)  # it miscounts a method's arguments
+    if has_dynamic_shapes(graph):
+        raise ValueError("the programs make tensors whose shapes depend on values")
+    simplify(graph)
+    _do_beforehand(graph)
+    forget_values(graph)
+
+    def run(u: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            return tuple(graph(u))
+
+    return run
+
+
+def _do_beforehand(graph: GraphModule) -> None:
+    """Replaces what does not depend on the graph's argument by its value."""
+    values: dict[Node, Any] = {}
+    depends: set[Node] = set()
+    for node in graph.graph.nodes:
+        if node.op in ("placeholder", "output") or depends & set(node.all_input_nodes):
+            depends.add(node)
+            if node.op == "call_function" and _changes(node):
+                return  # it may change what is taken for constant
+        elif node.op == "get_attr":
+            values[node] = getattr(graph, str(node.target))
+        else:
+            if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) and node.users:
+                depends.add(node)
+                continue
+            args, kwargs = torch.fx.node.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
+            with torch.no_grad():
+                values[node] = node.target(*args, **kwargs)
+    for i, node in enumerate([n for n in values if depends & set(n.users)]):
+        if node.op == "get_attr":
+            continue
+        graph.register_buffer(f"_known_{i}", values[node], persistent=False)
+        with graph.graph.inserting_before(node):
+            known = graph.graph.get_attr(f"_known_{i}")
+        node.replace_all_uses_with(known, delete_user_cb=depends.__contains__)
+    for node in reversed(list(graph.graph.nodes)):
+        if node in values and not node.users:
+            graph.graph.erase_node(node)
+    graph.recompile()
+
+
+def _changes(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)

@@ -1,0 +1,253 @@
+"""Passes over recorded graphs: what is known beforehand is done beforehand, the rest runs faster."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+
+from ppl_vae.capture.substitutions import join_logarithms, split_biases
+
+aten = torch.ops.aten
+
+
+_COPIES = {aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default}
+
+
+_SHAPES = {aten.expand.default, aten.view.default, aten.reshape.default}
+
+
+_BY_ONE = {aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar}
+
+
+_FILLED = {
+    aten.full.default,
+    aten.zeros.default,
+    aten.ones.default,
+    aten.scalar_tensor.default,
+    aten.arange.default,
+    aten.lift_fresh_copy.default,
+}
+
+
+_LITERAL = "_literal_"
+
+
+LARGEST_LITERAL = 65536
+"""Numbers in a tensor that is computed beforehand; a larger one is cheaper to make than to read."""
+
+
+def simplify(graph: GraphModule) -> None:
+    """Drops operations that do nothing, or that nobody needs, and does those on literals beforehand.
+
+    The values that the graph computes stay the same, bit by bit.
+    """
+    _fold_literals(graph)
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function" or not node.args or not isinstance(node.args[0], Node):
+            continue
+        source = _source_of_same(node)
+        if source is not None and not _is_written(node) and not _is_written(source):
+            node.replace_all_uses_with(source)
+            graph.graph.erase_node(node)
+    _drop_dead(graph.graph)
+    graph.recompile()
+
+
+def forget_values(graph: GraphModule) -> None:
+    """Keeps of the tensors that recording left at the nodes their shapes alone."""
+    for node in graph.graph.nodes:
+        node.meta = {"shape": _shape(node)} if _shape(node) is not None else {}
+
+
+def lift_constants(graph: GraphModule) -> list[Tensor]:
+    """Makes the tensors of the programs that a graph refers to its last inputs.
+
+    Returns:
+        The tensors, in the order of the new inputs.
+    """
+    nodes = graph.graph.nodes
+    inputs: dict[int, Node] = {}
+    tensors: list[Tensor] = []
+    anchor = [n for n in nodes if n.op == "placeholder"][-1]
+    for node in list(nodes):
+        if node.op != "get_attr" or str(node.target).startswith(_LITERAL):
+            continue
+        tensor = getattr(graph, str(node.target))
+        if not isinstance(tensor, Tensor):
+            continue
+        if id(tensor) not in inputs:
+            with graph.graph.inserting_after(anchor):
+                anchor = graph.graph.placeholder(f"tensor_{len(tensors)}")
+            anchor.meta = dict(node.meta)
+            inputs[id(tensor)] = anchor
+            tensors.append(tensor)
+        node.replace_all_uses_with(inputs[id(tensor)])
+        graph.graph.erase_node(node)
+    graph.graph.lint()
+    graph.recompile()
+    return tensors
+
+
+def own_outputs(graph: GraphModule) -> None:
+    """Lets each output be a tensor of its own, so that a caller may write into it.
+
+    A gradient can be an argument, a literal, or the very tensor that is another parameter's gradient as well.
+    """
+    (output,) = (node for node in graph.graph.nodes if node.op == "output")
+    seen: set[Node] = set()
+    results = []
+    for node in output.args[0]:
+        if isinstance(node, Node):
+            base = _base(node)
+            if base.op in ("placeholder", "get_attr") or base in seen:
+                with graph.graph.inserting_before(output):
+                    copied = graph.graph.call_function(aten.clone.default, (node,))
+                copied.meta = dict(node.meta)
+                node = copied
+            seen.add(base)
+        results.append(node)
+    output.args = (tuple(results),)
+    graph.recompile()
+
+
+def _base(node: Node) -> Node:
+    """The node that made the memory in which a node's result lies."""
+    while node.op == "call_function" and node.args and isinstance(node.args[0], Node):
+        schema = getattr(node.target, "_schema", None)
+        if schema is None or not schema.arguments or schema.arguments[0].alias_info is None:
+            break
+        node = node.args[0]
+    return node
+
+
+def compile_graph(graph: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+    """Lets Inductor compile a graph. Random numbers stay those of the plain graph.
+
+    Raises:
+        RuntimeError: Inductor or the C++ compiler failed.
+    """
+    import torch._inductor.config
+    from torch._inductor.compile_fx import compile_fx
+
+    graph = copy.deepcopy(graph)
+    split_biases(graph)
+    join_logarithms(graph)
+    with torch.no_grad(), torch._inductor.config.patch(fallback_random=True):
+        compiled: Any = compile_fx(graph, inputs)
+    return compiled  # type: ignore[no-any-return]
+
+
+def has_dynamic_shapes(graph: GraphModule) -> bool:
+    """Whether the shape of some result depends on values: boolean masks, ``nonzero``, ``unique``."""
+    for node in graph.graph.nodes:
+        if torch.Tag.dynamic_output_shape not in getattr(node.target, "tags", ()):
+            continue
+        if node.target is not aten.index.Tensor:
+            return True
+        indices = [n.meta.get("val") for n in node.args[1] if isinstance(n, Node)]
+        if any(isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in indices):
+            return True
+    return False
+
+
+def _shape(node: Node) -> torch.Size | None:
+    if "shape" in node.meta:
+        return node.meta["shape"]  # type: ignore[no-any-return]
+    value = node.meta.get("val")
+    return value.shape if isinstance(value, Tensor) else None
+
+
+def _source_of_same(node: Node) -> Node | None:
+    """The node whose value this node only repeats."""
+    source = node.args[0]
+    assert isinstance(source, Node)
+    if node.target in _COPIES:
+        return source
+    if node.target in _SHAPES and _shape(source) is not None and _shape(node) == _shape(source):
+        return source
+    if node.target in _BY_ONE and len(node.args) > 1 and _is_one(node.args[1]):
+        return source if _shape(node) == _shape(source) else None
+    if node.target is aten.t.default and source.target is aten.t.default:
+        inner = source.args[0]
+        return inner if isinstance(inner, Node) and not _is_written(inner) else None
+    return None
+
+
+def _is_one(value: Any) -> bool:
+    return isinstance(value, (int, float)) and value == 1
+
+
+def _fold_literals(graph: GraphModule) -> None:
+    """Computes what depends on nothing but literals of the programs, such as a prior's log scale."""
+    values: dict[Node, Tensor] = {}
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function" or _has_effect(node) or _is_written(node):
+            continue
+        inputs = node.all_input_nodes
+        literal = node.target in _FILLED and all(n.op == "get_attr" for n in inputs)
+        if node.target is aten.ones_like.default and _shape(node) == torch.Size([]):
+            literal, inputs = True, []
+            node.args, node.target = ([],), aten.ones.default
+            node.kwargs = {"dtype": node.meta["val"].dtype, "device": node.meta["val"].device}
+        if not literal and not (inputs and all(n in values for n in inputs)):
+            continue
+        arguments = torch.fx.node.map_arg(
+            (node.args, dict(node.kwargs)), lambda n: _value(graph, values, n)
+        )
+        with torch.no_grad():
+            result = node.target(*arguments[0], **arguments[1])
+        if isinstance(result, Tensor) and (result.numel() <= LARGEST_LITERAL or inputs == []):
+            values[node] = result
+    kept = {n for n in values if any(user not in values for user in n.users)}
+    for i, node in enumerate(n for n in list(graph.graph.nodes) if n in kept):
+        name = f"{_LITERAL}{i}"
+        graph.register_buffer(name, values[node], persistent=False)
+        with graph.graph.inserting_before(node):
+            literal_node = graph.graph.get_attr(name)
+        literal_node.meta = {"shape": values[node].shape}
+        node.replace_all_uses_with(literal_node)
+    _drop_dead(graph.graph)
+
+
+def _value(graph: GraphModule, values: dict[Node, Tensor], node: Node) -> Any:
+    return getattr(graph, str(node.target)) if node.op == "get_attr" else values[node]
+
+
+def _drop_dead(graph: Graph) -> None:
+    graph.eliminate_dead_code(is_impure_node=_has_effect)
+
+
+def _is_written(node: Node) -> bool:
+    return any(_writes(user, node) for user in node.users)
+
+
+def _writes(user: Node, node: Node) -> bool:
+    schema = getattr(user.target, "_schema", None)
+    if schema is None:
+        return False
+    if "batch_norm" in schema.name:  # writes to its running statistics, whatever its schema says
+        return True
+    given = dict(zip((a.name for a in schema.arguments), user.args, strict=False)) | user.kwargs
+    written = [
+        a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write
+    ]
+    found: list[Node] = []  # in lists, too: of the operations on many tensors at once
+    torch.fx.node.map_arg([given.get(name) for name in written], found.append)
+    return node in found
+
+
+def _has_effect(node: Node) -> bool:
+    """Operations that must run even if nobody looks at their result: in-place and random ones."""
+    if node.op in ("placeholder", "output"):
+        return True
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return False
+    if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        return True
+    return bool(schema.is_mutable) or "batch_norm" in schema.name

@@ -1,0 +1,261 @@
+"""A training step recorded once as a plain tensor graph, then run without Pyro.
+
+Pyro runs its effect handlers in Python at every step. :class:`CapturedLoss` runs them once: the objective
+and its gradients are recorded (:mod:`ppl_vae.recording`), with the batch, beta, the parameters and the
+buffers as inputs. A recording is compared with Pyro itself under the same seed when it is made and ever more
+rarely afterwards, and the Python state that it was made in is looked at again and again. Where a step can not
+be captured, or a recording no longer tells the truth, :class:`CaptureError` says why, and the caller goes on
+with Pyro.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from ppl_vae.capture.errors import CaptureError
+from ppl_vae.capture.python_state import HeldTensors, modules_of, python_state, unchanged
+from ppl_vae.capture.recording import Recording, record
+from ppl_vae.objectives import Loss, Objective
+from ppl_vae.pairs import Batch, Layout, Pair, as_args
+from ppl_vae.runtime import set_tensor_generators, tensor_generators
+
+_logger = logging.getLogger(__name__)
+
+
+MOST_RECORDINGS = 8
+"""Recordings of one loss that are kept: batch shapes beyond them run in Pyro."""
+
+
+SMALL = 4096
+"""Numbers in a parameter whose gradient is looked at in every step."""
+
+
+RECORD_AFTER = 20
+"""Steps on batches of one shape that Pyro does before the shape is recorded, which costs some hundred."""
+
+
+LOOK_EVERY = 50
+"""Steps after which the Python state that the programs can reach is looked at again."""
+
+
+FIRST_COMPARISONS = (1, 10, 100)
+
+
+COMPARE_EVERY = 1000
+"""Steps after which a recording is compared with Pyro again."""
+
+
+@dataclass
+class _Kept:
+    """A recording and how often it has run: in all, and since the Python state was last looked at."""
+
+    recording: Recording
+    calls: int = 0
+    unseen: int = 0
+
+
+class CapturedLoss:
+    """Loss, metrics and gradients of an objective on a pair, by a recorded graph.
+
+    Args:
+        pair: The pair, inside of whose scope everything happens.
+        layout: Its layout.
+        objective: A resolved objective.
+        parameters: The trainable leaves by name; each gets its gradient in ``.grad``.
+
+    Attributes:
+        recordings: How many graphs have been recorded.
+        comparisons: How many steps have been compared with Pyro.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        layout: Layout,
+        objective: Objective,
+        parameters: dict[str, Tensor],
+    ) -> None:
+        self.pair = pair
+        self.layout = layout
+        self.objective = objective
+        self.leaves = list(parameters.values())
+        self.names = list(parameters)
+        self.scheduled = not isinstance(objective.beta, (int, float))
+        self.recordings = 0
+        self.comparisons = 0
+        self._compiles = True
+        self._cache: dict[Any, _Kept] = {}
+        self._seen: dict[Any, int] = {}
+        self._modules_seen: list[nn.Module] | None = None
+
+    def __call__(self, batch: Batch, beta: float, compiled: bool = False) -> Tensor:
+        """Runs the step: sets ``.grad`` of all parameters and returns its metrics.
+
+        Args:
+            batch: The rows.
+            beta: Weight of the KL.
+            compiled: Run what Inductor makes of the recording: equal to float precision, not bit by bit. Where
+                Inductor fails, the recording itself is run, and a line in the log says why.
+
+        Returns:
+            Loss, ELBO, rate, distortion, and a number that is finite if the gradients of all small
+            parameters (biases) are, which is what a bad gradient nearly always shows in; ``(5,)``.
+
+        Raises:
+            CaptureError: The step can not be captured, or the recording no longer tells the truth.
+                Weights and buffers are as they were: the caller can run the step in Pyro.
+        """
+        key = self._key(batch)
+        kept = self._cache.get(key)
+        if kept is not None and kept.unseen >= LOOK_EVERY:
+            kept = self._still_true(kept)
+        if kept is None:
+            if len(self._cache) >= MOST_RECORDINGS:
+                raise CaptureError(
+                    f"batches have come in more than {MOST_RECORDINGS} shapes: pad them to a few"
+                )
+            kept = self._cache[key] = _Kept(self._record(batch, beta))
+        if compiled and self._compiles and not kept.recording.compiled:
+            self._compile(kept)
+        kept.calls += 1
+        kept.unseen += 1
+        if kept.calls in FIRST_COMPARISONS or kept.calls % COMPARE_EVERY == 0:
+            return self._compared(kept.recording, batch, beta)
+        return self._run(kept.recording, batch, beta)
+
+    def worth_recording(self, batch: Batch) -> bool:
+        """Whether a step on such a batch is worth a recording: it has come up often enough.
+
+        Samples that have to be looped over make a graph of all of them, which takes long to record and
+        saves little. A program with a site a step of a sequence takes long too: it has to come up more often.
+        """
+        if not self.has_room(batch):
+            return False
+        key = self._key(batch)
+        self._seen[key] = self._seen.get(key, 0) + 1
+        layout = self.layout
+        sites = len(layout.latents) + len(layout.enumerated) + len(layout.observed)
+        return self._seen[key] > RECORD_AFTER * max(1, sites // 2)
+
+    def has_room(self, batch: Batch) -> bool:
+        """Whether such a batch has a recording or may get one, for samples that run at once."""
+        if self.objective.num_particles > 1 and not self.layout.vectorizes:
+            return False
+        return len(self._cache) < MOST_RECORDINGS or self._key(batch) in self._cache
+
+    def recheck_state(self) -> None:
+        """Says that something may have changed: the next step looks at the programs' state again."""
+        self._modules_seen = None
+        for kept in self._cache.values():
+            kept.unseen = LOOK_EVERY
+
+    # -- running -----------------------------------------------------------------------------------------
+
+    def _weight(self, beta: float) -> list[Tensor]:
+        return [torch.tensor(beta, device=self.leaves[0].device)] if self.scheduled else []
+
+    def _still_true(self, kept: _Kept) -> _Kept | None:
+        """The recording, unless the programs' Python state has changed since it was made."""
+        now, then = python_state(self.pair), kept.recording.state
+        kept.unseen = 0
+        if now == then:
+            return kept
+        if self.recordings >= MOST_RECORDINGS:
+            changed = [name for name in now if now[name] != then.get(name)]
+            raise CaptureError(f"the Python state of the pair keeps changing ({changed[0]})")
+        self._cache.clear()
+        return None
+
+    def _run(self, recording: Recording, batch: Batch, beta: float) -> Tensor:
+        metrics, *gradients = recording(*as_args(batch), *self._weight(beta))
+        for leaf, gradient in zip(self.leaves, gradients, strict=True):
+            leaf.grad = gradient
+        return metrics  # type: ignore[no-any-return]
+
+    def _plain(self, batch: Batch, beta: float | Tensor) -> tuple[Any, ...]:
+        loss: Loss = self.objective(self.pair, self.layout, batch, beta)  # type: ignore[arg-type]
+        gradients = torch.autograd.grad(loss.loss, self.leaves, allow_unused=True)
+        small = [g.sum() for g in gradients if g is not None and g.numel() <= SMALL]
+        witness = torch.stack(small).sum() if small else loss.elbo
+        parts = (loss.loss.detach(), loss.elbo, loss.rate, loss.distortion, witness)
+        wide = torch.promote_types(loss.loss.dtype, torch.float32)
+        return (torch.stack([part.to(wide) for part in parts]), *gradients)
+
+    def _record(self, batch: Batch, beta: float) -> Recording:
+        args = as_args(batch)
+
+        def step(*inputs: Tensor) -> tuple[Any, ...]:
+            rows = inputs[: len(args)] if len(args) > 1 else inputs[0]
+            metrics, *gradients = self._plain(rows, inputs[-1] if self.scheduled else beta)
+            return metrics, *map(_laid_out, gradients, self.leaves)
+
+        made = record(self.pair, step, [*args, *self._weight(beta)])
+        self.recordings += 1
+        return made
+
+    def _compile(self, kept: _Kept) -> None:
+        try:
+            kept.recording.compile()
+            kept.calls = 0  # what Inductor made of it is to be compared as well
+        except CaptureError as error:
+            self._compiles = False
+            _logger.warning("the captured step is run as it is: %s", error)
+
+    # -- comparing ---------------------------------------------------------------------------------------
+
+    def _compared(self, recording: Recording, batch: Batch, beta: float) -> Tensor:
+        """One step by Pyro and by the recording, under the same random numbers."""
+        self.comparisons += 1
+        with unchanged(self.pair), pyro.validation_enabled(False):
+            expected = self._plain(batch, beta)
+        device = self.leaves[0].device
+        generators = tensor_generators(device)
+        tensors = HeldTensors(self.pair)
+        metrics = self._run(recording, batch, beta)
+        found = [metrics, *(leaf.grad for leaf in self.leaves)]
+        for name, mine, truth in zip(["loss", *self.names], found, expected, strict=True):
+            if not _same(mine, truth):
+                set_tensor_generators(generators, device)
+                tensors.put_back()
+                what = "the loss" if name == "loss" else f"the gradient of '{name}'"
+                raise CaptureError(
+                    f"{what} of the recorded step differs from Pyro's: something that the programs depend on "
+                    "has changed since it was recorded, and is neither a parameter, a buffer nor an argument"
+                )
+        return metrics
+
+    def _modules(self) -> list[nn.Module]:
+        if self._modules_seen is None:
+            self._modules_seen = modules_of(self.pair)
+        return self._modules_seen
+
+    def _key(self, batch: Batch) -> Any:
+        shapes = tuple((t.shape, t.dtype, t.stride(), t.device) for t in as_args(batch))
+        return shapes, tuple([module.training for module in self._modules()])
+
+
+def _laid_out(gradient: Tensor | None, leaf: Tensor) -> Tensor | None:
+    """The gradient with the strides of its parameter, as ``backward()`` leaves it.
+
+    Fused optimisers rely on it: they read the two side by side, whatever strides they have.
+    """
+    if gradient is None or gradient.stride() == leaf.stride():
+        return gradient
+    return torch.empty_like(leaf).copy_(gradient)
+
+
+def _same(mine: Any, truth: Any) -> bool:
+    """Equal up to the rounding of another order of summation, relative to the tensor's largest value."""
+    if mine is None or truth is None:
+        return mine is truth or not bool((truth if mine is None else mine).any())
+    if not bool(torch.isfinite(truth).all()):
+        return bool((torch.isfinite(mine) == torch.isfinite(truth)).all())
+    eps = torch.finfo(truth.dtype).eps
+    scale = float(truth.abs().max()) + eps
+    return float((mine - truth).abs().max()) <= 3e3 * eps * scale

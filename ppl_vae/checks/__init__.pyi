@@ -1,0 +1,13 @@
+from .data import (
+    DataCheck as DataCheck,
+    check_data as check_data,
+    rows_not_finite as rows_not_finite,
+)
+from .programs import check as check, check_batch as check_batch
+from .report import PairWarning as PairWarning, Problem as Problem, Report as Report
+from .session import (
+    all_rows as all_rows,
+    chunk_sizes as chunk_sizes,
+    device_of_pair as device_of_pair,
+    evaluating as evaluating,
+)

@@ -1,0 +1,285 @@
+"""Data that a pair can not be given: NaN, outside of the likelihood's support, of a shape that does not fit."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import Independent
+from torch.distributions.constraints import Constraint
+
+from ppl_vae.checks.report import Problem, Report, run_pair
+from ppl_vae.pairs import (
+    Batch,
+    Pair,
+    PairError,
+    Trace,
+    as_args,
+    first_line,
+    latent_sites,
+    num_rows,
+    observed_sites,
+    rows_frame,
+    sample_sites,
+)
+from ppl_vae.runtime import preserve_random_state
+
+
+def check_data(pair: Pair, batch: Batch) -> None:
+    """Refuses a batch that a pair can not be run on, in plain words; call it inside of ``pair.scope()``.
+
+    Runs both programs once, in evaluation mode and without gradients; leaves the random generators alone.
+
+    Args:
+        pair: Model and guide.
+        batch: What the two are called with.
+
+    Raises:
+        PairError: A program raises on the batch, its observed sites are not in a plate over the rows, a
+            value does not fit its distribution, or data are NaN, infinite or outside of the support.
+    """
+    with preserve_random_state(), pair.mode(training=False):
+        traces = run_pair(pair, batch)
+        if isinstance(traces, Problem):
+            raise PairError(traces.message)
+        with torch.no_grad(), pyro.validation_enabled(False):
+            found = list(data_problems(traces[0], batch)) or list(shape_problems(*traces))
+    Report(tuple(found)).raise_errors()
+
+
+class DataCheck:
+    """Looks at the data of batch after batch: NaN, infinite, or outside of the likelihood's support.
+
+    Where every observed value is a tensor of the batch itself, and its support the same for all rows, the
+    programs need not run: the tensors are looked at. Otherwise they run, as in :func:`check_data`.
+
+    Args:
+        pair: Model and guide; make and use the object inside of ``pair.scope()``.
+        batch: A batch that :func:`check` has found good.
+    """
+
+    def __init__(self, pair: Pair, batch: Batch) -> None:
+        self._pair = pair
+        self._as_they_come: list[tuple[int, str, Any, Constraint]] | None = []
+        self._dim: int | None = None
+        traces = self._run(batch)
+        if traces is None:
+            return
+        sites = {n: s for n, s in observed_sites(traces[0]).items() if s["value"].numel()}
+        if not sites:  # pyro.factor alone
+            return
+        self._dim = rows_frame(sites, num_rows(batch)).dim
+        for name, site in sites.items():
+            found = _as_it_comes(site, as_args(batch))
+            if found is None:
+                self._as_they_come = None
+                return
+            self._as_they_come.append((found[0], name, site, found[1]))
+
+    def first_problem(self, batch: Batch) -> tuple[str, int | None] | None:
+        """What is wrong with the data of a batch, and the first such row in it; None if nothing is."""
+        n, args = num_rows(batch), as_args(batch)
+        found: tuple[Problem, list[int]] | None = None
+        if self._as_they_come is not None:
+            for i, name, site, support in self._as_they_come:
+                value = args[i].reshape(n, *site["value"].shape[1:])
+                found = found or _unusable(name, site | {"value": value}, n, self._dim, support)
+        else:
+            traces = self._run(batch)
+            for name, site in observed_sites(traces[0]).items() if traces else ():
+                found = found or _unusable(name, site, n, self._dim)
+        if found is None:
+            return None
+        return found[0].message, min(found[1], default=None)
+
+    def _run(self, batch: Batch) -> tuple[Trace, Trace] | None:
+        with preserve_random_state(), self._pair.mode(training=False):
+            traces = run_pair(self._pair, batch)
+        # What a program raises on this batch, the training will say.
+        return None if isinstance(traces, Problem) else traces
+
+
+def _as_it_comes(site: Any, args: tuple[Tensor, ...]) -> tuple[int, Constraint] | None:
+    """Which argument an observed value is, and the support of any row; None if it is computed, or varies."""
+    value = site["value"]
+    if isinstance(site["mask"], Tensor):
+        return None
+    try:
+        support = _of_any_row(site["fn"].support, alone=len(args) == 1)
+    except Exception:  # distributions that state no support
+        return None
+    for i, x in enumerate(args):
+        if (
+            support is not None
+            and value.data_ptr() == x.data_ptr()
+            and value.dtype == x.dtype
+            and value.numel() == x.numel()
+            and value.shape[:1] == x.shape[:1]
+            and value.is_contiguous()
+            and x.is_contiguous()
+        ):
+            return i, support
+    return None
+
+
+def _of_any_row(support: Constraint, alone: bool) -> Constraint | None:
+    """A support without tensors of the size of a batch; None if they are not the same everywhere."""
+    support = copy.copy(support)
+    for name, part in list(vars(support).items()):
+        if isinstance(part, Constraint):
+            inner = _of_any_row(part, alone)
+            if inner is None:
+                return None
+            setattr(support, name, inner)
+        elif isinstance(part, Tensor):
+            if not alone or bool((part != part.flatten()[0]).any()):
+                return None
+            setattr(support, name, part.flatten()[0])
+        elif isinstance(part, (list, tuple)):
+            return None
+    return support
+
+
+def data_problems(model_trace: Trace, batch: Batch) -> Iterator[Problem]:
+    """Data outside of a plate over the rows, NaN, or outside of their support."""
+    seen = observed_sites(model_trace)
+    n = num_rows(batch)
+    dim: int | None = None
+    if seen:
+        try:
+            dim = rows_frame(seen, n).dim
+        except PairError as error:
+            yield Problem("error", next(iter(seen)), str(error))
+    for name, site in seen.items():
+        found = _unusable(name, site, n, dim)
+        if found is not None:
+            yield found[0]
+
+
+def _unusable(
+    name: str, site: Any, n: int, dim: int | None, support: Constraint | None = None
+) -> tuple[Problem, list[int]] | None:
+    """What makes the data at an observed site useless, and in which rows (none if that can not be told)."""
+    fn, value = site["fn"], site["value"]
+    if value.numel() == 0:  # pyro.factor
+        return None
+    if not bool(torch.isfinite(value).all()):
+        rows = rows_not_finite(site, dim)
+        what = "NaN" if bool(torch.isnan(value).any()) else "infinite"
+        advice = (
+            f"the data at site '{name}' are {what} in {len(rows) or 1} of the {n} rows looked at: remove "
+            "those rows, or put any number there and hide it from the likelihood with poutine.mask"
+        )
+        return Problem("error", name, advice), rows
+    base = fn
+    while isinstance(base, (Independent, dist.ExpandedDistribution, dist.MaskedDistribution)):
+        if isinstance(base, dist.MaskedDistribution):  # what it hides may be anything
+            return None
+        base = base.base_dist
+    kind = type(base).__name__
+    try:
+        inside = (fn.support if support is None else support).check(value)
+    except Exception:  # distributions that state no support, or not for this shape
+        return None
+    if kind == "Beta":  # whose density at 0 and 1 may be infinite
+        inside = inside & ~_any_of_event((value <= 0.0) | (value >= 1.0), fn)
+    if isinstance(site["mask"], Tensor):
+        inside = inside | ~site["mask"]
+    if bool(inside.all()):
+        return None
+    low, high = float(value.min()), float(value.max())
+    advice = {
+        "Bernoulli": "binarise it (load_data(..., binarize=...)), or choose a likelihood for its values",
+        "Binomial": "give counts from 0 to total_count",
+        "Beta": "squeeze it into the open interval (0, 1)",
+    }.get(kind, "transform the data or choose another likelihood")
+    problem = Problem(
+        "error",
+        name,
+        f"the data at site '{name}' ({low:g} to {high:g}) are outside of the support of {kind}, "
+        f"{_describe(base)}: {advice}",
+    )
+    return problem, _rows_of(~inside, dim)
+
+
+def rows_not_finite(site: Any, dim: int | None) -> list[int]:
+    """The rows, counted from 0 along the plate at ``dim``, with NaN or infinite data at an observed site."""
+    return _rows_of(_any_of_event(~torch.isfinite(site["value"]), site["fn"]), dim)
+
+
+def _any_of_event(bad: Tensor, fn: Any) -> Tensor:
+    event_dim = min(len(fn.event_shape), bad.dim())
+    return bad.flatten(bad.dim() - event_dim).any(-1) if event_dim else bad
+
+
+def _rows_of(bad: Tensor, dim: int | None) -> list[int]:
+    if dim is None or bad.dim() < -dim:
+        return []
+    rows = bad.movedim(dim, 0)
+    found: list[int] = rows.reshape(len(rows), -1).any(1).nonzero().flatten().tolist()
+    return found
+
+
+def _describe(fn: Any) -> str:
+    text = str(fn.support)
+    if type(fn).__name__ == "Binomial":
+        return f"the integers 0 to {int(fn.total_count.max())}"
+    return {"Boolean()": "0 and 1"}.get(text, text)
+
+
+def shape_problems(model_trace: Trace, guide_trace: Trace) -> Iterator[Problem]:
+    """Values, distributions and plates whose shapes do not agree."""
+    for role, trace in (("model", model_trace), ("guide", guide_trace)):
+        for name, site in sample_sites(trace).items():
+            frames = [f for f in site["cond_indep_stack"] if f.vectorized]
+            try:
+                actual = tuple(site["fn"].log_prob(site["value"]).shape)
+            except Exception as error:
+                yield Problem(
+                    "error",
+                    name,
+                    f"site '{name}' in the {role}: its value of shape {tuple(site['value'].shape)} does not "
+                    f"fit its distribution of batch shape {tuple(site['fn'].batch_shape)} and event shape "
+                    f"{tuple(site['fn'].event_shape)} ({first_line(error)})",
+                )
+                continue
+            expected = [1] * (-min((f.dim for f in frames), default=0))
+            for frame in frames:
+                expected[frame.dim] = frame.size
+            padded = (1,) * (len(expected) - len(actual)) + actual
+            if list(padded) != expected:
+                plates = ", ".join(f"'{f.name}' (size {f.size}, dim {f.dim})" for f in frames)
+                yield Problem(
+                    "error",
+                    name,
+                    f"site '{name}' in the {role} has log densities of shape {actual}, but its plates "
+                    f"({plates or 'none'}) make {tuple(expected)}: add "
+                    f".to_event({max(1, len(actual) - len(expected))}) to its distribution, or the plate "
+                    "that is missing",
+                )
+    for name, site in latent_sites(model_trace).items():
+        other = guide_trace.nodes.get(name)
+        if other is None:
+            continue
+        if site["fn"].event_shape != other["fn"].event_shape:
+            yield Problem(
+                "error",
+                name,
+                f"site '{name}' has event shape {tuple(site['fn'].event_shape)} in the model and "
+                f"{tuple(other['fn'].event_shape)} in the guide: the two must be the same",
+            )
+            continue
+        around = [{f.name for f in s["cond_indep_stack"] if f.vectorized} for s in (site, other)]
+        if around[0] != around[1]:
+            sets = [", ".join(f"'{p}'" for p in sorted(names)) or "no plate" for names in around]
+            yield Problem(
+                "error",
+                name,
+                f"site '{name}' is in {sets[0]} in the model and in {sets[1]} in the guide: use the same "
+                "plates, with the same names, in both",
+            )

@@ -1,0 +1,111 @@
+"""What can be wrong with a pair, in plain words; and running a pair that may be wrong."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import pyro
+import pyro.poutine as poutine
+import torch
+from torch import Tensor
+
+from ppl_vae.pairs import Batch, Pair, PairError, Trace, as_args, first_line
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong.
+
+    Attributes:
+        severity: ``error`` if training would be wrong or impossible, ``warning`` if it may be meant.
+        site: The site, plate, parameter or argument that it is about.
+        message: What is wrong, and what to do.
+    """
+
+    severity: Literal["error", "warning"]
+    site: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.severity}: {self.message}"
+
+
+class PairWarning(UserWarning):
+    """Something about a pair that may be meant, but usually is not."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What :func:`check` found; true if there are no errors."""
+
+    problems: tuple[Problem, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing at all was found."""
+        return not self.problems
+
+    @property
+    def errors(self) -> tuple[Problem, ...]:
+        """The problems that make training wrong or impossible."""
+        return tuple(p for p in self.problems if p.severity == "error")
+
+    def __bool__(self) -> bool:
+        return not self.errors
+
+    def __str__(self) -> str:
+        return "\n".join(str(p) for p in self.problems) or "no problems found"
+
+    def raise_errors(self) -> None:
+        """Raises a ``PairError`` with all errors, if there are any."""
+        if self.errors:
+            raise PairError("\n".join(p.message for p in self.errors))
+
+    def show_warnings(self) -> None:
+        """Issues a ``PairWarning`` for each of the other problems."""
+        for problem in self.problems:
+            if problem.severity == "warning":
+                warnings.warn(problem.message, PairWarning, stacklevel=4)
+
+
+def run_pair(pair: Pair, batch: Batch) -> tuple[Trace, Trace] | Problem:
+    """The traces of model and guide on a batch, or what they raised, in plain words."""
+    args = as_args(batch)
+    role = "guide"
+    try:
+        with torch.no_grad():
+            with pyro.validation_enabled(False):
+                guide_trace = poutine.trace(pair.guide).get_trace(*args)
+            role = "model"
+            with pyro.validation_enabled(False):
+                model = poutine.replay(pair.model, trace=guide_trace)
+                model_trace = poutine.trace(model).get_trace(*args)
+    except Exception as error:
+        shapes = ", ".join(str(tuple(t.shape)) for t in args)
+        return Problem(
+            "error",
+            role,
+            f"the {role} raised {type(error).__name__} on a batch of shape {shapes}: {first_line(error)}"
+            f"{_other_dtype(pair, args, error)}",
+        )
+    return model_trace, guide_trace
+
+
+def _other_dtype(pair: Pair, args: tuple[Tensor, ...], error: Exception) -> str:
+    """The remedy, if a program raised because data and parameters differ in type."""
+    if not re.search(r"dtype|scalar type|input type|data type", str(error), re.IGNORECASE):
+        return ""
+    stored = pyro.get_param_store().named_parameters()
+    parameters = [p for m in pair.modules().values() for p in m.parameters()]
+    types = [p.dtype for p in (*parameters, *(p for _, p in stored)) if p.is_floating_point()]
+    for i, x in enumerate(args):
+        if types and x.dtype != types[0]:
+            name = "x" if len(args) == 1 else f"x[{i}]"
+            method = {torch.float32: "float()", torch.float64: "double()"}.get(
+                types[0], f"to({types[0]})"
+            )
+            return f"; {name} is {x.dtype}, the parameters are {types[0]}: pass {name}.{method}"
+    return ""

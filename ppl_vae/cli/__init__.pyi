@@ -1,0 +1,1 @@
+from .entry import COMMANDS as COMMANDS, main as main

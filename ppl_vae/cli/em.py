@@ -1,0 +1,120 @@
+"""The subcommand `em`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ppl_vae.cli.common import say, start_run, with_rows
+from ppl_vae.cli.parser import EM_OPTIONS
+from ppl_vae.cli.report import dequantization_note
+from ppl_vae.cli.roles import UsageError
+from ppl_vae.cli.setup import set_up, with_defaults
+from ppl_vae.em import EMFit, fit_em
+from ppl_vae.evaluation import evaluate
+from ppl_vae.models import BernoulliMixture, CategoricalHMM, GaussianMixture
+from ppl_vae.plots import bound_curves, components
+from ppl_vae.runs import (
+    PLOTS,
+    discard_folder,
+    import_by_name,
+    write_history,
+    write_results,
+    write_weights,
+)
+from ppl_vae.runtime import preserve_random_state, resolve_device
+from ppl_vae.stats import Estimate
+
+_DISCRETE = (BernoulliMixture, CategoricalHMM)
+"""Models of data that are discrete."""
+
+
+def em(parser: ArgumentParser, given: Namespace) -> int:
+    """Fits a model with closed forms by EM, evaluates it with its exact posterior, saves and draws."""
+    options = {**with_defaults(parser, given), "guide": "ppl_vae.guides.Exact"}
+    options.setdefault("model", "ppl_vae.models.GaussianMixture")
+    resolve_device(options["device"])
+    kind = import_by_name(_class_path(options["model"]))
+    if not hasattr(kind, "posterior"):
+        raise UsageError(
+            f"--model {kind.__name__}: EM needs a model that knows its posterior(x), such as GaussianMixture; "
+            "train the others by `ppl-vae train`"
+        )
+    setup = set_up(options)
+    if given.get("print_config"):
+        print(yaml.safe_dump(setup.config, sort_keys=False), end="")
+        return 0
+    discrete = setup.data.levels is not None and not options.get("binarize")
+    if discrete and not isinstance(setup.model, _DISCRETE):
+        # At values that repeat, a density may rise without bound: it would fit the levels, not the data.
+        say(f"the {setup.data.levels} levels of the data are dequantised, for a density")
+        setup = set_up({**setup.config, "dequantize": True})
+    x, transform = setup.data.train, setup.data.transform
+    if (
+        transform is not None
+    ):  # EM needs rows that stay: one draw of what a training would draw for each batch
+        with preserve_random_state():
+            torch.manual_seed(options["seed"])
+            x = transform(x)
+    folder = start_run(setup, given)
+    progress = False if given.get("quiet") else None
+    try:
+        fitted = fit_em(
+            setup.model,
+            x,
+            seed=options["seed"],
+            progress=progress,
+            **{name: options[name] for name in EM_OPTIONS if name in options},
+        )
+        write_weights(folder, fitted.model, setup.guide)
+        write_history(folder, fitted.history)
+        evaluation = evaluate(
+            fitted.model, setup.guide, setup.data.test, num_samples=64, seed=0, progress=progress
+        )
+        write_results(folder, evaluation=with_rows(evaluation, setup.data))
+        _print(fitted, evaluation.log_likelihood, dequantization_note(evaluation, setup.data))
+        _draw(folder / PLOTS, fitted)
+    except BaseException:
+        discard_folder(folder)
+        raise
+    print(f"\nrun folder: {folder}\npictures:   {folder / PLOTS}")
+    return 0
+
+
+def _class_path(spec: Any) -> str:
+    return str(spec["class_path"] if isinstance(spec, dict) else spec)
+
+
+def _print(fitted: EMFit, test: Estimate, note: str) -> None:
+    how = "converged" if fitted.converged else "not converged: raise --max_iterations"
+    print(f"{how}, after {fitted.iterations} iterations in {fitted.seconds:.1f} s")
+    print(f"log p(x), training rows  {fitted.log_likelihood:.4f} nats")
+    print(f"log p(x), test rows      {test}{note}")
+    for line in fitted.notes:
+        print(f"note: {line}")
+
+
+def _draw(folder: Path, fitted: EMFit) -> None:
+    folder.mkdir(exist_ok=True)
+    pictures: dict[str, Figure] = {"learning_curve": bound_curves({"": fitted.history})}
+    parts = _components(fitted.model)
+    if parts is not None:
+        pictures["components"] = components(*parts)
+    for name, figure in pictures.items():
+        figure.savefig(folder / f"{name}.png")
+
+
+@torch.no_grad()
+def _components(model: Any) -> tuple[Tensor, Tensor] | None:
+    """Means and weights of a mixture's components; None for other models."""
+    prior = model.prior() if isinstance(model, GaussianMixture | BernoulliMixture) else None
+    if prior is None:
+        return None
+    means = model.decode(torch.arange(len(prior.probs), device=prior.probs.device)).mean
+    return means.cpu(), prior.probs.cpu()

@@ -1,0 +1,61 @@
+"""The subcommand `refit`."""
+
+from __future__ import annotations
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+
+from ppl_vae.cli.common import say_trained, start_run
+from ppl_vae.cli.roles import UsageError
+from ppl_vae.cli.setup import set_up, with_defaults
+from ppl_vae.cli.train import report_run
+from ppl_vae.pairs import keep_guide
+from ppl_vae.runs import (
+    discard_folder,
+    load_run,
+    write_weights,
+)
+from ppl_vae.runtime import resolve_device
+from ppl_vae.training import refit_guide
+
+
+def refit(parser: ArgumentParser, given: Namespace) -> int:
+    """Trains a new guide for the model of a run, which is left as it is; the result is a run of its own."""
+    if "run" not in given:
+        raise UsageError("RUN is missing: the folder of the run whose model gets a new guide")
+    run = load_run(given.run)
+    if not isinstance(run.model, torch.nn.Module):
+        raise UsageError(
+            "refit needs a model that is an nn.Module, so that the new run can hold it"
+        )
+    kept = {n: v for n, v in run.config.items() if n not in ("guide", "versions", "refit_of")}
+    if keep_guide(run.model):  # a VampPrior is made of the guide that it was trained with
+        kept.setdefault("model_guide", run.config["guide"])
+    options = with_defaults(parser, given)
+    chosen = {name: options[name] for name in vars(given) if name in options}
+    config = {**options, **kept, **chosen, "refit_of": str(run.path.resolve())}
+    config.pop("run", None)
+    resolve_device(config["device"])
+    setup = set_up(config, model=run.model)
+    folder = start_run(setup, given)
+    progress = False if given.get("quiet") else None
+    try:
+        fitted = refit_guide(
+            setup.model,
+            setup.guide,
+            setup.data.train,
+            objective=setup.objective,
+            validation=setup.data.validation,
+            transform=setup.data.transform,
+            seed=config["seed"],
+            run_dir=folder,
+            progress=progress,
+            **setup.fit_options,
+        )
+        say_trained(fitted)
+        write_weights(folder, fitted.model, fitted.guide)
+        report_run(folder, setup, fitted.model, fitted.guide, fitted.history, progress)
+    except BaseException:
+        discard_folder(folder)
+        raise
+    return 0

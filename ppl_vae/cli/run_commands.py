@@ -1,0 +1,175 @@
+"""The subcommands that take a run: `evaluate`, `gaps`, `diagnose`, `sample`, `compare`, `export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from jsonargparse import ArgumentParser, Namespace
+
+from ppl_vae.cli.common import (
+    complete_options,
+    first_rows,
+    keep_result,
+    open_run,
+    output_file,
+    say,
+    to_device,
+    with_rows,
+)
+from ppl_vae.cli.report import dequantization_note, dimensions_table, information
+from ppl_vae.cli.roles import UsageError
+from ppl_vae.cli.train import MOST_PICTURED
+from ppl_vae.diagnosis import diagnose as diagnose_pair, inference_gaps
+from ppl_vae.evaluation import (
+    Generator,
+    annealed_importance_sampling,
+    evaluate as evaluate_pair,
+    to_arviz,
+)
+from ppl_vae.objectives import Objective
+from ppl_vae.plots import comparison_plot, gaps_plot, prior_samples
+from ppl_vae.runs import (
+    ANNEALED,
+    DIAGNOSIS,
+    EVALUATION,
+    GAPS,
+    PLOTS,
+    POSTERIOR,
+    Comparison,
+    build,
+    load_run,
+)
+
+
+def evaluate(parser: ArgumentParser, given: Namespace) -> int:
+    """Evaluates a run's test rows, by importance sampling or by annealed importance sampling."""
+    options, run, data = open_run(parser, given)
+    to_device(run, options.device)
+    x = first_rows(data, options)
+    if options.method == "ais":
+        annealed = annealed_importance_sampling(
+            run.model,
+            None if options.from_prior else run.guide,
+            x,
+            num_chains=options.num_chains,
+            num_steps=options.num_steps,
+            seed=options.seed,
+            progress=False if options.quiet else None,
+        )
+        print(f"{annealed}{dequantization_note(annealed, data)}")
+        keep_result(
+            run.path / ANNEALED, options.overwrite, annealed=with_rows(annealed, data, len(x))
+        )
+        return 0
+    evaluation = evaluate_pair(
+        run.model,
+        run.guide,
+        x,
+        num_samples=options.num_samples,
+        seed=options.seed,
+        progress=False if options.quiet else None,
+    )
+    print(f"{evaluation}{dequantization_note(evaluation, data)}")
+    found = with_rows(evaluation, data, len(x))
+    keep_result(run.path / EVALUATION, options.overwrite, evaluation=found)
+    return 0
+
+
+def gaps(parser: ArgumentParser, given: Namespace) -> int:
+    """Says where a run's bound is lost: log p(x), the best ELBO in the guide's family, the ELBO."""
+    options, run, data = open_run(parser, given)
+    to_device(run, options.device)
+    x = first_rows(data, options)
+    progress = False if options.quiet else None
+    truth = None
+    if options.truth == "ais":
+        truth = annealed_importance_sampling(
+            run.model,
+            run.guide,
+            x,
+            num_chains=options.num_chains,
+            num_steps=options.num_steps,
+            seed=options.seed,
+            progress=progress,
+        )
+    found = inference_gaps(
+        run.model,
+        run.guide,
+        x,
+        truth=truth,
+        num_samples=options.num_samples,
+        seed=options.seed,
+        progress=progress,
+    )
+    print(found)
+    keep_result(run.path / GAPS, options.overwrite, gaps=with_rows(found, data, len(x)))
+    picture = run.path / PLOTS / "gaps.png"
+    if options.overwrite or not picture.exists():
+        picture.parent.mkdir(exist_ok=True)
+        gaps_plot({type(run.guide).__name__: found}).savefig(picture)
+        say(f"written: {picture}")
+    return 0
+
+
+def diagnose(parser: ArgumentParser, given: Namespace) -> int:
+    """Diagnoses a run on its test rows."""
+    options, run, data = open_run(parser, given)
+    to_device(run, options.device)
+    objective: Objective = build(run.config["objective"])[0]
+    diagnosis = diagnose_pair(
+        run.model,
+        run.guide,
+        data.test,
+        beta=objective.beta_at(len(run.history)),
+        seed=options.seed,
+        progress=False if options.quiet else None,
+    )
+    print(dimensions_table(diagnosis))
+    print(f"\nmutual information {information(diagnosis)}")
+    print(f"marginal KL        {diagnosis.marginal_kl}\n\n{diagnosis.summary()}")
+    for note in diagnosis.notes:
+        print(f"note: {note}")
+    keep_result(run.path / DIAGNOSIS, options.overwrite, diagnosis=diagnosis)
+    return 0
+
+
+def sample(parser: ArgumentParser, given: Namespace) -> int:
+    """Draws from a run's model."""
+    options, run, data = open_run(parser, given)
+    if options.num < 1:
+        raise UsageError(f"--num must be at least 1, not {options.num}")
+    output = output_file(options, run.path / "samples.png")
+    generator = Generator(run.model, run.guide, data.test[:MOST_PICTURED], options.seed)
+    z, mean, x = generator.from_prior(options.num)
+    if output.suffix == ".npz":
+        np.savez_compressed(output, z=z.numpy(), mean=mean.numpy(), x=x.numpy())
+    else:
+        prior_samples(mean).savefig(output)
+    print(output)
+    return 0
+
+
+def compare(parser: ArgumentParser, given: Namespace) -> int:
+    """Compares runs with the first of them."""
+    options = complete_options(parser, given)
+    if options.runs is None or len(options.runs) < 2:
+        raise UsageError("give two runs or more")
+    output = output_file(options, Path("comparison.png"))
+    comparison = Comparison.of([load_run(path) for path in options.runs])
+    print(comparison)
+    comparison_plot(comparison).savefig(output)
+    print(f"\npicture: {output}")
+    return 0
+
+
+def export(parser: ArgumentParser, given: Namespace) -> int:
+    """Writes a run's draws, data and log p(x) for ArviZ."""
+    options, run, data = open_run(parser, given)
+    output = output_file(options, run.path / POSTERIOR)
+    exported = to_arviz(
+        run.model, run.guide, data.test, num_samples=options.num_samples, seed=options.seed
+    )
+    exported.to_netcdf(output)
+    print(output)
+    return 0

@@ -1,0 +1,187 @@
+"""From options to objects: data, model, guide and objective, with defaults that fit."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
+import pyro
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from ppl_vae.cli.parser import (
+    DATA_OPTIONS,
+    FIT_OPTIONS,
+    FIT_SKIP,
+    Parser,
+)
+from ppl_vae.cli.roles import (
+    DEFAULTS,
+    KNOWN,
+    UsageError,
+)
+from ppl_vae.data import Data, load_data
+from ppl_vae.likelihoods import Likelihood
+from ppl_vae.networks import Network
+from ppl_vae.objectives import Objective
+from ppl_vae.pairs import Program
+from ppl_vae.runs import build, import_by_name
+from ppl_vae.training import fit
+
+# What a guide takes from the model.
+_SHARED = (
+    *("latent_dim", "latent_dims", "components", "states", "symbols"),
+    *("network", "latent_network"),
+)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a training needs.
+
+    Attributes:
+        data: The rows.
+        model: The model, with its initial weights.
+        guide: The guide, likewise.
+        objective: The objective.
+        fit_options: Further keywords of ``fit``.
+        config: All options, with everything that was left open filled in; plain values for YAML.
+    """
+
+    data: Data
+    model: Program
+    guide: Program
+    objective: Objective
+    fit_options: dict[str, Any]
+    config: dict[str, Any]
+
+
+def with_defaults(parser: ArgumentParser, given: Namespace) -> dict[str, Any]:
+    """All options of a training as plain values: those given, and the defaults of the others."""
+    options = parser.get_defaults()
+    for role in KNOWN:  # what they leave open depends on the data, see set_up()
+        options.pop(role, None)
+    options.update(given)
+    plain: dict[str, Any] = yaml.safe_load(parser.dump(options))
+    for name in (
+        "config",
+        "print_config",
+        "resume",
+        "run_dir",
+        "overwrite",
+        "quiet",
+        "debug",
+        "versions",
+    ):
+        plain.pop(name, None)
+    return plain
+
+
+def load_rows(config: Mapping[str, Any], data_dir: str | None = None) -> Data:
+    """The data that a configuration names."""
+    if "data" not in config:
+        raise ValueError(
+            "the run's config.yaml names no data: it was saved from Python, so that only load_run can use it "
+            "there; add `data: NAME`, as `ppl-vae train --data` takes it, if there is such a name"
+        )
+    options = {name: config[name] for name in DATA_OPTIONS if name in config}
+    if data_dir is not None:
+        options["data_dir"] = data_dir
+    return load_data(config["data"], **options, seed=config.get("seed", 0))
+
+
+def set_up(options: Mapping[str, Any], model: Program | None = None) -> Setup:
+    """Loads the data and builds model, guide and objective from :func:`with_defaults`'s options.
+
+    What a constructor asks for and the options leave open is filled in: ``data_shape`` from the data, the
+    ``likelihood`` that suits them, the guide's ``latent_dim`` and ``network`` from the model, the guide's
+    ``model``. The result's ``config`` holds all of it, so that it needs no filling in again. A model that
+    is there already, built from these options, is taken as it is.
+    """
+    first = ("data", *DATA_OPTIONS, "model", "guide", "objective", *FIT_OPTIONS)
+    config: dict[str, Any] = {n: options.get(n) for n in first if n in options or n in KNOWN}
+    config |= options
+    data = load_rows(config)
+    pyro.set_rng_seed(config["seed"])
+    shape = {"data_shape": list(data.shape)}
+    if model is None:
+        wanted = _fill_in(config, "model", {**shape, "likelihood": _likelihood_for(data)})
+        model, config["model"] = build(wanted)
+    of_model = config["model"]["init_args"]
+    shared = {name: of_model[name] for name in _SHARED if name in of_model}
+    guide, config["guide"] = build(_fill_in(config, "guide", {**shape, **shared}), model)
+    objective, config["objective"] = build(_fill_in(config, "objective", {}))
+    parser = Parser(exit_on_error=False)
+    parser.add_function_arguments(fit, skip=FIT_SKIP)
+    chosen = parser.parse_object({name: config[name] for name in FIT_OPTIONS if name in config})
+    assert isinstance(objective, Objective)
+    return Setup(data, model, guide, objective, vars(parser.instantiate(chosen)), config)
+
+
+def _fill_in(
+    config: Mapping[str, Any], role: str, suggestions: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The description of a role's object, with suggestions for the arguments that were left open."""
+    spec = config.get(role) or {"class_path": DEFAULTS[role]}
+    if isinstance(spec, str):
+        spec = {"class_path": spec}
+    kind = import_by_name(spec["class_path"])
+    arguments = dict(spec.get("init_args") or {})
+    if inspect.isclass(kind):
+        parameters = inspect.signature(kind).parameters
+        for name, value in suggestions.items():
+            if name in parameters and name not in arguments and _suits(kind, name):
+                arguments[name] = value
+    _require_all(f"--{role}", spec["class_path"], arguments, {"model"})
+    return {"class_path": spec["class_path"], "init_args": arguments}
+
+
+def _require_all(
+    option: str, class_path: str, arguments: Mapping[str, Any], given: Collection[str] = ()
+) -> None:
+    """Raises an error that names the options which a class, and the classes among its arguments, lack."""
+    kind = import_by_name(class_path)
+    if inspect.isclass(kind):
+        for name, parameter in inspect.signature(kind).parameters.items():
+            variable = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+            if variable or parameter.default is not parameter.empty or name in given:
+                continue
+            if arguments.get(name) is None and NoneType not in get_args(_hint(kind, name)):
+                raise UsageError(f"{option}.{name} is missing: {kind.__name__} needs it")
+    for name, value in arguments.items():
+        if isinstance(value, Mapping) and "." in str(value.get("class_path")):
+            _require_all(f"{option}.{name}", value["class_path"], value.get("init_args") or {})
+
+
+def _suits(kind: type, name: str) -> bool:
+    """Whether a parameter of this name means what ours means by it: networks and likelihoods by their type."""
+    ours = {"network": Network, "likelihood": Likelihood}.get(name)
+    if ours is None:
+        return True
+    hint = _hint(kind, name)
+    return hint is ours or ours in get_args(hint)
+
+
+def _hint(kind: type, name: str) -> Any:
+    """The type of a constructor's parameter; None if it is not known."""
+    try:
+        return get_type_hints(kind.__init__).get(name)  # type: ignore[misc]
+    except NameError:
+        return None
+
+
+def _likelihood_for(data: Data) -> dict[str, Any]:
+    """The likelihood whose support is what the data are made of."""
+    arguments: dict[str, Any] = {}
+    if data.levels is None:
+        name = "LearnedGaussian"
+    elif data.levels == 2:
+        name = "Bernoulli"
+    elif float(data.train.max()) > 1:
+        name, arguments = "Binomial", {"total_count": data.levels - 1}
+    else:
+        name, arguments = "DiscretizedLogistic", {"levels": data.levels}
+    return {"class_path": f"ppl_vae.likelihoods.{name}", "init_args": arguments}

@@ -1,0 +1,260 @@
+"""``load_data``: data by name, split, binarised or dequantised, as tensors."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor
+
+from ppl_vae.data.arrays import read_arrays
+from ppl_vae.data.sources import (
+    TORCHVISION,
+    Part,
+    Source,
+    read_digits,
+    read_folder,
+    read_torchvision,
+)
+from ppl_vae.data.transforms import Binarization, Dequantization
+
+TEST_FRACTION = 0.2
+"""Share of the rows held out for the test where a source has no test split of its own."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Data:
+    """Rows in three splits.
+
+    Attributes:
+        name: What was asked for.
+        train: Training rows, float32, shape ``(n, *shape)``.
+        validation: Rows for early stopping and model selection.
+        test: Rows for the final evaluation. They do not depend on the seed.
+        train_labels: One label a training row; None if the source has none.
+        validation_labels: The same for ``validation``.
+        test_labels: The same for ``test``.
+        levels: Number of equally spaced values an entry can take, once ``transform`` has acted: 17
+            for digits' counts, 256 for 8-bit pictures, 2 for binary data, None for real values.
+        transform: To apply to each training batch, on its device; None if the rows are ready.
+            ``validation`` and ``test`` always are.
+    """
+
+    name: str
+    train: Tensor
+    validation: Tensor
+    test: Tensor
+    train_labels: Tensor | None = None
+    validation_labels: Tensor | None = None
+    test_labels: Tensor | None = None
+    levels: int | None = None
+    transform: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one row."""
+        return tuple(self.train.shape[1:])
+
+    def __repr__(self) -> str:
+        values = "real values" if self.levels is None else f"{self.levels} levels"
+        return (
+            f"<{self.name}: {len(self.train)} training, {len(self.validation)} validation and "
+            f"{len(self.test)} test rows of shape {self.shape}, {values}>"
+        )
+
+
+def load_data(
+    name: str,
+    *,
+    data_dir: str | Path = "data",
+    download: bool = True,
+    binarize: Literal["threshold", "static", "dynamic"] | None = None,
+    dequantize: bool = False,
+    validation_fraction: float = 0.1,
+    max_rows: int | None = None,
+    seed: int = 0,
+) -> Data:
+    """Loads data by name and splits them into training, validation and test rows.
+
+    ============================= ==================================================================
+    name                          rows
+    ============================= ==================================================================
+    ``digits``                    scikit-learn's 1,797 digits, counts 0..16, shape (1, 8, 8);
+                                  embedded
+    ``MNIST``, ``FashionMNIST``,  torchvision's sets (capitals do not matter), values k/255 in
+    ``KMNIST``, ``EMNIST``,       [0, 1], shape (channels, height, width); EMNIST is the *balanced*
+    ``CIFAR10``, ``SVHN``         split
+    ``folder:PATH``               the pictures below PATH, values k/255, shape (channels, height,
+                                  width): one channel if all are grey, otherwise three.
+                                  ``PATH/train`` and ``PATH/test`` are the split if they exist;
+                                  sub-folders are the labels
+    ``PATH.npy``, ``.npz``,       arrays, rows first: ``x`` (labels: ``y``), or ``train`` with any
+    ``.pt``                       of ``validation`` and ``test`` (labels: ``train_labels``, ...).
+                                  uint8 is taken for 8-bit pictures, values k/255; other numbers
+                                  are kept as they are
+    ============================= ==================================================================
+
+    The source's own test split is the test. Where there is none, a fifth of the rows is: always
+    the same ones, whatever the seed, so that runs with different seeds can be compared row by row.
+    The validation rows are a seeded choice from the training rows.
+
+    Args:
+        name: See the table.
+        data_dir: Where torchvision's files are, or are put.
+        download: Whether to download a torchvision set that is not there.
+        binarize: ``"threshold"``: 1 above half of the largest possible value, otherwise 0.
+            ``"static"``: one Bernoulli draw with the intensity as its probability, for good
+            (Salakhutdinov & Murray, "On the Quantitative Analysis of Deep Belief Networks", 2008).
+            ``"dynamic"``: a fresh draw for each training batch, by ``Data.transform``; one draw for
+            the validation and test rows (Burda et al., arXiv:1509.00519).
+        dequantize: Adds uniform noise within each level (see :class:`Dequantization`, also for the
+            conversion to bits per dimension), afresh for each training batch by
+            ``Data.transform``; values then lie in [0, 1).
+        validation_fraction: Share of the training rows that is set aside for validation.
+        max_rows: Keeps at most that many rows of each split, chosen at random: for quick trials.
+        seed: Seed of the choices and of the draws for the training and validation rows.
+
+    Returns:
+        The three splits; float32.
+
+    Raises:
+        ValueError: The name is unknown; arguments exclude each other; a file is broken, named, and
+            why.
+        FileNotFoundError: A path, or a torchvision set with ``download=False``, does not exist.
+        ConnectionError: A download failed.
+        ImportError: Torchvision is needed and cannot be loaded.
+
+    Example:
+        >>> data = load_data("digits")
+        >>> data
+        <digits: 1294 training, 144 validation and 359 test rows of shape (1, 8, 8), 17 levels>
+        >>> load_data("digits", binarize="threshold").train.unique()
+        tensor([0., 1.])
+    """
+    if binarize not in (None, "threshold", "static", "dynamic"):
+        raise ValueError(
+            f"binarize must be 'threshold', 'static', 'dynamic' or None, got {binarize!r}"
+        )
+    if binarize and dequantize:
+        raise ValueError(
+            f"binarize={binarize!r} and dequantize=True exclude each other: binary values keep no "
+            "levels to spread; choose one"
+        )
+    if not 0 < validation_fraction < 1:
+        raise ValueError(f"validation_fraction must lie in (0, 1), got {validation_fraction}")
+    if max_rows is not None and max_rows < 1:
+        raise ValueError(f"max_rows must be at least 1, got {max_rows}")
+
+    name, source = _read(name, Path(data_dir), download)
+    # The test rows have a generator of their own: they are the same for every seed.
+    fixed, seeded = Generator().manual_seed(0), Generator().manual_seed(seed)
+    train, test = source.train, source.test
+    if test is None:
+        train, test = _split(name, train, TEST_FRACTION, fixed)
+    if source.validation is None:
+        train, validation = _split(name, train, validation_fraction, seeded)
+    else:
+        validation = source.validation
+    if max_rows is not None:
+        train, validation = (_at_most(max_rows, part, seeded) for part in (train, validation))
+        test = _at_most(max_rows, test, fixed)
+
+    x, x_validation, x_test = (_values(part.x) for part in (train, validation, test))
+    levels, transform = source.levels, None
+    if binarize or dequantize:
+        noise = Binarization() if binarize else _dequantization(name, source)
+        x, x_validation, x_test = (_unit(name, x, source) for x in (x, x_validation, x_test))
+        levels = 2 if binarize else None
+        if binarize == "threshold":
+            x, x_validation, x_test = ((x > 0.5).float() for x in (x, x_validation, x_test))
+        else:
+            x_validation, x_test = noise(x_validation, seeded), noise(x_test, fixed)
+            if binarize == "static":
+                x = noise(x, seeded)
+            else:
+                transform = noise
+    return Data(
+        name=name,
+        train=x,
+        validation=x_validation,
+        test=x_test,
+        train_labels=train.labels,
+        validation_labels=validation.labels,
+        test_labels=test.labels,
+        levels=levels,
+        transform=transform,
+    )
+
+
+def _read(name: str, data_dir: Path, download: bool) -> tuple[str, Source]:
+    """The name as it is usually written, and what it stands for."""
+    if name.startswith("folder:"):
+        return name, read_folder(Path(name.removeprefix("folder:")).expanduser())
+    if name.lower().endswith((".npy", ".npz", ".pt")):
+        return name, read_arrays(Path(name).expanduser())
+    known = {known.lower(): known for known in ("digits", *TORCHVISION)}
+    proper = known.get(name.lower())
+    if proper is None:
+        close = difflib.get_close_matches(name.lower(), known, n=1)
+        suggestion = f" Did you mean {known[close[0]]!r}?" if close else ""
+        if Path(name).expanduser().is_dir():
+            suggestion = f" For the folder of pictures write 'folder:{name}'."
+        raise ValueError(
+            f"unknown data {name!r}.{suggestion} Known are {', '.join(known.values())}, "
+            "folder:PATH with pictures, and array files PATH.npy, PATH.npz and PATH.pt"
+        )
+    if proper == "digits":
+        return proper, read_digits()
+    return proper, read_torchvision(proper, data_dir.expanduser(), download)
+
+
+def _take(part: Part, index: Tensor) -> Part:
+    return Part(part.x[index], None if part.labels is None else part.labels[index])
+
+
+def _split(name: str, part: Part, fraction: float, generator: Generator) -> tuple[Part, Part]:
+    """All but a random ``fraction`` of the rows, and that fraction; both in the original order."""
+    n = len(part.x)
+    held_out = max(1, round(fraction * n))
+    if held_out >= n:
+        raise ValueError(
+            f"{name} has too few rows to be split: {held_out} of {n} would be held out and none "
+            "be left; at least one row must remain for each of training, validation and test"
+        )
+    order = torch.randperm(n, generator=generator)
+    return (
+        _take(part, order[held_out:].sort().values),
+        _take(part, order[:held_out].sort().values),
+    )
+
+
+def _at_most(rows: int, part: Part, generator: Generator) -> Part:
+    return _take(part, torch.randperm(len(part.x), generator=generator)[:rows].sort().values)
+
+
+def _values(x: Tensor) -> Tensor:
+    """Float32 values; those of 8-bit pictures in [0, 1]."""
+    values = x.contiguous().float()
+    return values.div_(255) if x.dtype == torch.uint8 else values
+
+
+def _unit(name: str, x: Tensor, source: Source) -> Tensor:
+    """The values scaled to [0, 1], as intensities."""
+    if source.levels is None and not (x.min() >= 0 and x.max() <= 1):
+        raise ValueError(
+            f"binarize needs intensities in [0, 1], but those of {name} reach from "
+            f"{x.min():.4g} to {x.max():.4g}; scale them first"
+        )
+    return x / source.maximum
+
+
+def _dequantization(name: str, source: Source) -> Dequantization:
+    if source.levels is None:
+        raise ValueError(
+            f"dequantize=True spreads discrete levels, but {name} holds real values; leave it out"
+        )
+    return Dequantization(source.levels)

@@ -1,0 +1,363 @@
+"""inference_gaps(): log p(x), the best ELBO in the family, the amortised one: where the bound is lost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ppl_vae import stats
+from ppl_vae.checks import all_rows, check_data, chunk_sizes, device_of_pair, evaluating
+from ppl_vae.diagnosis.families import own_family
+from ppl_vae.diagnosis.refinement import maximize
+from ppl_vae.pairs import (
+    Batch,
+    Batches,
+    DataLike,
+    Layout,
+    Pair,
+    Program,
+    find_layout,
+    move,
+    num_rows,
+    sample_rows,
+    take_rows,
+)
+from ppl_vae.runtime import device_of, progress_bar
+from ppl_vae.stats import Estimate
+
+STEP_SAMPLES = 8
+"""Samples a row in a step of the per-row optimisation."""
+
+
+class Truth(Protocol):
+    """An estimate of log p(x) of each row, such as ``evaluate`` or annealed importance sampling makes."""
+
+    @property
+    def log_likelihood(self) -> Estimate:
+        """log p(x), per row."""
+
+    @property
+    def log_likelihood_error(self) -> Tensor:
+        """Monte-Carlo standard error of each row's, ``(n,)``."""
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """What :func:`inference_gaps` found, row by row, in nats.
+
+    The mean of an :class:`Estimate` comes with its standard error over rows; the ``..._error`` are
+    Monte-Carlo standard errors of single rows, ``(n,)``.
+
+    Attributes:
+        log_likelihood: log p(x).
+        log_likelihood_error: Its error; zero where the model knows log p(x).
+        best_elbo: The ELBO of the best q in the guide's family, found for each row.
+        best_elbo_error: Its error.
+        elbo: The ELBO of the guide as it is, amortised.
+        elbo_error: Its error.
+        source: Where log p(x) comes from.
+        unreliable: Rows whose log p(x) should not be trusted, ``(n,)``.
+        converged: Rows whose best q was found: its ELBO had stopped improving, ``(n,)``.
+        num_samples: Samples a row, for each of the two ELBOs and for log p(x) by importance sampling.
+        notes: What a reader of the numbers must know.
+    """
+
+    log_likelihood: Estimate
+    log_likelihood_error: Tensor
+    best_elbo: Estimate
+    best_elbo_error: Tensor
+    elbo: Estimate
+    elbo_error: Tensor
+    source: str
+    unreliable: Tensor
+    converged: Tensor
+    num_samples: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def num_rows(self) -> int:
+        """n."""
+        return int(self.elbo.values.shape[0])
+
+    @property
+    def approximation_gap(self) -> Estimate:
+        """log p(x) - best ELBO: what the family can not express."""
+        return Estimate(self.log_likelihood.values - self.best_elbo.values)
+
+    @property
+    def approximation_gap_error(self) -> Tensor:
+        """Its Monte-Carlo standard error, ``(n,)``."""
+        return torch.hypot(self.log_likelihood_error, self.best_elbo_error)
+
+    @property
+    def amortisation_gap(self) -> Estimate:
+        """Best ELBO - ELBO: what the encoder does not find."""
+        return Estimate(self.best_elbo.values - self.elbo.values)
+
+    @property
+    def amortisation_gap_error(self) -> Tensor:
+        """Its Monte-Carlo standard error, ``(n,)``."""
+        return torch.hypot(self.best_elbo_error, self.elbo_error)
+
+    @property
+    def inference_gap(self) -> Estimate:
+        """log p(x) - ELBO = KL(q(z | x) || p(z | x)): the sum of the two."""
+        return Estimate(self.log_likelihood.values - self.elbo.values)
+
+    @property
+    def inference_gap_error(self) -> Tensor:
+        """Its Monte-Carlo standard error, ``(n,)``."""
+        return torch.hypot(self.log_likelihood_error, self.elbo_error)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Why the gaps should not be trusted; empty if there is no reason."""
+        found = list(self.notes)
+        n = self.num_rows
+        bad = int(self.unreliable.sum())
+        if bad:
+            found.append(
+                f"log p(x) by {self.source} is unreliable on {bad} of {n} rows, likely too low, and with it "
+                "the approximation gap: give truth=annealed_importance_sampling(...), or more num_samples"
+            )
+        late = int((~self.converged).sum())
+        if late:
+            found.append(
+                f"the best ELBO in the family was still improving on {late} of {n} rows when its "
+                "optimisation ended: the approximation gap is too large and the amortisation gap too small; "
+                "raise max_steps"
+            )
+        rounding = _rounding(self.log_likelihood.values)
+        for name, remedy in (
+            ("approximation", "log p(x) is too low: take a better estimate of it as truth"),
+            (
+                "amortisation",
+                "the optimisation did not find the best in the family: raise max_steps",
+            ),
+        ):
+            gap = getattr(self, f"{name}_gap").values.double()
+            error = getattr(self, f"{name}_gap_error").double()
+            wrong = gap < -rounding
+            clear = gap < -(rounding + 3 * error)
+            mean, mean_error = float(gap.mean()), float(error.square().sum().sqrt()) / n
+            if mean < -float(rounding.mean()) or bool(clear.any()):
+                size = (
+                    f"the mean {mean:.2g} ± {mean_error:.2g} (Monte Carlo)"
+                    if mean < 0
+                    else f"{int(wrong.sum())} of {n} rows, {int(clear.sum())} by more than 3 errors"
+                )
+                cause = (
+                    "within its Monte-Carlo error of zero, for which more num_samples are needed"
+                    if not clear.any() and mean > -2 * mean_error
+                    else remedy
+                )
+                found.append(
+                    f"the {name} gap has the wrong sign ({size}): the estimate has not converged; {cause}"
+                )
+        return tuple(found)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Summary and per-row values as plain numbers, for JSON."""
+        result: dict[str, Any] = {
+            "num_rows": self.num_rows,
+            "num_samples": self.num_samples,
+            "unit": "nats",
+            "source": self.source,
+            "warnings": list(self.warnings),
+        }
+        for name in _QUANTITIES:
+            estimate: Estimate = getattr(self, name)
+            result[name] = {
+                "mean": estimate.mean,
+                "standard_error": estimate.standard_error,
+                "values": estimate.values.double().tolist(),
+                "monte_carlo_error": getattr(self, f"{name}_error").double().tolist(),
+            }
+        result["unreliable"] = self.unreliable.tolist()
+        result["converged"] = self.converged.tolist()
+        return result
+
+    def __str__(self) -> str:
+        lines = []
+        for name, words in _QUANTITIES.items():
+            error = getattr(self, f"{name}_error").double()
+            mean_error = float(error.square().sum().sqrt()) / self.num_rows
+            lines.append((words, f"{getattr(self, name)} (Monte Carlo {mean_error:.2g})"))
+        lines[0] = (f"log p(x), {self.source}", lines[0][1])
+        width = max(len(name) for name, _ in lines)
+        text = "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+        return "\n".join([text, *(f"warning: {w}" for w in self.warnings)])
+
+
+_QUANTITIES = {
+    "log_likelihood": "log p(x)",
+    "best_elbo": "best ELBO in the family",
+    "elbo": "ELBO, amortised",
+    "approximation_gap": "approximation gap",
+    "amortisation_gap": "amortisation gap",
+}
+
+
+def inference_gaps(
+    model: Program,
+    guide: Program,
+    x: DataLike,
+    *,
+    truth: Truth | None = None,
+    num_samples: int = 1000,
+    max_steps: int = 2000,
+    seed: int | None = None,
+    progress: bool | None = None,
+) -> Gaps:
+    """Where the bound is lost, row by row: log p(x) >= best ELBO in the family >= amortised ELBO.
+
+    The difference of the first two is the approximation gap, KL(q* || p(z | x)) of the family's best q*; that
+    of the last two is the amortisation gap (Cremer et al., *Inference Suboptimality in Variational
+    Autoencoders*, arXiv:1801.03558). q* is found for each row by :func:`ppl_vae.diagnosis.refinement.maximize`
+    in :func:`ppl_vae.diagnosis.families.own_family`, from the guide's own q on; its ELBO is then estimated with
+    fresh samples. log p(x) is, in this order: ``truth``; the model's ``log_evidence(x)``; importance
+    sampling from q*, or from the guide for rows where only that has a smaller Pareto k-hat.
+
+    Args:
+        model: Pyro program of p(x, z). Its weights are left as they are.
+        guide: Pyro program of q(z | x), any: see :func:`ppl_vae.diagnosis.families.own_family`.
+        x: A tensor ``(n, *event)``, a tuple of tensors, or an iterable of batches.
+        truth: log p(x) of the same rows: what ``evaluate`` (with a better guide) or
+            ``annealed_importance_sampling`` returned.
+        num_samples: Samples a row for each ELBO and for log p(x).
+        max_steps: Gradient steps at most for the best q of a row.
+        seed: Seed for the draws; None draws from torch's global generator.
+        progress: Whether to show a progress bar; None shows one on a terminal.
+
+    Returns:
+        The :class:`Gaps`, with their errors and ``warnings``.
+
+    Raises:
+        PairError: The family of the guide can not be freed row by row (the message says what the guide
+            needs), or the pair can not be evaluated.
+        ValueError: ``truth`` is of another number of rows, ``num_samples`` is below 2, or ``x`` has no rows.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):  # its mean is off by 1: a KL of 1 / (2 variance) = 1
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2 + 1, 0.5**0.5))
+        >>> gaps = inference_gaps(model, guide, torch.tensor([0.0, 1.0, 2.0]), seed=0)
+        >>> abs(gaps.amortisation_gap.mean - 1.0) < 0.1, abs(gaps.approximation_gap.mean) < 0.01
+        (True, True)
+    """
+    if num_samples < 2:
+        raise ValueError(
+            f"num_samples must be at least 2, for an error of each row, not {num_samples}"
+        )
+    pair = Pair.of(model, guide)
+    batches = Batches(x, pair)
+    evidence = getattr(pair.model, "log_evidence", None)
+    parts: list[dict[str, Tensor]] = []
+    notes: dict[str, None] = {}
+    with evaluating(pair, seed):
+        first = batches.first(all_rows(batches) if pair.keeps_rows else 64)
+        check_data(pair, move(first, device_of_pair(pair)))
+        device = device_of(pair.parameters(move(first, device_of_pair(pair))).values())
+        first = move(first if pair.keeps_rows else take_rows(first, slice(0, 64)), device)
+        layout = find_layout(pair, first)
+        at_once, samples = chunk_sizes(pair, layout, first, num_samples)
+        rows = at_once if pair.keeps_rows else max(1, at_once * samples // STEP_SAMPLES)
+        total = num_rows(batches.rows) if batches.in_memory else None
+        with progress_bar(total, "gaps", "row", progress) as bar:
+            for batch in batches.ordered(rows):
+                for start in range(0, num_rows(batch), rows):
+                    chunk = move(take_rows(batch, slice(start, start + rows)), device)
+                    samples_now = max(1, at_once * samples // num_rows(chunk))
+                    part, note = _gaps_of_rows(
+                        pair, layout, chunk, num_samples, samples_now, max_steps
+                    )
+                    if truth is None and evidence is not None:
+                        part["exact"] = evidence(chunk).cpu()
+                    parts.append(part)
+                    if note:
+                        notes[note] = None
+                    bar.update(num_rows(chunk))
+    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    values, error, unreliable, source = _log_likelihood(joined, truth)
+    return Gaps(
+        log_likelihood=Estimate(values),
+        log_likelihood_error=error,
+        best_elbo=Estimate(joined["best_elbo"]),
+        best_elbo_error=joined["best_elbo_error"],
+        elbo=Estimate(joined["elbo"]),
+        elbo_error=joined["elbo_error"],
+        source=source,
+        unreliable=unreliable,
+        converged=joined["converged"],
+        num_samples=num_samples,
+        notes=(*notes, *(f"of log p(x): {w}" for w in getattr(truth, "warnings", ()))),
+    )
+
+
+def _gaps_of_rows(
+    pair: Pair, layout: Layout, batch: Batch, num_samples: int, chunk: int, max_steps: int
+) -> tuple[dict[str, Tensor], str]:
+    family = own_family(pair, layout, batch)
+    result = maximize(pair, layout, batch, family, num_samples=STEP_SAMPLES, max_steps=max_steps)
+    amortised = _bounds(pair, layout, batch, num_samples, chunk)
+    best = _bounds(family.pair(pair), layout, batch, num_samples, chunk)
+    better = ~(best["heavy"] & (amortised["khat"] < best["khat"]))
+    part = {k: torch.where(better, best[k], amortised[k]) for k in ("sampled", "error", "heavy")}
+    part |= {"elbo": amortised["elbo"], "elbo_error": amortised["elbo_error"]}
+    part |= {"best_elbo": best["elbo"], "best_elbo_error": best["elbo_error"]}
+    part["converged"] = torch.full_like(better, result.converged)
+    return part, family.note
+
+
+def _bounds(
+    pair: Pair, layout: Layout, batch: Batch, num_samples: int, chunk: int
+) -> dict[str, Tensor]:
+    """The ELBO and log p(x) by importance sampling of each row, with their errors."""
+    weights = stats.StreamingWeights(num_samples)
+    while weights.count < num_samples:
+        k = min(chunk, num_samples - weights.count)
+        weights.update(sample_rows(pair, layout, batch, k).log_weights)
+    khat, limit = weights.khat, stats.khat_limit(num_samples)
+    heavy = ~(khat <= limit) & ~(weights.ess >= 0.99 * num_samples)
+    found = {
+        "elbo": weights.mean_log_weight,
+        "elbo_error": (weights.log_weight_variance / num_samples).sqrt(),
+        "sampled": weights.log_mean_exp,
+        "error": weights.monte_carlo_error,
+        "khat": khat,
+        "heavy": heavy,
+    }
+    return {name: value.cpu() for name, value in found.items()}
+
+
+def _log_likelihood(
+    found: dict[str, Tensor], truth: Truth | None
+) -> tuple[Tensor, Tensor, Tensor, str]:
+    """log p(x) of each row, its error, whether it is unreliable, and where it comes from."""
+    n = len(found["elbo"])
+    if truth is not None:
+        values = truth.log_likelihood.values.cpu()
+        if values.shape != (n,):
+            raise ValueError(
+                f"truth holds log p(x) of {len(values)} rows, but x has {n}: it must be of the same rows"
+            )
+        doubtful = getattr(truth, "unreliable", torch.zeros(n, dtype=torch.bool))
+        return values, truth.log_likelihood_error.cpu(), doubtful.cpu(), type(truth).__name__
+    if "exact" in found:
+        exact = found["exact"]
+        return exact, torch.zeros_like(exact), torch.zeros(n, dtype=torch.bool), "log_evidence"
+    return found["sampled"], found["error"], found["heavy"], "importance sampling"
+
+
+def _rounding(log_likelihood: Tensor) -> Tensor:
+    """How far sums over a row's values may be off by rounding alone, in nats."""
+    eps = torch.finfo(log_likelihood.dtype).eps
+    return 64 * eps * log_likelihood.double().abs().clamp(min=1.0)

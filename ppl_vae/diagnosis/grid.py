@@ -1,0 +1,327 @@
+"""The exact posterior of rows with a two-dimensional latent, on a grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_vae.checks import check_data, chunk_sizes, device_of_pair, evaluating
+from ppl_vae.diagnosis.families import normal_family
+from ppl_vae.diagnosis.refinement import is_real
+from ppl_vae.pairs import (
+    Batch,
+    Batches,
+    Layout,
+    Pair,
+    PairError,
+    Program,
+    find_layout,
+    move,
+    num_rows,
+    sample_rows,
+    take_rows,
+)
+from ppl_vae.stats import Estimate
+
+BORDER = 1e-4
+"""Posterior mass beyond the grid, judged by that in its outermost cells, that is too much."""
+
+
+COARSE = 1e-2
+"""Nats by which log p(x) may change when every second line of the grid is left out."""
+
+
+_DEPTH = 30.0  # nats below the mode, at which the density no longer matters
+
+
+_LOOKS = 40
+
+
+@dataclass(frozen=True)
+class PosteriorGrid:
+    """p(z | x) of n rows on grids of ``size`` x ``size`` points, each row on one of its own.
+
+    Attributes:
+        points: The values of each of the two latent numbers, ``(n, 2, size)``, evenly spaced.
+        log_density: log p(z | x), normalised by quadrature, ``(n, size, size)``: the first number along the
+            first dimension of the grid.
+        log_evidence: log p(x) by quadrature, ``(n,)``.
+        error: By how much that changes when every second line of the grid is left out, ``(n,)``.
+        border: Posterior mass in the outermost cells, ``(n,)``.
+        names: What the two numbers are called.
+    """
+
+    points: Tensor
+    log_density: Tensor
+    log_evidence: Tensor
+    error: Tensor
+    border: Tensor
+    names: tuple[str, str]
+
+    @property
+    def log_likelihood(self) -> Estimate:
+        """log p(x) per row, so that a grid can be the ``truth`` of ``inference_gaps``."""
+        return Estimate(self.log_evidence)
+
+    @property
+    def log_likelihood_error(self) -> Tensor:
+        """What log p(x) may be off by, ``(n,)``."""
+        return self.error
+
+    @property
+    def mass(self) -> Tensor:
+        """Posterior mass of each cell, ``(n, size, size)``; it sums to 1 over a row's grid."""
+        return (self.log_density + _log_cell(self.points)[:, None, None]).exp()
+
+    @property
+    def mean(self) -> Tensor:
+        """E[z | x], ``(n, 2)``."""
+        mass = self.mass
+        return torch.stack(
+            [(mass.sum(2 - i) * self.points[:, i]).sum(-1) for i in range(2)], dim=-1
+        )
+
+    @property
+    def covariance(self) -> Tensor:
+        """Cov[z | x], ``(n, 2, 2)``."""
+        first, second = (self.points[:, i] - self.mean[:, i, None] for i in range(2))
+        mass = self.mass
+        cross = torch.einsum("nij,ni,nj->n", mass, first, second)
+        var = [(mass.sum(2 - i) * c.square()).sum(-1) for i, c in enumerate((first, second))]
+        return torch.stack([var[0], cross, cross, var[1]], -1).reshape(-1, 2, 2)
+
+
+def posterior_grid(
+    model: Program,
+    guide: Program,
+    x: Tensor | tuple[Tensor, ...],
+    *,
+    size: int = 129,
+    bounds: tuple[tuple[float, float], tuple[float, float]] | None = None,
+) -> PosteriorGrid:
+    """The exact posterior of each row, on a grid that is fitted around its mass.
+
+    p(z_ij | x) = p(x, z_ij) / p(x), with p(x) = sum_ij p(x, z_ij) dz_1 dz_2: the trapezoidal rule, whose
+    error falls exponentially in the number of points for densities that vanish at the border. The grid of a
+    row starts around draws from prior and guide; it grows while there is mass at its border, and shrinks to
+    where the density is within 30 nats of its largest value.
+
+    Args:
+        model: Pyro program of p(x, z), its latents two real numbers a row: one site or two.
+        guide: Pyro program of q(z | x); it says where to look, the posterior does not hang on it.
+        x: Rows, ``(n, *event)``; some hundred at most, all in one batch.
+        size: Points a side, odd.
+        bounds: Ends of the grid in both numbers, for all rows, instead of fitting it.
+
+    Raises:
+        PairError: The model does not have just two real latent numbers a row.
+        ValueError: ``size`` is even or below 17, or the grid that was asked for is too small (mass at its
+            border) or too coarse for the posterior.
+
+    Example:
+        >>> from ppl_vae.guides import MeanField
+        >>> from ppl_vae.models import ProbabilisticPCA
+        >>> from ppl_vae.networks import MLP
+        >>> model, x = ProbabilisticPCA((3,), latent_dim=2), torch.randn(4, 3)
+        >>> grid = posterior_grid(model, MeanField((3,), 2, MLP((8,))), x)
+        >>> torch.allclose(grid.log_evidence, model.log_evidence(x).double(), atol=1e-4)
+        True
+    """
+    if size < 17 or size % 2 == 0:
+        raise ValueError(f"size must be odd and at least 17, not {size}")
+    with _prepared(model, guide, x) as (pair, layout, batch):
+        joint = _Joint(pair, layout, batch)
+        if bounds is None:
+            box = joint.fitted(min(size, 65))
+        else:
+            box = torch.tensor(bounds, dtype=torch.float64).expand(num_rows(batch), 2, 2)
+        points = _points(box, size)
+        log_joint = joint(points)
+    cell = _log_cell(points)
+    log_evidence = log_joint.logsumexp((1, 2)) + cell
+    halved = log_joint[:, ::2, ::2].logsumexp((1, 2)) + cell + math.log(4.0)
+    grid = PosteriorGrid(
+        points=points,
+        log_density=log_joint - log_evidence[:, None, None],
+        log_evidence=log_evidence,
+        error=(halved - log_evidence).abs(),
+        border=_border((log_joint - log_joint.logsumexp((1, 2), keepdim=True)).exp()),
+        names=joint.names,
+    )
+    _require_good(grid)
+    return grid
+
+
+def guide_on_grid(
+    model: Program, guide: Program, x: Tensor | tuple[Tensor, ...], grid: PosteriorGrid
+) -> Tensor:
+    """log q(z | x) on the points of a grid, ``(n, size, size)``.
+
+    Raises:
+        PairError: The guide draws other sites than the model's latents (auxiliary ones, say), so that its
+            density at a given latent is not known.
+    """
+    with _prepared(model, guide, x) as (pair, layout, batch):
+        if set(layout.draws) != set(layout.latents) or layout.draws != layout.guide_sites:
+            raise PairError(
+                f"the guide draws {', '.join(map(repr, layout.guide_sites))} and the model's latents are "
+                f"{', '.join(map(repr, layout.latents))}: the guide's density at given latents is unknown; "
+                "draw the latents themselves in the guide"
+            )
+        return _Joint(pair, layout, batch)(grid.points, of_guide=True)
+
+
+@contextmanager
+def _prepared(
+    model: Program, guide: Program, x: Tensor | tuple[Tensor, ...]
+) -> Iterator[tuple[Pair, Layout, Batch]]:
+    pair = Pair.of(model, guide)
+    with evaluating(pair, seed=0):
+        batch = move(Batches(x, pair).rows, device_of_pair(pair))
+        check_data(pair, batch)
+        yield pair, find_layout(pair, batch), batch
+
+
+class _Joint:
+    """log p(x, z) of each row at points of a grid of its own."""
+
+    def __init__(self, pair: Pair, layout: Layout, batch: Batch) -> None:
+        self.pair, self.layout, self.batch = pair, layout, batch
+        single = sample_rows(pair, layout, batch, 1)
+        self.single: dict[str, Any] = {n: single.model_trace.nodes[n] for n in layout.latents}
+        self.sizes = {n: single.latents[n][0, 0].numel() for n in layout.latents}
+        unreal = [n for n, site in self.single.items() if not is_real(site["fn"])]
+        if layout.shared or sum(self.sizes.values()) != 2 or unreal:
+            found = ", ".join(f"'{n}' of {k}" for n, k in self.sizes.items()) or "none"
+            raise PairError(
+                f"a grid needs two real latent numbers a row; the latents found are {found}"
+                + (f", and '{unreal[0]}' is not real" if unreal else "")
+                + (f", and '{layout.shared[0]}' belongs to all rows" if layout.shared else "")
+            )
+        self.names: tuple[str, str] = tuple(  # type: ignore[assignment]
+            f"{n}[{i}]" if k > 1 else n for n, k in self.sizes.items() for i in range(k)
+        )
+        start = torch.zeros(num_rows(batch), 2, device=single.log_guide.device)
+        start = start.to(single.log_guide.dtype)
+        # Its values are always given: only its sites and shapes matter.
+        self.stand_in = normal_family(self.single, layout, start, 1.0).pair(pair)
+        self.at_once = math.prod(chunk_sizes(pair, layout, take_rows(batch, slice(0, 16)), 2**20))
+
+    def __call__(self, points: Tensor, of_guide: bool = False) -> Tensor:
+        """The log joint (or the guide's log density) in float64, ``(n, size, size)``."""
+        n, _, size = points.shape
+        first = points[:, 0, :, None].expand(n, size, size)
+        second = points[:, 1, None, :].expand(n, size, size)
+        z = torch.stack([first, second], -1).reshape(n, size * size, 2).transpose(0, 1)
+        pair, layout = self.pair, self.layout
+        if not of_guide:
+            pair, layout = (
+                self.stand_in,
+                replace(layout, guide_sites=layout.latents, draws=layout.latents),
+            )
+        found = []
+        for chunk in z.split(max(1, self.at_once // n)):
+            rows = sample_rows(pair, layout, self.batch, len(chunk), self._values(chunk))
+            value = rows.log_guide if of_guide else rows.log_likelihood + rows.log_prior
+            found.append(value.double().cpu())
+        return torch.cat(found).transpose(0, 1).reshape(n, size, size)
+
+    def _values(self, z: Tensor) -> dict[str, Tensor]:
+        layout, (samples, n, _) = self.layout, z.shape
+        outer = (1,) * (layout.nesting + layout.dim)
+        inner = (1,) * (-layout.dim - 1)
+        values = {}
+        parts = z.split(list(self.sizes.values()), -1)
+        for (name, site), part in zip(self.single.items(), parts, strict=True):
+            like: Tensor = site["value"]
+            shape = (samples, *outer, n, *inner, *site["fn"].event_shape)
+            values[name] = part.reshape(shape).to(like)
+        return values
+
+    def fitted(self, size: int) -> Tensor:
+        """Ends of the grid of each row, ``(n, 2, 2)``, that hold its posterior."""
+        n = num_rows(self.batch)
+        rows = sample_rows(self.pair, self.layout, self.batch, 64)
+        draws = torch.cat([rows.latents[s].reshape(64, n, -1) for s in self.sizes], -1)
+        prior = torch.cat([self._of_prior(s, n) for s in self.sizes], -1)
+        both = torch.cat([draws.double().cpu(), prior.double().cpu()])
+        low, high = both.amin(0), both.amax(0)
+        reach = (high - low).clamp(min=1e-6)
+        box = torch.stack([low - reach / 2, high + reach / 2], -1)
+        for _ in range(_LOOKS):
+            # Between the points of a coarse grid a narrow ridge hides: the true mode may be some points off.
+            new, cut = self._closer(box, size, margin=size // 8)
+            before, after = (b[..., 1] - b[..., 0] for b in (box, new))
+            box = new
+            if not cut and bool(((after / before - 1).abs() < 0.1).all()):
+                return self._closer(box, size, margin=1)[0]
+        return box
+
+    def _closer(self, box: Tensor, size: int, margin: int) -> tuple[Tensor, bool]:
+        """The ends of what matters of a grid, and whether it goes on beyond the old ends, which then move."""
+        points = _points(box, size)
+        log_joint = self(points)
+        deep = log_joint > log_joint.amax((1, 2), keepdim=True) - _DEPTH
+        ends, cut = [], False
+        for axis in range(2):
+            seen = deep.any(2 - axis)  # (n, size)
+            first = seen.double().argmax(-1)
+            last = size - 1 - seen.flip(-1).double().argmax(-1)
+            low, high = box[:, axis, 0], box[:, axis, 1]
+            step = (high - low) / (size - 1)
+            beyond = [
+                torch.where(at, (high - low) / 2, margin * step)
+                for at in (first == 0, last == size - 1)
+            ]
+            cut |= bool(((first == 0) | (last == size - 1)).any())
+            ends.append(
+                torch.stack([low + first * step - beyond[0], low + last * step + beyond[1]], -1)
+            )
+        return torch.stack(ends, 1), cut
+
+    def _of_prior(self, name: str, n: int) -> Tensor:
+        """Where the prior of a site has its mass: 64 draws, ``(64, n, numbers)``."""
+        site = self.single[name]
+        fn = site["fn"]
+        value: Tensor = fn.sample((64,))
+        return value.reshape(64, n, self.sizes[name])
+
+
+def _points(box: Tensor, size: int) -> Tensor:
+    """Evenly spaced points between the ends ``(n, 2, 2)``: ``(n, 2, size)``, in float64."""
+    share = torch.linspace(0, 1, size, dtype=torch.float64)
+    low, high = box.double().unbind(-1)
+    return low[..., None] + (high - low)[..., None] * share
+
+
+def _log_cell(points: Tensor) -> Tensor:
+    """log of the area of a cell, ``(n,)``."""
+    return (points[:, :, 1] - points[:, :, 0]).log().sum(-1)
+
+
+def _border(mass: Tensor) -> Tensor:
+    inside = mass[:, 1:-1, 1:-1].sum((1, 2))
+    return (mass.sum((1, 2)) - inside).clamp(min=0.0)
+
+
+def _require_good(grid: PosteriorGrid) -> None:
+    outside = grid.border > BORDER
+    if bool(outside.any()):
+        row = int(outside.nonzero()[0])
+        raise ValueError(
+            f"the grid is too small: {100 * float(grid.border[row]):.2g} % of the posterior of row {row} "
+            "lie in its outermost cells; give wider bounds, or none and a larger size, to fit it to the mass"
+        )
+    coarse = grid.error > COARSE
+    if bool(coarse.any()):
+        row = int(coarse.nonzero()[0])
+        raise ValueError(
+            f"the grid is too coarse: log p(x) of row {row} changes by {float(grid.error[row]):.2g} nats when "
+            "every second line is left out; raise size, or give narrower bounds"
+        )

@@ -1,0 +1,334 @@
+"""diagnose(): which latent dimensions carry information, why the others do not, and what to do."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.poutine as poutine
+import torch
+from torch import Tensor
+
+from ppl_vae import stats
+from ppl_vae.checks import all_rows, check_data, chunk_sizes, device_of_pair, evaluating
+from ppl_vae.diagnosis.collapse import CAUSES, Residuals, find_cause, remedy_of
+from ppl_vae.diagnosis.dimensions import (
+    NUM_DRAWS,
+    latent_dimensions,
+    note_on_moments,
+)
+from ppl_vae.diagnosis.information import (
+    Look,
+    aggregate_information,
+    row_chunks,
+)
+from ppl_vae.pairs import (
+    Batch,
+    Batches,
+    DataLike,
+    Layout,
+    Pair,
+    Program,
+    Substitute,
+    as_args,
+    elementwise_kl,
+    find_layout,
+    latent_sites,
+    mean_field_violations,
+    move,
+    num_rows,
+    sample_rows,
+    take_rows,
+)
+from ppl_vae.runtime import device_of, progress_bar
+from ppl_vae.stats import Estimate
+
+COLLAPSED = 0.01
+"""Nats: an inactive dimension whose mean KL is below has collapsed onto the prior."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What :func:`diagnose` found. The d latent dimensions are those of all latent sites, in order.
+
+    Attributes:
+        names: The dimensions' names, ``z[0]``, ``z[1]``, ...
+        kl: Mean over rows of each dimension's KL(q || p), nats, ``(d,)``.
+        mean_variance: Variance over rows of the posterior means, ``(d,)``.
+        active: Which dimensions are active units: ``mean_variance`` > 0.01 (Burda et al.), ``(d,)``.
+        collapsed: Which dimensions have collapsed onto the prior: KL < 0.01 nats, and not active, ``(d,)``.
+        mutual_information: I(x; z) under q, nats, from the aggregate posterior of the rows given.
+        marginal_kl: KL(aggregate posterior || prior), nats. The mean rate is the sum of the two.
+        cause: Why dimensions are not active: ``none``, ``identical rows``, ``constant posterior``,
+            ``small means``, ``lagging guide``, ``large beta``, ``decoder noise``, ``surplus dimensions`` or
+            ``ignored latent``.
+        remedy: What to do about it.
+        num_rows: Rows looked at.
+        notes: What a reader of the numbers must know.
+    """
+
+    names: tuple[str, ...]
+    kl: Tensor
+    mean_variance: Tensor
+    active: Tensor
+    collapsed: Tensor
+    mutual_information: Estimate
+    marginal_kl: Estimate
+    cause: str
+    remedy: str
+    num_rows: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def active_units(self) -> int:
+        """Number of active dimensions."""
+        return int(self.active.sum())
+
+    @property
+    def saturated(self) -> bool:
+        """Whether the mutual information is within a nat of log n, the most that n rows can show."""
+        return self.mutual_information.mean > math.log(self.num_rows) - 1.0
+
+    def summary(self) -> str:
+        """One sentence: how much of the latent is used, why not more, and what to do."""
+        d, unused = len(self.names), ~self.active
+        used = f"{self.active_units} of {d} latent dimension{'s are' if d > 1 else ' is'} active"
+        at_least = "at least " if self.saturated else ""
+        # What is estimated may fall below zero, what is meant can not.
+        information = (
+            f"z carries {at_least}{max(0.0, self.mutual_information.mean):.1f} nats about x"
+        )
+        count = int(unused.sum())
+        if count == 0:
+            return f"Healthy: {used}, {information}, and no dimension has collapsed."
+        which = "it" if d == 1 else "all" if count == d else str(count)
+        one = count == 1
+        if torch.equal(self.collapsed, unused):
+            state = f"{'has' if one else 'have'} collapsed onto the prior"
+        else:
+            state = f"{'is' if one else 'are'} inactive"
+        meaning = CAUSES[self.cause][0]
+        return f"{used} and {information}; {which} {state}: {meaning}; {self.remedy}."
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain numbers, for JSON."""
+        return {
+            "names": list(self.names),
+            "kl": self.kl.tolist(),
+            "mean_variance": self.mean_variance.tolist(),
+            "active": self.active.tolist(),
+            "active_units": self.active_units,
+            "collapsed": self.collapsed.tolist(),
+            "mutual_information": {
+                "mean": self.mutual_information.mean,
+                "standard_error": self.mutual_information.standard_error,
+            },
+            "marginal_kl": {
+                "mean": self.marginal_kl.mean,
+                "standard_error": self.marginal_kl.standard_error,
+            },
+            "cause": self.cause,
+            "remedy": self.remedy,
+            "num_rows": self.num_rows,
+            "notes": list(self.notes),
+            "summary": self.summary(),
+        }
+
+    def __str__(self) -> str:
+        return self.summary()
+
+
+def diagnose(
+    model: Program,
+    guide: Program,
+    x: DataLike,
+    *,
+    beta: float = 1.0,
+    seed: int | None = None,
+    progress: bool | None = None,
+) -> Diagnosis:
+    """Which latent dimensions carry information about x, and why the others do not.
+
+    *Active units* count the dimensions whose posterior mean varies over all rows by more than 0.01 (Burda et
+    al., arXiv:1509.00519). The *mutual information* I(x; z) = E log q(z | x) - log q(z) and the *marginal KL*
+    E log q(z) - log p(z) (Hoffman and Johnson, *ELBO surgery*, 2016) use the aggregate posterior
+    q(z) = 1/n sum_j q(z | x_j) of the n rows given, at one draw for each of at most 1,000 rows. For those
+    rows they are unbiased; for the population the mutual information is biased low, as it can
+    not exceed log n; a note says when that limit is near.
+
+    The KL of a dimension is analytic where guide and prior factorise, and sampled where the guide's
+    dependencies forbid that. Where the guide correlates its dimensions, or the prior is a mixture, it is that
+    of the Gaussians with each dimension's own mean and variance.
+
+    If dimensions are not active, the cause is sought: be it that they have collapsed onto the prior, or that
+    all rows have much the same posterior elsewhere, which costs KL and tells nothing. If no dimension is
+    active and the mutual information is below 0.01 nats a dimension, though the KL of one is not, the guide's
+    posterior is constant. If posteriors fitted to each of 64 rows, the model frozen, do use the dimensions,
+    the guide lags behind the model. Otherwise a Gaussian decoder is judged by what it
+    leaves of the data (Lucas et al., arXiv:1911.02469): a further dimension pays where the variance left in
+    some direction exceeds beta sigma^2. If there is such a direction, or if the likelihood is not Gaussian,
+    all that can be said is that the decoder does not use the dimensions; or that beta is too large, if for a
+    likelihood that is not Gaussian posteriors fitted under beta = 1 do use them.
+
+    Args:
+        model: Pyro program of p(x, z).
+        guide: Pyro program of q(z | x).
+        x: Rows, as for ``evaluate``.
+        beta: The beta that the pair was trained with, by which the cause of a collapse is judged.
+        seed: Seed for the draws; None draws from torch's global generator.
+        progress: Whether to show a progress bar; None shows one on a terminal.
+
+    Returns:
+        A :class:`Diagnosis`.
+
+    Raises:
+        PairError: The rows are not in a plate, or the guide ties the latents of different rows together.
+        ValueError: The guide samples no latent of a row.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        ...         pyro.sample("x", dist.Normal(z[..., 0], 1.0), obs=x)
+        >>> def guide(x):  # the exact posterior: z[1] has nothing to say
+        ...     with pyro.plate("data", len(x)):
+        ...         loc = torch.stack([x / 2, torch.zeros_like(x)], -1)
+        ...         pyro.sample("z", dist.Normal(loc, torch.tensor([0.5**0.5, 1.0])).to_event(1))
+        >>> _ = torch.manual_seed(0)
+        >>> diagnosis = diagnose(model, guide, 2**0.5 * torch.randn(500))
+        >>> diagnosis.active_units, diagnosis.collapsed
+        (1, tensor([False,  True]))
+    """
+    pair = Pair.of(model, guide)
+    batches = Batches(x, pair)
+    with evaluating(pair, seed):
+        first = batches.first(all_rows(batches) if pair.keeps_rows else 64)
+        check_data(pair, move(first, device_of_pair(pair)))
+        device = device_of(pair.parameters(move(first, device_of_pair(pair))).values())
+        layout = find_layout(pair, move(first, device))
+        if not layout.latents:
+            raise ValueError("the guide samples no latent of a row: there is nothing to diagnose")
+        size = num_rows(first)
+        if not pair.keeps_rows:
+            # All draws of a row at once, and as many rows as fit.
+            few = move(take_rows(first, slice(0, 16)), device)
+            rows, draws = chunk_sizes(pair, layout, few, 4 * NUM_DRAWS)
+            size = max(1, rows * draws // NUM_DRAWS)
+        # Where an analytic KL is not a site's share of the rate, the sampled one is.
+        analytic = not mean_field_violations(pair, move(first, device))
+        held = _hold_shared(pair, layout, move(first, device))
+        look = _look(pair, layout, batches, size, device, analytic, progress)
+        information, marginal, notes = aggregate_information(
+            pair, layout, batches, size, device, look, progress
+        )
+        notes += held + note_on_moments(look.moments_alone)
+        active = look.mean_variance > 0.01
+        collapsed = (look.kl < COLLAPSED) & ~active
+        cause = _plain_cause(look, active, collapsed, information)
+        if cause is None:
+            small = first if pair.keeps_rows else take_rows(first, slice(0, 64))
+            cause, unknown = find_cause(
+                pair, layout, move(small, device), look.residuals, ~active, beta
+            )
+            notes += unknown
+    return Diagnosis(
+        names=look.names,
+        kl=look.kl,
+        mean_variance=look.mean_variance,
+        active=active,
+        collapsed=collapsed,
+        mutual_information=information,
+        marginal_kl=marginal,
+        cause=cause,
+        remedy=remedy_of(cause, beta),
+        num_rows=look.n,
+        notes=notes,
+    )
+
+
+def _plain_cause(
+    look: Look, active: Tensor, collapsed: Tensor, information: Estimate
+) -> str | None:
+    """The cause that the numbers tell by themselves; None if it must be sought."""
+    if bool(active.all()):
+        return "none"
+    if look.identical:
+        return "identical rows"
+    if bool(active.any()) or bool(collapsed.all()):
+        return None
+    if information.mean < COLLAPSED * len(active):
+        return "constant posterior"
+    return None if bool(collapsed.any()) else "small means"
+
+
+def _hold_shared(pair: Pair, layout: Layout, batch: Batch) -> tuple[str, ...]:
+    """Fixes latents of all rows at one draw from the guide: else every batch would have its own."""
+    if not layout.shared:
+        return ()
+    trace = poutine.trace(pair.guide).get_trace(*as_args(batch))
+    outside = {n: s["value"] for n, s in latent_sites(trace).items() if n not in layout.guide_sites}
+    pair.guide = Substitute(outside)(pair.guide)
+    names = ", ".join(f"'{name}'" for name in layout.shared)
+    return (f"sites {names} belong to all rows: they are held at one draw from the guide",)
+
+
+def _look(
+    pair: Pair,
+    layout: Layout,
+    batches: Batches,
+    size: int,
+    device: torch.device,
+    analytic: bool,
+    progress: bool | None,
+) -> Look:
+    spread = stats.RunningVariance()
+    kl_sum: Tensor | None = None
+    sampling = torch.zeros(())
+    names: tuple[str, ...] = ()
+    points: list[dict[str, Tensor]] = []
+    log_guide, log_prior = [], []
+    residuals = Residuals()
+    row: tuple[Tensor, ...] | None = None
+    identical = True
+    n = 0
+    with progress_bar(None, "diagnose", "row", progress) as bar:
+        for batch in row_chunks(batches, size, device):
+            rows = sample_rows(pair, layout, batch, NUM_DRAWS)
+            kl, means, noise_of_means, names = latent_dimensions(
+                pair, layout, batch, rows, analytic
+            )
+            spread.update(means.cpu())
+            kl_sum = kl.sum(0) if kl_sum is None else kl_sum + kl.sum(0)
+            sampling = sampling + noise_of_means.sum(0)
+            points.append({name: value[0] for name, value in rows.draws.items()})
+            log_guide.append(rows.log_guide[0])
+            log_prior.append(rows.log_prior[0])
+            residuals.update(rows, layout)
+            args = as_args(batch)
+            row = row or tuple(value[:1] for value in args)
+            identical = identical and all(
+                bool((value == one).all()) for value, one in zip(args, row, strict=True)
+            )
+            n += num_rows(batch)
+            bar.update(num_rows(batch))
+    assert kl_sum is not None
+    mean_variance = (spread.variance - (sampling / n).cpu()).clamp(min=0.0)
+    return Look(
+        n=n,
+        names=names,
+        kl=(kl_sum / n).cpu(),
+        mean_variance=mean_variance,
+        points=points,
+        log_guide=torch.cat(log_guide),
+        log_prior=torch.cat(log_prior),
+        residuals=residuals,
+        identical=identical,
+        moments_alone=tuple(
+            name
+            for name in layout.latents
+            if elementwise_kl(rows.guide_trace.nodes[name], rows.model_trace.nodes[name], analytic)
+            is None
+        ),
+    )

@@ -1,0 +1,7 @@
+"""Distributions that neither torch nor Pyro have, and closed forms between distributions."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

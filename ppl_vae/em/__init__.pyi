@@ -1,0 +1,3 @@
+from .fitting import EMFit as EMFit, fit_em as fit_em
+from .loop import EMError as EMError
+from .steps import GradientSteps as GradientSteps, StepSize as StepSize

@@ -1,0 +1,107 @@
+"""The rows of `fit_em`: batches on the device, checked and sampled for a start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_vae.checks import DataCheck, check_data
+from ppl_vae.pairs import (
+    Batch,
+    Batches,
+    Pair,
+    PairError,
+    as_args,
+    move,
+    num_rows,
+    take_rows,
+)
+
+START_ROWS = 20_000
+"""Rows, drawn at random, that a model's ``initialize`` is given at most."""
+
+
+def empty_guide(*args: Tensor) -> None:
+    """The guide of a model that sums its own latents out."""
+
+
+class EMData:
+    """Batches on the device; kept there if there is only one."""
+
+    def __init__(
+        self, batches: Batches, batch_size: int | None, device: torch.device, online: bool
+    ) -> None:
+        self.batches, self.device = batches, device
+        every = num_rows(batches.rows) if batches.in_memory else 1
+        self.batch_size = batch_size or (256 if online else every)
+        self._only: Batch | None = None
+        if batches.in_memory and self.batch_size >= every:
+            self._only = move(batches.rows, device)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._only is not None:
+            yield self._only
+            return
+        empty = True
+        for batch in self.batches.ordered(self.batch_size):
+            empty = False
+            yield move(batch, self.device)
+        if empty:
+            raise ValueError("x gave no batches: it is empty, or can be read only once")
+
+    def shuffled(self, seed: int, epoch: int) -> Iterator[Batch]:
+        """Minibatches of a pass, in an order of its own."""
+        for batch, _ in self.batches.shuffled(self.batch_size, seed, epoch):
+            assert batch is not None  # a single process has all rows
+            yield move(batch, self.device)
+
+    def few(self, rows: int) -> Batch:
+        """The first rows, at most so many."""
+        return take_rows(move(self.batches.first(rows), self.device), slice(0, rows))
+
+    def sample(self, seed: int) -> Batch:
+        """Rows for a start: drawn at random from a tensor, the first ones of an iterable."""
+        if self.batches.in_memory:
+            everything = self.batches.rows
+            n = num_rows(everything)
+            if n > START_ROWS:
+                generator = torch.Generator().manual_seed(seed)
+                everything = take_rows(
+                    everything, torch.randperm(n, generator=generator)[:START_ROWS]
+                )
+            return move(everything, self.device)
+        parts: list[tuple[Tensor, ...]] = []
+        for batch in self:
+            parts.append(as_args(batch))
+            if sum(len(part[0]) for part in parts) >= START_ROWS:
+                break
+        joined = tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        return joined[0] if len(joined) == 1 else joined
+
+    def check(self, pair: Pair) -> None:
+        """Refuses NaN, and data outside of the support, and says in which row.
+
+        A model whose program is long may have a `first_problem(*batch)` of its own, what is wrong and the row
+        of the batch; the program is not run then.
+        """
+        own: Any = getattr(pair.model, "first_problem", None)
+        if own is None or pair.guide is not empty_guide:
+            few = self.few(64)
+            check_data(pair, few)
+            find = DataCheck(pair, few).first_problem
+        else:
+
+            def find(batch: Batch) -> tuple[str, int | None] | None:
+                problem: tuple[str, int] | None = own(*as_args(batch))
+                return problem
+
+        start = 0
+        for batch in self:
+            found = find(batch)
+            if found is not None:
+                row = start if found[1] is None else start + found[1]
+                raise PairError(f"row {row} of x (counted from 0): {found[0]}")
+            start += num_rows(batch)

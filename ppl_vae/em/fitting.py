@@ -1,0 +1,169 @@
+"""fit_em(): expectation maximisation, of the same models and on the same axis as ``fit``."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+
+from ppl_vae.em.data import EMData, empty_guide
+from ppl_vae.em.loop import EMLoop
+from ppl_vae.em.steps import GradientSteps, StepSize, closed_form
+from ppl_vae.pairs import Batches, DataLike, Pair, Program
+from ppl_vae.runtime import preserve_random_state, progress_bar, resolve_device
+
+
+@dataclass(frozen=True)
+class EMFit:
+    """What :func:`fit_em` returns.
+
+    Attributes:
+        model: The fitted model. A program with ``pyro.param`` statements carries their fitted values.
+        history: A dict for each iteration, the start being iteration 0: ``iteration``; ``log_likelihood``,
+            log p(x), and ``bound``, what this kind of EM maximises (for exact EM the same; hard EM: max_z
+            log p(x, z); with a guide: its ELBO), both nats a row at the end of the iteration; ``passes``,
+            how often the density of each row has been evaluated so far; ``gradient_evaluations``, how
+            often its gradient has; ``seconds``. Online, the first two are averages over the pass, at the
+            parameters that each minibatch met.
+        converged: Whether the bound's gain fell below the tolerance.
+        seconds: Time it took, all restarts together.
+        notes: What a reader of the numbers must know: components that were empty or collapsing, restarts.
+    """
+
+    model: Program
+    history: list[dict[str, float]]
+    converged: bool
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def iterations(self) -> int:
+        """M steps taken; online: passes over the data."""
+        return int(self.history[-1]["iteration"])
+
+    @property
+    def log_likelihood(self) -> float:
+        """log p(x) at the end, nats a row; NaN if it is not known."""
+        return self.history[-1]["log_likelihood"]
+
+    def __repr__(self) -> str:
+        last = self.history[-1]
+        return (
+            f"EMFit(log_likelihood={last['log_likelihood']:.4f}, bound={last['bound']:.4f}, "
+            f"iterations={self.iterations}, converged={self.converged})"
+        )
+
+
+def fit_em(
+    model: Program,
+    x: DataLike,
+    *,
+    max_iterations: int = 200,
+    tolerance: float = 1e-5,
+    hard: bool = False,
+    batch_size: int | None = None,
+    online: StepSize | None = None,
+    m_step: GradientSteps | None = None,
+    guide: Program | None = None,
+    initialize: bool = True,
+    restarts: int = 1,
+    seed: int | None = None,
+    device: str = "auto",
+    progress: bool | None = None,
+) -> EMFit:
+    """Maximises log p(x) by EM: q(z) = p(z | x) exactly, then the parameters for that q.
+
+    log p(x) = E_q[log p(x, z) - log q(z)] + KL(q || p(z | x)). The E step closes the gap: q = p(z | x). The
+    M step maximises E_q[log p(x, z)] with q held fixed, so that log p(x) never falls (Dempster, Laird &
+    Rubin 1977; Neal & Hinton 1998, "A View of the EM Algorithm that Justifies Incremental, Sparse, and Other
+    Variants"). A VAE climbs the same bound, with an amortised q in the place of the exact one.
+
+    How the steps are taken follows from the model, unless ``m_step`` or ``guide`` says otherwise:
+
+    - in closed form, by its ``expected_statistics`` and ``maximize``;
+    - latents marked ``infer={"enumerate": "parallel"}``: E step by enumeration (any dependencies that
+      Pyro can eliminate), M step by :class:`GradientSteps` (generalised EM);
+    - ``posterior(x)``: Monte-Carlo EM, with draws that are held fixed through the M step;
+    - with a ``guide``: its parameters climb the ELBO in the E step, the model's in the M step.
+
+    With one gradient step an M step, generalised EM is gradient ascent on log p(x) (Fisher's identity), and so
+    is SVI with the exact posterior as its guide: the three take the same steps.
+
+    Args:
+        model: Pyro program of p(x, z). A module is fitted in place.
+        x: A tensor ``(n, *event)``, a tuple of tensors, or an iterable of batches that can be read again.
+        max_iterations: At most so many M steps; online: passes over the data.
+        tolerance: Stop when an iteration gains less, nats a row.
+        hard: E step by the mode, z = argmax p(z | x) (classification EM; k-means is its limit for shared
+            spherical covariances that shrink to 0). The bound is then the mean of max_z log p(x, z).
+        batch_size: Rows at once, to bound memory: the result is the same. All rows if None. Online: the
+            minibatch, 256 rows if None.
+        online: Weights of minibatches: after each one, statistics s = (1 - gamma) s + gamma s_batch and an
+            M step. For data so large that a pass is worth many M steps. Closed forms only.
+        m_step: Take these gradient steps although the model's M step may be closed.
+        guide: Pyro program of q(z | x).
+        initialize: Whether to start from the model's ``initialize`` where it has one (k-means++ for
+            mixtures), rather than from its parameters as they are.
+        restarts: Starts with different seeds, of which the one with the best bound is kept.
+        seed: Makes the result reproducible and leaves the global generators alone. None: use those.
+        device: ``auto`` (a CUDA GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        progress: Whether to show a progress bar; None shows one on a terminal.
+
+    Returns:
+        An :class:`EMFit`.
+
+    Raises:
+        EMError: Exact or hard EM in closed form has lowered the bound beyond rounding.
+        PairError: Data are NaN or outside of the support; latents that are neither marked for enumeration
+            nor have a ``posterior(x)`` or a guide.
+        ValueError: An option is out of its range, or does not go with the model.
+
+    Example:
+        >>> from ppl_vae.models import GaussianMixture
+        >>> x = torch.cat([torch.randn(200, 2), 6 + torch.randn(100, 2)])
+        >>> fitted = fit_em(GaussianMixture((2,), components=2), x, seed=0)
+        >>> fitted.converged, fitted.model.prior().probs.sort().values.mul(3).round().long()
+        (True, tensor([1, 2]))
+    """
+    for name, count in (("max_iterations", max_iterations), ("restarts", restarts)):
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, not {count}")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance is in nats a row and must be >= 0, not {tolerance}")
+    if restarts > 1 and not (initialize and hasattr(model, "initialize")):
+        raise ValueError(
+            f"restarts={restarts} needs a model with a method initialize(x, seed), and initialize=True"
+        )
+    if hard and guide is not None:
+        raise ValueError("hard=True takes the mode of p(z | x), and has no use for a guide")
+    if online is not None and (closed_form(model) is None or m_step is not None or guide):
+        raise ValueError(
+            "online EM averages sufficient statistics: it needs a model with expected_statistics and "
+            "maximize, and neither m_step nor guide"
+        )
+    pair = Pair(model, empty_guide if guide is None else guide)
+    with ExitStack() as stack:
+        own_seed = seed if seed is not None else int(torch.randint(2**31, ()))
+        if seed is not None:
+            stack.enter_context(preserve_random_state())
+            torch.manual_seed(seed)
+        pair.to(resolve_device(device))
+        stack.enter_context(pair.scope())
+        stack.enter_context(pair.mode(training=True))
+        run = EMLoop(
+            pair=pair,
+            data=EMData(Batches(x, pair), batch_size, resolve_device(device), online is not None),
+            max_iterations=max_iterations,
+            tolerance=tolerance,
+            hard=hard,
+            online=online,
+            m_step=m_step,
+        )
+        run.data.check(pair)
+        with progress_bar(max_iterations * restarts, "fit_em", "iteration", progress) as bar:
+            best = run.best_of(restarts, own_seed, initialize, bar)
+    pair.remember()
+    return EMFit(pair.bound()[0], *best)

@@ -1,0 +1,340 @@
+"""The E and M steps of :func:`ppl_vae.em.fit_em`: in closed form, by enumeration, by draws, by a guide.
+
+All four have the same two methods. ``expect(batches)`` finds q for every row, keeps what the M step needs of
+it, and returns the mean of log p(x) (or of its bound) at the parameters of the moment; ``maximize()``
+changes the parameters with q held fixed.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import pyro
+import pyro.poutine as poutine
+import torch
+from pyro.ops import packed
+from pyro.ops.contract import contract_tensor_tree
+from pyro.ops.rings import MapRing
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ppl_vae.objectives import Objective
+from ppl_vae.pairs import (
+    SAMPLES_PLATE,
+    Batch,
+    Layout,
+    Pair,
+    PairError,
+    Substitute,
+    Trace,
+    as_args,
+    latent_sites,
+    num_rows,
+    sample_sites,
+    unscaled,
+)
+
+Statistics = dict[str, Tensor]
+
+
+class ClosedFormModel(Protocol):
+    """A model whose EM step is closed."""
+
+    def expected_statistics(self, *x: Tensor, hard: bool = False) -> Statistics:
+        """Sufficient statistics under p(z | x), summed over rows, with "log_evidence" and "num_rows"."""
+
+    def maximize(self, statistics: Statistics) -> None:
+        """Sets the parameters to the maximiser, given the statistics."""
+
+
+def closed_form(model: Any) -> ClosedFormModel | None:
+    """The model, if its EM step is closed."""
+    own = all(callable(getattr(model, m, None)) for m in ("expected_statistics", "maximize"))
+    return cast(ClosedFormModel, model) if own else None
+
+
+@dataclass(frozen=True)
+class GradientSteps:
+    """A partial M step: a few steps up E_q[log p(x, z)], with q held fixed (generalised EM).
+
+    Attributes:
+        steps: Gradient steps in an M step, each over all rows.
+        learning_rate: Of the optimiser.
+        optimizer: Makes one of a list of tensors and ``lr``; its state lives through all iterations.
+    """
+
+    steps: int = 5
+    learning_rate: float = 0.01
+    optimizer: Callable[..., Optimizer] = torch.optim.Adam
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"GradientSteps.steps must be at least 1, not {self.steps}")
+        if not self.learning_rate > 0:
+            raise ValueError(
+                f"GradientSteps.learning_rate must be positive, not {self.learning_rate}"
+            )
+
+    def make(self, parameters: Iterable[Tensor]) -> Optimizer:
+        """The optimiser of the parameters."""
+        return self.optimizer(list(parameters), lr=self.learning_rate)
+
+
+@dataclass(frozen=True)
+class StepSize:
+    """gamma_t = (t + delay)^-exponent: how much minibatch t = 0, 1, ... weighs in online EM.
+
+    The sum of gamma_t must diverge and that of gamma_t^2 converge: 0.5 < exponent <= 1 (Cappé & Moulines,
+    "Online EM Algorithm for Latent Data Models", arXiv:0712.4273, who advise 0.6 or so).
+
+    Example:
+        >>> StepSize(exponent=1.0)(2)
+        0.25
+    """
+
+    exponent: float = 0.6
+    delay: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not 0.5 < self.exponent <= 1:
+            raise ValueError(
+                f"StepSize.exponent must be above 0.5 and at most 1, not {self.exponent}"
+            )
+        if not self.delay >= 1:
+            raise ValueError(f"StepSize.delay must be at least 1, not {self.delay}")
+
+    def __call__(self, step: int) -> float:
+        return float((step + self.delay) ** -self.exponent)
+
+
+class Steps(ABC):
+    """E and M step of one kind.
+
+    Attributes:
+        passes: How often the density of every row has been evaluated.
+        gradient_evaluations: How often its gradient has.
+    """
+
+    def __init__(self) -> None:
+        self.passes = 0.0
+        self.gradient_evaluations = 0.0
+
+    @abstractmethod
+    def expect(self, batches: Iterable[Batch]) -> float:
+        """E step: nats a row of log p(x), or of its bound with this q, at the current parameters."""
+
+    @abstractmethod
+    def maximize(self) -> None:
+        """M step."""
+
+
+class ClosedForm(Steps):
+    """Both steps by the model's own closed forms; the statistics of batches add up."""
+
+    def __init__(self, model: ClosedFormModel, hard: bool) -> None:
+        super().__init__()
+        self.model, self.hard = model, hard
+        self.statistics: Statistics = {}
+
+    def expect(self, batches: Iterable[Batch]) -> float:
+        total: Statistics = {}
+        for batch in batches:
+            found = self.model.expected_statistics(*as_args(batch), hard=self.hard)
+            total = {k: total[k] + v for k, v in found.items()} if total else found
+        self.statistics = total
+        self.passes += 1
+        return float(total["log_evidence"] / total["num_rows"])
+
+    def maximize(self) -> None:
+        self.model.maximize(self.statistics)
+
+
+class ByGradient(Steps):
+    """The M step by gradient, on E_q[log p(x, z)] of what :meth:`infer` has kept of each batch."""
+
+    def __init__(self, pair: Pair, m_step: GradientSteps, batch: Batch) -> None:
+        super().__init__()
+        self.pair, self.m_step = pair, m_step
+        self.optimizer = m_step.make(pair.parameters(batch).values())
+        self.kept: list[tuple[Batch, Any]] = []
+
+    @abstractmethod
+    def infer(self, batch: Batch) -> tuple[Any, Tensor]:
+        """q of a batch, in whatever form, and the sum of log p(x)."""
+
+    @abstractmethod
+    def expected_log_joint(self, batch: Batch, q: Any) -> Tensor:
+        """E_q[log p(x, z)], summed over rows, differentiable."""
+
+    def expect(self, batches: Iterable[Batch]) -> float:
+        self.kept = []
+        total, rows = 0.0, 0
+        for batch in batches:
+            q, log_evidence = self.infer(batch)
+            self.kept.append((batch, q))
+            total += float(log_evidence.detach())
+            rows += num_rows(batch)
+        self.passes += 1
+        return total / rows
+
+    def maximize(self) -> None:
+        n = sum(num_rows(batch) for batch, _ in self.kept)
+        for _ in range(self.m_step.steps):
+            self.optimizer.zero_grad()
+            for batch, q in self.kept:
+                (-self.expected_log_joint(batch, q) / n).backward()
+            self.optimizer.step()
+            self.passes += 1
+            self.gradient_evaluations += 1
+
+
+class Enumeration(ByGradient):
+    """q = p(z | x) of latents that the model marks for enumeration, whatever depends on what.
+
+    The derivative of log p(x) by the log density of a site, at given values, is the posterior probability
+    of these values. So one pass backward through Pyro's elimination of the latents gives every marginal that
+    the expected log p(x, z) needs; with the maximum in place of the sum, it gives the mode.
+    """
+
+    def __init__(
+        self, pair: Pair, layout: Layout, m_step: GradientSteps, batch: Batch, hard: bool
+    ) -> None:
+        super().__init__(pair, m_step, batch)
+        self.layout = layout
+        self.ring = MapRing() if hard else None
+
+    def infer(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        with torch.no_grad():
+            trace = self._trace(batch)
+        terms: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
+        leaves: dict[str, Tensor] = {}
+        for name, log_prob in self._log_probs(trace).items():
+            leaf: Any = log_prob.detach().requires_grad_()
+            leaf._pyro_dims = cast(Any, log_prob)._pyro_dims
+            leaves[name] = leaf
+            frames = [f for f in trace.nodes[name]["cond_indep_stack"] if f.vectorized]
+            ordinal = frozenset(trace.plate_to_symbol[f.name] for f in frames)
+            terms.setdefault(ordinal, []).append(leaf)
+        plates = set(trace.plate_to_symbol.values())
+        dims = {d for ts in terms.values() for t in ts for d in cast(Any, t)._pyro_dims} - plates
+        with torch.enable_grad():
+            contracted = contract_tensor_tree(terms, dims, ring=self.ring)
+            log_evidence = torch.stack([t.sum() for ts in contracted.values() for t in ts]).sum()
+            weights = torch.autograd.grad(log_evidence, list(leaves.values()))
+        return dict(zip(leaves, weights, strict=True)), log_evidence.detach()
+
+    def expected_log_joint(self, batch: Batch, q: dict[str, Tensor]) -> Tensor:
+        terms = []
+        for name, log_prob in self._log_probs(self._trace(batch)).items():
+            # A value of probability 0 counts nothing, even where its log density is -inf.
+            terms.append((q[name] * log_prob.masked_fill(q[name] == 0, 0.0)).sum())
+        return torch.stack(terms).sum()
+
+    def _trace(self, batch: Batch) -> Trace:
+        model = poutine.enum(self.pair.model, first_available_dim=-self.layout.nesting - 2)
+        trace = poutine.trace(model).get_trace(*as_args(batch))
+        trace.compute_log_prob()
+        trace.pack_tensors()
+        return trace
+
+    @staticmethod
+    def _log_probs(trace: Trace) -> dict[str, Tensor]:
+        return {
+            name: packed.scale_and_mask(
+                site["packed"]["unscaled_log_prob"], mask=site["packed"]["mask"]
+            )
+            for name, site in sample_sites(trace).items()
+        }
+
+
+class Draws(ByGradient):
+    """q by draws from the model's ``posterior(x)``, held fixed through the M step (Monte-Carlo EM)."""
+
+    def __init__(
+        self, pair: Pair, m_step: GradientSteps, batch: Batch, num_samples: int = 16
+    ) -> None:
+        super().__init__(pair, m_step, batch)
+        self.num_samples = num_samples
+        trace = poutine.trace(pair.model).get_trace(*as_args(batch))
+        self.site, *others = latent_sites(trace)
+        if others:
+            raise PairError(
+                f"posterior(x) is one distribution, but the model has latents "
+                f"{', '.join(map(repr, [self.site, *others]))}: give fit_em a guide"
+            )
+        frames = [f for s in sample_sites(trace).values() for f in s["cond_indep_stack"]]
+        self.dim = min((f.dim for f in frames if f.vectorized), default=0) - 1
+
+    def infer(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        model: Any = self.pair.model
+        with torch.no_grad():
+            draws = model.posterior(*as_args(batch)).sample((self.num_samples,))
+            return draws, model.log_evidence(*as_args(batch)).sum()
+
+    def expected_log_joint(self, batch: Batch, q: Tensor) -> Tensor:
+        model = Substitute({self.site: q})(self.pair.model)
+        with pyro.plate(SAMPLES_PLATE, self.num_samples, dim=self.dim):
+            trace = poutine.trace(model).get_trace(*as_args(batch))
+        shape = (self.num_samples, num_rows(batch))
+        terms = [unscaled(site).expand(shape).sum() for site in sample_sites(trace).values()]
+        return torch.stack(terms).sum() / self.num_samples
+
+
+class ByGuide(Steps):
+    """q by a guide: its own parameters climb the bound in the E step, the model's in the M step.
+
+    Where SVI moves both at once. A guide without parameters (``Exact``) has no E step but the guide itself.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        layout: Layout,
+        objective: Objective,
+        m_step: GradientSteps,
+        batch: Batch,
+    ) -> None:
+        super().__init__()
+        self.pair, self.layout, self.objective = pair, layout, objective
+        self.m_step = m_step
+        with poutine.trace(param_only=True) as capture, torch.no_grad():
+            poutine.trace(pair.model).get_trace(*as_args(batch))
+        of_model = {f"param.{name}" for name in capture.trace.nodes}
+        named = pair.parameters(batch)
+        model = {k: v for k, v in named.items() if k in of_model or k.startswith("model")}
+        guide = {k: v for k, v in named.items() if k not in model}
+        self.leaves = list(named.values())
+        self.model_optimizer = m_step.make(model.values()) if model else None
+        self.guide_optimizer = m_step.make(guide.values()) if guide else None
+        self.batches: list[Batch] = []
+
+    def expect(self, batches: Iterable[Batch]) -> float:
+        self.batches = list(batches)
+        if self.guide_optimizer is not None:
+            self._climb(self.guide_optimizer)
+        with torch.no_grad():
+            total = sum(float(self._loss(b).elbo) * num_rows(b) for b in self.batches)
+        self.passes += 1
+        return total / sum(map(num_rows, self.batches))
+
+    def maximize(self) -> None:
+        if self.model_optimizer is not None:
+            self._climb(self.model_optimizer)
+
+    def _climb(self, optimizer: Optimizer) -> None:
+        n = sum(map(num_rows, self.batches))
+        for _ in range(self.m_step.steps):
+            for leaf in self.leaves:
+                leaf.grad = None
+            for batch in self.batches:
+                (self._loss(batch).loss * (num_rows(batch) / n)).backward()
+            optimizer.step()
+            self.passes += 1
+            self.gradient_evaluations += 1
+
+    def _loss(self, batch: Batch) -> Any:
+        return self.objective(self.pair, self.layout, batch)

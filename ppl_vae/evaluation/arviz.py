@@ -1,0 +1,334 @@
+"""`to_arviz`: what a pair says of some rows, as ArviZ's data structure."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import warnings
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.poutine as poutine
+import torch
+import xarray as xr
+from pyro.infer import infer_discrete
+from torch import Tensor
+
+from ppl_vae._version import __version__
+from ppl_vae.checks import chunk_sizes, evaluating
+from ppl_vae.evaluation.importance import Evaluation, evaluate
+from ppl_vae.pairs import (
+    Batch,
+    Batches,
+    DataLike,
+    Layout,
+    Pair,
+    Program,
+    Substitute,
+    as_args,
+    find_layout,
+    move,
+    num_rows,
+    take_rows,
+)
+from ppl_vae.runtime import device_of
+
+_ROWS_AT_ONCE = 1024
+
+
+_LARGEST_GROUP = 2**24
+"""Numbers that a group may hold; many rows, or large ones, get fewer draws."""
+
+
+_SPREAD = 1e-6
+"""Nats between the least and the greatest of a row's repeated log p(x); see `to_arviz`."""
+
+
+Groups = dict[str, dict[str, xr.DataArray]]
+"""Variables by group and by site."""
+
+
+def to_arviz(
+    model: Program,
+    guide: Program,
+    x: DataLike,
+    *,
+    num_samples: int = 1000,
+    num_draws: int = 100,
+    evaluation: Evaluation | None = None,
+    seed: int | None = None,
+) -> Any:
+    """Draws, data, log p(x) of each row and its diagnostics, for ArviZ 0.23 and 1.x alike.
+
+    | group | holds | dimensions |
+    | --- | --- | --- |
+    | `posterior` | z ~ q(z \\| x), each latent site | chain, draw, row, ... |
+    | `posterior_predictive` | x' ~ p(x' \\| z) for those z | chain, draw, row, ... |
+    | `prior` | z ~ p(z) | chain, draw, row, ... |
+    | `prior_predictive` | x' ~ p(x' \\| z) for those z | chain, draw, row, ... |
+    | `log_likelihood` | log p(x), marginal, in nats | chain, draw, row |
+    | `sample_stats` | ELBO, rate, distortion, ESS, Pareto k-hat | row |
+    | `observed_data` | x | row, ... |
+
+    The further dimensions of a site are called `<site>_dim_0` and so on. A latent outside of the
+    plate over rows has no dimension `row`. A group of draws holds fewer of them where all would
+    take more than 2^24 numbers. A "/" in a site's name becomes "_": netCDF has no such names.
+
+    The log likelihood is the marginal log p(x) = log E_p(z) p(x | z), estimated by importance
+    sampling, not log p(x | z), which would score each row by a latent that has seen that very row.
+    It belongs to the *trained* parameters, which have no posterior, so that all draws of a row have
+    the same value. `az.loo` then returns elpd = sum of log p(x), with p_loo = 0: on rows that were
+    held out from training, the held-out score; on training rows, a score that is too high by as
+    much as the model overfits. Because Pareto smoothing fails on exactly equal values (ArviZ 0.23
+    warns, 1.x raises), the draws of a row are spread evenly over a millionth of a nat around their
+    value, which moves elpd by less than 1e-12 a row. The k-hat that `az.loo` reports is therefore
+    that of even spacing; the one of the importance weights is `sample_stats.khat`. `az.compare`
+    works too; where log p(x) of single rows lies below -745 nats, its default method "stacking"
+    underflows: use `method="BB-pseudo-BMA"`.
+
+    Args:
+        model: Pyro program of p(x, z).
+        guide: Pyro program of q(z | x), with the same arguments.
+        x: A tensor `(n, *event)`, a tuple of tensors, or an iterable of batches.
+        num_samples: Importance samples for log p(x), where no `evaluation` is given.
+        num_draws: Draws of each site, in one chain. `az.loo` needs 30 or more.
+        evaluation: What `evaluate` returned for the same pair and the same rows, to be used instead
+            of estimating log p(x) again.
+        seed: Seed for the draws; None draws from torch's global generator.
+
+    Returns:
+        ArviZ 0.23: an `arviz.InferenceData`. ArviZ 1.x: an `xarray.DataTree`. Both have
+        `.to_netcdf(path)`.
+
+    Raises:
+        PairError: The rows are not in a plate, or the guide ties the latents of different rows.
+        ValueError: `num_draws` is not positive, or `evaluation` is of another number of rows.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):  # the exact posterior
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+        >>> data = to_arviz(model, guide, torch.tensor([0.0, 1.0, 2.0]), num_samples=10)
+        >>> dict(data.posterior.sizes)
+        {'chain': 1, 'draw': 100, 'row': 3}
+        >>> import arviz
+        >>> loo = arviz.loo(data)
+        >>> round(float(loo["elpd_loo"] if "elpd_loo" in dir(loo) else loo.elpd), 4)
+        -5.0465
+        >>> round(float(dist.Normal(0.0, 2**0.5).log_prob(torch.tensor([0.0, 1.0, 2.0])).sum()), 4)
+        -5.0465
+    """
+    if num_draws < 1:
+        raise ValueError(f"num_draws must be at least 1, got {num_draws}")
+    if evaluation is None:
+        evaluation = evaluate(model, guide, x, num_samples=num_samples, seed=seed)
+    pair = Pair.of(model, guide)
+    batches = Batches(x, pair)
+    chunks: list[Groups] = []
+    with evaluating(pair, seed):
+        weights = [p for module in pair.modules().values() for p in module.parameters()]
+        device = device_of([*weights, *pair.store["params"].values()])
+        first = move(batches.first(evaluation.num_rows if pair.keeps_rows else 16), device)
+        layout = find_layout(pair, first)
+        at_once = num_rows(first)
+        if not pair.keeps_rows:
+            few = take_rows(first, slice(0, 16))
+            # Draws are made one by one: the room for many samples of a row is for many rows.
+            at_once = min(_ROWS_AT_ONCE, math.prod(chunk_sizes(pair, layout, few, _ROWS_AT_ONCE)))
+        # Latents that belong to all rows must have the same value in every chunk of rows.
+        shared: list[dict[str, Tensor]] = [{} for _ in range(2 * num_draws)]
+        keep: dict[str, int] = {"observed_data": 1}
+        for batch in batches.ordered(at_once):
+            for start in range(0, num_rows(batch), at_once):
+                chunk = move(take_rows(batch, slice(start, start + at_once)), device)
+                chunks.append(_draw(pair, layout, chunk, shared, keep, evaluation.num_rows))
+    groups = {
+        group: {name: _join([chunk[group][name] for chunk in chunks]) for name in variables}
+        for group, variables in chunks[0].items()
+    }
+    n = next(iter(groups["observed_data"].values())).sizes["row"]
+    if n != evaluation.num_rows:
+        raise ValueError(
+            f"the evaluation is of {evaluation.num_rows} rows, x has {n}: pass the evaluation of "
+            "just these rows, or none to have them evaluated here"
+        )
+    groups["log_likelihood"] = _log_likelihood(evaluation, list(groups["observed_data"]), num_draws)
+    groups["sample_stats"] = _sample_stats(evaluation)
+    return _assemble(groups, evaluation)
+
+
+def _draw(
+    pair: Pair,
+    layout: Layout,
+    batch: Batch,
+    shared: list[dict[str, Tensor]],
+    keep: dict[str, int],
+    total_rows: int,
+) -> Groups:
+    """All draws of one chunk of rows; what the first chunk sets in `shared` and `keep`, all obey."""
+    num_draws = len(shared) // 2
+    stacks: dict[str, dict[str, list[xr.DataArray]]] = {}
+    for draw in range(num_draws):
+        if draw >= max(keep.values()):
+            break
+        predictive = draw < keep.get("posterior_predictive", 1)
+        both = shared[draw], shared[num_draws + draw]
+        groups = _draw_once(pair, layout, batch, *both, predictive)
+        for group, variables in groups.items():
+            numbers = sum(variable.size for variable in variables.values())
+            most = _LARGEST_GROUP * num_rows(batch) // max(1, numbers * total_rows)
+            if draw < keep.setdefault(group, max(1, most)):
+                for name, variable in variables.items():
+                    stacks.setdefault(group, {}).setdefault(name, []).append(variable)
+    observed = stacks.pop("observed_data")
+    stacked = {
+        group: {name: _stack(draws) for name, draws in variables.items()}
+        for group, variables in stacks.items()
+    }
+    return stacked | {"observed_data": {name: draws[0] for name, draws in observed.items()}}
+
+
+def _draw_once(
+    pair: Pair,
+    layout: Layout,
+    batch: Batch,
+    shared: dict[str, Tensor],
+    shared_prior: dict[str, Tensor],
+    predictive: bool,
+) -> Groups:
+    """One draw of the latents, and of the data where `predictive`; and the data."""
+    args = as_args(batch)
+    guide_trace = poutine.trace(Substitute(shared)(pair.guide)).get_trace(*args)
+    replayed = poutine.replay(pair.model, trace=guide_trace)
+    if layout.enumerated:
+        # The guide leaves these sites out: they are drawn from their exact p(c | x, z).
+        replayed = infer_discrete(replayed, first_available_dim=-layout.nesting - 1, temperature=1)
+    posterior: dict[str, Any] = dict(poutine.trace(replayed).get_trace(*args).nodes)
+    free = poutine.uncondition(pair.model) if predictive else pair.model
+    free = Substitute(shared_prior)(free)
+    prior: dict[str, Any] = dict(poutine.trace(free).get_trace(*args).nodes)
+    for name in layout.shared:
+        shared[name], shared_prior[name] = posterior[name]["value"], prior[name]["value"]
+    latents = (*layout.shared, *layout.latents, *layout.enumerated)
+    # A pyro.factor statement is an observed site without a value.
+    data = [name for name in layout.observed if posterior[name]["value"].numel() > 0]
+
+    def collect(sites: dict[str, Any], names: Iterable[str], *, again: bool = False) -> Any:
+        return {
+            name.replace("/", "_"): _variable(
+                name, site, site["fn"].sample() if again else site["value"], layout
+            )
+            for name in names
+            for site in (sites[name],)
+        }
+
+    groups = {
+        "posterior": collect(posterior, latents),
+        "prior": collect(prior, latents),
+        "observed_data": collect(posterior, data),
+    }
+    if predictive:
+        groups["posterior_predictive"] = collect(posterior, data, again=True)
+        groups["prior_predictive"] = collect(prior, data)
+    return groups
+
+
+def _variable(name: str, site: dict[str, Any], value: Tensor, layout: Layout) -> xr.DataArray:
+    """A site's value with the row first, where it has one, and without plates of size one."""
+    value = value.expand(site["fn"].shape())
+    batch_dim = value.dim() - len(site["fn"].event_shape)
+    in_rows = any(frame.name == layout.plate for frame in site["cond_indep_stack"])
+    if in_rows:
+        value = value.movedim(batch_dim + layout.dim, 0)
+    ones = [d for d in range(int(in_rows), batch_dim) if value.shape[d] == 1]
+    array = value.squeeze(ones).detach().cpu().numpy()
+    return xr.DataArray(array, dims=_dims(name, array.ndim, ("row",) if in_rows else ()))
+
+
+def _dims(name: str, ndim: int, first: tuple[str, ...]) -> tuple[str, ...]:
+    name = name.replace("/", "_")
+    return (*first, *(f"{name}_dim_{i}" for i in range(ndim - len(first))))
+
+
+def _stack(draws: list[xr.DataArray]) -> xr.DataArray:
+    """Draws as the one chain that they are."""
+    array = np.stack([draw.values for draw in draws])[None]
+    return xr.DataArray(array, dims=("chain", "draw", *draws[0].dims))
+
+
+def _join(chunks: list[xr.DataArray]) -> xr.DataArray:
+    return xr.concat(chunks, dim="row") if "row" in chunks[0].dims else chunks[0]
+
+
+def _log_likelihood(
+    evaluation: Evaluation, observed: list[str], num_draws: int
+) -> dict[str, xr.DataArray]:
+    values = evaluation.log_likelihood.values.double().numpy()
+    spread = np.linspace(-_SPREAD / 2, _SPREAD / 2, num_draws) if num_draws > 1 else np.zeros(1)
+    note = f"log p(x) of the trained parameters; equal draws spread over {_SPREAD:g} nats for PSIS"
+    name = observed[0] if len(observed) == 1 else "joint"
+    return {
+        name: xr.DataArray(
+            (values + spread[:, None])[None],
+            dims=("chain", "draw", "row"),
+            attrs={"unit": "nats", "description": note},
+        )
+    }
+
+
+def _sample_stats(evaluation: Evaluation) -> dict[str, xr.DataArray]:
+    stats = {
+        "elbo": (evaluation.elbo.values, "nats"),
+        "rate": (evaluation.rate.values, "nats"),
+        "distortion": (evaluation.distortion.values, "nats"),
+        "ess": (evaluation.ess, "samples"),
+        "khat": (evaluation.khat, "1"),
+    }
+    return {
+        name: xr.DataArray(values.numpy(), dims=("row",), attrs={"unit": unit})
+        for name, (values, unit) in stats.items()
+    }
+
+
+def _assemble(groups: Groups, evaluation: Evaluation) -> Any:
+    version = importlib.metadata.version("arviz")
+    attrs = {
+        "created_at": datetime.now(UTC).isoformat(),
+        "creation_library": "ppl_vae",
+        "creation_library_version": __version__,
+        "creation_library_language": "Python",
+        "inference_library": "ppl_vae",
+        "inference_library_version": __version__,
+        "pyro_version": pyro.__version__,
+        "torch_version": str(torch.__version__),
+        "arviz_version": version,
+        "importance_samples": evaluation.num_samples,
+    }
+    order = ("posterior", "posterior_predictive", "prior", "prior_predictive")
+    datasets: dict[str, Any] = {
+        group: _dataset(groups[group], attrs)
+        for group in (*order, "log_likelihood", "sample_stats", "observed_data")
+        if group in groups
+    }
+    if int(version.split(".")[0]) >= 1:
+        tree = xr.DataTree.from_dict(datasets)
+        tree.attrs = attrs
+        return tree
+    with warnings.catch_warnings():
+        # ArviZ 0.23 announces its successor when it is imported.
+        warnings.simplefilter("ignore", FutureWarning)
+        import arviz
+    return arviz.InferenceData(attrs=attrs, **datasets)
+
+
+def _dataset(variables: dict[str, xr.DataArray], attrs: dict[str, Any]) -> xr.Dataset:
+    dataset = xr.Dataset(variables, attrs=attrs)
+    return dataset.assign_coords({name: np.arange(size) for name, size in dataset.sizes.items()})

@@ -1,0 +1,229 @@
+"""Annealing the chains of all rows, in chunks of a bounded size, there and back."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import pyro
+import torch
+from torch import Tensor
+
+from ppl_vae.checks import all_rows, check_data, chunk_sizes, device_of_pair, evaluating
+from ppl_vae.evaluation.hmc import Densities, StepSizes, anneal, sigmoidal, tune
+from ppl_vae.evaluation.path import Path, PriorGuide
+from ppl_vae.pairs import (
+    Batch,
+    Batches,
+    DataLike,
+    Layout,
+    Pair,
+    Program,
+    as_args,
+    find_layout,
+    move,
+    num_rows,
+    observed_sites,
+    take_rows,
+    trace_pair,
+)
+from ppl_vae.runtime import device_of, progress_bar
+
+FEWEST_CHAINS = 8
+"""Chains of the run that tunes the step sizes, at least: their starts give each dimension's scale."""
+
+
+RECORD_FROM = 100
+"""Gradients from which on a recording of the densities pays."""
+
+
+@dataclass(frozen=True)
+class AnnealingSchedule:
+    """How much is spent on a row.
+
+    Attributes:
+        num_chains: Chains.
+        num_steps: Temperatures.
+        num_leapfrog: Leapfrog steps between two of them.
+
+    Raises:
+        ValueError: One of them is not positive.
+    """
+
+    num_chains: int
+    num_steps: int
+    num_leapfrog: int
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+
+    @property
+    def betas(self) -> list[float]:
+        """The temperatures, rising from 0 to 1."""
+        return sigmoidal(self.num_steps)
+
+    @property
+    def tuning_betas(self) -> list[float]:
+        """Those of the run that tunes the step sizes: a tenth as many, within bounds."""
+        return sigmoidal(min(max(self.num_steps // 10, 30), 200))
+
+    def transitions(self, runs: int, parts: int) -> int:
+        """Transitions of a row, whose chains are run in so many parts, there or (two runs) there and back."""
+        if self.num_steps == 1:
+            return 0
+        return len(self.tuning_betas) - 2 + runs * parts * (self.num_steps - 1)
+
+
+class Chunk:
+    """Some rows, whose chains are run at once or in a few parts.
+
+    Args:
+        pair: The pair; use the chunk inside of its scope, without gradients.
+        layout: Its layout.
+        batch: The rows.
+        schedule: How much to spend.
+        chains: How many chains each part has.
+        tick: Called after each transition of the rows.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        layout: Layout,
+        batch: Batch,
+        schedule: AnnealingSchedule,
+        chains: list[int],
+        tick: Callable[[], object],
+    ) -> None:
+        self.pair, self.layout, self.batch = pair, layout, batch
+        self.chains = chains
+        self.path = Path(pair, layout, batch)
+        self._schedule, self._tick = schedule, tick
+        self._densities: dict[int, Densities] = {}
+
+    def on(self, batch: Batch) -> Chunk:
+        """The same of other rows."""
+        return Chunk(self.pair, self.layout, batch, self._schedule, self.chains, self._tick)
+
+    def draw(self, num_chains: int, values: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Starts of as many chains: draws from the guide or the prior, or given values."""
+        return self.path.draw(num_chains, values)
+
+    def anneal(self, start: Tensor, back: bool = False) -> tuple[Tensor, Tensor]:
+        """Log weights of the chains that start there, ``(chains, n)``, and each row's acceptance, ``(n,)``.
+
+        Args:
+            start: Draws from the guide or the prior; of the posterior if the way is ``back``.
+            back: Go from the posterior to the start: the weights are 1 / p(x) in expectation.
+        """
+        betas = self._schedule.betas
+        steps = None if len(betas) == 2 else self._steps
+        densities = self._densities_at(start)
+        return anneal(
+            densities,
+            densities(start),
+            betas[::-1] if back else betas,
+            steps,
+            self._schedule.num_leapfrog,
+            self._tick,
+        )
+
+    @cached_property
+    def _steps(self) -> StepSizes:
+        start = self.path.draw(max(self.chains[0], FEWEST_CHAINS))
+        spread = start.std(0)
+        scale = torch.where((spread > 0) & spread.isfinite(), spread, torch.ones_like(spread))
+        densities = self._densities_at(start)
+        betas, num_leapfrog = self._schedule.tuning_betas, self._schedule.num_leapfrog
+        return tune(densities, densities(start), betas, scale, num_leapfrog, self._tick)
+
+    def _densities_at(self, start: Tensor) -> Densities:
+        """The path's densities for as many chains, recorded if they are needed often."""
+        if self._schedule.num_steps * self._schedule.num_leapfrog < RECORD_FROM:
+            return self.path.densities
+        if len(start) not in self._densities:
+            with torch.random.fork_rng():
+                check = self.path.draw(len(start))
+                self._densities[len(start)] = self.path.record(start, check)
+        return self._densities[len(start)]
+
+
+def in_chunks(
+    work: Callable[[Chunk], dict[str, Tensor]],
+    model: Program,
+    guide: Program | None,
+    x: DataLike,
+    schedule: AnnealingSchedule,
+    *,
+    runs: int,
+    seed: int | None,
+    progress: bool | None,
+    label: str,
+) -> tuple[dict[str, Tensor], int]:
+    """Does some work on all rows, chunk by chunk, with a progress bar of the transitions.
+
+    Args:
+        work: From a chunk to per-row results.
+        model: Pyro program of p(x, z).
+        guide: Pyro program of q(z | x) to start from; None for the prior.
+        x: The rows.
+        schedule: How much to spend.
+        runs: How often the work anneals each chain.
+        seed: Seed for the draws.
+        progress: Whether to show the bar.
+        label: What it says.
+
+    Returns:
+        The results of all rows, on the CPU, and how many numbers a row of data holds.
+    """
+    pair = Pair.of(model, PriorGuide(model) if guide is None else guide)
+    batches = Batches(x, pair)
+    parts: list[dict[str, Tensor]] = []
+    with evaluating(pair, seed), pyro.validation_enabled(False):
+        first = batches.first(all_rows(batches) if pair.keeps_rows else 64)
+        check_data(pair, move(first, device_of_pair(pair)))
+        device = device_of(pair.parameters(move(first, device_of_pair(pair))).values())
+        first = move(first if pair.keeps_rows else take_rows(first, slice(0, 64)), device)
+        layout = find_layout(pair, first)
+        rows, at_once = _chunk(pair, layout, first, schedule.num_chains)
+        chains = _evenly(schedule.num_chains, at_once)
+        each = schedule.transitions(runs, len(chains))
+        total = num_rows(batches.rows) * each if batches.in_memory else None
+        with progress_bar(total, label, "transition", progress) as bar:
+            for batch in batches.ordered(rows):
+                for start in range(0, num_rows(batch), rows):
+                    some = move(take_rows(batch, slice(start, start + rows)), device)
+                    tick = partial(bar.update, num_rows(some))
+                    chunk = Chunk(pair, layout, some, schedule, chains, tick)
+                    parts.append({name: t.cpu() for name, t in work(chunk).items()})
+        num_values = _values_of_a_row(pair, first)
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, num_values
+
+
+def _chunk(pair: Pair, layout: Layout, first: Batch, num_chains: int) -> tuple[int, int]:
+    """How many rows, and of how many chains each, to run at once."""
+    rows, samples = chunk_sizes(pair, layout, first, sys.maxsize)
+    # A gradient makes some four times what a density does, and does so fastest in a processor's cache;
+    # an accelerator has to be filled.
+    points = rows * samples // 4 if as_args(first)[0].device.type == "cpu" else rows * samples * 4
+    if not pair.keeps_rows:
+        rows = max(1, points // num_chains)
+    return rows, max(1, min(num_chains, points // rows))
+
+
+def _evenly(total: int, most: int) -> list[int]:
+    """``total`` in as few parts as may be, none larger than ``most``, of sizes as equal as may be."""
+    parts = -(-total // most)
+    return [total // parts + (i < total % parts) for i in range(parts)]
+
+
+def _values_of_a_row(pair: Pair, batch: Batch) -> int:
+    with torch.random.fork_rng():
+        model_trace, _ = trace_pair(pair, batch)
+    values = [site["value"] for site in observed_sites(model_trace).values()]
+    numbers = sum(int(v.numel()) for v in values if v.dim() > 0)
+    return max(1, numbers // num_rows(batch))

@@ -1,0 +1,97 @@
+"""Data drawn from any pair: reconstructions, samples from the prior, decoded latents."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.poutine as poutine
+import torch
+from torch import Tensor
+
+from ppl_vae.checks import evaluating
+from ppl_vae.pairs import Pair, PairError, Program, Substitute, find_layout, sample_rows
+
+_AT_ONCE = 64  # rows that the model generates at once, which bounds the memory
+
+
+@dataclass(frozen=True)
+class Generator:
+    """Draws data from any pair. All rows of latents are flat: ``(m, dimensions of all latent sites)``.
+
+    Args:
+        model: Pyro program of p(x, z).
+        guide: Pyro program of q(z | x).
+        x: Some rows of data, ``(n, *event)``: programs are called with data of their own shape.
+        seed: Seed of all draws.
+    """
+
+    model: Program
+    guide: Program
+    x: Tensor
+    seed: int = 0
+
+    def reconstruct(self) -> tuple[Tensor, Tensor]:
+        """Draws z ~ q(z | x): the latents ``(n, d)`` and the means of p(x | z), ``(n, *event)``."""
+        pair = Pair.of(self.model, self.guide)
+        with evaluating(pair, self.seed):
+            layout = find_layout(pair, self.x)
+            rows = sample_rows(pair, layout, self.x, 1)
+            z = torch.cat([rows.latents[name][0].flatten(1) for name in layout.latents], 1)
+            return z, _mean(rows.model_trace.nodes[self._site(rows.model_trace, layout.observed)])
+
+    def from_prior(self, num: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Draws z ~ p(z), ``(num, d)``: these, the means of p(x | z), and draws of x, ``(num, *event)``."""
+        pair = Pair.of(self.model, self.guide)
+        with evaluating(pair, self.seed):
+            layout = find_layout(pair, self.x)
+            parts = []
+            for some in self._rows(num).split(_AT_ONCE):
+                # The data are there for their shape; unconditioned, the model draws all of its sites.
+                trace = poutine.trace(poutine.uncondition(pair.model)).get_trace(some)
+                values: list[Any] = [trace.nodes[name]["value"] for name in layout.latents]
+                if not values or any(v.shape[:1] != some.shape[:1] for v in values):
+                    raise PairError("the rows are not the first dimension of the model's latents")
+                z = torch.cat([value.flatten(1) for value in values], 1)
+                site: Any = trace.nodes[self._site(trace, layout.observed)]
+                parts.append((z, _mean(site), site["value"]))
+            z, means, x = (torch.cat(part) for part in zip(*parts, strict=True))
+            return z, means, x
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The means of p(x | z) for latents ``(m, d)``: ``(m, *event)``."""
+        pair = Pair.of(self.model, self.guide)
+        with evaluating(pair, self.seed):
+            layout = find_layout(pair, self.x)
+            probe: Any = poutine.trace(pair.model).get_trace(self.x)
+            values, start = {}, 0
+            for name in layout.latents:
+                shape = probe.nodes[name]["value"].shape[1:]
+                size = math.prod(shape)
+                values[name] = z[:, start : start + size].reshape(len(z), *shape)
+                start += size
+            model = Substitute(values)(pair.model)
+            trace = poutine.trace(model).get_trace(self._rows(len(z)))
+            return _mean(trace.nodes[self._site(trace, layout.observed)])
+
+    def _rows(self, num: int) -> Tensor:
+        return self.x[torch.arange(num) % len(self.x)]
+
+    def _site(self, trace: Any, observed: Sequence[str]) -> str:
+        """The observed site that holds the data."""
+        for name in observed:
+            if trace.nodes[name]["value"].shape[1:] == self.x.shape[1:]:
+                return name
+        names = ", ".join(f"'{name}'" for name in observed)
+        raise PairError(f"none of the observed sites {names} has the shape of the data")
+
+
+def _mean(site: Mapping[str, Any]) -> Tensor:
+    """The mean of a site's distribution; a draw from it if it has none (a categorical, say)."""
+    try:
+        mean: Tensor = site["fn"].mean
+    except NotImplementedError:
+        mean = torch.tensor(torch.nan)
+    return mean if torch.isfinite(mean).all() else torch.as_tensor(site["value"])

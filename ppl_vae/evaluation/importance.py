@@ -1,0 +1,286 @@
+"""How good a pair is on given rows: ELBO, rate, distortion, and log p(x) by importance sampling."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_vae import stats
+from ppl_vae.capture import ImportanceSampler
+from ppl_vae.checks import (
+    all_rows,
+    check_data,
+    chunk_sizes,
+    device_of_pair,
+    evaluating,
+)
+from ppl_vae.pairs import (
+    Batch,
+    Batches,
+    DataLike,
+    Layout,
+    Pair,
+    Program,
+    find_layout,
+    move,
+    num_rows,
+    sample_rows,
+    take_rows,
+)
+from ppl_vae.runtime import device_of, progress_bar
+from ppl_vae.stats import Estimate
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What :func:`evaluate` found, row by row, in nats.
+
+    Attributes:
+        elbo: E_q log p(x, z) - log q(z | x) = -(rate + distortion), from the same samples.
+        rate: E_q log q(z | x) - log p(z).
+        distortion: - E_q log p(x | z).
+        log_likelihood: log p(x) by importance sampling, log 1/K sum_k w_k: a lower bound in expectation.
+        log_likelihood_error: Monte-Carlo standard error of each row's log p(x) (delta method), ``(n,)``.
+        ess: Effective sample size of each row's weights, (sum w)^2 / sum w^2, ``(n,)``.
+        khat: Pareto shape of each row's largest weights, ``(n,)``; above ``khat_limit`` do not trust the
+            row; infinite where it can not be estimated.
+        num_samples: K.
+        num_values: Numbers that a row of data holds, for bits per dimension.
+        notes: What a reader of the numbers must know.
+    """
+
+    elbo: Estimate
+    rate: Estimate
+    distortion: Estimate
+    log_likelihood: Estimate
+    log_likelihood_error: Tensor
+    ess: Tensor
+    khat: Tensor
+    num_samples: int
+    num_values: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def num_rows(self) -> int:
+        """n."""
+        return int(self.ess.shape[0])
+
+    @property
+    def bits_per_dim(self) -> Estimate:
+        """- log2 p(x) / numbers a row."""
+        scale = -1.0 / (self.num_values * math.log(2.0))
+        return Estimate(self.log_likelihood.values * scale, "bits per dimension")
+
+    @property
+    def khat_limit(self) -> float:
+        """The Pareto shape above which a row's log p(x) is unreliable, for this number of samples."""
+        return stats.khat_limit(self.num_samples)
+
+    @property
+    def unreliable(self) -> Tensor:
+        """Rows whose Pareto shape is above the limit, ``(n,)``.
+
+        Weights so equal that their ESS is within 1 % of K have no tail that could matter.
+        """
+        heavy = (self.khat > self.khat_limit) & (self.khat < math.inf)
+        return heavy & (self.ess < 0.99 * self.num_samples)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Why the estimates should not be trusted; empty if there is no reason."""
+        found = list(self.notes)
+        bad = int(self.unreliable.sum())
+        if bad:
+            found.append(
+                f"Pareto k-hat exceeds {self.khat_limit:.2f} on {bad} of {self.num_rows} rows: their "
+                "log p(x) is likely too low; use more samples or a better guide"
+            )
+        unknown = int((self.khat == math.inf).sum())
+        if unknown:
+            found.append(
+                f"Pareto k-hat can not be estimated on {unknown} of {self.num_rows} rows, where fewer "
+                f"than {stats.MIN_TAIL} different weights make up the tail; judge those by their ESS"
+            )
+        nonfinite = int((~torch.isfinite(self.log_likelihood.values)).sum())
+        if nonfinite:
+            found.append(f"log p(x) is not finite on {nonfinite} of {self.num_rows} rows")
+        return tuple(found)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Summary and per-row values as plain numbers, for JSON."""
+        result: dict[str, Any] = {
+            "num_rows": self.num_rows,
+            "num_samples": self.num_samples,
+            "num_values": self.num_values,
+            "unit": "nats",
+            "warnings": list(self.warnings),
+        }
+        for name in ("elbo", "rate", "distortion", "log_likelihood", "bits_per_dim"):
+            estimate: Estimate = getattr(self, name)
+            result[name] = {"mean": estimate.mean, "standard_error": estimate.standard_error}
+            if name != "bits_per_dim":
+                result[name]["values"] = estimate.values.double().tolist()
+        for name in ("log_likelihood_error", "ess", "khat"):
+            result[name] = getattr(self, name).double().tolist()
+        return result
+
+    def __str__(self) -> str:
+        finite = self.khat[torch.isfinite(self.khat)]
+        worst = f"{float(finite.max()):.2f}" if len(finite) else "-"
+        share = float(self.unreliable.double().mean())
+        lines = [
+            ("ELBO", str(self.elbo)),
+            ("rate", str(self.rate)),
+            ("distortion", str(self.distortion)),
+            (f"log p(x), {self.num_samples} samples", str(self.log_likelihood)),
+            ("bits per dimension", f"{self.bits_per_dim.mean:.4f}"),
+            ("ESS, median", f"{float(self.ess.double().median()):.1f} of {self.num_samples}"),
+            ("Pareto k-hat, largest", f"{worst} ({100 * share:.1f} % above {self.khat_limit:.2f})"),
+        ]
+        width = max(len(name) for name, _ in lines)
+        text = "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+        return "\n".join([text, *(f"warning: {w}" for w in self.warnings)])
+
+
+def evaluate(
+    model: Program,
+    guide: Program,
+    x: DataLike,
+    *,
+    num_samples: int = 1000,
+    seed: int | None = None,
+    progress: bool | None = None,
+    capture: bool = True,
+) -> Evaluation:
+    """ELBO, rate, distortion and log p(x) of each row, from ``num_samples`` importance samples.
+
+    With z_k ~ q(z | x) and w_k = p(x, z_k) / q(z_k | x), log p(x) is estimated by log 1/K sum_k w_k (Burda et
+    al., arXiv:1509.00519), the ELBO by the mean of log w_k. Rows and samples are run in chunks of a
+    bounded size; the weights are reduced as they come, so that memory does not grow with K. Modules
+    are in evaluation mode meanwhile. Latents outside of the plate over rows are drawn from the guide and not
+    weighted: log p(x) is then the log predictive density under the guide's posterior.
+
+    Args:
+        model: Pyro program of p(x, z).
+        guide: Pyro program of q(z | x). If ``fit`` has trained just this pair, its ``pyro.param``
+            values are used.
+        x: A tensor ``(n, *event)``, a tuple of tensors, or an iterable of batches.
+        num_samples: K, the number of importance samples a row.
+        seed: Seed for the draws; None draws from torch's global generator.
+        progress: Whether to show a progress bar; None shows one on a terminal.
+        capture: Record a chunk once and run it as a plain graph where that is sound and pays, with the same
+            results; False runs every chunk in Pyro. See ``docs/capture.md``.
+
+    Returns:
+        An :class:`Evaluation`.
+
+    Raises:
+        PairError: The programs fail on the rows, the rows are not in a plate, data are NaN or outside of
+            the likelihood's support, or the guide ties the latents of different rows together.
+        ValueError: ``num_samples`` is not positive, or ``x`` has no rows.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):  # the exact posterior
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+        >>> x = torch.tensor([0.0, 1.0, 2.0])
+        >>> evaluate(model, guide, x, num_samples=10).log_likelihood.values
+        tensor([-1.2655, -1.5155, -2.2655])
+        >>> dist.Normal(0.0, 2**0.5).log_prob(x)
+        tensor([-1.2655, -1.5155, -2.2655])
+    """
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, not {num_samples}")
+    pair = Pair.of(model, guide)
+    batches = Batches(x, pair)
+    parts: list[dict[str, Tensor]] = []
+    notes: tuple[str, ...] = ()
+    num_values = 0
+    with evaluating(pair, seed):
+        first = batches.first(all_rows(batches) if pair.keeps_rows else 64)
+        check_data(pair, move(first, device_of_pair(pair)))
+        device = device_of(pair.parameters(move(first, device_of_pair(pair))).values())
+        first = move(first if pair.keeps_rows else take_rows(first, slice(0, 64)), device)
+        layout = find_layout(pair, first)
+        num_values, notes = _describe(pair, layout, first)
+        rows, samples = chunk_sizes(pair, layout, first, num_samples)
+        total = num_rows(batches.rows) if batches.in_memory else None
+        # An iterable may hold any number of rows: as many as one batch of it at least.
+        chunks = math.ceil((total or num_rows(first)) / rows) * math.ceil(num_samples / samples)
+        weigh = ImportanceSampler(pair, layout, chunks, capture)
+        with progress_bar(total, "evaluate", "row", progress) as bar:
+            for batch in batches.ordered(rows):
+                for start in range(0, num_rows(batch), rows):
+                    chunk = move(take_rows(batch, slice(start, start + rows)), device)
+                    parts.append(_evaluate_rows(weigh, chunk, num_samples, samples))
+                    bar.update(num_rows(chunk))
+    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return Evaluation(
+        elbo=Estimate(-(joined["rate"] + joined["distortion"])),
+        rate=Estimate(joined["rate"]),
+        distortion=Estimate(joined["distortion"]),
+        log_likelihood=Estimate(joined["log_likelihood"]),
+        log_likelihood_error=joined["error"],
+        ess=joined["ess"],
+        khat=joined["khat"],
+        num_samples=num_samples,
+        num_values=num_values,
+        notes=notes,
+    )
+
+
+def _evaluate_rows(
+    weigh: ImportanceSampler, batch: Batch, num_samples: int, chunk: int
+) -> dict[str, Tensor]:
+    weights = stats.StreamingWeights(num_samples)
+    rate: Any = 0.0
+    distortion: Any = 0.0
+    for done in range(0, num_samples, chunk):
+        found = weigh(batch, min(chunk, num_samples - done))
+        weights.update(found.log_weights)
+        rate = rate + found.rate
+        distortion = distortion + found.distortion
+    dtype = weights.log_mean_exp.dtype
+    return {
+        "rate": (rate / num_samples).to(dtype).cpu(),
+        "distortion": (distortion / num_samples).to(dtype).cpu(),
+        "log_likelihood": weights.log_mean_exp.cpu(),
+        "error": weights.monte_carlo_error.cpu(),
+        "ess": weights.ess.cpu(),
+        "khat": weights.khat.cpu(),
+    }
+
+
+def _describe(pair: Pair, layout: Layout, batch: Batch) -> tuple[int, tuple[str, ...]]:
+    rows = sample_rows(pair, layout, batch, 1)
+    n = num_rows(batch)
+    values = sum(
+        rows.model_trace.nodes[name]["value"].numel() // n
+        for name in layout.observed
+        if rows.model_trace.nodes[name]["value"].dim() > 0
+    )
+    notes = []
+    if not layout.vectorizes:
+        _logger.info(
+            "the programs do not run with a dimension of samples to the left of the rows: samples are "
+            "drawn one after the other, which is slower (reshape with z.shape[:-1] to avoid it)"
+        )
+    if layout.shared:
+        names = ", ".join(f"'{name}'" for name in layout.shared)
+        notes.append(
+            f"sites {names} belong to all rows: they are drawn from the guide, and log p(x) is the log "
+            "predictive density under it; the ELBO of a row leaves out their KL"
+        )
+    return max(1, values), tuple(notes)

@@ -1,0 +1,291 @@
+"""The bidirectional Monte Carlo sandwich: log p(x) of simulated rows, bounded from both sides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.distributions as dist
+import pyro.poutine as poutine
+import torch
+from torch import Tensor
+
+from ppl_vae.evaluation.chains import AnnealingSchedule, Chunk, in_chunks
+from ppl_vae.pairs import (
+    Batch,
+    DataLike,
+    Pair,
+    PairError,
+    Program,
+    Site,
+    Trace,
+    as_args,
+    first_line,
+    sample_sites,
+    unscaled,
+)
+from ppl_vae.stats import Estimate, StreamingWeights
+
+
+@dataclass(frozen=True)
+class Sandwich:
+    """What :func:`bidirectional_monte_carlo` found for rows that it simulated, in nats.
+
+    Attributes:
+        lower: A stochastic lower bound of each row's log p(x): E[lower] <= log p(x).
+        upper: A stochastic upper bound: E[upper] >= log p(x).
+        lower_error: Monte-Carlo standard error of each lower bound (delta method), ``(n,)``.
+        upper_error: The same of each upper bound; its chains share their start, so that it is too small
+            where chains hardly move.
+        acceptance: Mean acceptance of each row's transitions there and back, ``(n,)``.
+        data: The simulated rows, as the programs take them.
+        num_chains: Chains a row and way.
+        num_steps: Temperatures.
+        num_leapfrog: Leapfrog steps between two of them.
+        from_prior: Whether the path leads from the prior rather than from the guide.
+    """
+
+    lower: Estimate
+    upper: Estimate
+    lower_error: Tensor
+    upper_error: Tensor
+    acceptance: Tensor
+    data: Batch
+    num_chains: int
+    num_steps: int
+    num_leapfrog: int
+    from_prior: bool
+
+    @property
+    def num_rows(self) -> int:
+        """n."""
+        return int(self.acceptance.shape[0])
+
+    @property
+    def gap(self) -> Estimate:
+        """upper - lower of each row: at least as large, in expectation, as the error of either."""
+        return Estimate(self.upper.values - self.lower.values)
+
+    def meets(self, within: float = 0.1) -> bool:
+        """Whether the bounds are known to be, on average, no further apart than ``within`` nats.
+
+        That is, mean gap + 2 standard errors <= ``within``. Always false for a single row.
+        """
+        return self.gap.mean + 2 * self.gap.standard_error <= within
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Why the bounds should not be trusted, or say little; empty if there is no reason."""
+        found, gap = [], self.gap
+        nonfinite = int((~torch.isfinite(gap.values)).sum())
+        if nonfinite:
+            found.append(f"a bound is not finite on {nonfinite} of {self.num_rows} rows")
+        elif gap.mean < -4 * gap.standard_error:
+            found.append(
+                f"the bounds cross by {-gap.mean:.3f} nats, which chance does not explain: the programs draw "
+                "from something else than they score"
+            )
+        elif self.num_rows > 1 and not self.meets(1.0):
+            found.append(
+                f"the bounds are {gap} apart: annealing with {self.num_steps} temperatures may miss log p(x) "
+                "by as much; take more of them, or start from a better guide"
+            )
+        return tuple(found)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Summary and per-row values as plain numbers, for JSON; without the simulated rows."""
+        result: dict[str, Any] = {
+            "num_rows": self.num_rows,
+            "num_chains": self.num_chains,
+            "num_steps": self.num_steps,
+            "num_leapfrog": self.num_leapfrog,
+            "start": "prior" if self.from_prior else "guide",
+            "unit": "nats",
+            "warnings": list(self.warnings),
+        }
+        for name in ("lower", "upper", "gap"):
+            estimate: Estimate = getattr(self, name)
+            result[name] = {
+                "mean": estimate.mean,
+                "standard_error": estimate.standard_error,
+                "values": estimate.values.double().tolist(),
+            }
+        for name in ("lower_error", "upper_error", "acceptance"):
+            result[name] = getattr(self, name).double().tolist()
+        return result
+
+    def __str__(self) -> str:
+        start = "prior" if self.from_prior else "guide"
+        acceptance = float(self.acceptance.double().mean())
+        lines = [
+            (f"log p(x) >=, from the {start}", str(self.lower)),
+            ("log p(x) <=, from the posterior", str(self.upper)),
+            ("gap", f"{self.gap} ({'they meet' if self.meets() else 'they do not meet'})"),
+            ("acceptance, mean", f"{acceptance:.2f}"),
+        ]
+        width = max(len(name) for name, _ in lines)
+        text = "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+        return "\n".join([text, *(f"warning: {w}" for w in self.warnings)])
+
+
+def bidirectional_monte_carlo(
+    model: Program,
+    guide: Program | None,
+    x: DataLike,
+    *,
+    num_chains: int = 16,
+    num_steps: int = 1000,
+    num_leapfrog: int = 10,
+    seed: int | None = None,
+    progress: bool | None = None,
+) -> Sandwich:
+    """Bounds of log p(x) from both sides, on rows drawn from the model: how far to trust annealing.
+
+    Of each row (z, x) ~ p(x, z), z is an exact draw from the posterior p(z | x). Annealing from the guide (or
+    the prior) to the posterior gives weights whose mean is p(x) in expectation, hence a lower bound of
+    log p(x); annealing from z back, weights whose mean is 1 / p(x), hence an upper one. Where the two meet,
+    :func:`annealed_importance_sampling` with the same settings is right on rows like these (Grosse et al.,
+    "Sandwiching the marginal likelihood using bidirectional Monte Carlo", arXiv:1511.02543).
+
+    Args:
+        model: Pyro program of p(x, z); its observed sites are sampled.
+        guide: Pyro program of q(z | x) to start from; None starts from the prior. It has to draw the model's
+            latents themselves (an ``AutoNormal`` does not).
+        x: Rows whose number and shape are taken. Arguments that no site observes (covariates) are kept.
+        num_chains: Chains a row, each way.
+        num_steps: Temperatures.
+        num_leapfrog: Leapfrog steps between two temperatures.
+        seed: Seed for the rows and the chains; None draws from torch's global generator.
+        progress: Whether to show a progress bar; None shows one on a terminal.
+
+    Returns:
+        A :class:`Sandwich`.
+
+    Raises:
+        PairError: As :func:`annealed_importance_sampling`; or the observed sites can not be sampled, or are
+            not arguments of the model.
+        ValueError: A number is not positive, or ``x`` has no rows.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+        >>> found = bidirectional_monte_carlo(model, None, torch.zeros(20), num_steps=300, seed=0)
+        >>> found.meets(within=0.1)
+        True
+    """
+    schedule = AnnealingSchedule(num_chains, num_steps, num_leapfrog)
+
+    def work(chunk: Chunk) -> dict[str, Tensor]:
+        batch, latents = simulate(chunk.pair, chunk.batch)
+        draws = chunk.layout.draws
+        strange = [name for name in draws if name not in latents]
+        if strange:
+            raise PairError(
+                f"the guide draws site '{strange[0]}', which is none of the model's: what it would have been "
+                "for a simulated row is not known. Start from the prior (guide=None), or from a guide that "
+                "draws the model's latents themselves"
+            )
+        chunk = chunk.on(batch)
+        values = {name: latents[name] for name in draws}
+        there, back = StreamingWeights(num_chains), StreamingWeights(num_chains)
+        accepted: Any = 0.0
+        for chains in chunk.chains:
+            for weights, start in (
+                (there, chunk.draw(chains)),
+                (back, chunk.draw(chains, values)),
+            ):
+                log_weights, acceptance = chunk.anneal(start, back=weights is back)
+                weights.update(log_weights)
+                accepted = accepted + acceptance * chains
+        found = {
+            "lower": there.log_mean_exp,
+            "upper": -back.log_mean_exp,
+            "lower_error": there.monte_carlo_error,
+            "upper_error": back.monte_carlo_error,
+            "acceptance": accepted / (2 * num_chains),
+        }
+        return found | {f"argument {i}": t for i, t in enumerate(as_args(batch))}
+
+    found, _ = in_chunks(
+        work, model, guide, x, schedule, runs=2, seed=seed, progress=progress, label="sandwich"
+    )
+    arguments = tuple(t for name, t in found.items() if name.startswith("argument "))
+    return Sandwich(
+        lower=Estimate(found["lower"]),
+        upper=Estimate(found["upper"]),
+        lower_error=found["lower_error"],
+        upper_error=found["upper_error"],
+        acceptance=found["acceptance"],
+        data=arguments if len(arguments) > 1 else arguments[0],
+        num_chains=num_chains,
+        num_steps=num_steps,
+        num_leapfrog=num_leapfrog,
+        from_prior=guide is None,
+    )
+
+
+def simulate(pair: Pair, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
+    """Rows drawn from the model, in place of those of a batch, and the latents that they were drawn with.
+
+    Raises:
+        PairError: An observed site can not be sampled, or its values are no argument of the model, or the
+            model scores its own draws differently when they are given to it.
+    """
+    args = as_args(batch)
+    asked = poutine.trace(pair.model).get_trace(*args)
+    observed = {n: s for n, s in sample_sites(asked).items() if s["is_observed"]}
+    factors = [name for name, site in observed.items() if isinstance(site["fn"], dist.Unit)]
+    if factors:
+        raise PairError(
+            f"site '{factors[0]}' is a factor, not drawn from anything: bidirectional Monte Carlo needs rows "
+            "drawn from the model itself"
+        )
+    try:
+        drawn = poutine.trace(poutine.uncondition(pair.model)).get_trace(*args)
+    except Exception as error:
+        raise PairError(
+            f"the model's observed sites ({', '.join(observed)}) can not be sampled: {first_line(error)}. "
+            "Bidirectional Monte Carlo needs rows drawn from the model itself"
+        ) from error
+    arguments = list(args)
+    for name, site in observed.items():
+        i = _argument_of(name, site, args, alone=len(observed) == 1)
+        value: Any = drawn.nodes[name]["value"]
+        arguments[i] = value.reshape(args[i].shape).to(args[i].dtype)
+    latents = {n: s["value"] for n, s in sample_sites(drawn).items() if n not in observed}
+    again = poutine.trace(poutine.condition(pair.model, data=latents)).get_trace(*arguments)
+    for name in observed:
+        _require_same(name, drawn, again)
+    return (tuple(arguments) if len(arguments) > 1 else arguments[0]), latents
+
+
+def _argument_of(name: str, site: Site, args: tuple[Tensor, ...], alone: bool) -> int:
+    """Which argument of the model holds what is observed at a site."""
+    value = site["value"]
+    fits = [i for i, x in enumerate(args) if x.numel() == value.numel()]
+    same = [i for i in fits if torch.equal(args[i].reshape(value.shape), value.to(args[i].dtype))]
+    for found in (same, fits if alone else []):
+        if len(found) == 1:
+            return found[0]
+    raise PairError(
+        f"none of the model's arguments, or more than one, is what site '{name}' observes: a simulated value "
+        "has no place to go. Give the model the observed tensor itself as an argument"
+    )
+
+
+def _require_same(name: str, drawn: Trace, again: Trace) -> None:
+    """The model must give a draw the density that it was drawn with."""
+    one, two = drawn.nodes[name], again.nodes[name]
+    scale = 1 + float(unscaled(one).abs().max())
+    if (
+        one["value"].shape != two["value"].shape
+        or not torch.allclose(one["value"], two["value"].to(one["value"].dtype), atol=1e-5)
+        or not torch.allclose(unscaled(one), unscaled(two), rtol=1e-4, atol=1e-4 * scale)
+    ):
+        raise PairError(
+            f"what the model observes at site '{name}', or its distribution there, depends on the data other "
+            "than by observing them (teacher forcing, a transformation): rows can not be drawn by one run"
+        )

@@ -1,0 +1,72 @@
+"""What a network is, for models and guides that know the sizes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Network(ABC):
+    """What a model needs to build its decoder, and a guide its encoder.
+
+    To write one of your own, derive from this class and give it the two methods. Both modules
+    must accept any number of leading batch dimensions (also none), because samples are drawn in
+    bulk: `(num_samples, n, latent_dim)`.
+    """
+
+    @abstractmethod
+    def encoder(self, data_shape: Sequence[int]) -> nn.Module:
+        """Build the trunk of a guide.
+
+        Args:
+            data_shape: shape of one row of the data, without batch dimensions.
+
+        Returns:
+            A module that maps `(*batch, *data_shape)` to `(*batch, out_features)` and has the
+            integer attribute `out_features`. The guide puts its own linear head behind it.
+        """
+
+    @abstractmethod
+    def decoder(self, latent_dim: int, out_shape: Sequence[int]) -> nn.Module:
+        """Build the whole map from latents to the parameters of a likelihood.
+
+        Args:
+            latent_dim: number of latent dimensions.
+            out_shape: shape of the output for one row, `(num_params, *data_shape)`.
+
+        Returns:
+            A module that maps `(*batch, latent_dim)` to `(*batch, *out_shape)`.
+        """
+
+
+def linear_head(encoder: nn.Module, num_outputs: int) -> nn.Linear:
+    """Build the layer from an encoder's features to a guide's outputs.
+
+    Raises:
+        TypeError: the encoder does not have the integer attribute `out_features`.
+    """
+    out_features = getattr(encoder, "out_features", None)
+    if not isinstance(out_features, int):
+        raise TypeError(
+            f"the encoder {type(encoder).__name__} must have the integer attribute out_features "
+            f"(its number of outputs a row), came {out_features!r}"
+        )
+    return nn.Linear(out_features, num_outputs)
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """Bring half-precision outputs of a network to float32; leave float32 and float64 alone.
+
+    Under mixed precision networks may return bfloat16 or float16, in which a sum of log densities
+    over a picture would lose its leading digits.
+    """
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def require_positive(name: str, values: Sequence[int]) -> None:
+    """Raises a ValueError unless all values are positive."""
+    if any(value < 1 for value in values):
+        raise ValueError(f"{name} must hold positive widths, came {tuple(values)}")

@@ -1,0 +1,174 @@
+"""Convolutional networks for pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from ppl_vae.networks.base import Network, require_positive
+
+
+@dataclass(frozen=True)
+class Convolutional(Network):
+    """Strided 3x3 convolutions with batch norm and leaky ReLU, for pictures of any size.
+
+    The encoder halves the picture (rounding up) once per entry of `channels` and ends in one
+    hidden layer. The decoder mirrors it with transposed convolutions; their output padding is
+    chosen so that each stage meets the size the encoder had there, so odd and tiny pictures work.
+
+    Shapes are `(h, w)` or `(*, h, w)`; all leading dimensions count as channels, so a decoder for
+    `(num_params, channels, h, w)` ends in `num_params * channels` of them.
+
+    In training mode batch norm makes the rows of a batch depend on each other, as always; in
+    evaluation mode (`module.eval()`) rows are independent.
+
+    Args:
+        channels: output channels of each stage of the encoder; the decoder goes through them
+            backwards.
+        hidden: width of the fully connected layer between the convolutions and the latents.
+
+    Raises:
+        ValueError: `channels` is empty, a width is not positive, or the data is not a picture.
+
+    Example:
+        >>> network = Convolutional(channels=(8, 16), hidden=32)
+        >>> network.encoder((3, 17, 30))(torch.rand(5, 3, 17, 30)).shape
+        torch.Size([5, 32])
+        >>> network.decoder(latent_dim=2, out_shape=(3, 17, 30))(torch.rand(5, 2)).shape
+        torch.Size([5, 3, 17, 30])
+    """
+
+    channels: Sequence[int] = (32, 64, 128)
+    hidden: int = 256
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channels", tuple(self.channels))
+        require_positive("Convolutional.channels", self.channels)
+        require_positive("Convolutional.hidden", (self.hidden,))
+        if not self.channels:
+            raise ValueError(
+                "Convolutional.channels is empty: give one entry per convolution, or use MLP"
+            )
+
+    def encoder(self, data_shape: Sequence[int]) -> nn.Module:
+        """See `Network.encoder`."""
+        picture = _as_picture(data_shape)
+        sizes = self._sizes(picture)
+        net = nn.Sequential()
+        for before, after in pairwise((picture[0], *self.channels)):
+            # The shift of the batch norm is the bias.
+            net.append(nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False))
+            net.append(_BatchNorm(after)).append(nn.LeakyReLU())
+        net.append(nn.Flatten())
+        net.append(nn.Linear(self.channels[-1] * math.prod(sizes[-1]), self.hidden))
+        net.append(nn.LeakyReLU())
+        return Batched(net, data_shape, picture, (self.hidden,))
+
+    def decoder(self, latent_dim: int, out_shape: Sequence[int]) -> nn.Module:
+        """See `Network.decoder`."""
+        picture = _as_picture(out_shape)
+        sizes = self._sizes(picture)[::-1]
+        channels = (*reversed(self.channels), picture[0])
+        smallest = (channels[0], *sizes[0])
+        net = nn.Sequential(
+            nn.Linear(latent_dim, self.hidden),
+            nn.LeakyReLU(),
+            nn.Linear(self.hidden, math.prod(smallest)),
+            nn.LeakyReLU(),
+            nn.Unflatten(1, smallest),
+        )
+        for stage, (before, after) in enumerate(pairwise(channels)):
+            last = stage == len(self.channels) - 1
+            # A transposed convolution brings s to 2 s - 1; the padding adds the missing row.
+            padding = [
+                target - (2 * source - 1)
+                for source, target in zip(sizes[stage], sizes[stage + 1], strict=True)
+            ]
+            net.append(
+                nn.ConvTranspose2d(
+                    before,
+                    after,
+                    3,
+                    stride=2,
+                    padding=1,
+                    output_padding=(padding[0], padding[1]),
+                    bias=last,
+                )
+            )
+            if not last:
+                net.append(_BatchNorm(after)).append(nn.LeakyReLU())
+        return Batched(net, (latent_dim,), (latent_dim,), out_shape)
+
+    def _sizes(self, picture: tuple[int, int, int]) -> list[tuple[int, int]]:
+        """Height and width before the first convolution and after each of them."""
+        sizes = [picture[1:]]
+        for _ in self.channels:
+            height, width = sizes[-1]
+            sizes.append((-(-height // 2), -(-width // 2)))
+        return sizes
+
+
+class Batched(nn.Module):
+    """`net` behind any number of batch dimensions.
+
+    They are flattened into one, because convolutions and batch norm know only one.
+
+    Args:
+        net: maps `(n, *net_shape)` to anything of `(n, prod(out_shape))` elements.
+        in_shape: shape of one row as the caller has it.
+        net_shape: shape of one row as `net` wants it.
+        out_shape: shape of one row of the output.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        in_shape: Sequence[int],
+        net_shape: Sequence[int],
+        out_shape: Sequence[int],
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.in_shape = tuple(in_shape)
+        self.net_shape = tuple(net_shape)
+        self.out_shape = tuple(out_shape)
+        self.out_features = math.prod(out_shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch_ndim = x.ndim - len(self.in_shape)
+        if batch_ndim < 0 or tuple(x.shape[batch_ndim:]) != self.in_shape:
+            raise ValueError(
+                f"the network was built for rows of shape {self.in_shape}, but the input has shape "
+                f"{tuple(x.shape)}: its last {len(self.in_shape)} dimensions must be a row's"
+            )
+        batch = x.shape[:batch_ndim]
+        y: Tensor = self.net(x.reshape(batch.numel(), *self.net_shape))
+        return y.reshape(*batch, *self.out_shape)
+
+
+class _BatchNorm(nn.BatchNorm2d):
+    """Batch norm that survives a training batch of one single value per channel.
+
+    Its variance does not exist. That happens for real (the last minibatch has one row, and the
+    picture has shrunk to one pixel), so such a batch is normalised by the running statistics.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.numel() == x.shape[1]:
+            return nn.functional.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        return super().forward(x)
+
+
+def _as_picture(shape: Sequence[int]) -> tuple[int, int, int]:
+    if len(shape) < 2:
+        raise ValueError(
+            f"Convolutional needs pictures of shape (*channels, height, width), but the shape is "
+            f"{tuple(shape)}; use MLP for data that are no pictures"
+        )
+    return math.prod(shape[:-2]), shape[-2], shape[-1]

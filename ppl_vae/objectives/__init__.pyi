@@ -1,0 +1,11 @@
+from .base import Loss as Loss, Objective as Objective
+from .elbo import (
+    ELBO as ELBO,
+    EnumELBO as EnumELBO,
+    MeanFieldELBO as MeanFieldELBO,
+    TraceELBO as TraceELBO,
+)
+from .from_pyro import as_objective as as_objective
+from .gumbel_softmax import GumbelSoftmaxELBO as GumbelSoftmaxELBO
+from .importance_weighted import ImportanceWeightedELBO as ImportanceWeightedELBO
+from .schedules import Cyclical as Cyclical, LinearWarmup as LinearWarmup, Schedule as Schedule

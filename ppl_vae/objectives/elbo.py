@@ -1,0 +1,241 @@
+"""The ELBO in Pyro's estimators, with beta and free bits."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pyro
+import pyro.infer
+import torch
+from pyro.distributions import Delta
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from ppl_vae.objectives.base import Loss, Objective
+from ppl_vae.pairs import (
+    Batch,
+    Layout,
+    Pair,
+    PairError,
+    ScaleLatents,
+    as_args,
+    elementwise_kl,
+    is_enumerated,
+    latent_sites,
+    mean_field_violations,
+    num_rows,
+    sample_rows,
+    sample_sites,
+    trace_pair,
+    unscaled,
+)
+
+
+@dataclass(frozen=True)
+class ELBO(Objective):
+    """The ELBO in the estimator of lowest variance that is right for the pair.
+
+    `EnumELBO` if a discrete latent is marked ``infer={"enumerate": "parallel"}``; `MeanFieldELBO` if all
+    latents are reparameterised and no analytic KL would be wrong (see :func:`mean_field_violations`);
+    otherwise `TraceELBO`.
+
+    Example:
+        >>> ELBO(beta=LinearWarmup(epochs=20)).beta_at(5)
+        0.25
+    """
+
+    def resolve(self, pair: Pair, batch: Batch) -> Objective:
+        with torch.random.fork_rng(), torch.no_grad():
+            model_trace, guide_trace = trace_pair(pair, batch)
+        latents = {**latent_sites(model_trace), **latent_sites(guide_trace)}
+        chosen: type[Objective]
+        if any(is_enumerated(site) for site in latents.values()):
+            chosen = EnumELBO
+        elif all(
+            site["fn"].has_rsample and not _is_transformed_delta(site) for site in latents.values()
+        ) and not mean_field_violations(pair, batch):
+            chosen = MeanFieldELBO
+        else:
+            chosen = TraceELBO
+        return chosen(self.beta, self.free_bits, self.num_particles)
+
+    def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:
+        return self.resolve(pair, batch)(pair, layout, batch, beta)
+
+
+@dataclass(frozen=True)
+class TraceELBO(Objective):
+    """The ELBO by Pyro's ``Trace_ELBO``: right for every pair, KL by sampling.
+
+    Reparameterised latents get pathwise gradients, the others score-function gradients.
+    """
+
+    def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:
+        return _pyro_loss(pyro.infer.Trace_ELBO, self, pair, layout, batch, beta)
+
+
+@dataclass(frozen=True)
+class MeanFieldELBO(Objective):
+    """The ELBO by Pyro's ``TraceMeanField_ELBO``: analytic KL wherever torch or Pyro know one.
+
+    Right if no latent's parents in the model descend from it in the guide; ``check`` tells.
+    """
+
+    @property
+    def needs_reparameterised_latents(self) -> bool:
+        return True
+
+    def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:
+        return _pyro_loss(pyro.infer.TraceMeanField_ELBO, self, pair, layout, batch, beta)
+
+
+@dataclass(frozen=True)
+class EnumELBO(Objective):
+    """The ELBO by Pyro's ``TraceEnum_ELBO``: discrete latents marked for enumeration are summed out.
+
+    Raises:
+        PairError: beta differs from 1 and the model itself enumerates a latent: summed out exactly, it has
+            no KL that beta could weigh.
+        ValueError: Free bits are asked for: the KL of one latent is then a sum over the values of others.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.free_bits:
+            raise ValueError(
+                "EnumELBO: there are no free bits for latents that are enumerated or depend on enumerated "
+                "ones; set free_bits=0, or use TraceELBO or MeanFieldELBO on a pair that enumerates nothing"
+            )
+
+    def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:
+        if layout.enumerated and beta != 1.0:
+            raise PairError(
+                f"site '{layout.enumerated[0]}' is summed out in the model, so that it has no KL for beta "
+                f"= {beta} to weigh: train with beta = 1, or give the site to the guide"
+            )
+        return _pyro_loss(pyro.infer.TraceEnum_ELBO, self, pair, layout, batch, beta)
+
+
+@functools.cache
+def _recording(estimator: type[Any]) -> type[Any]:
+    """One of Pyro's ELBOs that keeps the traces it makes, so that they are measured and not made again."""
+
+    class Recording(estimator):  # type: ignore[misc]
+        def __init__(self, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+            self.recorded: list[tuple[Any, Any]] = []
+
+        def _get_trace(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+            traces: tuple[Any, Any] = super()._get_trace(*args, **kwargs)
+            self.recorded.append(traces)
+            return traces
+
+    return Recording
+
+
+def _pyro_loss(
+    estimator: type[Any],
+    objective: Objective,
+    pair: Pair,
+    layout: Layout,
+    batch: Batch,
+    beta: float,
+) -> Loss:
+    elbo = _recording(cast(Hashable, estimator))(
+        num_particles=objective.num_particles,
+        vectorize_particles=objective.num_particles > 1 and layout.vectorizes,
+        max_plate_nesting=layout.nesting,
+        strict_enumeration_warning=False,
+    )
+    model, guide = pair.model, pair.guide
+    if isinstance(beta, Tensor) or beta != 1.0:
+        model, guide = ScaleLatents(beta)(model), ScaleLatents(beta)(guide)
+    with warnings.catch_warnings():  # of a NaN, which the caller looks for
+        warnings.filterwarnings("ignore", "Encountered (NaN|.?inf)")
+        # A site marked for enumeration is sampled where the objective says so: the mark is a permission.
+        warnings.filterwarnings("ignore", "(?s).*If you want to enumerate sites")
+        total = elbo.differentiable_loss(model, guide, *as_args(batch))
+    traces = elbo.recorded
+    n, scale = num_rows(batch), _data_scale(traces[0][0], layout)
+    loss = total / (n * scale)
+    if objective.free_bits > 0:
+        analytic = estimator is pyro.infer.TraceMeanField_ELBO
+        loss = loss + beta * _missing_free_bits(objective.free_bits, layout, traces, analytic)
+    with torch.no_grad():
+        if estimator is pyro.infer.TraceEnum_ELBO:
+            rows = sample_rows(pair, layout, batch, 1)
+            distortion = -rows.log_likelihood.mean()
+            rate = (rows.log_guide - rows.log_prior).mean()
+        else:
+            distortion = -_sum(traces, 0, layout.observed)
+            local = _sum(traces, 1, layout.guide_sites) - _sum(traces, 0, layout.latents)
+            others = tuple(n for n in sample_sites(traces[0][1]) if n not in layout.guide_sites)
+            shared = _sum(traces, 1, others) - _sum(traces, 0, layout.shared)
+            distortion = distortion / (n * objective.num_particles)
+            rate = (local + shared / scale) / (n * objective.num_particles)
+    return Loss(loss, -(distortion + rate), rate, distortion, traces)
+
+
+def _sum(traces: list[tuple[Any, Any]], which: int, names: tuple[str, ...]) -> Tensor:
+    """Sum of the log densities of the named sites in the model (0) or guide (1) traces."""
+    terms = [unscaled(both[which].nodes[name]).sum() for both in traces for name in names]
+    return torch.stack(terms).sum() if terms else torch.zeros(())
+
+
+def _data_scale(model_trace: Any, layout: Layout) -> float:
+    """N / n where the model's plate stands for N rows of which the batch holds n."""
+    for frame in model_trace.nodes[layout.observed[0]]["cond_indep_stack"]:
+        if frame.name == layout.plate and frame.full_size:
+            return float(frame.full_size) / float(frame.size)
+    return 1.0
+
+
+def _missing_free_bits(
+    free_bits: float, layout: Layout, traces: list[tuple[Any, Any]], analytic: bool
+) -> Tensor:
+    """sum over dimensions of max(0, free_bits - KL): what lifts each KL to its free bits.
+
+    The KLs are the very terms of the estimator's loss, analytic or sampled, so that those below their free
+    bits cancel there to the last digit.
+    """
+    missing: list[Tensor] = []
+    for name in layout.latents:
+        kls, free = [], free_bits
+        for model_trace, guide_trace in traces:
+            guide_site, model_site = guide_trace.nodes[name], model_trace.nodes[name]
+            kl = elementwise_kl(guide_site, model_site, analytic)
+            if kl is None:
+                free = free_bits * guide_site["fn"].event_shape.numel()
+                kl = _joint_kl(guide_site, model_site, analytic).unsqueeze(-1)
+            over = [layout.dim - 1]
+            if kl.dim() > layout.nesting + 1:  # vectorised particles
+                over.append(-layout.nesting - 2)
+            kls.append(kl.mean(over))
+        missing.append((free - torch.stack(kls).mean(0)).clamp(min=0.0).sum())
+    return torch.stack(missing).sum()
+
+
+def _joint_kl(guide_site: Any, model_site: Any, analytic: bool) -> Tensor:
+    """KL(q || p) of a whole site, of its batch shape, as Pyro's estimators take it."""
+    if analytic:
+        try:
+            kl = kl_divergence(guide_site["fn"], model_site["fn"])
+        except NotImplementedError:
+            pass
+        else:
+            masked: Tensor = scale_and_mask(kl, mask=guide_site["mask"])
+            return masked
+    return unscaled(guide_site) - unscaled(model_site)
+
+
+def _is_transformed_delta(site: dict[str, Any]) -> bool:
+    """Whether a site is an autoguide's Delta with a Jacobian, which Pyro's analytic KL leaves out."""
+    fn = site["fn"]
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, Delta) and bool(torch.as_tensor(fn.log_density).ne(0).any())

@@ -1,0 +1,108 @@
+"""The Gumbel-softmax gradient for a discrete latent of a model that takes integers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyro.poutine as poutine
+import torch
+from torch import Tensor
+from torch.nn.functional import gumbel_softmax
+
+from ppl_vae.objectives.base import Loss, Objective
+from ppl_vae.pairs import Batch, Layout, Pair, PairError, Site, as_args, num_rows, sample_rows
+
+
+@dataclass(frozen=True)
+class GumbelSoftmaxELBO(Objective):
+    """The ELBO of one discrete latent, with pathwise gradients through a relaxed draw of it.
+
+    With f_k = log p(x | z = k) + beta (log p(z = k) - log q(z = k | x)) the ELBO is sum_k q_k f_k. Its
+    integrand is defined at the corners of the simplex only, at the one-hot vectors; what is relaxed is
+    its multilinear extension y -> sum_k y_k f_k, because no program for integers can be run between
+    the corners. y is drawn from the Gumbel-softmax (Concrete) distribution, softmax((log q + g) /
+    temperature) with Gumbel noise g (Jang et al., arXiv:1611.01144; Maddison et al.,
+    arXiv:1611.00712).
+
+    The value of y is the one-hot vector of its largest entry, exactly a draw from q, and its derivative
+    the relaxed one (straight-through): the loss and the gradient of the model are unbiased, the gradient
+    of the guide is not. Its bias vanishes with the temperature, while the variance grows. The derivative
+    of - log q_k within f_k, whose expectation is 0, is left out: it would be noise alone.
+
+    Every f_k is computed for this, which gives `EnumELBO` its exact gradient at the same cost: this
+    objective is here to be compared with it. The metrics (ELBO, rate, distortion) are exact sums.
+
+    Attributes:
+        temperature: Of the softmax; positive.
+
+    Raises:
+        PairError: The guide does not draw exactly one latent, with finite support, inside of the plate
+            over rows, or the model enumerates another.
+        ValueError: The temperature is not positive, or free bits are asked for.
+
+    Example:
+        >>> GumbelSoftmaxELBO(temperature=0.1)
+        GumbelSoftmaxELBO(beta=1.0, free_bits=0.0, num_particles=1, temperature=0.1)
+    """
+
+    temperature: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.temperature > 0:
+            raise ValueError(
+                f"GumbelSoftmaxELBO: temperature must be positive, not {self.temperature}"
+            )
+        if self.free_bits:
+            raise ValueError(
+                "GumbelSoftmaxELBO: there are no free bits for a discrete latent; set free_bits=0"
+            )
+
+    def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:
+        support = _support(pair, layout, batch)
+        (name,) = layout.draws
+        rows = sample_rows(pair, layout, batch, len(support), values={name: support})
+        log_q = rows.log_guide
+        ratio = rows.log_prior - log_q.detach()
+        corners = rows.log_likelihood + beta * ratio
+        y = gumbel_softmax(
+            log_q.expand(self.num_particles, *log_q.shape),
+            tau=self.temperature,
+            hard=True,
+            dim=1,
+        )
+        with torch.no_grad():
+            q = log_q.exp()
+            distortion = -(q * rows.log_likelihood).sum(0).mean()
+            rate = -(q * ratio).sum(0).mean()
+        return Loss(
+            loss=-(y * corners).sum(1).mean(),
+            elbo=-(distortion + rate),
+            rate=rate,
+            distortion=distortion,
+            traces=[(rows.model_trace, rows.guide_trace)],
+        )
+
+
+def _support(pair: Pair, layout: Layout, batch: Batch) -> Tensor:
+    """All values of the guide's one latent for every row, `(values, *plates, *event)`."""
+    others = (*layout.enumerated, *layout.shared)
+    if len(layout.draws) != 1 or others:
+        drawn = ", ".join(f"'{name}'" for name in (*layout.draws, *others)) or "none"
+        raise PairError(
+            f"GumbelSoftmaxELBO relaxes one discrete latent of each row, but the latents are {drawn}: "
+            f"use EnumELBO, which sums over several, or TraceELBO"
+        )
+    with torch.no_grad():
+        site: Site = poutine.trace(pair.guide).get_trace(*as_args(batch)).nodes[layout.draws[0]]
+    fn = site["fn"]
+    if not fn.has_enumerate_support or fn.batch_shape.numel() != num_rows(batch):
+        raise PairError(
+            f"GumbelSoftmaxELBO needs one value from a finite set for each row at site "
+            f"'{site['name']}', but the guide draws it from {type(fn).__name__} with batch shape "
+            f"{tuple(fn.batch_shape)}: use TraceELBO"
+        )
+    support: Tensor = fn.enumerate_support(expand=True)
+    while support.dim() < layout.nesting + 1 + len(fn.event_shape):
+        support = support.unsqueeze(1)
+    return support

@@ -1,0 +1,7 @@
+"""What a pair is: two Pyro programs, their parameters, their traces, and the densities of single rows."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,43 @@
+from .analytic_kl import (
+    elementwise_kl as elementwise_kl,
+    mean_field_violations as mean_field_violations,
+)
+from .attach import attach_guide as attach_guide, keep_guide as keep_guide
+from .batches import Batches as Batches, DataLike as DataLike
+from .densities import (
+    RowDensities as RowDensities,
+    posterior_means as posterior_means,
+    sample_rows as sample_rows,
+    stated_moment as stated_moment,
+)
+from .errors import PairError as PairError, first_line as first_line
+from .handlers import ScaleLatents as ScaleLatents, Substitute as Substitute
+from .layout import (
+    SAMPLES_PLATE as SAMPLES_PLATE,
+    Layout as Layout,
+    many_samples as many_samples,
+    rows_first as rows_first,
+    sum_to_rows as sum_to_rows,
+)
+from .pair import Bound as Bound, Pair as Pair
+from .programs import (
+    Batch as Batch,
+    Program as Program,
+    as_args as as_args,
+    move as move,
+    num_rows as num_rows,
+    take_rows as take_rows,
+)
+from .survey import find_layout as find_layout, rows_frame as rows_frame
+from .traces import (
+    Site as Site,
+    Trace as Trace,
+    elementwise as elementwise,
+    first_bad_site as first_bad_site,
+    is_enumerated as is_enumerated,
+    latent_sites as latent_sites,
+    observed_sites as observed_sites,
+    sample_sites as sample_sites,
+    trace_pair as trace_pair,
+    unscaled as unscaled,
+)

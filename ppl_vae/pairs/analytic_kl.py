@@ -1,0 +1,92 @@
+"""Where an analytic KL is right, and the KL of each latent dimension."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions.util import scale_and_mask
+from pyro.infer.inspect import TrackProvenance
+from pyro.ops.provenance import get_provenance
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from ppl_vae.pairs.pair import Pair
+from ppl_vae.pairs.programs import Batch
+from ppl_vae.pairs.traces import (
+    Site,
+    elementwise,
+    latent_sites,
+    trace_pair,
+)
+
+
+def elementwise_kl(guide_site: Site, model_site: Site, analytic: bool = True) -> Tensor | None:
+    """KL(q || p) of each single latent number, or None if one of the two does not factorise (or if p is
+    one for each value of an enumerated latent).
+
+    Analytic where torch knows it, otherwise (or if ``analytic`` is false) the one-sample estimate
+    log q(z) - log p(z). What the guide masks has no KL.
+
+    Returns:
+        ``(*batch, numbers of the event)``, in nats.
+    """
+    q, p = elementwise(guide_site["fn"]), elementwise(model_site["fn"])
+    if q is None or p is None or len(p.batch_shape) > len(q.batch_shape):
+        return None
+    value = guide_site["value"]
+    if p.batch_shape != q.batch_shape:  # torch's KL of Bernoullis does not broadcast
+        p = p.expand(q.batch_shape)
+    try:
+        kl = kl_divergence(q, p) if analytic else q.log_prob(value) - p.log_prob(value)
+    except NotImplementedError:
+        kl = q.log_prob(value) - p.log_prob(value)
+    kl = kl.expand(q.batch_shape)
+    event_dim = len(guide_site["fn"].event_shape)
+    kl = kl.flatten(kl.dim() - event_dim) if event_dim else kl.unsqueeze(-1)
+    mask = guide_site["mask"]
+    masked: Tensor = scale_and_mask(
+        kl, mask=mask.unsqueeze(-1) if isinstance(mask, Tensor) else mask
+    )
+    return masked
+
+
+def mean_field_violations(pair: Pair, batch: Batch) -> dict[str, set[str]]:
+    """Latents whose analytic KL would be wrong, with the latents that make it so.
+
+    The KL of a latent z_i is E_q[KL(q(z_i | parents) || p(z_i | parents))] as long as z_i's parents in the
+    model do not descend from z_i in the guide. Dependencies are read off by tracking where values
+    come from, not guessed from the order of the sites.
+
+    Returns:
+        A dict from each offending site to its parents in the model that descend from it in the guide.
+    """
+    with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
+        model_trace, guide_trace = trace_pair(pair, batch)
+        latents = [n for n in latent_sites(model_trace) if n in guide_trace.nodes]
+        if len(latents) < 2:
+            return {}
+        try:
+            with TrackProvenance():
+                model_trace, guide_trace = trace_pair(pair, batch)
+        except Exception:  # code that looks at a tensor's type; then take order for dependence
+            return _out_of_order(latents, guide_trace)
+    parents = {n: _parents(model_trace.nodes[n]) & set(latents) - {n} for n in latents}
+    ancestors: dict[str, set[str]] = {}
+    for name, site in latent_sites(guide_trace).items():
+        direct = _parents(site) - {name}
+        ancestors[name] = direct.union(*(ancestors.get(d, set()) for d in direct))
+    found = {n: {p for p in parents[n] if n in ancestors.get(p, set())} for n in latents}
+    return {name: guilty for name, guilty in found.items() if guilty}
+
+
+def _out_of_order(latents: list[str], guide_trace: Any) -> dict[str, set[str]]:
+    """Latents that the guide samples before one that the model samples earlier."""
+    place = {name: i for i, name in enumerate(guide_trace.nodes)}
+    found = {n: {p for p in latents[:i] if place[n] < place[p]} for i, n in enumerate(latents)}
+    return {name: guilty for name, guilty in found.items() if guilty}
+
+
+def _parents(site: dict[str, Any]) -> set[str]:
+    return set(get_provenance(site["fn"].log_prob(site["value"])))

@@ -1,0 +1,211 @@
+"""Per-row log densities of any pair under many samples.
+
+:func:`sample_rows` says what each *row* contributes to log p(z), log p(x | z) and log q(z | x). A
+:class:`Layout`, found once by :func:`ppl_vae.pairs.find_layout`, says which plate holds the rows and which
+sites are what.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.distributions as dist
+import pyro.poutine as poutine
+import torch
+from pyro.ops import packed
+from pyro.ops.contract import contract_tensor_tree
+from torch import Tensor
+
+from ppl_vae.pairs.handlers import Substitute
+from ppl_vae.pairs.layout import Layout, many_samples, rows_first, sum_to_rows
+from ppl_vae.pairs.pair import Pair
+from ppl_vae.pairs.programs import Batch, as_args, num_rows
+from ppl_vae.pairs.traces import Site, Trace, innermost, unscaled
+
+
+@dataclass(frozen=True)
+class RowDensities:
+    """What K samples from q(z | x) say of each of n rows; all log densities in nats, shape ``(K, n)``.
+
+    Attributes:
+        latents: The model's latent values by site, ``(K, n, *event)``.
+        draws: The guide's random values by site, likewise (auxiliary variables included).
+        log_prior: log p(z).
+        log_likelihood: log p(x | z), with sites that the model enumerates summed out.
+        log_guide: log q(z | x).
+        guide_trace: The trace of the guide, for its distributions.
+        model_trace: The trace of the model.
+    """
+
+    latents: dict[str, Tensor]
+    draws: dict[str, Tensor]
+    log_prior: Tensor
+    log_likelihood: Tensor
+    log_guide: Tensor
+    guide_trace: Trace
+    model_trace: Trace
+
+    @property
+    def log_weights(self) -> Tensor:
+        """log p(x, z) - log q(z | x): the importance weights, ``(K, n)``."""
+        return self.log_likelihood + self.log_prior - self.log_guide
+
+
+def sample_rows(
+    pair: Pair,
+    layout: Layout,
+    batch: Batch,
+    num_samples: int,
+    values: Mapping[str, Tensor] | None = None,
+) -> RowDensities:
+    """Draws ``num_samples`` latents a row from the guide and scores them, row by row.
+
+    Neither ``poutine.scale`` nor the weight of a subsampled plate enters: importance weights are
+    those of single rows. Call it inside of ``pair.scope()``.
+
+    Args:
+        pair: The pair.
+        layout: What :func:`find_layout` found.
+        batch: n rows.
+        num_samples: K. Where the pair does not vectorise, the samples are drawn one after the other.
+        values: Values for the guide's random sites to score instead of drawing them.
+    """
+    if num_samples > 1 and not layout.vectorizes:
+        parts = [
+            sample_rows(
+                pair,
+                layout,
+                batch,
+                1,
+                None if values is None else {n: v[k] for n, v in values.items()},
+            )
+            for k in range(num_samples)
+        ]
+        return _stack(parts)
+    guide, model = pair.guide, pair.model
+    if values is not None:
+        guide = Substitute(values)(guide)
+    args = as_args(batch)
+    with many_samples(layout, num_samples):
+        guide_trace = poutine.trace(guide).get_trace(*args)
+        if layout.enumerated:
+            model = poutine.infer_config(model, lambda site: _enumerate_only(layout, site))
+            model = poutine.enum(model, first_available_dim=-layout.nesting - 2)
+        model = poutine.replay(model, trace=guide_trace)
+        model_trace = poutine.trace(model).get_trace(*args)
+    n = num_rows(batch)
+
+    def total(trace: Trace, names: tuple[str, ...]) -> Tensor:
+        rows = [sum_to_rows(unscaled(trace.nodes[name]), layout, num_samples, n) for name in names]
+        return torch.stack(rows).sum(0) if rows else args[0].new_zeros((num_samples, n))
+
+    if layout.enumerated:
+        log_likelihood, log_prior = _summed_out(layout, model_trace, num_samples, n)
+    else:
+        log_likelihood = total(model_trace, layout.observed)
+        log_prior = total(model_trace, layout.latents)
+    return RowDensities(
+        latents={
+            name: rows_first(model_trace.nodes[name], layout, num_samples, n)
+            for name in layout.latents
+        },
+        draws={
+            name: rows_first(guide_trace.nodes[name], layout, num_samples, n)
+            for name in layout.draws
+        },
+        log_prior=log_prior,
+        log_likelihood=log_likelihood,
+        log_guide=total(guide_trace, layout.guide_sites),
+        guide_trace=guide_trace,
+        model_trace=model_trace,
+    )
+
+
+def _enumerate_only(layout: Layout, site: Site) -> Any:
+    """Sites that the guide has drawn are not enumerated, whatever the model says of them."""
+    return {} if site["name"] in layout.enumerated else {"enumerate": None}
+
+
+def _summed_out(layout: Layout, trace: Trace, num_samples: int, n: int) -> tuple[Tensor, Tensor]:
+    """(log p(x | z), log p(z)) where the model's enumerated sites are summed out of p(x, z) and of p(z)."""
+    trace.compute_log_prob()
+    trace.pack_tensors()
+    log_joint = _contracted(
+        layout, trace, (*layout.observed, *layout.latents, *layout.enumerated), num_samples, n
+    )
+    log_prior = _contracted(layout, trace, (*layout.latents, *layout.enumerated), num_samples, n)
+    return log_joint - log_prior, log_prior
+
+
+def _contracted(
+    layout: Layout, trace: Trace, names: tuple[str, ...], num_samples: int, n: int
+) -> Tensor:
+    """The log density of the named sites, the model's enumerated ones summed out: ``(num_samples, n)``."""
+    plates = set(trace.plate_to_symbol.values())
+    terms: OrderedDict[frozenset[str], list[Any]] = OrderedDict()
+    for name in (n for n in trace.nodes if n in names):
+        site = trace.nodes[name]
+        term = packed.scale_and_mask(
+            site["packed"]["unscaled_log_prob"], mask=site["packed"]["mask"]
+        )
+        frames = [f for f in site["cond_indep_stack"] if f.vectorized]
+        ordinal = frozenset(trace.plate_to_symbol[f.name] for f in frames)
+        terms.setdefault(ordinal, []).append(term)
+    sum_dims = {d for ts in terms.values() for t in ts for d in t._pyro_dims} - plates
+    contracted = contract_tensor_tree(terms, sum_dims)
+    dense = [packed.unpack(t, trace.symbol_to_dim) for ts in contracted.values() for t in ts]
+    return torch.stack([sum_to_rows(t, layout, num_samples, n) for t in dense]).sum(0)
+
+
+def _stack(parts: list[RowDensities]) -> RowDensities:
+    def join(name: str) -> Tensor:
+        return torch.cat([getattr(part, name) for part in parts])
+
+    return RowDensities(
+        latents={k: torch.cat([p.latents[k] for p in parts]) for k in parts[0].latents},
+        draws={k: torch.cat([p.draws[k] for p in parts]) for k in parts[0].draws},
+        log_prior=join("log_prior"),
+        log_likelihood=join("log_likelihood"),
+        log_guide=join("log_guide"),
+        guide_trace=parts[-1].guide_trace,
+        model_trace=parts[-1].model_trace,
+    )
+
+
+def posterior_means(rows: RowDensities, layout: Layout) -> Tensor:
+    """E_q[z | x] of every latent number of each row, ``(n, dimensions)``.
+
+    The average over the samples of the conditional means that the guide's distributions state, or of the
+    samples themselves where a distribution states none.
+    """
+    columns: list[Tensor] = []
+    for name in layout.latents:
+        value = rows.latents[name]
+        mean = stated_moment(rows, layout, name, "mean")
+        average = (value if mean is None else mean).double().mean(0)
+        columns.append(average.reshape(len(average), -1))
+    if not columns:
+        return rows.log_guide.new_zeros((rows.log_guide.shape[1], 0))
+    return torch.cat(columns, 1)
+
+
+def stated_moment(rows: RowDensities, layout: Layout, name: str, moment: str) -> Tensor | None:
+    """The mean or variance that the guide's distribution at a site states, ``(samples, n, *event)``."""
+    site = rows.guide_trace.nodes[name]
+    if isinstance(innermost(site["fn"]), dist.Delta) or site["fn"].has_enumerate_support:
+        return None
+    try:
+        value = getattr(site["fn"], moment)
+    except (NotImplementedError, AttributeError):
+        return None
+    if value.shape != site["fn"].batch_shape + site["fn"].event_shape:
+        return None
+    samples, n = rows.log_guide.shape
+    # A trace of looped samples is that of the last one alone: its moments stand for all of them only if
+    # they do not depend on other latents, which is not known here.
+    if not layout.vectorizes and samples > 1 and len(layout.draws) > 1:
+        return None
+    return rows_first({**site, "value": value}, layout, samples, n)

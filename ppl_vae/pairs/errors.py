@@ -1,0 +1,13 @@
+"""What is wrong with a pair, as an error."""
+
+from __future__ import annotations
+
+
+class PairError(ValueError):
+    """A model/guide pair that can not be used as asked; the message names the site and the remedy."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its name."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(":") if lines else type(error).__name__

@@ -1,0 +1,51 @@
+"""Effect handlers for the programs of a pair: the KL scaled, latents given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from ppl_vae.pairs.traces import (
+    Site,
+)
+
+
+class ScaleLatents(Messenger):
+    """Multiplies the log density of every latent site by ``scale``: the KL's weight beta.
+
+    It has to be applied to model *and* guide, so that log p(z) and log q(z | x), or their analytic KL, are
+    scaled alike. Unlike ``poutine.scale`` it leaves observed sites alone and allows a scale of zero.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, pyro.poutine as poutine
+        >>> def model():
+        ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(0.0))
+        >>> trace = poutine.trace(ScaleLatents(4.0)(model)).get_trace()
+        >>> trace.nodes["z"]["scale"], trace.nodes["x"]["scale"]
+        (4.0, 1.0)
+    """
+
+    def __init__(self, scale: float | Tensor) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def _pyro_sample(self, msg: Site) -> None:
+        if not msg["is_observed"] and not site_is_subsample(msg):
+            msg["scale"] = msg["scale"] * self.scale
+
+
+class Substitute(Messenger):
+    """Gives latent sites the values that it is told, and lets everything else run."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Site) -> None:
+        if msg["name"] in self.values and not msg["is_observed"]:
+            msg["value"] = self.values[msg["name"]]
+            msg["done"] = True

@@ -1,0 +1,80 @@
+"""Which plate of a pair holds the rows, which sites are what, and tensors in those shapes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyro
+from torch import Tensor
+
+from ppl_vae.pairs.traces import Site
+
+SAMPLES_PLATE = "_ppl_vae_samples"
+"""Name of the plate over samples that is put around a pair's programs."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which plate of a pair holds the rows, and what its sites are.
+
+    Attributes:
+        plate: Name of the plate over rows.
+        dim: The plate's dimension, counted from the right (negative).
+        latents: The model's latent sites inside of that plate, which the guide samples.
+        shared: Latent sites outside of it: they belong to all rows.
+        enumerated: Latent sites that the model sums out exactly (the guide does not sample them).
+        guide_sites: The guide's sites inside of the plate, whose log densities make up log q(z | x).
+        draws: Those of them that are random: no Delta sites, but auxiliary ones.
+        observed: Observed sites.
+        nesting: The number of dimensions that plates take up.
+        vectorizes: Whether one run can hold many samples, or they have to be looped over.
+    """
+
+    plate: str
+    dim: int
+    latents: tuple[str, ...]
+    shared: tuple[str, ...]
+    enumerated: tuple[str, ...]
+    guide_sites: tuple[str, ...]
+    draws: tuple[str, ...]
+    observed: tuple[str, ...]
+    nesting: int
+    vectorizes: bool
+
+
+@contextlib.contextmanager
+def many_samples(layout: Layout, num_samples: int) -> Iterator[None]:
+    """A plate of ``num_samples`` to the left of all plates of the pair (nothing for a single sample)."""
+    if num_samples == 1:
+        yield
+    else:
+        with pyro.plate(SAMPLES_PLATE, num_samples, dim=-layout.nesting - 1):
+            yield
+
+
+def sum_to_rows(log_prob: Tensor, layout: Layout, num_samples: int, n: int) -> Tensor:
+    """Sums a site's log density over all dimensions but samples and rows: ``(num_samples, n)``."""
+    samples_dim = -layout.nesting - 1
+    while log_prob.dim() < layout.nesting + 1:
+        log_prob = log_prob.unsqueeze(0)
+    keep = {log_prob.dim() + samples_dim, log_prob.dim() + layout.dim}
+    others = [d for d in range(log_prob.dim()) if d not in keep]
+    if others:
+        log_prob = log_prob.sum(others)
+    return log_prob.expand(num_samples, n)
+
+
+def rows_first(site: Site, layout: Layout, num_samples: int, n: int) -> Tensor:
+    """A site's value as ``(num_samples, n, *inner plates, *event)``."""
+    value: Tensor = site["value"]
+    event_dim = len(site["fn"].event_shape)
+    while value.dim() < layout.nesting + 1 + event_dim:
+        value = value.unsqueeze(0)
+    batch_dim = value.dim() - event_dim
+    value = value.movedim((batch_dim - layout.nesting - 1, batch_dim + layout.dim), (0, 1))
+    shape = value.shape[2:]
+    value = value.expand(num_samples, n, *shape)
+    ones = [d for d in range(2, value.dim() - event_dim) if value.shape[d] == 1]
+    return value.squeeze(ones) if ones else value

@@ -1,0 +1,54 @@
+"""What the last fit of a pair has learned, found again from its two programs."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from ppl_vae.pairs.programs import Program
+
+_learned: weakref.WeakKeyDictionary[Any, list[tuple[Any, Any, Any, dict[str, Any]]]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _identity(program: Program) -> tuple[Any, Any]:
+    """An object that lives as long as the program does, and what tells its programs apart."""
+    owner = getattr(program, "__self__", None)
+    return (program, None) if owner is None else (owner, getattr(program, "__func__", None))
+
+
+def remember(model: Program, guide: Program, store: dict[str, Any]) -> None:
+    """Keeps the parameter store of a fit for as long as both programs live."""
+    (owner, method), (guide_owner, guide_method) = _identity(model), _identity(guide)
+    try:
+        entries = _learned.setdefault(owner, [])
+        reference = weakref.ref(guide_owner)
+    except (
+        TypeError
+    ):  # neither hashable nor weakly referable: the fit's own result still carries the values
+        return
+    entries[:] = [
+        e
+        for e in entries
+        if e[1]() is not None
+        and not (e[0] is method and e[1]() is guide_owner and e[2] is guide_method)
+    ]
+    entries.append((method, reference, guide_method, store))
+
+
+def recall(model: Program, guide: Program) -> dict[str, Any] | None:
+    """The parameter store of the last fit of just these two programs."""
+    (owner, method), (guide_owner, guide_method) = _identity(model), _identity(guide)
+    try:
+        entries = _learned.get(owner, [])
+    except TypeError:
+        return None
+    for known_method, reference, known_guide_method, store in entries:
+        if (
+            known_method is method
+            and reference() is guide_owner
+            and known_guide_method is guide_method
+        ):
+            return store
+    return None

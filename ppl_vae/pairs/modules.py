@@ -1,0 +1,82 @@
+"""Which modules a program is made of: found by what it is, holds and refers to."""
+
+from __future__ import annotations
+
+import dis
+import functools
+import types
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def modules_of_program(value: Any, name: str, seen: set[int] | None = None) -> dict[str, nn.Module]:
+    """The modules that a program is made of: found by what it is, holds and refers to, not by running it."""
+    seen = set() if seen is None else seen
+    if id(value) in seen:
+        return {}
+    seen.add(id(value))
+    if isinstance(value, nn.Module):
+        return {name: value}
+    found: dict[str, nn.Module] = {}
+    for part, inner in _parts(value):
+        found |= modules_of_program(inner, f"{name}.{part}" if part else name, seen)
+    return found
+
+
+def _parts(value: Any) -> list[tuple[str, Any]]:
+    """What of a value may be or hold a module, by name."""
+    if isinstance(value, functools.partial):
+        args = [(str(i), arg) for i, arg in enumerate(value.args)]
+        return [("", value.func), *args, *value.keywords.items()]
+    if isinstance(value, types.MethodType):
+        return [("", value.__self__), (value.__func__.__name__, value.__func__)]
+    if isinstance(value, types.FunctionType):
+        return [] if _is_of_a_library(value) else _referred(value)
+    if isinstance(value, Mapping):
+        return [(str(key), v) for key, v in value.items()] if len(value) <= _MANY else []
+    if isinstance(value, (list, tuple)):
+        return [(str(i), v) for i, v in enumerate(value)] if len(value) <= _MANY else []
+    if isinstance(value, (Tensor, types.ModuleType)) or _is_of_a_library(type(value)):
+        return []
+    attributes = getattr(value, "__dict__", {})
+    return [(n, v) for n, v in attributes.items() if isinstance(v, nn.Module | list | tuple | dict)]
+
+
+_MANY = 1000  # a longer container holds data, not modules
+
+
+def _is_of_a_library(value: Any) -> bool:
+    return str(getattr(value, "__module__", "")).partition(".")[0] in ("torch", "pyro", "builtins")
+
+
+def _referred(function: types.FunctionType) -> list[tuple[str, Any]]:
+    """The values that a function closes over, has as defaults, or finds among its globals."""
+    found: dict[str, Any] = {}
+    names, attributes = _names_used(function.__code__)
+    for name in names & function.__globals__.keys():
+        value = found[name] = function.__globals__[name]
+        if isinstance(value, types.ModuleType):  # nets.decoder
+            inner = {f"{name}.{n}": vars(value).get(n) for n in attributes}
+            found |= {n: v for n, v in inner.items() if isinstance(v, nn.Module)}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            found[name] = cell.cell_contents
+        except ValueError:  # a name that is bound later
+            continue
+    positional = function.__code__.co_varnames[: function.__code__.co_argcount]
+    defaults = function.__defaults__ or ()
+    found |= dict(zip(positional[len(positional) - len(defaults) :], defaults, strict=True))
+    found |= function.__kwdefaults__ or {}
+    return [*sorted(found.items()), ("__wrapped__", getattr(function, "__wrapped__", None))]
+
+
+@functools.cache
+def _names_used(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
+    """Names of globals, and of globals and attributes, in a function and in those that it defines."""
+    inner = [_names_used(c) for c in code.co_consts if isinstance(c, types.CodeType)]
+    own = {str(i.argval) for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"}
+    names = frozenset[str]().union(*(n for n, _ in inner))
+    attributes = frozenset[str]().union(*(a for _, a in inner))
+    return names | own, attributes.union(code.co_names)

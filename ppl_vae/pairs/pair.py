@@ -1,0 +1,277 @@
+"""What a pair is: a model p(x, z) and a guide q(z | x) as two Pyro programs.
+
+A :class:`Pair` answers the questions that every other module has to ask of two arbitrary callables: how
+are they called, which modules and parameters do they own, where do the values of their ``pyro.param``
+statements live, what has to be saved. It never looks inside of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import pyro
+import pyro.poutine as poutine
+import torch
+from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+
+from ppl_vae.pairs.learned import recall, remember
+from ppl_vae.pairs.modules import (
+    modules_of_program,
+)
+from ppl_vae.pairs.programs import Batch, Program, as_args
+
+_MODULE_DIVIDER = "$$$"  # how pyro.module writes "module$$$parameter"
+
+
+class Bound:
+    """A Pyro program that carries the trained values of its ``pyro.param`` statements.
+
+    Calling it runs the program in a scope of the parameter store that holds those values, so that it can be
+    given to any Pyro code (``Predictive``, ``poutine.trace``) without touching the global store.
+    """
+
+    def __init__(self, program: Program, store: dict[str, Any]) -> None:
+        self.program = program
+        self.store = store
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with pyro.get_param_store().scope(cast(Any, self.store)):
+            return self.program(*args, **kwargs)
+
+
+class _Restore(Messenger):
+    """Gives ``pyro.param`` statements their saved values, the first time that each of them runs."""
+
+    def __init__(self, values: MutableMapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_post_param(self, msg: dict[str, Any]) -> None:
+        saved = self.values.pop(msg["name"], None)
+        if saved is None:
+            return
+        store = pyro.get_param_store()
+        _put_back(msg["name"], msg["value"].unconstrained(), saved)
+        msg["value"] = store[msg["name"]]
+
+
+def _put_back(name: str, leaf: Tensor, saved: Tensor) -> None:
+    if leaf.shape != saved.shape:
+        raise ValueError(
+            f"the saved value of parameter '{name}' has shape {tuple(saved.shape)}, but the program "
+            f"declares {tuple(leaf.shape)}: it is not the program that was saved"
+        )
+    with torch.no_grad():
+        leaf.copy_(saved)
+
+
+class Pair:
+    """A model and a guide, their modules, and the parameter store that they live in.
+
+    Args:
+        model: Pyro program of the joint density p(x, z); called as ``model(*as_args(batch))``.
+        guide: Pyro program of the inference density q(z | x), with the same arguments.
+        store: State of a parameter store (``pyro.get_param_store().get_state()``) to start from.
+    """
+
+    def __init__(self, model: Program, guide: Program, store: dict[str, Any] | None = None) -> None:
+        self.model: Program = model.program if isinstance(model, Bound) else model
+        self.guide: Program = guide.program if isinstance(guide, Bound) else guide
+        if store is None:
+            store = _empty_store()
+            for program in (model, guide):
+                if isinstance(program, Bound):
+                    _merge(store, program.store)
+        self.store = store
+        self._entered = 0
+        self._pending: dict[str, Tensor] = {}
+        self._declared: dict[str, set[str]] = {"model": set(), "guide": set()}
+
+    @classmethod
+    def of(cls, model: Program, guide: Program) -> Pair:
+        """The pair of two programs, with what the last ``fit`` of just these two has learned."""
+        if isinstance(model, Bound) or isinstance(guide, Bound):
+            return cls(model, guide)
+        return cls(model, guide, recall(model, guide))
+
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether the guide has parameters for each row, so that it runs on all of its rows or none."""
+        return isinstance(self.guide, AutoGuide) or bool(getattr(self.guide, "keeps_rows", False))
+
+    # -- running -----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """Everything that runs inside sees this pair's parameter store, and nobody else's."""
+        with pyro.get_param_store().scope(cast(Any, self.store)), _Restore(self._pending):
+            self._entered += 1
+            try:
+                yield
+            finally:
+                self._entered -= 1
+        # What belongs to a module stays there alone: a second copy in the store could only go stale.
+        # Parameters of a module that was not found are kept, so that they are saved.
+        owned = {id(p) for module in self.modules().values() for p in module.parameters()}
+        for name in list(self.store["params"]):
+            if id(self.store["params"][name]) in owned:
+                del self.store["params"][name], self.store["constraints"][name]
+
+    def _values(self) -> Mapping[str, Tensor]:
+        """The unconstrained ``pyro.param`` values: Pyro's own store holds them inside of the scope."""
+        if self._entered:
+            return dict(pyro.get_param_store().named_parameters())
+        return cast(dict[str, Tensor], self.store["params"])
+
+    @contextmanager
+    def mode(self, training: bool) -> Iterator[None]:
+        """Puts the pair's modules in training or evaluation mode, and back afterwards."""
+        before = [
+            (module, module.training)
+            for root in self.modules().values()
+            for module in root.modules()
+        ]
+        for root in self.modules().values():
+            root.train(training)
+        try:
+            yield
+        finally:
+            for module, was_training in before:
+                module.training = was_training
+
+    def bound(self) -> tuple[Program, Program]:
+        """The two programs, carrying their trained ``pyro.param`` values where they have any."""
+        if not self.store["params"]:
+            return self.model, self.guide
+        of_model, of_guide = self._declared["model"], self._declared["guide"]
+        return (
+            Bound(self.model, _without(self.store, of_guide - of_model)),
+            Bound(self.guide, _without(self.store, of_model - of_guide)),
+        )
+
+    def remember(self) -> None:
+        """Lets :meth:`of` find this store again from the two programs."""
+        remember(self.model, self.guide, self.store)
+
+    # -- parameters --------------------------------------------------------------------------------------
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The modules that the two programs are, are methods of, or refer to; without repetition."""
+        found: dict[str, nn.Module] = {}
+        seen: set[int] = set()
+        for role, program in (("model", self.model), ("guide", self.guide)):
+            for name, module in modules_of_program(program, role).items():
+                if id(module) not in seen:
+                    seen.add(id(module))
+                    found[name] = module
+        return found
+
+    def parameters(self, batch: Batch) -> dict[str, Tensor]:
+        """All trainable tensors by name: those of modules, then those of ``pyro.param`` statements.
+
+        Runs the pair once on ``batch`` (in evaluation mode, so that batch norm stays as it is), because
+        parameters may be declared by running. Constrained parameters appear as their unconstrained leaf.
+        Call it inside of :meth:`scope`.
+        """
+        with poutine.trace(param_only=True) as capture, self.mode(training=False), torch.no_grad():
+            guide_trace = poutine.trace(self.guide).get_trace(*as_args(batch))
+            model = poutine.replay(self.model, trace=guide_trace)
+            model_trace = poutine.trace(model).get_trace(*as_args(batch))
+        self._declared = {
+            "model": set(model_trace.param_nodes),
+            "guide": set(guide_trace.param_nodes),
+        }
+        if self._pending:  # modules that came to exist only now, such as an autoguide's
+            self.load_state(self._pending)
+        named: dict[str, Tensor] = {}
+        seen: set[int] = set()
+        for root, module in self.modules().items():
+            for name, parameter in module.named_parameters():
+                if parameter.requires_grad and id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    named[f"{root}.{name}"] = parameter
+        for name, site in capture.trace.nodes.items():
+            value: Any = site["value"]
+            leaf = value.unconstrained()
+            if leaf.requires_grad and id(leaf) not in seen:
+                seen.add(id(leaf))
+                named[f"param.{name}"] = leaf
+        return named
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that has to be saved: the modules' state and the values of ``pyro.param``."""
+        state: dict[str, Tensor] = {}
+        seen: set[int] = set()
+        for root, module in self.modules().items():
+            for name, tensor in module.state_dict(keep_vars=True).items():
+                if isinstance(tensor, Tensor) and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    state[f"{root}.{name}"] = tensor.detach()
+        for name, tensor in self._values().items():
+            if id(tensor) not in seen:
+                state[f"param.{name}"] = tensor.detach()
+        return state
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Puts saved values back, in place. Those that no module has wait for their ``pyro.param``.
+
+        Raises:
+            ValueError: The shape of a saved value differs; the name is given.
+        """
+        rest = dict(state)
+        for root, module in self.modules().items():
+            own = module.state_dict(keep_vars=True)
+            for name, tensor in own.items():
+                key = f"{root}.{name}"
+                if key not in rest:
+                    continue
+                saved = rest.pop(key)
+                if saved.shape != tensor.shape:
+                    raise ValueError(
+                        f"the saved '{key}' has shape {tuple(saved.shape)}, the module's has "
+                        f"{tuple(tensor.shape)}: these are not the weights of this pair"
+                    )
+                with torch.no_grad():
+                    tensor.copy_(saved)
+        self._pending.clear()  # in place: an open scope holds on to it
+        self._pending.update((name.removeprefix("param."), t) for name, t in rest.items())
+        values = self._values()
+        for name in self._pending.keys() & values.keys():
+            _put_back(name, values[name], self._pending.pop(name))
+
+    def to(self, device: torch.device) -> None:
+        """Moves modules and ``pyro.param`` values to a device, in place."""
+        for module in self.modules().values():
+            module.to(device)
+        for name, tensor in self.store["params"].items():
+            if tensor.device != device:
+                moved = tensor.detach().to(device).requires_grad_(tensor.requires_grad)
+                self.store["params"][name] = moved
+
+
+def _empty_store() -> dict[str, Any]:
+    return {"params": {}, "constraints": {}}
+
+
+def _without(store: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    return {key: {n: v for n, v in part.items() if n not in names} for key, part in store.items()}
+
+
+def _merge(into: dict[str, Any], store: dict[str, Any]) -> None:
+    """Adds the values that one program carries to those of the other.
+
+    Raises:
+        ValueError: Both carry a value of one parameter, and from different fits.
+    """
+    for name, value in store["params"].items():
+        if into["params"].get(name, value) is not value:
+            raise ValueError(
+                f"model and guide each carry a trained value of parameter '{name}', from different fits: "
+                "give the two parameters different names, or take model and guide from the same fit"
+            )
+    for key, values in store.items():
+        into[key].update(values)

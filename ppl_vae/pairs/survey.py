@@ -1,0 +1,192 @@
+"""Which plate of a pair holds the rows, and what its sites are: found by running it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pyro.poutine as poutine
+import torch
+from pyro.infer.inspect import TrackProvenance
+from pyro.ops.provenance import get_provenance
+from torch import Tensor
+
+from ppl_vae.pairs.densities import sample_rows
+from ppl_vae.pairs.errors import PairError
+from ppl_vae.pairs.layout import SAMPLES_PLATE, Layout
+from ppl_vae.pairs.pair import Pair
+from ppl_vae.pairs.programs import Batch, as_args, num_rows, take_rows
+from ppl_vae.pairs.traces import (
+    Site,
+    innermost,
+    latent_sites,
+    observed_sites,
+    sample_sites,
+    trace_pair,
+)
+
+
+def rows_frame(sites: Mapping[str, Site], n: int) -> Any:
+    """The outermost plate of size ``n`` that holds every one of the given observed sites.
+
+    Raises:
+        PairError: There is none; the message says which plates there are.
+    """
+    common = _plates_around(sites, n)
+    if common:
+        return min(common.values(), key=lambda frame: frame.dim)
+    names = ", ".join(f"'{name}'" for name in sites) or "(none)"
+    plates = {
+        f"'{f.name}' of size {f.size}"
+        for site in sites.values()
+        for f in site["cond_indep_stack"]
+        if f.vectorized
+    }
+    found = f"the plates found are {', '.join(sorted(plates))}" if plates else "there is none"
+    raise PairError(
+        f"the observed sites {names} are not inside a plate over the {n} rows of the batch ({found}): "
+        f'put the latents and the data of each row inside `with pyro.plate("data", x.shape[0]):`'
+    )
+
+
+def _plates_around(sites: Mapping[str, Site], n: int) -> dict[str, Any]:
+    """The plates of size ``n`` that hold every one of the given sites."""
+    common: dict[str, Any] | None = None
+    for site in sites.values():
+        frames = {f.name: f for f in site["cond_indep_stack"] if f.vectorized and f.size == n}
+        common = frames if common is None else {k: f for k, f in common.items() if k in frames}
+    return common or {}
+
+
+def _find_rows(pair: Pair, batch: Batch, sites: Mapping[str, Site]) -> Any:
+    """:func:`rows_frame`; of several plates with as many entries as rows, the one that follows their number."""
+    n = num_rows(batch)
+    found = rows_frame(sites, n)
+    if n == 1 or len(_plates_around(sites, n)) == 1 or pair.keeps_rows:
+        return found
+    try:
+        fewer, _ = trace_pair(pair, take_rows(batch, slice(0, n - 1)))
+        name = rows_frame(observed_sites(fewer), n - 1).name
+    except Exception:  # a pair that runs on these rows alone
+        return found
+    return _plates_around(sites, n).get(name, found)
+
+
+def find_layout(pair: Pair, batch: Batch) -> Layout:
+    """Finds the layout of a pair by running it on a batch; leaves the random state as it was.
+
+    Call it inside of ``pair.scope()``.
+
+    Raises:
+        PairError: No plate over rows, latents of different rows that are drawn jointly, or a latent that
+            neither the guide samples nor the model enumerates.
+    """
+    with torch.random.fork_rng(), torch.no_grad(), pair.mode(training=False):
+        model_trace, guide_trace = trace_pair(pair, batch)
+        observed = observed_sites(model_trace)
+        frame = _find_rows(pair, batch, observed)
+        in_plate = {
+            name
+            for trace in (model_trace, guide_trace)
+            for name, site in sample_sites(trace).items()
+            if any(f.name == frame.name for f in site["cond_indep_stack"])
+        }
+        latents = latent_sites(model_trace)
+        for name, site in latents.items():
+            if name not in guide_trace.nodes:
+                _require_enumerable(name, site, frame.name)
+        draws = {
+            n: s
+            for n, s in latent_sites(guide_trace).items()
+            if not isinstance(innermost(s["fn"]), dist.Delta)
+        }
+        own = tuple(n for n in latents if n in in_plate and n in guide_trace.nodes)
+        joint = _drawn_jointly(pair, batch, set(own), {n for n in draws if n not in in_plate})
+        if joint:
+            raise PairError(
+                f"the guide draws the latents of all rows jointly at site '{joint}', outside of plate "
+                f"'{frame.name}': no density of a single row can be told apart. Use a guide that samples "
+                "inside of the plate (AutoNormal instead of AutoMultivariateNormal, or an amortised guide)"
+            )
+        dims = [
+            f.dim
+            for trace in (model_trace, guide_trace)
+            for site in sample_sites(trace).values()
+            for f in site["cond_indep_stack"]
+            if f.vectorized
+        ]
+        layout = Layout(
+            plate=frame.name,
+            dim=frame.dim,
+            latents=own,
+            shared=tuple(n for n in latents if n not in in_plate and n in guide_trace.nodes),
+            enumerated=tuple(n for n in latents if n not in guide_trace.nodes),
+            guide_sites=tuple(n for n in sample_sites(guide_trace) if n in in_plate),
+            draws=tuple(n for n in draws if n in in_plate),
+            observed=tuple(observed),
+            nesting=-min(dims),
+            vectorizes=True,
+        )
+        if not _vectorizes(pair, layout, batch):
+            layout = Layout(**{**layout.__dict__, "vectorizes": False})
+    return layout
+
+
+def _require_enumerable(name: str, site: Site, plate: str) -> None:
+    """A latent that the guide leaves out has to be one that the model can sum out, row by row."""
+    if site["infer"].get("enumerate") != "parallel":
+        raise PairError(
+            f"the model's latent site '{name}' is not sampled by the guide: give the site the same name in "
+            'both, or mark it for enumeration with infer={"enumerate": "parallel"}'
+        )
+    if not any(f.name == plate for f in site["cond_indep_stack"]):
+        raise PairError(
+            f"the model's latent site '{name}' is to be summed out, but is outside of plate '{plate}': rows "
+            "that share it have no densities of their own; sample it in the guide"
+        )
+
+
+def _drawn_jointly(pair: Pair, batch: Batch, own: set[str], outside: set[str]) -> str | None:
+    """A draw outside of the plate over rows that latents of rows are mere functions of, if there is one."""
+    if not outside or not own:
+        return None
+    with TrackProvenance(), pyro.validation_enabled(False):
+        trace = poutine.trace(pair.guide).get_trace(*as_args(batch))
+    for name in own:
+        site = trace.nodes[name]
+        if isinstance(innermost(site["fn"]), dist.Delta):
+            sources = get_provenance(site["value"]) & outside
+            if sources:
+                return str(min(sources))
+    return None
+
+
+def _vectorizes(pair: Pair, layout: Layout, batch: Batch) -> bool:
+    """Tries two samples at once against one at a time: the same latents must get the same densities."""
+    small = batch if pair.keeps_rows else take_rows(batch, slice(0, 8))
+    try:
+        both = sample_rows(pair, layout, small, 2)
+        for k in range(2):
+            values = {
+                name: _one_sample(site, layout, k)
+                for name, site in latent_sites(both.guide_trace).items()
+                if not isinstance(innermost(site["fn"]), dist.Delta)
+            }
+            single = sample_rows(pair, layout, small, 1, values=values)
+            for name in ("log_prior", "log_likelihood", "log_guide"):
+                one, two = getattr(single, name)[0], getattr(both, name)[k]
+                if not torch.allclose(one, two, rtol=1e-3, atol=1e-3, equal_nan=True):
+                    return False
+    except Exception:  # whatever a program raises that was not written for an extra dimension
+        return False
+    return True
+
+
+def _one_sample(site: Site, layout: Layout, k: int) -> Tensor:
+    """Sample ``k`` of a site drawn in :func:`many_samples`, shaped as without."""
+    value: Tensor = site["value"][k]
+    frames = [f for f in site["cond_indep_stack"] if f.vectorized and f.name != SAMPLES_PLATE]
+    batch_dim = max((-f.dim for f in frames), default=0)
+    return value.reshape(value.shape[layout.nesting - batch_dim :])

@@ -1,0 +1,110 @@
+"""What can be read off a trace: its sites, their log densities, the distributions inside of wrappers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro.distributions as dist
+import pyro.poutine as poutine
+import torch
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from ppl_vae.pairs.pair import Pair
+from ppl_vae.pairs.programs import Batch, Program, as_args
+
+Site = Any
+"""A site of a trace: Pyro's message, a dict."""
+
+
+Trace = Any
+
+
+def sample_sites(trace: Trace) -> dict[str, Site]:
+    """The sample sites of a trace that carry a density: no subsampling, no ``pyro.deterministic``."""
+    return {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample"
+        and not site_is_subsample(site)
+        and not site["infer"].get("_deterministic", False)
+    }
+
+
+def latent_sites(trace: Trace) -> dict[str, Site]:
+    """The unobserved sample sites."""
+    return {n: s for n, s in sample_sites(trace).items() if not s["is_observed"]}
+
+
+def observed_sites(trace: Trace) -> dict[str, Site]:
+    """The observed sample sites (``pyro.factor`` statements among them)."""
+    return {n: s for n, s in sample_sites(trace).items() if s["is_observed"]}
+
+
+def is_enumerated(site: Site) -> bool:
+    """Whether a site is marked for exact enumeration."""
+    return site["infer"].get("enumerate") in ("parallel", "sequential")
+
+
+def unscaled(site: Site) -> Tensor:
+    """A site's log density with its mask, without any scale: shape of the site's batch."""
+    if "unscaled_log_prob" not in site:
+        site["unscaled_log_prob"] = site["fn"].log_prob(
+            site["value"], *site["args"], **site["kwargs"]
+        )
+    masked: Tensor = scale_and_mask(site["unscaled_log_prob"], mask=site["mask"])
+    return masked
+
+
+def first_bad_site(traces: list[tuple[Any, Any]]) -> tuple[str, str] | None:
+    """The first site, in the order of execution, whose value or density is not finite: name and words.
+
+    Data come first: they are there before anything runs.
+    """
+    for model_trace, guide_trace in traces:
+        for name, site in observed_sites(model_trace).items():
+            if not _is_finite(site["value"]):
+                return name, f"'{name}' in the model: the data observed at it are NaN or infinite"
+        for role, trace in (("guide", guide_trace), ("model", model_trace)):
+            for name, site in sample_sites(trace).items():
+                if not _is_finite(site["value"]):
+                    return name, f"'{name}' in the {role}: a value drawn from it is NaN or infinite"
+                if not _is_finite(site.get("unscaled_log_prob")):
+                    return name, f"'{name}' in the {role}: its log density is NaN or infinite"
+    return None
+
+
+def _is_finite(value: Tensor | None) -> bool:
+    return value is None or bool(torch.isfinite(value).all())
+
+
+def elementwise(fn: Any) -> Any | None:
+    """The distribution of each single number of a factorising ``fn``, or None if it does not factorise.
+
+    The batch shape of what is returned is ``fn.batch_shape + fn.event_shape``.
+    """
+    shape = fn.batch_shape + fn.event_shape
+    while isinstance(fn, (torch.distributions.Independent, dist.ExpandedDistribution)):
+        fn = fn.base_dist
+    if fn.event_shape or isinstance(fn, dist.Delta):
+        return None
+    return fn.expand(shape) if fn.batch_shape != shape else fn
+
+
+def trace_pair(
+    pair: Pair, batch: Batch, wrap: Callable[[Program], Program] = lambda program: program
+) -> tuple[Trace, Trace]:
+    """Runs the guide, then the model with the guide's latents: ``(model_trace, guide_trace)``."""
+    args = as_args(batch)
+    guide_trace = poutine.trace(wrap(pair.guide)).get_trace(*args)
+    model = poutine.replay(pair.model, trace=guide_trace)
+    return poutine.trace(wrap(model)).get_trace(*args), guide_trace
+
+
+def innermost(fn: Any) -> Any:
+    """The distribution inside of all wrappers (Independent, expanded, masked, transformed)."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return fn

@@ -1,0 +1,248 @@
+"""What the pictures of `ppl_vae.plots` are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike, NDArray
+from scipy.ndimage import gaussian_filter
+
+Floats = NDArray[np.float64]
+
+
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#8C8C8C"
+
+
+LARGE, MEDIUM = 17, 15
+
+
+def numpy_of(values: ArrayLike | torch.Tensor) -> Floats:
+    """A tensor or an array as an array of doubles."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu().double().numpy()
+    return np.asarray(values, dtype=np.float64)
+
+
+def signed(value: torch.Tensor | float) -> str:
+    """A number for a tick, with one decimal and a sign."""
+    return "0" if abs(float(value)) < 0.05 else f"{float(value):+.1f}"
+
+
+def normal_quantiles(size: int) -> torch.Tensor:
+    """The standard normal's quantiles at (i + 1/2) / size, `(size,)`."""
+    z: torch.Tensor = torch.distributions.Normal(0.0, 1.0).icdf((torch.arange(size) + 0.5) / size)
+    return z
+
+
+def decode(decode_mean: Callable[[torch.Tensor], torch.Tensor], z: torch.Tensor) -> Floats:
+    """The means at `z`, without gradients."""
+    with torch.no_grad():
+        return numpy_of(decode_mean(z))
+
+
+def is_picture(x: Floats) -> bool:
+    """Whether the rows of `x` are grey or RGB pictures."""
+    return x.ndim == 3 or (x.ndim == 4 and x.shape[1] in (1, 3))
+
+
+def value_range(x: Floats) -> tuple[float, float]:
+    """The values shown as black and white: from 0 or the least value to the largest."""
+    low, high = min(0.0, float(x.min(initial=0.0))), float(x.max(initial=0.0))
+    return low, high if high > low else low + 1.0
+
+
+def annotate(axes: Axes, *, title: str = "", x: str = "", y: str = "") -> None:
+    """Names the axes in the sizes of a thumbnail."""
+    axes.set_title(title, fontsize=LARGE)
+    axes.set_xlabel(x, fontsize=LARGE)
+    axes.set_ylabel(y, fontsize=LARGE)
+    axes.tick_params(labelsize=MEDIUM)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def legend_above(figure: Figure, panels: Iterable[Axes]) -> None:
+    """One legend for all panels, each label once."""
+    entries: dict[str, Artist] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    figure.legend(
+        list(entries.values()),
+        list(entries),
+        loc="outside upper center",
+        ncols=3,
+        fontsize=MEDIUM,
+        frameon=False,
+    )
+
+
+def mosaic(axes: Axes, tiles: Floats, limits: tuple[float, float]) -> None:
+    """Pictures `(rows, columns, [channels,] height, width)` as one image; NaN is left white.
+
+    The centre of the tile in row i and column j lies at (j, i), so that ticks can name tiles.
+    """
+    if tiles.ndim == 4:
+        tiles = tiles[:, :, None]
+    rows, columns, channels, height, width = tiles.shape
+    gap = max(1, width // 14)
+    border = [(0, 0)] * 3 + [(gap, 0), (gap, 0)]
+    spaced = np.pad(tiles, border, constant_values=np.nan)
+    image = spaced.transpose(0, 3, 1, 4, 2).reshape(
+        rows * (height + gap), columns * (width + gap), channels
+    )
+    image = np.pad(image, [(0, gap), (0, gap), (0, 0)], constant_values=np.nan)
+    low, high = limits
+    left, top = (gap + width / 2) / (width + gap), (gap + height / 2) / (height + gap)
+    extent = (-left, columns - 1 + left, rows - 1 + top, -top)
+    if channels == 3:
+        image = np.where(np.isnan(image), 1.0, np.clip((image - low) / (high - low), 0, 1))
+        axes.imshow(image, extent=extent, interpolation="nearest")
+    else:
+        picture = axes.imshow(
+            np.ma.masked_invalid(image[:, :, 0]),
+            cmap="gray",
+            vmin=low,
+            vmax=high,
+            extent=extent,
+            interpolation="nearest",
+        )
+        bar = axes.figure.colorbar(picture, ax=axes, ticks=[low, high], fraction=0.04, pad=0.01)
+        bar.ax.tick_params(labelsize=MEDIUM)
+    axes.set_aspect((height + gap) / (width + gap))
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+
+
+def heat_maps(panels: Mapping[str, Floats]) -> Figure:
+    """One heat map a title, all on one scale: rows downwards, flattened entries to the right."""
+    flat = {title: x.reshape(len(x), -1) for title, x in panels.items()}
+    first = next(iter(flat.values()))
+    low, high = float(first.min()), float(first.max())
+    figure = Figure(figsize=(6, 4.5), dpi=150, layout="constrained")
+    row = figure.subplots(1, len(flat), sharey=True, squeeze=False)[0]
+    for axes, (title, x) in zip(row, flat.items(), strict=True):
+        image = axes.imshow(
+            x, cmap="viridis", vmin=low, vmax=high, aspect="auto", interpolation="nearest"
+        )
+        annotate(axes, title=title, x="dimension")
+        axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    row[0].set_ylabel("row", fontsize=LARGE)
+    bar = figure.colorbar(image, ax=row, aspect=15)
+    bar.set_label("value", fontsize=LARGE)
+    bar.ax.tick_params(labelsize=MEDIUM)
+    bar.ax.yaxis.set_major_locator(MaxNLocator(4))
+    return figure
+
+
+def curve_cells(axes: Axes, tiles: Floats) -> None:
+    """Curves `(rows, columns, *event)` in the cells of a grid, all on one scale of values."""
+    rows, columns = tiles.shape[:2]
+    curves = tiles.reshape(rows, columns, -1)
+    low, high = float(curves.min()), float(curves.max())
+    height = 0.8 * ((curves - low) / max(high - low, 1e-12) - 0.5)
+    across = np.linspace(-0.4, 0.4, curves.shape[-1])
+    lines = [
+        np.stack([j + across, i - height[i, j]], -1) for i in range(rows) for j in range(columns)
+    ]
+    axes.add_collection(LineCollection(lines, colors=BLUE, linewidths=2))
+    axes.set_xlim(-0.6, columns - 0.4)
+    axes.set_ylim(rows - 0.4, -0.6)
+
+
+def curve_panels(curves: Floats, values: Floats, names: Sequence[str]) -> Figure:
+    """One panel a name with one curve a value, of `(names, values, *event)`."""
+    curves = curves.reshape(len(names), len(values), -1)
+    figure = Figure(figsize=(6, 1.4 + 1.5 * len(names)), dpi=150, layout="constrained")
+    panels = figure.subplots(len(names), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    across = np.arange(curves.shape[-1])
+    for axes, name, members in zip(panels, names, curves, strict=True):
+        lines = LineCollection(
+            [np.stack([across, curve], -1) for curve in members],
+            array=values,
+            cmap="viridis",
+            linewidths=2,
+        )
+        axes.add_collection(lines)
+        axes.autoscale_view()
+        annotate(axes, y=f"{name}\nnats".replace(": ", "\n"))
+        axes.yaxis.set_major_locator(MaxNLocator(3))
+    panels[-1].set_xlabel("dimension of x", fontsize=LARGE)
+    panels[-1].xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    bar = figure.colorbar(lines, ax=panels, aspect=25)
+    bar.set_label("value of the latent, the others at 0", fontsize=LARGE)
+    bar.ax.tick_params(labelsize=MEDIUM)
+    return figure
+
+
+def curve(history: Sequence[Mapping[str, float]], name: str) -> Floats:
+    """Epochs and finite values of `name`, `(m, 2)`."""
+    points = [(row["epoch"], row[name]) for row in history if row.get(name) is not None]
+    points = [point for point in points if np.isfinite(point[1])]
+    return np.array(points, dtype=np.float64).reshape(-1, 2)
+
+
+def runs(epochs: Floats, chosen: NDArray[np.bool_]) -> Iterator[tuple[float, float]]:
+    """First and last epoch of each unbroken run of chosen ones."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], chosen, [False]]).astype(int)))
+    for start, stop in edges.reshape(-1, 2):
+        yield float(epochs[start]), float(epochs[stop - 1])
+
+
+def limit_to_later_epochs(axes: Axes, curves: Sequence[Floats]) -> None:
+    """Fits the vertical range to the epochs after the first tenth."""
+    last = max(float(points[-1, 0]) for points in curves)
+    later = np.concatenate([points[points[:, 0] > last / 10, 1] for points in curves])
+    margin = 0.08 * float(np.ptp(later)) or 0.5
+    axes.set_ylim(float(later.min()) - margin, float(later.max()) + margin)
+
+
+def marginal(
+    axes: Axes,
+    draws: Floats,
+    reference: Floats,
+    orientation: Literal["vertical", "horizontal"],
+) -> None:
+    """The densities of one dimension of the aggregate posterior and of the prior."""
+    low, high = np.quantile(np.concatenate([draws, reference]), [0.001, 0.999])
+    bins = np.linspace(low, high, 41).tolist() if high > low else 10
+    axes.hist(
+        draws,
+        bins,
+        density=True,
+        orientation=orientation,
+        color=BLUE,
+        alpha=0.6,
+        label="q(z), draws",
+    )
+    axes.hist(
+        reference,
+        bins,
+        density=True,
+        orientation=orientation,
+        histtype="step",
+        color="black",
+        lw=2,
+        label="prior p(z), 50% and 95%",
+    )
+
+
+def prior_contours(axes: Axes, reference: Floats) -> None:
+    """Contours around 50 and 95 percent of the draws `(m, 2)`, from a smoothed histogram."""
+    counts, x, y = np.histogram2d(reference[:, 0], reference[:, 1], bins=60)
+    density = gaussian_filter(np.pad(counts, 6), sigma=2)
+    x, y = (
+        edges[0] + (np.arange(-6, len(edges) + 5) + 0.5) * (edges[1] - edges[0]) for edges in (x, y)
+    )
+    falling = np.sort(density, axis=None)[::-1]
+    mass = np.cumsum(falling) / falling.sum()
+    levels = [float(falling[np.searchsorted(mass, share)]) for share in (0.95, 0.5)]
+    axes.contour(x, y, density.T, levels=levels, colors="black", linewidths=2)

@@ -1,0 +1,216 @@
+"""The pictures of EM: how the bound climbs, and what a mixture's components look like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from ppl_vae.plots.drawing import (
+    BLUE,
+    LARGE,
+    MEDIUM,
+    ORANGE,
+    Floats,
+    annotate,
+    heat_maps,
+    is_picture,
+    mosaic,
+    numpy_of,
+    value_range,
+)
+
+COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""One a fit, of Okabe and Ito."""
+
+
+NAMES = {
+    "iteration": "iteration",
+    "passes": "passes over the data",
+    "gradient_evaluations": "gradient evaluations",
+    "seconds": "seconds",
+}
+
+
+MOST_COMPONENTS = 40
+
+
+def bound_curves(
+    histories: Mapping[str, Sequence[Mapping[str, float]]],
+    *,
+    against: Sequence[str] = ("iteration",),
+) -> Figure:
+    """The bound and log p(x) of one or several fits of a model.
+
+    Solid the bound, dashed log p(x), where the two differ; the shaded gap between them is the mean of
+    KL(q || p(z | x)) over rows. The vertical range leaves out the first tenth of each fit.
+
+    Args:
+        histories: the history of an :class:`ppl_vae.em.EMFit`, by the name of the fit; rows with `bound`,
+            `log_likelihood` (NaN where it is not known) and what they are drawn against. The name "" is left
+            out of the legend.
+        against: `iteration`, or any of `passes`, `gradient_evaluations` and `seconds`, whose axes are
+            logarithmic, but linear near 0, to compare fits whose costs lie far apart.
+
+    Returns:
+        One panel for each of `against`, all on one scale of nats.
+
+    Raises:
+        ValueError: there is nothing to draw.
+
+    Example:
+        >>> history = [{"iteration": i, "bound": -9 / (i + 1), "log_likelihood": -8.0} for i in range(5)]
+        >>> figure = climb({"": history})
+        >>> figure.axes[0].get_ylabel()
+        'nats a row'
+    """
+    if not any(histories.values()):
+        raise ValueError("climb needs at least one fit, with at least one iteration")
+    width = 6 if len(against) == 1 else 1.2 + 4 * len(against)
+    figure = Figure(figsize=(width, 4.5), dpi=150, layout="constrained")
+    panels = figure.subplots(1, len(against), sharey=True, squeeze=False)[0]
+    shaded = False
+    later = []
+    for place, history in enumerate(histories.values()):
+        colour = COLOURS[place % len(COLOURS)]
+        bound, truth = _column(history, "bound"), _column(history, "log_likelihood")
+        differ = not np.allclose(bound, truth, rtol=0, atol=1e-6, equal_nan=True)
+        differ &= bool(np.isfinite(truth).any())
+        shaded |= differ
+        for axes, name in zip(panels, against, strict=True):
+            x = _column(history, name)
+            # A mark at the end, without which a fit that takes no gradient could not be seen there.
+            end: dict[str, Any] = {"marker": "o", "ms": 7, "markevery": [-1]}
+            axes.plot(x, bound, color=colour, lw=2.5, **end)
+            if differ:
+                axes.plot(x, truth, color=colour, lw=2, ls="--")
+                axes.fill_between(x, bound, truth, color=colour, alpha=0.2, lw=0)
+        first = len(history) // 10
+        later += [bound[first:], truth[first:]] if differ else [bound[first:]]
+    for axes, name in zip(panels, against, strict=True):
+        _across(axes, name)
+    panels[0].set_ylabel("nats a row", fontsize=LARGE)
+    panels[0].yaxis.set_major_locator(MaxNLocator(5))
+    _limit(panels[0], np.concatenate(later))
+    _legend(figure, list(histories), shaded)
+    return figure
+
+
+def _column(history: Sequence[Mapping[str, float]], name: str) -> Floats:
+    return np.array([row[name] for row in history], dtype=np.float64)
+
+
+def _across(axes: Axes, name: str) -> None:
+    """The horizontal axis of a quantity."""
+    annotate(axes, x=NAMES.get(name, name))
+    if name == "iteration":
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    else:
+        # Linear at first, for most fits begin at 0, and EM in closed form takes no gradient at all.
+        axes.set_xscale("symlog", linthresh=0.1 if name == "seconds" else 1)
+        axes.set_xlim(0, 1.4 * max(float(np.max(line.get_xdata())) for line in axes.lines) or 1.0)
+
+
+def _limit(axes: Axes, values: Floats) -> None:
+    values = values[np.isfinite(values)]
+    margin = 0.08 * float(np.ptp(values)) or 0.5
+    axes.set_ylim(float(values.min()) - margin, float(values.max()) + margin)
+
+
+def _legend(figure: Figure, names: Sequence[str], shaded: bool) -> None:
+    """The fits by their colours; and, if they differ, bound and log p(x) by their dashes."""
+    entries: list[Line2D | Patch] = [
+        Line2D([], [], color=COLOURS[i % len(COLOURS)], lw=4, label=name)
+        for i, name in enumerate(names)
+        if name
+    ]
+    if shaded:
+        entries += [
+            Line2D([], [], color="0.3", lw=2.5, label="bound"),
+            Line2D([], [], color="0.3", lw=2, ls="--", label="log p(x)"),
+            Patch(color="0.8", label="KL(q || p(z | x))"),
+        ]
+    if entries:
+        columns = -(-len(entries) // 3) if figure.get_figwidth() > 8 else 2
+        figure.legend(
+            handles=entries,
+            loc="outside upper center",
+            ncols=columns,
+            fontsize=MEDIUM,
+            frameon=False,
+        )
+
+
+def components(means: Tensor, weights: Tensor) -> Figure:
+    """The components of a mixture, the heaviest first, each with its weight.
+
+    Args:
+        means: their means, `(K, *event)`; at most 40 are shown.
+        weights: `(K,)`.
+
+    Returns:
+        Pictures; for data that are none, a heat map with one line a component.
+
+    Raises:
+        ValueError: there is not one weight for each component.
+
+    Example:
+        >>> import torch
+        >>> figure = components(torch.rand(3, 8, 8), torch.tensor([0.2, 0.5, 0.3]))
+        >>> [text.get_text() for text in figure.axes[0].texts]
+        ['0.500', '0.300', '0.200']
+    """
+    if tuple(weights.shape) != tuple(means.shape[:1]):
+        raise ValueError(
+            f"components needs one weight for each mean; got weights of shape {tuple(weights.shape)} and "
+            f"means of shape {tuple(means.shape)}"
+        )
+    order = np.argsort(-numpy_of(weights), kind="stable")[:MOST_COMPONENTS]
+    shown, shares = numpy_of(means)[order], numpy_of(weights)[order]
+    labels = [f"{share:.3f}" for share in shares]
+    left_out = len(means) - len(order)
+    title = f"{len(order)} of {len(means)} components" if left_out else "components"
+    if not is_picture(shown):
+        return _lines(shown, labels, title)
+    columns = min(len(shown), 5 if len(shown) <= 20 else 8)
+    rows = -(-len(shown) // columns)
+    # The room for a weight above each picture.
+    room = max(2, round(0.28 * shown.shape[-2] * max(1.0, shown.shape[-1] / shown.shape[-2])))
+    padding = [(0, rows * columns - len(shown))] + [(0, 0)] * (shown.ndim - 3)
+    tiles = np.pad(shown, [*padding, (room, 0), (0, 0)], constant_values=np.nan)
+    height, width = tiles.shape[-2:]
+    figure = Figure(
+        figsize=(6, 0.6 + rows * 5.4 / columns * height / width), dpi=150, layout="constrained"
+    )
+    axes = figure.subplots()
+    mosaic(axes, tiles.reshape(rows, columns, *tiles.shape[1:]), value_range(shown))
+    for place, label in enumerate(labels):
+        axes.text(
+            place % columns,
+            place // columns - 0.5 + 0.5 * room / height,
+            label,
+            ha="center",
+            va="center",
+            fontsize=MEDIUM if columns <= 5 else 11,
+        )
+    axes.set_xticks([])
+    axes.set_yticks([])
+    annotate(axes, title=f"{title}, by weight")
+    return figure
+
+
+def _lines(means: Floats, labels: Sequence[str], title: str) -> Figure:
+    """One line of a heat map a component."""
+    figure = heat_maps({title: means})
+    axes = figure.axes[0]
+    step = -(-len(labels) // 10)
+    axes.set_yticks(range(0, len(labels), step), labels[::step])
+    axes.set_ylabel("weight", fontsize=LARGE)
+    return figure

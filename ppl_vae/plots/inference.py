@@ -1,0 +1,238 @@
+"""The pictures of inference: guides beside the exact posterior, and where each loses its bound."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from ppl_vae.diagnosis import Gaps, PosteriorGrid
+from ppl_vae.plots.drawing import BLUE, LARGE, MEDIUM, ORANGE, Floats, annotate, numpy_of
+
+SHARES = (0.95, 0.5)
+"""The mass that the contours hold."""
+
+
+def posterior_contours(
+    grid: PosteriorGrid,
+    guides: Mapping[str, ArrayLike | Tensor],
+    *,
+    rows: Sequence[int] = (0, 1, 2),
+) -> Figure:
+    """The exact posterior of a few rows, and each guide's contours over it.
+
+    The contours are those of the smallest regions that hold 50 and 95 percent of the mass. Above each
+    guide is KL(q(z | x) || p(z | x)) in nats, by quadrature, if the grid holds 99 percent of the guide.
+
+    Args:
+        grid: what `posterior_grid` made.
+        guides: log q(z | x) on the same points, `(n, size, size)`, by the name of the guide: what
+            `guide_on_grid` made.
+        rows: which rows of the data to show, at most four.
+
+    Returns:
+        One line of panels a row of the data: the posterior alone, then one panel a guide.
+
+    Raises:
+        ValueError: if the shapes differ, or there are more than four rows.
+
+    Example:
+        >>> import torch
+        >>> from ppl_vae.guides import MeanField
+        >>> from ppl_vae.models import ProbabilisticPCA
+        >>> from ppl_vae.networks import MLP
+        >>> from ppl_vae.diagnosis import guide_on_grid, posterior_grid
+        >>> model, x = ProbabilisticPCA((3,), latent_dim=2), torch.randn(1, 3)
+        >>> guide = MeanField((3,), 2, MLP((8,)))
+        >>> grid = posterior_grid(model, guide, x)
+        >>> q = guide_on_grid(model, guide, x, grid)
+        >>> figure = posterior_contours(grid, {"mean-field": q}, rows=[0])
+        >>> [axes.get_title().splitlines()[0] for axes in figure.axes]
+        ['exact posterior', 'mean-field']
+    """
+    if not 1 <= len(rows) <= 4:
+        raise ValueError(f"posterior_contours shows one to four rows, got {len(rows)}")
+    log_p = numpy_of(grid.log_density)
+    log_q = {name: numpy_of(values) for name, values in guides.items()}
+    for name, values in log_q.items():
+        if values.shape != log_p.shape:
+            raise ValueError(
+                f"guide '{name}' comes with shape {values.shape}, the grid's is {log_p.shape}: pass what "
+                "guide_on_grid made of this grid"
+            )
+    columns = 1 + len(log_q)
+    figure = Figure(
+        figsize=(0.6 + 2.7 * columns, 1.6 + 2.6 * len(rows)), dpi=150, layout="constrained"
+    )
+    panels = figure.subplots(len(rows), columns, squeeze=False, sharex="row", sharey="row")
+    for row, line in zip(rows, panels, strict=True):
+        x, y = numpy_of(grid.points[row])
+        cell = (x[1] - x[0]) * (y[1] - y[0])
+        for axes in line:
+            levels = _levels(log_p[row], cell)
+            density = np.exp(log_p[row]).T
+            axes.contourf(x, y, density, levels=[*levels, np.inf], colors=["#D9D9D9", "#9E9E9E"])
+            axes.xaxis.set_major_locator(MaxNLocator(3))
+            axes.yaxis.set_major_locator(MaxNLocator(3))
+        for axes, values in zip(line[1:], log_q.values(), strict=True):
+            axes.contour(
+                x,
+                y,
+                np.exp(values[row]).T,
+                levels=_levels(values[row], cell),
+                colors=ORANGE,
+                linewidths=2.5,
+                linestyles=["--", "-"],
+            )
+            axes.set_title(_kl(values[row], log_p[row], cell), fontsize=MEDIUM)
+        _zoom(line[0], x, y, log_p[row], [values[row] for values in log_q.values()], cell)
+        line[0].set_title(f"row {row}", fontsize=MEDIUM)
+        line[0].set_ylabel(grid.names[1], fontsize=LARGE)
+    for axes, name in zip(panels[0], ["exact posterior", *log_q], strict=True):
+        axes.set_title(f"{name}\n{axes.get_title()}", fontsize=MEDIUM)
+    for axes in panels[-1]:
+        axes.set_xlabel(grid.names[0], fontsize=LARGE)
+    for axes in panels.flat:
+        axes.tick_params(labelsize=MEDIUM)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.align_ylabels()
+    figure.legend(
+        [
+            Patch(color="#9E9E9E"),
+            Patch(color="#D9D9D9"),
+            Line2D([], [], color=ORANGE, lw=2.5),
+            Line2D([], [], color=ORANGE, lw=2.5, ls="--"),
+        ],
+        ["p(z | x), 50%", "p(z | x), 95%", "q(z | x), 50%", "q(z | x), 95%"],
+        loc="outside upper center",
+        ncols=4 if columns > 3 else 2,
+        fontsize=MEDIUM,
+        frameon=False,
+    )
+    return figure
+
+
+def _levels(log_density: Floats, cell: float) -> list[float]:
+    """The densities at the edges of the smallest regions that hold the shares, rising."""
+    falling = np.sort(np.exp(log_density), axis=None)[::-1]
+    mass = np.cumsum(falling) * cell
+    places = [min(int((mass < share).sum()), len(falling) - 1) for share in SHARES]
+    lower = max(float(falling[places[0]]), float(np.finfo(np.float64).tiny))
+    return [lower, max(float(falling[places[1]]), lower * (1 + 1e-9))]
+
+
+def _kl(log_q: Floats, log_p: Floats, cell: float) -> str:
+    """KL(q || p) in words, or nothing if too much of q is outside of the grid."""
+    q = np.exp(log_q) * cell
+    if abs(q.sum() - 1) > 0.01:
+        return ""
+    return f"KL {max(0.0, float((q * (log_q - log_p)).sum())):.2f}"
+
+
+def _zoom(
+    axes: Axes, x: Floats, y: Floats, log_p: Floats, log_qs: list[Floats], cell: float
+) -> None:
+    """Limits the panels of a row of data to the 95 % regions of all that is drawn, and a margin."""
+    shown = np.logical_or.reduce([np.exp(v) >= _levels(v, cell)[0] for v in (log_p, *log_qs)])
+    for points, axis, limit in ((x, 1, axes.set_xlim), (y, 0, axes.set_ylim)):
+        inside = points[shown.any(axis)]
+        margin = 0.12 * (inside[-1] - inside[0])
+        limit(inside[0] - margin, inside[-1] + margin)
+
+
+def gaps_plot(gaps: Mapping[str, Gaps]) -> Figure:
+    """Where each guide loses its bound: from log p(x) over the best in its family to its ELBO.
+
+    Args:
+        gaps: what `inference_gaps` found on the same rows, by the name of the guide.
+
+    Returns:
+        One bar a guide, on the scale of nats: it ends at log p(x) on the right and at the ELBO on the
+        left, and is divided at the best ELBO in the family. The error bars are standard errors over
+        rows of what lies to the right of them (of differences, so that what rows have in common
+        does not enter). Hatched: log p(x) is unreliable on a tenth of the rows or more, so that the
+        gap is likely larger.
+
+    Raises:
+        ValueError: if there are no guides, or they were given different numbers of rows.
+
+    Example:
+        >>> import torch
+        >>> from ppl_vae.diagnosis import inference_gaps
+        >>> from ppl_vae.guides import Exact
+        >>> from ppl_vae.models import ProbabilisticPCA
+        >>> model, x = ProbabilisticPCA((3,), latent_dim=2), torch.randn(5, 3)
+        >>> figure = gaps_plot({"exact": inference_gaps(model, Exact(model), x, num_samples=10)})
+        >>> figure.axes[0].get_xlabel()
+        'nats a row, from the ELBO up to log p(x)'
+    """
+    if not gaps:
+        raise ValueError("gaps_plot needs the gaps of at least one guide")
+    counts = {name: found.num_rows for name, found in gaps.items()}
+    if len(set(counts.values())) > 1:
+        raise ValueError(
+            f"the gaps are of different numbers of rows, which can not be compared: {counts}"
+        )
+    figure = Figure(figsize=(8, 1.9 + 0.75 * len(gaps)), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    hatched = False
+    for place, found in enumerate(gaps.values()):
+        truth, best, elbo = (e.mean for e in (found.log_likelihood, found.best_elbo, found.elbo))
+        doubtful = float(found.unreliable.double().mean()) >= 0.1
+        hatched |= doubtful
+        axes.barh(place, truth - best, left=best, height=0.6, color=BLUE)
+        axes.barh(place, best - elbo, left=elbo, height=0.6, color=ORANGE)
+        if doubtful:
+            axes.barh(
+                place,
+                truth - best,
+                left=best,
+                height=0.6,
+                fill=False,
+                hatch="///",
+                ec="white",
+                lw=0,
+            )
+        for at, gap in ((best, found.approximation_gap), (elbo, found.inference_gap)):
+            axes.errorbar(at, place, xerr=gap.standard_error, color="black", lw=2, capsize=5)
+    low = min(f.elbo.mean - _finite(f.inference_gap.standard_error) for f in gaps.values())
+    high = max(f.log_likelihood.mean for f in gaps.values())
+    ends = [f.best_elbo.mean + _finite(f.approximation_gap.standard_error) for f in gaps.values()]
+    edge = max(high, *ends)
+    width = max(edge - low, 1e-6)
+    for place, found in enumerate(gaps.values()):
+        missing = found.approximation_gap.mean
+        sign = "−" if missing < -0.005 else "+"  # of the wrong sign: log p(x) is too low
+        text = f"{found.amortisation_gap.mean:z.2f} {sign} {abs(missing):.2f}"
+        axes.text(edge + 0.04 * width, place, text, va="center", fontsize=MEDIUM)
+    axes.set_xlim(low - 0.04 * width, edge + 0.4 * width)
+    ticks = MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(low, high)
+    axes.set_xticks([tick for tick in ticks if low <= tick <= high + 0.01 * width])
+    axes.set_yticks(range(len(gaps)), list(gaps))
+    axes.set_ylim(len(gaps) - 0.5, -0.5)
+    annotate(axes, x="nats a row, from the ELBO up to log p(x)")
+    entries = [Patch(color=ORANGE), Patch(color=BLUE)]
+    labels = ["amortisation gap", "approximation gap"]
+    if hatched:
+        entries.append(Patch(facecolor=BLUE, hatch="///", ec="white", lw=0))
+        labels.append("at least")
+    figure.legend(
+        entries,
+        labels,
+        loc="outside upper center",
+        ncols=3,
+        fontsize=MEDIUM,
+        frameon=False,
+    )
+    return figure
+
+
+def _finite(value: float) -> float:
+    return value if np.isfinite(value) else 0.0

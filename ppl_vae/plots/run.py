@@ -1,0 +1,61 @@
+"""The pictures of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ppl_vae.diagnosis import Diagnosis
+from ppl_vae.evaluation import Evaluation, Generator
+from ppl_vae.plots import pair as plots
+
+_DRAWS = 2000  # of the prior, in the picture of the aggregate posterior
+
+
+def draw_run(
+    folder: Path,
+    generator: Generator,
+    history: Sequence[Mapping[str, float]],
+    evaluation: Evaluation,
+    diagnosis: Diagnosis,
+    labels: Tensor | None = None,
+) -> list[str]:
+    """Draws a run's pictures into a folder.
+
+    A picture that a pair has no meaning for (a model whose rows are not pictures of the data's shape, say) is
+    left out.
+
+    Returns:
+        A line for each picture that could not be drawn, and why.
+    """
+
+    def aggregate() -> Figure:
+        z, _ = generator.reconstruct()
+        prior, _, _ = generator.from_prior(_DRAWS)
+        return plots.aggregate_posterior(z, prior, diagnosis.kl, labels=labels)
+
+    def latent_space() -> Figure:
+        if len(diagnosis.kl) == 2:
+            return plots.manifold(generator.decode)
+        return plots.traversals(generator.decode, diagnosis.kl)
+
+    pictures: dict[str, Callable[[], Figure]] = {
+        "learning_curves": lambda: plots.learning_curves(history),
+        "reconstructions": lambda: plots.reconstructions(generator.x, generator.reconstruct()[1]),
+        "prior_samples": lambda: plots.prior_samples(generator.from_prior(64)[1]),
+        "manifold" if len(diagnosis.kl) == 2 else "traversals": latent_space,
+        "kl_per_dimension": lambda: plots.kl_per_dimension(diagnosis.kl, diagnosis.mean_variance),
+        "aggregate_posterior": aggregate,
+        "khat": lambda: plots.khat_histogram(evaluation.khat, evaluation.num_samples),
+    }
+    folder.mkdir(exist_ok=True)
+    failed = []
+    for name, draw in pictures.items():
+        try:
+            draw().savefig(folder / f"{name}.png")
+        except Exception as error:  # a stranger's programs may raise anything; the results are safe
+            failed.append(f"{name}.png was not drawn: {error}")
+    return failed

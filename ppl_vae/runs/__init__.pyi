@@ -1,0 +1,20 @@
+from .build import build as build, import_by_name as import_by_name, public_name as public_name
+from .comparison import Comparison as Comparison
+from .folder import (
+    ANNEALED as ANNEALED,
+    CHECKPOINTS as CHECKPOINTS,
+    DIAGNOSIS as DIAGNOSIS,
+    EVALUATION as EVALUATION,
+    GAPS as GAPS,
+    PLOTS as PLOTS,
+    POSTERIOR as POSTERIOR,
+    discard_folder as discard_folder,
+    prepare_folder as prepare_folder,
+    read_config as read_config,
+    write_config as write_config,
+    write_history as write_history,
+    write_results as write_results,
+)
+from .messages import plain as plain
+from .run import Run as Run, load_run as load_run, save_run as save_run
+from .weights import write_weights as write_weights

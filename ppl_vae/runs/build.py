@@ -1,0 +1,115 @@
+"""Programs built from their description, a class path and its arguments."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from ppl_vae.pairs import Program, attach_guide
+from ppl_vae.runs.messages import plain
+
+
+def build(spec: Mapping[str, Any], model: Program | None = None) -> tuple[Any, dict[str, Any]]:
+    """Makes what a description says: ``{"class_path": "package.Class", "init_args": {...}}``.
+
+    Arguments are checked against the constructor's type hints and docstring by ``jsonargparse``, nested
+    descriptions included. A constructor that has a parameter ``model`` is given the model, and a part of the
+    model that has a method ``attach_guide`` is given the guide. A path that leads to a function stands for
+    the function itself.
+
+    Args:
+        spec: The description.
+        model: The model, if it is the guide that is described.
+
+    Returns:
+        The program, and its description with all defaults filled in.
+
+    Raises:
+        ValueError: There is no such class, or its arguments do not fit.
+
+    Example:
+        >>> guide, full = build({"class_path": "ppl_vae.guides.MeanField", "init_args": {"data_shape": [3]}})
+        >>> full["init_args"]["latent_dim"]
+        10
+    """
+    name = str(spec["class_path"])
+    kind = import_by_name(name)
+    if not inspect.isclass(kind):
+        return kind, {"class_path": name, "init_args": {}}
+    given = dict(spec.get("init_args") or {})
+    parts: dict[str, Any] = {}
+    if model is not None and "model" not in given and "model" in inspect.signature(kind).parameters:
+        parts["model"] = model
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, skip=set(parts), fail_untyped=False, instantiate=False)
+    try:
+        parsed = parser.parse_object(given)
+    except (ArgumentError, TypeError, KeyError) as error:
+        raise ValueError(f"{name} can not be built: {plain(str(error))}") from error
+    resolved = yaml.safe_load(parser.dump(parsed)) or {}
+    arguments = parser.instantiate(parsed)
+    program: Any = kind(**vars(arguments), **parts)
+    if model is not None:
+        attach_guide(model, program)
+    return program, {"class_path": name, "init_args": resolved}
+
+
+def import_by_name(name: str) -> Any:
+    """The class or function of a dotted name.
+
+    Raises:
+        ValueError: There is none; the message tells apart a missing module and a missing name in it.
+    """
+    module_name, _, attribute = name.rpartition(".")
+    if not module_name:
+        raise ValueError(f"'{name}' is not a full name such as package.module.Class")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module is there; something that it imports is not
+        raise ValueError(
+            f"there is no module '{error.name}' for '{name}': check the spelling, or put its folder on "
+            "PYTHONPATH"
+        ) from error
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        raise ValueError(f"module '{module_name}' has no class or function '{attribute}'")
+    return found
+
+
+def name_of(program: Program) -> str:
+    """The full name of a program's class or function."""
+    owner = getattr(program, "__self__", program)
+    kind: Any = owner if inspect.isfunction(owner) else type(owner)
+    return public_name(kind)
+
+
+def public_name(named: Any) -> str:
+    """The full name of a class or function, by the outermost package that offers it.
+
+    Files may move; the faces of the packages stay.
+
+    Example:
+        >>> from ppl_vae.models import VAE
+        >>> VAE.__module__, public_name(VAE)
+        ('ppl_vae.models.deep.vae', 'ppl_vae.models.VAE')
+    """
+    name: str = named.__qualname__
+    parts = named.__module__.split(".")
+    for i in range(1, len(parts)):
+        package = sys.modules.get(".".join(parts[:i]))
+        if getattr(package, name, None) is named:
+            return ".".join([*parts[:i], name])
+    return f"{named.__module__}.{name}"
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error on one line."""
+    return " ".join(str(error).split())

@@ -1,0 +1,122 @@
+"""Runs that were evaluated on the same rows, compared row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ppl_vae.runs.run import Run
+from ppl_vae.stats import Estimate, table
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs that were evaluated on the same rows, and their differences from the first of them.
+
+    Args:
+        names: What the runs are called.
+        evaluations: The content of their evaluation.json.
+        active_units: Active units of each, None where it was not diagnosed.
+    """
+
+    names: tuple[str, ...]
+    evaluations: tuple[Mapping[str, Any], ...]
+    active_units: tuple[str, ...]
+
+    @classmethod
+    def of(cls, runs: Sequence[Run]) -> Comparison:
+        """Checks that the runs can be compared.
+
+        Raises:
+            ValueError: A run was not evaluated, or on other rows than the first.
+        """
+        evaluations = []
+        for run in runs:
+            evaluation = run.evaluation
+            if evaluation is None or "rows" not in evaluation:
+                lack = "holds no evaluation" if evaluation is None else "does not say its rows"
+                raise ValueError(
+                    f"{run.path} {lack}, so that it can not be compared: " + _remedy(run)
+                )
+            evaluations.append(evaluation)
+        for run, evaluation in zip(runs, evaluations, strict=True):
+            own, first = evaluation["rows"], evaluations[0]["rows"]
+            if own != first:
+                raise ValueError(
+                    f"{run.path} was evaluated on other rows than {runs[0].path} ({own['num']} of "
+                    f"{own['name']} against {first['num']} of {first['name']}; the content differs): only runs "
+                    "on the same data, with the same binarisation, can be compared row by row"
+                )
+        return cls(
+            tuple(_short_names([run.path for run in runs])),
+            tuple(evaluations),
+            tuple(
+                "-" if run.diagnosis is None else str(run.diagnosis["active_units"]) for run in runs
+            ),
+        )
+
+    def difference(self, quantity: str, run: int) -> Estimate:
+        """A run's quantity minus the first run's, row by row: the error is that of paired rows."""
+        own, first = (
+            torch.tensor(self.evaluations[i][quantity]["values"], dtype=torch.float64)
+            for i in (run, 0)
+        )
+        return Estimate(own - first)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Means, differences and standard errors, for JSON."""
+        result: dict[str, Any] = {}
+        for i, name in enumerate(self.names):
+            result[name] = {}
+            for quantity in ("elbo", "rate", "distortion", "log_likelihood"):
+                difference = self.difference(quantity, i)
+                result[name][quantity] = {
+                    "mean": self.evaluations[i][quantity]["mean"],
+                    "standard_error": self.evaluations[i][quantity]["standard_error"],
+                    "difference": difference.mean,
+                    "difference_standard_error": difference.standard_error,
+                }
+        return result
+
+    def __str__(self) -> str:
+        head = ["run", "ELBO", "rate", "distortion", "log p(x)", "bits/dim", "active"]
+        head += ["Δ ELBO", "Δ log p(x)"]
+        lines = [head]
+        for i, (name, e) in enumerate(zip(self.names, self.evaluations, strict=True)):
+            line = [name]
+            line += [
+                f"{e[q]['mean']:.2f}" for q in ("elbo", "rate", "distortion", "log_likelihood")
+            ]
+            line += [f"{e['bits_per_dim']['mean']:.4f}", self.active_units[i]]
+            for quantity in ("elbo", "log_likelihood"):
+                d = self.difference(quantity, i)
+                line.append("-" if i == 0 else f"{d.mean:+.2f} ± {d.standard_error:.2f}")
+            lines.append(line)
+        n = len(self.evaluations[0]["elbo"]["values"])
+        samples = sorted({e["num_samples"] for e in self.evaluations})
+        text = table(lines)
+        return (
+            f"{text}\n\nnats a row, {n} rows, log p(x) by importance sampling with "
+            f"{' / '.join(map(str, samples))} samples; Δ: difference from {self.names[0]} and its standard "
+            "error from paired rows"
+        )
+
+
+def _remedy(run: Run) -> str:
+    """How to come by an evaluation that says its rows."""
+    if "data" in run.config:  # ppl-vae train made it
+        return f"run `ppl-vae evaluate {run.path} --overwrite`"
+    return (
+        "it was saved from Python and its config.yaml names no data; evaluate both pairs in Python on the "
+        "same rows, and take the difference of the per-row values"
+    )
+
+
+def _short_names(paths: Sequence[Path]) -> list[str]:
+    """The folders' own names, or the whole paths where two of those are the same."""
+    names = [path.resolve().name for path in paths]
+    return names if len(set(names)) == len(names) else [str(path) for path in paths]

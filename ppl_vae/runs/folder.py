@@ -1,0 +1,200 @@
+"""The files of a run folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyro
+import torch
+import yaml
+
+from ppl_vae._version import __version__
+from ppl_vae.runs.build import one_line
+from ppl_vae.runtime import CorruptFileError, write_bytes
+
+if TYPE_CHECKING:
+    from ppl_vae.diagnosis import Diagnosis, Gaps
+    from ppl_vae.evaluation import Annealed, Evaluation
+
+
+CONFIG = "config.yaml"
+
+
+WEIGHTS = "weights.safetensors"
+
+
+METRICS = "metrics.csv"
+
+
+EVALUATION = "evaluation.json"
+
+
+DIAGNOSIS = "diagnosis.json"
+
+
+ANNEALED = "annealed.json"
+
+
+GAPS = "gaps.json"
+
+
+POSTERIOR = "posterior.nc"
+
+
+PLOTS = "plots"
+
+
+CHECKPOINTS = "checkpoints"
+
+
+_RESULTS = (WEIGHTS, METRICS, EVALUATION, DIAGNOSIS, ANNEALED, GAPS, POSTERIOR, PLOTS, CHECKPOINTS)
+
+
+def prepare_folder(path: Path, *, overwrite: bool, dry_run: bool = False) -> None:
+    """Makes an empty run folder; the results of a run that is there go only with ``overwrite``.
+
+    With ``dry_run`` nothing is touched, only found out whether it could be done.
+
+    Raises:
+        FileExistsError: There is something at ``path`` and ``overwrite`` is False, or it is not a run.
+    """
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path} is a file; a run needs a folder of its own")
+    if path.exists() and any(path.iterdir()):
+        if not (path / CONFIG).is_file():
+            raise FileExistsError(
+                f"{path} is a folder that holds something else than a run (no {CONFIG}): it is left alone; "
+                "choose another folder"
+            )
+        if not overwrite:
+            raise FileExistsError(
+                f"there is a run in {path} already: choose another folder, or replace it with overwrite=True "
+                "(--overwrite on the command line)"
+            )
+        if dry_run:
+            return
+        _empty(path)
+    if not dry_run:
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def discard_folder(path: Path) -> None:
+    """Removes a run folder, unless there is something in it that is no part of a run."""
+    _empty(path)
+    (path / CONFIG).unlink(missing_ok=True)
+    if not any(path.iterdir()):
+        path.rmdir()
+
+
+def _empty(path: Path) -> None:
+    for name in _RESULTS:
+        if (path / name).is_dir():
+            shutil.rmtree(path / name)
+        else:
+            (path / name).unlink(missing_ok=True)
+
+
+def write_config(path: Path, config: Mapping[str, Any]) -> None:
+    """Writes config.yaml, with the versions of what matters."""
+    text = yaml.safe_dump({**config, "versions": versions()}, sort_keys=False)
+    write_bytes(path / CONFIG, text.encode())
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Reads config.yaml.
+
+    Raises:
+        FileNotFoundError: No such folder, or no run in it.
+        CorruptFileError: It is not what this module writes.
+    """
+    if not path.is_dir():
+        raise FileNotFoundError(f"there is no run folder {path}")
+    file = path / CONFIG
+    if not file.is_file():
+        raise FileNotFoundError(f"{path} is not a run: it holds no {CONFIG}")
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CorruptFileError(file, f"this is not YAML ({one_line(error)})") from error
+    if not isinstance(config, dict):
+        raise CorruptFileError(
+            file, "this is not the configuration of a run: expected `name: value` lines"
+        )
+    return config
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result may depend on."""
+    return {
+        "ppl_vae": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "pyro": pyro.__version__,
+    }
+
+
+def write_results(
+    path: Path,
+    *,
+    evaluation: Evaluation | Mapping[str, Any] | None = None,
+    diagnosis: Diagnosis | Mapping[str, Any] | None = None,
+    annealed: Annealed | Mapping[str, Any] | None = None,
+    gaps: Gaps | Mapping[str, Any] | None = None,
+    arviz: Any = None,
+) -> None:
+    """Writes the results that are given, each to a file of its name."""
+    results = {EVALUATION: evaluation, DIAGNOSIS: diagnosis, ANNEALED: annealed, GAPS: gaps}
+    for name, result in results.items():
+        if result is not None:
+            plain = result if isinstance(result, Mapping) else result.to_dict()
+            write_bytes(path / name, json.dumps(plain).encode())
+    if arviz is not None:
+        temporary = path / f".{POSTERIOR}"
+        arviz.to_netcdf(temporary)
+        temporary.replace(path / POSTERIOR)
+
+
+def write_history(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
+    """Writes metrics.csv, one line a mapping."""
+    write_bytes(path / METRICS, _as_csv(history))
+
+
+def _as_csv(history: Sequence[Mapping[str, Any]]) -> bytes:
+    columns = list(dict.fromkeys(name for epoch in history for name in epoch))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    return text.getvalue().encode()
+
+
+def read_csv(file: Path) -> list[dict[str, float]]:
+    """The rows of metrics.csv; none if there is no file."""
+    if not file.is_file():
+        return []
+    with file.open(newline="", encoding="utf-8") as lines:
+        try:
+            return [
+                {name: float(value) for name, value in row.items() if value not in ("", None)}
+                for row in csv.DictReader(lines)
+            ]
+        except (ValueError, TypeError) as error:
+            raise CorruptFileError(file, f"a line is not made of numbers ({error})") from error
+
+
+def read_json(file: Path) -> dict[str, Any] | None:
+    """The content of a JSON file; None if there is none."""
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CorruptFileError(file, f"this is not JSON ({error}); make it anew") from error
+    return dict(content)

@@ -1,0 +1,191 @@
+"""A run on disk: a folder that says how a pair was built, what it has learned and how good it is.
+
+=================== =========================================================================
+file                content
+=================== =========================================================================
+config.yaml         how model and guide are built, options, seed, versions
+weights.safetensors modules' state and ``pyro.param`` values; atomic, checksummed, no pickle
+metrics.csv         one line an epoch
+evaluation.json     what :func:`~ppl_vae.evaluation.evaluate` found, row by row
+diagnosis.json      what :func:`~ppl_vae.diagnosis.diagnose` found
+posterior.nc        what :func:`~ppl_vae.evaluation.to_arviz` made
+plots/              pictures, drawn by ``ppl-vae train``
+checkpoints/        what :func:`~ppl_vae.training.fit` needs to continue
+=================== =========================================================================
+
+Nothing in it is pickled: loading a run imports the classes that config.yaml names and runs no other code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ppl_vae.pairs import Pair, Program, attach_guide, keep_guide
+from ppl_vae.runs.build import build, name_of
+from ppl_vae.runs.folder import (
+    CONFIG,
+    DIAGNOSIS,
+    EVALUATION,
+    METRICS,
+    prepare_folder,
+    read_config,
+    read_csv,
+    read_json,
+    write_config,
+    write_history,
+    write_results,
+)
+from ppl_vae.runs.weights import (
+    read_weights,
+    write_weights,
+)
+
+if TYPE_CHECKING:
+    from ppl_vae.diagnosis import Diagnosis
+    from ppl_vae.evaluation import Evaluation
+    from ppl_vae.training import Fit
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that was read from disk.
+
+    Attributes:
+        path: Its folder.
+        config: The content of config.yaml.
+        model: The model with its trained weights, in evaluation mode if it is a module.
+        guide: The guide, likewise.
+        history: One mapping an epoch, from metrics.csv; empty if there is none.
+        evaluation: The content of evaluation.json, or None.
+        diagnosis: The content of diagnosis.json, or None.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    model: Program
+    guide: Program
+    history: list[dict[str, float]]
+    evaluation: dict[str, Any] | None
+    diagnosis: dict[str, Any] | None
+
+
+def save_run(
+    path: str | Path,
+    model: Program,
+    guide: Program,
+    *,
+    config: Mapping[str, Any] | None = None,
+    fit: Fit | None = None,
+    evaluation: Evaluation | Mapping[str, Any] | None = None,
+    diagnosis: Diagnosis | Mapping[str, Any] | None = None,
+    arviz: Any = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes a pair, and what is known of it, into a folder.
+
+    Args:
+        path: The folder; it is made, with its parents.
+        model: The model; its ``pyro.param`` values are those of the last ``fit`` of this pair.
+        guide: The guide.
+        config: What to write into config.yaml. If it holds ``model`` and ``guide``, each as
+            ``{"class_path": ..., "init_args": {...}}``, then :func:`load_run` builds them itself; otherwise
+            it has to be given them. ``model_guide`` says likewise which guide the model keeps a copy of, if
+            it does (a VampPrior, with another guide than it was trained with).
+        fit: What ``fit`` returned, for metrics.csv.
+        evaluation: What ``evaluate`` returned, or its ``to_dict()`` with additions.
+        diagnosis: What ``diagnose`` returned, or its ``to_dict()``.
+        arviz: What ``to_arviz`` returned.
+        overwrite: Whether a run that is there may be replaced. Its weights and results go, also those that are
+            not written anew; files that are no part of a run stay.
+
+    Raises:
+        FileExistsError: There is something at ``path`` and ``overwrite`` is False, or it is not a run.
+        TypeError: A ``pyro.param`` has a constraint that can not be written as names and numbers.
+
+    Example:
+        >>> import tempfile
+        >>> from ppl_vae.guides import MeanField
+        >>> from ppl_vae.models import VAE
+        >>> sizes = {"data_shape": [3], "latent_dim": 2}
+        >>> config = {"model": {"class_path": "ppl_vae.models.VAE", "init_args": sizes},
+        ...           "guide": {"class_path": "ppl_vae.guides.MeanField", "init_args": sizes}}
+        >>> folder = f"{tempfile.mkdtemp()}/run"
+        >>> save_run(folder, VAE((3,), latent_dim=2), MeanField((3,), latent_dim=2), config=config)
+        >>> load_run(folder).model.latent_dim
+        2
+    """
+    path = Path(path)
+    prepare_folder(path, overwrite=overwrite)
+    full = dict(config or {})
+    for role, program in (("model", model), ("guide", guide)):
+        full.setdefault(role, {"class_path": name_of(program)})
+    write_config(path, full)
+    write_weights(path, model, guide)
+    if fit is not None:
+        write_history(path, fit.history)
+    write_results(path, evaluation=evaluation, diagnosis=diagnosis, arviz=arviz)
+
+
+def load_run(path: str | Path, model: Program | None = None, guide: Program | None = None) -> Run:
+    """Reads a run, so that its pair evaluates exactly as the one that was saved.
+
+    Args:
+        path: The run's folder.
+        model: The model, with any weights; built from config.yaml if it is not given. It has to be given if
+            config.yaml does not say how (a function, say). The saved weights are put into it in place.
+        guide: The guide, likewise.
+
+    Returns:
+        The :class:`Run`.
+
+    Raises:
+        FileNotFoundError: No such folder, or no run in it.
+        CorruptFileError: A file is damaged; the message names it and says what to do.
+        ValueError: config.yaml can not be used, or the weights are those of another pair.
+    """
+    path = Path(path)
+    config = read_config(path)
+    with torch.random.fork_rng(devices=[]):  # the first weights are drawn, to be replaced at once
+        given = model
+        if model is None:
+            model = _rebuild(path, config, "model", None)
+            if "model_guide" in config:
+                _rebuild(path, config, "model_guide", model)
+                keep_guide(model)
+        if guide is None:
+            guide = _rebuild(path, config, "guide", model)
+        elif given is None:
+            attach_guide(model, guide)
+    read_weights(path, model, guide)
+    for module in Pair.of(model, guide).modules().values():
+        module.eval()
+    return Run(
+        path=path,
+        config=config,
+        model=model,
+        guide=guide,
+        history=read_csv(path / METRICS),
+        evaluation=read_json(path / EVALUATION),
+        diagnosis=read_json(path / DIAGNOSIS),
+    )
+
+
+def _rebuild(path: Path, config: Mapping[str, Any], role: str, model: Program | None) -> Program:
+    spec = config.get(role)
+    if not (isinstance(spec, dict) and "class_path" in spec and "init_args" in spec):
+        known = f" (it was {spec['class_path']})" if isinstance(spec, dict) else ""
+        raise ValueError(
+            f"{path / CONFIG} does not say how the {role} was built{known}: build it as before and "
+            "call load_run(path, model, guide); or save the run with "
+            f"config={{'{role}': {{'class_path': ..., 'init_args': {{...}}}}, ...}}"
+        )
+    try:
+        program: Program = build(spec, model)[0]
+    except ValueError as error:
+        raise ValueError(f"{path / CONFIG}, {role}: {error}") from error
+    return program

@@ -1,0 +1,101 @@
+"""The weights of a pair on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.distributions.constraints import Constraint
+
+from ppl_vae.pairs import Pair, Program
+from ppl_vae.runs.build import import_by_name
+from ppl_vae.runs.folder import (
+    CHECKPOINTS,
+    WEIGHTS,
+)
+from ppl_vae.runtime import CorruptFileError, read_tensors, write_tensors
+
+_PARAM = "param."  # how Pair.state() marks the values of pyro.param
+
+
+def write_weights(path: Path, model: Program, guide: Program) -> None:
+    """Writes the state of a pair. ``pyro.param`` values are unconstrained; their constraints go along."""
+    pair = Pair.of(model, guide)
+    constraints = {}
+    for name in pair.store["params"]:
+        try:
+            constraints[name] = _describe_constraint(pair.store["constraints"][name])
+        except TypeError as error:
+            raise TypeError(f"pyro.param '{name}' can not be saved: {error}") from error
+    write_tensors(path / WEIGHTS, pair.state(), {"constraints": constraints})
+
+
+def read_weights(path: Path, model: Program, guide: Program) -> None:
+    """Puts the saved state into a pair."""
+    file = path / WEIGHTS
+    if (path / CHECKPOINTS).is_dir():
+        remedy = f"`ppl-vae train --resume {path}` finishes the run from its checkpoints and writes it again"
+    else:
+        remedy = "save or train the run again"
+    try:
+        state, metadata = read_tensors(file)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path} has no {WEIGHTS}: {remedy}") from error
+    except CorruptFileError as error:
+        raise CorruptFileError(file, f"{str(error).removeprefix(f'{file}: ')}; {remedy}") from error
+    pair = Pair.of(model, guide)
+    for name, described in metadata["constraints"].items():
+        leaf = state.pop(_PARAM + name)
+        pair.store["params"][name] = leaf.requires_grad_()
+        pair.store["constraints"][name] = _as_constraint(described)
+    _check_names(file, pair, state)
+    pair.load_state(state)
+    pair.remember()
+
+
+def _check_names(file: Path, pair: Pair, state: Mapping[str, Tensor]) -> None:
+    own = {name for name in pair.state() if not name.startswith(_PARAM)}
+    missing, unknown = sorted(own - set(state)), sorted(set(state) - own)
+    if missing:
+        raise ValueError(f"{file} has no values for {_some(missing)}: it belongs to another pair")
+    if unknown:
+        raise ValueError(
+            f"{file} has values for {_some(unknown)}, which the pair lacks: it belongs to another pair. (An "
+            "autoguide makes its parameters when it first runs: call guide(x) once before load_run)"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def _describe_constraint(constraint: Any) -> dict[str, Any]:
+    """A constraint as its class's name and the numbers in it."""
+    numbers: dict[str, Any] = {}
+    for name, value in vars(constraint).items():
+        if isinstance(value, Constraint):
+            numbers[name] = _describe_constraint(value)
+        elif isinstance(value, (bool, int, float)):
+            numbers[name] = value
+        else:
+            raise TypeError(
+                f"its constraint {constraint} holds a {type(value).__name__}, not a number"
+            )
+    kind = type(constraint)
+    return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": numbers}
+
+
+def _as_constraint(described: Mapping[str, Any]) -> Constraint:
+    arguments = {
+        name: _as_constraint(value) if isinstance(value, dict) else value
+        for name, value in described["init_args"].items()
+    }
+    kind = import_by_name(described["class_path"])
+    if not (isinstance(kind, type) and issubclass(kind, Constraint)):
+        raise ValueError(f"{described['class_path']} is not a constraint")
+    constraint = kind.__new__(kind)  # constructors do not always take what they keep
+    vars(constraint).update(arguments)
+    return constraint

@@ -1,0 +1,24 @@
+from .denormals import denormals_flushed as denormals_flushed
+from .devices import (
+    device_of as device_of,
+    make_fabric as make_fabric,
+    resolve_device as resolve_device,
+)
+from .files import (
+    CorruptFileError as CorruptFileError,
+    flatten as flatten,
+    read_tensors as read_tensors,
+    unflatten as unflatten,
+    write_bytes as write_bytes,
+    write_tensors as write_tensors,
+)
+from .progress import progress_bar as progress_bar
+from .randomness import (
+    generators_kept as generators_kept,
+    preserve_random_state as preserve_random_state,
+    random_state as random_state,
+    seed_everything as seed_everything,
+    set_random_state as set_random_state,
+    set_tensor_generators as set_tensor_generators,
+    tensor_generators as tensor_generators,
+)

@@ -1,0 +1,73 @@
+"""Devices: which one a name means, and where tensors are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+def device_of(tensors: Iterable[Tensor]) -> torch.device:
+    """The device of the first tensor, or the CPU."""
+    for tensor in tensors:
+        return tensor.device
+    return torch.device("cpu")
+
+
+_PRECISIONS = ("32-true", "bf16-mixed")
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of a name: ``auto`` (a CUDA GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+
+    Raises:
+        ValueError: There is no such device, or torch can not see it.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.partition(":")[0] not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device={name!r}: expected 'auto', 'cpu', 'cuda', 'cuda:1' ... or 'mps'")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device={name!r}: after the colon, the GPU's number is expected"
+        ) from error
+    found = torch.cuda.device_count()
+    if device.type == "cuda" and not found:
+        raise ValueError(f"device={name!r}, but torch sees no GPU: use device='auto' or 'cpu'")
+    if device.type == "cuda" and device.index is not None and device.index >= found:
+        raise ValueError(f"device={name!r}, but the last GPU that torch sees is 'cuda:{found - 1}'")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(
+            f"device={name!r}, but torch sees no Apple GPU: use device='auto' or 'cpu'"
+        )
+    return torch.device("cpu") if device.type == "cpu" else device
+
+
+def make_fabric(
+    device: str = "auto", precision: str = "32-true", num_processes: int = 1, num_nodes: int = 1
+) -> Fabric:
+    """A launched Lightning Fabric. With several processes, the script is started once more for each."""
+    from lightning_fabric import Fabric
+
+    if precision not in _PRECISIONS:
+        raise ValueError(f"precision must be one of {_PRECISIONS}, not {precision!r}")
+    chosen = resolve_device(device)
+    several = num_processes * num_nodes > 1
+    if several and chosen.index is not None:
+        raise ValueError(f"device={device!r} is one GPU: use device='cuda' for several processes")
+    fabric = Fabric(
+        accelerator=chosen.type,
+        devices=num_processes if chosen.index is None else [chosen.index],
+        num_nodes=num_nodes,
+        strategy="ddp" if several else "auto",
+        precision=precision,  # type: ignore[arg-type]
+    )
+    fabric.launch()
+    return fabric

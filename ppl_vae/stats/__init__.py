@@ -1,0 +1,7 @@
+"""Statistics on plain tensors. Nothing here knows Pyro."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

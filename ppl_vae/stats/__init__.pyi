@@ -1,0 +1,16 @@
+from .estimate import Estimate as Estimate
+from .moments import (
+    RunningVariance as RunningVariance,
+    active_units as active_units,
+    log_mean_exp as log_mean_exp,
+    standard_error as standard_error,
+)
+from .pareto import (
+    MIN_TAIL as MIN_TAIL,
+    generalized_pareto_fit as generalized_pareto_fit,
+    khat_limit as khat_limit,
+    pareto_khat as pareto_khat,
+    tail_size as tail_size,
+)
+from .table import table as table
+from .weights import StreamingWeights as StreamingWeights

@@ -1,0 +1,7 @@
+"""Training by SVI: `fit`, and what is fitted to a model that stays: `refit_guide`, `refit_prior`."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,142 @@
+"""refit_prior(): the prior fitted to the aggregate posterior of a trained pair, afterwards."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ppl_vae.checks import all_rows, check_data, chunk_sizes, device_of_pair, evaluating
+from ppl_vae.pairs import (
+    Batches,
+    DataLike,
+    Pair,
+    Program,
+    as_args,
+    find_layout,
+    move,
+    num_rows,
+    sample_rows,
+    stated_moment,
+    take_rows,
+)
+from ppl_vae.runtime import device_of, progress_bar
+
+
+class PriorDescription(Protocol):
+    """What builds a prior once the sizes are known, such as ``ppl_vae.models.MixturePrior(20)``."""
+
+    def build(self, data_shape: Sequence[int], latent_dim: int) -> nn.Module:
+        """The module whose ``forward()`` is p(z)."""
+
+
+def refit_prior(
+    model: nn.Module,
+    guide: Program,
+    x: DataLike,
+    prior: PriorDescription,
+    *,
+    num_draws: int = 10,
+    seed: int | None = None,
+    progress: bool | None = None,
+) -> Any:
+    r"""Fits a prior to the aggregate posterior q(z) = 1/n sum_i q(z | x_i), all else left as it is.
+
+    A prior that training held fixed is not where the codes are, and so samples from it do not look like the
+    data. The prior that serves the ELBO of the given rows best maximises E_q(z) log p(z): of a diagonal
+    Gaussian, by the moments in closed form (the variance within rows and that between their means); of a
+    mixture, by EM on draws; of a flow, by gradient steps on draws ("ex-post density estimation", *From
+    Variational to Deterministic Autoencoders*, arXiv:1903.12436).
+
+    Args:
+        model: The model; its ``model.prior`` is the module whose ``forward()`` is p(z).
+        guide: The guide.
+        x: The rows whose posteriors count: those trained on, as for ``evaluate``.
+        prior: The new prior: ``DiagonalNormal()``, ``MixturePrior(20)``, ``FlowPrior()``, or any description
+            whose module has a method ``fit_to(mean, variance, draws)``.
+        num_draws: Draws from each row's q(z | x).
+        seed: Of draws and starts; None draws from torch's global generator.
+        progress: Whether to show a progress bar; None shows one on a terminal.
+
+    Returns:
+        A copy of the model with the new prior. Weights are copies too: the given model does not change.
+
+    Raises:
+        TypeError: The model has no module ``prior``, or the new prior can not be fitted.
+        ValueError: The guide does not sample one vector a row, or ``num_draws`` is less than 2.
+        PairError: As from ``evaluate``.
+
+    Example:
+        >>> from ppl_vae.guides import MeanField
+        >>> from ppl_vae.models import VAE, DiagonalNormal
+        >>> model, guide = VAE((3,), latent_dim=2), MeanField((3,), latent_dim=2)
+        >>> x = torch.bernoulli(torch.full((100, 3), 0.5))
+        >>> refitted = refit_prior(model, guide, x, DiagonalNormal())
+        >>> refitted.prior().mean.shape, model.prior().mean
+        (torch.Size([2]), tensor([0., 0.]))
+    """
+    if num_draws < 2:
+        raise ValueError(f"num_draws must be at least 2, not {num_draws}")
+    old = getattr(model, "prior", None)
+    if not isinstance(old, nn.Module):
+        raise TypeError(
+            f"refit_prior replaces model.prior, the module whose forward() is p(z), but "
+            f"{type(model).__name__} has no such module: sample z from self.prior() in the model, with "
+            "self.prior = StandardNormal().build(data_shape, latent_dim)"
+        )
+    pair = Pair.of(model, guide)
+    with evaluating(pair, seed):
+        mean, variance, draws, data_shape = _posteriors(pair, x, num_draws, progress)
+        new = prior.build(data_shape, mean.shape[-1]).to(draws)
+        fit_to = getattr(new, "fit_to", None)
+        if fit_to is None:
+            raise TypeError(
+                f"{type(prior).__name__} can not be fitted to the aggregate posterior (its module has no "
+                "fit_to): use DiagonalNormal, MixturePrior or FlowPrior"
+            )
+        fit_to(mean, variance, draws)
+    # The old prior is not copied: it may hold on to the guide.
+    return copy.deepcopy(model, {id(old): new.train(model.training)})
+
+
+def _posteriors(
+    pair: Pair, x: DataLike, num_draws: int, progress: bool | None
+) -> tuple[Tensor, Tensor, Tensor, Sequence[int]]:
+    """Mean and variance of each row's q(z | x), ``(n, d)``, draws, ``(num_draws, n, d)``; a row's shape."""
+    batches = Batches(x, pair)
+    first = batches.first(all_rows(batches) if pair.keeps_rows else 64)
+    check_data(pair, move(first, device_of_pair(pair)))
+    device = device_of(pair.parameters(move(first, device_of_pair(pair))).values())
+    first = move(first if pair.keeps_rows else take_rows(first, slice(0, 64)), device)
+    layout = find_layout(pair, first)
+    site = layout.latents[0] if len(layout.latents) == 1 else None
+    if site is None or sample_rows(pair, layout, first, 1).latents[site].dim() != 3:
+        raise ValueError(
+            "refit_prior needs a guide that samples one vector a row, but the latents of a row are "
+            f"{', '.join(layout.latents) or 'none'}"
+        )
+    at_once, draws_at_once = chunk_sizes(pair, layout, first, num_draws)
+    size = num_rows(first) if pair.keeps_rows else max(1, at_once * draws_at_once // num_draws)
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    total = num_rows(batches.rows) if batches.in_memory else None
+    with progress_bar(total, "refit_prior", "row", progress) as bar:
+        for batch in batches.ordered(size):
+            for start in range(0, num_rows(batch), size):
+                chunk = move(take_rows(batch, slice(start, start + size)), device)
+                rows = sample_rows(pair, layout, chunk, num_draws)
+                z = rows.latents[site]
+                mean, variance = (
+                    stated_moment(rows, layout, site, m) for m in ("mean", "variance")
+                )
+                if mean is None or variance is None:
+                    mean, variance = z, torch.zeros_like(z)
+                # Stated moments may depend on auxiliary draws.
+                spread = mean.var(0, unbiased=False) + variance.mean(0)
+                parts.append((mean.mean(0), spread, z))
+                bar.update(num_rows(chunk))
+    means, variances, draws = zip(*parts, strict=True)
+    data_shape = tuple(as_args(first)[0].shape[1:])
+    return torch.cat(means), torch.cat(variances), torch.cat(draws, 1), data_shape

@@ -1,0 +1,225 @@
+"""fit(): trains any pair on any data, and survives being killed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from numbers import Integral
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import pyro
+import pyro.infer
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from ppl_vae.objectives import Objective, as_objective
+from ppl_vae.pairs import Batches, DataLike, Pair, Program
+from ppl_vae.runtime import make_fabric, preserve_random_state, seed_everything
+from ppl_vae.training.loop import Training
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What :func:`fit` returns.
+
+    Attributes:
+        model: The trained model. A program with ``pyro.param`` statements carries their trained values.
+        guide: The trained guide, likewise.
+        history: A dict of metrics for each epoch, in nats a row; the columns of ``metrics.csv``.
+        objective: The objective that was optimised.
+        epochs: Epochs trained.
+        steps: Optimiser steps taken.
+        best_epoch: The epoch whose weights were kept (with early stopping; otherwise the last).
+        stopped: Why the training ended.
+        seconds: Time it took.
+        run_dir: The folder with metrics and checkpoints, if one was given.
+    """
+
+    model: Program
+    guide: Program
+    history: list[dict[str, float]]
+    objective: Objective
+    epochs: int
+    steps: int
+    best_epoch: int
+    stopped: str
+    seconds: float
+    run_dir: Path | None = None
+
+    def __repr__(self) -> str:
+        last = self.history[-1] if self.history else {}
+        numbers = ", ".join(
+            f"{name}={last[name]:.3f}" for name in ("elbo", "validation_elbo") if name in last
+        )
+        return f"Fit({numbers}, epochs={self.epochs}, steps={self.steps}, stopped={self.stopped!r})"
+
+
+def fit(
+    model: Program,
+    guide: Program,
+    x: DataLike,
+    *,
+    objective: Objective | pyro.infer.ELBO | None = None,
+    validation: DataLike | None = None,
+    max_epochs: int = 100,
+    batch_size: int = 128,
+    learning_rate: float | None = None,
+    optimizer: Callable[..., Optimizer] | None = None,
+    lr_scheduler: Callable[[Optimizer], LRScheduler | ReduceLROnPlateau] | None = None,
+    clip_grad_norm: float | None = None,
+    patience: int | None = None,
+    transform: Callable[[Tensor], Tensor] | None = None,
+    seed: int | None = None,
+    device: str = "auto",
+    precision: Literal["32-true", "bf16-mixed"] = "32-true",
+    num_processes: int = 1,
+    num_nodes: int = 1,
+    fabric: Fabric | None = None,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    tensorboard: bool = False,
+    progress: bool | None = None,
+    capture: bool = True,
+    compile: bool | None = None,
+) -> Fit:
+    """Trains model and guide to maximise a bound on log p(x).
+
+    The pair is checked first (:func:`ppl_vae.check`). Modules are trained in place. The values of
+    ``pyro.param`` statements live in a scope of Pyro's parameter store that belongs to this pair: the global
+    store is left as it was, every call starts them anew, the returned programs carry what was
+    learned, and ``evaluate`` and ``diagnose`` of the same pair find it.
+
+    Args:
+        model: Pyro program of p(x, z), called with a batch.
+        guide: Pyro program of q(z | x), with the same arguments.
+        x: A tensor ``(n, *event)``, a tuple of tensors, or an iterable of batches (a ``DataLoader``).
+        objective: What to maximise: one of :mod:`ppl_vae.objectives` or of Pyro's ELBOs. The default is
+            the ELBO with the analytic KL wherever the pair allows it.
+        validation: Held-out rows; their beta = 1 ELBO is measured after every epoch.
+        max_epochs: Passes over the data.
+        batch_size: Rows in a (global) batch; an iterable brings its own.
+        learning_rate: Step size; 1e-3 for the default optimizer. Given to ``optimizer`` as ``lr`` if set.
+        optimizer: Makes an optimizer of a list of tensors, as ``torch.optim.AdamW`` does. Default: Adam.
+        lr_scheduler: Makes a schedule of torch from the optimizer; stepped after every epoch.
+        clip_grad_norm: Largest norm of the whole gradient; longer ones are shortened to it.
+        patience: Stop after so many epochs without a better held-out beta = 1 ELBO, and keep the best
+            weights. Epochs in which beta still warms up do not count.
+        transform: Applied to every training batch, such as dynamic binarisation.
+        seed: Makes the result reproducible and leaves the global generators alone. None: use those.
+        device: ``auto`` (a CUDA GPU if there is one, otherwise the CPU), ``cpu``, ``cuda``, ``cuda:1``
+            (that GPU), ``mps``.
+        precision: ``32-true``, or ``bf16-mixed`` for bfloat16 autocast.
+        num_processes: Processes a machine; each global batch is divided among them.
+        num_nodes: Machines.
+        fabric: A launched Lightning Fabric to use in place of the four options above.
+        run_dir: Folder for ``metrics.csv`` and ``checkpoints/``; None keeps everything in memory.
+        resume: Continue from the newest good checkpoint in ``run_dir``.
+        tensorboard: Write the metrics for TensorBoard too, to ``run_dir``/tensorboard.
+        progress: Whether to show a progress bar; None shows one on a terminal.
+        capture: Record the step once and run it as a plain graph where that is sound, with the same
+            results; False runs every step in Pyro. See ``docs/capture.md``.
+        compile: Let Inductor compile what was captured (some 6 s, a C++ compiler needed): the results are
+            then equal to float precision, not bit by bit. None: from step 1,000 on in trainings of at least
+            10,000 steps, where it pays.
+
+    Returns:
+        A :class:`Fit`.
+
+    Raises:
+        TypeError: A number of epochs or rows is not whole.
+        PairError: ``check`` found something that makes training wrong.
+        DivergenceError: Loss or gradient became NaN or infinite. The last good checkpoint remains.
+        FileExistsError: ``run_dir`` holds checkpoints and ``resume`` is not asked for.
+        CorruptFileError: All checkpoints to resume from are damaged.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     loc = pyro.param("loc", torch.tensor(0.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(loc, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     shift = pyro.param("shift", torch.tensor(0.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal((x + shift) / 2, 0.5**0.5))
+        >>> x = torch.tensor([2.0, 4.0])
+        >>> fitted = fit(model, guide, x, max_epochs=300, learning_rate=0.05, seed=0)
+        >>> fitted.steps
+        300
+    """
+    for name, count in (
+        ("max_epochs", max_epochs),
+        ("batch_size", batch_size),
+        ("patience", patience),
+    ):
+        if count is not None and not isinstance(count, Integral):
+            raise TypeError(f"{name} must be a whole number, not {count!r}")
+    if max_epochs < 1:
+        raise ValueError(f"max_epochs must be at least 1, not {max_epochs}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    if patience is not None and (validation is None or patience < 1):
+        raise ValueError(
+            "early stopping watches the held-out ELBO: give validation rows, and a patience of at least 1"
+        )
+    if resume and run_dir is None:
+        raise ValueError("resume=True needs the run_dir to continue")
+    if tensorboard and run_dir is None:
+        raise ValueError("tensorboard=True needs a run_dir to write to")
+    for name, number in (("learning_rate", learning_rate), ("clip_grad_norm", clip_grad_norm)):
+        if number is not None and not (number > 0 and math.isfinite(number)):
+            raise ValueError(f"{name} must be positive, not {number}")
+    pair = Pair(model, guide)
+    batches = Batches(x, pair)
+    held_out = None if validation is None else Batches(validation, pair)
+    wanted = as_objective(objective)
+    if fabric is None:
+        fabric = make_fabric(device, precision, num_processes, num_nodes)
+    folder = None if run_dir is None else Path(run_dir)
+    if folder is not None and not resume and list((folder / "checkpoints").glob("step-*")):
+        raise FileExistsError(
+            f"{folder / 'checkpoints'} holds checkpoints of an earlier training: continue it with "
+            "resume=True, or choose another run_dir"
+        )
+    with ExitStack() as stack:
+        own_seed = seed if seed is not None else int(torch.randint(2**31, ()))
+        own_seed = int(fabric.broadcast(own_seed))
+        if seed is not None or resume:
+            stack.enter_context(preserve_random_state())
+        if seed is not None or fabric.world_size > 1:
+            seed_everything(own_seed + fabric.global_rank)
+        pair.to(fabric.device)
+        stack.enter_context(pair.scope())
+        training = Training(
+            pair=pair,
+            fabric=fabric,
+            batches=batches,
+            held_out=held_out,
+            wanted=wanted,
+            max_epochs=max_epochs,
+            batch_size=batch_size,
+            clip_grad_norm=clip_grad_norm,
+            patience=patience,
+            transform=transform,
+            seed=own_seed,
+            folder=folder,
+            progress=progress,
+            capture=capture,
+            compile=compile,
+        )
+        training.prepare(optimizer, learning_rate, lr_scheduler)
+        if resume:
+            training.restore()
+        result = training.run(tensorboard)
+    pair.remember()
+    bound_model, bound_guide = pair.bound()
+    return Fit(model=bound_model, guide=bound_guide, objective=wanted, run_dir=folder, **result)

@@ -1,0 +1,122 @@
+"""refit_guide(): a new guide for a model that stays as it is, so that guides can be compared on one model."""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, cast
+
+import pyro
+import pyro.poutine as poutine
+from pyro.poutine.messenger import Messenger
+from torch.nn import Module, Parameter
+
+from ppl_vae.pairs import DataLike, Pair, PairError, Program, keep_guide
+from ppl_vae.runtime import resolve_device
+from ppl_vae.training.fitting import Fit, fit
+
+
+def refit_guide(model: Program, guide: Program, x: DataLike, **options: Any) -> Fit:
+    """Trains a guide for the posterior of a model that is left exactly as it is.
+
+    The model's weights receive no gradients, its ``pyro.param`` values are held, and its modules stay in
+    evaluation mode: batch norm keeps its statistics, dropout is off, as they will be when the pair is
+    evaluated. What was trainable is so again afterwards, also after an error. A model that is made of its
+    guide (by a VampPrior) keeps a copy of that guide from then on, so that its log p(x) is not changed.
+
+    Args:
+        model: Pyro program of p(x, z), trained. If it has ``pyro.param`` statements, ``fit(...).model``,
+            which carries their values.
+        guide: Pyro program of q(z | x); its parameters go on from where they are.
+        x: The rows, as for :func:`ppl_vae.fit`.
+        **options: Those of :func:`ppl_vae.fit`.
+
+    Returns:
+        A :class:`~ppl_vae.training.Fit` with the model that was given and the trained guide.
+
+    Raises:
+        PairError: The model has ``pyro.param`` statements and carries no values for them, or ``check``
+            found something that makes training wrong.
+        ValueError: The guide has no parameters but the model's.
+
+    Example:
+        >>> import torch
+        >>> from ppl_vae.guides import MeanField
+        >>> from ppl_vae.models import ProbabilisticPCA
+        >>> from ppl_vae.networks import MLP
+        >>> x = torch.randn(100, 3)
+        >>> model = ProbabilisticPCA((3,), latent_dim=1).maximum_likelihood(x)
+        >>> refitted = refit_guide(model, MeanField((3,), 1, MLP((8,))), x, max_epochs=2, seed=0)
+        >>> refitted.model is model
+        True
+    """
+    with _frozen(model, options) as frozen:
+        result = fit(frozen, guide, x, **options)
+    Pair(model, result.guide).remember()
+    return replace(result, model=model)
+
+
+@contextmanager
+def _frozen(model: Program, options: dict[str, Any]) -> Iterator[Program]:
+    """The model as a program without anything to train, on the device of the training."""
+    keep_guide(model)
+    pair = Pair(model, model)
+    fabric = options.get("fabric")
+    pair.to(fabric.device if fabric else resolve_device(options.get("device", "auto")))
+    parameters = [p for module in pair.modules().values() for p in module.parameters()]
+    before = [(p, p.requires_grad) for p in parameters]
+    try:
+        with pair.mode(training=False):
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+            yield _Held(pair, parameters)
+    finally:
+        for parameter, trainable in before:
+            parameter.requires_grad_(trainable)
+
+
+class _Held:
+    """A program whose parameters no handler sees.
+
+    It has slots and no ``__dict__``, so that its modules are not found either: nobody will train them, put
+    them in training mode, or save them with the guide.
+    """
+
+    __slots__ = ("__signature__", "__weakref__", "_known", "_program", "_store")
+
+    def __init__(self, pair: Pair, parameters: list[Parameter]) -> None:
+        program = pair.model
+        self._program = program
+        self._store = {key: dict(values) for key, values in pair.store.items()}
+        self._known = _Known({*map(id, parameters), *map(id, pair.store["params"].values())})
+        self.__signature__ = inspect.signature(
+            program.forward if isinstance(program, Module) else program
+        )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        scope = pyro.get_param_store().scope(cast(Any, self._store))
+        with poutine.block(hide_types=["param"]), scope, self._known:
+            result = self._program(*args, **kwargs)
+        # Leaving a scope strips the tensors outside of it of what leads from a value to its leaf.
+        for _, leaf in pyro.get_param_store().named_parameters():
+            leaf.unconstrained = weakref.ref(leaf)  # type: ignore[attr-defined]
+        return result
+
+
+class _Known(Messenger):
+    """Refuses ``pyro.param`` statements that would start a value of their own."""
+
+    def __init__(self, known: set[int]) -> None:
+        super().__init__()
+        self.known = known
+
+    def _pyro_post_param(self, msg: dict[str, Any]) -> None:
+        leaf = msg["value"].unconstrained() if hasattr(msg["value"], "unconstrained") else None
+        if id(leaf) not in self.known:
+            raise PairError(
+                f"the model has a parameter '{msg['name']}' from pyro.param, but carries no trained value "
+                "of it: train the model with fit, and give refit_guide fit(...).model"
+            )
