@@ -882,7 +882,8 @@ def test_the_result_as_text_and_as_numbers() -> None:
     assert found.unreliable.tolist() == [False, True]
     assert "on 1 of 2 rows" in found.warnings[1]
     numbers = json.loads(json.dumps(found.to_dict()))
-    assert numbers["log_likelihood"]["values"] == [-1.0, -3.0]
+    assert numbers["log_likelihood"]["mean"] == -2.0
+    assert found.rows()["log_likelihood"].tolist() == [-1.0, -3.0]
     assert numbers["bits_per_dim"]["mean"] == pytest.approx(2 / (2 * math.log(2)))
-    assert numbers["start"] == "prior"
+    assert numbers["from_prior"] is True
     assert len(numbers["warnings"]) == 2

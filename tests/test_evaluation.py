@@ -178,7 +178,10 @@ def test_bits_per_dimension_mean_and_standard_error() -> None:
     assert "bits per dimension" in str(found)
     plain = found.to_dict()
     assert plain["log_likelihood"]["mean"] == found.log_likelihood.mean
-    assert len(plain["ess"]) == 10
+    assert plain["ess"]["median"] == float(found.ess.double().median())
+    assert plain["unreliable"] == {"count": int(found.unreliable.sum())}
+    assert torch.equal(found.rows()["elbo"], found.elbo.values)
+    assert {len(values) for values in found.rows().values()} == {10}
 
 
 def test_a_single_sample_is_the_elbo_and_says_that_it_knows_no_error() -> None:

@@ -125,7 +125,7 @@ def test_the_last_rows_are_recorded_if_they_come_often(
 ) -> None:
     model, q = pair()
     options: dict[str, Any] = {"num_samples": 301, "seed": 1}
-    monkeypatch.setattr(evaluation, "chunk_sizes", lambda *_: (4, 20))
+    monkeypatch.setattr("ppl_vae.checks.session.chunk_sizes", lambda *_: (4, 20))
     same(
         evaluate(model, q, rows(), **options),
         evaluate(model, q, rows(), capture=False, **options),

@@ -6,8 +6,8 @@ from .data import (
 from .programs import check as check, check_batch as check_batch
 from .report import PairWarning as PairWarning, Problem as Problem, Report as Report
 from .session import (
-    all_rows as all_rows,
+    Session as Session,
     chunk_sizes as chunk_sizes,
-    device_of_pair as device_of_pair,
     evaluating as evaluating,
+    opened as opened,
 )

@@ -1,27 +1,144 @@
-"""A pair opened for evaluation: mode, device, seed, and chunks of rows that fit in memory."""
+"""A pair opened for evaluation: checked, in evaluation mode, its rows in chunks that fit in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ppl_vae.checks.data import check_data
 from ppl_vae.pairs import (
     Batch,
     Batches,
+    DataLike,
     Layout,
     Pair,
+    Program,
+    find_layout,
+    move,
     num_rows,
     sample_rows,
+    take_rows,
 )
-from ppl_vae.runtime import device_of
+from ppl_vae.runtime import device_of, progress_bar
 
 MEMORY_BUDGET = 64 * 2**20
 """Bytes of intermediate results that one chunk of rows x samples may make."""
+
+FIRST_ROWS = 64
+"""Rows that a pair is checked on, and its layout found with."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """An opened pair and its rows.
+
+    Attributes:
+        pair: The pair, inside of its scope, in evaluation mode, without gradients.
+        layout: Which plate holds the rows, and what the sites are.
+        first: The first rows, on the device: those that were checked.
+        device: Where the pair's parameters are.
+        batches: All rows.
+        progress: Whether to show progress bars; None shows them on a terminal.
+    """
+
+    pair: Pair
+    layout: Layout
+    first: Batch
+    device: torch.device
+    batches: Batches
+    progress: bool | None
+
+    @property
+    def num_rows(self) -> int | None:
+        """How many rows there are; None if they come from an iterable."""
+        return num_rows(self.batches.rows) if self.batches.in_memory else None
+
+    def chunk_sizes(self, num_samples: int, rows: int = FIRST_ROWS) -> tuple[int, int]:
+        """How many rows, and how many samples of each, to run at once; measured on the first `rows`."""
+        few = self.first if self.pair.keeps_rows else take_rows(self.first, slice(0, rows))
+        return chunk_sizes(self.pair, self.layout, few, num_samples)
+
+    def rows_at_once(self, num_samples: int, rows: int = FIRST_ROWS) -> int:
+        """How many rows to run at once with all samples of each."""
+        if self.pair.keeps_rows:
+            return num_rows(self.first)
+        at_once, samples = self.chunk_sizes(num_samples, rows)
+        return max(1, at_once * samples // num_samples)
+
+    def bar(self, label: str, unit: str = "row", total: int | None = None) -> Any:
+        """A progress bar as a context manager."""
+        return progress_bar(total, label, unit, self.progress)
+
+    def chunks(self, rows: int, label: str = "") -> Iterator[Batch]:
+        """The rows in order, at most `rows` at once, on the device; with a progress bar if it has a label."""
+        with progress_bar(self.num_rows, label, "row", self.progress if label else False) as bar:
+            for batch in self.batches.ordered(rows):  # a loader's batches may be larger
+                for start in range(0, num_rows(batch), rows):
+                    chunk = move(take_rows(batch, slice(start, start + rows)), self.device)
+                    yield chunk
+                    bar.update(num_rows(chunk))
+
+
+@contextmanager
+def opened(
+    model: Program,
+    guide: Program,
+    x: DataLike,
+    *,
+    seed: int | None = None,
+    progress: bool | None = None,
+    whole: bool = False,
+) -> Iterator[Session]:
+    """Opens a pair for evaluation: checks it on the first rows, finds device and layout.
+
+    Inside, there are no gradients, the modules are in evaluation mode, the pair's own `pyro.param` values are
+    in force, and draws come from a generator of their own if there is a seed.
+
+    Args:
+        model: Pyro program of p(x, z).
+        guide: Pyro program of q(z | x). If `fit` has trained just this pair, its `pyro.param` values are used.
+        x: A tensor `(n, *event)`, a tuple of tensors, or an iterable of batches.
+        seed: Seed for the draws; None draws from torch's global generator.
+        progress: Whether to show progress bars; None shows them on a terminal.
+        whole: Take all rows for the first ones. A guide that keeps parameters for each row always gets them.
+
+    Raises:
+        PairError: The programs fail on the rows, the rows are not in a plate, data are NaN or outside of
+            the likelihood's support, or the guide ties the latents of different rows together.
+        ValueError: `x` has no rows; or it is an iterable, and all rows are needed at once.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+        >>> with opened(model, guide, torch.zeros(100)) as session:
+        ...     sizes = [len(chunk) for chunk in session.chunks(40)]
+        ...     session.layout.latents, sizes
+        (('z',), [40, 40, 20])
+    """
+    pair = Pair.of(model, guide)
+    batches = Batches(x, pair)
+    with evaluating(pair, seed):
+        everything = whole or pair.keeps_rows
+        first = batches.first(_all_rows(batches) if everything else FIRST_ROWS)
+        first = move(first, _device_of_modules(pair))
+        check_data(pair, first)
+        device = device_of(pair.parameters(first).values())
+        if not everything:  # a loader's first batch may be larger
+            first = take_rows(first, slice(0, FIRST_ROWS))
+        first = move(first, device)
+        yield Session(pair, find_layout(pair, first), first, device, batches, progress)
 
 
 @contextmanager
@@ -36,21 +153,16 @@ def evaluating(pair: Pair, seed: int | None) -> Iterator[None]:
                 yield
 
 
-def device_of_pair(pair: Pair) -> torch.device:
+def _device_of_modules(pair: Pair) -> torch.device:
     """Where the pair's parameters are; the CPU if it has none."""
     tensors = [p for module in pair.modules().values() for p in module.parameters()]
     return device_of([*tensors, *pair.store["params"].values()])
 
 
-def all_rows(batches: Batches) -> int:
-    """The number of all rows, for guides that can not be given fewer.
-
-    Raises:
-        ValueError: The rows are not in one tensor.
-    """
+def _all_rows(batches: Batches) -> int:
     if not batches.in_memory:
         raise ValueError(
-            "the guide keeps parameters for each row: give evaluate all rows in one tensor"
+            "the guide keeps parameters for each row, or all rows are needed at once: give them in one tensor"
         )
     return num_rows(batches.rows)
 

@@ -110,11 +110,10 @@ def to_device(run: Run, device: str) -> None:
     Pair.of(run.model, run.guide).to(resolve_device(device))
 
 
-def with_rows(result: Any, data: Data, num: int | None = None) -> dict[str, Any]:
-    """A result, and on which rows it was made: runs on the same rows can be compared row by row."""
+def rows_of(data: Data, num: int | None = None) -> dict[str, Any]:
+    """On which rows a result was made: runs on the same rows can be compared row by row."""
     x = data.test[:num]
-    rows = {"name": data.name, "split": "test", "num": len(x), "sha256": _digest(x)}
-    return {"rows": rows, **result.to_dict()}
+    return {"name": data.name, "split": "test", "num": len(x), "sha256": _digest(x)}
 
 
 def _digest(x: Tensor) -> str:

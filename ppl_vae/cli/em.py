@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ppl_vae.cli.common import say, start_run, with_rows
+from ppl_vae.cli.common import rows_of, say, start_run
 from ppl_vae.cli.parser import EM_OPTIONS
 from ppl_vae.cli.report import dequantization_note
 from ppl_vae.cli.roles import UsageError
@@ -77,7 +77,7 @@ def em(parser: ArgumentParser, given: Namespace) -> int:
         evaluation = evaluate(
             fitted.model, setup.guide, setup.data.test, num_samples=64, seed=0, progress=progress
         )
-        write_results(folder, evaluation=with_rows(evaluation, setup.data))
+        write_results(folder, evaluation=evaluation, rows=rows_of(setup.data))
         _print(fitted, evaluation.log_likelihood, dequantization_note(evaluation, setup.data))
         _draw(folder / PLOTS, fitted)
     except BaseException:

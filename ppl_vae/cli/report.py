@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import math
 
-import torch
-
 from ppl_vae.data import Data, Dequantization
 from ppl_vae.diagnosis import Diagnosis
 from ppl_vae.evaluation import Annealed, Evaluation
-from ppl_vae.stats import table
+from ppl_vae.stats import as_lines
 
 
 def result_table(evaluation: Evaluation, diagnosis: Diagnosis) -> str:
-    """The numbers of a trained pair: one a line, with its error and unit."""
-    lines = str(evaluation).splitlines()
-    numbers = [line for line in lines if not line.startswith("warning: ")]
-    width = len(numbers[0]) - len(numbers[0].split("  ", 1)[1].lstrip())
-    active = f"{diagnosis.active_units} of {len(diagnosis.kl)}"
-    numbers.append(f"{'active units':<{width}}{active}")
-    numbers.append(f"{'mutual information':<{width}}{information(diagnosis)}")
-    return "\n".join([*numbers, *lines[len(numbers) - 2 :]])
+    """The numbers of a trained pair: one per line, with its error and unit."""
+    lines = [*evaluation.lines(), *diagnosis.lines()]
+    return "\n".join([as_lines(lines), *evaluation.footnotes()])
 
 
 def dequantization_note(evaluation: Evaluation | Annealed, data: Data) -> str:
@@ -37,21 +30,3 @@ def dequantization_note(evaluation: Evaluation | Annealed, data: Data) -> str:
         f"\nnote: the data are dequantised, log p(x) is a density on [0, 1): the {levels} levels themselves "
         f"take at most {bits:.4f} + log2({levels}) = {bits + math.log2(levels):.4f} bits per dimension"
     )
-
-
-def information(diagnosis: Diagnosis) -> str:
-    """The mutual information; only a bound, and no error, where the rows are too few to show it."""
-    estimate = diagnosis.mutual_information
-    if diagnosis.saturated:
-        return f"≥ {estimate.mean:.2f} {estimate.unit}"
-    return str(estimate)
-
-
-def dimensions_table(diagnosis: Diagnosis) -> str:
-    """The latent dimensions, that of the largest KL first."""
-    lines = [["latent", "KL (nats)", "variance of means", ""]]
-    for i in torch.argsort(diagnosis.kl, descending=True).tolist():
-        state = "collapsed" if diagnosis.collapsed[i] else "active" if diagnosis.active[i] else ""
-        kl, variance = float(diagnosis.kl[i]), float(diagnosis.mean_variance[i])
-        lines.append([diagnosis.names[i], f"{kl:.3f}", f"{variance:.4f}", state])
-    return table(lines)

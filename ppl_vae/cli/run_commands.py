@@ -13,11 +13,11 @@ from ppl_vae.cli.common import (
     keep_result,
     open_run,
     output_file,
+    rows_of,
     say,
     to_device,
-    with_rows,
 )
-from ppl_vae.cli.report import dequantization_note, dimensions_table, information
+from ppl_vae.cli.report import dequantization_note
 from ppl_vae.cli.roles import UsageError
 from ppl_vae.cli.train import MOST_PICTURED
 from ppl_vae.diagnosis import diagnose as diagnose_pair, inference_gaps
@@ -58,9 +58,8 @@ def evaluate(parser: ArgumentParser, given: Namespace) -> int:
             progress=False if options.quiet else None,
         )
         print(f"{annealed}{dequantization_note(annealed, data)}")
-        keep_result(
-            run.path / ANNEALED, options.overwrite, annealed=with_rows(annealed, data, len(x))
-        )
+        rows = rows_of(data, len(x))
+        keep_result(run.path / ANNEALED, options.overwrite, annealed=annealed, rows=rows)
         return 0
     evaluation = evaluate_pair(
         run.model,
@@ -71,8 +70,8 @@ def evaluate(parser: ArgumentParser, given: Namespace) -> int:
         progress=False if options.quiet else None,
     )
     print(f"{evaluation}{dequantization_note(evaluation, data)}")
-    found = with_rows(evaluation, data, len(x))
-    keep_result(run.path / EVALUATION, options.overwrite, evaluation=found)
+    rows = rows_of(data, len(x))
+    keep_result(run.path / EVALUATION, options.overwrite, evaluation=evaluation, rows=rows)
     return 0
 
 
@@ -103,7 +102,7 @@ def gaps(parser: ArgumentParser, given: Namespace) -> int:
         progress=progress,
     )
     print(found)
-    keep_result(run.path / GAPS, options.overwrite, gaps=with_rows(found, data, len(x)))
+    keep_result(run.path / GAPS, options.overwrite, gaps=found, rows=rows_of(data, len(x)))
     picture = run.path / PLOTS / "gaps.png"
     if options.overwrite or not picture.exists():
         picture.parent.mkdir(exist_ok=True)
@@ -125,11 +124,7 @@ def diagnose(parser: ArgumentParser, given: Namespace) -> int:
         seed=options.seed,
         progress=False if options.quiet else None,
     )
-    print(dimensions_table(diagnosis))
-    print(f"\nmutual information {information(diagnosis)}")
-    print(f"marginal KL        {diagnosis.marginal_kl}\n\n{diagnosis.summary()}")
-    for note in diagnosis.notes:
-        print(f"note: {note}")
+    print(diagnosis)
     keep_result(run.path / DIAGNOSIS, options.overwrite, diagnosis=diagnosis)
     return 0
 

@@ -13,9 +13,9 @@ from jsonargparse import ArgumentParser, Namespace
 from ppl_vae.cli.common import (
     check_setup,
     new_folder,
+    rows_of,
     say,
     say_trained,
-    with_rows,
 )
 from ppl_vae.cli.report import dequantization_note, result_table
 from ppl_vae.cli.roles import UsageError
@@ -121,7 +121,9 @@ def report_run(
     diagnosis = diagnose_pair(model, guide, data.test, beta=beta, seed=seed, progress=progress)
     say(f"writing {POSTERIOR} for ArviZ")
     arviz = to_arviz(model, guide, data.test, evaluation=evaluation, seed=seed)
-    write_results(folder, evaluation=with_rows(evaluation, data), diagnosis=diagnosis, arviz=arviz)
+    write_results(
+        folder, evaluation=evaluation, diagnosis=diagnosis, arviz=arviz, rows=rows_of(data)
+    )
     Pair.of(model, guide).to(torch.device("cpu"))
     labels = None if data.test_labels is None else data.test_labels[:MOST_PICTURED]
     generator = Generator(model, guide, data.test[:MOST_PICTURED], seed)

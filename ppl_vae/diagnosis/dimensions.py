@@ -1,26 +1,112 @@
-"""KL, posterior means and names of the single latent dimensions."""
+"""What one pass over all rows gathers: KL, posterior means and names of the single latent dimensions."""
 
 from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
 
 import pyro.poutine as poutine
 import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
+from ppl_vae.checks import Session
+from ppl_vae.diagnosis.residuals import Residuals
 from ppl_vae.pairs import (
     Batch,
-    Layout,
-    Pair,
     RowDensities,
     as_args,
     elementwise,
     elementwise_kl,
     many_samples,
+    num_rows,
     rows_first,
+    sample_rows,
     stated_moment,
 )
+from ppl_vae.stats import RunningVariance
 
 NUM_DRAWS = 32
+"""Draws from each row's q(z | x)."""
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What one pass over n rows gathers. The d latent dimensions are those of all sites, in order.
+
+    Attributes:
+        num_rows: n.
+        names: The dimensions' names.
+        kl: Mean KL of each dimension, nats, `(d,)`.
+        mean_variance: Variance over rows of the posterior means, `(d,)`.
+        points: One draw per row, by the guide's site, `(n, *event)`.
+        log_guide: log q(z | x) at those draws, `(n,)`.
+        log_prior: log p(z) at them, `(n,)`.
+        residuals: What the decoder leaves of the data.
+        identical: Whether all rows are the same.
+        moments_alone: Sites whose dimensions have no KL but that of their moments.
+    """
+
+    num_rows: int
+    names: tuple[str, ...]
+    kl: Tensor
+    mean_variance: Tensor
+    points: dict[str, Tensor]
+    log_guide: Tensor
+    log_prior: Tensor
+    residuals: Residuals
+    identical: bool
+    moments_alone: tuple[str, ...]
+
+
+def gather(session: Session, size: int, analytic: bool) -> Gathered:
+    """One pass over all rows, `size` at once.
+
+    Args:
+        session: The opened pair.
+        size: Rows at once, with all draws of each.
+        analytic: Whether the analytic KL of a site is its share of the rate.
+    """
+    layout = session.layout
+    spread, residuals = RunningVariance(), Residuals()
+    names: tuple[str, ...] = ()
+    kl_sum = sampling = torch.zeros(())
+    points: list[dict[str, Tensor]] = []
+    log_guide, log_prior = [], []
+    row: tuple[Tensor, ...] | None = None
+    identical, n = True, 0
+    for batch in session.chunks(size, "diagnose"):
+        rows = sample_rows(session.pair, layout, batch, NUM_DRAWS)
+        kl, means, noise_of_means, names = _latent_dimensions(session, batch, rows, analytic)
+        spread.update(means.cpu())
+        kl_sum = kl_sum + kl.sum(0)
+        sampling = sampling + noise_of_means.sum(0)
+        points.append({name: value[0] for name, value in rows.draws.items()})
+        log_guide.append(rows.log_guide[0])
+        log_prior.append(rows.log_prior[0])
+        residuals.update(rows, layout)
+        args = as_args(batch)
+        row = row or tuple(value[:1] for value in args)
+        pairs = zip(args, row, strict=True)
+        identical = identical and all(bool((value == one).all()) for value, one in pairs)
+        n += num_rows(batch)
+    in_guide, in_model = rows.guide_trace.nodes, rows.model_trace.nodes
+    return Gathered(
+        num_rows=n,
+        names=names,
+        kl=(kl_sum / n).cpu(),
+        mean_variance=(spread.variance - (sampling / n).cpu()).clamp(min=0.0),
+        points={name: torch.cat([part[name] for part in points]) for name in points[0]},
+        log_guide=torch.cat(log_guide),
+        log_prior=torch.cat(log_prior),
+        residuals=residuals,
+        identical=identical,
+        moments_alone=tuple(
+            name
+            for name in layout.latents
+            if elementwise_kl(in_guide[name], in_model[name], analytic) is None
+        ),
+    )
 
 
 def note_on_moments(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -34,10 +120,11 @@ def note_on_moments(names: tuple[str, ...]) -> tuple[str, ...]:
     )
 
 
-def latent_dimensions(
-    pair: Pair, layout: Layout, batch: Batch, rows: RowDensities, analytic: bool
+def _latent_dimensions(
+    session: Session, batch: Batch, rows: RowDensities, analytic: bool
 ) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...]]:
     """KL, posterior mean and the latter's sampling variance of each row and dimension; the names."""
+    layout = session.layout
     kls, means, noises, names = [], [], [], []
     samples, n = rows.log_guide.shape
     for name in layout.latents:
@@ -56,25 +143,22 @@ def latent_dimensions(
             spread = centres.var(0)
             if stated is not None and variance is not None:
                 spread = spread + variance.double().mean(0)
-            prior_mean, prior_variance = _prior_moments(pair, layout, batch, rows, name)
+            prior_mean, prior_variance = _prior_moments(session, batch, rows, name)
             kl = _gaussian_kl(mean, spread, prior_mean, prior_variance)
             if stated is None:
                 kl = kl - _sampling_bias(spread / prior_variance, samples)
         kls.append(kl.double().reshape(n, -1))
         means.append(mean.reshape(n, -1))
         noises.append(noise.reshape(n, -1))
-        shape = mean.shape[1:]
-        names += (
-            [
-                name + "".join(f"[{i}]" for i in index)
-                for index in torch.cartesian_prod(*[torch.arange(s) for s in shape])
-                .reshape(-1, len(shape))
-                .tolist()
-            ]
-            if shape
-            else [name]
-        )
+        names += _dimension_names(name, mean.shape[1:])
     return torch.cat(kls, 1), torch.cat(means, 1), torch.cat(noises, 1), tuple(names)
+
+
+def _dimension_names(site: str, shape: torch.Size) -> list[str]:
+    """`z[0]`, `z[1]`, ... for a vector, `z[0][0]`, ... for a matrix, `z` for a number."""
+    return [
+        site + "".join(f"[{i}]" for i in index) for index in itertools.product(*map(range, shape))
+    ]
 
 
 def _gaussian_kl(
@@ -98,13 +182,14 @@ def _sampling_bias(variance: Tensor, samples: int) -> Tensor:
 
 
 def _prior_moments(
-    pair: Pair, layout: Layout, batch: Batch, rows: RowDensities, name: str
+    session: Session, batch: Batch, rows: RowDensities, name: str
 ) -> tuple[Tensor, Tensor]:
     """Mean and variance of each number of a latent under the prior, ``(n, *event)`` or ``(*event)``.
 
     Those that the prior states; if it states none, or one for each value of an enumerated latent, those of
     draws from the model.
     """
+    layout = session.layout
     site = rows.model_trace.nodes[name]
     single = elementwise(site["fn"])
     fn = site["fn"] if single is None else single
@@ -121,6 +206,6 @@ def _prior_moments(
             return mean.mean(0), variance.mean(0) + mean.var(0, unbiased=False)
     drawn = NUM_DRAWS if layout.vectorizes else 1
     with many_samples(layout, drawn):
-        trace = poutine.trace(pair.model).get_trace(*as_args(batch))
+        trace = poutine.trace(session.pair.model).get_trace(*as_args(batch))
     value = rows_first(trace.nodes[name], layout, drawn, n).double().flatten(0, 1)
     return value.mean(0), value.var(0)

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from ppl_vae import stats
-from ppl_vae.checks import all_rows, check_data, chunk_sizes, device_of_pair, evaluating
+from ppl_vae.checks import Session, opened
 from ppl_vae.diagnosis.families import own_family
 from ppl_vae.diagnosis.refinement import maximize
-from ppl_vae.pairs import (
-    Batch,
-    Batches,
-    DataLike,
-    Layout,
-    Pair,
-    Program,
-    find_layout,
-    move,
-    num_rows,
-    sample_rows,
-    take_rows,
-)
-from ppl_vae.runtime import device_of, progress_bar
-from ppl_vae.stats import Estimate
+from ppl_vae.pairs import Batch, DataLike, Pair, Program, as_args, num_rows, sample_rows
+from ppl_vae.stats import Estimate, RowResult, StreamingWeights, khat_limit
 
 STEP_SAMPLES = 8
 """Samples a row in a step of the per-row optimisation."""
@@ -45,8 +32,8 @@ class Truth(Protocol):
 
 
 @dataclass(frozen=True)
-class Gaps:
-    """What :func:`inference_gaps` found, row by row, in nats.
+class Gaps(RowResult):
+    """What `inference_gaps` found, row by row, in nats.
 
     The mean of an :class:`Estimate` comes with its standard error over rows; the ``..._error`` are
     Monte-Carlo standard errors of single rows, ``(n,)``.
@@ -77,10 +64,10 @@ class Gaps:
     num_samples: int
     notes: tuple[str, ...] = ()
 
-    @property
-    def num_rows(self) -> int:
-        """n."""
-        return int(self.elbo.values.shape[0])
+    derived: ClassVar = (
+        *("approximation_gap", "approximation_gap_error"),
+        *("amortisation_gap", "amortisation_gap_error"),
+    )
 
     @property
     def approximation_gap(self) -> Estimate:
@@ -115,22 +102,23 @@ class Gaps:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Why the gaps should not be trusted; empty if there is no reason."""
-        found = list(self.notes)
+        return (*self.notes, *self._doubts())
+
+    def _doubts(self) -> Iterator[str]:
         n = self.num_rows
         bad = int(self.unreliable.sum())
         if bad:
-            found.append(
+            yield (
                 f"log p(x) by {self.source} is unreliable on {bad} of {n} rows, likely too low, and with it "
                 "the approximation gap: give truth=annealed_importance_sampling(...), or more num_samples"
             )
         late = int((~self.converged).sum())
         if late:
-            found.append(
+            yield (
                 f"the best ELBO in the family was still improving on {late} of {n} rows when its "
                 "optimisation ended: the approximation gap is too large and the amortisation gap too small; "
                 "raise max_steps"
             )
-        rounding = _rounding(self.log_likelihood.values)
         for name, remedy in (
             ("approximation", "log p(x) is too low: take a better estimate of it as truth"),
             (
@@ -138,58 +126,40 @@ class Gaps:
                 "the optimisation did not find the best in the family: raise max_steps",
             ),
         ):
-            gap = getattr(self, f"{name}_gap").values.double()
-            error = getattr(self, f"{name}_gap_error").double()
-            wrong = gap < -rounding
-            clear = gap < -(rounding + 3 * error)
-            mean, mean_error = float(gap.mean()), float(error.square().sum().sqrt()) / n
-            if mean < -float(rounding.mean()) or bool(clear.any()):
-                size = (
-                    f"the mean {mean:.2g} ± {mean_error:.2g} (Monte Carlo)"
-                    if mean < 0
-                    else f"{int(wrong.sum())} of {n} rows, {int(clear.sum())} by more than 3 errors"
-                )
-                cause = (
-                    "within its Monte-Carlo error of zero, for which more num_samples are needed"
-                    if not clear.any() and mean > -2 * mean_error
-                    else remedy
-                )
-                found.append(
-                    f"the {name} gap has the wrong sign ({size}): the estimate has not converged; {cause}"
-                )
-        return tuple(found)
+            yield from self._wrong_sign(name, remedy)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Summary and per-row values as plain numbers, for JSON."""
-        result: dict[str, Any] = {
-            "num_rows": self.num_rows,
-            "num_samples": self.num_samples,
-            "unit": "nats",
-            "source": self.source,
-            "warnings": list(self.warnings),
-        }
-        for name in _QUANTITIES:
-            estimate: Estimate = getattr(self, name)
-            result[name] = {
-                "mean": estimate.mean,
-                "standard_error": estimate.standard_error,
-                "values": estimate.values.double().tolist(),
-                "monte_carlo_error": getattr(self, f"{name}_error").double().tolist(),
-            }
-        result["unreliable"] = self.unreliable.tolist()
-        result["converged"] = self.converged.tolist()
-        return result
+    def _wrong_sign(self, name: str, remedy: str) -> Iterator[str]:
+        """A gap below zero by more than rounding and chance: an estimate has not converged."""
+        n = self.num_rows
+        rounding = _rounding(self.log_likelihood.values)
+        gap = getattr(self, f"{name}_gap").values.double()
+        error = getattr(self, f"{name}_gap_error").double()
+        wrong = gap < -rounding
+        clear = gap < -(rounding + 3 * error)
+        mean, mean_error = float(gap.mean()), float(error.square().sum().sqrt()) / n
+        if mean >= -float(rounding.mean()) and not bool(clear.any()):
+            return
+        size = (
+            f"the mean {mean:.2g} ± {mean_error:.2g} (Monte Carlo)"
+            if mean < 0
+            else f"{int(wrong.sum())} of {n} rows, {int(clear.sum())} by more than 3 errors"
+        )
+        cause = (
+            "within its Monte-Carlo error of zero, for which more num_samples are needed"
+            if not clear.any() and mean > -2 * mean_error
+            else remedy
+        )
+        yield f"the {name} gap has the wrong sign ({size}): the estimate has not converged; {cause}"
 
-    def __str__(self) -> str:
-        lines = []
-        for name, words in _QUANTITIES.items():
-            error = getattr(self, f"{name}_error").double()
-            mean_error = float(error.square().sum().sqrt()) / self.num_rows
-            lines.append((words, f"{getattr(self, name)} (Monte Carlo {mean_error:.2g})"))
-        lines[0] = (f"log p(x), {self.source}", lines[0][1])
-        width = max(len(name) for name, _ in lines)
-        text = "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
-        return "\n".join([text, *(f"warning: {w}" for w in self.warnings)])
+    def lines(self) -> list[tuple[str, str]]:
+        """What a person reads, one quantity per line."""
+        shown = {**_QUANTITIES, "log_likelihood": f"log p(x), {self.source}"}
+        return [(words, self._line(name)) for name, words in shown.items()]
+
+    def _line(self, name: str) -> str:
+        error = getattr(self, f"{name}_error").double()
+        mean_error = float(error.square().sum().sqrt()) / self.num_rows
+        return f"{getattr(self, name)} (Monte Carlo {mean_error:.2g})"
 
 
 _QUANTITIES = {
@@ -257,34 +227,20 @@ def inference_gaps(
         raise ValueError(
             f"num_samples must be at least 2, for an error of each row, not {num_samples}"
         )
-    pair = Pair.of(model, guide)
-    batches = Batches(x, pair)
-    evidence = getattr(pair.model, "log_evidence", None)
     parts: list[dict[str, Tensor]] = []
     notes: dict[str, None] = {}
-    with evaluating(pair, seed):
-        first = batches.first(all_rows(batches) if pair.keeps_rows else 64)
-        check_data(pair, move(first, device_of_pair(pair)))
-        device = device_of(pair.parameters(move(first, device_of_pair(pair))).values())
-        first = move(first if pair.keeps_rows else take_rows(first, slice(0, 64)), device)
-        layout = find_layout(pair, first)
-        at_once, samples = chunk_sizes(pair, layout, first, num_samples)
-        rows = at_once if pair.keeps_rows else max(1, at_once * samples // STEP_SAMPLES)
-        total = num_rows(batches.rows) if batches.in_memory else None
-        with progress_bar(total, "gaps", "row", progress) as bar:
-            for batch in batches.ordered(rows):
-                for start in range(0, num_rows(batch), rows):
-                    chunk = move(take_rows(batch, slice(start, start + rows)), device)
-                    samples_now = max(1, at_once * samples // num_rows(chunk))
-                    part, note = _gaps_of_rows(
-                        pair, layout, chunk, num_samples, samples_now, max_steps
-                    )
-                    if truth is None and evidence is not None:
-                        part["exact"] = evidence(chunk).cpu()
-                    parts.append(part)
-                    if note:
-                        notes[note] = None
-                    bar.update(num_rows(chunk))
+    with opened(model, guide, x, seed=seed, progress=progress) as session:
+        evidence = getattr(session.pair.model, "log_evidence", None) if truth is None else None
+        at_once, samples = session.chunk_sizes(num_samples)
+        rows = at_once if session.pair.keeps_rows else max(1, at_once * samples // STEP_SAMPLES)
+        for chunk in session.chunks(rows, "gaps"):
+            samples_now = max(1, at_once * samples // num_rows(chunk))
+            part, note = _gaps_of_rows(session, chunk, num_samples, samples_now, max_steps)
+            if evidence is not None:
+                part["exact"] = evidence(*as_args(chunk)).cpu()
+            parts.append(part)
+            if note:
+                notes[note] = None
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     values, error, unreliable, source = _log_likelihood(joined, truth)
     return Gaps(
@@ -303,12 +259,13 @@ def inference_gaps(
 
 
 def _gaps_of_rows(
-    pair: Pair, layout: Layout, batch: Batch, num_samples: int, chunk: int, max_steps: int
+    session: Session, batch: Batch, num_samples: int, chunk: int, max_steps: int
 ) -> tuple[dict[str, Tensor], str]:
+    pair, layout = session.pair, session.layout
     family = own_family(pair, layout, batch)
     result = maximize(pair, layout, batch, family, num_samples=STEP_SAMPLES, max_steps=max_steps)
-    amortised = _bounds(pair, layout, batch, num_samples, chunk)
-    best = _bounds(family.pair(pair), layout, batch, num_samples, chunk)
+    amortised = _bounds(session, pair, batch, num_samples, chunk)
+    best = _bounds(session, family.pair(pair), batch, num_samples, chunk)
     better = ~(best["heavy"] & (amortised["khat"] < best["khat"]))
     part = {k: torch.where(better, best[k], amortised[k]) for k in ("sampled", "error", "heavy")}
     part |= {"elbo": amortised["elbo"], "elbo_error": amortised["elbo_error"]}
@@ -318,14 +275,14 @@ def _gaps_of_rows(
 
 
 def _bounds(
-    pair: Pair, layout: Layout, batch: Batch, num_samples: int, chunk: int
+    session: Session, pair: Pair, batch: Batch, num_samples: int, chunk: int
 ) -> dict[str, Tensor]:
     """The ELBO and log p(x) by importance sampling of each row, with their errors."""
-    weights = stats.StreamingWeights(num_samples)
+    weights = StreamingWeights(num_samples)
     while weights.count < num_samples:
         k = min(chunk, num_samples - weights.count)
-        weights.update(sample_rows(pair, layout, batch, k).log_weights)
-    khat, limit = weights.khat, stats.khat_limit(num_samples)
+        weights.update(sample_rows(pair, session.layout, batch, k).log_weights)
+    khat, limit = weights.khat, khat_limit(num_samples)
     heavy = ~(khat <= limit) & ~(weights.ess >= 0.99 * num_samples)
     found = {
         "elbo": weights.mean_log_weight,

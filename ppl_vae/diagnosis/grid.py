@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ppl_vae.checks import check_data, chunk_sizes, device_of_pair, evaluating
+from ppl_vae.checks import Session, opened
 from ppl_vae.diagnosis.families import normal_family
 from ppl_vae.diagnosis.refinement import is_real
-from ppl_vae.pairs import (
-    Batch,
-    Batches,
-    Layout,
-    Pair,
-    PairError,
-    Program,
-    find_layout,
-    move,
-    num_rows,
-    sample_rows,
-    take_rows,
-)
+from ppl_vae.pairs import PairError, Program, num_rows, sample_rows
 from ppl_vae.stats import Estimate
 
 BORDER = 1e-4
@@ -135,12 +121,12 @@ def posterior_grid(
     """
     if size < 17 or size % 2 == 0:
         raise ValueError(f"size must be odd and at least 17, not {size}")
-    with _prepared(model, guide, x) as (pair, layout, batch):
-        joint = _Joint(pair, layout, batch)
+    with opened(model, guide, x, seed=0, whole=True) as session:
+        joint = _Joint(session)
         if bounds is None:
             box = joint.fitted(min(size, 65))
         else:
-            box = torch.tensor(bounds, dtype=torch.float64).expand(num_rows(batch), 2, 2)
+            box = torch.tensor(bounds, dtype=torch.float64).expand(num_rows(session.first), 2, 2)
         points = _points(box, size)
         log_joint = joint(points)
     cell = _log_cell(points)
@@ -167,31 +153,22 @@ def guide_on_grid(
         PairError: The guide draws other sites than the model's latents (auxiliary ones, say), so that its
             density at a given latent is not known.
     """
-    with _prepared(model, guide, x) as (pair, layout, batch):
+    with opened(model, guide, x, seed=0, whole=True) as session:
+        layout = session.layout
         if set(layout.draws) != set(layout.latents) or layout.draws != layout.guide_sites:
             raise PairError(
                 f"the guide draws {', '.join(map(repr, layout.guide_sites))} and the model's latents are "
                 f"{', '.join(map(repr, layout.latents))}: the guide's density at given latents is unknown; "
                 "draw the latents themselves in the guide"
             )
-        return _Joint(pair, layout, batch)(grid.points, of_guide=True)
-
-
-@contextmanager
-def _prepared(
-    model: Program, guide: Program, x: Tensor | tuple[Tensor, ...]
-) -> Iterator[tuple[Pair, Layout, Batch]]:
-    pair = Pair.of(model, guide)
-    with evaluating(pair, seed=0):
-        batch = move(Batches(x, pair).rows, device_of_pair(pair))
-        check_data(pair, batch)
-        yield pair, find_layout(pair, batch), batch
+        return _Joint(session)(grid.points, of_guide=True)
 
 
 class _Joint:
     """log p(x, z) of each row at points of a grid of its own."""
 
-    def __init__(self, pair: Pair, layout: Layout, batch: Batch) -> None:
+    def __init__(self, session: Session) -> None:
+        pair, layout, batch = session.pair, session.layout, session.first
         self.pair, self.layout, self.batch = pair, layout, batch
         single = sample_rows(pair, layout, batch, 1)
         self.single: dict[str, Any] = {n: single.model_trace.nodes[n] for n in layout.latents}
@@ -211,7 +188,7 @@ class _Joint:
         start = start.to(single.log_guide.dtype)
         # Its values are always given: only its sites and shapes matter.
         self.stand_in = normal_family(self.single, layout, start, 1.0).pair(pair)
-        self.at_once = math.prod(chunk_sizes(pair, layout, take_rows(batch, slice(0, 16)), 2**20))
+        self.at_once = math.prod(session.chunk_sizes(2**20, rows=16))
 
     def __call__(self, points: Tensor, of_guide: bool = False) -> Tensor:
         """The log joint (or the guide's log density) in float64, ``(n, size, size)``."""

@@ -10,47 +10,27 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
-from ppl_vae import stats
-from ppl_vae.checks import all_rows, check_data, chunk_sizes, device_of_pair, evaluating
-from ppl_vae.diagnosis.collapse import CAUSES, Residuals, find_cause, remedy_of
-from ppl_vae.diagnosis.dimensions import (
-    NUM_DRAWS,
-    latent_dimensions,
-    note_on_moments,
-)
-from ppl_vae.diagnosis.information import (
-    Look,
-    aggregate_information,
-    row_chunks,
-)
+from ppl_vae.checks import Session, opened
+from ppl_vae.diagnosis.collapse import CAUSES, find_cause, remedy_of
+from ppl_vae.diagnosis.dimensions import NUM_DRAWS, Gathered, gather, note_on_moments
+from ppl_vae.diagnosis.information import aggregate_information
 from ppl_vae.pairs import (
-    Batch,
-    Batches,
     DataLike,
-    Layout,
-    Pair,
     Program,
     Substitute,
     as_args,
-    elementwise_kl,
-    find_layout,
     latent_sites,
     mean_field_violations,
-    move,
-    num_rows,
-    sample_rows,
-    take_rows,
 )
-from ppl_vae.runtime import device_of, progress_bar
-from ppl_vae.stats import Estimate
+from ppl_vae.stats import Estimate, Result
 
 COLLAPSED = 0.01
 """Nats: an inactive dimension whose mean KL is below has collapsed onto the prior."""
 
 
 @dataclass(frozen=True)
-class Diagnosis:
-    """What :func:`diagnose` found. The d latent dimensions are those of all latent sites, in order.
+class Diagnosis(Result):
+    """What `diagnose` found. The d latent dimensions are those of all latent sites, in order.
 
     Attributes:
         names: The dimensions' names, ``z[0]``, ``z[1]``, ...
@@ -111,32 +91,47 @@ class Diagnosis:
         meaning = CAUSES[self.cause][0]
         return f"{used} and {information}; {which} {state}: {meaning}; {self.remedy}."
 
+    def table(self) -> list[list[str]]:
+        """The latent dimensions, that of the largest KL first."""
+        rows = [["latent", "KL (nats)", "variance of means", ""]]
+        for i in torch.argsort(self.kl, descending=True).tolist():
+            state = "collapsed" if self.collapsed[i] else "active" if self.active[i] else ""
+            kl, variance = float(self.kl[i]), float(self.mean_variance[i])
+            rows.append([self.names[i], f"{kl:.3f}", f"{variance:.4f}", state])
+        return rows
+
+    def lines(self) -> list[tuple[str, str]]:
+        """What a person reads, one quantity per line."""
+        information = self.mutual_information
+        # A bound has no standard error: the rows are too few to show all of it.
+        shown = f"≥ {information.mean:.2f} {information.unit}" if self.saturated else information
+        return [
+            ("active units", f"{self.active_units} of {len(self.kl)}"),
+            ("mutual information", str(shown)),
+            ("marginal KL", str(self.marginal_kl)),
+        ]
+
+    def footnotes(self) -> list[str]:
+        """The summary, and what a reader of the numbers must know."""
+        return ["", self.summary(), *(f"note: {note}" for note in self.notes)]
+
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain numbers, for JSON."""
         return {
+            "num_rows": self.num_rows,
             "names": list(self.names),
             "kl": self.kl.tolist(),
             "mean_variance": self.mean_variance.tolist(),
             "active": self.active.tolist(),
             "active_units": self.active_units,
             "collapsed": self.collapsed.tolist(),
-            "mutual_information": {
-                "mean": self.mutual_information.mean,
-                "standard_error": self.mutual_information.standard_error,
-            },
-            "marginal_kl": {
-                "mean": self.marginal_kl.mean,
-                "standard_error": self.marginal_kl.standard_error,
-            },
+            "mutual_information": self.mutual_information.to_dict(),
+            "marginal_kl": self.marginal_kl.to_dict(),
             "cause": self.cause,
             "remedy": self.remedy,
-            "num_rows": self.num_rows,
             "notes": list(self.notes),
             "summary": self.summary(),
         }
-
-    def __str__(self) -> str:
-        return self.summary()
 
 
 def diagnose(
@@ -201,60 +196,44 @@ def diagnose(
         >>> diagnosis.active_units, diagnosis.collapsed
         (1, tensor([False,  True]))
     """
-    pair = Pair.of(model, guide)
-    batches = Batches(x, pair)
-    with evaluating(pair, seed):
-        first = batches.first(all_rows(batches) if pair.keeps_rows else 64)
-        check_data(pair, move(first, device_of_pair(pair)))
-        device = device_of(pair.parameters(move(first, device_of_pair(pair))).values())
-        layout = find_layout(pair, move(first, device))
-        if not layout.latents:
+    with opened(model, guide, x, seed=seed, progress=progress) as session:
+        if not session.layout.latents:
             raise ValueError("the guide samples no latent of a row: there is nothing to diagnose")
-        size = num_rows(first)
-        if not pair.keeps_rows:
-            # All draws of a row at once, and as many rows as fit.
-            few = move(take_rows(first, slice(0, 16)), device)
-            rows, draws = chunk_sizes(pair, layout, few, 4 * NUM_DRAWS)
-            size = max(1, rows * draws // NUM_DRAWS)
+        size = session.rows_at_once(NUM_DRAWS, rows=16)
         # Where an analytic KL is not a site's share of the rate, the sampled one is.
-        analytic = not mean_field_violations(pair, move(first, device))
-        held = _hold_shared(pair, layout, move(first, device))
-        look = _look(pair, layout, batches, size, device, analytic, progress)
-        information, marginal, notes = aggregate_information(
-            pair, layout, batches, size, device, look, progress
-        )
-        notes += held + note_on_moments(look.moments_alone)
-        active = look.mean_variance > 0.01
-        collapsed = (look.kl < COLLAPSED) & ~active
-        cause = _plain_cause(look, active, collapsed, information)
+        analytic = not mean_field_violations(session.pair, session.first)
+        held = _hold_shared(session)
+        gathered = gather(session, size, analytic)
+        information, marginal, notes = aggregate_information(session, gathered, size)
+        notes += held + note_on_moments(gathered.moments_alone)
+        active = gathered.mean_variance > 0.01
+        collapsed = (gathered.kl < COLLAPSED) & ~active
+        cause = _plain_cause(gathered, active, collapsed, information)
         if cause is None:
-            small = first if pair.keeps_rows else take_rows(first, slice(0, 64))
-            cause, unknown = find_cause(
-                pair, layout, move(small, device), look.residuals, ~active, beta
-            )
+            cause, unknown = find_cause(session, gathered.residuals, ~active, beta)
             notes += unknown
     return Diagnosis(
-        names=look.names,
-        kl=look.kl,
-        mean_variance=look.mean_variance,
+        names=gathered.names,
+        kl=gathered.kl,
+        mean_variance=gathered.mean_variance,
         active=active,
         collapsed=collapsed,
         mutual_information=information,
         marginal_kl=marginal,
         cause=cause,
         remedy=remedy_of(cause, beta),
-        num_rows=look.n,
+        num_rows=gathered.num_rows,
         notes=notes,
     )
 
 
 def _plain_cause(
-    look: Look, active: Tensor, collapsed: Tensor, information: Estimate
+    gathered: Gathered, active: Tensor, collapsed: Tensor, information: Estimate
 ) -> str | None:
     """The cause that the numbers tell by themselves; None if it must be sought."""
     if bool(active.all()):
         return "none"
-    if look.identical:
+    if gathered.identical:
         return "identical rows"
     if bool(active.any()) or bool(collapsed.all()):
         return None
@@ -263,72 +242,13 @@ def _plain_cause(
     return None if bool(collapsed.any()) else "small means"
 
 
-def _hold_shared(pair: Pair, layout: Layout, batch: Batch) -> tuple[str, ...]:
+def _hold_shared(session: Session) -> tuple[str, ...]:
     """Fixes latents of all rows at one draw from the guide: else every batch would have its own."""
+    pair, layout = session.pair, session.layout
     if not layout.shared:
         return ()
-    trace = poutine.trace(pair.guide).get_trace(*as_args(batch))
+    trace = poutine.trace(pair.guide).get_trace(*as_args(session.first))
     outside = {n: s["value"] for n, s in latent_sites(trace).items() if n not in layout.guide_sites}
     pair.guide = Substitute(outside)(pair.guide)
     names = ", ".join(f"'{name}'" for name in layout.shared)
     return (f"sites {names} belong to all rows: they are held at one draw from the guide",)
-
-
-def _look(
-    pair: Pair,
-    layout: Layout,
-    batches: Batches,
-    size: int,
-    device: torch.device,
-    analytic: bool,
-    progress: bool | None,
-) -> Look:
-    spread = stats.RunningVariance()
-    kl_sum: Tensor | None = None
-    sampling = torch.zeros(())
-    names: tuple[str, ...] = ()
-    points: list[dict[str, Tensor]] = []
-    log_guide, log_prior = [], []
-    residuals = Residuals()
-    row: tuple[Tensor, ...] | None = None
-    identical = True
-    n = 0
-    with progress_bar(None, "diagnose", "row", progress) as bar:
-        for batch in row_chunks(batches, size, device):
-            rows = sample_rows(pair, layout, batch, NUM_DRAWS)
-            kl, means, noise_of_means, names = latent_dimensions(
-                pair, layout, batch, rows, analytic
-            )
-            spread.update(means.cpu())
-            kl_sum = kl.sum(0) if kl_sum is None else kl_sum + kl.sum(0)
-            sampling = sampling + noise_of_means.sum(0)
-            points.append({name: value[0] for name, value in rows.draws.items()})
-            log_guide.append(rows.log_guide[0])
-            log_prior.append(rows.log_prior[0])
-            residuals.update(rows, layout)
-            args = as_args(batch)
-            row = row or tuple(value[:1] for value in args)
-            identical = identical and all(
-                bool((value == one).all()) for value, one in zip(args, row, strict=True)
-            )
-            n += num_rows(batch)
-            bar.update(num_rows(batch))
-    assert kl_sum is not None
-    mean_variance = (spread.variance - (sampling / n).cpu()).clamp(min=0.0)
-    return Look(
-        n=n,
-        names=names,
-        kl=(kl_sum / n).cpu(),
-        mean_variance=mean_variance,
-        points=points,
-        log_guide=torch.cat(log_guide),
-        log_prior=torch.cat(log_prior),
-        residuals=residuals,
-        identical=identical,
-        moments_alone=tuple(
-            name
-            for name in layout.latents
-            if elementwise_kl(rows.guide_trace.nodes[name], rows.model_trace.nodes[name], analytic)
-            is None
-        ),
-    )

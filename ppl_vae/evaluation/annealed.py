@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from ppl_vae import stats
 from ppl_vae.evaluation.chains import AnnealingSchedule, Chunk, in_chunks
 from ppl_vae.pairs import DataLike, Program
-from ppl_vae.stats import Estimate
+from ppl_vae.stats import Estimate, RowResult, StreamingWeights, bits_per_dim, not_finite
 
 
 @dataclass(frozen=True)
-class Annealed:
-    """What :func:`annealed_importance_sampling` found, row by row, in nats.
+class Annealed(RowResult):
+    """What `annealed_importance_sampling` found, row by row, in nats.
 
     Attributes:
         log_likelihood: log p(x), the log of the mean weight of a row's chains: a lower bound in
@@ -43,85 +41,55 @@ class Annealed:
     num_values: int
     from_prior: bool
 
-    @property
-    def num_rows(self) -> int:
-        """n."""
-        return int(self.ess.shape[0])
+    derived: ClassVar = ("bits_per_dim", "unreliable")
 
     @property
     def bits_per_dim(self) -> Estimate:
-        """- log2 p(x) / numbers a row."""
-        scale = -1.0 / (self.num_values * math.log(2.0))
-        return Estimate(self.log_likelihood.values * scale, "bits per dimension")
+        """- log2 p(x) / numbers per row."""
+        return bits_per_dim(self.log_likelihood, self.num_values)
 
     @property
     def unreliable(self) -> Tensor:
-        """Rows whose weights are those of fewer than a quarter of the chains, ``(n,)``."""
+        """Rows whose weights are those of fewer than a quarter of the chains, `(n,)`."""
         return self.ess < 0.25 * self.num_chains
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """Why the estimates should not be trusted; empty if there is no reason."""
-        found = []
+        return tuple(self._doubts())
+
+    def _doubts(self) -> Iterator[str]:
         bad, n = int(self.unreliable.sum()), self.num_rows
         if bad:
-            found.append(
+            yield (
                 f"fewer than a quarter of the {self.num_chains} chains make up the weight of {bad} of {n} "
                 f"rows: their log p(x) is likely too low; take more than {self.num_steps} temperatures"
             )
         if self.num_chains == 1:
-            found.append("a single chain says nothing about its own error; take more chains")
+            yield "a single chain says nothing about its own error; take more chains"
         stuck = int((self.acceptance < 0.3).sum())
         if stuck:
-            found.append(
+            yield (
                 f"less than 30 % of the transitions are accepted on {stuck} of {n} rows: their posteriors "
                 "are too unlike the start for one step size; start from a trained guide"
             )
-        nonfinite = int((~torch.isfinite(self.log_likelihood.values)).sum())
-        if nonfinite:
-            found.append(f"log p(x) is not finite on {nonfinite} of {n} rows")
-        return tuple(found)
+        yield from not_finite("log p(x)", self.log_likelihood)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Summary and per-row values as plain numbers, for JSON."""
-        result: dict[str, Any] = {
-            "num_rows": self.num_rows,
-            "num_chains": self.num_chains,
-            "num_steps": self.num_steps,
-            "num_leapfrog": self.num_leapfrog,
-            "num_values": self.num_values,
-            "start": "prior" if self.from_prior else "guide",
-            "unit": "nats",
-            "warnings": list(self.warnings),
-        }
-        for name in ("log_likelihood", "bits_per_dim"):
-            estimate: Estimate = getattr(self, name)
-            result[name] = {"mean": estimate.mean, "standard_error": estimate.standard_error}
-        result["log_likelihood"]["values"] = self.log_likelihood.values.double().tolist()
-        for name in ("log_likelihood_error", "ess", "acceptance"):
-            result[name] = getattr(self, name).double().tolist()
-        return result
-
-    def __str__(self) -> str:
+    def lines(self) -> list[tuple[str, str]]:
+        """What a person reads, one quantity per line."""
         start = "prior" if self.from_prior else "guide"
         error = float(self.log_likelihood_error.double().mean())
-        acceptance = self.acceptance.double()
-        lines = [
+        ess, acceptance = self.ess.double(), self.acceptance.double()
+        return [
             ("log p(x), annealed from the " + start, str(self.log_likelihood)),
             ("bits per dimension", f"{self.bits_per_dim.mean:.4f}"),
             ("Monte-Carlo error of a row, mean", f"{error:.3f} nats"),
-            (
-                "ESS, median",
-                f"{float(self.ess.double().median()):.1f} of {self.num_chains} chains",
-            ),
+            ("ESS, median", f"{float(ess.median()):.1f} of {self.num_chains} chains"),
             (
                 "acceptance, mean (least)",
                 f"{float(acceptance.mean()):.2f} ({float(acceptance.min()):.2f})",
             ),
         ]
-        width = max(len(name) for name, _ in lines)
-        text = "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
-        return "\n".join([text, *(f"warning: {w}" for w in self.warnings)])
 
 
 def annealed_importance_sampling(
@@ -182,7 +150,7 @@ def annealed_importance_sampling(
     schedule = AnnealingSchedule(num_chains, num_steps, num_leapfrog)
 
     def work(chunk: Chunk) -> dict[str, Tensor]:
-        weights = stats.StreamingWeights(num_chains)
+        weights = StreamingWeights(num_chains)
         accepted: Any = 0.0
         for chains in chunk.chains:
             log_weights, acceptance = chunk.anneal(chunk.draw(chains))

@@ -18,23 +18,9 @@ from pyro.infer import infer_discrete
 from torch import Tensor
 
 from ppl_vae._version import __version__
-from ppl_vae.checks import chunk_sizes, evaluating
+from ppl_vae.checks import Session, opened
 from ppl_vae.evaluation.importance import Evaluation, evaluate
-from ppl_vae.pairs import (
-    Batch,
-    Batches,
-    DataLike,
-    Layout,
-    Pair,
-    Program,
-    Substitute,
-    as_args,
-    find_layout,
-    move,
-    num_rows,
-    take_rows,
-)
-from ppl_vae.runtime import device_of
+from ppl_vae.pairs import Batch, DataLike, Layout, Program, Substitute, as_args, num_rows
 
 _ROWS_AT_ONCE = 1024
 
@@ -130,26 +116,19 @@ def to_arviz(
         raise ValueError(f"num_draws must be at least 1, got {num_draws}")
     if evaluation is None:
         evaluation = evaluate(model, guide, x, num_samples=num_samples, seed=seed)
-    pair = Pair.of(model, guide)
-    batches = Batches(x, pair)
     chunks: list[Groups] = []
-    with evaluating(pair, seed):
-        weights = [p for module in pair.modules().values() for p in module.parameters()]
-        device = device_of([*weights, *pair.store["params"].values()])
-        first = move(batches.first(evaluation.num_rows if pair.keeps_rows else 16), device)
-        layout = find_layout(pair, first)
-        at_once = num_rows(first)
-        if not pair.keeps_rows:
-            few = take_rows(first, slice(0, 16))
+    with opened(model, guide, x, seed=seed, progress=False) as session:
+        at_once = num_rows(session.first)
+        if not session.pair.keeps_rows:
             # Draws are made one by one: the room for many samples of a row is for many rows.
-            at_once = min(_ROWS_AT_ONCE, math.prod(chunk_sizes(pair, layout, few, _ROWS_AT_ONCE)))
+            room = math.prod(session.chunk_sizes(_ROWS_AT_ONCE, rows=16))
+            at_once = min(_ROWS_AT_ONCE, room)
         # Latents that belong to all rows must have the same value in every chunk of rows.
         shared: list[dict[str, Tensor]] = [{} for _ in range(2 * num_draws)]
         keep: dict[str, int] = {"observed_data": 1}
-        for batch in batches.ordered(at_once):
-            for start in range(0, num_rows(batch), at_once):
-                chunk = move(take_rows(batch, slice(start, start + at_once)), device)
-                chunks.append(_draw(pair, layout, chunk, shared, keep, evaluation.num_rows))
+        for chunk in session.chunks(at_once):
+            drawn = _draw(session, chunk, shared, keep, evaluation.num_rows)
+            chunks.append(drawn)
     groups = {
         group: {name: _join([chunk[group][name] for chunk in chunks]) for name in variables}
         for group, variables in chunks[0].items()
@@ -166,8 +145,7 @@ def to_arviz(
 
 
 def _draw(
-    pair: Pair,
-    layout: Layout,
+    session: Session,
     batch: Batch,
     shared: list[dict[str, Tensor]],
     keep: dict[str, int],
@@ -181,7 +159,7 @@ def _draw(
             break
         predictive = draw < keep.get("posterior_predictive", 1)
         both = shared[draw], shared[num_draws + draw]
-        groups = _draw_once(pair, layout, batch, *both, predictive)
+        groups = _draw_once(session, batch, *both, predictive)
         for group, variables in groups.items():
             numbers = sum(variable.size for variable in variables.values())
             most = _LARGEST_GROUP * num_rows(batch) // max(1, numbers * total_rows)
@@ -197,15 +175,14 @@ def _draw(
 
 
 def _draw_once(
-    pair: Pair,
-    layout: Layout,
+    session: Session,
     batch: Batch,
     shared: dict[str, Tensor],
     shared_prior: dict[str, Tensor],
     predictive: bool,
 ) -> Groups:
     """One draw of the latents, and of the data where `predictive`; and the data."""
-    args = as_args(batch)
+    pair, layout, args = session.pair, session.layout, as_args(batch)
     guide_trace = poutine.trace(Substitute(shared)(pair.guide)).get_trace(*args)
     replayed = poutine.replay(pair.model, trace=guide_trace)
     if layout.enumerated:
@@ -289,6 +266,7 @@ def _sample_stats(evaluation: Evaluation) -> dict[str, xr.DataArray]:
         "elbo": (evaluation.elbo.values, "nats"),
         "rate": (evaluation.rate.values, "nats"),
         "distortion": (evaluation.distortion.values, "nats"),
+        "log_likelihood_error": (evaluation.log_likelihood_error, "nats"),
         "ess": (evaluation.ess, "samples"),
         "khat": (evaluation.khat, "1"),
     }

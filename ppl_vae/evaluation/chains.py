@@ -11,25 +11,20 @@ import pyro
 import torch
 from torch import Tensor
 
-from ppl_vae.checks import all_rows, check_data, chunk_sizes, device_of_pair, evaluating
+from ppl_vae.checks import Session, opened
 from ppl_vae.evaluation.hmc import Densities, StepSizes, anneal, sigmoidal, tune
 from ppl_vae.evaluation.path import Path, PriorGuide
 from ppl_vae.pairs import (
     Batch,
-    Batches,
     DataLike,
     Layout,
     Pair,
     Program,
     as_args,
-    find_layout,
-    move,
     num_rows,
     observed_sites,
-    take_rows,
     trace_pair,
 )
-from ppl_vae.runtime import device_of, progress_bar
 
 FEWEST_CHAINS = 8
 """Chains of the run that tunes the step sizes, at least: their starts give each dimension's scale."""
@@ -180,37 +175,33 @@ def in_chunks(
     Returns:
         The results of all rows, on the CPU, and how many numbers a row of data holds.
     """
-    pair = Pair.of(model, PriorGuide(model) if guide is None else guide)
-    batches = Batches(x, pair)
+    start = PriorGuide(model) if guide is None else guide
     parts: list[dict[str, Tensor]] = []
-    with evaluating(pair, seed), pyro.validation_enabled(False):
-        first = batches.first(all_rows(batches) if pair.keeps_rows else 64)
-        check_data(pair, move(first, device_of_pair(pair)))
-        device = device_of(pair.parameters(move(first, device_of_pair(pair))).values())
-        first = move(first if pair.keeps_rows else take_rows(first, slice(0, 64)), device)
-        layout = find_layout(pair, first)
-        rows, at_once = _chunk(pair, layout, first, schedule.num_chains)
+    with (
+        opened(model, start, x, seed=seed, progress=progress) as session,
+        pyro.validation_enabled(False),
+    ):
+        rows, at_once = _chunk_sizes(session, schedule.num_chains)
         chains = _evenly(schedule.num_chains, at_once)
         each = schedule.transitions(runs, len(chains))
-        total = num_rows(batches.rows) * each if batches.in_memory else None
-        with progress_bar(total, label, "transition", progress) as bar:
-            for batch in batches.ordered(rows):
-                for start in range(0, num_rows(batch), rows):
-                    some = move(take_rows(batch, slice(start, start + rows)), device)
-                    tick = partial(bar.update, num_rows(some))
-                    chunk = Chunk(pair, layout, some, schedule, chains, tick)
-                    parts.append({name: t.cpu() for name, t in work(chunk).items()})
-        num_values = _values_of_a_row(pair, first)
+        total = None if session.num_rows is None else session.num_rows * each
+        with session.bar(label, "transition", total) as bar:
+            for batch in session.chunks(rows):
+                tick = partial(bar.update, num_rows(batch))
+                chunk = Chunk(session.pair, session.layout, batch, schedule, chains, tick)
+                parts.append({name: t.cpu() for name, t in work(chunk).items()})
+        num_values = _values_per_row(session.pair, session.first)
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, num_values
 
 
-def _chunk(pair: Pair, layout: Layout, first: Batch, num_chains: int) -> tuple[int, int]:
+def _chunk_sizes(session: Session, num_chains: int) -> tuple[int, int]:
     """How many rows, and of how many chains each, to run at once."""
-    rows, samples = chunk_sizes(pair, layout, first, sys.maxsize)
+    rows, samples = session.chunk_sizes(sys.maxsize)
     # A gradient makes some four times what a density does, and does so fastest in a processor's cache;
     # an accelerator has to be filled.
-    points = rows * samples // 4 if as_args(first)[0].device.type == "cpu" else rows * samples * 4
-    if not pair.keeps_rows:
+    on_cpu = as_args(session.first)[0].device.type == "cpu"
+    points = rows * samples // 4 if on_cpu else rows * samples * 4
+    if not session.pair.keeps_rows:
         rows = max(1, points // num_chains)
     return rows, max(1, min(num_chains, points // rows))
 
@@ -221,7 +212,7 @@ def _evenly(total: int, most: int) -> list[int]:
     return [total // parts + (i < total % parts) for i in range(parts)]
 
 
-def _values_of_a_row(pair: Pair, batch: Batch) -> int:
+def _values_per_row(pair: Pair, batch: Batch) -> int:
     with torch.random.fork_rng():
         model_trace, _ = trace_pair(pair, batch)
     values = [site["value"] for site in observed_sites(model_trace).values()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,8 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
-from ppl_vae.checks import evaluating
-from ppl_vae.pairs import Pair, PairError, Program, Substitute, find_layout, sample_rows
+from ppl_vae.checks import Session, opened
+from ppl_vae.pairs import PairError, Program, Substitute, sample_rows
 
 _AT_ONCE = 64  # rows that the model generates at once, which bounds the memory
 
@@ -35,18 +36,16 @@ class Generator:
 
     def reconstruct(self) -> tuple[Tensor, Tensor]:
         """Draws z ~ q(z | x): the latents ``(n, d)`` and the means of p(x | z), ``(n, *event)``."""
-        pair = Pair.of(self.model, self.guide)
-        with evaluating(pair, self.seed):
-            layout = find_layout(pair, self.x)
+        with self._opened() as session:
+            pair, layout = session.pair, session.layout
             rows = sample_rows(pair, layout, self.x, 1)
             z = torch.cat([rows.latents[name][0].flatten(1) for name in layout.latents], 1)
             return z, _mean(rows.model_trace.nodes[self._site(rows.model_trace, layout.observed)])
 
     def from_prior(self, num: int) -> tuple[Tensor, Tensor, Tensor]:
         """Draws z ~ p(z), ``(num, d)``: these, the means of p(x | z), and draws of x, ``(num, *event)``."""
-        pair = Pair.of(self.model, self.guide)
-        with evaluating(pair, self.seed):
-            layout = find_layout(pair, self.x)
+        with self._opened() as session:
+            pair, layout = session.pair, session.layout
             parts = []
             for some in self._rows(num).split(_AT_ONCE):
                 # The data are there for their shape; unconditioned, the model draws all of its sites.
@@ -62,9 +61,8 @@ class Generator:
 
     def decode(self, z: Tensor) -> Tensor:
         """The means of p(x | z) for latents ``(m, d)``: ``(m, *event)``."""
-        pair = Pair.of(self.model, self.guide)
-        with evaluating(pair, self.seed):
-            layout = find_layout(pair, self.x)
+        with self._opened() as session:
+            pair, layout = session.pair, session.layout
             probe: Any = poutine.trace(pair.model).get_trace(self.x)
             values, start = {}, 0
             for name in layout.latents:
@@ -75,6 +73,9 @@ class Generator:
             model = Substitute(values)(pair.model)
             trace = poutine.trace(model).get_trace(self._rows(len(z)))
             return _mean(trace.nodes[self._site(trace, layout.observed)])
+
+    def _opened(self) -> AbstractContextManager[Session]:
+        return opened(self.model, self.guide, self.x, seed=self.seed, progress=False)
 
     def _rows(self, num: int) -> Tensor:
         return self.x[torch.arange(num) % len(self.x)]

@@ -4,43 +4,32 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ppl_vae import stats
 from ppl_vae.capture import ImportanceSampler
-from ppl_vae.checks import (
-    all_rows,
-    check_data,
-    chunk_sizes,
-    device_of_pair,
-    evaluating,
+from ppl_vae.checks import Session, opened
+from ppl_vae.pairs import Batch, DataLike, Program, num_rows, sample_rows
+from ppl_vae.stats import (
+    MIN_TAIL,
+    Estimate,
+    RowResult,
+    StreamingWeights,
+    bits_per_dim,
+    khat_limit,
+    not_finite,
 )
-from ppl_vae.pairs import (
-    Batch,
-    Batches,
-    DataLike,
-    Layout,
-    Pair,
-    Program,
-    find_layout,
-    move,
-    num_rows,
-    sample_rows,
-    take_rows,
-)
-from ppl_vae.runtime import device_of, progress_bar
-from ppl_vae.stats import Estimate
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What :func:`evaluate` found, row by row, in nats.
+class Evaluation(RowResult):
+    """What `evaluate` found, row by row, in nats.
 
     Attributes:
         elbo: E_q log p(x, z) - log q(z | x) = -(rate + distortion), from the same samples.
@@ -67,25 +56,21 @@ class Evaluation:
     num_values: int
     notes: tuple[str, ...] = ()
 
-    @property
-    def num_rows(self) -> int:
-        """n."""
-        return int(self.ess.shape[0])
+    derived: ClassVar = ("bits_per_dim", "unreliable")
 
     @property
     def bits_per_dim(self) -> Estimate:
-        """- log2 p(x) / numbers a row."""
-        scale = -1.0 / (self.num_values * math.log(2.0))
-        return Estimate(self.log_likelihood.values * scale, "bits per dimension")
+        """- log2 p(x) / numbers per row."""
+        return bits_per_dim(self.log_likelihood, self.num_values)
 
     @property
     def khat_limit(self) -> float:
         """The Pareto shape above which a row's log p(x) is unreliable, for this number of samples."""
-        return stats.khat_limit(self.num_samples)
+        return khat_limit(self.num_samples)
 
     @property
     def unreliable(self) -> Tensor:
-        """Rows whose Pareto shape is above the limit, ``(n,)``.
+        """Rows whose Pareto shape is above the limit, `(n,)`.
 
         Weights so equal that their ESS is within 1 % of K have no tail that could matter.
         """
@@ -95,58 +80,41 @@ class Evaluation:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Why the estimates should not be trusted; empty if there is no reason."""
-        found = list(self.notes)
+        return (*self.notes, *self._doubts())
+
+    def _doubts(self) -> Iterator[str]:
+        n = self.num_rows
         bad = int(self.unreliable.sum())
         if bad:
-            found.append(
-                f"Pareto k-hat exceeds {self.khat_limit:.2f} on {bad} of {self.num_rows} rows: their "
+            yield (
+                f"Pareto k-hat exceeds {self.khat_limit:.2f} on {bad} of {n} rows: their "
                 "log p(x) is likely too low; use more samples or a better guide"
             )
         unknown = int((self.khat == math.inf).sum())
         if unknown:
-            found.append(
-                f"Pareto k-hat can not be estimated on {unknown} of {self.num_rows} rows, where fewer "
-                f"than {stats.MIN_TAIL} different weights make up the tail; judge those by their ESS"
+            yield (
+                f"Pareto k-hat cannot be estimated on {unknown} of {n} rows, where fewer "
+                f"than {MIN_TAIL} different weights make up the tail; judge those by their ESS"
             )
-        nonfinite = int((~torch.isfinite(self.log_likelihood.values)).sum())
-        if nonfinite:
-            found.append(f"log p(x) is not finite on {nonfinite} of {self.num_rows} rows")
-        return tuple(found)
+        yield from not_finite("log p(x)", self.log_likelihood)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Summary and per-row values as plain numbers, for JSON."""
-        result: dict[str, Any] = {
-            "num_rows": self.num_rows,
-            "num_samples": self.num_samples,
-            "num_values": self.num_values,
-            "unit": "nats",
-            "warnings": list(self.warnings),
-        }
-        for name in ("elbo", "rate", "distortion", "log_likelihood", "bits_per_dim"):
-            estimate: Estimate = getattr(self, name)
-            result[name] = {"mean": estimate.mean, "standard_error": estimate.standard_error}
-            if name != "bits_per_dim":
-                result[name]["values"] = estimate.values.double().tolist()
-        for name in ("log_likelihood_error", "ess", "khat"):
-            result[name] = getattr(self, name).double().tolist()
-        return result
-
-    def __str__(self) -> str:
+    def lines(self) -> list[tuple[str, str]]:
+        """What a person reads, one quantity per line."""
         finite = self.khat[torch.isfinite(self.khat)]
-        worst = f"{float(finite.max()):.2f}" if len(finite) else "-"
+        largest = f"{float(finite.max()):.2f}" if len(finite) else "-"
         share = float(self.unreliable.double().mean())
-        lines = [
+        return [
             ("ELBO", str(self.elbo)),
             ("rate", str(self.rate)),
             ("distortion", str(self.distortion)),
             (f"log p(x), {self.num_samples} samples", str(self.log_likelihood)),
             ("bits per dimension", f"{self.bits_per_dim.mean:.4f}"),
             ("ESS, median", f"{float(self.ess.double().median()):.1f} of {self.num_samples}"),
-            ("Pareto k-hat, largest", f"{worst} ({100 * share:.1f} % above {self.khat_limit:.2f})"),
+            (
+                "Pareto k-hat, largest",
+                f"{largest} ({100 * share:.1f} % above {self.khat_limit:.2f})",
+            ),
         ]
-        width = max(len(name) for name, _ in lines)
-        text = "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
-        return "\n".join([text, *(f"warning: {w}" for w in self.warnings)])
 
 
 def evaluate(
@@ -203,34 +171,22 @@ def evaluate(
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, not {num_samples}")
-    pair = Pair.of(model, guide)
-    batches = Batches(x, pair)
     parts: list[dict[str, Tensor]] = []
-    notes: tuple[str, ...] = ()
-    num_values = 0
-    with evaluating(pair, seed):
-        first = batches.first(all_rows(batches) if pair.keeps_rows else 64)
-        check_data(pair, move(first, device_of_pair(pair)))
-        device = device_of(pair.parameters(move(first, device_of_pair(pair))).values())
-        first = move(first if pair.keeps_rows else take_rows(first, slice(0, 64)), device)
-        layout = find_layout(pair, first)
-        num_values, notes = _describe(pair, layout, first)
-        rows, samples = chunk_sizes(pair, layout, first, num_samples)
-        total = num_rows(batches.rows) if batches.in_memory else None
+    with opened(model, guide, x, seed=seed, progress=progress) as session:
+        num_values, notes = _describe(session)
+        rows, samples = session.chunk_sizes(num_samples)
         # An iterable may hold any number of rows: as many as one batch of it at least.
-        chunks = math.ceil((total or num_rows(first)) / rows) * math.ceil(num_samples / samples)
-        weigh = ImportanceSampler(pair, layout, chunks, capture)
-        with progress_bar(total, "evaluate", "row", progress) as bar:
-            for batch in batches.ordered(rows):
-                for start in range(0, num_rows(batch), rows):
-                    chunk = move(take_rows(batch, slice(start, start + rows)), device)
-                    parts.append(_evaluate_rows(weigh, chunk, num_samples, samples))
-                    bar.update(num_rows(chunk))
+        total = session.num_rows or num_rows(session.first)
+        num_chunks = math.ceil(total / rows) * math.ceil(num_samples / samples)
+        sampler = ImportanceSampler(session.pair, session.layout, num_chunks, capture)
+        for chunk in session.chunks(rows, "evaluate"):
+            parts.append(_evaluate_rows(sampler, chunk, num_samples, samples))
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    rate, distortion = joined["rate"], joined["distortion"]
     return Evaluation(
-        elbo=Estimate(-(joined["rate"] + joined["distortion"])),
-        rate=Estimate(joined["rate"]),
-        distortion=Estimate(joined["distortion"]),
+        elbo=Estimate(-(rate + distortion)),
+        rate=Estimate(rate),
+        distortion=Estimate(distortion),
         log_likelihood=Estimate(joined["log_likelihood"]),
         log_likelihood_error=joined["error"],
         ess=joined["ess"],
@@ -242,13 +198,13 @@ def evaluate(
 
 
 def _evaluate_rows(
-    weigh: ImportanceSampler, batch: Batch, num_samples: int, chunk: int
+    sampler: ImportanceSampler, batch: Batch, num_samples: int, chunk: int
 ) -> dict[str, Tensor]:
-    weights = stats.StreamingWeights(num_samples)
+    weights = StreamingWeights(num_samples)
     rate: Any = 0.0
     distortion: Any = 0.0
     for done in range(0, num_samples, chunk):
-        found = weigh(batch, min(chunk, num_samples - done))
+        found = sampler(batch, min(chunk, num_samples - done))
         weights.update(found.log_weights)
         rate = rate + found.rate
         distortion = distortion + found.distortion
@@ -263,24 +219,26 @@ def _evaluate_rows(
     }
 
 
-def _describe(pair: Pair, layout: Layout, batch: Batch) -> tuple[int, tuple[str, ...]]:
-    rows = sample_rows(pair, layout, batch, 1)
-    n = num_rows(batch)
+def _describe(session: Session) -> tuple[int, tuple[str, ...]]:
+    """How many numbers a row of data holds, and what a reader of the result must know."""
+    layout = session.layout
+    rows = sample_rows(session.pair, layout, session.first, 1)
+    n = num_rows(session.first)
     values = sum(
         rows.model_trace.nodes[name]["value"].numel() // n
         for name in layout.observed
         if rows.model_trace.nodes[name]["value"].dim() > 0
     )
-    notes = []
     if not layout.vectorizes:
         _logger.info(
             "the programs do not run with a dimension of samples to the left of the rows: samples are "
             "drawn one after the other, which is slower (reshape with z.shape[:-1] to avoid it)"
         )
+    notes: tuple[str, ...] = ()
     if layout.shared:
         names = ", ".join(f"'{name}'" for name in layout.shared)
-        notes.append(
+        notes = (
             f"sites {names} belong to all rows: they are drawn from the guide, and log p(x) is the log "
-            "predictive density under it; the ELBO of a row leaves out their KL"
+            "predictive density under it; the ELBO of a row leaves out their KL",
         )
-    return max(1, values), tuple(notes)
+    return max(1, values), notes

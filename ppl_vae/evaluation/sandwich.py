@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import pyro.poutine as poutine
@@ -24,12 +24,12 @@ from ppl_vae.pairs import (
     sample_sites,
     unscaled,
 )
-from ppl_vae.stats import Estimate, StreamingWeights
+from ppl_vae.stats import Estimate, RowResult, StreamingWeights, not_finite
 
 
 @dataclass(frozen=True)
-class Sandwich:
-    """What :func:`bidirectional_monte_carlo` found for rows that it simulated, in nats.
+class Sandwich(RowResult):
+    """What `bidirectional_monte_carlo` found for rows that it simulated, in nats.
 
     Attributes:
         lower: A stochastic lower bound of each row's log p(x): E[lower] <= log p(x).
@@ -56,10 +56,8 @@ class Sandwich:
     num_leapfrog: int
     from_prior: bool
 
-    @property
-    def num_rows(self) -> int:
-        """n."""
-        return int(self.acceptance.shape[0])
+    derived: ClassVar = ("gap",)
+    hidden: ClassVar = ("data",)
 
     @property
     def gap(self) -> Estimate:
@@ -76,56 +74,32 @@ class Sandwich:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Why the bounds should not be trusted, or say little; empty if there is no reason."""
-        found, gap = [], self.gap
-        nonfinite = int((~torch.isfinite(gap.values)).sum())
-        if nonfinite:
-            found.append(f"a bound is not finite on {nonfinite} of {self.num_rows} rows")
-        elif gap.mean < -4 * gap.standard_error:
-            found.append(
+        gap = self.gap
+        found = tuple(not_finite("a bound", gap))
+        if found:
+            return found
+        if gap.mean < -4 * gap.standard_error:
+            return (
                 f"the bounds cross by {-gap.mean:.3f} nats, which chance does not explain: the programs draw "
-                "from something else than they score"
+                "from something else than they score",
             )
-        elif self.num_rows > 1 and not self.meets(1.0):
-            found.append(
+        if self.num_rows > 1 and not self.meets(1.0):
+            return (
                 f"the bounds are {gap} apart: annealing with {self.num_steps} temperatures may miss log p(x) "
-                "by as much; take more of them, or start from a better guide"
+                "by as much; take more of them, or start from a better guide",
             )
-        return tuple(found)
+        return ()
 
-    def to_dict(self) -> dict[str, Any]:
-        """Summary and per-row values as plain numbers, for JSON; without the simulated rows."""
-        result: dict[str, Any] = {
-            "num_rows": self.num_rows,
-            "num_chains": self.num_chains,
-            "num_steps": self.num_steps,
-            "num_leapfrog": self.num_leapfrog,
-            "start": "prior" if self.from_prior else "guide",
-            "unit": "nats",
-            "warnings": list(self.warnings),
-        }
-        for name in ("lower", "upper", "gap"):
-            estimate: Estimate = getattr(self, name)
-            result[name] = {
-                "mean": estimate.mean,
-                "standard_error": estimate.standard_error,
-                "values": estimate.values.double().tolist(),
-            }
-        for name in ("lower_error", "upper_error", "acceptance"):
-            result[name] = getattr(self, name).double().tolist()
-        return result
-
-    def __str__(self) -> str:
+    def lines(self) -> list[tuple[str, str]]:
+        """What a person reads, one quantity per line."""
         start = "prior" if self.from_prior else "guide"
         acceptance = float(self.acceptance.double().mean())
-        lines = [
+        return [
             (f"log p(x) >=, from the {start}", str(self.lower)),
             ("log p(x) <=, from the posterior", str(self.upper)),
             ("gap", f"{self.gap} ({'they meet' if self.meets() else 'they do not meet'})"),
             ("acceptance, mean", f"{acceptance:.2f}"),
         ]
-        width = max(len(name) for name, _ in lines)
-        text = "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
-        return "\n".join([text, *(f"warning: {w}" for w in self.warnings)])
 
 
 def bidirectional_monte_carlo(

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from ppl_vae._moved import PACKAGES
 from ppl_vae.pairs import Program, attach_guide
 from ppl_vae.runs.messages import plain
 
@@ -69,8 +70,9 @@ def import_by_name(name: str) -> Any:
     module_name, _, attribute = name.rpartition(".")
     if not module_name:
         raise ValueError(f"'{name}' is not a full name such as package.module.Class")
+    package = PACKAGES.get(module_name.removeprefix("ppl_vae."))  # an address in an older run
     try:
-        module = importlib.import_module(module_name)
+        module = importlib.import_module(f"ppl_vae.{package}" if package else module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # the module is there; something that it imports is not

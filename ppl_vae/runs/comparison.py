@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ppl_vae.runs.run import Run
-from ppl_vae.stats import Estimate, table
+from ppl_vae.stats import Estimate, as_columns
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,13 @@ class Comparison:
     Args:
         names: What the runs are called.
         evaluations: The content of their evaluation.json.
+        values: The per-row values of their evaluations.
         active_units: Active units of each, None where it was not diagnosed.
     """
 
     names: tuple[str, ...]
     evaluations: tuple[Mapping[str, Any], ...]
+    values: tuple[Mapping[str, Sequence[float]], ...]
     active_units: tuple[str, ...]
 
     @classmethod
@@ -34,15 +36,16 @@ class Comparison:
         Raises:
             ValueError: A run was not evaluated, or on other rows than the first.
         """
-        evaluations = []
+        evaluations, values = [], []
         for run in runs:
             evaluation = run.evaluation
-            if evaluation is None or "rows" not in evaluation:
+            if evaluation is None or run.evaluation_rows is None or "rows" not in evaluation:
                 lack = "holds no evaluation" if evaluation is None else "does not say its rows"
                 raise ValueError(
                     f"{run.path} {lack}, so that it can not be compared: " + _remedy(run)
                 )
             evaluations.append(evaluation)
+            values.append(run.evaluation_rows)
         for run, evaluation in zip(runs, evaluations, strict=True):
             own, first = evaluation["rows"], evaluations[0]["rows"]
             if own != first:
@@ -54,6 +57,7 @@ class Comparison:
         return cls(
             tuple(_short_names([run.path for run in runs])),
             tuple(evaluations),
+            tuple(values),
             tuple(
                 "-" if run.diagnosis is None else str(run.diagnosis["active_units"]) for run in runs
             ),
@@ -61,10 +65,7 @@ class Comparison:
 
     def difference(self, quantity: str, run: int) -> Estimate:
         """A run's quantity minus the first run's, row by row: the error is that of paired rows."""
-        own, first = (
-            torch.tensor(self.evaluations[i][quantity]["values"], dtype=torch.float64)
-            for i in (run, 0)
-        )
+        own, first = (torch.tensor(self.values[i][quantity], dtype=torch.float64) for i in (run, 0))
         return Estimate(own - first)
 
     def to_dict(self) -> dict[str, Any]:
@@ -96,9 +97,9 @@ class Comparison:
                 d = self.difference(quantity, i)
                 line.append("-" if i == 0 else f"{d.mean:+.2f} ± {d.standard_error:.2f}")
             lines.append(line)
-        n = len(self.evaluations[0]["elbo"]["values"])
+        n = len(self.values[0]["elbo"])
         samples = sorted({e["num_samples"] for e in self.evaluations})
-        text = table(lines)
+        text = as_columns(lines)
         return (
             f"{text}\n\nnats a row, {n} rows, log p(x) by importance sampling with "
             f"{' / '.join(map(str, samples))} samples; Δ: difference from {self.names[0]} and its standard "

@@ -9,52 +9,47 @@ import platform
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, runtime_checkable
 
 import pyro
 import torch
 import yaml
+from torch import Tensor
 
 from ppl_vae._version import __version__
 from ppl_vae.runs.build import one_line
 from ppl_vae.runtime import CorruptFileError, write_bytes
 
-if TYPE_CHECKING:
-    from ppl_vae.diagnosis import Diagnosis, Gaps
-    from ppl_vae.evaluation import Annealed, Evaluation
-
-
 CONFIG = "config.yaml"
-
-
 WEIGHTS = "weights.safetensors"
-
-
 METRICS = "metrics.csv"
-
-
 EVALUATION = "evaluation.json"
-
-
 DIAGNOSIS = "diagnosis.json"
-
-
 ANNEALED = "annealed.json"
-
-
 GAPS = "gaps.json"
-
-
 POSTERIOR = "posterior.nc"
-
-
 PLOTS = "plots"
-
-
 CHECKPOINTS = "checkpoints"
 
+_RESULTS = (
+    *(WEIGHTS, METRICS, EVALUATION, DIAGNOSIS, ANNEALED, GAPS, POSTERIOR, PLOTS, CHECKPOINTS),
+    *("evaluation.csv", "annealed.csv", "gaps.csv"),
+)
 
-_RESULTS = (WEIGHTS, METRICS, EVALUATION, DIAGNOSIS, ANNEALED, GAPS, POSTERIOR, PLOTS, CHECKPOINTS)
+
+class Summary(Protocol):
+    """A result that can be written into a run: what `diagnose` returns, say."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a person reads, as plain numbers."""
+
+
+@runtime_checkable
+class Table(Summary, Protocol):
+    """A result that has per-row values as well: what `evaluate` returns, say."""
+
+    def rows(self) -> Mapping[str, Tensor]:
+        """Per-row values by name, `(n,)` each."""
 
 
 def prepare_folder(path: Path, *, overwrite: bool, dry_run: bool = False) -> None:
@@ -143,22 +138,52 @@ def versions() -> dict[str, str]:
 def write_results(
     path: Path,
     *,
-    evaluation: Evaluation | Mapping[str, Any] | None = None,
-    diagnosis: Diagnosis | Mapping[str, Any] | None = None,
-    annealed: Annealed | Mapping[str, Any] | None = None,
-    gaps: Gaps | Mapping[str, Any] | None = None,
+    evaluation: Summary | Mapping[str, Any] | None = None,
+    diagnosis: Summary | Mapping[str, Any] | None = None,
+    annealed: Summary | Mapping[str, Any] | None = None,
+    gaps: Summary | Mapping[str, Any] | None = None,
     arviz: Any = None,
+    rows: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes the results that are given, each to a file of its name."""
+    """Writes the results that are given, each to a file of its name, per-row values to a table beside it.
+
+    Args:
+        path: The run's folder.
+        evaluation: For evaluation.json, which a person reads, and evaluation.csv, one line per row.
+        diagnosis: For diagnosis.json.
+        annealed: For annealed.json and annealed.csv.
+        gaps: For gaps.json and gaps.csv.
+        arviz: For posterior.nc.
+        rows: Which rows the results are of; it goes into all of those files that have a table of rows.
+    """
     results = {EVALUATION: evaluation, DIAGNOSIS: diagnosis, ANNEALED: annealed, GAPS: gaps}
     for name, result in results.items():
-        if result is not None:
-            plain = result if isinstance(result, Mapping) else result.to_dict()
-            write_bytes(path / name, json.dumps(plain).encode())
+        if result is None:
+            continue
+        table = (path / name).with_suffix(".csv")
+        plain = dict(result if isinstance(result, Mapping) else result.to_dict())
+        if isinstance(result, Table):
+            columns = {key: _numbers(values) for key, values in result.rows().items()}
+            lines = zip(*columns.values(), strict=True)
+            write_bytes(table, _as_csv([dict(zip(columns, line, strict=True)) for line in lines]))
+            plain = plain if rows is None else {"rows": dict(rows), **plain}
+        else:
+            table.unlink(missing_ok=True)  # it would be that of another result
+        write_bytes(path / name, _as_json(plain))
     if arviz is not None:
         temporary = path / f".{POSTERIOR}"
         arviz.to_netcdf(temporary)
         temporary.replace(path / POSTERIOR)
+
+
+def _numbers(values: Tensor) -> list[float | int]:
+    return values.int().tolist() if values.dtype == torch.bool else values.tolist()
+
+
+def _as_json(content: Mapping[str, Any]) -> bytes:
+    """One line per entry, so that a person can read it."""
+    lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
 
 def write_history(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
@@ -176,7 +201,7 @@ def _as_csv(history: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def read_csv(file: Path) -> list[dict[str, float]]:
-    """The rows of metrics.csv; none if there is no file."""
+    """The lines of a table of numbers; none if there is no file."""
     if not file.is_file():
         return []
     with file.open(newline="", encoding="utf-8") as lines:
@@ -187,6 +212,33 @@ def read_csv(file: Path) -> list[dict[str, float]]:
             ]
         except (ValueError, TypeError) as error:
             raise CorruptFileError(file, f"a line is not made of numbers ({error})") from error
+
+
+def read_rows(path: Path, result: str = EVALUATION) -> dict[str, list[float]] | None:
+    """Per-row values of a result by name, from the table beside it; None if there are none.
+
+    Runs written before there was a table hold them in the JSON file itself.
+
+    Raises:
+        CorruptFileError: The table is not of the result: a process was killed between writing the two.
+    """
+    summary = read_json(path / result)
+    if summary is None:
+        return None
+    table = (path / result).with_suffix(".csv")
+    if not table.is_file():
+        found = {
+            k: v["values"] for k, v in summary.items() if isinstance(v, dict) and "values" in v
+        }
+        return found or None
+    lines = read_csv(table)
+    columns = {name: [line[name] for line in lines] for name in (lines[0] if lines else {})}
+    if len(lines) != summary.get("num_rows"):
+        raise CorruptFileError(
+            table,
+            f"it holds {len(lines)} rows, but {result} is of {summary.get('num_rows')}: evaluate the run again",
+        )
+    return columns
 
 
 def read_json(file: Path) -> dict[str, Any] | None:

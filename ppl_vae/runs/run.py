@@ -1,27 +1,27 @@
 """A run on disk: a folder that says how a pair was built, what it has learned and how good it is.
 
-=================== =========================================================================
-file                content
-=================== =========================================================================
-config.yaml         how model and guide are built, options, seed, versions
-weights.safetensors modules' state and ``pyro.param`` values; atomic, checksummed, no pickle
-metrics.csv         one line an epoch
-evaluation.json     what :func:`~ppl_vae.evaluation.evaluate` found, row by row
-diagnosis.json      what :func:`~ppl_vae.diagnosis.diagnose` found
-posterior.nc        what :func:`~ppl_vae.evaluation.to_arviz` made
-plots/              pictures, drawn by ``ppl-vae train``
-checkpoints/        what :func:`~ppl_vae.training.fit` needs to continue
-=================== =========================================================================
+| file | content |
+| --- | --- |
+| config.yaml | how model and guide are built, options, seed, versions |
+| weights.safetensors | modules' state and `pyro.param` values; atomic, checksummed, no pickle |
+| metrics.csv | one line per epoch |
+| evaluation.json | what `evaluate` found: means, errors, counts, warnings |
+| evaluation.csv | the same row by row |
+| diagnosis.json | what `diagnose` found |
+| annealed.json, annealed.csv; gaps.json, gaps.csv | what annealing and `inference_gaps` found |
+| posterior.nc | what `to_arviz` made |
+| plots/ | pictures, drawn by `ppl-vae train` |
+| checkpoints/ | what `fit` needs to continue |
 
 Nothing in it is pickled: loading a run imports the classes that config.yaml names and runs no other code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
@@ -32,10 +32,12 @@ from ppl_vae.runs.folder import (
     DIAGNOSIS,
     EVALUATION,
     METRICS,
+    Summary,
     prepare_folder,
     read_config,
     read_csv,
     read_json,
+    read_rows,
     write_config,
     write_history,
     write_results,
@@ -45,10 +47,13 @@ from ppl_vae.runs.weights import (
     write_weights,
 )
 
-if TYPE_CHECKING:
-    from ppl_vae.diagnosis import Diagnosis
-    from ppl_vae.evaluation import Evaluation
-    from ppl_vae.training import Fit
+
+class Trained(Protocol):
+    """What `fit` returns, as far as a run holds it."""
+
+    @property
+    def history(self) -> Sequence[Mapping[str, float]]:
+        """One mapping per epoch."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ class Run:
         guide: The guide, likewise.
         history: One mapping an epoch, from metrics.csv; empty if there is none.
         evaluation: The content of evaluation.json, or None.
+        evaluation_rows: Its per-row values by name, or None.
         diagnosis: The content of diagnosis.json, or None.
     """
 
@@ -71,6 +77,7 @@ class Run:
     guide: Program
     history: list[dict[str, float]]
     evaluation: dict[str, Any] | None
+    evaluation_rows: dict[str, list[float]] | None
     diagnosis: dict[str, Any] | None
 
 
@@ -80,9 +87,9 @@ def save_run(
     guide: Program,
     *,
     config: Mapping[str, Any] | None = None,
-    fit: Fit | None = None,
-    evaluation: Evaluation | Mapping[str, Any] | None = None,
-    diagnosis: Diagnosis | Mapping[str, Any] | None = None,
+    fit: Trained | None = None,
+    evaluation: Summary | Mapping[str, Any] | None = None,
+    diagnosis: Summary | Mapping[str, Any] | None = None,
     arviz: Any = None,
     overwrite: bool = False,
 ) -> None:
@@ -171,6 +178,7 @@ def load_run(path: str | Path, model: Program | None = None, guide: Program | No
         guide=guide,
         history=read_csv(path / METRICS),
         evaluation=read_json(path / EVALUATION),
+        evaluation_rows=read_rows(path),
         diagnosis=read_json(path / DIAGNOSIS),
     )
 

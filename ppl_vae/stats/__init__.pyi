@@ -1,4 +1,4 @@
-from .estimate import Estimate as Estimate
+from .estimate import Estimate as Estimate, bits_per_dim as bits_per_dim
 from .moments import (
     RunningVariance as RunningVariance,
     active_units as active_units,
@@ -12,5 +12,11 @@ from .pareto import (
     pareto_khat as pareto_khat,
     tail_size as tail_size,
 )
-from .table import table as table
+from .results import (
+    Result as Result,
+    RowResult as RowResult,
+    as_columns as as_columns,
+    as_lines as as_lines,
+    not_finite as not_finite,
+)
 from .weights import StreamingWeights as StreamingWeights

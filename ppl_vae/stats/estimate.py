@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from ppl_vae import stats
+from ppl_vae.stats.moments import standard_error
 
 
 @dataclass(frozen=True)
@@ -14,10 +15,11 @@ class Estimate:
     """A quantity of each row, its mean over rows, and the mean's standard error.
 
     Attributes:
-        values: Per-row values, ``(n,)``.
+        values: Per-row values, `(n,)`.
         unit: The unit of a value.
 
     Example:
+        >>> import torch
         >>> print(Estimate(torch.tensor([-1.0, -3.0])))
         -2.000 ± 1.000 nats
     """
@@ -33,7 +35,26 @@ class Estimate:
     @property
     def standard_error(self) -> float:
         """Standard error of the mean over rows: standard deviation / sqrt(n)."""
-        return float(stats.standard_error(self.values.double()))
+        return float(standard_error(self.values.double()))
+
+    def to_dict(self) -> dict[str, float]:
+        """Mean and standard error as plain numbers."""
+        return {"mean": self.mean, "standard_error": self.standard_error}
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} ± {self.standard_error:.3f} {self.unit}"
+
+    def _repr_html_(self) -> str:
+        return str(self)
+
+
+def bits_per_dim(log_likelihood: Estimate, num_values: int) -> Estimate:
+    """- log2 p(x) / D for rows of D numbers.
+
+    Example:
+        >>> import torch
+        >>> print(bits_per_dim(Estimate(torch.tensor([-8.0, -8.0])), num_values=8))
+        1.443 ± 0.000 bits per dimension
+    """
+    scale = -1.0 / (num_values * math.log(2.0))
+    return Estimate(log_likelihood.values * scale, "bits per dimension")

@@ -9,21 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.checks import all_rows, check_data, chunk_sizes, device_of_pair, evaluating
-from ppl_vae.pairs import (
-    Batches,
-    DataLike,
-    Pair,
-    Program,
-    as_args,
-    find_layout,
-    move,
-    num_rows,
-    sample_rows,
-    stated_moment,
-    take_rows,
-)
-from ppl_vae.runtime import device_of, progress_bar
+from ppl_vae.checks import Session, opened
+from ppl_vae.pairs import DataLike, Program, as_args, sample_rows, stated_moment
 
 
 class PriorDescription(Protocol):
@@ -87,9 +74,9 @@ def refit_prior(
             f"{type(model).__name__} has no such module: sample z from self.prior() in the model, with "
             "self.prior = StandardNormal().build(data_shape, latent_dim)"
         )
-    pair = Pair.of(model, guide)
-    with evaluating(pair, seed):
-        mean, variance, draws, data_shape = _posteriors(pair, x, num_draws, progress)
+    with opened(model, guide, x, seed=seed, progress=progress) as session:
+        mean, variance, draws = _posteriors(session, num_draws)
+        data_shape = tuple(as_args(session.first)[0].shape[1:])
         new = prior.build(data_shape, mean.shape[-1]).to(draws)
         fit_to = getattr(new, "fit_to", None)
         if fit_to is None:
@@ -102,41 +89,24 @@ def refit_prior(
     return copy.deepcopy(model, {id(old): new.train(model.training)})
 
 
-def _posteriors(
-    pair: Pair, x: DataLike, num_draws: int, progress: bool | None
-) -> tuple[Tensor, Tensor, Tensor, Sequence[int]]:
-    """Mean and variance of each row's q(z | x), ``(n, d)``, draws, ``(num_draws, n, d)``; a row's shape."""
-    batches = Batches(x, pair)
-    first = batches.first(all_rows(batches) if pair.keeps_rows else 64)
-    check_data(pair, move(first, device_of_pair(pair)))
-    device = device_of(pair.parameters(move(first, device_of_pair(pair))).values())
-    first = move(first if pair.keeps_rows else take_rows(first, slice(0, 64)), device)
-    layout = find_layout(pair, first)
+def _posteriors(session: Session, num_draws: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and variance of each row's q(z | x), `(n, d)`, and draws from it, `(num_draws, n, d)`."""
+    pair, layout = session.pair, session.layout
     site = layout.latents[0] if len(layout.latents) == 1 else None
-    if site is None or sample_rows(pair, layout, first, 1).latents[site].dim() != 3:
+    if site is None or sample_rows(pair, layout, session.first, 1).latents[site].dim() != 3:
         raise ValueError(
             "refit_prior needs a guide that samples one vector a row, but the latents of a row are "
             f"{', '.join(layout.latents) or 'none'}"
         )
-    at_once, draws_at_once = chunk_sizes(pair, layout, first, num_draws)
-    size = num_rows(first) if pair.keeps_rows else max(1, at_once * draws_at_once // num_draws)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    total = num_rows(batches.rows) if batches.in_memory else None
-    with progress_bar(total, "refit_prior", "row", progress) as bar:
-        for batch in batches.ordered(size):
-            for start in range(0, num_rows(batch), size):
-                chunk = move(take_rows(batch, slice(start, start + size)), device)
-                rows = sample_rows(pair, layout, chunk, num_draws)
-                z = rows.latents[site]
-                mean, variance = (
-                    stated_moment(rows, layout, site, m) for m in ("mean", "variance")
-                )
-                if mean is None or variance is None:
-                    mean, variance = z, torch.zeros_like(z)
-                # Stated moments may depend on auxiliary draws.
-                spread = mean.var(0, unbiased=False) + variance.mean(0)
-                parts.append((mean.mean(0), spread, z))
-                bar.update(num_rows(chunk))
+    for chunk in session.chunks(session.rows_at_once(num_draws), "refit_prior"):
+        rows = sample_rows(pair, layout, chunk, num_draws)
+        z = rows.latents[site]
+        mean, variance = (stated_moment(rows, layout, site, m) for m in ("mean", "variance"))
+        if mean is None or variance is None:
+            mean, variance = z, torch.zeros_like(z)
+        # Stated moments may depend on auxiliary draws.
+        spread = mean.var(0, unbiased=False) + variance.mean(0)
+        parts.append((mean.mean(0), spread, z))
     means, variances, draws = zip(*parts, strict=True)
-    data_shape = tuple(as_args(first)[0].shape[1:])
-    return torch.cat(means), torch.cat(variances), torch.cat(draws, 1), data_shape
+    return torch.cat(means), torch.cat(variances), torch.cat(draws, 1)

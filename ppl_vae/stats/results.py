@@ -1,0 +1,192 @@
+"""What a result is: per-row values, their summary as plain numbers, and one way to print it.
+
+>>> import torch
+>>> @dataclass(frozen=True)
+... class Reconstruction(RowResult):
+...     error: Estimate
+...     worst_pixel: Tensor
+...     num_samples: int
+...
+...     def lines(self) -> list[tuple[str, str]]:
+...         return [("squared error", str(self.error)), ("samples", str(self.num_samples))]
+>>> result = Reconstruction(Estimate(torch.tensor([1.0, 3.0]), "nats"), torch.tensor([0.5, 2.0]), 4)
+>>> print(result)
+squared error  2.000 ± 1.000 nats
+samples        4
+>>> result.to_dict()["error"], result.to_dict()["worst_pixel"]["median"]
+({'mean': 2.0, 'standard_error': 1.0}, 0.5)
+>>> list(result.rows())
+['error', 'worst_pixel']
+"""
+
+from __future__ import annotations
+
+import html
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ppl_vae.stats.estimate import Estimate
+
+
+@dataclass(frozen=True)
+class Result(ABC):
+    """What a function found: printed as names and values, below a table if it has one, and above warnings."""
+
+    @abstractmethod
+    def lines(self) -> list[tuple[str, str]]:
+        """What a person reads, one quantity per line: its name, and its value with error and unit."""
+
+    def table(self) -> list[list[str]]:
+        """A table to show above the lines, its header first; empty if there is none."""
+        return []
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Why the numbers should not be trusted; empty if there is no reason."""
+        return ()
+
+    def footnotes(self) -> list[str]:
+        """What stands below the lines, one sentence each."""
+        return [f"warning: {text}" for text in self.warnings]
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """The summary as plain numbers, for JSON."""
+
+    def __str__(self) -> str:
+        above = [as_columns(self.table()), ""] if self.table() else []
+        return "\n".join([*above, as_lines(self.lines()), *self.footnotes()])
+
+    def _repr_html_(self) -> str:
+        above = _html_table(self.table(), header=True) if self.table() else ""
+        below = "".join(f"<p>{html.escape(text)}</p>" for text in self.footnotes())
+        return above + _html_table([list(line) for line in self.lines()]) + below
+
+
+@dataclass(frozen=True)
+class RowResult(Result):
+    """A result that has a value for each row.
+
+    A subclass is a frozen dataclass whose first field is a per-row value. Fields that are an `Estimate` or a
+    tensor `(n,)` are per-row values, the others are settings. `derived` names properties that are per-row
+    values too, `hidden` fields that belong to neither.
+    """
+
+    derived: ClassVar[tuple[str, ...]] = ()
+    hidden: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def num_rows(self) -> int:
+        """n."""
+        first: Any = getattr(self, fields(self)[0].name)
+        return len(first.values if isinstance(first, Estimate) else first)
+
+    def rows(self) -> dict[str, Tensor]:
+        """Every per-row value by name, `(n,)` each: the columns of a table of rows."""
+        found = {}
+        for name, value in self._values():
+            if isinstance(value, Estimate):
+                found[name] = value.values
+            elif isinstance(value, Tensor) and value.dim() == 1:
+                found[name] = value
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """The summary as plain numbers, for JSON: means with errors, counts, settings and warnings.
+
+        The per-row values are in `rows()`.
+        """
+        settings: dict[str, Any] = {"num_rows": self.num_rows, "unit": "nats"}
+        summary: dict[str, Any] = {}
+        for name, value in self._values():
+            if isinstance(value, Estimate):
+                summary[name] = value.to_dict()
+            elif isinstance(value, Tensor) and value.dim() == 1:
+                summary[name] = _summary(value)
+            elif isinstance(value, bool | int | float | str):
+                settings[name] = value
+        return settings | summary | {"warnings": list(self.warnings)}
+
+    def _values(self) -> Iterator[tuple[str, Any]]:
+        for name in (*(field.name for field in fields(self)), *self.derived):
+            if name not in self.hidden:
+                yield name, getattr(self, name)
+
+
+def _summary(values: Tensor) -> dict[str, float | int]:
+    """Of a flag: how often it is set. Of numbers: median, least and largest of those that are finite."""
+    if values.dtype == torch.bool:
+        return {"count": int(values.sum())}
+    values = values.double()
+    finite = values[torch.isfinite(values)]
+    found: dict[str, float | int] = {}
+    if len(finite):
+        found = {
+            "median": float(finite.median()),
+            "least": float(finite.min()),
+            "largest": float(finite.max()),
+        }
+    if len(finite) < len(values):
+        found["not_finite"] = len(values) - len(finite)
+    return found
+
+
+def not_finite(what: str, estimate: Estimate) -> Iterator[str]:
+    """A warning if a quantity is not finite on some rows."""
+    bad = int((~torch.isfinite(estimate.values)).sum())
+    if bad:
+        yield f"{what} is not finite on {bad} of {len(estimate.values)} rows"
+
+
+def as_lines(lines: Sequence[tuple[str, str]]) -> str:
+    """Names and values in two columns.
+
+    Example:
+        >>> print(as_lines([("ELBO", "-3.0 nats"), ("rate", "1.0 nats")]))
+        ELBO  -3.0 nats
+        rate  1.0 nats
+    """
+    width = max((len(name) for name, _ in lines), default=0)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+
+
+def as_columns(rows: Sequence[Sequence[str]]) -> str:
+    """Columns side by side: the first to the left, the others to the right.
+
+    Example:
+        >>> print(as_columns([["run", "ELBO"], ["a", "-3.5"]]))
+        run  ELBO
+        a    -3.5
+    """
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            [
+                row[0].ljust(widths[0]),
+                *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
+            ]
+        )
+        for row in rows
+    )
+
+
+def _html_table(rows: Sequence[Sequence[str]], header: bool = False) -> str:
+    """The first column to the left and bold; the first row too if it is a header."""
+    shown = []
+    for i, row in enumerate(rows):
+        kinds = ["th" if j == 0 or (header and i == 0) else "td" for j in range(len(row))]
+        cells = zip(kinds, row, strict=True)
+        shown.append(
+            "<tr>"
+            + "".join(
+                f'<{kind} style="text-align:left">{html.escape(cell)}</{kind}>'
+                for kind, cell in cells
+            )
+            + "</tr>"
+        )
+    return f"<table>{''.join(shown)}</table>"

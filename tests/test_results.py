@@ -1,0 +1,178 @@
+"""Results alike: per-row values, a summary for JSON, one way to print; and what of them goes to disk."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from ppl_vae import (
+    annealed_importance_sampling,
+    bidirectional_monte_carlo,
+    diagnose,
+    evaluate,
+    inference_gaps,
+    load_run,
+    save_run,
+)
+from ppl_vae.evaluation import Evaluation
+from ppl_vae.guides import Exact, MeanField
+from ppl_vae.models import ProbabilisticPCA
+from ppl_vae.networks import MLP
+from ppl_vae.runs import Comparison, write_results
+from ppl_vae.runtime import CorruptFileError
+from ppl_vae.stats import Estimate, Result, RowResult
+
+ROWS = 6
+
+
+def pair() -> tuple[ProbabilisticPCA, MeanField, Tensor]:
+    torch.manual_seed(0)
+    return ProbabilisticPCA((3,), 2), MeanField((3,), 2, MLP((4,))), torch.randn(ROWS, 3)
+
+
+RESULTS: dict[str, Callable[[], Result]] = {
+    "Evaluation": lambda: evaluate(*pair(), num_samples=200, seed=0),
+    "Annealed": lambda: annealed_importance_sampling(*pair(), num_chains=4, num_steps=4, seed=0),
+    "Sandwich": lambda: bidirectional_monte_carlo(*pair(), num_chains=4, num_steps=4, seed=0),
+    "Gaps": lambda: inference_gaps(*pair(), num_samples=20, max_steps=5, seed=0),
+    "Diagnosis": lambda: diagnose(*pair(), seed=0),
+}
+
+
+@pytest.fixture(scope="module", params=RESULTS)
+def result(request: pytest.FixtureRequest) -> Result:
+    return RESULTS[request.param]()
+
+
+def test_the_summary_is_plain_and_short(result: Result) -> None:
+    plain = json.loads(json.dumps(result.to_dict()))
+    assert plain["num_rows"] == ROWS
+    assert all(not isinstance(value, list) or len(value) <= 4 for value in plain.values())
+
+
+def test_it_is_printed_as_names_and_values_in_text_and_in_a_notebook(result: Result) -> None:
+    shown = str(result).splitlines()
+    for name, value in result.lines():
+        assert any(line.startswith(name) and line.endswith(value) for line in shown)
+    page = result._repr_html_()
+    assert page.count("<tr>") == len(result.lines()) + len(result.table())
+    assert "<script" not in page
+    for warning in result.warnings:
+        assert f"warning: {warning}" in shown
+
+
+@pytest.mark.parametrize("name", sorted(RESULTS.keys() - {"Diagnosis"}))  # which is of dimensions
+def test_rows_hold_what_the_summary_summarizes(name: str) -> None:
+    result = RESULTS[name]()
+    assert isinstance(result, RowResult)
+    rows, plain = result.rows(), result.to_dict()
+    assert {tuple(values.shape) for values in rows.values()} == {(ROWS,)}
+    for name, values in rows.items():
+        if "mean" in plain[name]:
+            assert plain[name]["mean"] == pytest.approx(float(values.double().mean()), nan_ok=True)
+            error = float(values.double().std()) / math.sqrt(ROWS)
+            assert plain[name]["standard_error"] == pytest.approx(error)
+        elif "count" in plain[name]:
+            assert plain[name]["count"] == int(values.sum())
+        else:
+            assert plain[name]["largest"] == pytest.approx(float(values[values.isfinite()].max()))
+
+
+def test_not_finite_numbers_are_counted_and_left_out() -> None:
+    x = torch.ones(3)
+    e = Estimate(x)
+    khat = torch.tensor([0.1, math.inf, math.nan])
+    found = Evaluation(e, e, e, e, x, x, khat, num_samples=10, num_values=1).to_dict()
+    assert found["khat"]["not_finite"] == 2
+    assert found["khat"]["largest"] == pytest.approx(0.1)
+
+
+def test_a_page_cannot_be_broken_by_a_name() -> None:
+    class Named(Result):
+        def lines(self) -> list[tuple[str, str]]:
+            return [("<b>", "a & b")]
+
+        def to_dict(self) -> dict[str, str]:
+            return {}
+
+    assert "&lt;b&gt;" in Named()._repr_html_()
+    assert "a &amp; b" in Named()._repr_html_()
+
+
+# -- on disk ---------------------------------------------------------------------------------------------
+
+
+def test_a_person_can_read_the_file_and_the_rows_stand_beside_it(tmp_path: Path) -> None:
+    model, guide, x = pair()
+    evaluation = evaluate(model, guide, x, num_samples=20, seed=0)
+    save_run(tmp_path / "run", model, guide, evaluation=evaluation)
+    text = (tmp_path / "run" / "evaluation.json").read_text()
+    assert 5 < len(text.splitlines()) < 40
+    assert max(map(len, text.splitlines())) < 200
+    with (tmp_path / "run" / "evaluation.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [float(line["elbo"]) for line in lines] == evaluation.elbo.values.tolist()
+    run = load_run(tmp_path / "run", model, guide)
+    assert run.evaluation == json.loads(json.dumps(evaluation.to_dict()))
+    assert run.evaluation_rows is not None
+    assert run.evaluation_rows["khat"] == pytest.approx(evaluation.khat.tolist(), nan_ok=True)
+
+
+def test_rows_of_another_evaluation_are_refused(tmp_path: Path) -> None:
+    model, guide, x = pair()
+    save_run(tmp_path / "run", model, guide, evaluation=evaluate(model, guide, x, num_samples=4))
+    table = tmp_path / "run" / "evaluation.csv"
+    table.write_text("\n".join(table.read_text().splitlines()[:-1]) + "\n")
+    with pytest.raises(CorruptFileError, match=r"evaluation\.csv: it holds 5 rows"):
+        load_run(tmp_path / "run", model, guide)
+
+
+def test_a_summary_alone_takes_the_old_rows_away(tmp_path: Path) -> None:
+    model, guide, x = pair()
+    found = evaluate(model, guide, x, num_samples=4)
+    save_run(tmp_path / "run", model, guide, evaluation=found)
+    save_run(tmp_path / "run", model, guide, evaluation=found.to_dict(), overwrite=True)
+    assert not (tmp_path / "run" / "evaluation.csv").exists()
+    assert load_run(tmp_path / "run", model, guide).evaluation_rows is None
+
+
+# -- a run folder of the flat layout ---------------------------------------------------------------------
+
+OLD = Path(__file__).parent / "data" / "run-0.1.0"
+
+
+def test_a_run_written_before_the_rooms_loads_and_evaluates_as_then() -> None:
+    run = load_run(OLD)
+    assert isinstance(run.model, ProbabilisticPCA)
+    assert run.evaluation is not None
+    assert run.evaluation_rows is not None
+    x = torch.linspace(-1, 1, 12).reshape(4, 3)
+    found = evaluate(run.model, run.guide, x, num_samples=50, seed=0)
+    assert found.elbo.values.tolist() == pytest.approx(run.evaluation_rows["elbo"], abs=1e-4)
+    assert torch.allclose(
+        run.model.log_evidence(x), torch.tensor(run.config["log_evidence"]), atol=1e-4
+    )
+
+
+def test_it_can_be_compared_with_a_new_one(tmp_path: Path) -> None:
+    old = load_run(OLD)
+    assert old.evaluation is not None
+    x = torch.linspace(-1, 1, 12).reshape(4, 3)
+    assert isinstance(old.model, ProbabilisticPCA)
+    exact = Exact(old.model)
+    found = evaluate(old.model, exact, x, num_samples=50, seed=0)
+    save_run(tmp_path / "new", old.model, exact)
+    write_results(tmp_path / "new", evaluation=found, rows=old.evaluation["rows"])
+    comparison = Comparison.of([old, load_run(tmp_path / "new", old.model, exact)])
+    difference = comparison.difference("elbo", 1)
+    assert difference.mean == pytest.approx(
+        found.elbo.mean - old.evaluation["elbo"]["mean"], abs=1e-4
+    )
+    assert difference.mean > 0  # the exact posterior has no gap
