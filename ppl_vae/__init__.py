@@ -2,11 +2,11 @@
 
 Each function takes any Pyro model/guide pair:
 
-- ``check``, ``fit``: look at a pair, train it; ``fit_em``: EM for models with closed forms;
-- ``evaluate``, ``annealed_importance_sampling``, ``bidirectional_monte_carlo``: the bound beside log p(x);
-- ``inference_gaps``, ``diagnose``: where the bound is lost, and why a posterior collapsed;
-- ``refit_guide``, ``refit_prior``: another guide or prior for a model that stays;
-- ``load_data``, ``save_run``, ``load_run``, ``to_arviz``: data, runs on disk, ArviZ.
+- `check`, `fit`: look at a pair, train it; `fit_em`: EM for models with closed forms;
+- `evaluate`, `annealed_importance_sampling`, `bidirectional_monte_carlo`: the bound beside log p(x);
+- `inference_gaps`, `diagnose`: where the bound is lost, and why a posterior collapsed;
+- `refit_guide`, `refit_prior`: another guide or prior for a model that stays;
+- `load_data`, `save_run`, `load_run`, `to_arviz`: data, runs on disk, ArviZ.
 """
 
 from __future__ import annotations

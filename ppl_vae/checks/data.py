@@ -1,4 +1,4 @@
-"""Data that a pair can not be given: NaN, outside of the likelihood's support, of a shape that does not fit."""
+"""Data that a pair cannot be given: NaN, outside of the likelihood's support, of a shape that does not fit."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from ppl_vae.runtime import preserve_random_state
 
 
 def check_data(pair: Pair, batch: Batch) -> None:
-    """Refuses a batch that a pair can not be run on, in plain words; call it inside of ``pair.scope()``.
+    """Refuses a batch that a pair cannot be run on, in plain words; call it inside of `pair.scope()`.
 
     Runs both programs once, in evaluation mode and without gradients; leaves the random generators alone.
 
@@ -56,11 +56,11 @@ class DataCheck:
     """Looks at the data of batch after batch: NaN, infinite, or outside of the likelihood's support.
 
     Where every observed value is a tensor of the batch itself, and its support the same for all rows, the
-    programs need not run: the tensors are looked at. Otherwise they run, as in :func:`check_data`.
+    programs need not run: the tensors are looked at. Otherwise they run, as in `check_data`.
 
     Args:
-        pair: Model and guide; make and use the object inside of ``pair.scope()``.
-        batch: A batch that :func:`check` has found good.
+        pair: Model and guide; make and use the object inside of `pair.scope()`.
+        batch: A batch that `check` has found good.
     """
 
     def __init__(self, pair: Pair, batch: Batch) -> None:
@@ -164,7 +164,7 @@ def data_problems(model_trace: Trace, batch: Batch) -> Iterator[Problem]:
 def _unusable(
     name: str, site: Any, n: int, dim: int | None, support: Constraint | None = None
 ) -> tuple[Problem, list[int]] | None:
-    """What makes the data at an observed site useless, and in which rows (none if that can not be told)."""
+    """What makes the data at an observed site useless, and in which rows (none if that cannot be told)."""
     fn, value = site["fn"], site["value"]
     if value.numel() == 0:  # pyro.factor
         return None
@@ -194,7 +194,7 @@ def _unusable(
         return None
     low, high = float(value.min()), float(value.max())
     advice = {
-        "Bernoulli": "binarise it (load_data(..., binarize=...)), or choose a likelihood for its values",
+        "Bernoulli": "binarize it (load_data(..., binarize=...)), or choose a likelihood for its values",
         "Binomial": "give counts from 0 to total_count",
         "Beta": "squeeze it into the open interval (0, 1)",
     }.get(kind, "transform the data or choose another likelihood")
@@ -208,7 +208,7 @@ def _unusable(
 
 
 def rows_not_finite(site: Any, dim: int | None) -> list[int]:
-    """The rows, counted from 0 along the plate at ``dim``, with NaN or infinite data at an observed site."""
+    """The rows, counted from 0 along the plate at `dim`, with NaN or infinite data at an observed site."""
     return _rows_of(_any_of_event(~torch.isfinite(site["value"]), site["fn"]), dim)
 
 

@@ -49,21 +49,21 @@ def check(
     """Looks for what is wrong with a pair, by running it on one batch.
 
     Looked for: latents that only one of the two programs has; shapes and plates that differ; data that are not
-    in a plate over rows, or outside of the likelihood's support; latents without a reparameterised
-    sampler, or with dependencies, that the objective can not have; parameters that receive no gradient;
+    in a plate over rows, or outside of the likelihood's support; latents without a reparameterized
+    sampler, or with dependencies, that the objective cannot have; parameters that receive no gradient;
     a beta warm-up longer than the training. Nothing is changed: neither weights, batch-norm
     statistics, the parameter store nor the random generators.
 
     Args:
         model: Pyro program of p(x, z).
         guide: Pyro program of q(z | x).
-        x: DataLike as for ``fit``; the first 64 rows (or the first batch) are used.
+        x: DataLike as for `fit`; the first 64 rows (or the first batch) are used.
         objective: The objective to be trained with; the default ELBO if None.
         max_epochs: The length of the training, to be compared with the warm-up of beta.
         ragged: Also try a batch with a row less, as the last batch of an epoch may be.
 
     Returns:
-        A :class:`Report`: true if there are no errors, printable, with ``.problems``.
+        A `Report`: true if there are no errors, printable, with `.problems`.
 
     Example:
         >>> import pyro.distributions as dist
@@ -111,7 +111,7 @@ def _restored(pair: Pair) -> Iterator[None]:
 def check_batch(
     pair: Pair, batch: Batch, objective: Objective, max_epochs: int | None, ragged: bool
 ) -> Report:
-    """:func:`check` on a given batch, inside of ``pair.scope()``."""
+    """`check` on a given batch, inside of `pair.scope()`."""
     problems: list[Problem] = list(_warmup(objective, max_epochs))
     before: Any = pyro.get_param_store().get_state()
     inside: Any = {key: dict(value) for key, value in before.items()}
@@ -192,7 +192,7 @@ def _run_all(pair: Pair, batch: Batch, wanted: Objective, ragged: bool) -> Itera
     try:
         yield from _gradients(pair, layout, batch, objective)
     except Exception as error:
-        yield Problem("error", "", f"the objective can not be computed: {first_line(error)}")
+        yield Problem("error", "", f"the objective cannot be computed: {first_line(error)}")
 
 
 def _summed_out(layout: Layout, objective: Objective) -> Iterator[Problem]:
@@ -298,7 +298,7 @@ def _samplers(model_trace: Trace, guide_trace: Trace, objective: Objective) -> I
             yield Problem(
                 "error",
                 name,
-                f"site '{name}' is drawn from {type(site['fn']).__name__}, which has no reparameterised "
+                f"site '{name}' is drawn from {type(site['fn']).__name__}, which has no reparameterized "
                 f"sampler, but {why} needs one: use TraceELBO without free bits, enumerate the site with "
                 "EnumELBO, or draw it from a relaxed distribution",
             )

@@ -20,7 +20,7 @@ class Problem:
     """One thing that is wrong.
 
     Attributes:
-        severity: ``error`` if training would be wrong or impossible, ``warning`` if it may be meant.
+        severity: `error` if training would be wrong or impossible, `warning` if it may be meant.
         site: The site, plate, parameter or argument that it is about.
         message: What is wrong, and what to do.
     """
@@ -39,7 +39,7 @@ class PairWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Report:
-    """What :func:`check` found; true if there are no errors."""
+    """What `check` found; true if there are no errors."""
 
     problems: tuple[Problem, ...]
 
@@ -60,12 +60,12 @@ class Report:
         return "\n".join(str(p) for p in self.problems) or "no problems found"
 
     def raise_errors(self) -> None:
-        """Raises a ``PairError`` with all errors, if there are any."""
+        """Raises a `PairError` with all errors, if there are any."""
         if self.errors:
             raise PairError("\n".join(p.message for p in self.errors))
 
     def show_warnings(self) -> None:
-        """Issues a ``PairWarning`` for each of the other problems."""
+        """Issues a `PairWarning` for each of the other problems."""
         for problem in self.problems:
             if problem.severity == "warning":
                 warnings.warn(problem.message, PairWarning, stacklevel=4)

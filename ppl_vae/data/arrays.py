@@ -1,4 +1,4 @@
-"""Array files as a source of data: ``.npy``, ``.npz`` and ``.pt``, tensors only."""
+"""Array files as a source of data: `.npy`, `.npz` and `.pt`, tensors only."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _KEYS = {
 
 
 def _load_arrays(path: Path) -> dict[str, Any]:
-    """The named arrays of a file; a bare array is ``x``."""
+    """The named arrays of a file; a bare array is `x`."""
     try:
         file = path.open("rb")
     except FileNotFoundError as error:
@@ -48,7 +48,7 @@ def _load_arrays(path: Path) -> dict[str, Any]:
 
 
 def _numbers(path: Path, key: str, array: Any) -> Tensor:
-    """``array`` as a uint8, bool, int64 or float32 tensor."""
+    """`array` as a uint8, bool, int64 or float32 tensor."""
     if isinstance(array, Tensor):
         array = array.detach().to_dense()
         array = (array.float() if array.dtype == torch.bfloat16 else array).numpy()
@@ -91,11 +91,11 @@ def _array_part(path: Path, key: str, arrays: Mapping[str, Any]) -> Part:
 
 
 def read_arrays(path: Path) -> Source:
-    """Arrays from an ``.npy``, ``.npz`` or ``.pt`` file; rows first, nothing is unpickled.
+    """Arrays from an `.npy`, `.npz` or `.pt` file; rows first, nothing is unpickled.
 
-    An ``.npz``, or a dictionary in a ``.pt``, holds either ``x`` (and ``y``, its labels), or
-    ``train`` with any of ``validation`` and ``test`` (and ``train_labels``, ...). A bare array is
-    ``x``. Entries of type uint8 are 8-bit pictures, divided by 255; booleans become 0 and 1; all
+    An `.npz`, or a dictionary in a `.pt`, holds either `x` (and `y`, its labels), or
+    `train` with any of `validation` and `test` (and `train_labels`, ...). A bare array is
+    `x`. Entries of type uint8 are 8-bit pictures, divided by 255; booleans become 0 and 1; all
     others are taken as they are.
 
     Args:

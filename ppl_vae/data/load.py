@@ -1,4 +1,4 @@
-"""``load_data``: data by name, split, binarised or dequantised, as tensors."""
+"""`load_data`: data by name, split, binarized or dequantized, as tensors."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ class Data:
 
     Attributes:
         name: What was asked for.
-        train: Training rows, float32, shape ``(n, *shape)``.
+        train: Training rows, float32, shape `(n, *shape)`.
         validation: Rows for early stopping and model selection.
         test: Rows for the final evaluation. They do not depend on the seed.
         train_labels: One label a training row; None if the source has none.
-        validation_labels: The same for ``validation``.
-        test_labels: The same for ``test``.
-        levels: Number of equally spaced values an entry can take, once ``transform`` has acted: 17
+        validation_labels: The same for `validation`.
+        test_labels: The same for `test`.
+        levels: Number of equally spaced values an entry can take, once `transform` has acted: 17
             for digits' counts, 256 for 8-bit pictures, 2 for binary data, None for real values.
         transform: To apply to each training batch, on its device; None if the rows are ready.
-            ``validation`` and ``test`` always are.
+            `validation` and `test` always are.
     """
 
     name: str
@@ -83,17 +83,17 @@ def load_data(
     ============================= ==================================================================
     name                          rows
     ============================= ==================================================================
-    ``digits``                    scikit-learn's 1,797 digits, counts 0..16, shape (1, 8, 8);
+    `digits`                    scikit-learn's 1,797 digits, counts 0..16, shape (1, 8, 8);
                                   embedded
-    ``MNIST``, ``FashionMNIST``,  torchvision's sets (capitals do not matter), values k/255 in
-    ``KMNIST``, ``EMNIST``,       [0, 1], shape (channels, height, width); EMNIST is the *balanced*
-    ``CIFAR10``, ``SVHN``         split
-    ``folder:PATH``               the pictures below PATH, values k/255, shape (channels, height,
-                                  width): one channel if all are grey, otherwise three.
-                                  ``PATH/train`` and ``PATH/test`` are the split if they exist;
+    `MNIST`, `FashionMNIST`,  torchvision's sets (capitals do not matter), values k/255 in
+    `KMNIST`, `EMNIST`,       [0, 1], shape (channels, height, width); EMNIST is the *balanced*
+    `CIFAR10`, `SVHN`         split
+    `folder:PATH`               the pictures below PATH, values k/255, shape (channels, height,
+                                  width): one channel if all are gray, otherwise three.
+                                  `PATH/train` and `PATH/test` are the split if they exist;
                                   sub-folders are the labels
-    ``PATH.npy``, ``.npz``,       arrays, rows first: ``x`` (labels: ``y``), or ``train`` with any
-    ``.pt``                       of ``validation`` and ``test`` (labels: ``train_labels``, ...).
+    `PATH.npy`, `.npz`,       arrays, rows first: `x` (labels: `y`), or `train` with any
+    `.pt`                       of `validation` and `test` (labels: `train_labels`, ...).
                                   uint8 is taken for 8-bit pictures, values k/255; other numbers
                                   are kept as they are
     ============================= ==================================================================
@@ -106,14 +106,14 @@ def load_data(
         name: See the table.
         data_dir: Where torchvision's files are, or are put.
         download: Whether to download a torchvision set that is not there.
-        binarize: ``"threshold"``: 1 above half of the largest possible value, otherwise 0.
-            ``"static"``: one Bernoulli draw with the intensity as its probability, for good
+        binarize: `"threshold"`: 1 above half of the largest possible value, otherwise 0.
+            `"static"`: one Bernoulli draw with the intensity as its probability, for good
             (Salakhutdinov & Murray, "On the Quantitative Analysis of Deep Belief Networks", 2008).
-            ``"dynamic"``: a fresh draw for each training batch, by ``Data.transform``; one draw for
+            `"dynamic"`: a fresh draw for each training batch, by `Data.transform`; one draw for
             the validation and test rows (Burda et al., arXiv:1509.00519).
-        dequantize: Adds uniform noise within each level (see :class:`Dequantization`, also for the
+        dequantize: Adds uniform noise within each level (see `Dequantization`, also for the
             conversion to bits per dimension), afresh for each training batch by
-            ``Data.transform``; values then lie in [0, 1).
+            `Data.transform`; values then lie in [0, 1).
         validation_fraction: Share of the training rows that is set aside for validation.
         max_rows: Keeps at most that many rows of each split, chosen at random: for quick trials.
         seed: Seed of the choices and of the draws for the training and validation rows.
@@ -124,7 +124,7 @@ def load_data(
     Raises:
         ValueError: The name is unknown; arguments exclude each other; a file is broken, named, and
             why.
-        FileNotFoundError: A path, or a torchvision set with ``download=False``, does not exist.
+        FileNotFoundError: A path, or a torchvision set with `download=False`, does not exist.
         ConnectionError: A download failed.
         ImportError: Torchvision is needed and cannot be loaded.
 
@@ -217,7 +217,7 @@ def _take(part: Part, index: Tensor) -> Part:
 
 
 def _split(name: str, part: Part, fraction: float, generator: Generator) -> tuple[Part, Part]:
-    """All but a random ``fraction`` of the rows, and that fraction; both in the original order."""
+    """All but a random `fraction` of the rows, and that fraction; both in the original order."""
     n = len(part.x)
     held_out = max(1, round(fraction * n))
     if held_out >= n:

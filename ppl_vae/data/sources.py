@@ -1,7 +1,7 @@
 """Where data come from: the embedded digits, torchvision's sets, folders of pictures.
 
-Each reader (:mod:`ppl_vae.array_files` holds another one) returns a :class:`Source`: values as
-they were stored, and the splits the source itself has. :func:`ppl_vae.data.load_data` is the public
+Each reader (`ppl_vae.array_files` holds another one) returns a `Source`: values as
+they were stored, and the splits the source itself has. `load_data` is the public
 face.
 """
 
@@ -35,7 +35,7 @@ TORCHVISION = {
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Rows of one split: ``x`` is uint8 (8-bit pictures), bool or float32, shape (n, *shape)."""
+    """Rows of one split: `x` is uint8 (8-bit pictures), bool or float32, shape (n, *shape)."""
 
     x: Tensor
     labels: Tensor | None = None
@@ -49,9 +49,9 @@ class Source:
         train: All rows, or those of the source's own training split.
         test: The source's own test split, if it has one.
         validation: The source's own validation split, if it has one.
-        levels: Number of equally spaced values an entry can take, from 0 to ``maximum``; None for
+        levels: Number of equally spaced values an entry can take, from 0 to `maximum`; None for
             real values.
-        maximum: The largest value in ``Data``; 1 for 8-bit pictures, which are divided by 255.
+        maximum: The largest value in `Data`; 1 for 8-bit pictures, which are divided by 255.
     """
 
     train: Part
@@ -125,13 +125,13 @@ def read_torchvision(name: str, data_dir: Path, download: bool) -> Source:
     """One of torchvision's picture sets, straight from its array of all pictures.
 
     Args:
-        name: A key of :data:`TORCHVISION`.
-        data_dir: Torchvision's ``root``.
+        name: A key of `TORCHVISION`.
+        data_dir: Torchvision's `root`.
         download: Whether to fetch what is absent.
 
     Raises:
         ImportError: Torchvision cannot be loaded.
-        FileNotFoundError: The files are absent and ``download`` is off.
+        FileNotFoundError: The files are absent and `download` is off.
         ConnectionError: The files are absent and the download failed.
         ValueError: A file is broken.
     """
@@ -218,9 +218,9 @@ def _read_pictures(files: list[Path], mode: str, size: tuple[int, int]) -> Tenso
 
 
 def read_folder(folder: Path) -> Source:
-    """Pictures below a folder, in sorted order; RGB, or one channel if all of them are grey.
+    """Pictures below a folder, in sorted order; RGB, or one channel if all of them are gray.
 
-    If ``train/`` and ``test/`` are in it they are the split. The sub-folders that hold the
+    If `train/` and `test/` are in it they are the split. The sub-folders that hold the
     pictures, in alphabetical order, give the labels 0, 1, ...; pictures outside of any sub-folder
     mean that there are none.
 

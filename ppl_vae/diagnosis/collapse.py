@@ -55,7 +55,7 @@ CAUSES = {
 
 
 def remedy_of(cause: str, beta: float) -> str:
-    """What to do about a cause; a decoder that does not use z may have learnt so from beta."""
+    """What to do about a cause; a decoder that does not use z may have learned so from beta."""
     lower = f"lower beta, which is {beta:g}; " if cause == "ignored latent" and beta > 1 else ""
     return lower + CAUSES[cause][1]
 
@@ -67,7 +67,7 @@ REVIVED = 0.1
 def find_cause(
     session: Session, residuals: Residuals, unused: Tensor, beta: float
 ) -> tuple[str, tuple[str, ...]]:
-    """Why dimensions are not used, one of :data:`CAUSES`, and what is not known of it.
+    """Why dimensions are not used, one of `CAUSES`, and what is not known of it.
 
     Args:
         session: The opened pair; posteriors are fitted to each of its first rows.

@@ -110,12 +110,12 @@ def gather(session: Session, size: int, analytic: bool) -> Gathered:
 
 
 def note_on_moments(names: tuple[str, ...]) -> tuple[str, ...]:
-    """What a reader of the dimensions' KL must know of latents that do not factorise."""
+    """What a reader of the dimensions' KL must know of latents that do not factorize."""
     if not names:
         return ()
     sites = ", ".join(f"'{name}'" for name in names)
     return (
-        f"guide or prior of {sites} does not factorise over its dimensions: the KL of each is that of the "
+        f"guide or prior of {sites} does not factorize over its dimensions: the KL of each is that of the "
         "Gaussians with its means and variances; they need not add up to the rate",
     )
 
@@ -184,7 +184,7 @@ def _sampling_bias(variance: Tensor, samples: int) -> Tensor:
 def _prior_moments(
     session: Session, batch: Batch, rows: RowDensities, name: str
 ) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each number of a latent under the prior, ``(n, *event)`` or ``(*event)``.
+    """Mean and variance of each number of a latent under the prior, `(n, *event)` or `(*event)`.
 
     Those that the prior states; if it states none, or one for each value of an enumerated latent, those of
     draws from the model.

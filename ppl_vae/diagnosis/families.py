@@ -48,7 +48,7 @@ class RowFamily:
 
     @torch.no_grad()
     def put_back(self, rows: Tensor, numbers: Sequence[Tensor]) -> None:
-        """Gives the chosen rows, a mask ``(n,)``, earlier numbers."""
+        """Gives the chosen rows, a mask `(n,)`, earlier numbers."""
         for mine, theirs, dim in zip(self.numbers, numbers, self.row_dims, strict=True):
             shape = [1] * mine.dim()
             shape[dim] = len(rows)
@@ -58,27 +58,27 @@ class RowFamily:
 def own_family(pair: Pair, layout: Layout, batch: Batch) -> RowFamily:
     """The family that the guide's q(z | x) of each row comes from, its numbers free, at the guide's own.
 
-    A guide that offers ``amortise(x)``, unbounded numbers ``(n, k)``, and ``family(numbers)``, the
+    A guide that offers `amortise(x)`, unbounded numbers `(n, k)`, and `family(numbers)`, the
     distribution that they stand for, is taken at its word. Of any other, the arguments of the
-    distributions that it draws from are freed: unconstrained by ``biject_to``, with a number of its own
+    distributions that it draws from are freed: unconstrained by `biject_to`, with a number of its own
     added for each row (and for each value of plates inside of the rows'). Where such a distribution
     depends on another latent, those numbers shift what the guide makes of it.
 
-    Call it inside of ``pair.scope()``.
+    Call it inside of `pair.scope()`.
 
     Raises:
         PairError: The guide has latents of all rows, draws nothing, or draws from a distribution whose
-            arguments can not be freed.
+            arguments cannot be freed.
     """
     if layout.shared:
         raise PairError(
             f"site '{layout.shared[0]}' is outside of plate '{layout.plate}': a latent of all rows has no "
-            "posterior of a single row that could be optimised; put it inside of the plate, or make it a "
+            "posterior of a single row that could be optimized; put it inside of the plate, or make it a "
             "parameter"
         )
     if not layout.draws:
         raise PairError(
-            "the guide draws no latent of a row (its sites are point estimates): it has no ELBO to optimise"
+            "the guide draws no latent of a row (its sites are point estimates): it has no ELBO to optimize"
         )
     args = as_args(batch)
     with torch.no_grad():
@@ -101,7 +101,7 @@ def normal_family(
     Args:
         sites: Latent sites of n rows, from a trace of a single sample.
         layout: The pair's layout.
-        mean: Means to start from, ``(n, dimensions)``, in the order of the sites.
+        mean: Means to start from, `(n, dimensions)`, in the order of the sites.
         scale: Standard deviations to start from, likewise or one for all.
     """
     shapes = {name: site["fn"].event_shape for name, site in sites.items()}
@@ -205,7 +205,7 @@ def _shifted_family(pair: Pair, layout: Layout, batch: Batch, trace: Trace) -> R
             agrees = False
         if not agrees or not found:
             raise PairError(
-                f"site '{name}' is drawn from a {type(fn).__name__}, whose arguments can not be freed for "
+                f"site '{name}' is drawn from a {type(fn).__name__}, whose arguments cannot be freed for "
                 "each row: give the guide two methods, amortise(x), unbounded numbers of shape (n, k), and "
                 "family(numbers), the distribution that they stand for"
             )
@@ -213,7 +213,7 @@ def _shifted_family(pair: Pair, layout: Layout, batch: Batch, trace: Trace) -> R
         if row < 0 or fn.batch_shape[row] != n:
             raise PairError(
                 f"site '{name}' is in plate '{layout.plate}' of {n} rows, but its distribution has the "
-                f"batch shape {tuple(fn.batch_shape)}: its rows can not be told apart"
+                f"batch shape {tuple(fn.batch_shape)}: its rows cannot be told apart"
             )
         shifts[name] = found
         numbers += found

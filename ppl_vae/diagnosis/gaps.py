@@ -1,4 +1,4 @@
-"""inference_gaps(): log p(x), the best ELBO in the family, the amortised one: where the bound is lost."""
+"""inference_gaps(): log p(x), the best ELBO in the family, the amortized one: where the bound is lost."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ppl_vae.pairs import Batch, DataLike, Pair, Program, as_args, num_rows, sam
 from ppl_vae.stats import Estimate, RowResult, StreamingWeights, khat_limit
 
 STEP_SAMPLES = 8
-"""Samples a row in a step of the per-row optimisation."""
+"""Samples per row in a step of the per-row optimization."""
 
 
 class Truth(Protocol):
-    """An estimate of log p(x) of each row, such as ``evaluate`` or annealed importance sampling makes."""
+    """An estimate of log p(x) of each row, such as `evaluate` or annealed importance sampling makes."""
 
     @property
     def log_likelihood(self) -> Estimate:
@@ -28,27 +28,27 @@ class Truth(Protocol):
 
     @property
     def log_likelihood_error(self) -> Tensor:
-        """Monte-Carlo standard error of each row's, ``(n,)``."""
+        """Monte-Carlo standard error of each row's, `(n,)`."""
 
 
 @dataclass(frozen=True)
 class Gaps(RowResult):
     """What `inference_gaps` found, row by row, in nats.
 
-    The mean of an :class:`Estimate` comes with its standard error over rows; the ``..._error`` are
-    Monte-Carlo standard errors of single rows, ``(n,)``.
+    The mean of an `Estimate` comes with its standard error over rows; the `..._error` are
+    Monte-Carlo standard errors of single rows, `(n,)`.
 
     Attributes:
         log_likelihood: log p(x).
         log_likelihood_error: Its error; zero where the model knows log p(x).
         best_elbo: The ELBO of the best q in the guide's family, found for each row.
         best_elbo_error: Its error.
-        elbo: The ELBO of the guide as it is, amortised.
+        elbo: The ELBO of the guide as it is, amortized.
         elbo_error: Its error.
         source: Where log p(x) comes from.
-        unreliable: Rows whose log p(x) should not be trusted, ``(n,)``.
-        converged: Rows whose best q was found: its ELBO had stopped improving, ``(n,)``.
-        num_samples: Samples a row, for each of the two ELBOs and for log p(x) by importance sampling.
+        unreliable: Rows whose log p(x) should not be trusted, `(n,)`.
+        converged: Rows whose best q was found: its ELBO had stopped improving, `(n,)`.
+        num_samples: Samples per row, for each of the two ELBOs and for log p(x) by importance sampling.
         notes: What a reader of the numbers must know.
     """
 
@@ -71,12 +71,12 @@ class Gaps(RowResult):
 
     @property
     def approximation_gap(self) -> Estimate:
-        """log p(x) - best ELBO: what the family can not express."""
+        """log p(x) - best ELBO: what the family cannot express."""
         return Estimate(self.log_likelihood.values - self.best_elbo.values)
 
     @property
     def approximation_gap_error(self) -> Tensor:
-        """Its Monte-Carlo standard error, ``(n,)``."""
+        """Its Monte-Carlo standard error, `(n,)`."""
         return torch.hypot(self.log_likelihood_error, self.best_elbo_error)
 
     @property
@@ -86,7 +86,7 @@ class Gaps(RowResult):
 
     @property
     def amortisation_gap_error(self) -> Tensor:
-        """Its Monte-Carlo standard error, ``(n,)``."""
+        """Its Monte-Carlo standard error, `(n,)`."""
         return torch.hypot(self.best_elbo_error, self.elbo_error)
 
     @property
@@ -96,7 +96,7 @@ class Gaps(RowResult):
 
     @property
     def inference_gap_error(self) -> Tensor:
-        """Its Monte-Carlo standard error, ``(n,)``."""
+        """Its Monte-Carlo standard error, `(n,)`."""
         return torch.hypot(self.log_likelihood_error, self.elbo_error)
 
     @property
@@ -116,14 +116,14 @@ class Gaps(RowResult):
         if late:
             yield (
                 f"the best ELBO in the family was still improving on {late} of {n} rows when its "
-                "optimisation ended: the approximation gap is too large and the amortisation gap too small; "
+                "optimization ended: the approximation gap is too large and the amortization gap too small; "
                 "raise max_steps"
             )
         for name, remedy in (
             ("approximation", "log p(x) is too low: take a better estimate of it as truth"),
             (
                 "amortisation",
-                "the optimisation did not find the best in the family: raise max_steps",
+                "the optimization did not find the best in the family: raise max_steps",
             ),
         ):
             yield from self._wrong_sign(name, remedy)
@@ -165,9 +165,9 @@ class Gaps(RowResult):
 _QUANTITIES = {
     "log_likelihood": "log p(x)",
     "best_elbo": "best ELBO in the family",
-    "elbo": "ELBO, amortised",
+    "elbo": "ELBO, amortized",
     "approximation_gap": "approximation gap",
-    "amortisation_gap": "amortisation gap",
+    "amortisation_gap": "amortization gap",
 }
 
 
@@ -182,33 +182,33 @@ def inference_gaps(
     seed: int | None = None,
     progress: bool | None = None,
 ) -> Gaps:
-    """Where the bound is lost, row by row: log p(x) >= best ELBO in the family >= amortised ELBO.
+    """Where the bound is lost, row by row: log p(x) >= best ELBO in the family >= amortized ELBO.
 
     The difference of the first two is the approximation gap, KL(q* || p(z | x)) of the family's best q*; that
-    of the last two is the amortisation gap (Cremer et al., *Inference Suboptimality in Variational
-    Autoencoders*, arXiv:1801.03558). q* is found for each row by :func:`ppl_vae.diagnosis.refinement.maximize`
-    in :func:`ppl_vae.diagnosis.families.own_family`, from the guide's own q on; its ELBO is then estimated with
-    fresh samples. log p(x) is, in this order: ``truth``; the model's ``log_evidence(x)``; importance
+    of the last two is the amortization gap (Cremer et al., *Inference Suboptimality in Variational
+    Autoencoders*, arXiv:1801.03558). q* is found for each row by `maximize`
+    in `own_family`, from the guide's own q on; its ELBO is then estimated with
+    fresh samples. log p(x) is, in this order: `truth`; the model's `log_evidence(x)`; importance
     sampling from q*, or from the guide for rows where only that has a smaller Pareto k-hat.
 
     Args:
         model: Pyro program of p(x, z). Its weights are left as they are.
-        guide: Pyro program of q(z | x), any: see :func:`ppl_vae.diagnosis.families.own_family`.
-        x: A tensor ``(n, *event)``, a tuple of tensors, or an iterable of batches.
-        truth: log p(x) of the same rows: what ``evaluate`` (with a better guide) or
-            ``annealed_importance_sampling`` returned.
-        num_samples: Samples a row for each ELBO and for log p(x).
+        guide: Pyro program of q(z | x), any: see `own_family`.
+        x: A tensor `(n, *event)`, a tuple of tensors, or an iterable of batches.
+        truth: log p(x) of the same rows: what `evaluate` (with a better guide) or
+            `annealed_importance_sampling` returned.
+        num_samples: Samples per row for each ELBO and for log p(x).
         max_steps: Gradient steps at most for the best q of a row.
         seed: Seed for the draws; None draws from torch's global generator.
         progress: Whether to show a progress bar; None shows one on a terminal.
 
     Returns:
-        The :class:`Gaps`, with their errors and ``warnings``.
+        The `Gaps`, with their errors and `warnings`.
 
     Raises:
-        PairError: The family of the guide can not be freed row by row (the message says what the guide
-            needs), or the pair can not be evaluated.
-        ValueError: ``truth`` is of another number of rows, ``num_samples`` is below 2, or ``x`` has no rows.
+        PairError: The family of the guide cannot be freed row by row (the message says what the guide
+            needs), or the pair cannot be evaluated.
+        ValueError: `truth` is of another number of rows, `num_samples` is below 2, or `x` has no rows.
 
     Example:
         >>> import pyro, pyro.distributions as dist

@@ -31,15 +31,15 @@ _LOOKS = 40
 
 @dataclass(frozen=True)
 class PosteriorGrid:
-    """p(z | x) of n rows on grids of ``size`` x ``size`` points, each row on one of its own.
+    """p(z | x) of n rows on grids of `size` x `size` points, each row on one of its own.
 
     Attributes:
-        points: The values of each of the two latent numbers, ``(n, 2, size)``, evenly spaced.
-        log_density: log p(z | x), normalised by quadrature, ``(n, size, size)``: the first number along the
+        points: The values of each of the two latent numbers, `(n, 2, size)`, evenly spaced.
+        log_density: log p(z | x), normalized by quadrature, `(n, size, size)`: the first number along the
             first dimension of the grid.
-        log_evidence: log p(x) by quadrature, ``(n,)``.
-        error: By how much that changes when every second line of the grid is left out, ``(n,)``.
-        border: Posterior mass in the outermost cells, ``(n,)``.
+        log_evidence: log p(x) by quadrature, `(n,)`.
+        error: By how much that changes when every second line of the grid is left out, `(n,)`.
+        border: Posterior mass in the outermost cells, `(n,)`.
         names: What the two numbers are called.
     """
 
@@ -52,22 +52,22 @@ class PosteriorGrid:
 
     @property
     def log_likelihood(self) -> Estimate:
-        """log p(x) per row, so that a grid can be the ``truth`` of ``inference_gaps``."""
+        """log p(x) per row, so that a grid can be the `truth` of `inference_gaps`."""
         return Estimate(self.log_evidence)
 
     @property
     def log_likelihood_error(self) -> Tensor:
-        """What log p(x) may be off by, ``(n,)``."""
+        """What log p(x) may be off by, `(n,)`."""
         return self.error
 
     @property
     def mass(self) -> Tensor:
-        """Posterior mass of each cell, ``(n, size, size)``; it sums to 1 over a row's grid."""
+        """Posterior mass of each cell, `(n, size, size)`; it sums to 1 over a row's grid."""
         return (self.log_density + _log_cell(self.points)[:, None, None]).exp()
 
     @property
     def mean(self) -> Tensor:
-        """E[z | x], ``(n, 2)``."""
+        """E[z | x], `(n, 2)`."""
         mass = self.mass
         return torch.stack(
             [(mass.sum(2 - i) * self.points[:, i]).sum(-1) for i in range(2)], dim=-1
@@ -75,7 +75,7 @@ class PosteriorGrid:
 
     @property
     def covariance(self) -> Tensor:
-        """Cov[z | x], ``(n, 2, 2)``."""
+        """Cov[z | x], `(n, 2, 2)`."""
         first, second = (self.points[:, i] - self.mean[:, i, None] for i in range(2))
         mass = self.mass
         cross = torch.einsum("nij,ni,nj->n", mass, first, second)
@@ -99,15 +99,15 @@ def posterior_grid(
     where the density is within 30 nats of its largest value.
 
     Args:
-        model: Pyro program of p(x, z), its latents two real numbers a row: one site or two.
+        model: Pyro program of p(x, z), its latents two real numbers per row: one site or two.
         guide: Pyro program of q(z | x); it says where to look, the posterior does not hang on it.
-        x: Rows, ``(n, *event)``; some hundred at most, all in one batch.
+        x: Rows, `(n, *event)`; some hundred at most, all in one batch.
         size: Points a side, odd.
         bounds: Ends of the grid in both numbers, for all rows, instead of fitting it.
 
     Raises:
-        PairError: The model does not have just two real latent numbers a row.
-        ValueError: ``size`` is even or below 17, or the grid that was asked for is too small (mass at its
+        PairError: The model does not have just two real latent numbers per row.
+        ValueError: `size` is even or below 17, or the grid that was asked for is too small (mass at its
             border) or too coarse for the posterior.
 
     Example:
@@ -147,7 +147,7 @@ def posterior_grid(
 def guide_on_grid(
     model: Program, guide: Program, x: Tensor | tuple[Tensor, ...], grid: PosteriorGrid
 ) -> Tensor:
-    """log q(z | x) on the points of a grid, ``(n, size, size)``.
+    """log q(z | x) on the points of a grid, `(n, size, size)`.
 
     Raises:
         PairError: The guide draws other sites than the model's latents (auxiliary ones, say), so that its
@@ -177,7 +177,7 @@ class _Joint:
         if layout.shared or sum(self.sizes.values()) != 2 or unreal:
             found = ", ".join(f"'{n}' of {k}" for n, k in self.sizes.items()) or "none"
             raise PairError(
-                f"a grid needs two real latent numbers a row; the latents found are {found}"
+                f"a grid needs two real latent numbers per row; the latents found are {found}"
                 + (f", and '{unreal[0]}' is not real" if unreal else "")
                 + (f", and '{layout.shared[0]}' belongs to all rows" if layout.shared else "")
             )
@@ -191,7 +191,7 @@ class _Joint:
         self.at_once = math.prod(session.chunk_sizes(2**20, rows=16))
 
     def __call__(self, points: Tensor, of_guide: bool = False) -> Tensor:
-        """The log joint (or the guide's log density) in float64, ``(n, size, size)``."""
+        """The log joint (or the guide's log density) in float64, `(n, size, size)`."""
         n, _, size = points.shape
         first = points[:, 0, :, None].expand(n, size, size)
         second = points[:, 1, None, :].expand(n, size, size)
@@ -222,7 +222,7 @@ class _Joint:
         return values
 
     def fitted(self, size: int) -> Tensor:
-        """Ends of the grid of each row, ``(n, 2, 2)``, that hold its posterior."""
+        """Ends of the grid of each row, `(n, 2, 2)`, that hold its posterior."""
         n = num_rows(self.batch)
         rows = sample_rows(self.pair, self.layout, self.batch, 64)
         draws = torch.cat([rows.latents[s].reshape(64, n, -1) for s in self.sizes], -1)
@@ -263,7 +263,7 @@ class _Joint:
         return torch.stack(ends, 1), cut
 
     def _of_prior(self, name: str, n: int) -> Tensor:
-        """Where the prior of a site has its mass: 64 draws, ``(64, n, numbers)``."""
+        """Where the prior of a site has its mass: 64 draws, `(64, n, numbers)`."""
         site = self.single[name]
         fn = site["fn"]
         value: Tensor = fn.sample((64,))
@@ -271,14 +271,14 @@ class _Joint:
 
 
 def _points(box: Tensor, size: int) -> Tensor:
-    """Evenly spaced points between the ends ``(n, 2, 2)``: ``(n, 2, size)``, in float64."""
+    """Evenly spaced points between the ends `(n, 2, 2)`: `(n, 2, size)`, in float64."""
     share = torch.linspace(0, 1, size, dtype=torch.float64)
     low, high = box.double().unbind(-1)
     return low[..., None] + (high - low)[..., None] * share
 
 
 def _log_cell(points: Tensor) -> Tensor:
-    """log of the area of a cell, ``(n,)``."""
+    """log of the area of a cell, `(n,)`."""
     return (points[:, :, 1] - points[:, :, 0]).log().sum(-1)
 
 

@@ -45,7 +45,7 @@ def aggregate_information(
     information = gathered.log_guide[chosen].double() - log_q
     marginal = log_q - gathered.log_prior[chosen].double()
     notes = [
-        f"the mutual information is that of the {n} rows given: it can not exceed log n = "
+        f"the mutual information is that of the {n} rows given: it cannot exceed log n = "
         f"{math.log(n):.2f} nats and is biased low for the population"
     ]
     if float(information.mean()) > math.log(n) - 1.0:

@@ -33,16 +33,16 @@ class Diagnosis(Result):
     """What `diagnose` found. The d latent dimensions are those of all latent sites, in order.
 
     Attributes:
-        names: The dimensions' names, ``z[0]``, ``z[1]``, ...
-        kl: Mean over rows of each dimension's KL(q || p), nats, ``(d,)``.
-        mean_variance: Variance over rows of the posterior means, ``(d,)``.
-        active: Which dimensions are active units: ``mean_variance`` > 0.01 (Burda et al.), ``(d,)``.
-        collapsed: Which dimensions have collapsed onto the prior: KL < 0.01 nats, and not active, ``(d,)``.
+        names: The dimensions' names, `z[0]`, `z[1]`, ...
+        kl: Mean over rows of each dimension's KL(q || p), nats, `(d,)`.
+        mean_variance: Variance over rows of the posterior means, `(d,)`.
+        active: Which dimensions are active units: `mean_variance` > 0.01 (Burda et al.), `(d,)`.
+        collapsed: Which dimensions have collapsed onto the prior: KL < 0.01 nats, and not active, `(d,)`.
         mutual_information: I(x; z) under q, nats, from the aggregate posterior of the rows given.
         marginal_kl: KL(aggregate posterior || prior), nats. The mean rate is the sum of the two.
-        cause: Why dimensions are not active: ``none``, ``identical rows``, ``constant posterior``,
-            ``small means``, ``lagging guide``, ``large beta``, ``decoder noise``, ``surplus dimensions`` or
-            ``ignored latent``.
+        cause: Why dimensions are not active: `none`, `identical rows`, `constant posterior`,
+            `small means`, `lagging guide`, `large beta`, `decoder noise`, `surplus dimensions` or
+            `ignored latent`.
         remedy: What to do about it.
         num_rows: Rows looked at.
         notes: What a reader of the numbers must know.
@@ -75,7 +75,7 @@ class Diagnosis(Result):
         d, unused = len(self.names), ~self.active
         used = f"{self.active_units} of {d} latent dimension{'s are' if d > 1 else ' is'} active"
         at_least = "at least " if self.saturated else ""
-        # What is estimated may fall below zero, what is meant can not.
+        # What is estimated may fall below zero, what is meant cannot.
         information = (
             f"z carries {at_least}{max(0.0, self.mutual_information.mean):.1f} nats about x"
         )
@@ -152,13 +152,13 @@ def diagnose(
     rows they are unbiased; for the population the mutual information is biased low, as it can
     not exceed log n; a note says when that limit is near.
 
-    The KL of a dimension is analytic where guide and prior factorise, and sampled where the guide's
+    The KL of a dimension is analytic where guide and prior factorize, and sampled where the guide's
     dependencies forbid that. Where the guide correlates its dimensions, or the prior is a mixture, it is that
     of the Gaussians with each dimension's own mean and variance.
 
     If dimensions are not active, the cause is sought: be it that they have collapsed onto the prior, or that
     all rows have much the same posterior elsewhere, which costs KL and tells nothing. If no dimension is
-    active and the mutual information is below 0.01 nats a dimension, though the KL of one is not, the guide's
+    active and the mutual information is below 0.01 nats per dimension, though the KL of one is not, the guide's
     posterior is constant. If posteriors fitted to each of 64 rows, the model frozen, do use the dimensions,
     the guide lags behind the model. Otherwise a Gaussian decoder is judged by what it
     leaves of the data (Lucas et al., arXiv:1911.02469): a further dimension pays where the variance left in
@@ -169,13 +169,13 @@ def diagnose(
     Args:
         model: Pyro program of p(x, z).
         guide: Pyro program of q(z | x).
-        x: Rows, as for ``evaluate``.
+        x: Rows, as for `evaluate`.
         beta: The beta that the pair was trained with, by which the cause of a collapse is judged.
         seed: Seed for the draws; None draws from torch's global generator.
         progress: Whether to show a progress bar; None shows one on a terminal.
 
     Returns:
-        A :class:`Diagnosis`.
+        A `Diagnosis`.
 
     Raises:
         PairError: The rows are not in a plate, or the guide ties the latents of different rows together.

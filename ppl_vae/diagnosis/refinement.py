@@ -1,4 +1,4 @@
-"""Per-row posteriors of a frozen model: what inference could reach without amortisation."""
+"""Per-row posteriors of a frozen model: what inference could reach without amortization."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ ROUND = 50
 
 
 FINEST = 1e-2
-"""The step size, relative to the first one, at which a maximisation ends."""
+"""The step size, relative to the first one, at which a maximization ends."""
 
 
 NUM_DRAWS = 256
-"""Samples from which the start and the end of a maximisation are compared."""
+"""Samples from which the start and the end of a maximization are compared."""
 
 
 @dataclass(frozen=True)
 class Maximized:
-    """How a maximisation went.
+    """How a maximization went.
 
     Attributes:
         steps: Gradient steps taken.
@@ -63,26 +63,26 @@ def maximize(
     tolerance: float = 1e-3,
     max_steps: int = 2000,
 ) -> Maximized:
-    r"""Maximises each row's own beta-ELBO over a family, the model frozen, until it stops improving.
+    r"""Maximizes each row's own beta-ELBO over a family, the model frozen, until it stops improving.
 
     Adam on E_q[log p(x | z) + beta (log p(z) - log q(z))], with the pathwise derivative of log q through z
     alone: what that leaves out has expectation zero, and without it the gradient has no noise where q is
-    the posterior ("Sticking the Landing", arXiv:1703.09194). Latents without a reparameterised sampler
+    the posterior ("Sticking the Landing", arXiv:1703.09194). Latents without a reparameterized sampler
     get the score-function gradient with the mean over the other samples as baseline. Whenever the rows' mean
-    bound over :data:`ROUND` steps is no better than before, and no single row's is clearly better, the step
-    size is divided by 3; once it is below :data:`FINEST` of the first, it has converged. The numbers are then
+    bound over `ROUND` steps is no better than before, and no single row's is clearly better, the step
+    size is divided by 3; once it is below `FINEST` of the first, it has converged. The numbers are then
     averaged over the last round, and rows that are worse than where they started (by fresh samples) are
     put back there. What is left to gain is some 1e-3 nats, more where the posterior is ill-conditioned.
 
     Args:
-        pair: The pair, inside of ``pair.scope()``.
+        pair: The pair, inside of `pair.scope()`.
         layout: Its layout.
         batch: n rows.
         family: Where to look; its numbers are changed in place.
         beta: Weight of the KL.
-        num_samples: Samples a row and step.
+        num_samples: Samples per row and step.
         learning_rate: Adam's first step size.
-        tolerance: Nats a row, by which the mean over rows must improve in a round to count; ten times as
+        tolerance: Nats per row, by which the mean over rows must improve in a round to count; ten times as
             many, beyond its noise, for a single row.
         max_steps: Gradient steps at most.
     """
@@ -124,7 +124,7 @@ def maximize(
 def _step(
     pair: Pair, layout: Layout, batch: Batch, leaves: list[Tensor], beta: float, num_samples: int
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The rows' bounds, ``(n,)``, and the gradients of minus their sum."""
+    """The rows' bounds, `(n,)`, and the gradients of minus their sum."""
     if layout.vectorizes:
         draws = [sample_rows(pair, layout, batch, num_samples)]
     else:  # one by one, so that each has a trace of its own
@@ -143,7 +143,7 @@ def _step(
 
 def _weights_and_scores(rows: RowDensities, layout: Layout, beta: float) -> tuple[Tensor, Tensor]:
     """log p(x | z) + beta (log p(z) - log q(z)), differentiable through z alone, and log q of the latents that
-    have no derivative; both ``(samples, n)``.
+    have no derivative; both `(samples, n)`.
     """
     samples, n = rows.log_guide.shape
     log_guide, score = rows.log_guide, torch.zeros_like(rows.log_guide)
@@ -194,8 +194,8 @@ class Refined:
     """Diagonal Gaussians fitted to the posterior of each row.
 
     Attributes:
-        kl: KL of each dimension against the model's prior, nats, ``(n, dimensions)``.
-        bound: E_q log p(x | z) - beta KL of each row, nats, ``(n,)``.
+        kl: KL of each dimension against the model's prior, nats, `(n, dimensions)`.
+        bound: E_q log p(x | z) - beta KL of each row, nats, `(n,)`.
     """
 
     kl: Tensor
@@ -237,13 +237,13 @@ def is_real(fn: object) -> bool:
 def refine_rows(
     pair: Pair, layout: Layout, batch: Batch, start: Tensor, *, beta: float = 1.0
 ) -> Refined:
-    """Maximises each row's own beta-ELBO over diagonal Gaussians, the model frozen.
+    """Maximizes each row's own beta-ELBO over diagonal Gaussians, the model frozen.
 
     Args:
-        pair: The pair, inside of ``pair.scope()``.
-        layout: Its layout; :func:`can_refine` must hold.
+        pair: The pair, inside of `pair.scope()`.
+        layout: Its layout; `can_refine` must hold.
         batch: n rows.
-        start: Means to start from, ``(n, dimensions)``, sites in the order of ``layout.latents``.
+        start: Means to start from, `(n, dimensions)`, sites in the order of `layout.latents`.
         beta: Weight of the KL.
     """
     n = num_rows(batch)

@@ -10,7 +10,7 @@ from torch.distributions import Normal
 
 from ppl_vae.pairs import Layout, RowDensities, elementwise, rows_first
 
-_VALUES = 2**24  # numbers of standardised data that are kept
+_VALUES = 2**24  # numbers of standardized data that are kept
 
 
 class Residuals:
@@ -61,7 +61,7 @@ class Residuals:
             self._explained.append((mean.mean(0) / noise).float().cpu())
 
     def verdict(self, beta: float) -> str | None:
-        """What keeps further dimensions from being used; None if it can not be told for this likelihood."""
+        """What keeps further dimensions from being used; None if it cannot be told for this likelihood."""
         if not self._known or self._rows < 2:
             return None
         left = torch.cat(self._left).double()
@@ -92,7 +92,7 @@ def _top(centred: Tensor) -> float:
 
 
 def _directions(x: Tensor, least: float) -> Tensor:
-    """Orthonormal directions along which the variance of rows is at least ``least``: ``(D, directions)``."""
+    """Orthonormal directions along which the variance of rows is at least `least`: `(D, directions)`."""
     x = x - x.mean(0)
     n, size = x.shape
     if size <= n:

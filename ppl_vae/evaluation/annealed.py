@@ -20,11 +20,11 @@ class Annealed(RowResult):
     Attributes:
         log_likelihood: log p(x), the log of the mean weight of a row's chains: a lower bound in
             expectation.
-        log_likelihood_error: Monte-Carlo standard error of each row's log p(x) (delta method), ``(n,)``;
+        log_likelihood_error: Monte-Carlo standard error of each row's log p(x) (delta method), `(n,)`;
             NaN with a single chain.
-        ess: Effective number of chains of each row, (sum w)^2 / sum w^2, ``(n,)``.
-        acceptance: Mean acceptance of each row's transitions, ``(n,)``; tuned to 0.65.
-        num_chains: Chains a row.
+        ess: Effective number of chains of each row, (sum w)^2 / sum w^2, `(n,)`.
+        acceptance: Mean acceptance of each row's transitions, `(n,)`; tuned to 0.65.
+        num_chains: Chains per row.
         num_steps: Temperatures.
         num_leapfrog: Leapfrog steps between two of them.
         num_values: Numbers that a row of data holds, for bits per dimension.
@@ -103,14 +103,14 @@ def annealed_importance_sampling(
     seed: int | None = None,
     progress: bool | None = None,
 ) -> Annealed:
-    """log p(x) of each row by annealed importance sampling, for a guide that is too poor for :func:`evaluate`.
+    """log p(x) of each row by annealed importance sampling, for a guide that is too poor for `evaluate`.
 
     Chains start at draws z from q(z | x), or from the prior, and move by Hamiltonian Monte Carlo along
     f_beta(z) = q(z | x)^(1 - beta) p(x, z)^beta as beta rises from 0 to 1 on a sigmoidal schedule. The mean of
     their weights w is p(x) in expectation, whatever the number of temperatures, and log w nears log p(x) as
     it grows (Wu et al., "On the Quantitative Analysis of Decoder-Based Generative Models",
     arXiv:1611.04273). From a guide that is near the posterior some fifty temperatures do what takes a
-    thousand from the prior; ``num_steps=1`` is importance sampling.
+    thousand from the prior; `num_steps=1` is importance sampling.
 
     Latents with bounds are moved on unconstrained numbers. Step sizes are tuned to an acceptance of 0.65
     for each row and temperature by a shorter run whose draws are thrown away, which keeps the weights
@@ -120,19 +120,19 @@ def annealed_importance_sampling(
     Args:
         model: Pyro program of p(x, z).
         guide: Pyro program of q(z | x) to start from; None starts from the prior.
-        x: A tensor ``(n, *event)``, a tuple of tensors, or an iterable of batches.
-        num_chains: Chains a row.
-        num_steps: Temperatures T. It takes about 1.1 T ``num_leapfrog`` gradients of log p(x, z) a chain.
+        x: A tensor `(n, *event)`, a tuple of tensors, or an iterable of batches.
+        num_chains: Chains per row.
+        num_steps: Temperatures T. It takes about 1.1 T `num_leapfrog` gradients of log p(x, z) a chain.
         num_leapfrog: Leapfrog steps between two temperatures.
         seed: Seed for the draws; None draws from torch's global generator.
         progress: Whether to show a progress bar; None shows one on a terminal.
 
     Returns:
-        An :class:`Annealed`.
+        An `Annealed`.
 
     Raises:
-        PairError: A latent is discrete or belongs to all rows, or whatever :func:`evaluate` raises it for.
-        ValueError: A number is not positive, or ``x`` has no rows.
+        PairError: A latent is discrete or belongs to all rows, or whatever `evaluate` raises it for.
+        ValueError: A number is not positive, or `x` has no rows.
 
     Example:
         >>> import pyro, pyro.distributions as dist

@@ -109,10 +109,10 @@ class Chunk:
         return self.path.draw(num_chains, values)
 
     def anneal(self, start: Tensor, back: bool = False) -> tuple[Tensor, Tensor]:
-        """Log weights of the chains that start there, ``(chains, n)``, and each row's acceptance, ``(n,)``.
+        """Log weights of the chains that start there, `(chains, n)`, and each row's acceptance, `(n,)`.
 
         Args:
-            start: Draws from the guide or the prior; of the posterior if the way is ``back``.
+            start: Draws from the guide or the prior; of the posterior if the way is `back`.
             back: Go from the posterior to the start: the weights are 1 / p(x) in expectation.
         """
         betas = self._schedule.betas
@@ -173,7 +173,7 @@ def in_chunks(
         label: What it says.
 
     Returns:
-        The results of all rows, on the CPU, and how many numbers a row of data holds.
+        The results of all rows, on the CPU, and how many numbers per row of data holds.
     """
     start = PriorGuide(model) if guide is None else guide
     parts: list[dict[str, Tensor]] = []
@@ -207,7 +207,7 @@ def _chunk_sizes(session: Session, num_chains: int) -> tuple[int, int]:
 
 
 def _evenly(total: int, most: int) -> list[int]:
-    """``total`` in as few parts as may be, none larger than ``most``, of sizes as equal as may be."""
+    """`total` in as few parts as may be, none larger than `most`, of sizes as equal as may be."""
     parts = -(-total // most)
     return [total // parts + (i < total % parts) for i in range(parts)]
 

@@ -20,12 +20,12 @@ _AT_ONCE = 64  # rows that the model generates at once, which bounds the memory
 
 @dataclass(frozen=True)
 class Generator:
-    """Draws data from any pair. All rows of latents are flat: ``(m, dimensions of all latent sites)``.
+    """Draws data from any pair. All rows of latents are flat: `(m, dimensions of all latent sites)`.
 
     Args:
         model: Pyro program of p(x, z).
         guide: Pyro program of q(z | x).
-        x: Some rows of data, ``(n, *event)``: programs are called with data of their own shape.
+        x: Some rows of data, `(n, *event)`: programs are called with data of their own shape.
         seed: Seed of all draws.
     """
 
@@ -35,7 +35,7 @@ class Generator:
     seed: int = 0
 
     def reconstruct(self) -> tuple[Tensor, Tensor]:
-        """Draws z ~ q(z | x): the latents ``(n, d)`` and the means of p(x | z), ``(n, *event)``."""
+        """Draws z ~ q(z | x): the latents `(n, d)` and the means of p(x | z), `(n, *event)`."""
         with self._opened() as session:
             pair, layout = session.pair, session.layout
             rows = sample_rows(pair, layout, self.x, 1)
@@ -43,7 +43,7 @@ class Generator:
             return z, _mean(rows.model_trace.nodes[self._site(rows.model_trace, layout.observed)])
 
     def from_prior(self, num: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Draws z ~ p(z), ``(num, d)``: these, the means of p(x | z), and draws of x, ``(num, *event)``."""
+        """Draws z ~ p(z), `(num, d)`: these, the means of p(x | z), and draws of x, `(num, *event)`."""
         with self._opened() as session:
             pair, layout = session.pair, session.layout
             parts = []
@@ -60,7 +60,7 @@ class Generator:
             return z, means, x
 
     def decode(self, z: Tensor) -> Tensor:
-        """The means of p(x | z) for latents ``(m, d)``: ``(m, *event)``."""
+        """The means of p(x | z) for latents `(m, d)`: `(m, *event)`."""
         with self._opened() as session:
             pair, layout = session.pair, session.layout
             probe: Any = poutine.trace(pair.model).get_trace(self.x)

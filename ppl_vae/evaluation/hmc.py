@@ -1,8 +1,8 @@
 """Hamiltonian Monte Carlo along a path of densities; tensors only, all chains of all rows at once.
 
-A path leads from f_0 to f_1 by log f_beta(u) = base(u) + beta ratio(u). :func:`anneal` walks along it and
-returns importance weights; :func:`tune` finds the step sizes beforehand. Points are
-``(chains, rows, dimensions)``, densities ``(chains, rows)``, in nats.
+A path leads from f_0 to f_1 by log f_beta(u) = base(u) + beta ratio(u). `anneal` walks along it and
+returns importance weights; `tune` finds the step sizes beforehand. Points are
+`(chains, rows, dimensions)`, densities `(chains, rows)`, in nats.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class Point:
     """A position of each chain, and what the path's densities are there.
 
     Attributes:
-        u: Positions, ``(chains, rows, dimensions)``.
-        base: log f_0(u), ``(chains, rows)``.
+        u: Positions, `(chains, rows, dimensions)`.
+        base: log f_0(u), `(chains, rows)`.
         ratio: log f_1(u) - log f_0(u), likewise.
-        base_gradient: Gradient of ``base``, shaped as ``u``.
-        ratio_gradient: Gradient of ``ratio``, likewise.
+        base_gradient: Gradient of `base`, shaped as `u`.
+        ratio_gradient: Gradient of `ratio`, likewise.
     """
 
     u: Tensor
@@ -47,15 +47,15 @@ class Point:
     ratio_gradient: Tensor
 
     def log_density(self, beta: float) -> Tensor:
-        """log f_beta(u), ``(chains, rows)``."""
+        """log f_beta(u), `(chains, rows)`."""
         return self.base + beta * self.ratio
 
     def gradient(self, beta: float) -> Tensor:
-        """Its gradient, shaped as ``u``."""
+        """Its gradient, shaped as `u`."""
         return self.base_gradient + beta * self.ratio_gradient
 
     def where(self, condition: Tensor, other: Point) -> Point:
-        """This point where ``condition``, ``(chains, rows)``, holds, and ``other`` elsewhere."""
+        """This point where `condition`, `(chains, rows)`, holds, and `other` elsewhere."""
         wide = condition.unsqueeze(-1)
         return Point(
             torch.where(wide, self.u, other.u),
@@ -78,14 +78,14 @@ def leapfrog(
     step: Tensor,
     num_leapfrog: int,
 ) -> tuple[Point, Tensor]:
-    """Follows Hamilton's equations of log f_beta for ``num_leapfrog`` steps; reversible, keeps volume.
+    """Follows Hamilton's equations of log f_beta for `num_leapfrog` steps; reversible, keeps volume.
 
     Args:
         densities: The path.
         point: Where to start.
-        momentum: Shaped as ``point.u``.
+        momentum: Shaped as `point.u`.
         beta: Where on the path.
-        step: Step sizes, broadcast to ``point.u``: one for each dimension is a diagonal mass matrix.
+        step: Step sizes, broadcast to `point.u`: one for each dimension is a diagonal mass matrix.
         num_leapfrog: How many steps.
 
     Returns:
@@ -111,11 +111,11 @@ def transition(
         densities: The path.
         point: Where the chains are.
         beta: Where on the path.
-        step: Step sizes, ``(rows, dimensions)``; varied at random by :data:`JITTER`.
+        step: Step sizes, `(rows, dimensions)`; varied at random by `JITTER`.
         num_leapfrog: Leapfrog steps.
 
     Returns:
-        Where the chains are then, and the probability of acceptance, ``(chains, rows)``: 0 where the
+        Where the chains are then, and the probability of acceptance, `(chains, rows)`: 0 where the
         trajectory left the numbers.
     """
     momentum = torch.randn_like(point.u)
@@ -134,8 +134,8 @@ class StepSizes:
 
     Attributes:
         betas: Where they were tuned, rising.
-        log_steps: Their logarithms there, ``(len(betas), rows)``.
-        scale: The size of each dimension in units of the step, ``(rows, dimensions)``.
+        log_steps: Their logarithms there, `(len(betas), rows)`.
+        scale: The size of each dimension in units of the step, `(rows, dimensions)`.
     """
 
     betas: Sequence[float]
@@ -143,7 +143,7 @@ class StepSizes:
     scale: Tensor
 
     def at(self, beta: float) -> Tensor:
-        """The step sizes at any place of the path, ``(rows, dimensions)``."""
+        """The step sizes at any place of the path, `(rows, dimensions)`."""
         above = min(max(bisect.bisect(self.betas, beta), 1), len(self.betas) - 1)
         low, high = self.betas[above - 1], self.betas[above]
         share = min(max((beta - low) / (high - low), 0.0), 1.0)
@@ -159,23 +159,23 @@ def anneal(
     num_leapfrog: int,
     tick: Callable[[], object] = lambda: None,
 ) -> tuple[Tensor, Tensor]:
-    """Importance weights of annealed importance sampling from f at ``betas[0]`` to f at ``betas[-1]``.
+    """Importance weights of annealed importance sampling from f at `betas[0]` to f at `betas[-1]`.
 
-    log w = sum_t (beta_t - beta_{t-1}) ratio(u_{t-1}), where u_0 is a draw from f at ``betas[0]`` and u_t comes
-    from u_{t-1} by a :func:`transition` at beta_t (Neal, "Annealed Importance Sampling",
-    arXiv:physics/9803008). E[w] is the ratio of the two normalisers, whatever the betas and step sizes.
+    log w = sum_t (beta_t - beta_{t-1}) ratio(u_{t-1}), where u_0 is a draw from f at `betas[0]` and u_t comes
+    from u_{t-1} by a `transition` at beta_t (Neal, "Annealed Importance Sampling",
+    arXiv:physics/9803008). E[w] is the ratio of the two normalizers, whatever the betas and step sizes.
     With falling betas it is the way back.
 
     Args:
         densities: The path.
-        point: Exact draws at ``betas[0]``.
+        point: Exact draws at `betas[0]`.
         betas: T + 1 temperatures: T weights and T - 1 transitions between them.
         steps: Step sizes of the transitions; None will do if T is 1.
         num_leapfrog: Leapfrog steps of a transition.
         tick: Called after each transition.
 
     Returns:
-        log w, ``(chains, rows)``, and the mean acceptance of each row, ``(rows,)``: NaN without transitions.
+        log w, `(chains, rows)`, and the mean acceptance of each row, `(rows,)`: NaN without transitions.
     """
     wide = torch.float32 if point.u.device.type == "mps" else torch.float64
     log_weights = torch.zeros_like(point.base, dtype=wide)
@@ -208,9 +208,9 @@ def tune(
 
     Args:
         densities: The path.
-        point: Draws at ``betas[0]``.
+        point: Draws at `betas[0]`.
         betas: Rising temperatures, four at least: two inner ones.
-        scale: The size of each dimension in units of the step, ``(rows, dimensions)``.
+        scale: The size of each dimension in units of the step, `(rows, dimensions)`.
         num_leapfrog: Leapfrog steps of a transition.
         tick: Called after each transition.
     """
@@ -226,7 +226,7 @@ def tune(
 
 
 def sigmoidal(num_steps: int, steepness: float = 4.0) -> list[float]:
-    """Temperatures from 0 to 1 that are close to each other at both ends: ``num_steps + 1`` numbers.
+    """Temperatures from 0 to 1 that are close to each other at both ends: `num_steps + 1` numbers.
 
     beta_t = (s(d (2 t / T - 1)) - s(-d)) / (s(d) - s(-d)) with the logistic function s and d = 4: Wu et al.,
     "On the Quantitative Analysis of Decoder-Based Generative Models" (arXiv:1611.04273).

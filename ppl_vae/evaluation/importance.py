@@ -36,10 +36,10 @@ class Evaluation(RowResult):
         rate: E_q log q(z | x) - log p(z).
         distortion: - E_q log p(x | z).
         log_likelihood: log p(x) by importance sampling, log 1/K sum_k w_k: a lower bound in expectation.
-        log_likelihood_error: Monte-Carlo standard error of each row's log p(x) (delta method), ``(n,)``.
-        ess: Effective sample size of each row's weights, (sum w)^2 / sum w^2, ``(n,)``.
-        khat: Pareto shape of each row's largest weights, ``(n,)``; above ``khat_limit`` do not trust the
-            row; infinite where it can not be estimated.
+        log_likelihood_error: Monte-Carlo standard error of each row's log p(x) (delta method), `(n,)`.
+        ess: Effective sample size of each row's weights, (sum w)^2 / sum w^2, `(n,)`.
+        khat: Pareto shape of each row's largest weights, `(n,)`; above `khat_limit` do not trust the
+            row; infinite where it cannot be estimated.
         num_samples: K.
         num_values: Numbers that a row of data holds, for bits per dimension.
         notes: What a reader of the numbers must know.
@@ -127,7 +127,7 @@ def evaluate(
     progress: bool | None = None,
     capture: bool = True,
 ) -> Evaluation:
-    """ELBO, rate, distortion and log p(x) of each row, from ``num_samples`` importance samples.
+    """ELBO, rate, distortion and log p(x) of each row, from `num_samples` importance samples.
 
     With z_k ~ q(z | x) and w_k = p(x, z_k) / q(z_k | x), log p(x) is estimated by log 1/K sum_k w_k (Burda et
     al., arXiv:1509.00519), the ELBO by the mean of log w_k. Rows and samples are run in chunks of a
@@ -137,22 +137,22 @@ def evaluate(
 
     Args:
         model: Pyro program of p(x, z).
-        guide: Pyro program of q(z | x). If ``fit`` has trained just this pair, its ``pyro.param``
+        guide: Pyro program of q(z | x). If `fit` has trained just this pair, its `pyro.param`
             values are used.
-        x: A tensor ``(n, *event)``, a tuple of tensors, or an iterable of batches.
-        num_samples: K, the number of importance samples a row.
+        x: A tensor `(n, *event)`, a tuple of tensors, or an iterable of batches.
+        num_samples: K, the number of importance samples per row.
         seed: Seed for the draws; None draws from torch's global generator.
         progress: Whether to show a progress bar; None shows one on a terminal.
         capture: Record a chunk once and run it as a plain graph where that is sound and pays, with the same
-            results; False runs every chunk in Pyro. See ``docs/capture.md``.
+            results; False runs every chunk in Pyro. See `docs/capture.md`.
 
     Returns:
-        An :class:`Evaluation`.
+        An `Evaluation`.
 
     Raises:
         PairError: The programs fail on the rows, the rows are not in a plate, data are NaN or outside of
             the likelihood's support, or the guide ties the latents of different rows together.
-        ValueError: ``num_samples`` is not positive, or ``x`` has no rows.
+        ValueError: `num_samples` is not positive, or `x` has no rows.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -220,7 +220,7 @@ def _evaluate_rows(
 
 
 def _describe(session: Session) -> tuple[int, tuple[str, ...]]:
-    """How many numbers a row of data holds, and what a reader of the result must know."""
+    """How many numbers per row of data holds, and what a reader of the result must know."""
     layout = session.layout
     rows = sample_rows(session.pair, layout, session.first, 1)
     n = num_rows(session.first)

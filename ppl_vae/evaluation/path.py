@@ -1,7 +1,7 @@
 """The path from a start, the guide or the prior, to the posterior, on unconstrained numbers.
 
-A :class:`Path` turns a pair and a chunk of rows into a function of one tensor u of shape
-``(chains, rows, dimensions)``: the densities at both ends and their gradients. :func:`recorded` runs Pyro once
+A `Path` turns a pair and a chunk of rows into a function of one tensor u of shape
+`(chains, rows, dimensions)`: the densities at both ends and their gradients. `recorded` runs Pyro once
 to make such a function a plain graph of tensor operations, with what does not depend on u done beforehand.
 """
 
@@ -134,10 +134,10 @@ class Path:
         f_0(u) = q(T(u) | x) |dT/du|   and   f_1(u) = p(x, T(u)) |dT/du|,
 
     so that f_1 integrates to p(x), and f_0 to 1. From the prior, q(z | x) is p(z). Use it inside of
-    ``pair.scope()``, without gradients.
+    `pair.scope()`, without gradients.
 
     Args:
-        pair: The pair, with :class:`PriorGuide` as its guide to start at the prior.
+        pair: The pair, with `PriorGuide` as its guide to start at the prior.
         layout: Its layout.
         batch: n rows.
 
@@ -160,10 +160,10 @@ class Path:
         self._sites: dict[str, _Flattened] = {}
 
     def draw(self, num_chains: int, values: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Draws from f_0, ``(num_chains, n, dimensions)``; or given values, the same for all chains.
+        """Draws from f_0, `(num_chains, n, dimensions)`; or given values, the same for all chains.
 
         Args:
-            num_chains: How many draws a row.
+            num_chains: How many draws per row.
             values: Values of the guide's draws, shaped as one run of the guide gives them.
         """
         if num_chains > 1 and not self.layout.vectorizes:
@@ -185,7 +185,7 @@ class Path:
         return Point(u, *self._densities(u))
 
     def record(self, u: Tensor, check: Tensor) -> Densities:
-        """:meth:`densities` without Pyro, for u of one shape; by Pyro where that does not work.
+        """`densities` without Pyro, for u of one shape; by Pyro where that does not work.
 
         Args:
             u: Example of the positions to come.
@@ -193,8 +193,8 @@ class Path:
         """
         try:
             run = recorded(self._densities, u)
-        except Exception as error:  # whatever a program does that can not be recorded
-            _logger.info("the densities can not be recorded, Pyro runs instead: %s", error)
+        except Exception as error:  # whatever a program does that cannot be recorded
+            _logger.info("the densities cannot be recorded, Pyro runs instead: %s", error)
             return self.densities
         for found, expected in zip(run(check), self._densities(check), strict=True):
             scale = float(expected.abs().nan_to_num(posinf=0.0).max()) + 1.0
@@ -258,7 +258,7 @@ class Path:
 
 
 class _Flattened:
-    """How a site's unconstrained values become ``(chains, rows, numbers)``, and back."""
+    """How a site's unconstrained values become `(chains, rows, numbers)`, and back."""
 
     def __init__(self, u: Tensor, site: Site, layout: Layout, num_chains: int, n: int) -> None:
         self.event_dim = len(site["fn"].event_shape)

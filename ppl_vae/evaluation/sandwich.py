@@ -34,12 +34,12 @@ class Sandwich(RowResult):
     Attributes:
         lower: A stochastic lower bound of each row's log p(x): E[lower] <= log p(x).
         upper: A stochastic upper bound: E[upper] >= log p(x).
-        lower_error: Monte-Carlo standard error of each lower bound (delta method), ``(n,)``.
+        lower_error: Monte-Carlo standard error of each lower bound (delta method), `(n,)`.
         upper_error: The same of each upper bound; its chains share their start, so that it is too small
             where chains hardly move.
-        acceptance: Mean acceptance of each row's transitions there and back, ``(n,)``.
+        acceptance: Mean acceptance of each row's transitions there and back, `(n,)`.
         data: The simulated rows, as the programs take them.
-        num_chains: Chains a row and way.
+        num_chains: Chains per row and way.
         num_steps: Temperatures.
         num_leapfrog: Leapfrog steps between two of them.
         from_prior: Whether the path leads from the prior rather than from the guide.
@@ -65,9 +65,9 @@ class Sandwich(RowResult):
         return Estimate(self.upper.values - self.lower.values)
 
     def meets(self, within: float = 0.1) -> bool:
-        """Whether the bounds are known to be, on average, no further apart than ``within`` nats.
+        """Whether the bounds are known to be, on average, no further apart than `within` nats.
 
-        That is, mean gap + 2 standard errors <= ``within``. Always false for a single row.
+        That is, mean gap + 2 standard errors <= `within`. Always false for a single row.
         """
         return self.gap.mean + 2 * self.gap.standard_error <= within
 
@@ -118,27 +118,27 @@ def bidirectional_monte_carlo(
     Of each row (z, x) ~ p(x, z), z is an exact draw from the posterior p(z | x). Annealing from the guide (or
     the prior) to the posterior gives weights whose mean is p(x) in expectation, hence a lower bound of
     log p(x); annealing from z back, weights whose mean is 1 / p(x), hence an upper one. Where the two meet,
-    :func:`annealed_importance_sampling` with the same settings is right on rows like these (Grosse et al.,
+    `annealed_importance_sampling` with the same settings is right on rows like these (Grosse et al.,
     "Sandwiching the marginal likelihood using bidirectional Monte Carlo", arXiv:1511.02543).
 
     Args:
         model: Pyro program of p(x, z); its observed sites are sampled.
         guide: Pyro program of q(z | x) to start from; None starts from the prior. It has to draw the model's
-            latents themselves (an ``AutoNormal`` does not).
+            latents themselves (an `AutoNormal` does not).
         x: Rows whose number and shape are taken. Arguments that no site observes (covariates) are kept.
-        num_chains: Chains a row, each way.
+        num_chains: Chains per row, each way.
         num_steps: Temperatures.
         num_leapfrog: Leapfrog steps between two temperatures.
         seed: Seed for the rows and the chains; None draws from torch's global generator.
         progress: Whether to show a progress bar; None shows one on a terminal.
 
     Returns:
-        A :class:`Sandwich`.
+        A `Sandwich`.
 
     Raises:
-        PairError: As :func:`annealed_importance_sampling`; or the observed sites can not be sampled, or are
+        PairError: As `annealed_importance_sampling`; or the observed sites cannot be sampled, or are
             not arguments of the model.
-        ValueError: A number is not positive, or ``x`` has no rows.
+        ValueError: A number is not positive, or `x` has no rows.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -205,7 +205,7 @@ def simulate(pair: Pair, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
     """Rows drawn from the model, in place of those of a batch, and the latents that they were drawn with.
 
     Raises:
-        PairError: An observed site can not be sampled, or its values are no argument of the model, or the
+        PairError: An observed site cannot be sampled, or its values are no argument of the model, or the
             model scores its own draws differently when they are given to it.
     """
     args = as_args(batch)
@@ -221,7 +221,7 @@ def simulate(pair: Pair, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
         drawn = poutine.trace(poutine.uncondition(pair.model)).get_trace(*args)
     except Exception as error:
         raise PairError(
-            f"the model's observed sites ({', '.join(observed)}) can not be sampled: {first_line(error)}. "
+            f"the model's observed sites ({', '.join(observed)}) cannot be sampled: {first_line(error)}. "
             "Bidirectional Monte Carlo needs rows drawn from the model itself"
         ) from error
     arguments = list(args)
@@ -261,5 +261,5 @@ def _require_same(name: str, drawn: Trace, again: Trace) -> None:
     ):
         raise PairError(
             f"what the model observes at site '{name}', or its distribution there, depends on the data other "
-            "than by observing them (teacher forcing, a transformation): rows can not be drawn by one run"
+            "than by observing them (teacher forcing, a transformation): rows cannot be drawn by one run"
         )

@@ -1,4 +1,4 @@
-"""What is optimised."""
+"""What is optimized."""
 
 from __future__ import annotations
 

@@ -22,8 +22,8 @@ class Loss:
     """One evaluation of an objective on a batch.
 
     Attributes:
-        loss: What is minimised, nats a row, differentiable.
-        elbo: The beta = 1 ELBO, nats a row, as a detached scalar; so are the next two.
+        loss: What is minimized, nats per row, differentiable.
+        elbo: The beta = 1 ELBO, nats per row, as a detached scalar; so are the next two.
         rate: E_q log q(z | x) - log p(z).
         distortion: - E_q log p(x | z).
         traces: The (model, guide) traces that the loss was computed from.
@@ -38,15 +38,15 @@ class Loss:
 
 @dataclass(frozen=True)
 class Objective(ABC):
-    """What ``fit`` minimises.
+    """What `fit` minimizes.
 
     Attributes:
         beta: Weight of the KL: a number, or a schedule over epochs.
-        free_bits: Nats a latent dimension that are free of charge: each dimension's KL, averaged over the
+        free_bits: Nats per latent dimension that are free of charge: each dimension's KL, averaged over the
             batch, counts as max(free_bits, KL) (Kingma et al., arXiv:1606.04934). The latents of a site
-            whose density does not factorise over its dimensions are one group, with free_bits times
+            whose density does not factorize over its dimensions are one group, with free_bits times
             their number.
-        num_particles: Samples of z a row; drawn in one vectorised run where the pair allows that.
+        num_particles: Samples of z a row; drawn in one vectorized run where the pair allows that.
     """
 
     beta: float | Schedule = 1.0
@@ -63,7 +63,7 @@ class Objective(ABC):
             raise ValueError(f"{name}: num_particles must be at least 1, not {self.num_particles}")
 
     def beta_at(self, epoch: float) -> float:
-        """beta after ``epoch`` epochs."""
+        """beta after `epoch` epochs."""
         return self.beta(epoch) if isinstance(self.beta, Schedule) else float(self.beta)
 
     @property
@@ -77,9 +77,9 @@ class Objective(ABC):
 
     @property
     def needs_reparameterised_latents(self) -> bool:
-        """Whether a latent that has no reparameterised sampler makes the gradient wrong."""
+        """Whether a latent that has no reparameterized sampler makes the gradient wrong."""
         return self.free_bits > 0
 
     @abstractmethod
     def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:
-        """Evaluates the loss on a batch with a given beta, inside of ``pair.scope()``."""
+        """Evaluates the loss on a batch with a given beta, inside of `pair.scope()`."""

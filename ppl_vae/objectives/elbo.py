@@ -40,8 +40,8 @@ from ppl_vae.pairs import (
 class ELBO(Objective):
     """The ELBO in the estimator of lowest variance that is right for the pair.
 
-    `EnumELBO` if a discrete latent is marked ``infer={"enumerate": "parallel"}``; `MeanFieldELBO` if all
-    latents are reparameterised and no analytic KL would be wrong (see :func:`mean_field_violations`);
+    `EnumELBO` if a discrete latent is marked `infer={"enumerate": "parallel"}`; `MeanFieldELBO` if all
+    latents are reparameterized and no analytic KL would be wrong (see `mean_field_violations`);
     otherwise `TraceELBO`.
 
     Example:
@@ -70,7 +70,7 @@ class ELBO(Objective):
 
 @dataclass(frozen=True)
 class TraceELBO(Objective):
-    """The ELBO by Pyro's ``Trace_ELBO``: right for every pair, KL by sampling.
+    """The ELBO by Pyro's `Trace_ELBO`: right for every pair, KL by sampling.
 
     Reparameterised latents get pathwise gradients, the others score-function gradients.
     """
@@ -81,9 +81,9 @@ class TraceELBO(Objective):
 
 @dataclass(frozen=True)
 class MeanFieldELBO(Objective):
-    """The ELBO by Pyro's ``TraceMeanField_ELBO``: analytic KL wherever torch or Pyro know one.
+    """The ELBO by Pyro's `TraceMeanField_ELBO`: analytic KL wherever torch or Pyro know one.
 
-    Right if no latent's parents in the model descend from it in the guide; ``check`` tells.
+    Right if no latent's parents in the model descend from it in the guide; `check` tells.
     """
 
     @property
@@ -96,7 +96,7 @@ class MeanFieldELBO(Objective):
 
 @dataclass(frozen=True)
 class EnumELBO(Objective):
-    """The ELBO by Pyro's ``TraceEnum_ELBO``: discrete latents marked for enumeration are summed out.
+    """The ELBO by Pyro's `TraceEnum_ELBO`: discrete latents marked for enumeration are summed out.
 
     Raises:
         PairError: beta differs from 1 and the model itself enumerates a latent: summed out exactly, it has
@@ -213,7 +213,7 @@ def _missing_free_bits(
                 free = free_bits * guide_site["fn"].event_shape.numel()
                 kl = _joint_kl(guide_site, model_site, analytic).unsqueeze(-1)
             over = [layout.dim - 1]
-            if kl.dim() > layout.nesting + 1:  # vectorised particles
+            if kl.dim() > layout.nesting + 1:  # vectorized particles
                 over.append(-layout.nesting - 2)
             kls.append(kl.mean(over))
         missing.append((free - torch.stack(kls).mean(0)).clamp(min=0.0).sum())

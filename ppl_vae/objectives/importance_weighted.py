@@ -24,9 +24,9 @@ from ppl_vae.pairs import (
 class ImportanceWeightedELBO(Objective):
     """The importance-weighted bound of Burda et al. (arXiv:1509.00519), row by row.
 
-    L_K(x) = E log 1/K sum_k w_k with w_k = p(x | z_k) (p(z_k) / q(z_k | x))^beta and K = ``num_particles``.
+    L_K(x) = E log 1/K sum_k w_k with w_k = p(x | z_k) (p(z_k) / q(z_k | x))^beta and K = `num_particles`.
     The sum is inside of each row: scales and plates stay outside of the log. Latents without a
-    reparameterised sampler get the score-function gradient of the whole row's bound.
+    reparameterized sampler get the score-function gradient of the whole row's bound.
 
     Raises:
         PairError: The pair has latents outside of the plate over rows, or free bits are asked for.

@@ -12,7 +12,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def __call__(self, epoch: float) -> float:
-        """beta after ``epoch`` epochs."""
+        """beta after `epoch` epochs."""
 
     @property
     @abstractmethod
@@ -22,7 +22,7 @@ class Schedule(ABC):
 
 @dataclass(frozen=True)
 class LinearWarmup(Schedule):
-    """beta rises linearly from ``start`` to ``end`` over ``epochs``, and stays there.
+    """beta rises linearly from `start` to `end` over `epochs`, and stays there.
 
     Bowman et al., *Generating Sentences from a Continuous Space* (arXiv:1511.06349); Sonderby et al.,
     *Ladder Variational Autoencoders* (arXiv:1602.02282).
@@ -52,9 +52,9 @@ class LinearWarmup(Schedule):
 
 @dataclass(frozen=True)
 class Cyclical(Schedule):
-    """beta rises from ``start`` to ``end`` in the first ``rise`` of each ``period`` of epochs, then stays.
+    """beta rises from `start` to `end` in the first `rise` of each `period` of epochs, then stays.
 
-    After ``cycles`` periods it stays at ``end`` for good.
+    After `cycles` periods it stays at `end` for good.
     Fu et al., *Cyclical Annealing Schedule: A Simple Approach to Mitigating KL Vanishing* (arXiv:1903.10145).
 
     Example:
@@ -94,6 +94,6 @@ def _require_positive(owner: str, name: str, value: float) -> None:
 
 
 def require_beta(owner: str, name: str, value: float) -> None:
-    """Raises a ValueError unless ``value`` can be a weight of the KL."""
+    """Raises a ValueError unless `value` can be a weight of the KL."""
     if not (value >= 0 and math.isfinite(value)):
         raise ValueError(f"{owner}: {name} is a weight of the KL and must be >= 0, not {value}")

@@ -23,14 +23,14 @@ from ppl_vae.pairs.traces import (
 
 
 def elementwise_kl(guide_site: Site, model_site: Site, analytic: bool = True) -> Tensor | None:
-    """KL(q || p) of each single latent number, or None if one of the two does not factorise (or if p is
+    """KL(q || p) of each single latent number, or None if one of the two does not factorize (or if p is
     one for each value of an enumerated latent).
 
-    Analytic where torch knows it, otherwise (or if ``analytic`` is false) the one-sample estimate
+    Analytic where torch knows it, otherwise (or if `analytic` is false) the one-sample estimate
     log q(z) - log p(z). What the guide masks has no KL.
 
     Returns:
-        ``(*batch, numbers of the event)``, in nats.
+        `(*batch, numbers of the event)`, in nats.
     """
     q, p = elementwise(guide_site["fn"]), elementwise(model_site["fn"])
     if q is None or p is None or len(p.batch_shape) > len(q.batch_shape):

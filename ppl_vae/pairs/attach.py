@@ -1,5 +1,5 @@
-"""Models that are made of their guide: a part of the model that has the methods ``attach_guide`` and
-``keep_guide``, such as a VampPrior.
+"""Models that are made of their guide: a part of the model that has the methods `attach_guide` and
+`keep_guide`, such as a VampPrior.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Data as batches: a tensor (or a tuple of tensors) held in memory, or any iterable of batches.
 
 Tensors are cut by one gather with a permutation that depends on nothing but the seed and the epoch, so that the
-order of the data is known at every step without having been stored. Iterables (a ``DataLoader``, say) keep
+order of the data is known at every step without having been stored. Iterables (a `DataLoader`, say) keep
 their own order.
 """
 
@@ -23,18 +23,18 @@ DataLike = Tensor | tuple[Tensor, ...] | Iterable[Any]
 
 
 class Batches:
-    """The rows of ``x`` as batches for the programs of a pair.
+    """The rows of `x` as batches for the programs of a pair.
 
     Args:
-        x: A tensor ``(n, *event)``; a tuple of such tensors for programs of several arguments; or an
+        x: A tensor `(n, *event)`; a tuple of such tensors for programs of several arguments; or an
             iterable of batches (a list, too) that can be iterated once an epoch. Batches that hold more tensors
             (labels, usually) than the model takes are cut: to its arguments without a default, and those
-            right after them whose default is None (``y=None``). Others (``annealing=1.0``) are options,
+            right after them whose default is None (`y=None`). Others (`annealing=1.0`) are options,
             not data.
         pair: The pair that will be given the batches.
 
     Raises:
-        TypeError: ``x`` is neither; or an iterator that can be read only once.
+        TypeError: `x` is neither; or an iterator that can be read only once.
         ValueError: No rows, or tensors with different numbers of rows.
     """
 
@@ -97,9 +97,9 @@ class Batches:
     def shuffled(
         self, batch_size: int, seed: int, epoch: int, rank: int = 0, world: int = 1, start: int = 0
     ) -> Iterator[tuple[Batch | None, int]]:
-        """The batches of an epoch from step ``start`` on, as ``(batch, rows of the global batch)``.
+        """The batches of an epoch from step `start` on, as `(batch, rows of the global batch)`.
 
-        Of each global batch a process gets every ``world``-th row; None if none is left for it. A batch
+        Of each global batch a process gets every `world`-th row; None if none is left for it. A batch
         that holds all rows keeps their order, which guides with parameters for each row rely on.
         """
         if self._rows is None:

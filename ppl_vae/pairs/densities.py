@@ -1,7 +1,7 @@
 """Per-row log densities of any pair under many samples.
 
-:func:`sample_rows` says what each *row* contributes to log p(z), log p(x | z) and log q(z | x). A
-:class:`Layout`, found once by :func:`ppl_vae.pairs.find_layout`, says which plate holds the rows and which
+`sample_rows` says what each *row* contributes to log p(z), log p(x | z) and log q(z | x). A
+`Layout`, found once by `find_layout`, says which plate holds the rows and which
 sites are what.
 """
 
@@ -28,10 +28,10 @@ from ppl_vae.pairs.traces import Site, Trace, innermost, unscaled
 
 @dataclass(frozen=True)
 class RowDensities:
-    """What K samples from q(z | x) say of each of n rows; all log densities in nats, shape ``(K, n)``.
+    """What K samples from q(z | x) say of each of n rows; all log densities in nats, shape `(K, n)`.
 
     Attributes:
-        latents: The model's latent values by site, ``(K, n, *event)``.
+        latents: The model's latent values by site, `(K, n, *event)`.
         draws: The guide's random values by site, likewise (auxiliary variables included).
         log_prior: log p(z).
         log_likelihood: log p(x | z), with sites that the model enumerates summed out.
@@ -50,7 +50,7 @@ class RowDensities:
 
     @property
     def log_weights(self) -> Tensor:
-        """log p(x, z) - log q(z | x): the importance weights, ``(K, n)``."""
+        """log p(x, z) - log q(z | x): the importance weights, `(K, n)`."""
         return self.log_likelihood + self.log_prior - self.log_guide
 
 
@@ -61,16 +61,16 @@ def sample_rows(
     num_samples: int,
     values: Mapping[str, Tensor] | None = None,
 ) -> RowDensities:
-    """Draws ``num_samples`` latents a row from the guide and scores them, row by row.
+    """Draws `num_samples` latents a row from the guide and scores them, row by row.
 
-    Neither ``poutine.scale`` nor the weight of a subsampled plate enters: importance weights are
-    those of single rows. Call it inside of ``pair.scope()``.
+    Neither `poutine.scale` nor the weight of a subsampled plate enters: importance weights are
+    those of single rows. Call it inside of `pair.scope()`.
 
     Args:
         pair: The pair.
-        layout: What :func:`find_layout` found.
+        layout: What `find_layout` found.
         batch: n rows.
-        num_samples: K. Where the pair does not vectorise, the samples are drawn one after the other.
+        num_samples: K. Where the pair does not vectorize, the samples are drawn one after the other.
         values: Values for the guide's random sites to score instead of drawing them.
     """
     if num_samples > 1 and not layout.vectorizes:
@@ -143,7 +143,7 @@ def _summed_out(layout: Layout, trace: Trace, num_samples: int, n: int) -> tuple
 def _contracted(
     layout: Layout, trace: Trace, names: tuple[str, ...], num_samples: int, n: int
 ) -> Tensor:
-    """The log density of the named sites, the model's enumerated ones summed out: ``(num_samples, n)``."""
+    """The log density of the named sites, the model's enumerated ones summed out: `(num_samples, n)`."""
     plates = set(trace.plate_to_symbol.values())
     terms: OrderedDict[frozenset[str], list[Any]] = OrderedDict()
     for name in (n for n in trace.nodes if n in names):
@@ -176,7 +176,7 @@ def _stack(parts: list[RowDensities]) -> RowDensities:
 
 
 def posterior_means(rows: RowDensities, layout: Layout) -> Tensor:
-    """E_q[z | x] of every latent number of each row, ``(n, dimensions)``.
+    """E_q[z | x] of every latent number of each row, `(n, dimensions)`.
 
     The average over the samples of the conditional means that the guide's distributions state, or of the
     samples themselves where a distribution states none.
@@ -193,7 +193,7 @@ def posterior_means(rows: RowDensities, layout: Layout) -> Tensor:
 
 
 def stated_moment(rows: RowDensities, layout: Layout, name: str, moment: str) -> Tensor | None:
-    """The mean or variance that the guide's distribution at a site states, ``(samples, n, *event)``."""
+    """The mean or variance that the guide's distribution at a site states, `(samples, n, *event)`."""
     site = rows.guide_trace.nodes[name]
     if isinstance(innermost(site["fn"]), dist.Delta) or site["fn"].has_enumerate_support:
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class PairError(ValueError):
-    """A model/guide pair that can not be used as asked; the message names the site and the remedy."""
+    """A model/guide pair that cannot be used as asked; the message names the site and the remedy."""
 
 
 def first_line(error: BaseException) -> str:

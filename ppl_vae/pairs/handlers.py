@@ -14,10 +14,10 @@ from ppl_vae.pairs.traces import (
 
 
 class ScaleLatents(Messenger):
-    """Multiplies the log density of every latent site by ``scale``: the KL's weight beta.
+    """Multiplies the log density of every latent site by `scale`: the KL's weight beta.
 
     It has to be applied to model *and* guide, so that log p(z) and log q(z | x), or their analytic KL, are
-    scaled alike. Unlike ``poutine.scale`` it leaves observed sites alone and allows a scale of zero.
+    scaled alike. Unlike `poutine.scale` it leaves observed sites alone and allows a scale of zero.
 
     Example:
         >>> import pyro, pyro.distributions as dist, pyro.poutine as poutine

@@ -46,7 +46,7 @@ class Layout:
 
 @contextlib.contextmanager
 def many_samples(layout: Layout, num_samples: int) -> Iterator[None]:
-    """A plate of ``num_samples`` to the left of all plates of the pair (nothing for a single sample)."""
+    """A plate of `num_samples` to the left of all plates of the pair (nothing for a single sample)."""
     if num_samples == 1:
         yield
     else:
@@ -55,7 +55,7 @@ def many_samples(layout: Layout, num_samples: int) -> Iterator[None]:
 
 
 def sum_to_rows(log_prob: Tensor, layout: Layout, num_samples: int, n: int) -> Tensor:
-    """Sums a site's log density over all dimensions but samples and rows: ``(num_samples, n)``."""
+    """Sums a site's log density over all dimensions but samples and rows: `(num_samples, n)`."""
     samples_dim = -layout.nesting - 1
     while log_prob.dim() < layout.nesting + 1:
         log_prob = log_prob.unsqueeze(0)
@@ -67,7 +67,7 @@ def sum_to_rows(log_prob: Tensor, layout: Layout, num_samples: int, n: int) -> T
 
 
 def rows_first(site: Site, layout: Layout, num_samples: int, n: int) -> Tensor:
-    """A site's value as ``(num_samples, n, *inner plates, *event)``."""
+    """A site's value as `(num_samples, n, *inner plates, *event)`."""
     value: Tensor = site["value"]
     event_dim = len(site["fn"].event_shape)
     while value.dim() < layout.nesting + 1 + event_dim:

@@ -1,7 +1,7 @@
 """What a pair is: a model p(x, z) and a guide q(z | x) as two Pyro programs.
 
-A :class:`Pair` answers the questions that every other module has to ask of two arbitrary callables: how
-are they called, which modules and parameters do they own, where do the values of their ``pyro.param``
+A `Pair` answers the questions that every other module has to ask of two arbitrary callables: how
+are they called, which modules and parameters do they own, where do the values of their `pyro.param`
 statements live, what has to be saved. It never looks inside of them.
 """
 
@@ -28,10 +28,10 @@ _MODULE_DIVIDER = "$$$"  # how pyro.module writes "module$$$parameter"
 
 
 class Bound:
-    """A Pyro program that carries the trained values of its ``pyro.param`` statements.
+    """A Pyro program that carries the trained values of its `pyro.param` statements.
 
     Calling it runs the program in a scope of the parameter store that holds those values, so that it can be
-    given to any Pyro code (``Predictive``, ``poutine.trace``) without touching the global store.
+    given to any Pyro code (`Predictive`, `poutine.trace`) without touching the global store.
     """
 
     def __init__(self, program: Program, store: dict[str, Any]) -> None:
@@ -44,7 +44,7 @@ class Bound:
 
 
 class _Restore(Messenger):
-    """Gives ``pyro.param`` statements their saved values, the first time that each of them runs."""
+    """Gives `pyro.param` statements their saved values, the first time that each of them runs."""
 
     def __init__(self, values: MutableMapping[str, Tensor]) -> None:
         super().__init__()
@@ -73,9 +73,9 @@ class Pair:
     """A model and a guide, their modules, and the parameter store that they live in.
 
     Args:
-        model: Pyro program of the joint density p(x, z); called as ``model(*as_args(batch))``.
+        model: Pyro program of the joint density p(x, z); called as `model(*as_args(batch))`.
         guide: Pyro program of the inference density q(z | x), with the same arguments.
-        store: State of a parameter store (``pyro.get_param_store().get_state()``) to start from.
+        store: State of a parameter store (`pyro.get_param_store().get_state()`) to start from.
     """
 
     def __init__(self, model: Program, guide: Program, store: dict[str, Any] | None = None) -> None:
@@ -93,7 +93,7 @@ class Pair:
 
     @classmethod
     def of(cls, model: Program, guide: Program) -> Pair:
-        """The pair of two programs, with what the last ``fit`` of just these two has learned."""
+        """The pair of two programs, with what the last `fit` of just these two has learned."""
         if isinstance(model, Bound) or isinstance(guide, Bound):
             return cls(model, guide)
         return cls(model, guide, recall(model, guide))
@@ -122,7 +122,7 @@ class Pair:
                 del self.store["params"][name], self.store["constraints"][name]
 
     def _values(self) -> Mapping[str, Tensor]:
-        """The unconstrained ``pyro.param`` values: Pyro's own store holds them inside of the scope."""
+        """The unconstrained `pyro.param` values: Pyro's own store holds them inside of the scope."""
         if self._entered:
             return dict(pyro.get_param_store().named_parameters())
         return cast(dict[str, Tensor], self.store["params"])
@@ -144,7 +144,7 @@ class Pair:
                 module.training = was_training
 
     def bound(self) -> tuple[Program, Program]:
-        """The two programs, carrying their trained ``pyro.param`` values where they have any."""
+        """The two programs, carrying their trained `pyro.param` values where they have any."""
         if not self.store["params"]:
             return self.model, self.guide
         of_model, of_guide = self._declared["model"], self._declared["guide"]
@@ -154,7 +154,7 @@ class Pair:
         )
 
     def remember(self) -> None:
-        """Lets :meth:`of` find this store again from the two programs."""
+        """Lets `of` find this store again from the two programs."""
         remember(self.model, self.guide, self.store)
 
     # -- parameters --------------------------------------------------------------------------------------
@@ -171,11 +171,11 @@ class Pair:
         return found
 
     def parameters(self, batch: Batch) -> dict[str, Tensor]:
-        """All trainable tensors by name: those of modules, then those of ``pyro.param`` statements.
+        """All trainable tensors by name: those of modules, then those of `pyro.param` statements.
 
-        Runs the pair once on ``batch`` (in evaluation mode, so that batch norm stays as it is), because
+        Runs the pair once on `batch` (in evaluation mode, so that batch norm stays as it is), because
         parameters may be declared by running. Constrained parameters appear as their unconstrained leaf.
-        Call it inside of :meth:`scope`.
+        Call it inside of `scope`.
         """
         with poutine.trace(param_only=True) as capture, self.mode(training=False), torch.no_grad():
             guide_trace = poutine.trace(self.guide).get_trace(*as_args(batch))
@@ -203,7 +203,7 @@ class Pair:
         return named
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that has to be saved: the modules' state and the values of ``pyro.param``."""
+        """Everything that has to be saved: the modules' state and the values of `pyro.param`."""
         state: dict[str, Tensor] = {}
         seen: set[int] = set()
         for root, module in self.modules().items():
@@ -217,7 +217,7 @@ class Pair:
         return state
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Puts saved values back, in place. Those that no module has wait for their ``pyro.param``.
+        """Puts saved values back, in place. Those that no module has wait for their `pyro.param`.
 
         Raises:
             ValueError: The shape of a saved value differs; the name is given.
@@ -244,7 +244,7 @@ class Pair:
             _put_back(name, values[name], self._pending.pop(name))
 
     def to(self, device: torch.device) -> None:
-        """Moves modules and ``pyro.param`` values to a device, in place."""
+        """Moves modules and `pyro.param` values to a device, in place."""
         for module in self.modules().values():
             module.to(device)
         for name, tensor in self.store["params"].items():

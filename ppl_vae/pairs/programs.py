@@ -23,12 +23,12 @@ Batch = Tensor | tuple[Tensor, ...]
 
 
 def as_args(batch: Batch) -> tuple[Tensor, ...]:
-    """The arguments of a model or guide call for one batch: ``model(*as_args(batch))``."""
+    """The arguments of a model or guide call for one batch: `model(*as_args(batch))`."""
     return tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
 
 
 def num_rows(batch: Batch) -> int:
-    """The number of rows ``n`` of a batch: the first dimension of its first tensor."""
+    """The number of rows `n` of a batch: the first dimension of its first tensor."""
     return int(as_args(batch)[0].shape[0])
 
 

@@ -29,7 +29,7 @@ from ppl_vae.pairs.traces import (
 
 
 def rows_frame(sites: Mapping[str, Site], n: int) -> Any:
-    """The outermost plate of size ``n`` that holds every one of the given observed sites.
+    """The outermost plate of size `n` that holds every one of the given observed sites.
 
     Raises:
         PairError: There is none; the message says which plates there are.
@@ -52,7 +52,7 @@ def rows_frame(sites: Mapping[str, Site], n: int) -> Any:
 
 
 def _plates_around(sites: Mapping[str, Site], n: int) -> dict[str, Any]:
-    """The plates of size ``n`` that hold every one of the given sites."""
+    """The plates of size `n` that hold every one of the given sites."""
     common: dict[str, Any] | None = None
     for site in sites.values():
         frames = {f.name: f for f in site["cond_indep_stack"] if f.vectorized and f.size == n}
@@ -61,7 +61,7 @@ def _plates_around(sites: Mapping[str, Site], n: int) -> dict[str, Any]:
 
 
 def _find_rows(pair: Pair, batch: Batch, sites: Mapping[str, Site]) -> Any:
-    """:func:`rows_frame`; of several plates with as many entries as rows, the one that follows their number."""
+    """`rows_frame`; of several plates with as many entries as rows, the one that follows their number."""
     n = num_rows(batch)
     found = rows_frame(sites, n)
     if n == 1 or len(_plates_around(sites, n)) == 1 or pair.keeps_rows:
@@ -77,7 +77,7 @@ def _find_rows(pair: Pair, batch: Batch, sites: Mapping[str, Site]) -> Any:
 def find_layout(pair: Pair, batch: Batch) -> Layout:
     """Finds the layout of a pair by running it on a batch; leaves the random state as it was.
 
-    Call it inside of ``pair.scope()``.
+    Call it inside of `pair.scope()`.
 
     Raises:
         PairError: No plate over rows, latents of different rows that are drawn jointly, or a latent that
@@ -108,7 +108,7 @@ def find_layout(pair: Pair, batch: Batch) -> Layout:
             raise PairError(
                 f"the guide draws the latents of all rows jointly at site '{joint}', outside of plate "
                 f"'{frame.name}': no density of a single row can be told apart. Use a guide that samples "
-                "inside of the plate (AutoNormal instead of AutoMultivariateNormal, or an amortised guide)"
+                "inside of the plate (AutoNormal instead of AutoMultivariateNormal, or an amortized guide)"
             )
         dims = [
             f.dim
@@ -185,7 +185,7 @@ def _vectorizes(pair: Pair, layout: Layout, batch: Batch) -> bool:
 
 
 def _one_sample(site: Site, layout: Layout, k: int) -> Tensor:
-    """Sample ``k`` of a site drawn in :func:`many_samples`, shaped as without."""
+    """Sample `k` of a site drawn in `many_samples`, shaped as without."""
     value: Tensor = site["value"][k]
     frames = [f for f in site["cond_indep_stack"] if f.vectorized and f.name != SAMPLES_PLATE]
     batch_dim = max((-f.dim for f in frames), default=0)

@@ -23,7 +23,7 @@ Trace = Any
 
 
 def sample_sites(trace: Trace) -> dict[str, Site]:
-    """The sample sites of a trace that carry a density: no subsampling, no ``pyro.deterministic``."""
+    """The sample sites of a trace that carry a density: no subsampling, no `pyro.deterministic`."""
     return {
         name: site
         for name, site in trace.nodes.items()
@@ -39,7 +39,7 @@ def latent_sites(trace: Trace) -> dict[str, Site]:
 
 
 def observed_sites(trace: Trace) -> dict[str, Site]:
-    """The observed sample sites (``pyro.factor`` statements among them)."""
+    """The observed sample sites (`pyro.factor` statements among them)."""
     return {n: s for n, s in sample_sites(trace).items() if s["is_observed"]}
 
 
@@ -81,9 +81,9 @@ def _is_finite(value: Tensor | None) -> bool:
 
 
 def elementwise(fn: Any) -> Any | None:
-    """The distribution of each single number of a factorising ``fn``, or None if it does not factorise.
+    """The distribution of each single number of a factorizing `fn`, or None if it does not factorize.
 
-    The batch shape of what is returned is ``fn.batch_shape + fn.event_shape``.
+    The batch shape of what is returned is `fn.batch_shape + fn.event_shape`.
     """
     shape = fn.batch_shape + fn.event_shape
     while isinstance(fn, (torch.distributions.Independent, dist.ExpandedDistribution)):
@@ -96,7 +96,7 @@ def elementwise(fn: Any) -> Any | None:
 def trace_pair(
     pair: Pair, batch: Batch, wrap: Callable[[Program], Program] = lambda program: program
 ) -> tuple[Trace, Trace]:
-    """Runs the guide, then the model with the guide's latents: ``(model_trace, guide_trace)``."""
+    """Runs the guide, then the model with the guide's latents: `(model_trace, guide_trace)`."""
     args = as_args(batch)
     guide_trace = poutine.trace(wrap(pair.guide)).get_trace(*args)
     model = poutine.replay(pair.model, trace=guide_trace)

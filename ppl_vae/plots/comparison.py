@@ -26,7 +26,7 @@ def comparison_plot(comparison: Comparison) -> Figure:
         axes.axvline(0, color=GREY, ls="--", lw=2)
         axes.set_ylim(len(comparison.names) - 0.4, 0.4)
         axes.locator_params(axis="x", nbins=5)
-        annotate(axes, title=label, x="difference\n(nats a row)")
+        annotate(axes, title=label, x="difference\n(nats per row)")
     labels = [fill(comparison.names[i], 22) for i in others]
     panels[0].set_yticks(list(others), labels, fontsize=MEDIUM)
     title = fill(f"minus {comparison.names[0]}", 50) + "\nbars: ± 2 standard errors"

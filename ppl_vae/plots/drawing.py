@@ -49,7 +49,7 @@ def decode(decode_mean: Callable[[torch.Tensor], torch.Tensor], z: torch.Tensor)
 
 
 def is_picture(x: Floats) -> bool:
-    """Whether the rows of `x` are grey or RGB pictures."""
+    """Whether the rows of `x` are gray or RGB pictures."""
     return x.ndim == 3 or (x.ndim == 4 and x.shape[1] in (1, 3))
 
 
@@ -87,7 +87,7 @@ def legend_above(figure: Figure, panels: Iterable[Axes]) -> None:
 def mosaic(axes: Axes, tiles: Floats, limits: tuple[float, float]) -> None:
     """Pictures `(rows, columns, [channels,] height, width)` as one image; NaN is left white.
 
-    The centre of the tile in row i and column j lies at (j, i), so that ticks can name tiles.
+    The center of the tile in row i and column j lies at (j, i), so that ticks can name tiles.
     """
     if tiles.ndim == 4:
         tiles = tiles[:, :, None]
@@ -159,7 +159,7 @@ def curve_cells(axes: Axes, tiles: Floats) -> None:
 
 
 def curve_panels(curves: Floats, values: Floats, names: Sequence[str]) -> Figure:
-    """One panel a name with one curve a value, of `(names, values, *event)`."""
+    """One panel a name with one curve per value, of `(names, values, *event)`."""
     curves = curves.reshape(len(names), len(values), -1)
     figure = Figure(figsize=(6, 1.4 + 1.5 * len(names)), dpi=150, layout="constrained")
     panels = figure.subplots(len(names), 1, sharex=True, sharey=True, squeeze=False)[:, 0]

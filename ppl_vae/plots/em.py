@@ -53,7 +53,7 @@ def bound_curves(
     KL(q || p(z | x)) over rows. The vertical range leaves out the first tenth of each fit.
 
     Args:
-        histories: the history of an :class:`ppl_vae.em.EMFit`, by the name of the fit; rows with `bound`,
+        histories: the history of an `EMFit`, by the name of the fit; rows with `bound`,
             `log_likelihood` (NaN where it is not known) and what they are drawn against. The name "" is left
             out of the legend.
         against: `iteration`, or any of `passes`, `gradient_evaluations` and `seconds`, whose axes are
@@ -69,7 +69,7 @@ def bound_curves(
         >>> history = [{"iteration": i, "bound": -9 / (i + 1), "log_likelihood": -8.0} for i in range(5)]
         >>> figure = climb({"": history})
         >>> figure.axes[0].get_ylabel()
-        'nats a row'
+        'nats per row'
     """
     if not any(histories.values()):
         raise ValueError("climb needs at least one fit, with at least one iteration")
@@ -96,7 +96,7 @@ def bound_curves(
         later += [bound[first:], truth[first:]] if differ else [bound[first:]]
     for axes, name in zip(panels, against, strict=True):
         _across(axes, name)
-    panels[0].set_ylabel("nats a row", fontsize=LARGE)
+    panels[0].set_ylabel("nats per row", fontsize=LARGE)
     panels[0].yaxis.set_major_locator(MaxNLocator(5))
     _limit(panels[0], np.concatenate(later))
     _legend(figure, list(histories), shaded)
@@ -125,7 +125,7 @@ def _limit(axes: Axes, values: Floats) -> None:
 
 
 def _legend(figure: Figure, names: Sequence[str], shaded: bool) -> None:
-    """The fits by their colours; and, if they differ, bound and log p(x) by their dashes."""
+    """The fits by their colors; and, if they differ, bound and log p(x) by their dashes."""
     entries: list[Line2D | Patch] = [
         Line2D([], [], color=COLOURS[i % len(COLOURS)], lw=4, label=name)
         for i, name in enumerate(names)

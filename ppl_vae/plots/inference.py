@@ -171,14 +171,14 @@ def gaps_plot(gaps: Mapping[str, Gaps]) -> Figure:
         >>> model, x = ProbabilisticPCA((3,), latent_dim=2), torch.randn(5, 3)
         >>> figure = gaps_plot({"exact": inference_gaps(model, Exact(model), x, num_samples=10)})
         >>> figure.axes[0].get_xlabel()
-        'nats a row, from the ELBO up to log p(x)'
+        'nats per row, from the ELBO up to log p(x)'
     """
     if not gaps:
         raise ValueError("gaps_plot needs the gaps of at least one guide")
     counts = {name: found.num_rows for name, found in gaps.items()}
     if len(set(counts.values())) > 1:
         raise ValueError(
-            f"the gaps are of different numbers of rows, which can not be compared: {counts}"
+            f"the gaps are of different numbers of rows, which cannot be compared: {counts}"
         )
     figure = Figure(figsize=(8, 1.9 + 0.75 * len(gaps)), dpi=150, layout="constrained")
     axes = figure.subplots()
@@ -217,9 +217,9 @@ def gaps_plot(gaps: Mapping[str, Gaps]) -> Figure:
     axes.set_xticks([tick for tick in ticks if low <= tick <= high + 0.01 * width])
     axes.set_yticks(range(len(gaps)), list(gaps))
     axes.set_ylim(len(gaps) - 0.5, -0.5)
-    annotate(axes, x="nats a row, from the ELBO up to log p(x)")
+    annotate(axes, x="nats per row, from the ELBO up to log p(x)")
     entries = [Patch(color=ORANGE), Patch(color=BLUE)]
-    labels = ["amortisation gap", "approximation gap"]
+    labels = ["amortization gap", "approximation gap"]
     if hatched:
         entries.append(Patch(facecolor=BLUE, hatch="///", ec="white", lw=0))
         labels.append("at least")

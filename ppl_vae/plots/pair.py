@@ -2,7 +2,7 @@
 
 Nothing here touches pyplot, so a figure belongs to its caller and no window opens. Save one with
 `figure.savefig("name.png")`. Type sizes are chosen to be legible on a thumbnail 300 pixels wide,
-and the colours are those of Okabe and Ito, which colour-blind readers can tell apart.
+and the colors are those of Okabe and Ito, which color-blind readers can tell apart.
 
 Data whose rows have the shape `(height, width)`, `(1, height, width)` or `(3, height, width)` are
 shown as pictures, all others as lines or heat maps over their flattened entries.
@@ -61,7 +61,7 @@ def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
             from some epochs.
 
     Returns:
-        One panel a quantity, in nats a row, training and validation in each.
+        One panel a quantity, in nats per row, training and validation in each.
 
     Raises:
         ValueError: if there is nothing to draw.
@@ -69,12 +69,12 @@ def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     Example:
         >>> figure = learning_curves([{"epoch": 1, "elbo": -30.0}, {"epoch": 2, "elbo": -25.0}])
         >>> figure.axes[0].get_ylabel()
-        'ELBO\\n(nats a row)'
+        'ELBO\\n(nats per row)'
     """
     labels = {
-        "elbo": "ELBO\n(nats a row)",
-        "rate": "rate\n(nats a row)",
-        "distortion": "distortion\n(nats a row)",
+        "elbo": "ELBO\n(nats per row)",
+        "rate": "rate\n(nats per row)",
+        "distortion": "distortion\n(nats per row)",
         "active_units": "active\nunits",
     }
     curves = {
@@ -331,7 +331,7 @@ def aggregate_posterior(
         z: one draw from q(z | x) a row, `(n, latent_dim)`.
         prior: draws from p(z), `(m, latent_dim)`.
         kl: mean KL of each latent dimension, `(latent_dim,)`; the two largest are shown.
-        labels: a class for each row, `(n,)`, which colours the points.
+        labels: a class for each row, `(n,)`, which colors the points.
 
     Returns:
         Points in the plane of two dimensions, contours around 50 and 95 percent of the prior's
@@ -367,7 +367,7 @@ def aggregate_posterior(
         axes.scatter(draws[:, 0], draws[:, 1], c=indices, cmap="tab10", s=size, lw=0)
         for index, name in enumerate(classes):
             place = np.median(draws[indices == index], axis=0)
-            # The class at its median: ten colours are too many to tell apart by eye.
+            # The class at its median: ten colors are too many to tell apart by eye.
             axes.text(
                 place[0],
                 place[1],
@@ -401,8 +401,8 @@ def khat_histogram(khat: ArrayLike | torch.Tensor, num_samples: int) -> Figure:
 
     Args:
         khat: one k-hat a row, `(n,)`. Minus infinity (equal weights) is as good as can be; infinity
-            and NaN (k-hat can not be estimated) count as too high.
-        num_samples: importance samples a row.
+            and NaN (k-hat cannot be estimated) count as too high.
+        num_samples: importance samples per row.
 
     Returns:
         A histogram with the line of the rule and, where it differs, the one at 0.7.
@@ -415,7 +415,7 @@ def khat_histogram(khat: ArrayLike | torch.Tensor, num_samples: int) -> Figure:
     values = numpy_of(khat)
     limit = khat_limit(num_samples)
     finite = values[np.isfinite(values)]
-    # The limit is the edge of a bar, so that a bar has one colour.
+    # The limit is the edge of a bar, so that a bar has one color.
     width = (max(finite.max(initial=1.0), 1.0) - min(finite.min(initial=0.0), 0.0)) / 30
     steps = np.floor((finite - limit) / width)
     edges = limit + width * np.arange(steps.min(initial=-1), steps.max(initial=0) + 2)

@@ -17,11 +17,11 @@ from ppl_vae.runs.messages import plain
 
 
 def build(spec: Mapping[str, Any], model: Program | None = None) -> tuple[Any, dict[str, Any]]:
-    """Makes what a description says: ``{"class_path": "package.Class", "init_args": {...}}``.
+    """Makes what a description says: `{"class_path": "package.Class", "init_args": {...}}`.
 
-    Arguments are checked against the constructor's type hints and docstring by ``jsonargparse``, nested
-    descriptions included. A constructor that has a parameter ``model`` is given the model, and a part of the
-    model that has a method ``attach_guide`` is given the guide. A path that leads to a function stands for
+    Arguments are checked against the constructor's type hints and docstring by `jsonargparse`, nested
+    descriptions included. A constructor that has a parameter `model` is given the model, and a part of the
+    model that has a method `attach_guide` is given the guide. A path that leads to a function stands for
     the function itself.
 
     Args:
@@ -52,7 +52,7 @@ def build(spec: Mapping[str, Any], model: Program | None = None) -> tuple[Any, d
     try:
         parsed = parser.parse_object(given)
     except (ArgumentError, TypeError, KeyError) as error:
-        raise ValueError(f"{name} can not be built: {plain(str(error))}") from error
+        raise ValueError(f"{name} cannot be built: {plain(str(error))}") from error
     resolved = yaml.safe_load(parser.dump(parsed)) or {}
     arguments = parser.instantiate(parsed)
     program: Any = kind(**vars(arguments), **parts)

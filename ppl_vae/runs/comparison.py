@@ -42,7 +42,7 @@ class Comparison:
             if evaluation is None or run.evaluation_rows is None or "rows" not in evaluation:
                 lack = "holds no evaluation" if evaluation is None else "does not say its rows"
                 raise ValueError(
-                    f"{run.path} {lack}, so that it can not be compared: " + _remedy(run)
+                    f"{run.path} {lack}, so that it cannot be compared: " + _remedy(run)
                 )
             evaluations.append(evaluation)
             values.append(run.evaluation_rows)
@@ -52,7 +52,7 @@ class Comparison:
                 raise ValueError(
                     f"{run.path} was evaluated on other rows than {runs[0].path} ({own['num']} of "
                     f"{own['name']} against {first['num']} of {first['name']}; the content differs): only runs "
-                    "on the same data, with the same binarisation, can be compared row by row"
+                    "on the same data, with the same binarization, can be compared row by row"
                 )
         return cls(
             tuple(_short_names([run.path for run in runs])),

@@ -53,12 +53,12 @@ class Table(Summary, Protocol):
 
 
 def prepare_folder(path: Path, *, overwrite: bool, dry_run: bool = False) -> None:
-    """Makes an empty run folder; the results of a run that is there go only with ``overwrite``.
+    """Makes an empty run folder; the results of a run that is there go only with `overwrite`.
 
-    With ``dry_run`` nothing is touched, only found out whether it could be done.
+    With `dry_run` nothing is touched, only found out whether it could be done.
 
     Raises:
-        FileExistsError: There is something at ``path`` and ``overwrite`` is False, or it is not a run.
+        FileExistsError: There is something at `path` and `overwrite` is False, or it is not a run.
     """
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"{path} is a file; a run needs a folder of its own")
@@ -187,7 +187,7 @@ def _as_json(content: Mapping[str, Any]) -> bytes:
 
 
 def write_history(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
-    """Writes metrics.csv, one line a mapping."""
+    """Writes metrics.csv, one line per mapping."""
     write_bytes(path / METRICS, _as_csv(history))
 
 

@@ -97,22 +97,22 @@ def save_run(
 
     Args:
         path: The folder; it is made, with its parents.
-        model: The model; its ``pyro.param`` values are those of the last ``fit`` of this pair.
+        model: The model; its `pyro.param` values are those of the last `fit` of this pair.
         guide: The guide.
-        config: What to write into config.yaml. If it holds ``model`` and ``guide``, each as
-            ``{"class_path": ..., "init_args": {...}}``, then :func:`load_run` builds them itself; otherwise
-            it has to be given them. ``model_guide`` says likewise which guide the model keeps a copy of, if
+        config: What to write into config.yaml. If it holds `model` and `guide`, each as
+            `{"class_path": ..., "init_args": {...}}`, then `load_run` builds them itself; otherwise
+            it has to be given them. `model_guide` says likewise which guide the model keeps a copy of, if
             it does (a VampPrior, with another guide than it was trained with).
-        fit: What ``fit`` returned, for metrics.csv.
-        evaluation: What ``evaluate`` returned, or its ``to_dict()`` with additions.
-        diagnosis: What ``diagnose`` returned, or its ``to_dict()``.
-        arviz: What ``to_arviz`` returned.
+        fit: What `fit` returned, for metrics.csv.
+        evaluation: What `evaluate` returned, or its `to_dict()` with additions.
+        diagnosis: What `diagnose` returned, or its `to_dict()`.
+        arviz: What `to_arviz` returned.
         overwrite: Whether a run that is there may be replaced. Its weights and results go, also those that are
             not written anew; files that are no part of a run stay.
 
     Raises:
-        FileExistsError: There is something at ``path`` and ``overwrite`` is False, or it is not a run.
-        TypeError: A ``pyro.param`` has a constraint that can not be written as names and numbers.
+        FileExistsError: There is something at `path` and `overwrite` is False, or it is not a run.
+        TypeError: A `pyro.param` has a constraint that cannot be written as names and numbers.
 
     Example:
         >>> import tempfile
@@ -148,12 +148,12 @@ def load_run(path: str | Path, model: Program | None = None, guide: Program | No
         guide: The guide, likewise.
 
     Returns:
-        The :class:`Run`.
+        The `Run`.
 
     Raises:
         FileNotFoundError: No such folder, or no run in it.
         CorruptFileError: A file is damaged; the message names it and says what to do.
-        ValueError: config.yaml can not be used, or the weights are those of another pair.
+        ValueError: config.yaml cannot be used, or the weights are those of another pair.
     """
     path = Path(path)
     config = read_config(path)

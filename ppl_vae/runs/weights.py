@@ -21,14 +21,14 @@ _PARAM = "param."  # how Pair.state() marks the values of pyro.param
 
 
 def write_weights(path: Path, model: Program, guide: Program) -> None:
-    """Writes the state of a pair. ``pyro.param`` values are unconstrained; their constraints go along."""
+    """Writes the state of a pair. `pyro.param` values are unconstrained; their constraints go along."""
     pair = Pair.of(model, guide)
     constraints = {}
     for name in pair.store["params"]:
         try:
             constraints[name] = _describe_constraint(pair.store["constraints"][name])
         except TypeError as error:
-            raise TypeError(f"pyro.param '{name}' can not be saved: {error}") from error
+            raise TypeError(f"pyro.param '{name}' cannot be saved: {error}") from error
     write_tensors(path / WEIGHTS, pair.state(), {"constraints": constraints})
 
 

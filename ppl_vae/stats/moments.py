@@ -9,24 +9,24 @@ from torch import Tensor
 
 
 def widened(x: Tensor) -> Tensor:
-    """``x`` in the dtype used for sums."""
+    """`x` in the dtype used for sums."""
     return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
 
 
 def result_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of ``x``; for integers and booleans, whose mean is none, the default one."""
+    """The dtype of `x`; for integers and booleans, whose mean is none, the default one."""
     return x.dtype if x.is_floating_point() else torch.get_default_dtype()
 
 
 def log_mean_exp(x: Tensor, dim: int = 0) -> Tensor:
-    """Logarithm of the mean of ``exp(x)`` along ``dim``, without overflow; differentiable.
+    """Logarithm of the mean of `exp(x)` along `dim`, without overflow; differentiable.
 
     Args:
-        x: Values of any shape; ``-inf`` is an ``exp`` of zero.
+        x: Values of any shape; `-inf` is an `exp` of zero.
         dim: The dimension to reduce.
 
     Returns:
-        ``log(mean(exp(x)))``, shaped as ``x`` without ``dim``.
+        `log(mean(exp(x)))`, shaped as `x` without `dim`.
 
     Example:
         >>> log_mean_exp(torch.tensor([-1000.0, -1000.0]))
@@ -39,10 +39,10 @@ def standard_error(values: Tensor) -> Tensor:
     """Standard error of the mean over rows: unbiased standard deviation / sqrt(n).
 
     Args:
-        values: Shape ``(n, ...)``, one entry per row.
+        values: Shape `(n, ...)`, one entry per row.
 
     Returns:
-        Shape ``(...)``; NaN for a single row, which says nothing about its spread.
+        Shape `(...)`; NaN for a single row, which says nothing about its spread.
 
     Example:
         >>> standard_error(torch.tensor([1.0, 3.0]))
@@ -54,17 +54,17 @@ def standard_error(values: Tensor) -> Tensor:
 
 
 def active_units(posterior_means: Tensor, threshold: float = 0.01) -> tuple[Tensor, Tensor]:
-    r"""Which latent units vary with the data: ``Var_x(E_q[z_i | x]) > threshold``.
+    r"""Which latent units vary with the data: `Var_x(E_q[z_i | x]) > threshold`.
 
     The activity statistic of Burda, Grosse & Salakhutdinov, "Importance Weighted Autoencoders"
     (arXiv:1509.00519), section 5.
 
     Args:
-        posterior_means: ``E_q[z | x]`` of each row, shape ``(n, *latent_shape)``.
+        posterior_means: `E_q[z | x]` of each row, shape `(n, *latent_shape)`.
         threshold: Units with a variance above it are active.
 
     Returns:
-        The (unbiased) variances over rows and the mask of active units, both ``latent_shape``.
+        The (unbiased) variances over rows and the mask of active units, both `latent_shape`.
 
     Raises:
         ValueError: With fewer than two rows there is no variance.
@@ -105,7 +105,7 @@ class RunningVariance:
         self._squares = torch.zeros(())
 
     def update(self, chunk: Tensor) -> None:
-        """Take in rows of shape ``(k, ...)``; an empty chunk changes nothing."""
+        """Take in rows of shape `(k, ...)`; an empty chunk changes nothing."""
         if (k := chunk.shape[0]) == 0:
             return
         wide = widened(chunk.detach())
@@ -125,10 +125,10 @@ class RunningVariance:
 
     @property
     def mean(self) -> Tensor:
-        """Mean over the rows so far, shape ``(...)``; NaN before the first."""
+        """Mean over the rows so far, shape `(...)`; NaN before the first."""
         return (self._mean if self.count else self._mean * math.nan).to(self._dtype)
 
     @property
     def variance(self) -> Tensor:
-        """Unbiased variance over the rows so far, shape ``(...)``; NaN for fewer than two."""
+        """Unbiased variance over the rows so far, shape `(...)`; NaN for fewer than two."""
         return (self._squares / (self.count - 1 if self.count > 1 else math.nan)).to(self._dtype)

@@ -12,7 +12,7 @@ from ppl_vae.stats.moments import (
 )
 
 MIN_TAIL = 5
-"""Fewest tail weights from which a Pareto shape is estimated; the rule of ``loo`` and ArviZ."""
+"""Fewest tail weights from which a Pareto shape is estimated; the rule of `loo` and ArviZ."""
 
 
 def khat_limit(num_samples: int) -> float:
@@ -33,13 +33,13 @@ def tail_size(num_samples: int) -> int:
 
 
 def generalized_pareto_fit(exceedances: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
-    r"""Shape and scale of generalised Pareto distributions, one fit per row, all at once.
+    r"""Shape and scale of generalized Pareto distributions, one fit per row, all at once.
 
     The density is :math:`\sigma^{-1} (1 + k x / \sigma)^{-1/k - 1}` for x > 0. The estimator is the
     quasi-Bayesian one of Zhang & Stephens, "A New and Efficient Estimation Method for the
     Generalized Pareto Distribution" (Technometrics 2009), with the weak prior on k of Vehtari et
-    al., "Pareto Smoothed Importance Sampling" (arXiv:1507.02646): worth ten observations, centred
-    at 1/2. It acts on k alone, as in the R package ``loo`` and in ArviZ.
+    al., "Pareto Smoothed Importance Sampling" (arXiv:1507.02646): worth ten observations, centerd
+    at 1/2. It acts on k alone, as in the R package `loo` and in ArviZ.
 
     Args:
         exceedances: Amounts by which draws exceed a threshold, > 0, in any order. Zeros are
@@ -47,8 +47,8 @@ def generalized_pareto_fit(exceedances: Tensor, dim: int = 0) -> tuple[Tensor, T
         dim: The dimension of the draws.
 
     Returns:
-        ``k`` and ``sigma``, shaped as ``exceedances`` without ``dim``. A row with fewer than five
-        draws cannot be fitted: ``k = inf``, ``sigma = nan``. A row with a NaN gives NaN.
+        `k` and `sigma`, shaped as `exceedances` without `dim`. A row with fewer than five
+        draws cannot be fitted: `k = inf`, `sigma = nan`. A row with a NaN gives NaN.
 
     Example:
         >>> uniform = (torch.arange(1000.0) + 0.5) / 1000
@@ -96,7 +96,7 @@ def generalized_pareto_fit(exceedances: Tensor, dim: int = 0) -> tuple[Tensor, T
 
 
 def khat_of_tail(top: Tensor, smallest: Tensor, num_samples: int) -> Tensor:
-    """k-hat from the largest ``tail_size + 1`` log weights, descending along the last dimension."""
+    """k-hat from the largest `tail_size + 1` log weights, descending along the last dimension."""
     dtype, top = top.dtype, widened(top)
     largest = top[..., 0]
     # Log weights that differ by rounding alone are constant: an exact posterior's. Taken at face
@@ -116,7 +116,7 @@ def khat_of_tail(top: Tensor, smallest: Tensor, num_samples: int) -> Tensor:
 def pareto_khat(log_weights: Tensor, dim: int = 0) -> Tensor:
     """Pareto k-hat of importance weights: how heavy the right tail of their distribution is.
 
-    The largest ``M = ceil(min(K / 5, 3 sqrt(K)))`` weights are compared with a generalised Pareto
+    The largest `M = ceil(min(K / 5, 3 sqrt(K)))` weights are compared with a generalized Pareto
     distribution of shape k, which has 1/k finite moments. Below 0.5 the variance of the weights is
     finite; above 0.7 an estimate that uses them should not be trusted at practical K (Vehtari,
     Simpson, Gelman, Yao & Gabry, "Pareto Smoothed Importance Sampling", arXiv:1507.02646).
@@ -126,12 +126,12 @@ def pareto_khat(log_weights: Tensor, dim: int = 0) -> Tensor:
         dim: The dimension of the K samples.
 
     Returns:
-        k-hat, shaped as ``log_weights`` without ``dim``. Special values:
+        k-hat, shaped as `log_weights` without `dim`. Special values:
 
-        - ``-inf``: all weights are equal up to rounding, as under an exact posterior. No tail.
-        - ``+inf``: fewer than five weights lie in the tail, so that k cannot be estimated (always
+        - `-inf`: all weights are equal up to rounding, as under an exact posterior. No tail.
+        - `+inf`: fewer than five weights lie in the tail, so that k cannot be estimated (always
           so for K <= 20, and where a few weights dwarf all others). Do not trust the estimate.
-        - NaN: all weights are zero (``-inf``), or one is infinite or NaN.
+        - NaN: all weights are zero (`-inf`), or one is infinite or NaN.
 
     Example:
         >>> pareto_khat(torch.zeros(100))

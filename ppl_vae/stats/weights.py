@@ -20,23 +20,23 @@ from ppl_vae.stats.pareto import (
 class StreamingWeights:
     """Summaries of K importance weights per row that arrive in chunks of samples.
 
-    The memory is ``O(n * tail)`` with ``tail = min(K / 5, 3 sqrt(K))``, whatever the chunks. The
+    The memory is `O(n * tail)` with `tail = min(K / 5, 3 sqrt(K))`, whatever the chunks. The
     results do not depend on the chunking beyond the rounding of float64, and k-hat not at all.
     They may be read at any time, for the samples so far.
 
     With a row's weights w_s = exp(l_s):
 
     ==================== =================================================================
-    ``log_mean_exp``     log(1/K sum_s w_s): the importance-sampling estimate of log p(x)
-    ``monte_carlo_error`` its standard error by the delta method, sd(w) / (sqrt(K) mean(w))
-    ``ess``              (sum_s w_s)^2 / sum_s w_s^2, in [1, K]; K for equal weights
-    ``khat``             see :func:`pareto_khat`
-    ``mean_log_weight``  1/K sum_s l_s: the ELBO
-    ``log_weight_variance`` unbiased variance of the l_s
+    `log_mean_exp`     log(1/K sum_s w_s): the importance-sampling estimate of log p(x)
+    `monte_carlo_error` its standard error by the delta method, sd(w) / (sqrt(K) mean(w))
+    `ess`              (sum_s w_s)^2 / sum_s w_s^2, in [1, K]; K for equal weights
+    `khat`             see `pareto_khat`
+    `mean_log_weight`  1/K sum_s l_s: the ELBO
+    `log_weight_variance` unbiased variance of the l_s
     ==================== =================================================================
 
-    A row whose weights are all zero (l = -inf) has ``log_mean_exp = -inf``, ``ess = 0`` and NaN
-    for ``khat`` and ``monte_carlo_error``. A NaN among the l_s makes the whole row NaN.
+    A row whose weights are all zero (l = -inf) has `log_mean_exp = -inf`, `ess = 0` and NaN
+    for `khat` and `monte_carlo_error`. A NaN among the l_s makes the whole row NaN.
 
     Args:
         num_samples: K, the number of samples that will come in all.
@@ -64,7 +64,7 @@ class StreamingWeights:
         return self._log_weights.count
 
     def update(self, log_weights: Tensor) -> None:
-        """Take in a chunk of log weights of shape ``(k, n)``, samples first.
+        """Take in a chunk of log weights of shape `(k, n)`, samples first.
 
         Raises:
             ValueError: The chunk is not a matrix, its rows are not those of earlier chunks, or
@@ -112,7 +112,7 @@ class StreamingWeights:
             self._pending = [self._top(self._keep)]
 
     def _top(self, size: int) -> Tensor:
-        """The ``size`` largest log weights of each row so far, descending: ``(n, size)``."""
+        """The `size` largest log weights of each row so far, descending: `(n, size)`."""
         candidates = torch.cat(self._pending, 1)
         return candidates.topk(min(size, candidates.shape[1]), dim=1).values
 
@@ -122,7 +122,7 @@ class StreamingWeights:
 
     @property
     def log_mean_exp(self) -> Tensor:
-        """log(1/K sum_s w_s), shape ``(n,)``."""
+        """log(1/K sum_s w_s), shape `(n,)`."""
         self._started()
         origin = torch.where(self._largest == -math.inf, 0.0, self._largest)
         result = origin + (self._sum / self.count).log()
@@ -131,14 +131,14 @@ class StreamingWeights:
 
     @property
     def ess(self) -> Tensor:
-        """Effective sample size (sum w)^2 / sum w^2, shape ``(n,)``; 0 where all weights are."""
+        """Effective sample size (sum w)^2 / sum w^2, shape `(n,)`; 0 where all weights are."""
         self._started()
         ess = self._sum.square() / self._sum_of_squares
         return torch.where(self._sum == 0, 0.0, ess).to(self._smallest.dtype)
 
     @property
     def monte_carlo_error(self) -> Tensor:
-        """Standard error of ``log_mean_exp``, shape ``(n,)``; NaN for a single sample."""
+        """Standard error of `log_mean_exp`, shape `(n,)`; NaN for a single sample."""
         self._started()
         if self.count < 2:
             return torch.full_like(self._smallest, math.nan)
@@ -148,19 +148,19 @@ class StreamingWeights:
 
     @property
     def khat(self) -> Tensor:
-        """Pareto k-hat, shape ``(n,)``; the special values are those of :func:`pareto_khat`."""
+        """Pareto k-hat, shape `(n,)`; the special values are those of `pareto_khat`."""
         self._started()
         top = self._top(tail_size(self.count) + 1)
         return khat_of_tail(top, self._smallest, self.count)
 
     @property
     def mean_log_weight(self) -> Tensor:
-        """1/K sum_s log w_s, shape ``(n,)``; ``-inf`` where a weight is zero."""
+        """1/K sum_s log w_s, shape `(n,)`; `-inf` where a weight is zero."""
         self._started()
         return self._log_weights.mean
 
     @property
     def log_weight_variance(self) -> Tensor:
-        """Unbiased variance of the log weights over samples, shape ``(n,)``."""
+        """Unbiased variance of the log weights over samples, shape `(n,)`."""
         self._started()
         return self._log_weights.variance
