@@ -1,0 +1,101 @@
+"""An opened pair: checked, in evaluation mode, its rows in chunks, whatever the rows come as."""
+
+from __future__ import annotations
+
+import pyro
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ppl_vae.checks import opened
+from ppl_vae.guides import FullCovariance, MeanField, PerRow
+from ppl_vae.models import VAE, ProbabilisticPCA
+from ppl_vae.networks import MLP
+from ppl_vae.pairs import PairError
+
+
+def pair() -> tuple[ProbabilisticPCA, MeanField]:
+    torch.manual_seed(0)
+    return ProbabilisticPCA((3,), 2), MeanField((3,), 2, MLP((4,)))
+
+
+@pytest.mark.parametrize("size", [1, 7, 100, 1000])
+def test_chunks_are_all_rows_in_order_on_their_own(size: int) -> None:
+    x = torch.arange(300.0).reshape(100, 3)
+    with opened(*pair(), x) as session:
+        assert session.num_rows == 100
+        chunks = list(session.chunks(size))
+    assert all(isinstance(chunk, Tensor) and len(chunk) <= size for chunk in chunks)
+    assert torch.equal(torch.cat(chunks), x)  # type: ignore[arg-type]
+
+
+def test_a_loader_s_batches_are_cut_and_its_whole_first_batch_is_checked() -> None:
+    x = torch.randn(250, 3)
+    with opened(*pair(), DataLoader(x, batch_size=100)) as session:  # type: ignore[arg-type]
+        assert session.num_rows is None
+        assert len(session.first) == 64
+        chunks = list(session.chunks(64))
+    assert [len(chunk) for chunk in chunks] == [64, 36, 64, 36, 50]
+    assert torch.equal(torch.cat(chunks), x)  # type: ignore[arg-type]
+    x[90] = torch.nan
+    with (
+        pytest.raises(PairError, match="NaN in 1 of the 100 rows"),
+        opened(*pair(), DataLoader(x, batch_size=100)),  # type: ignore[arg-type]
+    ):
+        pass
+
+
+def test_inside_there_are_no_gradients_no_dropout_and_a_generator_of_its_own() -> None:
+    torch.manual_seed(0)
+    network = MLP((4,))
+    model, guide = VAE((3,), 2, network), MeanField((3,), 2, network)
+    guide.head = nn.Sequential(guide.head, nn.Dropout(0.5))  # type: ignore[assignment]
+    x = (torch.rand(5, 3) > 0.5).float()
+    before = torch.get_rng_state()
+    with opened(model, guide, x, seed=3):
+        assert not torch.is_grad_enabled()
+        assert not model.training
+        assert not guide.training
+        one = torch.rand(())
+    assert model.training
+    assert guide.training
+    assert torch.equal(torch.get_rng_state(), before)
+    with opened(model, guide, x, seed=3):
+        assert torch.equal(torch.rand(()), one)
+
+
+def test_a_guide_with_rows_of_its_own_gets_all_of_them_at_once() -> None:
+    x = torch.randn(70, 3)
+    model, _ = pair()
+    guide = PerRow(FullCovariance((3,), 2, MLP((4,))), x)
+    with opened(model, guide, x) as session:
+        assert len(session.first) == 70
+        assert session.rows_at_once(10**6) == 70
+        assert session.chunk_sizes(4)[0] == 70
+    with (
+        pytest.raises(ValueError, match="give them in one tensor"),
+        opened(model, guide, DataLoader(x, batch_size=70)),  # type: ignore[arg-type]
+    ):
+        pass
+
+
+def test_all_rows_can_be_asked_for_at_once() -> None:
+    with opened(*pair(), torch.randn(70, 3), whole=True) as session:
+        assert len(session.first) == 70
+
+
+def test_nothing_is_left_behind_by_an_error_inside() -> None:
+    model, guide = pair()
+
+    def with_parameter(x: Tensor) -> None:
+        pyro.param("unused", torch.tensor(1.0))
+        guide(x)
+
+    x = torch.randn(4, 3)
+    state = torch.get_rng_state()
+    with pytest.raises(KeyError), opened(model, with_parameter, x, seed=0):
+        raise KeyError
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not list(pyro.get_param_store().keys())
+    assert torch.is_grad_enabled()
