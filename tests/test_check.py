@@ -552,8 +552,8 @@ def test_iterables_and_tuples() -> None:
 @pytest.mark.parametrize(
     ("objective", "words"),
     [
-        (TraceELBO(), "TraceELBO does not do"),
-        (MeanFieldELBO(), "MeanFieldELBO does not do"),
+        (TraceELBO(), "TraceELBO does not enumerate"),
+        (MeanFieldELBO(), "MeanFieldELBO does not enumerate"),
         (ELBO(beta=2.0), "no KL that beta = 2.0"),
         (ELBO(beta=LinearWarmup(5)), "no KL that beta"),
         (ELBO(free_bits=0.1), "no free bits"),

@@ -45,6 +45,7 @@ class ELBO(Objective):
     `mean_field_violations`); otherwise `TraceELBO`.
 
     Example:
+        >>> from ppl_vae.objectives import LinearWarmup
         >>> ELBO(beta=LinearWarmup(epochs=20)).beta_at(5)
         0.25
     """

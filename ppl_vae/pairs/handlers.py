@@ -20,7 +20,7 @@ class ScaleLatents(Messenger):
     alike. Unlike `poutine.scale`, it does not scale observed sites, and it allows a scale of zero.
 
     Example:
-        >>> import pyro, pyro.distributions as dist, pyro.poutine as poutine
+        >>> import torch, pyro, pyro.distributions as dist, pyro.poutine as poutine
         >>> def model():
         ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
         ...     pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(0.0))
