@@ -2,10 +2,10 @@
 
 Each function takes any Pyro model/guide pair:
 
-- `check`, `fit`: look at a pair, train it; `fit_em`: EM for models with closed forms;
-- `evaluate`, `annealed_importance_sampling`, `bidirectional_monte_carlo`: the bound beside log p(x);
-- `inference_gaps`, `diagnose`: where the bound is lost, and why a posterior collapsed;
-- `refit_guide`, `refit_prior`: another guide or prior for a model that stays;
+- `check`, `fit`: check and train a pair; `fit_em`: EM for models with closed forms;
+- `evaluate`, `annealed_importance_sampling`, `bidirectional_monte_carlo`: the bound next to log p(x);
+- `inference_gaps`, `diagnose`: where the bound is loose, and why a posterior collapsed;
+- `refit_guide`, `refit_prior`: another guide or prior for a model that is kept;
 - `load_data`, `save_run`, `load_run`, `to_arviz`: data, runs on disk, ArviZ.
 """
 

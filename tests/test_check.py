@@ -250,7 +250,7 @@ def test_a_pair_that_can_not_take_a_shorter_batch() -> None:
 
     assert check(model, of_all_rows, X).ok
     report = check(model, of_all_rows, X, ragged=True)
-    assert "not on one with a row less" in only(report).message
+    assert "not on one with fewer rows" in only(report).message
 
 
 # -- data ------------------------------------------------------------------------------------------------
@@ -552,10 +552,10 @@ def test_iterables_and_tuples() -> None:
 @pytest.mark.parametrize(
     ("objective", "words"),
     [
-        (TraceELBO(), "TraceELBO does not do"),
-        (MeanFieldELBO(), "MeanFieldELBO does not do"),
-        (ELBO(beta=2.0), "no KL for beta = 2.0"),
-        (ELBO(beta=LinearWarmup(5)), "no KL for beta"),
+        (TraceELBO(), "TraceELBO does not enumerate"),
+        (MeanFieldELBO(), "MeanFieldELBO does not enumerate"),
+        (ELBO(beta=2.0), "no KL that beta = 2.0"),
+        (ELBO(beta=LinearWarmup(5)), "no KL that beta"),
         (ELBO(free_bits=0.1), "no free bits"),
     ],
     ids=str,

@@ -552,7 +552,9 @@ def test_a_latent_of_all_rows_can_not_be_summed_out() -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Normal(LOCS[c], 1.0), obs=x)
 
-    with pytest.raises(PairError, match="'c' is to be summed out, but is outside of plate 'data'"):
+    with pytest.raises(
+        PairError, match="'c' is marked for enumeration, but is outside of plate 'data'"
+    ):
         evaluate(model, nothing, torch.zeros(3))
 
 

@@ -163,4 +163,4 @@ def test_a_nan_in_one_process_stops_both(two: Path) -> None:
     assert found[0] == found[1]
     assert found[0]["site"] == "x"
     assert found[0]["step"] == 2
-    assert "data observed at it are NaN" in found[0]["message"]
+    assert "its observed data are NaN" in found[0]["message"]

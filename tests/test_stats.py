@@ -262,7 +262,7 @@ def test_streaming_errors_say_what_to_do() -> None:
     weights.update(torch.zeros(4, 3))
     with pytest.raises(ValueError, match="3 rows, this one has 2"):
         weights.update(torch.zeros(4, 2))
-    with pytest.raises(ValueError, match="10 samples were announced, but 11"):
+    with pytest.raises(ValueError, match="num_samples is 10, but there are 11"):
         weights.update(torch.zeros(7, 3))
     with pytest.raises(ValueError, match="at least 1"):
         StreamingWeights(0)

@@ -1,4 +1,4 @@
-"""What is wrong with a pair or its data, and a checked pair opened for evaluation."""
+"""Checks of a pair and its data, and the session in which a checked pair is evaluated."""
 
 from __future__ import annotations
 

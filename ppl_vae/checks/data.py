@@ -1,4 +1,4 @@
-"""Data that a pair cannot be given: NaN, outside of the likelihood's support, of a shape that does not fit."""
+"""Checks of the data for a pair: NaN, values outside the likelihood's support, shapes that do not fit."""
 
 from __future__ import annotations
 
@@ -31,17 +31,18 @@ from ppl_vae.runtime import preserve_random_state
 
 
 def check_data(pair: Pair, batch: Batch) -> None:
-    """Refuses a batch that a pair cannot be run on, in plain words; call it inside of `pair.scope()`.
+    """Raises an error that explains the problem if a pair cannot run on a batch.
 
-    Runs both programs once, in evaluation mode and without gradients; leaves the random generators alone.
+    Runs both programs once, in evaluation mode and without gradients. The random generators do not change.
+    Call it inside `pair.scope()`.
 
     Args:
         pair: Model and guide.
-        batch: What the two are called with.
+        batch: The batch that model and guide are called with.
 
     Raises:
         PairError: A program raises on the batch, its observed sites are not in a plate over the rows, a
-            value does not fit its distribution, or data are NaN, infinite or outside of the support.
+            value does not fit its distribution, or data are NaN, infinite or outside the support.
     """
     with preserve_random_state(), pair.mode(training=False):
         traces = run_pair(pair, batch)
@@ -53,14 +54,14 @@ def check_data(pair: Pair, batch: Batch) -> None:
 
 
 class DataCheck:
-    """Looks at the data of batch after batch: NaN, infinite, or outside of the likelihood's support.
+    """Checks the data of one batch after another for values that are NaN, infinite or outside the support.
 
-    Where every observed value is a tensor of the batch itself, and its support the same for all rows, the
-    programs need not run: the tensors are looked at. Otherwise they run, as in `check_data`.
+    If every observed value is a tensor of the batch itself and its support is the same for all rows, only the
+    tensors are checked and the programs do not run. Otherwise the programs run, as in `check_data`.
 
     Args:
-        pair: Model and guide; make and use the object inside of `pair.scope()`.
-        batch: A batch that `check` has found good.
+        pair: Model and guide; make and use the object inside `pair.scope()`.
+        batch: A batch in which `check` has found no errors.
     """
 
     def __init__(self, pair: Pair, batch: Batch) -> None:
@@ -82,7 +83,7 @@ class DataCheck:
             self._as_they_come.append((found[0], name, site, found[1]))
 
     def first_problem(self, batch: Batch) -> tuple[str, int | None] | None:
-        """What is wrong with the data of a batch, and the first such row in it; None if nothing is."""
+        """The first problem with the data of a batch and the first row that has it; None if there is none."""
         n, args = num_rows(batch), as_args(batch)
         found: tuple[Problem, list[int]] | None = None
         if self._as_they_come is not None:
@@ -100,18 +101,21 @@ class DataCheck:
     def _run(self, batch: Batch) -> tuple[Trace, Trace] | None:
         with preserve_random_state(), self._pair.mode(training=False):
             traces = run_pair(self._pair, batch)
-        # What a program raises on this batch, the training will say.
+        # If a program raises on this batch, training reports it.
         return None if isinstance(traces, Problem) else traces
 
 
 def _as_it_comes(site: Any, args: tuple[Tensor, ...]) -> tuple[int, Constraint] | None:
-    """Which argument an observed value is, and the support of any row; None if it is computed, or varies."""
+    """The index of the argument that an observed value is, and the support that all rows share.
+
+    None if the value is computed or the support varies.
+    """
     value = site["value"]
     if isinstance(site["mask"], Tensor):
         return None
     try:
         support = _of_any_row(site["fn"].support, alone=len(args) == 1)
-    except Exception:  # distributions that state no support
+    except Exception:  # distributions without a support
         return None
     for i, x in enumerate(args):
         if (
@@ -128,7 +132,7 @@ def _as_it_comes(site: Any, args: tuple[Tensor, ...]) -> tuple[int, Constraint] 
 
 
 def _of_any_row(support: Constraint, alone: bool) -> Constraint | None:
-    """A support without tensors of the size of a batch; None if they are not the same everywhere."""
+    """A support whose tensors are reduced to single numbers; None if a tensor's values differ."""
     support = copy.copy(support)
     for name, part in list(vars(support).items()):
         if isinstance(part, Constraint):
@@ -146,7 +150,7 @@ def _of_any_row(support: Constraint, alone: bool) -> Constraint | None:
 
 
 def data_problems(model_trace: Trace, batch: Batch) -> Iterator[Problem]:
-    """Data outside of a plate over the rows, NaN, or outside of their support."""
+    """Problems with observed data: not in a plate over the rows, NaN or infinite, outside the support."""
     seen = observed_sites(model_trace)
     n = num_rows(batch)
     dim: int | None = None
@@ -164,7 +168,7 @@ def data_problems(model_trace: Trace, batch: Batch) -> Iterator[Problem]:
 def _unusable(
     name: str, site: Any, n: int, dim: int | None, support: Constraint | None = None
 ) -> tuple[Problem, list[int]] | None:
-    """What makes the data at an observed site useless, and in which rows (none if that cannot be told)."""
+    """The problem with the data at an observed site, if any, and its rows (none if they are not known)."""
     fn, value = site["fn"], site["value"]
     if value.numel() == 0:  # pyro.factor
         return None
@@ -172,21 +176,21 @@ def _unusable(
         rows = rows_not_finite(site, dim)
         what = "NaN" if bool(torch.isnan(value).any()) else "infinite"
         advice = (
-            f"the data at site '{name}' are {what} in {len(rows) or 1} of the {n} rows looked at: remove "
-            "those rows, or put any number there and hide it from the likelihood with poutine.mask"
+            f"the data at site '{name}' are {what} in {len(rows) or 1} of the {n} rows checked: remove those "
+            "rows, or replace these values by any number and hide them from the likelihood with poutine.mask"
         )
         return Problem("error", name, advice), rows
     base = fn
     while isinstance(base, (Independent, dist.ExpandedDistribution, dist.MaskedDistribution)):
-        if isinstance(base, dist.MaskedDistribution):  # what it hides may be anything
+        if isinstance(base, dist.MaskedDistribution):  # masked values may be anything
             return None
         base = base.base_dist
     kind = type(base).__name__
     try:
         inside = (fn.support if support is None else support).check(value)
-    except Exception:  # distributions that state no support, or not for this shape
+    except Exception:  # distributions without a support, or without one for this shape
         return None
-    if kind == "Beta":  # whose density at 0 and 1 may be infinite
+    if kind == "Beta":  # its density at 0 and 1 may be infinite
         inside = inside & ~_any_of_event((value <= 0.0) | (value >= 1.0), fn)
     if isinstance(site["mask"], Tensor):
         inside = inside | ~site["mask"]
@@ -208,7 +212,7 @@ def _unusable(
 
 
 def rows_not_finite(site: Any, dim: int | None) -> list[int]:
-    """The rows, counted from 0 along the plate at `dim`, with NaN or infinite data at an observed site."""
+    """The rows with NaN or infinite data at an observed site, counted from 0 along the plate at `dim`."""
     return _rows_of(_any_of_event(~torch.isfinite(site["value"]), site["fn"]), dim)
 
 
@@ -233,7 +237,7 @@ def _describe(fn: Any) -> str:
 
 
 def shape_problems(model_trace: Trace, guide_trace: Trace) -> Iterator[Problem]:
-    """Values, distributions and plates whose shapes do not agree."""
+    """Problems with shapes: values, distributions and plates that do not agree."""
     for role, trace in (("model", model_trace), ("guide", guide_trace)):
         for name, site in sample_sites(trace).items():
             frames = [f for f in site["cond_indep_stack"] if f.vectorized]
@@ -258,9 +262,9 @@ def shape_problems(model_trace: Trace, guide_trace: Trace) -> Iterator[Problem]:
                     "error",
                     name,
                     f"site '{name}' in the {role} has log densities of shape {actual}, but its plates "
-                    f"({plates or 'none'}) make {tuple(expected)}: add "
-                    f".to_event({max(1, len(actual) - len(expected))}) to its distribution, or the plate "
-                    "that is missing",
+                    f"({plates or 'none'}) give the shape {tuple(expected)}: add "
+                    f".to_event({max(1, len(actual) - len(expected))}) to its distribution, or the missing "
+                    "plate",
                 )
     for name, site in latent_sites(model_trace).items():
         other = guide_trace.nodes.get(name)

@@ -1,4 +1,4 @@
-"""check(): what is wrong with a pair, in plain words, before a training is spent on it."""
+"""`check`: finds what is wrong with a pair before time is spent on training."""
 
 from __future__ import annotations
 
@@ -46,24 +46,31 @@ def check(
     max_epochs: int | None = None,
     ragged: bool = False,
 ) -> Report:
-    """Looks for what is wrong with a pair, by running it on one batch.
+    """Looks for errors in a pair by running it on one batch.
 
-    Looked for: latents that only one of the two programs has; shapes and plates that differ; data that are not
-    in a plate over rows, or outside of the likelihood's support; latents without a reparameterized
-    sampler, or with dependencies, that the objective cannot have; parameters that receive no gradient;
-    a beta warm-up longer than the training. Nothing is changed: neither weights, batch-norm
-    statistics, the parameter store nor the random generators.
+    It looks for:
+
+    - latents that only one of the two programs has;
+    - shapes and plates that differ;
+    - data that are not in a plate over rows, or that are outside the likelihood's support;
+    - latents that the objective does not support, because they have no reparameterized sampler or because of
+      their dependencies;
+    - parameters that receive no gradient;
+    - a beta warm-up that is longer than the training.
+
+    Nothing is changed: not the weights, the batch-norm statistics, the parameter store or the random
+    generators.
 
     Args:
         model: Pyro program of p(x, z).
         guide: Pyro program of q(z | x).
-        x: DataLike as for `fit`; the first 64 rows (or the first batch) are used.
-        objective: The objective to be trained with; the default ELBO if None.
-        max_epochs: The length of the training, to be compared with the warm-up of beta.
-        ragged: Also try a batch with a row less, as the last batch of an epoch may be.
+        x: Data as for `fit`; the first 64 rows (or the first batch) are used.
+        objective: The objective to train with; the default ELBO if None.
+        max_epochs: The length of the training, to compare with the warm-up of beta.
+        ragged: Also try a batch with one row fewer, because the last batch of an epoch may be smaller.
 
     Returns:
-        A `Report`: true if there are no errors, printable, with `.problems`.
+        A `Report`: true if there are no errors, printable, with the list of `.problems`.
 
     Example:
         >>> import pyro.distributions as dist
@@ -90,7 +97,7 @@ def check(
 
 @contextmanager
 def _restored(pair: Pair) -> Iterator[None]:
-    """Takes back what a first run changes in modules: an autoguide makes its parameters for that batch."""
+    """Undoes what a first run changes in modules: an autoguide creates its parameters for that batch."""
     modules = [m for root in pair.modules().values() for m in root.modules()]
     parts = [dict(vars(m)) for m in modules]
     inner = [(d, dict(d)) for part in parts for d in part.values() if isinstance(d, dict)]
@@ -111,7 +118,7 @@ def _restored(pair: Pair) -> Iterator[None]:
 def check_batch(
     pair: Pair, batch: Batch, objective: Objective, max_epochs: int | None, ragged: bool
 ) -> Report:
-    """`check` on a given batch, inside of `pair.scope()`."""
+    """`check` on a given batch, inside `pair.scope()`."""
     problems: list[Problem] = list(_warmup(objective, max_epochs))
     before: Any = pyro.get_param_store().get_state()
     inside: Any = {key: dict(value) for key, value in before.items()}
@@ -123,7 +130,7 @@ def check_batch(
 
 def _run_all(pair: Pair, batch: Batch, wanted: Objective, ragged: bool) -> Iterator[Problem]:
     shared = list(_shared_names(pair))
-    if shared:  # before anything runs: Pyro would make one parameter of the two
+    if shared:  # before anything runs, because Pyro would merge the two parameters into one
         yield from shared
         return
     traces = run_pair(pair, batch)
@@ -149,7 +156,7 @@ def _run_all(pair: Pair, batch: Batch, wanted: Objective, ragged: bool) -> Itera
             "error",
             bad[0],
             f"before any training, the first site that is not finite is {bad[1]}: look at the parameters "
-            "of its distribution, and how they begin",
+            "of its distribution and their initial values",
         )
         return
     try:
@@ -164,14 +171,14 @@ def _run_all(pair: Pair, batch: Batch, wanted: Objective, ragged: bool) -> Itera
             yield Problem(
                 "error",
                 wrong[0].site,
-                "the pair runs on a full batch but not on one with a row less, as the last batch of an "
-                f"epoch has ({wrong[0].message}). If the guide keeps parameters for each row, train with "
+                "the pair runs on a full batch but not on one with fewer rows, such as the last batch of an "
+                f"epoch ({wrong[0].message}). If the guide keeps parameters for each row, train with "
                 "batch_size = the number of rows",
             )
             return
     try:
         objective = wanted.resolve(pair, batch)
-    except ValueError as error:  # free bits, where latents are enumerated
+    except ValueError as error:  # free bits with enumerated latents
         yield Problem("error", "", str(error))
         return
     summed = list(_summed_out(layout, objective))
@@ -186,8 +193,8 @@ def _run_all(pair: Pair, batch: Batch, wanted: Objective, ragged: bool) -> Itera
                 "error",
                 site,
                 f"the analytic KL of site '{site}' is wrong for this pair: in the model its density depends "
-                f"on {names}, which in the guide is sampled from it. Use TraceELBO (the default objective "
-                "chooses so by itself), or sample in the model's order in the guide",
+                f"on {names}, but in the guide this dependence is reversed. Use TraceELBO (the default "
+                "objective selects it automatically), or sample in the model's order in the guide",
             )
     try:
         yield from _gradients(pair, layout, batch, objective)
@@ -196,7 +203,7 @@ def _run_all(pair: Pair, batch: Batch, wanted: Objective, ragged: bool) -> Itera
 
 
 def _summed_out(layout: Layout, objective: Objective) -> Iterator[Problem]:
-    """Latents that the model is to sum out, with an objective that does not, or that would weigh them."""
+    """Latents to be summed out in the model, if the objective does not do that or has a beta other than 1."""
     if not layout.enumerated:
         return
     site = layout.enumerated[0]
@@ -204,16 +211,16 @@ def _summed_out(layout: Layout, objective: Objective) -> Iterator[Problem]:
         yield Problem(
             "error",
             site,
-            f"site '{site}' is not sampled by the guide but marked to be summed out in the model, which "
-            f"{type(objective).__name__} does not do: use EnumELBO (the default objective chooses so by "
-            "itself), or sample the site in the guide",
+            f"site '{site}' is not sampled by the guide but marked for enumeration in the model, and "
+            f"{type(objective).__name__} does not enumerate: use EnumELBO (the default objective selects it "
+            "automatically), or sample the site in the guide",
         )
     elif isinstance(objective, EnumELBO) and objective.beta != 1.0:
         yield Problem(
             "error",
             site,
-            f"site '{site}' is summed out in the model, so that it has no KL for beta = {objective.beta} to "
-            "weigh: train with beta = 1, or give the site to the guide",
+            f"site '{site}' is summed out in the model, so it has no KL that beta = {objective.beta} could "
+            "weight: train with beta = 1, or sample the site in the guide",
         )
 
 
@@ -223,7 +230,7 @@ def _warmup(objective: Objective, max_epochs: int | None) -> Iterator[Problem]:
             "warning",
             "max_epochs",
             f"beta warms up for {objective.warmup_epochs:g} epochs, but the training ends after "
-            f"{max_epochs}: it never reaches its final value; train longer or shorten the warm-up",
+            f"{max_epochs}: beta never reaches its final value; train longer or shorten the warm-up",
         )
 
 
@@ -258,12 +265,12 @@ def _names(model_trace: Trace, guide_trace: Trace) -> Iterator[Problem]:
             )
     if not seen:
         yield Problem(
-            "error", "", "the model observes nothing: give pyro.sample(..., obs=x) the data"
+            "error", "", "the model observes nothing: pass the data to pyro.sample(..., obs=x)"
         )
 
 
 def _shared_names(pair: Pair) -> Iterator[Problem]:
-    """PyroModules at top level have no name, so that their PyroParams can fall together in the store."""
+    """PyroParams of model and guide with the same name in the store: top-level PyroModules have no name."""
     roots = [p for p in (pair.model, pair.guide) if isinstance(p, pyro.nn.PyroModule)]
     if len(roots) < 2 or roots[0] is roots[1]:
         return
@@ -273,8 +280,8 @@ def _shared_names(pair: Pair) -> Iterator[Problem]:
             yield Problem(
                 "error",
                 name,
-                f"model and guide both have a PyroParam called '{name}': Pyro's parameter store would make "
-                "one of the two; rename one, or construct one of the modules with a name "
+                f"model and guide both have a PyroParam called '{name}': Pyro's parameter store would merge "
+                "them into one; rename one, or construct one of the modules with a name "
                 '(super().__init__(name="guide"))',
             )
 

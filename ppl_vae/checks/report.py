@@ -1,4 +1,4 @@
-"""What can be wrong with a pair, in plain words; and running a pair that may be wrong."""
+"""The problems found in a pair, and a run of a pair that catches its errors."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ppl_vae.pairs import Batch, Pair, PairError, Trace, as_args, first_line
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong.
+    """One problem.
 
     Attributes:
-        severity: `error` if training would be wrong or impossible, `warning` if it may be meant.
-        site: The site, plate, parameter or argument that it is about.
+        severity: `error` if training would be wrong or impossible, `warning` if it may be intended.
+        site: The site, plate, parameter or argument that has the problem.
         message: What is wrong, and what to do.
     """
 
@@ -34,18 +34,18 @@ class Problem:
 
 
 class PairWarning(UserWarning):
-    """Something about a pair that may be meant, but usually is not."""
+    """Something about a pair that may be intended, but usually is not."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `check` found; true if there are no errors."""
+    """The problems that `check` found; true if there are no errors."""
 
     problems: tuple[Problem, ...]
 
     @property
     def ok(self) -> bool:
-        """Whether nothing at all was found."""
+        """Whether there are no problems at all, not even warnings."""
         return not self.problems
 
     @property
@@ -60,19 +60,19 @@ class Report:
         return "\n".join(str(p) for p in self.problems) or "no problems found"
 
     def raise_errors(self) -> None:
-        """Raises a `PairError` with all errors, if there are any."""
+        """Raises one `PairError` with all errors, if there are any."""
         if self.errors:
             raise PairError("\n".join(p.message for p in self.errors))
 
     def show_warnings(self) -> None:
-        """Issues a `PairWarning` for each of the other problems."""
+        """Issues a `PairWarning` for each warning."""
         for problem in self.problems:
             if problem.severity == "warning":
                 warnings.warn(problem.message, PairWarning, stacklevel=4)
 
 
 def run_pair(pair: Pair, batch: Batch) -> tuple[Trace, Trace] | Problem:
-    """The traces of model and guide on a batch, or what they raised, in plain words."""
+    """The traces of model and guide on a batch, or a `Problem` that explains the error that one raised."""
     args = as_args(batch)
     role = "guide"
     try:
@@ -95,7 +95,7 @@ def run_pair(pair: Pair, batch: Batch) -> tuple[Trace, Trace] | Problem:
 
 
 def _other_dtype(pair: Pair, args: tuple[Tensor, ...], error: Exception) -> str:
-    """The remedy, if a program raised because data and parameters differ in type."""
+    """The remedy if a program raised because data and parameters have different dtypes; otherwise empty."""
     if not re.search(r"dtype|scalar type|input type|data type", str(error), re.IGNORECASE):
         return ""
     stored = pyro.get_param_store().named_parameters()

@@ -1,4 +1,4 @@
-"""A pair opened for evaluation: checked, in evaluation mode, its rows in chunks that fit in memory."""
+"""A pair opened for evaluation: checked, in evaluation mode, with its rows in chunks that fit in memory."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from ppl_vae.pairs import (
 from ppl_vae.runtime import device_of, progress_bar
 
 MEMORY_BUDGET = 64 * 2**20
-"""Bytes of intermediate results that one chunk of rows x samples may make."""
+"""Bytes of intermediate results that one chunk of rows x samples may take."""
 
 FIRST_ROWS = 64
-"""Rows that a pair is checked on, and its layout found with."""
+"""Number of rows on which a pair is checked and its layout is found."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Session:
     """An opened pair and its rows.
 
     Attributes:
-        pair: The pair, inside of its scope, in evaluation mode, without gradients.
-        layout: Which plate holds the rows, and what the sites are.
-        first: The first rows, on the device: those that were checked.
-        device: Where the pair's parameters are.
+        pair: The pair, inside its scope, in evaluation mode, without gradients.
+        layout: The plate that holds the rows, and the roles of the sites.
+        first: The first rows, which were checked; on the device.
+        device: The device of the pair's parameters.
         batches: All rows.
         progress: Whether to show progress bars; None shows them on a terminal.
     """
@@ -56,16 +56,16 @@ class Session:
 
     @property
     def num_rows(self) -> int | None:
-        """How many rows there are; None if they come from an iterable."""
+        """The number of rows; None if they come from an iterable."""
         return num_rows(self.batches.rows) if self.batches.in_memory else None
 
     def chunk_sizes(self, num_samples: int, rows: int = FIRST_ROWS) -> tuple[int, int]:
-        """How many rows, and how many samples of each, to run at once; measured on the first `rows`."""
+        """How many rows to run at once, and how many samples of each; measured on the first `rows` rows."""
         few = self.first if self.pair.keeps_rows else take_rows(self.first, slice(0, rows))
         return chunk_sizes(self.pair, self.layout, few, num_samples)
 
     def rows_at_once(self, num_samples: int, rows: int = FIRST_ROWS) -> int:
-        """How many rows to run at once with all samples of each."""
+        """How many rows to run at once, with all samples of each row."""
         if self.pair.keeps_rows:
             return num_rows(self.first)
         at_once, samples = self.chunk_sizes(num_samples, rows)
@@ -97,21 +97,22 @@ def opened(
 ) -> Iterator[Session]:
     """Opens a pair for evaluation: checks it on the first rows, finds device and layout.
 
-    Inside, there are no gradients, the modules are in evaluation mode, the pair's own `pyro.param` values are
-    in force, and draws come from a generator of their own if there is a seed.
+    Inside, gradients are off, the modules are in evaluation mode, and the pair's own `pyro.param` values are
+    used. With a seed, draws do not touch the global random state.
 
     Args:
         model: Pyro program of p(x, z).
-        guide: Pyro program of q(z | x). If `fit` has trained just this pair, its `pyro.param` values are used.
+        guide: Pyro program of q(z | x). If `fit` has trained exactly this pair, its `pyro.param` values are
+            used.
         x: A tensor `(n, *event)`, a tuple of tensors, or an iterable of batches.
         seed: Seed for the draws; None draws from torch's global generator.
         progress: Whether to show progress bars; None shows them on a terminal.
-        whole: Take all rows for the first ones. A guide that keeps parameters for each row always gets them.
+        whole: Use all rows as the first rows. A guide that keeps parameters for each row always gets all rows.
 
     Raises:
-        PairError: The programs fail on the rows, the rows are not in a plate, data are NaN or outside of
-            the likelihood's support, or the guide ties the latents of different rows together.
-        ValueError: `x` has no rows; or it is an iterable, and all rows are needed at once.
+        PairError: The programs fail on the rows, the rows are not in a plate, data are NaN or outside the
+            likelihood's support, or the guide draws the latents of different rows jointly.
+        ValueError: `x` has no rows, or it is an iterable and all rows are needed at once.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -143,7 +144,7 @@ def opened(
 
 @contextmanager
 def evaluating(pair: Pair, seed: int | None) -> Iterator[None]:
-    """No gradients, evaluation mode, the pair's own parameters, and a seed of its own if one is given."""
+    """Turns gradients off, sets evaluation mode and the pair's own parameters, and a local seed if given."""
     with torch.no_grad(), pair.scope(), pair.mode(training=False):
         if seed is None:
             yield
@@ -154,7 +155,7 @@ def evaluating(pair: Pair, seed: int | None) -> Iterator[None]:
 
 
 def _device_of_modules(pair: Pair) -> torch.device:
-    """Where the pair's parameters are; the CPU if it has none."""
+    """The device of the pair's parameters; the CPU if it has none."""
     tensors = [p for module in pair.modules().values() for p in module.parameters()]
     return device_of([*tensors, *pair.store["params"].values()])
 
@@ -162,13 +163,13 @@ def _device_of_modules(pair: Pair) -> torch.device:
 def _all_rows(batches: Batches) -> int:
     if not batches.in_memory:
         raise ValueError(
-            "the guide keeps parameters for each row, or all rows are needed at once: give them in one tensor"
+            "the guide keeps parameters for each row, or all rows are needed at once: pass them in one tensor"
         )
     return num_rows(batches.rows)
 
 
 class _CountBytes(TorchDispatchMode):
-    """Adds up the bytes of everything that is computed inside of it."""
+    """Adds up the bytes of all tensors that are computed inside it."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -183,7 +184,7 @@ class _CountBytes(TorchDispatchMode):
 
 
 def chunk_sizes(pair: Pair, layout: Layout, batch: Batch, num_samples: int) -> tuple[int, int]:
-    """How many rows and samples to run at once, measured so as to stay in the memory budget."""
+    """How many rows and samples to run at once to stay within the memory budget; found by measurement."""
     n = num_rows(batch)
     used = []
     for k in (2, 6):
@@ -192,6 +193,6 @@ def chunk_sizes(pair: Pair, layout: Layout, batch: Batch, num_samples: int) -> t
         used.append(counter.total)
     a_sample = max(1.0, (used[1] - used[0]) / (4 * n))
     at_once = max(1, int(MEMORY_BUDGET / a_sample))
-    most = 64 if layout.vectorizes else 1024  # looped samples: the rows alone fill a run
+    most = 64 if layout.vectorizes else 1024  # if samples are looped over, only rows fill a run
     rows = n if pair.keeps_rows else max(1, min(most, at_once))
     return rows, max(1, min(num_samples, at_once // rows))

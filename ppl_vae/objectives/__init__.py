@@ -1,4 +1,4 @@
-"""What is optimized."""
+"""Training objectives, and schedules of beta."""
 
 from __future__ import annotations
 

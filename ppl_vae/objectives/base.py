@@ -1,4 +1,4 @@
-"""What an objective is."""
+"""The base class of objectives, and the loss that they return."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Loss:
     """One evaluation of an objective on a batch.
 
     Attributes:
-        loss: What is minimized, nats per row, differentiable.
-        elbo: The beta = 1 ELBO, nats per row, as a detached scalar; so are the next two.
-        rate: E_q log q(z | x) - log p(z).
-        distortion: - E_q log p(x | z).
+        loss: The quantity to minimize, in nats per row; differentiable.
+        elbo: The beta = 1 ELBO, in nats per row. A detached scalar, like `rate` and `distortion`.
+        rate: E_q log q(z | x) - log p(z), in nats per row.
+        distortion: - E_q log p(x | z), in nats per row.
         traces: The (model, guide) traces that the loss was computed from.
     """
 
@@ -38,15 +38,14 @@ class Loss:
 
 @dataclass(frozen=True)
 class Objective(ABC):
-    """What `fit` minimizes.
+    """An objective: defines the loss that `fit` minimizes.
 
     Attributes:
         beta: Weight of the KL: a number, or a schedule over epochs.
-        free_bits: Nats per latent dimension that are free of charge: each dimension's KL, averaged over the
-            batch, counts as max(free_bits, KL) (Kingma et al., arXiv:1606.04934). The latents of a site
-            whose density does not factorize over its dimensions are one group, with free_bits times
-            their number.
-        num_particles: Samples of z a row; drawn in one vectorized run where the pair allows that.
+        free_bits: Nats per latent dimension that add nothing to the penalty: each dimension's KL, averaged
+            over the batch, counts as max(free_bits, KL) (Kingma et al., arXiv:1606.04934). If the density of a
+            site does not factorize over its dimensions, they form one group with free_bits times their number.
+        num_particles: Samples of z per row, drawn in one vectorized run if the pair allows it.
     """
 
     beta: float | Schedule = 1.0
@@ -68,18 +67,18 @@ class Objective(ABC):
 
     @property
     def warmup_epochs(self) -> float:
-        """Epochs before which early stopping must not act."""
+        """The number of epochs during which early stopping must not act."""
         return self.beta.warmup_epochs if isinstance(self.beta, Schedule) else 0.0
 
     def resolve(self, pair: Pair, batch: Batch) -> Objective:
-        """The objective that will run on this pair: itself, unless it chooses by the pair."""
+        """The objective to use for this pair: this one, unless it selects another to suit the pair."""
         return self
 
     @property
     def needs_reparameterised_latents(self) -> bool:
-        """Whether a latent that has no reparameterized sampler makes the gradient wrong."""
+        """Whether the gradient is wrong if a latent has no reparameterized sampler."""
         return self.free_bits > 0
 
     @abstractmethod
     def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:
-        """Evaluates the loss on a batch with a given beta, inside of `pair.scope()`."""
+        """Evaluates the loss on a batch with a given beta; call it inside `pair.scope()`."""

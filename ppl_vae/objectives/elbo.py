@@ -1,4 +1,4 @@
-"""The ELBO in Pyro's estimators, with beta and free bits."""
+"""The ELBO by Pyro's estimators, with beta and free bits."""
 
 from __future__ import annotations
 
@@ -38,13 +38,14 @@ from ppl_vae.pairs import (
 
 @dataclass(frozen=True)
 class ELBO(Objective):
-    """The ELBO in the estimator of lowest variance that is right for the pair.
+    """The ELBO by the lowest-variance estimator that is right for the pair.
 
-    `EnumELBO` if a discrete latent is marked `infer={"enumerate": "parallel"}`; `MeanFieldELBO` if all
-    latents are reparameterized and no analytic KL would be wrong (see `mean_field_violations`);
-    otherwise `TraceELBO`.
+    The estimator is `EnumELBO` if a discrete latent is marked `infer={"enumerate": "parallel"}`;
+    `MeanFieldELBO` if all latents are reparameterized and no analytic KL would be wrong (see
+    `mean_field_violations`); otherwise `TraceELBO`.
 
     Example:
+        >>> from ppl_vae.objectives import LinearWarmup
         >>> ELBO(beta=LinearWarmup(epochs=20)).beta_at(5)
         0.25
     """
@@ -70,9 +71,9 @@ class ELBO(Objective):
 
 @dataclass(frozen=True)
 class TraceELBO(Objective):
-    """The ELBO by Pyro's `Trace_ELBO`: right for every pair, KL by sampling.
+    """The ELBO by Pyro's `Trace_ELBO`: right for every pair, with the KL estimated by sampling.
 
-    Reparameterised latents get pathwise gradients, the others score-function gradients.
+    Reparameterized latents get pathwise gradients, the others score-function gradients.
     """
 
     def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:
@@ -81,9 +82,9 @@ class TraceELBO(Objective):
 
 @dataclass(frozen=True)
 class MeanFieldELBO(Objective):
-    """The ELBO by Pyro's `TraceMeanField_ELBO`: analytic KL wherever torch or Pyro know one.
+    """The ELBO by Pyro's `TraceMeanField_ELBO`: with an analytic KL wherever torch or Pyro has one.
 
-    Right if no latent's parents in the model descend from it in the guide; `check` tells.
+    It is right if no latent's parents in the model descend from that latent in the guide; `check` tests this.
     """
 
     @property
@@ -99,9 +100,10 @@ class EnumELBO(Objective):
     """The ELBO by Pyro's `TraceEnum_ELBO`: discrete latents marked for enumeration are summed out.
 
     Raises:
-        PairError: beta differs from 1 and the model itself enumerates a latent: summed out exactly, it has
-            no KL that beta could weigh.
-        ValueError: Free bits are asked for: the KL of one latent is then a sum over the values of others.
+        PairError: beta differs from 1 and the model itself enumerates a latent. A latent that is summed out
+            exactly has no KL that beta could weight.
+        ValueError: free_bits is not 0. With enumeration, the KL of one latent is a sum over the values of
+            others.
     """
 
     def __post_init__(self) -> None:
@@ -109,21 +111,21 @@ class EnumELBO(Objective):
         if self.free_bits:
             raise ValueError(
                 "EnumELBO: there are no free bits for latents that are enumerated or depend on enumerated "
-                "ones; set free_bits=0, or use TraceELBO or MeanFieldELBO on a pair that enumerates nothing"
+                "ones; set free_bits=0, or use TraceELBO or MeanFieldELBO with a pair that enumerates nothing"
             )
 
     def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:
         if layout.enumerated and beta != 1.0:
             raise PairError(
-                f"site '{layout.enumerated[0]}' is summed out in the model, so that it has no KL for beta "
-                f"= {beta} to weigh: train with beta = 1, or give the site to the guide"
+                f"site '{layout.enumerated[0]}' is summed out in the model, so it has no KL that beta = {beta} "
+                "could weight: train with beta = 1, or sample the site in the guide"
             )
         return _pyro_loss(pyro.infer.TraceEnum_ELBO, self, pair, layout, batch, beta)
 
 
 @functools.cache
 def _recording(estimator: type[Any]) -> type[Any]:
-    """One of Pyro's ELBOs that keeps the traces it makes, so that they are measured and not made again."""
+    """A subclass of one of Pyro's ELBOs that keeps its traces, so that metrics need no second run."""
 
     class Recording(estimator):  # type: ignore[misc]
         def __init__(self, **kwargs: Any) -> None:
@@ -155,9 +157,10 @@ def _pyro_loss(
     model, guide = pair.model, pair.guide
     if isinstance(beta, Tensor) or beta != 1.0:
         model, guide = ScaleLatents(beta)(model), ScaleLatents(beta)(guide)
-    with warnings.catch_warnings():  # of a NaN, which the caller looks for
+    with warnings.catch_warnings():
+        # The caller checks for NaN itself.
         warnings.filterwarnings("ignore", "Encountered (NaN|.?inf)")
-        # A site marked for enumeration is sampled where the objective says so: the mark is a permission.
+        # The mark only allows enumeration: some objectives sample such sites.
         warnings.filterwarnings("ignore", "(?s).*If you want to enumerate sites")
         total = elbo.differentiable_loss(model, guide, *as_args(batch))
     traces = elbo.recorded
@@ -188,7 +191,7 @@ def _sum(traces: list[tuple[Any, Any]], which: int, names: tuple[str, ...]) -> T
 
 
 def _data_scale(model_trace: Any, layout: Layout) -> float:
-    """N / n where the model's plate stands for N rows of which the batch holds n."""
+    """N / n if the model's plate represents N rows of which the batch holds n; otherwise 1."""
     for frame in model_trace.nodes[layout.observed[0]]["cond_indep_stack"]:
         if frame.name == layout.plate and frame.full_size:
             return float(frame.full_size) / float(frame.size)
@@ -198,10 +201,10 @@ def _data_scale(model_trace: Any, layout: Layout) -> float:
 def _missing_free_bits(
     free_bits: float, layout: Layout, traces: list[tuple[Any, Any]], analytic: bool
 ) -> Tensor:
-    """sum over dimensions of max(0, free_bits - KL): what lifts each KL to its free bits.
+    """sum over dimensions of max(0, free_bits - KL): the amount that raises each KL to its free bits.
 
-    The KLs are the very terms of the estimator's loss, analytic or sampled, so that those below their free
-    bits cancel there to the last digit.
+    The KLs are the same terms as in the estimator's loss, analytic or sampled, so that a KL below its free
+    bits cancels in the loss exactly.
     """
     missing: list[Tensor] = []
     for name in layout.latents:
@@ -221,7 +224,7 @@ def _missing_free_bits(
 
 
 def _joint_kl(guide_site: Any, model_site: Any, analytic: bool) -> Tensor:
-    """KL(q || p) of a whole site, of its batch shape, as Pyro's estimators take it."""
+    """KL(q || p) of a whole site, as Pyro's estimators compute it; of the site's batch shape."""
     if analytic:
         try:
             kl = kl_divergence(guide_site["fn"], model_site["fn"])
@@ -234,7 +237,7 @@ def _joint_kl(guide_site: Any, model_site: Any, analytic: bool) -> Tensor:
 
 
 def _is_transformed_delta(site: dict[str, Any]) -> bool:
-    """Whether a site is an autoguide's Delta with a Jacobian, which Pyro's analytic KL leaves out."""
+    """Whether a site is an autoguide's Delta with a Jacobian, which Pyro's analytic KL ignores."""
     fn = site["fn"]
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist

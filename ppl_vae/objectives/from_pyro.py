@@ -23,7 +23,7 @@ _FROM_PYRO: dict[type[Any], type[Objective]] = {
 
 
 def as_objective(objective: Objective | pyro.infer.ELBO | None) -> Objective:
-    """Accepts Pyro's own ELBO objects, and None for the default.
+    """Converts one of Pyro's own ELBO objects to an objective, and None to the default.
 
     Example:
         >>> import pyro.infer

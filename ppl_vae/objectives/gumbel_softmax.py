@@ -1,4 +1,4 @@
-"""The Gumbel-softmax gradient for a discrete latent of a model that takes integers."""
+"""The Gumbel-softmax gradient for a discrete latent in a model that accepts only integers."""
 
 from __future__ import annotations
 
@@ -15,30 +15,29 @@ from ppl_vae.pairs import Batch, Layout, Pair, PairError, Site, as_args, num_row
 
 @dataclass(frozen=True)
 class GumbelSoftmaxELBO(Objective):
-    """The ELBO of one discrete latent, with pathwise gradients through a relaxed draw of it.
+    """The ELBO of one discrete latent, with pathwise gradients through a relaxed draw of the latent.
 
-    With f_k = log p(x | z = k) + beta (log p(z = k) - log q(z = k | x)) the ELBO is sum_k q_k f_k. Its
-    integrand is defined at the corners of the simplex only, at the one-hot vectors; what is relaxed is
-    its multilinear extension y -> sum_k y_k f_k, because no program for integers can be run between
-    the corners. y is drawn from the Gumbel-softmax (Concrete) distribution, softmax((log q + g) /
-    temperature) with Gumbel noise g (Jang et al., arXiv:1611.01144; Maddison et al.,
-    arXiv:1611.00712).
+    With f_k = log p(x | z = k) + beta (log p(z = k) - log q(z = k | x)), the ELBO is sum_k q_k f_k. Its
+    integrand is defined only at the corners of the simplex, the one-hot vectors. A program for integers
+    cannot run between the corners, so the multilinear extension y -> sum_k y_k f_k is relaxed instead. y is
+    drawn from the Gumbel-softmax (Concrete) distribution, softmax((log q + g) / temperature) with Gumbel
+    noise g (Jang et al., arXiv:1611.01144; Maddison et al., arXiv:1611.00712).
 
-    The value of y is the one-hot vector of its largest entry, exactly a draw from q, and its derivative
-    the relaxed one (straight-through): the loss and the gradient of the model are unbiased, the gradient
-    of the guide is not. Its bias vanishes with the temperature, while the variance grows. The derivative
-    of - log q_k within f_k, whose expectation is 0, is left out: it would be noise alone.
+    The value of y is the one-hot vector of its largest entry, which is exactly a draw from q. Its derivative
+    is that of the relaxed y (straight-through). The loss and the gradient of the model are unbiased; the
+    gradient of the guide is biased. As the temperature goes to 0, the bias vanishes but the variance grows. The
+    derivative of - log q_k within f_k is left out: its expectation is 0, so it would only add noise.
 
-    Every f_k is computed for this, which gives `EnumELBO` its exact gradient at the same cost: this
-    objective is here to be compared with it. The metrics (ELBO, rate, distortion) are exact sums.
+    Every f_k is computed. From these, `EnumELBO` gets its exact gradient at the same cost; this objective is
+    meant for comparison with it. The metrics (ELBO, rate, distortion) are exact sums.
 
     Attributes:
-        temperature: Of the softmax; positive.
+        temperature: Temperature of the softmax; positive.
 
     Raises:
-        PairError: The guide does not draw exactly one latent, with finite support, inside of the plate
-            over rows, or the model enumerates another.
-        ValueError: The temperature is not positive, or free bits are asked for.
+        PairError: The guide does not draw exactly one latent, with finite support, inside the plate over
+            rows, or the model enumerates another latent.
+        ValueError: The temperature is not positive, or free_bits is not 0.
 
     Example:
         >>> GumbelSoftmaxELBO(temperature=0.1)
@@ -85,7 +84,7 @@ class GumbelSoftmaxELBO(Objective):
 
 
 def _support(pair: Pair, layout: Layout, batch: Batch) -> Tensor:
-    """All values of the guide's one latent for every row, `(values, *plates, *event)`."""
+    """All values of the guide's only latent for every row, `(values, *plates, *event)`."""
     others = (*layout.enumerated, *layout.shared)
     if len(layout.draws) != 1 or others:
         drawn = ", ".join(f"'{name}'" for name in (*layout.draws, *others)) or "none"

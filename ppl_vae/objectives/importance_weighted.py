@@ -25,11 +25,12 @@ class ImportanceWeightedELBO(Objective):
     """The importance-weighted bound of Burda et al. (arXiv:1509.00519), row by row.
 
     L_K(x) = E log 1/K sum_k w_k with w_k = p(x | z_k) (p(z_k) / q(z_k | x))^beta and K = `num_particles`.
-    The sum is inside of each row: scales and plates stay outside of the log. Latents without a
+    The sum is within each row: scales and plates stay outside the log. Latents without a
     reparameterized sampler get the score-function gradient of the whole row's bound.
 
     Raises:
-        PairError: The pair has latents outside of the plate over rows, or free bits are asked for.
+        PairError: The pair has latents outside the plate over rows.
+        ValueError: free_bits is not 0.
     """
 
     num_particles: int = 5
@@ -38,15 +39,15 @@ class ImportanceWeightedELBO(Objective):
         super().__post_init__()
         if self.free_bits:
             raise ValueError(
-                "ImportanceWeightedELBO: the bound does not split into a KL and a rest, so that there are "
-                "no free bits; use ELBO, TraceELBO or MeanFieldELBO"
+                "ImportanceWeightedELBO: there are no free bits, because the bound is not a KL plus other "
+                "terms; use ELBO, TraceELBO or MeanFieldELBO"
             )
 
     def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:
         if layout.shared:
             raise PairError(
                 f"site '{layout.shared[0]}' is outside of plate '{layout.plate}': the importance-weighted "
-                "bound is a sum over rows and has no place for a latent of all rows; use TraceELBO"
+                "bound is a sum over rows and cannot include a latent shared by all rows; use TraceELBO"
             )
         rows = sample_rows(pair, layout, batch, self.num_particles)
         ratio = rows.log_prior - rows.log_guide

@@ -1,4 +1,4 @@
-"""Schedules of beta, the KL's weight, over the epochs of a training."""
+"""Schedules of beta, the weight of the KL, over the epochs of a training run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 class Schedule(ABC):
-    """The KL's weight beta as a function of training progress, counted in epochs (1.5: one and a half)."""
+    """The weight beta of the KL as a function of training progress in epochs (1.5 is one and a half epochs)."""
 
     @abstractmethod
     def __call__(self, epoch: float) -> float:
@@ -17,12 +17,12 @@ class Schedule(ABC):
     @property
     @abstractmethod
     def warmup_epochs(self) -> float:
-        """The number of epochs before which early stopping must not act."""
+        """The number of epochs during which early stopping must not act."""
 
 
 @dataclass(frozen=True)
 class LinearWarmup(Schedule):
-    """beta rises linearly from `start` to `end` over `epochs`, and stays there.
+    """beta rises linearly from `start` to `end` over `epochs`, then stays at `end`.
 
     Bowman et al., *Generating Sentences from a Continuous Space* (arXiv:1511.06349); Sonderby et al.,
     *Ladder Variational Autoencoders* (arXiv:1602.02282).
@@ -52,9 +52,9 @@ class LinearWarmup(Schedule):
 
 @dataclass(frozen=True)
 class Cyclical(Schedule):
-    """beta rises from `start` to `end` in the first `rise` of each `period` of epochs, then stays.
+    """beta rises from `start` to `end` in the first share `rise` of each `period` of epochs.
 
-    After `cycles` periods it stays at `end` for good.
+    It stays at `end` for the rest of the period, and after `cycles` periods for all remaining epochs.
     Fu et al., *Cyclical Annealing Schedule: A Simple Approach to Mitigating KL Vanishing* (arXiv:1903.10145).
 
     Example:

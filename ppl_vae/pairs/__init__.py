@@ -1,4 +1,4 @@
-"""What a pair is: two Pyro programs, their parameters, their traces, and the densities of single rows."""
+"""Pairs of a model and a guide: two Pyro programs, their parameters, traces and per-row densities."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where an analytic KL is right, and the KL of each latent dimension."""
+"""The KL of each latent dimension, and the latents whose analytic KL would be wrong."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from ppl_vae.pairs.traces import (
 
 
 def elementwise_kl(guide_site: Site, model_site: Site, analytic: bool = True) -> Tensor | None:
-    """KL(q || p) of each single latent number, or None if one of the two does not factorize (or if p is
-    one for each value of an enumerated latent).
+    """KL(q || p) of each single latent number.
 
-    Analytic where torch knows it, otherwise (or if `analytic` is false) the one-sample estimate
-    log q(z) - log p(z). What the guide masks has no KL.
+    The KL is analytic where torch has a formula. Otherwise, or if `analytic` is false, it is the one-sample
+    estimate log q(z) - log p(z). Values that the guide masks have no KL.
 
     Returns:
-        `(*batch, numbers of the event)`, in nats.
+        `(*batch, numbers of the event)`, in nats. None if q or p does not factorize, or if p is a separate
+        distribution for each value of an enumerated latent.
     """
     q, p = elementwise(guide_site["fn"]), elementwise(model_site["fn"])
     if q is None or p is None or len(p.batch_shape) > len(q.batch_shape):
@@ -53,11 +53,11 @@ def elementwise_kl(guide_site: Site, model_site: Site, analytic: bool = True) ->
 
 
 def mean_field_violations(pair: Pair, batch: Batch) -> dict[str, set[str]]:
-    """Latents whose analytic KL would be wrong, with the latents that make it so.
+    """Latents whose analytic KL would be wrong, each with the latents that cause it.
 
     The KL of a latent z_i is E_q[KL(q(z_i | parents) || p(z_i | parents))] as long as z_i's parents in the
-    model do not descend from z_i in the guide. Dependencies are read off by tracking where values
-    come from, not guessed from the order of the sites.
+    model do not descend from z_i in the guide. Dependencies are found by tracking the provenance of values,
+    not guessed from the order of the sites.
 
     Returns:
         A dict from each offending site to its parents in the model that descend from it in the guide.
@@ -70,7 +70,7 @@ def mean_field_violations(pair: Pair, batch: Batch) -> dict[str, set[str]]:
         try:
             with TrackProvenance():
                 model_trace, guide_trace = trace_pair(pair, batch)
-        except Exception:  # code that looks at a tensor's type; then take order for dependence
+        except Exception:  # code that checks a tensor's type; use the order as the dependence
             return _out_of_order(latents, guide_trace)
     parents = {n: _parents(model_trace.nodes[n]) & set(latents) - {n} for n in latents}
     ancestors: dict[str, set[str]] = {}
@@ -82,7 +82,7 @@ def mean_field_violations(pair: Pair, batch: Batch) -> dict[str, set[str]]:
 
 
 def _out_of_order(latents: list[str], guide_trace: Any) -> dict[str, set[str]]:
-    """Latents that the guide samples before one that the model samples earlier."""
+    """Latents that the guide samples before a latent that comes earlier in the model."""
     place = {name: i for i, name in enumerate(guide_trace.nodes)}
     found = {n: {p for p in latents[:i] if place[n] < place[p]} for i, n in enumerate(latents)}
     return {name: guilty for name, guilty in found.items() if guilty}

@@ -1,5 +1,6 @@
-"""Models that are made of their guide: a part of the model that has the methods `attach_guide` and
-`keep_guide`, such as a VampPrior.
+"""Models with a part that is defined by the guide, such as a VampPrior.
+
+Such a part has the methods `attach_guide` and `keep_guide`.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ from ppl_vae.pairs.programs import Program
 
 
 def attach_guide(model: Program, guide: Program) -> None:
-    """Tells the guide to those parts of the model that are made of it."""
+    """Passes the guide to the parts of the model that are defined by it."""
     for attach in _methods(model, "attach_guide"):
         attach(guide)
 
 
 def keep_guide(model: Program) -> bool:
-    """Makes the guide that is attached a part of the model, so that another one leaves p(x) as it is.
+    """Makes the attached guide a part of the model, so that another guide does not change p(x).
 
     Returns:
-        Whether any part of the model is made of a guide.
+        Whether any part of the model is defined by a guide.
     """
     found = False
     for keep in _methods(model, "keep_guide"):

@@ -1,8 +1,8 @@
 """Data as batches: a tensor (or a tuple of tensors) held in memory, or any iterable of batches.
 
-Tensors are cut by one gather with a permutation that depends on nothing but the seed and the epoch, so that the
-order of the data is known at every step without having been stored. Iterables (a `DataLoader`, say) keep
-their own order.
+Tensors are split by one gather with a permutation that depends only on the seed and the epoch. The order of the
+data is therefore known at every step without being stored. Iterables, such as a `DataLoader`, keep their own
+order.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ class Batches:
     """The rows of `x` as batches for the programs of a pair.
 
     Args:
-        x: A tensor `(n, *event)`; a tuple of such tensors for programs of several arguments; or an
-            iterable of batches (a list, too) that can be iterated once an epoch. Batches that hold more tensors
-            (labels, usually) than the model takes are cut: to its arguments without a default, and those
-            right after them whose default is None (`y=None`). Others (`annealing=1.0`) are options,
-            not data.
-        pair: The pair that will be given the batches.
+        x: A tensor `(n, *event)`; a tuple of such tensors for programs with several arguments; or an
+            iterable of batches (also a list) that can be iterated once per epoch. If a batch holds more
+            tensors than the model takes (usually labels), only the first ones are kept: one for each argument
+            without a default, and for each argument right after these whose default is None (`y=None`).
+            Other arguments (`annealing=1.0`) are options, not data.
+        pair: The pair that the batches are for.
 
     Raises:
-        TypeError: `x` is neither; or an iterator that can be read only once.
-        ValueError: No rows, or tensors with different numbers of rows.
+        TypeError: `x` is none of these, or is an iterator that can be read only once.
+        ValueError: There are no rows, or the tensors have different numbers of rows.
     """
 
     def __init__(self, x: DataLike, pair: Pair) -> None:
@@ -49,7 +49,7 @@ class Batches:
         elif isinstance(x, Iterator):
             raise TypeError(
                 f"x is a {type(x).__name__}, which can be read only once; give a DataLoader, a list of "
-                "batches, or another iterable that starts anew each time"
+                "batches, or another iterable that can be read again"
             )
         elif isinstance(x, Iterable):
             self._iterable: Iterable[Any] = x
@@ -66,12 +66,12 @@ class Batches:
 
     @property
     def rows(self) -> Batch:
-        """All rows, where they are in memory."""
+        """All rows; only if they are in memory."""
         assert self._rows is not None
         return self._rows
 
     def num_batches(self, batch_size: int) -> int | None:
-        """Batches in an epoch, or None for an iterable without a length."""
+        """The number of batches in an epoch, or None for an iterable without a length."""
         if self._rows is not None:
             return math.ceil(num_rows(self._rows) / batch_size)
         try:
@@ -80,13 +80,13 @@ class Batches:
             return None
 
     def first(self, batch_size: int) -> Batch:
-        """A first batch, to look at the pair with."""
+        """The first batch, for inspecting the pair."""
         for batch in self.ordered(batch_size):
             return batch
         raise ValueError("x holds no batches")
 
     def ordered(self, batch_size: int) -> Iterator[Batch]:
-        """Batches in the order of the rows."""
+        """The batches, in the order of the rows."""
         if self._rows is not None:
             for start in range(0, num_rows(self._rows), batch_size):
                 yield take_rows(self._rows, slice(start, start + batch_size))
@@ -99,8 +99,8 @@ class Batches:
     ) -> Iterator[tuple[Batch | None, int]]:
         """The batches of an epoch from step `start` on, as `(batch, rows of the global batch)`.
 
-        Of each global batch a process gets every `world`-th row; None if none is left for it. A batch
-        that holds all rows keeps their order, which guides with parameters for each row rely on.
+        A process gets every `world`-th row of each global batch, or None if no row is left for it. A batch
+        of all rows keeps their order, because guides with parameters for each row rely on it.
         """
         if self._rows is None:
             batches = self.ordered(batch_size)
@@ -148,7 +148,10 @@ class Batches:
 
 
 def _in_one_order(batches: Iterator[Batch], seed: int, epoch: int) -> Iterator[Batch]:
-    """Lets a loader that shuffles do so alike in every process: it draws its order for the first batch."""
+    """Makes a loader shuffle the same way in every process.
+
+    A seed for the first batch is enough, because a loader draws its order there.
+    """
     with torch.random.fork_rng():
         torch.manual_seed((seed * 1_000_003 + epoch) % 2**63)
         first = next(batches, None)
@@ -158,7 +161,7 @@ def _in_one_order(batches: Iterator[Batch], seed: int, epoch: int) -> Iterator[B
 
 
 def _num_arguments(pair: Pair) -> int | None:
-    """How many tensors the model takes; None if any number or if nothing can be found out."""
+    """The number of tensors that the model takes; None if it takes any number or has no readable signature."""
     program = pair.model.forward if isinstance(pair.model, torch.nn.Module) else pair.model
     try:
         parameters = inspect.signature(program).parameters.values()

@@ -1,8 +1,7 @@
-"""Per-row log densities of any pair under many samples.
+"""Per-row log densities of any pair for many samples.
 
-`sample_rows` says what each *row* contributes to log p(z), log p(x | z) and log q(z | x). A
-`Layout`, found once by `find_layout`, says which plate holds the rows and which
-sites are what.
+`sample_rows` computes what each *row* contributes to log p(z), log p(x | z) and log q(z | x). A `Layout`, found
+once by `find_layout`, names the plate that holds the rows and gives the role of each site.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ from ppl_vae.pairs.traces import Site, Trace, innermost, unscaled
 
 @dataclass(frozen=True)
 class RowDensities:
-    """What K samples from q(z | x) say of each of n rows; all log densities in nats, shape `(K, n)`.
+    """Log densities of n rows at K samples from q(z | x); all in nats, of shape `(K, n)`.
 
     Attributes:
         latents: The model's latent values by site, `(K, n, *event)`.
-        draws: The guide's random values by site, likewise (auxiliary variables included).
+        draws: The guide's random values by site, `(K, n, *event)`, including auxiliary variables.
         log_prior: log p(z).
         log_likelihood: log p(x | z), with sites that the model enumerates summed out.
         log_guide: log q(z | x).
@@ -61,17 +60,17 @@ def sample_rows(
     num_samples: int,
     values: Mapping[str, Tensor] | None = None,
 ) -> RowDensities:
-    """Draws `num_samples` latents a row from the guide and scores them, row by row.
+    """Draws `num_samples` latents per row from the guide and scores them, row by row.
 
-    Neither `poutine.scale` nor the weight of a subsampled plate enters: importance weights are
-    those of single rows. Call it inside of `pair.scope()`.
+    `poutine.scale` and the weight of a subsampled plate are left out, because importance weights are those of
+    single rows. Call it inside `pair.scope()`.
 
     Args:
         pair: The pair.
-        layout: What `find_layout` found.
+        layout: The result of `find_layout`.
         batch: n rows.
-        num_samples: K. Where the pair does not vectorize, the samples are drawn one after the other.
-        values: Values for the guide's random sites to score instead of drawing them.
+        num_samples: K. If the pair does not vectorize, the samples are drawn one after the other.
+        values: Values of the guide's random sites, to be scored instead of drawn.
     """
     if num_samples > 1 and not layout.vectorizes:
         parts = [
@@ -125,12 +124,12 @@ def sample_rows(
 
 
 def _enumerate_only(layout: Layout, site: Site) -> Any:
-    """Sites that the guide has drawn are not enumerated, whatever the model says of them."""
+    """Turns off enumeration for sites that the guide has drawn, even if the model marks them."""
     return {} if site["name"] in layout.enumerated else {"enumerate": None}
 
 
 def _summed_out(layout: Layout, trace: Trace, num_samples: int, n: int) -> tuple[Tensor, Tensor]:
-    """(log p(x | z), log p(z)) where the model's enumerated sites are summed out of p(x, z) and of p(z)."""
+    """(log p(x | z), log p(z)), with the model's enumerated sites summed out of p(x, z) and of p(z)."""
     trace.compute_log_prob()
     trace.pack_tensors()
     log_joint = _contracted(
@@ -143,7 +142,7 @@ def _summed_out(layout: Layout, trace: Trace, num_samples: int, n: int) -> tuple
 def _contracted(
     layout: Layout, trace: Trace, names: tuple[str, ...], num_samples: int, n: int
 ) -> Tensor:
-    """The log density of the named sites, the model's enumerated ones summed out: `(num_samples, n)`."""
+    """The log density of the named sites with the enumerated ones summed out, `(num_samples, n)`."""
     plates = set(trace.plate_to_symbol.values())
     terms: OrderedDict[frozenset[str], list[Any]] = OrderedDict()
     for name in (n for n in trace.nodes if n in names):
@@ -178,8 +177,8 @@ def _stack(parts: list[RowDensities]) -> RowDensities:
 def posterior_means(rows: RowDensities, layout: Layout) -> Tensor:
     """E_q[z | x] of every latent number of each row, `(n, dimensions)`.
 
-    The average over the samples of the conditional means that the guide's distributions state, or of the
-    samples themselves where a distribution states none.
+    For each site, this is the average over samples of the conditional means given by the guide's distribution,
+    or of the samples themselves if the distribution has no mean.
     """
     columns: list[Tensor] = []
     for name in layout.latents:
@@ -193,7 +192,7 @@ def posterior_means(rows: RowDensities, layout: Layout) -> Tensor:
 
 
 def stated_moment(rows: RowDensities, layout: Layout, name: str, moment: str) -> Tensor | None:
-    """The mean or variance that the guide's distribution at a site states, `(samples, n, *event)`."""
+    """The mean or variance of the guide's distribution at a site, `(samples, n, *event)`, if it states one."""
     site = rows.guide_trace.nodes[name]
     if isinstance(innermost(site["fn"]), dist.Delta) or site["fn"].has_enumerate_support:
         return None
@@ -204,8 +203,8 @@ def stated_moment(rows: RowDensities, layout: Layout, name: str, moment: str) ->
     if value.shape != site["fn"].batch_shape + site["fn"].event_shape:
         return None
     samples, n = rows.log_guide.shape
-    # A trace of looped samples is that of the last one alone: its moments stand for all of them only if
-    # they do not depend on other latents, which is not known here.
+    # After a loop over samples, the trace is that of the last sample alone. Its moments hold for all samples
+    # only if they do not depend on other latents, which is not known here.
     if not layout.vectorizes and samples > 1 and len(layout.draws) > 1:
         return None
     return rows_first({**site, "value": value}, layout, samples, n)

@@ -1,4 +1,4 @@
-"""What is wrong with a pair, as an error."""
+"""The error for a pair that cannot be used."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ class PairError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its name."""
+    """The first line of an error's message, or the error's name if the message is empty."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(":") if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Effect handlers for the programs of a pair: the KL scaled, latents given."""
+"""Effect handlers for the programs of a pair: scale the KL, set the values of latents."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ppl_vae.pairs.traces import (
 class ScaleLatents(Messenger):
     """Multiplies the log density of every latent site by `scale`: the KL's weight beta.
 
-    It has to be applied to model *and* guide, so that log p(z) and log q(z | x), or their analytic KL, are
-    scaled alike. Unlike `poutine.scale` it leaves observed sites alone and allows a scale of zero.
+    Apply it to model *and* guide, so that log p(z) and log q(z | x), or their analytic KL, are scaled
+    alike. Unlike `poutine.scale`, it does not scale observed sites, and it allows a scale of zero.
 
     Example:
-        >>> import pyro, pyro.distributions as dist, pyro.poutine as poutine
+        >>> import torch, pyro, pyro.distributions as dist, pyro.poutine as poutine
         >>> def model():
         ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
         ...     pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(0.0))
@@ -39,7 +39,7 @@ class ScaleLatents(Messenger):
 
 
 class Substitute(Messenger):
-    """Gives latent sites the values that it is told, and lets everything else run."""
+    """Sets latent sites to the given values; all other sites run as usual."""
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Which plate of a pair holds the rows, which sites are what, and tensors in those shapes."""
+"""The layout of a pair: the plate that holds the rows, the roles of the sites, and tensors shaped by rows."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from torch import Tensor
 from ppl_vae.pairs.traces import Site
 
 SAMPLES_PLATE = "_ppl_vae_samples"
-"""Name of the plate over samples that is put around a pair's programs."""
+"""Name of the plate over samples that is added around a pair's programs."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which plate of a pair holds the rows, and what its sites are.
+    """The plate of a pair that holds the rows, and the roles of its sites.
 
     Attributes:
         plate: Name of the plate over rows.
         dim: The plate's dimension, counted from the right (negative).
-        latents: The model's latent sites inside of that plate, which the guide samples.
-        shared: Latent sites outside of it: they belong to all rows.
+        latents: The model's latent sites inside that plate, which the guide samples.
+        shared: Latent sites outside that plate, shared by all rows.
         enumerated: Latent sites that the model sums out exactly (the guide does not sample them).
-        guide_sites: The guide's sites inside of the plate, whose log densities make up log q(z | x).
-        draws: Those of them that are random: no Delta sites, but auxiliary ones.
+        guide_sites: The guide's sites inside the plate; their log densities add up to log q(z | x).
+        draws: The random ones of `guide_sites`: without Delta sites, with auxiliary ones.
         observed: Observed sites.
         nesting: The number of dimensions that plates take up.
-        vectorizes: Whether one run can hold many samples, or they have to be looped over.
+        vectorizes: Whether one run can hold many samples; if not, samples are drawn in a loop.
     """
 
     plate: str
@@ -46,7 +46,7 @@ class Layout:
 
 @contextlib.contextmanager
 def many_samples(layout: Layout, num_samples: int) -> Iterator[None]:
-    """A plate of `num_samples` to the left of all plates of the pair (nothing for a single sample)."""
+    """A plate of size `num_samples` to the left of all plates of the pair (no plate for a single sample)."""
     if num_samples == 1:
         yield
     else:
@@ -55,7 +55,7 @@ def many_samples(layout: Layout, num_samples: int) -> Iterator[None]:
 
 
 def sum_to_rows(log_prob: Tensor, layout: Layout, num_samples: int, n: int) -> Tensor:
-    """Sums a site's log density over all dimensions but samples and rows: `(num_samples, n)`."""
+    """Sums a site's log density over all dimensions except samples and rows: `(num_samples, n)`."""
     samples_dim = -layout.nesting - 1
     while log_prob.dim() < layout.nesting + 1:
         log_prob = log_prob.unsqueeze(0)

@@ -1,4 +1,4 @@
-"""What the last fit of a pair has learned, found again from its two programs."""
+"""The parameter store of the last fit of a pair, looked up by its two programs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ _learned: weakref.WeakKeyDictionary[Any, list[tuple[Any, Any, Any, dict[str, Any
 
 
 def _identity(program: Program) -> tuple[Any, Any]:
-    """An object that lives as long as the program does, and what tells its programs apart."""
+    """An object that lives as long as the program, and the method of it that is the program (None if it is
+    the program itself).
+    """
     owner = getattr(program, "__self__", None)
     return (program, None) if owner is None else (owner, getattr(program, "__func__", None))
 
@@ -26,7 +28,7 @@ def remember(model: Program, guide: Program, store: dict[str, Any]) -> None:
         reference = weakref.ref(guide_owner)
     except (
         TypeError
-    ):  # neither hashable nor weakly referable: the fit's own result still carries the values
+    ):  # not hashable or not weakly referable: the values are in the fit's result only
         return
     entries[:] = [
         e
@@ -38,7 +40,7 @@ def remember(model: Program, guide: Program, store: dict[str, Any]) -> None:
 
 
 def recall(model: Program, guide: Program) -> dict[str, Any] | None:
-    """The parameter store of the last fit of just these two programs."""
+    """The parameter store of the last fit of exactly these two programs, or None."""
     (owner, method), (guide_owner, guide_method) = _identity(model), _identity(guide)
     try:
         entries = _learned.get(owner, [])

@@ -1,4 +1,4 @@
-"""Which modules a program is made of: found by what it is, holds and refers to."""
+"""The modules that a program is, holds or refers to."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 def modules_of_program(value: Any, name: str, seen: set[int] | None = None) -> dict[str, nn.Module]:
-    """The modules that a program is made of: found by what it is, holds and refers to, not by running it."""
+    """The modules that a program is, holds or refers to, by name; found without running it."""
     seen = set() if seen is None else seen
     if id(value) in seen:
         return {}
@@ -26,7 +26,7 @@ def modules_of_program(value: Any, name: str, seen: set[int] | None = None) -> d
 
 
 def _parts(value: Any) -> list[tuple[str, Any]]:
-    """What of a value may be or hold a module, by name."""
+    """The parts of a value that may be or hold a module, by name."""
     if isinstance(value, functools.partial):
         args = [(str(i), arg) for i, arg in enumerate(value.args)]
         return [("", value.func), *args, *value.keywords.items()]
@@ -52,7 +52,7 @@ def _is_of_a_library(value: Any) -> bool:
 
 
 def _referred(function: types.FunctionType) -> list[tuple[str, Any]]:
-    """The values that a function closes over, has as defaults, or finds among its globals."""
+    """The values that a function closes over, has as defaults, or reads from its globals."""
     found: dict[str, Any] = {}
     names, attributes = _names_used(function.__code__)
     for name in names & function.__globals__.keys():
@@ -74,7 +74,7 @@ def _referred(function: types.FunctionType) -> list[tuple[str, Any]]:
 
 @functools.cache
 def _names_used(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
-    """Names of globals, and of globals and attributes, in a function and in those that it defines."""
+    """Names of globals, and names of globals and attributes, in a function and in its inner functions."""
     inner = [_names_used(c) for c in code.co_consts if isinstance(c, types.CodeType)]
     own = {str(i.argval) for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"}
     names = frozenset[str]().union(*(n for n, _ in inner))

@@ -1,8 +1,8 @@
-"""What a pair is: a model p(x, z) and a guide q(z | x) as two Pyro programs.
+"""The pair of a model p(x, z) and a guide q(z | x), two Pyro programs.
 
-A `Pair` answers the questions that every other module has to ask of two arbitrary callables: how
-are they called, which modules and parameters do they own, where do the values of their `pyro.param`
-statements live, what has to be saved. It never looks inside of them.
+The two programs are arbitrary callables. A `Pair` knows how they are called, which modules and parameters they
+own, where the values of their `pyro.param` statements are, and what has to be saved. It does not depend on what
+they compute.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _MODULE_DIVIDER = "$$$"  # how pyro.module writes "module$$$parameter"
 class Bound:
     """A Pyro program that carries the trained values of its `pyro.param` statements.
 
-    Calling it runs the program in a scope of the parameter store that holds those values, so that it can be
-    given to any Pyro code (`Predictive`, `poutine.trace`) without touching the global store.
+    A call runs the program in a scope of the parameter store that holds those values. It can therefore be
+    passed to any Pyro code (`Predictive`, `poutine.trace`) without changing the global store.
     """
 
     def __init__(self, program: Program, store: dict[str, Any]) -> None:
@@ -44,7 +44,7 @@ class Bound:
 
 
 class _Restore(Messenger):
-    """Gives `pyro.param` statements their saved values, the first time that each of them runs."""
+    """Sets each `pyro.param` statement to its saved value the first time it runs."""
 
     def __init__(self, values: MutableMapping[str, Tensor]) -> None:
         super().__init__()
@@ -70,12 +70,12 @@ def _put_back(name: str, leaf: Tensor, saved: Tensor) -> None:
 
 
 class Pair:
-    """A model and a guide, their modules, and the parameter store that they live in.
+    """A model and a guide, with their modules and their parameter store.
 
     Args:
         model: Pyro program of the joint density p(x, z); called as `model(*as_args(batch))`.
         guide: Pyro program of the inference density q(z | x), with the same arguments.
-        store: State of a parameter store (`pyro.get_param_store().get_state()`) to start from.
+        store: Initial state of the parameter store, as given by `pyro.get_param_store().get_state()`.
     """
 
     def __init__(self, model: Program, guide: Program, store: dict[str, Any] | None = None) -> None:
@@ -93,36 +93,36 @@ class Pair:
 
     @classmethod
     def of(cls, model: Program, guide: Program) -> Pair:
-        """The pair of two programs, with what the last `fit` of just these two has learned."""
+        """The pair of two programs, with the values learned by the last `fit` of exactly these two."""
         if isinstance(model, Bound) or isinstance(guide, Bound):
             return cls(model, guide)
         return cls(model, guide, recall(model, guide))
 
     @property
     def keeps_rows(self) -> bool:
-        """Whether the guide has parameters for each row, so that it runs on all of its rows or none."""
+        """Whether the guide has parameters for each row, so that it can only run on all of its rows."""
         return isinstance(self.guide, AutoGuide) or bool(getattr(self.guide, "keeps_rows", False))
 
     # -- running -----------------------------------------------------------------------------------------
 
     @contextmanager
     def scope(self) -> Iterator[None]:
-        """Everything that runs inside sees this pair's parameter store, and nobody else's."""
+        """Makes this pair's parameter store the only one that code inside sees."""
         with pyro.get_param_store().scope(cast(Any, self.store)), _Restore(self._pending):
             self._entered += 1
             try:
                 yield
             finally:
                 self._entered -= 1
-        # What belongs to a module stays there alone: a second copy in the store could only go stale.
-        # Parameters of a module that was not found are kept, so that they are saved.
+        # A module's parameters are kept in the module alone: a second copy in the store would go stale.
+        # Parameters of a module that was not found stay in the store, so that they are saved.
         owned = {id(p) for module in self.modules().values() for p in module.parameters()}
         for name in list(self.store["params"]):
             if id(self.store["params"][name]) in owned:
                 del self.store["params"][name], self.store["constraints"][name]
 
     def _values(self) -> Mapping[str, Tensor]:
-        """The unconstrained `pyro.param` values: Pyro's own store holds them inside of the scope."""
+        """The unconstrained `pyro.param` values; inside the scope, Pyro's own store holds them."""
         if self._entered:
             return dict(pyro.get_param_store().named_parameters())
         return cast(dict[str, Tensor], self.store["params"])
@@ -144,7 +144,7 @@ class Pair:
                 module.training = was_training
 
     def bound(self) -> tuple[Program, Program]:
-        """The two programs, carrying their trained `pyro.param` values where they have any."""
+        """The two programs, with their trained `pyro.param` values if they have any."""
         if not self.store["params"]:
             return self.model, self.guide
         of_model, of_guide = self._declared["model"], self._declared["guide"]
@@ -160,7 +160,7 @@ class Pair:
     # -- parameters --------------------------------------------------------------------------------------
 
     def modules(self) -> dict[str, nn.Module]:
-        """The modules that the two programs are, are methods of, or refer to; without repetition."""
+        """The modules that the two programs are, are methods of, or refer to; each module once."""
         found: dict[str, nn.Module] = {}
         seen: set[int] = set()
         for role, program in (("model", self.model), ("guide", self.guide)):
@@ -173,9 +173,9 @@ class Pair:
     def parameters(self, batch: Batch) -> dict[str, Tensor]:
         """All trainable tensors by name: those of modules, then those of `pyro.param` statements.
 
-        Runs the pair once on `batch` (in evaluation mode, so that batch norm stays as it is), because
-        parameters may be declared by running. Constrained parameters appear as their unconstrained leaf.
-        Call it inside of `scope`.
+        Runs the pair once on `batch`, because some parameters are declared only when a program runs. The run
+        is in evaluation mode, so that batch-norm statistics do not change. Constrained parameters appear as
+        their unconstrained leaf. Call it inside `scope`.
         """
         with poutine.trace(param_only=True) as capture, self.mode(training=False), torch.no_grad():
             guide_trace = poutine.trace(self.guide).get_trace(*as_args(batch))
@@ -185,7 +185,7 @@ class Pair:
             "model": set(model_trace.param_nodes),
             "guide": set(guide_trace.param_nodes),
         }
-        if self._pending:  # modules that came to exist only now, such as an autoguide's
+        if self._pending:  # for modules that this run has created, such as an autoguide's
             self.load_state(self._pending)
         named: dict[str, Tensor] = {}
         seen: set[int] = set()
@@ -217,10 +217,10 @@ class Pair:
         return state
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Puts saved values back, in place. Those that no module has wait for their `pyro.param`.
+        """Restores saved values, in place; values that belong to no module wait for their `pyro.param`.
 
         Raises:
-            ValueError: The shape of a saved value differs; the name is given.
+            ValueError: The shape of a saved value differs; the message names it.
         """
         rest = dict(state)
         for root, module in self.modules().items():
@@ -237,7 +237,7 @@ class Pair:
                     )
                 with torch.no_grad():
                     tensor.copy_(saved)
-        self._pending.clear()  # in place: an open scope holds on to it
+        self._pending.clear()  # in place, because an open scope refers to this dict
         self._pending.update((name.removeprefix("param."), t) for name, t in rest.items())
         values = self._values()
         for name in self._pending.keys() & values.keys():
@@ -265,7 +265,7 @@ def _merge(into: dict[str, Any], store: dict[str, Any]) -> None:
     """Adds the values that one program carries to those of the other.
 
     Raises:
-        ValueError: Both carry a value of one parameter, and from different fits.
+        ValueError: Both carry a value of the same parameter, from different fits.
     """
     for name, value in store["params"].items():
         if into["params"].get(name, value) is not value:

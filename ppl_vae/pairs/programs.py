@@ -1,4 +1,4 @@
-"""Programs and batches: how a model or guide is called with rows of data."""
+"""Programs and batches: calling a model or guide with rows of data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def move(batch: Batch, device: torch.device) -> Batch:
-    """The batch on a device."""
+    """Moves a batch to a device."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
     return tuple(tensor.to(device, non_blocking=True) for tensor in batch)
@@ -23,7 +23,7 @@ Batch = Tensor | tuple[Tensor, ...]
 
 
 def as_args(batch: Batch) -> tuple[Tensor, ...]:
-    """The arguments of a model or guide call for one batch: `model(*as_args(batch))`."""
+    """The arguments to call a model or guide with for one batch: `model(*as_args(batch))`."""
     return tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
 
 
@@ -40,5 +40,5 @@ def take_rows(batch: Batch, rows: slice | Tensor) -> Batch:
 
 
 def _rows_of(tensor: Tensor, rows: slice | Tensor) -> Tensor:
-    # Whole rows are copied twice as fast by index_select as by indexing.
+    # For whole rows, index_select is twice as fast as indexing.
     return tensor[rows] if isinstance(rows, slice) else tensor.index_select(0, rows)

@@ -1,4 +1,4 @@
-"""Which plate of a pair holds the rows, and what its sites are: found by running it."""
+"""Finding the layout of a pair by running it: the plate that holds the rows, and the roles of the sites."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from ppl_vae.pairs.traces import (
 
 
 def rows_frame(sites: Mapping[str, Site], n: int) -> Any:
-    """The outermost plate of size `n` that holds every one of the given observed sites.
+    """The outermost plate of size `n` that holds all of the given observed sites.
 
     Raises:
-        PairError: There is none; the message says which plates there are.
+        PairError: There is none; the message lists the plates that were found.
     """
     common = _plates_around(sites, n)
     if common:
@@ -52,7 +52,7 @@ def rows_frame(sites: Mapping[str, Site], n: int) -> Any:
 
 
 def _plates_around(sites: Mapping[str, Site], n: int) -> dict[str, Any]:
-    """The plates of size `n` that hold every one of the given sites."""
+    """The plates of size `n` that hold all of the given sites."""
     common: dict[str, Any] | None = None
     for site in sites.values():
         frames = {f.name: f for f in site["cond_indep_stack"] if f.vectorized and f.size == n}
@@ -61,7 +61,7 @@ def _plates_around(sites: Mapping[str, Site], n: int) -> dict[str, Any]:
 
 
 def _find_rows(pair: Pair, batch: Batch, sites: Mapping[str, Site]) -> Any:
-    """`rows_frame`; of several plates with as many entries as rows, the one that follows their number."""
+    """`rows_frame`, but if several plates have size n, the one whose size changes with the number of rows."""
     n = num_rows(batch)
     found = rows_frame(sites, n)
     if n == 1 or len(_plates_around(sites, n)) == 1 or pair.keeps_rows:
@@ -69,19 +69,19 @@ def _find_rows(pair: Pair, batch: Batch, sites: Mapping[str, Site]) -> Any:
     try:
         fewer, _ = trace_pair(pair, take_rows(batch, slice(0, n - 1)))
         name = rows_frame(observed_sites(fewer), n - 1).name
-    except Exception:  # a pair that runs on these rows alone
+    except Exception:  # a pair that runs on exactly these rows only
         return found
     return _plates_around(sites, n).get(name, found)
 
 
 def find_layout(pair: Pair, batch: Batch) -> Layout:
-    """Finds the layout of a pair by running it on a batch; leaves the random state as it was.
+    """Finds the layout of a pair by running it on a batch; the random state does not change.
 
-    Call it inside of `pair.scope()`.
+    Call it inside `pair.scope()`.
 
     Raises:
-        PairError: No plate over rows, latents of different rows that are drawn jointly, or a latent that
-            neither the guide samples nor the model enumerates.
+        PairError: There is no plate over rows, latents of different rows are drawn jointly, or a latent is
+            neither sampled by the guide nor enumerated by the model.
     """
     with torch.random.fork_rng(), torch.no_grad(), pair.mode(training=False):
         model_trace, guide_trace = trace_pair(pair, batch)
@@ -107,8 +107,8 @@ def find_layout(pair: Pair, batch: Batch) -> Layout:
         if joint:
             raise PairError(
                 f"the guide draws the latents of all rows jointly at site '{joint}', outside of plate "
-                f"'{frame.name}': no density of a single row can be told apart. Use a guide that samples "
-                "inside of the plate (AutoNormal instead of AutoMultivariateNormal, or an amortized guide)"
+                f"'{frame.name}': single rows have no separate densities. Use a guide that samples inside "
+                "the plate (AutoNormal instead of AutoMultivariateNormal, or an amortized guide)"
             )
         dims = [
             f.dim
@@ -135,7 +135,7 @@ def find_layout(pair: Pair, batch: Batch) -> Layout:
 
 
 def _require_enumerable(name: str, site: Site, plate: str) -> None:
-    """A latent that the guide leaves out has to be one that the model can sum out, row by row."""
+    """Raises a PairError unless the model can sum out, row by row, a latent that the guide does not sample."""
     if site["infer"].get("enumerate") != "parallel":
         raise PairError(
             f"the model's latent site '{name}' is not sampled by the guide: give the site the same name in "
@@ -143,13 +143,13 @@ def _require_enumerable(name: str, site: Site, plate: str) -> None:
         )
     if not any(f.name == plate for f in site["cond_indep_stack"]):
         raise PairError(
-            f"the model's latent site '{name}' is to be summed out, but is outside of plate '{plate}': rows "
-            "that share it have no densities of their own; sample it in the guide"
+            f"the model's latent site '{name}' is marked for enumeration, but is outside of plate '{plate}': "
+            "rows that share a latent have no separate densities; sample it in the guide"
         )
 
 
 def _drawn_jointly(pair: Pair, batch: Batch, own: set[str], outside: set[str]) -> str | None:
-    """A draw outside of the plate over rows that latents of rows are mere functions of, if there is one."""
+    """A draw outside the plate over rows that determines the latents inside it, if there is one."""
     if not outside or not own:
         return None
     with TrackProvenance(), pyro.validation_enabled(False):
@@ -164,7 +164,7 @@ def _drawn_jointly(pair: Pair, batch: Batch, own: set[str], outside: set[str]) -
 
 
 def _vectorizes(pair: Pair, layout: Layout, batch: Batch) -> bool:
-    """Tries two samples at once against one at a time: the same latents must get the same densities."""
+    """Whether the same latents get the same densities in a run of two samples as in runs of one sample each."""
     small = batch if pair.keeps_rows else take_rows(batch, slice(0, 8))
     try:
         both = sample_rows(pair, layout, small, 2)
@@ -179,13 +179,13 @@ def _vectorizes(pair: Pair, layout: Layout, batch: Batch) -> bool:
                 one, two = getattr(single, name)[0], getattr(both, name)[k]
                 if not torch.allclose(one, two, rtol=1e-3, atol=1e-3, equal_nan=True):
                     return False
-    except Exception:  # whatever a program raises that was not written for an extra dimension
+    except Exception:  # any error of a program that does not support an extra dimension
         return False
     return True
 
 
 def _one_sample(site: Site, layout: Layout, k: int) -> Tensor:
-    """Sample `k` of a site drawn in `many_samples`, shaped as without."""
+    """Sample `k` of a site drawn in `many_samples`, in the shape it has without that plate."""
     value: Tensor = site["value"][k]
     frames = [f for f in site["cond_indep_stack"] if f.vectorized and f.name != SAMPLES_PLATE]
     batch_dim = max((-f.dim for f in frames), default=0)

@@ -1,4 +1,4 @@
-"""What can be read off a trace: its sites, their log densities, the distributions inside of wrappers."""
+"""Reading a trace: its sites, their log densities, and the distributions inside wrappers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Trace = Any
 
 
 def sample_sites(trace: Trace) -> dict[str, Site]:
-    """The sample sites of a trace that carry a density: no subsampling, no `pyro.deterministic`."""
+    """The sample sites of a trace that have a density: without subsampling and `pyro.deterministic`."""
     return {
         name: site
         for name, site in trace.nodes.items()
@@ -49,7 +49,7 @@ def is_enumerated(site: Site) -> bool:
 
 
 def unscaled(site: Site) -> Tensor:
-    """A site's log density with its mask, without any scale: shape of the site's batch."""
+    """A site's log density with its mask but without any scale; of the shape of the site's batch."""
     if "unscaled_log_prob" not in site:
         site["unscaled_log_prob"] = site["fn"].log_prob(
             site["value"], *site["args"], **site["kwargs"]
@@ -59,14 +59,17 @@ def unscaled(site: Site) -> Tensor:
 
 
 def first_bad_site(traces: list[tuple[Any, Any]]) -> tuple[str, str] | None:
-    """The first site, in the order of execution, whose value or density is not finite: name and words.
+    """The first site, in the order of execution, whose value or density is not finite.
 
-    Data come first: they are there before anything runs.
+    Data come first, because they exist before anything runs.
+
+    Returns:
+        The site's name and a description of the problem, or None if all is finite.
     """
     for model_trace, guide_trace in traces:
         for name, site in observed_sites(model_trace).items():
             if not _is_finite(site["value"]):
-                return name, f"'{name}' in the model: the data observed at it are NaN or infinite"
+                return name, f"'{name}' in the model: its observed data are NaN or infinite"
         for role, trace in (("guide", guide_trace), ("model", model_trace)):
             for name, site in sample_sites(trace).items():
                 if not _is_finite(site["value"]):
@@ -83,7 +86,7 @@ def _is_finite(value: Tensor | None) -> bool:
 def elementwise(fn: Any) -> Any | None:
     """The distribution of each single number of a factorizing `fn`, or None if it does not factorize.
 
-    The batch shape of what is returned is `fn.batch_shape + fn.event_shape`.
+    The batch shape of the returned distribution is `fn.batch_shape + fn.event_shape`.
     """
     shape = fn.batch_shape + fn.event_shape
     while isinstance(fn, (torch.distributions.Independent, dist.ExpandedDistribution)):
@@ -104,7 +107,7 @@ def trace_pair(
 
 
 def innermost(fn: Any) -> Any:
-    """The distribution inside of all wrappers (Independent, expanded, masked, transformed)."""
+    """The distribution inside all wrappers (Independent, expanded, masked, transformed)."""
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
     return fn

@@ -1,4 +1,4 @@
-"""A quantity of each row, its mean and its standard error."""
+"""A per-row quantity with its mean and standard error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ppl_vae.stats.moments import standard_error
 
 @dataclass(frozen=True)
 class Estimate:
-    """A quantity of each row, its mean over rows, and the mean's standard error.
+    """A per-row quantity, its mean over rows, and the standard error of the mean.
 
     Attributes:
         values: Per-row values, `(n,)`.
@@ -49,7 +49,7 @@ class Estimate:
 
 
 def bits_per_dim(log_likelihood: Estimate, num_values: int) -> Estimate:
-    """- log2 p(x) / D for rows of D numbers.
+    """Bits per dimension: - log2 p(x) / D for rows of D numbers.
 
     Example:
         >>> import torch

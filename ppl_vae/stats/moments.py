@@ -14,7 +14,7 @@ def widened(x: Tensor) -> Tensor:
 
 
 def result_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of `x`; for integers and booleans, whose mean is none, the default one."""
+    """The dtype of `x`; the default dtype for integers and booleans, because their mean is not an integer."""
     return x.dtype if x.is_floating_point() else torch.get_default_dtype()
 
 
@@ -22,7 +22,7 @@ def log_mean_exp(x: Tensor, dim: int = 0) -> Tensor:
     """Logarithm of the mean of `exp(x)` along `dim`, without overflow; differentiable.
 
     Args:
-        x: Values of any shape; `-inf` is an `exp` of zero.
+        x: Values of any shape; for `-inf`, `exp(x)` is zero.
         dim: The dimension to reduce.
 
     Returns:
@@ -42,7 +42,7 @@ def standard_error(values: Tensor) -> Tensor:
         values: Shape `(n, ...)`, one entry per row.
 
     Returns:
-        Shape `(...)`; NaN for a single row, which says nothing about its spread.
+        Shape `(...)`; NaN for a single row, because one row has no spread.
 
     Example:
         >>> standard_error(torch.tensor([1.0, 3.0]))
@@ -54,7 +54,7 @@ def standard_error(values: Tensor) -> Tensor:
 
 
 def active_units(posterior_means: Tensor, threshold: float = 0.01) -> tuple[Tensor, Tensor]:
-    r"""Which latent units vary with the data: `Var_x(E_q[z_i | x]) > threshold`.
+    r"""Finds the latent units that vary with the data: `Var_x(E_q[z_i | x]) > threshold`.
 
     The activity statistic of Burda, Grosse & Salakhutdinov, "Importance Weighted Autoencoders"
     (arXiv:1509.00519), section 5.
@@ -67,7 +67,7 @@ def active_units(posterior_means: Tensor, threshold: float = 0.01) -> tuple[Tens
         The (unbiased) variances over rows and the mask of active units, both `latent_shape`.
 
     Raises:
-        ValueError: With fewer than two rows there is no variance.
+        ValueError: There are fewer than two rows, so that there is no variance.
 
     Example:
         >>> active_units(torch.tensor([[0.0, 1.0], [2.0, 1.0]]))
@@ -84,11 +84,11 @@ def active_units(posterior_means: Tensor, threshold: float = 0.01) -> tuple[Tens
 
 
 class RunningVariance:
-    """Mean and variance over rows that arrive in chunks, in memory independent of their number.
+    """Mean and variance over rows that arrive in chunks; the memory does not depend on their number.
 
     Chunks are merged by the pairwise update of Chan, Golub & LeVeque, "Updating Formulae and a
     Pairwise Algorithm for Computing Sample Variances" (1979), which loses no digits when the mean
-    is large beside the spread.
+    is large compared with the spread.
 
     Example:
         >>> running = RunningVariance()
@@ -105,7 +105,7 @@ class RunningVariance:
         self._squares = torch.zeros(())
 
     def update(self, chunk: Tensor) -> None:
-        """Take in rows of shape `(k, ...)`; an empty chunk changes nothing."""
+        """Adds rows of shape `(k, ...)`; an empty chunk changes nothing."""
         if (k := chunk.shape[0]) == 0:
             return
         wide = widened(chunk.detach())
@@ -116,7 +116,7 @@ class RunningVariance:
         else:
             total = self.count + k
             delta = mean - self._mean
-            # Once a mean is infinite it stays so; the usual step would compute inf - inf.
+            # Once a mean is infinite, it stays infinite; the usual update would compute inf - inf.
             self._mean = torch.where(
                 delta.isfinite(), self._mean + delta * (k / total), self._mean + mean
             )
@@ -125,10 +125,10 @@ class RunningVariance:
 
     @property
     def mean(self) -> Tensor:
-        """Mean over the rows so far, shape `(...)`; NaN before the first."""
+        """Mean over the rows so far, shape `(...)`; NaN before the first row."""
         return (self._mean if self.count else self._mean * math.nan).to(self._dtype)
 
     @property
     def variance(self) -> Tensor:
-        """Unbiased variance over the rows so far, shape `(...)`; NaN for fewer than two."""
+        """Unbiased variance over the rows so far, shape `(...)`; NaN for fewer than two rows."""
         return (self._squares / (self.count - 1 if self.count > 1 else math.nan)).to(self._dtype)

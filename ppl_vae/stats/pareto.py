@@ -12,11 +12,11 @@ from ppl_vae.stats.moments import (
 )
 
 MIN_TAIL = 5
-"""Fewest tail weights from which a Pareto shape is estimated; the rule of `loo` and ArviZ."""
+"""Minimum number of tail weights for estimating a Pareto shape, as in `loo` and ArviZ."""
 
 
 def khat_limit(num_samples: int) -> float:
-    """Pareto shape above which K samples do not suffice: min(1 - 1 / log10 K, 0.7).
+    """The Pareto shape above which K samples are not enough: min(1 - 1 / log10 K, 0.7).
 
     Vehtari, Simpson, Gelman, Yao and Gabry, *Pareto smoothed importance sampling* (arXiv:1507.02646).
 
@@ -28,27 +28,27 @@ def khat_limit(num_samples: int) -> float:
 
 
 def tail_size(num_samples: int) -> int:
-    """Number of largest weights that make the Pareto tail: ceil(min(K / 5, 3 sqrt(K)))."""
+    """The number of largest weights that form the Pareto tail: ceil(min(K / 5, 3 sqrt(K)))."""
     return math.ceil(min(num_samples / 5, 3 * math.sqrt(num_samples)))
 
 
 def generalized_pareto_fit(exceedances: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
-    r"""Shape and scale of generalized Pareto distributions, one fit per row, all at once.
+    r"""Shape and scale of generalized Pareto distributions, fitted to all rows at once.
 
-    The density is :math:`\sigma^{-1} (1 + k x / \sigma)^{-1/k - 1}` for x > 0. The estimator is the
+    The density is `sigma^-1 (1 + k x / sigma)^(-1/k - 1)` for x > 0. The estimator is the
     quasi-Bayesian one of Zhang & Stephens, "A New and Efficient Estimation Method for the
     Generalized Pareto Distribution" (Technometrics 2009), with the weak prior on k of Vehtari et
-    al., "Pareto Smoothed Importance Sampling" (arXiv:1507.02646): worth ten observations, centerd
-    at 1/2. It acts on k alone, as in the R package `loo` and in ArviZ.
+    al., "Pareto Smoothed Importance Sampling" (arXiv:1507.02646). This prior has the weight of ten
+    observations and its center at 1/2. It acts on k alone, as in the R package `loo` and in ArviZ.
 
     Args:
         exceedances: Amounts by which draws exceed a threshold, > 0, in any order. Zeros are
-            padding and ignored, so that rows may hold different numbers of draws.
+            padding and are ignored, so that rows may hold different numbers of draws.
         dim: The dimension of the draws.
 
     Returns:
         `k` and `sigma`, shaped as `exceedances` without `dim`. A row with fewer than five
-        draws cannot be fitted: `k = inf`, `sigma = nan`. A row with a NaN gives NaN.
+        draws cannot be fitted and has `k = inf`, `sigma = nan`. A row with a NaN gives NaN.
 
     Example:
         >>> uniform = (torch.arange(1000.0) + 0.5) / 1000
@@ -63,8 +63,8 @@ def generalized_pareto_fit(exceedances: Tensor, dim: int = 0) -> tuple[Tensor, T
     if x.shape[-1] < MIN_TAIL:
         x = torch.nn.functional.pad(x, (0, MIN_TAIL - x.shape[-1]))
 
-    # Zhang & Stephens' grid of b = -k / sigma hangs on the largest draw and the first quartile,
-    # the floor(n/4 + 1/2)-th smallest. Rows have their own n, and so their own number of points.
+    # Zhang & Stephens' grid of b = -k / sigma depends on the largest draw and the first quartile,
+    # the floor(n/4 + 1/2)-th smallest draw. Each row has its own n, and so its own number of points.
     floor = torch.finfo(x.dtype).tiny
     largest = x[..., 0].clamp(min=floor)
     quartile_index = (count - torch.floor(n / 4 + 0.5).long()).clamp(min=0, max=x.shape[-1] - 1)
@@ -78,7 +78,7 @@ def generalized_pareto_fit(exceedances: Tensor, dim: int = 0) -> tuple[Tensor, T
     def shape_given(b: Tensor) -> Tensor:
         return torch.log1p(-b[..., None] * x).sum(-1) / n
 
-    # A loop over the grid (some 45 points), not over rows: it bounds the memory to that of x.
+    # A loop over the grid (about 45 points), not over rows, limits the memory to that of x.
     k = torch.stack([shape_given(b_j) for b_j in b])
     ratio = -b / k
     profile = torch.where((ratio > 0) & (j <= points), n * (ratio.log() - k - 1), -math.inf)
@@ -99,8 +99,8 @@ def khat_of_tail(top: Tensor, smallest: Tensor, num_samples: int) -> Tensor:
     """k-hat from the largest `tail_size + 1` log weights, descending along the last dimension."""
     dtype, top = top.dtype, widened(top)
     largest = top[..., 0]
-    # Log weights that differ by rounding alone are constant: an exact posterior's. Taken at face
-    # value, the few distinct values that float32 leaves would look like an unusable tail.
+    # Log weights that differ only by rounding are constant, as for an exact posterior. Without this
+    # test, the few distinct values that float32 leaves would look like an unusable tail.
     magnitude = largest.abs().clamp(min=1.0)
     constant = (largest - widened(smallest)) <= 32 * torch.finfo(dtype).eps * magnitude
     # Weights below the smallest normal number, relative to the largest, carry no information.
@@ -116,10 +116,11 @@ def khat_of_tail(top: Tensor, smallest: Tensor, num_samples: int) -> Tensor:
 def pareto_khat(log_weights: Tensor, dim: int = 0) -> Tensor:
     """Pareto k-hat of importance weights: how heavy the right tail of their distribution is.
 
-    The largest `M = ceil(min(K / 5, 3 sqrt(K)))` weights are compared with a generalized Pareto
-    distribution of shape k, which has 1/k finite moments. Below 0.5 the variance of the weights is
-    finite; above 0.7 an estimate that uses them should not be trusted at practical K (Vehtari,
-    Simpson, Gelman, Yao & Gabry, "Pareto Smoothed Importance Sampling", arXiv:1507.02646).
+    A generalized Pareto distribution of shape k, which has 1/k finite moments, is fitted to the
+    largest `M = ceil(min(K / 5, 3 sqrt(K)))` weights. For k-hat below 0.5 the variance of the
+    weights is finite. For k-hat above 0.7 an estimate that uses them should not be trusted at
+    practical K (Vehtari, Simpson, Gelman, Yao & Gabry, "Pareto Smoothed Importance Sampling",
+    arXiv:1507.02646).
 
     Args:
         log_weights: Logarithms of the weights, any shape; their scale does not matter.
@@ -128,9 +129,10 @@ def pareto_khat(log_weights: Tensor, dim: int = 0) -> Tensor:
     Returns:
         k-hat, shaped as `log_weights` without `dim`. Special values:
 
-        - `-inf`: all weights are equal up to rounding, as under an exact posterior. No tail.
-        - `+inf`: fewer than five weights lie in the tail, so that k cannot be estimated (always
-          so for K <= 20, and where a few weights dwarf all others). Do not trust the estimate.
+        - `-inf`: all weights are equal up to rounding, as for an exact posterior. There is no tail.
+        - `+inf`: fewer than five weights lie in the tail, so that k cannot be estimated. This is
+          always so for K <= 20, and also if a few weights are much larger than all others. Do not
+          trust the estimate.
         - NaN: all weights are zero (`-inf`), or one is infinite or NaN.
 
     Example:

@@ -1,4 +1,4 @@
-"""What a result is: per-row values, their summary as plain numbers, and one way to print it.
+"""The base classes of results: per-row values, their summary as plain numbers, and one way to print it.
 
 >>> import torch
 >>> @dataclass(frozen=True)
@@ -35,14 +35,14 @@ from ppl_vae.stats.estimate import Estimate
 
 @dataclass(frozen=True)
 class Result(ABC):
-    """What a function found: printed as names and values, below a table if it has one, and above warnings."""
+    """The result of a function. It prints a table if it has one, then names and values, then warnings."""
 
     @abstractmethod
     def lines(self) -> list[tuple[str, str]]:
-        """What a person reads, one quantity per line: its name, and its value with error and unit."""
+        """The lines to print, one quantity each: its name, and its value with error and unit."""
 
     def table(self) -> list[list[str]]:
-        """A table to show above the lines, its header first; empty if there is none."""
+        """A table to print above the lines, with its header first; empty if there is none."""
         return []
 
     @property
@@ -51,7 +51,7 @@ class Result(ABC):
         return ()
 
     def footnotes(self) -> list[str]:
-        """What stands below the lines, one sentence each."""
+        """The sentences to print below the lines."""
         return [f"warning: {text}" for text in self.warnings]
 
     @abstractmethod
@@ -70,11 +70,11 @@ class Result(ABC):
 
 @dataclass(frozen=True)
 class RowResult(Result):
-    """A result that has a value for each row.
+    """A result with values for each row.
 
     A subclass is a frozen dataclass whose first field is a per-row value. Fields that are an `Estimate` or a
-    tensor `(n,)` are per-row values, the others are settings. `derived` names properties that are per-row
-    values too, `hidden` fields that belong to neither.
+    tensor `(n,)` are per-row values; other fields are settings. `derived` lists properties that are also
+    per-row values. `hidden` lists fields that are neither per-row values nor settings.
     """
 
     derived: ClassVar[tuple[str, ...]] = ()
@@ -82,12 +82,12 @@ class RowResult(Result):
 
     @property
     def num_rows(self) -> int:
-        """n."""
+        """The number of rows n."""
         first: Any = getattr(self, fields(self)[0].name)
         return len(first.values if isinstance(first, Estimate) else first)
 
     def rows(self) -> dict[str, Tensor]:
-        """Every per-row value by name, `(n,)` each: the columns of a table of rows."""
+        """All per-row values by name, each `(n,)`: the columns of a table of rows."""
         found = {}
         for name, value in self._values():
             if isinstance(value, Estimate):
@@ -119,7 +119,7 @@ class RowResult(Result):
 
 
 def _summary(values: Tensor) -> dict[str, float | int]:
-    """Of a flag: how often it is set. Of numbers: median, least and largest of those that are finite."""
+    """For a flag, how often it is set. For numbers, the median, least and largest of the finite ones."""
     if values.dtype == torch.bool:
         return {"count": int(values.sum())}
     values = values.double()
@@ -137,14 +137,14 @@ def _summary(values: Tensor) -> dict[str, float | int]:
 
 
 def not_finite(what: str, estimate: Estimate) -> Iterator[str]:
-    """A warning if a quantity is not finite on some rows."""
+    """A warning, if a quantity is not finite on some rows."""
     bad = int((~torch.isfinite(estimate.values)).sum())
     if bad:
         yield f"{what} is not finite on {bad} of {len(estimate.values)} rows"
 
 
 def as_lines(lines: Sequence[tuple[str, str]]) -> str:
-    """Names and values in two columns.
+    """Text with names and values in two columns.
 
     Example:
         >>> print(as_lines([("ELBO", "-3.0 nats"), ("rate", "1.0 nats")]))
@@ -156,7 +156,7 @@ def as_lines(lines: Sequence[tuple[str, str]]) -> str:
 
 
 def as_columns(rows: Sequence[Sequence[str]]) -> str:
-    """Columns side by side: the first to the left, the others to the right.
+    """Text with columns side by side, the first left-aligned, the others right-aligned.
 
     Example:
         >>> print(as_columns([["run", "ELBO"], ["a", "-3.5"]]))
@@ -176,7 +176,7 @@ def as_columns(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _html_table(rows: Sequence[Sequence[str]], header: bool = False) -> str:
-    """The first column to the left and bold; the first row too if it is a header."""
+    """An HTML table with a bold first column, and a bold first row if it is a header; all left-aligned."""
     shown = []
     for i, row in enumerate(rows):
         kinds = ["th" if j == 0 or (header and i == 0) else "td" for j in range(len(row))]

@@ -20,26 +20,26 @@ from ppl_vae.stats.pareto import (
 class StreamingWeights:
     """Summaries of K importance weights per row that arrive in chunks of samples.
 
-    The memory is `O(n * tail)` with `tail = min(K / 5, 3 sqrt(K))`, whatever the chunks. The
-    results do not depend on the chunking beyond the rounding of float64, and k-hat not at all.
-    They may be read at any time, for the samples so far.
+    The memory is `O(n * tail)` with `tail = min(K / 5, 3 sqrt(K))`, for any size of the chunks. The
+    results depend on the chunks only through float64 rounding, and k-hat does not depend on them.
+    The results may be read at any time; they are those of the samples so far.
 
     With a row's weights w_s = exp(l_s):
 
-    ==================== =================================================================
-    `log_mean_exp`     log(1/K sum_s w_s): the importance-sampling estimate of log p(x)
-    `monte_carlo_error` its standard error by the delta method, sd(w) / (sqrt(K) mean(w))
-    `ess`              (sum_s w_s)^2 / sum_s w_s^2, in [1, K]; K for equal weights
-    `khat`             see `pareto_khat`
-    `mean_log_weight`  1/K sum_s l_s: the ELBO
-    `log_weight_variance` unbiased variance of the l_s
-    ==================== =================================================================
+    | property | value |
+    | --- | --- |
+    | `log_mean_exp` | log(1/K sum_s w_s): the importance-sampling estimate of log p(x) |
+    | `monte_carlo_error` | its standard error by the delta method, sd(w) / (sqrt(K) mean(w)) |
+    | `ess` | (sum_s w_s)^2 / sum_s w_s^2, in [1, K]; K for equal weights |
+    | `khat` | see `pareto_khat` |
+    | `mean_log_weight` | 1/K sum_s l_s: the ELBO |
+    | `log_weight_variance` | unbiased variance of the l_s |
 
     A row whose weights are all zero (l = -inf) has `log_mean_exp = -inf`, `ess = 0` and NaN
     for `khat` and `monte_carlo_error`. A NaN among the l_s makes the whole row NaN.
 
     Args:
-        num_samples: K, the number of samples that will come in all.
+        num_samples: K, the total number of samples that will be added.
 
     Example:
         >>> weights = StreamingWeights(num_samples=4)
@@ -60,32 +60,32 @@ class StreamingWeights:
 
     @property
     def count(self) -> int:
-        """Samples taken in so far."""
+        """The number of samples so far."""
         return self._log_weights.count
 
     def update(self, log_weights: Tensor) -> None:
-        """Take in a chunk of log weights of shape `(k, n)`, samples first.
+        """Adds a chunk of log weights of shape `(k, n)`, samples first.
 
         Raises:
-            ValueError: The chunk is not a matrix, its rows are not those of earlier chunks, or
-                more samples come than were announced.
+            ValueError: The chunk is not a matrix, its number of rows differs from that of earlier
+                chunks, or there are more samples in all than `num_samples`.
         """
         if log_weights.dim() != 2:
             raise ValueError(
-                "log weights come as (samples, rows), a matrix; "
+                "log weights must be a matrix of shape (samples, rows); "
                 f"got the shape {tuple(log_weights.shape)}"
             )
         k, n = log_weights.shape
         if self.count + k > self.num_samples:
             raise ValueError(
-                f"{self.num_samples} samples were announced, but {self.count + k} have come; "
-                "the size of the Pareto tail hangs on their number: construct "
-                "StreamingWeights with it"
+                f"num_samples is {self.num_samples}, but there are {self.count + k} samples so far; "
+                "the size of the Pareto tail depends on their number: construct "
+                "StreamingWeights with num_samples = the total number"
             )
         if self.count and n != len(self._largest):
             raise ValueError(
                 f"earlier chunks had {len(self._largest)} rows, this one has {n}: "
-                "the chunks are over samples, all rows come in each"
+                "each chunk holds some of the samples, but of all rows"
             )
         if k == 0:
             return
@@ -97,7 +97,7 @@ class StreamingWeights:
             self._sum = torch.zeros_like(wide[0])
             self._sum_of_squares = torch.zeros_like(wide[0])
         largest = torch.maximum(self._largest, wide.amax(0))
-        # A row of zeros so far is kept relative to 0, for exp(-inf - -inf) is not a number.
+        # A row whose weights are all zero so far is kept relative to 0: exp(-inf - -inf) is NaN.
         origin = torch.where(largest == -math.inf, 0.0, largest)
         rescale = (self._largest - origin).exp()
         relative = (wide - origin).exp()
@@ -106,7 +106,7 @@ class StreamingWeights:
         self._largest = largest
         self._smallest = torch.minimum(self._smallest, chunk.amin(0))
         self._log_weights.update(chunk)
-        # Small chunks wait until a merge is worth its selection of the largest.
+        # Small chunks are collected until it is worth selecting the largest weights again.
         self._pending.append(chunk.T.clone())
         if sum(part.shape[1] for part in self._pending) >= 2 * self._keep:
             self._pending = [self._top(self._keep)]
@@ -131,7 +131,7 @@ class StreamingWeights:
 
     @property
     def ess(self) -> Tensor:
-        """Effective sample size (sum w)^2 / sum w^2, shape `(n,)`; 0 where all weights are."""
+        """Effective sample size (sum w)^2 / sum w^2, shape `(n,)`; 0 where all weights are zero."""
         self._started()
         ess = self._sum.square() / self._sum_of_squares
         return torch.where(self._sum == 0, 0.0, ess).to(self._smallest.dtype)
