@@ -26,7 +26,6 @@ from ppl_vae.evaluation import (
     bidirectional_monte_carlo,
     evaluate,
     hmc,
-    importance as evaluation,
 )
 from ppl_vae.evaluation.hmc import leapfrog, sigmoidal, transition
 from ppl_vae.evaluation.path import Path
@@ -602,7 +601,7 @@ class Alive(TorchDispatchMode):
 
 
 def test_memory_does_not_grow_with_temperatures_or_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "MEMORY_BUDGET", 2**21)
+    monkeypatch.setattr("ppl_vae.checks.session.MEMORY_BUDGET", 2**21)
     model, guide, x = vae()
     most = []
     for rows, num_steps in ((60, 100), (60, 400), (600, 50)):
@@ -622,7 +621,7 @@ def test_memory_does_not_grow_with_temperatures_or_rows(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("budget", [1, 2**14])
 def test_chains_and_rows_in_parts(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "MEMORY_BUDGET", budget)
+    monkeypatch.setattr("ppl_vae.checks.session.MEMORY_BUDGET", budget)
     model, x = pca(n=5)
     guide = Exact(model)
     found = annealed_importance_sampling(

@@ -222,7 +222,7 @@ class Watch(TorchDispatchMode):
 
 def record_chunks(monkeypatch: pytest.MonkeyPatch, budget: int) -> list[tuple[int, int]]:
     """Sets the memory budget; the (samples, rows) of every run are in the list."""
-    monkeypatch.setattr(evaluation, "MEMORY_BUDGET", budget)
+    monkeypatch.setattr("ppl_vae.checks.session.MEMORY_BUDGET", budget)
     sizes: list[tuple[int, int]] = []
     original = sample_rows
 
@@ -233,6 +233,7 @@ def record_chunks(monkeypatch: pytest.MonkeyPatch, budget: int) -> list[tuple[in
         return rows
 
     monkeypatch.setattr(evaluation, "sample_rows", recorded)
+    monkeypatch.setattr("ppl_vae.checks.session.sample_rows", recorded)
     monkeypatch.setattr(weighing, "sample_rows", recorded)
     return sizes
 
@@ -259,7 +260,7 @@ def test_memory_stays_in_the_budget_and_chunks_do_not_change_the_result(
 
 
 def test_memory_does_not_grow_with_samples_or_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "MEMORY_BUDGET", 2**20)
+    monkeypatch.setattr("ppl_vae.checks.session.MEMORY_BUDGET", 2**20)
     model = VAE((20,), 5, MLP(hidden=(50,)))
     guide = MeanField((20,), 5, MLP(hidden=(50,)))
     largest = []
