@@ -34,7 +34,7 @@ class Amortized(nn.Module, ABC, Generic[Family]):
         TypeError: the encoder does not have the integer attribute `out_features`.
 
     Example:
-        >>> import torch
+        >>> import pyro.distributions as dist, torch
         >>> from torch.nn.functional import softplus
         >>> from ppl_vae.guides import Amortized
         >>> from ppl_vae.networks import MLP

@@ -168,5 +168,6 @@ class NeuralSpline(AutoregressiveFlow):
     ) -> None:
         if bins < 2:
             raise ValueError(f"NeuralSpline.bins must be at least 2, came {bins}")
-        self.shapes = ((bins,), (bins,), (bins - 1,))  # of widths, heights and slopes
+        # Of widths, heights and slopes; set first, because the flow is built from it.
+        self.shapes = ((bins,), (bins,), (bins - 1,))
         super().__init__(data_shape, latent_dim, network, transforms, hidden)
