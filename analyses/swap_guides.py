@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from jsonargparse import auto_cli
@@ -43,7 +44,8 @@ def main(
     line, deep = (grey.shape, 8, MLP(hidden=())), (grey.shape, 8, MLP(hidden=(128,)))
     pca, vae = ProbabilisticPCA(grey.shape, 8), VAE(*deep)
     q1, q2, q3, q4 = MeanField, LowRank, FullCovariance, MixtureOfGaussians
-    settings = [  # a model, its data, the step size, a guide to train it with, the guides to compare
+    # A model, its data, the step size, a guide to train it with, the guides to compare.
+    settings: list[tuple[Any, ...]] = [
         (pca, grey, 0.05, Exact(pca), [q1(*line), q2(*line), q3(*line), Exact(pca)]),
         (vae, binary, 0.005, q3(*deep), [q1(*deep), q2(*deep), q3(*deep), q4(*deep)]),
     ]

@@ -1,4 +1,4 @@
-"""Inference guides q(z | x), one variational family a file.
+"""Inference guides q(z | x): one variational family per file.
 
 | guide | family |
 | --- | --- |
@@ -11,13 +11,14 @@
 | `NeuralSpline` | autoregressive flow of splines, fast to sample |
 | `SemiAmortised` | Normal with independent dimensions, improved for each row by gradient steps |
 | `BottomUp`, `TopDown` | two layers of Normals with independent dimensions |
-| `CategoricalEncoder` | every categorical, for the component of a mixture |
-| `Recurrent` | every Markov chain, for the path of a hidden Markov model |
-| `PerRow` | that of another guide, with free numbers for each row: no amortisation |
-| `Exact` | the posterior of a model that knows it |
-| `Enumerated` | the posterior of a model whose latents are finite |
+| `CategoricalEncoder` | any categorical, for the component of a mixture |
+| `Recurrent` | any Markov chain, for the path of a hidden Markov model |
+| `PerRow` | that of another guide, with free numbers for each row: no amortization |
+| `Exact` | the posterior of a model that has it in closed form |
+| `Enumerated` | the posterior of a model whose latents have finitely many values |
 
-A guide is a callable `guide(x)` that runs inside Pyro; `encode(x)` is its q(z | x).
+A guide is a callable `guide(x)` that runs inside Pyro; `encode(x)` is its q(z | x). To write an amortized
+guide with a family of your own, derive from `Amortized`.
 """
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+from .amortized import Amortized as Amortized
 from .categorical import CategoricalEncoder as CategoricalEncoder
 from .enumerated import Enumerated as Enumerated
 from .exact import Exact as Exact

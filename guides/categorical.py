@@ -1,28 +1,28 @@
-"""The amortised guide of a mixture: a network that classifies the row."""
+"""The amortized guide of a mixture: a network that classifies the row."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import pyro
 import pyro.distributions as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from ppl_vae.networks import MLP, Network, full_precision, linear_head
+from ppl_vae.guides.amortized import Amortized
+from ppl_vae.guides.parts import require_at_least_one
+from ppl_vae.networks import MLP, Network
 
 
-class CategoricalEncoder(nn.Module):
-    """q(z = k | x) = softmax(logits(x))_k: what an encoder says of the component of a mixture.
+class CategoricalEncoder(Amortized[dist.Categorical]):
+    """q(z = k | x) = softmax(logits(x))_k: which component of a mixture a row comes from.
 
-    The family holds every posterior over `components` values, so that nothing is lost but by
-    amortisation. The site is `z`, inside `pyro.plate("data", n, dim=-1)`, an integer from 0 to
-    `components - 1`; it is marked for enumeration. How the gradient is taken is the objective's
-    affair, and the same pair takes each of them:
+    The family holds every posterior over `components` values, so that only amortization costs
+    anything. The site `z` is an integer from 0 to `components - 1`, marked for enumeration. The
+    objective chooses how the gradient is taken; the same pair works with each of them:
 
-    | objective | gradient of the ELBO by the logits | evaluations of the model a row |
+    | objective | gradient of the ELBO by the logits | evaluations of the model per row |
     | --- | --- | --- |
     | `EnumELBO` (what `ELBO` chooses) | exact: the sum over z | `components` |
-    | `TraceELBO` | score function: unbiased, of high variance | one a particle |
+    | `TraceELBO` | score function: unbiased, of high variance | one per particle |
     | `GumbelSoftmaxELBO` | straight through a relaxed draw: biased | `components` |
 
     For a row between two Gaussians with q = (0.73, 0.27), the standard deviation of one draw of the score
@@ -50,26 +50,10 @@ class CategoricalEncoder(nn.Module):
         components: int = 10,
         network: Network = MLP(),  # frozen
     ) -> None:
-        super().__init__()
-        if components < 1:
-            raise ValueError(f"CategoricalEncoder.components must be at least 1, came {components}")
+        require_at_least_one(self, components=components)
+        super().__init__(data_shape, network, num_outputs=components)
         self.components = components
-        self.encoder = network.encoder(data_shape)
-        self.head = linear_head(self.encoder, components)
-
-    def forward(self, x: Tensor) -> None:
-        """Run the guide on `x`, `(n, *data_shape)`."""
-        with pyro.plate("data", x.shape[0], dim=-1):
-            pyro.sample("z", self.encode(x), infer={"enumerate": "parallel"})
-
-    def amortise(self, x: Tensor) -> Tensor:
-        """Return the logits for data `(*batch, *data_shape)`: `(*batch, components)`."""
-        return full_precision(self.head(self.encoder(x)))
 
     def family(self, outputs: Tensor) -> dist.Categorical:
-        """Return the distribution with these logits, `(*batch, components)`: batch shape `batch`."""
+        """Return the distribution with these logits, `(*batch, components)`."""
         return dist.Categorical(logits=outputs)
-
-    def encode(self, x: Tensor) -> dist.Categorical:
-        """Return q(z | x) for data `(*batch, *data_shape)`: batch shape `batch`."""
-        return self.family(self.amortise(x))

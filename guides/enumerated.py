@@ -1,4 +1,4 @@
-"""The exact posterior of a model whose latents are few and finite, by running it at each of them."""
+"""The exact posterior of a model whose latents have few values, found by running the model at each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.guides.log_joint import Model, hidden_sites, log_joint, repeat_rows, rows_frame
+from ppl_vae.guides.log_joint import Model, hidden_trace, log_joint, repeat_rows, rows_plate
+from ppl_vae.pairs import latent_sites
 
 MOST_COMBINATIONS = 4096
 """Combinations of a row's latent values above which the model is not enumerated."""
@@ -19,14 +20,15 @@ MOST_COMBINATIONS = 4096
 class Enumerated(nn.Module):
     """q(z | x) = p(z | x) = p(x, z) / sum_z' p(x, z'), the sum by running the model at every z'.
 
-    For a Pyro model whose latents all have a finite support and stand in its plate over rows, one
-    or a few a row: several make up one z, of all combinations of their values, and are sampled one
-    after the other, q(z_1 | x) q(z_2 | z_1, x) ... Sites, plate and dimension are the model's. The
-    sites are marked for enumeration, so that `ELBO` takes the exact gradient.
+    For a Pyro model whose latents all have a finite support and are inside its plate over rows, one
+    or a few per row. Several form one z, of all combinations of their values, and are sampled one
+    after the other, q(z_1 | x) q(z_2 | z_1, x) ... The names of sites and plate and the plate's
+    dimension are the model's. The sites are marked for enumeration, so that `ELBO` takes the exact
+    gradient.
 
-    The ELBO of this guide equals log p(x), for every sample. It has no parameters: gradients flow
-    into the model's, which belong to the model alone. The model is run inside of the guide, hidden
-    from all handlers, on the rows repeated for every combination.
+    The ELBO of this guide equals log p(x), for every sample. It has no parameters of its own:
+    gradients flow into the model's. The guide runs the model, hidden from all handlers, on the rows
+    repeated for every combination.
 
     Args:
         model: a Pyro program `model(x)`.
@@ -43,7 +45,7 @@ class Enumerated(nn.Module):
 
     def __init__(self, model: Model) -> None:
         super().__init__()
-        # In a tuple: as an attribute it would be registered, and its parameters with it.
+        # In a tuple: as an attribute it would be registered, and so would its parameters.
         self._model = (model,)
 
     def forward(self, x: Tensor) -> None:
@@ -80,22 +82,21 @@ class Enumerated(nn.Module):
         """The model's latents and its plate over rows."""
         n = x.shape[0]
         (model,) = self._model
-        nodes = hidden_sites(model, x, {})
-        latents = {name: node for name, node in nodes.items() if not node["is_observed"]}
+        latents = latent_sites(hidden_trace(model, x, {}))
         if not latents:
             raise ValueError("Enumerated: the model has no latent site")
         for name, node in latents.items():
-            frame = rows_frame(name, node, n)
+            frame = rows_plate(name, node, n)
             if not node["fn"].has_enumerate_support:
                 raise ValueError(
                     f"Enumerated: the model's latent site '{name}' is a {type(node['fn']).__name__}"
-                    f", whose values can not be counted; use a guide that samples it, such as "
+                    f", whose values cannot be counted; use a guide that samples it, such as "
                     f"MeanField"
                 )
             if node["fn"].batch_shape.numel() != n:
                 raise ValueError(
                     f"Enumerated: the model's latent site '{name}' has batch shape "
-                    f"{tuple(node['fn'].batch_shape)}, more than one value a row: give each value "
+                    f"{tuple(node['fn'].batch_shape)}, more than one value per row: give each value "
                     f"of a row a site of its own in plate '{frame.name}'"
                 )
         sites = [_Site(name, node["fn"]) for name, node in latents.items()]
@@ -103,12 +104,12 @@ class Enumerated(nn.Module):
         if combinations > MOST_COMBINATIONS:
             raise ValueError(
                 f"Enumerated: the latents of a row have {combinations} combinations of values, more "
-                f"than {MOST_COMBINATIONS}; use an amortised guide"
+                f"than {MOST_COMBINATIONS}; use an amortized guide"
             )
         return sites, frame
 
     def _log_posterior(self, x: Tensor, sites: list[_Site], frame: Any) -> Tensor:
-        """As `log_posterior`, `(n, 1, ..., k_1, ..., k_m)` with a 1 for each dim right of the rows."""
+        """As `log_posterior`, `(n, 1, ..., k_1, ..., k_m)`, with a 1 per dim to the right of the rows."""
         n, sizes = x.shape[0], [len(site.values) for site in sites]
         inner = (1,) * (-frame.dim - 1)
         numbers = torch.cartesian_prod(*(torch.arange(k, device=x.device) for k in sizes))
@@ -123,7 +124,7 @@ class Enumerated(nn.Module):
 
 
 def _at(table: Tensor, index: Tensor, left: int) -> Tensor:
-    """`table[..., index, :, ...]` for the first of the last `left` dimensions, row by row."""
+    """`table[..., index, :, ...]`: each row's `index` into the first of the last `left` dimensions."""
     sizes = table.shape[table.dim() - left :]
     batch = torch.broadcast_shapes(index.shape, table.shape[: table.dim() - left])
     index = index.expand(batch).reshape(*batch, *(1,) * left).expand(*batch, 1, *sizes[1:])
@@ -148,7 +149,7 @@ class _Site:
         fn = self.fn
         while hasattr(fn, "base_dist"):
             fn = fn.base_dist
-        if isinstance(fn, torch.distributions.Categorical):  # others know it, and its KL
+        if isinstance(fn, torch.distributions.Categorical):  # torch knows its KL
             return dist.Categorical(logits=logits)
         return _Finite(self.values, logits, fn.support)
 
@@ -158,7 +159,7 @@ class _Site:
 
 
 class _Finite(dist.TorchDistribution):
-    """Any values with given log probabilities.
+    """A distribution over a list of values with given log probabilities.
 
     Args:
         values: `(k, *event)`.
@@ -181,7 +182,7 @@ class _Finite(dist.TorchDistribution):
         return self._support
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> _Finite:
-        """Repeat it over a larger batch."""
+        """Return the same distribution with a larger batch shape."""
         logits = self.choice.logits
         return _Finite(self.values, logits.expand(*batch_shape, len(self.values)), self._support)
 
@@ -203,7 +204,7 @@ class _Finite(dist.TorchDistribution):
 
 
 def _matches(values: Tensor, value: Tensor) -> Tensor:
-    """Which of `(k, *event)` values each of `(*batch, *event)` is: `(*batch, k)`, one of them true."""
+    """Whether each `(*batch, *event)` equals each of the `(k, *event)` values: booleans, `(*batch, k)`."""
     event_dim = values.dim() - 1
     same = value.unsqueeze(value.dim() - event_dim) == values
     return same.flatten(same.dim() - event_dim).all(-1) if event_dim else same

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from ppl_vae.distributions import MarkovChain, sample_steps
+from ppl_vae.guides.parts import sample_z
 
 
 class Exact(nn.Module):
     """q(z | x) = p(z | x), from the model's own `posterior(x)`.
 
     The ELBO of this guide equals log p(x), and every importance weight is the same. It has no
-    parameters: gradients flow into the model's, which belong to the model alone. The site is `z`,
-    inside `pyro.plate("data", n, dim=-1)`; for a posterior that is a Markov chain `z_0`, `z_1`, ...
+    parameters of its own: gradients flow into the model's. The site is `z`, inside
+    `pyro.plate("data", n, dim=-1)`; if the posterior is a Markov chain, the sites are `z_0`, `z_1`,
+    ... A discrete latent is marked for enumeration: the ELBO then has no variance at all.
 
     Args:
         model: a model with `posterior(x)`.
@@ -43,18 +42,12 @@ class Exact(nn.Module):
                 f"Exact needs a model with a closed-form posterior(x), but {type(model).__name__} "
                 f"has none; use MeanField or FullCovariance"
             )
-        # The method, not the model: a module would be registered, and its parameters with it.
+        # The method, not the model: a module would be registered, and so would its parameters.
         self._posterior: Callable[..., dist.TorchDistribution] = posterior
 
     def forward(self, x: Tensor, *others: Tensor) -> None:
         """Run the guide on `x`, `(n, *data_shape)`, and whatever else the model is given."""
-        q = self.encode(x, *others)
-        with pyro.plate("data", x.shape[0], dim=-1):
-            if isinstance(q, MarkovChain):
-                sample_steps("z", q, infer={"enumerate": "parallel"})
-            else:  # a discrete latent is summed over: the ELBO then has no variance at all
-                infer: Any = {"enumerate": "parallel"} if q.has_enumerate_support else {}
-                pyro.sample("z", q, infer=infer)
+        sample_z(self.encode(x, *others), x.shape[0])
 
     def encode(self, x: Tensor, *others: Tensor) -> dist.TorchDistribution:
         """Return q(z | x), of batch shape `(n,)`."""

@@ -1,4 +1,4 @@
-"""Amortised guides for two layers of latents, from the data upwards and from the top downwards."""
+"""Amortized guides for two layers of latents, from the data upwards and from the top downwards."""
 
 from __future__ import annotations
 
@@ -8,19 +8,44 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 
+from ppl_vae.guides.parts import independent_normal
 from ppl_vae.networks import MLP, Network, full_precision, linear_head
 
 
-class BottomUp(nn.Module):
+class _TwoLayers(nn.Module):
+    """An encoder and a head for each of z1 and z2; that of z2 reads z1, or the features of x."""
+
+    def __init__(
+        self,
+        data_shape: Sequence[int],
+        latent_dims: Sequence[int],
+        network: Network,
+        latent_network: Network,
+        reads_features: bool,
+    ) -> None:
+        super().__init__()
+        if len(latent_dims) != 2 or min(latent_dims) < 1:
+            raise ValueError(
+                f"{type(self).__name__}.latent_dims must be two positive numbers, those of z1 and "
+                f"z2, came {tuple(latent_dims)}"
+            )
+        below, top = latent_dims
+        self.encoder = network.encoder(data_shape)
+        self.head = linear_head(self.encoder, 2 * below)
+        top_input = self.head.in_features if reads_features else below
+        self.top_encoder = latent_network.encoder((top_input,))
+        self.top_head = linear_head(self.top_encoder, 2 * top)
+
+
+class BottomUp(_TwoLayers):
     """q(z1 | x) q(z2 | z1): the chain of the model turned around.
 
     Both are normal with independent dimensions, as in "Importance Weighted Autoencoders"
     (arXiv:1509.00519); the scales are softplus(s) + 1e-6. z2 is independent of x given z1, as it is
     in the true posterior. Because z1 comes first here and last in the model, the KL of z1 has no
-    closed form: `ELBO` takes `TraceELBO` for it. The sites are `z1` and `z2`, inside
-    `pyro.plate("data", n, dim=-1)`. The encoder of x runs once a row, that of z1 for every sample.
+    closed form: `ELBO` uses `TraceELBO` for this guide. The sites are `z1` and `z2`, inside
+    `pyro.plate("data", n, dim=-1)`. The encoder of x runs once per row, that of z1 for every sample.
 
     Args:
         data_shape: shape of one row of the data.
@@ -45,12 +70,7 @@ class BottomUp(nn.Module):
         network: Network = MLP(),  # frozen
         latent_network: Network = MLP(hidden=(64, 64)),  # frozen
     ) -> None:
-        super().__init__()
-        below, top = _two("BottomUp", latent_dims)
-        self.encoder = network.encoder(data_shape)
-        self.head = linear_head(self.encoder, 2 * below)
-        self.top_encoder = latent_network.encoder((below,))
-        self.top_head = linear_head(self.top_encoder, 2 * top)
+        super().__init__(data_shape, latent_dims, network, latent_network, reads_features=False)
 
     def forward(self, x: Tensor) -> None:
         """Run the guide on `x`, `(n, *data_shape)`."""
@@ -67,27 +87,27 @@ class BottomUp(nn.Module):
         return _normal(self.top_head(self.top_encoder(z1)))
 
 
-class TopDown(nn.Module):
-    """q(z2 | x) q(z1 | z2, x), where q(z1 | z2, x) is p(z1 | z2) times what x says of z1.
+class TopDown(_TwoLayers):
+    """q(z2 | x) q(z1 | z2, x), where q(z1 | z2, x) is p(z1 | z2) times what x says about z1.
 
-    The ladder ("Ladder Variational Autoencoders", arXiv:1602.02282). On the way up the encoder says
-    of each row N(m1, diag(s1^2)) for z1, and from the same features q(z2 | x) = N(m2, diag(s2^2)).
-    On the way down the model's own p(z1 | z2) = N(mp, diag(sp^2)) is multiplied by the former,
+    The ladder ("Ladder Variational Autoencoders", arXiv:1602.02282). On the way up the encoder gives
+    for each row N(m1, diag(s1^2)) for z1, and from the same features q(z2 | x) = N(m2, diag(s2^2)).
+    On the way down the model's p(z1 | z2) = N(mp, diag(sp^2)) is multiplied by the former,
 
         q(z1 | z2, x) = N(s^2 (m1 / s1^2 + mp / sp^2), diag(s^2)),  1 / s^2 = 1 / s1^2 + 1 / sp^2,
 
-    so that it need only learn what the likelihood adds: p(z1 | z2, x) is proportional to
+    so that the encoder only learns what the likelihood adds: p(z1 | z2, x) is proportional to
     p(z1 | z2) p(x | z1). The scales are softplus(s) + 1e-6. The sites are `z2` and `z1`, in the
-    model's order, inside `pyro.plate("data", n, dim=-1)`. The encoder runs once a row, the model's
-    p(z1 | z2) for every sample; gradients flow through it into the model's parameters, which belong
-    to the model alone.
+    model's order, inside `pyro.plate("data", n, dim=-1)`. The encoder runs once per row, the model's
+    p(z1 | z2) for every sample; gradients flow through it into the model's parameters, which do not
+    become the guide's.
 
     Args:
         model: a model with `conditional(z2)`, p(z1 | z2), such as `HierarchicalVAE`.
         data_shape: shape of one row of the data.
         latent_dims: numbers of dimensions of z1 and z2, the model's.
         network: what the encoder of x is built from.
-        latent_network: what leads from its features to those of z2.
+        latent_network: what the encoder from its features to those of z2 is built from.
 
     Raises:
         TypeError: the model has no `conditional`.
@@ -110,20 +130,15 @@ class TopDown(nn.Module):
         network: Network = MLP(),  # frozen
         latent_network: Network = MLP(hidden=(64, 64)),  # frozen
     ) -> None:
-        super().__init__()
-        below, top = _two("TopDown", latent_dims)
+        super().__init__(data_shape, latent_dims, network, latent_network, reads_features=True)
         conditional = getattr(model, "conditional", None)
         if not callable(conditional):
             raise TypeError(
                 f"TopDown needs a model with a method conditional(z2), the normal p(z1 | z2), but "
                 f"{type(model).__name__} has none; use BottomUp, or HierarchicalVAE for the model"
             )
-        # The method, not the model: a module would be registered, and its parameters with it.
+        # The method, not the model: a module would be registered, and so would its parameters.
         self._conditional: Callable[[Tensor], dist.TorchDistribution] = conditional
-        self.encoder = network.encoder(data_shape)
-        self.head = linear_head(self.encoder, 2 * below)
-        self.top_encoder = latent_network.encoder((self.head.in_features,))
-        self.top_head = linear_head(self.top_encoder, 2 * top)
 
     def forward(self, x: Tensor) -> None:
         """Run the guide on `x`, `(n, *data_shape)`."""
@@ -138,23 +153,13 @@ class TopDown(nn.Module):
         return _normal(self.head(features)), _normal(self.top_head(self.top_encoder(features)))
 
     def combine(self, evidence: dist.Independent, z2: Tensor) -> dist.Independent:
-        """Return q(z1 | z2, x), what x says of z1 times p(z1 | z2), for z2 of any more samples."""
+        """Return q(z1 | z2, x), the product of `evidence` and p(z1 | z2), for any number of samples of z2."""
         prior = self._conditional(z2)
         total = torch.hypot(evidence.stddev, prior.stddev)
-        share = prior.stddev / total  # its square is the weight of what x says
+        share = prior.stddev / total  # its square is the weight of the evidence
         loc = prior.mean + share.square() * (evidence.mean - prior.mean)
         return dist.Independent(dist.Normal(loc, share * evidence.stddev), 1)
 
 
 def _normal(outputs: Tensor) -> dist.Independent:
-    loc, scale = full_precision(outputs).chunk(2, -1)
-    return dist.Independent(dist.Normal(loc, softplus(scale) + 1e-6), 1)
-
-
-def _two(guide: str, latent_dims: Sequence[int]) -> tuple[int, int]:
-    if len(latent_dims) != 2 or min(latent_dims) < 1:
-        raise ValueError(
-            f"{guide}.latent_dims must be two positive numbers, those of z1 and z2, came "
-            f"{tuple(latent_dims)}"
-        )
-    return latent_dims[0], latent_dims[1]
+    return independent_normal(full_precision(outputs))

@@ -1,28 +1,27 @@
-"""The amortised guide with several modes."""
+"""The amortized guide with several modes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 
 from ppl_vae.distributions import DiagonalNormalMixture
-from ppl_vae.networks import MLP, Network, full_precision, linear_head
+from ppl_vae.guides.amortized import Amortized
+from ppl_vae.guides.parts import positive, require_at_least_one
+from ppl_vae.networks import MLP, Network
 
 
-class MixtureOfGaussians(nn.Module):
+class MixtureOfGaussians(Amortized[DiagonalNormalMixture]):
     """q(z | x) = sum_k w_k(x) N(loc_k(x), diag(scale_k(x)^2)), all from one encoder.
 
     Samples carry pathwise gradients into everything, the weights included: see
-    `DiagonalNormalMixture`. The components start at places of their own, about two of their
-    standard deviations apart, since equal ones would receive equal gradients for ever. The scale
-    is softplus(s) + 1e-6, as in `MeanField`. The site is `z`, inside
-    `pyro.plate("data", n, dim=-1)`. The encoder runs once a row, however many samples are drawn.
+    `DiagonalNormalMixture`. The components start at different places, about two of their standard
+    deviations apart, since equal ones would receive equal gradients forever. The scale is
+    softplus(s) + 1e-6, as in `MeanField`.
 
     Args:
         data_shape: shape of one row of the data.
@@ -47,37 +46,18 @@ class MixtureOfGaussians(nn.Module):
         network: Network = MLP(),  # frozen
         components: int = 5,
     ) -> None:
-        super().__init__()
-        for name, value in (("latent_dim", latent_dim), ("components", components)):
-            if value < 1:
-                raise ValueError(f"MixtureOfGaussians.{name} must be at least 1, came {value}")
+        require_at_least_one(self, latent_dim=latent_dim, components=components)
+        super().__init__(data_shape, network, num_outputs=components * (1 + 2 * latent_dim))
         self.latent_dim = latent_dim
         self.components = components
-        self.encoder = network.encoder(data_shape)
-        self.head = linear_head(self.encoder, components * (1 + 2 * latent_dim))
         with torch.no_grad():
             locs = self.head.bias[components : components * (1 + latent_dim)]
             nn.init.normal_(locs, std=1 / math.sqrt(latent_dim))
 
-    def forward(self, x: Tensor) -> None:
-        """Run the guide on `x`, `(n, *data_shape)`."""
-        with pyro.plate("data", x.shape[0], dim=-1):
-            pyro.sample("z", self.encode(x))
-
-    def encode(self, x: Tensor) -> DiagonalNormalMixture:
-        """Return q(z | x) for data `(*batch, *data_shape)`: batch shape `batch`."""
-        return self.family(self.amortise(x))
-
-    def amortise(self, x: Tensor) -> Tensor:
-        """Return the encoder's outputs for data `(*batch, *data_shape)`: `(*batch, num_outputs)`."""
-        return full_precision(self.head(self.encoder(x)))
-
     def family(self, outputs: Tensor) -> DiagonalNormalMixture:
-        """Return the q(z | x) that outputs of `amortise` (any real numbers) stand for."""
+        """Return the mixture for outputs (logits of the weights, locs, s by components)."""
         size = self.components * self.latent_dim
         logits, locs, scales = outputs.split([self.components, size, size], -1)
         shape = (self.components, self.latent_dim)
-        normals = dist.Normal(
-            locs.unflatten(-1, shape), softplus(scales.unflatten(-1, shape)) + 1e-6
-        )
+        normals = dist.Normal(locs.unflatten(-1, shape), positive(scales).unflatten(-1, shape))
         return DiagonalNormalMixture(dist.Categorical(logits=logits), normals.to_event(1))

@@ -1,14 +1,14 @@
-"""The guide without amortisation: every row has its own numbers."""
+"""The guide without amortization: every row has its own numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Protocol
 
-import pyro
 import pyro.distributions as dist
-from pyro.poutine.runtime import InferDict
 from torch import Tensor, nn
+
+from ppl_vae.guides.parts import sample_z
 
 
 class _Amortised(Protocol):
@@ -22,13 +22,13 @@ class _Amortised(Protocol):
 
 
 class PerRow(nn.Module):
-    """q(z | x_i) = family(outputs_i), with free numbers for each row i, started from a guide's.
+    """q(z | x_i) = family(outputs_i), with free numbers for each row i that start at a guide's.
 
-    It has the family of the guide that it starts from and, trained until it stops improving, no
-    amortisation gap: it is what the best encoder could reach ("Inference Suboptimality in
-    Variational Autoencoders", arXiv:1801.03558). It knows only the rows that it was made for, and
-    is always run on all of them, in their order: train it by `fit(..., batch_size=n)`. What
-    parameters the family itself has stay the guide's and are not trained.
+    It has the family of the guide that it starts from and, once it stops improving, no amortization
+    gap: it is what the best encoder could reach ("Inference Suboptimality in Variational
+    Autoencoders", arXiv:1801.03558). It knows only the rows that it was made for, and always runs
+    on all of them, in their order: train it by `fit(..., batch_size=n)`. If the family has
+    parameters (a flow's), they remain the guide's and are not trained.
     The site is `z`, inside `pyro.plate("data", n, dim=-1)`.
 
     Args:
@@ -37,7 +37,7 @@ class PerRow(nn.Module):
 
     Attributes:
         outputs: the rows' unconstrained numbers, `(n, num_outputs)`.
-        keeps_rows: True, by which the engine knows to give it all rows at once.
+        keeps_rows: True, which tells the engine to give it all rows at once.
 
     Raises:
         TypeError: the guide has no `amortise` or no `family`.
@@ -62,15 +62,12 @@ class PerRow(nn.Module):
                     f"{type(guide).__name__} has no {method}; use MeanField or FullCovariance"
                 )
         self.outputs = nn.Parameter(guide.amortise(x).detach().clone())
-        # The method, not the guide: a module would be registered, and its encoder with it.
+        # The method, not the guide: a module would be registered, and so would its encoder.
         self.family: Callable[[Tensor], dist.TorchDistribution] = guide.family
 
     def forward(self, x: Tensor) -> None:
         """Run the guide on `x`, all rows, `(n, *data_shape)`."""
-        q = self.encode(x)
-        infer: InferDict = {"enumerate": "parallel"} if q.has_enumerate_support else {}
-        with pyro.plate("data", x.shape[0], dim=-1):
-            pyro.sample("z", q, infer=infer)
+        sample_z(self.encode(x), x.shape[0])
 
     def encode(self, x: Tensor) -> dist.TorchDistribution:
         """Return q(z | x) of all rows, of batch shape `(n,)`."""
@@ -85,6 +82,6 @@ class PerRow(nn.Module):
         if x.shape[0] != len(self.outputs):
             raise ValueError(
                 f"PerRow was made for {len(self.outputs)} rows, but x has {x.shape[0]}: it must "
-                f"be run on all of its rows at once, in their order, and knows no others"
+                f"run on all of its rows at once, in their order, and knows no others"
             )
         return self.outputs

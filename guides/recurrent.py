@@ -1,30 +1,30 @@
-"""The amortised guide of a hidden Markov model: a Markov chain whose transitions a GRU reads off."""
+"""The amortized guide of a hidden Markov model: a Markov chain whose transitions come from a GRU."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-import pyro
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from ppl_vae.distributions import IMPOSSIBLE, MarkovChain, sample_steps
+from ppl_vae.distributions import IMPOSSIBLE, MarkovChain
+from ppl_vae.guides.parts import require_at_least_one, sample_z
 from ppl_vae.networks import full_precision
 
 
 class Recurrent(nn.Module):
     """q(z | x) = q(z_0 | x) prod_t q(z_t | z_{t-1}, x), the tables from a bidirectional GRU over x.
 
-    The exact posterior of a hidden Markov model is such a chain, so that nothing but the network stands
-    between this family and a gap of 0. At the start all transitions are alike.
+    The exact posterior of a hidden Markov model is such a chain: with a perfect network the gap would be 0.
+    At the start all transitions are almost uniform.
 
     The sites are `z_0`, `z_1`, ..., inside `pyro.plate("data", n, dim=-1)`, and marked for enumeration: with
-    `ELBO` or `EnumELBO` the bound and its gradient are exact, in T K^2 operations a row; with `TraceELBO`
-    paths are sampled and the gradient is that of the score function. The GRU runs once a row, however many
-    samples are drawn.
+    `ELBO` or `EnumELBO` the bound and its gradient are exact, in T K^2 operations per row; with `TraceELBO`
+    paths are sampled and the gradient is that of the score function. The GRU runs once per row, however
+    many samples are drawn.
 
     Args:
         data_shape: shape of one row of the data, `(T, *event)`; T may differ from call to call.
@@ -51,9 +51,9 @@ class Recurrent(nn.Module):
         symbols: int | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("states", states), ("hidden", hidden), ("symbols", symbols)):
-            if value is not None and value < 1:
-                raise ValueError(f"Recurrent.{name} must be at least 1, came {value}")
+        require_at_least_one(self, states=states, hidden=hidden)
+        if symbols is not None:
+            require_at_least_one(self, symbols=symbols)
         self.states = states
         self.symbols = symbols
         size = math.prod(data_shape[1:]) if symbols is None else symbols
@@ -65,16 +65,14 @@ class Recurrent(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> None:
         """Run the guide on sequences `(n, T, *event)`, with their `lengths` `(n,)` if they differ."""
-        q = self.encode(x, lengths)
-        with pyro.plate("data", x.shape[0], dim=-1):
-            sample_steps("z", q, infer={"enumerate": "parallel"})
+        sample_z(self.encode(x, lengths), x.shape[0])
 
     def encode(self, x: Tensor, lengths: Tensor | None = None) -> MarkovChain:
         """Return q(z | x), of batch shape `(n,)` and event shape `(T,)`."""
         return self.family(self.amortise(x, lengths))
 
     def amortise(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Return the encoder's numbers, `(n, T * K * K)`: what `family` makes a chain of."""
+        """Return the GRU's outputs, `(n, T * K * K)`, which `family` turns into a chain."""
         steps = x.flatten(2) if x.dim() > 2 else x.unsqueeze(-1)
         if self.symbols is not None:
             steps = one_hot(steps.squeeze(-1).long(), self.symbols)
@@ -91,7 +89,7 @@ class Recurrent(nn.Module):
             )
         outputs = full_precision(self.head(features)).unflatten(-1, (self.states, self.states))
         if lengths is not None:
-            # Beyond its length the chain stays where it is, as the model's does.
+            # Beyond the length of its row the chain stays where it is, as the model's does.
             stay = torch.full_like(outputs[0, 0], IMPOSSIBLE).fill_diagonal_(0.0)
             inside = torch.arange(total, device=x.device) < lengths.unsqueeze(-1)
             outputs = torch.where(inside[:, :, None, None], outputs, stay)
@@ -99,9 +97,9 @@ class Recurrent(nn.Module):
         return flat
 
     def family(self, outputs: Tensor) -> MarkovChain:
-        """Return the chain of unconstrained numbers `(*batch, T * K * K)`.
+        """Return the chain for any real outputs `(*batch, T * K * K)`.
 
-        For every step a table of logits from state to state; of the first step's only the first row counts.
+        They are a table of logits from state to state per step; of the first only the first row counts.
         """
         tables = outputs.unflatten(-1, (-1, self.states, self.states))
         return MarkovChain(tables[..., 0, 0, :], tables[..., 1:, :, :])

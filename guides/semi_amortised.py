@@ -1,4 +1,4 @@
-"""The amortised guide whose output is improved for each row by a few gradient steps."""
+"""The amortized guide whose output is improved for each row by a few gradient steps."""
 
 from __future__ import annotations
 
@@ -7,51 +7,51 @@ from collections.abc import Sequence
 import pyro
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import softplus
+from torch import Tensor
 
+from ppl_vae.guides.amortized import Amortized
 from ppl_vae.guides.log_joint import Model, log_joint, repeat_rows
-from ppl_vae.networks import MLP, Network, full_precision, linear_head
+from ppl_vae.guides.parts import positive, require_at_least_one
+from ppl_vae.networks import MLP, Network
 
 
-class SemiAmortised(nn.Module):
-    """q(z | x) = N(m, diag(s^2)), where m and s go from an encoder's proposal up the row's own ELBO.
+class SemiAmortised(Amortized[dist.Independent]):
+    """q(z | x) = N(m, diag(s^2)): an encoder proposes m and s, gradient steps on the row's ELBO improve them.
 
-    From the encoder's (m, log s) of a row, each of `steps` steps goes along the natural gradient
-    of the row's ELBO L(m, s) = E_q[log p(x, z)] + sum log s + d/2 log(2 pi e),
+    From the encoder's (m, log s) of a row, each of `steps` steps follows the natural gradient of
+    the row's ELBO L(m, s) = E_q[log p(x, z)] + sum log s + d/2 log(2 pi e),
 
         m     <- m     + step_size s^2 dL/dm,
         log s <- log s + step_size/2 dL/dlog s,
 
-    the ordinary gradient in units in which q is standard, so that one step size suits all data; log s
-    moves by 1 at most. A step that would lower the row's ELBO is not made; the row goes on with
-    half its step size. So the result is never worse than the proposal ("Semi-Amortized Variational
-    Autoencoders", arXiv:1802.02550, takes plain, clipped gradients; the metric and the test are
-    ours).
+    which is the ordinary gradient in units in which q is standard, so that one step size suits all
+    data; log s moves by 1 at most. A step that would lower the row's ELBO is not taken; the row
+    continues with half its step size. So the result is never worse than the proposal
+    ("Semi-Amortized Variational Autoencoders", arXiv:1802.02550, uses plain, clipped gradients; the
+    metric and the test are ours).
 
-    The expectation is the mean over `num_samples` fixed points z = m + s eps, drawn once with the
-    guide: pairs of opposite standard normal vectors, scaled so that each dimension has variance 1,
-    and rotated so that dimensions are uncorrelated if num_samples >= 2 d. So q is a function of x,
-    and L is exact where log p(x, z) is quadratic in z with num_samples >= 2 d.
+    The expectation is the mean over `num_samples` points z = m + s eps. The eps are fixed: pairs of
+    opposite standard normal vectors, scaled so that each dimension has variance 1, and rotated so
+    that dimensions are uncorrelated if num_samples >= 2 d. So q is a function of x, and L is exact
+    if log p(x, z) is quadratic in z and num_samples >= 2 d.
 
-    The model is run inside of the guide, on `num_samples * n` rows at a time and `steps + 1` times,
-    hidden from all handlers: beta, for instance, changes the loss and not what a row climbs. A
-    decoder with batch norm or dropout in training mode does there what it does anywhere.
-    The site is `z`, inside `pyro.plate("data", n, dim=-1)`. The encoder runs once a row.
+    The guide runs the model, on `num_samples * n` rows at a time and `steps + 1` times, hidden from
+    all handlers: beta, for instance, changes the loss but not the ELBO that the steps climb. A
+    decoder with batch norm or dropout in training mode behaves there as it does anywhere.
 
     Args:
         model: the Pyro program p(x, z) of the pair: its one latent is the site `z`, a real vector,
-            in a plate over rows. It stays the owner of its parameters.
+            in a plate over rows. Its parameters do not become the guide's.
         data_shape: shape of one row of the data.
         latent_dim: number d of latent dimensions, the model's.
         network: what the encoder is built from.
         steps: number of steps; 0 is a mean-field guide.
         step_size: what the natural gradient is multiplied by; with the right s, 1 brings m to the
-            mean of an independent normal posterior in one step, and 2 is too much for any.
+            mean of an independent normal posterior in one step, and 2 or more no longer helps.
         num_samples: points of the expectation, an even number.
-        differentiable: whether gradients go through the steps, to the encoder and to the model's
-            parameters, which costs second derivatives. Otherwise the result counts as a constant:
-            the model is trained at it, and the encoder on the ELBO of its own proposal ("On the
+        differentiable: whether gradients flow through the steps, to the encoder and to the model's
+            parameters, which costs second derivatives. Otherwise the result is a constant: the
+            model is trained with it, and the encoder on the ELBO of its own proposal ("On the
             challenges of learning with inference networks on sparse, high-dimensional data",
             arXiv:1710.06085), through a site `proposal` of log density 0.
 
@@ -80,9 +80,7 @@ class SemiAmortised(nn.Module):
         num_samples: int = 8,
         differentiable: bool = True,
     ) -> None:
-        super().__init__()
-        if latent_dim < 1:
-            raise ValueError(f"SemiAmortised.latent_dim must be at least 1, came {latent_dim}")
+        require_at_least_one(self, latent_dim=latent_dim)
         if steps < 0:
             raise ValueError(f"SemiAmortised.steps must be at least 0, came {steps}")
         if not step_size > 0:
@@ -92,30 +90,25 @@ class SemiAmortised(nn.Module):
                 f"SemiAmortised.num_samples must be an even number, 2 or more, for pairs of "
                 f"opposite points; came {num_samples}"
             )
+        super().__init__(data_shape, network, num_outputs=2 * latent_dim)
         self.data_shape = tuple(data_shape)
         self.steps = steps
         self.step_size = step_size
         self.differentiable = differentiable
-        self.encoder = network.encoder(data_shape)
-        self.head = linear_head(self.encoder, 2 * latent_dim)
-        # In a tuple: as an attribute it would be registered, and its parameters with it.
+        # In a tuple: as an attribute it would be registered, and so would its parameters.
         self._model = (model,)
         self.register_buffer("noise", _noise(num_samples, latent_dim), persistent=False)
 
     def forward(self, x: Tensor) -> None:
         """Run the guide on `x`, `(n, *data_shape)`."""
         proposed = self.propose(x)
-        refined, gradient = self._refine(x, proposed)  # outside of the plate: the model has its own
+        refined, gradient = self._refine(x, proposed)  # outside the plate: the model has its own
         with pyro.plate("data", x.shape[0], dim=-1):
             pyro.sample("z", self.family(refined))
             if not self.differentiable:
-                # Of value 0: it adds the proposal's own gradient to that of the pair's bound.
+                # Its value is 0: it only adds the gradient of the proposal's own ELBO.
                 gain = (gradient * proposed).sum(-1)
                 pyro.factor("proposal", gain.detach() - gain, has_rsample=True)
-
-    def encode(self, x: Tensor) -> dist.Independent:
-        """Return q(z | x) for data `(*batch, *data_shape)`: batch shape `batch`."""
-        return self.family(self.amortise(x))
 
     def amortise(self, x: Tensor) -> Tensor:
         """Return the refined (m, log s) of each row, `(*batch, 2 * latent_dim)`."""
@@ -126,8 +119,8 @@ class SemiAmortised(nn.Module):
 
     def propose(self, x: Tensor) -> Tensor:
         """Return the encoder's own (m, log s), before any step."""
-        loc, scale = full_precision(self.head(self.encoder(x))).chunk(2, -1)
-        return torch.cat([loc, (softplus(scale) + 1e-6).log()], -1)
+        loc, scale = super().amortise(x).chunk(2, -1)
+        return torch.cat([loc, positive(scale).log()], -1)
 
     def family(self, outputs: Tensor) -> dist.Independent:
         """Return N(m, diag(s^2)) for (m, log s), `(*batch, 2 * latent_dim)`."""
@@ -169,14 +162,14 @@ class SemiAmortised(nn.Module):
 
 
 def _natural(outputs: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient in the Fisher metric of N(m, diag(s^2)), which is diag(1 / s^2, 2)."""
+    """The natural gradient: the Fisher metric of N(m, diag(s^2)) is diag(1 / s^2, 2)."""
     by_loc, by_log_scale = gradient.chunk(2, -1)
     _, log_scale = outputs.chunk(2, -1)
     return torch.cat([(2 * log_scale).exp() * by_loc, by_log_scale / 2], -1)
 
 
 def _bounded(move: Tensor) -> Tensor:
-    """A scale grows or shrinks by the factor e at most, so that it can not overflow."""
+    """A scale grows or shrinks by the factor e at most, so that it cannot overflow."""
     by_loc, by_log_scale = move.chunk(2, -1)
     return torch.cat([by_loc, by_log_scale.clamp(-1, 1)], -1)
 

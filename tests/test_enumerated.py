@@ -251,9 +251,9 @@ def none(x: Tensor) -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (continuous, "site 'z' is a Normal, whose values can not be counted"),
+        (continuous, "site 'z' is a Normal, whose values cannot be counted"),
         (outside, "site 'z' is not inside a plate over the 4 rows"),
-        (inside, "'z' has batch shape \\(4, 2\\), more than one value a row"),
+        (inside, "'z' has batch shape \\(4, 2\\), more than one value per row"),
         (many, "have 8192 combinations"),
         (none, "has no latent site"),
     ],

@@ -1,4 +1,4 @@
-"""The guide without amortisation reaches the best of its family, in closed form."""
+"""The guide without amortization reaches the best of its family, in closed form."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from ppl_vae import evaluate, fit
-from ppl_vae.guides import CategoricalEncoder, Exact, FullCovariance, MeanField, PerRow
-from ppl_vae.models import ProbabilisticPCA
+from ppl_vae.guides import CategoricalEncoder, Exact, FullCovariance, MeanField, PerRow, Recurrent
+from ppl_vae.models import GaussianHMM, ProbabilisticPCA
 from ppl_vae.networks import MLP
 from ppl_vae.objectives import EnumELBO, MeanFieldELBO
 from ppl_vae.pairs import Pair
@@ -116,3 +116,15 @@ def test_a_discrete_family_reaches_bayes_rule() -> None:
     weights = torch.tensor([0.2, 0.3, 0.5]) * (-0.5 * (x.unsqueeze(-1) - locs).square()).exp()
     q: Any = guide.encode(x)
     torch.testing.assert_close(q.probs, weights / weights.sum(-1, keepdim=True), atol=1e-3, rtol=0)
+
+
+def test_a_family_of_chains_holds_the_posterior_of_a_hidden_markov_model() -> None:
+    model, x = GaussianHMM((4, 2), 3), torch.randn(ROWS, 4, 2)
+    guide = PerRow(Recurrent((4, 2), 3, hidden=2), x)
+    posterior = model.posterior(x)
+    with torch.no_grad():
+        tables = guide.outputs.view(ROWS, 4, 3, 3)
+        tables[:, 0, 0] = posterior.initial_logits
+        tables[:, 1:] = posterior.transition_logits
+    found = evaluate(model, guide, x, num_samples=4, seed=0, progress=False)
+    torch.testing.assert_close(found.elbo.values, model.log_evidence(x), atol=1e-4, rtol=0)

@@ -25,6 +25,7 @@ KNOWN: dict[str, dict[str, type]] = {
         name: getattr(guides, name)
         for name in dir(guides)
         if "guide" not in inspect.signature(getattr(guides, name)).parameters
+        and not inspect.isabstract(getattr(guides, name))
     },
     "objective": {
         name: getattr(objectives, name) for name in dir(objectives) if name.endswith("ELBO")

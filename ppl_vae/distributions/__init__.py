@@ -1,4 +1,4 @@
-"""Distributions that neither torch nor Pyro have, and closed forms between distributions."""
+"""Distributions that neither torch nor Pyro has, and closed forms of the KL between distributions."""
 
 from __future__ import annotations
 

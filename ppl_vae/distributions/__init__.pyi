@@ -8,7 +8,6 @@ from .markov_chain import (
     MarkovChain as MarkovChain,
     sample_steps as sample_steps,
 )
-from .normal_kl import kl_to_independent_normals as kl_to_independent_normals
 from .normal_mixture import DiagonalNormalMixture as DiagonalNormalMixture
 from .quantized_logistic import QuantizedLogistic as QuantizedLogistic
 from .rebuild import rebuilt as rebuilt

@@ -1,4 +1,4 @@
-"""zuko's normalising flows as Pyro distributions, for guides and priors alike."""
+"""zuko's normalizing flows as Pyro distributions, for guides and priors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.distributions import Distribution, constraints
 _validates = Distribution._validate_args
 
 
-# Importing zuko switches off the validation of every distribution of the whole program.
+# Importing zuko switches off the validation of all distributions of the program.
 Distribution.set_default_validate_args(_validates)
 
 
@@ -22,10 +22,10 @@ __all__ = ["FlowDistribution", "shrink_to_identity", "zuko"]
 
 
 class FlowDistribution(ZukoToPyro):
-    """A flow of zuko as a Pyro distribution; its own last sample is scored at no cost.
+    """A flow of zuko as a Pyro distribution; the density of its last sample costs nothing.
 
     Pyro's wrapper has no support and no `rsample`, and it keeps the density of every sample that
-    it ever drew, without gradients if it was drawn without.
+    it ever drew, without gradients if there were none at the time.
 
     Args:
         flow: the distribution that a lazy flow of zuko returns; its events are vectors.
@@ -45,7 +45,7 @@ class FlowDistribution(ZukoToPyro):
 
     @property
     def event_shape(self) -> torch.Size:
-        """That of the noise; zuko counts the batch of an affine transform's location to it."""
+        """That of the noise; zuko's own includes the batch shape of an affine transform's location."""
         flow: Any = self.dist
         shape: torch.Size = flow.base.event_shape
         return shape
@@ -77,9 +77,9 @@ class FlowDistribution(ZukoToPyro):
 
 
 def shrink_to_identity(transform: nn.Module) -> None:
-    """Bring zuko's autoregressive transforms near the identity, which they are at outputs of 0.
+    """Bring zuko's autoregressive transforms near the identity: that is what outputs of 0 stand for.
 
-    Not onto it: networks that end in zeros would get no gradient.
+    Not exactly onto it: a network whose last layer is zero passes no gradient to its other layers.
     """
     with torch.no_grad():
         for module in transform.modules():

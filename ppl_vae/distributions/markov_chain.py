@@ -1,4 +1,4 @@
-"""Markov chains over finitely many states: a distribution over whole paths, and posteriors of that kind."""
+"""Markov chains over finitely many states, as distributions over whole paths."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import constraints, register_kl
 
 IMPOSSIBLE = -1e30
-"""The log-probability of what can not happen: finite, so that no gradient is NaN; its exp is 0."""
+"""The log-probability of what cannot happen: finite, so that no gradient is NaN; its exp is 0."""
 
 
 class MarkovChain(dist.TorchDistribution):
@@ -23,8 +23,8 @@ class MarkovChain(dist.TorchDistribution):
     KL to another chain are exact, at a cost of T K^2.
 
     Args:
-        initial_logits: unnormalised log p(z_0), `(*batch, K)`.
-        transition_logits: unnormalised log p(z_t = j | z_{t-1} = i), `(*batch, T - 1, K, K)`, i before j.
+        initial_logits: unnormalized log p(z_0), `(*batch, K)`.
+        transition_logits: unnormalized log p(z_t = j | z_{t-1} = i), `(*batch, T - 1, K, K)`, i before j.
 
     Raises:
         ValueError: the shapes do not fit together.
@@ -80,12 +80,12 @@ class MarkovChain(dist.TorchDistribution):
         return new
 
     def step(self, t: int, previous: Tensor | None = None) -> dist.Categorical:
-        """Return p(z_t | z_{t-1} = previous); for t = 0, where nothing is before, p(z_0).
+        """Return p(z_t | z_{t-1} = previous); for t = 0 p(z_0).
 
         Args:
             t: which step.
-            previous: states of step t - 1, broadcasting with the batch shape (samples, or values that are
-                enumerated, in dimensions to the left).
+            previous: states of step t - 1, of a shape that broadcasts with the batch shape (samples and
+                enumerated values are in dimensions to the left).
         """
         if t == 0 or previous is None:
             return dist.Categorical(logits=self.initial_logits)
@@ -150,9 +150,9 @@ class MarkovChain(dist.TorchDistribution):
 
 
 def sample_steps(name: str, chain: MarkovChain, infer: InferDict | None = None) -> list[Tensor]:
-    """Sample a chain as one Pyro site a step, `name_0`, `name_1`, ...: the sites of a hidden Markov model.
+    """Sample a chain as one Pyro site per step, `name_0`, `name_1`, ...: the sites of a hidden Markov model.
 
-    Call it inside of the plate over rows.
+    Call it inside the plate over rows.
 
     Args:
         name: what the sites' names begin with.

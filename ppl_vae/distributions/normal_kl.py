@@ -1,24 +1,48 @@
-"""The closed form of the KL from any normal distribution to independent normals."""
+"""The KL from normals with any covariance to independent normals, which `torch.distributions` lacks.
+
+Importing this file registers it for `torch.distributions.kl_divergence`.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal
+from torch.distributions import (
+    Distribution,
+    Independent,
+    LowRankMultivariateNormal,
+    MultivariateNormal,
+    Normal,
+    register_kl,
+)
 
 
-def kl_to_independent_normals(
+def _kl_multivariate(p: MultivariateNormal, q: Independent[Any]) -> Tensor:
+    # Not expanded over the batch: a posterior often has one covariance for all rows.
+    factor = p._unbroadcasted_scale_tril
+    half_log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return _kl(p, q, factor, half_log_det)
+
+
+def _kl_low_rank(p: LowRankMultivariateNormal, q: Independent[Any]) -> Tensor:
+    # log det (W W^T + D) = log det D + log det (I + W^T D^-1 W), not expanded over the batch either.
+    diagonal = p._unbroadcasted_cov_diag
+    capacitance = p._capacitance_tril.diagonal(dim1=-2, dim2=-1)
+    half_log_det = 0.5 * diagonal.log().sum(-1) + capacitance.log().sum(-1)
+    return _kl(p, q, p._unbroadcasted_cov_factor, half_log_det, diagonal)
+
+
+def _kl(
     p: Distribution,
     q: Independent[Any],
     factor: Tensor,
     half_log_det: Tensor,
     diagonal: Tensor | None = None,
 ) -> Tensor:
-    """Return KL(N(m, Sigma) || N(mu, diag(s^2))), Sigma = A A^T + diag(v).
+    """KL(N(m, Sigma) || N(mu, diag(s^2))), Sigma = A A^T + diag(v), per element of the batch, in nats.
 
-    1/2 (|A / s|_F^2 + sum v / s^2 + |(m - mu) / s|^2 - d) + sum log s - 1/2 log det Sigma, per
-    element of the batch, in nats. `torch.distributions` lacks it.
+    1/2 (|A / s|_F^2 + sum v / s^2 + |(m - mu) / s|^2 - d) + sum log s - 1/2 log det Sigma.
 
     Args:
         p: the first distribution, whose mean m and event shape `(d,)` are used.
@@ -43,3 +67,7 @@ def kl_to_independent_normals(
     log_ratio = scale.log().sum(-1) - half_log_det
     kl: Tensor = 0.5 * (spread + distance - p.event_shape[0]) + log_ratio
     return kl
+
+
+register_kl(MultivariateNormal, Independent)(_kl_multivariate)
+register_kl(LowRankMultivariateNormal, Independent)(_kl_low_rank)

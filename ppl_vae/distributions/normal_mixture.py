@@ -25,10 +25,10 @@ class DiagonalNormalMixture(dist.MixtureSameFamily):  # type: ignore[misc]
 
     These gradients are unbiased, of second order too. Mass that moves from one component to another
     has to cross the gap between them: the variance of the weights' gradient grows like
-    exp(s^2 / 8) with a gap of s standard deviations, as it must for every pathwise gradient.
+    exp(s^2 / 8) with a gap of s standard deviations, as for every pathwise gradient.
 
-    Pyro's `MixtureOfDiagNormals` is no substitute: its weights' gradient is biased where scales
-    differ from 1, is NaN in one dimension, and underflows in many.
+    Pyro's `MixtureOfDiagNormals` is no substitute: the gradient of its weights is biased if scales
+    differ from 1, is NaN in one dimension, and underflows in many dimensions.
 
     Args:
         mixture_distribution: the weights, `Categorical` of batch shape `batch`.
@@ -57,7 +57,7 @@ class DiagonalNormalMixture(dist.MixtureSameFamily):  # type: ignore[misc]
 class _Draw(torch.autograd.Function):
     """The sample of a given component and noise, with the velocities above as its derivative.
 
-    Logits are normalised, `(*batch, K)`; locs and scales are `(*batch, K, d)`, the noise is
+    Logits are normalized, `(*batch, K)`; locs and scales are `(*batch, K, d)`, the noise is
     `(*batch, d)`. The backward pass is made of differentiable operations on the sample itself, so
     that it can be differentiated again.
     """
@@ -84,7 +84,7 @@ class _Draw(torch.autograd.Function):
         joint = logits.unsqueeze(-1) + log_normal.cumsum(-1)
         log_weights = torch.log_softmax(joint - log_normal, -2)
         log_density = torch.logsumexp(log_weights + log_normal, -2, keepdim=True)
-        # Of the two tails the smaller one: near 1 the differences would be lost in rounding.
+        # The smaller of the two tails: near 1 differences would be lost in rounding.
         weights = log_weights.exp()
         upper = (weights * ndtr(noise)).sum(-2, keepdim=True) > 0.5
         sign = torch.where(upper, -1.0, 1.0).to(z.dtype)

@@ -35,7 +35,7 @@ class QuantizedLogistic(dist.TorchDistribution):
 
     With h = 1 / (2 (levels - 1)) and the logistic function s, the mass of a value x is
     s((x + h - loc) / scale) - s((x - h - loc) / scale); the values 0 and 1 take the tails, so the
-    masses sum to one ("PixelCNN++", arXiv:1701.05517). It is evaluated as
+    masses sum to one ("PixelCNN++", arXiv:1701.05517). The mass is evaluated as
     log s(b) + log s(-a) + log(1 - exp(a - b)), which is exact at any distance from `loc`.
 
     Args:

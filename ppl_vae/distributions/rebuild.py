@@ -1,4 +1,4 @@
-"""Distributions rebuilt with changed arguments, wrappers and all."""
+"""Distributions rebuilt with changed arguments, including their wrappers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WRAPPED = (
 )
 
 
-# Of arguments that say the same, the one to free.
+# Arguments that say the same: the one to change, and those it replaces.
 _SUPERSEDED = {
     "logits": ("probs",),
     "scale_tril": ("covariance_matrix", "precision_matrix"),
@@ -33,16 +33,22 @@ _SUPERSEDED = {
 
 
 def rebuilt(fn: Any, change: Change, batch_shape: torch.Size | None = None) -> Any:
-    """A distribution of the same kind with changed arguments, wrappers and all.
+    """Return a distribution of the same kind with changed arguments, in the same wrappers.
 
     Args:
-        fn: The distribution.
-        change: Called with each real argument (all but counts, and those whose range depends on
-            another), of shape ``(*batch_shape, *event)``, and its constraint, always in the same order.
-        batch_shape: The batch shape that the arguments are to have; ``fn``'s if None.
+        fn: the distribution.
+        change: called with each real argument (all except counts and those whose range depends on
+            another), of shape `(*batch_shape, *event)`, and its constraint, always in the same order.
+        batch_shape: the batch shape that the arguments shall have; that of `fn` if None.
 
     Raises:
-        TypeError: The distribution does not say what it is made of.
+        TypeError: the distribution does not list its arguments in `arg_constraints`.
+
+    Example:
+        >>> normal = dist.Normal(torch.zeros(3), torch.ones(3)).to_event(1)
+        >>> moved = rebuilt(normal, lambda value, constraint: value + 1)
+        >>> moved.mean, moved.stddev
+        (tensor([1., 1., 1.]), tensor([2., 2., 2.]))
     """
     batch_shape = fn.batch_shape if batch_shape is None else batch_shape
     if not getattr(fn, "arg_constraints", {}) and isinstance(fn, _WRAPPED):
@@ -76,12 +82,12 @@ def _rebuilt_wrapper(fn: Any, change: Change, batch_shape: torch.Size) -> Any:
 
 
 def _arguments(fn: Any) -> Iterator[tuple[str, tuple[Any, Constraint | None]]]:
-    """What the constructor of a distribution was given, by name, with the constraint of each."""
+    """The arguments of a distribution's constructor by name, each with its constraint."""
     known = fn.arg_constraints
     left_out = {name for chosen in _SUPERSEDED if chosen in known for name in _SUPERSEDED[chosen]}
     parameters = inspect.signature(type(fn).__init__).parameters
     if not set(known) & set(parameters):
-        raise TypeError(f"{type(fn).__name__} does not say what it is made of")
+        raise TypeError(f"{type(fn).__name__} does not list its arguments in arg_constraints")
     for name, parameter in parameters.items():
         required = parameter.default is parameter.empty and name != "self"
         named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)

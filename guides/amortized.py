@@ -1,0 +1,79 @@
+"""The skeleton of an amortized guide: encoder, linear head, and the family that the subclass adds."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+import pyro.distributions as dist
+from torch import Tensor, nn
+
+from ppl_vae.guides.parts import sample_z
+from ppl_vae.networks import Network, full_precision, linear_head
+
+Family = TypeVar("Family", bound=dist.TorchDistribution, covariant=True)
+"""The class of the distributions that a guide's `family` returns."""
+
+
+class Amortized(nn.Module, ABC, Generic[Family]):
+    """q(z | x) = family(head(encoder(x))): a network reads each row and names a q of the family.
+
+    A guide of your own derives from this class, gives the number of outputs that its family needs,
+    and turns outputs into a distribution. Every vector of real numbers should be a valid output.
+
+    The site is `z`, inside `pyro.plate("data", n, dim=-1)`; if it has finitely many values, it is
+    marked for enumeration. The encoder runs once per row, however many samples are drawn.
+
+    Args:
+        data_shape: shape of one row of the data.
+        network: what the encoder is built from.
+        num_outputs: how many outputs describe the q of one row.
+
+    Raises:
+        TypeError: the encoder does not have the integer attribute `out_features`.
+
+    Example:
+        >>> import pyro.distributions as dist, torch
+        >>> from torch.nn.functional import softplus
+        >>> from ppl_vae.guides import Amortized
+        >>> from ppl_vae.networks import MLP
+        >>> class LaplaceGuide(Amortized):
+        ...     def __init__(self, data_shape, latent_dim=10, network=MLP()):
+        ...         super().__init__(data_shape, network, num_outputs=2 * latent_dim)
+        ...
+        ...     def family(self, outputs):
+        ...         loc, scale = outputs.chunk(2, -1)
+        ...         return dist.Laplace(loc, softplus(scale) + 1e-6).to_event(1)
+        >>> guide = LaplaceGuide((1, 8, 8), latent_dim=2)
+        >>> guide.encode(torch.rand(5, 1, 8, 8)).stddev.shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(self, data_shape: Sequence[int], network: Network, num_outputs: int) -> None:
+        super().__init__()
+        self.encoder = network.encoder(data_shape)
+        self.head = linear_head(self.encoder, num_outputs)
+
+    @abstractmethod
+    def family(self, outputs: Tensor) -> Family:
+        """Return the q that outputs of `amortise` stand for.
+
+        Args:
+            outputs: any real numbers, `(*batch, num_outputs)`.
+
+        Returns:
+            A distribution of batch shape `batch`.
+        """
+
+    def amortise(self, x: Tensor) -> Tensor:
+        """Return the outputs for data `(*batch, *data_shape)`: `(*batch, num_outputs)`."""
+        return full_precision(self.head(self.encoder(x)))
+
+    def encode(self, x: Tensor) -> Family:
+        """Return q(z | x) for data `(*batch, *data_shape)`: batch shape `batch`."""
+        return self.family(self.amortise(x))
+
+    def forward(self, x: Tensor) -> None:
+        """Run the guide on `x`, `(n, *data_shape)`."""
+        sample_z(self.encode(x), x.shape[0])

@@ -1,0 +1,53 @@
+"""What several guides need: scales that cannot fail, the latent site, and checks of their options."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+from pyro.poutine.runtime import InferDict
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from ppl_vae.distributions import MarkovChain, sample_steps
+
+
+def positive(outputs: Tensor) -> Tensor:
+    """Return softplus(outputs) + 1e-6: it grows linearly, so it cannot overflow, and never reaches 0."""
+    return softplus(outputs) + 1e-6
+
+
+def independent_normal(outputs: Tensor) -> dist.Independent:
+    """Return N(loc, diag(positive(s)^2)) for outputs (loc, s), `(*batch, 2 * latent_dim)`."""
+    loc, scale = outputs.chunk(2, -1)
+    return dist.Independent(dist.Normal(loc, positive(scale)), 1)
+
+
+def sample_z(q: dist.TorchDistribution, n: int) -> None:
+    """Sample the site `z` from q in a plate over rows; of a Markov chain the sites `z_0`, `z_1`, ...
+
+    A latent with finitely many values is marked for enumeration, so that the ELBO can sum over it.
+
+    Args:
+        q: q(z | x) of the batch, of batch shape `(n,)`.
+        n: number of rows.
+    """
+    is_chain = isinstance(q, MarkovChain)
+    infer: InferDict = {}
+    if is_chain or q.has_enumerate_support:
+        infer = {"enumerate": "parallel"}
+    with pyro.plate("data", n, dim=-1):
+        if is_chain:
+            sample_steps("z", q, infer=infer)
+        else:
+            pyro.sample("z", q, infer=infer)
+
+
+def require_at_least_one(guide: nn.Module, **options: int) -> None:
+    """Check options of a guide that count something.
+
+    Raises:
+        ValueError: one of them is less than 1; the message names the guide and the option.
+    """
+    for name, value in options.items():
+        if value < 1:
+            raise ValueError(f"{type(guide).__name__}.{name} must be at least 1, came {value}")
