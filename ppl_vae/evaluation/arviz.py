@@ -26,7 +26,7 @@ _ROWS_AT_ONCE = 1024
 
 
 _LARGEST_GROUP = 2**24
-"""Most numbers that a group may hold; many rows, or large ones, get fewer draws."""
+"""Largest size of a group, in numbers; many rows, or large ones, get fewer draws."""
 
 
 _SPREAD = 1e-6

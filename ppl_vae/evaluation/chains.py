@@ -27,7 +27,7 @@ from ppl_vae.pairs import (
 )
 
 FEWEST_CHAINS = 8
-"""Fewest chains in the run that tunes the step sizes; their starting points give each dimension's scale."""
+"""Minimum number of chains in the run that tunes the steps; their starts give each dimension's scale."""
 
 
 RECORD_FROM = 100
