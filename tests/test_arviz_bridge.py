@@ -303,7 +303,5 @@ def test_errors_say_what_to_do() -> None:
     with pytest.raises(ValueError, match="num_draws must be at least 1, got 0"):
         to_arviz(model, Exact(model), x, num_draws=0)
     evaluation = evaluate(model, Exact(model), x[:3], num_samples=2)
-    with pytest.raises(
-        ValueError, match="evaluation is of 3 rows, x has 5: pass the evaluation of"
-    ):
+    with pytest.raises(ValueError, match="evaluation has 3 rows, x has 5: pass an evaluation of"):
         to_arviz(model, Exact(model), x, evaluation=evaluation, num_draws=2)

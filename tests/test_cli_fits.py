@@ -144,7 +144,7 @@ def test_gaps_of_a_run(truth: str, trained: Path, capsys: pytest.CaptureFixture[
     assert main(["gaps", str(trained), "--truth", truth, *options, "--quiet"]) == 0
     printed = capsys.readouterr().out
     assert "approximation gap" in printed
-    assert "amortisation gap" in printed
+    assert "amortization gap" in printed
     assert printed.startswith("log p(x), importance sampling") == (truth == "importance")
     assert json.loads((trained / "gaps.json").read_text())["rows"]["num"] == 4
     assert (trained / "plots" / "gaps.png").stat().st_size > 0

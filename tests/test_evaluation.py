@@ -761,7 +761,7 @@ def test_a_khat_that_can_not_be_estimated_is_no_alarm() -> None:
         assert not found.unreliable.any()
         assert not any("too low" in warning for warning in found.warnings)
     few = evaluate(model, guide, x, num_samples=15, seed=0)
-    assert any("can not be estimated on 50 of 50 rows" in warning for warning in few.warnings)
+    assert any("cannot be estimated on 50 of 50 rows" in warning for warning in few.warnings)
     assert "0.0 % above" in str(few)
 
 

@@ -395,7 +395,7 @@ def test_a_gap_of_the_wrong_sign_is_never_reported_without_saying_so() -> None:
     assert "the approximation gap has the wrong sign" in warning
     assert "log p(x) is too low" in warning
     (warning,) = by_hand(-1.0, -3.0, -2.0).warnings
-    assert "the amortisation gap has the wrong sign" in warning
+    assert "the amortization gap has the wrong sign" in warning
     assert "raise max_steps" in warning
     (warning,) = by_hand(-1.02, -1.0, -2.0).warnings
     assert "within its Monte-Carlo error" in warning
@@ -412,7 +412,7 @@ def test_errors_and_words() -> None:
     assert gaps.amortisation_gap.mean == 2.5
     assert gaps.inference_gap.mean == 3.5
     assert torch.allclose(gaps.amortisation_gap_error, torch.full((4,), 0.1 * math.sqrt(2)))
-    assert "amortisation gap" in str(gaps)
+    assert "amortization gap" in str(gaps)
     assert "Monte Carlo 0.071" in str(gaps)  # of the mean of 4 rows
     found = gaps.to_dict()
     assert found["approximation_gap"]["mean"] == 1.0

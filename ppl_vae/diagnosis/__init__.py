@@ -1,4 +1,4 @@
-"""Which latent dimensions are used, where the bound is lost, and the exact posterior on a grid."""
+"""Diagnosis of a pair: used latent dimensions, inference gaps, and the exact posterior on a grid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why latent dimensions are not used, and what to do about it."""
+"""Causes of unused latent dimensions, and their remedies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ppl_vae.pairs import as_args, num_rows, posterior_means, sample_rows, take_
 CAUSES = {
     "none": ("no cause", "nothing to do"),
     "identical rows": (
-        "the rows given are all the same, and leave nothing to tell apart",
+        "the rows given are all the same, so there is nothing to distinguish",
         "diagnose with rows that differ",
     ),
     "constant posterior": (
@@ -24,16 +24,16 @@ CAUSES = {
     ),
     "small means": (
         "their posterior means vary little, yet the posterior depends on x",
-        "judge them by the mutual information: what counts as active is meant for priors of variance 1 and "
-        "for posteriors that differ in their means",
+        "judge them by the mutual information: the measure of active units is meant for priors of variance 1 "
+        "and for posteriors that differ in their means",
     ),
     "lagging guide": (
         "the guide lags behind the model, whose own posterior does use them",
-        "train the guide on (more steps for it than for the model), enlarge its network, or warm beta up "
-        "more slowly",
+        "train the guide for longer (more steps for it than for the model), enlarge its network, or warm beta "
+        "up more slowly",
     ),
     "large beta": (
-        "beta weighs their KL by more than they could explain",
+        "beta makes their KL cost more than they could explain",
         "lower beta to use them",
     ),
     "decoder noise": (
@@ -42,12 +42,12 @@ CAUSES = {
         "smaller to use them",
     ),
     "surplus dimensions": (
-        "what is left of the data is no more than the decoder's noise",
-        "nothing is lost, and a smaller latent_dim would do",
+        "the residuals of the data are no larger than the decoder's noise",
+        "nothing is lost, and a smaller latent_dim would be enough",
     ),
     "ignored latent": (
         "the decoder does not use them",
-        "if a smaller latent_dim reaches the same ELBO nothing is lost, otherwise warm beta up from 0, set "
+        "if a smaller latent_dim reaches the same ELBO, nothing is lost; otherwise warm beta up from 0, set "
         "free_bits, or weaken the decoder",
     ),
 }
@@ -55,23 +55,23 @@ CAUSES = {
 
 
 def remedy_of(cause: str, beta: float) -> str:
-    """What to do about a cause; a decoder that does not use z may have learned so from beta."""
+    """The remedy for a cause. If beta > 1, it may be what trained the decoder not to use z."""
     lower = f"lower beta, which is {beta:g}; " if cause == "ignored latent" and beta > 1 else ""
     return lower + CAUSES[cause][1]
 
 
 REVIVED = 0.1
-"""Nats of KL, by which a row's own posterior must use a dimension that the guide does not."""
+"""Mean KL in nats above which per-row posteriors count as using a dimension that the guide does not use."""
 
 
 def find_cause(
     session: Session, residuals: Residuals, unused: Tensor, beta: float
 ) -> tuple[str, tuple[str, ...]]:
-    """Why dimensions are not used, one of `CAUSES`, and what is not known of it.
+    """Why dimensions are not used, one of `CAUSES`, and notes on what could not be checked.
 
     Args:
-        session: The opened pair; posteriors are fitted to each of its first rows.
-        residuals: What the decoder leaves of all rows.
+        session: The opened pair; a posterior is fitted to each row of its first batch.
+        residuals: The decoder's residuals of all rows.
         unused: Which dimensions are not active.
         beta: The weight of the KL that the pair was trained with.
     """
@@ -81,8 +81,8 @@ def find_cause(
     notes: tuple[str, ...] = ()
     if not can_refine(pair, layout, trace):
         notes = (
-            "no posterior of a single row can be fitted for this pair: a guide that lags behind the model is "
-            "not ruled out",
+            "per-row posteriors cannot be fitted for this pair: a guide that lags behind the model is not "
+            "ruled out",
         )
     elif _revives(session, unused, beta):
         return "lagging guide", ()
@@ -93,7 +93,7 @@ def find_cause(
 
 
 def _revives(session: Session, unused: Tensor, beta: float) -> bool:
-    """Whether posteriors fitted to each row under the same beta use what the guide does not."""
+    """Whether posteriors fitted to each row under `beta` use dimensions that the guide does not use."""
     pair, layout, batch = session.pair, session.layout, session.first
     dtype = as_args(batch)[0].dtype
     dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()
@@ -104,7 +104,7 @@ def _revives(session: Session, unused: Tensor, beta: float) -> bool:
         chunk = take_rows(batch, slice(first, first + size))
         rows = sample_rows(pair, layout, chunk, NUM_DRAWS)
         means = posterior_means(rows, layout)
-        # Off the prior's mean, which may be a saddle.
+        # Start away from the prior's mean, which may be a saddle point.
         start = means + 0.5 * torch.randn_like(means) * unused.to(means.device)
         bound = rows.log_likelihood + beta * (rows.log_prior - rows.log_guide)
         del rows

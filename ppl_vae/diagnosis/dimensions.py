@@ -1,4 +1,4 @@
-"""What one pass over all rows gathers: KL, posterior means and names of the single latent dimensions."""
+"""Statistics of single latent dimensions from one pass over all rows: KL, posterior means and names."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ NUM_DRAWS = 32
 
 @dataclass(frozen=True)
 class Gathered:
-    """What one pass over n rows gathers. The d latent dimensions are those of all sites, in order.
+    """Statistics from one pass over n rows. The d latent dimensions are those of all sites, in order.
 
     Attributes:
         num_rows: n.
         names: The dimensions' names.
         kl: Mean KL of each dimension, nats, `(d,)`.
         mean_variance: Variance over rows of the posterior means, `(d,)`.
-        points: One draw per row, by the guide's site, `(n, *event)`.
+        points: One draw per row, `(n, *event)`, for each site of the guide.
         log_guide: log q(z | x) at those draws, `(n,)`.
         log_prior: log p(z) at them, `(n,)`.
-        residuals: What the decoder leaves of the data.
+        residuals: The decoder's residuals.
         identical: Whether all rows are the same.
-        moments_alone: Sites whose dimensions have no KL but that of their moments.
+        moments_alone: Sites whose KL per dimension comes from means and variances alone.
     """
 
     num_rows: int
@@ -65,7 +65,7 @@ def gather(session: Session, size: int, analytic: bool) -> Gathered:
     Args:
         session: The opened pair.
         size: Rows at once, with all draws of each.
-        analytic: Whether the analytic KL of a site is its share of the rate.
+        analytic: Whether the analytic KL of a site equals its share of the rate.
     """
     layout = session.layout
     spread, residuals = RunningVariance(), Residuals()
@@ -110,20 +110,20 @@ def gather(session: Session, size: int, analytic: bool) -> Gathered:
 
 
 def note_on_moments(names: tuple[str, ...]) -> tuple[str, ...]:
-    """What a reader of the dimensions' KL must know of latents that do not factorize."""
+    """A note on the KL per dimension of latents that do not factorize."""
     if not names:
         return ()
     sites = ", ".join(f"'{name}'" for name in names)
     return (
-        f"guide or prior of {sites} does not factorize over its dimensions: the KL of each is that of the "
-        "Gaussians with its means and variances; they need not add up to the rate",
+        f"guide or prior of {sites} does not factorize over its dimensions: the KL of each dimension is that "
+        "of Gaussians with its means and variances; these need not add up to the rate",
     )
 
 
 def _latent_dimensions(
     session: Session, batch: Batch, rows: RowDensities, analytic: bool
 ) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...]]:
-    """KL, posterior mean and the latter's sampling variance of each row and dimension; the names."""
+    """KL, posterior mean and sampling variance of that mean for each row and dimension; and the names."""
     layout = session.layout
     kls, means, noises, names = [], [], [], []
     samples, n = rows.log_guide.shape
@@ -155,7 +155,7 @@ def _latent_dimensions(
 
 
 def _dimension_names(site: str, shape: torch.Size) -> list[str]:
-    """`z[0]`, `z[1]`, ... for a vector, `z[0][0]`, ... for a matrix, `z` for a number."""
+    """`z[0]`, `z[1]`, ... for a vector, `z[0][0]`, ... for a matrix, `z` for a scalar."""
     return [
         site + "".join(f"[{i}]" for i in index) for index in itertools.product(*map(range, shape))
     ]
@@ -164,7 +164,7 @@ def _dimension_names(site: str, shape: torch.Size) -> list[str]:
 def _gaussian_kl(
     mean: Tensor, variance: Tensor, prior_mean: Tensor, prior_variance: Tensor
 ) -> Tensor:
-    """KL of the Gaussian with a dimension's mean and variance against that with the prior's."""
+    """KL from a Gaussian with a dimension's mean and variance to one with the prior's."""
     q = Normal(mean, variance.clamp(min=1e-12).sqrt())
     kl: Tensor = kl_divergence(q, Normal(prior_mean, prior_variance.clamp(min=1e-12).sqrt()))
     return kl
@@ -173,7 +173,7 @@ def _gaussian_kl(
 def _sampling_bias(variance: Tensor, samples: int) -> Tensor:
     """What estimating a Gaussian's mean and variance from samples adds to its KL.
 
-    With a variance v in units of the prior's, the squared mean is too large by v / K, and the logarithm of
+    For a variance v in units of the prior's, the squared mean is too large by v / K, and the logarithm of
     the variance too small by log((K - 1) / 2) - digamma((K - 1) / 2).
     """
     half = torch.tensor((samples - 1) / 2, dtype=torch.float64, device=variance.device)
@@ -186,8 +186,8 @@ def _prior_moments(
 ) -> tuple[Tensor, Tensor]:
     """Mean and variance of each number of a latent under the prior, `(n, *event)` or `(*event)`.
 
-    Those that the prior states; if it states none, or one for each value of an enumerated latent, those of
-    draws from the model.
+    They are the moments that the prior's distribution states. If it states none, or one for each value of an
+    enumerated latent, they are estimated from draws of the model.
     """
     layout = session.layout
     site = rows.model_trace.nodes[name]

@@ -1,4 +1,4 @@
-"""A guide's family with free numbers for each row: what the best q of a row is looked for in."""
+"""The guide's family with free numbers for each row, over which the best q of a row is optimized."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class RowFamily:
     """Distributions over the latents of n rows, described by free numbers.
 
     Attributes:
-        program: A guide for these n rows that draws from them; called as the pair's own.
-        numbers: The numbers, unbounded leaves that require gradients.
-        row_dims: The dimension of each of them that counts rows, from the left.
-        note: How it falls short of all that the guide's family holds; empty if it does not.
+        program: A guide for these n rows that draws from the distributions; called like the pair's own.
+        numbers: The numbers, as unbounded leaf tensors that require gradients.
+        row_dims: The row dimension of each of these tensors, counted from the left.
+        note: How it is smaller than the guide's family; empty if it is not.
     """
 
     program: Program
@@ -48,7 +48,7 @@ class RowFamily:
 
     @torch.no_grad()
     def put_back(self, rows: Tensor, numbers: Sequence[Tensor]) -> None:
-        """Gives the chosen rows, a mask `(n,)`, earlier numbers."""
+        """Restores earlier numbers of the chosen rows, a mask `(n,)`."""
         for mine, theirs, dim in zip(self.numbers, numbers, self.row_dims, strict=True):
             shape = [1] * mine.dim()
             shape[dim] = len(rows)
@@ -56,25 +56,25 @@ class RowFamily:
 
 
 def own_family(pair: Pair, layout: Layout, batch: Batch) -> RowFamily:
-    """The family that the guide's q(z | x) of each row comes from, its numbers free, at the guide's own.
+    """The family of the guide's q(z | x), with free numbers for each row that start at the guide's own.
 
-    A guide that offers `amortise(x)`, unbounded numbers `(n, k)`, and `family(numbers)`, the
-    distribution that they stand for, is taken at its word. Of any other, the arguments of the
-    distributions that it draws from are freed: unconstrained by `biject_to`, with a number of its own
-    added for each row (and for each value of plates inside of the rows'). Where such a distribution
-    depends on another latent, those numbers shift what the guide makes of it.
+    If the guide has two methods, `amortise(x)`, which returns unbounded numbers `(n, k)`, and
+    `family(numbers)`, which returns their distribution, these define the family. For any other guide, the
+    arguments of the distributions that it draws from are freed: `biject_to` maps them to unconstrained
+    numbers, and a separate number is added for each row (and for each value of plates inside of the rows'
+    plate). Where such a distribution depends on another latent, the added numbers shift the arguments that
+    the guide computes from it.
 
     Call it inside of `pair.scope()`.
 
     Raises:
-        PairError: The guide has latents of all rows, draws nothing, or draws from a distribution whose
+        PairError: The guide has latents shared by all rows, draws nothing, or draws from a distribution whose
             arguments cannot be freed.
     """
     if layout.shared:
         raise PairError(
-            f"site '{layout.shared[0]}' is outside of plate '{layout.plate}': a latent of all rows has no "
-            "posterior of a single row that could be optimized; put it inside of the plate, or make it a "
-            "parameter"
+            f"site '{layout.shared[0]}' is outside of plate '{layout.plate}': a latent shared by all "
+            "rows has no per-row posterior to optimize; put it inside of the plate, or make it a parameter"
         )
     if not layout.draws:
         raise PairError(
@@ -96,7 +96,7 @@ def own_family(pair: Pair, layout: Layout, batch: Batch) -> RowFamily:
 def normal_family(
     sites: dict[str, Site], layout: Layout, mean: Tensor, scale: Tensor | float
 ) -> RowFamily:
-    """Independent normals for every number of the given latent sites.
+    """Independent normal distributions for all numbers of the given latent sites.
 
     Args:
         sites: Latent sites of n rows, from a trace of a single sample.
@@ -108,7 +108,7 @@ def normal_family(
     mean = mean.detach().clone().requires_grad_()
     log_scale = torch.as_tensor(scale).log().to(mean).expand_as(mean).clone().requires_grad_()
     sizes = [math.prod(shape) for shape in shapes.values()]
-    inner = (1,) * (-layout.dim - 1)  # dimensions of plates to the right of the rows'
+    inner = (1,) * (-layout.dim - 1)  # dimensions of plates to the right of the rows' plate
 
     def at(place: int, shape: torch.Size) -> Any:
         loc, spread = (
@@ -125,20 +125,20 @@ def normal_family(
 
 
 def _note_on_parameters(family: Callable[[Tensor], Any], numbers: Tensor) -> str:
-    """What to say of a family with networks of its own, such as a flow's."""
+    """A note on a family with networks of its own, such as a flow."""
     with torch.enable_grad():
         q = family(numbers.detach())
         own = q.log_prob(q.sample()).requires_grad
     if not own:
         return ""
     return (
-        "the guide's family has parameters of its own, shared by all rows, which are held: the best in the "
-        "family is the best for these"
+        "the guide's family has parameters of its own, shared by all rows, which are held fixed: the best q "
+        "in the family is the best for these parameters"
     )
 
 
 class _Sites:
-    """A guide that draws each site, in its plates, from the distribution that a function makes."""
+    """A guide that draws each site, in its plates, from the distribution that a function returns."""
 
     def __init__(self, sites: dict[str, tuple[Site, Callable[[], Any]]]) -> None:
         self.sites = sites
@@ -201,36 +201,36 @@ def _shifted_family(pair: Pair, layout: Layout, batch: Batch, trace: Trace) -> R
             value = site["value"]
             mine, its = same.log_prob(value), fn.log_prob(value)
             agrees = torch.allclose(mine, its, rtol=1e-3, atol=1e-3)
-        except Exception:  # whatever a distribution raises that is not made of its arguments alone
+        except Exception:  # rebuilding fails if a distribution is more than its arguments
             agrees = False
         if not agrees or not found:
             raise PairError(
                 f"site '{name}' is drawn from a {type(fn).__name__}, whose arguments cannot be freed for "
-                "each row: give the guide two methods, amortise(x), unbounded numbers of shape (n, k), and "
-                "family(numbers), the distribution that they stand for"
+                "each row: give the guide two methods, amortise(x), which returns unbounded numbers of shape "
+                "(n, k), and family(numbers), which returns their distribution"
             )
         row = len(fn.batch_shape) + layout.dim
         if row < 0 or fn.batch_shape[row] != n:
             raise PairError(
                 f"site '{name}' is in plate '{layout.plate}' of {n} rows, but its distribution has the "
-                f"batch shape {tuple(fn.batch_shape)}: its rows cannot be told apart"
+                f"batch shape {tuple(fn.batch_shape)}: it has no separate distribution for each row"
             )
         shifts[name] = found
         numbers += found
         row_dims += [row] * len(found)
     chained = _chained(pair, layout, batch)
     note = (
-        f"the guide's site '{chained}' depends on another latent: the best in the family is the best of "
-        "shifts of what the guide makes of it"
+        f"the guide's site '{chained}' depends on another latent: the best q in the family is the best "
+        "among shifts of the arguments that the guide computes from it"
         if chained
         else ""
     )
-    # Other handlers of the guide's stay in force: masks, plates, sites computed from others.
+    # The guide's other handlers still apply: masks, plates, sites computed from others.
     return RowFamily(_Shift(shifts)(pair.guide), tuple(numbers), tuple(row_dims), note)
 
 
 def _chained(pair: Pair, layout: Layout, batch: Batch) -> str | None:
-    """A draw whose distribution depends on another draw of the guide's, if there is one."""
+    """A draw of the guide whose distribution depends on another of its draws, if there is one."""
     if len(layout.draws) < 2:
         return None
     try:
@@ -241,6 +241,6 @@ def _chained(pair: Pair, layout: Layout, batch: Batch) -> str | None:
             name: get_provenance(fns[name].log_prob(trace.nodes[name]["value"]))
             for name in layout.draws
         }
-    except Exception:  # code that looks at a tensor's type
+    except Exception:  # code that checks a tensor's type cannot be tracked
         return layout.draws[-1]
     return next((n for n, s in sources.items() if s & set(layout.draws) - {n}), None)

@@ -1,4 +1,4 @@
-"""inference_gaps(): log p(x), the best ELBO in the family, the amortized one: where the bound is lost."""
+"""inference_gaps(): log p(x), the best ELBO in the guide's family, the amortized ELBO, and their gaps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STEP_SAMPLES = 8
 
 
 class Truth(Protocol):
-    """An estimate of log p(x) of each row, such as `evaluate` or annealed importance sampling makes."""
+    """An estimate of log p(x) of each row, such as `evaluate` or annealed importance sampling returns."""
 
     @property
     def log_likelihood(self) -> Estimate:
@@ -28,28 +28,28 @@ class Truth(Protocol):
 
     @property
     def log_likelihood_error(self) -> Tensor:
-        """Monte-Carlo standard error of each row's, `(n,)`."""
+        """Monte-Carlo standard error of each row's log p(x), `(n,)`."""
 
 
 @dataclass(frozen=True)
 class Gaps(RowResult):
-    """What `inference_gaps` found, row by row, in nats.
+    """Result of `inference_gaps`, row by row, in nats.
 
     The mean of an `Estimate` comes with its standard error over rows; the `..._error` are
     Monte-Carlo standard errors of single rows, `(n,)`.
 
     Attributes:
         log_likelihood: log p(x).
-        log_likelihood_error: Its error; zero where the model knows log p(x).
+        log_likelihood_error: Its error; zero if the model computes log p(x) exactly.
         best_elbo: The ELBO of the best q in the guide's family, found for each row.
         best_elbo_error: Its error.
-        elbo: The ELBO of the guide as it is, amortized.
+        elbo: The amortized ELBO, of the guide as given.
         elbo_error: Its error.
         source: Where log p(x) comes from.
         unreliable: Rows whose log p(x) should not be trusted, `(n,)`.
         converged: Rows whose best q was found: its ELBO had stopped improving, `(n,)`.
         num_samples: Samples per row, for each of the two ELBOs and for log p(x) by importance sampling.
-        notes: What a reader of the numbers must know.
+        notes: Caveats for reading the numbers.
     """
 
     log_likelihood: Estimate
@@ -71,7 +71,7 @@ class Gaps(RowResult):
 
     @property
     def approximation_gap(self) -> Estimate:
-        """log p(x) - best ELBO: what the family cannot express."""
+        """log p(x) - best ELBO: the loss because the family does not contain the posterior."""
         return Estimate(self.log_likelihood.values - self.best_elbo.values)
 
     @property
@@ -81,7 +81,7 @@ class Gaps(RowResult):
 
     @property
     def amortisation_gap(self) -> Estimate:
-        """Best ELBO - ELBO: what the encoder does not find."""
+        """Best ELBO - ELBO: the loss because the encoder does not find the best q."""
         return Estimate(self.best_elbo.values - self.elbo.values)
 
     @property
@@ -91,7 +91,7 @@ class Gaps(RowResult):
 
     @property
     def inference_gap(self) -> Estimate:
-        """log p(x) - ELBO = KL(q(z | x) || p(z | x)): the sum of the two."""
+        """log p(x) - ELBO = KL(q(z | x) || p(z | x)): the sum of the two gaps."""
         return Estimate(self.log_likelihood.values - self.elbo.values)
 
     @property
@@ -101,7 +101,7 @@ class Gaps(RowResult):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Why the gaps should not be trusted; empty if there is no reason."""
+        """Reasons not to trust the gaps; empty if there are none."""
         return (*self.notes, *self._doubts())
 
     def _doubts(self) -> Iterator[str]:
@@ -109,8 +109,8 @@ class Gaps(RowResult):
         bad = int(self.unreliable.sum())
         if bad:
             yield (
-                f"log p(x) by {self.source} is unreliable on {bad} of {n} rows, likely too low, and with it "
-                "the approximation gap: give truth=annealed_importance_sampling(...), or more num_samples"
+                f"log p(x) by {self.source} is unreliable on {bad} of {n} rows, where it and the approximation "
+                "gap are likely too low: pass truth=annealed_importance_sampling(...), or raise num_samples"
             )
         late = int((~self.converged).sum())
         if late:
@@ -120,16 +120,16 @@ class Gaps(RowResult):
                 "raise max_steps"
             )
         for name, remedy in (
-            ("approximation", "log p(x) is too low: take a better estimate of it as truth"),
+            ("approximation", "log p(x) is too low: pass a better estimate of it as truth"),
             (
                 "amortisation",
-                "the optimization did not find the best in the family: raise max_steps",
+                "the optimization did not find the best q in the family: raise max_steps",
             ),
         ):
             yield from self._wrong_sign(name, remedy)
 
     def _wrong_sign(self, name: str, remedy: str) -> Iterator[str]:
-        """A gap below zero by more than rounding and chance: an estimate has not converged."""
+        """Warns of a gap that is negative by more than rounding: an estimate has not converged."""
         n = self.num_rows
         rounding = _rounding(self.log_likelihood.values)
         gap = getattr(self, f"{name}_gap").values.double()
@@ -145,14 +145,15 @@ class Gaps(RowResult):
             else f"{int(wrong.sum())} of {n} rows, {int(clear.sum())} by more than 3 errors"
         )
         cause = (
-            "within its Monte-Carlo error of zero, for which more num_samples are needed"
+            "the gap is within its Monte-Carlo error of zero: raise num_samples"
             if not clear.any() and mean > -2 * mean_error
             else remedy
         )
-        yield f"the {name} gap has the wrong sign ({size}): the estimate has not converged; {cause}"
+        words = _QUANTITIES[f"{name}_gap"]
+        yield f"the {words} has the wrong sign ({size}): the estimate has not converged; {cause}"
 
     def lines(self) -> list[tuple[str, str]]:
-        """What a person reads, one quantity per line."""
+        """The printed result: name and value of each quantity."""
         shown = {**_QUANTITIES, "log_likelihood": f"log p(x), {self.source}"}
         return [(words, self._line(name)) for name, words in shown.items()]
 
@@ -182,23 +183,23 @@ def inference_gaps(
     seed: int | None = None,
     progress: bool | None = None,
 ) -> Gaps:
-    """Where the bound is lost, row by row: log p(x) >= best ELBO in the family >= amortized ELBO.
+    """Splits each row's inference gap: log p(x) >= best ELBO in the family >= amortized ELBO.
 
-    The difference of the first two is the approximation gap, KL(q* || p(z | x)) of the family's best q*; that
-    of the last two is the amortization gap (Cremer et al., *Inference Suboptimality in Variational
-    Autoencoders*, arXiv:1801.03558). q* is found for each row by `maximize`
-    in `own_family`, from the guide's own q on; its ELBO is then estimated with
-    fresh samples. log p(x) is, in this order: `truth`; the model's `log_evidence(x)`; importance
-    sampling from q*, or from the guide for rows where only that has a smaller Pareto k-hat.
+    The difference of the first two is the approximation gap, KL(q* || p(z | x)) of the family's best q*. The
+    difference of the last two is the amortization gap (Cremer et al., *Inference Suboptimality in Variational
+    Autoencoders*, arXiv:1801.03558). `maximize` finds q* for each row in `own_family`, starting from the
+    guide's own q; its ELBO is then estimated with fresh samples. log p(x) comes from the first available of:
+    `truth`; the model's `log_evidence(x)`; importance sampling from q*, or from the guide for rows where q*
+    is unreliable and the guide has a smaller Pareto k-hat.
 
     Args:
-        model: Pyro program of p(x, z). Its weights are left as they are.
-        guide: Pyro program of q(z | x), any: see `own_family`.
+        model: Pyro program of p(x, z). Its weights do not change.
+        guide: Any Pyro program of q(z | x); see `own_family`.
         x: A tensor `(n, *event)`, a tuple of tensors, or an iterable of batches.
-        truth: log p(x) of the same rows: what `evaluate` (with a better guide) or
-            `annealed_importance_sampling` returned.
+        truth: log p(x) of the same rows: a result of `evaluate` (with a better guide) or of
+            `annealed_importance_sampling`.
         num_samples: Samples per row for each ELBO and for log p(x).
-        max_steps: Gradient steps at most for the best q of a row.
+        max_steps: Maximum number of gradient steps for the best q of a row.
         seed: Seed for the draws; None draws from torch's global generator.
         progress: Whether to show a progress bar; None shows one on a terminal.
 
@@ -208,7 +209,7 @@ def inference_gaps(
     Raises:
         PairError: The family of the guide cannot be freed row by row (the message says what the guide
             needs), or the pair cannot be evaluated.
-        ValueError: `truth` is of another number of rows, `num_samples` is below 2, or `x` has no rows.
+        ValueError: `truth` has a different number of rows, `num_samples` is below 2, or `x` has no rows.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -225,7 +226,7 @@ def inference_gaps(
     """
     if num_samples < 2:
         raise ValueError(
-            f"num_samples must be at least 2, for an error of each row, not {num_samples}"
+            f"num_samples must be at least 2, to estimate each row's error, not {num_samples}"
         )
     parts: list[dict[str, Tensor]] = []
     notes: dict[str, None] = {}
@@ -254,7 +255,7 @@ def inference_gaps(
         unreliable=unreliable,
         converged=joined["converged"],
         num_samples=num_samples,
-        notes=(*notes, *(f"of log p(x): {w}" for w in getattr(truth, "warnings", ()))),
+        notes=(*notes, *(f"about log p(x): {w}" for w in getattr(truth, "warnings", ()))),
     )
 
 
@@ -315,6 +316,6 @@ def _log_likelihood(
 
 
 def _rounding(log_likelihood: Tensor) -> Tensor:
-    """How far sums over a row's values may be off by rounding alone, in nats."""
+    """How far rounding alone may shift a sum over a row's values, in nats."""
     eps = torch.finfo(log_likelihood.dtype).eps
     return 64 * eps * log_likelihood.double().abs().clamp(min=1.0)

@@ -16,14 +16,14 @@ from ppl_vae.pairs import PairError, Program, num_rows, sample_rows
 from ppl_vae.stats import Estimate
 
 BORDER = 1e-4
-"""Posterior mass beyond the grid, judged by that in its outermost cells, that is too much."""
+"""Largest posterior mass allowed beyond the grid, judged by the mass in its outermost cells."""
 
 
 COARSE = 1e-2
-"""Nats by which log p(x) may change when every second line of the grid is left out."""
+"""Largest change of log p(x), in nats, allowed when every second line of the grid is left out."""
 
 
-_DEPTH = 30.0  # nats below the mode, at which the density no longer matters
+_DEPTH = 30.0  # nats below the mode, where the density is negligible
 
 
 _LOOKS = 40
@@ -31,16 +31,16 @@ _LOOKS = 40
 
 @dataclass(frozen=True)
 class PosteriorGrid:
-    """p(z | x) of n rows on grids of `size` x `size` points, each row on one of its own.
+    """p(z | x) of n rows, each on its own grid of `size` x `size` points.
 
     Attributes:
         points: The values of each of the two latent numbers, `(n, 2, size)`, evenly spaced.
         log_density: log p(z | x), normalized by quadrature, `(n, size, size)`: the first number along the
             first dimension of the grid.
         log_evidence: log p(x) by quadrature, `(n,)`.
-        error: By how much that changes when every second line of the grid is left out, `(n,)`.
+        error: Change of `log_evidence` when every second line of the grid is left out, `(n,)`.
         border: Posterior mass in the outermost cells, `(n,)`.
-        names: What the two numbers are called.
+        names: Names of the two latent numbers.
     """
 
     points: Tensor
@@ -57,7 +57,7 @@ class PosteriorGrid:
 
     @property
     def log_likelihood_error(self) -> Tensor:
-        """What log p(x) may be off by, `(n,)`."""
+        """Estimated error of log p(x), `(n,)`."""
         return self.error
 
     @property
@@ -91,23 +91,23 @@ def posterior_grid(
     size: int = 129,
     bounds: tuple[tuple[float, float], tuple[float, float]] | None = None,
 ) -> PosteriorGrid:
-    """The exact posterior of each row, on a grid that is fitted around its mass.
+    """The exact posterior of each row, on a grid that is fitted to its mass.
 
-    p(z_ij | x) = p(x, z_ij) / p(x), with p(x) = sum_ij p(x, z_ij) dz_1 dz_2: the trapezoidal rule, whose
-    error falls exponentially in the number of points for densities that vanish at the border. The grid of a
-    row starts around draws from prior and guide; it grows while there is mass at its border, and shrinks to
-    where the density is within 30 nats of its largest value.
+    p(z_ij | x) = p(x, z_ij) / p(x), with p(x) = sum_ij p(x, z_ij) dz_1 dz_2. This is the trapezoidal rule: its
+    error falls exponentially with the number of points for densities that vanish at the border. A row's grid
+    starts around draws from prior and guide. It grows while there is mass at its border, and shrinks to where
+    the density is within 30 nats of its largest value.
 
     Args:
         model: Pyro program of p(x, z), its latents two real numbers per row: one site or two.
-        guide: Pyro program of q(z | x); it says where to look, the posterior does not hang on it.
-        x: Rows, `(n, *event)`; some hundred at most, all in one batch.
-        size: Points a side, odd.
-        bounds: Ends of the grid in both numbers, for all rows, instead of fitting it.
+        guide: Pyro program of q(z | x). It sets where the search starts; the posterior does not depend on it.
+        x: Rows, `(n, *event)`; about a hundred at most, all in one batch.
+        size: Points per side, odd.
+        bounds: Ends of the grid for both latent numbers, the same for all rows, instead of fitting it.
 
     Raises:
         PairError: The model does not have just two real latent numbers per row.
-        ValueError: `size` is even or below 17, or the grid that was asked for is too small (mass at its
+        ValueError: `size` is even or below 17, or the requested grid is too small (mass at its
             border) or too coarse for the posterior.
 
     Example:
@@ -150,8 +150,8 @@ def guide_on_grid(
     """log q(z | x) on the points of a grid, `(n, size, size)`.
 
     Raises:
-        PairError: The guide draws other sites than the model's latents (auxiliary ones, say), so that its
-            density at a given latent is not known.
+        PairError: The guide draws other sites than the model's latents (for example auxiliary ones), so its
+            density at a given latent is unknown.
     """
     with opened(model, guide, x, seed=0, whole=True) as session:
         layout = session.layout
@@ -165,7 +165,7 @@ def guide_on_grid(
 
 
 class _Joint:
-    """log p(x, z) of each row at points of a grid of its own."""
+    """log p(x, z) of each row at the points of the row's own grid."""
 
     def __init__(self, session: Session) -> None:
         pair, layout, batch = session.pair, session.layout, session.first
@@ -222,7 +222,7 @@ class _Joint:
         return values
 
     def fitted(self, size: int) -> Tensor:
-        """Ends of the grid of each row, `(n, 2, 2)`, that hold its posterior."""
+        """Ends of each row's grid, `(n, 2, 2)`, around its posterior."""
         n = num_rows(self.batch)
         rows = sample_rows(self.pair, self.layout, self.batch, 64)
         draws = torch.cat([rows.latents[s].reshape(64, n, -1) for s in self.sizes], -1)
@@ -232,7 +232,7 @@ class _Joint:
         reach = (high - low).clamp(min=1e-6)
         box = torch.stack([low - reach / 2, high + reach / 2], -1)
         for _ in range(_LOOKS):
-            # Between the points of a coarse grid a narrow ridge hides: the true mode may be some points off.
+            # A narrow ridge may hide between points of a coarse grid: the true mode may be some points away.
             new, cut = self._closer(box, size, margin=size // 8)
             before, after = (b[..., 1] - b[..., 0] for b in (box, new))
             box = new
@@ -241,7 +241,7 @@ class _Joint:
         return box
 
     def _closer(self, box: Tensor, size: int, margin: int) -> tuple[Tensor, bool]:
-        """The ends of what matters of a grid, and whether it goes on beyond the old ends, which then move."""
+        """New ends around the relevant part of a grid, and whether it reaches old ends, which then move out."""
         points = _points(box, size)
         log_joint = self(points)
         deep = log_joint > log_joint.amax((1, 2), keepdim=True) - _DEPTH
@@ -263,7 +263,7 @@ class _Joint:
         return torch.stack(ends, 1), cut
 
     def _of_prior(self, name: str, n: int) -> Tensor:
-        """Where the prior of a site has its mass: 64 draws, `(64, n, numbers)`."""
+        """64 draws from the prior of a site, which show where its mass is, `(64, n, numbers)`."""
         site = self.single[name]
         fn = site["fn"]
         value: Tensor = fn.sample((64,))
@@ -293,7 +293,7 @@ def _require_good(grid: PosteriorGrid) -> None:
         row = int(outside.nonzero()[0])
         raise ValueError(
             f"the grid is too small: {100 * float(grid.border[row]):.2g} % of the posterior of row {row} "
-            "lie in its outermost cells; give wider bounds, or none and a larger size, to fit it to the mass"
+            "lies in its outermost cells; give wider bounds, or no bounds and a larger size, to fit the mass"
         )
     coarse = grid.error > COARSE
     if bool(coarse.any()):

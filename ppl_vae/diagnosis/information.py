@@ -28,7 +28,7 @@ _POINTS = 1000
 def aggregate_information(
     session: Session, gathered: Gathered, size: int
 ) -> tuple[Estimate, Estimate, tuple[str, ...]]:
-    """I(x; z) and KL(q(z) || p(z)) at one draw for each of some rows, against all rows; and notes."""
+    """I(x; z) and KL(q(z) || p(z)) from one draw for each of some rows, with q(z) of all rows; and notes."""
     n = gathered.num_rows
     count = min(n, _POINTS if session.layout.vectorizes else 100)
     chosen = torch.linspace(0, n - 1, count, device=session.device).round().long()
@@ -50,13 +50,13 @@ def aggregate_information(
     ]
     if float(information.mean()) > math.log(n) - 1.0:
         notes.append(
-            "the mutual information is within a nat of its limit log n: take it for a lower bound"
+            "the mutual information is within a nat of its limit log n: read it as a lower bound"
         )
     return Estimate(information.cpu()), Estimate(marginal.cpu()), tuple(notes)
 
 
 def _cross_density(session: Session, batch: Batch, values: dict[str, Tensor]) -> Tensor:
-    """log q(z_i | x_j) of given points i under the guide at each row j of the batch: `(points, n)`."""
+    """log q(z_i | x_j) under the guide, for given points i and each row j of the batch: `(points, n)`."""
     if session.layout.vectorizes:
         return _scored(session, batch, values)
     count = len(next(iter(values.values())))

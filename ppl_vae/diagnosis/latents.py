@@ -25,12 +25,12 @@ from ppl_vae.pairs import (
 from ppl_vae.stats import Estimate, Result
 
 COLLAPSED = 0.01
-"""Nats: an inactive dimension whose mean KL is below has collapsed onto the prior."""
+"""Mean KL in nats below which an inactive dimension has collapsed onto the prior."""
 
 
 @dataclass(frozen=True)
 class Diagnosis(Result):
-    """What `diagnose` found. The d latent dimensions are those of all latent sites, in order.
+    """Result of `diagnose`. The d latent dimensions are those of all latent sites, in order.
 
     Attributes:
         names: The dimensions' names, `z[0]`, `z[1]`, ...
@@ -44,8 +44,8 @@ class Diagnosis(Result):
             `small means`, `lagging guide`, `large beta`, `decoder noise`, `surplus dimensions` or
             `ignored latent`.
         remedy: What to do about it.
-        num_rows: Rows looked at.
-        notes: What a reader of the numbers must know.
+        num_rows: Number of rows used.
+        notes: Caveats for reading the numbers.
     """
 
     names: tuple[str, ...]
@@ -67,15 +67,15 @@ class Diagnosis(Result):
 
     @property
     def saturated(self) -> bool:
-        """Whether the mutual information is within a nat of log n, the most that n rows can show."""
+        """Whether the mutual information is within a nat of log n, its limit for n rows."""
         return self.mutual_information.mean > math.log(self.num_rows) - 1.0
 
     def summary(self) -> str:
-        """One sentence: how much of the latent is used, why not more, and what to do."""
+        """One sentence: how many dimensions are used, why not more, and what to do."""
         d, unused = len(self.names), ~self.active
         used = f"{self.active_units} of {d} latent dimension{'s are' if d > 1 else ' is'} active"
         at_least = "at least " if self.saturated else ""
-        # What is estimated may fall below zero, what is meant cannot.
+        # The estimate may be below zero, the true value cannot.
         information = (
             f"z carries {at_least}{max(0.0, self.mutual_information.mean):.1f} nats about x"
         )
@@ -92,7 +92,7 @@ class Diagnosis(Result):
         return f"{used} and {information}; {which} {state}: {meaning}; {self.remedy}."
 
     def table(self) -> list[list[str]]:
-        """The latent dimensions, that of the largest KL first."""
+        """The latent dimensions, largest KL first."""
         rows = [["latent", "KL (nats)", "variance of means", ""]]
         for i in torch.argsort(self.kl, descending=True).tolist():
             state = "collapsed" if self.collapsed[i] else "active" if self.active[i] else ""
@@ -101,9 +101,9 @@ class Diagnosis(Result):
         return rows
 
     def lines(self) -> list[tuple[str, str]]:
-        """What a person reads, one quantity per line."""
+        """The printed result: name and value of each quantity."""
         information = self.mutual_information
-        # A bound has no standard error: the rows are too few to show all of it.
+        # Shown without a standard error: it is a lower bound, as the rows are too few to show all of it.
         shown = f"≥ {information.mean:.2f} {information.unit}" if self.saturated else information
         return [
             ("active units", f"{self.active_units} of {len(self.kl)}"),
@@ -112,7 +112,7 @@ class Diagnosis(Result):
         ]
 
     def footnotes(self) -> list[str]:
-        """The summary, and what a reader of the numbers must know."""
+        """The summary, and the notes."""
         return ["", self.summary(), *(f"note: {note}" for note in self.notes)]
 
     def to_dict(self) -> dict[str, Any]:
@@ -145,32 +145,35 @@ def diagnose(
 ) -> Diagnosis:
     """Which latent dimensions carry information about x, and why the others do not.
 
-    *Active units* count the dimensions whose posterior mean varies over all rows by more than 0.01 (Burda et
+    *Active units* count the dimensions whose posterior mean has a variance over all rows above 0.01 (Burda et
     al., arXiv:1509.00519). The *mutual information* I(x; z) = E log q(z | x) - log q(z) and the *marginal KL*
     E log q(z) - log p(z) (Hoffman and Johnson, *ELBO surgery*, 2016) use the aggregate posterior
     q(z) = 1/n sum_j q(z | x_j) of the n rows given, at one draw for each of at most 1,000 rows. For those
-    rows they are unbiased; for the population the mutual information is biased low, as it can
-    not exceed log n; a note says when that limit is near.
+    rows they are unbiased. For the population, the mutual information is biased low, as it cannot exceed
+    log n; a note says when that limit is near.
 
-    The KL of a dimension is analytic where guide and prior factorize, and sampled where the guide's
-    dependencies forbid that. Where the guide correlates its dimensions, or the prior is a mixture, it is that
-    of the Gaussians with each dimension's own mean and variance.
+    The KL of a dimension is analytic where guide and prior factorize, and sampled where dependencies within
+    the guide rule that out. Where the guide correlates its dimensions, or the prior is a mixture, it is the
+    KL of Gaussians with each dimension's own mean and variance.
 
-    If dimensions are not active, the cause is sought: be it that they have collapsed onto the prior, or that
-    all rows have much the same posterior elsewhere, which costs KL and tells nothing. If no dimension is
-    active and the mutual information is below 0.01 nats per dimension, though the KL of one is not, the guide's
-    posterior is constant. If posteriors fitted to each of 64 rows, the model frozen, do use the dimensions,
-    the guide lags behind the model. Otherwise a Gaussian decoder is judged by what it
-    leaves of the data (Lucas et al., arXiv:1911.02469): a further dimension pays where the variance left in
-    some direction exceeds beta sigma^2. If there is such a direction, or if the likelihood is not Gaussian,
-    all that can be said is that the decoder does not use the dimensions; or that beta is too large, if for a
-    likelihood that is not Gaussian posteriors fitted under beta = 1 do use them.
+    If dimensions are inactive, `diagnose` looks for the cause: collapse onto the prior, or nearly the same
+    posterior elsewhere for all rows, which costs KL and carries no information. It checks, in this order:
+
+    - The guide's posterior is constant if no dimension is active and the mutual information is below 0.01
+      nats per dimension, although the KL of some dimension is not.
+    - The guide lags behind the model if posteriors fitted to each of 64 rows, with the model frozen, do use
+      the dimensions.
+    - A Gaussian decoder is judged by its residuals (Lucas et al., arXiv:1911.02469): a further dimension pays
+      off where the residual variance in some direction exceeds beta sigma^2.
+    - If there is such a direction, or if the likelihood is not Gaussian, the only conclusion is that the
+      decoder does not use the dimensions. The exception: for a likelihood that is not Gaussian, beta is too
+      large if posteriors fitted under beta = 1 do use them.
 
     Args:
         model: Pyro program of p(x, z).
         guide: Pyro program of q(z | x).
         x: Rows, as for `evaluate`.
-        beta: The beta that the pair was trained with, by which the cause of a collapse is judged.
+        beta: The beta that the pair was trained with, used to judge the cause of a collapse.
         seed: Seed for the draws; None draws from torch's global generator.
         progress: Whether to show a progress bar; None shows one on a terminal.
 
@@ -187,7 +190,7 @@ def diagnose(
         ...     with pyro.plate("data", len(x)):
         ...         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
         ...         pyro.sample("x", dist.Normal(z[..., 0], 1.0), obs=x)
-        >>> def guide(x):  # the exact posterior: z[1] has nothing to say
+        >>> def guide(x):  # the exact posterior: z[1] carries no information
         ...     with pyro.plate("data", len(x)):
         ...         loc = torch.stack([x / 2, torch.zeros_like(x)], -1)
         ...         pyro.sample("z", dist.Normal(loc, torch.tensor([0.5**0.5, 1.0])).to_event(1))
@@ -200,7 +203,7 @@ def diagnose(
         if not session.layout.latents:
             raise ValueError("the guide samples no latent of a row: there is nothing to diagnose")
         size = session.rows_at_once(NUM_DRAWS, rows=16)
-        # Where an analytic KL is not a site's share of the rate, the sampled one is.
+        # Where a site's analytic KL is not its share of the rate, the sampled KL is.
         analytic = not mean_field_violations(session.pair, session.first)
         held = _hold_shared(session)
         gathered = gather(session, size, analytic)
@@ -230,7 +233,7 @@ def diagnose(
 def _plain_cause(
     gathered: Gathered, active: Tensor, collapsed: Tensor, information: Estimate
 ) -> str | None:
-    """The cause that the numbers tell by themselves; None if it must be sought."""
+    """The cause if the numbers alone show it; None if further checks are needed."""
     if bool(active.all()):
         return "none"
     if gathered.identical:
@@ -243,7 +246,7 @@ def _plain_cause(
 
 
 def _hold_shared(session: Session) -> tuple[str, ...]:
-    """Fixes latents of all rows at one draw from the guide: else every batch would have its own."""
+    """Fixes latents shared by all rows at one draw from the guide; otherwise each batch would have its own."""
     pair, layout = session.pair, session.layout
     if not layout.shared:
         return ()

@@ -27,20 +27,20 @@ from ppl_vae.pairs import (
 )
 
 ROUND = 50
-"""Gradient steps after which the bound is compared with that of the steps before."""
+"""Gradient steps per round; the bound of each round is compared with that of the round before."""
 
 
 FINEST = 1e-2
-"""The step size, relative to the first one, at which a maximization ends."""
+"""The step size, relative to the first one, below which a maximization ends."""
 
 
 NUM_DRAWS = 256
-"""Samples from which the start and the end of a maximization are compared."""
+"""Samples used to compare the start and the end of a maximization."""
 
 
 @dataclass(frozen=True)
 class Maximized:
-    """How a maximization went.
+    """Outcome of a maximization.
 
     Attributes:
         steps: Gradient steps taken.
@@ -63,28 +63,30 @@ def maximize(
     tolerance: float = 1e-3,
     max_steps: int = 2000,
 ) -> Maximized:
-    r"""Maximizes each row's own beta-ELBO over a family, the model frozen, until it stops improving.
+    r"""Maximizes each row's own beta-ELBO over a family, with a frozen model, until it stops improving.
 
     Adam on E_q[log p(x | z) + beta (log p(z) - log q(z))], with the pathwise derivative of log q through z
-    alone: what that leaves out has expectation zero, and without it the gradient has no noise where q is
-    the posterior ("Sticking the Landing", arXiv:1703.09194). Latents without a reparameterized sampler
-    get the score-function gradient with the mean over the other samples as baseline. Whenever the rows' mean
-    bound over `ROUND` steps is no better than before, and no single row's is clearly better, the step
-    size is divided by 3; once it is below `FINEST` of the first, it has converged. The numbers are then
-    averaged over the last round, and rows that are worse than where they started (by fresh samples) are
-    put back there. What is left to gain is some 1e-3 nats, more where the posterior is ill-conditioned.
+    only. The omitted term has expectation zero, and without it the gradient has no noise where q is the
+    posterior ("Sticking the Landing", arXiv:1703.09194). Latents without a reparameterized sampler get the
+    score-function gradient, with the mean over the other samples as baseline.
+
+    The step size is divided by 3 whenever the rows' mean bound over `ROUND` steps is no better than before
+    and no single row's bound is clearly better. Once it is below `FINEST` of the first, the maximization has
+    converged. The numbers are then averaged over the last round, and rows that are worse than at their start
+    (by fresh samples) are reset to it. About 1e-3 nats may be left to gain, more where the posterior is
+    ill-conditioned.
 
     Args:
         pair: The pair, inside of `pair.scope()`.
         layout: Its layout.
         batch: n rows.
-        family: Where to look; its numbers are changed in place.
+        family: The family to search; its numbers are changed in place.
         beta: Weight of the KL.
         num_samples: Samples per row and step.
         learning_rate: Adam's first step size.
-        tolerance: Nats per row, by which the mean over rows must improve in a round to count; ten times as
-            many, beyond its noise, for a single row.
-        max_steps: Gradient steps at most.
+        tolerance: Smallest improvement in a round that counts, in nats per row, for the mean over rows; for a
+            single row, ten times as much, beyond its noise.
+        max_steps: Maximum number of gradient steps.
     """
     free = family.pair(pair)
     leaves = list(family.numbers)
@@ -142,8 +144,8 @@ def _step(
 
 
 def _weights_and_scores(rows: RowDensities, layout: Layout, beta: float) -> tuple[Tensor, Tensor]:
-    """log p(x | z) + beta (log p(z) - log q(z)), differentiable through z alone, and log q of the latents that
-    have no derivative; both `(samples, n)`.
+    """log p(x | z) + beta (log p(z) - log q(z)), differentiable through z only, and log q of the latents
+    without a reparameterized sampler; both `(samples, n)`.
     """
     samples, n = rows.log_guide.shape
     log_guide, score = rows.log_guide, torch.zeros_like(rows.log_guide)
@@ -157,7 +159,7 @@ def _weights_and_scores(rows: RowDensities, layout: Layout, beta: float) -> tupl
             fixed = rebuilt(site["fn"], lambda value, _: value.detach())
             along = {k: v for k, v in site.items() if k != "unscaled_log_prob"} | {"fn": fixed}
             same = sum_to_rows(unscaled(along), layout, samples, n)
-        except (TypeError, ValueError, AttributeError):  # of its own kind, such as a flow
+        except (TypeError, ValueError, AttributeError):  # cannot be rebuilt, such as a flow
             continue
         if torch.allclose(same, own, rtol=1e-3, atol=1e-3):
             log_guide = log_guide - own + same
@@ -203,7 +205,7 @@ class Refined:
 
 
 def can_refine(pair: Pair, layout: Layout, model_trace: object) -> bool:
-    """Whether all latents of a row are real vectors that the guide draws, without latents of all rows."""
+    """Whether all latents of a row are real vectors that the guide draws, and none belongs to all rows."""
     nodes = model_trace.nodes  # type: ignore[attr-defined]
     return (
         bool(layout.latents)
@@ -237,7 +239,7 @@ def is_real(fn: object) -> bool:
 def refine_rows(
     pair: Pair, layout: Layout, batch: Batch, start: Tensor, *, beta: float = 1.0
 ) -> Refined:
-    """Maximizes each row's own beta-ELBO over diagonal Gaussians, the model frozen.
+    """Maximizes each row's own beta-ELBO over diagonal Gaussians, with a frozen model.
 
     Args:
         pair: The pair, inside of `pair.scope()`.

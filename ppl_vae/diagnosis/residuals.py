@@ -1,4 +1,4 @@
-"""What a Gaussian decoder leaves of the data, and what a further dimension could gain from it."""
+"""Residuals of a Gaussian decoder, and how much of them a further latent dimension could explain."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch.distributions import Normal
 
 from ppl_vae.pairs import Layout, RowDensities, elementwise, rows_first
 
-_VALUES = 2**24  # numbers of standardized data that are kept
+_VALUES = 2**24  # how many numbers of standardized data are kept, about
 
 
 class Residuals:
-    r"""What a Gaussian decoder leaves of the data, in units of its noise.
+    r"""Residuals of a Gaussian decoder, in units of its noise.
 
-    By Lucas et al., *Don't Blame the ELBO!* (arXiv:1911.02469), a further dimension pays in a linear model iff
-    the data's variance along it exceeds beta sigma^2. So the eigenvalues of the covariance of
-    (x - E_q[mean of p(x | z)]) / sigma tell what a further dimension could gain, be the decoder linear or
-    not; sampling noise alone makes them as large as (1 + sqrt(D / n))^2 (Marchenko and Pastur).
+    In a linear model, a further dimension pays off if and only if the data's variance along it exceeds
+    beta sigma^2 (Lucas et al., *Don't Blame the ELBO!*, arXiv:1911.02469). So the eigenvalues of the
+    covariance of (x - E_q[mean of p(x | z)]) / sigma show what a further dimension could gain, for linear
+    and other decoders. Sampling noise alone makes them as large as (1 + sqrt(D / n))^2 (Marchenko and Pastur).
     """
 
     def __init__(self) -> None:
@@ -30,12 +30,12 @@ class Residuals:
         self._rows = 0
 
     def update(self, rows: RowDensities, layout: Layout) -> None:
-        """Takes in the draws for a batch of rows."""
+        """Adds the draws for a batch of rows."""
         site = rows.model_trace.nodes[layout.observed[0]]
         samples, n = rows.log_guide.shape
         self._known &= (
             layout.vectorizes
-            # A latent that is enumerated gives x a mean for each of its values.
+            # An enumerated latent gives x one mean for each of its values.
             and site["fn"].batch_shape.numel() <= samples * n
             and len(layout.observed) == 1
             and site["mask"] is None
@@ -61,7 +61,7 @@ class Residuals:
             self._explained.append((mean.mean(0) / noise).float().cpu())
 
     def verdict(self, beta: float) -> str | None:
-        """What keeps further dimensions from being used; None if it cannot be told for this likelihood."""
+        """Why further dimensions are not used; None if it cannot be determined for this likelihood."""
         if not self._known or self._rows < 2:
             return None
         left = torch.cat(self._left).double()
@@ -79,7 +79,7 @@ class Residuals:
             return "large beta"
         if float(rest.square().sum()) / (n * free) >= 0.9:
             return "surplus dimensions"  # what is left looks like the noise
-        # Noise that is larger than what is left, and yet at its optimum, is so for beta's sake.
+        # If the noise is larger than the residuals and yet at its optimum, beta is the cause.
         at_optimum = abs(self._squares / self._rows - 1) < 0.02
         return "large beta" if beta > 1 and at_optimum else "decoder noise"
 

@@ -1,4 +1,4 @@
-"""log p(x) and its bounds, row by row: by importance sampling, by annealing, for ArviZ."""
+"""log p(x) of each row and its bounds, by importance sampling and by annealing; export to ArviZ."""
 
 from __future__ import annotations
 

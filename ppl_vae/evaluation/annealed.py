@@ -15,7 +15,7 @@ from ppl_vae.stats import Estimate, RowResult, StreamingWeights, bits_per_dim, n
 
 @dataclass(frozen=True)
 class Annealed(RowResult):
-    """What `annealed_importance_sampling` found, row by row, in nats.
+    """Result of `annealed_importance_sampling`, row by row, in nats.
 
     Attributes:
         log_likelihood: log p(x), the log of the mean weight of a row's chains: a lower bound in
@@ -23,11 +23,11 @@ class Annealed(RowResult):
         log_likelihood_error: Monte-Carlo standard error of each row's log p(x) (delta method), `(n,)`;
             NaN with a single chain.
         ess: Effective number of chains of each row, (sum w)^2 / sum w^2, `(n,)`.
-        acceptance: Mean acceptance of each row's transitions, `(n,)`; tuned to 0.65.
+        acceptance: Mean acceptance of each row's transitions, `(n,)`; step sizes are tuned for 0.65.
         num_chains: Chains per row.
-        num_steps: Temperatures.
-        num_leapfrog: Leapfrog steps between two of them.
-        num_values: Numbers that a row of data holds, for bits per dimension.
+        num_steps: Number of temperatures.
+        num_leapfrog: Leapfrog steps between two temperatures.
+        num_values: Numbers per row of data, for bits per dimension.
         from_prior: Whether the chains started at the prior rather than at the guide.
     """
 
@@ -50,33 +50,33 @@ class Annealed(RowResult):
 
     @property
     def unreliable(self) -> Tensor:
-        """Rows whose weights are those of fewer than a quarter of the chains, `(n,)`."""
+        """Rows whose effective number of chains is below a quarter of the chains, `(n,)`."""
         return self.ess < 0.25 * self.num_chains
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Why the estimates should not be trusted; empty if there is no reason."""
+        """Reasons not to trust the estimates; empty if there are none."""
         return tuple(self._doubts())
 
     def _doubts(self) -> Iterator[str]:
         bad, n = int(self.unreliable.sum()), self.num_rows
         if bad:
             yield (
-                f"fewer than a quarter of the {self.num_chains} chains make up the weight of {bad} of {n} "
-                f"rows: their log p(x) is likely too low; take more than {self.num_steps} temperatures"
+                f"fewer than a quarter of the {self.num_chains} chains are effective on {bad} of {n} rows: "
+                f"their log p(x) is likely too low; use more than {self.num_steps} temperatures"
             )
         if self.num_chains == 1:
-            yield "a single chain says nothing about its own error; take more chains"
+            yield "a single chain gives no estimate of its error; use more chains"
         stuck = int((self.acceptance < 0.3).sum())
         if stuck:
             yield (
                 f"less than 30 % of the transitions are accepted on {stuck} of {n} rows: their posteriors "
-                "are too unlike the start for one step size; start from a trained guide"
+                "differ too much from the start for one step size; start from a trained guide"
             )
         yield from not_finite("log p(x)", self.log_likelihood)
 
     def lines(self) -> list[tuple[str, str]]:
-        """What a person reads, one quantity per line."""
+        """The printed result: name and value of each quantity."""
         start = "prior" if self.from_prior else "guide"
         error = float(self.log_likelihood_error.double().mean())
         ess, acceptance = self.ess.double(), self.acceptance.double()
@@ -103,26 +103,27 @@ def annealed_importance_sampling(
     seed: int | None = None,
     progress: bool | None = None,
 ) -> Annealed:
-    """log p(x) of each row by annealed importance sampling, for a guide that is too poor for `evaluate`.
+    """log p(x) of each row by annealed importance sampling, for guides too poor for `evaluate`.
 
     Chains start at draws z from q(z | x), or from the prior, and move by Hamiltonian Monte Carlo along
     f_beta(z) = q(z | x)^(1 - beta) p(x, z)^beta as beta rises from 0 to 1 on a sigmoidal schedule. The mean of
-    their weights w is p(x) in expectation, whatever the number of temperatures, and log w nears log p(x) as
-    it grows (Wu et al., "On the Quantitative Analysis of Decoder-Based Generative Models",
-    arXiv:1611.04273). From a guide that is near the posterior some fifty temperatures do what takes a
-    thousand from the prior; `num_steps=1` is importance sampling.
+    their weights w is p(x) in expectation for any number of temperatures, and log w approaches log p(x) as
+    that number grows (Wu et al., "On the Quantitative Analysis of Decoder-Based Generative Models",
+    arXiv:1611.04273). Starting from a guide near the posterior, about fifty temperatures reach what takes a
+    thousand from the prior. `num_steps=1` is importance sampling.
 
-    Latents with bounds are moved on unconstrained numbers. Step sizes are tuned to an acceptance of 0.65
-    for each row and temperature by a shorter run whose draws are thrown away, which keeps the weights
-    unbiased; dimensions are scaled by the spread of that run's starts. All chains of as many rows as fit in a
-    bounded memory are run at once.
+    Latents with bounds are moved in unconstrained coordinates. A shorter run tunes the step sizes to an
+    acceptance of 0.65 for each row and temperature. Its draws are discarded, which keeps the weights
+    unbiased. The spread of its starting points sets the scale of each dimension. All chains run at once, for
+    as many rows as fit in a bounded memory.
 
     Args:
         model: Pyro program of p(x, z).
         guide: Pyro program of q(z | x) to start from; None starts from the prior.
         x: A tensor `(n, *event)`, a tuple of tensors, or an iterable of batches.
         num_chains: Chains per row.
-        num_steps: Temperatures T. It takes about 1.1 T `num_leapfrog` gradients of log p(x, z) a chain.
+        num_steps: Number of temperatures T. Each chain takes about 1.1 T `num_leapfrog` gradients of
+            log p(x, z).
         num_leapfrog: Leapfrog steps between two temperatures.
         seed: Seed for the draws; None draws from torch's global generator.
         progress: Whether to show a progress bar; None shows one on a terminal.
@@ -131,11 +132,11 @@ def annealed_importance_sampling(
         An `Annealed`.
 
     Raises:
-        PairError: A latent is discrete or belongs to all rows, or whatever `evaluate` raises it for.
-        ValueError: A number is not positive, or `x` has no rows.
+        PairError: A latent is discrete or belongs to all rows; also in the cases listed for `evaluate`.
+        ValueError: A number of chains or steps is not positive, or `x` has no rows.
 
     Example:
-        >>> import pyro, pyro.distributions as dist
+        >>> import torch, pyro, pyro.distributions as dist
         >>> def model(x):
         ...     with pyro.plate("data", len(x)):
         ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))

@@ -1,4 +1,4 @@
-"""`to_arviz`: what a pair says of some rows, as ArviZ's data structure."""
+"""`to_arviz`: draws, log p(x) and diagnostics of a pair on given rows, in ArviZ's data structure."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _ROWS_AT_ONCE = 1024
 
 
 _LARGEST_GROUP = 2**24
-"""Numbers that a group may hold; many rows, or large ones, get fewer draws."""
+"""Largest size of a group, in numbers; many rows, or large ones, get fewer draws."""
 
 
 _SPREAD = 1e-6
-"""Nats between the least and the greatest of a row's repeated log p(x); see `to_arviz`."""
+"""Nats between the smallest and the largest of a row's repeated log p(x); see `to_arviz`."""
 
 
 Groups = dict[str, dict[str, xr.DataArray]]
@@ -47,7 +47,7 @@ def to_arviz(
     evaluation: Evaluation | None = None,
     seed: int | None = None,
 ) -> Any:
-    """Draws, data, log p(x) of each row and its diagnostics, for ArviZ 0.23 and 1.x alike.
+    """Draws, data, log p(x) of each row and its diagnostics, for ArviZ 0.23 and 1.x.
 
     | group | holds | dimensions |
     | --- | --- | --- |
@@ -59,30 +59,32 @@ def to_arviz(
     | `sample_stats` | ELBO, rate, distortion, ESS, Pareto k-hat | row |
     | `observed_data` | x | row, ... |
 
-    The further dimensions of a site are called `<site>_dim_0` and so on. A latent outside of the
-    plate over rows has no dimension `row`. A group of draws holds fewer of them where all would
-    take more than 2^24 numbers. A "/" in a site's name becomes "_": netCDF has no such names.
+    The other dimensions of a site are called `<site>_dim_0` and so on. A latent outside of the
+    plate over rows has no dimension `row`. A group holds fewer draws if all of them would take more
+    than 2^24 numbers. A "/" in a site's name becomes "_", because netCDF names cannot contain it.
 
     The log likelihood is the marginal log p(x) = log E_p(z) p(x | z), estimated by importance
-    sampling, not log p(x | z), which would score each row by a latent that has seen that very row.
-    It belongs to the *trained* parameters, which have no posterior, so that all draws of a row have
-    the same value. `az.loo` then returns elpd = sum of log p(x), with p_loo = 0: on rows that were
-    held out from training, the held-out score; on training rows, a score that is too high by as
-    much as the model overfits. Because Pareto smoothing fails on exactly equal values (ArviZ 0.23
-    warns, 1.x raises), the draws of a row are spread evenly over a millionth of a nat around their
-    value, which moves elpd by less than 1e-12 a row. The k-hat that `az.loo` reports is therefore
-    that of even spacing; the one of the importance weights is `sample_stats.khat`. `az.compare`
-    works too; where log p(x) of single rows lies below -745 nats, its default method "stacking"
-    underflows: use `method="BB-pseudo-BMA"`.
+    sampling. It is not log p(x | z), which would score each row with a latent inferred from that
+    same row. It belongs to the *trained* parameters, which have no posterior, so all draws of a row
+    have the same value. `az.loo` then returns elpd = sum of log p(x), with p_loo = 0. On rows held
+    out from training, this is the held-out score; on training rows, it is too high by as much as the
+    model overfits.
+
+    Pareto smoothing fails on exactly equal values (ArviZ 0.23 warns, 1.x raises). The draws of a row
+    are therefore spread evenly over a millionth of a nat around their value, which changes elpd by
+    less than 1e-12 per row. As a result, `az.loo` reports the k-hat of evenly spaced values; the
+    k-hat of the importance weights is `sample_stats.khat`. `az.compare` works too. If log p(x) of
+    single rows is below -745 nats, its default method "stacking" underflows: use
+    `method="BB-pseudo-BMA"`.
 
     Args:
         model: Pyro program of p(x, z).
         guide: Pyro program of q(z | x), with the same arguments.
         x: A tensor `(n, *event)`, a tuple of tensors, or an iterable of batches.
-        num_samples: Importance samples for log p(x), where no `evaluation` is given.
+        num_samples: Importance samples for log p(x), if no `evaluation` is given.
         num_draws: Draws of each site, in one chain. `az.loo` needs 30 or more.
-        evaluation: What `evaluate` returned for the same pair and the same rows, to be used instead
-            of estimating log p(x) again.
+        evaluation: Result of `evaluate` for the same pair and rows, used instead of estimating
+            log p(x) again.
         seed: Seed for the draws; None draws from torch's global generator.
 
     Returns:
@@ -90,8 +92,9 @@ def to_arviz(
         `.to_netcdf(path)`.
 
     Raises:
-        PairError: The rows are not in a plate, or the guide ties the latents of different rows.
-        ValueError: `num_draws` is not positive, or `evaluation` is of another number of rows.
+        PairError: The rows are not in a plate, or the guide ties the latents of different rows
+            together.
+        ValueError: `num_draws` is not positive, or `evaluation` has a different number of rows.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -120,7 +123,7 @@ def to_arviz(
     with opened(model, guide, x, seed=seed, progress=False) as session:
         at_once = num_rows(session.first)
         if not session.pair.keeps_rows:
-            # Draws are made one by one: the room for many samples of a row is for many rows.
+            # Draws are made one by one: memory for many samples of a row holds many rows instead.
             room = math.prod(session.chunk_sizes(_ROWS_AT_ONCE, rows=16))
             at_once = min(_ROWS_AT_ONCE, room)
         # Latents that belong to all rows must have the same value in every chunk of rows.
@@ -136,8 +139,8 @@ def to_arviz(
     n = next(iter(groups["observed_data"].values())).sizes["row"]
     if n != evaluation.num_rows:
         raise ValueError(
-            f"the evaluation is of {evaluation.num_rows} rows, x has {n}: pass the evaluation of "
-            "just these rows, or none to have them evaluated here"
+            f"the evaluation has {evaluation.num_rows} rows, x has {n}: pass an evaluation of exactly "
+            "these rows, or none to evaluate them here"
         )
     groups["log_likelihood"] = _log_likelihood(evaluation, list(groups["observed_data"]), num_draws)
     groups["sample_stats"] = _sample_stats(evaluation)
@@ -151,7 +154,7 @@ def _draw(
     keep: dict[str, int],
     total_rows: int,
 ) -> Groups:
-    """All draws of one chunk of rows; what the first chunk sets in `shared` and `keep`, all obey."""
+    """All draws of one chunk of rows. The first chunk fills `shared` and `keep`; all chunks use them."""
     num_draws = len(shared) // 2
     stacks: dict[str, dict[str, list[xr.DataArray]]] = {}
     for draw in range(num_draws):
@@ -181,7 +184,7 @@ def _draw_once(
     shared_prior: dict[str, Tensor],
     predictive: bool,
 ) -> Groups:
-    """One draw of the latents, and of the data where `predictive`; and the data."""
+    """One draw of the latents, one of the data if `predictive`, and the observed data."""
     pair, layout, args = session.pair, session.layout, as_args(batch)
     guide_trace = poutine.trace(Substitute(shared)(pair.guide)).get_trace(*args)
     replayed = poutine.replay(pair.model, trace=guide_trace)
@@ -219,7 +222,7 @@ def _draw_once(
 
 
 def _variable(name: str, site: dict[str, Any], value: Tensor, layout: Layout) -> xr.DataArray:
-    """A site's value with the row first, where it has one, and without plates of size one."""
+    """A site's value with its row dimension first, if it has one, and without plates of size one."""
     value = value.expand(site["fn"].shape())
     batch_dim = value.dim() - len(site["fn"].event_shape)
     in_rows = any(frame.name == layout.plate for frame in site["cond_indep_stack"])
@@ -236,7 +239,7 @@ def _dims(name: str, ndim: int, first: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _stack(draws: list[xr.DataArray]) -> xr.DataArray:
-    """Draws as the one chain that they are."""
+    """Stacks draws into one chain."""
     array = np.stack([draw.values for draw in draws])[None]
     return xr.DataArray(array, dims=("chain", "draw", *draws[0].dims))
 
@@ -301,7 +304,7 @@ def _assemble(groups: Groups, evaluation: Evaluation) -> Any:
         tree.attrs = attrs
         return tree
     with warnings.catch_warnings():
-        # ArviZ 0.23 announces its successor when it is imported.
+        # ArviZ 0.23 warns about its successor when it is imported.
         warnings.simplefilter("ignore", FutureWarning)
         import arviz
     return arviz.InferenceData(attrs=attrs, **datasets)

@@ -1,4 +1,4 @@
-"""Annealing the chains of all rows, in chunks of a bounded size, there and back."""
+"""Annealing of the chains of all rows, forward and back, in chunks of a bounded size."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from ppl_vae.pairs import (
 )
 
 FEWEST_CHAINS = 8
-"""Chains of the run that tunes the step sizes, at least: their starts give each dimension's scale."""
+"""Minimum number of chains in the run that tunes the steps; their starts give each dimension's scale."""
 
 
 RECORD_FROM = 100
-"""Gradients from which on a recording of the densities pays."""
+"""Number of gradients from which recording the densities pays off."""
 
 
 @dataclass(frozen=True)
 class AnnealingSchedule:
-    """How much is spent on a row.
+    """Numbers of chains and steps for each row.
 
     Attributes:
-        num_chains: Chains.
-        num_steps: Temperatures.
-        num_leapfrog: Leapfrog steps between two of them.
+        num_chains: Number of chains.
+        num_steps: Number of temperatures.
+        num_leapfrog: Leapfrog steps between two temperatures.
 
     Raises:
         ValueError: One of them is not positive.
@@ -58,30 +58,30 @@ class AnnealingSchedule:
 
     @property
     def betas(self) -> list[float]:
-        """The temperatures, rising from 0 to 1."""
+        """The temperatures, increasing from 0 to 1."""
         return sigmoidal(self.num_steps)
 
     @property
     def tuning_betas(self) -> list[float]:
-        """Those of the run that tunes the step sizes: a tenth as many, within bounds."""
+        """Temperatures of the run that tunes the step sizes: a tenth as many, within bounds."""
         return sigmoidal(min(max(self.num_steps // 10, 30), 200))
 
     def transitions(self, runs: int, parts: int) -> int:
-        """Transitions of a row, whose chains are run in so many parts, there or (two runs) there and back."""
+        """Transitions per row, with its chains run in `parts` parts, forward or (two runs) forward and back."""
         if self.num_steps == 1:
             return 0
         return len(self.tuning_betas) - 2 + runs * parts * (self.num_steps - 1)
 
 
 class Chunk:
-    """Some rows, whose chains are run at once or in a few parts.
+    """A chunk of rows, whose chains run at once or in a few parts.
 
     Args:
-        pair: The pair; use the chunk inside of its scope, without gradients.
-        layout: Its layout.
+        pair: The pair. Use the chunk inside of its scope, without gradients.
+        layout: The pair's layout.
         batch: The rows.
-        schedule: How much to spend.
-        chains: How many chains each part has.
+        schedule: Numbers of chains and steps for each row.
+        chains: Number of chains in each part.
         tick: Called after each transition of the rows.
     """
 
@@ -101,19 +101,19 @@ class Chunk:
         self._densities: dict[int, Densities] = {}
 
     def on(self, batch: Batch) -> Chunk:
-        """The same of other rows."""
+        """The same chunk with other rows."""
         return Chunk(self.pair, self.layout, batch, self._schedule, self.chains, self._tick)
 
     def draw(self, num_chains: int, values: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Starts of as many chains: draws from the guide or the prior, or given values."""
+        """Starting points of `num_chains` chains: draws from the guide or the prior, or given values."""
         return self.path.draw(num_chains, values)
 
     def anneal(self, start: Tensor, back: bool = False) -> tuple[Tensor, Tensor]:
-        """Log weights of the chains that start there, `(chains, n)`, and each row's acceptance, `(n,)`.
+        """Log weights of the chains from `start`, `(chains, n)`, and each row's acceptance, `(n,)`.
 
         Args:
-            start: Draws from the guide or the prior; of the posterior if the way is `back`.
-            back: Go from the posterior to the start: the weights are 1 / p(x) in expectation.
+            start: Draws from the guide or the prior; from the posterior if `back`.
+            back: Anneal from the posterior to the guide or prior: the weights are 1 / p(x) in expectation.
         """
         betas = self._schedule.betas
         steps = None if len(betas) == 2 else self._steps
@@ -137,7 +137,7 @@ class Chunk:
         return tune(densities, densities(start), betas, scale, num_leapfrog, self._tick)
 
     def _densities_at(self, start: Tensor) -> Densities:
-        """The path's densities for as many chains, recorded if they are needed often."""
+        """The path's densities for as many chains as `start` has, recorded if they are needed often."""
         if self._schedule.num_steps * self._schedule.num_leapfrog < RECORD_FROM:
             return self.path.densities
         if len(start) not in self._densities:
@@ -159,21 +159,21 @@ def in_chunks(
     progress: bool | None,
     label: str,
 ) -> tuple[dict[str, Tensor], int]:
-    """Does some work on all rows, chunk by chunk, with a progress bar of the transitions.
+    """Runs `work` on all rows, chunk by chunk, with a progress bar that counts transitions.
 
     Args:
-        work: From a chunk to per-row results.
+        work: Function from a chunk to per-row results.
         model: Pyro program of p(x, z).
         guide: Pyro program of q(z | x) to start from; None for the prior.
         x: The rows.
-        schedule: How much to spend.
-        runs: How often the work anneals each chain.
+        schedule: Numbers of chains and steps for each row.
+        runs: How often `work` anneals each chain.
         seed: Seed for the draws.
         progress: Whether to show the bar.
-        label: What it says.
+        label: Text of the bar.
 
     Returns:
-        The results of all rows, on the CPU, and how many numbers per row of data holds.
+        The results of all rows, on the CPU, and the count of numbers per row of data.
     """
     start = PriorGuide(model) if guide is None else guide
     parts: list[dict[str, Tensor]] = []
@@ -195,10 +195,10 @@ def in_chunks(
 
 
 def _chunk_sizes(session: Session, num_chains: int) -> tuple[int, int]:
-    """How many rows, and of how many chains each, to run at once."""
+    """How many rows to run at once, and how many chains of each."""
     rows, samples = session.chunk_sizes(sys.maxsize)
-    # A gradient makes some four times what a density does, and does so fastest in a processor's cache;
-    # an accelerator has to be filled.
+    # A gradient takes about four times the memory of a density, and is fastest within a processor's cache;
+    # an accelerator must be kept full.
     on_cpu = as_args(session.first)[0].device.type == "cpu"
     points = rows * samples // 4 if on_cpu else rows * samples * 4
     if not session.pair.keeps_rows:
@@ -207,7 +207,7 @@ def _chunk_sizes(session: Session, num_chains: int) -> tuple[int, int]:
 
 
 def _evenly(total: int, most: int) -> list[int]:
-    """`total` in as few parts as may be, none larger than `most`, of sizes as equal as may be."""
+    """Splits `total` into as few parts of at most `most` as possible, of nearly equal sizes."""
     parts = -(-total // most)
     return [total // parts + (i < total % parts) for i in range(parts)]
 

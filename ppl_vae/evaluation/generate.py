@@ -20,12 +20,12 @@ _AT_ONCE = 64  # rows that the model generates at once, which bounds the memory
 
 @dataclass(frozen=True)
 class Generator:
-    """Draws data from any pair. All rows of latents are flat: `(m, dimensions of all latent sites)`.
+    """Draws data from any pair. Latents are flat: `(m, dimensions of all latent sites)`.
 
     Args:
         model: Pyro program of p(x, z).
         guide: Pyro program of q(z | x).
-        x: Some rows of data, `(n, *event)`: programs are called with data of their own shape.
+        x: Some rows of data, `(n, *event)`. The programs are called with data of this event shape.
         seed: Seed of all draws.
     """
 
@@ -35,7 +35,7 @@ class Generator:
     seed: int = 0
 
     def reconstruct(self) -> tuple[Tensor, Tensor]:
-        """Draws z ~ q(z | x): the latents `(n, d)` and the means of p(x | z), `(n, *event)`."""
+        """Draws z ~ q(z | x). Returns z, `(n, d)`, and the means of p(x | z), `(n, *event)`."""
         with self._opened() as session:
             pair, layout = session.pair, session.layout
             rows = sample_rows(pair, layout, self.x, 1)
@@ -43,12 +43,12 @@ class Generator:
             return z, _mean(rows.model_trace.nodes[self._site(rows.model_trace, layout.observed)])
 
     def from_prior(self, num: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Draws z ~ p(z), `(num, d)`: these, the means of p(x | z), and draws of x, `(num, *event)`."""
+        """Draws z ~ p(z). Returns z, `(num, d)`, the means of p(x | z) and draws of x, `(num, *event)`."""
         with self._opened() as session:
             pair, layout = session.pair, session.layout
             parts = []
             for some in self._rows(num).split(_AT_ONCE):
-                # The data are there for their shape; unconditioned, the model draws all of its sites.
+                # The data only give the shape: the unconditioned model draws all of its sites.
                 trace = poutine.trace(poutine.uncondition(pair.model)).get_trace(some)
                 values: list[Any] = [trace.nodes[name]["value"] for name in layout.latents]
                 if not values or any(v.shape[:1] != some.shape[:1] for v in values):
@@ -90,7 +90,7 @@ class Generator:
 
 
 def _mean(site: Mapping[str, Any]) -> Tensor:
-    """The mean of a site's distribution; a draw from it if it has none (a categorical, say)."""
+    """The mean of a site's distribution; a draw from it if it has none (for example a categorical)."""
     try:
         mean: Tensor = site["fn"].mean
     except NotImplementedError:

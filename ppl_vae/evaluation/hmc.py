@@ -16,28 +16,28 @@ import torch
 from torch import Tensor
 
 TARGET_ACCEPTANCE = 0.65
-"""The acceptance that steps are tuned to, of Beskos et al., "Optimal tuning of the hybrid Monte-Carlo
+"""The acceptance that step sizes are tuned to, from Beskos et al., "Optimal tuning of the hybrid Monte-Carlo
 algorithm" (arXiv:1001.4460)."""
 
 
 GAIN = 0.5
-"""How far the logarithm of a step moves for an acceptance that is off by one."""
+"""Change of the log step size when the acceptance is off by one."""
 
 
 JITTER = 0.2
-"""Steps vary by this share from one trajectory to the next, lest one be as long as a period."""
+"""Step sizes vary by this fraction between trajectories, so that no trajectory length equals a period."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """A position of each chain, and what the path's densities are there.
+    """A position of each chain, and the path's densities there.
 
     Attributes:
         u: Positions, `(chains, rows, dimensions)`.
         base: log f_0(u), `(chains, rows)`.
-        ratio: log f_1(u) - log f_0(u), likewise.
-        base_gradient: Gradient of `base`, shaped as `u`.
-        ratio_gradient: Gradient of `ratio`, likewise.
+        ratio: log f_1(u) - log f_0(u), `(chains, rows)`.
+        base_gradient: Gradient of `base`, shaped like `u`.
+        ratio_gradient: Gradient of `ratio`, shaped like `u`.
     """
 
     u: Tensor
@@ -51,7 +51,7 @@ class Point:
         return self.base + beta * self.ratio
 
     def gradient(self, beta: float) -> Tensor:
-        """Its gradient, shaped as `u`."""
+        """Gradient of log f_beta(u), shaped like `u`."""
         return self.base_gradient + beta * self.ratio_gradient
 
     def where(self, condition: Tensor, other: Point) -> Point:
@@ -67,7 +67,7 @@ class Point:
 
 
 Densities = Callable[[Tensor], Point]
-"""From positions to what the path's densities are there."""
+"""Function from positions to the path's densities there."""
 
 
 def leapfrog(
@@ -78,18 +78,18 @@ def leapfrog(
     step: Tensor,
     num_leapfrog: int,
 ) -> tuple[Point, Tensor]:
-    """Follows Hamilton's equations of log f_beta for `num_leapfrog` steps; reversible, keeps volume.
+    """Integrates Hamilton's equations of log f_beta for `num_leapfrog` steps; reversible, preserves volume.
 
     Args:
         densities: The path.
-        point: Where to start.
-        momentum: Shaped as `point.u`.
-        beta: Where on the path.
-        step: Step sizes, broadcast to `point.u`: one for each dimension is a diagonal mass matrix.
-        num_leapfrog: How many steps.
+        point: Starting point.
+        momentum: Momentum there, shaped like `point.u`.
+        beta: Position on the path.
+        step: Step sizes, broadcast to `point.u`; one per dimension acts as a diagonal mass matrix.
+        num_leapfrog: Number of steps.
 
     Returns:
-        Where it ends, and the momentum there.
+        The end point, and the momentum there.
     """
     momentum = momentum + 0.5 * step * point.gradient(beta)
     for i in range(num_leapfrog):
@@ -104,19 +104,19 @@ def transition(
 ) -> tuple[Point, Tensor]:
     """One step of Hamiltonian Monte Carlo that leaves f_beta invariant.
 
-    Neal, "MCMC using Hamiltonian dynamics" (arXiv:1206.1901). The step sizes must not depend on where the
-    chains are, or have been.
+    Neal, "MCMC using Hamiltonian dynamics" (arXiv:1206.1901). The step sizes must not depend on current
+    or past positions of the chains.
 
     Args:
         densities: The path.
-        point: Where the chains are.
-        beta: Where on the path.
+        point: Current positions of the chains.
+        beta: Position on the path.
         step: Step sizes, `(rows, dimensions)`; varied at random by `JITTER`.
         num_leapfrog: Leapfrog steps.
 
     Returns:
-        Where the chains are then, and the probability of acceptance, `(chains, rows)`: 0 where the
-        trajectory left the numbers.
+        The new positions, and the probability of acceptance, `(chains, rows)`: 0 where the trajectory
+        became non-finite.
     """
     momentum = torch.randn_like(point.u)
     jitter = 1 + JITTER * (2 * torch.rand_like(point.u[..., :1]) - 1)
@@ -133,9 +133,9 @@ class StepSizes:
     """Step sizes of each row along a path.
 
     Attributes:
-        betas: Where they were tuned, rising.
-        log_steps: Their logarithms there, `(len(betas), rows)`.
-        scale: The size of each dimension in units of the step, `(rows, dimensions)`.
+        betas: Increasing temperatures at which the steps were tuned.
+        log_steps: Logarithms of the steps at these, `(len(betas), rows)`.
+        scale: Scale of each dimension, which multiplies the row's step, `(rows, dimensions)`.
     """
 
     betas: Sequence[float]
@@ -143,7 +143,7 @@ class StepSizes:
     scale: Tensor
 
     def at(self, beta: float) -> Tensor:
-        """The step sizes at any place of the path, `(rows, dimensions)`."""
+        """The step sizes at any position on the path, `(rows, dimensions)`."""
         above = min(max(bisect.bisect(self.betas, beta), 1), len(self.betas) - 1)
         low, high = self.betas[above - 1], self.betas[above]
         share = min(max((beta - low) / (high - low), 0.0), 1.0)
@@ -163,14 +163,14 @@ def anneal(
 
     log w = sum_t (beta_t - beta_{t-1}) ratio(u_{t-1}), where u_0 is a draw from f at `betas[0]` and u_t comes
     from u_{t-1} by a `transition` at beta_t (Neal, "Annealed Importance Sampling",
-    arXiv:physics/9803008). E[w] is the ratio of the two normalizers, whatever the betas and step sizes.
-    With falling betas it is the way back.
+    arXiv:physics/9803008). E[w] is the ratio of the two normalizers, for any betas and step sizes.
+    Decreasing betas anneal in the other direction.
 
     Args:
         densities: The path.
         point: Exact draws at `betas[0]`.
         betas: T + 1 temperatures: T weights and T - 1 transitions between them.
-        steps: Step sizes of the transitions; None will do if T is 1.
+        steps: Step sizes of the transitions; may be None if T is 1.
         num_leapfrog: Leapfrog steps of a transition.
         tick: Called after each transition.
 
@@ -200,17 +200,17 @@ def tune(
     num_leapfrog: int,
     tick: Callable[[], object] = lambda: None,
 ) -> StepSizes:
-    """Step sizes for each row along a path, by a run of its own that adapts them as it goes.
+    """Tunes step sizes for each row along a path, in a separate run that adapts them after each transition.
 
     log step += GAIN (mean acceptance of the row's chains - TARGET_ACCEPTANCE) after each transition: a
-    stochastic approximation that follows the path. Its draws must be thrown away: steps that depend on the
-    very chains that they move would bias the weights.
+    stochastic approximation that follows the path. The draws of this run must be discarded: step sizes that
+    depend on the chains that they move would bias the weights.
 
     Args:
         densities: The path.
         point: Draws at `betas[0]`.
-        betas: Rising temperatures, four at least: two inner ones.
-        scale: The size of each dimension in units of the step, `(rows, dimensions)`.
+        betas: Increasing temperatures, at least four, so that two are inner ones.
+        scale: Scale of each dimension, which multiplies the row's step, `(rows, dimensions)`.
         num_leapfrog: Leapfrog steps of a transition.
         tick: Called after each transition.
     """
@@ -226,7 +226,7 @@ def tune(
 
 
 def sigmoidal(num_steps: int, steepness: float = 4.0) -> list[float]:
-    """Temperatures from 0 to 1 that are close to each other at both ends: `num_steps + 1` numbers.
+    """`num_steps + 1` temperatures from 0 to 1, closely spaced at both ends.
 
     beta_t = (s(d (2 t / T - 1)) - s(-d)) / (s(d) - s(-d)) with the logistic function s and d = 4: Wu et al.,
     "On the Quantitative Analysis of Decoder-Based Generative Models" (arXiv:1611.04273).

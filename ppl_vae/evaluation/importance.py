@@ -29,7 +29,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Evaluation(RowResult):
-    """What `evaluate` found, row by row, in nats.
+    """Result of `evaluate`, row by row, in nats.
 
     Attributes:
         elbo: E_q log p(x, z) - log q(z | x) = -(rate + distortion), from the same samples.
@@ -38,11 +38,11 @@ class Evaluation(RowResult):
         log_likelihood: log p(x) by importance sampling, log 1/K sum_k w_k: a lower bound in expectation.
         log_likelihood_error: Monte-Carlo standard error of each row's log p(x) (delta method), `(n,)`.
         ess: Effective sample size of each row's weights, (sum w)^2 / sum w^2, `(n,)`.
-        khat: Pareto shape of each row's largest weights, `(n,)`; above `khat_limit` do not trust the
-            row; infinite where it cannot be estimated.
+        khat: Pareto shape of each row's largest weights, `(n,)`. Do not trust rows above `khat_limit`;
+            infinite where it cannot be estimated.
         num_samples: K.
-        num_values: Numbers that a row of data holds, for bits per dimension.
-        notes: What a reader of the numbers must know.
+        num_values: Numbers per row of data, for bits per dimension.
+        notes: Caveats for reading the numbers.
     """
 
     elbo: Estimate
@@ -72,14 +72,14 @@ class Evaluation(RowResult):
     def unreliable(self) -> Tensor:
         """Rows whose Pareto shape is above the limit, `(n,)`.
 
-        Weights so equal that their ESS is within 1 % of K have no tail that could matter.
+        Rows whose ESS is within 1 % of K are not among them: such equal weights have no tail that could matter.
         """
         heavy = (self.khat > self.khat_limit) & (self.khat < math.inf)
         return heavy & (self.ess < 0.99 * self.num_samples)
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Why the estimates should not be trusted; empty if there is no reason."""
+        """Reasons not to trust the estimates; empty if there are none."""
         return (*self.notes, *self._doubts())
 
     def _doubts(self) -> Iterator[str]:
@@ -99,7 +99,7 @@ class Evaluation(RowResult):
         yield from not_finite("log p(x)", self.log_likelihood)
 
     def lines(self) -> list[tuple[str, str]]:
-        """What a person reads, one quantity per line."""
+        """The printed result: name and value of each quantity."""
         finite = self.khat[torch.isfinite(self.khat)]
         largest = f"{float(finite.max()):.2f}" if len(finite) else "-"
         share = float(self.unreliable.double().mean())
@@ -131,20 +131,20 @@ def evaluate(
 
     With z_k ~ q(z | x) and w_k = p(x, z_k) / q(z_k | x), log p(x) is estimated by log 1/K sum_k w_k (Burda et
     al., arXiv:1509.00519), the ELBO by the mean of log w_k. Rows and samples are run in chunks of a
-    bounded size; the weights are reduced as they come, so that memory does not grow with K. Modules
-    are in evaluation mode meanwhile. Latents outside of the plate over rows are drawn from the guide and not
+    bounded size, and the weights are reduced chunk by chunk, so memory does not grow with K. Modules are in
+    evaluation mode during the call. Latents outside of the plate over rows are drawn from the guide and not
     weighted: log p(x) is then the log predictive density under the guide's posterior.
 
     Args:
         model: Pyro program of p(x, z).
-        guide: Pyro program of q(z | x). If `fit` has trained just this pair, its `pyro.param`
+        guide: Pyro program of q(z | x). If `fit` has trained exactly this pair, its `pyro.param`
             values are used.
         x: A tensor `(n, *event)`, a tuple of tensors, or an iterable of batches.
         num_samples: K, the number of importance samples per row.
         seed: Seed for the draws; None draws from torch's global generator.
         progress: Whether to show a progress bar; None shows one on a terminal.
-        capture: Record a chunk once and run it as a plain graph where that is sound and pays, with the same
-            results; False runs every chunk in Pyro. See `docs/capture.md`.
+        capture: Record a chunk once and run it as a plain graph, with the same results, where that is valid
+            and faster; False runs every chunk in Pyro. See `docs/capture.md`.
 
     Returns:
         An `Evaluation`.
@@ -175,7 +175,7 @@ def evaluate(
     with opened(model, guide, x, seed=seed, progress=progress) as session:
         num_values, notes = _describe(session)
         rows, samples = session.chunk_sizes(num_samples)
-        # An iterable may hold any number of rows: as many as one batch of it at least.
+        # An iterable may hold any number of rows: assume those of its first batch, at least.
         total = session.num_rows or num_rows(session.first)
         num_chunks = math.ceil(total / rows) * math.ceil(num_samples / samples)
         sampler = ImportanceSampler(session.pair, session.layout, num_chunks, capture)
@@ -220,7 +220,7 @@ def _evaluate_rows(
 
 
 def _describe(session: Session) -> tuple[int, tuple[str, ...]]:
-    """How many numbers per row of data holds, and what a reader of the result must know."""
+    """The count of numbers per row of data, and caveats for reading the result."""
     layout = session.layout
     rows = sample_rows(session.pair, layout, session.first, 1)
     n = num_rows(session.first)

@@ -1,8 +1,9 @@
-"""The path from a start, the guide or the prior, to the posterior, on unconstrained numbers.
+"""The annealing path from the guide or the prior to the posterior, in unconstrained coordinates.
 
 A `Path` turns a pair and a chunk of rows into a function of one tensor u of shape
 `(chains, rows, dimensions)`: the densities at both ends and their gradients. `recorded` runs Pyro once
-to make such a function a plain graph of tensor operations, with what does not depend on u done beforehand.
+to turn such a function into a plain graph of tensor operations; parts that do not depend on u are computed
+beforehand.
 """
 
 from __future__ import annotations
@@ -43,14 +44,14 @@ _logger = logging.getLogger(__name__)
 
 
 class PriorGuide:
-    """The guide that draws the model's latents from their prior; its densities are taken from the model."""
+    """A guide that draws the model's latents from their prior; its densities are taken from the model."""
 
     def __init__(self, model: Program) -> None:
         self.model = model.program if isinstance(model, Bound) else model
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
-        """Runs the model, of which nothing but the latents that it does not sum out is seen."""
-        # Sites to be summed out are drawn, in all plates around, but not traced; `block` would hide the
+        """Runs the model; only the latents that it does not sum out are visible from outside."""
+        # Sites to be summed out are drawn, in all of their plates, but not traced; `block` would hide the
         # plates from them.
         with poutine.block(hide_fn=_is_observed), poutine.mask(mask=False):
             poutine.infer_config(self.model, _hide_enumerated)(*args, **kwargs)
@@ -66,10 +67,10 @@ def _hide_enumerated(site: Site) -> Any:
 
 
 def transform_of(site: Site) -> Transform:
-    """The bijection from real numbers to the values of a site; those without a support are real.
+    """The bijection from real numbers to the values of a site; a site without a support counts as real.
 
     Raises:
-        PairError: The site is discrete, or its support is none that torch has a bijection to.
+        PairError: The site is discrete, or torch has no bijection to its support.
     """
     name, fn = site["name"], site["fn"]
     try:
@@ -88,8 +89,8 @@ def transform_of(site: Site) -> Transform:
         transform: Transform = biject_to(support)
     except NotImplementedError as error:
         raise PairError(
-            f"latent site '{name}' has the support {support}, to which torch knows no bijection from real "
-            "numbers: write the site in other coordinates, or use evaluate(), which needs none"
+            f"latent site '{name}' has the support {support}, to which torch has no bijection from real "
+            "numbers: write the site in other coordinates, or use evaluate(), which needs no bijection"
         ) from error
     return transform
 
@@ -104,7 +105,7 @@ def _varies(support: Constraint) -> bool:
 
 
 class _Unconstrained(Messenger):
-    """Gives the guide's draws values by unconstrained numbers, and keeps the log Jacobians."""
+    """Sets the guide's draws from unconstrained numbers, and keeps the log Jacobians."""
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -114,7 +115,7 @@ class _Unconstrained(Messenger):
     def _pyro_sample(self, msg: Site) -> None:
         name = msg["name"]
         if name not in self.values or msg["done"] or msg["is_observed"]:
-            return  # the model's sites have their values from the guide's
+            return  # the model's sites take their values from the guide's
         u = self.values[name]
         transform = transform_of(msg)
         value = transform(u)
@@ -133,12 +134,12 @@ class Path:
 
         f_0(u) = q(T(u) | x) |dT/du|   and   f_1(u) = p(x, T(u)) |dT/du|,
 
-    so that f_1 integrates to p(x), and f_0 to 1. From the prior, q(z | x) is p(z). Use it inside of
-    `pair.scope()`, without gradients.
+    so that f_1 integrates to p(x), and f_0 to 1. When starting from the prior, q(z | x) is p(z). Use it
+    inside of `pair.scope()`, without gradients.
 
     Args:
         pair: The pair, with `PriorGuide` as its guide to start at the prior.
-        layout: Its layout.
+        layout: The pair's layout.
         batch: n rows.
 
     Raises:
@@ -148,8 +149,8 @@ class Path:
     def __init__(self, pair: Pair, layout: Layout, batch: Batch) -> None:
         if layout.shared:
             raise PairError(
-                f"latent site '{layout.shared[0]}' belongs to all rows: annealed importance sampling finds "
-                "log p(x) of single rows. Use evaluate(), which draws the site from the guide"
+                f"latent site '{layout.shared[0]}' belongs to all rows: annealed importance sampling "
+                "estimates log p(x) of single rows. Use evaluate(), which draws the site from the guide"
             )
         if not layout.draws:
             raise PairError(
@@ -181,19 +182,19 @@ class Path:
         return torch.cat(parts, -1)
 
     def densities(self, u: Tensor) -> Point:
-        """What the path's densities are at u, by Pyro."""
+        """The path's densities at u, computed by Pyro."""
         return Point(u, *self._densities(u))
 
     def record(self, u: Tensor, check: Tensor) -> Densities:
-        """`densities` without Pyro, for u of one shape; by Pyro where that does not work.
+        """`densities` without Pyro, for u of one shape; falls back to Pyro where that fails.
 
         Args:
-            u: Example of the positions to come.
+            u: Example of the positions that the result will be called with.
             check: Other positions of the same shape, where the recording must agree with Pyro.
         """
         try:
             run = recorded(self._densities, u)
-        except Exception as error:  # whatever a program does that cannot be recorded
+        except Exception as error:  # any operation that cannot be recorded
             _logger.info("the densities cannot be recorded, Pyro runs instead: %s", error)
             return self.densities
         for found, expected in zip(run(check), self._densities(check), strict=True):
@@ -204,7 +205,7 @@ class Path:
         return lambda u: Point(u, *run(u))
 
     def _repeated(self, name: str, value: Tensor, num_chains: int) -> Tensor:
-        """A value without a plate of chains, as in one."""
+        """Expands a value without a plate of chains to one with it."""
         event_dim = self._sites[name].event_dim
         padding = self.layout.nesting + event_dim - value.dim()
         return value.reshape((1,) * padding + value.shape).expand(
@@ -219,7 +220,7 @@ class Path:
                 base, end = (torch.cat(parts) for parts in zip(*scores, strict=True))
             else:
                 base, end = self._score(u)
-            nothing = 0.0 * u.sum(-1)  # a density that does not depend on u has the gradient zero
+            nothing = 0.0 * u.sum(-1)  # a density that does not depend on u gets a zero gradient
             (d_base,) = torch.autograd.grad((base + nothing).sum(), u, retain_graph=True)
             (d_end,) = torch.autograd.grad((end + nothing).sum(), u)
         base, end = base.detach(), end.detach()
@@ -228,7 +229,7 @@ class Path:
         return base, end - base, d_base, d_end - d_base
 
     def _score(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """log f_0 and, from the guide, log f_1; from the prior log f_1 - log f_0 = log p(x | z)."""
+        """log f_0, with log f_1 (from the guide) or log f_1 - log f_0 = log p(x | z) (from the prior)."""
         sizes = [site.size for site in self._sites.values()]
         parts = zip(self._sites.items(), u.split(sizes, -1), strict=True)
         values = {name: site.unflatten(part, len(u)) for (name, site), part in parts}
@@ -243,7 +244,7 @@ class Path:
         if self._from_prior:
             return rows.log_prior + jacobian, rows.log_likelihood
         base = self._log_guide(rows, self.layout.draws) + jacobian
-        # An autoguide's latents are functions of its draws, with log Jacobians of their own.
+        # An autoguide's latents are functions of its draws, with their own log Jacobians.
         functions = tuple(n for n in self.layout.guide_sites if n not in self.layout.draws)
         end = rows.log_likelihood + rows.log_prior + jacobian
         return base, end - self._log_guide(rows, functions) if functions else end
@@ -258,7 +259,7 @@ class Path:
 
 
 class _Flattened:
-    """How a site's unconstrained values become `(chains, rows, numbers)`, and back."""
+    """Reshapes a site's unconstrained values to `(chains, rows, numbers)`, and back."""
 
     def __init__(self, u: Tensor, site: Site, layout: Layout, num_chains: int, n: int) -> None:
         self.event_dim = len(site["fn"].event_shape)
@@ -271,7 +272,7 @@ class _Flattened:
         if moved.shape[:2] != (num_chains, n):
             raise PairError(
                 f"latent site '{site['name']}' has the shape {tuple(site['value'].shape)} for {n} rows "
-                f"of {num_chains} samples: it does not have a value of its own for each"
+                f"of {num_chains} samples: it does not have a separate value for each"
             )
         self._inner = moved.shape[2:]
         self.size = math.prod(self._inner)

@@ -29,20 +29,20 @@ from ppl_vae.stats import Estimate, RowResult, StreamingWeights, not_finite
 
 @dataclass(frozen=True)
 class Sandwich(RowResult):
-    """What `bidirectional_monte_carlo` found for rows that it simulated, in nats.
+    """Result of `bidirectional_monte_carlo` on the rows that it simulated, in nats.
 
     Attributes:
         lower: A stochastic lower bound of each row's log p(x): E[lower] <= log p(x).
         upper: A stochastic upper bound: E[upper] >= log p(x).
         lower_error: Monte-Carlo standard error of each lower bound (delta method), `(n,)`.
-        upper_error: The same of each upper bound; its chains share their start, so that it is too small
-            where chains hardly move.
-        acceptance: Mean acceptance of each row's transitions there and back, `(n,)`.
-        data: The simulated rows, as the programs take them.
-        num_chains: Chains per row and way.
-        num_steps: Temperatures.
-        num_leapfrog: Leapfrog steps between two of them.
-        from_prior: Whether the path leads from the prior rather than from the guide.
+        upper_error: The same for each upper bound. Its chains share their start, so it is too small where
+            chains hardly move.
+        acceptance: Mean acceptance of each row's transitions in both directions, `(n,)`.
+        data: The simulated rows, as arguments for the programs.
+        num_chains: Chains per row and direction.
+        num_steps: Number of temperatures.
+        num_leapfrog: Leapfrog steps between two temperatures.
+        from_prior: Whether the path starts at the prior rather than at the guide.
     """
 
     lower: Estimate
@@ -61,11 +61,11 @@ class Sandwich(RowResult):
 
     @property
     def gap(self) -> Estimate:
-        """upper - lower of each row: at least as large, in expectation, as the error of either."""
+        """upper - lower of each row; in expectation, at least as large as the error of either bound."""
         return Estimate(self.upper.values - self.lower.values)
 
     def meets(self, within: float = 0.1) -> bool:
-        """Whether the bounds are known to be, on average, no further apart than `within` nats.
+        """Whether the bounds are, beyond chance, at most `within` nats apart on average.
 
         That is, mean gap + 2 standard errors <= `within`. Always false for a single row.
         """
@@ -73,25 +73,25 @@ class Sandwich(RowResult):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Why the bounds should not be trusted, or say little; empty if there is no reason."""
+        """Reasons why the bounds are wrong or too wide; empty if there are none."""
         gap = self.gap
         found = tuple(not_finite("a bound", gap))
         if found:
             return found
         if gap.mean < -4 * gap.standard_error:
             return (
-                f"the bounds cross by {-gap.mean:.3f} nats, which chance does not explain: the programs draw "
-                "from something else than they score",
+                f"the bounds cross by {-gap.mean:.3f} nats, more than chance explains: the programs do not "
+                "draw from the distributions that they score",
             )
         if self.num_rows > 1 and not self.meets(1.0):
             return (
                 f"the bounds are {gap} apart: annealing with {self.num_steps} temperatures may miss log p(x) "
-                "by as much; take more of them, or start from a better guide",
+                "by that much; use more temperatures, or start from a better guide",
             )
         return ()
 
     def lines(self) -> list[tuple[str, str]]:
-        """What a person reads, one quantity per line."""
+        """The printed result: name and value of each quantity."""
         start = "prior" if self.from_prior else "guide"
         acceptance = float(self.acceptance.double().mean())
         return [
@@ -113,21 +113,22 @@ def bidirectional_monte_carlo(
     seed: int | None = None,
     progress: bool | None = None,
 ) -> Sandwich:
-    """Bounds of log p(x) from both sides, on rows drawn from the model: how far to trust annealing.
+    """Bounds log p(x) from both sides on rows drawn from the model, to show how far to trust annealing.
 
-    Of each row (z, x) ~ p(x, z), z is an exact draw from the posterior p(z | x). Annealing from the guide (or
-    the prior) to the posterior gives weights whose mean is p(x) in expectation, hence a lower bound of
-    log p(x); annealing from z back, weights whose mean is 1 / p(x), hence an upper one. Where the two meet,
-    `annealed_importance_sampling` with the same settings is right on rows like these (Grosse et al.,
+    For each row (z, x) ~ p(x, z), z is an exact draw from the posterior p(z | x). Annealing from the guide
+    (or the prior) to the posterior gives weights whose mean is p(x) in expectation, and so a lower bound of
+    log p(x). Annealing back from z gives weights whose mean is 1 / p(x), and so an upper bound. Where the two
+    meet, `annealed_importance_sampling` with the same settings is right on rows like these (Grosse et al.,
     "Sandwiching the marginal likelihood using bidirectional Monte Carlo", arXiv:1511.02543).
 
     Args:
         model: Pyro program of p(x, z); its observed sites are sampled.
-        guide: Pyro program of q(z | x) to start from; None starts from the prior. It has to draw the model's
+        guide: Pyro program of q(z | x) to start from; None starts from the prior. It must draw the model's
             latents themselves (an `AutoNormal` does not).
-        x: Rows whose number and shape are taken. Arguments that no site observes (covariates) are kept.
-        num_chains: Chains per row, each way.
-        num_steps: Temperatures.
+        x: Rows that set the number and shape of the simulated ones. Arguments that no site observes
+            (covariates) are kept.
+        num_chains: Chains per row and direction.
+        num_steps: Number of temperatures.
         num_leapfrog: Leapfrog steps between two temperatures.
         seed: Seed for the rows and the chains; None draws from torch's global generator.
         progress: Whether to show a progress bar; None shows one on a terminal.
@@ -136,9 +137,9 @@ def bidirectional_monte_carlo(
         A `Sandwich`.
 
     Raises:
-        PairError: As `annealed_importance_sampling`; or the observed sites cannot be sampled, or are
-            not arguments of the model.
-        ValueError: A number is not positive, or `x` has no rows.
+        PairError: In the cases listed for `annealed_importance_sampling`; also if the observed sites
+            cannot be sampled, or are not arguments of the model.
+        ValueError: A number of chains or steps is not positive, or `x` has no rows.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -158,9 +159,9 @@ def bidirectional_monte_carlo(
         strange = [name for name in draws if name not in latents]
         if strange:
             raise PairError(
-                f"the guide draws site '{strange[0]}', which is none of the model's: what it would have been "
-                "for a simulated row is not known. Start from the prior (guide=None), or from a guide that "
-                "draws the model's latents themselves"
+                f"the guide draws site '{strange[0]}', which the model does not have: its value for a "
+                "simulated row is unknown. Start from the prior (guide=None), or from a guide that draws the "
+                "model's latents themselves"
             )
         chunk = chunk.on(batch)
         values = {name: latents[name] for name in draws}
@@ -202,10 +203,10 @@ def bidirectional_monte_carlo(
 
 
 def simulate(pair: Pair, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
-    """Rows drawn from the model, in place of those of a batch, and the latents that they were drawn with.
+    """Rows drawn from the model to replace those of a batch, and the latents that they were drawn with.
 
     Raises:
-        PairError: An observed site cannot be sampled, or its values are no argument of the model, or the
+        PairError: An observed site cannot be sampled, or its values are not an argument of the model, or the
             model scores its own draws differently when they are given to it.
     """
     args = as_args(batch)
@@ -214,7 +215,7 @@ def simulate(pair: Pair, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
     factors = [name for name, site in observed.items() if isinstance(site["fn"], dist.Unit)]
     if factors:
         raise PairError(
-            f"site '{factors[0]}' is a factor, not drawn from anything: bidirectional Monte Carlo needs rows "
+            f"site '{factors[0]}' is a factor, which cannot be sampled: bidirectional Monte Carlo needs rows "
             "drawn from the model itself"
         )
     try:
@@ -237,7 +238,7 @@ def simulate(pair: Pair, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
 
 
 def _argument_of(name: str, site: Site, args: tuple[Tensor, ...], alone: bool) -> int:
-    """Which argument of the model holds what is observed at a site."""
+    """Index of the model's argument that holds the value observed at a site."""
     value = site["value"]
     fits = [i for i, x in enumerate(args) if x.numel() == value.numel()]
     same = [i for i in fits if torch.equal(args[i].reshape(value.shape), value.to(args[i].dtype))]
@@ -245,13 +246,13 @@ def _argument_of(name: str, site: Site, args: tuple[Tensor, ...], alone: bool) -
         if len(found) == 1:
             return found[0]
     raise PairError(
-        f"none of the model's arguments, or more than one, is what site '{name}' observes: a simulated value "
-        "has no place to go. Give the model the observed tensor itself as an argument"
+        f"none of the model's arguments, or more than one, is what site '{name}' observes: it is unclear which "
+        "one a simulated value replaces. Pass the observed tensor itself to the model as an argument"
     )
 
 
 def _require_same(name: str, drawn: Trace, again: Trace) -> None:
-    """The model must give a draw the density that it was drawn with."""
+    """Checks that the model gives a draw the density that it was drawn with."""
     one, two = drawn.nodes[name], again.nodes[name]
     scale = 1 + float(unscaled(one).abs().max())
     if (
@@ -260,6 +261,6 @@ def _require_same(name: str, drawn: Trace, again: Trace) -> None:
         or not torch.allclose(unscaled(one), unscaled(two), rtol=1e-4, atol=1e-4 * scale)
     ):
         raise PairError(
-            f"what the model observes at site '{name}', or its distribution there, depends on the data other "
-            "than by observing them (teacher forcing, a transformation): rows cannot be drawn by one run"
+            f"what the model observes at site '{name}', or its distribution there, depends on the data in "
+            "other ways than by observing them (teacher forcing, a transformation): one run cannot draw rows"
         )
