@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ppl_vae.distributions import zuko
+from ppl_vae.models.rows import require_shape
 from ppl_vae.networks import full_precision
 
 
@@ -70,7 +71,7 @@ class Autoregressive(nn.Module):
         Raises:
             ValueError: the rows of `x` do not have the shape `data_shape`.
         """
-        self._require_shape(x)
+        require_shape(self, x)
         with pyro.plate("data", x.shape[0], dim=-1):
             pyro.sample("x", self.marginal(), obs=x)
 
@@ -86,7 +87,7 @@ class Autoregressive(nn.Module):
         Raises:
             ValueError: the rows of `x` do not have the shape `data_shape`.
         """
-        self._require_shape(x)
+        require_shape(self, x)
         return self.marginal().log_prob(x)
 
     def logits(self, x: Tensor) -> Tensor:
@@ -97,14 +98,6 @@ class Autoregressive(nn.Module):
         one_hot = (x.unsqueeze(-1) == others).to(dtype).reshape(*batch, self.network.in_features)
         outputs = full_precision(self.network(one_hot))
         return outputs.reshape(*batch, *self.data_shape, self.categories)
-
-    def _require_shape(self, x: Tensor) -> None:
-        if tuple(x.shape[1:]) != self.data_shape:
-            raise ValueError(
-                f"Autoregressive was built for data of shape (n, "
-                f"{', '.join(map(str, self.data_shape))}), but x has shape {tuple(x.shape)}: pass "
-                f"the data's shape as data_shape"
-            )
 
 
 class AutoregressiveCategorical(dist.TorchDistribution):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from ppl_vae.likelihoods import Bernoulli, Likelihood
+from ppl_vae.models.rows import require_shape
 from ppl_vae.networks import MLP, Network, full_precision
 
 
@@ -70,12 +71,7 @@ class HierarchicalVAE(nn.Module):
         Raises:
             ValueError: the rows of `x` do not have the shape `data_shape`.
         """
-        if tuple(x.shape[1:]) != self.data_shape:
-            raise ValueError(
-                f"HierarchicalVAE was built for data of shape (n, "
-                f"{', '.join(map(str, self.data_shape))}), but x has shape {tuple(x.shape)}: pass "
-                f"the data's shape as data_shape"
-            )
+        require_shape(self, x)
         with pyro.plate("data", x.shape[0], dim=-1):
             z2 = pyro.sample("z2", self.prior())
             z1 = pyro.sample("z1", self.conditional(z2))

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
+from typing import final
 
-import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from ppl_vae.models.mixtures.components import (
-    EMPTY,
     k_means_plus_plus,
+    positive_counts,
     responsibilities,
-    row_chunks,
+    split_empty,
+    split_logits,
 )
+from ppl_vae.models.mixtures.mixture import Mixture
+from ppl_vae.models.rows import row_chunks
 
 
-class BernoulliMixture(nn.Module):
+@final
+class BernoulliMixture(Mixture):
     """z ~ Categorical(pi) and x_d | z ~ Bernoulli(mu_zd), independently for every value d.
 
     log p(x) = log sum_k pi_k prod_d mu_kd^x_d (1 - mu_kd)^(1 - x_d), and p(z = k | x) is term k's share of
@@ -59,55 +62,14 @@ class BernoulliMixture(nn.Module):
     def __init__(
         self, data_shape: Sequence[int], components: int = 10, min_probability: float = 1e-6
     ) -> None:
-        super().__init__()
-        if components < 1:
-            raise ValueError(f"BernoulliMixture.components must be at least 1, came {components}")
+        super().__init__(data_shape, components)
         if not 0 < min_probability < 0.5:
             raise ValueError(
                 f"BernoulliMixture.min_probability must be between 0 and 0.5, came {min_probability}"
             )
-        self.data_shape = tuple(data_shape)
-        self.components = components
         self.min_probability = min_probability
-        self.logits = nn.Parameter(torch.zeros(components))
         # Equal components would stay equal: start apart.
         self.value_logits = nn.Parameter(torch.randn(components, math.prod(self.data_shape)))
-
-    def forward(self, x: Tensor) -> None:
-        """Run the model on `x`, zeros and ones of shape `(n, *data_shape)`.
-
-        Raises:
-            ValueError: the rows of `x` do not have the shape `data_shape`.
-        """
-        x = x.to(self._flatten(x).dtype)  # a Bernoulli takes no booleans
-        with pyro.plate("data", x.shape[0], dim=-1):
-            z = pyro.sample("z", self.prior(), infer={"enumerate": "parallel"})
-            pyro.sample("x", self.decode(z), obs=x)
-
-    def prior(self) -> dist.Categorical:
-        """Return p(z), of event shape `()`."""
-        return dist.Categorical(logits=self.logits)
-
-    def decode(self, z: Tensor) -> dist.Independent:
-        """Return p(x | z) for components `(*batch)`: batch shape `batch`, event shape `data_shape`."""
-        logits = self.value_logits[z].reshape(*z.shape, *self.data_shape)
-        return dist.Independent(dist.Bernoulli(logits=logits), len(self.data_shape))
-
-    def log_evidence(self, x: Tensor) -> Tensor:
-        """Return log p(x) of every row, `(n,)`, in nats.
-
-        Raises:
-            ValueError: the rows of `x` do not have the shape `data_shape`.
-        """
-        return self._log_joint(self._flatten(x)).logsumexp(0)
-
-    def posterior(self, x: Tensor) -> dist.Categorical:
-        """Return p(z | x), of batch shape `(n,)`. Gradients flow into the parameters.
-
-        Raises:
-            ValueError: the rows of `x` do not have the shape `data_shape`.
-        """
-        return dist.Categorical(logits=self._log_joint(self._flatten(x)).T)
 
     @torch.no_grad()
     def expected_statistics(self, x: Tensor, hard: bool = False) -> dict[str, Tensor]:
@@ -124,7 +86,7 @@ class BernoulliMixture(nn.Module):
         Raises:
             ValueError: the rows of `x` do not have the shape `data_shape`.
         """
-        rows = self._flatten(x)
+        rows = self._rows(x)
         counts = torch.zeros(self.components, dtype=torch.float64, device=rows.device)
         ones = torch.zeros(self.value_logits.shape, dtype=torch.float64, device=rows.device)
         log_evidence = counts.new_zeros(())
@@ -143,13 +105,11 @@ class BernoulliMixture(nn.Module):
         Warns of components without rows.
         """
         counts, num_rows = statistics["counts"], statistics["num_rows"]
-        empty = counts <= EMPTY * num_rows
-        counts = counts.clamp_min(EMPTY * float(num_rows))
+        counts, empty = positive_counts(counts, num_rows)
         self.logits.copy_((counts / num_rows).log())
         mean = statistics["ones"] / counts.unsqueeze(-1)
         self.value_logits.copy_(mean.clamp(self.min_probability, 1 - self.min_probability).logit())
-        for k in empty.nonzero().flatten().tolist():
-            self._split(int(k))
+        split_empty(self.logits, empty, self._split)
 
     @torch.no_grad()
     def initialize(self, x: Tensor, seed: int) -> None:
@@ -159,39 +119,22 @@ class BernoulliMixture(nn.Module):
             ValueError: the rows of `x` do not have the shape `data_shape`, or are fewer than the
                 components.
         """
-        rows = self._flatten(x).double()
+        rows = self._rows(x).double()
         weights = k_means_plus_plus(rows, self.components, seed)
         # Without the average row, no value that is constant among the nearest could ever change.
         counts = weights.sum(1) + 1
         ones = weights @ rows + rows.mean(0)
         self.maximize({"counts": counts, "ones": ones, "num_rows": counts.sum()})
 
-    def _split(self, empty: int) -> None:
-        """Halves the largest component; the halves' logits move apart, half of them up, half down."""
-        largest = int(self.logits.argmax())
-        warnings.warn(
-            f"component {empty} has no rows: it was split off from component {largest}, the largest",
-            stacklevel=3,
-        )
-        step = torch.full_like(self.value_logits[0], 0.25)
-        step[::2] = -0.25
-        self.value_logits[empty] = self.value_logits[largest] + step
-        self.value_logits[largest] -= step
-        self.logits[largest] -= math.log(2)
-        self.logits[empty] = self.logits[largest]
+    def _split(self, source: int, target: int) -> None:
+        split_logits(self.value_logits, source, target)
+
+    def _component(self, z: Tensor, dtype: torch.dtype) -> dist.Independent:
+        logits = self.value_logits.to(dtype)[z].reshape(*z.shape, *self.data_shape)
+        return dist.Independent(dist.Bernoulli(logits=logits), len(self.data_shape))
 
     def _log_joint(self, rows: Tensor) -> Tensor:
         """log p(x, z) of all components, `(k, n)`: one product of matrices."""
         logits = self.value_logits.to(rows.dtype)
         constant = logsigmoid(-logits).sum(-1) + self.logits.log_softmax(-1)
         return torch.addmm(constant.unsqueeze(-1), logits, rows.T)
-
-    def _flatten(self, x: Tensor) -> Tensor:
-        """The rows as vectors, in a floating dtype that loses nothing of data or parameters."""
-        if tuple(x.shape[1:]) != self.data_shape:
-            raise ValueError(
-                f"BernoulliMixture was built for data of shape (n, "
-                f"{', '.join(map(str, self.data_shape))}), but x has shape {tuple(x.shape)}: pass "
-                f"the data's shape as data_shape"
-            )
-        return x.reshape(x.shape[0], -1).to(torch.promote_types(x.dtype, self.value_logits.dtype))

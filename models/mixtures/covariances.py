@@ -282,6 +282,33 @@ class Tied(_Factored):
         pass
 
 
+_KINDS: dict[str, Callable[[int, int], Covariance]] = {
+    "full": Full,
+    "diagonal": Diagonal,
+    "tied": Tied,
+    "spherical": Spherical,
+}
+
+
+def covariance_of_kind(model: nn.Module, kind: str, components: int, size: int) -> Covariance:
+    """Build the covariances that a model's argument `covariance` names.
+
+    Args:
+        model: who was given the argument.
+        kind: "full", "diagonal", "tied" or "spherical".
+        components: number k of components.
+        size: number D of dimensions.
+
+    Raises:
+        ValueError: `kind` is none of the four.
+    """
+    if kind not in _KINDS:
+        raise ValueError(
+            f"{type(model).__name__}.covariance must be one of {', '.join(_KINDS)}, came {kind!r}"
+        )
+    return _KINDS[kind](components, size)
+
+
 def _indices(mask: Tensor) -> list[int]:
     found: list[int] = mask.nonzero().flatten().tolist()
     return found

@@ -30,9 +30,3 @@ class Prior(ABC):
             `attach_guide(guide)`, `load_run` and the command line call that; it then also has
             `keep_guide()`, which makes a copy of the guide a part of the model.
         """
-
-
-def require_components(name: str, components: int) -> None:
-    """Raise a ValueError unless there is a component."""
-    if components < 1:
-        raise ValueError(f"{name}.components must be at least 1, came {components}")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions.transforms import AffineTransform
 
 from ppl_vae.distributions import FlowDistribution, shrink_to_identity, zuko
+from ppl_vae.models.arguments import require_at_least_one
 from ppl_vae.models.priors.base import Prior
 from ppl_vae.networks import full_precision
 
@@ -46,8 +47,7 @@ class FlowPrior(Prior):
     def __post_init__(self) -> None:
         # YAML and the command line bring lists, which can neither be hashed nor equal a tuple.
         object.__setattr__(self, "hidden", tuple(self.hidden))
-        if self.transforms < 1:
-            raise ValueError(f"FlowPrior.transforms must be at least 1, came {self.transforms}")
+        require_at_least_one(self, transforms=self.transforms)
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"FlowPrior.hidden must hold positive widths, came {self.hidden}")
 

@@ -10,11 +10,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.models.priors.base import Prior, require_components
-from ppl_vae.models.priors.normal import (
-    raw_of_scale,
-    scale_of_raw,
-)
+from ppl_vae.models.arguments import require_at_least_one
+from ppl_vae.models.priors.base import Prior
+from ppl_vae.models.priors.scales import raw_of_scale, scale_of_raw
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class MixturePrior(Prior):
     components: int = 10
 
     def __post_init__(self) -> None:
-        require_components("MixturePrior", self.components)
+        require_at_least_one(self, components=self.components)
 
     def build(self, data_shape: Sequence[int], latent_dim: int) -> nn.Module:
         """See `Prior.build`."""

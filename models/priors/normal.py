@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 
 from ppl_vae.models.priors.base import Prior
+from ppl_vae.models.priors.scales import raw_of_scale, scale_of_raw
 
 
 @dataclass(frozen=True)
@@ -70,18 +70,3 @@ class _Diagonal(nn.Module):
         self.loc.copy_(mean.mean(0))
         total = variance.mean(0) + mean.var(0, unbiased=False)
         self.raw_scale.copy_(raw_of_scale(total.sqrt()))
-
-
-_LEAST = 1e-6
-"""The scale never reaches 0, where a density would become infinite."""
-
-
-def scale_of_raw(raw: Tensor) -> Tensor:
-    """A positive scale from any real number; it grows linearly, so it can not overflow."""
-    return softplus(raw) + _LEAST
-
-
-def raw_of_scale(scale: Tensor) -> Tensor:
-    """The inverse of `_scale`: log(exp(s) - 1) = s + log(1 - exp(-s))."""
-    s = (scale - _LEAST).clamp_min(_LEAST)
-    return s + (-torch.expm1(-s)).log()

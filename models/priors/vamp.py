@@ -12,7 +12,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.models.priors.base import Prior, require_components
+from ppl_vae.models.arguments import require_at_least_one
+from ppl_vae.models.priors.base import Prior
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class VampPrior(Prior):
     high: float = 1.0
 
     def __post_init__(self) -> None:
-        require_components("VampPrior", self.components)
+        require_at_least_one(self, components=self.components)
         if not self.low < self.high:
             raise ValueError(
                 f"VampPrior.low must be below VampPrior.high, came {self.low} and {self.high}: "

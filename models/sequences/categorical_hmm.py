@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import final
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
 from ppl_vae.distributions import IMPOSSIBLE
+from ppl_vae.models.arguments import require_at_least_one
+from ppl_vae.models.mixtures.components import split_logits
 from ppl_vae.models.sequences.hidden_markov import HiddenMarkov, Statistics
 
 
+@final
 class CategoricalHMM(HiddenMarkov):
     """A hidden Markov model with x_t | z_t ~ Categorical(B[z]). See `ppl_vae.models.hidden_markov`.
 
@@ -37,8 +41,7 @@ class CategoricalHMM(HiddenMarkov):
         super().__init__(data_shape, states)
         if len(self.data_shape) != 1:
             raise ValueError(f"CategoricalHMM.data_shape must be (steps,), came {self.data_shape}")
-        if symbols < 1:
-            raise ValueError(f"CategoricalHMM.symbols must be at least 1, came {symbols}")
+        require_at_least_one(self, symbols=symbols)
         self.symbols = symbols
         # Equal states would stay equal: start apart.
         self.emission_logits = nn.Parameter(torch.randn(states, symbols))
@@ -68,10 +71,7 @@ class CategoricalHMM(HiddenMarkov):
         return shares.to(steps.device)[self._symbols(steps)].T
 
     def split_emissions(self, source: int, target: int) -> None:
-        step = torch.full_like(self.emission_logits[source], 0.25)
-        step[::2] = -0.25
-        self.emission_logits[target] = self.emission_logits[source] + step
-        self.emission_logits[source] -= step
+        split_logits(self.emission_logits, source, target)
 
     def _symbols(self, steps: Tensor) -> Tensor:
         symbols = steps.long()

@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, final
 
 import pyro.distributions as dist
 import torch
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
-from ppl_vae.models.mixtures.components import EMPTY
-from ppl_vae.models.mixtures.covariances import Covariance, Diagonal, Full, Spherical, Tied
+from ppl_vae.models.arguments import require_positive
+from ppl_vae.models.mixtures.components import positive_counts
+from ppl_vae.models.mixtures.covariances import covariance_of_kind
 from ppl_vae.models.sequences.hidden_markov import HiddenMarkov, Statistics
-
-_COVARIANCES: dict[str, Callable[[int, int], Covariance]] = {
-    "full": Full,
-    "diagonal": Diagonal,
-    "tied": Tied,
-    "spherical": Spherical,
-}
-
 
 MOST_STEPS = 20_000
 """Steps, drawn at random, that k-means is given at most."""
 
 
+@final
 class GaussianHMM(HiddenMarkov):
     """A hidden Markov model with x_t | z_t ~ N(mu_z, Sigma_z). See `ppl_vae.models.hidden_markov`.
 
@@ -69,17 +63,12 @@ class GaussianHMM(HiddenMarkov):
         min_scale: float = 1e-3,
     ) -> None:
         super().__init__(data_shape, states)
-        if not min_scale > 0:
-            raise ValueError(f"GaussianHMM.min_scale must be positive, came {min_scale}")
-        if covariance not in _COVARIANCES:
-            raise ValueError(
-                f"GaussianHMM.covariance must be one of {', '.join(_COVARIANCES)}, came {covariance!r}"
-            )
+        require_positive(self, min_scale=min_scale)
         self.min_scale = min_scale
         size = math.prod(self.data_shape[1:])
         # Equal means would stay equal: start apart.
         self.means = nn.Parameter(torch.randn(states, size))
-        self.covariance = _COVARIANCES[covariance](states, size)
+        self.covariance = covariance_of_kind(self, covariance, states, size)
         # The point about which EM takes moments: fixed, so that statistics of any time add up.
         self.register_buffer("centre", torch.zeros(size))
 
@@ -99,9 +88,7 @@ class GaussianHMM(HiddenMarkov):
         return {"first": first, "second": second}
 
     def maximize_emissions(self, statistics: Statistics) -> None:
-        counts = statistics["counts"]
-        empty = counts <= EMPTY * counts.sum()
-        counts = counts.clamp_min(EMPTY * float(counts.sum()))
+        counts, empty = positive_counts(statistics["counts"], statistics["counts"].sum())
         old = (self.means - self.centre).double()
         means = torch.where(empty.unsqueeze(-1), old, statistics["first"] / counts.unsqueeze(-1))
         floored = self.covariance.maximize(statistics["second"], counts, means, self.min_scale**2)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae.distributions import IMPOSSIBLE, MarkovChain
+from ppl_vae.models.arguments import require_at_least_one
 from ppl_vae.models.mixtures.components import EMPTY
 from ppl_vae.models.sequences.forward_backward import (
     best_paths,
@@ -58,8 +59,7 @@ class HiddenMarkov(nn.Module, ABC):
 
     def __init__(self, data_shape: Sequence[int], states: int) -> None:
         super().__init__()
-        if states < 1:
-            raise ValueError(f"{type(self).__name__}.states must be at least 1, came {states}")
+        require_at_least_one(self, states=states)
         if not data_shape:
             raise ValueError(
                 f"{type(self).__name__}.data_shape must begin with the number of steps, came ()"
