@@ -18,7 +18,7 @@ from ppl_vae.networks import MLP, Network, full_precision
 class HierarchicalVAE(nn.Module):
     """z2 ~ N(0, I), z1 ~ N(loc(z2), diag(scale(z2)^2)), x ~ p(x | decoder(z1)), for every row.
 
-    The model of two stochastic layers of "Importance Weighted Autoencoders" (arXiv:1509.00519) and
+    The model with two stochastic layers from "Importance Weighted Autoencoders" (arXiv:1509.00519) and
     "Ladder Variational Autoencoders" (arXiv:1602.02282). The scale is softplus(s) + 1e-6 for an
     unbounded output s of the inner decoder. The sites are `z2`, `z1` and `x`, in this order, inside
     `pyro.plate("data", n, dim=-1)`; plates over samples go outside, at `dim=-2`.

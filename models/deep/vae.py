@@ -1,4 +1,4 @@
-"""The variational autoencoder's generative half."""
+"""The generative half of the variational autoencoder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ppl_vae.networks import MLP, Network
 
 
 class VAE(nn.Module):
-    """A latent from a prior, decoded by a network into a likelihood.
+    """A latent from a prior, decoded by a network into the parameters of a likelihood.
 
     z ~ p(z), which is N(0, I) unless another prior is given, and x ~ p(x | decoder(z)),
     independently for every row ("Auto-Encoding Variational Bayes", arXiv:1312.6114). The sites are
@@ -32,7 +32,7 @@ class VAE(nn.Module):
         prior: what p(z) is built from; `StandardNormal()` if none is given.
 
     Attributes:
-        prior: the module that was built from it: `prior()` is p(z), of event shape `(latent_dim,)`.
+        prior: the module that was built from the argument: `prior()` is p(z), of event shape `(latent_dim,)`.
 
     Raises:
         ValueError: `latent_dim` is not positive.

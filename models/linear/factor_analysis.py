@@ -29,8 +29,8 @@ class FactorAnalysis(LinearModel):
     Args:
         data_shape: shape of one row of the data.
         latent_dim: number q of latent dimensions.
-        min_scale: the least standard deviation of the noise that the M step sets, in units of the data:
-            without one, a value that never varies (a pixel at the border) has infinite density.
+        min_scale: the least standard deviation of the noise that the M step sets, in units of the data.
+            Without it, a value that never varies (a pixel at the border) has infinite density.
 
     Attributes:
         weight: W, `(D, q)`.

@@ -1,4 +1,4 @@
-"""Probabilistic principal component analysis: the VAE whose every quantity is known."""
+"""Probabilistic principal component analysis: a VAE of which every quantity is known exactly."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ProbabilisticPCA(LinearModel):
     Marginally x ~ N(mu, C), C = W W^T + sigma^2 I. With M = I + W^T W / sigma^2 the posterior is
     N(M^-1 W^T (x - mu) / sigma^2, M^-1) (Tipping & Bishop 1999, "Probabilistic Principal Component
     Analysis"). It is the VAE with a linear decoder and Gaussian noise ("Don't Blame the ELBO!",
-    arXiv:1911.02469). Rows of any shape are flattened, to D values.
+    arXiv:1911.02469). Rows of any shape are flattened to D values.
 
     The sites are `z` and `x`, inside `pyro.plate("data", n, dim=-1)`; plates over samples go
     outside, at `dim=-2`.
@@ -32,7 +32,7 @@ class ProbabilisticPCA(LinearModel):
     Args:
         data_shape: shape of one row of the data.
         latent_dim: number q of latent dimensions.
-        sigma: standard deviation of the noise, in units of the data; where it starts if learned.
+        sigma: standard deviation of the noise, in units of the data; if it is learned, its initial value.
         learn_sigma: whether sigma is a parameter.
 
     Attributes:
@@ -69,7 +69,7 @@ class ProbabilisticPCA(LinearModel):
 
     @torch.no_grad()
     def maximum_likelihood(self, x: Tensor, beta: float = 1.0) -> Self:
-        """Set the parameters to the optimum of the beta-ELBO for `x`; beta = 1: of log p(x).
+        """Set the parameters to the optimum of the beta-ELBO for `x`; for beta = 1, of log p(x).
 
         With the best possible guide, q(z | x) proportional to p(z) p(x | z)^(1 / beta), the
         beta-ELBO E_q[log p(x | z)] - beta KL(q || p) of a row is
@@ -82,18 +82,19 @@ class ProbabilisticPCA(LinearModel):
 
             W = U_q (L_q - beta sigma^2 I)_+^(1/2),
 
-        with the columns in this order, unrotated: dimension i collapses iff l_i <= beta sigma^2.
-        That W is also the optimum for a mean-field guide, because its posterior is diagonal.
-        A fixed sigma stays. The derivative by log sigma^2 vanishes for a learned one where
+        with the columns in this order and not rotated: dimension i collapses if and only if
+        l_i <= beta sigma^2. This W is also the optimum for a mean-field guide, because its
+        posterior is diagonal.
+        A fixed sigma stays as it is. For a learned one, the derivative by log sigma^2 is 0 where
 
             sum_{i <= q} min(l_i / sigma^2, beta) + sum_{i > q} l_i / sigma^2 = D,
 
-        whose left side falls in sigma, so the root is unique: with a active dimensions,
+        whose left side decreases in sigma, so the root is unique: with a active dimensions,
 
             sigma^2 = sum_{i > a} l_i / (D - a beta),
 
-        for beta = 1 the mean of the discarded eigenvalues (where q = D > 1 too few are discarded:
-        then a = D - 1, one of many equal optima).
+        for beta = 1 the mean of the discarded eigenvalues. (If q = D > 1, too few are discarded:
+        then a = D - 1, which is one of many equal optima.)
 
         Args:
             x: data, `(n, *data_shape)`.
@@ -104,7 +105,7 @@ class ProbabilisticPCA(LinearModel):
 
         Raises:
             ValueError: the rows of `x` do not have the shape `data_shape`, `beta` is not positive,
-                or sigma is learned and has no optimum, because q dimensions hold all the variance.
+                or sigma is learned and has no optimum, because q dimensions hold all of the variance.
         """
         if not beta > 0:
             raise ValueError(f"beta must be positive, came {beta}")
@@ -125,7 +126,11 @@ class ProbabilisticPCA(LinearModel):
 
     @torch.no_grad()
     def initialize(self, x: Tensor, seed: int) -> None:
-        """Start EM at random directions: mu the mean, W and sigma^2 half of the variance each.
+        """Start EM at random directions: mu is the mean, W and sigma^2 have half of the variance each.
+
+        Args:
+            x: data, `(n, *data_shape)`.
+            seed: random seed of the directions.
 
         Raises:
             ValueError: the rows of `x` do not have the shape `data_shape`.
@@ -158,12 +163,12 @@ class ProbabilisticPCA(LinearModel):
         self.log_sigma.copy_(mean.clamp_min(MIN_SCALE**2).log() / 2)
 
     def _best_variance(self, eigenvalues: Tensor, beta: float) -> Tensor:
-        """The learned sigma^2 of `maximum_likelihood`, for eigenvalues in falling order."""
+        """The learned sigma^2 of `maximum_likelihood`, for eigenvalues in descending order."""
         size = len(self.mean)
         active = 0
         while active < min(self.latent_dim, len(eigenvalues)):
             left = eigenvalues[active:].sum()
-            # Would the next dimension be collapsed at the sigma that suits `active` of them?
+            # Would the next dimension collapse at the sigma that is best for `active` of them?
             if beta * left >= eigenvalues[active] * (size - active * beta):
                 break
             active += 1
@@ -177,11 +182,11 @@ class ProbabilisticPCA(LinearModel):
 
 
 def _principal_components(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues of (1/n) rows^T rows in falling order, `(k,)`, and their directions, `(k, D)`."""
+    """Eigenvalues of (1/n) rows^T rows in descending order, `(k,)`, and their directions, `(k, D)`."""
     n, size = rows.shape
     if n > size:
         values, columns = torch.linalg.eigh(rows.T @ rows / n)
-        # Their absolute errors are alike, so that the small ones are only exact if they are not too small.
+        # All have about the same absolute error, so the smallest must not be too small.
         if values[0] > 1e-8 * values[-1]:
             return values.flip(0), columns.T.flip(0)
     # The triangle has the same singular values and directions, and at most D rows.

@@ -1,4 +1,4 @@
-"""The mixture of independent Bernoullis, for binarised pictures."""
+"""The mixture of independent Bernoullis, for binarized pictures."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ from ppl_vae.models.rows import row_chunks
 class BernoulliMixture(Mixture):
     """z ~ Categorical(pi) and x_d | z ~ Bernoulli(mu_zd), independently for every value d.
 
-    log p(x) = log sum_k pi_k prod_d mu_kd^x_d (1 - mu_kd)^(1 - x_d), and p(z = k | x) is term k's share of
-    the sum. With N_k = sum_n p(z_n = k | x_n), the EM step is pi_k = N_k / n and
+    log p(x) = log sum_k pi_k prod_d mu_kd^x_d (1 - mu_kd)^(1 - x_d), and p(z = k | x) is the share of
+    term k in the sum. With N_k = sum_n p(z_n = k | x_n), the EM step is pi_k = N_k / n and
     mu_k = sum_n p(k | x_n) x_n / N_k (Bishop 2006, section 9.3.3), kept between `min_probability` and
-    1 - `min_probability`: the maximiser under that constraint, so that no value of a row is impossible. A
-    component without rows is split off from the largest one, with a warning.
+    1 - `min_probability`: the maximizer under that constraint, so that no value of a row is impossible. A
+    component without rows is replaced by one split off from the largest one, with a warning.
 
     The sites are `z`, marked for enumeration, and `x`, inside `pyro.plate("data", n, dim=-1)`; plates
-    over samples go outside, at `dim=-2`. Rows of any shape are flattened, to D values.
+    over samples go outside, at `dim=-2`. Rows of any shape are flattened to D values.
 
     Args:
         data_shape: shape of one row of the data.
-        components: their number k.
-        min_probability: the least that `maximize` sets for a value to be 0 or 1.
+        components: number k of components.
+        min_probability: the least probability of 0 and of 1 that `maximize` sets for a value.
 
     Attributes:
         logits: log pi up to a constant, `(k,)`.
         value_logits: log mu / (1 - mu), `(k, D)`.
 
     Raises:
-        ValueError: `components` is not positive, or `min_probability` not between 0 and 0.5.
+        ValueError: `components` is not positive, or `min_probability` is not between 0 and 0.5.
 
     Example:
         >>> x = (torch.rand(400, 3) < torch.tensor([0.9, 0.9, 0.1])).float()
@@ -73,15 +73,15 @@ class BernoulliMixture(Mixture):
 
     @torch.no_grad()
     def expected_statistics(self, x: Tensor, hard: bool = False) -> dict[str, Tensor]:
-        """Return the E step's statistics of `x`, `(n, *data_shape)`: sums over its rows, in float64.
+        """E step: return the sufficient statistics of `x` under p(z | x), summed over the rows, in float64.
 
         Args:
-            x: data.
+            x: data, `(n, *data_shape)`.
             hard: put all of a row's weight on the likeliest component.
 
         Returns:
             "counts", N_k, `(k,)`; "ones", weighted sums of x, `(k, D)`; "log_evidence", the sum of
-            log p(x), hard: of max_z log p(x, z); "num_rows".
+            log p(x), or if `hard` of max_z log p(x, z); "num_rows".
 
         Raises:
             ValueError: the rows of `x` do not have the shape `data_shape`.
@@ -100,9 +100,12 @@ class BernoulliMixture(Mixture):
 
     @torch.no_grad()
     def maximize(self, statistics: dict[str, Tensor]) -> None:
-        """Set the parameters to the maximiser of the expected log p(x, z), given its statistics.
+        """M step: set the parameters to the maximizer of the expected log p(x, z).
 
         Warns of components without rows.
+
+        Args:
+            statistics: those of an E step.
         """
         counts, num_rows = statistics["counts"], statistics["num_rows"]
         counts, empty = positive_counts(counts, num_rows)
@@ -113,7 +116,11 @@ class BernoulliMixture(Mixture):
 
     @torch.no_grad()
     def initialize(self, x: Tensor, seed: int) -> None:
-        """Start from k-means++: the rows nearest to each seed, and one average row more for each.
+        """Start EM from k-means++: each component has the rows nearest to its seed, and one average row.
+
+        Args:
+            x: data, `(n, *data_shape)`.
+            seed: random seed of k-means++.
 
         Raises:
             ValueError: the rows of `x` do not have the shape `data_shape`, or are fewer than the
@@ -121,7 +128,7 @@ class BernoulliMixture(Mixture):
         """
         rows = self._rows(x).double()
         weights = k_means_plus_plus(rows, self.components, seed)
-        # Without the average row, no value that is constant among the nearest could ever change.
+        # Without the average row, a value that is constant among the nearest rows could never change.
         counts = weights.sum(1) + 1
         ones = weights @ rows + rows.mean(0)
         self.maximize({"counts": counts, "ones": ones, "num_rows": counts.sum()})
@@ -134,7 +141,7 @@ class BernoulliMixture(Mixture):
         return dist.Independent(dist.Bernoulli(logits=logits), len(self.data_shape))
 
     def _log_joint(self, rows: Tensor) -> Tensor:
-        """log p(x, z) of all components, `(k, n)`: one product of matrices."""
+        """One product of matrices for all components."""
         logits = self.value_logits.to(rows.dtype)
         constant = logsigmoid(-logits).sum(-1) + self.logits.log_softmax(-1)
         return torch.addmm(constant.unsqueeze(-1), logits, rows.T)

@@ -1,4 +1,4 @@
-"""What the mixtures share: weighing components, a k-means++ start, components without rows."""
+"""What the mixtures share: weights of components, a start by k-means++, components without rows."""
 
 from __future__ import annotations
 

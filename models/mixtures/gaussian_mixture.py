@@ -1,4 +1,4 @@
-"""The mixture of Gaussians: a discrete latent whose posterior and EM step are closed."""
+"""The mixture of Gaussians: a discrete latent, with posterior and EM step in closed form."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ class GaussianMixture(Mixture):
         pi_k = N_k / n,  mu_k = sum_n p(k | x_n) x_n / N_k,
         Sigma_k = sum_n p(k | x_n) (x_n - mu_k)(x_n - mu_k)^T / N_k,
 
-    its mean over the components for "tied", its diagonal for "diagonal", the mean of that for
-    "spherical". Eigenvalues (variances) below `min_scale`^2 are raised to it: the maximiser under that
-    constraint, so that the likelihood can neither fall nor grow without bound on a single row. A
-    component without rows is split off from the largest one. Both are warned of.
+    its mean over the components for "tied", its diagonal for "diagonal", the mean of the diagonal for
+    "spherical". Eigenvalues (variances) below `min_scale`^2 are raised to it. That is the maximizer under
+    this constraint, so the likelihood cannot fall, nor grow without bound on a single row. A component
+    without rows is replaced by one split off from the largest one. Both come with a warning.
 
     The sites are `z`, marked for enumeration, and `x`, inside `pyro.plate("data", n, dim=-1)`; plates
-    over samples go outside, at `dim=-2`. Rows of any shape are flattened, to D values.
+    over samples go outside, at `dim=-2`. Rows of any shape are flattened to D values.
 
     Args:
         data_shape: shape of one row of the data.
-        components: their number k.
+        components: number k of components.
         covariance: "full", "diagonal", "tied" (one full covariance of all components) or "spherical".
         min_scale: least standard deviation in any direction that `maximize` sets, in units of the data.
 
     Attributes:
         logits: log pi up to a constant, `(k,)`.
         means: mu, `(k, D)`.
-        covariance: the covariances' unconstrained parameters: logarithms of scales, and for "full" and
-            "tied" the strictly lower part of the Cholesky factor.
+        covariance: module with the unconstrained parameters of the covariances: logarithms of scales, and
+            for "full" and "tied" the strictly lower part of the Cholesky factor.
 
     Raises:
         ValueError: `components` or `min_scale` is not positive, or `covariance` is none of the four.
@@ -86,24 +86,24 @@ class GaussianMixture(Mixture):
         # Equal means would stay equal: start apart.
         self.means = nn.Parameter(torch.randn(components, size))
         self.covariance = covariance_of_kind(self, covariance, components, size)
-        # What second moments are taken about, so that they do not cancel far from the origin.
+        # The point about which EM takes moments, so that they do not cancel far from the origin.
         self.register_buffer("centre", torch.zeros(size))
 
     @torch.no_grad()
     def expected_statistics(self, x: Tensor, hard: bool = False) -> dict[str, Tensor]:
-        """Return the E step's statistics of `x`, `(n, *data_shape)`: sums over its rows, in float64.
+        """E step: return the sufficient statistics of `x` under p(z | x), summed over the rows, in float64.
 
-        Chunks of rows pass through products of matrices in the dtype of the data (float64 where
-        clusters lie so far apart that float32 would lose digits); the sums over chunks are in float64.
+        Products of matrices for each chunk of rows are in the dtype of the data (in float64 where clusters
+        are so far apart that float32 would lose precision); the sums over chunks are in float64.
 
         Args:
-            x: data.
+            x: data, `(n, *data_shape)`.
             hard: put all of a row's weight on the likeliest component (classification EM, Celeux &
                 Govaert 1992, "A classification EM algorithm for clustering").
 
         Returns:
             "counts", N_k, `(k,)`; "first" and "second", weighted sums of x and x x^T (or what the kind
-            of covariance needs of it) about `centre`; "log_evidence", the sum of log p(x), hard: of
+            of covariance needs of it) about `centre`; "log_evidence", the sum of log p(x), or if `hard` of
             max_z log p(x, z); "num_rows".
 
         Raises:
@@ -129,16 +129,19 @@ class GaussianMixture(Mixture):
         return {
             "counts": counts,
             "first": first,
-            "second": self.covariance.about_centre(second, first, counts, means),
+            "second": self.covariance.about_center(second, first, counts, means),
             "log_evidence": log_p,
             "num_rows": counts.new_tensor(float(len(rows))),
         }
 
     @torch.no_grad()
     def maximize(self, statistics: dict[str, Tensor]) -> None:
-        """Set the parameters to the maximiser of the expected log p(x, z), given its statistics.
+        """M step: set the parameters to the maximizer of the expected log p(x, z).
 
-        Warns of components without rows, and of those whose covariance was kept from collapsing.
+        Warns of components without rows, and of those whose variances were raised to `min_scale`^2.
+
+        Args:
+            statistics: those of an E step.
         """
         counts, num_rows = statistics["counts"], statistics["num_rows"]
         counts, empty = positive_counts(counts, num_rows)
@@ -156,7 +159,11 @@ class GaussianMixture(Mixture):
 
     @torch.no_grad()
     def initialize(self, x: Tensor, seed: int) -> None:
-        """Start from k-means++: weights, means and covariances of the rows nearest to each seed.
+        """Start EM from k-means++: weights, means and covariances of the rows nearest to each seed.
+
+        Args:
+            x: data, `(n, *data_shape)`.
+            seed: random seed of k-means++.
 
         Raises:
             ValueError: the rows of `x` do not have the shape `data_shape`, or are fewer than the
@@ -166,7 +173,7 @@ class GaussianMixture(Mixture):
         self.centre.copy_(rows.double().mean(0))
         rows = rows.double() - self.centre
         weights = k_means_plus_plus(rows, self.components, seed)
-        # Unit covariances about the centre: whitened residuals are then the rows themselves.
+        # Unit covariances about the center: whitened residuals are then the rows themselves.
         for parameter in [self.means, *self.covariance.parameters()]:
             parameter.zero_()
         zeros = torch.zeros_like(self.means, dtype=rows.dtype)

@@ -1,4 +1,4 @@
-"""What the mixtures share whose only latent is the component."""
+"""What the mixtures whose only latent is the component have in common."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Mixture(nn.Module, ABC):
 
     Args:
         data_shape: shape of one row of the data, of D values.
-        components: their number k.
+        components: number k of components.
 
     Attributes:
         logits: log pi up to a constant, `(k,)`.

@@ -1,4 +1,4 @@
-"""A mixture of probabilistic PCAs: clusters, each with directions of its own."""
+"""A mixture of probabilistic PCAs: clusters, each with its own directions."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from ppl_vae.models.rows import as_vectors, require_shape
 class MixtureOfPCA(nn.Module):
     """k ~ Categorical(pi), z ~ N(0, I) and x = W_k z + mu_k + sigma_k eps with eps ~ N(0, I).
 
-    Marginally a mixture of N(mu_k, W_k W_k^T + sigma_k^2 I): full covariances at the price of q directions
+    Marginally a mixture of N(mu_k, W_k W_k^T + sigma_k^2 I): full covariances at the cost of q directions
     each (Tipping & Bishop 1999, "Mixtures of Probabilistic Principal Component Analysers"). Rows of any
-    shape are flattened, to D values.
+    shape are flattened to D values.
 
     The sites are `k`, which Pyro sums out (`infer={"enumerate": "parallel"}`), `z` and `x`, inside
-    `pyro.plate("data", n, dim=-1)`; plates over samples go outside, at `dim=-2`. A guide samples `z` alone:
+    `pyro.plate("data", n, dim=-1)`; plates over samples go outside, at `dim=-2`. A guide samples only `z`:
     `posterior(x)` is p(z | x), itself a mixture over k.
 
     Args:
         data_shape: shape of one row of the data.
         latent_dim: number q of latent dimensions of each component.
         components: number K of components.
-        min_scale: the least sigma_k that the M step sets, in units of the data: without one, a component on
+        min_scale: the least sigma_k that the M step sets, in units of the data. Without it, a component on
             fewer than q + 2 rows has infinite density.
 
     Attributes:
-        logits: unnormalised log pi, `(K,)`.
+        logits: log pi up to a constant, `(K,)`.
         weight: W, `(K, D, q)`.
         mean: mu, `(K, D)`.
         log_sigma: log sigma, `(K,)`.
@@ -77,11 +77,11 @@ class MixtureOfPCA(nn.Module):
         self.weight = nn.Parameter(
             torch.randn(components, size, latent_dim) / math.sqrt(latent_dim)
         )
-        # Equal components would stay equal.
+        # Equal components would stay equal: start apart.
         self.mean = nn.Parameter(torch.randn(components, size))
         self.log_sigma = nn.Parameter(torch.zeros(components))
         self.register_buffer("prior_loc", torch.zeros(latent_dim), persistent=False)
-        # The point about which EM takes moments: fixed, so that statistics of any time add up.
+        # The point about which EM takes moments: fixed, so that statistics of different steps add up.
         self.register_buffer("centre", torch.zeros(size))
 
     def forward(self, x: Tensor) -> None:
@@ -141,11 +141,11 @@ class MixtureOfPCA(nn.Module):
 
     @torch.no_grad()
     def initialize(self, x: Tensor, seed: int = 0) -> None:
-        """Start at k-means (from k-means++) and the probabilistic PCA of each cluster.
+        """Start EM at k-means (from k-means++) and the probabilistic PCA of each cluster.
 
         Args:
             x: data, `(n, *data_shape)`.
-            seed: seed of k-means++.
+            seed: random seed of k-means++.
 
         Raises:
             ValueError: the rows of `x` do not have the shape `data_shape`, or are fewer than the components.
@@ -179,24 +179,24 @@ class MixtureOfPCA(nn.Module):
 
     @torch.no_grad()
     def expected_statistics(self, x: Tensor, hard: bool = False) -> dict[str, Tensor]:
-        """The E step: sufficient statistics under p(k, z | x), summed over the rows, in float64.
+        """E step: return the sufficient statistics under p(k, z | x), summed over the rows, in float64.
 
         Args:
             x: data, `(n, *data_shape)`.
-            hard: whether each row belongs wholly to its most probable component. Given the component, z
-                stays integrated out either way.
+            hard: put all of a row's weight on the likeliest component. Given the component, z is
+                integrated out in both cases.
 
         Returns:
-            `xu` `(K, D, q + 1)`, `uu` `(K, q + 1, q + 1)` and `xx` `(K, D)` (see
-            `ppl_vae.models.linear.linear_gaussian.regression_statistics`; x about `centre`), `num_rows`, and
-            `log_evidence`: the sum of log p(x), if hard of max_k log p(x, k).
+            "xu", `(K, D, q + 1)`, "uu", `(K, q + 1, q + 1)`, and "xx", `(K, D)` (see
+            `ppl_vae.models.linear.linear_gaussian.regression_statistics`), of rows about `centre`; "num_rows";
+            "log_evidence", the sum of log p(x), or if `hard` of max_k log p(x, k).
 
         Raises:
             ValueError: the rows of `x` do not have the shape `data_shape`.
         """
         rows = as_vectors(self, x).double() - self.centre.double()
         log_joint, means, covariances = [], [], []
-        # One component after the other: (K, n, D) numbers would be too many.
+        # One component after the other: (K, n, D) numbers would need too much memory.
         for k in range(self.components):
             linear = self._component(k)
             means.append(linear.posterior_mean(rows))
@@ -222,10 +222,13 @@ class MixtureOfPCA(nn.Module):
 
     @torch.no_grad()
     def maximize(self, statistics: dict[str, Tensor]) -> None:
-        """The M step: set all parameters to the maximiser for the statistics of an E step.
+        """M step: set the parameters to the maximizer of the expected log p(x, k, z).
 
-        A component without rows is split off from the largest, and a warning says so. Another warns of noise
+        A component without rows is replaced by one split off from the largest one. Warns of it, and of noise
         that was raised to `min_scale`.
+
+        Args:
+            statistics: those of an E step.
         """
         num_rows = statistics["num_rows"]
         counts, empty = positive_counts(statistics["uu"][:, -1, -1], num_rows)
@@ -247,7 +250,7 @@ class MixtureOfPCA(nn.Module):
             )
 
     def _split(self, source: int, target: int) -> None:
-        """Makes a component the twin of another, and moves the two half a standard deviation apart."""
+        """Copy a component to another, and move the two half a standard deviation apart."""
         weight, size = self.weight[source], len(self.mean[source])
         self.weight[target] = weight
         self.log_sigma[target] = self.log_sigma[source]

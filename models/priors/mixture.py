@@ -1,4 +1,4 @@
-"""The prior that is a mixture of normals."""
+"""A prior that is a mixture of normals."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ppl_vae.models.priors.scales import raw_of_scale, scale_of_raw
 class MixturePrior(Prior):
     """p(z) = sum_k pi_k N(z; mu_k, diag(sigma_k^2)), with weights, means and scales learned.
 
-    At the start the weights are equal and the means are draws from N(0, I / 2), with scales of
-    sqrt(1/2): apart, and together of a standard normal's scale.
+    At the start the weights are equal, the means are draws from N(0, I / 2) and the scales are
+    sqrt(1/2): the components are apart, and the mixture has the scale of a standard normal.
 
     Args:
         components: number K of components.
@@ -60,8 +60,10 @@ class _Mixture(nn.Module):
 
     @torch.no_grad()
     def fit_to(self, mean: Tensor, variance: Tensor, draws: Tensor) -> None:
-        """Set weights, means and scales by EM on the draws, from a k-means start."""
-        from sklearn.mixture import GaussianMixture  # a second to import, and seldom needed
+        """Set weights, means and scales by EM on the draws, starting from k-means."""
+        from sklearn.mixture import (
+            GaussianMixture,
+        )  # takes a second to import, and is rarely needed
 
         z = draws.flatten(0, 1).double().cpu()
         z = z[torch.randperm(len(z))[:_EM_DRAWS]]
@@ -75,4 +77,4 @@ class _Mixture(nn.Module):
 
 
 _EM_DRAWS = 100_000
-"""Draws that EM looks at, of however many there are."""
+"""The most draws that EM uses."""

@@ -1,4 +1,4 @@
-"""The hidden Markov model of sequences of symbols."""
+"""The hidden Markov model for sequences of symbols."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ppl_vae.models.sequences.hidden_markov import HiddenMarkov, Statistics
 
 @final
 class CategoricalHMM(HiddenMarkov):
-    """A hidden Markov model with x_t | z_t ~ Categorical(B[z]). See `ppl_vae.models.hidden_markov`.
+    """A hidden Markov model with x_t | z_t ~ Categorical(B[z]). See `HiddenMarkov`.
 
     Args:
         data_shape: shape of one row of the data, `(T,)`; T may differ from call to call.
         states: number K of states.
-        symbols: number of symbols: the data are the whole numbers 0, ..., symbols - 1.
+        symbols: number of symbols. The data are the whole numbers 0, ..., symbols - 1.
 
     Attributes:
-        emission_logits: unnormalised log B, `(K, symbols)`.
+        emission_logits: log B up to a constant per row, `(K, symbols)`.
 
     Raises:
         ValueError: `states` or `symbols` is not positive, or `data_shape` is not `(T,)`.
@@ -64,7 +64,7 @@ class CategoricalHMM(HiddenMarkov):
         self.emission_logits[seen] = rows.log().clamp_min(IMPOSSIBLE).to(self.emission_logits.dtype)
 
     def initialize_emissions(self, steps: Tensor, seed: int) -> Tensor:
-        """Shares of each step at random, one draw for every symbol: states that differ in all of them."""
+        """Weights are random, one draw per symbol, so that all states differ."""
         generator = torch.Generator().manual_seed(seed)
         shares = torch.rand(self.symbols, self.states, generator=generator, dtype=torch.float64)
         shares = shares.clamp_min(1e-3) / shares.clamp_min(1e-3).sum(-1, keepdim=True)
