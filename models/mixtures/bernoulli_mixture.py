@@ -72,6 +72,24 @@ class BernoulliMixture(Mixture):
         self.value_logits = nn.Parameter(torch.randn(components, math.prod(self.data_shape)))
 
     @torch.no_grad()
+    def initialize(self, x: Tensor, seed: int) -> None:
+        """Start EM from k-means++: each component has the rows nearest to its seed, and one average row.
+
+        Args:
+            x: data, `(n, *data_shape)`.
+            seed: random seed of k-means++.
+
+        Raises:
+            ValueError: `x` has rows of another shape, or fewer rows than there are components.
+        """
+        rows = self._rows(x).double()
+        weights = k_means_plus_plus(rows, self.components, seed)
+        # Without the average row, a value that is constant among the nearest rows could never change.
+        counts = weights.sum(1) + 1
+        ones = weights @ rows + rows.mean(0)
+        self.maximize({"counts": counts, "ones": ones, "num_rows": counts.sum()})
+
+    @torch.no_grad()
     def expected_statistics(self, x: Tensor, hard: bool = False) -> dict[str, Tensor]:
         """E step: return the sufficient statistics of `x` under p(z | x), summed over the rows, in float64.
 
@@ -113,25 +131,6 @@ class BernoulliMixture(Mixture):
         mean = statistics["ones"] / counts.unsqueeze(-1)
         self.value_logits.copy_(mean.clamp(self.min_probability, 1 - self.min_probability).logit())
         split_empty(self.logits, empty, self._split)
-
-    @torch.no_grad()
-    def initialize(self, x: Tensor, seed: int) -> None:
-        """Start EM from k-means++: each component has the rows nearest to its seed, and one average row.
-
-        Args:
-            x: data, `(n, *data_shape)`.
-            seed: random seed of k-means++.
-
-        Raises:
-            ValueError: the rows of `x` do not have the shape `data_shape`, or are fewer than the
-                components.
-        """
-        rows = self._rows(x).double()
-        weights = k_means_plus_plus(rows, self.components, seed)
-        # Without the average row, a value that is constant among the nearest rows could never change.
-        counts = weights.sum(1) + 1
-        ones = weights @ rows + rows.mean(0)
-        self.maximize({"counts": counts, "ones": ones, "num_rows": counts.sum()})
 
     def _split(self, source: int, target: int) -> None:
         split_logits(self.value_logits, source, target)

@@ -90,6 +90,35 @@ class GaussianMixture(Mixture):
         self.register_buffer("centre", torch.zeros(size))
 
     @torch.no_grad()
+    def initialize(self, x: Tensor, seed: int) -> None:
+        """Start EM from k-means++: weights, means and covariances of the rows nearest to each seed.
+
+        Args:
+            x: data, `(n, *data_shape)`.
+            seed: random seed of k-means++.
+
+        Raises:
+            ValueError: `x` has rows of another shape, or fewer rows than there are components.
+        """
+        rows = self._rows(x)
+        self.centre.copy_(rows.double().mean(0))
+        rows = rows.double() - self.centre
+        weights = k_means_plus_plus(rows, self.components, seed)
+        # Unit covariances about the center: whitened residuals are then the rows themselves.
+        for parameter in [self.means, *self.covariance.parameters()]:
+            parameter.zero_()
+        zeros = torch.zeros_like(self.means, dtype=rows.dtype)
+        _, features = self.covariance.density(zeros, rows.dtype)(rows)
+        self.maximize(
+            {
+                "counts": weights.sum(1),
+                "first": weights @ rows,
+                "second": self.covariance.second(weights, features),
+                "num_rows": weights.sum(),
+            }
+        )
+
+    @torch.no_grad()
     def expected_statistics(self, x: Tensor, hard: bool = False) -> dict[str, Tensor]:
         """E step: return the sufficient statistics of `x` under p(z | x), summed over the rows, in float64.
 
@@ -156,36 +185,6 @@ class GaussianMixture(Mixture):
                 stacklevel=2,
             )
         split_empty(self.logits, empty, self._split)
-
-    @torch.no_grad()
-    def initialize(self, x: Tensor, seed: int) -> None:
-        """Start EM from k-means++: weights, means and covariances of the rows nearest to each seed.
-
-        Args:
-            x: data, `(n, *data_shape)`.
-            seed: random seed of k-means++.
-
-        Raises:
-            ValueError: the rows of `x` do not have the shape `data_shape`, or are fewer than the
-                components.
-        """
-        rows = self._rows(x)
-        self.centre.copy_(rows.double().mean(0))
-        rows = rows.double() - self.centre
-        weights = k_means_plus_plus(rows, self.components, seed)
-        # Unit covariances about the center: whitened residuals are then the rows themselves.
-        for parameter in [self.means, *self.covariance.parameters()]:
-            parameter.zero_()
-        zeros = torch.zeros_like(self.means, dtype=rows.dtype)
-        _, features = self.covariance.density(zeros, rows.dtype)(rows)
-        self.maximize(
-            {
-                "counts": weights.sum(1),
-                "first": weights @ rows,
-                "second": self.covariance.second(weights, features),
-                "num_rows": weights.sum(),
-            }
-        )
 
     def _split(self, source: int, target: int) -> None:
         self.covariance.split(self.means, source, target)

@@ -35,6 +35,7 @@ class Convolutional(Network):
         ValueError: `channels` is empty, a width is not positive, or the data is not a picture.
 
     Example:
+        >>> import torch
         >>> network = Convolutional(channels=(8, 16), hidden=32)
         >>> network.encoder((3, 17, 30))(torch.rand(5, 3, 17, 30)).shape
         torch.Size([5, 32])
