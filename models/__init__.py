@@ -1,6 +1,6 @@
-"""Generative models p(z) p(x | z), one a file.
+"""Generative models p(z) p(x | z), one model per file.
 
-| model | latents | knows its |
+| model | latents | closed forms |
 | --- | --- | --- |
 | `VAE` | any prior; standard normal if none is given | |
 | `BernoulliMixture` | categorical | evidence, posterior, EM step |
@@ -13,16 +13,17 @@
 | `CTC` | alignment of labels to frames | evidence, posterior |
 | `Autoregressive` | none | evidence |
 
-A model is a callable `model(x)` that runs inside Pyro. Where it has closed forms, it says so by two
-methods: `log_evidence(x)`, exact log p(x) per row, and `posterior(x)`, exact p(z | x).
+A model is a callable `model(x)` that runs inside Pyro. If it has closed forms, it offers them as methods:
+`log_evidence(x)`, exact log p(x) per row, and `posterior(x)`, exact p(z | x). Models with an EM step have
+`initialize(x, seed)`, `expected_statistics(x)` and `maximize(statistics)`.
 
 | prior | p(z) |
 | --- | --- |
 | `StandardNormal` | N(0, I) |
-| `DiagonalNormal` | independent normals, learned |
-| `MixturePrior` | a mixture of those, learned |
+| `DiagonalNormal` | a learned normal with independent dimensions |
+| `MixturePrior` | a learned mixture of such normals |
 | `VampPrior` | the mixture of the guide's posteriors at learned pseudo-inputs |
-| `FlowPrior` | a normalising flow |
+| `FlowPrior` | a normalizing flow |
 
 A prior is a description, given to a model: `VAE(..., prior=MixturePrior(components=10))`.
 """

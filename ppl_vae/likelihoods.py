@@ -29,10 +29,10 @@ from ppl_vae.networks import full_precision
 class Likelihood(nn.Module, ABC):
     """p(x | features), one independent distribution per value of a row.
 
-    To write one of your own, derive from this class, set `num_params` and write `per_value`.
+    To write your own, derive from this class, set `num_params` and write `per_value`.
 
     Attributes:
-        num_params: features that each value of the data needs.
+        num_params: number of features that each value of the data needs.
     """
 
     num_params: int = 1
@@ -43,7 +43,7 @@ class Likelihood(nn.Module, ABC):
 
         Args:
             parameters: `num_params` tensors of shape `(*batch, *data_shape)`, any real numbers.
-            x: the data if they are known, `(n, *data_shape)`. Only a likelihood that fits itself
+            x: the data if they are known, `(n, *data_shape)`. Only a likelihood that is fitted
                 to them (`OptimalGaussian`) needs them.
 
         Returns:
@@ -61,7 +61,8 @@ class Likelihood(nn.Module, ABC):
             x: the data if they are known, `(n, *data_shape)`.
 
         Raises:
-            ValueError: the features do not have `num_params` where they should.
+            ValueError: the features do not have `num_params` entries in the dimension before the
+                data dimensions.
         """
         params_dim = features.ndim - event_dim - 1
         if params_dim < 0 or features.shape[params_dim] != self.num_params:
@@ -77,7 +78,7 @@ class Likelihood(nn.Module, ABC):
 class Bernoulli(Likelihood):
     """Binary data: x is 0 or 1, with log odds from the decoder.
 
-    Grey values between 0 and 1 are not binary: binarise them, or use another likelihood.
+    Gray values between 0 and 1 are not binary: binarize them, or use another likelihood.
 
     Example:
         >>> Bernoulli()(torch.zeros(5, 1, 8, 8), event_dim=2).log_prob(torch.ones(5, 8, 8))[0]
@@ -115,15 +116,15 @@ class Binomial(Likelihood):
 
 
 class _Binomial(dist.Binomial):
-    """Pyro's, but the binomial coefficient is computed once a row, not once a sample of z.
+    """Pyro's, but it computes the binomial coefficient once per row, not once per sample of z.
 
-    Its three log gammas cost as much as a decoder.
+    The three log gammas of the coefficient cost as much as a decoder.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        # The count is the same everywhere, so the dimensions that the data lack can go.
+        # The count is the same everywhere, so the dimensions that the data do not have can be dropped.
         count = self.total_count[(0,) * (self.total_count.ndim - value.ndim)]
         coefficient = (count + 1).lgamma() - (value + 1).lgamma() - (count - value + 1).lgamma()
         log_p: Tensor = value * self.logits + count * logsigmoid(-self.logits) + coefficient
@@ -131,7 +132,7 @@ class _Binomial(dist.Binomial):
 
 
 class Gaussian(Likelihood):
-    """Real numbers with a fixed noise: N(x; mean, sigma^2), the mean from the decoder.
+    """Real numbers with fixed noise: N(x; mean, sigma^2), with the mean from the decoder.
 
     Args:
         sigma: standard deviation, in units of the data.
@@ -155,7 +156,7 @@ class Gaussian(Likelihood):
 
 
 class LearnedGaussian(Likelihood):
-    """Real numbers with one learned noise: N(x; mean, sigma^2), log sigma a parameter.
+    """Real numbers with one learned noise: N(x; mean, sigma^2), with log sigma a parameter.
 
     Args:
         initial_sigma: standard deviation before training, in units of the data.
@@ -179,17 +180,17 @@ class LearnedGaussian(Likelihood):
 
 
 class OptimalGaussian(Likelihood):
-    """Real numbers with the noise that maximises the likelihood of the batch.
+    """Real numbers with the noise that maximizes the likelihood of the batch.
 
     N(x; mean, sigma*^2), where sigma*^2 is the mean of (x - mean)^2 over all rows, dimensions and
     samples of the batch ("Simple and Effective VAE Training with Calibrated Decoders",
     arXiv:2006.13202).
 
-    In training mode, and with `x` given, the batch's own sigma*^2 is used and moves the buffer
-    `variance`: the plain average of the first hundred batches, then an exponential one that gives
+    In training mode, and with `x` given, the batch's own sigma*^2 is used. The buffer `variance`
+    keeps its average: a plain one over the first hundred batches, then an exponential one that gives
     each new batch a weight of 1/100. In evaluation mode, or without `x`, the buffer is used, so
-    that rows are independent of each other. Gradients flow through sigma*; for the ELBO they
-    vanish, because sigma* is its optimum.
+    that rows are independent of each other. Gradients flow through sigma*; for the ELBO they are
+    0, because sigma* is its optimum.
 
     Squared errors below 1e-6 count as 1e-6: a decoder that fits exactly has no finite optimum.
 
@@ -215,16 +216,16 @@ class OptimalGaussian(Likelihood):
             return dist.Normal(mean, self.variance.sqrt())
         variance = (x - mean).square().mean().clamp_min(1e-6)
         with torch.no_grad():
-            # In place and without reading a value back: works on any device, also when recorded.
+            # In place, and without reading a value: works on any device, also in a recorded graph.
             self.batches.add_(1)
             self.variance.add_((variance - self.variance) / self.batches.clamp_max(100))
         return dist.Normal(mean, variance.sqrt())
 
 
 class DiscretizedLogistic(Likelihood):
-    """Quantised pictures: x is one of k / (levels - 1), for k = 0, ..., levels - 1.
+    """Quantized pictures: x is one of k / (levels - 1), for k = 0, ..., levels - 1.
 
-    Every value has a location and a log scale of its own (`num_params` is 2). From the features
+    Every value has its own location and log scale (`num_params` is 2). From the features
     f0 and f1, the location is (1 + f0) / 2 and the scale exp(7 tanh(f1 / 7)) / 2, so that a fresh
     decoder starts in the middle of the range and no feature makes the scale overflow or vanish.
     The distribution is `QuantizedLogistic`.

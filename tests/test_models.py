@@ -21,7 +21,16 @@ from ppl_vae.likelihoods import (
     LearnedGaussian,
     OptimalGaussian,
 )
-from ppl_vae.models import VAE, ProbabilisticPCA
+from ppl_vae.models import (
+    VAE,
+    Autoregressive,
+    BernoulliMixture,
+    FactorAnalysis,
+    GaussianMixture,
+    HierarchicalVAE,
+    MixtureOfPCA,
+    ProbabilisticPCA,
+)
 from ppl_vae.networks import MLP, Convolutional
 
 SHAPE = (1, 5, 4)
@@ -117,6 +126,28 @@ def test_wrong_data_are_named(make: Callable[[], VAE | ProbabilisticPCA]) -> Non
         ValueError, match=r"data of shape \(n, 1, 5, 4\), but x has shape \(6, 20\)"
     ):
         make()(torch.zeros(6, 20))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        *(Autoregressive, BernoulliMixture, FactorAnalysis, GaussianMixture),
+        *(HierarchicalVAE, MixtureOfPCA, ProbabilisticPCA, VAE),
+    ],
+)
+def test_every_model_names_itself_and_the_shape_it_was_built_for(model: Any) -> None:
+    words = (
+        rf"{model.__name__} was built for data of shape \(n, 2, 3\), but x has shape \(5, 3, 2\)"
+    )
+    with pytest.raises(ValueError, match=words):
+        model((2, 3))(torch.zeros(5, 3, 2))
+
+
+def test_linear_models_save_what_older_runs_have_saved() -> None:
+    saved = ["weight", "mean", "log_sigma"]
+    assert list(ProbabilisticPCA(SHAPE).state_dict()) == saved
+    assert list(ProbabilisticPCA(SHAPE, learn_sigma=False).state_dict()) == saved
+    assert list(FactorAnalysis(SHAPE).state_dict()) == [*saved, "centre"]
 
 
 def test_bernoulli_is_the_default() -> None:

@@ -1,1 +1,1 @@
-"""Models with networks in them."""
+"""Models built from neural networks."""

@@ -1,4 +1,4 @@
-"""An autoregressive model: no latents, and every probability at hand."""
+"""An autoregressive model: no latents, and an exact log p(x)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ppl_vae.distributions import zuko
+from ppl_vae.models.rows import require_shape
 from ppl_vae.networks import full_precision
 
 
 class Autoregressive(nn.Module):
-    """p(x) = prod_i p(x_i | x_1, ..., x_{i-1}) over the values of a row, one masked network for all.
+    """p(x) = prod_i p(x_i | x_1, ..., x_{i-1}) over the values of a row, by one masked network.
 
     The values are categories 0, 1, ..., `categories - 1`, in the order of the flattened row. The
     network sees them as one-hot vectors and is masked so that the logits of x_i depend on earlier
-    values alone ("MADE: Masked Autoencoder for Distribution Estimation", arXiv:1502.03509). A
-    row's log p(x) takes one pass, a draw one pass for each value.
+    values only ("MADE: Masked Autoencoder for Distribution Estimation", arXiv:1502.03509). A
+    row's log p(x) takes one pass, a draw one pass per value.
 
     There are no latents: the guide is a function that does nothing, and the ELBO is log p(x). The
     site is `x`, inside `pyro.plate("data", n, dim=-1)`.
@@ -60,7 +61,7 @@ class Autoregressive(nn.Module):
         if any(width < 1 for width in hidden):
             raise ValueError(f"Autoregressive.hidden must be positive, came {tuple(hidden)}")
         earlier = torch.ones(size, size, dtype=torch.bool).tril(-1)
-        # One number less than categories a value: the others are 0 where the first one is.
+        # One number less than categories per value: category 0 is the one where all are 0.
         adjacency = earlier.repeat_interleave(categories, 0).repeat_interleave(categories - 1, 1)
         self.network = zuko.nn.MaskedMLP(adjacency, tuple(hidden))
 
@@ -70,7 +71,7 @@ class Autoregressive(nn.Module):
         Raises:
             ValueError: the rows of `x` do not have the shape `data_shape`.
         """
-        self._require_shape(x)
+        require_shape(self, x)
         with pyro.plate("data", x.shape[0], dim=-1):
             pyro.sample("x", self.marginal(), obs=x)
 
@@ -86,11 +87,11 @@ class Autoregressive(nn.Module):
         Raises:
             ValueError: the rows of `x` do not have the shape `data_shape`.
         """
-        self._require_shape(x)
+        require_shape(self, x)
         return self.marginal().log_prob(x)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Return the logits of every value given those before it, `(*batch, *data_shape, categories)`."""
+        """Return the logits of every value given those before it: `(*batch, *data_shape, categories)`."""
         batch = x.shape[: x.ndim - len(self.data_shape)]
         dtype = next(self.network.parameters()).dtype
         others = torch.arange(1, self.categories, device=x.device)
@@ -98,22 +99,14 @@ class Autoregressive(nn.Module):
         outputs = full_precision(self.network(one_hot))
         return outputs.reshape(*batch, *self.data_shape, self.categories)
 
-    def _require_shape(self, x: Tensor) -> None:
-        if tuple(x.shape[1:]) != self.data_shape:
-            raise ValueError(
-                f"Autoregressive was built for data of shape (n, "
-                f"{', '.join(map(str, self.data_shape))}), but x has shape {tuple(x.shape)}: pass "
-                f"the data's shape as data_shape"
-            )
-
 
 class AutoregressiveCategorical(dist.TorchDistribution):
     """The distribution of rows whose values are categorical given those before them.
 
     Args:
-        logits: maps rows `(*batch, *data_shape)` to logits `(*batch, *data_shape, categories)`; those of a
-            value must not depend on it or on later ones, in the order of the flattened row.
-        empty: a row to begin a draw with, zeros of the data's shape, type and device.
+        logits: maps rows `(*batch, *data_shape)` to logits `(*batch, *data_shape, categories)`. The logits of
+            a value must not depend on it or on later ones, in the order of the flattened row.
+        empty: the row that a draw starts from: zeros of the data's shape, dtype and device.
         categories: number of values that each entry can take.
     """
 
@@ -146,7 +139,7 @@ class AutoregressiveCategorical(dist.TorchDistribution):
         return total
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw rows, `(*sample_shape, *data_shape)`, value after value."""
+        """Draw rows, `(*sample_shape, *data_shape)`, one value after the other."""
         with torch.no_grad():
             rows = self._empty.expand(*sample_shape, *self.event_shape).clone()
             values = rows.view(*sample_shape, -1)

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from ppl_vae.likelihoods import Bernoulli, Likelihood
+from ppl_vae.models.rows import require_shape
 from ppl_vae.networks import MLP, Network, full_precision
 
 
 class HierarchicalVAE(nn.Module):
     """z2 ~ N(0, I), z1 ~ N(loc(z2), diag(scale(z2)^2)), x ~ p(x | decoder(z1)), for every row.
 
-    The model of two stochastic layers of "Importance Weighted Autoencoders" (arXiv:1509.00519) and
+    The model with two stochastic layers from "Importance Weighted Autoencoders" (arXiv:1509.00519) and
     "Ladder Variational Autoencoders" (arXiv:1602.02282). The scale is softplus(s) + 1e-6 for an
     unbounded output s of the inner decoder. The sites are `z2`, `z1` and `x`, in this order, inside
     `pyro.plate("data", n, dim=-1)`; plates over samples go outside, at `dim=-2`.
@@ -70,12 +71,7 @@ class HierarchicalVAE(nn.Module):
         Raises:
             ValueError: the rows of `x` do not have the shape `data_shape`.
         """
-        if tuple(x.shape[1:]) != self.data_shape:
-            raise ValueError(
-                f"HierarchicalVAE was built for data of shape (n, "
-                f"{', '.join(map(str, self.data_shape))}), but x has shape {tuple(x.shape)}: pass "
-                f"the data's shape as data_shape"
-            )
+        require_shape(self, x)
         with pyro.plate("data", x.shape[0], dim=-1):
             z2 = pyro.sample("z2", self.prior())
             z1 = pyro.sample("z1", self.conditional(z2))

@@ -1,4 +1,4 @@
-"""The variational autoencoder's generative half."""
+"""The generative half of the variational autoencoder."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import pyro.distributions as dist
 from torch import Tensor, nn
 
 from ppl_vae.likelihoods import Bernoulli, Likelihood
+from ppl_vae.models.arguments import require_at_least_one
 from ppl_vae.models.priors.base import Prior
 from ppl_vae.models.priors.normal import StandardNormal
+from ppl_vae.models.rows import require_shape
 from ppl_vae.networks import MLP, Network
 
 
 class VAE(nn.Module):
-    """A latent from a prior, decoded by a network into a likelihood.
+    """A latent from a prior, decoded by a network into the parameters of a likelihood.
 
     z ~ p(z), which is N(0, I) unless another prior is given, and x ~ p(x | decoder(z)),
     independently for every row ("Auto-Encoding Variational Bayes", arXiv:1312.6114). The sites are
@@ -30,7 +32,7 @@ class VAE(nn.Module):
         prior: what p(z) is built from; `StandardNormal()` if none is given.
 
     Attributes:
-        prior: the module that was built from it: `prior()` is p(z), of event shape `(latent_dim,)`.
+        prior: the module that was built from the argument: `prior()` is p(z), of event shape `(latent_dim,)`.
 
     Raises:
         ValueError: `latent_dim` is not positive.
@@ -51,8 +53,7 @@ class VAE(nn.Module):
         prior: Prior | None = None,
     ) -> None:
         super().__init__()
-        if latent_dim < 1:
-            raise ValueError(f"VAE.latent_dim must be at least 1, came {latent_dim}")
+        require_at_least_one(self, latent_dim=latent_dim)
         self.data_shape = tuple(data_shape)
         self.latent_dim = latent_dim
         self.likelihood = Bernoulli() if likelihood is None else likelihood
@@ -66,11 +67,7 @@ class VAE(nn.Module):
         Raises:
             ValueError: the rows of `x` do not have the shape `data_shape`.
         """
-        if tuple(x.shape[1:]) != self.data_shape:
-            raise ValueError(
-                f"VAE was built for data of shape (n, {', '.join(map(str, self.data_shape))}), but "
-                f"x has shape {tuple(x.shape)}: pass the data's shape as data_shape"
-            )
+        require_shape(self, x)
         with pyro.plate("data", x.shape[0], dim=-1):
             z = pyro.sample("z", self.prior())
             pyro.sample("x", self._likelihood(z, x), obs=x)

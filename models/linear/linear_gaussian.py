@@ -1,7 +1,7 @@
-"""x = W z + mu + noise with z ~ N(0, I): what follows in closed form, for models built from it.
+"""x = W z + mu + noise with z ~ N(0, I): its closed forms, for the models that are built from it.
 
-Factor analysis and mixtures of probabilistic PCA share this algebra; `parts` are the components of a
-mixture, or nothing.
+Factor analysis, probabilistic PCA and its mixtures share this algebra. In shapes, `parts` are the components
+of a mixture; other models have none.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class LinearGaussian:
-    """z ~ N(0, I), x | z ~ N(W z + mu, diag(s^2)): evidence and posterior, without inverses.
+    """z ~ N(0, I), x | z ~ N(W z + mu, diag(s^2)): evidence and posterior, without matrix inverses.
 
     Marginally x ~ N(mu, W W^T + diag(s^2)); the posterior is N(m, M^-1) with M = I + W^T diag(s^-2) W and
     M m = W^T diag(s^-2) (x - mu). M is never formed: QR of the stacked (W / s; I) = Q T gives its root,
@@ -40,7 +40,7 @@ class LinearGaussian:
         scaled = weight / self.scale.unsqueeze(-1)
         identity = torch.eye(weight.shape[-1], dtype=weight.dtype, device=weight.device)
         stacked = torch.cat([scaled, identity.expand(*weight.shape[:-2], -1, -1)], -2)
-        # QR gives an upper triangle; on reversed columns it is a lower one, which a scale_tril needs.
+        # QR gives an upper triangle. A scale_tril is a lower one: reverse the columns before and after.
         orthogonal, upper = torch.linalg.qr(stacked.flip(-1))
         basis, root = orthogonal[..., : mean.shape[-1], :].flip(-1), upper.flip(-2, -1)
         signs = root.diagonal(dim1=-2, dim2=-1).sign()
@@ -52,14 +52,14 @@ class LinearGaussian:
         """Return log p(x) of rows `(n, D)`: `(*parts, n)`, in nats.
 
         -1/2 (D log 2 pi + sum log s^2 + log |M| + |(x - mu - W m) / s|^2 + |m|^2): a sum of squares, so
-        that little noise costs no digits.
+        that small noise costs no precision.
         """
         z = self.posterior_mean(x) if posterior_mean is None else posterior_mean
         noise = (self._residual(x) - z @ self.weight.mT) / self.scale.unsqueeze(-2)
-        normaliser = self.scale.log().sum(-1) + self.root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        normalizer = self.scale.log().sum(-1) + self.root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         squares = noise.square().sum(-1) + z.square().sum(-1)
         constant = x.shape[-1] * math.log(2 * math.pi)
-        log_p: Tensor = -0.5 * (constant + squares) - normaliser.unsqueeze(-1)
+        log_p: Tensor = -0.5 * (constant + squares) - normalizer.unsqueeze(-1)
         return log_p
 
     def posterior_mean(self, x: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class LinearGaussian:
 
     def posterior_scale_tril(self) -> Tensor:
         """Return L = T^-1 with L L^T = M^-1, `(*parts, q, q)`: the same for all rows."""
-        # solve_triangular wants the right side expanded.
+        # solve_triangular does not broadcast its right side.
         identity = torch.eye(self.root.shape[-1], dtype=self.root.dtype, device=self.root.device)
         inverse: Tensor = torch.linalg.solve_triangular(
             self.root, identity.expand_as(self.root), upper=False
@@ -78,14 +78,14 @@ class LinearGaussian:
         return inverse
 
     def expected_statistics(self, chunks: Iterable[Tensor], hard: bool) -> dict[str, Tensor]:
-        """Return the E step's sums over rows, that come as chunks `(n, D)`.
+        """Return the E step's sums over rows that come in chunks `(n, D)`.
 
         Args:
-            chunks: at least one.
+            chunks: at least one chunk of rows.
             hard: take the posterior's mode for z, without the spread around it.
 
         Returns:
-            What :func:`regression_statistics` does; "log_evidence", the sum of log p(x), hard: of
+            The statistics of `regression_statistics`; "log_evidence", the sum of log p(x), or if `hard` of
             max_z log p(x, z) = log p(x) + log p(z | x) at its mode; "num_rows".
         """
         spread = self.posterior_scale_tril()
@@ -109,16 +109,16 @@ class LinearGaussian:
 def regression_statistics(
     x: Tensor, z: Tensor, covariance: Tensor, weights: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """The sufficient statistics of x = W z + mu under q(z) = N(z, covariance), summed over rows.
+    """Return the sufficient statistics of x = W z + mu under q(z) = N(z, covariance), summed over rows.
 
     With u = (z, 1): `xu` = sum w x u^T, `(D, q + 1)`; `uu` = sum w E[u u^T], `(q + 1, q + 1)`; and
     `xx` = sum w x^2, `(D,)`.
 
     Args:
-        x: rows, `(n, D)`, about a fixed centre.
+        x: rows, `(n, D)`, about a fixed center.
         z: posterior means, `(n, q)`.
         covariance: posterior covariance, `(q, q)`, the same for all rows.
-        weights: a weight w of each row, `(n,)`; 1 if none are given.
+        weights: a weight w for each row, `(n,)`; 1 if None.
     """
     u = torch.cat([z, torch.ones_like(z[:, :1])], 1)
     weighted = u if weights is None else u * weights.unsqueeze(1)
@@ -130,12 +130,17 @@ def regression_statistics(
 
 
 def regress(xu: Tensor, uu: Tensor, xx: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """W `(D, q)`, mu `(D,)` about the centre, and the mean squared residuals `(D,)`.
+    """Return W `(D, q)`, mu `(D,)` about the center, and the mean squared residuals `(D,)`.
 
-    The maximiser of the expected log-density of x = W z + mu + noise, for whatever diagonal noise.
+    W and mu maximize the expected log density of x = W z + mu + noise, for any diagonal noise.
+
+    Args:
+        xu: see `regression_statistics`.
+        uu: see `regression_statistics`.
+        xx: see `regression_statistics`.
     """
-    # Pseudo-inverse: the rank is short where a column of W has collapsed and hard EM sets z to 0.
+    # Pseudo-inverse: uu is singular where a column of W has collapsed and hard EM sets z to 0.
     solution = xu @ torch.linalg.pinv(uu, hermitian=True)
-    # sum (x - B u)^2 = xx - 2 B xu + B uu B, rounded up to 0
+    # sum (x - B u)^2 = xx - 2 B xu + B uu B; rounding may leave it below 0.
     residual = xx - 2 * (solution * xu).sum(1) + ((solution @ uu) * solution).sum(1)
     return solution[:, :-1], solution[:, -1], residual.clamp_min(0) / uu[-1, -1]

@@ -1,48 +1,51 @@
-"""The mixture of independent Bernoullis, for binarised pictures."""
+"""The mixture of independent Bernoullis, for binarized pictures."""
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
+from typing import final
 
-import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from ppl_vae.models.mixtures.components import (
-    EMPTY,
     k_means_plus_plus,
+    positive_counts,
     responsibilities,
-    row_chunks,
+    split_empty,
+    split_logits,
 )
+from ppl_vae.models.mixtures.mixture import Mixture
+from ppl_vae.models.rows import row_chunks
 
 
-class BernoulliMixture(nn.Module):
+@final
+class BernoulliMixture(Mixture):
     """z ~ Categorical(pi) and x_d | z ~ Bernoulli(mu_zd), independently for every value d.
 
-    log p(x) = log sum_k pi_k prod_d mu_kd^x_d (1 - mu_kd)^(1 - x_d), and p(z = k | x) is term k's share of
-    the sum. With N_k = sum_n p(z_n = k | x_n), the EM step is pi_k = N_k / n and
+    log p(x) = log sum_k pi_k prod_d mu_kd^x_d (1 - mu_kd)^(1 - x_d), and p(z = k | x) is the share of
+    term k in the sum. With N_k = sum_n p(z_n = k | x_n), the EM step is pi_k = N_k / n and
     mu_k = sum_n p(k | x_n) x_n / N_k (Bishop 2006, section 9.3.3), kept between `min_probability` and
-    1 - `min_probability`: the maximiser under that constraint, so that no value of a row is impossible. A
-    component without rows is split off from the largest one, with a warning.
+    1 - `min_probability`: the maximizer under that constraint, so that no value of a row is impossible. A
+    component without rows is replaced by one split off from the largest one, with a warning.
 
     The sites are `z`, marked for enumeration, and `x`, inside `pyro.plate("data", n, dim=-1)`; plates
-    over samples go outside, at `dim=-2`. Rows of any shape are flattened, to D values.
+    over samples go outside, at `dim=-2`. Rows of any shape are flattened to D values.
 
     Args:
         data_shape: shape of one row of the data.
-        components: their number k.
-        min_probability: the least that `maximize` sets for a value to be 0 or 1.
+        components: number k of components.
+        min_probability: the least probability of 0 and of 1 that `maximize` sets for a value.
 
     Attributes:
         logits: log pi up to a constant, `(k,)`.
         value_logits: log mu / (1 - mu), `(k, D)`.
 
     Raises:
-        ValueError: `components` is not positive, or `min_probability` not between 0 and 0.5.
+        ValueError: `components` is not positive, or `min_probability` is not between 0 and 0.5.
 
     Example:
         >>> x = (torch.rand(400, 3) < torch.tensor([0.9, 0.9, 0.1])).float()
@@ -59,72 +62,49 @@ class BernoulliMixture(nn.Module):
     def __init__(
         self, data_shape: Sequence[int], components: int = 10, min_probability: float = 1e-6
     ) -> None:
-        super().__init__()
-        if components < 1:
-            raise ValueError(f"BernoulliMixture.components must be at least 1, came {components}")
+        super().__init__(data_shape, components)
         if not 0 < min_probability < 0.5:
             raise ValueError(
                 f"BernoulliMixture.min_probability must be between 0 and 0.5, came {min_probability}"
             )
-        self.data_shape = tuple(data_shape)
-        self.components = components
         self.min_probability = min_probability
-        self.logits = nn.Parameter(torch.zeros(components))
         # Equal components would stay equal: start apart.
         self.value_logits = nn.Parameter(torch.randn(components, math.prod(self.data_shape)))
 
-    def forward(self, x: Tensor) -> None:
-        """Run the model on `x`, zeros and ones of shape `(n, *data_shape)`.
+    @torch.no_grad()
+    def initialize(self, x: Tensor, seed: int) -> None:
+        """Start EM from k-means++: each component has the rows nearest to its seed, and one average row.
+
+        Args:
+            x: data, `(n, *data_shape)`.
+            seed: random seed of k-means++.
 
         Raises:
-            ValueError: the rows of `x` do not have the shape `data_shape`.
+            ValueError: `x` has rows of another shape, or fewer rows than there are components.
         """
-        x = x.to(self._flatten(x).dtype)  # a Bernoulli takes no booleans
-        with pyro.plate("data", x.shape[0], dim=-1):
-            z = pyro.sample("z", self.prior(), infer={"enumerate": "parallel"})
-            pyro.sample("x", self.decode(z), obs=x)
-
-    def prior(self) -> dist.Categorical:
-        """Return p(z), of event shape `()`."""
-        return dist.Categorical(logits=self.logits)
-
-    def decode(self, z: Tensor) -> dist.Independent:
-        """Return p(x | z) for components `(*batch)`: batch shape `batch`, event shape `data_shape`."""
-        logits = self.value_logits[z].reshape(*z.shape, *self.data_shape)
-        return dist.Independent(dist.Bernoulli(logits=logits), len(self.data_shape))
-
-    def log_evidence(self, x: Tensor) -> Tensor:
-        """Return log p(x) of every row, `(n,)`, in nats.
-
-        Raises:
-            ValueError: the rows of `x` do not have the shape `data_shape`.
-        """
-        return self._log_joint(self._flatten(x)).logsumexp(0)
-
-    def posterior(self, x: Tensor) -> dist.Categorical:
-        """Return p(z | x), of batch shape `(n,)`. Gradients flow into the parameters.
-
-        Raises:
-            ValueError: the rows of `x` do not have the shape `data_shape`.
-        """
-        return dist.Categorical(logits=self._log_joint(self._flatten(x)).T)
+        rows = self._rows(x).double()
+        weights = k_means_plus_plus(rows, self.components, seed)
+        # Without the average row, a value that is constant among the nearest rows could never change.
+        counts = weights.sum(1) + 1
+        ones = weights @ rows + rows.mean(0)
+        self.maximize({"counts": counts, "ones": ones, "num_rows": counts.sum()})
 
     @torch.no_grad()
     def expected_statistics(self, x: Tensor, hard: bool = False) -> dict[str, Tensor]:
-        """Return the E step's statistics of `x`, `(n, *data_shape)`: sums over its rows, in float64.
+        """E step: return the sufficient statistics of `x` under p(z | x), summed over the rows, in float64.
 
         Args:
-            x: data.
+            x: data, `(n, *data_shape)`.
             hard: put all of a row's weight on the likeliest component.
 
         Returns:
             "counts", N_k, `(k,)`; "ones", weighted sums of x, `(k, D)`; "log_evidence", the sum of
-            log p(x), hard: of max_z log p(x, z); "num_rows".
+            log p(x), or if `hard` of max_z log p(x, z); "num_rows".
 
         Raises:
             ValueError: the rows of `x` do not have the shape `data_shape`.
         """
-        rows = self._flatten(x)
+        rows = self._rows(x)
         counts = torch.zeros(self.components, dtype=torch.float64, device=rows.device)
         ones = torch.zeros(self.value_logits.shape, dtype=torch.float64, device=rows.device)
         log_evidence = counts.new_zeros(())
@@ -138,60 +118,29 @@ class BernoulliMixture(nn.Module):
 
     @torch.no_grad()
     def maximize(self, statistics: dict[str, Tensor]) -> None:
-        """Set the parameters to the maximiser of the expected log p(x, z), given its statistics.
+        """M step: set the parameters to the maximizer of the expected log p(x, z).
 
         Warns of components without rows.
+
+        Args:
+            statistics: those of an E step.
         """
         counts, num_rows = statistics["counts"], statistics["num_rows"]
-        empty = counts <= EMPTY * num_rows
-        counts = counts.clamp_min(EMPTY * float(num_rows))
+        counts, empty = positive_counts(counts, num_rows)
         self.logits.copy_((counts / num_rows).log())
         mean = statistics["ones"] / counts.unsqueeze(-1)
         self.value_logits.copy_(mean.clamp(self.min_probability, 1 - self.min_probability).logit())
-        for k in empty.nonzero().flatten().tolist():
-            self._split(int(k))
+        split_empty(self.logits, empty, self._split)
 
-    @torch.no_grad()
-    def initialize(self, x: Tensor, seed: int) -> None:
-        """Start from k-means++: the rows nearest to each seed, and one average row more for each.
+    def _split(self, source: int, target: int) -> None:
+        split_logits(self.value_logits, source, target)
 
-        Raises:
-            ValueError: the rows of `x` do not have the shape `data_shape`, or are fewer than the
-                components.
-        """
-        rows = self._flatten(x).double()
-        weights = k_means_plus_plus(rows, self.components, seed)
-        # Without the average row, no value that is constant among the nearest could ever change.
-        counts = weights.sum(1) + 1
-        ones = weights @ rows + rows.mean(0)
-        self.maximize({"counts": counts, "ones": ones, "num_rows": counts.sum()})
-
-    def _split(self, empty: int) -> None:
-        """Halves the largest component; the halves' logits move apart, half of them up, half down."""
-        largest = int(self.logits.argmax())
-        warnings.warn(
-            f"component {empty} has no rows: it was split off from component {largest}, the largest",
-            stacklevel=3,
-        )
-        step = torch.full_like(self.value_logits[0], 0.25)
-        step[::2] = -0.25
-        self.value_logits[empty] = self.value_logits[largest] + step
-        self.value_logits[largest] -= step
-        self.logits[largest] -= math.log(2)
-        self.logits[empty] = self.logits[largest]
+    def _component(self, z: Tensor, dtype: torch.dtype) -> dist.Independent:
+        logits = self.value_logits.to(dtype)[z].reshape(*z.shape, *self.data_shape)
+        return dist.Independent(dist.Bernoulli(logits=logits), len(self.data_shape))
 
     def _log_joint(self, rows: Tensor) -> Tensor:
-        """log p(x, z) of all components, `(k, n)`: one product of matrices."""
+        """One product of matrices for all components."""
         logits = self.value_logits.to(rows.dtype)
         constant = logsigmoid(-logits).sum(-1) + self.logits.log_softmax(-1)
         return torch.addmm(constant.unsqueeze(-1), logits, rows.T)
-
-    def _flatten(self, x: Tensor) -> Tensor:
-        """The rows as vectors, in a floating dtype that loses nothing of data or parameters."""
-        if tuple(x.shape[1:]) != self.data_shape:
-            raise ValueError(
-                f"BernoulliMixture was built for data of shape (n, "
-                f"{', '.join(map(str, self.data_shape))}), but x has shape {tuple(x.shape)}: pass "
-                f"the data's shape as data_shape"
-            )
-        return x.reshape(x.shape[0], -1).to(torch.promote_types(x.dtype, self.value_logits.dtype))

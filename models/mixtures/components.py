@@ -1,30 +1,25 @@
-"""What the mixtures share: weighing components, a k-means++ start, components without rows."""
+"""What the mixtures share: weights of components, a start by k-means++, components without rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import warnings
+from collections.abc import Callable
 
 import torch
 from sklearn.cluster import kmeans_plusplus
 from torch import Tensor
 
 EMPTY = 1e-8
-"""A component whose expected share of the rows is not above this is empty."""
-
-
-def row_chunks(x: Tensor, numbers_a_row: int) -> Iterator[Tensor]:
-    """Slices of `x` whose intermediate results, `numbers_a_row` each, fit a cache (GPU: its memory)."""
-    most = 2**26 if x.is_cuda else 2**18
-    rows = max(256, most // max(1, numbers_a_row))
-    return iter(x.split(rows))
+"""A component whose expected share of the rows is at most this is empty."""
 
 
 def responsibilities(log_joint: Tensor, hard: bool) -> tuple[Tensor, Tensor]:
-    """p(z | x), or hard: its mode as a one-hot, and the sum over rows of log p(x), hard: max_z log p(x, z).
+    """Return p(z | x), or its mode as one-hot vectors, and the sum over rows of log p(x).
 
     Args:
         log_joint: log p(x, z), components first: `(components, n)`. Overwritten.
-        hard: whether to take the mode.
+        hard: whether to take the mode, and max_z log p(x, z) in place of log p(x).
     """
     if hard:
         best, index = log_joint.max(0)
@@ -37,15 +32,17 @@ def responsibilities(log_joint: Tensor, hard: bool) -> tuple[Tensor, Tensor]:
 
 
 def k_means_plus_plus(x: Tensor, components: int, seed: int) -> Tensor:
-    """One-hot weights `(components, n)` of the nearest k-means++ seeds (Arthur & Vassilvitskii 2007).
+    """Return one-hot weights, `(components, n)`: which of the k-means++ seeds is nearest to each row.
+
+    "k-means++: The Advantages of Careful Seeding" (Arthur & Vassilvitskii 2007).
 
     Args:
         x: data, `(n, D)`.
-        components: how many seeds.
-        seed: of their draw.
+        components: number of seeds.
+        seed: random seed of their draw.
 
     Raises:
-        ValueError: fewer rows than components.
+        ValueError: there are fewer rows than components.
     """
     if len(x) < components:
         raise ValueError(
@@ -56,3 +53,42 @@ def k_means_plus_plus(x: Tensor, components: int, seed: int) -> Tensor:
     seeds, _ = kmeans_plusplus(rows, components, random_state=seed)
     nearest = torch.cdist(x.double(), torch.as_tensor(seeds, device=x.device)).argmin(1)
     return torch.nn.functional.one_hot(nearest, components).T.to(x.dtype)
+
+
+def positive_counts(counts: Tensor, num_rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the expected rows of each component, raised above 0, and which components are empty.
+
+    Args:
+        counts: expected rows of each component, `(k,)`.
+        num_rows: rows of all components together, `()`.
+    """
+    return counts.clamp_min(EMPTY * float(num_rows)), counts <= EMPTY * num_rows
+
+
+def split_empty(logits: Tensor, empty: Tensor, split: Callable[[int, int], None]) -> None:
+    """Split a component off from the largest one in place of every empty one, with a warning.
+
+    The two share the weight of the largest.
+
+    Args:
+        logits: log weights of the components, `(k,)`; changed in place.
+        empty: which components are empty, `(k,)`.
+        split: makes its second component a copy of its first one, and moves the two apart.
+    """
+    for target in empty.nonzero().flatten().tolist():
+        largest = int(logits.argmax())
+        warnings.warn(
+            f"component {target} has no rows: it was split off from component {largest}, the largest",
+            stacklevel=3,
+        )
+        split(largest, target)
+        logits[largest] -= math.log(2)
+        logits[target] = logits[largest]
+
+
+def split_logits(logits: Tensor, source: int, target: int) -> None:
+    """Copy a row of `logits` to another, and move the two apart: half of the logits up, half down."""
+    step = torch.full_like(logits[source], 0.25)
+    step[::2] = -0.25
+    logits[target] = logits[source] + step
+    logits[source] -= step

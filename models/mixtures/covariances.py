@@ -1,6 +1,6 @@
-"""The covariances of a Gaussian mixture: how each is parametrised, enters the E step, and is maximised.
+"""The covariances of a Gaussian mixture: their parameters, their part in the E step and in the M step.
 
-Rows and means are taken about one centre throughout, in shapes `x` `(n, D)` and `means` `(k, D)`.
+Throughout, rows `x`, `(n, D)`, and means, `(k, D)`, are relative to one center.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 
 Density = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Maps rows to log N(x; mu_k, Sigma_k), `(k, n)`, and the features whose weighted sums are `second`."""
-
+"""Maps rows to log N(x; mu_k, Sigma_k), `(k, n)`, and to the features that `second` sums."""
 
 FAR = 1e2
-"""(distance / width)^2 of a mean from the centre beyond which float32 products would lose the 1e-4."""
+"""(distance / width)^2 of a mean from the center beyond which float32 products are off by more than 1e-5."""
 
 
 class Covariance(nn.Module, ABC):
@@ -30,37 +29,37 @@ class Covariance(nn.Module, ABC):
 
     @abstractmethod
     def normal(self, mean: Tensor, z: Tensor, shape: Sequence[int]) -> dist.TorchDistribution:
-        """N(mean, Sigma_z) of event shape `shape`, for means `(*batch, D)`, components `(*batch)`."""
+        """Return N(mean, Sigma_z) of event shape `shape`, for means `(*batch, D)`, components `(*batch)`."""
 
     @abstractmethod
     def spread(self, component: int) -> Tensor:
-        """A vector, `(D,)`, that is one standard deviation of a component long."""
+        """Return a vector, `(D,)`, as long as one standard deviation of a component."""
 
     @abstractmethod
     def density(self, means: Tensor, dtype: torch.dtype) -> Density:
-        """The fast path of the E step: made once, then called on chunk after chunk."""
+        """Return the density as the E step needs it: prepared once, then called on every chunk."""
 
     @abstractmethod
     def second(self, weights: Tensor, features: Tensor) -> Tensor:
-        """Second moments of a chunk, for `weights` `(k, n)` and the features from the density."""
+        """Return second moments of a chunk, for `weights` `(k, n)` and the features from the density."""
 
-    def about_centre(self, second: Tensor, first: Tensor, counts: Tensor, means: Tensor) -> Tensor:
-        """The sum of :meth:`second` over chunks, in float64, as moments about the centre."""
+    def about_center(self, second: Tensor, first: Tensor, counts: Tensor, means: Tensor) -> Tensor:
+        """Return moments about the center, for the sum of `second` over chunks, in float64."""
         return second
 
     @abstractmethod
     def maximize(self, second: Tensor, counts: Tensor, means: Tensor, floor: float) -> list[int]:
-        """Sets the maximum-likelihood covariances with no variance below `floor`; says where it acted.
+        """Set the maximum-likelihood covariances; return the components whose variances were raised to `floor`.
 
         Args:
-            second: second moments about the centre, float64.
+            second: second moments about the center, float64.
             counts: expected rows of each component, `(k,)`, float64, positive.
             means: the new means, float64.
-            floor: least variance in any direction.
+            floor: the least variance in any direction.
         """
 
     def split(self, means: Tensor, source: int, target: int) -> None:
-        """Makes a component the twin of another, and moves the two half a standard deviation apart."""
+        """Copy a component to another, and move the two half a standard deviation apart."""
         self._copy(source, target)
         step = self.spread(source) / 4
         means[target] = means[source] + step
@@ -70,14 +69,14 @@ class Covariance(nn.Module, ABC):
         for parameter in self.parameters():
             parameter[target] = parameter[source]
 
-    def _normaliser(self) -> float:
+    def _normalizer(self) -> float:
         return self.size * math.log(2 * math.pi)
 
 
 def precise_enough(means: Tensor, dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which |x - m|^2 may be expanded, for whitened means: float64 if clusters lie far apart.
+    """Return the dtype in which |x - m|^2 can be expanded, for whitened means: float64 if any is far away.
 
-    The expansion's rounding error is about eps |m|^2: below 1e-5 in float32 for |m|^2 < 1e2.
+    The rounding error of the expansion is about eps |m|^2: below 1e-5 in float32 for |m|^2 < 1e2.
     """
     return torch.float64 if float(means.square().sum(-1).max()) > FAR else dtype
 
@@ -102,7 +101,7 @@ class Spherical(Covariance):
         dtype = precise_enough(means / scale, dtype)
         precision = scale.pow(-2)
         constant = (
-            self._normaliser() + 2 * self.size * scale.log()
+            self._normalizer() + 2 * self.size * scale.log()
         ) + precision * means.square().sum(-1, keepdim=True)
         linear, half = (precision * means).to(dtype), (-0.5 * precision).to(dtype)
         constant = (-0.5 * constant).to(dtype)
@@ -141,7 +140,7 @@ class Diagonal(Covariance):
         dtype = precise_enough(means / scale, dtype)
         precision = scale.pow(-2)
         constant = (2 * scale.log() + precision * means.square()).sum(-1, keepdim=True)
-        constant = (-0.5 * (constant + self._normaliser())).to(dtype)
+        constant = (-0.5 * (constant + self._normalizer())).to(dtype)
         linear, half = (precision * means).to(dtype), (-0.5 * precision).to(dtype)
 
         def log_density(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,14 +175,14 @@ class _Factored(Covariance):
         return square
 
     def _below(self) -> Tensor:
-        """Where the strictly lower part of a flattened matrix lies."""
+        """The positions of the strictly lower part in a flattened matrix."""
         rows, columns = torch.tril_indices(
             self.size, self.size, -1, device=self.lower.device
         ).unbind()
         return rows * self.size + columns
 
     def _set(self, covariance: Tensor, floor: float) -> Tensor:
-        """Sets the factor of covariances `(*batch, D, D)`, eigenvalues raised to `floor`; where they were."""
+        """Set the factor of covariances `(*batch, D, D)`; return where eigenvalues were raised to `floor`."""
         covariance = (covariance + covariance.mT) / 2
         identity = torch.eye(self.size, dtype=covariance.dtype, device=covariance.device)
         low: Tensor = torch.linalg.cholesky_ex(covariance - floor * identity).info > 0
@@ -210,12 +209,12 @@ class Full(_Factored):
         return self.scale_tril()[component].sum(-1) / math.sqrt(self.size)
 
     def density(self, means: Tensor, dtype: torch.dtype) -> Density:
-        # The features are whitened residuals y = L^-1 (x - mu): no expansion, no lost digits.
+        # The features are whitened residuals y = L^-1 (x - mu): without the expansion no precision is lost.
         factor = self.scale_tril().double()
         identity = torch.eye(self.size, dtype=factor.dtype, device=factor.device)
         whiten = torch.linalg.solve_triangular(factor, identity, upper=False)
         shift = (whiten @ means.unsqueeze(-1)).to(dtype)
-        constant = self._normaliser() + 2 * self.log_scale.double().sum(-1, keepdim=True)
+        constant = self._normalizer() + 2 * self.log_scale.double().sum(-1, keepdim=True)
         constant = (-0.5 * constant).to(dtype)
         whiten = whiten.reshape(-1, self.size).to(dtype)
 
@@ -229,7 +228,7 @@ class Full(_Factored):
         weighted = features * weights.unsqueeze(1)
         return torch.bmm(weighted, features.mT)
 
-    def about_centre(self, second: Tensor, first: Tensor, counts: Tensor, means: Tensor) -> Tensor:
+    def about_center(self, second: Tensor, first: Tensor, counts: Tensor, means: Tensor) -> Tensor:
         # sum r x x^T = L (sum r y y^T) L^T + m f^T + f m^T - N m m^T, f = sum r x.
         factor = self.scale_tril().double()
         cross = means.unsqueeze(-1) * first.unsqueeze(-2)
@@ -242,7 +241,7 @@ class Full(_Factored):
 
 
 class Tied(_Factored):
-    """One Sigma of all components, by its factor L."""
+    """One Sigma for all components, by its factor L."""
 
     def __init__(self, components: int, size: int) -> None:
         super().__init__(size)
@@ -257,7 +256,7 @@ class Tied(_Factored):
         factor = self.scale_tril().double()
         whitened = torch.linalg.solve_triangular(factor, means.T, upper=False).T
         dtype = precise_enough(whitened, dtype)
-        constant = whitened.square().sum(-1, keepdim=True) + self._normaliser()
+        constant = whitened.square().sum(-1, keepdim=True) + self._normalizer()
         constant = (-0.5 * constant - self.log_scale.double().sum()).to(dtype)
         identity = torch.eye(self.size, dtype=factor.dtype, device=factor.device)
         whiten = torch.linalg.solve_triangular(factor, identity, upper=False).to(dtype)
@@ -280,6 +279,33 @@ class Tied(_Factored):
 
     def _copy(self, source: int, target: int) -> None:
         pass
+
+
+_KINDS: dict[str, Callable[[int, int], Covariance]] = {
+    "full": Full,
+    "diagonal": Diagonal,
+    "tied": Tied,
+    "spherical": Spherical,
+}
+
+
+def covariance_of_kind(model: nn.Module, kind: str, components: int, size: int) -> Covariance:
+    """Build the covariances of a kind, for a model that has an argument `covariance`.
+
+    Args:
+        model: the model, which errors name.
+        kind: "full", "diagonal", "tied" or "spherical".
+        components: number k of components.
+        size: number D of dimensions.
+
+    Raises:
+        ValueError: `kind` is none of the four.
+    """
+    if kind not in _KINDS:
+        raise ValueError(
+            f"{type(model).__name__}.covariance must be one of {', '.join(_KINDS)}, came {kind!r}"
+        )
+    return _KINDS[kind](components, size)
 
 
 def _indices(mask: Tensor) -> list[int]:

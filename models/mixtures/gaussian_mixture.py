@@ -1,34 +1,30 @@
-"""The mixture of Gaussians: a discrete latent whose posterior and EM step are closed."""
+"""The mixture of Gaussians: a discrete latent, with posterior and EM step in closed form."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, final
 
-import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ppl_vae.models.arguments import require_positive
 from ppl_vae.models.mixtures.components import (
-    EMPTY,
     k_means_plus_plus,
+    positive_counts,
     responsibilities,
-    row_chunks,
+    split_empty,
 )
-from ppl_vae.models.mixtures.covariances import Covariance, Diagonal, Full, Spherical, Tied
-
-_COVARIANCES: dict[str, Callable[[int, int], Covariance]] = {
-    "full": Full,
-    "diagonal": Diagonal,
-    "tied": Tied,
-    "spherical": Spherical,
-}
+from ppl_vae.models.mixtures.covariances import covariance_of_kind
+from ppl_vae.models.mixtures.mixture import Mixture
+from ppl_vae.models.rows import row_chunks
 
 
-class GaussianMixture(nn.Module):
+@final
+class GaussianMixture(Mixture):
     """z ~ Categorical(pi) and x | z ~ N(mu_z, Sigma_z).
 
     log p(x) = log sum_k pi_k N(x; mu_k, Sigma_k) and p(z = k | x) = pi_k N(x; mu_k, Sigma_k) / p(x).
@@ -38,25 +34,25 @@ class GaussianMixture(nn.Module):
         pi_k = N_k / n,  mu_k = sum_n p(k | x_n) x_n / N_k,
         Sigma_k = sum_n p(k | x_n) (x_n - mu_k)(x_n - mu_k)^T / N_k,
 
-    its mean over the components for "tied", its diagonal for "diagonal", the mean of that for
-    "spherical". Eigenvalues (variances) below `min_scale`^2 are raised to it: the maximiser under that
-    constraint, so that the likelihood can neither fall nor grow without bound on a single row. A
-    component without rows is split off from the largest one. Both are warned of.
+    its mean over the components for "tied", its diagonal for "diagonal", the mean of the diagonal for
+    "spherical". Eigenvalues (variances) below `min_scale`^2 are raised to it. That is the maximizer under
+    this constraint, so the likelihood cannot fall, nor grow without bound on a single row. A component
+    without rows is replaced by one split off from the largest one. Both come with a warning.
 
     The sites are `z`, marked for enumeration, and `x`, inside `pyro.plate("data", n, dim=-1)`; plates
-    over samples go outside, at `dim=-2`. Rows of any shape are flattened, to D values.
+    over samples go outside, at `dim=-2`. Rows of any shape are flattened to D values.
 
     Args:
         data_shape: shape of one row of the data.
-        components: their number k.
+        components: number k of components.
         covariance: "full", "diagonal", "tied" (one full covariance of all components) or "spherical".
         min_scale: least standard deviation in any direction that `maximize` sets, in units of the data.
 
     Attributes:
         logits: log pi up to a constant, `(k,)`.
         means: mu, `(k, D)`.
-        covariance: the covariances' unconstrained parameters: logarithms of scales, and for "full" and
-            "tied" the strictly lower part of the Cholesky factor.
+        covariance: module with the unconstrained parameters of the covariances: logarithms of scales, and
+            for "full" and "tied" the strictly lower part of the Cholesky factor.
 
     Raises:
         ValueError: `components` or `min_scale` is not positive, or `covariance` is none of the four.
@@ -83,83 +79,66 @@ class GaussianMixture(nn.Module):
         covariance: Literal["full", "diagonal", "tied", "spherical"] = "full",
         min_scale: float = 1e-3,
     ) -> None:
-        super().__init__()
-        if components < 1:
-            raise ValueError(f"GaussianMixture.components must be at least 1, came {components}")
-        if not min_scale > 0:
-            raise ValueError(f"GaussianMixture.min_scale must be positive, came {min_scale}")
-        if covariance not in _COVARIANCES:
-            raise ValueError(
-                f"GaussianMixture.covariance must be one of {', '.join(_COVARIANCES)}, came "
-                f"{covariance!r}"
-            )
-        self.data_shape = tuple(data_shape)
-        self.components = components
+        super().__init__(data_shape, components)
+        require_positive(self, min_scale=min_scale)
         self.min_scale = min_scale
         size = math.prod(self.data_shape)
-        self.logits = nn.Parameter(torch.zeros(components))
         # Equal means would stay equal: start apart.
         self.means = nn.Parameter(torch.randn(components, size))
-        self.covariance = _COVARIANCES[covariance](components, size)
-        # What second moments are taken about, so that they do not cancel far from the origin.
+        self.covariance = covariance_of_kind(self, covariance, components, size)
+        # The point about which EM takes moments, so that they do not cancel far from the origin.
         self.register_buffer("centre", torch.zeros(size))
 
-    def forward(self, x: Tensor) -> None:
-        """Run the model on `x`, `(n, *data_shape)`.
+    @torch.no_grad()
+    def initialize(self, x: Tensor, seed: int) -> None:
+        """Start EM from k-means++: weights, means and covariances of the rows nearest to each seed.
+
+        Args:
+            x: data, `(n, *data_shape)`.
+            seed: random seed of k-means++.
 
         Raises:
-            ValueError: the rows of `x` do not have the shape `data_shape`.
+            ValueError: `x` has rows of another shape, or fewer rows than there are components.
         """
-        dtype = self._flatten(x).dtype
-        with pyro.plate("data", x.shape[0], dim=-1):
-            z = pyro.sample("z", self.prior(), infer={"enumerate": "parallel"})
-            pyro.sample("x", self._normal(z, dtype), obs=x)
-
-    def prior(self) -> dist.Categorical:
-        """Return p(z), of event shape `()`."""
-        return dist.Categorical(logits=self.logits)
-
-    def decode(self, z: Tensor) -> dist.TorchDistribution:
-        """Return p(x | z) for components `(*batch)`: batch shape `batch`, event shape `data_shape`."""
-        return self._normal(z, self.means.dtype)
-
-    def log_evidence(self, x: Tensor) -> Tensor:
-        """Return log p(x) of every row, `(n,)`, in nats.
-
-        Raises:
-            ValueError: the rows of `x` do not have the shape `data_shape`.
-        """
-        return self._log_joint(x).logsumexp(0)
-
-    def posterior(self, x: Tensor) -> dist.Categorical:
-        """Return p(z | x), of batch shape `(n,)`. Gradients flow into the parameters.
-
-        Raises:
-            ValueError: the rows of `x` do not have the shape `data_shape`.
-        """
-        return dist.Categorical(logits=self._log_joint(x).T)
+        rows = self._rows(x)
+        self.centre.copy_(rows.double().mean(0))
+        rows = rows.double() - self.centre
+        weights = k_means_plus_plus(rows, self.components, seed)
+        # Unit covariances about the center: whitened residuals are then the rows themselves.
+        for parameter in [self.means, *self.covariance.parameters()]:
+            parameter.zero_()
+        zeros = torch.zeros_like(self.means, dtype=rows.dtype)
+        _, features = self.covariance.density(zeros, rows.dtype)(rows)
+        self.maximize(
+            {
+                "counts": weights.sum(1),
+                "first": weights @ rows,
+                "second": self.covariance.second(weights, features),
+                "num_rows": weights.sum(),
+            }
+        )
 
     @torch.no_grad()
     def expected_statistics(self, x: Tensor, hard: bool = False) -> dict[str, Tensor]:
-        """Return the E step's statistics of `x`, `(n, *data_shape)`: sums over its rows, in float64.
+        """E step: return the sufficient statistics of `x` under p(z | x), summed over the rows, in float64.
 
-        Chunks of rows pass through products of matrices in the dtype of the data (float64 where
-        clusters lie so far apart that float32 would lose digits); the sums over chunks are in float64.
+        Products of matrices for each chunk of rows are in the dtype of the data (in float64 where clusters
+        are so far apart that float32 would lose precision); the sums over chunks are in float64.
 
         Args:
-            x: data.
+            x: data, `(n, *data_shape)`.
             hard: put all of a row's weight on the likeliest component (classification EM, Celeux &
                 Govaert 1992, "A classification EM algorithm for clustering").
 
         Returns:
             "counts", N_k, `(k,)`; "first" and "second", weighted sums of x and x x^T (or what the kind
-            of covariance needs of it) about `centre`; "log_evidence", the sum of log p(x), hard: of
+            of covariance needs of it) about `centre`; "log_evidence", the sum of log p(x), or if `hard` of
             max_z log p(x, z); "num_rows".
 
         Raises:
             ValueError: the rows of `x` do not have the shape `data_shape`.
         """
-        rows = self._flatten(x)
+        rows = self._rows(x)
         means = (self.means - self.centre).double()
         log_weights = self.logits.log_softmax(-1).unsqueeze(-1)
         density = self.covariance.density(means, rows.dtype)
@@ -179,20 +158,22 @@ class GaussianMixture(nn.Module):
         return {
             "counts": counts,
             "first": first,
-            "second": self.covariance.about_centre(second, first, counts, means),
+            "second": self.covariance.about_center(second, first, counts, means),
             "log_evidence": log_p,
             "num_rows": counts.new_tensor(float(len(rows))),
         }
 
     @torch.no_grad()
     def maximize(self, statistics: dict[str, Tensor]) -> None:
-        """Set the parameters to the maximiser of the expected log p(x, z), given its statistics.
+        """M step: set the parameters to the maximizer of the expected log p(x, z).
 
-        Warns of components without rows, and of those whose covariance was kept from collapsing.
+        Warns of components without rows, and of those whose variances were raised to `min_scale`^2.
+
+        Args:
+            statistics: those of an E step.
         """
         counts, num_rows = statistics["counts"], statistics["num_rows"]
-        empty = counts <= EMPTY * num_rows
-        counts = counts.clamp_min(EMPTY * float(num_rows))
+        counts, empty = positive_counts(counts, num_rows)
         means = statistics["first"] / counts.unsqueeze(-1)
         self.logits.copy_((counts / num_rows).log())
         floored = self.covariance.maximize(statistics["second"], counts, means, self.min_scale**2)
@@ -203,62 +184,16 @@ class GaussianMixture(nn.Module):
                 f"variances of components {narrow} would fall below min_scale^2 and were raised to it",
                 stacklevel=2,
             )
-        for k in empty.nonzero().flatten().tolist():
-            self._split(int(k))
+        split_empty(self.logits, empty, self._split)
 
-    @torch.no_grad()
-    def initialize(self, x: Tensor, seed: int) -> None:
-        """Start from k-means++: weights, means and covariances of the rows nearest to each seed.
+    def _split(self, source: int, target: int) -> None:
+        self.covariance.split(self.means, source, target)
 
-        Raises:
-            ValueError: the rows of `x` do not have the shape `data_shape`, or are fewer than the
-                components.
-        """
-        rows = self._flatten(x)
-        self.centre.copy_(rows.double().mean(0))
-        rows = rows.double() - self.centre
-        weights = k_means_plus_plus(rows, self.components, seed)
-        # Unit covariances about the centre: whitened residuals are then the rows themselves.
-        for parameter in [self.means, *self.covariance.parameters()]:
-            parameter.zero_()
-        zeros = torch.zeros_like(self.means, dtype=rows.dtype)
-        _, features = self.covariance.density(zeros, rows.dtype)(rows)
-        self.maximize(
-            {
-                "counts": weights.sum(1),
-                "first": weights @ rows,
-                "second": self.covariance.second(weights, features),
-                "num_rows": weights.sum(),
-            }
-        )
-
-    def _split(self, empty: int) -> None:
-        """Halves the largest component; the halves move half a standard deviation apart."""
-        largest = int(self.logits.argmax())
-        warnings.warn(
-            f"component {empty} has no rows: it was split off from component {largest}, the largest",
-            stacklevel=3,
-        )
-        self.covariance.split(self.means, largest, empty)
-        self.logits[largest] -= math.log(2)
-        self.logits[empty] = self.logits[largest]
-
-    def _log_joint(self, x: Tensor) -> Tensor:
-        """log p(x, z) of all components, `(k, n)`."""
-        self._flatten(x)
-        z = torch.arange(self.components, device=self.means.device).unsqueeze(-1)
-        log_p: Tensor = self._normal(z, self._flatten(x).dtype).log_prob(x)
+    def _log_joint(self, rows: Tensor) -> Tensor:
+        z = torch.arange(self.components, device=rows.device).unsqueeze(-1)
+        x = rows.reshape(len(rows), *self.data_shape)
+        log_p: Tensor = self._component(z, rows.dtype).log_prob(x)
         return log_p + self.logits.log_softmax(-1).unsqueeze(-1)
 
-    def _normal(self, z: Tensor, dtype: torch.dtype) -> dist.TorchDistribution:
+    def _component(self, z: Tensor, dtype: torch.dtype) -> dist.TorchDistribution:
         return self.covariance.normal(self.means.to(dtype)[z], z, self.data_shape)
-
-    def _flatten(self, x: Tensor) -> Tensor:
-        """The rows as vectors, in a floating dtype that loses nothing of data or parameters."""
-        if tuple(x.shape[1:]) != self.data_shape:
-            raise ValueError(
-                f"GaussianMixture was built for data of shape (n, "
-                f"{', '.join(map(str, self.data_shape))}), but x has shape {tuple(x.shape)}: pass "
-                f"the data's shape as data_shape"
-            )
-        return x.reshape(x.shape[0], -1).to(torch.promote_types(x.dtype, self.means.dtype))

@@ -1,10 +1,11 @@
-"""A mixture of probabilistic PCAs: clusters, each with directions of its own."""
+"""A mixture of probabilistic PCAs: clusters, each with its own directions."""
 
 from __future__ import annotations
 
 import math
 import warnings
 from collections.abc import Sequence
+from typing import final
 
 import pyro
 import pyro.distributions as dist
@@ -12,30 +13,33 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
+from ppl_vae.models.arguments import require_at_least_one, require_positive
 from ppl_vae.models.linear.linear_gaussian import LinearGaussian, regress, regression_statistics
-from ppl_vae.models.mixtures.components import EMPTY
+from ppl_vae.models.mixtures.components import positive_counts, split_empty
+from ppl_vae.models.rows import as_vectors, require_shape
 
 
+@final
 class MixtureOfPCA(nn.Module):
     """k ~ Categorical(pi), z ~ N(0, I) and x = W_k z + mu_k + sigma_k eps with eps ~ N(0, I).
 
-    Marginally a mixture of N(mu_k, W_k W_k^T + sigma_k^2 I): full covariances at the price of q directions
+    Marginally a mixture of N(mu_k, W_k W_k^T + sigma_k^2 I): full covariances at the cost of q directions
     each (Tipping & Bishop 1999, "Mixtures of Probabilistic Principal Component Analysers"). Rows of any
-    shape are flattened, to D values.
+    shape are flattened to D values.
 
     The sites are `k`, which Pyro sums out (`infer={"enumerate": "parallel"}`), `z` and `x`, inside
-    `pyro.plate("data", n, dim=-1)`; plates over samples go outside, at `dim=-2`. A guide samples `z` alone:
+    `pyro.plate("data", n, dim=-1)`; plates over samples go outside, at `dim=-2`. A guide samples only `z`:
     `posterior(x)` is p(z | x), itself a mixture over k.
 
     Args:
         data_shape: shape of one row of the data.
         latent_dim: number q of latent dimensions of each component.
         components: number K of components.
-        min_scale: the least sigma_k that the M step sets, in units of the data: without one, a component on
+        min_scale: the least sigma_k that the M step sets, in units of the data. Without it, a component on
             fewer than q + 2 rows has infinite density.
 
     Attributes:
-        logits: unnormalised log pi, `(K,)`.
+        logits: log pi up to a constant, `(K,)`.
         weight: W, `(K, D, q)`.
         mean: mu, `(K, D)`.
         log_sigma: log sigma, `(K,)`.
@@ -62,11 +66,8 @@ class MixtureOfPCA(nn.Module):
         min_scale: float = 1e-3,
     ) -> None:
         super().__init__()
-        for name, value in (("latent_dim", latent_dim), ("components", components)):
-            if value < 1:
-                raise ValueError(f"MixtureOfPCA.{name} must be at least 1, came {value}")
-        if not min_scale > 0:
-            raise ValueError(f"MixtureOfPCA.min_scale must be positive, came {min_scale}")
+        require_at_least_one(self, latent_dim=latent_dim, components=components)
+        require_positive(self, min_scale=min_scale)
         self.data_shape = tuple(data_shape)
         self.latent_dim = latent_dim
         self.components = components
@@ -76,11 +77,11 @@ class MixtureOfPCA(nn.Module):
         self.weight = nn.Parameter(
             torch.randn(components, size, latent_dim) / math.sqrt(latent_dim)
         )
-        # Equal components would stay equal.
+        # Equal components would stay equal: start apart.
         self.mean = nn.Parameter(torch.randn(components, size))
         self.log_sigma = nn.Parameter(torch.zeros(components))
         self.register_buffer("prior_loc", torch.zeros(latent_dim), persistent=False)
-        # The point about which EM takes moments: fixed, so that statistics of any time add up.
+        # The point about which EM takes moments: fixed, so that statistics of different steps add up.
         self.register_buffer("centre", torch.zeros(size))
 
     def forward(self, x: Tensor) -> None:
@@ -89,7 +90,7 @@ class MixtureOfPCA(nn.Module):
         Raises:
             ValueError: the rows of `x` do not have the shape `data_shape`.
         """
-        self._flatten(x)
+        require_shape(self, x)
         with pyro.plate("data", x.shape[0], dim=-1):
             z = pyro.sample("z", self.prior())
             k = pyro.sample(
@@ -114,7 +115,7 @@ class MixtureOfPCA(nn.Module):
         Raises:
             ValueError: the rows of `x` do not have the shape `data_shape`.
         """
-        return self._log_joint(self._linear(), self._flatten(x)).logsumexp(0)
+        return self._log_joint(self._linear(), as_vectors(self, x)).logsumexp(0)
 
     def responsibilities(self, x: Tensor) -> dist.Categorical:
         """Return p(k | x), of batch shape `(n,)`.
@@ -122,7 +123,7 @@ class MixtureOfPCA(nn.Module):
         Raises:
             ValueError: the rows of `x` do not have the shape `data_shape`.
         """
-        return dist.Categorical(logits=self._log_joint(self._linear(), self._flatten(x)).T)
+        return dist.Categorical(logits=self._log_joint(self._linear(), as_vectors(self, x)).T)
 
     def posterior(self, x: Tensor) -> dist.MixtureSameFamily:
         """Return p(z | x) = sum_k p(k | x) p(z | x, k), of batch shape `(n,)`, event `(latent_dim,)`.
@@ -132,7 +133,7 @@ class MixtureOfPCA(nn.Module):
         Raises:
             ValueError: the rows of `x` do not have the shape `data_shape`.
         """
-        rows, linear = self._flatten(x), self._linear()
+        rows, linear = as_vectors(self, x), self._linear()
         means = linear.posterior_mean(rows).transpose(0, 1)
         parts = dist.MultivariateNormal(means, scale_tril=linear.posterior_scale_tril())
         weights = dist.Categorical(logits=self._log_joint(linear, rows).T)
@@ -140,16 +141,16 @@ class MixtureOfPCA(nn.Module):
 
     @torch.no_grad()
     def initialize(self, x: Tensor, seed: int = 0) -> None:
-        """Start at k-means (from k-means++) and the probabilistic PCA of each cluster.
+        """Start EM at k-means (from k-means++) and the probabilistic PCA of each cluster.
 
         Args:
             x: data, `(n, *data_shape)`.
-            seed: seed of k-means++.
+            seed: random seed of k-means++.
 
         Raises:
             ValueError: the rows of `x` do not have the shape `data_shape`, or are fewer than the components.
         """
-        rows = self._flatten(x).double()
+        rows = as_vectors(self, x).double()
         if len(rows) < self.components:
             raise ValueError(
                 f"MixtureOfPCA has {self.components} components, but x has {len(rows)} rows: use more "
@@ -173,29 +174,29 @@ class MixtureOfPCA(nn.Module):
             lengths = (values[:kept] - noise).clamp_min(0).sqrt()
             self.weight[k, :, :kept] = (directions[:kept].T * lengths).to(self.weight.dtype)
             self.log_sigma[k] = noise.log() / 2
-        for k in (counts == 0).nonzero().flatten().tolist():  # fewer different rows than components
-            self._split(k)
+        # Empty where there are fewer different rows than components.
+        split_empty(self.logits, counts == 0, self._split)
 
     @torch.no_grad()
     def expected_statistics(self, x: Tensor, hard: bool = False) -> dict[str, Tensor]:
-        """The E step: sufficient statistics under p(k, z | x), summed over the rows, in float64.
+        """E step: return the sufficient statistics under p(k, z | x), summed over the rows, in float64.
 
         Args:
             x: data, `(n, *data_shape)`.
-            hard: whether each row belongs wholly to its most probable component. Given the component, z
-                stays integrated out either way.
+            hard: put all of a row's weight on the likeliest component. Given the component, z is
+                integrated out in both cases.
 
         Returns:
-            `xu` `(K, D, q + 1)`, `uu` `(K, q + 1, q + 1)` and `xx` `(K, D)` (see
-            `ppl_vae.models.linear.linear_gaussian.regression_statistics`; x about `centre`), `num_rows`, and
-            `log_evidence`: the sum of log p(x), if hard of max_k log p(x, k).
+            "xu", `(K, D, q + 1)`, "uu", `(K, q + 1, q + 1)`, and "xx", `(K, D)` (see
+            `ppl_vae.models.linear.linear_gaussian.regression_statistics`), of rows about `centre`; "num_rows";
+            "log_evidence", the sum of log p(x), or if `hard` of max_k log p(x, k).
 
         Raises:
             ValueError: the rows of `x` do not have the shape `data_shape`.
         """
-        rows = self._flatten(x).double() - self.centre.double()
+        rows = as_vectors(self, x).double() - self.centre.double()
         log_joint, means, covariances = [], [], []
-        # One component after the other: (K, n, D) numbers would be too many.
+        # One component after the other: (K, n, D) numbers would need too much memory.
         for k in range(self.components):
             linear = self._component(k)
             means.append(linear.posterior_mean(rows))
@@ -221,14 +222,17 @@ class MixtureOfPCA(nn.Module):
 
     @torch.no_grad()
     def maximize(self, statistics: dict[str, Tensor]) -> None:
-        """The M step: set all parameters to the maximiser for the statistics of an E step.
+        """M step: set the parameters to the maximizer of the expected log p(x, k, z).
 
-        A component without rows is split off from the largest, and a warning says so. Another warns of noise
+        A component without rows is replaced by one split off from the largest one. Warns of it, and of noise
         that was raised to `min_scale`.
+
+        Args:
+            statistics: those of an E step.
         """
-        counts, num_rows = statistics["uu"][:, -1, -1], statistics["num_rows"]
-        empty = counts <= EMPTY * num_rows
-        self.logits.copy_((counts.clamp_min(EMPTY * float(num_rows)) / num_rows).log())
+        num_rows = statistics["num_rows"]
+        counts, empty = positive_counts(statistics["uu"][:, -1, -1], num_rows)
+        self.logits.copy_((counts / num_rows).log())
         narrow = []
         for k in (~empty).nonzero().flatten().tolist():
             weight, mean, variance = regress(*(statistics[s][k] for s in ("xu", "uu", "xx")))
@@ -238,31 +242,23 @@ class MixtureOfPCA(nn.Module):
             self.log_sigma[k] = scale.clamp_min(self.min_scale).log()
             if scale < self.min_scale:
                 narrow.append(k)
-        for k in empty.nonzero().flatten().tolist():
-            self._split(k)
+        split_empty(self.logits, empty, self._split)
         if narrow:
             warnings.warn(
                 f"the noise of components {narrow} would fall below min_scale and was raised to it",
                 stacklevel=2,
             )
 
-    def _split(self, empty: int) -> None:
-        """Halves the largest component; the halves move half a standard deviation apart."""
-        largest = int(self.logits.argmax())
-        warnings.warn(
-            f"component {empty} has no rows: it was split off from component {largest}, the largest",
-            stacklevel=3,
-        )
-        weight, size = self.weight[largest], len(self.mean[largest])
-        self.weight[empty] = weight
-        self.log_sigma[empty] = self.log_sigma[largest]
+    def _split(self, source: int, target: int) -> None:
+        """Copy a component to another, and move the two half a standard deviation apart."""
+        weight, size = self.weight[source], len(self.mean[source])
+        self.weight[target] = weight
+        self.log_sigma[target] = self.log_sigma[source]
         # One standard deviation in the q + D dimensions of z and noise.
-        noise = self.log_sigma[largest].exp() / math.sqrt(size)
+        noise = self.log_sigma[source].exp() / math.sqrt(size)
         step = (weight.sum(-1) + noise) / math.sqrt(self.latent_dim + 1) / 4
-        self.mean[empty] = self.mean[largest] + step
-        self.mean[largest] -= step
-        self.logits[largest] -= math.log(2)
-        self.logits[empty] = self.logits[largest]
+        self.mean[target] = self.mean[source] + step
+        self.mean[source] -= step
 
     def _log_joint(self, linear: LinearGaussian, rows: Tensor) -> Tensor:
         """log p(x, k), `(K, n)`."""
@@ -276,12 +272,3 @@ class MixtureOfPCA(nn.Module):
         """One of them in float64, for data about `centre`."""
         mean = self.mean[k].double() - self.centre.double()
         return LinearGaussian(self.weight[k].double(), mean, self.log_sigma[k].double().exp())
-
-    def _flatten(self, x: Tensor) -> Tensor:
-        if tuple(x.shape[1:]) != self.data_shape:
-            raise ValueError(
-                f"MixtureOfPCA was built for data of shape (n, "
-                f"{', '.join(map(str, self.data_shape))}), but x has shape {tuple(x.shape)}: pass "
-                f"the data's shape as data_shape"
-            )
-        return x.reshape(x.shape[0], -1)

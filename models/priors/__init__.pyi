@@ -1,4 +1,4 @@
-from .base import Prior as Prior, require_components as require_components
+from .base import Prior as Prior
 from .flow import FlowPrior as FlowPrior
 from .mixture import MixturePrior as MixturePrior
 from .normal import DiagonalNormal as DiagonalNormal, StandardNormal as StandardNormal

@@ -1,4 +1,4 @@
-"""What a prior is."""
+"""The description of a prior."""
 
 from __future__ import annotations
 
@@ -25,14 +25,8 @@ class Prior(ABC):
         Returns:
             A module whose `forward()` returns a distribution of batch shape `()` and event shape
             `(latent_dim,)`. For `ppl_vae.refit_prior` it has a method `fit_to(mean, variance, draws)`
-            that maximises E_q log p(z), given the moments of each row's q(z | x), `(n, latent_dim)`,
+            that maximizes E_q log p(z), given the moments of each row's q(z | x), `(n, latent_dim)`,
             and draws from it, `(num_draws, n, latent_dim)`. If a part of it has a method
-            `attach_guide(guide)`, `load_run` and the command line call that; it then also has
+            `attach_guide(guide)`, `load_run` and the command line call it. It then also has
             `keep_guide()`, which makes a copy of the guide a part of the model.
         """
-
-
-def require_components(name: str, components: int) -> None:
-    """Raise a ValueError unless there is a component."""
-    if components < 1:
-        raise ValueError(f"{name}.components must be at least 1, came {components}")

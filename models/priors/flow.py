@@ -1,4 +1,4 @@
-"""The prior that is a normalising flow."""
+"""A prior that is a normalizing flow."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions.transforms import AffineTransform
 
 from ppl_vae.distributions import FlowDistribution, shrink_to_identity, zuko
+from ppl_vae.models.arguments import require_at_least_one
 from ppl_vae.models.priors.base import Prior
 from ppl_vae.networks import full_precision
 
@@ -21,15 +22,14 @@ from ppl_vae.networks import full_precision
 class FlowPrior(Prior):
     """p(z) = N(f((z - m) / s); 0, I) |det df/dz|, with f a neural spline flow, and m and s learned.
 
-    "Neural Spline Flows" (arXiv:1906.04032), autoregressive, from zuko. f goes from z to the noise:
-    the density of the guide's samples takes one pass, which is what training needs; a sample from
-    p(z) takes `latent_dim` passes a transform. The splines bend what is within 5 standard
-    deviations. At the start f is next to the identity, and p(z) to the standard
-    normal.
+    "Neural Spline Flows" (arXiv:1906.04032), autoregressive, from zuko. f maps z to the noise.
+    The density of the guide's samples, which training needs, takes one pass; a sample from p(z)
+    takes `latent_dim` passes per transform. Beyond 5 standard deviations the splines are the
+    identity. At the start f is close to the identity, and p(z) to the standard normal.
 
     Args:
         transforms: number of autoregressive transforms, in alternating orders.
-        hidden: widths of the hidden layers of each.
+        hidden: widths of the hidden layers of each transform.
 
     Raises:
         ValueError: `transforms` or a width is not positive, or `hidden` is empty.
@@ -44,10 +44,9 @@ class FlowPrior(Prior):
     hidden: Sequence[int] = (64, 64)
 
     def __post_init__(self) -> None:
-        # YAML and the command line bring lists, which can neither be hashed nor equal a tuple.
+        # YAML and the command line give lists, which cannot be hashed and never equal a tuple.
         object.__setattr__(self, "hidden", tuple(self.hidden))
-        if self.transforms < 1:
-            raise ValueError(f"FlowPrior.transforms must be at least 1, came {self.transforms}")
+        require_at_least_one(self, transforms=self.transforms)
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"FlowPrior.hidden must hold positive widths, came {self.hidden}")
 
@@ -69,29 +68,29 @@ class _FlowModule(nn.Module):
             shapes=[(_BINS,), (_BINS,), (_BINS - 1,)],
         )
         shrink_to_identity(self.flow.transform)
-        if latent_dim == 1:  # then zuko needs no networks, and splines of zeros are the identity
+        if latent_dim == 1:  # zuko then has no networks; splines of zeros are the identity
             for parameter in self.flow.parameters():
                 nn.init.zeros_(parameter)
 
     def forward(self) -> FlowDistribution:
         flow = self.flow()
-        centre = AffineTransform(self.loc, self.log_scale.exp(), event_dim=1).inv
-        transform = zuko.transforms.ComposedTransform(centre, flow.transform)
+        standardize = AffineTransform(self.loc, self.log_scale.exp(), event_dim=1).inv
+        transform = zuko.transforms.ComposedTransform(standardize, flow.transform)
         return FlowDistribution(zuko.distributions.NormalizingFlow(transform, flow.base))
 
     @torch.enable_grad()
     def fit_to(self, mean: Tensor, variance: Tensor, draws: Tensor) -> None:
-        """Maximise E_q log p(z) by Adam; the steps that suit held-out rows best count.
+        """Maximize E_q log p(z) by Adam, and keep the parameters that are best on held-out rows.
 
         Args:
-            mean: of each row's q(z | x), `(n, latent_dim)`.
-            variance: likewise.
-            draws: from each row's q(z | x), `(num_draws, n, latent_dim)`.
+            mean: mean of each row's q(z | x), `(n, latent_dim)`.
+            variance: variance of each row's q(z | x), `(n, latent_dim)`.
+            draws: draws from each row's q(z | x), `(num_draws, n, latent_dim)`.
         """
         with torch.no_grad():
             self.loc.copy_(mean.mean(0))
             total = variance.mean(0) + mean.var(0, unbiased=False)
-            self.log_scale.copy_(total.clamp_min(1e-12).log() / 2)  # a dead code has none
+            self.log_scale.copy_(total.clamp_min(1e-12).log() / 2)  # a dead dimension has none
         rows = draws[:, torch.randperm(draws.shape[1], device=draws.device)]
         held_out = rows.shape[1] // 10
         unseen, seen = rows[:, :held_out].flatten(0, 1), rows[:, held_out:].flatten(0, 1)

@@ -1,4 +1,4 @@
-"""The prior that is a mixture of normals."""
+"""A prior that is a mixture of normals."""
 
 from __future__ import annotations
 
@@ -10,19 +10,17 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.models.priors.base import Prior, require_components
-from ppl_vae.models.priors.normal import (
-    raw_of_scale,
-    scale_of_raw,
-)
+from ppl_vae.models.arguments import require_at_least_one
+from ppl_vae.models.priors.base import Prior
+from ppl_vae.models.priors.scales import raw_of_scale, scale_of_raw
 
 
 @dataclass(frozen=True)
 class MixturePrior(Prior):
     """p(z) = sum_k pi_k N(z; mu_k, diag(sigma_k^2)), with weights, means and scales learned.
 
-    At the start the weights are equal and the means are draws from N(0, I / 2), with scales of
-    sqrt(1/2): apart, and together of a standard normal's scale.
+    At the start the weights are equal, the means are draws from N(0, I / 2) and the scales are
+    sqrt(1/2): the components are apart, and the mixture has the scale of a standard normal.
 
     Args:
         components: number K of components.
@@ -39,7 +37,7 @@ class MixturePrior(Prior):
     components: int = 10
 
     def __post_init__(self) -> None:
-        require_components("MixturePrior", self.components)
+        require_at_least_one(self, components=self.components)
 
     def build(self, data_shape: Sequence[int], latent_dim: int) -> nn.Module:
         """See `Prior.build`."""
@@ -62,8 +60,10 @@ class _Mixture(nn.Module):
 
     @torch.no_grad()
     def fit_to(self, mean: Tensor, variance: Tensor, draws: Tensor) -> None:
-        """Set weights, means and scales by EM on the draws, from a k-means start."""
-        from sklearn.mixture import GaussianMixture  # a second to import, and seldom needed
+        """Set weights, means and scales by EM on the draws, starting from k-means."""
+        from sklearn.mixture import (
+            GaussianMixture,
+        )  # takes a second to import, and is rarely needed
 
         z = draws.flatten(0, 1).double().cpu()
         z = z[torch.randperm(len(z))[:_EM_DRAWS]]
@@ -77,4 +77,4 @@ class _Mixture(nn.Module):
 
 
 _EM_DRAWS = 100_000
-"""Draws that EM looks at, of however many there are."""
+"""The most draws that EM uses."""

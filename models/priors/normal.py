@@ -1,4 +1,4 @@
-"""Priors that are one normal distribution."""
+"""Priors that are a single normal distribution."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 
 from ppl_vae.models.priors.base import Prior
+from ppl_vae.models.priors.scales import raw_of_scale, scale_of_raw
 
 
 @dataclass(frozen=True)
 class StandardNormal(Prior):
-    """p(z) = N(0, I), without parameters; what a `VAE` has if it is given no prior.
+    """p(z) = N(0, I), without parameters: the default prior of a `VAE`.
 
     Example:
         >>> StandardNormal().build((3,), latent_dim=2)().log_prob(torch.zeros(2))
@@ -29,10 +29,10 @@ class StandardNormal(Prior):
 
 @dataclass(frozen=True)
 class DiagonalNormal(Prior):
-    """p(z) = N(mu, diag(sigma^2)), with mu and sigma learned; it starts at N(0, I).
+    """p(z) = N(mu, diag(sigma^2)), with mu and sigma learned, starting from N(0, I).
 
-    The least that makes an autoencoder's code a thing to sample from, once it is fitted to the
-    aggregate posterior: see `ppl_vae.refit_prior`.
+    Fitted to the aggregate posterior (see `ppl_vae.refit_prior`), it is the simplest prior from which
+    samples of an autoencoder's code can be drawn.
 
     Example:
         >>> DiagonalNormal().build((3,), latent_dim=2)().log_prob(torch.zeros(2))
@@ -66,22 +66,7 @@ class _Diagonal(nn.Module):
 
     @torch.no_grad()
     def fit_to(self, mean: Tensor, variance: Tensor, draws: Tensor) -> None:
-        """Set the moments to those of (1/n) sum_i q(z | x_i), which maximise E_q log p(z)."""
+        """Set the moments to those of (1/n) sum_i q(z | x_i), which maximizes E_q log p(z)."""
         self.loc.copy_(mean.mean(0))
         total = variance.mean(0) + mean.var(0, unbiased=False)
         self.raw_scale.copy_(raw_of_scale(total.sqrt()))
-
-
-_LEAST = 1e-6
-"""The scale never reaches 0, where a density would become infinite."""
-
-
-def scale_of_raw(raw: Tensor) -> Tensor:
-    """A positive scale from any real number; it grows linearly, so it can not overflow."""
-    return softplus(raw) + _LEAST
-
-
-def raw_of_scale(scale: Tensor) -> Tensor:
-    """The inverse of `_scale`: log(exp(s) - 1) = s + log(1 - exp(-s))."""
-    s = (scale - _LEAST).clamp_min(_LEAST)
-    return s + (-torch.expm1(-s)).log()

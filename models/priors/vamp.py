@@ -1,4 +1,4 @@
-"""The prior that is a mixture of the guide's own posteriors."""
+"""A prior that is a mixture of the guide's own posteriors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.models.priors.base import Prior, require_components
+from ppl_vae.models.arguments import require_at_least_one
+from ppl_vae.models.priors.base import Prior
 
 
 @dataclass(frozen=True)
@@ -20,19 +21,19 @@ class VampPrior(Prior):
     """p(z) = 1/K sum_k q(z | u_k), with K learned pseudo-inputs u_k that look like rows of data.
 
     "VAE with a VampPrior" (arXiv:1705.07120). q is the guide's own `encode`, so the prior must be
-    told the guide, once both are there: `model.prior.attach_guide(guide)`; `load_run` and the command
-    line do it themselves. The guide's parameters stay the guide's: they are not among the model's,
-    and what trains the guide changes p(z). Once the pair is trained, `model.prior.keep_guide()`
-    makes a copy of the guide a part of the model, and p(z) stays what it is whatever becomes of the
-    guide; `refit_guide` and `ppl-vae refit` do so themselves before they train another one.
+    given the guide once both exist: `model.prior.attach_guide(guide)`. `load_run` and the command
+    line do this themselves. The guide's parameters are not among the model's, and training the guide
+    changes p(z). After training, `model.prior.keep_guide()` makes a copy of the guide a part of the
+    model, and p(z) no longer changes with the guide. `refit_guide` and `ppl-vae refit` do this
+    themselves before they train another guide.
 
-    Pseudo-inputs are kept between `low` and `high`, at which their gradient ends. They start
-    uniformly between them (from a standard normal if a limit is infinite), or better at rows of the
-    data: `model.prior.start_at(rows)`.
+    Pseudo-inputs are clamped between `low` and `high`, beyond which their gradient is 0. They start
+    uniformly between the two (at draws from a standard normal if a limit is infinite), or better at
+    rows of the data: `model.prior.start_at(rows)`.
 
     Args:
         components: number K of pseudo-inputs.
-        low: least value of the data.
+        low: smallest value of the data.
         high: largest value of the data.
 
     Raises:
@@ -54,7 +55,7 @@ class VampPrior(Prior):
     high: float = 1.0
 
     def __post_init__(self) -> None:
-        require_components("VampPrior", self.components)
+        require_at_least_one(self, components=self.components)
         if not self.low < self.high:
             raise ValueError(
                 f"VampPrior.low must be below VampPrior.high, came {self.low} and {self.high}: "
@@ -74,7 +75,7 @@ class _Vamp(nn.Module):
         finite = math.isfinite(low) and math.isfinite(high)
         start = low + (high - low) * torch.rand(*shape) if finite else torch.randn(*shape)
         self.inputs = nn.Parameter(start.clamp(low, high))
-        # In a tuple: as an attribute it would be registered, and its parameters with it.
+        # In a tuple: as a plain attribute the guide would be registered as a submodule, with its parameters.
         self._attached: tuple[Any, ...] = ()
         self.kept: nn.Module | None = None
         self._encoding = False
@@ -90,7 +91,7 @@ class _Vamp(nn.Module):
         self._encoding = True
         try:
             components = guide.encode(self.inputs.clamp(self.low, self.high))
-        except ValueError as error:  # a model within itself enters its plate twice
+        except ValueError as error:  # a model that runs inside itself enters its plate twice
             if "duplicate plate" in str(error):
                 raise circular from error
             raise
@@ -100,7 +101,7 @@ class _Vamp(nn.Module):
         return dist.MixtureSameFamily(dist.Categorical(logits=equal), components)
 
     def attach_guide(self, guide: nn.Module) -> None:
-        """Take q(z | x) from the guide's `encode`; without effect once a guide is kept.
+        """Take q(z | x) from the guide's `encode`; has no effect once a guide is kept.
 
         Raises:
             TypeError: the guide has no `encode`.
@@ -113,7 +114,7 @@ class _Vamp(nn.Module):
         self._attached = (guide,)
 
     def keep_guide(self) -> None:
-        """Make a copy of the guide a part of the prior: another guide then leaves p(z) as it is.
+        """Make a copy of the guide a part of the prior, so that another guide leaves p(z) as it is.
 
         Raises:
             RuntimeError: no guide is attached.
@@ -126,7 +127,7 @@ class _Vamp(nn.Module):
             return self.kept
         if not self._attached:
             raise RuntimeError(
-                "VampPrior is a mixture of the guide's posteriors, but knows no guide: call "
+                "VampPrior is a mixture of the guide's posteriors, but it has no guide: call "
                 "model.prior.attach_guide(guide) once both are built"
             )
         return self._attached[0]
@@ -136,10 +137,10 @@ class _Vamp(nn.Module):
         """Put the pseudo-inputs at rows of the data, chosen at random.
 
         Args:
-            rows: `(n, *data_shape)`, with n at least the number of components.
+            rows: data, `(n, *data_shape)`, with n at least the number of components.
 
         Raises:
-            ValueError: there are too few rows, or a value lies outside of `low` and `high`.
+            ValueError: there are too few rows, or a value lies outside `low` and `high`.
         """
         if len(rows) < len(self.inputs):
             raise ValueError(
@@ -149,7 +150,7 @@ class _Vamp(nn.Module):
         chosen = rows[torch.randperm(len(rows))[: len(self.inputs)]]
         if bool((chosen < self.low).any()) or bool((chosen > self.high).any()):
             raise ValueError(
-                f"the rows lie between {float(chosen.min()):g} and {float(chosen.max()):g}, but "
+                f"the rows have values from {float(chosen.min()):g} to {float(chosen.max()):g}, but "
                 f"VampPrior was built for values from {self.low:g} to {self.high:g}: give the "
                 f"range of the data as low and high"
             )

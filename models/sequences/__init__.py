@@ -1,1 +1,1 @@
-"""Models of sequences, with sums over all paths in closed form."""
+"""Models of sequences: sums over all paths in closed form."""

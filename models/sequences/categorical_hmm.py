@@ -1,27 +1,31 @@
-"""The hidden Markov model of sequences of symbols."""
+"""The hidden Markov model for sequences of symbols."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import final
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
 from ppl_vae.distributions import IMPOSSIBLE
+from ppl_vae.models.arguments import require_at_least_one
+from ppl_vae.models.mixtures.components import split_logits
 from ppl_vae.models.sequences.hidden_markov import HiddenMarkov, Statistics
 
 
+@final
 class CategoricalHMM(HiddenMarkov):
-    """A hidden Markov model with x_t | z_t ~ Categorical(B[z]). See `ppl_vae.models.hidden_markov`.
+    """A hidden Markov model with x_t | z_t ~ Categorical(B[z]). See `HiddenMarkov`.
 
     Args:
         data_shape: shape of one row of the data, `(T,)`; T may differ from call to call.
         states: number K of states.
-        symbols: number of symbols: the data are the whole numbers 0, ..., symbols - 1.
+        symbols: number of symbols. The data are the whole numbers 0, ..., symbols - 1.
 
     Attributes:
-        emission_logits: unnormalised log B, `(K, symbols)`.
+        emission_logits: log B up to a constant per row, `(K, symbols)`.
 
     Raises:
         ValueError: `states` or `symbols` is not positive, or `data_shape` is not `(T,)`.
@@ -37,8 +41,7 @@ class CategoricalHMM(HiddenMarkov):
         super().__init__(data_shape, states)
         if len(self.data_shape) != 1:
             raise ValueError(f"CategoricalHMM.data_shape must be (steps,), came {self.data_shape}")
-        if symbols < 1:
-            raise ValueError(f"CategoricalHMM.symbols must be at least 1, came {symbols}")
+        require_at_least_one(self, symbols=symbols)
         self.symbols = symbols
         # Equal states would stay equal: start apart.
         self.emission_logits = nn.Parameter(torch.randn(states, symbols))
@@ -61,17 +64,14 @@ class CategoricalHMM(HiddenMarkov):
         self.emission_logits[seen] = rows.log().clamp_min(IMPOSSIBLE).to(self.emission_logits.dtype)
 
     def initialize_emissions(self, steps: Tensor, seed: int) -> Tensor:
-        """Shares of each step at random, one draw for every symbol: states that differ in all of them."""
+        """Weights are random, one draw per symbol, so that all states differ."""
         generator = torch.Generator().manual_seed(seed)
         shares = torch.rand(self.symbols, self.states, generator=generator, dtype=torch.float64)
         shares = shares.clamp_min(1e-3) / shares.clamp_min(1e-3).sum(-1, keepdim=True)
         return shares.to(steps.device)[self._symbols(steps)].T
 
     def split_emissions(self, source: int, target: int) -> None:
-        step = torch.full_like(self.emission_logits[source], 0.25)
-        step[::2] = -0.25
-        self.emission_logits[target] = self.emission_logits[source] + step
-        self.emission_logits[source] -= step
+        split_logits(self.emission_logits, source, target)
 
     def _symbols(self, steps: Tensor) -> Tensor:
         symbols = steps.long()

@@ -1,4 +1,4 @@
-"""Connectionist temporal classification: the labels of a sequence, its alignment latent."""
+"""Connectionist temporal classification: the labels of a sequence, with a latent alignment."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from ppl_vae.distributions import IMPOSSIBLE
 from ppl_vae.networks import full_precision
 
 BLANK = 0
-"""The symbol that says nothing; also what fills the end of a shorter row of labels."""
-
-
-_IMPOSSIBLE = -1e30  # a finite log 0: its gradients are 0 where those of -inf are NaN
+"""The symbol that stands for no label; it also fills up shorter rows of labels."""
 
 
 class CTC(nn.Module):
@@ -25,18 +23,17 @@ class CTC(nn.Module):
 
     Every frame emits a symbol, z_t ~ Categorical(softmax(network(frames)_t)), independently given
     the frames. The labels are a function of z: repeats are merged, then blanks dropped, so that
-    `a a - a b b` and `a - - a - b` both mean `a a b`. That is p(x | z) = 1 if x = collapse(z), else
-    0, and
+    `a a - a b b` and `a - - a - b` both mean `a a b`. So p(x | z) = 1 if x = collapse(z), else 0, and
 
         p(x | frames) = sum over z with collapse(z) = x of prod_t p(z_t | frames),
 
-    by dynamic programming over the labels with blanks between them, in O(T U) (Graves et al. 2006,
+    computed by dynamic programming over the labels with blanks between them, in O(T U) (Graves et al. 2006,
     "Connectionist Temporal Classification", ICML). `-log_evidence` is the CTC loss.
 
     Symbol 0 is the blank and the others are labels. A row of x, `(n, U)`, holds its labels and then
-    zeros. Rows with fewer than T frames say how many by `lengths`, `(n,)`; what is behind them does
-    not matter, and z is blank there. `x`, `frames` and `lengths` are one batch:
-    `evaluate(model, Exact(model), (x, frames, lengths))`. To train, sum the alignments out, because
+    zeros. `lengths`, `(n,)`, is the number of frames of each row, if some have fewer than T; frames
+    beyond it are ignored, and z is blank there. `x`, `frames` and `lengths` are one batch:
+    `evaluate(model, Exact(model), (x, frames, lengths))`. To train, sum out the alignments, because
     the gradient through draws of them is noisy: `fit(program, lambda *batch: None, (x, frames))` with
 
         def program(x, frames):
@@ -47,8 +44,8 @@ class CTC(nn.Module):
     outside, at `dim=-2`.
 
     Args:
-        network: maps frames `(n, T, *)` to logits of the symbols, `(n, T, symbols)`. What comes
-            behind a row's frames must not reach them.
+        network: maps frames `(n, T, *)` to logits of the symbols, `(n, T, symbols)`. Values
+            beyond a row's length must not affect the logits within it.
 
     Example:
         >>> model = CTC(nn.Linear(8, 5))  # frames of 8 numbers, a blank and 4 labels
@@ -69,7 +66,7 @@ class CTC(nn.Module):
         """Run the model on labels `x`, `(n, U)`, given `frames`, `(n, T, *)`.
 
         Raises:
-            ValueError: the labels of a row are not followed by zeros alone.
+            ValueError: the labels of a row are not followed by zeros only.
         """
         _require_padded(x)
         with pyro.plate("data", x.shape[0], dim=-1):
@@ -87,14 +84,14 @@ class CTC(nn.Module):
     def log_evidence(self, x: Tensor, frames: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Return log p(x | frames) of every row, `(n,)`, in nats; differentiable.
 
-        It is -inf, without a gradient, for labels that the frames are too few to hold.
+        It is -inf, without a gradient, for rows that have too few frames for their labels.
 
         Raises:
-            ValueError: the labels of a row are not followed by zeros alone, or are none of the
+            ValueError: the labels of a row are not followed by zeros only, or are not among the
                 network's symbols.
         """
-        log_z = _Lattice(self._log_probs(frames, lengths), x).log_normaliser
-        return torch.where(log_z > _IMPOSSIBLE / 2, log_z, -torch.inf)
+        log_z = _Lattice(self._log_probs(frames, lengths), x).log_normalizer
+        return torch.where(log_z > IMPOSSIBLE / 2, log_z, -torch.inf)
 
     def posterior(
         self, x: Tensor, frames: Tensor, lengths: Tensor | None = None
@@ -102,7 +99,7 @@ class CTC(nn.Module):
         """Return p(z | x, frames), of batch shape `(n,)` and event shape `(T,)`.
 
         Raises:
-            ValueError: as `log_evidence`; or no alignment exists.
+            ValueError: as for `log_evidence`, or a row has no alignment.
         """
         return AlignmentPosterior(self._log_probs(frames, lengths), x)
 
@@ -117,7 +114,7 @@ class CTC(nn.Module):
 
 
 def collapse(z: Tensor) -> Tensor:
-    """Merge repeats and drop blanks of `z`, `(*, T)`: the labels, then zeros, `(*, T)`.
+    """Merge repeats and drop blanks of `z`, `(*, T)`: return the labels, then zeros, `(*, T)`.
 
     Example:
         >>> collapse(torch.tensor([1, 1, 0, 1, 2, 2]))
@@ -137,8 +134,8 @@ class AlignmentPosterior(dist.TorchDistribution):
         x: labels followed by zeros, `(n, U)`.
 
     Raises:
-        ValueError: the labels of a row are not followed by zeros alone, are none of the symbols,
-            or are more than its frames can hold.
+        ValueError: the labels of a row are not followed by zeros only, are not among the symbols,
+            or are too many for its frames.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
@@ -149,9 +146,7 @@ class AlignmentPosterior(dist.TorchDistribution):
         self._lattice = _Lattice(log_probs, x)
         super().__init__(log_probs.shape[:1], log_probs.shape[1:2], validate_args=validate_args)
         if is_validation_enabled():
-            hopeless = (
-                (self._lattice.log_normaliser <= _IMPOSSIBLE / 2).nonzero().flatten().tolist()
-            )
+            hopeless = (self._lattice.log_normalizer <= IMPOSSIBLE / 2).nonzero().flatten().tolist()
             if hopeless:
                 raise ValueError(
                     f"the labels of row {hopeless[0]} (counted from 0; of {len(hopeless)} such rows) "
@@ -161,7 +156,7 @@ class AlignmentPosterior(dist.TorchDistribution):
 
     @constraints.dependent_property(is_discrete=True, event_dim=1)
     def support(self) -> constraints.Constraint:
-        """Symbols, one a frame."""
+        """Symbols, one per frame."""
         symbols = constraints.integer_interval(0, self.log_probs.shape[-1] - 1)
         return constraints.independent(symbols, 1)
 
@@ -180,15 +175,15 @@ class AlignmentPosterior(dist.TorchDistribution):
         size = max(num_frames, width)
         labels = torch.nn.functional.pad(collapse(value), (0, size - num_frames))
         fits = (labels == torch.nn.functional.pad(self.x, (0, size - width))).all(-1)
-        log_q = log_joint - self._lattice.log_normaliser
+        log_q = log_joint - self._lattice.log_normalizer
         return torch.where(fits, log_q, -torch.inf)
 
 
 class _Lattice:
     """The forward pass over the states: blank, x_1, blank, x_2, ..., x_U, blank.
 
-    From one frame to the next a path stays, goes one state on, or two states on if that skips a
-    blank between different labels. Every alignment of x is one path.
+    From one frame to the next a path stays, moves one state on, or moves two states on if that skips
+    a blank between different labels. Every alignment of x is one path.
     """
 
     def __init__(self, log_probs: Tensor, x: Tensor) -> None:
@@ -204,28 +199,28 @@ class _Lattice:
         self.symbols[:, 1::2] = labels
         self.skips = torch.zeros_like(self.symbols, dtype=torch.bool)
         self.skips[:, 3::2] = (labels[:, 1:] != labels[:, :-1]) & (labels[:, 1:] != BLANK)
-        self.last = 2 * (labels != BLANK).sum(-1, keepdim=True)  # the blank behind the last label
+        self.last = 2 * (labels != BLANK).sum(-1, keepdim=True)  # the blank after the last label
 
         index = self.symbols.unsqueeze(1).expand(-1, log_probs.shape[1], -1)
-        emitted = log_probs.clamp_min(_IMPOSSIBLE).gather(-1, index)
+        emitted = log_probs.clamp_min(IMPOSSIBLE).gather(-1, index)
         begins = torch.arange(num_states, device=x.device) < 2
-        alpha = torch.where(begins, emitted[:, 0], _IMPOSSIBLE)
+        alpha = torch.where(begins, emitted[:, 0], IMPOSSIBLE)
         alphas = [alpha]
         for t in range(1, log_probs.shape[1]):
             one, two = (_shift(alpha, by) for by in (1, 2))
-            moves = torch.stack([alpha, one, torch.where(self.skips, two, _IMPOSSIBLE)])
+            moves = torch.stack([alpha, one, torch.where(self.skips, two, IMPOSSIBLE)])
             alpha = moves.logsumexp(0) + emitted[:, t]
             alphas.append(alpha)
         self.alphas = alphas
         ends = torch.cat([self.last, (self.last - 1).clamp_min(0)], -1)
         self.ends = alpha.gather(-1, ends)  # log p of the paths that end in the blank, in the label
         self.ends = torch.where(
-            (self.last == 0) & (ends.new_tensor([0, 1]) == 1), _IMPOSSIBLE, self.ends
+            (self.last == 0) & (ends.new_tensor([0, 1]) == 1), IMPOSSIBLE, self.ends
         )
-        self.log_normaliser = self.ends.logsumexp(-1)
+        self.log_normalizer = self.ends.logsumexp(-1)
 
     def sample(self, sample_shape: torch.Size) -> Tensor:
-        """Draw paths from the last frame to the first, and return their symbols."""
+        """Draw paths, from the last frame to the first, and return their symbols."""
         shape = (*sample_shape, len(self.symbols))
         ends = dist.Categorical(logits=self.ends, validate_args=False).sample(sample_shape)
         state = self.last.squeeze(-1) - ends
@@ -245,8 +240,8 @@ class _Lattice:
 
 
 def _shift(alpha: Tensor, by: int) -> Tensor:
-    """Move the states' values `by` states on."""
-    return torch.nn.functional.pad(alpha, (by, 0), value=_IMPOSSIBLE)[..., : alpha.shape[-1]]
+    """Move the values of the states `by` states on."""
+    return torch.nn.functional.pad(alpha, (by, 0), value=IMPOSSIBLE)[..., : alpha.shape[-1]]
 
 
 def _require_padded(x: Tensor) -> None:
@@ -256,6 +251,6 @@ def _require_padded(x: Tensor) -> None:
     wrong = (blank[:, :-1] & ~blank[:, 1:]).any(-1).nonzero().flatten().tolist()
     if wrong:
         raise ValueError(
-            f"x, (n, U), holds labels and behind them zeros, the blank, but in row {wrong[0]} (counted "
+            f"x, (n, U), holds labels and then zeros, the blank, but in row {wrong[0]} (counted "
             f"from 0) a label comes after a zero: labels are counted from 1"
         )

@@ -1,8 +1,8 @@
-"""Sums over all paths of a hidden Markov model, batched over sequences: posteriors and the E step.
+"""Sums over all paths of a hidden Markov model, for a batch of sequences: posteriors and the E step.
 
-Shapes: `initial` `(K,)` and `transition` `(K, K)` are normalised log-probabilities; `log_likelihood` holds
-log p(x_t | z_t = k), `(n, T, K)`; `lengths`, `(n,)`, says how many steps of each sequence are data. Beyond
-them the chain stays where it is, and nothing is observed.
+Shapes: `initial` `(K,)` and `transition` `(K, K)` are normalized log-probabilities; `log_likelihood` holds
+log p(x_t | z_t = k), `(n, T, K)`; `lengths`, `(n,)`, is the number of steps of each sequence that are data.
+Beyond them the chain stays in its state, and nothing is observed.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from torch import Tensor
 from ppl_vae.distributions import IMPOSSIBLE, MarkovChain
 
 LEAST_TRANSITION = 1e-100
-"""Where all transitions are at least as probable, no path that underflows in float64 could matter."""
+"""If all transitions are at least this probable, no path that matters underflows in float64."""
 
 
 def steps_within(lengths: Tensor, steps: int) -> Tensor:
-    """Which steps are data, `(n, T)`."""
+    """Return which steps are data, `(n, T)`."""
     return torch.arange(steps, device=lengths.device) < lengths.unsqueeze(-1)
 
 
 def transitions_of(transition: Tensor, steps: int, lengths: Tensor | None) -> Tensor:
-    """log p(z_t | z_{t-1}) of every step t >= 1: `(T - 1, K, K)`, for given lengths `(n, T - 1, K, K)`."""
+    """Return log p(z_t | z_{t-1}) for t >= 1: `(T - 1, K, K)`, for given lengths `(n, T - 1, K, K)`."""
     if lengths is None:
         return transition.expand(steps - 1, -1, -1)
     stay = torch.full_like(transition, IMPOSSIBLE).fill_diagonal_(0.0)
@@ -36,7 +36,7 @@ def transitions_of(transition: Tensor, steps: int, lengths: Tensor | None) -> Te
 def posterior_chain(
     initial: Tensor, transition: Tensor, log_likelihood: Tensor, lengths: Tensor | None = None
 ) -> tuple[MarkovChain, Tensor]:
-    """p(z | x), of batch shape `(n,)` and event shape `(T,)`, and log p(x), `(n,)`; differentiable.
+    """Return p(z | x), of batch shape `(n,)` and event shape `(T,)`, and log p(x), `(n,)`; differentiable.
 
     By the backward messages log beta_t(i) = log p(x_{t+1}, ..., x_{T-1} | z_t = i), in log space:
     p(z_t = j | z_{t-1} = i, x) = p(j | i) p(x_t | j) beta_t(j) / beta_{t-1}(i).
@@ -62,10 +62,10 @@ def posterior_chain(
 
 @dataclass(frozen=True)
 class PathStatistics:
-    """What the E step needs of all paths; zero beyond the lengths.
+    """What the E step needs to know about all paths; zero beyond the lengths.
 
     Attributes:
-        states: p(z_t = k | x), or one-hot the most probable path, `(n, T, K)`.
+        states: p(z_t = k | x), or the most probable path as one-hot vectors, `(n, T, K)`.
         transitions: expected number of transitions i to j in all sequences, `(K, K)`.
         log_evidence: the sum of log p(x), or of max_z log p(x, z), over all sequences, `()`.
     """
@@ -79,11 +79,11 @@ class PathStatistics:
 def expected_paths(
     initial: Tensor, transition: Tensor, log_likelihood: Tensor, lengths: Tensor | None = None
 ) -> PathStatistics:
-    """The statistics of all paths under p(z | x), in float64.
+    """Return the statistics of all paths under p(z | x), in float64.
 
-    In probabilities, scaled at every step ("A Tutorial on Hidden Markov Models", Rabiner 1989, section
-    V.A): some ten times faster than in logarithms, and as exact where no transition is nearly
-    impossible. Where one is, in logarithms.
+    It works with probabilities, scaled at every step ("A Tutorial on Hidden Markov Models", Rabiner
+    1989, section V.A): some ten times faster than with logarithms, and as exact if no transition is
+    nearly impossible. If one is, it works with logarithms.
     """
     initial, transition = initial.double(), transition.double()
     if float(transition.exp().min()) >= LEAST_TRANSITION:
@@ -101,7 +101,7 @@ def expected_paths(
 def best_paths(
     initial: Tensor, transition: Tensor, log_likelihood: Tensor, lengths: Tensor | None = None
 ) -> PathStatistics:
-    """The same under the most probable path of each sequence: the Viterbi algorithm."""
+    """Return the statistics of the most probable path of each sequence, by the Viterbi algorithm."""
     initial, transition = initial.double(), transition.double()
     log_likelihood = log_likelihood.double().clamp_min(IMPOSSIBLE)
     steps = log_likelihood.shape[1]
@@ -122,7 +122,7 @@ def best_paths(
     states = torch.nn.functional.one_hot(torch.stack(path[::-1], -1), len(initial)).to(initial)
     if lengths is not None:
         states = states * steps_within(lengths, states.shape[1]).unsqueeze(-1)
-    # Beyond its length a state is all zeros, and so is the pair.
+    # Beyond a sequence's length its states are zeros, and so are the pairs.
     transitions = torch.einsum("nti,ntj->ij", states[:, :-1], states[:, 1:])
     return PathStatistics(states, transitions, log_joint.sum())
 
@@ -130,10 +130,10 @@ def best_paths(
 def _scaled(
     initial: Tensor, transition: Tensor, log_likelihood: Tensor, lengths: Tensor | None
 ) -> PathStatistics:
-    """All sequences at once, one step after the other; few long ones in blocks that go side by side.
+    """All sequences at once, one step after the other; a few long ones are cut into parallel blocks.
 
     Arrays are `(steps of a block, K, blocks of all sequences)`, longest blocks first, so that those that have
-    ended are a slice.
+    not ended are a slice.
     """
     n, steps, states = log_likelihood.shape
     blocks = _blocks_of_a_sequence(n, steps)
@@ -149,9 +149,9 @@ def _scaled(
     if not in_order:
         log_b = torch.nn.functional.pad(log_b, (0, 0, 0, blocks * size - steps))
         log_b = log_b.reshape(n * blocks, size, states)[order]
-    # A copy, whatever the strides: what follows works in place.
+    # Always a copy: what follows works in place.
     log_b = log_b.permute(1, 2, 0).clone(memory_format=torch.contiguous_format)
-    # The first step carries the initial probabilities: in logarithms, for they may be 0 where it is likely.
+    # The first step includes the initial probabilities, in logarithms: they may be 0 where it is likely.
     log_b[0] += torch.where(links.first, initial.unsqueeze(1), 0.0)
     log_b.clamp_min_(IMPOSSIBLE)
     best = log_b.amax(1)
@@ -173,7 +173,7 @@ def _scaled(
     log_c = scale.log().add_(best)
     log_evidence = (log_c if in_order else torch.where(inside, log_c, 0.0)).sum()
 
-    # beta is p(all after | z_t) up to a factor: that with which alpha_t beta_t is p(z_t | x).
+    # beta is p(all after | z_t), scaled so that alpha_t beta_t is p(z_t | x).
     last, column = (sizes - 1).clamp_min(0), torch.arange(len(sizes), device=sizes.device)
     norm = (alpha[last, :, column].T * after).sum(0)
     beta = after / torch.where(norm > 0, norm, 1.0)
@@ -193,21 +193,21 @@ def _scaled(
 
 
 def _blocks_of_a_sequence(n: int, steps: int) -> int:
-    """Into how many blocks to cut sequences: as many as fill the machine, and not more than pay.
+    """Into how many blocks to cut each sequence: enough to fill the machine, while the extra work pays.
 
-    A block costs K times the work of its steps; but steps go one after the other, blocks side by side.
+    A block costs K times the work of its steps. But steps run one after the other, blocks in parallel.
     """
     blocks = min(1000 // n, math.isqrt(2 * steps))
     return blocks if blocks > 5 else 1
 
 
 class _Links:
-    """How the blocks of a sequence hang together: what enters each from before and from after.
+    """How the blocks of a sequence are linked: what enters each block from before and from after.
 
     Args:
-        order: the block, counted through all sequences, that stands in each column.
+        order: the block, counted through all sequences, in each column.
         sizes: the number of steps of each column.
-        blocks: blocks of a sequence.
+        blocks: number of blocks per sequence.
     """
 
     def __init__(self, order: Tensor, sizes: Tensor, blocks: int) -> None:
@@ -215,9 +215,9 @@ class _Links:
         self.first = order % blocks == 0
 
     def around(self, matrix: Tensor, b: Tensor, active: list[int]) -> tuple[Tensor, Tensor]:
-        """What is known of z at the last step before each block, and at its end, from all outside of it.
+        """What the steps outside of each block say about z at the last step before it, and at its end.
 
-        p(z | all before), and up to a factor p(all after | z), both `(K, columns)`; by transfer operators
+        p(z | all before), and p(all after | z) up to a factor, both `(K, columns)`, by transfer operators
         from the last step before a block to its end.
         """
         states = len(matrix)
@@ -238,19 +238,19 @@ class _Links:
         for block in range(self.blocks - 1, 0, -1):
             passed = (by_block[block] * after[block].unsqueeze(1)).sum(0)
             torch.div(passed, passed.sum(0), out=after[block - 1])
-        # and back into columns; blocks without steps pass on their ones, divided by K.
+        # Back into columns. Blocks without steps pass on their ones, divided by K.
         before, after = (v.movedim(0, -1).flatten(1)[:, self.order] for v in (before, after))
         return before, after
 
     def _operators(self, matrix: Tensor, b: Tensor, active: list[int]) -> tuple[Tensor, Tensor]:
         """p(z at the end | z = i before the block), `(K, i, columns)`, and log p(block | i), `(i, columns)`.
 
-        A first block has nothing before it: whatever i, it starts as the chain does.
+        Nothing comes before a first block: for every i, it starts as the chain does.
         """
         states = len(matrix)
         eye = torch.eye(states, dtype=b.dtype, device=b.device).unsqueeze(-1)
         state = torch.where(self.first, torch.ones_like(eye), matrix.T.unsqueeze(-1))
-        # Columns without steps pass on what they are given.
+        # Columns without steps pass on what they receive.
         state = torch.where(self.sizes > 0, state, eye).contiguous()
         log_scale = torch.zeros_like(state[0])
         period = _steps_without_scaling(float(matrix.min()))
@@ -273,6 +273,7 @@ class _Links:
 def _steps_without_scaling(least: float) -> int:
     """For how many steps the sum over states stays above 1e-150 unscaled, 16 at most.
 
-    Of each step the likeliest state has the factor 1, and its transition a probability of `least` or more.
+    In each step the likeliest state has the factor 1, and the transition to it a probability of at least
+    `least`.
     """
     return max(1, min(16, int(-150 / min(math.log10(least), -1e-3))))

@@ -4,44 +4,38 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, final
 
 import pyro.distributions as dist
 import torch
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
-from ppl_vae.models.mixtures.components import EMPTY
-from ppl_vae.models.mixtures.covariances import Covariance, Diagonal, Full, Spherical, Tied
+from ppl_vae.models.arguments import require_positive
+from ppl_vae.models.mixtures.components import positive_counts
+from ppl_vae.models.mixtures.covariances import covariance_of_kind
 from ppl_vae.models.sequences.hidden_markov import HiddenMarkov, Statistics
 
-_COVARIANCES: dict[str, Callable[[int, int], Covariance]] = {
-    "full": Full,
-    "diagonal": Diagonal,
-    "tied": Tied,
-    "spherical": Spherical,
-}
-
-
 MOST_STEPS = 20_000
-"""Steps, drawn at random, that k-means is given at most."""
+"""The most steps, drawn at random, that k-means uses."""
 
 
+@final
 class GaussianHMM(HiddenMarkov):
-    """A hidden Markov model with x_t | z_t ~ N(mu_z, Sigma_z). See `ppl_vae.models.hidden_markov`.
+    """A hidden Markov model with x_t | z_t ~ N(mu_z, Sigma_z). See `HiddenMarkov`.
 
     Args:
-        data_shape: shape of one row of the data, `(T, *event)`; T may differ from call to call, and steps of
-            any shape are flattened, to D values.
+        data_shape: shape of one row of the data, `(T, *event)`; T may differ from call to call. Steps of
+            any shape are flattened to D values.
         states: number K of states.
         covariance: "full", "diagonal", "tied" (one full covariance of all states) or "spherical".
-        min_scale: least standard deviation in any direction that the M step sets, in units of the data:
-            without one, a state on a single step has infinite density.
+        min_scale: least standard deviation in any direction that the M step sets, in units of the data.
+            Without it, a state on a single step has infinite density.
 
     Attributes:
         means: mu, `(K, D)`.
-        covariance: the covariances' unconstrained parameters.
+        covariance: module with the unconstrained parameters of the covariances.
 
     Raises:
         ValueError: `states` or `min_scale` is not positive, `covariance` is none of the four, or
@@ -69,18 +63,13 @@ class GaussianHMM(HiddenMarkov):
         min_scale: float = 1e-3,
     ) -> None:
         super().__init__(data_shape, states)
-        if not min_scale > 0:
-            raise ValueError(f"GaussianHMM.min_scale must be positive, came {min_scale}")
-        if covariance not in _COVARIANCES:
-            raise ValueError(
-                f"GaussianHMM.covariance must be one of {', '.join(_COVARIANCES)}, came {covariance!r}"
-            )
+        require_positive(self, min_scale=min_scale)
         self.min_scale = min_scale
         size = math.prod(self.data_shape[1:])
         # Equal means would stay equal: start apart.
         self.means = nn.Parameter(torch.randn(states, size))
-        self.covariance = _COVARIANCES[covariance](states, size)
-        # The point about which EM takes moments: fixed, so that statistics of any time add up.
+        self.covariance = covariance_of_kind(self, covariance, states, size)
+        # The point about which EM takes moments: fixed, so that statistics of different steps add up.
         self.register_buffer("centre", torch.zeros(size))
 
     def decode(self, z: Tensor) -> dist.TorchDistribution:
@@ -88,20 +77,18 @@ class GaussianHMM(HiddenMarkov):
         return self.covariance.normal(self.means[z], z, self.data_shape[1:])
 
     def observe(self, steps: Tensor) -> tuple[Tensor, Tensor]:
-        rows, means = self._centred(steps)
+        rows, means = self._centered(steps)
         return self.covariance.density(means, rows.dtype)(rows)
 
     def emission_statistics(self, features: Tensor, steps: Tensor, weights: Tensor) -> Statistics:
-        rows, means = self._centred(steps)
+        rows, means = self._centered(steps)
         first = weights @ rows
         second = self.covariance.second(weights, features)
-        second = self.covariance.about_centre(second, first, weights.sum(1), means)
+        second = self.covariance.about_center(second, first, weights.sum(1), means)
         return {"first": first, "second": second}
 
     def maximize_emissions(self, statistics: Statistics) -> None:
-        counts = statistics["counts"]
-        empty = counts <= EMPTY * counts.sum()
-        counts = counts.clamp_min(EMPTY * float(counts.sum()))
+        counts, empty = positive_counts(statistics["counts"], statistics["counts"].sum())
         old = (self.means - self.centre).double()
         means = torch.where(empty.unsqueeze(-1), old, statistics["first"] / counts.unsqueeze(-1))
         floored = self.covariance.maximize(statistics["second"], counts, means, self.min_scale**2)
@@ -114,7 +101,7 @@ class GaussianHMM(HiddenMarkov):
         self.means.copy_(means + self.centre)
 
     def initialize_emissions(self, steps: Tensor, seed: int) -> Tensor:
-        """The nearest of the clusters that k-means (from k-means++) finds in at most 20,000 steps."""
+        """Weights are one-hot: the nearest cluster of k-means (from k-means++) on at most 20,000 steps."""
         rows = steps.flatten(1).double()
         if len(rows) < self.states:
             raise ValueError(
@@ -127,7 +114,7 @@ class GaussianHMM(HiddenMarkov):
         kmeans = KMeans(self.states, n_init=1, random_state=seed).fit(rows[few].cpu().numpy())
         found = torch.as_tensor(kmeans.cluster_centers_, device=rows.device)
         labels = torch.cdist(rows, found).argmin(1)
-        # Unit covariances about the centre: whitened residuals are then the rows themselves.
+        # Unit covariances about the center: whitened residuals are then the rows themselves.
         for parameter in self.covariance.parameters():
             parameter.zero_()
         self.means.copy_(self.centre.expand_as(self.means))
@@ -136,5 +123,5 @@ class GaussianHMM(HiddenMarkov):
     def split_emissions(self, source: int, target: int) -> None:
         self.covariance.split(self.means, source, target)
 
-    def _centred(self, steps: Tensor) -> tuple[Tensor, Tensor]:
+    def _centered(self, steps: Tensor) -> tuple[Tensor, Tensor]:
         return steps.flatten(1).double() - self.centre.double(), (self.means - self.centre).double()

@@ -1,4 +1,4 @@
-"""Hidden Markov models: a latent path of states, summed over exactly."""
+"""Hidden Markov models: a latent path of states, summed out exactly."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae.distributions import IMPOSSIBLE, MarkovChain
+from ppl_vae.models.arguments import require_at_least_one
 from ppl_vae.models.mixtures.components import EMPTY
 from ppl_vae.models.sequences.forward_backward import (
     best_paths,
@@ -28,29 +29,29 @@ Statistics = dict[str, Tensor]
 
 
 class HiddenMarkov(nn.Module, ABC):
-    """z_0 ~ pi, z_t ~ A[z_{t-1}], and x_t ~ p(x_t | z_t): what all emissions share.
+    """z_0 ~ pi, z_t ~ A[z_{t-1}] and x_t ~ p(x_t | z_t): what the models share whatever their emissions.
 
     log p(x), the posterior p(z | x) (itself a Markov chain) and the EM step are sums over all K^T paths,
-    done in T K^2 operations (Rabiner 1989, "A Tutorial on Hidden Markov Models and Selected Applications in
-    Speech Recognition"; the EM step is Baum & Welch's).
+    which take T K^2 operations (Rabiner 1989, "A Tutorial on Hidden Markov Models and Selected Applications in
+    Speech Recognition"; the EM step is the Baum-Welch algorithm).
 
-    Data are sequences `x`, `(n, T, *event)`, all of T steps; or a tuple `(x, lengths)` with the number of
-    steps of each, at least 1. What stands in `x` beyond a sequence's length is ignored; the latent chain
-    stays in its last state there. T may differ from call to call.
+    Data are sequences `x`, `(n, T, *event)`, all of T steps, or a tuple `(x, lengths)` with the number of
+    steps of each, at least 1. Values of `x` beyond a sequence's length are ignored; the latent chain stays in
+    its last state there. T may differ from call to call.
 
     The sites are `z_0`, `x_0`, `z_1`, `x_1`, ... inside `pyro.plate("data", n, dim=-1)`; plates over samples
     go outside, at `dim=-2`. The latents are marked for enumeration, so that Pyro sums them out with an empty
     guide (`EnumELBO`).
 
-    To write emissions of your own, derive from this class and give it the abstract methods.
+    To write your own emissions, derive from this class and implement the abstract methods.
 
     Args:
         data_shape: shape of one row of the data, `(T, *event)`.
         states: number K of states.
 
     Attributes:
-        initial_logits: unnormalised log pi, `(K,)`.
-        transition_logits: unnormalised log A, from row to column, `(K, K)`.
+        initial_logits: log pi up to a constant, `(K,)`.
+        transition_logits: log A up to a constant per row, from row to column, `(K, K)`.
 
     Raises:
         ValueError: `states` is not positive, or `data_shape` has no steps.
@@ -58,8 +59,7 @@ class HiddenMarkov(nn.Module, ABC):
 
     def __init__(self, data_shape: Sequence[int], states: int) -> None:
         super().__init__()
-        if states < 1:
-            raise ValueError(f"{type(self).__name__}.states must be at least 1, came {states}")
+        require_at_least_one(self, states=states)
         if not data_shape:
             raise ValueError(
                 f"{type(self).__name__}.data_shape must begin with the number of steps, came ()"
@@ -69,7 +69,7 @@ class HiddenMarkov(nn.Module, ABC):
         self.initial_logits = nn.Parameter(torch.zeros(states))
         self.transition_logits = nn.Parameter(torch.zeros(states, states))
 
-    # -- what emissions have to say ------------------------------------------------------------------------
+    # -- what the emissions implement ----------------------------------------------------------------------
 
     @abstractmethod
     def decode(self, z: Tensor) -> dist.TorchDistribution:
@@ -77,31 +77,31 @@ class HiddenMarkov(nn.Module, ABC):
 
     @abstractmethod
     def observe(self, steps: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log p(x_t | z_t = k) of single steps `(N, *event)`, and what statistics are made of.
+        """Return log p(x_t | z_t = k) of single steps `(N, *event)`, and their features.
 
-        `(K, N)`, fast and not differentiable; and features of the emissions' own.
+        The first is `(K, N)`, fast and not differentiable. The features are what `emission_statistics` needs.
         """
 
     @abstractmethod
     def emission_statistics(self, features: Tensor, steps: Tensor, weights: Tensor) -> Statistics:
-        """Return the sufficient statistics of single steps and their features under weights `(K, N)`."""
+        """Return the sufficient statistics of single steps, by their features, under weights `(K, N)`."""
 
     @abstractmethod
     def maximize_emissions(self, statistics: Statistics) -> None:
-        """Set the emissions' parameters to the maximiser; `statistics["counts"]`, `(K,)`, are the weights."""
+        """Set the emissions' parameters to the maximizer; `statistics["counts"]`, `(K,)`, are the weights."""
 
     @abstractmethod
     def initialize_emissions(self, steps: Tensor, seed: int) -> Tensor:
-        """Find a start from single steps `(N, *event)`: weights `(K, N)`, and parameters to observe at."""
+        """Set parameters to start from, given single steps `(N, *event)`, and return their weights `(K, N)`."""
 
     @abstractmethod
     def split_emissions(self, source: int, target: int) -> None:
-        """Give a state the emissions of another, and move the two a little apart."""
+        """Copy the emissions of a state to another, and move the two slightly apart."""
 
-    # -- the program ---------------------------------------------------------------------------------------
+    # -- the Pyro program ----------------------------------------------------------------------------------
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> None:
-        """Run the model on sequences `(n, T, *event)`, with their `lengths` `(n,)` if they differ.
+        """Run the model on sequences `(n, T, *event)`, with their `lengths`, `(n,)`, if they differ.
 
         Raises:
             ValueError: shapes or lengths do not fit.
@@ -117,7 +117,7 @@ class HiddenMarkov(nn.Module, ABC):
                     pyro.sample(f"x_{t}", self.decode(z), obs=x[:, t])
 
     def prior(self, steps: int, lengths: Tensor | None = None) -> MarkovChain:
-        """Return p(z) of paths of so many steps: batch shape `()`, or `(n,)` for given lengths."""
+        """Return p(z) of paths of a number of steps: batch shape `()`, or `(n,)` for given lengths."""
         transition = self.transition_logits.clamp_min(IMPOSSIBLE).log_softmax(-1)
         return MarkovChain(self.initial_logits, transitions_of(transition, steps, lengths))
 
@@ -148,9 +148,9 @@ class HiddenMarkov(nn.Module, ABC):
         return posterior_chain(*self._log_chain(), log_likelihood, lengths)
 
     def first_problem(self, x: Tensor, lengths: Tensor | None = None) -> tuple[str, int] | None:
-        """Return what makes data unusable and the first such row; None if nothing does.
+        """Return what makes data unusable and the first such row, or None if all are usable.
 
-        It spares `fit_em` a look at the program, which has a site for every step.
+        `fit_em` calls it in place of running the program, which has a site for every step.
 
         Args:
             x: sequences, `(n, T, *event)`.
@@ -177,18 +177,18 @@ class HiddenMarkov(nn.Module, ABC):
         what = "NaN" if bool(value.isnan().any()) else "infinite"
         return f"step {step} is {what}: cut the sequence there, or remove it", row
 
-    # -- expectation maximisation --------------------------------------------------------------------------
+    # -- expectation maximization --------------------------------------------------------------------------
 
     @torch.no_grad()
     def initialize(self, x: Tensor, lengths: Tensor | None = None, *, seed: int) -> None:
-        """Start where the emissions say, with transitions as often as their labels follow each other.
+        """Start EM from the emissions' labels of single steps, and from how often these follow each other.
 
-        Every transition has been seen once more than it has, so that none is impossible.
+        Every transition counts once more than it is seen, so that none is impossible.
 
         Args:
             x: sequences, `(n, T, *event)`.
             lengths: their steps, `(n,)`.
-            seed: seed of the start.
+            seed: random seed of the start.
 
         Raises:
             ValueError: shapes or lengths do not fit.
@@ -211,17 +211,17 @@ class HiddenMarkov(nn.Module, ABC):
     def expected_statistics(
         self, x: Tensor, lengths: Tensor | None = None, *, hard: bool = False
     ) -> Statistics:
-        """The E step: sufficient statistics under p(z | x), summed over the sequences, in float64.
+        """E step: return the sufficient statistics under p(z | x), summed over the sequences, in float64.
 
         Args:
             x: sequences, `(n, T, *event)`.
             lengths: their steps, `(n,)`.
-            hard: under the most probable path of each sequence instead (Viterbi training).
+            hard: put all of a sequence's weight on its likeliest path (Viterbi training).
 
         Returns:
-            `initial` `(K,)` and `transitions` `(K, K)`, expected counts; `counts` `(K,)`, expected steps in
-            each state, and the other statistics of the emissions; `num_rows`, the number of sequences; and
-            `log_evidence`: the sum of log p(x), if hard of max_z log p(x, z).
+            "initial", `(K,)`, and "transitions", `(K, K)`, expected counts; "counts", `(K,)`, expected steps in
+            each state, and the other statistics of the emissions; "num_rows", the number of sequences;
+            "log_evidence", the sum of log p(x), or if `hard` of max_z log p(x, z).
 
         Raises:
             ValueError: shapes or lengths do not fit.
@@ -249,10 +249,13 @@ class HiddenMarkov(nn.Module, ABC):
 
     @torch.no_grad()
     def maximize(self, statistics: Statistics) -> None:
-        """The M step: set all parameters to the maximiser for the statistics of an E step.
+        """M step: set the parameters to the maximizer of the expected log p(x, z).
 
-        A state that nothing follows keeps its transitions. One that no step is in is split off from that of
-        the most steps, and a warning says so.
+        A state that nothing follows keeps its transitions. A state without steps is replaced by one split off
+        from the state with the most steps, with a warning.
+
+        Args:
+            statistics: those of an E step.
         """
         initial, transitions = statistics["initial"], statistics["transitions"]
         self.initial_logits.copy_((initial / initial.sum()).log().clamp_min(IMPOSSIBLE))
@@ -264,7 +267,7 @@ class HiddenMarkov(nn.Module, ABC):
         self._split_empty(statistics["counts"])
 
     def _split_empty(self, counts: Tensor) -> None:
-        """Gives every state without steps half of the largest: its emissions, what leads to it and away."""
+        """Give every state without steps half of the largest one: its emissions and its transitions."""
         counts = counts.clone()
         for empty in (counts <= EMPTY * counts.sum()).nonzero().flatten().tolist():
             largest = int(counts.argmax())
@@ -285,12 +288,12 @@ class HiddenMarkov(nn.Module, ABC):
         return {"counts": counts, **self.emission_statistics(features, steps, weights)}
 
     def _log_chain(self) -> tuple[Tensor, Tensor]:
-        """log pi and log A, normalised."""
+        """log pi and log A, normalized."""
         initial = self.initial_logits.clamp_min(IMPOSSIBLE).log_softmax(-1)
         return initial, self.transition_logits.clamp_min(IMPOSSIBLE).log_softmax(-1)
 
     def _check(self, x: Tensor, lengths: Tensor | None) -> Tensor:
-        """The sequences, zero beyond their lengths."""
+        """The sequences, set to zero beyond their lengths."""
         name, event = type(self).__name__, self.data_shape[1:]
         if x.dim() != 2 + len(event) or tuple(x.shape[2:]) != event or x.shape[1] < 1:
             wanted = ", ".join(map(str, ("n", "steps", *event)))

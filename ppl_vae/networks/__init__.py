@@ -1,4 +1,4 @@
-"""Encoders and decoders, for models and guides that know the sizes."""
+"""Descriptions of networks, from which models and guides build decoders and encoders."""
 
 from __future__ import annotations
 

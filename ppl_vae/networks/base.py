@@ -1,4 +1,4 @@
-"""What a network is, for models and guides that know the sizes."""
+"""The description of a network, from which models and guides build theirs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 class Network(ABC):
     """What a model needs to build its decoder, and a guide its encoder.
 
-    To write one of your own, derive from this class and give it the two methods. Both modules
-    must accept any number of leading batch dimensions (also none), because samples are drawn in
-    bulk: `(num_samples, n, latent_dim)`.
+    To write your own, derive from this class and implement the two methods. Both modules must accept
+    any number of leading batch dimensions (also none), because samples are drawn together:
+    `(num_samples, n, latent_dim)`.
     """
 
     @abstractmethod
@@ -26,7 +26,7 @@ class Network(ABC):
 
         Returns:
             A module that maps `(*batch, *data_shape)` to `(*batch, out_features)` and has the
-            integer attribute `out_features`. The guide puts its own linear head behind it.
+            integer attribute `out_features`. The guide adds its own linear head.
         """
 
     @abstractmethod
@@ -52,7 +52,7 @@ def linear_head(encoder: nn.Module, num_outputs: int) -> nn.Linear:
     if not isinstance(out_features, int):
         raise TypeError(
             f"the encoder {type(encoder).__name__} must have the integer attribute out_features "
-            f"(its number of outputs a row), came {out_features!r}"
+            f"(its number of outputs per row), came {out_features!r}"
         )
     return nn.Linear(out_features, num_outputs)
 
@@ -67,6 +67,6 @@ def full_precision(x: Tensor) -> Tensor:
 
 
 def require_positive(name: str, values: Sequence[int]) -> None:
-    """Raises a ValueError unless all values are positive."""
+    """Raise a ValueError unless all values are positive."""
     if any(value < 1 for value in values):
         raise ValueError(f"{name} must hold positive widths, came {tuple(values)}")

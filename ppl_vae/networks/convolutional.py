@@ -18,12 +18,12 @@ class Convolutional(Network):
 
     The encoder halves the picture (rounding up) once per entry of `channels` and ends in one
     hidden layer. The decoder mirrors it with transposed convolutions; their output padding is
-    chosen so that each stage meets the size the encoder had there, so odd and tiny pictures work.
+    chosen so that each stage has the size that it has in the encoder, so odd and tiny pictures work.
 
     Shapes are `(h, w)` or `(*, h, w)`; all leading dimensions count as channels, so a decoder for
     `(num_params, channels, h, w)` ends in `num_params * channels` of them.
 
-    In training mode batch norm makes the rows of a batch depend on each other, as always; in
+    In training mode batch norm makes the rows of a batch depend on each other. In
     evaluation mode (`module.eval()`) rows are independent.
 
     Args:
@@ -35,6 +35,7 @@ class Convolutional(Network):
         ValueError: `channels` is empty, a width is not positive, or the data is not a picture.
 
     Example:
+        >>> import torch
         >>> network = Convolutional(channels=(8, 16), hidden=32)
         >>> network.encoder((3, 17, 30))(torch.rand(5, 3, 17, 30)).shape
         torch.Size([5, 32])
@@ -60,7 +61,7 @@ class Convolutional(Network):
         sizes = self._sizes(picture)
         net = nn.Sequential()
         for before, after in pairwise((picture[0], *self.channels)):
-            # The shift of the batch norm is the bias.
+            # Batch norm has its own shift, which replaces the bias.
             net.append(nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False))
             net.append(_BatchNorm(after)).append(nn.LeakyReLU())
         net.append(nn.Flatten())
@@ -113,14 +114,14 @@ class Convolutional(Network):
 
 
 class Batched(nn.Module):
-    """`net` behind any number of batch dimensions.
+    """`net` with any number of leading batch dimensions.
 
-    They are flattened into one, because convolutions and batch norm know only one.
+    They are flattened into one, because convolutions and batch norm accept only one.
 
     Args:
         net: maps `(n, *net_shape)` to anything of `(n, prod(out_shape))` elements.
-        in_shape: shape of one row as the caller has it.
-        net_shape: shape of one row as `net` wants it.
+        in_shape: shape of one row of the input.
+        net_shape: shape of one row for `net`.
         out_shape: shape of one row of the output.
     """
 
@@ -143,7 +144,7 @@ class Batched(nn.Module):
         if batch_ndim < 0 or tuple(x.shape[batch_ndim:]) != self.in_shape:
             raise ValueError(
                 f"the network was built for rows of shape {self.in_shape}, but the input has shape "
-                f"{tuple(x.shape)}: its last {len(self.in_shape)} dimensions must be a row's"
+                f"{tuple(x.shape)}: its last {len(self.in_shape)} dimensions must be those of a row"
             )
         batch = x.shape[:batch_ndim]
         y: Tensor = self.net(x.reshape(batch.numel(), *self.net_shape))
@@ -151,10 +152,10 @@ class Batched(nn.Module):
 
 
 class _BatchNorm(nn.BatchNorm2d):
-    """Batch norm that survives a training batch of one single value per channel.
+    """Batch norm that also works on a training batch of one single value per channel.
 
-    Its variance does not exist. That happens for real (the last minibatch has one row, and the
-    picture has shrunk to one pixel), so such a batch is normalised by the running statistics.
+    Such a batch has no variance, and is normalized by the running statistics. It occurs when the last
+    minibatch has one row and the picture has shrunk to one pixel.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -169,6 +170,6 @@ def _as_picture(shape: Sequence[int]) -> tuple[int, int, int]:
     if len(shape) < 2:
         raise ValueError(
             f"Convolutional needs pictures of shape (*channels, height, width), but the shape is "
-            f"{tuple(shape)}; use MLP for data that are no pictures"
+            f"{tuple(shape)}; use MLP for data that are not pictures"
         )
     return math.prod(shape[:-2]), shape[-2], shape[-1]

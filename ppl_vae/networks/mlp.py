@@ -19,9 +19,9 @@ class MLP(Network):
 
     Args:
         hidden: widths of the hidden layers, in the encoder's order; the decoder goes through them
-            backwards. Empty: the encoder only flattens and the decoder is one linear layer, which
-            makes the VAE linear.
-        activation: class of the activation, for instance `torch.nn.Softplus`.
+            backwards. If empty, the encoder only flattens and the decoder is one linear layer, so
+            that the VAE is linear.
+        activation: class of the activation, for example `torch.nn.Softplus`.
 
     Raises:
         ValueError: a width is not positive.
@@ -37,7 +37,7 @@ class MLP(Network):
     activation: type[nn.Module] = nn.ReLU
 
     def __post_init__(self) -> None:
-        # YAML and the command line bring lists, which can neither be hashed nor equal a tuple.
+        # YAML and the command line give lists, which cannot be hashed and never equal a tuple.
         object.__setattr__(self, "hidden", tuple(self.hidden))
         require_positive("MLP.hidden", self.hidden)
 

@@ -1,0 +1,143 @@
+"""What the linear Gaussian models share: all but the shape of their noise."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from ppl_vae.models.arguments import require_at_least_one
+from ppl_vae.models.linear.linear_gaussian import LinearGaussian, regress
+from ppl_vae.models.rows import as_vectors, require_shape, row_chunks
+
+
+class LinearModel(nn.Module, ABC):
+    """z ~ N(0, I) and x = W z + mu + eps with independent normal noise eps.
+
+    A model derives from this class, creates `log_sigma` and `centre`, and says in `_maximize_noise` how EM
+    sets the noise.
+
+    Args:
+        data_shape: shape of one row of the data, of D values.
+        latent_dim: number q of latent dimensions.
+
+    Attributes:
+        weight: W, `(D, q)`.
+        mean: mu, `(D,)`.
+        log_sigma: log of the noise's standard deviation: of all values, `()`, or of each, `(D,)`.
+        centre: the point about which EM takes moments, `(D,)`. It keeps them from canceling far from the
+            origin, and stays where `initialize` puts it, so that statistics of different steps add up.
+
+    Raises:
+        ValueError: `latent_dim` is not positive.
+    """
+
+    prior_loc: Tensor
+    log_sigma: Tensor
+    centre: Tensor
+
+    def __init__(self, data_shape: Sequence[int], latent_dim: int) -> None:
+        super().__init__()
+        require_at_least_one(self, latent_dim=latent_dim)
+        self.data_shape = tuple(data_shape)
+        self.latent_dim = latent_dim
+        size = math.prod(self.data_shape)
+        # W = 0 is a saddle point of the likelihood: start away from it, at unit signal variance.
+        self.weight = nn.Parameter(torch.randn(size, latent_dim) / math.sqrt(latent_dim))
+        self.mean = nn.Parameter(torch.zeros(size))
+        self.register_buffer("prior_loc", torch.zeros(latent_dim), persistent=False)
+
+    @abstractmethod
+    def _maximize_noise(self, variance: Tensor) -> None:
+        """Set `log_sigma` to the maximizer, given each value's mean squared residual, `(D,)`.
+
+        Warn of noise that would be too small.
+        """
+
+    def forward(self, x: Tensor) -> None:
+        """Run the model on `x`, `(n, *data_shape)`.
+
+        Raises:
+            ValueError: the rows of `x` do not have the shape `data_shape`.
+        """
+        require_shape(self, x)
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z = pyro.sample("z", self.prior())
+            pyro.sample("x", self.decode(z), obs=x)
+
+    def prior(self) -> dist.Independent:
+        """Return p(z), of event shape `(latent_dim,)`."""
+        return dist.Independent(dist.Normal(self.prior_loc, 1.0), 1)
+
+    def decode(self, z: Tensor) -> dist.Independent:
+        """Return p(x | z) for latents `(*batch, latent_dim)`: batch shape `batch`."""
+        mean = z @ self.weight.T + self.mean
+        mean = mean.reshape(*z.shape[:-1], *self.data_shape)
+        scale = self.log_sigma.exp()
+        scale = scale.reshape(self.data_shape) if scale.ndim else scale
+        return dist.Independent(dist.Normal(mean, scale), len(self.data_shape))
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        """Return log p(x) of every row, `(n,)`, in nats.
+
+        Raises:
+            ValueError: the rows of `x` do not have the shape `data_shape`.
+        """
+        return self._linear(self.weight.dtype).log_evidence(as_vectors(self, x))
+
+    def posterior(self, x: Tensor) -> dist.MultivariateNormal:
+        """Return p(z | x), of batch shape `(n,)` and event shape `(latent_dim,)`.
+
+        Gradients flow into the parameters.
+
+        Raises:
+            ValueError: the rows of `x` do not have the shape `data_shape`.
+        """
+        linear = self._linear(self.weight.dtype)
+        mean = linear.posterior_mean(as_vectors(self, x))
+        return dist.MultivariateNormal(mean, scale_tril=linear.posterior_scale_tril())
+
+    @torch.no_grad()
+    def expected_statistics(self, x: Tensor, hard: bool = False) -> dict[str, Tensor]:
+        """E step: return the sufficient statistics under p(z | x), summed over the rows, in float64.
+
+        Args:
+            x: data, `(n, *data_shape)`.
+            hard: take the posterior's mode for z, without the spread around it.
+
+        Returns:
+            "xu", "uu" and "xx" (see `regression_statistics`) of rows about `centre`; "log_evidence", the sum
+            of log p(x), or if `hard` of max_z log p(x, z); "num_rows".
+
+        Raises:
+            ValueError: the rows of `x` do not have the shape `data_shape`.
+        """
+        centre = self.centre.double()
+        linear = self._linear(torch.float64, centre)
+        chunks = row_chunks(as_vectors(self, x), 2 * len(self.mean))
+        return linear.expected_statistics((chunk.double() - centre for chunk in chunks), hard)
+
+    @torch.no_grad()
+    def maximize(self, statistics: dict[str, Tensor]) -> None:
+        """M step: set W, mu and a learned noise to the maximizer of the expected log p(x, z).
+
+        (W, mu) = (sum x E[u]^T) (sum E[u u^T])^-1 with u = (z, 1). Warns of noise that would fall below
+        its least value, and was raised to it.
+
+        Args:
+            statistics: those of an E step.
+        """
+        weight, mean, variance = regress(statistics["xu"], statistics["uu"], statistics["xx"])
+        self.weight.copy_(weight)
+        self.mean.copy_(mean + self.centre.double())
+        self._maximize_noise(variance)
+
+    def _linear(self, dtype: torch.dtype, centre: Tensor | float = 0.0) -> LinearGaussian:
+        """The model's parameters in a precision, for data about a center."""
+        mean = self.mean.to(dtype) - centre
+        return LinearGaussian(self.weight.to(dtype), mean, self.log_sigma.to(dtype).exp())
