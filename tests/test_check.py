@@ -259,7 +259,7 @@ def test_a_pair_that_can_not_take_a_shorter_batch() -> None:
 @pytest.mark.parametrize(
     ("likelihood", "x", "words"),
     [
-        (dist.Bernoulli(0.3), torch.full((12,), 0.5), ["Bernoulli", "0 and 1", "binarise"]),
+        (dist.Bernoulli(0.3), torch.full((12,), 0.5), ["Bernoulli", "0 and 1", "binarize"]),
         (
             dist.Binomial(4, torch.tensor(0.3)),
             torch.full((12,), 5.0),

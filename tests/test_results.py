@@ -65,7 +65,7 @@ def test_it_is_printed_as_names_and_values_in_text_and_in_a_notebook(result: Res
     assert page.count("<tr>") == len(result.lines()) + len(result.table())
     assert "<script" not in page
     for warning in result.warnings:
-        assert f"warning: {warning}" in shown
+        assert f"warning: {warning}" in shown or f"note: {warning}" in shown
 
 
 @pytest.mark.parametrize("name", sorted(RESULTS.keys() - {"Diagnosis"}))  # which is of dimensions

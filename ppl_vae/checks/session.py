@@ -115,15 +115,10 @@ def opened(
         ValueError: `x` has no rows, or it is an iterable and all rows are needed at once.
 
     Example:
-        >>> import pyro, pyro.distributions as dist
-        >>> def model(x):
-        ...     with pyro.plate("data", len(x)):
-        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-        >>> def guide(x):
-        ...     with pyro.plate("data", len(x)):
-        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
-        >>> with opened(model, guide, torch.zeros(100)) as session:
+        >>> from ppl_vae.guides import Exact
+        >>> from ppl_vae.models import ProbabilisticPCA
+        >>> model = ProbabilisticPCA((3,))
+        >>> with opened(model, Exact(model), torch.zeros(100, 3)) as session:
         ...     sizes = [len(chunk) for chunk in session.chunks(40)]
         ...     session.layout.latents, sizes
         (('z',), [40, 40, 20])

@@ -99,12 +99,8 @@ class Gaps(RowResult):
         """Its Monte-Carlo standard error, `(n,)`."""
         return torch.hypot(self.log_likelihood_error, self.elbo_error)
 
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Reasons not to trust the gaps; empty if there are none."""
-        return (*self.notes, *self._doubts())
-
-    def _doubts(self) -> Iterator[str]:
+    def doubts(self) -> Iterator[str]:
+        """Reasons not to trust the numbers, one sentence each."""
         n = self.num_rows
         bad = int(self.unreliable.sum())
         if bad:

@@ -53,12 +53,8 @@ class Annealed(RowResult):
         """Rows whose effective number of chains is below a quarter of the chains, `(n,)`."""
         return self.ess < 0.25 * self.num_chains
 
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Reasons not to trust the estimates; empty if there are none."""
-        return tuple(self._doubts())
-
-    def _doubts(self) -> Iterator[str]:
+    def doubts(self) -> Iterator[str]:
+        """Reasons not to trust the numbers, one sentence each."""
         bad, n = int(self.unreliable.sum()), self.num_rows
         if bad:
             yield (

@@ -77,12 +77,8 @@ class Evaluation(RowResult):
         heavy = (self.khat > self.khat_limit) & (self.khat < math.inf)
         return heavy & (self.ess < 0.99 * self.num_samples)
 
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Reasons not to trust the estimates; empty if there are none."""
-        return (*self.notes, *self._doubts())
-
-    def _doubts(self) -> Iterator[str]:
+    def doubts(self) -> Iterator[str]:
+        """Reasons not to trust the numbers, one sentence each."""
         n = self.num_rows
         bad = int(self.unreliable.sum())
         if bad:

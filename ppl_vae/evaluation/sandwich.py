@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -71,24 +72,23 @@ class Sandwich(RowResult):
         """
         return self.gap.mean + 2 * self.gap.standard_error <= within
 
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Reasons why the bounds are wrong or too wide; empty if there are none."""
+    def doubts(self) -> Iterator[str]:
+        """Reasons not to trust the bounds, or why they say little; one sentence each."""
         gap = self.gap
-        found = tuple(not_finite("a bound", gap))
-        if found:
-            return found
+        wrong = tuple(not_finite("a bound", gap))
+        yield from wrong
+        if wrong:
+            return
         if gap.mean < -4 * gap.standard_error:
-            return (
+            yield (
                 f"the bounds cross by {-gap.mean:.3f} nats, more than chance explains: the programs do not "
-                "draw from the distributions that they score",
+                "draw from the distributions that they score"
             )
-        if self.num_rows > 1 and not self.meets(1.0):
-            return (
+        elif self.num_rows > 1 and not self.meets(1.0):
+            yield (
                 f"the bounds are {gap} apart: annealing with {self.num_steps} temperatures may miss log p(x) "
-                "by that much; use more temperatures, or start from a better guide",
+                "by that much; use more temperatures, or start from a better guide"
             )
-        return ()
 
     def lines(self) -> list[tuple[str, str]]:
         """The printed result: name and value of each quantity."""

@@ -22,7 +22,7 @@ from ppl_vae.pairs.learned import recall, remember
 from ppl_vae.pairs.modules import (
     modules_of_program,
 )
-from ppl_vae.pairs.programs import Batch, Program, as_args
+from ppl_vae.pairs.programs import Batch, Program, trace_programs
 
 _MODULE_DIVIDER = "$$$"  # how pyro.module writes "module$$$parameter"
 
@@ -55,18 +55,31 @@ class _Restore(Messenger):
         if saved is None:
             return
         store = pyro.get_param_store()
-        _put_back(msg["name"], msg["value"].unconstrained(), saved)
+        _put_back_param(msg["name"], msg["value"].unconstrained(), saved)
         msg["value"] = store[msg["name"]]
 
 
-def _put_back(name: str, leaf: Tensor, saved: Tensor) -> None:
-    if leaf.shape != saved.shape:
+def _put_back(tensor: Tensor, saved: Tensor, what: str, otherwise: str) -> None:
+    """Copies a saved value into a tensor.
+
+    Raises:
+        ValueError: Their shapes differ; the message says `what` the saved value is, and `otherwise` why not.
+    """
+    if tensor.shape != saved.shape:
         raise ValueError(
-            f"the saved value of parameter '{name}' has shape {tuple(saved.shape)}, but the program "
-            f"declares {tuple(leaf.shape)}: it is not the program that was saved"
+            f"{what} has shape {tuple(saved.shape)}, {otherwise.format(tuple(tensor.shape))}"
         )
     with torch.no_grad():
-        leaf.copy_(saved)
+        tensor.copy_(saved)
+
+
+def _put_back_param(name: str, leaf: Tensor, saved: Tensor) -> None:
+    _put_back(
+        leaf,
+        saved,
+        f"the saved value of parameter '{name}'",
+        "but the program declares {}: it is not the program that was saved",
+    )
 
 
 class Pair:
@@ -178,9 +191,7 @@ class Pair:
         their unconstrained leaf. Call it inside `scope`.
         """
         with poutine.trace(param_only=True) as capture, self.mode(training=False), torch.no_grad():
-            guide_trace = poutine.trace(self.guide).get_trace(*as_args(batch))
-            model = poutine.replay(self.model, trace=guide_trace)
-            model_trace = poutine.trace(model).get_trace(*as_args(batch))
+            model_trace, guide_trace = trace_programs(self.model, self.guide, batch)
         self._declared = {
             "model": set(model_trace.param_nodes),
             "guide": set(guide_trace.param_nodes),
@@ -229,19 +240,17 @@ class Pair:
                 key = f"{root}.{name}"
                 if key not in rest:
                     continue
-                saved = rest.pop(key)
-                if saved.shape != tensor.shape:
-                    raise ValueError(
-                        f"the saved '{key}' has shape {tuple(saved.shape)}, the module's has "
-                        f"{tuple(tensor.shape)}: these are not the weights of this pair"
-                    )
-                with torch.no_grad():
-                    tensor.copy_(saved)
+                _put_back(
+                    tensor,
+                    rest.pop(key),
+                    f"the saved '{key}'",
+                    "the module's has {}: these are not the weights of this pair",
+                )
         self._pending.clear()  # in place, because an open scope refers to this dict
         self._pending.update((name.removeprefix("param."), t) for name, t in rest.items())
         values = self._values()
         for name in self._pending.keys() & values.keys():
-            _put_back(name, values[name], self._pending.pop(name))
+            _put_back_param(name, values[name], self._pending.pop(name))
 
     def to(self, device: torch.device) -> None:
         """Moves modules and `pyro.param` values to a device, in place."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
@@ -42,3 +43,11 @@ def take_rows(batch: Batch, rows: slice | Tensor) -> Batch:
 def _rows_of(tensor: Tensor, rows: slice | Tensor) -> Tensor:
     # For whole rows, index_select is twice as fast as indexing.
     return tensor[rows] if isinstance(rows, slice) else tensor.index_select(0, rows)
+
+
+def trace_programs(model: Program, guide: Program, batch: Batch) -> tuple[Any, Any]:
+    """Runs the guide, then the model with the guide's latents: `(model_trace, guide_trace)`."""
+    args = as_args(batch)
+    guide_trace = poutine.trace(guide).get_trace(*args)
+    replayed = poutine.replay(model, trace=guide_trace)
+    return poutine.trace(replayed).get_trace(*args), guide_trace

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pyro.distributions as dist
-import pyro.poutine as poutine
 import torch
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_vae.pairs.pair import Pair
-from ppl_vae.pairs.programs import Batch, Program, as_args
+from ppl_vae.pairs.programs import Batch, trace_programs
 
 Site = Any
 """A site of a trace: Pyro's message, a dict."""
@@ -96,14 +94,9 @@ def elementwise(fn: Any) -> Any | None:
     return fn.expand(shape) if fn.batch_shape != shape else fn
 
 
-def trace_pair(
-    pair: Pair, batch: Batch, wrap: Callable[[Program], Program] = lambda program: program
-) -> tuple[Trace, Trace]:
+def trace_pair(pair: Pair, batch: Batch) -> tuple[Trace, Trace]:
     """Runs the guide, then the model with the guide's latents: `(model_trace, guide_trace)`."""
-    args = as_args(batch)
-    guide_trace = poutine.trace(wrap(pair.guide)).get_trace(*args)
-    model = poutine.replay(pair.model, trace=guide_trace)
-    return poutine.trace(wrap(model)).get_trace(*args), guide_trace
+    return trace_programs(pair.model, pair.guide, batch)
 
 
 def innermost(fn: Any) -> Any:

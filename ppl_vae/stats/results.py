@@ -45,10 +45,14 @@ class Result(ABC):
         """A table to print above the lines, with its header first; empty if there is none."""
         return []
 
+    def doubts(self) -> Iterator[str]:
+        """Reasons not to trust the numbers, one sentence each."""
+        yield from ()
+
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Why the numbers should not be trusted; empty if there is no reason."""
-        return ()
+        """The result's notes, and reasons not to trust the numbers; empty if there are none."""
+        return (*getattr(self, "notes", ()), *self.doubts())
 
     def footnotes(self) -> list[str]:
         """The sentences to print below the lines."""

@@ -1,0 +1,293 @@
+"""The stages of `check`: each looks for one kind of problem; a stage with an error is the last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import Any
+
+import pyro
+import torch
+from torch import nn
+
+from ppl_vae.checks.data import data_problems, shape_problems
+from ppl_vae.checks.report import Problem, run_pair
+from ppl_vae.objectives import EnumELBO, MeanFieldELBO, Objective, TraceELBO
+from ppl_vae.pairs import (
+    Batch,
+    Layout,
+    Pair,
+    PairError,
+    Trace,
+    find_layout,
+    first_bad_site,
+    first_line,
+    is_enumerated,
+    latent_sites,
+    mean_field_violations,
+    num_rows,
+    observed_sites,
+    sample_sites,
+    take_rows,
+    unscaled,
+)
+
+
+class Subject:
+    """What is checked. Its traces, layout and objective are found when a stage first asks for them.
+
+    Args:
+        pair: The pair, inside its scope.
+        batch: The rows to run it on.
+        requested_objective: The objective to train with, not yet resolved.
+        ragged: Whether batches with fewer rows will come.
+    """
+
+    def __init__(
+        self, pair: Pair, batch: Batch, requested_objective: Objective, ragged: bool
+    ) -> None:
+        self.pair, self.batch = pair, batch
+        self.requested_objective = requested_objective
+        self.ragged = ragged
+
+    @cached_property
+    def run(self) -> tuple[Trace, Trace] | Problem:
+        """The traces of model and guide, or what they raised."""
+        return run_pair(self.pair, self.batch)
+
+    @property
+    def traces(self) -> tuple[Trace, Trace]:
+        """The traces of model and guide, once both have run."""
+        assert not isinstance(self.run, Problem)
+        return self.run
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The layout of the pair."""
+        return find_layout(self.pair, self.batch)
+
+    @cached_property
+    def objective(self) -> Objective:
+        """The objective that will run on this pair."""
+        return self.requested_objective.resolve(self.pair, self.batch)
+
+
+def problems_of(subject: Subject) -> Iterator[Problem]:
+    """Runs the stages in their order, up to the first that finds an error."""
+    for stage in STAGES:
+        found = list(stage(subject))
+        yield from found
+        if any(problem.severity == "error" for problem in found):
+            return
+
+
+def _runs(subject: Subject) -> Iterator[Problem]:
+    if isinstance(subject.run, Problem):
+        yield subject.run
+
+
+def _sites(subject: Subject) -> Iterator[Problem]:
+    model_trace, guide_trace = subject.traces
+    yield from _names(model_trace, guide_trace)
+    yield from data_problems(model_trace, subject.batch)
+    yield from shape_problems(model_trace, guide_trace)
+
+
+def _finite(subject: Subject) -> Iterator[Problem]:
+    with pyro.validation_enabled(False):
+        for trace in subject.traces:
+            for site in sample_sites(trace).values():
+                unscaled(site)
+    bad = first_bad_site([subject.traces])
+    if bad is not None:
+        yield Problem(
+            "error",
+            bad[0],
+            f"before any training, the first site that is not finite is {bad[1]}: look at the parameters "
+            "of its distribution and their initial values",
+        )
+
+
+def _layout(subject: Subject) -> Iterator[Problem]:
+    try:
+        _ = subject.layout
+    except PairError as error:
+        yield Problem("error", "", str(error))
+
+
+def _ragged(subject: Subject) -> Iterator[Problem]:
+    if not subject.ragged:
+        return
+    fewer = take_rows(subject.batch, slice(0, num_rows(subject.batch) - 1))
+    shorter = run_pair(subject.pair, fewer)
+    wrong = [shorter] if isinstance(shorter, Problem) else list(shape_problems(*shorter))
+    if wrong:
+        yield Problem(
+            "error",
+            wrong[0].site,
+            "the pair runs on a full batch but not on one with fewer rows, such as the last batch of an "
+            f"epoch ({wrong[0].message}). If the guide keeps parameters for each row, train with "
+            "batch_size = the number of rows",
+        )
+
+
+def _objective(subject: Subject) -> Iterator[Problem]:
+    try:
+        objective = subject.objective
+    except ValueError as error:  # free bits with enumerated latents
+        yield Problem("error", "", str(error))
+    else:
+        yield from _summed_out(subject.layout, objective)
+
+
+def _estimator(subject: Subject) -> Iterator[Problem]:
+    yield from _samplers(*subject.traces, subject.objective)
+    if isinstance(subject.objective, MeanFieldELBO):
+        for site, guilty in mean_field_violations(subject.pair, subject.batch).items():
+            names = " and ".join(f"'{name}'" for name in sorted(guilty))
+            yield Problem(
+                "error",
+                site,
+                f"the analytic KL of site '{site}' is wrong for this pair: in the model its density depends "
+                f"on {names}, but in the guide this dependence is reversed. Use TraceELBO (the default "
+                "objective selects it automatically), or sample in the model's order in the guide",
+            )
+    try:
+        yield from _gradients(subject)
+    except Exception as error:
+        yield Problem("error", "", f"the objective cannot be computed: {first_line(error)}")
+
+
+def _summed_out(layout: Layout, objective: Objective) -> Iterator[Problem]:
+    """Latents to be summed out in the model, if the objective does not do that or has a beta other than 1."""
+    if not layout.enumerated:
+        return
+    site = layout.enumerated[0]
+    if isinstance(objective, TraceELBO | MeanFieldELBO):
+        yield Problem(
+            "error",
+            site,
+            f"site '{site}' is not sampled by the guide but marked for enumeration in the model, and "
+            f"{type(objective).__name__} does not enumerate: use EnumELBO (the default objective selects it "
+            "automatically), or sample the site in the guide",
+        )
+    elif isinstance(objective, EnumELBO) and objective.beta != 1.0:
+        yield Problem(
+            "error",
+            site,
+            f"site '{site}' is summed out in the model, so it has no KL that beta = {objective.beta} could "
+            "weight: train with beta = 1, or sample the site in the guide",
+        )
+
+
+def _names(model_trace: Trace, guide_trace: Trace) -> Iterator[Problem]:
+    in_model, in_guide = latent_sites(model_trace), latent_sites(guide_trace)
+    seen = observed_sites(model_trace)
+    others = ", ".join(f"'{name}'" for name in in_guide) or "nothing"
+    for name, site in in_model.items():
+        if name not in in_guide and not is_enumerated(site):
+            yield Problem(
+                "error",
+                name,
+                f"the model's latent site '{name}' is not sampled by the guide, which samples {others}: "
+                "give the site the same name in both, or mark it for enumeration with "
+                'infer={"enumerate": "parallel"}',
+            )
+    for name, site in in_guide.items():
+        if name in seen:
+            yield Problem(
+                "error",
+                name,
+                f"site '{name}' is sampled by the guide but observed in the model: remove obs=... from "
+                "the model, or the site from the guide",
+            )
+        elif name not in in_model and not site["infer"].get("is_auxiliary"):
+            yield Problem(
+                "error",
+                name,
+                f"the guide's site '{name}' is not in the model, which has "
+                f"{', '.join(map(repr, in_model)) or 'no latents'}: give the site the same name in both, or "
+                'mark it with infer={"is_auxiliary": True}',
+            )
+    if not seen:
+        yield Problem(
+            "error", "", "the model observes nothing: pass the data to pyro.sample(..., obs=x)"
+        )
+
+
+def _shared_names(subject: Subject) -> Iterator[Problem]:
+    """PyroParams of model and guide with the same name in the store: top-level PyroModules have no name."""
+    roots = [
+        p for p in (subject.pair.model, subject.pair.guide) if isinstance(p, pyro.nn.PyroModule)
+    ]
+    if len(roots) < 2 or roots[0] is roots[1]:
+        return
+    names = [_pyro_params(root) for root in roots]
+    for name in sorted(names[0].keys() & names[1].keys()):
+        if names[0][name] is not names[1][name]:
+            yield Problem(
+                "error",
+                name,
+                f"model and guide both have a PyroParam called '{name}': Pyro's parameter store would merge "
+                "them into one; rename one, or construct one of the modules with a name "
+                '(super().__init__(name="guide"))',
+            )
+
+
+def _pyro_params(root: nn.Module) -> dict[str, Any]:
+    found = {}
+    for path, module in root.named_modules():
+        for name in getattr(module, "_pyro_params", {}):
+            prefix = getattr(root, "_pyro_name", "")
+            full = ".".join(part for part in (prefix, path, name) if part)
+            found[full] = module.__dict__["_parameters"].get(f"{name}_unconstrained")
+    return found
+
+
+def _samplers(model_trace: Trace, guide_trace: Trace, objective: Objective) -> Iterator[Problem]:
+    if not objective.needs_reparameterised_latents:
+        return
+    for name, site in latent_sites(guide_trace).items():
+        if not site["fn"].has_rsample:
+            why = "free bits" if objective.free_bits > 0 else type(objective).__name__
+            yield Problem(
+                "error",
+                name,
+                f"site '{name}' is drawn from {type(site['fn']).__name__}, which has no reparameterized "
+                f"sampler, but {why} needs one: use TraceELBO without free bits, enumerate the site with "
+                "EnumELBO, or draw it from a relaxed distribution",
+            )
+
+
+def _gradients(subject: Subject) -> Iterator[Problem]:
+    pair, batch, objective = subject.pair, subject.batch, subject.objective
+    parameters = pair.parameters(batch)
+    if not parameters:
+        return
+    beta = objective.beta_at(objective.warmup_epochs)
+    with torch.enable_grad(), pyro.validation_enabled(False):
+        loss = objective(pair, subject.layout, batch, beta or 1.0).loss
+        if not loss.requires_grad:
+            names = list(parameters)
+        else:
+            gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+            names = [n for n, g in zip(parameters, gradients, strict=True) if g is None]
+    for name in names:
+        yield Problem(
+            "warning",
+            name,
+            f"parameter '{name}' receives no gradient: it does not enter the objective. Use it, or exclude "
+            "it with requires_grad_(False)",
+        )
+
+
+STAGES: tuple[Callable[[Subject], Iterator[Problem]], ...] = (
+    _shared_names,  # before anything runs, because Pyro would merge the two parameters into one
+    _runs,
+    _sites,
+    _finite,
+    _layout,
+    _ragged,
+    _objective,
+    _estimator,
+)
