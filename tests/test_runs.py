@@ -328,7 +328,7 @@ def test_a_constraint_that_can_not_be_written(tmp_path: Path) -> None:
             pyro.sample("z", dist.Normal(x / 2, 1.0).to_event(1))
 
     fit(model, guide, torch.randn(8, 2), max_epochs=1, seed=0, progress=False)
-    with pytest.raises(TypeError, match=r"pyro.param 'scale' can not be saved.*Tensor"):
+    with pytest.raises(TypeError, match=r"pyro.param 'scale' cannot be saved.*Tensor"):
         save_run(tmp_path / "run", model, guide)
 
 
