@@ -1,4 +1,4 @@
-"""A VAE generalises EM: one model, one bound, one axis; only how q is found and p is moved differs."""
+"""A VAE generalizes EM: one model, one bound, one axis; only how q is found and p is updated differs."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ Module = Any  # a model with closed forms, or a guide
 
 @dataclass
 class Problem:
-    """A model at its start, the amortised guide for it, and rows.
+    """A model, the amortized guide for it, and rows.
 
     Attributes:
-        hard: Whether hard EM climbs a bound: not where z is continuous, and q = a point has no entropy.
-        learning_rate: Of Adam, in all fits by gradient.
-        batch_size: Of SVI; EM and its gradient steps see all rows.
-        capture: Whether SVI's step is recorded, which pays in long trainings of short programs.
+        hard: Whether hard EM climbs a bound. It does not where z is continuous: a point q has no entropy.
+        learning_rate: Learning rate of Adam, in all fits by gradient.
+        batch_size: Batch size of SVI; EM and its gradient steps see all rows.
+        capture: Whether to record SVI's step, which pays off in long trainings of short programs.
     """
 
     title: str
@@ -59,7 +59,7 @@ class Problem:
 
 @dataclass
 class Fitted:
-    """A way to fit and where it led: the model, its history, and what gives q(z | x)."""
+    """A way to fit and its result: the model, its history, and a function that gives q(z | x)."""
 
     name: str
     model: Module
@@ -70,14 +70,14 @@ class Fitted:
     @torch.no_grad()
     def kl(self, x: Tensor) -> float:
         """KL(q || p(z | x)), the mean over rows."""
-        if self.hard:  # q is a point: -log p(z | x) there
+        if self.hard:  # q is a point, and the KL is -log p(z | x) there
             point = self.model.expected_statistics(x, hard=True)["log_evidence"] / len(x)
             return log_p(self.model, x) - float(point)
         return float(divergence(self.infer(x), self.model.posterior(x)).double().mean())
 
     @torch.no_grad()
     def microseconds(self, x: Tensor) -> float:
-        """Time that q takes for a row, in a batch of new ones."""
+        """Time that q takes per row, in a batch of new rows."""
         taken = []
         for _ in range(20):
             started = time.perf_counter()
@@ -94,9 +94,8 @@ def log_p(model: Module, x: Tensor) -> float:
 
 def divergence(q: Distribution, p: Any) -> Tensor:
     """KL(q || p), in closed form."""
-    if isinstance(
-        q, Categorical
-    ):  # torch's own is infinite as soon as a probability of p rounds to 0
+    if isinstance(q, Categorical):
+        # torch's own is infinite as soon as a probability of p rounds to 0.
         kl: Tensor = (q.probs * (q.logits - p.logits)).sum(-1)
         return kl
     if isinstance(q, Independent) and isinstance(p, MultivariateNormal):
@@ -106,7 +105,7 @@ def divergence(q: Distribution, p: Any) -> Tensor:
 
 @dataclass
 class Watch:
-    """Measures a fit by `fit` on the axis of `fit_em`; the time for it does not count."""
+    """Measures a fit by `fit` on the axis of `fit_em`; the time for measuring does not count."""
 
     fitted: Fitted
     x: Tensor
@@ -128,21 +127,21 @@ class Watch:
 
 
 class Watched(CosineAnnealingLR):
-    """A learning rate that falls to 0 along a cosine. What `fit` steps after each epoch also measures."""
+    """A learning rate that falls to 0 along a cosine. `fit` steps it after each epoch; a step also measures."""
 
     def __init__(self, optimizer: Optimizer, watch: Watch, epochs: int) -> None:
-        self.watch: Callable[[], None] = lambda: None  # torch's constructor steps
+        self.watch: Callable[[], None] = lambda: None  # torch's constructor calls step
         super().__init__(optimizer, T_max=epochs)
         self.watch = watch
 
     def step(self, epoch: int | None = None) -> None:
-        """Goes on to the next epoch."""
+        """Sets the learning rate of the next epoch, and measures."""
         super().step()
         self.watch()
 
 
 def by_em(problem: Problem, name: str, **how: Any) -> Fitted:
-    """Fits a copy of the model by `fit_em`, from the start it was given."""
+    """Fits a copy of the model by `fit_em`, from the model's start."""
     model = copy.deepcopy(problem.model)
     fitted = fit_em(model, problem.train, initialize=False, device="cpu", **how)
     return Fitted(name, model, fitted.history, model.posterior, how.get("hard", False))
@@ -151,12 +150,12 @@ def by_em(problem: Problem, name: str, **how: Any) -> Fitted:
 def by_svi(
     problem: Problem, name: str, seed: int, *, exact: int = 0, guide: int = 0, both: int = 0
 ) -> Fitted:
-    """Fits a copy of the model by `fit`: so many epochs with the exact guide, or with the amortised one.
+    """Fits a copy of the model by `fit`, with the exact guide or with the amortized one.
 
     Args:
-        exact: epochs with the exact guide.
-        guide: epochs in which the amortised guide learns and the model stays as it is.
-        both: epochs in which both learn.
+        exact: Epochs with the exact guide.
+        guide: Epochs in which the amortized guide learns and the model stays as it is.
+        both: Epochs in which both learn.
     """
     model = copy.deepcopy(problem.model)
     q = Exact(model) if exact else copy.deepcopy(problem.amortised)
@@ -182,7 +181,8 @@ def by_svi(
 
 def compare(problem: Problem, epochs: int, output: Path, seed: int) -> list[Fitted]:
     """Fits in every way from one start, prints the table and saves the picture."""
-    # The first gradient of a process loads half of torch, which is nobody's time.
+    problem.model.initialize(problem.train, seed=seed)
+    # The first gradient of a process loads half of torch: that time belongs to no method.
     by_svi(replace(problem, train=problem.train[:64]), "", seed, exact=1)
     one = GradientSteps(steps=1, learning_rate=problem.learning_rate)
     limits: dict[str, Any] = {"max_iterations": 1000, "tolerance": 1e-6}
@@ -206,11 +206,11 @@ def compare(problem: Problem, epochs: int, output: Path, seed: int) -> list[Fitt
     times = [brief(f.microseconds(problem.test)) for f in (exact, amortised)]
     print(
         f"\n'{amortised.name}' ends {loss + kl:.3f} nats below EM: {kl:.3f} of KL, and {loss:.3f} of log p(x). "
-        f"q of a new row takes {times[1]} µs in place of {times[0]}.\n{len(problem.train)} training "
-        f"and {len(problem.test)} test rows, nats a row. 'then EM': log p(x) of the training rows after EM "
-        f"from there. The picture is in {output}."
+        f"q of a new row takes {times[1]} µs instead of {times[0]}.\n{len(problem.train)} training "
+        f"and {len(problem.test)} test rows, nats per row. 'then EM': log p(x) of the training rows after EM "
+        f"that starts from there. The picture is in {output}."
     )
-    # Hard EM last, so that the others have the same colours where it is left out.
+    # Hard EM comes last, so that the others keep their colors where it is left out.
     histories = {f.name: f.history for f in sorted(found, key=lambda f: f.hard)}
     figure = bound_curves(histories, against=("passes", "gradient_evaluations", "seconds"))
     figure.savefig(output)
@@ -218,7 +218,7 @@ def compare(problem: Problem, epochs: int, output: Path, seed: int) -> list[Fitt
 
 
 def brief(value: float) -> str:
-    """A number with two digits that count."""
+    """A number with two significant digits."""
     return f"{float(f'{value:.2g}'):g}"
 
 
@@ -240,7 +240,7 @@ def cells_of(fitted: Fitted, problem: Problem) -> list[str]:
 
 
 def say_used(found: list[Fitted]) -> None:
-    """Prints how many components of a mixture have at least a tenth of an equal share."""
+    """Prints how many components of a mixture have more than a tenth of an equal share."""
     weights = {f.name: f.model.prior().probs for f in found}
     used = [f"{name} {int((w > 0.1 / len(w)).sum())}" for name, w in weights.items()]
     print(f"Components with more than a tenth of an equal weight: {', '.join(used)}.")
@@ -256,16 +256,15 @@ def digits(
     """A mixture of Bernoullis on scikit-learn's digits, black or white.
 
     Args:
-        components: Of the mixture.
+        components: Number of components of the mixture.
         epochs: Passes of SVI, and iterations of gradient EM.
-        max_rows: Use at most so many rows of each split.
+        max_rows: Maximum number of rows per split.
         output: Where to save the picture.
-        seed: Of everything random.
+        seed: Seed of all random numbers.
     """
     data = load_data("digits", binarize="threshold", max_rows=max_rows)
     torch.manual_seed(seed)
     model = BernoulliMixture(data.shape, components)
-    model.initialize(data.train, seed)
     guide = CategoricalEncoder(data.shape, components, MLP(hidden=(64,)))
     title = f"Mixture of {components} Bernoullis, digits"
     problem = Problem(title, model, guide, data.train, data.test, 0.05, 128)
@@ -285,12 +284,12 @@ def mnist(
 
     Args:
         data_dir: Folder that holds MNIST in torchvision's layout; downloaded to it if absent.
-        dimensions: Principal components that are kept.
-        components: Of the mixture.
+        dimensions: Number of principal components to keep.
+        components: Number of components of the mixture.
         epochs: Passes of SVI, and iterations of gradient EM.
-        max_rows: Use at most so many rows of each split.
+        max_rows: Maximum number of rows per split.
         output: Where to save the picture.
-        seed: Of everything random.
+        seed: Seed of all random numbers.
     """
     data = load_data("MNIST", data_dir=data_dir, max_rows=max_rows)
     pca = PCA(dimensions, random_state=seed).fit(data.train.flatten(1))
@@ -300,7 +299,6 @@ def mnist(
     )
     torch.manual_seed(seed)
     model = GaussianMixture((dimensions,), components, "full")
-    model.initialize(train, seed)
     guide = CategoricalEncoder((dimensions,), components, MLP(hidden=(64,)))
     title = f"Mixture of {components} Gaussians, {dimensions} principal components of MNIST"
     problem = Problem(title, model, guide, train, test, 0.02, 500)
@@ -314,21 +312,20 @@ def pca(
     output: Path = Path("em_vs_vae_pca.png"),
     seed: int = 0,
 ) -> None:
-    """Probabilistic PCA on scikit-learn's digits, grey levels dequantised once.
+    """Probabilistic PCA on scikit-learn's digits, gray levels dequantized once.
 
     Args:
         latent_dim: Number of latents.
         epochs: Passes of SVI, and iterations of gradient EM.
-        max_rows: Use at most so many rows of each split.
+        max_rows: Maximum number of rows per split.
         output: Where to save the picture.
-        seed: Of everything random.
+        seed: Seed of all random numbers.
     """
     data = load_data("digits", dequantize=True, max_rows=max_rows)
     torch.manual_seed(seed)
     assert data.transform is not None
     train = data.transform(data.train)
     model = ProbabilisticPCA(data.shape, latent_dim)
-    model.initialize(train, seed)
     guide = MeanField(data.shape, latent_dim, MLP(hidden=()))
     title = f"Probabilistic PCA, {latent_dim} latents, digits"
     problem = Problem(title, model, guide, train, data.test, 0.01, 128, hard=False)
@@ -347,17 +344,18 @@ def hmm(
 ) -> None:
     """A hidden Markov model on simulated sequences.
 
-    They come from a chain that starts anywhere and stays in its state with probability 0.9, or goes on to one
-    of the others. State k emits points of the plane, N(mu_k, I), with mu_k at equal angles on a circle of
-    radius 2: a single point says little of its state, its neighbours in time say more.
+    The sequences come from a chain that starts in any state, and at each step stays in its state with
+    probability 0.9 or moves to one of the others. State k emits points of the plane, N(mu_k, I), with mu_k at
+    equal angles on a circle of radius 2: a single point tells little about its state, its neighbors in time
+    tell more.
 
     Args:
         states: Number of states, of the simulation and of the model.
-        steps: Of a sequence.
-        rows: Sequences to train with; half as many test.
+        steps: Steps of each sequence.
+        rows: Number of training sequences; there are half as many test sequences.
         epochs: Passes of SVI, and iterations of gradient EM.
         output: Where to save the picture.
-        seed: Of everything random.
+        seed: Seed of all random numbers.
     """
     torch.manual_seed(seed)
     truth = GaussianHMM((steps, 2), states, "spherical")
@@ -370,7 +368,6 @@ def hmm(
         x = truth.means[paths] + torch.randn(len(paths), steps, 2)
     train, test = x[:rows], x[rows:]
     model = GaussianHMM((steps, 2), states)
-    model.initialize(train, seed=seed)
     guide = Recurrent((steps, 2), states)
     title = f"Hidden Markov model with {states} states, simulated sequences of {steps} steps"
     problem = Problem(title, model, guide, train, test, 0.05, 100, capture=False)

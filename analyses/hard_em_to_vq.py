@@ -1,4 +1,4 @@
-"""The road from hard EM to vector quantisation: where k-means, EM and a VQ-VAE's codebook come to rest."""
+"""From hard EM to vector quantization: where k-means, EM and a VQ-VAE's codebook converge."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ppl_vae.networks import MLP
 
 @dataclass
 class Quantiser:
-    """A codebook `(codes, d)`, the rows `(n, d)` in its space, and the pictures that it stands for."""
+    """A codebook `(codes, d)`, the rows `(n, d)` in its space, and the codes' pictures."""
 
     name: str
     codebook: Tensor
@@ -32,24 +32,24 @@ class Quantiser:
 
     def __post_init__(self) -> None:
         self.assigned = torch.cdist(self.rows, self.codebook).argmin(1)
-        # Distances are in units of the rows' standard deviation, so that spaces compare.
+        # Distances are in units of the rows' standard deviation, so that spaces can be compared.
         self.unit = (self.rows - self.rows.mean(0)).square().mean().sqrt()
         nearest = means(self.rows, self.assigned, self.codebook)
         self.residual = float(rms(self.codebook - nearest) / self.unit)
         self.moved = float(rms(self.codebook - k_means(self.rows, self.codebook)) / self.unit)
 
     def match(self, other: Quantiser) -> Quantiser:
-        """The same in the order of another's nearest pictures."""
+        """The same codebook, reordered so that its pictures are nearest to another's."""
         cost = torch.cdist(other.pictures, self.pictures).square()
         order = linear_sum_assignment(cost.numpy())[1]
         return Quantiser(self.name, self.codebook[order], self.rows, self.pictures[order])
 
 
 class AtScale(nn.Module):
-    """A mixture of spherical Gaussians of one fixed sigma: hard EM's way to k-means as sigma falls.
+    """A mixture of spherical Gaussians of one fixed sigma: hard EM becomes k-means as sigma falls.
 
     The likeliest component of a row is the argmin of |x - mu_k|^2 - 2 sigma^2 log pi_k: the nearest one, once
-    sigma is small. The M step for the means, the means of the rows, knows no sigma.
+    sigma is small. The M step for the means, which takes the means of the rows, does not depend on sigma.
     """
 
     def __init__(self, mixture: GaussianMixture, sigma: float) -> None:
@@ -57,23 +57,23 @@ class AtScale(nn.Module):
         self.mixture, self.sigma = mixture, sigma
 
     def forward(self, x: Tensor) -> None:
-        """Run the model on `x`."""
+        """Runs the mixture on `x`."""
         self.mixture(x)
 
     def expected_statistics(self, x: Tensor, hard: bool = False) -> dict[str, Tensor]:
-        """The mixture's."""
+        """Those of the mixture."""
         return self.mixture.expected_statistics(x, hard)
 
     @torch.no_grad()
     def maximize(self, statistics: dict[str, Tensor]) -> None:
-        """The mixture's, but for sigma."""
+        """The M step of the mixture, except for sigma."""
         self.mixture.maximize(statistics)
         for log_scale in self.mixture.covariance.parameters():
             log_scale.fill_(math.log(self.sigma))
 
 
 def em(x: Tensor, start: Tensor, sigma: float | None, hard: bool) -> Tensor:
-    """The means that EM finds from a start; sigma is learned (one a component) if it is None."""
+    """The means that EM finds from a start; sigma is learned (one per component) if it is None."""
     mixture = GaussianMixture(x.shape[1:], len(start), "spherical").double()
     with torch.no_grad():
         mixture.means.copy_(start)
@@ -92,10 +92,10 @@ def k_means(x: Tensor, start: Tensor) -> Tensor:
 
 
 def quantise(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-    """The nearest code of each row, to read and to be trained: (straight through to `z`, the codes).
+    """The nearest code of each row, twice: with the gradient of `z` (straight through), and with its own.
 
-    The first has the value of the code and the gradient of z, so that the codebook is trained by its own loss
-    alone, |sg(z) - c|^2. Its gradient by c_k is 2 sum over the rows assigned to k of (c_k - z), which
+    The first has the value of the code and the gradient of z, so that the codebook is trained only by its own
+    loss, |sg(z) - c|^2. The gradient of this loss by c_k is 2 sum over the rows assigned to k of (c_k - z). It
     vanishes where c_k is their mean: the M step of hard EM (arXiv:1711.00937).
     """
     codes = codebook[torch.cdist(z.detach(), codebook.detach()).argmin(1)]
@@ -103,9 +103,9 @@ def quantise(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def vq(x: Tensor, start: Tensor, steps: int) -> Tensor:
-    """A codebook for the rows as they are, by gradient descent on its loss."""
+    """A codebook for the rows themselves, by gradient descent on its loss."""
     codebook = start.clone().requires_grad_()
-    # In a cluster of 1 / codes of the rows, a step goes a quarter of the way to the mean.
+    # In a cluster that holds 1 / codes of the rows, a step goes a quarter of the way to the mean.
     optimizer = torch.optim.SGD([codebook], lr=len(start) / 8)
     for _ in range(steps):
         _, codes = quantise(x, codebook)
@@ -116,7 +116,7 @@ def vq(x: Tensor, start: Tensor, steps: int) -> Tensor:
 
 
 def vq_vae(x: Tensor, codes: int, steps: int, seed: int, size: int = 8) -> Quantiser:
-    """A codebook for the outputs of an encoder that learns straight through it, and a decoder."""
+    """A codebook for the outputs of an encoder, which is trained straight through it, and a decoder."""
     scale = x.max()
     network = MLP(hidden=(128,), activation=nn.Softplus)
     encoder = nn.Sequential(network.encoder(x.shape[1:]), nn.Linear(128, size)).double()
@@ -161,21 +161,21 @@ def main(
     output: Path = Path("hard_em_to_vq.png"),
     seed: int = 0,
 ) -> None:
-    """Quantises handwritten digits by k-means, EM, hard EM and VQ: do they come to rest in the same places?
+    """Quantizes handwritten digits by k-means, EM, hard EM and VQ: do they converge to the same codebooks?
 
-    At rest under k-means is a codebook each of whose vectors is the mean of the rows nearest to it. The table
-    gives the distance of each codebook to those means ("residual"), how far k-means goes when it starts
-    from it, and how far it is from what k-means finds from the same start, in the best order: root mean
-    squares, 1 being the standard deviation of the rows. The VQ-VAE's residual is measured where its
-    codebook lives, in the outputs of its encoder.
+    A codebook is a fixed point of k-means if each of its vectors is the mean of the rows nearest to it. The
+    table gives the distance of each codebook from those means ("residual"), how far k-means moves when it
+    starts from the codebook, and the distance from what k-means finds from the common start, with the codes
+    in the best order. These are root mean squares, in units of the standard deviation of the rows. The
+    VQ-VAE's residual is measured in the space of its codebook, the outputs of its encoder.
 
     Args:
-        codes: Vectors in the codebook, components of the mixture.
+        codes: Number of vectors in the codebook, and of components of the mixture.
         steps: Gradient steps of the codebooks that are trained by gradients, each on all rows.
-        sigmas: Standard deviations at which EM is held, in grey levels, of which there are 16.
-        max_rows: Use at most so many rows, for a quick trial.
+        sigmas: Standard deviations at which EM holds sigma, in gray levels (there are 16).
+        max_rows: Maximum number of rows, for a quick trial.
         output: Where to save the picture.
-        seed: Of everything random.
+        seed: Seed of all random numbers.
     """
     torch.manual_seed(seed)
     x = load_data("digits", max_rows=max_rows).train.flatten(1).double()
@@ -216,7 +216,7 @@ def main(
 def draw(
     shown: list[Quantiser], moved: dict[str, list[float]], sigmas: tuple[float, ...]
 ) -> Figure:
-    """The codebooks, each picture with its distance from k-means', and how EM becomes k-means."""
+    """Draws the codebooks, each picture with its distance from that of k-means, and how EM becomes k-means."""
     figure = Figure(figsize=(13, 5.4), dpi=150, layout="constrained")
     parts: Any = figure.subfigures(1, 2, width_ratios=(2.1, 1))
     left, right = parts
@@ -232,17 +232,15 @@ def draw(
         label = f"{q.name.replace(', ', chr(10))}\nresidual {q.residual:.0e}"
         row[0].set_ylabel(label, rotation=0, ha="right", va="center")
     left.suptitle(
-        "Codebooks at rest, and each vector's distance from that of k-means (standard deviations)"
+        "Codebooks after convergence, and each vector's distance from that of k-means (standard deviations)"
     )
     axes = right.subplots()
     for (name, distances), marker in zip(moved.items(), "os", strict=True):
         axes.loglog(sigmas, distances, marker=marker, label=name)
     axes.axhspan(1e-17, 1e-13, color="0.9", lw=0)
     axes.text(sigmas[-1], 3e-14, "rounding error", va="top", color="0.4")
-    axes.set(ylim=(1e-17, 1), xlabel="sigma of the mixture (grey levels)")
-    axes.set(
-        ylabel="how far k-means moves from there", title="Where EM comes to rest, as sigma falls"
-    )
+    axes.set(ylim=(1e-17, 1), xlabel="sigma of the mixture (gray levels)")
+    axes.set(ylabel="how far k-means moves from there", title="Where EM converges, as sigma falls")
     axes.set_xticks(sigmas, [f"{s:g}" for s in sigmas])
     axes.minorticks_off()
     axes.spines[["top", "right"]].set_visible(False)

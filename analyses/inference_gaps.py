@@ -53,26 +53,26 @@ def main(
 ) -> None:
     """Swaps the guide of one frozen Bernoulli VAE: log p(x) >= best ELBO in the family >= ELBO.
 
-    The VAE is trained with a full-covariance guide and frozen; then each guide starts anew and is trained for
-    its posterior, with the same budget. log p(x) is the decoder's, whatever the guide: it is annealed from
-    the guide that the VAE was trained with, and all gaps are to it. PerRow goes on from MeanField, on the
-    test rows themselves.
+    The VAE is trained with a full-covariance guide and frozen. Then each guide is trained from scratch for its
+    posterior, with the same budget. log p(x) depends on the decoder alone: it is estimated once, by annealing
+    from the guide that the VAE was trained with, and all gaps are relative to it. PerRow continues from
+    MeanField, on the test rows themselves.
 
     Args:
-        data: A name that load_data knows; grey values are compared with one half, except MNIST's, which are
-            drawn anew for each batch.
+        data: A name that load_data knows. Gray values are compared with one half; those of MNIST are drawn
+            again for each batch instead.
         data_dir: Folder of the data, in torchvision's layout.
-        max_epochs: Passes over the training rows for the VAE; the epoch with the best held-out ELBO counts.
+        max_epochs: Passes over the training rows for the VAE; the weights with the best held-out ELBO are kept.
         guide_epochs: The same for each guide.
         latent_dim: Number of latent dimensions. With 2, the guides are also drawn over the exact posterior.
         hidden: Widths of the encoder, and of the decoder backwards.
-        num_samples: Importance samples a row, and samples for each ELBO.
-        temperatures: Of annealed importance sampling, with 16 chains a row.
-        max_steps: Steps at most for the best q of each row.
-        max_rows: Use at most so many rows of each split, for a quick trial.
-        max_test_rows: Judge by the first so many test rows.
-        output: Where to save the picture of the gaps; that of the posteriors has "_posteriors" in its name.
-        seed: Of everything random.
+        num_samples: Importance samples per row, and samples for each ELBO.
+        temperatures: Number of temperatures of annealed importance sampling, which has 16 chains per row.
+        max_steps: Maximum number of steps in the search for the best q of each row.
+        max_rows: Maximum number of rows per split, for a quick trial.
+        max_test_rows: Number of test rows to use, the first ones.
+        output: Where to save the picture of the gaps; that of the posteriors adds "_posteriors" to the name.
+        seed: Seed of all random numbers.
     """
     binarize: Any = "dynamic" if data == "MNIST" else "threshold"
     rows = load_data(data, data_dir=data_dir, binarize=binarize, max_rows=max_rows, seed=seed)
@@ -132,8 +132,8 @@ def main(
     judge("PerRow (MeanField)", free, clock.milliseconds())
 
     gaps_plot(gaps).savefig(output)
-    print(f"\n{len(test)} test rows; nats a row ± standard error over rows. Picture: {output}.")
-    print("A step is of 128 rows (PerRow: of all test rows); processor time, the median.")
+    print(f"\n{len(test)} test rows; nats per row ± standard error over rows. Picture: {output}.")
+    print("A step has 128 rows (PerRow: all test rows); its time is the median processor time.")
     print(f"log p(x) by AIS: {_nats(truth.log_likelihood)}, Monte-Carlo error {_error(truth):.3f}.")
     if latent_dim == 2:
         picture = output.with_stem(f"{output.stem}_posteriors")
@@ -143,8 +143,8 @@ def main(
 
 
 class _Clock:
-    """A transform that takes the time between batches: of the processor, which other work on the machine
-    does not lengthen.
+    """A transform that measures the processor time between batches. Other work on the machine does not
+    lengthen it.
     """
 
     def __init__(self, transform: Callable[[Tensor], Tensor] | None = None) -> None:
@@ -156,7 +156,7 @@ class _Clock:
         return x if self.transform is None else self.transform(x)
 
     def milliseconds(self) -> float:
-        """Of a typical step."""
+        """Processor time of a typical step."""
         return 1000 * median(b - a for a, b in pairwise(self.ticks))
 
 
@@ -180,7 +180,7 @@ def _draw_posteriors(
     truth: Annealed,
     picture: Path,
 ) -> str:
-    """Guides over the exact posteriors of rows that are easy, typical and hard for mean-field."""
+    """Draws guides over the exact posteriors of rows that are easy, typical and hard for mean-field."""
     grid = posterior_grid(model, teacher, test)
     shown = [
         g

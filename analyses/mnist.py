@@ -1,9 +1,9 @@
 """How good is a plain VAE on MNIST? Prints a row of the README's table of results.
 
-Encoder 784-400-400-50, decoder mirrored, Bernoulli likelihood, mean-field guide, the ELBO. log p(x)
-compares with other numbers for the same binarisation only. "dynamic" is that of "Importance Weighted
-Autoencoders" (arXiv:1509.00519), which reports -86.76 nats for a VAE with 50 latents after 3,280
-epochs. "static" draws the training rows once. "threshold" has no noise in grey pixels: easier.
+Encoder 784-400-400-50, mirrored decoder, Bernoulli likelihood, mean-field guide, ELBO. log p(x) can be
+compared only with numbers for the same binarization. "dynamic" is the binarization of "Importance Weighted
+Autoencoders" (arXiv:1509.00519), which reports -86.76 nats for a VAE with 50 latents after 3,280 epochs.
+"static" draws the training rows once. "threshold" has no noise in gray pixels, which is easier.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ def main(
 ) -> None:
     """Trains a 784-400-400-50 Bernoulli VAE on MNIST and prints how good it is on the test rows.
 
-    The learning rate falls from 1e-3 to 0 along a cosine; the epoch with the best held-out ELBO counts.
+    The learning rate falls from 1e-3 to 0 along a cosine; the weights with the best held-out ELBO are kept.
 
     Args:
         data_dir: Folder that holds MNIST in torchvision's layout; downloaded to it if absent.
-        binarize: How a grey pixel becomes 0 or 1: drawn anew for each batch, drawn once, or by comparison
-            with one half. Numbers of different choices do not compare.
+        binarize: How a gray pixel becomes 0 or 1: by a new draw for each batch, by one draw, or by comparison
+            with one half. Numbers from different choices cannot be compared.
         max_epochs: Passes over the training rows.
-        num_samples: Importance samples a row, K.
-        max_rows: Use at most so many rows of each split, for a quick trial.
-        seed: Of everything random.
+        num_samples: Importance samples per row, K.
+        max_rows: Maximum number of rows per split, for a quick trial.
+        seed: Seed of all random numbers.
     """
     data = ppl_vae.load_data(
         "MNIST", data_dir=data_dir, binarize=binarize, max_rows=max_rows, seed=seed
@@ -68,7 +68,7 @@ def main(
         patience=max_epochs,
         seed=seed,
     )
-    print(fitted, file=sys.stderr)  # the evaluation takes as long again
+    print(fitted, file=sys.stderr)  # shown at once: the evaluation takes as long again
     started = time.monotonic()
     evaluation = ppl_vae.evaluate(model, guide, data.test, num_samples=num_samples, seed=seed)
     seconds = time.monotonic() - started
@@ -91,7 +91,7 @@ def main(
     }
     for cells in (row, ["---"] * len(row), row.values()):
         print("|", " | ".join(cells), "|")
-    print(f"\n{evaluation.num_rows} test rows, nats a row ± standard error over rows.")
+    print(f"\n{evaluation.num_rows} test rows, nats per row ± standard error over rows.")
     print(f"{diagnosis.summary()}\n\nCommand: `{shlex.join(['python', *sys.argv])}`")
     device = next(model.parameters()).device.type
     print(

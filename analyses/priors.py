@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torchvision.utils import make_grid
 
 from ppl_vae import diagnose, evaluate, fit, load_data
-from ppl_vae.checks import evaluating
+from ppl_vae.evaluation import Generator
 from ppl_vae.guides import MeanField
 from ppl_vae.models import (
     VAE,
@@ -26,7 +26,6 @@ from ppl_vae.models import (
 )
 from ppl_vae.models.priors import Prior
 from ppl_vae.networks import MLP
-from ppl_vae.pairs import Pair
 from ppl_vae.stats import Estimate
 from ppl_vae.training import refit_prior
 
@@ -46,22 +45,22 @@ def main(
 ) -> None:
     """Swaps the prior of a Bernoulli VAE with a mean-field guide: log p(x), and samples side by side.
 
-    Each prior is trained with a decoder and a guide of its own, from the same start. Then priors are fitted
-    to the aggregate posterior of the pair that was trained under N(0, I), which stays as it is.
+    Each prior is trained with its own decoder and guide, from the same start. Then priors are fitted to the
+    aggregate posterior of the pair that was trained under N(0, I); that pair stays as it is.
 
     Args:
-        data: A name that load_data knows; grey values are compared with one half, except MNIST's, which are
-            drawn anew for each batch.
+        data: A name that load_data knows. Gray values are compared with one half; those of MNIST are drawn
+            again for each batch instead.
         data_dir: Folder of the data, in torchvision's layout.
-        max_epochs: Passes over the training rows; the epoch with the best held-out ELBO counts.
+        max_epochs: Passes over the training rows; the weights with the best held-out ELBO are kept.
         latent_dim: Number of latent dimensions.
         hidden: Widths of the encoder, and of the decoder backwards.
-        components: Of the mixtures, and pseudo-inputs of the VampPrior.
-        num_samples: Importance samples a row, K.
-        max_rows: Use at most so many rows of each split, for a quick trial.
-        max_test_rows: Judge by the first so many test rows.
+        components: Components of the mixtures, and pseudo-inputs of the VampPrior.
+        num_samples: Importance samples per row, K.
+        max_rows: Maximum number of rows per split, for a quick trial.
+        max_test_rows: Number of test rows to use, the first ones.
         output: Where to save the picture of the samples.
-        seed: Of everything random.
+        seed: Seed of all random numbers.
     """
     binarize: Any = "dynamic" if data == "MNIST" else "threshold"
     rows = load_data(data, data_dir=data_dir, binarize=binarize, max_rows=max_rows, seed=seed)
@@ -94,7 +93,8 @@ def main(
         cells += [f"{seen.active_units} of {latent_dim}", seconds]
         print("|", " | ".join([name, *cells]), "|", flush=True)
         title = f"{name}\nlog p(x) = {log_p.mean:.1f} ± {log_p.standard_error:.1f}"
-        panels.append((title.replace("-", "−"), _samples(model, guide)))
+        samples = Generator(model, guide, test).from_prior(_SHOWN)[1]
+        panels.append((title.replace("-", "−"), samples))
 
     columns = ["prior", "ELBO", "rate", "distortion", f"log p(x), K = {num_samples}", "gain"]
     columns += ["unreliable", "mutual information", "marginal KL", "active", "seconds"]
@@ -125,10 +125,12 @@ def main(
         judge(f"{type(prior).__name__}, refitted", model, plain[1], "")
     _draw(panels).savefig(output)
     print(
-        f"\n{len(test)} test rows; nats a row ± standard error over rows. Samples are in {output}."
+        f"\n{len(test)} test rows; nats per row ± standard error over rows. Samples are in {output}."
     )
-    print("Gain: log p(x) over that of the first row, with the error of the rows' differences.")
-    print("Refitted: fitted to the codes of the first row's pair, which stays as it is.")
+    print(
+        "Gain: log p(x) minus that of the first line, with the error of the row-by-row difference."
+    )
+    print("Refitted: fitted to the codes of the first line's pair, which stays as it is.")
 
 
 _SHOWN = 36  # samples in a panel
@@ -138,15 +140,8 @@ def _nats(estimate: Estimate) -> str:
     return f"{estimate.mean:.2f} ± {estimate.standard_error:.2f}"
 
 
-def _samples(model: Any, guide: Any) -> Tensor:
-    """Means of p(x | z) at z from the prior."""
-    with evaluating(Pair.of(model, guide), seed=0):
-        means: Tensor = model.decode(model.prior().sample((_SHOWN,))).mean
-        return means
-
-
 def _draw(panels: list[tuple[str, Tensor]]) -> Figure:
-    """Priors that were trained above, the data and priors that were refitted below."""
+    """Draws the trained priors in the upper line; the data and the refitted priors in the lower."""
     figure = Figure(figsize=(7.2, 4.3), dpi=200, layout="constrained")
     for axes, (title, pictures) in zip(figure.subplots(2, 4).flat, panels, strict=True):
         grid = make_grid(1 - pictures, nrow=6, padding=1, pad_value=0.8)  # ink on paper

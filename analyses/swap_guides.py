@@ -28,15 +28,15 @@ def main(
 ) -> None:
     """Swaps the guides of two models of handwritten digits: how many nats of log p(x) does each one lose?
 
-    A model is trained with its richest guide and frozen, then each guide for it, with 8 samples of z: near the
-    best q the gradient is mostly their noise. The gap is log p(x) - ELBO = KL(q || p(z | x)).
+    A model is trained with its richest guide and frozen; then each guide is trained for it. 8 samples of z per
+    step: near the best q, their noise dominates the gradient. The gap is log p(x) - ELBO = KL(q || p(z | x)).
 
     Args:
-        max_epochs: Passes over the training rows for each model and for each guide.
-        num_samples: Importance samples a row.
-        max_rows: Use at most so many rows of each split, for a quick trial.
+        max_epochs: Passes over the training rows, for each model and for each guide.
+        num_samples: Importance samples per row.
+        max_rows: Maximum number of rows per split, for a quick trial.
         output: Where to save the picture of the gaps, with 95 % intervals.
-        seed: Of everything random.
+        seed: Seed of all random numbers.
     """
     torch.manual_seed(seed)
     grey = load_data("digits", dequantize=True, max_rows=max_rows)
@@ -72,9 +72,9 @@ def main(
         errors = [1.96 * gap.standard_error for gap in gaps]
         bars = axes.barh(names, [gap.mean for gap in gaps], xerr=errors, color="#56B4E9", capsize=4)
         axes.bar_label(bars, fmt="{:z.2f}", padding=5)
-        axes.set(xlabel=f"{name}: log p(x) − ELBO (nats a row)", ylim=(3.5, -0.5), xmargin=0.15)
+        axes.set(xlabel=f"{name}: log p(x) − ELBO (nats per row)", ylim=(3.5, -0.5), xmargin=0.15)
     figure.savefig(output)
-    print(f"\nTest rows; nats a row ± standard error over rows. The picture is in {output}.")
+    print(f"\nTest rows; nats per row ± standard error over rows. The picture is in {output}.")
 
 
 if __name__ == "__main__":

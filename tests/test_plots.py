@@ -73,7 +73,7 @@ def test_learning_curves_draw_each_quantity_in_its_panel() -> None:
     draw(figure)
     elbo, rate, distortion = figure.axes
     labels = [axes.get_ylabel().replace("\n", " ") for axes in figure.axes]
-    assert labels == ["ELBO (nats a row)", "rate (nats a row)", "distortion (nats a row)"]
+    assert labels == ["ELBO (nats per row)", "rate (nats per row)", "distortion (nats per row)"]
     training, validation = elbo.lines
     np.testing.assert_array_equal(training.get_xydata(), [[1, -30], [2, -25]])
     np.testing.assert_array_equal(validation.get_xydata(), [[2, -27]])

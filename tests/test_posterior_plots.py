@@ -57,7 +57,7 @@ def test_contours_hold_their_mass_and_the_kl_is_that_of_the_closed_form(case: Ca
 
 def test_contours_of_another_grid_or_of_too_many_rows_are_refused(case: Case) -> None:
     _, _, _, grid = case
-    with pytest.raises(ValueError, match=r"guide 'q' comes with shape \(3, 5, 5\)"):
+    with pytest.raises(ValueError, match=r"guide 'q' has shape \(3, 5, 5\)"):
         posterior_contours(grid, {"q": np.zeros((3, 5, 5))})
     with pytest.raises(ValueError, match="one to four rows, got 5"):
         posterior_contours(grid, {}, rows=[0, 1, 2, 0, 1])

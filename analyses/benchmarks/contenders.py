@@ -1,8 +1,8 @@
 """The ways to train one VAE that `training.py` times, each in a process of its own.
 
-Run by `training.py`, with the interpreter of an environment that has what the contender needs:
-`python contenders.py NAME NETWORK BATCH_SIZE THREADS`. It prints how long the first step took, counted from the
-moment when data and model are there; then it reads numbers of steps, and prints the seconds that they took.
+`training.py` runs it with the interpreter of an environment that has what the contender needs:
+`python contenders.py NAME NETWORK BATCH_SIZE THREADS`. It prints the seconds of the first step, counted from
+the moment when data and model exist. Then it reads numbers of steps, and prints the seconds that each took.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ LATENT = 50
 LEARNING_RATE = 1e-3
 
 Turn = Callable[[], int]
-"""Ends a turn, waits for the next one, and says how many steps it has."""
+"""Ends a turn, waits for the next one, and returns its number of steps."""
 
 Start = Callable[[int, Turn], None]
-"""Trains with a batch size, turn after turn; makes data and model before it asks for the first."""
+"""Trains with a batch size, turn after turn; makes data and model before it asks for the first turn."""
 
 
 def torch_data() -> Any:
-    """As many rows as MNIST has; what is in them does not matter here."""
+    """As many rows as MNIST has; their content does not matter here."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -35,7 +35,7 @@ def torch_data() -> Any:
 
 
 def hand_written(network: str, fused: bool, compiled: bool) -> Start:
-    """What a person writes who knows torch: two modules, a loss, a loop over a permutation."""
+    """The loop that a torch user writes by hand: two modules, a loss, a loop over a permutation."""
     import torch
     from torch import nn
     from torch.nn import functional as F
@@ -153,7 +153,7 @@ def pyro_svi(network: str) -> Start:
 
 
 def ours(network: str, **options: Any) -> Start:
-    """`fit` as it is; its optimiser, which it lets one choose, counts the steps."""
+    """`fit` as it is; the optimizer, which a caller may choose, counts the steps."""
     import torch
 
     from ppl_vae import fit
@@ -234,7 +234,7 @@ def numpyro_epoch(network: str) -> Start:
         done = 0
         per_epoch = ROWS // batch_size
 
-        # Data and numbers of steps are arguments: one compilation, and no copy of the data in it.
+        # Data and numbers of steps are arguments, so it compiles once and holds no copy of the data.
         @jax.jit  # type: ignore[untyped-decorator, unused-ignore]
         def run(state: Any, data: Any, order: Any, first: int, last: int) -> Any:
             def step(i: Any, carry: Any) -> Any:
@@ -265,7 +265,7 @@ def numpyro_epoch(network: str) -> Start:
 
 
 def pythae_trainer(network: str) -> Start:
-    """pythae's own trainer; a step's time is that of an epoch over as many rows."""
+    """pythae's own trainer; steps are timed as one epoch over as many rows."""
     import contextlib
     import io
     import tempfile
@@ -334,7 +334,7 @@ def pythae_trainer(network: str) -> Start:
 
 
 def floor(network: str) -> Start:
-    """No VAE: only the products of a step, each in its fastest layout, Adam's update, and the gathered rows."""
+    """No VAE: the products of a step, each in its fastest layout, Adam's update, and gathering the rows."""
     import torch
 
     assert network == "mlp"
@@ -384,7 +384,7 @@ CONTENDERS: dict[str, Callable[[str], Start]] = {
 
 
 def main() -> None:
-    """Speaks the protocol above on standard input and output."""
+    """Follows the protocol above on standard input and output."""
     name, network, batch_size, threads = sys.argv[1:]
     if name != "numpyro":
         import torch
@@ -401,7 +401,7 @@ def main() -> None:
         started = time.perf_counter()
         return count
 
-    # In the main thread, all of them: OpenMP waits otherwise in a second one.
+    # All of them run in the main thread: in a second one, OpenMP waits.
     CONTENDERS[name](network)(int(batch_size), turn)
 
 

@@ -1,4 +1,4 @@
-"""Is EM as fast and as good as in the libraries for it? Same data, start, iterations and threads."""
+"""Is EM as fast and as good as in other libraries? Same data, start, iterations and threads."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Comparison:
 
     Attributes:
         name: What is fitted.
-        other: Whose implementation it is compared with.
-        ours: Fits from the common start, which is timed; returns what gives log p(x), nats a row.
-        theirs: Likewise.
+        other: The library that it is compared with.
+        ours: Fits from the common start (this is timed); returns a function that gives log p(x), nats per row.
+        theirs: The same for the other library.
     """
 
     name: str
@@ -110,7 +110,7 @@ def _clusters(rows: int, size: int, components: int) -> Tensor:
 
 
 def factors(rows: int, iterations: int) -> Iterator[Comparison]:
-    """Both to convergence: scikit-learn's steps are not those of EM. 32 dimensions, 5 factors."""
+    """Both run to convergence: scikit-learn's steps are not those of EM. 32 dimensions, 5 factors."""
     size, factors = 32, 5
     generator = torch.Generator().manual_seed(0)
     loadings = torch.randn(factors, size, generator=generator, dtype=torch.float64)
@@ -192,19 +192,19 @@ SECTIONS: tuple[Section, ...] = (
 
 
 def main(rows: int = 100_000, iterations: int = 10, repeats: int = 5, threads: int = 1) -> None:
-    """Times fit_em and other libraries from the same start, turn and turn about, and compares log p(x).
+    """Times fit_em and other libraries in turns from the same start, and compares log p(x).
 
     Args:
         rows: Rows of data.
         iterations: EM iterations of every fit.
-        repeats: Fits of each; the medians of their times are compared.
+        repeats: Number of fits of each; the medians of their times are compared.
         threads: Threads of torch, BLAS and OpenMP.
     """
     torch.set_num_threads(threads)
     print("| model | other | ours, s | theirs, s | ours / theirs | difference of log p(x) |")
     print("| --- | --- | --- | --- | --- | --- |")
     with threadpool_limits(threads), warnings.catch_warnings():
-        # Nobody converges in a fixed number of iterations.
+        # No fit converges in a fixed number of iterations.
         warnings.filterwarnings("ignore", "Best performing initialization did not converge")
         for section in SECTIONS:
             for comparison in section(rows, iterations):

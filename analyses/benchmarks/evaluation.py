@@ -1,4 +1,4 @@
-"""How near does `evaluate` come to the speed of the processor? Its products over the best large product."""
+"""How close is `evaluate` to the speed of the processor? The rate of its products over the best rate."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ NAMES = {
     "ours": "evaluate, recorded",
 }
 CHUNK = 1728
-"""Rows x samples that `evaluate` runs at once, about."""
+"""Rows x samples that `evaluate` runs at once, approximately."""
 
 PRODUCTS = 50 * 400 + 400 * 784
-"""Multiplications and additions of a sample's products."""
+"""Multiply-adds in the products of one sample."""
 
 
 def write_weights(path: Path, rows: int) -> None:
-    """Weights of encoder and decoder, as torch makes them, and rows of data."""
+    """Writes weights of encoder and decoder, as torch initializes them, and rows of data."""
     torch.manual_seed(0)
     sizes = [(784, 400), (400, 100), (50, 400), (400, 784)]
     layers = [nn.Linear(n, m) for n, m in sizes]
@@ -52,12 +52,12 @@ def main(
     """Prints the rate of the products of log p(x) by importance sampling, for a 784-400-50 Bernoulli VAE.
 
     Args:
-        num_samples: K, samples a row.
-        rows: Rows of a whole call of `evaluate`; it compiles by itself from some 520 rows of 5,000 samples on.
-        few_rows: Rows of a turn of everybody else, whose time is proportional to the rows.
+        num_samples: K, samples per row.
+        rows: Rows of a whole call of `evaluate`, which compiles by itself from about 520 rows (K = 5,000) on.
+        few_rows: Rows per turn of all others, whose time is proportional to the rows.
         peers: Whether to time NumPyro and pythae, in environments of their own.
-        contenders: Who takes part besides the whole calls.
-        rounds: Turns; the median counts.
+        contenders: The contenders besides the whole calls.
+        rounds: Turns per contender; the median is reported.
         large: Rows and columns of the matrices of the large product.
         threads: Threads of each contender.
         environments: Where the peers' environments are, or will be made.
@@ -110,9 +110,9 @@ def race(
     rounds: int,
     large: int,
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Seconds of everybody's turns, and rates of the products, which are measured before each of them."""
+    """Seconds of all turns, and rates of the products, which are measured before each turn."""
     turns = [("whole", n) for n in (rows, rows, 2 * rows)]
-    for i in range(rounds):  # the whole calls stand between the rounds of the others
+    for i in range(rounds):  # the whole calls are placed between the rounds of the others
         place = len(names) * i + i
         turns[place:place] = [(name, few_rows) for name in names]
     seconds: dict[str, list[float]] = {name: [] for name in workers}

@@ -1,9 +1,9 @@
-"""The ways to estimate log p(x) that `evaluation.py` times: a process for each, all with the same weights.
+"""The ways to estimate log p(x) that `evaluation.py` times: one process each, all with the same weights.
 
-Run by `evaluation.py` as `python evaluators.py NAME FILE FEW K THREADS`; FILE has the weights and the rows of
-data, as NumPy writes them. It prints the mean log p(x) of the first FEW rows, so that one sees that all do the
-same; then it reads numbers of rows, and prints the seconds that their evaluation took. `product` and `decoder`
-read sizes, and print floating-point operations a second.
+`evaluation.py` runs `python evaluators.py NAME FILE FEW K THREADS`; FILE has the weights and the rows of data,
+in NumPy's format. It prints the mean log p(x) of the first FEW rows, which shows that all compute the same.
+Then it reads numbers of rows, and prints the seconds that their evaluation took. `product` and `decoder` read
+sizes, and print floating-point operations per second.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ import numpy as np
 
 LATENT = 50
 AT_ONCE = 3200
-"""Rows x samples that the loops written by hand run at once: 10 MB of logits."""
+"""Rows x samples that the hand-written loops run at once: 10 MB of logits."""
 
 LogLikelihood = Callable[[Any], float]
 """Mean log p(x) of rows, an array (n, 784)."""
 
 
 def samples_at_once(num_samples: int, rows: int) -> int:
-    """The largest divisor of the number of samples that keeps to `AT_ONCE`."""
+    """The largest divisor of the number of samples that stays within `AT_ONCE`."""
     most = max(1, AT_ONCE // rows)
     return next(s for s in range(min(most, num_samples), 0, -1) if num_samples % s == 0)
 
 
 def by_hand(weights: list[Any], num_samples: int, compiled: bool) -> LogLikelihood:
-    """What a person writes who knows torch: chunks of samples, then one logsumexp."""
+    """The loop that a torch user writes by hand: chunks of samples, then one logsumexp."""
     import torch
     from torch.nn import functional as F
 
@@ -136,7 +136,7 @@ def numpyro_traces(weights: list[Any], num_samples: int) -> LogLikelihood:
 
 
 def pythae_nll(weights: list[Any], num_samples: int) -> LogLikelihood:
-    """pythae's own `get_nll`, without gradients; it takes row after row."""
+    """pythae's own `get_nll`, without gradients; it takes one row at a time."""
     import torch
     from pythae.models import VAE, VAEConfig
     from pythae.models.base.base_utils import ModelOutput
@@ -180,7 +180,7 @@ EVALUATORS: dict[str, Callable[[list[Any], int], LogLikelihood]] = {
 
 
 def rate(multiply: Callable[[], object], operations: float) -> float:
-    """Operations a second, median of calls in a quarter of a second."""
+    """Operations per second: the median over calls during a quarter of a second."""
     multiply()
     times: list[float] = []
     while sum(times) < 0.25 or len(times) < 3:
@@ -203,7 +203,7 @@ def best_product(size: int) -> float:
 
 
 def decoder_products(count: int) -> float:
-    """The rate of the decoder's two products alone, on so many rows x samples."""
+    """The rate of the decoder's two products alone, on `count` rows x samples."""
     import torch
 
     z, h = torch.randn(count, LATENT), torch.randn(count, 400)
@@ -213,7 +213,7 @@ def decoder_products(count: int) -> float:
 
 
 def main() -> None:
-    """Speaks the protocol above on standard input and output."""
+    """Follows the protocol above on standard input and output."""
     name, file, few, num_samples, threads = sys.argv[1:]
     if name != "numpyro":
         import torch

@@ -1,4 +1,4 @@
-"""How fast is a training step? One VAE, trained in every way, all in one run, taking turns."""
+"""How fast is a training step? One VAE, trained in every way, in one run that takes turns."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ NAMES = {
 CONVOLUTIONAL = ["hand-fused", "hand-compiled", "pyro", "ours-graph", "ours"]
 
 PAUSE = 0.2
-"""Seconds between turns, in which the threads of the one before go to sleep."""
+"""Seconds between turns, so that the threads of the contender before go to sleep."""
 
 LONGEST = 0.5
-"""Seconds that a turn takes about at most; of very long steps it has five."""
+"""Approximate maximum of the seconds per turn; a turn has at least five steps."""
 
 
 def race(
@@ -41,7 +41,7 @@ def race(
     warm_up: int,
     environments: Path,
 ) -> dict[str, tuple[float, float]]:
-    """Milliseconds a step, median over the rounds, and seconds to the first step, of each contender."""
+    """Milliseconds per step (median over the rounds) and seconds to the first step, by contender."""
     workers: list[Worker] = []
     label = f"{network}, batch size {batch_size}"
     try:
@@ -80,17 +80,18 @@ def main(
     threads: int = 2,
     environments: Path = ENVIRONMENTS,
 ) -> None:
-    """Prints milliseconds a training step and ratios, for a 784-400-50 VAE and for a convolutional one.
+    """Prints milliseconds per training step and ratios, for a 784-400-50 VAE and for a convolutional one.
 
     Args:
-        batch_sizes: Rows a step.
-        convolutional: Whether to time the convolutional VAE too, at 128 rows a step.
+        batch_sizes: Rows per step.
+        convolutional: Whether to time the convolutional VAE too, at 128 rows per step.
         peers: Whether to time NumPyro and pythae, in environments of their own.
-        contenders: Who takes part; `ours` must.
-        rounds: Turns of each contender; the median counts.
-        steps: Steps a turn; fewer, where they would take more than half a second.
-        warm_up: Steps of everyone before: `fit` changes over to compiled steps at its 1,000th, and Adam's
-            averages of gradients that are 0 are denormal by then, which slows down whoever does not flush.
+        contenders: The contenders; `ours` must be one of them.
+        rounds: Turns of each contender; the median is reported.
+        steps: Steps per turn; fewer if they would take more than half a second.
+        warm_up: Steps of each contender before the first turn. By then `fit` runs compiled steps (from its
+            1,000th on), and Adam's averages of gradients that are 0 are denormal numbers, which slow down
+            every contender that does not flush them to 0.
         threads: Threads of each contender.
         environments: Where the peers' environments are, or will be made.
     """

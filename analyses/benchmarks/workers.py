@@ -1,4 +1,4 @@
-"""Contenders of a benchmark: each in a process of its own, in an environment that has what it needs."""
+"""Contenders of a benchmark: each in its own process, in an environment that has what it needs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ HERE = Path(__file__).parent
 ENVIRONMENTS = Path.home() / ".cache" / "ppl_vae" / "benchmarks"
 
 PEERS = {"numpyro": ["numpyro==0.22.0"], "pythae": ["pythae==0.1.2", "setuptools<81"]}
-"""What is installed for a contender that is not run in the environment of the benchmark itself."""
+"""Requirements of each contender that does not run in the environment of the benchmark itself."""
 
 
 class Worker:
-    """A contender: a script that is run in a process of its own and answers a number with a number.
+    """A contender: a script that runs in its own process and answers each number with a number.
 
     Args:
         name: The contender.
@@ -31,14 +31,14 @@ class Worker:
         first: The first number that it printed.
 
     Raises:
-        RuntimeError: The process has ended; with what it wrote to standard error.
+        RuntimeError: The process has ended; the message holds its standard error.
     """
 
     def __init__(
         self, name: str, script: str, arguments: list[str], threads: int, environments: Path
     ) -> None:
         self.name = name
-        # NPROC: XLA, which knows no other way to be told how many threads to start.
+        # NPROC: the only way to set the number of threads of XLA.
         environment = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NPROC"), str(threads))
         root = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
         environment |= {"PYTHONPATH": root.strip(os.pathsep), "PYTHONWARNINGS": "ignore"}
@@ -65,7 +65,7 @@ class Worker:
         for line in self.process.stdout:
             try:
                 return float(line)
-            except ValueError:  # what a library has to say
+            except ValueError:  # a library's own output
                 continue
         self.log.seek(0)
         raise RuntimeError(f"contender {self.name} stopped:\n{self.log.read()[-2000:]}")
@@ -78,7 +78,7 @@ class Worker:
 
 
 def interpreter(name: str, folder: Path) -> Path:
-    """The Python of a contender's environment, which is made at first use."""
+    """The Python of a contender's environment, which is created at first use."""
     if name not in PEERS:
         return Path(sys.executable)
     python = folder / name / "bin" / "python"

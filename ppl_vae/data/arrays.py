@@ -19,7 +19,7 @@ _KEYS = {
     "validation": "validation_labels",
     "test": "test_labels",
 }
-"""The keys of rows, and those of their labels."""
+"""Keys of the rows, and the keys of their labels."""
 
 
 def _load_arrays(path: Path) -> dict[str, Any]:
@@ -36,14 +36,14 @@ def _load_arrays(path: Path) -> dict[str, Any]:
                 content = np.load(file, allow_pickle=False)
             named = isinstance(content, Mapping)
             return {key: content[key] for key in content} if named else {"x": content}
-    # However a file is broken: zip, pickle, stream and value errors.
+    # A broken file raises zip, pickle, stream or value errors.
     except Exception as error:
-        # torch's own words advise to unpickle after all.
+        # torch's own message advises unpickling after all.
         objects = isinstance(error, pickle.UnpicklingError)
         reason = "it holds other objects, or is broken" if objects else str(error).split("\n")[0]
         raise ValueError(
-            f"{path} cannot be read as tensors alone (nothing is unpickled, for that could run "
-            f"code): {reason or type(error).__name__}"
+            f"{path} cannot be read as tensors alone (nothing is unpickled, because that "
+            f"could run code): {reason or type(error).__name__}"
         ) from error
 
 
@@ -76,7 +76,7 @@ def _array_part(path: Path, key: str, arrays: Mapping[str, Any]) -> Part:
         if bad.any():
             raise ValueError(
                 f"{path}: {int(bad.sum())} of the {len(x)} rows of {key!r} hold NaN or infinite "
-                f"values (as float32), the first in row {int(bad.nonzero()[0])}; mend or drop them"
+                f"values (as float32), the first in row {int(bad.nonzero()[0])}; repair or drop them"
             )
     if _KEYS[key] not in arrays:
         return Part(x)
@@ -85,7 +85,7 @@ def _array_part(path: Path, key: str, arrays: Mapping[str, Any]) -> Part:
     if labels.dim() == 0 or len(labels) != len(x):
         raise ValueError(
             f"{path}: {_KEYS[key]!r} has the shape {tuple(labels.shape)}, but {key!r} has "
-            f"{len(x)} rows: one label a row is expected"
+            f"{len(x)} rows: expected one label per row"
         )
     return Part(x, labels)
 
@@ -96,7 +96,7 @@ def read_arrays(path: Path) -> Source:
     An `.npz`, or a dictionary in a `.pt`, holds either `x` (and `y`, its labels), or
     `train` with any of `validation` and `test` (and `train_labels`, ...). A bare array is
     `x`. Entries of type uint8 are 8-bit pictures, divided by 255; booleans become 0 and 1; all
-    others are taken as they are.
+    others are kept as they are.
 
     Args:
         path: The file.

@@ -31,17 +31,17 @@ class Data:
     """Rows in three splits.
 
     Attributes:
-        name: What was asked for.
+        name: Name of the data, in its usual spelling.
         train: Training rows, float32, shape `(n, *shape)`.
         validation: Rows for early stopping and model selection.
         test: Rows for the final evaluation. They do not depend on the seed.
-        train_labels: One label a training row; None if the source has none.
+        train_labels: One label per training row; None if the source has none.
         validation_labels: The same for `validation`.
         test_labels: The same for `test`.
-        levels: Number of equally spaced values an entry can take, once `transform` has acted: 17
+        levels: Number of equally spaced values an entry can take, after `transform`: 17
             for digits' counts, 256 for 8-bit pictures, 2 for binary data, None for real values.
-        transform: To apply to each training batch, on its device; None if the rows are ready.
-            `validation` and `test` always are.
+        transform: Applied to each training batch, on its device; None if the training rows are
+            ready. `validation` and `test` always are.
     """
 
     name: str
@@ -80,50 +80,45 @@ def load_data(
 ) -> Data:
     """Loads data by name and splits them into training, validation and test rows.
 
-    ============================= ==================================================================
-    name                          rows
-    ============================= ==================================================================
-    `digits`                    scikit-learn's 1,797 digits, counts 0..16, shape (1, 8, 8);
-                                  embedded
-    `MNIST`, `FashionMNIST`,  torchvision's sets (capitals do not matter), values k/255 in
-    `KMNIST`, `EMNIST`,       [0, 1], shape (channels, height, width); EMNIST is the *balanced*
-    `CIFAR10`, `SVHN`         split
-    `folder:PATH`               the pictures below PATH, values k/255, shape (channels, height,
-                                  width): one channel if all are gray, otherwise three.
-                                  `PATH/train` and `PATH/test` are the split if they exist;
-                                  sub-folders are the labels
-    `PATH.npy`, `.npz`,       arrays, rows first: `x` (labels: `y`), or `train` with any
-    `.pt`                       of `validation` and `test` (labels: `train_labels`, ...).
-                                  uint8 is taken for 8-bit pictures, values k/255; other numbers
-                                  are kept as they are
-    ============================= ==================================================================
+    Names:
 
-    The source's own test split is the test. Where there is none, a fifth of the rows is: always
-    the same ones, whatever the seed, so that runs with different seeds can be compared row by row.
-    The validation rows are a seeded choice from the training rows.
+    - `digits`: scikit-learn's 1,797 digits, counts 0..16, shape (1, 8, 8); embedded.
+    - `MNIST`, `FashionMNIST`, `KMNIST`, `EMNIST`, `CIFAR10`, `SVHN` (case does not matter):
+      torchvision's sets, values k/255 in [0, 1], shape (channels, height, width); EMNIST is the
+      *balanced* split.
+    - `folder:PATH`: the pictures below PATH, values k/255, shape (channels, height, width): one
+      channel if all are gray, otherwise three. `PATH/train` and `PATH/test` are the split if they
+      exist; sub-folders are the labels.
+    - `PATH.npy`, `PATH.npz`, `PATH.pt`: arrays, rows first: `x` (labels: `y`), or `train` with any
+      of `validation` and `test` (labels: `train_labels`, ...). uint8 is read as 8-bit pictures,
+      values k/255; other numbers are kept as they are.
+
+    The source's own test split is the test. If it has none, a fifth of the rows is. These rows are
+    the same for every seed, so that runs with different seeds can be compared row by row. The
+    validation rows are a seeded choice from the training rows.
 
     Args:
-        name: See the table.
-        data_dir: Where torchvision's files are, or are put.
-        download: Whether to download a torchvision set that is not there.
+        name: See the list.
+        data_dir: Folder of torchvision's files; downloads go there.
+        download: Whether to download a torchvision set that is missing.
         binarize: `"threshold"`: 1 above half of the largest possible value, otherwise 0.
-            `"static"`: one Bernoulli draw with the intensity as its probability, for good
+            `"static"`: one Bernoulli draw with the intensity as its probability, made once
             (Salakhutdinov & Murray, "On the Quantitative Analysis of Deep Belief Networks", 2008).
             `"dynamic"`: a fresh draw for each training batch, by `Data.transform`; one draw for
             the validation and test rows (Burda et al., arXiv:1509.00519).
-        dequantize: Adds uniform noise within each level (see `Dequantization`, also for the
-            conversion to bits per dimension), afresh for each training batch by
-            `Data.transform`; values then lie in [0, 1).
-        validation_fraction: Share of the training rows that is set aside for validation.
-        max_rows: Keeps at most that many rows of each split, chosen at random: for quick trials.
+        dequantize: Adds uniform noise within each level, so that values lie in [0, 1).
+            `Data.transform` draws new noise for each training batch. See `Dequantization`, also
+            for the conversion to bits per dimension.
+        validation_fraction: Share of the training rows to hold out for validation.
+        max_rows: Keeps at most this many rows of each split, chosen at random, for quick trials.
         seed: Seed of the choices and of the draws for the training and validation rows.
 
     Returns:
         The three splits; float32.
 
     Raises:
-        ValueError: The name is unknown; arguments exclude each other; a file is broken, named, and
-            why.
+        ValueError: The name is unknown; arguments exclude each other; a file is broken (the
+            message says which one, and why).
         FileNotFoundError: A path, or a torchvision set with `download=False`, does not exist.
         ConnectionError: A download failed.
         ImportError: Torchvision is needed and cannot be loaded.
@@ -150,7 +145,7 @@ def load_data(
         raise ValueError(f"max_rows must be at least 1, got {max_rows}")
 
     name, source = _read(name, Path(data_dir), download)
-    # The test rows have a generator of their own: they are the same for every seed.
+    # The test rows have their own generator, so that they are the same for every seed.
     fixed, seeded = Generator().manual_seed(0), Generator().manual_seed(seed)
     train, test = source.train, source.test
     if test is None:
@@ -191,7 +186,7 @@ def load_data(
 
 
 def _read(name: str, data_dir: Path, download: bool) -> tuple[str, Source]:
-    """The name as it is usually written, and what it stands for."""
+    """The name in its usual spelling, and the source that it names."""
     if name.startswith("folder:"):
         return name, read_folder(Path(name.removeprefix("folder:")).expanduser())
     if name.lower().endswith((".npy", ".npz", ".pt")):
@@ -223,7 +218,7 @@ def _split(name: str, part: Part, fraction: float, generator: Generator) -> tupl
     if held_out >= n:
         raise ValueError(
             f"{name} has too few rows to be split: {held_out} of {n} would be held out and none "
-            "be left; at least one row must remain for each of training, validation and test"
+            "would be left; at least one row must remain for each of training, validation and test"
         )
     order = torch.randperm(n, generator=generator)
     return (

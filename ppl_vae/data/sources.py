@@ -1,8 +1,7 @@
-"""Where data come from: the embedded digits, torchvision's sets, folders of pictures.
+"""Readers of data: the embedded digits, torchvision's sets, folders of pictures.
 
-Each reader (`ppl_vae.array_files` holds another one) returns a `Source`: values as
-they were stored, and the splits the source itself has. `load_data` is the public
-face.
+Each reader (`read_arrays` in `arrays.py` is another one) returns a `Source`: the values as they are stored,
+and the source's own splits. `load_data` is the public function.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif")
-"""File names of pictures end like this, in small or capital letters."""
+"""Endings of the file names of pictures, in small or capital letters."""
 
 
 TORCHVISION = {
@@ -43,7 +42,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """What a reader found.
+    """What a reader returns.
 
     Attributes:
         train: All rows, or those of the source's own training split.
@@ -78,9 +77,9 @@ def _torchvision_datasets(name: str) -> Any:
     # does not exist") at its first import, and with an AttributeError at the second.
     except (ImportError, RuntimeError, AttributeError, OSError) as error:
         raise ImportError(
-            f"{name} is read with torchvision, which cannot be loaded beside torch "
-            f"{torch.__version__}: {error}. Do `pip install torchvision`, and see that torch and "
-            "torchvision are the matching ordinary builds (`pip install --force-reinstall torch "
+            f"{name} is read with torchvision, which cannot be loaded with torch "
+            f"{torch.__version__}: {error}. Run `pip install torchvision`, and check that torch and "
+            "torchvision are matching ordinary builds (`pip install --force-reinstall torch "
             "torchvision`); a CPU-only torch lacks the operators of the ordinary torchvision. "
             "The name 'digits', folders of pictures and array files work without it."
         ) from error
@@ -96,7 +95,7 @@ def _torchvision_part(datasets: Any, name: str, train: bool, data_dir: Path, dow
     expected = f"expected below {data_dir.resolve()}: {TORCHVISION[name]}"
     build = getattr(datasets, name)
     with warnings.catch_warnings():
-        # CIFAR-10 was pickled by Python 2; NumPy 2.4.0 to 2.4.4 warn of that.
+        # CIFAR-10 was pickled by Python 2; NumPy 2.4.0 to 2.4.4 warn about that.
         warnings.filterwarnings("ignore", r"dtype\(\): align")
         try:
             return build(data_dir, download=False, **arguments)
@@ -104,7 +103,7 @@ def _torchvision_part(datasets: Any, name: str, train: bool, data_dir: Path, dow
             if "not found" not in str(error).lower() and not isinstance(error, FileNotFoundError):
                 raise ValueError(f"{name}: a file is broken ({error}); {expected}") from error
             absent = error
-        except Exception as error:  # whatever a truncated pickle, MAT or IDX file provokes
+        except Exception as error:  # a truncated pickle, MAT or IDX file may raise anything
             raise ValueError(f"{name}: a file is broken ({error!r}); {expected}") from error
         if not download:
             raise FileNotFoundError(
@@ -115,19 +114,19 @@ def _torchvision_part(datasets: Any, name: str, train: bool, data_dir: Path, dow
             return build(data_dir, download=True, **arguments)
         except (RuntimeError, OSError) as error:
             raise ConnectionError(
-                f"{name} is not there and could not be downloaded; {expected}. Is there a network, "
-                "and may that folder be written? Without a network, put the files there by hand or "
+                f"{name} is not there and could not be downloaded; {expected}. Check the network, and "
+                "that this folder can be written to. Without a network, put the files there by hand or "
                 f"name the folder that holds them (data_dir). What happened: {error}"
             ) from error
 
 
 def read_torchvision(name: str, data_dir: Path, download: bool) -> Source:
-    """One of torchvision's picture sets, straight from its array of all pictures.
+    """Reads one of torchvision's picture sets from its array of all pictures.
 
     Args:
         name: A key of `TORCHVISION`.
         data_dir: Torchvision's `root`.
-        download: Whether to fetch what is absent.
+        download: Whether to download missing files.
 
     Raises:
         ImportError: Torchvision cannot be loaded.
@@ -188,7 +187,7 @@ def _picture_mode(files: list[Path]) -> tuple[str, tuple[int, int]]:
             raise _broken(path, error) from error
         if mode.startswith(("I", "F")):
             raise ValueError(
-                f"the picture {path} has more than 8 bits a channel (mode {mode}); "
+                f"the picture {path} has more than 8 bits per channel (mode {mode}); "
                 "convert it to 8 bits, or save the values as an .npy array"
             )
         grey = grey and mode in ("1", "L", "LA")
@@ -209,7 +208,7 @@ def _read_pictures(files: list[Path], mode: str, size: tuple[int, int]) -> Tenso
     for row, path in zip(x, files, strict=True):
         try:
             with Image.open(path) as image:
-                # A palette with transparency: PIL wants the step to RGBA made explicit.
+                # With a transparent palette, PIL asks for an explicit conversion to RGBA.
                 opaque = image.convert("RGBA") if "transparency" in image.info else image
                 row[:] = np.asarray(opaque.convert(mode)).reshape(row.shape)
         except _PIL_ERRORS as error:
@@ -218,11 +217,11 @@ def _read_pictures(files: list[Path], mode: str, size: tuple[int, int]) -> Tenso
 
 
 def read_folder(folder: Path) -> Source:
-    """Pictures below a folder, in sorted order; RGB, or one channel if all of them are gray.
+    """Reads the pictures below a folder, in sorted order; RGB, or one channel if all are gray.
 
-    If `train/` and `test/` are in it they are the split. The sub-folders that hold the
-    pictures, in alphabetical order, give the labels 0, 1, ...; pictures outside of any sub-folder
-    mean that there are none.
+    If it holds `train/` and `test/`, they are the split. The sub-folders that hold the pictures
+    give the labels 0, 1, ..., in alphabetical order. If any picture is outside of a sub-folder,
+    there are no labels.
 
     Args:
         folder: The folder.
@@ -230,7 +229,7 @@ def read_folder(folder: Path) -> Source:
     Raises:
         FileNotFoundError: It does not exist.
         NotADirectoryError: It is a file.
-        ValueError: It holds no pictures, a broken one, or ones that differ in size.
+        ValueError: It holds no pictures, a broken picture, or pictures that differ in size.
     """
     if not folder.exists():
         raise FileNotFoundError(f"the folder {folder.absolute()} does not exist")
@@ -240,8 +239,8 @@ def read_folder(folder: Path) -> Source:
     if len(found) == 1:
         missing = "test" if found == ["train"] else "train"
         raise ValueError(
-            f"the folder {folder} holds {found[0]}/ but not {missing}/: both make a split; "
-            f"for one of them alone give folder:{folder / found[0]}"
+            f"the folder {folder} holds {found[0]}/ but not {missing}/: a split needs "
+            f"both; to use one of them alone, give folder:{folder / found[0]}"
         )
     roots = [folder / name for name in found] or [folder]
     listings = [_picture_files(root) for root in roots]

@@ -13,8 +13,8 @@ class Binarization:
     """Replaces intensities in [0, 1] by Bernoulli draws with those probabilities.
 
     A fresh draw for each batch is the dynamic binarization of Burda et al. (arXiv:1509.00519).
-    Without a generator, torch's global one of the tensor's device draws, so that a run whose RNG
-    state is restored repeats it.
+    Without a generator, the draws come from torch's global generator of the tensor's device, so
+    that a run whose generator state is restored repeats them.
     """
 
     def __call__(self, x: Tensor, generator: Generator | None = None) -> Tensor:
@@ -41,5 +41,5 @@ class Dequantization:
         """Values in [0, 1), shaped as `x`, whose entries are multiples of 1 / (levels - 1)."""
         noise = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
         noisy = ((x * (self.levels - 1)).round() + noise) / self.levels
-        # In float32 the largest level plus a noise next to 1 is rounded up to the next level.
+        # In float32 the largest level plus noise close to 1 is rounded up to the next level.
         return noisy.clamp(max=1 - torch.finfo(x.dtype).eps / 2)

@@ -11,7 +11,7 @@ from ppl_vae.runs import Comparison
 
 
 def comparison_plot(comparison: Comparison) -> Figure:
-    """The differences of runs from the first of them, with two standard errors to each side."""
+    """Draws each run's difference from the first run, with bars of two standard errors to each side."""
     others = range(1, len(comparison.names))
     figure = Figure(figsize=(7, 2.3 + 0.6 * len(others)), dpi=150, layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)

@@ -1,4 +1,4 @@
-"""What the pictures of `ppl_vae.plots` are made of."""
+"""Building blocks of the pictures in `ppl_vae.plots`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def numpy_of(values: ArrayLike | torch.Tensor) -> Floats:
 
 
 def signed(value: torch.Tensor | float) -> str:
-    """A number for a tick, with one decimal and a sign."""
+    """A tick label with one decimal and a sign."""
     return "0" if abs(float(value)) < 0.05 else f"{float(value):+.1f}"
 
 
@@ -54,13 +54,13 @@ def is_picture(x: Floats) -> bool:
 
 
 def value_range(x: Floats) -> tuple[float, float]:
-    """The values shown as black and white: from 0 or the least value to the largest."""
+    """The values shown as black and white: from 0, or the minimum if it is negative, to the maximum."""
     low, high = min(0.0, float(x.min(initial=0.0))), float(x.max(initial=0.0))
     return low, high if high > low else low + 1.0
 
 
 def annotate(axes: Axes, *, title: str = "", x: str = "", y: str = "") -> None:
-    """Names the axes in the sizes of a thumbnail."""
+    """Sets title and axis labels, in type sizes that are legible on a thumbnail."""
     axes.set_title(title, fontsize=LARGE)
     axes.set_xlabel(x, fontsize=LARGE)
     axes.set_ylabel(y, fontsize=LARGE)
@@ -85,9 +85,9 @@ def legend_above(figure: Figure, panels: Iterable[Axes]) -> None:
 
 
 def mosaic(axes: Axes, tiles: Floats, limits: tuple[float, float]) -> None:
-    """Pictures `(rows, columns, [channels,] height, width)` as one image; NaN is left white.
+    """Draws pictures `(rows, columns, [channels,] height, width)` as one image; NaN stays white.
 
-    The center of the tile in row i and column j lies at (j, i), so that ticks can name tiles.
+    The center of the tile in row i and column j lies at (j, i), so that ticks can label tiles.
     """
     if tiles.ndim == 4:
         tiles = tiles[:, :, None]
@@ -122,7 +122,7 @@ def mosaic(axes: Axes, tiles: Floats, limits: tuple[float, float]) -> None:
 
 
 def heat_maps(panels: Mapping[str, Floats]) -> Figure:
-    """One heat map a title, all on one scale: rows downwards, flattened entries to the right."""
+    """One heat map per title, all on one scale: rows downwards, flattened entries to the right."""
     flat = {title: x.reshape(len(x), -1) for title, x in panels.items()}
     first = next(iter(flat.values()))
     low, high = float(first.min()), float(first.max())
@@ -144,7 +144,7 @@ def heat_maps(panels: Mapping[str, Floats]) -> Figure:
 
 
 def curve_cells(axes: Axes, tiles: Floats) -> None:
-    """Curves `(rows, columns, *event)` in the cells of a grid, all on one scale of values."""
+    """Draws curves `(rows, columns, *event)` in the cells of a grid, all on one scale of values."""
     rows, columns = tiles.shape[:2]
     curves = tiles.reshape(rows, columns, -1)
     low, high = float(curves.min()), float(curves.max())
@@ -159,7 +159,7 @@ def curve_cells(axes: Axes, tiles: Floats) -> None:
 
 
 def curve_panels(curves: Floats, values: Floats, names: Sequence[str]) -> Figure:
-    """One panel a name with one curve per value, of `(names, values, *event)`."""
+    """One panel per name with one curve per value, from curves `(names, values, *event)`."""
     curves = curves.reshape(len(names), len(values), -1)
     figure = Figure(figsize=(6, 1.4 + 1.5 * len(names)), dpi=150, layout="constrained")
     panels = figure.subplots(len(names), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
@@ -191,7 +191,7 @@ def curve(history: Sequence[Mapping[str, float]], name: str) -> Floats:
 
 
 def runs(epochs: Floats, chosen: NDArray[np.bool_]) -> Iterator[tuple[float, float]]:
-    """First and last epoch of each unbroken run of chosen ones."""
+    """First and last epoch of each unbroken run of chosen epochs."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], chosen, [False]]).astype(int)))
     for start, stop in edges.reshape(-1, 2):
         yield float(epochs[start]), float(epochs[stop - 1])

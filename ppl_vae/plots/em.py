@@ -28,7 +28,7 @@ from ppl_vae.plots.drawing import (
 )
 
 COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""One a fit, of Okabe and Ito."""
+"""One per fit, from the palette of Okabe and Ito."""
 
 
 NAMES = {
@@ -49,30 +49,30 @@ def bound_curves(
 ) -> Figure:
     """The bound and log p(x) of one or several fits of a model.
 
-    Solid the bound, dashed log p(x), where the two differ; the shaded gap between them is the mean of
-    KL(q || p(z | x)) over rows. The vertical range leaves out the first tenth of each fit.
+    The bound is solid. Where it differs from log p(x), log p(x) is dashed, and the shaded gap between the two
+    is the mean of KL(q || p(z | x)) over rows. The vertical range leaves out the first tenth of each fit.
 
     Args:
-        histories: the history of an `EMFit`, by the name of the fit; rows with `bound`,
-            `log_likelihood` (NaN where it is not known) and what they are drawn against. The name "" is left
+        histories: the history of each `EMFit`, by the name of the fit. Its rows have `bound`,
+            `log_likelihood` (NaN where it is unknown) and the quantities in `against`. The name "" is left
             out of the legend.
-        against: `iteration`, or any of `passes`, `gradient_evaluations` and `seconds`, whose axes are
-            logarithmic, but linear near 0, to compare fits whose costs lie far apart.
+        against: `iteration`, or any of `passes`, `gradient_evaluations` and `seconds`. The axes of these
+            three are logarithmic (linear near 0), to compare fits of very different costs.
 
     Returns:
-        One panel for each of `against`, all on one scale of nats.
+        One panel per quantity in `against`, all on one scale of nats.
 
     Raises:
         ValueError: there is nothing to draw.
 
     Example:
         >>> history = [{"iteration": i, "bound": -9 / (i + 1), "log_likelihood": -8.0} for i in range(5)]
-        >>> figure = climb({"": history})
+        >>> figure = bound_curves({"": history})
         >>> figure.axes[0].get_ylabel()
         'nats per row'
     """
     if not any(histories.values()):
-        raise ValueError("climb needs at least one fit, with at least one iteration")
+        raise ValueError("bound_curves needs at least one fit, with at least one iteration")
     width = 6 if len(against) == 1 else 1.2 + 4 * len(against)
     figure = Figure(figsize=(width, 4.5), dpi=150, layout="constrained")
     panels = figure.subplots(1, len(against), sharey=True, squeeze=False)[0]
@@ -86,7 +86,7 @@ def bound_curves(
         shaded |= differ
         for axes, name in zip(panels, against, strict=True):
             x = _column(history, name)
-            # A mark at the end, without which a fit that takes no gradient could not be seen there.
+            # A mark at the end: without it, a fit that takes no gradients would be invisible there.
             end: dict[str, Any] = {"marker": "o", "ms": 7, "markevery": [-1]}
             axes.plot(x, bound, color=colour, lw=2.5, **end)
             if differ:
@@ -113,7 +113,7 @@ def _across(axes: Axes, name: str) -> None:
     if name == "iteration":
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     else:
-        # Linear at first, for most fits begin at 0, and EM in closed form takes no gradient at all.
+        # Linear near 0: most fits begin there, and EM in closed form takes no gradients at all.
         axes.set_xscale("symlog", linthresh=0.1 if name == "seconds" else 1)
         axes.set_xlim(0, 1.4 * max(float(np.max(line.get_xdata())) for line in axes.lines) or 1.0)
 
@@ -125,7 +125,7 @@ def _limit(axes: Axes, values: Floats) -> None:
 
 
 def _legend(figure: Figure, names: Sequence[str], shaded: bool) -> None:
-    """The fits by their colors; and, if they differ, bound and log p(x) by their dashes."""
+    """Names the fits by color, and bound and log p(x) by dashes if they differ anywhere."""
     entries: list[Line2D | Patch] = [
         Line2D([], [], color=COLOURS[i % len(COLOURS)], lw=4, label=name)
         for i, name in enumerate(names)
@@ -152,14 +152,14 @@ def components(means: Tensor, weights: Tensor) -> Figure:
     """The components of a mixture, the heaviest first, each with its weight.
 
     Args:
-        means: their means, `(K, *event)`; at most 40 are shown.
-        weights: `(K,)`.
+        means: means of the components, `(K, *event)`; at most 40 are shown.
+        weights: weights of the components, `(K,)`.
 
     Returns:
-        Pictures; for data that are none, a heat map with one line a component.
+        Pictures; for other data, a heat map with one line per component.
 
     Raises:
-        ValueError: there is not one weight for each component.
+        ValueError: the numbers of weights and of components differ.
 
     Example:
         >>> import torch
@@ -181,7 +181,7 @@ def components(means: Tensor, weights: Tensor) -> Figure:
         return _lines(shown, labels, title)
     columns = min(len(shown), 5 if len(shown) <= 20 else 8)
     rows = -(-len(shown) // columns)
-    # The room for a weight above each picture.
+    # Room for the weight above each picture.
     room = max(2, round(0.28 * shown.shape[-2] * max(1.0, shown.shape[-1] / shown.shape[-2])))
     padding = [(0, rows * columns - len(shown))] + [(0, 0)] * (shown.ndim - 3)
     tiles = np.pad(shown, [*padding, (room, 0), (0, 0)], constant_values=np.nan)
@@ -207,7 +207,7 @@ def components(means: Tensor, weights: Tensor) -> Figure:
 
 
 def _lines(means: Floats, labels: Sequence[str], title: str) -> Figure:
-    """One line of a heat map a component."""
+    """A heat map with one line per component."""
     figure = heat_maps({title: means})
     axes = figure.axes[0]
     step = -(-len(labels) // 10)

@@ -1,4 +1,4 @@
-"""The pictures of inference: guides beside the exact posterior, and where each loses its bound."""
+"""Pictures of inference: guides over the exact posterior, and the gap between log p(x) and each ELBO."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ppl_vae.diagnosis import Gaps, PosteriorGrid
 from ppl_vae.plots.drawing import BLUE, LARGE, MEDIUM, ORANGE, Floats, annotate, numpy_of
 
 SHARES = (0.95, 0.5)
-"""The mass that the contours hold."""
+"""Probability mass inside each contour."""
 
 
 def posterior_contours(
@@ -28,17 +28,18 @@ def posterior_contours(
 ) -> Figure:
     """The exact posterior of a few rows, and each guide's contours over it.
 
-    The contours are those of the smallest regions that hold 50 and 95 percent of the mass. Above each
-    guide is KL(q(z | x) || p(z | x)) in nats, by quadrature, if the grid holds 99 percent of the guide.
+    The contours bound the smallest regions that hold 50 and 95 percent of the mass. The title of each guide's
+    panel gives KL(q(z | x) || p(z | x)) in nats, by quadrature, if the grid holds 99 percent of the guide's
+    mass.
 
     Args:
-        grid: what `posterior_grid` made.
-        guides: log q(z | x) on the same points, `(n, size, size)`, by the name of the guide: what
-            `guide_on_grid` made.
+        grid: the result of `posterior_grid`.
+        guides: log q(z | x) on the same points, `(n, size, size)`, from `guide_on_grid`, by the name of the
+            guide.
         rows: which rows of the data to show, at most four.
 
     Returns:
-        One line of panels a row of the data: the posterior alone, then one panel a guide.
+        One line of panels per row of the data: the posterior alone, then one panel per guide.
 
     Raises:
         ValueError: if the shapes differ, or there are more than four rows.
@@ -64,8 +65,8 @@ def posterior_contours(
     for name, values in log_q.items():
         if values.shape != log_p.shape:
             raise ValueError(
-                f"guide '{name}' comes with shape {values.shape}, the grid's is {log_p.shape}: pass what "
-                "guide_on_grid made of this grid"
+                f"guide '{name}' has shape {values.shape}, but the grid has {log_p.shape}: pass the result "
+                "of guide_on_grid for this grid"
             )
     columns = 1 + len(log_q)
     figure = Figure(
@@ -120,7 +121,7 @@ def posterior_contours(
 
 
 def _levels(log_density: Floats, cell: float) -> list[float]:
-    """The densities at the edges of the smallest regions that hold the shares, rising."""
+    """The densities at the edges of the smallest regions that hold the shares, in rising order."""
     falling = np.sort(np.exp(log_density), axis=None)[::-1]
     mass = np.cumsum(falling) * cell
     places = [min(int((mass < share).sum()), len(falling) - 1) for share in SHARES]
@@ -129,7 +130,7 @@ def _levels(log_density: Floats, cell: float) -> list[float]:
 
 
 def _kl(log_q: Floats, log_p: Floats, cell: float) -> str:
-    """KL(q || p) in words, or nothing if too much of q is outside of the grid."""
+    """KL(q || p) as text; empty if too much of q is outside the grid."""
     q = np.exp(log_q) * cell
     if abs(q.sum() - 1) > 0.01:
         return ""
@@ -139,7 +140,7 @@ def _kl(log_q: Floats, log_p: Floats, cell: float) -> str:
 def _zoom(
     axes: Axes, x: Floats, y: Floats, log_p: Floats, log_qs: list[Floats], cell: float
 ) -> None:
-    """Limits the panels of a row of data to the 95 % regions of all that is drawn, and a margin."""
+    """Limits the panels of a row of data to the 95 % regions of all densities in them, and a margin."""
     shown = np.logical_or.reduce([np.exp(v) >= _levels(v, cell)[0] for v in (log_p, *log_qs)])
     for points, axis, limit in ((x, 1, axes.set_xlim), (y, 0, axes.set_ylim)):
         inside = points[shown.any(axis)]
@@ -148,20 +149,19 @@ def _zoom(
 
 
 def gaps_plot(gaps: Mapping[str, Gaps]) -> Figure:
-    """Where each guide loses its bound: from log p(x) over the best in its family to its ELBO.
+    """The gap of each guide: from log p(x) to the best ELBO in its family, and from there to its ELBO.
 
     Args:
-        gaps: what `inference_gaps` found on the same rows, by the name of the guide.
+        gaps: results of `inference_gaps` on the same rows, by the name of the guide.
 
     Returns:
-        One bar a guide, on the scale of nats: it ends at log p(x) on the right and at the ELBO on the
-        left, and is divided at the best ELBO in the family. The error bars are standard errors over
-        rows of what lies to the right of them (of differences, so that what rows have in common
-        does not enter). Hatched: log p(x) is unreliable on a tenth of the rows or more, so that the
-        gap is likely larger.
+        One bar per guide, on the scale of nats. It ends at log p(x) on the right and at the ELBO on the
+        left, and is divided at the best ELBO in the family. Each error bar is the standard error over rows
+        of the gap to its right (of row-by-row differences, so that what both terms share cancels). A bar
+        is hatched if log p(x) is unreliable on a tenth of the rows or more; its gap is then likely larger.
 
     Raises:
-        ValueError: if there are no guides, or they were given different numbers of rows.
+        ValueError: if there are no guides, or their numbers of rows differ.
 
     Example:
         >>> import torch
@@ -177,9 +177,7 @@ def gaps_plot(gaps: Mapping[str, Gaps]) -> Figure:
         raise ValueError("gaps_plot needs the gaps of at least one guide")
     counts = {name: found.num_rows for name, found in gaps.items()}
     if len(set(counts.values())) > 1:
-        raise ValueError(
-            f"the gaps are of different numbers of rows, which cannot be compared: {counts}"
-        )
+        raise ValueError(f"gaps of different numbers of rows cannot be compared: {counts}")
     figure = Figure(figsize=(8, 1.9 + 0.75 * len(gaps)), dpi=150, layout="constrained")
     axes = figure.subplots()
     hatched = False

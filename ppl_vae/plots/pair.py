@@ -1,8 +1,8 @@
-"""The pictures: one function each, arrays in, a matplotlib `Figure` out.
+"""Pictures of a pair: one function each, arrays in, a matplotlib `Figure` out.
 
 Nothing here touches pyplot, so a figure belongs to its caller and no window opens. Save one with
 `figure.savefig("name.png")`. Type sizes are chosen to be legible on a thumbnail 300 pixels wide,
-and the colors are those of Okabe and Ito, which color-blind readers can tell apart.
+and the colors are those of Okabe and Ito, which color-blind readers can distinguish.
 
 Data whose rows have the shape `(height, width)`, `(1, height, width)` or `(3, height, width)` are
 shown as pictures, all others as lines or heat maps over their flattened entries.
@@ -52,16 +52,16 @@ Decoder = Callable[[torch.Tensor], torch.Tensor]
 def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     """ELBO, rate and distortion (and active units, where counted) over the epochs.
 
-    Epochs trained with beta other than 1 are shaded, and the first epochs may leave a panel at its
-    edge: the vertical range is that of the epochs after the first tenth.
+    Epochs trained with beta other than 1 are shaded. The vertical range is that of the epochs after
+    the first tenth, so the first epochs may lie outside a panel.
 
     Args:
-        history: one mapping an epoch with `epoch`, and any of `elbo`, `rate`, `distortion`,
-            `active_units`, the same names after `validation_`, and `beta`. A name may be absent
+        history: one mapping per epoch with `epoch`, and any of `elbo`, `rate`, `distortion`,
+            `active_units`, the same names prefixed with `validation_`, and `beta`. A name may be absent
             from some epochs.
 
     Returns:
-        One panel a quantity, in nats per row, training and validation in each.
+        One panel per quantity, in nats per row, training and validation in each.
 
     Raises:
         ValueError: if there is nothing to draw.
@@ -89,7 +89,7 @@ def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     if not shown:
         raise ValueError(
             f"learning_curves needs epochs with any of {', '.join(labels)}; got {len(history)} "
-            "epochs without them. Pass one mapping an epoch, such as the rows of metrics.csv."
+            "epochs without them. Pass one mapping per epoch, such as the rows of metrics.csv."
         )
     figure = Figure(figsize=(6, 0.8 + 2.2 * len(shown)), dpi=150, layout="constrained")
     panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
@@ -168,7 +168,7 @@ def prior_samples(x: ArrayLike | torch.Tensor) -> Figure:
         x: `(n, *event)`; at most the first 64 are shown, from left to right and downwards.
 
     Returns:
-        A square of pictures, or a heat map with one line a sample.
+        A square of pictures, or a heat map with one line per sample.
 
     Example:
         >>> figure = prior_samples(torch.rand(9, 5, 5))
@@ -192,15 +192,15 @@ def prior_samples(x: ArrayLike | torch.Tensor) -> Figure:
 
 
 def manifold(decode_mean: Decoder, *, size: int = 15) -> Figure:
-    """What a model with two latent dimensions makes of each place, at equal steps of prior mass.
+    """Means of p(x | z) over a two-dimensional latent space, at equal steps of prior mass.
 
-    The grid's points are the standard normal's quantiles (i + 1/2) / size, so each tile stands for
+    The grid's points are the standard normal's quantiles (i + 1/2) / size, so each tile has
     the same prior probability (Kingma and Welling, "Auto-Encoding Variational Bayes",
     arXiv:1312.6114, figure 4).
 
     Args:
         decode_mean: maps latents `(size * size, 2)` to means of p(x | z), `(size * size, *event)`.
-        size: tiles a side.
+        size: tiles per side.
 
     Returns:
         A square of tiles; z[0] grows to the right and z[1] upwards.
@@ -228,7 +228,7 @@ def manifold(decode_mean: Decoder, *, size: int = 15) -> Figure:
 
 
 def traversals(decode_mean: Decoder, kl: ArrayLike | torch.Tensor) -> Figure:
-    """What each latent dimension does: it moves from -3 to 3 while the others rest at 0.
+    """What each latent dimension does: it moves from -3 to 3, with the others at 0.
 
     Args:
         decode_mean: maps latents `(m, latent_dim)` to means of p(x | z), `(m, *event)`.
@@ -236,7 +236,8 @@ def traversals(decode_mean: Decoder, kl: ArrayLike | torch.Tensor) -> Figure:
             largest (at most ten) are shown, the largest first.
 
     Returns:
-        Pictures: one row a dimension, one column a value. Other data: a panel of curves each.
+        Pictures: one row per dimension, one column per value. Other data: one panel of curves per
+        dimension.
 
     Example:
         >>> figure = traversals(lambda z: z.sum(-1)[:, None, None].expand(-1, 4, 4), [0.1, 2.0])
@@ -266,7 +267,7 @@ def traversals(decode_mean: Decoder, kl: ArrayLike | torch.Tensor) -> Figure:
 def kl_per_dimension(
     kl: ArrayLike | torch.Tensor, mean_variance: ArrayLike | torch.Tensor, threshold: float = 0.01
 ) -> Figure:
-    """Where the rate is spent: the KL of each latent dimension, sorted, and which are active.
+    """Where the rate is spent: the KL of each latent dimension, sorted, and which ones are active.
 
     A dimension is active where the variance over rows of its posterior mean exceeds the threshold
     (Burda, Grosse and Salakhutdinov, "Importance Weighted Autoencoders", arXiv:1509.00519).
@@ -277,7 +278,7 @@ def kl_per_dimension(
         threshold: variance above which a dimension counts as active.
 
     Returns:
-        Two panels on one order of the dimensions: KL, and the variance with the threshold.
+        Two panels with the dimensions in one order: KL, and the variance with the threshold.
 
     Example:
         >>> figure = kl_per_dimension([0.001, 2.0, 1.0], [1e-5, 0.9, 0.5])
@@ -325,17 +326,17 @@ def aggregate_posterior(
 ) -> Figure:
     """The aggregate posterior q(z) = mean over rows of q(z | x), against the prior.
 
-    Where they differ, samples from the prior decode to places that no data visits.
+    Where they differ, samples from the prior decode latents that no data row has.
 
     Args:
-        z: one draw from q(z | x) a row, `(n, latent_dim)`.
+        z: one draw from q(z | x) per row, `(n, latent_dim)`.
         prior: draws from p(z), `(m, latent_dim)`.
         kl: mean KL of each latent dimension, `(latent_dim,)`; the two largest are shown.
         labels: a class for each row, `(n,)`, which colors the points.
 
     Returns:
         Points in the plane of two dimensions, contours around 50 and 95 percent of the prior's
-        draws, and both marginal densities; the marginal alone for a single latent dimension.
+        draws, and both marginal densities. For a single latent dimension, its marginal density.
 
     Example:
         >>> z = torch.randn(100, 3)
@@ -367,7 +368,7 @@ def aggregate_posterior(
         axes.scatter(draws[:, 0], draws[:, 1], c=indices, cmap="tab10", s=size, lw=0)
         for index, name in enumerate(classes):
             place = np.median(draws[indices == index], axis=0)
-            # The class at its median: ten colors are too many to tell apart by eye.
+            # The class is written at its median: ten colors are too many to distinguish by eye.
             axes.text(
                 place[0],
                 place[1],
@@ -400,12 +401,12 @@ def khat_histogram(khat: ArrayLike | torch.Tensor, num_samples: int) -> Figure:
     Yao and Gabry, "Pareto Smoothed Importance Sampling", arXiv:1507.02646).
 
     Args:
-        khat: one k-hat a row, `(n,)`. Minus infinity (equal weights) is as good as can be; infinity
+        khat: one k-hat per row, `(n,)`. Minus infinity (equal weights) is the best value; infinity
             and NaN (k-hat cannot be estimated) count as too high.
         num_samples: importance samples per row.
 
     Returns:
-        A histogram with the line of the rule and, where it differs, the one at 0.7.
+        A histogram with a line at this limit and, if the limit is lower, one at 0.7.
 
     Example:
         >>> figure = khat_histogram([0.1, 0.2, 0.9, 0.3], num_samples=10_000)

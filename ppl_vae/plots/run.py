@@ -1,4 +1,4 @@
-"""The pictures of one run."""
+"""Pictures of one run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ppl_vae.diagnosis import Diagnosis
 from ppl_vae.evaluation import Evaluation, Generator
 from ppl_vae.plots import pair as plots
 
-_DRAWS = 2000  # of the prior, in the picture of the aggregate posterior
+_DRAWS = 2000  # from the prior, in the picture of the aggregate posterior
 
 
 def draw_run(
@@ -25,11 +25,11 @@ def draw_run(
 ) -> list[str]:
     """Draws a run's pictures into a folder.
 
-    A picture that a pair has no meaning for (a model whose rows are not pictures of the data's shape, say) is
-    left out.
+    A picture that has no meaning for a pair (such as a model whose rows are not pictures of the data's shape)
+    is left out.
 
     Returns:
-        A line for each picture that could not be drawn, and why.
+        One line for each picture that could not be drawn, with the reason.
     """
 
     def aggregate() -> Figure:
@@ -56,6 +56,6 @@ def draw_run(
     for name, draw in pictures.items():
         try:
             draw().savefig(folder / f"{name}.png")
-        except Exception as error:  # a stranger's programs may raise anything; the results are safe
+        except Exception as error:  # the user's programs may raise anything; the results are safe
             failed.append(f"{name}.png was not drawn: {error}")
     return failed

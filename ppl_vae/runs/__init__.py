@@ -1,4 +1,4 @@
-"""A run on disk: its folder, how its pair is built again, its weights, and how runs compare."""
+"""Runs on disk: folders, pairs rebuilt from their descriptions, weights, and comparisons of runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Programs built from their description, a class path and its arguments."""
+"""Builds programs from descriptions: a class path and its arguments."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from ppl_vae.runs.messages import plain
 
 
 def build(spec: Mapping[str, Any], model: Program | None = None) -> tuple[Any, dict[str, Any]]:
-    """Makes what a description says: `{"class_path": "package.Class", "init_args": {...}}`.
+    """Builds what a description names: `{"class_path": "package.Class", "init_args": {...}}`.
 
     Arguments are checked against the constructor's type hints and docstring by `jsonargparse`, nested
     descriptions included. A constructor that has a parameter `model` is given the model, and a part of the
-    model that has a method `attach_guide` is given the guide. A path that leads to a function stands for
-    the function itself.
+    model that has a method `attach_guide` is given the guide. If the path leads to a
+    function, the function itself is returned.
 
     Args:
         spec: The description.
-        model: The model, if it is the guide that is described.
+        model: The model, if the description is that of a guide.
 
     Returns:
         The program, and its description with all defaults filled in.
 
     Raises:
-        ValueError: There is no such class, or its arguments do not fit.
+        ValueError: There is no such class, or the arguments do not fit it.
 
     Example:
         >>> guide, full = build({"class_path": "ppl_vae.guides.MeanField", "init_args": {"data_shape": [3]}})
@@ -65,17 +65,17 @@ def import_by_name(name: str) -> Any:
     """The class or function of a dotted name.
 
     Raises:
-        ValueError: There is none; the message tells apart a missing module and a missing name in it.
+        ValueError: There is none; the message says whether the module is missing, or the name in it.
     """
     module_name, _, attribute = name.rpartition(".")
     if not module_name:
         raise ValueError(f"'{name}' is not a full name such as package.module.Class")
-    package = PACKAGES.get(module_name.removeprefix("ppl_vae."))  # an address in an older run
+    package = PACKAGES.get(module_name.removeprefix("ppl_vae."))  # a name in an older run
     try:
         module = importlib.import_module(f"ppl_vae.{package}" if package else module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there; something that it imports is not
+            raise  # the module exists, but something that it imports does not
         raise ValueError(
             f"there is no module '{error.name}' for '{name}': check the spelling, or put its folder on "
             "PYTHONPATH"
@@ -94,9 +94,9 @@ def name_of(program: Program) -> str:
 
 
 def public_name(named: Any) -> str:
-    """The full name of a class or function, by the outermost package that offers it.
+    """The full name of a class or function in the outermost package that offers it.
 
-    Files may move; the faces of the packages stay.
+    Files may move; the names that a package offers stay.
 
     Example:
         >>> from ppl_vae.models import VAE

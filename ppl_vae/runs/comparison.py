@@ -18,10 +18,10 @@ class Comparison:
     """Runs that were evaluated on the same rows, and their differences from the first of them.
 
     Args:
-        names: What the runs are called.
-        evaluations: The content of their evaluation.json.
+        names: Names of the runs.
+        evaluations: Contents of their evaluation.json files.
         values: The per-row values of their evaluations.
-        active_units: Active units of each, None where it was not diagnosed.
+        active_units: Active units of each run, "-" where it was not diagnosed.
     """
 
     names: tuple[str, ...]
@@ -34,16 +34,14 @@ class Comparison:
         """Checks that the runs can be compared.
 
         Raises:
-            ValueError: A run was not evaluated, or on other rows than the first.
+            ValueError: A run was not evaluated, or was evaluated on other rows than the first.
         """
         evaluations, values = [], []
         for run in runs:
             evaluation = run.evaluation
             if evaluation is None or run.evaluation_rows is None or "rows" not in evaluation:
-                lack = "holds no evaluation" if evaluation is None else "does not say its rows"
-                raise ValueError(
-                    f"{run.path} {lack}, so that it cannot be compared: " + _remedy(run)
-                )
+                lack = "holds no evaluation" if evaluation is None else "does not record its rows"
+                raise ValueError(f"{run.path} {lack}, so it cannot be compared: " + _remedy(run))
             evaluations.append(evaluation)
             values.append(run.evaluation_rows)
         for run, evaluation in zip(runs, evaluations, strict=True):
@@ -64,7 +62,7 @@ class Comparison:
         )
 
     def difference(self, quantity: str, run: int) -> Estimate:
-        """A run's quantity minus the first run's, row by row: the error is that of paired rows."""
+        """A run's quantity minus the first run's, row by row: its error is that of paired rows."""
         own, first = (torch.tensor(self.values[i][quantity], dtype=torch.float64) for i in (run, 0))
         return Estimate(own - first)
 
@@ -101,14 +99,14 @@ class Comparison:
         samples = sorted({e["num_samples"] for e in self.evaluations})
         text = as_columns(lines)
         return (
-            f"{text}\n\nnats a row, {n} rows, log p(x) by importance sampling with "
+            f"{text}\n\nnats per row, {n} rows, log p(x) by importance sampling with "
             f"{' / '.join(map(str, samples))} samples; Δ: difference from {self.names[0]} and its standard "
             "error from paired rows"
         )
 
 
 def _remedy(run: Run) -> str:
-    """How to come by an evaluation that says its rows."""
+    """How to get an evaluation that records its rows."""
     if "data" in run.config:  # ppl-vae train made it
         return f"run `ppl-vae evaluate {run.path} --overwrite`"
     return (
@@ -118,6 +116,6 @@ def _remedy(run: Run) -> str:
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:
-    """The folders' own names, or the whole paths where two of those are the same."""
+    """The folders' names, or their whole paths if two names are the same."""
     names = [path.resolve().name for path in paths]
     return names if len(set(names)) == len(names) else [str(path) for path in paths]

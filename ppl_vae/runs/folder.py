@@ -38,27 +38,27 @@ _RESULTS = (
 
 
 class Summary(Protocol):
-    """A result that can be written into a run: what `diagnose` returns, say."""
+    """A result that can be written into a run, such as that of `diagnose`."""
 
     def to_dict(self) -> dict[str, Any]:
-        """What a person reads, as plain numbers."""
+        """A summary for people to read, as plain numbers."""
 
 
 @runtime_checkable
 class Table(Summary, Protocol):
-    """A result that has per-row values as well: what `evaluate` returns, say."""
+    """A result that also has per-row values, such as that of `evaluate`."""
 
     def rows(self) -> Mapping[str, Tensor]:
         """Per-row values by name, `(n,)` each."""
 
 
 def prepare_folder(path: Path, *, overwrite: bool, dry_run: bool = False) -> None:
-    """Makes an empty run folder; the results of a run that is there go only with `overwrite`.
+    """Makes an empty run folder. Results of an earlier run in it are removed only with `overwrite`.
 
-    With `dry_run` nothing is touched, only found out whether it could be done.
+    With `dry_run` this only checks whether it is possible, and changes nothing.
 
     Raises:
-        FileExistsError: There is something at `path` and `overwrite` is False, or it is not a run.
+        FileExistsError: There is a run at `path` and `overwrite` is False, or something that is not a run.
     """
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"{path} is a file; a run needs a folder of its own")
@@ -81,7 +81,7 @@ def prepare_folder(path: Path, *, overwrite: bool, dry_run: bool = False) -> Non
 
 
 def discard_folder(path: Path) -> None:
-    """Removes a run folder, unless there is something in it that is no part of a run."""
+    """Removes the files of a run, and its folder if nothing else is in it."""
     _empty(path)
     (path / CONFIG).unlink(missing_ok=True)
     if not any(path.iterdir()):
@@ -97,7 +97,7 @@ def _empty(path: Path) -> None:
 
 
 def write_config(path: Path, config: Mapping[str, Any]) -> None:
-    """Writes config.yaml, with the versions of what matters."""
+    """Writes config.yaml, with the versions that a result may depend on."""
     text = yaml.safe_dump({**config, "versions": versions()}, sort_keys=False)
     write_bytes(path / CONFIG, text.encode())
 
@@ -107,7 +107,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: No such folder, or no run in it.
-        CorruptFileError: It is not what this module writes.
+        CorruptFileError: The file is not a configuration of a run.
     """
     if not path.is_dir():
         raise FileNotFoundError(f"there is no run folder {path}")
@@ -145,16 +145,16 @@ def write_results(
     arviz: Any = None,
     rows: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes the results that are given, each to a file of its name, per-row values to a table beside it.
+    """Writes each given result to a file of its name, and its per-row values to a table beside it.
 
     Args:
         path: The run's folder.
-        evaluation: For evaluation.json, which a person reads, and evaluation.csv, one line per row.
+        evaluation: For evaluation.json, which people read, and evaluation.csv, one line per row.
         diagnosis: For diagnosis.json.
         annealed: For annealed.json and annealed.csv.
         gaps: For gaps.json and gaps.csv.
         arviz: For posterior.nc.
-        rows: Which rows the results are of; it goes into all of those files that have a table of rows.
+        rows: Which rows the results belong to; written into the file of each result that has a table.
     """
     results = {EVALUATION: evaluation, DIAGNOSIS: diagnosis, ANNEALED: annealed, GAPS: gaps}
     for name, result in results.items():
@@ -168,7 +168,7 @@ def write_results(
             write_bytes(table, _as_csv([dict(zip(columns, line, strict=True)) for line in lines]))
             plain = plain if rows is None else {"rows": dict(rows), **plain}
         else:
-            table.unlink(missing_ok=True)  # it would be that of another result
+            table.unlink(missing_ok=True)  # it would belong to another result
         write_bytes(path / name, _as_json(plain))
     if arviz is not None:
         temporary = path / f".{POSTERIOR}"
@@ -201,7 +201,7 @@ def _as_csv(history: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def read_csv(file: Path) -> list[dict[str, float]]:
-    """The lines of a table of numbers; none if there is no file."""
+    """The lines of a table of numbers; empty if there is no file."""
     if not file.is_file():
         return []
     with file.open(newline="", encoding="utf-8") as lines:
@@ -217,10 +217,10 @@ def read_csv(file: Path) -> list[dict[str, float]]:
 def read_rows(path: Path, result: str = EVALUATION) -> dict[str, list[float]] | None:
     """Per-row values of a result by name, from the table beside it; None if there are none.
 
-    Runs written before there was a table hold them in the JSON file itself.
+    Older runs have no table and hold them in the JSON file itself.
 
     Raises:
-        CorruptFileError: The table is not of the result: a process was killed between writing the two.
+        CorruptFileError: The table belongs to another result: a process was killed between writing the two.
     """
     summary = read_json(path / result)
     if summary is None:
@@ -236,7 +236,8 @@ def read_rows(path: Path, result: str = EVALUATION) -> dict[str, list[float]] | 
     if len(lines) != summary.get("num_rows"):
         raise CorruptFileError(
             table,
-            f"it holds {len(lines)} rows, but {result} is of {summary.get('num_rows')}: evaluate the run again",
+            f"it holds {len(lines)} rows, but {result} is of {summary.get('num_rows')} rows: evaluate the run "
+            "again",
         )
     return columns
 
@@ -248,5 +249,5 @@ def read_json(file: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CorruptFileError(file, f"this is not JSON ({error}); make it anew") from error
+        raise CorruptFileError(file, f"this is not JSON ({error}); create it again") from error
     return dict(content)

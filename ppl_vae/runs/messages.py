@@ -1,4 +1,4 @@
-"""The messages of jsonargparse, in fewer words. Apart from the rest, because it is needed without torch."""
+"""Shortens the messages of jsonargparse. In a file of its own, because it is needed without torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _INTRODUCTION = re.compile(
 
 
 def plain(message: str) -> str:
-    r"""What is wrong with a value, without the types that were tried to find out.
+    r"""What is wrong with a value, without the types that jsonargparse tried.
 
     Example:
         >>> plain("Parser key 'max_epochs'".replace("'", '"') + ":\n  Expected a <class 'int'>. Got value: x")

@@ -1,4 +1,4 @@
-"""A run on disk: a folder that says how a pair was built, what it has learned and how good it is.
+"""A run on disk: a folder that records how a pair was built, what it has learned and how good it is.
 
 | file | content |
 | --- | --- |
@@ -49,7 +49,7 @@ from ppl_vae.runs.weights import (
 
 
 class Trained(Protocol):
-    """What `fit` returns, as far as a run holds it."""
+    """The part of what `fit` returns that a run holds."""
 
     @property
     def history(self) -> Sequence[Mapping[str, float]]:
@@ -64,8 +64,8 @@ class Run:
         path: Its folder.
         config: The content of config.yaml.
         model: The model with its trained weights, in evaluation mode if it is a module.
-        guide: The guide, likewise.
-        history: One mapping an epoch, from metrics.csv; empty if there is none.
+        guide: The guide, in the same way.
+        history: One mapping per epoch, from metrics.csv; empty if there is none.
         evaluation: The content of evaluation.json, or None.
         evaluation_rows: Its per-row values by name, or None.
         diagnosis: The content of diagnosis.json, or None.
@@ -93,25 +93,25 @@ def save_run(
     arviz: Any = None,
     overwrite: bool = False,
 ) -> None:
-    """Writes a pair, and what is known of it, into a folder.
+    """Writes a pair and its results into a folder.
 
     Args:
-        path: The folder; it is made, with its parents.
+        path: The folder; it is created, with its parents.
         model: The model; its `pyro.param` values are those of the last `fit` of this pair.
         guide: The guide.
         config: What to write into config.yaml. If it holds `model` and `guide`, each as
             `{"class_path": ..., "init_args": {...}}`, then `load_run` builds them itself; otherwise
-            it has to be given them. `model_guide` says likewise which guide the model keeps a copy of, if
-            it does (a VampPrior, with another guide than it was trained with).
+            they must be passed to it. `model_guide`, in the same form, is the guide that the model keeps a
+            copy of, if it does (a VampPrior that is saved with another guide than it was trained with).
         fit: What `fit` returned, for metrics.csv.
         evaluation: What `evaluate` returned, or its `to_dict()` with additions.
         diagnosis: What `diagnose` returned, or its `to_dict()`.
         arviz: What `to_arviz` returned.
-        overwrite: Whether a run that is there may be replaced. Its weights and results go, also those that are
-            not written anew; files that are no part of a run stay.
+        overwrite: Whether an existing run may be replaced. All its weights and results are removed, even
+            those that are not written again; files that are not part of a run stay.
 
     Raises:
-        FileExistsError: There is something at `path` and `overwrite` is False, or it is not a run.
+        FileExistsError: There is a run at `path` and `overwrite` is False, or something that is not a run.
         TypeError: A `pyro.param` has a constraint that cannot be written as names and numbers.
 
     Example:
@@ -139,13 +139,14 @@ def save_run(
 
 
 def load_run(path: str | Path, model: Program | None = None, guide: Program | None = None) -> Run:
-    """Reads a run, so that its pair evaluates exactly as the one that was saved.
+    """Reads a run. Its pair evaluates exactly as the one that was saved.
 
     Args:
         path: The run's folder.
-        model: The model, with any weights; built from config.yaml if it is not given. It has to be given if
-            config.yaml does not say how (a function, say). The saved weights are put into it in place.
-        guide: The guide, likewise.
+        model: The model, with any weights; the saved weights are loaded into it in place. If None, it is
+            built from config.yaml. It is required if config.yaml does not say how to build it (for example,
+            a function).
+        guide: The guide, in the same way.
 
     Returns:
         The `Run`.
@@ -157,7 +158,7 @@ def load_run(path: str | Path, model: Program | None = None, guide: Program | No
     """
     path = Path(path)
     config = read_config(path)
-    with torch.random.fork_rng(devices=[]):  # the first weights are drawn, to be replaced at once
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced below
         given = model
         if model is None:
             model = _rebuild(path, config, "model", None)

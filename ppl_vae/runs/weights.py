@@ -21,7 +21,7 @@ _PARAM = "param."  # how Pair.state() marks the values of pyro.param
 
 
 def write_weights(path: Path, model: Program, guide: Program) -> None:
-    """Writes the state of a pair. `pyro.param` values are unconstrained; their constraints go along."""
+    """Writes the state of a pair. `pyro.param` values are unconstrained; their constraints are written too."""
     pair = Pair.of(model, guide)
     constraints = {}
     for name in pair.store["params"]:
@@ -33,7 +33,7 @@ def write_weights(path: Path, model: Program, guide: Program) -> None:
 
 
 def read_weights(path: Path, model: Program, guide: Program) -> None:
-    """Puts the saved state into a pair."""
+    """Loads the saved state into a pair."""
     file = path / WEIGHTS
     if (path / CHECKPOINTS).is_dir():
         remedy = f"`ppl-vae train --resume {path}` finishes the run from its checkpoints and writes it again"
@@ -73,7 +73,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _describe_constraint(constraint: Any) -> dict[str, Any]:
-    """A constraint as its class's name and the numbers in it."""
+    """A constraint as the name of its class and the numbers in it."""
     numbers: dict[str, Any] = {}
     for name, value in vars(constraint).items():
         if isinstance(value, Constraint):
@@ -96,6 +96,8 @@ def _as_constraint(described: Mapping[str, Any]) -> Constraint:
     kind = import_by_name(described["class_path"])
     if not (isinstance(kind, type) and issubclass(kind, Constraint)):
         raise ValueError(f"{described['class_path']} is not a constraint")
-    constraint = kind.__new__(kind)  # constructors do not always take what they keep
+    constraint = kind.__new__(
+        kind
+    )  # a constructor does not always take the attributes that it sets
     vars(constraint).update(arguments)
     return constraint
