@@ -393,7 +393,7 @@ def test_a_latent_that_is_not_reparameterised(objective: Any, words: list[str]) 
     assert check(discrete_model, discrete_guide, X, objective=ImportanceWeightedELBO()).ok
     report = check(discrete_model, discrete_guide, X, objective=objective)
     assert report.errors[0].site == "k"
-    for word in ["Bernoulli", "no reparameterised", *words]:
+    for word in ["Bernoulli", "no reparameterized", *words]:
         assert word in report.errors[0].message
 
 

@@ -130,34 +130,11 @@ def load_data(
         >>> load_data("digits", binarize="threshold").train.unique()
         tensor([0., 1.])
     """
-    if binarize not in (None, "threshold", "static", "dynamic"):
-        raise ValueError(
-            f"binarize must be 'threshold', 'static', 'dynamic' or None, got {binarize!r}"
-        )
-    if binarize and dequantize:
-        raise ValueError(
-            f"binarize={binarize!r} and dequantize=True exclude each other: binary values keep no "
-            "levels to spread; choose one"
-        )
-    if not 0 < validation_fraction < 1:
-        raise ValueError(f"validation_fraction must lie in (0, 1), got {validation_fraction}")
-    if max_rows is not None and max_rows < 1:
-        raise ValueError(f"max_rows must be at least 1, got {max_rows}")
-
+    _check_options(binarize, dequantize, validation_fraction, max_rows)
     name, source = _read(name, Path(data_dir), download)
     # The test rows have their own generator, so that they are the same for every seed.
     fixed, seeded = Generator().manual_seed(0), Generator().manual_seed(seed)
-    train, test = source.train, source.test
-    if test is None:
-        train, test = _split(name, train, TEST_FRACTION, fixed)
-    if source.validation is None:
-        train, validation = _split(name, train, validation_fraction, seeded)
-    else:
-        validation = source.validation
-    if max_rows is not None:
-        train, validation = (_at_most(max_rows, part, seeded) for part in (train, validation))
-        test = _at_most(max_rows, test, fixed)
-
+    train, validation, test = _splits(name, source, validation_fraction, max_rows, fixed, seeded)
     x, x_validation, x_test = (_values(part.x) for part in (train, validation, test))
     levels, transform = source.levels, None
     if binarize or dequantize:
@@ -183,6 +160,47 @@ def load_data(
         levels=levels,
         transform=transform,
     )
+
+
+def _check_options(
+    binarize: str | None, dequantize: bool, validation_fraction: float, max_rows: int | None
+) -> None:
+    """Refuses options that are out of range or exclude each other."""
+    if binarize not in (None, "threshold", "static", "dynamic"):
+        raise ValueError(
+            f"binarize must be 'threshold', 'static', 'dynamic' or None, got {binarize!r}"
+        )
+    if binarize and dequantize:
+        raise ValueError(
+            f"binarize={binarize!r} and dequantize=True exclude each other: binary values keep no "
+            "levels to spread; choose one"
+        )
+    if not 0 < validation_fraction < 1:
+        raise ValueError(f"validation_fraction must lie in (0, 1), got {validation_fraction}")
+    if max_rows is not None and max_rows < 1:
+        raise ValueError(f"max_rows must be at least 1, got {max_rows}")
+
+
+def _splits(
+    name: str,
+    source: Source,
+    validation_fraction: float,
+    max_rows: int | None,
+    fixed: Generator,
+    seeded: Generator,
+) -> tuple[Part, Part, Part]:
+    """Training, validation and test rows: the source's own splits, and random ones where it has none."""
+    train, test = source.train, source.test
+    if test is None:
+        train, test = _split(name, train, TEST_FRACTION, fixed)
+    if source.validation is None:
+        train, validation = _split(name, train, validation_fraction, seeded)
+    else:
+        validation = source.validation
+    if max_rows is not None:
+        train, validation = (_at_most(max_rows, part, seeded) for part in (train, validation))
+        test = _at_most(max_rows, test, fixed)
+    return train, validation, test
 
 
 def _read(name: str, data_dir: Path, download: bool) -> tuple[str, Source]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from ppl_vae.pairs.handlers import Substitute
 from ppl_vae.pairs.layout import Layout, many_samples, rows_first, sum_to_rows
 from ppl_vae.pairs.pair import Pair
-from ppl_vae.pairs.programs import Batch, as_args, num_rows
+from ppl_vae.pairs.programs import Batch, as_args, num_rows, trace_programs
 from ppl_vae.pairs.traces import Site, Trace, innermost, unscaled
 
 
@@ -84,22 +84,13 @@ def sample_rows(
             for k in range(num_samples)
         ]
         return _stack(parts)
-    guide, model = pair.guide, pair.model
-    if values is not None:
-        guide = Substitute(values)(guide)
-    args = as_args(batch)
-    with many_samples(layout, num_samples):
-        guide_trace = poutine.trace(guide).get_trace(*args)
-        if layout.enumerated:
-            model = poutine.infer_config(model, lambda site: _enumerate_only(layout, site))
-            model = poutine.enum(model, first_available_dim=-layout.nesting - 2)
-        model = poutine.replay(model, trace=guide_trace)
-        model_trace = poutine.trace(model).get_trace(*args)
+    model_trace, guide_trace = _run(pair, layout, batch, num_samples, values)
     n = num_rows(batch)
 
     def total(trace: Trace, names: tuple[str, ...]) -> Tensor:
         rows = [sum_to_rows(unscaled(trace.nodes[name]), layout, num_samples, n) for name in names]
-        return torch.stack(rows).sum(0) if rows else args[0].new_zeros((num_samples, n))
+        nothing = as_args(batch)[0].new_zeros((num_samples, n))
+        return torch.stack(rows).sum(0) if rows else nothing
 
     if layout.enumerated:
         log_likelihood, log_prior = _summed_out(layout, model_trace, num_samples, n)
@@ -121,6 +112,24 @@ def sample_rows(
         guide_trace=guide_trace,
         model_trace=model_trace,
     )
+
+
+def _run(
+    pair: Pair,
+    layout: Layout,
+    batch: Batch,
+    num_samples: int,
+    values: Mapping[str, Tensor] | None,
+) -> tuple[Trace, Trace]:
+    """The traces of model and guide under many samples, with the model's own latents enumerated."""
+    guide, model = pair.guide, pair.model
+    if values is not None:
+        guide = Substitute(values)(guide)
+    if layout.enumerated:
+        model = poutine.infer_config(model, lambda site: _enumerate_only(layout, site))
+        model = poutine.enum(model, first_available_dim=-layout.nesting - 2)
+    with many_samples(layout, num_samples):
+        return trace_programs(model, guide, batch)
 
 
 def _enumerate_only(layout: Layout, site: Site) -> Any:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -18,6 +20,8 @@ from ppl_vae.plots.drawing import BLUE, LARGE, MEDIUM, ORANGE, Floats, annotate,
 
 SHARES = (0.95, 0.5)
 """Probability mass inside each contour."""
+
+LIGHT, DARK = "#D9D9D9", "#9E9E9E"
 
 
 def posterior_contours(
@@ -77,21 +81,9 @@ def posterior_contours(
         x, y = numpy_of(grid.points[row])
         cell = (x[1] - x[0]) * (y[1] - y[0])
         for axes in line:
-            levels = _levels(log_p[row], cell)
-            density = np.exp(log_p[row]).T
-            axes.contourf(x, y, density, levels=[*levels, np.inf], colors=["#D9D9D9", "#9E9E9E"])
-            axes.xaxis.set_major_locator(MaxNLocator(3))
-            axes.yaxis.set_major_locator(MaxNLocator(3))
+            _fill_posterior(axes, x, y, log_p[row], cell)
         for axes, values in zip(line[1:], log_q.values(), strict=True):
-            axes.contour(
-                x,
-                y,
-                np.exp(values[row]).T,
-                levels=_levels(values[row], cell),
-                colors=ORANGE,
-                linewidths=2.5,
-                linestyles=["--", "-"],
-            )
+            _draw_guide(axes, x, y, values[row], cell)
             axes.set_title(_kl(values[row], log_p[row], cell), fontsize=MEDIUM)
         _zoom(line[0], x, y, log_p[row], [values[row] for values in log_q.values()], cell)
         line[0].set_title(f"row {row}", fontsize=MEDIUM)
@@ -104,20 +96,47 @@ def posterior_contours(
         axes.tick_params(labelsize=MEDIUM)
         axes.spines[["top", "right"]].set_visible(False)
     figure.align_ylabels()
+    entries = {
+        "p(z | x), 50%": Patch(color=DARK),
+        "p(z | x), 95%": Patch(color=LIGHT),
+        "q(z | x), 50%": Line2D([], [], color=ORANGE, lw=2.5),
+        "q(z | x), 95%": Line2D([], [], color=ORANGE, lw=2.5, ls="--"),
+    }
+    _legend(figure, entries, columns=4 if columns > 3 else 2)
+    return figure
+
+
+def _fill_posterior(axes: Axes, x: Floats, y: Floats, log_p: Floats, cell: float) -> None:
+    """Fills the regions that hold the shares of the posterior."""
+    levels = [*_levels(log_p, cell), np.inf]
+    axes.contourf(x, y, np.exp(log_p).T, levels=levels, colors=[LIGHT, DARK])
+    axes.xaxis.set_major_locator(MaxNLocator(3))
+    axes.yaxis.set_major_locator(MaxNLocator(3))
+
+
+def _draw_guide(axes: Axes, x: Floats, y: Floats, log_q: Floats, cell: float) -> None:
+    """Draws the contours of a guide."""
+    axes.contour(
+        x,
+        y,
+        np.exp(log_q).T,
+        levels=_levels(log_q, cell),
+        colors=ORANGE,
+        linewidths=2.5,
+        linestyles=["--", "-"],
+    )
+
+
+def _legend(figure: Figure, entries: Mapping[str, Artist], columns: int) -> None:
+    """A legend above all panels."""
     figure.legend(
-        [
-            Patch(color="#9E9E9E"),
-            Patch(color="#D9D9D9"),
-            Line2D([], [], color=ORANGE, lw=2.5),
-            Line2D([], [], color=ORANGE, lw=2.5, ls="--"),
-        ],
-        ["p(z | x), 50%", "p(z | x), 95%", "q(z | x), 50%", "q(z | x), 95%"],
+        list(entries.values()),
+        list(entries),
         loc="outside upper center",
-        ncols=4 if columns > 3 else 2,
+        ncols=columns,
         fontsize=MEDIUM,
         frameon=False,
     )
-    return figure
 
 
 def _levels(log_density: Floats, cell: float) -> list[float]:
@@ -180,26 +199,7 @@ def gaps_plot(gaps: Mapping[str, Gaps]) -> Figure:
         raise ValueError(f"gaps of different numbers of rows cannot be compared: {counts}")
     figure = Figure(figsize=(8, 1.9 + 0.75 * len(gaps)), dpi=150, layout="constrained")
     axes = figure.subplots()
-    hatched = False
-    for place, found in enumerate(gaps.values()):
-        truth, best, elbo = (e.mean for e in (found.log_likelihood, found.best_elbo, found.elbo))
-        doubtful = float(found.unreliable.double().mean()) >= 0.1
-        hatched |= doubtful
-        axes.barh(place, truth - best, left=best, height=0.6, color=BLUE)
-        axes.barh(place, best - elbo, left=elbo, height=0.6, color=ORANGE)
-        if doubtful:
-            axes.barh(
-                place,
-                truth - best,
-                left=best,
-                height=0.6,
-                fill=False,
-                hatch="///",
-                ec="white",
-                lw=0,
-            )
-        for at, gap in ((best, found.approximation_gap), (elbo, found.inference_gap)):
-            axes.errorbar(at, place, xerr=gap.standard_error, color="black", lw=2, capsize=5)
+    hatched = [_draw_gaps(axes, place, found) for place, found in enumerate(gaps.values())]
     low = min(f.elbo.mean - _finite(f.inference_gap.standard_error) for f in gaps.values())
     high = max(f.log_likelihood.mean for f in gaps.values())
     ends = [f.best_elbo.mean + _finite(f.approximation_gap.standard_error) for f in gaps.values()]
@@ -216,20 +216,25 @@ def gaps_plot(gaps: Mapping[str, Gaps]) -> Figure:
     axes.set_yticks(range(len(gaps)), list(gaps))
     axes.set_ylim(len(gaps) - 0.5, -0.5)
     annotate(axes, x="nats per row, from the ELBO up to log p(x)")
-    entries = [Patch(color=ORANGE), Patch(color=BLUE)]
-    labels = ["amortization gap", "approximation gap"]
-    if hatched:
-        entries.append(Patch(facecolor=BLUE, hatch="///", ec="white", lw=0))
-        labels.append("at least")
-    figure.legend(
-        entries,
-        labels,
-        loc="outside upper center",
-        ncols=3,
-        fontsize=MEDIUM,
-        frameon=False,
-    )
+    entries = {"amortization gap": Patch(color=ORANGE), "approximation gap": Patch(color=BLUE)}
+    if any(hatched):
+        entries["at least"] = Patch(facecolor=BLUE, hatch="///", ec="white", lw=0)
+    _legend(figure, entries, columns=3)
     return figure
+
+
+def _draw_gaps(axes: Axes, place: int, found: Gaps) -> bool:
+    """Draws the bar of one guide and its errors; returns whether log p(x) is in doubt, and the bar hatched."""
+    truth, best, elbo = (e.mean for e in (found.log_likelihood, found.best_elbo, found.elbo))
+    axes.barh(place, truth - best, left=best, height=0.6, color=BLUE)
+    axes.barh(place, best - elbo, left=elbo, height=0.6, color=ORANGE)
+    doubtful = float(found.unreliable.double().mean()) >= 0.1
+    if doubtful:
+        style: dict[str, Any] = {"fill": False, "hatch": "///", "ec": "white", "lw": 0}
+        axes.barh(place, truth - best, left=best, height=0.6, **style)
+    for at, gap in ((best, found.approximation_gap), (elbo, found.inference_gap)):
+        axes.errorbar(at, place, xerr=gap.standard_error, color="black", lw=2, capsize=5)
+    return doubtful
 
 
 def _finite(value: float) -> float:
