@@ -41,7 +41,8 @@ from ppl_vae.objectives import (
     TraceELBO,
 )
 from ppl_vae.pairs import Pair, find_layout
-from ppl_vae.training import loop as training
+from ppl_vae.training import checkpoints, step as training_step
+from ppl_vae.training.loop import Training
 
 SHAPE = (1, 6, 6)
 OBJECTIVES = [
@@ -605,7 +606,7 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         ]
 
     monkeypatch.setattr(Recording, "compile", compile)
-    monkeypatch.setattr(training, "RECORD_AFTER", 3)
+    monkeypatch.setattr(training_step, "RECORD_AFTER", 3)
     return made
 
 
@@ -626,7 +627,7 @@ def test_full_batches_of_long_trainings_are_compiled(
     compilations: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(training, "COMPILED", steps)
+    monkeypatch.setattr(training_step, "COMPILED", steps)
     trained(VAE(SHAPE, 2), MeanField(SHAPE, 2), rows(12), **options)
     assert compilations == expected
 
@@ -648,9 +649,9 @@ def test_what_inductor_compiles_goes_on_as_it_would_have(
 
 def killed_and_resumed(killed_after: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A training that is compiled from its fifth step on, killed after an epoch, ends with the same bits."""
-    monkeypatch.setattr(training, "COMPILED", (5, 12))
+    monkeypatch.setattr(training_step, "COMPILED", (5, 12))
     monkeypatch.setattr(capture, "RECORD_AFTER", 2)
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", (0.0, 60.0))
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", (0.0, 60.0))
     x = rows(12)
 
     def pair() -> tuple[nn.Module, nn.Module]:
@@ -662,17 +663,17 @@ def killed_and_resumed(killed_after: int, monkeypatch: pytest.MonkeyPatch, tmp_p
     class Killed(BaseException):
         pass
 
-    def die(self: training.Training) -> dict[str, float]:
+    def die(self: Training) -> dict[str, float]:
         row = original(self)
-        if self.state.epoch == killed_after + 1:
+        if self.progress.epoch == killed_after + 1:
             raise Killed
         return row
 
-    original = training.Training._end_of_epoch
-    monkeypatch.setattr(training.Training, "_end_of_epoch", die)
+    original = Training._end_of_epoch
+    monkeypatch.setattr(Training, "_end_of_epoch", die)
     with pytest.raises(Killed):
         trained(*pair(), x, run_dir=tmp_path)
-    monkeypatch.setattr(training.Training, "_end_of_epoch", original)
+    monkeypatch.setattr(Training, "_end_of_epoch", original)
     resumed = trained(*pair(), x, run_dir=tmp_path, resume=True)
     for mine, theirs in zip(resumed, whole, strict=True):
         assert torch.equal(mine, theirs)
@@ -685,7 +686,7 @@ def test_where_inductor_fails_the_recording_is_run(
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(recording, "compile_graph", fails)
-    monkeypatch.setattr(training, "RECORD_AFTER", 3)
+    monkeypatch.setattr(training_step, "RECORD_AFTER", 3)
     with caplog.at_level(logging.WARNING):
         trained(VAE(SHAPE, 2), MeanField(SHAPE, 2), rows(12), compile=True)
     assert [r.getMessage() for r in caplog.records] == [
@@ -697,7 +698,7 @@ def test_a_graph_that_would_take_minutes_to_compile_is_run_as_it_is(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(recording, "MOST_OPERATIONS", 10)
-    monkeypatch.setattr(training, "RECORD_AFTER", 3)
+    monkeypatch.setattr(training_step, "RECORD_AFTER", 3)
     with caplog.at_level(logging.WARNING):
         trained(VAE(SHAPE, 2), MeanField(SHAPE, 2), rows(12), compile=True)
     assert len(caplog.records) == 1
