@@ -430,7 +430,7 @@ def test_a_wrong_m_step_is_found_out() -> None:
                 with torch.no_grad():
                     self.means.add_(0.5)
 
-    with pytest.raises(EMError, match=r"fell by \S+ nats a row at iteration 3") as caught:
+    with pytest.raises(EMError, match=r"fell by \S+ nats per row at iteration 3") as caught:
         fit_em(Wrong((3,), 2).double(), clusters(), seed=0)
     assert caught.value.iteration == 3
     assert caught.value.fall > 1e-3
