@@ -187,9 +187,14 @@ def test_recordings_are_bounded() -> None:
             step(rows(capture.MOST_RECORDINGS + 1), 1.0)
 
 
-def trained(model: nn.Module, guide: nn.Module, x: Tensor, **options: Any) -> list[Tensor]:
+def trained(model: Any, guide: nn.Module, x: Tensor, **options: Any) -> list[Tensor]:
     fit(model, guide, x, max_epochs=4, batch_size=5, seed=1, progress=False, **options)
-    return [t.clone() for m in (model, guide) for t in m.state_dict().values()]
+    return [
+        t.clone()
+        for m in (model, guide)
+        if isinstance(m, nn.Module)
+        for t in m.state_dict().values()
+    ]
 
 
 class Dropping(nn.Module):
@@ -483,6 +488,31 @@ def test_a_stale_recording_is_found_by_comparing(monkeypatch: pytest.MonkeyPatch
         with pytest.raises(CaptureError, match="differs from Pyro's"):
             step(x, 1.0)
         assert torch.equal(torch.get_rng_state(), generators)  # the step can be done again
+
+
+def test_a_step_whose_recording_is_stale_is_done_by_pyro_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The gradients of the recording that was found to differ must not be added to Pyro's."""
+    monkeypatch.setattr(capture, "FIRST_COMPARISONS", (1, 5))
+    x = torch.randn(15)
+    found = []
+    for captures in (True, False):
+        hidden, calls = [torch.tensor(1.0)], [0]
+
+        def scaled(self: Guide, loc: Tensor, hidden: list[Tensor] = hidden) -> Tensor:
+            return loc * hidden[0]
+
+        def change(x: Tensor, hidden: list[Tensor] = hidden, calls: list[int] = calls) -> Tensor:
+            calls[0] += 1
+            if calls[0] == 8:  # the fifth step, after two checks, three steps, active units, a step
+                hidden[0] = torch.tensor(2.0)
+            return x
+
+        torch.manual_seed(3)
+        found.append(trained(model, Guide(scaled), x, transform=change, capture=captures))
+    assert "differs from Pyro's" in caplog.text
+    assert all(torch.equal(*both) for both in zip(*found, strict=True))
 
 
 def test_a_step_is_compared_when_recorded_and_rarely_afterwards() -> None:
