@@ -185,14 +185,14 @@ class Step:
         )
         if diverged is not None:
             raise diverged
-        by_pyro = found.loss is not None  # a recording looks at its gradients itself
+        by_pyro = found.loss is not None  # a recording's metrics tell of its gradients
         if by_pyro or self.processes.count > 1 or self.clip_grad_norm is not None:
             self._check_and_clip(found.loss, progress)
         self.optimizer.step()
         return found.metrics, checkpoint_due
 
     def clear_gradients(self) -> None:
-        """Forgets the gradients."""
+        """Removes the gradients."""
         for leaf in self.leaves:
             leaf.grad = None
 
@@ -204,9 +204,9 @@ class Step:
             if not metrics:
                 loss = self._loss(batch, beta, progress)
         if loss is not None:
+            self.clear_gradients()  # those of a recording that was not finite or differed from Pyro
             if not math.isfinite(float(loss.loss.detach())):
                 return Gradients({}, loss, self._diverged("the loss", loss, progress))
-            self.clear_gradients()  # those of a recording that is not to be trusted
             loss.loss.backward()
             parts = (loss.loss, loss.elbo, loss.rate, loss.distortion)
             metrics = dict(zip(STEP_METRICS, (float(part.detach()) for part in parts), strict=True))
