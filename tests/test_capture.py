@@ -310,7 +310,7 @@ def sampled_shape(self: Guide, loc: Tensor) -> Tensor:
     [
         (branch, "Python number"),
         (item, "Python number"),
-        (numpy_noise, "numpy"),
+        (numpy_noise, "NumPy"),
         (counting, "counter"),
         (sampled_shape, "shapes"),
     ],
