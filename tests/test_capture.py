@@ -41,7 +41,8 @@ from ppl_vae.objectives import (
     TraceELBO,
 )
 from ppl_vae.pairs import Pair, find_layout
-from ppl_vae.training import loop as training
+from ppl_vae.training import checkpoints, step as training_step
+from ppl_vae.training.loop import Training
 
 SHAPE = (1, 6, 6)
 OBJECTIVES = [
@@ -186,9 +187,14 @@ def test_recordings_are_bounded() -> None:
             step(rows(capture.MOST_RECORDINGS + 1), 1.0)
 
 
-def trained(model: nn.Module, guide: nn.Module, x: Tensor, **options: Any) -> list[Tensor]:
+def trained(model: Any, guide: nn.Module, x: Tensor, **options: Any) -> list[Tensor]:
     fit(model, guide, x, max_epochs=4, batch_size=5, seed=1, progress=False, **options)
-    return [t.clone() for m in (model, guide) for t in m.state_dict().values()]
+    return [
+        t.clone()
+        for m in (model, guide)
+        if isinstance(m, nn.Module)
+        for t in m.state_dict().values()
+    ]
 
 
 class Dropping(nn.Module):
@@ -304,7 +310,7 @@ def sampled_shape(self: Guide, loc: Tensor) -> Tensor:
     [
         (branch, "Python number"),
         (item, "Python number"),
-        (numpy_noise, "numpy"),
+        (numpy_noise, "NumPy"),
         (counting, "counter"),
         (sampled_shape, "shapes"),
     ],
@@ -484,6 +490,31 @@ def test_a_stale_recording_is_found_by_comparing(monkeypatch: pytest.MonkeyPatch
         assert torch.equal(torch.get_rng_state(), generators)  # the step can be done again
 
 
+def test_a_step_whose_recording_is_stale_is_done_by_pyro_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The gradients of the recording that was found to differ must not be added to Pyro's."""
+    monkeypatch.setattr(capture, "FIRST_COMPARISONS", (1, 5))
+    x = torch.randn(15)
+    found = []
+    for captures in (True, False):
+        hidden, calls = [torch.tensor(1.0)], [0]
+
+        def scaled(self: Guide, loc: Tensor, hidden: list[Tensor] = hidden) -> Tensor:
+            return loc * hidden[0]
+
+        def change(x: Tensor, hidden: list[Tensor] = hidden, calls: list[int] = calls) -> Tensor:
+            calls[0] += 1
+            if calls[0] == 8:  # the fifth step, after two checks, three steps, active units, a step
+                hidden[0] = torch.tensor(2.0)
+            return x
+
+        torch.manual_seed(3)
+        found.append(trained(model, Guide(scaled), x, transform=change, capture=captures))
+    assert "differs from Pyro's" in caplog.text
+    assert all(torch.equal(*both) for both in zip(*found, strict=True))
+
+
 def test_a_step_is_compared_when_recorded_and_rarely_afterwards() -> None:
     x = rows()
     with captured(VAE(SHAPE, 2), MeanField(SHAPE, 2), x, TraceELBO()) as step:
@@ -605,7 +636,7 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         ]
 
     monkeypatch.setattr(Recording, "compile", compile)
-    monkeypatch.setattr(training, "RECORD_AFTER", 3)
+    monkeypatch.setattr(training_step, "RECORD_AFTER", 3)
     return made
 
 
@@ -626,7 +657,7 @@ def test_full_batches_of_long_trainings_are_compiled(
     compilations: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(training, "COMPILED", steps)
+    monkeypatch.setattr(training_step, "COMPILED", steps)
     trained(VAE(SHAPE, 2), MeanField(SHAPE, 2), rows(12), **options)
     assert compilations == expected
 
@@ -648,9 +679,9 @@ def test_what_inductor_compiles_goes_on_as_it_would_have(
 
 def killed_and_resumed(killed_after: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A training that is compiled from its fifth step on, killed after an epoch, ends with the same bits."""
-    monkeypatch.setattr(training, "COMPILED", (5, 12))
+    monkeypatch.setattr(training_step, "COMPILED", (5, 12))
     monkeypatch.setattr(capture, "RECORD_AFTER", 2)
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", (0.0, 60.0))
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", (0.0, 60.0))
     x = rows(12)
 
     def pair() -> tuple[nn.Module, nn.Module]:
@@ -662,17 +693,17 @@ def killed_and_resumed(killed_after: int, monkeypatch: pytest.MonkeyPatch, tmp_p
     class Killed(BaseException):
         pass
 
-    def die(self: training.Training) -> dict[str, float]:
+    def die(self: Training) -> dict[str, float]:
         row = original(self)
-        if self.state.epoch == killed_after + 1:
+        if self.progress.epoch == killed_after + 1:
             raise Killed
         return row
 
-    original = training.Training._end_of_epoch
-    monkeypatch.setattr(training.Training, "_end_of_epoch", die)
+    original = Training._end_of_epoch
+    monkeypatch.setattr(Training, "_end_of_epoch", die)
     with pytest.raises(Killed):
         trained(*pair(), x, run_dir=tmp_path)
-    monkeypatch.setattr(training.Training, "_end_of_epoch", original)
+    monkeypatch.setattr(Training, "_end_of_epoch", original)
     resumed = trained(*pair(), x, run_dir=tmp_path, resume=True)
     for mine, theirs in zip(resumed, whole, strict=True):
         assert torch.equal(mine, theirs)
@@ -685,7 +716,7 @@ def test_where_inductor_fails_the_recording_is_run(
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(recording, "compile_graph", fails)
-    monkeypatch.setattr(training, "RECORD_AFTER", 3)
+    monkeypatch.setattr(training_step, "RECORD_AFTER", 3)
     with caplog.at_level(logging.WARNING):
         trained(VAE(SHAPE, 2), MeanField(SHAPE, 2), rows(12), compile=True)
     assert [r.getMessage() for r in caplog.records] == [
@@ -697,7 +728,7 @@ def test_a_graph_that_would_take_minutes_to_compile_is_run_as_it_is(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(recording, "MOST_OPERATIONS", 10)
-    monkeypatch.setattr(training, "RECORD_AFTER", 3)
+    monkeypatch.setattr(training_step, "RECORD_AFTER", 3)
     with caplog.at_level(logging.WARNING):
         trained(VAE(SHAPE, 2), MeanField(SHAPE, 2), rows(12), compile=True)
     assert len(caplog.records) == 1

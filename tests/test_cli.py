@@ -680,9 +680,7 @@ def test_mistakes_are_told_in_a_line(
     [
         ({"max_epochs": 1.5}, TypeError, "max_epochs must be a whole number, not 1.5"),
         ({"batch_size": 8.0}, TypeError, "batch_size must be a whole number, not 8.0"),
-        ({"precision": "16-mixed"}, ValueError, "'32-true', 'bf16-mixed'.*, not '16-mixed'"),
         ({"device": "gpu"}, ValueError, "device='gpu': expected 'auto'"),
-        ({"device": "cuda:1", "num_processes": 2}, ValueError, "'cuda:1' is one GPU"),
         ({"device": "cuda:2"}, ValueError, "the last GPU that torch sees is 'cuda:1'"),
     ],
 )
@@ -695,6 +693,21 @@ def test_fit_refuses_options_that_the_command_line_can_not_pass(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(error, match=message):
         fit(VAE((3,), 2), MeanField((3,), 2), torch.zeros(8, 3), **option)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"precision": "16-mixed"}, "'32-true', 'bf16-mixed'.*, not '16-mixed'"),
+        ({"device": "cuda:1", "num_processes": 2}, "'cuda:1' is one GPU"),
+    ],
+)
+def test_make_fabric_refuses_options_that_the_command_line_can_not_pass(
+    option: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match=message):
+        make_fabric(**option)
 
 
 def test_a_device_with_a_number_is_that_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -431,7 +431,7 @@ def test_a_wrong_m_step_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
                 self.means.add_(0.5)
 
     monkeypatch.setattr(GaussianMixture, "maximize", wrong)
-    with pytest.raises(EMError, match=r"fell by \S+ nats a row at iteration 3") as caught:
+    with pytest.raises(EMError, match=r"fell by \S+ nats per row at iteration 3") as caught:
         fit_em(GaussianMixture((3,), 2).double(), clusters(), seed=0)
     assert caught.value.iteration == 3
     assert caught.value.fall > 1e-3

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler as schedules
 from torch.utils.data import DataLoader, TensorDataset
 
-import ppl_vae.training.loop
+import ppl_vae
 from ppl_vae import evaluate, fit
 from ppl_vae.checks import PairWarning
 from ppl_vae.guides import MeanField
@@ -41,9 +41,10 @@ from ppl_vae.objectives import (
     TraceELBO,
 )
 from ppl_vae.pairs import Pair, PairError
-from ppl_vae.runtime import read_tensors
-from ppl_vae.training import DivergenceError, Fit, load_checkpoint
+from ppl_vae.runtime import make_fabric, read_tensors
+from ppl_vae.training import DivergenceError, Fit, checkpoints, load_checkpoint
 from ppl_vae.training.checkpoints import checkpoint_files
+from ppl_vae.training.held_out import HeldOut
 from ppl_vae.training.metrics import METRICS
 
 X = torch.randn(50, 3, generator=torch.Generator().manual_seed(5))
@@ -412,12 +413,12 @@ def test_schedules_step_after_every_epoch(make: Any, rates: list[float]) -> None
 @pytest.mark.parametrize("mode", ["min", "max"])
 def test_a_plateau_is_one_of_the_held_out_elbo(monkeypatch: pytest.MonkeyPatch, mode: Any) -> None:
     elbos = iter([-5.0, -4.0, -4.5, -4.2, -4.1])
-    held_out = ppl_vae.training.loop.Training._held_out
+    measure = HeldOut.measure
 
-    def scripted(self: Any) -> dict[str, float]:
-        return held_out(self) | {"validation_elbo": next(elbos)}
+    def scripted(self: HeldOut, seed: int, epoch: int) -> dict[str, float]:
+        return measure(self, seed, epoch) | {"validation_elbo": next(elbos)}
 
-    monkeypatch.setattr(ppl_vae.training.loop.Training, "_held_out", scripted)
+    monkeypatch.setattr(HeldOut, "measure", scripted)
     fitted, _ = train(
         validation=HELD_OUT,
         max_epochs=5,
@@ -474,13 +475,13 @@ def test_beta_follows_its_schedule() -> None:
 def scripted(monkeypatch: pytest.MonkeyPatch, elbos: list[float]) -> list[dict[str, Tensor]]:
     """Lets the held-out ELBOs of the epochs be these, and collects the weights at each of them."""
     seen: list[dict[str, Tensor]] = []
-    held_out = ppl_vae.training.loop.Training._held_out
+    measure = HeldOut.measure
 
-    def found(self: Any) -> dict[str, float]:
+    def found(self: HeldOut, seed: int, epoch: int) -> dict[str, float]:
         seen.append({n: t.clone() for n, t in self.pair.state().items()})
-        return held_out(self) | {"validation_elbo": elbos[len(seen) - 1]}
+        return measure(self, seed, epoch) | {"validation_elbo": elbos[len(seen) - 1]}
 
-    monkeypatch.setattr(ppl_vae.training.loop.Training, "_held_out", found)
+    monkeypatch.setattr(HeldOut, "measure", found)
     return seen
 
 
@@ -833,7 +834,7 @@ def test_an_error_in_a_program_says_at_which_step() -> None:
 
 
 def test_bfloat16() -> None:
-    fitted, found = train(precision="bf16-mixed", max_epochs=5)
+    fitted, found = train(fabric=make_fabric(precision="bf16-mixed"), max_epochs=5)
     exact, expected = train(max_epochs=5)
     assert all(t.dtype == torch.float32 for t in found.values())
     assert not same(found, expected)  # or it was not used
@@ -878,7 +879,7 @@ def test_a_stopped_run_goes_on_bit_by_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: int, capture: bool
 ) -> None:
     """A checkpoint after every step; stopped amid an epoch, and gone on with from fresh modules."""
-    monkeypatch.setattr(ppl_vae.training.loop, "CHECKPOINT_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", (0.0, 0.0))
     options: dict[str, Any] = {
         "max_epochs": 4,
         "validation": HELD_OUT,
@@ -929,7 +930,7 @@ def test_max_epochs_can_be_extended(tmp_path: Path) -> None:
 def test_a_loader_is_resumed_at_the_end_of_an_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ppl_vae.training.loop, "CHECKPOINT_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", (0.0, 0.0))
 
     def loader() -> Any:
         return DataLoader(TensorDataset(X), batch_size=16, shuffle=True)
@@ -945,7 +946,7 @@ def test_a_loader_is_resumed_at_the_end_of_an_epoch(
 
 def test_the_best_weights_survive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The best epoch lies before the stop; what is damaged after it does not matter."""
-    monkeypatch.setattr(ppl_vae.training.loop, "CHECKPOINT_SECONDS", (0.0, 60.0))
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", (0.0, 60.0))
     seen = scripted(monkeypatch, [-9.0, -5.0, -6.0, -7.0, -8.0, -9.0])
     train(run_dir=tmp_path, validation=HELD_OUT, patience=4, max_epochs=3)
     newest = checkpoint_files(tmp_path / "checkpoints")[0]
@@ -960,7 +961,7 @@ def test_the_best_weights_survive(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_damaged_checkpoint_costs_no_more_than_its_epochs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ppl_vae.training.loop, "CHECKPOINT_SECONDS", (0.0, 60.0))
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", (0.0, 60.0))
     _, expected = train(run_dir=tmp_path / "a", max_epochs=5)
     train(run_dir=tmp_path / "b", max_epochs=3)
     newest = checkpoint_files(tmp_path / "b" / "checkpoints")[0]
@@ -1024,13 +1025,13 @@ import sys, time
 import pyro, pyro.distributions as dist, torch
 from torch import nn
 from torch.optim import lr_scheduler as schedules
-import ppl_vae.training.loop
 from ppl_vae import fit
-from ppl_vae.checkpoints import write_tensors
+from ppl_vae.training import checkpoints
+from ppl_vae.runtime import write_tensors
 from ppl_vae.pairs import Pair
 
 torch.set_num_threads(1)
-ppl_vae.training.loop.CHECKPOINT_SECONDS = (0.0, 0.02)
+checkpoints.CHECKPOINT_SECONDS = (0.0, 0.02)
 folder, resume, pause = sys.argv[1], sys.argv[2] == "resume", float(sys.argv[3])
 
 class Guide(nn.Module):

@@ -23,14 +23,13 @@ import json, os, sys, time
 from pathlib import Path
 import pyro, pyro.distributions as dist, torch
 from torch import nn
-import ppl_vae.training.loop
 from ppl_vae import fit
-from ppl_vae.checkpoints import write_tensors
-from ppl_vae.fitting import DivergenceError
 from ppl_vae.guides import Exact
 from ppl_vae.models import ProbabilisticPCA
 from ppl_vae.objectives import TraceELBO
 from ppl_vae.pairs import Pair
+from ppl_vae.runtime import make_fabric, write_tensors
+from ppl_vae.training import DivergenceError, checkpoints
 from torch.utils.data import DataLoader
 
 torch.set_num_threads(1)
@@ -39,7 +38,8 @@ rank = int(os.environ.get("LOCAL_RANK", 0))
 x = torch.randn(51, 6, generator=torch.Generator().manual_seed(0)) @ torch.randn(
     6, 6, generator=torch.Generator().manual_seed(1)
 )
-same = dict(num_processes=processes, device="cpu", objective=TraceELBO(), progress=False)
+fabric = make_fabric("cpu", num_processes=processes)
+same = dict(fabric=fabric, objective=TraceELBO(), progress=False)
 
 def pca():
     torch.manual_seed(7 + rank)  # processes begin with other weights: they have to agree on one's
@@ -65,7 +65,7 @@ options["run_dir"] = folder / "run"
 keep("resumed", fit(*pair, x, max_epochs=6, resume=True, **options), pair)
 
 # 3. a loader that shuffles, checkpoints by each process's own clock, and batch norm
-ppl_vae.training.loop.CHECKPOINT_SECONDS = (0.0, 0.0) if rank == 0 else (99.0, 99.0)
+checkpoints.CHECKPOINT_SECONDS = (0.0, 0.0) if rank == 0 else (99.0, 99.0)
 
 class Guide(nn.Module):
     def __init__(self):

@@ -186,7 +186,7 @@ def test_what_can_not_be_recorded_is_done_by_pyro(caplog: pytest.LogCaptureFixtu
 
     with caplog.at_level(logging.WARNING):
         found = evaluate(model, Noisy(), rows(), num_samples=300, seed=1)
-    assert "the evaluation goes on in Pyro: the pair draws from numpy's" in caplog.text
+    assert "the evaluation goes on in Pyro: the pair draws from NumPy's" in caplog.text
     same(found, evaluate(model, q, rows(), capture=False, num_samples=300, seed=1))
 
 

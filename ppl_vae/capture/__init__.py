@@ -1,4 +1,4 @@
-"""Functions of a pair recorded as plain tensor graphs, and what watches that they stay true."""
+"""Functions of a pair recorded as plain tensor graphs, and checks that the recordings stay valid."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Why something can not be captured."""
+"""Why something cannot be captured."""
 
 from __future__ import annotations
 
 
 class CaptureError(RuntimeError):
-    """A computation that can not be replaced by a recording; the message says why."""
+    """A computation that a recording cannot replace; the message says why."""
 
 
 def reason_of(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""A function of one tensor recorded as a graph, with what does not depend on it done beforehand."""
+"""A function of one tensor recorded as a graph; what does not depend on the tensor is computed once."""
 
 from __future__ import annotations
 
@@ -16,14 +16,20 @@ from ppl_vae.capture.graphs import forget_values, has_dynamic_shapes, simplify
 def recorded(
     function: Callable[[Tensor], tuple[Tensor, ...]], u: Tensor
 ) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """A function of one tensor as a graph of operations, those that do not depend on it done beforehand.
+    """A function of one tensor as a graph of operations; those that do not depend on it are done once.
 
     Args:
         function: What to record. The tensors that it refers to must not change afterwards.
         u: An example of its argument; others must have its shape.
 
     Raises:
-        Exception: Whatever makes recording impossible: control flow that depends on values, mostly.
+        Exception: Whatever makes recording impossible, mostly control flow that depends on values.
+
+    Example:
+        >>> scale = torch.tensor(3.0)
+        >>> run = recorded(lambda u: (u * scale.exp().log(),), torch.zeros(2))
+        >>> run(torch.ones(2))
+        (tensor([3., 3.]),)
     """
     graph: GraphModule = make_fx(lambda u: function(u))(u)  # it miscounts a method's arguments
     if has_dynamic_shapes(graph):
@@ -47,7 +53,7 @@ def _do_beforehand(graph: GraphModule) -> None:
         if node.op in ("placeholder", "output") or depends & set(node.all_input_nodes):
             depends.add(node)
             if node.op == "call_function" and _changes(node):
-                return  # it may change what is taken for constant
+                return  # it may change a tensor that is taken for constant
         elif node.op == "get_attr":
             values[node] = getattr(graph, str(node.target))
         else:

@@ -1,4 +1,4 @@
-"""Passes over recorded graphs: what is known beforehand is done beforehand, the rest runs faster."""
+"""Passes over recorded graphs: what is known in advance is computed once, the rest runs faster."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ _LITERAL = "_literal_"
 
 
 LARGEST_LITERAL = 65536
-"""Numbers in a tensor that is computed beforehand; a larger one is cheaper to make than to read."""
+"""Most numbers in a tensor that is computed in advance; a larger one is cheaper to make than to read."""
 
 
 def simplify(graph: GraphModule) -> None:
-    """Drops operations that do nothing, or that nobody needs, and does those on literals beforehand.
+    """Drops operations that do nothing or whose result is unused, and does those on literals in advance.
 
     The values that the graph computes stay the same, bit by bit.
     """
@@ -59,13 +59,13 @@ def simplify(graph: GraphModule) -> None:
 
 
 def forget_values(graph: GraphModule) -> None:
-    """Keeps of the tensors that recording left at the nodes their shapes alone."""
+    """Drops the tensors that recording left at the nodes, and keeps their shapes."""
     for node in graph.graph.nodes:
         node.meta = {"shape": _shape(node)} if _shape(node) is not None else {}
 
 
 def lift_constants(graph: GraphModule) -> list[Tensor]:
-    """Makes the tensors of the programs that a graph refers to its last inputs.
+    """Turns the tensors of the programs that a graph refers to into its last inputs.
 
     Returns:
         The tensors, in the order of the new inputs.
@@ -94,9 +94,9 @@ def lift_constants(graph: GraphModule) -> list[Tensor]:
 
 
 def own_outputs(graph: GraphModule) -> None:
-    """Lets each output be a tensor of its own, so that a caller may write into it.
+    """Makes each output a tensor of its own, so that a caller may write into it.
 
-    A gradient can be an argument, a literal, or the very tensor that is another parameter's gradient as well.
+    Otherwise a gradient may be an argument, a literal, or the same tensor as another parameter's gradient.
     """
     (output,) = (node for node in graph.graph.nodes if node.op == "output")
     seen: set[Node] = set()
@@ -116,7 +116,7 @@ def own_outputs(graph: GraphModule) -> None:
 
 
 def _base(node: Node) -> Node:
-    """The node that made the memory in which a node's result lies."""
+    """The node that allocated the memory of a node's result."""
     while node.op == "call_function" and node.args and isinstance(node.args[0], Node):
         schema = getattr(node.target, "_schema", None)
         if schema is None or not schema.arguments or schema.arguments[0].alias_info is None:
@@ -143,7 +143,7 @@ def compile_graph(graph: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
 
 
 def has_dynamic_shapes(graph: GraphModule) -> bool:
-    """Whether the shape of some result depends on values: boolean masks, ``nonzero``, ``unique``."""
+    """Whether the shape of a result depends on values: boolean masks, `nonzero`, `unique`."""
     for node in graph.graph.nodes:
         if torch.Tag.dynamic_output_shape not in getattr(node.target, "tags", ()):
             continue
@@ -163,7 +163,7 @@ def _shape(node: Node) -> torch.Size | None:
 
 
 def _source_of_same(node: Node) -> Node | None:
-    """The node whose value this node only repeats."""
+    """The node whose value this node repeats, if there is one."""
     source = node.args[0]
     assert isinstance(source, Node)
     if node.target in _COPIES:
@@ -183,7 +183,7 @@ def _is_one(value: Any) -> bool:
 
 
 def _fold_literals(graph: GraphModule) -> None:
-    """Computes what depends on nothing but literals of the programs, such as a prior's log scale."""
+    """Computes what depends on literals of the programs only, such as a prior's log scale."""
     values: dict[Node, Tensor] = {}
     for node in list(graph.graph.nodes):
         if node.op != "call_function" or _has_effect(node) or _is_written(node):
@@ -236,13 +236,13 @@ def _writes(user: Node, node: Node) -> bool:
     written = [
         a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write
     ]
-    found: list[Node] = []  # in lists, too: of the operations on many tensors at once
+    found: list[Node] = []  # also those in lists, for operations on many tensors at once
     torch.fx.node.map_arg([given.get(name) for name in written], found.append)
     return node in found
 
 
 def _has_effect(node: Node) -> bool:
-    """Operations that must run even if nobody looks at their result: in-place and random ones."""
+    """Whether an operation must run even if its result is unused: in-place and random ones."""
     if node.op in ("placeholder", "output"):
         return True
     schema = getattr(node.target, "_schema", None)

@@ -1,4 +1,4 @@
-"""The importance weights of chunks of rows and samples, by a recording where it pays."""
+"""The importance weights of chunks of rows and samples, by a recording where that is faster."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from ppl_vae.capture.errors import CaptureError
 from ppl_vae.capture.python_state import unchanged
 from ppl_vae.capture.recording import Recording, record
 from ppl_vae.pairs import Batch, Layout, Pair, as_args, sample_rows
-from ppl_vae.runtime import set_tensor_generators, tensor_generators
+from ppl_vae.runtime import random_state, set_random_state
 
 _logger = logging.getLogger(__name__)
 
 
 RECORD_FROM = 30
-"""Chunks that a recording pays for: it costs as much as some tens of them."""
+"""Fewest chunks for which a recording pays: it costs as much as a few tens of them."""
 
 
 MOST_RECORDINGS = 4
-"""Shapes of chunks that are recorded: full ones, the last rows, the last samples, and both."""
+"""Most shapes of chunks that are recorded: full ones, the last rows, the last samples, and both."""
 
 
 COMPILE_FROM = 1500
-"""Chunks of full size that a compilation, which takes about 6 s, pays for: some half a minute's work."""
+"""Fewest chunks of full size for which a compilation of about 6 s pays: half a minute of work."""
 
 
 class Weights(NamedTuple):
-    """What K samples a row say.
+    """The importance weights of K samples per row.
 
     Attributes:
-        log_weights: log p(x, z) - log q(z | x), ``(K, n)``.
-        rate: Sum over the samples of log q(z | x) - log p(z), float64, ``(n,)``.
-        distortion: Sum over the samples of - log p(x | z), float64, ``(n,)``.
+        log_weights: log p(x, z) - log q(z | x), `(K, n)`, nats.
+        rate: Sum over the samples of log q(z | x) - log p(z), float64, `(n,)`.
+        distortion: Sum over the samples of - log p(x | z), float64, `(n,)`.
     """
 
     log_weights: Tensor
@@ -44,14 +44,14 @@ class Weights(NamedTuple):
 
 
 class ImportanceSampler:
-    """Draws and weighs latents of chunk after chunk, inside of ``pair.scope()`` and without gradients.
+    """Draws and weighs the latents of one chunk after the other, inside of `pair.scope()`, without gradients.
 
     Args:
-        pair: The pair; its parameters must not change meanwhile.
+        pair: The pair; its parameters must not change in the meantime.
         layout: Its layout.
-        num_chunks: How many chunks are to come.
-        capture: Whether to record where it pays; the numbers are the same, bit by bit unless it
-            compiles.
+        num_chunks: How many chunks will come.
+        capture: Whether to record where it pays. The numbers are the same, bit by bit unless the
+            recording is compiled.
     """
 
     def __init__(self, pair: Pair, layout: Layout, num_chunks: int, capture: bool) -> None:
@@ -63,7 +63,7 @@ class ImportanceSampler:
         self._seen: dict[object, int] = {}
 
     def __call__(self, batch: Batch, num_samples: int) -> Weights:
-        """Draws ``num_samples`` latents a row."""
+        """Draws `num_samples` latents per row."""
         if num_samples > 1 and not self.layout.vectorizes:
             parts = [self(batch, 1) for _ in range(num_samples)]
             return Weights(
@@ -80,7 +80,7 @@ class ImportanceSampler:
         return self._plain(batch, num_samples)
 
     def _captured(self, batch: Batch, num_samples: int) -> Weights:
-        """The chunk by a recording, if chunks of its shape have come often enough or are going to."""
+        """The chunk by a recording, if enough chunks of its shape have come or will come."""
         key = (num_samples, *((t.shape, t.stride(), t.dtype) for t in as_args(batch)))
         recording = self._recordings.get(key)
         if recording is not None:
@@ -109,7 +109,7 @@ class ImportanceSampler:
         """Records the chunk and runs it by the recording and by Pyro, under the same random numbers.
 
         Raises:
-            CaptureError: It can not be recorded, or the two differ.
+            CaptureError: It cannot be recorded, or the two differ.
         """
         args = as_args(batch)
 
@@ -125,11 +125,11 @@ class ImportanceSampler:
         with unchanged(self.pair):
             expected = self._plain(batch, num_samples)
         device = expected.log_weights.device
-        generators = tensor_generators(device)
+        generators = random_state(device, torch_only=True)
         found = Weights(*recording(*args))
         for mine, truth in zip(found, expected, strict=True):
-            # A sum of a thousand terms in another order; nearly all of them are of one size.
+            # Sums of a thousand terms of about one size, in another order.
             if not torch.allclose(mine, truth, rtol=1e-4, atol=1e-3, equal_nan=True):
-                set_tensor_generators(generators, device)
+                set_random_state(generators, device)
                 raise CaptureError("the recorded weights differ from Pyro's")
         return recording, found

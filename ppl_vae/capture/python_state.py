@@ -1,10 +1,9 @@
-"""The Python state and the tensors that the programs of a pair hold, watched while they are recorded."""
+"""The Python state and the tensors that the programs of a pair hold: what a recording must not miss."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import numbers
 import random
 import types
@@ -16,17 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae.capture.errors import CaptureError
-from ppl_vae.pairs import Pair, Program
-from ppl_vae.runtime import generators_kept
+from ppl_vae.pairs import Pair, Program, closure_of, globals_of
+from ppl_vae.runtime import preserve_random_state
 
 
 def modules_of(pair: Pair) -> list[nn.Module]:
-    """All modules of a pair, inner ones included."""
+    """All modules of a pair, with their submodules."""
     return [module for root in pair.modules().values() for module in root.modules()]
 
 
 def _held(pair: Pair) -> list[tuple[dict[str, Any], str, Tensor]]:
-    """The tensors besides parameters that the modules hold: the namespace, the name there, the tensor."""
+    """The tensors besides parameters that the modules hold: namespace, name in it, tensor."""
     return [
         (space, name, value)
         for module in modules_of(pair)
@@ -37,14 +36,14 @@ def _held(pair: Pair) -> list[tuple[dict[str, Any], str, Tensor]]:
 
 
 class HeldTensors:
-    """The buffers of a pair's modules and other tensors that are their attributes, as they are now."""
+    """A snapshot of the buffers of a pair's modules and of other tensors that are their attributes."""
 
     def __init__(self, pair: Pair) -> None:
         self._before = [(*place, place[-1].detach().clone()) for place in _held(pair)]
         self._buffers = {id(module._buffers) for module in modules_of(pair)}
 
     def replaced(self) -> list[tuple[str, Tensor, bool]]:
-        """What is another tensor now: the name, the tensor that was there, and whether it is a buffer."""
+        """Which names hold another tensor now: name, previous tensor, and whether it is a buffer."""
         return [
             (name, tensor, id(space) in self._buffers)
             for space, name, tensor, _ in self._before
@@ -52,7 +51,7 @@ class HeldTensors:
         ]
 
     def put_back(self) -> None:
-        """Makes all of them what they were."""
+        """Restores the tensors and their values."""
         with torch.no_grad():
             for space, name, tensor, value in self._before:
                 space[name] = tensor
@@ -67,26 +66,27 @@ CARRIED = (
 
 @contextlib.contextmanager
 def unchanged(pair: Pair) -> Iterator[list[tuple[str, Tensor, bool]]]:
-    """Leaves generators, tensors and Python state as they were, and insists that a recording holds them all.
+    """Restores generators, tensors and Python state, and refuses changes that a recording would miss.
 
     Yields:
-        A list that holds at the end the modules' tensors that were replaced: name, tensor, whether a buffer.
+        A list that holds at the end the modules' tensors that were replaced, as `HeldTensors.replaced`.
 
     Raises:
-        CaptureError: The programs drew from other generators than torch's, changed Python state, or put
-            another tensor in the place of a buffer.
+        CaptureError: The programs drew from other generators than torch's, changed Python state, or
+            replaced a buffer by another tensor.
     """
     places = _places(pair)
     values = {name: place[key] for name, (place, key) in places.items()}
-    foreign, (python, numpy) = _foreign_bytes(), _foreign_generators()
     tensors = HeldTensors(pair)
     replaced: list[tuple[str, Tensor, bool]] = []
     try:
-        with generators_kept():
+        with preserve_random_state():
+            before = _other_generators()
             yield replaced
-        if _foreign_bytes() != foreign:
+            drawn = _other_generators() != before
+        if drawn:
             raise CaptureError(
-                "the pair draws from numpy's or Python's random generator, which a recording would freeze"
+                "the pair draws from NumPy's or Python's random generator, which a recording would freeze"
             )
         now = python_state(pair)
         changed = [name for name in values if values[name] != now.get(name)]
@@ -99,19 +99,17 @@ def unchanged(pair: Pair) -> Iterator[list[tuple[str, Tensor, bool]]]:
             raise CaptureError(CARRIED.format(name))
     finally:
         tensors.put_back()
-        random.setstate(python)
-        np.random.set_state(numpy)
         for name, (place, key) in places.items():
             place[key] = values[name]
 
 
 def python_state(pair: Pair) -> dict[str, Any]:
-    """The plain numbers, strings and flags that the programs of a pair can reach, by name."""
+    """The numbers, strings and flags that the programs of a pair can reach, by name."""
     return {name: place[key] for name, (place, key) in _places(pair).items()}
 
 
 def _places(pair: Pair) -> dict[str, tuple[dict[str, Any], str]]:
-    """Where each of them is: the namespace and its key there."""
+    """Where each of them is: the namespace and its key in it."""
     spaces: dict[str, dict[str, Any]] = {}
     for root, module in pair.modules().items():
         for path, inner in module.named_modules():
@@ -137,13 +135,9 @@ def _reachable(program: Program, role: str) -> dict[str, tuple[dict[str, Any], s
         places = {f"{role}.{k}": (space, k) for k, v in space.items() if _is_plain(v)}
     if not isinstance(function, types.FunctionType):
         return places
-    try:
-        names = inspect.getclosurevars(function)
-    except ValueError:  # a name that is bound later
-        return places
     space = function.__globals__
-    places |= {f"{role}: {k}": (space, k) for k, v in names.globals.items() if _is_plain(v)}
-    copied = {k: v for k, v in names.nonlocals.items() if _is_plain(v)}
+    places |= {f"{role}: {k}": (space, k) for k, v in globals_of(function).items() if _is_plain(v)}
+    copied = {k: v for k, v in closure_of(function).items() if _is_plain(v)}
     return places | {f"{role}: {k}": (copied, k) for k in copied}
 
 
@@ -151,10 +145,7 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, (numbers.Number, str))
 
 
-def _foreign_generators() -> tuple[Any, Any]:
-    return random.getstate(), np.random.get_state()
-
-
-def _foreign_bytes() -> tuple[Any, ...]:
+def _other_generators() -> tuple[Any, ...]:
+    """The state of Python's and NumPy's random generators, in a form that can be compared."""
     state: Any = np.random.get_state()
     return random.getstate(), state[1].tobytes(), *state[2:]

@@ -1,12 +1,12 @@
 """Recording: a function of a pair's programs, run once and kept as a plain tensor graph.
 
-:func:`record` runs it under ``make_fx``, which notes every ATen operation. The tensors that the programs use
+`record` runs it under `make_fx`, which writes down every ATen operation. The tensors that the programs use
 (parameters, buffers, others) become inputs of the graph; random operations stay random. Replaying the graph
-is the same arithmetic in the same order, so that under the same seed it gives the same numbers.
+is the same arithmetic in the same order, so under the same seed it gives the same numbers.
 
-What can not be recorded is detected, and named in a :class:`CaptureError`: control flow that depends on
-data and ``.item()`` stop the recording; programs that change Python state or that draw from numpy's or
-Python's generators are found by looking before and after.
+What cannot be recorded is detected, and a `CaptureError` names it: control flow that depends on data and
+`.item()` stop the recording; programs that change Python state or draw from NumPy's or Python's generators
+are found by comparing that state before and after.
 """
 
 from __future__ import annotations
@@ -44,26 +44,26 @@ from ppl_vae.capture.python_state import (
     unchanged,
 )
 from ppl_vae.pairs import Pair
-from ppl_vae.runtime import generators_kept
+from ppl_vae.runtime import preserve_random_state
 
 _logger = logging.getLogger(__name__)
 
 
 MOST_OPERATIONS = 4000
-"""Operations in a graph that is compiled; a VAE's step has some 150."""
+"""Most operations in a graph that is compiled; a VAE's step has about 150."""
 
 
 @dataclass
 class Recording:
-    """One graph, and what it depends on besides its arguments.
+    """A graph, and what it depends on besides its arguments.
 
     Attributes:
         graph: The recorded operations.
-        run: What is called: the graph, or what Inductor made of it.
-        tensors: The tensors of the programs that the graph takes after its arguments: parameters, buffers
-            and what else they hold.
+        run: What a call runs: the graph, or what Inductor made of it.
+        tensors: What the graph takes after its arguments: the programs' parameters, buffers and other
+            tensors.
         state: The Python state of the pair when it was recorded.
-        example: Tensors that are shaped like its arguments.
+        example: Tensors of the shapes of its arguments.
         compiled: Whether Inductor has compiled it.
     """
 
@@ -75,7 +75,7 @@ class Recording:
     compiled: bool = False
 
     def __call__(self, *args: Any) -> Any:
-        """Runs it.
+        """Runs the graph.
 
         Raises:
             CaptureError: An operation failed.
@@ -84,14 +84,14 @@ class Recording:
             with torch.no_grad():
                 return self.run(*args, *self.tensors)
         except Exception as error:
-            raise CaptureError(f"what was recorded can not be run: {reason_of(error)}") from error
+            raise CaptureError(f"the recording cannot be run: {reason_of(error)}") from error
 
     def compile(self) -> None:
         """Lets Inductor compile the graph: equal to float precision, no longer bit by bit.
 
         Raises:
-            CaptureError: There is no C++ compiler, an operation that Inductor can not do, or so many of them
-                that it would take minutes.
+            CaptureError: There is no C++ compiler, Inductor cannot do an operation, or there are so many that
+                it would take minutes.
         """
         operations = len(self.graph.graph.nodes)
         if operations > MOST_OPERATIONS:
@@ -99,7 +99,7 @@ class Recording:
                 f"its {operations} operations would take Inductor minutes to compile"
             )
         try:
-            with generators_kept():
+            with preserve_random_state():
                 tensors = [t.detach() for t in self.tensors]
                 self.run = compile_graph(self.graph, [*self.example, *tensors])
         except Exception as error:
@@ -108,7 +108,7 @@ class Recording:
 
 
 def record(pair: Pair, function: Callable[..., Any], args: Sequence[Tensor]) -> Recording:
-    """Records a function that runs the pair's programs; call it inside of ``pair.scope()``.
+    """Records a function that runs the pair's programs; call it inside of `pair.scope()`.
 
     Args:
         pair: The pair.
@@ -116,7 +116,7 @@ def record(pair: Pair, function: Callable[..., Any], args: Sequence[Tensor]) -> 
         args: What to record it with. Their values do not matter.
 
     Raises:
-        CaptureError: It can not be recorded. Generators, buffers and Python state are as they were.
+        CaptureError: It cannot be recorded. Generators, buffers and Python state are as they were.
     """
     before = python_state(pair)
     try:
@@ -129,14 +129,15 @@ def record(pair: Pair, function: Callable[..., Any], args: Sequence[Tensor]) -> 
     except CaptureError:
         raise
     except Exception as error:
-        raise CaptureError(f"the step can not be recorded: {reason_of(error)}") from error
+        raise CaptureError(f"the step cannot be recorded: {reason_of(error)}") from error
     if has_dynamic_shapes(graph):
         raise CaptureError("the programs make tensors whose shapes depend on values")
     simplify(graph)
     forget_values(graph)
     tensors = lift_constants(graph)
     for name, tensor, _ in replaced:
-        # One that is never read may well be: weight normalisation makes a layer's weight anew in each run.
+        # A replaced tensor is harmless if the graph never reads it; weight normalization recomputes its
+        # weight on each run.
         if any(tensor is read for read in tensors):
             raise CaptureError(CARRIED.format(name))
     own_outputs(graph)
@@ -151,7 +152,7 @@ def record(pair: Pair, function: Callable[..., Any], args: Sequence[Tensor]) -> 
 
 @contextlib.contextmanager
 def metrics_stay_tensors() -> Iterator[None]:
-    """While recording, Pyro's estimators must not ask for Python numbers: they are for reports alone."""
+    """While recording, Pyro's estimators do not turn metrics into Python numbers, which only reports need."""
 
     def as_tensor(x: Any) -> Any:
         return x.detach() if isinstance(x, Tensor) else x
@@ -172,17 +173,16 @@ def metrics_stay_tensors() -> Iterator[None]:
 
 
 class _AllHold(TorchFunctionMode):
-    """Takes ``tensor.all()`` for true."""
+    """Takes `tensor.all()` for true."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return True if func is Tensor.all else func(*args, **(kwargs or {}))
 
 
 class _RecordedDice(Dice):
-    """Pyro leaves terms of probability zero out of a sum, by looking whether there are any.
+    """Keeps terms of probability zero, which Pyro looks for and leaves out of a sum.
 
-    A recording keeps them: they add nothing, unless a term is infinite as well; then the loss becomes
-    NaN, and a step of NaN is done again by Pyro.
+    They add nothing unless the term is infinite. Then the loss is NaN, and Pyro does the step again.
     """
 
     def compute_expectation(self, costs: Any) -> Any:

@@ -1,11 +1,10 @@
 """A training step recorded once as a plain tensor graph, then run without Pyro.
 
-Pyro runs its effect handlers in Python at every step. :class:`CapturedLoss` runs them once: the objective
-and its gradients are recorded (:mod:`ppl_vae.recording`), with the batch, beta, the parameters and the
-buffers as inputs. A recording is compared with Pyro itself under the same seed when it is made and ever more
-rarely afterwards, and the Python state that it was made in is looked at again and again. Where a step can not
-be captured, or a recording no longer tells the truth, :class:`CaptureError` says why, and the caller goes on
-with Pyro.
+Pyro runs its effect handlers in Python at every step. `CapturedLoss` runs them once: it records the objective
+and its gradients (`recording.py`), with the batch, beta, the parameters and the buffers as inputs. A recording
+is compared with Pyro under the same seed when it is made and less and less often afterwards, and the Python
+state that it was made in is checked regularly. If a step cannot be captured, or a recording is no longer
+right, a `CaptureError` says why, and the caller goes on with Pyro.
 """
 
 from __future__ import annotations
@@ -23,37 +22,38 @@ from ppl_vae.capture.python_state import HeldTensors, modules_of, python_state, 
 from ppl_vae.capture.recording import Recording, record
 from ppl_vae.objectives import Loss, Objective
 from ppl_vae.pairs import Batch, Layout, Pair, as_args
-from ppl_vae.runtime import set_tensor_generators, tensor_generators
+from ppl_vae.runtime import random_state, set_random_state
 
 _logger = logging.getLogger(__name__)
 
 
 MOST_RECORDINGS = 8
-"""Recordings of one loss that are kept: batch shapes beyond them run in Pyro."""
+"""Most recordings of one loss: batches of further shapes run in Pyro."""
 
 
 SMALL = 4096
-"""Numbers in a parameter whose gradient is looked at in every step."""
+"""Most numbers in a parameter whose gradient is checked in every step."""
 
 
 RECORD_AFTER = 20
-"""Steps on batches of one shape that Pyro does before the shape is recorded, which costs some hundred."""
+"""Steps on batches of one shape that Pyro does first; a recording costs as much as about a hundred."""
 
 
 LOOK_EVERY = 50
-"""Steps after which the Python state that the programs can reach is looked at again."""
+"""Steps after which the Python state that the programs can reach is checked again."""
 
 
 FIRST_COMPARISONS = (1, 10, 100)
+"""Runs of a recording that are compared with Pyro."""
 
 
 COMPARE_EVERY = 1000
-"""Steps after which a recording is compared with Pyro again."""
+"""Runs after which a recording is compared with Pyro again."""
 
 
 @dataclass
 class _Kept:
-    """A recording and how often it has run: in all, and since the Python state was last looked at."""
+    """A recording and how often it has run: in all, and since the Python state was last checked."""
 
     recording: Recording
     calls: int = 0
@@ -64,10 +64,10 @@ class CapturedLoss:
     """Loss, metrics and gradients of an objective on a pair, by a recorded graph.
 
     Args:
-        pair: The pair, inside of whose scope everything happens.
+        pair: The pair; make and use the object inside of its scope.
         layout: Its layout.
         objective: A resolved objective.
-        parameters: The trainable leaves by name; each gets its gradient in ``.grad``.
+        parameters: The trainable leaves by name; each gets its gradient in `.grad`.
 
     Attributes:
         recordings: How many graphs have been recorded.
@@ -95,21 +95,22 @@ class CapturedLoss:
         self._modules_seen: list[nn.Module] | None = None
 
     def __call__(self, batch: Batch, beta: float, compiled: bool = False) -> Tensor:
-        """Runs the step: sets ``.grad`` of all parameters and returns its metrics.
+        """Runs the step: sets `.grad` of all parameters and returns its metrics.
 
         Args:
             batch: The rows.
             beta: Weight of the KL.
-            compiled: Run what Inductor makes of the recording: equal to float precision, not bit by bit. Where
-                Inductor fails, the recording itself is run, and a line in the log says why.
+            compiled: Run what Inductor makes of the recording: equal to float precision, not bit by bit. If
+                Inductor fails, the recording itself runs, and a line in the log says why.
 
         Returns:
-            Loss, ELBO, rate, distortion, and a number that is finite if the gradients of all small
-            parameters (biases) are, which is what a bad gradient nearly always shows in; ``(5,)``.
+            Loss, ELBO, rate, distortion, and a number that is finite only if the gradients of all small
+            parameters (biases) are, where nearly every bad gradient shows; `(5,)`.
 
         Raises:
-            CaptureError: The step can not be captured, or the recording no longer tells the truth.
-                Weights and buffers are as they were: the caller can run the step in Pyro.
+            CaptureError: The step cannot be captured, or the recording is no longer right. Weights, buffers
+                and generators are as they were, so that the caller can run the step in Pyro; gradients may
+                not be.
         """
         key = self._key(batch)
         kept = self._cache.get(key)
@@ -130,10 +131,10 @@ class CapturedLoss:
         return self._run(kept.recording, batch, beta)
 
     def worth_recording(self, batch: Batch) -> bool:
-        """Whether a step on such a batch is worth a recording: it has come up often enough.
+        """Whether a step on such a batch is worth a recording: its shape has come up often enough.
 
-        Samples that have to be looped over make a graph of all of them, which takes long to record and
-        saves little. A program with a site a step of a sequence takes long too: it has to come up more often.
+        Samples that are looped over make a graph of all of them, which takes long to record and saves little.
+        So does a program with one site per step of a sequence: its shapes have to come up more often.
         """
         if not self.has_room(batch):
             return False
@@ -150,7 +151,7 @@ class CapturedLoss:
         return len(self._cache) < MOST_RECORDINGS or self._key(batch) in self._cache
 
     def recheck_state(self) -> None:
-        """Says that something may have changed: the next step looks at the programs' state again."""
+        """Checks the Python state before the next step."""
         self._modules_seen = None
         for kept in self._cache.values():
             kept.unseen = LOOK_EVERY
@@ -202,7 +203,7 @@ class CapturedLoss:
     def _compile(self, kept: _Kept) -> None:
         try:
             kept.recording.compile()
-            kept.calls = 0  # what Inductor made of it is to be compared as well
+            kept.calls = 0  # what Inductor made of it is compared with Pyro as well
         except CaptureError as error:
             self._compiles = False
             _logger.warning("the captured step is run as it is: %s", error)
@@ -210,18 +211,18 @@ class CapturedLoss:
     # -- comparing ---------------------------------------------------------------------------------------
 
     def _compared(self, recording: Recording, batch: Batch, beta: float) -> Tensor:
-        """One step by Pyro and by the recording, under the same random numbers."""
+        """Runs one step by Pyro and by the recording, under the same random numbers."""
         self.comparisons += 1
         with unchanged(self.pair), pyro.validation_enabled(False):
             expected = self._plain(batch, beta)
         device = self.leaves[0].device
-        generators = tensor_generators(device)
+        generators = random_state(device, torch_only=True)
         tensors = HeldTensors(self.pair)
         metrics = self._run(recording, batch, beta)
         found = [metrics, *(leaf.grad for leaf in self.leaves)]
         for name, mine, truth in zip(["loss", *self.names], found, expected, strict=True):
             if not _same(mine, truth):
-                set_tensor_generators(generators, device)
+                set_random_state(generators, device)
                 tensors.put_back()
                 what = "the loss" if name == "loss" else f"the gradient of '{name}'"
                 raise CaptureError(
@@ -241,9 +242,9 @@ class CapturedLoss:
 
 
 def _laid_out(gradient: Tensor | None, leaf: Tensor) -> Tensor | None:
-    """The gradient with the strides of its parameter, as ``backward()`` leaves it.
+    """The gradient with the strides of its parameter, as `backward()` leaves it.
 
-    Fused optimisers rely on it: they read the two side by side, whatever strides they have.
+    Fused optimizers rely on it: they read the memory of the two side by side.
     """
     if gradient is None or gradient.stride() == leaf.stride():
         return gradient
@@ -251,7 +252,7 @@ def _laid_out(gradient: Tensor | None, leaf: Tensor) -> Tensor | None:
 
 
 def _same(mine: Any, truth: Any) -> bool:
-    """Equal up to the rounding of another order of summation, relative to the tensor's largest value."""
+    """Whether two tensors are equal up to rounding, relative to the largest value."""
     if mine is None or truth is None:
         return mine is truth or not bool((truth if mine is None else mine).any())
     if not bool(torch.isfinite(truth).all()):

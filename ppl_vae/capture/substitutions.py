@@ -1,4 +1,4 @@
-"""What a graph that is to be compiled computes in a faster way, equal to float precision."""
+"""Faster ways to compute parts of a graph before it is compiled, equal to float precision."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ aten = torch.ops.aten
 
 
 MOST_FACTORS = 64
-"""Factors between 1 and 2 whose product is far from the largest float32, 2^128."""
+"""Most factors between 1 and 2 in one product: 2^64 is far from the largest float32, 2^128."""
 
 
 LEAST_LANES = 16
-"""Products side by side that keep a processor's vector units busy."""
+"""Fewest products side by side, to keep a processor's vector units busy."""
 
 
 def split_biases(graph: GraphModule) -> None:
-    """Makes of each ``bias + a @ b`` in one a product and a sum.
+    """Splits each `bias + a @ b` that is one operation into a product and a sum.
 
-    ATen copies the bias into the result, which the product then reads again: 10 % of a VAE's step. As an
-    operation of its own Inductor does the sum along with the activation that follows.
+    ATen copies the bias into the result, which the product then reads again: 10 % of a VAE's step. Inductor
+    does a separate sum together with the activation that follows.
     """
     for node in list(graph.graph.nodes):
         if node.target is not aten.addmm.default or node.kwargs:
@@ -30,7 +30,7 @@ def split_biases(graph: GraphModule) -> None:
         bias, left, right = node.args
         with graph.graph.inserting_before(node):
             product = graph.graph.call_function(aten.mm.default, (left, right))
-            # Inductor would make an addmm of a sum again; a - (-b) = a + b to the last bit.
+            # Inductor would join a product and a sum again; a - (-b) = a + b to the last bit.
             negative = graph.graph.call_function(aten.neg.default, (bias,))
             total = graph.graph.call_function(aten.sub.Tensor, (product, negative))
         product.meta, total.meta = dict(node.meta), dict(node.meta)
@@ -41,11 +41,11 @@ def split_biases(graph: GraphModule) -> None:
 
 
 def join_logarithms(graph: GraphModule) -> None:
-    """Makes of a row's sum of Bernoulli log densities one logarithm for up to 64 of its numbers.
+    """Computes one logarithm for up to 64 numbers in a row's sum of Bernoulli log densities.
 
     sum_i log p(x_i | logits l_i) = sum_i (l_i x_i - max(l_i, 0)) - sum_j log prod_i (1 + exp(-|l_ij|)): the
-    factors lie between 1 and 2, so that a product of 64 can not overflow. Otherwise logarithms take most of the
-    time of a decoder's element-wise work.
+    factors lie between 1 and 2, so a product of 64 cannot overflow. Otherwise logarithms take most of the time
+    of a decoder's element-wise work.
     """
     for node in list(graph.graph.nodes):
         total = _sum_over_row(node)
@@ -78,7 +78,7 @@ def join_logarithms(graph: GraphModule) -> None:
         joined.meta = dict(total.meta)
         total.replace_all_uses_with(joined)
         unused = total
-        while unused is not logits:  # alone: a random operation that nobody looks at must stay
+        while unused is not logits:  # no further: an unused random operation must stay
             source = unused.args[0]
             assert isinstance(source, Node)
             graph.graph.erase_node(unused)
@@ -87,7 +87,7 @@ def join_logarithms(graph: GraphModule) -> None:
 
 
 def _sum_over_row(node: Node) -> Node | None:
-    """The sum of the negated values of an element-wise cross entropy that nothing else uses."""
+    """The sum over a row of a negated element-wise cross entropy, if nothing else uses that."""
     if node.target is not aten.binary_cross_entropy_with_logits.default:
         return None
     if len(node.args) != 5 or node.args[2:] != (None, None, 0) or "shape" not in node.meta:
@@ -109,6 +109,6 @@ def _only_user(node: Node, target: object) -> Node | None:
 
 
 def _factors(size: int) -> int:
-    """The largest number of factors that divides ``size`` and leaves enough products side by side."""
+    """The largest number of factors that divides `size` and leaves enough products side by side."""
     most = min(MOST_FACTORS, size // LEAST_LANES)
     return next((f for f in range(most, 1, -1) if size % f == 0), 1)

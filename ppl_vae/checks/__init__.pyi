@@ -1,6 +1,7 @@
 from .data import (
     DataCheck as DataCheck,
     check_data as check_data,
+    check_rows as check_rows,
     rows_not_finite as rows_not_finite,
 )
 from .programs import check as check, check_batch as check_batch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pyro
@@ -147,6 +147,34 @@ def _of_any_row(support: Constraint, alone: bool) -> Constraint | None:
         elif isinstance(part, (list, tuple)):
             return None
     return support
+
+
+def check_rows(
+    batches: Iterable[Batch], first_problem: Callable[[Batch], tuple[str, int | None] | None]
+) -> None:
+    """Refuses data with a problem in any row, and says in which one.
+
+    Args:
+        batches: All rows, in their order.
+        first_problem: What is wrong with a batch, and the first such row in it, as
+            `DataCheck.first_problem` says.
+
+    Raises:
+        PairError: There is a problem.
+
+    Example:
+        >>> negative = lambda x: ("it is negative", int(x.argmin())) if bool((x < 0).any()) else None
+        >>> check_rows([torch.ones(3), torch.tensor([1.0, -1.0])], negative)
+        Traceback (most recent call last):
+        ppl_vae.pairs.errors.PairError: row 4 of x (counted from 0): it is negative
+    """
+    start = 0
+    for batch in batches:
+        found = first_problem(batch)
+        if found is not None:
+            problem, row = found
+            raise PairError(f"row {start + (row or 0)} of x (counted from 0): {problem}")
+        start += num_rows(batch)
 
 
 def data_problems(model_trace: Trace, batch: Batch) -> Iterator[Problem]:

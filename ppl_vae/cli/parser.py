@@ -17,6 +17,7 @@ from ppl_vae.cli.roles import (
 )
 from ppl_vae.data import load_data
 from ppl_vae.em import fit_em
+from ppl_vae.runtime import make_fabric
 from ppl_vae.training import fit
 
 DATA_SKIP: set[str | int] = {"name", "seed"}
@@ -28,7 +29,14 @@ FIT_SKIP: set[str | int] = {
 }
 
 
-FIT_OPTIONS = [name for name in inspect.signature(fit).parameters if name not in FIT_SKIP]
+FABRIC_OPTIONS = list(inspect.signature(make_fabric).parameters)
+
+
+FIT_OPTIONS = [name for name in inspect.signature(fit).parameters if name not in FIT_SKIP] + [
+    name
+    for name in FABRIC_OPTIONS
+    if name != "device"  # which `fit` has as well
+]
 
 
 EM_SKIP: set[str | int] = {
@@ -56,7 +64,7 @@ class _HelpFormatter(DefaultHelpFormatter):  # type: ignore[misc, unused-ignore]
         if role in ("model", "guide") and name in FILLED_IN:
             filled = "(default: what fits the data and the model, type"
             text = text.replace("(required, type", filled)
-        return re.sub(r":\w+:`(.*?)`", r"\1", text).replace("``", "")
+        return re.sub(r":\w+:`(.*?)`", r"\1", text).replace("`", "")
 
 
 class Parser(ArgumentParser):  # type: ignore[misc, unused-ignore]
@@ -90,6 +98,12 @@ def make_parser(command: str, description: str, arguments: Sequence[str] = ()) -
     return parser
 
 
+def add_fit_options(parser: ArgumentParser) -> None:
+    """Adds the options of a training: those of `fit`, and those of the fabric that it runs on."""
+    parser.add_function_arguments(fit, skip=FIT_SKIP)
+    parser.add_function_arguments(make_fabric, skip={"device"})
+
+
 def completion_parser(commands: Mapping[str, str]) -> ArgumentParser:
     """The whole command line as one parser, for shell completion."""
     parser = Parser(prog="ppl-vae")
@@ -113,7 +127,7 @@ def _fill_train(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     for role in KNOWN:
         add_role(pair, role, arguments)
     _add_data(parser)
-    parser.add_function_arguments(fit, skip=FIT_SKIP)
+    add_fit_options(parser)
     parser.set_defaults({"max_epochs": 200, "patience": 30})
     parser.add_argument(
         "--versions", type=dict, help=argparse.SUPPRESS
@@ -137,7 +151,7 @@ def _fill_refit(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     _add_num_samples(parser)
     for role in ("guide", "objective"):
         add_role(parser, role, arguments)
-    parser.add_function_arguments(fit, skip=FIT_SKIP)
+    add_fit_options(parser)
     parser.set_defaults({"max_epochs": 200, "patience": 30})
 
 

@@ -6,6 +6,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from ppl_vae.cli.common import say_trained, start_run
+from ppl_vae.cli.parser import FABRIC_OPTIONS
 from ppl_vae.cli.roles import UsageError
 from ppl_vae.cli.setup import set_up, with_defaults
 from ppl_vae.cli.train import report_run
@@ -15,7 +16,7 @@ from ppl_vae.runs import (
     load_run,
     write_weights,
 )
-from ppl_vae.runtime import resolve_device
+from ppl_vae.runtime import make_fabric, resolve_device
 from ppl_vae.training import refit_guide
 
 
@@ -40,6 +41,7 @@ def refit(parser: ArgumentParser, given: Namespace) -> int:
     folder = start_run(setup, given)
     progress = False if given.get("quiet") else None
     try:
+        fabric = make_fabric(**{name: setup.fit_options.pop(name) for name in FABRIC_OPTIONS})
         fitted = refit_guide(
             setup.model,
             setup.guide,
@@ -48,6 +50,7 @@ def refit(parser: ArgumentParser, given: Namespace) -> int:
             validation=setup.data.validation,
             transform=setup.data.transform,
             seed=config["seed"],
+            fabric=fabric,
             run_dir=folder,
             progress=progress,
             **setup.fit_options,

@@ -15,8 +15,8 @@ from jsonargparse import ArgumentParser, Namespace
 from ppl_vae.cli.parser import (
     DATA_OPTIONS,
     FIT_OPTIONS,
-    FIT_SKIP,
     Parser,
+    add_fit_options,
 )
 from ppl_vae.cli.roles import (
     DEFAULTS,
@@ -29,7 +29,6 @@ from ppl_vae.networks import Network
 from ppl_vae.objectives import Objective
 from ppl_vae.pairs import Program
 from ppl_vae.runs import build, import_by_name
-from ppl_vae.training import fit
 
 # What a guide takes from the model.
 _SHARED = (
@@ -47,7 +46,7 @@ class Setup:
         model: The model, with its initial weights.
         guide: The guide, likewise.
         objective: The objective.
-        fit_options: Further keywords of ``fit``.
+        fit_options: Further keywords of `fit` and of `make_fabric`.
         config: All options, with everything that was left open filled in; plain values for YAML.
     """
 
@@ -115,7 +114,7 @@ def set_up(options: Mapping[str, Any], model: Program | None = None) -> Setup:
     guide, config["guide"] = build(_fill_in(config, "guide", {**shape, **shared}), model)
     objective, config["objective"] = build(_fill_in(config, "objective", {}))
     parser = Parser(exit_on_error=False)
-    parser.add_function_arguments(fit, skip=FIT_SKIP)
+    add_fit_options(parser)
     chosen = parser.parse_object({name: config[name] for name in FIT_OPTIONS if name in config})
     assert isinstance(objective, Objective)
     return Setup(data, model, guide, objective, vars(parser.instantiate(chosen)), config)

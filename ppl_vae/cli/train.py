@@ -17,6 +17,7 @@ from ppl_vae.cli.common import (
     say,
     say_trained,
 )
+from ppl_vae.cli.parser import FABRIC_OPTIONS
 from ppl_vae.cli.report import dequantization_note, result_table
 from ppl_vae.cli.roles import UsageError
 from ppl_vae.cli.setup import Setup, set_up, with_defaults
@@ -60,8 +61,7 @@ def train(parser: ArgumentParser, given: Namespace) -> int:
     if resumed is None:
         folder = Path(given.get("run_dir") or new_folder(setup.config))
         check_setup(setup)  # before anything is written, and anything overwritten
-    choices = ("device", "precision", "num_processes", "num_nodes")
-    fabric = make_fabric(**{name: setup.fit_options.pop(name) for name in choices})
+    fabric = make_fabric(**{name: setup.fit_options.pop(name) for name in FABRIC_OPTIONS})
     folder = Path(fabric.broadcast(str(folder)))  # its name holds the time
     if fabric.is_global_zero:
         if resumed is None:

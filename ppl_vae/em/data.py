@@ -1,4 +1,4 @@
-"""The rows of `fit_em`: batches on the device, checked and sampled for a start."""
+"""The rows of `fit_em`: batches on the device, a check of all of them, a sample to start from."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vae.checks import DataCheck, check_data
+from ppl_vae.checks import DataCheck, check_data, check_rows
 from ppl_vae.pairs import (
     Batch,
     Batches,
     Pair,
-    PairError,
     as_args,
     move,
     num_rows,
@@ -21,7 +20,7 @@ from ppl_vae.pairs import (
 )
 
 START_ROWS = 20_000
-"""Rows, drawn at random, that a model's ``initialize`` is given at most."""
+"""Most rows, drawn at random, that a model's `initialize` is given."""
 
 
 def empty_guide(*args: Tensor) -> None:
@@ -29,7 +28,14 @@ def empty_guide(*args: Tensor) -> None:
 
 
 class EMData:
-    """Batches on the device; kept there if there is only one."""
+    """The batches of `fit_em`, on the device; kept there if there is only one.
+
+    Args:
+        batches: The rows.
+        batch_size: Rows at once; None for all of them, or for 256 online.
+        device: Where the pair computes.
+        online: Whether an M step follows each batch.
+    """
 
     def __init__(
         self, batches: Batches, batch_size: int | None, device: torch.device, online: bool
@@ -53,17 +59,17 @@ class EMData:
             raise ValueError("x gave no batches: it is empty, or can be read only once")
 
     def shuffled(self, seed: int, epoch: int) -> Iterator[Batch]:
-        """Minibatches of a pass, in an order of its own."""
+        """The minibatches of a pass; each pass has its own order."""
         for batch, _ in self.batches.shuffled(self.batch_size, seed, epoch):
             assert batch is not None  # a single process has all rows
             yield move(batch, self.device)
 
     def few(self, rows: int) -> Batch:
-        """The first rows, at most so many."""
+        """At most so many of the first rows."""
         return take_rows(move(self.batches.first(rows), self.device), slice(0, rows))
 
     def sample(self, seed: int) -> Batch:
-        """Rows for a start: drawn at random from a tensor, the first ones of an iterable."""
+        """Rows to start from: drawn at random from a tensor, the first ones of an iterable."""
         if self.batches.in_memory:
             everything = self.batches.rows
             n = num_rows(everything)
@@ -84,24 +90,16 @@ class EMData:
     def check(self, pair: Pair) -> None:
         """Refuses NaN, and data outside of the support, and says in which row.
 
-        A model whose program is long may have a `first_problem(*batch)` of its own, what is wrong and the row
-        of the batch; the program is not run then.
+        A model whose program takes long may have a `first_problem(*batch)` of its own, which says what is
+        wrong and in which row of the batch; the program is not run then.
+
+        Raises:
+            PairError: There are such data.
         """
         own: Any = getattr(pair.model, "first_problem", None)
         if own is None or pair.guide is not empty_guide:
             few = self.few(64)
             check_data(pair, few)
-            find = DataCheck(pair, few).first_problem
+            check_rows(self, DataCheck(pair, few).first_problem)
         else:
-
-            def find(batch: Batch) -> tuple[str, int | None] | None:
-                problem: tuple[str, int] | None = own(*as_args(batch))
-                return problem
-
-        start = 0
-        for batch in self:
-            found = find(batch)
-            if found is not None:
-                row = start if found[1] is None else start + found[1]
-                raise PairError(f"row {row} of x (counted from 0): {found[0]}")
-            start += num_rows(batch)
+            check_rows(self, lambda batch: own(*as_args(batch)))

@@ -1,4 +1,4 @@
-"""fit_em(): expectation maximisation, of the same models and on the same axis as ``fit``."""
+"""`fit_em`: expectation maximization, of the same models and with the same numbers as `fit`."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from ppl_vae.runtime import preserve_random_state, progress_bar, resolve_device
 
 @dataclass(frozen=True)
 class EMFit:
-    """What :func:`fit_em` returns.
+    """What `fit_em` returns.
 
     Attributes:
-        model: The fitted model. A program with ``pyro.param`` statements carries their fitted values.
-        history: A dict for each iteration, the start being iteration 0: ``iteration``; ``log_likelihood``,
-            log p(x), and ``bound``, what this kind of EM maximises (for exact EM the same; hard EM: max_z
-            log p(x, z); with a guide: its ELBO), both nats a row at the end of the iteration; ``passes``,
-            how often the density of each row has been evaluated so far; ``gradient_evaluations``, how
-            often its gradient has; ``seconds``. Online, the first two are averages over the pass, at the
-            parameters that each minibatch met.
-        converged: Whether the bound's gain fell below the tolerance.
-        seconds: Time it took, all restarts together.
+        model: The fitted model. A program with `pyro.param` statements carries their fitted values.
+        history: A dict for each iteration, the start being iteration 0: `iteration`; `log_likelihood`,
+            log p(x), and `bound`, what this kind of EM maximizes (for exact EM the same; hard EM: max_z
+            log p(x, z); with a guide: its ELBO), both in nats per row at the end of the iteration;
+            `passes`, how often the density of each row has been evaluated so far; `gradient_evaluations`,
+            how often its gradient has; `seconds`. Online, `log_likelihood` and `bound` are averages over
+            the pass, each minibatch at the parameters before its M step.
+        converged: Whether the bound gained less than the tolerance.
+        seconds: Time for all restarts together.
         notes: What a reader of the numbers must know: components that were empty or collapsing, restarts.
     """
 
@@ -44,7 +44,7 @@ class EMFit:
 
     @property
     def log_likelihood(self) -> float:
-        """log p(x) at the end, nats a row; NaN if it is not known."""
+        """log p(x) at the end, nats per row; NaN if it is not known."""
         return self.history[-1]["log_likelihood"]
 
     def __repr__(self) -> str:
@@ -72,29 +72,29 @@ def fit_em(
     device: str = "auto",
     progress: bool | None = None,
 ) -> EMFit:
-    """Maximises log p(x) by EM: q(z) = p(z | x) exactly, then the parameters for that q.
+    """Maximizes log p(x) by EM: q(z) = p(z | x) exactly, then the parameters for that q.
 
     log p(x) = E_q[log p(x, z) - log q(z)] + KL(q || p(z | x)). The E step closes the gap: q = p(z | x). The
-    M step maximises E_q[log p(x, z)] with q held fixed, so that log p(x) never falls (Dempster, Laird &
+    M step maximizes E_q[log p(x, z)] with q held fixed, so that log p(x) never falls (Dempster, Laird &
     Rubin 1977; Neal & Hinton 1998, "A View of the EM Algorithm that Justifies Incremental, Sparse, and Other
-    Variants"). A VAE climbs the same bound, with an amortised q in the place of the exact one.
+    Variants"). A VAE maximizes the same bound, with an amortized q in place of the exact one.
 
-    How the steps are taken follows from the model, unless ``m_step`` or ``guide`` says otherwise:
+    The model decides how the steps are taken, unless `m_step` or `guide` says otherwise:
 
-    - in closed form, by its ``expected_statistics`` and ``maximize``;
-    - latents marked ``infer={"enumerate": "parallel"}``: E step by enumeration (any dependencies that
-      Pyro can eliminate), M step by :class:`GradientSteps` (generalised EM);
-    - ``posterior(x)``: Monte-Carlo EM, with draws that are held fixed through the M step;
-    - with a ``guide``: its parameters climb the ELBO in the E step, the model's in the M step.
+    - in closed form, by its `expected_statistics` and `maximize`;
+    - latents marked `infer={"enumerate": "parallel"}`: E step by enumeration (any dependencies that
+      Pyro can eliminate), M step by `GradientSteps` (generalized EM);
+    - `posterior(x)`: Monte Carlo EM, with draws that are held fixed during the M step;
+    - with a `guide`: the E step moves its parameters to raise the ELBO, the M step the model's.
 
-    With one gradient step an M step, generalised EM is gradient ascent on log p(x) (Fisher's identity), and so
-    is SVI with the exact posterior as its guide: the three take the same steps.
+    With one gradient step per M step, generalized EM is gradient ascent on log p(x) (Fisher's identity), and
+    so is SVI with the exact posterior as its guide: the three take the same steps.
 
     Args:
         model: Pyro program of p(x, z). A module is fitted in place.
-        x: A tensor ``(n, *event)``, a tuple of tensors, or an iterable of batches that can be read again.
-        max_iterations: At most so many M steps; online: passes over the data.
-        tolerance: Stop when an iteration gains less, nats a row.
+        x: A tensor `(n, *event)`, a tuple of tensors, or an iterable of batches that can be read again.
+        max_iterations: Most M steps; online: passes over the data.
+        tolerance: Stop when an iteration gains less, nats per row.
         hard: E step by the mode, z = argmax p(z | x) (classification EM; k-means is its limit for shared
             spherical covariances that shrink to 0). The bound is then the mean of max_z log p(x, z).
         batch_size: Rows at once, to bound memory: the result is the same. All rows if None. Online: the
@@ -103,20 +103,20 @@ def fit_em(
             M step. For data so large that a pass is worth many M steps. Closed forms only.
         m_step: Take these gradient steps although the model's M step may be closed.
         guide: Pyro program of q(z | x).
-        initialize: Whether to start from the model's ``initialize`` where it has one (k-means++ for
+        initialize: Whether to start from the model's `initialize` where it has one (k-means++ for
             mixtures), rather than from its parameters as they are.
         restarts: Starts with different seeds, of which the one with the best bound is kept.
         seed: Makes the result reproducible and leaves the global generators alone. None: use those.
-        device: ``auto`` (a CUDA GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        device: `auto` (a CUDA GPU if there is one), `cpu`, `cuda`, `cuda:1`, `mps`.
         progress: Whether to show a progress bar; None shows one on a terminal.
 
     Returns:
-        An :class:`EMFit`.
+        An `EMFit`.
 
     Raises:
         EMError: Exact or hard EM in closed form has lowered the bound beyond rounding.
         PairError: Data are NaN or outside of the support; latents that are neither marked for enumeration
-            nor have a ``posterior(x)`` or a guide.
+            nor have a `posterior(x)` or a guide.
         ValueError: An option is out of its range, or does not go with the model.
 
     Example:
@@ -132,7 +132,7 @@ def fit_em(
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     if not tolerance >= 0:
-        raise ValueError(f"tolerance is in nats a row and must be >= 0, not {tolerance}")
+        raise ValueError(f"tolerance is in nats per row and must be >= 0, not {tolerance}")
     if restarts > 1 and not (initialize and hasattr(model, "initialize")):
         raise ValueError(
             f"restarts={restarts} needs a model with a method initialize(x, seed), and initialize=True"

@@ -1,18 +1,16 @@
-"""The loop of :func:`ppl_vae.em.fit_em`: its data, its iterations, its restarts."""
+"""The loop of `fit_em`: its iterations and its restarts."""
 
 from __future__ import annotations
 
 import math
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ppl_vae.em.data import EMData, empty_guide
+from ppl_vae.em.notes import Notes
 from ppl_vae.em.steps import (
     ByGuide,
     ClosedForm,
@@ -36,15 +34,15 @@ from ppl_vae.pairs import (
 )
 
 _SLACK = {torch.float32: 1e-5, torch.float64: 1e-9}
-"""How far rounding may let exact EM fall, relative to 1 + |log p(x)|."""
+"""How far exact EM may fall by rounding, relative to 1 + |log p(x)|."""
 
 
 class EMError(RuntimeError):
-    """Exact EM has lowered the likelihood: the model's E or M step is wrong.
+    """Exact EM has lowered the likelihood, or it is not finite: the model's E or M step is wrong.
 
     Attributes:
         iteration: The iteration whose M step did.
-        fall: By how much, nats a row.
+        fall: By how much, nats per row; NaN if the likelihood is not finite.
     """
 
     def __init__(self, message: str, iteration: int, fall: float) -> None:
@@ -53,9 +51,9 @@ class EMError(RuntimeError):
         self.fall = fall
 
 
-@dataclass
+@dataclass(frozen=True)
 class EMLoop:
-    """One call of :func:`fit_em`, inside of the pair's scope."""
+    """One call of `fit_em`, which says what the attributes are, inside of the pair's scope."""
 
     pair: Pair
     data: EMData
@@ -64,7 +62,6 @@ class EMLoop:
     hard: bool
     online: StepSize | None
     m_step: GradientSteps | None
-    notes: dict[str, list[int]] = field(default_factory=dict)
 
     def best_of(
         self, restarts: int, seed: int, initialize: bool, bar: Any
@@ -73,14 +70,17 @@ class EMLoop:
         started = time.monotonic()
         found = []
         for i in range(restarts):
-            self.notes = {}
+            noted = Notes()
             start: Any = getattr(self.pair.model, "initialize", None)
             if initialize and start is not None:
-                with self._noting(0):
+                with noted.of_warnings(0):
                     start(*as_args(self.data.sample(seed + i)), seed=seed + i)
-            history, converged = self._online(seed, bar) if self.online else self._iterate(bar)
+            if self.online is None:
+                history, converged = self._iterate(bar, noted)
+            else:
+                history, converged = self._online(self.online, seed, bar, noted)
             state = {k: v.clone() for k, v in self.pair.state().items()} if restarts > 1 else {}
-            found.append((history[-1]["bound"], i, history, converged, self._written(), state))
+            found.append((history[-1]["bound"], i, history, converged, noted.written(), state))
         _, chosen, history, converged, notes, state = max(found, key=lambda f: (f[0], -f[1]))
         if restarts > 1:
             self.pair.load_state(state)
@@ -88,18 +88,18 @@ class EMLoop:
             notes = (*notes, f"start {chosen} was the best of {restarts}, with bounds {bounds}")
         return history, converged, time.monotonic() - started, notes
 
-    def _iterate(self, bar: Any) -> tuple[list[dict[str, float]], bool]:
+    def _iterate(self, bar: Any, notes: Notes) -> tuple[list[dict[str, float]], bool]:
         started = time.monotonic()
-        steps = self._steps()
+        steps = choose_steps(self.pair, self.data, self.m_step, self.hard)
         history: list[dict[str, float]] = []
         for iteration in range(self.max_iterations + 1):
             repaired = False
             if iteration > 0:
-                with self._noting(iteration) as repaired_now:
+                with notes.of_warnings(iteration) as repairs:
                     steps.maximize()
-                repaired = bool(repaired_now)
+                repaired = bool(repairs)
             bound = steps.expect(self.data)
-            self._require_finite(bound, iteration)
+            _require_finite(bound, iteration)
             row = {
                 "iteration": float(iteration),
                 "log_likelihood": self._log_likelihood(bound, steps),
@@ -115,16 +115,17 @@ class EMLoop:
                 continue
             gain = bound - history[-2]["bound"]
             if gain < -self._slack(bound) and not repaired:
-                self._fell(steps, iteration, history[-2]["bound"], bound)
+                self._fell(steps, notes, iteration, history[-2]["bound"], bound)
             if abs(gain) < self.tolerance:
                 return history, True
         return history, False
 
-    def _online(self, seed: int, bar: Any) -> tuple[list[dict[str, float]], bool]:
+    def _online(
+        self, step_size: StepSize, seed: int, bar: Any, notes: Notes
+    ) -> tuple[list[dict[str, float]], bool]:
         started = time.monotonic()
         model = closed_form(self.pair.model)
         assert model is not None
-        assert self.online is not None
         history: list[dict[str, float]] = []
         average: Statistics = {}
         step = 0
@@ -134,16 +135,16 @@ class EMLoop:
                 found = model.expected_statistics(*as_args(batch), hard=self.hard)
                 n = found["num_rows"]
                 total, rows = total + float(found["log_evidence"]), rows + float(n)
-                weight = self.online(step) if average else 1.0
+                weight = step_size(step) if average else 1.0
                 average = {
                     k: (1 - weight) * average[k] + weight * v / n if average else v / n
                     for k, v in found.items()
                 }
-                with self._noting(epoch):
+                with notes.of_warnings(epoch):
                     model.maximize(average)
                 step += 1
             bound = total / rows
-            self._require_finite(bound, epoch)
+            _require_finite(bound, epoch)
             history.append(
                 {
                     "iteration": float(epoch),
@@ -160,37 +161,11 @@ class EMLoop:
                 return history, True
         return history, False
 
-    def _steps(self) -> Steps:
-        pair, few = self.pair, self.data.few(64)
-        model = None if self.m_step else closed_form(pair.model)
-        m_step = self.m_step or GradientSteps()
-        if pair.guide is not empty_guide:
-            layout = find_layout(pair, few)
-            return ByGuide(pair, layout, ELBO().resolve(pair, few), m_step, few)
-        if model is not None:
-            return ClosedForm(model, self.hard)
-        latents = latent_sites(trace_pair(pair, few)[0])
-        marked = [s["infer"].get("enumerate") == "parallel" for s in latents.values()]
-        if latents and all(marked):
-            return Enumeration(pair, find_layout(pair, few), m_step, few, self.hard)
-        if all(callable(getattr(pair.model, m, None)) for m in ("posterior", "log_evidence")):
-            if self.hard:
-                raise ValueError("hard=True needs a closed form, or latents that can be enumerated")
-            return Draws(pair, m_step, few)
-        first = next((n for n, ok in zip(latents, marked, strict=True) if not ok), None)
-        raise PairError(
-            f"site '{first}' has no exact posterior that fit_em could find: mark a discrete latent with "
-            'infer={"enumerate": "parallel"}, give the model a posterior(x) and a log_evidence(x), or give '
-            "fit_em a guide"
-        )
-
     def _log_likelihood(self, bound: float, steps: Steps) -> float:
-        """log p(x) a row, where it differs from the bound and the model knows it."""
+        """log p(x) per row: the bound where the two are the same; NaN if the model does not know it."""
         if not self.hard and not isinstance(steps, ByGuide):
             return bound
-        if isinstance(
-            steps, ClosedForm
-        ):  # faster than log_evidence(x), whose gradients nobody needs
+        if isinstance(steps, ClosedForm):  # faster than log_evidence(x), which keeps gradients
             return ClosedForm(steps.model, hard=False).expect(self.data)
         model: Any = self.pair.model
         if not callable(getattr(model, "log_evidence", None)):
@@ -203,15 +178,18 @@ class EMLoop:
         return total / rows
 
     def _slack(self, bound: float) -> float:
-        """How far rounding may let the bound fall."""
+        """How far the bound may fall by rounding."""
         kinds = {t.dtype for t in self.pair.state().values() if t.is_floating_point()}
         return max((_SLACK.get(k, 1e-2) for k in kinds), default=1e-5) * (1 + abs(bound))
 
-    def _fell(self, steps: Steps, iteration: int, before: float, after: float) -> None:
+    def _fell(
+        self, steps: Steps, notes: Notes, iteration: int, before: float, after: float
+    ) -> None:
+        """Refuses a fall of exact EM; notes one of gradient steps, which a smaller rate would mend."""
         if isinstance(steps, ClosedForm):
             raise EMError(
-                f"the bound fell by {before - after:.3g} nats a row at iteration {iteration}, from "
-                f"{before:.8g} to {after:.8g}, which exact EM can not do: expected_statistics or maximize of "
+                f"the bound fell by {before - after:.3g} nats per row at iteration {iteration}, from "
+                f"{before:.8g} to {after:.8g}, which exact EM cannot do: expected_statistics or maximize of "
                 f"{type(self.pair.model).__name__} is wrong, or the data lie so far apart that rounding "
                 "takes over (then use float64)",
                 iteration,
@@ -219,39 +197,51 @@ class EMLoop:
             )
         text = "the bound fell: lower the learning rate of the gradient steps"
         if not isinstance(steps, ByGuide | Draws):  # whose bounds are estimates
-            self.notes.setdefault(text, []).append(iteration)
-
-    @staticmethod
-    def _require_finite(bound: float, iteration: int) -> None:
-        if not math.isfinite(bound):
-            raise EMError(
-                f"log p(x) is {bound} at iteration {iteration}: a row is impossible under the model, or its "
-                "parameters are not finite; look at the start, and at data of extreme size",
-                iteration,
-                math.nan,
-            )
-
-    @contextmanager
-    def _noting(self, iteration: int) -> Iterator[list[str]]:
-        """Warnings of a model's own steps become notes."""
-        said: list[str] = []
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", UserWarning)
-            yield said
-        for warning in caught:
-            if issubclass(warning.category, UserWarning):
-                said.append(str(warning.message))
-                self.notes.setdefault(said[-1], []).append(iteration)
-            else:
-                warnings.warn_explicit(
-                    warning.message, warning.category, warning.filename, warning.lineno
-                )
-
-    def _written(self) -> tuple[str, ...]:
-        return tuple(f"{text} ({_iterations(when)})" for text, when in self.notes.items())
+            notes.add(text, iteration)
 
 
-def _iterations(when: list[int]) -> str:
-    if len(when) == 1:
-        return f"iteration {when[0]}"
-    return f"{len(when)} times, iterations {when[0]} to {when[-1]}"
+def choose_steps(pair: Pair, data: EMData, m_step: GradientSteps | None, hard: bool) -> Steps:
+    """The E and M steps that a pair allows: in closed form, by enumeration, by draws, or by its guide.
+
+    Args:
+        pair: The pair.
+        data: The rows.
+        m_step: Gradient steps to take although the model's M step may be closed.
+        hard: Whether the E step takes the mode.
+
+    Raises:
+        PairError: There are none.
+        ValueError: The mode cannot be had.
+    """
+    few = data.few(64)
+    model = None if m_step else closed_form(pair.model)
+    m_step = m_step or GradientSteps()
+    if pair.guide is not empty_guide:
+        layout = find_layout(pair, few)
+        return ByGuide(pair, layout, ELBO().resolve(pair, few), m_step, few)
+    if model is not None:
+        return ClosedForm(model, hard)
+    latents = latent_sites(trace_pair(pair, few)[0])
+    marked = [s["infer"].get("enumerate") == "parallel" for s in latents.values()]
+    if latents and all(marked):
+        return Enumeration(pair, find_layout(pair, few), m_step, few, hard)
+    if all(callable(getattr(pair.model, m, None)) for m in ("posterior", "log_evidence")):
+        if hard:
+            raise ValueError("hard=True needs a closed form, or latents that can be enumerated")
+        return Draws(pair, m_step, few)
+    first = next((n for n, ok in zip(latents, marked, strict=True) if not ok), None)
+    raise PairError(
+        f"site '{first}' has no exact posterior that fit_em can find: mark a discrete latent with "
+        'infer={"enumerate": "parallel"}, give the model a posterior(x) and a log_evidence(x), or give '
+        "fit_em a guide"
+    )
+
+
+def _require_finite(bound: float, iteration: int) -> None:
+    if not math.isfinite(bound):
+        raise EMError(
+            f"log p(x) is {bound} at iteration {iteration}: a row is impossible under the model, or its "
+            "parameters are not finite; look at the start, and at data of extreme size",
+            iteration,
+            math.nan,
+        )

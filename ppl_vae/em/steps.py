@@ -1,8 +1,8 @@
-"""The E and M steps of :func:`ppl_vae.em.fit_em`: in closed form, by enumeration, by draws, by a guide.
+"""The E and M steps of `fit_em`: in closed form, by enumeration, by draws, by a guide.
 
-All four have the same two methods. ``expect(batches)`` finds q for every row, keeps what the M step needs of
-it, and returns the mean of log p(x) (or of its bound) at the parameters of the moment; ``maximize()``
-changes the parameters with q held fixed.
+All four have the same two methods. `expect(batches)` finds q for every row, keeps what the M step needs of
+it, and returns the mean of log p(x) (or of its bound) at the current parameters; `maximize()` changes the
+parameters with q held fixed.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ClosedFormModel(Protocol):
         """Sufficient statistics under p(z | x), summed over rows, with "log_evidence" and "num_rows"."""
 
     def maximize(self, statistics: Statistics) -> None:
-        """Sets the parameters to the maximiser, given the statistics."""
+        """Sets the parameters to the maximizer, given the statistics."""
 
 
 def closed_form(model: Any) -> ClosedFormModel | None:
@@ -59,12 +59,12 @@ def closed_form(model: Any) -> ClosedFormModel | None:
 
 @dataclass(frozen=True)
 class GradientSteps:
-    """A partial M step: a few steps up E_q[log p(x, z)], with q held fixed (generalised EM).
+    """A partial M step: a few gradient steps on E_q[log p(x, z)], with q held fixed (generalized EM).
 
     Attributes:
-        steps: Gradient steps in an M step, each over all rows.
-        learning_rate: Of the optimiser.
-        optimizer: Makes one of a list of tensors and ``lr``; its state lives through all iterations.
+        steps: Gradient steps per M step, each over all rows.
+        learning_rate: Of the optimizer.
+        optimizer: Makes one of a list of tensors and `lr`; its state is kept through all iterations.
     """
 
     steps: int = 5
@@ -80,16 +80,16 @@ class GradientSteps:
             )
 
     def make(self, parameters: Iterable[Tensor]) -> Optimizer:
-        """The optimiser of the parameters."""
+        """The optimizer of the parameters."""
         return self.optimizer(list(parameters), lr=self.learning_rate)
 
 
 @dataclass(frozen=True)
 class StepSize:
-    """gamma_t = (t + delay)^-exponent: how much minibatch t = 0, 1, ... weighs in online EM.
+    """gamma_t = (t + delay)^-exponent: the weight of minibatch t = 0, 1, ... in online EM.
 
     The sum of gamma_t must diverge and that of gamma_t^2 converge: 0.5 < exponent <= 1 (Cappé & Moulines,
-    "Online EM Algorithm for Latent Data Models", arXiv:0712.4273, who advise 0.6 or so).
+    "Online EM Algorithm for Latent Data Models", arXiv:0712.4273, who advise about 0.6).
 
     Example:
         >>> StepSize(exponent=1.0)(2)
@@ -125,7 +125,7 @@ class Steps(ABC):
 
     @abstractmethod
     def expect(self, batches: Iterable[Batch]) -> float:
-        """E step: nats a row of log p(x), or of its bound with this q, at the current parameters."""
+        """E step: log p(x), or its bound with this q, at the current parameters, nats per row."""
 
     @abstractmethod
     def maximize(self) -> None:
@@ -154,7 +154,7 @@ class ClosedForm(Steps):
 
 
 class ByGradient(Steps):
-    """The M step by gradient, on E_q[log p(x, z)] of what :meth:`infer` has kept of each batch."""
+    """The M step by gradient, on E_q[log p(x, z)] with the q that `infer` found for each batch."""
 
     def __init__(self, pair: Pair, m_step: GradientSteps, batch: Batch) -> None:
         super().__init__()
@@ -193,10 +193,10 @@ class ByGradient(Steps):
 
 
 class Enumeration(ByGradient):
-    """q = p(z | x) of latents that the model marks for enumeration, whatever depends on what.
+    """q = p(z | x) of latents that the model marks for enumeration, with any dependencies.
 
     The derivative of log p(x) by the log density of a site, at given values, is the posterior probability
-    of these values. So one pass backward through Pyro's elimination of the latents gives every marginal that
+    of these values. So one backward pass through Pyro's elimination of the latents gives every marginal that
     the expected log p(x, z) needs; with the maximum in place of the sum, it gives the mode.
     """
 
@@ -230,7 +230,7 @@ class Enumeration(ByGradient):
     def expected_log_joint(self, batch: Batch, q: dict[str, Tensor]) -> Tensor:
         terms = []
         for name, log_prob in self._log_probs(self._trace(batch)).items():
-            # A value of probability 0 counts nothing, even where its log density is -inf.
+            # A value of probability 0 adds nothing, even where its log density is -inf.
             terms.append((q[name] * log_prob.masked_fill(q[name] == 0, 0.0)).sum())
         return torch.stack(terms).sum()
 
@@ -252,7 +252,7 @@ class Enumeration(ByGradient):
 
 
 class Draws(ByGradient):
-    """q by draws from the model's ``posterior(x)``, held fixed through the M step (Monte-Carlo EM)."""
+    """q by draws from the model's `posterior(x)`, held fixed during the M step (Monte Carlo EM)."""
 
     def __init__(
         self, pair: Pair, m_step: GradientSteps, batch: Batch, num_samples: int = 16
@@ -285,9 +285,9 @@ class Draws(ByGradient):
 
 
 class ByGuide(Steps):
-    """q by a guide: its own parameters climb the bound in the E step, the model's in the M step.
+    """q by a guide: the E step moves its parameters to raise the bound, the M step the model's.
 
-    Where SVI moves both at once. A guide without parameters (``Exact``) has no E step but the guide itself.
+    SVI moves both at once. A guide without parameters (`Exact`) needs no E step but to be called.
     """
 
     def __init__(

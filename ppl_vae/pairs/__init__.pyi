@@ -19,6 +19,7 @@ from .layout import (
     rows_first as rows_first,
     sum_to_rows as sum_to_rows,
 )
+from .modules import closure_of as closure_of, globals_of as globals_of
 from .pair import Bound as Bound, Pair as Pair
 from .programs import (
     Batch as Batch,

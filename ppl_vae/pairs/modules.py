@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dis
 import functools
 import types
@@ -53,23 +54,32 @@ def _is_of_a_library(value: Any) -> bool:
 
 def _referred(function: types.FunctionType) -> list[tuple[str, Any]]:
     """The values that a function closes over, has as defaults, or reads from its globals."""
-    found: dict[str, Any] = {}
-    names, attributes = _names_used(function.__code__)
-    for name in names & function.__globals__.keys():
-        value = found[name] = function.__globals__[name]
-        if isinstance(value, types.ModuleType):  # nets.decoder
-            inner = {f"{name}.{n}": vars(value).get(n) for n in attributes}
+    found = globals_of(function)
+    for name, module in list(found.items()):
+        if isinstance(module, types.ModuleType):  # nets.decoder
+            inner = {f"{name}.{n}": vars(module).get(n) for n in _names_used(function.__code__)[1]}
             found |= {n: v for n, v in inner.items() if isinstance(v, nn.Module)}
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        try:
-            found[name] = cell.cell_contents
-        except ValueError:  # a name that is bound later
-            continue
+    found |= closure_of(function)
     positional = function.__code__.co_varnames[: function.__code__.co_argcount]
     defaults = function.__defaults__ or ()
     found |= dict(zip(positional[len(positional) - len(defaults) :], defaults, strict=True))
     found |= function.__kwdefaults__ or {}
     return [*sorted(found.items()), ("__wrapped__", getattr(function, "__wrapped__", None))]
+
+
+def globals_of(function: types.FunctionType) -> dict[str, Any]:
+    """The globals that a function, and those that it defines, read."""
+    names = sorted(_names_used(function.__code__)[0] & function.__globals__.keys())
+    return {name: function.__globals__[name] for name in names}
+
+
+def closure_of(function: types.FunctionType) -> dict[str, Any]:
+    """The values that a function closes over; names that are bound later are left out."""
+    found = {}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # an empty cell
+            found[name] = cell.cell_contents
+    return found
 
 
 @functools.cache

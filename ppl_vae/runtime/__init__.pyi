@@ -14,11 +14,8 @@ from .files import (
 )
 from .progress import progress_bar as progress_bar
 from .randomness import (
-    generators_kept as generators_kept,
     preserve_random_state as preserve_random_state,
     random_state as random_state,
     seed_everything as seed_everything,
     set_random_state as set_random_state,
-    set_tensor_generators as set_tensor_generators,
-    tensor_generators as tensor_generators,
 )

@@ -1,15 +1,17 @@
-"""Devices: which one a name means, and where tensors are."""
+"""Devices: which one a name means, where tensors are, and the fabric that a training runs on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+Precision = Literal["32-true", "bf16-mixed"]
 
 
 def device_of(tensors: Iterable[Tensor]) -> torch.device:
@@ -19,14 +21,18 @@ def device_of(tensors: Iterable[Tensor]) -> torch.device:
     return torch.device("cpu")
 
 
-_PRECISIONS = ("32-true", "bf16-mixed")
-
-
 def resolve_device(name: str) -> torch.device:
-    """The device of a name: ``auto`` (a CUDA GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+    """The device of a name.
+
+    Args:
+        name: `auto` (a CUDA GPU if there is one), `cpu`, `cuda`, `cuda:1` or `mps`.
 
     Raises:
-        ValueError: There is no such device, or torch can not see it.
+        ValueError: There is no such device, or torch cannot see it.
+
+    Example:
+        >>> resolve_device("cpu")
+        device(type='cpu')
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -51,13 +57,33 @@ def resolve_device(name: str) -> torch.device:
 
 
 def make_fabric(
-    device: str = "auto", precision: str = "32-true", num_processes: int = 1, num_nodes: int = 1
+    device: str = "auto",
+    precision: Precision = "32-true",
+    num_processes: int = 1,
+    num_nodes: int = 1,
 ) -> Fabric:
-    """A launched Lightning Fabric. With several processes, the script is started once more for each."""
+    """The device, the precision and the processes of a training, as a launched Lightning Fabric.
+
+    `fit(..., fabric=make_fabric("cuda", "bf16-mixed", num_processes=4))` trains on four GPUs. With several
+    processes, the script is started again for each further one.
+
+    Args:
+        device: As for `resolve_device`. With several processes, `cuda` gives each of them a GPU.
+        precision: `32-true`, or `bf16-mixed` for bfloat16 autocast.
+        num_processes: Processes per machine; each global batch is divided among them.
+        num_nodes: Machines.
+
+    Raises:
+        ValueError: There is no such device or precision, or several processes are to share one GPU.
+
+    Example:
+        >>> make_fabric("cpu").world_size
+        1
+    """
     from lightning_fabric import Fabric
 
-    if precision not in _PRECISIONS:
-        raise ValueError(f"precision must be one of {_PRECISIONS}, not {precision!r}")
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision must be one of {get_args(Precision)}, not {precision!r}")
     chosen = resolve_device(device)
     several = num_processes * num_nodes > 1
     if several and chosen.index is not None:
@@ -67,7 +93,7 @@ def make_fabric(
         devices=num_processes if chosen.index is None else [chosen.index],
         num_nodes=num_nodes,
         strategy="ddp" if several else "auto",
-        precision=precision,  # type: ignore[arg-type]
+        precision=precision,
     )
     fabric.launch()
     return fabric

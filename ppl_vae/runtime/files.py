@@ -1,7 +1,7 @@
-"""One file that is either whole or absent: tensors and JSON in an atomic, checksummed safetensors file.
+"""Files that are either whole or absent: tensors and JSON in an atomic, checksummed safetensors file.
 
 A file is written beside its destination, flushed to the disk, and renamed over it, so that a process killed
-at any moment leaves the old file or the new one. A digest of the content finds what a length check can not.
+at any moment leaves the old file or the new one. A digest of the content finds damage that keeps the length.
 Nothing is pickled: reading a file runs no code.
 """
 
@@ -26,7 +26,7 @@ _DIGEST = "sha256"
 
 
 class CorruptFileError(ValueError):
-    """A file that is damaged or is not what it should be; ``path`` says which."""
+    """A file that is damaged or is not what it should be; `path` says which."""
 
     def __init__(self, path: Path, why: str) -> None:
         super().__init__(f"{path}: {why}")
@@ -36,12 +36,12 @@ class CorruptFileError(ValueError):
 def write_tensors(
     path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes tensors and JSON-able metadata to ``path`` atomically.
+    """Writes tensors and metadata to `path` atomically.
 
     Args:
         path: The file; its folder must exist.
         tensors: Tensors of any device and layout; saved from the CPU, contiguous.
-        metadata: Anything that ``json`` can write.
+        metadata: Anything that `json` can write.
 
     Example:
         >>> import tempfile
@@ -57,7 +57,7 @@ def write_tensors(
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Replaces ``path`` by ``data`` in one step that survives a crash: write, fsync, rename, fsync."""
+    """Replaces `path` by `data` in one step that survives a crash: write, fsync, rename, fsync."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -77,7 +77,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads what :func:`write_tensors` wrote.
+    """Reads what `write_tensors` wrote.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -102,7 +102,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def flatten(tree: Any, prefix: str = "") -> tuple[Any, dict[str, Tensor]]:
-    """Splits nested dicts and lists into JSON and the tensors in them (an optimiser's state, say).
+    """Splits nested dicts and lists (an optimizer's state, say) into JSON and the tensors in them.
 
     Raises:
         TypeError: Something in the tree is neither; its place is named.
@@ -115,7 +115,7 @@ def flatten(tree: Any, prefix: str = "") -> tuple[Any, dict[str, Tensor]]:
         tensors: dict[str, Tensor] = {}
         for key, value in tree.items():
             if not isinstance(key, (str, int)):
-                raise TypeError(f"can not save the key {key!r} in '{prefix}'")
+                raise TypeError(f"cannot save the key {key!r} in '{prefix}'")
             flat, inner = flatten(value, f"{prefix}.{key}" if prefix else str(key))
             items.append([key, flat])
             _add(tensors, inner)
@@ -130,7 +130,7 @@ def flatten(tree: Any, prefix: str = "") -> tuple[Any, dict[str, Tensor]]:
         return {"tuple" if isinstance(tree, tuple) else "list": flats}, tensors
     if tree is None or isinstance(tree, (bool, int, float, str)):
         return {"value": tree}, {}
-    raise TypeError(f"can not save '{prefix}', which is a {type(tree).__name__}")
+    raise TypeError(f"cannot save '{prefix}', which is a {type(tree).__name__}")
 
 
 def _add(tensors: dict[str, Tensor], more: Mapping[str, Tensor]) -> None:
@@ -140,7 +140,7 @@ def _add(tensors: dict[str, Tensor], more: Mapping[str, Tensor]) -> None:
 
 
 def unflatten(flat: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The tree that :func:`flatten` split."""
+    """The tree that `flatten` split."""
     ((kind, content),) = flat.items()
     if kind == "tensor":
         return tensors[content]

@@ -14,7 +14,7 @@ from tqdm import tqdm
 def progress_bar(
     total: int | None, label: str, unit: str, progress: bool | None
 ) -> Iterator[tqdm[Any]]:
-    """A bar on standard error; on a terminal alone, unless told otherwise."""
+    """A progress bar on standard error; `progress=None` shows it on a terminal only."""
     shown = sys.stderr.isatty() if progress is None else progress
     with tqdm(total=total, desc=label, unit=unit, disable=not shown, leave=False) as bar:
         yield bar

@@ -1,8 +1,7 @@
-"""Random generators: their state, and code that leaves them as they were."""
+"""Random generators: read their state, put it back, and leave them as they were."""
 
 from __future__ import annotations
 
-import contextlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,29 +19,55 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
 
 
-def tensor_generators(device: torch.device) -> list[Tensor]:
-    """The state of torch's generators that programs on a device draw from."""
-    states = [torch.get_rng_state()]
-    return states + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
+def random_state(device: torch.device, torch_only: bool = False) -> dict[str, Any]:
+    """The state of the random generators that a program may draw from.
+
+    Args:
+        device: Where the program runs: its generator is read as well if it is a GPU.
+        torch_only: Leave out NumPy's and Python's generators. This takes microseconds, so that a training
+            can do it in every step.
+
+    Returns:
+        Nested dicts and lists of tensors and numbers, which a checkpoint can hold.
+
+    Example:
+        >>> cpu = torch.device("cpu")
+        >>> state = random_state(cpu)
+        >>> first = torch.rand(3)
+        >>> set_random_state(state, cpu)
+        >>> torch.equal(torch.rand(3), first)
+        True
+    """
+    state: dict[str, Any] = {"torch": torch.get_rng_state()}
+    if not torch_only:
+        numpy_state: Any = np.random.get_state()
+        state["python"] = _as_lists(random.getstate())
+        state["numpy"] = {
+            "keys": torch.from_numpy(numpy_state[1].astype(np.int64)),
+            "rest": [int(numpy_state[2]), int(numpy_state[3]), float(numpy_state[4])],
+        }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
 
 
-def set_tensor_generators(states: list[Tensor], device: torch.device) -> None:
-    """Puts back what :func:`tensor_generators` read."""
-    torch.set_rng_state(states[0])
-    if len(states) > 1:
-        torch.cuda.set_rng_state(states[1], device)
-
-
-@contextlib.contextmanager
-def generators_kept() -> Iterator[None]:
-    """Leaves torch's generators as they were."""
-    with torch.random.fork_rng():
-        yield
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Puts back what `random_state` read."""
+    torch.set_rng_state(state["torch"])
+    if "python" in state:
+        version, words, gauss = state["python"]
+        random.setstate((version, tuple(words), gauss))
+        keys: Tensor = state["numpy"]["keys"]
+        position, has_gauss, gauss = state["numpy"]["rest"]
+        words = keys.numpy().astype(np.uint32)
+        np.random.set_state(("MT19937", words, position, has_gauss, gauss))
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 @contextmanager
 def preserve_random_state() -> Iterator[None]:
-    """Whatever is drawn inside leaves every global generator as it was."""
+    """Whatever is drawn inside, every global generator is afterwards as it was before."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
     with torch.random.fork_rng():
         try:
@@ -50,34 +75,6 @@ def preserve_random_state() -> Iterator[None]:
         finally:
             np.random.set_state(numpy_state)
             random.setstate(python_state)
-
-
-def random_state(device: torch.device) -> dict[str, Any]:
-    """The state of every random generator that a program may draw from."""
-    numpy_state: Any = np.random.get_state()
-    state: dict[str, Any] = {
-        "torch": torch.get_rng_state(),
-        "python": _as_lists(random.getstate()),
-        "numpy": {
-            "keys": torch.from_numpy(numpy_state[1].astype(np.int64)),
-            "rest": [int(numpy_state[2]), int(numpy_state[3]), float(numpy_state[4])],
-        },
-    }
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Puts back what :func:`random_state` read."""
-    torch.set_rng_state(state["torch"])
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
-    keys: Tensor = state["numpy"]["keys"]
-    position, has_gauss, gauss = state["numpy"]["rest"]
-    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, gauss))
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def _as_lists(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Training by SVI: `fit`, and what is fitted to a model that stays: `refit_guide`, `refit_prior`."""
+"""Training by SVI: `fit`; and, for a trained model, a new guide or prior: `refit_guide`, `refit_prior`."""
 
 from __future__ import annotations
 

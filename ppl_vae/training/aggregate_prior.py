@@ -1,4 +1,4 @@
-"""refit_prior(): the prior fitted to the aggregate posterior of a trained pair, afterwards."""
+"""`refit_prior`: a new prior for a trained pair, fitted to its aggregate posterior."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ppl_vae.pairs import DataLike, Program, as_args, sample_rows, stated_moment
 
 
 class PriorDescription(Protocol):
-    """What builds a prior once the sizes are known, such as ``ppl_vae.models.MixturePrior(20)``."""
+    """Builds a prior once the sizes are known, as `ppl_vae.models.MixturePrior(20)` does."""
 
     def build(self, data_shape: Sequence[int], latent_dim: int) -> nn.Module:
-        """The module whose ``forward()`` is p(z)."""
+        """The module whose `forward()` is p(z)."""
 
 
 def refit_prior(
@@ -30,20 +30,20 @@ def refit_prior(
     seed: int | None = None,
     progress: bool | None = None,
 ) -> Any:
-    r"""Fits a prior to the aggregate posterior q(z) = 1/n sum_i q(z | x_i), all else left as it is.
+    r"""Fits a prior to the aggregate posterior q(z) = 1/n sum_i q(z | x_i); all else stays as it is.
 
-    A prior that training held fixed is not where the codes are, and so samples from it do not look like the
-    data. The prior that serves the ELBO of the given rows best maximises E_q(z) log p(z): of a diagonal
-    Gaussian, by the moments in closed form (the variance within rows and that between their means); of a
-    mixture, by EM on draws; of a flow, by gradient steps on draws ("ex-post density estimation", *From
-    Variational to Deterministic Autoencoders*, arXiv:1903.12436).
+    A prior that was fixed during training does not match the codes, so samples from it do not look like the
+    data. The prior that is best for the ELBO of the given rows maximizes E_q(z) log p(z): a diagonal Gaussian
+    by its moments in closed form (the variance within rows plus that between their means), a mixture by EM
+    on draws, a flow by gradient steps on draws ("ex-post density estimation", *From Variational to
+    Deterministic Autoencoders*, arXiv:1903.12436).
 
     Args:
-        model: The model; its ``model.prior`` is the module whose ``forward()`` is p(z).
+        model: The model; its `model.prior` is the module whose `forward()` is p(z).
         guide: The guide.
-        x: The rows whose posteriors count: those trained on, as for ``evaluate``.
-        prior: The new prior: ``DiagonalNormal()``, ``MixturePrior(20)``, ``FlowPrior()``, or any description
-            whose module has a method ``fit_to(mean, variance, draws)``.
+        x: The rows whose posteriors count: those trained on, as for `evaluate`.
+        prior: The new prior: `DiagonalNormal()`, `MixturePrior(20)`, `FlowPrior()`, or any description whose
+            module has a method `fit_to(mean, variance, draws)`.
         num_draws: Draws from each row's q(z | x).
         seed: Of draws and starts; None draws from torch's global generator.
         progress: Whether to show a progress bar; None shows one on a terminal.
@@ -52,9 +52,9 @@ def refit_prior(
         A copy of the model with the new prior. Weights are copies too: the given model does not change.
 
     Raises:
-        TypeError: The model has no module ``prior``, or the new prior can not be fitted.
-        ValueError: The guide does not sample one vector a row, or ``num_draws`` is less than 2.
-        PairError: As from ``evaluate``.
+        TypeError: The model has no module `prior`, or the new prior cannot be fitted.
+        ValueError: The guide does not sample one vector per row, or `num_draws` is less than 2.
+        PairError: As from `evaluate`.
 
     Example:
         >>> from ppl_vae.guides import MeanField

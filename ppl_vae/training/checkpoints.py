@@ -2,30 +2,129 @@
 
 from __future__ import annotations
 
+import math
+import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from ppl_vae.pairs import Pair
 from ppl_vae.runtime import (
     CorruptFileError,
     flatten,
+    random_state,
     read_tensors,
+    set_random_state,
     unflatten,
     write_tensors,
 )
+from ppl_vae.training.processes import Processes
+from ppl_vae.training.progress import Progress
+
+CHECKPOINT_SECONDS = (1.0, 60.0)
+"""Shortest time between checkpoints at the ends of epochs, and time after which one is due during an epoch."""
 
 KEPT = 2
-"""Checkpoints kept in a run folder: the newest and, should it turn out damaged, the one before."""
+"""Checkpoints kept in a run folder: the newest and, in case it turns out damaged, the one before."""
+
+
+class Checkpoints:
+    """Writes and restores the state of a training, and knows when a checkpoint is due.
+
+    Args:
+        folder: The run folder; None writes nothing.
+        facts: What must be the same when a run is resumed, by name.
+        pair: The pair.
+        optimizer: Its optimizer.
+        scheduler: The schedule of the optimizer.
+        processes: The processes of the training, all of which call each method.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        facts: Mapping[str, Any],
+        pair: Pair,
+        optimizer: Optimizer,
+        scheduler: LRScheduler | ReduceLROnPlateau | None,
+        processes: Processes,
+    ) -> None:
+        self.folder = folder
+        self.facts = facts
+        self.pair = pair
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.processes = processes
+        self._saved_at = -math.inf
+
+    def is_due(self, amid_epoch: bool) -> bool:
+        """Whether the last checkpoint was long ago, by the clock of this process."""
+        return time.monotonic() - self._saved_at > CHECKPOINT_SECONDS[amid_epoch]
+
+    def save(self, progress: Progress, seed: int, best: dict[str, Tensor] | None) -> None:
+        """Writes a checkpoint, in the first process.
+
+        Args:
+            progress: How far the training has come.
+            seed: Its seed.
+            best: The best weights so far, if it stops early.
+        """
+        self._saved_at = time.monotonic()
+        if self.folder is None:
+            return
+        generators = self.processes.gathered(random_state(self.processes.device))
+        if not self.processes.is_first:
+            return
+        state = {
+            "pair": self.pair.state(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "generators": generators,
+            "seed": seed,
+            "best": best,
+        }
+        facts = {**self.facts, "progress": vars(progress)}
+        save_checkpoint(self.folder / "checkpoints", progress.step, state, facts)
+
+    def restore(self) -> tuple[Progress, int, dict[str, Tensor] | None]:
+        """Puts everything back to where the newest good checkpoint was taken.
+
+        Returns:
+            What `save` was given.
+
+        Raises:
+            ValueError: The run was started with other options.
+        """
+        assert self.folder is not None
+        saved, facts = load_checkpoint(self.folder / "checkpoints")
+        for name, now in self.facts.items():
+            if facts[name] != now:
+                raise ValueError(
+                    f"{self.folder}: the run was started with {name} = {facts[name]}, now it is {now}; "
+                    "a resumed run must be the same in all but max_epochs and patience"
+                )
+        device = self.processes.device
+        self.pair.load_state({n: t.to(device) for n, t in saved["pair"].items()})
+        self.optimizer.load_state_dict(saved["optimizer"])
+        if self.scheduler is not None and saved["scheduler"] is not None:
+            self.scheduler.load_state_dict(saved["scheduler"])
+        set_random_state(saved["generators"][self.processes.rank], device)
+        return Progress(**facts["progress"]), saved["seed"], saved["best"]
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Writes ``step-N.safetensors`` atomically, then removes all but the newest ones.
+    """Writes `step-N.safetensors` atomically, then removes all but the newest ones.
 
     Args:
-        folder: The run's ``checkpoints`` folder.
-        step: Optimiser steps taken.
+        folder: The run's `checkpoints` folder.
+        step: Optimizer steps taken.
         state: Nested dicts and lists of tensors and numbers.
-        facts: JSON-able information.
+        facts: Information that JSON can hold.
     """
     folder.mkdir(parents=True, exist_ok=True)
     flat, tensors = flatten(state)
@@ -37,7 +136,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], facts: dict[
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The newest good checkpoint, as ``(state, facts)``; a damaged one is named in a warning and passed over.
+    """The newest good checkpoint, as `(state, facts)`; a warning names damaged ones that are passed over.
 
     Raises:
         FileNotFoundError: There is no checkpoint.
@@ -46,7 +145,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     files = checkpoint_files(folder)
     if not files:
         raise FileNotFoundError(
-            f"{folder}: there is no checkpoint to resume from; start the training anew"
+            f"{folder}: there is no checkpoint to resume from; start the training again"
         )
     errors: list[CorruptFileError] = []
     for file in files:
@@ -61,7 +160,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     why = str(errors[0]).removeprefix(f"{errors[0].path}: ")
     raise CorruptFileError(
         errors[0].path,
-        f"{why}; no other checkpoint in the folder is good: start the training anew",
+        f"{why}; no other checkpoint in the folder is good: start the training again",
     )
 
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import torch
+
+from ppl_vae.checks import rows_not_finite
+from ppl_vae.objectives import Loss
+from ppl_vae.pairs import first_bad_site, observed_sites
+from ppl_vae.training.progress import Progress
+
 
 class DivergenceError(RuntimeError):
-    """The loss or its gradient became NaN or infinite; says at which step, and which site went bad first.
+    """The loss or its gradient became NaN or infinite; says at which step, and at which site first.
 
     Attributes:
-        step: Optimiser steps taken before.
+        step: Optimizer steps taken before.
         site: The first site, in the order of execution, that is not finite (None: the gradient alone).
     """
 
@@ -15,6 +24,38 @@ class DivergenceError(RuntimeError):
         super().__init__(message)
         self.step = step
         self.site = site
+
+
+def divergence(
+    what: str, loss: Loss | None, dim: int | None, progress: Progress, folder: Path | None
+) -> DivergenceError:
+    """The error for a step that is not finite.
+
+    Args:
+        what: What became NaN or infinite.
+        loss: The loss, with the traces in which a site may not be finite; None if a recording ran.
+        dim: Where the plate over the rows is.
+        progress: The steps taken before.
+        folder: The run folder with the checkpoints, if there is one.
+    """
+    site = None if loss is None else first_bad_site(loss.traces)
+    where = f"the first site that is not finite is {site[1]}" if site else "all sites are finite"
+    advice = "A smaller learning rate, clip_grad_norm, or a bounded scale may help"
+    for model_trace, _ in loss.traces if loss is not None else []:
+        data = observed_sites(model_trace).get(site[0]) if site else None
+        if data is not None and not bool(torch.isfinite(data["value"]).all()):
+            rows = rows_not_finite(data, dim)
+            shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
+            where_in = f"rows {shown} of the batch, counted from 0" if rows else "the batch"
+            advice = f"They are in {where_in}: remove or mend them, or the transform"
+            break
+    kept = f"; the last good checkpoint is in {folder}/checkpoints" if folder else ""
+    return DivergenceError(
+        f"{what} became NaN or infinite at step {progress.step + 1} (epoch {progress.epoch + 1}); "
+        f"{where}{kept}. {advice}",
+        progress.step,
+        site[0] if site else None,
+    )
 
 
 def read_only_once(name: str, epoch: int) -> ValueError:

@@ -1,4 +1,4 @@
-"""fit(): trains any pair on any data, and survives being killed."""
+"""`fit`: trains any pair on any data, and survives being killed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import pyro
 import pyro.infer
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Fit:
-    """What :func:`fit` returns.
+    """What `fit` returns.
 
     Attributes:
-        model: The trained model. A program with ``pyro.param`` statements carries their trained values.
+        model: The trained model. A program with `pyro.param` statements carries their trained values.
         guide: The trained guide, likewise.
-        history: A dict of metrics for each epoch, in nats a row; the columns of ``metrics.csv``.
-        objective: The objective that was optimised.
+        history: A dict of metrics for each epoch, in nats per row; the columns of `metrics.csv`.
+        objective: The objective that was optimized.
         epochs: Epochs trained.
-        steps: Optimiser steps taken.
+        steps: Optimizer steps taken.
         best_epoch: The epoch whose weights were kept (with early stopping; otherwise the last).
         stopped: Why the training ended.
         seconds: Time it took.
@@ -79,9 +79,6 @@ def fit(
     transform: Callable[[Tensor], Tensor] | None = None,
     seed: int | None = None,
     device: str = "auto",
-    precision: Literal["32-true", "bf16-mixed"] = "32-true",
-    num_processes: int = 1,
-    num_nodes: int = 1,
     fabric: Fabric | None = None,
     run_dir: str | Path | None = None,
     resume: bool = False,
@@ -90,54 +87,52 @@ def fit(
     capture: bool = True,
     compile: bool | None = None,
 ) -> Fit:
-    """Trains model and guide to maximise a bound on log p(x).
+    """Trains model and guide to maximize a bound on log p(x).
 
-    The pair is checked first (:func:`ppl_vae.check`). Modules are trained in place. The values of
-    ``pyro.param`` statements live in a scope of Pyro's parameter store that belongs to this pair: the global
-    store is left as it was, every call starts them anew, the returned programs carry what was
-    learned, and ``evaluate`` and ``diagnose`` of the same pair find it.
+    The pair is checked first (`ppl_vae.check`). Modules are trained in place. The values of `pyro.param`
+    statements live in a scope of Pyro's parameter store that belongs to this pair: the global store is left
+    as it was, and every call starts from their initial values. The returned programs carry the learned
+    values, and `evaluate` and `diagnose` of the same pair find them.
 
     Args:
         model: Pyro program of p(x, z), called with a batch.
         guide: Pyro program of q(z | x), with the same arguments.
-        x: A tensor ``(n, *event)``, a tuple of tensors, or an iterable of batches (a ``DataLoader``).
-        objective: What to maximise: one of :mod:`ppl_vae.objectives` or of Pyro's ELBOs. The default is
-            the ELBO with the analytic KL wherever the pair allows it.
+        x: A tensor `(n, *event)`, a tuple of tensors, or an iterable of batches (a `DataLoader`).
+        objective: What to maximize: one of `ppl_vae.objectives` or of Pyro's ELBOs. The default is the
+            ELBO with the analytic KL wherever the pair allows it.
         validation: Held-out rows; their beta = 1 ELBO is measured after every epoch.
         max_epochs: Passes over the data.
         batch_size: Rows in a (global) batch; an iterable brings its own.
-        learning_rate: Step size; 1e-3 for the default optimizer. Given to ``optimizer`` as ``lr`` if set.
-        optimizer: Makes an optimizer of a list of tensors, as ``torch.optim.AdamW`` does. Default: Adam.
+        learning_rate: Step size; 1e-3 for the default optimizer. Given to `optimizer` as `lr` if set.
+        optimizer: Makes an optimizer of a list of tensors, as `torch.optim.AdamW` does. Default: Adam.
         lr_scheduler: Makes a schedule of torch from the optimizer; stepped after every epoch.
         clip_grad_norm: Largest norm of the whole gradient; longer ones are shortened to it.
         patience: Stop after so many epochs without a better held-out beta = 1 ELBO, and keep the best
             weights. Epochs in which beta still warms up do not count.
-        transform: Applied to every training batch, such as dynamic binarisation.
+        transform: Applied to every training batch, such as dynamic binarization.
         seed: Makes the result reproducible and leaves the global generators alone. None: use those.
-        device: ``auto`` (a CUDA GPU if there is one, otherwise the CPU), ``cpu``, ``cuda``, ``cuda:1``
-            (that GPU), ``mps``.
-        precision: ``32-true``, or ``bf16-mixed`` for bfloat16 autocast.
-        num_processes: Processes a machine; each global batch is divided among them.
-        num_nodes: Machines.
-        fabric: A launched Lightning Fabric to use in place of the four options above.
-        run_dir: Folder for ``metrics.csv`` and ``checkpoints/``; None keeps everything in memory.
-        resume: Continue from the newest good checkpoint in ``run_dir``.
-        tensorboard: Write the metrics for TensorBoard too, to ``run_dir``/tensorboard.
+        device: `auto` (a CUDA GPU if there is one, otherwise the CPU), `cpu`, `cuda`, `cuda:1` (that GPU),
+            `mps`.
+        fabric: In place of `device`, a launched Lightning Fabric, for several processes or mixed precision:
+            `make_fabric("cuda", "bf16-mixed", num_processes=4)` of `ppl_vae.runtime`.
+        run_dir: Folder for `metrics.csv` and `checkpoints/`; None keeps everything in memory.
+        resume: Continue from the newest good checkpoint in `run_dir`.
+        tensorboard: Write the metrics for TensorBoard too, to `run_dir`/tensorboard.
         progress: Whether to show a progress bar; None shows one on a terminal.
         capture: Record the step once and run it as a plain graph where that is sound, with the same
-            results; False runs every step in Pyro. See ``docs/capture.md``.
-        compile: Let Inductor compile what was captured (some 6 s, a C++ compiler needed): the results are
+            results; False runs every step in Pyro. See `docs/capture.md`.
+        compile: Let Inductor compile what was captured (about 6 s, needs a C++ compiler): the results are
             then equal to float precision, not bit by bit. None: from step 1,000 on in trainings of at least
             10,000 steps, where it pays.
 
     Returns:
-        A :class:`Fit`.
+        A `Fit`.
 
     Raises:
         TypeError: A number of epochs or rows is not whole.
-        PairError: ``check`` found something that makes training wrong.
+        PairError: `check` found something that makes training wrong.
         DivergenceError: Loss or gradient became NaN or infinite. The last good checkpoint remains.
-        FileExistsError: ``run_dir`` holds checkpoints and ``resume`` is not asked for.
+        FileExistsError: `run_dir` holds checkpoints and `resume` is False.
         CorruptFileError: All checkpoints to resume from are damaged.
 
     Example:
@@ -181,9 +176,9 @@ def fit(
     pair = Pair(model, guide)
     batches = Batches(x, pair)
     held_out = None if validation is None else Batches(validation, pair)
-    wanted = as_objective(objective)
+    requested_objective = as_objective(objective)
     if fabric is None:
-        fabric = make_fabric(device, precision, num_processes, num_nodes)
+        fabric = make_fabric(device)
     folder = None if run_dir is None else Path(run_dir)
     if folder is not None and not resume and list((folder / "checkpoints").glob("step-*")):
         raise FileExistsError(
@@ -204,22 +199,35 @@ def fit(
             fabric=fabric,
             batches=batches,
             held_out=held_out,
-            wanted=wanted,
+            requested_objective=requested_objective,
+            optimizer=optimizer,
+            learning_rate=learning_rate,
+            lr_scheduler=lr_scheduler,
+            clip_grad_norm=clip_grad_norm,
             max_epochs=max_epochs,
             batch_size=batch_size,
-            clip_grad_norm=clip_grad_norm,
             patience=patience,
             transform=transform,
             seed=own_seed,
             folder=folder,
-            progress=progress,
             capture=capture,
             compile=compile,
         )
-        training.prepare(optimizer, learning_rate, lr_scheduler)
         if resume:
             training.restore()
-        result = training.run(tensorboard)
+        stopped = training.run(tensorboard, progress)
     pair.remember()
     bound_model, bound_guide = pair.bound()
-    return Fit(model=bound_model, guide=bound_guide, objective=wanted, run_dir=folder, **result)
+    done = training.progress
+    return Fit(
+        model=bound_model,
+        guide=bound_guide,
+        history=done.history,
+        objective=requested_objective,
+        epochs=done.epoch,
+        steps=done.step,
+        best_epoch=done.best_epoch or done.epoch,
+        stopped=stopped,
+        seconds=done.seconds,
+        run_dir=folder,
+    )

@@ -1,4 +1,4 @@
-"""refit_guide(): a new guide for a model that stays as it is, so that guides can be compared on one model."""
+"""`refit_guide`: a new guide for a model that stays as it is, to compare guides on one model."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from ppl_vae.training.fitting import Fit, fit
 def refit_guide(model: Program, guide: Program, x: DataLike, **options: Any) -> Fit:
     """Trains a guide for the posterior of a model that is left exactly as it is.
 
-    The model's weights receive no gradients, its ``pyro.param`` values are held, and its modules stay in
-    evaluation mode: batch norm keeps its statistics, dropout is off, as they will be when the pair is
-    evaluated. What was trainable is so again afterwards, also after an error. A model that is made of its
-    guide (by a VampPrior) keeps a copy of that guide from then on, so that its log p(x) is not changed.
+    The model's weights receive no gradients, its `pyro.param` values are fixed, and its modules stay in
+    evaluation mode: batch norm keeps its statistics and dropout is off, as when the pair is evaluated.
+    Afterwards, also after an error, everything that was trainable is trainable again. A model that is made of
+    its guide (by a VampPrior) keeps a copy of that guide from then on, so that its log p(x) does not change.
 
     Args:
-        model: Pyro program of p(x, z), trained. If it has ``pyro.param`` statements, ``fit(...).model``,
+        model: Pyro program of p(x, z), trained. If it has `pyro.param` statements, `fit(...).model`,
             which carries their values.
-        guide: Pyro program of q(z | x); its parameters go on from where they are.
-        x: The rows, as for :func:`ppl_vae.fit`.
-        **options: Those of :func:`ppl_vae.fit`.
+        guide: Pyro program of q(z | x); training starts from its current parameters.
+        x: The rows, as for `ppl_vae.fit`.
+        **options: Those of `ppl_vae.fit`.
 
     Returns:
-        A :class:`~ppl_vae.training.Fit` with the model that was given and the trained guide.
+        A `Fit` with the model that was given and the trained guide.
 
     Raises:
-        PairError: The model has ``pyro.param`` statements and carries no values for them, or ``check``
+        PairError: The model has `pyro.param` statements and carries no values for them, or `check`
             found something that makes training wrong.
-        ValueError: The guide has no parameters but the model's.
+        ValueError: The guide has no parameters of its own.
 
     Example:
         >>> import torch
@@ -61,7 +61,7 @@ def refit_guide(model: Program, guide: Program, x: DataLike, **options: Any) -> 
 
 @contextmanager
 def _frozen(model: Program, options: dict[str, Any]) -> Iterator[Program]:
-    """The model as a program without anything to train, on the device of the training."""
+    """The model as a program that has nothing to train, on the device of the training."""
     keep_guide(model)
     pair = Pair(model, model)
     fabric = options.get("fabric")
@@ -81,8 +81,8 @@ def _frozen(model: Program, options: dict[str, Any]) -> Iterator[Program]:
 class _Held:
     """A program whose parameters no handler sees.
 
-    It has slots and no ``__dict__``, so that its modules are not found either: nobody will train them, put
-    them in training mode, or save them with the guide.
+    It has slots and no `__dict__`, so that its modules are not found either: they are not trained, not put in
+    training mode, and not saved with the guide.
     """
 
     __slots__ = ("__signature__", "__weakref__", "_known", "_program", "_store")
@@ -100,14 +100,14 @@ class _Held:
         scope = pyro.get_param_store().scope(cast(Any, self._store))
         with poutine.block(hide_types=["param"]), scope, self._known:
             result = self._program(*args, **kwargs)
-        # Leaving a scope strips the tensors outside of it of what leads from a value to its leaf.
+        # Leaving a scope removes the link from a value to its leaf, also for tensors outside of the scope.
         for _, leaf in pyro.get_param_store().named_parameters():
             leaf.unconstrained = weakref.ref(leaf)  # type: ignore[attr-defined]
         return result
 
 
 class _Known(Messenger):
-    """Refuses ``pyro.param`` statements that would start a value of their own."""
+    """Refuses `pyro.param` statements that would create a new value."""
 
     def __init__(self, known: set[int]) -> None:
         super().__init__()

@@ -1,8 +1,9 @@
-"""The metrics of a training: their names, TensorBoard, and the progress bar's."""
+"""Where the metrics of each epoch are shown: `metrics.csv`, TensorBoard, the progress bar."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import csv
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,44 @@ METRICS = (
     "learning_rate",
     "seconds",
 )
-"""Columns of ``metrics.csv``: nats a row where nothing else is said."""
+"""Columns of `metrics.csv`; those from `loss` to `validation_distortion` are in nats per row."""
+
+
+class MetricsLog:
+    """Writes the metrics of each epoch.
+
+    Args:
+        folder: The run folder; None writes no file.
+        history: The epochs before, when a run is resumed: `metrics.csv` starts with them.
+        board: A TensorBoard writer, if it is asked for.
+        bar: The progress bar.
+    """
+
+    def __init__(
+        self, folder: Path | None, history: Sequence[dict[str, float]], board: Any, bar: Any
+    ) -> None:
+        self._file = None if folder is None else folder / "metrics.csv"
+        self._board = board
+        self._bar = bar
+        self._write(history, start=True)
+        if history:
+            bar.set_postfix(_postfix(history[-1]))
+
+    def add(self, row: dict[str, float]) -> None:
+        """Writes the metrics of the epoch that has just ended."""
+        self._bar.set_postfix(_postfix(row))
+        if self._board is not None:
+            for name, value in row.items():
+                self._board.add_scalar(name, value, row["epoch"])
+        self._write([row])
+
+    def _write(self, rows: Sequence[dict[str, float]], start: bool = False) -> None:
+        if self._file is not None:
+            with open(self._file, "w" if start else "a", newline="") as file:
+                writer = csv.DictWriter(file, METRICS, restval="", lineterminator="\n")
+                if start:
+                    writer.writeheader()
+                writer.writerows(rows)
 
 
 @contextmanager
@@ -44,9 +82,8 @@ def tensorboard_writer(folder: Path | None) -> Iterator[Any]:
         writer.close()
 
 
-def bar_postfix(row: dict[str, float]) -> dict[str, str]:
+def _postfix(row: dict[str, float]) -> dict[str, str]:
     """What the progress bar shows of the metrics of an epoch."""
-    held_out = "validation_elbo" in row
-    prefix = "validation_" if held_out else ""
+    prefix = "validation_" if "validation_elbo" in row else ""
     shown = {name: f"{row[prefix + name]:.2f}" for name in ("elbo", "rate", "distortion")}
     return shown | {"active": str(int(row["active_units"]))}

@@ -1,4 +1,4 @@
-"""The optimizer of a training, from what the user gave."""
+"""The optimizer of a training and the schedule of its learning rate, from what the user gave."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 
 def make_optimizer(
@@ -37,7 +38,25 @@ def make_optimizer(
     closure = inspect.signature(made.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         raise TypeError(
-            f"{type(made).__name__} evaluates the loss several times a step, which fit does not do: use an "
+            f"{type(made).__name__} evaluates the loss several times per step, which fit does not do: use an "
             "optimizer whose step() needs no closure, such as torch.optim.Adam"
+        )
+    return made
+
+
+def make_scheduler(
+    optimizer: Optimizer,
+    lr_scheduler: Callable[[Optimizer], LRScheduler | ReduceLROnPlateau] | None,
+) -> LRScheduler | ReduceLROnPlateau | None:
+    """The schedule of an optimizer; None if the user gave none.
+
+    Raises:
+        TypeError: `lr_scheduler` does not make a schedule of torch.
+    """
+    made = None if lr_scheduler is None else lr_scheduler(optimizer)
+    if not isinstance(made, LRScheduler | ReduceLROnPlateau | None):
+        raise TypeError(
+            f"lr_scheduler made a {type(made).__name__}; expected a function that makes a "
+            "schedule of torch.optim.lr_scheduler from the optimizer"
         )
     return made

@@ -1,0 +1,45 @@
+"""How far a training has come."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Progress:
+    """What changes from step to step besides weights and optimizer; a checkpoint holds its fields.
+
+    Attributes:
+        epoch: Epochs that are complete.
+        step: Optimizer steps taken.
+        step_in_epoch: Of these, the steps of the current epoch.
+        sums: Metrics of the current epoch, summed over rows, and the number of "rows".
+        history: The metrics of each complete epoch.
+        best_epoch: The epoch with the best held-out ELBO so far; 0 if there is none.
+        best_elbo: That ELBO, nats per row.
+        seconds: Time spent.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    step_in_epoch: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = 0
+    best_elbo: float = -math.inf
+    seconds: float = 0.0
+
+    def count_step(self, metrics: Mapping[str, float], rows: float) -> None:
+        """Counts a step whose metrics are means over so many rows."""
+        self.step += 1
+        self.step_in_epoch += 1
+        self.sums["rows"] = self.sums.get("rows", 0.0) + rows
+        for name, value in metrics.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value * rows
+
+    def end_epoch(self, row: dict[str, float]) -> None:
+        """Keeps the metrics of the epoch that has ended."""
+        self.history.append(row)
+        self.sums, self.step_in_epoch = {}, 0

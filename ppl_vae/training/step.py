@@ -1,0 +1,241 @@
+"""One step of a training: the gradients of a batch, and what the optimizer makes of them."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ppl_vae.capture import RECORD_AFTER, CapturedLoss, CaptureError
+from ppl_vae.objectives import Loss, Objective
+from ppl_vae.pairs import Batch, Layout, Pair, num_rows
+from ppl_vae.runtime import random_state, set_random_state
+from ppl_vae.training.errors import DivergenceError, divergence
+from ppl_vae.training.processes import Processes
+from ppl_vae.training.progress import Progress
+
+_logger = logging.getLogger(__name__)
+
+STEP_METRICS = ("loss", "elbo", "rate", "distortion")
+"""What each step measures, nats per row."""
+
+COMPILED = (1000, 10_000)
+"""The step from which on a captured step is compiled by itself, and the fewest steps of a training for it.
+
+Inductor takes about as long to compile a small VAE as its code saves in ten thousand steps. The choice is
+by the number of steps, not by the time they take: a resumed training must make the same one.
+"""
+
+
+class Gradients(NamedTuple):
+    """What the gradients of a batch came with; they themselves are in `leaf.grad`.
+
+    Attributes:
+        metrics: Those of `STEP_METRICS`, by name; empty if there is no batch.
+        loss: The loss, if Pyro computed it.
+        diverged: The error, if the loss is not finite.
+    """
+
+    metrics: dict[str, float]
+    loss: Loss | None = None
+    diverged: DivergenceError | None = None
+
+
+class CapturedGradients:
+    """Gradients by a recording of the step, until a step cannot be recorded.
+
+    Args:
+        loss: The recordings.
+        full_batch: Rows of the batches that may be compiled for: the last batch of an epoch may be smaller.
+        compile: Whether Inductor compiles the recording; None where it pays.
+        total_steps: Steps of the whole training; None if that is not known.
+        processes: The processes; each of them records for itself.
+    """
+
+    def __init__(
+        self,
+        loss: CapturedLoss,
+        full_batch: int,
+        compile: bool | None,
+        total_steps: int | None,
+        processes: Processes,
+    ) -> None:
+        self.loss: CapturedLoss | None = loss
+        self.full_batch = full_batch
+        self.processes = processes
+        self.compiled_from: int | None = RECORD_AFTER if compile else None
+        if compile is None and total_steps is not None and total_steps >= COMPILED[1]:
+            self.compiled_from = COMPILED[0]
+
+    def __call__(self, batch: Batch, beta: float, step: int) -> dict[str, float]:
+        """Sets the gradients and returns the metrics, or nothing if Pyro has to do the step.
+
+        Args:
+            batch: The rows.
+            beta: Weight of the KL.
+            step: Steps taken before.
+        """
+        if self.loss is None:
+            return {}
+        compiled = self._is_compiled(self.loss, batch, step)
+        if not compiled and not self.loss.worth_recording(batch):
+            return {}
+        generators = random_state(self.processes.device, torch_only=True)
+        try:
+            metrics = self.loss(batch, beta, compiled).tolist()
+        except CaptureError as error:
+            self.loss = None
+            set_random_state(generators, self.processes.device)
+            if self.processes.is_first:
+                _logger.warning("capture is off, the training goes on in Pyro: %s", error)
+            return {}
+        if not all(map(math.isfinite, metrics)):
+            # Pyro does the step again with the same random numbers, and names the site.
+            set_random_state(generators, self.processes.device)
+            return {}
+        return dict(zip(STEP_METRICS, metrics, strict=False))
+
+    def recheck_state(self) -> None:
+        """Checks the programs' Python state before the next step."""
+        if self.loss is not None:
+            self.loss.recheck_state()
+
+    def _is_compiled(self, loss: CapturedLoss, batch: Batch, step: int) -> bool:
+        """Whether a step is run compiled.
+
+        Decided by the step number alone, so a resumed run decides the same. Compiled steps do not agree
+        with Pyro bit by bit; recordings do, so it makes no difference when they are made.
+        """
+        if self.compiled_from is None or step < self.compiled_from:
+            return False
+        return num_rows(batch) == self.full_batch and loss.has_room(batch)
+
+
+class Step:
+    """Moves the parameters once: gradients, their sum over processes, clipping, the optimizer.
+
+    Args:
+        pair: The pair.
+        layout: Its layout.
+        objective: A resolved objective.
+        parameters: The trainable leaves by name.
+        optimizer: The optimizer of the leaves.
+        captured: Takes the place of Pyro where it can; None for never.
+        processes: The processes that take the step together.
+        clip_grad_norm: Largest norm of the whole gradient.
+        folder: The run folder, for the message of a divergence.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        layout: Layout,
+        objective: Objective,
+        parameters: dict[str, Tensor],
+        optimizer: Optimizer,
+        captured: CapturedGradients | None,
+        processes: Processes,
+        clip_grad_norm: float | None,
+        folder: Path | None,
+    ) -> None:
+        self.pair = pair
+        self.layout = layout
+        self.objective = objective
+        self.parameters = parameters
+        self.leaves = list(parameters.values())
+        self.optimizer = optimizer
+        self.captured = captured
+        self.processes = processes
+        self.clip_grad_norm = clip_grad_norm
+        self.folder = folder
+
+    def __call__(
+        self,
+        batch: Batch | None,
+        share: float,
+        beta: float,
+        progress: Progress,
+        checkpoint_due: bool,
+    ) -> tuple[dict[str, float], bool]:
+        """Takes the step.
+
+        Args:
+            batch: This process's rows of the global batch; None if there are none.
+            share: Their part of the rows of the global batch.
+            beta: Weight of the KL.
+            progress: The steps taken before.
+            checkpoint_due: Whether this process would like to write a checkpoint.
+
+        Returns:
+            Metrics of this process's rows (empty if there are none), and whether a checkpoint is due, on
+            which all processes agree.
+
+        Raises:
+            DivergenceError: Loss or gradient, of any process, is not finite. The parameters are as they were.
+        """
+        self.clear_gradients()
+        found = Gradients({}) if batch is None else self._gradients(batch, share, beta, progress)
+        diverged, checkpoint_due = self.processes.sum_gradients(
+            self.leaves, found.diverged, checkpoint_due
+        )
+        if diverged is not None:
+            raise diverged
+        by_pyro = found.loss is not None  # a recording's metrics tell of its gradients
+        if by_pyro or self.processes.count > 1 or self.clip_grad_norm is not None:
+            self._check_and_clip(found.loss, progress)
+        self.optimizer.step()
+        return found.metrics, checkpoint_due
+
+    def clear_gradients(self) -> None:
+        """Removes the gradients."""
+        for leaf in self.leaves:
+            leaf.grad = None
+
+    def _gradients(self, batch: Batch, share: float, beta: float, progress: Progress) -> Gradients:
+        """The gradients of a batch, times its share: by a recording if there is one, otherwise by Pyro."""
+        loss: Loss | None = None
+        with self.processes.fabric.autocast():
+            metrics = {} if self.captured is None else self.captured(batch, beta, progress.step)
+            if not metrics:
+                loss = self._loss(batch, beta, progress)
+        if loss is not None:
+            self.clear_gradients()  # those of a recording that was not finite or differed from Pyro
+            if not math.isfinite(float(loss.loss.detach())):
+                return Gradients({}, loss, self._diverged("the loss", loss, progress))
+            loss.loss.backward()
+            parts = (loss.loss, loss.elbo, loss.rate, loss.distortion)
+            metrics = dict(zip(STEP_METRICS, (float(part.detach()) for part in parts), strict=True))
+        if share != 1.0:
+            for leaf in self.leaves:
+                if leaf.grad is not None:
+                    leaf.grad = leaf.grad * share
+        return Gradients(metrics, loss)
+
+    def _loss(self, batch: Batch, beta: float, progress: Progress) -> Loss:
+        try:
+            return self.objective(self.pair, self.layout, batch, beta)
+        except Exception as error:
+            error.add_note(f"while training, at step {progress.step + 1}")
+            raise
+
+    def _check_and_clip(self, loss: Loss | None, progress: Progress) -> None:
+        gradients = [leaf.grad for leaf in self.leaves if leaf.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not math.isfinite(float(norm)):
+            names = [
+                name
+                for name, leaf in self.parameters.items()
+                if leaf.grad is not None and not bool(torch.isfinite(leaf.grad).all())
+            ]
+            what = f"the gradient of parameter '{names[0]}'" if names else "the gradient's norm"
+            raise self._diverged(what, loss, progress)
+        if self.clip_grad_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.leaves, self.clip_grad_norm, norm)
+
+    def _diverged(self, what: str, loss: Loss | None, progress: Progress) -> DivergenceError:
+        return divergence(what, loss, self.layout.dim, progress, self.folder)
