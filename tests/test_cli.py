@@ -361,27 +361,30 @@ def test_the_bar_on_a_terminal(
 # -- killed and resumed ----------------------------------------------------------------------------------
 
 
-def wait_for_epoch(folder: Path, epoch: int, process: subprocess.Popen[str]) -> None:
-    """Until a running training has finished an epoch."""
+def epochs_of(folder: Path) -> int:
+    """The epochs that a training has finished so far."""
+    file = folder / "metrics.csv"
+    return len(file.read_text().splitlines()) - 1 if file.is_file() else 0
+
+
+def wait_for(folder: Path, epochs: int, process: subprocess.Popen[str]) -> None:
+    """Until a running training has finished more epochs than that, and has a checkpoint to go on from."""
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
+    while epochs_of(folder) <= epochs or not any((folder / "checkpoints").glob("*.safetensors")):
         assert process.poll() is None, "the training ended before it could be killed"
-        file = folder / "metrics.csv"
-        if file.is_file() and len(file.read_text().splitlines()) > epoch:
-            return
+        assert time.monotonic() < deadline, "the training did not get there in two minutes"
         time.sleep(0.02)
-    raise AssertionError("the training did not start")
 
 
 def test_killed_and_resumed_ends_with_the_same_bits(tmp_path: Path) -> None:
-    options = ["--max_epochs", "120", "--binarize", "dynamic", "--patience", "500"]
+    """Both are to go on forever, so that no machine is too slow to kill them in time."""
     never, killed = tmp_path / "never killed", tmp_path / "killed"
-    start = ["train", "--run_dir", str(killed), *SMALL, *NETWORK, *options]
-    resume = ["train", "--resume", str(killed)]
-    for arguments, how, after in (
-        (start, signal.SIGKILL, 3),
-        (resume, signal.SIGINT, 20),
-    ):
+    options = ("--binarize", "dynamic", "--compile", "false")
+    forever = ("--max_epochs", "1000000", "--patience", "1000000")
+    start = ("train", "--run_dir", str(killed), *SMALL, *NETWORK, *options, *forever)
+    resume = ("train", "--resume", str(killed))
+    for arguments, how in ((start, signal.SIGKILL), (resume, signal.SIGINT)):
+        before = epochs_of(killed)
         process = subprocess.Popen(
             command(*arguments),
             cwd=tmp_path,
@@ -390,19 +393,20 @@ def test_killed_and_resumed_ends_with_the_same_bits(tmp_path: Path) -> None:
             stderr=subprocess.PIPE,
             text=True,
         )
-        wait_for_epoch(killed, after, process)
+        wait_for(killed, before + 2, process)
         process.send_signal(how)
         _, errors = process.communicate(timeout=60)
-        assert not (killed / "weights.safetensors").exists(), "killed too late to show anything"
         if how == signal.SIGINT:
             assert process.returncode == 130
             assert f"ppl-vae train --resume {killed}" in errors.replace("'", "")
             assert "Traceback" not in errors
         else:
             assert process.returncode == -signal.SIGKILL
+        assert not (killed / "weights.safetensors").exists()
+    epochs = ("--max_epochs", str(epochs_of(killed) + 3))
     with patch("ppl_vae.cli.train.draw_run", return_value=[]):
-        assert main(resume) == 0
-    train(never, *options)
+        assert main([*resume, *epochs]) == 0
+    train(never, *options, *forever, *epochs)
     assert same_weights(killed, never)
     assert (killed / "evaluation.json").read_bytes() == (never / "evaluation.json").read_bytes()
     histories = []
@@ -608,7 +612,7 @@ MISTAKES = [
     (
         ["train", "--objective", "ppl_vae.models.VAE"],
         2,
-        "no subclass of ppl_vae.objectives.base.Objective",
+        "no subclass of ppl_vae.objectives.Objective",
     ),
     (["train", "--max_epochs", "many"], 2, "--max_epochs: expected int, got many"),
     (["train", "--model.latent_dim", "x"], 2, "--model.latent_dim: expected int, got x"),
