@@ -102,7 +102,7 @@ PRIORS: dict[str, Prior] = {
 }
 
 # Guides of one latent "z" that read the data alone: (data_shape, latent_dim, network) -> guide.
-AMORTISED: dict[str, Callable[[Sequence[int], int, Network], Any]] = {
+AMORTIZED: dict[str, Callable[[Sequence[int], int, Network], Any]] = {
     "MeanField": MeanField,
     "FullCovariance": FullCovariance,
     "LowRank": LowRank,
@@ -150,8 +150,8 @@ def vae(
     return lambda: VAE(SHAPE, 2, NETWORKS[network], LIKELIHOODS[likelihood].make(), PRIORS[prior])
 
 
-def amortised(guide: str, network: str = "MLP") -> MakeGuide:
-    return lambda model, x: AMORTISED[guide](SHAPE, 2, NETWORKS[network])
+def amortized(guide: str, network: str = "MLP") -> MakeGuide:
+    return lambda model, x: AMORTIZED[guide](SHAPE, 2, NETWORKS[network])
 
 
 def attached(model: Any, x: Tensor) -> MeanField:
@@ -187,22 +187,22 @@ PAIRS: dict[str, MakePair] = {
     # Every likelihood, with both kinds of networks; every prior; every guide that reads the data alone.
     **{
         f"{likelihood}-{network}": pair(
-            vae(likelihood, network), amortised("MeanField"), LIKELIHOODS[likelihood].data
+            vae(likelihood, network), amortized("MeanField"), LIKELIHOODS[likelihood].data
         )
         for likelihood in LIKELIHOODS
         for network in ("MLP", "Convolutional")
     },
     **{f"VAE-{prior}": pair(vae(prior=prior), attached) for prior in PRIORS},
-    **{f"VAE-{guide}": pair(vae(), amortised(guide)) for guide in AMORTISED},
+    **{f"VAE-{guide}": pair(vae(), amortized(guide)) for guide in AMORTIZED},
     # What the other models make of some of these guides.
     **{
-        f"{model}-{guide}": pair(MODELS[model], amortised(guide))
+        f"{model}-{guide}": pair(MODELS[model], amortized(guide))
         for model in ("PCA", "PCA-fixed-sigma")
         for guide in ("MeanField", "FullCovariance")
     },
     **{
         f"{model}-MeanField-Convolutional": pair(
-            MODELS[model], amortised("MeanField", "Convolutional")
+            MODELS[model], amortized("MeanField", "Convolutional")
         )
         for model in MODELS
     },
@@ -212,9 +212,9 @@ PAIRS: dict[str, MakePair] = {
     "VAE-SemiAmortised": pair(vae(), semi_amortised(differentiable=True)),
     "VAE-SemiAmortised-constant": pair(vae(), semi_amortised(differentiable=False)),
     "PCA-PerRow": pair(
-        MODELS["PCA"], lambda model, x: PerRow(amortised("FullCovariance")(model, x), x)
+        MODELS["PCA"], lambda model, x: PerRow(amortized("FullCovariance")(model, x), x)
     ),
-    "FactorAnalysis-MeanField": pair(lambda: FactorAnalysis(SHAPE, 2), amortised("MeanField")),
+    "FactorAnalysis-MeanField": pair(lambda: FactorAnalysis(SHAPE, 2), amortized("MeanField")),
     "GaussianMixture-Enumerated": pair(gaussian_mixture, lambda model, x: Enumerated(model)),
     "GaussianMixture-CategoricalEncoder": pair(
         gaussian_mixture, lambda model, x: CategoricalEncoder(SHAPE, 3, NETWORKS["MLP"])

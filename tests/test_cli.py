@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -58,9 +60,19 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@contextlib.contextmanager
+def numbers_alone() -> Iterator[None]:
+    """Neither pictures nor posterior.nc: they take most of a run's time, and `first` has them."""
+    with (
+        patch("ppl_vae.cli.train.draw_run", return_value=[]),
+        patch("ppl_vae.cli.train.to_arviz", return_value=None),
+    ):
+        yield
+
+
 def train(folder: Path, *arguments: str) -> None:
-    """A run in this process, without its pictures: they take most of the time."""
-    with patch("ppl_vae.cli.train.draw_run", return_value=[]):
+    """A run in this process."""
+    with numbers_alone():
         assert main(["train", "--run_dir", str(folder), *SMALL, *NETWORK, *arguments]) == 0
 
 
@@ -238,7 +250,7 @@ def test_the_configuration_of_a_run_starts_another(
 ) -> None:
     folder, _ = first
     again = tmp_path / "again"
-    with patch("ppl_vae.cli.train.draw_run", return_value=[]):
+    with numbers_alone():
         assert (
             main(["train", "--config", str(folder / "config.yaml"), "--run_dir", str(again)]) == 0
         )
@@ -404,7 +416,7 @@ def test_killed_and_resumed_ends_with_the_same_bits(tmp_path: Path) -> None:
             assert process.returncode == -signal.SIGKILL
         assert not (killed / "weights.safetensors").exists()
     epochs = ("--max_epochs", str(epochs_of(killed) + 3))
-    with patch("ppl_vae.cli.train.draw_run", return_value=[]):
+    with numbers_alone():
         assert main([*resume, *epochs]) == 0
     train(never, *options, *forever, *epochs)
     assert same_weights(killed, never)
@@ -420,7 +432,7 @@ def test_a_finished_run_can_be_continued_for_longer(tmp_path: Path) -> None:
     train(tmp_path / "short", "--max_epochs", "1")
     train(tmp_path / "long", "--max_epochs", "3")
     assert not same_weights(tmp_path / "short", tmp_path / "long")
-    with patch("ppl_vae.cli.train.draw_run", return_value=[]):
+    with numbers_alone():
         assert main(["train", "--resume", str(tmp_path / "short"), "--max_epochs", "3"]) == 0
     assert config_of(tmp_path / "short")["max_epochs"] == 3
     assert same_weights(tmp_path / "short", tmp_path / "long")
@@ -738,7 +750,7 @@ def test_the_default_folder_names_data_model_and_guide(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with patch("ppl_vae.cli.train.draw_run", return_value=[]):
+    with numbers_alone():
         assert main(["train", "--max_epochs", "1", *SMALL, *NETWORK]) == 0
     (folder,) = (tmp_path / "runs").iterdir()
     assert re.fullmatch(r"digits-VAE-MeanField-\d{8}-\d{6}", folder.name)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import programs
 import pyro
 import pyro.distributions as dist
 import pyro.poutine as poutine
@@ -219,7 +220,7 @@ class Watch(TorchDispatchMode):
 
 def record_chunks(monkeypatch: pytest.MonkeyPatch, budget: int) -> list[tuple[int, int]]:
     """Sets the memory budget; the (samples, rows) of every run are in the list."""
-    monkeypatch.setattr(evaluation, "MEMORY_BUDGET", budget)
+    monkeypatch.setattr("ppl_vae.checks.session.MEMORY_BUDGET", budget)
     sizes: list[tuple[int, int]] = []
     original = sample_rows
 
@@ -256,7 +257,7 @@ def test_memory_stays_in_the_budget_and_chunks_do_not_change_the_result(
 
 
 def test_memory_does_not_grow_with_samples_or_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "MEMORY_BUDGET", 2**20)
+    monkeypatch.setattr("ppl_vae.checks.session.MEMORY_BUDGET", 2**20)
     model = VAE((20,), 5, MLP(hidden=(50,)))
     guide = MeanField((20,), 5, MLP(hidden=(50,)))
     largest = []
@@ -286,15 +287,8 @@ def test_a_guide_with_parameters_for_each_row_stays_in_the_budget_too(
 # -- any pair ----------------------------------------------------------------------------------------------
 
 
-def scalar(x: Tensor) -> None:
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-
-def scalar_guide(x: Tensor) -> None:
-    with pyro.plate("data", len(x)):
-        pyro.sample("z", dist.Normal(x / 2, 0.8))
+scalar = programs.normal
+scalar_guide = programs.normal_guide(0.5, 0.8)
 
 
 def normal_evidence(x: Tensor, variance: float = 2.0) -> Tensor:
@@ -440,15 +434,6 @@ def test_scales_of_the_users_own_do_not_enter() -> None:
 
 
 def test_discrete_latents_by_sampling() -> None:
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            c = pyro.sample("c", dist.Bernoulli(0.3))
-            pyro.sample("x", dist.Normal(2 * c - 1, 1.0), obs=x)
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("c", dist.Bernoulli(logits=x))
-
     x = torch.linspace(-2, 2, 7)
     log_joint = torch.stack(
         [
@@ -456,7 +441,7 @@ def test_discrete_latents_by_sampling() -> None:
             math.log(0.3) + dist.Normal(1.0, 1.0).log_prob(x),
         ]
     )
-    found = evaluate(model, guide, x, num_samples=3000, seed=0)
+    found = evaluate(programs.coin, programs.coin_guide(1.0), x, num_samples=3000, seed=0)
     assert_agrees(found, log_joint.logsumexp(0))
 
 

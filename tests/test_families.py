@@ -33,7 +33,7 @@ from ppl_vae.networks import MLP
 from ppl_vae.objectives import TraceELBO
 
 LINEAR = MLP(hidden=())
-FAMILIES = tuple(catalogue.AMORTISED)
+FAMILIES = tuple(catalogue.AMORTIZED)
 FLOWS = catalogue.FLOWS
 families = pytest.mark.parametrize("family", FAMILIES)
 dimensions = pytest.mark.parametrize("d", [1, 2])
@@ -41,7 +41,7 @@ dimensions = pytest.mark.parametrize("d", [1, 2])
 
 def linear(family: str, d: int) -> Any:
     """A guide of three numbers per row, whose encoder is its head alone."""
-    return catalogue.AMORTISED[family]((3,), d, LINEAR)
+    return catalogue.AMORTIZED[family]((3,), d, LINEAR)
 
 
 def guide_of(family: str, d: int, seed: int = 0) -> Any:

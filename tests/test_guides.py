@@ -1,4 +1,4 @@
-"""What every amortised guide has to do: the rows of catalogue.AMORTISED; and the exact guide."""
+"""What every amortised guide has to do: the rows of catalogue.AMORTIZED; and the exact guide."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ from ppl_vae.models import VAE, ProbabilisticPCA
 from ppl_vae.networks import MLP, Network
 
 SHAPE = (1, 5, 4)
-Make = Callable[[], Any]
+Amortised = Any  # what the guides of the catalogue have in common is not a class
+Make = Callable[[], Amortised]
 
 
 def made(guide: str, network: str = "MLP") -> Make:
-    return lambda: catalogue.AMORTISED[guide](SHAPE, 3, catalogue.NETWORKS[network])
+    return lambda: catalogue.AMORTIZED[guide](SHAPE, 3, catalogue.NETWORKS[network])
 
 
 # Three latent dimensions: every guide of the catalogue, some with other networks too.
-AMORTISED: dict[str, Make] = {guide: made(guide) for guide in catalogue.AMORTISED} | {
+AMORTISED: dict[str, Make] = {guide: made(guide) for guide in catalogue.AMORTIZED} | {
     f"{guide}-{network}": made(guide, network)
     for guide, network in [
         ("MeanField", "linear"),
@@ -39,7 +40,7 @@ AMORTISED: dict[str, Make] = {guide: made(guide) for guide in catalogue.AMORTISE
         ("NeuralSpline", "Convolutional"),
     ]
 }
-KINDS = [type(made(guide)()) for guide in catalogue.AMORTISED]
+KINDS = [type(made(guide)()) for guide in catalogue.AMORTIZED]
 GUIDES: dict[str, Make] = AMORTISED | {"Exact": lambda: Exact(ProbabilisticPCA(SHAPE, 3))}
 amortised = pytest.mark.parametrize("make", AMORTISED.values(), ids=AMORTISED.keys())
 guides = pytest.mark.parametrize("make", GUIDES.values(), ids=GUIDES.keys())
@@ -50,7 +51,7 @@ def is_flow(guide: Any) -> bool:
 
 
 @guides
-def test_trace(make: Make) -> None:
+def test_trace(make: Callable[[], Amortised | Exact]) -> None:
     guide, x = make().eval(), torch.rand(6, *SHAPE)
     trace: Any = poutine.trace(guide).get_trace(x)
     trace.compute_log_prob()
@@ -61,7 +62,7 @@ def test_trace(make: Make) -> None:
 
 
 @guides
-def test_trace_inside_a_plate_of_samples(make: Make) -> None:
+def test_trace_inside_a_plate_of_samples(make: Callable[[], Amortised | Exact]) -> None:
     guide, x = make().eval(), torch.rand(6, *SHAPE)
     with pyro.plate("samples", 4, dim=-2):
         trace: Any = poutine.trace(guide).get_trace(x)
@@ -75,14 +76,14 @@ def test_trace_inside_a_plate_of_samples(make: Make) -> None:
 
 @amortised
 @pytest.mark.parametrize("batch", [(), (4,), (2, 4)], ids=str)
-def test_encode(make: Make, batch: tuple[int, ...]) -> None:
+def test_encode(make: Callable[[], Amortised], batch: tuple[int, ...]) -> None:
     q = make().eval().encode(torch.rand(*batch, *SHAPE))
     assert q.batch_shape == batch
     assert q.event_shape == (3,)
 
 
 @amortised
-def test_every_parameter_gets_a_gradient(make: Make) -> None:
+def test_every_parameter_gets_a_gradient(make: Callable[[], Amortised]) -> None:
     guide, model, x = make(), VAE(SHAPE, 3, MLP(hidden=(8,))), torch.rand(6, *SHAPE).round()
     Trace_ELBO().differentiable_loss(model, guide, x).backward()
     for part, module in (("guide", guide), ("model", model)):
@@ -92,7 +93,7 @@ def test_every_parameter_gets_a_gradient(make: Make) -> None:
 
 
 @amortised
-def test_any_output_of_the_encoder_is_a_distribution(make: Make) -> None:
+def test_any_output_of_the_encoder_is_a_distribution(make: Callable[[], Amortised]) -> None:
     guide, x = make().eval(), torch.rand(6, *SHAPE)
     for value in (-1e6, -200.0, 200.0, 1e6):
         q: Any = guide.family(torch.full_like(guide.amortise(x), value))
@@ -109,7 +110,7 @@ def test_any_output_of_the_encoder_is_a_distribution(make: Make) -> None:
 
 @amortised
 def test_the_family_of_the_amortised_outputs_is_what_is_encoded(
-    make: Make,
+    make: Callable[[], Amortised],
 ) -> None:
     guide, x = make().eval(), torch.rand(6, *SHAPE)
     outputs, z = guide.amortise(x), torch.randn(6, 3)
@@ -120,7 +121,7 @@ def test_the_family_of_the_amortised_outputs_is_what_is_encoded(
 
 
 @amortised
-def test_the_encoder_runs_once_however_many_samples(make: Make) -> None:
+def test_the_encoder_runs_once_however_many_samples(make: Callable[[], Amortised]) -> None:
     guide, x = make().eval(), torch.rand(6, *SHAPE)
     rows: list[int] = []
     guide.encoder.register_forward_hook(lambda module, args, output: rows.append(len(output)))
@@ -130,7 +131,7 @@ def test_the_encoder_runs_once_however_many_samples(make: Make) -> None:
 
 
 @amortised
-def test_half_precision(make: Make) -> None:
+def test_half_precision(make: Callable[[], Amortised]) -> None:
     guide, x = make().eval(), torch.rand(6, *SHAPE)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         q = guide.encode(x)
@@ -141,14 +142,14 @@ def test_half_precision(make: Make) -> None:
 
 
 @amortised
-def test_double_precision(make: Make) -> None:
+def test_double_precision(make: Callable[[], Amortised]) -> None:
     q = make().double().eval().encode(torch.rand(6, *SHAPE).double())
     z = q.sample()
     assert z.dtype == q.log_prob(z).dtype == torch.float64
 
 
 @amortised
-def test_state(make: Make) -> None:
+def test_state(make: Callable[[], Amortised]) -> None:
     guide, other, x = make().eval(), make().eval(), torch.rand(6, *SHAPE)
     other.load_state_dict(guide.state_dict())
     z = torch.randn(6, 3)
@@ -239,7 +240,7 @@ def test_one_latent_dimension() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("latent_dim", [0, -3])
-def test_a_latent_needs_a_dimension(kind: type[Any], latent_dim: int) -> None:
+def test_a_latent_needs_a_dimension(kind: type[Amortised], latent_dim: int) -> None:
     message = rf"^{kind.__name__}\.latent_dim must be at least 1, came {latent_dim}$"
     with pytest.raises(ValueError, match=message):
         kind(SHAPE, latent_dim)
