@@ -230,6 +230,7 @@ def record_chunks(monkeypatch: pytest.MonkeyPatch, budget: int) -> list[tuple[in
         sizes.append((samples, n))
         return rows
 
+    monkeypatch.setattr("ppl_vae.checks.session.sample_rows", recorded)
     monkeypatch.setattr(evaluation, "sample_rows", recorded)
     monkeypatch.setattr(weighing, "sample_rows", recorded)
     return sizes

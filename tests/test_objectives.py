@@ -454,7 +454,7 @@ def test_pyros_objects_are_accepted() -> None:
 
 
 class Dimensions:
-    """Independent dimensions with means ``loc`` (plus the row's offset) and scales ``scale``."""
+    """Independent dimensions with means `loc` (plus the row's offset) and scales `scale`."""
 
     def __init__(self, full: bool = False) -> None:
         self.loc = torch.tensor([0.1, 1.5, -2.0], dtype=torch.float64, requires_grad=True)
@@ -816,7 +816,7 @@ def test_rate_and_distortion_under_a_mixture_prior(particles: int) -> None:
 
 
 def structure(sites: list[str], guide: bool = False) -> Program:
-    """A program from statements such as ``z2|z1``: a Gaussian around 0.8 times the sum of its parents."""
+    """A program from statements such as `z2|z1`: a Gaussian around 0.8 times the sum of its parents."""
 
     def program(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
