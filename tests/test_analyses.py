@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 import os
+import runpy
 import struct
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -20,6 +25,21 @@ Row = dict[str, str]
 
 
 def run(script: str, *arguments: str, cwd: Path) -> str:
+    """What a script prints. In this interpreter: another one takes seconds to import torch."""
+    path = str(ROOT / "analyses" / script)
+    printed = io.StringIO()
+    with (
+        contextlib.chdir(cwd),
+        contextlib.redirect_stdout(printed),
+        warnings.catch_warnings(),
+        patch.object(sys, "argv", [path, *arguments]),
+    ):
+        warnings.simplefilter("default")  # as for a user, to whom they are no errors
+        runpy.run_path(path, run_name="__main__")
+    return printed.getvalue()
+
+
+def run_alone(script: str, *arguments: str, cwd: Path) -> str:
     """What a script prints, in an interpreter of its own."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "analyses" / script), *arguments],
@@ -113,7 +133,7 @@ def inference_gaps(folder: Path) -> None:
 def mnist(folder: Path) -> None:
     write_mnist(folder / "some data", 100, 20)
     arguments = ("--data_dir", "some data", "--max_epochs=2", "--num_samples=50")
-    printed = run("mnist.py", *arguments, cwd=folder)
+    printed = run_alone("mnist.py", *arguments, cwd=folder)
     (row,) = rows(printed)
     check_elbo(row, "log p(x), K = 50")
     assert row["binarisation"] == "dynamic"
@@ -236,7 +256,7 @@ def training(folder: Path) -> None:
     # Without those that compile: they take half a minute.
     who = ("hand-fused", "ours", "numpyro", "floor")
     arguments = ("--steps=2", "--warm_up=2", f"--contenders=[{','.join(who)}]")
-    printed = run("benchmarks/training.py", *few, *arguments, cwd=folder)
+    printed = run_alone("benchmarks/training.py", *few, *arguments, cwd=folder)
     table = {row[""]: row for row in rows(printed)}
     assert len(table) == 3  # NumPyro is a peer
     assert float(table["fit, as it is"]["`fit` takes, of it"]) == 1.0
@@ -248,7 +268,7 @@ def training(folder: Path) -> None:
 def evaluation(folder: Path) -> None:
     sizes = ("--num_samples=200", "--rows=8", "--few_rows=8", "--rounds=1", "--large=128")
     who = ("--peers=false", "--contenders=[hand,ours]", "--threads=1")
-    printed = run("benchmarks/evaluation.py", *sizes, *who, cwd=folder)
+    printed = run_alone("benchmarks/evaluation.py", *sizes, *who, cwd=folder)
     table = {row[""]: row for row in rows(printed)}
     # Both estimate the same: the weights are those of an untrained decoder, nearly constant.
     by_hand, ours = (mean(table[n]["log p(x)"]) for n in ("torch by hand", "evaluate, recorded"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -58,9 +60,19 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@contextlib.contextmanager
+def numbers_alone() -> Iterator[None]:
+    """Neither pictures nor posterior.nc: they take most of a run's time, and `first` has them."""
+    with (
+        patch("ppl_vae.cli.train.draw_run", return_value=[]),
+        patch("ppl_vae.cli.train.to_arviz", return_value=None),
+    ):
+        yield
+
+
 def train(folder: Path, *arguments: str) -> None:
-    """A run in this process, without its pictures: they take most of the time."""
-    with patch("ppl_vae.cli.train.draw_run", return_value=[]):
+    """A run in this process."""
+    with numbers_alone():
         assert main(["train", "--run_dir", str(folder), *SMALL, *NETWORK, *arguments]) == 0
 
 
@@ -238,7 +250,7 @@ def test_the_configuration_of_a_run_starts_another(
 ) -> None:
     folder, _ = first
     again = tmp_path / "again"
-    with patch("ppl_vae.cli.train.draw_run", return_value=[]):
+    with numbers_alone():
         assert (
             main(["train", "--config", str(folder / "config.yaml"), "--run_dir", str(again)]) == 0
         )
@@ -361,27 +373,30 @@ def test_the_bar_on_a_terminal(
 # -- killed and resumed ----------------------------------------------------------------------------------
 
 
-def wait_for_epoch(folder: Path, epoch: int, process: subprocess.Popen[str]) -> None:
-    """Until a running training has finished an epoch."""
+def epochs_of(folder: Path) -> int:
+    """The epochs that a training has finished so far."""
+    file = folder / "metrics.csv"
+    return len(file.read_text().splitlines()) - 1 if file.is_file() else 0
+
+
+def wait_for(folder: Path, epochs: int, process: subprocess.Popen[str]) -> None:
+    """Until a running training has finished more epochs than that, and has a checkpoint to go on from."""
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
+    while epochs_of(folder) <= epochs or not any((folder / "checkpoints").glob("*.safetensors")):
         assert process.poll() is None, "the training ended before it could be killed"
-        file = folder / "metrics.csv"
-        if file.is_file() and len(file.read_text().splitlines()) > epoch:
-            return
+        assert time.monotonic() < deadline, "the training did not get there in two minutes"
         time.sleep(0.02)
-    raise AssertionError("the training did not start")
 
 
 def test_killed_and_resumed_ends_with_the_same_bits(tmp_path: Path) -> None:
-    options = ["--max_epochs", "120", "--binarize", "dynamic", "--patience", "500"]
+    """Both are to go on forever, so that no machine is too slow to kill them in time."""
     never, killed = tmp_path / "never killed", tmp_path / "killed"
-    start = ["train", "--run_dir", str(killed), *SMALL, *NETWORK, *options]
-    resume = ["train", "--resume", str(killed)]
-    for arguments, how, after in (
-        (start, signal.SIGKILL, 3),
-        (resume, signal.SIGINT, 20),
-    ):
+    options = ("--binarize", "dynamic", "--compile", "false")
+    forever = ("--max_epochs", "1000000", "--patience", "1000000")
+    start = ("train", "--run_dir", str(killed), *SMALL, *NETWORK, *options, *forever)
+    resume = ("train", "--resume", str(killed))
+    for arguments, how in ((start, signal.SIGKILL), (resume, signal.SIGINT)):
+        before = epochs_of(killed)
         process = subprocess.Popen(
             command(*arguments),
             cwd=tmp_path,
@@ -390,19 +405,20 @@ def test_killed_and_resumed_ends_with_the_same_bits(tmp_path: Path) -> None:
             stderr=subprocess.PIPE,
             text=True,
         )
-        wait_for_epoch(killed, after, process)
+        wait_for(killed, before + 2, process)
         process.send_signal(how)
         _, errors = process.communicate(timeout=60)
-        assert not (killed / "weights.safetensors").exists(), "killed too late to show anything"
         if how == signal.SIGINT:
             assert process.returncode == 130
             assert f"ppl-vae train --resume {killed}" in errors.replace("'", "")
             assert "Traceback" not in errors
         else:
             assert process.returncode == -signal.SIGKILL
-    with patch("ppl_vae.cli.train.draw_run", return_value=[]):
-        assert main(resume) == 0
-    train(never, *options)
+        assert not (killed / "weights.safetensors").exists()
+    epochs = ("--max_epochs", str(epochs_of(killed) + 3))
+    with numbers_alone():
+        assert main([*resume, *epochs]) == 0
+    train(never, *options, *forever, *epochs)
     assert same_weights(killed, never)
     assert (killed / "evaluation.json").read_bytes() == (never / "evaluation.json").read_bytes()
     histories = []
@@ -416,7 +432,7 @@ def test_a_finished_run_can_be_continued_for_longer(tmp_path: Path) -> None:
     train(tmp_path / "short", "--max_epochs", "1")
     train(tmp_path / "long", "--max_epochs", "3")
     assert not same_weights(tmp_path / "short", tmp_path / "long")
-    with patch("ppl_vae.cli.train.draw_run", return_value=[]):
+    with numbers_alone():
         assert main(["train", "--resume", str(tmp_path / "short"), "--max_epochs", "3"]) == 0
     assert config_of(tmp_path / "short")["max_epochs"] == 3
     assert same_weights(tmp_path / "short", tmp_path / "long")
@@ -612,7 +628,7 @@ MISTAKES = [
     (
         ["train", "--objective", "ppl_vae.models.VAE"],
         2,
-        "no subclass of ppl_vae.objectives.base.Objective",
+        "no subclass of ppl_vae.objectives.Objective",
     ),
     (["train", "--max_epochs", "many"], 2, "--max_epochs: expected int, got many"),
     (["train", "--model.latent_dim", "x"], 2, "--model.latent_dim: expected int, got x"),
@@ -751,7 +767,7 @@ def test_the_default_folder_names_data_model_and_guide(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with patch("ppl_vae.cli.train.draw_run", return_value=[]):
+    with numbers_alone():
         assert main(["train", "--max_epochs", "1", *SMALL, *NETWORK]) == 0
     (folder,) = (tmp_path / "runs").iterdir()
     assert re.fullmatch(r"digits-VAE-MeanField-\d{8}-\d{6}", folder.name)

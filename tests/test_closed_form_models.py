@@ -1,15 +1,13 @@
-"""What every model with closed forms has to do: one list of constructors, and adding a row adds the tests.
+"""What every model with closed forms has to do: the rows of catalogue.CLOSED_FORM_MODELS.
 
-A row is a model in float64 (so that the oracles are sharp) with parameters away from any optimum, and data
-that fit it. Nothing here uses the closed forms to check themselves: the oracle is the density of the Pyro
-program's own sites.
+Nothing here uses the closed forms to check themselves: the oracle is the density of the Pyro program's own
+sites.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +15,13 @@ import pyro
 import pyro.poutine as poutine
 import pytest
 import torch
-from torch import Tensor, nn
+from catalogue import CLOSED_FORM_MODELS, MakeClosedForm
+from torch import Tensor
 from torch.distributions import MixtureSameFamily
 
 from ppl_vae import check, evaluate, fit, load_run, save_run, to_arviz
 from ppl_vae.distributions import MarkovChain
 from ppl_vae.guides import Exact
-from ppl_vae.models import (
-    CTC,
-    Autoregressive,
-    BernoulliMixture,
-    CategoricalHMM,
-    FactorAnalysis,
-    GaussianHMM,
-    GaussianMixture,
-    MixtureOfPCA,
-    ProbabilisticPCA,
-)
 from ppl_vae.objectives import EnumELBO
 from ppl_vae.pairs import (
     Batch,
@@ -47,70 +35,11 @@ from ppl_vae.pairs import (
     unscaled,
 )
 
-ROWS = 24
-
-Constructor = Callable[[], tuple[Any, Batch]]
-
-
-def noisy(model: nn.Module) -> Any:
-    """The model in float64, its parameters moved to no particular place."""
-    model = model.double()
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            shift = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.add_(0.3 * shift)
-    return model
-
-
-def real(*shape: int) -> Tensor:
-    """Rows in two groups."""
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(ROWS, *shape, generator=generator, dtype=torch.float64)
-    x[: ROWS // 2] += 2.0
-    return x
-
-
-def gaussian_mixture(covariance: Any) -> Constructor:
-    return lambda: (noisy(GaussianMixture((3,), 2, covariance)), real(3))
-
-
-def labels_and_frames() -> tuple[Tensor, Tensor]:
-    """One or two labels of two a row, for five frames."""
-    x = torch.tensor([[1, 0], [2, 1], [2, 2], [2, 0]]).repeat(ROWS // 4, 1)
-    return x, real(5, 3)
-
-
-def lengths() -> Tensor:
-    """Of sequences of at most three steps."""
-    return torch.tensor([3, 1, 2, 3]).repeat(ROWS // 4)
-
-
-# A row: () -> (model, x). x is a tensor, or a tuple of tensors for programs of several arguments.
-MODELS: dict[str, Constructor] = {
-    "GaussianMixture-full": gaussian_mixture("full"),
-    "GaussianMixture-diagonal": gaussian_mixture("diagonal"),
-    "GaussianMixture-tied": gaussian_mixture("tied"),
-    "GaussianMixture-spherical": gaussian_mixture("spherical"),
-    "GaussianMixture-pictures": lambda: (noisy(GaussianMixture((1, 2, 2), 2)), real(1, 2, 2)),
-    "BernoulliMixture": lambda: (noisy(BernoulliMixture((2, 2), 3)), (real(2, 2) > 0.5).double()),
-    "CTC": lambda: (noisy(CTC(nn.Linear(3, 3))), labels_and_frames()),
-    "Autoregressive": lambda: (noisy(Autoregressive((4,), 3, (16,))), real(4).clamp(0, 2).round()),
-    "FactorAnalysis": lambda: (noisy(FactorAnalysis((3,), 1)), real(3)),
-    "MixtureOfPCA": lambda: (noisy(MixtureOfPCA((3,), 1, 2)), real(3)),
-    "GaussianHMM": lambda: (noisy(GaussianHMM((3, 2), 2)), real(3, 2)),
-    "GaussianHMM-ragged": lambda: (noisy(GaussianHMM((3, 2), 2, "full")), (real(3, 2), lengths())),
-    "CategoricalHMM": lambda: (
-        noisy(CategoricalHMM((3,), 2, 3)),
-        (real(3).clamp(0, 2).round().long(), lengths()),
-    ),
-    "ProbabilisticPCA": lambda: (noisy(ProbabilisticPCA((3,), 2)), real(3)),
-}
-
 
 def rows_with(*methods: str) -> pytest.MarkDecorator:
     """The rows whose models have all of the methods, as parameters of a test."""
-    chosen = {k: v for k, v in MODELS.items() if all(hasattr(v()[0], m) for m in methods)}
+    rows = CLOSED_FORM_MODELS.items()
+    chosen = {name: make for name, make in rows if all(hasattr(make()[0], m) for m in methods)}
     return pytest.mark.parametrize("make", chosen.values(), ids=chosen.keys())
 
 
@@ -174,7 +103,7 @@ def points(q: Any) -> tuple[Tensor, Tensor]:
 
 
 @rows_with("log_evidence")
-def test_evidence_is_the_sum_over_all_latents(make: Constructor) -> None:
+def test_evidence_is_the_sum_over_all_latents(make: MakeClosedForm) -> None:
     model, x = make()
     values = all_values(model, x)
     if values is None:
@@ -184,7 +113,7 @@ def test_evidence_is_the_sum_over_all_latents(make: Constructor) -> None:
 
 
 @rows_with("log_evidence", "posterior")
-def test_posterior_is_that_of_bayes(make: Constructor) -> None:
+def test_posterior_is_that_of_bayes(make: MakeClosedForm) -> None:
     # p(x, z) / p(z | x) is p(x) for every z: that is true of one normalised density alone.
     model, x = make()
     q = model.posterior(*as_args(x))
@@ -195,7 +124,7 @@ def test_posterior_is_that_of_bayes(make: Constructor) -> None:
 
 @rows_with("expected_statistics")
 @pytest.mark.parametrize("hard", [False, True])
-def test_statistics_of_batches_add_up(make: Constructor, hard: bool) -> None:
+def test_statistics_of_batches_add_up(make: MakeClosedForm, hard: bool) -> None:
     model, x = make()
     whole = model.expected_statistics(*as_args(x), hard=hard)
     parts = [
@@ -211,7 +140,7 @@ def test_statistics_of_batches_add_up(make: Constructor, hard: bool) -> None:
 
 
 @rows_with("expected_statistics", "maximize")
-def test_maximize_finds_the_stationary_point(make: Constructor) -> None:
+def test_maximize_finds_the_stationary_point(make: MakeClosedForm) -> None:
     model, x = make()
     before = float(model.log_evidence(*as_args(x)).detach().sum())
     with torch.no_grad():
@@ -229,7 +158,7 @@ def test_maximize_finds_the_stationary_point(make: Constructor) -> None:
 
 
 @rows_with("posterior")
-def test_svi_trains_it(make: Constructor) -> None:
+def test_svi_trains_it(make: MakeClosedForm) -> None:
     model, x = make()
     guides: list[Any] = [Exact(model)]
     if all_values(model, x) is not None:
@@ -248,7 +177,7 @@ def test_svi_trains_it(make: Constructor) -> None:
 
 
 @rows_with("posterior")
-def test_evaluates_saves_loads_and_exports(make: Constructor, tmp_path: Path) -> None:
+def test_evaluates_saves_loads_and_exports(make: MakeClosedForm, tmp_path: Path) -> None:
     model, x = make()
     guide = Exact(model)
     evaluation = evaluate(model, guide, x, num_samples=8, seed=1)

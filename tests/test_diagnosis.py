@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import programs
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -204,22 +205,13 @@ def test_an_autoguide() -> None:
 def test_a_discrete_latent() -> None:
     """I(x; c) = H(mean q) - mean H(q), by enumeration."""
 
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            c = pyro.sample("c", dist.Bernoulli(0.3))
-            pyro.sample("x", dist.Normal(2 * c - 1, 1.0), obs=x)
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("c", dist.Bernoulli(logits=2 * x))
-
     x = torch.randn(1500)
     q = torch.sigmoid(2 * x).double()
 
     def entropy(p: Tensor) -> Tensor:
         return -(p * p.log() + (1 - p) * (1 - p).log())
 
-    found = diagnose(model, guide, x, seed=0)
+    found = diagnose(programs.coin, programs.coin_guide(2.0), x, seed=0)
     kl = (q * (q / 0.3).log() + (1 - q) * ((1 - q) / 0.7).log()).mean()
     information = float(entropy(q.mean()) - entropy(q).mean())
     assert float(found.kl[0]) == pytest.approx(float(kl), abs=1e-4)

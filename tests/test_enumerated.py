@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import programs
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -219,12 +220,6 @@ def test_a_value_outside_of_the_support_has_no_probability() -> None:
     assert fn.enumerate_support(expand=False).shape == (2, 1)
 
 
-def continuous(x: Tensor) -> None:
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-
 def outside(x: Tensor) -> None:
     z = pyro.sample("z", dist.Bernoulli(0.5))
     with pyro.plate("data", len(x)):
@@ -251,7 +246,7 @@ def none(x: Tensor) -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (continuous, "site 'z' is a Normal, whose values cannot be counted"),
+        (programs.normal, "site 'z' is a Normal, whose values cannot be counted"),
         (outside, "site 'z' is not inside a plate over the 4 rows"),
         (inside, "'z' has batch shape \\(4, 2\\), more than one value per row"),
         (many, "have 8192 combinations"),

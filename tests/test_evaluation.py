@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import programs
 import pyro
 import pyro.distributions as dist
 import pyro.poutine as poutine
@@ -232,6 +233,7 @@ def record_chunks(monkeypatch: pytest.MonkeyPatch, budget: int) -> list[tuple[in
         sizes.append((samples, n))
         return rows
 
+    monkeypatch.setattr("ppl_vae.checks.session.sample_rows", recorded)
     monkeypatch.setattr(evaluation, "sample_rows", recorded)
     monkeypatch.setattr("ppl_vae.checks.session.sample_rows", recorded)
     monkeypatch.setattr(weighing, "sample_rows", recorded)
@@ -290,15 +292,8 @@ def test_a_guide_with_parameters_for_each_row_stays_in_the_budget_too(
 # -- any pair ----------------------------------------------------------------------------------------------
 
 
-def scalar(x: Tensor) -> None:
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-
-def scalar_guide(x: Tensor) -> None:
-    with pyro.plate("data", len(x)):
-        pyro.sample("z", dist.Normal(x / 2, 0.8))
+scalar = programs.normal
+scalar_guide = programs.normal_guide(0.5, 0.8)
 
 
 def normal_evidence(x: Tensor, variance: float = 2.0) -> Tensor:
@@ -444,15 +439,6 @@ def test_scales_of_the_users_own_do_not_enter() -> None:
 
 
 def test_discrete_latents_by_sampling() -> None:
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            c = pyro.sample("c", dist.Bernoulli(0.3))
-            pyro.sample("x", dist.Normal(2 * c - 1, 1.0), obs=x)
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("c", dist.Bernoulli(logits=x))
-
     x = torch.linspace(-2, 2, 7)
     log_joint = torch.stack(
         [
@@ -460,7 +446,7 @@ def test_discrete_latents_by_sampling() -> None:
             math.log(0.3) + dist.Normal(1.0, 1.0).log_prob(x),
         ]
     )
-    found = evaluate(model, guide, x, num_samples=3000, seed=0)
+    found = evaluate(programs.coin, programs.coin_guide(1.0), x, num_samples=3000, seed=0)
     assert_agrees(found, log_joint.logsumexp(0))
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import catalogue
 import numpy as np
 import pyro.distributions as dist
 import pytest
@@ -19,7 +20,6 @@ from ppl_vae.capture import step as capture
 from ppl_vae.distributions import DiagonalNormalMixture
 from ppl_vae.distributions.normal_mixture import _Draw
 from ppl_vae.guides import (
-    FullCovariance,
     InverseAutoregressive,
     LowRank,
     MaskedAutoregressive,
@@ -33,25 +33,21 @@ from ppl_vae.networks import MLP
 from ppl_vae.objectives import TraceELBO
 
 LINEAR = MLP(hidden=())
-# Add a family here: any number of latent dimensions.
-FAMILIES: dict[str, Callable[[int], Any]] = {
-    "MeanField": lambda d: MeanField((3,), d, LINEAR),
-    "FullCovariance": lambda d: FullCovariance((3,), d, LINEAR),
-    "LowRank": lambda d: LowRank((3,), d, LINEAR),
-    "MixtureOfGaussians": lambda d: MixtureOfGaussians((3,), d, LINEAR, components=3),
-    "MaskedAutoregressive": lambda d: MaskedAutoregressive((3,), d, LINEAR, 2, (8,)),
-    "InverseAutoregressive": lambda d: InverseAutoregressive((3,), d, LINEAR, 2, (8,)),
-    "NeuralSpline": lambda d: NeuralSpline((3,), d, LINEAR, 2, (8,)),
-}
-FLOWS = ("MaskedAutoregressive", "InverseAutoregressive", "NeuralSpline")
+FAMILIES = tuple(catalogue.AMORTIZED)
+FLOWS = catalogue.FLOWS
 families = pytest.mark.parametrize("family", FAMILIES)
 dimensions = pytest.mark.parametrize("d", [1, 2])
+
+
+def linear(family: str, d: int) -> Any:
+    """A guide of three numbers per row, whose encoder is its head alone."""
+    return catalogue.AMORTIZED[family]((3,), d, LINEAR)
 
 
 def guide_of(family: str, d: int, seed: int = 0) -> Any:
     """A guide in double precision whose flow, if it has one, is far from the identity."""
     torch.manual_seed(seed)
-    guide = FAMILIES[family](d).double()
+    guide = linear(family, d).double()
     for module in guide.modules():
         if hasattr(module, "hyper"):
             for parameter in module.hyper[-1].parameters():
@@ -239,7 +235,7 @@ def test_the_exact_posterior_is_contained(family: str) -> None:
 @pytest.mark.parametrize("family", FLOWS)
 def test_a_flow_starts_as_the_mean_field_guide(family: str) -> None:
     torch.manual_seed(0)
-    guide, plain = FAMILIES[family](3), MeanField((3,), 3, LINEAR)
+    guide, plain = linear(family, 3), MeanField((3,), 3, LINEAR)
     plain.load_state_dict(
         {name: value for name, value in guide.state_dict().items() if name.startswith("head")}
     )
@@ -407,7 +403,7 @@ def test_recorded_steps_walk_the_same_way(family: str, monkeypatch: pytest.Monke
     ends = []
     for use in (True, False):
         torch.manual_seed(0)
-        model, guide = VAE((3,), 2, LINEAR, Gaussian()), FAMILIES[family](2)
+        model, guide = VAE((3,), 2, LINEAR, Gaussian()), linear(family, 2)
         fit(
             model,
             guide,

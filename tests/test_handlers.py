@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
+import programs
 import pyro
 import pyro.distributions as dist
 import pyro.poutine as poutine
@@ -17,6 +17,7 @@ from ppl_vae.pairs import (
     Layout,
     Pair,
     PairError,
+    Program,
     RowDensities,
     ScaleLatents,
     Substitute,
@@ -31,8 +32,6 @@ from ppl_vae.pairs import (
     stated_moment,
     unscaled,
 )
-
-Program = Callable[..., Any]
 
 
 def look(model: Program, guide: Program, x: Tensor) -> Layout:
@@ -119,16 +118,7 @@ def test_densities_of_rows_are_those_of_single_rows(num_samples: int) -> None:
 def test_given_values_are_scored_and_not_drawn() -> None:
     x = torch.tensor([0.5, -1.0])
 
-    def simple(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-    def simple_guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(x, 2.0))
-
-    pair = Pair(simple, simple_guide)
+    pair = Pair(programs.normal, programs.normal_guide(1.0, 2.0))
     values = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
     with pair.scope():
         layout = find_layout(pair, x)
@@ -169,9 +159,7 @@ def test_survey_changes_nothing() -> None:
                 pyro.sample("z", dist.Normal(self.network(x)[:, 0], 1.0))
 
     def decoder(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, 0])
+        programs.normal(x[:, 0])
 
     encoder = Encoder()
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
@@ -193,11 +181,7 @@ def test_a_pair_that_mixes_samples_up_is_looped_over() -> None:
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
             pyro.sample("x", dist.Normal(z - z.mean(0, keepdim=True), 1.0), obs=x)
 
-    def encoder(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(x, 1.0))
-
-    assert not look(decoder, encoder, torch.randn(5)).vectorizes
+    assert not look(decoder, programs.normal_guide(1.0, 1.0), torch.randn(5)).vectorizes
 
 
 def test_looped_samples_are_stacked() -> None:
@@ -206,12 +190,8 @@ def test_looped_samples_are_stacked() -> None:
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
             pyro.sample("x", dist.Normal(z.reshape(len(x)), 1.0), obs=x)
 
-    def encoder(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(x, 1.0))
-
     x = torch.randn(5)
-    layout, rows = draw(decoder, encoder, x, 3)
+    layout, rows = draw(decoder, programs.normal_guide(1.0, 1.0), x, 3)
     assert not layout.vectorizes
     z = rows.latents["z"]
     assert z.shape == (3, 5)
@@ -238,14 +218,9 @@ def test_a_plate_that_is_missing_is_told_with_those_there_are() -> None:
 
 
 def test_an_autoguide_is_made_of_auxiliary_draws() -> None:
-    def plain(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Gamma(2.0, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
     x = torch.rand(4)
-    auto = AutoNormal(plain, init_scale=0.5)
-    layout, rows = draw(plain, auto, x, 3)
+    auto = AutoNormal(programs.positive, init_scale=0.5)
+    layout, rows = draw(programs.positive, auto, x, 3)
     assert layout.latents == ("z",)
     assert set(layout.guide_sites) == {"z", "z_unconstrained"}
     assert layout.draws == ("z_unconstrained",)

@@ -1,9 +1,10 @@
-"""Contract tests over likelihoods: add a row to LIKELIHOODS and the tests come with it."""
+"""What every likelihood has to do: add a row to LIKELIHOODS, with an oracle, and the tests come with it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import catalogue
 import mpmath  # type: ignore[import-untyped]
 import numpy as np
 import pyro.distributions as dist
@@ -51,6 +52,10 @@ LIKELIHOODS: list[tuple[Callable[[], Likelihood], Oracle]] = [
     (lambda: DiscretizedLogistic(5), lambda f, x: logistic_mass(f, x, 5)),
 ]
 likelihoods = pytest.mark.parametrize("make", [make for make, _ in LIKELIHOODS])
+
+
+def test_every_likelihood_of_the_catalogue_has_an_oracle() -> None:
+    assert {type(make()).__name__ for make, _ in LIKELIHOODS} == set(catalogue.LIKELIHOODS)
 
 
 @likelihoods

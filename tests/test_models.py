@@ -9,18 +9,12 @@ from typing import Any
 import pyro
 import pytest
 import torch
+from catalogue import LIKELIHOODS
 from pyro import poutine
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
-from ppl_vae.likelihoods import (
-    Bernoulli,
-    Binomial,
-    DiscretizedLogistic,
-    Gaussian,
-    LearnedGaussian,
-    OptimalGaussian,
-)
+from ppl_vae.likelihoods import Bernoulli, OptimalGaussian
 from ppl_vae.models import (
     VAE,
     Autoregressive,
@@ -35,14 +29,16 @@ from ppl_vae.networks import MLP, Convolutional
 
 SHAPE = (1, 5, 4)
 SMALL = MLP(hidden=(8,))
-# Add a model here: three latent dimensions, data of shape SHAPE.
-MODELS: dict[str, Callable[[], VAE | ProbabilisticPCA]] = {
-    "VAE-Bernoulli": lambda: VAE(SHAPE, 3, SMALL),
-    "VAE-Binomial": lambda: VAE(SHAPE, 3, SMALL, Binomial(4)),
-    "VAE-Gaussian": lambda: VAE(SHAPE, 3, SMALL, Gaussian(0.5)),
-    "VAE-LearnedGaussian": lambda: VAE(SHAPE, 3, SMALL, LearnedGaussian()),
-    "VAE-OptimalGaussian": lambda: VAE(SHAPE, 3, SMALL, OptimalGaussian()),
-    "VAE-DiscretizedLogistic": lambda: VAE(SHAPE, 3, SMALL, DiscretizedLogistic()),
+MakeModel = Callable[[], VAE | ProbabilisticPCA]
+
+
+def vae(likelihood: str) -> MakeModel:
+    return lambda: VAE(SHAPE, 3, SMALL, LIKELIHOODS[likelihood].make())
+
+
+# Three latent dimensions, data of shape SHAPE.
+MODELS: dict[str, MakeModel] = {
+    **{f"VAE-{likelihood}": vae(likelihood) for likelihood in LIKELIHOODS},
     "VAE-Convolutional": lambda: VAE(SHAPE, 3, Convolutional((4, 6), 8)),
     "ProbabilisticPCA": lambda: ProbabilisticPCA(SHAPE, 3),
     "ProbabilisticPCA-fixed": lambda: ProbabilisticPCA(SHAPE, 3, sigma=0.5, learn_sigma=False),
@@ -57,7 +53,7 @@ def data_for(model: VAE | ProbabilisticPCA, n: int) -> Tensor:
 
 
 @models
-def test_trace(make: Callable[[], VAE | ProbabilisticPCA]) -> None:
+def test_trace(make: MakeModel) -> None:
     model = make().eval()
     x = data_for(model, 6)
     trace: Any = poutine.trace(model).get_trace(x)
@@ -72,7 +68,7 @@ def test_trace(make: Callable[[], VAE | ProbabilisticPCA]) -> None:
 
 
 @models
-def test_trace_inside_a_plate_of_samples(make: Callable[[], VAE | ProbabilisticPCA]) -> None:
+def test_trace_inside_a_plate_of_samples(make: MakeModel) -> None:
     model = make().eval()
     x = data_for(model, 6)
     with pyro.plate("samples", 4, dim=-2):
@@ -88,7 +84,7 @@ def test_trace_inside_a_plate_of_samples(make: Callable[[], VAE | ProbabilisticP
 
 @models
 @pytest.mark.parametrize("batch", [(), (4,), (2, 4)], ids=str)
-def test_decode(make: Callable[[], VAE | ProbabilisticPCA], batch: tuple[int, ...]) -> None:
+def test_decode(make: MakeModel, batch: tuple[int, ...]) -> None:
     model = make().eval()
     p = model.decode(torch.randn(*batch, 3))
     assert p.batch_shape == batch
@@ -98,7 +94,7 @@ def test_decode(make: Callable[[], VAE | ProbabilisticPCA], batch: tuple[int, ..
 
 
 @models
-def test_every_parameter_gets_a_gradient(make: Callable[[], VAE | ProbabilisticPCA]) -> None:
+def test_every_parameter_gets_a_gradient(make: MakeModel) -> None:
     model = make()
     x = data_for(model, 6)
     trace: Any = poutine.trace(model).get_trace(x)
@@ -109,7 +105,7 @@ def test_every_parameter_gets_a_gradient(make: Callable[[], VAE | ProbabilisticP
 
 
 @models
-def test_state_and_precision(make: Callable[[], VAE | ProbabilisticPCA]) -> None:
+def test_state_and_precision(make: MakeModel) -> None:
     model, other = make().eval(), make().eval()
     x = data_for(model, 6)
     other.load_state_dict(model.state_dict())
@@ -121,7 +117,7 @@ def test_state_and_precision(make: Callable[[], VAE | ProbabilisticPCA]) -> None
 
 
 @models
-def test_wrong_data_are_named(make: Callable[[], VAE | ProbabilisticPCA]) -> None:
+def test_wrong_data_are_named(make: MakeModel) -> None:
     with pytest.raises(
         ValueError, match=r"data of shape \(n, 1, 5, 4\), but x has shape \(6, 20\)"
     ):

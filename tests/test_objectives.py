@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
+import programs
 import pyro
 import pyro.distributions as dist
 import pyro.infer
@@ -49,7 +50,7 @@ def run(
 ) -> Loss:
     """The objective on a pair of plain functions, with particles vectorised or looped.
 
-    Without Pyro's validation, as ``fit`` runs it: it warns of every order of sites but the model's.
+    Without Pyro's validation, as `fit` runs it: it warns of every order of sites but the model's.
     """
     pair = Pair(model, guide)
     with pair.scope(), pyro.validation_enabled(False):
@@ -453,7 +454,7 @@ def test_pyros_objects_are_accepted() -> None:
 
 
 class Dimensions:
-    """Independent dimensions with means ``loc`` (plus the row's offset) and scales ``scale``."""
+    """Independent dimensions with means `loc` (plus the row's offset) and scales `scale`."""
 
     def __init__(self, full: bool = False) -> None:
         self.loc = torch.tensor([0.1, 1.5, -2.0], dtype=torch.float64, requires_grad=True)
@@ -702,9 +703,7 @@ def test_importance_weighting_ignores_the_weight_of_a_subsampled_plate() -> None
     x = torch.randn(6, 3)
 
     def plain(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, 0])
+        programs.normal(x[:, 0])
 
     def plain_guide(x: Tensor) -> None:
         a = pyro.param("a", torch.tensor(0.4))
@@ -817,7 +816,7 @@ def test_rate_and_distortion_under_a_mixture_prior(particles: int) -> None:
 
 
 def structure(sites: list[str], guide: bool = False) -> Program:
-    """A program from statements such as ``z2|z1``: a Gaussian around 0.8 times the sum of its parents."""
+    """A program from statements such as `z2|z1`: a Gaussian around 0.8 times the sum of its parents."""
 
     def program(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -876,79 +875,73 @@ def test_the_analytic_kl_is_used_where_it_is_right(
     assert differ == bool(violations)
 
 
-def test_gamma_latents_and_other_distributions_get_the_elbo_that_fits() -> None:
+def gamma_guide(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Gamma(2.0, x))
+
+
+def log_normal_guide(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.LogNormal(x, 0.3))
+
+
+def poisson(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Poisson(2.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def poisson_guide(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Poisson(x))
+
+
+@pytest.mark.parametrize(
+    ("model", "guide", "kind"),
+    [
+        (programs.positive, gamma_guide, MeanFieldELBO),
+        (programs.positive, log_normal_guide, MeanFieldELBO),
+        (poisson, poisson_guide, TraceELBO),
+    ],
+)
+def test_gamma_latents_and_other_distributions_get_the_elbo_that_fits(
+    model: Program, guide: Program, kind: type[Objective]
+) -> None:
     x = torch.rand(4) + 0.5
-
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Gamma(2.0, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-    def gamma(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Gamma(2.0, x))
-
-    def lognormal(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.LogNormal(x, 0.3))
-
-    def poisson_model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Poisson(2.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-    def poisson(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Poisson(x))
-
-    for p, q, kind in [
-        (model, gamma, MeanFieldELBO),
-        (model, lognormal, MeanFieldELBO),
-        (poisson_model, poisson, TraceELBO),
-    ]:
-        pair = Pair(p, q)
-        with pair.scope():
-            assert type(ELBO().resolve(pair, x)) is kind
-        mine = run(ELBO(num_particles=20000), p, q, x)
-        theirs = run(TraceELBO(num_particles=20000), p, q, x)
-        assert float(mine.loss) == pytest.approx(float(theirs.loss), abs=0.1)
+    pair = Pair(model, guide)
+    with pair.scope():
+        assert type(ELBO().resolve(pair, x)) is kind
+    mine = run(ELBO(num_particles=20000), model, guide, x)
+    theirs = run(TraceELBO(num_particles=20000), model, guide, x)
+    assert float(mine.loss) == pytest.approx(float(theirs.loss), abs=0.1)
 
 
-def test_a_density_that_an_autoguide_transforms_is_not_lost() -> None:
-    """A positive latent of all rows under AutoMultivariateNormal: its Delta site carries a Jacobian.
+def positive_rate(x: Tensor) -> None:
+    """A positive latent of all rows."""
+    rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Exponential(rate), obs=x)
+
+
+@pytest.mark.parametrize(
+    ("model", "autoguide", "tolerance"),
+    [(positive_rate, AutoMultivariateNormal, 0.02), (programs.positive, AutoNormal, 0.05)],
+)
+def test_a_density_that_an_autoguide_transforms_is_not_lost(
+    model: Program, autoguide: Callable[..., Any], tolerance: float
+) -> None:
+    """A positive latent under an autoguide of normals: its Delta site carries a Jacobian.
 
     Pyro's analytic KL of a Delta leaves that out, so the ELBO has to be the sampled one.
     """
-
-    def model(x: Tensor) -> None:
-        rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
-        with pyro.plate("data", len(x)):
-            pyro.sample("x", dist.Exponential(rate), obs=x)
-
     x = torch.tensor([0.5, 1.0, 2.0])
-    guide = AutoMultivariateNormal(model, init_scale=0.3)
+    guide = autoguide(model, init_scale=0.3)
     with own_store():
         guide(x)
         reference = pyro.infer.Trace_ELBO(4000, vectorize_particles=True, max_plate_nesting=1)
         expected = float(reference.loss(model, guide, x)) / 3
     found = run(ELBO(num_particles=4000), model, guide, x)
-    assert float(found.loss.detach()) == pytest.approx(expected, abs=0.02)
-
-
-def test_an_autonormal_of_constrained_latents_of_rows() -> None:
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Gamma(2.0, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-    x = torch.tensor([0.5, 1.0, 2.0])
-    guide = AutoNormal(model, init_scale=0.3)
-    with own_store():
-        guide(x)
-        reference = pyro.infer.Trace_ELBO(4000, vectorize_particles=True, max_plate_nesting=1)
-        expected = float(reference.loss(model, guide, x)) / 3
-    found = run(ELBO(num_particles=4000), model, guide, x)
-    assert float(found.loss.detach()) == pytest.approx(expected, abs=0.05)
+    assert float(found.loss.detach()) == pytest.approx(expected, abs=tolerance)
 
 
 def test_full_covariance_guides_get_the_analytic_kl() -> None:
@@ -977,18 +970,13 @@ def test_full_covariance_guides_get_the_analytic_kl() -> None:
 
 
 def test_parameters_with_constraints_pass_through_every_objective() -> None:
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
     def guide(x: Tensor) -> None:
         scale = pyro.param("scale", torch.tensor(0.5), constraint=constraints.positive)
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x / 2, scale))
 
     x = torch.zeros(4000)
-    pair = Pair(model, guide)
+    pair = Pair(programs.normal, guide)
     with pair.scope():
         layout: Layout = find_layout(pair, x)
         # d/d log v of E[(z^2 + z^2) / 2] - entropy = 2 v - 1 at v = 1/4, chain rule to log scale

@@ -12,6 +12,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from catalogue import NETWORKS, PRIORS
 from scipy.stats import kstest
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
@@ -36,14 +37,7 @@ from ppl_vae.pairs import Pair
 from ppl_vae.training import refit_guide, refit_prior
 
 SHAPE = (4,)
-NETWORK = MLP(hidden=(8,))
-PRIORS: dict[str, Prior] = {
-    "StandardNormal": StandardNormal(),
-    "DiagonalNormal": DiagonalNormal(),
-    "MixturePrior": MixturePrior(components=3),
-    "VampPrior": VampPrior(components=4),
-    "FlowPrior": FlowPrior(transforms=2, hidden=(8,)),
-}
+NETWORK = NETWORKS["MLP"]
 priors = pytest.mark.parametrize("prior", PRIORS.values(), ids=PRIORS.keys())
 learned = pytest.mark.parametrize("prior", list(PRIORS.values())[1:], ids=list(PRIORS)[1:])
 

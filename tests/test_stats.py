@@ -40,7 +40,7 @@ def stream(log_weights: Tensor, chunks: list[int] | int) -> StreamingWeights:
 
 def reference_khat(log_weights: Tensor, *, plain: bool) -> np.ndarray:
     """k-hat by ArviZ. Skips what ArviZ 1.x defines otherwise: it rounds the size of the tail down,
-    and keeps ties with the cut-off and weights that underflow (not ``plain``) in the tail.
+    and keeps ties with the cut-off and weights that underflow (not `plain`) in the tail.
     """
     K, rows = len(log_weights), log_weights.T.double().numpy().copy()
     psislw: Any = getattr(pytest.importorskip("arviz"), "psislw", None)

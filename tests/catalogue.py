@@ -1,0 +1,310 @@
+"""What there is to test, one row for each thing. A test that takes a table from here runs for every row of it.
+
+To add a guide, a model, a prior, a likelihood or an objective, add a row here: it is then checked, trained,
+evaluated, saved, loaded and exported. `test_every_export_has_a_row` names what has no row yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ppl_vae.guides import (
+    BottomUp,
+    CategoricalEncoder,
+    Enumerated,
+    Exact,
+    FullCovariance,
+    InverseAutoregressive,
+    LowRank,
+    MaskedAutoregressive,
+    MeanField,
+    MixtureOfGaussians,
+    NeuralSpline,
+    PerRow,
+    Recurrent,
+    SemiAmortised,
+    TopDown,
+)
+from ppl_vae.likelihoods import (
+    Bernoulli,
+    Binomial,
+    DiscretizedLogistic,
+    Gaussian,
+    LearnedGaussian,
+    Likelihood,
+    OptimalGaussian,
+)
+from ppl_vae.models import (
+    CTC,
+    VAE,
+    Autoregressive,
+    BernoulliMixture,
+    CategoricalHMM,
+    DiagonalNormal,
+    FactorAnalysis,
+    FlowPrior,
+    GaussianHMM,
+    GaussianMixture,
+    HierarchicalVAE,
+    MixtureOfPCA,
+    MixturePrior,
+    ProbabilisticPCA,
+    StandardNormal,
+    VampPrior,
+)
+from ppl_vae.models.priors import Prior
+from ppl_vae.networks import MLP, Convolutional, Network
+from ppl_vae.objectives import (
+    ELBO,
+    ImportanceWeightedELBO,
+    LinearWarmup,
+    MeanFieldELBO,
+    Objective,
+    TraceELBO,
+)
+from ppl_vae.pairs import Batch, attach_guide
+
+SHAPE = (1, 8, 8)  # of a row, in the pairs
+ROWS = 16
+
+NETWORKS: dict[str, Network] = {
+    "MLP": MLP(hidden=(8,)),
+    "linear": MLP(hidden=()),
+    "Convolutional": Convolutional((4, 6), 8),
+}
+
+
+class LikelihoodRow(NamedTuple):
+    make: Callable[[], Likelihood]
+    data: Callable[[Tensor], Tensor]  # what it can observe, from numbers between 0 and 1
+
+
+LIKELIHOODS: dict[str, LikelihoodRow] = {
+    "Bernoulli": LikelihoodRow(Bernoulli, lambda u: (u > 0.5).float()),
+    "Binomial": LikelihoodRow(lambda: Binomial(16), lambda u: (16 * u).round()),
+    "Gaussian": LikelihoodRow(lambda: Gaussian(0.5), lambda u: u),
+    "LearnedGaussian": LikelihoodRow(LearnedGaussian, lambda u: u),
+    "OptimalGaussian": LikelihoodRow(OptimalGaussian, lambda u: u),
+    "DiscretizedLogistic": LikelihoodRow(DiscretizedLogistic, lambda u: (255 * u).round() / 255),
+}
+
+PRIORS: dict[str, Prior] = {
+    "StandardNormal": StandardNormal(),
+    "DiagonalNormal": DiagonalNormal(),
+    "MixturePrior": MixturePrior(components=3),
+    "VampPrior": VampPrior(components=4),
+    "FlowPrior": FlowPrior(transforms=2, hidden=(8,)),
+}
+
+# Guides of one latent "z" that read the data alone: (data_shape, latent_dim, network) -> guide.
+AMORTIZED: dict[str, Callable[[Sequence[int], int, Network], Any]] = {
+    "MeanField": MeanField,
+    "FullCovariance": FullCovariance,
+    "LowRank": LowRank,
+    "MixtureOfGaussians": partial(MixtureOfGaussians, components=3),
+    "MaskedAutoregressive": partial(MaskedAutoregressive, transforms=2, hidden=(8,)),
+    "InverseAutoregressive": partial(InverseAutoregressive, transforms=2, hidden=(8,)),
+    "NeuralSpline": partial(NeuralSpline, transforms=2, hidden=(8,)),
+}
+FLOWS = ("MaskedAutoregressive", "InverseAutoregressive", "NeuralSpline")  # of these
+
+OBJECTIVES: dict[str, Objective] = {
+    "ELBO": ELBO(),
+    "TraceELBO": TraceELBO(num_particles=2),
+    "MeanFieldELBO": MeanFieldELBO(),
+    "ImportanceWeightedELBO": ImportanceWeightedELBO(num_particles=3),
+    "beta": ELBO(beta=LinearWarmup(1, start=0.5)),
+    "free-bits": ELBO(free_bits=0.1),
+}
+
+
+# -- pairs -----------------------------------------------------------------------------------------------
+
+MakePair = Callable[[], tuple[nn.Module, nn.Module, Tensor]]  # -> model, guide, data
+MakeModel = Callable[[], Any]
+MakeGuide = Callable[[Any, Tensor], Any]  # (model, data) -> guide
+
+
+def pair(
+    model: MakeModel, guide: MakeGuide, data: Callable[[Tensor], Tensor] = lambda u: u
+) -> MakePair:
+    """A row of `PAIRS`: always with the same initial weights and the same data."""
+
+    def make() -> tuple[nn.Module, nn.Module, Tensor]:
+        u = torch.rand(ROWS, *SHAPE, generator=torch.Generator().manual_seed(1))
+        torch.manual_seed(0)
+        p, x = model(), data(u)
+        return p, guide(p, x), x
+
+    return make
+
+
+def vae(
+    likelihood: str = "Gaussian", network: str = "MLP", prior: str = "StandardNormal"
+) -> MakeModel:
+    return lambda: VAE(SHAPE, 2, NETWORKS[network], LIKELIHOODS[likelihood].make(), PRIORS[prior])
+
+
+def amortized(guide: str, network: str = "MLP") -> MakeGuide:
+    return lambda model, x: AMORTIZED[guide](SHAPE, 2, NETWORKS[network])
+
+
+def attached(model: Any, x: Tensor) -> MeanField:
+    """For a model whose prior may look at the guide."""
+    guide = MeanField(SHAPE, 2, NETWORKS["MLP"])
+    attach_guide(model, guide)
+    with torch.no_grad():
+        guide.head.weight.mul_(10.0)  # rows apart, so that their KL exceeds the free bits
+    return guide
+
+
+def semi_amortised(differentiable: bool) -> MakeGuide:
+    return lambda model, x: SemiAmortised(
+        model, SHAPE, 2, NETWORKS["MLP"], steps=2, num_samples=2, differentiable=differentiable
+    )
+
+
+def hierarchical() -> HierarchicalVAE:
+    return HierarchicalVAE(SHAPE, (3, 2), NETWORKS["MLP"], MLP(hidden=(4,)), Gaussian(0.5))
+
+
+def gaussian_mixture() -> GaussianMixture:
+    return GaussianMixture(SHAPE, 3, "diagonal")
+
+
+MODELS: dict[str, MakeModel] = {
+    "VAE": vae(),
+    "PCA": lambda: ProbabilisticPCA(SHAPE, 2),
+    "PCA-fixed-sigma": lambda: ProbabilisticPCA(SHAPE, 2, sigma=0.5, learn_sigma=False),
+}
+
+PAIRS: dict[str, MakePair] = {
+    # Every likelihood, with both kinds of networks; every prior; every guide that reads the data alone.
+    **{
+        f"{likelihood}-{network}": pair(
+            vae(likelihood, network), amortized("MeanField"), LIKELIHOODS[likelihood].data
+        )
+        for likelihood in LIKELIHOODS
+        for network in ("MLP", "Convolutional")
+    },
+    **{f"VAE-{prior}": pair(vae(prior=prior), attached) for prior in PRIORS},
+    **{f"VAE-{guide}": pair(vae(), amortized(guide)) for guide in AMORTIZED},
+    # What the other models make of some of these guides.
+    **{
+        f"{model}-{guide}": pair(MODELS[model], amortized(guide))
+        for model in ("PCA", "PCA-fixed-sigma")
+        for guide in ("MeanField", "FullCovariance")
+    },
+    **{
+        f"{model}-MeanField-Convolutional": pair(
+            MODELS[model], amortized("MeanField", "Convolutional")
+        )
+        for model in MODELS
+    },
+    # Guides and models of their own kind: () -> model, (model, data) -> guide.
+    "PCA-Exact": pair(MODELS["PCA"], lambda model, x: Exact(model)),
+    "PCA-fixed-sigma-Exact": pair(MODELS["PCA-fixed-sigma"], lambda model, x: Exact(model)),
+    "VAE-SemiAmortised": pair(vae(), semi_amortised(differentiable=True)),
+    "VAE-SemiAmortised-constant": pair(vae(), semi_amortised(differentiable=False)),
+    "PCA-PerRow": pair(
+        MODELS["PCA"], lambda model, x: PerRow(amortized("FullCovariance")(model, x), x)
+    ),
+    "FactorAnalysis-MeanField": pair(lambda: FactorAnalysis(SHAPE, 2), amortized("MeanField")),
+    "GaussianMixture-Enumerated": pair(gaussian_mixture, lambda model, x: Enumerated(model)),
+    "GaussianMixture-CategoricalEncoder": pair(
+        gaussian_mixture, lambda model, x: CategoricalEncoder(SHAPE, 3, NETWORKS["MLP"])
+    ),
+    "GaussianHMM-Recurrent": pair(
+        lambda: GaussianHMM((4, 16), 2),
+        lambda model, x: Recurrent((4, 16), 2, hidden=4),
+        lambda u: u.reshape(ROWS, 4, 16),
+    ),
+    "Hierarchical-BottomUp": pair(
+        hierarchical,
+        lambda model, x: BottomUp(SHAPE, (3, 2), NETWORKS["MLP"], MLP(hidden=(4,))),
+    ),
+    "Hierarchical-TopDown": pair(
+        hierarchical,
+        lambda model, x: TopDown(model, SHAPE, (3, 2), NETWORKS["MLP"], MLP(hidden=(4,))),
+    ),
+}
+
+# Objectives that are wrong for a pair, which `check` has to say.
+UNSUITED: dict[str, set[str]] = {
+    "GaussianMixture-Enumerated": {"MeanFieldELBO", "free-bits"},
+    "GaussianMixture-CategoricalEncoder": {"MeanFieldELBO", "free-bits"},
+    "GaussianHMM-Recurrent": {"MeanFieldELBO", "free-bits"},
+    "Hierarchical-BottomUp": {"MeanFieldELBO"},
+}
+
+
+# -- models with closed forms ----------------------------------------------------------------------------
+
+CLOSED_FORM_ROWS = 24
+MakeClosedForm = Callable[[], tuple[Any, Batch]]
+
+
+def noisy(model: nn.Module) -> Any:
+    """The model in float64, its parameters moved to no particular place."""
+    model = model.double()
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            shift = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_(0.3 * shift)
+    return model
+
+
+def real(*shape: int) -> Tensor:
+    """Rows in two groups."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(CLOSED_FORM_ROWS, *shape, generator=generator, dtype=torch.float64)
+    x[: CLOSED_FORM_ROWS // 2] += 2.0
+    return x
+
+
+def counts(*shape: int) -> Tensor:
+    """Of 0 to 2."""
+    return real(*shape).clamp(0, 2).round()
+
+
+def labels() -> Tensor:
+    """One or two labels per row, of two; 0 fills up."""
+    return torch.tensor([[1, 0], [2, 1], [2, 2], [2, 0]]).repeat(CLOSED_FORM_ROWS // 4, 1)
+
+
+def lengths() -> Tensor:
+    """Of sequences of at most three steps."""
+    return torch.tensor([3, 1, 2, 3]).repeat(CLOSED_FORM_ROWS // 4)
+
+
+def mixture(covariance: Any) -> MakeClosedForm:
+    return lambda: (noisy(GaussianMixture((3,), 2, covariance)), real(3))
+
+
+# A row: () -> (model, x), where x is a tensor, or a tuple of tensors for programs of several arguments.
+# The model is in float64, so that the oracles are sharp, with parameters away from any optimum.
+CLOSED_FORM_MODELS: dict[str, MakeClosedForm] = {
+    "GaussianMixture-full": mixture("full"),
+    "GaussianMixture-diagonal": mixture("diagonal"),
+    "GaussianMixture-tied": mixture("tied"),
+    "GaussianMixture-spherical": mixture("spherical"),
+    "GaussianMixture-pictures": lambda: (noisy(GaussianMixture((1, 2, 2), 2)), real(1, 2, 2)),
+    "BernoulliMixture": lambda: (noisy(BernoulliMixture((2, 2), 3)), (real(2, 2) > 0.5).double()),
+    "CTC": lambda: (noisy(CTC(nn.Linear(3, 3))), (labels(), real(5, 3))),
+    "Autoregressive": lambda: (noisy(Autoregressive((4,), 3, (16,))), counts(4)),
+    "FactorAnalysis": lambda: (noisy(FactorAnalysis((3,), 1)), real(3)),
+    "MixtureOfPCA": lambda: (noisy(MixtureOfPCA((3,), 1, 2)), real(3)),
+    "GaussianHMM": lambda: (noisy(GaussianHMM((3, 2), 2)), real(3, 2)),
+    "GaussianHMM-ragged": lambda: (noisy(GaussianHMM((3, 2), 2, "full")), (real(3, 2), lengths())),
+    "CategoricalHMM": lambda: (
+        noisy(CategoricalHMM((3,), 2, 3)),
+        (counts(3).long(), lengths()),
+    ),
+    "ProbabilisticPCA": lambda: (noisy(ProbabilisticPCA((3,), 2)), real(3)),
+}
