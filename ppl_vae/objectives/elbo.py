@@ -124,20 +124,20 @@ class EnumELBO(Objective):
 
 
 @functools.cache
-def _recording(estimator: type[Any]) -> type[Any]:
+def _keeping_traces(estimator: type[Any]) -> type[Any]:
     """A subclass of one of Pyro's ELBOs that keeps its traces, so that metrics need no second run."""
 
-    class Recording(estimator):  # type: ignore[misc]
+    class KeepsTraces(estimator):  # type: ignore[misc]
         def __init__(self, **kwargs: Any) -> None:
             super().__init__(**kwargs)
-            self.recorded: list[tuple[Any, Any]] = []
+            self.kept_traces: list[tuple[Any, Any]] = []
 
         def _get_trace(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
             traces: tuple[Any, Any] = super()._get_trace(*args, **kwargs)
-            self.recorded.append(traces)
+            self.kept_traces.append(traces)
             return traces
 
-    return Recording
+    return KeepsTraces
 
 
 def _pyro_loss(
@@ -148,7 +148,7 @@ def _pyro_loss(
     batch: Batch,
     beta: float,
 ) -> Loss:
-    elbo = _recording(cast(Hashable, estimator))(
+    elbo = _keeping_traces(cast(Hashable, estimator))(
         num_particles=objective.num_particles,
         vectorize_particles=objective.num_particles > 1 and layout.vectorizes,
         max_plate_nesting=layout.nesting,
@@ -163,7 +163,7 @@ def _pyro_loss(
         # The mark only allows enumeration: some objectives sample such sites.
         warnings.filterwarnings("ignore", "(?s).*If you want to enumerate sites")
         total = elbo.differentiable_loss(model, guide, *as_args(batch))
-    traces = elbo.recorded
+    traces = elbo.kept_traces
     n, scale = num_rows(batch), _data_scale(traces[0][0], layout)
     loss = total / (n * scale)
     if objective.free_bits > 0:

@@ -1,4 +1,4 @@
-from .build import build as build, import_by_name as import_by_name, public_name as public_name
+from .building import build as build, import_by_name as import_by_name, public_name as public_name
 from .comparison import Comparison as Comparison
 from .folder import (
     ANNEALED as ANNEALED,

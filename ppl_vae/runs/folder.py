@@ -17,7 +17,7 @@ import yaml
 from torch import Tensor
 
 from ppl_vae._version import __version__
-from ppl_vae.runs.build import one_line
+from ppl_vae.runs.building import one_line
 from ppl_vae.runtime import CorruptFileError, write_bytes
 
 CONFIG = "config.yaml"

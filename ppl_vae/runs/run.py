@@ -26,7 +26,7 @@ from typing import Any, Protocol
 import torch
 
 from ppl_vae.pairs import Pair, Program, attach_guide, keep_guide
-from ppl_vae.runs.build import build, name_of
+from ppl_vae.runs.building import build, name_of
 from ppl_vae.runs.folder import (
     CONFIG,
     DIAGNOSIS,

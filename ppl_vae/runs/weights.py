@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions.constraints import Constraint
 
 from ppl_vae.pairs import Pair, Program
-from ppl_vae.runs.build import import_by_name
+from ppl_vae.runs.building import import_by_name
 from ppl_vae.runs.folder import (
     CHECKPOINTS,
     WEIGHTS,
