@@ -21,7 +21,7 @@ import pytest
 import torch
 import yaml
 
-from ppl_vae.cli.entry import COMMANDS, main
+from ppl_vae.cli import COMMANDS, main
 from ppl_vae.cli.report import information, result_table
 from ppl_vae.data import load_data
 from ppl_vae.diagnosis import Diagnosis

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from ppl_vae.cli.entry import main
+from ppl_vae.cli import main
 from ppl_vae.data import load_data
 from ppl_vae.runs import load_run
 from ppl_vae.runtime import read_tensors

@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
 from ppl_vae.checks import check
-from ppl_vae.cli.roles import UsageError
+from ppl_vae.cli.options import UsageError
 from ppl_vae.cli.setup import Setup, load_rows
 from ppl_vae.data import Data
 from ppl_vae.pairs import Pair

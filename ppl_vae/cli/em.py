@@ -12,9 +12,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ppl_vae.cli.common import say, start_run, with_rows
-from ppl_vae.cli.parser import EM_OPTIONS
+from ppl_vae.cli.options import EM, UsageError, names
 from ppl_vae.cli.report import dequantization_note
-from ppl_vae.cli.roles import UsageError
 from ppl_vae.cli.setup import set_up, with_defaults
 from ppl_vae.em import EMFit, fit_em
 from ppl_vae.evaluation import evaluate
@@ -70,7 +69,7 @@ def em(parser: ArgumentParser, given: Namespace) -> int:
             x,
             seed=options["seed"],
             progress=progress,
-            **{name: options[name] for name in EM_OPTIONS if name in options},
+            **{name: options[name] for name in names(EM) if name in options},
         )
         write_weights(folder, fitted.model, setup.guide)
         write_history(folder, fitted.history)

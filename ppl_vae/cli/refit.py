@@ -6,7 +6,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from ppl_vae.cli.common import say_trained, start_run
-from ppl_vae.cli.roles import UsageError
+from ppl_vae.cli.options import UsageError
 from ppl_vae.cli.setup import set_up, with_defaults
 from ppl_vae.cli.train import report_run
 from ppl_vae.pairs import keep_guide

@@ -17,8 +17,8 @@ from ppl_vae.cli.common import (
     to_device,
     with_rows,
 )
+from ppl_vae.cli.options import UsageError
 from ppl_vae.cli.report import dequantization_note, dimensions_table, information
-from ppl_vae.cli.roles import UsageError
 from ppl_vae.cli.train import MOST_PICTURED
 from ppl_vae.diagnosis import diagnose as diagnose_pair, inference_gaps
 from ppl_vae.evaluation import (

@@ -17,8 +17,8 @@ from ppl_vae.cli.common import (
     say_trained,
     with_rows,
 )
+from ppl_vae.cli.options import UsageError
 from ppl_vae.cli.report import dequantization_note, result_table
-from ppl_vae.cli.roles import UsageError
 from ppl_vae.cli.setup import Setup, set_up, with_defaults
 from ppl_vae.diagnosis import diagnose as diagnose_pair
 from ppl_vae.evaluation import Generator, evaluate as evaluate_pair, to_arviz
