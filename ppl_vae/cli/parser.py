@@ -40,8 +40,12 @@ class Parser(ArgumentParser):  # type: ignore[misc, unused-ignore]
 
     def __init__(self, *args: Any, arguments: Sequence[str] = (), **kwargs: Any) -> None:
         self.arguments = arguments
-        kwargs = {"formatter_class": _HelpFormatter, "allow_abbrev": False, **kwargs}
-        super().__init__(*args, exit_on_error=False, **kwargs)
+        defaults = {
+            "formatter_class": _HelpFormatter,
+            "allow_abbrev": False,
+            "exit_on_error": False,
+        }
+        super().__init__(*args, **{**defaults, **kwargs})
 
     def validate(self, *args: Any, **kwargs: Any) -> None:
         """Checks types and names, but not that all that is required is there."""

@@ -123,15 +123,18 @@ def parameters(definition: Definition) -> list[Parameter]:
     """The parameters of a function, or of a class's constructor without `self`."""
     if isinstance(definition.node, ast.FunctionDef):
         return _of_function(definition)
+    ancestry = list(_ancestry(definition))
+    for module, node in ancestry:
+        for statement in getattr(node, "body", ()):
+            if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
+                return _of_function(Definition(module, statement))[1:]
     fields: dict[str, Parameter] = {}
-    for ancestor in _ancestry(definition):
-        for statement in getattr(ancestor.node, "body", ()):
+    for module, node in reversed(ancestry if _is_dataclass(definition) else []):
+        for statement in getattr(node, "body", ()):
             match statement:
-                case ast.FunctionDef(name="__init__"):
-                    return _of_function(Definition(ancestor.module, statement))[1:]
                 case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation):
-                    fields.setdefault(name, Parameter(name, _type(annotation, ancestor.module)))
-    return list(fields.values()) if _is_dataclass(definition) else []
+                    fields[name] = Parameter(name, _type(annotation, module))
+    return list(fields.values())
 
 
 def _is_dataclass(definition: Definition) -> bool:
