@@ -60,7 +60,7 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 def train(folder: Path, *arguments: str) -> None:
     """A run in this process, without its pictures: they take most of the time."""
-    with patch("ppl_vae.cli.train.draw_run", return_value=[]):
+    with patch("ppl_vae.cli.finish.draw_run", return_value=[]):
         assert main(["train", "--run_dir", str(folder), *SMALL, *NETWORK, *arguments]) == 0
 
 
@@ -238,7 +238,7 @@ def test_the_configuration_of_a_run_starts_another(
 ) -> None:
     folder, _ = first
     again = tmp_path / "again"
-    with patch("ppl_vae.cli.train.draw_run", return_value=[]):
+    with patch("ppl_vae.cli.finish.draw_run", return_value=[]):
         assert (
             main(["train", "--config", str(folder / "config.yaml"), "--run_dir", str(again)]) == 0
         )
@@ -400,7 +400,7 @@ def test_killed_and_resumed_ends_with_the_same_bits(tmp_path: Path) -> None:
             assert "Traceback" not in errors
         else:
             assert process.returncode == -signal.SIGKILL
-    with patch("ppl_vae.cli.train.draw_run", return_value=[]):
+    with patch("ppl_vae.cli.finish.draw_run", return_value=[]):
         assert main(resume) == 0
     train(never, *options)
     assert same_weights(killed, never)
@@ -416,7 +416,7 @@ def test_a_finished_run_can_be_continued_for_longer(tmp_path: Path) -> None:
     train(tmp_path / "short", "--max_epochs", "1")
     train(tmp_path / "long", "--max_epochs", "3")
     assert not same_weights(tmp_path / "short", tmp_path / "long")
-    with patch("ppl_vae.cli.train.draw_run", return_value=[]):
+    with patch("ppl_vae.cli.finish.draw_run", return_value=[]):
         assert main(["train", "--resume", str(tmp_path / "short"), "--max_epochs", "3"]) == 0
     assert config_of(tmp_path / "short")["max_epochs"] == 3
     assert same_weights(tmp_path / "short", tmp_path / "long")
@@ -734,7 +734,7 @@ def test_the_default_folder_names_data_model_and_guide(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with patch("ppl_vae.cli.train.draw_run", return_value=[]):
+    with patch("ppl_vae.cli.finish.draw_run", return_value=[]):
         assert main(["train", "--max_epochs", "1", *SMALL, *NETWORK]) == 0
     (folder,) = (tmp_path / "runs").iterdir()
     assert re.fullmatch(r"digits-VAE-MeanField-\d{8}-\d{6}", folder.name)

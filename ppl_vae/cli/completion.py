@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from importlib import import_module
 from importlib.util import find_spec
 
 from ppl_vae.cli.light import LightParser
@@ -35,7 +36,7 @@ def script(root: LightParser, shell: str) -> str:
     import shtab
 
     fill(root)
-    hints = {}
+    hints: dict[str, str] = {}
     for parser in (root, *commands_of(root).values()):
         for action in parser._actions:
             if action.choices:
@@ -57,7 +58,5 @@ def script(root: LightParser, shell: str) -> str:
 def answer_argcomplete(root: LightParser) -> None:
     """Answers a shell that asks through argcomplete, if that is installed."""
     if find_spec("argcomplete"):
-        import argcomplete
-
         fill(root)
-        argcomplete.autocomplete(root)
+        import_module("argcomplete").autocomplete(root)

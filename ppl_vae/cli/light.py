@@ -60,7 +60,7 @@ class LightParser(argparse.ArgumentParser):
 
     # -- the description ---------------------------------------------------------------------------------
 
-    def add_argument(self, *names: str, **how: Any) -> argparse.Action:  # type: ignore[override]
+    def add_argument(self, *names: str, **how: Any) -> argparse.Action:
         """Adds one option; its value stays text."""
         kind = how.pop("type", None)
         if how.get("action") == "config":  # known to the full parser alone

@@ -5,16 +5,12 @@ from __future__ import annotations
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
-from ppl_vae.cli.common import say_trained, start_run
+from ppl_vae.cli.finish import finish_run
 from ppl_vae.cli.options import UsageError
 from ppl_vae.cli.setup import set_up, with_defaults
-from ppl_vae.cli.train import report_run
+from ppl_vae.cli.start import start_run
 from ppl_vae.pairs import keep_guide
-from ppl_vae.runs import (
-    discard_folder,
-    load_run,
-    write_weights,
-)
+from ppl_vae.runs import discard_folder, load_run
 from ppl_vae.runtime import resolve_device
 from ppl_vae.training import refit_guide
 
@@ -44,17 +40,11 @@ def refit(parser: ArgumentParser, given: Namespace) -> int:
             setup.model,
             setup.guide,
             setup.data.train,
-            objective=setup.objective,
-            validation=setup.data.validation,
-            transform=setup.data.transform,
-            seed=config["seed"],
             run_dir=folder,
             progress=progress,
-            **setup.fit_options,
+            **setup.keywords(),
         )
-        say_trained(fitted)
-        write_weights(folder, fitted.model, fitted.guide)
-        report_run(folder, setup, fitted.model, fitted.guide, fitted.history, progress)
+        finish_run(folder, setup, fitted, progress)
     except BaseException:
         discard_folder(folder)
         raise

@@ -48,6 +48,16 @@ class Setup:
     fit_options: dict[str, Any]
     config: dict[str, Any]
 
+    def keywords(self) -> dict[str, Any]:
+        """The keywords of `fit` and of `refit_guide`."""
+        return {
+            "objective": self.objective,
+            "validation": self.data.validation,
+            "transform": self.data.transform,
+            "seed": self.config["seed"],
+            **self.fit_options,
+        }
+
 
 def with_defaults(parser: ArgumentParser, given: Namespace) -> dict[str, Any]:
     """All options of a training as plain values: those given, and the defaults of the others."""
