@@ -608,7 +608,7 @@ MISTAKES = [
     (
         ["train", "--objective", "ppl_vae.models.VAE"],
         2,
-        "no subclass of ppl_vae.objectives.base.Objective",
+        "no subclass of ppl_vae.objectives.Objective",
     ),
     (["train", "--max_epochs", "many"], 2, "--max_epochs: expected int, got many"),
     (["train", "--model.latent_dim", "x"], 2, "--model.latent_dim: expected int, got x"),

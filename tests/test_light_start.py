@@ -17,8 +17,8 @@ import pytest
 
 from ppl_vae import guides, models, objectives
 from ppl_vae.cli import COMMANDS, source
+from ppl_vae.cli.known import known
 from ppl_vae.cli.light import command_parser
-from ppl_vae.cli.options import known
 from ppl_vae.cli.parser import make_parser
 from ppl_vae.models.priors import Prior
 

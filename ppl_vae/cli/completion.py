@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -50,7 +51,7 @@ def script(root: LightParser, shell: str) -> str:
                 hint = hints.setdefault(words, f"_ppl_vae_expects_{len(hints)}")
                 vars(action)["complete"] = {"bash": hint}
     functions = "".join(
-        f"{name}() {{ _ppl_vae_expects '{words}'; }}\n" for words, name in hints.items()
+        f"{name}() {{ _ppl_vae_expects {shlex.quote(words)}; }}\n" for words, name in hints.items()
     )
     return str(shtab.complete(root, shell, preamble=_EXPECTS + functions if hints else ""))
 

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ppl_vae.cli.common import say, with_rows
-from ppl_vae.cli.options import EM, UsageError, names
+from ppl_vae.cli.mistakes import UsageError
+from ppl_vae.cli.options import EM, names
 from ppl_vae.cli.report import dequantization_note
 from ppl_vae.cli.setup import set_up, with_defaults
 from ppl_vae.cli.start import start_run

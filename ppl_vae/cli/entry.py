@@ -17,7 +17,8 @@ from typing import Any
 
 from ppl_vae._version import __version__
 from ppl_vae.cli.light import LightParser, command_parser
-from ppl_vae.cli.options import COMMANDS, UsageError
+from ppl_vae.cli.mistakes import UsageError
+from ppl_vae.cli.options import COMMANDS
 from ppl_vae.runs import plain
 
 

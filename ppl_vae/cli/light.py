@@ -7,22 +7,13 @@ can judge, such as `--model.latent_dim`, is left to that one.
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ppl_vae.cli.options import (
-    COMMANDS,
-    Function,
-    UsageError,
-    describe,
-    did_you_mean,
-    face,
-    known,
-    role_help,
-    unknown_name,
-)
+from ppl_vae.cli.known import face, known, role_help, unknown_name
+from ppl_vae.cli.mistakes import UsageError, did_you_mean, wrong_value
+from ppl_vae.cli.options import COMMANDS, Function, describe
 from ppl_vae.cli.source import (
     Definition,
     Type,
@@ -33,20 +24,20 @@ from ppl_vae.cli.source import (
     summary,
 )
 
-_NO_NUMBERS = {"null", "none", "true", "false", "inf", "infinity", "nan"}
-"""Words that YAML or Python read as values: the full parser judges them."""
-
 
 class _Formatter(argparse.HelpFormatter):
     """Says the type and the default of each option."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text, expected = action.help or "", getattr(action, "expected", None)
-        if expected is None or "(default: " in text:
-            return text.replace("%", "%%")
-        default = f"default: {_shown(action.default)}" if action.option_strings else ""
-        kind = "" if action.choices and not expected.bases else f"type: {_named(expected)}"
-        return f"{text} ({', '.join(filter(None, (kind, default)))})".replace("%", "%%")
+        said = []
+        if expected is not None and (expected.bases or not action.choices):
+            said.append(f"type: {_named(expected)}")
+        if action.option_strings and (expected or (action.choices and action.default)):
+            said.append(f"default: {_shown(action.default)}")
+        if said and "(default: " not in text:
+            text = f"{text} ({', '.join(said)})"
+        return text.replace("%", "%%")
 
 
 class LightParser(argparse.ArgumentParser):
@@ -147,7 +138,7 @@ class LightParser(argparse.ArgumentParser):
             )
         elif expected is None:
             super()._check_value(action, value)
-        elif wrong := _mistake(expected, value):
+        elif wrong := wrong_value(expected, value):
             raise UsageError(f"{action.option_strings[0]}: {wrong}")
 
     def error(self, message: str) -> Any:
@@ -215,21 +206,6 @@ def _expect(action: argparse.Action, expected: Type) -> None:
     vars(action)["expected"] = expected
 
 
-def _mistake(expected: Type, value: str) -> str:
-    """What is wrong with a value; empty where only the full parser can say.
-
-    Numbers have many spellings in YAML: a word alone is surely none.
-    """
-    if expected.kinds in (("int",), ("float",)):
-        wrong = value.isalpha() and value.lower() not in _NO_NUMBERS
-        return f"expected {expected.kinds[0]}, got {value}" if wrong else ""
-    closed = not (expected.kinds or expected.bases or "true" in expected.values)
-    if closed and value not in (*expected.values, *_NO_NUMBERS) and re.fullmatch(r"[\w-]+", value):
-        listed = ", ".join(repr(v) for v in expected.values if v != "null")
-        return f"expected one of {listed}, got {value}"
-    return ""
-
-
 def _classes(expected: Type) -> dict[str, Definition]:
     """The classes that may be given by their names."""
     return {n: found for base in expected.bases for n, found in subclasses(base).items()}
@@ -243,10 +219,6 @@ def _named(expected: Type) -> str:
 
 def _shown(default: Any) -> str:
     """A default as one writes it on the command line."""
-    return (
-        "null"
-        if default is None
-        else str(default).lower()
-        if default in (True, False)
-        else str(default)
-    )
+    if default is None:
+        return "null"
+    return str(default).lower() if isinstance(default, bool) else str(default)

@@ -6,12 +6,12 @@ Nothing here imports torch. Options that are parameters of a function are named 
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ppl_vae.cli.source import derives, function, is_abstract, offered, parameters
+from ppl_vae.cli.known import DEFAULTS
+from ppl_vae.cli.source import function, parameters
 
 COMMANDS = {
     "train": "train a model/guide pair, evaluate and diagnose it, draw pictures",
@@ -24,72 +24,6 @@ COMMANDS = {
     "compare": "differences between runs, row by row",
     "export": "hand a run to ArviZ, as netCDF",
 }
-
-
-class UsageError(ValueError):
-    """Options that cannot be understood, or not together."""
-
-
-# -- objects that are given by the name of their class ---------------------------------------------------
-
-DEFAULTS = {
-    "model": "ppl_vae.models.VAE",
-    "guide": "ppl_vae.guides.MeanField",
-    "objective": "ppl_vae.objectives.ELBO",
-}
-"""The roles, and the class that plays each if nothing else is said."""
-
-FILLED_IN = ("data_shape", "latent_dim", "network", "likelihood")
-"""Arguments of models and guides that `set_up` fills in."""
-
-
-def face(role: str) -> str:
-    """The package of a role's known classes."""
-    return DEFAULTS[role].rpartition(".")[0]
-
-
-def known(role: str) -> list[str]:
-    """The classes that go by their short names: no priors, and no guides that need another guide.
-
-    Example:
-        >>> known("objective")[:2]
-        ['ELBO', 'EnumELBO']
-    """
-    classes = {n: c for n, c in offered(face(role)).items() if not is_abstract(c)}
-    if role == "model":
-        return [name for name, c in classes.items() if not derives(c, "Prior")]
-    if role == "guide":
-        return [n for n, c in classes.items() if "guide" not in [p.name for p in parameters(c)]]
-    return [name for name in classes if name.endswith("ELBO")]
-
-
-def unknown_name(role: str, name: str) -> UsageError:
-    """The error for a name that is none of the known ones."""
-    names = known(role)
-    return UsageError(
-        f"--{role} {name}: there is no {role} of this name{did_you_mean(name, names)}; known are "
-        f"{', '.join(names)}, and any importable class by its full name, package.module.Class"
-    )
-
-
-def role_help(role: str, default: str) -> str:
-    """What a role's option says in the help."""
-    return (
-        f"{', '.join(known(role))}, or the full name of any importable class; its arguments are "
-        f"--{role}.NAME VALUE, and --{role}.help CLASS lists them (default: "
-        f"{default.rpartition('.')[2]})"
-    )
-
-
-def did_you_mean(word: str, words: Iterable[str]) -> str:
-    """A hint at the nearest of the right words, or nothing.
-
-    Example:
-        >>> did_you_mean("--max_epoch", ["--max_epochs", "--seed"])
-        ' (did you mean --max_epochs?)'
-    """
-    nearest = difflib.get_close_matches(word, list(words), n=1)
-    return f" (did you mean {nearest[0]}?)" if nearest else ""
 
 
 # -- options that are parameters of functions ------------------------------------------------------------

@@ -9,7 +9,8 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-from ppl_vae.cli.options import COMMANDS, FILLED_IN, Function, describe
+from ppl_vae.cli.known import FILLED_IN
+from ppl_vae.cli.options import COMMANDS, Function, describe
 from ppl_vae.cli.roles import add_role
 from ppl_vae.runs import import_by_name
 

@@ -6,7 +6,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from ppl_vae.cli.finish import finish_run
-from ppl_vae.cli.options import UsageError
+from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.setup import set_up, with_defaults
 from ppl_vae.cli.start import start_run
 from ppl_vae.pairs import keep_guide

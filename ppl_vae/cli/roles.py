@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from ppl_vae.cli.options import UsageError, face, known, role_help, unknown_name
+from ppl_vae.cli.known import face, known, role_help, unknown_name
+from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.objectives import Objective
 from ppl_vae.runs import import_by_name, public_name
 

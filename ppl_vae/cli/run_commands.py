@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppl_vae.cli.common import keep_result, say, with_rows
 from ppl_vae.cli.finish import MOST_PICTURED
-from ppl_vae.cli.options import UsageError
+from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.report import dequantization_note, dimensions_table, information
 from ppl_vae.cli.setup import load_rows
 from ppl_vae.data import Data

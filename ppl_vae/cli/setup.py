@@ -12,7 +12,9 @@ import pyro
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from ppl_vae.cli.options import DATA, DEFAULTS, TRAINING, UsageError, add_functions, names
+from ppl_vae.cli.known import DEFAULTS
+from ppl_vae.cli.mistakes import UsageError
+from ppl_vae.cli.options import DATA, TRAINING, add_functions, names
 from ppl_vae.cli.parser import Parser
 from ppl_vae.data import Data, load_data
 from ppl_vae.likelihoods import Likelihood

@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ppl_vae.cli.common import say
 from ppl_vae.cli.finish import finish_run
-from ppl_vae.cli.options import UsageError
+from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.setup import set_up, with_defaults
 from ppl_vae.cli.start import check_setup, new_folder
 from ppl_vae.runs import CHECKPOINTS, discard_folder, prepare_folder, read_config, write_config
