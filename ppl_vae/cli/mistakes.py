@@ -23,8 +23,9 @@ def did_you_mean(word: str, words: Iterable[str]) -> str:
         >>> did_you_mean("--max_epoch", ["--max_epochs", "--seed"])
         ' (did you mean --max_epochs?)'
     """
-    nearest = difflib.get_close_matches(word, list(words), n=1)
-    return f" (did you mean {nearest[0]}?)" if nearest else ""
+    bare = {right.lstrip("-"): right for right in words}  # dashes would make all options alike
+    nearest = difflib.get_close_matches(word.lstrip("-"), bare, n=1)
+    return f" (did you mean {bare[nearest[0]]}?)" if nearest else ""
 
 
 def wrong_value(expected: Type, value: str) -> str:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ppl_vae.cli.known import DEFAULTS
 from ppl_vae.cli.source import function, parameters
@@ -29,8 +28,7 @@ COMMANDS = {
 # -- options that are parameters of functions ------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Function:
+class Function(NamedTuple):
     """A function whose parameters are options.
 
     Attributes:

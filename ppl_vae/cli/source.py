@@ -10,7 +10,6 @@ import ast
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from importlib.util import resolve_name
 from pathlib import Path
@@ -29,8 +28,7 @@ class Definition(NamedTuple):
     node: ast.stmt
 
 
-@dataclass(frozen=True)
-class Type:
+class Type(NamedTuple):
     """What an option takes.
 
     Attributes:
@@ -54,8 +52,7 @@ class Type:
         )
 
 
-@dataclass(frozen=True)
-class Parameter:
+class Parameter(NamedTuple):
     """A parameter of a function or of a constructor; `default` is None as well where there is none."""
 
     name: str
