@@ -23,7 +23,7 @@ import pytest
 import torch
 import yaml
 
-from ppl_vae.cli.entry import COMMANDS, main
+from ppl_vae.cli import COMMANDS, main
 from ppl_vae.cli.report import result_table
 from ppl_vae.data import load_data
 from ppl_vae.diagnosis import Diagnosis
@@ -64,8 +64,8 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def numbers_alone() -> Iterator[None]:
     """Neither pictures nor posterior.nc: they take most of a run's time, and `first` has them."""
     with (
-        patch("ppl_vae.cli.train.draw_run", return_value=[]),
-        patch("ppl_vae.cli.train.to_arviz", return_value=None),
+        patch("ppl_vae.cli.finish.draw_run", return_value=[]),
+        patch("ppl_vae.cli.finish.to_arviz", return_value=None),
     ):
         yield
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from ppl_vae.cli.entry import main
+from ppl_vae.cli import main
 from ppl_vae.data import load_data
 from ppl_vae.runs import load_run
 from ppl_vae.runtime import read_tensors
@@ -25,7 +25,7 @@ NETWORK = ("--model.network", "MLP", "--model.network.hidden", "[16]")
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "trained"
-    with patch("ppl_vae.cli.train.draw_run", return_value=[]):
+    with patch("ppl_vae.cli.finish.draw_run", return_value=[]):
         options = ("--max_epochs", "3", "--model.latent_dim", "2", *SMALL, *NETWORK)
         assert main(["train", "--run_dir", str(folder), *options]) == 0
     return folder
@@ -37,7 +37,7 @@ def weights(folder: Path, role: str) -> dict[str, torch.Tensor]:
 
 
 def refit(run: Path, folder: Path, *arguments: str) -> int:
-    with patch("ppl_vae.cli.train.draw_run", return_value=[]):
+    with patch("ppl_vae.cli.finish.draw_run", return_value=[]):
         return main(["refit", str(run), "--run_dir", str(folder), "--max_epochs", "2", *arguments])
 
 
@@ -67,7 +67,7 @@ def test_refit_keeps_the_model_and_makes_a_run_of_its_own(
 
 def test_refit_keeps_a_vamp_prior_that_is_made_of_the_guide(tmp_path: Path) -> None:
     prior = ("--model.prior", "VampPrior", "--model.prior.components", "3")
-    with patch("ppl_vae.cli.train.draw_run", return_value=[]):
+    with patch("ppl_vae.cli.finish.draw_run", return_value=[]):
         options = ("--max_epochs", "1", "--model.latent_dim", "2", *SMALL, *NETWORK, *prior)
         assert main(["train", "--run_dir", str(tmp_path / "first"), *options]) == 0
     z = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
@@ -173,7 +173,7 @@ def test_em_leaves_a_run_that_is_evaluated_exactly(
     assert found["log_likelihood"]["mean"] == pytest.approx(float(exact.detach()), abs=1e-4)
 
 
-def test_a_density_is_fitted_to_dequantised_levels(
+def test_a_density_is_fitted_to_dequantized_levels(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "factors"
@@ -181,5 +181,5 @@ def test_a_density_is_fitted_to_dequantised_levels(
     assert main(["em", *options, "--run_dir", str(folder)]) == 0
     captured = capsys.readouterr()
     assert "not converged" in captured.out
-    assert "17 levels of the data are dequantised" in captured.err
+    assert "17 levels of the data are dequantized" in captured.err
     assert yaml.safe_load((folder / "config.yaml").read_text())["dequantize"] is True

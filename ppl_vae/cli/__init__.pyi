@@ -1,1 +1,2 @@
-from .entry import COMMANDS as COMMANDS, main as main
+from .entry import main as main
+from .options import COMMANDS as COMMANDS

@@ -11,11 +11,12 @@ from jsonargparse import ArgumentParser, Namespace
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ppl_vae.cli.common import rows_of, say, start_run
-from ppl_vae.cli.parser import EM_OPTIONS
+from ppl_vae.cli.common import rows_of, say
+from ppl_vae.cli.mistakes import UsageError
+from ppl_vae.cli.options import EM, names
 from ppl_vae.cli.report import dequantization_note
-from ppl_vae.cli.roles import UsageError
 from ppl_vae.cli.setup import set_up, with_defaults
+from ppl_vae.cli.start import start_run
 from ppl_vae.em import EMFit, fit_em
 from ppl_vae.evaluation import evaluate
 from ppl_vae.models import BernoulliMixture, CategoricalHMM, GaussianMixture
@@ -53,12 +54,11 @@ def em(parser: ArgumentParser, given: Namespace) -> int:
     discrete = setup.data.levels is not None and not options.get("binarize")
     if discrete and not isinstance(setup.model, _DISCRETE):
         # At values that repeat, a density may rise without bound: it would fit the levels, not the data.
-        say(f"the {setup.data.levels} levels of the data are dequantised, for a density")
+        say(f"the {setup.data.levels} levels of the data are dequantized, for a density")
         setup = set_up({**setup.config, "dequantize": True})
     x, transform = setup.data.train, setup.data.transform
-    if (
-        transform is not None
-    ):  # EM needs rows that stay: one draw of what a training would draw for each batch
+    if transform is not None:
+        # EM needs rows that stay: one draw of what a training would draw for each batch.
         with preserve_random_state():
             torch.manual_seed(options["seed"])
             x = transform(x)
@@ -70,7 +70,7 @@ def em(parser: ArgumentParser, given: Namespace) -> int:
             x,
             seed=options["seed"],
             progress=progress,
-            **{name: options[name] for name in EM_OPTIONS if name in options},
+            **{name: options[name] for name in names(EM) if name in options},
         )
         write_weights(folder, fitted.model, setup.guide)
         write_history(folder, fitted.history)

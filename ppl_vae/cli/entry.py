@@ -1,7 +1,7 @@
-"""The command line, ``ppl-vae``.
+"""The command line, `ppl-vae`.
 
-This file holds no more than what has to be there before torch is: the list of commands, exit codes, and how
-errors are told. Exit codes: 0 done, 1 it failed, 2 the command line was wrong, 130 interrupted.
+Exit codes: 0 done, 1 it failed, 2 the command line was wrong, 130 interrupted. Torch, which takes seconds to
+import, is imported only when a command runs.
 """
 
 from __future__ import annotations
@@ -16,19 +16,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from ppl_vae._version import __version__
+from ppl_vae.cli.light import LightParser, command_parser
+from ppl_vae.cli.mistakes import UsageError
+from ppl_vae.cli.options import COMMANDS
 from ppl_vae.runs import plain
-
-COMMANDS = {
-    "train": "train a model/guide pair, evaluate and diagnose it, draw pictures",
-    "em": "fit a model with closed forms by EM: a mixture, factor analysis, ...",
-    "refit": "train a new guide for the model of a run, which stays as it is",
-    "evaluate": "ELBO, rate, distortion and log p(x) of a run's test rows",
-    "gaps": "where a run's bound is lost: approximation gap and amortisation gap",
-    "diagnose": "which latent dimensions a run uses, and why not the others",
-    "sample": "draw from a run's model",
-    "compare": "differences between runs, row by row",
-    "export": "hand a run to ArviZ, as netCDF",
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has seen enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except argparse.ArgumentError as error:
+    except (UsageError, argparse.ArgumentError) as error:
         if debug:
             raise
         return _usage_error(arguments, str(error))
@@ -69,29 +60,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     if "_ARGCOMPLETE" in os.environ:  # a shell asks what could come next
-        from ppl_vae.cli.parser import completion_parser
+        from ppl_vae.cli.completion import answer_argcomplete
 
-        completion_parser(COMMANDS).parse_args(arguments)
+        answer_argcomplete(_root_parser())
         return 0
     command = arguments[0] if arguments else ""
+    if not command:
+        raise UsageError("the following arguments are required: COMMAND")
     if command not in COMMANDS:
-        return _without_command(arguments)
-    from ppl_vae.cli.parser import make_parser
-    from ppl_vae.cli.roles import UsageError
+        _root_parser().check(arguments)
+        return 0
+    command_parser(command).check(arguments[1:])
+    from ppl_vae.cli.parser import make_parser  # from here on with torch
 
-    try:
-        parser = make_parser(command, COMMANDS[command], arguments[1:])
-        given = parser.parse_args(arguments[1:], defaults=False)
-        module = command if command in ("train", "em", "refit") else "run_commands"
-        run = getattr(importlib.import_module(f"ppl_vae.cli.{module}"), command)
-        return int(run(parser, given))
-    except UsageError as error:
-        return _usage_error(arguments, str(error))
+    parser = make_parser(command, arguments[1:])
+    given = parser.parse_args(arguments[1:], defaults=False)
+    module = command if command in ("train", "em", "refit") else "run_commands"
+    run = getattr(importlib.import_module(f"ppl_vae.cli.{module}"), command)
+    return int(run(parser, given))
 
 
-def _without_command(arguments: list[str]) -> int:
-    """--help, --version, --print_completion, or no command at all."""
-    parser = argparse.ArgumentParser(
+def _root_parser() -> LightParser:
+    """The parser of what may stand before a command: --help, --version, --print_completion."""
+    parser = LightParser(
         prog="ppl-vae",
         description="Train, evaluate and diagnose variational autoencoders written as Pyro "
         "model/guide pairs.",
@@ -105,11 +96,10 @@ def _without_command(arguments: list[str]) -> int:
         action=_PrintCompletion,
         help='print a completion script: eval "$(ppl-vae --print_completion bash)"',
     )
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, what in COMMANDS.items():
         commands.add_parser(name, help=what)
-    parser.parse_args(arguments)
-    return 0
+    return parser
 
 
 class _PrintCompletion(argparse.Action):
@@ -120,9 +110,9 @@ class _PrintCompletion(argparse.Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        from ppl_vae.cli.parser import completion_parser
+        from ppl_vae.cli.completion import script
 
-        print(completion_parser(COMMANDS).get_completion_script(f"shtab-{values}"))
+        print(script(_root_parser(), values))
         parser.exit()
 
 

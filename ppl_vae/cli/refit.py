@@ -5,17 +5,13 @@ from __future__ import annotations
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
-from ppl_vae.cli.common import say_trained, start_run
-from ppl_vae.cli.parser import FABRIC_OPTIONS
-from ppl_vae.cli.roles import UsageError
+from ppl_vae.cli.finish import finish_run
+from ppl_vae.cli.mistakes import UsageError
+from ppl_vae.cli.options import FABRIC
 from ppl_vae.cli.setup import set_up, with_defaults
-from ppl_vae.cli.train import report_run
+from ppl_vae.cli.start import start_run
 from ppl_vae.pairs import keep_guide
-from ppl_vae.runs import (
-    discard_folder,
-    load_run,
-    write_weights,
-)
+from ppl_vae.runs import discard_folder, load_run
 from ppl_vae.runtime import make_fabric, resolve_device
 from ppl_vae.training import refit_guide
 
@@ -41,23 +37,17 @@ def refit(parser: ArgumentParser, given: Namespace) -> int:
     folder = start_run(setup, given)
     progress = False if given.get("quiet") else None
     try:
-        fabric = make_fabric(**{name: setup.fit_options.pop(name) for name in FABRIC_OPTIONS})
+        fabric = make_fabric(**{name: setup.fit_options.pop(name) for name in FABRIC})
         fitted = refit_guide(
             setup.model,
             setup.guide,
             setup.data.train,
-            objective=setup.objective,
-            validation=setup.data.validation,
-            transform=setup.data.transform,
-            seed=config["seed"],
             fabric=fabric,
             run_dir=folder,
             progress=progress,
-            **setup.fit_options,
+            **setup.keywords(),
         )
-        say_trained(fitted)
-        write_weights(folder, fitted.model, fitted.guide)
-        report_run(folder, setup, fitted.model, fitted.guide, fitted.history, progress)
+        finish_run(folder, setup, fitted, progress)
     except BaseException:
         discard_folder(folder)
         raise

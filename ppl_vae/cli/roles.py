@@ -1,4 +1,4 @@
-"""Options for objects that are given by the name of their class: model, guide, objective."""
+"""Objects that are given by the name of their class, in the full parser: model, guide, objective."""
 
 from __future__ import annotations
 
@@ -9,57 +9,20 @@ from typing import Any
 
 import yaml
 
-from ppl_vae import guides, models, objectives
-from ppl_vae.models.priors import Prior
+from ppl_vae.cli.known import face, known, role_help, unknown_name
+from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.objectives import Objective
 from ppl_vae.runs import import_by_name, public_name
 
-# The classes that go by their short names.
-KNOWN: dict[str, dict[str, type]] = {
-    "model": {
-        name: getattr(models, name)
-        for name in dir(models)
-        if not issubclass(getattr(models, name), Prior)
-    },
-    "guide": {
-        name: getattr(guides, name)
-        for name in dir(guides)
-        if "guide" not in inspect.signature(getattr(guides, name)).parameters
-        and not inspect.isabstract(getattr(guides, name))
-    },
-    "objective": {
-        name: getattr(objectives, name) for name in dir(objectives) if name.endswith("ELBO")
-    },
-}
 
-
-FILLED_IN = ("data_shape", "latent_dim", "network", "likelihood")  # see set_up()
-
-
-DEFAULTS = {
-    "model": "ppl_vae.models.VAE",
-    "guide": "ppl_vae.guides.MeanField",
-    "objective": "ppl_vae.objectives.ELBO",
-}
-
-
-class UsageError(ValueError):
-    """Options that can not be understood, or not together."""
-
-
-def add_role(parser: Any, role: str, arguments: Sequence[str], default: str | None = None) -> None:
+def add_role(parser: Any, role: str, default: str, arguments: Sequence[str]) -> None:
     """Adds an argument for an object that is given by the name of its class."""
-    known = KNOWN[role]
-    default = default or DEFAULTS[role]
-    classes = []
+    names, classes = known(role), []
     for name in _named(role, arguments) or [default]:
-        if "." not in name and name not in known:
-            raise UsageError(
-                f"--{role} {name}: there is no {role} of this name; known are {', '.join(known)}, "
-                "and any importable class by its full name, package.module.Class"
-            )
+        if "." not in name and name not in names:
+            raise unknown_name(role, name)
         try:
-            found = known[name] if name in known else import_by_name(name)
+            found = import_by_name(f"{face(role)}.{name}" if name in names else name)
         except ValueError as error:
             raise UsageError(f"--{role} {name}: {error}") from error
         if role == "objective" and not (inspect.isclass(found) and issubclass(found, Objective)):
@@ -77,9 +40,7 @@ def add_role(parser: Any, role: str, arguments: Sequence[str], default: str | No
         instantiate=False,
         fail_untyped=False,
         metavar="CLASS",
-        help=f"{', '.join(known)}, or the full name of any importable class; its arguments are "
-        f"--{role}.NAME VALUE, and --{role}.help CLASS lists them (default: "
-        f"{default.rpartition('.')[2]})",
+        help=role_help(role, default),
     )
 
 

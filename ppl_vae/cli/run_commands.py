@@ -6,28 +6,24 @@ from pathlib import Path
 
 import numpy as np
 from jsonargparse import ArgumentParser, Namespace
+from torch import Tensor
 
-from ppl_vae.cli.common import (
-    complete_options,
-    first_rows,
-    keep_result,
-    open_run,
-    output_file,
-    rows_of,
-    say,
-    to_device,
-)
+from ppl_vae.cli.common import keep_result, rows_of, say
+from ppl_vae.cli.finish import MOST_PICTURED
+from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.report import dequantization_note
-from ppl_vae.cli.roles import UsageError
-from ppl_vae.cli.train import MOST_PICTURED
+from ppl_vae.cli.setup import load_rows
+from ppl_vae.data import Data
 from ppl_vae.diagnosis import diagnose as diagnose_pair, inference_gaps
 from ppl_vae.evaluation import (
+    Annealed,
     Generator,
     annealed_importance_sampling,
     evaluate as evaluate_pair,
     to_arviz,
 )
 from ppl_vae.objectives import Objective
+from ppl_vae.pairs import Pair, Program
 from ppl_vae.plots import comparison_plot, gaps_plot, prior_samples
 from ppl_vae.runs import (
     ANNEALED,
@@ -37,28 +33,22 @@ from ppl_vae.runs import (
     PLOTS,
     POSTERIOR,
     Comparison,
+    Run,
     build,
     load_run,
 )
+from ppl_vae.runtime import resolve_device
 
 
 def evaluate(parser: ArgumentParser, given: Namespace) -> int:
     """Evaluates a run's test rows, by importance sampling or by annealed importance sampling."""
-    options, run, data = open_run(parser, given)
-    to_device(run, options.device)
-    x = first_rows(data, options)
+    options, run, data = _open_run(parser, given)
+    _to_device(run, options.device)
+    x = _first_rows(data, options)
+    rows = rows_of(data, len(x))
     if options.method == "ais":
-        annealed = annealed_importance_sampling(
-            run.model,
-            None if options.from_prior else run.guide,
-            x,
-            num_chains=options.num_chains,
-            num_steps=options.num_steps,
-            seed=options.seed,
-            progress=False if options.quiet else None,
-        )
+        annealed = _anneal(run, None if options.from_prior else run.guide, x, options)
         print(f"{annealed}{dequantization_note(annealed, data)}")
-        rows = rows_of(data, len(x))
         keep_result(run.path / ANNEALED, options.overwrite, annealed=annealed, rows=rows)
         return 0
     evaluation = evaluate_pair(
@@ -70,28 +60,16 @@ def evaluate(parser: ArgumentParser, given: Namespace) -> int:
         progress=False if options.quiet else None,
     )
     print(f"{evaluation}{dequantization_note(evaluation, data)}")
-    rows = rows_of(data, len(x))
     keep_result(run.path / EVALUATION, options.overwrite, evaluation=evaluation, rows=rows)
     return 0
 
 
 def gaps(parser: ArgumentParser, given: Namespace) -> int:
     """Says where a run's bound is lost: log p(x), the best ELBO in the guide's family, the ELBO."""
-    options, run, data = open_run(parser, given)
-    to_device(run, options.device)
-    x = first_rows(data, options)
-    progress = False if options.quiet else None
-    truth = None
-    if options.truth == "ais":
-        truth = annealed_importance_sampling(
-            run.model,
-            run.guide,
-            x,
-            num_chains=options.num_chains,
-            num_steps=options.num_steps,
-            seed=options.seed,
-            progress=progress,
-        )
+    options, run, data = _open_run(parser, given)
+    _to_device(run, options.device)
+    x = _first_rows(data, options)
+    truth = _anneal(run, run.guide, x, options) if options.truth == "ais" else None
     found = inference_gaps(
         run.model,
         run.guide,
@@ -99,7 +77,7 @@ def gaps(parser: ArgumentParser, given: Namespace) -> int:
         truth=truth,
         num_samples=options.num_samples,
         seed=options.seed,
-        progress=progress,
+        progress=False if options.quiet else None,
     )
     print(found)
     keep_result(run.path / GAPS, options.overwrite, gaps=found, rows=rows_of(data, len(x)))
@@ -113,8 +91,8 @@ def gaps(parser: ArgumentParser, given: Namespace) -> int:
 
 def diagnose(parser: ArgumentParser, given: Namespace) -> int:
     """Diagnoses a run on its test rows."""
-    options, run, data = open_run(parser, given)
-    to_device(run, options.device)
+    options, run, data = _open_run(parser, given)
+    _to_device(run, options.device)
     objective: Objective = build(run.config["objective"])[0]
     diagnosis = diagnose_pair(
         run.model,
@@ -131,10 +109,10 @@ def diagnose(parser: ArgumentParser, given: Namespace) -> int:
 
 def sample(parser: ArgumentParser, given: Namespace) -> int:
     """Draws from a run's model."""
-    options, run, data = open_run(parser, given)
+    options, run, data = _open_run(parser, given)
     if options.num < 1:
         raise UsageError(f"--num must be at least 1, not {options.num}")
-    output = output_file(options, run.path / "samples.png")
+    output = _output_file(options, run.path / "samples.png")
     generator = Generator(run.model, run.guide, data.test[:MOST_PICTURED], options.seed)
     z, mean, x = generator.from_prior(options.num)
     if output.suffix == ".npz":
@@ -147,10 +125,10 @@ def sample(parser: ArgumentParser, given: Namespace) -> int:
 
 def compare(parser: ArgumentParser, given: Namespace) -> int:
     """Compares runs with the first of them."""
-    options = complete_options(parser, given)
+    options = _complete_options(parser, given)
     if options.runs is None or len(options.runs) < 2:
         raise UsageError("give two runs or more")
-    output = output_file(options, Path("comparison.png"))
+    output = _output_file(options, Path("comparison.png"))
     comparison = Comparison.of([load_run(path) for path in options.runs])
     print(comparison)
     comparison_plot(comparison).savefig(output)
@@ -160,11 +138,64 @@ def compare(parser: ArgumentParser, given: Namespace) -> int:
 
 def export(parser: ArgumentParser, given: Namespace) -> int:
     """Writes a run's draws, data and log p(x) for ArviZ."""
-    options, run, data = open_run(parser, given)
-    output = output_file(options, run.path / POSTERIOR)
+    options, run, data = _open_run(parser, given)
+    output = _output_file(options, run.path / POSTERIOR)
     exported = to_arviz(
         run.model, run.guide, data.test, num_samples=options.num_samples, seed=options.seed
     )
     exported.to_netcdf(output)
     print(output)
     return 0
+
+
+def _complete_options(parser: ArgumentParser, given: Namespace) -> Namespace:
+    """The options given, and the defaults of the others."""
+    options = parser.get_defaults()
+    options.update(given)
+    return options
+
+
+def _open_run(parser: ArgumentParser, given: Namespace) -> tuple[Namespace, Run, Data]:
+    """The options of a command that takes a run, the run, and its data."""
+    options = _complete_options(parser, given)
+    if options.run is None:
+        raise UsageError("RUN is missing: the folder of a run")
+    run = load_run(options.run)
+    return options, run, load_rows(run.config, options.data_dir)
+
+
+def _output_file(options: Namespace, default: Path) -> Path:
+    """The file that a command writes, if it may be written."""
+    output = default if options.output is None else Path(options.output)
+    if output.exists() and not options.overwrite:
+        raise FileExistsError(
+            f"{output} is there already: choose another --output, or pass --overwrite"
+        )
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"--output {output}: there is no folder {output.parent}")
+    return output
+
+
+def _anneal(run: Run, guide: Program | None, x: Tensor, options: Namespace) -> Annealed:
+    """log p(x) by annealed importance sampling, from the guide or, if that is None, from the prior."""
+    return annealed_importance_sampling(
+        run.model,
+        guide,
+        x,
+        num_chains=options.num_chains,
+        num_steps=options.num_steps,
+        seed=options.seed,
+        progress=False if options.quiet else None,
+    )
+
+
+def _first_rows(data: Data, options: Namespace) -> Tensor:
+    """The test rows, or the first of them."""
+    if options.max_rows is not None and options.max_rows < 1:
+        raise UsageError(f"--max_rows must be at least 1, not {options.max_rows}")
+    return data.test[: options.max_rows]
+
+
+def _to_device(run: Run, device: str) -> None:
+    """Moves the pair of a run to the device of this name."""
+    Pair.of(run.model, run.guide).to(resolve_device(device))

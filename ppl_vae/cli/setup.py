@@ -12,17 +12,10 @@ import pyro
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from ppl_vae.cli.parser import (
-    DATA_OPTIONS,
-    FIT_OPTIONS,
-    Parser,
-    add_fit_options,
-)
-from ppl_vae.cli.roles import (
-    DEFAULTS,
-    KNOWN,
-    UsageError,
-)
+from ppl_vae.cli.known import DEFAULTS
+from ppl_vae.cli.mistakes import UsageError
+from ppl_vae.cli.options import DATA, TRAINING, add_functions, names
+from ppl_vae.cli.parser import Parser
 from ppl_vae.data import Data, load_data
 from ppl_vae.likelihoods import Likelihood
 from ppl_vae.networks import Network
@@ -57,11 +50,21 @@ class Setup:
     fit_options: dict[str, Any]
     config: dict[str, Any]
 
+    def keywords(self) -> dict[str, Any]:
+        """The keywords of `fit` and of `refit_guide`."""
+        return {
+            "objective": self.objective,
+            "validation": self.data.validation,
+            "transform": self.data.transform,
+            "seed": self.config["seed"],
+            **self.fit_options,
+        }
+
 
 def with_defaults(parser: ArgumentParser, given: Namespace) -> dict[str, Any]:
     """All options of a training as plain values: those given, and the defaults of the others."""
     options = parser.get_defaults()
-    for role in KNOWN:  # what they leave open depends on the data, see set_up()
+    for role in DEFAULTS:  # what they leave open depends on the data, see set_up()
         options.pop(role, None)
     options.update(given)
     plain: dict[str, Any] = yaml.safe_load(parser.dump(options))
@@ -86,22 +89,22 @@ def load_rows(config: Mapping[str, Any], data_dir: str | None = None) -> Data:
             "the run's config.yaml names no data: it was saved from Python, so that only load_run can use it "
             "there; add `data: NAME`, as `ppl-vae train --data` takes it, if there is such a name"
         )
-    options = {name: config[name] for name in DATA_OPTIONS if name in config}
+    options = {name: config[name] for name in names(DATA) if name in config}
     if data_dir is not None:
         options["data_dir"] = data_dir
     return load_data(config["data"], **options, seed=config.get("seed", 0))
 
 
 def set_up(options: Mapping[str, Any], model: Program | None = None) -> Setup:
-    """Loads the data and builds model, guide and objective from :func:`with_defaults`'s options.
+    """Loads the data and builds model, guide and objective from the options of `with_defaults`.
 
-    What a constructor asks for and the options leave open is filled in: ``data_shape`` from the data, the
-    ``likelihood`` that suits them, the guide's ``latent_dim`` and ``network`` from the model, the guide's
-    ``model``. The result's ``config`` holds all of it, so that it needs no filling in again. A model that
+    What a constructor asks for and the options leave open is filled in: `data_shape` from the data, the
+    `likelihood` that suits them, the guide's `latent_dim` and `network` from the model, the guide's
+    `model`. The result's `config` holds all of it, so that it needs no filling in again. A model that
     is there already, built from these options, is taken as it is.
     """
-    first = ("data", *DATA_OPTIONS, "model", "guide", "objective", *FIT_OPTIONS)
-    config: dict[str, Any] = {n: options.get(n) for n in first if n in options or n in KNOWN}
+    first = ("data", *names(DATA), "model", "guide", "objective", *names(TRAINING))
+    config: dict[str, Any] = {n: options.get(n) for n in first if n in options or n in DEFAULTS}
     config |= options
     data = load_rows(config)
     pyro.set_rng_seed(config["seed"])
@@ -113,9 +116,9 @@ def set_up(options: Mapping[str, Any], model: Program | None = None) -> Setup:
     shared = {name: of_model[name] for name in _SHARED if name in of_model}
     guide, config["guide"] = build(_fill_in(config, "guide", {**shape, **shared}), model)
     objective, config["objective"] = build(_fill_in(config, "objective", {}))
-    parser = Parser(exit_on_error=False)
-    add_fit_options(parser)
-    chosen = parser.parse_object({name: config[name] for name in FIT_OPTIONS if name in config})
+    parser = Parser()
+    add_functions(parser, TRAINING)
+    chosen = parser.parse_object({n: config[n] for n in names(TRAINING) if n in config})
     assert isinstance(objective, Objective)
     return Setup(data, model, guide, objective, vars(parser.instantiate(chosen)), config)
 

@@ -6,40 +6,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from ppl_vae.cli.common import (
-    check_setup,
-    new_folder,
-    rows_of,
-    say,
-    say_trained,
-)
-from ppl_vae.cli.parser import FABRIC_OPTIONS
-from ppl_vae.cli.report import dequantization_note, result_table
-from ppl_vae.cli.roles import UsageError
-from ppl_vae.cli.setup import Setup, set_up, with_defaults
-from ppl_vae.diagnosis import diagnose as diagnose_pair
-from ppl_vae.evaluation import Generator, evaluate as evaluate_pair, to_arviz
-from ppl_vae.pairs import Pair, Program
-from ppl_vae.plots import draw_run
-from ppl_vae.runs import (
-    CHECKPOINTS,
-    PLOTS,
-    POSTERIOR,
-    discard_folder,
-    prepare_folder,
-    read_config,
-    write_config,
-    write_results,
-    write_weights,
-)
+from ppl_vae.cli.common import say
+from ppl_vae.cli.finish import finish_run
+from ppl_vae.cli.mistakes import UsageError
+from ppl_vae.cli.options import FABRIC
+from ppl_vae.cli.setup import set_up, with_defaults
+from ppl_vae.cli.start import check_setup, new_folder
+from ppl_vae.runs import CHECKPOINTS, discard_folder, prepare_folder, read_config, write_config
 from ppl_vae.runtime import make_fabric, resolve_device
 from ppl_vae.training import fit
-
-MOST_PICTURED = 1000  # test rows at most that go into pictures
 
 
 def train(parser: ArgumentParser, given: Namespace) -> int:
@@ -61,7 +39,7 @@ def train(parser: ArgumentParser, given: Namespace) -> int:
     if resumed is None:
         folder = Path(given.get("run_dir") or new_folder(setup.config))
         check_setup(setup)  # before anything is written, and anything overwritten
-    fabric = make_fabric(**{name: setup.fit_options.pop(name) for name in FABRIC_OPTIONS})
+    fabric = make_fabric(**{name: setup.fit_options.pop(name) for name in FABRIC})
     folder = Path(fabric.broadcast(str(folder)))  # its name holds the time
     if fabric.is_global_zero:
         if resumed is None:
@@ -74,21 +52,15 @@ def train(parser: ArgumentParser, given: Namespace) -> int:
             setup.model,
             setup.guide,
             setup.data.train,
-            objective=setup.objective,
-            validation=setup.data.validation,
-            transform=setup.data.transform,
-            seed=setup.config["seed"],
             fabric=fabric,
             run_dir=folder,
             resume=any((folder / CHECKPOINTS).glob("step-*")),
             progress=progress,
-            **setup.fit_options,
+            **setup.keywords(),
         )
         if not fabric.is_global_zero:
             return 0
-        say_trained(fitted)
-        write_weights(folder, fitted.model, fitted.guide)
-        report_run(folder, setup, fitted.model, fitted.guide, fitted.history, progress)
+        finish_run(folder, setup, fitted, progress)
     except KeyboardInterrupt:
         print(f"\ncontinue with: ppl-vae train --resume {folder}", file=sys.stderr)
         raise
@@ -97,42 +69,6 @@ def train(parser: ArgumentParser, given: Namespace) -> int:
             discard_folder(folder)  # it never began
         raise
     return 0
-
-
-def report_run(
-    folder: Path,
-    setup: Setup,
-    model: Program,
-    guide: Program,
-    history: list[dict[str, float]],
-    progress: bool | None,
-) -> None:
-    """Everything after the training."""
-    data, seed = setup.data, setup.config["seed"]
-    evaluation = evaluate_pair(
-        model,
-        guide,
-        data.test,
-        num_samples=setup.config["num_samples"],
-        seed=seed,
-        progress=progress,
-    )
-    beta = setup.objective.beta_at(len(history))
-    diagnosis = diagnose_pair(model, guide, data.test, beta=beta, seed=seed, progress=progress)
-    say(f"writing {POSTERIOR} for ArviZ")
-    arviz = to_arviz(model, guide, data.test, evaluation=evaluation, seed=seed)
-    write_results(
-        folder, evaluation=evaluation, diagnosis=diagnosis, arviz=arviz, rows=rows_of(data)
-    )
-    Pair.of(model, guide).to(torch.device("cpu"))
-    labels = None if data.test_labels is None else data.test_labels[:MOST_PICTURED]
-    generator = Generator(model, guide, data.test[:MOST_PICTURED], seed)
-    failed = draw_run(folder / PLOTS, generator, history, evaluation, diagnosis, labels)
-    print(result_table(evaluation, diagnosis) + dequantization_note(evaluation, data))
-    print(f"\n{diagnosis.summary()}")
-    print(f"\nrun folder: {folder}\npictures:   {folder / PLOTS}")
-    for line in failed:
-        print(f"ppl-vae: warning: {line}", file=sys.stderr)
 
 
 def _options_of_run(parser: ArgumentParser, given: Namespace) -> dict[str, Any]:

@@ -1,0 +1,87 @@
+"""The end of a training: the pair is measured; what was found is saved, drawn and printed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from ppl_vae.cli.common import rows_of, say
+from ppl_vae.cli.report import dequantization_note, result_table
+from ppl_vae.cli.setup import Setup
+from ppl_vae.diagnosis import Diagnosis, diagnose
+from ppl_vae.evaluation import Evaluation, Generator, evaluate, to_arviz
+from ppl_vae.pairs import Pair
+from ppl_vae.plots import draw_run
+from ppl_vae.runs import PLOTS, POSTERIOR, write_results, write_weights
+from ppl_vae.training import Fit
+
+MOST_PICTURED = 1000
+"""Test rows at most that go into pictures."""
+
+
+class Measured(NamedTuple):
+    """What is known of a trained pair."""
+
+    evaluation: Evaluation
+    diagnosis: Diagnosis
+
+
+def finish_run(folder: Path, setup: Setup, fitted: Fit, progress: bool | None) -> None:
+    """Everything after the training of a run."""
+    say(
+        f"trained {fitted.epochs} epochs ({fitted.steps} steps) in {fitted.seconds:.0f} s: {fitted.stopped}"
+        + (f"; kept epoch {fitted.best_epoch}" if fitted.best_epoch != fitted.epochs else "")
+    )
+    write_weights(folder, fitted.model, fitted.guide)
+    measured = _measure(setup, fitted, progress)
+    _save(folder, setup, fitted, measured)
+    failed = _draw(folder, setup, fitted, measured)
+    _show(folder, setup, measured)
+    for line in failed:
+        print(f"ppl-vae: warning: {line}", file=sys.stderr)
+
+
+def _measure(setup: Setup, fitted: Fit, progress: bool | None) -> Measured:
+    seed = setup.config["seed"]
+    evaluation = evaluate(
+        fitted.model,
+        fitted.guide,
+        setup.data.test,
+        num_samples=setup.config["num_samples"],
+        seed=seed,
+        progress=progress,
+    )
+    beta = setup.objective.beta_at(len(fitted.history))
+    diagnosis = diagnose(
+        fitted.model, fitted.guide, setup.data.test, beta=beta, seed=seed, progress=progress
+    )
+    return Measured(evaluation, diagnosis)
+
+
+def _save(folder: Path, setup: Setup, fitted: Fit, measured: Measured) -> None:
+    evaluation, diagnosis = measured
+    data, seed = setup.data, setup.config["seed"]
+    say(f"writing {POSTERIOR} for ArviZ")
+    arviz = to_arviz(fitted.model, fitted.guide, data.test, evaluation=evaluation, seed=seed)
+    rows = rows_of(data)
+    write_results(folder, evaluation=evaluation, diagnosis=diagnosis, arviz=arviz, rows=rows)
+
+
+def _draw(folder: Path, setup: Setup, fitted: Fit, measured: Measured) -> list[str]:
+    """Draws the pictures; what failed is returned, because it costs no results."""
+    data = setup.data
+    Pair.of(fitted.model, fitted.guide).to(torch.device("cpu"))
+    labels = None if data.test_labels is None else data.test_labels[:MOST_PICTURED]
+    rows = data.test[:MOST_PICTURED]
+    generator = Generator(fitted.model, fitted.guide, rows, setup.config["seed"])
+    return draw_run(folder / PLOTS, generator, fitted.history, *measured, labels)
+
+
+def _show(folder: Path, setup: Setup, measured: Measured) -> None:
+    evaluation, diagnosis = measured
+    print(result_table(evaluation, diagnosis) + dequantization_note(evaluation, setup.data))
+    print(f"\n{diagnosis.summary()}")
+    print(f"\nrun folder: {folder}\npictures:   {folder / PLOTS}")

@@ -1,0 +1,224 @@
+"""Parsers without torch, which takes seconds to import: they find mistakes, print help and complete words.
+
+They read the same description as the full parser (`parser.py`), which alone makes values. What only classes
+can judge, such as `--model.latent_dim`, is left to that one.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ppl_vae.cli.known import face, known, role_help, unknown_name
+from ppl_vae.cli.mistakes import UsageError, did_you_mean, wrong_value
+from ppl_vae.cli.options import COMMANDS, Function, describe
+from ppl_vae.cli.source import (
+    Definition,
+    Type,
+    function,
+    offered,
+    parameters,
+    subclasses,
+    summary,
+)
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Says the type and the default of each option."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text, expected = action.help or "", getattr(action, "expected", None)
+        said = []
+        if expected is not None and (expected.bases or not action.choices):
+            said.append(f"type: {_named(expected)}")
+        if action.option_strings and (expected or (action.choices and action.default)):
+            said.append(f"default: {_shown(action.default)}")
+        if said and "(default: " not in text:
+            text = f"{text} ({', '.join(said)})"
+        return text.replace("%", "%%")
+
+
+class LightParser(argparse.ArgumentParser):
+    """A parser of one command, or of the whole command line."""
+
+    def __init__(self, **how: Any) -> None:
+        how = {"formatter_class": _Formatter, "allow_abbrev": False, "exit_on_error": False, **how}
+        super().__init__(**how)
+        self.roles: dict[str, argparse.Action] = {}
+        self.objects: dict[str, Type] = {}
+
+    # -- the description ---------------------------------------------------------------------------------
+
+    def add_argument(self, *names: str, **how: Any) -> argparse.Action:
+        """Adds one option; its value stays text."""
+        kind = how.pop("type", None)
+        if how.get("action") == "config":  # known to the full parser alone
+            del how["action"]
+        action = super().add_argument(*names, **how)
+        if kind is not None:
+            _expect(action, Type((kind.__name__,)))
+        return action
+
+    def add_function(self, function_: Function) -> None:
+        """Adds the parameters of a function, read from its source."""
+        definition = function(function_.path)
+        group = self.add_argument_group(summary(definition).replace("%", "%%"))
+        for parameter in parameters(definition):
+            if parameter.name in function_.skip:
+                continue
+            name, expected = f"--{parameter.name}", parameter.type
+            if expected.bases:
+                self.objects[name] = expected
+                self._add_help_of(group, name)
+            action = group.add_argument(
+                name,
+                default=parameter.default,
+                help=parameter.help,
+                choices=None if expected.kinds else expected.values or None,
+                metavar="CLASS" if expected.bases else None,
+            )
+            _expect(action, expected)
+
+    def add_role(self, role: str, default: str) -> None:
+        """Adds an object that is given by the name of its class; `spell_out` adds the names."""
+        title = "The pair, and what is maximized"
+        group = next((g for g in self._action_groups if g.title == title), None)
+        group = group or self.add_argument_group(title)
+        self._add_help_of(group, f"--{role}")
+        self.roles[role] = group.add_argument(f"--{role}", metavar="CLASS", default=default)
+
+    @staticmethod
+    def _add_help_of(group: Any, name: str) -> None:
+        group.add_argument(
+            f"{name}.help", nargs="?", metavar="CLASS", help="list CLASS's arguments"
+        )
+
+    # -- mistakes ----------------------------------------------------------------------------------------
+
+    def check(self, arguments: Sequence[str]) -> None:
+        """Raises an error for what is wrong at first sight.
+
+        Raises:
+            UsageError: There is no such option, or its value is of a wrong type.
+            argparse.ArgumentError: Likewise; or a value is missing.
+        """
+        for argument in arguments:
+            name = argument.partition("=")[0]
+            if self._is_below_another(name) and name not in self._option_string_actions:
+                self.add_argument(name, nargs="?")  # the full parser knows what it takes
+        for action in self._actions:
+            action.required = False  # it has words of its own for what is missing
+        _, unknown = self.parse_known_args(arguments)
+        if unknown:
+            options = [name for name in self._option_string_actions if "." not in name]
+            wrong = next((word for word in unknown if word.startswith("-")), "").partition("=")[0]
+            hint = did_you_mean(wrong, options)
+            raise UsageError(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+
+    def _is_below_another(self, name: str) -> bool:
+        above, dot, _ = name.partition(".")
+        return bool(dot) and above in self._option_string_actions
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> str:
+        return arg_string
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        expected: Type | None = getattr(action, "expected", None)
+        role = action.dest.removesuffix(".help")
+        if role in self.roles:
+            if value.isidentifier() and value not in known(role) and not Path(value).is_file():
+                raise unknown_name(role, value)
+        elif isinstance(action, argparse._SubParsersAction) and value not in COMMANDS:
+            hint = did_you_mean(value, COMMANDS)
+            listed = ", ".join(map(repr, COMMANDS))
+            raise UsageError(
+                f"argument COMMAND: invalid choice: {value!r} (choose from {listed}){hint}"
+            )
+        elif expected is None:
+            super()._check_value(action, value)
+        elif wrong := wrong_value(expected, value):
+            raise UsageError(f"{action.option_strings[0]}: {wrong}")
+
+    def error(self, message: str) -> Any:
+        """Raises an error, rather than printing one."""
+        raise UsageError(message)
+
+    # -- words -------------------------------------------------------------------------------------------
+
+    def format_help(self) -> str:
+        """The help, for which the names of classes are looked up."""
+        self.spell_out()
+        return super().format_help()
+
+    def spell_out(self) -> None:
+        """Looks up the names that may be given for the objects."""
+        for role, action in self.roles.items():
+            action.help = role_help(role, str(action.default))
+            self._set_choices(role, known(role))
+        for name, expected in self.objects.items():
+            null = ["null"] if "null" in expected.values else []
+            self._set_choices(name[2:], [*_classes(expected), *null])
+
+    def _set_choices(self, name: str, choices: list[str]) -> None:
+        self._option_string_actions[f"--{name}"].choices = choices
+        self._option_string_actions[f"--{name}.help"].choices = [c for c in choices if c != "null"]
+
+    def add_options_below(self) -> None:
+        """Adds the arguments of all classes that may be given, for completion."""
+        for role in self.roles:
+            classes = offered(face(role))
+            self._add_below(f"--{role}", [parameters(classes[n]) for n in known(role)], ())
+        for name, expected in self.objects.items():
+            self._add_objects_below(name, expected, ())
+
+    def _add_below(self, name: str, constructors: Iterable[Any], above: tuple[str, ...]) -> None:
+        found: dict[str, Type] = {}
+        for constructor in constructors:
+            for parameter in constructor:
+                found[parameter.name] = found.get(parameter.name, Type()) | parameter.type
+        for parameter_name, expected in found.items():
+            below = f"{name}.{parameter_name}"
+            if below == "--guide.model" or below in self._option_string_actions:
+                continue
+            action = self.add_argument(below, choices=[*_classes(expected), *expected.values])
+            _expect(action, expected)
+            self._add_objects_below(below, expected, above)
+
+    def _add_objects_below(self, name: str, expected: Type, above: tuple[str, ...]) -> None:
+        classes = _classes(expected)
+        if not set(classes) & set(above):  # an object may hold one of its own kind
+            first = 1 if expected.called else 0
+            constructors = [parameters(found)[first:] for found in classes.values()]
+            self._add_below(name, constructors, (*above, *classes))
+
+
+def command_parser(command: str) -> LightParser:
+    """The parser of a command."""
+    parser = LightParser(prog=f"ppl-vae {command}", description=COMMANDS[command])
+    describe(command, parser)
+    return parser
+
+
+def _expect(action: argparse.Action, expected: Type) -> None:
+    """Notes the type of an option at the option; argparse would convert to its own `type`."""
+    vars(action)["expected"] = expected
+
+
+def _classes(expected: Type) -> dict[str, Definition]:
+    """The classes that may be given by their names."""
+    return {n: found for base in expected.bases for n, found in subclasses(base).items()}
+
+
+def _named(expected: Type) -> str:
+    """A type in words."""
+    values = [] if expected.bases or not expected.kinds else list(expected.values)
+    return " or ".join([*expected.kinds, *values, *(["a class"] if expected.bases else [])])
+
+
+def _shown(default: Any) -> str:
+    """A default as one writes it on the command line."""
+    if default is None:
+        return "null"
+    return str(default).lower() if isinstance(default, bool) else str(default)

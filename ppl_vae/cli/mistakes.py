@@ -1,0 +1,48 @@
+"""What is wrong with a command line, as far as it shows without torch."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+
+from ppl_vae.cli.source import Type
+
+_VALUES = {"null", "none", "true", "false", "inf", "infinity", "nan"}
+"""Words that YAML or Python read as values: the full parser judges them."""
+
+
+class UsageError(ValueError):
+    """Options that cannot be understood, or not together."""
+
+
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """A hint at the nearest of the right words, or nothing.
+
+    Example:
+        >>> did_you_mean("--max_epoch", ["--max_epochs", "--seed"])
+        ' (did you mean --max_epochs?)'
+    """
+    bare = {right.lstrip("-"): right for right in words}  # dashes would make all options alike
+    nearest = difflib.get_close_matches(word.lstrip("-"), bare, n=1)
+    return f" (did you mean {bare[nearest[0]]}?)" if nearest else ""
+
+
+def wrong_value(expected: Type, value: str) -> str:
+    """What is wrong with a value; empty where only the full parser can say.
+
+    Numbers have many spellings in YAML: a word alone is surely none.
+
+    Example:
+        >>> wrong_value(Type(kinds=("int",)), "many"), wrong_value(Type(kinds=("int",)), "1e3")
+        ('expected int, got many', '')
+    """
+    if expected.kinds in (("int",), ("float",)):
+        wrong = value.isalpha() and value.lower() not in _VALUES
+        return f"expected {expected.kinds[0]}, got {value}" if wrong else ""
+    closed = expected.values and not (expected.kinds or expected.bases or "true" in expected.values)
+    spelled = re.fullmatch(r"[\w-]+", value) and value.lower() not in _VALUES
+    if closed and spelled and value not in expected.values:
+        listed = ", ".join(repr(v) for v in expected.values if v != "null")
+        return f"expected one of {listed}, got {value}"
+    return ""

@@ -1,0 +1,281 @@
+"""What each command can be told, described once: `light.py` and `parser.py` make parsers from it.
+
+Nothing here imports torch. Options that are parameters of a function are named by the function alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, Protocol
+
+from ppl_vae.cli.known import DEFAULTS
+from ppl_vae.cli.source import function, parameters
+
+COMMANDS = {
+    "train": "train a model/guide pair, evaluate and diagnose it, draw pictures",
+    "em": "fit a model with closed forms by EM: a mixture, factor analysis, ...",
+    "refit": "train a new guide for the model of a run, which stays as it is",
+    "evaluate": "ELBO, rate, distortion and log p(x) of a run's test rows",
+    "gaps": "where a run's bound is lost: approximation gap and amortization gap",
+    "diagnose": "which latent dimensions a run uses, and why not the others",
+    "sample": "draw from a run's model",
+    "compare": "differences between runs, row by row",
+    "export": "hand a run to ArviZ, as netCDF",
+}
+
+
+# -- options that are parameters of functions ------------------------------------------------------------
+
+
+class Function(NamedTuple):
+    """A function whose parameters are options.
+
+    Attributes:
+        path: Its full name.
+        skip: Parameters that are no options.
+    """
+
+    path: str
+    skip: tuple[str, ...]
+
+    def options(self) -> list[str]:
+        """The names of its options."""
+        names = [parameter.name for parameter in parameters(function(self.path))]
+        return [name for name in names if name not in self.skip]
+
+
+DATA = (Function("ppl_vae.data.load_data", skip=("name", "seed")),)
+
+TRAINING = (
+    Function(
+        "ppl_vae.training.fit",
+        skip=(
+            *("model", "guide", "x", "objective", "validation", "transform"),
+            *("seed", "fabric", "run_dir", "resume", "progress"),
+        ),
+    ),
+    Function("ppl_vae.runtime.make_fabric", skip=("device",)),  # which `fit` has as well
+)
+
+FABRIC = ("device", *TRAINING[1].options())
+"""What `make_fabric` is told."""
+
+EM = (
+    Function(
+        "ppl_vae.em.fit_em",
+        skip=("model", "x", "guide", "online", "m_step", "initialize", "seed", "progress"),
+    ),
+)
+
+
+def names(functions: Iterable[Function]) -> list[str]:
+    """The names of the options of several functions."""
+    return [name for f in functions for name in f.options()]
+
+
+# -- the commands ----------------------------------------------------------------------------------------
+
+
+class Options(Protocol):
+    """What describes options to a parser."""
+
+    def add_argument(self, *names: str, **how: Any) -> Any:
+        """Adds one option, as argparse does."""
+
+    def add_function(self, function: Function) -> None:
+        """Adds the parameters of a function."""
+
+    def add_role(self, role: str, default: str) -> None:
+        """Adds an object that is given by the name of its class."""
+
+    def set_defaults(self, **defaults: Any) -> None:
+        """Replaces defaults."""
+
+
+def describe(command: str, options: Options) -> None:
+    """Adds the options of a command to a parser."""
+    _DESCRIPTIONS[command](options)
+    _add_flag(options, "--quiet", "no progress bar")
+    _add_flag(options, "--debug", "tracebacks of errors")
+
+
+def _train(options: Options) -> None:
+    _add_config(options)
+    options.add_argument(
+        "--resume",
+        type=str,
+        metavar="RUN",
+        help="continue an interrupted run; only max_epochs may change",
+    )
+    _add_run_dir(options)
+    _add_num_samples(options, "importance samples per test row, for log p(x)")
+    for role, default in DEFAULTS.items():
+        options.add_role(role, default)
+    _add_data(options)
+    _add_training(options)
+    _add_versions(options)
+
+
+def _em(options: Options) -> None:
+    _add_config(options)
+    _add_run_dir(options)
+    options.add_role("model", "ppl_vae.models.GaussianMixture")
+    _add_data(options)
+    add_functions(options, EM)
+    _add_versions(options)
+
+
+def _refit(options: Options) -> None:
+    options.add_argument(
+        "run", type=str, metavar="RUN", help="folder of the run whose model is kept"
+    )
+    _add_run_dir(options)
+    _add_num_samples(options, "importance samples per test row, for log p(x)")
+    for role in ("guide", "objective"):
+        options.add_role(role, DEFAULTS[role])
+    _add_training(options)
+
+
+def _evaluate(options: Options) -> None:
+    _add_run(options)
+    _add_estimator(
+        options,
+        "--method",
+        "log p(x) by importance sampling from the guide, or by annealed importance sampling: slower, and "
+        "right where the guide is poor",
+    )
+    _add_flag(options, "--from_prior", "chains start at the prior, not at the guide")
+    _add_max_rows(options, None)
+    _add_device(options)
+    _add_flag(options, "--overwrite", "replace the run's evaluation.json or annealed.json")
+
+
+def _gaps(options: Options) -> None:
+    _add_run(options)
+    _add_estimator(
+        options,
+        "--truth",
+        "where log p(x) comes from, if the model does not know it: importance sampling from each row's "
+        "best q, or annealed importance sampling",
+    )
+    _add_max_rows(options, 100)
+    _add_device(options)
+    _add_flag(options, "--overwrite", "replace gaps.json and its picture")
+
+
+def _diagnose(options: Options) -> None:
+    _add_run(options)
+    _add_device(options)
+    _add_flag(options, "--overwrite", "replace the run's diagnosis.json")
+
+
+def _sample(options: Options) -> None:
+    _add_run(options)
+    options.add_argument("--num", type=int, default=64, help="number of samples")
+    what = "a picture (.png, .pdf, .svg) or arrays z, mean and x (.npz)"
+    _add_output(options, what, "RUN/samples.png")
+
+
+def _compare(options: Options) -> None:
+    what = "run folders; the others are compared with the first"
+    options.add_argument("runs", nargs="+", type=str, metavar="RUN", help=what)
+    _add_output(options, "the picture", "comparison.png")
+
+
+def _export(options: Options) -> None:
+    _add_run(options)
+    _add_num_samples(options, "importance samples per row")
+    _add_output(options, "netCDF file for ArviZ", "RUN/posterior.nc")
+
+
+_DESCRIPTIONS: dict[str, Callable[[Options], None]] = {
+    "train": _train,
+    "em": _em,
+    "refit": _refit,
+    "evaluate": _evaluate,
+    "gaps": _gaps,
+    "diagnose": _diagnose,
+    "sample": _sample,
+    "compare": _compare,
+    "export": _export,
+}
+
+
+# -- what several commands can be told -------------------------------------------------------------------
+
+
+def add_functions(options: Options, functions: Iterable[Function]) -> None:
+    """Adds the options of several functions."""
+    for each in functions:
+        options.add_function(each)
+
+
+def _add_flag(options: Options, name: str, what: str) -> None:
+    options.add_argument(name, action="store_true", help=what)
+
+
+def _add_run(options: Options) -> None:
+    options.add_argument("run", type=str, metavar="RUN", help="run folder")
+    what = "where torchvision's files are now, if they have moved"
+    options.add_argument("--data_dir", type=str, help=what)
+    options.add_argument("--seed", type=int, default=0, help="of all draws")
+
+
+def _add_config(options: Options) -> None:
+    options.add_argument("--config", action="config", help="YAML file with any of these options")
+    _add_flag(options, "--print_config", "print all options as YAML for --config, and stop")
+
+
+def _add_run_dir(options: Options) -> None:
+    what = "run folder (default: runs/<data>-<model>-<guide>-<time>)"
+    options.add_argument("--run_dir", type=str, help=what)
+    _add_flag(options, "--overwrite", "replace the run in run_dir")
+    options.add_argument("--seed", type=int, default=0, help="of weights, batches and draws")
+
+
+def _add_num_samples(options: Options, what: str) -> None:
+    options.add_argument("--num_samples", type=int, default=1000, help=what)
+
+
+def _add_data(options: Options) -> None:
+    options.add_argument(
+        "--data",
+        type=str,
+        default="digits",
+        help="digits, MNIST, FashionMNIST, KMNIST, EMNIST, CIFAR10, SVHN, folder:PATH, or an array file "
+        "PATH.npy, PATH.npz, PATH.pt",
+    )
+    add_functions(options, DATA)
+
+
+def _add_training(options: Options) -> None:
+    add_functions(options, TRAINING)
+    options.set_defaults(max_epochs=200, patience=30)
+
+
+def _add_versions(options: Options) -> None:
+    """A run's config.yaml has them, and may be given as --config."""
+    options.add_argument("--versions", type=dict, help=argparse.SUPPRESS)
+
+
+def _add_estimator(options: Options, name: str, what: str) -> None:
+    options.add_argument(name, choices=("importance", "ais"), default="importance", help=what)
+    _add_num_samples(options, "importance samples per row")
+    options.add_argument("--num_chains", type=int, default=16, help="chains per row, for ais")
+    options.add_argument("--num_steps", type=int, default=200, help="temperatures, for ais")
+
+
+def _add_device(options: Options) -> None:
+    options.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, ...")
+
+
+def _add_max_rows(options: Options, default: int | None) -> None:
+    what = f"use only the first so many test rows (default: {default or 'all'})"
+    options.add_argument("--max_rows", type=int, default=default, help=what)
+
+
+def _add_output(options: Options, what: str, default: str) -> None:
+    what = f"{what} (default: {default})"
+    options.add_argument("-o", "--output", type=str, metavar="FILE", help=what)
+    _add_flag(options, "--overwrite", "replace FILE")

@@ -1,0 +1,196 @@
+"""What is answered without torch, which takes seconds to import: in the same words as with it."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import os
+import shutil
+import subprocess
+import sys
+import typing
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from ppl_vae import guides, models, objectives
+from ppl_vae.cli import COMMANDS, source
+from ppl_vae.cli.known import known
+from ppl_vae.cli.light import command_parser
+from ppl_vae.cli.parser import make_parser
+from ppl_vae.models.priors import Prior
+
+ROOT = Path(__file__).parent.parent
+HEAVY = ("torch", "pyro", "jsonargparse", "numpy", "matplotlib")
+RUN = "from ppl_vae.cli import main; sys.exit(main(sys.argv[1:]) or 0)"
+LIGHT = [
+    (["--help"], 0, "ppl-vae COMMAND --help"),
+    (["--version"], 0, "ppl-vae "),
+    (["--print_completion", "bash"], 0, "complete -o bashdefault -F _shtab_ppl_vae ppl-vae"),
+    (["--print_completion", "zsh"], 0, "#compdef ppl-vae"),
+    (["trian"], 2, "invalid choice: 'trian'"),
+    (["trian"], 2, "did you mean train?"),
+    (["--versoin"], 2, "did you mean --version?"),
+    ([], 2, "COMMAND"),
+    *(([name, "--quite"], 2, "--quite (did you mean --quiet?)") for name in COMMANDS),
+    *(([name, "--help"], 0, what) for name, what in COMMANDS.items()),
+    (["train", "--max_epoch", "3"], 2, "--max_epoch 3 (did you mean --max_epochs?)"),
+    (
+        ["train", "--model.latent_dim", "3", "--sed=1"],
+        2,
+        "arguments: --sed=1 (did you mean --seed?)",
+    ),
+    (["train", "--max_epochs", "many"], 2, "--max_epochs: expected int, got many"),
+    (["train", "--learning_rate", "low"], 2, "--learning_rate: expected float, got low"),
+    (["train", "--binarize", "no"], 2, "one of 'threshold', 'static', 'dynamic', got no"),
+    (["train", "--guide", "MeanFeild"], 2, "(did you mean MeanField?); known are BottomUp, "),
+    (["evaluate", "RUN", "--method", "magic"], 2, "invalid choice: 'magic'"),
+    (["evaluate", "RUN", "--seed"], 2, "--seed: expected one argument"),
+]
+
+
+def python(
+    code: str, *arguments: str, **environment: str
+) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """A run of Python, and which of the heavy modules it had loaded when it ended."""
+    at_exit = f"""
+import atexit, sys
+atexit.register(lambda: print("loaded:", *[n for n in {HEAVY} if n in sys.modules], file=sys.stderr))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", at_exit + code, *arguments],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return done, done.stderr.rpartition("loaded:")[2].split()
+
+
+@pytest.mark.parametrize("module", ["ppl_vae", "ppl_vae.cli", "ppl_vae.cli.entry"])
+def test_an_import_is_light(module: str) -> None:
+    done, loaded = python(f"import {module}\nassert dir({module})")
+    assert done.returncode == 0, done.stderr
+    assert loaded == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"), LIGHT, ids=[f"{' '.join(a)}-{w[:12]}" for a, _, w in LIGHT]
+)
+def test_an_answer_is_light(arguments: list[str], code: int, words: str) -> None:
+    done, loaded = python(RUN, *arguments)
+    assert done.returncode == code, done.stderr
+    assert words in " ".join((done.stdout + done.stderr).split())
+    assert "Traceback" not in done.stderr
+    if code == 2:
+        name = arguments[0] if arguments and arguments[0] in COMMANDS else ""
+        assert f"Try `{f'ppl-vae {name}'.strip()} --help`." in done.stderr
+    assert loaded == []
+
+
+def test_argcomplete_is_answered_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "argcomplete.py").write_text(
+        "def autocomplete(parser):\n"
+        "    (commands,) = [a.choices for a in parser._actions if a.choices and 'train' in a.choices]\n"
+        "    print(*commands['train']._option_string_actions)\n"
+    )
+    path = os.pathsep.join(map(str, (ROOT, tmp_path)))
+    done, loaded = python(RUN, _ARGCOMPLETE="1", PYTHONPATH=path)
+    assert done.returncode == 0, done.stderr
+    assert {"--max_epochs", "--model.latent_dim", "--optimizer.lr"} <= set(done.stdout.split())
+    assert loaded == []
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("tr", {"train"}),
+        ("train --guide Mean", {"MeanField"}),
+        ("train --model.network ", {"MLP", "Convolutional"}),
+        ("train --max_", {"--max_epochs", "--max_rows"}),
+        ("train --objective.beta.ep", {"--objective.beta.epochs"}),
+        ("train --binarize th", {"threshold"}),
+        ("evaluate RUN --method a", {"ais"}),
+    ],
+)
+def test_bash_completes(line: str, expected: set[str], completion: Path) -> None:
+    script = (
+        f'source "{completion}"; line="$1"; COMP_WORDS=(ppl-vae $line); '
+        '[[ "$line" == *" " ]] && COMP_WORDS+=(""); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); '
+        '_shtab_ppl_vae; printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(["bash", "-c", script, "bash", line], capture_output=True, text=True)
+    assert set(done.stdout.split()) == expected, done.stderr
+
+
+@pytest.fixture(scope="module")
+def completion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("completion") / "ppl-vae.bash"
+    file.write_text(python(RUN, "--print_completion", "bash")[0].stdout)
+    return file
+
+
+# -- the light description and the full parser agree -----------------------------------------------------
+
+CLASSES: dict[str, Collection[str]] = {
+    "model": [n for n in dir(models) if not issubclass(getattr(models, n), Prior)],
+    "guide": [
+        name
+        for name in dir(guides)
+        if "guide" not in inspect.signature(getattr(guides, name)).parameters
+        and not inspect.isabstract(getattr(guides, name))
+    ],
+    "objective": [name for name in dir(objectives) if name.endswith("ELBO")],
+}
+
+
+def values_of(hint: Any) -> set[str] | None:
+    """The values that a type lists; None for a type with others."""
+    if hint is bool:
+        return {"true", "false"}
+    if hint is type(None):
+        return {"null"}
+    if typing.get_origin(hint) is Literal:
+        return set(typing.get_args(hint))
+    found = [values_of(part) for part in typing.get_args(hint)]
+    return None if not found or None in found else set().union(*(f for f in found if f))
+
+
+@pytest.mark.parametrize("role", CLASSES)
+def test_the_known_classes_are_those_of_the_package(role: str) -> None:
+    assert known(role) == sorted(CLASSES[role])
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_light_and_full_parser_have_the_same_options(name: str) -> None:
+    light, full = command_parser(name), make_parser(name)
+    light.spell_out()
+    assert set(light._option_string_actions) == set(full._option_string_actions)
+    positionals = ([a.dest for a in p._actions if not a.option_strings] for p in (light, full))
+    assert next(positionals) == next(positionals)
+    for option, action in full._option_string_actions.items():
+        here = light._option_string_actions[option]
+        hint = getattr(action, "_typehint", None)
+        role = option.removeprefix("--").removesuffix(".help")
+        if role in CLASSES:
+            expected: Any = CLASSES[role]
+        elif role in ("optimizer", "lr_scheduler"):
+            continue  # classes of torch: those of the installed version
+        else:
+            expected = action.choices if hint is None else values_of(hint)
+        assert set(here.choices or ()) == set(expected or ()), option
+        if role not in CLASSES and action.default != argparse.SUPPRESS:
+            assert here.default == action.default, option
+
+
+@pytest.mark.parametrize("role", CLASSES)
+def test_constructors_are_read_as_they_are(role: str) -> None:
+    package = {"model": models, "guide": guides, "objective": objectives}[role]
+    for name, definition in source.offered(package.__name__).items():
+        found = getattr(package, name)
+        if inspect.isclass(found) and not inspect.isabstract(found):
+            expected = list(inspect.signature(found).parameters)
+            assert [parameter.name for parameter in source.parameters(definition)] == expected
