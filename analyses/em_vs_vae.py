@@ -48,7 +48,7 @@ class Problem:
 
     title: str
     model: Module
-    amortised: Module
+    amortized: Module
     train: Tensor
     test: Tensor
     learning_rate: float
@@ -158,7 +158,7 @@ def by_svi(
         both: Epochs in which both learn.
     """
     model = copy.deepcopy(problem.model)
-    q = Exact(model) if exact else copy.deepcopy(problem.amortised)
+    q = Exact(model) if exact else copy.deepcopy(problem.amortized)
     fitted = Fitted(name, model, [], q.encode)
     watch = Watch(fitted, problem.train)
     watch()
@@ -192,7 +192,7 @@ def compare(problem: Problem, epochs: int, output: Path, seed: int) -> list[Fitt
     found += [
         by_em(problem, "gradient EM", m_step=one, max_iterations=epochs, batch_size=4096),
         by_svi(problem, "SVI, exact q", seed, exact=epochs),
-        by_svi(problem, "SVI, amortised q", seed, both=epochs),
+        by_svi(problem, "SVI, amortized q", seed, both=epochs),
         by_svi(problem, "SVI, q learns first", seed, guide=max(1, epochs // 10), both=epochs),
     ]
     print(f"{problem.title}\n")
@@ -200,12 +200,12 @@ def compare(problem: Problem, epochs: int, output: Path, seed: int) -> list[Fitt
     columns += ["test log p(x)", "test KL", "µs a new row"]
     for cells in (columns, ["---"] * len(columns), *(cells_of(f, problem) for f in found)):
         print("|", " | ".join(cells), "|")
-    exact, amortised = found[0], max(found[-2:], key=lambda f: f.history[-1]["bound"])
-    kl = amortised.kl(problem.train)
-    loss = log_p(exact.model, problem.train) - log_p(amortised.model, problem.train)
-    times = [brief(f.microseconds(problem.test)) for f in (exact, amortised)]
+    exact, amortized = found[0], max(found[-2:], key=lambda f: f.history[-1]["bound"])
+    kl = amortized.kl(problem.train)
+    loss = log_p(exact.model, problem.train) - log_p(amortized.model, problem.train)
+    times = [brief(f.microseconds(problem.test)) for f in (exact, amortized)]
     print(
-        f"\n'{amortised.name}' ends {loss + kl:.3f} nats below EM: {kl:.3f} of KL, and {loss:.3f} of log p(x). "
+        f"\n'{amortized.name}' ends {loss + kl:.3f} nats below EM: {kl:.3f} of KL, and {loss:.3f} of log p(x). "
         f"q of a new row takes {times[1]} µs instead of {times[0]}.\n{len(problem.train)} training "
         f"and {len(problem.test)} test rows, nats per row. 'then EM': log p(x) of the training rows after EM "
         f"that starts from there. The picture is in {output}."

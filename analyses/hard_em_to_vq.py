@@ -22,7 +22,7 @@ from ppl_vae.networks import MLP
 
 
 @dataclass
-class Quantiser:
+class Quantizer:
     """A codebook `(codes, d)`, the rows `(n, d)` in its space, and the codes' pictures."""
 
     name: str
@@ -38,11 +38,11 @@ class Quantiser:
         self.residual = float(rms(self.codebook - nearest) / self.unit)
         self.moved = float(rms(self.codebook - k_means(self.rows, self.codebook)) / self.unit)
 
-    def match(self, other: Quantiser) -> Quantiser:
+    def match(self, other: Quantizer) -> Quantizer:
         """The same codebook, reordered so that its pictures are nearest to another's."""
         cost = torch.cdist(other.pictures, self.pictures).square()
         order = linear_sum_assignment(cost.numpy())[1]
-        return Quantiser(self.name, self.codebook[order], self.rows, self.pictures[order])
+        return Quantizer(self.name, self.codebook[order], self.rows, self.pictures[order])
 
 
 class AtScale(nn.Module):
@@ -91,7 +91,7 @@ def k_means(x: Tensor, start: Tensor) -> Tensor:
     return torch.from_numpy(fitted.cluster_centers_)
 
 
-def quantise(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+def quantize(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest code of each row, twice: with the gradient of `z` (straight through), and with its own.
 
     The first has the value of the code and the gradient of z, so that the codebook is trained only by its own
@@ -108,14 +108,14 @@ def vq(x: Tensor, start: Tensor, steps: int) -> Tensor:
     # In a cluster that holds 1 / codes of the rows, a step goes a quarter of the way to the mean.
     optimizer = torch.optim.SGD([codebook], lr=len(start) / 8)
     for _ in range(steps):
-        _, codes = quantise(x, codebook)
+        _, codes = quantize(x, codebook)
         optimizer.zero_grad()
         (x - codes).square().sum(1).mean().backward()
         optimizer.step()
     return codebook.detach()
 
 
-def vq_vae(x: Tensor, codes: int, steps: int, seed: int, size: int = 8) -> Quantiser:
+def vq_vae(x: Tensor, codes: int, steps: int, seed: int, size: int = 8) -> Quantizer:
     """A codebook for the outputs of an encoder, which is trained straight through it, and a decoder."""
     scale = x.max()
     network = MLP(hidden=(128,), activation=nn.Softplus)
@@ -130,7 +130,7 @@ def vq_vae(x: Tensor, codes: int, steps: int, seed: int, size: int = 8) -> Quant
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         z = encoder(x / scale)
-        read, nearest = quantise(z, codebook)
+        read, nearest = quantize(z, codebook)
         optimizer.zero_grad()
         loss = mse_loss(decoder(read), x / scale) + mse_loss(nearest, z.detach())
         (loss + 0.25 * mse_loss(z, nearest.detach())).backward()
@@ -138,7 +138,7 @@ def vq_vae(x: Tensor, codes: int, steps: int, seed: int, size: int = 8) -> Quant
         schedule.step()
     with torch.no_grad():
         pictures = decoder(codebook) * scale
-        return Quantiser("VQ-VAE", codebook.detach(), encoder(x / scale), pictures)
+        return Quantizer("VQ-VAE", codebook.detach(), encoder(x / scale), pictures)
 
 
 def means(x: Tensor, assigned: Tensor, otherwise: Tensor) -> Tensor:
@@ -181,8 +181,8 @@ def main(
     x = load_data("digits", max_rows=max_rows).train.flatten(1).double()
     start = torch.from_numpy(kmeans_plusplus(x.numpy(), codes, random_state=seed)[0])
 
-    def on_pixels(name: str, codebook: Tensor) -> Quantiser:
-        return Quantiser(name, codebook, x, codebook)
+    def on_pixels(name: str, codebook: Tensor) -> Quantizer:
+        return Quantizer(name, codebook, x, codebook)
 
     reference = on_pixels("k-means", k_means(x, start))
     kinds = {"EM": False, "hard EM": True}
@@ -214,7 +214,7 @@ def main(
 
 
 def draw(
-    shown: list[Quantiser], moved: dict[str, list[float]], sigmas: tuple[float, ...]
+    shown: list[Quantizer], moved: dict[str, list[float]], sigmas: tuple[float, ...]
 ) -> Figure:
     """Draws the codebooks, each picture with its distance from that of k-means, and how EM becomes k-means."""
     figure = Figure(figsize=(13, 5.4), dpi=150, layout="constrained")

@@ -27,7 +27,7 @@ from ppl_vae.guides import (
     MixtureOfGaussians,
     NeuralSpline,
     PerRow,
-    SemiAmortised,
+    SemiAmortized,
 )
 from ppl_vae.models import VAE
 from ppl_vae.networks import MLP
@@ -100,10 +100,10 @@ def main(
         MaskedAutoregressive(*sizes),
         InverseAutoregressive(*sizes),
         NeuralSpline(*sizes),
-        SemiAmortised(model, *sizes),
+        SemiAmortized(model, *sizes),
     ]
     columns = ["guide", "ELBO", "log p(x), IS", "IS − AIS", "approximation gap"]
-    columns += ["amortisation gap", "unreliable", "ms a step"]
+    columns += ["amortization gap", "unreliable", "ms per step"]
     for cells in (columns, ["---"] * len(columns)):
         print("|", " | ".join(cells), "|")
     gaps: dict[str, Gaps] = {}
@@ -117,7 +117,7 @@ def main(
         gaps[name] = parts
         below = Estimate(found.log_likelihood.values - truth.log_likelihood.values)
         cells = [name, *map(_nats, (parts.elbo, found.log_likelihood, below))]
-        cells += [_nats(parts.approximation_gap), _nats(parts.amortisation_gap)]
+        cells += [_nats(parts.approximation_gap), _nats(parts.amortization_gap)]
         cells += [f"{found.unreliable.double().mean():.0%}", f"{ms:.1f}"]
         print("|", " | ".join(cells), "|", flush=True)
         for words in (*_disagreement(found, truth), *parts.warnings):

@@ -76,7 +76,7 @@ def main(
 
     at_least = "≥ " if diagnosis.saturated else ""
     row = {
-        "binarisation": binarize,
+        "binarization": binarize,
         "epochs (best)": f"{fitted.epochs} ({fitted.best_epoch})",
         "training (s)": f"{fitted.seconds:.0f}",
         "ELBO": _nats(evaluation.elbo),

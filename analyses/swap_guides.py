@@ -39,14 +39,14 @@ def main(
         seed: Seed of all random numbers.
     """
     torch.manual_seed(seed)
-    grey = load_data("digits", dequantize=True, max_rows=max_rows)
+    gray = load_data("digits", dequantize=True, max_rows=max_rows)
     binary = load_data("digits", binarize="threshold", max_rows=max_rows)
-    line, deep = (grey.shape, 8, MLP(hidden=())), (grey.shape, 8, MLP(hidden=(128,)))
-    pca, vae = ProbabilisticPCA(grey.shape, 8), VAE(*deep)
+    line, deep = (gray.shape, 8, MLP(hidden=())), (gray.shape, 8, MLP(hidden=(128,)))
+    pca, vae = ProbabilisticPCA(gray.shape, 8), VAE(*deep)
     q1, q2, q3, q4 = MeanField, LowRank, FullCovariance, MixtureOfGaussians
     # A model, its data, the step size, a guide to train it with, the guides to compare.
     settings: list[tuple[Any, ...]] = [
-        (pca, grey, 0.05, Exact(pca), [q1(*line), q2(*line), q3(*line), Exact(pca)]),
+        (pca, gray, 0.05, Exact(pca), [q1(*line), q2(*line), q3(*line), Exact(pca)]),
         (vae, binary, 0.005, q3(*deep), [q1(*deep), q2(*deep), q3(*deep), q4(*deep)]),
     ]
     annealed = partial(fit, lr_scheduler=partial(CosineAnnealingLR, T_max=max_epochs), seed=seed)

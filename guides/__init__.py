@@ -9,7 +9,7 @@
 | `MaskedAutoregressive` | affine autoregressive flow, fast to score |
 | `InverseAutoregressive` | affine autoregressive flow, fast to sample |
 | `NeuralSpline` | autoregressive flow of splines, fast to sample |
-| `SemiAmortised` | Normal with independent dimensions, improved for each row by gradient steps |
+| `SemiAmortized` | Normal with independent dimensions, improved for each row by gradient steps |
 | `BottomUp`, `TopDown` | two layers of Normals with independent dimensions |
 | `CategoricalEncoder` | any categorical, for the component of a mixture |
 | `Recurrent` | any Markov chain, for the path of a hidden Markov model |

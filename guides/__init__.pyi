@@ -14,4 +14,4 @@ from .mean_field import MeanField as MeanField
 from .mixture_of_gaussians import MixtureOfGaussians as MixtureOfGaussians
 from .per_row import PerRow as PerRow
 from .recurrent import Recurrent as Recurrent
-from .semi_amortised import SemiAmortised as SemiAmortised
+from .semi_amortized import SemiAmortized as SemiAmortized

@@ -57,7 +57,7 @@ class Amortized(nn.Module, ABC, Generic[Family]):
 
     @abstractmethod
     def family(self, outputs: Tensor) -> Family:
-        """Return the q that outputs of `amortise` stand for.
+        """Return the q that outputs of `amortize` stand for.
 
         Args:
             outputs: any real numbers, `(*batch, num_outputs)`.
@@ -66,13 +66,13 @@ class Amortized(nn.Module, ABC, Generic[Family]):
             A distribution of batch shape `batch`.
         """
 
-    def amortise(self, x: Tensor) -> Tensor:
+    def amortize(self, x: Tensor) -> Tensor:
         """Return the outputs for data `(*batch, *data_shape)`: `(*batch, num_outputs)`."""
         return full_precision(self.head(self.encoder(x)))
 
     def encode(self, x: Tensor) -> Family:
         """Return q(z | x) for data `(*batch, *data_shape)`: batch shape `batch`."""
-        return self.family(self.amortise(x))
+        return self.family(self.amortize(x))
 
     def forward(self, x: Tensor) -> None:
         """Run the guide on `x`, `(n, *data_shape)`."""

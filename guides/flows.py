@@ -70,7 +70,7 @@ class AutoregressiveFlow(Amortized[FlowDistribution]):
         shrink_to_identity(to_noise)
         self.to_noise = to_noise.inv if self.fast_sampling else to_noise
 
-    def amortise(self, x: Tensor) -> Tensor:
+    def amortize(self, x: Tensor) -> Tensor:
         """Return (loc, s, context) for data `(*batch, *data_shape)`: `(*batch, num_outputs)`."""
         context = self.encoder(x)
         return torch.cat([full_precision(self.head(context)), full_precision(context)], -1)

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from ppl_vae.guides.parts import sample_z
 
 
-class _Amortised(Protocol):
+class _Amortized(Protocol):
     """A guide that turns an encoder's numbers into a distribution."""
 
-    def amortise(self, x: Tensor) -> Tensor:
+    def amortize(self, x: Tensor) -> Tensor:
         """Return the encoder's numbers, `(n, num_outputs)`."""
 
     def family(self, outputs: Tensor) -> dist.TorchDistribution:
@@ -32,7 +32,7 @@ class PerRow(nn.Module):
     The site is `z`, inside `pyro.plate("data", n, dim=-1)`.
 
     Args:
-        guide: a guide with `amortise(x)` and `family(outputs)`, such as `MeanField`.
+        guide: a guide with `amortize(x)` and `family(outputs)`, such as `MeanField`.
         x: all rows, `(n, *data_shape)`.
 
     Attributes:
@@ -40,7 +40,7 @@ class PerRow(nn.Module):
         keeps_rows: True, which tells the engine to give it all rows at once.
 
     Raises:
-        TypeError: the guide has no `amortise` or no `family`.
+        TypeError: the guide has no `amortize` or no `family`.
 
     Example:
         >>> import torch
@@ -53,15 +53,15 @@ class PerRow(nn.Module):
 
     keeps_rows = True
 
-    def __init__(self, guide: _Amortised, x: Tensor) -> None:
+    def __init__(self, guide: _Amortized, x: Tensor) -> None:
         super().__init__()
-        for method in ("amortise", "family"):
+        for method in ("amortize", "family"):
             if not callable(getattr(guide, method, None)):
                 raise TypeError(
-                    f"PerRow needs a guide with the methods amortise(x) and family(outputs), but "
+                    f"PerRow needs a guide with the methods amortize(x) and family(outputs), but "
                     f"{type(guide).__name__} has no {method}; use MeanField or FullCovariance"
                 )
-        self.outputs = nn.Parameter(guide.amortise(x).detach().clone())
+        self.outputs = nn.Parameter(guide.amortize(x).detach().clone())
         # The method, not the guide: a module would be registered, and so would its encoder.
         self.family: Callable[[Tensor], dist.TorchDistribution] = guide.family
 
@@ -71,9 +71,9 @@ class PerRow(nn.Module):
 
     def encode(self, x: Tensor) -> dist.TorchDistribution:
         """Return q(z | x) of all rows, of batch shape `(n,)`."""
-        return self.family(self.amortise(x))
+        return self.family(self.amortize(x))
 
-    def amortise(self, x: Tensor) -> Tensor:
+    def amortize(self, x: Tensor) -> Tensor:
         """Return `outputs`, whatever the rows hold.
 
         Raises:

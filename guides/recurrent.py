@@ -69,9 +69,9 @@ class Recurrent(nn.Module):
 
     def encode(self, x: Tensor, lengths: Tensor | None = None) -> MarkovChain:
         """Return q(z | x), of batch shape `(n,)` and event shape `(T,)`."""
-        return self.family(self.amortise(x, lengths))
+        return self.family(self.amortize(x, lengths))
 
-    def amortise(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def amortize(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Return the GRU's outputs, `(n, T * K * K)`, which `family` turns into a chain."""
         steps = x.flatten(2) if x.dim() > 2 else x.unsqueeze(-1)
         if self.symbols is not None:

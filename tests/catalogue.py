@@ -27,7 +27,7 @@ from ppl_vae.guides import (
     NeuralSpline,
     PerRow,
     Recurrent,
-    SemiAmortised,
+    SemiAmortized,
     TopDown,
 )
 from ppl_vae.likelihoods import (
@@ -163,8 +163,8 @@ def attached(model: Any, x: Tensor) -> MeanField:
     return guide
 
 
-def semi_amortised(differentiable: bool) -> MakeGuide:
-    return lambda model, x: SemiAmortised(
+def semi_amortized(differentiable: bool) -> MakeGuide:
+    return lambda model, x: SemiAmortized(
         model, SHAPE, 2, NETWORKS["MLP"], steps=2, num_samples=2, differentiable=differentiable
     )
 
@@ -209,8 +209,8 @@ PAIRS: dict[str, MakePair] = {
     # Guides and models of their own kind: () -> model, (model, data) -> guide.
     "PCA-Exact": pair(MODELS["PCA"], lambda model, x: Exact(model)),
     "PCA-fixed-sigma-Exact": pair(MODELS["PCA-fixed-sigma"], lambda model, x: Exact(model)),
-    "VAE-SemiAmortised": pair(vae(), semi_amortised(differentiable=True)),
-    "VAE-SemiAmortised-constant": pair(vae(), semi_amortised(differentiable=False)),
+    "VAE-SemiAmortized": pair(vae(), semi_amortized(differentiable=True)),
+    "VAE-SemiAmortized-constant": pair(vae(), semi_amortized(differentiable=False)),
     "PCA-PerRow": pair(
         MODELS["PCA"], lambda model, x: PerRow(amortized("FullCovariance")(model, x), x)
     ),

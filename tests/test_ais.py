@@ -44,7 +44,7 @@ CENTRE = torch.tensor([1.0, -2.0], dtype=torch.float64)
 
 
 def gaussian_path(u: Tensor) -> Point:
-    """From N(0, I) to N(CENTRE, PRECISION^-1); not normalised."""
+    """From N(0, I) to N(CENTRE, PRECISION^-1); not normalized."""
     away = u - CENTRE
     end, d_end = -0.5 * ((away @ PRECISION) * away).sum(-1), -away @ PRECISION
     base, d_base = -0.5 * u.square().sum(-1), -u
@@ -484,7 +484,7 @@ class OneAtATime(nn.Module):
             pyro.sample("x", dist.Normal(z[:, 0], 0.5), obs=x)
 
 
-def test_a_pair_that_does_not_vectorise() -> None:
+def test_a_pair_that_does_not_vectorize() -> None:
     x = torch.tensor([-1.0, 0.3, 2.0])
     found = annealed_importance_sampling(
         OneAtATime().model, None, x, num_chains=10, num_steps=60, num_leapfrog=4, seed=0
@@ -544,7 +544,7 @@ def test_pyro_runs_a_few_times_and_the_result_is_what_it_would_say(
         torch.testing.assert_close(a.acceptance, b.acceptance)
 
 
-def test_programs_that_can_not_be_recorded_are_run(caplog: pytest.LogCaptureFixture) -> None:
+def test_programs_that_cannot_be_recorded_are_run(caplog: pytest.LogCaptureFixture) -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -748,7 +748,7 @@ def test_covariates_are_kept() -> None:
     torch.testing.assert_close(found.lower.values, truth.double(), atol=0.5, rtol=0.0)
 
 
-def binarised(x: Tensor) -> None:
+def binarized(x: Tensor) -> None:
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         obs = (x > 0.5).float()
@@ -756,12 +756,12 @@ def binarised(x: Tensor) -> None:
 
 
 def test_data_that_the_model_makes_binary_itself() -> None:
-    found = bidirectional_monte_carlo(binarised, None, torch.rand(20), num_steps=20, seed=0)
+    found = bidirectional_monte_carlo(binarized, None, torch.rand(20), num_steps=20, seed=0)
     assert isinstance(found.data, Tensor)
     assert set(found.data.tolist()) == {0.0, 1.0}
 
 
-def standardised(x: Tensor) -> None:
+def standardized(x: Tensor) -> None:
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         pyro.sample("x", dist.Normal(z, 0.5), obs=2 * x + 1)
@@ -790,13 +790,13 @@ def of_two(x: Tensor, y: Tensor) -> None:
 @pytest.mark.parametrize(
     ("model", "x", "message"),
     [
-        (standardised, torch.ones(4), "observes at site 'x'"),
+        (standardized, torch.ones(4), "observes at site 'x'"),
         (teacher_forced, torch.ones(4, 2), "observes at site 'x'"),
         (tempered, torch.ones(4), "site 'extra' is a factor"),
         (of_two, (torch.ones(4), torch.ones(4)), "none of the model's arguments"),
     ],
 )
-def test_models_that_can_not_be_simulated_are_refused(model: Any, x: Any, message: str) -> None:
+def test_models_that_cannot_be_simulated_are_refused(model: Any, x: Any, message: str) -> None:
     with pytest.raises(PairError, match=message):
         bidirectional_monte_carlo(model, None, x, num_steps=2, seed=0)
 

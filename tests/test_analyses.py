@@ -108,18 +108,18 @@ def inference_gaps(folder: Path) -> None:
     table = {row["guide"]: row for row in rows(printed)}
     normals = ["MeanField", "LowRank", "FullCovariance", "MixtureOfGaussians"]
     flows = ["MaskedAutoregressive", "InverseAutoregressive", "NeuralSpline"]
-    assert list(table) == [*normals, *flows, "SemiAmortised", "PerRow (MeanField)"]
+    assert list(table) == [*normals, *flows, "SemiAmortized", "PerRow (MeanField)"]
     annealed = float(printed.split("log p(x) by AIS: ")[1].split()[0])
     for row in table.values():
-        approximation, amortisation = (
-            mean(row[f"{name} gap"]) for name in ("approximation", "amortisation")
+        approximation, amortization = (
+            mean(row[f"{name} gap"]) for name in ("approximation", "amortization")
         )
         # All gaps are to the one log p(x) of the decoder.
-        assert mean(row["ELBO"]) + approximation + amortisation == pytest.approx(annealed, abs=0.02)
+        assert mean(row["ELBO"]) + approximation + amortization == pytest.approx(annealed, abs=0.02)
         difference = mean(row["log p(x), IS"]) - annealed
         assert mean(row["IS − AIS"]) == pytest.approx(difference, abs=0.02)
         assert 0 <= mean(row["unreliable"]) <= 100
-        assert mean(row["ms a step"]) > 0
+        assert mean(row["ms per step"]) > 0
     # Quadrature, to which two dimensions give way, finds the same log p(x).
     quadrature = float(printed.split("log p(x) by quadrature: ")[1].split()[0])
     assert annealed == pytest.approx(quadrature, abs=0.15)
@@ -136,7 +136,7 @@ def mnist(folder: Path) -> None:
     printed = run_alone("mnist.py", *arguments, cwd=folder)
     (row,) = rows(printed)
     check_elbo(row, "log p(x), K = 50")
-    assert row["binarisation"] == "dynamic"
+    assert row["binarization"] == "dynamic"
     assert mean(row["epochs (best)"]) == 2
     bits = -mean(row["log p(x), K = 50"]) / (784 * math.log(2))
     assert mean(row["bits/dim"]) == pytest.approx(bits, abs=1e-4)
@@ -179,7 +179,7 @@ def em_vs_vae(folder: Path) -> None:
         "hmm": ("--states=2", "--steps=4", "--rows=40", "--epochs=3"),
     }
     write_mnist(folder, 100, 20)
-    by_svi = ["SVI, exact q", "SVI, amortised q", "SVI, q learns first"]
+    by_svi = ["SVI, exact q", "SVI, amortized q", "SVI, q learns first"]
     for problem, options in settings.items():
         printed = run("em_vs_vae.py", problem, *options, cwd=folder)
         table = {row["method"]: row for row in rows(printed)}
@@ -196,7 +196,7 @@ def em_vs_vae(folder: Path) -> None:
         gradients = {name: int(row["gradients"]) for name, row in table.items()}
         epochs = int(options[-1].rpartition("=")[2])
         assert gradients["EM"] == 0
-        assert gradients["SVI, exact q"] == gradients["SVI, amortised q"] == epochs
+        assert gradients["SVI, exact q"] == gradients["SVI, amortized q"] == epochs
         assert gradients["SVI, q learns first"] == epochs + 1
         assert imread(folder / f"em_vs_vae_{problem}.png").std() > 0.05
         if problem == "pca":  # Nothing is above the closed form, and EM reaches it
@@ -261,7 +261,7 @@ def training(folder: Path) -> None:
     assert len(table) == 3  # NumPyro is a peer
     assert float(table["fit, as it is"]["`fit` takes, of it"]) == 1.0
     for row in table.values():
-        assert mean(row["ms a step"]) > 0
+        assert mean(row["ms per step"]) > 0
         assert mean(row["s to the first step"]) >= 0
 
 

@@ -121,7 +121,7 @@ def test_the_tutorials_vae_untouched() -> None:
 
 
 def test_the_tutorials_vae_has_the_tutorials_loss() -> None:
-    """The same rows, the same seed, the same optimiser: the ELBO of Pyro's own SVI."""
+    """The same rows, the same seed, the same optimizer: the ELBO of Pyro's own SVI."""
     ours, theirs = TutorialVAE(), TutorialVAE()
     theirs.load_state_dict(ours.state_dict())
     fitted = fit(
@@ -327,7 +327,7 @@ class Mixture(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.centres = nn.Parameter(torch.randn(3, 2))
+        self.centers = nn.Parameter(torch.randn(3, 2))
         self.out = nn.Linear(2, 64)
         self.up = nn.Linear(64, 2)
 
@@ -338,7 +338,7 @@ class Mixture(nn.Module):
     def model(self, x: Tensor) -> None:
         with pyro.plate("rows", len(x)):
             k = pyro.sample("k", self.prior(), infer={"enumerate": "parallel"})
-            z = pyro.sample("z", dist.Normal(self.centres[k], 1.0).to_event(1))
+            z = pyro.sample("z", dist.Normal(self.centers[k], 1.0).to_event(1))
             pyro.sample("x", dist.Bernoulli(logits=self.out(z)).to_event(1), obs=x.flatten(1))
 
     def guide(self, x: Tensor) -> None:
@@ -404,7 +404,7 @@ def test_autoguides_that_tie_rows_are_refused(kind: type[AutoGuide]) -> None:
         fit(model, kind(model), DIGITS, batch_size=len(DIGITS), max_epochs=1)
 
 
-def test_check_does_not_initialise_an_autoguide() -> None:
+def test_check_does_not_initialize_an_autoguide() -> None:
     model = Factor()
     guide = AutoNormal(model)
     assert check(model, guide, DIGITS[:10]).ok
@@ -571,7 +571,7 @@ def test_what_was_learned_goes_with_the_program() -> None:
     assert len(learned._learned) < known
 
 
-# -- what does not vectorise, and plates -----------------------------------------------------------------
+# -- what does not vectorize, and plates -----------------------------------------------------------------
 
 
 class ConvolutionalVAE(nn.Module):
@@ -597,7 +597,7 @@ class ConvolutionalVAE(nn.Module):
             pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
 
 
-def test_convolutions_that_do_not_vectorise() -> None:
+def test_convolutions_that_do_not_vectorize() -> None:
     vae = ConvolutionalVAE()
     through_everything(vae.model, vae.guide, DIGITS)
 
@@ -657,7 +657,7 @@ def test_a_plate_that_draws_its_own_rows_is_refused() -> None:
 
 
 def test_parameters_for_each_row_by_hand() -> None:
-    """A guide that is not amortised, and is no AutoGuide."""
+    """A guide that is not amortized, and is no AutoGuide."""
 
     def guide(x: Tensor) -> None:
         loc = pyro.param("locs", lambda: torch.zeros(48, 2))

@@ -1,4 +1,4 @@
-"""A recorded step gives Pyro's numbers, or says why it can not."""
+"""A recorded step gives Pyro's numbers, or says why it cannot."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ppl_vae import fit
 from ppl_vae.capture import CapturedLoss, CaptureError, forget_values, recording, step as capture
 from ppl_vae.capture.recording import Recording
 from ppl_vae.capture.substitutions import join_logarithms, split_biases
-from ppl_vae.guides import Enumerated, Exact, FullCovariance, MeanField, SemiAmortised, TopDown
+from ppl_vae.guides import Enumerated, Exact, FullCovariance, MeanField, SemiAmortized, TopDown
 from ppl_vae.models import VAE, GaussianMixture, HierarchicalVAE, ProbabilisticPCA
 from ppl_vae.networks import MLP, Convolutional
 from ppl_vae.objectives import (
@@ -110,9 +110,9 @@ def test_an_exact_guide_is_recorded() -> None:
         same_as_pyro(step, x, 1.0)
 
 
-def semi_amortised(differentiable: bool) -> tuple[Any, Any, Objective]:
+def semi_amortized(differentiable: bool) -> tuple[Any, Any, Objective]:
     model = VAE(SHAPE, 2, NETWORKS[0])
-    guide = SemiAmortised(model, SHAPE, 2, NETWORKS[0], 2, differentiable=differentiable)
+    guide = SemiAmortized(model, SHAPE, 2, NETWORKS[0], 2, differentiable=differentiable)
     return model, guide, MeanFieldELBO(beta=LinearWarmup(10), num_particles=2)
 
 
@@ -127,8 +127,8 @@ def enumerated() -> tuple[Any, Any, Objective]:
 
 
 LOOK_AT_THE_MODEL: dict[str, Callable[[], tuple[Any, Any, Objective]]] = {
-    "SemiAmortised": lambda: semi_amortised(True),
-    "SemiAmortised-constant": lambda: semi_amortised(False),
+    "SemiAmortized": lambda: semi_amortized(True),
+    "SemiAmortized-constant": lambda: semi_amortized(False),
     "TopDown": top_down,
     "Enumerated": enumerated,
 }
@@ -302,7 +302,7 @@ def sampled_shape(self: Guide, loc: Tensor) -> Tensor:
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_what_can_not_be_recorded_is_named_and_done_by_pyro(
+def test_what_cannot_be_recorded_is_named_and_done_by_pyro(
     misbehave: Any, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     x = torch.randn(11)
@@ -367,7 +367,7 @@ def replaced_attribute(self: Carrying, z: Tensor) -> Tensor:
 
 
 def made_anew(self: Carrying, z: Tensor) -> Tensor:
-    self.plain = 2.0 * self.bias  # as weight normalisation does: nothing of it goes on
+    self.plain = 2.0 * self.bias  # as weight normalization does: nothing of it goes on
     return z.sum(-1) + self.plain.sum()
 
 

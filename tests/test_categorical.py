@@ -50,7 +50,7 @@ class Logits(CategoricalEncoder):
         super().__init__((2,), outputs.shape[-1], MLP(hidden=()))
         self.outputs = nn.Parameter(outputs.clone())
 
-    def amortise(self, x: Tensor) -> Tensor:
+    def amortize(self, x: Tensor) -> Tensor:
         return self.outputs
 
 
@@ -229,10 +229,10 @@ def test_default_objective_enumerates() -> None:
     assert isinstance(ELBO().resolve(pair, torch.randn(4, 2)), EnumELBO)
 
 
-def test_encode_is_the_family_at_the_amortised_outputs() -> None:
+def test_encode_is_the_family_at_the_amortized_outputs() -> None:
     guide = CategoricalEncoder((1, 4, 4), 5, MLP(hidden=(6,)))
     x = torch.rand(3, 7, 1, 4, 4)
-    outputs = guide.amortise(x)
+    outputs = guide.amortize(x)
     assert outputs.shape == (3, 7, 5)
     q = guide.encode(x)
     assert q.batch_shape == (3, 7)
@@ -281,7 +281,7 @@ def two_latents_model(x: Tensor) -> None:
         (two_latents_model, two_latents, r"the latents are 'z', 'w': use EnumELBO"),
     ],
 )
-def test_gumbel_softmax_refuses_what_it_can_not_relax(
+def test_gumbel_softmax_refuses_what_it_cannot_relax(
     model: Callable[..., None], guide: Callable[..., None], message: str
 ) -> None:
     pair, x = Pair.of(model, guide), torch.randn(4, 2)

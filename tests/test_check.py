@@ -242,7 +242,7 @@ def test_a_program_that_raises() -> None:
     error(check(model, broken, X), "guide", "the guide raised KeyError")
 
 
-def test_a_pair_that_can_not_take_a_shorter_batch() -> None:
+def test_a_pair_that_cannot_take_a_shorter_batch() -> None:
     def of_all_rows(x: Tensor) -> None:
         loc = pyro.param("loc", lambda: torch.zeros(12, 3))
         with pyro.plate("data", 12):
@@ -314,7 +314,7 @@ def test_data_of_another_type_than_the_parameters(dtype: torch.dtype, words: str
         (X, "outside of the support of Bernoulli"),
     ],
 )
-def test_a_batch_that_can_not_be_used_is_refused_in_plain_words(batch: Tensor, words: str) -> None:
+def test_a_batch_that_cannot_be_used_is_refused_in_plain_words(batch: Tensor, words: str) -> None:
     encoder, decoder = nn.Linear(3, 2), nn.Linear(2, 3)
 
     def encode(x: Tensor) -> None:
@@ -383,7 +383,7 @@ def discrete_guide(x: Tensor) -> None:
         (TraceELBO(free_bits=0.1), ["free bits needs one"]),
     ],
 )
-def test_a_latent_that_is_not_reparameterised(objective: Any, words: list[str]) -> None:
+def test_a_latent_that_is_not_reparameterized(objective: Any, words: list[str]) -> None:
     assert check(discrete_model, discrete_guide, X).ok
     assert check(discrete_model, discrete_guide, X, objective=TraceELBO()).ok
     assert check(discrete_model, discrete_guide, X, objective=ImportanceWeightedELBO()).ok
@@ -529,7 +529,7 @@ def test_nothing_is_changed(good: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", [AutoNormal, AutoDelta])
-def test_an_autoguide_is_not_initialised(kind: Any) -> None:
+def test_an_autoguide_is_not_initialized(kind: Any) -> None:
     q = kind(model)
     assert check(model, q, X[:5]).ok
     assert q.prototype_trace is None

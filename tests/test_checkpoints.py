@@ -213,7 +213,7 @@ def test_two_tensors_of_one_name_are_refused() -> None:
         flatten({"a.b": torch.zeros(1), "a": {"b": torch.ones(1)}})
 
 
-def test_what_can_not_be_saved_is_named() -> None:
+def test_what_cannot_be_saved_is_named() -> None:
     with pytest.raises(TypeError, match=r"state\.1\.hook.*function"):
         flatten({"state": [1, {"hook": lambda: None}]})
     with pytest.raises(TypeError, match="key"):

@@ -587,7 +587,7 @@ def test_a_run_saved_from_python_is_told_what_it_lacks(
     assert main(["compare", str(saved), str(saved), "-o", output]) == 0
 
 
-def test_dequantised_bits_are_told_with_their_levels(
+def test_dequantized_bits_are_told_with_their_levels(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(tmp_path / "run", "--max_epochs", "1", "--dequantize", "true")
@@ -700,7 +700,7 @@ def test_mistakes_are_told_in_a_line(
         ({"device": "cuda:2"}, ValueError, "the last GPU that torch sees is 'cuda:1'"),
     ],
 )
-def test_fit_refuses_options_that_the_command_line_can_not_pass(
+def test_fit_refuses_options_that_the_command_line_cannot_pass(
     option: dict[str, Any],
     error: type[Exception],
     message: str,
@@ -718,7 +718,7 @@ def test_fit_refuses_options_that_the_command_line_can_not_pass(
         ({"device": "cuda:1", "num_processes": 2}, "'cuda:1' is one GPU"),
     ],
 )
-def test_make_fabric_refuses_options_that_the_command_line_can_not_pass(
+def test_make_fabric_refuses_options_that_the_command_line_cannot_pass(
     option: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

@@ -114,7 +114,7 @@ def test_evidence_is_the_sum_over_all_latents(make: MakeClosedForm) -> None:
 
 @rows_with("log_evidence", "posterior")
 def test_posterior_is_that_of_bayes(make: MakeClosedForm) -> None:
-    # p(x, z) / p(z | x) is p(x) for every z: that is true of one normalised density alone.
+    # p(x, z) / p(z | x) is p(x) for every z: that is true of one normalized density alone.
     model, x = make()
     q = model.posterior(*as_args(x))
     z = q.sample((7,))

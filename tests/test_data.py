@@ -121,7 +121,7 @@ def test_data_are_frozen_and_describe_themselves_in_a_line() -> None:
     assert "1294 training" in repr(data)
 
 
-# --- binarisation and dequantisation -----------------------------------------------------------
+# --- binarization and dequantization -----------------------------------------------------------
 
 
 def test_threshold_is_half_of_the_largest_value(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_threshold_is_half_of_the_largest_value(tmp_path: Path) -> None:
         assert torch.equal(part, torch.tensor([0.0, 0.0, 1.0, 1.0]).expand_as(part))
 
 
-def test_static_binarisation_draws_once_with_the_intensities() -> None:
+def test_static_binarization_draws_once_with_the_intensities() -> None:
     plain, data = load_data("digits"), load_data("digits", binarize="static")
     assert data.levels == 2
     assert data.transform is None
@@ -148,7 +148,7 @@ def test_static_binarisation_draws_once_with_the_intensities() -> None:
     assert torch.equal(data.train, load_data("digits", binarize="static").train)
 
 
-def test_dynamic_binarisation_draws_anew_for_each_training_batch() -> None:
+def test_dynamic_binarization_draws_anew_for_each_training_batch() -> None:
     plain, data = load_data("digits"), load_data("digits", binarize="dynamic")
     assert data.levels == 2
     assert torch.equal(data.train, plain.train / 16)
@@ -165,7 +165,7 @@ def test_dynamic_binarisation_draws_anew_for_each_training_batch() -> None:
     assert torch.equal(data.validation, static.validation)
 
 
-def test_dequantised_values_lie_within_their_level() -> None:
+def test_dequantized_values_lie_within_their_level() -> None:
     plain, data = load_data("digits"), load_data("digits", dequantize=True)
     assert data.levels is None
     assert data.transform == Dequantization(17)
@@ -183,7 +183,7 @@ def test_dequantised_values_lie_within_their_level() -> None:
         assert abs(noise.var() - 1 / 12) < 4 * (1 / 180 / n) ** 0.5
 
 
-def test_dequantisation_of_the_largest_level_stays_below_one(
+def test_dequantization_of_the_largest_level_stays_below_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     almost_one = 1 - 2**-24
@@ -391,7 +391,7 @@ def draw(path: Path, value: int, mode: str = "L", size: tuple[int, int] = (4, 3)
     Image.new(mode, size, value if len(mode) == 1 else (value, 0, 255)).save(path)
 
 
-def test_folder_of_grey_pictures(tmp_path: Path) -> None:
+def test_folder_of_gray_pictures(tmp_path: Path) -> None:
     for i in range(20):
         draw(tmp_path / f"{i:02d}.png", i)
     (tmp_path / "notes.txt").write_text("no picture")
@@ -410,11 +410,11 @@ def test_folder_reads_the_formats(tmp_path: Path, suffix: str) -> None:
         draw(tmp_path / f"{i}.{suffix}", 200, "RGB", size=(8, 8))
     data = load_data(f"folder:{tmp_path}")
     assert data.shape == (3, 8, 8)
-    colour = data.train.mean((0, 2, 3)) * 255
-    torch.testing.assert_close(colour, torch.tensor([200.0, 0.0, 255.0]), rtol=0, atol=4.0)
+    color = data.train.mean((0, 2, 3)) * 255
+    torch.testing.assert_close(color, torch.tensor([200.0, 0.0, 255.0]), rtol=0, atol=4.0)
 
 
-def test_one_coloured_picture_makes_all_of_them_coloured(tmp_path: Path) -> None:
+def test_one_colored_picture_makes_all_of_them_colored(tmp_path: Path) -> None:
     for i in range(8):
         draw(tmp_path / f"{i}.png", 50 + i)
     draw(tmp_path / "9.png", 90, "RGB")
@@ -423,8 +423,8 @@ def test_one_coloured_picture_makes_all_of_them_coloured(tmp_path: Path) -> None
     palette.save(tmp_path / "palette.png", transparency=b"\x40\x80")
     data = load_data(f"folder:{tmp_path}")
     assert data.shape == (3, 3, 4)
-    colours = (torch.cat(splits(data))[:, :, 0, 0] * 255).round().int().tolist()
-    assert sorted(colours) == [[10, 20, 30], *([50 + i] * 3 for i in range(8)), [90, 0, 255]]
+    colors = (torch.cat(splits(data))[:, :, 0, 0] * 255).round().int().tolist()
+    assert sorted(colors) == [[10, 20, 30], *([50 + i] * 3 for i in range(8)), [90, 0, 255]]
 
 
 def test_sub_folders_are_classes_and_splits(tmp_path: Path) -> None:
@@ -645,7 +645,7 @@ def test_unknown_names_list_what_is_known(name: str, suggestion: str) -> None:
         assert known in str(error.value)
 
 
-def test_a_bare_folder_is_recognised(tmp_path: Path) -> None:
+def test_a_bare_folder_is_recognized(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"write 'folder:{tmp_path}'"):
         load_data(str(tmp_path))
 
@@ -665,7 +665,7 @@ def test_arguments_out_of_range(options: dict[str, Any], message: str) -> None:
         load_data("digits", **options)
 
 
-def test_real_values_cannot_be_dequantised_nor_drawn_from(tmp_path: Path) -> None:
+def test_real_values_cannot_be_dequantized_nor_drawn_from(tmp_path: Path) -> None:
     np.save(path := tmp_path / "x.npy", numbered(50, 2) - 7)
     with pytest.raises(ValueError, match=r"x\.npy holds real values"):
         load_data(str(path), dequantize=True)

@@ -368,7 +368,7 @@ def test_latents_of_all_rows_are_held_at_one_draw() -> None:
     assert any("'mu' belong to all rows" in note for note in found.notes)
 
 
-def test_pairs_that_do_not_vectorise() -> None:
+def test_pairs_that_do_not_vectorize() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
@@ -515,7 +515,7 @@ def test_a_guide_that_lags_behind_a_model_that_uses_its_latents(
 
 
 def test_a_guide_that_is_merely_inaccurate_elsewhere_does_not_lag() -> None:
-    """A large amortisation gap in live dimensions says nothing about the dead ones, which noise hides."""
+    """A large amortization gap in live dimensions says nothing about the dead ones, which noise hides."""
     x = gaussian_data(SPECTRUM)
     model = fitted_pca(x, latent_dim=4, sigma=1.0)
 

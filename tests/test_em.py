@@ -35,8 +35,8 @@ def clusters(n: int = 300, dtype: torch.dtype = torch.float64) -> Tensor:
     x = torch.randn(n, 3, generator=generator, dtype=torch.float64)
     group = torch.arange(n) % 3
     mixing = torch.randn(3, 3, 3, generator=generator, dtype=torch.float64)
-    centres = 2 * torch.randn(3, 3, generator=generator, dtype=torch.float64)
-    x = (mixing[group] @ x.unsqueeze(-1)).squeeze(-1) + centres[group] + 50.0
+    centers = 2 * torch.randn(3, 3, generator=generator, dtype=torch.float64)
+    x = (mixing[group] @ x.unsqueeze(-1)).squeeze(-1) + centers[group] + 50.0
     return x.to(dtype)
 
 
@@ -155,7 +155,7 @@ def test_the_history_is_that_of_the_parameters() -> None:
     assert fitted.model is model
 
 
-# -- generalised EM: the same steps as gradient ascent and as SVI ------------------------------------------
+# -- generalized EM: the same steps as gradient ascent and as SVI ------------------------------------------
 
 
 class DetachedExact(nn.Module):
@@ -197,7 +197,7 @@ def test_fisher_identity(covariance: str) -> None:
 
 
 @pytest.mark.parametrize("guide", [DetachedExact, Exact])
-def test_svi_with_the_exact_posterior_takes_the_steps_of_generalised_em(guide: Any) -> None:
+def test_svi_with_the_exact_posterior_takes_the_steps_of_generalized_em(guide: Any) -> None:
     x = clusters(150)
     by_em, by_svi = start("diagonal", x), start("diagonal", x)
     sgd = GradientSteps(steps=1, learning_rate=0.02, optimizer=torch.optim.SGD)
@@ -377,7 +377,7 @@ def test_the_exact_guide_has_a_bound_without_a_gap() -> None:
 # -- hard and online ---------------------------------------------------------------------------------------
 
 
-def test_hard_em_maximises_the_classification_likelihood() -> None:
+def test_hard_em_maximizes_the_classification_likelihood() -> None:
     x = clusters()
     model = GaussianMixture((3,), 3, "spherical").double()
     fitted = fit_em(model, x, hard=True, seed=0, max_iterations=100)

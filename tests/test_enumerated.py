@@ -253,6 +253,6 @@ def none(x: Tensor) -> None:
         (none, "has no latent site"),
     ],
 )
-def test_what_can_not_be_enumerated_is_named(model: Any, message: str) -> None:
+def test_what_cannot_be_enumerated_is_named(model: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Enumerated(model)(X)

@@ -145,7 +145,7 @@ def test_a_mean_field_guide_stays_below_the_evidence_and_importance_sampling_rea
             scores.append(difference / (found.log_likelihood_error + 1e-12))
     z = torch.cat(scores)
     assert float(z.abs().max()) < 4
-    # And the errors are not merely large: the standardised deviations have unit variance.
+    # And the errors are not merely large: the standardized deviations have unit variance.
     assert 0.7 < float(z.square().mean()) < 1.4
 
 
@@ -533,7 +533,7 @@ def test_a_latent_that_nobody_samples_is_named() -> None:
         evaluate(model, nothing, torch.zeros(3))
 
 
-def test_a_latent_of_all_rows_can_not_be_summed_out() -> None:
+def test_a_latent_of_all_rows_cannot_be_summed_out() -> None:
     def model(x: Tensor) -> None:
         c = pyro.sample("c", dist.Categorical(WEIGHTS), infer={"enumerate": "parallel"})
         with pyro.plate("data", len(x)):
@@ -729,7 +729,7 @@ def test_diagnostics_are_those_of_the_weights() -> None:
     )
 
 
-def test_a_khat_that_can_not_be_estimated_is_no_alarm() -> None:
+def test_a_khat_that_cannot_be_estimated_is_no_alarm() -> None:
     """Few different weights, as with discrete latents or few samples, say nothing of a heavy tail."""
 
     def model(x: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The families of the amortised guides as distributions: densities, samples, gradients, against quadrature."""
+"""The families of the amortized guides as distributions: densities, samples, gradients, against quadrature."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def guide_of(family: str, d: int, seed: int = 0) -> Any:
 
 def outputs_of(guide: Any) -> Tensor:
     """Numbers that a trained encoder could give for one row."""
-    size = guide.amortise(torch.zeros(3, dtype=torch.float64)).shape[-1]
+    size = guide.amortize(torch.zeros(3, dtype=torch.float64)).shape[-1]
     return 0.8 * torch.randn(size, dtype=torch.float64)
 
 

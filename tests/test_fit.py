@@ -209,7 +209,7 @@ class OneBatchAtATime:
         list(X.split(16)),
         OneBatchAtATime(),
     ],
-    ids=["loader", "labelled-loader", "list", "iterable"],
+    ids=["loader", "labeled-loader", "list", "iterable"],
 )
 def test_all_kinds_of_iterables_train_alike(x: Any) -> None:
     fitted, found = train(x, transform=seeded)
@@ -266,13 +266,13 @@ def test_rows_are_checked_as_the_transform_makes_them() -> None:
                 z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
                 pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
 
-    grey = X.sigmoid()
+    gray = X.sigmoid()
     with pytest.raises(PairError, match=r"'x'.*outside of the support of Bernoulli"):
-        train(grey, model=Binary())
-    fitted, _ = train(grey, model=Binary(), transform=torch.bernoulli)
+        train(gray, model=Binary())
+    fitted, _ = train(gray, model=Binary(), transform=torch.bernoulli)
     assert fitted.epochs == 3
     with pytest.raises(PairError, match=r"'x'.*outside of the support"):
-        train(grey.bernoulli(), model=Binary(), transform=lambda x: x / 2)
+        train(gray.bernoulli(), model=Binary(), transform=lambda x: x / 2)
 
 
 class Binary(Model):
@@ -1005,7 +1005,7 @@ def test_objects_without_a_name_of_their_own_can_be_resumed(tmp_path: Path) -> N
     assert fitted.epochs == 3
 
 
-def test_another_pair_can_not_be_resumed(tmp_path: Path) -> None:
+def test_another_pair_cannot_be_resumed(tmp_path: Path) -> None:
     train(run_dir=tmp_path, max_epochs=1)
     model = Model()
     model.extra = nn.Linear(2, 2)
@@ -1055,7 +1055,7 @@ def model(x):
         z = pyro.sample("z", dist.Normal(torch.zeros(2), prior).to_event(1))
         pyro.sample("x", dist.Bernoulli(logits=decoder(z) + bias).to_event(1), obs=x)
 
-def binarise(x):
+def binarize(x):
     time.sleep(pause)
     return torch.bernoulli(x)
 
@@ -1069,7 +1069,7 @@ print("ready", flush=True)
 fitted = fit(
     model, guide, x, validation=torch.bernoulli(torch.rand(40, 6)), max_epochs=12, batch_size=20,
     patience=8, lr_scheduler=lambda o: schedules.CosineAnnealingLR(o, 12), learning_rate=0.02,
-    transform=binarise, run_dir=folder, resume=resume, seed=None if resume else 4,
+    transform=binarize, run_dir=folder, resume=resume, seed=None if resume else 4,
 )
 state = Pair.of(model, guide).state()
 assert "param.bias" in state and len(state) == 13, sorted(state)

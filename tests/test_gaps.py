@@ -56,7 +56,7 @@ def test_full_covariance_holds_the_posterior() -> None:
         kl = kl_divergence(guide.encode(x), model.posterior(x))
     off = (gaps.inference_gap.values - kl) / gaps.inference_gap_error
     assert float(off.abs().max()) < 4
-    off = (gaps.amortisation_gap.values - kl) / gaps.amortisation_gap_error
+    off = (gaps.amortization_gap.values - kl) / gaps.amortization_gap_error
     assert float(off.abs().max()) < 4
 
 
@@ -93,8 +93,8 @@ def test_a_shifted_guide_loses_the_closed_form_kl(shift: float) -> None:
 
     gaps = inference_gaps(model, guide, x, num_samples=2000, seed=0)
     expected = 0.5 * shift**2 * float(precision.sum())  # 1/2 d^T M d
-    error = float(gaps.amortisation_gap_error.square().sum().sqrt()) / 12
-    assert gaps.amortisation_gap.mean == pytest.approx(expected, abs=4 * error + 5e-3)
+    error = float(gaps.amortization_gap_error.square().sum().sqrt()) / 12
+    assert gaps.amortization_gap.mean == pytest.approx(expected, abs=4 * error + 5e-3)
     assert gaps.approximation_gap.mean == pytest.approx(0.0, abs=5e-3)
     assert gaps.inference_gap.mean == pytest.approx(expected, abs=4 * error + 5e-3)
     assert not gaps.warnings
@@ -103,13 +103,13 @@ def test_a_shifted_guide_loses_the_closed_form_kl(shift: float) -> None:
 def test_the_exact_guide_loses_nothing_and_no_warning_comes_of_rounding() -> None:
     model, x, _ = correlated()
     gaps = inference_gaps(model, Exact(model), x, seed=0)
-    for gap in (gaps.approximation_gap, gaps.amortisation_gap):
+    for gap in (gaps.approximation_gap, gaps.amortization_gap):
         assert float(gap.values.abs().max()) < 1e-4
     assert not gaps.warnings
 
 
 def conjugate_model(x: Tensor) -> None:
-    """Gamma-Poisson and Beta-Bernoulli, with a number from ``pyro.param`` and names of its own."""
+    """Gamma-Poisson and Beta-Bernoulli, with a number from `pyro.param` and names of its own."""
     shape = pyro.param("shape", torch.tensor(2.0), constraint=dist.constraints.positive)
     with pyro.plate("rows", len(x)):
         rate = pyro.sample("rate", dist.Gamma(shape, 1.0))
@@ -146,7 +146,7 @@ def test_a_strangers_gamma_and_beta_reach_the_conjugate_posterior() -> None:
     kl = kl_divergence(q, p) + kl_divergence(
         dist.Beta(torch.tensor(1.5), 1.5), dist.Beta(2.0 + COUNTS[:, 1], 4.0 - COUNTS[:, 1])
     )
-    off = (gaps.amortisation_gap.values - kl) / gaps.amortisation_gap_error
+    off = (gaps.amortization_gap.values - kl) / gaps.amortization_gap_error
     assert float(off.abs().max()) < 4
     assert not pyro.get_param_store().keys()
 
@@ -169,12 +169,12 @@ def test_latents_without_a_derivative_reach_the_posterior_too() -> None:
     assert torch.allclose(gaps.best_elbo.values, exact, atol=5e-3)
 
 
-class Amortised:
+class Amortized:
     """A guide with a family whose distribution does not say what it is made of."""
 
     def __init__(self, with_family: bool) -> None:
         if with_family:
-            self.amortise: Callable[[Tensor], Tensor] = lambda x: torch.stack([x, 0 * x], -1)
+            self.amortize: Callable[[Tensor], Tensor] = lambda x: torch.stack([x, 0 * x], -1)
             self.family = self.make
 
     def make(self, numbers: Tensor) -> Any:
@@ -221,13 +221,13 @@ def normal_model(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
 
-def test_amortise_and_family_free_what_can_not_be_looked_into() -> None:
+def test_amortize_and_family_free_what_cannot_be_looked_into() -> None:
     x = torch.tensor([-1.0, 0.5, 2.0])
     exact = dist.Normal(0.0, math.sqrt(2)).log_prob(x)
-    gaps = inference_gaps(normal_model, Amortised(True), x, seed=0)
+    gaps = inference_gaps(normal_model, Amortized(True), x, seed=0)
     assert torch.allclose(gaps.best_elbo.values, exact, atol=0.01)
-    with pytest.raises(PairError, match=r"'z' is drawn from a Opaque.*amortise\(x\)"):
-        inference_gaps(normal_model, Amortised(False), x, seed=0)
+    with pytest.raises(PairError, match=r"'z' is drawn from a Opaque.*amortize\(x\)"):
+        inference_gaps(normal_model, Amortized(False), x, seed=0)
 
 
 def chained_model(x: Tensor) -> None:
@@ -300,7 +300,7 @@ def test_a_flow_says_that_its_networks_are_held() -> None:
     with_networks = MaskedAutoregressive((6,), 2, MLP((8,)))
     gaps = inference_gaps(model, with_networks, x[:3], num_samples=20, max_steps=60, seed=0)
     assert any("shared by all rows, which are held" in w for w in gaps.warnings)
-    assert gaps.amortisation_gap.mean > 1.0
+    assert gaps.amortization_gap.mean > 1.0
     plain = inference_gaps(
         model, MeanField((6,), 2, MLP((8,))), x[:3], num_samples=20, max_steps=60, seed=0
     )
@@ -316,7 +316,7 @@ def test_two_layers_of_latents_and_discrete_ones_of_our_own() -> None:
         TopDown(model, (5,), (3, 2), MLP((8,)), MLP((8,))),
     ):
         gaps = inference_gaps(model, guide, x, num_samples=200, seed=0)
-        assert gaps.amortisation_gap.mean > 0
+        assert gaps.amortization_gap.mean > 0
         assert "depends on another latent" in gaps.notes[0]
     mixture = BernoulliMixture((5,), 3)
     gaps = inference_gaps(mixture, CategoricalEncoder((5,), 3, MLP((8,))), x, seed=0)
@@ -350,7 +350,7 @@ def test_weights_generators_and_gradients_are_left_alone() -> None:
     assert torch.equal(first.best_elbo.values, again.best_elbo.values)
 
 
-def test_an_optimisation_that_was_cut_short_is_reported() -> None:
+def test_an_optimization_that_was_cut_short_is_reported() -> None:
     model, x, _ = correlated()
     gaps = inference_gaps(model, MeanField((6,), 2, MLP((8,))), x, seed=0, max_steps=20)
     assert not gaps.converged.any()
@@ -409,9 +409,9 @@ def test_a_gap_of_the_wrong_sign_is_never_reported_without_saying_so() -> None:
 def test_errors_and_words() -> None:
     gaps = by_hand(-1.0, -2.0, -4.5)
     assert gaps.approximation_gap.mean == 1.0
-    assert gaps.amortisation_gap.mean == 2.5
+    assert gaps.amortization_gap.mean == 2.5
     assert gaps.inference_gap.mean == 3.5
-    assert torch.allclose(gaps.amortisation_gap_error, torch.full((4,), 0.1 * math.sqrt(2)))
+    assert torch.allclose(gaps.amortization_gap_error, torch.full((4,), 0.1 * math.sqrt(2)))
     assert "amortization gap" in str(gaps)
     assert "Monte Carlo 0.071" in str(gaps)  # of the mean of 4 rows
     found = gaps.to_dict()

@@ -1,4 +1,4 @@
-"""What every amortised guide has to do: the rows of catalogue.AMORTIZED; and the exact guide."""
+"""What every amortized guide has to do: the rows of catalogue.AMORTIZED; and the exact guide."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def made(guide: str, network: str = "MLP") -> Make:
 
 
 # Three latent dimensions: every guide of the catalogue, some with other networks too.
-AMORTISED: dict[str, Make] = {guide: made(guide) for guide in catalogue.AMORTIZED} | {
+AMORTIZED: dict[str, Make] = {guide: made(guide) for guide in catalogue.AMORTIZED} | {
     f"{guide}-{network}": made(guide, network)
     for guide, network in [
         ("MeanField", "linear"),
@@ -60,10 +60,10 @@ AMORTISED: dict[str, Make] = {guide: made(guide) for guide in catalogue.AMORTIZE
         ("NeuralSpline", "Convolutional"),
     ]
 }
-AMORTISED["own"] = lambda: OwnLaplace(SHAPE, 3, MLP(hidden=(8,)))
+AMORTIZED["own"] = lambda: OwnLaplace(SHAPE, 3, MLP(hidden=(8,)))
 KINDS = [type(made(guide)()) for guide in catalogue.AMORTIZED]
-GUIDES: dict[str, Make] = AMORTISED | {"Exact": lambda: Exact(ProbabilisticPCA(SHAPE, 3))}
-amortised = pytest.mark.parametrize("make", AMORTISED.values(), ids=AMORTISED.keys())
+GUIDES: dict[str, Make] = AMORTIZED | {"Exact": lambda: Exact(ProbabilisticPCA(SHAPE, 3))}
+amortized = pytest.mark.parametrize("make", AMORTIZED.values(), ids=AMORTIZED.keys())
 guides = pytest.mark.parametrize("make", GUIDES.values(), ids=GUIDES.keys())
 
 
@@ -95,7 +95,7 @@ def test_trace_inside_a_plate_of_samples(make: Callable[[], Amortized[Any] | Exa
     torch.testing.assert_close(z["log_prob"], guide.encode(x).log_prob(z["value"]))
 
 
-@amortised
+@amortized
 @pytest.mark.parametrize("batch", [(), (4,), (2, 4)], ids=str)
 def test_encode(make: Callable[[], Amortized[Any]], batch: tuple[int, ...]) -> None:
     q = make().eval().encode(torch.rand(*batch, *SHAPE))
@@ -103,7 +103,7 @@ def test_encode(make: Callable[[], Amortized[Any]], batch: tuple[int, ...]) -> N
     assert q.event_shape == (3,)
 
 
-@amortised
+@amortized
 def test_every_parameter_gets_a_gradient(make: Callable[[], Amortized[Any]]) -> None:
     guide, model, x = make(), VAE(SHAPE, 3, MLP(hidden=(8,))), torch.rand(6, *SHAPE).round()
     Trace_ELBO().differentiable_loss(model, guide, x).backward()
@@ -113,11 +113,11 @@ def test_every_parameter_gets_a_gradient(make: Callable[[], Amortized[Any]]) -> 
             assert parameter.grad.abs().max() > 0, f"the gradient of {part}.{name} is zero"
 
 
-@amortised
+@amortized
 def test_any_output_of_the_encoder_is_a_distribution(make: Callable[[], Amortized[Any]]) -> None:
     guide, x = make().eval(), torch.rand(6, *SHAPE)
     for value in (-1e6, -200.0, 200.0, 1e6):
-        q: Any = guide.family(torch.full_like(guide.amortise(x), value))
+        q: Any = guide.family(torch.full_like(guide.amortize(x), value))
         z = q.sample()
         assert z.isfinite().all()
         assert q.log_prob(z).isfinite().all()
@@ -129,19 +129,19 @@ def test_any_output_of_the_encoder_is_a_distribution(make: Callable[[], Amortize
             assert kl_divergence(q, standard_normal(3)).isfinite().all()
 
 
-@amortised
-def test_the_family_of_the_amortised_outputs_is_what_is_encoded(
+@amortized
+def test_the_family_of_the_amortized_outputs_is_what_is_encoded(
     make: Callable[[], Amortized[Any]],
 ) -> None:
     guide, x = make().eval(), torch.rand(6, *SHAPE)
-    outputs, z = guide.amortise(x), torch.randn(6, 3)
+    outputs, z = guide.amortize(x), torch.randn(6, 3)
     assert outputs.shape[:-1] == (6,)
     assert torch.equal(guide.family(outputs).log_prob(z), guide.encode(x).log_prob(z))
     one = guide.family(outputs[2])
     torch.testing.assert_close(one.log_prob(z[2]), guide.encode(x).log_prob(z)[2])
 
 
-@amortised
+@amortized
 def test_the_encoder_runs_once_however_many_samples(make: Callable[[], Amortized[Any]]) -> None:
     guide, x = make().eval(), torch.rand(6, *SHAPE)
     rows: list[int] = []
@@ -151,7 +151,7 @@ def test_the_encoder_runs_once_however_many_samples(make: Callable[[], Amortized
     assert rows == [6]
 
 
-@amortised
+@amortized
 def test_half_precision(make: Callable[[], Amortized[Any]]) -> None:
     guide, x = make().eval(), torch.rand(6, *SHAPE)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -162,14 +162,14 @@ def test_half_precision(make: Callable[[], Amortized[Any]]) -> None:
         assert guide.bfloat16().encode(x.bfloat16()).sample().dtype == torch.float32
 
 
-@amortised
+@amortized
 def test_double_precision(make: Callable[[], Amortized[Any]]) -> None:
     q = make().double().eval().encode(torch.rand(6, *SHAPE).double())
     z = q.sample()
     assert z.dtype == q.log_prob(z).dtype == torch.float64
 
 
-@amortised
+@amortized
 def test_state(make: Callable[[], Amortized[Any]]) -> None:
     guide, other, x = make().eval(), make().eval(), torch.rand(6, *SHAPE)
     other.load_state_dict(guide.state_dict())

@@ -174,7 +174,7 @@ def test_survey_changes_nothing() -> None:
 
 
 def test_a_pair_that_mixes_samples_up_is_looped_over() -> None:
-    """A decoder that normalises over its first dimension runs on two samples, and gives other densities."""
+    """A decoder that normalizes over its first dimension runs on two samples, and gives other densities."""
 
     def decoder(x: Tensor) -> None:
         with pyro.plate("data", len(x)):

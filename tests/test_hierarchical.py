@@ -27,7 +27,7 @@ DIMS = (3, 2)
 D = 4
 SIGMA = 0.5
 # W with orthogonal columns and an A whose every z1 belongs to one z2, so that all posteriors of the
-# chain factorise over their dimensions.
+# chain factorize over their dimensions.
 W = torch.tensor([[1.0, 1.0, 0.0], [1.0, -1.0, 0.0], [0.0, 0.0, 2.0], [0.0, 0.0, 1.0]]).double()
 A = torch.tensor([[0.8, 0.0], [-1.2, 0.0], [0.0, 0.6]]).double()
 SHIFT = torch.tensor([0.3, -0.2, 0.1]).double()

@@ -148,13 +148,13 @@ def test_bad_arguments_are_refused() -> None:
 
 
 def test_data_outside_the_support_are_refused() -> None:
-    grey = torch.full((3, 4), 0.5)
+    gray = torch.full((3, 4), 0.5)
     with pytest.raises(ValueError, match="support"):
-        Bernoulli()(torch.zeros(3, 1, 4), 1).log_prob(grey)
+        Bernoulli()(torch.zeros(3, 1, 4), 1).log_prob(gray)
     with pytest.raises(ValueError, match="support"):
         Binomial(16)(torch.zeros(3, 1, 4), 1).log_prob(torch.full((3, 4), 17.0))
     with pytest.raises(ValueError, match="support"):
-        DiscretizedLogistic()(torch.zeros(3, 2, 4), 1).log_prob(grey)  # 127.5 / 255
+        DiscretizedLogistic()(torch.zeros(3, 2, 4), 1).log_prob(gray)  # 127.5 / 255
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (5, 3, 4), (2, 5, 3, 4)], ids=str)

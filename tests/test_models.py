@@ -314,7 +314,7 @@ def test_optimum_equals_the_numerical_one(beta: float, learn_sigma: bool) -> Non
     gain = nn.Parameter(0.1 * torch.randn(3, 5).double())
     shift = nn.Parameter(torch.zeros(5).double())
     factor = nn.Parameter(torch.eye(3).double())
-    optimiser = torch.optim.LBFGS(
+    optimizer = torch.optim.LBFGS(
         [*model.parameters(), gain, shift, factor],
         max_iter=1000,
         max_eval=2000,
@@ -325,12 +325,12 @@ def test_optimum_equals_the_numerical_one(beta: float, learn_sigma: bool) -> Non
     )
 
     def closure() -> Tensor:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = -beta_elbo(model, x, beta, gain, shift, factor)
         loss.backward()
         return loss
 
-    optimiser.step(closure)
+    optimizer.step(closure)
     reached = beta_elbo(model, x, beta, gain, shift, factor)
     assert reached <= best + 1e-9, "the closed form is not the optimum"
     torch.testing.assert_close(reached, best, rtol=0, atol=1e-5)

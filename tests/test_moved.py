@@ -8,6 +8,10 @@ import sys
 import pytest
 
 import ppl_vae
+from ppl_vae.guides import SemiAmortized
+from ppl_vae.models import VAE
+from ppl_vae.objectives import LinearWarmup
+from ppl_vae.runs import import_by_name
 
 OFFERED = {
     "ais": "Annealed annealed_importance_sampling",
@@ -32,6 +36,7 @@ OFFERED = {
     "models.vae": "VAE",
     "models.probabilistic_pca": "ProbabilisticPCA",
     "models.vamp_prior": "VampPrior",
+    "guides.semi_amortised": "SemiAmortised",
 }
 
 
@@ -45,6 +50,19 @@ def test_an_old_address_leads_to_its_names(address: str) -> None:
         assert getattr(module, offered) is not None
     with pytest.raises(AttributeError):
         module.no_such_name  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("name", "now"),
+    [
+        ("ppl_vae.models.vae.VAE", VAE),
+        ("ppl_vae.guides.SemiAmortised", SemiAmortized),
+        ("ppl_vae.guides.semi_amortised.SemiAmortised", SemiAmortized),
+        ("ppl_vae.schedules.LinearWarmup", LinearWarmup),
+    ],
+)
+def test_a_class_path_of_an_older_run_is_found_in_silence(name: str, now: type) -> None:
+    assert import_by_name(name) is now
 
 
 @pytest.mark.parametrize("name", ["check", "refit_prior"])

@@ -48,7 +48,7 @@ def run(
     beta: float = 1.0,
     vectorizes: bool | None = None,
 ) -> Loss:
-    """The objective on a pair of plain functions, with particles vectorised or looped.
+    """The objective on a pair of plain functions, with particles vectorized or looped.
 
     Without Pyro's validation, as `fit` runs it: it warns of every order of sites but the model's.
     """
@@ -233,7 +233,7 @@ GAUSSIAN_PAIRS = {
 }
 
 
-@pytest.mark.parametrize("vectorized", [True, False], ids=["vectorised", "looped"])
+@pytest.mark.parametrize("vectorized", [True, False], ids=["vectorized", "looped"])
 @pytest.mark.parametrize("particles", [1, 3])
 @pytest.mark.parametrize(
     ("ours", "theirs"),
@@ -253,7 +253,7 @@ def test_with_beta_one_loss_and_gradient_are_pyros(
 ) -> None:
     if name == "bernoulli":
         if ours is MeanFieldELBO:
-            pytest.skip("Bernoulli latents are not reparameterised")
+            pytest.skip("Bernoulli latents are not reparameterized")
         model, guide = bernoulli, bernoulli_guide
         if ours is EnumELBO:
             guide = pyro.infer.config_enumerate(guide)
@@ -320,7 +320,7 @@ def test_elbo_rate_and_distortion_are_those_of_the_traces(name: str, particles: 
 
 @pytest.mark.parametrize("n", [1, 6])
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0, 4.0])
-@pytest.mark.parametrize("vectorized", [True, False], ids=["vectorised", "looped"])
+@pytest.mark.parametrize("vectorized", [True, False], ids=["vectorized", "looped"])
 @pytest.mark.parametrize("kind", [TraceELBO, MeanFieldELBO, EnumELBO])
 def test_gradients_are_the_hand_derived_ones(
     kind: Callable[..., Objective], vectorized: bool, beta: float, n: int
@@ -515,7 +515,7 @@ def test_free_bits_average_over_the_batch_before_they_are_compared() -> None:
 
 @pytest.mark.parametrize("kind", [MeanFieldELBO, TraceELBO])
 @pytest.mark.parametrize("particles", [1, 4])
-def test_free_bits_of_a_site_that_does_not_factorise_are_a_group(
+def test_free_bits_of_a_site_that_does_not_factorize_are_a_group(
     kind: Callable[..., Objective], particles: int
 ) -> None:
     """Three dimensions with `free` nats each share one account of 3 free: below it, no gradient at all."""
@@ -612,7 +612,7 @@ def quadrature(pair: Conjugate, x: float, beta: float, nodes: int = 60) -> Tenso
 
 
 @pytest.mark.parametrize("beta", [1.0, 0.5])
-@pytest.mark.parametrize("vectorized", [True, False], ids=["vectorised", "looped"])
+@pytest.mark.parametrize("vectorized", [True, False], ids=["vectorized", "looped"])
 def test_importance_weighted_bound_and_gradient_against_quadrature(
     vectorized: bool, beta: float
 ) -> None:
@@ -651,7 +651,7 @@ def test_importance_weighted_bound_rises_to_the_evidence() -> None:
     assert bounds[-1] == pytest.approx(evidence, abs=0.01)
 
 
-@pytest.mark.parametrize("vectorized", [True, False], ids=["vectorised", "looped"])
+@pytest.mark.parametrize("vectorized", [True, False], ids=["vectorized", "looped"])
 @pytest.mark.parametrize("beta", [1.0, 0.5])
 def test_score_function_gradient_of_the_bound_by_enumeration(vectorized: bool, beta: float) -> None:
     """A Bernoulli latent and K = 2: the bound is a sum over four cases."""

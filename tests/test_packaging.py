@@ -75,8 +75,8 @@ def test_the_links_lead_to_the_folders(name: str) -> None:
 def test_the_wheel_holds_every_source_file_once(distributions: dict[str, Path]) -> None:
     with zipfile.ZipFile(distributions["wheel"]) as archive:
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
-        (licence,) = (name for name in archive.namelist() if name.endswith("/LICENSE"))
-        assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()
+        (license,) = (name for name in archive.namelist() if name.endswith("/LICENSE"))
+        assert archive.read(license) == (ROOT / "LICENSE").read_bytes()
     assert sorted(names) == sorted(sources())
 
 

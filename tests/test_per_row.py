@@ -50,7 +50,7 @@ def test_full_covariance_reaches_the_posterior() -> None:
 
 
 def test_mean_field_reaches_the_closed_gap() -> None:
-    """min KL(q || N(m, M^-1)) over factorised q = 1/2 (sum log M_ii - log det M), with the means m."""
+    """min KL(q || N(m, M^-1)) over factorized q = 1/2 (sum log M_ii - log det M), with the means m."""
     model, guide, x = made(MeanField)
     posterior = model.posterior(x)
     precision = posterior.precision_matrix[0]
@@ -69,13 +69,13 @@ def test_it_starts_from_the_guide_and_leaves_it_alone() -> None:
     x = torch.randn(ROWS, D)
     other = MeanField((D,), Q, MLP(hidden=(8,)))
     guide = PerRow(other, x)
-    assert torch.equal(guide.outputs, other.amortise(x))
+    assert torch.equal(guide.outputs, other.amortize(x))
     assert torch.equal(guide.encode(x).mean, other.encode(x).mean)
     assert [name for name, _ in guide.named_parameters()] == ["outputs"]
     assert guide.outputs.is_leaf
     with torch.no_grad():
         guide.outputs.zero_()
-    assert other.amortise(x).abs().min() > 0
+    assert other.amortize(x).abs().min() > 0
     with torch.no_grad():
         PerRow(guide, x).outputs.fill_(1.0)
     assert guide.outputs.eq(0).all()
@@ -96,7 +96,7 @@ def test_rows_are_kept() -> None:
 def test_a_guide_without_the_two_methods_is_refused() -> None:
     model = ProbabilisticPCA((D,), Q)
     guide: Any = Exact(model)
-    with pytest.raises(TypeError, match="Exact has no amortise"):
+    with pytest.raises(TypeError, match="Exact has no amortize"):
         PerRow(guide, torch.zeros(3, D))
 
 

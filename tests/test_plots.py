@@ -56,7 +56,7 @@ def curves(collection: Any) -> list[NDArray[np.float64]]:
     return [np.asarray(path.vertices) for path in collection.get_paths()]
 
 
-def colours(axes: Axes) -> list[str]:
+def colors(axes: Axes) -> list[str]:
     return [matplotlib.colors.to_hex(bar.get_facecolor()).upper() for bar in axes.patches]
 
 
@@ -130,7 +130,7 @@ def test_reconstructions_put_each_output_below_its_input(event: tuple[int, ...])
     assert np.ma.is_masked(picture.get_array())
 
 
-def test_colour_pictures_keep_their_channels() -> None:
+def test_color_pictures_keep_their_channels() -> None:
     x = torch.rand(4, 3, 6, 5)
     x[0, :, 0, 0] = 0
     x[0, :, 0, 1] = 1
@@ -249,7 +249,7 @@ def test_kl_is_sorted_and_activity_is_by_the_variance() -> None:
     draw(figure)
     upper, lower = figure.axes
     np.testing.assert_allclose([bar.get_height() for bar in bars(upper)], [2.0, 1.0, 0.1, 0.0])
-    assert colours(upper) == [BLUE, ORANGE, BLUE, ORANGE]
+    assert colors(upper) == [BLUE, ORANGE, BLUE, ORANGE]
     assert upper.get_title() == "2 of 4 latent dimensions active"
     assert upper.get_ylabel() == "KL (nats)"
     assert ticks(lower, "x") == ["1", "3", "0", "2"]
@@ -299,7 +299,7 @@ def test_khat_histogram_counts_the_rows_above_the_limit(num_samples: int, limit:
     assert axes.get_title() == f"k-hat too high: {above + 2} of 204 rows"
     heights = np.array([bar.get_height() for bar in bars(axes)])
     assert heights.sum() == 200
-    assert heights[np.array(colours(axes)) == ORANGE].sum() == above
+    assert heights[np.array(colors(axes)) == ORANGE].sum() == above
     assert np.asarray(axes.lines[0].get_xdata()) == pytest.approx([limit, limit])
     assert [text.get_text() for text in axes.texts] == ["2 rows: equal weights\n2 rows: unknown"]
 

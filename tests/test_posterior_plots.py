@@ -100,7 +100,7 @@ def test_bars_go_from_the_elbo_over_the_best_to_log_p(gaps: dict[str, Gaps]) -> 
     assert [label.get_text() for label in axes.get_yticklabels()] == ["mean-field", "full"]
     words = axes.texts[0].get_text().split(" + ")
     first = gaps["mean-field"]
-    assert float(words[0]) == pytest.approx(first.amortisation_gap.mean, abs=0.006)
+    assert float(words[0]) == pytest.approx(first.amortization_gap.mean, abs=0.006)
     assert float(words[1]) == pytest.approx(first.approximation_gap.mean, abs=0.006)
     figure.savefig(io.BytesIO())
 
@@ -123,7 +123,7 @@ def test_an_unreliable_log_p_is_hatched(gaps: dict[str, Gaps]) -> None:
     assert len(gaps_plot(gaps).legends[0].get_texts()) == 2
 
 
-def test_gaps_that_can_not_be_compared_are_refused(gaps: dict[str, Gaps]) -> None:
+def test_gaps_that_cannot_be_compared_are_refused(gaps: dict[str, Gaps]) -> None:
     with pytest.raises(ValueError, match="at least one guide"):
         gaps_plot({})
     one = ProbabilisticPCA((4,), 2)

@@ -19,7 +19,7 @@ from torch.distributions import kl_divergence
 
 from ppl_vae import diagnose, evaluate, fit, load_run, save_run, to_arviz
 from ppl_vae.capture import step as capture
-from ppl_vae.guides import Exact, FullCovariance, MeanField, SemiAmortised
+from ppl_vae.guides import Exact, FullCovariance, MeanField, SemiAmortized
 from ppl_vae.likelihoods import Gaussian
 from ppl_vae.models import (
     VAE,
@@ -200,9 +200,9 @@ def test_vamp_prior_says_what_it_lacks() -> None:
         model.prior.attach_guide(nn.Linear(2, 2))
     with pytest.raises(RuntimeError, match="attach_guide"):
         model.prior.keep_guide()
-    model.prior.attach_guide(SemiAmortised(model, SHAPE, 2, NETWORK))
+    model.prior.attach_guide(SemiAmortized(model, SHAPE, 2, NETWORK))
     for _ in range(2):  # not the depth of Python's stack
-        with pytest.raises(TypeError, match=r"SemiAmortised.encode\(x\), which runs the model"):
+        with pytest.raises(TypeError, match=r"SemiAmortized.encode\(x\), which runs the model"):
             model.prior()
     with pytest.raises(TypeError, match=r"which runs the model"):
         model(torch.rand(3, *SHAPE).round())  # inside of the plate
@@ -477,10 +477,10 @@ def test_refit_raises_the_elbo_of_its_rows_by_the_marginal_kl() -> None:
     assert after.distortion.mean == pytest.approx(before.distortion.mean, abs=1e-6)
 
 
-def test_refit_says_what_it_can_not_do() -> None:
+def test_refit_says_what_it_cannot_do() -> None:
     model, guide = pair(None)
     x = torch.rand(20, *SHAPE)
-    with pytest.raises(TypeError, match=r"VampPrior can not be fitted"):
+    with pytest.raises(TypeError, match=r"VampPrior cannot be fitted"):
         refit_prior(model, guide, x, VampPrior(3))
     with pytest.raises(ValueError, match="num_draws"):
         refit_prior(model, guide, x, DiagonalNormal(), num_draws=1)

@@ -134,7 +134,7 @@ def tutorial_pair() -> tuple[Program, Program]:
 
 
 def parameter_pair() -> tuple[Program, Program]:
-    """A pair whose parameters are all of them ``pyro.param`` statements, with constraints of every kind."""
+    """A pair whose parameters are all of them `pyro.param` statements, with constraints of every kind."""
 
     def model(x: Tensor) -> None:
         scale = pyro.param("scale", torch.tensor(1.0), constraint=constraints.positive)
@@ -289,7 +289,7 @@ def change(path: Path, role: str, value: Any) -> None:
         (None, "was built: build it as before"),
     ],
 )
-def test_a_guide_that_can_not_be_built(value: Any, message: str, saved: Path) -> None:
+def test_a_guide_that_cannot_be_built(value: Any, message: str, saved: Path) -> None:
     change(saved, "guide", value)
     with pytest.raises(ValueError, match=f"(?s)config.yaml.*guide.*{message}"):
         load_run(saved)
@@ -315,7 +315,7 @@ def test_weights_of_another_pair(saved: Path) -> None:
         load_run(saved)
 
 
-def test_a_constraint_that_can_not_be_written(tmp_path: Path) -> None:
+def test_a_constraint_that_cannot_be_written(tmp_path: Path) -> None:
     def model(x: Tensor) -> None:
         limit = constraints.greater_than(torch.zeros(2))
         scale = pyro.param("scale", torch.ones(2), constraint=limit)

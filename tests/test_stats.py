@@ -295,7 +295,7 @@ def test_khat_does_not_depend_on_the_scale_of_the_weights() -> None:
 def test_khat_recovers_the_tail_index_of_pareto_weights() -> None:
     torch.manual_seed(0)
     for k in (0.2, 0.5, 0.7, 1.0):
-        # Pareto draws are generalised Pareto of the same k above every threshold.
+        # Pareto draws are generalized Pareto of the same k above every threshold.
         x = -k * torch.rand(20_000, 200, dtype=torch.float64).log()
         m = tail_size(20_000)
         estimates = pareto_khat(x)
@@ -306,7 +306,7 @@ def test_khat_recovers_the_tail_index_of_pareto_weights() -> None:
         assert abs(estimates.std() / deviation - 1) < 0.25
 
 
-def test_fit_recovers_generalised_pareto_draws() -> None:
+def test_fit_recovers_generalized_pareto_draws() -> None:
     torch.manual_seed(0)
     m, rows = 2000, 100
     for k, sigma in [(-0.4, 3.0), (0.1, 0.01), (0.5, 1.0), (0.9, 100.0)]:

@@ -1,4 +1,4 @@
-"""Evaluation by a recorded chunk gives Pyro's numbers, or says why it can not."""
+"""Evaluation by a recorded chunk gives Pyro's numbers, or says why it cannot."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_a_program_that_counts_its_calls_runs_as_often(caplog: pytest.LogCapture
     assert "the evaluation goes on in Pyro: the pair changes Python state" in caplog.text
 
 
-def test_what_can_not_be_recorded_is_done_by_pyro(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_recorded_is_done_by_pyro(caplog: pytest.LogCaptureFixture) -> None:
     model, q = pair()
 
     class Noisy(nn.Module):

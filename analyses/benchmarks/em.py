@@ -102,10 +102,10 @@ def _precisions(model: GaussianMixture, kind: str) -> Tensor:
 def _clusters(rows: int, size: int, components: int) -> Tensor:
     """Overlapping groups of one shape."""
     generator = torch.Generator().manual_seed(0)
-    centres = 1.5 * torch.randn(components, size, generator=generator)
+    centers = 1.5 * torch.randn(components, size, generator=generator)
     mixing = torch.eye(size) + 0.3 * torch.randn(size, size, generator=generator) / size**0.5
     group = torch.randint(components, (rows,), generator=generator)
-    x: Tensor = centres[group] + torch.randn(rows, size, generator=generator) @ mixing
+    x: Tensor = centers[group] + torch.randn(rows, size, generator=generator) @ mixing
     return x
 
 

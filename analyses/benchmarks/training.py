@@ -105,7 +105,7 @@ def main(
     for network, size, names in races:
         found = race(network, size, names, threads, rounds, steps, warm_up, environments)
         print(f"\n{network}, batch size {size}, {threads} threads\n")
-        print("| | ms a step | `fit` takes, of it | s to the first step |")
+        print("| | ms per step | `fit` takes, of it | s to the first step |")
         print("| --- | --- | --- | --- |")
         for name, (milliseconds, first) in found.items():
             ratio = found["ours"][0] / milliseconds

@@ -151,7 +151,7 @@ class AlignmentPosterior(dist.TorchDistribution):
                 raise ValueError(
                     f"the labels of row {hopeless[0]} (counted from 0; of {len(hopeless)} such rows) "
                     f"have no alignment: a row needs a frame for each label and one more between "
-                    f"equal neighbours; leave out such rows or give more frames"
+                    f"equal neighbors; leave out such rows or give more frames"
                 )
 
     @constraints.dependent_property(is_discrete=True, event_dim=1)

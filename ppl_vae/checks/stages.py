@@ -245,7 +245,7 @@ def _pyro_params(root: nn.Module) -> dict[str, Any]:
 
 
 def _samplers(model_trace: Trace, guide_trace: Trace, objective: Objective) -> Iterator[Problem]:
-    if not objective.needs_reparameterised_latents:
+    if not objective.needs_reparameterized_latents:
         return
     for name, site in latent_sites(guide_trace).items():
         if not site["fn"].has_rsample:

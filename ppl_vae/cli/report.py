@@ -17,9 +17,9 @@ def result_table(evaluation: Evaluation, diagnosis: Diagnosis) -> str:
 
 
 def dequantization_note(evaluation: Evaluation | Annealed, data: Data) -> str:
-    """What the bits per dimension of dequantised data leave out; empty for other data.
+    """What the bits per dimension of dequantized data leave out; empty for other data.
 
-    For D values a row and L levels a density p of the dequantised values bounds the discrete ones'
+    For D values per row and L levels a density p of the dequantized values bounds the discrete ones'
     probability: -log2 P / D <= -log2 p / D + log2 L ("A note on the evaluation of generative models",
     arXiv:1511.01844).
     """
@@ -27,6 +27,6 @@ def dequantization_note(evaluation: Evaluation | Annealed, data: Data) -> str:
         return ""
     levels, bits = data.transform.levels, evaluation.bits_per_dim.mean
     return (
-        f"\nnote: the data are dequantised, log p(x) is a density on [0, 1): the {levels} levels themselves "
+        f"\nnote: the data are dequantized, log p(x) is a density on [0, 1): the {levels} levels themselves "
         f"take at most {bits:.4f} + log2({levels}) = {bits + math.log2(levels):.4f} bits per dimension"
     )

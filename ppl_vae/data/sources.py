@@ -178,7 +178,7 @@ _PIL_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBo
 def _picture_mode(files: list[Path]) -> tuple[str, tuple[int, int]]:
     """The mode and size (width, height) that all pictures share, from their headers alone."""
     sizes: dict[tuple[int, int], list[Path]] = defaultdict(list)
-    grey = True
+    gray = True
     for path in files:
         try:
             with Image.open(path) as image:
@@ -190,7 +190,7 @@ def _picture_mode(files: list[Path]) -> tuple[str, tuple[int, int]]:
                 f"the picture {path} has more than 8 bits per channel (mode {mode}); "
                 "convert it to 8 bits, or save the values as an .npy array"
             )
-        grey = grey and mode in ("1", "L", "LA")
+        gray = gray and mode in ("1", "L", "LA")
         sizes[size].append(path)
     if len(sizes) > 1:
         counts = sorted(sizes.items(), key=lambda item: -len(item[1]))
@@ -199,7 +199,7 @@ def _picture_mode(files: list[Path]) -> tuple[str, tuple[int, int]]:
             f"pictures differ in size (width x height): {listed}"
             f"{', ...' if len(counts) > 3 else ''}. Resize or crop them to one size"
         )
-    return ("L" if grey else "RGB"), next(iter(sizes))
+    return ("L" if gray else "RGB"), next(iter(sizes))
 
 
 def _read_pictures(files: list[Path], mode: str, size: tuple[int, int]) -> Tensor:
@@ -249,10 +249,10 @@ def read_folder(folder: Path) -> Source:
     inner = [
         [p.relative_to(r).parts for p in files] for r, files in zip(roots, listings, strict=True)
     ]
-    labelled = all(len(path) > 1 for paths in inner for path in paths)
+    labeled = all(len(path) > 1 for paths in inner for path in paths)
     classes = sorted({path[0] for paths in inner for path in paths})
     parts = []
     for files, paths in zip(listings, inner, strict=True):
-        labels = torch.tensor([classes.index(p[0]) for p in paths]) if labelled else None
+        labels = torch.tensor([classes.index(p[0]) for p in paths]) if labeled else None
         parts.append(Part(_read_pictures(files, mode, size), labels))
     return Source(parts[0], parts[1] if len(parts) > 1 else None, levels=256)

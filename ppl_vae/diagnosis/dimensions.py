@@ -130,8 +130,8 @@ def _latent_dimensions(
     for name in layout.latents:
         value = rows.latents[name].double()
         stated = stated_moment(rows, layout, name, "mean")
-        centres = value if stated is None else stated.double()
-        mean, noise = centres.mean(0), centres.var(0) / samples
+        centers = value if stated is None else stated.double()
+        mean, noise = centers.mean(0), centers.var(0) / samples
         guide_site, model_site = rows.guide_trace.nodes[name], rows.model_trace.nodes[name]
         kl = elementwise_kl(guide_site, model_site, analytic)
         if kl is not None:
@@ -140,7 +140,7 @@ def _latent_dimensions(
             kl = rows_first({**guide_site, "value": kl}, layout, samples, n).mean(0)
         else:
             variance = stated_moment(rows, layout, name, "variance")
-            spread = centres.var(0)
+            spread = centers.var(0)
             if stated is not None and variance is not None:
                 spread = spread + variance.double().mean(0)
             prior_mean, prior_variance = _prior_moments(session, batch, rows, name)

@@ -58,7 +58,7 @@ class RowFamily:
 def own_family(pair: Pair, layout: Layout, batch: Batch) -> RowFamily:
     """The family of the guide's q(z | x), with free numbers for each row that start at the guide's own.
 
-    If the guide has two methods, `amortise(x)`, which returns unbounded numbers `(n, k)`, and
+    If the guide has two methods, `amortize(x)`, which returns unbounded numbers `(n, k)`, and
     `family(numbers)`, which returns their distribution, these define the family. For any other guide, the
     arguments of the distributions that it draws from are freed: `biject_to` maps them to unconstrained
     numbers, and a separate number is added for each row (and for each value of plates inside of the rows'
@@ -83,9 +83,9 @@ def own_family(pair: Pair, layout: Layout, batch: Batch) -> RowFamily:
     args = as_args(batch)
     with torch.no_grad():
         trace = poutine.trace(pair.guide).get_trace(*args)
-    if hasattr(pair.guide, "amortise") and hasattr(pair.guide, "family") and _is_alone(layout):
+    if hasattr(pair.guide, "amortize") and hasattr(pair.guide, "family") and _is_alone(layout):
         with torch.no_grad():
-            numbers = pair.guide.amortise(*args).clone().requires_grad_()
+            numbers = pair.guide.amortize(*args).clone().requires_grad_()
         family = pair.guide.family
         site = trace.nodes[layout.draws[0]]
         program = _Sites({layout.draws[0]: (site, lambda: family(numbers))})
@@ -206,7 +206,7 @@ def _shifted_family(pair: Pair, layout: Layout, batch: Batch, trace: Trace) -> R
         if not agrees or not found:
             raise PairError(
                 f"site '{name}' is drawn from a {type(fn).__name__}, whose arguments cannot be freed for "
-                "each row: give the guide two methods, amortise(x), which returns unbounded numbers of shape "
+                "each row: give the guide two methods, amortize(x), which returns unbounded numbers of shape "
                 "(n, k), and family(numbers), which returns their distribution"
             )
         row = len(fn.batch_shape) + layout.dim

@@ -66,7 +66,7 @@ class Gaps(RowResult):
 
     derived: ClassVar = (
         *("approximation_gap", "approximation_gap_error"),
-        *("amortisation_gap", "amortisation_gap_error"),
+        *("amortization_gap", "amortization_gap_error"),
     )
 
     @property
@@ -80,12 +80,12 @@ class Gaps(RowResult):
         return torch.hypot(self.log_likelihood_error, self.best_elbo_error)
 
     @property
-    def amortisation_gap(self) -> Estimate:
+    def amortization_gap(self) -> Estimate:
         """Best ELBO - ELBO: the loss because the encoder does not find the best q."""
         return Estimate(self.best_elbo.values - self.elbo.values)
 
     @property
-    def amortisation_gap_error(self) -> Tensor:
+    def amortization_gap_error(self) -> Tensor:
         """Its Monte-Carlo standard error, `(n,)`."""
         return torch.hypot(self.best_elbo_error, self.elbo_error)
 
@@ -118,7 +118,7 @@ class Gaps(RowResult):
         for name, remedy in (
             ("approximation", "log p(x) is too low: pass a better estimate of it as truth"),
             (
-                "amortisation",
+                "amortization",
                 "the optimization did not find the best q in the family: raise max_steps",
             ),
         ):
@@ -164,7 +164,7 @@ _QUANTITIES = {
     "best_elbo": "best ELBO in the family",
     "elbo": "ELBO, amortized",
     "approximation_gap": "approximation gap",
-    "amortisation_gap": "amortization gap",
+    "amortization_gap": "amortization gap",
 }
 
 
@@ -217,7 +217,7 @@ def inference_gaps(
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("z", dist.Normal(x / 2 + 1, 0.5**0.5))
         >>> gaps = inference_gaps(model, guide, torch.tensor([0.0, 1.0, 2.0]), seed=0)
-        >>> abs(gaps.amortisation_gap.mean - 1.0) < 0.1, abs(gaps.approximation_gap.mean) < 0.01
+        >>> abs(gaps.amortization_gap.mean - 1.0) < 0.1, abs(gaps.approximation_gap.mean) < 0.01
         (True, True)
     """
     if num_samples < 2:
@@ -261,11 +261,11 @@ def _gaps_of_rows(
     pair, layout = session.pair, session.layout
     family = own_family(pair, layout, batch)
     result = maximize(pair, layout, batch, family, num_samples=STEP_SAMPLES, max_steps=max_steps)
-    amortised = _bounds(session, pair, batch, num_samples, chunk)
+    amortized = _bounds(session, pair, batch, num_samples, chunk)
     best = _bounds(session, family.pair(pair), batch, num_samples, chunk)
-    better = ~(best["heavy"] & (amortised["khat"] < best["khat"]))
-    part = {k: torch.where(better, best[k], amortised[k]) for k in ("sampled", "error", "heavy")}
-    part |= {"elbo": amortised["elbo"], "elbo_error": amortised["elbo_error"]}
+    better = ~(best["heavy"] & (amortized["khat"] < best["khat"]))
+    part = {k: torch.where(better, best[k], amortized[k]) for k in ("sampled", "error", "heavy")}
+    part |= {"elbo": amortized["elbo"], "elbo_error": amortized["elbo_error"]}
     part |= {"best_elbo": best["elbo"], "best_elbo_error": best["elbo_error"]}
     part["converged"] = torch.full_like(better, result.converged)
     return part, family.note

@@ -84,10 +84,10 @@ class Residuals:
         return "large beta" if beta > 1 and at_optimum else "decoder noise"
 
 
-def _top(centred: Tensor) -> float:
+def _top(centered: Tensor) -> float:
     """The largest eigenvalue of the covariance of rows."""
-    n, size = centred.shape
-    gram = centred.T @ centred if size <= n else centred @ centred.T
+    n, size = centered.shape
+    gram = centered.T @ centered if size <= n else centered @ centered.T
     return float(torch.linalg.eigvalsh(gram / n)[-1])
 
 

@@ -75,7 +75,7 @@ class Objective(ABC):
         return self
 
     @property
-    def needs_reparameterised_latents(self) -> bool:
+    def needs_reparameterized_latents(self) -> bool:
         """Whether the gradient is wrong if a latent has no reparameterized sampler."""
         return self.free_bits > 0
 

@@ -88,7 +88,7 @@ class MeanFieldELBO(Objective):
     """
 
     @property
-    def needs_reparameterised_latents(self) -> bool:
+    def needs_reparameterized_latents(self) -> bool:
         return True
 
     def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:

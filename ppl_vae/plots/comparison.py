@@ -6,7 +6,7 @@ from textwrap import fill
 
 from matplotlib.figure import Figure
 
-from ppl_vae.plots.drawing import BLUE, GREY, MEDIUM, annotate
+from ppl_vae.plots.drawing import BLUE, GRAY, MEDIUM, annotate
 from ppl_vae.runs import Comparison
 
 
@@ -23,7 +23,7 @@ def comparison_plot(comparison: Comparison) -> Figure:
             axes.errorbar(
                 d.mean, i, xerr=2 * d.standard_error, color=BLUE, marker="o", capsize=4, lw=2
             )
-        axes.axvline(0, color=GREY, ls="--", lw=2)
+        axes.axvline(0, color=GRAY, ls="--", lw=2)
         axes.set_ylim(len(comparison.names) - 0.4, 0.4)
         axes.locator_params(axis="x", nbins=5)
         annotate(axes, title=label, x="difference\n(nats per row)")

@@ -18,7 +18,7 @@ from scipy.ndimage import gaussian_filter
 Floats = NDArray[np.float64]
 
 
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#8C8C8C"
+BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#8C8C8C"
 
 
 LARGE, MEDIUM = 17, 15

@@ -27,7 +27,7 @@ from ppl_vae.plots.drawing import (
     value_range,
 )
 
-COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLORS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """One per fit, from the palette of Okabe and Ito."""
 
 
@@ -79,7 +79,7 @@ def bound_curves(
     shaded = False
     later = []
     for place, history in enumerate(histories.values()):
-        colour = COLOURS[place % len(COLOURS)]
+        color = COLORS[place % len(COLORS)]
         bound, truth = _column(history, "bound"), _column(history, "log_likelihood")
         differ = not np.allclose(bound, truth, rtol=0, atol=1e-6, equal_nan=True)
         differ &= bool(np.isfinite(truth).any())
@@ -88,10 +88,10 @@ def bound_curves(
             x = _column(history, name)
             # A mark at the end: without it, a fit that takes no gradients would be invisible there.
             end: dict[str, Any] = {"marker": "o", "ms": 7, "markevery": [-1]}
-            axes.plot(x, bound, color=colour, lw=2.5, **end)
+            axes.plot(x, bound, color=color, lw=2.5, **end)
             if differ:
-                axes.plot(x, truth, color=colour, lw=2, ls="--")
-                axes.fill_between(x, bound, truth, color=colour, alpha=0.2, lw=0)
+                axes.plot(x, truth, color=color, lw=2, ls="--")
+                axes.fill_between(x, bound, truth, color=color, alpha=0.2, lw=0)
         first = len(history) // 10
         later += [bound[first:], truth[first:]] if differ else [bound[first:]]
     for axes, name in zip(panels, against, strict=True):
@@ -127,7 +127,7 @@ def _limit(axes: Axes, values: Floats) -> None:
 def _legend(figure: Figure, names: Sequence[str], shaded: bool) -> None:
     """Names the fits by color, and bound and log p(x) by dashes if they differ anywhere."""
     entries: list[Line2D | Patch] = [
-        Line2D([], [], color=COLOURS[i % len(COLOURS)], lw=4, label=name)
+        Line2D([], [], color=COLORS[i % len(COLORS)], lw=4, label=name)
         for i, name in enumerate(names)
         if name
     ]

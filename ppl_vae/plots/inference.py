@@ -208,7 +208,7 @@ def gaps_plot(gaps: Mapping[str, Gaps]) -> Figure:
     for place, found in enumerate(gaps.values()):
         missing = found.approximation_gap.mean
         sign = "−" if missing < -0.005 else "+"  # of the wrong sign: log p(x) is too low
-        text = f"{found.amortisation_gap.mean:z.2f} {sign} {abs(missing):.2f}"
+        text = f"{found.amortization_gap.mean:z.2f} {sign} {abs(missing):.2f}"
         axes.text(edge + 0.04 * width, place, text, va="center", fontsize=MEDIUM)
     axes.set_xlim(low - 0.04 * width, edge + 0.4 * width)
     ticks = MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(low, high)

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 
 from ppl_vae.plots.drawing import (
     BLUE,
-    GREY,
+    GRAY,
     LARGE,
     MEDIUM,
     ORANGE,
@@ -95,18 +95,18 @@ def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
     beta = curve(history, "beta")
     for name, axes in zip(shown, panels, strict=True):
-        for (label, points), colour, dash in zip(
+        for (label, points), color, dash in zip(
             curves[name].items(), (BLUE, ORANGE), ("-", "--"), strict=False
         ):
             marker = "o" if len(points) < 12 else ""
-            axes.plot(*points.T, color=colour, ls=dash, lw=2.5, marker=marker, label=label)
+            axes.plot(*points.T, color=color, ls=dash, lw=2.5, marker=marker, label=label)
         annotate(axes, y=labels[name])
         limit_to_later_epochs(axes, list(curves[name].values()))
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=name == "active_units"))
         if name == "active_units":  # a count: from zero, so that the ticks can be whole numbers
             axes.set_ylim(bottom=0)
         for start, end in runs(beta[:, 0], beta[:, 1] != 1):
-            axes.axvspan(start - 0.5, end + 0.5, color=GREY, alpha=0.25, lw=0, label="β ≠ 1")
+            axes.axvspan(start - 0.5, end + 0.5, color=GRAY, alpha=0.25, lw=0, label="β ≠ 1")
     panels[-1].xaxis.set_major_locator(MaxNLocator(4, integer=True))
     panels[-1].set_xlabel("epoch", fontsize=LARGE)
     legend_above(figure, panels)
@@ -300,10 +300,10 @@ def kl_per_dimension(
         for bar in [b for b, a in zip(bars, active[order], strict=True) if a == chosen][:1]:
             bar.set_label(label)
     floor = min(threshold, float(np.min(variances[variances > 0], initial=threshold))) / 3
-    for chosen, colour, marker in ((True, BLUE, "o"), (False, ORANGE, "s")):
+    for chosen, color, marker in ((True, BLUE, "o"), (False, ORANGE, "s")):
         where = active[order] == chosen
         points = np.maximum(variances[order][where], floor)
-        lower.plot(position[where], points, ls="", marker=marker, color=colour, ms=7)
+        lower.plot(position[where], points, ls="", marker=marker, color=color, ms=7)
     lower.axhline(threshold, color="black", ls="--", lw=2, label=f"threshold {threshold:g}")
     lower.set_yscale("log")
     annotate(lower, x="latent dimension", y="variance of\nposterior means")
@@ -423,11 +423,11 @@ def khat_histogram(khat: ArrayLike | torch.Tensor, num_samples: int) -> Figure:
     counts, _ = np.histogram(finite, edges)
     figure = Figure(figsize=(6, 4.5), dpi=150, layout="constrained")
     axes = figure.subplots()
-    colours = [ORANGE if left >= limit - width / 2 else BLUE for left in edges[:-1]]
-    axes.bar(edges[:-1], counts, width=width, align="edge", color=colours)
+    colors = [ORANGE if left >= limit - width / 2 else BLUE for left in edges[:-1]]
+    axes.bar(edges[:-1], counts, width=width, align="edge", color=colors)
     axes.axvline(limit, color="black", ls="--", lw=2.5, label=f"limit {limit:.2f}")
     if limit < 0.7:
-        axes.axvline(0.7, color=GREY, ls=":", lw=2.5, label="0.7")
+        axes.axvline(0.7, color=GRAY, ls=":", lw=2.5, label="0.7")
     axes.set_xlim(min(edges[0], -0.05), max(edges[-1], 1.05))
     axes.set_ylim(bottom=0, top=None if len(finite) else 1)
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))

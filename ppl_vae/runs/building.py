@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from ppl_vae._moved import PACKAGES
+from ppl_vae._moved import NAMES, PACKAGES
 from ppl_vae.pairs import Program, attach_guide
 from ppl_vae.runs.messages import plain
 
@@ -70,9 +70,12 @@ def import_by_name(name: str) -> Any:
     module_name, _, attribute = name.rpartition(".")
     if not module_name:
         raise ValueError(f"'{name}' is not a full name such as package.module.Class")
-    package = PACKAGES.get(module_name.removeprefix("ppl_vae."))  # a name in an older run
+    if module_name.startswith("ppl_vae."):  # maybe a name in an older run
+        moved = PACKAGES.get(module_name.removeprefix("ppl_vae."))
+        module_name = f"ppl_vae.{moved}" if moved else module_name
+        attribute = NAMES.get(attribute, attribute)
     try:
-        module = importlib.import_module(f"ppl_vae.{package}" if package else module_name)
+        module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # the module exists, but something that it imports does not

@@ -81,7 +81,7 @@ def refit_prior(
         fit_to = getattr(new, "fit_to", None)
         if fit_to is None:
             raise TypeError(
-                f"{type(prior).__name__} can not be fitted to the aggregate posterior (its module has no "
+                f"{type(prior).__name__} cannot be fitted to the aggregate posterior (its module has no "
                 "fit_to): use DiagonalNormal, MixturePrior or FlowPrior"
             )
         fit_to(mean, variance, draws)

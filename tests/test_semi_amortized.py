@@ -1,4 +1,4 @@
-"""The refinement of the semi-amortised guide, against closed forms of the linear Gaussian model."""
+"""The refinement of the semi-amortized guide, against closed forms of the linear Gaussian model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from ppl_vae import evaluate, fit
-from ppl_vae.guides import MeanField, SemiAmortised
+from ppl_vae.guides import MeanField, SemiAmortized
 from ppl_vae.likelihoods import Bernoulli
 from ppl_vae.models import VAE, ProbabilisticPCA
 from ppl_vae.networks import MLP
@@ -30,11 +30,11 @@ def close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
 
 
-def made(**options: Any) -> tuple[ProbabilisticPCA, SemiAmortised, Tensor]:
+def made(**options: Any) -> tuple[ProbabilisticPCA, SemiAmortized, Tensor]:
     torch.manual_seed(0)
     model = ProbabilisticPCA((D,), Q, sigma=0.7).double()
     options = {"steps": 3, "step_size": 0.1, "num_samples": 2 * Q, **options}
-    guide = SemiAmortised(model, (D,), Q, LINEAR, **options).double()
+    guide = SemiAmortized(model, (D,), Q, LINEAR, **options).double()
     return model, guide, torch.randn(6, D).double()
 
 
@@ -50,7 +50,7 @@ def closed_elbo(model: ProbabilisticPCA, x: Tensor, outputs: Tensor) -> Tensor:
 
 
 def by_hand(
-    model: ProbabilisticPCA, guide: SemiAmortised, x: Tensor, weight: Tensor, bias: Tensor
+    model: ProbabilisticPCA, guide: SemiAmortized, x: Tensor, weight: Tensor, bias: Tensor
 ) -> Tensor:
     """The steps with derivatives taken by hand, for a linear encoder of this weight and bias.
 
@@ -73,7 +73,7 @@ def by_hand(
 def test_steps_are_those_of_the_closed_form(steps: int, num_samples: int) -> None:
     model, guide, x = made(steps=steps, num_samples=num_samples)
     expected = by_hand(model, guide, x, guide.head.weight, guide.head.bias)
-    close(guide.amortise(x), expected)
+    close(guide.amortize(x), expected)
     q = guide.encode(x)
     close(q.mean, expected[:, :Q])
     close(q.stddev, expected[:, Q:].exp())
@@ -88,7 +88,7 @@ def test_few_points_tend_to_the_closed_form() -> None:
         half = torch.randn(2, Q, generator=torch.Generator().manual_seed(seed)).double()
         half = half / half.square().mean(0).sqrt()
         guide.noise = torch.cat([half, -half])
-        found.append(guide.amortise(x))
+        found.append(guide.amortize(x))
     values = torch.stack(found).detach()
     error = values.std(0) / math.sqrt(len(values))
     assert ((values.mean(0) - expected).abs() <= 4 * error + 1e-9).all()
@@ -109,7 +109,7 @@ def test_points_are_balanced(num_samples: int) -> None:
 def test_a_row_never_gets_worse(step_size: float) -> None:
     model, guide, x = made(steps=8, step_size=step_size)
     before = closed_elbo(model, x, guide.propose(x))
-    after = closed_elbo(model, x, guide.amortise(x))
+    after = closed_elbo(model, x, guide.amortize(x))
     assert (after >= before).all()
     assert (after > before).any()
 
@@ -120,7 +120,7 @@ def test_a_scale_that_is_far_off_does_not_overflow() -> None:
     with torch.no_grad():
         guide.head.weight.zero_()
         guide.head.bias.copy_(torch.cat([model.posterior(x).mean[0], torch.full((Q,), 2e3)]))
-    _, log_scale = guide.amortise(x).chunk(2, -1)
+    _, log_scale = guide.amortize(x).chunk(2, -1)
     close(log_scale[0], torch.full((Q,), math.log(2e3) - 1).double())
 
 
@@ -143,7 +143,7 @@ def test_gradients_through_the_steps_are_finite_differences() -> None:
         weight, bias = guide.head.weight, guide.head.bias
         return closed_elbo(model, x, by_hand(model, guide, x, weight, bias)).sum()
 
-    objective = closed_elbo(model, x, guide.amortise(x)).sum()
+    objective = closed_elbo(model, x, guide.amortize(x)).sum()
     gradients = torch.autograd.grad(objective, list(parameters.values()))
     for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
         flat, step = parameter.detach().view(-1), 1e-5
@@ -165,8 +165,8 @@ def test_not_differentiable_trains_the_encoder_on_its_own_bound() -> None:
     """Encoder: the ELBO's gradient at the proposal. Model: at the refined q, taken as a constant."""
     model, guide, x = made(differentiable=False)
     _, other, _ = made(differentiable=True)
-    refined = guide.amortise(x)
-    assert torch.equal(refined, other.amortise(x))
+    refined = guide.amortize(x)
+    assert torch.equal(refined, other.amortize(x))
     assert not refined.requires_grad
     of_encoder = [guide.head.weight, guide.head.bias]
 
@@ -196,15 +196,15 @@ def test_not_differentiable_trains_the_encoder_on_its_own_bound() -> None:
 
 def test_without_gradients() -> None:
     _, guide, x = made()
-    expected = guide.amortise(x)
+    expected = guide.amortize(x)
     with torch.no_grad():
-        found = guide.amortise(x)
+        found = guide.amortize(x)
     assert torch.equal(found, expected)
     assert not found.requires_grad
     assert not torch.is_grad_enabled() or guide.head.weight.grad is None
     for parameter in guide.parameters():
         parameter.requires_grad_(False)
-    assert torch.equal(guide.amortise(x), expected)
+    assert torch.equal(guide.amortize(x), expected)
 
 
 def test_handlers_around_it_see_one_site_and_change_nothing() -> None:
@@ -241,7 +241,7 @@ def test_any_program_is_refined() -> None:
                 pyro.sample("x", dist.Normal(z[..., 0], 1.0), obs=x)
 
     x = torch.tensor([1.0, -2.0, 3.0])
-    guide = SemiAmortised(model, (), 1, LINEAR, steps=60, num_samples=2)
+    guide = SemiAmortized(model, (), 1, LINEAR, steps=60, num_samples=2)
     q = guide.encode(x)
     torch.testing.assert_close(q.mean[:, 0], torch.tensor([0.5, -1.0, 0.0]), atol=1e-4, rtol=0)
     variance = torch.tensor([0.5, 0.5, 1.0])
@@ -256,7 +256,7 @@ def test_a_second_latent_is_named() -> None:
             pyro.sample("x", dist.Normal(z.sum(-1) + w, 1.0), obs=x)
 
     with pytest.raises(ValueError, match="latent site 'w' beside 'z'"):
-        SemiAmortised(model, (), 2, LINEAR).encode(torch.zeros(3))
+        SemiAmortized(model, (), 2, LINEAR).encode(torch.zeros(3))
 
 
 def test_a_site_outside_of_the_rows_is_named() -> None:
@@ -267,7 +267,7 @@ def test_a_site_outside_of_the_rows_is_named() -> None:
             pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
 
     with pytest.raises(ValueError, match="site 'penalty' is not inside a plate over the 24 rows"):
-        SemiAmortised(model, (), 2, LINEAR).encode(torch.zeros(3))
+        SemiAmortized(model, (), 2, LINEAR).encode(torch.zeros(3))
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_a_site_outside_of_the_rows_is_named() -> None:
 def test_wrong_options(options: dict[str, Any], message: str) -> None:
     model = ProbabilisticPCA((D,), Q)
     with pytest.raises(ValueError, match=message):
-        SemiAmortised(model, (D,), **options)
+        SemiAmortized(model, (D,), **options)
 
 
 @pytest.mark.parametrize("differentiable", [True, False])
@@ -290,7 +290,7 @@ def test_every_parameter_is_trained_with_a_network(differentiable: bool) -> None
     torch.manual_seed(0)
     x = torch.rand(12, 4, 4).round()
     model = VAE((4, 4), 2, MLP(hidden=(8,)), Bernoulli())
-    guide = SemiAmortised(
+    guide = SemiAmortized(
         model, (4, 4), 2, MLP(hidden=(8,)), steps=2, num_samples=2, differentiable=differentiable
     )
     before = [p.detach().clone() for p in [*model.parameters(), *guide.parameters()]]
@@ -306,7 +306,7 @@ def test_evaluate_finds_the_smaller_gap() -> None:
     plain.load_state_dict(guide.state_dict())
     exact_evidence = float(model.log_evidence(x).mean().detach())
     found = evaluate(model, guide, x, num_samples=2000, seed=0, progress=False)
-    exact = closed_elbo(model, x, guide.amortise(x))
+    exact = closed_elbo(model, x, guide.amortize(x))
     assert found.elbo.mean == pytest.approx(float(exact.mean().detach()), abs=0.1)
     assert found.log_likelihood.mean == pytest.approx(exact_evidence, abs=0.1)
     unrefined = evaluate(model, plain, x, num_samples=2000, seed=0, progress=False)

@@ -15,7 +15,7 @@ from ppl_vae.guides.parts import positive, require_at_least_one
 from ppl_vae.networks import MLP, Network
 
 
-class SemiAmortised(Amortized[dist.Independent]):
+class SemiAmortized(Amortized[dist.Independent]):
     """q(z | x) = N(m, diag(s^2)): an encoder proposes m and s, gradient steps on the row's ELBO improve them.
 
     From the encoder's (m, log s) of a row, each of `steps` steps follows the natural gradient of
@@ -62,7 +62,7 @@ class SemiAmortised(Amortized[dist.Independent]):
     Example:
         >>> from ppl_vae.models import VAE
         >>> model = VAE((1, 8, 8), latent_dim=2, network=MLP(hidden=(32,)))
-        >>> guide = SemiAmortised(model, (1, 8, 8), latent_dim=2, network=MLP(hidden=(32,)))
+        >>> guide = SemiAmortized(model, (1, 8, 8), latent_dim=2, network=MLP(hidden=(32,)))
         >>> guide.encode(torch.rand(5, 1, 8, 8).round()).mean.shape
         torch.Size([5, 2])
     """
@@ -82,12 +82,12 @@ class SemiAmortised(Amortized[dist.Independent]):
     ) -> None:
         require_at_least_one(self, latent_dim=latent_dim)
         if steps < 0:
-            raise ValueError(f"SemiAmortised.steps must be at least 0, came {steps}")
+            raise ValueError(f"SemiAmortized.steps must be at least 0, came {steps}")
         if not step_size > 0:
-            raise ValueError(f"SemiAmortised.step_size must be positive, came {step_size}")
+            raise ValueError(f"SemiAmortized.step_size must be positive, came {step_size}")
         if num_samples < 2 or num_samples % 2:
             raise ValueError(
-                f"SemiAmortised.num_samples must be an even number, 2 or more, for pairs of "
+                f"SemiAmortized.num_samples must be an even number, 2 or more, for pairs of "
                 f"opposite points; came {num_samples}"
             )
         super().__init__(data_shape, network, num_outputs=2 * latent_dim)
@@ -110,7 +110,7 @@ class SemiAmortised(Amortized[dist.Independent]):
                 gain = (gradient * proposed).sum(-1)
                 pyro.factor("proposal", gain.detach() - gain, has_rsample=True)
 
-    def amortise(self, x: Tensor) -> Tensor:
+    def amortize(self, x: Tensor) -> Tensor:
         """Return the refined (m, log s) of each row, `(*batch, 2 * latent_dim)`."""
         proposed = self.propose(x)
         rows = x.reshape(-1, *self.data_shape)
@@ -119,7 +119,7 @@ class SemiAmortised(Amortized[dist.Independent]):
 
     def propose(self, x: Tensor) -> Tensor:
         """Return the encoder's own (m, log s), before any step."""
-        loc, scale = super().amortise(x).chunk(2, -1)
+        loc, scale = super().amortize(x).chunk(2, -1)
         return torch.cat([loc, positive(scale).log()], -1)
 
     def family(self, outputs: Tensor) -> dist.Independent:
