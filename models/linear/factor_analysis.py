@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,6 @@ from ppl_vae.models.linear.linear_model import LinearModel
 from ppl_vae.models.rows import as_vectors
 
 
-@final
 class FactorAnalysis(LinearModel):
     """A linear Gaussian model: z ~ N(0, I) and x = W z + mu + eps with eps ~ N(0, Psi), Psi diagonal.
 

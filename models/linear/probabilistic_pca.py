@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Self, final
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,6 @@ MIN_SCALE = 1e-3
 """The least sigma that EM sets, in units of the data."""
 
 
-@final
 class ProbabilisticPCA(LinearModel):
     """A linear Gaussian model: z ~ N(0, I) and x = W z + mu + sigma eps with eps ~ N(0, I).
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import final
 
 import pyro.distributions as dist
 import torch
@@ -22,7 +21,6 @@ from ppl_vae.models.mixtures.mixture import Mixture
 from ppl_vae.models.rows import row_chunks
 
 
-@final
 class BernoulliMixture(Mixture):
     """z ~ Categorical(pi) and x_d | z ~ Bernoulli(mu_zd), independently for every value d.
 

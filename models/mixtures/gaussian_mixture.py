@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Literal, final
+from typing import Literal
 
 import pyro.distributions as dist
 import torch
@@ -23,7 +23,6 @@ from ppl_vae.models.mixtures.mixture import Mixture
 from ppl_vae.models.rows import row_chunks
 
 
-@final
 class GaussianMixture(Mixture):
     """z ~ Categorical(pi) and x | z ~ N(mu_z, Sigma_z).
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import final
 
 import pyro
 import pyro.distributions as dist
@@ -19,7 +18,6 @@ from ppl_vae.models.mixtures.components import positive_counts, split_empty
 from ppl_vae.models.rows import as_vectors, require_shape
 
 
-@final
 class MixtureOfPCA(nn.Module):
     """k ~ Categorical(pi), z ~ N(0, I) and x = W_k z + mu_k + sigma_k eps with eps ~ N(0, I).
 

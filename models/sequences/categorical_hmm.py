@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import final
 
 import pyro.distributions as dist
 import torch
@@ -15,7 +14,6 @@ from ppl_vae.models.mixtures.components import split_logits
 from ppl_vae.models.sequences.hidden_markov import HiddenMarkov, Statistics
 
 
-@final
 class CategoricalHMM(HiddenMarkov):
     """A hidden Markov model with x_t | z_t ~ Categorical(B[z]). See `HiddenMarkov`.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Literal, final
+from typing import Literal
 
 import pyro.distributions as dist
 import torch
@@ -21,7 +21,6 @@ MOST_STEPS = 20_000
 """The most steps, drawn at random, that k-means uses."""
 
 
-@final
 class GaussianHMM(HiddenMarkov):
     """A hidden Markov model with x_t | z_t ~ N(mu_z, Sigma_z). See `HiddenMarkov`.
 
