@@ -52,14 +52,11 @@ def check(
 
     Example:
         >>> import torch, pyro.distributions as dist
-        >>> def model(x):
-        ...     with pyro.plate("data", len(x)):
-        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> from ppl_vae.models import ProbabilisticPCA
         >>> def guide(x):
         ...     with pyro.plate("data", len(x)):
-        ...         pyro.sample("code", dist.Normal(x, 1.0))
-        >>> report = check(model, guide, torch.zeros(3))
+        ...         pyro.sample("code", dist.Normal(x, 1.0).to_event(1))
+        >>> report = check(ProbabilisticPCA((2,), latent_dim=2), guide, torch.zeros(3, 2))
         >>> print(report.problems[0])  # doctest: +ELLIPSIS
         error: the model's latent site 'z' is not sampled by the guide, which samples 'code': ...
     """

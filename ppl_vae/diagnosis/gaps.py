@@ -31,6 +31,15 @@ class Truth(Protocol):
         """Monte-Carlo standard error of each row's log p(x), `(n,)`."""
 
 
+def _error_of_difference(first: str, second: str) -> property:
+    """A property: the Monte-Carlo standard error of a difference of two independent estimates."""
+
+    def error(self: Gaps) -> Tensor:
+        return torch.hypot(getattr(self, first), getattr(self, second))
+
+    return property(error)
+
+
 @dataclass(frozen=True)
 class Gaps(RowResult):
     """Result of `inference_gaps`, row by row, in nats.
@@ -75,29 +84,19 @@ class Gaps(RowResult):
         return Estimate(self.log_likelihood.values - self.best_elbo.values)
 
     @property
-    def approximation_gap_error(self) -> Tensor:
-        """Its Monte-Carlo standard error, `(n,)`."""
-        return torch.hypot(self.log_likelihood_error, self.best_elbo_error)
-
-    @property
     def amortization_gap(self) -> Estimate:
         """Best ELBO - ELBO: the loss because the encoder does not find the best q."""
         return Estimate(self.best_elbo.values - self.elbo.values)
-
-    @property
-    def amortization_gap_error(self) -> Tensor:
-        """Its Monte-Carlo standard error, `(n,)`."""
-        return torch.hypot(self.best_elbo_error, self.elbo_error)
 
     @property
     def inference_gap(self) -> Estimate:
         """log p(x) - ELBO = KL(q(z | x) || p(z | x)): the sum of the two gaps."""
         return Estimate(self.log_likelihood.values - self.elbo.values)
 
-    @property
-    def inference_gap_error(self) -> Tensor:
-        """Its Monte-Carlo standard error, `(n,)`."""
-        return torch.hypot(self.log_likelihood_error, self.elbo_error)
+    # Monte-Carlo standard errors of single rows, `(n,)`.
+    approximation_gap_error = _error_of_difference("log_likelihood_error", "best_elbo_error")
+    amortization_gap_error = _error_of_difference("best_elbo_error", "elbo_error")
+    inference_gap_error = _error_of_difference("log_likelihood_error", "elbo_error")
 
     def doubts(self) -> Iterator[str]:
         """Reasons not to trust the numbers, one sentence each."""

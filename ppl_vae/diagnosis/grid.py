@@ -288,17 +288,19 @@ def _border(mass: Tensor) -> Tensor:
 
 
 def _require_good(grid: PosteriorGrid) -> None:
-    outside = grid.border > BORDER
-    if bool(outside.any()):
-        row = int(outside.nonzero()[0])
+    row = _first_row(grid.border > BORDER)
+    if row is not None:
         raise ValueError(
             f"the grid is too small: {100 * float(grid.border[row]):.2g} % of the posterior of row {row} "
             "lies in its outermost cells; give wider bounds, or no bounds and a larger size, to fit the mass"
         )
-    coarse = grid.error > COARSE
-    if bool(coarse.any()):
-        row = int(coarse.nonzero()[0])
+    row = _first_row(grid.error > COARSE)
+    if row is not None:
         raise ValueError(
             f"the grid is too coarse: log p(x) of row {row} changes by {float(grid.error[row]):.2g} nats when "
             "every second line is left out; raise size, or give narrower bounds"
         )
+
+
+def _first_row(bad: Tensor) -> int | None:
+    return int(bad.nonzero()[0]) if bool(bad.any()) else None

@@ -142,12 +142,9 @@ def bidirectional_monte_carlo(
         ValueError: A number of chains or steps is not positive, or `x` has no rows.
 
     Example:
-        >>> import pyro, pyro.distributions as dist
-        >>> def model(x):
-        ...     with pyro.plate("data", len(x)):
-        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        ...         pyro.sample("x", dist.Normal(z, 0.5), obs=x)
-        >>> found = bidirectional_monte_carlo(model, None, torch.zeros(20), num_steps=300, seed=0)
+        >>> from ppl_vae.models import ProbabilisticPCA
+        >>> model = ProbabilisticPCA((2,), latent_dim=1, sigma=0.5)
+        >>> found = bidirectional_monte_carlo(model, None, torch.zeros(20, 2), num_steps=300, seed=0)
         >>> found.meets(within=0.1)
         True
     """
