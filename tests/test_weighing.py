@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ppl_vae import evaluate
 from ppl_vae.capture import importance_weights as weighing
 from ppl_vae.capture.recording import Recording, record
+from ppl_vae.checks import session
 from ppl_vae.evaluation import Evaluation, importance as evaluation
 from ppl_vae.guides import FullCovariance, MeanField
 from ppl_vae.likelihoods import Bernoulli, Gaussian
@@ -28,7 +29,7 @@ AUXILIARY: Any = {"is_auxiliary": True}
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "MEMORY_BUDGET", 2**17)
+    monkeypatch.setattr(session, "MEMORY_BUDGET", 2**17)
     monkeypatch.setattr(weighing, "RECORD_FROM", 3)
 
 
