@@ -44,11 +44,11 @@ PACKAGES = {
         ),
         "models",
     ),
-    "guides.semi_amortized": "guides",
+    "guides.semi_amortised": "guides",
 }
 """Below `ppl_vae`: where a module was, and which package offers its names now."""
 
-NAMES = {"SemiAmortized": "SemiAmortized", "climb": "bound_curves", "survey": "find_layout"}
+NAMES = {"SemiAmortised": "SemiAmortized", "climb": "bound_curves", "survey": "find_layout"}
 """Names that have changed since."""
 
 

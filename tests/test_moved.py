@@ -36,7 +36,7 @@ OFFERED = {
     "models.vae": "VAE",
     "models.probabilistic_pca": "ProbabilisticPCA",
     "models.vamp_prior": "VampPrior",
-    "guides.semi_amortized": "SemiAmortized",
+    "guides.semi_amortised": "SemiAmortised",
 }
 
 
@@ -56,8 +56,8 @@ def test_an_old_address_leads_to_its_names(address: str) -> None:
     ("name", "now"),
     [
         ("ppl_vae.models.vae.VAE", VAE),
-        ("ppl_vae.guides.SemiAmortized", SemiAmortized),
-        ("ppl_vae.guides.semi_amortized.SemiAmortized", SemiAmortized),
+        ("ppl_vae.guides.SemiAmortised", SemiAmortized),
+        ("ppl_vae.guides.semi_amortised.SemiAmortised", SemiAmortized),
         ("ppl_vae.schedules.LinearWarmup", LinearWarmup),
     ],
 )
