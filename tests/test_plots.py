@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ppl_vae.plots import BLUE, pair as plots
+from ppl_vae import plots
+from ppl_vae.plots import BLUE
 from ppl_vae.plots.drawing import ORANGE
 
 

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from ppl_vae.diagnosis import Diagnosis
 from ppl_vae.evaluation import Evaluation, Generator
-from ppl_vae.plots import pair as plots
+from ppl_vae.plots.curves import khat_histogram, learning_curves
+from ppl_vae.plots.latents import aggregate_posterior, kl_per_dimension
+from ppl_vae.plots.samples import manifold, prior_samples, reconstructions, traversals
 
 _DRAWS = 2000  # from the prior, in the picture of the aggregate posterior
 
@@ -35,21 +37,21 @@ def draw_run(
     def aggregate() -> Figure:
         z, _ = generator.reconstruct()
         prior, _, _ = generator.from_prior(_DRAWS)
-        return plots.aggregate_posterior(z, prior, diagnosis.kl, labels=labels)
+        return aggregate_posterior(z, prior, diagnosis.kl, labels=labels)
 
     def latent_space() -> Figure:
         if len(diagnosis.kl) == 2:
-            return plots.manifold(generator.decode)
-        return plots.traversals(generator.decode, diagnosis.kl)
+            return manifold(generator.decode)
+        return traversals(generator.decode, diagnosis.kl)
 
     pictures: dict[str, Callable[[], Figure]] = {
-        "learning_curves": lambda: plots.learning_curves(history),
-        "reconstructions": lambda: plots.reconstructions(generator.x, generator.reconstruct()[1]),
-        "prior_samples": lambda: plots.prior_samples(generator.from_prior(64)[1]),
+        "learning_curves": lambda: learning_curves(history),
+        "reconstructions": lambda: reconstructions(generator.x, generator.reconstruct()[1]),
+        "prior_samples": lambda: prior_samples(generator.from_prior(64)[1]),
         "manifold" if len(diagnosis.kl) == 2 else "traversals": latent_space,
-        "kl_per_dimension": lambda: plots.kl_per_dimension(diagnosis.kl, diagnosis.mean_variance),
+        "kl_per_dimension": lambda: kl_per_dimension(diagnosis.kl, diagnosis.mean_variance),
         "aggregate_posterior": aggregate,
-        "khat": lambda: plots.khat_histogram(evaluation.khat, evaluation.num_samples),
+        "khat": lambda: khat_histogram(evaluation.khat, evaluation.num_samples),
     }
     folder.mkdir(exist_ok=True)
     failed = []

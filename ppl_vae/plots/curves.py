@@ -1,0 +1,156 @@
+"""Pictures of a training and its evaluation: learning curves, and the Pareto k-hat of the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
+
+from ppl_vae.plots.drawing import (
+    BLUE,
+    GRAY,
+    LARGE,
+    MEDIUM,
+    ORANGE,
+    annotate,
+    curve,
+    legend_above,
+    limit_to_later_epochs,
+    numpy_of,
+    runs,
+)
+from ppl_vae.stats import khat_limit
+
+
+def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
+    """ELBO, rate and distortion (and active units, where counted) over the epochs.
+
+    Epochs trained with beta other than 1 are shaded. The vertical range is that of the epochs after
+    the first tenth, so the first epochs may lie outside a panel.
+
+    Args:
+        history: one mapping per epoch with `epoch`, and any of `elbo`, `rate`, `distortion`,
+            `active_units`, the same names prefixed with `validation_`, and `beta`. A name may be absent
+            from some epochs.
+
+    Returns:
+        One panel per quantity, in nats per row, training and validation in each.
+
+    Raises:
+        ValueError: if there is nothing to draw.
+
+    Example:
+        >>> figure = learning_curves([{"epoch": 1, "elbo": -30.0}, {"epoch": 2, "elbo": -25.0}])
+        >>> figure.axes[0].get_ylabel()
+        'ELBO\\n(nats per row)'
+    """
+    labels = {
+        "elbo": "ELBO\n(nats per row)",
+        "rate": "rate\n(nats per row)",
+        "distortion": "distortion\n(nats per row)",
+        "active_units": "active\nunits",
+    }
+    curves = {
+        name: {
+            label: points
+            for label, key in (("training", name), ("validation", f"validation_{name}"))
+            if len(points := curve(history, key))
+        }
+        for name in labels
+    }
+    shown = [name for name in labels if curves[name]]
+    if not shown:
+        raise ValueError(
+            f"learning_curves needs epochs with any of {', '.join(labels)}; got {len(history)} "
+            "epochs without them. Pass one mapping per epoch, such as the rows of metrics.csv."
+        )
+    figure = Figure(figsize=(6, 0.8 + 2.2 * len(shown)), dpi=150, layout="constrained")
+    panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+    beta = curve(history, "beta")
+    for name, axes in zip(shown, panels, strict=True):
+        for (label, points), color, dash in zip(
+            curves[name].items(), (BLUE, ORANGE), ("-", "--"), strict=False
+        ):
+            marker = "o" if len(points) < 12 else ""
+            axes.plot(*points.T, color=color, ls=dash, lw=2.5, marker=marker, label=label)
+        annotate(axes, y=labels[name])
+        limit_to_later_epochs(axes, list(curves[name].values()))
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=name == "active_units"))
+        if name == "active_units":  # a count: from zero, so that the ticks can be whole numbers
+            axes.set_ylim(bottom=0)
+        for start, end in runs(beta[:, 0], beta[:, 1] != 1):
+            axes.axvspan(start - 0.5, end + 0.5, color=GRAY, alpha=0.25, lw=0, label="β ≠ 1")
+    panels[-1].xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    panels[-1].set_xlabel("epoch", fontsize=LARGE)
+    legend_above(figure, panels)
+    return figure
+
+
+def khat_histogram(khat: ArrayLike | torch.Tensor, num_samples: int) -> Figure:
+    """How far the importance-sampling estimates can be trusted: Pareto k-hat of each row.
+
+    Above min(1 - 1 / log10(num_samples), 0.7) an estimate is unreliable (Vehtari, Simpson, Gelman,
+    Yao and Gabry, "Pareto Smoothed Importance Sampling", arXiv:1507.02646).
+
+    Args:
+        khat: one k-hat per row, `(n,)`. Minus infinity (equal weights) is the best value; infinity
+            and NaN (k-hat cannot be estimated) count as too high.
+        num_samples: importance samples per row.
+
+    Returns:
+        A histogram with a line at this limit and, if the limit is lower, one at 0.7.
+
+    Example:
+        >>> figure = khat_histogram([0.1, 0.2, 0.9, 0.3], num_samples=10_000)
+        >>> figure.axes[0].get_title()
+        'k-hat too high: 1 of 4 rows'
+    """
+    values = numpy_of(khat)
+    limit = khat_limit(num_samples)
+    finite = values[np.isfinite(values)]
+    # The limit is the edge of a bar, so that a bar has one color.
+    width = (max(finite.max(initial=1.0), 1.0) - min(finite.min(initial=0.0), 0.0)) / 30
+    steps = np.floor((finite - limit) / width)
+    edges = limit + width * np.arange(steps.min(initial=-1), steps.max(initial=0) + 2)
+    counts, _ = np.histogram(finite, edges)
+    figure = Figure(figsize=(6, 4.5), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    colors = [ORANGE if left >= limit - width / 2 else BLUE for left in edges[:-1]]
+    axes.bar(edges[:-1], counts, width=width, align="edge", color=colors)
+    axes.axvline(limit, color="black", ls="--", lw=2.5, label=f"limit {limit:.2f}")
+    if limit < 0.7:
+        axes.axvline(0.7, color=GRAY, ls=":", lw=2.5, label="0.7")
+    axes.set_xlim(min(edges[0], -0.05), max(edges[-1], 1.05))
+    axes.set_ylim(bottom=0, top=None if len(finite) else 1)
+    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    equal, unknown = (
+        int(np.sum(values == -np.inf)),
+        int(np.sum(np.isnan(values) | (values == np.inf))),
+    )
+    notes = [f"{equal} rows: equal weights"] * (equal > 0)
+    notes += [f"{unknown} rows: unknown"] * (unknown > 0)
+    if notes:
+        axes.text(
+            0.99,
+            0.96,
+            "\n".join(notes),
+            transform=axes.transAxes,
+            fontsize=MEDIUM,
+            bbox={"facecolor": "white", "lw": 0},
+            ha="right",
+            va="top",
+        )
+    bad = unknown + int(np.sum(finite > limit))
+    annotate(
+        axes,
+        title=f"k-hat too high: {bad} of {len(values)} rows",
+        x=f"Pareto k-hat of {num_samples:,} samples",
+        y="rows",
+    )
+    legend_above(figure, [axes])
+    return figure
