@@ -174,7 +174,7 @@ def as_columns(rows: Sequence[Sequence[str]]) -> str:
                 row[0].ljust(widths[0]),
                 *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
             ]
-        )
+        ).rstrip()
         for row in rows
     )
 
