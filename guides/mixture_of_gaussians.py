@@ -32,6 +32,7 @@ class MixtureOfGaussians(Amortized[DiagonalNormalMixture]):
         ValueError: `latent_dim` or `components` is not positive.
 
     Example:
+        >>> import torch
         >>> guide = MixtureOfGaussians((1, 8, 8), latent_dim=2, network=MLP(hidden=(32,)))
         >>> q = guide.encode(torch.rand(4, 1, 8, 8))
         >>> q.mixture_distribution.probs.shape, q.rsample().shape
