@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 import pyro.distributions as dist
+import torch
 from torch import Tensor, nn
 
-from ppl_vae.guides.parts import sample_z
-from ppl_vae.networks import Network, full_precision, linear_head
+from ppl_vae.guides.parts import require_at_least_one, sample_z
+from ppl_vae.networks import MLP, Network, full_precision, linear_head
 
 Family = TypeVar("Family", bound=dist.TorchDistribution, covariant=True)
 """The class of the distributions that a guide's `family` returns."""
@@ -19,41 +20,52 @@ Family = TypeVar("Family", bound=dist.TorchDistribution, covariant=True)
 class Amortized(nn.Module, ABC, Generic[Family]):
     """q(z | x) = family(head(encoder(x))): a network reads each row and names a q of the family.
 
-    A guide of your own derives from this class, gives the number of outputs that its family needs,
-    and turns outputs into a distribution. Every vector of real numbers should be a valid output.
+    A guide of your own derives from this class, says how outputs become a distribution, and
+    how many it needs. Every vector of real numbers should be a valid output. A guide with
+    more arguments sets those that `num_outputs` needs before it calls this constructor.
 
     The site is `z`, inside `pyro.plate("data", n, dim=-1)`; if it has finitely many values, it is
     marked for enumeration. The encoder runs once per row, however many samples are drawn.
 
     Args:
         data_shape: shape of one row of the data.
+        latent_dim: number of latent dimensions, the model's.
         network: what the encoder is built from.
-        num_outputs: how many outputs describe the q of one row.
 
     Raises:
+        ValueError: `latent_dim` is not positive.
         TypeError: the encoder does not have the integer attribute `out_features`.
 
     Example:
         >>> import pyro.distributions as dist, torch
         >>> from torch.nn.functional import softplus
         >>> from ppl_vae.guides import Amortized
-        >>> from ppl_vae.networks import MLP
         >>> class LaplaceGuide(Amortized):
-        ...     def __init__(self, data_shape, latent_dim=10, network=MLP()):
-        ...         super().__init__(data_shape, network, num_outputs=2 * latent_dim)
-        ...
         ...     def family(self, outputs):
         ...         loc, scale = outputs.chunk(2, -1)
         ...         return dist.Laplace(loc, softplus(scale) + 1e-6).to_event(1)
+        ...
+        ...     @property
+        ...     def num_outputs(self):
+        ...         return 2 * self.latent_dim
         >>> guide = LaplaceGuide((1, 8, 8), latent_dim=2)
         >>> guide.encode(torch.rand(5, 1, 8, 8)).stddev.shape
         torch.Size([5, 2])
     """
 
-    def __init__(self, data_shape: Sequence[int], network: Network, num_outputs: int) -> None:
+    def __init__(
+        self,
+        data_shape: Sequence[int],
+        latent_dim: int = 10,
+        network: Network = MLP(),  # frozen
+    ) -> None:
         super().__init__()
+        require_at_least_one(self, latent_dim=latent_dim)
+        self.latent_dim = latent_dim
         self.encoder = network.encoder(data_shape)
-        self.head = linear_head(self.encoder, num_outputs)
+        self.head = linear_head(self.encoder, self.num_outputs)
+        with torch.no_grad():
+            self.start_head()
 
     @abstractmethod
     def family(self, outputs: Tensor) -> Family:
@@ -65,6 +77,14 @@ class Amortized(nn.Module, ABC, Generic[Family]):
         Returns:
             A distribution of batch shape `batch`.
         """
+
+    @property
+    @abstractmethod
+    def num_outputs(self) -> int:
+        """How many outputs of the head describe the q of one row."""
+
+    def start_head(self) -> None:
+        """Set weights of the new head where the family needs another start than a linear layer's."""
 
     def amortize(self, x: Tensor) -> Tensor:
         """Return the outputs for data `(*batch, *data_shape)`: `(*batch, num_outputs)`."""

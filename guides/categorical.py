@@ -51,9 +51,14 @@ class CategoricalEncoder(Amortized[dist.Categorical]):
         network: Network = MLP(),  # frozen
     ) -> None:
         require_at_least_one(self, components=components)
-        super().__init__(data_shape, network, num_outputs=components)
-        self.components = components
+        self.components = components  # first: the head is built from it
+        super().__init__(data_shape, latent_dim=1, network=network)  # z is a single number
 
     def family(self, outputs: Tensor) -> dist.Categorical:
         """Return the distribution with these logits, `(*batch, components)`."""
         return dist.Categorical(logits=outputs)
+
+    @property
+    def num_outputs(self) -> int:
+        """A logit per component."""
+        return self.components

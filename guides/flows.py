@@ -52,13 +52,12 @@ class AutoregressiveFlow(Amortized[FlowDistribution]):
         transforms: int = 3,
         hidden: Sequence[int] = (64, 64),
     ) -> None:
-        require_at_least_one(self, latent_dim=latent_dim, transforms=transforms)
+        require_at_least_one(self, transforms=transforms)
         if not hidden or min(hidden) < 1:
             raise ValueError(
                 f"{type(self).__name__}.hidden must hold positive widths, came {tuple(hidden)}"
             )
-        super().__init__(data_shape, network, num_outputs=2 * latent_dim)
-        self.latent_dim = latent_dim
+        super().__init__(data_shape, latent_dim, network)
         to_noise = zuko.flows.MAF(
             latent_dim,
             context=self.head.in_features,
@@ -71,7 +70,7 @@ class AutoregressiveFlow(Amortized[FlowDistribution]):
         self.to_noise = to_noise.inv if self.fast_sampling else to_noise
 
     def amortize(self, x: Tensor) -> Tensor:
-        """Return (loc, s, context) for data `(*batch, *data_shape)`: `(*batch, num_outputs)`."""
+        """Return (loc, s, context) for data `(*batch, *data_shape)`: `(*batch, num_outputs + features)`."""
         context = self.encoder(x)
         return torch.cat([full_precision(self.head(context)), full_precision(context)], -1)
 
@@ -83,6 +82,11 @@ class AutoregressiveFlow(Amortized[FlowDistribution]):
         transform = zuko.transforms.ComposedTransform(standardized, self.to_noise(context))
         noise = Independent(Normal(torch.zeros_like(loc), torch.ones_like(loc)), 1)
         return FlowDistribution(zuko.distributions.NormalizingFlow(transform, noise))
+
+    @property
+    def num_outputs(self) -> int:
+        """Two per latent dimension, loc and s; the context is not of the head but of the encoder."""
+        return 2 * self.latent_dim
 
 
 def _in_full_precision(univariate: Callable[..., Any], *parameters: Tensor) -> Any:

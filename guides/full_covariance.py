@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 import ppl_vae.distributions.normal_kl  # noqa: F401 (registers the KL from this family)
 from ppl_vae.guides.amortized import Amortized
-from ppl_vae.guides.parts import positive, require_at_least_one
-from ppl_vae.networks import MLP, Network
+from ppl_vae.guides.parts import positive
 
 
 class FullCovariance(Amortized[dist.MultivariateNormal]):
@@ -23,35 +20,15 @@ class FullCovariance(Amortized[dist.MultivariateNormal]):
     Importing this file teaches `torch.distributions.kl_divergence` the KL from a multivariate
     normal to independent normals, so that the analytic ELBO works with a standard normal prior.
 
-    Args:
-        data_shape: shape of one row of the data.
-        latent_dim: number d of latent dimensions, the model's. The encoder's head has
-            d + d (d + 1) / 2 outputs.
-        network: what the encoder is built from.
-
-    Raises:
-        ValueError: `latent_dim` is not positive.
+    The arguments are those of `Amortized`. For d latent dimensions the encoder's head has
+    d + d (d + 1) / 2 outputs.
 
     Example:
+        >>> from ppl_vae.networks import MLP
         >>> guide = FullCovariance((1, 8, 8), latent_dim=2, network=MLP(hidden=(32,)))
         >>> guide.encode(torch.rand(5, 1, 8, 8)).covariance_matrix.shape
         torch.Size([5, 2, 2])
     """
-
-    def __init__(
-        self,
-        data_shape: Sequence[int],
-        latent_dim: int = 10,
-        network: Network = MLP(),  # frozen
-    ) -> None:
-        require_at_least_one(self, latent_dim=latent_dim)
-        num_outputs = 2 * latent_dim + latent_dim * (latent_dim - 1) // 2
-        super().__init__(data_shape, network, num_outputs)
-        self.latent_dim = latent_dim
-        # A random U on data of large values makes L so ill-conditioned that log q overflows.
-        with torch.no_grad():
-            for parameter in self.head.parameters():
-                parameter[2 * latent_dim :].zero_()
 
     def family(self, outputs: Tensor) -> dist.MultivariateNormal:
         """Return N(loc, L L^T) for outputs (loc, s, U by rows)."""
@@ -63,3 +40,14 @@ class FullCovariance(Amortized[dist.MultivariateNormal]):
         # In units of its row's scale: a small scale does not make L ill-conditioned.
         scale_tril[..., rows, columns] = below * scale[..., rows]
         return dist.MultivariateNormal(loc, scale_tril=scale_tril)
+
+    @property
+    def num_outputs(self) -> int:
+        """Per latent dimension loc and s, and the entries of U below its diagonal."""
+        return 2 * self.latent_dim + self.latent_dim * (self.latent_dim - 1) // 2
+
+    def start_head(self) -> None:
+        """Start at U = 0."""
+        # A random U on data of large values makes L so ill-conditioned that log q overflows.
+        for parameter in self.head.parameters():
+            parameter[2 * self.latent_dim :].zero_()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -14,15 +15,17 @@ from ppl_vae.networks import MLP, Network, full_precision, linear_head
 
 
 class _TwoLayers(nn.Module):
-    """An encoder and a head for each of z1 and z2; that of z2 reads z1, or the features of x."""
+    """An encoder and a head for each of z1 and z2."""
+
+    reads_features: ClassVar[bool]
+    """Whether the encoder of z2 reads the features of x, or else z1."""
 
     def __init__(
         self,
         data_shape: Sequence[int],
-        latent_dims: Sequence[int],
-        network: Network,
-        latent_network: Network,
-        reads_features: bool,
+        latent_dims: Sequence[int] = (20, 10),
+        network: Network = MLP(),  # frozen
+        latent_network: Network = MLP(hidden=(64, 64)),  # frozen
     ) -> None:
         super().__init__()
         if len(latent_dims) != 2 or min(latent_dims) < 1:
@@ -33,7 +36,7 @@ class _TwoLayers(nn.Module):
         below, top = latent_dims
         self.encoder = network.encoder(data_shape)
         self.head = linear_head(self.encoder, 2 * below)
-        top_input = self.head.in_features if reads_features else below
+        top_input = self.head.in_features if self.reads_features else below
         self.top_encoder = latent_network.encoder((top_input,))
         self.top_head = linear_head(self.top_encoder, 2 * top)
 
@@ -63,14 +66,7 @@ class BottomUp(_TwoLayers):
         torch.Size([2])
     """
 
-    def __init__(
-        self,
-        data_shape: Sequence[int],
-        latent_dims: Sequence[int] = (20, 10),
-        network: Network = MLP(),  # frozen
-        latent_network: Network = MLP(hidden=(64, 64)),  # frozen
-    ) -> None:
-        super().__init__(data_shape, latent_dims, network, latent_network, reads_features=False)
+    reads_features = False
 
     def forward(self, x: Tensor) -> None:
         """Run the guide on `x`, `(n, *data_shape)`."""
@@ -122,6 +118,8 @@ class TopDown(_TwoLayers):
         torch.Size([4])
     """
 
+    reads_features = True
+
     def __init__(
         self,
         model: nn.Module,
@@ -130,7 +128,7 @@ class TopDown(_TwoLayers):
         network: Network = MLP(),  # frozen
         latent_network: Network = MLP(hidden=(64, 64)),  # frozen
     ) -> None:
-        super().__init__(data_shape, latent_dims, network, latent_network, reads_features=True)
+        super().__init__(data_shape, latent_dims, network, latent_network)
         conditional = getattr(model, "conditional", None)
         if not callable(conditional):
             raise TypeError(

@@ -51,13 +51,9 @@ class LowRank(Amortized[dist.LowRankMultivariateNormal]):
         network: Network = MLP(),  # frozen
         rank: int = 2,
     ) -> None:
-        require_at_least_one(self, latent_dim=latent_dim, rank=rank)
-        super().__init__(data_shape, network, num_outputs=latent_dim * (2 + rank))
-        self.latent_dim = latent_dim
-        self.rank = rank
-        with torch.no_grad():
-            nn.init.zeros_(self.head.weight[2 * latent_dim :])
-            nn.init.normal_(self.head.bias[2 * latent_dim :], std=0.1)
+        require_at_least_one(self, rank=rank)
+        self.rank = rank  # first: the head is built from it
+        super().__init__(data_shape, latent_dim, network)
 
     def family(self, outputs: Tensor) -> dist.LowRankMultivariateNormal:
         """Return N(loc, S (I + B B^T) S) for outputs (loc, s, b by rows)."""
@@ -66,3 +62,13 @@ class LowRank(Amortized[dist.LowRankMultivariateNormal]):
         scale = positive(scale)
         factor = STRONGEST * torch.tanh(factor.unflatten(-1, (d, self.rank)) / STRONGEST)
         return dist.LowRankMultivariateNormal(loc, scale.unsqueeze(-1) * factor, scale.square())
+
+    @property
+    def num_outputs(self) -> int:
+        """Per latent dimension loc, s and a row of b."""
+        return self.latent_dim * (2 + self.rank)
+
+    def start_head(self) -> None:
+        """Start at the same B for all rows, with entries of about 0.1."""
+        nn.init.zeros_(self.head.weight[2 * self.latent_dim :])
+        nn.init.normal_(self.head.bias[2 * self.latent_dim :], std=0.1)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pyro.distributions as dist
 from torch import Tensor
 
 from ppl_vae.guides.amortized import Amortized
-from ppl_vae.guides.parts import independent_normal, require_at_least_one
-from ppl_vae.networks import MLP, Network
+from ppl_vae.guides.parts import independent_normal
 
 
 class MeanField(Amortized[dist.Independent]):
@@ -18,31 +15,22 @@ class MeanField(Amortized[dist.Independent]):
     The scale is softplus(s) + 1e-6 for an unbounded output s of the encoder: it grows linearly, so
     it cannot overflow, and never reaches 0 ("Auto-Encoding Variational Bayes", arXiv:1312.6114).
 
-    Args:
-        data_shape: shape of one row of the data.
-        latent_dim: number of latent dimensions, the model's.
-        network: what the encoder is built from.
-
-    Raises:
-        ValueError: `latent_dim` is not positive.
+    The arguments are those of `Amortized`.
 
     Example:
         >>> import torch
+        >>> from ppl_vae.networks import MLP
         >>> guide = MeanField((1, 8, 8), latent_dim=2, network=MLP(hidden=(32,)))
         >>> q = guide.encode(torch.rand(5, 1, 8, 8))
         >>> q.batch_shape, q.event_shape
         (torch.Size([5]), torch.Size([2]))
     """
 
-    def __init__(
-        self,
-        data_shape: Sequence[int],
-        latent_dim: int = 10,
-        network: Network = MLP(),  # frozen
-    ) -> None:
-        require_at_least_one(self, latent_dim=latent_dim)
-        super().__init__(data_shape, network, num_outputs=2 * latent_dim)
-
     def family(self, outputs: Tensor) -> dist.Independent:
         """Return N(loc, diag(scale^2)) for outputs (loc, s)."""
         return independent_normal(outputs)
+
+    @property
+    def num_outputs(self) -> int:
+        """Two per latent dimension: loc and s."""
+        return 2 * self.latent_dim

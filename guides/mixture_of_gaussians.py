@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 import pyro.distributions as dist
-import torch
 from torch import Tensor, nn
 
 from ppl_vae.distributions import DiagonalNormalMixture
@@ -33,6 +32,7 @@ class MixtureOfGaussians(Amortized[DiagonalNormalMixture]):
         ValueError: `latent_dim` or `components` is not positive.
 
     Example:
+        >>> import torch
         >>> guide = MixtureOfGaussians((1, 8, 8), latent_dim=2, network=MLP(hidden=(32,)))
         >>> q = guide.encode(torch.rand(4, 1, 8, 8))
         >>> q.mixture_distribution.probs.shape, q.rsample().shape
@@ -46,13 +46,9 @@ class MixtureOfGaussians(Amortized[DiagonalNormalMixture]):
         network: Network = MLP(),  # frozen
         components: int = 5,
     ) -> None:
-        require_at_least_one(self, latent_dim=latent_dim, components=components)
-        super().__init__(data_shape, network, num_outputs=components * (1 + 2 * latent_dim))
-        self.latent_dim = latent_dim
-        self.components = components
-        with torch.no_grad():
-            locs = self.head.bias[components : components * (1 + latent_dim)]
-            nn.init.normal_(locs, std=1 / math.sqrt(latent_dim))
+        require_at_least_one(self, components=components)
+        self.components = components  # first: the head is built from it
+        super().__init__(data_shape, latent_dim, network)
 
     def family(self, outputs: Tensor) -> DiagonalNormalMixture:
         """Return the mixture for outputs (logits of the weights, locs, s by components)."""
@@ -61,3 +57,13 @@ class MixtureOfGaussians(Amortized[DiagonalNormalMixture]):
         shape = (self.components, self.latent_dim)
         normals = dist.Normal(locs.unflatten(-1, shape), positive(scales).unflatten(-1, shape))
         return DiagonalNormalMixture(dist.Categorical(logits=logits), normals.to_event(1))
+
+    @property
+    def num_outputs(self) -> int:
+        """A logit, loc and s per component."""
+        return self.components * (1 + 2 * self.latent_dim)
+
+    def start_head(self) -> None:
+        """Start with components at different places."""
+        locs = self.head.bias[self.components : self.components * (1 + self.latent_dim)]
+        nn.init.normal_(locs, std=1 / math.sqrt(self.latent_dim))

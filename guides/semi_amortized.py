@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppl_vae.guides.amortized import Amortized
 from ppl_vae.guides.log_joint import Model, log_joint, repeat_rows
-from ppl_vae.guides.parts import positive, require_at_least_one
+from ppl_vae.guides.parts import positive
 from ppl_vae.networks import MLP, Network
 
 
@@ -80,7 +80,6 @@ class SemiAmortized(Amortized[dist.Independent]):
         num_samples: int = 8,
         differentiable: bool = True,
     ) -> None:
-        require_at_least_one(self, latent_dim=latent_dim)
         if steps < 0:
             raise ValueError(f"SemiAmortized.steps must be at least 0, came {steps}")
         if not step_size > 0:
@@ -90,7 +89,7 @@ class SemiAmortized(Amortized[dist.Independent]):
                 f"SemiAmortized.num_samples must be an even number, 2 or more, for pairs of "
                 f"opposite points; came {num_samples}"
             )
-        super().__init__(data_shape, network, num_outputs=2 * latent_dim)
+        super().__init__(data_shape, latent_dim, network)
         self.data_shape = tuple(data_shape)
         self.steps = steps
         self.step_size = step_size
@@ -126,6 +125,11 @@ class SemiAmortized(Amortized[dist.Independent]):
         """Return N(m, diag(s^2)) for (m, log s), `(*batch, 2 * latent_dim)`."""
         loc, log_scale = outputs.chunk(2, -1)
         return dist.Independent(dist.Normal(loc, log_scale.exp()), 1)
+
+    @property
+    def num_outputs(self) -> int:
+        """Two per latent dimension: m and s."""
+        return 2 * self.latent_dim
 
     def _refine(self, x: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
         """The (m, log s) after all steps, and the gradient of the ELBOs at the start."""

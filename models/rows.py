@@ -1,20 +1,43 @@
-"""Rows of data as the models take them: their shape checked, as vectors, in chunks."""
+"""Models of independent rows, and rows as they take them: their shape checked, as vectors, in chunks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 
-from torch import Tensor
-
-
-class HasDataShape(Protocol):
-    """A model that knows the shape of one row of its data."""
-
-    data_shape: tuple[int, ...]
+import pyro
+from torch import Tensor, nn
 
 
-def require_shape(model: HasDataShape, x: Tensor) -> None:
+class RowModel(nn.Module, ABC):
+    """A model of independent rows: a Pyro program inside `pyro.plate("data", n, dim=-1)`.
+
+    A model derives from this class and says in `_program` what happens inside the plate.
+
+    Args:
+        data_shape: shape of one row of the data.
+    """
+
+    def __init__(self, data_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.data_shape = tuple(data_shape)
+
+    def forward(self, x: Tensor) -> None:
+        """Run the model on `x`, `(n, *data_shape)`.
+
+        Raises:
+            ValueError: the rows of `x` do not have the shape `data_shape`.
+        """
+        require_shape(self, x)
+        with pyro.plate("data", x.shape[0], dim=-1):
+            self._program(x)
+
+    @abstractmethod
+    def _program(self, x: Tensor) -> None:
+        """Sample the latents of every row, and observe `x`, `(n, *data_shape)`, as the site `x`."""
+
+
+def require_shape(model: RowModel, x: Tensor) -> None:
     """Raise a ValueError unless `x` has the shape `(n, *model.data_shape)`."""
     if tuple(x.shape[1:]) != model.data_shape:
         raise ValueError(
@@ -24,7 +47,7 @@ def require_shape(model: HasDataShape, x: Tensor) -> None:
         )
 
 
-def as_vectors(model: HasDataShape, x: Tensor) -> Tensor:
+def as_vectors(model: RowModel, x: Tensor) -> Tensor:
     """Flatten the rows of `x`, `(n, *model.data_shape)`, to `(n, D)`.
 
     Raises:

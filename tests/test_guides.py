@@ -34,8 +34,9 @@ SHAPE = (1, 5, 4)
 class OwnLaplace(Amortized[dist.Independent]):
     """A guide as a user writes it."""
 
-    def __init__(self, data_shape: Sequence[int], latent_dim: int, network: Network) -> None:
-        super().__init__(data_shape, network, num_outputs=2 * latent_dim)
+    @property
+    def num_outputs(self) -> int:
+        return 2 * self.latent_dim
 
     def family(self, outputs: Tensor) -> dist.Independent:
         loc, scale = outputs.chunk(2, -1)

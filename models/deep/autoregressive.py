@@ -9,15 +9,15 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import constraints
 
 from ppl_vae.distributions import zuko
-from ppl_vae.models.rows import require_shape
+from ppl_vae.models.rows import RowModel, require_shape
 from ppl_vae.networks import full_precision
 
 
-class Autoregressive(nn.Module):
+class Autoregressive(RowModel):
     """p(x) = prod_i p(x_i | x_1, ..., x_{i-1}) over the values of a row, by one masked network.
 
     The values are categories 0, 1, ..., `categories - 1`, in the order of the flattened row. The
@@ -49,8 +49,7 @@ class Autoregressive(nn.Module):
         categories: int = 2,
         hidden: Sequence[int] = (256, 256),
     ) -> None:
-        super().__init__()
-        self.data_shape = tuple(data_shape)
+        super().__init__(data_shape)
         self.categories = categories
         size = math.prod(self.data_shape)
         if size < 2 or categories < 2:
@@ -65,15 +64,8 @@ class Autoregressive(nn.Module):
         adjacency = earlier.repeat_interleave(categories, 0).repeat_interleave(categories - 1, 1)
         self.network = zuko.nn.MaskedMLP(adjacency, tuple(hidden))
 
-    def forward(self, x: Tensor) -> None:
-        """Run the model on `x`, `(n, *data_shape)`.
-
-        Raises:
-            ValueError: the rows of `x` do not have the shape `data_shape`.
-        """
-        require_shape(self, x)
-        with pyro.plate("data", x.shape[0], dim=-1):
-            pyro.sample("x", self.marginal(), obs=x)
+    def _program(self, x: Tensor) -> None:
+        pyro.sample("x", self.marginal(), obs=x)
 
     def marginal(self) -> AutoregressiveCategorical:
         """Return p(x), of event shape `data_shape`."""

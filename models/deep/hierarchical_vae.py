@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import pyro
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import softplus
 
 from ppl_vae.likelihoods import Bernoulli, Likelihood
-from ppl_vae.models.rows import require_shape
+from ppl_vae.models.rows import RowModel
 from ppl_vae.networks import MLP, Network, full_precision
 
 
-class HierarchicalVAE(nn.Module):
+class HierarchicalVAE(RowModel):
     """z2 ~ N(0, I), z1 ~ N(loc(z2), diag(scale(z2)^2)), x ~ p(x | decoder(z1)), for every row.
 
     The model with two stochastic layers from "Importance Weighted Autoencoders" (arXiv:1509.00519) and
@@ -51,13 +51,12 @@ class HierarchicalVAE(nn.Module):
         latent_network: Network = MLP(hidden=(64, 64)),  # frozen
         likelihood: Likelihood | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(data_shape)
         if len(latent_dims) != 2 or min(latent_dims) < 1:
             raise ValueError(
                 f"HierarchicalVAE.latent_dims must be two positive numbers, those of z1 and z2, "
                 f"came {tuple(latent_dims)}"
             )
-        self.data_shape = tuple(data_shape)
         self.latent_dims = tuple(latent_dims)
         self.likelihood = Bernoulli() if likelihood is None else likelihood
         below, top = self.latent_dims
@@ -65,17 +64,10 @@ class HierarchicalVAE(nn.Module):
         self.decoder = network.decoder(below, (self.likelihood.num_params, *self.data_shape))
         self.register_buffer("prior_loc", torch.zeros(top), persistent=False)
 
-    def forward(self, x: Tensor) -> None:
-        """Run the model on `x`, `(n, *data_shape)`.
-
-        Raises:
-            ValueError: the rows of `x` do not have the shape `data_shape`.
-        """
-        require_shape(self, x)
-        with pyro.plate("data", x.shape[0], dim=-1):
-            z2 = pyro.sample("z2", self.prior())
-            z1 = pyro.sample("z1", self.conditional(z2))
-            pyro.sample("x", self._likelihood(z1, x), obs=x)
+    def _program(self, x: Tensor) -> None:
+        z2 = pyro.sample("z2", self.prior())
+        z1 = pyro.sample("z1", self.conditional(z2))
+        pyro.sample("x", self._likelihood(z1, x), obs=x)
 
     def prior(self) -> dist.Independent:
         """Return p(z2), of event shape `(latent_dims[1],)`."""

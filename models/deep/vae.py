@@ -6,17 +6,17 @@ from collections.abc import Sequence
 
 import pyro
 import pyro.distributions as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppl_vae.likelihoods import Bernoulli, Likelihood
 from ppl_vae.models.arguments import require_at_least_one
 from ppl_vae.models.priors.base import Prior
 from ppl_vae.models.priors.normal import StandardNormal
-from ppl_vae.models.rows import require_shape
+from ppl_vae.models.rows import RowModel
 from ppl_vae.networks import MLP, Network
 
 
-class VAE(nn.Module):
+class VAE(RowModel):
     """A latent from a prior, decoded by a network into the parameters of a likelihood.
 
     z ~ p(z), which is N(0, I) unless another prior is given, and x ~ p(x | decoder(z)),
@@ -52,25 +52,17 @@ class VAE(nn.Module):
         likelihood: Likelihood | None = None,
         prior: Prior | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(data_shape)
         require_at_least_one(self, latent_dim=latent_dim)
-        self.data_shape = tuple(data_shape)
         self.latent_dim = latent_dim
         self.likelihood = Bernoulli() if likelihood is None else likelihood
         out_shape = (self.likelihood.num_params, *self.data_shape)
         self.decoder = network.decoder(latent_dim, out_shape)
         self.prior = (prior or StandardNormal()).build(self.data_shape, latent_dim)
 
-    def forward(self, x: Tensor) -> None:
-        """Run the model on `x`, `(n, *data_shape)`.
-
-        Raises:
-            ValueError: the rows of `x` do not have the shape `data_shape`.
-        """
-        require_shape(self, x)
-        with pyro.plate("data", x.shape[0], dim=-1):
-            z = pyro.sample("z", self.prior())
-            pyro.sample("x", self._likelihood(z, x), obs=x)
+    def _program(self, x: Tensor) -> None:
+        z = pyro.sample("z", self.prior())
+        pyro.sample("x", self._likelihood(z, x), obs=x)
 
     def decode(self, z: Tensor) -> dist.Independent:
         """Return p(x | z) for latents `(*batch, latent_dim)`: batch shape `batch`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import pyro
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from ppl_vae.models.arguments import require_at_least_one
 from ppl_vae.models.linear.linear_gaussian import LinearGaussian, regress
-from ppl_vae.models.rows import as_vectors, require_shape, row_chunks
+from ppl_vae.models.rows import RowModel, as_vectors, row_chunks
 
 
-class LinearModel(nn.Module, ABC):
+class LinearModel(RowModel):
     """z ~ N(0, I) and x = W z + mu + eps with independent normal noise eps.
 
     A model derives from this class, creates `log_sigma` and `centre`, and says in `_maximize_noise` how EM
@@ -42,9 +42,8 @@ class LinearModel(nn.Module, ABC):
     centre: Tensor
 
     def __init__(self, data_shape: Sequence[int], latent_dim: int) -> None:
-        super().__init__()
+        super().__init__(data_shape)
         require_at_least_one(self, latent_dim=latent_dim)
-        self.data_shape = tuple(data_shape)
         self.latent_dim = latent_dim
         size = math.prod(self.data_shape)
         # W = 0 is a saddle point of the likelihood: start away from it, at unit signal variance.
@@ -59,16 +58,9 @@ class LinearModel(nn.Module, ABC):
         Warn of noise that would be too small.
         """
 
-    def forward(self, x: Tensor) -> None:
-        """Run the model on `x`, `(n, *data_shape)`.
-
-        Raises:
-            ValueError: the rows of `x` do not have the shape `data_shape`.
-        """
-        require_shape(self, x)
-        with pyro.plate("data", x.shape[0], dim=-1):
-            z = pyro.sample("z", self.prior())
-            pyro.sample("x", self.decode(z), obs=x)
+    def _program(self, x: Tensor) -> None:
+        z = pyro.sample("z", self.prior())
+        pyro.sample("x", self.decode(z), obs=x)
 
     def prior(self) -> dist.Independent:
         """Return p(z), of event shape `(latent_dim,)`."""

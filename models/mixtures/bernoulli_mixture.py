@@ -69,18 +69,8 @@ class BernoulliMixture(Mixture):
         # Equal components would stay equal: start apart.
         self.value_logits = nn.Parameter(torch.randn(components, math.prod(self.data_shape)))
 
-    @torch.no_grad()
-    def initialize(self, x: Tensor, seed: int) -> None:
-        """Start EM from k-means++: each component has the rows nearest to its seed, and one average row.
-
-        Args:
-            x: data, `(n, *data_shape)`.
-            seed: random seed of k-means++.
-
-        Raises:
-            ValueError: `x` has rows of another shape, or fewer rows than there are components.
-        """
-        rows = self._rows(x).double()
+    def _start(self, rows: Tensor, seed: int) -> None:
+        """Give each component the rows nearest to its seed, and one average row."""
         weights = k_means_plus_plus(rows, self.components, seed)
         # Without the average row, a value that is constant among the nearest rows could never change.
         counts = weights.sum(1) + 1

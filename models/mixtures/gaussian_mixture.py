@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Sequence
 from typing import Literal
 
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ppl_vae.models.arguments import require_positive
 from ppl_vae.models.mixtures.components import (
     k_means_plus_plus,
     positive_counts,
     responsibilities,
     split_empty,
 )
-from ppl_vae.models.mixtures.covariances import covariance_of_kind
+from ppl_vae.models.mixtures.gaussians import Gaussians
 from ppl_vae.models.mixtures.mixture import Mixture
 from ppl_vae.models.rows import row_chunks
 
 
-class GaussianMixture(Mixture):
+class GaussianMixture(Mixture, Gaussians):
     """z ~ Categorical(pi) and x | z ~ N(mu_z, Sigma_z).
 
     log p(x) = log sum_k pi_k N(x; mu_k, Sigma_k) and p(z = k | x) = pi_k N(x; mu_k, Sigma_k) / p(x).
@@ -69,8 +66,6 @@ class GaussianMixture(Mixture):
         (torch.Size([600, 2]), torch.Size([600]))
     """
 
-    centre: Tensor
-
     def __init__(
         self,
         data_shape: Sequence[int],
@@ -79,29 +74,12 @@ class GaussianMixture(Mixture):
         min_scale: float = 1e-3,
     ) -> None:
         super().__init__(data_shape, components)
-        require_positive(self, min_scale=min_scale)
-        self.min_scale = min_scale
-        size = math.prod(self.data_shape)
-        # Equal means would stay equal: start apart.
-        self.means = nn.Parameter(torch.randn(components, size))
-        self.covariance = covariance_of_kind(self, covariance, components, size)
-        # The point about which EM takes moments, so that they do not cancel far from the origin.
-        self.register_buffer("centre", torch.zeros(size))
+        self._create_gaussians(components, self.data_shape, covariance, min_scale)
 
-    @torch.no_grad()
-    def initialize(self, x: Tensor, seed: int) -> None:
-        """Start EM from k-means++: weights, means and covariances of the rows nearest to each seed.
-
-        Args:
-            x: data, `(n, *data_shape)`.
-            seed: random seed of k-means++.
-
-        Raises:
-            ValueError: `x` has rows of another shape, or fewer rows than there are components.
-        """
-        rows = self._rows(x)
-        self.centre.copy_(rows.double().mean(0))
-        rows = rows.double() - self.centre
+    def _start(self, rows: Tensor, seed: int) -> None:
+        """Set weights, means and covariances to those of the rows nearest to each seed."""
+        self.centre.copy_(rows.mean(0))
+        rows = rows - self.centre
         weights = k_means_plus_plus(rows, self.components, seed)
         # Unit covariances about the center: whitened residuals are then the rows themselves.
         for parameter in [self.means, *self.covariance.parameters()]:
@@ -175,14 +153,7 @@ class GaussianMixture(Mixture):
         counts, empty = positive_counts(counts, num_rows)
         means = statistics["first"] / counts.unsqueeze(-1)
         self.logits.copy_((counts / num_rows).log())
-        floored = self.covariance.maximize(statistics["second"], counts, means, self.min_scale**2)
-        self.means.copy_(means + self.centre)
-        narrow = [k for k in floored if not empty[k]]
-        if narrow:
-            warnings.warn(
-                f"variances of components {narrow} would fall below min_scale^2 and were raised to it",
-                stacklevel=2,
-            )
+        self._maximize_gaussians(means, statistics["second"], counts, empty, "components")
         split_empty(self.logits, empty, self._split)
 
     def _split(self, source: int, target: int) -> None:

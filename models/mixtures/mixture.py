@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import pyro
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae.models.arguments import require_at_least_one
-from ppl_vae.models.rows import as_vectors
+from ppl_vae.models.rows import RowModel, as_vectors
 
 
-class Mixture(nn.Module, ABC):
+class Mixture(RowModel):
     """z ~ Categorical(pi) and x ~ p(x | z).
 
     Args:
@@ -29,9 +29,8 @@ class Mixture(nn.Module, ABC):
     """
 
     def __init__(self, data_shape: Sequence[int], components: int) -> None:
-        super().__init__()
+        super().__init__(data_shape)
         require_at_least_one(self, components=components)
-        self.data_shape = tuple(data_shape)
         self.components = components
         self.logits = nn.Parameter(torch.zeros(components))
 
@@ -43,16 +42,27 @@ class Mixture(nn.Module, ABC):
     def _log_joint(self, rows: Tensor) -> Tensor:
         """Return log p(x, z) of all components, `(k, n)`, for rows `(n, D)`; differentiable."""
 
-    def forward(self, x: Tensor) -> None:
-        """Run the model on `x`, `(n, *data_shape)`.
+    @abstractmethod
+    def _start(self, rows: Tensor, seed: int) -> None:
+        """Set the parameters that EM starts from, for rows `(n, D)` in float64; see `initialize`."""
+
+    def _program(self, x: Tensor) -> None:
+        x = x.to(self._rows(x).dtype)
+        z = pyro.sample("z", self.prior(), infer={"enumerate": "parallel"})
+        pyro.sample("x", self._component(z, x.dtype), obs=x)
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, seed: int) -> None:
+        """Start EM from k-means++: each component has the rows nearest to its seed.
+
+        Args:
+            x: data, `(n, *data_shape)`.
+            seed: random seed of k-means++.
 
         Raises:
-            ValueError: the rows of `x` do not have the shape `data_shape`.
+            ValueError: `x` has rows of another shape, or fewer rows than there are components.
         """
-        x = x.to(self._rows(x).dtype)
-        with pyro.plate("data", x.shape[0], dim=-1):
-            z = pyro.sample("z", self.prior(), infer={"enumerate": "parallel"})
-            pyro.sample("x", self._component(z, x.dtype), obs=x)
+        self._start(self._rows(x).double(), seed)
 
     def prior(self) -> dist.Categorical:
         """Return p(z), of event shape `()`."""

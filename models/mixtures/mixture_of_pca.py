@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from ppl_vae.models.arguments import require_at_least_one, require_positive
 from ppl_vae.models.linear.linear_gaussian import LinearGaussian, regress, regression_statistics
 from ppl_vae.models.mixtures.components import positive_counts, split_empty
-from ppl_vae.models.rows import as_vectors, require_shape
+from ppl_vae.models.rows import RowModel, as_vectors
 
 
-class MixtureOfPCA(nn.Module):
+class MixtureOfPCA(RowModel):
     """k ~ Categorical(pi), z ~ N(0, I) and x = W_k z + mu_k + sigma_k eps with eps ~ N(0, I).
 
     Marginally a mixture of N(mu_k, W_k W_k^T + sigma_k^2 I): full covariances at the cost of q directions
@@ -63,10 +63,9 @@ class MixtureOfPCA(nn.Module):
         components: int = 2,
         min_scale: float = 1e-3,
     ) -> None:
-        super().__init__()
+        super().__init__(data_shape)
         require_at_least_one(self, latent_dim=latent_dim, components=components)
         require_positive(self, min_scale=min_scale)
-        self.data_shape = tuple(data_shape)
         self.latent_dim = latent_dim
         self.components = components
         self.min_scale = min_scale
@@ -82,19 +81,10 @@ class MixtureOfPCA(nn.Module):
         # The point about which EM takes moments: fixed, so that statistics of different steps add up.
         self.register_buffer("centre", torch.zeros(size))
 
-    def forward(self, x: Tensor) -> None:
-        """Run the model on `x`, `(n, *data_shape)`.
-
-        Raises:
-            ValueError: the rows of `x` do not have the shape `data_shape`.
-        """
-        require_shape(self, x)
-        with pyro.plate("data", x.shape[0], dim=-1):
-            z = pyro.sample("z", self.prior())
-            k = pyro.sample(
-                "k", dist.Categorical(logits=self.logits), infer={"enumerate": "parallel"}
-            )
-            pyro.sample("x", self.decode(z, k), obs=x)
+    def _program(self, x: Tensor) -> None:
+        z = pyro.sample("z", self.prior())
+        k = pyro.sample("k", dist.Categorical(logits=self.logits), infer={"enumerate": "parallel"})
+        pyro.sample("x", self.decode(z, k), obs=x)
 
     def prior(self) -> dist.Independent:
         """Return p(z), of event shape `(latent_dim,)`."""

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Sequence
 from typing import Literal
 
 import pyro.distributions as dist
 import torch
 from sklearn.cluster import KMeans
-from torch import Tensor, nn
+from torch import Tensor
 
-from ppl_vae.models.arguments import require_positive
 from ppl_vae.models.mixtures.components import positive_counts
-from ppl_vae.models.mixtures.covariances import covariance_of_kind
+from ppl_vae.models.mixtures.gaussians import Gaussians
 from ppl_vae.models.sequences.hidden_markov import HiddenMarkov, Statistics
 
 MOST_STEPS = 20_000
 """The most steps, drawn at random, that k-means uses."""
 
 
-class GaussianHMM(HiddenMarkov):
+class GaussianHMM(HiddenMarkov, Gaussians):
     """A hidden Markov model with x_t | z_t ~ N(mu_z, Sigma_z). See `HiddenMarkov`.
 
     Args:
@@ -52,8 +49,6 @@ class GaussianHMM(HiddenMarkov):
         torch.Size([8, 60])
     """
 
-    centre: Tensor
-
     def __init__(
         self,
         data_shape: Sequence[int],
@@ -62,14 +57,7 @@ class GaussianHMM(HiddenMarkov):
         min_scale: float = 1e-3,
     ) -> None:
         super().__init__(data_shape, states)
-        require_positive(self, min_scale=min_scale)
-        self.min_scale = min_scale
-        size = math.prod(self.data_shape[1:])
-        # Equal means would stay equal: start apart.
-        self.means = nn.Parameter(torch.randn(states, size))
-        self.covariance = covariance_of_kind(self, covariance, states, size)
-        # The point about which EM takes moments: fixed, so that statistics of different steps add up.
-        self.register_buffer("centre", torch.zeros(size))
+        self._create_gaussians(states, self.data_shape[1:], covariance, min_scale)
 
     def decode(self, z: Tensor) -> dist.TorchDistribution:
         """Return p(x_t | z_t) for states `(*batch)`: batch shape `batch`, event shape `event`."""
@@ -90,14 +78,7 @@ class GaussianHMM(HiddenMarkov):
         counts, empty = positive_counts(statistics["counts"], statistics["counts"].sum())
         old = (self.means - self.centre).double()
         means = torch.where(empty.unsqueeze(-1), old, statistics["first"] / counts.unsqueeze(-1))
-        floored = self.covariance.maximize(statistics["second"], counts, means, self.min_scale**2)
-        narrow = [k for k in floored if not empty[k]]
-        if narrow:
-            warnings.warn(
-                f"variances of states {narrow} would fall below min_scale^2 and were raised to it",
-                stacklevel=3,
-            )
-        self.means.copy_(means + self.centre)
+        self._maximize_gaussians(means, statistics["second"], counts, empty, "states")
 
     def initialize_emissions(self, steps: Tensor, seed: int) -> Tensor:
         """Weights are one-hot: the nearest cluster of k-means (from k-means++) on at most 20,000 steps."""

@@ -1,0 +1,66 @@
+"""What the models whose components, or states, are Gaussian have in common."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ppl_vae.models.arguments import require_positive
+from ppl_vae.models.mixtures.covariances import covariance_of_kind
+
+
+class Gaussians(nn.Module):
+    """k Gaussians of D dimensions, a part of a model: their parameters, and how the M step sets them.
+
+    A model derives from this class too, and calls `_create_gaussians` in its constructor.
+
+    Attributes:
+        means: mu, `(k, D)`.
+        covariance: module with the unconstrained parameters of the covariances.
+        centre: the point about which EM takes moments, `(D,)`. It keeps them from canceling far from the
+            origin, and stays where `initialize` puts it, so that statistics of different steps add up.
+        min_scale: least standard deviation in any direction that the M step sets.
+    """
+
+    centre: Tensor
+
+    def _create_gaussians(
+        self, k: int, shape: Sequence[int], covariance: str, min_scale: float
+    ) -> None:
+        """Create the parameters of k Gaussians for values of a shape.
+
+        Raises:
+            ValueError: `min_scale` is not positive, or `covariance` is no kind of covariance.
+        """
+        require_positive(self, min_scale=min_scale)
+        self.min_scale = min_scale
+        size = math.prod(shape)
+        # Equal means would stay equal: start apart.
+        self.means = nn.Parameter(torch.randn(k, size))
+        self.covariance = covariance_of_kind(self, covariance, k, size)
+        self.register_buffer("centre", torch.zeros(size))
+
+    def _maximize_gaussians(
+        self, means: Tensor, second: Tensor, counts: Tensor, empty: Tensor, name: str
+    ) -> None:
+        """Set the means, and the covariances to their maximizer; warn of those raised to `min_scale`^2.
+
+        Args:
+            means: the new means, about `centre`, `(k, D)`.
+            second: second moments about `centre`, as the kind of covariance takes them.
+            counts: expected rows of each Gaussian, positive, `(k,)`.
+            empty: which of them have no rows, `(k,)`: of these the warning is silent.
+            name: what the warning calls them, such as "components".
+        """
+        floored = self.covariance.maximize(second, counts, means, self.min_scale**2)
+        self.means.copy_(means + self.centre)
+        narrow = [k for k in floored if not empty[k]]
+        if narrow:
+            warnings.warn(
+                f"variances of {name} {narrow} would fall below min_scale^2 and were raised to it",
+                stacklevel=3,
+            )
