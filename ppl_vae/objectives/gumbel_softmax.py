@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pyro.poutine as poutine
 import torch
@@ -46,15 +47,13 @@ class GumbelSoftmaxELBO(Objective):
 
     temperature: float = 0.5
 
+    why_no_free_bits: ClassVar[str] = " for a discrete latent; set free_bits=0"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.temperature > 0:
             raise ValueError(
                 f"GumbelSoftmaxELBO: temperature must be positive, not {self.temperature}"
-            )
-        if self.free_bits:
-            raise ValueError(
-                "GumbelSoftmaxELBO: there are no free bits for a discrete latent; set free_bits=0"
             )
 
     def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:
