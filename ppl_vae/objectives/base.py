@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
@@ -50,7 +50,7 @@ class Objective(ABC):
             it has. A subclass sets it.
     """
 
-    why_no_free_bits: ClassVar[str] = ""
+    why_no_free_bits = ""
 
     beta: float | Schedule = 1.0
     free_bits: float = 0.0

@@ -6,7 +6,7 @@ import functools
 import warnings
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import pyro
 import pyro.infer
@@ -106,7 +106,7 @@ class EnumELBO(Objective):
             others.
     """
 
-    why_no_free_bits: ClassVar[str] = (
+    why_no_free_bits = (
         " for latents that are enumerated or depend on enumerated ones; set free_bits=0, or use TraceELBO or "
         "MeanFieldELBO with a pair that enumerates nothing"
     )

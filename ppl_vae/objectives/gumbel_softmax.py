@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import pyro.poutine as poutine
 import torch
@@ -47,7 +46,7 @@ class GumbelSoftmaxELBO(Objective):
 
     temperature: float = 0.5
 
-    why_no_free_bits: ClassVar[str] = " for a discrete latent; set free_bits=0"
+    why_no_free_bits = " for a discrete latent; set free_bits=0"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
@@ -36,7 +35,7 @@ class ImportanceWeightedELBO(Objective):
 
     num_particles: int = 5
 
-    why_no_free_bits: ClassVar[str] = (
+    why_no_free_bits = (
         ", because the bound is not a KL plus other terms; use ELBO, TraceELBO or MeanFieldELBO"
     )
 
