@@ -224,7 +224,7 @@ def draw(
     grid = left.subplots(len(shown), codes, squeeze=False)
     for row, q in zip(grid, shown, strict=True):
         for axes, picture, best in zip(row, q.pictures, shown[0].pictures, strict=True):
-            axes.imshow(picture.reshape(side, side), cmap="gray_r", vmin=0, vmax=16)
+            axes.imshow(picture.reshape(side, side).numpy(), cmap="gray_r", vmin=0, vmax=16)
             axes.set(xticks=[], yticks=[])
             if q is not shown[0]:
                 distance = float(rms(picture - best) / shown[0].unit)

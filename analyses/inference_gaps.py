@@ -15,20 +15,9 @@ from jsonargparse import auto_cli
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from ppl_vae import evaluate, fit, load_data
+from ppl_vae import evaluate, fit, guides, load_data
 from ppl_vae.diagnosis import Gaps, guide_on_grid, inference_gaps, posterior_grid
 from ppl_vae.evaluation import Annealed, Evaluation, annealed_importance_sampling
-from ppl_vae.guides import (
-    FullCovariance,
-    InverseAutoregressive,
-    LowRank,
-    MaskedAutoregressive,
-    MeanField,
-    MixtureOfGaussians,
-    NeuralSpline,
-    PerRow,
-    SemiAmortized,
-)
 from ppl_vae.models import VAE
 from ppl_vae.networks import MLP
 from ppl_vae.plots import gaps_plot, posterior_contours
@@ -87,20 +76,20 @@ def main(
     def held_out(epochs: int) -> dict[str, Any]:
         return dict(**budget(epochs), validation=rows.validation, patience=epochs)
 
-    model, teacher = VAE(*sizes), FullCovariance(*sizes)
+    model, teacher = VAE(*sizes), guides.FullCovariance(*sizes)
     fit(model, teacher, rows.train, transform=rows.transform, **held_out(max_epochs))
     truth = annealed_importance_sampling(model, teacher, test, num_steps=temperatures, seed=seed)
 
-    mean_field = MeanField(*sizes)
-    guides: list[Any] = [
+    mean_field = guides.MeanField(*sizes)
+    tried: list[Any] = [
         mean_field,
-        LowRank(*sizes),
-        FullCovariance(*sizes),
-        MixtureOfGaussians(*sizes),
-        MaskedAutoregressive(*sizes),
-        InverseAutoregressive(*sizes),
-        NeuralSpline(*sizes),
-        SemiAmortized(model, *sizes),
+        guides.LowRank(*sizes),
+        guides.FullCovariance(*sizes),
+        guides.MixtureOfGaussians(*sizes),
+        guides.MaskedAutoregressive(*sizes),
+        guides.InverseAutoregressive(*sizes),
+        guides.NeuralSpline(*sizes),
+        guides.SemiAmortized(model, *sizes),
     ]
     columns = ["guide", "ELBO", "log p(x), IS", "IS − AIS", "approximation gap"]
     columns += ["amortization gap", "unreliable", "ms per step"]
@@ -123,11 +112,11 @@ def main(
         for words in (*_disagreement(found, truth), *parts.warnings):
             remarks.setdefault(words, []).append(name)
 
-    for guide in guides:
+    for guide in tried:
         clock = _Clock(rows.transform)
         refit_guide(model, guide, rows.train, transform=clock, **held_out(guide_epochs))
         judge(type(guide).__name__, guide, clock.milliseconds())
-    free, clock = PerRow(mean_field, test), _Clock()
+    free, clock = guides.PerRow(mean_field, test), _Clock()
     refit_guide(model, free, test, transform=clock, batch_size=len(test), **budget(max_steps))
     judge("PerRow (MeanField)", free, clock.milliseconds())
 
@@ -137,7 +126,7 @@ def main(
     print(f"log p(x) by AIS: {_nats(truth.log_likelihood)}, Monte-Carlo error {_error(truth):.3f}.")
     if latent_dim == 2:
         picture = output.with_stem(f"{output.stem}_posteriors")
-        print(_draw_posteriors(model, teacher, guides, test, gaps, truth, picture))
+        print(_draw_posteriors(model, teacher, tried, test, gaps, truth, picture))
     for words, names in remarks.items():
         print(f"- {', '.join(names)}: {words}")
 
@@ -174,7 +163,7 @@ def _disagreement(found: Evaluation, truth: Annealed) -> list[str]:
 def _draw_posteriors(
     model: VAE,
     teacher: Any,
-    guides: list[Any],
+    tried: list[Any],
     test: Tensor,
     gaps: dict[str, Gaps],
     truth: Annealed,
@@ -182,12 +171,9 @@ def _draw_posteriors(
 ) -> str:
     """Draws guides over the exact posteriors of rows that are easy, typical and hard for mean-field."""
     grid = posterior_grid(model, teacher, test)
-    shown = [
-        g
-        for g in guides
-        if type(g) in (MeanField, FullCovariance, MixtureOfGaussians, NeuralSpline)
-    ]
-    drawn = {type(g).__name__: guide_on_grid(model, g, test, grid) for g in shown}
+    shown = ("MeanField", "FullCovariance", "MixtureOfGaussians", "NeuralSpline")
+    by_name = {type(g).__name__: g for g in tried}
+    drawn = {name: guide_on_grid(model, by_name[name], test, grid) for name in shown}
     order = gaps["MeanField"].inference_gap.values.argsort()
     places = [int(order[int(share * (len(test) - 1))]) for share in (0.1, 0.5, 0.9)]
     posterior_contours(grid, drawn, rows=places).savefig(picture)

@@ -145,7 +145,7 @@ def _draw(panels: list[tuple[str, Tensor]]) -> Figure:
     figure = Figure(figsize=(7.2, 4.3), dpi=200, layout="constrained")
     for axes, (title, pictures) in zip(figure.subplots(2, 4).flat, panels, strict=True):
         grid = make_grid(1 - pictures, nrow=6, padding=1, pad_value=0.8)  # ink on paper
-        axes.imshow(grid.permute(1, 2, 0), interpolation="nearest")
+        axes.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest")
         axes.set_title(title, fontsize=8)
         axes.set_axis_off()
     return figure

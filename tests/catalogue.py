@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ppl_vae import likelihoods
 from ppl_vae.guides import (
     BottomUp,
     CategoricalEncoder,
@@ -29,15 +30,6 @@ from ppl_vae.guides import (
     Recurrent,
     SemiAmortized,
     TopDown,
-)
-from ppl_vae.likelihoods import (
-    Bernoulli,
-    Binomial,
-    DiscretizedLogistic,
-    Gaussian,
-    LearnedGaussian,
-    Likelihood,
-    OptimalGaussian,
 )
 from ppl_vae.models import (
     CTC,
@@ -80,17 +72,19 @@ NETWORKS: dict[str, Network] = {
 
 
 class LikelihoodRow(NamedTuple):
-    make: Callable[[], Likelihood]
+    make: Callable[[], likelihoods.Likelihood]
     data: Callable[[Tensor], Tensor]  # what it can observe, from numbers between 0 and 1
 
 
 LIKELIHOODS: dict[str, LikelihoodRow] = {
-    "Bernoulli": LikelihoodRow(Bernoulli, lambda u: (u > 0.5).float()),
-    "Binomial": LikelihoodRow(lambda: Binomial(16), lambda u: (16 * u).round()),
-    "Gaussian": LikelihoodRow(lambda: Gaussian(0.5), lambda u: u),
-    "LearnedGaussian": LikelihoodRow(LearnedGaussian, lambda u: u),
-    "OptimalGaussian": LikelihoodRow(OptimalGaussian, lambda u: u),
-    "DiscretizedLogistic": LikelihoodRow(DiscretizedLogistic, lambda u: (255 * u).round() / 255),
+    "Bernoulli": LikelihoodRow(likelihoods.Bernoulli, lambda u: (u > 0.5).float()),
+    "Binomial": LikelihoodRow(lambda: likelihoods.Binomial(16), lambda u: (16 * u).round()),
+    "Gaussian": LikelihoodRow(lambda: likelihoods.Gaussian(0.5), lambda u: u),
+    "LearnedGaussian": LikelihoodRow(likelihoods.LearnedGaussian, lambda u: u),
+    "OptimalGaussian": LikelihoodRow(likelihoods.OptimalGaussian, lambda u: u),
+    "DiscretizedLogistic": LikelihoodRow(
+        likelihoods.DiscretizedLogistic, lambda u: (255 * u).round() / 255
+    ),
 }
 
 PRIORS: dict[str, Prior] = {
@@ -170,7 +164,9 @@ def semi_amortized(differentiable: bool) -> MakeGuide:
 
 
 def hierarchical() -> HierarchicalVAE:
-    return HierarchicalVAE(SHAPE, (3, 2), NETWORKS["MLP"], MLP(hidden=(4,)), Gaussian(0.5))
+    return HierarchicalVAE(
+        SHAPE, (3, 2), NETWORKS["MLP"], MLP(hidden=(4,)), likelihoods.Gaussian(0.5)
+    )
 
 
 def gaussian_mixture() -> GaussianMixture:

@@ -9,6 +9,7 @@ import math
 import weakref
 from typing import Any
 
+import programs
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -252,12 +253,7 @@ def normal_normal(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(z, 0.5), obs=x)
 
 
-def wrong_normal(x: Tensor) -> None:
-    with pyro.plate("data", len(x)):
-        pyro.sample("z", dist.Normal(0.4 * x, 0.6))
-
-
-@pytest.mark.parametrize("guide", [None, wrong_normal])
+@pytest.mark.parametrize("guide", [None, programs.normal_guide(0.4, 0.6)], ids=["prior", "wrong"])
 @pytest.mark.parametrize("num_steps", [2, 5])
 def test_the_mean_weight_of_short_runs_is_the_evidence(guide: Any, num_steps: int) -> None:
     # Unbiased for any number of temperatures: log of the mean over 20 000 chains, without annealing's help.
@@ -391,17 +387,8 @@ def test_sites_in_nested_plates() -> None:
 
 def test_a_latent_that_the_model_sums_out() -> None:
     weights, places = torch.tensor([0.3, 0.7]), torch.tensor([-2.0, 1.0])
-
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            c = pyro.sample("c", dist.Categorical(weights), infer={"enumerate": "parallel"})
-            z = pyro.sample("z", dist.Normal(places[c], 0.5))
-            pyro.sample("x", dist.Normal(z, 0.3), obs=x)
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(0.5 * x, 0.8))
-
+    model = programs.mixture_prior(weights, places, width=0.5, noise=0.3)
+    guide = programs.normal_guide(0.5, 0.8)
     x = torch.tensor([-2.2, 0.0, 1.3])
     truth = dist.Normal(places, 0.34**0.5).log_prob(x[:, None]).exp().mv(weights).log()
     for start in (None, guide):

@@ -35,6 +35,7 @@ def run(script: str, *arguments: str, cwd: Path) -> str:
         patch.object(sys, "argv", [path, *arguments]),
     ):
         warnings.simplefilter("default")  # as for a user, to whom they are no errors
+        warnings.simplefilter("error", DeprecationWarning)  # these will be errors in later versions
         runpy.run_path(path, run_name="__main__")
     return printed.getvalue()
 
@@ -282,6 +283,14 @@ def evaluation(folder: Path) -> None:
     assert mean(table["the best product, 128 x 128"]["of the best product"]) == 1.0
 
 
+def em(folder: Path) -> None:
+    sizes = ("--rows=2000", "--iterations=2", "--repeats=1")
+    table = rows(run_alone("benchmarks/em.py", *sizes, cwd=folder))
+    assert len(table) >= 8
+    for row in table:  # the fits that are timed are equal
+        assert abs(float(row["difference of log p(x)"])) < 1e-4, row
+
+
 # Add a check here for a new script.
 CHECKS: dict[str, Callable[[Path], None]] = {
     "em_vs_vae.py": em_vs_vae,
@@ -305,6 +314,6 @@ def test_every_script_is_in_the_readme() -> None:
         assert f"python analyses/{script}" in readme
 
 
-@pytest.mark.parametrize("check", [training, evaluation])
+@pytest.mark.parametrize("check", [training, evaluation, em])
 def test_benchmark(check: Callable[[Path], None], tmp_path: Path) -> None:
     check(tmp_path)

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import programs
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -418,12 +419,7 @@ def test_check_does_not_initialize_an_autoguide() -> None:
 # log p(x) = sum log N(x; loc, 2): every value below has a closed form. The optimum is loc = mean(x), for the
 # guide's slope 1/2 and shift loc.
 
-
-def param_model(x: Tensor) -> None:
-    loc = pyro.param("loc", torch.tensor(0.0))
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(loc, 1.0))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+param_model = programs.located
 
 
 def param_guide(x: Tensor) -> None:
@@ -500,17 +496,12 @@ def test_pairs_of_one_parameter_name_do_not_mix() -> None:
 
 
 def test_one_parameter_of_both_programs_from_two_fits_is_refused() -> None:
-    def model(x: Tensor) -> None:
-        loc = pyro.param("loc", torch.tensor(0.0))
-        with pyro.plate("data", len(x)):
-            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(loc, 1.0)), 1.0), obs=x)
-
     def guide(x: Tensor) -> None:
         loc = pyro.param("loc", torch.tensor(0.0))
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal((x + loc) / 2, 0.5**0.5))
 
-    one, two = learn(model, guide), learn(model, guide, POINTS + 1.0)
+    one, two = learn(param_model, guide), learn(param_model, guide, POINTS + 1.0)
     assert evaluate(one.model, one.guide, POINTS, seed=0).ess.min() > 990
     with pytest.raises(ValueError, match="'loc', from different fits"):
         evaluate(one.model, two.guide, POINTS, seed=0)

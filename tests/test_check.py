@@ -16,20 +16,11 @@ from pyro.infer.autoguide import AutoDelta, AutoNormal
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
-from ppl_vae import check
+from ppl_vae import check, objectives
 from ppl_vae.checks import Problem, Report, check_data
 from ppl_vae.guides import MeanField
 from ppl_vae.models import MixtureOfPCA
 from ppl_vae.networks import MLP
-from ppl_vae.objectives import (
-    ELBO,
-    Cyclical,
-    ImportanceWeightedELBO,
-    LinearWarmup,
-    MeanFieldELBO,
-    Objective,
-    TraceELBO,
-)
 from ppl_vae.pairs import Pair, PairError
 
 X = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
@@ -110,7 +101,7 @@ def test_an_auxiliary_latent_is_meant() -> None:
             u = pyro.sample("u", dist.Normal(torch.zeros(()), 1.0), infer={"is_auxiliary": True})
             pyro.sample("z", dist.Normal(x / 2 + 0 * u[:, None], 0.7).to_event(1))
 
-    assert check(model, more, X, objective=TraceELBO()).ok
+    assert check(model, more, X, objective=objectives.TraceELBO()).ok
 
 
 def test_an_enumerated_latent_is_meant() -> None:
@@ -379,14 +370,16 @@ def discrete_guide(x: Tensor) -> None:
 @pytest.mark.parametrize(
     ("objective", "words"),
     [
-        (MeanFieldELBO(), ["MeanFieldELBO needs one", "EnumELBO"]),
-        (TraceELBO(free_bits=0.1), ["free bits needs one"]),
+        (objectives.MeanFieldELBO(), ["MeanFieldELBO needs one", "EnumELBO"]),
+        (objectives.TraceELBO(free_bits=0.1), ["free bits needs one"]),
     ],
 )
 def test_a_latent_that_is_not_reparameterized(objective: Any, words: list[str]) -> None:
     assert check(discrete_model, discrete_guide, X).ok
-    assert check(discrete_model, discrete_guide, X, objective=TraceELBO()).ok
-    assert check(discrete_model, discrete_guide, X, objective=ImportanceWeightedELBO()).ok
+    assert check(discrete_model, discrete_guide, X, objective=objectives.TraceELBO()).ok
+    assert check(
+        discrete_model, discrete_guide, X, objective=objectives.ImportanceWeightedELBO()
+    ).ok
     report = check(discrete_model, discrete_guide, X, objective=objective)
     assert report.errors[0].site == "k"
     for word in ["Bernoulli", "no reparameterized", *words]:
@@ -416,18 +409,20 @@ def test_a_guide_whose_sites_depend_on_each_other_the_other_way() -> None:
             pyro.sample("low", dist.Normal(x[:, 0], 1.0))
             pyro.sample("top", dist.Normal(x[:, 0], 1.0))
 
-    report = check(chain, bottom_up, X, objective=MeanFieldELBO())
+    report = check(chain, bottom_up, X, objective=objectives.MeanFieldELBO())
     error(report, "low", "analytic KL of site 'low' is wrong", "'top'", "TraceELBO")
     assert check(chain, bottom_up, X).ok  # the default chooses what is right
     for fine in (top_down, independent):
-        assert check(chain, fine, X, objective=MeanFieldELBO()).ok
+        assert check(chain, fine, X, objective=objectives.MeanFieldELBO()).ok
 
 
-@pytest.mark.parametrize("beta", [LinearWarmup(10), Cyclical(period=4, cycles=3)])
+@pytest.mark.parametrize(
+    "beta", [objectives.LinearWarmup(10), objectives.Cyclical(period=4, cycles=3)]
+)
 def test_a_warm_up_longer_than_the_training(beta: Any) -> None:
-    report = check(model, guide, X, objective=ELBO(beta=beta), max_epochs=9)
+    report = check(model, guide, X, objective=objectives.ELBO(beta=beta), max_epochs=9)
     warning(report, "max_epochs", f"{beta.warmup_epochs:g} epochs", "ends after 9")
-    assert check(model, guide, X, objective=ELBO(beta=beta), max_epochs=10).ok
+    assert check(model, guide, X, objective=objectives.ELBO(beta=beta), max_epochs=10).ok
 
 
 class Networks(nn.Module):
@@ -548,16 +543,16 @@ def test_iterables_and_tuples() -> None:
 @pytest.mark.parametrize(
     ("objective", "words"),
     [
-        (TraceELBO(), "TraceELBO does not enumerate"),
-        (MeanFieldELBO(), "MeanFieldELBO does not enumerate"),
-        (ELBO(beta=2.0), "no KL that beta = 2.0"),
-        (ELBO(beta=LinearWarmup(5)), "no KL that beta"),
-        (ELBO(free_bits=0.1), "no free bits"),
+        (objectives.TraceELBO(), "TraceELBO does not enumerate"),
+        (objectives.MeanFieldELBO(), "MeanFieldELBO does not enumerate"),
+        (objectives.ELBO(beta=2.0), "no KL that beta = 2.0"),
+        (objectives.ELBO(beta=objectives.LinearWarmup(5)), "no KL that beta"),
+        (objectives.ELBO(free_bits=0.1), "no free bits"),
     ],
     ids=str,
 )
 def test_a_latent_that_the_model_sums_out_suits_one_objective(
-    objective: Objective, words: str
+    objective: objectives.Objective, words: str
 ) -> None:
     torch.manual_seed(0)
     model, x = MixtureOfPCA((3,), latent_dim=1, components=2), torch.randn(5, 3)

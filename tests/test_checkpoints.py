@@ -17,16 +17,7 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 from torch.optim import lr_scheduler as schedules
 
-from ppl_vae.runtime import (
-    CorruptFileError,
-    flatten,
-    random_state,
-    read_tensors,
-    set_random_state,
-    unflatten,
-    write_bytes,
-    write_tensors,
-)
+from ppl_vae import runtime
 from ppl_vae.training import load_checkpoint, save_checkpoint
 from ppl_vae.training.checkpoints import KEPT, checkpoint_files
 
@@ -64,8 +55,8 @@ def assert_same(a: Any, b: Any) -> None:
 
 
 def test_tensors_and_metadata_come_back(tmp_path: Path) -> None:
-    write_tensors(tmp_path / "a.safetensors", TENSORS, METADATA)
-    tensors, metadata = read_tensors(tmp_path / "a.safetensors")
+    runtime.write_tensors(tmp_path / "a.safetensors", TENSORS, METADATA)
+    tensors, metadata = runtime.read_tensors(tmp_path / "a.safetensors")
     assert metadata == METADATA
     assert_same(dict(sorted(tensors.items())), dict(sorted(TENSORS.items())))
     assert os.listdir(tmp_path) == ["a.safetensors"]
@@ -73,8 +64,8 @@ def test_tensors_and_metadata_come_back(tmp_path: Path) -> None:
 
 def test_tensors_that_share_memory_come_back_apart(tmp_path: Path) -> None:
     x = torch.arange(4.0)
-    write_tensors(tmp_path / "a", {"x": x, "tail": x[2:], "same": x})
-    tensors, _ = read_tensors(tmp_path / "a")
+    runtime.write_tensors(tmp_path / "a", {"x": x, "tail": x[2:], "same": x})
+    tensors, _ = runtime.read_tensors(tmp_path / "a")
     assert tensors["tail"].tolist() == [2.0, 3.0]
     assert torch.equal(tensors["same"], x)
 
@@ -85,7 +76,7 @@ def test_a_failure_between_write_and_rename_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, error: BaseException
 ) -> None:
     path = tmp_path / "state"
-    write_bytes(path, b"old")
+    runtime.write_bytes(path, b"old")
 
     def fail(*_: Any) -> None:
         raise error
@@ -93,10 +84,10 @@ def test_a_failure_between_write_and_rename_leaves_the_old_file(
     with monkeypatch.context() as patched:
         patched.setattr(os, moment, fail)
         with pytest.raises(type(error)):
-            write_bytes(path, b"new and longer")
+            runtime.write_bytes(path, b"new and longer")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["state"]
-    write_bytes(path, b"new and longer")
+    runtime.write_bytes(path, b"new and longer")
     assert path.read_bytes() == b"new and longer"
 
 
@@ -118,33 +109,33 @@ def test_the_content_is_on_disk_before_the_rename(
 
     monkeypatch.setattr(os, "fsync", watched_fsync)
     monkeypatch.setattr(os, "replace", watched_replace)
-    write_bytes(tmp_path / "state", b"content")
+    runtime.write_bytes(tmp_path / "state", b"content")
     assert events == ["fsync", "replace", "fsync"]  # the file, then the folder
 
 
 def test_every_truncation_is_found(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    write_tensors(path, {"w": torch.arange(6.0), "b": torch.tensor(1)}, {"epoch": 3})
+    runtime.write_tensors(path, {"w": torch.arange(6.0), "b": torch.tensor(1)}, {"epoch": 3})
     data = path.read_bytes()
     for length in range(len(data)):
         path.write_bytes(data[:length])
-        with pytest.raises(CorruptFileError, match=r"a\.safetensors") as caught:
-            read_tensors(path)
+        with pytest.raises(runtime.CorruptFileError, match=r"a\.safetensors") as caught:
+            runtime.read_tensors(path)
         assert caught.value.path == path
 
 
 def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    write_tensors(path, {"w": torch.arange(6.0), "b": torch.tensor(1)}, {"epoch": 3})
+    runtime.write_tensors(path, {"w": torch.arange(6.0), "b": torch.tensor(1)}, {"epoch": 3})
     data = path.read_bytes()
-    whole = read_tensors(path)
+    whole = runtime.read_tensors(path)
     harmless = 0
     for place in range(len(data)):
         for mask in (0x01, 0x80, 0xFF):
             path.write_bytes(data[:place] + bytes([data[place] ^ mask]) + data[place + 1 :])
             try:
-                found = read_tensors(path)
-            except CorruptFileError:
+                found = runtime.read_tensors(path)
+            except runtime.CorruptFileError:
                 continue
             assert_same(found[0], whole[0])  # padding between header and data
             assert found[1] == whole[1]
@@ -158,22 +149,24 @@ def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
 def test_other_files_are_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "wrong.safetensors"
     path.write_bytes(content)
-    with pytest.raises(CorruptFileError, match=r"wrong\.safetensors"):
-        read_tensors(path)
+    with pytest.raises(runtime.CorruptFileError, match=r"wrong\.safetensors"):
+        runtime.read_tensors(path)
 
 
 def test_safetensors_of_others_are_named(tmp_path: Path) -> None:
     path = tmp_path / "theirs.safetensors"
     safetensors.torch.save_file({"w": torch.ones(2)}, path)
-    with pytest.raises(CorruptFileError, match=r"theirs\.safetensors.*not written by ppl_vae"):
-        read_tensors(path)
+    with pytest.raises(
+        runtime.CorruptFileError, match=r"theirs\.safetensors.*not written by ppl_vae"
+    ):
+        runtime.read_tensors(path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
-        read_tensors(tmp_path / "none.safetensors")
+        runtime.read_tensors(tmp_path / "none.safetensors")
     with pytest.raises(FileNotFoundError):
-        read_tensors(tmp_path)  # a folder
+        runtime.read_tensors(tmp_path)  # a folder
 
 
 # -- trees -----------------------------------------------------------------------------------------------
@@ -201,23 +194,23 @@ trees = st.recursive(
 @settings(max_examples=100, deadline=None, database=None, derandomize=True)
 @given(tree=trees)
 def test_any_tree_comes_back(tree: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
-    flat, tensors = flatten({"tree": tree})
+    flat, tensors = runtime.flatten({"tree": tree})
     path = tmp_path_factory.getbasetemp() / "tree.safetensors"
-    write_tensors(path, tensors, {"flat": flat})
-    read, metadata = read_tensors(path)
-    assert_same(unflatten(metadata["flat"], read), {"tree": tree})
+    runtime.write_tensors(path, tensors, {"flat": flat})
+    read, metadata = runtime.read_tensors(path)
+    assert_same(runtime.unflatten(metadata["flat"], read), {"tree": tree})
 
 
 def test_two_tensors_of_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match=r"a\.b"):
-        flatten({"a.b": torch.zeros(1), "a": {"b": torch.ones(1)}})
+        runtime.flatten({"a.b": torch.zeros(1), "a": {"b": torch.ones(1)}})
 
 
 def test_what_cannot_be_saved_is_named() -> None:
     with pytest.raises(TypeError, match=r"state\.1\.hook.*function"):
-        flatten({"state": [1, {"hook": lambda: None}]})
+        runtime.flatten({"state": [1, {"hook": lambda: None}]})
     with pytest.raises(TypeError, match="key"):
-        flatten({(1, 2): torch.zeros(1)})
+        runtime.flatten({(1, 2): torch.zeros(1)})
 
 
 def network() -> nn.Module:
@@ -311,10 +304,10 @@ def test_random_generators_go_on_from_a_file(tmp_path: Path) -> None:
         ]
 
     draw()  # numpy and Python keep the second of two Gaussians
-    save_checkpoint(tmp_path, 1, {"generators": random_state(torch.device("cpu"))}, {})
+    save_checkpoint(tmp_path, 1, {"generators": runtime.random_state(torch.device("cpu"))}, {})
     expected = [draw() for _ in range(3)]
     saved, _ = load_checkpoint(tmp_path)
-    set_random_state(saved["generators"], torch.device("cpu"))
+    runtime.set_random_state(saved["generators"], torch.device("cpu"))
     assert [draw() for _ in range(3)] == expected
 
 
@@ -361,7 +354,7 @@ def test_if_all_are_damaged_the_newest_is_named_once(tmp_path: Path) -> None:
     files = save_three(tmp_path)
     for file in files:
         file.write_bytes(b"")
-    with pytest.raises(CorruptFileError, match="no other checkpoint") as caught:
+    with pytest.raises(runtime.CorruptFileError, match="no other checkpoint") as caught:
         load_checkpoint(tmp_path)
     assert caught.value.path == files[0]
     assert str(caught.value).count(files[0].name) == 1

@@ -91,11 +91,17 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def first(workplace: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A run made by the real command, in a process of its own."""
+def done(workplace: Path) -> subprocess.CompletedProcess[str]:
+    """A training by the real command, in a process of its own."""
     done = run("train", "--run_dir", "first", "--max_epochs", "2", *SMALL, *NETWORK, cwd=workplace)
     assert done.returncode == 0, done.stderr
-    return workplace / "first", done
+    return done
+
+
+@pytest.fixture(scope="module")
+def first(workplace: Path, done: subprocess.CompletedProcess[str]) -> Path:
+    """The run that it made."""
+    return workplace / "first"
 
 
 @pytest.fixture(scope="module")
@@ -108,36 +114,30 @@ def second(workplace: Path) -> Path:
 # -- train -----------------------------------------------------------------------------------------------
 
 
-def test_train_leaves_a_whole_run(first: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-    folder, done = first
-    assert {p.name for p in folder.iterdir()} == {
+def test_train_leaves_a_whole_run(first: Path, done: subprocess.CompletedProcess[str]) -> None:
+    assert {p.name for p in first.iterdir()} == {
         *("config.yaml", "weights.safetensors", "metrics.csv", "evaluation.json"),
         *("diagnosis.json", "posterior.nc", "plots", "checkpoints"),
     }
-    assert {p.stem for p in (folder / "plots").iterdir()} == PICTURES
+    assert {p.stem for p in (first / "plots").iterdir()} == PICTURES
     for words in ("ELBO", "rate", "distortion", "log p(x), 20 samples", "bits per dimension"):
         assert words in done.stdout
     for words in ("ESS", "Pareto k-hat", "active units", "mutual information", "±", "first/plots"):
         assert words in done.stdout
-    diagnosis = json.loads((folder / "diagnosis.json").read_text())
+    diagnosis = json.loads((first / "diagnosis.json").read_text())
     assert diagnosis["summary"] in done.stdout
-    with (folder / "metrics.csv").open() as lines:
+    with (first / "metrics.csv").open() as lines:
         assert [row["epoch"] for row in csv.DictReader(lines)] == ["1", "2"]
 
 
-def test_without_a_terminal_there_is_no_bar(
-    first: tuple[Path, subprocess.CompletedProcess[str]],
-) -> None:
-    _, done = first
+def test_without_a_terminal_there_is_no_bar(done: subprocess.CompletedProcess[str]) -> None:
     assert "\r" not in done.stderr
     assert "%|" not in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_the_configuration_is_resolved(
-    first: tuple[Path, subprocess.CompletedProcess[str]],
-) -> None:
-    config = config_of(first[0])
+def test_the_configuration_is_resolved(first: Path) -> None:
+    config = config_of(first)
     model, guide = config["model"], config["guide"]
     assert (model["class_path"], guide["class_path"]) == (
         "ppl_vae.models.VAE",
@@ -245,18 +245,13 @@ def test_a_configuration_may_use_short_names(
     assert config["guide"] == {"class_path": "ppl_vae.guides.Exact", "init_args": {}}
 
 
-def test_the_configuration_of_a_run_starts_another(
-    first: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
-    folder, _ = first
+def test_the_configuration_of_a_run_starts_another(first: Path, tmp_path: Path) -> None:
     again = tmp_path / "again"
     with numbers_alone():
-        assert (
-            main(["train", "--config", str(folder / "config.yaml"), "--run_dir", str(again)]) == 0
-        )
-    assert config_of(again) == config_of(folder)
-    assert same_weights(folder, again)
-    assert (folder / "evaluation.json").read_bytes() == (again / "evaluation.json").read_bytes()
+        assert main(["train", "--config", str(first / "config.yaml"), "--run_dir", str(again)]) == 0
+    assert config_of(again) == config_of(first)
+    assert same_weights(first, again)
+    assert (first / "evaluation.json").read_bytes() == (again / "evaluation.json").read_bytes()
 
 
 MINE = """
@@ -439,9 +434,9 @@ def test_a_finished_run_can_be_continued_for_longer(tmp_path: Path) -> None:
 
 
 def test_resuming_with_other_options_is_refused(
-    first: tuple[Path, subprocess.CompletedProcess[str]], capsys: pytest.CaptureFixture[str]
+    first: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--resume", str(first[0]), "--batch_size", "7", "--model.latent_dim", "3"]
+    arguments = ["--resume", str(first), "--batch_size", "7", "--model.latent_dim", "3"]
     assert main(["train", *arguments]) == 2
     assert (
         "leave out --batch_size, --model (only --max_epochs may change)" in capsys.readouterr().err
@@ -452,25 +447,21 @@ def test_resuming_with_other_options_is_refused(
 
 
 def test_evaluate_repeats_the_numbers_of_the_training(
-    first: tuple[Path, subprocess.CompletedProcess[str]], capsys: pytest.CaptureFixture[str]
+    first: Path, done: subprocess.CompletedProcess[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, done = first
-    before = (folder / "evaluation.json").read_bytes()
-    assert main(["evaluate", str(folder), "--num_samples", "20"]) == 0
+    before = (first / "evaluation.json").read_bytes()
+    assert main(["evaluate", str(first), "--num_samples", "20"]) == 0
     shown = capsys.readouterr()
     assert shown.out.splitlines()[0] in done.stdout
     assert "is left as it was (--overwrite replaces it)" in shown.err
-    assert main(["evaluate", str(folder), "--num_samples", "20", "--overwrite"]) == 0
-    assert (folder / "evaluation.json").read_bytes() == before
+    assert main(["evaluate", str(first), "--num_samples", "20", "--overwrite"]) == 0
+    assert (first / "evaluation.json").read_bytes() == before
 
 
-def test_diagnose(
-    first: tuple[Path, subprocess.CompletedProcess[str]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder, _ = first
-    before = json.loads((folder / "diagnosis.json").read_text())
-    assert main(["diagnose", str(folder), "--overwrite"]) == 0
-    assert json.loads((folder / "diagnosis.json").read_text()) == before
+def test_diagnose(first: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = json.loads((first / "diagnosis.json").read_text())
+    assert main(["diagnose", str(first), "--overwrite"]) == 0
+    assert json.loads((first / "diagnosis.json").read_text()) == before
     shown = capsys.readouterr().out
     assert before["summary"] in shown
     table = [line.split() for line in shown.splitlines() if line.startswith("z[")]
@@ -497,14 +488,9 @@ def test_a_saturated_mutual_information_is_a_bound(saturated: bool) -> None:
     assert line.split("  ")[-1] == shown
 
 
-def test_sample(
-    first: tuple[Path, subprocess.CompletedProcess[str]],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    folder, _ = first
+def test_sample(first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arrays, picture = tmp_path / "draws.npz", tmp_path / "draws.png"
-    assert main(["sample", str(folder), "--num", "70", "-o", str(arrays)]) == 0
+    assert main(["sample", str(first), "--num", "70", "-o", str(arrays)]) == 0
     with np.load(arrays) as draws:
         assert draws["z"].shape == (70, 10)
         assert draws["mean"].shape == draws["x"].shape == (70, 1, 8, 8)
@@ -514,21 +500,17 @@ def test_sample(
         p = draws["mean"] / 16
         ratio = ((draws["x"] - draws["mean"]) ** 2).mean() / (16 * p * (1 - p)).mean()
         assert abs(ratio - 1) < 0.15
-    assert main(["sample", str(folder), "--num", "9", "-o", str(picture)]) == 0
+    assert main(["sample", str(first), "--num", "9", "-o", str(picture)]) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert main(["sample", str(folder), "-o", str(picture)]) == 1
+    assert main(["sample", str(first), "-o", str(picture)]) == 1
     assert "--overwrite" in capsys.readouterr().err
 
 
 def test_compare_pairs_the_rows(
-    first: tuple[Path, subprocess.CompletedProcess[str]],
-    second: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    first: Path, second: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, _ = first
     picture = tmp_path / "comparison.png"
-    assert main(["compare", str(folder), str(second), "-o", str(picture)]) == 0
+    assert main(["compare", str(first), str(second), "-o", str(picture)]) == 0
     shown = capsys.readouterr().out
     assert picture.read_bytes().startswith(b"\x89PNG")
     line = next(line for line in shown.splitlines() if line.startswith("second"))
@@ -536,31 +518,27 @@ def test_compare_pairs_the_rows(
     for (mean, error), name in zip(differences, ("elbo", "log_likelihood"), strict=True):
         a, b = (
             np.genfromtxt(f / "evaluation.csv", names=True, delimiter=",")[name]
-            for f in (folder, second)
+            for f in (first, second)
         )
         assert float(mean) == pytest.approx((b - a).mean(), abs=0.0051)
         assert float(error) == pytest.approx((b - a).std(ddof=1) / len(a) ** 0.5, abs=0.0051)
 
 
 def test_runs_on_other_rows_are_not_compared(
-    first: tuple[Path, subprocess.CompletedProcess[str]],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(tmp_path / "other", "--max_epochs", "1", "--binarize", "threshold")
     output = str(tmp_path / "c.png")
-    assert main(["compare", str(first[0]), str(tmp_path / "other"), "-o", output]) == 1
+    assert main(["compare", str(first), str(tmp_path / "other"), "-o", output]) == 1
     assert "was evaluated on other rows than" in capsys.readouterr().err
     (tmp_path / "other" / "evaluation.json").unlink()
-    assert main(["compare", str(first[0]), str(tmp_path / "other"), "-o", output]) == 1
+    assert main(["compare", str(first), str(tmp_path / "other"), "-o", output]) == 1
     assert "ppl-vae evaluate" in capsys.readouterr().err
     assert not Path(output).exists()
 
 
 def test_a_run_saved_from_python_is_told_what_it_lacks(
-    first: tuple[Path, subprocess.CompletedProcess[str]],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of what is advised, all is to work."""
     sizes = {"data_shape": [1, 8, 8], "latent_dim": 2}
@@ -573,7 +551,7 @@ def test_a_run_saved_from_python_is_told_what_it_lacks(
     evaluation = evaluate(model, guide, x, num_samples=5, seed=0, progress=False)
     saved, output = tmp_path / "saved", str(tmp_path / "c.png")
     save_run(saved, model, guide, config=config, evaluation=evaluation)
-    assert main(["compare", str(first[0]), str(saved), "-o", output]) == 1
+    assert main(["compare", str(first), str(saved), "-o", output]) == 1
     shown = capsys.readouterr().err
     assert "config.yaml names no data" in shown
     assert "ppl-vae evaluate" not in shown
@@ -599,23 +577,18 @@ def test_dequantized_bits_are_told_with_their_levels(
     assert note in capsys.readouterr().out
 
 
-def test_export(
-    first: tuple[Path, subprocess.CompletedProcess[str]],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_export(first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import xarray
 
-    folder, _ = first
     file = tmp_path / "run.nc"
-    assert main(["export", str(folder), "-o", str(file), "--num_samples", "20"]) == 0
-    rows = np.genfromtxt(folder / "evaluation.csv", names=True, delimiter=",")
+    assert main(["export", str(first), "-o", str(file), "--num_samples", "20"]) == 0
+    rows = np.genfromtxt(first / "evaluation.csv", names=True, delimiter=",")
     with xarray.open_dataset(file, group="log_likelihood") as group:
         (variable,) = group.data_vars.values()
         assert variable.mean(("chain", "draw")).values == pytest.approx(
             rows["log_likelihood"], abs=1e-4
         )
-    assert main(["export", str(folder)]) == 1
+    assert main(["export", str(first)]) == 1
     assert "posterior.nc is there already" in capsys.readouterr().err
 
 
@@ -670,17 +643,16 @@ def test_mistakes_are_told_in_a_line(
     arguments: list[str],
     code: int,
     message: str,
-    first: tuple[Path, subprocess.CompletedProcess[str]],
+    first: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    folder, _ = first
-    weights = (folder / "weights.safetensors").read_bytes()
+    weights = (first / "weights.safetensors").read_bytes()
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)  # as on a machine without a GPU
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.chdir(tmp_path)
-    filled = [a.format(first=folder, workplace=folder.parent) for a in arguments]
+    filled = [a.format(first=first, workplace=first.parent) for a in arguments]
     assert main(filled) == code
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -688,7 +660,7 @@ def test_mistakes_are_told_in_a_line(
     assert "Traceback" not in shown.err
     assert "Namespace" not in shown.err
     assert not any(tmp_path.iterdir()), "a mistake must not leave a folder behind"
-    assert (folder / "weights.safetensors").read_bytes() == weights
+    assert (first / "weights.safetensors").read_bytes() == weights
 
 
 @pytest.mark.parametrize(

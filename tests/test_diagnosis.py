@@ -46,6 +46,15 @@ def fitted_pca(
     return model.maximum_likelihood(x, beta=beta)
 
 
+def of_fitted_pca(
+    eigenvalues: list[float], latent_dim: int, sigma: float, n: int = 3000
+) -> Diagnosis:
+    """The diagnosis of the best model of this sigma, with its posterior as the guide."""
+    x = gaussian_data(eigenvalues, n)
+    model = fitted_pca(x, latent_dim, sigma)
+    return diagnose(model, Exact(model), x, seed=0)
+
+
 class Tempered(nn.Module):
     """The best guide of the beta-ELBO: q(z | x) proportional to p(z) p(x | z)^(1 / beta)."""
 
@@ -132,9 +141,7 @@ def test_an_active_dimension_has_not_collapsed_however_small_its_kl() -> None:
 
 def test_the_limit_of_the_mutual_information_is_told() -> None:
     """20 rows that z tells apart perfectly share log 20 nats at most, whatever the truth."""
-    x = gaussian_data([1000.0, 1000.0], n=20)
-    model = fitted_pca(x, latent_dim=2, sigma=0.01)
-    found = diagnose(model, Exact(model), x, seed=0)
+    found = of_fitted_pca([1000.0, 1000.0], latent_dim=2, sigma=0.01, n=20)
     assert float(found.kl.sum()) > 10
     assert found.mutual_information.mean == pytest.approx(math.log(20), abs=1e-3)
     assert found.saturated
@@ -222,20 +229,22 @@ def test_a_discrete_latent() -> None:
     assert found.names == ("c",)
 
 
+def unused(first: str, second: str, slope: float, scale: float, observed: bool) -> Program:
+    """`first` ~ N(0, 1), `second` ~ N(slope first, scale^2), and x, if observed, ~ N(0, 1)."""
+
+    def program(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            parent = pyro.sample(first, dist.Normal(torch.zeros(len(x)), 1.0))
+            child = pyro.sample(second, dist.Normal(slope * parent, scale))
+            if observed:
+                pyro.sample("x", dist.Normal(0 * child, 1.0), obs=x)
+
+    return program
+
+
 def test_a_latent_that_follows_another_is_not_active_for_that() -> None:
     """Both collapsed; z1 moves with z2's noise, which says nothing about x."""
-
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z2 = pyro.sample("z2", dist.Normal(0.0, 1.0))
-            z1 = pyro.sample("z1", dist.Normal(0.9 * z2, 0.5))
-            pyro.sample("x", dist.Normal(0 * z1, 1.0), obs=x)
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z2 = pyro.sample("z2", dist.Normal(torch.zeros(len(x)), 1.0))
-            pyro.sample("z1", dist.Normal(0.9 * z2, 0.5))
-
+    model, guide = (unused("z2", "z1", 0.9, 0.5, observed) for observed in (True, False))
     found = diagnose(model, guide, torch.randn(1000), seed=0)
     assert found.active.tolist() == [False, False]
     assert found.collapsed.tolist() == [True, True]
@@ -249,17 +258,8 @@ def test_a_guide_in_the_opposite_order_gets_shares_of_the_rate() -> None:
     E log q(z1 | z2) - log p(z1) = I(z1; z2) and minus that.
     """
 
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z1 = pyro.sample("z1", dist.Normal(0.0, 1.0))
-            z2 = pyro.sample("z2", dist.Normal(0.8 * z1, 0.6))
-            pyro.sample("x", dist.Normal(0 * z2, 1.0), obs=x)
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z2 = pyro.sample("z2", dist.Normal(torch.zeros(len(x)), 1.0))
-            pyro.sample("z1", dist.Normal(0.8 * z2, 0.6))
-
+    model = unused("z1", "z2", 0.8, 0.6, observed=True)
+    guide = unused("z2", "z1", 0.8, 0.6, observed=False)
     found = diagnose(model, guide, torch.randn(500), seed=0)
     share = -0.5 * math.log(1 - 0.64)
     assert float(found.kl[0]) == pytest.approx(share, abs=0.05)
@@ -292,17 +292,8 @@ def test_latents_in_plates_inside_of_the_rows_have_a_column_each() -> None:
 def test_a_mixture_prior_counts_with_its_own_moments() -> None:
     """Weights 0.9 and 0.1 at -1 and 4: mean -0.5 and variance 1 + 0.9 * 0.25 + 0.1 * 20.25."""
     weights, locs = torch.tensor([0.9, 0.1]), torch.tensor([-1.0, 4.0])
-
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            c = pyro.sample("c", dist.Categorical(weights), infer={"enumerate": "parallel"})
-            z = pyro.sample("z", dist.Normal(locs[c], 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(0 * x - 0.5, 3.25**0.5))
-
+    model = programs.mixture_prior(weights, locs, width=1.0, noise=1.0)
+    guide = programs.normal_guide(0.0, 3.25**0.5, shift=-0.5)
     found = diagnose(model, guide, torch.randn(500), seed=0)
     variance = 1 + 0.9 * 0.25 + 0.1 * 20.25
     assert variance == pytest.approx(3.25)
@@ -348,18 +339,7 @@ def test_every_kind_of_data_gives_the_same_numbers() -> None:
 
 def test_latents_of_all_rows_are_held_at_one_draw() -> None:
     """Given mu ~ N(0, 3^2), q = N((mu + x) / 2, 1/2): I = 1/2 log(1 + Var x / 2), whatever mu is."""
-
-    def model(x: Tensor) -> None:
-        mu = pyro.sample("mu", dist.Normal(0.0, 3.0))
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(mu, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-    def guide(x: Tensor) -> None:
-        mu = pyro.sample("mu", dist.Normal(x.new_zeros(()), 3.0))
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal((mu + x) / 2, 0.5**0.5))
-
+    model, guide = programs.shared_mean(3.0), programs.shared_mean_guide(0.0, 3.0)
     x = gaussian_data([2.0], n=2000)[:, 0] - 1.0
     found = diagnose(model, guide, x, seed=0)
     information = found.mutual_information
@@ -427,9 +407,7 @@ def cause(found: Diagnosis) -> tuple[str, int]:
 
 def test_noise_that_hides_what_is_left_of_the_data() -> None:
     """l_3 and l_4 are below the fixed sigma^2 = 1: a smaller sigma would use two more dimensions."""
-    x = gaussian_data(SPECTRUM)
-    model = fitted_pca(x, latent_dim=4, sigma=1.0)
-    found = diagnose(model, Exact(model), x, seed=0)
+    found = of_fitted_pca(SPECTRUM, latent_dim=4, sigma=1.0)
     assert cause(found) == ("decoder noise", 2)
     assert found.summary() == (
         "2 of 4 latent dimensions are active and z carries 1.8 nats about x; 2 have collapsed onto the prior: "
@@ -439,9 +417,7 @@ def test_noise_that_hides_what_is_left_of_the_data() -> None:
 
 
 def test_noise_that_hides_everything() -> None:
-    x = gaussian_data(SPECTRUM)
-    model = fitted_pca(x, latent_dim=4, sigma=4.0)
-    found = diagnose(model, Exact(model), x, seed=0)
+    found = of_fitted_pca(SPECTRUM, latent_dim=4, sigma=4.0)
     assert cause(found) == ("decoder noise", 4)
     assert "all have collapsed" in found.summary()
 
@@ -480,9 +456,7 @@ def test_dimensions_for_which_the_data_hold_nothing_are_surplus() -> None:
 
 
 def test_more_dimensions_than_the_data_has_are_surplus() -> None:
-    x = gaussian_data([9.0, 4.0])
-    model = fitted_pca(x, latent_dim=4, sigma=0.1)
-    found = diagnose(model, Exact(model), x, seed=0)
+    found = of_fitted_pca([9.0, 4.0], latent_dim=4, sigma=0.1)
     assert cause(found) == ("surplus dimensions", 2)
 
 
@@ -669,9 +643,7 @@ def test_sampling_noise_in_few_rows_is_not_taken_for_structure() -> None:
 
 
 def test_a_healthy_pair_needs_no_cause() -> None:
-    x = gaussian_data([9.0, 4.0, 0.1])
-    model = fitted_pca(x, latent_dim=2, sigma=0.3)
-    found = diagnose(model, Exact(model), x, seed=0)
+    found = of_fitted_pca([9.0, 4.0, 0.1], latent_dim=2, sigma=0.3)
     assert cause(found) == ("none", 0)
     assert found.summary() == (
         "Healthy: 2 of 2 latent dimensions are active, z carries 4.2 nats about x, and no dimension has "

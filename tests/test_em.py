@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pyro
@@ -537,21 +533,3 @@ def test_programs_with_pyro_param_are_fitted() -> None:
     values: Any = fitted.model
     loc = values.store["params"]["loc"].detach()
     torch.testing.assert_close(loc, torch.stack([x[:50].mean(), x[50:].mean()]), atol=0.02, rtol=0)
-
-
-def test_the_benchmark_compares_equal_fits(tmp_path: Path) -> None:
-    root = Path(__file__).parents[1]
-    script = root / "analyses" / "benchmarks" / "em.py"
-    done = subprocess.run(
-        [sys.executable, script, "--rows=2000", "--iterations=2", "--repeats=1"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    _, _, *rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("|")]
-    assert len(rows) >= 8
-    for row in rows:
-        assert abs(float(row[-2])) < 1e-4, row

@@ -502,18 +502,9 @@ def test_a_hidden_markov_model_against_the_forward_algorithm(num_samples: int) -
 
 
 def test_a_mixture_prior_beside_a_sampled_latent() -> None:
-    """z from an enumerated mixture, x ~ N(z, 1/2): marginally a mixture of N(loc, 1 + 1/4)."""
-
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            c = pyro.sample("c", dist.Categorical(WEIGHTS), infer={"enumerate": "parallel"})
-            z = pyro.sample("z", dist.Normal(LOCS[c], 1.0))
-            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(x, 0.6))
-
+    """z from an enumerated mixture, x ~ N(z, 1/4): marginally a mixture of N(loc, 1 + 1/4)."""
+    model = programs.mixture_prior(WEIGHTS, LOCS, width=1.0, noise=0.5)
+    guide = programs.normal_guide(1.0, 0.6)
     x = torch.linspace(-4, 5, 8)
     expected = (WEIGHTS.log() + dist.Normal(LOCS, 1.25**0.5).log_prob(x[:, None])).logsumexp(1)
     found = evaluate(model, guide, x, num_samples=3000, seed=0)
@@ -547,18 +538,7 @@ def test_a_latent_of_all_rows_cannot_be_summed_out() -> None:
 
 def test_latents_of_all_rows_give_the_predictive_density() -> None:
     """mu ~ q = N(0.5, 0.3^2) and z exact given mu: log p(x) is log N(x; 0.5, 2 + 0.09)."""
-
-    def model(x: Tensor) -> None:
-        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(mu, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-    def guide(x: Tensor) -> None:
-        mu = pyro.sample("mu", dist.Normal(0.5, 0.3))
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal((mu + x) / 2, 0.5**0.5))
-
+    model, guide = programs.shared_mean(1.0), programs.shared_mean_guide(0.5, 0.3)
     x = torch.linspace(-2, 3, 6)
     found = evaluate(model, guide, x, num_samples=4000, seed=0)
     assert_agrees(found, dist.Normal(0.5, 2.09**0.5).log_prob(x))

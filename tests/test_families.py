@@ -15,18 +15,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from ppl_vae import fit
+from ppl_vae import fit, guides
 from ppl_vae.capture import step as capture
 from ppl_vae.distributions import DiagonalNormalMixture
 from ppl_vae.distributions.normal_mixture import _Draw
-from ppl_vae.guides import (
-    InverseAutoregressive,
-    LowRank,
-    MaskedAutoregressive,
-    MeanField,
-    MixtureOfGaussians,
-    NeuralSpline,
-)
 from ppl_vae.likelihoods import Gaussian
 from ppl_vae.models import VAE, ProbabilisticPCA
 from ppl_vae.networks import MLP
@@ -81,25 +73,27 @@ def test_function(z: Tensor) -> Tensor:
 test_function.__test__ = False  # type: ignore[attr-defined]
 
 
+@torch.no_grad()
+def masses(family: str, d: int) -> tuple[Any, Tensor, Tensor]:
+    """A distribution of the family, the points of its grid, and the probability of each cell."""
+    guide = guide_of(family, d)
+    q = guide.family(outputs_of(guide))
+    z, cell = grid(q)
+    return q, z, q.log_prob(z).exp() * cell
+
+
 @families
 @dimensions
 def test_the_density_integrates_to_one(family: str, d: int) -> None:
-    guide = guide_of(family, d)
-    with torch.no_grad():
-        q = guide.family(outputs_of(guide))
-        z, cell = grid(q)
-        assert q.log_prob(z).exp().sum() * cell == pytest.approx(1, abs=5e-4)
+    assert masses(family, d)[-1].sum() == pytest.approx(1, abs=5e-4)
 
 
 @families
 @dimensions
 def test_samples_have_that_density(family: str, d: int) -> None:
     """Chi-squared over coarse cells, whose probabilities are sums over fine ones."""
-    guide = guide_of(family, d)
+    q, z, fine = masses(family, d)
     with torch.no_grad():
-        q = guide.family(outputs_of(guide))
-        z, cell = grid(q)
-        fine = q.log_prob(z).exp() * cell
         draws = q.sample((20_000,))
     bins = 120 if d == 1 else 32
     shape = [bins, len(z) // bins] * d
@@ -180,14 +174,14 @@ def posterior_as_outputs(guide: Any, loc: Tensor, covariance: Tensor) -> None:
         guide.head.bias.zero_()
         zero, basis = loc[0], (loc[1:] - loc[0]).mT
         scale = covariance.diagonal().sqrt()
-        if isinstance(guide, LowRank):
+        if isinstance(guide, guides.LowRank):
             # Sigma = s^2 (I + B B^T), s^2 below its smallest eigenvalue.
             values, vectors = torch.linalg.eigh(covariance)
             scale = (values[0] / 2).sqrt().expand(len(values))
             factor = vectors * (values / (values[0] / 2) - 1).sqrt()
             guide.head.bias[-factor.numel() :] = 100 * torch.atanh(factor / 100).flatten()
         copies, start = 1, 0
-        if isinstance(guide, MixtureOfGaussians):
+        if isinstance(guide, guides.MixtureOfGaussians):
             copies = start = guide.components
         size = copies * len(zero)
         guide.head.weight[start : start + size] = basis.repeat(copies, 1)
@@ -205,12 +199,12 @@ def test_the_exact_posterior_is_contained(family: str) -> None:
     torch.manual_seed(3)
     d, width = 3, 6
     make: dict[str, Callable[[], Any]] = {
-        "LowRank": lambda: LowRank((width,), d, LINEAR, rank=d),
-        "MeanField": lambda: MeanField((width,), d, LINEAR),
-        "MixtureOfGaussians": lambda: MixtureOfGaussians((width,), d, LINEAR),
-        "MaskedAutoregressive": lambda: MaskedAutoregressive((width,), d, LINEAR),
-        "InverseAutoregressive": lambda: InverseAutoregressive((width,), d, LINEAR),
-        "NeuralSpline": lambda: NeuralSpline((width,), d, LINEAR),
+        "LowRank": lambda: guides.LowRank((width,), d, LINEAR, rank=d),
+        "MeanField": lambda: guides.MeanField((width,), d, LINEAR),
+        "MixtureOfGaussians": lambda: guides.MixtureOfGaussians((width,), d, LINEAR),
+        "MaskedAutoregressive": lambda: guides.MaskedAutoregressive((width,), d, LINEAR),
+        "InverseAutoregressive": lambda: guides.InverseAutoregressive((width,), d, LINEAR),
+        "NeuralSpline": lambda: guides.NeuralSpline((width,), d, LINEAR),
     }
     model, guide = ProbabilisticPCA((width,), d, sigma=0.6).double(), make[family]().double()
     with torch.no_grad():
@@ -235,7 +229,7 @@ def test_the_exact_posterior_is_contained(family: str) -> None:
 @pytest.mark.parametrize("family", FLOWS)
 def test_a_flow_starts_as_the_mean_field_guide(family: str) -> None:
     torch.manual_seed(0)
-    guide, plain = linear(family, 3), MeanField((3,), 3, LINEAR)
+    guide, plain = linear(family, 3), guides.MeanField((3,), 3, LINEAR)
     plain.load_state_dict(
         {name: value for name, value in guide.state_dict().items() if name.startswith("head")}
     )
@@ -291,12 +285,24 @@ def test_under_autocast_a_flow_keeps_its_precision(family: str) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: InverseAutoregressive((3,), 2, transforms=0), "transforms must be at least 1"),
-        (lambda: MaskedAutoregressive((3,), 2, hidden=()), r"hidden must hold positive widths"),
-        (lambda: NeuralSpline((3,), 2, hidden=(4, 0)), r"NeuralSpline.hidden .* came \(4, 0\)"),
-        (lambda: NeuralSpline((3,), 2, bins=1), "NeuralSpline.bins must be at least 2, came 1"),
-        (lambda: LowRank((3,), 2, rank=0), "LowRank.rank must be at least 1, came 0"),
-        (lambda: MixtureOfGaussians((3,), 2, components=0), "components must be at least 1"),
+        (
+            lambda: guides.InverseAutoregressive((3,), 2, transforms=0),
+            "transforms must be at least 1",
+        ),
+        (
+            lambda: guides.MaskedAutoregressive((3,), 2, hidden=()),
+            r"hidden must hold positive widths",
+        ),
+        (
+            lambda: guides.NeuralSpline((3,), 2, hidden=(4, 0)),
+            r"NeuralSpline.hidden .* came \(4, 0\)",
+        ),
+        (
+            lambda: guides.NeuralSpline((3,), 2, bins=1),
+            "NeuralSpline.bins must be at least 2, came 1",
+        ),
+        (lambda: guides.LowRank((3,), 2, rank=0), "LowRank.rank must be at least 1, came 0"),
+        (lambda: guides.MixtureOfGaussians((3,), 2, components=0), "components must be at least 1"),
     ],
 )
 def test_numbers_that_make_no_family(make: Callable[[], object], message: str) -> None:
@@ -375,7 +381,7 @@ def test_equal_components_are_one_normal() -> None:
 def test_components_start_apart() -> None:
     torch.manual_seed(0)
     for d in (1, 10):
-        guide = MixtureOfGaussians((3,), d, LINEAR)
+        guide = guides.MixtureOfGaussians((3,), d, LINEAR)
         locs = guide.encode(torch.zeros(1, 3)).component_distribution.mean[0]
         apart = torch.cdist(locs, locs) + 100 * torch.eye(5)
         assert apart.min() > 0.02

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import programs
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -129,16 +130,7 @@ def test_history() -> None:
 
 def test_an_epochs_metrics_are_means_over_rows_not_over_batches() -> None:
     """With a step size of nothing and an exact guide, the ELBO of an epoch is the mean log p(x) of all rows."""
-
-    def model(x: Tensor) -> None:
-        loc = pyro.param("loc", torch.tensor(0.0))
-        with pyro.plate("data", len(x)):
-            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(loc, 1.0)), 1.0), obs=x)
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
-
+    model, guide = programs.located, programs.normal_guide(0.5, 0.5**0.5)
     x = torch.arange(7.0)
     options: dict[str, Any] = {"objective": TraceELBO(), "learning_rate": 1e-30, "validation": x}
     row = fit(model, guide, x, batch_size=3, max_epochs=1, seed=0, **options).history[0]

@@ -76,6 +76,13 @@ def joint_of(model: Any, x: Tensor, lengths: Tensor | None, paths: Tensor) -> Te
     return torch.stack(sites).sum(0)
 
 
+def every_path(name: str, lengths: Tensor | None) -> tuple[Any, Tensor, Tensor, Tensor]:
+    """A model, its data, all paths `(m, T)`, and log p(x, z) of each, `(m, n)`."""
+    model = made(name)
+    x, paths = data(model), all_paths(model.states)
+    return model, x, paths, joint_of(model, x, lengths, paths)
+
+
 def chain(steps: int = STEPS, states: int = 3, batch: tuple[int, ...] = (2,)) -> MarkovChain:
     torch.manual_seed(3)
     first = torch.randn(*batch, states).double()
@@ -136,10 +143,7 @@ def test_a_chain_expands_and_can_have_one_step() -> None:
 @models
 @ragged
 def test_evidence_and_posterior_are_sums_over_all_paths(name: str, lengths: Tensor | None) -> None:
-    model = made(name)
-    x = data(model)
-    paths = all_paths(model.states)
-    joint = joint_of(model, x, lengths, paths)
+    model, x, paths, joint = every_path(name, lengths)
     log_evidence = model.log_evidence(x, lengths)
     torch.testing.assert_close(log_evidence, joint.logsumexp(0))
     q = model.posterior(x, lengths)
@@ -252,10 +256,8 @@ def test_no_path_is_lost_to_underflow() -> None:
 @models
 @ragged
 def test_viterbi_training_counts_the_best_path(name: str, lengths: Tensor | None) -> None:
-    model = made(name)
-    x = data(model)
-    paths = all_paths(model.states)
-    best, index = joint_of(model, x, lengths, paths).max(0)
+    model, x, paths, joint = every_path(name, lengths)
+    best, index = joint.max(0)
     statistics = model.expected_statistics(x, lengths, hard=True)
     torch.testing.assert_close(statistics["log_evidence"], best.sum().detach())
     log_likelihood = model.decode(torch.arange(model.states)).log_prob(x.unsqueeze(2))

@@ -781,27 +781,14 @@ def test_beta_has_nothing_to_weigh_in_a_latent_that_is_summed_out() -> None:
         run(EnumELBO(), mixture, silent_guide, torch.zeros(3), beta=0.5)
 
 
-def mixture_prior(x: Tensor) -> None:
-    """z from a mixture whose component the model sums out; x depends on z alone."""
-    with pyro.plate("data", len(x)):
-        c = pyro.sample("c", dist.Categorical(WEIGHTS), infer={"enumerate": "parallel"})
-        z = pyro.sample("z", dist.Normal(LOCS[c], 1.0))
-        pyro.sample("x", dist.Normal(z, 0.5), obs=x)
-
-
-def mixture_prior_guide(x: Tensor) -> None:
-    with pyro.plate("data", len(x)):
-        pyro.sample("z", dist.Normal(x, 0.5))
-
-
 @pytest.mark.parametrize("particles", [1, 5])
 def test_rate_and_distortion_under_a_mixture_prior(particles: int) -> None:
     """log p(z) is that of the mixture, and log p(x | z) that of the decoder; beta weighs the former."""
     x = torch.tensor([-1.0, 0.0, 2.5, 7.0])
     beta = 0.3
-    found = run(
-        ImportanceWeightedELBO(num_particles=particles), mixture_prior, mixture_prior_guide, x, beta
-    )
+    model = programs.mixture_prior(WEIGHTS, LOCS, width=1.0, noise=0.5)
+    guide = programs.normal_guide(1.0, 0.5)
+    found = run(ImportanceWeightedELBO(num_particles=particles), model, guide, x, beta)
     z = found.traces[0][1].nodes["z"]["value"].reshape(particles, 4)
     log_prior = (WEIGHTS.log() + dist.Normal(LOCS, 1.0).log_prob(z[..., None])).logsumexp(-1)
     ratio = log_prior - dist.Normal(x, 0.5).log_prob(z)

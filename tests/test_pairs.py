@@ -6,6 +6,7 @@ import functools
 import types
 from typing import Any
 
+import programs
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -19,11 +20,7 @@ STORE = pyro.get_param_store()
 X = torch.arange(4.0)
 
 
-def model(x: Tensor) -> None:
-    loc = pyro.param("loc", torch.tensor(0.5))
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(loc, 1.0))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+model = programs.located
 
 
 def guide(x: Tensor) -> None:

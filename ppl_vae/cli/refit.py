@@ -38,15 +38,7 @@ def refit(parser: ArgumentParser, given: Namespace) -> int:
     progress = False if given.get("quiet") else None
     try:
         fabric = make_fabric(**{name: setup.fit_options.pop(name) for name in FABRIC})
-        fitted = refit_guide(
-            setup.model,
-            setup.guide,
-            setup.data.train,
-            fabric=fabric,
-            run_dir=folder,
-            progress=progress,
-            **setup.keywords(),
-        )
+        fitted = setup.train(refit_guide, fabric=fabric, run_dir=folder, progress=progress)
         finish_run(folder, setup, fitted, progress)
     except BaseException:
         discard_folder(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from types import NoneType
 from typing import Any, get_args, get_type_hints
@@ -22,6 +22,7 @@ from ppl_vae.networks import Network
 from ppl_vae.objectives import Objective
 from ppl_vae.pairs import Program
 from ppl_vae.runs import build, import_by_name
+from ppl_vae.training import Fit
 
 # What a guide takes from the model.
 _SHARED = (
@@ -50,15 +51,19 @@ class Setup:
     fit_options: dict[str, Any]
     config: dict[str, Any]
 
-    def keywords(self) -> dict[str, Any]:
-        """The keywords of `fit` and of `refit_guide`."""
-        return {
-            "objective": self.objective,
-            "validation": self.data.validation,
-            "transform": self.data.transform,
-            "seed": self.config["seed"],
+    def train(self, method: Callable[..., Fit], **where: Any) -> Fit:
+        """Trains by `fit` or by `refit_guide`, with further keywords that say where and how visibly."""
+        return method(
+            self.model,
+            self.guide,
+            self.data.train,
+            objective=self.objective,
+            validation=self.data.validation,
+            transform=self.data.transform,
+            seed=self.config["seed"],
             **self.fit_options,
-        }
+            **where,
+        )
 
 
 def with_defaults(parser: ArgumentParser, given: Namespace) -> dict[str, Any]:

@@ -48,16 +48,8 @@ def train(parser: ArgumentParser, given: Namespace) -> int:
         say(f"{setup.data!r}\nrun folder: {folder}")
     progress = False if given.get("quiet") else None
     try:
-        fitted = fit(
-            setup.model,
-            setup.guide,
-            setup.data.train,
-            fabric=fabric,
-            run_dir=folder,
-            resume=any((folder / CHECKPOINTS).glob("step-*")),
-            progress=progress,
-            **setup.keywords(),
-        )
+        resume = any((folder / CHECKPOINTS).glob("step-*"))
+        fitted = setup.train(fit, fabric=fabric, run_dir=folder, resume=resume, progress=progress)
         if not fabric.is_global_zero:
             return 0
         finish_run(folder, setup, fitted, progress)

@@ -106,13 +106,10 @@ class EnumELBO(Objective):
             others.
     """
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.free_bits:
-            raise ValueError(
-                "EnumELBO: there are no free bits for latents that are enumerated or depend on enumerated "
-                "ones; set free_bits=0, or use TraceELBO or MeanFieldELBO with a pair that enumerates nothing"
-            )
+    why_no_free_bits = (
+        " for latents that are enumerated or depend on enumerated ones; set free_bits=0, or use TraceELBO or "
+        "MeanFieldELBO with a pair that enumerates nothing"
+    )
 
     def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:
         if layout.enumerated and beta != 1.0:

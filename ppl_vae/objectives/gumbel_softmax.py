@@ -46,15 +46,13 @@ class GumbelSoftmaxELBO(Objective):
 
     temperature: float = 0.5
 
+    why_no_free_bits = " for a discrete latent; set free_bits=0"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.temperature > 0:
             raise ValueError(
                 f"GumbelSoftmaxELBO: temperature must be positive, not {self.temperature}"
-            )
-        if self.free_bits:
-            raise ValueError(
-                "GumbelSoftmaxELBO: there are no free bits for a discrete latent; set free_bits=0"
             )
 
     def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:

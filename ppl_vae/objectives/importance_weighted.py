@@ -35,13 +35,9 @@ class ImportanceWeightedELBO(Objective):
 
     num_particles: int = 5
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.free_bits:
-            raise ValueError(
-                "ImportanceWeightedELBO: there are no free bits, because the bound is not a KL plus other "
-                "terms; use ELBO, TraceELBO or MeanFieldELBO"
-            )
+    why_no_free_bits = (
+        ", because the bound is not a KL plus other terms; use ELBO, TraceELBO or MeanFieldELBO"
+    )
 
     def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:
         if layout.shared:

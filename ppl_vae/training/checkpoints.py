@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,11 @@ KEPT = 2
 """Checkpoints kept in a run folder: the newest and, in case it turns out damaged, the one before."""
 
 
+@dataclass(eq=False)
 class Checkpoints:
     """Writes and restores the state of a training, and knows when a checkpoint is due.
 
-    Args:
+    Attributes:
         folder: The run folder; None writes nothing.
         facts: What must be the same when a run is resumed, by name.
         pair: The pair.
@@ -45,22 +47,13 @@ class Checkpoints:
         processes: The processes of the training, all of which call each method.
     """
 
-    def __init__(
-        self,
-        folder: Path | None,
-        facts: Mapping[str, Any],
-        pair: Pair,
-        optimizer: Optimizer,
-        scheduler: LRScheduler | ReduceLROnPlateau | None,
-        processes: Processes,
-    ) -> None:
-        self.folder = folder
-        self.facts = facts
-        self.pair = pair
-        self.optimizer = optimizer
-        self.scheduler = scheduler
-        self.processes = processes
-        self._saved_at = -math.inf
+    folder: Path | None
+    facts: Mapping[str, Any]
+    pair: Pair
+    optimizer: Optimizer
+    scheduler: LRScheduler | ReduceLROnPlateau | None
+    processes: Processes
+    _saved_at: float = field(default=-math.inf, init=False)
 
     def is_due(self, amid_epoch: bool) -> bool:
         """Whether the last checkpoint was long ago, by the clock of this process."""

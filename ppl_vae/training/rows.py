@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -16,17 +17,16 @@ CHECKED_ROWS = 1024
 """Fewest rows per run of the pair when all rows are checked before the training."""
 
 
+@dataclass(eq=False)
 class TrainingRows:
     """The batches of a training, as its steps get them.
 
-    Args:
+    Attributes:
         pair: The pair.
         batches: The rows.
         batch_size: Rows in a global batch.
         transform: Applied to every batch, such as dynamic binarization.
         processes: The processes that share each batch.
-
-    Attributes:
         per_epoch: Batches in an epoch; None if that is not known.
         number: All rows, if they are in memory.
 
@@ -34,26 +34,20 @@ class TrainingRows:
         PairError: The guide needs all rows at once, and a batch does not hold them.
     """
 
-    def __init__(
-        self,
-        pair: Pair,
-        batches: Batches,
-        batch_size: int,
-        transform: Callable[[Tensor], Tensor] | None,
-        processes: Processes,
-    ) -> None:
-        self.pair = pair
-        self.batches = batches
-        self.batch_size = batch_size
-        self.transform = transform
-        self.processes = processes
-        self.per_epoch = batches.num_batches(batch_size)
-        self.number = num_rows(batches.rows) if batches.in_memory else None
+    pair: Pair
+    batches: Batches
+    batch_size: int
+    transform: Callable[[Tensor], Tensor] | None
+    processes: Processes
+
+    def __post_init__(self) -> None:
+        self.per_epoch = self.batches.num_batches(self.batch_size)
+        self.number = num_rows(self.batches.rows) if self.batches.in_memory else None
         self._check: DataCheck | None = None
-        if pair.keeps_rows and self.per_epoch != 1:
+        if self.pair.keeps_rows and self.per_epoch != 1:
             raise PairError(
                 "the guide keeps parameters for each row (it is not amortized), so it cannot be given "
-                f"batches of {batch_size} rows: train with batch_size = the number of rows, or use a "
+                f"batches of {self.batch_size} rows: train with batch_size = the number of rows, or use a "
                 "guide that computes q(z | x) from x"
             )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -116,10 +117,11 @@ class CapturedGradients:
         return num_rows(batch) == self.full_batch and loss.has_room(batch)
 
 
+@dataclass(eq=False)
 class Step:
     """Moves the parameters once: gradients, their sum over processes, clipping, the optimizer.
 
-    Args:
+    Attributes:
         pair: The pair.
         layout: Its layout.
         objective: A resolved objective.
@@ -131,28 +133,18 @@ class Step:
         folder: The run folder, for the message of a divergence.
     """
 
-    def __init__(
-        self,
-        pair: Pair,
-        layout: Layout,
-        objective: Objective,
-        parameters: dict[str, Tensor],
-        optimizer: Optimizer,
-        captured: CapturedGradients | None,
-        processes: Processes,
-        clip_grad_norm: float | None,
-        folder: Path | None,
-    ) -> None:
-        self.pair = pair
-        self.layout = layout
-        self.objective = objective
-        self.parameters = parameters
-        self.leaves = list(parameters.values())
-        self.optimizer = optimizer
-        self.captured = captured
-        self.processes = processes
-        self.clip_grad_norm = clip_grad_norm
-        self.folder = folder
+    pair: Pair
+    layout: Layout
+    objective: Objective
+    parameters: dict[str, Tensor]
+    optimizer: Optimizer
+    captured: CapturedGradients | None
+    processes: Processes
+    clip_grad_norm: float | None
+    folder: Path | None
+
+    def __post_init__(self) -> None:
+        self.leaves = list(self.parameters.values())
 
     def __call__(
         self,
