@@ -399,10 +399,15 @@ def test_killed_and_resumed_ends_with_the_same_bits(tmp_path: Path) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # Where the tests run in the background, a shell has the signal ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
-        wait_for(killed, before + 2, process)
-        process.send_signal(how)
-        _, errors = process.communicate(timeout=60)
+        try:
+            wait_for(killed, before + 2, process)
+            process.send_signal(how)
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()  # it would train on forever
         if how == signal.SIGINT:
             assert process.returncode == 130
             assert f"ppl-vae train --resume {killed}" in errors.replace("'", "")
