@@ -11,9 +11,7 @@ from jsonargparse import auto_cli
 from matplotlib.figure import Figure
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from ppl_vae import evaluate, fit, load_data
-from ppl_vae.guides import Exact, FullCovariance, LowRank, MeanField, MixtureOfGaussians
-from ppl_vae.models import VAE, ProbabilisticPCA
+from ppl_vae import evaluate, fit, guides, load_data, models
 from ppl_vae.networks import MLP
 from ppl_vae.objectives import ELBO
 from ppl_vae.stats import Estimate
@@ -42,12 +40,12 @@ def main(
     gray = load_data("digits", dequantize=True, max_rows=max_rows)
     binary = load_data("digits", binarize="threshold", max_rows=max_rows)
     line, deep = (gray.shape, 8, MLP(hidden=())), (gray.shape, 8, MLP(hidden=(128,)))
-    pca, vae = ProbabilisticPCA(gray.shape, 8), VAE(*deep)
-    q1, q2, q3, q4 = MeanField, LowRank, FullCovariance, MixtureOfGaussians
+    pca, vae = models.ProbabilisticPCA(gray.shape, 8), models.VAE(*deep)
+    kinds = (guides.MeanField, guides.LowRank, guides.FullCovariance, guides.MixtureOfGaussians)
     # A model, its data, the step size, a guide to train it with, the guides to compare.
     settings: list[tuple[Any, ...]] = [
-        (pca, gray, 0.05, Exact(pca), [q1(*line), q2(*line), q3(*line), Exact(pca)]),
-        (vae, binary, 0.005, q3(*deep), [q1(*deep), q2(*deep), q3(*deep), q4(*deep)]),
+        (pca, gray, 0.05, guides.Exact(pca), [*(q(*line) for q in kinds[:3]), guides.Exact(pca)]),
+        (vae, binary, 0.005, guides.FullCovariance(*deep), [q(*deep) for q in kinds]),
     ]
     annealed = partial(fit, lr_scheduler=partial(CosineAnnealingLR, T_max=max_epochs), seed=seed)
     annealed = partial(annealed, objective=ELBO(num_particles=8), max_epochs=max_epochs)
