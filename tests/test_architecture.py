@@ -20,23 +20,25 @@ FLOORS = [
     {"cli"},
 ]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
-OF_PROGRAMS = {
-    "networks",
-    "distributions",
-    "likelihoods",
-    "pairs",
-}  # what models and guides may use
+OF_PROGRAMS = {"_moved", "networks", "distributions", "likelihoods", "pairs"}
+"""What models and guides may use."""
 
 
 def imports(file: Path) -> Iterator[tuple[str, str, str]]:
     """The room of a file, the room that it imports from, and the name."""
-    parts = file.relative_to(ROOT).with_suffix("").parts
-    room = parts[1] if parts[0] == "ppl_vae" and len(parts) > 1 else parts[0]
+    place = file.relative_to(ROOT).with_suffix("").parts
+    room = place[1] if place[0] == "ppl_vae" and len(place) > 1 else place[0]
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ppl_vae"):
             for name in node.names:
                 full = f"{node.module}.{name.name}".split(".")
                 yield ("" if room == "__init__" else room), full[1], name.name
+        elif isinstance(node, ast.Import):
+            for name in node.names:
+                parts = name.name.split(".")
+                if parts[0] == "ppl_vae":
+                    other = parts[1] if len(parts) > 1 else ""
+                    yield ("" if room == "__init__" else room), other, parts[-1]
 
 
 FILES = [

@@ -117,7 +117,7 @@ def second(workplace: Path) -> Path:
 def test_train_leaves_a_whole_run(first: Path, done: subprocess.CompletedProcess[str]) -> None:
     assert {p.name for p in first.iterdir()} == {
         *("config.yaml", "weights.safetensors", "metrics.csv", "evaluation.json"),
-        *("diagnosis.json", "posterior.nc", "plots", "checkpoints"),
+        *("evaluation.csv", "diagnosis.json", "posterior.nc", "plots", "checkpoints"),
     }
     assert {p.stem for p in (first / "plots").iterdir()} == PICTURES
     for words in ("ELBO", "rate", "distortion", "log p(x), 20 samples", "bits per dimension"):
@@ -558,8 +558,14 @@ def test_a_run_saved_from_python_is_told_what_it_lacks(
     save_run(saved, model, guide, config=config, evaluation=evaluation)
     assert main(["compare", str(first), str(saved), "-o", output]) == 1
     shown = capsys.readouterr().err
-    assert "config.yaml names no data" in shown
+    assert "save_run(..., evaluation=evaluate(model, guide, x), rows=x)" in shown
     assert "ppl-vae evaluate" not in shown
+    again: dict[str, Any] = {"config": config, "rows": x, "overwrite": True}
+    save_run(saved, model, guide, evaluation=evaluation, **again)
+    assert main(["compare", str(saved), str(saved), "-o", str(tmp_path / "b.png")]) == 0
+    save_run(saved, model, guide, evaluation=evaluation.to_dict(), **again)
+    assert main(["compare", str(first), str(saved), "-o", str(tmp_path / "d.png")]) == 1
+    assert "has no per-row values" in capsys.readouterr().err
     assert main(["evaluate", str(saved)]) == 1
     assert "config.yaml names no data" in capsys.readouterr().err
     data = {"data": "digits", "max_rows": 60, "binarize": "threshold"}
@@ -762,7 +768,7 @@ def test_help_comes_from_the_docstrings(capsys: pytest.CaptureFixture[str]) -> N
     assert main(["train", "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "Passes over the data." in shown, "fit's docstring"
-    assert "Share of the training rows that is set aside for validation." in shown, "load_data's"
+    assert "Share of the training rows to hold out for validation." in shown, "load_data's"
     assert "(type: int, default: 200)" in shown
     assert main(["train", "--guide.help", "FullCovariance"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
@@ -781,3 +787,26 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert re.fullmatch(r"ppl-vae \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("prior", ["VampPrior", "FlowPrior", "MixturePrior"])
+def test_a_class_below_another_is_found_by_its_short_name_from_the_start(prior: str) -> None:
+    """In a process of its own: here, other tests have imported the class already."""
+    command = [sys.executable, "-W", "error::DeprecationWarning", "-m", "ppl_vae.cli", "train"]
+    done = subprocess.run(
+        [*command, "--model.prior", prior, "--print_config"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = yaml.safe_load(done.stdout)["model"]["init_args"]["prior"]
+    assert found["class_path"] == f"ppl_vae.models.{prior}"
+
+
+def test_a_description_is_built_by_short_names_from_the_start() -> None:
+    program = """
+from ppl_vae.runs import build
+prior = {"class_path": "FlowPrior", "init_args": {"transforms": 2}}
+spec = {"class_path": "ppl_vae.models.VAE", "init_args": {"data_shape": [3], "latent_dim": 2, "prior": prior}}
+print(build(spec)[1]["init_args"]["prior"]["class_path"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "ppl_vae.models.FlowPrior", done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -287,6 +288,37 @@ def test_latents_in_plates_inside_of_the_rows_have_a_column_each() -> None:
     torch.testing.assert_close(found.kl[::2].float(), expected, atol=1e-4, rtol=1e-4)
     assert found.collapsed.tolist() == [False, True] * 3
     torch.testing.assert_close(found.mean_variance[::2].float(), x.var(0), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("n", [200, 300])
+@pytest.mark.parametrize("pixels", [1, 3])
+def test_plates_inside_of_the_rows_are_worth_as_much_as_event_dimensions(
+    n: int, pixels: int
+) -> None:
+    """The same pair twice, once with its pixels in a plate: the same draws carry the same information."""
+
+    def pair(plates: bool) -> tuple[Program, Program]:
+        dim = -2 if plates else -1
+        inner = pyro.plate("pixels", pixels, dim=-1) if plates else contextlib.nullcontext()
+        events = 1 if plates else 2
+
+        def model(x: Tensor) -> None:
+            with pyro.plate("rows", len(x), dim=dim), inner:
+                z = pyro.sample("z", dist.Normal(torch.zeros(pixels, 2), 1.0).to_event(events))
+                pyro.sample("x", dist.Normal(z.sum(-1), 1.0).to_event(events - 1), obs=x)
+
+        def guide(x: Tensor) -> None:
+            with pyro.plate("rows", len(x), dim=dim), inner:
+                loc = torch.stack([x, torch.zeros_like(x)], -1)
+                pyro.sample("z", dist.Normal(loc, 0.5).to_event(events))
+
+        return model, guide
+
+    x = torch.randn(n, pixels)
+    inside, event = (diagnose(*pair(plates), x, seed=0) for plates in (True, False))
+    assert inside.mutual_information.mean == pytest.approx(event.mutual_information.mean, rel=1e-5)
+    assert inside.marginal_kl.mean == pytest.approx(event.marginal_kl.mean, rel=1e-5)
+    assert inside.mutual_information.mean > 0.5
 
 
 def test_a_mixture_prior_counts_with_its_own_moments() -> None:

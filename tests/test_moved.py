@@ -1,24 +1,29 @@
-"""Addresses of the flat layout still lead to what they offered, and say where it is now."""
+"""Old addresses still lead to what they offered, and say where it is now."""
 
 from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 
 import pytest
 
 import ppl_vae
+from ppl_vae._moved import MODULES, OF_PACKAGES
 from ppl_vae.guides import SemiAmortized
 from ppl_vae.models import VAE
 from ppl_vae.objectives import LinearWarmup
-from ppl_vae.runs import import_by_name
+from ppl_vae.runs import build, import_by_name
 
 OFFERED = {
     "ais": "Annealed annealed_importance_sampling",
     "arviz_bridge": "to_arviz",
-    "batches": "Batches DataLike",
+    "batches": "Batches device_of move",
+    "checkpoints": "CorruptFileError write_bytes",
+    "em_loop": "EMError",
     "em_plots": "climb components",
-    "fitting": "Fit fit DivergenceError",
+    "em_steps": "ClosedFormModel closed_form",
+    "fitting": "Fit fit DivergenceError resolve_device",
     "flows": "FlowDistribution shrink_to_identity zuko",
     "gaps": "Gaps inference_gaps",
     "gumbel": "GumbelSoftmaxELBO",
@@ -26,21 +31,35 @@ OFFERED = {
     "layout": "survey",
     "linear_gaussian": "LinearGaussian regress regression_statistics",
     "markov_chain": "MarkovChain sample_steps",
+    "mean_field": "mean_field_violations",
     "posterior_grid": "PosteriorGrid guide_on_grid posterior_grid",
     "posterior_plots": "gaps_plot posterior_contours",
+    "problems": "PairWarning Problem Report",
+    "recording": "CaptureError",
     "refitting": "refit_guide",
-    "reports": "Generator",
+    "reports": "Generator Comparison",
     "rows": "Layout RowDensities posterior_means sample_rows stated_moment",
     "sandwich": "Sandwich bidirectional_monte_carlo",
     "schedules": "Cyclical LinearWarmup Schedule",
-    "models.vae": "VAE",
-    "models.probabilistic_pca": "ProbabilisticPCA",
-    "models.vamp_prior": "VampPrior",
     "guides.semi_amortised": "SemiAmortised",
+    "models.autoregressive": "Autoregressive",
+    "models.bernoulli_mixture": "BernoulliMixture",
+    "models.categorical_hmm": "CategoricalHMM",
+    "models.ctc": "CTC BLANK",
+    "models.factor_analysis": "FactorAnalysis",
+    "models.flow_prior": "FlowPrior",
+    "models.gaussian_hmm": "GaussianHMM",
+    "models.gaussian_mixture": "GaussianMixture",
+    "models.hidden_markov": "HiddenMarkov",
+    "models.hierarchical_vae": "HierarchicalVAE",
+    "models.mixture_of_pca": "MixtureOfPCA",
+    "models.probabilistic_pca": "ProbabilisticPCA",
+    "models.vae": "VAE",
+    "models.vamp_prior": "VampPrior",
 }
 
 
-@pytest.mark.parametrize("address", OFFERED)
+@pytest.mark.parametrize("address", MODULES)
 def test_an_old_address_leads_to_its_names(address: str) -> None:
     name = f"ppl_vae.{address}"
     sys.modules.pop(name, None)
@@ -48,6 +67,19 @@ def test_an_old_address_leads_to_its_names(address: str) -> None:
         module = importlib.import_module(name)
     for offered in OFFERED[address].split():
         assert getattr(module, offered) is not None
+    with pytest.raises(AttributeError, match="no_such_name"):
+        module.no_such_name  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("package", "name"),
+    [(package, name) for package in OF_PACKAGES for name in OF_PACKAGES[package]],
+)
+def test_a_package_still_offers_an_old_name(package: str, name: str) -> None:
+    module = importlib.import_module(package)
+    with pytest.warns(DeprecationWarning, match=f"{package}.{name} is ppl_vae"):
+        found = getattr(module, name)
+    assert found.__name__ in OF_PACKAGES[package][name]
     with pytest.raises(AttributeError):
         module.no_such_name  # noqa: B018
 
@@ -62,7 +94,19 @@ def test_an_old_address_leads_to_its_names(address: str) -> None:
     ],
 )
 def test_a_class_path_of_an_older_run_is_found_in_silence(name: str, now: type) -> None:
-    assert import_by_name(name) is now
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert import_by_name(name) is now
+
+
+def test_so_is_one_inside_of_the_arguments() -> None:
+    prior = {"class_path": "ppl_vae.models.vamp_prior.VampPrior", "init_args": {"components": 3}}
+    sizes = {"data_shape": [3], "latent_dim": 2}
+    spec = {"class_path": "ppl_vae.models.vae.VAE", "init_args": {**sizes, "prior": prior}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, full = build(spec)
+    assert full["init_args"]["prior"]["class_path"] == "ppl_vae.models.VampPrior"
 
 
 @pytest.mark.parametrize("name", ["check", "refit_prior"])

@@ -127,10 +127,14 @@ def test_a_person_can_read_the_file_and_the_rows_stand_beside_it(tmp_path: Path)
 
 def test_rows_of_another_evaluation_are_refused(tmp_path: Path) -> None:
     model, guide, x = pair()
-    save_run(tmp_path / "run", model, guide, evaluation=evaluate(model, guide, x, num_samples=4))
-    table = tmp_path / "run" / "evaluation.csv"
-    table.write_text("\n".join(table.read_text().splitlines()[:-1]) + "\n")
-    with pytest.raises(CorruptFileError, match=r"evaluation\.csv: it holds 5 rows"):
+    tables = []
+    for name, seed in (("run", 0), ("other", 1)):
+        found = evaluate(model, guide, x, num_samples=4, seed=seed)
+        save_run(tmp_path / name, model, guide, evaluation=found)
+        tables.append((tmp_path / name / "evaluation.csv").read_bytes())
+    assert tables[0] != tables[1]
+    (tmp_path / "run" / "evaluation.csv").write_bytes(tables[1])  # of as many rows
+    with pytest.raises(CorruptFileError, match=r"evaluation\.csv: it does not belong to evaluat"):
         load_run(tmp_path / "run", model, guide)
 
 

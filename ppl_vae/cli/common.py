@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from ppl_vae.data import Data
-from ppl_vae.runs import write_results
+from ppl_vae.runs import describe_rows, write_results
 
 
 def say(line: str) -> None:
@@ -29,11 +26,4 @@ def keep_result(file: Path, overwrite: bool, **result: Any) -> None:
 
 def rows_of(data: Data, num: int | None = None) -> dict[str, Any]:
     """Names the rows that a result is of: runs on the same rows can be compared row by row."""
-    x = data.test[:num]
-    return {"name": data.name, "split": "test", "num": len(x), "sha256": _digest(x)}
-
-
-def _digest(x: Tensor) -> str:
-    digest = hashlib.sha256(f"{x.dtype} {tuple(x.shape)}".encode())
-    digest.update(x.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return describe_rows(data.test[:num], data.name, "test")

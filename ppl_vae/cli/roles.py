@@ -12,7 +12,7 @@ import yaml
 from ppl_vae.cli.known import face, known, role_help, unknown_name
 from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.objectives import Objective
-from ppl_vae.runs import import_by_name, public_name
+from ppl_vae.runs import import_alternatives, import_by_name, public_name
 
 
 def add_role(parser: Any, role: str, default: str, arguments: Sequence[str]) -> None:
@@ -30,6 +30,7 @@ def add_role(parser: Any, role: str, default: str, arguments: Sequence[str]) -> 
         if not inspect.isclass(found):
             parser.add_argument(f"--{role}", type=Callable, help="a Pyro program")
             return
+        import_alternatives(found)
         classes.append(found)
     parser.add_subclass_arguments(
         tuple(dict.fromkeys(classes)),

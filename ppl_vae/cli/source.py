@@ -204,7 +204,8 @@ def _ancestry(definition: Definition) -> Iterator[Definition]:
     if isinstance(definition.node, ast.ClassDef):
         yield definition
         for base in definition.node.bases:
-            found = find(definition.module, base.id) if isinstance(base, ast.Name) else None
+            named = base.value if isinstance(base, ast.Subscript) else base  # `Amortized[Normal]`
+            found = find(definition.module, named.id) if isinstance(named, ast.Name) else None
             if found is not None:
                 yield from _ancestry(found)
 

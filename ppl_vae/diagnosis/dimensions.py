@@ -14,6 +14,7 @@ from ppl_vae.checks import Session
 from ppl_vae.diagnosis.residuals import Residuals
 from ppl_vae.pairs import (
     Batch,
+    Layout,
     RowDensities,
     as_args,
     elementwise,
@@ -39,7 +40,7 @@ class Gathered:
         names: The dimensions' names.
         kl: Mean KL of each dimension, nats, `(d,)`.
         mean_variance: Variance over rows of the posterior means, `(d,)`.
-        points: One draw per row, `(n, *event)`, for each site of the guide.
+        points: One draw per row, `(n, *inner plates, *event)`, for each site of the guide.
         log_guide: log q(z | x) at those draws, `(n,)`.
         log_prior: log p(z) at them, `(n,)`.
         residuals: The decoder's residuals.
@@ -81,7 +82,7 @@ def gather(session: Session, size: int, analytic: bool) -> Gathered:
         spread.update(means.cpu())
         kl_sum = kl_sum + kl.sum(0)
         sampling = sampling + noise_of_means.sum(0)
-        points.append({name: value[0] for name, value in rows.draws.items()})
+        points.append({name: _first_draw(rows, layout, name) for name in rows.draws})
         log_guide.append(rows.log_guide[0])
         log_prior.append(rows.log_prior[0])
         residuals.update(rows, layout)
@@ -152,6 +153,16 @@ def _latent_dimensions(
         noises.append(noise.reshape(n, -1))
         names += _dimension_names(name, mean.shape[1:])
     return torch.cat(kls, 1), torch.cat(means, 1), torch.cat(noises, 1), tuple(names)
+
+
+def _first_draw(rows: RowDensities, layout: Layout, name: str) -> Tensor:
+    """The first draw of a site for each row, with a dimension for every plate inside of the rows' plate."""
+    site, value = rows.guide_trace.nodes[name], rows.draws[name][0]
+    event = site["fn"].event_shape
+    batch = site["value"].shape[: site["value"].dim() - len(event)]
+    inner = batch[max(0, len(batch) + layout.dim + 1) :]
+    ones = (1,) * (-layout.dim - 1 - len(inner))
+    return value.reshape(len(value), *ones, *inner, *event)
 
 
 def _dimension_names(site: str, shape: torch.Size) -> list[str]:

@@ -67,12 +67,11 @@ def _cross_density(session: Session, batch: Batch, values: dict[str, Tensor]) ->
 def _scored(session: Session, batch: Batch, values: dict[str, Tensor]) -> Tensor:
     layout, n = session.layout, num_rows(batch)
     count = len(next(iter(values.values())))
-    inner = (1,) * (-layout.dim - 1)
     outer = (1,) * (layout.nesting + layout.dim)
     spread = {}
     for name, value in values.items():
-        shaped = value.reshape(count, *outer, 1, *inner, *value.shape[1:])
-        shaped = shaped.expand(count, *outer, n, *inner, *value.shape[1:])
+        shaped = value.reshape(count, *outer, 1, *value.shape[1:])
+        shaped = shaped.expand(count, *outer, n, *value.shape[1:])
         spread[name] = shaped if count > 1 else shaped[0]
     with many_samples(layout, count):
         trace = poutine.trace(Substitute(spread)(session.pair.guide)).get_trace(*as_args(batch))

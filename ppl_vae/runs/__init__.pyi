@@ -1,4 +1,9 @@
-from .building import build as build, import_by_name as import_by_name, public_name as public_name
+from .building import (
+    build as build,
+    import_alternatives as import_alternatives,
+    import_by_name as import_by_name,
+    public_name as public_name,
+)
 from .comparison import Comparison as Comparison
 from .folder import (
     ANNEALED as ANNEALED,
@@ -8,6 +13,7 @@ from .folder import (
     GAPS as GAPS,
     PLOTS as PLOTS,
     POSTERIOR as POSTERIOR,
+    describe_rows as describe_rows,
     discard_folder as discard_folder,
     prepare_folder as prepare_folder,
     read_config as read_config,

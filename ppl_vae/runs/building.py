@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from ppl_vae._moved import NAMES, PACKAGES
+from ppl_vae._moved import find
 from ppl_vae.pairs import Program, attach_guide
 from ppl_vae.runs.messages import plain
 
@@ -43,7 +43,8 @@ def build(spec: Mapping[str, Any], model: Program | None = None) -> tuple[Any, d
     kind = import_by_name(name)
     if not inspect.isclass(kind):
         return kind, {"class_path": name, "init_args": {}}
-    given = dict(spec.get("init_args") or {})
+    import_alternatives(kind)
+    given = _with_names_of_today(dict(spec.get("init_args") or {}))
     parts: dict[str, Any] = {}
     if model is not None and "model" not in given and "model" in inspect.signature(kind).parameters:
         parts["model"] = model
@@ -70,10 +71,9 @@ def import_by_name(name: str) -> Any:
     module_name, _, attribute = name.rpartition(".")
     if not module_name:
         raise ValueError(f"'{name}' is not a full name such as package.module.Class")
-    if module_name.startswith("ppl_vae."):  # maybe a name in an older run
-        moved = PACKAGES.get(module_name.removeprefix("ppl_vae."))
-        module_name = f"ppl_vae.{moved}" if moved else module_name
-        attribute = NAMES.get(attribute, attribute)
+    moved = find(module_name, attribute)  # a name in an older run
+    if moved is not None:
+        return moved
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -87,6 +87,46 @@ def import_by_name(name: str) -> Any:
     if not callable(found):
         raise ValueError(f"module '{module_name}' has no class or function '{attribute}'")
     return found
+
+
+def import_alternatives(kind: Any) -> None:
+    """Imports the classes that may be given for the arguments of a constructor.
+
+    `jsonargparse` finds a class by its short name (`--model.prior VampPrior`) among the subclasses of a type
+    hint that are imported, and a package with a lazy face imports none before it is asked.
+
+    Args:
+        kind: The class whose constructor it is.
+    """
+    try:
+        hints = get_type_hints(kind.__init__)
+    except (NameError, TypeError):  # of a class that is not ours
+        return
+    for hint in hints.values():
+        for found in _classes_in(hint):
+            if found.__module__.startswith("ppl_vae."):
+                package = importlib.import_module(found.__module__.rpartition(".")[0])
+                for name in getattr(package, "__all__", ()):
+                    getattr(package, name)
+
+
+def _classes_in(hint: Any) -> Iterator[type]:
+    if inspect.isclass(hint):
+        yield hint
+    for part in get_args(hint):
+        yield from _classes_in(part)
+
+
+def _with_names_of_today(value: Any) -> Any:
+    """The same arguments, in which each `class_path` of an older version is replaced."""
+    if isinstance(value, Mapping):
+        made = {name: _with_names_of_today(part) for name, part in value.items()}
+        path = made.get("class_path")
+        moved = find(*path.rpartition(".")[::2]) if isinstance(path, str) else None
+        return made if moved is None else {**made, "class_path": public_name(moved)}
+    if isinstance(value, (list, tuple)):
+        return [_with_names_of_today(part) for part in value]
+    return value
 
 
 def name_of(program: Program) -> str:

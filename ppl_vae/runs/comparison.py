@@ -39,14 +39,17 @@ class Comparison:
         evaluations, values = [], []
         for run in runs:
             evaluation = run.evaluation
-            if evaluation is None or run.evaluation_rows is None or "rows" not in evaluation:
-                lack = "holds no evaluation" if evaluation is None else "does not record its rows"
-                raise ValueError(f"{run.path} {lack}, so it cannot be compared: " + _remedy(run))
+            if evaluation is None:
+                raise _cannot(run, "holds no evaluation")
+            if run.evaluation_rows is None:
+                raise _cannot(run, "has no per-row values (its evaluation was a summary)")
+            if "rows" not in evaluation:
+                raise _cannot(run, "does not record which rows were evaluated")
             evaluations.append(evaluation)
             values.append(run.evaluation_rows)
         for run, evaluation in zip(runs, evaluations, strict=True):
             own, first = evaluation["rows"], evaluations[0]["rows"]
-            if own != first:
+            if own["sha256"] != first["sha256"]:
                 raise ValueError(
                     f"{run.path} was evaluated on other rows than {runs[0].path} ({own['num']} of "
                     f"{own['name']} against {first['num']} of {first['name']}; the content differs): only runs "
@@ -105,14 +108,12 @@ class Comparison:
         )
 
 
-def _remedy(run: Run) -> str:
-    """How to get an evaluation that records its rows."""
+def _cannot(run: Run, lack: str) -> ValueError:
     if "data" in run.config:  # ppl-vae train made it
-        return f"run `ppl-vae evaluate {run.path} --overwrite`"
-    return (
-        "it was saved from Python and its config.yaml names no data; evaluate both pairs in Python on the "
-        "same rows, and take the difference of the per-row values"
-    )
+        remedy = f"run `ppl-vae evaluate {run.path} --overwrite`"
+    else:
+        remedy = "save it again with save_run(..., evaluation=evaluate(model, guide, x), rows=x)"
+    return ValueError(f"{run.path} {lack}, so it cannot be compared: {remedy}")
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import platform
@@ -30,6 +31,9 @@ GAPS = "gaps.json"
 POSTERIOR = "posterior.nc"
 PLOTS = "plots"
 CHECKPOINTS = "checkpoints"
+
+_DIGEST = "table_sha256"
+"""In a result's file: of which content the table beside it must be."""
 
 _RESULTS = (
     *(WEIGHTS, METRICS, EVALUATION, DIAGNOSIS, ANNEALED, GAPS, POSTERIOR, PLOTS, CHECKPOINTS),
@@ -165,8 +169,10 @@ def write_results(
         if isinstance(result, Table):
             columns = {key: _numbers(values) for key, values in result.rows().items()}
             lines = zip(*columns.values(), strict=True)
-            write_bytes(table, _as_csv([dict(zip(columns, line, strict=True)) for line in lines]))
+            content = _as_csv([dict(zip(columns, line, strict=True)) for line in lines])
+            write_bytes(table, content)
             plain = plain if rows is None else {"rows": dict(rows), **plain}
+            plain[_DIGEST] = hashlib.sha256(content).hexdigest()
         else:
             table.unlink(missing_ok=True)  # it would belong to another result
         write_bytes(path / name, _as_json(plain))
@@ -174,6 +180,27 @@ def write_results(
         temporary = path / f".{POSTERIOR}"
         arviz.to_netcdf(temporary)
         temporary.replace(path / POSTERIOR)
+
+
+def describe_rows(x: Tensor, name: str = "rows", split: str = "") -> dict[str, Any]:
+    """What identifies rows: results of equal content can be compared row by row.
+
+    Args:
+        x: The rows, `(n, ...)`.
+        name: What to call them in messages.
+        split: Which part of a data set they are.
+
+    Returns:
+        The names, the number of rows, and a digest of dtype, shape and content.
+
+    Example:
+        >>> describe_rows(torch.zeros(5, 2), "zeros")["num"]
+        5
+    """
+    content = x.detach().cpu().contiguous()
+    digest = hashlib.sha256(f"{content.dtype} {tuple(content.shape)}".encode())
+    digest.update(content.numpy().tobytes())
+    return {"name": name, "split": split, "num": len(x), "sha256": digest.hexdigest()}
 
 
 def _numbers(values: Tensor) -> list[float | int]:
@@ -220,7 +247,7 @@ def read_rows(path: Path, result: str = EVALUATION) -> dict[str, list[float]] | 
     Older runs have no table and hold them in the JSON file itself.
 
     Raises:
-        CorruptFileError: The table belongs to another result: a process was killed between writing the two.
+        CorruptFileError: The table belongs to another result, or was changed.
     """
     summary = read_json(path / result)
     if summary is None:
@@ -231,15 +258,20 @@ def read_rows(path: Path, result: str = EVALUATION) -> dict[str, list[float]] | 
             k: v["values"] for k, v in summary.items() if isinstance(v, dict) and "values" in v
         }
         return found or None
-    lines = read_csv(table)
-    columns = {name: [line[name] for line in lines] for name in (lines[0] if lines else {})}
-    if len(lines) != summary.get("num_rows"):
+    if hashlib.sha256(table.read_bytes()).hexdigest() != summary.get(_DIGEST):
         raise CorruptFileError(
             table,
-            f"it holds {len(lines)} rows, but {result} is of {summary.get('num_rows')} rows: evaluate the run "
-            "again",
+            f"it does not belong to {result}: it was changed, or a process ended between writing the two; "
+            "create both again",
         )
-    return columns
+    lines = read_csv(table)
+    return {name: [line[name] for line in lines] for name in (lines[0] if lines else {})}
+
+
+def read_result(file: Path) -> dict[str, Any] | None:
+    """A result as `to_dict()` gave it; None if there is none."""
+    found = read_json(file)
+    return found and {name: value for name, value in found.items() if name != _DIGEST}
 
 
 def read_json(file: Path) -> dict[str, Any] | None:

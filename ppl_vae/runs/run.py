@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from ppl_vae.pairs import Pair, Program, attach_guide, keep_guide
 from ppl_vae.runs.building import build, name_of
@@ -33,10 +34,11 @@ from ppl_vae.runs.folder import (
     EVALUATION,
     METRICS,
     Summary,
+    describe_rows,
     prepare_folder,
     read_config,
     read_csv,
-    read_json,
+    read_result,
     read_rows,
     write_config,
     write_history,
@@ -91,6 +93,7 @@ def save_run(
     evaluation: Summary | Mapping[str, Any] | None = None,
     diagnosis: Summary | Mapping[str, Any] | None = None,
     arviz: Any = None,
+    rows: Tensor | None = None,
     overwrite: bool = False,
 ) -> None:
     """Writes a pair and its results into a folder.
@@ -107,6 +110,8 @@ def save_run(
         evaluation: What `evaluate` returned, or its `to_dict()` with additions.
         diagnosis: What `diagnose` returned, or its `to_dict()`.
         arviz: What `to_arviz` returned.
+        rows: The rows that were evaluated, `(n, ...)`: their digest is kept, and runs on the same rows can be
+            compared.
         overwrite: Whether an existing run may be replaced. All its weights and results are removed, even
             those that are not written again; files that are not part of a run stay.
 
@@ -135,7 +140,8 @@ def save_run(
     write_weights(path, model, guide)
     if fit is not None:
         write_history(path, fit.history)
-    write_results(path, evaluation=evaluation, diagnosis=diagnosis, arviz=arviz)
+    kept = None if rows is None else describe_rows(rows)
+    write_results(path, evaluation=evaluation, diagnosis=diagnosis, arviz=arviz, rows=kept)
 
 
 def load_run(path: str | Path, model: Program | None = None, guide: Program | None = None) -> Run:
@@ -178,9 +184,9 @@ def load_run(path: str | Path, model: Program | None = None, guide: Program | No
         model=model,
         guide=guide,
         history=read_csv(path / METRICS),
-        evaluation=read_json(path / EVALUATION),
+        evaluation=read_result(path / EVALUATION),
         evaluation_rows=read_rows(path),
-        diagnosis=read_json(path / DIAGNOSIS),
+        diagnosis=read_result(path / DIAGNOSIS),
     )
 
 
