@@ -20,8 +20,11 @@ class FullCovariance(Amortized[dist.MultivariateNormal]):
     Importing this file teaches `torch.distributions.kl_divergence` the KL from a multivariate
     normal to independent normals, so that the analytic ELBO works with a standard normal prior.
 
-    The arguments are those of `Amortized`. For d latent dimensions the encoder's head has
-    d + d (d + 1) / 2 outputs.
+    Args:
+        data_shape: shape of one row of the data.
+        latent_dim: number d of latent dimensions, the model's. The encoder's head has
+            d + d (d + 1) / 2 outputs.
+        network: what the encoder is built from.
 
     Example:
         >>> from ppl_vae.networks import MLP

@@ -15,7 +15,10 @@ class MeanField(Amortized[dist.Independent]):
     The scale is softplus(s) + 1e-6 for an unbounded output s of the encoder: it grows linearly, so
     it cannot overflow, and never reaches 0 ("Auto-Encoding Variational Bayes", arXiv:1312.6114).
 
-    The arguments are those of `Amortized`.
+    Args:
+        data_shape: shape of one row of the data.
+        latent_dim: number d of latent dimensions, the model's.
+        network: what the encoder is built from.
 
     Example:
         >>> import torch
