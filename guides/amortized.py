@@ -28,13 +28,13 @@ class Amortized(nn.Module, ABC, Generic[Family]):
     marked for enumeration. The encoder runs once per row, however many samples are drawn.
 
     Args:
-        data_shape: shape of one row of the data.
-        latent_dim: number of latent dimensions, the model's.
-        network: what the encoder is built from.
+        data_shape: Shape of one row of the data.
+        latent_dim: Number of latent dimensions, the model's.
+        network: What the encoder is built from.
 
     Raises:
         ValueError: `latent_dim` is not positive.
-        TypeError: the encoder does not have the integer attribute `out_features`.
+        TypeError: The encoder does not have the integer attribute `out_features`.
 
     Example:
         >>> import pyro.distributions as dist, torch
@@ -69,10 +69,10 @@ class Amortized(nn.Module, ABC, Generic[Family]):
 
     @abstractmethod
     def family(self, outputs: Tensor) -> Family:
-        """Return the q that outputs of `amortize` stand for.
+        """Returns the q that outputs of `amortize` stand for.
 
         Args:
-            outputs: any real numbers, `(*batch, num_outputs)`.
+            outputs: Any real numbers, `(*batch, num_outputs)`.
 
         Returns:
             A distribution of batch shape `batch`.
@@ -84,16 +84,16 @@ class Amortized(nn.Module, ABC, Generic[Family]):
         """How many outputs of the head describe the q of one row."""
 
     def start_head(self) -> None:
-        """Set weights of the new head where the family needs another start than a linear layer's."""
+        """Sets weights of the new head, if the family needs a start that differs from a linear layer's."""
 
     def amortize(self, x: Tensor) -> Tensor:
-        """Return the outputs for data `(*batch, *data_shape)`: `(*batch, num_outputs)`."""
+        """Returns the outputs for data `(*batch, *data_shape)`: `(*batch, num_outputs)`."""
         return full_precision(self.head(self.encoder(x)))
 
     def encode(self, x: Tensor) -> Family:
-        """Return q(z | x) for data `(*batch, *data_shape)`: batch shape `batch`."""
+        """Returns q(z | x) for data `(*batch, *data_shape)`: batch shape `batch`."""
         return self.family(self.amortize(x))
 
     def forward(self, x: Tensor) -> None:
-        """Run the guide on `x`, `(n, *data_shape)`."""
+        """Runs the guide on `x`, `(n, *data_shape)`."""
         sample_z(self.encode(x), x.shape[0])

@@ -30,9 +30,9 @@ class CategoricalEncoder(Amortized[dist.Categorical]):
     (-0.3 %), at temperature 0.5 (0.1): `tests/test_categorical.py`.
 
     Args:
-        data_shape: shape of one row of the data.
-        components: number of values of z, the model's.
-        network: what the encoder is built from.
+        data_shape: Shape of one row of the data.
+        components: Number of values of z, the model's.
+        network: What the encoder is built from.
 
     Raises:
         ValueError: `components` is not positive.
@@ -55,7 +55,7 @@ class CategoricalEncoder(Amortized[dist.Categorical]):
         super().__init__(data_shape, latent_dim=1, network=network)  # z is a single number
 
     def family(self, outputs: Tensor) -> dist.Categorical:
-        """Return the distribution with these logits, `(*batch, components)`."""
+        """Returns the distribution with these logits, `(*batch, components)`."""
         return dist.Categorical(logits=outputs)
 
     @property

@@ -31,7 +31,7 @@ class Enumerated(nn.Module):
     repeated for every combination.
 
     Args:
-        model: a Pyro program `model(x)`.
+        model: A Pyro program `model(x)`.
 
     Example:
         >>> def model(x):
@@ -49,10 +49,10 @@ class Enumerated(nn.Module):
         self._model = (model,)
 
     def forward(self, x: Tensor) -> None:
-        """Run the guide on `x`, `(n, *data_shape)`.
+        """Runs the guide on `x`, `(n, *data_shape)`.
 
         Raises:
-            ValueError: a latent of the model is not finite, or not in the plate over rows alone,
+            ValueError: A latent of the model is not finite, or not in the plate over rows alone,
                 or there are more than 4096 combinations, or there is no latent.
         """
         sites, frame = self._latents(x)
@@ -66,13 +66,13 @@ class Enumerated(nn.Module):
                     table = _at(table, site.index(value), left)
 
     def log_posterior(self, x: Tensor) -> Tensor:
-        """Return log p(z | x) at all values of z, in nats, differentiable.
+        """Returns log p(z | x) at all values of z, in nats, differentiable.
 
         Returns:
             `(n, k_1, ..., k_m)` for m latent sites of k_1, ..., k_m values, in the model's order.
 
         Raises:
-            ValueError: as for `forward`.
+            ValueError: As for `forward`.
         """
         sites, frame = self._latents(x)
         table = self._log_posterior(x, sites, frame)
@@ -135,7 +135,7 @@ class _Site:
     """A finite latent of the model.
 
     Attributes:
-        values: its support, `(k, *event_shape)`.
+        values: Its support, `(k, *event_shape)`.
     """
 
     def __init__(self, name: str, fn: Any) -> None:
@@ -145,7 +145,7 @@ class _Site:
         self.values: Tensor = fn.enumerate_support(expand=False).reshape(-1, *fn.event_shape)
 
     def q(self, logits: Tensor) -> dist.TorchDistribution:
-        """Return the distribution over the values with these logits, `(*batch, k)`."""
+        """Returns the distribution over the values with these logits, `(*batch, k)`."""
         fn = self.fn
         while hasattr(fn, "base_dist"):
             fn = fn.base_dist
@@ -154,7 +154,7 @@ class _Site:
         return _Finite(self.values, logits, fn.support)
 
     def index(self, value: Tensor) -> Tensor:
-        """Return which of `values` a value `(*batch, *event_shape)` is, `(*batch)`."""
+        """Returns which of `values` a value `(*batch, *event_shape)` is, `(*batch)`."""
         return _matches(self.values, value).to(torch.uint8).argmax(-1)
 
 
@@ -164,7 +164,7 @@ class _Finite(dist.TorchDistribution):
     Args:
         values: `(k, *event)`.
         logits: `(*batch, k)`.
-        support: the constraint that the values satisfy.
+        support: The constraint that the values satisfy.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
@@ -182,22 +182,22 @@ class _Finite(dist.TorchDistribution):
         return self._support
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> _Finite:
-        """Return the same distribution with a larger batch shape."""
+        """Returns the same distribution with a larger batch shape."""
         logits = self.choice.logits
         return _Finite(self.values, logits.expand(*batch_shape, len(self.values)), self._support)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw values, `(*sample_shape, *batch, *event)`."""
+        """Draws values, `(*sample_shape, *batch, *event)`."""
         return self.values[self.choice.sample(sample_shape)]
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log probability of a value; -inf if it is none of the values."""
+        """Returns the log probability of a value; -inf if it is none of the values."""
         matches = _matches(self.values, value)
         log_prob: Tensor = self.choice.log_prob(matches.to(torch.uint8).argmax(-1))
         return torch.where(matches.any(-1), log_prob, -torch.inf)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
-        """Return all values, `(k, 1 ... or *batch, *event)`."""
+        """Returns all values, `(k, 1 ... or *batch, *event)`."""
         batch, event = self.batch_shape, self.event_shape
         values = self.values.reshape(-1, *(1,) * len(batch), *event)
         return values.expand(-1, *batch, *event) if expand else values

@@ -19,10 +19,10 @@ class Exact(nn.Module):
     ... A discrete latent is marked for enumeration: the ELBO then has no variance at all.
 
     Args:
-        model: a model with `posterior(x)`.
+        model: A model with `posterior(x)`.
 
     Raises:
-        TypeError: the model has no `posterior`.
+        TypeError: The model has no `posterior`.
 
     Example:
         >>> import torch
@@ -46,9 +46,9 @@ class Exact(nn.Module):
         self._posterior: Callable[..., dist.TorchDistribution] = posterior
 
     def forward(self, x: Tensor, *others: Tensor) -> None:
-        """Run the guide on `x`, `(n, *data_shape)`, and whatever else the model is given."""
+        """Runs the guide on `x`, `(n, *data_shape)`, and whatever else the model is given."""
         sample_z(self.encode(x, *others), x.shape[0])
 
     def encode(self, x: Tensor, *others: Tensor) -> dist.TorchDistribution:
-        """Return q(z | x), of batch shape `(n,)`."""
+        """Returns q(z | x), of batch shape `(n,)`."""
         return self._posterior(x, *others)

@@ -24,20 +24,20 @@ class AutoregressiveFlow(Amortized[FlowDistribution]):
     of T are made of, the shapes of its parameters, and which direction is fast.
 
     Args:
-        data_shape: shape of one row of the data.
-        latent_dim: number of latent dimensions, the model's.
-        network: what the encoder is built from.
-        transforms: number of layers of T, in alternating orders of the dimensions.
-        hidden: widths of the hidden layers of the network of each.
+        data_shape: Shape of one row of the data.
+        latent_dim: Number of latent dimensions, the model's.
+        network: What the encoder is built from.
+        transforms: Number of layers of T, in alternating orders of the dimensions.
+        hidden: Widths of the hidden layers of the network of each.
 
     Attributes:
         univariate: zuko's transform of a single number.
-        shapes: the shapes of its parameters.
-        fast_sampling: whether a sample takes one pass through each layer, or else the density of a
+        shapes: The shapes of its parameters.
+        fast_sampling: Whether a sample takes one pass through each layer, or else the density of a
             given value; the other takes one for each of the dimensions.
 
     Raises:
-        ValueError: a number is not positive, or `hidden` is empty.
+        ValueError: A number is not positive, or `hidden` is empty.
     """
 
     univariate: ClassVar[Callable[..., Any]]
@@ -55,7 +55,7 @@ class AutoregressiveFlow(Amortized[FlowDistribution]):
         require_at_least_one(self, transforms=transforms)
         if not hidden or min(hidden) < 1:
             raise ValueError(
-                f"{type(self).__name__}.hidden must hold positive widths, came {tuple(hidden)}"
+                f"{type(self).__name__}.hidden must hold positive widths, got {tuple(hidden)}"
             )
         super().__init__(data_shape, latent_dim, network)
         to_noise = zuko.flows.MAF(
@@ -70,12 +70,12 @@ class AutoregressiveFlow(Amortized[FlowDistribution]):
         self.to_noise = to_noise.inv if self.fast_sampling else to_noise
 
     def amortize(self, x: Tensor) -> Tensor:
-        """Return (loc, s, context) for data `(*batch, *data_shape)`: `(*batch, num_outputs + features)`."""
+        """Returns (loc, s, context) for data `(*batch, *data_shape)`: `(*batch, num_outputs + features)`."""
         context = self.encoder(x)
         return torch.cat([full_precision(self.head(context)), full_precision(context)], -1)
 
     def family(self, outputs: Tensor) -> FlowDistribution:
-        """Return the flow for outputs (loc, s, context)."""
+        """Returns the flow for outputs (loc, s, context)."""
         d = self.latent_dim
         loc, scale, context = outputs.split([d, d, outputs.shape[-1] - 2 * d], -1)
         standardized = AffineTransform(loc, positive(scale), event_dim=1).inv
@@ -146,10 +146,10 @@ class NeuralSpline(AutoregressiveFlow):
     arXiv:1906.04032); so q can have several modes even in one dimension.
 
     Args:
-        bins: number of pieces of each spline.
+        bins: Number of pieces of each spline.
 
     Raises:
-        ValueError: a number is not positive, `bins` is 1, or `hidden` is empty.
+        ValueError: A number is not positive, `bins` is 1, or `hidden` is empty.
 
     Example:
         >>> guide = NeuralSpline((1, 8, 8), latent_dim=2, network=MLP(hidden=(32,)))
@@ -171,7 +171,7 @@ class NeuralSpline(AutoregressiveFlow):
         bins: int = 8,
     ) -> None:
         if bins < 2:
-            raise ValueError(f"NeuralSpline.bins must be at least 2, came {bins}")
+            raise ValueError(f"NeuralSpline.bins must be at least 2, got {bins}")
         # Of widths, heights and slopes; set first, because the flow is built from it.
         self.shapes = ((bins,), (bins,), (bins - 1,))
         super().__init__(data_shape, latent_dim, network, transforms, hidden)

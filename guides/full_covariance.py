@@ -21,10 +21,10 @@ class FullCovariance(Amortized[dist.MultivariateNormal]):
     normal to independent normals, so that the analytic ELBO works with a standard normal prior.
 
     Args:
-        data_shape: shape of one row of the data.
-        latent_dim: number d of latent dimensions, the model's. The encoder's head has
+        data_shape: Shape of one row of the data.
+        latent_dim: Number d of latent dimensions, the model's. The encoder's head has
             d + d (d + 1) / 2 outputs.
-        network: what the encoder is built from.
+        network: What the encoder is built from.
 
     Example:
         >>> from ppl_vae.networks import MLP
@@ -34,7 +34,7 @@ class FullCovariance(Amortized[dist.MultivariateNormal]):
     """
 
     def family(self, outputs: Tensor) -> dist.MultivariateNormal:
-        """Return N(loc, L L^T) for outputs (loc, s, U by rows)."""
+        """Returns N(loc, L L^T) for outputs (loc, s, U by rows)."""
         d = self.latent_dim
         loc, diagonal, below = outputs.split([d, d, d * (d - 1) // 2], -1)
         rows, columns = torch.tril_indices(d, d, -1, device=outputs.device)
@@ -50,7 +50,7 @@ class FullCovariance(Amortized[dist.MultivariateNormal]):
         return 2 * self.latent_dim + self.latent_dim * (self.latent_dim - 1) // 2
 
     def start_head(self) -> None:
-        """Start at U = 0."""
+        """Starts at U = 0."""
         # A random U on data of large values makes L so ill-conditioned that log q overflows.
         for parameter in self.head.parameters():
             parameter[2 * self.latent_dim :].zero_()

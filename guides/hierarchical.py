@@ -31,7 +31,7 @@ class _TwoLayers(nn.Module):
         if len(latent_dims) != 2 or min(latent_dims) < 1:
             raise ValueError(
                 f"{type(self).__name__}.latent_dims must be two positive numbers, those of z1 and "
-                f"z2, came {tuple(latent_dims)}"
+                f"z2, got {tuple(latent_dims)}"
             )
         below, top = latent_dims
         self.encoder = network.encoder(data_shape)
@@ -51,10 +51,10 @@ class BottomUp(_TwoLayers):
     `pyro.plate("data", n, dim=-1)`. The encoder of x runs once per row, that of z1 for every sample.
 
     Args:
-        data_shape: shape of one row of the data.
-        latent_dims: numbers of dimensions of z1 and z2, the model's.
-        network: what the encoder of x is built from.
-        latent_network: what the encoder of z1 is built from.
+        data_shape: Shape of one row of the data.
+        latent_dims: Numbers of dimensions of z1 and z2, the model's.
+        network: What the encoder of x is built from.
+        latent_network: What the encoder of z1 is built from.
 
     Raises:
         ValueError: `latent_dims` are not two positive numbers.
@@ -69,17 +69,17 @@ class BottomUp(_TwoLayers):
     reads_features = False
 
     def forward(self, x: Tensor) -> None:
-        """Run the guide on `x`, `(n, *data_shape)`."""
+        """Runs the guide on `x`, `(n, *data_shape)`."""
         with pyro.plate("data", x.shape[0], dim=-1):
             z1 = pyro.sample("z1", self.encode(x))
             pyro.sample("z2", self.encode_top(z1))
 
     def encode(self, x: Tensor) -> dist.Independent:
-        """Return q(z1 | x) for data `(*batch, *data_shape)`: batch shape `batch`."""
+        """Returns q(z1 | x) for data `(*batch, *data_shape)`: batch shape `batch`."""
         return _normal(self.head(self.encoder(x)))
 
     def encode_top(self, z1: Tensor) -> dist.Independent:
-        """Return q(z2 | z1) for z1 of `(*batch, latent_dims[0])`: batch shape `batch`."""
+        """Returns q(z2 | z1) for z1 of `(*batch, latent_dims[0])`: batch shape `batch`."""
         return _normal(self.top_head(self.top_encoder(z1)))
 
 
@@ -99,14 +99,14 @@ class TopDown(_TwoLayers):
     become the guide's.
 
     Args:
-        model: a model with `conditional(z2)`, p(z1 | z2), such as `HierarchicalVAE`.
-        data_shape: shape of one row of the data.
-        latent_dims: numbers of dimensions of z1 and z2, the model's.
-        network: what the encoder of x is built from.
-        latent_network: what the encoder from its features to those of z2 is built from.
+        model: A model with `conditional(z2)`, p(z1 | z2), such as `HierarchicalVAE`.
+        data_shape: Shape of one row of the data.
+        latent_dims: Numbers of dimensions of z1 and z2, the model's.
+        network: What the encoder of x is built from.
+        latent_network: What the encoder from its features to those of z2 is built from.
 
     Raises:
-        TypeError: the model has no `conditional`.
+        TypeError: The model has no `conditional`.
         ValueError: `latent_dims` are not two positive numbers.
 
     Example:
@@ -139,19 +139,19 @@ class TopDown(_TwoLayers):
         self._conditional: Callable[[Tensor], dist.TorchDistribution] = conditional
 
     def forward(self, x: Tensor) -> None:
-        """Run the guide on `x`, `(n, *data_shape)`."""
+        """Runs the guide on `x`, `(n, *data_shape)`."""
         evidence, top = self.encode(x)
         with pyro.plate("data", x.shape[0], dim=-1):
             z2 = pyro.sample("z2", top)
             pyro.sample("z1", self.combine(evidence, z2))
 
     def encode(self, x: Tensor) -> tuple[dist.Independent, dist.Independent]:
-        """Return N(m1, diag(s1^2)) and q(z2 | x) for data `(*batch, *data_shape)`."""
+        """Returns N(m1, diag(s1^2)) and q(z2 | x) for data `(*batch, *data_shape)`."""
         features = self.encoder(x)
         return _normal(self.head(features)), _normal(self.top_head(self.top_encoder(features)))
 
     def combine(self, evidence: dist.Independent, z2: Tensor) -> dist.Independent:
-        """Return q(z1 | z2, x), the product of `evidence` and p(z1 | z2), for any number of samples of z2."""
+        """Returns q(z1 | z2, x), the product of `evidence` and p(z1 | z2), for any number of samples of z2."""
         prior = self._conditional(z2)
         total = torch.hypot(evidence.stddev, prior.stddev)
         share = prior.stddev / total  # its square is the weight of the evidence

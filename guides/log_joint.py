@@ -15,16 +15,16 @@ Model = Callable[[Tensor], Any]
 
 
 def hidden_trace(model: Model, x: Tensor, values: Mapping[str, Tensor]) -> Trace:
-    """Run the model with latents of given values, hidden from all handlers."""
+    """Runs the model with latents of given values, hidden from all handlers."""
     with poutine.block():
         return poutine.trace(poutine.condition(model, data=dict(values))).get_trace(x)
 
 
 def rows_plate(name: str, site: Site, n: int) -> Any:
-    """Return the outermost plate of size n around a site, with its name and its dim from the right.
+    """Returns the outermost plate of size n around a site, with its name and its dim from the right.
 
     Raises:
-        ValueError: there is none.
+        ValueError: There is none.
     """
     try:
         return rows_frame({name: site}, n)
@@ -36,17 +36,17 @@ def rows_plate(name: str, site: Site, n: int) -> Any:
 
 
 def log_joint(model: Model, x: Tensor, values: Mapping[str, Tensor]) -> Tensor:
-    """Return log p(x, z) of every row, `(n,)`, in nats, differentiable, with masks but without scales.
+    """Returns log p(x, z) of every row, `(n,)`, in nats, differentiable, with masks but without scales.
 
     Handlers around the call (plates over samples, beta, traces) neither see nor change it.
 
     Args:
-        model: a Pyro program `model(x)` with independent rows in a plate.
-        x: data, `(n, *data_shape)`.
-        values: all latents by site, `(n, *event)` each.
+        model: A Pyro program `model(x)` with independent rows in a plate.
+        x: Data, `(n, *data_shape)`.
+        values: All latents by site, `(n, *event)` each.
 
     Raises:
-        ValueError: the model has a latent that is not among `values`, or a site outside the plate
+        ValueError: The model has a latent that is not among `values`, or a site outside the plate
             over rows.
     """
     n = x.shape[0]
@@ -65,5 +65,5 @@ def log_joint(model: Model, x: Tensor, values: Mapping[str, Tensor]) -> Tensor:
 
 
 def repeat_rows(x: Tensor, times: int) -> Tensor:
-    """Return copies of x below each other, `(times * n, *data_shape)`: one run holds many proposals."""
+    """Returns copies of x below each other, `(times * n, *data_shape)`: one run holds many proposals."""
     return x.expand(times, *x.shape).reshape(times * x.shape[0], *x.shape[1:])

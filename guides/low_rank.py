@@ -29,10 +29,10 @@ class LowRank(Amortized[dist.LowRankMultivariateNormal]):
     to independent normals, so that the analytic ELBO works with a standard normal prior.
 
     Args:
-        data_shape: shape of one row of the data.
-        latent_dim: number d of latent dimensions, the model's.
-        network: what the encoder is built from.
-        rank: number of columns of B. With rank = d - 1 every covariance is in reach. The encoder's
+        data_shape: Shape of one row of the data.
+        latent_dim: Number d of latent dimensions, the model's.
+        network: What the encoder is built from.
+        rank: Number of columns of B. With rank = d - 1 every covariance is in reach. The encoder's
             head has d (2 + rank) outputs.
 
     Raises:
@@ -56,7 +56,7 @@ class LowRank(Amortized[dist.LowRankMultivariateNormal]):
         super().__init__(data_shape, latent_dim, network)
 
     def family(self, outputs: Tensor) -> dist.LowRankMultivariateNormal:
-        """Return N(loc, S (I + B B^T) S) for outputs (loc, s, b by rows)."""
+        """Returns N(loc, S (I + B B^T) S) for outputs (loc, s, b by rows)."""
         d = self.latent_dim
         loc, scale, factor = outputs.split([d, d, d * self.rank], -1)
         scale = positive(scale)
@@ -69,6 +69,6 @@ class LowRank(Amortized[dist.LowRankMultivariateNormal]):
         return self.latent_dim * (2 + self.rank)
 
     def start_head(self) -> None:
-        """Start at the same B for all rows, with entries of about 0.1."""
+        """Starts at the same B for all rows, with entries of about 0.1."""
         nn.init.zeros_(self.head.weight[2 * self.latent_dim :])
         nn.init.normal_(self.head.bias[2 * self.latent_dim :], std=0.1)

@@ -16,9 +16,9 @@ class MeanField(Amortized[dist.Independent]):
     it cannot overflow, and never reaches 0 ("Auto-Encoding Variational Bayes", arXiv:1312.6114).
 
     Args:
-        data_shape: shape of one row of the data.
-        latent_dim: number d of latent dimensions, the model's.
-        network: what the encoder is built from.
+        data_shape: Shape of one row of the data.
+        latent_dim: Number d of latent dimensions, the model's.
+        network: What the encoder is built from.
 
     Example:
         >>> import torch
@@ -30,7 +30,7 @@ class MeanField(Amortized[dist.Independent]):
     """
 
     def family(self, outputs: Tensor) -> dist.Independent:
-        """Return N(loc, diag(scale^2)) for outputs (loc, s)."""
+        """Returns N(loc, diag(scale^2)) for outputs (loc, s)."""
         return independent_normal(outputs)
 
     @property

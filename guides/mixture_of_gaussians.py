@@ -23,10 +23,10 @@ class MixtureOfGaussians(Amortized[DiagonalNormalMixture]):
     softplus(s) + 1e-6, as in `MeanField`.
 
     Args:
-        data_shape: shape of one row of the data.
-        latent_dim: number d of latent dimensions, the model's.
-        network: what the encoder is built from.
-        components: number K of components. The encoder's head has K (1 + 2 d) outputs.
+        data_shape: Shape of one row of the data.
+        latent_dim: Number d of latent dimensions, the model's.
+        network: What the encoder is built from.
+        components: Number K of components. The encoder's head has K (1 + 2 d) outputs.
 
     Raises:
         ValueError: `latent_dim` or `components` is not positive.
@@ -51,7 +51,7 @@ class MixtureOfGaussians(Amortized[DiagonalNormalMixture]):
         super().__init__(data_shape, latent_dim, network)
 
     def family(self, outputs: Tensor) -> DiagonalNormalMixture:
-        """Return the mixture for outputs (logits of the weights, locs, s by components)."""
+        """Returns the mixture for outputs (logits of the weights, locs, s by components)."""
         size = self.components * self.latent_dim
         logits, locs, scales = outputs.split([self.components, size, size], -1)
         shape = (self.components, self.latent_dim)
@@ -64,6 +64,6 @@ class MixtureOfGaussians(Amortized[DiagonalNormalMixture]):
         return self.components * (1 + 2 * self.latent_dim)
 
     def start_head(self) -> None:
-        """Start with components at different places."""
+        """Starts with components at different places."""
         locs = self.head.bias[self.components : self.components * (1 + self.latent_dim)]
         nn.init.normal_(locs, std=1 / math.sqrt(self.latent_dim))

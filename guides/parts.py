@@ -12,24 +12,24 @@ from ppl_vae.distributions import MarkovChain, sample_steps
 
 
 def positive(outputs: Tensor) -> Tensor:
-    """Return softplus(outputs) + 1e-6: it grows linearly, so it cannot overflow, and never reaches 0."""
+    """Returns softplus(outputs) + 1e-6: it grows linearly, so it cannot overflow, and never reaches 0."""
     return softplus(outputs) + 1e-6
 
 
 def independent_normal(outputs: Tensor) -> dist.Independent:
-    """Return N(loc, diag(positive(s)^2)) for outputs (loc, s), `(*batch, 2 * latent_dim)`."""
+    """Returns N(loc, diag(positive(s)^2)) for outputs (loc, s), `(*batch, 2 * latent_dim)`."""
     loc, scale = outputs.chunk(2, -1)
     return dist.Independent(dist.Normal(loc, positive(scale)), 1)
 
 
 def sample_z(q: dist.TorchDistribution, n: int) -> None:
-    """Sample the site `z` from q in a plate over rows; of a Markov chain the sites `z_0`, `z_1`, ...
+    """Samples the site `z` from q in a plate over rows; of a Markov chain the sites `z_0`, `z_1`, ...
 
     A latent with finitely many values is marked for enumeration, so that the ELBO can sum over it.
 
     Args:
         q: q(z | x) of the batch, of batch shape `(n,)`.
-        n: number of rows.
+        n: Number of rows.
     """
     is_chain = isinstance(q, MarkovChain)
     infer: InferDict = {}
@@ -43,11 +43,11 @@ def sample_z(q: dist.TorchDistribution, n: int) -> None:
 
 
 def require_at_least_one(guide: nn.Module, **options: int) -> None:
-    """Check options of a guide that count something.
+    """Checks options of a guide that count something.
 
     Raises:
-        ValueError: one of them is less than 1; the message names the guide and the option.
+        ValueError: One of them is less than 1; the message names the guide and the option.
     """
     for name, value in options.items():
         if value < 1:
-            raise ValueError(f"{type(guide).__name__}.{name} must be at least 1, came {value}")
+            raise ValueError(f"{type(guide).__name__}.{name} must be at least 1, got {value}")

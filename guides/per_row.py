@@ -15,10 +15,10 @@ class _Amortized(Protocol):
     """A guide that turns an encoder's numbers into a distribution."""
 
     def amortize(self, x: Tensor) -> Tensor:
-        """Return the encoder's numbers, `(n, num_outputs)`."""
+        """Returns the encoder's numbers, `(n, num_outputs)`."""
 
     def family(self, outputs: Tensor) -> dist.TorchDistribution:
-        """Return q for them."""
+        """Returns q for them."""
 
 
 class PerRow(nn.Module):
@@ -32,15 +32,15 @@ class PerRow(nn.Module):
     The site is `z`, inside `pyro.plate("data", n, dim=-1)`.
 
     Args:
-        guide: a guide with `amortize(x)` and `family(outputs)`, such as `MeanField`.
-        x: all rows, `(n, *data_shape)`.
+        guide: A guide with `amortize(x)` and `family(outputs)`, such as `MeanField`.
+        x: All rows, `(n, *data_shape)`.
 
     Attributes:
-        outputs: the rows' unconstrained numbers, `(n, num_outputs)`.
+        outputs: The rows' unconstrained numbers, `(n, num_outputs)`.
         keeps_rows: True, which tells the engine to give it all rows at once.
 
     Raises:
-        TypeError: the guide has no `amortize` or no `family`.
+        TypeError: The guide has no `amortize` or no `family`.
 
     Example:
         >>> import torch
@@ -66,15 +66,15 @@ class PerRow(nn.Module):
         self.family: Callable[[Tensor], dist.TorchDistribution] = guide.family
 
     def forward(self, x: Tensor) -> None:
-        """Run the guide on `x`, all rows, `(n, *data_shape)`."""
+        """Runs the guide on `x`, all rows, `(n, *data_shape)`."""
         sample_z(self.encode(x), x.shape[0])
 
     def encode(self, x: Tensor) -> dist.TorchDistribution:
-        """Return q(z | x) of all rows, of batch shape `(n,)`."""
+        """Returns q(z | x) of all rows, of batch shape `(n,)`."""
         return self.family(self.amortize(x))
 
     def amortize(self, x: Tensor) -> Tensor:
-        """Return `outputs`, whatever the rows hold.
+        """Returns `outputs`, whatever the rows hold.
 
         Raises:
             ValueError: `x` has another number of rows.

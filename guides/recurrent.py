@@ -27,10 +27,10 @@ class Recurrent(nn.Module):
     many samples are drawn.
 
     Args:
-        data_shape: shape of one row of the data, `(T, *event)`; T may differ from call to call.
-        states: number K of states, the model's.
-        hidden: width of the GRU, in each direction.
-        symbols: for data of whole numbers 0, ..., symbols - 1, which enter as one-hot vectors; None for
+        data_shape: Shape of one row of the data, `(T, *event)`; T may differ from call to call.
+        states: Number K of states, the model's.
+        hidden: Width of the GRU, in each direction.
+        symbols: For data of whole numbers 0, ..., symbols - 1, which enter as one-hot vectors; None for
             real numbers.
 
     Raises:
@@ -64,15 +64,15 @@ class Recurrent(nn.Module):
             self.head.bias.zero_()
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> None:
-        """Run the guide on sequences `(n, T, *event)`, with their `lengths` `(n,)` if they differ."""
+        """Runs the guide on sequences `(n, T, *event)`, with their `lengths` `(n,)` if they differ."""
         sample_z(self.encode(x, lengths), x.shape[0])
 
     def encode(self, x: Tensor, lengths: Tensor | None = None) -> MarkovChain:
-        """Return q(z | x), of batch shape `(n,)` and event shape `(T,)`."""
+        """Returns q(z | x), of batch shape `(n,)` and event shape `(T,)`."""
         return self.family(self.amortize(x, lengths))
 
     def amortize(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Return the GRU's outputs, `(n, T * K * K)`, which `family` turns into a chain."""
+        """Returns the GRU's outputs, `(n, T * K * K)`, which `family` turns into a chain."""
         steps = x.flatten(2) if x.dim() > 2 else x.unsqueeze(-1)
         if self.symbols is not None:
             steps = one_hot(steps.squeeze(-1).long(), self.symbols)
@@ -97,7 +97,7 @@ class Recurrent(nn.Module):
         return flat
 
     def family(self, outputs: Tensor) -> MarkovChain:
-        """Return the chain for any real outputs `(*batch, T * K * K)`.
+        """Returns the chain for any real outputs `(*batch, T * K * K)`.
 
         They are a table of logits from state to state per step; of the first only the first row counts.
         """

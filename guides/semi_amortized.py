@@ -40,16 +40,16 @@ class SemiAmortized(Amortized[dist.Independent]):
     decoder with batch norm or dropout in training mode behaves there as it does anywhere.
 
     Args:
-        model: the Pyro program p(x, z) of the pair: its one latent is the site `z`, a real vector,
+        model: The Pyro program p(x, z) of the pair: its one latent is the site `z`, a real vector,
             in a plate over rows. Its parameters do not become the guide's.
-        data_shape: shape of one row of the data.
-        latent_dim: number d of latent dimensions, the model's.
-        network: what the encoder is built from.
-        steps: number of steps; 0 is a mean-field guide.
-        step_size: what the natural gradient is multiplied by; with the right s, 1 brings m to the
+        data_shape: Shape of one row of the data.
+        latent_dim: Number d of latent dimensions, the model's.
+        network: What the encoder is built from.
+        steps: Number of steps; 0 is a mean-field guide.
+        step_size: What the natural gradient is multiplied by; with the right s, 1 brings m to the
             mean of an independent normal posterior in one step, and 2 or more no longer helps.
-        num_samples: points of the expectation, an even number.
-        differentiable: whether gradients flow through the steps, to the encoder and to the model's
+        num_samples: Points of the expectation, an even number.
+        differentiable: Whether gradients flow through the steps, to the encoder and to the model's
             parameters, which costs second derivatives. Otherwise the result is a constant: the
             model is trained with it, and the encoder on the ELBO of its own proposal ("On the
             challenges of learning with inference networks on sparse, high-dimensional data",
@@ -81,13 +81,13 @@ class SemiAmortized(Amortized[dist.Independent]):
         differentiable: bool = True,
     ) -> None:
         if steps < 0:
-            raise ValueError(f"SemiAmortized.steps must be at least 0, came {steps}")
+            raise ValueError(f"SemiAmortized.steps must be at least 0, got {steps}")
         if not step_size > 0:
-            raise ValueError(f"SemiAmortized.step_size must be positive, came {step_size}")
+            raise ValueError(f"SemiAmortized.step_size must be positive, got {step_size}")
         if num_samples < 2 or num_samples % 2:
             raise ValueError(
                 f"SemiAmortized.num_samples must be an even number, 2 or more, for pairs of "
-                f"opposite points; came {num_samples}"
+                f"opposite points; got {num_samples}"
             )
         super().__init__(data_shape, latent_dim, network)
         self.data_shape = tuple(data_shape)
@@ -99,7 +99,7 @@ class SemiAmortized(Amortized[dist.Independent]):
         self.register_buffer("noise", _noise(num_samples, latent_dim), persistent=False)
 
     def forward(self, x: Tensor) -> None:
-        """Run the guide on `x`, `(n, *data_shape)`."""
+        """Runs the guide on `x`, `(n, *data_shape)`."""
         proposed = self.propose(x)
         refined, gradient = self._refine(x, proposed)  # outside the plate: the model has its own
         with pyro.plate("data", x.shape[0], dim=-1):
@@ -110,19 +110,19 @@ class SemiAmortized(Amortized[dist.Independent]):
                 pyro.factor("proposal", gain.detach() - gain, has_rsample=True)
 
     def amortize(self, x: Tensor) -> Tensor:
-        """Return the refined (m, log s) of each row, `(*batch, 2 * latent_dim)`."""
+        """Returns the refined (m, log s) of each row, `(*batch, 2 * latent_dim)`."""
         proposed = self.propose(x)
         rows = x.reshape(-1, *self.data_shape)
         refined, _ = self._refine(rows, proposed.reshape(-1, proposed.shape[-1]))
         return refined.reshape(proposed.shape)
 
     def propose(self, x: Tensor) -> Tensor:
-        """Return the encoder's own (m, log s), before any step."""
+        """Returns the encoder's own (m, log s), before any step."""
         loc, scale = super().amortize(x).chunk(2, -1)
         return torch.cat([loc, positive(scale).log()], -1)
 
     def family(self, outputs: Tensor) -> dist.Independent:
-        """Return N(m, diag(s^2)) for (m, log s), `(*batch, 2 * latent_dim)`."""
+        """Returns N(m, diag(s^2)) for (m, log s), `(*batch, 2 * latent_dim)`."""
         loc, log_scale = outputs.chunk(2, -1)
         return dist.Independent(dist.Normal(loc, log_scale.exp()), 1)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 
 def require_at_least_one(owner: object, **counts: int) -> None:
-    """Raise a ValueError that names the first of the `counts` below 1, as an argument of `owner`."""
+    """Raises a ValueError that names the first of the `counts` below 1, as an argument of `owner`."""
     for name, count in counts.items():
         if count < 1:
-            raise ValueError(f"{type(owner).__name__}.{name} must be at least 1, came {count}")
+            raise ValueError(f"{type(owner).__name__}.{name} must be at least 1, got {count}")
 
 
 def require_positive(owner: object, **values: float) -> None:
-    """Raise a ValueError that names the first of the `values` that is not positive."""
+    """Raises a ValueError that names the first of the `values` that is not positive."""
     for name, value in values.items():
         if not value > 0:
-            raise ValueError(f"{type(owner).__name__}.{name} must be positive, came {value}")
+            raise ValueError(f"{type(owner).__name__}.{name} must be positive, got {value}")

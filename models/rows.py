@@ -15,7 +15,7 @@ class RowModel(nn.Module, ABC):
     A model derives from this class and says in `_program` what happens inside the plate.
 
     Args:
-        data_shape: shape of one row of the data.
+        data_shape: Shape of one row of the data.
     """
 
     def __init__(self, data_shape: Sequence[int]) -> None:
@@ -23,10 +23,10 @@ class RowModel(nn.Module, ABC):
         self.data_shape = tuple(data_shape)
 
     def forward(self, x: Tensor) -> None:
-        """Run the model on `x`, `(n, *data_shape)`.
+        """Runs the model on `x`, `(n, *data_shape)`.
 
         Raises:
-            ValueError: the rows of `x` do not have the shape `data_shape`.
+            ValueError: The rows of `x` do not have the shape `data_shape`.
         """
         require_shape(self, x)
         with pyro.plate("data", x.shape[0], dim=-1):
@@ -34,11 +34,11 @@ class RowModel(nn.Module, ABC):
 
     @abstractmethod
     def _program(self, x: Tensor) -> None:
-        """Sample the latents of every row, and observe `x`, `(n, *data_shape)`, as the site `x`."""
+        """Samples the latents of every row, and observes `x`, `(n, *data_shape)`, as the site `x`."""
 
 
 def require_shape(model: RowModel, x: Tensor) -> None:
-    """Raise a ValueError unless `x` has the shape `(n, *model.data_shape)`."""
+    """Raises a ValueError unless `x` has the shape `(n, *model.data_shape)`."""
     if tuple(x.shape[1:]) != model.data_shape:
         raise ValueError(
             f"{type(model).__name__} was built for data of shape (n, "
@@ -48,21 +48,21 @@ def require_shape(model: RowModel, x: Tensor) -> None:
 
 
 def as_vectors(model: RowModel, x: Tensor) -> Tensor:
-    """Flatten the rows of `x`, `(n, *model.data_shape)`, to `(n, D)`.
+    """Flattens the rows of `x`, `(n, *model.data_shape)`, to `(n, D)`.
 
     Raises:
-        ValueError: the rows of `x` do not have the shape that the model was built for.
+        ValueError: The rows of `x` do not have the shape that the model was built for.
     """
     require_shape(model, x)
     return x.reshape(x.shape[0], -1)
 
 
 def row_chunks(x: Tensor, numbers_per_row: int) -> Iterator[Tensor]:
-    """Cut `x` into chunks whose intermediate results fit the cache, or the memory of a GPU.
+    """Cuts `x` into chunks whose intermediate results fit the cache, or the memory of a GPU.
 
     Args:
-        x: data, rows first.
-        numbers_per_row: size of the intermediate results of one row.
+        x: Data, rows first.
+        numbers_per_row: Size of the intermediate results of one row.
     """
     most = 2**26 if x.is_cuda else 2**18
     rows = max(256, most // max(1, numbers_per_row))

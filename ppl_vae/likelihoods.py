@@ -32,18 +32,18 @@ class Likelihood(nn.Module, ABC):
     To write your own, derive from this class, set `num_params` and write `per_value`.
 
     Attributes:
-        num_params: number of features that each value of the data needs.
+        num_params: Number of features that each value of the data needs.
     """
 
     num_params: int = 1
 
     @abstractmethod
     def per_value(self, *parameters: Tensor, x: Tensor | None) -> dist.TorchDistribution:
-        """Return the distribution of single values.
+        """Returns the distribution of single values.
 
         Args:
             parameters: `num_params` tensors of shape `(*batch, *data_shape)`, any real numbers.
-            x: the data if they are known, `(n, *data_shape)`. Only a likelihood that is fitted
+            x: The data if they are known, `(n, *data_shape)`. Only a likelihood that is fitted
                 to them (`OptimalGaussian`) needs them.
 
         Returns:
@@ -53,22 +53,22 @@ class Likelihood(nn.Module, ABC):
     def forward(
         self, features: Tensor, event_dim: int, x: Tensor | None = None
     ) -> dist.Independent:
-        """Return p(x | features), of batch shape `batch` and event shape `data_shape`.
+        """Returns p(x | features), of batch shape `batch` and event shape `data_shape`.
 
         Args:
             features: `(*batch, num_params, *data_shape)`, any real numbers.
-            event_dim: number of dimensions of a row, `len(data_shape)`.
-            x: the data if they are known, `(n, *data_shape)`.
+            event_dim: Number of dimensions of a row, `len(data_shape)`.
+            x: The data if they are known, `(n, *data_shape)`.
 
         Raises:
-            ValueError: the features do not have `num_params` entries in the dimension before the
+            ValueError: The features do not have `num_params` entries in the dimension before the
                 data dimensions.
         """
         params_dim = features.ndim - event_dim - 1
         if params_dim < 0 or features.shape[params_dim] != self.num_params:
             raise ValueError(
                 f"{type(self).__name__} needs features of shape (*batch, {self.num_params}, "
-                f"*data_shape) with {event_dim} data dimensions, came {tuple(features.shape)}: "
+                f"*data_shape) with {event_dim} data dimensions, got {tuple(features.shape)}: "
                 f"build the decoder with out_shape=(likelihood.num_params, *data_shape)"
             )
         parameters = full_precision(features).unbind(params_dim)
@@ -94,7 +94,7 @@ class Binomial(Likelihood):
     """Counts: x is one of 0, 1, ..., `total_count`, with log odds from the decoder.
 
     Args:
-        total_count: the largest possible count, 16 for scikit-learn's digits.
+        total_count: The largest possible count, 16 for scikit-learn's digits.
 
     Raises:
         ValueError: `total_count` is not positive.
@@ -107,7 +107,7 @@ class Binomial(Likelihood):
     def __init__(self, total_count: int = 16) -> None:
         super().__init__()
         if total_count < 1:
-            raise ValueError(f"Binomial.total_count must be at least 1, came {total_count}")
+            raise ValueError(f"Binomial.total_count must be at least 1, got {total_count}")
         self.total_count = total_count
 
     def per_value(self, *parameters: Tensor, x: Tensor | None) -> dist.Binomial:
@@ -135,7 +135,7 @@ class Gaussian(Likelihood):
     """Real numbers with fixed noise: N(x; mean, sigma^2), with the mean from the decoder.
 
     Args:
-        sigma: standard deviation, in units of the data.
+        sigma: Standard deviation, in units of the data.
 
     Raises:
         ValueError: `sigma` is not positive.
@@ -159,7 +159,7 @@ class LearnedGaussian(Likelihood):
     """Real numbers with one learned noise: N(x; mean, sigma^2), with log sigma a parameter.
 
     Args:
-        initial_sigma: standard deviation before training, in units of the data.
+        initial_sigma: Standard deviation before training, in units of the data.
 
     Raises:
         ValueError: `initial_sigma` is not positive.
@@ -231,7 +231,7 @@ class DiscretizedLogistic(Likelihood):
     The distribution is `QuantizedLogistic`.
 
     Args:
-        levels: number of values, 256 for 8-bit pictures divided by 255.
+        levels: Number of values, 256 for 8-bit pictures divided by 255.
 
     Raises:
         ValueError: `levels` is less than 2.
@@ -247,7 +247,7 @@ class DiscretizedLogistic(Likelihood):
     def __init__(self, levels: int = 256) -> None:
         super().__init__()
         if levels < 2:
-            raise ValueError(f"DiscretizedLogistic.levels must be at least 2, came {levels}")
+            raise ValueError(f"DiscretizedLogistic.levels must be at least 2, got {levels}")
         self.levels = levels
 
     def per_value(self, *parameters: Tensor, x: Tensor | None) -> QuantizedLogistic:
@@ -259,4 +259,4 @@ class DiscretizedLogistic(Likelihood):
 
 def _require_positive(name: str, value: float) -> None:
     if not value > 0:
-        raise ValueError(f"{name} must be positive, came {value}")
+        raise ValueError(f"{name} must be positive, got {value}")

@@ -29,12 +29,12 @@ class Autoregressive(RowModel):
     site is `x`, inside `pyro.plate("data", n, dim=-1)`.
 
     Args:
-        data_shape: shape of one row of the data, of at least two values.
-        categories: number of values that each entry can take.
-        hidden: widths of the hidden layers.
+        data_shape: Shape of one row of the data, of at least two values.
+        categories: Number of values that each entry can take.
+        hidden: Widths of the hidden layers.
 
     Raises:
-        ValueError: there are fewer than two values or two categories, or a width is not positive.
+        ValueError: There are fewer than two values or two categories, or a width is not positive.
 
     Example:
         >>> model = Autoregressive((2, 2), hidden=(16,))
@@ -54,11 +54,11 @@ class Autoregressive(RowModel):
         size = math.prod(self.data_shape)
         if size < 2 or categories < 2:
             raise ValueError(
-                f"Autoregressive needs rows of at least two values and at least two categories, came "
+                f"Autoregressive needs rows of at least two values and at least two categories, got "
                 f"data_shape {self.data_shape} and {categories} categories"
             )
         if any(width < 1 for width in hidden):
-            raise ValueError(f"Autoregressive.hidden must be positive, came {tuple(hidden)}")
+            raise ValueError(f"Autoregressive.hidden must be positive, got {tuple(hidden)}")
         earlier = torch.ones(size, size, dtype=torch.bool).tril(-1)
         # One number less than categories per value: category 0 is the one where all are 0.
         adjacency = earlier.repeat_interleave(categories, 0).repeat_interleave(categories - 1, 1)
@@ -68,22 +68,22 @@ class Autoregressive(RowModel):
         pyro.sample("x", self.marginal(), obs=x)
 
     def marginal(self) -> AutoregressiveCategorical:
-        """Return p(x), of event shape `data_shape`."""
+        """Returns p(x), of event shape `data_shape`."""
         parameter = next(self.network.parameters())
         empty = torch.zeros(self.data_shape, dtype=parameter.dtype, device=parameter.device)
         return AutoregressiveCategorical(self.logits, empty, self.categories)
 
     def log_evidence(self, x: Tensor) -> Tensor:
-        """Return log p(x) of every row, `(n,)`, in nats.
+        """Returns log p(x) of every row, `(n,)`, in nats.
 
         Raises:
-            ValueError: the rows of `x` do not have the shape `data_shape`.
+            ValueError: The rows of `x` do not have the shape `data_shape`.
         """
         require_shape(self, x)
         return self.marginal().log_prob(x)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Return the logits of every value given those before it: `(*batch, *data_shape, categories)`."""
+        """Returns the logits of every value given those before it: `(*batch, *data_shape, categories)`."""
         batch = x.shape[: x.ndim - len(self.data_shape)]
         dtype = next(self.network.parameters()).dtype
         others = torch.arange(1, self.categories, device=x.device)
@@ -96,10 +96,10 @@ class AutoregressiveCategorical(dist.TorchDistribution):
     """The distribution of rows whose values are categorical given those before them.
 
     Args:
-        logits: maps rows `(*batch, *data_shape)` to logits `(*batch, *data_shape, categories)`. The logits of
+        logits: Maps rows `(*batch, *data_shape)` to logits `(*batch, *data_shape, categories)`. The logits of
             a value must not depend on it or on later ones, in the order of the flattened row.
-        empty: the row that a draw starts from: zeros of the data's shape, dtype and device.
-        categories: number of values that each entry can take.
+        empty: The row that a draw starts from: zeros of the data's shape, dtype and device.
+        categories: Number of values that each entry can take.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
@@ -123,7 +123,7 @@ class AutoregressiveCategorical(dist.TorchDistribution):
         return constraints.independent(values, len(self.event_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return log p(x) of the rows of `value`, in nats."""
+        """Returns log p(x) of the rows of `value`, in nats."""
         if self._validate_args:
             self._validate_sample(value)
         log_p = self._logits(value).log_softmax(-1).gather(-1, value.long().unsqueeze(-1))
@@ -131,7 +131,7 @@ class AutoregressiveCategorical(dist.TorchDistribution):
         return total
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw rows, `(*sample_shape, *data_shape)`, one value after the other."""
+        """Draws rows, `(*sample_shape, *data_shape)`, one value after the other."""
         with torch.no_grad():
             rows = self._empty.expand(*sample_shape, *self.event_shape).clone()
             values = rows.view(*sample_shape, -1)

@@ -24,10 +24,10 @@ class HierarchicalVAE(RowModel):
     `pyro.plate("data", n, dim=-1)`; plates over samples go outside, at `dim=-2`.
 
     Args:
-        data_shape: shape of one row of the data.
-        latent_dims: numbers of dimensions of z1, the layer next to the data, and of z2, the top.
-        network: what the decoder from z1 to x is built from.
-        latent_network: what the decoder from z2 to z1 is built from.
+        data_shape: Shape of one row of the data.
+        latent_dims: Numbers of dimensions of z1, the layer next to the data, and of z2, the top.
+        network: What the decoder from z1 to x is built from.
+        latent_network: What the decoder from z2 to z1 is built from.
         likelihood: p(x | features); `Bernoulli()` if none is given. It must fit the data: see
             `ppl_vae.likelihoods`.
 
@@ -55,7 +55,7 @@ class HierarchicalVAE(RowModel):
         if len(latent_dims) != 2 or min(latent_dims) < 1:
             raise ValueError(
                 f"HierarchicalVAE.latent_dims must be two positive numbers, those of z1 and z2, "
-                f"came {tuple(latent_dims)}"
+                f"got {tuple(latent_dims)}"
             )
         self.latent_dims = tuple(latent_dims)
         self.likelihood = Bernoulli() if likelihood is None else likelihood
@@ -70,16 +70,16 @@ class HierarchicalVAE(RowModel):
         pyro.sample("x", self._likelihood(z1, x), obs=x)
 
     def prior(self) -> dist.Independent:
-        """Return p(z2), of event shape `(latent_dims[1],)`."""
+        """Returns p(z2), of event shape `(latent_dims[1],)`."""
         return dist.Independent(dist.Normal(self.prior_loc, 1.0), 1)
 
     def conditional(self, z2: Tensor) -> dist.Independent:
-        """Return p(z1 | z2) for z2 of `(*batch, latent_dims[1])`: batch shape `batch`."""
+        """Returns p(z1 | z2) for z2 of `(*batch, latent_dims[1])`: batch shape `batch`."""
         loc, scale = full_precision(self.inner_decoder(z2)).chunk(2, -1)
         return dist.Independent(dist.Normal(loc, softplus(scale) + 1e-6), 1)
 
     def decode(self, z1: Tensor) -> dist.Independent:
-        """Return p(x | z1) for z1 of `(*batch, latent_dims[0])`: batch shape `batch`."""
+        """Returns p(x | z1) for z1 of `(*batch, latent_dims[0])`: batch shape `batch`."""
         return self._likelihood(z1, None)
 
     def _likelihood(self, z1: Tensor, x: Tensor | None) -> dist.Independent:

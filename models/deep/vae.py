@@ -24,15 +24,15 @@ class VAE(RowModel):
     `z` and `x`, inside `pyro.plate("data", n, dim=-1)`; plates over samples go outside, at `dim=-2`.
 
     Args:
-        data_shape: shape of one row of the data.
-        latent_dim: number of latent dimensions.
-        network: what the decoder is built from.
+        data_shape: Shape of one row of the data.
+        latent_dim: Number of latent dimensions.
+        network: What the decoder is built from.
         likelihood: p(x | features); `Bernoulli()` if none is given. It must fit the data: see
             `ppl_vae.likelihoods`.
-        prior: what p(z) is built from; `StandardNormal()` if none is given.
+        prior: What p(z) is built from; `StandardNormal()` if none is given.
 
     Attributes:
-        prior: the module that was built from the argument: `prior()` is p(z), of event shape `(latent_dim,)`.
+        prior: The module that was built from the argument: `prior()` is p(z), of event shape `(latent_dim,)`.
 
     Raises:
         ValueError: `latent_dim` is not positive.
@@ -65,7 +65,7 @@ class VAE(RowModel):
         pyro.sample("x", self._likelihood(z, x), obs=x)
 
     def decode(self, z: Tensor) -> dist.Independent:
-        """Return p(x | z) for latents `(*batch, latent_dim)`: batch shape `batch`."""
+        """Returns p(x | z) for latents `(*batch, latent_dim)`: batch shape `batch`."""
         return self._likelihood(z, None)
 
     def _likelihood(self, z: Tensor, x: Tensor | None) -> dist.Independent:

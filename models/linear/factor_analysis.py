@@ -25,15 +25,15 @@ class FactorAnalysis(LinearModel):
     `dim=-2`.
 
     Args:
-        data_shape: shape of one row of the data.
-        latent_dim: number q of latent dimensions.
-        min_scale: the least standard deviation of the noise that the M step sets, in units of the data.
+        data_shape: Shape of one row of the data.
+        latent_dim: Number q of latent dimensions.
+        min_scale: The least standard deviation of the noise that the M step sets, in units of the data.
             Without it, a value that never varies (a pixel at the border) has infinite density.
 
     Attributes:
         weight: W, `(D, q)`.
         mean: mu, `(D,)`.
-        log_sigma: half the logarithm of Psi's diagonal, `(D,)`.
+        log_sigma: Half the logarithm of Psi's diagonal, `(D,)`.
 
     Raises:
         ValueError: `latent_dim` or `min_scale` is not positive.
@@ -60,18 +60,18 @@ class FactorAnalysis(LinearModel):
 
     @torch.no_grad()
     def initialize(self, x: Tensor, seed: int = 0) -> None:
-        """Start EM at the principal components of the standardized data; nothing is random.
+        """Starts EM at the principal components of the standardized data; nothing is random.
 
         Each value is divided by its standard deviation. W is set to the first q principal components of the
         result, in the data's units, minus the noise of probabilistic PCA, and Psi to the rest of the
         variance.
 
         Args:
-            x: data, `(n, *data_shape)`.
-            seed: not used.
+            x: Data, `(n, *data_shape)`.
+            seed: Not used.
 
         Raises:
-            ValueError: the rows of `x` do not have the shape `data_shape`.
+            ValueError: The rows of `x` do not have the shape `data_shape`.
         """
         rows = as_vectors(self, x).double()
         mean, scale = rows.mean(0), rows.std(0, correction=0).clamp_min(self.min_scale)

@@ -26,7 +26,7 @@ class LinearGaussian:
         scale: s, `(*parts, D)`, or broadcasting to it.
 
     Attributes:
-        root: the lower triangular T with a positive diagonal, `(*parts, q, q)`.
+        root: The lower triangular T with a positive diagonal, `(*parts, q, q)`.
 
     Example:
         >>> p = LinearGaussian(torch.ones(3, 1), torch.zeros(3), torch.ones(3))
@@ -49,7 +49,7 @@ class LinearGaussian:
         self._basis = basis * signs.unsqueeze(-2) / self.scale.unsqueeze(-1)
 
     def log_evidence(self, x: Tensor, posterior_mean: Tensor | None = None) -> Tensor:
-        """Return log p(x) of rows `(n, D)`: `(*parts, n)`, in nats.
+        """Returns log p(x) of rows `(n, D)`: `(*parts, n)`, in nats.
 
         -1/2 (D log 2 pi + sum log s^2 + log |M| + |(x - mu - W m) / s|^2 + |m|^2): a sum of squares, so
         that small noise costs no precision.
@@ -63,13 +63,13 @@ class LinearGaussian:
         return log_p
 
     def posterior_mean(self, x: Tensor) -> Tensor:
-        """Return m of rows `(n, D)`: `(*parts, n, q)`."""
+        """Returns m of rows `(n, D)`: `(*parts, n, q)`."""
         right = self._residual(x) @ self._basis
         z: Tensor = torch.linalg.solve_triangular(self.root.mT, right, upper=True, left=False)
         return z
 
     def posterior_scale_tril(self) -> Tensor:
-        """Return L = T^-1 with L L^T = M^-1, `(*parts, q, q)`: the same for all rows."""
+        """Returns L = T^-1 with L L^T = M^-1, `(*parts, q, q)`: the same for all rows."""
         # solve_triangular does not broadcast its right side.
         identity = torch.eye(self.root.shape[-1], dtype=self.root.dtype, device=self.root.device)
         inverse: Tensor = torch.linalg.solve_triangular(
@@ -78,11 +78,11 @@ class LinearGaussian:
         return inverse
 
     def expected_statistics(self, chunks: Iterable[Tensor], hard: bool) -> dict[str, Tensor]:
-        """Return the E step's sums over rows that come in chunks `(n, D)`.
+        """Returns the E step's sums over rows that come in chunks `(n, D)`.
 
         Args:
-            chunks: at least one chunk of rows.
-            hard: take the posterior's mode for z, without the spread around it.
+            chunks: At least one chunk of rows.
+            hard: Take the posterior's mode for z, without the spread around it.
 
         Returns:
             The statistics of `regression_statistics`; "log_evidence", the sum of log p(x), or if `hard` of
@@ -109,16 +109,16 @@ class LinearGaussian:
 def regression_statistics(
     x: Tensor, z: Tensor, covariance: Tensor, weights: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Return the sufficient statistics of x = W z + mu under q(z) = N(z, covariance), summed over rows.
+    """Returns the sufficient statistics of x = W z + mu under q(z) = N(z, covariance), summed over rows.
 
     With u = (z, 1): `xu` = sum w x u^T, `(D, q + 1)`; `uu` = sum w E[u u^T], `(q + 1, q + 1)`; and
     `xx` = sum w x^2, `(D,)`.
 
     Args:
-        x: rows, `(n, D)`, about a fixed center.
-        z: posterior means, `(n, q)`.
-        covariance: posterior covariance, `(q, q)`, the same for all rows.
-        weights: a weight w for each row, `(n,)`; 1 if None.
+        x: Rows, `(n, D)`, about a fixed center.
+        z: Posterior means, `(n, q)`.
+        covariance: Posterior covariance, `(q, q)`, the same for all rows.
+        weights: A weight w for each row, `(n,)`; 1 if None.
     """
     u = torch.cat([z, torch.ones_like(z[:, :1])], 1)
     weighted = u if weights is None else u * weights.unsqueeze(1)
@@ -130,14 +130,14 @@ def regression_statistics(
 
 
 def regress(xu: Tensor, uu: Tensor, xx: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return W `(D, q)`, mu `(D,)` about the center, and the mean squared residuals `(D,)`.
+    """Returns W `(D, q)`, mu `(D,)` about the center, and the mean squared residuals `(D,)`.
 
     W and mu maximize the expected log density of x = W z + mu + noise, for any diagonal noise.
 
     Args:
-        xu: see `regression_statistics`.
-        uu: see `regression_statistics`.
-        xx: see `regression_statistics`.
+        xu: See `regression_statistics`.
+        uu: See `regression_statistics`.
+        xx: See `regression_statistics`.
     """
     # Pseudo-inverse: uu is singular where a column of W has collapsed and hard EM sets z to 0.
     solution = xu @ torch.linalg.pinv(uu, hermitian=True)

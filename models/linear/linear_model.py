@@ -1,4 +1,4 @@
-"""What the linear Gaussian models share: all but the shape of their noise."""
+"""The base class of the linear Gaussian models: everything except their noise."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class LinearModel(RowModel):
     sets the noise.
 
     Args:
-        data_shape: shape of one row of the data, of D values.
-        latent_dim: number q of latent dimensions.
+        data_shape: Shape of one row of the data, of D values.
+        latent_dim: Number q of latent dimensions.
 
     Attributes:
         weight: W, `(D, q)`.
         mean: mu, `(D,)`.
         log_sigma: log of the noise's standard deviation: of all values, `()`, or of each, `(D,)`.
-        centre: the point about which EM takes moments, `(D,)`. It keeps them from canceling far from the
+        centre: The point about which EM takes moments, `(D,)`. It keeps them from canceling far from the
             origin, and stays where `initialize` puts it, so that statistics of different steps add up.
 
     Raises:
@@ -53,9 +53,9 @@ class LinearModel(RowModel):
 
     @abstractmethod
     def _maximize_noise(self, variance: Tensor) -> None:
-        """Set `log_sigma` to the maximizer, given each value's mean squared residual, `(D,)`.
+        """Sets `log_sigma` to the maximizer, given each value's mean squared residual, `(D,)`.
 
-        Warn of noise that would be too small.
+        Warns if the noise would be too small.
         """
 
     def _program(self, x: Tensor) -> None:
@@ -63,11 +63,11 @@ class LinearModel(RowModel):
         pyro.sample("x", self.decode(z), obs=x)
 
     def prior(self) -> dist.Independent:
-        """Return p(z), of event shape `(latent_dim,)`."""
+        """Returns p(z), of event shape `(latent_dim,)`."""
         return dist.Independent(dist.Normal(self.prior_loc, 1.0), 1)
 
     def decode(self, z: Tensor) -> dist.Independent:
-        """Return p(x | z) for latents `(*batch, latent_dim)`: batch shape `batch`."""
+        """Returns p(x | z) for latents `(*batch, latent_dim)`: batch shape `batch`."""
         mean = z @ self.weight.T + self.mean
         mean = mean.reshape(*z.shape[:-1], *self.data_shape)
         scale = self.log_sigma.exp()
@@ -75,20 +75,20 @@ class LinearModel(RowModel):
         return dist.Independent(dist.Normal(mean, scale), len(self.data_shape))
 
     def log_evidence(self, x: Tensor) -> Tensor:
-        """Return log p(x) of every row, `(n,)`, in nats.
+        """Returns log p(x) of every row, `(n,)`, in nats.
 
         Raises:
-            ValueError: the rows of `x` do not have the shape `data_shape`.
+            ValueError: The rows of `x` do not have the shape `data_shape`.
         """
         return self._linear(self.weight.dtype).log_evidence(as_vectors(self, x))
 
     def posterior(self, x: Tensor) -> dist.MultivariateNormal:
-        """Return p(z | x), of batch shape `(n,)` and event shape `(latent_dim,)`.
+        """Returns p(z | x), of batch shape `(n,)` and event shape `(latent_dim,)`.
 
         Gradients flow into the parameters.
 
         Raises:
-            ValueError: the rows of `x` do not have the shape `data_shape`.
+            ValueError: The rows of `x` do not have the shape `data_shape`.
         """
         linear = self._linear(self.weight.dtype)
         mean = linear.posterior_mean(as_vectors(self, x))
@@ -96,18 +96,18 @@ class LinearModel(RowModel):
 
     @torch.no_grad()
     def expected_statistics(self, x: Tensor, hard: bool = False) -> dict[str, Tensor]:
-        """E step: return the sufficient statistics under p(z | x), summed over the rows, in float64.
+        """E step: returns the sufficient statistics under p(z | x), summed over the rows, in float64.
 
         Args:
-            x: data, `(n, *data_shape)`.
-            hard: take the posterior's mode for z, without the spread around it.
+            x: Data, `(n, *data_shape)`.
+            hard: Take the posterior's mode for z, without the spread around it.
 
         Returns:
             "xu", "uu" and "xx" (see `regression_statistics`) of rows about `centre`; "log_evidence", the sum
             of log p(x), or if `hard` of max_z log p(x, z); "num_rows".
 
         Raises:
-            ValueError: the rows of `x` do not have the shape `data_shape`.
+            ValueError: The rows of `x` do not have the shape `data_shape`.
         """
         centre = self.centre.double()
         linear = self._linear(torch.float64, centre)
@@ -116,13 +116,13 @@ class LinearModel(RowModel):
 
     @torch.no_grad()
     def maximize(self, statistics: dict[str, Tensor]) -> None:
-        """M step: set W, mu and a learned noise to the maximizer of the expected log p(x, z).
+        """M step: sets W, mu and a learned noise to the maximizer of the expected log p(x, z).
 
         (W, mu) = (sum x E[u]^T) (sum E[u u^T])^-1 with u = (z, 1). Warns of noise that would fall below
         its least value, and was raised to it.
 
         Args:
-            statistics: those of an E step.
+            statistics: Those of an E step.
         """
         weight, mean, variance = regress(statistics["xu"], statistics["uu"], statistics["xx"])
         self.weight.copy_(weight)

@@ -29,10 +29,10 @@ class ProbabilisticPCA(LinearModel):
     outside, at `dim=-2`.
 
     Args:
-        data_shape: shape of one row of the data.
-        latent_dim: number q of latent dimensions.
-        sigma: standard deviation of the noise, in units of the data; if it is learned, its initial value.
-        learn_sigma: whether sigma is a parameter.
+        data_shape: Shape of one row of the data.
+        latent_dim: Number q of latent dimensions.
+        sigma: Standard deviation of the noise, in units of the data; if it is learned, its initial value.
+        learn_sigma: Whether sigma is a parameter.
 
     Attributes:
         weight: W, `(D, q)`.
@@ -68,7 +68,7 @@ class ProbabilisticPCA(LinearModel):
 
     @torch.no_grad()
     def maximum_likelihood(self, x: Tensor, beta: float = 1.0) -> Self:
-        """Set the parameters to the optimum of the beta-ELBO for `x`; for beta = 1, of log p(x).
+        """Sets the parameters to the optimum of the beta-ELBO for `x`; for beta = 1, of log p(x).
 
         With the best possible guide, q(z | x) proportional to p(z) p(x | z)^(1 / beta), the
         beta-ELBO E_q[log p(x | z)] - beta KL(q || p) of a row is
@@ -96,18 +96,18 @@ class ProbabilisticPCA(LinearModel):
         then a = D - 1, which is one of many equal optima.)
 
         Args:
-            x: data, `(n, *data_shape)`.
-            beta: weight of the KL.
+            x: Data, `(n, *data_shape)`.
+            beta: Weight of the KL.
 
         Returns:
             The model itself.
 
         Raises:
-            ValueError: the rows of `x` do not have the shape `data_shape`, `beta` is not positive,
+            ValueError: The rows of `x` do not have the shape `data_shape`, `beta` is not positive,
                 or sigma is learned and has no optimum, because q dimensions hold all of the variance.
         """
         if not beta > 0:
-            raise ValueError(f"beta must be positive, came {beta}")
+            raise ValueError(f"beta must be positive, got {beta}")
         rows = as_vectors(self, x).double()
         mean = rows.mean(0)
         eigenvalues, directions = _principal_components(rows - mean)
@@ -125,14 +125,14 @@ class ProbabilisticPCA(LinearModel):
 
     @torch.no_grad()
     def initialize(self, x: Tensor, seed: int) -> None:
-        """Start EM at random directions: mu is the mean, W and sigma^2 have half of the variance each.
+        """Starts EM at random directions: mu is the mean, W and sigma^2 have half of the variance each.
 
         Args:
-            x: data, `(n, *data_shape)`.
-            seed: random seed of the directions.
+            x: Data, `(n, *data_shape)`.
+            seed: Random seed of the directions.
 
         Raises:
-            ValueError: the rows of `x` do not have the shape `data_shape`.
+            ValueError: The rows of `x` do not have the shape `data_shape`.
         """
         rows = as_vectors(self, x).double()
         self.mean.copy_(rows.mean(0))
@@ -146,9 +146,9 @@ class ProbabilisticPCA(LinearModel):
             self.log_sigma.copy_((variance / 2).clamp_min(MIN_SCALE**2).log() / 2)
 
     def _maximize_noise(self, variance: Tensor) -> None:
-        """Set a learned sigma^2 to the mean squared residual (Tipping & Bishop 1999, appendix B).
+        """Sets a learned sigma^2 to the mean squared residual (Tipping & Bishop 1999, appendix B).
 
-        Warn of a sigma that would fall below 0.001, and was raised to it.
+        Warns if sigma would fall below 0.001, and raises it to that.
         """
         if not isinstance(self.log_sigma, nn.Parameter):
             return

@@ -34,9 +34,9 @@ class BernoulliMixture(Mixture):
     over samples go outside, at `dim=-2`. Rows of any shape are flattened to D values.
 
     Args:
-        data_shape: shape of one row of the data.
-        components: number k of components.
-        min_probability: the least probability of 0 and of 1 that `maximize` sets for a value.
+        data_shape: Shape of one row of the data.
+        components: Number k of components.
+        min_probability: The least probability of 0 and of 1 that `maximize` sets for a value.
 
     Attributes:
         logits: log pi up to a constant, `(k,)`.
@@ -63,14 +63,14 @@ class BernoulliMixture(Mixture):
         super().__init__(data_shape, components)
         if not 0 < min_probability < 0.5:
             raise ValueError(
-                f"BernoulliMixture.min_probability must be between 0 and 0.5, came {min_probability}"
+                f"BernoulliMixture.min_probability must be between 0 and 0.5, got {min_probability}"
             )
         self.min_probability = min_probability
         # Equal components would stay equal: start apart.
         self.value_logits = nn.Parameter(torch.randn(components, math.prod(self.data_shape)))
 
     def _start(self, rows: Tensor, seed: int) -> None:
-        """Give each component the rows nearest to its seed, and one average row."""
+        """Gives each component the rows nearest to its seed, and one average row."""
         weights = k_means_plus_plus(rows, self.components, seed)
         # Without the average row, a value that is constant among the nearest rows could never change.
         counts = weights.sum(1) + 1
@@ -79,18 +79,18 @@ class BernoulliMixture(Mixture):
 
     @torch.no_grad()
     def expected_statistics(self, x: Tensor, hard: bool = False) -> dict[str, Tensor]:
-        """E step: return the sufficient statistics of `x` under p(z | x), summed over the rows, in float64.
+        """E step: returns the sufficient statistics of `x` under p(z | x), summed over the rows, in float64.
 
         Args:
-            x: data, `(n, *data_shape)`.
-            hard: put all of a row's weight on the likeliest component.
+            x: Data, `(n, *data_shape)`.
+            hard: Put all of a row's weight on the likeliest component.
 
         Returns:
             "counts", N_k, `(k,)`; "ones", weighted sums of x, `(k, D)`; "log_evidence", the sum of
             log p(x), or if `hard` of max_z log p(x, z); "num_rows".
 
         Raises:
-            ValueError: the rows of `x` do not have the shape `data_shape`.
+            ValueError: The rows of `x` do not have the shape `data_shape`.
         """
         rows = self._rows(x)
         counts = torch.zeros(self.components, dtype=torch.float64, device=rows.device)
@@ -106,12 +106,12 @@ class BernoulliMixture(Mixture):
 
     @torch.no_grad()
     def maximize(self, statistics: dict[str, Tensor]) -> None:
-        """M step: set the parameters to the maximizer of the expected log p(x, z).
+        """M step: sets the parameters to the maximizer of the expected log p(x, z).
 
         Warns of components without rows.
 
         Args:
-            statistics: those of an E step.
+            statistics: Those of an E step.
         """
         counts, num_rows = statistics["counts"], statistics["num_rows"]
         counts, empty = positive_counts(counts, num_rows)

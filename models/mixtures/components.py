@@ -15,11 +15,11 @@ EMPTY = 1e-8
 
 
 def responsibilities(log_joint: Tensor, hard: bool) -> tuple[Tensor, Tensor]:
-    """Return p(z | x), or its mode as one-hot vectors, and the sum over rows of log p(x).
+    """Returns p(z | x), or its mode as one-hot vectors, and the sum over rows of log p(x).
 
     Args:
         log_joint: log p(x, z), components first: `(components, n)`. Overwritten.
-        hard: whether to take the mode, and max_z log p(x, z) in place of log p(x).
+        hard: Whether to take the mode, and max_z log p(x, z) in place of log p(x).
     """
     if hard:
         best, index = log_joint.max(0)
@@ -32,21 +32,21 @@ def responsibilities(log_joint: Tensor, hard: bool) -> tuple[Tensor, Tensor]:
 
 
 def k_means_plus_plus(x: Tensor, components: int, seed: int) -> Tensor:
-    """Return one-hot weights, `(components, n)`: which of the k-means++ seeds is nearest to each row.
+    """Returns one-hot weights, `(components, n)`: which of the k-means++ seeds is nearest to each row.
 
     "k-means++: The Advantages of Careful Seeding" (Arthur & Vassilvitskii 2007).
 
     Args:
-        x: data, `(n, D)`.
-        components: number of seeds.
-        seed: random seed of their draw.
+        x: Data, `(n, D)`.
+        components: Number of seeds.
+        seed: Random seed of their draw.
 
     Raises:
-        ValueError: there are fewer rows than components.
+        ValueError: There are fewer rows than components.
     """
     if len(x) < components:
         raise ValueError(
-            f"{components} components need at least as many rows to start from, came {len(x)}: use "
+            f"{components} components need at least as many rows to start from, got {len(x)}: use "
             f"fewer components"
         )
     rows = x.detach().cpu().double().numpy()
@@ -56,24 +56,24 @@ def k_means_plus_plus(x: Tensor, components: int, seed: int) -> Tensor:
 
 
 def positive_counts(counts: Tensor, num_rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the expected rows of each component, raised above 0, and which components are empty.
+    """Returns the expected rows of each component, raised above 0, and which components are empty.
 
     Args:
-        counts: expected rows of each component, `(k,)`.
-        num_rows: rows of all components together, `()`.
+        counts: Expected rows of each component, `(k,)`.
+        num_rows: Rows of all components together, `()`.
     """
     return counts.clamp_min(EMPTY * float(num_rows)), counts <= EMPTY * num_rows
 
 
 def split_empty(logits: Tensor, empty: Tensor, split: Callable[[int, int], None]) -> None:
-    """Split a component off from the largest one in place of every empty one, with a warning.
+    """Splits a component off from the largest one in place of every empty one, with a warning.
 
     The two share the weight of the largest.
 
     Args:
         logits: log weights of the components, `(k,)`; changed in place.
-        empty: which components are empty, `(k,)`.
-        split: makes its second component a copy of its first one, and moves the two apart.
+        empty: Which components are empty, `(k,)`.
+        split: Makes its second component a copy of its first one, and moves the two apart.
     """
     for target in empty.nonzero().flatten().tolist():
         largest = int(logits.argmax())
@@ -87,7 +87,7 @@ def split_empty(logits: Tensor, empty: Tensor, split: Callable[[int, int], None]
 
 
 def split_logits(logits: Tensor, source: int, target: int) -> None:
-    """Copy a row of `logits` to another, and move the two apart: half of the logits up, half down."""
+    """Copies a row of `logits` to another, and moves the two apart: half of the logits up, half down."""
     step = torch.full_like(logits[source], 0.25)
     step[::2] = -0.25
     logits[target] = logits[source] + step

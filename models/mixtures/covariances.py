@@ -29,37 +29,37 @@ class Covariance(nn.Module, ABC):
 
     @abstractmethod
     def normal(self, mean: Tensor, z: Tensor, shape: Sequence[int]) -> dist.TorchDistribution:
-        """Return N(mean, Sigma_z) of event shape `shape`, for means `(*batch, D)`, components `(*batch)`."""
+        """Returns N(mean, Sigma_z) of event shape `shape`, for means `(*batch, D)`, components `(*batch)`."""
 
     @abstractmethod
     def spread(self, component: int) -> Tensor:
-        """Return a vector, `(D,)`, as long as one standard deviation of a component."""
+        """Returns a vector, `(D,)`, as long as one standard deviation of a component."""
 
     @abstractmethod
     def density(self, means: Tensor, dtype: torch.dtype) -> Density:
-        """Return the density as the E step needs it: prepared once, then called on every chunk."""
+        """Returns the density as the E step needs it: prepared once, then called on every chunk."""
 
     @abstractmethod
     def second(self, weights: Tensor, features: Tensor) -> Tensor:
-        """Return second moments of a chunk, for `weights` `(k, n)` and the features from the density."""
+        """Returns second moments of a chunk, for `weights` `(k, n)` and the features from the density."""
 
     def about_center(self, second: Tensor, first: Tensor, counts: Tensor, means: Tensor) -> Tensor:
-        """Return moments about the center, for the sum of `second` over chunks, in float64."""
+        """Returns moments about the center, for the sum of `second` over chunks, in float64."""
         return second
 
     @abstractmethod
     def maximize(self, second: Tensor, counts: Tensor, means: Tensor, floor: float) -> list[int]:
-        """Set the maximum-likelihood covariances; return the components whose variances were raised to `floor`.
+        """Sets the maximum-likelihood covariances; returns the components with variances raised to `floor`.
 
         Args:
-            second: second moments about the center, float64.
-            counts: expected rows of each component, `(k,)`, float64, positive.
-            means: the new means, float64.
-            floor: the least variance in any direction.
+            second: Second moments about the center, float64.
+            counts: Expected rows of each component, `(k,)`, float64, positive.
+            means: The new means, float64.
+            floor: The least variance in any direction.
         """
 
     def split(self, means: Tensor, source: int, target: int) -> None:
-        """Copy a component to another, and move the two half a standard deviation apart."""
+        """Copies a component to another, and moves the two half a standard deviation apart."""
         self._copy(source, target)
         step = self.spread(source) / 4
         means[target] = means[source] + step
@@ -74,7 +74,7 @@ class Covariance(nn.Module, ABC):
 
 
 def precise_enough(means: Tensor, dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype in which |x - m|^2 can be expanded, for whitened means: float64 if any is far away.
+    """Returns the dtype in which |x - m|^2 can be expanded, for whitened means: float64 if any is far away.
 
     The rounding error of the expansion is about eps |m|^2: below 1e-5 in float32 for |m|^2 < 1e2.
     """
@@ -182,7 +182,7 @@ class _Factored(Covariance):
         return rows * self.size + columns
 
     def _set(self, covariance: Tensor, floor: float) -> Tensor:
-        """Set the factor of covariances `(*batch, D, D)`; return where eigenvalues were raised to `floor`."""
+        """Sets the factor of covariances `(*batch, D, D)`; returns where eigenvalues were raised to `floor`."""
         covariance = (covariance + covariance.mT) / 2
         identity = torch.eye(self.size, dtype=covariance.dtype, device=covariance.device)
         low: Tensor = torch.linalg.cholesky_ex(covariance - floor * identity).info > 0
@@ -290,20 +290,20 @@ _KINDS: dict[str, Callable[[int, int], Covariance]] = {
 
 
 def covariance_of_kind(model: nn.Module, kind: str, components: int, size: int) -> Covariance:
-    """Build the covariances of a kind, for a model that has an argument `covariance`.
+    """Builds the covariances of a kind, for a model that has an argument `covariance`.
 
     Args:
-        model: the model, which errors name.
+        model: The model, which errors name.
         kind: "full", "diagonal", "tied" or "spherical".
-        components: number k of components.
-        size: number D of dimensions.
+        components: Number k of components.
+        size: Number D of dimensions.
 
     Raises:
         ValueError: `kind` is none of the four.
     """
     if kind not in _KINDS:
         raise ValueError(
-            f"{type(model).__name__}.covariance must be one of {', '.join(_KINDS)}, came {kind!r}"
+            f"{type(model).__name__}.covariance must be one of {', '.join(_KINDS)}, got {kind!r}"
         )
     return _KINDS[kind](components, size)
 

@@ -39,15 +39,15 @@ class GaussianMixture(Mixture, Gaussians):
     over samples go outside, at `dim=-2`. Rows of any shape are flattened to D values.
 
     Args:
-        data_shape: shape of one row of the data.
-        components: number k of components.
+        data_shape: Shape of one row of the data.
+        components: Number k of components.
         covariance: "full", "diagonal", "tied" (one full covariance of all components) or "spherical".
-        min_scale: least standard deviation in any direction that `maximize` sets, in units of the data.
+        min_scale: Least standard deviation in any direction that `maximize` sets, in units of the data.
 
     Attributes:
         logits: log pi up to a constant, `(k,)`.
         means: mu, `(k, D)`.
-        covariance: module with the unconstrained parameters of the covariances: logarithms of scales, and
+        covariance: Module with the unconstrained parameters of the covariances: logarithms of scales, and
             for "full" and "tied" the strictly lower part of the Cholesky factor.
 
     Raises:
@@ -77,7 +77,7 @@ class GaussianMixture(Mixture, Gaussians):
         self._create_gaussians(components, self.data_shape, covariance, min_scale)
 
     def _start(self, rows: Tensor, seed: int) -> None:
-        """Set weights, means and covariances to those of the rows nearest to each seed."""
+        """Sets weights, means and covariances to those of the rows nearest to each seed."""
         self.centre.copy_(rows.mean(0))
         rows = rows - self.centre
         weights = k_means_plus_plus(rows, self.components, seed)
@@ -97,14 +97,14 @@ class GaussianMixture(Mixture, Gaussians):
 
     @torch.no_grad()
     def expected_statistics(self, x: Tensor, hard: bool = False) -> dict[str, Tensor]:
-        """E step: return the sufficient statistics of `x` under p(z | x), summed over the rows, in float64.
+        """E step: returns the sufficient statistics of `x` under p(z | x), summed over the rows, in float64.
 
         Products of matrices for each chunk of rows are in the dtype of the data (in float64 where clusters
         are so far apart that float32 would lose precision); the sums over chunks are in float64.
 
         Args:
-            x: data, `(n, *data_shape)`.
-            hard: put all of a row's weight on the likeliest component (classification EM, Celeux &
+            x: Data, `(n, *data_shape)`.
+            hard: Put all of a row's weight on the likeliest component (classification EM, Celeux &
                 Govaert 1992, "A classification EM algorithm for clustering").
 
         Returns:
@@ -113,7 +113,7 @@ class GaussianMixture(Mixture, Gaussians):
             max_z log p(x, z); "num_rows".
 
         Raises:
-            ValueError: the rows of `x` do not have the shape `data_shape`.
+            ValueError: The rows of `x` do not have the shape `data_shape`.
         """
         rows = self._rows(x)
         means = (self.means - self.centre).double()
@@ -142,12 +142,12 @@ class GaussianMixture(Mixture, Gaussians):
 
     @torch.no_grad()
     def maximize(self, statistics: dict[str, Tensor]) -> None:
-        """M step: set the parameters to the maximizer of the expected log p(x, z).
+        """M step: sets the parameters to the maximizer of the expected log p(x, z).
 
         Warns of components without rows, and of those whose variances were raised to `min_scale`^2.
 
         Args:
-            statistics: those of an E step.
+            statistics: Those of an E step.
         """
         counts, num_rows = statistics["counts"], statistics["num_rows"]
         counts, empty = positive_counts(counts, num_rows)

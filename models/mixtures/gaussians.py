@@ -20,10 +20,10 @@ class Gaussians(nn.Module):
 
     Attributes:
         means: mu, `(k, D)`.
-        covariance: module with the unconstrained parameters of the covariances.
-        centre: the point about which EM takes moments, `(D,)`. It keeps them from canceling far from the
+        covariance: Module with the unconstrained parameters of the covariances.
+        centre: The point about which EM takes moments, `(D,)`. It keeps them from canceling far from the
             origin, and stays where `initialize` puts it, so that statistics of different steps add up.
-        min_scale: least standard deviation in any direction that the M step sets.
+        min_scale: Least standard deviation in any direction that the M step sets.
     """
 
     centre: Tensor
@@ -31,7 +31,7 @@ class Gaussians(nn.Module):
     def _create_gaussians(
         self, k: int, shape: Sequence[int], covariance: str, min_scale: float
     ) -> None:
-        """Create the parameters of k Gaussians for values of a shape.
+        """Creates the parameters of k Gaussians for values of a shape.
 
         Raises:
             ValueError: `min_scale` is not positive, or `covariance` is no kind of covariance.
@@ -47,14 +47,14 @@ class Gaussians(nn.Module):
     def _maximize_gaussians(
         self, means: Tensor, second: Tensor, counts: Tensor, empty: Tensor, name: str
     ) -> None:
-        """Set the means, and the covariances to their maximizer; warn of those raised to `min_scale`^2.
+        """Sets the means, and the covariances to their maximizer; warns of those raised to `min_scale`^2.
 
         Args:
-            means: the new means, about `centre`, `(k, D)`.
-            second: second moments about `centre`, as the kind of covariance takes them.
-            counts: expected rows of each Gaussian, positive, `(k,)`.
-            empty: which of them have no rows, `(k,)`: of these the warning is silent.
-            name: what the warning calls them, such as "components".
+            means: The new means, about `centre`, `(k, D)`.
+            second: Second moments about `centre`, as the kind of covariance takes them.
+            counts: Expected rows of each Gaussian, positive, `(k,)`.
+            empty: Which of them have no rows, `(k,)`; the warning leaves them out.
+            name: What the warning calls them, such as "components".
         """
         floored = self.covariance.maximize(second, counts, means, self.min_scale**2)
         self.means.copy_(means + self.centre)

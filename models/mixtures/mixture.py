@@ -18,8 +18,8 @@ class Mixture(RowModel):
     """z ~ Categorical(pi) and x ~ p(x | z).
 
     Args:
-        data_shape: shape of one row of the data, of D values.
-        components: number k of components.
+        data_shape: Shape of one row of the data, of D values.
+        components: Number k of components.
 
     Attributes:
         logits: log pi up to a constant, `(k,)`.
@@ -36,15 +36,15 @@ class Mixture(RowModel):
 
     @abstractmethod
     def _component(self, z: Tensor, dtype: torch.dtype) -> dist.TorchDistribution:
-        """Return p(x | z) for components `(*batch)`, for data of a dtype; see `decode`."""
+        """Returns p(x | z) for components `(*batch)`, for data of a dtype; see `decode`."""
 
     @abstractmethod
     def _log_joint(self, rows: Tensor) -> Tensor:
-        """Return log p(x, z) of all components, `(k, n)`, for rows `(n, D)`; differentiable."""
+        """Returns log p(x, z) of all components, `(k, n)`, for rows `(n, D)`; differentiable."""
 
     @abstractmethod
     def _start(self, rows: Tensor, seed: int) -> None:
-        """Set the parameters that EM starts from, for rows `(n, D)` in float64; see `initialize`."""
+        """Sets the parameters that EM starts from, for rows `(n, D)` in float64; see `initialize`."""
 
     def _program(self, x: Tensor) -> None:
         x = x.to(self._rows(x).dtype)
@@ -53,11 +53,11 @@ class Mixture(RowModel):
 
     @torch.no_grad()
     def initialize(self, x: Tensor, seed: int) -> None:
-        """Start EM from k-means++: each component has the rows nearest to its seed.
+        """Starts EM from k-means++: each component has the rows nearest to its seed.
 
         Args:
-            x: data, `(n, *data_shape)`.
-            seed: random seed of k-means++.
+            x: Data, `(n, *data_shape)`.
+            seed: Random seed of k-means++.
 
         Raises:
             ValueError: `x` has rows of another shape, or fewer rows than there are components.
@@ -65,33 +65,33 @@ class Mixture(RowModel):
         self._start(self._rows(x).double(), seed)
 
     def prior(self) -> dist.Categorical:
-        """Return p(z), of event shape `()`."""
+        """Returns p(z), of event shape `()`."""
         return dist.Categorical(logits=self.logits)
 
     def decode(self, z: Tensor) -> dist.TorchDistribution:
-        """Return p(x | z) for components `(*batch)`: batch shape `batch`, event shape `data_shape`."""
+        """Returns p(x | z) for components `(*batch)`: batch shape `batch`, event shape `data_shape`."""
         return self._component(z, self.logits.dtype)
 
     def log_evidence(self, x: Tensor) -> Tensor:
-        """Return log p(x) of every row, `(n,)`, in nats.
+        """Returns log p(x) of every row, `(n,)`, in nats.
 
         Raises:
-            ValueError: the rows of `x` do not have the shape `data_shape`.
+            ValueError: The rows of `x` do not have the shape `data_shape`.
         """
         return self._log_joint(self._rows(x)).logsumexp(0)
 
     def posterior(self, x: Tensor) -> dist.Categorical:
-        """Return p(z | x), of batch shape `(n,)`. Gradients flow into the parameters.
+        """Returns p(z | x), of batch shape `(n,)`. Gradients flow into the parameters.
 
         Raises:
-            ValueError: the rows of `x` do not have the shape `data_shape`.
+            ValueError: The rows of `x` do not have the shape `data_shape`.
         """
         return dist.Categorical(logits=self._log_joint(self._rows(x)).T)
 
     def _rows(self, x: Tensor) -> Tensor:
-        """Flatten the rows to `(n, D)`, in a floating dtype that loses nothing of data or parameters.
+        """Flattens the rows to `(n, D)`, in a floating dtype that loses nothing of data or parameters.
 
         Raises:
-            ValueError: the rows of `x` do not have the shape `data_shape`.
+            ValueError: The rows of `x` do not have the shape `data_shape`.
         """
         return as_vectors(self, x).to(torch.promote_types(x.dtype, self.logits.dtype))

@@ -30,10 +30,10 @@ class MixtureOfPCA(RowModel):
     `posterior(x)` is p(z | x), itself a mixture over k.
 
     Args:
-        data_shape: shape of one row of the data.
-        latent_dim: number q of latent dimensions of each component.
-        components: number K of components.
-        min_scale: the least sigma_k that the M step sets, in units of the data. Without it, a component on
+        data_shape: Shape of one row of the data.
+        latent_dim: Number q of latent dimensions of each component.
+        components: Number K of components.
+        min_scale: The least sigma_k that the M step sets, in units of the data. Without it, a component on
             fewer than q + 2 rows has infinite density.
 
     Attributes:
@@ -87,39 +87,39 @@ class MixtureOfPCA(RowModel):
         pyro.sample("x", self.decode(z, k), obs=x)
 
     def prior(self) -> dist.Independent:
-        """Return p(z), of event shape `(latent_dim,)`."""
+        """Returns p(z), of event shape `(latent_dim,)`."""
         return dist.Independent(dist.Normal(self.prior_loc, 1.0), 1)
 
     def decode(self, z: Tensor, k: Tensor) -> dist.Independent:
-        """Return p(x | z, k) for latents `(*batch, latent_dim)` and `(*batch)`: batch shape `batch`."""
+        """Returns p(x | z, k) for latents `(*batch, latent_dim)` and `(*batch)`: batch shape `batch`."""
         mean = torch.einsum("...dq,...q->...d", self.weight[k], z) + self.mean[k]
         mean = mean.reshape(*mean.shape[:-1], *self.data_shape)
         scale = self.log_sigma.exp()[k].reshape(*k.shape, *(1 for _ in self.data_shape))
         return dist.Independent(dist.Normal(mean, scale), len(self.data_shape))
 
     def log_evidence(self, x: Tensor) -> Tensor:
-        """Return log p(x) of every row, `(n,)`, in nats.
+        """Returns log p(x) of every row, `(n,)`, in nats.
 
         Raises:
-            ValueError: the rows of `x` do not have the shape `data_shape`.
+            ValueError: The rows of `x` do not have the shape `data_shape`.
         """
         return self._log_joint(self._linear(), as_vectors(self, x)).logsumexp(0)
 
     def responsibilities(self, x: Tensor) -> dist.Categorical:
-        """Return p(k | x), of batch shape `(n,)`.
+        """Returns p(k | x), of batch shape `(n,)`.
 
         Raises:
-            ValueError: the rows of `x` do not have the shape `data_shape`.
+            ValueError: The rows of `x` do not have the shape `data_shape`.
         """
         return dist.Categorical(logits=self._log_joint(self._linear(), as_vectors(self, x)).T)
 
     def posterior(self, x: Tensor) -> dist.MixtureSameFamily:
-        """Return p(z | x) = sum_k p(k | x) p(z | x, k), of batch shape `(n,)`, event `(latent_dim,)`.
+        """Returns p(z | x) = sum_k p(k | x) p(z | x, k), of batch shape `(n,)`, event `(latent_dim,)`.
 
         Gradients flow into the parameters.
 
         Raises:
-            ValueError: the rows of `x` do not have the shape `data_shape`.
+            ValueError: The rows of `x` do not have the shape `data_shape`.
         """
         rows, linear = as_vectors(self, x), self._linear()
         means = linear.posterior_mean(rows).transpose(0, 1)
@@ -129,14 +129,14 @@ class MixtureOfPCA(RowModel):
 
     @torch.no_grad()
     def initialize(self, x: Tensor, seed: int = 0) -> None:
-        """Start EM at k-means (from k-means++) and the probabilistic PCA of each cluster.
+        """Starts EM at k-means (from k-means++) and the probabilistic PCA of each cluster.
 
         Args:
-            x: data, `(n, *data_shape)`.
-            seed: random seed of k-means++.
+            x: Data, `(n, *data_shape)`.
+            seed: Random seed of k-means++.
 
         Raises:
-            ValueError: the rows of `x` do not have the shape `data_shape`, or are fewer than the components.
+            ValueError: The rows of `x` do not have the shape `data_shape`, or are fewer than the components.
         """
         rows = as_vectors(self, x).double()
         if len(rows) < self.components:
@@ -167,11 +167,11 @@ class MixtureOfPCA(RowModel):
 
     @torch.no_grad()
     def expected_statistics(self, x: Tensor, hard: bool = False) -> dict[str, Tensor]:
-        """E step: return the sufficient statistics under p(k, z | x), summed over the rows, in float64.
+        """E step: returns the sufficient statistics under p(k, z | x), summed over the rows, in float64.
 
         Args:
-            x: data, `(n, *data_shape)`.
-            hard: put all of a row's weight on the likeliest component. Given the component, z is
+            x: Data, `(n, *data_shape)`.
+            hard: Put all of a row's weight on the likeliest component. Given the component, z is
                 integrated out in both cases.
 
         Returns:
@@ -180,7 +180,7 @@ class MixtureOfPCA(RowModel):
             "log_evidence", the sum of log p(x), or if `hard` of max_k log p(x, k).
 
         Raises:
-            ValueError: the rows of `x` do not have the shape `data_shape`.
+            ValueError: The rows of `x` do not have the shape `data_shape`.
         """
         rows = as_vectors(self, x).double() - self.centre.double()
         log_joint, means, covariances = [], [], []
@@ -210,13 +210,13 @@ class MixtureOfPCA(RowModel):
 
     @torch.no_grad()
     def maximize(self, statistics: dict[str, Tensor]) -> None:
-        """M step: set the parameters to the maximizer of the expected log p(x, k, z).
+        """M step: sets the parameters to the maximizer of the expected log p(x, k, z).
 
         A component without rows is replaced by one split off from the largest one. Warns of it, and of noise
         that was raised to `min_scale`.
 
         Args:
-            statistics: those of an E step.
+            statistics: Those of an E step.
         """
         num_rows = statistics["num_rows"]
         counts, empty = positive_counts(statistics["uu"][:, -1, -1], num_rows)
@@ -238,7 +238,7 @@ class MixtureOfPCA(RowModel):
             )
 
     def _split(self, source: int, target: int) -> None:
-        """Copy a component to another, and move the two half a standard deviation apart."""
+        """Copies a component to another, and moves the two half a standard deviation apart."""
         weight, size = self.weight[source], len(self.mean[source])
         self.weight[target] = weight
         self.log_sigma[target] = self.log_sigma[source]

@@ -16,11 +16,11 @@ class Prior(ABC):
 
     @abstractmethod
     def build(self, data_shape: Sequence[int], latent_dim: int) -> nn.Module:
-        """Build p(z).
+        """Builds p(z).
 
         Args:
-            data_shape: shape of one row of the data.
-            latent_dim: number of latent dimensions.
+            data_shape: Shape of one row of the data.
+            latent_dim: Number of latent dimensions.
 
         Returns:
             A module whose `forward()` returns a distribution of batch shape `()` and event shape

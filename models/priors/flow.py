@@ -28,8 +28,8 @@ class FlowPrior(Prior):
     identity. At the start f is close to the identity, and p(z) to the standard normal.
 
     Args:
-        transforms: number of autoregressive transforms, in alternating orders.
-        hidden: widths of the hidden layers of each transform.
+        transforms: Number of autoregressive transforms, in alternating orders.
+        hidden: Widths of the hidden layers of each transform.
 
     Raises:
         ValueError: `transforms` or a width is not positive, or `hidden` is empty.
@@ -48,7 +48,7 @@ class FlowPrior(Prior):
         object.__setattr__(self, "hidden", tuple(self.hidden))
         require_at_least_one(self, transforms=self.transforms)
         if not self.hidden or min(self.hidden) < 1:
-            raise ValueError(f"FlowPrior.hidden must hold positive widths, came {self.hidden}")
+            raise ValueError(f"FlowPrior.hidden must hold positive widths, got {self.hidden}")
 
     def build(self, data_shape: Sequence[int], latent_dim: int) -> nn.Module:
         """See `Prior.build`."""
@@ -80,12 +80,12 @@ class _FlowModule(nn.Module):
 
     @torch.enable_grad()
     def fit_to(self, mean: Tensor, variance: Tensor, draws: Tensor) -> None:
-        """Maximize E_q log p(z) by Adam, and keep the parameters that are best on held-out rows.
+        """Maximizes E_q log p(z) by Adam, and keeps the parameters that are best on held-out rows.
 
         Args:
-            mean: mean of each row's q(z | x), `(n, latent_dim)`.
-            variance: variance of each row's q(z | x), `(n, latent_dim)`.
-            draws: draws from each row's q(z | x), `(num_draws, n, latent_dim)`.
+            mean: Mean of each row's q(z | x), `(n, latent_dim)`.
+            variance: Variance of each row's q(z | x), `(n, latent_dim)`.
+            draws: Draws from each row's q(z | x), `(num_draws, n, latent_dim)`.
         """
         with torch.no_grad():
             self.loc.copy_(mean.mean(0))

@@ -23,7 +23,7 @@ class MixturePrior(Prior):
     sqrt(1/2): the components are apart, and the mixture has the scale of a standard normal.
 
     Args:
-        components: number K of components.
+        components: Number K of components.
 
     Raises:
         ValueError: `components` is not positive.
@@ -60,7 +60,7 @@ class _Mixture(nn.Module):
 
     @torch.no_grad()
     def fit_to(self, mean: Tensor, variance: Tensor, draws: Tensor) -> None:
-        """Set weights, means and scales by EM on the draws, starting from k-means."""
+        """Sets weights, means and scales by EM on the draws, starting from k-means."""
         from sklearn.mixture import (
             GaussianMixture,
         )  # takes a second to import, and is rarely needed

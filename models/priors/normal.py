@@ -66,7 +66,7 @@ class _Diagonal(nn.Module):
 
     @torch.no_grad()
     def fit_to(self, mean: Tensor, variance: Tensor, draws: Tensor) -> None:
-        """Set the moments to those of (1/n) sum_i q(z | x_i), which maximizes E_q log p(z)."""
+        """Sets the moments to those of (1/n) sum_i q(z | x_i), which maximizes E_q log p(z)."""
         self.loc.copy_(mean.mean(0))
         total = variance.mean(0) + mean.var(0, unbiased=False)
         self.raw_scale.copy_(raw_of_scale(total.sqrt()))

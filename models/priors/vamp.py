@@ -32,9 +32,9 @@ class VampPrior(Prior):
     rows of the data: `model.prior.start_at(rows)`.
 
     Args:
-        components: number K of pseudo-inputs.
-        low: smallest value of the data.
-        high: largest value of the data.
+        components: Number K of pseudo-inputs.
+        low: Smallest value of the data.
+        high: Largest value of the data.
 
     Raises:
         ValueError: `components` is not positive, or `low` is not below `high`.
@@ -58,7 +58,7 @@ class VampPrior(Prior):
         require_at_least_one(self, components=self.components)
         if not self.low < self.high:
             raise ValueError(
-                f"VampPrior.low must be below VampPrior.high, came {self.low} and {self.high}: "
+                f"VampPrior.low must be below VampPrior.high, got {self.low} and {self.high}: "
                 f"give the range of the data"
             )
 
@@ -101,10 +101,10 @@ class _Vamp(nn.Module):
         return dist.MixtureSameFamily(dist.Categorical(logits=equal), components)
 
     def attach_guide(self, guide: nn.Module) -> None:
-        """Take q(z | x) from the guide's `encode`; has no effect once a guide is kept.
+        """Takes q(z | x) from the guide's `encode`; has no effect once a guide is kept.
 
         Raises:
-            TypeError: the guide has no `encode`.
+            TypeError: The guide has no `encode`.
         """
         if not callable(getattr(guide, "encode", None)):
             raise TypeError(
@@ -114,10 +114,10 @@ class _Vamp(nn.Module):
         self._attached = (guide,)
 
     def keep_guide(self) -> None:
-        """Make a copy of the guide a part of the prior, so that another guide leaves p(z) as it is.
+        """Makes a copy of the guide a part of the prior, so that another guide leaves p(z) as it is.
 
         Raises:
-            RuntimeError: no guide is attached.
+            RuntimeError: No guide is attached.
         """
         if self.kept is None:
             self.kept = copy.deepcopy(self._guide()).train(self.training)
@@ -134,17 +134,17 @@ class _Vamp(nn.Module):
 
     @torch.no_grad()
     def start_at(self, rows: Tensor) -> None:
-        """Put the pseudo-inputs at rows of the data, chosen at random.
+        """Puts the pseudo-inputs at rows of the data, chosen at random.
 
         Args:
-            rows: data, `(n, *data_shape)`, with n at least the number of components.
+            rows: Data, `(n, *data_shape)`, with n at least the number of components.
 
         Raises:
-            ValueError: there are too few rows, or a value lies outside `low` and `high`.
+            ValueError: There are too few rows, or a value lies outside `low` and `high`.
         """
         if len(rows) < len(self.inputs):
             raise ValueError(
-                f"VampPrior has {len(self.inputs)} pseudo-inputs, but came {len(rows)} rows to "
+                f"VampPrior has {len(self.inputs)} pseudo-inputs, but got {len(rows)} rows to "
                 f"start at: give more rows or fewer components"
             )
         chosen = rows[torch.randperm(len(rows))[: len(self.inputs)]]

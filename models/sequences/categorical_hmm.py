@@ -18,9 +18,9 @@ class CategoricalHMM(HiddenMarkov):
     """A hidden Markov model with x_t | z_t ~ Categorical(B[z]). See `HiddenMarkov`.
 
     Args:
-        data_shape: shape of one row of the data, `(T,)`; T may differ from call to call.
-        states: number K of states.
-        symbols: number of symbols. The data are the whole numbers 0, ..., symbols - 1.
+        data_shape: Shape of one row of the data, `(T,)`; T may differ from call to call.
+        states: Number K of states.
+        symbols: Number of symbols. The data are the whole numbers 0, ..., symbols - 1.
 
     Attributes:
         emission_logits: log B up to a constant per row, `(K, symbols)`.
@@ -38,14 +38,14 @@ class CategoricalHMM(HiddenMarkov):
     def __init__(self, data_shape: Sequence[int], states: int = 2, symbols: int = 2) -> None:
         super().__init__(data_shape, states)
         if len(self.data_shape) != 1:
-            raise ValueError(f"CategoricalHMM.data_shape must be (steps,), came {self.data_shape}")
+            raise ValueError(f"CategoricalHMM.data_shape must be (steps,), got {self.data_shape}")
         require_at_least_one(self, symbols=symbols)
         self.symbols = symbols
         # Equal states would stay equal: start apart.
         self.emission_logits = nn.Parameter(torch.randn(states, symbols))
 
     def decode(self, z: Tensor) -> dist.Categorical:
-        """Return p(x_t | z_t) for states `(*batch)`: batch shape `batch`."""
+        """Returns p(x_t | z_t) for states `(*batch)`: batch shape `batch`."""
         return dist.Categorical(logits=self.emission_logits[z])
 
     def observe(self, steps: Tensor) -> tuple[Tensor, Tensor]:

@@ -44,7 +44,7 @@ class CTC(nn.Module):
     outside, at `dim=-2`.
 
     Args:
-        network: maps frames `(n, T, *)` to logits of the symbols, `(n, T, symbols)`. Values
+        network: Maps frames `(n, T, *)` to logits of the symbols, `(n, T, symbols)`. Values
             beyond a row's length must not affect the logits within it.
 
     Example:
@@ -63,10 +63,10 @@ class CTC(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor, frames: Tensor, lengths: Tensor | None = None) -> None:
-        """Run the model on labels `x`, `(n, U)`, given `frames`, `(n, T, *)`.
+        """Runs the model on labels `x`, `(n, U)`, given `frames`, `(n, T, *)`.
 
         Raises:
-            ValueError: the labels of a row are not followed by zeros only.
+            ValueError: The labels of a row are not followed by zeros only.
         """
         _require_padded(x)
         with pyro.plate("data", x.shape[0], dim=-1):
@@ -78,16 +78,16 @@ class CTC(nn.Module):
             pyro.sample("x", dist.Delta(kept, log_density, event_dim=1), obs=x)
 
     def prior(self, frames: Tensor, lengths: Tensor | None = None) -> dist.Independent:
-        """Return p(z | frames), of batch shape `(n,)` and event shape `(T,)`."""
+        """Returns p(z | frames), of batch shape `(n,)` and event shape `(T,)`."""
         return dist.Independent(dist.Categorical(logits=self._log_probs(frames, lengths)), 1)
 
     def log_evidence(self, x: Tensor, frames: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Return log p(x | frames) of every row, `(n,)`, in nats; differentiable.
+        """Returns log p(x | frames) of every row, `(n,)`, in nats; differentiable.
 
         It is -inf, without a gradient, for rows that have too few frames for their labels.
 
         Raises:
-            ValueError: the labels of a row are not followed by zeros only, or are not among the
+            ValueError: The labels of a row are not followed by zeros only, or are not among the
                 network's symbols.
         """
         log_z = _Lattice(self._log_probs(frames, lengths), x).log_normalizer
@@ -96,10 +96,10 @@ class CTC(nn.Module):
     def posterior(
         self, x: Tensor, frames: Tensor, lengths: Tensor | None = None
     ) -> AlignmentPosterior:
-        """Return p(z | x, frames), of batch shape `(n,)` and event shape `(T,)`.
+        """Returns p(z | x, frames), of batch shape `(n,)` and event shape `(T,)`.
 
         Raises:
-            ValueError: as for `log_evidence`, or a row has no alignment.
+            ValueError: As for `log_evidence`, or a row has no alignment.
         """
         return AlignmentPosterior(self._log_probs(frames, lengths), x)
 
@@ -114,7 +114,7 @@ class CTC(nn.Module):
 
 
 def collapse(z: Tensor) -> Tensor:
-    """Merge repeats and drop blanks of `z`, `(*, T)`: return the labels, then zeros, `(*, T)`.
+    """Merges repeats and drops blanks of `z`, `(*, T)`: returns the labels, then zeros, `(*, T)`.
 
     Example:
         >>> collapse(torch.tensor([1, 1, 0, 1, 2, 2]))
@@ -131,10 +131,10 @@ class AlignmentPosterior(dist.TorchDistribution):
 
     Args:
         log_probs: log p(z_t = s | frames), `(n, T, symbols)`.
-        x: labels followed by zeros, `(n, U)`.
+        x: Labels followed by zeros, `(n, U)`.
 
     Raises:
-        ValueError: the labels of a row are not followed by zeros only, are not among the symbols,
+        ValueError: The labels of a row are not followed by zeros only, are not among the symbols,
             or are too many for its frames.
     """
 
@@ -161,12 +161,12 @@ class AlignmentPosterior(dist.TorchDistribution):
         return constraints.independent(symbols, 1)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw alignments, `(*sample_shape, n, T)`."""
+        """Draws alignments, `(*sample_shape, n, T)`."""
         with torch.no_grad():
             return self._lattice.sample(torch.Size(sample_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return log p(z | x, frames), -inf where `value` does not collapse to x."""
+        """Returns log p(z | x, frames), -inf where `value` does not collapse to x."""
         if self._validate_args:
             self._validate_sample(value)
         log_probs = self.log_probs.expand(*value.shape, self.log_probs.shape[-1])
@@ -220,7 +220,7 @@ class _Lattice:
         self.log_normalizer = self.ends.logsumexp(-1)
 
     def sample(self, sample_shape: torch.Size) -> Tensor:
-        """Draw paths, from the last frame to the first, and return their symbols."""
+        """Draws paths, from the last frame to the first, and returns their symbols."""
         shape = (*sample_shape, len(self.symbols))
         ends = dist.Categorical(logits=self.ends, validate_args=False).sample(sample_shape)
         state = self.last.squeeze(-1) - ends
@@ -240,7 +240,7 @@ class _Lattice:
 
 
 def _shift(alpha: Tensor, by: int) -> Tensor:
-    """Move the values of the states `by` states on."""
+    """Moves the values of the states `by` states on."""
     return torch.nn.functional.pad(alpha, (by, 0), value=IMPOSSIBLE)[..., : alpha.shape[-1]]
 
 

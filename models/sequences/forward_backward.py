@@ -20,12 +20,12 @@ LEAST_TRANSITION = 1e-100
 
 
 def steps_within(lengths: Tensor, steps: int) -> Tensor:
-    """Return which steps are data, `(n, T)`."""
+    """Returns which steps are data, `(n, T)`."""
     return torch.arange(steps, device=lengths.device) < lengths.unsqueeze(-1)
 
 
 def transitions_of(transition: Tensor, steps: int, lengths: Tensor | None) -> Tensor:
-    """Return log p(z_t | z_{t-1}) for t >= 1: `(T - 1, K, K)`, for given lengths `(n, T - 1, K, K)`."""
+    """Returns log p(z_t | z_{t-1}) for t >= 1: `(T - 1, K, K)`, for given lengths `(n, T - 1, K, K)`."""
     if lengths is None:
         return transition.expand(steps - 1, -1, -1)
     stay = torch.full_like(transition, IMPOSSIBLE).fill_diagonal_(0.0)
@@ -36,7 +36,7 @@ def transitions_of(transition: Tensor, steps: int, lengths: Tensor | None) -> Te
 def posterior_chain(
     initial: Tensor, transition: Tensor, log_likelihood: Tensor, lengths: Tensor | None = None
 ) -> tuple[MarkovChain, Tensor]:
-    """Return p(z | x), of batch shape `(n,)` and event shape `(T,)`, and log p(x), `(n,)`; differentiable.
+    """Returns p(z | x), of batch shape `(n,)` and event shape `(T,)`, and log p(x), `(n,)`; differentiable.
 
     By the backward messages log beta_t(i) = log p(x_{t+1}, ..., x_{T-1} | z_t = i), in log space:
     p(z_t = j | z_{t-1} = i, x) = p(j | i) p(x_t | j) beta_t(j) / beta_{t-1}(i).
@@ -66,8 +66,8 @@ class PathStatistics:
 
     Attributes:
         states: p(z_t = k | x), or the most probable path as one-hot vectors, `(n, T, K)`.
-        transitions: expected number of transitions i to j in all sequences, `(K, K)`.
-        log_evidence: the sum of log p(x), or of max_z log p(x, z), over all sequences, `()`.
+        transitions: Expected number of transitions i to j in all sequences, `(K, K)`.
+        log_evidence: The sum of log p(x), or of max_z log p(x, z), over all sequences, `()`.
     """
 
     states: Tensor
@@ -79,7 +79,7 @@ class PathStatistics:
 def expected_paths(
     initial: Tensor, transition: Tensor, log_likelihood: Tensor, lengths: Tensor | None = None
 ) -> PathStatistics:
-    """Return the statistics of all paths under p(z | x), in float64.
+    """Returns the statistics of all paths under p(z | x), in float64.
 
     It works with probabilities, scaled at every step ("A Tutorial on Hidden Markov Models", Rabiner
     1989, section V.A): some ten times faster than with logarithms, and as exact if no transition is
@@ -101,7 +101,7 @@ def expected_paths(
 def best_paths(
     initial: Tensor, transition: Tensor, log_likelihood: Tensor, lengths: Tensor | None = None
 ) -> PathStatistics:
-    """Return the statistics of the most probable path of each sequence, by the Viterbi algorithm."""
+    """Returns the statistics of the most probable path of each sequence, by the Viterbi algorithm."""
     initial, transition = initial.double(), transition.double()
     log_likelihood = log_likelihood.double().clamp_min(IMPOSSIBLE)
     steps = log_likelihood.shape[1]
@@ -205,9 +205,9 @@ class _Links:
     """How the blocks of a sequence are linked: what enters each block from before and from after.
 
     Args:
-        order: the block, counted through all sequences, in each column.
-        sizes: the number of steps of each column.
-        blocks: number of blocks per sequence.
+        order: The block, counted through all sequences, in each column.
+        sizes: The number of steps of each column.
+        blocks: Number of blocks per sequence.
     """
 
     def __init__(self, order: Tensor, sizes: Tensor, blocks: int) -> None:

@@ -22,16 +22,16 @@ class GaussianHMM(HiddenMarkov, Gaussians):
     """A hidden Markov model with x_t | z_t ~ N(mu_z, Sigma_z). See `HiddenMarkov`.
 
     Args:
-        data_shape: shape of one row of the data, `(T, *event)`; T may differ from call to call. Steps of
+        data_shape: Shape of one row of the data, `(T, *event)`; T may differ from call to call. Steps of
             any shape are flattened to D values.
-        states: number K of states.
+        states: Number K of states.
         covariance: "full", "diagonal", "tied" (one full covariance of all states) or "spherical".
-        min_scale: least standard deviation in any direction that the M step sets, in units of the data.
+        min_scale: Least standard deviation in any direction that the M step sets, in units of the data.
             Without it, a state on a single step has infinite density.
 
     Attributes:
         means: mu, `(K, D)`.
-        covariance: module with the unconstrained parameters of the covariances.
+        covariance: Module with the unconstrained parameters of the covariances.
 
     Raises:
         ValueError: `states` or `min_scale` is not positive, `covariance` is none of the four, or
@@ -60,7 +60,7 @@ class GaussianHMM(HiddenMarkov, Gaussians):
         self._create_gaussians(states, self.data_shape[1:], covariance, min_scale)
 
     def decode(self, z: Tensor) -> dist.TorchDistribution:
-        """Return p(x_t | z_t) for states `(*batch)`: batch shape `batch`, event shape `event`."""
+        """Returns p(x_t | z_t) for states `(*batch)`: batch shape `batch`, event shape `event`."""
         return self.covariance.normal(self.means[z], z, self.data_shape[1:])
 
     def observe(self, steps: Tensor) -> tuple[Tensor, Tensor]:

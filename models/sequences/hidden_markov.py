@@ -29,7 +29,7 @@ Statistics = dict[str, Tensor]
 
 
 class HiddenMarkov(nn.Module, ABC):
-    """z_0 ~ pi, z_t ~ A[z_{t-1}] and x_t ~ p(x_t | z_t): what the models share whatever their emissions.
+    """z_0 ~ pi, z_t ~ A[z_{t-1}] and x_t ~ p(x_t | z_t): what the models share, whatever their emissions.
 
     log p(x), the posterior p(z | x) (itself a Markov chain) and the EM step are sums over all K^T paths,
     which take T K^2 operations (Rabiner 1989, "A Tutorial on Hidden Markov Models and Selected Applications in
@@ -46,8 +46,8 @@ class HiddenMarkov(nn.Module, ABC):
     To write your own emissions, derive from this class and implement the abstract methods.
 
     Args:
-        data_shape: shape of one row of the data, `(T, *event)`.
-        states: number K of states.
+        data_shape: Shape of one row of the data, `(T, *event)`.
+        states: Number K of states.
 
     Attributes:
         initial_logits: log pi up to a constant, `(K,)`.
@@ -62,7 +62,7 @@ class HiddenMarkov(nn.Module, ABC):
         require_at_least_one(self, states=states)
         if not data_shape:
             raise ValueError(
-                f"{type(self).__name__}.data_shape must begin with the number of steps, came ()"
+                f"{type(self).__name__}.data_shape must begin with the number of steps, got ()"
             )
         self.data_shape = tuple(data_shape)
         self.states = states
@@ -73,38 +73,38 @@ class HiddenMarkov(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, z: Tensor) -> dist.TorchDistribution:
-        """Return p(x_t | z_t) for states `(*batch)`: batch shape `batch`, event shape `event`."""
+        """Returns p(x_t | z_t) for states `(*batch)`: batch shape `batch`, event shape `event`."""
 
     @abstractmethod
     def observe(self, steps: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log p(x_t | z_t = k) of single steps `(N, *event)`, and their features.
+        """Returns log p(x_t | z_t = k) of single steps `(N, *event)`, and their features.
 
         The first is `(K, N)`, fast and not differentiable. The features are what `emission_statistics` needs.
         """
 
     @abstractmethod
     def emission_statistics(self, features: Tensor, steps: Tensor, weights: Tensor) -> Statistics:
-        """Return the sufficient statistics of single steps, by their features, under weights `(K, N)`."""
+        """Returns the sufficient statistics of single steps, by their features, under weights `(K, N)`."""
 
     @abstractmethod
     def maximize_emissions(self, statistics: Statistics) -> None:
-        """Set the emissions' parameters to the maximizer; `statistics["counts"]`, `(K,)`, are the weights."""
+        """Sets the emissions' parameters to the maximizer; `statistics["counts"]`, `(K,)`, are the weights."""
 
     @abstractmethod
     def initialize_emissions(self, steps: Tensor, seed: int) -> Tensor:
-        """Set parameters to start from, given single steps `(N, *event)`, and return their weights `(K, N)`."""
+        """Sets parameters to start from, given single steps `(N, *event)`, and returns their weights `(K, N)`."""
 
     @abstractmethod
     def split_emissions(self, source: int, target: int) -> None:
-        """Copy the emissions of a state to another, and move the two slightly apart."""
+        """Copies the emissions of a state to another, and moves the two slightly apart."""
 
     # -- the Pyro program ----------------------------------------------------------------------------------
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> None:
-        """Run the model on sequences `(n, T, *event)`, with their `lengths`, `(n,)`, if they differ.
+        """Runs the model on sequences `(n, T, *event)`, with their `lengths`, `(n,)`, if they differ.
 
         Raises:
-            ValueError: shapes or lengths do not fit.
+            ValueError: Shapes or lengths do not fit.
         """
         x = self._check(x, lengths)
         chain = self.prior(x.shape[1], lengths)
@@ -117,27 +117,27 @@ class HiddenMarkov(nn.Module, ABC):
                     pyro.sample(f"x_{t}", self.decode(z), obs=x[:, t])
 
     def prior(self, steps: int, lengths: Tensor | None = None) -> MarkovChain:
-        """Return p(z) of paths of a number of steps: batch shape `()`, or `(n,)` for given lengths."""
+        """Returns p(z) of paths of a number of steps: batch shape `()`, or `(n,)` for given lengths."""
         transition = self.transition_logits.clamp_min(IMPOSSIBLE).log_softmax(-1)
         return MarkovChain(self.initial_logits, transitions_of(transition, steps, lengths))
 
     def log_evidence(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Return log p(x) of every sequence, `(n,)`, in nats. Gradients flow into the parameters.
+        """Returns log p(x) of every sequence, `(n,)`, in nats. Gradients flow into the parameters.
 
         Data that no path can produce have about -1e30 instead of minus infinity.
 
         Raises:
-            ValueError: shapes or lengths do not fit.
+            ValueError: Shapes or lengths do not fit.
         """
         return self._posterior(x, lengths)[1]
 
     def posterior(self, x: Tensor, lengths: Tensor | None = None) -> MarkovChain:
-        """Return p(z | x), of batch shape `(n,)` and event shape `(T,)`; `.mode` is the Viterbi path.
+        """Returns p(z | x), of batch shape `(n,)` and event shape `(T,)`; `.mode` is the Viterbi path.
 
         Gradients flow into the parameters.
 
         Raises:
-            ValueError: shapes or lengths do not fit.
+            ValueError: Shapes or lengths do not fit.
         """
         return self._posterior(x, lengths)[0]
 
@@ -148,16 +148,16 @@ class HiddenMarkov(nn.Module, ABC):
         return posterior_chain(*self._log_chain(), log_likelihood, lengths)
 
     def first_problem(self, x: Tensor, lengths: Tensor | None = None) -> tuple[str, int] | None:
-        """Return what makes data unusable and the first such row, or None if all are usable.
+        """Returns what makes data unusable and the first such row, or None if all are usable.
 
         `fit_em` calls it in place of running the program, which has a site for every step.
 
         Args:
-            x: sequences, `(n, T, *event)`.
-            lengths: their steps, `(n,)`.
+            x: Sequences, `(n, T, *event)`.
+            lengths: Their steps, `(n,)`.
 
         Raises:
-            ValueError: shapes or lengths do not fit.
+            ValueError: Shapes or lengths do not fit.
         """
         x = self._check(x, lengths)
         every = torch.arange(self.states, device=self.initial_logits.device)
@@ -181,17 +181,17 @@ class HiddenMarkov(nn.Module, ABC):
 
     @torch.no_grad()
     def initialize(self, x: Tensor, lengths: Tensor | None = None, *, seed: int) -> None:
-        """Start EM from the emissions' labels of single steps, and from how often these follow each other.
+        """Starts EM from the emissions' labels of single steps, and from how often these follow each other.
 
         Every transition counts once more than it is seen, so that none is impossible.
 
         Args:
-            x: sequences, `(n, T, *event)`.
-            lengths: their steps, `(n,)`.
-            seed: random seed of the start.
+            x: Sequences, `(n, T, *event)`.
+            lengths: Their steps, `(n,)`.
+            seed: Random seed of the start.
 
         Raises:
-            ValueError: shapes or lengths do not fit.
+            ValueError: Shapes or lengths do not fit.
         """
         x = self._check(x, lengths)
         steps, inside = _data_steps(x, lengths)
@@ -211,12 +211,12 @@ class HiddenMarkov(nn.Module, ABC):
     def expected_statistics(
         self, x: Tensor, lengths: Tensor | None = None, *, hard: bool = False
     ) -> Statistics:
-        """E step: return the sufficient statistics under p(z | x), summed over the sequences, in float64.
+        """E step: returns the sufficient statistics under p(z | x), summed over the sequences, in float64.
 
         Args:
-            x: sequences, `(n, T, *event)`.
-            lengths: their steps, `(n,)`.
-            hard: put all of a sequence's weight on its likeliest path (Viterbi training).
+            x: Sequences, `(n, T, *event)`.
+            lengths: Their steps, `(n,)`.
+            hard: Put all of a sequence's weight on its likeliest path (Viterbi training).
 
         Returns:
             "initial", `(K,)`, and "transitions", `(K, K)`, expected counts; "counts", `(K,)`, expected steps in
@@ -224,7 +224,7 @@ class HiddenMarkov(nn.Module, ABC):
             "log_evidence", the sum of log p(x), or if `hard` of max_z log p(x, z).
 
         Raises:
-            ValueError: shapes or lengths do not fit.
+            ValueError: Shapes or lengths do not fit.
         """
         x = self._check(x, lengths)
         steps, inside = _data_steps(x, lengths)
@@ -249,13 +249,13 @@ class HiddenMarkov(nn.Module, ABC):
 
     @torch.no_grad()
     def maximize(self, statistics: Statistics) -> None:
-        """M step: set the parameters to the maximizer of the expected log p(x, z).
+        """M step: sets the parameters to the maximizer of the expected log p(x, z).
 
         A state that nothing follows keeps its transitions. A state without steps is replaced by one split off
         from the state with the most steps, with a warning.
 
         Args:
-            statistics: those of an E step.
+            statistics: Those of an E step.
         """
         initial, transitions = statistics["initial"], statistics["transitions"]
         self.initial_logits.copy_((initial / initial.sum()).log().clamp_min(IMPOSSIBLE))
@@ -267,7 +267,7 @@ class HiddenMarkov(nn.Module, ABC):
         self._split_empty(statistics["counts"])
 
     def _split_empty(self, counts: Tensor) -> None:
-        """Give every state without steps half of the largest one: its emissions and its transitions."""
+        """Gives every state without steps half of the largest one: its emissions and its transitions."""
         counts = counts.clone()
         for empty in (counts <= EMPTY * counts.sum()).nonzero().flatten().tolist():
             largest = int(counts.argmax())
@@ -296,20 +296,20 @@ class HiddenMarkov(nn.Module, ABC):
         """The sequences, set to zero beyond their lengths."""
         name, event = type(self).__name__, self.data_shape[1:]
         if x.dim() != 2 + len(event) or tuple(x.shape[2:]) != event or x.shape[1] < 1:
-            wanted = ", ".join(map(str, ("n", "steps", *event)))
+            expected = ", ".join(map(str, ("n", "steps", *event)))
             raise ValueError(
-                f"{name} was built for sequences of shape ({wanted}), but x has shape {tuple(x.shape)}: "
+                f"{name} was built for sequences of shape ({expected}), but x has shape {tuple(x.shape)}: "
                 f"pass the shape of one sequence as data_shape"
             )
         if lengths is None:
             return x
         if lengths.shape != x.shape[:1]:
             raise ValueError(
-                f"{name}: lengths must have shape ({len(x)},), one for each sequence, came "
+                f"{name}: lengths must have shape ({len(x)},), one for each sequence, got "
                 f"{tuple(lengths.shape)}"
             )
         if lengths.is_floating_point() or lengths.dtype == torch.bool:
-            raise ValueError(f"{name}: lengths must be whole numbers, came {lengths.dtype}")
+            raise ValueError(f"{name}: lengths must be whole numbers, got {lengths.dtype}")
         least, most = lengths.min().item(), lengths.max().item()
         if least < 1 or most > x.shape[1]:
             raise ValueError(

@@ -203,7 +203,7 @@ class CapturedLoss:
     def _compile(self, kept: _Kept) -> None:
         try:
             kept.recording.compile()
-            kept.calls = 0  # what Inductor made of it is compared with Pyro as well
+            kept.calls = 0  # the compiled step is compared with Pyro as well
         except CaptureError as error:
             self._compiles = False
             _logger.warning("the captured step is run as it is: %s", error)

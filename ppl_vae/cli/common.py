@@ -1,4 +1,4 @@
-"""What a command says beside its results, and the results that it keeps in a run."""
+"""Messages of the commands, and the results that they write into a run."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ppl_vae.runs import describe_rows, write_results
 
 
 def say(line: str) -> None:
-    """What is no result goes to standard error."""
+    """Prints a message to standard error: standard output is for results."""
     print(line, file=sys.stderr)
 
 
 def keep_result(file: Path, overwrite: bool, **result: Any) -> None:
-    """Writes a result into the run, unless it holds one that may not be replaced."""
+    """Writes a result into the run, but replaces an earlier one only with `overwrite`."""
     if file.exists() and not overwrite:
         say(f"{file} is left as it was (--overwrite replaces it)")
     else:
@@ -25,5 +25,5 @@ def keep_result(file: Path, overwrite: bool, **result: Any) -> None:
 
 
 def rows_of(data: Data, num: int | None = None) -> dict[str, Any]:
-    """Names the rows that a result is of: runs on the same rows can be compared row by row."""
+    """Describes the evaluated rows: runs on the same rows can be compared row by row."""
     return describe_rows(data.test[:num], data.name, "test")

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
-    if os.getcwd() not in sys.path:  # a user's own classes often lie where the command is run
+    if os.getcwd() not in sys.path:  # a user's own classes are often in the current folder
         sys.path.append(os.getcwd())
     try:
         with _plain_warnings(debug):
@@ -81,12 +81,12 @@ def _run(arguments: list[str]) -> int:
 
 
 def _root_parser() -> LightParser:
-    """The parser of what may stand before a command: --help, --version, --print_completion."""
+    """The parser of the options before a command: --help, --version, --print_completion."""
     parser = LightParser(
         prog="ppl-vae",
         description="Train, evaluate and diagnose variational autoencoders written as Pyro "
         "model/guide pairs.",
-        epilog="`ppl-vae COMMAND --help` says what a command can be told. The main job, in about a "
+        epilog="`ppl-vae COMMAND --help` lists the options of a command. The main job, in about a "
         "minute, is `ppl-vae train`.",
     )
     parser.add_argument("--version", action="version", version=f"ppl-vae {__version__}")
@@ -124,7 +124,7 @@ def _usage_error(arguments: Sequence[str], message: str) -> int:
 
 @contextmanager
 def _plain_warnings(debug: bool) -> Iterator[None]:
-    """Warnings as one line on standard error; what only concerns other libraries' authors is left out."""
+    """Shows warnings as one line on standard error, without those meant for authors of other libraries."""
     with warnings.catch_warnings():
         if not debug:
             warnings.simplefilter("ignore", FutureWarning)

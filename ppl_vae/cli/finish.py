@@ -1,4 +1,4 @@
-"""The end of a training: the pair is measured; what was found is saved, drawn and printed."""
+"""The end of a training: the pair is evaluated and diagnosed; results are saved, drawn and printed."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from ppl_vae.runs import PLOTS, POSTERIOR, write_results, write_weights
 from ppl_vae.training import Fit
 
 MOST_PICTURED = 1000
-"""Test rows at most that go into pictures."""
+"""Largest number of test rows in a picture."""
 
 
 class Measured(NamedTuple):
-    """What is known of a trained pair."""
+    """The results of a trained pair."""
 
     evaluation: Evaluation
     diagnosis: Diagnosis
 
 
 def finish_run(folder: Path, setup: Setup, fitted: Fit, progress: bool | None) -> None:
-    """Everything after the training of a run."""
+    """Everything that follows the training of a run."""
     say(
         f"trained {fitted.epochs} epochs ({fitted.steps} steps) in {fitted.seconds:.0f} s: {fitted.stopped}"
         + (f"; kept epoch {fitted.best_epoch}" if fitted.best_epoch != fitted.epochs else "")

@@ -1,4 +1,4 @@
-"""The classes that go by their short names, for the objects that are given by the name of their class."""
+"""The classes that --model, --guide and --objective accept by their short names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ DEFAULTS = {
     "guide": "ppl_vae.guides.MeanField",
     "objective": "ppl_vae.objectives.ELBO",
 }
-"""The roles, and the class that plays each if nothing else is said."""
+"""The roles, and the default class of each."""
 
 FILLED_IN = ("data_shape", "latent_dim", "network", "likelihood")
 """Arguments of models and guides that `set_up` fills in."""
@@ -22,7 +22,7 @@ def face(role: str) -> str:
 
 
 def known(role: str) -> list[str]:
-    """The classes that go by their short names: no priors, and no guides that need another guide.
+    """The classes that have short names: no priors, and no guides that need another guide.
 
     Example:
         >>> known("objective")[:2]

@@ -82,7 +82,7 @@ class LightParser(argparse.ArgumentParser):
             _expect(action, expected)
 
     def add_role(self, role: str, default: str) -> None:
-        """Adds an object that is given by the name of its class; `spell_out` adds the names."""
+        """Adds an option that takes the name of a class; `spell_out` adds the names."""
         title = "The pair, and what is maximized"
         group = next((g for g in self._action_groups if g.title == title), None)
         group = group or self.add_argument_group(title)
@@ -109,7 +109,7 @@ class LightParser(argparse.ArgumentParser):
             if self._is_below_another(name) and name not in self._option_string_actions:
                 self.add_argument(name, nargs="?")  # the full parser knows what it takes
         for action in self._actions:
-            action.required = False  # it has words of its own for what is missing
+            action.required = False  # the command reports what is missing
         _, unknown = self.parse_known_args(arguments)
         if unknown:
             options = [name for name in self._option_string_actions if "." not in name]
@@ -145,7 +145,7 @@ class LightParser(argparse.ArgumentParser):
         """Raises an error, rather than printing one."""
         raise UsageError(message)
 
-    # -- words -------------------------------------------------------------------------------------------
+    # -- help -------------------------------------------------------------------------------------------
 
     def format_help(self) -> str:
         """The help, for which the names of classes are looked up."""
@@ -153,7 +153,7 @@ class LightParser(argparse.ArgumentParser):
         return super().format_help()
 
     def spell_out(self) -> None:
-        """Looks up the names that may be given for the objects."""
+        """Looks up the class names that the options accept."""
         for role, action in self.roles.items():
             action.help = role_help(role, str(action.default))
             self._set_choices(role, known(role))
@@ -218,7 +218,7 @@ def _named(expected: Type) -> str:
 
 
 def _shown(default: Any) -> str:
-    """A default as one writes it on the command line."""
+    """A default, written as on the command line."""
     if default is None:
         return "null"
     return str(default).lower() if isinstance(default, bool) else str(default)

@@ -1,4 +1,4 @@
-"""What is wrong with a command line, as far as it shows without torch."""
+"""Mistakes in a command line that can be found without torch."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _VALUES = {"null", "none", "true", "false", "inf", "infinity", "nan"}
 
 
 class UsageError(ValueError):
-    """Options that cannot be understood, or not together."""
+    """Options that are wrong, or that exclude each other."""
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:
-    """A hint at the nearest of the right words, or nothing.
+    """A hint at the most similar of the right words; empty if none is similar.
 
     Example:
         >>> did_you_mean("--max_epoch", ["--max_epochs", "--seed"])
@@ -29,9 +29,9 @@ def did_you_mean(word: str, words: Iterable[str]) -> str:
 
 
 def wrong_value(expected: Type, value: str) -> str:
-    """What is wrong with a value; empty where only the full parser can say.
+    """What is wrong with a value; empty if only the full parser can judge it.
 
-    Numbers have many spellings in YAML: a word alone is surely none.
+    YAML has many spellings of a number; only a plain word is certainly none.
 
     Example:
         >>> wrong_value(Type(kinds=("int",)), "many"), wrong_value(Type(kinds=("int",)), "1e3")

@@ -1,4 +1,4 @@
-"""What each command can be told, described once: `light.py` and `parser.py` make parsers from it.
+"""The options of each command, described once: `light.py` and `parser.py` make parsers from it.
 
 Nothing here imports torch. Options that are parameters of a function are named by the function alone.
 """
@@ -59,7 +59,7 @@ TRAINING = (
 )
 
 FABRIC = ("device", *TRAINING[1].options())
-"""What `make_fabric` is told."""
+"""The options that go to `make_fabric`."""
 
 EM = (
     Function(
@@ -78,7 +78,7 @@ def names(functions: Iterable[Function]) -> list[str]:
 
 
 class Options(Protocol):
-    """What describes options to a parser."""
+    """A parser, as the descriptions below use it."""
 
     def add_argument(self, *names: str, **how: Any) -> Any:
         """Adds one option, as argparse does."""
@@ -202,7 +202,7 @@ _DESCRIPTIONS: dict[str, Callable[[Options], None]] = {
 }
 
 
-# -- what several commands can be told -------------------------------------------------------------------
+# -- options that several commands share -------------------------------------------------------------------
 
 
 def add_functions(options: Options, functions: Iterable[Function]) -> None:

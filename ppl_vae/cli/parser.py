@@ -1,4 +1,4 @@
-"""The full parsers of the commands: they know the classes, and make values of what is given."""
+"""The full parsers of the commands: they know the classes and convert the options to values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _HelpFormatter(DefaultHelpFormatter):  # type: ignore[misc, unused-ignore]
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = str(super()._get_help_string(action))
-        if "(default: " in (action.help or ""):  # it says it better
+        if "(default: " in (action.help or ""):  # the option's own text is better
             text = action.help or ""
         known = re.search(r", known subclasses: .*\)$", text)
         if known and known[0].count(",") > 12:

@@ -1,4 +1,4 @@
-"""Objects that are given by the name of their class, in the full parser: model, guide, objective."""
+"""Options of the full parser that take the name of a class: --model, --guide, --objective."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ppl_vae.runs import import_alternatives, import_by_name, public_name
 
 
 def add_role(parser: Any, role: str, default: str, arguments: Sequence[str]) -> None:
-    """Adds an argument for an object that is given by the name of its class."""
+    """Adds an option that takes the name of a class."""
     names, classes = known(role), []
     for name in _named(role, arguments) or [default]:
         if "." not in name and name not in names:
@@ -70,6 +70,6 @@ def _class_path(value: Any) -> str | None:
 def _load_yaml(file: str) -> Mapping[str, Any]:
     try:
         content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):  # the parser will complain of it
+    except (OSError, ValueError, yaml.YAMLError):  # the parser will report it
         return {}
     return content if isinstance(content, Mapping) else {}

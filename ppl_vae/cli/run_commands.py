@@ -111,7 +111,7 @@ def sample(parser: ArgumentParser, given: Namespace) -> int:
     """Draws from a run's model."""
     options, run, data = _open_run(parser, given)
     if options.num < 1:
-        raise UsageError(f"--num must be at least 1, not {options.num}")
+        raise UsageError(f"--num must be at least 1, got {options.num}")
     output = _output_file(options, run.path / "samples.png")
     generator = Generator(run.model, run.guide, data.test[:MOST_PICTURED], options.seed)
     z, mean, x = generator.from_prior(options.num)
@@ -192,7 +192,7 @@ def _anneal(run: Run, guide: Program | None, x: Tensor, options: Namespace) -> A
 def _first_rows(data: Data, options: Namespace) -> Tensor:
     """The test rows, or the first of them."""
     if options.max_rows is not None and options.max_rows < 1:
-        raise UsageError(f"--max_rows must be at least 1, not {options.max_rows}")
+        raise UsageError(f"--max_rows must be at least 1, got {options.max_rows}")
     return data.test[: options.max_rows]
 
 

@@ -1,4 +1,4 @@
-"""From options to objects: data, model, guide and objective, with defaults that fit."""
+"""Turns options into objects: data, model, guide and objective, with defaults that fit the data."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from ppl_vae.pairs import Program
 from ppl_vae.runs import build, import_by_name
 from ppl_vae.training import Fit
 
-# What a guide takes from the model.
 _SHARED = (
     *("latent_dim", "latent_dims", "components", "states", "symbols"),
     *("network", "latent_network"),
 )
+"""Arguments that a guide takes from the model."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Setup:
     config: dict[str, Any]
 
     def train(self, method: Callable[..., Fit], **where: Any) -> Fit:
-        """Trains by `fit` or by `refit_guide`, with further keywords that say where and how visibly."""
+        """Trains by `fit` or by `refit_guide`, with further keywords (`run_dir`, `progress`, ...)."""
         return method(
             self.model,
             self.guide,
@@ -115,8 +115,8 @@ def set_up(options: Mapping[str, Any], model: Program | None = None) -> Setup:
     pyro.set_rng_seed(config["seed"])
     shape = {"data_shape": list(data.shape)}
     if model is None:
-        wanted = _fill_in(config, "model", {**shape, "likelihood": _likelihood_for(data)})
-        model, config["model"] = build(wanted)
+        suggestions = {**shape, "likelihood": _likelihood_for(data)}
+        model, config["model"] = build(_fill_in(config, "model", suggestions))
     of_model = config["model"]["init_args"]
     shared = {name: of_model[name] for name in _SHARED if name in of_model}
     guide, config["guide"] = build(_fill_in(config, "guide", {**shape, **shared}), model)
@@ -181,7 +181,7 @@ def _hint(kind: type, name: str) -> Any:
 
 
 def _likelihood_for(data: Data) -> dict[str, Any]:
-    """The likelihood whose support is what the data are made of."""
+    """The likelihood whose support fits the data."""
     arguments: dict[str, Any] = {}
     if data.levels is None:
         name = "LearnedGaussian"

@@ -1,6 +1,6 @@
-"""Functions and classes as their source files describe them, because an import of them would load torch.
+"""Functions and classes as their source files describe them, because importing them would load torch.
 
-What is read is what the command line offers: names, types, defaults and docstrings, of this package and of
+It reads what the command line offers: names, types, defaults and docstrings, of this package and of
 `torch.optim`. Every package is read through its face (see `ppl_vae/__init__.pyi`).
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 _READ = ("ppl_vae", "torch.optim")
-"""Where classes are that a user may choose by their names; nothing else is read."""
+"""The packages with classes that a user may choose by name; no others are read."""
 
 _PLAIN = {"str", "int", "float", "dict", "list", "tuple", "Path", "Any", "Sequence", "Mapping"}
 
@@ -53,7 +53,7 @@ class Type(NamedTuple):
 
 
 class Parameter(NamedTuple):
-    """A parameter of a function or of a constructor; `default` is None as well where there is none."""
+    """A parameter of a function or of a constructor; `default` is also None if there is no default."""
 
     name: str
     type: Type
@@ -62,7 +62,7 @@ class Parameter(NamedTuple):
 
 
 def find(module: str, name: str) -> Definition | None:
-    """Where a name that a module has is defined; None for what is not read here."""
+    """Where a module's name is defined; None for modules that are not read here."""
     for node in _body(module):
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
             return Definition(module, node)
@@ -98,7 +98,7 @@ def derives(definition: Definition, base: str) -> bool:
 
 
 def is_abstract(definition: Definition) -> bool:
-    """Whether a class is a base alone: it lists `ABC` or leaves methods of its own open."""
+    """Whether a class is abstract: it derives directly from `ABC` or `Protocol`, or has abstract methods."""
     node = definition.node
     if not isinstance(node, ast.ClassDef):
         return False
@@ -109,7 +109,7 @@ def is_abstract(definition: Definition) -> bool:
 
 
 def subclasses(base: Definition) -> dict[str, Definition]:
-    """The classes that can stand for a base: those offered by its module or its package."""
+    """The concrete subclasses of a base that its module or its package offers."""
     name = getattr(base.node, "name", "")
     places = (base.module.rpartition(".")[0], base.module)
     found = {n: d for place in places if _read(place) for n, d in offered(place).items()}

@@ -27,7 +27,7 @@ def train(parser: ArgumentParser, given: Namespace) -> int:
         options, folder = _options_of_run(parser, given), Path(resumed)
     else:
         options = with_defaults(parser, given)
-    if not given.get("print_config"):  # what is wrong at once is said before the data are read
+    if not given.get("print_config"):  # report what can be checked before the data are read
         resolve_device(options["device"])
         if resumed is None and given.get("run_dir"):
             folder = Path(given.run_dir)
@@ -40,7 +40,7 @@ def train(parser: ArgumentParser, given: Namespace) -> int:
         folder = Path(given.get("run_dir") or new_folder(setup.config))
         check_setup(setup)  # before anything is written, and anything overwritten
     fabric = make_fabric(**{name: setup.fit_options.pop(name) for name in FABRIC})
-    folder = Path(fabric.broadcast(str(folder)))  # its name holds the time
+    folder = Path(fabric.broadcast(str(folder)))  # the name contains the time
     if fabric.is_global_zero:
         if resumed is None:
             prepare_folder(folder, overwrite=bool(given.get("overwrite")))
@@ -58,7 +58,7 @@ def train(parser: ArgumentParser, given: Namespace) -> int:
         raise
     except BaseException:
         if fabric.is_global_zero and not any((folder / CHECKPOINTS).glob("step-*")):
-            discard_folder(folder)  # it never began
+            discard_folder(folder)  # the training never started
         raise
     return 0
 

@@ -221,7 +221,7 @@ def inference_gaps(
     """
     if num_samples < 2:
         raise ValueError(
-            f"num_samples must be at least 2, to estimate each row's error, not {num_samples}"
+            f"num_samples must be at least 2, to estimate each row's error, got {num_samples}"
         )
     parts: list[dict[str, Tensor]] = []
     notes: dict[str, None] = {}

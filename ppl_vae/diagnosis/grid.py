@@ -120,7 +120,7 @@ def posterior_grid(
         True
     """
     if size < 17 or size % 2 == 0:
-        raise ValueError(f"size must be odd and at least 17, not {size}")
+        raise ValueError(f"size must be odd and at least 17, got {size}")
     with opened(model, guide, x, seed=0, whole=True) as session:
         joint = _Joint(session)
         if bounds is None:

@@ -28,7 +28,7 @@ class FlowDistribution(ZukoToPyro):
     it ever drew, without gradients if there were none at the time.
 
     Args:
-        flow: the distribution that a lazy flow of zuko returns; its events are vectors.
+        flow: The distribution that a lazy flow of zuko returns; its events are vectors.
 
     Example:
         >>> q = FlowDistribution(zuko.flows.MAF(features=2)())
@@ -51,7 +51,7 @@ class FlowDistribution(ZukoToPyro):
         return shape
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw `(*sample_shape, *batch, d)`, differentiable."""
+        """Draws `(*sample_shape, *batch, d)`, differentiable."""
         flow: Any = self.dist
         z: Tensor
         z, log_prob = flow.rsample_and_log_prob(torch.Size(sample_shape))
@@ -59,11 +59,11 @@ class FlowDistribution(ZukoToPyro):
         return z
 
     def __call__(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw, as `pyro.sample` does."""
+        """Draws, as `pyro.sample` does."""
         return self.rsample(sample_shape)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """Return log q(z), `(*batch,)`, in nats."""
+        """Returns log q(z), `(*batch,)`, in nats."""
         if self._last is not None:
             last, log_prob, with_gradient = self._last
             if z is last and (with_gradient or not torch.is_grad_enabled()):
@@ -72,14 +72,14 @@ class FlowDistribution(ZukoToPyro):
         return scored
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Self:
-        """Return the same distribution with another batch shape."""
+        """Returns the same distribution with another batch shape."""
         return type(self)(self.dist.expand(torch.Size(batch_shape)))
 
 
 def shrink_to_identity(transform: nn.Module) -> None:
-    """Bring zuko's autoregressive transforms near the identity: that is what outputs of 0 stand for.
+    """Brings zuko's autoregressive transforms near the identity, which outputs of 0 would give.
 
-    Not exactly onto it: a network whose last layer is zero passes no gradient to its other layers.
+    Not exactly to it: a network whose last layer is zero passes no gradient to its other layers.
     """
     with torch.no_grad():
         for module in transform.modules():

@@ -23,11 +23,11 @@ class MarkovChain(dist.TorchDistribution):
     KL to another chain are exact, at a cost of T K^2.
 
     Args:
-        initial_logits: unnormalized log p(z_0), `(*batch, K)`.
-        transition_logits: unnormalized log p(z_t = j | z_{t-1} = i), `(*batch, T - 1, K, K)`, i before j.
+        initial_logits: Unnormalized log p(z_0), `(*batch, K)`.
+        transition_logits: Unnormalized log p(z_t = j | z_{t-1} = i), `(*batch, T - 1, K, K)`, i before j.
 
     Raises:
-        ValueError: the shapes do not fit together.
+        ValueError: The shapes do not fit together.
 
     Example:
         >>> stay = torch.tensor([[0.9, 0.1], [0.1, 0.9]]).log().expand(3, 2, 2)
@@ -51,7 +51,7 @@ class MarkovChain(dist.TorchDistribution):
         if transition_logits.dim() < 3 or transition_logits.shape[-2:] != (states, states):
             raise ValueError(
                 f"MarkovChain needs transition_logits of shape (*batch, steps - 1, {states}, {states}) for "
-                f"initial_logits of {states} states, came {tuple(transition_logits.shape)}"
+                f"initial_logits of {states} states, got {tuple(transition_logits.shape)}"
             )
         batch = torch.broadcast_shapes(initial_logits.shape[:-1], transition_logits.shape[:-3])
         initial = initial_logits.clamp_min(IMPOSSIBLE).log_softmax(-1)
@@ -80,11 +80,11 @@ class MarkovChain(dist.TorchDistribution):
         return new
 
     def step(self, t: int, previous: Tensor | None = None) -> dist.Categorical:
-        """Return p(z_t | z_{t-1} = previous); for t = 0 p(z_0).
+        """Returns p(z_t | z_{t-1} = previous); for t = 0 p(z_0).
 
         Args:
-            t: which step.
-            previous: states of step t - 1, of a shape that broadcasts with the batch shape (samples and
+            t: Which step.
+            previous: States of step t - 1, of a shape that broadcasts with the batch shape (samples and
                 enumerated values are in dimensions to the left).
         """
         if t == 0 or previous is None:
@@ -143,21 +143,21 @@ class MarkovChain(dist.TorchDistribution):
         return torch.stack(path[::-1], -1)
 
     def entropy(self) -> Tensor:
-        """Return - E log p(z), of the batch shape, in nats."""
+        """Returns - E log p(z), of the batch shape, in nats."""
         first = -(self.initial_logits.exp() * self.initial_logits).sum(-1)
         later = -(self.pair_marginals * self.transition_logits).sum((-3, -2, -1))
         return first + later
 
 
 def sample_steps(name: str, chain: MarkovChain, infer: InferDict | None = None) -> list[Tensor]:
-    """Sample a chain as one Pyro site per step, `name_0`, `name_1`, ...: the sites of a hidden Markov model.
+    """Samples a chain as one Pyro site per step, `name_0`, `name_1`, ...: the sites of a hidden Markov model.
 
     Call it inside the plate over rows.
 
     Args:
-        name: what the sites' names begin with.
-        chain: its batch shape is that of the plate.
-        infer: for every site, for instance `{"enumerate": "parallel"}`.
+        name: What the sites' names begin with.
+        chain: Its batch shape is that of the plate.
+        infer: For every site, for instance `{"enumerate": "parallel"}`.
     """
     path: list[Tensor] = []
     for t in pyro.markov(range(chain.event_shape[0])):

@@ -45,10 +45,10 @@ def _kl(
     1/2 (|A / s|_F^2 + sum v / s^2 + |(m - mu) / s|^2 - d) + sum log s - 1/2 log det Sigma.
 
     Args:
-        p: the first distribution, whose mean m and event shape `(d,)` are used.
-        q: the second, `Normal(mu, s).to_event(1)`.
+        p: The first distribution, whose mean m and event shape `(d,)` are used.
+        q: The second, `Normal(mu, s).to_event(1)`.
         factor: A, `(*batch, d, r)`; need not be expanded over p's batch.
-        half_log_det: half the logarithm of Sigma's determinant.
+        half_log_det: Half the logarithm of Sigma's determinant.
         diagonal: v, `(*batch, d)`; 0 if none is given.
 
     Raises:

@@ -31,14 +31,14 @@ class DiagonalNormalMixture(dist.MixtureSameFamily):  # type: ignore[misc]
     differ from 1, is NaN in one dimension, and underflows in many dimensions.
 
     Args:
-        mixture_distribution: the weights, `Categorical` of batch shape `batch`.
+        mixture_distribution: The weights, `Categorical` of batch shape `batch`.
         component_distribution: `Normal(...).to_event(1)` of batch shape `(*batch, K)`.
     """
 
     has_rsample = True
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw `(*sample_shape, *batch, d)`, differentiable."""
+        """Draws `(*sample_shape, *batch, d)`, differentiable."""
         normal = self.component_distribution.base_dist
         batch = torch.Size(sample_shape) + self.batch_shape
         which = self.mixture_distribution.sample(torch.Size(sample_shape))
@@ -49,7 +49,7 @@ class DiagonalNormalMixture(dist.MixtureSameFamily):  # type: ignore[misc]
         return z
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw `(*sample_shape, *batch, d)`."""
+        """Draws `(*sample_shape, *batch, d)`."""
         with torch.no_grad():
             return self.rsample(sample_shape)
 

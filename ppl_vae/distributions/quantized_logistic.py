@@ -39,9 +39,9 @@ class QuantizedLogistic(dist.TorchDistribution):
     log s(b) + log s(-a) + log(1 - exp(a - b)), which is exact at any distance from `loc`.
 
     Args:
-        loc: location, any real number.
-        scale: scale, positive.
-        levels: number of values.
+        loc: Location, any real number.
+        scale: Scale, positive.
+        levels: Number of values.
 
     Example:
         >>> p = QuantizedLogistic(torch.tensor(0.2), torch.tensor(0.1), levels=5)
@@ -74,7 +74,7 @@ class QuantizedLogistic(dist.TorchDistribution):
         return total / steps
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log mass of each value, in nats."""
+        """Returns the log mass of each value, in nats."""
         if self._validate_args:
             self._validate_sample(value)
         half = 0.5 / (self.levels - 1)
@@ -84,7 +84,7 @@ class QuantizedLogistic(dist.TorchDistribution):
         return torch.where(value < half, below, torch.where(value > 1 - half, above, both))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw values from the support, of shape `(*sample_shape, *batch_shape)`."""
+        """Draws values from the support, of shape `(*sample_shape, *batch_shape)`."""
         steps = self.levels - 1
         with torch.no_grad():
             shape = self._extended_shape(torch.Size(sample_shape))
@@ -94,7 +94,7 @@ class QuantizedLogistic(dist.TorchDistribution):
             return x
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> QuantizedLogistic:
-        """Return the same distribution for a larger batch shape."""
+        """Returns the same distribution for a larger batch shape."""
         loc, scale = self.loc.expand(batch_shape), self.scale.expand(batch_shape)
         new = QuantizedLogistic(loc, scale, self.levels, validate_args=False)
         new._validate_args = self._validate_args

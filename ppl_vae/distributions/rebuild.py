@@ -33,16 +33,16 @@ _SUPERSEDED = {
 
 
 def rebuilt(fn: Any, change: Change, batch_shape: torch.Size | None = None) -> Any:
-    """Return a distribution of the same kind with changed arguments, in the same wrappers.
+    """Returns a distribution of the same kind with changed arguments, in the same wrappers.
 
     Args:
-        fn: the distribution.
-        change: called with each real argument (all except counts and those whose range depends on
+        fn: The distribution.
+        change: Called with each real argument (all except counts and those whose range depends on
             another), of shape `(*batch_shape, *event)`, and its constraint, always in the same order.
-        batch_shape: the batch shape that the arguments shall have; that of `fn` if None.
+        batch_shape: The batch shape that the arguments shall have; that of `fn` if None.
 
     Raises:
-        TypeError: the distribution does not list its arguments in `arg_constraints`.
+        TypeError: The distribution does not list its arguments in `arg_constraints`.
 
     Example:
         >>> normal = dist.Normal(torch.zeros(3), torch.ones(3)).to_event(1)

@@ -128,11 +128,11 @@ def fit_em(
     """
     for name, count in (("max_iterations", max_iterations), ("restarts", restarts)):
         if count < 1:
-            raise ValueError(f"{name} must be at least 1, not {count}")
+            raise ValueError(f"{name} must be at least 1, got {count}")
     if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if not tolerance >= 0:
-        raise ValueError(f"tolerance is in nats per row and must be >= 0, not {tolerance}")
+        raise ValueError(f"tolerance is in nats per row and must be >= 0, got {tolerance}")
     if restarts > 1 and not (initialize and hasattr(model, "initialize")):
         raise ValueError(
             f"restarts={restarts} needs a model with a method initialize(x, seed), and initialize=True"

@@ -34,14 +34,14 @@ from ppl_vae.pairs import (
 )
 
 _SLACK = {torch.float32: 1e-5, torch.float64: 1e-9}
-"""How far exact EM may fall by rounding, relative to 1 + |log p(x)|."""
+"""How far rounding may lower the bound of exact EM, relative to 1 + |log p(x)|."""
 
 
 class EMError(RuntimeError):
     """Exact EM has lowered the likelihood, or it is not finite: the model's E or M step is wrong.
 
     Attributes:
-        iteration: The iteration whose M step did.
+        iteration: The iteration whose M step lowered it.
         fall: By how much, nats per row; NaN if the likelihood is not finite.
     """
 
@@ -178,14 +178,14 @@ class EMLoop:
         return total / rows
 
     def _slack(self, bound: float) -> float:
-        """How far the bound may fall by rounding."""
+        """How far rounding may lower the bound."""
         kinds = {t.dtype for t in self.pair.state().values() if t.is_floating_point()}
         return max((_SLACK.get(k, 1e-2) for k in kinds), default=1e-5) * (1 + abs(bound))
 
     def _fell(
         self, steps: Steps, notes: Notes, iteration: int, before: float, after: float
     ) -> None:
-        """Refuses a fall of exact EM; notes one of gradient steps, which a smaller rate would mend."""
+        """Raises an error if exact EM lowered the bound; for gradient steps, adds a note instead."""
         if isinstance(steps, ClosedForm):
             raise EMError(
                 f"the bound fell by {before - after:.3g} nats per row at iteration {iteration}, from "
@@ -211,7 +211,7 @@ def choose_steps(pair: Pair, data: EMData, m_step: GradientSteps | None, hard: b
 
     Raises:
         PairError: There are none.
-        ValueError: The mode cannot be had.
+        ValueError: `hard` is set, but the mode of p(z | x) cannot be computed.
     """
     few = data.few(64)
     model = None if m_step else closed_form(pair.model)

@@ -63,8 +63,9 @@ class GradientSteps:
 
     Attributes:
         steps: Gradient steps per M step, each over all rows.
-        learning_rate: Of the optimizer.
-        optimizer: Makes one of a list of tensors and `lr`; its state is kept through all iterations.
+        learning_rate: Step size of the optimizer.
+        optimizer: Function of a list of tensors and `lr` that returns an optimizer, whose state is kept through
+            all iterations.
     """
 
     steps: int = 5
@@ -73,10 +74,10 @@ class GradientSteps:
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise ValueError(f"GradientSteps.steps must be at least 1, not {self.steps}")
+            raise ValueError(f"GradientSteps.steps must be at least 1, got {self.steps}")
         if not self.learning_rate > 0:
             raise ValueError(
-                f"GradientSteps.learning_rate must be positive, not {self.learning_rate}"
+                f"GradientSteps.learning_rate must be positive, got {self.learning_rate}"
             )
 
     def make(self, parameters: Iterable[Tensor]) -> Optimizer:
@@ -102,10 +103,10 @@ class StepSize:
     def __post_init__(self) -> None:
         if not 0.5 < self.exponent <= 1:
             raise ValueError(
-                f"StepSize.exponent must be above 0.5 and at most 1, not {self.exponent}"
+                f"StepSize.exponent must be above 0.5 and at most 1, got {self.exponent}"
             )
         if not self.delay >= 1:
-            raise ValueError(f"StepSize.delay must be at least 1, not {self.delay}")
+            raise ValueError(f"StepSize.delay must be at least 1, got {self.delay}")
 
     def __call__(self, step: int) -> float:
         return float((step + self.delay) ** -self.exponent)
@@ -164,7 +165,7 @@ class ByGradient(Steps):
 
     @abstractmethod
     def infer(self, batch: Batch) -> tuple[Any, Tensor]:
-        """q of a batch, in whatever form, and the sum of log p(x)."""
+        """q of a batch, in a form that the subclass chooses, and the sum of log p(x)."""
 
     @abstractmethod
     def expected_log_joint(self, batch: Batch, q: Any) -> Tensor:
@@ -287,7 +288,7 @@ class Draws(ByGradient):
 class ByGuide(Steps):
     """q by a guide: the E step moves its parameters to raise the bound, the M step the model's.
 
-    SVI moves both at once. A guide without parameters (`Exact`) needs no E step but to be called.
+    SVI moves both at once. The E step of a guide without parameters (`Exact`) only evaluates it.
     """
 
     def __init__(
@@ -315,7 +316,7 @@ class ByGuide(Steps):
     def expect(self, batches: Iterable[Batch]) -> float:
         self.batches = list(batches)
         if self.guide_optimizer is not None:
-            self._climb(self.guide_optimizer)
+            self._improve(self.guide_optimizer)
         with torch.no_grad():
             total = sum(float(self._loss(b).elbo) * num_rows(b) for b in self.batches)
         self.passes += 1
@@ -323,9 +324,9 @@ class ByGuide(Steps):
 
     def maximize(self) -> None:
         if self.model_optimizer is not None:
-            self._climb(self.model_optimizer)
+            self._improve(self.model_optimizer)
 
-    def _climb(self, optimizer: Optimizer) -> None:
+    def _improve(self, optimizer: Optimizer) -> None:
         n = sum(map(num_rows, self.batches))
         for _ in range(self.m_step.steps):
             for leaf in self.leaves:

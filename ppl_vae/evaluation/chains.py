@@ -54,7 +54,7 @@ class AnnealingSchedule:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
+                raise ValueError(f"{name} must be at least 1, got {value}")
 
     @property
     def betas(self) -> list[float]:

@@ -166,7 +166,7 @@ def evaluate(
         tensor([-1.2655, -1.5155, -2.2655])
     """
     if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, not {num_samples}")
+        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
     parts: list[dict[str, Tensor]] = []
     with opened(model, guide, x, seed=seed, progress=progress) as session:
         num_values, notes = _describe(session)

@@ -19,10 +19,10 @@ class Network(ABC):
 
     @abstractmethod
     def encoder(self, data_shape: Sequence[int]) -> nn.Module:
-        """Build the trunk of a guide.
+        """Builds the trunk of a guide.
 
         Args:
-            data_shape: shape of one row of the data, without batch dimensions.
+            data_shape: Shape of one row of the data, without batch dimensions.
 
         Returns:
             A module that maps `(*batch, *data_shape)` to `(*batch, out_features)` and has the
@@ -31,11 +31,11 @@ class Network(ABC):
 
     @abstractmethod
     def decoder(self, latent_dim: int, out_shape: Sequence[int]) -> nn.Module:
-        """Build the whole map from latents to the parameters of a likelihood.
+        """Builds the whole map from latents to the parameters of a likelihood.
 
         Args:
-            latent_dim: number of latent dimensions.
-            out_shape: shape of the output for one row, `(num_params, *data_shape)`.
+            latent_dim: Number of latent dimensions.
+            out_shape: Shape of the output for one row, `(num_params, *data_shape)`.
 
         Returns:
             A module that maps `(*batch, latent_dim)` to `(*batch, *out_shape)`.
@@ -43,22 +43,22 @@ class Network(ABC):
 
 
 def linear_head(encoder: nn.Module, num_outputs: int) -> nn.Linear:
-    """Build the layer from an encoder's features to a guide's outputs.
+    """Builds the layer from an encoder's features to a guide's outputs.
 
     Raises:
-        TypeError: the encoder does not have the integer attribute `out_features`.
+        TypeError: The encoder does not have the integer attribute `out_features`.
     """
     out_features = getattr(encoder, "out_features", None)
     if not isinstance(out_features, int):
         raise TypeError(
             f"the encoder {type(encoder).__name__} must have the integer attribute out_features "
-            f"(its number of outputs per row), came {out_features!r}"
+            f"(its number of outputs per row), got {out_features!r}"
         )
     return nn.Linear(out_features, num_outputs)
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """Bring half-precision outputs of a network to float32; leave float32 and float64 alone.
+    """Brings half-precision outputs of a network to float32; leaves float32 and float64 alone.
 
     Under mixed precision networks may return bfloat16 or float16, in which a sum of log densities
     over a picture would lose its leading digits.
@@ -67,6 +67,6 @@ def full_precision(x: Tensor) -> Tensor:
 
 
 def require_positive(name: str, values: Sequence[int]) -> None:
-    """Raise a ValueError unless all values are positive."""
+    """Raises a ValueError unless all values are positive."""
     if any(value < 1 for value in values):
-        raise ValueError(f"{name} must hold positive widths, came {tuple(values)}")
+        raise ValueError(f"{name} must hold positive widths, got {tuple(values)}")

@@ -27,9 +27,9 @@ class Convolutional(Network):
     evaluation mode (`module.eval()`) rows are independent.
 
     Args:
-        channels: output channels of each stage of the encoder; the decoder goes through them
+        channels: Output channels of each stage of the encoder; the decoder goes through them
             backwards.
-        hidden: width of the fully connected layer between the convolutions and the latents.
+        hidden: Width of the fully connected layer between the convolutions and the latents.
 
     Raises:
         ValueError: `channels` is empty, a width is not positive, or the data is not a picture.
@@ -119,10 +119,10 @@ class Batched(nn.Module):
     They are flattened into one, because convolutions and batch norm accept only one.
 
     Args:
-        net: maps `(n, *net_shape)` to anything of `(n, prod(out_shape))` elements.
-        in_shape: shape of one row of the input.
-        net_shape: shape of one row for `net`.
-        out_shape: shape of one row of the output.
+        net: Maps `(n, *net_shape)` to anything of `(n, prod(out_shape))` elements.
+        in_shape: Shape of one row of the input.
+        net_shape: Shape of one row for `net`.
+        out_shape: Shape of one row of the output.
     """
 
     def __init__(

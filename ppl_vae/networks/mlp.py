@@ -18,13 +18,13 @@ class MLP(Network):
     """Fully connected layers on the flattened data.
 
     Args:
-        hidden: widths of the hidden layers, in the encoder's order; the decoder goes through them
+        hidden: Widths of the hidden layers, in the encoder's order; the decoder goes through them
             backwards. If empty, the encoder only flattens and the decoder is one linear layer, so
             that the VAE is linear.
-        activation: class of the activation, for example `torch.nn.Softplus`.
+        activation: Class of the activation, for example `torch.nn.Softplus`.
 
     Raises:
-        ValueError: a width is not positive.
+        ValueError: A width is not positive.
 
     Example:
         >>> MLP(hidden=()).decoder(latent_dim=2, out_shape=(3,)).net

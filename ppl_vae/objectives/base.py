@@ -46,8 +46,8 @@ class Objective(ABC):
             over the batch, counts as max(free_bits, KL) (Kingma et al., arXiv:1606.04934). If the density of a
             site does not factorize over its dimensions, they form one group with free_bits times their number.
         num_particles: Samples of z per row, drawn in one vectorized run if the pair allows it.
-        why_no_free_bits: Why an objective has no free bits, to go on after "there are no free bits"; empty if
-            it has. A subclass sets it.
+        why_no_free_bits: If an objective has no free bits: the reason, appended to "there are no free bits" in
+            the error. Set by subclasses.
     """
 
     why_no_free_bits = ""
@@ -61,11 +61,11 @@ class Objective(ABC):
         if not isinstance(self.beta, Schedule):
             require_beta(name, "beta", self.beta)
         if not (self.free_bits >= 0 and math.isfinite(self.free_bits)):
-            raise ValueError(f"{name}: free_bits is in nats and must be >= 0, not {self.free_bits}")
+            raise ValueError(f"{name}: free_bits is in nats and must be >= 0, got {self.free_bits}")
         if self.free_bits and self.why_no_free_bits:
             raise ValueError(f"{name}: there are no free bits{self.why_no_free_bits}")
         if self.num_particles < 1:
-            raise ValueError(f"{name}: num_particles must be at least 1, not {self.num_particles}")
+            raise ValueError(f"{name}: num_particles must be at least 1, got {self.num_particles}")
 
     def beta_at(self, epoch: float) -> float:
         """beta after `epoch` epochs."""

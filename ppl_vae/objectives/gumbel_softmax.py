@@ -52,7 +52,7 @@ class GumbelSoftmaxELBO(Objective):
         super().__post_init__()
         if not self.temperature > 0:
             raise ValueError(
-                f"GumbelSoftmaxELBO: temperature must be positive, not {self.temperature}"
+                f"GumbelSoftmaxELBO: temperature must be positive, got {self.temperature}"
             )
 
     def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:

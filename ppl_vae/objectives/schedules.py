@@ -73,7 +73,7 @@ class Cyclical(Schedule):
         _require_positive("Cyclical", "period", self.period)
         _require_positive("Cyclical", "cycles", self.cycles)
         if not 0.0 < self.rise <= 1.0:
-            raise ValueError(f"Cyclical: rise is a share of the period in (0, 1], not {self.rise}")
+            raise ValueError(f"Cyclical: rise is a share of the period in (0, 1], got {self.rise}")
         require_beta("Cyclical", "start", self.start)
         require_beta("Cyclical", "end", self.end)
 
@@ -90,10 +90,10 @@ class Cyclical(Schedule):
 
 def _require_positive(owner: str, name: str, value: float) -> None:
     if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"{owner}: {name} must be positive, not {value}")
+        raise ValueError(f"{owner}: {name} must be positive, got {value}")
 
 
 def require_beta(owner: str, name: str, value: float) -> None:
     """Raises a ValueError unless `value` can be a weight of the KL."""
     if not (value >= 0 and math.isfinite(value)):
-        raise ValueError(f"{owner}: {name} is a weight of the KL and must be >= 0, not {value}")
+        raise ValueError(f"{owner}: {name} is a weight of the KL and must be >= 0, got {value}")

@@ -33,7 +33,7 @@ def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     the first tenth, so the first epochs may lie outside a panel.
 
     Args:
-        history: one mapping per epoch with `epoch`, and any of `elbo`, `rate`, `distortion`,
+        history: One mapping per epoch with `epoch`, and any of `elbo`, `rate`, `distortion`,
             `active_units`, the same names prefixed with `validation_`, and `beta`. A name may be absent
             from some epochs.
 
@@ -41,7 +41,7 @@ def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
         One panel per quantity, in nats per row, training and validation in each.
 
     Raises:
-        ValueError: if there is nothing to draw.
+        ValueError: There is nothing to draw.
 
     Example:
         >>> figure = learning_curves([{"epoch": 1, "elbo": -30.0}, {"epoch": 2, "elbo": -25.0}])
@@ -97,9 +97,9 @@ def khat_histogram(khat: ArrayLike | torch.Tensor, num_samples: int) -> Figure:
     Yao and Gabry, "Pareto Smoothed Importance Sampling", arXiv:1507.02646).
 
     Args:
-        khat: one k-hat per row, `(n,)`. Minus infinity (equal weights) is the best value; infinity
+        khat: One k-hat per row, `(n,)`. Minus infinity (equal weights) is the best value; infinity
             and NaN (k-hat cannot be estimated) count as too high.
-        num_samples: importance samples per row.
+        num_samples: Importance samples per row.
 
     Returns:
         A histogram with a line at this limit and, if the limit is lower, one at 0.7.

@@ -53,7 +53,7 @@ def bound_curves(
     is the mean of KL(q || p(z | x)) over rows. The vertical range leaves out the first tenth of each fit.
 
     Args:
-        histories: the history of each `EMFit`, by the name of the fit. Its rows have `bound`,
+        histories: The history of each `EMFit`, by the name of the fit. Its rows have `bound`,
             `log_likelihood` (NaN where it is unknown) and the quantities in `against`. The name "" is left
             out of the legend.
         against: `iteration`, or any of `passes`, `gradient_evaluations` and `seconds`. The axes of these
@@ -63,7 +63,7 @@ def bound_curves(
         One panel per quantity in `against`, all on one scale of nats.
 
     Raises:
-        ValueError: there is nothing to draw.
+        ValueError: There is nothing to draw.
 
     Example:
         >>> history = [{"iteration": i, "bound": -9 / (i + 1), "log_likelihood": -8.0} for i in range(5)]
@@ -152,14 +152,14 @@ def components(means: Tensor, weights: Tensor) -> Figure:
     """The components of a mixture, the heaviest first, each with its weight.
 
     Args:
-        means: means of the components, `(K, *event)`; at most 40 are shown.
-        weights: weights of the components, `(K,)`.
+        means: Means of the components, `(K, *event)`; at most 40 are shown.
+        weights: Weights of the components, `(K,)`.
 
     Returns:
         Pictures; for other data, a heat map with one line per component.
 
     Raises:
-        ValueError: the numbers of weights and of components differ.
+        ValueError: The numbers of weights and of components differ.
 
     Example:
         >>> import torch

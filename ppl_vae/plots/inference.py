@@ -37,16 +37,16 @@ def posterior_contours(
     mass.
 
     Args:
-        grid: the result of `posterior_grid`.
+        grid: The result of `posterior_grid`.
         guides: log q(z | x) on the same points, `(n, size, size)`, from `guide_on_grid`, by the name of the
             guide.
-        rows: which rows of the data to show, at most four.
+        rows: Which rows of the data to show, at most four.
 
     Returns:
         One line of panels per row of the data: the posterior alone, then one panel per guide.
 
     Raises:
-        ValueError: if the shapes differ, or there are more than four rows.
+        ValueError: The shapes differ, or there are more than four rows.
 
     Example:
         >>> import torch
@@ -171,7 +171,7 @@ def gaps_plot(gaps: Mapping[str, Gaps]) -> Figure:
     """The gap of each guide: from log p(x) to the best ELBO in its family, and from there to its ELBO.
 
     Args:
-        gaps: results of `inference_gaps` on the same rows, by the name of the guide.
+        gaps: Results of `inference_gaps` on the same rows, by the name of the guide.
 
     Returns:
         One bar per guide, on the scale of nats. It ends at log p(x) on the right and at the ELBO on the
@@ -180,7 +180,7 @@ def gaps_plot(gaps: Mapping[str, Gaps]) -> Figure:
         is hatched if log p(x) is unreliable on a tenth of the rows or more; its gap is then likely larger.
 
     Raises:
-        ValueError: if there are no guides, or their numbers of rows differ.
+        ValueError: There are no guides, or their numbers of rows differ.
 
     Example:
         >>> import torch

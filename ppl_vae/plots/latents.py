@@ -31,9 +31,9 @@ def kl_per_dimension(
     (Burda, Grosse and Salakhutdinov, "Importance Weighted Autoencoders", arXiv:1509.00519).
 
     Args:
-        kl: mean KL of each latent dimension, `(latent_dim,)`, in nats.
-        mean_variance: variance over rows of the posterior means, `(latent_dim,)`.
-        threshold: variance above which a dimension counts as active.
+        kl: Mean KL of each latent dimension, `(latent_dim,)`, in nats.
+        mean_variance: Variance over rows of the posterior means, `(latent_dim,)`.
+        threshold: Variance above which a dimension counts as active.
 
     Returns:
         Two panels with the dimensions in one order: KL, and the variance with the threshold.
@@ -87,10 +87,10 @@ def aggregate_posterior(
     Where they differ, samples from the prior decode latents that no data row has.
 
     Args:
-        z: one draw from q(z | x) per row, `(n, latent_dim)`.
-        prior: draws from p(z), `(m, latent_dim)`.
-        kl: mean KL of each latent dimension, `(latent_dim,)`; the two largest are shown.
-        labels: a class for each row, `(n,)`, which colors the points.
+        z: One draw from q(z | x) per row, `(n, latent_dim)`.
+        prior: Draws from p(z), `(m, latent_dim)`.
+        kl: Mean KL of each latent dimension, `(latent_dim,)`; the two largest are shown.
+        labels: A class for each row, `(n,)`, which colors the points.
 
     Returns:
         Points in the plane of two dimensions, contours around 50 and 95 percent of the prior's

@@ -30,15 +30,15 @@ def reconstructions(x: ArrayLike | torch.Tensor, x_mean: ArrayLike | torch.Tenso
     """Inputs beside their reconstructions.
 
     Args:
-        x: data `(n, *event)`; at most the first 24 rows are shown.
-        x_mean: their reconstructions E[x | z], in the same shape and order.
+        x: Data `(n, *event)`; at most the first 24 rows are shown.
+        x_mean: Their reconstructions E[x | z], in the same shape and order.
 
     Returns:
         Pictures: each row of inputs above the row of its reconstructions, on one scale of values.
         Other data: two heat maps side by side.
 
     Raises:
-        ValueError: if the shapes differ.
+        ValueError: The shapes differ.
 
     Example:
         >>> figure = reconstructions(torch.rand(8, 5, 5), torch.rand(8, 5, 5))
@@ -112,8 +112,8 @@ def manifold(decode_mean: Decoder, *, size: int = 15) -> Figure:
     arXiv:1312.6114, figure 4).
 
     Args:
-        decode_mean: maps latents `(size * size, 2)` to means of p(x | z), `(size * size, *event)`.
-        size: tiles per side.
+        decode_mean: Maps latents `(size * size, 2)` to means of p(x | z), `(size * size, *event)`.
+        size: Tiles per side.
 
     Returns:
         A square of tiles; z[0] grows to the right and z[1] upwards.
@@ -144,8 +144,8 @@ def traversals(decode_mean: Decoder, kl: ArrayLike | torch.Tensor) -> Figure:
     """What each latent dimension does: it moves from -3 to 3, with the others at 0.
 
     Args:
-        decode_mean: maps latents `(m, latent_dim)` to means of p(x | z), `(m, *event)`.
-        kl: mean KL of each latent dimension, `(latent_dim,)`, in nats; the dimensions with the
+        decode_mean: Maps latents `(m, latent_dim)` to means of p(x | z), `(m, *event)`.
+        kl: Mean KL of each latent dimension, `(latent_dim,)`, in nats; the dimensions with the
             largest (at most ten) are shown, the largest first.
 
     Returns:

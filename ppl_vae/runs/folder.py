@@ -33,7 +33,7 @@ PLOTS = "plots"
 CHECKPOINTS = "checkpoints"
 
 _DIGEST = "table_sha256"
-"""In a result's file: of which content the table beside it must be."""
+"""Key in a result's file: the digest of the table beside it."""
 
 _RESULTS = (
     *(WEIGHTS, METRICS, EVALUATION, DIAGNOSIS, ANNEALED, GAPS, POSTERIOR, PLOTS, CHECKPOINTS),
@@ -114,10 +114,12 @@ def read_config(path: Path) -> dict[str, Any]:
         CorruptFileError: The file is not a configuration of a run.
     """
     if not path.is_dir():
-        raise FileNotFoundError(f"there is no run folder {path}")
+        raise FileNotFoundError(
+            f"there is no run folder {path}: check the path (`ppl-vae train` makes runs below runs/)"
+        )
     file = path / CONFIG
     if not file.is_file():
-        raise FileNotFoundError(f"{path} is not a run: it holds no {CONFIG}")
+        raise FileNotFoundError(f"{path} is not a run: it holds no {CONFIG}; check the path")
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -183,11 +185,11 @@ def write_results(
 
 
 def describe_rows(x: Tensor, name: str = "rows", split: str = "") -> dict[str, Any]:
-    """What identifies rows: results of equal content can be compared row by row.
+    """Describes rows: results for rows of equal content can be compared row by row.
 
     Args:
         x: The rows, `(n, ...)`.
-        name: What to call them in messages.
+        name: Their name in messages.
         split: Which part of a data set they are.
 
     Returns:

@@ -83,7 +83,7 @@ def make_fabric(
     from lightning_fabric import Fabric
 
     if precision not in get_args(Precision):
-        raise ValueError(f"precision must be one of {get_args(Precision)}, not {precision!r}")
+        raise ValueError(f"precision must be one of {get_args(Precision)}, got {precision!r}")
     chosen = resolve_device(device)
     several = num_processes * num_nodes > 1
     if several and chosen.index is not None:

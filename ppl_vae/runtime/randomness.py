@@ -67,7 +67,7 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
 
 @contextmanager
 def preserve_random_state() -> Iterator[None]:
-    """Whatever is drawn inside, every global generator is afterwards as it was before."""
+    """Restores the state of every global generator afterwards, whatever is drawn inside."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
     with torch.random.fork_rng():
         try:

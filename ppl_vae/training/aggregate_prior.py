@@ -45,7 +45,7 @@ def refit_prior(
         prior: The new prior: `DiagonalNormal()`, `MixturePrior(20)`, `FlowPrior()`, or any description whose
             module has a method `fit_to(mean, variance, draws)`.
         num_draws: Draws from each row's q(z | x).
-        seed: Of draws and starts; None draws from torch's global generator.
+        seed: Seed for draws and starts; None draws from torch's global generator.
         progress: Whether to show a progress bar; None shows one on a terminal.
 
     Returns:
@@ -66,7 +66,7 @@ def refit_prior(
         (torch.Size([2]), tensor([0., 0.]))
     """
     if num_draws < 2:
-        raise ValueError(f"num_draws must be at least 2, not {num_draws}")
+        raise ValueError(f"num_draws must be at least 2, got {num_draws}")
     old = getattr(model, "prior", None)
     if not isinstance(old, nn.Module):
         raise TypeError(
@@ -95,7 +95,7 @@ def _posteriors(session: Session, num_draws: int) -> tuple[Tensor, Tensor, Tenso
     site = layout.latents[0] if len(layout.latents) == 1 else None
     if site is None or sample_rows(pair, layout, session.first, 1).latents[site].dim() != 3:
         raise ValueError(
-            "refit_prior needs a guide that samples one vector a row, but the latents of a row are "
+            "refit_prior needs a guide that samples one vector per row, but the latents of a row are "
             f"{', '.join(layout.latents) or 'none'}"
         )
     parts: list[tuple[Tensor, Tensor, Tensor]] = []

@@ -47,7 +47,7 @@ def divergence(
             rows = rows_not_finite(data, dim)
             shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
             where_in = f"rows {shown} of the batch, counted from 0" if rows else "the batch"
-            advice = f"They are in {where_in}: remove or mend them, or the transform"
+            advice = f"They are in {where_in}: remove or repair these rows, or the transform"
             break
     kept = f"; the last good checkpoint is in {folder}/checkpoints" if folder else ""
     return DivergenceError(

@@ -157,11 +157,11 @@ def fit(
         ("patience", patience),
     ):
         if count is not None and not isinstance(count, Integral):
-            raise TypeError(f"{name} must be a whole number, not {count!r}")
+            raise TypeError(f"{name} must be a whole number, got {count!r}")
     if max_epochs < 1:
-        raise ValueError(f"max_epochs must be at least 1, not {max_epochs}")
+        raise ValueError(f"max_epochs must be at least 1, got {max_epochs}")
     if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if patience is not None and (validation is None or patience < 1):
         raise ValueError(
             "early stopping watches the held-out ELBO: give validation rows, and a patience of at least 1"
@@ -172,7 +172,7 @@ def fit(
         raise ValueError("tensorboard=True needs a run_dir to write to")
     for name, number in (("learning_rate", learning_rate), ("clip_grad_norm", clip_grad_norm)):
         if number is not None and not (number > 0 and math.isfinite(number)):
-            raise ValueError(f"{name} must be positive, not {number}")
+            raise ValueError(f"{name} must be positive, got {number}")
     pair = Pair(model, guide)
     batches = Batches(x, pair)
     held_out = None if validation is None else Batches(validation, pair)

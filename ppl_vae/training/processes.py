@@ -70,7 +70,7 @@ class Processes:
     ) -> tuple[DivergenceError | None, bool]:
         """Sums the gradients of all processes; each has weighted its own by its share of the rows.
 
-        Two flags travel with them, which saves messages of their own: whether a process has diverged, so
+        Two flags are sent along, which saves separate messages: whether a process has diverged, so
         that all of them stop, and whether the first one's checkpoint is due, in which all take part.
 
         Returns:

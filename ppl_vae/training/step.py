@@ -34,7 +34,7 @@ by the number of steps, not by the time they take: a resumed training must make 
 
 
 class Gradients(NamedTuple):
-    """What the gradients of a batch came with; they themselves are in `leaf.grad`.
+    """Metrics and loss of a batch; its gradients are in `leaf.grad`.
 
     Attributes:
         metrics: Those of `STEP_METRICS`, by name; empty if there is no batch.
@@ -177,7 +177,7 @@ class Step:
         )
         if diverged is not None:
             raise diverged
-        by_pyro = found.loss is not None  # a recording's metrics tell of its gradients
+        by_pyro = found.loss is not None  # a recording's metrics show whether its gradients are finite
         if by_pyro or self.processes.count > 1 or self.clip_grad_norm is not None:
             self._check_and_clip(found.loss, progress)
         self.optimizer.step()
