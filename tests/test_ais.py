@@ -831,7 +831,7 @@ def test_latents_of_all_rows_are_refused_by_name() -> None:
 def test_numbers_must_be_positive(name: str) -> None:
     options: dict[str, Any] = {name: 0}
     for function in (annealed_importance_sampling, bidirectional_monte_carlo):
-        with pytest.raises(ValueError, match=f"{name} must be at least 1, not 0"):
+        with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
             function(normal_normal, None, torch.ones(3), **options)
 
 

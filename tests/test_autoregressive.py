@@ -130,11 +130,11 @@ def test_evaluates_saves_loads_and_exports(tmp_path: Path) -> None:
 
 
 def test_wrong_arguments_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"at least two values .* came data_shape \(1,\) and 2"):
+    with pytest.raises(ValueError, match=r"at least two values .* got data_shape \(1,\) and 2"):
         Autoregressive((1,))
-    with pytest.raises(ValueError, match=r"at least two categories, came .* and 1 categories"):
+    with pytest.raises(ValueError, match=r"at least two categories, got .* and 1 categories"):
         Autoregressive((4,), categories=1)
-    with pytest.raises(ValueError, match=r"hidden must be positive, came \(8, 0\)"):
+    with pytest.raises(ValueError, match=r"hidden must hold positive widths, got \(8, 0\)"):
         Autoregressive((4,), hidden=(8, 0))
     model = Autoregressive((4,))
     with pytest.raises(ValueError, match=r"data of shape \(n, 4\), but x has shape \(5, 3\)"):

@@ -290,9 +290,9 @@ def test_gumbel_softmax_refuses_what_it_cannot_relax(
 
 
 def test_wrong_options_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"components must be at least 1, came 0"):
+    with pytest.raises(ValueError, match=r"components must be at least 1, got 0"):
         CategoricalEncoder((2,), components=0)
-    with pytest.raises(ValueError, match=r"temperature must be positive, not 0"):
+    with pytest.raises(ValueError, match=r"temperature must be positive, got 0"):
         GumbelSoftmaxELBO(temperature=0.0)
     with pytest.raises(ValueError, match=r"no free bits"):
         GumbelSoftmaxELBO(free_bits=0.1)

@@ -626,7 +626,7 @@ MISTAKES = [
     (["train", "--device", "gpu"], 1, "device='gpu': expected 'auto', 'cpu', 'cuda'"),
     (["evaluate", "{first}", "--device", "cuda"], 1, "device='cuda', but torch sees no GPU"),
     (["diagnose", "{first}", "--device", "cuda:x"], 1, "the GPU's number is expected"),
-    (["train", "--model.latent_dim", "-3"], 1, "VAE.latent_dim must be at least 1, came -3"),
+    (["train", "--model.latent_dim", "-3"], 1, "VAE.latent_dim must be at least 1, got -3"),
     (["train", "--config", "nothing.yaml"], 2, "--config: file does not exist"),
     (["train", "--data", "digit"], 1, "Did you mean 'digits'?"),
     (["train", "--guide", "Exact"], 1, "Exact needs a model with a closed-form posterior(x)"),
@@ -677,8 +677,8 @@ def test_mistakes_are_told_in_a_line(
 @pytest.mark.parametrize(
     ("option", "error", "message"),
     [
-        ({"max_epochs": 1.5}, TypeError, "max_epochs must be a whole number, not 1.5"),
-        ({"batch_size": 8.0}, TypeError, "batch_size must be a whole number, not 8.0"),
+        ({"max_epochs": 1.5}, TypeError, "max_epochs must be a whole number, got 1.5"),
+        ({"batch_size": 8.0}, TypeError, "batch_size must be a whole number, got 8.0"),
         ({"device": "gpu"}, ValueError, "device='gpu': expected 'auto'"),
         ({"device": "cuda:2"}, ValueError, "the last GPU that torch sees is 'cuda:1'"),
     ],

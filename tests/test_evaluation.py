@@ -197,7 +197,7 @@ def test_a_single_sample_is_the_elbo_and_says_that_it_knows_no_error() -> None:
 
 def test_senseless_arguments_are_refused() -> None:
     model, x = random_pca(4)
-    with pytest.raises(ValueError, match="num_samples must be at least 1, not 0"):
+    with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
         evaluate(model, Exact(model), x, num_samples=0)
     with pytest.raises(ValueError, match="x has no rows"):
         evaluate(model, Exact(model), x[:0])

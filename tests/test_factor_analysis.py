@@ -155,9 +155,9 @@ def test_a_value_that_never_varies_is_held_at_the_least_sigma() -> None:
 
 
 def test_wrong_arguments_are_named() -> None:
-    with pytest.raises(ValueError, match=r"FactorAnalysis\.latent_dim must be at least 1, came 0"):
+    with pytest.raises(ValueError, match=r"FactorAnalysis\.latent_dim must be at least 1, got 0"):
         FactorAnalysis((3,), 0)
-    with pytest.raises(ValueError, match=r"FactorAnalysis\.min_scale must be positive, came 0"):
+    with pytest.raises(ValueError, match=r"FactorAnalysis\.min_scale must be positive, got 0"):
         FactorAnalysis((3,), 1, min_scale=0.0)
     with pytest.raises(ValueError, match=r"data of shape \(n, 2, 3\), but x has shape \(5, 6\)"):
         made().log_evidence(torch.zeros(5, 6))

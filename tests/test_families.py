@@ -295,13 +295,13 @@ def test_under_autocast_a_flow_keeps_its_precision(family: str) -> None:
         ),
         (
             lambda: guides.NeuralSpline((3,), 2, hidden=(4, 0)),
-            r"NeuralSpline.hidden .* came \(4, 0\)",
+            r"NeuralSpline.hidden .* got \(4, 0\)",
         ),
         (
             lambda: guides.NeuralSpline((3,), 2, bins=1),
-            "NeuralSpline.bins must be at least 2, came 1",
+            "NeuralSpline.bins must be at least 2, got 1",
         ),
-        (lambda: guides.LowRank((3,), 2, rank=0), "LowRank.rank must be at least 1, came 0"),
+        (lambda: guides.LowRank((3,), 2, rank=0), "LowRank.rank must be at least 1, got 0"),
         (lambda: guides.MixtureOfGaussians((3,), 2, components=0), "components must be at least 1"),
     ],
 )

@@ -736,7 +736,7 @@ def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
         ({"patience": 0, "validation": HELD_OUT}, ValueError, "patience of at least 1"),
         ({"resume": True}, ValueError, "run_dir"),
         ({"tensorboard": True}, ValueError, "run_dir"),
-        ({"learning_rate": 0.0}, ValueError, "learning_rate must be positive, not 0"),
+        ({"learning_rate": 0.0}, ValueError, "learning_rate must be positive, got 0"),
         ({"learning_rate": -1.0}, ValueError, "learning_rate must be positive"),
         ({"clip_grad_norm": 0.0}, ValueError, "clip_grad_norm must be positive"),
         ({"objective": "elbo"}, TypeError, "objective is a str"),

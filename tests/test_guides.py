@@ -263,7 +263,7 @@ def test_one_latent_dimension() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("latent_dim", [0, -3])
 def test_a_latent_needs_a_dimension(kind: type[Any], latent_dim: int) -> None:
-    message = rf"^{kind.__name__}\.latent_dim must be at least 1, came {latent_dim}$"
+    message = rf"^{kind.__name__}\.latent_dim must be at least 1, got {latent_dim}$"
     with pytest.raises(ValueError, match=message):
         kind(SHAPE, latent_dim)
 

@@ -493,7 +493,7 @@ def test_errors_say_what_is_wrong() -> None:
         model.log_evidence(x[..., 0])
     with pytest.raises(ValueError, match="lengths must lie between 1 and 4, the steps of x"):
         model.log_evidence(x, torch.tensor([5, 1, 1, 1, 1]))
-    with pytest.raises(ValueError, match=r"lengths must be whole numbers, came torch.float32"):
+    with pytest.raises(ValueError, match=r"lengths must be whole numbers, got torch.float32"):
         model.log_evidence(x, torch.ones(5))
     with pytest.raises(ValueError, match=r"lengths must have shape \(5,\)"):
         model.log_evidence(x, torch.tensor([4, 4]))

@@ -240,7 +240,7 @@ def test_the_objective_follows_the_order_of_the_sites() -> None:
 
 @pytest.mark.parametrize("dims", [(3,), (3, 2, 1), (0, 2), (3, 0)], ids=str)
 def test_wrong_dimensions(dims: tuple[int, ...]) -> None:
-    message = r"latent_dims must be two positive numbers, those of z1 and z2, came"
+    message = r"latent_dims must be two positive numbers, those of z1 and z2, got"
     model = HierarchicalVAE((D,), DIMS, LINEAR)
     with pytest.raises(ValueError, match=f"HierarchicalVAE.{message}"):
         HierarchicalVAE((D,), dims)

@@ -132,14 +132,14 @@ def test_half_precision_features_are_scored_in_float32(make: Callable[[], Likeli
 def test_wrong_features_are_named(make: Callable[[], Likelihood], shape: tuple[int, ...]) -> None:
     likelihood = make()
     name = type(likelihood).__name__
-    with pytest.raises(ValueError, match=rf"{name} needs features of shape .*came \({shape[0]},"):
+    with pytest.raises(ValueError, match=rf"{name} needs features of shape .*got \({shape[0]},"):
         likelihood(torch.zeros(shape), 1)
 
 
 def test_bad_arguments_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"Binomial\.total_count must be at least 1, came 0"):
+    with pytest.raises(ValueError, match=r"Binomial\.total_count must be at least 1, got 0"):
         Binomial(0)
-    with pytest.raises(ValueError, match=r"\AGaussian\.sigma must be positive, came 0\.0"):
+    with pytest.raises(ValueError, match=r"\AGaussian\.sigma must be positive, got 0\.0"):
         Gaussian(0.0)
     with pytest.raises(ValueError, match=r"LearnedGaussian\.initial_sigma must be positive"):
         LearnedGaussian(-1.0)

@@ -202,9 +202,9 @@ def test_fewer_different_rows_than_components_are_survived() -> None:
 
 
 def test_wrong_arguments_are_named() -> None:
-    with pytest.raises(ValueError, match=r"MixtureOfPCA\.components must be at least 1, came 0"):
+    with pytest.raises(ValueError, match=r"MixtureOfPCA\.components must be at least 1, got 0"):
         MixtureOfPCA((3,), 1, 0)
-    with pytest.raises(ValueError, match=r"MixtureOfPCA\.latent_dim must be at least 1, came 0"):
+    with pytest.raises(ValueError, match=r"MixtureOfPCA\.latent_dim must be at least 1, got 0"):
         MixtureOfPCA((3,), 0, 1)
     with pytest.raises(ValueError, match="3 components, but x has 2 rows"):
         MixtureOfPCA((3,), 1, 3).initialize(torch.zeros(2, 3), seed=0)

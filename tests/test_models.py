@@ -413,13 +413,13 @@ def test_without_discarded_variance() -> None:
 @pytest.mark.parametrize("kind", [VAE, ProbabilisticPCA])
 @pytest.mark.parametrize("latent_dim", [0, -3])
 def test_a_latent_needs_a_dimension(kind: type[VAE | ProbabilisticPCA], latent_dim: int) -> None:
-    message = rf"^{kind.__name__}\.latent_dim must be at least 1, came {latent_dim}$"
+    message = rf"^{kind.__name__}\.latent_dim must be at least 1, got {latent_dim}$"
     with pytest.raises(ValueError, match=message):
         kind((3,), latent_dim)
 
 
 def test_bad_arguments_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"ProbabilisticPCA\.sigma must be positive, came 0\.0"):
+    with pytest.raises(ValueError, match=r"ProbabilisticPCA\.sigma must be positive, got 0\.0"):
         ProbabilisticPCA((3,), sigma=0.0)
-    with pytest.raises(ValueError, match="beta must be positive, came 0"):
+    with pytest.raises(ValueError, match="beta must be positive, got 0"):
         ProbabilisticPCA((3,)).maximum_likelihood(torch.randn(9, 3), beta=0)

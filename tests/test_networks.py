@@ -142,11 +142,11 @@ def test_wrong_shape_is_named(network: Network) -> None:
 
 
 def test_bad_descriptions_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"MLP\.hidden must hold positive widths, came \(3, 0\)"):
+    with pytest.raises(ValueError, match=r"MLP\.hidden must hold positive widths, got \(3, 0\)"):
         MLP(hidden=(3, 0))
     with pytest.raises(ValueError, match=r"Convolutional\.channels is empty"):
         Convolutional(channels=())
-    with pytest.raises(ValueError, match=r"Convolutional\.hidden must hold positive widths"):
+    with pytest.raises(ValueError, match=r"Convolutional\.hidden must be at least 1"):
         Convolutional(hidden=0)
     with pytest.raises(ValueError, match=r"needs pictures .* shape is \(5,\); use MLP"):
         Convolutional().encoder((5,))

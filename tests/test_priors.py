@@ -206,7 +206,7 @@ def test_vamp_prior_says_what_it_lacks() -> None:
             model.prior()
     with pytest.raises(TypeError, match=r"which runs the model"):
         model(torch.rand(3, *SHAPE).round())  # inside of the plate
-    with pytest.raises(ValueError, match="came 3 rows"):
+    with pytest.raises(ValueError, match="got 3 rows"):
         model.prior.start_at(torch.rand(3, *SHAPE))
     with pytest.raises(ValueError, match="low and high"):
         model.prior.start_at(16 * torch.rand(9, *SHAPE))

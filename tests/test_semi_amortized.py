@@ -273,9 +273,9 @@ def test_a_site_outside_of_the_rows_is_named() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"latent_dim": 0}, "latent_dim must be at least 1, came 0"),
-        ({"steps": -1}, "steps must be at least 0, came -1"),
-        ({"step_size": 0.0}, "step_size must be positive, came 0"),
+        ({"latent_dim": 0}, "latent_dim must be at least 1, got 0"),
+        ({"steps": -1}, "steps must be at least 0, got -1"),
+        ({"step_size": 0.0}, "step_size must be positive, got 0"),
         ({"num_samples": 3}, "num_samples must be an even number"),
     ],
 )
