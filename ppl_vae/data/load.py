@@ -12,14 +12,9 @@ import torch
 from torch import Generator, Tensor
 
 from ppl_vae.data.arrays import read_arrays
-from ppl_vae.data.sources import (
-    TORCHVISION,
-    Part,
-    Source,
-    read_digits,
-    read_folder,
-    read_torchvision,
-)
+from ppl_vae.data.folders import read_folder
+from ppl_vae.data.sources import Part, Source, read_digits
+from ppl_vae.data.torchvision_sets import TORCHVISION, read_torchvision
 from ppl_vae.data.transforms import Binarization, Dequantization
 
 TEST_FRACTION = 0.2

@@ -1,0 +1,117 @@
+"""Folders of pictures as sources of data."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ppl_vae.data.sources import Part, Source
+
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif")
+"""Endings of the file names of pictures, in small or capital letters."""
+
+_PIL_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+"""What PIL raises for a broken picture."""
+
+
+def _picture_files(folder: Path) -> list[Path]:
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in PICTURES and not path.name.startswith(".") and path.is_file()
+    )
+    if not files:
+        raise ValueError(f"no pictures in the folder {folder}: looked for {', '.join(PICTURES)}")
+    return files
+
+
+def _broken(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"the picture {path} cannot be read: {error}. Repair or remove it")
+
+
+def _picture_mode(files: list[Path]) -> tuple[str, tuple[int, int]]:
+    """The mode and size (width, height) that all pictures share, from their headers alone."""
+    sizes: dict[tuple[int, int], list[Path]] = defaultdict(list)
+    gray = True
+    for path in files:
+        try:
+            with Image.open(path) as image:
+                mode, size = image.mode, image.size
+        except _PIL_ERRORS as error:
+            raise _broken(path, error) from error
+        if mode.startswith(("I", "F")):
+            raise ValueError(
+                f"the picture {path} has more than 8 bits per channel (mode {mode}); "
+                "convert it to 8 bits, or save the values as an .npy array"
+            )
+        gray = gray and mode in ("1", "L", "LA")
+        sizes[size].append(path)
+    if len(sizes) > 1:
+        counts = sorted(sizes.items(), key=lambda item: -len(item[1]))
+        listed = ", ".join(f"{w} x {h} ({len(p)} files, as {p[0]})" for (w, h), p in counts[:3])
+        raise ValueError(
+            f"pictures differ in size (width x height): {listed}"
+            f"{', ...' if len(counts) > 3 else ''}. Resize or crop them to one size"
+        )
+    return ("L" if gray else "RGB"), next(iter(sizes))
+
+
+def _read_pictures(files: list[Path], mode: str, size: tuple[int, int]) -> Tensor:
+    channels = 1 if mode == "L" else 3
+    x = np.empty((len(files), size[1], size[0], channels), dtype=np.uint8)
+    for row, path in zip(x, files, strict=True):
+        try:
+            with Image.open(path) as image:
+                # With a transparent palette, PIL asks for an explicit conversion to RGBA.
+                opaque = image.convert("RGBA") if "transparency" in image.info else image
+                row[:] = np.asarray(opaque.convert(mode)).reshape(row.shape)
+        except _PIL_ERRORS as error:
+            raise _broken(path, error) from error
+    return torch.from_numpy(x).permute(0, 3, 1, 2)
+
+
+def read_folder(folder: Path) -> Source:
+    """Reads the pictures below a folder, in sorted order; RGB, or one channel if all are gray.
+
+    If it holds `train/` and `test/`, they are the split. The sub-folders that hold the pictures
+    give the labels 0, 1, ..., in alphabetical order. If any picture is outside of a sub-folder,
+    there are no labels.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        FileNotFoundError: It does not exist.
+        NotADirectoryError: It is a file.
+        ValueError: It holds no pictures, a broken picture, or pictures that differ in size.
+    """
+    if not folder.exists():
+        raise FileNotFoundError(f"the folder {folder.absolute()} does not exist")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; folder:PATH expects a folder of pictures")
+    found = [name for name in ("train", "test") if (folder / name).is_dir()]
+    if len(found) == 1:
+        missing = "test" if found == ["train"] else "train"
+        raise ValueError(
+            f"the folder {folder} holds {found[0]}/ but not {missing}/: a split needs "
+            f"both; to use one of them alone, give folder:{folder / found[0]}"
+        )
+    roots = [folder / name for name in found] or [folder]
+    listings = [_picture_files(root) for root in roots]
+    mode, size = _picture_mode([path for files in listings for path in files])
+
+    inner = [
+        [p.relative_to(r).parts for p in files] for r, files in zip(roots, listings, strict=True)
+    ]
+    labeled = all(len(path) > 1 for paths in inner for path in paths)
+    classes = sorted({path[0] for paths in inner for path in paths})
+    parts = []
+    for files, paths in zip(listings, inner, strict=True):
+        labels = torch.tensor([classes.index(p[0]) for p in paths]) if labeled else None
+        parts.append(Part(_read_pictures(files, mode, size), labels))
+    return Source(parts[0], parts[1] if len(parts) > 1 else None, levels=256)
