@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from ppl_vae.runs.run import Run
-from ppl_vae.stats import Estimate, as_columns
+from ppl_vae.stats import Estimate, Result
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Result):
     """Runs that were evaluated on the same rows, and their differences from the first of them.
 
-    Args:
+    Attributes:
         names: Names of the runs.
         evaluations: Contents of their evaluation.json files.
         values: The per-row values of their evaluations.
@@ -84,28 +84,34 @@ class Comparison:
                 }
         return result
 
-    def __str__(self) -> str:
+    def table(self) -> list[list[str]]:
+        """One line per run."""
         head = ["run", "ELBO", "rate", "distortion", "log p(x)", "bits/dim", "active"]
         head += ["Δ ELBO", "Δ log p(x)"]
-        lines = [head]
+        rows = [head]
         for i, (name, e) in enumerate(zip(self.names, self.evaluations, strict=True)):
-            line = [name]
-            line += [
-                f"{e[q]['mean']:.2f}" for q in ("elbo", "rate", "distortion", "log_likelihood")
-            ]
-            line += [f"{e['bits_per_dim']['mean']:.4f}", self.active_units[i]]
+            row = [name]
+            row += [f"{e[q]['mean']:.2f}" for q in ("elbo", "rate", "distortion", "log_likelihood")]
+            row += [f"{e['bits_per_dim']['mean']:.4f}", self.active_units[i]]
             for quantity in ("elbo", "log_likelihood"):
                 d = self.difference(quantity, i)
-                line.append("-" if i == 0 else f"{d.mean:+.2f} ± {d.standard_error:.2f}")
-            lines.append(line)
+                row.append("-" if i == 0 else f"{d.mean:+.2f} ± {d.standard_error:.2f}")
+            rows.append(row)
+        return rows
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Nothing: all numbers are in the table."""
+        return []
+
+    def footnotes(self) -> list[str]:
+        """What the numbers in the table are."""
         n = len(self.values[0]["elbo"])
         samples = sorted({e["num_samples"] for e in self.evaluations})
-        text = as_columns(lines)
-        return (
-            f"{text}\n\nnats per row, {n} rows, log p(x) by importance sampling with "
+        return [
+            f"nats per row, {n} rows, log p(x) by importance sampling with "
             f"{' / '.join(map(str, samples))} samples; Δ: difference from {self.names[0]} and its standard "
             "error from paired rows"
-        )
+        ]
 
 
 def _cannot(run: Run, lack: str) -> ValueError:

@@ -63,11 +63,12 @@ class Result(ABC):
         """The summary as plain numbers, for JSON."""
 
     def __str__(self) -> str:
-        above = [as_columns(self.table()), ""] if self.table() else []
-        return "\n".join([*above, as_lines(self.lines()), *self.footnotes()])
+        table, lines = self.table(), self.lines()
+        below = [*([as_lines(lines)] if lines else []), *self.footnotes()]
+        return "\n\n".join([*([as_columns(table)] if table else []), "\n".join(below)])
 
     def _repr_html_(self) -> str:
-        above = _html_table(self.table(), header=True) if self.table() else ""
+        above = _html_table(self.table(), header=True)
         below = "".join(f"<p>{html.escape(text)}</p>" for text in self.footnotes())
         return above + _html_table([list(line) for line in self.lines()]) + below
 
@@ -180,7 +181,9 @@ def as_columns(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _html_table(rows: Sequence[Sequence[str]], header: bool = False) -> str:
-    """An HTML table with a bold first column, and a bold first row if it is a header; all left-aligned."""
+    """An HTML table with a bold first column, and a bold first row if it is a header; empty without rows."""
+    if not rows:
+        return ""
     shown = []
     for i, row in enumerate(rows):
         kinds = ["th" if j == 0 or (header and i == 0) else "td" for j in range(len(row))]
