@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +21,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.constraints import Constraint
 
-from ppl_vae.distributions import (
-    rebuilt,
-)
+from ppl_vae.distributions import rebuilt
 from ppl_vae.pairs import Batch, Layout, Pair, PairError, Program, Site, Trace, as_args, num_rows
 
 
@@ -83,9 +82,10 @@ def own_family(pair: Pair, layout: Layout, batch: Batch) -> RowFamily:
     args = as_args(batch)
     with torch.no_grad():
         trace = poutine.trace(pair.guide).get_trace(*args)
-    if hasattr(pair.guide, "amortize") and hasattr(pair.guide, "family") and _is_alone(layout):
+    amortize = _amortize_of(pair.guide)
+    if amortize is not None and hasattr(pair.guide, "family") and _is_alone(layout):
         with torch.no_grad():
-            numbers = pair.guide.amortize(*args).clone().requires_grad_()
+            numbers = amortize(*args).clone().requires_grad_()
         family = pair.guide.family
         site = trace.nodes[layout.draws[0]]
         program = _Sites({layout.draws[0]: (site, lambda: family(numbers))})
@@ -122,6 +122,19 @@ def normal_family(
         for i, (name, site) in enumerate(sites.items())
     }
     return RowFamily(_Sites(made), (mean, log_scale), (0, 0))
+
+
+def _amortize_of(guide: Program) -> Callable[..., Tensor] | None:
+    """The guide's method `amortize`, also under the name that it had in version 0.1; None if it has none."""
+    old: Callable[..., Tensor] | None = getattr(guide, "amortise", None)
+    if old is not None and not hasattr(guide, "amortize"):
+        warnings.warn(
+            f"{type(guide).__name__}.amortise is called amortize now: rename the method",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return old
+    return getattr(guide, "amortize", None)
 
 
 def _note_on_parameters(family: Callable[[Tensor], Any], numbers: Tensor) -> str:
