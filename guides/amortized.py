@@ -10,8 +10,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.guides.parts import require_at_least_one, sample_z
-from ppl_vae.networks import MLP, Network, full_precision, linear_head
+from ppl_vae.guides.parts import sample_z
+from ppl_vae.networks import MLP, Network, full_precision, linear_head, require_at_least_one
 
 Family = TypeVar("Family", bound=dist.TorchDistribution, covariant=True)
 """The class of the distributions that a guide's `family` returns."""

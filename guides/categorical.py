@@ -8,8 +8,7 @@ import pyro.distributions as dist
 from torch import Tensor
 
 from ppl_vae.guides.amortized import Amortized
-from ppl_vae.guides.parts import require_at_least_one
-from ppl_vae.networks import MLP, Network
+from ppl_vae.networks import MLP, Network, require_at_least_one
 
 
 class CategoricalEncoder(Amortized[dist.Categorical]):

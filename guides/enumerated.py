@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae.guides.log_joint import Model, hidden_trace, log_joint, repeat_rows, rows_plate
-from ppl_vae.pairs import latent_sites
+from ppl_vae.pairs import innermost, latent_sites
 
 MOST_COMBINATIONS = 4096
 """Combinations of a row's latent values above which the model is not enumerated."""
@@ -146,9 +146,7 @@ class _Site:
 
     def q(self, logits: Tensor) -> dist.TorchDistribution:
         """Returns the distribution over the values with these logits, `(*batch, k)`."""
-        fn = self.fn
-        while hasattr(fn, "base_dist"):
-            fn = fn.base_dist
+        fn = innermost(self.fn)
         if isinstance(fn, torch.distributions.Categorical):  # torch knows its KL
             return dist.Categorical(logits=logits)
         return _Finite(self.values, logits, fn.support)

@@ -12,8 +12,8 @@ from torch.distributions import AffineTransform, Independent, Normal
 
 from ppl_vae.distributions import FlowDistribution, shrink_to_identity, zuko
 from ppl_vae.guides.amortized import Amortized
-from ppl_vae.guides.parts import positive, require_at_least_one
-from ppl_vae.networks import MLP, Network, full_precision
+from ppl_vae.guides.parts import positive
+from ppl_vae.networks import MLP, Network, full_precision, require_at_least_one, require_widths
 
 
 class AutoregressiveFlow(Amortized[FlowDistribution]):
@@ -53,10 +53,7 @@ class AutoregressiveFlow(Amortized[FlowDistribution]):
         hidden: Sequence[int] = (64, 64),
     ) -> None:
         require_at_least_one(self, transforms=transforms)
-        if not hidden or min(hidden) < 1:
-            raise ValueError(
-                f"{type(self).__name__}.hidden must hold positive widths, got {tuple(hidden)}"
-            )
+        require_widths(self, hidden=hidden)
         super().__init__(data_shape, latent_dim, network)
         to_noise = zuko.flows.MAF(
             latent_dim,

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import ppl_vae.distributions.normal_kl  # noqa: F401 (registers the KL from this family)
 from ppl_vae.guides.amortized import Amortized
-from ppl_vae.guides.parts import positive, require_at_least_one
-from ppl_vae.networks import MLP, Network
+from ppl_vae.guides.parts import positive
+from ppl_vae.networks import MLP, Network, require_at_least_one
 
 STRONGEST = 100.0
 """Bound on the entries of B, beyond which I + B^T B could not be factorized in float32."""

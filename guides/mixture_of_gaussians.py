@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ppl_vae.distributions import DiagonalNormalMixture
 from ppl_vae.guides.amortized import Amortized
-from ppl_vae.guides.parts import positive, require_at_least_one
-from ppl_vae.networks import MLP, Network
+from ppl_vae.guides.parts import positive
+from ppl_vae.networks import MLP, Network, require_at_least_one
 
 
 class MixtureOfGaussians(Amortized[DiagonalNormalMixture]):

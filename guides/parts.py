@@ -1,11 +1,11 @@
-"""What several guides need: scales that cannot fail, the latent site, and checks of their options."""
+"""What several guides need: scales that cannot fail, and the latent site."""
 
 from __future__ import annotations
 
 import pyro
 import pyro.distributions as dist
 from pyro.poutine.runtime import InferDict
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import softplus
 
 from ppl_vae.distributions import MarkovChain, sample_steps
@@ -40,14 +40,3 @@ def sample_z(q: dist.TorchDistribution, n: int) -> None:
             sample_steps("z", q, infer=infer)
         else:
             pyro.sample("z", q, infer=infer)
-
-
-def require_at_least_one(guide: nn.Module, **options: int) -> None:
-    """Checks options of a guide that count something.
-
-    Raises:
-        ValueError: One of them is less than 1; the message names the guide and the option.
-    """
-    for name, value in options.items():
-        if value < 1:
-            raise ValueError(f"{type(guide).__name__}.{name} must be at least 1, got {value}")

@@ -11,8 +11,8 @@ from torch.nn.functional import one_hot
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ppl_vae.distributions import IMPOSSIBLE, MarkovChain
-from ppl_vae.guides.parts import require_at_least_one, sample_z
-from ppl_vae.networks import full_precision
+from ppl_vae.guides.parts import sample_z
+from ppl_vae.networks import full_precision, require_at_least_one
 
 
 class Recurrent(nn.Module):

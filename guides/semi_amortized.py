@@ -12,7 +12,7 @@ from torch import Tensor
 from ppl_vae.guides.amortized import Amortized
 from ppl_vae.guides.log_joint import Model, log_joint, repeat_rows
 from ppl_vae.guides.parts import positive
-from ppl_vae.networks import MLP, Network
+from ppl_vae.networks import MLP, Network, require_positive
 
 
 class SemiAmortized(Amortized[dist.Independent]):
@@ -82,8 +82,7 @@ class SemiAmortized(Amortized[dist.Independent]):
     ) -> None:
         if steps < 0:
             raise ValueError(f"SemiAmortized.steps must be at least 0, got {steps}")
-        if not step_size > 0:
-            raise ValueError(f"SemiAmortized.step_size must be positive, got {step_size}")
+        require_positive(self, step_size=step_size)
         if num_samples < 2 or num_samples % 2:
             raise ValueError(
                 f"SemiAmortized.num_samples must be an even number, 2 or more, for pairs of "

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from ppl_vae.distributions import QuantizedLogistic
-from ppl_vae.networks import full_precision
+from ppl_vae.networks import full_precision, require_at_least_one, require_positive
 
 
 class Likelihood(nn.Module, ABC):
@@ -106,8 +106,7 @@ class Binomial(Likelihood):
 
     def __init__(self, total_count: int = 16) -> None:
         super().__init__()
-        if total_count < 1:
-            raise ValueError(f"Binomial.total_count must be at least 1, got {total_count}")
+        require_at_least_one(self, total_count=total_count)
         self.total_count = total_count
 
     def per_value(self, *parameters: Tensor, x: Tensor | None) -> dist.Binomial:
@@ -147,7 +146,7 @@ class Gaussian(Likelihood):
 
     def __init__(self, sigma: float = 1.0) -> None:
         super().__init__()
-        _require_positive("Gaussian.sigma", sigma)
+        require_positive(self, sigma=sigma)
         self.sigma = sigma
 
     def per_value(self, *parameters: Tensor, x: Tensor | None) -> dist.Normal:
@@ -171,7 +170,7 @@ class LearnedGaussian(Likelihood):
 
     def __init__(self, initial_sigma: float = 1.0) -> None:
         super().__init__()
-        _require_positive("LearnedGaussian.initial_sigma", initial_sigma)
+        require_positive(self, initial_sigma=initial_sigma)
         self.log_sigma = nn.Parameter(torch.tensor(float(initial_sigma)).log())
 
     def per_value(self, *parameters: Tensor, x: Tensor | None) -> dist.Normal:
@@ -255,8 +254,3 @@ class DiscretizedLogistic(Likelihood):
         location, log_scale = parameters
         scale = (7 * (log_scale / 7).tanh()).exp() / 2
         return QuantizedLogistic((1 + location) / 2, scale, self.levels)
-
-
-def _require_positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"{name} must be positive, got {value}")

@@ -14,7 +14,7 @@ from torch.distributions import constraints
 
 from ppl_vae.distributions import zuko
 from ppl_vae.models.rows import RowModel, require_shape
-from ppl_vae.networks import full_precision
+from ppl_vae.networks import full_precision, require_widths
 
 
 class Autoregressive(RowModel):
@@ -57,8 +57,7 @@ class Autoregressive(RowModel):
                 f"Autoregressive needs rows of at least two values and at least two categories, got "
                 f"data_shape {self.data_shape} and {categories} categories"
             )
-        if any(width < 1 for width in hidden):
-            raise ValueError(f"Autoregressive.hidden must be positive, got {tuple(hidden)}")
+        require_widths(self, hidden=hidden, allow_empty=True)
         earlier = torch.ones(size, size, dtype=torch.bool).tril(-1)
         # One number less than categories per value: category 0 is the one where all are 0.
         adjacency = earlier.repeat_interleave(categories, 0).repeat_interleave(categories - 1, 1)

@@ -9,11 +9,10 @@ import pyro.distributions as dist
 from torch import Tensor
 
 from ppl_vae.likelihoods import Bernoulli, Likelihood
-from ppl_vae.models.arguments import require_at_least_one
 from ppl_vae.models.priors.base import Prior
 from ppl_vae.models.priors.normal import StandardNormal
 from ppl_vae.models.rows import RowModel
-from ppl_vae.networks import MLP, Network
+from ppl_vae.networks import MLP, Network, require_at_least_one
 
 
 class VAE(RowModel):

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.models.arguments import require_positive
 from ppl_vae.models.linear.linear_model import LinearModel
 from ppl_vae.models.rows import as_vectors
+from ppl_vae.networks import require_positive
 
 
 class FactorAnalysis(LinearModel):

@@ -11,9 +11,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.models.arguments import require_at_least_one
 from ppl_vae.models.linear.linear_gaussian import LinearGaussian, regress
 from ppl_vae.models.rows import RowModel, as_vectors, row_chunks
+from ppl_vae.networks import require_at_least_one
 
 
 class LinearModel(RowModel):

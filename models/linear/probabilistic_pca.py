@@ -9,9 +9,9 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.models.arguments import require_positive
 from ppl_vae.models.linear.linear_model import LinearModel
 from ppl_vae.models.rows import as_vectors
+from ppl_vae.networks import require_positive
 
 MIN_SCALE = 1e-3
 """The least sigma that EM sets, in units of the data."""

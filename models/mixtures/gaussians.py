@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.models.arguments import require_positive
 from ppl_vae.models.mixtures.covariances import covariance_of_kind
+from ppl_vae.networks import require_positive
 
 
 class Gaussians(nn.Module):

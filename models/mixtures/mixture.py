@@ -10,8 +10,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.models.arguments import require_at_least_one
 from ppl_vae.models.rows import RowModel, as_vectors
+from ppl_vae.networks import require_at_least_one
 
 
 class Mixture(RowModel):

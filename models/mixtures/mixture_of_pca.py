@@ -12,10 +12,10 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
-from ppl_vae.models.arguments import require_at_least_one, require_positive
 from ppl_vae.models.linear.linear_gaussian import LinearGaussian, regress, regression_statistics
 from ppl_vae.models.mixtures.components import positive_counts, split_empty
 from ppl_vae.models.rows import RowModel, as_vectors
+from ppl_vae.networks import require_at_least_one, require_positive
 
 
 class MixtureOfPCA(RowModel):

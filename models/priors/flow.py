@@ -13,9 +13,17 @@ from torch import Tensor, nn
 from torch.distributions.transforms import AffineTransform
 
 from ppl_vae.distributions import FlowDistribution, shrink_to_identity, zuko
-from ppl_vae.models.arguments import require_at_least_one
 from ppl_vae.models.priors.base import Prior
-from ppl_vae.networks import full_precision
+from ppl_vae.networks import full_precision, require_at_least_one, require_widths
+
+_BINS = 8
+"""Pieces of a spline."""
+
+_STEPS, _LOOK_EVERY, _PATIENCE = 2000, 100, 3
+"""Of `fit_to`: Adam steps at most, steps between two looks at held-out rows, looks without a gain."""
+
+_BATCH, _JUDGED = 256, 2000
+"""Of `fit_to`: draws per step, and held-out draws to judge by."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +55,7 @@ class FlowPrior(Prior):
         # YAML and the command line give lists, which cannot be hashed and never equal a tuple.
         object.__setattr__(self, "hidden", tuple(self.hidden))
         require_at_least_one(self, transforms=self.transforms)
-        if not self.hidden or min(self.hidden) < 1:
-            raise ValueError(f"FlowPrior.hidden must hold positive widths, got {self.hidden}")
+        require_widths(self, hidden=self.hidden)
 
     def build(self, data_shape: Sequence[int], latent_dim: int) -> nn.Module:
         """See `Prior.build`."""
@@ -114,15 +121,6 @@ class _FlowModule(nn.Module):
             optimizer.step()
             schedule.step()
         self.load_state_dict(kept)
-
-
-_BINS = 8
-
-
-_STEPS, _LOOK_EVERY, _PATIENCE = 2000, 100, 3
-
-
-_BATCH, _JUDGED = 256, 2000
 
 
 def _spline(*parameters: Tensor) -> Any:

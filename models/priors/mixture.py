@@ -10,9 +10,12 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.models.arguments import require_at_least_one
 from ppl_vae.models.priors.base import Prior
 from ppl_vae.models.priors.scales import raw_of_scale, scale_of_raw
+from ppl_vae.networks import require_at_least_one
+
+_EM_DRAWS = 100_000
+"""The most draws that EM uses."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,7 @@ class _Mixture(nn.Module):
     @torch.no_grad()
     def fit_to(self, mean: Tensor, variance: Tensor, draws: Tensor) -> None:
         """Sets weights, means and scales by EM on the draws, starting from k-means."""
-        from sklearn.mixture import (
-            GaussianMixture,
-        )  # takes a second to import, and is rarely needed
+        from sklearn.mixture import GaussianMixture  # takes a second to import; rarely needed
 
         z = draws.flatten(0, 1).double().cpu()
         z = z[torch.randperm(len(z))[:_EM_DRAWS]]
@@ -74,7 +75,3 @@ class _Mixture(nn.Module):
         self.logits.copy_(torch.as_tensor(em.weights_).log())
         self.loc.copy_(torch.as_tensor(em.means_))
         self.raw_scale.copy_(raw_of_scale(torch.as_tensor(em.covariances_).sqrt()))
-
-
-_EM_DRAWS = 100_000
-"""The most draws that EM uses."""

@@ -12,8 +12,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.models.arguments import require_at_least_one
 from ppl_vae.models.priors.base import Prior
+from ppl_vae.networks import require_at_least_one
 
 
 @dataclass(frozen=True)

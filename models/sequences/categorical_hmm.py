@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae.distributions import IMPOSSIBLE
-from ppl_vae.models.arguments import require_at_least_one
 from ppl_vae.models.mixtures.components import split_logits
 from ppl_vae.models.sequences.hidden_markov import HiddenMarkov, Statistics
+from ppl_vae.networks import require_at_least_one
 
 
 class CategoricalHMM(HiddenMarkov):

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae.distributions import IMPOSSIBLE, MarkovChain
-from ppl_vae.models.arguments import require_at_least_one
 from ppl_vae.models.mixtures.components import EMPTY
 from ppl_vae.models.sequences.forward_backward import (
     best_paths,
@@ -24,6 +23,7 @@ from ppl_vae.models.sequences.forward_backward import (
     steps_within,
     transitions_of,
 )
+from ppl_vae.networks import require_at_least_one
 
 Statistics = dict[str, Tensor]
 
@@ -92,7 +92,7 @@ class HiddenMarkov(nn.Module, ABC):
 
     @abstractmethod
     def initialize_emissions(self, steps: Tensor, seed: int) -> Tensor:
-        """Sets parameters to start from, given single steps `(N, *event)`, and returns their weights `(K, N)`."""
+        """Sets parameters to start from for single steps `(N, *event)`, and returns their weights `(K, N)`."""
 
     @abstractmethod
     def split_emissions(self, source: int, target: int) -> None:

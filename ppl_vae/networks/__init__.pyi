@@ -1,3 +1,8 @@
+from .arguments import (
+    require_at_least_one as require_at_least_one,
+    require_positive as require_positive,
+    require_widths as require_widths,
+)
 from .base import Network as Network, full_precision as full_precision, linear_head as linear_head
 from .convolutional import Convolutional as Convolutional
 from .mlp import MLP as MLP

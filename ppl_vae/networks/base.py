@@ -64,9 +64,3 @@ def full_precision(x: Tensor) -> Tensor:
     over a picture would lose its leading digits.
     """
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def require_positive(name: str, values: Sequence[int]) -> None:
-    """Raises a ValueError unless all values are positive."""
-    if any(value < 1 for value in values):
-        raise ValueError(f"{name} must hold positive widths, got {tuple(values)}")

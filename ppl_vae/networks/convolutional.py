@@ -9,7 +9,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from ppl_vae.networks.base import Network, require_positive
+from ppl_vae.networks.arguments import require_at_least_one, require_widths
+from ppl_vae.networks.base import Network
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class Convolutional(Network):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))
-        require_positive("Convolutional.channels", self.channels)
-        require_positive("Convolutional.hidden", (self.hidden,))
+        require_widths(self, channels=self.channels, allow_empty=True)
+        require_at_least_one(self, hidden=self.hidden)
         if not self.channels:
             raise ValueError(
                 "Convolutional.channels is empty: give one entry per convolution, or use MLP"

@@ -9,7 +9,8 @@ from itertools import pairwise
 
 from torch import nn
 
-from ppl_vae.networks.base import Network, require_positive
+from ppl_vae.networks.arguments import require_widths
+from ppl_vae.networks.base import Network
 from ppl_vae.networks.convolutional import Batched
 
 
@@ -39,7 +40,7 @@ class MLP(Network):
     def __post_init__(self) -> None:
         # YAML and the command line give lists, which cannot be hashed and never equal a tuple.
         object.__setattr__(self, "hidden", tuple(self.hidden))
-        require_positive("MLP.hidden", self.hidden)
+        require_widths(self, hidden=self.hidden, allow_empty=True)
 
     def encoder(self, data_shape: Sequence[int]) -> nn.Module:
         """See `Network.encoder`."""

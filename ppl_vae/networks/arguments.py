@@ -1,0 +1,57 @@
+"""Checks of the arguments of constructors: networks, likelihoods, models, guides and priors share them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def require_at_least_one(owner: object, **counts: int) -> None:
+    """Raises an error for a count that is below 1.
+
+    Args:
+        owner: The object whose arguments they are; the message names its class.
+        counts: The arguments, by name.
+
+    Raises:
+        ValueError: One of them is less than 1.
+
+    Example:
+        >>> require_at_least_one([], length=0)
+        Traceback (most recent call last):
+        ValueError: list.length must be at least 1, got 0
+    """
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{type(owner).__name__}.{name} must be at least 1, got {count}")
+
+
+def require_positive(owner: object, **values: float) -> None:
+    """Raises an error for a number that is not positive.
+
+    Args:
+        owner: The object whose arguments they are; the message names its class.
+        values: The arguments, by name.
+
+    Raises:
+        ValueError: One of them is not positive.
+    """
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{type(owner).__name__}.{name} must be positive, got {value}")
+
+
+def require_widths(owner: object, *, allow_empty: bool = False, **widths: Sequence[int]) -> None:
+    """Raises an error for a list of layers' widths in which one is not positive.
+
+    Args:
+        owner: The object whose arguments they are; the message names its class.
+        allow_empty: Whether there may be no layers.
+        widths: The arguments, by name.
+
+    Raises:
+        ValueError: A width is less than 1, or there is none.
+    """
+    for name, values in widths.items():
+        if any(value < 1 for value in values) or not (values or allow_empty):
+            owned = f"{type(owner).__name__}.{name}"
+            raise ValueError(f"{owned} must hold positive widths, got {tuple(values)}")
