@@ -16,14 +16,7 @@ from torchvision.utils import make_grid
 from ppl_vae import diagnose, evaluate, fit, load_data
 from ppl_vae.evaluation import Generator
 from ppl_vae.guides import MeanField
-from ppl_vae.models import (
-    VAE,
-    DiagonalNormal,
-    FlowPrior,
-    MixturePrior,
-    StandardNormal,
-    VampPrior,
-)
+from ppl_vae.models import VAE, DiagonalNormal, FlowPrior, MixturePrior, StandardNormal, VampPrior
 from ppl_vae.models.priors import Prior
 from ppl_vae.networks import MLP
 from ppl_vae.stats import Estimate

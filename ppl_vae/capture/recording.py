@@ -38,11 +38,7 @@ from ppl_vae.capture.graphs import (
     own_outputs,
     simplify,
 )
-from ppl_vae.capture.python_state import (
-    CARRIED,
-    python_state,
-    unchanged,
-)
+from ppl_vae.capture.python_state import CARRIED, python_state, unchanged
 from ppl_vae.pairs import Pair
 from ppl_vae.runtime import preserve_random_state
 

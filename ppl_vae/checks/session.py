@@ -68,9 +68,8 @@ class Session:
         """How many rows to run at once, with all samples of each row."""
         if self.pair.keeps_rows:
             return num_rows(self.first)
-        at_once, samples = self.chunk_sizes(
-            4 * num_samples, rows
-        )  # to run more rows where there is room
+        # Measured for more samples than needed, so that the memory that is left is used for more rows.
+        at_once, samples = self.chunk_sizes(4 * num_samples, rows)
         return max(1, at_once * samples // num_samples)
 
     def bar(self, label: str, unit: str = "row", total: int | None = None) -> Any:

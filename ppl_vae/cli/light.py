@@ -14,15 +14,7 @@ from typing import Any
 from ppl_vae.cli.known import face, known, role_help, unknown_name
 from ppl_vae.cli.mistakes import UsageError, did_you_mean, wrong_value
 from ppl_vae.cli.options import COMMANDS, Function, describe
-from ppl_vae.cli.source import (
-    Definition,
-    Type,
-    function,
-    offered,
-    parameters,
-    subclasses,
-    summary,
-)
+from ppl_vae.cli.source import Definition, Type, function, offered, parameters, subclasses, summary
 
 
 class _Formatter(argparse.HelpFormatter):

@@ -53,15 +53,14 @@ CAUSES = {
 }
 """For each cause: what it means, and the remedy."""
 
+REVIVED = 0.1
+"""Mean KL in nats above which per-row posteriors count as using a dimension that the guide does not use."""
+
 
 def remedy_of(cause: str, beta: float) -> str:
     """The remedy for a cause. If beta > 1, it may be what trained the decoder not to use z."""
     lower = f"lower beta, which is {beta:g}; " if cause == "ignored latent" and beta > 1 else ""
     return lower + CAUSES[cause][1]
-
-
-REVIVED = 0.1
-"""Mean KL in nats above which per-row posteriors count as using a dimension that the guide does not use."""
 
 
 def find_cause(

@@ -39,7 +39,7 @@ def rebuilt(fn: Any, change: Change, batch_shape: torch.Size | None = None) -> A
         fn: The distribution.
         change: Called with each real argument (all except counts and those whose range depends on
             another), of shape `(*batch_shape, *event)`, and its constraint, always in the same order.
-        batch_shape: The batch shape that the arguments shall have; that of `fn` if None.
+        batch_shape: The batch shape of the arguments; that of `fn` if None.
 
     Raises:
         TypeError: The distribution does not list its arguments in `arg_constraints`.

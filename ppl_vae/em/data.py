@@ -9,15 +9,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.checks import DataCheck, check_data, check_rows
-from ppl_vae.pairs import (
-    Batch,
-    Batches,
-    Pair,
-    as_args,
-    move,
-    num_rows,
-    take_rows,
-)
+from ppl_vae.pairs import Batch, Batches, Pair, as_args, move, num_rows, take_rows
 
 START_ROWS = 20_000
 """Most rows, drawn at random, that a model's `initialize` is given."""

@@ -23,15 +23,7 @@ from ppl_vae.em.steps import (
     closed_form,
 )
 from ppl_vae.objectives import ELBO
-from ppl_vae.pairs import (
-    Pair,
-    PairError,
-    as_args,
-    find_layout,
-    latent_sites,
-    num_rows,
-    trace_pair,
-)
+from ppl_vae.pairs import Pair, PairError, as_args, find_layout, latent_sites, num_rows, trace_pair
 
 _SLACK = {torch.float32: 1e-5, torch.float64: 1e-9}
 """How far rounding may lower the bound of exact EM, relative to 1 + |log p(x)|."""

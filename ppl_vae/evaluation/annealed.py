@@ -143,7 +143,6 @@ def annealed_importance_sampling(
         >>> bool((found.log_likelihood.values - truth).abs().max() < 0.1)
         True
     """
-
     schedule = AnnealingSchedule(num_chains, num_steps, num_leapfrog)
 
     def work(chunk: Chunk) -> dict[str, Tensor]:

@@ -21,9 +21,7 @@ from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints
 from torch.distributions.constraints import Constraint, MixtureSameFamilyConstraint
 
-from ppl_vae.capture import (
-    recorded,
-)
+from ppl_vae.capture import recorded
 from ppl_vae.evaluation.hmc import Densities, Point
 from ppl_vae.pairs import (
     Batch,

@@ -105,7 +105,7 @@ class Sandwich(RowResult):
 def bidirectional_monte_carlo(
     model: Program,
     guide: Program | None,
-    x: DataLike,
+    x: DataLike,  # only its shape counts, and covariates
     *,
     num_chains: int = 16,
     num_steps: int = 1000,

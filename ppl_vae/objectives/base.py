@@ -10,11 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ppl_vae.objectives.schedules import Schedule, require_beta
-from ppl_vae.pairs import (
-    Batch,
-    Layout,
-    Pair,
-)
+from ppl_vae.pairs import Batch, Layout, Pair
 
 
 @dataclass(frozen=True)

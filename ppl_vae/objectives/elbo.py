@@ -25,6 +25,7 @@ from ppl_vae.pairs import (
     ScaleLatents,
     as_args,
     elementwise_kl,
+    innermost,
     is_enumerated,
     latent_sites,
     mean_field_violations,
@@ -235,7 +236,5 @@ def _joint_kl(guide_site: Any, model_site: Any, analytic: bool) -> Tensor:
 
 def _is_transformed_delta(site: dict[str, Any]) -> bool:
     """Whether a site is an autoguide's Delta with a Jacobian, which Pyro's analytic KL ignores."""
-    fn = site["fn"]
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
+    fn = innermost(site["fn"])
     return isinstance(fn, Delta) and bool(torch.as_tensor(fn.log_density).ne(0).any())

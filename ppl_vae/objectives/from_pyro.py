@@ -8,12 +8,7 @@ import pyro
 import pyro.infer
 
 from ppl_vae.objectives.base import Objective
-from ppl_vae.objectives.elbo import (
-    ELBO,
-    EnumELBO,
-    MeanFieldELBO,
-    TraceELBO,
-)
+from ppl_vae.objectives.elbo import ELBO, EnumELBO, MeanFieldELBO, TraceELBO
 
 _FROM_PYRO: dict[type[Any], type[Objective]] = {
     pyro.infer.Trace_ELBO: TraceELBO,

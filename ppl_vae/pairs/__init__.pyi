@@ -35,6 +35,7 @@ from .traces import (
     Trace as Trace,
     elementwise as elementwise,
     first_bad_site as first_bad_site,
+    innermost as innermost,
     is_enumerated as is_enumerated,
     latent_sites as latent_sites,
     observed_sites as observed_sites,

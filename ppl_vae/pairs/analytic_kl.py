@@ -14,12 +14,7 @@ from torch.distributions import kl_divergence
 
 from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import Batch
-from ppl_vae.pairs.traces import (
-    Site,
-    elementwise,
-    latent_sites,
-    trace_pair,
-)
+from ppl_vae.pairs.traces import Site, elementwise, latent_sites, trace_pair
 
 
 def elementwise_kl(guide_site: Site, model_site: Site, analytic: bool = True) -> Tensor | None:

@@ -8,9 +8,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ppl_vae.pairs.traces import (
-    Site,
-)
+from ppl_vae.pairs.traces import Site
 
 
 class ScaleLatents(Messenger):

@@ -26,9 +26,7 @@ def remember(model: Program, guide: Program, store: dict[str, Any]) -> None:
     try:
         entries = _learned.setdefault(owner, [])
         reference = weakref.ref(guide_owner)
-    except (
-        TypeError
-    ):  # not hashable or not weakly referable: the values are in the fit's result only
+    except TypeError:  # not hashable, or without weak references: only the result has the values
         return
     entries[:] = [
         e

@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+_MANY = 1000  # a longer container holds data, not modules
+
 
 def modules_of_program(value: Any, name: str, seen: set[int] | None = None) -> dict[str, nn.Module]:
     """The modules that a program is, holds or refers to, by name; found without running it."""
@@ -43,9 +45,6 @@ def _parts(value: Any) -> list[tuple[str, Any]]:
         return []
     attributes = getattr(value, "__dict__", {})
     return [(n, v) for n, v in attributes.items() if isinstance(v, nn.Module | list | tuple | dict)]
-
-
-_MANY = 1000  # a longer container holds data, not modules
 
 
 def _is_of_a_library(value: Any) -> bool:

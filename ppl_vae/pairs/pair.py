@@ -19,12 +19,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from ppl_vae.pairs.learned import recall, remember
-from ppl_vae.pairs.modules import (
-    modules_of_program,
-)
+from ppl_vae.pairs.modules import modules_of_program
 from ppl_vae.pairs.programs import Batch, Program, trace_programs
-
-_MODULE_DIVIDER = "$$$"  # how pyro.module writes "module$$$parameter"
 
 
 class Bound:

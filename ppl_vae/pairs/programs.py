@@ -9,18 +9,11 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
-
-def move(batch: Batch, device: torch.device) -> Batch:
-    """Moves a batch to a device."""
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    return tuple(tensor.to(device, non_blocking=True) for tensor in batch)
-
-
 Program = Callable[..., Any]
-
+"""A Pyro model or guide."""
 
 Batch = Tensor | tuple[Tensor, ...]
+"""Rows of data: one tensor, or one for each argument of the programs."""
 
 
 def as_args(batch: Batch) -> tuple[Tensor, ...]:
@@ -38,6 +31,13 @@ def take_rows(batch: Batch, rows: slice | Tensor) -> Batch:
     if isinstance(batch, tuple):
         return tuple(_rows_of(tensor, rows) for tensor in batch)
     return _rows_of(batch, rows)
+
+
+def move(batch: Batch, device: torch.device) -> Batch:
+    """Moves a batch to a device."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    return tuple(tensor.to(device, non_blocking=True) for tensor in batch)
 
 
 def _rows_of(tensor: Tensor, rows: slice | Tensor) -> Tensor:

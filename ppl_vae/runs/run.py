@@ -44,10 +44,7 @@ from ppl_vae.runs.folder import (
     write_history,
     write_results,
 )
-from ppl_vae.runs.weights import (
-    read_weights,
-    write_weights,
-)
+from ppl_vae.runs.weights import read_weights, write_weights
 
 
 class Trained(Protocol):

@@ -11,10 +11,7 @@ from torch.distributions.constraints import Constraint
 
 from ppl_vae.pairs import Pair, Program
 from ppl_vae.runs.building import import_by_name
-from ppl_vae.runs.folder import (
-    CHECKPOINTS,
-    WEIGHTS,
-)
+from ppl_vae.runs.folder import CHECKPOINTS, WEIGHTS
 from ppl_vae.runtime import CorruptFileError, read_tensors, write_tensors
 
 _PARAM = "param."  # how Pair.state() marks the values of pyro.param
@@ -96,8 +93,6 @@ def _as_constraint(described: Mapping[str, Any]) -> Constraint:
     kind = import_by_name(described["class_path"])
     if not (isinstance(kind, type) and issubclass(kind, Constraint)):
         raise ValueError(f"{described['class_path']} is not a constraint")
-    constraint = kind.__new__(
-        kind
-    )  # a constructor does not always take the attributes that it sets
+    constraint = kind.__new__(kind)  # its constructor may not take the attributes that it sets
     vars(constraint).update(arguments)
     return constraint

@@ -7,9 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ppl_vae.stats.moments import (
-    widened,
-)
+from ppl_vae.stats.moments import widened
 
 MIN_TAIL = 5
 """Minimum number of tail weights for estimating a Pareto shape, as in `loo` and ArviZ."""

@@ -7,14 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from ppl_vae.stats.moments import (
-    RunningVariance,
-    widened,
-)
-from ppl_vae.stats.pareto import (
-    khat_of_tail,
-    tail_size,
-)
+from ppl_vae.stats.moments import RunningVariance, widened
+from ppl_vae.stats.pareto import khat_of_tail, tail_size
 
 
 class StreamingWeights:

@@ -5,15 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ppl_vae.pairs import (
-    Batches,
-    Layout,
-    Pair,
-    move,
-    num_rows,
-    posterior_means,
-    sample_rows,
-)
+from ppl_vae.pairs import Batches, Layout, Pair, move, num_rows, posterior_means, sample_rows
 from ppl_vae.stats import active_units
 from ppl_vae.training.errors import read_only_once
 from ppl_vae.training.rows import TrainingRows

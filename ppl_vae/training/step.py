@@ -177,7 +177,8 @@ class Step:
         )
         if diverged is not None:
             raise diverged
-        by_pyro = found.loss is not None  # a recording's metrics show whether its gradients are finite
+        # The metrics of a recording show whether its gradients are finite; those of Pyro do not.
+        by_pyro = found.loss is not None
         if by_pyro or self.processes.count > 1 or self.clip_grad_norm is not None:
             self._check_and_clip(found.loss, progress)
         self.optimizer.step()
