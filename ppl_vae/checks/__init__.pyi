@@ -8,7 +8,6 @@ from .programs import check as check, check_batch as check_batch
 from .report import PairWarning as PairWarning, Problem as Problem, Report as Report
 from .session import (
     Session as Session,
-    chunk_sizes as chunk_sizes,
     evaluating as evaluating,
     opened as opened,
 )

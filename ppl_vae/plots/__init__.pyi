@@ -1,6 +1,5 @@
 from .comparison import comparison_plot as comparison_plot
 from .curves import khat_histogram as khat_histogram, learning_curves as learning_curves
-from .drawing import BLUE as BLUE, GRAY as GRAY, MEDIUM as MEDIUM, annotate as annotate
 from .em import bound_curves as bound_curves, components as components
 from .inference import gaps_plot as gaps_plot, posterior_contours as posterior_contours
 from .latents import (

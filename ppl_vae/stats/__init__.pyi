@@ -15,7 +15,6 @@ from .pareto import (
 from .results import (
     Result as Result,
     RowResult as RowResult,
-    as_columns as as_columns,
     as_lines as as_lines,
     not_finite as not_finite,
 )

@@ -3,4 +3,3 @@ from .checkpoints import load_checkpoint as load_checkpoint, save_checkpoint as 
 from .errors import DivergenceError as DivergenceError
 from .fitting import Fit as Fit, fit as fit
 from .frozen_model import refit_guide as refit_guide
-from .loop import Training as Training
