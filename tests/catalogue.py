@@ -304,3 +304,9 @@ CLOSED_FORM_MODELS: dict[str, MakeClosedForm] = {
     ),
     "ProbabilisticPCA": lambda: (noisy(ProbabilisticPCA((3,), 2)), real(3)),
 }
+
+
+# -- the command line ------------------------------------------------------------------------------------
+
+SMALL_RUN = ("--max_rows", "60", "--num_samples", "20", "--batch_size", "32")
+SMALL_NETWORK = ("--model.network", "MLP", "--model.network.hidden", "[16]")
