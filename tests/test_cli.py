@@ -252,7 +252,7 @@ def test_functions_of_ones_own(
     assert len(list((tmp_path / "run" / "plots").iterdir())) == len(PICTURES)
     capsys.readouterr()
     trained = json.loads((tmp_path / "run" / "evaluation.json").read_text())
-    del sys.modules[mine]  # a new process would import it anew, with other initial weights
+    del sys.modules[mine]  # a new process would import it again, with other initial weights
     assert main(["evaluate", folder, "--num_samples", "20", "--overwrite"]) == 0
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text()) == trained
 

@@ -194,7 +194,7 @@ def test_a_decoder_that_ignores_z_although_the_data_vary_by_more_than_noise() ->
 
 
 def test_a_decoder_that_ignores_one_dimension_although_more_could_be_explained() -> None:
-    """Two of three large directions are modelled: the third is left in the data, ten times the noise."""
+    """Two of three large directions are modeled: the third is left in the data, ten times the noise."""
     x = gaussian_data([9.0, 4.0, 2.5, 0.1, 0.1])
     model = fitted_pca(x, latent_dim=3, sigma=0.5)
     with torch.no_grad():

@@ -112,7 +112,7 @@ def test_static_binarization_draws_once_with_the_intensities() -> None:
     assert torch.equal(data.train, load_data("digits", binarize="static").train)
 
 
-def test_dynamic_binarization_draws_anew_for_each_training_batch() -> None:
+def test_dynamic_binarization_draws_again_for_each_training_batch() -> None:
     plain, data = load_data("digits"), load_data("digits", binarize="dynamic")
     assert data.levels == 2
     assert torch.equal(data.train, plain.train / 16)

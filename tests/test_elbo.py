@@ -114,7 +114,7 @@ def test_beta_weighs_the_analytic_kl_exactly(particles: int) -> None:
 
 
 def test_beta_weighs_a_global_latent_too() -> None:
-    """mu ~ N(0, 1), q = N(0.4, 0.3^2): its analytic KL is 1/2 (v + m^2 - 1 - log v) / n a row."""
+    """mu ~ N(0, 1), q = N(0.4, 0.3^2): its analytic KL is 1/2 (v + m^2 - 1 - log v) / n per row."""
     x = torch.randn(5, 3)
     with own_store():
         losses = []

@@ -219,7 +219,6 @@ def record_chunks(monkeypatch: pytest.MonkeyPatch, budget: int) -> list[tuple[in
 
     monkeypatch.setattr("ppl_vae.checks.session.sample_rows", recorded)
     monkeypatch.setattr(evaluation, "sample_rows", recorded)
-    monkeypatch.setattr("ppl_vae.checks.session.sample_rows", recorded)
     monkeypatch.setattr(weighing, "sample_rows", recorded)
     return sizes
 
@@ -269,7 +268,7 @@ def test_a_guide_with_parameters_for_each_row_stays_in_the_budget_too(
     assert found.num_rows == 500
     chunks = sizes[3:]
     assert {n for _, n in chunks} == {500}
-    # z, log p(z), log p(x | z) and log q(z | x) alone are four numbers of four bytes a sample.
+    # z, log p(z), log p(x | z) and log q(z | x) alone are four numbers of four bytes per sample.
     assert max(k * n for k, n in chunks) <= 2**18 / 16
 
 
@@ -380,7 +379,7 @@ def test_plates_outside_of_the_rows(n: int) -> None:
 
 
 def test_masked_observations_do_not_count() -> None:
-    """Pixels that are masked are marginalised out: their likelihood is 1."""
+    """Pixels that are masked are marginalized out: their likelihood is 1."""
     seen = torch.tensor([[True, True], [True, False], [False, False]])
 
     def model(x: Tensor) -> None:

@@ -18,12 +18,12 @@ from ppl_vae.evaluation import (
 from ppl_vae.evaluation.hmc import leapfrog, sigmoidal, transition
 
 PRECISION = torch.tensor([[2.0, 1.2], [1.2, 1.0]], dtype=torch.float64)
-CENTRE = torch.tensor([1.0, -2.0], dtype=torch.float64)
+CENTER = torch.tensor([1.0, -2.0], dtype=torch.float64)
 
 
 def gaussian_path(u: Tensor) -> Point:
-    """From N(0, I) to N(CENTRE, PRECISION^-1); not normalized."""
-    away = u - CENTRE
+    """From N(0, I) to N(CENTER, PRECISION^-1); not normalized."""
+    away = u - CENTER
     end, d_end = -0.5 * ((away @ PRECISION) * away).sum(-1), -away @ PRECISION
     base, d_base = -0.5 * u.square().sum(-1), -u
     return Point(u, base, end - base, d_base, d_end - d_base)
@@ -68,7 +68,7 @@ def test_leapfrog_keeps_volume_and_nearly_energy() -> None:
 def test_transitions_leave_a_gaussian_as_it_is(beta: float) -> None:
     precision = beta * PRECISION + (1 - beta) * torch.eye(2, dtype=torch.float64)
     covariance = torch.linalg.inv(precision)
-    mean = covariance @ (beta * PRECISION @ CENTRE)
+    mean = covariance @ (beta * PRECISION @ CENTER)
     exact = dist.MultivariateNormal(mean, covariance)
     point = gaussian_path(exact.sample((20_000, 1)))
     step = torch.tensor(
@@ -96,7 +96,7 @@ def test_transitions_move_away_from_where_they_were() -> None:
     for _ in range(60):
         point, _ = transition(gaussian_path, point, 1.0, torch.full((1, 2), 0.4), 5)
     error = torch.linalg.inv(PRECISION).diagonal().sqrt() / math.sqrt(4000)
-    assert (((point.u[:, 0].mean(0) - CENTRE) / error).abs() < 5).all()
+    assert (((point.u[:, 0].mean(0) - CENTER) / error).abs() < 5).all()
 
 
 def test_a_trajectory_that_leaves_the_numbers_is_refused() -> None:

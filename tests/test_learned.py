@@ -60,7 +60,7 @@ def test_what_pyro_params_learn_is_carried_and_found() -> None:
     assert not list(PYRO_STORE.keys())
 
 
-def test_every_fit_starts_anew() -> None:
+def test_every_fit_starts_from_the_initial_values() -> None:
     first = learn()
     second = fit(param_model, param_guide, POINTS, max_epochs=1, learning_rate=1e-9, seed=0)
     of_first = Pair.of(first.model, first.guide).store["params"]

@@ -48,7 +48,7 @@ def ticks(axes: Axes, axis: str) -> list[str]:
 
 
 def bars(axes: Axes) -> list[Any]:
-    """The bars of an axes; Any, for the stubs know them as mere patches."""
+    """The bars of an axes. The type is Any: the stubs call them patches."""
     return list(axes.patches)
 
 
