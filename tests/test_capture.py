@@ -317,7 +317,7 @@ def test_what_cannot_be_recorded_is_named_and_done_by_pyro(
 
 
 class Carrying(nn.Module):
-    """A model of one number a row whose location depends on its own tensors, by a hook."""
+    """A model of one number per row whose location depends on its own tensors, by a hook."""
 
     def __init__(self, location: Callable[[Carrying, Tensor], Tensor]) -> None:
         super().__init__()
@@ -364,7 +364,7 @@ def replaced_attribute(self: Carrying, z: Tensor) -> Tensor:
     return z.sum(-1) + self.plain
 
 
-def made_anew(self: Carrying, z: Tensor) -> Tensor:
+def remade(self: Carrying, z: Tensor) -> Tensor:
     self.plain = 2.0 * self.bias  # as weight normalization does: nothing of it goes on
     return z.sum(-1) + self.plain.sum()
 
@@ -376,7 +376,7 @@ def made_anew(self: Carrying, z: Tensor) -> Tensor:
         (constant, None),
         (twice, None),
         (in_place, None),
-        (made_anew, None),
+        (remade, None),
         (replaced_buffer, "'average'"),
         (replaced_attribute, "'plain'"),
     ],
@@ -420,9 +420,7 @@ def test_shapes_without_room_are_done_by_pyro(monkeypatch: pytest.MonkeyPatch) -
         assert step.has_room(rows(1))
 
 
-def test_what_fails_as_it_runs_is_done_by_pyro(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_fails_as_it_runs_is_done_by_pyro() -> None:
     def broken(*args: Any) -> Any:
         raise RuntimeError("no memory")
 
@@ -465,7 +463,6 @@ def test_a_stale_recording_is_found_by_comparing(monkeypatch: pytest.MonkeyPatch
     with captured(model, Guide(scaled), x, TraceELBO()) as step:
         step(x, 1.0)
         hidden[0] = torch.tensor(2.0)
-        generators = torch.get_rng_state()
         for _ in range(3):
             step(x, 1.0)
         generators = torch.get_rng_state()

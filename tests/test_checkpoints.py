@@ -91,7 +91,7 @@ def steps(
 def test_optimizers_and_schedules_go_on_from_a_file(
     tmp_path: Path, optimizer: str, schedule: str
 ) -> None:
-    """Eight steps in one go, against four, a file, and four more with everything made anew."""
+    """Eight steps in one go, against four, a file, and four more with everything made again."""
     net = network()
     opt = OPTIMIZERS[optimizer](net.parameters())
     plan = SCHEDULES[schedule](opt)
@@ -229,7 +229,7 @@ def stop_after(calls: int) -> Callable[[Tensor], Tensor]:
 def test_a_stopped_run_goes_on_bit_by_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: int, capture: bool
 ) -> None:
-    """A checkpoint after every step; stopped amid an epoch, and gone on with from fresh modules."""
+    """A checkpoint after every step; stopped within an epoch, and continued with fresh modules."""
     monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", (0.0, 0.0))
     options: dict[str, Any] = {
         "max_epochs": 4,
@@ -253,11 +253,8 @@ def test_a_stopped_run_goes_on_bit_by_bit(
         )
     model, guide = Model(), Guide()
     torch.manual_seed(77)
-    before = torch.get_rng_state()
-    torch.manual_seed(77)
     options |= {"resume": True, "transform": stop_after(999), "run_dir": tmp_path / "b"}
     train(model=model, guide=guide, **options)
-    del before
     found = everything(tmp_path / "b", model, guide)
     assert same(found[0], expected[0])
     assert found[1] == expected[1]
@@ -447,7 +444,7 @@ def end(process: subprocess.Popen[str]) -> bool:
 
 
 def kill(folder: Path, resume: bool, seconds: float) -> bool:
-    """Runs the script, and kills it so long after it has begun. Whether it had already ended."""
+    """Runs the script and kills it so many seconds after its first checkpoint; whether it had already ended."""
     process = start(folder, resume, 0.01)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n", process.communicate()[1]

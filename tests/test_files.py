@@ -121,19 +121,11 @@ def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     runtime.write_tensors(path, {"w": torch.arange(6.0), "b": torch.tensor(1)}, {"epoch": 3})
     data = path.read_bytes()
-    whole = runtime.read_tensors(path)
-    harmless = 0
     for place in range(len(data)):
         for mask in (0x01, 0x80, 0xFF):
             path.write_bytes(data[:place] + bytes([data[place] ^ mask]) + data[place + 1 :])
-            try:
-                found = runtime.read_tensors(path)
-            except runtime.CorruptFileError:
-                continue
-            assert_same(found[0], whole[0])  # padding between header and data
-            assert found[1] == whole[1]
-            harmless += 1
-    assert harmless <= 3 * 8
+            with pytest.raises(runtime.CorruptFileError, match=r"a\.safetensors"):
+                runtime.read_tensors(path)
 
 
 @pytest.mark.parametrize(

@@ -271,9 +271,6 @@ def test_what_may_be_meant_is_a_warning() -> None:
 
 
 def test_an_error_in_a_program_says_at_which_step() -> None:
-    def fail(x: Tensor) -> Tensor:
-        raise KeyError("mine")
-
     class Failing(Guide):
         calls = 0
 

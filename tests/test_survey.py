@@ -171,13 +171,15 @@ def test_a_plate_that_is_missing_is_told_with_those_there_are() -> None:
     def other(x: Tensor) -> None:
         with pyro.plate("columns", 3):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0).expand([len(x), 3]).to_event(0), obs=x)
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, None].expand(-1, 3))
 
     def nothing(x: Tensor) -> None:
         """Never reached beyond the model's observed sites."""
 
     with pytest.raises(PairError, match=r"'x' are not inside a plate over the 5 rows .* none"):
         look(without, nothing, torch.zeros(5))
+    with pytest.raises(PairError, match=r"5 rows .*the plates found are 'columns' of size 3"):
+        look(other, nothing, torch.zeros(5))
 
 
 def test_an_autoguide_is_made_of_auxiliary_draws() -> None:
