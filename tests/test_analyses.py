@@ -124,7 +124,7 @@ def inference_gaps(folder: Path) -> None:
     # Quadrature, to which two dimensions give way, finds the same log p(x).
     quadrature = float(printed.split("log p(x) by quadrature: ")[1].split()[0])
     assert annealed == pytest.approx(quadrature, abs=0.15)
-    # Sixty steps are too few for the best of a row, which is said, and of whom.
+    # Sixty steps are too few for the best q of some rows; the script names their guides.
     assert "- MeanField, LowRank, FullCovariance" in printed
     assert "raise max_steps" in printed
     for picture in ("inference_gaps.png", "inference_gaps_posteriors.png"):
@@ -274,7 +274,7 @@ def evaluation(folder: Path) -> None:
     # Both estimate the same: the weights are those of an untrained decoder, nearly constant.
     by_hand, ours = (mean(table[n]["log p(x)"]) for n in ("torch by hand", "evaluate, recorded"))
     assert ours == pytest.approx(by_hand, abs=1.5)
-    # Operations a second are those of 2 K (50 x 400 + 400 x 784) a row, in the time that is printed.
+    # Operations per second are those of 2 K (50 x 400 + 400 x 784) per row, in the time that is printed.
     for name in ("evaluate, first call", "evaluate, of twice the rows"):
         count, seconds = int(table[name]["rows"]), mean(table[name]["s"])
         operations = 2 * count * 200 * (50 * 400 + 400 * 784) / 1e9

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +12,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from programs import POINTS, Factor, Hierarchical, log_evidence
 from pyro import poutine
 from pyro.distributions import constraints
 from pyro.infer.autoguide import (
@@ -25,14 +25,13 @@ from pyro.infer.autoguide import (
     AutoNormal,
 )
 from pyro.nn import PyroModule, PyroParam
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from ppl_vae import check, diagnose, evaluate, fit
 from ppl_vae.objectives import ImportanceWeightedELBO, TraceELBO
 from ppl_vae.pairs import Pair, PairError
 
-DIGITS = torch.tensor(load_digits().images[:48] > 7.0, dtype=torch.float32)
+DIGITS = programs.digits()
 PYRO_STORE = pyro.get_param_store()
 
 
@@ -294,28 +293,6 @@ def test_pyro_modules_with_pyro_params() -> None:
 # -- several latents -------------------------------------------------------------------------------------
 
 
-class Hierarchical(nn.Module):
-    """z2 -> z1 -> x, with a guide x -> z1 -> z2, and a discrete latent of either side's liking."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.down = nn.Linear(2, 3)
-        self.out = nn.Linear(3, 64)
-        self.up1 = nn.Linear(64, 3)
-        self.up2 = nn.Linear(3, 2)
-
-    def model(self, x: Tensor) -> None:
-        with pyro.plate("rows", len(x)):
-            z2 = pyro.sample("z2", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            z1 = pyro.sample("z1", dist.Normal(self.down(z2), 1.0).to_event(1))
-            pyro.sample("x", dist.Bernoulli(logits=self.out(z1)).to_event(1), obs=x.flatten(1))
-
-    def guide(self, x: Tensor) -> None:
-        with pyro.plate("rows", len(x)):
-            z1 = pyro.sample("z1", dist.Normal(self.up1(x.flatten(1)), 0.5).to_event(1))
-            pyro.sample("z2", dist.Normal(self.up2(z1), 0.5).to_event(1))
-
-
 def test_hierarchical_latents() -> None:
     vae = Hierarchical()
     through_everything(vae.model, vae.guide, DIGITS)
@@ -353,17 +330,6 @@ def test_an_enumerated_latent() -> None:
 
 
 # -- autoguides ------------------------------------------------------------------------------------------
-
-
-class Factor(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.out = nn.Linear(2, 64)
-
-    def forward(self, x: Tensor) -> None:
-        with pyro.plate("rows", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Bernoulli(logits=self.out(z)).to_event(1), obs=x.flatten(1))
 
 
 @pytest.mark.parametrize("kind", [AutoNormal, AutoDelta, AutoLaplaceApproximation])
@@ -413,153 +379,6 @@ def test_check_does_not_initialize_an_autoguide() -> None:
     fit(model, guide, DIGITS, batch_size=len(DIGITS), max_epochs=1, seed=0)
     with PYRO_STORE.scope():
         assert guide(DIGITS)["z"].shape == (48, 2)
-
-
-# -- pyro.param ------------------------------------------------------------------------------------------
-# log p(x) = sum log N(x; loc, 2): every value below has a closed form. The optimum is loc = mean(x), for the
-# guide's slope 1/2 and shift loc.
-
-param_model = programs.located
-
-
-def param_guide(x: Tensor) -> None:
-    shift = pyro.param("shift", torch.tensor(0.0))
-    scale = pyro.param("scale", torch.tensor(1.0), constraint=constraints.positive)
-    with pyro.plate("data", len(x)):
-        pyro.sample("z", dist.Normal((x + shift) / 2, scale))
-
-
-def other_model(x: Tensor) -> None:
-    param_model(x)
-
-
-POINTS = torch.tensor([-1.0, 0.0, 4.0])  # of mean 1
-
-
-def log_evidence(x: Tensor, loc: float) -> Tensor:
-    density: Tensor = torch.distributions.Normal(loc, 2**0.5).log_prob(x)
-    return density
-
-
-def learn(model: Any = param_model, guide: Any = param_guide, x: Tensor = POINTS) -> Any:
-    objective = TraceELBO()  # without noise at the optimum
-    x = x.repeat(32)
-    return fit(model, guide, x, objective=objective, max_epochs=200, learning_rate=0.1, seed=0)
-
-
-def test_what_pyro_params_learn_is_carried_and_found() -> None:
-    fitted = learn()
-    assert not list(PYRO_STORE.keys())
-    for model, guide in ((param_model, param_guide), (fitted.model, fitted.guide)):
-        evaluation = evaluate(model, guide, POINTS, num_samples=2000, seed=0)
-        expected = log_evidence(POINTS, 1.0)
-        assert torch.allclose(evaluation.log_likelihood.values, expected, atol=0.05)
-        assert float(evaluation.ess.min()) > 1900
-    trace = poutine.trace(fitted.guide).get_trace(POINTS)
-    assert float(trace.nodes["scale"]["value"].detach()) == pytest.approx(0.5**0.5, abs=0.02)
-    predictive = pyro.infer.Predictive(fitted.model, num_samples=2000)
-    assert float(predictive(POINTS)["z"].mean()) == pytest.approx(1.0, abs=0.1)
-    assert not list(PYRO_STORE.keys())
-
-
-def test_every_fit_starts_anew() -> None:
-    first = learn()
-    second = fit(param_model, param_guide, POINTS, max_epochs=1, learning_rate=1e-9, seed=0)
-    of_first = Pair.of(first.model, first.guide).store["params"]
-    of_second = Pair.of(param_model, param_guide).store["params"]
-    assert float(of_first["loc"].detach()) == pytest.approx(1.0, abs=0.05)
-    assert float(of_second["loc"].detach()) == pytest.approx(0.0, abs=1e-3)
-    assert Pair.of(second.model, second.guide).store["params"]["loc"] is of_second["loc"]
-
-
-def test_a_fit_of_fitted_programs_goes_on() -> None:
-    first = learn()
-    second = fit(first.model, first.guide, POINTS, max_epochs=1, learning_rate=1e-6, seed=0)
-    loc = Pair.of(second.model, second.guide).store["params"]["loc"]
-    assert float(loc.detach()) == pytest.approx(1.0, abs=0.05)
-
-
-def test_pairs_of_one_parameter_name_do_not_mix() -> None:
-    learn()
-    fitted = learn(other_model, param_guide, POINTS + 4.0)
-    for model, loc in ((param_model, 1.0), (other_model, 5.0)):
-        evaluation = evaluate(model, param_guide, POINTS + loc, num_samples=500, seed=0)
-        expected = log_evidence(POINTS + loc, loc)
-        assert torch.allclose(evaluation.log_likelihood.values, expected, atol=0.05)
-        assert float(evaluation.ess.min()) > 490
-    # the model of one fit under the guide of another: each brings its own values
-    swapped = evaluate(fitted.model, learn().guide, POINTS, num_samples=20_000, seed=0)
-    expected = log_evidence(POINTS, 5.0)
-    assert torch.allclose(swapped.log_likelihood.values, expected, atol=0.5)
-    # KL(q || p(z | x)) of two normals of one variance 1/2, whose means are 2 apart
-    assert swapped.elbo.mean == pytest.approx(float(expected.mean()) - 4.0, abs=0.3)
-
-
-def test_one_parameter_of_both_programs_from_two_fits_is_refused() -> None:
-    def guide(x: Tensor) -> None:
-        loc = pyro.param("loc", torch.tensor(0.0))
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal((x + loc) / 2, 0.5**0.5))
-
-    one, two = learn(param_model, guide), learn(param_model, guide, POINTS + 1.0)
-    assert evaluate(one.model, one.guide, POINTS, seed=0).ess.min() > 990
-    with pytest.raises(ValueError, match="'loc', from different fits"):
-        evaluate(one.model, two.guide, POINTS, seed=0)
-
-
-def test_the_global_store_stays_as_it_was() -> None:
-    pyro.param("loc", torch.tensor(5.0))
-    pyro.param("mine", torch.tensor(2.0), constraint=constraints.positive)
-    learn()
-    evaluate(param_model, param_guide, POINTS, seed=0)
-    diagnose(param_model, param_guide, POINTS, seed=0)
-    check(param_model, param_guide, POINTS)
-    assert set(PYRO_STORE.keys()) == {"loc", "mine"}
-    assert float(PYRO_STORE["loc"].detach()) == 5.0
-    assert float(PYRO_STORE["mine"].detach()) == pytest.approx(2.0)
-    pyro.clear_param_store()
-
-
-@pytest.mark.parametrize("error", [KeyError("mine"), KeyboardInterrupt()])
-def test_the_global_store_stays_as_it_was_after_an_exception(error: BaseException) -> None:
-    calls = 0
-
-    def fail(x: Tensor) -> Tensor:
-        nonlocal calls
-        calls += 1
-        if calls > 3:
-            raise error
-        return x
-
-    pyro.param("loc", torch.tensor(5.0))
-    model = Factor()
-    model.train(False)
-    with pytest.raises(type(error)):
-        fit(param_model, param_guide, POINTS, transform=fail, max_epochs=9)
-    with pytest.raises(type(error)):
-        fit(model, Hierarchical().guide, DIGITS, transform=fail, max_epochs=9)
-    assert set(PYRO_STORE.keys()) == {"loc"}
-    assert float(PYRO_STORE["loc"].detach()) == 5.0
-    assert not model.training
-    assert pyro.settings.get("validate_distributions_pyro") is True
-    pyro.clear_param_store()
-    learn()  # and nothing of the failed fit is in the way
-
-
-def test_what_was_learned_goes_with_the_program() -> None:
-    def make() -> tuple[Any, Any]:
-        return (lambda x: param_model(x)), (lambda x: param_guide(x))
-
-    model, guide = make()
-    fit(model, guide, POINTS, max_epochs=1, seed=0)
-    assert Pair.of(model, guide).store["params"]
-    assert not Pair.of(*make()).store["params"]
-    from ppl_vae.pairs import learned
-
-    known = len(learned._learned)
-    del model, guide
-    gc.collect()
-    assert len(learned._learned) < known
 
 
 # -- what does not vectorize, and plates -----------------------------------------------------------------

@@ -125,7 +125,7 @@ def test_a_list_is_an_iterable_of_batches() -> None:
 
 
 class Unsized:
-    """Starts anew each time, and does not know how long it is."""
+    """Starts again each time, and does not know how long it is."""
 
     def __iter__(self) -> Iterator[Tensor]:
         yield X[:5]

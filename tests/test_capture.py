@@ -16,12 +16,10 @@ import pytest
 import torch
 from catalogue import LIKELIHOODS
 from torch import Tensor, nn
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppl_vae import fit
-from ppl_vae.capture import CapturedLoss, CaptureError, forget_values, recording, step as capture
+from ppl_vae.capture import CapturedLoss, CaptureError, recording, step as capture
 from ppl_vae.capture.recording import Recording
-from ppl_vae.capture.substitutions import join_logarithms, split_biases
 from ppl_vae.guides import Enumerated, Exact, FullCovariance, MeanField, SemiAmortized, TopDown
 from ppl_vae.models import VAE, GaussianMixture, HierarchicalVAE, ProbabilisticPCA
 from ppl_vae.networks import MLP, Convolutional
@@ -319,7 +317,7 @@ def test_what_cannot_be_recorded_is_named_and_done_by_pyro(
 
 
 class Carrying(nn.Module):
-    """A model of one number a row whose location depends on its own tensors, by a hook."""
+    """A model of one number per row whose location depends on its own tensors, by a hook."""
 
     def __init__(self, location: Callable[[Carrying, Tensor], Tensor]) -> None:
         super().__init__()
@@ -366,7 +364,7 @@ def replaced_attribute(self: Carrying, z: Tensor) -> Tensor:
     return z.sum(-1) + self.plain
 
 
-def made_anew(self: Carrying, z: Tensor) -> Tensor:
+def remade(self: Carrying, z: Tensor) -> Tensor:
     self.plain = 2.0 * self.bias  # as weight normalization does: nothing of it goes on
     return z.sum(-1) + self.plain.sum()
 
@@ -378,7 +376,7 @@ def made_anew(self: Carrying, z: Tensor) -> Tensor:
         (constant, None),
         (twice, None),
         (in_place, None),
-        (made_anew, None),
+        (remade, None),
         (replaced_buffer, "'average'"),
         (replaced_attribute, "'plain'"),
     ],
@@ -422,9 +420,7 @@ def test_shapes_without_room_are_done_by_pyro(monkeypatch: pytest.MonkeyPatch) -
         assert step.has_room(rows(1))
 
 
-def test_what_fails_as_it_runs_is_done_by_pyro(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_fails_as_it_runs_is_done_by_pyro() -> None:
     def broken(*args: Any) -> Any:
         raise RuntimeError("no memory")
 
@@ -467,7 +463,6 @@ def test_a_stale_recording_is_found_by_comparing(monkeypatch: pytest.MonkeyPatch
     with captured(model, Guide(scaled), x, TraceELBO()) as step:
         step(x, 1.0)
         hidden[0] = torch.tensor(2.0)
-        generators = torch.get_rng_state()
         for _ in range(3):
             step(x, 1.0)
         generators = torch.get_rng_state()
@@ -544,68 +539,6 @@ def test_a_compiled_step_agrees_to_float_precision() -> None:
         torch.testing.assert_close(metrics, expected, rtol=1e-5, atol=1e-5)
         for leaf, gradient in zip(step.leaves, gradients, strict=True):
             torch.testing.assert_close(leaf.grad, gradient, rtol=1e-4, atol=1e-5)
-
-
-def test_a_bias_that_is_added_apart_changes_nothing() -> None:
-    def product(bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        return torch.addmm(bias, a, b).relu()
-
-    inputs = torch.randn(4), torch.randn(5, 3), torch.randn(3, 4)
-    graph = make_fx(product)(*inputs)
-    split_biases(graph)
-    assert torch.ops.aten.addmm.default not in {node.target for node in graph.graph.nodes}
-    torch.testing.assert_close(graph(*inputs), product(*inputs))
-
-
-@pytest.mark.parametrize("shape", [(784,), (1, 28, 28), (64,), (32, 3)])
-@pytest.mark.parametrize("scale", [1.0, 30.0])
-def test_joined_logarithms_are_the_bernoulli_density(shape: tuple[int, ...], scale: float) -> None:
-    def log_prob(logits: Tensor, x: Tensor) -> Tensor:
-        p = dist.Bernoulli(logits=logits, validate_args=False).to_event(len(shape))
-        log_p: Tensor = p.log_prob(x)
-        return log_p
-
-    generator = torch.Generator().manual_seed(3)
-    logits = scale * torch.randn(4, 5, *shape, generator=generator)
-    x = torch.randint(0, 2, (5, *shape), generator=generator).float()
-    x[0] = 0.5  # not only the ends
-    graph = make_fx(log_prob)(logits, x)
-    forget_values(graph)
-    join_logarithms(graph)
-    targets = {node.target for node in graph.graph.nodes}
-    assert torch.ops.aten.binary_cross_entropy_with_logits.default not in targets
-    exact = log_prob(logits.double(), x.double())
-    torch.testing.assert_close(graph(logits, x).double(), exact, rtol=2e-6, atol=1e-5)
-
-
-def test_logarithms_of_logits_in_any_order_are_joined() -> None:
-    def log_prob(logits: Tensor, x: Tensor) -> Tensor:
-        unused = torch.rand_like(x)
-        del unused  # a draw that nobody looks at: it moves the generator
-        p = dist.Bernoulli(logits=logits.transpose(-1, -2), validate_args=False).to_event(1)
-        log_p: Tensor = p.log_prob(x)
-        return log_p
-
-    logits, x = torch.randn(3, 64, 5), torch.ones(3, 5, 64)
-    graph = make_fx(log_prob)(logits, x)
-    forget_values(graph)
-    join_logarithms(graph)
-    targets = {node.target for node in graph.graph.nodes}
-    assert torch.ops.aten.binary_cross_entropy_with_logits.default not in targets
-    assert torch.ops.aten.rand_like.default in targets
-    torch.testing.assert_close(graph(logits, x), log_prob(logits, x))
-
-
-def test_logarithms_are_joined_only_where_a_row_is_summed() -> None:
-    def element_wise(logits: Tensor, x: Tensor) -> Tensor:
-        log_p: Tensor = dist.Bernoulli(logits=logits, validate_args=False).log_prob(x)
-        return log_p.sum(-1) + log_p.amax(-1)
-
-    inputs = torch.randn(3, 64), torch.ones(3, 64)
-    graph = make_fx(element_wise)(*inputs)
-    forget_values(graph)
-    join_logarithms(graph)
-    assert torch.equal(graph(*inputs), element_wise(*inputs))
 
 
 @pytest.fixture

@@ -1,9 +1,14 @@
-"""Files that are whole or absent: every damage is found and named, and every state comes back."""
+"""A folder of checkpoints: a run that was stopped or killed goes on as if nothing had happened."""
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import signal
+import subprocess
+import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,206 +16,24 @@ from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
-from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 from torch.optim import lr_scheduler as schedules
+from torch.utils.data import DataLoader, TensorDataset
+from trainings import HELD_OUT, Guide, Model, X, read_csv, same, scripted, train, weights
 
+import ppl_vae
 from ppl_vae import runtime
-from ppl_vae.training import load_checkpoint, save_checkpoint
+from ppl_vae.checks import PairWarning
+from ppl_vae.objectives import (
+    ELBO,
+    ImportanceWeightedELBO,
+    LinearWarmup,
+    Schedule,
+)
+from ppl_vae.runtime import read_tensors
+from ppl_vae.training import checkpoints, load_checkpoint, save_checkpoint
 from ppl_vae.training.checkpoints import KEPT, checkpoint_files
-
-TENSORS = {
-    "float": torch.randn(3, 2, generator=torch.Generator().manual_seed(0)),
-    "double": torch.tensor([1.0, float("nan"), float("-inf")], dtype=torch.float64),
-    "half": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
-    "bytes": torch.arange(5, dtype=torch.uint8),
-    "bool": torch.tensor([True, False]),
-    "scalar": torch.tensor(7),
-    "empty": torch.zeros(0, 3),
-    "transposed": torch.arange(6.0).reshape(2, 3).T,
-}
-METADATA = {"epoch": 3, "loss": 0.1, "best": float("-inf"), "name": "Größe ≤ 3", "none": None}
-
-
-def assert_same(a: Any, b: Any) -> None:
-    assert type(a) is type(b)
-    if isinstance(a, Tensor):
-        assert a.dtype == b.dtype
-        assert torch.equal(a.nan_to_num(9.0), b.nan_to_num(9.0))
-    elif isinstance(a, dict):
-        assert list(a) == list(b)
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b)
-        for one, other in zip(a, b, strict=True):
-            assert_same(one, other)
-    else:
-        assert a == b
-
-
-# -- one file --------------------------------------------------------------------------------------------
-
-
-def test_tensors_and_metadata_come_back(tmp_path: Path) -> None:
-    runtime.write_tensors(tmp_path / "a.safetensors", TENSORS, METADATA)
-    tensors, metadata = runtime.read_tensors(tmp_path / "a.safetensors")
-    assert metadata == METADATA
-    assert_same(dict(sorted(tensors.items())), dict(sorted(TENSORS.items())))
-    assert os.listdir(tmp_path) == ["a.safetensors"]
-
-
-def test_tensors_that_share_memory_come_back_apart(tmp_path: Path) -> None:
-    x = torch.arange(4.0)
-    runtime.write_tensors(tmp_path / "a", {"x": x, "tail": x[2:], "same": x})
-    tensors, _ = runtime.read_tensors(tmp_path / "a")
-    assert tensors["tail"].tolist() == [2.0, 3.0]
-    assert torch.equal(tensors["same"], x)
-
-
-@pytest.mark.parametrize("moment", ["fsync", "replace"])
-@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
-def test_a_failure_between_write_and_rename_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, error: BaseException
-) -> None:
-    path = tmp_path / "state"
-    runtime.write_bytes(path, b"old")
-
-    def fail(*_: Any) -> None:
-        raise error
-
-    with monkeypatch.context() as patched:
-        patched.setattr(os, moment, fail)
-        with pytest.raises(type(error)):
-            runtime.write_bytes(path, b"new and longer")
-    assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["state"]
-    runtime.write_bytes(path, b"new and longer")
-    assert path.read_bytes() == b"new and longer"
-
-
-def test_the_content_is_on_disk_before_the_rename(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    events: list[str] = []
-    fsync, replace = os.fsync, os.replace
-
-    def watched_fsync(descriptor: int) -> None:
-        events.append("fsync")
-        fsync(descriptor)
-
-    def watched_replace(source: Path, target: Path) -> None:
-        assert source.read_bytes() == b"content"
-        assert source.parent == target.parent  # a rename across file systems would not be atomic
-        events.append("replace")
-        replace(source, target)
-
-    monkeypatch.setattr(os, "fsync", watched_fsync)
-    monkeypatch.setattr(os, "replace", watched_replace)
-    runtime.write_bytes(tmp_path / "state", b"content")
-    assert events == ["fsync", "replace", "fsync"]  # the file, then the folder
-
-
-def test_every_truncation_is_found(tmp_path: Path) -> None:
-    path = tmp_path / "a.safetensors"
-    runtime.write_tensors(path, {"w": torch.arange(6.0), "b": torch.tensor(1)}, {"epoch": 3})
-    data = path.read_bytes()
-    for length in range(len(data)):
-        path.write_bytes(data[:length])
-        with pytest.raises(runtime.CorruptFileError, match=r"a\.safetensors") as caught:
-            runtime.read_tensors(path)
-        assert caught.value.path == path
-
-
-def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
-    path = tmp_path / "a.safetensors"
-    runtime.write_tensors(path, {"w": torch.arange(6.0), "b": torch.tensor(1)}, {"epoch": 3})
-    data = path.read_bytes()
-    whole = runtime.read_tensors(path)
-    harmless = 0
-    for place in range(len(data)):
-        for mask in (0x01, 0x80, 0xFF):
-            path.write_bytes(data[:place] + bytes([data[place] ^ mask]) + data[place + 1 :])
-            try:
-                found = runtime.read_tensors(path)
-            except runtime.CorruptFileError:
-                continue
-            assert_same(found[0], whole[0])  # padding between header and data
-            assert found[1] == whole[1]
-            harmless += 1
-    assert harmless <= 3 * 8
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"{}", b"\x00" * 100, b"\xff" * 100, b"not a checkpoint" * 10]
-)
-def test_other_files_are_named(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "wrong.safetensors"
-    path.write_bytes(content)
-    with pytest.raises(runtime.CorruptFileError, match=r"wrong\.safetensors"):
-        runtime.read_tensors(path)
-
-
-def test_safetensors_of_others_are_named(tmp_path: Path) -> None:
-    path = tmp_path / "theirs.safetensors"
-    safetensors.torch.save_file({"w": torch.ones(2)}, path)
-    with pytest.raises(
-        runtime.CorruptFileError, match=r"theirs\.safetensors.*not written by ppl_vae"
-    ):
-        runtime.read_tensors(path)
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
-        runtime.read_tensors(tmp_path / "none.safetensors")
-    with pytest.raises(FileNotFoundError):
-        runtime.read_tensors(tmp_path)  # a folder
-
-
-# -- trees -----------------------------------------------------------------------------------------------
-
-leaves = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(),
-    st.floats(allow_nan=False),
-    st.text(max_size=5),
-    st.integers(0, 3).map(lambda n: torch.arange(float(n))),
-)
-keys = st.one_of(st.integers(0, 99), st.text("abc", min_size=1, max_size=3))
-trees = st.recursive(
-    leaves,
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3),
-        st.lists(inner, max_size=3).map(tuple),
-        st.dictionaries(keys, inner, max_size=3),
-    ),
-    max_leaves=12,
-)
-
-
-@settings(max_examples=100, deadline=None, database=None, derandomize=True)
-@given(tree=trees)
-def test_any_tree_comes_back(tree: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
-    flat, tensors = runtime.flatten({"tree": tree})
-    path = tmp_path_factory.getbasetemp() / "tree.safetensors"
-    runtime.write_tensors(path, tensors, {"flat": flat})
-    read, metadata = runtime.read_tensors(path)
-    assert_same(runtime.unflatten(metadata["flat"], read), {"tree": tree})
-
-
-def test_two_tensors_of_one_name_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"a\.b"):
-        runtime.flatten({"a.b": torch.zeros(1), "a": {"b": torch.ones(1)}})
-
-
-def test_what_cannot_be_saved_is_named() -> None:
-    with pytest.raises(TypeError, match=r"state\.1\.hook.*function"):
-        runtime.flatten({"state": [1, {"hook": lambda: None}]})
-    with pytest.raises(TypeError, match="key"):
-        runtime.flatten({(1, 2): torch.zeros(1)})
 
 
 def network() -> nn.Module:
@@ -268,7 +91,7 @@ def steps(
 def test_optimizers_and_schedules_go_on_from_a_file(
     tmp_path: Path, optimizer: str, schedule: str
 ) -> None:
-    """Eight steps in one go, against four, a file, and four more with everything made anew."""
+    """Eight steps in one go, against four, a file, and four more with everything made again."""
     net = network()
     opt = OPTIMIZERS[optimizer](net.parameters())
     plan = SCHEDULES[schedule](opt)
@@ -363,3 +186,291 @@ def test_if_all_are_damaged_the_newest_is_named_once(tmp_path: Path) -> None:
 def test_no_checkpoint_is_said(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no checkpoint to resume from"):
         load_checkpoint(tmp_path / "checkpoints")
+
+
+def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
+    train(run_dir=tmp_path)
+    before = (tmp_path / "metrics.csv").read_bytes()
+    files = {f: f.read_bytes() for f in checkpoint_files(tmp_path / "checkpoints")}
+    with pytest.raises(FileExistsError, match="resume=True"):
+        train(run_dir=tmp_path)
+    assert (tmp_path / "metrics.csv").read_bytes() == before
+    assert {f: f.read_bytes() for f in checkpoint_files(tmp_path / "checkpoints")} == files
+
+
+# -- resuming --------------------------------------------------------------------------------------------
+
+
+def everything(folder: Path, model: Any, guide: Any) -> tuple[Any, Any, Any]:
+    rows = [
+        {n: v for n, v in r.items() if n != "seconds"} for r in read_csv(folder / "metrics.csv")
+    ]
+    state, facts = load_checkpoint(folder / "checkpoints")
+    return weights(model, guide), rows, (facts["progress"]["step"], state["optimizer"])
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_after(calls: int) -> Callable[[Tensor], Tensor]:
+    def transform(x: Tensor) -> Tensor:
+        nonlocal calls
+        calls -= 1
+        if calls < 0:
+            raise Stop
+        return x + 0.1 * torch.randn(x.shape)
+
+    return transform
+
+
+@pytest.mark.parametrize("capture", [True, False])
+@pytest.mark.parametrize("calls", [3, 9, 14])
+def test_a_stopped_run_goes_on_bit_by_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: int, capture: bool
+) -> None:
+    """A checkpoint after every step; stopped within an epoch, and continued with fresh modules."""
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", (0.0, 0.0))
+    options: dict[str, Any] = {
+        "max_epochs": 4,
+        "validation": HELD_OUT,
+        "patience": 2,
+        "lr_scheduler": lambda o: schedules.StepLR(o, 2, 0.5),
+        "objective": ELBO(beta=LinearWarmup(2)),
+        "capture": capture,
+        "seed": None,
+    }
+    model, guide = Model(), Guide()
+    torch.manual_seed(3)
+    train(model=model, guide=guide, run_dir=tmp_path / "a", transform=stop_after(999), **options)
+    expected = everything(tmp_path / "a", model, guide)
+
+    model, guide = Model(), Guide()
+    torch.manual_seed(3)
+    with pytest.raises(Stop):
+        train(
+            model=model, guide=guide, run_dir=tmp_path / "b", transform=stop_after(calls), **options
+        )
+    model, guide = Model(), Guide()
+    torch.manual_seed(77)
+    options |= {"resume": True, "transform": stop_after(999), "run_dir": tmp_path / "b"}
+    train(model=model, guide=guide, **options)
+    found = everything(tmp_path / "b", model, guide)
+    assert same(found[0], expected[0])
+    assert found[1] == expected[1]
+    assert json.dumps(found[2], default=Tensor.tolist) == json.dumps(
+        expected[2], default=Tensor.tolist
+    )
+
+
+def test_max_epochs_can_be_extended(tmp_path: Path) -> None:
+    _, expected = train(run_dir=tmp_path / "a", max_epochs=5)
+    train(run_dir=tmp_path / "b", max_epochs=2)
+    fitted, found = train(run_dir=tmp_path / "b", max_epochs=5, resume=True)
+    assert same(found, expected)
+    assert [row["epoch"] for row in fitted.history] == [1, 2, 3, 4, 5]
+    again, found = train(run_dir=tmp_path / "b", max_epochs=5, resume=True)  # nothing left to do
+    assert same(found, expected)
+    assert again.history == fitted.history
+    assert (again.steps, again.stopped) == (20, "reached max_epochs = 5")
+
+
+def test_a_loader_is_resumed_at_the_end_of_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", (0.0, 0.0))
+
+    def loader() -> Any:
+        return DataLoader(TensorDataset(X), batch_size=16, shuffle=True)
+
+    _, expected = train(loader(), run_dir=tmp_path / "a", transform=stop_after(999))
+    with pytest.raises(Stop):
+        train(loader(), run_dir=tmp_path / "b", transform=stop_after(8))
+    files = checkpoint_files(tmp_path / "b" / "checkpoints")
+    assert {int(f.stem.split("-")[1]) % 4 for f in files} == {0}
+    _, found = train(loader(), run_dir=tmp_path / "b", transform=stop_after(999), resume=True)
+    assert same(found, expected)
+
+
+def test_the_best_weights_survive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best epoch lies before the stop; what is damaged after it does not matter."""
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", (0.0, 60.0))
+    seen = scripted(monkeypatch, [-9.0, -5.0, -6.0, -7.0, -8.0, -9.0])
+    train(run_dir=tmp_path, validation=HELD_OUT, patience=4, max_epochs=3)
+    newest = checkpoint_files(tmp_path / "checkpoints")[0]
+    fitted, found = train(
+        run_dir=tmp_path, validation=HELD_OUT, patience=4, max_epochs=9, resume=True
+    )
+    assert (fitted.epochs, fitted.best_epoch) == (6, 2)
+    assert same(found, seen[1])
+    assert not newest.exists()
+
+
+def test_a_damaged_checkpoint_costs_no_more_than_its_epochs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", (0.0, 60.0))
+    _, expected = train(run_dir=tmp_path / "a", max_epochs=5)
+    train(run_dir=tmp_path / "b", max_epochs=3)
+    newest = checkpoint_files(tmp_path / "b" / "checkpoints")[0]
+    newest.write_bytes(newest.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match=newest.name):
+        _, found = train(run_dir=tmp_path / "b", max_epochs=5, resume=True)
+    assert same(found, expected)
+
+
+class Unnamed(Schedule):
+    """A schedule of the user's, whose repr is its address."""
+
+    def __call__(self, epoch: float) -> float:
+        return 0.5
+
+    @property
+    def warmup_epochs(self) -> float:
+        return 0.0
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"batch_size": 10}, "batch_size = 16, now it is 10"),
+        ({"x": X[:40]}, "rows = 50, now it is 40"),
+        ({"objective": ImportanceWeightedELBO()}, r"objective = ELBO\(.*now it is Importance"),
+        ({"optimizer": torch.optim.SGD, "learning_rate": 0.1}, "optimizer = Adam, now it is SGD"),
+        ({"lr_scheduler": lambda o: schedules.StepLR(o, 1)}, "lr_scheduler = NoneType, now"),
+    ],
+)
+def test_a_resumed_run_must_be_the_same(tmp_path: Path, changed: Any, words: str) -> None:
+    train(run_dir=tmp_path, max_epochs=1)
+    with pytest.raises(ValueError, match=words):
+        train(**({"x": X, "run_dir": tmp_path, "resume": True} | changed))
+
+
+def test_objects_without_a_name_of_their_own_can_be_resumed(tmp_path: Path) -> None:
+    train(run_dir=tmp_path, max_epochs=1, objective=ELBO(beta=Unnamed()))
+    keep = [Unnamed() for _ in range(9)]  # other addresses
+    fitted, _ = train(run_dir=tmp_path, objective=ELBO(beta=keep[-1]), resume=True)
+    assert fitted.epochs == 3
+
+
+def test_another_pair_cannot_be_resumed(tmp_path: Path) -> None:
+    train(run_dir=tmp_path, max_epochs=1)
+    model = Model()
+    model.extra = nn.Linear(2, 2)
+    with pytest.warns(PairWarning), pytest.raises(ValueError, match="parameters ="):
+        train(model=model, run_dir=tmp_path, resume=True)
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        train(run_dir=tmp_path, resume=True)
+
+
+# -- killed ----------------------------------------------------------------------------------------------
+
+KILLED = """
+import sys, time
+import pyro, pyro.distributions as dist, torch
+from torch import nn
+from torch.optim import lr_scheduler as schedules
+from ppl_vae import fit
+from ppl_vae.training import checkpoints
+from ppl_vae.runtime import write_tensors
+from ppl_vae.pairs import Pair
+
+torch.set_num_threads(1)
+checkpoints.CHECKPOINT_SECONDS = (0.0, 0.02)
+folder, resume, pause = sys.argv[1], sys.argv[2] == "resume", float(sys.argv[3])
+
+class Guide(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 4)
+        )
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            loc, log_scale = self.body(x).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+decoder = nn.Linear(2, 6)
+
+def model(x):
+    pyro.module("decoder", decoder)
+    bias = pyro.param("bias", lambda: torch.zeros(6))
+    prior = pyro.param("prior", torch.tensor(1.0), constraint=dist.constraints.positive)
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), prior).to_event(1))
+        pyro.sample("x", dist.Bernoulli(logits=decoder(z) + bias).to_event(1), obs=x)
+
+def binarize(x):
+    time.sleep(pause)
+    return torch.bernoulli(x)
+
+torch.manual_seed(0)
+x = torch.rand(90, 6)
+torch.manual_seed(1)
+guide = Guide()
+for parameter in decoder.parameters():
+    nn.init.normal_(parameter)
+print("ready", flush=True)
+fitted = fit(
+    model, guide, x, validation=torch.bernoulli(torch.rand(40, 6)), max_epochs=12, batch_size=20,
+    patience=8, lr_scheduler=lambda o: schedules.CosineAnnealingLR(o, 12), learning_rate=0.02,
+    transform=binarize, run_dir=folder, resume=resume, seed=None if resume else 4,
+)
+state = Pair.of(model, guide).state()
+assert "param.bias" in state and len(state) == 13, sorted(state)
+write_tensors(folder + "/final", state, {"best": fitted.best_epoch, "steps": fitted.steps})
+"""
+
+
+def start(folder: Path, resume: bool, pause: float) -> subprocess.Popen[str]:
+    script = folder.parent / "killed.py"
+    script.write_text(KILLED)
+    command = [sys.executable, str(script), str(folder), "resume" if resume else "new", str(pause)]
+    path = str(Path(ppl_vae.__file__).parents[1])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def end(process: subprocess.Popen[str]) -> bool:
+    """Whether a process ended by itself rather than having been killed."""
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode in (0, -signal.SIGKILL), errors
+    return process.returncode == 0
+
+
+def kill(folder: Path, resume: bool, seconds: float) -> bool:
+    """Runs the script and kills it so many seconds after its first checkpoint; whether it had already ended."""
+    process = start(folder, resume, 0.01)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n", process.communicate()[1]
+    while not list((folder / "checkpoints").glob("step-*")) and process.poll() is None:
+        time.sleep(0.005)  # something to go on with
+    time.sleep(seconds)
+    process.send_signal(signal.SIGKILL)
+    return end(process)
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(12, marks=pytest.mark.slow)])
+def test_a_run_killed_at_any_moment_ends_as_one_that_never_was(tmp_path: Path, kills: int) -> None:
+    whole = start(tmp_path / "whole", False, 0.0)
+    moments = random.Random(int(time.time()))  # others each time: none of them may matter
+    folder = tmp_path / "killed"
+    ended = kill(folder, False, moments.uniform(0.0, 0.3))
+    for _ in range(kills - 1):
+        ended = ended or kill(folder, True, moments.uniform(0.1, 6.0 / kills))
+    assert ended or end(start(folder, True, 0.0))
+    assert end(whole)
+    expected, facts = read_tensors(tmp_path / "whole" / "final")
+    found, found_facts = read_tensors(folder / "final")
+    assert found_facts == facts
+    assert same(found, expected)
+    rows = [
+        [{n: v for n, v in row.items() if n != "seconds"} for row in read_csv(f / "metrics.csv")]
+        for f in (tmp_path / "whole", folder)
+    ]
+    assert rows[0] == rows[1]

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import catalogue
 import numpy as np
 import pytest
 import torch
 import yaml
 
-from ppl_vae.cli import COMMANDS, main
+from ppl_vae.cli import main
 from ppl_vae.cli.report import result_table
 from ppl_vae.data import load_data
 from ppl_vae.diagnosis import Diagnosis
@@ -31,13 +32,11 @@ from ppl_vae.evaluation import Evaluation, evaluate
 from ppl_vae.guides import MeanField
 from ppl_vae.models import VAE
 from ppl_vae.runs import save_run
-from ppl_vae.runtime import make_fabric, read_tensors, resolve_device
+from ppl_vae.runtime import read_tensors
 from ppl_vae.stats import Estimate
-from ppl_vae.training import fit
 
 ROOT = Path(__file__).parent.parent
-SMALL = ("--max_rows", "60", "--num_samples", "20", "--batch_size", "32")
-NETWORK = ("--model.network", "MLP", "--model.network.hidden", "[16]")
+SMALL, NETWORK = catalogue.SMALL_RUN, catalogue.SMALL_NETWORK
 PICTURES = {
     *("learning_curves", "reconstructions", "prior_samples", "traversals"),
     *("kl_per_dimension", "aggregate_posterior", "khat"),
@@ -158,93 +157,6 @@ def test_the_configuration_is_resolved(first: Path) -> None:
     assert not {"run_dir", "resume", "quiet", "debug", "overwrite"} & set(config)
 
 
-@pytest.mark.parametrize(
-    ("options", "likelihood"),
-    [
-        (("--binarize", "dynamic"), "Bernoulli"),
-        (("--dequantize", "true"), "LearnedGaussian"),
-        (("--model.likelihood", "Gaussian", "--model.likelihood.sigma", "3"), "Gaussian"),
-    ],
-)
-def test_the_likelihood_suits_the_data(
-    options: tuple[str, ...], likelihood: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["train", "--print_config", "--max_rows", "20", *options]) == 0
-    config = yaml.safe_load(capsys.readouterr().out)
-    found = config["model"]["init_args"]["likelihood"]["class_path"]
-    assert found == f"ppl_vae.likelihoods.{likelihood}"
-
-
-def test_8_bit_pictures_get_the_discretized_logistic(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pictures = np.random.default_rng(0).integers(0, 256, (30, 1, 6, 6), dtype=np.uint8)
-    np.save(tmp_path / "pictures.npy", pictures)
-    assert main(["train", "--print_config", "--data", str(tmp_path / "pictures.npy")]) == 0
-    config = yaml.safe_load(capsys.readouterr().out)
-    assert config["model"]["init_args"]["likelihood"] == {
-        "class_path": "ppl_vae.likelihoods.DiscretizedLogistic",
-        "init_args": {"levels": 256},
-    }
-
-
-def test_a_printed_configuration_can_be_given_back(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = [
-        "--model.latent_dim",
-        "3",
-        "--guide",
-        "FullCovariance",
-        "--objective.beta",
-        "LinearWarmup",
-    ]
-    options += [
-        "--objective.beta.epochs",
-        "4",
-        "--optimizer",
-        "AdamW",
-        "--optimizer.weight_decay",
-        "0.1",
-    ]
-    options += ["--lr_scheduler", "CosineAnnealingLR", "--lr_scheduler.T_max", "9", "--seed", "5"]
-    assert main(["train", "--print_config", *SMALL, *NETWORK, *options]) == 0
-    printed = capsys.readouterr().out
-    file = tmp_path / "config.yaml"
-    file.write_text(printed)
-    assert main(["train", "--config", str(file), "--print_config"]) == 0
-    assert capsys.readouterr().out == printed
-    config = yaml.safe_load(printed)
-    assert config["guide"]["class_path"] == "ppl_vae.guides.FullCovariance"
-    assert config["guide"]["init_args"]["latent_dim"] == 3
-    assert config["objective"]["init_args"]["beta"]["init_args"]["epochs"] == 4
-    assert config["optimizer"]["init_args"]["weight_decay"] == 0.1
-    assert main(["train", "--config", str(file), "--print_config", "--model.latent_dim", "7"]) == 0
-    changed = yaml.safe_load(capsys.readouterr().out)
-    assert changed["model"]["init_args"]["latent_dim"] == 7
-    assert changed["seed"] == 5
-
-
-def test_a_configuration_may_use_short_names(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "config.yaml"
-    file.write_text(
-        textwrap.dedent("""
-        max_rows: 20
-        model:
-          class_path: ProbabilisticPCA
-          init_args:
-            latent_dim: 4
-        guide: Exact
-        """)
-    )
-    assert main(["train", "--config", str(file), "--print_config"]) == 0
-    config = yaml.safe_load(capsys.readouterr().out)
-    assert config["model"]["class_path"] == "ppl_vae.models.ProbabilisticPCA"
-    assert config["guide"] == {"class_path": "ppl_vae.guides.Exact", "init_args": {}}
-
-
 def test_the_configuration_of_a_run_starts_another(first: Path, tmp_path: Path) -> None:
     again = tmp_path / "again"
     with numbers_alone():
@@ -340,7 +252,7 @@ def test_functions_of_ones_own(
     assert len(list((tmp_path / "run" / "plots").iterdir())) == len(PICTURES)
     capsys.readouterr()
     trained = json.loads((tmp_path / "run" / "evaluation.json").read_text())
-    del sys.modules[mine]  # a new process would import it anew, with other initial weights
+    del sys.modules[mine]  # a new process would import it again, with other initial weights
     assert main(["evaluate", folder, "--num_samples", "20", "--overwrite"]) == 0
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text()) == trained
 
@@ -674,51 +586,6 @@ def test_mistakes_are_told_in_a_line(
     assert (first / "weights.safetensors").read_bytes() == weights
 
 
-@pytest.mark.parametrize(
-    ("option", "error", "message"),
-    [
-        ({"max_epochs": 1.5}, TypeError, "max_epochs must be a whole number, got 1.5"),
-        ({"batch_size": 8.0}, TypeError, "batch_size must be a whole number, got 8.0"),
-        ({"device": "gpu"}, ValueError, "device='gpu': expected 'auto'"),
-        ({"device": "cuda:2"}, ValueError, "the last GPU that torch sees is 'cuda:1'"),
-    ],
-)
-def test_fit_refuses_options_that_the_command_line_cannot_pass(
-    option: dict[str, Any],
-    error: type[Exception],
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(error, match=message):
-        fit(VAE((3,), 2), MeanField((3,), 2), torch.zeros(8, 3), **option)
-
-
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        ({"precision": "16-mixed"}, "'32-true', 'bf16-mixed'.*, not '16-mixed'"),
-        ({"device": "cuda:1", "num_processes": 2}, "'cuda:1' is one GPU"),
-    ],
-)
-def test_make_fabric_refuses_options_that_the_command_line_cannot_pass(
-    option: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(ValueError, match=message):
-        make_fabric(**option)
-
-
-def test_a_device_with_a_number_is_that_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert resolve_device("cuda:1") == torch.device("cuda", 1)
-    with patch("lightning_fabric.Fabric") as fabric:
-        make_fabric("cuda:1")
-        make_fabric("cpu", num_processes=2)
-    asked = [(c.kwargs["accelerator"], c.kwargs["devices"]) for c in fabric.call_args_list]
-    assert asked == [("cuda", [1]), ("cpu", 2)]
-
-
 def test_corrupted_weights_are_named_and_debug_shows_the_traceback(
     second: Path, tmp_path: Path
 ) -> None:
@@ -754,59 +621,3 @@ def test_the_default_folder_names_data_model_and_guide(
         assert main(["train", "--max_epochs", "1", *SMALL, *NETWORK]) == 0
     (folder,) = (tmp_path / "runs").iterdir()
     assert re.fullmatch(r"digits-VAE-MeanField-\d{8}-\d{6}", folder.name)
-
-
-# -- help ------------------------------------------------------------------------------------------------
-
-
-def test_help_comes_from_the_docstrings(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--help"]) == 0
-    shown = capsys.readouterr().out
-    for name, what in COMMANDS.items():
-        assert name in shown
-        assert what.split(",")[0] in " ".join(shown.split())
-    assert main(["train", "--help"]) == 0
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "Passes over the data." in shown, "fit's docstring"
-    assert "Share of the training rows to hold out for validation." in shown, "load_data's"
-    assert "(type: int, default: 200)" in shown
-    assert main(["train", "--guide.help", "FullCovariance"]) == 0
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "number d of latent dimensions" in shown
-    assert re.search(r"--guide.data_shape [^()]*\(default: what fits the data", shown)
-    assert main(["train", "--objective.beta.help", "LinearWarmup"]) == 0
-    assert "--beta.epochs EPOCHS (required, type" in " ".join(capsys.readouterr().out.split())
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([name, "--help"]) == 0
-    assert COMMANDS[name] in " ".join(capsys.readouterr().out.split())
-
-
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--version"]) == 0
-    assert re.fullmatch(r"ppl-vae \d+\.\d+\.\d+\n", capsys.readouterr().out)
-
-
-@pytest.mark.parametrize("prior", ["VampPrior", "FlowPrior", "MixturePrior"])
-def test_a_class_below_another_is_found_by_its_short_name_from_the_start(prior: str) -> None:
-    """In a process of its own: here, other tests have imported the class already."""
-    command = [sys.executable, "-W", "error::DeprecationWarning", "-m", "ppl_vae.cli", "train"]
-    done = subprocess.run(
-        [*command, "--model.prior", prior, "--print_config"], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    found = yaml.safe_load(done.stdout)["model"]["init_args"]["prior"]
-    assert found["class_path"] == f"ppl_vae.models.{prior}"
-
-
-def test_a_description_is_built_by_short_names_from_the_start() -> None:
-    program = """
-from ppl_vae.runs import build
-prior = {"class_path": "FlowPrior", "init_args": {"transforms": 2}}
-spec = {"class_path": "ppl_vae.models.VAE", "init_args": {"data_shape": [3], "latent_dim": 2, "prior": prior}}
-print(build(spec)[1]["init_args"]["prior"]["class_path"])
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout.strip() == "ppl_vae.models.FlowPrior", done.stderr

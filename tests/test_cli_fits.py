@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import catalogue
 import pytest
 import torch
 import yaml
@@ -18,8 +19,7 @@ from ppl_vae.data import load_data
 from ppl_vae.runs import load_run
 from ppl_vae.runtime import read_tensors
 
-SMALL = ("--max_rows", "60", "--num_samples", "20", "--batch_size", "32", "--quiet")
-NETWORK = ("--model.network", "MLP", "--model.network.hidden", "[16]")
+SMALL, NETWORK = (*catalogue.SMALL_RUN, "--quiet"), catalogue.SMALL_NETWORK
 
 
 @pytest.fixture(scope="module")

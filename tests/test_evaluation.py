@@ -14,7 +14,6 @@ import pytest
 import torch
 from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 from ppl_vae import diagnose, stats
@@ -26,7 +25,7 @@ from ppl_vae.networks import MLP
 from ppl_vae.pairs import PairError, sample_rows
 from ppl_vae.stats import Estimate
 
-LOG_2PI = math.log(2 * math.pi)
+LOG_2PI = programs.LOG_2PI
 
 
 # -- probabilistic PCA -------------------------------------------------------------------------------------
@@ -206,21 +205,6 @@ def test_senseless_arguments_are_refused() -> None:
 # -- chunks ------------------------------------------------------------------------------------------------
 
 
-class Watch(TorchDispatchMode):
-    """The bytes of the largest tensor that is computed."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.largest = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(tensor, Tensor):
-                self.largest = max(self.largest, tensor.numel() * tensor.element_size())
-        return out
-
-
 def record_chunks(monkeypatch: pytest.MonkeyPatch, budget: int) -> list[tuple[int, int]]:
     """Sets the memory budget; the (samples, rows) of every run are in the list."""
     monkeypatch.setattr("ppl_vae.checks.session.MEMORY_BUDGET", budget)
@@ -235,7 +219,6 @@ def record_chunks(monkeypatch: pytest.MonkeyPatch, budget: int) -> list[tuple[in
 
     monkeypatch.setattr("ppl_vae.checks.session.sample_rows", recorded)
     monkeypatch.setattr(evaluation, "sample_rows", recorded)
-    monkeypatch.setattr("ppl_vae.checks.session.sample_rows", recorded)
     monkeypatch.setattr(weighing, "sample_rows", recorded)
     return sizes
 
@@ -267,9 +250,9 @@ def test_memory_does_not_grow_with_samples_or_rows(monkeypatch: pytest.MonkeyPat
     guide = MeanField((20,), 5, MLP(hidden=(50,)))
     largest = []
     for n, samples in ((64, 50), (300, 50), (64, 1500)):
-        with Watch() as watch:
+        with programs.Memory() as memory:
             evaluate(model, guide, torch.ones(n, 20), num_samples=samples, seed=0)
-        largest.append(watch.largest)
+        largest.append(memory.largest)
     assert max(largest) < 2**20
     # All weights at once would be 64 x 1500 x 50 floats at the hidden layer: 19 MB.
     assert largest[2] < 2 * largest[0]
@@ -285,7 +268,7 @@ def test_a_guide_with_parameters_for_each_row_stays_in_the_budget_too(
     assert found.num_rows == 500
     chunks = sizes[3:]
     assert {n for _, n in chunks} == {500}
-    # z, log p(z), log p(x | z) and log q(z | x) alone are four numbers of four bytes a sample.
+    # z, log p(z), log p(x | z) and log q(z | x) alone are four numbers of four bytes per sample.
     assert max(k * n for k, n in chunks) <= 2**18 / 16
 
 
@@ -396,7 +379,7 @@ def test_plates_outside_of_the_rows(n: int) -> None:
 
 
 def test_masked_observations_do_not_count() -> None:
-    """Pixels that are masked are marginalised out: their likelihood is 1."""
+    """Pixels that are masked are marginalized out: their likelihood is 1."""
     seen = torch.tensor([[True, True], [True, False], [False, False]])
 
     def model(x: Tensor) -> None:
@@ -450,8 +433,7 @@ def test_discrete_latents_by_sampling() -> None:
     assert_agrees(found, log_joint.logsumexp(0))
 
 
-WEIGHTS = torch.tensor([0.2, 0.5, 0.3])
-LOCS = torch.tensor([-2.0, 0.5, 3.0])
+WEIGHTS, LOCS = programs.WEIGHTS, programs.LOCS
 
 
 def nothing(x: Tensor) -> None:

@@ -64,13 +64,10 @@ def grid(q: Any) -> tuple[Tensor, float]:
     return draws.mean(0) + draws.std(0) * z, float((draws.std(0) * 16 / points).prod())
 
 
-def test_function(z: Tensor) -> Tensor:
+def smooth(z: Tensor) -> Tensor:
     """Something smooth without symmetries, of every order."""
     first, last = z[..., 0], z[..., -1]
     return torch.sin(1.3 * first) + 0.5 * last.square() * torch.tanh(first + 0.4)
-
-
-test_function.__test__ = False  # type: ignore[attr-defined]
 
 
 @torch.no_grad()
@@ -124,11 +121,11 @@ def test_gradients_of_expectations_are_unbiased(family: str, d: int) -> None:
     outputs = outputs_of(guide).requires_grad_()
     q = guide.family(outputs)
     z, cell = grid(q)
-    exact_mean = (q.log_prob(z).exp() * test_function(z)).sum() * cell
+    exact_mean = (q.log_prob(z).exp() * smooth(z)).sum() * cell
     (exact,) = torch.autograd.grad(exact_mean, outputs)
 
     rows = outputs.detach().expand(50_000, -1).clone().requires_grad_()
-    (found,) = torch.autograd.grad(test_function(guide.family(rows).rsample()).sum(), rows)
+    (found,) = torch.autograd.grad(smooth(guide.family(rows).rsample()).sum(), rows)
     error = found.std(0) / len(rows) ** 0.5
     assert ((found.mean(0) - exact).abs() < 4 * error + 2e-3).all()
     assert (error < 0.05).all()
@@ -343,11 +340,11 @@ def test_second_derivatives_of_a_mixture_are_unbiased(d: int) -> None:
 
     z, cell = grid(mixture(*parts))
     exact = hessian_product(
-        lambda *at: (mixture(*at).log_prob(z).exp() * test_function(z)).sum() * cell,
+        lambda *at: (mixture(*at).log_prob(z).exp() * smooth(z)).sum() * cell,
         [part.clone().requires_grad_() for part in parts],
     )
     found = hessian_product(
-        lambda *at: test_function(mixture(*at).rsample()).sum(),
+        lambda *at: smooth(mixture(*at).rsample()).sum(),
         [part.expand(60_000, *part.shape).clone().requires_grad_() for part in parts],
     )
     for mine, truth in zip(found, exact, strict=True):
@@ -374,7 +371,7 @@ def test_equal_components_are_one_normal() -> None:
     leaves = [leaf.requires_grad_() for leaf in leaves]
     q, z = mixture(*leaves), torch.randn(7, 2).double()
     torch.testing.assert_close(q.log_prob(z), dist.Normal(locs, scales).to_event(1).log_prob(z))
-    by_logits, *_ = torch.autograd.grad(test_function(q.rsample((50,))).sum(), leaves)
+    by_logits, *_ = torch.autograd.grad(smooth(q.rsample((50,))).sum(), leaves)
     torch.testing.assert_close(by_logits, torch.zeros(3).double())
 
 

@@ -108,7 +108,7 @@ def test_a_linear_vae_reaches_the_optimum_and_collapses_exactly_where_it_must(be
 
 
 def maximum_likelihood(latent_dim: int) -> tuple[float, float]:
-    """log p(x) a row and sigma^2 at the maximum: sigma^2 is the mean of the discarded eigenvalues."""
+    """log p(x) per row and sigma^2 at the maximum: sigma^2 is the mean of the discarded eigenvalues."""
     discarded = SPECTRUM[latent_dim:]
     variance = sum(discarded) / len(discarded)
     return best_beta_elbo(latent_dim, variance, 1.0), variance

@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ppl_vae import plots
-from ppl_vae.plots import BLUE
-from ppl_vae.plots.drawing import ORANGE
+from ppl_vae.plots.drawing import BLUE, ORANGE
 
 
 def draw(figure: Figure) -> None:
@@ -48,7 +47,7 @@ def ticks(axes: Axes, axis: str) -> list[str]:
 
 
 def bars(axes: Axes) -> list[Any]:
-    """The bars of an axes; Any, for the stubs know them as mere patches."""
+    """The bars of an axes. The type is Any: the stubs call them patches."""
     return list(axes.patches)
 
 

@@ -115,7 +115,7 @@ def test_a_row_never_gets_worse(step_size: float) -> None:
 
 
 def test_a_scale_that_is_far_off_does_not_overflow() -> None:
-    """dL/dlog s = 1 - s^2 M_ii is -10^7 at s = 2000: log s moves by 1 a step all the same."""
+    """dL/dlog s = 1 - s^2 M_ii is -10^7 at s = 2000: log s moves by 1 per step all the same."""
     model, guide, x = made(steps=1, step_size=1.0)
     with torch.no_grad():
         guide.head.weight.zero_()

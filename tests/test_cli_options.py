@@ -1,0 +1,158 @@
+"""The options of the command line: what is resolved, printed and given back, and what its help says."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import catalogue
+import numpy as np
+import pytest
+import yaml
+
+from ppl_vae.cli import COMMANDS, main
+
+SMALL, NETWORK = catalogue.SMALL_RUN, catalogue.SMALL_NETWORK
+
+
+@pytest.mark.parametrize(
+    ("options", "likelihood"),
+    [
+        (("--binarize", "dynamic"), "Bernoulli"),
+        (("--dequantize", "true"), "LearnedGaussian"),
+        (("--model.likelihood", "Gaussian", "--model.likelihood.sigma", "3"), "Gaussian"),
+    ],
+)
+def test_the_likelihood_suits_the_data(
+    options: tuple[str, ...], likelihood: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--print_config", "--max_rows", "20", *options]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    found = config["model"]["init_args"]["likelihood"]["class_path"]
+    assert found == f"ppl_vae.likelihoods.{likelihood}"
+
+
+def test_8_bit_pictures_get_the_discretized_logistic(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (30, 1, 6, 6), dtype=np.uint8)
+    np.save(tmp_path / "pictures.npy", pictures)
+    assert main(["train", "--print_config", "--data", str(tmp_path / "pictures.npy")]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["model"]["init_args"]["likelihood"] == {
+        "class_path": "ppl_vae.likelihoods.DiscretizedLogistic",
+        "init_args": {"levels": 256},
+    }
+
+
+def test_a_printed_configuration_can_be_given_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [
+        "--model.latent_dim",
+        "3",
+        "--guide",
+        "FullCovariance",
+        "--objective.beta",
+        "LinearWarmup",
+    ]
+    options += [
+        "--objective.beta.epochs",
+        "4",
+        "--optimizer",
+        "AdamW",
+        "--optimizer.weight_decay",
+        "0.1",
+    ]
+    options += ["--lr_scheduler", "CosineAnnealingLR", "--lr_scheduler.T_max", "9", "--seed", "5"]
+    assert main(["train", "--print_config", *SMALL, *NETWORK, *options]) == 0
+    printed = capsys.readouterr().out
+    file = tmp_path / "config.yaml"
+    file.write_text(printed)
+    assert main(["train", "--config", str(file), "--print_config"]) == 0
+    assert capsys.readouterr().out == printed
+    config = yaml.safe_load(printed)
+    assert config["guide"]["class_path"] == "ppl_vae.guides.FullCovariance"
+    assert config["guide"]["init_args"]["latent_dim"] == 3
+    assert config["objective"]["init_args"]["beta"]["init_args"]["epochs"] == 4
+    assert config["optimizer"]["init_args"]["weight_decay"] == 0.1
+    assert main(["train", "--config", str(file), "--print_config", "--model.latent_dim", "7"]) == 0
+    changed = yaml.safe_load(capsys.readouterr().out)
+    assert changed["model"]["init_args"]["latent_dim"] == 7
+    assert changed["seed"] == 5
+
+
+def test_a_configuration_may_use_short_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        textwrap.dedent("""
+        max_rows: 20
+        model:
+          class_path: ProbabilisticPCA
+          init_args:
+            latent_dim: 4
+        guide: Exact
+        """)
+    )
+    assert main(["train", "--config", str(file), "--print_config"]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["model"]["class_path"] == "ppl_vae.models.ProbabilisticPCA"
+    assert config["guide"] == {"class_path": "ppl_vae.guides.Exact", "init_args": {}}
+
+
+def test_help_comes_from_the_docstrings(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for name, what in COMMANDS.items():
+        assert name in shown
+        assert what.split(",")[0] in " ".join(shown.split())
+    assert main(["train", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Passes over the data." in shown, "fit's docstring"
+    assert "Share of the training rows to hold out for validation." in shown, "load_data's"
+    assert "(type: int, default: 200)" in shown
+    assert main(["train", "--guide.help", "FullCovariance"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "number d of latent dimensions" in shown
+    assert re.search(r"--guide.data_shape [^()]*\(default: what fits the data", shown)
+    assert main(["train", "--objective.beta.help", "LinearWarmup"]) == 0
+    assert "--beta.epochs EPOCHS (required, type" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--help"]) == 0
+    assert COMMANDS[name] in " ".join(capsys.readouterr().out.split())
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert re.fullmatch(r"ppl-vae \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("prior", ["VampPrior", "FlowPrior", "MixturePrior"])
+def test_a_class_below_another_is_found_by_its_short_name_from_the_start(prior: str) -> None:
+    """In a process of its own: here, other tests have imported the class already."""
+    command = [sys.executable, "-W", "error::DeprecationWarning", "-m", "ppl_vae.cli", "train"]
+    done = subprocess.run(
+        [*command, "--model.prior", prior, "--print_config"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = yaml.safe_load(done.stdout)["model"]["init_args"]["prior"]
+    assert found["class_path"] == f"ppl_vae.models.{prior}"
+
+
+def test_a_description_is_built_by_short_names_from_the_start() -> None:
+    program = """
+from ppl_vae.runs import build
+prior = {"class_path": "FlowPrior", "init_args": {"transforms": 2}}
+spec = {"class_path": "ppl_vae.models.VAE", "init_args": {"data_shape": [3], "latent_dim": 2, "prior": prior}}
+print(build(spec)[1]["init_args"]["prior"]["class_path"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "ppl_vae.models.FlowPrior", done.stderr

@@ -1,0 +1,431 @@
+"""The causes of unused latents, on pairs whose collapse has a known cause."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from programs import fitted_pca, gaussian_data, of_fitted_pca
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ppl_vae.diagnosis import Diagnosis, diagnose
+from ppl_vae.guides import Exact, MeanField
+from ppl_vae.models import VAE, ProbabilisticPCA
+from ppl_vae.networks import MLP
+
+
+class Tempered(nn.Module):
+    """The best guide of the beta-ELBO: q(z | x) proportional to p(z) p(x | z)^(1 / beta)."""
+
+    def __init__(self, model: ProbabilisticPCA, beta: float) -> None:
+        super().__init__()
+        hot = ProbabilisticPCA(model.data_shape, model.latent_dim, sigma=1.0).double()
+        hot.load_state_dict(model.state_dict())
+        with torch.no_grad():
+            hot.log_sigma.add_(0.5 * math.log(beta))
+        self.hot = hot
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", self.hot.posterior(x))
+
+
+SPECTRUM = [9.0, 4.0, 0.6, 0.5, 0.4, 0.3]
+
+
+def cause(found: Diagnosis) -> tuple[str, int]:
+    return found.cause, int(found.collapsed.sum())
+
+
+def test_noise_that_hides_what_is_left_of_the_data() -> None:
+    """l_3 and l_4 are below the fixed sigma^2 = 1: a smaller sigma would use two more dimensions."""
+    found = of_fitted_pca(SPECTRUM, latent_dim=4, sigma=1.0)
+    assert cause(found) == ("decoder noise", 2)
+    assert found.summary() == (
+        "2 of 4 latent dimensions are active and z carries 1.8 nats about x; 2 have collapsed onto the prior: "
+        "the decoder's noise is larger than what they could explain; learn the noise (LearnedGaussian or "
+        "OptimalGaussian), for longer if it is learned already, or make it smaller to use them."
+    )
+
+
+def test_noise_that_hides_everything() -> None:
+    found = of_fitted_pca(SPECTRUM, latent_dim=4, sigma=4.0)
+    assert cause(found) == ("decoder noise", 4)
+    assert "all have collapsed" in found.summary()
+
+
+def test_a_beta_that_hides_what_its_noise_would_show() -> None:
+    """sigma^2 = 0.25 shows all four dimensions at beta = 1, and two at beta = 4."""
+    x = gaussian_data(SPECTRUM)
+    model = fitted_pca(x, latent_dim=4, sigma=0.5, beta=4.0)
+    found = diagnose(model, Tempered(model, 4.0), x, beta=4.0, seed=0)
+    assert cause(found) == ("large beta", 2)
+    assert "lower beta" in found.summary()
+    at_one = fitted_pca(x, latent_dim=4, sigma=0.5)
+    assert cause(diagnose(at_one, Exact(at_one), x, seed=0)) == ("none", 0)
+
+
+def test_with_both_beta_and_noise_too_large_the_noise_is_named() -> None:
+    """Lowering beta to 1 would not help: l_3 and l_4 are below sigma^2 itself.
+
+    What beta shrinks in the live dimensions is left in the data too, at up to beta sigma^2: it counts for
+    nothing.
+    """
+    x = gaussian_data(SPECTRUM)
+    model = fitted_pca(x, latent_dim=4, sigma=1.0, beta=3.0)
+    found = diagnose(model, Tempered(model, 3.0), x, beta=3.0, seed=0)
+    assert cause(found) == ("decoder noise", 2)
+
+
+def test_dimensions_for_which_the_data_hold_nothing_are_surplus() -> None:
+    """Two directions above isotropic noise, sigma^2 learned: the noise is where it should be."""
+    x = gaussian_data([9.0, 4.0, 0.25, 0.25, 0.25, 0.25])
+    model = fitted_pca(x, latent_dim=4, sigma=1.0, learn_sigma=True)
+    assert float(model.log_sigma.detach().exp()) == pytest.approx(0.5, abs=1e-3)
+    found = diagnose(model, Exact(model), x, seed=0)
+    assert cause(found) == ("surplus dimensions", 2)
+    assert "nothing is lost" in found.summary()
+
+
+def test_more_dimensions_than_the_data_has_are_surplus() -> None:
+    found = of_fitted_pca([9.0, 4.0], latent_dim=4, sigma=0.1)
+    assert cause(found) == ("surplus dimensions", 2)
+
+
+class PriorGuide(nn.Module):
+    """q(z | x) = p(z), for some or all dimensions."""
+
+    def __init__(self, inner: Exact | MeanField, dead: list[bool]) -> None:
+        super().__init__()
+        self.inner = inner
+        self.dead = torch.tensor(dead)
+
+    def forward(self, x: Tensor) -> None:
+        q = self.inner.encode(x)
+        loc = torch.where(self.dead, 0.0, q.mean)
+        scale = torch.where(self.dead, 1.0, q.variance.sqrt())
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, scale).to_event(1))
+
+
+@pytest.mark.parametrize("dead", [[True, True, True], [False, True, False]])
+@pytest.mark.parametrize("sigma", [0.3, 0.05])
+def test_a_guide_that_lags_behind_a_model_that_uses_its_latents(
+    dead: list[bool], sigma: float
+) -> None:
+    x = gaussian_data(SPECTRUM)
+    model = fitted_pca(x, latent_dim=3, sigma=sigma)
+    found = diagnose(model, PriorGuide(Exact(model), dead), x, seed=0)
+    assert cause(found) == ("lagging guide", sum(dead))
+    assert "the guide lags behind the model" in found.summary()
+
+
+def test_a_guide_that_is_merely_inaccurate_elsewhere_does_not_lag() -> None:
+    """A large amortization gap in live dimensions says nothing about the dead ones, which noise hides."""
+    x = gaussian_data(SPECTRUM)
+    model = fitted_pca(x, latent_dim=4, sigma=1.0)
+
+    def guide(x: Tensor) -> None:
+        q = model.posterior(x)
+        dead = torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=x.dtype)
+        loc = q.mean + 0.8 * (1 - dead)
+        scale = q.variance.sqrt() * (dead + (1 - dead) * 0.4)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, scale).to_event(1))
+
+    found = diagnose(model, guide, x, seed=0)
+    assert found.cause == "decoder noise"
+
+
+def test_whether_a_guide_lags_is_judged_under_its_own_beta() -> None:
+    """w^2 / s^2 = 0.3 in one dimension: worth 0.13 nats of KL at beta = 1, and 0.007 at beta = 20."""
+    x = gaussian_data([9.0, 4.0, 0.5])
+    model = fitted_pca(x, latent_dim=2, sigma=1.0)
+    with torch.no_grad():
+        model.weight[:, 1] *= (0.3 / model.weight[:, 1].square().sum()).sqrt()
+    guide = Tempered(model, 20.0)
+    assert diagnose(model, guide, x, beta=20.0, seed=0).cause != "lagging guide"
+    found = diagnose(model, guide, x, beta=1.0, seed=0)
+    assert cause(found) == ("lagging guide", 1)
+
+
+@pytest.mark.parametrize("scale", [0.2, 3.0])
+def test_a_prior_of_another_scale_is_the_models_own(scale: float) -> None:
+    """Dimensions that lie on a prior N(2, scale^2), far from N(0, 1), have collapsed and do not lag."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(2 * x.new_ones(2), scale).to_event(1))
+            pyro.sample("x", dist.Normal(z[..., :1] * 0.9 + 0 * x, 0.1).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            loc = torch.stack([x[:, 0] / 0.9, 2 + 0 * x[:, 0]], -1)
+            pyro.sample("z", dist.Normal(loc, x.new_tensor([0.1, scale])).to_event(1))
+
+    x = gaussian_data([1.0])
+    found = diagnose(model, guide, x, seed=0)
+    assert found.collapsed.tolist() == [False, True]
+    assert found.cause == "surplus dimensions"
+
+
+def test_a_decoder_that_ignores_z_although_the_data_vary_by_more_than_noise() -> None:
+    x = gaussian_data(SPECTRUM)
+    scale = x.var().sqrt()
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(0 * z[..., :1] + 1.0 + 0 * x, scale).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.new_zeros(len(x), 3), 1.0).to_event(1))
+
+    found = diagnose(model, guide, x, seed=0)
+    assert cause(found) == ("ignored latent", 3)
+    assert found.active_units == 0
+    assert "the decoder does not use them" in found.summary()
+    assert "warm beta up from 0" in found.summary()
+
+
+def test_a_decoder_that_ignores_one_dimension_although_more_could_be_explained() -> None:
+    """Two of three large directions are modeled: the third is left in the data, ten times the noise."""
+    x = gaussian_data([9.0, 4.0, 2.5, 0.1, 0.1])
+    model = fitted_pca(x, latent_dim=3, sigma=0.5)
+    with torch.no_grad():
+        model.weight[:, 2] = 0.0
+    found = diagnose(model, Exact(model), x, seed=0)
+    assert cause(found) == ("ignored latent", 1)
+
+
+def test_a_likelihood_without_a_noise_level_makes_no_claim_about_it() -> None:
+    """Bernoulli pixels and an unused dimension: neither noise nor surplus can be told."""
+    torch.manual_seed(0)
+    model = VAE((6,), 2, MLP(hidden=()))
+    decoder = next(m for m in model.decoder.modules() if isinstance(m, nn.Linear))
+    with torch.no_grad():
+        decoder.weight.normal_(std=3.0)
+        decoder.weight[:, 1] = 0.0
+    z = torch.randn(500, 2)
+    x = model.decode(z).sample()
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            loc = torch.stack([x @ decoder.weight.detach()[:, 0] / 9, 0 * x[:, 0]], -1)
+            pyro.sample("z", dist.Normal(loc, torch.tensor([0.4, 1.0])).to_event(1))
+
+    found = diagnose(model, guide, x, seed=0)
+    assert cause(found) == ("ignored latent", 1)
+
+
+@pytest.mark.parametrize(("weight", "expected"), [(1.5, "large beta"), (0.0, "ignored latent")])
+def test_a_large_beta_is_named_where_no_noise_level_tells(weight: float, expected: str) -> None:
+    """Binomial counts under beta = 200: z is worth its KL at beta = 1, or has no weight any more."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            logits = weight * z[..., :1].expand(*z.shape[:-1], 4)
+            pyro.sample("x", dist.Binomial(8, logits=logits).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+
+    x = dist.Binomial(8, logits=torch.randn(200, 1).expand(200, 4)).sample()
+    found = diagnose(model, guide, x, beta=200.0, seed=0)
+    assert cause(found) == (expected, 2)
+    assert "lower beta" in found.remedy
+    assert ("which is 200" in found.remedy) == (expected == "ignored latent")
+
+
+def test_noise_of_its_own_for_each_number_is_taken_as_the_unit() -> None:
+    """Data of very different scales with noise in proportion: hidden in every column alike."""
+    scale = torch.tensor([100.0, 1.0, 0.01, 10.0], dtype=torch.float64)
+    x = (gaussian_data([0.8, 0.7, 0.6, 0.5]) - 1.0) * scale
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(0 * z[..., :1] + 0 * x, scale).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.new_zeros(len(x), 2), 1.0).to_event(1))
+
+    assert diagnose(model, guide, x, seed=0).cause == "decoder noise"
+
+
+def test_sampling_noise_in_few_rows_is_not_taken_for_structure() -> None:
+    """Isotropic data and 60 rows of 30 numbers: the largest sample eigenvalue is near (1 + sqrt(1/2))^2."""
+    x = 1.0 + torch.randn(60, 30, dtype=torch.float64)
+    assert float(torch.linalg.eigvalsh(torch.cov(x.T))[-1]) > 2.2
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(0 * z[..., :1] + 1.0 + 0 * x, 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.new_zeros(len(x), 2), 1.0).to_event(1))
+
+    assert diagnose(model, guide, x, seed=0).cause == "surplus dimensions"
+
+
+def test_a_healthy_pair_needs_no_cause() -> None:
+    found = of_fitted_pca([9.0, 4.0, 0.1], latent_dim=2, sigma=0.3)
+    assert cause(found) == ("none", 0)
+    assert found.summary() == (
+        "Healthy: 2 of 2 latent dimensions are active, z carries 4.2 nats about x, and no dimension has "
+        "collapsed."
+    )
+    plain = found.to_dict()
+    assert plain["remedy"] == "nothing to do"
+    assert plain["active"] == [True, True]
+
+
+# -- a guide that ignores x without being the prior --------------------------------------------------------
+
+
+def pixels_pair(latent_dim: int) -> tuple[VAE, MeanField, Tensor]:
+    torch.manual_seed(0)
+    model = VAE((6,), latent_dim, MLP(hidden=(8,)))
+    guide = MeanField((6,), latent_dim, MLP(hidden=(8,)))
+    return model, guide, (torch.randn(300, 6) > 0).float()
+
+
+def test_a_constant_posterior_is_not_healthy() -> None:
+    """A head without weights: N(m, s^2) for every row, with I = 0 exactly, and all KL marginal."""
+    model, guide, x = pixels_pair(4)
+    with torch.no_grad():
+        guide.head.weight.zero_()
+        guide.head.bias.copy_(torch.tensor([0.5, 0.0, -0.4, 0.3, 0.0, 0.0, 0.0, 0.0]))
+    scale = guide.encode(x).stddev[0].detach()
+    mean = torch.tensor([0.5, 0.0, -0.4, 0.3])
+    kl = 0.5 * (scale**2 + mean**2 - 1) - scale.log()
+    found = diagnose(model, guide, x, seed=0)
+    torch.testing.assert_close(found.kl.float(), kl, atol=1e-5, rtol=1e-5)
+    assert found.cause == "constant posterior"
+    assert found.collapsed.tolist() == (kl < 0.01).tolist()
+    assert found.mutual_information.mean == pytest.approx(0.0, abs=1e-5)
+    assert found.marginal_kl.mean == pytest.approx(
+        float(kl.sum()), abs=4 * found.marginal_kl.standard_error
+    )
+    assert found.summary() == (
+        "0 of 4 latent dimensions are active and z carries 0.0 nats about x; all are inactive: the guide "
+        "ignores x: all rows have the same posterior, which is not the prior; train for longer; if that does "
+        "not help, check that the guide's network is given x and gets gradients."
+    )
+
+
+def test_a_barely_trained_pair_is_not_healthy() -> None:
+    model, guide, x = pixels_pair(4)
+    with torch.no_grad():
+        guide.head.weight.mul_(0.05)
+        guide.head.bias[:4] = 0.5
+    found = diagnose(model, guide, x, seed=0)
+    assert not bool(found.active.any() | found.collapsed.any())
+    assert float(found.mean_variance.max()) > 0
+    assert found.cause == "constant posterior"
+
+
+def test_rows_that_are_all_the_same_tell_nothing_of_the_pair() -> None:
+    x = gaussian_data([9.0, 4.0, 0.1])
+    model = fitted_pca(x, latent_dim=2, sigma=0.3)
+    found = diagnose(model, Exact(model), x[:1].expand(300, 3), seed=0)
+    assert cause(found) == ("identical rows", 0)
+    assert found.active_units == 0
+    assert "all are inactive: the rows given are all the same" in found.summary()
+    # The same in one batch only is not the same.
+    mixed = torch.cat([x[:1].expand(700, 3), x[:300]])
+    assert diagnose(model, Exact(model), mixed, seed=0).cause == "none"
+
+
+def test_a_part_that_is_constant_but_not_the_prior_is_not_healthy() -> None:
+    """The model uses all three; the guide says N(1, 0.5^2) of two of them, whatever the row."""
+    x = gaussian_data(SPECTRUM)
+    model = fitted_pca(x, latent_dim=3, sigma=0.3)
+
+    def guide(x: Tensor) -> None:
+        q = model.posterior(x)
+        dead = torch.tensor([True, False, True])
+        with pyro.plate("data", len(x)):
+            loc = torch.where(dead, 1.0, q.mean)
+            scale = torch.where(dead, 0.5, q.variance.sqrt())
+            pyro.sample("z", dist.Normal(loc, scale).to_event(1))
+
+    found = diagnose(model, guide, x, seed=0)
+    assert found.active.tolist() == [False, True, False]
+    assert cause(found) == ("lagging guide", 0)
+    assert found.summary().startswith("1 of 3 latent dimensions are active and z carries ")
+    assert "; 2 are inactive: the guide lags behind the model" in found.summary()
+
+
+def test_a_single_collapsed_dimension_reads_well() -> None:
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 1.0).to_event(1))
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(0 * z[..., 0], 1.0), obs=x)
+
+    found = diagnose(model, guide, gaussian_data([1.0], n=300)[:, 0].float() - 1.0, seed=0)
+    assert found.summary().startswith(
+        "0 of 1 latent dimension is active and z carries 0.0 nats about x; it has collapsed onto the prior: "
+    )
+
+
+def test_information_in_a_latent_of_small_scale_is_not_called_a_dead_model() -> None:
+    """Prior N(0, 0.05^2) and its exact posterior: no unit is active by Burda's measure, and I is large."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 0.05))
+            pyro.sample("x", dist.Normal(20 * z, 0.1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 1.01 / 20, 0.05 * (0.01 / 1.01) ** 0.5))
+
+    found = diagnose(model, guide, gaussian_data([1.01])[:, 0].float() - 1.0, seed=0)
+    assert found.active_units == 0
+    assert found.mutual_information.mean > 2.0
+    assert found.cause == "small means"
+    assert "Healthy" not in found.summary()
+
+
+def test_a_small_budget_runs_few_rows_at_once_and_finds_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rows x draws that meet in the decoder, with room for all and with room for a part."""
+    x = gaussian_data(SPECTRUM, n=300)
+    fitted = fitted_pca(x, latent_dim=3, sigma=0.3)
+    largest = 0
+
+    def model(x: Tensor) -> None:
+        nonlocal largest
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(3), 1.0).to_event(1))
+            largest = max(largest, z.numel() // 3)
+            loc = z @ fitted.weight.detach().T + fitted.mean.detach()
+            pyro.sample("x", dist.Normal(loc, 0.3).to_event(1), obs=x)
+
+    guide = PriorGuide(Exact(fitted), [False, True, False])
+    whole = diagnose(model, guide, x, seed=0)
+    assert largest == 256 * 32
+    largest = 0
+    monkeypatch.setattr("ppl_vae.checks.session.MEMORY_BUDGET", 2**20)
+    parts = diagnose(model, guide, DataLoader(x, batch_size=100), seed=0)  # type: ignore[arg-type]
+    assert 32 <= largest <= 64 * 32
+    assert parts.cause == whole.cause == "lagging guide"
+    assert parts.num_rows == whole.num_rows == 300
+    torch.testing.assert_close(whole.kl, parts.kl, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(whole.mean_variance, parts.mean_variance, atol=1e-6, rtol=1e-6)

@@ -1,0 +1,154 @@
+"""The sandwich of bidirectional Monte Carlo against closed forms, on rows that the model makes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from programs import narrow_guide, pca
+from torch import Tensor
+
+from ppl_vae.evaluation import (
+    bidirectional_monte_carlo,
+)
+from ppl_vae.evaluation.sandwich import simulate
+from ppl_vae.guides import Exact
+from ppl_vae.pairs import PairError
+from ppl_vae.stats import Estimate
+
+
+@pytest.mark.parametrize("start", [narrow_guide, None])
+def test_the_sandwich_closes_on_the_evidence(start: Any) -> None:
+    model, _ = pca()
+    guide = None if start is None else start(model)
+    gaps = []
+    for num_steps in (15, 500):
+        found = bidirectional_monte_carlo(
+            model, guide, torch.zeros(60, 10), num_steps=num_steps, seed=0
+        )
+        truth = model.log_evidence(found.data).detach().double()  # type: ignore[arg-type]
+        below, above = truth - found.lower.values, found.upper.values - truth
+        assert Estimate(below).mean > -2 * Estimate(below).standard_error
+        assert Estimate(above).mean > -2 * Estimate(above).standard_error
+        gaps.append(found.gap.mean)
+    assert gaps[0] > 0.5
+    assert gaps[1] < 0.1
+    assert found.meets(0.15)
+    assert not found.meets(gaps[1] / 2)
+    assert found.warnings == ()
+    assert float(below.abs().mean()) < 0.3
+
+
+def test_with_the_exact_guide_both_bounds_are_the_evidence() -> None:
+    model, x = pca()
+    found = bidirectional_monte_carlo(model, Exact(model), x, num_chains=2, num_steps=5, seed=0)
+    truth = model.log_evidence(found.data).detach().double()  # type: ignore[arg-type]
+    torch.testing.assert_close(found.lower.values, truth, atol=1e-3, rtol=0.0)
+    torch.testing.assert_close(found.upper.values, truth, atol=1e-3, rtol=0.0)
+
+
+def test_simulated_rows_are_those_of_the_model() -> None:
+    model, _ = pca()
+    found = bidirectional_monte_carlo(
+        model, Exact(model), torch.zeros(5000, 10), num_chains=1, num_steps=1, seed=0
+    )
+    assert isinstance(found.data, Tensor)
+    covariance = (model.weight @ model.weight.T + 0.09 * torch.eye(10)).detach()
+    scales = torch.outer(covariance.diagonal(), covariance.diagonal())
+    error = ((scales + covariance.square()) / 5000).sqrt()
+    assert (((found.data.T.cov() - covariance) / error).abs() < 4.5).all()
+
+
+def test_a_sandwich_that_is_open_says_so() -> None:
+    model, _ = pca()
+    found = bidirectional_monte_carlo(model, None, torch.zeros(30, 10), num_steps=3, seed=0)
+    assert not found.meets()
+    assert "nats apart" in found.warnings[0]
+    assert "do not meet" in str(found)
+    assert "nats apart" in json.dumps(found.to_dict())
+
+
+def test_covariates_are_kept() -> None:
+    def model(x: Tensor, y: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(y, 1.0))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    y = torch.arange(40.0)
+    found = bidirectional_monte_carlo(model, None, (torch.zeros(40), y), num_steps=200, seed=0)
+    x, kept = found.data
+    assert torch.equal(kept, y)
+    truth = dist.Normal(y, 1.25**0.5).log_prob(x)
+    torch.testing.assert_close(found.lower.values, truth.double(), atol=0.5, rtol=0.0)
+
+
+def binarized(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        obs = (x > 0.5).float()
+        pyro.sample("x", dist.Bernoulli(logits=z), obs=obs)
+
+
+def test_data_that_the_model_makes_binary_itself() -> None:
+    found = bidirectional_monte_carlo(binarized, None, torch.rand(20), num_steps=20, seed=0)
+    assert isinstance(found.data, Tensor)
+    assert set(found.data.tolist()) == {0.0, 1.0}
+
+
+def standardized(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 0.5), obs=2 * x + 1)
+
+
+def teacher_forced(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        loc = torch.stack([z, z + x[:, 0]], -1)
+        pyro.sample("x", dist.Normal(loc, 0.5).to_event(1), obs=x)
+
+
+def tempered(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+        pyro.factor("extra", -x.square())
+
+
+def of_two(x: Tensor, y: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 0.5), obs=x + y)
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "message"),
+    [
+        (standardized, torch.ones(4), "observes at site 'x'"),
+        (teacher_forced, torch.ones(4, 2), "observes at site 'x'"),
+        (tempered, torch.ones(4), "site 'extra' is a factor"),
+        (of_two, (torch.ones(4), torch.ones(4)), "none of the model's arguments"),
+    ],
+)
+def test_models_that_cannot_be_simulated_are_refused(model: Any, x: Any, message: str) -> None:
+    with pytest.raises(PairError, match=message):
+        bidirectional_monte_carlo(model, None, x, num_steps=2, seed=0)
+
+
+def test_simulate_gives_back_the_latents_that_made_the_rows() -> None:
+    from ppl_vae.evaluation.path import PriorGuide
+    from ppl_vae.pairs import Pair
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1e-6), obs=x)
+
+    data, latents = simulate(Pair(model, PriorGuide(model)), torch.zeros(9))
+    assert isinstance(data, Tensor)
+    assert float(data.std()) > 0.3
+    torch.testing.assert_close(latents["z"], data, atol=1e-4, rtol=0.0)
