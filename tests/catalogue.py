@@ -149,7 +149,7 @@ def amortized(guide: str, network: str = "MLP") -> MakeGuide:
 
 
 def attached(model: Any, x: Tensor) -> MeanField:
-    """For a model whose prior may look at the guide."""
+    """For a model whose prior is made of the guide."""
     guide = MeanField(SHAPE, 2, NETWORKS["MLP"])
     attach_guide(model, guide)
     with torch.no_grad():
@@ -188,7 +188,12 @@ PAIRS: dict[str, MakePair] = {
         for likelihood in LIKELIHOODS
         for network in ("MLP", "Convolutional")
     },
-    **{f"VAE-{prior}": pair(vae(prior=prior), attached) for prior in PRIORS},
+    **{
+        f"VAE-{prior}": pair(
+            vae(prior=prior), attached if prior == "VampPrior" else amortized("MeanField")
+        )
+        for prior in PRIORS
+    },
     **{f"VAE-{guide}": pair(vae(), amortized(guide)) for guide in AMORTIZED},
     # What the other models make of some of these guides.
     **{

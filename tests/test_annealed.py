@@ -92,7 +92,7 @@ def test_memory_does_not_grow_with_temperatures_or_rows(monkeypatch: pytest.Monk
     monkeypatch.setattr("ppl_vae.checks.session.MEMORY_BUDGET", 2**21)
     model, guide, x = vae()
     most = []
-    for rows, num_steps in ((60, 50), (60, 200), (600, 20)):
+    for rows, num_steps in ((60, 100), (60, 400), (600, 50)):
         gc.collect()  # what cycles hold of the run before is not this one's
         with programs.Memory() as memory:
             annealed_importance_sampling(
@@ -101,7 +101,7 @@ def test_memory_does_not_grow_with_temperatures_or_rows(monkeypatch: pytest.Monk
         most.append(memory.most)
     # Of a temperature, each row's step size and what it is tuned by are kept, but no state of its chains,
     # which would be 60 rows x 16 chains x latents.
-    assert most[1] - most[0] < (200 - 50) * 60 * 24
+    assert most[1] - most[0] < (400 - 100) * 60 * 24
     # Ten times the rows come in chunks.
     assert max(most) < 2**21
     assert most[2] < 5 * most[0]

@@ -340,6 +340,19 @@ def test_killed_and_resumed_ends_with_the_same_bits(tmp_path: Path) -> None:
     assert histories[0] == histories[1]
 
 
+def test_an_interrupted_run_is_finished_without_further_options(tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train(whole, "--max_epochs", "4")
+    with patch("ppl_vae.training.metrics.MetricsLog.add", side_effect=[None, KeyboardInterrupt]):
+        start = ["train", "--run_dir", str(cut), *SMALL, *NETWORK, "--max_epochs", "4"]
+        assert main(start) == 130
+    assert not (cut / "weights.safetensors").exists()
+    with numbers_alone():
+        assert main(["train", "--resume", str(cut)]) == 0
+    assert epochs_of(cut) == 4
+    assert same_weights(cut, whole)
+
+
 def test_a_finished_run_can_be_continued_for_longer(tmp_path: Path) -> None:
     train(tmp_path / "short", "--max_epochs", "1")
     train(tmp_path / "long", "--max_epochs", "3")

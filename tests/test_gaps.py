@@ -11,7 +11,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from ppl_vae import evaluate
@@ -40,6 +40,27 @@ def correlated(latent_dim: int = 2) -> tuple[ProbabilisticPCA, Tensor, Tensor]:
         x = model.decode(torch.randn(12, latent_dim)).sample()
         precision = torch.eye(latent_dim) + model.weight.T @ model.weight / 0.25
     return model, x, precision
+
+
+class OldName(nn.Module):
+    """A guide of version 0.1, which called `amortize` by its British name."""
+
+    def __init__(self, guide: MeanField) -> None:
+        super().__init__()
+        self.guide = guide
+        self.amortise, self.family = guide.amortize, guide.family
+
+    def forward(self, x: Tensor) -> None:
+        self.guide(x)
+
+
+def test_a_guide_with_the_old_name_of_amortize_has_its_own_family() -> None:
+    model, x, _ = correlated()
+    guide = MeanField((6,), 2, MLP((8,)))
+    now = inference_gaps(model, guide, x, num_samples=20, max_steps=60, seed=0)
+    with pytest.warns(DeprecationWarning, match=r"OldName\.amortise is called amortize now"):
+        then = inference_gaps(model, OldName(guide), x, num_samples=20, max_steps=60, seed=0)
+    assert torch.equal(then.best_elbo.values, now.best_elbo.values)
 
 
 def test_full_covariance_holds_the_posterior() -> None:

@@ -162,7 +162,7 @@ def test_the_command_line_can_build_one() -> None:
     parser.add_argument("--network", type=Network)
     values = parser.parse_args(
         [
-            "--network=ppl_vae.networks.mlp.MLP",
+            "--network=ppl_vae.networks.MLP",
             "--network.hidden=[3, 4]",
             "--network.activation=torch.nn.Softplus",
         ]

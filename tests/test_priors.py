@@ -344,7 +344,7 @@ def test_a_run_is_rebuilt_from_its_description(prior: Prior, tmp_path: Path) -> 
         program.float()
     options = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(prior).items()}
     described = {"class_path": f"ppl_vae.models.{type(prior).__name__}", "init_args": options}
-    network = {"class_path": "ppl_vae.networks.mlp.MLP", "init_args": {"hidden": [8]}}
+    network = {"class_path": "ppl_vae.networks.MLP", "init_args": {"hidden": [8]}}
     sizes: dict[str, Any] = {"data_shape": [4], "latent_dim": 2, "network": network}
     likelihood = {"class_path": "ppl_vae.likelihoods.Gaussian", "init_args": {"sigma": 0.5}}
     of_model = {**sizes, "prior": described, "likelihood": likelihood}

@@ -180,3 +180,7 @@ def test_it_can_be_compared_with_a_new_one(tmp_path: Path) -> None:
         found.elbo.mean - old.evaluation["elbo"]["mean"], abs=1e-4
     )
     assert difference.mean > 0  # the exact posterior has no gap
+    *table, note = str(comparison).splitlines()
+    assert [line.split()[0] for line in table if line] == ["run", *comparison.names]
+    assert note.startswith("nats per row, 4 rows")
+    assert comparison._repr_html_().count("<tr>") == 3

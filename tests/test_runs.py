@@ -26,7 +26,7 @@ from ppl_vae.training import fit
 
 SHAPE = (1, 5, 4)
 CONVOLUTIONAL = {
-    "class_path": "ppl_vae.networks.convolutional.Convolutional",
+    "class_path": "ppl_vae.networks.Convolutional",
     "init_args": {"channels": [4], "hidden": 8},
 }
 

@@ -85,10 +85,10 @@ def test_a_recorded_chunk_makes_no_call_to_pyro(monkeypatch: pytest.MonkeyPatch)
         return original(*args, **kwargs)
 
     monkeypatch.setattr(pyro, "sample", counted)
-    evaluate(model, q, rows(), num_samples=200, seed=1)
+    evaluate(model, q, rows(), num_samples=400, seed=1)
     few = len(calls)
     calls.clear()
-    evaluate(model, q, rows(), num_samples=1200, seed=1)
+    evaluate(model, q, rows(), num_samples=4000, seed=1)
     assert len(calls) <= few + 8  # a ragged last chunk
 
 
