@@ -254,7 +254,7 @@ def passes(guide: Any, run: Callable[[Any], object]) -> int:
 @pytest.mark.parametrize(
     ("family", "drawing", "scoring"),
     [
-        ("MaskedAutoregressive", 6, 1),  # one pass a dimension, and one for the density
+        ("MaskedAutoregressive", 6, 1),  # one pass per dimension, and one for the density
         ("InverseAutoregressive", 1, 6),
         ("NeuralSpline", 1, 6),
     ],

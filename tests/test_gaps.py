@@ -1,4 +1,4 @@
-"""Where the bound is lost, against models whose every quantity is known."""
+"""Where the bound is lost, against models whose quantities are all known."""
 
 from __future__ import annotations
 

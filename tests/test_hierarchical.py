@@ -258,7 +258,7 @@ def test_wrong_rows_and_models() -> None:
 
 
 def test_log_evidence_by_quadrature() -> None:
-    """A nonlinear instance of one dimension a layer against a grid."""
+    """A nonlinear instance of one dimension per layer against a grid."""
     torch.manual_seed(0)
     model = HierarchicalVAE((2,), (1, 1), MLP((4,)), MLP((4,)), Gaussian(0.5)).double()
     guide = BottomUp((2,), (1, 1), MLP((4,)), MLP((4,))).double()

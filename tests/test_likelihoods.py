@@ -170,7 +170,7 @@ def test_binomial_equals_the_original_for_any_shape(shape: tuple[int, ...]) -> N
 
 
 class TestOptimalGaussian:
-    """The formula: sigma*^2 is the mean squared error a dimension."""
+    """The formula: sigma*^2 is the mean squared error per dimension."""
 
     @pytest.mark.parametrize("particles", [(), (5,)], ids=str)
     def test_the_batch_optimum(self, particles: tuple[int, ...]) -> None:

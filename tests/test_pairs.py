@@ -301,7 +301,7 @@ def test_scopes_do_not_see_each_other() -> None:
 
 def test_parameters_of_a_module_that_was_not_found_are_kept() -> None:
     class Registry:
-        """Gives its module to those alone who call."""
+        """Its module is found only by a call, not by looking at attributes."""
 
         def __init__(self) -> None:
             decoder = nn.Linear(1, 1)
