@@ -196,7 +196,7 @@ def main(
     found = [q.match(reference) for q in found]
 
     print(
-        "| method | error a pixel | residual | moved by k-means | from k-means | rows elsewhere |"
+        "| method | error per pixel | residual | moved by k-means | from k-means | rows elsewhere |"
     )
     print("| --- | --- | --- | --- | --- | --- |")
     for q in found:

@@ -420,7 +420,7 @@ def test_shapes_without_room_are_done_by_pyro(monkeypatch: pytest.MonkeyPatch) -
         assert step.has_room(rows(1))
 
 
-def test_what_fails_as_it_runs_is_done_by_pyro() -> None:
+def test_what_fails_as_it_runs_is_a_capture_error() -> None:
     def broken(*args: Any) -> Any:
         raise RuntimeError("no memory")
 
