@@ -178,8 +178,8 @@ def in_chunks(
     start = PriorGuide(model) if guide is None else guide
     parts: list[dict[str, Tensor]] = []
     with (
+        pyro.validation_enabled(False),  # before the layout is found: a flow states no support
         opened(model, start, x, seed=seed, progress=progress) as session,
-        pyro.validation_enabled(False),
     ):
         rows, at_once = _chunk_sizes(session, schedule.num_chains)
         chains = _evenly(schedule.num_chains, at_once)
