@@ -164,7 +164,7 @@ def hard_em_to_vq(folder: Path) -> None:
         assert mean(table[name]["moved by k-means"]) < 1e-9
     for name in ("EM, sigma = 0.1", "hard EM, sigma = 0.1"):
         assert mean(table[name]["from k-means"]) < 1e-9
-        assert table[name]["error per pixel"] == table["k-means"]["error a pixel"]
+        assert table[name]["error per pixel"] == table["k-means"]["error per pixel"]
         assert mean(table[name]["rows elsewhere"]) == 0
     # A wide component is not: the E step is soft, and weighs.
     assert mean(table["EM, sigma = 8"]["residual"]) > 1e-3

@@ -118,7 +118,7 @@ def test_help_comes_from_the_docstrings(capsys: pytest.CaptureFixture[str]) -> N
     assert "(type: int, default: 200)" in shown
     assert main(["train", "--guide.help", "FullCovariance"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "number d of latent dimensions" in shown
+    assert "Number d of latent dimensions" in shown
     assert re.search(r"--guide.data_shape [^()]*\(default: what fits the data", shown)
     assert main(["train", "--objective.beta.help", "LinearWarmup"]) == 0
     assert "--beta.epochs EPOCHS (required, type" in " ".join(capsys.readouterr().out.split())
