@@ -69,7 +69,7 @@ class Amortized(nn.Module, ABC, Generic[Family]):
 
     @abstractmethod
     def family(self, outputs: Tensor) -> Family:
-        """Returns the q that outputs of `amortize` stand for.
+        """Returns the distribution q that outputs of `amortize` describe.
 
         Args:
             outputs: Any real numbers, `(*batch, num_outputs)`.

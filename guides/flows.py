@@ -94,7 +94,7 @@ def _in_full_precision(univariate: Callable[..., Any], *parameters: Tensor) -> A
 class MaskedAutoregressive(AutoregressiveFlow):
     """q(z | x): a masked autoregressive flow on top of the mean-field guide.
 
-    An `AutoregressiveFlow`, whose page lists the arguments. In each layer, number i of the result
+    See `AutoregressiveFlow` for the arguments. In each layer, number i of the result
     is an affine function of number i of its input, whose coefficients depend on the numbers
     1 .. i - 1 of the *result* and on the encoder's features h(x) ("Masked Autoregressive Flow for
     Density Estimation", arXiv:1705.07057). So the density of any given z takes one pass through
@@ -116,7 +116,7 @@ class MaskedAutoregressive(AutoregressiveFlow):
 class InverseAutoregressive(AutoregressiveFlow):
     """q(z | x): an inverse autoregressive flow on top of the mean-field guide.
 
-    An `AutoregressiveFlow`, whose page lists the arguments. In each layer, number i of the result
+    See `AutoregressiveFlow` for the arguments. In each layer, number i of the result
     is an affine function of number i of its input, whose coefficients depend on the numbers
     1 .. i - 1 of the *input* and on the encoder's features h(x) ("Improving Variational Inference
     with Inverse Autoregressive Flow", arXiv:1606.04934). So a sample and its density take one pass
@@ -137,7 +137,7 @@ class InverseAutoregressive(AutoregressiveFlow):
 class NeuralSpline(AutoregressiveFlow):
     """q(z | x): an autoregressive neural spline flow on top of the mean-field guide.
 
-    An `AutoregressiveFlow`, whose page lists the other arguments. It is like
+    See `AutoregressiveFlow` for the other arguments. It is like
     `InverseAutoregressive`, and as fast, but each number goes through a monotonic
     rational-quadratic spline on [-5, 5], and is unchanged outside ("Neural Spline Flows",
     arXiv:1906.04032); so q can have several modes even in one dimension.

@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-import ppl_vae.distributions.normal_kl  # noqa: F401 (registers the KL from this family)
+from ppl_vae.distributions import kl_multivariate_normal  # noqa: F401 (importing it registers it)
 from ppl_vae.guides.amortized import Amortized
 from ppl_vae.guides.parts import positive
 

@@ -42,7 +42,7 @@ class _TwoLayers(nn.Module):
 
 
 class BottomUp(_TwoLayers):
-    """q(z1 | x) q(z2 | z1): the chain of the model turned around.
+    """q(z1 | x) q(z2 | z1): the model's chain in reverse.
 
     Both are normal with independent dimensions, as in "Importance Weighted Autoencoders"
     (arXiv:1509.00519); the scales are softplus(s) + 1e-6. z2 is independent of x given z1, as it is

@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-import ppl_vae.distributions.normal_kl  # noqa: F401 (registers the KL from this family)
+from ppl_vae.distributions import kl_low_rank_normal  # noqa: F401 (importing it registers it)
 from ppl_vae.guides.amortized import Amortized
 from ppl_vae.guides.parts import positive
 from ppl_vae.networks import MLP, Network, require_at_least_one

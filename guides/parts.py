@@ -1,4 +1,4 @@
-"""What several guides need: scales that cannot fail, and the latent site."""
+"""What several guides need: positive scales, and the latent site."""
 
 from __future__ import annotations
 

@@ -35,8 +35,10 @@ MODULES: dict[str, tuple[str, ...]] = {
     "posterior_plots": ("plots",),
     "problems": ("checks",),
     "recording": ("capture",),
+    "refinement": ("diagnosis.refinement",),
     "refitting": ("training",),
     "reports": ("evaluation", "runs"),
+    "row_families": ("diagnosis.families",),
     "rows": ("pairs",),
     "sandwich": ("evaluation",),
     "schedules": ("objectives",),
@@ -58,7 +60,12 @@ MODULES: dict[str, tuple[str, ...]] = {
 }
 """Below `ppl_vae`: where a module was, and the modules that offer its names now."""
 
-NAMES = {"SemiAmortised": "SemiAmortized", "climb": "bound_curves", "survey": "find_layout"}
+NAMES = {
+    "SemiAmortised": "SemiAmortized",
+    "climb": "bound_curves",
+    "maximise": "maximize",
+    "survey": "find_layout",
+}
 """Names that have changed since."""
 
 OF_PACKAGES = {

@@ -53,6 +53,8 @@ from ppl_vae.models.priors import Prior
 from ppl_vae.networks import MLP, Convolutional, Network
 from ppl_vae.objectives import (
     ELBO,
+    EnumELBO,
+    GumbelSoftmaxELBO,
     ImportanceWeightedELBO,
     LinearWarmup,
     MeanFieldELBO,
@@ -114,6 +116,8 @@ OBJECTIVES: dict[str, Objective] = {
     "ImportanceWeightedELBO": ImportanceWeightedELBO(num_particles=3),
     "beta": ELBO(beta=LinearWarmup(1, start=0.5)),
     "free-bits": ELBO(free_bits=0.1),
+    "EnumELBO": EnumELBO(),
+    "GumbelSoftmaxELBO": GumbelSoftmaxELBO(),
 }
 
 
@@ -234,6 +238,10 @@ PAIRS: dict[str, MakePair] = {
         lambda model, x: TopDown(model, SHAPE, (3, 2), NETWORKS["MLP"], MLP(hidden=(4,))),
     ),
 }
+
+# Objectives that are meant for discrete latents, and the pairs that they are tried with.
+DISCRETE = ("GaussianMixture-Enumerated", "GaussianMixture-CategoricalEncoder")
+ONLY = {"EnumELBO": (*DISCRETE, "GaussianHMM-Recurrent"), "GumbelSoftmaxELBO": DISCRETE}
 
 # Objectives that are wrong for a pair, and what `check` says of each.
 NO_SAMPLER = "no reparameterized sampler, but MeanFieldELBO needs one"

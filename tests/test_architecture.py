@@ -27,24 +27,28 @@ OF_PROGRAMS = {"_moved", "networks", "distributions", "likelihoods", "pairs"}
 def imports(file: Path) -> Iterator[tuple[str, str, str]]:
     """The room of a file, the room that it imports from, and the name."""
     place = file.relative_to(ROOT).with_suffix("").parts
-    room = place[1] if place[0] == "ppl_vae" and len(place) > 1 else place[0]
+    place = place if place[0] == "ppl_vae" else ("ppl_vae", *place)
+    room = "" if place[1] == "__init__" else place[1]
     for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ppl_vae"):
-            for name in node.names:
-                full = f"{node.module}.{name.name}".split(".")
-                yield ("" if room == "__init__" else room), full[1], name.name
+        full: list[str] = []
+        if isinstance(node, ast.ImportFrom):
+            above = [*place[: len(place) - node.level]] if node.level else []
+            full = [".".join([*above, node.module or "", n.name]) for n in node.names]
         elif isinstance(node, ast.Import):
-            for name in node.names:
-                parts = name.name.split(".")
-                if parts[0] == "ppl_vae":
-                    other = parts[1] if len(parts) > 1 else ""
-                    yield ("" if room == "__init__" else room), other, parts[-1]
+            full = [name.name for name in node.names]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            full = [str(a.value) for a in node.args if isinstance(a, ast.Constant)]
+        for name in full:
+            parts = name.replace("..", ".").split(".")
+            if parts[0] == "ppl_vae":
+                yield room, parts[1] if len(parts) > 1 else "", ".".join(parts[2:] or parts[1:])
 
 
 FILES = [
     path
     for folder in ("ppl_vae", "models", "guides")
-    for path in sorted((ROOT / folder).rglob("*.py"))
+    for path in sorted((ROOT / folder).rglob("*.py*"))
+    if path.suffix in (".py", ".pyi")
 ]
 
 
@@ -56,6 +60,7 @@ def test_imports_run_downwards(file: Path) -> None:
         assert FLOOR[other] < FLOOR[room], f"{room} must not import {name} from {other}"
         private = name.startswith("_") and not name.startswith("__")
         assert not private, f"{name} is private to {other}"
+        assert "." not in name, f"{room} must import {name} from the face of {other}"
         if room in ("models", "guides"):
             assert other in OF_PROGRAMS, f"{room} must not import {name} from {other}"
 

@@ -560,7 +560,7 @@ MISTAKES = [
     (["train", "--objective.beta", "-1"], 1, "beta is a weight of the KL and must be >= 0"),
     (["train", "--run_dir", "{first}"], 1, "overwrite=True (--overwrite on the command line)"),
     (["train", "--run_dir", "{first}", "--data", "digit"], 1, "there is a run in"),
-    (["train", "--run_dir", "{workplace}", "--overwrite"], 1, "something else than a run"),
+    (["train", "--run_dir", "{workplace}", "--overwrite"], 1, "is not a run folder"),
     (["train", "--resume", "nothing"], 1, "there is no run folder nothing"),
     (["evaluate"], 2, "RUN is missing"),
     (["evaluate", "{workplace}"], 1, "is not a run: it holds no config.yaml"),

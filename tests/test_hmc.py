@@ -10,12 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppl_vae.evaluation import (
-    Densities,
-    Point,
-    hmc,
-)
-from ppl_vae.evaluation.hmc import leapfrog, sigmoidal, transition
+from ppl_vae.evaluation import hmc
+from ppl_vae.evaluation.hmc import Densities, Point, leapfrog, sigmoidal, transition
 
 PRECISION = torch.tensor([[2.0, 1.2], [1.2, 1.0]], dtype=torch.float64)
 CENTER = torch.tensor([1.0, -2.0], dtype=torch.float64)

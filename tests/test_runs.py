@@ -359,7 +359,7 @@ def test_a_folder_of_something_else_is_never_touched(tmp_path: Path, saved: Path
     other = tmp_path / "thesis"
     (other / "plots").mkdir(parents=True)
     (other / "plots" / "figure.png").write_text("precious")
-    with pytest.raises(FileExistsError, match="something else than a run"):
+    with pytest.raises(FileExistsError, match="is not a run folder"):
         save_run(other, run.model, run.guide, overwrite=True)
     assert contents(other) == {"plots/figure.png": b"precious"}
     with pytest.raises(FileExistsError, match="is a file"):

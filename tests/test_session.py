@@ -74,7 +74,7 @@ def test_a_guide_with_rows_of_its_own_gets_all_of_them_at_once() -> None:
         assert session.rows_at_once(10**6) == 70
         assert session.chunk_sizes(4)[0] == 70
     with (
-        pytest.raises(ValueError, match="pass them in one tensor"),
+        pytest.raises(ValueError, match="pass x as one tensor"),
         opened(model, guide, DataLoader(x, batch_size=70)),  # type: ignore[arg-type]
     ):
         pass

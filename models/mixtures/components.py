@@ -66,7 +66,7 @@ def positive_counts(counts: Tensor, num_rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def split_empty(logits: Tensor, empty: Tensor, split: Callable[[int, int], None]) -> None:
-    """Splits a component off from the largest one in place of every empty one, with a warning.
+    """Replaces each empty component by one that is split off from the largest, with a warning.
 
     The two share the weight of the largest.
 

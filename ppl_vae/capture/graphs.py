@@ -14,15 +14,11 @@ from ppl_vae.capture.substitutions import join_logarithms, split_biases
 
 aten = torch.ops.aten
 
-
 _COPIES = {aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default}
-
 
 _SHAPES = {aten.expand.default, aten.view.default, aten.reshape.default}
 
-
 _BY_ONE = {aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar}
-
 
 _FILLED = {
     aten.full.default,
@@ -33,9 +29,7 @@ _FILLED = {
     aten.lift_fresh_copy.default,
 }
 
-
 _LITERAL = "_literal_"
-
 
 LARGEST_LITERAL = 65536
 """Most numbers in a tensor that is computed in advance; a larger one is cheaper to make than to read."""

@@ -20,10 +20,8 @@ _logger = logging.getLogger(__name__)
 RECORD_FROM = 30
 """Fewest chunks for which a recording pays: it costs as much as a few tens of them."""
 
-
 MOST_RECORDINGS = 4
 """Most shapes of chunks that are recorded: full ones, the last rows, the last samples, and both."""
-
 
 COMPILE_FROM = 1500
 """Fewest chunks of full size for which a compilation of about 6 s pays: half a minute of work."""

@@ -30,22 +30,17 @@ _logger = logging.getLogger(__name__)
 MOST_RECORDINGS = 8
 """Most recordings of one loss: batches of further shapes run in Pyro."""
 
-
 SMALL = 4096
 """Most numbers in a parameter whose gradient is checked in every step."""
-
 
 RECORD_AFTER = 20
 """Steps on batches of one shape that Pyro does first; a recording costs as much as about a hundred."""
 
-
 LOOK_EVERY = 50
 """Steps after which the Python state that the programs can reach is checked again."""
 
-
 FIRST_COMPARISONS = (1, 10, 100)
 """Runs of a recording that are compared with Pyro."""
-
 
 COMPARE_EVERY = 1000
 """Runs after which a recording is compared with Pyro again."""

@@ -9,10 +9,8 @@ from torch.fx import GraphModule, Node
 
 aten = torch.ops.aten
 
-
 MOST_FACTORS = 64
 """Most factors between 1 and 2 in one product: 2^64 is far from the largest float32, 2^128."""
-
 
 LEAST_LANES = 16
 """Fewest products side by side, to keep a processor's vector units busy."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from ppl_vae.pairs import (
     sample_rows,
     take_rows,
 )
-from ppl_vae.runtime import device_of, progress_bar
+from ppl_vae.runtime import device_of, preserve_random_state, progress_bar
 
 MEMORY_BUDGET = 64 * 2**20
 """Bytes of intermediate results that one chunk of rows x samples may take."""
@@ -64,12 +64,17 @@ class Session:
         few = self.first if self.pair.keeps_rows else take_rows(self.first, slice(0, rows))
         return chunk_sizes(self.pair, self.layout, few, num_samples)
 
-    def rows_at_once(self, num_samples: int, rows: int = FIRST_ROWS) -> int:
-        """How many rows to run at once, with all samples of each row."""
+    def rows_at_once(self, num_samples: int, rows: int = FIRST_ROWS, spare: int = 1) -> int:
+        """How many rows to run at once, with all samples of each row.
+
+        Args:
+            num_samples: Samples of each row.
+            rows: Number of the first rows to measure on.
+            spare: Measure for so many times the samples: the memory that is left is used for more rows.
+        """
         if self.pair.keeps_rows:
             return num_rows(self.first)
-        # Measured for more samples than needed, so that the memory that is left is used for more rows.
-        at_once, samples = self.chunk_sizes(4 * num_samples, rows)
+        at_once, samples = self.chunk_sizes(spare * num_samples, rows)
         return max(1, at_once * samples // num_samples)
 
     def bar(self, label: str, unit: str = "row", total: int | None = None) -> Any:
@@ -95,6 +100,7 @@ def opened(
     seed: int | None = None,
     progress: bool | None = None,
     whole: bool = False,
+    draws_start_at_seed: bool = False,
 ) -> Iterator[Session]:
     """Opens a pair for evaluation: checks it on the first rows, finds device and layout.
 
@@ -109,6 +115,8 @@ def opened(
         seed: Seed for the draws; None draws from torch's global generator.
         progress: Whether to show progress bars; None shows them on a terminal.
         whole: Use all rows as the first rows. A guide that keeps parameters for each row always gets all rows.
+        draws_start_at_seed: Whether opening draws no random numbers. Otherwise the programs run once after the
+            generator was seeded; the results of `evaluate` for a seed depend on it.
 
     Raises:
         PairError: The programs fail on the rows, the rows are not in a plate, data are NaN or outside the
@@ -131,7 +139,8 @@ def opened(
         first = batches.first(_all_rows(batches) if everything else FIRST_ROWS)
         first = move(first, _device_of_modules(pair))
         check_data(pair, first)
-        device = device_of(pair.parameters(first).values())
+        with preserve_random_state() if draws_start_at_seed else nullcontext():
+            device = device_of(pair.parameters(first).values())
         if not everything:  # a loader's first batch may be larger
             first = take_rows(first, slice(0, FIRST_ROWS))
         first = move(first, device)
@@ -159,7 +168,8 @@ def _device_of_modules(pair: Pair) -> torch.device:
 def _all_rows(batches: Batches) -> int:
     if not batches.in_memory:
         raise ValueError(
-            "the guide keeps parameters for each row, or all rows are needed at once: pass them in one tensor"
+            "all rows are needed at once (a guide that keeps parameters for each row always needs them): "
+            "pass x as one tensor"
         )
     return num_rows(batches.rows)
 

@@ -1,12 +1,13 @@
 """Parsers without torch, which takes seconds to import: they find mistakes, print help and complete words.
 
-They read the same description as the full parser (`parser.py`), which alone makes values. What only classes
-can judge, such as `--model.latent_dim`, is left to that one.
+They read the same description as the full parser (`parser.py`), which alone converts values. It also checks the
+arguments of classes (`--model.latent_dim`): here only their names are compared with those of our own classes.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,7 @@ class LightParser(argparse.ArgumentParser):
         for argument in arguments:
             name = argument.partition("=")[0]
             if self._is_below_another(name) and name not in self._option_string_actions:
+                self._check_below(name, arguments)
                 self.add_argument(name, nargs="?")  # the full parser knows what it takes
         for action in self._actions:
             action.required = False  # the command reports what is missing
@@ -108,6 +110,28 @@ class LightParser(argparse.ArgumentParser):
             wrong = next((word for word in unknown if word.startswith("-")), "").partition("=")[0]
             hint = did_you_mean(wrong, options)
             raise UsageError(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+
+    def _check_below(self, name: str, arguments: Sequence[str]) -> None:
+        """Raises an error for a misspelled argument of a class, unless classes of others are involved."""
+        for i, argument in enumerate(arguments):
+            option, equals, value = argument.partition("=")
+            value = value if equals else "".join(arguments[i + 1 : i + 2])
+            if option == "--config" or (self._takes_a_class(option) and not value.isidentifier()):
+                return
+        above, _, last = name.rpartition(".")
+        words = _options_below(self.prog.rpartition(" ")[2])
+        words = [word.rpartition(".")[2] for word in words if word.rpartition(".")[0] == above]
+        of_jsonargparse = {"help", "class_path", "init_args", "dict_kwargs"} & set(name.split("."))
+        if last in words or of_jsonargparse:
+            return
+        if hint := did_you_mean(last, words, f"{above}."):
+            raise UsageError(f"unrecognized arguments: {name}{hint}")
+        if above.removeprefix("--") in self.roles:
+            helped = f"{above}.help CLASS lists what it takes"
+            raise UsageError(f"{above}: option '{last}' is not accepted ({helped})")
+
+    def _takes_a_class(self, option: str) -> bool:
+        return option in self.objects or option.removeprefix("--") in self.roles
 
     def _is_below_another(self, name: str) -> bool:
         above, dot, _ = name.partition(".")
@@ -191,6 +215,14 @@ def command_parser(command: str) -> LightParser:
     parser = LightParser(prog=f"ppl-vae {command}", description=COMMANDS[command])
     describe(command, parser)
     return parser
+
+
+@functools.cache
+def _options_below(command: str) -> list[str]:
+    """All arguments of the classes that the options of a command take."""
+    parser = command_parser(command)
+    parser.add_options_below()
+    return [name for name in parser._option_string_actions if "." in name]
 
 
 def _expect(action: argparse.Action, expected: Type) -> None:

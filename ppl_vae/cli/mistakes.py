@@ -16,8 +16,13 @@ class UsageError(ValueError):
     """Options that are wrong, or that exclude each other."""
 
 
-def did_you_mean(word: str, words: Iterable[str]) -> str:
+def did_you_mean(word: str, words: Iterable[str], above: str = "") -> str:
     """A hint at the most similar of the right words; empty if none is similar.
+
+    Args:
+        word: The wrong word.
+        words: The right words.
+        above: What to show before a right word.
 
     Example:
         >>> did_you_mean("--max_epoch", ["--max_epochs", "--seed"])
@@ -25,13 +30,13 @@ def did_you_mean(word: str, words: Iterable[str]) -> str:
     """
     bare = {right.lstrip("-"): right for right in words}  # dashes would make all options alike
     nearest = difflib.get_close_matches(word.lstrip("-"), bare, n=1)
-    return f" (did you mean {bare[nearest[0]]}?)" if nearest else ""
+    return f" (did you mean {above}{bare[nearest[0]]}?)" if nearest else ""
 
 
 def wrong_value(expected: Type, value: str) -> str:
     """What is wrong with a value; empty if only the full parser can judge it.
 
-    YAML has many spellings of a number; only a plain word is certainly none.
+    YAML has many spellings of a number, so only plain words are rejected here.
 
     Example:
         >>> wrong_value(Type(kinds=("int",)), "many"), wrong_value(Type(kinds=("int",)), "1e3")

@@ -21,7 +21,7 @@ COMMANDS = {
     "diagnose": "which latent dimensions a run uses, and why not the others",
     "sample": "draw from a run's model",
     "compare": "differences between runs, row by row",
-    "export": "hand a run to ArviZ, as netCDF",
+    "export": "export a run as netCDF for ArviZ",
 }
 
 
@@ -219,7 +219,7 @@ def _add_run(options: Options) -> None:
     options.add_argument("run", type=str, metavar="RUN", help="run folder")
     what = "where torchvision's files are now, if they have moved"
     options.add_argument("--data_dir", type=str, help=what)
-    options.add_argument("--seed", type=int, default=0, help="of all draws")
+    options.add_argument("--seed", type=int, default=0, help="random seed of all draws")
 
 
 def _add_config(options: Options) -> None:
@@ -231,7 +231,9 @@ def _add_run_dir(options: Options) -> None:
     what = "run folder (default: runs/<data>-<model>-<guide>-<time>)"
     options.add_argument("--run_dir", type=str, help=what)
     _add_flag(options, "--overwrite", "replace the run in run_dir")
-    options.add_argument("--seed", type=int, default=0, help="of weights, batches and draws")
+    options.add_argument(
+        "--seed", type=int, default=0, help="random seed of weights, batches and draws"
+    )
 
 
 def _add_num_samples(options: Options, what: str) -> None:

@@ -97,7 +97,7 @@ def _revives(session: Session, unused: Tensor, beta: float) -> bool:
     dtype = as_args(batch)[0].dtype
     dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()
     n = num_rows(batch)
-    size = session.rows_at_once(NUM_DRAWS, rows=16)
+    size = session.rows_at_once(NUM_DRAWS, rows=16, spare=4)
     gains, kls = [], []
     for first in range(0, n, size):
         chunk = take_rows(batch, slice(first, first + size))

@@ -18,6 +18,15 @@ from ppl_vae.stats import Estimate, RowResult, StreamingWeights, khat_limit
 STEP_SAMPLES = 8
 """Samples per row in a step of the per-row optimization."""
 
+_QUANTITIES = {
+    "log_likelihood": "log p(x)",
+    "best_elbo": "best ELBO in the family",
+    "elbo": "ELBO, amortized",
+    "approximation_gap": "approximation gap",
+    "amortization_gap": "amortization gap",
+}
+"""Quantities of a row, and what they are called in print."""
+
 
 class Truth(Protocol):
     """An estimate of log p(x) of each row, such as `evaluate` or annealed importance sampling returns."""
@@ -29,15 +38,6 @@ class Truth(Protocol):
     @property
     def log_likelihood_error(self) -> Tensor:
         """Monte-Carlo standard error of each row's log p(x), `(n,)`."""
-
-
-def _error_of_difference(first: str, second: str) -> property:
-    """A property: the Monte-Carlo standard error of a difference of two independent estimates."""
-
-    def error(self: Gaps) -> Tensor:
-        return torch.hypot(getattr(self, first), getattr(self, second))
-
-    return property(error)
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,20 @@ class Gaps(RowResult):
         """log p(x) - ELBO = KL(q(z | x) || p(z | x)): the sum of the two gaps."""
         return Estimate(self.log_likelihood.values - self.elbo.values)
 
-    # Monte-Carlo standard errors of single rows, `(n,)`.
-    approximation_gap_error = _error_of_difference("log_likelihood_error", "best_elbo_error")
-    amortization_gap_error = _error_of_difference("best_elbo_error", "elbo_error")
-    inference_gap_error = _error_of_difference("log_likelihood_error", "elbo_error")
+    @property
+    def approximation_gap_error(self) -> Tensor:
+        """Monte-Carlo standard error of each row's approximation gap, `(n,)`."""
+        return torch.hypot(self.log_likelihood_error, self.best_elbo_error)
+
+    @property
+    def amortization_gap_error(self) -> Tensor:
+        """Monte-Carlo standard error of each row's amortization gap, `(n,)`."""
+        return torch.hypot(self.best_elbo_error, self.elbo_error)
+
+    @property
+    def inference_gap_error(self) -> Tensor:
+        """Monte-Carlo standard error of each row's inference gap, `(n,)`."""
+        return torch.hypot(self.log_likelihood_error, self.elbo_error)
 
     def doubts(self) -> Iterator[str]:
         """Reasons not to trust the numbers, one sentence each."""
@@ -156,15 +166,6 @@ class Gaps(RowResult):
         error = getattr(self, f"{name}_error").double()
         mean_error = float(error.square().sum().sqrt()) / self.num_rows
         return f"{getattr(self, name)} (Monte Carlo {mean_error:.2g})"
-
-
-_QUANTITIES = {
-    "log_likelihood": "log p(x)",
-    "best_elbo": "best ELBO in the family",
-    "elbo": "ELBO, amortized",
-    "approximation_gap": "approximation gap",
-    "amortization_gap": "amortization gap",
-}
 
 
 def inference_gaps(

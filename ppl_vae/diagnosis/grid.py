@@ -18,13 +18,10 @@ from ppl_vae.stats import Estimate
 BORDER = 1e-4
 """Largest posterior mass allowed beyond the grid, judged by the mass in its outermost cells."""
 
-
 COARSE = 1e-2
 """Largest change of log p(x), in nats, allowed when every second line of the grid is left out."""
 
-
 _DEPTH = 30.0  # nats below the mode, where the density is negligible
-
 
 _LOOKS = 40
 
@@ -121,7 +118,7 @@ def posterior_grid(
     """
     if size < 17 or size % 2 == 0:
         raise ValueError(f"size must be odd and at least 17, got {size}")
-    with opened(model, guide, x, seed=0, whole=True) as session:
+    with opened(model, guide, x, seed=0, whole=True, draws_start_at_seed=True) as session:
         joint = _Joint(session)
         if bounds is None:
             box = joint.fitted(min(size, 65))
@@ -153,7 +150,7 @@ def guide_on_grid(
         PairError: The guide draws other sites than the model's latents (for example auxiliary ones), so its
             density at a given latent is unknown.
     """
-    with opened(model, guide, x, seed=0, whole=True) as session:
+    with opened(model, guide, x, seed=0, whole=True, draws_start_at_seed=True) as session:
         layout = session.layout
         if set(layout.draws) != set(layout.latents) or layout.draws != layout.guide_sites:
             raise PairError(

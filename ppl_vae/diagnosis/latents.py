@@ -202,7 +202,7 @@ def diagnose(
     with opened(model, guide, x, seed=seed, progress=progress) as session:
         if not session.layout.latents:
             raise ValueError("the guide samples no latent of a row: there is nothing to diagnose")
-        size = session.rows_at_once(NUM_DRAWS, rows=16)
+        size = session.rows_at_once(NUM_DRAWS, rows=16, spare=4)
         # Where a site's analytic KL is not its share of the rate, the sampled KL is.
         analytic = not mean_field_violations(session.pair, session.first)
         held = _hold_shared(session)

@@ -29,10 +29,8 @@ from ppl_vae.pairs import (
 ROUND = 50
 """Gradient steps per round; the bound of each round is compared with that of the round before."""
 
-
 FINEST = 1e-2
 """The step size, relative to the first one, below which a maximization ends."""
-
 
 NUM_DRAWS = 256
 """Samples used to compare the start and the end of a maximization."""

@@ -8,6 +8,10 @@ from .markov_chain import (
     MarkovChain as MarkovChain,
     sample_steps as sample_steps,
 )
+from .normal_kl import (
+    kl_low_rank_normal as kl_low_rank_normal,
+    kl_multivariate_normal as kl_multivariate_normal,
+)
 from .normal_mixture import DiagonalNormalMixture as DiagonalNormalMixture
 from .quantized_logistic import QuantizedLogistic as QuantizedLogistic
 from .rebuild import rebuilt as rebuilt

@@ -18,14 +18,16 @@ from torch.distributions import (
 )
 
 
-def _kl_multivariate(p: MultivariateNormal, q: Independent[Any]) -> Tensor:
+def kl_multivariate_normal(p: MultivariateNormal, q: Independent[Any]) -> Tensor:
+    """KL(p || q) for p of any covariance and independent normals q, of p's batch shape, in nats."""
     # Not expanded over the batch: a posterior often has one covariance for all rows.
     factor = p._unbroadcasted_scale_tril
     half_log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     return _kl(p, q, factor, half_log_det)
 
 
-def _kl_low_rank(p: LowRankMultivariateNormal, q: Independent[Any]) -> Tensor:
+def kl_low_rank_normal(p: LowRankMultivariateNormal, q: Independent[Any]) -> Tensor:
+    """KL(p || q) for p of a low-rank covariance and independent normals q, of p's batch shape, in nats."""
     # log det (W W^T + D) = log det D + log det (I + W^T D^-1 W), not expanded over the batch either.
     diagonal = p._unbroadcasted_cov_diag
     capacitance = p._capacitance_tril.diagonal(dim1=-2, dim2=-1)
@@ -69,5 +71,5 @@ def _kl(
     return kl
 
 
-register_kl(MultivariateNormal, Independent)(_kl_multivariate)
-register_kl(LowRankMultivariateNormal, Independent)(_kl_low_rank)
+register_kl(MultivariateNormal, Independent)(kl_multivariate_normal)
+register_kl(LowRankMultivariateNormal, Independent)(kl_low_rank_normal)

@@ -15,7 +15,6 @@ from torch.distributions.constraints import Constraint
 Change = Callable[[Tensor, Constraint], Tensor]
 """Makes a new argument of a distribution from the old one and its constraint."""
 
-
 _WRAPPED = (
     torch.distributions.Independent,
     dist.ExpandedDistribution,

@@ -101,7 +101,7 @@ def fit_em(
             minibatch, 256 rows if None.
         online: Weights of minibatches: after each one, statistics s = (1 - gamma) s + gamma s_batch and an
             M step. For data so large that a pass is worth many M steps. Closed forms only.
-        m_step: Take these gradient steps although the model's M step may be closed.
+        m_step: Take these gradient steps, even if the model has an M step in closed form.
         guide: Pyro program of q(z | x).
         initialize: Whether to start from the model's `initialize` where it has one (k-means++ for
             mixtures), rather than from its parameters as they are.

@@ -198,7 +198,7 @@ def choose_steps(pair: Pair, data: EMData, m_step: GradientSteps | None, hard: b
     Args:
         pair: The pair.
         data: The rows.
-        m_step: Gradient steps to take although the model's M step may be closed.
+        m_step: Gradient steps to take, even if the model has an M step in closed form.
         hard: Whether the E step takes the mode.
 
     Raises:

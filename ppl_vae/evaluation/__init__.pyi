@@ -4,6 +4,5 @@ from .annealed import (
 )
 from .arviz import to_arviz as to_arviz
 from .generate import Generator as Generator
-from .hmc import Densities as Densities, Point as Point
 from .importance import Evaluation as Evaluation, evaluate as evaluate
 from .sandwich import Sandwich as Sandwich, bidirectional_monte_carlo as bidirectional_monte_carlo

@@ -24,10 +24,8 @@ from ppl_vae.pairs import Batch, DataLike, Layout, Program, Substitute, as_args,
 
 _ROWS_AT_ONCE = 1024
 
-
 _LARGEST_GROUP = 2**24
 """Largest size of a group, in numbers; many rows, or large ones, get fewer draws."""
-
 
 _SPREAD = 1e-6
 """Nats between the smallest and the largest of a row's repeated log p(x); see `to_arviz`."""
@@ -114,7 +112,7 @@ def to_arviz(
     if evaluation is None:
         evaluation = evaluate(model, guide, x, num_samples=num_samples, seed=seed)
     chunks: list[Groups] = []
-    with opened(model, guide, x, seed=seed, progress=False) as session:
+    with opened(model, guide, x, seed=seed, progress=False, draws_start_at_seed=True) as session:
         at_once = num_rows(session.first)
         if not session.pair.keeps_rows:
             # Draws are made one by one: memory for many samples of a row holds many rows instead.

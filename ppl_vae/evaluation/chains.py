@@ -29,7 +29,6 @@ from ppl_vae.pairs import (
 FEWEST_CHAINS = 8
 """Minimum number of chains in the run that tunes the steps; their starts give each dimension's scale."""
 
-
 RECORD_FROM = 100
 """Number of gradients from which recording the densities pays off."""
 

@@ -75,7 +75,12 @@ class Generator:
             return _mean(trace.nodes[self._site(trace, layout.observed)])
 
     def _opened(self) -> AbstractContextManager[Session]:
-        return opened(self.model, self.guide, self.x, seed=self.seed, progress=False)
+        return opened(
+            *(self.model, self.guide, self.x),
+            seed=self.seed,
+            progress=False,
+            draws_start_at_seed=True,
+        )
 
     def _rows(self, num: int) -> Tensor:
         return self.x[torch.arange(num) % len(self.x)]

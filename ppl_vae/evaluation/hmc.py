@@ -19,10 +19,8 @@ TARGET_ACCEPTANCE = 0.65
 """The acceptance that step sizes are tuned to, from Beskos et al., "Optimal tuning of the hybrid Monte-Carlo
 algorithm" (arXiv:1001.4460)."""
 
-
 GAIN = 0.5
 """Change of the log step size when the acceptance is off by one."""
-
 
 JITTER = 0.2
 """Step sizes vary by this fraction between trajectories, so that no trajectory length equals a period."""

@@ -72,7 +72,7 @@ class Evaluation(RowResult):
     def unreliable(self) -> Tensor:
         """Rows whose Pareto shape is above the limit, `(n,)`.
 
-        Rows whose ESS is within 1 % of K are not among them: such equal weights have no tail that could matter.
+        Rows whose ESS is within 1 % of K are not among them: such equal weights have no heavy tail.
         """
         heavy = (self.khat > self.khat_limit) & (self.khat < math.inf)
         return heavy & (self.ess < 0.99 * self.num_samples)

@@ -20,7 +20,6 @@ Floats = NDArray[np.float64]
 
 BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#8C8C8C"
 
-
 LARGE, MEDIUM = 17, 15
 
 

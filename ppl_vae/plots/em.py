@@ -30,14 +30,12 @@ from ppl_vae.plots.drawing import (
 COLORS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """One per fit, from the palette of Okabe and Ito."""
 
-
 NAMES = {
     "iteration": "iteration",
     "passes": "passes over the data",
     "gradient_evaluations": "gradient evaluations",
     "seconds": "seconds",
 }
-
 
 MOST_COMPONENTS = 40
 

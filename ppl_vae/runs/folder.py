@@ -69,7 +69,7 @@ def prepare_folder(path: Path, *, overwrite: bool, dry_run: bool = False) -> Non
     if path.exists() and any(path.iterdir()):
         if not (path / CONFIG).is_file():
             raise FileExistsError(
-                f"{path} is a folder that holds something else than a run (no {CONFIG}): it is left alone; "
+                f"{path} is not a run folder (it holds other files, and no {CONFIG}): nothing was changed; "
                 "choose another folder"
             )
         if not overwrite:

@@ -21,7 +21,6 @@ from torch import Tensor
 
 _METADATA = "ppl_vae"
 
-
 _DIGEST = "sha256"
 
 

@@ -26,7 +26,7 @@ STEP_METRICS = ("loss", "elbo", "rate", "distortion")
 """What each step measures, nats per row."""
 
 COMPILED = (1000, 10_000)
-"""The step from which on a captured step is compiled by itself, and the fewest steps of a training for it.
+"""Captured steps are compiled from the first number on if the training has at least the second number of steps.
 
 Inductor takes about as long to compile a small VAE as its code saves in ten thousand steps. The choice is
 by the number of steps, not by the time they take: a resumed training must make the same one.
