@@ -85,6 +85,23 @@ def test_an_import_is_light(module: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--model.network", "mine.Network", "--model.network.hiden", "3"),
+        ("--model", "mine.Model", "--model.latent_dm", "3"),
+        ("--config", "mine.yaml", "--model.latent_dm", "3"),
+        ("--objective.beta.help", "LinearWarmup"),
+        ("--model.init_args.latent_dm", "3"),
+    ],
+    ids=" ".join,
+)
+def test_arguments_of_unknown_classes_are_left_to_the_full_parser(
+    arguments: tuple[str, ...],
+) -> None:
+    command_parser("train").check(arguments)
+
+
+@pytest.mark.parametrize(
     ("arguments", "code", "words"), LIGHT, ids=[f"{' '.join(a)}-{w[:12]}" for a, _, w in LIGHT]
 )
 def test_an_answer_is_light(arguments: list[str], code: int, words: str) -> None:

@@ -116,7 +116,8 @@ class LightParser(argparse.ArgumentParser):
         for i, argument in enumerate(arguments):
             option, equals, value = argument.partition("=")
             value = value if equals else "".join(arguments[i + 1 : i + 2])
-            if option == "--config" or (self._takes_a_class(option) and not value.isidentifier()):
+            takes_a_class = self._takes_a_class(option) or name.startswith(f"{option}.")
+            if option == "--config" or (takes_a_class and not value.isidentifier()):
                 return
         above, _, last = name.rpartition(".")
         words = _options_below(self.prog.rpartition(" ")[2])
