@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pyro
+import pyro.poutine as poutine
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ppl_vae.checks import opened
+from ppl_vae.evaluation import Generator
 from ppl_vae.guides import FullCovariance, MeanField, PerRow
 from ppl_vae.models import VAE, ProbabilisticPCA
 from ppl_vae.networks import MLP
@@ -99,3 +101,24 @@ def test_nothing_is_left_behind_by_an_error_inside() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert not list(pyro.get_param_store().keys())
     assert torch.is_grad_enabled()
+
+
+def test_draws_start_at_the_seed_where_that_is_asked_for() -> None:
+    x = torch.zeros(5, 3)
+    first = []
+    for start_at_seed in (True, False):
+        with opened(*pair(), x, seed=3, draws_start_at_seed=start_at_seed):
+            first.append(torch.rand(4))
+    torch.manual_seed(3)
+    assert torch.equal(first[0], torch.rand(4))
+    assert not torch.equal(first[1], first[0])
+
+
+def test_the_programs_see_the_seed_as_they_would_alone() -> None:
+    model, guide = pair()
+    x = torch.zeros(5, 3)
+    z, _, drawn = Generator(model, guide, x, seed=7).from_prior(5)
+    torch.manual_seed(7)
+    trace = poutine.trace(poutine.uncondition(model)).get_trace(x)
+    assert torch.equal(z, trace.nodes["z"]["value"])  # type: ignore[arg-type]
+    assert torch.equal(drawn, trace.nodes["x"]["value"])  # type: ignore[arg-type]
