@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae.guides.parts import independent_normal
-from ppl_vae.networks import MLP, Network, full_precision, linear_head
+from ppl_vae.networks import MLP, Network, full_precision, linear_head, require_latent_dims
 
 
 class _TwoLayers(nn.Module):
@@ -28,11 +28,7 @@ class _TwoLayers(nn.Module):
         latent_network: Network = MLP(hidden=(64, 64)),  # frozen
     ) -> None:
         super().__init__()
-        if len(latent_dims) != 2 or min(latent_dims) < 1:
-            raise ValueError(
-                f"{type(self).__name__}.latent_dims must be two positive numbers, those of z1 and "
-                f"z2, got {tuple(latent_dims)}"
-            )
+        require_latent_dims(self, latent_dims)
         below, top = latent_dims
         self.encoder = network.encoder(data_shape)
         self.head = linear_head(self.encoder, 2 * below)

@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 
 from ppl_vae.likelihoods import Bernoulli, Likelihood
 from ppl_vae.models.rows import RowModel
-from ppl_vae.networks import MLP, Network, full_precision
+from ppl_vae.networks import MLP, Network, full_precision, require_latent_dims
 
 
 class HierarchicalVAE(RowModel):
@@ -52,11 +52,7 @@ class HierarchicalVAE(RowModel):
         likelihood: Likelihood | None = None,
     ) -> None:
         super().__init__(data_shape)
-        if len(latent_dims) != 2 or min(latent_dims) < 1:
-            raise ValueError(
-                f"HierarchicalVAE.latent_dims must be two positive numbers, those of z1 and z2, "
-                f"got {tuple(latent_dims)}"
-            )
+        require_latent_dims(self, latent_dims)
         self.latent_dims = tuple(latent_dims)
         self.likelihood = Bernoulli() if likelihood is None else likelihood
         below, top = self.latent_dims

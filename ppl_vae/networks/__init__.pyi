@@ -1,5 +1,6 @@
 from .arguments import (
     require_at_least_one as require_at_least_one,
+    require_latent_dims as require_latent_dims,
     require_positive as require_positive,
     require_widths as require_widths,
 )

@@ -40,6 +40,23 @@ def require_positive(owner: object, **values: float) -> None:
             raise ValueError(f"{type(owner).__name__}.{name} must be positive, got {value}")
 
 
+def require_latent_dims(owner: object, latent_dims: Sequence[int]) -> None:
+    """Raises an error unless `latent_dims` are the numbers of dimensions of two layers, z1 and z2.
+
+    Args:
+        owner: The object whose argument it is; the message names its class.
+        latent_dims: The argument.
+
+    Raises:
+        ValueError: They are not two positive numbers.
+    """
+    if len(latent_dims) != 2 or min(latent_dims) < 1:
+        raise ValueError(
+            f"{type(owner).__name__}.latent_dims must be two positive numbers, those of z1 and z2, got "
+            f"{tuple(latent_dims)}"
+        )
+
+
 def require_widths(owner: object, *, allow_empty: bool = False, **widths: Sequence[int]) -> None:
     """Raises an error for a list of layers' widths in which one is not positive.
 
