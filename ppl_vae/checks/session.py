@@ -115,8 +115,8 @@ def opened(
         seed: Seed for the draws; None draws from torch's global generator.
         progress: Whether to show progress bars; None shows them on a terminal.
         whole: Use all rows as the first rows. A guide that keeps parameters for each row always gets all rows.
-        draws_start_at_seed: Whether opening draws no random numbers. Otherwise the programs run once after the
-            generator was seeded; the results of `evaluate` for a seed depend on it.
+        draws_start_at_seed: Whether draws inside are the first ones after seeding. If not, the programs have
+            run once before; the results of `evaluate` for a given seed depend on that.
 
     Raises:
         PairError: The programs fail on the rows, the rows are not in a plate, data are NaN or outside the

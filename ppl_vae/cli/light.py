@@ -100,7 +100,7 @@ class LightParser(argparse.ArgumentParser):
         for argument in arguments:
             name = argument.partition("=")[0]
             if self._is_below_another(name) and name not in self._option_string_actions:
-                self._check_below(name, arguments)
+                self._check_argument_of_class(name, arguments)
                 self.add_argument(name, nargs="?")  # the full parser knows what it takes
         for action in self._actions:
             action.required = False  # the command reports what is missing
@@ -111,8 +111,8 @@ class LightParser(argparse.ArgumentParser):
             hint = did_you_mean(wrong, options)
             raise UsageError(f"unrecognized arguments: {' '.join(unknown)}{hint}")
 
-    def _check_below(self, name: str, arguments: Sequence[str]) -> None:
-        """Raises an error for a misspelled argument of a class, unless classes of others are involved."""
+    def _check_argument_of_class(self, name: str, arguments: Sequence[str]) -> None:
+        """Raises an error for a misspelled argument of a class, unless the user names a class of their own."""
         for i, argument in enumerate(arguments):
             option, equals, value = argument.partition("=")
             value = value if equals else "".join(arguments[i + 1 : i + 2])
