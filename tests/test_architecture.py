@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,7 +42,8 @@ def imports(file: Path) -> Iterator[tuple[str, str, str]]:
         for name in full:
             parts = name.replace("..", ".").split(".")
             if parts[0] == "ppl_vae":
-                yield room, parts[1] if len(parts) > 1 else "", ".".join(parts[2:] or parts[1:])
+                of_a_room = len(parts) > 2 or parts[-1] in FLOOR  # else of the package's own face
+                yield room, parts[1] if of_a_room else "", ".".join(parts[2:] or parts[1:])
 
 
 FILES = [
@@ -57,12 +59,42 @@ def test_imports_run_downwards(file: Path) -> None:
     for room, other, name in imports(file):
         if room == other:
             continue
+        assert {room, other} <= FLOOR.keys(), f"{room} or {other} is missing among the floors"
         assert FLOOR[other] < FLOOR[room], f"{room} must not import {name} from {other}"
         private = name.startswith("_") and not name.startswith("__")
         assert not private, f"{name} is private to {other}"
         assert "." not in name, f"{room} must import {name} from the face of {other}"
         if room in ("models", "guides"):
             assert other in OF_PROGRAMS, f"{room} must not import {name} from {other}"
+
+
+@pytest.mark.parametrize(
+    "place, statement, told",
+    [
+        ("ppl_vae/stats/planted.py", "from ppl_vae.training import fit", "stats must not import fit"),
+        ("ppl_vae/stats/planted.py", "import ppl_vae.training", "stats must not import training"),
+        ("ppl_vae/stats/planted.py", "from ..training import fit", "stats must not import fit"),
+        ("ppl_vae/stats/planted.py", "from ppl_vae import fit", "stats must not import fit"),
+        ("ppl_vae/new/planted.py", "from ppl_vae.pairs import Pair", "new or pairs is missing"),
+        ("ppl_vae/stats/planted.py", "import_module('ppl_vae.training')", "must not import training"),
+        ("ppl_vae/stats/__init__.pyi", "from ..training import fit as fit", "must not import fit"),
+        ("ppl_vae/__init__.pyi", "from .cli import main as main", " must not import main from cli"),
+        ("ppl_vae/em/planted.py", "from ppl_vae.training import fit", "em must not import fit"),
+        ("ppl_vae/em/planted.py", "from ppl_vae.pairs import _x", "_x is private to pairs"),
+        ("ppl_vae/em/planted.py", "from ppl_vae.pairs.pair import Pair", "from the face of pairs"),
+        ("models/planted.py", "from ppl_vae.objectives import ELBO", "models must not import ELBO"),
+        ("guides/__init__.pyi", "from ppl_vae.runtime import say", "guides must not import say"),
+    ],
+)
+def test_a_planted_import_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, statement: str, told: str
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    planted = tmp_path / place
+    planted.parent.mkdir(parents=True)
+    planted.write_text(statement)
+    with pytest.raises(AssertionError, match=told):
+        test_imports_run_downwards(planted)
 
 
 def test_no_two_classes_share_a_name() -> None:

@@ -507,7 +507,7 @@ def test_dequantized_bits_are_told_with_their_levels(
     train(tmp_path / "run", "--max_epochs", "1", "--dequantize", "true")
     trained = capsys.readouterr().out
     bits = json.loads((tmp_path / "run" / "evaluation.json").read_text())["bits_per_dim"]["mean"]
-    (note,) = (line for line in trained.splitlines() if line.startswith("note: "))
+    (note,) = (line for line in trained.splitlines() if line.startswith("note: the data are"))
     assert note.endswith(f"{bits:.4f} + log2(17) = {bits + np.log2(17):.4f} bits per dimension")
     assert main(["evaluate", str(tmp_path / "run"), "--num_samples", "20"]) == 0
     assert note in capsys.readouterr().out

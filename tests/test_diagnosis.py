@@ -94,7 +94,7 @@ def test_the_limit_of_the_mutual_information_is_told() -> None:
     assert found.mutual_information.mean == pytest.approx(math.log(20), abs=1e-3)
     assert found.saturated
     assert any("biased low" in note for note in found.notes)
-    assert any("lower bound" in note for note in found.notes)
+    assert any("lower bound" in warning for warning in found.warnings)
     assert "at least 3.0 nats" in found.summary()
 
 

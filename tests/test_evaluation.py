@@ -524,7 +524,7 @@ def test_latents_of_all_rows_give_the_predictive_density() -> None:
     x = torch.linspace(-2, 3, 6)
     found = evaluate(model, guide, x, num_samples=4000, seed=0)
     assert_agrees(found, dist.Normal(0.5, 2.09**0.5).log_prob(x))
-    assert any("'mu' belong to all rows" in warning for warning in found.warnings)
+    assert any("'mu' belong to all rows" in note for note in found.notes)
 
 
 def test_autoguides_that_keep_rows_apart_are_evaluated() -> None:

@@ -270,7 +270,7 @@ def test_a_guide_whose_latents_depend_on_each_other_keeps_that() -> None:
     gaps = inference_gaps(chained_model, guide, x, seed=0)
     exact = dist.Normal(0.0, math.sqrt(3)).log_prob(x)
     assert torch.allclose(gaps.best_elbo.values, exact, atol=0.01)
-    assert "site 'a' depends on another latent" in gaps.warnings[0]
+    assert "site 'a' depends on another latent" in gaps.notes[0]
 
 
 @pytest.mark.parametrize("kind", ["LowRank", "LogNormal", "masked", "mixture", "looped"])
@@ -320,12 +320,12 @@ def test_a_flow_says_that_its_networks_are_held() -> None:
     model, x, _ = correlated()
     with_networks = MaskedAutoregressive((6,), 2, MLP((8,)))
     gaps = inference_gaps(model, with_networks, x[:3], num_samples=20, max_steps=60, seed=0)
-    assert any("shared by all rows, which are held" in w for w in gaps.warnings)
+    assert any("shared by all rows, which are held" in note for note in gaps.notes)
     assert gaps.amortization_gap.mean > 1.0
     plain = inference_gaps(
         model, MeanField((6,), 2, MLP((8,))), x[:3], num_samples=20, max_steps=60, seed=0
     )
-    assert not any("held" in w for w in plain.warnings)
+    assert not plain.notes
 
 
 def test_two_layers_of_latents_and_discrete_ones_of_our_own() -> None:
@@ -388,6 +388,7 @@ def test_a_truth_is_taken_at_its_word_and_its_doubts_with_it() -> None:
     assert torch.equal(gaps.log_likelihood.values, poor.log_likelihood.values)
     assert torch.equal(gaps.unreliable, poor.unreliable)
     assert any("log p(x) by Evaluation is unreliable" in w for w in gaps.warnings)
+    assert [f"about log p(x): {text}" for text in poor.warnings] == list(gaps.warnings[:1])
     with pytest.raises(ValueError, match=r"12 rows, but x has 5"):
         inference_gaps(model, guide, x[:5], truth=poor, seed=0)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from ppl_vae import (
     bidirectional_monte_carlo,
     diagnose,
     evaluate,
+    fit_em,
     inference_gaps,
     load_run,
     save_run,
@@ -43,6 +45,7 @@ RESULTS: dict[str, Callable[[], Result]] = {
     "Sandwich": lambda: bidirectional_monte_carlo(*pair(), num_chains=4, num_steps=4, seed=0),
     "Gaps": lambda: inference_gaps(*pair(), num_samples=20, max_steps=5, seed=0),
     "Diagnosis": lambda: diagnose(*pair(), seed=0),
+    "EMFit": lambda: fit_em(pair()[0], pair()[2], max_iterations=2, seed=0, progress=False),
 }
 
 
@@ -53,7 +56,8 @@ def result(request: pytest.FixtureRequest) -> Result:
 
 def test_the_summary_is_plain_and_short(result: Result) -> None:
     plain = json.loads(json.dumps(result.to_dict()))
-    assert plain["num_rows"] == ROWS
+    assert plain.get("num_rows", ROWS) == ROWS
+    assert list(plain)[-2:] == ["notes", "warnings"]
     assert all(not isinstance(value, list) or len(value) <= 4 for value in plain.values())
 
 
@@ -64,11 +68,9 @@ def test_it_is_printed_as_names_and_values_in_text_and_in_a_notebook(result: Res
     page = result._repr_html_()
     assert page.count("<tr>") == len(result.lines()) + len(result.table())
     assert "<script" not in page
-    for warning in result.warnings:
-        assert f"warning: {warning}" in shown or f"note: {warning}" in shown
 
 
-@pytest.mark.parametrize("name", sorted(RESULTS.keys() - {"Diagnosis"}))  # which is of dimensions
+@pytest.mark.parametrize("name", sorted(RESULTS.keys() - {"Diagnosis", "EMFit"}))  # which have no rows
 def test_rows_hold_what_the_summary_summarizes(name: str) -> None:
     result = RESULTS[name]()
     assert isinstance(result, RowResult)
@@ -94,16 +96,46 @@ def test_not_finite_numbers_are_counted_and_left_out() -> None:
     assert found["khat"]["largest"] == pytest.approx(0.1)
 
 
+@dataclass(frozen=True)
+class Doubtful(Result):
+    notes: tuple[str, ...] = ()
+
+    def lines(self) -> list[tuple[str, str]]:
+        return [("<b>", "a & b")]
+
+    def caption(self) -> list[str]:
+        return ["", "Between."]
+
+    def doubts(self) -> Iterator[str]:
+        yield "too few rows"
+
+    def summary_numbers(self) -> dict[str, int]:
+        return {"n": 3}
+
+
+def test_notes_and_warnings_have_one_place_in_print_and_on_disk() -> None:
+    """Those of a caption, notes and warnings that there are, in this order."""
+    found = Doubtful(("of 3 rows",))
+    assert found.warnings == ("too few rows",)
+    below = ["", "Between.", "note: of 3 rows", "warning: too few rows"]
+    assert str(found).splitlines() == ["<b>  a & b", *below]
+    assert found.to_dict() == {"n": 3, "notes": ["of 3 rows"], "warnings": ["too few rows"]}
+    page = found._repr_html_()
+    assert [text for text in below[1:] if f"<p>{text}</p>" in page] == below[1:]
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_no_result_has_a_way_of_its_own_to_show_notes_and_warnings(name: str) -> None:
+    kind = type(RESULTS[name]())
+    for method in ("__str__", "_repr_html_", "footnotes", "warnings", "to_dict"):
+        assert getattr(kind, method) is getattr(Result, method), method
+
+
 def test_a_page_cannot_be_broken_by_a_name() -> None:
-    class Named(Result):
-        def lines(self) -> list[tuple[str, str]]:
-            return [("<b>", "a & b")]
-
-        def to_dict(self) -> dict[str, str]:
-            return {}
-
-    assert "&lt;b&gt;" in Named()._repr_html_()
-    assert "a &amp; b" in Named()._repr_html_()
+    page = Doubtful(("n < 1",))._repr_html_()
+    assert "&lt;b&gt;" in page
+    assert "a &amp; b" in page
+    assert "note: n &lt; 1" in page
 
 
 # -- on disk ---------------------------------------------------------------------------------------------

@@ -96,8 +96,8 @@ def _print(fitted: EMFit, test: Estimate, note: str) -> None:
     print(f"{how}, after {fitted.iterations} iterations in {fitted.seconds:.1f} s")
     print(f"log p(x), training rows  {fitted.log_likelihood:.4f} nats")
     print(f"log p(x), test rows      {test}{note}")
-    for line in fitted.notes:
-        print(f"note: {line}")
+    for line in fitted.footnotes():
+        print(line)
 
 
 def _draw(folder: Path, fitted: EMFit) -> None:

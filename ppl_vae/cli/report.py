@@ -11,9 +11,9 @@ from ppl_vae.stats import as_lines
 
 
 def result_table(evaluation: Evaluation, diagnosis: Diagnosis) -> str:
-    """The numbers of a trained pair: one per line, with its error and unit."""
+    """The numbers of a trained pair, one per line, with its error and unit; then notes and warnings."""
     lines = [*evaluation.lines(), *diagnosis.lines()]
-    return "\n".join([as_lines(lines), *evaluation.footnotes()])
+    return "\n".join([as_lines(lines), *evaluation.footnotes(), *diagnosis.footnotes()])
 
 
 def dequantization_note(evaluation: Evaluation | Annealed, data: Data) -> str:

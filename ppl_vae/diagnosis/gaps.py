@@ -58,7 +58,8 @@ class Gaps(RowResult):
         unreliable: Rows whose log p(x) should not be trusted, `(n,)`.
         converged: Rows whose best q was found: its ELBO had stopped improving, `(n,)`.
         num_samples: Samples per row, for each of the two ELBOs and for log p(x) by importance sampling.
-        notes: Caveats for reading the numbers.
+        notes: How to read the numbers.
+        truth_warnings: The warnings of the result that was passed as truth.
     """
 
     log_likelihood: Estimate
@@ -72,6 +73,7 @@ class Gaps(RowResult):
     converged: Tensor
     num_samples: int
     notes: tuple[str, ...] = ()
+    truth_warnings: tuple[str, ...] = ()
 
     derived: ClassVar = (
         *("approximation_gap", "approximation_gap_error"),
@@ -110,6 +112,7 @@ class Gaps(RowResult):
 
     def doubts(self) -> Iterator[str]:
         """Reasons not to trust the numbers, one sentence each."""
+        yield from (f"about log p(x): {text}" for text in self.truth_warnings)
         n = self.num_rows
         bad = int(self.unreliable.sum())
         if bad:
@@ -200,7 +203,7 @@ def inference_gaps(
         progress: Whether to show a progress bar; None shows one on a terminal.
 
     Returns:
-        The `Gaps`, with their errors and `warnings`.
+        The `Gaps`, with their errors, `notes` and `warnings`.
 
     Raises:
         PairError: The family of the guide cannot be freed row by row (the message says what the guide
@@ -251,7 +254,8 @@ def inference_gaps(
         unreliable=unreliable,
         converged=joined["converged"],
         num_samples=num_samples,
-        notes=(*notes, *(f"about log p(x): {w}" for w in getattr(truth, "warnings", ()))),
+        notes=(*notes, *(f"about log p(x): {text}" for text in getattr(truth, "notes", ()))),
+        truth_warnings=tuple(getattr(truth, "warnings", ())),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +46,7 @@ class Diagnosis(Result):
             `ignored latent`.
         remedy: What to do about it.
         num_rows: Number of rows used.
-        notes: Caveats for reading the numbers.
+        notes: How to read the numbers.
     """
 
     names: tuple[str, ...]
@@ -111,12 +112,17 @@ class Diagnosis(Result):
             ("marginal KL", str(self.marginal_kl)),
         ]
 
-    def footnotes(self) -> list[str]:
-        """The summary, and the notes."""
-        return ["", self.summary(), *(f"note: {note}" for note in self.notes)]
+    def caption(self) -> list[str]:
+        """The summary, below an empty line."""
+        return ["", self.summary()]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as plain numbers, for JSON."""
+    def doubts(self) -> Iterator[str]:
+        """Reasons not to trust the numbers, one sentence each."""
+        if self.saturated:
+            yield "the mutual information is within a nat of its limit log n: read it as a lower bound"
+
+    def summary_numbers(self) -> dict[str, Any]:
+        """All numbers, the cause, the remedy and the summary."""
         return {
             "num_rows": self.num_rows,
             "names": list(self.names),
@@ -129,7 +135,6 @@ class Diagnosis(Result):
             "marginal_kl": self.marginal_kl.to_dict(),
             "cause": self.cause,
             "remedy": self.remedy,
-            "notes": list(self.notes),
             "summary": self.summary(),
         }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -12,11 +13,12 @@ from ppl_vae.em.loop import EMLoop
 from ppl_vae.em.steps import GradientSteps, StepSize, closed_form
 from ppl_vae.pairs import Batches, DataLike, Pair, Program
 from ppl_vae.runtime import preserve_random_state, progress_bar, resolve_device
+from ppl_vae.stats import Result
 
 
 @dataclass(frozen=True)
-class EMFit:
-    """What `fit_em` returns.
+class EMFit(Result):
+    """Result of `fit_em`.
 
     Attributes:
         model: The fitted model. A program with `pyro.param` statements carries their fitted values.
@@ -46,6 +48,27 @@ class EMFit:
     def log_likelihood(self) -> float:
         """log p(x) at the end, nats per row; NaN if it is not known."""
         return self.history[-1]["log_likelihood"]
+
+    def lines(self) -> list[tuple[str, str]]:
+        """The printed result: name and value of each quantity."""
+        how = "converged" if self.converged else "not converged: raise max_iterations"
+        return [
+            ("log p(x)", f"{self.log_likelihood:.4f} nats per row"),
+            ("bound", f"{self.history[-1]['bound']:.4f} nats per row"),
+            ("iterations", f"{self.iterations}, {how}"),
+            ("time", f"{self.seconds:.1f} s"),
+        ]
+
+    def summary_numbers(self) -> dict[str, Any]:
+        """log p(x) and the bound at the end, in nats per row; iterations, convergence and seconds."""
+        return {
+            "unit": "nats",
+            "log_likelihood": self.log_likelihood,
+            "bound": self.history[-1]["bound"],
+            "iterations": self.iterations,
+            "converged": self.converged,
+            "seconds": self.seconds,
+        }
 
     def __repr__(self) -> str:
         last = self.history[-1]

@@ -42,7 +42,7 @@ class Evaluation(RowResult):
             infinite where it cannot be estimated.
         num_samples: K.
         num_values: Numbers per row of data, for bits per dimension.
-        notes: Caveats for reading the numbers.
+        notes: How to read the numbers.
     """
 
     elbo: Estimate

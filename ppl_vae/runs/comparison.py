@@ -70,7 +70,11 @@ class Comparison(Result):
         return Estimate(own - first)
 
     def to_dict(self) -> dict[str, Any]:
-        """Means, differences and standard errors, for JSON."""
+        """Means, differences and standard errors of each run by its name, for JSON."""
+        return self.summary_numbers()  # a run may be called "notes"
+
+    def summary_numbers(self) -> dict[str, Any]:
+        """Means, differences and standard errors of each run by its name."""
         result: dict[str, Any] = {}
         for i, name in enumerate(self.names):
             result[name] = {}
@@ -103,7 +107,7 @@ class Comparison(Result):
         """Nothing: all numbers are in the table."""
         return []
 
-    def footnotes(self) -> list[str]:
+    def caption(self) -> list[str]:
         """What the numbers in the table are."""
         n = len(self.values[0]["elbo"])
         samples = sorted({e["num_samples"] for e in self.evaluations})

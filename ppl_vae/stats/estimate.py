@@ -10,7 +10,7 @@ from torch import Tensor
 from ppl_vae.stats.moments import standard_error
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Estimate:
     """A per-row quantity, its mean over rows, and the standard error of the mean.
 
@@ -20,8 +20,11 @@ class Estimate:
 
     Example:
         >>> import torch
-        >>> print(Estimate(torch.tensor([-1.0, -3.0])))
+        >>> estimate = Estimate(torch.tensor([-1.0, -3.0]))
+        >>> print(estimate)
         -2.000 ± 1.000 nats
+        >>> estimate
+        Estimate(-2.000 ± 1.000 nats, 2 rows)
     """
 
     values: Tensor
@@ -43,6 +46,9 @@ class Estimate:
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} ± {self.standard_error:.3f} {self.unit}"
+
+    def __repr__(self) -> str:
+        return f"Estimate({self}, {len(self.values)} rows)"
 
     def _repr_html_(self) -> str:
         return str(self)

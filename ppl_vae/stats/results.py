@@ -6,13 +6,16 @@
 ...     error: Estimate
 ...     worst_pixel: Tensor
 ...     num_samples: int
+...     notes: tuple[str, ...] = ()
 ...
 ...     def lines(self) -> list[tuple[str, str]]:
 ...         return [("squared error", str(self.error)), ("samples", str(self.num_samples))]
->>> result = Reconstruction(Estimate(torch.tensor([1.0, 3.0]), "nats"), torch.tensor([0.5, 2.0]), 4)
+>>> worst = torch.tensor([0.5, 2.0])
+>>> result = Reconstruction(Estimate(torch.tensor([1.0, 3.0])), worst, 4, ("of standardized pixels",))
 >>> print(result)
 squared error  2.000 ± 1.000 nats
 samples        4
+note: of standardized pixels
 >>> result.to_dict()["error"], result.to_dict()["worst_pixel"]["median"]
 ({'mean': 2.0, 'standard_error': 1.0}, 0.5)
 >>> list(result.rows())
@@ -35,7 +38,12 @@ from ppl_vae.stats.estimate import Estimate
 
 @dataclass(frozen=True)
 class Result(ABC):
-    """The result of a function. It prints a table if it has one, then names and values, then warnings."""
+    """The result of a function: one way to print it, one place for its notes and warnings.
+
+    It prints, as far as it has them: a table, names and values, a caption, notes, warnings. *Notes* say how
+    to read the numbers: a subclass that has any declares the field `notes`. *Warnings* are reasons not to
+    trust the numbers: a subclass derives them from the numbers in `doubts`.
+    """
 
     @abstractmethod
     def lines(self) -> list[tuple[str, str]]:
@@ -45,31 +53,42 @@ class Result(ABC):
         """A table to print above the lines, with its header first; empty if there is none."""
         return []
 
+    def caption(self) -> list[str]:
+        """Sentences to print below the lines; none by default."""
+        return []
+
     def doubts(self) -> Iterator[str]:
         """Reasons not to trust the numbers, one sentence each."""
         yield from ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """The result's notes, and reasons not to trust the numbers; empty if there are none."""
-        return (*getattr(self, "notes", ()), *self.doubts())
+        """Reasons not to trust the numbers, one sentence each; empty if there are none."""
+        return tuple(self.doubts())
 
     def footnotes(self) -> list[str]:
-        """The sentences to print below the lines."""
-        return [f"warning: {text}" for text in self.warnings]
+        """The notes and the warnings as they are printed."""
+        notes: tuple[str, ...] = getattr(self, "notes", ())
+        return [f"note: {text}" for text in notes] + [f"warning: {text}" for text in self.warnings]
 
     @abstractmethod
+    def summary_numbers(self) -> dict[str, Any]:
+        """The numbers of `to_dict`."""
+
     def to_dict(self) -> dict[str, Any]:
-        """The summary as plain numbers, for JSON."""
+        """The summary as plain numbers and texts, for JSON; the last two entries are `notes` and `warnings`."""
+        texts = {"notes": list(getattr(self, "notes", ())), "warnings": list(self.warnings)}
+        return self.summary_numbers() | texts
 
     def __str__(self) -> str:
         table, lines = self.table(), self.lines()
-        below = [*([as_lines(lines)] if lines else []), *self.footnotes()]
+        below = [*([as_lines(lines)] if lines else []), *self.caption(), *self.footnotes()]
         return "\n\n".join([*([as_columns(table)] if table else []), "\n".join(below)])
 
     def _repr_html_(self) -> str:
         above = _html_table(self.table(), header=True)
-        below = "".join(f"<p>{html.escape(text)}</p>" for text in self.footnotes())
+        texts = [text for text in (*self.caption(), *self.footnotes()) if text]
+        below = "".join(f"<p>{html.escape(text)}</p>" for text in texts)
         return above + _html_table([list(line) for line in self.lines()]) + below
 
 
@@ -101,11 +120,8 @@ class RowResult(Result):
                 found[name] = value
         return found
 
-    def to_dict(self) -> dict[str, Any]:
-        """The summary as plain numbers, for JSON: means with errors, counts, settings and warnings.
-
-        The per-row values are in `rows()`.
-        """
+    def summary_numbers(self) -> dict[str, Any]:
+        """Settings, then means with errors and counts. The per-row values are in `rows()`."""
         settings: dict[str, Any] = {"num_rows": self.num_rows, "unit": "nats"}
         summary: dict[str, Any] = {}
         for name, value in self._values():
@@ -115,7 +131,7 @@ class RowResult(Result):
                 summary[name] = _summary(value)
             elif isinstance(value, bool | int | float | str):
                 settings[name] = value
-        return settings | summary | {"warnings": list(self.warnings)}
+        return settings | summary
 
     def _values(self) -> Iterator[tuple[str, Any]]:
         for name in (*(field.name for field in fields(self)), *self.derived):
