@@ -28,7 +28,7 @@ class RowModel(nn.Module, ABC):
         Raises:
             ValueError: The rows of `x` do not have the shape `data_shape`.
         """
-        require_shape(self, x)
+        require_shape(self, x, *self.data_shape)
         with pyro.plate("data", x.shape[0], dim=-1):
             self._program(x)
 
@@ -37,13 +37,31 @@ class RowModel(nn.Module, ABC):
         """Samples the latents of every row, and observes `x`, `(n, *data_shape)`, as the site `x`."""
 
 
-def require_shape(model: RowModel, x: Tensor) -> None:
-    """Raises a ValueError unless `x` has the shape `(n, *model.data_shape)`."""
-    if tuple(x.shape[1:]) != model.data_shape:
+def require_shape(model: nn.Module, x: Tensor, *row: int | str) -> None:
+    """Raises an error for data of a shape that a model was not built for.
+
+    Args:
+        model: The model, which the message names.
+        x: The data.
+        row: The shape of one row; a name in it stands for any length above 0.
+
+    Raises:
+        ValueError: `x` does not have the shape `(n, *row)`.
+
+    Example:
+        >>> import torch
+        >>> require_shape(nn.Identity(), torch.zeros(5, 20, 3), "steps", 2)
+        Traceback (most recent call last):
+        ValueError: Identity was built for data of shape (n, steps, 2), but x has shape (5, 20, 3): pass the ...
+    """
+    fits = x.dim() == 1 + len(row) and all(
+        size > 0 if isinstance(expected, str) else size == expected
+        for size, expected in zip(x.shape[1:], row, strict=True)
+    )
+    if not fits:
         raise ValueError(
-            f"{type(model).__name__} was built for data of shape (n, "
-            f"{', '.join(map(str, model.data_shape))}), but x has shape {tuple(x.shape)}: pass "
-            f"the data's shape as data_shape"
+            f"{type(model).__name__} was built for data of shape ({', '.join(map(str, ('n', *row)))}), but x "
+            f"has shape {tuple(x.shape)}: pass the shape of one row as data_shape"
         )
 
 
@@ -53,7 +71,7 @@ def as_vectors(model: RowModel, x: Tensor) -> Tensor:
     Raises:
         ValueError: The rows of `x` do not have the shape that the model was built for.
     """
-    require_shape(model, x)
+    require_shape(model, x, *model.data_shape)
     return x.reshape(x.shape[0], -1)
 
 

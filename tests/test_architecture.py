@@ -69,14 +69,22 @@ def test_imports_run_downwards(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "place, statement, told",
+    ("place", "statement", "told"),
     [
-        ("ppl_vae/stats/planted.py", "from ppl_vae.training import fit", "stats must not import fit"),
+        (
+            "ppl_vae/stats/planted.py",
+            "from ppl_vae.training import fit",
+            "stats must not import fit",
+        ),
         ("ppl_vae/stats/planted.py", "import ppl_vae.training", "stats must not import training"),
         ("ppl_vae/stats/planted.py", "from ..training import fit", "stats must not import fit"),
         ("ppl_vae/stats/planted.py", "from ppl_vae import fit", "stats must not import fit"),
         ("ppl_vae/new/planted.py", "from ppl_vae.pairs import Pair", "new or pairs is missing"),
-        ("ppl_vae/stats/planted.py", "import_module('ppl_vae.training')", "must not import training"),
+        (
+            "ppl_vae/stats/planted.py",
+            "import_module('ppl_vae.training')",
+            "must not import training",
+        ),
         ("ppl_vae/stats/__init__.pyi", "from ..training import fit as fit", "must not import fit"),
         ("ppl_vae/__init__.pyi", "from .cli import main as main", " must not import main from cli"),
         ("ppl_vae/em/planted.py", "from ppl_vae.training import fit", "em must not import fit"),

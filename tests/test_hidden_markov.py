@@ -488,7 +488,7 @@ def test_errors_say_what_is_wrong() -> None:
     model = made("diagonal")
     x = data(model)
     with pytest.raises(
-        ValueError, match=r"sequences of shape \(n, steps, 2\), but x has shape \(5, 4\)"
+        ValueError, match=r"data of shape \(n, steps, 2\), but x has shape \(5, 4\)"
     ):
         model.log_evidence(x[..., 0])
     with pytest.raises(ValueError, match="lengths must lie between 1 and 4, the steps of x"):

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import torch
 
 from ppl_vae import guides, models, objectives
 from ppl_vae.cli import COMMANDS, source
 from ppl_vae.cli.known import known
 from ppl_vae.cli.light import command_parser
+from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.parser import make_parser
 from ppl_vae.models.priors import Prior
 
@@ -50,6 +52,31 @@ LIGHT = [
     (["train", "--model.depth", "3"], 2, "--model: option 'depth' is not accepted (--model.help"),
     (["train", "--objective.betta=2"], 2, "(did you mean --objective.beta?)"),
     (["train", "--optimizer", "SGD", "--optimizer.momentun", "0.9"], 2, "--optimizer.momentum?)"),
+    (
+        ["train", "--optimizer", "Adam", "--optimizer.momentum", "1"],
+        2,
+        "option 'momentum' is not acc",
+    ),
+    (
+        ["train", "--optimizer.xyz", "3"],
+        2,
+        "--optimizer: option 'xyz' is not accepted (--optimizer.",
+    ),
+    (["train", "--lr_scheduler.xyz", "3"], 2, "--lr_scheduler: option 'xyz' is not accepted"),
+    (["train", "--model.network.xyz", "3"], 2, "--model.network: option 'xyz' is not accepted"),
+    (["train", "--model.xyz.abc", "3"], 2, "--model: option 'xyz' is not accepted"),
+    (["train", "--guide.network=MLP", "--guide.network.chanels+=3"], 2, "option 'chanels' is not"),
+    (
+        ["train", "--model=ppl_vae.models.VAE", "--model.prior.xyz=3"],
+        2,
+        "--model.prior: option 'xyz'",
+    ),
+    *(([name], 2, "RUN is missing: folder of") for name in ("evaluate", "gaps", "refit", "export")),
+    (["compare"], 2, "RUN is missing: run folders"),
+    (["compare", ".", "nowhere"], 1, "error: . is not a run: it holds no config.yaml"),
+    (["sample", "nowhere"], 1, "ppl-vae: error: there is no run folder nowhere: check the path"),
+    (["train", "--resume", "nowhere"], 1, "there is no run folder nowhere"),
+    (["evaluate", "nowhere", "--xyz"], 2, "unrecognized arguments: --xyz"),
     (["train", "--max_epochs", "many"], 2, "--max_epochs: expected int, got many"),
     (["train", "--learning_rate", "low"], 2, "--learning_rate: expected float, got low"),
     (["train", "--binarize", "no"], 2, "one of 'threshold', 'static', 'dynamic', got no"),
@@ -89,6 +116,10 @@ def test_an_import_is_light(module: str) -> None:
     [
         ("--model.network", "mine.Network", "--model.network.hiden", "3"),
         ("--model", "mine.Model", "--model.latent_dm", "3"),
+        ("--optimizer", "mine.Optimizer", "--optimizer.xyz", "3"),
+        ("--optimizer.lr", "3", "--optimizer", "null"),
+        ("--model", "mine.yaml", "--model.xyz", "3"),
+        ("--model.hidden.xyz", "3", "--model", "torch.nn.Linear"),
         ("--config", "mine.yaml", "--model.latent_dm", "3"),
         ("--objective.beta.help", "LinearWarmup"),
         ("--model.init_args.latent_dm", "3"),
@@ -219,3 +250,32 @@ def test_constructors_are_read_as_they_are(role: str) -> None:
         if inspect.isclass(found) and not inspect.isabstract(found):
             expected = list(inspect.signature(found).parameters)
             assert [parameter.name for parameter in source.parameters(definition)] == expected
+            assert not source.takes_any_name(definition)
+
+
+def test_the_constructors_of_torch_are_read_as_they_are() -> None:
+    for module in (torch.optim, torch.optim.lr_scheduler):
+        for name, definition in source.offered(module.__name__).items():
+            found = getattr(module, name)
+            if inspect.isclass(found):
+                listed = [parameter.name for parameter in source.parameters(definition)]
+                if not source.takes_any_name(definition):
+                    assert listed == list(inspect.signature(found).parameters), name
+
+
+@pytest.mark.parametrize("role", CLASSES)
+def test_every_argument_of_every_class_is_accepted(role: str) -> None:
+    for name in CLASSES[role]:
+        definition = source.find_by_path(f"ppl_vae.{role}s.{name}")
+        assert definition is not None
+        for parameter in source.parameters(definition):
+            command_parser("train").check((f"--{role}", name, f"--{role}.{parameter.name}", "3"))
+            with pytest.raises(UsageError):
+                command_parser("train").check((f"--{role}", name, f"--{role}.{parameter.name}q=3"))
+
+
+def test_a_folder_is_a_run_if_it_has_a_configuration(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"is not a run: it holds no config\.yaml"):
+        command_parser("evaluate").check([str(tmp_path)])
+    (tmp_path / "config.yaml").touch()
+    command_parser("evaluate").check([str(tmp_path)])

@@ -70,7 +70,9 @@ def test_it_is_printed_as_names_and_values_in_text_and_in_a_notebook(result: Res
     assert "<script" not in page
 
 
-@pytest.mark.parametrize("name", sorted(RESULTS.keys() - {"Diagnosis", "EMFit"}))  # which have no rows
+@pytest.mark.parametrize(
+    "name", sorted(RESULTS.keys() - {"Diagnosis", "EMFit"})
+)  # which have no rows
 def test_rows_hold_what_the_summary_summarizes(name: str) -> None:
     result = RESULTS[name]()
     assert isinstance(result, RowResult)

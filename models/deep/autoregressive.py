@@ -78,7 +78,7 @@ class Autoregressive(RowModel):
         Raises:
             ValueError: The rows of `x` do not have the shape `data_shape`.
         """
-        require_shape(self, x)
+        require_shape(self, x, *self.data_shape)
         return self.marginal().log_prob(x)
 
     def logits(self, x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ppl_vae.distributions import IMPOSSIBLE, MarkovChain
 from ppl_vae.models.mixtures.components import EMPTY
+from ppl_vae.models.rows import require_shape
 from ppl_vae.models.sequences.forward_backward import (
     best_paths,
     expected_paths,
@@ -295,12 +296,7 @@ class HiddenMarkov(nn.Module, ABC):
     def _check(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         """The sequences, set to zero beyond their lengths."""
         name, event = type(self).__name__, self.data_shape[1:]
-        if x.dim() != 2 + len(event) or tuple(x.shape[2:]) != event or x.shape[1] < 1:
-            expected = ", ".join(map(str, ("n", "steps", *event)))
-            raise ValueError(
-                f"{name} was built for sequences of shape ({expected}), but x has shape {tuple(x.shape)}: "
-                f"pass the shape of one sequence as data_shape"
-            )
+        require_shape(self, x, "steps", *event)
         if lengths is None:
             return x
         if lengths.shape != x.shape[:1]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+
 from ppl_vae.cli.mistakes import UsageError, did_you_mean
-from ppl_vae.cli.source import derives, is_abstract, offered, parameters
+from ppl_vae.cli.source import Definition, derives, find, is_abstract, offered, parameters
 
 DEFAULTS = {
     "model": "ppl_vae.models.VAE",
@@ -28,12 +30,23 @@ def known(role: str) -> list[str]:
         >>> known("objective")[:2]
         ['ELBO', 'EnumELBO']
     """
-    classes = {n: c for n, c in offered(face(role)).items() if not is_abstract(c)}
+    return [name for name, found in offered(face(role)).items() if _has_short_name(role, found)]
+
+
+def find_known(role: str, name: str) -> Definition | None:
+    """The class that has this short name; None if there is none. Faster than a look into `known`."""
+    found = find(face(role), name)
+    return found if found and _has_short_name(role, found) else None
+
+
+def _has_short_name(role: str, definition: Definition) -> bool:
+    if not isinstance(definition.node, ast.ClassDef) or is_abstract(definition):
+        return False
     if role == "model":
-        return [name for name, c in classes.items() if not derives(c, "Prior")]
+        return not derives(definition, "Prior")
     if role == "guide":
-        return [n for n, c in classes.items() if "guide" not in [p.name for p in parameters(c)]]
-    return [name for name in classes if name.endswith("ELBO")]
+        return "guide" not in [p.name for p in parameters(definition)]
+    return definition.node.name.endswith("ELBO")
 
 
 def unknown_name(role: str, name: str) -> UsageError:

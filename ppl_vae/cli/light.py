@@ -7,15 +7,29 @@ arguments of classes (`--model.latent_dim`): here only their names are compared 
 from __future__ import annotations
 
 import argparse
-import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ppl_vae.cli.known import face, known, role_help, unknown_name
+from ppl_vae.cli.known import face, find_known, known, role_help, unknown_name
 from ppl_vae.cli.mistakes import UsageError, did_you_mean, wrong_value
 from ppl_vae.cli.options import COMMANDS, Function, describe
-from ppl_vae.cli.source import Definition, Type, function, offered, parameters, subclasses, summary
+from ppl_vae.cli.source import (
+    Definition,
+    Type,
+    find_by_path,
+    find_subclass,
+    function,
+    offered,
+    parameters,
+    subclasses,
+    summary,
+    takes_any_name,
+)
+from ppl_vae.runs import config_file
+
+_OF_JSONARGPARSE = {"help", "class_path", "init_args", "dict_kwargs"}
+"""Words below an option that are no arguments of a class."""
 
 
 class _Formatter(argparse.HelpFormatter):
@@ -94,8 +108,9 @@ class LightParser(argparse.ArgumentParser):
         """Raises an error for what is wrong at first sight.
 
         Raises:
-            UsageError: There is no such option, or its value is of a wrong type.
+            UsageError: There is no such option, or its value is of a wrong type; or RUN is missing.
             argparse.ArgumentError: Likewise; or a value is missing.
+            FileNotFoundError: A run does not exist.
         """
         for argument in arguments:
             name = argument.partition("=")[0]
@@ -103,36 +118,72 @@ class LightParser(argparse.ArgumentParser):
                 self._check_argument_of_class(name, arguments)
                 self.add_argument(name, nargs="?")  # the full parser knows what it takes
         for action in self._actions:
-            action.required = False  # the command reports what is missing
-        _, unknown = self.parse_known_args(arguments)
+            action.required = False  # so that what is wrong is reported before what is missing
+        given, unknown = self.parse_known_args(arguments)
         if unknown:
             options = [name for name in self._option_string_actions if "." not in name]
             wrong = next((word for word in unknown if word.startswith("-")), "").partition("=")[0]
             hint = did_you_mean(wrong, options)
             raise UsageError(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        for action in self._actions:
+            if action.metavar != "RUN":
+                continue
+            value = getattr(given, action.dest)
+            runs = value if isinstance(value, list) else [value] if value else []
+            if not runs and not action.option_strings:
+                raise UsageError(f"RUN is missing: {action.help}")
+            for run in runs:
+                config_file(Path(run))
 
     def _check_argument_of_class(self, name: str, arguments: Sequence[str]) -> None:
-        """Raises an error for a misspelled argument of a class, unless the user names a class of their own."""
-        for i, argument in enumerate(arguments):
-            option, equals, value = argument.partition("=")
-            value = value if equals else "".join(arguments[i + 1 : i + 2])
-            takes_a_class = self._takes_a_class(option) or name.startswith(f"{option}.")
-            if option == "--config" or (takes_a_class and not value.isidentifier()):
-                return
-        above, _, last = name.rpartition(".")
-        words = _options_below(self.prog.rpartition(" ")[2])
-        words = [word.rpartition(".")[2] for word in words if word.rpartition(".")[0] == above]
-        of_jsonargparse = {"help", "class_path", "init_args", "dict_kwargs"} & set(name.split("."))
-        if last in words or of_jsonargparse:
-            return
-        if hint := did_you_mean(last, words, f"{above}."):
-            raise UsageError(f"unrecognized arguments: {name}{hint}")
-        if above.removeprefix("--") in self.roles:
-            helped = f"{above}.help CLASS lists what it takes"
-            raise UsageError(f"{above}: option '{last}' is not accepted ({helped})")
+        """Raises an error for an argument that the chosen classes do not take.
 
-    def _takes_a_class(self, option: str) -> bool:
-        return option in self.objects or option.removeprefix("--") in self.roles
+        Classes of the user's own, and those in a configuration file, are left to the full parser.
+        """
+        given = _values(arguments)
+        above, *words = name.removesuffix("+").split(".")
+        if "--config" in given or _OF_JSONARGPARSE & set(words):
+            return
+        expected = self.objects.get(above, Type())
+        for word in words:
+            classes = self._chosen(above, expected, given.get(above, []))
+            if classes is None or any(map(takes_any_name, classes)):
+                return
+            first = 1 if expected.called else 0
+            types: dict[str, Type] = {}
+            for parameter in (p for found in classes for p in parameters(found)[first:]):
+                types[parameter.name] = types.get(parameter.name, Type()) | parameter.type
+            if word not in types:
+                raise self._not_accepted(above, word, types)
+            above, expected = f"{above}.{word}", types[word]
+
+    def _chosen(
+        self, option: str, expected: Type, values: Sequence[str]
+    ) -> list[Definition] | None:
+        """The classes that an option names; all that it may name if it is not given. None: not known here."""
+        found: list[Definition | None]
+        if option.removeprefix("--") in self.roles:
+            role = option.removeprefix("--")
+            values = values or [str(self.roles[role].default)]
+            found = [find_known(role, value) or find_by_path(value) for value in values]
+        elif not values:
+            found = [*_classes(expected).values()]
+        else:
+            bases = expected.bases
+            found = [
+                next(filter(None, (find_subclass(base, value) for base in bases)), None)
+                or find_by_path(value)
+                for value in values
+            ]
+        classes = [definition for definition in found if definition is not None]
+        return classes if classes and len(classes) == len(found) else None
+
+    def _not_accepted(self, above: str, word: str, words: Iterable[str]) -> UsageError:
+        if hint := did_you_mean(word, words, f"{above}."):
+            return UsageError(f"unrecognized arguments: {above}.{word}{hint}")
+        top = above.partition(".")[0]
+        helped = f"{top}.help CLASS lists what it takes"
+        return UsageError(f"{above}: option '{word}' is not accepted ({helped})")
 
     def _is_below_another(self, name: str) -> bool:
         above, dot, _ = name.partition(".")
@@ -145,7 +196,8 @@ class LightParser(argparse.ArgumentParser):
         expected: Type | None = getattr(action, "expected", None)
         role = action.dest.removesuffix(".help")
         if role in self.roles:
-            if value.isidentifier() and value not in known(role) and not Path(value).is_file():
+            named = value.isidentifier() and not Path(value).is_file()
+            if named and find_known(role, value) is None:
                 raise unknown_name(role, value)
         elif isinstance(action, argparse._SubParsersAction) and value not in COMMANDS:
             hint = did_you_mean(value, COMMANDS)
@@ -218,12 +270,15 @@ def command_parser(command: str) -> LightParser:
     return parser
 
 
-@functools.cache
-def _options_below(command: str) -> list[str]:
-    """All arguments of the classes that the options of a command take."""
-    parser = command_parser(command)
-    parser.add_options_below()
-    return [name for name in parser._option_string_actions if "." in name]
+def _values(arguments: Sequence[str]) -> dict[str, list[str]]:
+    """The values of the options that are given, as text."""
+    found: dict[str, list[str]] = {}
+    for i, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        if option.startswith("--"):
+            following = "".join(arguments[i + 1 : i + 2])
+            found.setdefault(option, []).append(value if equals else following)
+    return found
 
 
 def _expect(action: argparse.Action, expected: Type) -> None:

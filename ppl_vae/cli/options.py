@@ -216,7 +216,7 @@ def _add_flag(options: Options, name: str, what: str) -> None:
 
 
 def _add_run(options: Options) -> None:
-    options.add_argument("run", type=str, metavar="RUN", help="run folder")
+    options.add_argument("run", type=str, metavar="RUN", help="folder of a run")
     what = "where torchvision's files are now, if they have moved"
     options.add_argument("--data_dir", type=str, help=what)
     options.add_argument("--seed", type=int, default=0, help="random seed of all draws")

@@ -18,8 +18,6 @@ from ppl_vae.training import refit_guide
 
 def refit(parser: ArgumentParser, given: Namespace) -> int:
     """Trains a new guide for the model of a run, which is left as it is; the result is a run of its own."""
-    if "run" not in given:
-        raise UsageError("RUN is missing: the folder of the run whose model gets a new guide")
     run = load_run(given.run)
     if not isinstance(run.model, torch.nn.Module):
         raise UsageError(

@@ -158,8 +158,6 @@ def _complete_options(parser: ArgumentParser, given: Namespace) -> Namespace:
 def _open_run(parser: ArgumentParser, given: Namespace) -> tuple[Namespace, Run, Data]:
     """The options of a command that takes a run, the run, and its data."""
     options = _complete_options(parser, given)
-    if options.run is None:
-        raise UsageError("RUN is missing: the folder of a run")
     run = load_run(options.run)
     return options, run, load_rows(run.config, options.data_dir)
 

@@ -21,6 +21,7 @@ from .folder import (
     write_history as write_history,
     write_results as write_results,
 )
+from .location import config_file as config_file
 from .messages import plain as plain
 from .run import Run as Run, load_run as load_run, save_run as save_run
 from .weights import write_weights as write_weights

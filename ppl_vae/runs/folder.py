@@ -19,9 +19,9 @@ from torch import Tensor
 
 from ppl_vae._version import __version__
 from ppl_vae.runs.building import one_line
+from ppl_vae.runs.location import CONFIG, config_file
 from ppl_vae.runtime import CorruptFileError, write_bytes
 
-CONFIG = "config.yaml"
 WEIGHTS = "weights.safetensors"
 METRICS = "metrics.csv"
 EVALUATION = "evaluation.json"
@@ -113,13 +113,7 @@ def read_config(path: Path) -> dict[str, Any]:
         FileNotFoundError: No such folder, or no run in it.
         CorruptFileError: The file is not a configuration of a run.
     """
-    if not path.is_dir():
-        raise FileNotFoundError(
-            f"there is no run folder {path}: check the path (`ppl-vae train` makes runs below runs/)"
-        )
-    file = path / CONFIG
-    if not file.is_file():
-        raise FileNotFoundError(f"{path} is not a run: it holds no {CONFIG}; check the path")
+    file = config_file(path)
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

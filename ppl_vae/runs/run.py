@@ -29,7 +29,6 @@ from torch import Tensor
 from ppl_vae.pairs import Pair, Program, attach_guide, keep_guide
 from ppl_vae.runs.building import build, name_of
 from ppl_vae.runs.folder import (
-    CONFIG,
     DIAGNOSIS,
     EVALUATION,
     METRICS,
@@ -44,6 +43,7 @@ from ppl_vae.runs.folder import (
     write_history,
     write_results,
 )
+from ppl_vae.runs.location import CONFIG
 from ppl_vae.runs.weights import read_weights, write_weights
 
 
