@@ -69,7 +69,7 @@ class Amortized(nn.Module, ABC, Generic[Family]):
 
     @abstractmethod
     def family(self, outputs: Tensor) -> Family:
-        """Returns the distribution q that outputs of `amortize` describe.
+        """The distribution q that outputs of `amortize` describe.
 
         Args:
             outputs: Any real numbers, `(*batch, num_outputs)`.
@@ -87,11 +87,11 @@ class Amortized(nn.Module, ABC, Generic[Family]):
         """Sets weights of the new head, if the family needs a start that differs from a linear layer's."""
 
     def amortize(self, x: Tensor) -> Tensor:
-        """Returns the outputs for data `(*batch, *data_shape)`: `(*batch, num_outputs)`."""
+        """The outputs for data `(*batch, *data_shape)`: `(*batch, num_outputs)`."""
         return full_precision(self.head(self.encoder(x)))
 
     def encode(self, x: Tensor) -> Family:
-        """Returns q(z | x) for data `(*batch, *data_shape)`: batch shape `batch`."""
+        """q(z | x) for data `(*batch, *data_shape)`: batch shape `batch`."""
         return self.family(self.amortize(x))
 
     def forward(self, x: Tensor) -> None:

@@ -54,7 +54,7 @@ class CategoricalEncoder(Amortized[dist.Categorical]):
         super().__init__(data_shape, latent_dim=1, network=network)  # z is a single number
 
     def family(self, outputs: Tensor) -> dist.Categorical:
-        """Returns the distribution with these logits, `(*batch, components)`."""
+        """The distribution with these logits, `(*batch, components)`."""
         return dist.Categorical(logits=outputs)
 
     @property

@@ -66,7 +66,7 @@ class Enumerated(nn.Module):
                     table = _at(table, site.index(value), left)
 
     def log_posterior(self, x: Tensor) -> Tensor:
-        """Returns log p(z | x) at all values of z, in nats, differentiable.
+        """log p(z | x) at all values of z, in nats, differentiable.
 
         Returns:
             `(n, k_1, ..., k_m)` for m latent sites of k_1, ..., k_m values, in the model's order.
@@ -145,14 +145,14 @@ class _Site:
         self.values: Tensor = fn.enumerate_support(expand=False).reshape(-1, *fn.event_shape)
 
     def q(self, logits: Tensor) -> dist.TorchDistribution:
-        """Returns the distribution over the values with these logits, `(*batch, k)`."""
+        """The distribution over the values with these logits, `(*batch, k)`."""
         fn = innermost(self.fn)
         if isinstance(fn, torch.distributions.Categorical):  # torch knows its KL
             return dist.Categorical(logits=logits)
         return _Finite(self.values, logits, fn.support)
 
     def index(self, value: Tensor) -> Tensor:
-        """Returns which of `values` a value `(*batch, *event_shape)` is, `(*batch)`."""
+        """Which of `values` a value `(*batch, *event_shape)` is, `(*batch)`."""
         return _matches(self.values, value).to(torch.uint8).argmax(-1)
 
 
@@ -180,7 +180,7 @@ class _Finite(dist.TorchDistribution):
         return self._support
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> _Finite:
-        """Returns the same distribution with a larger batch shape."""
+        """The same distribution with a larger batch shape."""
         logits = self.choice.logits
         return _Finite(self.values, logits.expand(*batch_shape, len(self.values)), self._support)
 
@@ -189,13 +189,13 @@ class _Finite(dist.TorchDistribution):
         return self.values[self.choice.sample(sample_shape)]
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Returns the log probability of a value; -inf if it is none of the values."""
+        """The log probability of a value; -inf if it is none of the values."""
         matches = _matches(self.values, value)
         log_prob: Tensor = self.choice.log_prob(matches.to(torch.uint8).argmax(-1))
         return torch.where(matches.any(-1), log_prob, -torch.inf)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
-        """Returns all values, `(k, 1 ... or *batch, *event)`."""
+        """All values, `(k, 1 ... or *batch, *event)`."""
         batch, event = self.batch_shape, self.event_shape
         values = self.values.reshape(-1, *(1,) * len(batch), *event)
         return values.expand(-1, *batch, *event) if expand else values

@@ -50,5 +50,5 @@ class Exact(nn.Module):
         sample_z(self.encode(x, *others), x.shape[0])
 
     def encode(self, x: Tensor, *others: Tensor) -> dist.TorchDistribution:
-        """Returns q(z | x), of batch shape `(n,)`."""
+        """q(z | x), of batch shape `(n,)`."""
         return self._posterior(x, *others)

@@ -67,12 +67,12 @@ class AutoregressiveFlow(Amortized[FlowDistribution]):
         self.to_noise = to_noise.inv if self.fast_sampling else to_noise
 
     def amortize(self, x: Tensor) -> Tensor:
-        """Returns (loc, s, context) for data `(*batch, *data_shape)`: `(*batch, num_outputs + features)`."""
+        """(loc, s, context) for data `(*batch, *data_shape)`: `(*batch, num_outputs + features)`."""
         context = self.encoder(x)
         return torch.cat([full_precision(self.head(context)), full_precision(context)], -1)
 
     def family(self, outputs: Tensor) -> FlowDistribution:
-        """Returns the flow for outputs (loc, s, context)."""
+        """The flow for outputs (loc, s, context)."""
         d = self.latent_dim
         loc, scale, context = outputs.split([d, d, outputs.shape[-1] - 2 * d], -1)
         standardized = AffineTransform(loc, positive(scale), event_dim=1).inv

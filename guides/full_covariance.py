@@ -34,7 +34,7 @@ class FullCovariance(Amortized[dist.MultivariateNormal]):
     """
 
     def family(self, outputs: Tensor) -> dist.MultivariateNormal:
-        """Returns N(loc, L L^T) for outputs (loc, s, U by rows)."""
+        """N(loc, L L^T) for outputs (loc, s, U by rows)."""
         d = self.latent_dim
         loc, diagonal, below = outputs.split([d, d, d * (d - 1) // 2], -1)
         rows, columns = torch.tril_indices(d, d, -1, device=outputs.device)

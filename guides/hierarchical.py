@@ -71,11 +71,11 @@ class BottomUp(_TwoLayers):
             pyro.sample("z2", self.encode_top(z1))
 
     def encode(self, x: Tensor) -> dist.Independent:
-        """Returns q(z1 | x) for data `(*batch, *data_shape)`: batch shape `batch`."""
+        """q(z1 | x) for data `(*batch, *data_shape)`: batch shape `batch`."""
         return _normal(self.head(self.encoder(x)))
 
     def encode_top(self, z1: Tensor) -> dist.Independent:
-        """Returns q(z2 | z1) for z1 of `(*batch, latent_dims[0])`: batch shape `batch`."""
+        """q(z2 | z1) for z1 of `(*batch, latent_dims[0])`: batch shape `batch`."""
         return _normal(self.top_head(self.top_encoder(z1)))
 
 
@@ -142,12 +142,12 @@ class TopDown(_TwoLayers):
             pyro.sample("z1", self.combine(evidence, z2))
 
     def encode(self, x: Tensor) -> tuple[dist.Independent, dist.Independent]:
-        """Returns N(m1, diag(s1^2)) and q(z2 | x) for data `(*batch, *data_shape)`."""
+        """N(m1, diag(s1^2)) and q(z2 | x) for data `(*batch, *data_shape)`."""
         features = self.encoder(x)
         return _normal(self.head(features)), _normal(self.top_head(self.top_encoder(features)))
 
     def combine(self, evidence: dist.Independent, z2: Tensor) -> dist.Independent:
-        """Returns q(z1 | z2, x), the product of `evidence` and p(z1 | z2), for any number of samples of z2."""
+        """q(z1 | z2, x), the product of `evidence` and p(z1 | z2), for any number of samples of z2."""
         prior = self._conditional(z2)
         total = torch.hypot(evidence.stddev, prior.stddev)
         share = prior.stddev / total  # its square is the weight of the evidence

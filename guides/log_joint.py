@@ -21,7 +21,7 @@ def hidden_trace(model: Model, x: Tensor, values: Mapping[str, Tensor]) -> Trace
 
 
 def rows_plate(name: str, site: Site, n: int) -> Any:
-    """Returns the outermost plate of size n around a site, with its name and its dim from the right.
+    """The outermost plate of size n around a site, with its name and its dim from the right.
 
     Raises:
         ValueError: There is none.
@@ -36,7 +36,7 @@ def rows_plate(name: str, site: Site, n: int) -> Any:
 
 
 def log_joint(model: Model, x: Tensor, values: Mapping[str, Tensor]) -> Tensor:
-    """Returns log p(x, z) of every row, `(n,)`, in nats, differentiable, with masks but without scales.
+    """log p(x, z) of every row, `(n,)`, in nats, differentiable, with masks but without scales.
 
     Handlers around the call (plates over samples, beta, traces) neither see nor change it.
 
@@ -65,5 +65,5 @@ def log_joint(model: Model, x: Tensor, values: Mapping[str, Tensor]) -> Tensor:
 
 
 def repeat_rows(x: Tensor, times: int) -> Tensor:
-    """Returns copies of x below each other, `(times * n, *data_shape)`: one run holds many proposals."""
+    """Copies of x below each other, `(times * n, *data_shape)`: one run holds many proposals."""
     return x.expand(times, *x.shape).reshape(times * x.shape[0], *x.shape[1:])

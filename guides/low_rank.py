@@ -56,7 +56,7 @@ class LowRank(Amortized[dist.LowRankMultivariateNormal]):
         super().__init__(data_shape, latent_dim, network)
 
     def family(self, outputs: Tensor) -> dist.LowRankMultivariateNormal:
-        """Returns N(loc, S (I + B B^T) S) for outputs (loc, s, b by rows)."""
+        """N(loc, S (I + B B^T) S) for outputs (loc, s, b by rows)."""
         d = self.latent_dim
         loc, scale, factor = outputs.split([d, d, d * self.rank], -1)
         scale = positive(scale)

@@ -30,7 +30,7 @@ class MeanField(Amortized[dist.Independent]):
     """
 
     def family(self, outputs: Tensor) -> dist.Independent:
-        """Returns N(loc, diag(scale^2)) for outputs (loc, s)."""
+        """N(loc, diag(scale^2)) for outputs (loc, s)."""
         return independent_normal(outputs)
 
     @property

@@ -51,7 +51,7 @@ class MixtureOfGaussians(Amortized[DiagonalNormalMixture]):
         super().__init__(data_shape, latent_dim, network)
 
     def family(self, outputs: Tensor) -> DiagonalNormalMixture:
-        """Returns the mixture for outputs (logits of the weights, locs, s by components)."""
+        """The mixture for outputs (logits of the weights, locs, s by components)."""
         size = self.components * self.latent_dim
         logits, locs, scales = outputs.split([self.components, size, size], -1)
         shape = (self.components, self.latent_dim)

@@ -12,12 +12,12 @@ from ppl_vae.distributions import MarkovChain, sample_steps
 
 
 def positive(outputs: Tensor) -> Tensor:
-    """Returns softplus(outputs) + 1e-6: it grows linearly, so it cannot overflow, and never reaches 0."""
+    """softplus(outputs) + 1e-6: it grows linearly, so it cannot overflow, and never reaches 0."""
     return softplus(outputs) + 1e-6
 
 
 def independent_normal(outputs: Tensor) -> dist.Independent:
-    """Returns N(loc, diag(positive(s)^2)) for outputs (loc, s), `(*batch, 2 * latent_dim)`."""
+    """N(loc, diag(positive(s)^2)) for outputs (loc, s), `(*batch, 2 * latent_dim)`."""
     loc, scale = outputs.chunk(2, -1)
     return dist.Independent(dist.Normal(loc, positive(scale)), 1)
 

@@ -15,10 +15,10 @@ class _Amortized(Protocol):
     """A guide that turns an encoder's numbers into a distribution."""
 
     def amortize(self, x: Tensor) -> Tensor:
-        """Returns the encoder's numbers, `(n, num_outputs)`."""
+        """The encoder's numbers, `(n, num_outputs)`."""
 
     def family(self, outputs: Tensor) -> dist.TorchDistribution:
-        """Returns q for them."""
+        """q for them."""
 
 
 class PerRow(nn.Module):
@@ -70,11 +70,11 @@ class PerRow(nn.Module):
         sample_z(self.encode(x), x.shape[0])
 
     def encode(self, x: Tensor) -> dist.TorchDistribution:
-        """Returns q(z | x) of all rows, of batch shape `(n,)`."""
+        """q(z | x) of all rows, of batch shape `(n,)`."""
         return self.family(self.amortize(x))
 
     def amortize(self, x: Tensor) -> Tensor:
-        """Returns `outputs`, whatever the rows hold.
+        """`outputs`, whatever the rows hold.
 
         Raises:
             ValueError: `x` has another number of rows.

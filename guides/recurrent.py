@@ -68,11 +68,11 @@ class Recurrent(nn.Module):
         sample_z(self.encode(x, lengths), x.shape[0])
 
     def encode(self, x: Tensor, lengths: Tensor | None = None) -> MarkovChain:
-        """Returns q(z | x), of batch shape `(n,)` and event shape `(T,)`."""
+        """q(z | x), of batch shape `(n,)` and event shape `(T,)`."""
         return self.family(self.amortize(x, lengths))
 
     def amortize(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Returns the GRU's outputs, `(n, T * K * K)`, which `family` turns into a chain."""
+        """The GRU's outputs, `(n, T * K * K)`, which `family` turns into a chain."""
         steps = x.flatten(2) if x.dim() > 2 else x.unsqueeze(-1)
         if self.symbols is not None:
             steps = one_hot(steps.squeeze(-1).long(), self.symbols)
@@ -97,7 +97,7 @@ class Recurrent(nn.Module):
         return flat
 
     def family(self, outputs: Tensor) -> MarkovChain:
-        """Returns the chain for any real outputs `(*batch, T * K * K)`.
+        """The chain for any real outputs `(*batch, T * K * K)`.
 
         They are a table of logits from state to state per step; of the first only the first row counts.
         """

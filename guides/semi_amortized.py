@@ -109,19 +109,19 @@ class SemiAmortized(Amortized[dist.Independent]):
                 pyro.factor("proposal", gain.detach() - gain, has_rsample=True)
 
     def amortize(self, x: Tensor) -> Tensor:
-        """Returns the refined (m, log s) of each row, `(*batch, 2 * latent_dim)`."""
+        """The refined (m, log s) of each row, `(*batch, 2 * latent_dim)`."""
         proposed = self.propose(x)
         rows = x.reshape(-1, *self.data_shape)
         refined, _ = self._refine(rows, proposed.reshape(-1, proposed.shape[-1]))
         return refined.reshape(proposed.shape)
 
     def propose(self, x: Tensor) -> Tensor:
-        """Returns the encoder's own (m, log s), before any step."""
+        """The encoder's own (m, log s), before any step."""
         loc, scale = super().amortize(x).chunk(2, -1)
         return torch.cat([loc, positive(scale).log()], -1)
 
     def family(self, outputs: Tensor) -> dist.Independent:
-        """Returns N(m, diag(s^2)) for (m, log s), `(*batch, 2 * latent_dim)`."""
+        """N(m, diag(s^2)) for (m, log s), `(*batch, 2 * latent_dim)`."""
         loc, log_scale = outputs.chunk(2, -1)
         return dist.Independent(dist.Normal(loc, log_scale.exp()), 1)
 

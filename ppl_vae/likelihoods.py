@@ -39,7 +39,7 @@ class Likelihood(nn.Module, ABC):
 
     @abstractmethod
     def per_value(self, *parameters: Tensor, x: Tensor | None) -> dist.TorchDistribution:
-        """Returns the distribution of single values.
+        """The distribution of single values.
 
         Args:
             parameters: `num_params` tensors of shape `(*batch, *data_shape)`, any real numbers.
@@ -53,7 +53,7 @@ class Likelihood(nn.Module, ABC):
     def forward(
         self, features: Tensor, event_dim: int, x: Tensor | None = None
     ) -> dist.Independent:
-        """Returns p(x | features), of batch shape `batch` and event shape `data_shape`.
+        """p(x | features), of batch shape `batch` and event shape `data_shape`.
 
         Args:
             features: `(*batch, num_params, *data_shape)`, any real numbers.

@@ -67,13 +67,13 @@ class Autoregressive(RowModel):
         pyro.sample("x", self.marginal(), obs=x)
 
     def marginal(self) -> AutoregressiveCategorical:
-        """Returns p(x), of event shape `data_shape`."""
+        """p(x), of event shape `data_shape`."""
         parameter = next(self.network.parameters())
         empty = torch.zeros(self.data_shape, dtype=parameter.dtype, device=parameter.device)
         return AutoregressiveCategorical(self.logits, empty, self.categories)
 
     def log_evidence(self, x: Tensor) -> Tensor:
-        """Returns log p(x) of every row, `(n,)`, in nats.
+        """log p(x) of every row, `(n,)`, in nats.
 
         Raises:
             ValueError: The rows of `x` do not have the shape `data_shape`.
@@ -82,7 +82,7 @@ class Autoregressive(RowModel):
         return self.marginal().log_prob(x)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Returns the logits of every value given those before it: `(*batch, *data_shape, categories)`."""
+        """The logits of every value given those before it: `(*batch, *data_shape, categories)`."""
         batch = x.shape[: x.ndim - len(self.data_shape)]
         dtype = next(self.network.parameters()).dtype
         others = torch.arange(1, self.categories, device=x.device)
@@ -122,7 +122,7 @@ class AutoregressiveCategorical(dist.TorchDistribution):
         return constraints.independent(values, len(self.event_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Returns log p(x) of the rows of `value`, in nats."""
+        """log p(x) of the rows of `value`, in nats."""
         if self._validate_args:
             self._validate_sample(value)
         log_p = self._logits(value).log_softmax(-1).gather(-1, value.long().unsqueeze(-1))

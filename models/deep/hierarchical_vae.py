@@ -66,16 +66,16 @@ class HierarchicalVAE(RowModel):
         pyro.sample("x", self._likelihood(z1, x), obs=x)
 
     def prior(self) -> dist.Independent:
-        """Returns p(z2), of event shape `(latent_dims[1],)`."""
+        """p(z2), of event shape `(latent_dims[1],)`."""
         return dist.Independent(dist.Normal(self.prior_loc, 1.0), 1)
 
     def conditional(self, z2: Tensor) -> dist.Independent:
-        """Returns p(z1 | z2) for z2 of `(*batch, latent_dims[1])`: batch shape `batch`."""
+        """p(z1 | z2) for z2 of `(*batch, latent_dims[1])`: batch shape `batch`."""
         loc, scale = full_precision(self.inner_decoder(z2)).chunk(2, -1)
         return dist.Independent(dist.Normal(loc, softplus(scale) + 1e-6), 1)
 
     def decode(self, z1: Tensor) -> dist.Independent:
-        """Returns p(x | z1) for z1 of `(*batch, latent_dims[0])`: batch shape `batch`."""
+        """p(x | z1) for z1 of `(*batch, latent_dims[0])`: batch shape `batch`."""
         return self._likelihood(z1, None)
 
     def _likelihood(self, z1: Tensor, x: Tensor | None) -> dist.Independent:

@@ -64,7 +64,7 @@ class VAE(RowModel):
         pyro.sample("x", self._likelihood(z, x), obs=x)
 
     def decode(self, z: Tensor) -> dist.Independent:
-        """Returns p(x | z) for latents `(*batch, latent_dim)`: batch shape `batch`."""
+        """p(x | z) for latents `(*batch, latent_dim)`: batch shape `batch`."""
         return self._likelihood(z, None)
 
     def _likelihood(self, z: Tensor, x: Tensor | None) -> dist.Independent:

@@ -49,7 +49,7 @@ class LinearGaussian:
         self._basis = basis * signs.unsqueeze(-2) / self.scale.unsqueeze(-1)
 
     def log_evidence(self, x: Tensor, posterior_mean: Tensor | None = None) -> Tensor:
-        """Returns log p(x) of rows `(n, D)`: `(*parts, n)`, in nats.
+        """log p(x) of rows `(n, D)`: `(*parts, n)`, in nats.
 
         -1/2 (D log 2 pi + sum log s^2 + log |M| + |(x - mu - W m) / s|^2 + |m|^2): a sum of squares, so
         that small noise costs no precision.
@@ -63,13 +63,13 @@ class LinearGaussian:
         return log_p
 
     def posterior_mean(self, x: Tensor) -> Tensor:
-        """Returns m of rows `(n, D)`: `(*parts, n, q)`."""
+        """m of rows `(n, D)`: `(*parts, n, q)`."""
         right = self._residual(x) @ self._basis
         z: Tensor = torch.linalg.solve_triangular(self.root.mT, right, upper=True, left=False)
         return z
 
     def posterior_scale_tril(self) -> Tensor:
-        """Returns L = T^-1 with L L^T = M^-1, `(*parts, q, q)`: the same for all rows."""
+        """L = T^-1 with L L^T = M^-1, `(*parts, q, q)`: the same for all rows."""
         # solve_triangular does not broadcast its right side.
         identity = torch.eye(self.root.shape[-1], dtype=self.root.dtype, device=self.root.device)
         inverse: Tensor = torch.linalg.solve_triangular(
@@ -78,7 +78,7 @@ class LinearGaussian:
         return inverse
 
     def expected_statistics(self, chunks: Iterable[Tensor], hard: bool) -> dict[str, Tensor]:
-        """Returns the E step's sums over rows that come in chunks `(n, D)`.
+        """The E step's sums over rows that come in chunks `(n, D)`.
 
         Args:
             chunks: At least one chunk of rows.
@@ -109,7 +109,7 @@ class LinearGaussian:
 def regression_statistics(
     x: Tensor, z: Tensor, covariance: Tensor, weights: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Returns the sufficient statistics of x = W z + mu under q(z) = N(z, covariance), summed over rows.
+    """The sufficient statistics of x = W z + mu under q(z) = N(z, covariance), summed over rows.
 
     With u = (z, 1): `xu` = sum w x u^T, `(D, q + 1)`; `uu` = sum w E[u u^T], `(q + 1, q + 1)`; and
     `xx` = sum w x^2, `(D,)`.
@@ -130,7 +130,7 @@ def regression_statistics(
 
 
 def regress(xu: Tensor, uu: Tensor, xx: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns W `(D, q)`, mu `(D,)` about the center, and the mean squared residuals `(D,)`.
+    """W `(D, q)`, mu `(D,)` about the center, and the mean squared residuals `(D,)`.
 
     W and mu maximize the expected log density of x = W z + mu + noise, for any diagonal noise.
 

@@ -63,11 +63,11 @@ class LinearModel(RowModel):
         pyro.sample("x", self.decode(z), obs=x)
 
     def prior(self) -> dist.Independent:
-        """Returns p(z), of event shape `(latent_dim,)`."""
+        """p(z), of event shape `(latent_dim,)`."""
         return dist.Independent(dist.Normal(self.prior_loc, 1.0), 1)
 
     def decode(self, z: Tensor) -> dist.Independent:
-        """Returns p(x | z) for latents `(*batch, latent_dim)`: batch shape `batch`."""
+        """p(x | z) for latents `(*batch, latent_dim)`: batch shape `batch`."""
         mean = z @ self.weight.T + self.mean
         mean = mean.reshape(*z.shape[:-1], *self.data_shape)
         scale = self.log_sigma.exp()
@@ -75,7 +75,7 @@ class LinearModel(RowModel):
         return dist.Independent(dist.Normal(mean, scale), len(self.data_shape))
 
     def log_evidence(self, x: Tensor) -> Tensor:
-        """Returns log p(x) of every row, `(n,)`, in nats.
+        """log p(x) of every row, `(n,)`, in nats.
 
         Raises:
             ValueError: The rows of `x` do not have the shape `data_shape`.
@@ -83,7 +83,7 @@ class LinearModel(RowModel):
         return self._linear(self.weight.dtype).log_evidence(as_vectors(self, x))
 
     def posterior(self, x: Tensor) -> dist.MultivariateNormal:
-        """Returns p(z | x), of batch shape `(n,)` and event shape `(latent_dim,)`.
+        """p(z | x), of batch shape `(n,)` and event shape `(latent_dim,)`.
 
         Gradients flow into the parameters.
 
@@ -96,7 +96,7 @@ class LinearModel(RowModel):
 
     @torch.no_grad()
     def expected_statistics(self, x: Tensor, hard: bool = False) -> dict[str, Tensor]:
-        """E step: returns the sufficient statistics under p(z | x), summed over the rows, in float64.
+        """E step: the sufficient statistics under p(z | x), summed over the rows, in float64.
 
         Args:
             x: Data, `(n, *data_shape)`.

@@ -15,7 +15,7 @@ EMPTY = 1e-8
 
 
 def responsibilities(log_joint: Tensor, hard: bool) -> tuple[Tensor, Tensor]:
-    """Returns p(z | x), or its mode as one-hot vectors, and the sum over rows of log p(x).
+    """p(z | x), or its mode as one-hot vectors, and the sum over rows of log p(x).
 
     Args:
         log_joint: log p(x, z), components first: `(components, n)`. Overwritten.
@@ -32,7 +32,7 @@ def responsibilities(log_joint: Tensor, hard: bool) -> tuple[Tensor, Tensor]:
 
 
 def k_means_plus_plus(x: Tensor, components: int, seed: int) -> Tensor:
-    """Returns one-hot weights, `(components, n)`: which of the k-means++ seeds is nearest to each row.
+    """One-hot weights, `(components, n)`: which of the k-means++ seeds is nearest to each row.
 
     "k-means++: The Advantages of Careful Seeding" (Arthur & Vassilvitskii 2007).
 
@@ -56,7 +56,7 @@ def k_means_plus_plus(x: Tensor, components: int, seed: int) -> Tensor:
 
 
 def positive_counts(counts: Tensor, num_rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the expected rows of each component, raised above 0, and which components are empty.
+    """The expected rows of each component, raised above 0, and which components are empty.
 
     Args:
         counts: Expected rows of each component, `(k,)`.

@@ -29,22 +29,22 @@ class Covariance(nn.Module, ABC):
 
     @abstractmethod
     def normal(self, mean: Tensor, z: Tensor, shape: Sequence[int]) -> dist.TorchDistribution:
-        """Returns N(mean, Sigma_z) of event shape `shape`, for means `(*batch, D)`, components `(*batch)`."""
+        """N(mean, Sigma_z) of event shape `shape`, for means `(*batch, D)`, components `(*batch)`."""
 
     @abstractmethod
     def spread(self, component: int) -> Tensor:
-        """Returns a vector, `(D,)`, as long as one standard deviation of a component."""
+        """A vector, `(D,)`, as long as one standard deviation of a component."""
 
     @abstractmethod
     def density(self, means: Tensor, dtype: torch.dtype) -> Density:
-        """Returns the density as the E step needs it: prepared once, then called on every chunk."""
+        """The density as the E step needs it: prepared once, then called on every chunk."""
 
     @abstractmethod
     def second(self, weights: Tensor, features: Tensor) -> Tensor:
-        """Returns second moments of a chunk, for `weights` `(k, n)` and the features from the density."""
+        """Second moments of a chunk, for `weights` `(k, n)` and the features from the density."""
 
     def about_center(self, second: Tensor, first: Tensor, counts: Tensor, means: Tensor) -> Tensor:
-        """Returns moments about the center, for the sum of `second` over chunks, in float64."""
+        """Moments about the center, for the sum of `second` over chunks, in float64."""
         return second
 
     @abstractmethod
@@ -74,7 +74,7 @@ class Covariance(nn.Module, ABC):
 
 
 def precise_enough(means: Tensor, dtype: torch.dtype) -> torch.dtype:
-    """Returns the dtype in which |x - m|^2 can be expanded, for whitened means: float64 if any is far away.
+    """The dtype in which |x - m|^2 can be expanded, for whitened means: float64 if any is far away.
 
     The rounding error of the expansion is about eps |m|^2: below 1e-5 in float32 for |m|^2 < 1e2.
     """

@@ -36,11 +36,11 @@ class Mixture(RowModel):
 
     @abstractmethod
     def _component(self, z: Tensor, dtype: torch.dtype) -> dist.TorchDistribution:
-        """Returns p(x | z) for components `(*batch)`, for data of a dtype; see `decode`."""
+        """p(x | z) for components `(*batch)`, for data of a dtype; see `decode`."""
 
     @abstractmethod
     def _log_joint(self, rows: Tensor) -> Tensor:
-        """Returns log p(x, z) of all components, `(k, n)`, for rows `(n, D)`; differentiable."""
+        """log p(x, z) of all components, `(k, n)`, for rows `(n, D)`; differentiable."""
 
     @abstractmethod
     def _start(self, rows: Tensor, seed: int) -> None:
@@ -65,15 +65,15 @@ class Mixture(RowModel):
         self._start(self._rows(x).double(), seed)
 
     def prior(self) -> dist.Categorical:
-        """Returns p(z), of event shape `()`."""
+        """p(z), of event shape `()`."""
         return dist.Categorical(logits=self.logits)
 
     def decode(self, z: Tensor) -> dist.TorchDistribution:
-        """Returns p(x | z) for components `(*batch)`: batch shape `batch`, event shape `data_shape`."""
+        """p(x | z) for components `(*batch)`: batch shape `batch`, event shape `data_shape`."""
         return self._component(z, self.logits.dtype)
 
     def log_evidence(self, x: Tensor) -> Tensor:
-        """Returns log p(x) of every row, `(n,)`, in nats.
+        """log p(x) of every row, `(n,)`, in nats.
 
         Raises:
             ValueError: The rows of `x` do not have the shape `data_shape`.
@@ -81,7 +81,7 @@ class Mixture(RowModel):
         return self._log_joint(self._rows(x)).logsumexp(0)
 
     def posterior(self, x: Tensor) -> dist.Categorical:
-        """Returns p(z | x), of batch shape `(n,)`. Gradients flow into the parameters.
+        """p(z | x), of batch shape `(n,)`. Gradients flow into the parameters.
 
         Raises:
             ValueError: The rows of `x` do not have the shape `data_shape`.

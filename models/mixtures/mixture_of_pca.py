@@ -87,18 +87,18 @@ class MixtureOfPCA(RowModel):
         pyro.sample("x", self.decode(z, k), obs=x)
 
     def prior(self) -> dist.Independent:
-        """Returns p(z), of event shape `(latent_dim,)`."""
+        """p(z), of event shape `(latent_dim,)`."""
         return dist.Independent(dist.Normal(self.prior_loc, 1.0), 1)
 
     def decode(self, z: Tensor, k: Tensor) -> dist.Independent:
-        """Returns p(x | z, k) for latents `(*batch, latent_dim)` and `(*batch)`: batch shape `batch`."""
+        """p(x | z, k) for latents `(*batch, latent_dim)` and `(*batch)`: batch shape `batch`."""
         mean = torch.einsum("...dq,...q->...d", self.weight[k], z) + self.mean[k]
         mean = mean.reshape(*mean.shape[:-1], *self.data_shape)
         scale = self.log_sigma.exp()[k].reshape(*k.shape, *(1 for _ in self.data_shape))
         return dist.Independent(dist.Normal(mean, scale), len(self.data_shape))
 
     def log_evidence(self, x: Tensor) -> Tensor:
-        """Returns log p(x) of every row, `(n,)`, in nats.
+        """log p(x) of every row, `(n,)`, in nats.
 
         Raises:
             ValueError: The rows of `x` do not have the shape `data_shape`.
@@ -106,7 +106,7 @@ class MixtureOfPCA(RowModel):
         return self._log_joint(self._linear(), as_vectors(self, x)).logsumexp(0)
 
     def responsibilities(self, x: Tensor) -> dist.Categorical:
-        """Returns p(k | x), of batch shape `(n,)`.
+        """p(k | x), of batch shape `(n,)`.
 
         Raises:
             ValueError: The rows of `x` do not have the shape `data_shape`.
@@ -114,7 +114,7 @@ class MixtureOfPCA(RowModel):
         return dist.Categorical(logits=self._log_joint(self._linear(), as_vectors(self, x)).T)
 
     def posterior(self, x: Tensor) -> dist.MixtureSameFamily:
-        """Returns p(z | x) = sum_k p(k | x) p(z | x, k), of batch shape `(n,)`, event `(latent_dim,)`.
+        """p(z | x) = sum_k p(k | x) p(z | x, k), of batch shape `(n,)`, event `(latent_dim,)`.
 
         Gradients flow into the parameters.
 
@@ -167,7 +167,7 @@ class MixtureOfPCA(RowModel):
 
     @torch.no_grad()
     def expected_statistics(self, x: Tensor, hard: bool = False) -> dict[str, Tensor]:
-        """E step: returns the sufficient statistics under p(k, z | x), summed over the rows, in float64.
+        """E step: the sufficient statistics under p(k, z | x), summed over the rows, in float64.
 
         Args:
             x: Data, `(n, *data_shape)`.

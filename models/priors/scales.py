@@ -11,11 +11,11 @@ _LEAST = 1e-6
 
 
 def scale_of_raw(raw: Tensor) -> Tensor:
-    """Returns a positive scale for any real number; it grows linearly, so it cannot overflow."""
+    """A positive scale for any real number; it grows linearly, so it cannot overflow."""
     return softplus(raw) + _LEAST
 
 
 def raw_of_scale(scale: Tensor) -> Tensor:
-    """Returns the inverse of `scale_of_raw`: log(exp(s) - 1) = s + log(1 - exp(-s))."""
+    """The inverse of `scale_of_raw`: log(exp(s) - 1) = s + log(1 - exp(-s))."""
     s = (scale - _LEAST).clamp_min(_LEAST)
     return s + (-torch.expm1(-s)).log()

@@ -45,7 +45,7 @@ class CategoricalHMM(HiddenMarkov):
         self.emission_logits = nn.Parameter(torch.randn(states, symbols))
 
     def decode(self, z: Tensor) -> dist.Categorical:
-        """Returns p(x_t | z_t) for states `(*batch)`: batch shape `batch`."""
+        """p(x_t | z_t) for states `(*batch)`: batch shape `batch`."""
         return dist.Categorical(logits=self.emission_logits[z])
 
     def observe(self, steps: Tensor) -> tuple[Tensor, Tensor]:

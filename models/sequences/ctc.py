@@ -78,11 +78,11 @@ class CTC(nn.Module):
             pyro.sample("x", dist.Delta(kept, log_density, event_dim=1), obs=x)
 
     def prior(self, frames: Tensor, lengths: Tensor | None = None) -> dist.Independent:
-        """Returns p(z | frames), of batch shape `(n,)` and event shape `(T,)`."""
+        """p(z | frames), of batch shape `(n,)` and event shape `(T,)`."""
         return dist.Independent(dist.Categorical(logits=self._log_probs(frames, lengths)), 1)
 
     def log_evidence(self, x: Tensor, frames: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Returns log p(x | frames) of every row, `(n,)`, in nats; differentiable.
+        """log p(x | frames) of every row, `(n,)`, in nats; differentiable.
 
         It is -inf, without a gradient, for rows that have too few frames for their labels.
 
@@ -96,7 +96,7 @@ class CTC(nn.Module):
     def posterior(
         self, x: Tensor, frames: Tensor, lengths: Tensor | None = None
     ) -> AlignmentPosterior:
-        """Returns p(z | x, frames), of batch shape `(n,)` and event shape `(T,)`.
+        """p(z | x, frames), of batch shape `(n,)` and event shape `(T,)`.
 
         Raises:
             ValueError: As for `log_evidence`, or a row has no alignment.
@@ -166,7 +166,7 @@ class AlignmentPosterior(dist.TorchDistribution):
             return self._lattice.sample(torch.Size(sample_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Returns log p(z | x, frames), -inf where `value` does not collapse to x."""
+        """log p(z | x, frames), -inf where `value` does not collapse to x."""
         if self._validate_args:
             self._validate_sample(value)
         log_probs = self.log_probs.expand(*value.shape, self.log_probs.shape[-1])

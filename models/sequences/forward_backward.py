@@ -20,12 +20,12 @@ LEAST_TRANSITION = 1e-100
 
 
 def steps_within(lengths: Tensor, steps: int) -> Tensor:
-    """Returns which steps are data, `(n, T)`."""
+    """Which steps are data, `(n, T)`."""
     return torch.arange(steps, device=lengths.device) < lengths.unsqueeze(-1)
 
 
 def transitions_of(transition: Tensor, steps: int, lengths: Tensor | None) -> Tensor:
-    """Returns log p(z_t | z_{t-1}) for t >= 1: `(T - 1, K, K)`, for given lengths `(n, T - 1, K, K)`."""
+    """log p(z_t | z_{t-1}) for t >= 1: `(T - 1, K, K)`, for given lengths `(n, T - 1, K, K)`."""
     if lengths is None:
         return transition.expand(steps - 1, -1, -1)
     stay = torch.full_like(transition, IMPOSSIBLE).fill_diagonal_(0.0)
@@ -36,7 +36,7 @@ def transitions_of(transition: Tensor, steps: int, lengths: Tensor | None) -> Te
 def posterior_chain(
     initial: Tensor, transition: Tensor, log_likelihood: Tensor, lengths: Tensor | None = None
 ) -> tuple[MarkovChain, Tensor]:
-    """Returns p(z | x), of batch shape `(n,)` and event shape `(T,)`, and log p(x), `(n,)`; differentiable.
+    """p(z | x), of batch shape `(n,)` and event shape `(T,)`, and log p(x), `(n,)`; differentiable.
 
     By the backward messages log beta_t(i) = log p(x_{t+1}, ..., x_{T-1} | z_t = i), in log space:
     p(z_t = j | z_{t-1} = i, x) = p(j | i) p(x_t | j) beta_t(j) / beta_{t-1}(i).
@@ -79,7 +79,7 @@ class PathStatistics:
 def expected_paths(
     initial: Tensor, transition: Tensor, log_likelihood: Tensor, lengths: Tensor | None = None
 ) -> PathStatistics:
-    """Returns the statistics of all paths under p(z | x), in float64.
+    """The statistics of all paths under p(z | x), in float64.
 
     It works with probabilities, scaled at every step ("A Tutorial on Hidden Markov Models", Rabiner
     1989, section V.A): some ten times faster than with logarithms, and as exact if no transition is
@@ -101,7 +101,7 @@ def expected_paths(
 def best_paths(
     initial: Tensor, transition: Tensor, log_likelihood: Tensor, lengths: Tensor | None = None
 ) -> PathStatistics:
-    """Returns the statistics of the most probable path of each sequence, by the Viterbi algorithm."""
+    """The statistics of the most probable path of each sequence, by the Viterbi algorithm."""
     initial, transition = initial.double(), transition.double()
     log_likelihood = log_likelihood.double().clamp_min(IMPOSSIBLE)
     steps = log_likelihood.shape[1]

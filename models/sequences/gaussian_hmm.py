@@ -60,7 +60,7 @@ class GaussianHMM(HiddenMarkov, Gaussians):
         self._create_gaussians(states, self.data_shape[1:], covariance, min_scale)
 
     def decode(self, z: Tensor) -> dist.TorchDistribution:
-        """Returns p(x_t | z_t) for states `(*batch)`: batch shape `batch`, event shape `event`."""
+        """p(x_t | z_t) for states `(*batch)`: batch shape `batch`, event shape `event`."""
         return self.covariance.normal(self.means[z], z, self.data_shape[1:])
 
     def observe(self, steps: Tensor) -> tuple[Tensor, Tensor]:

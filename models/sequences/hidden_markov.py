@@ -74,18 +74,18 @@ class HiddenMarkov(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, z: Tensor) -> dist.TorchDistribution:
-        """Returns p(x_t | z_t) for states `(*batch)`: batch shape `batch`, event shape `event`."""
+        """p(x_t | z_t) for states `(*batch)`: batch shape `batch`, event shape `event`."""
 
     @abstractmethod
     def observe(self, steps: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns log p(x_t | z_t = k) of single steps `(N, *event)`, and their features.
+        """log p(x_t | z_t = k) of single steps `(N, *event)`, and their features.
 
         The first is `(K, N)`, fast and not differentiable. The features are what `emission_statistics` needs.
         """
 
     @abstractmethod
     def emission_statistics(self, features: Tensor, steps: Tensor, weights: Tensor) -> Statistics:
-        """Returns the sufficient statistics of single steps, by their features, under weights `(K, N)`."""
+        """The sufficient statistics of single steps, by their features, under weights `(K, N)`."""
 
     @abstractmethod
     def maximize_emissions(self, statistics: Statistics) -> None:
@@ -118,12 +118,12 @@ class HiddenMarkov(nn.Module, ABC):
                     pyro.sample(f"x_{t}", self.decode(z), obs=x[:, t])
 
     def prior(self, steps: int, lengths: Tensor | None = None) -> MarkovChain:
-        """Returns p(z) of paths of a number of steps: batch shape `()`, or `(n,)` for given lengths."""
+        """p(z) of paths of a number of steps: batch shape `()`, or `(n,)` for given lengths."""
         transition = self.transition_logits.clamp_min(IMPOSSIBLE).log_softmax(-1)
         return MarkovChain(self.initial_logits, transitions_of(transition, steps, lengths))
 
     def log_evidence(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Returns log p(x) of every sequence, `(n,)`, in nats. Gradients flow into the parameters.
+        """log p(x) of every sequence, `(n,)`, in nats. Gradients flow into the parameters.
 
         Data that no path can produce have about -1e30 instead of minus infinity.
 
@@ -133,7 +133,7 @@ class HiddenMarkov(nn.Module, ABC):
         return self._posterior(x, lengths)[1]
 
     def posterior(self, x: Tensor, lengths: Tensor | None = None) -> MarkovChain:
-        """Returns p(z | x), of batch shape `(n,)` and event shape `(T,)`; `.mode` is the Viterbi path.
+        """p(z | x), of batch shape `(n,)` and event shape `(T,)`; `.mode` is the Viterbi path.
 
         Gradients flow into the parameters.
 
@@ -149,7 +149,7 @@ class HiddenMarkov(nn.Module, ABC):
         return posterior_chain(*self._log_chain(), log_likelihood, lengths)
 
     def first_problem(self, x: Tensor, lengths: Tensor | None = None) -> tuple[str, int] | None:
-        """Returns what makes data unusable and the first such row, or None if all are usable.
+        """What makes data unusable and the first such row, or None if all are usable.
 
         `fit_em` calls it in place of running the program, which has a site for every step.
 
@@ -212,7 +212,7 @@ class HiddenMarkov(nn.Module, ABC):
     def expected_statistics(
         self, x: Tensor, lengths: Tensor | None = None, *, hard: bool = False
     ) -> Statistics:
-        """E step: returns the sufficient statistics under p(z | x), summed over the sequences, in float64.
+        """E step: the sufficient statistics under p(z | x), summed over the sequences, in float64.
 
         Args:
             x: Sequences, `(n, T, *event)`.

@@ -63,7 +63,7 @@ class FlowDistribution(ZukoToPyro):
         return self.rsample(sample_shape)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """Returns log q(z), `(*batch,)`, in nats."""
+        """log q(z), `(*batch,)`, in nats."""
         if self._last is not None:
             last, log_prob, with_gradient = self._last
             if z is last and (with_gradient or not torch.is_grad_enabled()):
@@ -72,7 +72,7 @@ class FlowDistribution(ZukoToPyro):
         return scored
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Self:
-        """Returns the same distribution with another batch shape."""
+        """The same distribution with another batch shape."""
         return type(self)(self.dist.expand(torch.Size(batch_shape)))
 
 

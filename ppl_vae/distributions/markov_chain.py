@@ -80,7 +80,7 @@ class MarkovChain(dist.TorchDistribution):
         return new
 
     def step(self, t: int, previous: Tensor | None = None) -> dist.Categorical:
-        """Returns p(z_t | z_{t-1} = previous); for t = 0 p(z_0).
+        """p(z_t | z_{t-1} = previous); for t = 0 p(z_0).
 
         Args:
             t: Which step.
@@ -143,7 +143,7 @@ class MarkovChain(dist.TorchDistribution):
         return torch.stack(path[::-1], -1)
 
     def entropy(self) -> Tensor:
-        """Returns - E log p(z), of the batch shape, in nats."""
+        """- E log p(z), of the batch shape, in nats."""
         first = -(self.initial_logits.exp() * self.initial_logits).sum(-1)
         later = -(self.pair_marginals * self.transition_logits).sum((-3, -2, -1))
         return first + later

@@ -74,7 +74,7 @@ class QuantizedLogistic(dist.TorchDistribution):
         return total / steps
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Returns the log mass of each value, in nats."""
+        """The log mass of each value, in nats."""
         if self._validate_args:
             self._validate_sample(value)
         half = 0.5 / (self.levels - 1)
@@ -94,7 +94,7 @@ class QuantizedLogistic(dist.TorchDistribution):
             return x
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> QuantizedLogistic:
-        """Returns the same distribution for a larger batch shape."""
+        """The same distribution for a larger batch shape."""
         loc, scale = self.loc.expand(batch_shape), self.scale.expand(batch_shape)
         new = QuantizedLogistic(loc, scale, self.levels, validate_args=False)
         new._validate_args = self._validate_args

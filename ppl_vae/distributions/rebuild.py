@@ -32,7 +32,7 @@ _SUPERSEDED = {
 
 
 def rebuilt(fn: Any, change: Change, batch_shape: torch.Size | None = None) -> Any:
-    """Returns a distribution of the same kind with changed arguments, in the same wrappers.
+    """A distribution of the same kind with changed arguments, in the same wrappers.
 
     Args:
         fn: The distribution.

@@ -1,0 +1,79 @@
+"""Docstrings are in one dialect: Google's sections, single backticks, a summary that says what it is or does."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = [
+    path
+    for folder in ("ppl_vae", "models", "guides", "analyses", "tests")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if not any(above.is_symlink() for above in path.parents)
+]
+SECTIONS = {"Args", "Attributes", "Example", "Raises", "Returns", "Yields"}
+LIKE_SECTIONS = re.compile(
+    r"^ *(arg|arguments?|param|parameters?|returns?|raises?|yields?|attributes?|examples?|notes?|see also|"
+    r"references?|warnings?|warns|todo)s?:$",
+    re.IGNORECASE | re.MULTILINE,
+)
+IMPERATIVE = set(
+    "Add Apply Build Check Collect Compute Copy Create Draw Evaluate Find Fit Generate Get Give List Load Make "
+    "Print Put Raise Read Remove Replace Restore Return Run Save Set Split Start Take Test Train Turn Use Write "
+    "Yield".split()
+)
+
+
+def problems(docstring: str) -> list[str]:
+    """What is not in the dialect."""
+    found = []
+    first = docstring.split()[0].rstrip(",:") if docstring.split() else ""
+    if first in IMPERATIVE:
+        found.append(f"the summary says '{first}': describe in the third person")
+    if first in ("Returns", "Yields"):
+        found.append(f"the summary says '{first}': name what it is, as 'The mean over rows.'")
+    if not re.search(r"[.:?!]$", docstring.strip().split("\n\n")[0]):
+        found.append("the summary is no sentence")
+    if "``" in docstring.replace("```", ""):
+        found.append("double backticks")
+    if re.search(r":\w+:`|^ *:(param|returns?|raises)\b", docstring, re.MULTILINE):
+        found.append("markup of Sphinx")
+    for match in LIKE_SECTIONS.finditer(docstring):
+        if match[0].strip(" :") not in SECTIONS:
+            found.append(f"a section '{match[0].strip()}'")
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(ROOT).as_posix())
+def test_docstrings_are_in_one_dialect(file: Path) -> None:
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    for node in ast.walk(ast.parse(file.read_text())):
+        docstring = ast.get_docstring(node) if isinstance(node, kinds) else None
+        if docstring is not None:
+            name = getattr(node, "name", file.name)
+            assert not problems(docstring), f"{name}: {problems(docstring)}"
+
+
+@pytest.mark.parametrize(
+    ("docstring", "told"),
+    [
+        ("Compute the mean.", "third person"),
+        ("Returns the mean.", "name what it is"),
+        ("The mean", "no sentence"),
+        ("The mean of ``x``.", "double backticks"),
+        ("The mean of :class:`X`.", "Sphinx"),
+        ("The mean.\n\n    :param x: Rows.", "Sphinx"),
+        ("The mean.\n\nParameters:\n    x: Rows.", "section 'Parameters:'"),
+        ("The mean.\n\nargs:\n    x: Rows.", "section 'args:'"),
+    ],
+)
+def test_another_dialect_is_found(docstring: str, told: str) -> None:
+    assert told in "; ".join(problems(docstring))
+
+
+def test_the_dialect_itself_is_accepted() -> None:
+    assert not problems("The mean of `x`.\n\nArgs:\n    x: Rows.\n\nReturns:\n    A number.")
