@@ -109,7 +109,7 @@ def main(
         cells += [_nats(parts.approximation_gap), _nats(parts.amortization_gap)]
         cells += [f"{found.unreliable.double().mean():.0%}", f"{ms:.1f}"]
         print("|", " | ".join(cells), "|", flush=True)
-        for words in (*_disagreement(found, truth), *parts.warnings):
+        for words in (*_disagreement(found, truth), *parts.notes, *parts.warnings):
             remarks.setdefault(words, []).append(name)
 
     for guide in tried:

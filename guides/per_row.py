@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from ppl_vae.guides.parts import sample_z
 
 
-class _Amortized(Protocol):
+class _GuideWithOutputs(Protocol):
     """A guide that turns an encoder's numbers into a distribution."""
 
     def amortize(self, x: Tensor) -> Tensor:
         """The encoder's numbers, `(n, num_outputs)`."""
 
     def family(self, outputs: Tensor) -> dist.TorchDistribution:
-        """q for them."""
+        """The distribution q that outputs describe."""
 
 
 class PerRow(nn.Module):
@@ -53,7 +53,7 @@ class PerRow(nn.Module):
 
     keeps_rows = True
 
-    def __init__(self, guide: _Amortized, x: Tensor) -> None:
+    def __init__(self, guide: _GuideWithOutputs, x: Tensor) -> None:
         super().__init__()
         for method in ("amortize", "family"):
             if not callable(getattr(guide, method, None)):
@@ -74,7 +74,7 @@ class PerRow(nn.Module):
         return self.family(self.amortize(x))
 
     def amortize(self, x: Tensor) -> Tensor:
-        """`outputs`, whatever the rows hold.
+        """The `outputs` of all rows; of `x` only the number of rows counts.
 
         Raises:
             ValueError: `x` has another number of rows.

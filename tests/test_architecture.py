@@ -105,6 +105,11 @@ def test_a_planted_import_is_found(
         test_imports_run_downwards(planted)
 
 
+def test_every_room_stands_on_a_floor() -> None:
+    inside = {path.stem for path in (ROOT / "ppl_vae").glob("[!_]*") if path.suffix in ("", ".py")}
+    assert inside == FLOOR.keys() - {"", "_version", "_moved"}
+
+
 def test_no_two_classes_share_a_name() -> None:
     """An error, a saved run and the command line name a class: the name alone has to tell which."""
     places = defaultdict(list)

@@ -413,7 +413,9 @@ def test_a_saturated_mutual_information_is_a_bound(saturated: bool) -> None:
     x = torch.ones(20)
     e = Estimate(x)
     evaluation = Evaluation(e, e, e, e, x, x, 0 * x, num_samples=1000, num_values=3)
-    lines = result_table(evaluation, diagnosis).splitlines()
+    lines = result_table(
+        [*evaluation.lines(), *diagnosis.lines()], evaluation, diagnosis
+    ).splitlines()
     (line,) = (line for line in lines if line.startswith("mutual information"))
     assert line.split("  ")[-1] == shown
 

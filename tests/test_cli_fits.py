@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -157,7 +158,8 @@ def test_em_leaves_a_run_that_is_evaluated_exactly(
     options = ("--model", "BernoulliMixture", "--model.components", "3", "--binarize", "threshold")
     assert main(["em", *options, "--run_dir", str(folder), "--max_rows", "200", "--quiet"]) == 0
     printed = capsys.readouterr().out
-    assert "converged, after" in printed
+    assert re.search(r"^iterations +\d+, converged$", printed, re.MULTILINE)
+    assert re.search(r"^log p\(x\), test rows +-\d", printed, re.MULTILINE)
     assert {p.name for p in (folder / "plots").iterdir()} == {
         "components.png",
         "learning_curve.png",
@@ -180,6 +182,10 @@ def test_a_density_is_fitted_to_dequantized_levels(
     options = ("--model", "FactorAnalysis", "--max_rows", "100", "--max_iterations", "3", "--quiet")
     assert main(["em", *options, "--run_dir", str(folder)]) == 0
     captured = capsys.readouterr()
-    assert "not converged" in captured.out
+    assert "warning: not converged after 3 iterations: raise max_iterations" in captured.out
+    note = "note: the data are dequantized, log p(x) is a density on [0, 1): the 17 levels"
+    assert note in captured.out
+    (kept,) = json.loads((folder / "evaluation.json").read_text())["notes"]
+    assert f"note: {kept}".startswith(note)
     assert "17 levels of the data are dequantized" in captured.err
     assert yaml.safe_load((folder / "config.yaml").read_text())["dequantize"] is True

@@ -1,4 +1,4 @@
-"""Docstrings are in one dialect: Google's sections, single backticks, a summary that says what it is or does."""
+"""Docstrings are in one dialect: Google's sections, single backticks, summaries in the third person."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ LIKE_SECTIONS = re.compile(
     r"references?|warnings?|warns|todo)s?:$",
     re.IGNORECASE | re.MULTILINE,
 )
-IMPERATIVE = set(
-    "Add Apply Build Check Collect Compute Copy Create Draw Evaluate Find Fit Generate Get Give List Load Make "
-    "Print Put Raise Read Remove Replace Restore Return Run Save Set Split Start Take Test Train Turn Use Write "
-    "Yield".split()
+IMPERATIVE = re.compile(
+    "(Add|Apply|Build|Check|Collect|Combine|Compute|Convert|Copy|Count|Create|Delete|Draw|Ensure|Estimate|"
+    "Evaluate|Find|Fit|Format|Generate|Get|Give|Handle|Initialize|Keep|List|Load|Make|Merge|Move|Parse|Plot|Print|"
+    "Put|Raise|Read|Remove|Replace|Restore|Return|Run|Save|Select|Set|Show|Split|Start|Store|Take|Test|Train|Turn|"
+    "Update|Use|Validate|Write|Yield)"
 )
 
 
@@ -32,7 +33,7 @@ def problems(docstring: str) -> list[str]:
     """What is not in the dialect."""
     found = []
     first = docstring.split()[0].rstrip(",:") if docstring.split() else ""
-    if first in IMPERATIVE:
+    if IMPERATIVE.fullmatch(first):
         found.append(f"the summary says '{first}': describe in the third person")
     if first in ("Returns", "Yields"):
         found.append(f"the summary says '{first}': name what it is, as 'The mean over rows.'")

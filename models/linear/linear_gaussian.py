@@ -63,7 +63,7 @@ class LinearGaussian:
         return log_p
 
     def posterior_mean(self, x: Tensor) -> Tensor:
-        """m of rows `(n, D)`: `(*parts, n, q)`."""
+        """The posterior mean m of rows `(n, D)`: `(*parts, n, q)`."""
         right = self._residual(x) @ self._basis
         z: Tensor = torch.linalg.solve_triangular(self.root.mT, right, upper=True, left=False)
         return z

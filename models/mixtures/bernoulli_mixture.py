@@ -79,7 +79,7 @@ class BernoulliMixture(Mixture):
 
     @torch.no_grad()
     def expected_statistics(self, x: Tensor, hard: bool = False) -> dict[str, Tensor]:
-        """E step: the sufficient statistics of `x` under p(z | x), summed over the rows, in float64.
+        """The E step's sufficient statistics of `x` under p(z | x), summed over the rows, in float64.
 
         Args:
             x: Data, `(n, *data_shape)`.

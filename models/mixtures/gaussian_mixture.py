@@ -97,7 +97,7 @@ class GaussianMixture(Mixture, Gaussians):
 
     @torch.no_grad()
     def expected_statistics(self, x: Tensor, hard: bool = False) -> dict[str, Tensor]:
-        """E step: the sufficient statistics of `x` under p(z | x), summed over the rows, in float64.
+        """The E step's sufficient statistics of `x` under p(z | x), summed over the rows, in float64.
 
         Products of matrices for each chunk of rows are in the dtype of the data (in float64 where clusters
         are so far apart that float32 would lose precision); the sums over chunks are in float64.

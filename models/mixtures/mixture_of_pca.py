@@ -167,7 +167,7 @@ class MixtureOfPCA(RowModel):
 
     @torch.no_grad()
     def expected_statistics(self, x: Tensor, hard: bool = False) -> dict[str, Tensor]:
-        """E step: the sufficient statistics under p(k, z | x), summed over the rows, in float64.
+        """The E step's sufficient statistics under p(k, z | x), summed over the rows, in float64.
 
         Args:
             x: Data, `(n, *data_shape)`.

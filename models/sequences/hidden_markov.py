@@ -212,7 +212,7 @@ class HiddenMarkov(nn.Module, ABC):
     def expected_statistics(
         self, x: Tensor, lengths: Tensor | None = None, *, hard: bool = False
     ) -> Statistics:
-        """E step: the sufficient statistics under p(z | x), summed over the sequences, in float64.
+        """The E step's sufficient statistics under p(z | x), summed over the sequences, in float64.
 
         Args:
             x: Sequences, `(n, T, *event)`.

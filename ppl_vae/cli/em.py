@@ -14,7 +14,7 @@ from torch import Tensor
 from ppl_vae.cli.common import rows_of, say
 from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.options import EM, names
-from ppl_vae.cli.report import dequantization_note
+from ppl_vae.cli.report import result_table, with_levels
 from ppl_vae.cli.setup import set_up, with_defaults
 from ppl_vae.cli.start import start_run
 from ppl_vae.em import EMFit, fit_em
@@ -30,7 +30,6 @@ from ppl_vae.runs import (
     write_weights,
 )
 from ppl_vae.runtime import preserve_random_state, resolve_device
-from ppl_vae.stats import Estimate
 
 _DISCRETE = (BernoulliMixture, CategoricalHMM)
 """Models of data that are discrete."""
@@ -77,8 +76,10 @@ def em(parser: ArgumentParser, given: Namespace) -> int:
         evaluation = evaluate(
             fitted.model, setup.guide, setup.data.test, num_samples=64, seed=0, progress=progress
         )
+        evaluation = with_levels(evaluation, setup.data)
         write_results(folder, evaluation=evaluation, rows=rows_of(setup.data))
-        _print(fitted, evaluation.log_likelihood, dequantization_note(evaluation, setup.data))
+        test = ("log p(x), test rows", str(evaluation.log_likelihood))
+        print(result_table([*fitted.lines(), test], fitted, evaluation))
         _draw(folder / PLOTS, fitted)
     except BaseException:
         discard_folder(folder)
@@ -89,15 +90,6 @@ def em(parser: ArgumentParser, given: Namespace) -> int:
 
 def _class_path(spec: Any) -> str:
     return str(spec["class_path"] if isinstance(spec, dict) else spec)
-
-
-def _print(fitted: EMFit, test: Estimate, note: str) -> None:
-    how = "converged" if fitted.converged else "not converged: raise --max_iterations"
-    print(f"{how}, after {fitted.iterations} iterations in {fitted.seconds:.1f} s")
-    print(f"log p(x), training rows  {fitted.log_likelihood:.4f} nats")
-    print(f"log p(x), test rows      {test}{note}")
-    for line in fitted.footnotes():
-        print(line)
 
 
 def _draw(folder: Path, fitted: EMFit) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from ppl_vae.cli.common import rows_of, say
-from ppl_vae.cli.report import dequantization_note, result_table
+from ppl_vae.cli.report import result_table, with_levels
 from ppl_vae.cli.setup import Setup
 from ppl_vae.diagnosis import Diagnosis, diagnose
 from ppl_vae.evaluation import Evaluation, Generator, evaluate, to_arviz
@@ -39,7 +39,7 @@ def finish_run(folder: Path, setup: Setup, fitted: Fit, progress: bool | None) -
     measured = _measure(setup, fitted, progress)
     _save(folder, setup, fitted, measured)
     failed = _draw(folder, setup, fitted, measured)
-    _show(folder, setup, measured)
+    _show(folder, measured)
     for line in failed:
         print(f"ppl-vae: warning: {line}", file=sys.stderr)
 
@@ -58,7 +58,7 @@ def _measure(setup: Setup, fitted: Fit, progress: bool | None) -> Measured:
     diagnosis = diagnose(
         fitted.model, fitted.guide, setup.data.test, beta=beta, seed=seed, progress=progress
     )
-    return Measured(evaluation, diagnosis)
+    return Measured(with_levels(evaluation, setup.data), diagnosis)
 
 
 def _save(folder: Path, setup: Setup, fitted: Fit, measured: Measured) -> None:
@@ -80,8 +80,8 @@ def _draw(folder: Path, setup: Setup, fitted: Fit, measured: Measured) -> list[s
     return draw_run(folder / PLOTS, generator, fitted.history, *measured, labels)
 
 
-def _show(folder: Path, setup: Setup, measured: Measured) -> None:
+def _show(folder: Path, measured: Measured) -> None:
     evaluation, diagnosis = measured
-    print(result_table(evaluation, diagnosis) + dequantization_note(evaluation, setup.data))
+    print(result_table([*evaluation.lines(), *diagnosis.lines()], *measured))
     print(f"\n{diagnosis.summary()}")
     print(f"\nrun folder: {folder}\npictures:   {folder / PLOTS}")

@@ -34,7 +34,7 @@ def known(role: str) -> list[str]:
 
 
 def find_known(role: str, name: str) -> Definition | None:
-    """The class that has this short name; None if there is none. Faster than a look into `known`."""
+    """The class that has this short name; None if there is none. Faster than a search in `known`."""
     found = find(face(role), name)
     return found if found and _has_short_name(role, found) else None
 

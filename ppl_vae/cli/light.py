@@ -1,7 +1,7 @@
 """Parsers without torch, which takes seconds to import: they find mistakes, print help and complete words.
 
-They read the same description as the full parser (`parser.py`), which alone converts values. It also checks the
-arguments of classes (`--model.latent_dim`): here only their names are compared with those of our own classes.
+They read the same description as the full parser (`parser.py`), which alone converts values. Of the arguments
+of classes (`--model.latent_dim`) only the names are checked here, as far as the source of the class is read.
 """
 
 from __future__ import annotations
@@ -27,9 +27,6 @@ from ppl_vae.cli.source import (
     takes_any_name,
 )
 from ppl_vae.runs import config_file
-
-_OF_JSONARGPARSE = {"help", "class_path", "init_args", "dict_kwargs"}
-"""Words below an option that are no arguments of a class."""
 
 
 class _Formatter(argparse.HelpFormatter):
@@ -131,7 +128,9 @@ class LightParser(argparse.ArgumentParser):
             value = getattr(given, action.dest)
             runs = value if isinstance(value, list) else [value] if value else []
             if not runs and not action.option_strings:
-                raise UsageError(f"RUN is missing: {action.help}")
+                raise UsageError(f"RUN is missing: give the {action.help}")
+            if len(runs) == 1 and action.nargs == "+":
+                raise UsageError("give two runs or more")
             for run in runs:
                 config_file(Path(run))
 
@@ -141,18 +140,15 @@ class LightParser(argparse.ArgumentParser):
         Classes of the user's own, and those in a configuration file, are left to the full parser.
         """
         given = _values(arguments)
-        above, *words = name.removesuffix("+").split(".")
-        if "--config" in given or _OF_JSONARGPARSE & set(words):
+        above, *words = _plain_name(name).split(".")
+        if "--config" in given or {"help", "dict_kwargs"} & set(words):
             return
         expected = self.objects.get(above, Type())
         for word in words:
             classes = self._chosen(above, expected, given.get(above, []))
             if classes is None or any(map(takes_any_name, classes)):
                 return
-            first = 1 if expected.called else 0
-            types: dict[str, Type] = {}
-            for parameter in (p for found in classes for p in parameters(found)[first:]):
-                types[parameter.name] = types.get(parameter.name, Type()) | parameter.type
+            types = _arguments(classes, expected.called)
             if word not in types:
                 raise self._not_accepted(above, word, types)
             above, expected = f"{above}.{word}", types[word]
@@ -238,17 +234,13 @@ class LightParser(argparse.ArgumentParser):
         """Adds the arguments of all classes that may be given, for completion."""
         for role in self.roles:
             classes = offered(face(role))
-            self._add_below(f"--{role}", [parameters(classes[n]) for n in known(role)], ())
+            self._add_below(f"--{role}", _arguments([classes[n] for n in known(role)]), ())
         for name, expected in self.objects.items():
             self._add_objects_below(name, expected, ())
 
-    def _add_below(self, name: str, constructors: Iterable[Any], above: tuple[str, ...]) -> None:
-        found: dict[str, Type] = {}
-        for constructor in constructors:
-            for parameter in constructor:
-                found[parameter.name] = found.get(parameter.name, Type()) | parameter.type
-        for parameter_name, expected in found.items():
-            below = f"{name}.{parameter_name}"
+    def _add_below(self, name: str, types: dict[str, Type], above: tuple[str, ...]) -> None:
+        for argument, expected in types.items():
+            below = f"{name}.{argument}"
             if below == "--guide.model" or below in self._option_string_actions:
                 continue
             action = self.add_argument(below, choices=[*_classes(expected), *expected.values])
@@ -258,9 +250,8 @@ class LightParser(argparse.ArgumentParser):
     def _add_objects_below(self, name: str, expected: Type, above: tuple[str, ...]) -> None:
         classes = _classes(expected)
         if not set(classes) & set(above):  # an object may hold one of its own kind
-            first = 1 if expected.called else 0
-            constructors = [parameters(found)[first:] for found in classes.values()]
-            self._add_below(name, constructors, (*above, *classes))
+            types = _arguments(classes.values(), expected.called)
+            self._add_below(name, types, (*above, *classes))
 
 
 def command_parser(command: str) -> LightParser:
@@ -277,8 +268,28 @@ def _values(arguments: Sequence[str]) -> dict[str, list[str]]:
         option, equals, value = argument.partition("=")
         if option.startswith("--"):
             following = "".join(arguments[i + 1 : i + 2])
-            found.setdefault(option, []).append(value if equals else following)
+            found.setdefault(_plain_name(option), []).append(value if equals else following)
     return found
+
+
+def _plain_name(option: str) -> str:
+    """An option as it is usually written: `--guide.class_path LowRank` is `--guide LowRank`.
+
+    Example:
+        >>> _plain_name("--model.init_args.network.class_path"), _plain_name("--network.hidden+")
+        ('--model.network', '--network.hidden')
+    """
+    words = option.removesuffix("+").split(".")
+    return ".".join(word for word in words if word not in ("class_path", "init_args"))
+
+
+def _arguments(classes: Iterable[Definition], called: bool = False) -> dict[str, Type]:
+    """The arguments that one of the classes takes, without the first one if other code passes it."""
+    types: dict[str, Type] = {}
+    for found in classes:
+        for parameter in parameters(found)[1 if called else 0 :]:
+            types[parameter.name] = types.get(parameter.name, Type()) | parameter.type
+    return types
 
 
 def _expect(action: argparse.Action, expected: Type) -> None:

@@ -178,7 +178,7 @@ def _sample(options: Options) -> None:
 
 
 def _compare(options: Options) -> None:
-    what = "run folders; the others are compared with the first"
+    what = "folders of two runs or more; the others are compared with the first"
     options.add_argument("runs", nargs="+", type=str, metavar="RUN", help=what)
     _add_output(options, "the picture", "comparison.png")
 

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeVar
 
 from ppl_vae.data import Data, Dequantization
-from ppl_vae.diagnosis import Diagnosis
 from ppl_vae.evaluation import Annealed, Evaluation
-from ppl_vae.stats import as_lines
+from ppl_vae.stats import Result, as_lines
+
+Found = TypeVar("Found", Evaluation, Annealed)
 
 
-def result_table(evaluation: Evaluation, diagnosis: Diagnosis) -> str:
-    """The numbers of a trained pair, one per line, with its error and unit; then notes and warnings."""
-    lines = [*evaluation.lines(), *diagnosis.lines()]
-    return "\n".join([as_lines(lines), *evaluation.footnotes(), *diagnosis.footnotes()])
+def result_table(lines: Sequence[tuple[str, str]], *results: Result) -> str:
+    """Numbers, one per line, with its error and unit; then the notes of some results, then their warnings."""
+    below = [text for result in results for text in result.footnotes()]
+    return "\n".join([as_lines(lines), *sorted(below, key=lambda text: text.startswith("warning"))])
 
 
-def dequantization_note(evaluation: Evaluation | Annealed, data: Data) -> str:
-    """What the bits per dimension of dequantized data leave out; empty for other data.
+def with_levels(evaluation: Found, data: Data) -> Found:
+    """Adds a note on what the bits per dimension of dequantized data leave out; of other data there is none.
 
     For D values per row and L levels a density p of the dequantized values bounds the discrete ones'
     probability: -log2 P / D <= -log2 p / D + log2 L ("A note on the evaluation of generative models",
     arXiv:1511.01844).
     """
     if not isinstance(data.transform, Dequantization):
-        return ""
+        return evaluation
     levels, bits = data.transform.levels, evaluation.bits_per_dim.mean
-    return (
-        f"\nnote: the data are dequantized, log p(x) is a density on [0, 1): the {levels} levels themselves "
+    text = (
+        f"the data are dequantized, log p(x) is a density on [0, 1): the {levels} levels themselves "
         f"take at most {bits:.4f} + log2({levels}) = {bits + math.log2(levels):.4f} bits per dimension"
     )
+    return replace(evaluation, notes=(*evaluation.notes, text))

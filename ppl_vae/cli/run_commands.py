@@ -11,7 +11,7 @@ from torch import Tensor
 from ppl_vae.cli.common import keep_result, rows_of, say
 from ppl_vae.cli.finish import MOST_PICTURED
 from ppl_vae.cli.mistakes import UsageError
-from ppl_vae.cli.report import dequantization_note
+from ppl_vae.cli.report import with_levels
 from ppl_vae.cli.setup import load_rows
 from ppl_vae.data import Data
 from ppl_vae.diagnosis import diagnose as diagnose_pair, inference_gaps
@@ -47,8 +47,9 @@ def evaluate(parser: ArgumentParser, given: Namespace) -> int:
     x = _first_rows(data, options)
     rows = rows_of(data, len(x))
     if options.method == "ais":
-        annealed = _anneal(run, None if options.from_prior else run.guide, x, options)
-        print(f"{annealed}{dequantization_note(annealed, data)}")
+        start = None if options.from_prior else run.guide
+        annealed = with_levels(_anneal(run, start, x, options), data)
+        print(annealed)
         keep_result(run.path / ANNEALED, options.overwrite, annealed=annealed, rows=rows)
         return 0
     evaluation = evaluate_pair(
@@ -59,7 +60,8 @@ def evaluate(parser: ArgumentParser, given: Namespace) -> int:
         seed=options.seed,
         progress=False if options.quiet else None,
     )
-    print(f"{evaluation}{dequantization_note(evaluation, data)}")
+    evaluation = with_levels(evaluation, data)
+    print(evaluation)
     keep_result(run.path / EVALUATION, options.overwrite, evaluation=evaluation, rows=rows)
     return 0
 
@@ -126,8 +128,6 @@ def sample(parser: ArgumentParser, given: Namespace) -> int:
 def compare(parser: ArgumentParser, given: Namespace) -> int:
     """Compares runs with the first of them."""
     options = _complete_options(parser, given)
-    if options.runs is None or len(options.runs) < 2:
-        raise UsageError("give two runs or more")
     output = _output_file(options, Path("comparison.png"))
     comparison = Comparison.of([load_run(path) for path in options.runs])
     print(comparison)

@@ -115,7 +115,7 @@ def subclasses(base: Definition) -> dict[str, Definition]:
 
 
 def find_subclass(base: Definition, name: str) -> Definition | None:
-    """The concrete subclass of this name; None if there is none. Faster than a look into `subclasses`."""
+    """The concrete subclass of this name; None if there is none. Faster than a search in `subclasses`."""
     found = (find(place, name) for place in _places(base))
     return next((d for d in found if d is not None and _is_concrete(d, base)), None)
 

@@ -58,7 +58,6 @@ class Gaps(RowResult):
         unreliable: Rows whose log p(x) should not be trusted, `(n,)`.
         converged: Rows whose best q was found: its ELBO had stopped improving, `(n,)`.
         num_samples: Samples per row, for each of the two ELBOs and for log p(x) by importance sampling.
-        notes: How to read the numbers.
         truth_warnings: The warnings of the result that was passed as truth.
     """
 
@@ -72,7 +71,6 @@ class Gaps(RowResult):
     unreliable: Tensor
     converged: Tensor
     num_samples: int
-    notes: tuple[str, ...] = ()
     truth_warnings: tuple[str, ...] = ()
 
     derived: ClassVar = (

@@ -46,7 +46,6 @@ class Diagnosis(Result):
             `ignored latent`.
         remedy: What to do about it.
         num_rows: Number of rows used.
-        notes: How to read the numbers.
     """
 
     names: tuple[str, ...]
@@ -59,7 +58,6 @@ class Diagnosis(Result):
     cause: str
     remedy: str
     num_rows: int
-    notes: tuple[str, ...] = ()
 
     @property
     def active_units(self) -> int:
@@ -113,8 +111,8 @@ class Diagnosis(Result):
         ]
 
     def caption(self) -> list[str]:
-        """The summary, below an empty line."""
-        return ["", self.summary()]
+        """The summary."""
+        return [self.summary()]
 
     def doubts(self) -> Iterator[str]:
         """Reasons not to trust the numbers, one sentence each."""
@@ -155,7 +153,7 @@ def diagnose(
     E log q(z) - log p(z) (Hoffman and Johnson, *ELBO surgery*, 2016) use the aggregate posterior
     q(z) = 1/n sum_j q(z | x_j) of the n rows given, at one draw for each of at most 1,000 rows. For those
     rows they are unbiased. For the population, the mutual information is biased low, as it cannot exceed
-    log n; a note says when that limit is near.
+    log n; a warning says when that limit is near.
 
     The KL of a dimension is analytic where guide and prior factorize, and sampled where dependencies within
     the guide rule that out. Where the guide correlates its dimensions, or the prior is a mixture, it is the

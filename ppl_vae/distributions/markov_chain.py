@@ -143,7 +143,7 @@ class MarkovChain(dist.TorchDistribution):
         return torch.stack(path[::-1], -1)
 
     def entropy(self) -> Tensor:
-        """- E log p(z), of the batch shape, in nats."""
+        """The entropy, -E log p(z), of the batch shape, in nats."""
         first = -(self.initial_logits.exp() * self.initial_logits).sum(-1)
         later = -(self.pair_marginals * self.transition_logits).sum((-3, -2, -1))
         return first + later

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -30,14 +32,13 @@ class EMFit(Result):
             the pass, each minibatch at the parameters before its M step.
         converged: Whether the bound gained less than the tolerance.
         seconds: Time for all restarts together.
-        notes: What a reader of the numbers must know: components that were empty or collapsing, restarts.
+        notes: What happened on the way: components that were empty or collapsing, restarts.
     """
 
     model: Program
     history: list[dict[str, float]]
     converged: bool
     seconds: float
-    notes: tuple[str, ...] = ()
 
     @property
     def iterations(self) -> int:
@@ -51,19 +52,26 @@ class EMFit(Result):
 
     def lines(self) -> list[tuple[str, str]]:
         """The printed result: name and value of each quantity."""
-        how = "converged" if self.converged else "not converged: raise max_iterations"
+        known = not math.isnan(self.log_likelihood)
+        log_p = f"{self.log_likelihood:.4f} nats per row" if known else "not known"
         return [
-            ("log p(x)", f"{self.log_likelihood:.4f} nats per row"),
+            ("log p(x), training rows", log_p),
             ("bound", f"{self.history[-1]['bound']:.4f} nats per row"),
-            ("iterations", f"{self.iterations}, {how}"),
+            ("iterations", f"{self.iterations}{', converged' if self.converged else ''}"),
             ("time", f"{self.seconds:.1f} s"),
         ]
 
+    def doubts(self) -> Iterator[str]:
+        """Reasons not to trust the numbers, one sentence each."""
+        if not self.converged:
+            yield f"not converged after {self.iterations} iterations: raise max_iterations"
+
     def summary_numbers(self) -> dict[str, Any]:
-        """log p(x) and the bound at the end, in nats per row; iterations, convergence and seconds."""
+        """log p(x), if known, and the bound at the end, nats per row; iterations, convergence, seconds."""
+        known = not math.isnan(self.log_likelihood)
         return {
             "unit": "nats",
-            "log_likelihood": self.log_likelihood,
+            "log_likelihood": self.log_likelihood if known else None,
             "bound": self.history[-1]["bound"],
             "iterations": self.iterations,
             "converged": self.converged,
@@ -189,4 +197,5 @@ def fit_em(
         with progress_bar(max_iterations * restarts, "fit_em", "iteration", progress) as bar:
             best = run.best_of(restarts, own_seed, initialize, bar)
     pair.remember()
-    return EMFit(pair.bound()[0], *best)
+    history, converged, seconds, notes = best
+    return EMFit(pair.bound()[0], history, converged, seconds, notes=notes)

@@ -45,7 +45,7 @@ class Annealed(RowResult):
 
     @property
     def bits_per_dim(self) -> Estimate:
-        """- log2 p(x) / numbers per row."""
+        """Bits per dimension: -log2 p(x) / numbers per row."""
         return bits_per_dim(self.log_likelihood, self.num_values)
 
     @property

@@ -42,7 +42,6 @@ class Evaluation(RowResult):
             infinite where it cannot be estimated.
         num_samples: K.
         num_values: Numbers per row of data, for bits per dimension.
-        notes: How to read the numbers.
     """
 
     elbo: Estimate
@@ -54,13 +53,12 @@ class Evaluation(RowResult):
     khat: Tensor
     num_samples: int
     num_values: int
-    notes: tuple[str, ...] = ()
 
     derived: ClassVar = ("bits_per_dim", "unreliable")
 
     @property
     def bits_per_dim(self) -> Estimate:
-        """- log2 p(x) / numbers per row."""
+        """Bits per dimension: -log2 p(x) / numbers per row."""
         return bits_per_dim(self.log_likelihood, self.num_values)
 
     @property

@@ -69,12 +69,8 @@ class Comparison(Result):
         own, first = (torch.tensor(self.values[i][quantity], dtype=torch.float64) for i in (run, 0))
         return Estimate(own - first)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Means, differences and standard errors of each run by its name, for JSON."""
-        return self.summary_numbers()  # a run may be called "notes"
-
     def summary_numbers(self) -> dict[str, Any]:
-        """Means, differences and standard errors of each run by its name."""
+        """Below `runs` by their names, means, differences and standard errors of each run."""
         result: dict[str, Any] = {}
         for i, name in enumerate(self.names):
             result[name] = {}
@@ -86,7 +82,7 @@ class Comparison(Result):
                     "difference": difference.mean,
                     "difference_standard_error": difference.standard_error,
                 }
-        return result
+        return {"runs": result}
 
     def table(self) -> list[list[str]]:
         """One line per run."""

@@ -6,12 +6,12 @@
 ...     error: Estimate
 ...     worst_pixel: Tensor
 ...     num_samples: int
-...     notes: tuple[str, ...] = ()
 ...
 ...     def lines(self) -> list[tuple[str, str]]:
 ...         return [("squared error", str(self.error)), ("samples", str(self.num_samples))]
 >>> worst = torch.tensor([0.5, 2.0])
->>> result = Reconstruction(Estimate(torch.tensor([1.0, 3.0])), worst, 4, ("of standardized pixels",))
+>>> error = Estimate(torch.tensor([1.0, 3.0]))
+>>> result = Reconstruction(error, worst, 4, notes=("of standardized pixels",))
 >>> print(result)
 squared error  2.000 ± 1.000 nats
 samples        4
@@ -27,7 +27,7 @@ from __future__ import annotations
 import html
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
@@ -40,10 +40,14 @@ from ppl_vae.stats.estimate import Estimate
 class Result(ABC):
     """The result of a function: one way to print it, one place for its notes and warnings.
 
-    It prints, as far as it has them: a table, names and values, a caption, notes, warnings. *Notes* say how
-    to read the numbers: a subclass that has any declares the field `notes`. *Warnings* are reasons not to
-    trust the numbers: a subclass derives them from the numbers in `doubts`.
+    It prints, as far as it has them: a table, names and values, a caption, notes, warnings. *Warnings* are
+    reasons not to trust the numbers: a subclass derives them from the numbers in `doubts`.
+
+    Attributes:
+        notes: How to read the numbers, one sentence each.
     """
+
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
 
     @abstractmethod
     def lines(self) -> list[tuple[str, str]]:
@@ -68,8 +72,8 @@ class Result(ABC):
 
     def footnotes(self) -> list[str]:
         """The notes and the warnings as they are printed."""
-        notes: tuple[str, ...] = getattr(self, "notes", ())
-        return [f"note: {text}" for text in notes] + [f"warning: {text}" for text in self.warnings]
+        notes = [f"note: {text}" for text in self.notes]
+        return notes + [f"warning: {text}" for text in self.warnings]
 
     @abstractmethod
     def summary_numbers(self) -> dict[str, Any]:
@@ -77,17 +81,21 @@ class Result(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """The summary as plain numbers and texts, for JSON; the last two entries are `notes` and `warnings`."""
-        texts = {"notes": list(getattr(self, "notes", ())), "warnings": list(self.warnings)}
+        texts = {"notes": list(self.notes), "warnings": list(self.warnings)}
         return self.summary_numbers() | texts
 
     def __str__(self) -> str:
-        table, lines = self.table(), self.lines()
-        below = [*([as_lines(lines)] if lines else []), *self.caption(), *self.footnotes()]
-        return "\n\n".join([*([as_columns(table)] if table else []), "\n".join(below)])
+        table = [as_columns(self.table())] if self.table() else []
+        numbers = [as_lines(self.lines())] if self.lines() else []
+        if caption := self.caption():
+            paragraphs = [table, numbers, [*caption, *self.footnotes()]]
+        else:
+            paragraphs = [table, [*numbers, *self.footnotes()]]
+        return "\n\n".join("\n".join(part) for part in paragraphs if part)
 
     def _repr_html_(self) -> str:
         above = _html_table(self.table(), header=True)
-        texts = [text for text in (*self.caption(), *self.footnotes()) if text]
+        texts = (*self.caption(), *self.footnotes())
         below = "".join(f"<p>{html.escape(text)}</p>" for text in texts)
         return above + _html_table([list(line) for line in self.lines()]) + below
 
@@ -96,8 +104,8 @@ class Result(ABC):
 class RowResult(Result):
     """A result with values for each row.
 
-    A subclass is a frozen dataclass whose first field is a per-row value. Fields that are an `Estimate` or a
-    tensor `(n,)` are per-row values; other fields are settings. `derived` lists properties that are also
+    A subclass is a frozen dataclass whose first own field is a per-row value. Fields that are an `Estimate` or
+    a tensor `(n,)` are per-row values; other fields are settings. `derived` lists properties that are also
     per-row values. `hidden` lists fields that are neither per-row values nor settings.
     """
 
@@ -107,7 +115,8 @@ class RowResult(Result):
     @property
     def num_rows(self) -> int:
         """The number of rows n."""
-        first: Any = getattr(self, fields(self)[0].name)
+        name = next(each.name for each in fields(self) if each.name != "notes")
+        first: Any = getattr(self, name)
         return len(first.values if isinstance(first, Estimate) else first)
 
     def rows(self) -> dict[str, Tensor]:
@@ -134,7 +143,7 @@ class RowResult(Result):
         return settings | summary
 
     def _values(self) -> Iterator[tuple[str, Any]]:
-        for name in (*(field.name for field in fields(self)), *self.derived):
+        for name in (*(each.name for each in fields(self)), *self.derived):
             if name not in self.hidden:
                 yield name, getattr(self, name)
 
