@@ -1,3 +1,4 @@
+from . import priors as priors
 from .deep.autoregressive import Autoregressive as Autoregressive
 from .deep.hierarchical_vae import HierarchicalVAE as HierarchicalVAE
 from .deep.vae import VAE as VAE

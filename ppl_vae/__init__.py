@@ -7,6 +7,8 @@ Each function takes any Pyro model/guide pair:
 - `inference_gaps`, `diagnose`: where the bound is loose, and why a posterior collapsed;
 - `refit_guide`, `refit_prior`: another guide or prior for a model that is kept;
 - `load_data`, `save_run`, `load_run`, `to_arviz`: data, runs on disk, ArviZ.
+
+The packages below are attributes, too: after `import ppl_vae`, `ppl_vae.objectives.ELBO` is there.
 """
 
 from __future__ import annotations

@@ -1,3 +1,23 @@
+from . import (
+    capture as capture,
+    checks as checks,
+    data as data,
+    diagnosis as diagnosis,
+    distributions as distributions,
+    em as em,
+    evaluation as evaluation,
+    guides as guides,
+    likelihoods as likelihoods,
+    models as models,
+    networks as networks,
+    objectives as objectives,
+    pairs as pairs,
+    plots as plots,
+    runs as runs,
+    runtime as runtime,
+    stats as stats,
+    training as training,
+)
 from ._version import __version__ as __version__
 from .checks import check as check
 from .data import load_data as load_data

@@ -239,7 +239,11 @@ def completion(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # -- the light description and the full parser agree -----------------------------------------------------
 
 CLASSES: dict[str, Collection[str]] = {
-    "model": [n for n in dir(models) if not issubclass(getattr(models, n), Prior)],
+    "model": [
+        name
+        for name, found in ((n, getattr(models, n)) for n in dir(models))
+        if inspect.isclass(found) and not issubclass(found, Prior)
+    ],
     "guide": [
         name
         for name in dir(guides)
