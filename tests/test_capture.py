@@ -29,9 +29,10 @@ from ppl_vae.objectives import (
     LinearWarmup,
     MeanFieldELBO,
     Objective,
+    Resolved,
     TraceELBO,
 )
-from ppl_vae.pairs import Pair, find_layout
+from ppl_vae.pairs import Layouts, Pair
 from ppl_vae.training import checkpoints, step as training_step
 from ppl_vae.training.loop import Training
 
@@ -60,7 +61,7 @@ def rows(n: int = 7) -> Tensor:
 def captured(model: Any, guide: Any, x: Tensor, objective: Objective) -> Iterator[CapturedLoss]:
     pair = Pair(model, guide)
     with pair.scope(), pyro.validation_enabled(False), pair.mode(training=True):
-        yield CapturedLoss(pair, find_layout(pair, x), objective, pair.parameters(x))
+        yield CapturedLoss(pair, Layouts(pair), Resolved(objective, pair), pair.parameters(x))
 
 
 def same_as_pyro(step: CapturedLoss, x: Tensor, beta: float) -> None:
@@ -70,7 +71,7 @@ def same_as_pyro(step: CapturedLoss, x: Tensor, beta: float) -> None:
     metrics = step(x, beta)
     gradients = [leaf.grad for leaf in step.leaves]
     torch.manual_seed(5)
-    expected, *expected_gradients = step._plain(x, beta)
+    expected, *expected_gradients = step._plain(x, beta, step.layouts.of(x))
     torch.testing.assert_close(metrics, expected, rtol=1e-6, atol=1e-5)
     for name, mine, theirs in zip(step.names, gradients, expected_gradients, strict=True):
         assert (mine is None) == (theirs is None), name
@@ -535,7 +536,7 @@ def test_a_compiled_step_agrees_to_float_precision() -> None:
         torch.manual_seed(5)
         metrics = step(x, 1.0, compiled=True)
         torch.manual_seed(5)
-        expected, *gradients = step._plain(x, 1.0)
+        expected, *gradients = step._plain(x, 1.0, step.layouts.of(x))
         torch.testing.assert_close(metrics, expected, rtol=1e-5, atol=1e-5)
         for leaf, gradient in zip(step.leaves, gradients, strict=True):
             torch.testing.assert_close(leaf.grad, gradient, rtol=1e-4, atol=1e-5)

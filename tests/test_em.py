@@ -184,7 +184,7 @@ def test_fisher_identity(covariance: str) -> None:
         of_elbo = gradients(model, -EnumELBO()(pair, layout, x).loss)
     pair = Pair(model, lambda x: None)
     with pair.scope():
-        steps = Enumeration(pair, find_layout(pair, x), GradientSteps(), x, hard=False)
+        steps = Enumeration(pair, GradientSteps(), x, hard=False)
         q, log_evidence = steps.infer(x)
         of_em = gradients(model, steps.expected_log_joint(x, q) / len(x))
     torch.testing.assert_close(log_evidence, model.log_evidence(x).sum().detach())
@@ -272,7 +272,7 @@ def test_enumeration_follows_any_dependencies(hard: bool) -> None:
     log_joint = model.log_joint(x)
     pair = Pair(model, lambda x: None)
     with pair.scope():
-        steps = Enumeration(pair, find_layout(pair, x), GradientSteps(), x, hard)
+        steps = Enumeration(pair, GradientSteps(), x, hard)
         q, found = steps.infer(x)
         slope = gradients(model, steps.expected_log_joint(x, q))
     bound = log_joint.amax(0).sum() if hard else log_joint.logsumexp(0).sum()

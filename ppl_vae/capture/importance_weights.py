@@ -11,7 +11,7 @@ from torch import Tensor
 from ppl_vae.capture.errors import CaptureError
 from ppl_vae.capture.python_state import unchanged
 from ppl_vae.capture.recording import Recording, record
-from ppl_vae.pairs import Batch, Layout, Pair, as_args, sample_rows
+from ppl_vae.pairs import Batch, Layout, Layouts, Pair, as_args, sample_rows
 from ppl_vae.runtime import random_state, set_random_state
 
 _logger = logging.getLogger(__name__)
@@ -46,15 +46,15 @@ class ImportanceSampler:
 
     Args:
         pair: The pair; its parameters must not change in the meantime.
-        layout: Its layout.
+        layouts: The layouts of its chunks.
         num_chunks: How many chunks will come.
         capture: Whether to record where it pays. The numbers are the same, bit by bit unless the
             recording is compiled.
     """
 
-    def __init__(self, pair: Pair, layout: Layout, num_chunks: int, capture: bool) -> None:
+    def __init__(self, pair: Pair, layouts: Layouts, num_chunks: int, capture: bool) -> None:
         self.pair = pair
-        self.layout = layout
+        self.layouts = layouts
         self.num_chunks = num_chunks
         self.records = capture
         self._recordings: dict[object, Recording] = {}
@@ -62,7 +62,7 @@ class ImportanceSampler:
 
     def __call__(self, batch: Batch, num_samples: int) -> Weights:
         """Draws `num_samples` latents per row."""
-        if num_samples > 1 and not self.layout.vectorizes:
+        if num_samples > 1 and not self.layouts.expected(batch).vectorizes:
             parts = [self(batch, 1) for _ in range(num_samples)]
             return Weights(
                 torch.cat([part.log_weights for part in parts]),
@@ -94,7 +94,10 @@ class ImportanceSampler:
         return found
 
     def _plain(self, batch: Batch, num_samples: int) -> Weights:
-        rows = sample_rows(self.pair, self.layout, batch, num_samples)
+        return self.layouts.run(batch, lambda layout: self._weighed(layout, batch, num_samples))
+
+    def _weighed(self, layout: Layout, batch: Batch, num_samples: int) -> Weights:
+        rows = sample_rows(self.pair, layout, batch, num_samples)
         return Weights(
             rows.log_weights,
             (rows.log_guide - rows.log_prior).double().sum(0),
@@ -110,9 +113,10 @@ class ImportanceSampler:
             CaptureError: It cannot be recorded, or the two differ.
         """
         args = as_args(batch)
+        layout = self.layouts.expected(batch)
 
         def weigh(*inputs: Tensor) -> tuple[Tensor, ...]:
-            return tuple(self._plain(inputs if len(args) > 1 else inputs[0], num_samples))
+            return tuple(self._weighed(layout, inputs if len(args) > 1 else inputs[0], num_samples))
 
         recording = record(self.pair, weigh, args)
         if compiled:

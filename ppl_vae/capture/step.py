@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from ppl_vae.capture.errors import CaptureError
 from ppl_vae.capture.python_state import HeldTensors, modules_of, python_state, unchanged
 from ppl_vae.capture.recording import Recording, record
-from ppl_vae.objectives import Loss, Objective
-from ppl_vae.pairs import Batch, Layout, Pair, as_args
+from ppl_vae.objectives import Loss, Resolved
+from ppl_vae.pairs import Batch, Layout, LayoutChangedError, Layouts, Pair, as_args
 from ppl_vae.runtime import random_state, set_random_state
 
 _logger = logging.getLogger(__name__)
@@ -60,8 +60,8 @@ class CapturedLoss:
 
     Args:
         pair: The pair; make and use the object inside of its scope.
-        layout: Its layout.
-        objective: A resolved objective.
+        layouts: The layouts of its batches.
+        objective: The objective.
         parameters: The trainable leaves by name; each gets its gradient in `.grad`.
 
     Attributes:
@@ -72,16 +72,16 @@ class CapturedLoss:
     def __init__(
         self,
         pair: Pair,
-        layout: Layout,
-        objective: Objective,
+        layouts: Layouts,
+        objective: Resolved,
         parameters: dict[str, Tensor],
     ) -> None:
         self.pair = pair
-        self.layout = layout
+        self.layouts = layouts
         self.objective = objective
         self.leaves = list(parameters.values())
         self.names = list(parameters)
-        self.scheduled = not isinstance(objective.beta, (int, float))
+        self.scheduled = not isinstance(objective.requested.beta, (int, float))
         self.recordings = 0
         self.comparisons = 0
         self._compiles = True
@@ -135,13 +135,14 @@ class CapturedLoss:
             return False
         key = self._key(batch)
         self._seen[key] = self._seen.get(key, 0) + 1
-        layout = self.layout
+        layout = self.layouts.expected(batch)
         sites = len(layout.latents) + len(layout.enumerated) + len(layout.observed)
         return self._seen[key] > RECORD_AFTER * max(1, sites // 2)
 
     def has_room(self, batch: Batch) -> bool:
         """Whether such a batch has a recording or may get one, for samples that run at once."""
-        if self.objective.num_particles > 1 and not self.layout.vectorizes:
+        several = self.objective.requested.num_particles > 1
+        if several and not self.layouts.expected(batch).vectorizes:
             return False
         return len(self._cache) < MOST_RECORDINGS or self._key(batch) in self._cache
 
@@ -174,8 +175,12 @@ class CapturedLoss:
             leaf.grad = gradient
         return metrics  # type: ignore[no-any-return]
 
-    def _plain(self, batch: Batch, beta: float | Tensor) -> tuple[Any, ...]:
-        loss: Loss = self.objective(self.pair, self.layout, batch, beta)  # type: ignore[arg-type]
+    def _plain(self, batch: Batch, beta: float | Tensor, layout: Layout) -> tuple[Any, ...]:
+        objective: Any = self.objective.of(layout, batch)
+        try:
+            loss: Loss = objective(self.pair, layout, batch, beta)
+        except LayoutChangedError as error:
+            raise CaptureError(f"batches of one shape have different sites ({error})") from error
         gradients = torch.autograd.grad(loss.loss, self.leaves, allow_unused=True)
         small = [g.sum() for g in gradients if g is not None and g.numel() <= SMALL]
         witness = torch.stack(small).sum() if small else loss.elbo
@@ -185,10 +190,13 @@ class CapturedLoss:
 
     def _record(self, batch: Batch, beta: float) -> Recording:
         args = as_args(batch)
+        layout = self.layouts.expected(batch)
+        self.objective.of(layout, batch)  # not while recording
 
         def step(*inputs: Tensor) -> tuple[Any, ...]:
             rows = inputs[: len(args)] if len(args) > 1 else inputs[0]
-            metrics, *gradients = self._plain(rows, inputs[-1] if self.scheduled else beta)
+            weight = inputs[-1] if self.scheduled else beta
+            metrics, *gradients = self._plain(rows, weight, layout)
             return metrics, *map(_laid_out, gradients, self.leaves)
 
         made = record(self.pair, step, [*args, *self._weight(beta)])
@@ -208,8 +216,9 @@ class CapturedLoss:
     def _compared(self, recording: Recording, batch: Batch, beta: float) -> Tensor:
         """Runs one step by Pyro and by the recording, under the same random numbers."""
         self.comparisons += 1
+        layout = self.layouts.expected(batch)
         with unchanged(self.pair), pyro.validation_enabled(False):
-            expected = self._plain(batch, beta)
+            expected = self._plain(batch, beta, layout)
         device = self.leaves[0].device
         generators = random_state(device, torch_only=True)
         tensors = HeldTensors(self.pair)

@@ -57,7 +57,8 @@ class DataCheck:
     """Checks the data of one batch after another for values that are NaN, infinite or outside the support.
 
     If every observed value is a tensor of the batch itself and its support is the same for all rows, only the
-    tensors are checked and the programs do not run. Otherwise the programs run, as in `check_data`.
+    tensors are checked and the programs do not run. Otherwise, and on batches with other tensors than the
+    first one, the programs run, as in `check_data`.
 
     Args:
         pair: Model and guide; make and use the object inside `pair.scope()`.
@@ -66,6 +67,7 @@ class DataCheck:
 
     def __init__(self, pair: Pair, batch: Batch) -> None:
         self._pair = pair
+        self._shapes = _shapes(batch)
         self._as_they_come: list[tuple[int, str, Any, Constraint]] | None = []
         self._dim: int | None = None
         traces = self._run(batch)
@@ -86,14 +88,15 @@ class DataCheck:
         """The first problem with the data of a batch and the first row that has it; None if there is none."""
         n, args = num_rows(batch), as_args(batch)
         found: tuple[Problem, list[int]] | None = None
-        if self._as_they_come is not None:
+        if self._as_they_come is not None and _shapes(batch) == self._shapes:
             for i, name, site, support in self._as_they_come:
                 value = args[i].reshape(n, *site["value"].shape[1:])
                 found = found or _unusable(name, site | {"value": value}, n, self._dim, support)
-        else:
-            traces = self._run(batch)
-            for name, site in observed_sites(traces[0]).items() if traces else ():
-                found = found or _unusable(name, site, n, self._dim)
+        elif (traces := self._run(batch)) is not None:
+            sites = {n: s for n, s in observed_sites(traces[0]).items() if s["value"].numel()}
+            dim = rows_frame(sites, n).dim if sites else self._dim
+            for name, site in sites.items():
+                found = found or _unusable(name, site, n, dim)
         if found is None:
             return None
         return found[0].message, min(found[1], default=None)
@@ -103,6 +106,11 @@ class DataCheck:
             traces = run_pair(self._pair, batch)
         # If a program raises on this batch, training reports it.
         return None if isinstance(traces, Problem) else traces
+
+
+def _shapes(batch: Batch) -> list[torch.Size]:
+    """The shape of a row in each tensor of a batch."""
+    return [tensor.shape[1:] for tensor in as_args(batch)]
 
 
 def _as_it_comes(site: Any, args: tuple[Tensor, ...]) -> tuple[int, Constraint] | None:

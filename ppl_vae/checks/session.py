@@ -17,9 +17,10 @@ from ppl_vae.pairs import (
     Batches,
     DataLike,
     Layout,
+    Layouts,
     Pair,
     Program,
-    find_layout,
+    RowDensities,
     move,
     num_rows,
     sample_rows,
@@ -40,7 +41,7 @@ class Session:
 
     Attributes:
         pair: The pair, inside its scope, in evaluation mode, without gradients.
-        layout: The plate that holds the rows, and the roles of the sites.
+        layouts: For each batch, the plate that holds the rows, and the roles of the sites.
         first: The first rows, which were checked; on the device.
         device: The device of the pair's parameters.
         batches: All rows.
@@ -48,11 +49,16 @@ class Session:
     """
 
     pair: Pair
-    layout: Layout
+    layouts: Layouts
     first: Batch
     device: torch.device
     batches: Batches
     progress: bool | None
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of the first rows."""
+        return self.layouts.known[0]
 
     @property
     def num_rows(self) -> int | None:
@@ -76,6 +82,12 @@ class Session:
             return num_rows(self.first)
         at_once, samples = self.chunk_sizes(spare * num_samples, rows)
         return max(1, at_once * samples // num_samples)
+
+    def sample(self, batch: Batch, num_samples: int) -> RowDensities:
+        """Draws latents per row from the guide and scores them, as `sample_rows` does."""
+        return self.layouts.run(
+            batch, lambda layout: sample_rows(self.pair, layout, batch, num_samples)
+        )
 
     def bar(self, label: str, unit: str = "row", total: int | None = None) -> Any:
         """A progress bar as a context manager."""
@@ -144,7 +156,9 @@ def opened(
         if not everything:  # a loader's first batch may be larger
             first = take_rows(first, slice(0, FIRST_ROWS))
         first = move(first, device)
-        yield Session(pair, find_layout(pair, first), first, device, batches, progress)
+        layouts = Layouts(pair)
+        layouts.of(first)
+        yield Session(pair, layouts, first, device, batches, progress)
 
 
 @contextmanager

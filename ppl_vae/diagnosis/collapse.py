@@ -74,7 +74,7 @@ def find_cause(
         unused: Which dimensions are not active.
         beta: The weight of the KL that the pair was trained with.
     """
-    pair, layout, batch = session.pair, session.layout, session.first
+    pair, layout, batch = session.pair, session.layout.of_another_guide, session.first
     few = batch if pair.keeps_rows else take_rows(batch, slice(0, 2))
     trace = sample_rows(pair, layout, few, 1).model_trace
     notes: tuple[str, ...] = ()
@@ -93,7 +93,7 @@ def find_cause(
 
 def _revives(session: Session, unused: Tensor, beta: float) -> bool:
     """Whether posteriors fitted to each row under `beta` use dimensions that the guide does not use."""
-    pair, layout, batch = session.pair, session.layout, session.first
+    pair, layout, batch = session.pair, session.layout.of_another_guide, session.first
     dtype = as_args(batch)[0].dtype
     dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()
     n = num_rows(batch)

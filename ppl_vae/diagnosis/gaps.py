@@ -12,7 +12,7 @@ from torch import Tensor
 from ppl_vae.checks import Session, opened
 from ppl_vae.diagnosis.families import own_family
 from ppl_vae.diagnosis.refinement import maximize
-from ppl_vae.pairs import Batch, DataLike, Pair, Program, as_args, num_rows, sample_rows
+from ppl_vae.pairs import Batch, DataLike, Layout, Pair, Program, as_args, num_rows, sample_rows
 from ppl_vae.stats import Estimate, RowResult, StreamingWeights, khat_limit
 
 STEP_SAMPLES = 8
@@ -260,11 +260,11 @@ def inference_gaps(
 def _gaps_of_rows(
     session: Session, batch: Batch, num_samples: int, chunk: int, max_steps: int
 ) -> tuple[dict[str, Tensor], str]:
-    pair, layout = session.pair, session.layout
+    pair, layout = session.pair, session.layouts.of(batch).of_another_guide
     family = own_family(pair, layout, batch)
     result = maximize(pair, layout, batch, family, num_samples=STEP_SAMPLES, max_steps=max_steps)
-    amortized = _bounds(session, pair, batch, num_samples, chunk)
-    best = _bounds(session, family.pair(pair), batch, num_samples, chunk)
+    amortized = _bounds(layout, pair, batch, num_samples, chunk)
+    best = _bounds(layout, family.pair(pair), batch, num_samples, chunk)
     better = ~(best["heavy"] & (amortized["khat"] < best["khat"]))
     part = {k: torch.where(better, best[k], amortized[k]) for k in ("sampled", "error", "heavy")}
     part |= {"elbo": amortized["elbo"], "elbo_error": amortized["elbo_error"]}
@@ -274,13 +274,13 @@ def _gaps_of_rows(
 
 
 def _bounds(
-    session: Session, pair: Pair, batch: Batch, num_samples: int, chunk: int
+    layout: Layout, pair: Pair, batch: Batch, num_samples: int, chunk: int
 ) -> dict[str, Tensor]:
     """The ELBO and log p(x) by importance sampling of each row, with their errors."""
     weights = StreamingWeights(num_samples)
     while weights.count < num_samples:
         k = min(chunk, num_samples - weights.count)
-        weights.update(sample_rows(pair, session.layout, batch, k).log_weights)
+        weights.update(sample_rows(pair, layout, batch, k).log_weights)
     khat, limit = weights.khat, khat_limit(num_samples)
     heavy = ~(khat <= limit) & ~(weights.ess >= 0.99 * num_samples)
     found = {

@@ -22,8 +22,8 @@ from ppl_vae.em.steps import (
     StepSize,
     closed_form,
 )
-from ppl_vae.objectives import ELBO
-from ppl_vae.pairs import Pair, PairError, as_args, find_layout, latent_sites, num_rows, trace_pair
+from ppl_vae.objectives import ELBO, Resolved
+from ppl_vae.pairs import Pair, PairError, as_args, latent_sites, num_rows, trace_pair
 
 _SLACK = {torch.float32: 1e-5, torch.float64: 1e-9}
 """How far rounding may lower the bound of exact EM, relative to 1 + |log p(x)|."""
@@ -209,14 +209,13 @@ def choose_steps(pair: Pair, data: EMData, m_step: GradientSteps | None, hard: b
     model = None if m_step else closed_form(pair.model)
     m_step = m_step or GradientSteps()
     if pair.guide is not empty_guide:
-        layout = find_layout(pair, few)
-        return ByGuide(pair, layout, ELBO().resolve(pair, few), m_step, few)
+        return ByGuide(pair, Resolved(ELBO(), pair), m_step, few)
     if model is not None:
         return ClosedForm(model, hard)
     latents = latent_sites(trace_pair(pair, few)[0])
     marked = [s["infer"].get("enumerate") == "parallel" for s in latents.values()]
     if latents and all(marked):
-        return Enumeration(pair, find_layout(pair, few), m_step, few, hard)
+        return Enumeration(pair, m_step, few, hard)
     if all(callable(getattr(pair.model, m, None)) for m in ("posterior", "log_evidence")):
         if hard:
             raise ValueError("hard=True needs a closed form, or latents that can be enumerated")

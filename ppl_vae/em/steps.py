@@ -22,11 +22,11 @@ from pyro.ops.rings import MapRing
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ppl_vae.objectives import Objective
+from ppl_vae.objectives import Resolved
 from ppl_vae.pairs import (
     SAMPLES_PLATE,
     Batch,
-    Layout,
+    Layouts,
     Pair,
     PairError,
     Substitute,
@@ -201,11 +201,9 @@ class Enumeration(ByGradient):
     the expected log p(x, z) needs; with the maximum in place of the sum, it gives the mode.
     """
 
-    def __init__(
-        self, pair: Pair, layout: Layout, m_step: GradientSteps, batch: Batch, hard: bool
-    ) -> None:
+    def __init__(self, pair: Pair, m_step: GradientSteps, batch: Batch, hard: bool) -> None:
         super().__init__(pair, m_step, batch)
-        self.layout = layout
+        self.layouts = Layouts(pair)
         self.ring = MapRing() if hard else None
 
     def infer(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
@@ -236,7 +234,8 @@ class Enumeration(ByGradient):
         return torch.stack(terms).sum()
 
     def _trace(self, batch: Batch) -> Trace:
-        model = poutine.enum(self.pair.model, first_available_dim=-self.layout.nesting - 2)
+        nesting = self.layouts.expected(batch).nesting
+        model = poutine.enum(self.pair.model, first_available_dim=-nesting - 2)
         trace = poutine.trace(model).get_trace(*as_args(batch))
         trace.compute_log_prob()
         trace.pack_tensors()
@@ -294,13 +293,12 @@ class ByGuide(Steps):
     def __init__(
         self,
         pair: Pair,
-        layout: Layout,
-        objective: Objective,
+        objective: Resolved,
         m_step: GradientSteps,
         batch: Batch,
     ) -> None:
         super().__init__()
-        self.pair, self.layout, self.objective = pair, layout, objective
+        self.pair, self.layouts, self.objective = pair, Layouts(pair), objective
         self.m_step = m_step
         with poutine.trace(param_only=True) as capture, torch.no_grad():
             poutine.trace(pair.model).get_trace(*as_args(batch))
@@ -338,4 +336,4 @@ class ByGuide(Steps):
             self.gradient_evaluations += 1
 
     def _loss(self, batch: Batch) -> Any:
-        return self.objective(self.pair, self.layout, batch)
+        return self.objective.loss(self.layouts, batch)

@@ -187,7 +187,9 @@ def in_chunks(
         with session.bar(label, "transition", total) as bar:
             for batch in session.chunks(rows):
                 tick = partial(bar.update, num_rows(batch))
-                chunk = Chunk(session.pair, session.layout, batch, schedule, chains, tick)
+                chunk = Chunk(
+                    session.pair, session.layouts.of(batch), batch, schedule, chains, tick
+                )
                 parts.append({name: t.cpu() for name, t in work(chunk).items()})
         num_values = _values_per_row(session.pair, session.first)
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, num_values

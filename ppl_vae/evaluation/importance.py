@@ -172,7 +172,7 @@ def evaluate(
         # An iterable may hold any number of rows: assume those of its first batch, at least.
         total = session.num_rows or num_rows(session.first)
         num_chunks = math.ceil(total / rows) * math.ceil(num_samples / samples)
-        sampler = ImportanceSampler(session.pair, session.layout, num_chunks, capture)
+        sampler = ImportanceSampler(session.pair, session.layouts, num_chunks, capture)
         for chunk in session.chunks(rows, "evaluate"):
             parts.append(_evaluate_rows(sampler, chunk, num_samples, samples))
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -1,4 +1,4 @@
-from .base import Loss as Loss, Objective as Objective
+from .base import Loss as Loss, Objective as Objective, Resolved as Resolved
 from .elbo import (
     ELBO as ELBO,
     EnumELBO as EnumELBO,

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ppl_vae.objectives.schedules import Schedule, require_beta
-from ppl_vae.pairs import Batch, Layout, Pair
+from ppl_vae.pairs import Batch, Layout, Layouts, Pair
 
 
 @dataclass(frozen=True)
@@ -83,4 +83,37 @@ class Objective(ABC):
 
     @abstractmethod
     def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:
-        """Evaluates the loss on a batch with a given beta; call it inside `pair.scope()`."""
+        """Evaluates the loss on a batch with a given beta; call it inside `pair.scope()`.
+
+        Raises:
+            LayoutChangedError: The layout is that of a batch with other sites.
+        """
+
+
+class Resolved:
+    """An objective as it is resolved for each layout of a pair.
+
+    Args:
+        requested: The objective that the user asked for.
+        pair: The pair.
+    """
+
+    def __init__(self, requested: Objective, pair: Pair) -> None:
+        self.requested = requested
+        self.pair = pair
+        self._found: dict[object, Objective] = {}
+
+    def of(self, layout: Layout, batch: Batch) -> Objective:
+        """The objective for a batch of this layout."""
+        found = self._found.get(layout.signature)
+        if found is None:
+            with self.pair.mode(training=False):  # batch statistics come from training steps alone
+                found = self.requested.resolve(self.pair, batch)
+            self._found[layout.signature] = found
+        return found
+
+    def loss(self, layouts: Layouts, batch: Batch, beta: float = 1.0) -> Loss:
+        """The loss of a batch, with the layout and the objective that are its own."""
+        return layouts.run(
+            batch, lambda layout: self.of(layout, batch)(self.pair, layout, batch, beta)
+        )

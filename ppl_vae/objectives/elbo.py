@@ -162,6 +162,7 @@ def _pyro_loss(
         warnings.filterwarnings("ignore", "(?s).*If you want to enumerate sites")
         total = elbo.differentiable_loss(model, guide, *as_args(batch))
     traces = elbo.kept_traces
+    layout.require(*traces[0])
     n, scale = num_rows(batch), _data_scale(traces[0][0], layout)
     loss = total / (n * scale)
     if objective.free_bits > 0:

@@ -6,6 +6,7 @@ from .attach import attach_guide as attach_guide, keep_guide as keep_guide
 from .batches import Batches as Batches, DataLike as DataLike
 from .densities import (
     RowDensities as RowDensities,
+    means_of_sites as means_of_sites,
     posterior_means as posterior_means,
     sample_rows as sample_rows,
     stated_moment as stated_moment,
@@ -15,10 +16,12 @@ from .handlers import ScaleLatents as ScaleLatents, Substitute as Substitute
 from .layout import (
     SAMPLES_PLATE as SAMPLES_PLATE,
     Layout as Layout,
+    LayoutChangedError as LayoutChangedError,
     many_samples as many_samples,
     rows_first as rows_first,
     sum_to_rows as sum_to_rows,
 )
+from .layouts import Layouts as Layouts
 from .modules import closure_of as closure_of, globals_of as globals_of
 from .pair import Bound as Bound, Pair as Pair
 from .programs import (

@@ -1,7 +1,7 @@
 """Per-row log densities of any pair for many samples.
 
-`sample_rows` computes what each *row* contributes to log p(z), log p(x | z) and log q(z | x). A `Layout`, found
-once by `find_layout`, names the plate that holds the rows and gives the role of each site.
+`sample_rows` computes what each *row* contributes to log p(z), log p(x | z) and log q(z | x). A `Layout` names
+the plate that holds the rows and gives the role of each site; `Layouts` knows the one of each batch.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class RowDensities:
         log_guide: log q(z | x).
         guide_trace: The trace of the guide, for its distributions.
         model_trace: The trace of the model.
+        layout: The layout of the batch.
     """
 
     latents: dict[str, Tensor]
@@ -46,6 +47,7 @@ class RowDensities:
     log_guide: Tensor
     guide_trace: Trace
     model_trace: Trace
+    layout: Layout
 
     @property
     def log_weights(self) -> Tensor:
@@ -67,10 +69,13 @@ def sample_rows(
 
     Args:
         pair: The pair.
-        layout: The result of `find_layout`.
+        layout: The layout of the batch.
         batch: n rows.
         num_samples: K. If the pair does not vectorize, the samples are drawn one after the other.
         values: Values of the guide's random sites, to be scored instead of drawn.
+
+    Raises:
+        LayoutChangedError: The programs have other sites on this batch than the layout.
     """
     if num_samples > 1 and not layout.vectorizes:
         parts = [
@@ -85,6 +90,7 @@ def sample_rows(
         ]
         return _stack(parts)
     model_trace, guide_trace = _run(pair, layout, batch, num_samples, values)
+    layout.require(model_trace, guide_trace)
     n = num_rows(batch)
 
     def total(trace: Trace, names: tuple[str, ...]) -> Tensor:
@@ -111,6 +117,7 @@ def sample_rows(
         log_guide=total(guide_trace, layout.guide_sites),
         guide_trace=guide_trace,
         model_trace=model_trace,
+        layout=layout,
     )
 
 
@@ -180,6 +187,7 @@ def _stack(parts: list[RowDensities]) -> RowDensities:
         log_guide=join("log_guide"),
         guide_trace=parts[-1].guide_trace,
         model_trace=parts[-1].model_trace,
+        layout=parts[-1].layout,
     )
 
 
@@ -189,15 +197,21 @@ def posterior_means(rows: RowDensities, layout: Layout) -> Tensor:
     For each site, this is the average over samples of the conditional means given by the guide's distribution,
     or of the samples themselves if the distribution has no mean.
     """
-    columns: list[Tensor] = []
+    columns = [*means_of_sites(rows, layout).values()]
+    if not columns:
+        return rows.log_guide.new_zeros((rows.log_guide.shape[1], 0))
+    return torch.cat(columns, 1)
+
+
+def means_of_sites(rows: RowDensities, layout: Layout) -> dict[str, Tensor]:
+    """The columns of `posterior_means` by site, each `(n, dimensions)`."""
+    columns: dict[str, Tensor] = {}
     for name in layout.latents:
         value = rows.latents[name]
         mean = stated_moment(rows, layout, name, "mean")
         average = (value if mean is None else mean).double().mean(0)
-        columns.append(average.reshape(len(average), -1))
-    if not columns:
-        return rows.log_guide.new_zeros((rows.log_guide.shape[1], 0))
-    return torch.cat(columns, 1)
+        columns[name] = average.reshape(len(average), -1)
+    return columns
 
 
 def stated_moment(rows: RowDensities, layout: Layout, name: str, moment: str) -> Tensor | None:

@@ -4,15 +4,56 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import pyro
 from torch import Tensor
 
-from ppl_vae.pairs.traces import Site
+from ppl_vae.pairs.errors import PairError
+from ppl_vae.pairs.traces import Site, Trace, innermost, sample_sites
 
 SAMPLES_PLATE = "_ppl_vae_samples"
 """Name of the plate over samples that is added around a pair's programs."""
+
+_SAMPLES_PLATES = {SAMPLES_PLATE, "num_particles_vectorized"}
+"""Ours, and the one that Pyro's estimators add."""
+
+Signature = tuple[tuple[object, ...], ...]
+"""What a layout depends on: for each site its role, name, kind of distribution, event dimensions and plates."""
+
+
+class LayoutChangedError(PairError):
+    """A batch has other sites, roles or plates than the one on which a layout was found."""
+
+
+def signature_of(model_trace: Trace, guide_trace: Trace) -> Signature:
+    """The signature of two traces. Plates over samples and the sizes of plates do not count.
+
+    Example:
+        >>> import pyro.distributions as dist, pyro.poutine as poutine
+        >>> def program(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+        >>> trace = poutine.trace(program).get_trace
+        >>> signature_of(trace(torch.zeros(3)), trace(torch.zeros(2)))[0]
+        ('model', 'x', True, 'Normal', 0, (('data', -1),))
+    """
+    return tuple(
+        (
+            program,
+            name,
+            site["is_observed"],
+            type(innermost(site["fn"])).__name__,
+            len(site["fn"].event_shape),
+            tuple(
+                (f.name, f.dim)
+                for f in site["cond_indep_stack"]
+                if f.vectorized and f.name not in _SAMPLES_PLATES
+            ),
+        )
+        for program, trace in (("model", model_trace), ("guide", guide_trace))
+        for name, site in sample_sites(trace).items()
+    )
 
 
 @dataclass(frozen=True)
@@ -30,6 +71,7 @@ class Layout:
         observed: Observed sites.
         nesting: The number of dimensions that plates take up.
         vectorizes: Whether one run can hold many samples; if not, samples are drawn in a loop.
+        signature: That of the traces that the layout was found on; empty if that is not known.
     """
 
     plate: str
@@ -42,6 +84,33 @@ class Layout:
     observed: tuple[str, ...]
     nesting: int
     vectorizes: bool
+    signature: Signature = field(default=(), compare=False, repr=False)
+
+    @property
+    def of_another_guide(self) -> Layout:
+        """The same layout for a guide with the same sites and plates, whatever it draws them from."""
+        return replace(self, signature=())
+
+    def require(self, model_trace: Trace, guide_trace: Trace) -> None:
+        """Raises an error for traces of another signature.
+
+        Raises:
+            LayoutChangedError: The traces have other sites, roles or plates.
+        """
+        if not self.signature:
+            return
+        found = signature_of(model_trace, guide_trace)
+        if found != self.signature:
+            rows = [*found, *self.signature]
+            others = [row for row in rows if (row in found) != (row in self.signature)]
+            what = (
+                f"the {others[0][0]}'s site '{others[0][1]}'"
+                if others
+                else "the order of the sites"
+            )
+            raise LayoutChangedError(
+                f"{what} is not the same in this batch as in the one that the layout was found on"
+            )
 
 
 @contextlib.contextmanager

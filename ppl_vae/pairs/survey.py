@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ppl_vae.pairs.densities import sample_rows
 from ppl_vae.pairs.errors import PairError
-from ppl_vae.pairs.layout import SAMPLES_PLATE, Layout
+from ppl_vae.pairs.layout import SAMPLES_PLATE, Layout, LayoutChangedError, signature_of
 from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import Batch, as_args, num_rows, take_rows
 from ppl_vae.pairs.traces import (
@@ -128,10 +129,9 @@ def find_layout(pair: Pair, batch: Batch) -> Layout:
             observed=tuple(observed),
             nesting=-min(dims),
             vectorizes=True,
+            signature=signature_of(model_trace, guide_trace),
         )
-        if not _vectorizes(pair, layout, batch):
-            layout = Layout(**{**layout.__dict__, "vectorizes": False})
-    return layout
+        return replace(layout, vectorizes=_vectorizes(pair, layout, batch))
 
 
 def _require_enumerable(name: str, site: Site, plate: str) -> None:
@@ -167,7 +167,11 @@ def _vectorizes(pair: Pair, layout: Layout, batch: Batch) -> bool:
     """Whether the same latents get the same densities in a run of two samples as in runs of one sample each."""
     small = batch if pair.keeps_rows else take_rows(batch, slice(0, 8))
     try:
-        both = sample_rows(pair, layout, small, 2)
+        try:
+            both = sample_rows(pair, layout, small, 2)
+        except LayoutChangedError:  # the longest sequence is not among the first
+            small = batch
+            both = sample_rows(pair, layout, small, 2)
         for k in range(2):
             values = {
                 name: _one_sample(site, layout, k)

@@ -100,9 +100,9 @@ def _posteriors(session: Session, num_draws: int) -> tuple[Tensor, Tensor, Tenso
         )
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for chunk in session.chunks(session.rows_at_once(num_draws), "refit_prior"):
-        rows = sample_rows(pair, layout, chunk, num_draws)
+        rows = session.sample(chunk, num_draws)
         z = rows.latents[site]
-        mean, variance = (stated_moment(rows, layout, site, m) for m in ("mean", "variance"))
+        mean, variance = (stated_moment(rows, rows.layout, site, m) for m in ("mean", "variance"))
         if mean is None or variance is None:
             mean, variance = z, torch.zeros_like(z)
         # Stated moments may depend on auxiliary draws.

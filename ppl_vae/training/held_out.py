@@ -5,7 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ppl_vae.pairs import Batches, Layout, Pair, move, num_rows, posterior_means, sample_rows
+from ppl_vae.pairs import (
+    Batch,
+    Batches,
+    Layouts,
+    Pair,
+    RowDensities,
+    means_of_sites,
+    move,
+    num_rows,
+    sample_rows,
+)
 from ppl_vae.stats import active_units
 from ppl_vae.training.errors import read_only_once
 from ppl_vae.training.rows import TrainingRows
@@ -22,16 +32,16 @@ class HeldOut:
 
     Args:
         pair: The pair.
-        layout: Its layout.
+        layouts: The layouts of its batches.
         batches: The held-out rows; None measures active units on a batch of training rows.
         rows: The training rows.
     """
 
     def __init__(
-        self, pair: Pair, layout: Layout, batches: Batches | None, rows: TrainingRows
+        self, pair: Pair, layouts: Layouts, batches: Batches | None, rows: TrainingRows
     ) -> None:
         self.pair = pair
-        self.layout = layout
+        self.layouts = layouts
         self.batches = batches
         self.rows = rows
         self.size = rows.batch_size if pair.keeps_rows else max(rows.batch_size, LEAST_ROWS)
@@ -47,7 +57,7 @@ class HeldOut:
             ValueError: The rows gave no batches.
         """
         rate = distortion = rows = 0.0
-        means: list[Tensor] = []
+        means: dict[tuple[str, int], list[Tensor]] = {}
         source = self.rows.batches if self.batches is None else self.batches
         with torch.no_grad(), self.pair.mode(training=False), torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -56,20 +66,26 @@ class HeldOut:
                     batch = self.rows.prepared(batch)
                 else:
                     batch = move(batch, self.rows.processes.device)
-                drawn = sample_rows(self.pair, self.layout, batch, VALIDATION_SAMPLES)
+                drawn = self._drawn(batch)
                 rate += float((drawn.log_guide - drawn.log_prior).double().mean(0).sum())
                 distortion -= float(drawn.log_likelihood.double().mean(0).sum())
                 rows += num_rows(batch)
-                means.append(posterior_means(drawn, self.layout).cpu())
+                for name, columns in means_of_sites(drawn, drawn.layout).items():
+                    means.setdefault((name, columns.shape[1]), []).append(columns.cpu())
                 if self.batches is None:
                     break
-        if not means:
+        if not rows:
             raise read_only_once("x" if self.batches is None else "validation", epoch)
-        joined = torch.cat(means)
-        active = active_units(joined)[1].sum() if len(joined) > 1 else 0
-        found: dict[str, float] = {"active_units": int(active)}
+        sites = [torch.cat(columns) for columns in means.values()]
+        active = sum(int(active_units(site)[1].sum()) for site in sites if len(site) > 1)
+        found: dict[str, float] = {"active_units": active}
         if self.batches is not None:
             found["validation_rate"] = rate / rows
             found["validation_distortion"] = distortion / rows
             found["validation_elbo"] = -(rate + distortion) / rows
         return found
+
+    def _drawn(self, batch: Batch) -> RowDensities:
+        return self.layouts.run(
+            batch, lambda layout: sample_rows(self.pair, layout, batch, VALIDATION_SAMPLES)
+        )

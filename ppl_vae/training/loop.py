@@ -21,8 +21,8 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ppl_vae.capture import CapturedLoss
 from ppl_vae.checks import check_batch
-from ppl_vae.objectives import Objective
-from ppl_vae.pairs import Batch, Batches, Pair, find_layout, num_rows
+from ppl_vae.objectives import Objective, Resolved
+from ppl_vae.pairs import Batch, Batches, Layouts, Pair, num_rows
 from ppl_vae.runtime import denormals_flushed, progress_bar
 from ppl_vae.training.checkpoints import Checkpoints
 from ppl_vae.training.errors import read_only_once
@@ -93,9 +93,9 @@ class Training:
             raise ValueError("the pair has no parameters to train: neither modules nor pyro.param")
         self.rows.check(first)
         self.processes.share_weights(pair)
-        layout = find_layout(pair, first)
-        with pair.mode(training=False):  # batch statistics come from training steps alone
-            self.objective = requested_objective.resolve(pair, first)
+        layouts = Layouts(pair)
+        self.objective = Resolved(requested_objective, pair)
+        self.objective.of(layouts.of(first), first)
 
         leaves = list(parameters.values())
         self.optimizer = make_optimizer(leaves, optimizer, learning_rate)
@@ -104,12 +104,12 @@ class Training:
         self.total_steps = None if per_epoch is None else per_epoch * max_epochs
         captured = None
         if capture:
-            loss = CapturedLoss(pair, layout, self.objective, parameters)
+            loss = CapturedLoss(pair, layouts, self.objective, parameters)
             share = self.rows.share_of(first)
             captured = CapturedGradients(loss, share, compile, self.total_steps, self.processes)
         self.step = Step(
             pair,
-            layout,
+            layouts,
             self.objective,
             parameters,
             self.optimizer,
@@ -118,7 +118,7 @@ class Training:
             clip_grad_norm,
             folder,
         )
-        self.held_out = HeldOut(pair, layout, held_out, self.rows)
+        self.held_out = HeldOut(pair, layouts, held_out, self.rows)
         facts = {
             "batch_size": batch_size,
             "objective": re.sub(r" at 0x[0-9a-f]+", "", repr(requested_objective)),
@@ -190,7 +190,7 @@ class Training:
             self.step.captured.recheck_state()
         for batch, rows in self.rows.shuffled(self.seed, progress.epoch, progress.step_in_epoch):
             done = progress.step_in_epoch / self.rows.per_epoch if self.rows.per_epoch else 0.0
-            beta = self.objective.beta_at(progress.epoch + done)
+            beta = self.objective.requested.beta_at(progress.epoch + done)
             share = 0.0 if batch is None else num_rows(batch) / rows
             due = self.rows.batches.in_memory and self.checkpoints.is_due(amid_epoch=True)
             metrics, due = self.step(batch, share, beta, progress, due)
@@ -206,7 +206,7 @@ class Training:
         """The metrics of the epoch, on which the schedule and early stopping act."""
         progress = self.progress
         sums = self.processes.summed(progress.sums, ("rows", *STEP_METRICS))
-        beta = self.objective.beta_at(progress.epoch + 1 - 1e-9)
+        beta = self.objective.requested.beta_at(progress.epoch + 1 - 1e-9)
         rows = sums.pop("rows")
         progress.epoch += 1
         row: dict[str, float] = {"epoch": progress.epoch, "step": progress.step}
@@ -222,7 +222,7 @@ class Training:
             self.scheduler.step(watched if self.scheduler.mode == "max" else -watched)
         elif self.scheduler is not None:
             self.scheduler.step()
-        warm = progress.epoch >= self.objective.warmup_epochs
+        warm = progress.epoch >= self.objective.requested.warmup_epochs
         if self.patience is not None and warm and row["validation_elbo"] > progress.best_elbo:
             progress.best_elbo, progress.best_epoch = row["validation_elbo"], progress.epoch
             self.best = {n: t.detach().cpu().clone() for n, t in self.pair.state().items()}

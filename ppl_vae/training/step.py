@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ppl_vae.capture import RECORD_AFTER, CapturedLoss, CaptureError
-from ppl_vae.objectives import Loss, Objective
-from ppl_vae.pairs import Batch, Layout, Pair, num_rows
+from ppl_vae.objectives import Loss, Resolved
+from ppl_vae.pairs import Batch, Layouts, Pair, num_rows
 from ppl_vae.runtime import random_state, set_random_state
 from ppl_vae.training.errors import DivergenceError, divergence
 from ppl_vae.training.processes import Processes
@@ -123,8 +123,8 @@ class Step:
 
     Attributes:
         pair: The pair.
-        layout: Its layout.
-        objective: A resolved objective.
+        layouts: The layouts of its batches.
+        objective: The objective.
         parameters: The trainable leaves by name.
         optimizer: The optimizer of the leaves.
         captured: Takes the place of Pyro where it can; None for never.
@@ -134,8 +134,8 @@ class Step:
     """
 
     pair: Pair
-    layout: Layout
-    objective: Objective
+    layouts: Layouts
+    objective: Resolved
     parameters: dict[str, Tensor]
     optimizer: Optimizer
     captured: CapturedGradients | None
@@ -211,7 +211,7 @@ class Step:
 
     def _loss(self, batch: Batch, beta: float, progress: Progress) -> Loss:
         try:
-            return self.objective(self.pair, self.layout, batch, beta)
+            return self.objective.loss(self.layouts, batch, beta)
         except Exception as error:
             error.add_note(f"while training, at step {progress.step + 1}")
             raise
@@ -231,4 +231,4 @@ class Step:
             torch.nn.utils.clip_grads_with_norm_(self.leaves, self.clip_grad_norm, norm)
 
     def _diverged(self, what: str, loss: Loss | None, progress: Progress) -> DivergenceError:
-        return divergence(what, loss, self.layout.dim, progress, self.folder)
+        return divergence(what, loss, self.layouts.known[0].dim, progress, self.folder)

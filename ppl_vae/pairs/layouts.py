@@ -1,0 +1,128 @@
+"""The layouts of a pair: which one a batch has may change from batch to batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from ppl_vae.pairs.layout import Layout, Signature, signature_of
+from ppl_vae.pairs.pair import Pair
+from ppl_vae.pairs.programs import Batch, as_args
+from ppl_vae.pairs.survey import find_layout
+from ppl_vae.pairs.traces import trace_pair
+from ppl_vae.runtime import random_state, set_random_state
+
+Result = TypeVar("Result")
+
+
+class Layouts:
+    """The layout of each batch of a pair.
+
+    Lengths, labels and modalities may come and go: sites, roles and plates belong to the traces of a batch, not
+    to the pair. To look at the traces of every batch first would cost as much as the work itself. So `run` does
+    the work with the layout of the last batch of the same shapes, and again with the right one if the sites
+    turn out to be others. Use it inside of `pair.scope()`.
+
+    Args:
+        pair: The pair.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from ppl_vae.pairs import sample_rows
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         for t in range(x.shape[1]):
+        ...             z = pyro.sample(f"z_{t}", dist.Normal(0.0, 1.0))
+        ...             pyro.sample(f"x_{t}", dist.Normal(z, 1.0), obs=x[:, t])
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         for t in range(x.shape[1]):
+        ...             pyro.sample(f"z_{t}", dist.Normal(x[:, t] / 2, 0.5**0.5))
+        >>> pair = Pair.of(model, guide)
+        >>> with pair.scope():
+        ...     layouts = Layouts(pair)
+        ...     [layouts.of(torch.zeros(2, steps)).latents for steps in (1, 2)]
+        [('z_0',), ('z_0', 'z_1')]
+    """
+
+    def __init__(self, pair: Pair) -> None:
+        self._pair = pair
+        self._known: dict[Signature, Layout] = {}
+        self._last: dict[object, Layout] = {}
+        self._unsteady: set[object] = set()
+        self._buffers: list[Tensor] | None = None
+
+    def of(self, batch: Batch) -> Layout:
+        """The layout of a batch, found by running the programs on it. The random state does not change.
+
+        Raises:
+            PairError: As for `find_layout`.
+        """
+        with torch.random.fork_rng(), torch.no_grad(), self._pair.mode(training=False):
+            signature = signature_of(*trace_pair(self._pair, batch))
+        if signature not in self._known:
+            self._known[signature] = find_layout(self._pair, batch)
+        layout = self._last[_shapes(batch)] = self._known[signature]
+        return layout
+
+    def expected(self, batch: Batch) -> Layout:
+        """The layout that a batch most likely has: that of the last one of its shapes."""
+        shapes = _shapes(batch)
+        if shapes in self._unsteady or shapes not in self._last:
+            return self.of(batch)
+        return self._last[shapes]
+
+    def run(self, batch: Batch, work: Callable[[Layout], Result]) -> Result:
+        """The result of some work on a batch, done with the batch's layout.
+
+        Args:
+            batch: The rows.
+            work: What to do. It raises an error if the layout is not that of the batch, as `sample_rows` and
+                the objectives do. Then it is done again, with the same random numbers and buffers.
+        """
+        layout = self.expected(batch)
+        with self._kept(as_args(batch)[0].device) as put_back:
+            try:
+                return work(layout)
+            except Exception as error:
+                try:
+                    found = self.of(batch)
+                except Exception:  # the programs cannot run on this batch
+                    raise error from None
+                if found is layout:
+                    raise
+                put_back()
+        self._unsteady.add(_shapes(batch))
+        return work(found)
+
+    @property
+    def known(self) -> tuple[Layout, ...]:
+        """The layouts found so far."""
+        return tuple(self._known.values())
+
+    @contextmanager
+    def _kept(self, device: torch.device) -> Iterator[Callable[[], None]]:
+        """Remembers random state and buffers, which a run in training mode changes."""
+        generators = random_state(device, torch_only=True)
+        if self._buffers is None:
+            modules = self._pair.modules().values()
+            self._buffers = [buffer for module in modules for buffer in module.buffers()]
+        training = torch.is_grad_enabled()
+        before = [buffer.clone() for buffer in self._buffers] if training else []
+
+        def put_back() -> None:
+            set_random_state(generators, device)
+            with torch.no_grad():
+                for buffer, value in zip(self._buffers or (), before, strict=False):
+                    buffer.copy_(value)
+
+        yield put_back
+
+
+def _shapes(batch: Batch) -> object:
+    """The shapes of the rows, on which the sites of most programs depend at most."""
+    return tuple((tensor.shape[1:], tensor.dtype) for tensor in as_args(batch))
