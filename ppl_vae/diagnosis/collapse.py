@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from torch import Tensor
 
 from ppl_vae.checks import Session
-from ppl_vae.diagnosis.dimensions import NUM_DRAWS
+from ppl_vae.diagnosis.dimensions import NUM_DRAWS, dimension_names
 from ppl_vae.diagnosis.refinement import can_refine, refine_rows
 from ppl_vae.diagnosis.residuals import Residuals
 from ppl_vae.pairs import as_args, num_rows, posterior_means, sample_rows, take_rows
+from ppl_vae.stats import standard_error
 
 CAUSES = {
     "none": ("no cause", "nothing to do"),
@@ -24,8 +26,8 @@ CAUSES = {
     ),
     "small means": (
         "their posterior means vary little, yet the posterior depends on x",
-        "judge them by the mutual information: the measure of active units is meant for priors of variance 1 "
-        "and for posteriors that differ in their means",
+        "judge them by the mutual information: the measure of active units is meant for posteriors that "
+        "differ in their means",
     ),
     "lagging guide": (
         "the guide lags behind the model, whose own posterior does use them",
@@ -54,7 +56,7 @@ CAUSES = {
 """For each cause: what it means, and the remedy."""
 
 REVIVED = 0.1
-"""Mean KL in nats above which per-row posteriors count as using a dimension that the guide does not use."""
+"""Nats of mean KL, above the guide's own, from which on per-row posteriors count as using a dimension."""
 
 
 def remedy_of(cause: str, beta: float) -> str:
@@ -64,21 +66,21 @@ def remedy_of(cause: str, beta: float) -> str:
 
 
 def find_cause(
-    session: Session, residuals: Residuals, unused: Tensor, beta: float
+    session: Session, residuals: Residuals, unused: Mapping[str, float], beta: float
 ) -> tuple[str, tuple[str, ...]]:
     """Why dimensions are not used, one of `CAUSES`, and notes on what could not be checked.
 
     Args:
         session: The opened pair; a posterior is fitted to each row of its first batch.
         residuals: The decoder's residuals of all rows.
-        unused: Which dimensions are not active.
+        unused: The dimensions that are not active, and the KL that the guide pays for each.
         beta: The weight of the KL that the pair was trained with.
     """
     pair, layout, batch = session.pair, session.layout.of_another_guide, session.first
     few = batch if pair.keeps_rows else take_rows(batch, slice(0, 2))
-    trace = sample_rows(pair, layout, few, 1).model_trace
     notes: tuple[str, ...] = ()
-    if not can_refine(pair, layout, trace):
+    varies = len(session.layouts.known) > 1
+    if varies or not can_refine(pair, layout, sample_rows(pair, layout, few, 1).model_trace):
         notes = (
             "per-row posteriors cannot be fitted for this pair: a guide that lags behind the model is not "
             "ruled out",
@@ -91,24 +93,34 @@ def find_cause(
     return verdict or "ignored latent", notes
 
 
-def _revives(session: Session, unused: Tensor, beta: float) -> bool:
-    """Whether posteriors fitted to each row under `beta` use dimensions that the guide does not use."""
+def _revives(session: Session, unused: Mapping[str, float], beta: float) -> bool:
+    """Whether posteriors fitted to each row under `beta` use dimensions that the guide does not use.
+
+    They use one if its KL exceeds that of the guide by `REVIVED`, beyond the error of the mean over rows.
+    """
     pair, layout, batch = session.pair, session.layout.of_another_guide, session.first
     dtype = as_args(batch)[0].dtype
     dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()
     n = num_rows(batch)
     size = session.rows_at_once(NUM_DRAWS, rows=16, spare=4)
     gains, kls = [], []
+    which, own = torch.empty(0, dtype=torch.bool), torch.zeros(0)
     for first in range(0, n, size):
         chunk = take_rows(batch, slice(first, first + size))
         rows = sample_rows(pair, layout, chunk, NUM_DRAWS)
         means = posterior_means(rows, layout)
+        names = dimension_names(rows)
+        which = torch.tensor([name in unused for name in names], device=means.device)
+        own = torch.tensor([unused.get(name, 0.0) for name in names], device=means.device)
         # Start away from the prior's mean, which may be a saddle point.
-        start = means + 0.5 * torch.randn_like(means) * unused.to(means.device)
+        start = means + 0.5 * torch.randn_like(means) * which
         bound = rows.log_likelihood + beta * (rows.log_prior - rows.log_guide)
         del rows
         refined = refine_rows(pair, layout, chunk, start.to(dtype), beta=beta)
         gains.append(refined.bound - bound.mean(0))
         kls.append(refined.kl)
-    kl = torch.cat(kls).mean(0)[unused.to(kls[0].device)]
-    return float(torch.cat(gains).mean()) > 0 and float(kl.max()) > REVIVED
+    kl = (torch.cat(kls) - own)[:, which].double()
+    if kl.shape[1] == 0:
+        return False
+    noise = standard_error(kl) if len(kl) > 1 else torch.zeros(())
+    return float(torch.cat(gains).mean()) > 0 and float((kl.mean(0) - 2 * noise).max()) > REVIVED

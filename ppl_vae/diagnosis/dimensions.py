@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pyro.poutine as poutine
 import torch
@@ -11,24 +13,116 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from ppl_vae.checks import Session
+from ppl_vae.diagnosis.information import RowDraws
 from ppl_vae.diagnosis.residuals import Residuals
 from ppl_vae.pairs import (
     Batch,
-    Layout,
     RowDensities,
     as_args,
     elementwise,
     elementwise_kl,
     many_samples,
     num_rows,
+    present,
     rows_first,
-    sample_rows,
     stated_moment,
 )
-from ppl_vae.stats import RunningVariance
 
 NUM_DRAWS = 32
-"""Draws from each row's q(z | x)."""
+"""RowDraws from each row's q(z | x)."""
+
+
+class OfSite(NamedTuple):
+    """Numbers of the w dimensions of one site for each of n rows; all but the names `(n, w)`.
+
+    Attributes:
+        names: The dimensions' names.
+        present: Whether the row has the dimension: masks may leave it out.
+        kl: KL(q || p), nats.
+        means: Posterior means.
+        noise: Sampling variances of the means.
+        prior_variance: The prior's variance.
+    """
+
+    names: tuple[str, ...]
+    present: Tensor
+    kl: Tensor
+    means: Tensor
+    noise: Tensor
+    prior_variance: Tensor
+
+
+class Dimensions:
+    """Statistics of each latent dimension over the rows that have it.
+
+    Sites, and the rows that have them, may differ from batch to batch. Means and variances are merged by the
+    pairwise update of Chan, Golub & LeVeque (see `RunningVariance`).
+
+    Example:
+        >>> ones, found = torch.ones(3, 1), Dimensions()
+        >>> means = torch.tensor([[1.0], [3.0], [100.0]])
+        >>> there = torch.tensor([[True], [True], [False]])
+        >>> found.update(OfSite(("z",), there, 2 * ones, means, 0 * ones, ones))
+        >>> found.names, found.count.tolist(), found.kl.tolist(), found.mean_variance.tolist()
+        (('z',), [2.0], [2.0], [2.0])
+    """
+
+    def __init__(self) -> None:
+        self._place: dict[str, int] = {}
+        # Rows, mean of means, their squared deviations, and the sums of KL, noise and prior variance.
+        self._sums = torch.zeros(6, 0, dtype=torch.float64)
+
+    def update(self, site: OfSite) -> None:
+        """Adds rows."""
+        for name in site.names:
+            self._place.setdefault(name, len(self._place))
+        missing = len(self._place) - self._sums.shape[1]
+        self._sums = torch.cat([self._sums, self._sums.new_zeros(6, missing)], 1)
+        places = torch.tensor([self._place[name] for name in site.names])
+        there = site.present
+
+        def total(values: Tensor) -> Tensor:
+            return values.double().masked_fill(~there, 0.0).sum(0)
+
+        rows = there.double().sum(0)
+        mean = total(site.means) / rows.clamp(min=1.0)
+        squares = total((site.means.double() - mean).square())
+        count, old, old_squares, *sums = self._sums[:, places]
+        both = (count + rows).clamp(min=1.0)
+        delta = torch.where(rows > 0, mean - old, 0.0)
+        # Once a mean is infinite, it stays infinite; the usual update would compute inf - inf.
+        merged = torch.where(delta.isfinite(), old + delta * (rows / both), old + mean)
+        squares = old_squares + squares + delta.square() * (count * rows / both)
+        parts = (total(site.kl), total(site.noise), total(site.prior_variance))
+        added = [old + new for old, new in zip(sums, parts, strict=True)]
+        self._sums[:, places] = torch.stack([count + rows, merged, squares, *added])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the dimensions."""
+        return tuple(self._place)
+
+    @property
+    def count(self) -> Tensor:
+        """The number of rows that have each dimension, `(d,)`."""
+        return self._sums[0]
+
+    @property
+    def kl(self) -> Tensor:
+        """Mean KL of each dimension over the rows that have it, nats, `(d,)`."""
+        return self._sums[3] / self.count
+
+    @property
+    def mean_variance(self) -> Tensor:
+        """Variance of the posterior means over those rows, without sampling noise, `(d,)`."""
+        variance = self._sums[2] / (self.count - 1).clamp(min=1.0)
+        variance = variance.masked_fill(self.count < 2, math.nan)
+        return (variance - self._sums[4] / self.count).clamp(min=0.0)
+
+    @property
+    def prior_variance(self) -> Tensor:
+        """Mean variance under the prior, `(d,)`."""
+        return self._sums[5] / self.count
 
 
 @dataclass(frozen=True)
@@ -37,24 +131,16 @@ class Gathered:
 
     Attributes:
         num_rows: n.
-        names: The dimensions' names.
-        kl: Mean KL of each dimension, nats, `(d,)`.
-        mean_variance: Variance over rows of the posterior means, `(d,)`.
-        points: One draw per row, `(n, *inner plates, *event)`, for each site of the guide.
-        log_guide: log q(z | x) at those draws, `(n,)`.
-        log_prior: log p(z) at them, `(n,)`.
+        dimensions: Statistics of each dimension.
+        draws: One draw for each row.
         residuals: The decoder's residuals.
         identical: Whether all rows are the same.
         moments_alone: Sites whose KL per dimension comes from means and variances alone.
     """
 
     num_rows: int
-    names: tuple[str, ...]
-    kl: Tensor
-    mean_variance: Tensor
-    points: dict[str, Tensor]
-    log_guide: Tensor
-    log_prior: Tensor
+    dimensions: Dimensions
+    draws: RowDraws
     residuals: Residuals
     identical: bool
     moments_alone: tuple[str, ...]
@@ -68,45 +154,31 @@ def gather(session: Session, size: int, analytic: bool) -> Gathered:
         size: Rows at once, with all draws of each.
         analytic: Whether the analytic KL of a site equals its share of the rate.
     """
-    layout = session.layout
-    spread, residuals = RunningVariance(), Residuals()
-    names: tuple[str, ...] = ()
-    kl_sum = sampling = torch.zeros(())
-    points: list[dict[str, Tensor]] = []
-    log_guide, log_prior = [], []
+    dimensions, draws, residuals = Dimensions(), RowDraws(), Residuals()
+    moments_alone: dict[str, None] = {}
     row: tuple[Tensor, ...] | None = None
     identical, n = True, 0
     for batch in session.chunks(size, "diagnose"):
-        rows = sample_rows(session.pair, layout, batch, NUM_DRAWS)
-        kl, means, noise_of_means, names = _latent_dimensions(session, batch, rows, analytic)
-        spread.update(means.cpu())
-        kl_sum = kl_sum + kl.sum(0)
-        sampling = sampling + noise_of_means.sum(0)
-        points.append({name: _first_draw(rows, layout, name) for name in rows.draws})
-        log_guide.append(rows.log_guide[0])
-        log_prior.append(rows.log_prior[0])
-        residuals.update(rows, layout)
+        rows = session.sample(batch, NUM_DRAWS)
+        in_guide, in_model = rows.guide_trace.nodes, rows.model_trace.nodes
+        for name in rows.layout.latents:
+            dimensions.update(_of_site(session, batch, rows, name, analytic))
+            if elementwise_kl(in_guide[name], in_model[name], analytic) is None:
+                moments_alone[name] = None
+        draws.update(rows)
+        residuals.update(rows, rows.layout)
         args = as_args(batch)
         row = row or tuple(value[:1] for value in args)
-        pairs = zip(args, row, strict=True)
-        identical = identical and all(bool((value == one).all()) for value, one in pairs)
+        identical = identical and _all_equal(args, row)
         n += num_rows(batch)
-    in_guide, in_model = rows.guide_trace.nodes, rows.model_trace.nodes
-    return Gathered(
-        num_rows=n,
-        names=names,
-        kl=(kl_sum / n).cpu(),
-        mean_variance=(spread.variance - (sampling / n).cpu()).clamp(min=0.0),
-        points={name: torch.cat([part[name] for part in points]) for name in points[0]},
-        log_guide=torch.cat(log_guide),
-        log_prior=torch.cat(log_prior),
-        residuals=residuals,
-        identical=identical,
-        moments_alone=tuple(
-            name
-            for name in layout.latents
-            if elementwise_kl(in_guide[name], in_model[name], analytic) is None
-        ),
+    return Gathered(n, dimensions, draws, residuals, identical, tuple(moments_alone))
+
+
+def _all_equal(args: tuple[Tensor, ...], row: tuple[Tensor, ...]) -> bool:
+    """Whether all rows equal one row."""
+    return len(args) == len(row) and all(
+        value.shape[1:] == one.shape[1:] and bool((value == one).all())
+        for value, one in zip(args, row, strict=True)
     )
 
 
@@ -121,48 +193,58 @@ def note_on_moments(names: tuple[str, ...]) -> tuple[str, ...]:
     )
 
 
-def _latent_dimensions(
-    session: Session, batch: Batch, rows: RowDensities, analytic: bool
-) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...]]:
-    """KL, posterior mean and sampling variance of that mean for each row and dimension; and the names."""
-    layout = session.layout
-    kls, means, noises, names = [], [], [], []
+def note_on_rows(dimensions: Dimensions, n: int) -> tuple[str, ...]:
+    """A note on dimensions that only some of n rows have."""
+    some = dimensions.count < n
+    if not bool(some.any()):
+        return ()
+    first = dimensions.names[int(some.nonzero()[0])]
+    more = int(some.sum()) - 1
+    which = f"'{first}'" + (f" and {more} more" if more else "")
+    return (
+        f"not all rows have {which}: the numbers of each dimension are those of the rows that have it, at "
+        f"least {int(dimensions.count.min())} of {n}",
+    )
+
+
+def _of_site(
+    session: Session, batch: Batch, rows: RowDensities, name: str, analytic: bool
+) -> OfSite:
+    """The numbers of one latent site for each row."""
+    layout = rows.layout
     samples, n = rows.log_guide.shape
-    for name in layout.latents:
-        value = rows.latents[name].double()
-        stated = stated_moment(rows, layout, name, "mean")
-        centers = value if stated is None else stated.double()
-        mean, noise = centers.mean(0), centers.var(0) / samples
-        guide_site, model_site = rows.guide_trace.nodes[name], rows.model_trace.nodes[name]
-        kl = elementwise_kl(guide_site, model_site, analytic)
-        if kl is not None:
-            fn = guide_site["fn"]
-            kl = kl.reshape(fn.batch_shape + fn.event_shape)
-            kl = rows_first({**guide_site, "value": kl}, layout, samples, n).mean(0)
-        else:
-            variance = stated_moment(rows, layout, name, "variance")
-            spread = centers.var(0)
-            if stated is not None and variance is not None:
-                spread = spread + variance.double().mean(0)
-            prior_mean, prior_variance = _prior_moments(session, batch, rows, name)
-            kl = _gaussian_kl(mean, spread, prior_mean, prior_variance)
-            if stated is None:
-                kl = kl - _sampling_bias(spread / prior_variance, samples)
-        kls.append(kl.double().reshape(n, -1))
-        means.append(mean.reshape(n, -1))
-        noises.append(noise.reshape(n, -1))
-        names += _dimension_names(name, mean.shape[1:])
-    return torch.cat(kls, 1), torch.cat(means, 1), torch.cat(noises, 1), tuple(names)
+    value = rows.latents[name].double()
+    stated = stated_moment(rows, layout, name, "mean")
+    centers = value if stated is None else stated.double()
+    mean, noise = centers.mean(0), centers.var(0) / samples
+    guide_site, model_site = rows.guide_trace.nodes[name], rows.model_trace.nodes[name]
+    prior_mean, prior_variance = _prior_moments(session, batch, rows, name)
+    kl = elementwise_kl(guide_site, model_site, analytic)
+    if kl is not None:
+        fn = guide_site["fn"]
+        kl = kl.reshape(fn.batch_shape + fn.event_shape)
+        kl = rows_first({**guide_site, "value": kl}, layout, samples, n).mean(0)
+    else:
+        variance = stated_moment(rows, layout, name, "variance")
+        spread = centers.var(0)
+        if stated is not None and variance is not None:
+            spread = spread + variance.double().mean(0)
+        kl = _gaussian_kl(mean, spread, prior_mean, prior_variance)
+        if stated is None:
+            kl = kl - _sampling_bias(spread / prior_variance, samples)
+    there = rows_first({**guide_site, "value": present(guide_site)}, layout, samples, n).any(0)
+    numbers = (there, kl.double(), mean, noise, prior_variance.expand_as(mean))
+    names = _dimension_names(name, mean.shape[1:])
+    return OfSite(tuple(names), *(number.reshape(n, -1).cpu() for number in numbers))
 
 
-def _first_draw(rows: RowDensities, layout: Layout, name: str) -> Tensor:
-    """The first draw of a site for each row, with a dimension for every plate inside of the rows' plate."""
-    site, value = rows.guide_trace.nodes[name], rows.draws[name][0]
-    event = site["fn"].event_shape
-    batch = site["value"].shape[: site["value"].dim() - len(event)]
-    inner = batch[max(0, len(batch) + layout.dim + 1) :]
-    ones = (1,) * (-layout.dim - 1 - len(inner))
-    return value.reshape(len(value), *ones, *inner, *event)
+def dimension_names(rows: RowDensities) -> list[str]:
+    """The names of all latent dimensions of some rows, in the order of `posterior_means`."""
+    return [
+        name
+        for site in rows.layout.latents
+        for name in _dimension_names(site, rows.latents[site].shape[2:])
+    ]
 
 
 def _dimension_names(site: str, shape: torch.Size) -> list[str]:
@@ -200,7 +282,7 @@ def _prior_moments(
     They are the moments that the prior's distribution states. If it states none, or one for each value of an
     enumerated latent, they are estimated from draws of the model.
     """
-    layout = session.layout
+    layout = rows.layout
     site = rows.model_trace.nodes[name]
     single = elementwise(site["fn"])
     fn = site["fn"] if single is None else single
@@ -211,7 +293,7 @@ def _prior_moments(
                 rows_first({**site, "value": moment}, layout, samples, n).double()
                 for moment in (fn.mean, fn.variance)
             )
-        except NotImplementedError:
+        except (NotImplementedError, AttributeError):
             pass
         else:
             return mean.mean(0), variance.mean(0) + mean.var(0, unbiased=False)

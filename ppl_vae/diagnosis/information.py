@@ -1,21 +1,26 @@
-"""Mutual information and marginal KL from the aggregate posterior."""
+"""What latents tell about rows: mutual information, and the aggregate posterior's KL from the prior."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
 from ppl_vae.checks import Session
-from ppl_vae.diagnosis.dimensions import Gathered
 from ppl_vae.pairs import (
     Batch,
+    Layout,
+    RowDensities,
     Substitute,
     as_args,
     many_samples,
     num_rows,
+    present,
+    rows_first,
     sample_sites,
     sum_to_rows,
     unscaled,
@@ -23,45 +28,187 @@ from ppl_vae.pairs import (
 from ppl_vae.stats import Estimate
 
 _POINTS = 1000
+"""Rows whose draws are compared with the aggregate posterior."""
 
 
-def aggregate_information(
-    session: Session, gathered: Gathered, size: int
-) -> tuple[Estimate, Estimate, tuple[str, ...]]:
-    """I(x; z) and KL(q(z) || p(z)) from one draw for each of some rows, with q(z) of all rows; and notes."""
-    n = gathered.num_rows
-    count = min(n, _POINTS if session.layout.vectorizes else 100)
-    chosen = torch.linspace(0, n - 1, count, device=session.device).round().long()
-    points = {name: value[chosen] for name, value in gathered.points.items()}
-    aggregate = torch.full((count,), -math.inf, dtype=torch.float64, device=session.device)
-    for batch in session.chunks(size, "diagnose"):
-        width = max(1, min(count, 2**20 // num_rows(batch) // max(1, len(gathered.names))))
-        parts = []
-        for start in range(0, count, width):
-            values = {name: point[start : start + width] for name, point in points.items()}
-            parts.append(_cross_density(session, batch, values).logsumexp(1))
-        aggregate = torch.logaddexp(aggregate, torch.cat(parts).double())
-    log_q = aggregate - math.log(n)
-    information = gathered.log_guide[chosen].double() - log_q
-    marginal = log_q - gathered.log_prior[chosen].double()
-    notes = (
-        f"the mutual information is that of the {n} rows given: it cannot exceed log n = "
-        f"{math.log(n):.2f} nats and is biased low for the population",
+class Information(NamedTuple):
+    """What `aggregate_information` finds.
+
+    Attributes:
+        mutual: I(x; z), nats.
+        marginal_kl: KL(q(z) || p(z)), nats.
+        limit: The largest value that the mutual information of these rows can have, nats.
+        notes: How to read the numbers.
+    """
+
+    mutual: Estimate
+    marginal_kl: Estimate
+    limit: float
+    notes: tuple[str, ...]
+
+
+@dataclass
+class _Group:
+    """Rows that have the same latents: their draws are points of one space.
+
+    Attributes:
+        layout: Their layout.
+        rows: The rows' numbers.
+        points: One draw per row for each random site of the guide, in parts, `(k, *inner plates, *event)`.
+    """
+
+    layout: Layout
+    rows: list[Tensor] = field(default_factory=list)
+    points: list[dict[str, Tensor]] = field(default_factory=list)
+
+
+class RowDraws:
+    """One draw from q(z | x) for each row, with its densities; rows that have the same latents together."""
+
+    def __init__(self) -> None:
+        self._groups: dict[object, _Group] = {}
+        self._densities: list[Tensor] = []
+        self.num_rows = 0
+
+    def update(self, rows: RowDensities) -> None:
+        """Adds the first draw of each row."""
+        layout, n = rows.layout, rows.log_guide.shape[1]
+        points = {name: _first_draw(rows, name) for name in layout.draws}
+        for key, members in _members(layout, rows.guide_trace, *rows.log_guide.shape).items():
+            group = self._groups.setdefault(key, _Group(layout))
+            group.rows.append(self.num_rows + members.cpu())
+            group.points.append({name: value[members] for name, value in points.items()})
+        self._densities.append(torch.stack([rows.log_guide[0], rows.log_prior[0]]))
+        self.num_rows += n
+
+    def chosen(self, count: int) -> list[tuple[object, Layout, int, Tensor, dict[str, Tensor]]]:
+        """Up to `count` rows, evenly spread: for each group its key, layout, size, rows and points."""
+        picked = torch.linspace(0, self.num_rows - 1, count).round().long()
+        found = []
+        for key, group in self._groups.items():
+            rows = torch.cat(group.rows)
+            among = torch.isin(rows, picked)
+            if bool(among.any()):
+                points = {
+                    name: torch.cat([part[name] for part in group.points])
+                    for name in group.points[0]
+                }
+                points = {name: value[among.to(value.device)] for name, value in points.items()}
+                found.append((key, group.layout, len(rows), rows[among], points))
+        return found
+
+    @property
+    def densities(self) -> tuple[Tensor, Tensor]:
+        """log q(z | x) and log p(z) at the draws, `(n,)` each, float64."""
+        log_guide, log_prior = torch.cat(self._densities, 1).double()
+        return log_guide, log_prior
+
+    @property
+    def num_groups(self) -> int:
+        """How many groups there are."""
+        return len(self._groups)
+
+
+def _first_draw(rows: RowDensities, name: str) -> Tensor:
+    """The first draw of a site for each row, with a dimension for every plate inside of the rows' plate."""
+    site, value, dim = rows.guide_trace.nodes[name], rows.draws[name][0], rows.layout.dim
+    event = site["fn"].event_shape
+    batch = site["value"].shape[: site["value"].dim() - len(event)]
+    inner = batch[max(0, len(batch) + dim + 1) :]
+    ones = (1,) * (-dim - 1 - len(inner))
+    return value.reshape(len(value), *ones, *inner, *event)
+
+
+def _members(layout: Layout, guide_trace: Any, samples: int, n: int) -> dict[object, Tensor]:
+    """The rows of a batch by what latents they have: those with the same layout, shapes and masks together."""
+    sites = {name: guide_trace.nodes[name] for name in layout.draws}
+    shapes = tuple(
+        (name, rows_first(site, layout, samples, n).shape[2:]) for name, site in sites.items()
     )
-    return Estimate(information.cpu()), Estimate(marginal.cpu()), notes
+    masks = [
+        rows_first({**site, "value": present(site)}, layout, samples, n)[0].reshape(n, -1)
+        for site in sites.values()
+    ]
+    there = torch.cat(masks, 1) if masks else torch.ones(n, 0, dtype=torch.bool)
+    if bool(there.all()):
+        return {(layout.signature, shapes, ()): torch.arange(n, device=there.device)}
+    patterns, which = torch.unique(there, dim=0, return_inverse=True)
+    return {
+        (layout.signature, shapes, tuple(pattern.tolist())): (which == i).nonzero()[:, 0]
+        for i, pattern in enumerate(patterns)
+    }
 
 
-def _cross_density(session: Session, batch: Batch, values: dict[str, Tensor]) -> Tensor:
+def aggregate_information(session: Session, draws: RowDraws, size: int) -> Information:
+    """I(x; z) and KL(q(z) || p(z)) from one draw for each of some rows, with q(z) of all rows.
+
+    Rows of which each has other latents (other lengths, other masks) live in different spaces: both numbers
+    are then given the kind of row, with q(z) of the rows of that kind.
+    """
+    n = draws.num_rows
+    count = min(n, _POINTS if session.layout.vectorizes else 100)
+    groups = draws.chosen(count)
+    aggregates = [torch.full((len(rows),), -math.inf).double() for _, _, _, rows, _ in groups]
+    for batch in session.chunks(size, "diagnose"):
+        kinds = None if draws.num_groups == 1 else _kinds(session, batch)
+        for i, (key, layout, _, _, points) in enumerate(groups):
+            if kinds is None or key in kinds:
+                found = _cross_density(session, batch, layout, points)
+                found = found if kinds is None else found[:, kinds[key]]
+                aggregate = found.logsumexp(1).double().cpu()
+                aggregates[i] = torch.logaddexp(aggregates[i], aggregate)
+    log_guide, log_prior = (values.cpu() for values in draws.densities)
+    order, informations, marginals, limits = [], [], [], []
+    for (_, _, members, rows, _), aggregate in zip(groups, aggregates, strict=True):
+        log_q = aggregate - math.log(members)
+        order.append(rows)
+        informations.append(log_guide[rows] - log_q)
+        marginals.append(log_q - log_prior[rows])
+        limits.append(torch.full(rows.shape, math.log(members)).double())
+    in_order = torch.cat(order).argsort()
+    information, marginal, limit = (
+        torch.cat(parts)[in_order] for parts in (informations, marginals, limits)
+    )
+    most = float(limit.mean())
+    if draws.num_groups == 1:
+        what = f"of the {n} rows given: it cannot exceed log n = {most:.2f} nats"
+    else:
+        what = (
+            f"among rows that have the same latents, of which there are {draws.num_groups} kinds: it cannot "
+            f"exceed their mean log n = {most:.2f} nats"
+        )
+    note = f"the mutual information is that {what} and is biased low for the population"
+    return Information(Estimate(information), Estimate(marginal), most, (note,))
+
+
+def _kinds(session: Session, batch: Batch) -> dict[object, Tensor]:
+    """The rows of a batch by what latents they have. The random state does not change."""
+    layout = session.layouts.of(batch)
+    with torch.random.fork_rng():
+        trace = poutine.trace(session.pair.guide).get_trace(*as_args(batch))
+    return _members(layout, trace, 1, num_rows(batch))
+
+
+def _cross_density(
+    session: Session, batch: Batch, layout: Layout, points: dict[str, Tensor]
+) -> Tensor:
     """log q(z_i | x_j) under the guide, for given points i and each row j of the batch: `(points, n)`."""
-    if session.layout.vectorizes:
-        return _scored(session, batch, values)
-    count = len(next(iter(values.values())))
-    single = ({k: v[i : i + 1] for k, v in values.items()} for i in range(count))
-    return torch.cat([_scored(session, batch, value) for value in single])
+    count = len(next(iter(points.values())))
+    width = max(1, min(count, 2**20 // num_rows(batch) // max(1, _numbers(points))))
+    width = width if layout.vectorizes else 1
+    parts = []
+    for start in range(0, count, width):
+        values = {name: point[start : start + width] for name, point in points.items()}
+        parts.append(_scored(session, batch, layout, values))
+    return torch.cat(parts)
 
 
-def _scored(session: Session, batch: Batch, values: dict[str, Tensor]) -> Tensor:
-    layout, n = session.layout, num_rows(batch)
+def _numbers(points: dict[str, Tensor]) -> int:
+    return sum(point[0].numel() for point in points.values())
+
+
+def _scored(session: Session, batch: Batch, layout: Layout, values: dict[str, Tensor]) -> Tensor:
+    n = num_rows(batch)
     count = len(next(iter(values.values())))
     outer = (1,) * (layout.nesting + layout.dim)
     spread = {}

@@ -13,7 +13,13 @@ from torch import Tensor
 
 from ppl_vae.checks import Session, opened
 from ppl_vae.diagnosis.collapse import CAUSES, find_cause, remedy_of
-from ppl_vae.diagnosis.dimensions import NUM_DRAWS, Gathered, gather, note_on_moments
+from ppl_vae.diagnosis.dimensions import (
+    NUM_DRAWS,
+    Gathered,
+    gather,
+    note_on_moments,
+    note_on_rows,
+)
 from ppl_vae.diagnosis.information import aggregate_information
 from ppl_vae.pairs import (
     DataLike,
@@ -25,6 +31,9 @@ from ppl_vae.pairs import (
 )
 from ppl_vae.stats import Estimate, Result
 
+ACTIVE = 0.01
+"""Variance of the posterior means, in units of the prior's variance, above which a dimension is active."""
+
 COLLAPSED = 0.01
 """Mean KL in nats below which an inactive dimension has collapsed onto the prior."""
 
@@ -35,9 +44,10 @@ class Diagnosis(Result):
 
     Attributes:
         names: The dimensions' names, `z[0]`, `z[1]`, ...
-        kl: Mean over rows of each dimension's KL(q || p), nats, `(d,)`.
-        mean_variance: Variance over rows of the posterior means, `(d,)`.
-        active: Which dimensions are active units: `mean_variance` > 0.01 (Burda et al.), `(d,)`.
+        kl: Mean of each dimension's KL(q || p) over the rows that have it, nats, `(d,)`.
+        mean_variance: Variance of the posterior means over those rows, `(d,)`.
+        active: Which dimensions are active units: `mean_variance` > 0.01 times the prior's variance (Burda et
+            al., for a prior of variance 1), `(d,)`.
         collapsed: Which dimensions have collapsed onto the prior: KL < 0.01 nats, and not active, `(d,)`.
         mutual_information: I(x; z) under q, nats, from the aggregate posterior of the rows given.
         marginal_kl: KL(aggregate posterior || prior), nats. The mean rate is the sum of the two.
@@ -46,6 +56,7 @@ class Diagnosis(Result):
             `ignored latent`.
         remedy: What to do about it.
         num_rows: Number of rows used.
+        information_limit: The largest mutual information that these rows can show, nats; log n if None.
     """
 
     names: tuple[str, ...]
@@ -58,6 +69,7 @@ class Diagnosis(Result):
     cause: str
     remedy: str
     num_rows: int
+    information_limit: float | None = None
 
     @property
     def active_units(self) -> int:
@@ -66,8 +78,10 @@ class Diagnosis(Result):
 
     @property
     def saturated(self) -> bool:
-        """Whether the mutual information is within a nat of log n, its limit for n rows."""
-        return self.mutual_information.mean > math.log(self.num_rows) - 1.0
+        """Whether the mutual information is within a nat of its limit for n rows, usually log n."""
+        limit = self.information_limit
+        limit = math.log(self.num_rows) if limit is None else limit
+        return self.mutual_information.mean > limit - 1.0
 
     def summary(self) -> str:
         """One sentence: how many dimensions are used, why not more, and what to do."""
@@ -148,9 +162,11 @@ def diagnose(
 ) -> Diagnosis:
     """Which latent dimensions carry information about x, and why the others do not.
 
-    *Active units* count the dimensions whose posterior mean has a variance over all rows above 0.01 (Burda et
-    al., arXiv:1509.00519). The *mutual information* I(x; z) = E log q(z | x) - log q(z) and the *marginal KL*
-    E log q(z) - log p(z) (Hoffman and Johnson, *ELBO surgery*, 2016) use the aggregate posterior
+    *Active units* count the dimensions whose posterior mean has a variance over the rows above 0.01 times
+    the prior's variance (Burda et al., arXiv:1509.00519, for a prior of variance 1). A dimension that masks
+    or the structure of a batch leave out of some rows is judged by the others. The *mutual information*
+    I(x; z) = E log q(z | x) - log q(z) and the *marginal KL* E log q(z) - log p(z) (Hoffman and Johnson,
+    *ELBO surgery*, 2016) use the aggregate posterior
     q(z) = 1/n sum_j q(z | x_j) of the n rows given, at one draw for each of at most 1,000 rows. For those
     rows they are unbiased. For the population, the mutual information is biased low, as it cannot exceed
     log n; a warning says when that limit is near.
@@ -210,27 +226,37 @@ def diagnose(
         analytic = not mean_field_violations(session.pair, session.first)
         held = _hold_shared(session)
         gathered = gather(session, size, analytic)
-        information, marginal, notes = aggregate_information(session, gathered, size)
-        notes += held + note_on_moments(gathered.moments_alone)
-        active = gathered.mean_variance > 0.01
-        collapsed = (gathered.kl < COLLAPSED) & ~active
-        cause = _plain_cause(gathered, active, collapsed, information)
+        found = aggregate_information(session, gathered.draws, size)
+        dimensions = gathered.dimensions
+        notes = (*found.notes, *held, *note_on_moments(gathered.moments_alone))
+        notes += note_on_rows(dimensions, gathered.num_rows)
+        active = dimensions.mean_variance > ACTIVE * _scale(dimensions.prior_variance)
+        collapsed = (dimensions.kl < COLLAPSED) & ~active
+        cause = _plain_cause(gathered, active, collapsed, found.mutual)
         if cause is None:
-            cause, unknown = find_cause(session, gathered.residuals, ~active, beta)
+            unused = dict(zip(dimensions.names, dimensions.kl.tolist(), strict=True))
+            unused = {name: unused[name] for name, on in zip(unused, active, strict=True) if not on}
+            cause, unknown = find_cause(session, gathered.residuals, unused, beta)
             notes += unknown
     return Diagnosis(
-        names=gathered.names,
-        kl=gathered.kl,
-        mean_variance=gathered.mean_variance,
+        names=dimensions.names,
+        kl=dimensions.kl,
+        mean_variance=dimensions.mean_variance,
         active=active,
         collapsed=collapsed,
-        mutual_information=information,
-        marginal_kl=marginal,
+        mutual_information=found.mutual,
+        marginal_kl=found.marginal_kl,
         cause=cause,
         remedy=remedy_of(cause, beta),
         num_rows=gathered.num_rows,
+        information_limit=found.limit,
         notes=notes,
     )
+
+
+def _scale(prior_variance: Tensor) -> Tensor:
+    """The prior's variance; 1 where it has none."""
+    return torch.where(prior_variance.isfinite() & (prior_variance > 0), prior_variance, 1.0)
 
 
 def _plain_cause(

@@ -56,6 +56,9 @@ class Residuals:
         self._squares += float(((x - mean).square() / variance).mean(0).mean(1).sum())
         self._rows += n
         if sum(part.numel() for part in self._left) < _VALUES:
+            if self._left and self._left[0].shape[1] != x.shape[2]:
+                self._known = False
+                return
             noise = variance.mean(0).sqrt()
             self._left.append(((x[0] - mean.mean(0)) / noise).float().cpu())
             self._explained.append((mean.mean(0) / noise).float().cpu())

@@ -42,6 +42,7 @@ from .traces import (
     is_enumerated as is_enumerated,
     latent_sites as latent_sites,
     observed_sites as observed_sites,
+    present as present,
     sample_sites as sample_sites,
     trace_pair as trace_pair,
     unscaled as unscaled,

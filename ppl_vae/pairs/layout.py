@@ -30,7 +30,7 @@ def signature_of(model_trace: Trace, guide_trace: Trace) -> Signature:
     """The signature of two traces. Plates over samples and the sizes of plates do not count.
 
     Example:
-        >>> import pyro.distributions as dist, pyro.poutine as poutine
+        >>> import torch, pyro.distributions as dist, pyro.poutine as poutine
         >>> def program(x):
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)

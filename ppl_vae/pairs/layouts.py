@@ -14,7 +14,6 @@ from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import Batch, as_args
 from ppl_vae.pairs.survey import find_layout
 from ppl_vae.pairs.traces import trace_pair
-from ppl_vae.runtime import random_state, set_random_state
 
 Result = TypeVar("Result")
 
@@ -107,7 +106,8 @@ class Layouts:
     @contextmanager
     def _kept(self, device: torch.device) -> Iterator[Callable[[], None]]:
         """Remembers random state and buffers, which a run in training mode changes."""
-        generators = random_state(device, torch_only=True)
+        generator = torch.get_rng_state()
+        on_gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
         if self._buffers is None:
             modules = self._pair.modules().values()
             self._buffers = [buffer for module in modules for buffer in module.buffers()]
@@ -115,7 +115,9 @@ class Layouts:
         before = [buffer.clone() for buffer in self._buffers] if training else []
 
         def put_back() -> None:
-            set_random_state(generators, device)
+            torch.set_rng_state(generator)
+            if on_gpu is not None:
+                torch.cuda.set_rng_state(on_gpu, device)
             with torch.no_grad():
                 for buffer, value in zip(self._buffers or (), before, strict=False):
                     buffer.copy_(value)

@@ -56,6 +56,27 @@ def unscaled(site: Site) -> Tensor:
     return masked
 
 
+def present(site: Site) -> Tensor:
+    """Which numbers of a site its masks leave in, of the shape of its value; those of `fn.mask(...)` too."""
+    fn = site["fn"]
+    shape = fn.batch_shape + fn.event_shape
+    device = site["value"].device
+    found = torch.ones(shape, dtype=torch.bool, device=device)
+
+    def leave_out(mask: Any, event_dim: int) -> None:
+        nonlocal found
+        if mask is not None:
+            mask = torch.as_tensor(mask, dtype=torch.bool, device=device)
+            found = found & mask.reshape(mask.shape + (1,) * event_dim)
+
+    leave_out(site["mask"], len(fn.event_shape))
+    while hasattr(fn, "base_dist"):
+        if isinstance(fn, dist.MaskedDistribution):
+            leave_out(fn._mask, len(fn.event_shape))
+        fn = fn.base_dist
+    return found
+
+
 def first_bad_site(traces: list[tuple[Any, Any]]) -> tuple[str, str] | None:
     """The first site, in the order of execution, whose value or density is not finite.
 
