@@ -276,8 +276,8 @@ def _gradients(subject: Subject) -> Iterator[Problem]:
         yield Problem(
             "warning",
             name,
-            f"parameter '{name}' receives no gradient: it does not enter the objective. Use it, or exclude "
-            "it with requires_grad_(False)",
+            f"parameter '{name}' receives no gradient from the first batch: it does not enter the objective "
+            "there. Unless batches of another kind use it, use it, or exclude it with requires_grad_(False)",
         )
 
 

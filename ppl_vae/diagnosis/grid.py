@@ -197,7 +197,7 @@ class _Joint:
         if not of_guide:
             pair, layout = (
                 self.stand_in,
-                replace(layout, guide_sites=layout.latents, draws=layout.latents),
+                replace(layout.of_another_guide, guide_sites=layout.latents, draws=layout.latents),
             )
         found = []
         for chunk in z.split(max(1, self.at_once // n)):

@@ -16,7 +16,6 @@ from typing import Any, Protocol, cast
 import pyro
 import pyro.poutine as poutine
 import torch
-from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
 from pyro.ops.rings import MapRing
 from torch import Tensor
@@ -32,6 +31,7 @@ from ppl_vae.pairs import (
     Substitute,
     Trace,
     as_args,
+    factor_of,
     latent_sites,
     num_rows,
     sample_sites,
@@ -211,7 +211,7 @@ class Enumeration(ByGradient):
             trace = self._trace(batch)
         terms: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
         leaves: dict[str, Tensor] = {}
-        for name, log_prob in self._log_probs(trace).items():
+        for name, log_prob in self._log_probs(trace, of_data=False).items():
             leaf: Any = log_prob.detach().requires_grad_()
             leaf._pyro_dims = cast(Any, log_prob)._pyro_dims
             leaves[name] = leaf
@@ -228,7 +228,7 @@ class Enumeration(ByGradient):
 
     def expected_log_joint(self, batch: Batch, q: dict[str, Tensor]) -> Tensor:
         terms = []
-        for name, log_prob in self._log_probs(self._trace(batch)).items():
+        for name, log_prob in self._log_probs(self._trace(batch), of_data=True).items():
             # A value of probability 0 adds nothing, even where its log density is -inf.
             terms.append((q[name] * log_prob.masked_fill(q[name] == 0, 0.0)).sum())
         return torch.stack(terms).sum()
@@ -241,12 +241,11 @@ class Enumeration(ByGradient):
         trace.pack_tensors()
         return trace
 
-    @staticmethod
-    def _log_probs(trace: Trace) -> dict[str, Tensor]:
+    def _log_probs(self, trace: Trace, of_data: bool) -> dict[str, Tensor]:
+        """The log density of each site; of masked latents only where they are summed out (see `factor_of`)."""
+        summed = self.ring is None and not of_data
         return {
-            name: packed.scale_and_mask(
-                site["packed"]["unscaled_log_prob"], mask=site["packed"]["mask"]
-            )
+            name: factor_of(site, summed and not site["is_observed"])
             for name, site in sample_sites(trace).items()
         }
 

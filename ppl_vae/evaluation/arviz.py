@@ -61,6 +61,8 @@ def to_arviz(
     plate over rows has no dimension `row`. A group holds fewer draws if all of them would take more
     than 2^24 numbers. A "/" in a site's name becomes "_", because netCDF names cannot contain it.
 
+    If rows differ in their sites or lengths, what a row lacks is NaN.
+
     The log likelihood is the marginal log p(x) = log E_p(z) p(x | z), estimated by importance
     sampling. It is not log p(x | z), which would score each row with a latent inferred from that
     same row. It belongs to the *trained* parameters, which have no posterior, so all draws of a row
@@ -124,9 +126,13 @@ def to_arviz(
         for chunk in session.chunks(at_once):
             drawn = _draw(session, chunk, shared, keep, evaluation.num_rows)
             chunks.append(drawn)
+    rows = [next(iter(c["observed_data"].values())).sizes["row"] for c in chunks]
     groups = {
-        group: {name: _join([chunk[group][name] for chunk in chunks]) for name in variables}
-        for group, variables in chunks[0].items()
+        group: {
+            name: _join([chunk[group].get(name) for chunk in chunks], rows)
+            for name in dict.fromkeys(name for chunk in chunks for name in chunk[group])
+        }
+        for group in chunks[0]
     }
     n = next(iter(groups["observed_data"].values())).sizes["row"]
     if n != evaluation.num_rows:
@@ -177,7 +183,7 @@ def _draw_once(
     predictive: bool,
 ) -> Groups:
     """One draw of the latents, one of the data if `predictive`, and the observed data."""
-    pair, layout, args = session.pair, session.layout, as_args(batch)
+    pair, layout, args = session.pair, session.layouts.of(batch), as_args(batch)
     guide_trace = poutine.trace(Substitute(shared)(pair.guide)).get_trace(*args)
     replayed = poutine.replay(pair.model, trace=guide_trace)
     if layout.enumerated:
@@ -236,8 +242,23 @@ def _stack(draws: list[xr.DataArray]) -> xr.DataArray:
     return xr.DataArray(array, dims=("chain", "draw", *draws[0].dims))
 
 
-def _join(chunks: list[xr.DataArray]) -> xr.DataArray:
-    return xr.concat(chunks, dim="row") if "row" in chunks[0].dims else chunks[0]
+def _join(chunks: list[xr.DataArray | None], rows: list[int]) -> xr.DataArray:
+    """Joins the rows of chunks. Where a row lacks a variable, or a part of it, there is NaN."""
+    there = [chunk for chunk in chunks if chunk is not None]
+    if "row" not in there[0].dims:
+        return there[0]
+    axis = there[0].dims.index("row")
+    shapes = [chunk.shape[:axis] + chunk.shape[axis + 1 :] for chunk in there]
+    if len(there) == len(chunks) and len(set(shapes)) == 1:
+        return xr.concat(there, dim="row")
+    largest = tuple(map(max, *shapes)) if len(shapes) > 1 else shapes[0]
+    parts = []
+    for chunk, n in zip(chunks, rows, strict=True):
+        part = np.full((*largest[:axis], n, *largest[axis:]), np.nan)
+        if chunk is not None:
+            part[tuple(map(slice, chunk.shape))] = chunk.values
+        parts.append(part)
+    return xr.DataArray(np.concatenate(parts, axis), dims=there[0].dims)
 
 
 def _log_likelihood(

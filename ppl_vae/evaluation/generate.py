@@ -37,7 +37,7 @@ class Generator:
     def reconstruct(self) -> tuple[Tensor, Tensor]:
         """Draws z ~ q(z | x). Returns z, `(n, d)`, and the means of p(x | z), `(n, *event)`."""
         with self._opened() as session:
-            pair, layout = session.pair, session.layout
+            pair, layout = session.pair, session.layouts.of(self.x)
             rows = sample_rows(pair, layout, self.x, 1)
             z = torch.cat([rows.latents[name][0].flatten(1) for name in layout.latents], 1)
             return z, _mean(rows.model_trace.nodes[self._site(rows.model_trace, layout.observed)])
@@ -45,7 +45,7 @@ class Generator:
     def from_prior(self, num: int) -> tuple[Tensor, Tensor, Tensor]:
         """Draws z ~ p(z). Returns z, `(num, d)`, the means of p(x | z) and draws of x, `(num, *event)`."""
         with self._opened() as session:
-            pair, layout = session.pair, session.layout
+            pair, layout = session.pair, session.layouts.of(self.x)
             parts = []
             for some in self._rows(num).split(_AT_ONCE):
                 # The data only give the shape: the unconditioned model draws all of its sites.
@@ -62,7 +62,7 @@ class Generator:
     def decode(self, z: Tensor) -> Tensor:
         """The means of p(x | z) for latents `(m, d)`: `(m, *event)`."""
         with self._opened() as session:
-            pair, layout = session.pair, session.layout
+            pair, layout = session.pair, session.layouts.of(self.x)
             probe: Any = poutine.trace(pair.model).get_trace(self.x)
             values, start = {}, 0
             for name in layout.latents:

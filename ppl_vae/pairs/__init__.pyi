@@ -6,6 +6,7 @@ from .attach import attach_guide as attach_guide, keep_guide as keep_guide
 from .batches import Batches as Batches, DataLike as DataLike
 from .densities import (
     RowDensities as RowDensities,
+    factor_of as factor_of,
     means_of_sites as means_of_sites,
     posterior_means as posterior_means,
     sample_rows as sample_rows,

@@ -163,9 +163,7 @@ def _contracted(
     terms: OrderedDict[frozenset[str], list[Any]] = OrderedDict()
     for name in (n for n in trace.nodes if n in names):
         site = trace.nodes[name]
-        term = packed.scale_and_mask(
-            site["packed"]["unscaled_log_prob"], mask=site["packed"]["mask"]
-        )
+        term = factor_of(site, name in layout.enumerated)
         frames = [f for f in site["cond_indep_stack"] if f.vectorized]
         ordinal = frozenset(trace.plate_to_symbol[f.name] for f in frames)
         terms.setdefault(ordinal, []).append(term)
@@ -173,6 +171,18 @@ def _contracted(
     contracted = contract_tensor_tree(terms, sum_dims)
     dense = [packed.unpack(t, trace.symbol_to_dim) for ts in contracted.values() for t in ts]
     return torch.stack([sum_to_rows(t, layout, num_samples, n) for t in dense]).sum(0)
+
+
+def factor_of(site: Site, enumerated: bool) -> Any:
+    """The factor that a site of a packed trace contributes to log p(x, z), as Pyro's estimators see it.
+
+    A mask leaves factors out. It does not leave out the density of an enumerated latent: that sums to 1 over
+    the latent's values, where a factor of 1 for each of K values would add log K.
+    """
+    log_prob, mask = site["packed"]["unscaled_log_prob"], site["packed"]["mask"]
+    if enumerated and isinstance(mask, Tensor):
+        return packed.broadcast_all(log_prob, mask)[0]  # with the dimensions that the mask has
+    return packed.scale_and_mask(log_prob, mask=None if enumerated else mask)
 
 
 def _stack(parts: list[RowDensities]) -> RowDensities:

@@ -1,0 +1,378 @@
+"""Batches whose sites, roles and plates differ: lengths and labels that come and go, against exact answers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pyro.poutine as poutine
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ppl_vae import (
+    annealed_importance_sampling,
+    check,
+    diagnose,
+    evaluate,
+    fit,
+    inference_gaps,
+    to_arviz,
+)
+from ppl_vae.objectives import ELBO, ImportanceWeightedELBO, Objective, TraceELBO
+from ppl_vae.pairs import Pair, PairError
+from ppl_vae.pairs.layouts import Layouts
+
+Batch = tuple[Tensor, ...]
+KEPT, NOISE = 0.8, 0.5
+
+
+def masked(there: Tensor) -> Any:
+    """The rows that have what follows."""
+    mask: Any = there
+    return poutine.mask(mask=mask)
+
+
+# -- sequences: each batch is padded to its own longest one ----------------------------------------------
+
+
+def chain(x: Tensor, lengths: Tensor) -> None:
+    """z_t ~ N(0.8 z_{t-1}, 1), x_t ~ N(z_t, 0.5)."""
+    kept = pyro.param("kept", torch.tensor(KEPT))
+    z = torch.zeros(len(x))
+    with pyro.plate("rows", len(x)):
+        for t in range(x.shape[1]):
+            with masked(t < lengths):
+                z = pyro.sample(f"z_{t}", dist.Normal(kept * z, 1.0))
+                pyro.sample(f"x_{t}", dist.Normal(z, NOISE), obs=x[:, t])
+
+
+def smoother(x: Tensor, lengths: Tensor) -> None:
+    """p(z | x) exactly: the messages from the future, then each z given the one before."""
+    precision, linear, messages = torch.zeros(len(x)), torch.zeros(len(x)), []
+    for t in reversed(range(x.shape[1])):
+        inside = (t < lengths).float()
+        precision, linear = (
+            inside / NOISE**2 + KEPT**2 * precision / (1 + precision),
+            inside * x[:, t] / NOISE**2 + KEPT * linear / (1 + precision),
+        )
+        messages.append((precision, linear))
+    z = torch.zeros(len(x))
+    with pyro.plate("rows", len(x)):
+        for t, (precision, linear) in enumerate(reversed(messages)):
+            with masked(t < lengths):
+                scale = (1 + precision) ** -0.5
+                z = pyro.sample(f"z_{t}", dist.Normal((KEPT * z + linear) * scale**2, scale))
+
+
+def trimmed(program: Callable[..., None]) -> Callable[[Tensor, Tensor], None]:
+    """Cuts a batch to its longest sequence: the sites depend on values, not on shapes."""
+    return lambda x, lengths: program(x[:, : int(lengths.max())], lengths)
+
+
+def covariance(steps: int, kept: float | Tensor = KEPT) -> Tensor:
+    """That of x_0, ..., x_{T-1}."""
+    index = torch.arange(steps).double()
+    lags = index.unsqueeze(1) - index
+    powers = torch.where(lags >= 0, kept ** lags.clamp(min=0.0), 0.0)
+    return powers @ powers.T + NOISE**2 * torch.eye(steps).double()
+
+
+def log_p(x: Tensor, lengths: Tensor, kept: float | Tensor = KEPT) -> Tensor:
+    found = []
+    for row, length in zip(x.double(), lengths.tolist(), strict=True):
+        mean = torch.zeros(length).double()
+        normal = torch.distributions.MultivariateNormal(mean, covariance(length, kept))
+        found.append(normal.log_prob(row[:length]))
+    return torch.stack(found)
+
+
+def sequences(longest: int, n: int = 10) -> Batch:
+    lengths = torch.randint(1, longest + 1, (n,))
+    lengths[0] = longest
+    inside = torch.arange(longest) < lengths.unsqueeze(-1)
+    return 1.5 * torch.randn(n, longest) * inside, lengths
+
+
+ORDERS = [(4, 7), (7, 4), (3, 1, 5)]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("capture", [True, False])
+def test_log_p_of_sequences_of_all_lengths(order: tuple[int, ...], capture: bool) -> None:
+    batches = [sequences(longest) for longest in order]
+    exact = torch.cat([log_p(*batch) for batch in batches])
+    found = evaluate(chain, smoother, batches, num_samples=20, seed=0, capture=capture)
+    torch.testing.assert_close(found.log_likelihood.values.double(), exact, atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.elbo.values.double(), exact, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("descending", [False, True])
+def test_sites_that_depend_on_values_in_memory(descending: bool) -> None:
+    x, lengths = sequences(7, 200)
+    order = lengths.argsort(descending=descending)
+    rows = x[order], lengths[order]
+    found = evaluate(trimmed(chain), trimmed(smoother), rows, num_samples=20, seed=0)
+    torch.testing.assert_close(
+        found.log_likelihood.values.double(), log_p(*rows), atol=1e-4, rtol=0
+    )
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(
+    "objective",
+    [ELBO(), TraceELBO(), TraceELBO(num_particles=3), ImportanceWeightedELBO()],
+    ids=repr,
+)
+def test_training_sees_every_step(order: tuple[int, ...], objective: Objective) -> None:
+    """The guide is exact: each sample's loss is -log p(x), and a learning rate of 1e-9 moves nothing."""
+    batches = [sequences(longest) for longest in order]
+    exact = float(torch.cat([log_p(*batch) for batch in batches]).mean())
+    options: dict[str, Any] = {"max_epochs": 2, "learning_rate": 1e-9, "seed": 0}
+    fitted = fit(chain, smoother, batches, objective=objective, validation=batches, **options)
+    for row in fitted.history:
+        assert row["elbo"] == pytest.approx(exact, abs=1e-4)
+        assert row["validation_elbo"] == pytest.approx(exact, abs=1e-4)
+        if not isinstance(
+            objective, ELBO
+        ):  # its loss has the analytic KL in place of the sampled one
+            assert -row["loss"] == pytest.approx(exact, abs=1e-4)
+
+
+def test_gradients_of_batches_in_turns_are_those_of_log_p() -> None:
+    """With the exact posterior as guide, the ELBO has on average the gradient of log p(x)."""
+    batches, found = [sequences(4), sequences(7), sequences(4)], []
+
+    class Watched(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            found.append(-float(self.param_groups[0]["params"][0].grad))
+
+    objective = TraceELBO(num_particles=2000)
+    fit(chain, smoother, batches, objective=objective, max_epochs=1, seed=0, optimizer=Watched)
+    for (x, lengths), got in zip(batches, found, strict=True):
+        kept = torch.tensor(KEPT, dtype=torch.float64, requires_grad=True)
+        (exact,) = torch.autograd.grad(log_p(x, lengths, kept).mean(), kept)
+        assert got == pytest.approx(float(exact), abs=0.03)
+
+
+def test_other_functions_of_sequences() -> None:
+    batches = [sequences(4), sequences(6)]
+    exact = torch.cat([log_p(*batch) for batch in batches])
+    annealed = annealed_importance_sampling(
+        chain, smoother, batches, num_chains=2, num_steps=3, seed=0
+    )
+    values = annealed.log_likelihood.values.double()
+    torch.testing.assert_close(values, exact, atol=1e-3, rtol=0)
+    gaps = inference_gaps(chain, smoother, batches, num_samples=20, max_steps=5, seed=0)
+    torch.testing.assert_close(gaps.elbo.values.double(), exact, atol=1e-3, rtol=0)
+    assert check(chain, smoother, batches)
+
+
+def test_arviz_has_nan_where_a_row_has_no_step() -> None:
+    batches = [sequences(2, 3), sequences(4, 5)]
+    data = to_arviz(chain, smoother, batches, num_samples=10, num_draws=30, seed=0)
+    assert data.posterior["z_0"].shape == (1, 30, 8)
+    assert np.isfinite(data.posterior["z_1"].values).all()
+    last = data.posterior["z_3"].values
+    assert np.isnan(last[..., :3]).all()
+    assert np.isfinite(last[..., 3:]).all()
+    seen = data.observed_data["x_3"].values
+    assert np.isnan(seen[:3]).all()
+    np.testing.assert_array_equal(seen[3:], batches[1][0][:, 3].numpy())
+
+
+def test_diagnosis_of_each_step_is_that_of_the_rows_that_have_it() -> None:
+    """KL, variance of means and their dimension, against the Gaussian conditionals of each row."""
+    batches = [sequences(3, 150), sequences(5, 250)]
+    found = diagnose(chain, smoother, batches, seed=0)
+    assert found.names == ("z_0", "z_1", "z_2", "z_3", "z_4")
+    lengths = torch.cat([batch[1] for batch in batches])
+    for t, name in enumerate(found.names):
+        means = []
+        for x, n in batches:
+            for row, length in zip(x.double(), n.tolist(), strict=True):
+                if length > t:
+                    cross = (covariance(length) - NOISE**2 * torch.eye(length).double())[t]
+                    means.append(cross @ torch.linalg.solve(covariance(length), row[:length]))
+        assert len(means) == int((lengths > t).sum())
+        exact = float(torch.stack(means).var())
+        assert float(found.mean_variance[t]) == pytest.approx(exact, rel=0.05), name
+    assert found.active_units == 5
+    (note,) = (note for note in found.notes if "not all rows have" in note)
+    assert f"at least {int((lengths == 5).sum())} of 400" in note
+
+
+def test_mutual_information_among_rows_of_one_kind() -> None:
+    """Rows have one or two independent latents, z_i | x_i ~ N(x_i / 2, 1 / 2): log 2 / 2 nats each."""
+
+    def model(x: Tensor, both: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            for i, there in enumerate((torch.ones_like(both), both)):
+                with masked(there):
+                    z = pyro.sample(f"z_{i}", dist.Normal(0.0, 1.0))
+                    pyro.sample(f"x_{i}", dist.Normal(z, 1.0), obs=x[:, i])
+
+    def guide(x: Tensor, both: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            for i, there in enumerate((torch.ones_like(both), both)):
+                with masked(there):
+                    pyro.sample(f"z_{i}", dist.Normal(x[:, i] / 2, 0.5**0.5))
+
+    x, both = 2**0.5 * torch.randn(3000, 2), torch.rand(3000) < 1 / 3
+    found = diagnose(model, guide, (x, both), seed=0)
+    exact = 0.5 * math.log(2) * (1 + 1 / 3)
+    assert found.mutual_information.mean == pytest.approx(exact, abs=0.06)
+    assert abs(found.marginal_kl.mean) < 0.02
+    limit = (math.log(1000) + 2 * math.log(2000)) / 3
+    assert found.information_limit == pytest.approx(limit, abs=0.04)
+    assert any("2 kinds" in note for note in found.notes)
+    assert float(found.mean_variance[1]) == pytest.approx(0.5, rel=0.1)  # of the rows that have it
+
+
+# -- labels: a latent in some batches, observed in others ------------------------------------------------
+
+WEIGHTS, CENTERS = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([-2.0, 0.0, 3.0])
+
+
+def of_classes(x: Tensor) -> Tensor:
+    """log p(x, y) of each class, `(n, 3)`."""
+    found: Tensor = WEIGHTS.log() + dist.Normal(CENTERS, 2**0.5).log_prob(x.unsqueeze(-1))
+    return found
+
+
+def labels_model(x: Tensor, y: Tensor | None = None) -> None:
+    centers = pyro.param("centers", CENTERS.clone())
+    with pyro.plate("data", len(x)):
+        y = pyro.sample("y", dist.Categorical(WEIGHTS), obs=y)
+        z = pyro.sample("z", dist.Normal(centers[y], 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def labels_guide(x: Tensor, y: Tensor | None = None) -> None:
+    with pyro.plate("data", len(x)):
+        if y is None:
+            y = pyro.sample("y", dist.Categorical(logits=of_classes(x)))
+        pyro.sample("z", dist.Normal((CENTERS[y] + x) / 2, 0.5**0.5))
+
+
+@pytest.mark.parametrize("order", [*itertools.permutations(range(3))])
+def test_labelled_and_unlabelled_batches(order: tuple[int, ...]) -> None:
+    x, y = 2.5 * torch.randn(60), torch.randint(0, 3, (20,))
+    parts: list[tuple[Batch, Tensor]] = [
+        ((x[:20], y), of_classes(x[:20]).gather(1, y.unsqueeze(1))[:, 0]),
+        ((x[20:40],), of_classes(x[20:40]).logsumexp(1)),
+        ((x[40:],), of_classes(x[40:]).logsumexp(1)),
+    ]
+    batches, exact = [parts[i][0] for i in order], torch.cat([parts[i][1] for i in order])
+    found = evaluate(labels_model, labels_guide, batches, num_samples=20, seed=0)
+    torch.testing.assert_close(found.log_likelihood.values, exact, atol=1e-4, rtol=0)
+    for objective in (None, TraceELBO(), ImportanceWeightedELBO(num_particles=2)):
+        options: dict[str, Any] = {"max_epochs": 1, "learning_rate": 1e-9, "seed": 0}
+        fitted = fit(labels_model, labels_guide, batches, objective=objective, **options)
+        assert fitted.history[-1]["elbo"] == pytest.approx(float(exact.mean()), abs=1e-4)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:parameter 'param.shift' receives no gradient from the first batch"
+)
+def test_the_default_objective_suits_each_kind_of_batch() -> None:
+    """Labelled first: the mean-field ELBO chosen there would give q(y | x) no gradient afterwards."""
+    x, y = 2.5 * torch.randn(200), torch.randint(0, 3, (20,))
+
+    def guide(x: Tensor, y: Tensor | None = None) -> None:
+        shift = pyro.param("shift", torch.tensor([2.0, 0.0, -2.0]))
+        with pyro.plate("data", len(x)):
+            if y is None:
+                y = pyro.sample("y", dist.Categorical(logits=of_classes(x) + shift))
+            pyro.sample("z", dist.Normal((CENTERS[y] + x) / 2, 0.5**0.5))
+
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        poutine.block(labels_model, hide=["centers"])(x, y)
+
+    batches: list[Batch] = [(x[:20], y), (x[20:],)]
+    exact = float(of_classes(x[20:]).logsumexp(1).mean())
+    before = evaluate(model, guide, batches, num_samples=50, seed=0).elbo.values[20:].mean()
+    assert float(before) < exact - 0.3
+    fitted = fit(model, guide, batches, max_epochs=300, learning_rate=0.03, seed=0)
+    after = evaluate(fitted.model, fitted.guide, batches, num_samples=50, seed=0)
+    assert float(after.elbo.values[20:].mean()) == pytest.approx(exact, abs=0.03)
+
+
+def test_bad_data_in_a_later_kind_of_batch_are_found() -> None:
+    x = torch.randn(20)
+    bad = torch.cat([torch.randn(19), torch.tensor([math.nan])])
+    batches: list[Batch] = [(x, torch.zeros(20, dtype=torch.long)), (bad,)]
+    with pytest.raises(PairError, match=r"batch 1 of x, row 19 in it \(counted from 0\).*NaN"):
+        fit(labels_model, lambda x, y=None: labels_guide(x.nan_to_num(), y), batches, max_epochs=1)
+
+
+# -- state -----------------------------------------------------------------------------------------------
+
+
+class Normalizing(nn.Module):
+    """An encoder with batch norm; the sites depend on the values of a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(1)
+        self.slope = nn.Parameter(torch.tensor(0.5))
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            if bool((x > 0).all()):
+                z = z + pyro.sample("w", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            features = self.norm(x.unsqueeze(1))[:, 0]
+            pyro.sample("z", dist.Normal(self.slope * features, 1.0))
+            if bool((x > 0).all()):
+                pyro.sample("w", dist.Normal(self.slope * features, 1.0))
+
+
+def test_a_step_done_twice_counts_once_for_batch_norm() -> None:
+    torch.manual_seed(0)
+    batches = [torch.randn(8), torch.rand(8), torch.randn(8), torch.rand(8)]
+    pair, alone = Normalizing(), Normalizing()
+    fit(pair.model, pair.guide, batches, max_epochs=1, learning_rate=1e-9, seed=0)
+    alone.train()
+    for batch in batches:
+        alone.norm(batch.unsqueeze(1))
+    assert pair.norm.num_batches_tracked == 4
+    torch.testing.assert_close(pair.norm.running_mean, alone.norm.running_mean)
+
+
+def test_a_resumed_training_takes_the_same_steps(tmp_path: Path) -> None:
+    batches = [torch.randn(8), torch.rand(8), torch.randn(8), torch.rand(8)]
+    torch.manual_seed(0)
+    whole, parts = Normalizing(), Normalizing()
+    options: dict[str, Any] = {"seed": 0, "learning_rate": 0.1}
+    fit(whole.model, whole.guide, batches, max_epochs=4, **options)
+    fit(parts.model, parts.guide, batches, max_epochs=2, run_dir=tmp_path, **options)
+    fit(parts.model, parts.guide, batches, max_epochs=4, run_dir=tmp_path, resume=True, **options)
+    assert torch.equal(whole.slope, parts.slope)
+    assert torch.equal(whole.norm.running_mean, parts.norm.running_mean)  # type: ignore[arg-type]
+
+
+def test_an_error_of_the_programs_is_theirs() -> None:
+    def model(x: Tensor) -> None:
+        if len(x) == 3:
+            raise RuntimeError("three")
+        labels_model(x)
+
+    pair = Pair.of(model, labels_guide)
+    with pair.scope():
+        layouts = Layouts(pair)
+        layouts.of(torch.zeros(2))
+        with pytest.raises(RuntimeError, match=r"^once$"):
+            layouts.run(torch.zeros(2), lambda layout: (_ for _ in ()).throw(RuntimeError("once")))
+        with pytest.raises(RuntimeError, match=r"^work$"):
+            layouts.run(torch.zeros(3), lambda layout: (_ for _ in ()).throw(RuntimeError("work")))
