@@ -58,7 +58,6 @@ class Gaps(RowResult):
         unreliable: Rows whose log p(x) should not be trusted, `(n,)`.
         converged: Rows whose best q was found: its ELBO had stopped improving, `(n,)`.
         num_samples: Samples per row, for each of the two ELBOs and for log p(x) by importance sampling.
-        truth_warnings: The warnings of the result that was passed as truth.
     """
 
     log_likelihood: Estimate
@@ -71,7 +70,6 @@ class Gaps(RowResult):
     unreliable: Tensor
     converged: Tensor
     num_samples: int
-    truth_warnings: tuple[str, ...] = ()
 
     derived: ClassVar = (
         *("approximation_gap", "approximation_gap_error"),
@@ -110,7 +108,6 @@ class Gaps(RowResult):
 
     def doubts(self) -> Iterator[str]:
         """Reasons not to trust the numbers, one sentence each."""
-        yield from (f"about log p(x): {text}" for text in self.truth_warnings)
         n = self.num_rows
         bad = int(self.unreliable.sum())
         if bad:
@@ -253,7 +250,7 @@ def inference_gaps(
         converged=joined["converged"],
         num_samples=num_samples,
         notes=(*notes, *(f"about log p(x): {text}" for text in getattr(truth, "notes", ()))),
-        truth_warnings=tuple(getattr(truth, "warnings", ())),
+        cautions=tuple(f"about log p(x): {text}" for text in getattr(truth, "warnings", ())),
     )
 
 

@@ -20,10 +20,10 @@ from ppl_vae.pairs import (
     many_samples,
     num_rows,
     present,
+    row_log_prob,
     rows_first,
     sample_sites,
     sum_to_rows,
-    unscaled,
 )
 from ppl_vae.stats import Estimate
 
@@ -219,7 +219,7 @@ def _scored(session: Session, batch: Batch, layout: Layout, values: dict[str, Te
     with many_samples(layout, count):
         trace = poutine.trace(Substitute(spread)(session.pair.guide)).get_trace(*as_args(batch))
     terms = [
-        sum_to_rows(unscaled(site), layout, count, n)
+        sum_to_rows(row_log_prob(site, layout), layout, count, n)
         for name, site in sample_sites(trace).items()
         if name in layout.guide_sites
     ]

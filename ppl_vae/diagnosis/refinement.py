@@ -20,10 +20,10 @@ from ppl_vae.pairs import (
     elementwise,
     elementwise_kl,
     num_rows,
+    row_log_prob,
     rows_first,
     sample_rows,
     sum_to_rows,
-    unscaled,
 )
 
 ROUND = 50
@@ -149,14 +149,14 @@ def _weights_and_scores(rows: RowDensities, layout: Layout, beta: float) -> tupl
     log_guide, score = rows.log_guide, torch.zeros_like(rows.log_guide)
     for name in layout.draws:
         site = rows.guide_trace.nodes[name]
-        own = sum_to_rows(unscaled(site), layout, samples, n)
+        own = sum_to_rows(row_log_prob(site, layout), layout, samples, n)
         if not site["fn"].has_rsample:
             log_guide, score = log_guide - own + own.detach(), score + own
             continue
         try:
             fixed = rebuilt(site["fn"], lambda value, _: value.detach())
             along = {k: v for k, v in site.items() if k != "unscaled_log_prob"} | {"fn": fixed}
-            same = sum_to_rows(unscaled(along), layout, samples, n)
+            same = sum_to_rows(row_log_prob(along, layout), layout, samples, n)
         except (TypeError, ValueError, AttributeError):  # cannot be rebuilt, such as a flow
             continue
         if torch.allclose(same, own, rtol=1e-3, atol=1e-3):

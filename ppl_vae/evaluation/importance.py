@@ -13,7 +13,15 @@ from torch import Tensor
 
 from ppl_vae.capture import ImportanceSampler
 from ppl_vae.checks import Session, opened
-from ppl_vae.pairs import Batch, DataLike, Program, num_rows, sample_rows
+from ppl_vae.pairs import (
+    Batch,
+    DataLike,
+    Program,
+    inner_scale,
+    num_rows,
+    sample_rows,
+    subsampled_plates,
+)
 from ppl_vae.stats import (
     MIN_TAIL,
     Estimate,
@@ -167,7 +175,7 @@ def evaluate(
         raise ValueError(f"num_samples must be at least 1, got {num_samples}")
     parts: list[dict[str, Tensor]] = []
     with opened(model, guide, x, seed=seed, progress=progress) as session:
-        num_values, notes = _describe(session)
+        num_values, notes, cautions = _describe(session)
         rows, samples = session.chunk_sizes(num_samples)
         # An iterable may hold any number of rows: assume those of its first batch, at least.
         total = session.num_rows or num_rows(session.first)
@@ -188,6 +196,7 @@ def evaluate(
         num_samples=num_samples,
         num_values=num_values,
         notes=notes,
+        cautions=cautions,
     )
 
 
@@ -213,15 +222,16 @@ def _evaluate_rows(
     }
 
 
-def _describe(session: Session) -> tuple[int, tuple[str, ...]]:
-    """The count of numbers per row of data, and caveats for reading the result."""
+def _describe(session: Session) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
+    """The count of numbers per row of data; how to read the result, and reasons not to trust it."""
     layout = session.layout
     rows = sample_rows(session.pair, layout, session.first, 1)
     n = num_rows(session.first)
+    sites = [rows.model_trace.nodes[name] for name in layout.observed]
     values = sum(
-        rows.model_trace.nodes[name]["value"].numel() // n
-        for name in layout.observed
-        if rows.model_trace.nodes[name]["value"].dim() > 0
+        round(site["value"].numel() // n * inner_scale(site, layout))
+        for site in sites
+        if site["value"].dim() > 0
     )
     if not layout.vectorizes:
         _logger.info(
@@ -235,4 +245,9 @@ def _describe(session: Session) -> tuple[int, tuple[str, ...]]:
             f"sites {names} belong to all rows: they are drawn from the guide, and log p(x) is the log "
             "predictive density under it; the ELBO of a row leaves out their KL",
         )
-    return max(1, values), notes
+    cautions = tuple(
+        f"plate '{name}' inside of a row is subsampled ({part}): the ELBO is that of whole rows on average, "
+        "but log p(x) is biased; evaluate with the whole plate"
+        for name, part in subsampled_plates((rows.model_trace, rows.guide_trace), layout).items()
+    )
+    return max(1, values), notes, cautions

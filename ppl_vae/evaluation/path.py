@@ -33,9 +33,10 @@ from ppl_vae.pairs import (
     RowDensities,
     Site,
     num_rows,
+    row_log_prob,
     sample_rows,
+    subsampled_plates,
     sum_to_rows,
-    unscaled,
 )
 
 _logger = logging.getLogger(__name__)
@@ -170,6 +171,11 @@ class Path:
         if values is not None and num_chains > 1:
             values = {n: self._repeated(n, v, num_chains) for n, v in values.items()}
         rows = sample_rows(self.pair, self.layout, self.batch, num_chains, values=values)
+        for name, part in subsampled_plates((rows.model_trace,), self.layout).items():
+            raise PairError(
+                f"plate '{name}' inside of a row is subsampled ({part}): chains need the density of whole "
+                "rows; give the plate no subsample_size"
+            )
         parts = []
         for name in self.layout.draws:
             site = rows.guide_trace.nodes[name]
@@ -250,7 +256,9 @@ class Path:
     def _log_guide(self, rows: RowDensities, names: tuple[str, ...]) -> Tensor:
         samples, n = rows.log_guide.shape
         terms = [
-            sum_to_rows(unscaled(rows.guide_trace.nodes[name]), self.layout, samples, n)
+            sum_to_rows(
+                row_log_prob(rows.guide_trace.nodes[name], self.layout), self.layout, samples, n
+            )
             for name in names
         ]
         return torch.stack(terms).sum(0)

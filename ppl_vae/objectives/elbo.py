@@ -30,6 +30,7 @@ from ppl_vae.pairs import (
     latent_sites,
     mean_field_violations,
     num_rows,
+    row_log_prob,
     sample_rows,
     sample_sites,
     trace_pair,
@@ -174,18 +175,22 @@ def _pyro_loss(
             distortion = -rows.log_likelihood.mean()
             rate = (rows.log_guide - rows.log_prior).mean()
         else:
-            distortion = -_sum(traces, 0, layout.observed)
-            local = _sum(traces, 1, layout.guide_sites) - _sum(traces, 0, layout.latents)
+            distortion = -_sum(traces, 0, layout.observed, layout)
+            local = _sum(traces, 1, layout.guide_sites, layout)
+            local = local - _sum(traces, 0, layout.latents, layout)
             others = tuple(n for n in sample_sites(traces[0][1]) if n not in layout.guide_sites)
-            shared = _sum(traces, 1, others) - _sum(traces, 0, layout.shared)
+            shared = _sum(traces, 1, others, layout) - _sum(traces, 0, layout.shared, layout)
             distortion = distortion / (n * objective.num_particles)
             rate = (local + shared / scale) / (n * objective.num_particles)
     return Loss(loss, -(distortion + rate), rate, distortion, traces)
 
 
-def _sum(traces: list[tuple[Any, Any]], which: int, names: tuple[str, ...]) -> Tensor:
+def _sum(
+    traces: list[tuple[Any, Any]], which: int, names: tuple[str, ...], layout: Layout
+) -> Tensor:
     """Sum of the log densities of the named sites in the model (0) or guide (1) traces."""
-    terms = [unscaled(both[which].nodes[name]).sum() for both in traces for name in names]
+    sites = [both[which].nodes[name] for both in traces for name in names]
+    terms = [row_log_prob(site, layout).sum() for site in sites]
     return torch.stack(terms).sum() if terms else torch.zeros(())
 
 

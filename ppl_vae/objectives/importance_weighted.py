@@ -14,9 +14,9 @@ from ppl_vae.pairs import (
     Pair,
     PairError,
     num_rows,
+    row_log_prob,
     sample_rows,
     sum_to_rows,
-    unscaled,
 )
 
 
@@ -54,7 +54,7 @@ class ImportanceWeightedELBO(Objective):
             site = rows.guide_trace.nodes[name]
             if not site["fn"].has_rsample:
                 score = sum_to_rows(
-                    unscaled(site), layout, self.num_particles, num_rows(batch)
+                    row_log_prob(site, layout), layout, self.num_particles, num_rows(batch)
                 ).sum(0)
                 surrogate = surrogate + bound.detach() * (score - score.detach())
         with torch.no_grad():

@@ -18,8 +18,11 @@ from .layout import (
     SAMPLES_PLATE as SAMPLES_PLATE,
     Layout as Layout,
     LayoutChangedError as LayoutChangedError,
+    inner_scale as inner_scale,
     many_samples as many_samples,
+    row_log_prob as row_log_prob,
     rows_first as rows_first,
+    subsampled_plates as subsampled_plates,
     sum_to_rows as sum_to_rows,
 )
 from .layouts import Layouts as Layouts

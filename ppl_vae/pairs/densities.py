@@ -18,11 +18,19 @@ from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
 from torch import Tensor
 
+from ppl_vae.pairs.errors import PairError
 from ppl_vae.pairs.handlers import Substitute
-from ppl_vae.pairs.layout import Layout, many_samples, rows_first, sum_to_rows
+from ppl_vae.pairs.layout import (
+    Layout,
+    inner_scale,
+    many_samples,
+    row_log_prob,
+    rows_first,
+    sum_to_rows,
+)
 from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import Batch, as_args, num_rows, trace_programs
-from ppl_vae.pairs.traces import Site, Trace, innermost, unscaled
+from ppl_vae.pairs.traces import Site, Trace, innermost
 
 
 @dataclass(frozen=True)
@@ -64,8 +72,8 @@ def sample_rows(
 ) -> RowDensities:
     """Draws `num_samples` latents per row from the guide and scores them, row by row.
 
-    `poutine.scale` and the weight of a subsampled plate are left out, because importance weights are those of
-    single rows. Call it inside `pair.scope()`.
+    `poutine.scale` and the weight of a subsampled plate over rows are left out, because importance weights
+    are those of single rows. Call it inside `pair.scope()`.
 
     Args:
         pair: The pair.
@@ -94,7 +102,8 @@ def sample_rows(
     n = num_rows(batch)
 
     def total(trace: Trace, names: tuple[str, ...]) -> Tensor:
-        rows = [sum_to_rows(unscaled(trace.nodes[name]), layout, num_samples, n) for name in names]
+        sites = [trace.nodes[name] for name in names]
+        rows = [sum_to_rows(row_log_prob(site, layout), layout, num_samples, n) for site in sites]
         nothing = as_args(batch)[0].new_zeros((num_samples, n))
         return torch.stack(rows).sum(0) if rows else nothing
 
@@ -163,6 +172,11 @@ def _contracted(
     terms: OrderedDict[frozenset[str], list[Any]] = OrderedDict()
     for name in (n for n in trace.nodes if n in names):
         site = trace.nodes[name]
+        if inner_scale(site, layout) != 1.0:
+            raise PairError(
+                f"site '{name}' is in a subsampled plate inside of a row, and a latent of the model is summed "
+                "out: the sum needs the whole row; give the plate no subsample_size"
+            )
         term = factor_of(site, name in layout.enumerated)
         frames = [f for f in site["cond_indep_stack"] if f.vectorized]
         ordinal = frozenset(trace.plate_to_symbol[f.name] for f in frames)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 import pyro
 from torch import Tensor
 
 from ppl_vae.pairs.errors import PairError
-from ppl_vae.pairs.traces import Site, Trace, innermost, sample_sites
+from ppl_vae.pairs.traces import Site, Trace, innermost, sample_sites, unscaled
 
 SAMPLES_PLATE = "_ppl_vae_samples"
 """Name of the plate over samples that is added around a pair's programs."""
@@ -133,6 +133,36 @@ def sum_to_rows(log_prob: Tensor, layout: Layout, num_samples: int, n: int) -> T
     if others:
         log_prob = log_prob.sum(others)
     return log_prob.expand(num_samples, n)
+
+
+def inner_scale(site: Site, layout: Layout) -> float:
+    """The weight N / n of the subsampled plates around a site, without the plate over rows.
+
+    A batch is a part of the rows, and each row counts once. But what a row subsamples stands for all of it.
+    """
+    scale = 1.0
+    for frame in site["cond_indep_stack"]:
+        if frame.vectorized and frame.name != layout.plate and frame.full_size:
+            scale *= frame.full_size / frame.size
+    return scale
+
+
+def subsampled_plates(traces: Iterable[Trace], layout: Layout) -> dict[str, str]:
+    """The plates inside of a row of which the programs see a part only, and which part: `5 of 20`."""
+    return {
+        frame.name: f"{frame.size} of {frame.full_size}"
+        for trace in traces
+        for site in sample_sites(trace).values()
+        for frame in site["cond_indep_stack"]
+        if inner_scale(site, layout) != 1.0 and frame.vectorized
+        if frame.name != layout.plate and frame.full_size not in (None, frame.size)
+    }
+
+
+def row_log_prob(site: Site, layout: Layout) -> Tensor:
+    """What a site adds to the log density of its rows, of the shape of the site's batch: see `inner_scale`."""
+    scale = inner_scale(site, layout)
+    return unscaled(site) if scale == 1.0 else scale * unscaled(site)
 
 
 def rows_first(site: Site, layout: Layout, num_samples: int, n: int) -> Tensor:

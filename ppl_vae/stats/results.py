@@ -45,9 +45,11 @@ class Result(ABC):
 
     Attributes:
         notes: How to read the numbers, one sentence each.
+        cautions: Reasons not to trust the numbers that were known before they were, one sentence each.
     """
 
     notes: tuple[str, ...] = field(default=(), kw_only=True)
+    cautions: tuple[str, ...] = field(default=(), kw_only=True)
 
     @abstractmethod
     def lines(self) -> list[tuple[str, str]]:
@@ -68,7 +70,7 @@ class Result(ABC):
     @property
     def warnings(self) -> tuple[str, ...]:
         """Reasons not to trust the numbers, one sentence each; empty if there are none."""
-        return tuple(self.doubts())
+        return (*self.cautions, *self.doubts())
 
     def footnotes(self) -> list[str]:
         """The notes and the warnings as they are printed."""
@@ -115,7 +117,7 @@ class RowResult(Result):
     @property
     def num_rows(self) -> int:
         """The number of rows n."""
-        name = next(each.name for each in fields(self) if each.name != "notes")
+        name = next(each.name for each in fields(self) if not each.kw_only)
         first: Any = getattr(self, name)
         return len(first.values if isinstance(first, Estimate) else first)
 

@@ -1,0 +1,205 @@
+"""Masks around enumerated latents, and subsampled plates inside of a row, against exact answers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pyro.poutine as poutine
+import pytest
+import torch
+from torch import Tensor
+
+from ppl_vae import annealed_importance_sampling, diagnose, evaluate, fit, fit_em
+from ppl_vae.objectives import ImportanceWeightedELBO, TraceELBO
+from ppl_vae.pairs import PairError
+
+INITIAL = torch.tensor([0.5, 0.3, 0.2])
+TRANSITION = torch.tensor([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.1, 0.3, 0.6]])
+MEANS = torch.tensor([-2.0, 0.0, 2.0])
+
+# -- a padded hidden Markov model, as Pyro's tutorials write it -------------------------------------------
+
+
+def padded(x: Tensor, lengths: Tensor) -> None:
+    means, z = pyro.param("means", MEANS.clone()), None
+    with pyro.plate("data", len(x)):
+        for t in pyro.markov(range(x.shape[1])):
+            inside: Any = t < lengths
+            with poutine.mask(mask=inside):
+                probs = INITIAL if z is None else TRANSITION[z]
+                z = pyro.sample(f"z_{t}", dist.Categorical(probs), infer={"enumerate": "parallel"})
+                pyro.sample(f"x_{t}", dist.Normal(means[z], 1.0), obs=x[:, t])
+
+
+def nothing(x: Tensor, lengths: Tensor) -> None:
+    """The guide of a model whose latents are all summed out."""
+
+
+def paths(row: Tensor, length: int) -> Tensor:
+    """log p(x, z) of all paths of one row."""
+    found = []
+    for z in itertools.product(range(3), repeat=length):
+        total = INITIAL[z[0]].log()
+        for a, b in itertools.pairwise(z):
+            total = total + TRANSITION[a, b].log()
+        total = total + dist.Normal(MEANS[list(z)], 1.0).log_prob(row[:length]).sum()
+        found.append(total)
+    return torch.stack(found)
+
+
+def of_rows(reduce: Callable[[Tensor], Tensor], x: Tensor, lengths: Tensor) -> Tensor:
+    return torch.stack([reduce(paths(r, n)) for r, n in zip(x, lengths.tolist(), strict=True)])
+
+
+def sequences() -> tuple[Tensor, Tensor]:
+    return 2.0 * torch.randn(7, 5), torch.tensor([5, 1, 2, 3, 4, 5, 1])
+
+
+def test_masked_enumerated_latents_do_not_add_log_k() -> None:
+    rows = sequences()
+    exact = of_rows(lambda p: p.logsumexp(0), *rows)
+    found = evaluate(padded, nothing, rows, num_samples=3, seed=0)
+    torch.testing.assert_close(found.log_likelihood.values, exact, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.elbo.values, exact, atol=1e-5, rtol=0)
+    fitted = fit(padded, nothing, rows, max_epochs=1, learning_rate=1e-9, seed=0)
+    assert fitted.history[-1]["elbo"] == pytest.approx(float(exact.mean()), abs=1e-5)
+    assert fitted.history[-1]["loss"] == pytest.approx(-float(exact.mean()), abs=1e-5)
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_em_of_masked_enumerated_latents(hard: bool) -> None:
+    rows = sequences()
+    exact = of_rows(lambda p: p.amax(0) if hard else p.logsumexp(0), *rows)
+    fitted = fit_em(padded, rows, max_iterations=3, hard=hard, seed=0, progress=False)
+    assert fitted.history[0]["bound"] == pytest.approx(float(exact.mean()), abs=1e-5)
+    bounds = [row["bound"] for row in fitted.history]
+    assert bounds == sorted(bounds)
+
+
+# -- plates inside of a row that see a part only ----------------------------------------------------------
+
+PIXELS = 20
+
+
+def pixels(subsample_size: int | None, subsample: Tensor | None = None) -> Callable[[Tensor], None]:
+    def model(x: Tensor) -> None:
+        scale = pyro.param("scale", torch.tensor(1.0))
+        with pyro.plate("rows", len(x), dim=-2):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 1.0))
+            with pyro.plate("pixels", PIXELS, subsample_size, subsample, dim=-1) as index:
+                pyro.sample("x", dist.Normal(z, scale), obs=x[:, index])
+
+    return model
+
+
+def pixels_guide(x: Tensor) -> None:
+    with pyro.plate("rows", len(x), dim=-2):
+        loc = x.sum(1, keepdim=True) / (1 + PIXELS)
+        pyro.sample("z", dist.Normal(loc, (1 + PIXELS) ** -0.5))
+
+
+@pytest.mark.parametrize("size", [5, 20])
+def test_a_given_part_of_a_row_stands_for_the_whole(size: int) -> None:
+    """Rows of equal pixels, so that any part, times N / n, is the whole: log p(x) is exact."""
+    x = torch.randn(12, 1).expand(12, PIXELS).contiguous()
+    part = torch.arange(size)
+    covariance = torch.ones(PIXELS, PIXELS) + torch.eye(PIXELS)
+    exact = dist.MultivariateNormal(torch.zeros(PIXELS), covariance).log_prob(x)
+    found = evaluate(pixels(None, part), pixels_guide, x, num_samples=10, seed=0)
+    torch.testing.assert_close(found.log_likelihood.values, exact, atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.elbo.values, exact, atol=1e-4, rtol=0)
+    assert found.num_values == PIXELS
+    biased = [text for text in found.warnings if "log p(x) is biased" in text]
+    assert len(biased) == (size < PIXELS)
+    for objective in (TraceELBO(), ImportanceWeightedELBO(num_particles=2)):
+        options: dict[str, Any] = {"max_epochs": 1, "learning_rate": 1e-9, "seed": 0}
+        fitted = fit(pixels(None, part), pixels_guide, x, objective=objective, **options)
+        assert fitted.history[-1]["elbo"] == pytest.approx(float(exact.mean()), abs=1e-4)
+        assert -fitted.history[-1]["loss"] == pytest.approx(float(exact.mean()), abs=1e-4)
+
+
+def test_a_random_part_is_right_on_average_for_the_elbo() -> None:
+    x = torch.randn(300, 1) + torch.randn(300, PIXELS)
+    covariance = torch.ones(PIXELS, PIXELS) + torch.eye(PIXELS)
+    exact = dist.MultivariateNormal(torch.zeros(PIXELS), covariance).log_prob(x)
+    found = evaluate(pixels(5), pixels_guide, x, num_samples=2000, seed=0, capture=False)
+    # Draws share the pixels of a run of rows and samples: the error is that of a few parts.
+    assert found.elbo.mean == pytest.approx(float(exact.mean()), abs=1.0)
+    (text,) = (text for text in found.warnings if "biased" in text)
+    assert "plate 'pixels' inside of a row is subsampled (5 of 20)" in text
+    assert f"warning: {text}" in str(found)
+
+
+def test_chains_need_whole_rows() -> None:
+    with pytest.raises(
+        PairError, match=r"plate 'pixels' inside of a row is subsampled \(5 of 20\)"
+    ):
+        annealed_importance_sampling(
+            pixels(5), pixels_guide, torch.randn(3, PIXELS), num_chains=2, num_steps=2
+        )
+
+
+def test_a_sum_over_latents_needs_whole_rows() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("rows", len(x), dim=-2):
+            probs = torch.full((len(x), 1, 3), 1 / 3)
+            z = pyro.sample("z", dist.Categorical(probs), infer={"enumerate": "parallel"})
+            with pyro.plate("pixels", PIXELS, subsample=torch.arange(5), dim=-1) as index:
+                pyro.sample("x", dist.Normal(MEANS[z], 1.0), obs=x[:, index])
+
+    with pytest.raises(PairError, match="a latent of the model is summed out"):
+        evaluate(model, lambda x: None, torch.randn(4, PIXELS), num_samples=2)
+
+
+def test_masked_latents_are_not_counted_as_active() -> None:
+    """The second latent is there in every third row, where it is used; in the others it is the prior's."""
+
+    def model(x: Tensor, there: Tensor) -> None:
+        mask: Any = there
+        with pyro.plate("rows", len(x)):
+            with poutine.mask(mask=mask):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            unseen = pyro.sample("unused", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z * there + 0 * unseen, 0.5), obs=x)
+
+    def guide(x: Tensor, there: Tensor) -> None:
+        mask: Any = there
+        with pyro.plate("rows", len(x)):
+            with poutine.mask(mask=mask):
+                loc = torch.where(
+                    there, 0.8 * x, 3.0 * torch.arange(len(x))
+                )  # wild where it is masked
+                pyro.sample("z", dist.Normal(loc, 0.2**0.5))
+            pyro.sample("unused", dist.Normal(torch.zeros(len(x)), 1.0))
+
+    there = torch.arange(900) % 3 == 0
+    x = 1.25**0.5 * torch.randn(900)
+    found = diagnose(model, guide, (x, there), seed=0)
+    assert found.names == ("z", "unused")
+    assert float(found.mean_variance[0]) == pytest.approx(0.8, rel=0.15)
+    assert found.active.tolist() == [True, False]
+    assert found.collapsed.tolist() == [False, True]
+    assert float(found.kl[0]) == pytest.approx(0.5 * torch.tensor(5.0).log().item(), rel=0.1)
+
+
+def test_a_mask_inside_of_a_distribution_is_seen() -> None:
+    there = torch.arange(300) % 2 == 0
+    seen: Any = there
+
+    def model(x: Tensor, there: Tensor) -> None:
+        mask: Any = there
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand((len(x),)).mask(mask))
+            pyro.sample("x", dist.Normal(torch.where(there, z, 0.0), 0.5), obs=x)
+
+    def guide(x: Tensor, there: Tensor) -> None:
+        mask: Any = there
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.Normal(0.8 * x, 0.2**0.5).mask(mask))
+
+    found = diagnose(model, guide, (torch.randn(300), seen), seed=0)
+    assert any("at least 150 of 300" in note for note in found.notes)
