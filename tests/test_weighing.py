@@ -89,7 +89,7 @@ def test_a_recorded_chunk_makes_no_call_to_pyro(monkeypatch: pytest.MonkeyPatch)
     few = len(calls)
     calls.clear()
     evaluate(model, q, rows(), num_samples=4000, seed=1)
-    assert len(calls) <= few + 8  # a ragged last chunk
+    assert len(calls) <= few + 8 + 3  # a ragged last chunk; the tenth run is compared with Pyro
 
 
 def test_the_closed_form_is_met(recorded: list[Recording]) -> None:
@@ -219,3 +219,73 @@ def test_compiled_chunks_agree_to_float_precision(
     for name in ("elbo", "log_likelihood"):
         mine, theirs = getattr(found, name).values, getattr(truth, name).values
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-4)
+
+
+# -- what a recording would not see ----------------------------------------------------------------------
+
+READERS = {
+    "numpy": lambda x: torch.from_numpy(x.numpy().copy()),
+    "tolist": lambda x: torch.tensor(x.tolist()),
+    "__array__": lambda x: torch.as_tensor(np.asarray(x).copy()),
+    "numpy of a copy": lambda x: torch.from_numpy(x.detach().cpu().clone().numpy()),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_rows_read_outside_of_torch_are_not_recorded(
+    reader: str, recorded: list[Recording], caplog: pytest.LogCaptureFixture
+) -> None:
+    """log p(x) is exact: the guide is the posterior, by way of numbers that leave torch."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(READERS[reader](x) / 2, 0.5**0.5))
+
+    x = 2 * torch.randn(3000)
+    with caplog.at_level(logging.WARNING):
+        found = evaluate(model, guide, x, num_samples=300, seed=0)
+    exact = dist.Normal(0.0, 2**0.5).log_prob(x)
+    torch.testing.assert_close(found.log_likelihood.values, exact, atol=1e-4, rtol=0)
+    assert recorded == []
+    name = reader.split()[0]
+    assert f"read tensors outside of torch, by .{name}()" in caplog.text
+
+
+@pytest.mark.parametrize("wrong_from", [1, 9])
+def test_a_recording_that_turns_out_wrong_is_done_again(
+    wrong_from: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Weights that are off by a nat from one run on: those given before are thrown away, too."""
+    runs = 0
+
+    def spoiled(*args: Any) -> Recording:
+        made = record(*args)
+        right = made.run
+
+        def run(*inputs: Any) -> Any:
+            nonlocal runs
+            runs += 1
+            log_weights, *others = right(*inputs)
+            return (log_weights + float(runs > wrong_from), *others)
+
+        made.run = run
+        return made
+
+    monkeypatch.setattr(weighing, "record", spoiled)
+    model, guide = pair()
+    plain = evaluate(model, guide, rows(400), num_samples=200, seed=0, capture=False)
+    with caplog.at_level(logging.WARNING):
+        found = evaluate(model, guide, rows(400), num_samples=200, seed=0)
+    assert "the evaluation starts again in Pyro" in caplog.text
+    assert runs > wrong_from
+    same(found, plain)
+    torch.manual_seed(5)
+    without_a_seed = evaluate(model, guide, rows(400), num_samples=200, capture=False)
+    runs = 0
+    torch.manual_seed(5)
+    same(evaluate(model, guide, rows(400), num_samples=200), without_a_seed)

@@ -1,4 +1,7 @@
-from .errors import CaptureError as CaptureError
+from .errors import (
+    CaptureError as CaptureError,
+    StaleRecordingError as StaleRecordingError,
+)
 from .function import recorded as recorded
 from .importance_weights import ImportanceSampler as ImportanceSampler
 from .step import RECORD_AFTER as RECORD_AFTER, CapturedLoss as CapturedLoss

@@ -16,3 +16,7 @@ def reason_of(error: BaseException) -> str:
         )
     first = next((line.strip() for line in text.splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {first[:200]}"
+
+
+class StaleRecordingError(CaptureError):
+    """A recording that has been used is not right: what it has computed has to be done again."""

@@ -11,6 +11,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppl_vae.capture.graphs import forget_values, has_dynamic_shapes, simplify
+from ppl_vae.capture.recording import StaysInTorch
 
 
 def recorded(
@@ -31,7 +32,8 @@ def recorded(
         >>> run(torch.ones(2))
         (tensor([3., 3.]),)
     """
-    graph: GraphModule = make_fx(lambda u: function(u))(u)  # it miscounts a method's arguments
+    with StaysInTorch():
+        graph: GraphModule = make_fx(lambda u: function(u))(u)  # it miscounts a method's arguments
     if has_dynamic_shapes(graph):
         raise ValueError("the programs make tensors whose shapes depend on values")
     simplify(graph)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_vae.capture.errors import CaptureError
+from ppl_vae.capture.errors import CaptureError, StaleRecordingError
 from ppl_vae.capture.python_state import unchanged
 from ppl_vae.capture.recording import Recording, record
 from ppl_vae.pairs import Batch, Layout, Layouts, Pair, as_args, sample_rows
@@ -19,6 +19,12 @@ _logger = logging.getLogger(__name__)
 
 RECORD_FROM = 30
 """Fewest chunks for which a recording pays: it costs as much as a few tens of them."""
+
+FIRST_COMPARISONS = (1, 10, 100)
+"""Runs of a recording that are compared with Pyro, besides the one for which it was made."""
+
+COMPARE_EVERY = 1000
+"""Runs after which a recording is compared with Pyro again."""
 
 MOST_RECORDINGS = 4
 """Most shapes of chunks that are recorded: full ones, the last rows, the last samples, and both."""
@@ -58,10 +64,15 @@ class ImportanceSampler:
         self.num_chunks = num_chunks
         self.records = capture
         self._recordings: dict[object, Recording] = {}
+        self._runs: dict[object, int] = {}
         self._seen: dict[object, int] = {}
 
     def __call__(self, batch: Batch, num_samples: int) -> Weights:
-        """Draws `num_samples` latents per row."""
+        """Draws `num_samples` latents per row.
+
+        Raises:
+            StaleRecordingError: Weights that a recording has given before are not to be trusted.
+        """
         if num_samples > 1 and not self.layouts.expected(batch).vectorizes:
             parts = [self(batch, 1) for _ in range(num_samples)]
             return Weights(
@@ -72,6 +83,8 @@ class ImportanceSampler:
         if self.records:
             try:
                 return self._captured(batch, num_samples)
+            except StaleRecordingError:
+                raise
             except CaptureError as error:
                 self.records = False
                 _logger.warning("capture is off, the evaluation goes on in Pyro: %s", error)
@@ -82,6 +95,9 @@ class ImportanceSampler:
         key = (num_samples, *((t.shape, t.stride(), t.dtype) for t in as_args(batch)))
         recording = self._recordings.get(key)
         if recording is not None:
+            runs = self._runs[key] = self._runs.get(key, 0) + 1
+            if runs in FIRST_COMPARISONS or runs % COMPARE_EVERY == 0:
+                return self._compared(recording, batch, num_samples)
             return Weights(*recording(*as_args(batch)))
         seen = self._seen[key] = self._seen.get(key, 0) + 1
         first = len(self._seen) == 1
@@ -124,14 +140,26 @@ class ImportanceSampler:
                 recording.compile()
             except CaptureError as error:
                 _logger.warning("the captured evaluation is run as it is: %s", error)
+        return recording, self._compared(recording, batch, num_samples)
+
+    def _compared(self, recording: Recording, batch: Batch, num_samples: int) -> Weights:
+        """Runs a chunk by Pyro and by a recording, under the same random numbers.
+
+        Raises:
+            CaptureError: The two differ; a `StaleRecordingError` if the recording has been used before.
+        """
         with unchanged(self.pair):
             expected = self._plain(batch, num_samples)
         device = expected.log_weights.device
         generators = random_state(device, torch_only=True)
-        found = Weights(*recording(*args))
+        found = Weights(*recording(*as_args(batch)))
         for mine, truth in zip(found, expected, strict=True):
             # Sums of a thousand terms of about one size, in another order.
             if not torch.allclose(mine, truth, rtol=1e-4, atol=1e-3, equal_nan=True):
                 set_random_state(generators, device)
-                raise CaptureError("the recorded weights differ from Pyro's")
-        return recording, found
+                used = any(kept is recording for kept in self._recordings.values())
+                raise (StaleRecordingError if used else CaptureError)(
+                    "the recorded weights differ from Pyro's: the programs depend on something that is "
+                    "neither a parameter, a buffer nor an argument"
+                )
+        return found

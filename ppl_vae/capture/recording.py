@@ -119,6 +119,7 @@ def record(pair: Pair, function: Callable[..., Any], args: Sequence[Tensor]) -> 
         with (
             unchanged(pair) as replaced,
             metrics_stay_tensors(),
+            StaysInTorch(),
             pyro.validation_enabled(False),
         ):
             graph = make_fx(function)(*args)
@@ -144,6 +145,25 @@ def record(pair: Pair, function: Callable[..., Any], args: Sequence[Tensor]) -> 
         for t in args
     ]
     return Recording(graph, graph.forward, tensors, before, example)
+
+
+class StaysInTorch(TorchFunctionMode):
+    """Refuses to let values leave torch: a recording would hold those of the rows that it was made from.
+
+    `make_fx` itself refuses `.item()` and an `if` on a value.
+
+    Raises:
+        CaptureError: A program calls `.numpy()`, `.tolist()` or the like.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in _LEAVES_TORCH:
+            raise CaptureError(f"the programs read tensors outside of torch, by .{name}()")
+        return func(*args, **(kwargs or {}))
+
+
+_LEAVES_TORCH = {"numpy", "tolist", "__array__", "__dlpack__", "storage", "untyped_storage"}
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ppl_vae.capture import ImportanceSampler
+from ppl_vae.capture import ImportanceSampler, StaleRecordingError
 from ppl_vae.checks import Session, opened
 from ppl_vae.pairs import (
     Batch,
@@ -173,6 +173,24 @@ def evaluate(
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    generator = torch.get_rng_state()
+    try:
+        return _evaluate(model, guide, x, num_samples, seed, progress, capture)
+    except StaleRecordingError as error:
+        _logger.warning("capture is off, the evaluation starts again in Pyro: %s", error)
+        torch.set_rng_state(generator)
+        return _evaluate(model, guide, x, num_samples, seed, progress, False)
+
+
+def _evaluate(
+    model: Program,
+    guide: Program,
+    x: DataLike,
+    num_samples: int,
+    seed: int | None,
+    progress: bool | None,
+    capture: bool,
+) -> Evaluation:
     parts: list[dict[str, Tensor]] = []
     with opened(model, guide, x, seed=seed, progress=progress) as session:
         num_values, notes, cautions = _describe(session)
