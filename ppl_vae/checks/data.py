@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import Independent
 from torch.distributions.constraints import Constraint
 
+from ppl_vae.checks.latents import latent_problems
 from ppl_vae.checks.report import Problem, Report, run_pair
 from ppl_vae.pairs import (
     Batch,
@@ -49,7 +50,8 @@ def check_data(pair: Pair, batch: Batch) -> None:
         if isinstance(traces, Problem):
             raise PairError(traces.message)
         with torch.no_grad(), pyro.validation_enabled(False):
-            found = list(data_problems(traces[0], batch)) or list(shape_problems(*traces))
+            found = list(data_problems(traces[0], batch)) or list(latent_problems(*traces))
+            found = found or list(shape_problems(*traces))
     Report(tuple(found)).raise_errors()
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ppl_vae.checks.data import data_problems, shape_problems
+from ppl_vae.checks.latents import latent_problems
 from ppl_vae.checks.report import Problem, run_pair
 from ppl_vae.objectives import EnumELBO, MeanFieldELBO, Objective, TraceELBO
 from ppl_vae.pairs import (
@@ -90,7 +91,8 @@ def _sites(subject: Subject) -> Iterator[Problem]:
     model_trace, guide_trace = subject.traces
     yield from _names(model_trace, guide_trace)
     yield from data_problems(model_trace, subject.batch)
-    yield from shape_problems(model_trace, guide_trace)
+    found = list(latent_problems(model_trace, guide_trace))
+    yield from found or shape_problems(model_trace, guide_trace)
 
 
 def _finite(subject: Subject) -> Iterator[Problem]:
