@@ -50,6 +50,7 @@ def test_the_layout_of_a_pair_with_everything() -> None:
         enumerated=(),
         guide_sites=("helper", "z", "v"),
         draws=("helper", "z", "v"),
+        points=(),
         observed=("x", "label"),
         nesting=2,
         vectorizes=True,

@@ -50,7 +50,9 @@ def check_data(pair: Pair, batch: Batch) -> None:
         if isinstance(traces, Problem):
             raise PairError(traces.message)
         with torch.no_grad(), pyro.validation_enabled(False):
-            found = list(data_problems(traces[0], batch)) or list(latent_problems(*traces))
+            found = list(data_problems(traces[0], batch))
+            is_prior = getattr(pair.guide, "is_prior", False)
+            found = found or list(latent_problems(*traces, guide_is_prior=is_prior))
             found = found or list(shape_problems(*traces))
     Report(tuple(found)).raise_errors()
 

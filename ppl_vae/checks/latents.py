@@ -14,7 +14,9 @@ from ppl_vae.checks.report import Problem
 from ppl_vae.pairs import Site, Trace, innermost, latent_sites, present
 
 
-def latent_problems(model_trace: Trace, guide_trace: Trace) -> Iterator[Problem]:
+def latent_problems(
+    model_trace: Trace, guide_trace: Trace, guide_is_prior: bool = False
+) -> Iterator[Problem]:
     """Problems with latents that both programs sample.
 
     The ratio p(z) / q(z | x) needs draws of the guide inside of the model's support, two densities or two
@@ -24,7 +26,10 @@ def latent_problems(model_trace: Trace, guide_trace: Trace) -> Iterator[Problem]
     Args:
         model_trace: The trace of the model, with the guide's latents.
         guide_trace: The trace of the guide.
+        guide_is_prior: Whether the guide is the prior itself, whose densities come from the model.
     """
+    if guide_is_prior:
+        return
     for name, site in latent_sites(model_trace).items():
         other = guide_trace.nodes.get(name)
         if other is None or site["fn"].event_shape != other["fn"].event_shape:

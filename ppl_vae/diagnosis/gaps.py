@@ -12,7 +12,17 @@ from torch import Tensor
 from ppl_vae.checks import Session, opened
 from ppl_vae.diagnosis.families import own_family
 from ppl_vae.diagnosis.refinement import maximize
-from ppl_vae.pairs import Batch, DataLike, Layout, Pair, Program, as_args, num_rows, sample_rows
+from ppl_vae.pairs import (
+    Batch,
+    DataLike,
+    Layout,
+    Pair,
+    Program,
+    as_args,
+    num_rows,
+    require_no_points,
+    sample_rows,
+)
 from ppl_vae.stats import Estimate, RowResult, StreamingWeights, khat_limit
 
 STEP_SAMPLES = 8
@@ -225,6 +235,7 @@ def inference_gaps(
     parts: list[dict[str, Tensor]] = []
     notes: dict[str, None] = {}
     with opened(model, guide, x, seed=seed, progress=progress) as session:
+        require_no_points(session.layout, "inference_gaps")
         evidence = getattr(session.pair.model, "log_evidence", None) if truth is None else None
         at_once, samples = session.chunk_sizes(num_samples)
         rows = at_once if session.pair.keeps_rows else max(1, at_once * samples // STEP_SAMPLES)

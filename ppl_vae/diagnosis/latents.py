@@ -28,6 +28,7 @@ from ppl_vae.pairs import (
     as_args,
     latent_sites,
     mean_field_violations,
+    require_no_points,
 )
 from ppl_vae.stats import Estimate, Result
 
@@ -200,7 +201,8 @@ def diagnose(
         A `Diagnosis`.
 
     Raises:
-        PairError: The rows are not in a plate, or the guide ties the latents of different rows together.
+        PairError: The rows are not in a plate, the guide ties the latents of different rows together, or it
+            gives points.
         ValueError: The guide samples no latent of a row.
 
     Example:
@@ -221,6 +223,7 @@ def diagnose(
     with opened(model, guide, x, seed=seed, progress=progress) as session:
         if not session.layout.latents:
             raise ValueError("the guide samples no latent of a row: there is nothing to diagnose")
+        require_no_points(session.layout, "diagnose")
         size = session.rows_at_once(NUM_DRAWS, rows=16, spare=4)
         # Where a site's analytic KL is not its share of the rate, the sampled KL is.
         analytic = not mean_field_violations(session.pair, session.first)

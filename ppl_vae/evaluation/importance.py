@@ -16,6 +16,7 @@ from ppl_vae.checks import Session, opened
 from ppl_vae.pairs import (
     Batch,
     DataLike,
+    Layout,
     Program,
     inner_scale,
     num_rows,
@@ -40,10 +41,12 @@ class Evaluation(RowResult):
     """Result of `evaluate`, row by row, in nats.
 
     Attributes:
-        elbo: E_q log p(x, z) - log q(z | x) = -(rate + distortion), from the same samples.
+        elbo: E_q log p(x, z) - log q(z | x) = -(rate + distortion), from the same samples; for a guide that
+            gives points, log p(x, z) there.
         rate: E_q log q(z | x) - log p(z).
         distortion: - E_q log p(x | z).
-        log_likelihood: log p(x) by importance sampling, log 1/K sum_k w_k: a lower bound in expectation.
+        log_likelihood: log p(x) by importance sampling, log 1/K sum_k w_k: a lower bound in expectation. NaN
+            if the guide gives points, which have no density.
         log_likelihood_error: Monte-Carlo standard error of each row's log p(x) (delta method), `(n,)`.
         ess: Effective sample size of each row's weights, (sum w)^2 / sum w^2, `(n,)`.
         khat: Pareto shape of each row's largest weights, `(n,)`. Do not trust rows above `khat_limit`;
@@ -98,17 +101,25 @@ class Evaluation(RowResult):
                 f"Pareto k-hat cannot be estimated on {unknown} of {n} rows, where fewer "
                 f"than {MIN_TAIL} different weights make up the tail; judge those by their ESS"
             )
-        yield from not_finite("log p(x)", self.log_likelihood)
+        if not bool(
+            self.log_likelihood.values.isnan().all()
+        ):  # a point guide, of which a caution speaks
+            yield from not_finite("log p(x)", self.log_likelihood)
 
     def lines(self) -> list[tuple[str, str]]:
         """The printed result: name and value of each quantity."""
         finite = self.khat[torch.isfinite(self.khat)]
         largest = f"{float(finite.max()):.2f}" if len(finite) else "-"
         share = float(self.unreliable.double().mean())
-        return [
+        bounds = [
             ("ELBO", str(self.elbo)),
             ("rate", str(self.rate)),
             ("distortion", str(self.distortion)),
+        ]
+        if bool(self.log_likelihood.values.isnan().all()):
+            return [*bounds, ("log p(x)", "not defined")]
+        return [
+            *bounds,
             (f"log p(x), {self.num_samples} samples", str(self.log_likelihood)),
             ("bits per dimension", f"{self.bits_per_dim.mean:.4f}"),
             ("ESS, median", f"{float(self.ess.double().median()):.1f} of {self.num_samples}"),
@@ -201,7 +212,11 @@ def _evaluate(
         sampler = ImportanceSampler(session.pair, session.layouts, num_chunks, capture)
         for chunk in session.chunks(rows, "evaluate"):
             parts.append(_evaluate_rows(sampler, chunk, num_samples, samples))
+        points = any(layout.points for layout in session.layouts.known)
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    if points:
+        for name in ("log_likelihood", "error", "ess", "khat"):
+            joined[name] = torch.full_like(joined[name], math.nan)
     rate, distortion = joined["rate"], joined["distortion"]
     return Evaluation(
         elbo=Estimate(-(rate + distortion)),
@@ -240,6 +255,17 @@ def _evaluate_rows(
     }
 
 
+def points_caution(layout: Layout) -> tuple[str, ...]:
+    """What a guide that gives points does not say."""
+    if not layout.points:
+        return ()
+    names = ", ".join(f"'{name}'" for name in layout.points)
+    return (
+        f"the guide gives a point for {names}, which has no density: log p(x) is not defined, and the ELBO is "
+        "log p(x, z) at that point; use a guide that samples, or annealed_importance_sampling from the prior",
+    )
+
+
 def _describe(session: Session) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
     """The count of numbers per row of data; how to read the result, and reasons not to trust it."""
     layout = session.layout
@@ -263,7 +289,7 @@ def _describe(session: Session) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
             f"sites {names} belong to all rows: they are drawn from the guide, and log p(x) is the log "
             "predictive density under it; the ELBO of a row leaves out their KL",
         )
-    cautions = tuple(
+    cautions = points_caution(layout) + tuple(
         f"plate '{name}' inside of a row is subsampled ({part}): the ELBO is that of whole rows on average, "
         "but log p(x) is biased; evaluate with the whole plate"
         for name, part in subsampled_plates((rows.model_trace, rows.guide_trace), layout).items()

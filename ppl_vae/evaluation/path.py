@@ -33,6 +33,7 @@ from ppl_vae.pairs import (
     RowDensities,
     Site,
     num_rows,
+    require_no_points,
     row_log_prob,
     sample_rows,
     subsampled_plates,
@@ -43,7 +44,13 @@ _logger = logging.getLogger(__name__)
 
 
 class PriorGuide:
-    """A guide that draws the model's latents from their prior; its densities are taken from the model."""
+    """A guide that draws the model's latents from their prior; its densities are taken from the model.
+
+    Attributes:
+        is_prior: True, which tells the checks that its masks mean nothing.
+    """
+
+    is_prior = True
 
     def __init__(self, model: Program) -> None:
         self.model = model.program if isinstance(model, Bound) else model
@@ -151,6 +158,7 @@ class Path:
                 f"latent site '{layout.shared[0]}' belongs to all rows: annealed importance sampling "
                 "estimates log p(x) of single rows. Use evaluate(), which draws the site from the guide"
             )
+        require_no_points(layout, "annealing from the guide (guide=None starts at the prior)")
         if not layout.draws:
             raise PairError(
                 "the guide draws no latents: there is nothing to anneal; use evaluate(), which is exact here"

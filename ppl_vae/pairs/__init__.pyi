@@ -20,6 +20,7 @@ from .layout import (
     LayoutChangedError as LayoutChangedError,
     inner_scale as inner_scale,
     many_samples as many_samples,
+    require_no_points as require_no_points,
     row_log_prob as row_log_prob,
     rows_first as rows_first,
     subsampled_plates as subsampled_plates,

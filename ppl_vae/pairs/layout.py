@@ -68,6 +68,8 @@ class Layout:
         enumerated: Latent sites that the model sums out exactly (the guide does not sample them).
         guide_sites: The guide's sites inside the plate; their log densities add up to log q(z | x).
         draws: The random ones of `guide_sites`: without Delta sites, with auxiliary ones.
+        points: Latents, in or outside of the plate, for which the guide gives a point, not a distribution: a
+            Delta that depends on none of the guide's draws.
         observed: Observed sites.
         nesting: The number of dimensions that plates take up.
         vectorizes: Whether one run can hold many samples; if not, samples are drawn in a loop.
@@ -81,6 +83,7 @@ class Layout:
     enumerated: tuple[str, ...]
     guide_sites: tuple[str, ...]
     draws: tuple[str, ...]
+    points: tuple[str, ...]
     observed: tuple[str, ...]
     nesting: int
     vectorizes: bool
@@ -133,6 +136,20 @@ def sum_to_rows(log_prob: Tensor, layout: Layout, num_samples: int, n: int) -> T
     if others:
         log_prob = log_prob.sum(others)
     return log_prob.expand(num_samples, n)
+
+
+def require_no_points(layout: Layout, task: str) -> None:
+    """Raises an error if the guide gives points where a task needs its density.
+
+    Raises:
+        PairError: It does.
+    """
+    if layout.points:
+        names = ", ".join(f"'{name}'" for name in layout.points)
+        raise PairError(
+            f"the guide gives a point for {names} (a Delta), which has no density: {task} needs a guide that "
+            "samples these latents, such as AutoNormal in place of AutoDelta"
+        )
 
 
 def inner_scale(site: Site, layout: Layout) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import Batch, as_args, num_rows, take_rows
 from ppl_vae.pairs.traces import (
     Site,
+    Trace,
     innermost,
     latent_sites,
     observed_sites,
@@ -126,12 +127,28 @@ def find_layout(pair: Pair, batch: Batch) -> Layout:
             enumerated=tuple(n for n in latents if n not in guide_trace.nodes),
             guide_sites=tuple(n for n in sample_sites(guide_trace) if n in in_plate),
             draws=tuple(n for n in draws if n in in_plate),
+            points=_points(
+                pair, batch, guide_trace, [n for n in latents if n in guide_trace.nodes]
+            ),
             observed=tuple(observed),
             nesting=-min(dims),
             vectorizes=True,
             signature=signature_of(model_trace, guide_trace),
         )
         return replace(layout, vectorizes=_vectorizes(pair, layout, batch))
+
+
+def _points(
+    pair: Pair, batch: Batch, guide_trace: Trace, latents: Sequence[str]
+) -> tuple[str, ...]:
+    """The latents that the guide draws from a Delta that is no function of its other draws."""
+    deltas = [n for n in latents if isinstance(innermost(guide_trace.nodes[n]["fn"]), dist.Delta)]
+    draws = {n for n in latent_sites(guide_trace) if n not in deltas}
+    if not deltas or not draws:
+        return tuple(deltas)
+    with TrackProvenance(), pyro.validation_enabled(False):
+        trace = poutine.trace(pair.guide).get_trace(*as_args(batch))
+    return tuple(n for n in deltas if not get_provenance(trace.nodes[n]["value"]) & draws)
 
 
 def _require_enumerable(name: str, site: Site, plate: str) -> None:

@@ -1,0 +1,246 @@
+"""Latents whose support, measure or mask differs between model and guide are refused, and others are not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pyro.poutine as poutine
+import pytest
+import torch
+from pyro.infer.autoguide import AutoNormal
+from torch import Tensor
+
+from ppl_vae import (
+    annealed_importance_sampling,
+    check,
+    diagnose,
+    evaluate,
+    fit,
+    inference_gaps,
+)
+from ppl_vae.objectives import TraceELBO
+from ppl_vae.pairs import PairError, Program
+
+Distribution = Callable[[Tensor], Any]
+
+
+def pair(prior: Distribution, q: Distribution) -> tuple[Program, Program]:
+    """A model with z ~ prior and a guide with z ~ q; x ~ N(sum z, 1)."""
+
+    def model(x: Tensor) -> None:
+        scale = pyro.param("scale", torch.tensor(1.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", prior(x))
+            mean = z.float() if z.dim() == 1 else z.sum(-1)
+            pyro.sample("x", dist.Normal(mean, scale), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", q(x))
+
+    return model, guide
+
+
+def normal(x: Tensor) -> Any:
+    return dist.Normal(x, 0.1)
+
+
+THREE = torch.tensor([0.2, 0.3, 0.5])
+
+REFUSED: dict[str, tuple[Distribution, Distribution, str]] = {
+    "exponential": (lambda x: dist.Exponential(1.0), normal, "all real numbers"),
+    # Far inside of the support for these rows, and outside of it for others.
+    "exponential, far away": (
+        lambda x: dist.Exponential(1.0),
+        lambda x: dist.Normal(5 + 0 * x, 0.01),
+        "and so leaves it",
+    ),
+    "half normal": (lambda x: dist.HalfNormal(1.0), normal, "all real numbers"),
+    "beta": (lambda x: dist.Beta(1.0, 1.0), lambda x: dist.LogNormal(x + 9, 1.0), "outside of it"),
+    "uniform": (lambda x: dist.Uniform(0.0, 1.0), normal, "all real numbers"),
+    "dirichlet": (
+        lambda x: dist.Dirichlet(torch.ones(3)),
+        lambda x: dist.Normal(torch.zeros(len(x), 3), 1.0).to_event(1),
+        "all real numbers",
+    ),
+    "poisson": (lambda x: dist.Poisson(1.0), normal, "whose ratio has no meaning"),
+    "normal of counts": (normal, lambda x: dist.Poisson(x.exp()), "whose ratio has no meaning"),
+    "straight through": (
+        lambda x: dist.OneHotCategorical(THREE),
+        lambda x: dist.RelaxedOneHotCategoricalStraightThrough(torch.tensor(0.5), THREE).expand(
+            (len(x),)
+        ),
+        "whose ratio has no meaning",
+    ),
+    "more values": (
+        lambda x: dist.Categorical(THREE[:2] / 0.5),
+        lambda x: dist.Categorical(torch.tensor([0.0, 0.0, 1.0]).expand(len(x), 3)),
+        "outside of it",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_draws_outside_of_the_models_support_are_refused(case: str) -> None:
+    prior, q, words = REFUSED[case]
+    model, guide = pair(prior, q)
+    x = torch.randn(30)
+    report = check(model, guide, x)
+    assert not report
+    assert report.problems[0].site == "z"
+    assert words in report.problems[0].message
+    assert "support" in report.problems[0].message
+    for refused in (
+        lambda: evaluate(model, guide, x, num_samples=2),
+        lambda: fit(model, guide, x, objective=TraceELBO(), max_epochs=1),
+    ):
+        with pytest.raises(PairError, match=r"site 'z'.*support"):
+            refused()
+
+
+ACCEPTED: dict[str, tuple[Distribution, Distribution]] = {
+    "log normal": (lambda x: dist.Exponential(1.0), lambda x: dist.LogNormal(0 * x, 1.0)),
+    "gamma": (lambda x: dist.HalfNormal(1.0), lambda x: dist.Gamma(1 + 0 * x, 1.0)),
+    "smaller": (lambda x: dist.Normal(0.0, 1.0), lambda x: dist.Exponential(1 + 0 * x)),
+    "interval in the reals": (normal, lambda x: dist.Uniform(x - 1, x + 1)),
+    "counts": (lambda x: dist.Poisson(1.0), lambda x: dist.Poisson(x.exp())),
+    "transformed": (
+        lambda x: dist.Exponential(1.0),
+        lambda x: dist.TransformedDistribution(
+            dist.Normal(0 * x, 1.0), [dist.transforms.SoftplusTransform()]
+        ),
+    ),
+    "simplex": (
+        lambda x: dist.Dirichlet(torch.ones(3)),
+        lambda x: dist.Dirichlet(torch.ones(len(x), 3)),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ACCEPTED)
+def test_draws_inside_of_it_are_not(case: str) -> None:
+    report = check(*pair(*ACCEPTED[case]), torch.randn(30), objective=TraceELBO())
+    assert not [problem for problem in report.problems if problem.severity == "error"], report
+
+
+def test_an_autoguide_of_a_positive_latent_is_right() -> None:
+    model, _ = pair(lambda x: dist.Exponential(1.0), normal)
+    x = torch.randn(10)
+    assert check(model, AutoNormal(model), x)
+
+
+@pytest.mark.parametrize("alone", ["model", "guide"])
+def test_a_mask_in_one_program_alone_is_refused(alone: str) -> None:
+    there: Any = torch.arange(12) % 3 > 0
+
+    def program(of: str, last: bool) -> Program:
+        def run(x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                with poutine.mask(mask=there if of == alone or alone == "both" else True):
+                    z = pyro.sample("z", dist.Normal(0.0 * x, 1.0))
+                if last:
+                    pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        return run
+
+    report = check(program("model", True), program("guide", False), torch.randn(12))
+    text = report.problems[0].message
+    assert text.startswith(
+        "site 'z': 4 of 12 numbers are masked in one program and not in the other"
+    )
+    assert f"in the {alone}" in text
+    alone = "both"
+    assert check(program("model", True), program("guide", False), torch.randn(12))
+
+
+def test_masked_values_may_be_anything() -> None:
+    """As for a latent that a row does not have: the guide leaves a filler there."""
+    there: Any = torch.arange(12) % 3 > 0
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            with poutine.mask(mask=there):
+                z = pyro.sample("z", dist.Exponential(torch.ones(len(x))))
+            pyro.sample("x", dist.Normal(torch.where(there, z, 0.0), 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        low, high = torch.where(there, 0.1, -1.0), torch.where(there, 1.0, -0.5)
+        with pyro.plate("data", len(x)), poutine.mask(mask=there):
+            pyro.sample("z", dist.Uniform(low, high))
+
+    report = check(model, guide, torch.randn(12), objective=TraceELBO())
+    assert not [problem for problem in report.problems if problem.severity == "error"], report
+
+
+# -- guides that give points ------------------------------------------------------------------------------
+
+
+def two_latents(x: Tensor) -> None:
+    scale = pyro.param("scale", torch.tensor(1.0))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z + w, scale), obs=x)
+
+
+def points_guide(points: str) -> Program:
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            for name in ("z", "w"):
+                if name in points:
+                    pyro.sample(name, dist.Delta(x / 3))
+                else:
+                    pyro.sample(name, dist.Normal(x / 3, 0.5))
+
+    return guide
+
+
+@pytest.mark.parametrize("points", ["z", "w", "zw"])
+def test_a_point_has_no_log_p(points: str) -> None:
+    x = torch.randn(20)
+    found = evaluate(two_latents, points_guide(points), x, num_samples=50, seed=0)
+    assert found.log_likelihood.values.isnan().all()
+    assert found.bits_per_dim.values.isnan().all()
+    if points == "zw":
+        at = dist.Normal(0.0, 1.0).log_prob(x / 3) * 2 + dist.Normal(2 * x / 3, 1.0).log_prob(x)
+        torch.testing.assert_close(found.elbo.values, at)
+        distortion = -dist.Normal(2 * x / 3, 1.0).log_prob(x)
+        torch.testing.assert_close(found.distortion.values, distortion)
+    (text,) = found.warnings
+    assert text.startswith(f"the guide gives a point for '{points[0]}'")
+    assert ("log p(x)", "not defined") in found.lines()
+    assert "nan" not in str(found)
+
+
+@pytest.mark.parametrize("function", [diagnose, inference_gaps, annealed_importance_sampling])
+def test_what_needs_a_density_says_so(function: Callable[..., Any]) -> None:
+    with pytest.raises(PairError, match=r"a point for 'z' \(a Delta\), which has no density"):
+        function(two_latents, points_guide("z"), torch.randn(20))
+    assert (
+        annealed_importance_sampling(two_latents, None, torch.randn(3), num_chains=2, num_steps=3)
+        .log_likelihood.values.isfinite()
+        .all()
+    )
+
+
+def test_a_delta_that_is_a_function_of_a_draw_is_right() -> None:
+    """z = 2 e with e ~ N(x / 4, 1 / 8) is the posterior N(x / 2, 1 / 2): q(z) = q(e) / 2."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            e = pyro.sample("e", dist.Normal(x / 4, 0.125**0.5), infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Delta(2 * e, log_density=-torch.tensor(2.0).log()))
+
+    x = torch.randn(10)
+    found = evaluate(model, guide, x, num_samples=20, seed=0)
+    exact = dist.Normal(0.0, 2**0.5).log_prob(x)
+    torch.testing.assert_close(found.log_likelihood.values, exact, atol=1e-5, rtol=0)
+    assert not found.warnings
