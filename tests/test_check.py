@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
@@ -16,7 +17,7 @@ from pyro.infer.autoguide import AutoDelta, AutoNormal
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
-from ppl_vae import check, objectives
+from ppl_vae import check, fit, objectives
 from ppl_vae.checks import Problem, Report, check_data
 from ppl_vae.guides import MeanField
 from ppl_vae.models import MixtureOfPCA
@@ -561,3 +562,34 @@ def test_a_latent_that_the_model_sums_out_suits_one_objective(
     report = check(model, guide, x, objective=objective)
     assert words in str(report)
     assert [p.severity for p in report.problems] == ["error"]
+
+
+@pytest.mark.parametrize("made", [nn.LazyLinear, nn.LazyBatchNorm1d])
+def test_a_lazy_layer_stays_lazy(made: Any) -> None:
+    """After `check` it learns its shape from the first batch that it is given, of whatever width."""
+
+    class Lazy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.LazyLinear(4) if made is nn.LazyLinear else nn.LazyBatchNorm1d()
+            self.up = nn.Sequential(layer, nn.LazyLinear(2))
+
+        def model(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample(
+                    "x", dist.Normal(z.unsqueeze(1), 1.0).expand(x.shape).to_event(1), obs=x
+                )
+
+        def guide(self, x: Tensor) -> None:
+            loc, scale = self.up(x).unbind(-1)
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(loc, scale.exp()))
+
+    vae = Lazy()
+    assert check(vae.model, vae.guide, torch.randn(20, 3))
+    assert type(vae.up[0]) is made
+    assert check(vae.model, vae.guide, torch.randn(20, 5))
+    fitted = fit(vae.model, vae.guide, torch.randn(20, 6), max_epochs=2, seed=0)
+    assert math.isfinite(fitted.history[-1]["elbo"])
+    assert vae.up(torch.zeros(2, 6)).shape == (2, 2)

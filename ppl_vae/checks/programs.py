@@ -7,12 +7,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import pyro
+from torch.nn import UninitializedBuffer, UninitializedParameter
 
 from ppl_vae.checks.report import Problem, Report
 from ppl_vae.checks.stages import Subject, problems_of
 from ppl_vae.objectives import Objective, as_objective
 from ppl_vae.pairs import Batch, Batches, DataLike, Pair, Program, take_rows
 from ppl_vae.runtime import preserve_random_state
+
+_LAZY = (UninitializedParameter, UninitializedBuffer)
 
 
 def check(
@@ -72,15 +75,35 @@ def check(
 
 @contextmanager
 def _restored(pair: Pair) -> Iterator[None]:
-    """Undoes what a first run changes in modules: an autoguide creates its parameters for that batch."""
+    """Undoes what a first run changes in modules.
+
+    An autoguide creates its parameters for that batch, and a lazy layer becomes another class.
+    """
     modules = [m for root in pair.modules().values() for m in root.modules()]
+    kinds = [type(m) for m in modules]
+    lazy = [
+        tensor
+        for m in modules
+        for tensor in (*m._parameters.values(), *m._buffers.values())
+        if isinstance(tensor, _LAZY)
+    ]
+    kinds_of_lazy = [type(tensor) for tensor in lazy]
     parts = [dict(vars(m)) for m in modules]
     inner = [(d, dict(d)) for part in parts for d in part.values() if isinstance(d, dict)]
-    buffers = [(b, b.clone()) for m in modules for b in m.buffers(recurse=False)]
+    buffers = [
+        (b, b.clone())
+        for m in modules
+        for b in m.buffers(recurse=False)
+        if not isinstance(b, _LAZY)
+    ]
     try:
         yield
     finally:
-        for module, part in zip(modules, parts, strict=True):
+        for tensor, kind_of_tensor in zip(lazy, kinds_of_lazy, strict=True):
+            tensor.data = tensor.data.new_empty(0)
+            tensor.__class__ = kind_of_tensor
+        for module, part, kind in zip(modules, parts, kinds, strict=True):
+            module.__class__ = kind
             vars(module).clear()
             vars(module).update(part)
         for now, before in inner:
