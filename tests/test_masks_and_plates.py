@@ -203,3 +203,27 @@ def test_a_mask_inside_of_a_distribution_is_seen() -> None:
 
     found = diagnose(model, guide, (torch.randn(300), seen), seed=0)
     assert any("at least 150 of 300" in note for note in found.notes)
+
+
+def test_a_penalty_outside_of_the_plate_belongs_to_the_loss_alone() -> None:
+    """x ~ N(0, 1 + w^2) with the exact posterior as guide, and a penalty w^2 / 2 on the weight."""
+
+    def model(x: Tensor) -> None:
+        w = pyro.param("w", torch.tensor(1.5))
+        pyro.factor("penalty", -0.5 * w**2)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(w * z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(1.5 * x / 3.25, 3.25**-0.5))
+
+    x = torch.randn(60)
+    exact = dist.Normal(0.0, 3.25**0.5).log_prob(x)
+    found = evaluate(model, guide, x, num_samples=10, seed=0)
+    torch.testing.assert_close(found.log_likelihood.values, exact, atol=1e-5, rtol=0)
+    options: dict[str, Any] = {"max_epochs": 1, "learning_rate": 1e-9, "seed": 0}
+    (row,) = fit(model, guide, x, objective=TraceELBO(), **options).history
+    assert row["elbo"] == pytest.approx(float(exact.mean()), abs=1e-4)
+    assert row["loss"] == pytest.approx(-float(exact.mean()) + 0.5 * 1.5**2 / 60, abs=1e-4)

@@ -27,6 +27,7 @@ from ppl_vae.pairs import (
     observed_sites,
     rows_frame,
     sample_sites,
+    sites_of_rows,
 )
 from ppl_vae.runtime import preserve_random_state
 
@@ -191,7 +192,7 @@ def check_rows(
 
 def data_problems(model_trace: Trace, batch: Batch) -> Iterator[Problem]:
     """Problems with observed data: not in a plate over the rows, NaN or infinite, outside the support."""
-    seen = observed_sites(model_trace)
+    seen = sites_of_rows(model_trace)
     n = num_rows(batch)
     dim: int | None = None
     if seen:

@@ -49,6 +49,7 @@ from .traces import (
     observed_sites as observed_sites,
     present as present,
     sample_sites as sample_sites,
+    sites_of_rows as sites_of_rows,
     trace_pair as trace_pair,
     unscaled as unscaled,
 )

@@ -24,8 +24,8 @@ from ppl_vae.pairs.traces import (
     Trace,
     innermost,
     latent_sites,
-    observed_sites,
     sample_sites,
+    sites_of_rows,
     trace_pair,
 )
 
@@ -70,7 +70,7 @@ def _find_rows(pair: Pair, batch: Batch, sites: Mapping[str, Site]) -> Any:
         return found
     try:
         fewer, _ = trace_pair(pair, take_rows(batch, slice(0, n - 1)))
-        name = rows_frame(observed_sites(fewer), n - 1).name
+        name = rows_frame(sites_of_rows(fewer), n - 1).name
     except Exception:  # a pair that runs on exactly these rows only
         return found
     return _plates_around(sites, n).get(name, found)
@@ -87,7 +87,7 @@ def find_layout(pair: Pair, batch: Batch) -> Layout:
     """
     with torch.random.fork_rng(), torch.no_grad(), pair.mode(training=False):
         model_trace, guide_trace = trace_pair(pair, batch)
-        observed = observed_sites(model_trace)
+        observed = sites_of_rows(model_trace)
         frame = _find_rows(pair, batch, observed)
         in_plate = {
             name
