@@ -593,3 +593,13 @@ def test_a_lazy_layer_stays_lazy(made: Any) -> None:
     fitted = fit(vae.model, vae.guide, torch.randn(20, 6), max_epochs=2, seed=0)
     assert math.isfinite(fitted.history[-1]["elbo"])
     assert vae.up(torch.zeros(2, 6)).shape == (2, 2)
+
+
+def test_tensors_on_another_device_are_told_with_the_remedy() -> None:
+    """The error is torch's, as it is raised on a GPU for `torch.zeros(2)`."""
+
+    def guide(x: Tensor) -> None:
+        raise RuntimeError("Expected all tensors to be on the same device, but found two")
+
+    (problem,) = check(lambda x: None, guide, torch.zeros(4)).problems
+    assert "torch.zeros(2, device=x.device), or pass device='cpu'" in problem.message

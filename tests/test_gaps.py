@@ -460,7 +460,7 @@ def test_latents_of_all_rows_and_point_estimates_are_refused() -> None:
 
     with pytest.raises(PairError, match=r"'scale' is outside of plate 'rows'"):
         inference_gaps(shared_model, shared_guide, torch.randn(4), seed=0)
-    with pytest.raises(PairError, match="point estimates"):
+    with pytest.raises(PairError, match="a point for 'z'"):
         inference_gaps(normal_model, point, torch.randn(4), seed=0)
     with pytest.raises(ValueError, match="num_samples must be at least 2"):
         inference_gaps(normal_model, point, torch.randn(4), num_samples=1)

@@ -14,7 +14,7 @@ from torch.distributions import Independent
 from torch.distributions.constraints import Constraint
 
 from ppl_vae.checks.latents import latent_problems
-from ppl_vae.checks.report import Problem, Report, run_pair
+from ppl_vae.checks.report import Problem, Report, other_device, run_pair
 from ppl_vae.pairs import (
     Batch,
     Pair,
@@ -290,7 +290,7 @@ def shape_problems(model_trace: Trace, guide_trace: Trace) -> Iterator[Problem]:
                     name,
                     f"site '{name}' in the {role}: its value of shape {tuple(site['value'].shape)} does not "
                     f"fit its distribution of batch shape {tuple(site['fn'].batch_shape)} and event shape "
-                    f"{tuple(site['fn'].event_shape)} ({first_line(error)})",
+                    f"{tuple(site['fn'].event_shape)} ({first_line(error)}){other_device(error)}",
                 )
                 continue
             expected = [1] * (-min((f.dim for f in frames), default=0))

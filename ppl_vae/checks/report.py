@@ -89,9 +89,19 @@ def run_pair(pair: Pair, batch: Batch) -> tuple[Trace, Trace] | Problem:
             "error",
             role,
             f"the {role} raised {type(error).__name__} on a batch of shape {shapes}: {first_line(error)}"
-            f"{_other_dtype(pair, args, error)}",
+            f"{_other_dtype(pair, args, error)}{other_device(error)}",
         )
     return model_trace, guide_trace
+
+
+def other_device(error: Exception) -> str:
+    """The remedy if a program raised because its tensors are on different devices; otherwise empty."""
+    if "on the same device" not in str(error) and "same device as" not in str(error):
+        return ""
+    return (
+        "; the rows are where the parameters are: make the program's own tensors there, as in "
+        "torch.zeros(2, device=x.device), or pass device='cpu'"
+    )
 
 
 def _other_dtype(pair: Pair, args: tuple[Tensor, ...], error: Exception) -> str:
