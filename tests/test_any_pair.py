@@ -480,3 +480,29 @@ def test_parameters_for_each_row_by_hand() -> None:
     fit(model, guide, DIGITS, batch_size=48, max_epochs=2, seed=0)
     guide.keeps_rows = True  # type: ignore[attr-defined]
     assert evaluate(model, guide, DIGITS, num_samples=5, seed=0).num_rows == 48
+
+
+class _UsesANet(torch.nn.Module):
+    """A guide whose `forward` uses a net that is not registered in it."""
+
+    def forward(self, x: Tensor) -> None:
+        loc = _unregistered(x.unsqueeze(-1)).squeeze(-1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 0.5**0.5))
+
+
+_unregistered = torch.nn.Linear(1, 1)
+
+
+def test_a_net_that_forward_uses_is_trained() -> None:
+    """z ~ N(0, 1), x ~ N(z, 1): the best guide has the mean x / 2."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    x = 3 * torch.randn(100)
+    fit(model, _UsesANet(), x, max_epochs=300, batch_size=100, learning_rate=0.02, seed=0)
+    assert abs(float(_unregistered.weight.detach()) - 0.5) < 0.05
+    assert abs(float(_unregistered.bias.detach())) < 0.1

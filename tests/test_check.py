@@ -242,7 +242,7 @@ def test_a_pair_that_cannot_take_a_shorter_batch() -> None:
 
     assert check(model, of_all_rows, X).ok
     report = check(model, of_all_rows, X, ragged=True)
-    assert "not on one with fewer rows" in only(report).message
+    assert "not on the 11 rows" in only(report).message
 
 
 # -- data ------------------------------------------------------------------------------------------------

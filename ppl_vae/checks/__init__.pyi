@@ -6,6 +6,7 @@ from .data import (
 )
 from .programs import check as check, check_batch as check_batch
 from .report import PairWarning as PairWarning, Problem as Problem, Report as Report
+from .rows import row_problems as row_problems
 from .session import (
     Session as Session,
     evaluating as evaluating,

@@ -12,7 +12,7 @@ from torch.nn import UninitializedBuffer, UninitializedParameter
 from ppl_vae.checks.report import Problem, Report
 from ppl_vae.checks.stages import Subject, problems_of
 from ppl_vae.objectives import Objective, as_objective
-from ppl_vae.pairs import Batch, Batches, DataLike, Pair, Program, take_rows
+from ppl_vae.pairs import Batch, Batches, DataLike, Pair, Program, num_rows, take_rows
 from ppl_vae.runtime import preserve_random_state
 
 _LAZY = (UninitializedParameter, UninitializedBuffer)
@@ -26,6 +26,7 @@ def check(
     objective: Objective | pyro.infer.ELBO | None = None,
     max_epochs: int | None = None,
     ragged: bool = False,
+    batch_size: int | None = None,
 ) -> Report:
     """Looks for errors in a pair by running it on one batch.
 
@@ -49,6 +50,8 @@ def check(
         objective: The objective to train with; the default ELBO if None.
         max_epochs: The length of the training, to compare with the warm-up of beta.
         ragged: Also try a batch with one row fewer, because the last batch of an epoch may be smaller.
+        batch_size: Also try the last batch of an epoch of batches of so many rows, as `fit` does: in training
+            mode, too.
 
     Returns:
         A `Report`: true if there are no errors, printable, with the list of `.problems`.
@@ -64,13 +67,17 @@ def check(
         error: the model's latent site 'z' is not sampled by the guide, which samples 'code': ...
     """
     pair = Pair.of(model, guide)
-    batches = Batches(x, pair)
-    if pair.keeps_rows and batches.in_memory:
-        batch = batches.rows
-    else:
-        batch = take_rows(batches.first(64), slice(0, 64))
     with pair.scope(), _restored(pair):
-        return check_batch(pair, batch, as_objective(objective), max_epochs, ragged)
+        batches = Batches(x, pair)
+        if pair.keeps_rows and batches.in_memory:
+            batch = batches.rows
+        else:
+            batch = take_rows(batches.first(64), slice(0, 64))
+        last = num_rows(batch) - 1 if ragged else None
+        if batch_size is not None:
+            last = batches.last_batch(batch_size) or last
+        parts = batch_size is not None and batches.num_batches(batch_size) != 1
+        return check_batch(pair, batch, as_objective(objective), max_epochs, last, parts)
 
 
 @contextmanager
@@ -114,14 +121,19 @@ def _restored(pair: Pair) -> Iterator[None]:
 
 
 def check_batch(
-    pair: Pair, batch: Batch, objective: Objective, max_epochs: int | None, ragged: bool
+    pair: Pair,
+    batch: Batch,
+    objective: Objective,
+    max_epochs: int | None,
+    last_batch: int | None,
+    minibatches: bool,
 ) -> Report:
     """`check` on a given batch, inside `pair.scope()`."""
     problems: list[Problem] = list(_warmup(objective, max_epochs))
     before: Any = pyro.get_param_store().get_state()
     inside: Any = {key: dict(value) for key, value in before.items()}
     with preserve_random_state(), pair.mode(training=False), pyro.get_param_store().scope(inside):
-        problems += problems_of(Subject(pair, batch, objective, ragged))
+        problems += problems_of(Subject(pair, batch, objective, last_batch, minibatches))
     order = {"error": 0, "warning": 1}
     return Report(tuple(sorted(problems, key=lambda p: order[p.severity])))
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppl_vae.checks.data import check_data
+from ppl_vae.checks.rows import row_problems
 from ppl_vae.pairs import (
     Batch,
     Batches,
@@ -23,8 +24,10 @@ from ppl_vae.pairs import (
     RowDensities,
     move,
     num_rows,
+    parts_of,
     sample_rows,
     take_rows,
+    trace_pair,
 )
 from ppl_vae.runtime import device_of, preserve_random_state, progress_bar
 
@@ -89,6 +92,12 @@ class Session:
             batch, lambda layout: sample_rows(self.pair, layout, batch, num_samples)
         )
 
+    def doubts_about_rows(self) -> tuple[str, ...]:
+        """Why the rows may be others than those they are taken for. The random state does not change."""
+        with preserve_random_state():
+            model_trace, _ = trace_pair(self.pair, self.first)
+        return tuple(problem.message for problem in row_problems(model_trace, self.layout))
+
     def bar(self, label: str, unit: str = "row", total: int | None = None) -> Any:
         """A progress bar as a context manager."""
         return progress_bar(total, label, unit, self.progress)
@@ -96,9 +105,12 @@ class Session:
     def chunks(self, rows: int, label: str = "") -> Iterator[Batch]:
         """The rows in order, at most `rows` at once, on the device; with a progress bar if it has a label."""
         with progress_bar(self.num_rows, label, "row", self.progress if label else False) as bar:
-            for batch in self.batches.ordered(rows):  # a loader's batches may be larger
-                for start in range(0, num_rows(batch), rows):
-                    chunk = move(take_rows(batch, slice(start, start + rows)), self.device)
+            for batch in self.batches.ordered(
+                rows
+            ):  # a loader's may be larger, not those in memory
+                n = num_rows(batch)
+                for part in [slice(0, n)] if self.batches.in_memory else parts_of(n, rows):
+                    chunk = move(take_rows(batch, part), self.device)
                     yield chunk
                     bar.update(num_rows(chunk))
 

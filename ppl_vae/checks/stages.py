@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
@@ -13,6 +14,7 @@ from torch import nn
 from ppl_vae.checks.data import data_problems, shape_problems
 from ppl_vae.checks.latents import latent_problems
 from ppl_vae.checks.report import Problem, run_pair
+from ppl_vae.checks.rows import row_problems
 from ppl_vae.objectives import EnumELBO, MeanFieldELBO, Objective, TraceELBO
 from ppl_vae.pairs import (
     Batch,
@@ -41,15 +43,22 @@ class Subject:
         pair: The pair, inside its scope.
         batch: The rows to run it on.
         requested_objective: The objective to train with, not yet resolved.
-        ragged: Whether batches with fewer rows will come.
+        last_batch: Rows of the last batch of an epoch, if it is smaller than the others.
+        minibatches: Whether a batch holds only some of the rows.
     """
 
     def __init__(
-        self, pair: Pair, batch: Batch, requested_objective: Objective, ragged: bool
+        self,
+        pair: Pair,
+        batch: Batch,
+        requested_objective: Objective,
+        last_batch: int | None,
+        minibatches: bool,
     ) -> None:
         self.pair, self.batch = pair, batch
         self.requested_objective = requested_objective
-        self.ragged = ragged
+        self.last_batch = last_batch
+        self.minibatches = minibatches
 
     @cached_property
     def run(self) -> tuple[Trace, Trace] | Problem:
@@ -112,25 +121,52 @@ def _finite(subject: Subject) -> Iterator[Problem]:
 
 def _layout(subject: Subject) -> Iterator[Problem]:
     try:
-        _ = subject.layout
+        layout = subject.layout
     except PairError as error:
         yield Problem("error", "", str(error))
-
-
-def _ragged(subject: Subject) -> Iterator[Problem]:
-    if not subject.ragged:
         return
-    fewer = take_rows(subject.batch, slice(0, num_rows(subject.batch) - 1))
-    shorter = run_pair(subject.pair, fewer)
-    wrong = [shorter] if isinstance(shorter, Problem) else list(shape_problems(*shorter))
-    if wrong:
-        yield Problem(
-            "error",
-            wrong[0].site,
-            "the pair runs on a full batch but not on one with fewer rows, such as the last batch of an "
-            f"epoch ({wrong[0].message}). If the guide keeps parameters for each row, train with "
-            "batch_size = the number of rows",
-        )
+    yield from row_problems(subject.traces[0], layout, subject.minibatches)
+
+
+def _last_batch(subject: Subject) -> Iterator[Problem]:
+    n, last = num_rows(subject.batch), subject.last_batch
+    if last is None or not 0 < last < n:
+        return
+    fewer = take_rows(subject.batch, slice(0, last))
+    wrong: list[Problem] = []
+    for training in (False, True):
+        with subject.pair.mode(training), _buffers_kept(subject.pair):
+            shorter = run_pair(subject.pair, fewer)
+        wrong = [shorter] if isinstance(shorter, Problem) else list(shape_problems(*shorter))
+        if wrong:
+            break
+    else:
+        return
+    rows = "1 row" if last == 1 else f"{last} rows"
+    remedy = (
+        "Choose a batch_size that leaves more than one row for it; squeeze() without a dimension and batch "
+        "norm, for example, need more than one"
+        if last == 1
+        else "If the guide keeps parameters for each row, train with batch_size = the number of rows"
+    )
+    yield Problem(
+        "error",
+        wrong[0].site,
+        f"the pair runs on a full batch of {n} rows but not on the {rows} that the last batch of an epoch "
+        f"may have{' in training' if training else ''} ({wrong[0].message}). {remedy}",
+    )
+
+
+@contextlib.contextmanager
+def _buffers_kept(pair: Pair) -> Iterator[None]:
+    """Puts back what a run in training mode changes, such as the statistics of batch norm."""
+    buffers = [b for module in pair.modules().values() for b in module.buffers()]
+    before = [b.clone() for b in buffers]
+    try:
+        yield
+    finally:
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
 
 
 def _objective(subject: Subject) -> Iterator[Problem]:
@@ -289,7 +325,7 @@ STAGES: tuple[Callable[[Subject], Iterator[Problem]], ...] = (
     _sites,
     _finite,
     _layout,
-    _ragged,
+    _last_batch,
     _objective,
     _estimator,
 )

@@ -10,7 +10,7 @@ from ppl_vae.checks import Session
 from ppl_vae.diagnosis.dimensions import NUM_DRAWS, dimension_names
 from ppl_vae.diagnosis.refinement import can_refine, refine_rows
 from ppl_vae.diagnosis.residuals import Residuals
-from ppl_vae.pairs import as_args, num_rows, posterior_means, sample_rows, take_rows
+from ppl_vae.pairs import as_args, num_rows, parts_of, posterior_means, sample_rows, take_rows
 from ppl_vae.stats import standard_error
 
 CAUSES = {
@@ -105,8 +105,8 @@ def _revives(session: Session, unused: Mapping[str, float], beta: float) -> bool
     size = session.rows_at_once(NUM_DRAWS, rows=16, spare=4)
     gains, kls = [], []
     which, own = torch.empty(0, dtype=torch.bool), torch.zeros(0)
-    for first in range(0, n, size):
-        chunk = take_rows(batch, slice(first, first + size))
+    for part in parts_of(n, size):
+        chunk = take_rows(batch, part)
         rows = sample_rows(pair, layout, chunk, NUM_DRAWS)
         means = posterior_means(rows, layout)
         names = dimension_names(rows)

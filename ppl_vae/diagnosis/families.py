@@ -14,7 +14,6 @@ import pyro
 import pyro.distributions as dist
 import pyro.poutine as poutine
 import torch
-from pyro.infer.inspect import TrackProvenance
 from pyro.ops.provenance import get_provenance
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
@@ -22,7 +21,18 @@ from torch.distributions import biject_to
 from torch.distributions.constraints import Constraint
 
 from ppl_vae.distributions import rebuilt
-from ppl_vae.pairs import Batch, Layout, Pair, PairError, Program, Site, Trace, as_args, num_rows
+from ppl_vae.pairs import (
+    Batch,
+    Layout,
+    Pair,
+    PairError,
+    Program,
+    Site,
+    Trace,
+    TrackLatents,
+    as_args,
+    num_rows,
+)
 
 
 @dataclass(frozen=True)
@@ -247,7 +257,7 @@ def _chained(pair: Pair, layout: Layout, batch: Batch) -> str | None:
     if len(layout.draws) < 2:
         return None
     try:
-        with torch.no_grad(), TrackProvenance(), pyro.validation_enabled(False):
+        with torch.no_grad(), TrackLatents(), pyro.validation_enabled(False):
             trace = poutine.trace(pair.guide).get_trace(*as_args(batch))
         fns: dict[str, Any] = {name: trace.nodes[name]["fn"] for name in layout.draws}
         sources = {

@@ -289,9 +289,11 @@ def _describe(session: Session) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
             f"sites {names} belong to all rows: they are drawn from the guide, and log p(x) is the log "
             "predictive density under it; the ELBO of a row leaves out their KL",
         )
-    cautions = points_caution(layout) + tuple(
+    parts = subsampled_plates((rows.model_trace, rows.guide_trace), layout)
+    cautions = [*points_caution(layout), *session.doubts_about_rows()]
+    cautions += [
         f"plate '{name}' inside of a row is subsampled ({part}): the ELBO is that of whole rows on average, "
         "but log p(x) is biased; evaluate with the whole plate"
-        for name, part in subsampled_plates((rows.model_trace, rows.guide_trace), layout).items()
-    )
-    return max(1, values), notes, cautions
+        for name, part in parts.items()
+    ]
+    return max(1, values), notes, tuple(cautions)

@@ -3,7 +3,7 @@ from .analytic_kl import (
     mean_field_violations as mean_field_violations,
 )
 from .attach import attach_guide as attach_guide, keep_guide as keep_guide
-from .batches import Batches as Batches, DataLike as DataLike
+from .batches import Batches as Batches, DataLike as DataLike, parts_of as parts_of
 from .densities import (
     RowDensities as RowDensities,
     factor_of as factor_of,
@@ -13,12 +13,17 @@ from .densities import (
     stated_moment as stated_moment,
 )
 from .errors import PairError as PairError, first_line as first_line
-from .handlers import ScaleLatents as ScaleLatents, Substitute as Substitute
+from .handlers import (
+    ScaleLatents as ScaleLatents,
+    Substitute as Substitute,
+    TrackLatents as TrackLatents,
+)
 from .layout import (
     SAMPLES_PLATE as SAMPLES_PLATE,
     Layout as Layout,
     LayoutChangedError as LayoutChangedError,
     inner_scale as inner_scale,
+    latents_of_other_plates as latents_of_other_plates,
     many_samples as many_samples,
     require_no_points as require_no_points,
     row_log_prob as row_log_prob,
@@ -37,7 +42,8 @@ from .programs import (
     num_rows as num_rows,
     take_rows as take_rows,
 )
-from .survey import find_layout as find_layout, rows_frame as rows_frame
+from .row_plate import rows_frame as rows_frame, run_alone as run_alone
+from .survey import find_layout as find_layout
 from .traces import (
     Site as Site,
     Trace as Trace,

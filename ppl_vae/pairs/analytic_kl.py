@@ -7,11 +7,11 @@ from typing import Any
 import pyro
 import torch
 from pyro.distributions.util import scale_and_mask
-from pyro.infer.inspect import TrackProvenance
 from pyro.ops.provenance import get_provenance
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from ppl_vae.pairs.handlers import TrackLatents
 from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import Batch
 from ppl_vae.pairs.traces import Site, elementwise, latent_sites, trace_pair
@@ -63,7 +63,7 @@ def mean_field_violations(pair: Pair, batch: Batch) -> dict[str, set[str]]:
         if len(latents) < 2:
             return {}
         try:
-            with TrackProvenance():
+            with TrackLatents():
                 model_trace, guide_trace = trace_pair(pair, batch)
         except Exception:  # code that checks a tensor's type; use the order as the dependence
             return _out_of_order(latents, guide_trace)

@@ -16,8 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_vae.pairs.autoguides import autoguides_of, keep_rows
 from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import Batch, num_rows, take_rows
+
+_FEW = 64
+"""Rows that show what an autoguide keeps."""
 
 DataLike = Tensor | tuple[Tensor, ...] | Iterable[Any]
 
@@ -58,6 +62,15 @@ class Batches:
                 f"x is a {type(x).__name__}; expected a tensor of shape (rows, ...), a tuple of them, or "
                 "an iterable of batches such as a torch DataLoader"
             )
+        self._look_at_autoguides(pair)
+
+    def _look_at_autoguides(self, pair: Pair) -> None:
+        """Tells the pair whether its autoguides keep parameters for each row, which only rows can show."""
+        guides = autoguides_of(pair.guide)
+        if guides and not getattr(pair.guide, "keeps_rows", False):
+            with torch.random.fork_rng():
+                few = take_rows(self.first(_FEW), slice(0, _FEW))
+            pair.keeps_rows = keep_rows(guides, pair.model, few)
 
     @property
     def in_memory(self) -> bool:
@@ -79,17 +92,36 @@ class Batches:
         except TypeError:
             return None
 
+    def last_batch(self, batch_size: int) -> int | None:
+        """Rows of the last batch of an epoch; None if it is as large as the others, or not known."""
+        if self._rows is not None:
+            rows = num_rows(self._rows)
+        else:
+            loader: Any = self._iterable
+            if getattr(loader, "drop_last", True) or not getattr(loader, "batch_size", None):
+                return None
+            try:
+                rows, batch_size = len(loader.dataset), loader.batch_size
+            except (AttributeError, TypeError):  # not a DataLoader, or one without a known length
+                return None
+        return (rows % batch_size or None) if rows > batch_size else None
+
     def first(self, batch_size: int) -> Batch:
         """The first batch, for inspecting the pair."""
+        if self._rows is not None:
+            return take_rows(self._rows, slice(0, batch_size))
         for batch in self.ordered(batch_size):
             return batch
         raise ValueError("x holds no batches")
 
     def ordered(self, batch_size: int) -> Iterator[Batch]:
-        """The batches, in the order of the rows."""
+        """The batches, in the order of the rows.
+
+        In memory, a single last row joins the batch before it: many programs do not run on one row alone.
+        """
         if self._rows is not None:
-            for start in range(0, num_rows(self._rows), batch_size):
-                yield take_rows(self._rows, slice(start, start + batch_size))
+            for part in parts_of(num_rows(self._rows), batch_size):
+                yield take_rows(self._rows, part)
         else:
             for batch in self._iterable:
                 yield self._as_batch(batch)
@@ -145,6 +177,19 @@ class Batches:
         if len({t.shape[0] for t in tensors}) > 1:
             sizes = ", ".join(str(t.shape[0]) for t in tensors)
             raise ValueError(f"the tensors of a batch have different numbers of rows: {sizes}")
+
+
+def parts_of(n: int, size: int) -> list[slice]:
+    """n rows in parts of `size`; a single last row joins the part before it.
+
+    Example:
+        >>> parts_of(5, 2)
+        [slice(0, 2, None), slice(2, 5, None)]
+    """
+    starts = list(range(0, n, size))
+    if size > 1 and n > size and n % size == 1:
+        starts.pop()
+    return [slice(a, b) for a, b in zip(starts, [*starts[1:], n], strict=True)]
 
 
 def _in_one_order(batches: Iterator[Batch], seed: int, epoch: int) -> Iterator[Batch]:

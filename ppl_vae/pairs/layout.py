@@ -176,6 +176,25 @@ def subsampled_plates(traces: Iterable[Trace], layout: Layout) -> dict[str, str]
     }
 
 
+def latents_of_other_plates(model_trace: Trace, layout: Layout) -> dict[str, str]:
+    """Latents in a plate that holds the data, too, but is not the plate over rows; each with that plate.
+
+    Words of documents lie in a plate over words and in one over documents; each may have latents of its own.
+    """
+    around = {
+        frame.name
+        for name in layout.observed
+        for frame in model_trace.nodes[name]["cond_indep_stack"]
+        if frame.vectorized and frame.name not in _SAMPLES_PLATES
+    }
+    found = {}
+    for name in layout.shared:
+        plates = [f.name for f in model_trace.nodes[name]["cond_indep_stack"] if f.name in around]
+        if plates:
+            found[name] = plates[0]
+    return found
+
+
 def row_log_prob(site: Site, layout: Layout) -> Tensor:
     """What a site adds to the log density of its rows, of the shape of the site's batch: see `inner_scale`."""
     scale = inner_scale(site, layout)

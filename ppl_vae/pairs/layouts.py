@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppl_vae.pairs.layout import Layout, Signature, signature_of
 from ppl_vae.pairs.pair import Pair
-from ppl_vae.pairs.programs import Batch, as_args
+from ppl_vae.pairs.programs import Batch, as_args, num_rows
 from ppl_vae.pairs.survey import find_layout
 from ppl_vae.pairs.traces import trace_pair
 
@@ -50,7 +50,7 @@ class Layouts:
 
     def __init__(self, pair: Pair) -> None:
         self._pair = pair
-        self._known: dict[Signature, Layout] = {}
+        self._known: dict[tuple[Signature, bool], Layout] = {}
         self._last: dict[object, Layout] = {}
         self._unsteady: set[object] = set()
         self._buffers: list[Tensor] | None = None
@@ -62,10 +62,10 @@ class Layouts:
             PairError: As for `find_layout`.
         """
         with torch.random.fork_rng(), torch.no_grad(), self._pair.mode(training=False):
-            signature = signature_of(*trace_pair(self._pair, batch))
-        if signature not in self._known:
-            self._known[signature] = find_layout(self._pair, batch)
-        layout = self._last[_shapes(batch)] = self._known[signature]
+            key = signature_of(*trace_pair(self._pair, batch)), num_rows(batch) == 1
+        if key not in self._known:
+            self._known[key] = find_layout(self._pair, batch)
+        layout = self._last[_shapes(batch)] = self._known[key]
         return layout
 
     def expected(self, batch: Batch) -> Layout:
@@ -126,5 +126,9 @@ class Layouts:
 
 
 def _shapes(batch: Batch) -> object:
-    """The shapes of the rows, on which the sites of most programs depend at most."""
-    return tuple((tensor.shape[1:], tensor.dtype) for tensor in as_args(batch))
+    """What the sites of most programs depend on at most: the shapes of the rows.
+
+    A single row is a kind of its own: after `squeeze()` it does not run with a dimension of samples.
+    """
+    alone = num_rows(batch) == 1
+    return alone, tuple((tensor.shape[1:], tensor.dtype) for tensor in as_args(batch))

@@ -20,11 +20,22 @@ def modules_of_program(value: Any, name: str, seen: set[int] | None = None) -> d
     if id(value) in seen:
         return {}
     seen.add(id(value))
-    if isinstance(value, nn.Module):
-        return {name: value}
-    found: dict[str, nn.Module] = {}
-    for part, inner in _parts(value):
+    found: dict[str, nn.Module] = {name: value} if isinstance(value, nn.Module) else {}
+    for part, inner in _functions(value) if isinstance(value, nn.Module) else _parts(value):
         found |= modules_of_program(inner, f"{name}.{part}" if part else name, seen)
+    return found
+
+
+def _functions(root: nn.Module) -> list[tuple[str, Any]]:
+    """The functions that a module and those in it keep (a part of an `AutoGuideList`), and its own `forward`.
+
+    They may refer to modules that are not registered.
+    """
+    found = [] if _is_of_a_library(type(root)) else [("forward", type(root).forward)]
+    for path, module in root.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, (types.FunctionType, types.MethodType, functools.partial)):
+                found.append((f"{path}.{name}" if path else name, value))
     return found
 
 

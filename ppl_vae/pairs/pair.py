@@ -99,6 +99,9 @@ class Pair:
         self._entered = 0
         self._pending: dict[str, Tensor] = {}
         self._declared: dict[str, set[str]] = {"model": set(), "guide": set()}
+        self.keeps_rows = isinstance(self.guide, AutoGuide) or bool(
+            getattr(self.guide, "keeps_rows", False)
+        )
 
     @classmethod
     def of(cls, model: Program, guide: Program) -> Pair:
@@ -106,11 +109,6 @@ class Pair:
         if isinstance(model, Bound) or isinstance(guide, Bound):
             return cls(model, guide)
         return cls(model, guide, recall(model, guide))
-
-    @property
-    def keeps_rows(self) -> bool:
-        """Whether the guide has parameters for each row, so that it can only run on all of its rows."""
-        return isinstance(self.guide, AutoGuide) or bool(getattr(self.guide, "keeps_rows", False))
 
     # -- running -----------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,15 +10,16 @@ import pyro
 import pyro.distributions as dist
 import pyro.poutine as poutine
 import torch
-from pyro.infer.inspect import TrackProvenance
 from pyro.ops.provenance import get_provenance
 from torch import Tensor
 
 from ppl_vae.pairs.densities import sample_rows
 from ppl_vae.pairs.errors import PairError
+from ppl_vae.pairs.handlers import TrackLatents
 from ppl_vae.pairs.layout import SAMPLES_PLATE, Layout, LayoutChangedError, signature_of
 from ppl_vae.pairs.pair import Pair
-from ppl_vae.pairs.programs import Batch, as_args, num_rows, take_rows
+from ppl_vae.pairs.programs import Batch, as_args, take_rows
+from ppl_vae.pairs.row_plate import find_rows
 from ppl_vae.pairs.traces import (
     Site,
     Trace,
@@ -28,52 +29,6 @@ from ppl_vae.pairs.traces import (
     sites_of_rows,
     trace_pair,
 )
-
-
-def rows_frame(sites: Mapping[str, Site], n: int) -> Any:
-    """The outermost plate of size `n` that holds all of the given observed sites.
-
-    Raises:
-        PairError: There is none; the message lists the plates that were found.
-    """
-    common = _plates_around(sites, n)
-    if common:
-        return min(common.values(), key=lambda frame: frame.dim)
-    names = ", ".join(f"'{name}'" for name in sites) or "(none)"
-    plates = {
-        f"'{f.name}' of size {f.size}"
-        for site in sites.values()
-        for f in site["cond_indep_stack"]
-        if f.vectorized
-    }
-    found = f"the plates found are {', '.join(sorted(plates))}" if plates else "there is none"
-    raise PairError(
-        f"the observed sites {names} are not inside a plate over the {n} rows of the batch ({found}): "
-        f'put the latents and the data of each row inside `with pyro.plate("data", x.shape[0]):`'
-    )
-
-
-def _plates_around(sites: Mapping[str, Site], n: int) -> dict[str, Any]:
-    """The plates of size `n` that hold all of the given sites."""
-    common: dict[str, Any] | None = None
-    for site in sites.values():
-        frames = {f.name: f for f in site["cond_indep_stack"] if f.vectorized and f.size == n}
-        common = frames if common is None else {k: f for k, f in common.items() if k in frames}
-    return common or {}
-
-
-def _find_rows(pair: Pair, batch: Batch, sites: Mapping[str, Site]) -> Any:
-    """`rows_frame`, but if several plates have size n, the one whose size changes with the number of rows."""
-    n = num_rows(batch)
-    found = rows_frame(sites, n)
-    if n == 1 or len(_plates_around(sites, n)) == 1 or pair.keeps_rows:
-        return found
-    try:
-        fewer, _ = trace_pair(pair, take_rows(batch, slice(0, n - 1)))
-        name = rows_frame(sites_of_rows(fewer), n - 1).name
-    except Exception:  # a pair that runs on exactly these rows only
-        return found
-    return _plates_around(sites, n).get(name, found)
 
 
 def find_layout(pair: Pair, batch: Batch) -> Layout:
@@ -88,7 +43,7 @@ def find_layout(pair: Pair, batch: Batch) -> Layout:
     with torch.random.fork_rng(), torch.no_grad(), pair.mode(training=False):
         model_trace, guide_trace = trace_pair(pair, batch)
         observed = sites_of_rows(model_trace)
-        frame = _find_rows(pair, batch, observed)
+        frame = find_rows(pair.model, batch, observed)
         in_plate = {
             name
             for trace in (model_trace, guide_trace)
@@ -146,9 +101,21 @@ def _points(
     draws = {n for n in latent_sites(guide_trace) if n not in deltas}
     if not deltas or not draws:
         return tuple(deltas)
-    with TrackProvenance(), pyro.validation_enabled(False):
-        trace = poutine.trace(pair.guide).get_trace(*as_args(batch))
+    trace = _tracked(pair, batch)
+    if trace is None:  # a point stays where it is, a function of other draws does not
+        before: dict[str, Tensor] = {n: guide_trace.nodes[n]["value"] for n in deltas}
+        again = poutine.trace(pair.guide).get_trace(*as_args(batch))
+        return tuple(n for n in deltas if torch.equal(again.nodes[n]["value"], before[n]))
     return tuple(n for n in deltas if not get_provenance(trace.nodes[n]["value"]) & draws)
+
+
+def _tracked(pair: Pair, batch: Batch) -> Any:
+    """The guide's trace, whose values know their sources; None for code that checks the type of a tensor."""
+    try:
+        with TrackLatents(), pyro.validation_enabled(False):
+            return poutine.trace(pair.guide).get_trace(*as_args(batch))
+    except Exception:
+        return None
 
 
 def _require_enumerable(name: str, site: Site, plate: str) -> None:
@@ -169,8 +136,9 @@ def _drawn_jointly(pair: Pair, batch: Batch, own: set[str], outside: set[str]) -
     """A draw outside the plate over rows that determines the latents inside it, if there is one."""
     if not outside or not own:
         return None
-    with TrackProvenance(), pyro.validation_enabled(False):
-        trace = poutine.trace(pair.guide).get_trace(*as_args(batch))
+    trace = _tracked(pair, batch)
+    if trace is None:
+        return None
     for name in own:
         site = trace.nodes[name]
         if isinstance(innermost(site["fn"]), dist.Delta):

@@ -134,8 +134,8 @@ class Training:
         )
 
     def _check(self, first: Batch, objective: Objective) -> None:
-        ragged = self.rows.has_ragged_batch
-        report = check_batch(self.pair, first, objective, self.max_epochs, ragged)
+        last, minibatches = self.rows.last_batch, self.rows.per_epoch != 1
+        report = check_batch(self.pair, first, objective, self.max_epochs, last, minibatches)
         report.raise_errors()
         if self.processes.is_first:
             report.show_warnings()

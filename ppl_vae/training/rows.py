@@ -66,13 +66,16 @@ class TrainingRows:
 
     def share_of(self, batch: Batch) -> int:
         """How many rows of a global batch this process gets."""
-        return math.ceil((num_rows(batch) - self.processes.rank) / self.processes.count)
+        return self._share(num_rows(batch))
+
+    def _share(self, rows: int) -> int:
+        return math.ceil((rows - self.processes.rank) / self.processes.count)
 
     @property
-    def has_ragged_batch(self) -> bool:
-        """Whether the last batch of an epoch is smaller than the others."""
-        n = self.number
-        return n is not None and n > self.batch_size and n % self.batch_size != 0
+    def last_batch(self) -> int | None:
+        """This process's rows of the last batch of an epoch, if it is smaller than the others."""
+        last = self.batches.last_batch(self.batch_size)
+        return None if last is None else self._share(last)
 
     def check(self, first: Batch) -> None:
         """Checks the data of all rows now, or those of an iterable as they come.

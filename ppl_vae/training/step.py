@@ -214,6 +214,10 @@ class Step:
             return self.objective.loss(self.layouts, batch, beta)
         except Exception as error:
             error.add_note(f"while training, at step {progress.step + 1}")
+            if num_rows(batch) == 1:
+                error.add_note(
+                    "the batch has one row: another batch_size, or drop_last=True, avoids that"
+                )
             raise
 
     def _check_and_clip(self, loss: Loss | None, progress: Progress) -> None:

@@ -1,0 +1,119 @@
+"""The plate over rows, found by running the model: on the rows, and on one row fewer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyro
+import pyro.poutine as poutine
+import torch
+from torch import Tensor
+
+from ppl_vae.pairs.errors import PairError
+from ppl_vae.pairs.programs import Batch, Program, as_args, num_rows, take_rows
+from ppl_vae.pairs.traces import Site, Trace, observed_sites, sites_of_rows
+
+
+def rows_frame(sites: Mapping[str, Site], n: int) -> Any:
+    """The outermost plate of size `n` that holds all of the given observed sites.
+
+    Raises:
+        PairError: There is none; the message lists the plates that were found.
+    """
+    common = _plates_around(sites, n)
+    if common:
+        return min(common.values(), key=lambda frame: frame.dim)
+    names = ", ".join(f"'{name}'" for name in sites) or "(none)"
+    plates = {
+        f"'{f.name}' of size {f.size}"
+        for site in sites.values()
+        for f in site["cond_indep_stack"]
+        if f.vectorized
+    }
+    found = f"the plates found are {', '.join(sorted(plates))}" if plates else "there is none"
+    raise PairError(
+        f"the observed sites {names} are not inside a plate over the {n} rows of the batch ({found}): "
+        f'put the latents and the data of each row inside `with pyro.plate("data", x.shape[0]):`'
+    )
+
+
+def _plates_around(sites: Mapping[str, Site], n: int) -> dict[str, Any]:
+    """The plates of size `n` that hold all of the given sites."""
+    common: dict[str, Any] | None = None
+    for site in sites.values():
+        frames = {f.name: f for f in site["cond_indep_stack"] if f.vectorized and f.size == n}
+        common = frames if common is None else {k: f for k, f in common.items() if k in frames}
+    return common or {}
+
+
+def find_rows(model: Program, batch: Batch, sites: Mapping[str, Site]) -> Any:
+    """The plate over rows: of those of size n around the data, the one that follows the number of rows.
+
+    A size alone may mislead: 12 words of 12 documents, 5 rows of 5 features. The model runs alone, on one row
+    fewer; a single row is given twice.
+
+    Args:
+        model: The model.
+        batch: The n rows.
+        sites: The observed sites of the model's trace on these rows.
+
+    Raises:
+        PairError: No plate around the data has size n, or the data follow the rows in another dimension.
+    """
+    n = num_rows(batch)
+    found = rows_frame(sites, n)
+    other = one_row_fewer(batch)
+    try:
+        trace = run_alone(model, other)
+        frames = {f.name: f for s in observed_sites(trace).values() for f in s["cond_indep_stack"]}
+        dims = _changed_dims(sites, sites_of_rows(trace))
+    except Exception:  # a model of exactly these rows
+        return found
+    plates = _plates_around(sites, n)
+    sized = {k: f for k, f in plates.items() if k in frames and frames[k].size == num_rows(other)}
+    following = sized or {k: f for k, f in plates.items() if f.dim in dims}
+    if following:
+        return min(following.values(), key=lambda frame: frame.dim)
+    if dims:
+        raise PairError(
+            f"plate '{found.name}' has as many elements as there are rows ({n}), but the data at "
+            f"'{next(iter(sites))}' have their rows in another dimension, which is in no plate: put the "
+            'latents and the data of each row inside `with pyro.plate("data", x.shape[0]):`'
+        )
+    return found
+
+
+def one_row_fewer(batch: Batch) -> Batch:
+    """The rows without the last one; a single row twice."""
+    n = num_rows(batch)
+    twice = torch.zeros(2, dtype=torch.long, device=as_args(batch)[0].device)
+    return take_rows(batch, slice(0, n - 1) if n > 1 else twice)
+
+
+def run_alone(model: Program, batch: Batch) -> Trace:
+    """The trace of a model that draws its latents itself, without gradients; nothing is kept.
+
+    Neither the random state nor the parameter store changes.
+    """
+    store: Any = pyro.get_param_store().get_state()
+    inside: Any = {key: dict(value) for key, value in store.items()}
+    with (
+        torch.random.fork_rng(),
+        torch.no_grad(),
+        pyro.validation_enabled(False),
+        pyro.get_param_store().scope(inside),
+    ):
+        return poutine.trace(model).get_trace(*as_args(batch))
+
+
+def _changed_dims(before: Mapping[str, Site], after: Mapping[str, Site]) -> set[int]:
+    """The dimensions in which the data's sizes differ: negative in plates, others in the event."""
+    changed: set[int] = set()
+    for name in before.keys() & after.keys():
+        event_dim = len(before[name]["fn"].event_shape)
+        values: list[Tensor] = [before[name]["value"], after[name]["value"]]
+        if values[0].dim() == values[1].dim():
+            sizes = zip(*(reversed(v.shape) for v in values), strict=True)
+            changed |= {event_dim - 1 - i for i, (a, b) in enumerate(sizes) if a != b}
+    return changed
