@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from pathlib import Path
 from typing import Any
 
 import pyro
+import pyro.optim
 import pytest
 import torch
+from pyro.optim.adagrad_rmsprop import AdagradRMSProp
+from pyro.optim.clipped_adam import ClippedAdam
 from torch.optim import lr_scheduler as schedules
-from trainings import HELD_OUT, Guide, Model, X, seeded, train, weights
+from trainings import HELD_OUT, Guide, Model, X, read_csv, same, seeded, train, weights
 
 from ppl_vae import fit
 from ppl_vae.objectives import (
@@ -17,6 +22,9 @@ from ppl_vae.objectives import (
 )
 from ppl_vae.pairs import Pair
 from ppl_vae.training.held_out import HeldOut
+from ppl_vae.training.optimizers import make_optimizer, make_scheduler
+
+OPTIM: Any = pyro.optim  # which makes its functions at run time
 
 
 def test_the_default_is_adam() -> None:
@@ -118,3 +126,231 @@ def test_clipping_bounds_the_whole_gradient() -> None:
         lengths.append(math.sqrt(sum(float((after[n] - before[n]).square().sum()) for n in before)))
     assert lengths[0] == pytest.approx(1e-3, rel=1e-2)
     assert lengths[1] > 0.1
+
+
+# -- from Pyro -------------------------------------------------------------------------------------------
+
+PYROS: list[tuple[Any, Any]] = [
+    (lambda: OPTIM.Adam({"lr": 0.01}), lambda p: torch.optim.Adam(p, lr=0.01)),
+    (lambda: OPTIM.SGD({"lr": 0.1, "momentum": 0.9}), lambda p: torch.optim.SGD(p, 0.1, 0.9)),
+    (
+        lambda: OPTIM.PyroOptim(torch.optim.AdamW, {"weight_decay": 0.1}),
+        lambda p: torch.optim.AdamW(p, weight_decay=0.1),
+    ),
+    (
+        lambda: OPTIM.ClippedAdam({"lr": 0.01, "clip_norm": 0.05, "lrd": 0.9}),
+        lambda p: ClippedAdam(p, lr=0.01, clip_norm=0.05, lrd=0.9),
+    ),
+    (lambda: OPTIM.AdagradRMSProp({"eta": 0.1}), lambda p: AdagradRMSProp(p, eta=0.1)),
+]
+
+
+@pytest.mark.parametrize(("theirs", "ours"), PYROS)
+def test_optimizers_of_pyro(theirs: Any, ours: Any) -> None:
+    """They train as torch's do, and the recorded steps, whose gradients they may change, as Pyro's."""
+    _, expected = train(optimizer=ours, max_epochs=8)
+    _, found = train(optimizer=theirs(), max_epochs=8)
+    _, by_pyro = train(optimizer=theirs(), max_epochs=8, capture=False)
+    assert same(found, expected)
+    assert same(found, by_pyro)
+
+
+@pytest.mark.parametrize(("theirs", "ours"), PYROS)
+def test_one_optimizer_does_what_pyros_optimizers_of_each_parameter_do(
+    theirs: Any, ours: Any
+) -> None:
+    start = [torch.randn(3, 2), torch.randn(4)]
+    mine = [value.clone().requires_grad_() for value in start]
+    names = ["a", "b"]
+    with pyro.get_param_store().scope():
+        yours = [pyro.param(name, value.clone()) for name, value in zip(names, start, strict=True)]
+        optimizer, each = make_optimizer(mine, theirs(), None), theirs()
+        for _ in range(5):
+            for leaf, other in zip(mine, yours, strict=True):
+                leaf.grad = torch.randn(leaf.shape)
+                other.grad = leaf.grad.clone()
+            optimizer.step()
+            each(yours)
+        for leaf, other in zip(mine, yours, strict=True):
+            assert torch.equal(leaf, other)
+
+
+def test_learning_rate_is_the_lr_of_an_optimizer_of_pyro() -> None:
+    _, found = train(optimizer=OPTIM.ClippedAdam({"clip_norm": 0.1}), learning_rate=0.02)
+    _, expected = train(optimizer=OPTIM.ClippedAdam({"clip_norm": 0.1, "lr": 0.02}))
+    assert same(found, expected)
+
+
+def test_an_optimizer_of_pyro_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+    def options(folder: str) -> dict[str, Any]:
+        made = OPTIM.ClippedAdam({"lr": 0.01, "clip_norm": 0.05, "lrd": 0.9})
+        return {"optimizer": made, "run_dir": tmp_path / folder}
+
+    fitted, expected = train(**options("a"), max_epochs=5)
+    train(**options("b"), max_epochs=2)
+    resumed, found = train(**options("b"), max_epochs=5, resume=True)
+    assert same(found, expected)
+    assert resumed.history[-1]["learning_rate"] == fitted.history[-1]["learning_rate"]
+    assert fitted.history[-1]["learning_rate"] == pytest.approx(0.01 * 0.9**20)
+
+
+def test_an_optimizer_without_lr_leaves_its_column_empty(tmp_path: Path) -> None:
+    fitted, _ = train(optimizer=OPTIM.AdagradRMSProp({"eta": 0.1}), run_dir=tmp_path)
+    assert "learning_rate" not in fitted.history[0]
+    assert [row["learning_rate"] for row in read_csv(tmp_path / "metrics.csv")] == ["", "", ""]
+
+
+# -- wrong arguments -------------------------------------------------------------------------------------
+
+
+def leaves() -> list[torch.Tensor]:
+    return [torch.ones(3, 2, requires_grad=True), torch.ones(3, requires_grad=True)]
+
+
+def used() -> Any:
+    optimizer = OPTIM.Adam({"lr": 0.2})
+    with pyro.get_param_store().scope():
+        parameter = pyro.param("a", torch.ones(2))
+        parameter.grad = torch.ones(2)
+        optimizer([parameter])
+    return optimizer
+
+
+def decayed() -> Any:
+    both = {"optimizer": torch.optim.SGD, "optim_args": {"lr": 0.1, "momentum": 0.9}, "gamma": 0.8}
+    return OPTIM.ExponentialLR(both)
+
+
+APART = (
+    r"pyro.optim's ExponentialLR.* two apart: write optimizer=lambda parameters: torch.optim.SGD\(parameters, "
+    r"lr=0.1, momentum=0.9\), lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.ExponentialLR\("
+    r"optimizer, gamma=0.8\)"
+)
+WRONG_OPTIMIZERS: list[tuple[Any, float | None, str]] = [
+    (OPTIM.Adam({"lr": 0.1}), 0.2, "Adam with lr=0.1, and learning_rate=0.2: give one of the two"),
+    (
+        OPTIM.Adam(lambda name: {"lr": 0.1}),
+        None,
+        "depend on the parameter's name; .*'params': guide",
+    ),
+    (
+        OPTIM.AdamW({"lr": 0.1}, {"clip_norm": 3.0}),
+        None,
+        "clip_args.*write optimizer=torch.optim.AdamW, learning_rate=0.1, clip_grad_norm=",
+    ),
+    (
+        used(),
+        None,
+        r"state of an earlier training.* again: optimizer=pyro.optim.Adam\({'lr': 0.2}\)",
+    ),
+    (OPTIM.AdagradRMSProp({"eta": 0.1}), 0.1, "keyword argument 'lr'; leave out learning_rate"),
+    (
+        OPTIM.HorovodOptimizer(OPTIM.Adam({})),
+        None,
+        "an object of HorovodOptimizer; give a function",
+    ),
+    (
+        OPTIM.Adam({"beta": 0.1}),
+        None,
+        "partial of the class Adam, which raised TypeError: .*'beta'",
+    ),
+    (decayed(), None, APART),
+    (
+        OPTIM.RMSprop,
+        0.1,
+        "the function RMSprop of pyro.optim.*; write optimizer=torch.optim.RMSprop",
+    ),
+    (
+        OPTIM.ClippedAdam,
+        None,
+        r"function ClippedAdam of pyro.* optimizer=pyro.optim.ClippedAdam\({",
+    ),
+    (
+        torch.optim.SGD(leaves(), lr=0.3),
+        None,
+        "an object of SGD; fit makes its own: write optimizer=torch.optim.SGD, learning_rate=0.3$",
+    ),
+    (
+        torch.optim.AdamW(leaves(), betas=(0.5, 0.9), weight_decay=0.2),
+        None,
+        r"write optimizer=lambda parameters: torch.optim.AdamW\(parameters, lr=0.001, betas=\(0.5, 0.9\), "
+        r"weight_decay=0.2\)$",
+    ),
+    ("adam", None, "the string 'adam'; write optimizer=torch.optim.Adam$"),
+    ("torch.optim.rmsprop", None, "write optimizer=torch.optim.RMSprop$"),
+    ("lion", None, "the string 'lion'; give a function that .* optimizer=torch.optim.AdamW"),
+    (torch.optim, None, "the module torch.optim; give a function"),
+    (0.1, None, "is 0.1; give a function"),
+    (schedules.StepLR, None, "the class StepLR; give a function"),
+    (torch.optim.LBFGS, None, "an object of LBFGS, which evaluates the loss several times"),
+    (torch.optim.SparseAdam, None, "an object of SparseAdam, which needs sparse gradients"),
+    (torch.optim.SGD, -0.1, "the class SGD, which raised ValueError: Invalid learning rate: -0.1$"),
+    (lambda p: torch.optim.SGD(p, lr=1.0), 0.1, "a lambda.*lr=0.1.*leave out learning_rate"),
+    (
+        lambda p, lr: torch.optim.SGD(p, lr=lr),
+        None,
+        "a lambda.*give learning_rate, which optimizer",
+    ),
+    (
+        lambda: torch.optim.SGD(leaves()),
+        None,
+        "a lambda, which cannot be called with .parameters.: too",
+    ),
+    (lambda p: torch.optim.SGD(leaves()), None, "an optimizer of other tensors than the pair's"),
+    (lambda p: OPTIM.Adam({}), None, "made an object of PyroOptim; give a function"),
+    (lambda p: p.foo, None, "a lambda, which raised AttributeError: .* give a function"),
+    (sum, None, "the function sum of builtins, which raised"),
+]
+
+
+@pytest.mark.parametrize(("given", "learning_rate", "words"), WRONG_OPTIMIZERS)
+def test_wrong_optimizers(given: Any, learning_rate: float | None, words: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"^optimizer .*{words}"):
+        make_optimizer(leaves(), given, learning_rate)
+
+
+OWN = torch.optim.SGD(leaves(), lr=0.1)
+OTHER = torch.optim.SGD(leaves(), lr=0.1)
+WRONG_SCHEDULES: list[tuple[Any, str]] = [
+    (
+        schedules.StepLR,
+        r"the class StepLR.* 'step_size'; write lr_scheduler=lambda optimizer: "
+        r"torch.optim.lr_scheduler.StepLR\(optimizer, step_size=\.\.\.\)$",
+    ),
+    (
+        functools.partial(schedules.StepLR, gamma=0.2),
+        r"a partial of the class StepLR.*\.StepLR\(optimizer, step_size=\.\.\., gamma=0.2\)$",
+    ),
+    (schedules.ExponentialLR(OTHER, 0.9), r"own: write .*\.ExponentialLR\(optimizer, gamma=0.9\)$"),
+    (schedules.StepLR(OTHER, 3), r"an object of StepLR; .*\.StepLR\(optimizer, step_size=3\)$"),
+    (schedules.LambdaLR(OTHER, lambda epoch: 1.0), r"\.LambdaLR\(optimizer, lr_lambda=\.\.\.\)$"),
+    (schedules.ReduceLROnPlateau(OTHER, "max"), r"ReduceLROnPlateau\(optimizer, mode='max'\)$"),
+    (lambda o: schedules.StepLR(OTHER, 3), "made a schedule of another optimizer"),
+    (
+        lambda o: schedules.OneCycleLR(o, 0.1),
+        "raised ValueError: .*total_steps.* whose steps are epochs",
+    ),
+    (lambda epoch: 0.9**epoch, "a lambda, which raised TypeError: .*; give a function"),
+    (lambda: None, "a lambda, which cannot be called with .optimizer.: too many"),
+    (lambda o: None, "made None; give a function"),
+    (decayed(), APART),
+    (
+        OPTIM.ExponentialLR,
+        r"function ExponentialLR of pyro.*\.ExponentialLR\(optimizer, gamma=\.\.\.\)$",
+    ),
+    (OPTIM.Adam({}), "an object of PyroOptim; give a function"),
+    ("CosineAnnealingLR", r"the string .*\.CosineAnnealingLR\(optimizer, T_max=\.\.\.\)$"),
+    (torch.optim.Adam, "the class Adam; give a function that makes a schedule"),
+]
+
+
+@pytest.mark.parametrize(("given", "words"), WRONG_SCHEDULES)
+def test_wrong_schedules(given: Any, words: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"^lr_scheduler .*{words}"):
+        make_scheduler(OWN, given)
+
+
+def test_a_schedule_needs_a_learning_rate() -> None:
+    optimizer = make_optimizer(leaves(), OPTIM.AdagradRMSProp({}), None)
+    with pytest.raises(ValueError, match="lr_scheduler is given, but AdagradRMSProp has no lr"):
+        make_scheduler(optimizer, lambda o: schedules.StepLR(o, 3))

@@ -44,6 +44,24 @@ class Objective(ABC):
         num_particles: Samples of z per row, drawn in one vectorized run if the pair allows it.
         why_no_free_bits: If an objective has no free bits: the reason, appended to "there are no free bits" in
             the error. Set by subclasses.
+
+    Example:
+        An objective of your own is a frozen dataclass with a `__call__`; `fit` takes an object of it. This one
+        adds to the ELBO a penalty on the squared weights of a decoder, in nats per row:
+
+        >>> from dataclasses import dataclass, replace
+        >>> from ppl_vae.objectives import MeanFieldELBO, Objective
+        >>> @dataclass(frozen=True)
+        ... class WithPenalty(Objective):
+        ...     penalty: float = 0.1
+        ...
+        ...     def __call__(self, pair, layout, batch, beta=1.0):
+        ...         elbo = MeanFieldELBO(self.beta, self.free_bits, self.num_particles)
+        ...         found = elbo(pair, layout, batch, beta)
+        ...         weights = sum(p.square().sum() for p in pair.model.decoder.parameters())
+        ...         return replace(found, loss=found.loss + self.penalty * weights)
+        >>> WithPenalty(penalty=0.5)
+        WithPenalty(beta=1.0, free_bits=0.0, num_particles=1, penalty=0.5)
     """
 
     why_no_free_bits = ""

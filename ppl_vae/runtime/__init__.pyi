@@ -1,4 +1,5 @@
 from .denormals import denormals_flushed as denormals_flushed
+from .descriptions import described as described
 from .devices import (
     device_of as device_of,
     make_fabric as make_fabric,

@@ -6,20 +6,21 @@ import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyro
 import pyro.infer
 import torch
+from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ppl_vae.objectives import Objective, as_objective
 from ppl_vae.pairs import Batches, DataLike, Pair, Program
-from ppl_vae.runtime import make_fabric, preserve_random_state, seed_everything
+from ppl_vae.runtime import described, make_fabric, preserve_random_state, seed_everything
 from ppl_vae.training.loop import Training
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def fit(
     max_epochs: int = 100,
     batch_size: int = 128,
     learning_rate: float | None = None,
-    optimizer: Callable[..., Optimizer] | None = None,
+    optimizer: Callable[..., Optimizer] | PyroOptim | None = None,
     lr_scheduler: Callable[[Optimizer], LRScheduler | ReduceLROnPlateau] | None = None,
     clip_grad_norm: float | None = None,
     patience: int | None = None,
@@ -105,7 +106,11 @@ def fit(
         batch_size: Rows in a (global) batch; an iterable brings its own.
         learning_rate: Step size; 1e-3 for the default optimizer. Given to `optimizer` as `lr` if set.
         optimizer: Makes an optimizer of a list of tensors, as `torch.optim.AdamW` does. Default: Adam.
-        lr_scheduler: Makes a schedule of torch from the optimizer; stepped after every epoch.
+            `pyro.optim.ClippedAdam({"lr": 1e-3})` and the like are taken too. The loss is in nats per row,
+            and not the sum over rows as in Pyro's SVI: this changes what a step size of SGD and a bound on
+            gradients mean.
+        lr_scheduler: Makes a schedule of torch from the optimizer; stepped after every epoch, so that `T_max`
+            or `total_steps` is a number of epochs.
         clip_grad_norm: Largest norm of the whole gradient; longer ones are shortened to it.
         patience: Stop after so many epochs without a better held-out beta = 1 ELBO, and keep the best
             weights. Epochs in which beta still warms up do not count.
@@ -129,7 +134,8 @@ def fit(
         A `Fit`.
 
     Raises:
-        TypeError: A number of epochs or rows is not whole.
+        TypeError: A number of epochs or rows is not whole, or an option is not what it must be: the message
+            says what to write.
         PairError: `check` found something that makes training wrong.
         DivergenceError: Loss or gradient became NaN or infinite. The last good checkpoint remains.
         FileExistsError: `run_dir` holds checkpoints and `resume` is False.
@@ -171,6 +177,8 @@ def fit(
     if tensorboard and run_dir is None:
         raise ValueError("tensorboard=True needs a run_dir to write to")
     for name, number in (("learning_rate", learning_rate), ("clip_grad_norm", clip_grad_norm)):
+        if number is not None and not isinstance(number, Real | Tensor):
+            raise TypeError(f"{name} must be a number, got {described(number)}")
         if number is not None and not (number > 0 and math.isfinite(number)):
             raise ValueError(f"{name} must be positive, got {number}")
     pair = Pair(model, guide)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyro
+from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -51,8 +52,8 @@ class Training:
 
     Raises:
         PairError: The checks have found something that makes training wrong.
-        ValueError: The pair has no parameters.
-        TypeError: `optimizer` or `lr_scheduler` does not make what it should.
+        ValueError: The pair has no parameters, or `optimizer` or `lr_scheduler` fails.
+        TypeError: `optimizer` or `lr_scheduler` is not a function that makes what it should.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Training:
         batches: Batches,
         held_out: Batches | None,
         requested_objective: Objective,
-        optimizer: Callable[..., Optimizer] | None,
+        optimizer: Callable[..., Optimizer] | PyroOptim | None,
         learning_rate: float | None,
         lr_scheduler: Callable[[Optimizer], LRScheduler | ReduceLROnPlateau] | None,
         clip_grad_norm: float | None,
@@ -214,7 +215,9 @@ class Training:
         self.processes.share_buffers(self.pair)
         row |= self.processes.from_first(self.held_out.measure(self.seed, progress.epoch))
         row["beta"] = beta
-        row["learning_rate"] = float(self.optimizer.param_groups[0]["lr"])
+        rate = self.optimizer.param_groups[0].get("lr")
+        if rate is not None:  # AdagradRMSProp of Pyro has another name for it
+            row["learning_rate"] = float(rate)
         row["seconds"] = round(progress.seconds, 3)
         progress.end_epoch(row)
         if isinstance(self.scheduler, ReduceLROnPlateau):
