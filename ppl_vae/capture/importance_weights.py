@@ -11,7 +11,18 @@ from torch import Tensor
 from ppl_vae.capture.errors import CaptureError, StaleRecordingError
 from ppl_vae.capture.python_state import unchanged
 from ppl_vae.capture.recording import Recording, record
-from ppl_vae.pairs import Batch, Layout, Layouts, Pair, as_args, sample_rows
+from ppl_vae.pairs import (
+    Batch,
+    FiniteLatents,
+    Layout,
+    Layouts,
+    Pair,
+    as_args,
+    discrete_draws,
+    finite_latents,
+    sample_rows,
+    summed_rows,
+)
 from ppl_vae.runtime import random_state, set_random_state
 
 _logger = logging.getLogger(__name__)
@@ -56,13 +67,18 @@ class ImportanceSampler:
         num_chunks: How many chunks will come.
         capture: Whether to record where it pays. The numbers are the same, bit by bit unless the
             recording is compiled.
+        at_once: Samples of a row to run at once, for latents that are summed over.
     """
 
-    def __init__(self, pair: Pair, layouts: Layouts, num_chunks: int, capture: bool) -> None:
+    def __init__(
+        self, pair: Pair, layouts: Layouts, num_chunks: int, capture: bool, at_once: int
+    ) -> None:
         self.pair = pair
         self.layouts = layouts
         self.num_chunks = num_chunks
         self.records = capture
+        self.at_once = at_once
+        self._finite: dict[object, tuple[FiniteLatents | None, bool]] = {}
         self._recordings: dict[object, Recording] = {}
         self._runs: dict[object, int] = {}
         self._seen: dict[object, int] = {}
@@ -112,7 +128,24 @@ class ImportanceSampler:
     def _plain(self, batch: Batch, num_samples: int) -> Weights:
         return self.layouts.run(batch, lambda layout: self._weighed(layout, batch, num_samples))
 
+    def discrete(self, batch: Batch) -> tuple[FiniteLatents | None, bool]:
+        """The finite latents of a batch that are summed over, and whether discrete ones are drawn instead."""
+        return self.layouts.run(batch, lambda layout: self._discrete(layout, batch))
+
+    def _discrete(self, layout: Layout, batch: Batch) -> tuple[FiniteLatents | None, bool]:
+        key = layout.signature, tuple(tensor.shape[1:] for tensor in as_args(batch))
+        if key not in self._finite:
+            finite = finite_latents(self.pair, layout, batch)
+            drawn = finite is None and bool(discrete_draws(self.pair, layout, batch))
+            self._finite[key] = finite, drawn
+        return self._finite[key]
+
     def _weighed(self, layout: Layout, batch: Batch, num_samples: int) -> Weights:
+        finite, _ = self._discrete(layout, batch)
+        if finite is not None:
+            summed = summed_rows(self.pair, layout, batch, num_samples, finite, self.at_once)
+            totals = (t.double().sum(0) for t in (summed.rate, summed.distortion))
+            return Weights(summed.log_weights, *totals)
         rows = sample_rows(self.pair, layout, batch, num_samples)
         return Weights(
             rows.log_weights,
@@ -130,6 +163,7 @@ class ImportanceSampler:
         """
         args = as_args(batch)
         layout = self.layouts.expected(batch)
+        self._discrete(layout, batch)  # found outside of the recording
 
         def weigh(*inputs: Tensor) -> tuple[Tensor, ...]:
             return tuple(self._weighed(layout, inputs if len(args) > 1 else inputs[0], num_samples))

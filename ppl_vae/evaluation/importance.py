@@ -18,6 +18,8 @@ from ppl_vae.pairs import (
     DataLike,
     Layout,
     Program,
+    discrete_draws,
+    finite_latents,
     inner_scale,
     num_rows,
     sample_rows,
@@ -49,8 +51,9 @@ class Evaluation(RowResult):
             if the guide gives points, which have no density.
         log_likelihood_error: Monte-Carlo standard error of each row's log p(x) (delta method), `(n,)`.
         ess: Effective sample size of each row's weights, (sum w)^2 / sum w^2, `(n,)`.
-        khat: Pareto shape of each row's largest weights, `(n,)`. Do not trust rows above `khat_limit`;
-            infinite where it cannot be estimated.
+        khat: Pareto shape of each row's largest weights, `(n,)`. Do not trust rows above `khat_limit`. It is
+            infinite where it cannot be estimated. It is NaN where weights are zero, infinite or NaN, and where
+            K equal weights of a discrete latent say nothing about the values that were not drawn.
         num_samples: K.
         num_values: Numbers per row of data, for bits per dimension.
     """
@@ -79,32 +82,48 @@ class Evaluation(RowResult):
 
     @property
     def unreliable(self) -> Tensor:
-        """Rows whose Pareto shape is above the limit, `(n,)`.
+        """Rows whose log p(x) should not be trusted: k-hat is above the limit, or unknown, `(n,)`.
 
-        Rows whose ESS is within 1 % of K are not among them: such equal weights have no heavy tail.
+        Rows whose ESS is within 1 % of K are not among them, unless k-hat is NaN: such equal weights have no
+        heavy tail.
         """
-        heavy = (self.khat > self.khat_limit) & (self.khat < math.inf)
-        return heavy & (self.ess < 0.99 * self.num_samples)
+        equal = (self.ess >= 0.99 * self.num_samples) & (self.num_samples > 1)
+        return self.khat.isnan() | ((self.khat > self.khat_limit) & ~equal)
 
     def doubts(self) -> Iterator[str]:
         """Reasons not to trust the numbers, one sentence each."""
-        n = self.num_rows
-        bad = int(self.unreliable.sum())
-        if bad:
-            yield (
-                f"Pareto k-hat exceeds {self.khat_limit:.2f} on {bad} of {n} rows: their "
-                "log p(x) is likely too low; use more samples or a better guide"
+        if bool(self.log_likelihood.values.isnan().all()):  # a caution says why
+            return
+        n, bad, khat = self.num_rows, self.unreliable, self.khat
+        heavy = bad & khat.isfinite()
+        if count := int(heavy.sum()):
+            more = (
+                "use more samples or a better guide"
+                if float(khat[heavy].max()) < 1
+                else "use a better guide or annealed_importance_sampling: more samples help little"
             )
-        unknown = int((self.khat == math.inf).sum())
-        if unknown:
             yield (
-                f"Pareto k-hat cannot be estimated on {unknown} of {n} rows, where fewer "
-                f"than {MIN_TAIL} different weights make up the tail; judge those by their ESS"
+                f"Pareto k-hat exceeds {self.khat_limit:.2f} on {count} of {n} rows: do not trust their "
+                "log p(x), which is mostly too low, and too high where a single sample has nearly all of the "
+                f"weight; {more}"
             )
-        if not bool(
-            self.log_likelihood.values.isnan().all()
-        ):  # a point guide, of which a caution speaks
-            yield from not_finite("log p(x)", self.log_likelihood)
+        if count := int((bad & (khat == math.inf)).sum()):
+            yield (
+                f"Pareto k-hat cannot be estimated on {count} of {n} rows, where fewer than {MIN_TAIL} "
+                "different weights make up the tail: do not trust their log p(x); use more samples or a better "
+                "guide"
+            )
+        if count := int((bad & khat.isnan() & self.log_likelihood.values.isfinite()).sum()):
+            yield (
+                f"all samples have the same weight on {count} of {n} rows, which for discrete latents says "
+                "nothing about values that the guide did not draw: do not trust their log p(x)"
+            )
+        if count := int(((khat > 0.5) & (khat <= self.khat_limit) & ~bad).sum()):
+            yield (
+                f"Pareto k-hat is between 0.5 and {self.khat_limit:.2f} on {count} of {n} rows: the "
+                "Monte-Carlo error of their log p(x) is larger than log_likelihood_error says"
+            )
+        yield from not_finite("log p(x)", self.log_likelihood)
 
     def lines(self) -> list[tuple[str, str]]:
         """The printed result: name and value of each quantity."""
@@ -118,10 +137,13 @@ class Evaluation(RowResult):
         ]
         if bool(self.log_likelihood.values.isnan().all()):
             return [*bounds, ("log p(x)", "not defined")]
+        bits = ("bits per dimension", f"{self.bits_per_dim.mean:.4f}")
+        if bool((self.khat == -math.inf).all()) and not bool(self.log_likelihood_error.any()):
+            return [*bounds, ("log p(x), exact", str(self.log_likelihood)), bits]
         return [
             *bounds,
             (f"log p(x), {self.num_samples} samples", str(self.log_likelihood)),
-            ("bits per dimension", f"{self.bits_per_dim.mean:.4f}"),
+            bits,
             ("ESS, median", f"{float(self.ess.double().median()):.1f} of {self.num_samples}"),
             (
                 "Pareto k-hat, largest",
@@ -205,11 +227,12 @@ def _evaluate(
     parts: list[dict[str, Tensor]] = []
     with opened(model, guide, x, seed=seed, progress=progress) as session:
         num_values, notes, cautions = _describe(session)
-        rows, samples = session.chunk_sizes(num_samples)
+        finite = finite_latents(session.pair, session.layout, session.first)
+        rows, samples = session.chunk_sizes(num_samples * (1 if finite is None else finite.count))
         # An iterable may hold any number of rows: assume those of its first batch, at least.
         total = session.num_rows or num_rows(session.first)
         num_chunks = math.ceil(total / rows) * math.ceil(num_samples / samples)
-        sampler = ImportanceSampler(session.pair, session.layouts, num_chunks, capture)
+        sampler = ImportanceSampler(session.pair, session.layouts, num_chunks, capture, samples)
         for chunk in session.chunks(rows, "evaluate"):
             parts.append(_evaluate_rows(sampler, chunk, num_samples, samples))
         points = any(layout.points for layout in session.layouts.known)
@@ -236,6 +259,11 @@ def _evaluate(
 def _evaluate_rows(
     sampler: ImportanceSampler, batch: Batch, num_samples: int, chunk: int
 ) -> dict[str, Tensor]:
+    finite, discrete = sampler.discrete(batch)
+    if finite is not None:
+        chunk = max(1, chunk // finite.count)
+    exact = finite is not None and finite.alone
+    asked, num_samples = num_samples, 1 if exact else num_samples
     weights = StreamingWeights(num_samples)
     rate: Any = 0.0
     distortion: Any = 0.0
@@ -245,13 +273,20 @@ def _evaluate_rows(
         rate = rate + found.rate
         distortion = distortion + found.distortion
     dtype = weights.log_mean_exp.dtype
+    error, ess, khat = weights.monte_carlo_error, weights.ess, weights.khat
+    if exact:  # nothing is drawn
+        error, ess = torch.zeros_like(error), torch.full_like(ess, asked)
+        khat = torch.full_like(khat, -math.inf)
+    elif discrete:
+        # K equal weights say nothing about values that the guide does not draw.
+        khat = torch.where(khat == -math.inf, math.nan, khat)
     return {
         "rate": (rate / num_samples).to(dtype).cpu(),
         "distortion": (distortion / num_samples).to(dtype).cpu(),
         "log_likelihood": weights.log_mean_exp.cpu(),
-        "error": weights.monte_carlo_error.cpu(),
-        "ess": weights.ess.cpu(),
-        "khat": weights.khat.cpu(),
+        "error": error.cpu(),
+        "ess": ess.cpu(),
+        "khat": khat.cpu(),
     }
 
 
@@ -264,6 +299,27 @@ def points_caution(layout: Layout) -> tuple[str, ...]:
         f"the guide gives a point for {names}, which has no density: log p(x) is not defined, and the ELBO is "
         "log p(x, z) at that point; use a guide that samples, or annealed_importance_sampling from the prior",
     )
+
+
+def _on_discrete(session: Session) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """How to read the result if discrete latents are summed over, and what to doubt if they are drawn."""
+    where = session.pair, session.layout, session.first
+    finite, discrete = finite_latents(*where), discrete_draws(*where)
+    names = ", ".join(f"'{name}'" for name in discrete)
+    if finite is None:
+        text = (
+            f"latents {names} are discrete, with too many values to sum over: log p(x) leaves out the values "
+            "that the guide does not draw, and k-hat does not see them"
+        )
+        return (), (text,) if discrete else ()
+    what = (
+        "log p(x), ELBO, rate and distortion are exact"
+        if finite.alone
+        else "every sample of the other latents is drawn for each of them"
+    )
+    return (
+        f"latents {names} are summed over their {finite.count} joint values, not drawn: {what}",
+    ), ()
 
 
 def _describe(session: Session) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
@@ -290,7 +346,9 @@ def _describe(session: Session) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
             "predictive density under it; the ELBO of a row leaves out their KL",
         )
     parts = subsampled_plates((rows.model_trace, rows.guide_trace), layout)
-    cautions = [*points_caution(layout), *session.doubts_about_rows()]
+    summed, drawn = _on_discrete(session)
+    notes += summed
+    cautions = [*points_caution(layout), *session.doubts_about_rows(), *drawn]
     cautions += [
         f"plate '{name}' inside of a row is subsampled ({part}): the ELBO is that of whole rows on average, "
         "but log p(x) is biased; evaluate with the whole plate"

@@ -13,6 +13,13 @@ from .densities import (
     stated_moment as stated_moment,
 )
 from .errors import PairError as PairError, first_line as first_line
+from .finite import (
+    FiniteLatents as FiniteLatents,
+    SummedRows as SummedRows,
+    discrete_draws as discrete_draws,
+    finite_latents as finite_latents,
+    summed_rows as summed_rows,
+)
 from .handlers import (
     ScaleLatents as ScaleLatents,
     Substitute as Substitute,

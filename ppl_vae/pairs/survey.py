@@ -104,7 +104,7 @@ def _points(
     trace = _tracked(pair, batch)
     if trace is None:  # a point stays where it is, a function of other draws does not
         before: dict[str, Tensor] = {n: guide_trace.nodes[n]["value"] for n in deltas}
-        again = poutine.trace(pair.guide).get_trace(*as_args(batch))
+        again: Any = poutine.trace(pair.guide).get_trace(*as_args(batch))
         return tuple(n for n in deltas if torch.equal(again.nodes[n]["value"], before[n]))
     return tuple(n for n in deltas if not get_provenance(trace.nodes[n]["value"]) & draws)
 

@@ -1,0 +1,228 @@
+"""Latents with finitely many values: all joint values of them, and importance weights that sum over these."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pyro.poutine as poutine
+import torch
+from torch import Tensor
+
+from ppl_vae.pairs.densities import RowDensities, sample_rows
+from ppl_vae.pairs.layout import Layout, LayoutChangedError, inner_scale, row_log_prob, sum_to_rows
+from ppl_vae.pairs.pair import Pair
+from ppl_vae.pairs.programs import Batch, as_args, num_rows
+from ppl_vae.pairs.traces import Site, innermost, present
+
+MOST_VALUES = 1024
+"""Most joint values of finite latents that are summed over, if the guide draws nothing else."""
+
+MOST_VALUES_WITH_OTHERS = 32
+"""The same if it does: then each sample of the other latents is drawn once for each of these values."""
+
+
+@dataclass(frozen=True)
+class FiniteLatents:
+    """The latents of a row that the guide draws from finite sets, and their joint values.
+
+    Attributes:
+        values: Joint values of each site, `(count, *plates, *event)`; the plate over rows has size 1.
+        sizes: How many values a single number of each site may take.
+        count: The number C of joint values.
+        alone: Whether the guide draws nothing else.
+    """
+
+    values: dict[str, Tensor]
+    sizes: dict[str, int]
+    count: int
+    alone: bool
+
+
+def finite_latents(pair: Pair, layout: Layout, batch: Batch) -> FiniteLatents | None:
+    """The latents of a row that can be summed over, because their joint values are few.
+
+    None if there are none or too many joint values, or if a discrete draw has no finite support that all rows
+    share. The random state does not change. Call it inside `pair.scope()`.
+
+    Raises:
+        LayoutChangedError: The guide has other draws on this batch than the layout.
+    """
+    sites = _discrete_sites(pair, layout, batch)
+    numbers: list[int] = []
+    supports: list[Tensor] = []
+    for site in sites:
+        support = _support(site)
+        if support is None or inner_scale(site, layout) != 1.0:
+            return None
+        supports.append(support)
+        numbers.append(math.prod(_shape(site, layout)) * _repeats(site).numel())
+    count = math.prod(len(s) ** k for s, k in zip(supports, numbers, strict=True))
+    alone = len(sites) == len(layout.draws) and not layout.shared
+    if not sites or count > (MOST_VALUES if alone else MOST_VALUES_WITH_OTHERS):
+        return None
+    ranges = [
+        torch.arange(len(s)) for s, k in zip(supports, numbers, strict=True) for _ in range(k)
+    ]
+    grid = torch.cartesian_prod(*ranges).reshape(count, -1)
+    values, first = {}, 0
+    for site, support, k in zip(sites, supports, numbers, strict=True):
+        chosen = support[grid[:, first : first + k].to(support.device)]
+        event = _repeats(site) + support.shape[1:]
+        values[site["name"]] = chosen.reshape(count, *_shape(site, layout), *event)
+        first += k
+    return FiniteLatents(
+        values,
+        {site["name"]: len(s) for site, s in zip(sites, supports, strict=True)},
+        count,
+        alone=alone,
+    )
+
+
+def discrete_draws(pair: Pair, layout: Layout, batch: Batch) -> tuple[str, ...]:
+    """The guide's draws of a row that are discrete. The random state does not change."""
+    return tuple(site["name"] for site in _discrete_sites(pair, layout, batch))
+
+
+def _discrete_sites(pair: Pair, layout: Layout, batch: Batch) -> list[Site]:
+    with torch.random.fork_rng(), torch.no_grad():
+        trace = poutine.trace(pair.guide).get_trace(*as_args(batch))
+    if not set(layout.guide_sites) <= trace.nodes.keys():
+        raise LayoutChangedError("the guide has other sites on this batch than the layout")
+    return [trace.nodes[name] for name in layout.draws if _is_discrete(trace.nodes[name])]
+
+
+def _is_discrete(site: Site) -> bool:
+    """Whether a site gives probabilities, not densities."""
+    try:
+        return bool(site["fn"].support.is_discrete)
+    except (NotImplementedError, AttributeError, ValueError):
+        return bool(site["fn"].has_enumerate_support)
+
+
+def _support(site: Site) -> Tensor | None:
+    """All values of one number of a site, `(size, *event)`; None if they are not finite or differ by row."""
+    base = innermost(site["fn"])
+    if not base.has_enumerate_support:
+        return None
+    try:
+        support: Tensor = base.enumerate_support(expand=False)
+    except (NotImplementedError, ValueError):
+        return None
+    event = base.event_shape
+    return support.reshape(len(support), *event) if support[0].numel() == event.numel() else None
+
+
+def _repeats(site: Site) -> torch.Size:
+    """The event dimensions of a site over independent numbers."""
+    shape, inner = site["fn"].event_shape, innermost(site["fn"]).event_shape
+    return torch.Size(shape[: len(shape) - len(inner)])
+
+
+def _shape(site: Site, layout: Layout) -> list[int]:
+    """The sizes of the plates around a site, with 1 for the plate over rows and where there is none."""
+    shape = [1] * layout.nesting
+    for frame in site["cond_indep_stack"]:
+        if frame.vectorized and frame.name != layout.plate:
+            shape[frame.dim] = frame.size
+    return shape
+
+
+@dataclass(frozen=True)
+class SummedRows:
+    """Densities of n rows, with finite latents c summed over; all in nats, `(K, n)`.
+
+    Attributes:
+        log_weights: log sum_c p(x, z_c, c) / q(z_c | x, c), whose mean over K is an unbiased p(x).
+        rate: sum_c q(c | x) (log q(c | x) - log p(c)); with other latents, log q(c, z | x) - log p(c, z) at
+            draws of both.
+        distortion: - sum_c q(c | x) log p(x | c); with other latents, - log p(x | c, z) at the same draws.
+    """
+
+    log_weights: Tensor
+    rate: Tensor
+    distortion: Tensor
+
+
+def summed_rows(
+    pair: Pair,
+    layout: Layout,
+    batch: Batch,
+    num_samples: int,
+    latents: FiniteLatents,
+    at_once: int,
+) -> SummedRows:
+    """Draws the other latents K times for each joint value of the finite ones, and sums over these.
+
+    The guide may never draw a value that matters. The sum does not depend on what it draws.
+
+    Args:
+        pair: The pair, inside of its scope.
+        layout: The layout of the batch.
+        batch: n rows.
+        num_samples: K.
+        latents: The finite latents of this batch.
+        at_once: How many samples of a row to run at once, if the pair vectorizes: of each joint value at least
+            its K.
+    """
+    n = num_rows(batch)
+    values = {}
+    for name, value in latents.values.items():
+        sizes = list(value.shape)
+        sizes[1 + layout.nesting + layout.dim] = n
+        each = value.expand(sizes).unsqueeze(1)
+        values[name] = each.expand(-1, num_samples, *each.shape[2:]).flatten(0, 1)
+    total = latents.count * num_samples
+    step = num_samples * max(1, at_once // num_samples) if layout.vectorizes else 1
+    runs = []
+    for start in range(0, total, step):
+        size = min(step, total - start)
+        part = {m: v[start] if size == 1 else v[start : start + size] for m, v in values.items()}
+        runs.append(sample_rows(pair, layout, batch, size, values=part))
+
+    def joined(of_run: list[Tensor]) -> Tensor:
+        return torch.cat(of_run).reshape(latents.count, num_samples, n)
+
+    finite = tuple(latents.values)
+    others = tuple(name for name in layout.guide_sites if name not in latents.values)
+    log_q = joined([_log_prob(run, layout, finite) for run in runs])
+    log_others = joined([_log_prob(run, layout, others) for run in runs])
+    log_prior = joined([run.log_prior for run in runs])
+    log_likelihood = joined([run.log_likelihood for run in runs])
+    # Numbers that a mask leaves out count once, not once for each of their values.
+    repeated = joined([_log_repeats(run, layout, latents) for run in runs])
+    log_weights = torch.logsumexp(log_likelihood + log_prior - log_others - repeated, 0)
+    if not latents.alone:  # q(c | x, z_c) does not sum to 1 over values with a z of their own
+        drawn = sample_rows(pair, layout, batch, num_samples)
+        return SummedRows(log_weights, drawn.log_guide - drawn.log_prior, -drawn.log_likelihood)
+    q = (log_q - repeated).exp()
+
+    def expected(term: Tensor) -> Tensor:
+        return torch.where(q > 0, q * term, 0.0).sum(0)
+
+    return SummedRows(log_weights, expected(log_q - log_prior), -expected(log_likelihood))
+
+
+def _log_prob(run: RowDensities, layout: Layout, names: tuple[str, ...]) -> Tensor:
+    """log q of some sites of the guide, `(samples, n)`."""
+    found = torch.zeros_like(run.log_guide)
+    for name in names:
+        terms = row_log_prob(run.guide_trace.nodes[name], layout)
+        found = found + sum_to_rows(terms, layout, *found.shape)
+    return found
+
+
+def _log_repeats(run: RowDensities, layout: Layout, latents: FiniteLatents) -> Tensor:
+    """The logarithm of how often the joint values repeat what counts, because of masks; `(samples, n)`."""
+    k, n = run.log_guide.shape
+    found = torch.zeros_like(run.log_guide)
+    for name, size in latents.sizes.items():
+        site = run.guide_trace.nodes[name]
+        left_out = ~present(site)
+        inner = len(innermost(site["fn"]).event_shape)
+        left_out = left_out.flatten(left_out.dim() - inner).all(-1) if inner else left_out
+        repeats = len(_repeats(site))
+        number = left_out.to(found.dtype)
+        number = number.flatten(number.dim() - repeats).sum(-1) if repeats else number
+        found = found + math.log(size) * sum_to_rows(number, layout, k, n)
+    return found
