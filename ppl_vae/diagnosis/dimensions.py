@@ -19,12 +19,15 @@ from ppl_vae.pairs import (
     Batch,
     RowDensities,
     as_args,
+    center,
     elementwise,
     elementwise_kl,
+    has_moments,
     many_samples,
     num_rows,
     present,
     rows_first,
+    spread,
     stated_moment,
 )
 
@@ -136,6 +139,7 @@ class Gathered:
         residuals: The decoder's residuals.
         identical: Whether all rows are the same.
         moments_alone: Sites whose KL per dimension comes from means and variances alone.
+        without_moments: Sites that have no finite mean or variance in one of the programs.
     """
 
     num_rows: int
@@ -144,6 +148,7 @@ class Gathered:
     residuals: Residuals
     identical: bool
     moments_alone: tuple[str, ...]
+    without_moments: tuple[str, ...]
 
 
 def gather(session: Session, size: int, analytic: bool) -> Gathered:
@@ -156,6 +161,7 @@ def gather(session: Session, size: int, analytic: bool) -> Gathered:
     """
     dimensions, draws, residuals = Dimensions(), RowDraws(), Residuals()
     moments_alone: dict[str, None] = {}
+    without: dict[str, None] = {}
     row: tuple[Tensor, ...] | None = None
     identical, n = True, 0
     for batch in session.chunks(size, "diagnose"):
@@ -165,13 +171,17 @@ def gather(session: Session, size: int, analytic: bool) -> Gathered:
             dimensions.update(_of_site(session, batch, rows, name, analytic))
             if elementwise_kl(in_guide[name], in_model[name], analytic) is None:
                 moments_alone[name] = None
+            if not all(has_moments(nodes[name]["fn"]) for nodes in (in_guide, in_model)):
+                without[name] = None
         draws.update(rows)
         residuals.update(rows, rows.layout)
         args = as_args(batch)
         row = row or tuple(value[:1] for value in args)
         identical = identical and _all_equal(args, row)
         n += num_rows(batch)
-    return Gathered(n, dimensions, draws, residuals, identical, tuple(moments_alone))
+    return Gathered(
+        n, dimensions, draws, residuals, identical, tuple(moments_alone), tuple(without)
+    )
 
 
 def _all_equal(args: tuple[Tensor, ...], row: tuple[Tensor, ...]) -> bool:
@@ -190,6 +200,17 @@ def note_on_moments(names: tuple[str, ...]) -> tuple[str, ...]:
     return (
         f"guide or prior of {sites} does not factorize over its dimensions: the KL of each dimension is that "
         "of Gaussians with its means and variances; these need not add up to the rate",
+    )
+
+
+def note_on_undefined(names: tuple[str, ...]) -> tuple[str, ...]:
+    """A note on latents without a finite mean or variance."""
+    if not names:
+        return ()
+    sites = ", ".join(f"'{name}'" for name in names)
+    return (
+        f"guide or prior of {sites} has no finite mean or variance: where that is so, medians stand for means, "
+        "and distances between quartiles for standard deviations",
     )
 
 
@@ -226,12 +247,12 @@ def _of_site(
         kl = rows_first({**guide_site, "value": kl}, layout, samples, n).mean(0)
     else:
         variance = stated_moment(rows, layout, name, "variance")
-        spread = centers.var(0)
+        total = centers.var(0)
         if stated is not None and variance is not None:
-            spread = spread + variance.double().mean(0)
-        kl = _gaussian_kl(mean, spread, prior_mean, prior_variance)
+            total = total + variance.double().mean(0)
+        kl = _gaussian_kl(mean, total, prior_mean, prior_variance)
         if stated is None:
-            kl = kl - _sampling_bias(spread / prior_variance, samples)
+            kl = kl - _sampling_bias(total / prior_variance, samples)
     there = rows_first({**guide_site, "value": present(guide_site)}, layout, samples, n).any(0)
     numbers = (there, kl.double(), mean, noise, prior_variance.expand_as(mean))
     names = _dimension_names(name, mean.shape[1:])
@@ -291,7 +312,7 @@ def _prior_moments(
         try:
             mean, variance = (
                 rows_first({**site, "value": moment}, layout, samples, n).double()
-                for moment in (fn.mean, fn.variance)
+                for moment in (center(fn), spread(fn))
             )
         except (NotImplementedError, AttributeError):
             pass

@@ -19,6 +19,7 @@ from ppl_vae.diagnosis.dimensions import (
     gather,
     note_on_moments,
     note_on_rows,
+    note_on_undefined,
 )
 from ppl_vae.diagnosis.information import aggregate_information
 from ppl_vae.pairs import (
@@ -233,6 +234,7 @@ def diagnose(
         found = aggregate_information(session, gathered.draws, size)
         dimensions = gathered.dimensions
         notes = (*found.notes, *held, *note_on_moments(gathered.moments_alone))
+        notes += note_on_undefined(gathered.without_moments)
         notes += note_on_rows(dimensions, gathered.num_rows)
         active = dimensions.mean_variance > ACTIVE * _scale(dimensions.prior_variance)
         collapsed = (dimensions.kl < COLLAPSED) & ~active

@@ -42,6 +42,8 @@ class Objective(ABC):
             over the batch, counts as max(free_bits, KL) (Kingma et al., arXiv:1606.04934). If the density of a
             site does not factorize over its dimensions, they form one group with free_bits times their number.
         num_particles: Samples of z per row, drawn in one vectorized run if the pair allows it.
+        loss_is_elbo: Whether minus the loss, at beta = 1 and without free bits, is the ELBO in expectation. Set
+            by subclasses.
         why_no_free_bits: If an objective has no free bits: the reason, appended to "there are no free bits" in
             the error. Set by subclasses.
 
@@ -64,6 +66,7 @@ class Objective(ABC):
         WithPenalty(beta=1.0, free_bits=0.0, num_particles=1, penalty=0.5)
     """
 
+    loss_is_elbo = False
     why_no_free_bits = ""
 
     beta: float | Schedule = 1.0

@@ -52,6 +52,8 @@ class ELBO(Objective):
         0.25
     """
 
+    loss_is_elbo = True
+
     def resolve(self, pair: Pair, batch: Batch) -> Objective:
         with torch.random.fork_rng(), torch.no_grad():
             model_trace, guide_trace = trace_pair(pair, batch)
@@ -78,6 +80,8 @@ class TraceELBO(Objective):
     Reparameterized latents get pathwise gradients, the others score-function gradients.
     """
 
+    loss_is_elbo = True
+
     def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:
         return _pyro_loss(pyro.infer.Trace_ELBO, self, pair, layout, batch, beta)
 
@@ -88,6 +92,8 @@ class MeanFieldELBO(Objective):
 
     It is right if no latent's parents in the model descend from that latent in the guide; `check` tests this.
     """
+
+    loss_is_elbo = True
 
     @property
     def needs_reparameterized_latents(self) -> bool:
@@ -107,6 +113,8 @@ class EnumELBO(Objective):
         ValueError: free_bits is not 0. With enumeration, the KL of one latent is a sum over the values of
             others.
     """
+
+    loss_is_elbo = True
 
     why_no_free_bits = (
         " for latents that are enumerated or depend on enumerated ones; set free_bits=0, or use TraceELBO or "

@@ -46,6 +46,7 @@ class GumbelSoftmaxELBO(Objective):
 
     temperature: float = 0.5
 
+    loss_is_elbo = True
     why_no_free_bits = " for a discrete latent; set free_bits=0"
 
     def __post_init__(self) -> None:

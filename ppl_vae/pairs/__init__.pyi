@@ -40,6 +40,7 @@ from .layout import (
 )
 from .layouts import Layouts as Layouts
 from .modules import closure_of as closure_of, globals_of as globals_of
+from .moments import center as center, has_moments as has_moments, spread as spread
 from .pair import Bound as Bound, Pair as Pair
 from .programs import (
     Batch as Batch,

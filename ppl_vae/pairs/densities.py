@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pyro.distributions as dist
 import pyro.poutine as poutine
@@ -28,6 +28,7 @@ from ppl_vae.pairs.layout import (
     rows_first,
     sum_to_rows,
 )
+from ppl_vae.pairs.moments import center, spread
 from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import Batch, as_args, num_rows, trace_programs
 from ppl_vae.pairs.traces import Site, Trace, innermost
@@ -238,13 +239,18 @@ def means_of_sites(rows: RowDensities, layout: Layout) -> dict[str, Tensor]:
     return columns
 
 
-def stated_moment(rows: RowDensities, layout: Layout, name: str, moment: str) -> Tensor | None:
-    """The mean or variance of the guide's distribution at a site, `(samples, n, *event)`, if it states one."""
+def stated_moment(
+    rows: RowDensities, layout: Layout, name: str, moment: Literal["mean", "variance"]
+) -> Tensor | None:
+    """The mean or variance of the guide's distribution at a site, `(samples, n, *event)`, if it states one.
+
+    Where they are not finite, see `center` and `spread`.
+    """
     site = rows.guide_trace.nodes[name]
     if isinstance(innermost(site["fn"]), dist.Delta) or site["fn"].has_enumerate_support:
         return None
     try:
-        value = getattr(site["fn"], moment)
+        value = center(site["fn"]) if moment == "mean" else spread(site["fn"])
     except (NotImplementedError, AttributeError):
         return None
     if value.shape != site["fn"].batch_shape + site["fn"].event_shape:

@@ -42,6 +42,7 @@ class Fit:
         stopped: Why the training ended.
         seconds: Time it took.
         run_dir: The folder with metrics and checkpoints, if one was given.
+        warnings: Why not to trust the metrics: minus the loss and the ELBO differ by more than noise.
     """
 
     model: Program
@@ -54,6 +55,7 @@ class Fit:
     stopped: str
     seconds: float
     run_dir: Path | None = None
+    warnings: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         last = self.history[-1] if self.history else {}
@@ -238,4 +240,5 @@ def fit(
         stopped=stopped,
         seconds=done.seconds,
         run_dir=folder,
+        warnings=tuple(training.warnings),
     )

@@ -10,21 +10,24 @@ from __future__ import annotations
 
 import re
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyro
+import torch
 from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ppl_vae.capture import CapturedLoss
-from ppl_vae.checks import check_batch
+from ppl_vae.checks import PairWarning, check_batch
 from ppl_vae.objectives import Objective, Resolved
-from ppl_vae.pairs import Batch, Batches, Layouts, Pair, num_rows
-from ppl_vae.runtime import denormals_flushed, progress_bar
+from ppl_vae.pairs import Batch, Batches, Layouts, Pair, num_rows, trace_pair
+from ppl_vae.runtime import denormals_flushed, preserve_random_state, progress_bar
+from ppl_vae.training.agreement import Agreement
 from ppl_vae.training.checkpoints import Checkpoints
 from ppl_vae.training.errors import read_only_once
 from ppl_vae.training.held_out import HeldOut
@@ -49,6 +52,8 @@ class Training:
         progress: How far the training has come.
         seed: Of the order of the rows and of the held-out draws; `restore` makes it that of the run.
         best: The weights of the best epoch so far, if the training stops early.
+        agreement: Watches that loss and ELBO agree.
+        warnings: Why not to trust the metrics.
 
     Raises:
         PairError: The checks have found something that makes training wrong.
@@ -97,6 +102,9 @@ class Training:
         layouts = Layouts(pair)
         self.objective = Resolved(requested_objective, pair)
         self.objective.of(layouts.of(first), first)
+        with preserve_random_state(), torch.no_grad(), pair.mode(training=False):
+            self.agreement = Agreement(requested_objective, *trace_pair(pair, first))
+        self.warnings: list[str] = []
 
         leaves = list(parameters.values())
         self.optimizer = make_optimizer(leaves, optimizer, learning_rate)
@@ -173,6 +181,7 @@ class Training:
                 self._epoch(bar, started)
                 progress.seconds = time.monotonic() - started
                 log.add(self._end_of_epoch())
+                self._check_agreement()
                 due = self._has_ended() or self.checkpoints.is_due(amid_epoch=False)
                 if self.processes.from_first(due):  # clocks differ, and all processes take part
                     self._save()
@@ -195,6 +204,7 @@ class Training:
             share = 0.0 if batch is None else num_rows(batch) / rows
             due = self.rows.batches.in_memory and self.checkpoints.is_due(amid_epoch=True)
             metrics, due = self.step(batch, share, beta, progress, due)
+            self.agreement.add(metrics, beta)
             progress.count_step(metrics, share * rows)
             bar.update(1)
             if due:
@@ -230,6 +240,14 @@ class Training:
             progress.best_elbo, progress.best_epoch = row["validation_elbo"], progress.epoch
             self.best = {n: t.detach().cpu().clone() for n, t in self.pair.state().items()}
         return row
+
+    def _check_agreement(self) -> None:
+        """Says, once, that loss and logged ELBO are not the same."""
+        doubt = None if self.warnings else self.agreement.doubt()
+        if doubt is not None:
+            self.warnings.append(doubt)
+            if self.processes.is_first:
+                warnings.warn(doubt, PairWarning, stacklevel=4)
 
     def _has_ended(self) -> bool:
         return self.progress.epoch >= self.max_epochs or self._has_stopped_early()

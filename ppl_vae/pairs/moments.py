@@ -1,0 +1,81 @@
+"""Center and spread of distributions, also of those without a mean or a variance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_vae.pairs.traces import elementwise
+
+QUARTILES = 1.3489795003921634
+"""The distance between the quartiles of the standard normal."""
+
+DRAWS = 1000
+"""Draws for quartiles that a distribution does not state."""
+
+
+def center(fn: Any) -> Tensor:
+    """The mean; the median where there is no finite mean (Cauchy), or else the mode.
+
+    Raises:
+        NotImplementedError or AttributeError: The distribution states no mean.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> center(dist.Cauchy(2.0, 1.0)), center(dist.HalfCauchy(3.0)), center(dist.StudentT(1.0, 2.0))
+        (tensor(2.), tensor(3.0000), tensor(2.))
+    """
+    mean: Tensor = fn.mean
+    if bool(mean.isfinite().all()):
+        return mean
+    median = _quantiles(fn, (0.5,), otherwise=lambda: fn.mode.unsqueeze(0))
+    return torch.where(mean.isfinite(), mean, median[0])
+
+
+def spread(fn: Any) -> Tensor:
+    """The variance; where it is not finite, that of the normal with the same distance between the quartiles.
+
+    Raises:
+        NotImplementedError or AttributeError: The distribution states no variance.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> spread(dist.Normal(0.0, 2.0)), spread(dist.Cauchy(0.0, 2.0))
+        (tensor(4.), tensor(8.7927))
+    """
+    variance: Tensor = fn.variance
+    if bool(variance.isfinite().all()):
+        return variance
+    low, high = _quantiles(fn, (0.25, 0.75), otherwise=lambda: _drawn(fn, (0.25, 0.75)))
+    return torch.where(variance.isfinite(), variance, ((high - low) / QUARTILES).square())
+
+
+def has_moments(fn: Any) -> bool:
+    """Whether mean and variance are finite, as far as the distribution states them."""
+    try:
+        return bool(fn.mean.isfinite().all()) and bool(fn.variance.isfinite().all())
+    except (NotImplementedError, AttributeError):
+        return True
+
+
+def _quantiles(
+    fn: Any, levels: tuple[float, ...], otherwise: Callable[[], Tensor]
+) -> tuple[Tensor, ...]:
+    single = elementwise(fn)
+    try:
+        if single is None:
+            raise NotImplementedError
+        return tuple(single.icdf(torch.full_like(single.mean, level)) for level in levels)
+    except (NotImplementedError, AttributeError):
+        return tuple(otherwise())
+
+
+def _drawn(fn: Any, levels: tuple[float, ...]) -> Tensor:
+    """Quantiles of draws, the same ones every time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        draws: Tensor = fn.sample((DRAWS,))
+    return torch.quantile(draws, torch.tensor(levels, dtype=draws.dtype, device=draws.device), 0)

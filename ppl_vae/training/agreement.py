@@ -1,0 +1,99 @@
+"""The training's check of itself: at beta = 1, minus the loss and the logged ELBO differ by noise alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ppl_vae.objectives import Objective
+from ppl_vae.pairs import Trace, observed_sites, sample_sites, sites_of_rows
+
+LEAST_STEPS = 20
+"""Steps from which the noise is known well enough."""
+
+STANDARD_ERRORS = 6.0
+"""A difference of more standard errors than this is no noise."""
+
+ROUNDING = 1e-3
+"""Differences up to this share of the ELBO may be rounding."""
+
+
+class Agreement:
+    """Compares minus the loss with the logged ELBO, which are computed in different ways, step by step.
+
+    Pyro's estimator gives the loss, and the sums over the rows of a layout give the ELBO. If a layout misses a
+    site, a mask or a scale, the two differ. Steps with another beta than 1 do not count.
+
+    Args:
+        objective: The objective; one whose loss is not the ELBO is not watched.
+        model_trace: The trace of the model on a first batch, and
+        guide_trace: that of the guide. If a program weights its own sites (`poutine.scale`), or has a
+            `pyro.factor` outside of the rows, loss and ELBO are meant to differ.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, pyro.poutine as poutine
+        >>> from ppl_vae.objectives import TraceELBO
+        >>> def program(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+        >>> trace = poutine.trace(program).get_trace(torch.zeros(3))
+        >>> agreement = Agreement(TraceELBO(), trace, trace)
+        >>> for i in range(20):
+        ...     agreement.add({"loss": 2.0 + 0.1 * (i % 2), "elbo": -1.0}, beta=1.0)
+        >>> agreement.doubt()[:69]
+        'in 20 steps minus the loss is -2.05 nats per row, but the logged ELBO'
+    """
+
+    def __init__(self, objective: Objective, model_trace: Trace, guide_trace: Trace) -> None:
+        self.watches = (
+            objective.loss_is_elbo
+            and objective.free_bits == 0
+            and len(sites_of_rows(model_trace)) == len(observed_sites(model_trace))
+            and not any(
+                _is_weighted(site)
+                for trace in (model_trace, guide_trace)
+                for site in sample_sites(trace).values()
+            )
+        )
+        self._steps = 0
+        self._loss = self._elbo = self._mean = self._squares = 0.0
+
+    def add(self, metrics: Mapping[str, float], beta: float) -> None:
+        """Adds a step with these metrics."""
+        if not self.watches or beta != 1.0 or not metrics:
+            return
+        loss, elbo = metrics["loss"], metrics["elbo"]
+        self._steps += 1
+        self._loss += (loss - self._loss) / self._steps
+        self._elbo += (elbo - self._elbo) / self._steps
+        off = loss + elbo - self._mean
+        self._mean += off / self._steps
+        self._squares += off * (loss + elbo - self._mean)
+
+    def doubt(self) -> str | None:
+        """What to say if the two differ by more than noise; None if they do not, or it is too early to say."""
+        if self._steps < LEAST_STEPS:
+            return None
+        error = math.sqrt(self._squares / (self._steps - 1) / self._steps)
+        allowed = STANDARD_ERRORS * error + ROUNDING * max(1.0, abs(self._elbo))
+        if abs(self._mean) <= allowed:
+            return None
+        return (
+            f"in {self._steps} steps minus the loss is {-self._loss:.2f} nats per row, but the logged ELBO "
+            f"{self._elbo:.2f}, and they differ by more than noise. At beta = 1 they are the same number, so "
+            "one of them leaves something out: do not trust the ELBO, nor evaluate and diagnose, for this "
+            "pair, and please report it"
+        )
+
+
+def _is_weighted(site: Any) -> bool:
+    """Whether a site has another scale than that of the plates around it."""
+    expected = 1.0
+    for frame in site["cond_indep_stack"]:
+        if frame.vectorized and frame.full_size:
+            expected *= frame.full_size / frame.size
+    scale = torch.as_tensor(site["scale"], dtype=torch.float64)
+    return not bool(torch.isclose(scale, torch.tensor(expected, dtype=torch.float64)).all())
