@@ -59,8 +59,7 @@ class Discrete:
     def guide(self, x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             logits = self.logits(x.unsqueeze(-1))
-            config = {"enumerate": "parallel"}
-            pyro.sample("c", dist.Categorical(logits=logits), infer=config)
+            pyro.sample("c", dist.Categorical(logits=logits), infer={"enumerate": "parallel"})
 
 
 def train(pair: Any, objective: Any = None, **options: Any) -> Any:

@@ -93,16 +93,30 @@ def test_a_latent_that_the_model_lacks() -> None:
         with pyro.plate("more", len(x)):
             pyro.sample("u", dist.Normal(torch.zeros(()), 1.0))
 
-    error(check(model, more, X), "u", "guide's site 'u' is not in the model", "is_auxiliary")
+    error(
+        check(model, more, X),
+        "u",
+        "guide's site 'u' is not in the model",
+        "reverse model r(u | z, x)",
+    )
 
 
 def test_an_auxiliary_latent_is_meant() -> None:
+    """With a reverse model; without one, the mark alone does not make it right."""
+
     def more(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             u = pyro.sample("u", dist.Normal(torch.zeros(()), 1.0), infer={"is_auxiliary": True})
             pyro.sample("z", dist.Normal(x / 2 + 0 * u[:, None], 0.7).to_event(1))
 
-    assert check(model, more, X, objective=objectives.TraceELBO()).ok
+    def reverse(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("u", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    error(check(model, more, X), "u", "guide's site 'u' is not in the model", "reverse model")
+    assert check(reverse, more, X, objective=objectives.TraceELBO()).ok
 
 
 def test_an_enumerated_latent_is_meant() -> None:

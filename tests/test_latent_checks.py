@@ -244,3 +244,51 @@ def test_a_delta_that_is_a_function_of_a_draw_is_right() -> None:
     exact = dist.Normal(0.0, 2**0.5).log_prob(x)
     torch.testing.assert_close(found.log_likelihood.values, exact, atol=1e-5, rtol=0)
     assert not found.warnings
+
+
+def noisy(x: Tensor) -> None:
+    """q(z | x) = N(x / 2, 1 / 2), the posterior, as a sum of two normal variables."""
+    with pyro.plate("data", len(x)):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+        pyro.sample("z", dist.Normal(x / 2 + 0.5 * a, 0.5))
+
+
+@pytest.mark.parametrize("reverse", [True, False])
+def test_a_variable_of_the_guide_alone_needs_a_reverse_model(reverse: bool) -> None:
+    """With r(a | z, x) = N(z - x / 2, 1 / 2), the posterior of a, all weights are p(x)."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            if reverse:
+                pyro.sample("a", dist.Normal(z - x / 2, 0.5**0.5))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    x = torch.randn(10)
+    if not reverse:  # the weights were p(x, z) / (q(a) q(z | a)), whose mean is infinite
+        for run in (evaluate, diagnose, fit, inference_gaps):
+            with pytest.raises(PairError, match=r"reverse model r\(a \| z, x\)"):
+                run(model, noisy, x)
+        return
+    found = evaluate(model, noisy, x, num_samples=30, seed=0)
+    exact = dist.Normal(0.0, 2**0.5).log_prob(x)
+    torch.testing.assert_close(found.log_likelihood.values, exact, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.elbo.values, exact, atol=1e-5, rtol=0)
+
+
+def test_a_latent_made_of_more_numbers_than_it_has() -> None:
+    """z = a + b: q(z) is a convolution, not q(a) q(b)."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            both = dist.Normal(torch.zeros(2), 0.5).to_event(1)
+            a = pyro.sample("a", both, infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Delta(x / 2 + a.sum(-1)))
+
+    with pytest.raises(PairError, match="computes 10 numbers of latents from the 20 of 'a'"):
+        evaluate(model, guide, torch.randn(10))

@@ -141,10 +141,9 @@ def test_samples_that_have_to_be_looped_over_are_recorded(recorded: list[Recordi
 
         def forward(self, x: Tensor) -> None:
             with pyro.plate("data", len(x), dim=-1):
-                z = pyro.sample("u", dist.Normal(torch.zeros(len(x)), 1.0), infer=AUXILIARY)
-                assert z.dim() == 1
-                exact = q.encode(x)  # type: ignore[operator]
-                pyro.sample("z", exact)
+                u = pyro.sample("u", q.encode(x), infer=AUXILIARY)  # type: ignore[operator]
+                assert u.dim() == 2
+                pyro.sample("z", dist.Delta(u, event_dim=1))
 
     options: dict[str, Any] = {"num_samples": 50, "seed": 1}
     same(

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import Independent
 from torch.distributions.constraints import Constraint
 
-from ppl_vae.checks.latents import latent_problems
+from ppl_vae.checks.latents import auxiliary_problems, latent_problems
 from ppl_vae.checks.report import Problem, Report, other_device, run_pair
 from ppl_vae.pairs import (
     Batch,
@@ -54,6 +54,7 @@ def check_data(pair: Pair, batch: Batch) -> None:
             found = list(data_problems(traces[0], batch))
             is_prior = getattr(pair.guide, "is_prior", False)
             found = found or list(latent_problems(*traces, guide_is_prior=is_prior))
+            found = found or list(auxiliary_problems(pair, batch, *traces))
             found = found or list(shape_problems(*traces))
     Report(tuple(found)).raise_errors()
 

@@ -11,7 +11,18 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppl_vae.checks.report import Problem
-from ppl_vae.pairs import Site, Trace, innermost, latent_sites, present
+from ppl_vae.pairs import (
+    Batch,
+    Pair,
+    Site,
+    Trace,
+    innermost,
+    latent_sites,
+    present,
+    sample_sites,
+    sources_of,
+    trace_tracked,
+)
 
 
 def latent_problems(
@@ -39,6 +50,47 @@ def latent_problems(
             yield Problem("error", name, f"site '{name}': {text}")
 
 
+def auxiliary_problems(
+    pair: Pair, batch: Batch, model_trace: Trace, guide_trace: Trace
+) -> Iterator[Problem]:
+    """Problems with variables of the guide that the model does not have.
+
+    The mean of p(x, z) / (q(a | x) q(z | a, x)) is not p(x): a variable a of the guide alone needs a density
+    r(a | z, x) in the model. The exception are variables of which latents are functions, as in autoguides.
+    """
+    in_model, known = latent_sites(model_trace), sample_sites(model_trace)
+    own = {n: s for n, s in latent_sites(guide_trace).items() if n not in known}
+    own = {n: s for n, s in own.items() if not _is_delta(s)}
+    deltas = [n for n in in_model if n in guide_trace.nodes and _is_delta(guide_trace.nodes[n])]
+    tracked = trace_tracked(pair, batch) if own and deltas else None
+    if own and deltas and tracked is None:  # code that checks the type of a tensor
+        return
+    sources = {} if tracked is None else {n: sources_of(tracked.nodes[n]["value"]) for n in deltas}
+    for name, site in own.items():
+        made = [guide_trace.nodes[n]["value"].numel() for n in deltas if name in sources[n]]
+        if not made:
+            yield Problem(
+                "error",
+                name,
+                f"the guide's site '{name}' is not in the model, which has "
+                f"{', '.join(map(repr, in_model)) or 'no latents'}: give the site the same name in both. A "
+                "variable of the guide alone needs a density in the model, given the latents (a reverse model "
+                f"r({name} | z, x)); without it, ELBO and log p(x) may exceed the truth",
+            )
+        elif site["value"].numel() > sum(made):
+            yield Problem(
+                "error",
+                name,
+                f"the guide computes {sum(made)} numbers of latents from the {site['value'].numel()} of "
+                f"'{name}', which is not in the model: q is not the density of fewer numbers than were drawn. Sample "
+                f"'{name}' in the model, too, given the latents",
+            )
+
+
+def _is_delta(site: Site) -> bool:
+    return isinstance(innermost(site["fn"]), dist.Delta)
+
+
 def _other_mask(in_model: Site, in_guide: Site) -> str:
     """What is wrong with the masks of a latent; empty if nothing is."""
     try:
@@ -63,7 +115,7 @@ def _other_values(in_model: Site, in_guide: Site) -> str:
     if wanted is None or not bool(torch.isfinite(value).all()):
         return ""
     model_kind, guide_kind = (type(innermost(s["fn"])).__name__ for s in (in_model, in_guide))
-    point = isinstance(innermost(in_guide["fn"]), dist.Delta)
+    point = _is_delta(in_guide)
     given = None if point else _support(in_guide["fn"])
     if given is not None and given.is_discrete != wanted.is_discrete:
         kinds = ["a density", "probabilities"]

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ppl_vae.checks.data import data_problems, shape_problems
-from ppl_vae.checks.latents import latent_problems
+from ppl_vae.checks.latents import auxiliary_problems, latent_problems
 from ppl_vae.checks.report import Problem, run_pair
 from ppl_vae.checks.rows import row_problems
 from ppl_vae.objectives import EnumELBO, MeanFieldELBO, Objective, TraceELBO
@@ -101,6 +101,7 @@ def _sites(subject: Subject) -> Iterator[Problem]:
     yield from _names(model_trace, guide_trace)
     yield from data_problems(model_trace, subject.batch)
     found = list(latent_problems(model_trace, guide_trace))
+    found += auxiliary_problems(subject.pair, subject.batch, model_trace, guide_trace)
     yield from found or shape_problems(model_trace, guide_trace)
 
 
@@ -231,21 +232,13 @@ def _names(model_trace: Trace, guide_trace: Trace) -> Iterator[Problem]:
                 "give the site the same name in both, or mark it for enumeration with "
                 'infer={"enumerate": "parallel"}',
             )
-    for name, site in in_guide.items():
+    for name in in_guide:
         if name in seen:
             yield Problem(
                 "error",
                 name,
                 f"site '{name}' is sampled by the guide but observed in the model: remove obs=... from "
                 "the model, or the site from the guide",
-            )
-        elif name not in in_model and not site["infer"].get("is_auxiliary"):
-            yield Problem(
-                "error",
-                name,
-                f"the guide's site '{name}' is not in the model, which has "
-                f"{', '.join(map(repr, in_model)) or 'no latents'}: give the site the same name in both, or "
-                'mark it with infer={"is_auxiliary": True}',
             )
     if not seen:
         yield Problem(

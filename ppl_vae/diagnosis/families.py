@@ -14,7 +14,6 @@ import pyro
 import pyro.distributions as dist
 import pyro.poutine as poutine
 import torch
-from pyro.ops.provenance import get_provenance
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to
@@ -32,6 +31,7 @@ from ppl_vae.pairs import (
     TrackLatents,
     as_args,
     num_rows,
+    sources_of,
 )
 
 
@@ -261,7 +261,7 @@ def _chained(pair: Pair, layout: Layout, batch: Batch) -> str | None:
             trace = poutine.trace(pair.guide).get_trace(*as_args(batch))
         fns: dict[str, Any] = {name: trace.nodes[name]["fn"] for name in layout.draws}
         sources = {
-            name: get_provenance(fns[name].log_prob(trace.nodes[name]["value"]))
+            name: sources_of(fns[name].log_prob(trace.nodes[name]["value"]))
             for name in layout.draws
         }
     except Exception:  # code that checks a tensor's type cannot be tracked

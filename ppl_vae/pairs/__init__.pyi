@@ -20,11 +20,7 @@ from .finite import (
     finite_latents as finite_latents,
     summed_rows as summed_rows,
 )
-from .handlers import (
-    ScaleLatents as ScaleLatents,
-    Substitute as Substitute,
-    TrackLatents as TrackLatents,
-)
+from .handlers import ScaleLatents as ScaleLatents, Substitute as Substitute
 from .layout import (
     SAMPLES_PLATE as SAMPLES_PLATE,
     Layout as Layout,
@@ -51,6 +47,11 @@ from .programs import (
     take_rows as take_rows,
 )
 from .row_plate import rows_frame as rows_frame, run_alone as run_alone
+from .sources import (
+    TrackLatents as TrackLatents,
+    sources_of as sources_of,
+    trace_tracked as trace_tracked,
+)
 from .survey import find_layout as find_layout
 from .traces import (
     Site as Site,

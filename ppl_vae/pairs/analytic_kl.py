@@ -7,13 +7,12 @@ from typing import Any
 import pyro
 import torch
 from pyro.distributions.util import scale_and_mask
-from pyro.ops.provenance import get_provenance
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from ppl_vae.pairs.handlers import TrackLatents
 from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import Batch
+from ppl_vae.pairs.sources import TrackLatents, sources_of
 from ppl_vae.pairs.traces import Site, elementwise, latent_sites, trace_pair
 
 
@@ -84,4 +83,4 @@ def _out_of_order(latents: list[str], guide_trace: Any) -> dict[str, set[str]]:
 
 
 def _parents(site: dict[str, Any]) -> set[str]:
-    return set(get_provenance(site["fn"].log_prob(site["value"])))
+    return set(sources_of(site["fn"].log_prob(site["value"])))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pyro.infer.inspect import TrackProvenance
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -35,19 +34,6 @@ class ScaleLatents(Messenger):
     def _pyro_sample(self, msg: Site) -> None:
         if not msg["is_observed"] and not site_is_subsample(msg):
             msg["scale"] = msg["scale"] * self.scale
-
-
-class TrackLatents(TrackProvenance):
-    """Lets values remember which sites they were computed from: `get_provenance(value)`.
-
-    Unlike Pyro's handler, it leaves parameters alone, so that plates can subsample them.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-
-    def _pyro_post_param(self, msg: Site) -> None:
-        pass
 
 
 class Substitute(Messenger):

@@ -6,20 +6,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import pyro.poutine as poutine
 import torch
-from pyro.ops.provenance import get_provenance
 from torch import Tensor
 
 from ppl_vae.pairs.densities import sample_rows
 from ppl_vae.pairs.errors import PairError
-from ppl_vae.pairs.handlers import TrackLatents
 from ppl_vae.pairs.layout import SAMPLES_PLATE, Layout, LayoutChangedError, signature_of
 from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import Batch, as_args, take_rows
 from ppl_vae.pairs.row_plate import find_rows
+from ppl_vae.pairs.sources import sources_of, trace_tracked
 from ppl_vae.pairs.traces import (
     Site,
     Trace,
@@ -101,21 +99,12 @@ def _points(
     draws = {n for n in latent_sites(guide_trace) if n not in deltas}
     if not deltas or not draws:
         return tuple(deltas)
-    trace = _tracked(pair, batch)
+    trace = trace_tracked(pair, batch)
     if trace is None:  # a point stays where it is, a function of other draws does not
         before: dict[str, Tensor] = {n: guide_trace.nodes[n]["value"] for n in deltas}
         again: Any = poutine.trace(pair.guide).get_trace(*as_args(batch))
         return tuple(n for n in deltas if torch.equal(again.nodes[n]["value"], before[n]))
-    return tuple(n for n in deltas if not get_provenance(trace.nodes[n]["value"]) & draws)
-
-
-def _tracked(pair: Pair, batch: Batch) -> Any:
-    """The guide's trace, whose values know their sources; None for code that checks the type of a tensor."""
-    try:
-        with TrackLatents(), pyro.validation_enabled(False):
-            return poutine.trace(pair.guide).get_trace(*as_args(batch))
-    except Exception:
-        return None
+    return tuple(n for n in deltas if not sources_of(trace.nodes[n]["value"]) & draws)
 
 
 def _require_enumerable(name: str, site: Site, plate: str) -> None:
@@ -136,13 +125,13 @@ def _drawn_jointly(pair: Pair, batch: Batch, own: set[str], outside: set[str]) -
     """A draw outside the plate over rows that determines the latents inside it, if there is one."""
     if not outside or not own:
         return None
-    trace = _tracked(pair, batch)
+    trace = trace_tracked(pair, batch)
     if trace is None:
         return None
     for name in own:
         site = trace.nodes[name]
         if isinstance(innermost(site["fn"]), dist.Delta):
-            sources = get_provenance(site["value"]) & outside
+            sources = sources_of(site["value"]) & outside
             if sources:
                 return str(min(sources))
     return None
