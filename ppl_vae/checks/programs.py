@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -34,6 +35,7 @@ def check(
     - latents that only one of the two programs has;
     - shapes and plates that differ;
     - data that are not in a plate over rows, or that are outside the likelihood's support;
+    - observed values that are the same for all rows;
     - latents that the objective does not support, because they have no reparameterized sampler or because of
       their dependencies;
     - parameters that receive no gradient;
@@ -70,7 +72,11 @@ def check(
     else:
         batch = take_rows(batches.first(64), slice(0, 64))
     with pair.scope(), _restored(pair):
-        return check_batch(pair, batch, as_objective(objective), max_epochs, ragged)
+        report = check_batch(pair, batch, as_objective(objective), max_epochs, ragged)
+    if report or not batches.doubt:
+        return report
+    explained = (replace(p, message=f"{p.message} ({batches.doubt})") for p in report.problems)
+    return Report(tuple(explained))
 
 
 @contextmanager

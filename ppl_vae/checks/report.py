@@ -117,5 +117,9 @@ def _other_dtype(pair: Pair, args: tuple[Tensor, ...], error: Exception) -> str:
             method = {torch.float32: "float()", torch.float64: "double()"}.get(
                 types[0], f"to({types[0]})"
             )
-            return f"; {name} is {x.dtype}, the parameters are {types[0]}: pass {name}.{method}"
+            whole = not (x.is_floating_point() or x.is_complex())
+            also = f" (numpy, pandas: {name}.astype('float32'))" if whole else ""
+            return (
+                f"; {name} is {x.dtype}, the parameters are {types[0]}: pass {name}.{method}{also}"
+            )
     return ""

@@ -28,7 +28,9 @@ from ppl_vae.pairs import (
     mean_field_violations,
     num_rows,
     observed_sites,
+    present,
     sample_sites,
+    sites_of_rows,
     take_rows,
     unscaled,
 )
@@ -115,6 +117,26 @@ def _layout(subject: Subject) -> Iterator[Problem]:
         _ = subject.layout
     except PairError as error:
         yield Problem("error", "", str(error))
+
+
+def _same_for_all_rows(subject: Subject) -> Iterator[Problem]:
+    """Observed values that are broadcast over the rows, such as `x.mean(0)`."""
+    if num_rows(subject.batch) == 1:
+        return
+    dim = subject.layout.dim
+    for name, site in sites_of_rows(subject.traces[0]).items():
+        value = site["value"]
+        shape = value.shape[: max(0, value.dim() - len(site["fn"].event_shape))]
+        without_rows = len(shape) < -dim or shape[dim] == 1
+        # A factor has no value, and what is masked for all rows scores nothing.
+        if without_rows and value.numel() and bool(present(site).any()):
+            yield Problem(
+                "warning",
+                name,
+                f"site '{name}': its value, of shape {tuple(value.shape)}, has no dimension of rows: every row "
+                "scores the same value; if it is computed from the whole batch (x.mean(0)), the rows are not "
+                "independent",
+            )
 
 
 def _ragged(subject: Subject) -> Iterator[Problem]:
@@ -289,6 +311,7 @@ STAGES: tuple[Callable[[Subject], Iterator[Problem]], ...] = (
     _sites,
     _finite,
     _layout,
+    _same_for_all_rows,
     _ragged,
     _objective,
     _estimator,

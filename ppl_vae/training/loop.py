@@ -87,7 +87,8 @@ class Training:
         self.processes = Processes(fabric)
         self.rows = TrainingRows(pair, batches, batch_size, transform, self.processes)
         first = self.rows.first()
-        self._check(first, requested_objective)
+        with batches.explaining():
+            self._check(first, requested_objective)
         parameters = pair.parameters(first)
         if not parameters:
             raise ValueError("the pair has no parameters to train: neither modules nor pyro.param")
