@@ -83,7 +83,6 @@ def equal(found: Batch, *expected: Tensor) -> bool:
         list(FLOAT64),
         [list(row) for row in FLOAT64],  # of numpy's numbers
         tuple(map(tuple, FLOAT64.tolist())),
-        list(X),
         [*X.split(5)],
         [FLOAT64[:5], FLOAT64[5:]],
         {"x": FLOAT64, "name": ["a"] * 12},
@@ -223,7 +222,7 @@ class AnnData:
     X, obs_names = FLOAT64, ("a",)
 
 
-MASKED = np.ma.masked_array(FLOAT64, mask=FLOAT64 > 1)  
+MASKED = np.ma.masked_array(FLOAT64, mask=FLOAT64 > 1)
 SPARSE = scipy.sparse.csr_matrix(np.eye(4))
 
 
@@ -332,9 +331,14 @@ def scalar(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
 
-def scalar_guide(x: Tensor) -> None:
-    with pyro.plate("data", len(x)):
-        pyro.sample("z", dist.Normal(x / 2, 1.0))
+class ScalarGuide(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.slope * x, 1.0))
 
 
 class Pictures(nn.Module):
@@ -354,33 +358,49 @@ class Pictures(nn.Module):
             pyro.sample("z", dist.Normal(self.layer(x.flatten(1)), 1.0).to_event(1))
 
 
-def test_a_list_of_vectors_is_a_list_of_rows() -> None:
-    assert ppl_vae.evaluate(Model(), Guide(), list(X), num_samples=2).num_rows == 12
+def test_a_list_of_numbers_or_of_other_vectors_is_a_list_of_rows() -> None:
+    assert ppl_vae.evaluate(Model(), Guide(), list(FLOAT64), num_samples=2).num_rows == 12
     assert equal(rows(list(LABELS)), LABELS)
 
 
-@pytest.mark.parametrize("as_array", [lambda x: x, lambda x: x.numpy()], ids=["torch", "numpy"])
-@pytest.mark.parametrize("call", [ppl_vae.fit, ppl_vae.evaluate, ppl_vae.check])
-def test_a_list_read_the_other_way_is_told_how_it_was_read(
-    call: Callable[..., Any], as_array: Callable[[Tensor], Any]
-) -> None:
-    joined, stacked = (
-        ("numpy.concatenate", "numpy.stack")
-        if as_array(X) is not X
-        else ("torch.cat", "torch.stack")
-    )
-    net = Pictures()
-    for model, guide, x, remedy in (
-        (scalar, scalar_guide, X.flatten().split(6), f"if they are batches, pass {joined}(x)"),
-        (net.model, net.guide, torch.ones(9, 4, 4), f"if each is a row, pass {stacked}(x)"),
-    ):
-        data = [as_array(part) for part in x]
-        if call is ppl_vae.check:
-            assert remedy in str(ppl_vae.check(model, guide, data))
-        else:
-            with pytest.raises(PairError) as caught:
-                call(model, guide, data)
-            assert remedy in str(caught.value)
+class RowByRow:
+    def __iter__(self) -> Iterator[Tensor]:
+        yield from X
+
+
+CASES = [ppl_vae.fit, ppl_vae.evaluate, ppl_vae.check]
+
+
+def refusal(call: Callable[..., Any], model: Any, guide: Any, x: Any) -> str:
+    if call is ppl_vae.check:
+        return str(ppl_vae.check(model, guide, x))
+    with pytest.raises(PairError) as caught:
+        call(model, guide, x)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("call", CASES)
+def test_rows_are_not_read_as_batches_of_numbers(call: Callable[..., Any]) -> None:
+    """A linear layer takes a vector, and its output is broadcast over the plate: nothing would fail."""
+    batches_of_numbers = list(X.flatten().split(4))
+    assert call(scalar, ScalarGuide(), batches_of_numbers)
+    said = refusal(call, Model(), Guide(), list(X))
+    assert "site 'x': its value, of shape (3,), has no dimension of rows" in said
+    assert "each taken as a batch of 3 rows: if each is a row, pass torch.stack(x)" in said
+    others: list[Any] = [RowByRow(), X[0], DataLoader(X, batch_size=None)]  # type: ignore[arg-type]
+    for x in others:
+        said = refusal(call, Model(), Guide(), x)
+        assert "it is the whole batch, which should be of shape (rows, ...)" in said
+
+
+@pytest.mark.parametrize("call", CASES)
+def test_a_list_read_the_other_way_is_told_how_it_was_read(call: Callable[..., Any]) -> None:
+    pictures, x = Pictures(), torch.ones(9, 4, 4)
+    for data, stack in ((list(x), "torch.stack"), (list(x.numpy()), "numpy.stack")):
+        said = refusal(call, pictures.model, pictures.guide, data)
+        assert f"each taken as a batch of 4 rows: if each is a row, pass {stack}(x)" in said
+    said = refusal(call, scalar, ScalarGuide(), list(FLOAT64))
+    assert "taken as 12 rows: if they are batches, pass numpy.concatenate(x)" in said
 
 
 def test_fit_em_says_it_too() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -72,11 +71,8 @@ def check(
     else:
         batch = take_rows(batches.first(64), slice(0, 64))
     with pair.scope(), _restored(pair):
-        report = check_batch(pair, batch, as_objective(objective), max_epochs, ragged)
-    if report or not batches.doubt:
-        return report
-    explained = (replace(p, message=f"{p.message} ({batches.doubt})") for p in report.problems)
-    return Report(tuple(explained))
+        requested = as_objective(objective)
+        return check_batch(pair, batch, requested, max_epochs, ragged, batches.doubt)
 
 
 @contextmanager
@@ -120,16 +116,21 @@ def _restored(pair: Pair) -> Iterator[None]:
 
 
 def check_batch(
-    pair: Pair, batch: Batch, objective: Objective, max_epochs: int | None, ragged: bool
+    pair: Pair,
+    batch: Batch,
+    objective: Objective,
+    max_epochs: int | None,
+    ragged: bool,
+    doubt: str = "",
 ) -> Report:
-    """`check` on a given batch, inside `pair.scope()`."""
+    """`check` on a given batch, inside `pair.scope()`; `doubt` is that of its `Batches`."""
     problems: list[Problem] = list(_warmup(objective, max_epochs))
     before: Any = pyro.get_param_store().get_state()
     inside: Any = {key: dict(value) for key, value in before.items()}
     with preserve_random_state(), pair.mode(training=False), pyro.get_param_store().scope(inside):
-        problems += problems_of(Subject(pair, batch, objective, ragged))
+        problems += problems_of(Subject(pair, batch, objective, ragged, doubt))
     order = {"error": 0, "warning": 1}
-    return Report(tuple(sorted(problems, key=lambda p: order[p.severity])))
+    return Report(tuple(sorted(problems, key=lambda p: order[p.severity]))).explained(doubt)
 
 
 def _warmup(objective: Objective, max_epochs: int | None) -> Iterator[Problem]:

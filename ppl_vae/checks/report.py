@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import pyro
@@ -58,6 +58,17 @@ class Report:
 
     def __str__(self) -> str:
         return "\n".join(str(p) for p in self.problems) or "no problems found"
+
+    def explained(self, doubt: str) -> Report:
+        """The report with `Batches.doubt` added to its errors: perhaps the data were meant otherwise."""
+        if not doubt:
+            return self
+        return Report(
+            tuple(
+                replace(p, message=f"{p.message} ({doubt})") if p.severity == "error" else p
+                for p in self.problems
+            )
+        )
 
     def raise_errors(self) -> None:
         """Raises one `PairError` with all errors, if there are any."""

@@ -150,8 +150,7 @@ def opened(
         everything = whole or pair.keeps_rows
         first = batches.first(num_rows(batches.rows) if everything else FIRST_ROWS)
         first = move(first, _device_of_modules(pair))
-        with batches.explaining():
-            check_data(pair, first)
+        check_data(pair, first, batches.doubt)
         with preserve_random_state() if draws_start_at_seed else nullcontext():
             device = device_of(pair.parameters(first).values())
         if not everything:  # a loader's first batch may be larger

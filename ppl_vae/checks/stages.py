@@ -10,7 +10,7 @@ import pyro
 import torch
 from torch import nn
 
-from ppl_vae.checks.data import data_problems, shape_problems
+from ppl_vae.checks.data import data_problems, same_for_all_rows, shape_problems
 from ppl_vae.checks.latents import latent_problems
 from ppl_vae.checks.report import Problem, run_pair
 from ppl_vae.objectives import EnumELBO, MeanFieldELBO, Objective, TraceELBO
@@ -28,9 +28,7 @@ from ppl_vae.pairs import (
     mean_field_violations,
     num_rows,
     observed_sites,
-    present,
     sample_sites,
-    sites_of_rows,
     take_rows,
     unscaled,
 )
@@ -44,14 +42,21 @@ class Subject:
         batch: The rows to run it on.
         requested_objective: The objective to train with, not yet resolved.
         ragged: Whether batches with fewer rows will come.
+        doubt: How the data were read, if they could be read otherwise.
     """
 
     def __init__(
-        self, pair: Pair, batch: Batch, requested_objective: Objective, ragged: bool
+        self,
+        pair: Pair,
+        batch: Batch,
+        requested_objective: Objective,
+        ragged: bool,
+        doubt: str = "",
     ) -> None:
         self.pair, self.batch = pair, batch
         self.requested_objective = requested_objective
         self.ragged = ragged
+        self.doubt = doubt
 
     @cached_property
     def run(self) -> tuple[Trace, Trace] | Problem:
@@ -120,23 +125,8 @@ def _layout(subject: Subject) -> Iterator[Problem]:
 
 
 def _same_for_all_rows(subject: Subject) -> Iterator[Problem]:
-    """Observed values that are broadcast over the rows, such as `x.mean(0)`."""
-    if num_rows(subject.batch) == 1:
-        return
-    dim = subject.layout.dim
-    for name, site in sites_of_rows(subject.traces[0]).items():
-        value = site["value"]
-        shape = value.shape[: max(0, value.dim() - len(site["fn"].event_shape))]
-        without_rows = len(shape) < -dim or shape[dim] == 1
-        # A factor has no value, and what is masked for all rows scores nothing.
-        if without_rows and value.numel() and bool(present(site).any()):
-            yield Problem(
-                "warning",
-                name,
-                f"site '{name}': its value, of shape {tuple(value.shape)}, has no dimension of rows: every row "
-                "scores the same value; if it is computed from the whole batch (x.mean(0)), the rows are not "
-                "independent",
-            )
+    dim, surely = subject.layout.dim, bool(subject.doubt)
+    yield from same_for_all_rows(subject.traces[0], subject.batch, dim, surely)
 
 
 def _ragged(subject: Subject) -> Iterator[Problem]:

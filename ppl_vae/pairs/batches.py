@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from ppl_vae.pairs.errors import PairError
 from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import Batch, num_rows, take_rows
 from ppl_vae.pairs.rows_of_data import DataArguments, read_batch, read_data
@@ -44,8 +42,9 @@ class Batches:
     Other arguments (`annealing=1.0`) are options, not data. What is no array, such as names of rows, is left
     out where the model does not need it.
 
-    A list of vectors of one length is read as rows; a list of other arrays as batches. Sparse arrays are
-    refused, because dense ones may not fit in memory.
+    A list of tensors is a list of batches, unless each is a single number; a list of vectors of another
+    library, all of one length, is a list of rows. Sparse arrays are refused, because dense ones may not fit in
+    memory.
 
     Args:
         x: The data.
@@ -53,7 +52,8 @@ class Batches:
         name: What to call the data in messages.
 
     Attributes:
-        doubt: How a list of arrays was read, where it could mean rows or batches; otherwise empty.
+        doubt: How a list of arrays was read, where it could mean rows or batches; otherwise empty. The checks
+            add it to what they find.
 
     Raises:
         TypeError: `x` is none of these, is sparse or not numeric, or is an iterator that can be read only
@@ -73,16 +73,6 @@ class Batches:
         self._rows = read.rows
         self._iterable: Any = None if self.in_memory else x
         self.doubt = read.doubt
-
-    @contextmanager
-    def explaining(self) -> Iterator[None]:
-        """Adds to a `PairError` how a list of arrays was read: perhaps another reading was meant."""
-        try:
-            yield
-        except PairError as error:
-            if not self.doubt:
-                raise
-            raise PairError(f"{error} ({self.doubt})") from error
 
     @property
     def in_memory(self) -> bool:

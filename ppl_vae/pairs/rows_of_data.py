@@ -157,14 +157,16 @@ def _read_sequence(x: Sequence[Any], arguments: DataArguments, name: str) -> Row
 
 
 def _read_arrays(x: Sequence[Any], arguments: DataArguments, name: str) -> RowsOfData:
-    """A list of arrays: rows if they are vectors of one length (or single numbers), otherwise batches."""
+    """A list of arrays, as `Batches` describes it."""
     tensors = [as_tensor(part, f"{name}[{i}]", arguments.dtype) for i, part in enumerate(x)]
     shape = tuple(tensors[0].shape)
     if any(tuple(t.shape) != shape for t in tensors):
         return RowsOfData(None)
+    if not shape:
+        return RowsOfData(torch.stack(tensors))
     what = f"{name} is a list of {len(x)} arrays of shape {shape}"
     stack, join = _joined_by(x[0])
-    if len(shape) <= 1:
+    if len(shape) == 1 and not isinstance(x[0], Tensor):
         doubt = f"{what}, taken as {len(x)} rows: if they are batches, pass {join}({name})"
         return RowsOfData(torch.stack(tensors), doubt)
     doubt = (

@@ -87,8 +87,7 @@ class Training:
         self.processes = Processes(fabric)
         self.rows = TrainingRows(pair, batches, batch_size, transform, self.processes)
         first = self.rows.first()
-        with batches.explaining():
-            self._check(first, requested_objective)
+        self._check(first, requested_objective)
         parameters = pair.parameters(first)
         if not parameters:
             raise ValueError("the pair has no parameters to train: neither modules nor pyro.param")
@@ -135,8 +134,8 @@ class Training:
         )
 
     def _check(self, first: Batch, objective: Objective) -> None:
-        ragged = self.rows.has_ragged_batch
-        report = check_batch(self.pair, first, objective, self.max_epochs, ragged)
+        ragged, doubt = self.rows.has_ragged_batch, self.rows.batches.doubt
+        report = check_batch(self.pair, first, objective, self.max_epochs, ragged, doubt)
         report.raise_errors()
         if self.processes.is_first:
             report.show_warnings()
