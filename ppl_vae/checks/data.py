@@ -172,7 +172,9 @@ def _of_any_row(support: Constraint, alone: bool) -> Constraint | None:
 
 
 def check_rows(
-    batches: Iterable[Batch], first_problem: Callable[[Batch], tuple[str, int | None] | None]
+    batches: Iterable[Batch],
+    first_problem: Callable[[Batch], tuple[str, int | None] | None],
+    name: str = "x",
 ) -> None:
     """Refuses data with a problem in any row, and says in which one.
 
@@ -180,6 +182,7 @@ def check_rows(
         batches: All rows, in their order.
         first_problem: What is wrong with a batch, and the first such row in it, as
             `DataCheck.first_problem` says.
+        name: What to call the data in messages.
 
     Raises:
         PairError: There is a problem.
@@ -195,7 +198,7 @@ def check_rows(
         found = first_problem(batch)
         if found is not None:
             problem, row = found
-            raise PairError(f"row {start + (row or 0)} of x (counted from 0): {problem}")
+            raise PairError(f"row {start + (row or 0)} of {name} (counted from 0): {problem}")
         start += num_rows(batch)
 
 

@@ -119,6 +119,7 @@ class Training:
             folder,
         )
         self.held_out = HeldOut(pair, layouts, held_out, self.rows)
+        self.held_out.check(first)
         facts = {
             "batch_size": batch_size,
             "objective": re.sub(r" at 0x[0-9a-f]+", "", repr(requested_objective)),
