@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -158,10 +157,10 @@ def test_wrong_data_are_named(x: Any, error: type[Exception], words: str) -> Non
 
 
 def test_wrong_batches_are_named() -> None:
-    with pytest.raises(TypeError, match="a batch of x is a ndarray"):
-        Batches(np.zeros((3, 2)), ONE).first(1)
-    with pytest.raises(TypeError, match="a batch of x is a str"):
-        Batches(["x"], ONE).first(1)
+    with pytest.raises(TypeError, match="x gives batches of type str"):
+        Batches({"x"}, ONE).first(1)
+    with pytest.raises(TypeError, match="x is a list of str"):
+        Batches(["x"], ONE)
     with pytest.raises(ValueError, match="no batches"):
         Batches([], ONE).first(1)
     with pytest.raises(ValueError, match="no rows"):

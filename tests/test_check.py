@@ -285,6 +285,82 @@ def test_data_outside_of_the_support(likelihood: Any, x: Tensor, words: list[str
     error(check(of, programs.normal_guide(1.0, 1.0), x), "pixels", "outside of the support", *words)
 
 
+def also(observe: Any) -> Any:
+    """The model, which also observes something in the plate over the rows."""
+
+    def of(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+            observe(x, z)
+
+    return of
+
+
+def vector(z: Tensor) -> Any:
+    return dist.Normal(z, 1.0).to_event(1)
+
+
+@pytest.mark.parametrize(
+    ("observe", "shape"),
+    [
+        (lambda x, z: pyro.sample("m", vector(z), obs=x.mean(0)), "(3,)"),
+        (lambda x, z: pyro.sample("m", vector(z), obs=x.mean(0, keepdim=True)), "(1, 3)"),
+        (lambda x, z: pyro.sample("m", dist.Normal(z[..., 0], 1.0), obs=x.mean()), "()"),
+        (
+            lambda x, z: pyro.sample("m", dist.Bernoulli(logits=z[..., 0]), obs=torch.tensor(1.0)),
+            "()",
+        ),
+    ],
+)
+def test_a_value_that_is_the_same_for_all_rows(observe: Any, shape: str) -> None:
+    report = check(also(observe), guide, X)
+    warning(
+        report, "m", f"of shape {shape}", "no dimension of rows", "(x.mean(0))", "not independent"
+    )
+    assert check(also(observe), guide, X[:1]).ok  # a single row is its own mean
+
+
+def test_the_same_value_in_a_plate_of_columns() -> None:
+    def of(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-2):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            with pyro.plate("columns", 3, dim=-1):
+                value = x if rows else x.mean(0)
+                pyro.sample("x", dist.Normal(z.squeeze(-2), 1.0), obs=value)
+
+    def q(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-2):
+            pyro.sample("z", dist.Normal(x.unsqueeze(-2), 1.0).to_event(1))
+
+    rows = True
+    assert check(of, q, X).ok
+    rows = False
+    warning(check(of, q, X), "x", "no dimension of rows")
+
+
+def test_the_mean_of_the_rows_outside_of_their_plate() -> None:
+    def of(x: Tensor) -> None:
+        model(x)
+        pyro.sample("m", dist.Normal(torch.zeros(3), 1.0).to_event(1), obs=x.mean(0))
+
+    error(check(of, guide, X), "x", "'m'", "not inside a plate over the 12 rows")
+
+
+@pytest.mark.parametrize(
+    "observe",
+    [
+        lambda x, z: pyro.sample("m", vector(z), obs=x - x.mean(0)),
+        lambda x, z: pyro.sample("m", dist.Normal(0.0, 1.0), obs=torch.zeros(len(x))),
+        lambda x, z: pyro.factor("m", z.sum(-1)),
+        lambda x, z: pyro.factor("m", torch.tensor(-1.0)),
+        lambda x, z: pyro.sample("m", dist.Normal(0.0, 1.0).mask(False), obs=torch.tensor(0.0)),
+    ],
+)
+def test_values_of_rows_factors_and_what_is_masked_are_meant(observe: Any) -> None:
+    assert str(check(also(observe), guide, X)) == "no problems found"
+
+
 def test_data_that_are_nan() -> None:
     x = X.clone()
     x[3, 1] = x[3, 2] = x[7, 0] = torch.nan

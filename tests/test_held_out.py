@@ -18,6 +18,7 @@ from ppl_vae.objectives import (
     LinearWarmup,
     Schedule,
 )
+from ppl_vae.pairs import PairError
 
 
 def test_early_stopping_restores_the_best_weights(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,3 +105,10 @@ def test_dropout_is_off_while_validating() -> None:
     expected, _ = train(guide=Dropping(), validation=HELD_OUT[:19], max_epochs=1)
     difference = fitted.history[0]["validation_rate"] - expected.history[0]["validation_rate"]
     assert abs(difference) < 5.0  # inputs a thousand times as large would make it thousands
+
+
+def test_held_out_rows_that_are_nan_are_refused() -> None:
+    bad = torch.cat([HELD_OUT] * 40)
+    bad[700, 1] = torch.nan
+    with pytest.raises(PairError, match=r"row 700 of validation \(counted from 0\).*NaN"):
+        train(validation=bad)

@@ -25,6 +25,7 @@ from ppl_vae.pairs import (
     latent_sites,
     num_rows,
     observed_sites,
+    present,
     rows_frame,
     sample_sites,
     sites_of_rows,
@@ -32,7 +33,7 @@ from ppl_vae.pairs import (
 from ppl_vae.runtime import preserve_random_state
 
 
-def check_data(pair: Pair, batch: Batch) -> None:
+def check_data(pair: Pair, batch: Batch, doubt: str = "") -> None:
     """Raises an error that explains the problem if a pair cannot run on a batch.
 
     Runs both programs once, in evaluation mode and without gradients. The random generators do not change.
@@ -41,22 +42,30 @@ def check_data(pair: Pair, batch: Batch) -> None:
     Args:
         pair: Model and guide.
         batch: The batch that model and guide are called with.
+        doubt: `Batches.doubt`: how the data were read, if they could be read otherwise.
 
     Raises:
         PairError: A program raises on the batch, its observed sites are not in a plate over the rows, a
-            value does not fit its distribution, or data are NaN, infinite or outside the support.
+            value does not fit its distribution, or data are NaN, infinite or outside the support, or a
+            batch is taken as a single row.
     """
     with preserve_random_state(), pair.mode(training=False):
         traces = run_pair(pair, batch)
         if isinstance(traces, Problem):
-            raise PairError(traces.message)
+            Report((traces,)).explained(doubt).raise_errors()
+            return
         with torch.no_grad(), pyro.validation_enabled(False):
             found = list(data_problems(traces[0], batch))
+            seen = sites_of_rows(traces[0])
+            if seen and not found:
+                dim = rows_frame(seen, num_rows(batch)).dim
+                found = list(same_for_all_rows(traces[0], batch, dim, surely=bool(doubt)))
+                found = [problem for problem in found if problem.severity == "error"]
             is_prior = getattr(pair.guide, "is_prior", False)
             found = found or list(latent_problems(*traces, guide_is_prior=is_prior))
             found = found or list(auxiliary_problems(pair, batch, *traces))
             found = found or list(shape_problems(*traces))
-    Report(tuple(found)).raise_errors()
+    Report(tuple(found)).explained(doubt).raise_errors()
 
 
 class DataCheck:
@@ -164,7 +173,9 @@ def _of_any_row(support: Constraint, alone: bool) -> Constraint | None:
 
 
 def check_rows(
-    batches: Iterable[Batch], first_problem: Callable[[Batch], tuple[str, int | None] | None]
+    batches: Iterable[Batch],
+    first_problem: Callable[[Batch], tuple[str, int | None] | None],
+    name: str = "x",
 ) -> None:
     """Refuses data with a problem in any row, and says in which one.
 
@@ -172,6 +183,7 @@ def check_rows(
         batches: All rows, in their order.
         first_problem: What is wrong with a batch, and the first such row in it, as
             `DataCheck.first_problem` says.
+        name: What to call the data in messages.
 
     Raises:
         PairError: There is a problem.
@@ -187,7 +199,7 @@ def check_rows(
         found = first_problem(batch)
         if found is not None:
             problem, row = found
-            raise PairError(f"row {start + (row or 0)} of x (counted from 0): {problem}")
+            raise PairError(f"row {start + (row or 0)} of {name} (counted from 0): {problem}")
         start += num_rows(batch)
 
 
@@ -205,6 +217,43 @@ def data_problems(model_trace: Trace, batch: Batch) -> Iterator[Problem]:
         found = _unusable(name, site, n, dim)
         if found is not None:
             yield found[0]
+
+
+def same_for_all_rows(
+    model_trace: Trace, batch: Batch, dim: int, surely: bool = False
+) -> Iterator[Problem]:
+    """Observed values that are broadcast over the rows: `x.mean(0)`, or a single row that stands for a batch.
+
+    Args:
+        model_trace: Trace of the model.
+        batch: What it was called with.
+        dim: Where the plate over the rows is.
+        surely: Whether every such value is an error, because the data may have been read otherwise than they
+            were meant. An argument of the model always is, because its first dimension are the rows.
+    """
+    if num_rows(batch) == 1:
+        return
+    for name, site in sites_of_rows(model_trace).items():
+        value = site["value"]
+        shape = value.shape[: max(0, value.dim() - len(site["fn"].event_shape))]
+        with_rows = len(shape) >= -dim and shape[dim] > 1
+        # A factor has no value, and what is masked for all rows scores nothing.
+        if with_rows or not value.numel() or not bool(present(site).any()):
+            continue
+        found = (
+            f"site '{name}': its value, of shape {tuple(value.shape)}, has no dimension of rows: every row "
+            "scores the same value"
+        )
+        if any(value.shape == x.shape and value.data_ptr() == x.data_ptr() for x in as_args(batch)):
+            found += "; it is the whole batch, which should be of shape (rows, ...)"
+            yield Problem("error", name, found)
+        elif surely:
+            yield Problem("error", name, found)
+        else:
+            found += (
+                "; if it is computed from the whole batch (x.mean(0)), the rows are not independent"
+            )
+            yield Problem("warning", name, found)
 
 
 def _unusable(

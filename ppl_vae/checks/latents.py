@@ -82,8 +82,8 @@ def auxiliary_problems(
                 "error",
                 name,
                 f"the guide computes {sum(made)} numbers of latents from the {site['value'].numel()} of "
-                f"'{name}', which is not in the model: q is not the density of fewer numbers than were drawn. Sample "
-                f"'{name}' in the model, too, given the latents",
+                f"'{name}', which is not in the model: q is not the density of fewer numbers than were drawn. "
+                f"Sample '{name}' in the model, too, given the latents",
             )
 
 

@@ -35,6 +35,7 @@ def check(
     - latents that only one of the two programs has;
     - shapes and plates that differ;
     - data that are not in a plate over rows, or that are outside the likelihood's support;
+    - observed values that are the same for all rows;
     - latents that the objective does not support, because they have no reparameterized sampler or because of
       their dependencies;
     - parameters that receive no gradient;
@@ -77,7 +78,8 @@ def check(
         if batch_size is not None:
             last = batches.last_batch(batch_size) or last
         parts = batch_size is not None and batches.num_batches(batch_size) != 1
-        return check_batch(pair, batch, as_objective(objective), max_epochs, last, parts)
+        requested = as_objective(objective)
+        return check_batch(pair, batch, requested, max_epochs, last, parts, batches.doubt)
 
 
 @contextmanager
@@ -127,15 +129,16 @@ def check_batch(
     max_epochs: int | None,
     last_batch: int | None,
     minibatches: bool,
+    doubt: str = "",
 ) -> Report:
-    """`check` on a given batch, inside `pair.scope()`."""
+    """`check` on a given batch, inside `pair.scope()`; `doubt` is that of its `Batches`."""
     problems: list[Problem] = list(_warmup(objective, max_epochs))
     before: Any = pyro.get_param_store().get_state()
     inside: Any = {key: dict(value) for key, value in before.items()}
     with preserve_random_state(), pair.mode(training=False), pyro.get_param_store().scope(inside):
-        problems += problems_of(Subject(pair, batch, objective, last_batch, minibatches))
+        problems += problems_of(Subject(pair, batch, objective, last_batch, minibatches, doubt))
     order = {"error": 0, "warning": 1}
-    return Report(tuple(sorted(problems, key=lambda p: order[p.severity])))
+    return Report(tuple(sorted(problems, key=lambda p: order[p.severity]))).explained(doubt)
 
 
 def _warmup(objective: Objective, max_epochs: int | None) -> Iterator[Problem]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import pyro
@@ -58,6 +58,17 @@ class Report:
 
     def __str__(self) -> str:
         return "\n".join(str(p) for p in self.problems) or "no problems found"
+
+    def explained(self, doubt: str) -> Report:
+        """The report with `Batches.doubt` added to its errors: perhaps the data were meant otherwise."""
+        if not doubt:
+            return self
+        return Report(
+            tuple(
+                replace(p, message=f"{p.message} ({doubt})") if p.severity == "error" else p
+                for p in self.problems
+            )
+        )
 
     def raise_errors(self) -> None:
         """Raises one `PairError` with all errors, if there are any."""
@@ -117,5 +128,9 @@ def _other_dtype(pair: Pair, args: tuple[Tensor, ...], error: Exception) -> str:
             method = {torch.float32: "float()", torch.float64: "double()"}.get(
                 types[0], f"to({types[0]})"
             )
-            return f"; {name} is {x.dtype}, the parameters are {types[0]}: pass {name}.{method}"
+            whole = not (x.is_floating_point() or x.is_complex())
+            also = f" (numpy, pandas: {name}.astype('float32'))" if whole else ""
+            return (
+                f"; {name} is {x.dtype}, the parameters are {types[0]}: pass {name}.{method}{also}"
+            )
     return ""

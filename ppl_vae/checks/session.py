@@ -135,7 +135,7 @@ def opened(
         model: Pyro program of p(x, z).
         guide: Pyro program of q(z | x). If `fit` has trained exactly this pair, its `pyro.param` values are
             used.
-        x: A tensor `(n, *event)`, a tuple of tensors, or an iterable of batches.
+        x: The rows; all that `Batches` takes.
         seed: Seed for the draws; None draws from torch's global generator.
         progress: Whether to show progress bars; None shows them on a terminal.
         whole: Use all rows as the first rows. A guide that keeps parameters for each row always gets all rows.
@@ -160,9 +160,9 @@ def opened(
     batches = Batches(x, pair)
     with evaluating(pair, seed):
         everything = whole or pair.keeps_rows
-        first = batches.first(_all_rows(batches) if everything else FIRST_ROWS)
+        first = batches.first(num_rows(batches.rows) if everything else FIRST_ROWS)
         first = move(first, _device_of_modules(pair))
-        check_data(pair, first)
+        check_data(pair, first, batches.doubt)
         with preserve_random_state() if draws_start_at_seed else nullcontext():
             device = device_of(pair.parameters(first).values())
         if not everything:  # a loader's first batch may be larger
@@ -189,15 +189,6 @@ def _device_of_modules(pair: Pair) -> torch.device:
     """The device of the pair's parameters; the CPU if it has none."""
     tensors = [p for module in pair.modules().values() for p in module.parameters()]
     return device_of([*tensors, *pair.store["params"].values()])
-
-
-def _all_rows(batches: Batches) -> int:
-    if not batches.in_memory:
-        raise ValueError(
-            "all rows are needed at once (a guide that keeps parameters for each row always needs them): "
-            "pass x as one tensor"
-        )
-    return num_rows(batches.rows)
 
 
 class _CountBytes(TorchDispatchMode):

@@ -11,7 +11,7 @@ import pyro
 import torch
 from torch import nn
 
-from ppl_vae.checks.data import data_problems, shape_problems
+from ppl_vae.checks.data import data_problems, same_for_all_rows, shape_problems
 from ppl_vae.checks.latents import auxiliary_problems, latent_problems
 from ppl_vae.checks.report import Problem, run_pair
 from ppl_vae.checks.rows import row_problems
@@ -45,6 +45,7 @@ class Subject:
         requested_objective: The objective to train with, not yet resolved.
         last_batch: Rows of the last batch of an epoch, if it is smaller than the others.
         minibatches: Whether a batch holds only some of the rows.
+        doubt: How the data were read, if they could be read otherwise.
     """
 
     def __init__(
@@ -54,11 +55,13 @@ class Subject:
         requested_objective: Objective,
         last_batch: int | None,
         minibatches: bool,
+        doubt: str = "",
     ) -> None:
         self.pair, self.batch = pair, batch
         self.requested_objective = requested_objective
         self.last_batch = last_batch
         self.minibatches = minibatches
+        self.doubt = doubt
 
     @cached_property
     def run(self) -> tuple[Trace, Trace] | Problem:
@@ -127,6 +130,11 @@ def _layout(subject: Subject) -> Iterator[Problem]:
         yield Problem("error", "", str(error))
         return
     yield from row_problems(subject.traces[0], layout, subject.minibatches)
+
+
+def _same_for_all_rows(subject: Subject) -> Iterator[Problem]:
+    dim, surely = subject.layout.dim, bool(subject.doubt)
+    yield from same_for_all_rows(subject.traces[0], subject.batch, dim, surely)
 
 
 def _last_batch(subject: Subject) -> Iterator[Problem]:
@@ -318,6 +326,7 @@ STAGES: tuple[Callable[[Subject], Iterator[Problem]], ...] = (
     _sites,
     _finite,
     _layout,
+    _same_for_all_rows,
     _last_batch,
     _objective,
     _estimator,

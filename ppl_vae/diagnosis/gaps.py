@@ -199,7 +199,8 @@ def inference_gaps(
     Args:
         model: Pyro program of p(x, z). Its weights do not change.
         guide: Any Pyro program of q(z | x); see `own_family`.
-        x: A tensor `(n, *event)`, a tuple of tensors, or an iterable of batches.
+        x: A tensor or array `(n, *event)`, a tuple of them, or an iterable of batches; all that
+            `ppl_vae.pairs.Batches` takes.
         truth: log p(x) of the same rows: a result of `evaluate` (with a better guide) or of
             `annealed_importance_sampling`.
         num_samples: Samples per row for each ELBO and for log p(x).

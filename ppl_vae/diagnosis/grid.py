@@ -12,7 +12,7 @@ from torch import Tensor
 from ppl_vae.checks import Session, opened
 from ppl_vae.diagnosis.families import normal_family
 from ppl_vae.diagnosis.refinement import is_real
-from ppl_vae.pairs import PairError, Program, num_rows, sample_rows
+from ppl_vae.pairs import DataLike, PairError, Program, num_rows, sample_rows
 from ppl_vae.stats import Estimate
 
 BORDER = 1e-4
@@ -83,7 +83,7 @@ class PosteriorGrid:
 def posterior_grid(
     model: Program,
     guide: Program,
-    x: Tensor | tuple[Tensor, ...],
+    x: DataLike,
     *,
     size: int = 129,
     bounds: tuple[tuple[float, float], tuple[float, float]] | None = None,
@@ -141,9 +141,7 @@ def posterior_grid(
     return grid
 
 
-def guide_on_grid(
-    model: Program, guide: Program, x: Tensor | tuple[Tensor, ...], grid: PosteriorGrid
-) -> Tensor:
+def guide_on_grid(model: Program, guide: Program, x: DataLike, grid: PosteriorGrid) -> Tensor:
     """log q(z | x) on the points of a grid, `(n, size, size)`.
 
     Raises:

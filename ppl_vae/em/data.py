@@ -91,7 +91,7 @@ class EMData:
         own: Any = getattr(pair.model, "first_problem", None)
         if own is None or pair.guide is not empty_guide:
             few = self.few(64)
-            check_data(pair, few)
+            check_data(pair, few, self.batches.doubt)
             check_rows(self, DataCheck(pair, few).first_problem)
         else:
             check_rows(self, lambda batch: own(*as_args(batch)))

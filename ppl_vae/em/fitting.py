@@ -123,7 +123,8 @@ def fit_em(
 
     Args:
         model: Pyro program of p(x, z). A module is fitted in place.
-        x: A tensor `(n, *event)`, a tuple of tensors, or an iterable of batches that can be read again.
+        x: A tensor or array `(n, *event)`, a tuple of them, or an iterable of batches; all that
+            `ppl_vae.pairs.Batches` takes.
         max_iterations: Most M steps; online: passes over the data.
         tolerance: Stop when an iteration gains less, nats per row.
         hard: E step by the mode, z = argmax p(z | x) (classification EM; k-means is its limit for shared

@@ -116,7 +116,8 @@ def annealed_importance_sampling(
     Args:
         model: Pyro program of p(x, z).
         guide: Pyro program of q(z | x) to start from; None starts from the prior.
-        x: A tensor `(n, *event)`, a tuple of tensors, or an iterable of batches.
+        x: A tensor or array `(n, *event)`, a tuple of them, or an iterable of batches; all that
+            `ppl_vae.pairs.Batches` takes.
         num_chains: Chains per row.
         num_steps: Number of temperatures T. Each chain takes about 1.1 T `num_leapfrog` gradients of
             log p(x, z).

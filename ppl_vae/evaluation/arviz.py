@@ -80,7 +80,8 @@ def to_arviz(
     Args:
         model: Pyro program of p(x, z).
         guide: Pyro program of q(z | x), with the same arguments.
-        x: A tensor `(n, *event)`, a tuple of tensors, or an iterable of batches.
+        x: A tensor or array `(n, *event)`, a tuple of them, or an iterable of batches; all that
+            `ppl_vae.pairs.Batches` takes.
         num_samples: Importance samples for log p(x), if no `evaluation` is given.
         num_draws: Draws of each site, in one chain. `az.loo` needs 30 or more.
         evaluation: Result of `evaluate` for the same pair and rows, used instead of estimating

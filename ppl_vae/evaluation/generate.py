@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.checks import Session, opened
-from ppl_vae.pairs import PairError, Program, Substitute, sample_rows
+from ppl_vae.pairs import DataLike, PairError, Program, Substitute, as_args, sample_rows
 
 _AT_ONCE = 64  # rows that the model generates at once, which bounds the memory
 
@@ -25,45 +25,45 @@ class Generator:
     Args:
         model: Pyro program of p(x, z).
         guide: Pyro program of q(z | x).
-        x: Some rows of data, `(n, *event)`. The programs are called with data of this event shape.
+        x: Some rows of data, an array `(n, *event)`. The programs are called with data of this event shape.
         seed: Seed of all draws.
     """
 
     model: Program
     guide: Program
-    x: Tensor
+    x: DataLike
     seed: int = 0
 
     def reconstruct(self) -> tuple[Tensor, Tensor]:
         """Draws z ~ q(z | x). Returns z, `(n, d)`, and the means of p(x | z), `(n, *event)`."""
-        with self._opened() as session:
-            pair, layout = session.pair, session.layouts.of(self.x)
-            rows = sample_rows(pair, layout, self.x, 1)
+        with self._opened() as (session, x):
+            pair, layout = session.pair, session.layouts.of(x)
+            rows = sample_rows(pair, layout, x, 1)
             z = torch.cat([rows.latents[name][0].flatten(1) for name in layout.latents], 1)
-            return z, _mean(rows.model_trace.nodes[self._site(rows.model_trace, layout.observed)])
+            return z, _mean(_site(rows.model_trace, layout.observed, x))
 
     def from_prior(self, num: int) -> tuple[Tensor, Tensor, Tensor]:
         """Draws z ~ p(z). Returns z, `(num, d)`, the means of p(x | z) and draws of x, `(num, *event)`."""
-        with self._opened() as session:
-            pair, layout = session.pair, session.layouts.of(self.x)
+        with self._opened() as (session, given):
+            pair, layout = session.pair, session.layouts.of(given)
             parts = []
-            for some in self._rows(num).split(_AT_ONCE):
+            for some in _repeated(given, num).split(_AT_ONCE):
                 # The data only give the shape: the unconditioned model draws all of its sites.
                 trace = poutine.trace(poutine.uncondition(pair.model)).get_trace(some)
                 values: list[Any] = [trace.nodes[name]["value"] for name in layout.latents]
                 if not values or any(v.shape[:1] != some.shape[:1] for v in values):
                     raise PairError("the rows are not the first dimension of the model's latents")
                 z = torch.cat([value.flatten(1) for value in values], 1)
-                site: Any = trace.nodes[self._site(trace, layout.observed)]
+                site = _site(trace, layout.observed, given)
                 parts.append((z, _mean(site), site["value"]))
             z, means, x = (torch.cat(part) for part in zip(*parts, strict=True))
             return z, means, x
 
     def decode(self, z: Tensor) -> Tensor:
         """The means of p(x | z) for latents `(m, d)`: `(m, *event)`."""
-        with self._opened() as session:
-            pair, layout = session.pair, session.layouts.of(self.x)
-            probe: Any = poutine.trace(pair.model).get_trace(self.x)
+        with self._opened() as (session, x):
+            pair, layout = session.pair, session.layouts.of(x)
+            probe: Any = poutine.trace(pair.model).get_trace(x)
             values, start = {}, 0
             for name in layout.latents:
                 shape = probe.nodes[name]["value"].shape[1:]
@@ -71,27 +71,30 @@ class Generator:
                 values[name] = z[:, start : start + size].reshape(len(z), *shape)
                 start += size
             model = Substitute(values)(pair.model)
-            trace = poutine.trace(model).get_trace(self._rows(len(z)))
-            return _mean(trace.nodes[self._site(trace, layout.observed)])
+            trace = poutine.trace(model).get_trace(_repeated(x, len(z)))
+            return _mean(_site(trace, layout.observed, x))
 
-    def _opened(self) -> AbstractContextManager[Session]:
-        return opened(
-            *(self.model, self.guide, self.x),
-            seed=self.seed,
-            progress=False,
-            draws_start_at_seed=True,
-        )
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[Session, Tensor]]:
+        """The opened pair and its rows, which are a single tensor."""
+        given = (self.model, self.guide, self.x)
+        with opened(*given, seed=self.seed, progress=False, draws_start_at_seed=True) as session:
+            (rows,) = as_args(session.batches.rows)
+            yield session, rows.to(session.device)
 
-    def _rows(self, num: int) -> Tensor:
-        return self.x[torch.arange(num) % len(self.x)]
 
-    def _site(self, trace: Any, observed: Sequence[str]) -> str:
-        """The observed site that holds the data."""
-        for name in observed:
-            if trace.nodes[name]["value"].shape[1:] == self.x.shape[1:]:
-                return name
-        names = ", ".join(f"'{name}'" for name in observed)
-        raise PairError(f"none of the observed sites {names} has the shape of the data")
+def _repeated(x: Tensor, num: int) -> Tensor:
+    """So many rows of `x`, from the start again after the last one."""
+    return x[torch.arange(num) % len(x)]
+
+
+def _site(trace: Any, observed: Sequence[str], x: Tensor) -> Any:
+    """The observed site that holds the data."""
+    for name in observed:
+        if trace.nodes[name]["value"].shape[1:] == x.shape[1:]:
+            return trace.nodes[name]
+    names = ", ".join(f"'{name}'" for name in observed)
+    raise PairError(f"none of the observed sites {names} has the shape of the data")
 
 
 def _mean(site: Mapping[str, Any]) -> Tensor:

@@ -174,7 +174,8 @@ def evaluate(
         model: Pyro program of p(x, z).
         guide: Pyro program of q(z | x). If `fit` has trained exactly this pair, its `pyro.param`
             values are used.
-        x: A tensor `(n, *event)`, a tuple of tensors, or an iterable of batches.
+        x: A tensor or array `(n, *event)`, a tuple of them, or an iterable of batches; all that
+            `ppl_vae.pairs.Batches` takes.
         num_samples: K, the number of importance samples per row.
         seed: Seed for the draws; None draws from torch's global generator.
         progress: Whether to show a progress bar; None shows one on a terminal.

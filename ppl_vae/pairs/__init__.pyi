@@ -2,6 +2,7 @@ from .analytic_kl import (
     elementwise_kl as elementwise_kl,
     mean_field_violations as mean_field_violations,
 )
+from .as_tensors import as_tensor as as_tensor
 from .attach import attach_guide as attach_guide, keep_guide as keep_guide
 from .batches import Batches as Batches, DataLike as DataLike, parts_of as parts_of
 from .densities import (

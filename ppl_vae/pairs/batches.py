@@ -1,4 +1,4 @@
-"""Data as batches: a tensor (or a tuple of tensors) held in memory, or any iterable of batches.
+"""Data as batches: arrays held in memory, or any iterable of batches.
 
 Tensors are split by one gather with a permutation that depends only on the seed and the epoch. The order of the
 data is therefore known at every step without being stored. Iterables, such as a `DataLoader`, keep their own
@@ -7,61 +7,76 @@ order.
 
 from __future__ import annotations
 
-import inspect
-import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from ppl_vae.pairs.autoguides import autoguides_of, keep_rows
 from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import Batch, num_rows, take_rows
+from ppl_vae.pairs.rows_of_data import DataArguments, read_batch, read_data
 
 _FEW = 64
 """Rows that show what an autoguide keeps."""
 
-DataLike = Tensor | tuple[Tensor, ...] | Iterable[Any]
+DataLike = Tensor | tuple[Tensor, ...] | Mapping[str, Any] | TensorDataset | Iterable[Any]
+"""What `Batches` takes."""
 
 
 class Batches:
     """The rows of `x` as batches for the programs of a pair.
 
+    `x` is one of these:
+
+    - an array `(n, *event)`: a tensor, or an array of numpy, pandas, polars or xarray, or lists of numbers;
+    - a tuple of arrays, or a `TensorDataset`, for programs with several arguments;
+    - a dict of arrays, its keys the names of the model's arguments;
+    - an iterable of batches that can be iterated once per epoch, such as a `DataLoader` or a list. A batch is
+      an array, or a tuple or dict of arrays.
+
+    Tensors keep their dtype. Other floating-point numbers (numpy and pandas hold float64) get the dtype of the
+    pair's parameters, or torch's default dtype if there are none; integers and booleans keep theirs.
+
+    If there are more arrays than the model takes (usually labels), only the first ones are kept: one for each
+    argument without a default, and for each argument right after these whose default is None (`y=None`).
+    Other arguments (`annealing=1.0`) are options, not data. What is no array, such as names of rows, is left
+    out where the model does not need it.
+
+    A list of tensors is a list of batches, unless each is a single number; a list of vectors of another
+    library, all of one length, is a list of rows. Sparse arrays are refused, because dense ones may not fit in
+    memory.
+
     Args:
-        x: A tensor `(n, *event)`; a tuple of such tensors for programs with several arguments; or an
-            iterable of batches (also a list) that can be iterated once per epoch. If a batch holds more
-            tensors than the model takes (usually labels), only the first ones are kept: one for each argument
-            without a default, and for each argument right after these whose default is None (`y=None`).
-            Other arguments (`annealing=1.0`) are options, not data.
+        x: The data.
         pair: The pair that the batches are for.
+        name: What to call the data in messages.
+
+    Attributes:
+        doubt: How a list of arrays was read, where it could mean rows or batches; otherwise empty. The checks
+            add it to what they find.
 
     Raises:
-        TypeError: `x` is none of these, or is an iterator that can be read only once.
-        ValueError: There are no rows, or the tensors have different numbers of rows.
+        TypeError: `x` is none of these, is sparse or not numeric, or is an iterator that can be read only
+            once; the message says what to pass.
+        ValueError: There are no rows, or the arrays have different numbers of rows.
+
+    Example:
+        >>> import numpy as np
+        >>> def model(x): ...
+        >>> Batches(np.zeros((5, 2)), Pair(model, model)).rows.dtype
+        torch.float32
     """
 
-    def __init__(self, x: DataLike, pair: Pair) -> None:
-        self._arguments = _num_arguments(pair)
-        self._rows: Batch | None = None
-        if isinstance(x, Tensor) or (
-            isinstance(x, tuple) and x and all(isinstance(t, Tensor) for t in x)
-        ):
-            self._rows = self._cut(x)
-            self._check(self._rows)
-        elif isinstance(x, Iterator):
-            raise TypeError(
-                f"x is a {type(x).__name__}, which can be read only once; give a DataLoader, a list of "
-                "batches, or another iterable that can be read again"
-            )
-        elif isinstance(x, Iterable):
-            self._iterable: Iterable[Any] = x
-        else:
-            raise TypeError(
-                f"x is a {type(x).__name__}; expected a tensor of shape (rows, ...), a tuple of them, or "
-                "an iterable of batches such as a torch DataLoader"
-            )
+    def __init__(self, x: DataLike, pair: Pair, name: str = "x") -> None:
+        self._arguments, self._name = DataArguments.of(pair), name
+        read = read_data(x, self._arguments, name)
+        self._rows = read.rows
+        self._iterable: Any = None if self.in_memory else x
+        self.doubt = read.doubt
         self._look_at_autoguides(pair)
 
     def _look_at_autoguides(self, pair: Pair) -> None:
@@ -79,8 +94,16 @@ class Batches:
 
     @property
     def rows(self) -> Batch:
-        """All rows; only if they are in memory."""
-        assert self._rows is not None
+        """All rows.
+
+        Raises:
+            ValueError: `x` is an iterable of batches.
+        """
+        if self._rows is None:
+            raise ValueError(
+                "all rows are needed at once (a guide that keeps parameters for each row always needs them): "
+                f"pass {self._name} as one tensor"
+            )
         return self._rows
 
     def num_batches(self, batch_size: int) -> int | None:
@@ -88,7 +111,7 @@ class Batches:
         if self._rows is not None:
             return math.ceil(num_rows(self._rows) / batch_size)
         try:
-            return len(self._iterable)  # type: ignore[arg-type]
+            return len(self._iterable)
         except TypeError:
             return None
 
@@ -112,7 +135,7 @@ class Batches:
             return take_rows(self._rows, slice(0, batch_size))
         for batch in self.ordered(batch_size):
             return batch
-        raise ValueError("x holds no batches")
+        raise ValueError(f"{self._name} holds no batches")
 
     def ordered(self, batch_size: int) -> Iterator[Batch]:
         """The batches, in the order of the rows.
@@ -124,7 +147,7 @@ class Batches:
                 yield take_rows(self._rows, part)
         else:
             for batch in self._iterable:
-                yield self._as_batch(batch)
+                yield read_batch(batch, self._arguments, self._name)
 
     def shuffled(
         self, batch_size: int, seed: int, epoch: int, rank: int = 0, world: int = 1, start: int = 0
@@ -152,32 +175,6 @@ class Batches:
             own_index = index[rank::world]
             yield (take_rows(self._rows, own_index) if len(own_index) else None), len(index)
 
-    def _as_batch(self, batch: Any) -> Batch:
-        if isinstance(batch, (tuple, list)) and batch and all(isinstance(t, Tensor) for t in batch):
-            batch = self._cut(tuple(batch))
-        elif not isinstance(batch, Tensor):
-            raise TypeError(
-                f"a batch of x is a {type(batch).__name__}; expected a tensor or a tuple of tensors"
-            )
-        self._check(batch)
-        return batch  # type: ignore[no-any-return]
-
-    def _cut(self, batch: Batch) -> Batch:
-        if isinstance(batch, Tensor):
-            return batch
-        kept = batch if self._arguments is None else batch[: self._arguments]
-        return kept[0] if len(kept) == 1 else kept
-
-    @staticmethod
-    def _check(batch: Batch) -> None:
-        tensors = (batch,) if isinstance(batch, Tensor) else batch
-        if any(t.dim() == 0 or t.shape[0] == 0 for t in tensors):
-            shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
-            raise ValueError(f"x has no rows: its shape is {shapes}; expected (rows, ...)")
-        if len({t.shape[0] for t in tensors}) > 1:
-            sizes = ", ".join(str(t.shape[0]) for t in tensors)
-            raise ValueError(f"the tensors of a batch have different numbers of rows: {sizes}")
-
 
 def parts_of(n: int, size: int) -> list[slice]:
     """n rows in parts of `size`; a single last row joins the part before it.
@@ -203,17 +200,3 @@ def _in_one_order(batches: Iterator[Batch], seed: int, epoch: int) -> Iterator[B
     if first is not None:
         yield first
         yield from batches
-
-
-def _num_arguments(pair: Pair) -> int | None:
-    """The number of tensors that the model takes; None if it takes any number or has no readable signature."""
-    program = pair.model.forward if isinstance(pair.model, torch.nn.Module) else pair.model
-    try:
-        parameters = inspect.signature(program).parameters.values()
-    except (TypeError, ValueError):
-        return None
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return None
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    data = itertools.takewhile(lambda p: p.default in (p.empty, None), positional)
-    return max(1, len(list(data)))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ppl_vae.diagnosis import Diagnosis
 from ppl_vae.evaluation import Evaluation, Generator
+from ppl_vae.pairs import as_tensor
 from ppl_vae.plots.curves import khat_histogram, learning_curves
 from ppl_vae.plots.latents import aggregate_posterior, kl_per_dimension
 from ppl_vae.plots.samples import manifold, prior_samples, reconstructions, traversals
@@ -46,7 +47,9 @@ def draw_run(
 
     pictures: dict[str, Callable[[], Figure]] = {
         "learning_curves": lambda: learning_curves(history),
-        "reconstructions": lambda: reconstructions(generator.x, generator.reconstruct()[1]),
+        "reconstructions": lambda: reconstructions(
+            as_tensor(generator.x), generator.reconstruct()[1]
+        ),
         "prior_samples": lambda: prior_samples(generator.from_prior(64)[1]),
         "manifold" if len(diagnosis.kl) == 2 else "traversals": latent_space,
         "kl_per_dimension": lambda: kl_per_dimension(diagnosis.kl, diagnosis.mean_variance),

@@ -18,6 +18,7 @@ import yaml
 from torch import Tensor
 
 from ppl_vae._version import __version__
+from ppl_vae.pairs import as_tensor
 from ppl_vae.runs.building import one_line
 from ppl_vae.runs.location import CONFIG, config_file
 from ppl_vae.runtime import CorruptFileError, write_bytes
@@ -178,11 +179,11 @@ def write_results(
         temporary.replace(path / POSTERIOR)
 
 
-def describe_rows(x: Tensor, name: str = "rows", split: str = "") -> dict[str, Any]:
+def describe_rows(x: Any, name: str = "rows", split: str = "") -> dict[str, Any]:
     """Describes rows: results for rows of equal content can be compared row by row.
 
     Args:
-        x: The rows, `(n, ...)`.
+        x: The rows, `(n, ...)`: a tensor or an array, as `as_tensor` takes it.
         name: Their name in messages.
         split: Which part of a data set they are.
 
@@ -193,10 +194,10 @@ def describe_rows(x: Tensor, name: str = "rows", split: str = "") -> dict[str, A
         >>> describe_rows(torch.zeros(5, 2), "zeros")["num"]
         5
     """
-    content = x.detach().cpu().contiguous()
+    content = as_tensor(x, name).detach().cpu().contiguous()
     digest = hashlib.sha256(f"{content.dtype} {tuple(content.shape)}".encode())
     digest.update(content.numpy().tobytes())
-    return {"name": name, "split": split, "num": len(x), "sha256": digest.hexdigest()}
+    return {"name": name, "split": split, "num": len(content), "sha256": digest.hexdigest()}
 
 
 def _numbers(values: Tensor) -> list[float | int]:

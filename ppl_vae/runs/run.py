@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from ppl_vae.pairs import Pair, Program, attach_guide, keep_guide
 from ppl_vae.runs.building import build, name_of
@@ -90,7 +89,7 @@ def save_run(
     evaluation: Summary | Mapping[str, Any] | None = None,
     diagnosis: Summary | Mapping[str, Any] | None = None,
     arviz: Any = None,
-    rows: Tensor | None = None,
+    rows: Any = None,
     overwrite: bool = False,
 ) -> None:
     """Writes a pair and its results into a folder.
@@ -107,8 +106,8 @@ def save_run(
         evaluation: What `evaluate` returned, or its `to_dict()` with additions.
         diagnosis: What `diagnose` returned, or its `to_dict()`.
         arviz: What `to_arviz` returned.
-        rows: The rows that were evaluated, `(n, ...)`: their digest is kept, and runs on the same rows can be
-            compared.
+        rows: The rows that were evaluated, a tensor or array `(n, ...)`: their digest is kept, and runs on the
+            same rows can be compared.
         overwrite: Whether an existing run may be replaced. All its weights and results are removed, even
             those that are not written again; files that are not part of a run stay.
 

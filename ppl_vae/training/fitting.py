@@ -100,7 +100,8 @@ def fit(
     Args:
         model: Pyro program of p(x, z), called with a batch.
         guide: Pyro program of q(z | x), with the same arguments.
-        x: A tensor `(n, *event)`, a tuple of tensors, or an iterable of batches (a `DataLoader`).
+        x: A tensor or array (numpy, pandas) `(n, *event)`, a tuple of them, or an iterable of batches (a
+            `DataLoader`); all that `ppl_vae.pairs.Batches` takes.
         objective: What to maximize: one of `ppl_vae.objectives` or of Pyro's ELBOs. The default is the
             ELBO with the analytic KL wherever the pair allows it.
         validation: Held-out rows; their beta = 1 ELBO is measured after every epoch.
@@ -185,7 +186,7 @@ def fit(
             raise ValueError(f"{name} must be positive, got {number}")
     pair = Pair(model, guide)
     batches = Batches(x, pair)
-    held_out = None if validation is None else Batches(validation, pair)
+    held_out = None if validation is None else Batches(validation, pair, "validation")
     requested_objective = as_objective(objective)
     if fabric is None:
         fabric = make_fabric(device)

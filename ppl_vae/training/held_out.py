@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ppl_vae.checks import DataCheck, check_rows
 from ppl_vae.pairs import (
     Batch,
     Batches,
@@ -16,6 +17,7 @@ from ppl_vae.pairs import (
     num_rows,
     sample_rows,
 )
+from ppl_vae.runtime import preserve_random_state
 from ppl_vae.stats import active_units
 from ppl_vae.training.errors import read_only_once
 from ppl_vae.training.rows import TrainingRows
@@ -45,6 +47,21 @@ class HeldOut:
         self.batches = batches
         self.rows = rows
         self.size = rows.batch_size if pair.keeps_rows else max(rows.batch_size, LEAST_ROWS)
+
+    def check(self, first: Batch) -> None:
+        """Checks the held-out rows, if they are in memory.
+
+        Args:
+            first: A batch on which the pair has been checked.
+
+        Raises:
+            PairError: Data of a row are NaN, infinite, or outside of the likelihood's support.
+        """
+        if self.batches is not None and self.batches.in_memory:
+            device = self.rows.processes.device
+            rows = (move(batch, device) for batch in self.batches.ordered(self.size))
+            with preserve_random_state():
+                check_rows(rows, DataCheck(self.pair, first).first_problem, "validation")
 
     def measure(self, seed: int, epoch: int) -> dict[str, float]:
         """Active units and, with held-out rows, their beta = 1 ELBO, rate and distortion, nats per row.

@@ -128,6 +128,7 @@ class Training:
             folder,
         )
         self.held_out = HeldOut(pair, layouts, held_out, self.rows)
+        self.held_out.check(first)
         facts = {
             "batch_size": batch_size,
             "objective": re.sub(r" at 0x[0-9a-f]+", "", repr(requested_objective)),
@@ -143,8 +144,15 @@ class Training:
         )
 
     def _check(self, first: Batch, objective: Objective) -> None:
-        last, minibatches = self.rows.last_batch, self.rows.per_epoch != 1
-        report = check_batch(self.pair, first, objective, self.max_epochs, last, minibatches)
+        report = check_batch(
+            self.pair,
+            first,
+            objective,
+            self.max_epochs,
+            last_batch=self.rows.last_batch,
+            minibatches=self.rows.per_epoch != 1,
+            doubt=self.rows.batches.doubt,
+        )
         report.raise_errors()
         if self.processes.is_first:
             report.show_warnings()

@@ -1,0 +1,133 @@
+"""Arrays as tensors: those of numpy, pandas, polars, xarray and others, none of which is imported but numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_vae.pairs.errors import first_line
+
+_NUMBERS = "biuf"
+"""numpy's kinds of dtype that torch computes with: booleans, integers, floating-point numbers."""
+
+
+def as_tensor(x: Any, name: str = "x", dtype: torch.dtype | None = None) -> Tensor:
+    """An array as a dense tensor.
+
+    Tensors stay as they are. Floating-point numbers of other libraries, and those in lists, get the given
+    dtype, because numpy and pandas hold float64 where modules hold float32. Integers and booleans keep their
+    dtype. Memory is shared where that is possible.
+
+    Args:
+        x: A tensor, an array that turns into a numpy array, or lists of numbers.
+        name: What to call it in messages.
+        dtype: Of floating-point numbers that are not in a tensor yet; None is torch's default dtype.
+
+    Raises:
+        TypeError: It is sparse, or holds something other than numbers that torch computes with.
+        ValueError: Its rows differ in length, values are masked, or a number is beyond the range of the dtype.
+
+    Example:
+        >>> as_tensor(np.array([0.5, 1.0])).dtype, as_tensor([[1, 2], [3, 4]]).shape
+        (torch.float32, torch.Size([2, 2]))
+    """
+    if isinstance(x, Tensor):
+        if x.is_nested:
+            raise TypeError(
+                f"{name} is a nested tensor: pad its rows to one length, as "
+                "torch.nested.to_padded_tensor does"
+            )
+        if x.layout is not torch.strided:
+            raise TypeError(
+                f"{name} is a sparse tensor ({x.layout}): make it dense with .to_dense() if that fits in "
+                "memory, or pass a DataLoader whose collate_fn does so for each batch"
+            )
+        return x
+    if is_sparse(x):
+        raise TypeError(
+            f"{name} is {kind_of(x)}, which is sparse: make it dense with .toarray() if that fits in memory, "
+            "or pass a DataLoader whose collate_fn makes a dense tensor of each batch, as in "
+            "torch.as_tensor(rows.toarray())"
+        )
+    array = _as_numpy(x, name)
+    if array.dtype.kind not in _NUMBERS or (array.dtype.kind == "u" and array.dtype.itemsize > 1):
+        raise TypeError(
+            f"{name} is {kind_of(x)} of dtype {array.dtype}, which torch does not compute with: make numbers "
+            "of it, as in torch.as_tensor(x.astype('float32'))"
+        )
+    native = array.dtype.newbyteorder("=") if array.dtype.itemsize <= 8 else np.dtype(np.float64)
+    tensor = torch.from_numpy(np.require(array, native, ["C", "W"]))
+    if not tensor.is_floating_point():
+        return tensor
+    found = tensor.to(dtype or torch.get_default_dtype())
+    if bool(found.isinf().any()) and not bool(tensor.isinf().any()):
+        raise ValueError(
+            f"{name} holds numbers up to {float(tensor.nan_to_num().abs().max()):.3g}, beyond the range of "
+            f"{found.dtype}: rescale them, or pass a torch.float64 tensor to programs in that dtype"
+        )
+    return found
+
+
+def is_array(x: Any) -> bool:
+    """Whether `x` is an array of any library; a single number is not one."""
+    if isinstance(x, Tensor) or is_sparse(x):
+        return True
+    return hasattr(type(x), "__array__") and not isinstance(x, np.generic | Mapping)
+
+
+def is_sparse(x: Any) -> bool:
+    """Whether `x` is a sparse matrix of scipy or alike."""
+    return hasattr(x, "toarray") and hasattr(x, "nnz")
+
+
+def is_number(x: Any) -> bool:
+    """Whether `x` is a single number of Python or numpy."""
+    return isinstance(x, int | float | np.number | np.bool_)
+
+
+def kind_of(x: Any) -> str:
+    """The type of `x` with its library and an article.
+
+    Example:
+        >>> kind_of(np.zeros(3)), kind_of(3)
+        ('a numpy.ndarray', 'an int')
+    """
+    library = type(x).__module__.partition(".")[0]
+    name = type(x).__name__ if library == "builtins" else f"{library}.{type(x).__name__}"
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def _as_numpy(x: Any, name: str) -> np.ndarray[Any, Any]:
+    if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
+        raise ValueError(
+            f"{name} has {int(np.ma.getmaskarray(x).sum())} masked values: replace them by any number with "
+            ".filled(0.0), and hide them from the likelihood with poutine.mask"
+        )
+    columns: dict[Any, np.ndarray[Any, Any]] = {}
+    try:
+        array = np.asarray(x)
+        if array.dtype.kind not in _NUMBERS and hasattr(x, "columns"):
+            columns = {column: np.asarray(x[column]) for column in x.columns}
+    except Exception as error:  # every library raises its own
+        if isinstance(x, list | tuple):
+            raise ValueError(
+                f"{name} is {kind_of(x)} of rows that differ in length or type ({first_line(error)}): pad "
+                "them to one length, as torch.nn.utils.rnn.pad_sequence does"
+            ) from error
+        raise TypeError(
+            f"{name} is {kind_of(x)}, of which numpy makes no array ({first_line(error)}): pass a tensor, as "
+            "torch.as_tensor makes it"
+        ) from error
+    words = [str(column) for column, v in columns.items() if v.dtype.kind not in _NUMBERS]
+    if words:
+        shown = ", ".join(map(repr, words[:5])) + (", ..." if len(words) > 5 else "")
+        raise TypeError(
+            f"{name} is {kind_of(x)} with columns that are not numbers ({shown}): encode them, or leave them "
+            "out, as in torch.as_tensor(x[columns].to_numpy())"
+        )
+    # A table of numbers of several kinds, or with missing ones, is an array of objects.
+    return np.column_stack(list(columns.values())) if columns else array

@@ -1,0 +1,287 @@
+"""What `x` may be: rows in memory, as tensors for the arguments of a model, or an iterable of batches."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
+
+from ppl_vae.pairs.as_tensors import as_tensor, is_array, is_number, kind_of
+from ppl_vae.pairs.pair import Pair
+from ppl_vae.pairs.programs import Batch
+
+_EXPECTED = (
+    "expected a tensor of shape (rows, ...), a tuple or dict of them, or an iterable of batches such as a "
+    "torch DataLoader"
+)
+
+
+@dataclass(frozen=True)
+class DataArguments:
+    """The arguments of a pair that are data.
+
+    Attributes:
+        names: The model's names for them in order; None if it takes any number, or has no readable signature.
+        required: How many have no default; 1 if all have one.
+        dtype: That of the pair's parameters; None if it has none yet.
+    """
+
+    names: tuple[str, ...] | None
+    required: int = 1
+    dtype: torch.dtype | None = None
+
+    @classmethod
+    def of(cls, pair: Pair) -> DataArguments:
+        """The first arguments of a pair's model, as long as they have no default or the default None."""
+        parameters = [p for module in pair.modules().values() for p in module.parameters()]
+        stored = pair.store["params"].values()
+        dtype = next((p.dtype for p in (*parameters, *stored) if p.dtype.is_floating_point), None)
+        program = pair.model.forward if isinstance(pair.model, torch.nn.Module) else pair.model
+        try:
+            signature = inspect.signature(program).parameters.values()
+        except (TypeError, ValueError):
+            return cls(None, dtype=dtype)
+        if any(p.kind is p.VAR_POSITIONAL for p in signature):
+            return cls(None, dtype=dtype)
+        positional = [
+            p for p in signature if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]
+        data = list(itertools.takewhile(lambda p: p.default in (p.empty, None), positional))
+        required = sum(p.default is p.empty for p in data)
+        return cls(tuple(p.name for p in data or positional[:1]), max(1, required), dtype)
+
+
+@dataclass(frozen=True)
+class RowsOfData:
+    """How `x` was read.
+
+    Attributes:
+        rows: All rows; None if `x` is an iterable of batches.
+        doubt: How a list of arrays was read, and what to do if another reading was meant; empty if only one is
+            possible.
+    """
+
+    rows: Batch | None
+    doubt: str = ""
+
+
+def read_data(x: Any, arguments: DataArguments, name: str = "x") -> RowsOfData:
+    """Reads `x` as `Batches` describes it.
+
+    Args:
+        x: The data.
+        arguments: Those of the model.
+        name: What to call the data in messages.
+
+    Raises:
+        TypeError: It is nothing that can be read as rows or batches; the message says what to pass.
+        ValueError: There are no rows, or the tensors have different numbers of rows.
+
+    Example:
+        >>> read_data([[1, 2], [3, 4], [5, 6]], DataArguments(("x",))).rows
+        tensor([[1, 2],
+                [3, 4],
+                [5, 6]])
+    """
+    if isinstance(x, TensorDataset):
+        x = x.tensors
+    if is_array(x) or isinstance(x, Mapping):
+        return RowsOfData(_batch(x, arguments, name))
+    if isinstance(x, list | tuple) and x:
+        return _read_sequence(x, arguments, name)
+    if isinstance(x, str | bytes | os.PathLike):
+        raise TypeError(
+            f"{name} is {kind_of(x)}: pass rows, such as load_data({str(x)[:40]!r}).train"
+        )
+    if isinstance(x, Dataset):
+        also = ", or with batch_size=None if its items are batches"
+        raise TypeError(
+            f"{name} is {kind_of(x)}, whose items are single rows: pass DataLoader({name}, batch_size=128)"
+            f"{also if isinstance(x, IterableDataset) else ''}"
+        )
+    if isinstance(x, Iterator):
+        raise TypeError(
+            f"{name} is {kind_of(x)}, which can be read only once; give a DataLoader, a list of batches, or "
+            "another iterable that can be read again"
+        )
+    if hasattr(x, "obs_names") and hasattr(x, "X"):  # AnnData
+        raise TypeError(
+            f"{name} is {kind_of(x)}: pass its matrix, torch.as_tensor({name}.X) "
+            f"(or {name}.X.toarray() if that is sparse)"
+        )
+    if not isinstance(x, Iterable) or isinstance(x, type):
+        raise TypeError(f"{name} is {kind_of(x)}; {_EXPECTED}")
+    return RowsOfData(None)
+
+
+def read_batch(batch: Any, arguments: DataArguments, name: str = "x") -> Batch:
+    """A batch of an iterable: a tensor, or tensors for the arguments of the model.
+
+    Raises:
+        TypeError: It is something else, or a single row.
+        ValueError: There are no rows, or the tensors have different numbers of rows.
+    """
+    if not (is_array(batch) or (isinstance(batch, Mapping | list | tuple) and batch)):
+        raise TypeError(
+            f"{name} gives batches of type {type(batch).__name__}; expected tensors, or tuples or dicts of "
+            "them, as a DataLoader makes them"
+        )
+    if not is_array(batch):
+        first = next(iter(_parts(batch)))
+        if len(getattr(first, "shape", ())) <= 1:
+            _refuse_single_rows(batch, name)
+    return _batch(batch, arguments, f"a batch of {name}", in_memory=False)
+
+
+def _read_sequence(x: Sequence[Any], arguments: DataArguments, name: str) -> RowsOfData:
+    leaf = _first_leaf(x)
+    if isinstance(x, tuple) and is_array(x[0]):
+        return RowsOfData(_batch(x, arguments, name))
+    if is_number(leaf):
+        return RowsOfData(_batch(as_tensor(x, name, arguments.dtype), arguments, name))
+    if all(map(is_array, x)):
+        return _read_arrays(x, arguments, name)
+    if is_array(leaf) or isinstance(leaf, Mapping):
+        if not is_array(x[0]):
+            _refuse_single_rows(x[0], name)
+        return RowsOfData(None)
+    raise TypeError(f"{name} is a {type(x).__name__} of {type(leaf).__name__}; {_EXPECTED}")
+
+
+def _read_arrays(x: Sequence[Any], arguments: DataArguments, name: str) -> RowsOfData:
+    """A list of arrays, as `Batches` describes it."""
+    tensors = [as_tensor(part, f"{name}[{i}]", arguments.dtype) for i, part in enumerate(x)]
+    shape = tuple(tensors[0].shape)
+    if any(tuple(t.shape) != shape for t in tensors):
+        return RowsOfData(None)
+    if not shape:
+        return RowsOfData(torch.stack(tensors))
+    what = f"{name} is a list of {len(x)} arrays of shape {shape}"
+    stack, join = _joined_by(x[0])
+    if len(shape) == 1 and not isinstance(x[0], Tensor):
+        doubt = f"{what}, taken as {len(x)} rows: if they are batches, pass {join}({name})"
+        return RowsOfData(torch.stack(tensors), doubt)
+    doubt = (
+        f"{what}, each taken as a batch of {shape[0]} rows: if each is a row, pass {stack}({name})"
+    )
+    return RowsOfData(None, doubt)
+
+
+def _joined_by(array: Any) -> tuple[str, str]:
+    """The functions that make one array of such rows, and of such batches."""
+    if isinstance(array, Tensor):
+        return "torch.stack", "torch.cat"
+    return "numpy.stack", "numpy.concatenate"
+
+
+def _batch(x: Any, arguments: DataArguments, name: str, in_memory: bool = True) -> Batch:
+    """The tensors for the arguments of the model; in memory, lists of numbers may stand for them."""
+    parts: dict[Any, Any]
+    if isinstance(x, Mapping):
+        parts = _by_name(x, arguments, name)
+    elif is_array(x):
+        parts = {None: x}
+    else:
+        parts = dict(enumerate(_by_position(x, arguments, name)))
+    tensors = []
+    for key, part in parts.items():
+        place = f"{name}[{key!r}]" if in_memory else f"part {key!r} of {name}"
+        place = name if key is None else place
+        if not (is_array(part) or (in_memory and _has_numbers(part))):
+            raise TypeError(
+                f"{place} is {kind_of(part)}, but the model needs a tensor there, of shape (rows, ...): make "
+                "one with torch.as_tensor (in a DataLoader, by its collate_fn)"
+            )
+        tensors.append(as_tensor(part, place, arguments.dtype))
+    if any(t.dim() == 0 or t.shape[0] == 0 for t in tensors):
+        shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
+        raise ValueError(f"{name} has no rows: its shape is {shapes}; expected (rows, ...)")
+    if len({t.shape[0] for t in tensors}) > 1:
+        sizes = ", ".join(str(t.shape[0]) for t in tensors)
+        raise ValueError(f"the tensors of a batch have different numbers of rows: {sizes}")
+    return tensors[0] if len(tensors) == 1 else tuple(tensors)
+
+
+def _by_position(parts: Sequence[Any], arguments: DataArguments, name: str) -> Sequence[Any]:
+    """As many parts as the model takes; names and the like are left out where it does not need them."""
+    most = len(parts) if arguments.names is None else max(1, len(arguments.names))
+    kept, others = parts[:most], parts[most:]
+    if _repeats(kept[0], others):
+        stack, join = _joined_by(kept[0])
+        raise TypeError(
+            f"{name} is a {type(parts).__name__} of {len(parts)} arrays like the first one, of shape "
+            f"{tuple(kept[0].shape)}, but the model takes {most}: if they are rows, make one array of them "
+            f"with {stack}; if they are batches, with {join}"
+        )
+    while len(kept) > arguments.required and not _has_numbers(kept[-1]):
+        kept = kept[:-1]
+    return kept
+
+
+def _repeats(first: Any, others: Sequence[Any]) -> bool:
+    """Whether what the model does not take are further rows or batches of data, and no labels.
+
+    One more array like the first may be meant (the same pictures without noise), and so may two more numbers
+    per row.
+    """
+    if not isinstance(first, Tensor | np.ndarray):
+        return False
+    alike = [
+        len(other)
+        for other in others
+        if isinstance(other, type(first))
+        if other.dtype == first.dtype and len(other.shape) and other.shape[1:] == first.shape[1:]
+    ]
+    if len(first.shape) < 2:
+        return len(alike) > 2
+    return len(alike) > 1 or any(rows != len(first) for rows in alike)
+
+
+def _by_name(parts: Mapping[Any, Any], arguments: DataArguments, name: str) -> dict[str, Any]:
+    """The parts whose keys are the model's arguments, in their order."""
+    names = arguments.names or ()
+    given = [n for n in names if n in parts]
+    others = [key for key in parts if key not in names and _has_numbers(parts[key])]
+    complete = len(given) >= arguments.required and given == list(names[: len(given)])
+    if not complete or (others and len(given) < len(names)):
+        keys, wanted = (", ".join(map(repr, some)) or "none" for some in (parts, names))
+        raise TypeError(
+            f"{name} is {kind_of(parts)} with the keys {keys}; the model's arguments are "
+            f"{wanted if arguments.names is not None else '*args'}: use these names as keys, or pass a tuple "
+            "of tensors in their order (from a DataLoader, by its collate_fn)"
+        )
+    return {n: parts[n] for n in given}
+
+
+def _parts(batch: Any) -> list[Any]:
+    return list(batch.values()) if isinstance(batch, Mapping) else list(batch)
+
+
+def _refuse_single_rows(item: Any, name: str) -> None:
+    """Refuses items such as `(picture, 7, "name")`: in a batch, there is a label for each row."""
+    parts = _parts(item)
+    if any(is_number(p) or isinstance(p, str) or getattr(p, "shape", None) == () for p in parts):
+        kinds = ", ".join(type(part).__name__ for part in parts[:5])
+        raise TypeError(
+            f"{name} gives single rows ({kinds}), not batches: pass DataLoader({name}, batch_size=128)"
+        )
+
+
+def _has_numbers(part: Any) -> bool:
+    """Whether a part is an array, or lists of numbers."""
+    return is_array(part) or (isinstance(part, list | tuple) and is_number(_first_leaf(part)))
+
+
+def _first_leaf(x: Any) -> Any:
+    """The first thing in nested lists."""
+    while isinstance(x, list | tuple) and x:
+        x = x[0]
+    return x
