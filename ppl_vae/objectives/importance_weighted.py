@@ -165,19 +165,20 @@ class _DoublyReparameterized:
             site, fixed = guide_trace.nodes[name], held.nodes[name]["value"]
             value = with_gradient(site["value"], partial(factor_of, site))
             if fixed.requires_grad:  # directly, by a transform with parameters: u_k + (1 - u_k)
-                rest = with_gradient(fixed, lambda site=site: 1 - factor_of(site))
+                rest = with_gradient(fixed, partial(factor_of, site, rest=True))
                 value = value + (rest - fixed.detach())
             seen.nodes[name] = {**site, "value": value}
         return seen
 
-    def _factor(self, run: int, site: Site) -> Tensor:
-        """u_k for the value of a site in one of the runs; 1 for what a mask leaves out of log q."""
+    def _factor(self, run: int, site: Site, rest: bool = False) -> Tensor:
+        """u_k, or the rest 1 - u_k, for the value of a site in one of the runs; 1 where log q is masked."""
         weights = self._weights if len(self._runs) == 1 else self._weights[run : run + 1]
         shape = [1] * (self._layout.nesting + 1)
         shape[0], shape[self._layout.dim] = weights.shape
         shape += [1] * len(site["fn"].event_shape)
         weights = weights.reshape(shape[-site["value"].dim() :])
-        return 1 - self._beta * present(site) * (1 - weights)
+        missing: Tensor = self._beta * present(site) * (1 - weights)
+        return missing if rest else 1 - missing
 
     def _log_held(self, name: str) -> Tensor:
         """log q of a site in the runs with held draws, `(K, n)`."""

@@ -86,7 +86,7 @@ class RepeatableGuide:
             return held
         after = self._copies()
         self._put_back(self._before)
-        with self._numbers.again(), _Held(values):
+        with self._numbers.again(), _DrawsHeld(values):
             held = poutine.trace(run).get_trace(*args, **kwargs)
         self._put_back(after)
         return held
@@ -134,11 +134,11 @@ def with_gradient(value: Tensor, weight: Callable[[], Tensor]) -> Tensor:
     if not value.requires_grad:
         return value
     value = value.view_as(value)
-    value.register_hook(lambda gradient: gradient * weight())  # type: ignore[no-untyped-call]
+    value.register_hook(lambda gradient: gradient * weight())
     return value
 
 
-class _Held(Messenger):
+class _DrawsHeld(Messenger):
     """Replaces the values of drawn sites. Unlike with `Substitute` they are drawn all the same.
 
     So the random numbers after them are the same as in the run that is repeated.
@@ -160,7 +160,7 @@ class _SameNumbers(TorchDispatchMode):
     """
 
     def __init__(self, needed_by: str) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._needed_by = needed_by
         self.kept: list[Any] = []
         self._given: Iterator[Any] | None = None
