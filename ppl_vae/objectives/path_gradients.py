@@ -98,9 +98,9 @@ class RepeatableGuide:
     @torch.no_grad()
     def _put_back(self, values: list[Tensor]) -> None:
         for buffer, value in zip(self._buffers, values, strict=True):
-            buffer.data.copy_(
-                value
-            )  # batch norm has kept the buffer for its backward pass, but not read it
+            # Through `data`: autograd has saved the running averages of batch norm, and checks that they do not
+            # change, although the backward pass does not use them.
+            buffer.data.copy_(value)
 
 
 _OF_THE_VALUE = ("log_prob", "log_prob_sum", "unscaled_log_prob", "score_parts")
