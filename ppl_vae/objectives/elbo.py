@@ -102,9 +102,9 @@ class TraceELBO(Objective):
     With z = g(eps, phi), the gradient of - beta log q_phi(z | x) has two parts: along the path phi -> z, and
     directly, with z held fixed. The direct part, the score, has the expectation 0 under q, for every beta.
     `stick_the_landing` leaves it out ("Sticking the Landing: Simple, Lower-Variance Gradient Estimators for
-    Variational Inference", arXiv:1703.09194). The loss and the expected gradient stay the same. The guide's noise
-    vanishes as q approaches the exact posterior, where log p(x, z) - log q(z | x) is constant in z; far from
-    it, the variance may be larger. If the guide draws several latents, it runs twice per step, because their
+    Variational Inference", arXiv:1703.09194). The loss and the expected gradient stay the same. The variance
+    of the guide's gradient vanishes as q approaches the exact posterior, where log p(x, z) - log q(z | x) is
+    constant in z; far from it, the variance may be larger. If the guide draws several latents, it runs twice per step, because their
     parameters depend on other draws too, and that path counts. A flow that is fast to sample from
     (`InverseAutoregressive`) is slow: the density of a held draw takes one pass for each dimension.
 
