@@ -104,9 +104,11 @@ class TraceELBO(Objective):
     `stick_the_landing` leaves it out ("Sticking the Landing: Simple, Lower-Variance Gradient Estimators for
     Variational Inference", arXiv:1703.09194). The loss and the expected gradient stay the same. The variance
     of the guide's gradient vanishes as q approaches the exact posterior, where log p(x, z) - log q(z | x) is
-    constant in z; far from it, the variance may be larger. If the guide draws several latents, it runs twice per step, because their
-    parameters depend on other draws too, and that path counts. A flow that is fast to sample from
-    (`InverseAutoregressive`) is slow: the density of a held draw takes one pass for each dimension.
+    constant in z; far from it, the variance may be larger.
+
+    If the guide draws several latents, it runs twice per step, because their parameters depend on other draws
+    too, and that path counts. A flow that is fast to sample from (`InverseAutoregressive`) becomes slow: the
+    density of a held draw takes one pass for each dimension.
 
     If the guide transforms a draw (`Delta` sites, as in Pyro's autoguides), the score of the draw's own density
     is left out.
