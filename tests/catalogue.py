@@ -116,6 +116,8 @@ OBJECTIVES: dict[str, Objective] = {
     "ImportanceWeightedELBO": ImportanceWeightedELBO(num_particles=3),
     "beta": ELBO(beta=LinearWarmup(1, start=0.5)),
     "free-bits": ELBO(free_bits=0.1),
+    "stick-the-landing": TraceELBO(stick_the_landing=True),
+    "doubly-reparameterized": ImportanceWeightedELBO(num_particles=3, doubly_reparameterized=True),
     "EnumELBO": EnumELBO(),
     "GumbelSoftmaxELBO": GumbelSoftmaxELBO(),
 }
@@ -244,12 +246,17 @@ DISCRETE = ("GaussianMixture-Enumerated", "GaussianMixture-CategoricalEncoder")
 ONLY = {"EnumELBO": (*DISCRETE, "GaussianHMM-Recurrent"), "GumbelSoftmaxELBO": DISCRETE}
 
 # Objectives that are wrong for a pair, and what `check` says of each.
-NO_SAMPLER = "no reparameterized sampler, but MeanFieldELBO needs one"
-NO_FREE_BITS = "EnumELBO: there are no free bits"
+NO_SAMPLER = "no reparameterized sampler, but {} needs one"
+FOR_CONTINUOUS = {
+    "MeanFieldELBO": NO_SAMPLER.format("MeanFieldELBO"),
+    "free-bits": "EnumELBO: there are no free bits",
+    "stick-the-landing": NO_SAMPLER.format("stick_the_landing"),
+    "doubly-reparameterized": NO_SAMPLER.format("doubly_reparameterized"),
+}
 UNSUITED: dict[str, dict[str, str]] = {
-    "GaussianMixture-Enumerated": {"MeanFieldELBO": NO_SAMPLER, "free-bits": NO_FREE_BITS},
-    "GaussianMixture-CategoricalEncoder": {"MeanFieldELBO": NO_SAMPLER, "free-bits": NO_FREE_BITS},
-    "GaussianHMM-Recurrent": {"MeanFieldELBO": NO_SAMPLER, "free-bits": NO_FREE_BITS},
+    "GaussianMixture-Enumerated": FOR_CONTINUOUS,
+    "GaussianMixture-CategoricalEncoder": FOR_CONTINUOUS,
+    "GaussianHMM-Recurrent": FOR_CONTINUOUS,
     "Hierarchical-BottomUp": {
         "MeanFieldELBO": "the analytic KL of site 'z1' is wrong for this pair"
     },

@@ -43,6 +43,8 @@ OBJECTIVES = [
     MeanFieldELBO(beta=LinearWarmup(10)),
     MeanFieldELBO(free_bits=0.1, num_particles=3),
     ImportanceWeightedELBO(num_particles=4),
+    TraceELBO(beta=LinearWarmup(10), num_particles=3, stick_the_landing=True),
+    ImportanceWeightedELBO(beta=0.5, num_particles=4, doubly_reparameterized=True),
     EnumELBO(),
 ]
 NETWORKS = [MLP(hidden=(8,)), Convolutional(channels=(3, 4), hidden=8)]
@@ -80,7 +82,11 @@ def same_as_pyro(step: CapturedLoss, x: Tensor, beta: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "objective", OBJECTIVES, ids=lambda o: f"{type(o).__name__}-{o.num_particles}"
+    "objective",
+    OBJECTIVES,
+    ids=lambda o: "-".join(
+        [type(o).__name__, f"{o.num_particles}", *o.needs_reparameterized_latents.split()]
+    ),
 )
 @pytest.mark.parametrize("guide", [MeanField, FullCovariance])
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda n: type(n).__name__)

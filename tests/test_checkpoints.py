@@ -336,6 +336,10 @@ class Unnamed(Schedule):
         ({"batch_size": 10}, "batch_size = 16, now it is 10"),
         ({"x": X[:40]}, "rows = 50, now it is 40"),
         ({"objective": ImportanceWeightedELBO()}, r"objective = ELBO\(.*now it is Importance"),
+        (  # an option that older checkpoints do not name
+            {"objective": ELBO(beta=LinearWarmup(2), stick_the_landing=True)},
+            r"num_particles=1\), now it is ELBO\(.* stick_the_landing=True\)",
+        ),
         ({"optimizer": torch.optim.SGD, "learning_rate": 0.1}, "optimizer = Adam, now it is SGD"),
         ({"lr_scheduler": lambda o: schedules.StepLR(o, 1)}, "lr_scheduler = NoneType, now"),
     ],

@@ -86,6 +86,30 @@ def test_a_printed_configuration_can_be_given_back(
     assert changed["seed"] == 5
 
 
+@pytest.mark.parametrize(
+    ("objective", "option"),
+    [
+        ("ELBO", "stick_the_landing"),
+        ("TraceELBO", "stick_the_landing"),
+        ("ImportanceWeightedELBO", "doubly_reparameterized"),
+    ],
+)
+def test_gradients_are_chosen_by_an_option(
+    objective: str, option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--objective", objective, f"--objective.{option}", "true"]
+    assert main(["train", "--print_config", *SMALL, *NETWORK, *options]) == 0
+    printed = capsys.readouterr().out
+    assert yaml.safe_load(printed)["objective"]["init_args"][option] is True
+    file = tmp_path / "config.yaml"
+    file.write_text(printed)
+    assert main(["train", "--config", str(file), "--print_config"]) == 0
+    assert capsys.readouterr().out == printed
+    file.write_text(printed.replace(f"    {option}: true\n", ""))  # of an earlier version
+    assert main(["train", "--config", str(file), "--print_config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["objective"]["init_args"][option] is False
+
+
 def test_a_configuration_may_use_short_names(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -288,13 +288,12 @@ def _samplers(model_trace: Trace, guide_trace: Trace, objective: Objective) -> I
         return
     for name, site in latent_sites(guide_trace).items():
         if not site["fn"].has_rsample:
-            why = "free bits" if objective.free_bits > 0 else type(objective).__name__
             yield Problem(
                 "error",
                 name,
                 f"site '{name}' is drawn from {type(site['fn']).__name__}, which has no reparameterized "
-                f"sampler, but {why} needs one: use TraceELBO without free bits, enumerate the site with "
-                "EnumELBO, or draw it from a relaxed distribution",
+                f"sampler, but {objective.needs_reparameterized_latents} needs one: use TraceELBO without "
+                "options, enumerate the site with EnumELBO, or draw it from a relaxed distribution",
             )
 
 

@@ -98,9 +98,9 @@ class Objective(ABC):
         return self
 
     @property
-    def needs_reparameterized_latents(self) -> bool:
-        """Whether the gradient is wrong if a latent has no reparameterized sampler."""
-        return self.free_bits > 0
+    def needs_reparameterized_latents(self) -> str:
+        """What makes the gradient wrong if a latent has no reparameterized sampler; empty if nothing does."""
+        return "free bits" if self.free_bits > 0 else ""
 
     @abstractmethod
     def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:

@@ -69,7 +69,7 @@ def as_objective(objective: Objective | pyro.infer.ELBO | None) -> Objective:
     Example:
         >>> import pyro.infer
         >>> as_objective(pyro.infer.Trace_ELBO(num_particles=3))
-        TraceELBO(beta=1.0, free_bits=0.0, num_particles=3)
+        TraceELBO(beta=1.0, free_bits=0.0, num_particles=3, stick_the_landing=False)
     """
     if objective is None:
         return ELBO()

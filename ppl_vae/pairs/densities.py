@@ -7,7 +7,7 @@ the plate that holds the rows and gives the role of each site; `Layouts` knows t
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -70,6 +70,7 @@ def sample_rows(
     batch: Batch,
     num_samples: int,
     values: Mapping[str, Tensor] | None = None,
+    as_seen: Callable[[Trace], Trace] | None = None,
 ) -> RowDensities:
     """Draws `num_samples` latents per row from the guide and scores them, row by row.
 
@@ -82,6 +83,8 @@ def sample_rows(
         batch: n rows.
         num_samples: K. If the pair does not vectorize, the samples are drawn one after the other.
         values: Values of the guide's random sites, to be scored instead of drawn.
+        as_seen: From the guide's trace, the trace that the model gets its latents from: the same numbers with
+            another gradient. It is called once, or once per sample if these are drawn one after the other.
 
     Raises:
         LayoutChangedError: The programs have other sites on this batch than the layout.
@@ -94,11 +97,12 @@ def sample_rows(
                 batch,
                 1,
                 None if values is None else {n: v[k] for n, v in values.items()},
+                as_seen,
             )
             for k in range(num_samples)
         ]
         return _stack(parts)
-    model_trace, guide_trace = _run(pair, layout, batch, num_samples, values)
+    model_trace, guide_trace = _run(pair, layout, batch, num_samples, values, as_seen)
     layout.require(model_trace, guide_trace)
     n = num_rows(batch)
 
@@ -137,6 +141,7 @@ def _run(
     batch: Batch,
     num_samples: int,
     values: Mapping[str, Tensor] | None,
+    as_seen: Callable[[Trace], Trace] | None,
 ) -> tuple[Trace, Trace]:
     """The traces of model and guide under many samples, with the model's own latents enumerated."""
     guide, model = pair.guide, pair.model
@@ -146,7 +151,7 @@ def _run(
         model = poutine.infer_config(model, lambda site: _enumerate_only(layout, site))
         model = poutine.enum(model, first_available_dim=-layout.nesting - 2)
     with many_samples(layout, num_samples):
-        return trace_programs(model, guide, batch)
+        return trace_programs(model, guide, batch, as_seen)
 
 
 def _enumerate_only(layout: Layout, site: Site) -> Any:

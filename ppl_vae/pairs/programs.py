@@ -45,9 +45,23 @@ def _rows_of(tensor: Tensor, rows: slice | Tensor) -> Tensor:
     return tensor[rows] if isinstance(rows, slice) else tensor.index_select(0, rows)
 
 
-def trace_programs(model: Program, guide: Program, batch: Batch) -> tuple[Any, Any]:
-    """Runs the guide, then the model with the guide's latents: `(model_trace, guide_trace)`."""
+def trace_programs(
+    model: Program,
+    guide: Program,
+    batch: Batch,
+    as_seen: Callable[[Any], Any] | None = None,
+) -> tuple[Any, Any]:
+    """Runs the guide, then the model with the guide's latents: `(model_trace, guide_trace)`.
+
+    Args:
+        model: The model.
+        guide: The guide.
+        batch: The rows.
+        as_seen: From the guide's trace, the trace that the model gets its latents from: the same numbers with
+            another gradient.
+    """
     args = as_args(batch)
     guide_trace = poutine.trace(guide).get_trace(*args)
-    replayed = poutine.replay(model, trace=guide_trace)
+    seen = guide_trace if as_seen is None else as_seen(guide_trace)
+    replayed = poutine.replay(model, trace=seen)
     return poutine.trace(replayed).get_trace(*args), guide_trace

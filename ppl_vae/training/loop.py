@@ -41,6 +41,9 @@ from ppl_vae.training.step import STEP_METRICS, CapturedGradients, Step
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+_NOT_COMPARED = r" at 0x[0-9a-f]+|, (?:stick_the_landing|doubly_reparameterized)=False"
+"""Of an objective, when a run is resumed: addresses, and options that older checkpoints do not name."""
+
 
 class Training:
     """One call of `fit`, inside of the pair's scope.
@@ -131,7 +134,7 @@ class Training:
         self.held_out.check(first)
         facts = {
             "batch_size": batch_size,
-            "objective": re.sub(r" at 0x[0-9a-f]+", "", repr(requested_objective)),
+            "objective": re.sub(_NOT_COMPARED, "", repr(requested_objective)),
             "optimizer": type(self.optimizer).__name__,
             "lr_scheduler": type(self.scheduler).__name__,
             "rows": self.rows.number,
