@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -56,10 +57,14 @@ REFUSED: dict[str, tuple[Distribution, Distribution, str]] = {
     "exponential, far away": (
         lambda x: dist.Exponential(1.0),
         lambda x: dist.Normal(5 + 0 * x, 0.01),
-        "and so leaves it",
+        "some of which are outside",
     ),
     "half normal": (lambda x: dist.HalfNormal(1.0), normal, "all real numbers"),
-    "beta": (lambda x: dist.Beta(1.0, 1.0), lambda x: dist.LogNormal(x + 9, 1.0), "outside of it"),
+    "beta": (
+        lambda x: dist.Beta(1.0, 1.0),
+        lambda x: dist.LogNormal(x + 9, 1.0),
+        "numbers above 0",
+    ),
     "uniform": (lambda x: dist.Uniform(0.0, 1.0), normal, "all real numbers"),
     "dirichlet": (
         lambda x: dist.Dirichlet(torch.ones(3)),
@@ -78,9 +83,16 @@ REFUSED: dict[str, tuple[Distribution, Distribution, str]] = {
     "more values": (
         lambda x: dist.Categorical(THREE[:2] / 0.5),
         lambda x: dist.Categorical(torch.tensor([0.0, 0.0, 1.0]).expand(len(x), 3)),
-        "outside of it",
+        "on integers from 0 to 2, and 30 of the values drawn here are outside",
     ),
 }
+
+
+REFUSED["gamma for a beta prior, far inside"] = (
+    lambda x: dist.Beta(1.0, 1.0),
+    lambda x: dist.Gamma(torch.full((len(x),), 1000.0), 5000.0),
+    "on numbers from 0, some of which are outside",
+)
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -149,9 +161,8 @@ def test_a_mask_in_one_program_alone_is_refused(alone: str) -> None:
     report = check(program("model", True), program("guide", False), torch.randn(12))
     text = report.problems[0].message
     assert text.startswith(
-        "site 'z': 4 of 12 numbers are masked in one program and not in the other"
+        f"site 'z': the {alone} masks 4 of 12 numbers that the other program does not"
     )
-    assert f"in the {alone}" in text
     alone = "both"
     assert check(program("model", True), program("guide", False), torch.randn(12))
 
@@ -292,3 +303,55 @@ def test_a_latent_made_of_more_numbers_than_it_has() -> None:
 
     with pytest.raises(PairError, match="computes 10 numbers of latents from the 20 of 'a'"):
         evaluate(model, guide, torch.randn(10))
+
+
+def test_a_guide_with_a_part_of_the_support_is_told() -> None:
+    """Half of p(x) lies at negative z, which a guide of positive numbers never draws: log p(x) is log 2 low."""
+    model, guide = pair(lambda x: dist.Normal(0.0, 1.0), lambda x: dist.HalfNormal(1.0 + 0 * x))
+    x = torch.zeros(5)
+    report = check(model, guide, x)
+    assert report
+    (problem,) = [p for p in report.problems if p.site == "z"]
+    assert problem.severity == "warning"
+    assert (
+        "the guide draws numbers from 0 only, and the model has all real numbers" in problem.message
+    )
+    found = evaluate(model, guide, x, num_samples=2000, seed=0)
+    assert problem.message in found.warnings
+    off = dist.Normal(0.0, 2**0.5).log_prob(x) - found.log_likelihood.values
+    torch.testing.assert_close(off, torch.full((5,), 2.0).log(), atol=0.05, rtol=0)
+    assert problem.message in diagnose(model, guide, torch.randn(40)).warnings
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        exact = pair(lambda x: dist.HalfNormal(1.0), lambda x: dist.Exponential(1.0 + 0 * x))
+        assert check(*exact, x)
+        evaluate(*exact, x, num_samples=10)
+
+
+@pytest.mark.parametrize("run", [evaluate, diagnose, fit])
+def test_a_mask_that_only_later_rows_have(run: Any) -> None:
+    """The first rows are whole; of the others, the model alone leaves something out."""
+
+    def program(of_model: bool) -> Program:
+        def run(x: Tensor, there: Any) -> None:
+            with pyro.plate("data", len(x)), poutine.mask(mask=there if of_model else there | True):
+                loc = 0.0 if of_model else pyro.param("loc", torch.tensor(0.0))
+                z = pyro.sample("z", dist.Normal(loc + 0.0 * x, 1.0))
+                if of_model:
+                    pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        return run
+
+    x = torch.randn(200)
+    options: dict[str, Any] = {"batch_size": 50} if run is fit else {}
+    whole = torch.ones(200, dtype=torch.bool)
+    run(
+        program(True),
+        program(False),
+        (x, whole),
+        **options,
+        **({"max_epochs": 1} if options else {}),
+    )
+    later = torch.arange(200) < 190
+    with pytest.raises(PairError, match="the model masks"):
+        run(program(True), program(False), (x, later), **options)

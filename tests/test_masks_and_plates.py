@@ -227,3 +227,30 @@ def test_a_penalty_outside_of_the_plate_belongs_to_the_loss_alone() -> None:
     (row,) = fit(model, guide, x, objective=TraceELBO(), **options).history
     assert row["elbo"] == pytest.approx(float(exact.mean()), abs=1e-4)
     assert row["loss"] == pytest.approx(-float(exact.mean()) + 0.5 * 1.5**2 / 60, abs=1e-4)
+
+
+@pytest.mark.parametrize("validation", [True, False])
+def test_active_units_of_a_training_know_masks_and_the_priors_scale(validation: bool) -> None:
+    """Of three used dimensions one has a small scale, one is masked in all rows; a fourth is unused."""
+    prior = torch.tensor([1.0, 0.05, 1.0, 1.0])
+    there: Any = torch.tensor([True, True, False, True])
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-2), pyro.plate("parts", 4, dim=-1):
+            with poutine.mask(mask=there):
+                z = pyro.sample("z", dist.Normal(0.0, prior))
+            with poutine.mask(mask=there & torch.tensor([True, True, True, False])):
+                pyro.sample("x", dist.Normal(z, 0.2 * prior), obs=x)
+
+    def guide(x: Tensor) -> None:
+        scale = pyro.param("scale", torch.tensor(0.2), dist.constraints.positive)
+        used = torch.tensor([1.0, 1.0, 1.0, 0.0])
+        rows, parts = pyro.plate("data", len(x), dim=-2), pyro.plate("parts", 4, dim=-1)
+        with rows, parts, poutine.mask(mask=there):
+            pyro.sample("z", dist.Normal(used * x, scale * prior))
+
+    x = prior * torch.randn(100, 4)
+    held_out = x[:50] if validation else None
+    fitted = fit(model, guide, x, validation=held_out, max_epochs=1, batch_size=50, seed=0)
+    assert fitted.history[-1]["active_units"] == 2
+    assert diagnose(model, guide, x, seed=0).active_units == 2

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.distributions import Independent
 from torch.distributions.constraints import Constraint
 
-from ppl_vae.checks.latents import auxiliary_problems, latent_problems
+from ppl_vae.checks.latents import are_masked, auxiliary_problems, latent_problems
 from ppl_vae.checks.report import Problem, Report, other_device, run_pair
+from ppl_vae.checks.supports import in_words
 from ppl_vae.pairs import (
     Batch,
     Pair,
@@ -68,12 +69,43 @@ def check_data(pair: Pair, batch: Batch, doubt: str = "") -> None:
     Report(tuple(found)).explained(doubt).raise_errors()
 
 
+class LatentCheck:
+    """Checks the latents of one batch after another, where they may be others than those of the first.
+
+    That is so if they have masks, or if the rows have other shapes. Use it inside of `pair.scope()`.
+
+    Args:
+        pair: Model and guide.
+        batch: A batch in which `check_data` has found no errors.
+    """
+
+    def __init__(self, pair: Pair, batch: Batch) -> None:
+        self._pair = pair
+        self._checked = [_shapes(batch)]
+        traces = _quietly_run(pair, batch)
+        self._masked = traces is None or are_masked(*traces)
+
+    def __call__(self, batch: Batch) -> None:
+        """Raises an error if the latents of a batch cannot be right.
+
+        Raises:
+            PairError: A support, a measure or a mask differs between model and guide.
+        """
+        if not self._masked and _shapes(batch) in self._checked:
+            return
+        self._checked.append(_shapes(batch))
+        traces = _quietly_run(self._pair, batch)
+        if traces is not None:
+            is_prior = getattr(self._pair.guide, "is_prior", False)
+            Report(tuple(latent_problems(*traces, guide_is_prior=is_prior))).raise_errors()
+
+
 class DataCheck:
     """Checks the data of one batch after another for values that are NaN, infinite or outside the support.
 
-    If every observed value is a tensor of the batch itself and its support is the same for all rows, only the
-    tensors are checked and the programs do not run. Otherwise, and on batches with other tensors than the
-    first one, the programs run, as in `check_data`.
+    If every observed value is a tensor of the batch itself, its support is the same for all rows, and no latent
+    is masked, only the tensors are checked and the programs do not run. Otherwise, and on batches with other
+    tensors than the first one, the programs run, as in `check_data`, and their latents are checked, too.
 
     Args:
         pair: Model and guide; make and use the object inside `pair.scope()`.
@@ -85,16 +117,18 @@ class DataCheck:
         self._shapes = _shapes(batch)
         self._as_they_come: list[tuple[int, str, Any, Constraint]] | None = []
         self._dim: int | None = None
-        traces = self._run(batch)
+        traces = _quietly_run(pair, batch)
         if traces is None:
             return
+        if are_masked(*traces):
+            self._as_they_come = None
         sites = {n: s for n, s in observed_sites(traces[0]).items() if s["value"].numel()}
         if not sites:  # pyro.factor alone
             return
         self._dim = rows_frame(sites, num_rows(batch)).dim
         for name, site in sites.items():
             found = _as_it_comes(site, as_args(batch))
-            if found is None:
+            if found is None or self._as_they_come is None:
                 self._as_they_come = None
                 return
             self._as_they_come.append((found[0], name, site, found[1]))
@@ -107,20 +141,24 @@ class DataCheck:
             for i, name, site, support in self._as_they_come:
                 value = args[i].reshape(n, *site["value"].shape[1:])
                 found = found or _unusable(name, site | {"value": value}, n, self._dim, support)
-        elif (traces := self._run(batch)) is not None:
+        elif (traces := _quietly_run(self._pair, batch)) is not None:
             sites = {n: s for n, s in observed_sites(traces[0]).items() if s["value"].numel()}
             dim = rows_frame(sites, n).dim if sites else self._dim
             for name, site in sites.items():
                 found = found or _unusable(name, site, n, dim)
+            is_prior = getattr(self._pair.guide, "is_prior", False)
+            wrong = list(latent_problems(*traces, guide_is_prior=is_prior))
+            found = found or ((wrong[0], []) if wrong else None)
         if found is None:
             return None
         return found[0].message, min(found[1], default=None)
 
-    def _run(self, batch: Batch) -> tuple[Trace, Trace] | None:
-        with preserve_random_state(), self._pair.mode(training=False):
-            traces = run_pair(self._pair, batch)
-        # If a program raises on this batch, training reports it.
-        return None if isinstance(traces, Problem) else traces
+
+def _quietly_run(pair: Pair, batch: Batch) -> tuple[Trace, Trace] | None:
+    """The traces of a pair; None if a program raises, which is reported where the batch is used."""
+    with preserve_random_state(), pair.mode(training=False):
+        traces = run_pair(pair, batch)
+    return None if isinstance(traces, Problem) else traces
 
 
 def _shapes(batch: Batch) -> list[torch.Size]:
@@ -297,7 +335,7 @@ def _unusable(
         "error",
         name,
         f"the data at site '{name}' ({low:g} to {high:g}) are outside of the support of {kind}, "
-        f"{_describe(base)}: {advice}",
+        f"{in_words(base.support)}: {advice}",
     )
     return problem, _rows_of(~inside, dim)
 
@@ -318,13 +356,6 @@ def _rows_of(bad: Tensor, dim: int | None) -> list[int]:
     rows = bad.movedim(dim, 0)
     found: list[int] = rows.reshape(len(rows), -1).any(1).nonzero().flatten().tolist()
     return found
-
-
-def _describe(fn: Any) -> str:
-    text = str(fn.support)
-    if type(fn).__name__ == "Binomial":
-        return f"the integers 0 to {int(fn.total_count.max())}"
-    return {"Boolean()": "0 and 1"}.get(text, text)
 
 
 def shape_problems(model_trace: Trace, guide_trace: Trace) -> Iterator[Problem]:

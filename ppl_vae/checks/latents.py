@@ -8,9 +8,9 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.distributions import constraints
 
 from ppl_vae.checks.report import Problem
+from ppl_vae.checks.supports import in_words, range_of, support_of
 from ppl_vae.pairs import (
     Batch,
     Pair,
@@ -23,6 +23,9 @@ from ppl_vae.pairs import (
     sources_of,
     trace_tracked,
 )
+
+ROUNDING = 1e-4
+"""By how much a support may exceed another."""
 
 
 def latent_problems(
@@ -48,6 +51,12 @@ def latent_problems(
         text = _other_mask(site, other) or _other_values(site, other)
         if text:
             yield Problem("error", name, f"site '{name}': {text}")
+
+
+def are_masked(*traces: Trace) -> bool:
+    """Whether latents have masks, which may differ from batch to batch."""
+    sites = [site for trace in traces for site in latent_sites(trace).values()]
+    return any(isinstance(site["mask"], Tensor) or not bool(present(site).all()) for site in sites)
 
 
 def auxiliary_problems(
@@ -87,6 +96,25 @@ def auxiliary_problems(
             )
 
 
+def narrow_problems(model_trace: Trace, guide_trace: Trace) -> Iterator[Problem]:
+    """Latents that the guide draws from a part of the model's support only, as warnings.
+
+    The ELBO stays a bound. But importance sampling never sees the rest, and its weights do not show that.
+    """
+    for name, site in latent_sites(model_trace).items():
+        other = guide_trace.nodes.get(name)
+        if other is None or _is_delta(other):
+            continue
+        wanted, given = support_of(site["fn"]), support_of(other["fn"])
+        if wanted is not None and given is not None and _leaves(wanted, given, site):
+            yield Problem(
+                "warning",
+                name,
+                f"site '{name}': the guide draws {in_words(given)} only, and the model has {in_words(wanted)}: "
+                "log p(x) leaves out the rest, and nothing in the weights shows it",
+            )
+
+
 def _is_delta(site: Site) -> bool:
     return isinstance(innermost(site["fn"]), dist.Delta)
 
@@ -102,76 +130,56 @@ def _other_mask(in_model: Site, in_guide: Site) -> str:
         return ""
     alone = "model" if bool((other & ~there).any()) else "guide"
     return (
-        f"{differ} of {there.numel()} numbers are masked in one program and not in the other (in the {alone}, "
-        "for example), so that q(z | x) and p(z) are densities of different latents: use the same "
-        "poutine.mask in both"
+        f"the {alone} masks {differ} of {there.numel()} numbers that the other program does not mask, so that "
+        "q(z | x) and p(z) are densities of different latents: use the same poutine.mask in both"
     )
 
 
 def _other_values(in_model: Site, in_guide: Site) -> str:
     """What is wrong with the values that the guide draws; empty if nothing is."""
     value: Tensor = in_model["value"]
-    wanted = _support(in_model["fn"])
+    wanted = support_of(in_model["fn"])
     if wanted is None or not bool(torch.isfinite(value).all()):
         return ""
     model_kind, guide_kind = (type(innermost(s["fn"])).__name__ for s in (in_model, in_guide))
-    point = _is_delta(in_guide)
-    given = None if point else _support(in_guide["fn"])
+    given = None if _is_delta(in_guide) else support_of(in_guide["fn"])
     if given is not None and given.is_discrete != wanted.is_discrete:
         kinds = ["a density", "probabilities"]
         return (
-            f"the guide's {guide_kind} gives {kinds[given.is_discrete]} and the model's {model_kind} "
-            f"{kinds[wanted.is_discrete]}, whose ratio has no meaning (their supports are {given} and "
-            f"{wanted}): draw the latent from a distribution of the same kind in both"
+            f"the guide's {guide_kind} gives {kinds[given.is_discrete]} (on {in_words(given)}) and the model's "
+            f"{model_kind} {kinds[wanted.is_discrete]} (on {in_words(wanted)}), whose ratio has no meaning: "
+            "draw the latent from a distribution with the same support in both"
         )
     try:
         outside = int((~wanted.check(value) & _there(in_model, wanted)).sum())
     except (RuntimeError, NotImplementedError):
         return ""
-    unbounded = given is not None and _base(given) is constraints.real
-    beyond = unbounded and _is_bounded(_base(wanted))
-    if outside or beyond:
-        seen = (
-            f"{outside} of the values drawn here are outside of it"
-            if outside
-            else "and so leaves it"
-        )
-        return (
-            f"the model's {model_kind} has the support {wanted}, but the guide draws from {guide_kind}"
-            f"{' on all real numbers' if unbounded else ''}: {seen}. Draw from a distribution with the "
-            "model's support, such as LogNormal for positive numbers, or a TransformedDistribution"
-        )
-    return ""
+    beyond = given is not None and _leaves(given, wanted, in_model)
+    if not (outside or beyond):
+        return ""
+    drawn = "" if given is None else f" on {in_words(given)}"
+    seen = f", and {outside} of the values drawn here are" if outside else ", some of which are"
+    return (
+        f"the model's {model_kind} is a distribution on {in_words(wanted)}, but the guide draws from "
+        f"{guide_kind}{drawn}{seen} outside of that. Draw from a distribution with the model's support, such "
+        "as LogNormal for positive numbers, or a TransformedDistribution"
+    )
+
+
+def _leaves(given: Any, wanted: Any, site: Site) -> bool:
+    """Whether unmasked numbers of one support lie outside of another, by more than rounding."""
+    of_given, of_wanted = range_of(given), range_of(wanted)
+    if of_given is None or of_wanted is None:
+        return False
+    (low, high), (least, most) = of_given, of_wanted
+    try:
+        outside = (low < least - ROUNDING) | (high > most + ROUNDING)
+        return bool((outside & present(site)).any())
+    except RuntimeError:  # shapes do not fit, which is reported elsewhere
+        return False
 
 
 def _there(site: Site, support: Any) -> Tensor:
     """Which of the values that a support judges are not masked."""
     there = present(site)
     return there.flatten(there.dim() - support.event_dim).all(-1) if support.event_dim else there
-
-
-def _support(fn: Any) -> Any:
-    """The support of a distribution; None if it states none."""
-    try:
-        return fn.support
-    except (NotImplementedError, AttributeError, ValueError):
-        return None
-
-
-def _base(support: Any) -> Any:
-    """The support of single numbers."""
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support
-
-
-_BOUNDED = (
-    *(type(constraints.positive), type(constraints.nonnegative), type(constraints.unit_interval)),
-    *(type(constraints.simplex), type(constraints.less_than(0.0))),
-    type(constraints.half_open_interval(0.0, 1.0)),
-)
-"""Supports that leave out most real numbers."""
-
-
-def _is_bounded(support: Any) -> bool:
-    return isinstance(support, _BOUNDED)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ppl_vae.checks.data import check_data
+from ppl_vae.checks.data import LatentCheck, check_data
+from ppl_vae.checks.latents import narrow_problems
 from ppl_vae.checks.rows import row_problems
 from ppl_vae.pairs import (
     Batch,
@@ -49,6 +50,7 @@ class Session:
         device: The device of the pair's parameters.
         batches: All rows.
         progress: Whether to show progress bars; None shows them on a terminal.
+        check_latents: Checks the latents of a chunk, if they may be others than those of the first rows.
     """
 
     pair: Pair
@@ -57,6 +59,7 @@ class Session:
     device: torch.device
     batches: Batches
     progress: bool | None
+    check_latents: LatentCheck
 
     @property
     def layout(self) -> Layout:
@@ -92,11 +95,12 @@ class Session:
             batch, lambda layout: sample_rows(self.pair, layout, batch, num_samples)
         )
 
-    def doubts_about_rows(self) -> tuple[str, ...]:
-        """Why the rows may be others than those they are taken for. The random state does not change."""
+    def doubts(self) -> tuple[str, ...]:
+        """What the checks warn of on the first rows. The random state does not change."""
         with preserve_random_state():
-            model_trace, _ = trace_pair(self.pair, self.first)
-        return tuple(problem.message for problem in row_problems(model_trace, self.layout))
+            traces = trace_pair(self.pair, self.first)
+        found = [*row_problems(traces[0], self.layout), *narrow_problems(*traces)]
+        return tuple(problem.message for problem in found)
 
     def bar(self, label: str, unit: str = "row", total: int | None = None) -> Any:
         """A progress bar as a context manager."""
@@ -105,12 +109,11 @@ class Session:
     def chunks(self, rows: int, label: str = "") -> Iterator[Batch]:
         """The rows in order, at most `rows` at once, on the device; with a progress bar if it has a label."""
         with progress_bar(self.num_rows, label, "row", self.progress if label else False) as bar:
-            for batch in self.batches.ordered(
-                rows
-            ):  # a loader's may be larger, not those in memory
-                n = num_rows(batch)
+            for batch in self.batches.ordered(rows):
+                n = num_rows(batch)  # of a loader, it may be more than asked for
                 for part in [slice(0, n)] if self.batches.in_memory else parts_of(n, rows):
                     chunk = move(take_rows(batch, part), self.device)
+                    self.check_latents(chunk)
                     yield chunk
                     bar.update(num_rows(chunk))
 
@@ -170,7 +173,7 @@ def opened(
         first = move(first, device)
         layouts = Layouts(pair)
         layouts.of(first)
-        yield Session(pair, layouts, first, device, batches, progress)
+        yield Session(pair, layouts, first, device, batches, progress, LatentCheck(pair, first))
 
 
 @contextmanager

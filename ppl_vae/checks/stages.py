@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ppl_vae.checks.data import data_problems, same_for_all_rows, shape_problems
-from ppl_vae.checks.latents import auxiliary_problems, latent_problems
+from ppl_vae.checks.latents import auxiliary_problems, latent_problems, narrow_problems
 from ppl_vae.checks.report import Problem, run_pair
 from ppl_vae.checks.rows import row_problems
 from ppl_vae.objectives import EnumELBO, MeanFieldELBO, Objective, TraceELBO
@@ -106,6 +106,7 @@ def _sites(subject: Subject) -> Iterator[Problem]:
     found = list(latent_problems(model_trace, guide_trace))
     found += auxiliary_problems(subject.pair, subject.batch, model_trace, guide_trace)
     yield from found or shape_problems(model_trace, guide_trace)
+    yield from narrow_problems(model_trace, guide_trace)
 
 
 def _finite(subject: Subject) -> Iterator[Problem]:

@@ -19,15 +19,13 @@ from ppl_vae.pairs import (
     Batch,
     RowDensities,
     as_args,
-    center,
-    elementwise,
     elementwise_kl,
     has_moments,
     many_samples,
     num_rows,
-    present,
+    present_numbers,
+    prior_moments,
     rows_first,
-    spread,
     stated_moment,
 )
 
@@ -253,7 +251,7 @@ def _of_site(
         kl = _gaussian_kl(mean, total, prior_mean, prior_variance)
         if stated is None:
             kl = kl - _sampling_bias(total / prior_variance, samples)
-    there = rows_first({**guide_site, "value": present(guide_site)}, layout, samples, n).any(0)
+    there = present_numbers(rows, layout, name)
     numbers = (there, kl.double(), mean, noise, prior_variance.expand_as(mean))
     names = _dimension_names(name, mean.shape[1:])
     return OfSite(tuple(names), *(number.reshape(n, -1).cpu() for number in numbers))
@@ -303,21 +301,10 @@ def _prior_moments(
     They are the moments that the prior's distribution states. If it states none, or one for each value of an
     enumerated latent, they are estimated from draws of the model.
     """
-    layout = rows.layout
-    site = rows.model_trace.nodes[name]
-    single = elementwise(site["fn"])
-    fn = site["fn"] if single is None else single
-    samples, n = rows.log_guide.shape
-    if len(site["fn"].batch_shape) <= layout.nesting + 1:
-        try:
-            mean, variance = (
-                rows_first({**site, "value": moment}, layout, samples, n).double()
-                for moment in (center(fn), spread(fn))
-            )
-        except (NotImplementedError, AttributeError):
-            pass
-        else:
-            return mean.mean(0), variance.mean(0) + mean.var(0, unbiased=False)
+    layout, n = rows.layout, rows.log_guide.shape[1]
+    stated = prior_moments(rows, layout, name)
+    if stated is not None:
+        return stated
     drawn = NUM_DRAWS if layout.vectorizes else 1
     with many_samples(layout, drawn):
         trace = poutine.trace(session.pair.model).get_trace(*as_args(batch))

@@ -225,7 +225,7 @@ def diagnose(
         if not session.layout.latents:
             raise ValueError("the guide samples no latent of a row: there is nothing to diagnose")
         require_no_points(session.layout, "diagnose")
-        cautions = session.doubts_about_rows()
+        cautions = session.doubts()
         size = session.rows_at_once(NUM_DRAWS, rows=16, spare=4)
         # Where a site's analytic KL is not its share of the rate, the sampled KL is.
         analytic = not mean_field_violations(session.pair, session.first)

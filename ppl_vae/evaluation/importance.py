@@ -349,7 +349,7 @@ def _describe(session: Session) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
     parts = subsampled_plates((rows.model_trace, rows.guide_trace), layout)
     summed, drawn = _on_discrete(session)
     notes += summed
-    cautions = [*points_caution(layout), *session.doubts_about_rows(), *drawn]
+    cautions = [*points_caution(layout), *session.doubts(), *drawn]
     cautions += [
         f"plate '{name}' inside of a row is subsampled ({part}): the ELBO is that of whole rows on average, "
         "but log p(x) is biased; evaluate with the whole plate"

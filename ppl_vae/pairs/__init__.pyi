@@ -10,6 +10,8 @@ from .densities import (
     factor_of as factor_of,
     means_of_sites as means_of_sites,
     posterior_means as posterior_means,
+    present_numbers as present_numbers,
+    prior_moments as prior_moments,
     sample_rows as sample_rows,
     stated_moment as stated_moment,
 )

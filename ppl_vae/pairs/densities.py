@@ -31,7 +31,7 @@ from ppl_vae.pairs.layout import (
 from ppl_vae.pairs.moments import center, spread
 from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import Batch, as_args, num_rows, trace_programs
-from ppl_vae.pairs.traces import Site, Trace, innermost
+from ppl_vae.pairs.traces import Site, Trace, elementwise, innermost, present
 
 
 @dataclass(frozen=True)
@@ -242,6 +242,35 @@ def means_of_sites(rows: RowDensities, layout: Layout) -> dict[str, Tensor]:
         average = (value if mean is None else mean).double().mean(0)
         columns[name] = average.reshape(len(average), -1)
     return columns
+
+
+def prior_moments(rows: RowDensities, layout: Layout, name: str) -> tuple[Tensor, Tensor] | None:
+    """Mean and variance of each number of a latent under the prior, `(n, *event)`, if the prior states them.
+
+    They are those over the samples, if the prior depends on other latents. None also for a prior with one
+    distribution for each value of an enumerated latent.
+    """
+    site = rows.model_trace.nodes[name]
+    single = elementwise(site["fn"])
+    fn = site["fn"] if single is None else single
+    if len(site["fn"].batch_shape) > layout.nesting + 1:
+        return None
+    samples, n = rows.log_guide.shape
+    try:
+        mean, variance = (
+            rows_first({**site, "value": moment}, layout, samples, n).double()
+            for moment in (center(fn), spread(fn))
+        )
+    except (NotImplementedError, AttributeError):
+        return None
+    return mean.mean(0), variance.mean(0) + mean.var(0, unbiased=False)
+
+
+def present_numbers(rows: RowDensities, layout: Layout, name: str) -> Tensor:
+    """Which numbers of a latent the masks of the guide leave in, `(n, *event)`."""
+    site = rows.guide_trace.nodes[name]
+    there: Tensor = present(site)
+    return rows_first({**site, "value": there}, layout, *rows.log_guide.shape).any(0)
 
 
 def stated_moment(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,8 @@ from ppl_vae.pairs import (
     means_of_sites,
     move,
     num_rows,
+    present_numbers,
+    prior_moments,
     sample_rows,
 )
 from ppl_vae.runtime import preserve_random_state
@@ -74,7 +78,7 @@ class HeldOut:
             ValueError: The rows gave no batches.
         """
         rate = distortion = rows = 0.0
-        means: dict[tuple[str, int], list[Tensor]] = {}
+        sites: dict[tuple[str, int], list[Tensor]] = {}
         source = self.rows.batches if self.batches is None else self.batches
         with torch.no_grad(), self.pair.mode(training=False), torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -88,13 +92,13 @@ class HeldOut:
                 distortion -= float(drawn.log_likelihood.double().mean(0).sum())
                 rows += num_rows(batch)
                 for name, columns in means_of_sites(drawn, drawn.layout).items():
-                    means.setdefault((name, columns.shape[1]), []).append(columns.cpu())
+                    scaled = _in_units_of_the_prior(columns, drawn, name)
+                    sites.setdefault((name, columns.shape[1]), []).append(scaled.cpu())
                 if self.batches is None:
                     break
         if not rows:
             raise read_only_once("x" if self.batches is None else "validation", epoch)
-        sites = [torch.cat(columns) for columns in means.values()]
-        active = sum(int(active_units(site)[1].sum()) for site in sites if len(site) > 1)
+        active = sum(_num_active(torch.cat(columns)) for columns in sites.values())
         found: dict[str, float] = {"active_units": active}
         if self.batches is not None:
             found["validation_rate"] = rate / rows
@@ -106,3 +110,19 @@ class HeldOut:
         return self.layouts.run(
             batch, lambda layout: sample_rows(self.pair, layout, batch, VALIDATION_SAMPLES)
         )
+
+
+def _in_units_of_the_prior(means: Tensor, drawn: RowDensities, name: str) -> Tensor:
+    """Posterior means `(n, d)` in the prior's standard deviations; NaN where masks leave a number out."""
+    moments = prior_moments(drawn, drawn.layout, name)
+    if moments is not None:
+        scale = moments[1].reshape(len(means), -1).mean(0).sqrt()
+        means = means / torch.where(scale.isfinite() & (scale > 0), scale, 1.0)
+    there = present_numbers(drawn, drawn.layout, name).reshape(len(means), -1)
+    return means.masked_fill(~there, math.nan)
+
+
+def _num_active(means: Tensor) -> int:
+    """The number of active units, each over the rows that have it."""
+    columns = [column[~column.isnan()] for column in means.T]
+    return sum(int(active_units(column)[1]) for column in columns if len(column) > 1)
