@@ -149,15 +149,19 @@ def aggregate_information(session: Session, draws: RowDraws, size: int) -> Infor
     count = min(n, _POINTS if session.layout.vectorizes else 100)
     groups = draws.chosen(count)
     aggregates = [torch.full((len(rows),), -math.inf).double() for _, _, _, rows, _ in groups]
-    for batch in session.chunks(size, "diagnose"):
-        kinds = None if draws.num_groups == 1 else _kinds(session, batch)
-        for i, (key, layout, _, _, points) in enumerate(groups):
-            if kinds is None or key in kinds:
-                found = _cross_density(session, batch, layout, points)
-                found = found if kinds is None else found[:, kinds[key]]
-                aggregate = found.logsumexp(1).double().cpu()
-                aggregates[i] = torch.logaddexp(aggregates[i], aggregate)
     log_guide, log_prior = (values.cpu() for values in draws.densities)
+    done = 0
+    for batch in session.chunks(size, "diagnose"):
+        here = torch.arange(done, done := done + num_rows(batch))
+        kinds = None if draws.num_groups == 1 else _kinds(session, batch)
+        for i, (key, layout, _, rows, points) in enumerate(groups):
+            if kinds is None or key in kinds:
+                found = _cross_density(session, batch, layout, points).double().cpu()
+                columns = slice(None) if kinds is None else kinds[key].cpu()
+                # A draw has its row's density already: a flow finds it with the draw, and only there exactly.
+                own = rows.unsqueeze(1) == here[columns]
+                found = torch.where(own, log_guide[rows].unsqueeze(1), found[:, columns])
+                aggregates[i] = torch.logaddexp(aggregates[i], found.logsumexp(1))
     order, informations, marginals, limits = [], [], [], []
     for (_, _, members, rows, _), aggregate in zip(groups, aggregates, strict=True):
         log_q = aggregate - math.log(members)
