@@ -17,6 +17,8 @@ from ppl_vae.pairs import (
     RowDensities,
     Substitute,
     as_args,
+    in_plates,
+    inner_sizes,
     many_samples,
     num_rows,
     present,
@@ -54,7 +56,7 @@ class _Group:
     Attributes:
         layout: Their layout.
         rows: The rows' numbers.
-        points: One draw per row for each random site of the guide, in parts, `(k, *inner plates, *event)`.
+        points: One draw per row for each random site of the guide, in parts, `(k, *inner_sizes, *event)`.
     """
 
     layout: Layout
@@ -110,13 +112,9 @@ class RowDraws:
 
 
 def _first_draw(rows: RowDensities, name: str) -> Tensor:
-    """The first draw of a site for each row, with a dimension for every plate inside of the rows' plate."""
-    site, value, dim = rows.guide_trace.nodes[name], rows.draws[name][0], rows.layout.dim
-    event = site["fn"].event_shape
-    batch = site["value"].shape[: site["value"].dim() - len(event)]
-    inner = batch[max(0, len(batch) + dim + 1) :]
-    ones = (1,) * (-dim - 1 - len(inner))
-    return value.reshape(len(value), *ones, *inner, *event)
+    """The first draw of a site for each row, `(n, *inner_sizes, *event)`."""
+    site, value = rows.guide_trace.nodes[name], rows.draws[name][0]
+    return value.reshape(len(value), *inner_sizes(site, rows.layout), *site["fn"].event_shape)
 
 
 def _members(layout: Layout, guide_trace: Any, samples: int, n: int) -> dict[object, Tensor]:
@@ -214,11 +212,9 @@ def _numbers(points: dict[str, Tensor]) -> int:
 def _scored(session: Session, batch: Batch, layout: Layout, values: dict[str, Tensor]) -> Tensor:
     n = num_rows(batch)
     count = len(next(iter(values.values())))
-    outer = (1,) * (layout.nesting + layout.dim)
     spread = {}
     for name, value in values.items():
-        shaped = value.reshape(count, *outer, 1, *value.shape[1:])
-        shaped = shaped.expand(count, *outer, n, *value.shape[1:])
+        shaped = in_plates(value.unsqueeze(1).expand(count, n, *value.shape[1:]), layout)
         spread[name] = shaped if count > 1 else shaped[0]
     with many_samples(layout, count):
         trace = poutine.trace(Substitute(spread)(session.pair.guide)).get_trace(*as_args(batch))
