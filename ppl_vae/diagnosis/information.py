@@ -173,7 +173,8 @@ def aggregate_information(session: Session, draws: RowDraws, size: int) -> Infor
     )
     most = float(limit.mean())
     if draws.num_groups == 1:
-        what = f"of the {n} rows given: it cannot exceed log n = {most:.2f} nats"
+        given = f"{n} rows" if n > 1 else "one row"
+        what = f"of the {given} given: it cannot exceed log n = {most:.2f} nats"
     else:
         what = (
             f"among rows that have the same latents, of which there are {draws.num_groups} kinds: it cannot "

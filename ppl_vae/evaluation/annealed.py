@@ -79,7 +79,10 @@ class Annealed(RowResult):
         return [
             ("log p(x), annealed from the " + start, str(self.log_likelihood)),
             ("bits per dimension", f"{self.bits_per_dim.mean:.4f}"),
-            ("Monte-Carlo error of a row, mean", f"{error:.3f} nats"),
+            (
+                "Monte-Carlo error of a row, mean",
+                f"{error:.3f} nats" if self.num_chains > 1 else "not known",
+            ),
             ("ESS, median", f"{float(ess.median()):.1f} of {self.num_chains} chains"),
             (
                 "acceptance, mean (least)",

@@ -197,7 +197,7 @@ def rows_first(site: Site, layout: Layout, num_samples: int, n: int) -> Tensor:
 
 
 def inner_sizes(site: Site, layout: Layout) -> tuple[int, ...]:
-    """Sizes of a site in the dimensions that plates take up, without that of the rows; 1 where it has no plate."""
+    """Sizes of a site in the dimensions that plates take up, without the rows; 1 where it has no plate."""
     batch = site["value"].shape[: site["value"].dim() - len(site["fn"].event_shape)]
     sizes = [1] * (layout.nesting - len(batch)) + list(batch[-layout.nesting :])
     del sizes[layout.dim]

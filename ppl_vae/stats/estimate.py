@@ -37,18 +37,32 @@ class Estimate:
 
     @property
     def standard_error(self) -> float:
-        """Standard error of the mean over rows: standard deviation / sqrt(n)."""
+        """Standard error of the mean over rows: standard deviation / sqrt(n); NaN for a single row."""
         return float(standard_error(self.values.double()))
 
+    def numbers(self, spec: str = ".3f") -> str:
+        """Mean ± standard error, each in the format `spec`; the mean alone if there is a single row.
+
+        Example:
+            >>> import torch
+            >>> Estimate(torch.tensor([1.0, 3.0])).numbers("+.2f"), Estimate(torch.ones(1)).numbers()
+            ('+2.00 ± 1.00', '1.000')
+        """
+        mean = format(self.mean, spec)
+        if len(self.values) == 1:
+            return mean
+        return f"{mean} ± {format(self.standard_error, spec.lstrip('+'))}"
+
     def to_dict(self) -> dict[str, float]:
-        """Mean and standard error as plain numbers."""
+        """Mean and standard error as plain numbers; NaN is null in the files of a run."""
         return {"mean": self.mean, "standard_error": self.standard_error}
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} ± {self.standard_error:.3f} {self.unit}"
+        return f"{self.numbers()} {self.unit}"
 
     def __repr__(self) -> str:
-        return f"Estimate({self}, {len(self.values)} rows)"
+        n = len(self.values)
+        return f"Estimate({self}, {n} row{'' if n == 1 else 's'})"
 
     def _repr_html_(self) -> str:
         return str(self)
