@@ -262,9 +262,9 @@ def test_files_of_a_single_row_are_json(tmp_path: Path) -> None:
     model, guide, x = pair()
     x = x[:1]
     for name in ("a", "b"):
-        results = {"evaluation": evaluate(model, guide, x, num_samples=20, seed=0)}
+        found = evaluate(model, guide, x, num_samples=20, seed=0)
         diagnosis = diagnose(model, guide, x, seed=0)
-        save_run(tmp_path / name, model, guide, rows=x, diagnosis=diagnosis, **results)
+        save_run(tmp_path / name, model, guide, rows=x, evaluation=found, diagnosis=diagnosis)
 
     def strict(text: str) -> float:
         raise AssertionError(f"{text} is not JSON")

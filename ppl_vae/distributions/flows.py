@@ -26,9 +26,9 @@ class FlowDistribution(ZukoToPyro):
     """A flow of zuko as a Pyro distribution; the density of its own draws costs nothing.
 
     The density of a draw z = T(u) is log p(u) - log |dT/du|, found with the draw and kept as long as z. To
-    find u again from z is slower and, for a steep T, not exact: z is rounded, and far from the u of its draw
-    a point may have the same z. In float32 splines with large weights are off by tens of nats so. The
-    density of a value that is not a draw (or of its copy) has no other way.
+    find u again from z is slower and, where T or its inverse is steep, wrong: points far apart round to the
+    same z. In float32, splines with large weights can be off by tens of nats. Any other value, also a copy of
+    a draw, can only be scored that way.
 
     Pyro's wrapper has no support and no `rsample`, and it keeps the density of every sample that
     it ever drew, without gradients if there were none at the time.
@@ -47,6 +47,7 @@ class FlowDistribution(ZukoToPyro):
 
     def __init__(self, flow: zuko.distributions.NormalizingFlow) -> None:
         super().__init__(flow)
+        # The density of each draw that is still in use, and whether it has gradients.
         self._drawn = WeakTensorKeyDictionary()
 
     @property
@@ -71,13 +72,15 @@ class FlowDistribution(ZukoToPyro):
     def log_prob(self, z: Tensor) -> Tensor:
         """log q(z), `(*batch,)`, in nats."""
         known, with_gradient = self._drawn.get(z, (None, False))
-        if with_gradient or (known is not None and not torch.is_grad_enabled()):
-            return known
-        scored: Tensor = self.dist.log_prob(z)
-        if known is None:
-            return scored
-        # The value is that of the draw, which was without gradients; they are those of a given value.
-        return known + (scored - scored.detach()).nan_to_num()
+        density: Tensor
+        if known is not None and (with_gradient or not torch.is_grad_enabled()):
+            density = known
+        else:
+            density = self.dist.log_prob(z)
+            if known is not None:
+                # Drawn without gradients: the value is that of the draw, the gradients those of a given z.
+                density = known + (density - density.detach()).nan_to_num()
+        return density
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Self:
         """The same distribution with another batch shape."""
