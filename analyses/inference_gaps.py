@@ -190,7 +190,7 @@ def _error(truth: Annealed) -> float:
 
 
 def _nats(estimate: Estimate) -> str:
-    return f"{estimate.mean:z.2f} ± {estimate.standard_error:.2f}"
+    return estimate.numbers("z.2f")
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def main(
 
 
 def _nats(estimate: Estimate) -> str:
-    return f"{estimate.mean:.2f} ± {estimate.standard_error:.2f}"
+    return estimate.numbers(".2f")
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ _SHOWN = 36  # samples in a panel
 
 
 def _nats(estimate: Estimate) -> str:
-    return f"{estimate.mean:.2f} ± {estimate.standard_error:.2f}"
+    return estimate.numbers(".2f")
 
 
 def _draw(panels: list[tuple[str, Tensor]]) -> Figure:

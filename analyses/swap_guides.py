@@ -64,7 +64,7 @@ def main(
         name, names = type(model).__name__, [type(q).__name__ for q in tried]
         for q, e, gap, s in zip(names, found, gaps, seconds, strict=True):
             values = (e.elbo, e.rate, e.distortion, e.log_likelihood, gap)
-            cells = [f"{v.mean:z.3f} ± {v.standard_error:.3f}" for v in values]
+            cells = [v.numbers("z.3f") for v in values]
             cells += [f"{e.unreliable.double().mean():.1%}", f"{s:.0f}"]
             print("|", " | ".join([f"{name}, {q}", *cells]), "|", flush=True)
         errors = [1.96 * gap.standard_error for gap in gaps]

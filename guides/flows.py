@@ -10,7 +10,12 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import AffineTransform, Independent, Normal
 
-from ppl_vae.distributions import FlowDistribution, shrink_to_identity, zuko
+from ppl_vae.distributions import (
+    FlowDistribution,
+    MonotonicSpline,
+    shrink_to_identity,
+    zuko,
+)
 from ppl_vae.guides.amortized import Amortized
 from ppl_vae.guides.parts import positive
 from ppl_vae.networks import MLP, Network, full_precision, require_at_least_one, require_widths
@@ -155,7 +160,7 @@ class NeuralSpline(AutoregressiveFlow):
         torch.Size([5])
     """
 
-    univariate = zuko.transforms.MonotonicRQSTransform
+    univariate = MonotonicSpline
     fast_sampling = True
 
     def __init__(

@@ -124,6 +124,29 @@ def test_a_guide_that_lags_behind_a_model_that_uses_its_latents(
     assert "the guide lags behind the model" in found.summary()
 
 
+@pytest.mark.parametrize("dims", [(-2, -1), (-1, -2)])
+def test_a_guide_that_lags_in_a_plate_inside_of_the_rows(dims: tuple[int, int]) -> None:
+    """The second number of each row is ignored by the guide, and used by the model."""
+    right = dims == (-2, -1)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=dims[0]), pyro.plate("pixels", 2, dim=dims[1]):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 0.3), obs=x if right else x.T)
+
+    def guide(x: Tensor) -> None:
+        used = x.new_tensor([1.0, 0.0])
+        loc, scale = used * x / 1.09, 1 - used * (1 - 0.09**0.5 / 1.09**0.5)
+        with pyro.plate("data", len(x), dim=dims[0]), pyro.plate("pixels", 2, dim=dims[1]):
+            pyro.sample(
+                "z", dist.Normal(loc if right else loc.T, scale if right else scale[:, None])
+            )
+
+    found = diagnose(model, guide, 1.09**0.5 * gaussian_data([1.0, 1.0]), seed=0)
+    assert found.collapsed.tolist() == [False, True]
+    assert cause(found) == ("lagging guide", 1)
+
+
 def test_a_guide_that_is_merely_inaccurate_elsewhere_does_not_lag() -> None:
     """A large amortization gap in live dimensions says nothing about the dead ones, which noise hides."""
     x = gaussian_data(SPECTRUM)

@@ -268,6 +268,39 @@ def test_plates_inside_of_the_rows_are_worth_as_much_as_event_dimensions(
     assert inside.mutual_information.mean > 0.5
 
 
+@pytest.mark.parametrize("pixels", [1, 3])
+def test_plates_to_the_left_of_the_rows(pixels: int) -> None:
+    """Means that are the same for all draws, so that the information is that of one number per pixel."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("pixels", pixels, dim=-2), pyro.plate("rows", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x.T)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("pixels", pixels, dim=-2), pyro.plate("rows", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(x.T / 2, 0.5**0.5))
+
+    def columns(x: Tensor) -> None:
+        with pyro.plate("rows", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(pixels), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def columns_guide(x: Tensor) -> None:
+        with pyro.plate("rows", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5).to_event(1))
+
+    x = 2**0.5 * torch.randn(300, pixels)
+    left, event = diagnose(model, guide, x, seed=0), diagnose(columns, columns_guide, x, seed=0)
+    assert left.names == (event.names if pixels > 1 else ("z",))
+    torch.testing.assert_close(left.kl, event.kl)
+    for name in ("mutual_information", "marginal_kl"):
+        mine, theirs = getattr(left, name), getattr(event, name)
+        noise = math.hypot(mine.standard_error, theirs.standard_error)
+        assert mine.mean == pytest.approx(theirs.mean, abs=4 * noise)
+    assert left.mutual_information.mean > 0.2 * pixels
+
+
 def test_a_mixture_prior_counts_with_its_own_moments() -> None:
     """Weights 0.9 and 0.1 at -1 and 4: mean -0.5 and variance 1 + 0.9 * 0.25 + 0.1 * 20.25."""
     weights, locs = torch.tensor([0.9, 0.1]), torch.tensor([-1.0, 4.0])

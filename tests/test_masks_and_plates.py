@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -254,3 +255,153 @@ def test_active_units_of_a_training_know_masks_and_the_priors_scale(validation: 
     fitted = fit(model, guide, x, validation=held_out, max_epochs=1, batch_size=50, seed=0)
     assert fitted.history[-1]["active_units"] == 2
     assert diagnose(model, guide, x, seed=0).active_units == 2
+
+
+# -- numbers that count for bits per dimension ------------------------------------------------------------
+
+
+def bits(log_p: Tensor, numbers: int) -> float:
+    return float(-log_p.double().sum()) / numbers / math.log(2)
+
+
+def latent_guide(x: Tensor, there: Tensor) -> None:
+    seen = there.sum(-1)
+    with pyro.plate("data", len(x)):
+        loc = (x * there).sum(-1) / (1 + seen)
+        pyro.sample("z", dist.Normal(loc, (1.0 + seen) ** -0.5))  # the exact posterior
+
+
+def masked_sites(x: Tensor, there: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        for t in range(x.shape[1]):
+            seen: Any = there[:, t]
+            with poutine.mask(mask=seen):
+                pyro.sample(f"x_{t}", dist.Normal(z, 1.0), obs=x[:, t])
+
+
+def mask_inside(x: Tensor, there: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        each = dist.Normal(z.unsqueeze(-1), 1.0).expand(z.shape + x.shape[1:])
+        pyro.sample("x", each.mask(there).to_event(1), obs=x)
+
+
+def mask_in_a_plate(x: Tensor, there: Tensor) -> None:
+    seen: Any = there.T
+    rows = pyro.plate("data", len(x), dim=-1)
+    with rows:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("values", x.shape[1], dim=-2), rows, poutine.mask(mask=seen):
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x.T)
+
+
+def exact_log_p(x: Tensor, there: Tensor) -> Tensor:
+    found = []
+    for row, seen in zip(x, there, strict=True):
+        k = int(seen.sum())
+        normal = dist.MultivariateNormal(torch.zeros(k), torch.ones(k, k) + torch.eye(k))
+        found.append(normal.log_prob(row[seen]) if k else torch.zeros(()))
+    return torch.stack(found)
+
+
+MASKED = [masked_sites, mask_inside, mask_in_a_plate]
+
+
+@pytest.mark.parametrize("model", MASKED)
+@pytest.mark.parametrize("capture", [False, True])
+def test_masked_numbers_do_not_count_as_dimensions(
+    model: Callable[[Tensor, Tensor], None], capture: bool
+) -> None:
+    """Half of the numbers masked: the bits per dimension of the pair that does not have them."""
+    x = torch.randn(150, 6)
+    there = (torch.arange(6) % 2 == 0).expand(150, 6).contiguous()
+    found = evaluate(model, latent_guide, (x, there), num_samples=4, seed=0, capture=capture)
+    exact = exact_log_p(x, there)
+    torch.testing.assert_close(found.log_likelihood.values, exact, atol=1e-4, rtol=0)
+    assert found.num_values == 3
+    without = (x[:, ::2].contiguous(), torch.ones(150, 3, dtype=torch.bool))
+    same = evaluate(model, latent_guide, without, num_samples=4, seed=0)
+    assert found.bits_per_dim.mean == pytest.approx(same.bits_per_dim.mean, rel=1e-5)
+    assert found.bits_per_dim.mean == pytest.approx(bits(exact, 3 * 150), rel=1e-5)
+
+
+@pytest.mark.parametrize("model", MASKED)
+def test_rows_count_by_their_numbers(model: Callable[[Tensor, Tensor], None]) -> None:
+    """Rows of 0 to 6 numbers, and a random half of each: the mean is all bits over all numbers."""
+    x = torch.randn(130, 6)
+    there = (torch.arange(6) < torch.arange(130).unsqueeze(1) % 7) & (torch.rand(130, 6) < 0.8)
+    exact, sizes = exact_log_p(x, there), there.sum(1)
+    found = evaluate(model, latent_guide, (x, there), num_samples=4, seed=0)
+    annealed = annealed_importance_sampling(
+        model, latent_guide, (x, there), num_chains=2, num_steps=1, seed=0
+    )
+    for result in (found, annealed):
+        assert isinstance(result.num_values, Tensor)
+        assert result.num_values.tolist() == sizes.tolist()
+        per_row = result.bits_per_dim
+        assert per_row.mean == pytest.approx(bits(exact, int(sizes.sum())), rel=1e-4)
+        assert torch.equal(per_row.values.isnan(), sizes == 0)
+        own = (-exact / sizes / math.log(2))[sizes > 0]
+        torch.testing.assert_close(per_row.values[sizes > 0].float(), own, atol=1e-4, rtol=1e-4)
+        assert result.rows()["num_values"].tolist() == sizes.tolist()
+    # The standard error of the ratio: the spread of its estimates from resampled rows.
+    rows = torch.randint(130, (4000, 130))
+    ratios = -exact[rows].sum(1) / sizes[rows].sum(1) / math.log(2)
+    assert found.bits_per_dim.standard_error == pytest.approx(float(ratios.std()), rel=0.1)
+
+
+@pytest.mark.parametrize("capture", [False, True])
+def test_batches_of_several_lengths_count_by_their_numbers(capture: bool) -> None:
+    """Of the same sites, of other sites, and with masks: a hidden Markov model of ragged rows."""
+    batches = [
+        (2.0 * torch.randn(n, steps), torch.randint(1, steps + 1, (n,)))
+        for n, steps in ((40, 5), (7, 2), (80, 3))
+    ]
+    exact = torch.cat([of_rows(lambda p: p.logsumexp(0), *batch) for batch in batches])
+    lengths = torch.cat([batch[1] for batch in batches])
+    found = evaluate(padded, nothing, batches, num_samples=3, seed=0, capture=capture)
+    assert isinstance(found.num_values, Tensor)
+    assert found.num_values.tolist() == lengths.tolist()
+    assert found.bits_per_dim.mean == pytest.approx(bits(exact, int(lengths.sum())), rel=1e-5)
+
+    whole = [(x, torch.ones_like(x, dtype=torch.bool)) for x, _ in batches]
+    numbers = torch.cat([torch.full((len(x),), x.shape[1]) for x, _ in batches])
+    log_p = torch.cat([exact_log_p(*batch) for batch in whole])
+
+    def plain(x: Tensor, there: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            mean = z.unsqueeze(-1).expand(z.shape + x.shape[1:])
+            pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
+
+    same = evaluate(plain, latent_guide, whole, num_samples=3, seed=0, capture=capture)
+    assert isinstance(same.num_values, Tensor)
+    assert same.num_values.tolist() == numbers.tolist()
+    assert same.bits_per_dim.mean == pytest.approx(bits(log_p, int(numbers.sum())), rel=1e-5)
+
+
+def test_rows_without_masks_are_counted_once() -> None:
+    """One run of the programs for the first chunk; with masks, one for each chunk."""
+    runs = 0
+
+    def counting(x: Tensor, there: Tensor) -> None:
+        nonlocal runs
+        runs += 1
+        mask_inside(x, there) if masked else with_all(x)
+
+    def with_all(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            mean = z.unsqueeze(-1).expand(z.shape + x.shape[1:])
+            pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
+
+    found = {}
+    for masked in (False, True):
+        for chunks in (2, 5):
+            x, runs = torch.randn(64 * chunks, 3), 0
+            rows = (x, torch.ones_like(x, dtype=torch.bool))
+            evaluate(counting, latent_guide, rows, num_samples=2, seed=0, capture=False)
+            found[masked, chunks] = runs
+    assert found[False, 5] - found[False, 2] == 3
+    assert found[True, 5] - found[True, 2] == 6

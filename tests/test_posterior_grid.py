@@ -75,6 +75,70 @@ def test_two_modes_far_apart_are_both_found_by_a_stranger_with_two_sites() -> No
     assert torch.allclose(log_q[0], expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("where", ["right", "left", "two sites"])
+def test_latents_in_plates_inside_of_the_rows(where: str, dtype: torch.dtype) -> None:
+    """Two numbers per row in a plate, to the right or to the left of that of the rows, against closed forms."""
+    weight = torch.tensor([[1.0, 0.5, -0.3], [0.2, -1.0, 0.7]], dtype=dtype)
+    rows, inner = {"right": (-2, -1), "left": (-1, -2), "two sites": (-1, -2)}[where]
+
+    def latents(loc: Tensor) -> Tensor:
+        """z of shape `(*samples, n, 2)` with means `(n, 2)`, inside of the plate over rows."""
+        if where == "two sites":
+            with pyro.plate("one", 1, dim=inner):
+                a = pyro.sample("a", dist.Normal(loc[:, 0], 1.0))
+            b = pyro.sample("b", dist.Normal(loc[:, 1], 1.0))
+            return torch.stack([a.reshape(b.shape), b], -1)
+        with pyro.plate("pixels", 2, dim=inner):
+            z = pyro.sample("z", dist.Normal(loc if inner == -1 else loc.T, 1.0))
+        if inner == -1:
+            return z
+        return z.mT if z.dim() == 2 else z.mT.unsqueeze(-3)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("rows", len(x), dim=rows):
+            mean = latents(x.new_zeros(len(x), 2)) @ weight
+            if rows == -1:
+                pyro.sample("x", dist.Normal(mean, 0.5).to_event(1), obs=x)
+            else:
+                with pyro.plate("values", 3, dim=-1):
+                    pyro.sample("x", dist.Normal(mean, 0.5), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("rows", len(x), dim=rows):
+            latents(0.3 * x[:, :2])
+
+    x = torch.randn(4, 3, dtype=dtype)
+    grid = posterior_grid(model, guide, x, size=65)
+    covariance = (weight.T @ weight + 0.25 * torch.eye(3, dtype=dtype)).double()
+    exact = dist.MultivariateNormal(torch.zeros(3).double(), covariance).log_prob(x.double())
+    torch.testing.assert_close(grid.log_evidence, exact, atol=1e-5, rtol=0)
+    gain = torch.linalg.solve(covariance, weight.T.double())
+    torch.testing.assert_close(grid.mean, x.double() @ gain, atol=1e-5, rtol=0)
+    log_q = guide_on_grid(model, guide, x, grid)
+    first, second = (
+        dist.Normal(0.3 * x[:, i, None].double(), 1.0).log_prob(grid.points[:, i]) for i in range(2)
+    )
+    torch.testing.assert_close(
+        log_q, first.unsqueeze(2) + second.unsqueeze(1), atol=1e-4, rtol=1e-5
+    )
+
+
+def test_a_grid_needs_whole_rows() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("rows", len(x), dim=-2):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 1, 2), 1.0).to_event(1))
+            with pyro.plate("pixels", 4, subsample=torch.arange(2), dim=-1) as index:
+                pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x[:, index])
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("rows", len(x), dim=-2):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x), 1, 2), 1.0).to_event(1))
+
+    with pytest.raises(PairError, match=r"plate 'pixels' .* is subsampled \(2 of 4\): a grid"):
+        posterior_grid(model, guide, torch.randn(3, 4))
+
+
 def test_a_guides_density_on_the_grid() -> None:
     torch.manual_seed(0)
     model = VAE((6,), 2, MLP((8,)))

@@ -29,6 +29,7 @@ from ppl_vae.evaluation import Annealed, Evaluation, Sandwich
 from ppl_vae.guides import Exact, MeanField
 from ppl_vae.models import ProbabilisticPCA
 from ppl_vae.networks import MLP
+from ppl_vae.plots import comparison_plot
 from ppl_vae.runs import Comparison, write_results
 from ppl_vae.runtime import CorruptFileError
 from ppl_vae.stats import Estimate, Result, RowResult
@@ -229,3 +230,53 @@ def test_it_can_be_compared_with_a_new_one(tmp_path: Path) -> None:
     assert [line.split()[0] for line in table if line] == ["run", *comparison.names]
     assert note.startswith("nats per row, 4 rows")
     assert comparison._repr_html_().count("<tr>") == 3
+
+
+# -- a single row ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_a_single_row_prints_no_nan(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("test_results.ROWS", 1)
+    result = RESULTS[name]()
+    for text in (str(result), result._repr_html_(), *result.warnings, *result.notes):
+        assert "nan" not in text
+        assert "1 rows given" not in text
+    if isinstance(result, Diagnosis):
+        assert result.summary().startswith(
+            "One row was given: whether a latent dimension is active"
+        )
+        assert "active units        not defined for one row" in str(result)
+    if isinstance(result, Sandwich):
+        assert "meet" not in str(result)
+
+
+def test_a_single_chain_prints_no_nan() -> None:
+    found = annealed_importance_sampling(*pair(), num_chains=1, num_steps=2, seed=0)
+    assert "Monte-Carlo error of a row, mean   not known" in str(found)
+    assert "nan" not in str(found)
+
+
+def test_files_of_a_single_row_are_json(tmp_path: Path) -> None:
+    """JSON has no NaN; what is read has it again, and can be compared and printed."""
+    model, guide, x = pair()
+    x = x[:1]
+    for name in ("a", "b"):
+        found = evaluate(model, guide, x, num_samples=20, seed=0)
+        diagnosis = diagnose(model, guide, x, seed=0)
+        save_run(tmp_path / name, model, guide, rows=x, evaluation=found, diagnosis=diagnosis)
+
+    def strict(text: str) -> float:
+        raise AssertionError(f"{text} is not JSON")
+
+    for file in (tmp_path / "a").glob("*.json"):
+        json.loads(file.read_text(), parse_constant=strict)
+    run = load_run(tmp_path / "a", model, guide)
+    assert run.evaluation is not None
+    assert run.diagnosis is not None
+    assert math.isnan(run.evaluation["elbo"]["standard_error"])
+    assert all(math.isnan(value) for value in run.diagnosis["mean_variance"])
+    comparison = Comparison.of([run, load_run(tmp_path / "b", model, guide)])
+    assert "nan" not in str(comparison)
+    assert "nats per row, 1 row, log p(x)" in str(comparison)
+    assert comparison_plot(comparison).axes

@@ -12,7 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributions.transforms import AffineTransform
 
-from ppl_vae.distributions import FlowDistribution, shrink_to_identity, zuko
+from ppl_vae.distributions import (
+    FlowDistribution,
+    MonotonicSpline,
+    shrink_to_identity,
+    zuko,
+)
 from ppl_vae.models.priors.base import Prior
 from ppl_vae.networks import full_precision, require_at_least_one, require_widths
 
@@ -125,4 +130,4 @@ class _FlowModule(nn.Module):
 
 def _spline(*parameters: Tensor) -> Any:
     # Under autocast the flow's networks return bfloat16.
-    return zuko.transforms.MonotonicRQSTransform(*map(full_precision, parameters))
+    return MonotonicSpline(*map(full_precision, parameters))

@@ -30,6 +30,8 @@ from ppl_vae.pairs import (
     Trace,
     TrackLatents,
     as_args,
+    in_plates,
+    inner_sizes,
     num_rows,
     sources_of,
 )
@@ -114,21 +116,22 @@ def normal_family(
         mean: Means to start from, `(n, dimensions)`, in the order of the sites.
         scale: Standard deviations to start from, likewise or one for all.
     """
-    shapes = {name: site["fn"].event_shape for name, site in sites.items()}
+    shapes = {
+        name: inner_sizes(site, layout) + site["fn"].event_shape for name, site in sites.items()
+    }
     mean = mean.detach().clone().requires_grad_()
     log_scale = torch.as_tensor(scale).log().to(mean).expand_as(mean).clone().requires_grad_()
     sizes = [math.prod(shape) for shape in shapes.values()]
-    inner = (1,) * (-layout.dim - 1)  # dimensions of plates to the right of the rows' plate
 
-    def at(place: int, shape: torch.Size) -> Any:
+    def at(place: int, shape: tuple[int, ...], event_dim: int) -> Any:
         loc, spread = (
-            part.split(sizes, -1)[place].reshape(len(mean), *inner, *shape)
+            in_plates(part.split(sizes, -1)[place].reshape(1, len(mean), *shape), layout)[0]
             for part in (mean, log_scale.exp())
         )
-        return dist.Normal(loc, spread).to_event(len(shape))
+        return dist.Normal(loc, spread).to_event(event_dim)
 
     made: dict[str, tuple[Site, Callable[[], Any]]] = {
-        name: (site, functools.partial(at, i, shapes[name]))
+        name: (site, functools.partial(at, i, shapes[name], len(site["fn"].event_shape)))
         for i, (name, site) in enumerate(sites.items())
     }
     return RowFamily(_Sites(made), (mean, log_scale), (0, 0))

@@ -12,7 +12,17 @@ from torch import Tensor
 from ppl_vae.checks import Session, opened
 from ppl_vae.diagnosis.families import normal_family
 from ppl_vae.diagnosis.refinement import is_real
-from ppl_vae.pairs import DataLike, PairError, Program, num_rows, sample_rows
+from ppl_vae.pairs import (
+    DataLike,
+    PairError,
+    Program,
+    in_plates,
+    inner_sizes,
+    num_rows,
+    rows_first,
+    sample_rows,
+    subsampled_plates,
+)
 from ppl_vae.stats import Estimate
 
 BORDER = 1e-4
@@ -103,7 +113,7 @@ def posterior_grid(
         bounds: Ends of the grid for both latent numbers, the same for all rows, instead of fitting it.
 
     Raises:
-        PairError: The model does not have just two real latent numbers per row.
+        PairError: The model does not have just two real latent numbers per row, or sees a part of a row only.
         ValueError: `size` is even or below 17, or the requested grid is too small (mass at its
             border) or too coarse for the posterior.
 
@@ -176,6 +186,11 @@ class _Joint:
                 + (f", and '{unreal[0]}' is not real" if unreal else "")
                 + (f", and '{layout.shared[0]}' belongs to all rows" if layout.shared else "")
             )
+        for name, part in subsampled_plates((single.model_trace,), layout).items():
+            raise PairError(
+                f"plate '{name}' inside of a row is subsampled ({part}): a grid needs the density of whole "
+                "rows; give the plate no subsample_size"
+            )
         self.names: tuple[str, str] = tuple(  # type: ignore[assignment]
             f"{n}[{i}]" if k > 1 else n for n, k in self.sizes.items() for i in range(k)
         )
@@ -205,15 +220,11 @@ class _Joint:
         return torch.cat(found).transpose(0, 1).reshape(n, size, size)
 
     def _values(self, z: Tensor) -> dict[str, Tensor]:
-        layout, (samples, n, _) = self.layout, z.shape
-        outer = (1,) * (layout.nesting + layout.dim)
-        inner = (1,) * (-layout.dim - 1)
         values = {}
         parts = z.split(list(self.sizes.values()), -1)
         for (name, site), part in zip(self.single.items(), parts, strict=True):
-            like: Tensor = site["value"]
-            shape = (samples, *outer, n, *inner, *site["fn"].event_shape)
-            values[name] = part.reshape(shape).to(like)
+            shape = (*z.shape[:2], *inner_sizes(site, self.layout), *site["fn"].event_shape)
+            values[name] = in_plates(part.reshape(shape), self.layout).to(site["value"])
         return values
 
     def fitted(self, size: int) -> Tensor:
@@ -260,9 +271,11 @@ class _Joint:
     def _of_prior(self, name: str, n: int) -> Tensor:
         """64 draws from the prior of a site, which show where its mass is, `(64, n, numbers)`."""
         site = self.single[name]
-        fn = site["fn"]
-        value: Tensor = fn.sample((64,))
-        return value.reshape(64, n, self.sizes[name])
+        value: Tensor = site["fn"].sample((64,))
+        missing = (1,) * (self.layout.nesting - len(site["fn"].batch_shape))
+        value = value.reshape(64, *missing, *value.shape[1:])
+        draws = rows_first({**site, "value": value}, self.layout, 64, n)
+        return draws.reshape(64, n, self.sizes[name])
 
 
 def _points(box: Tensor, size: int) -> Tensor:

@@ -17,6 +17,8 @@ from ppl_vae.pairs import (
     RowDensities,
     Substitute,
     as_args,
+    in_plates,
+    inner_sizes,
     many_samples,
     num_rows,
     present,
@@ -54,7 +56,7 @@ class _Group:
     Attributes:
         layout: Their layout.
         rows: The rows' numbers.
-        points: One draw per row for each random site of the guide, in parts, `(k, *inner plates, *event)`.
+        points: One draw per row for each random site of the guide, in parts, `(k, *inner_sizes, *event)`.
     """
 
     layout: Layout
@@ -110,13 +112,9 @@ class RowDraws:
 
 
 def _first_draw(rows: RowDensities, name: str) -> Tensor:
-    """The first draw of a site for each row, with a dimension for every plate inside of the rows' plate."""
-    site, value, dim = rows.guide_trace.nodes[name], rows.draws[name][0], rows.layout.dim
-    event = site["fn"].event_shape
-    batch = site["value"].shape[: site["value"].dim() - len(event)]
-    inner = batch[max(0, len(batch) + dim + 1) :]
-    ones = (1,) * (-dim - 1 - len(inner))
-    return value.reshape(len(value), *ones, *inner, *event)
+    """The first draw of a site for each row, `(n, *inner_sizes, *event)`."""
+    site, value = rows.guide_trace.nodes[name], rows.draws[name][0]
+    return value.reshape(len(value), *inner_sizes(site, rows.layout), *site["fn"].event_shape)
 
 
 def _members(layout: Layout, guide_trace: Any, samples: int, n: int) -> dict[object, Tensor]:
@@ -149,15 +147,19 @@ def aggregate_information(session: Session, draws: RowDraws, size: int) -> Infor
     count = min(n, _POINTS if session.layout.vectorizes else 100)
     groups = draws.chosen(count)
     aggregates = [torch.full((len(rows),), -math.inf).double() for _, _, _, rows, _ in groups]
-    for batch in session.chunks(size, "diagnose"):
-        kinds = None if draws.num_groups == 1 else _kinds(session, batch)
-        for i, (key, layout, _, _, points) in enumerate(groups):
-            if kinds is None or key in kinds:
-                found = _cross_density(session, batch, layout, points)
-                found = found if kinds is None else found[:, kinds[key]]
-                aggregate = found.logsumexp(1).double().cpu()
-                aggregates[i] = torch.logaddexp(aggregates[i], aggregate)
     log_guide, log_prior = (values.cpu() for values in draws.densities)
+    done = 0
+    for batch in session.chunks(size, "diagnose"):
+        here = torch.arange(done, done := done + num_rows(batch))
+        kinds = None if draws.num_groups == 1 else _kinds(session, batch)
+        for i, (key, layout, _, rows, points) in enumerate(groups):
+            if kinds is None or key in kinds:
+                found = _cross_density(session, batch, layout, points).double().cpu()
+                columns = slice(None) if kinds is None else kinds[key].cpu()
+                # A draw has its row's density already: a flow finds it with the draw, and only there exactly.
+                own = rows.unsqueeze(1) == here[columns]
+                found = torch.where(own, log_guide[rows].unsqueeze(1), found[:, columns])
+                aggregates[i] = torch.logaddexp(aggregates[i], found.logsumexp(1))
     order, informations, marginals, limits = [], [], [], []
     for (_, _, members, rows, _), aggregate in zip(groups, aggregates, strict=True):
         log_q = aggregate - math.log(members)
@@ -171,7 +173,8 @@ def aggregate_information(session: Session, draws: RowDraws, size: int) -> Infor
     )
     most = float(limit.mean())
     if draws.num_groups == 1:
-        what = f"of the {n} rows given: it cannot exceed log n = {most:.2f} nats"
+        given = f"{n} rows" if n > 1 else "one row"
+        what = f"of the {given} given: it cannot exceed log n = {most:.2f} nats"
     else:
         what = (
             f"among rows that have the same latents, of which there are {draws.num_groups} kinds: it cannot "
@@ -210,11 +213,9 @@ def _numbers(points: dict[str, Tensor]) -> int:
 def _scored(session: Session, batch: Batch, layout: Layout, values: dict[str, Tensor]) -> Tensor:
     n = num_rows(batch)
     count = len(next(iter(values.values())))
-    outer = (1,) * (layout.nesting + layout.dim)
     spread = {}
     for name, value in values.items():
-        shaped = value.reshape(count, *outer, 1, *value.shape[1:])
-        shaped = shaped.expand(count, *outer, n, *value.shape[1:])
+        shaped = in_plates(value.unsqueeze(1).expand(count, n, *value.shape[1:]), layout)
         spread[name] = shaped if count > 1 else shaped[0]
     with many_samples(layout, count):
         trace = poutine.trace(Substitute(spread)(session.pair.guide)).get_trace(*as_args(batch))

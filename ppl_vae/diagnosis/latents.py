@@ -87,6 +87,11 @@ class Diagnosis(Result):
 
     def summary(self) -> str:
         """One sentence: how many dimensions are used, why not more, and what to do."""
+        if self.num_rows == 1:
+            return (
+                "One row was given: whether a latent dimension is active shows in how its mean varies "
+                "from row to row; diagnose with more rows."
+            )
         d, unused = len(self.names), ~self.active
         used = f"{self.active_units} of {d} latent dimension{'s are' if d > 1 else ' is'} active"
         at_least = "at least " if self.saturated else ""
@@ -112,7 +117,8 @@ class Diagnosis(Result):
         for i in torch.argsort(self.kl, descending=True).tolist():
             state = "collapsed" if self.collapsed[i] else "active" if self.active[i] else ""
             kl, variance = float(self.kl[i]), float(self.mean_variance[i])
-            rows.append([self.names[i], f"{kl:.3f}", f"{variance:.4f}", state])
+            varies = "-" if math.isnan(variance) else f"{variance:.4f}"
+            rows.append([self.names[i], f"{kl:.3f}", varies, state])
         return rows
 
     def lines(self) -> list[tuple[str, str]]:
@@ -120,8 +126,9 @@ class Diagnosis(Result):
         information = self.mutual_information
         # Shown without a standard error: it is a lower bound, as the rows are too few to show all of it.
         shown = f"≥ {information.mean:.2f} {information.unit}" if self.saturated else information
+        active = f"{self.active_units} of {len(self.kl)}"
         return [
-            ("active units", f"{self.active_units} of {len(self.kl)}"),
+            ("active units", active if self.num_rows > 1 else "not defined for one row"),
             ("mutual information", str(shown)),
             ("marginal KL", str(self.marginal_kl)),
         ]

@@ -19,6 +19,7 @@ from ppl_vae.pairs import (
     RowDensities,
     elementwise,
     elementwise_kl,
+    inner_scale,
     num_rows,
     row_log_prob,
     rows_first,
@@ -215,15 +216,10 @@ def can_refine(pair: Pair, layout: Layout, model_trace: object) -> bool:
             nodes[name]["fn"].has_rsample
             and elementwise(nodes[name]["fn"]) is not None
             and is_real(nodes[name]["fn"])
-            and _plates(nodes[name], layout) == [layout.plate]
+            and inner_scale(nodes[name], layout) == 1.0
             for name in layout.latents
         )
     )
-
-
-def _plates(site: Any, layout: Layout) -> list[str]:
-    """The pair's own plates around a site."""
-    return [f.name for f in site["cond_indep_stack"] if f.vectorized and f.dim >= -layout.nesting]
 
 
 def is_real(fn: object) -> bool:

@@ -1,5 +1,6 @@
 from .flows import (
     FlowDistribution as FlowDistribution,
+    MonotonicSpline as MonotonicSpline,
     shrink_to_identity as shrink_to_identity,
     zuko as zuko,
 )

@@ -27,7 +27,8 @@ class Annealed(RowResult):
         num_chains: Chains per row.
         num_steps: Number of temperatures.
         num_leapfrog: Leapfrog steps between two temperatures.
-        num_values: Numbers per row of data, for bits per dimension.
+        num_values: Numbers of data per row, for bits per dimension: those of the observed sites that masks
+            leave in; one count for each row, `(n,)`, if they differ.
         from_prior: Whether the chains started at the prior rather than at the guide.
     """
 
@@ -38,14 +39,17 @@ class Annealed(RowResult):
     num_chains: int
     num_steps: int
     num_leapfrog: int
-    num_values: int
+    num_values: int | Tensor
     from_prior: bool
 
     derived: ClassVar = ("bits_per_dim", "unreliable")
 
     @property
     def bits_per_dim(self) -> Estimate:
-        """Bits per dimension: -log2 p(x) / numbers per row."""
+        """Bits per dimension: -log2 p(x) / numbers of the row; the mean is that over all numbers.
+
+        See `ppl_vae.stats.bits_per_dim`.
+        """
         return bits_per_dim(self.log_likelihood, self.num_values)
 
     @property
@@ -79,7 +83,10 @@ class Annealed(RowResult):
         return [
             ("log p(x), annealed from the " + start, str(self.log_likelihood)),
             ("bits per dimension", f"{self.bits_per_dim.mean:.4f}"),
-            ("Monte-Carlo error of a row, mean", f"{error:.3f} nats"),
+            (
+                "Monte-Carlo error of a row, mean",
+                f"{error:.3f} nats" if self.num_chains > 1 else "not known",
+            ),
             ("ESS, median", f"{float(ess.median()):.1f} of {self.num_chains} chains"),
             (
                 "acceptance, mean (least)",

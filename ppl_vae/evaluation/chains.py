@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.checks import Session, opened
+from ppl_vae.evaluation.counts import ValueCounts
 from ppl_vae.evaluation.hmc import Densities, StepSizes, anneal, sigmoidal, tune
 from ppl_vae.evaluation.path import Path, PriorGuide
 from ppl_vae.pairs import (
@@ -22,8 +23,6 @@ from ppl_vae.pairs import (
     Program,
     as_args,
     num_rows,
-    observed_sites,
-    trace_pair,
 )
 
 FEWEST_CHAINS = 8
@@ -157,7 +156,7 @@ def in_chunks(
     seed: int | None,
     progress: bool | None,
     label: str,
-) -> tuple[dict[str, Tensor], int]:
+) -> tuple[dict[str, Tensor], int | Tensor]:
     """Runs `work` on all rows, chunk by chunk, with a progress bar that counts transitions.
 
     Args:
@@ -172,7 +171,7 @@ def in_chunks(
         label: Text of the bar.
 
     Returns:
-        The results of all rows, on the CPU, and the count of numbers per row of data.
+        The results of all rows, on the CPU, and the numbers of data per row: see `ValueCounts`.
     """
     start = PriorGuide(model) if guide is None else guide
     parts: list[dict[str, Tensor]] = []
@@ -180,6 +179,7 @@ def in_chunks(
         pyro.validation_enabled(False),  # before the layout is found: a flow states no support
         opened(model, start, x, seed=seed, progress=progress) as session,
     ):
+        counts = ValueCounts(session)
         rows, at_once = _chunk_sizes(session, schedule.num_chains)
         chains = _evenly(schedule.num_chains, at_once)
         each = schedule.transitions(runs, len(chains))
@@ -191,8 +191,9 @@ def in_chunks(
                     session.pair, session.layouts.of(batch), batch, schedule, chains, tick
                 )
                 parts.append({name: t.cpu() for name, t in work(chunk).items()})
-        num_values = _values_per_row(session.pair, session.first)
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, num_values
+                counts.add(batch)
+    found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return found, counts.num_values
 
 
 def _chunk_sizes(session: Session, num_chains: int) -> tuple[int, int]:
@@ -211,11 +212,3 @@ def _evenly(total: int, most: int) -> list[int]:
     """Splits `total` into as few parts of at most `most` as possible, of nearly equal sizes."""
     parts = -(-total // most)
     return [total // parts + (i < total % parts) for i in range(parts)]
-
-
-def _values_per_row(pair: Pair, batch: Batch) -> int:
-    with torch.random.fork_rng():
-        model_trace, _ = trace_pair(pair, batch)
-    values = [site["value"] for site in observed_sites(model_trace).values()]
-    numbers = sum(int(v.numel()) for v in values if v.dim() > 0)
-    return max(1, numbers // num_rows(batch))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ppl_vae.capture import ImportanceSampler, StaleRecordingError
 from ppl_vae.checks import Session, opened
+from ppl_vae.evaluation.counts import ValueCounts
 from ppl_vae.pairs import (
     Batch,
     DataLike,
@@ -20,7 +21,6 @@ from ppl_vae.pairs import (
     Program,
     discrete_draws,
     finite_latents,
-    inner_scale,
     num_rows,
     sample_rows,
     subsampled_plates,
@@ -55,7 +55,8 @@ class Evaluation(RowResult):
             infinite where it cannot be estimated. It is NaN where weights are zero, infinite or NaN, and where
             K equal weights of a discrete latent say nothing about the values that were not drawn.
         num_samples: K.
-        num_values: Numbers per row of data, for bits per dimension.
+        num_values: Numbers of data per row, for bits per dimension: those of the observed sites that masks
+            leave in; one count for each row, `(n,)`, if they differ.
     """
 
     elbo: Estimate
@@ -66,13 +67,16 @@ class Evaluation(RowResult):
     ess: Tensor
     khat: Tensor
     num_samples: int
-    num_values: int
+    num_values: int | Tensor
 
     derived: ClassVar = ("bits_per_dim", "unreliable")
 
     @property
     def bits_per_dim(self) -> Estimate:
-        """Bits per dimension: -log2 p(x) / numbers per row."""
+        """Bits per dimension: -log2 p(x) / numbers of the row; the mean is that over all numbers.
+
+        See `ppl_vae.stats.bits_per_dim`.
+        """
         return bits_per_dim(self.log_likelihood, self.num_values)
 
     @property
@@ -227,7 +231,8 @@ def _evaluate(
 ) -> Evaluation:
     parts: list[dict[str, Tensor]] = []
     with opened(model, guide, x, seed=seed, progress=progress) as session:
-        num_values, notes, cautions = _describe(session)
+        notes, cautions = _describe(session)
+        counts = ValueCounts(session)
         finite = finite_latents(session.pair, session.layout, session.first)
         rows, samples = session.chunk_sizes(num_samples * (1 if finite is None else finite.count))
         # An iterable may hold any number of rows: assume those of its first batch, at least.
@@ -236,6 +241,7 @@ def _evaluate(
         sampler = ImportanceSampler(session.pair, session.layouts, num_chunks, capture, samples)
         for chunk in session.chunks(rows, "evaluate"):
             parts.append(_evaluate_rows(sampler, chunk, num_samples, samples))
+            counts.add(chunk)
         points = any(layout.points for layout in session.layouts.known)
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     if points:
@@ -251,7 +257,7 @@ def _evaluate(
         ess=joined["ess"],
         khat=joined["khat"],
         num_samples=num_samples,
-        num_values=num_values,
+        num_values=counts.num_values,
         notes=notes,
         cautions=cautions,
     )
@@ -323,17 +329,10 @@ def _on_discrete(session: Session) -> tuple[tuple[str, ...], tuple[str, ...]]:
     ), ()
 
 
-def _describe(session: Session) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
-    """The count of numbers per row of data; how to read the result, and reasons not to trust it."""
+def _describe(session: Session) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """How to read the result, and reasons not to trust it."""
     layout = session.layout
     rows = sample_rows(session.pair, layout, session.first, 1)
-    n = num_rows(session.first)
-    sites = [rows.model_trace.nodes[name] for name in layout.observed]
-    values = sum(
-        round(site["value"].numel() // n * inner_scale(site, layout))
-        for site in sites
-        if site["value"].dim() > 0
-    )
     if not layout.vectorizes:
         _logger.info(
             "the programs do not run with a dimension of samples to the left of the rows: samples are "
@@ -355,4 +354,4 @@ def _describe(session: Session) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
         "but log p(x) is biased; evaluate with the whole plate"
         for name, part in parts.items()
     ]
-    return max(1, values), notes, tuple(cautions)
+    return notes, tuple(cautions)

@@ -94,10 +94,11 @@ class Sandwich(RowResult):
         """The printed result: name and value of each quantity."""
         start = "prior" if self.from_prior else "guide"
         acceptance = float(self.acceptance.double().mean())
+        verdict = f" ({'they meet' if self.meets() else 'they do not meet'})"
         return [
             (f"log p(x) >=, from the {start}", str(self.lower)),
             ("log p(x) <=, from the posterior", str(self.upper)),
-            ("gap", f"{self.gap} ({'they meet' if self.meets() else 'they do not meet'})"),
+            ("gap", f"{self.gap}{verdict if self.num_rows > 1 else ''}"),
             ("acceptance, mean", f"{acceptance:.2f}"),
         ]
 

@@ -213,3 +213,16 @@ def rows_first(site: Site, layout: Layout, num_samples: int, n: int) -> Tensor:
     value = value.expand(num_samples, n, *shape)
     ones = [d for d in range(2, value.dim() - event_dim) if value.shape[d] == 1]
     return value.squeeze(ones) if ones else value
+
+
+def inner_sizes(site: Site, layout: Layout) -> tuple[int, ...]:
+    """Sizes of a site in the dimensions that plates take up, without the rows; 1 where it has no plate."""
+    batch = site["value"].shape[: site["value"].dim() - len(site["fn"].event_shape)]
+    sizes = [1] * (layout.nesting - len(batch)) + list(batch[-layout.nesting :])
+    del sizes[layout.dim]
+    return tuple(sizes)
+
+
+def in_plates(value: Tensor, layout: Layout) -> Tensor:
+    """The inverse of `rows_first`: a site's value from `(num_samples, n, *inner_sizes, *event)`."""
+    return value.movedim(1, 1 + layout.nesting + layout.dim)

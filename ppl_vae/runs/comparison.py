@@ -95,7 +95,7 @@ class Comparison(Result):
             row += [f"{e['bits_per_dim']['mean']:.4f}", self.active_units[i]]
             for quantity in ("elbo", "log_likelihood"):
                 d = self.difference(quantity, i)
-                row.append("-" if i == 0 else f"{d.mean:+.2f} ± {d.standard_error:.2f}")
+                row.append("-" if i == 0 else d.numbers("+.2f"))
             rows.append(row)
         return rows
 
@@ -108,7 +108,7 @@ class Comparison(Result):
         n = len(self.values[0]["elbo"])
         samples = sorted({e["num_samples"] for e in self.evaluations})
         return [
-            f"nats per row, {n} rows, log p(x) by importance sampling with "
+            f"nats per row, {n} row{'' if n == 1 else 's'}, log p(x) by importance sampling with "
             f"{' / '.join(map(str, samples))} samples; Δ: difference from {self.names[0]} and its standard "
             "error from paired rows"
         ]

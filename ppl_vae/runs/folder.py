@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,8 @@ PLOTS = "plots"
 CHECKPOINTS = "checkpoints"
 
 _DIGEST = "table_sha256"
+
+_OF_ESTIMATE = ("mean", "standard_error")
 """Key in a result's file: the digest of the table beside it."""
 
 _RESULTS = (
@@ -205,9 +208,32 @@ def _numbers(values: Tensor) -> list[float | int]:
 
 
 def _as_json(content: Mapping[str, Any]) -> bytes:
-    """One line per entry, so that a person can read it."""
-    lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
+    """One line per entry, so that a person can read it. JSON has no NaN and no infinity: they become null."""
+    lines = (
+        f"  {json.dumps(key)}: {json.dumps(_finite_or_none(value), allow_nan=False)}"
+        for key, value in content.items()
+    )
     return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+
+
+def _finite_or_none(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite_or_none(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite_or_none(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _with_nan(value: Any) -> Any:
+    """The numbers of a result with NaN where the file has null."""
+    if isinstance(value, dict):
+        return {
+            key: math.nan if entry is None and key in _OF_ESTIMATE else _with_nan(entry)
+            for key, entry in value.items()
+        }
+    if isinstance(value, list):
+        return [math.nan if entry is None else entry for entry in value]
+    return value
 
 
 def write_history(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
@@ -266,9 +292,9 @@ def read_rows(path: Path, result: str = EVALUATION) -> dict[str, list[float]] | 
 
 
 def read_result(file: Path) -> dict[str, Any] | None:
-    """A result as `to_dict()` gave it; None if there is none."""
+    """A result as `to_dict()` gave it, with NaN for all that is not finite; None if there is none."""
     found = read_json(file)
-    return found and {name: value for name, value in found.items() if name != _DIGEST}
+    return found and {name: _with_nan(value) for name, value in found.items() if name != _DIGEST}
 
 
 def read_json(file: Path) -> dict[str, Any] | None:

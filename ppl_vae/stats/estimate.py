@@ -17,6 +17,8 @@ class Estimate:
     Attributes:
         values: Per-row values, `(n,)`.
         unit: The unit of a value.
+        weights: How much each row counts in the mean, `(n,)`; None counts all alike. Rows of weight 0 are left
+            out, whatever their values.
 
     Example:
         >>> import torch
@@ -29,38 +31,85 @@ class Estimate:
 
     values: Tensor
     unit: str = "nats"
+    weights: Tensor | None = None
 
     @property
     def mean(self) -> float:
-        """Mean over rows."""
-        return float(self.values.double().mean())
+        """Mean over rows; sum_i w_i v_i / sum_i w_i with weights."""
+        values, weights = self._counted()
+        if weights is None:
+            return float(values.mean())
+        return float((weights * values).sum() / weights.sum())
 
     @property
     def standard_error(self) -> float:
-        """Standard error of the mean over rows: standard deviation / sqrt(n)."""
-        return float(standard_error(self.values.double()))
+        """Standard error of the mean over rows: standard deviation / sqrt(n); NaN for a single row.
+
+        With weights, it is that of a ratio of two means, to first order: that of the mean of
+        w_i (v_i - mean), divided by the mean weight.
+        """
+        values, weights = self._counted()
+        if weights is None:
+            return float(standard_error(values))
+        return float(standard_error(weights * (values - self.mean)) / weights.mean())
+
+    def numbers(self, spec: str = ".3f") -> str:
+        """Mean ± standard error, each in the format `spec`; the mean alone if there is a single row.
+
+        Example:
+            >>> import torch
+            >>> Estimate(torch.tensor([1.0, 3.0])).numbers("+.2f"), Estimate(torch.ones(1)).numbers()
+            ('+2.00 ± 1.00', '1.000')
+        """
+        mean = format(self.mean, spec)
+        if len(self._counted()[0]) == 1:
+            return mean
+        return f"{mean} ± {format(self.standard_error, spec.lstrip('+'))}"
 
     def to_dict(self) -> dict[str, float]:
-        """Mean and standard error as plain numbers."""
+        """Mean and standard error as plain numbers; NaN is null in the files of a run."""
         return {"mean": self.mean, "standard_error": self.standard_error}
 
+    def _counted(self) -> tuple[Tensor, Tensor | None]:
+        """The values and weights of the rows that count, float64."""
+        if self.weights is None:
+            return self.values.double(), None
+        counts = self.weights > 0
+        return self.values[counts].double(), self.weights[counts].double()
+
     def __str__(self) -> str:
-        return f"{self.mean:.3f} ± {self.standard_error:.3f} {self.unit}"
+        return f"{self.numbers()} {self.unit}"
 
     def __repr__(self) -> str:
-        return f"Estimate({self}, {len(self.values)} rows)"
+        n = len(self.values)
+        return f"Estimate({self}, {n} row{'' if n == 1 else 's'})"
 
     def _repr_html_(self) -> str:
         return str(self)
 
 
-def bits_per_dim(log_likelihood: Estimate, num_values: int) -> Estimate:
-    """Bits per dimension: - log2 p(x) / D for rows of D numbers.
+def bits_per_dim(log_likelihood: Estimate, num_values: int | Tensor) -> Estimate:
+    """Bits per dimension: - log2 p(x_i) / D_i for row i of D_i numbers.
+
+    If rows differ in their numbers, the mean is that over all numbers, sum_i - log2 p(x_i) / sum_i D_i: a row
+    counts by its size. A row without numbers has none (NaN) and does not count.
+
+    Args:
+        log_likelihood: log p(x) of each row, nats.
+        num_values: D, the same for all rows, or one for each, `(n,)`.
 
     Example:
         >>> import torch
-        >>> print(bits_per_dim(Estimate(torch.tensor([-8.0, -8.0])), num_values=8))
+        >>> log_likelihood = Estimate(torch.tensor([-8.0, -8.0]))
+        >>> print(bits_per_dim(log_likelihood, num_values=8))
         1.443 ± 0.000 bits per dimension
+        >>> found = bits_per_dim(log_likelihood, torch.tensor([8, 2]))
+        >>> found.values, round(found.mean, 3)  # 16 nats for 10 numbers
+        (tensor([1.4427, 5.7708]), 2.308)
     """
-    scale = -1.0 / (num_values * math.log(2.0))
-    return Estimate(log_likelihood.values * scale, "bits per dimension")
+    unit = "bits per dimension"
+    if isinstance(num_values, int):
+        return Estimate(log_likelihood.values * (-1.0 / (num_values * math.log(2.0))), unit)
+    sizes = num_values.to(log_likelihood.values)
+    sizes = sizes.masked_fill(sizes == 0, math.nan)
+    return Estimate(-log_likelihood.values / (sizes * math.log(2.0)), unit, weights=num_values)

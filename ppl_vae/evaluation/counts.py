@@ -1,0 +1,83 @@
+"""How many numbers of data each row has, for bits per dimension."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from ppl_vae.checks import Session
+from ppl_vae.pairs import (
+    Batch,
+    Layout,
+    Site,
+    Trace,
+    as_args,
+    inner_scale,
+    num_rows,
+    present,
+    rows_first,
+    trace_pair,
+)
+
+
+class ValueCounts:
+    """Counts the observed numbers of each row that masks leave in, chunk by chunk.
+
+    A number in a subsampled plate inside of a row stands for N / n of them. Chunks without masks are counted
+    once for each kind of rows (shapes and sites); with masks, each chunk takes one more run of the programs.
+    The random state does not change.
+
+    Args:
+        session: The opened pair.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._of_kind: dict[object, int] = {}
+        self._counts: list[Tensor] = []
+
+    def add(self, batch: Batch) -> None:
+        """Counts the rows of a chunk. Call it after the work on the chunk, which finds its layout."""
+        layout, n = self._session.layouts.expected(batch), num_rows(batch)
+        kind = (layout, *((tensor.shape[1:], tensor.dtype) for tensor in as_args(batch)))
+        if kind in self._of_kind:
+            self._counts.append(torch.full((n,), self._of_kind[kind]))
+            return
+        with torch.random.fork_rng():
+            trace, _ = trace_pair(self._session.pair, batch)
+        counts = values_per_row(trace, layout, n)
+        if not any(_is_masked(trace.nodes[name]) for name in layout.observed):
+            self._of_kind[kind] = int(counts[0])
+        self._counts.append(counts.cpu())
+
+    @property
+    def num_values(self) -> int | Tensor:
+        """The count of every row if all have the same, at least 1; else that of each row, `(n,)`."""
+        counts = torch.cat(self._counts)
+        first = int(counts[0])
+        return max(1, first) if bool((counts == first).all()) else counts
+
+
+def values_per_row(trace: Trace, layout: Layout, n: int) -> Tensor:
+    """The observed numbers of each of n rows, `(n,)`, from a trace of the model of a single sample."""
+    total = torch.zeros(n, dtype=torch.long)
+    for name in layout.observed:
+        site = trace.nodes[name]
+        if site["value"].dim() == 0:
+            continue
+        scale = inner_scale(site, layout)
+        if _is_masked(site):
+            rows = rows_first({**site, "value": present(site)}, layout, 1, n)[0].reshape(n, -1)
+            total = total + (rows.sum(1).cpu() * scale).round().long()
+        else:
+            total = total + round(site["value"].numel() // n * scale)
+    return total
+
+
+def _is_masked(site: Site) -> bool:
+    fn, masked = site["fn"], site["mask"] is not None
+    while hasattr(fn, "base_dist"):
+        masked = masked or isinstance(fn, dist.MaskedDistribution)
+        fn = fn.base_dist
+    return masked
