@@ -9,6 +9,7 @@ import types
 from collections.abc import Mapping
 from typing import Any
 
+from pyro.infer.autoguide import AutoCallable
 from torch import Tensor, nn
 
 _MANY = 1000  # a longer container holds data, not modules
@@ -27,15 +28,14 @@ def modules_of_program(value: Any, name: str, seen: set[int] | None = None) -> d
 
 
 def _functions(root: nn.Module) -> list[tuple[str, Any]]:
-    """The functions that a module and those in it keep (a part of an `AutoGuideList`), and its own `forward`.
+    """The `forward` of a module, and the programs that are parts of an `AutoGuideList`.
 
-    They may refer to modules that are not registered.
+    They may refer to modules that are not registered in it.
     """
     found = [] if _is_of_a_library(type(root)) else [("forward", type(root).forward)]
     for path, module in root.named_modules():
-        for name, value in vars(module).items():
-            if isinstance(value, (types.FunctionType, types.MethodType, functools.partial)):
-                found.append((f"{path}.{name}" if path else name, value))
+        if isinstance(module, AutoCallable):
+            found.append((f"{path}._guide" if path else "_guide", module._guide))
     return found
 
 

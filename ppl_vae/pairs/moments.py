@@ -26,11 +26,12 @@ def center(fn: Any) -> Tensor:
     Example:
         >>> import pyro.distributions as dist
         >>> center(dist.Cauchy(2.0, 1.0)), center(dist.HalfCauchy(3.0)), center(dist.StudentT(1.0, 2.0))
-        (tensor(2.), tensor(3.0000), tensor(2.))
+        (tensor(2.), tensor(3.), tensor(2.))
     """
     mean: Tensor = fn.mean
     if bool(mean.isfinite().all()):
         return mean
+    _require_density(fn)
     median = _quantiles(fn, (0.5,), otherwise=lambda: fn.mode.unsqueeze(0))
     return torch.where(mean.isfinite(), mean, median[0])
 
@@ -44,21 +45,30 @@ def spread(fn: Any) -> Tensor:
     Example:
         >>> import pyro.distributions as dist
         >>> spread(dist.Normal(0.0, 2.0)), spread(dist.Cauchy(0.0, 2.0))
-        (tensor(4.), tensor(8.7927))
+        (tensor(4.), tensor(8.7924))
     """
     variance: Tensor = fn.variance
     if bool(variance.isfinite().all()):
         return variance
+    _require_density(fn)
     low, high = _quantiles(fn, (0.25, 0.75), otherwise=lambda: _drawn(fn, (0.25, 0.75)))
     return torch.where(variance.isfinite(), variance, ((high - low) / QUARTILES).square())
 
 
 def has_moments(fn: Any) -> bool:
     """Whether mean and variance are finite, as far as the distribution states them."""
+    if fn.has_enumerate_support:
+        return True
     try:
         return bool(fn.mean.isfinite().all()) and bool(fn.variance.isfinite().all())
     except (NotImplementedError, AttributeError):
         return True
+
+
+def _require_density(fn: Any) -> None:
+    """Categorical distributions have NaN for moments, which means that they state none."""
+    if fn.has_enumerate_support:
+        raise NotImplementedError
 
 
 def _quantiles(
