@@ -1,9 +1,9 @@
-from .data import (
+from .batches import (
     DataCheck as DataCheck,
     check_data as check_data,
     check_rows as check_rows,
-    rows_not_finite as rows_not_finite,
 )
+from .data import rows_not_finite as rows_not_finite
 from .programs import check as check, check_batch as check_batch
 from .report import PairWarning as PairWarning, Problem as Problem, Report as Report
 from .rows import row_problems as row_problems

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ppl_vae.checks.data import LatentCheck, check_data
+from ppl_vae.checks.batches import LatentCheck, check_data
 from ppl_vae.checks.latents import narrow_problems
 from ppl_vae.checks.rows import row_problems
 from ppl_vae.pairs import (

@@ -11,10 +11,11 @@ import pyro
 import torch
 from torch import nn
 
-from ppl_vae.checks.data import data_problems, same_for_all_rows, shape_problems
+from ppl_vae.checks.data import data_problems, same_for_all_rows
 from ppl_vae.checks.latents import auxiliary_problems, latent_problems, narrow_problems
 from ppl_vae.checks.report import Problem, run_pair
 from ppl_vae.checks.rows import row_problems
+from ppl_vae.checks.shapes import shape_problems
 from ppl_vae.objectives import EnumELBO, MeanFieldELBO, Objective, TraceELBO
 from ppl_vae.pairs import (
     Batch,

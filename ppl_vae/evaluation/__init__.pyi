@@ -4,5 +4,6 @@ from .annealed import (
 )
 from .arviz import to_arviz as to_arviz
 from .generate import Generator as Generator
-from .importance import Evaluation as Evaluation, evaluate as evaluate
+from .importance import evaluate as evaluate
+from .result import Evaluation as Evaluation
 from .sandwich import Sandwich as Sandwich, bidirectional_monte_carlo as bidirectional_monte_carlo

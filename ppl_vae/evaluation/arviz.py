@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ppl_vae._version import __version__
 from ppl_vae.checks import Session, opened
-from ppl_vae.evaluation.importance import Evaluation, evaluate
+from ppl_vae.evaluation.importance import evaluate
+from ppl_vae.evaluation.result import Evaluation
 from ppl_vae.pairs import Batch, DataLike, Layout, Program, Substitute, as_args, num_rows
 
 _ROWS_AT_ONCE = 1024

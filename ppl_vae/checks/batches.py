@@ -1,0 +1,236 @@
+"""Checks of one batch after another: the first one as a whole, later ones where they may differ from it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.distributions.constraints import Constraint
+
+from ppl_vae.checks.data import data_problems, same_for_all_rows, unusable
+from ppl_vae.checks.latents import are_masked, auxiliary_problems, latent_problems
+from ppl_vae.checks.report import Problem, Report, run_pair
+from ppl_vae.checks.shapes import shape_problems
+from ppl_vae.pairs import (
+    Batch,
+    Pair,
+    PairError,
+    Trace,
+    as_args,
+    num_rows,
+    observed_sites,
+    rows_frame,
+    sites_of_rows,
+)
+from ppl_vae.runtime import preserve_random_state
+
+
+def check_data(pair: Pair, batch: Batch, doubt: str = "") -> None:
+    """Raises an error that explains the problem if a pair cannot run on a batch.
+
+    Runs both programs once, in evaluation mode and without gradients. The random generators do not change.
+    Call it inside `pair.scope()`.
+
+    Args:
+        pair: Model and guide.
+        batch: The batch that model and guide are called with.
+        doubt: `Batches.doubt`: how the data were read, if they could be read otherwise.
+
+    Raises:
+        PairError: A program raises on the batch, its observed sites are not in a plate over the rows, a
+            value does not fit its distribution, or data are NaN, infinite or outside the support, or a
+            batch is taken as a single row.
+    """
+    with preserve_random_state(), pair.mode(training=False):
+        traces = run_pair(pair, batch)
+        if isinstance(traces, Problem):
+            Report((traces,)).explained(doubt).raise_errors()
+            return
+        with torch.no_grad(), pyro.validation_enabled(False):
+            found = list(data_problems(traces[0], batch))
+            seen = sites_of_rows(traces[0])
+            if seen and not found:
+                dim = rows_frame(seen, num_rows(batch)).dim
+                found = list(same_for_all_rows(traces[0], batch, dim, surely=bool(doubt)))
+                found = [problem for problem in found if problem.severity == "error"]
+            is_prior = getattr(pair.guide, "is_prior", False)
+            found = found or list(latent_problems(*traces, guide_is_prior=is_prior))
+            found = found or list(auxiliary_problems(pair, batch, *traces))
+            found = found or list(shape_problems(*traces))
+    Report(tuple(found)).explained(doubt).raise_errors()
+
+
+class LatentCheck:
+    """Checks the latents of one batch after another, where they may be others than those of the first.
+
+    That is so if they have masks, or if the rows have other shapes. Use it inside of `pair.scope()`.
+
+    Args:
+        pair: Model and guide.
+        batch: A batch in which `check_data` has found no errors.
+    """
+
+    def __init__(self, pair: Pair, batch: Batch) -> None:
+        self._pair = pair
+        self._checked = [_shapes(batch)]
+        traces = _quietly_run(pair, batch)
+        self._masked = traces is None or are_masked(*traces)
+
+    def __call__(self, batch: Batch) -> None:
+        """Raises an error if the latents of a batch cannot be right.
+
+        Raises:
+            PairError: A support, a measure or a mask differs between model and guide.
+        """
+        if not self._masked and _shapes(batch) in self._checked:
+            return
+        self._checked.append(_shapes(batch))
+        traces = _quietly_run(self._pair, batch)
+        if traces is not None:
+            is_prior = getattr(self._pair.guide, "is_prior", False)
+            Report(tuple(latent_problems(*traces, guide_is_prior=is_prior))).raise_errors()
+
+
+class DataCheck:
+    """Checks the data of one batch after another for values that are NaN, infinite or outside the support.
+
+    If every observed value is a tensor of the batch itself, its support is the same for all rows, and no latent
+    is masked, only the tensors are checked and the programs do not run. Otherwise, and on batches with other
+    tensors than the first one, the programs run, as in `check_data`, and their latents are checked, too.
+
+    Args:
+        pair: Model and guide; make and use the object inside `pair.scope()`.
+        batch: A batch in which `check` has found no errors.
+    """
+
+    def __init__(self, pair: Pair, batch: Batch) -> None:
+        self._pair = pair
+        self._shapes = _shapes(batch)
+        self._as_they_come: list[tuple[int, str, Any, Constraint]] | None = []
+        self._dim: int | None = None
+        traces = _quietly_run(pair, batch)
+        if traces is None:
+            return
+        if are_masked(*traces):
+            self._as_they_come = None
+        sites = {n: s for n, s in observed_sites(traces[0]).items() if s["value"].numel()}
+        if not sites:  # pyro.factor alone
+            return
+        self._dim = rows_frame(sites, num_rows(batch)).dim
+        for name, site in sites.items():
+            found = _as_it_comes(site, as_args(batch))
+            if found is None or self._as_they_come is None:
+                self._as_they_come = None
+                return
+            self._as_they_come.append((found[0], name, site, found[1]))
+
+    def first_problem(self, batch: Batch) -> tuple[str, int | None] | None:
+        """The first problem with the data of a batch and the first row that has it; None if there is none."""
+        n, args = num_rows(batch), as_args(batch)
+        found: tuple[Problem, list[int]] | None = None
+        if self._as_they_come is not None and _shapes(batch) == self._shapes:
+            for i, name, site, support in self._as_they_come:
+                value = args[i].reshape(n, *site["value"].shape[1:])
+                found = found or unusable(name, site | {"value": value}, n, self._dim, support)
+        elif (traces := _quietly_run(self._pair, batch)) is not None:
+            sites = {n: s for n, s in observed_sites(traces[0]).items() if s["value"].numel()}
+            dim = rows_frame(sites, n).dim if sites else self._dim
+            for name, site in sites.items():
+                found = found or unusable(name, site, n, dim)
+            is_prior = getattr(self._pair.guide, "is_prior", False)
+            wrong = list(latent_problems(*traces, guide_is_prior=is_prior))
+            found = found or ((wrong[0], []) if wrong else None)
+        if found is None:
+            return None
+        return found[0].message, min(found[1], default=None)
+
+
+def check_rows(
+    batches: Iterable[Batch],
+    first_problem: Callable[[Batch], tuple[str, int | None] | None],
+    name: str = "x",
+) -> None:
+    """Refuses data with a problem in any row, and says in which one.
+
+    Args:
+        batches: All rows, in their order.
+        first_problem: What is wrong with a batch, and the first such row in it, as
+            `DataCheck.first_problem` says.
+        name: What to call the data in messages.
+
+    Raises:
+        PairError: There is a problem.
+
+    Example:
+        >>> negative = lambda x: ("it is negative", int(x.argmin())) if bool((x < 0).any()) else None
+        >>> check_rows([torch.ones(3), torch.tensor([1.0, -1.0])], negative)
+        Traceback (most recent call last):
+        ppl_vae.pairs.errors.PairError: row 4 of x (counted from 0): it is negative
+    """
+    start = 0
+    for batch in batches:
+        found = first_problem(batch)
+        if found is not None:
+            problem, row = found
+            raise PairError(f"row {start + (row or 0)} of {name} (counted from 0): {problem}")
+        start += num_rows(batch)
+
+
+def _quietly_run(pair: Pair, batch: Batch) -> tuple[Trace, Trace] | None:
+    """The traces of a pair; None if a program raises, which is reported where the batch is used."""
+    with preserve_random_state(), pair.mode(training=False):
+        traces = run_pair(pair, batch)
+    return None if isinstance(traces, Problem) else traces
+
+
+def _shapes(batch: Batch) -> list[torch.Size]:
+    """The shape of a row in each tensor of a batch."""
+    return [tensor.shape[1:] for tensor in as_args(batch)]
+
+
+def _as_it_comes(site: Any, args: tuple[Tensor, ...]) -> tuple[int, Constraint] | None:
+    """The index of the argument that an observed value is, and the support that all rows share.
+
+    None if the value is computed or the support varies.
+    """
+    value = site["value"]
+    if isinstance(site["mask"], Tensor):
+        return None
+    try:
+        support = _of_any_row(site["fn"].support, alone=len(args) == 1)
+    except Exception:  # distributions without a support
+        return None
+    for i, x in enumerate(args):
+        if (
+            support is not None
+            and value.data_ptr() == x.data_ptr()
+            and value.dtype == x.dtype
+            and value.numel() == x.numel()
+            and value.shape[:1] == x.shape[:1]
+            and value.is_contiguous()
+            and x.is_contiguous()
+        ):
+            return i, support
+    return None
+
+
+def _of_any_row(support: Constraint, alone: bool) -> Constraint | None:
+    """A support whose tensors are reduced to single numbers; None if a tensor's values differ."""
+    support = copy.copy(support)
+    for name, part in list(vars(support).items()):
+        if isinstance(part, Constraint):
+            inner = _of_any_row(part, alone)
+            if inner is None:
+                return None
+            setattr(support, name, inner)
+        elif isinstance(part, Tensor):
+            if not alone or bool((part != part.flatten()[0]).any()):
+                return None
+            setattr(support, name, part.flatten()[0])
+        elif isinstance(part, (list, tuple)):
+            return None
+    return support

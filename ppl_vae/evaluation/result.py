@@ -1,0 +1,131 @@
+"""What `evaluate` finds: per-row values, what to doubt of them, and how they print."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ppl_vae.stats import MIN_TAIL, Estimate, RowResult, bits_per_dim, khat_limit, not_finite
+
+
+@dataclass(frozen=True)
+class Evaluation(RowResult):
+    """Result of `evaluate`, row by row, in nats.
+
+    Attributes:
+        elbo: E_q log p(x, z) - log q(z | x) = -(rate + distortion), from the same samples; for a guide that
+            gives points, log p(x, z) there.
+        rate: E_q log q(z | x) - log p(z).
+        distortion: - E_q log p(x | z).
+        log_likelihood: log p(x) by importance sampling, log 1/K sum_k w_k: a lower bound in expectation. NaN
+            if the guide gives points, which have no density.
+        log_likelihood_error: Monte-Carlo standard error of each row's log p(x) (delta method), `(n,)`.
+        ess: Effective sample size of each row's weights, (sum w)^2 / sum w^2, `(n,)`.
+        khat: Pareto shape of each row's largest weights, `(n,)`. Do not trust rows above `khat_limit`. It is
+            infinite where it cannot be estimated. It is NaN where weights are zero, infinite or NaN, and where
+            K equal weights of a discrete latent say nothing about the values that were not drawn.
+        num_samples: K.
+        num_values: Numbers of data per row, for bits per dimension: those of the observed sites that masks
+            leave in; one count for each row, `(n,)`, if they differ.
+    """
+
+    elbo: Estimate
+    rate: Estimate
+    distortion: Estimate
+    log_likelihood: Estimate
+    log_likelihood_error: Tensor
+    ess: Tensor
+    khat: Tensor
+    num_samples: int
+    num_values: int | Tensor
+
+    derived: ClassVar = ("bits_per_dim", "unreliable")
+
+    @property
+    def bits_per_dim(self) -> Estimate:
+        """Bits per dimension: -log2 p(x) / numbers of the row; the mean is that over all numbers.
+
+        See `ppl_vae.stats.bits_per_dim`.
+        """
+        return bits_per_dim(self.log_likelihood, self.num_values)
+
+    @property
+    def khat_limit(self) -> float:
+        """The Pareto shape above which a row's log p(x) is unreliable, for this number of samples."""
+        return khat_limit(self.num_samples)
+
+    @property
+    def unreliable(self) -> Tensor:
+        """Rows whose log p(x) should not be trusted: k-hat is above the limit, or unknown, `(n,)`.
+
+        Rows whose ESS is within 1 % of K are not among them, unless k-hat is NaN: such equal weights have no
+        heavy tail.
+        """
+        equal = (self.ess >= 0.99 * self.num_samples) & (self.num_samples > 1)
+        return self.khat.isnan() | ((self.khat > self.khat_limit) & ~equal)
+
+    def doubts(self) -> Iterator[str]:
+        """Reasons not to trust the numbers, one sentence each."""
+        if bool(self.log_likelihood.values.isnan().all()):  # a caution says why
+            return
+        n, bad, khat = self.num_rows, self.unreliable, self.khat
+        heavy = bad & khat.isfinite()
+        if count := int(heavy.sum()):
+            more = (
+                "use more samples or a better guide"
+                if float(khat[heavy].max()) < 1
+                else "use a better guide or annealed_importance_sampling: more samples help little"
+            )
+            yield (
+                f"Pareto k-hat exceeds {self.khat_limit:.2f} on {count} of {n} rows: do not trust their "
+                "log p(x), which is mostly too low, and too high where a single sample has nearly all of the "
+                f"weight; {more}"
+            )
+        if count := int((bad & (khat == math.inf)).sum()):
+            yield (
+                f"Pareto k-hat cannot be estimated on {count} of {n} rows, where fewer than {MIN_TAIL} "
+                "different weights make up the tail: do not trust their log p(x); use more samples or a better "
+                "guide"
+            )
+        if count := int((bad & khat.isnan() & self.log_likelihood.values.isfinite()).sum()):
+            yield (
+                f"all samples have the same weight on {count} of {n} rows, which for discrete latents says "
+                "nothing about values that the guide did not draw: do not trust their log p(x)"
+            )
+        if count := int(((khat > 0.5) & (khat <= self.khat_limit) & ~bad).sum()):
+            yield (
+                f"Pareto k-hat is between 0.5 and {self.khat_limit:.2f} on {count} of {n} rows: the "
+                "Monte-Carlo error of their log p(x) is larger than log_likelihood_error says"
+            )
+        yield from not_finite("log p(x)", self.log_likelihood)
+
+    def lines(self) -> list[tuple[str, str]]:
+        """The printed result: name and value of each quantity."""
+        finite = self.khat[torch.isfinite(self.khat)]
+        largest = f"{float(finite.max()):.2f}" if len(finite) else "-"
+        share = float(self.unreliable.double().mean())
+        bounds = [
+            ("ELBO", str(self.elbo)),
+            ("rate", str(self.rate)),
+            ("distortion", str(self.distortion)),
+        ]
+        if bool(self.log_likelihood.values.isnan().all()):
+            return [*bounds, ("log p(x)", "not defined")]
+        bits = ("bits per dimension", f"{self.bits_per_dim.mean:.4f}")
+        if bool((self.khat == -math.inf).all()) and not bool(self.log_likelihood_error.any()):
+            return [*bounds, ("log p(x), exact", str(self.log_likelihood)), bits]
+        return [
+            *bounds,
+            (f"log p(x), {self.num_samples} samples", str(self.log_likelihood)),
+            bits,
+            ("ESS, median", f"{float(self.ess.double().median()):.1f} of {self.num_samples}"),
+            (
+                "Pareto k-hat, largest",
+                f"{largest} ({100 * share:.1f} % above {self.khat_limit:.2f})",
+            ),
+        ]
