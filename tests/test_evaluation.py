@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ppl_vae import diagnose, stats
 from ppl_vae.capture import importance_weights as weighing
-from ppl_vae.evaluation import evaluate, importance as evaluation
+from ppl_vae.evaluation import Evaluation, evaluate, importance as evaluation
 from ppl_vae.guides import Exact, MeanField
 from ppl_vae.models import VAE, ProbabilisticPCA
 from ppl_vae.networks import MLP
@@ -284,7 +284,7 @@ def normal_evidence(x: Tensor, variance: float = 2.0) -> Tensor:
     return log_prob
 
 
-def assert_agrees(found: evaluation.Evaluation, expected: Tensor, sigmas: float = 5.0) -> None:
+def assert_agrees(found: Evaluation, expected: Tensor, sigmas: float = 5.0) -> None:
     error = found.log_likelihood_error.nan_to_num(nan=1.0) + 1e-5
     z = (found.log_likelihood.values - expected) / error
     assert float(z.abs().max()) < sigmas

@@ -156,5 +156,5 @@ def test_counts_are_looked_at_against_their_total() -> None:
     x = torch.full((50, 3), 16.0)
     assert train(x, model=Counts(), max_epochs=1)[0].epochs == 1
     x[49, 2] = 17.0
-    with pytest.raises(PairError, match=r"^row 49 of x.*the integers 0 to 16"):
+    with pytest.raises(PairError, match=r"^row 49 of x.*integers from 0 to 16"):
         train(x, model=Counts())

@@ -13,7 +13,16 @@ from torch.distributions.constraints import Constraint
 
 from ppl_vae.checks.report import Problem
 from ppl_vae.checks.supports import in_words
-from ppl_vae.pairs import Batch, PairError, Trace, as_args, num_rows, rows_frame, sites_of_rows
+from ppl_vae.pairs import (
+    Batch,
+    PairError,
+    Trace,
+    as_args,
+    num_rows,
+    present,
+    rows_frame,
+    sites_of_rows,
+)
 
 
 def data_problems(model_trace: Trace, batch: Batch) -> Iterator[Problem]:
