@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from typing import Any
 
 import pyro
@@ -168,11 +169,15 @@ def test_with_continuous_latents(c_first: bool, loop: bool) -> None:
         inner = (log_q_c.exp() * (log_p_c - log_q_c)).sum(-1)
         f = inner + dist.Normal(z, 1.0).log_prob(x.double()) - q_z.log_prob(z)
         truth = (q_z.log_prob(z).exp() * f).sum(0) * 40 / 8000
-        torch.testing.assert_close(found.elbo.values.double(), truth, atol=0.4, rtol=0)
+        second = (q_z.log_prob(z).exp() * f.square()).sum(0) * 40 / 8000
+        error = (
+            (second - truth.square()) / samples + 1e-4
+        ).sqrt()  # without the noise of c given z
+        assert float(((found.elbo.values.double() - truth).abs() / error).max()) < 6
 
 
-def test_chunks_and_recordings_give_the_same() -> None:
-    """Many chunks of a mixed pair, recorded, as in Pyro."""
+def test_many_chunks_give_the_same() -> None:
+    """Sums over values are not recorded: supports and plates may differ from chunk to chunk."""
     pair = Mixed(True)
     x = torch.linspace(-6, 6, 40 * 64 + 1)
     options: dict[str, Any] = {"num_samples": 40, "seed": 3}
@@ -183,11 +188,116 @@ def test_chunks_and_recordings_give_the_same() -> None:
         torch.testing.assert_close(values, getattr(plain, name).values, atol=1e-4, rtol=1e-5)
 
 
+def test_supports_and_plates_that_differ_from_batch_to_batch() -> None:
+    """Binomial latents of n and 5 trials, and rows of 2 and 4 numbers, in two batches of one shape."""
+
+    def counts(x: Tensor, n: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Binomial(int(n[0]), torch.tensor(0.4)))
+            pyro.sample("x", dist.Normal(c, 1.0), obs=x)
+
+    def count_guide(x: Tensor, n: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("c", dist.Binomial(int(n[0]), torch.full((len(x),), 0.1)))
+
+    x = torch.tensor([0.0, 4.5, 2.0])
+    batches = [(x, torch.full((3,), float(n))) for n in (2, 5)]
+    found = evaluate(counts, count_guide, batches, num_samples=10, seed=0)
+    truth = []
+    for n in (2, 5):
+        values = torch.arange(n + 1).double()
+        prior = dist.Binomial(n, torch.tensor(0.4).double()).log_prob(values)
+        log_p = dist.Normal(values, 1.0).log_prob(x.double().unsqueeze(-1)) + prior
+        truth.append(torch.logsumexp(log_p, -1))
+    torch.testing.assert_close(
+        found.log_likelihood.values.double(), torch.cat(truth), atol=1e-5, rtol=0
+    )
+
+    def steps(x: Tensor, lengths: Tensor, obs: bool = True) -> None:
+        size = int(lengths.max())
+        there: Any = torch.arange(size) < lengths.unsqueeze(-1)
+        rows, times = pyro.plate("data", len(x), dim=-2), pyro.plate("t", size, dim=-1)
+        with rows, times, poutine.mask(mask=there):
+            b = pyro.sample("b", dist.Bernoulli(0.3 if obs else 0.8))
+            if obs:
+                pyro.sample("x", dist.Normal(2 * b, 1.0), obs=x[:, :size])
+
+    y = torch.randn(2, 3, 4) * 2
+    lengths = [torch.tensor([2, 1, 2]), torch.tensor([4, 3, 1])]
+    guide: Any = lambda x, lengths: steps(x, lengths, obs=False)  # noqa: E731
+    found = evaluate(steps, guide, list(zip(y, lengths, strict=True)), num_samples=10, seed=0)
+    one, zero = (dist.Normal(m, 1.0).log_prob(y.double()) for m in (2.0, 0.0))
+    each = torch.logsumexp(torch.stack([one + math.log(0.3), zero + math.log(0.7)]), 0)
+    inside = torch.arange(4) < torch.stack(lengths).unsqueeze(-1)
+    sums = torch.where(inside, each, 0.0).sum(-1).flatten()
+    torch.testing.assert_close(found.log_likelihood.values.double(), sums, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("n", [1, 2, 20])
+def test_a_support_that_depends_on_another_draw_is_drawn(n: int) -> None:
+    """a ~ Categorical on 1 to 3, b ~ Binomial(a, 0.5), x ~ N(a + b, 1)."""
+
+    def program(x: Tensor, obs: bool) -> None:
+        with pyro.plate("data", len(x)):
+            a = pyro.sample("a", dist.Categorical(torch.ones(3) / 3)) + 1.0
+            b = pyro.sample("b", dist.Binomial(a, torch.tensor(0.5)))
+            if obs:
+                pyro.sample("x", dist.Normal(a + b, 1.0), obs=x)
+
+    x = torch.linspace(0, 6, n)
+    model: Any = lambda x: program(x, True)  # noqa: E731
+    guide: Any = lambda x: program(x, False)  # noqa: E731
+    found = evaluate(model, guide, x, num_samples=4000, seed=0)
+    assert any("are discrete and are drawn" in text for text in found.warnings)
+    p = torch.zeros(7)
+    for a in (1, 2, 3):
+        for b in range(a + 1):
+            p[a + b] += math.comb(a, b) / 2**a / 3
+    log_p = dist.Normal(torch.arange(7.0), 1.0).log_prob(x.unsqueeze(-1)) + p.log()
+    off = (found.log_likelihood.values - torch.logsumexp(log_p, -1)).abs()
+    assert float((off / found.log_likelihood_error).max()) < 5
+
+
+def test_a_guide_of_fewer_values_than_the_model_is_not_exact() -> None:
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("c", dist.Categorical(torch.full((len(x), 2), 0.5)))
+
+    found = evaluate(mixture, guide, X, num_samples=100, seed=0)
+    assert "exact" not in str(found)
+    assert any("not the same ones in both programs" in text for text in found.warnings)
+    assert any("the guide draws integers from 0 to 1 only" in text for text in found.warnings)
+
+
+def test_sums_keep_to_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many joint values, few are in memory at once, and no runs but their numbers are kept."""
+    import ppl_vae.pairs.finite as finite
+
+    sizes: list[int] = []
+    alive: list[Any] = []
+
+    def counted(pair: Any, layout: Any, batch: Any, samples: int, values: Any = None) -> Any:
+        found = sample_rows(pair, layout, batch, samples, values=values)
+        sizes.append(samples)
+        assert not any(reference() for reference in alive), "an earlier run is still in memory"
+        alive.append(weakref.ref(found.guide_trace))
+        return found
+
+    sample_rows = finite.sample_rows
+    monkeypatch.setattr(finite, "sample_rows", counted)
+    monkeypatch.setattr("ppl_vae.checks.session.MEMORY_BUDGET", 2**14)
+    pair = MaskedBits("inner plate")
+    there = torch.ones(3, 4, dtype=torch.bool)
+    evaluate(pair.model, pair.guide, (torch.randn(3, 4), there), num_samples=20, seed=0)
+    assert len(sizes) > 3
+    assert max(sizes) < 16
+
+
 def test_too_many_values_are_unreliable() -> None:
     """100 components with a continuous latent, and a Poisson latent: what is not drawn is not seen."""
     pair = Mixed(True, sizes=100)
     found = evaluate(pair.model, pair.guide, torch.tensor([-6.0, 6.0]), num_samples=100, seed=0)
-    assert any("too many values to sum over" in text for text in found.warnings)
+    assert any("are discrete and are drawn" in text for text in found.warnings)
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -264,7 +374,6 @@ def test_rows_that_one_weight_rules_are_unreliable() -> None:
     assert float(found.ess.max()) < 3
     assert found.unreliable.all()
     assert any("cannot be estimated" in text for text in found.warnings)
-    assert any("annealed_importance_sampling" in t or "cannot" in t for t in found.warnings)
 
 
 @pytest.mark.parametrize("samples", [1, 15])

@@ -405,3 +405,33 @@ def test_rows_without_masks_are_counted_once() -> None:
             found[masked, chunks] = runs
     assert found[False, 5] - found[False, 2] == 3
     assert found[True, 5] - found[True, 2] == 6
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_sequential_plate_inside_of_a_row_that_is_subsampled(named: bool) -> None:
+    """`for i in pyro.plate(...)`: five of 20 numbers stand for all, as Pyro's ELBO has it."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            for k, i in enumerate(pyro.plate("parts", 20, subsample_size=5)):
+                pyro.sample(f"x_{i if named else k}", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        scale = pyro.param("scale", torch.tensor(0.7), dist.constraints.positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, scale))
+
+    x = torch.randn(6)
+    if named:
+        with pytest.raises(PairError, match="other sites each time they run"):
+            evaluate(model, guide, x, num_samples=50, seed=0)
+        return
+    found = evaluate(model, guide, x, num_samples=4000, seed=0)
+    q = dist.Normal(x.double() / 2, 0.7)
+    spread = (x.double() / 2).square() + 0.49
+    likelihood = -0.5 * math.log(2 * math.pi) - 0.5 * spread
+    truth = 20 * likelihood - 0.5 * math.log(2 * math.pi) - 0.5 * spread + q.entropy()
+    torch.testing.assert_close(found.elbo.values.double(), truth, atol=0.5, rtol=0)
+    assert any("'parts' inside of a row is subsampled (5 of 20)" in text for text in found.warnings)
+    assert fit(model, guide, x, max_epochs=40, batch_size=6, learning_rate=1e-6).warnings == ()

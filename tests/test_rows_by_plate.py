@@ -19,7 +19,7 @@ from pyro.infer.autoguide import (
     init_to_value,
 )
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 import ppl_vae
 from ppl_vae.checks import PairWarning
@@ -89,7 +89,8 @@ def test_documents_by_words(documents: int) -> None:
     log_words = (weights @ lda.topics.double()).log()
     log_p = torch.stack([log_words[:, row].sum(1) for row in x])
     truth = torch.logsumexp(log_p, 1) - math.log(len(weights))
-    torch.testing.assert_close(found.log_likelihood.values.double(), truth, atol=0.25, rtol=0)
+    off = (found.log_likelihood.values.double() - truth).abs()
+    assert float((off / (found.log_likelihood_error + 0.005)).max()) < 5
 
 
 def square(x: Tensor) -> None:
@@ -295,3 +296,60 @@ def test_what_a_model_alone_cannot_show() -> None:
     pair = Pair(fixed, AutoNormal(fixed))
     Batches(data, pair)
     assert pair.keeps_rows
+
+
+def test_an_autoguide_and_a_transform() -> None:
+    """The model runs on transformed rows alone; its latent is shared by all of them."""
+
+    def model(x: Tensor) -> None:
+        assert x.dtype == torch.float32, "not transformed"
+        mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", N, subsample_size=len(x)):
+            pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+    x = torch.arange(N).to(torch.uint8)
+    guide = AutoNormal(model)
+    fitted = ppl_vae.fit(
+        model, guide, x, transform=lambda x: x.float(), max_epochs=1, batch_size=50
+    )
+    assert fitted.steps == 4
+
+
+def test_the_last_batch_of_a_loader_is_that_of_its_sampler() -> None:
+    """128 of 129 rows: no batch has a single row, on which batch norm would fail."""
+    norm = torch.nn.BatchNorm1d(1)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(norm(x.unsqueeze(-1)).squeeze(-1), 1.0))
+
+    data = TensorDataset(torch.randn(129))
+    some = SubsetRandomSampler(range(128))
+    ppl_vae.fit(local, guide, DataLoader(data, batch_size=64, sampler=some), max_epochs=1)
+    with pytest.raises(PairError, match="the 1 row that the last batch"):
+        ppl_vae.fit(local, guide, DataLoader(data, batch_size=64), max_epochs=1)
+
+
+def test_the_check_of_the_last_batch_leaves_no_trace() -> None:
+    """Neither in the statistics of batch norm, nor in a buffer that a program assigns anew."""
+
+    class Counting(torch.nn.Module):
+        count: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.loc = torch.nn.Parameter(torch.zeros(()))
+            self.norm = torch.nn.BatchNorm1d(1)
+            self.register_buffer("count", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> None:
+            if self.training:
+                self.count = self.count + 1
+            loc = self.norm(x.unsqueeze(-1)).squeeze(-1) + self.loc
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(loc, 1.0))
+
+    guide = Counting()
+    ppl_vae.fit(local, guide, torch.randn(25), max_epochs=1, batch_size=10, capture=False)
+    assert int(guide.count) == 3
+    assert int(guide.norm.num_batches_tracked) == 3  # type: ignore[arg-type]

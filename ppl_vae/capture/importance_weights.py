@@ -78,7 +78,7 @@ class ImportanceSampler:
         self.num_chunks = num_chunks
         self.records = capture
         self.at_once = at_once
-        self._finite: dict[object, tuple[FiniteLatents | None, bool]] = {}
+        self._draws_discrete: dict[object, bool] = {}
         self._recordings: dict[object, Recording] = {}
         self._runs: dict[object, int] = {}
         self._seen: dict[object, int] = {}
@@ -128,24 +128,32 @@ class ImportanceSampler:
     def _plain(self, batch: Batch, num_samples: int) -> Weights:
         return self.layouts.run(batch, lambda layout: self._weighed(layout, batch, num_samples))
 
-    def discrete(self, batch: Batch) -> tuple[FiniteLatents | None, bool]:
-        """The finite latents of a batch that are summed over, and whether discrete ones are drawn instead."""
-        return self.layouts.run(batch, lambda layout: self._discrete(layout, batch))
+    def finite(self, batch: Batch) -> FiniteLatents | None:
+        """The finite latents of a batch, to be summed over; None if there are none."""
+        return self.layouts.run(batch, lambda layout: self._finite(layout, batch))
 
-    def _discrete(self, layout: Layout, batch: Batch) -> tuple[FiniteLatents | None, bool]:
-        key = layout.signature, tuple(tensor.shape[1:] for tensor in as_args(batch))
-        if key not in self._finite:
-            finite = finite_latents(self.pair, layout, batch)
-            drawn = finite is None and bool(discrete_draws(self.pair, layout, batch))
-            self._finite[key] = finite, drawn
-        return self._finite[key]
+    def _finite(self, layout: Layout, batch: Batch) -> FiniteLatents | None:
+        key = layout.signature
+        if key not in self._draws_discrete:
+            self._draws_discrete[key] = bool(discrete_draws(self.pair, layout, batch))
+        # Found for each batch: its plates and supports may be larger than those of another.
+        return finite_latents(self.pair, layout, batch) if self._draws_discrete[key] else None
+
+    def draws_discrete(self, batch: Batch) -> bool:
+        """Whether the guide draws discrete latents of a batch; call `finite` before."""
+        return self._draws_discrete[self.layouts.expected(batch).signature]
+
+    def summed(self, batch: Batch, num_samples: int, finite: FiniteLatents) -> Weights:
+        """The weights of a batch with its finite latents summed over; never recorded."""
+
+        def work(layout: Layout) -> Weights:
+            rows = summed_rows(self.pair, layout, batch, num_samples, finite, self.at_once)
+            totals = (t.double().sum(0) for t in (rows.rate, rows.distortion))
+            return Weights(rows.log_weights, *totals)
+
+        return self.layouts.run(batch, work)
 
     def _weighed(self, layout: Layout, batch: Batch, num_samples: int) -> Weights:
-        finite, _ = self._discrete(layout, batch)
-        if finite is not None:
-            summed = summed_rows(self.pair, layout, batch, num_samples, finite, self.at_once)
-            totals = (t.double().sum(0) for t in (summed.rate, summed.distortion))
-            return Weights(summed.log_weights, *totals)
         rows = sample_rows(self.pair, layout, batch, num_samples)
         return Weights(
             rows.log_weights,
@@ -163,7 +171,6 @@ class ImportanceSampler:
         """
         args = as_args(batch)
         layout = self.layouts.expected(batch)
-        self._discrete(layout, batch)  # found outside of the recording
 
         def weigh(*inputs: Tensor) -> tuple[Tensor, ...]:
             return tuple(self._weighed(layout, inputs if len(args) > 1 else inputs[0], num_samples))

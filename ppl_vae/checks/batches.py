@@ -76,7 +76,7 @@ class LatentCheck:
 
     def __init__(self, pair: Pair, batch: Batch) -> None:
         self._pair = pair
-        self._checked = [_shapes(batch)]
+        self._checked = {_shapes(batch)}
         traces = _quietly_run(pair, batch)
         self._masked = traces is None or are_masked(*traces)
 
@@ -88,7 +88,7 @@ class LatentCheck:
         """
         if not self._masked and _shapes(batch) in self._checked:
             return
-        self._checked.append(_shapes(batch))
+        self._checked.add(_shapes(batch))
         traces = _quietly_run(self._pair, batch)
         if traces is not None:
             is_prior = getattr(self._pair.guide, "is_prior", False)
@@ -187,9 +187,9 @@ def _quietly_run(pair: Pair, batch: Batch) -> tuple[Trace, Trace] | None:
     return None if isinstance(traces, Problem) else traces
 
 
-def _shapes(batch: Batch) -> list[torch.Size]:
+def _shapes(batch: Batch) -> tuple[torch.Size, ...]:
     """The shape of a row in each tensor of a batch."""
-    return [tensor.shape[1:] for tensor in as_args(batch)]
+    return tuple(tensor.shape[1:] for tensor in as_args(batch))
 
 
 def _as_it_comes(site: Any, args: tuple[Tensor, ...]) -> tuple[int, Constraint] | None:

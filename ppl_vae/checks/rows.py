@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
+
 from ppl_vae.checks.report import Problem
-from ppl_vae.pairs import Layout, Trace, latents_of_other_plates
+from ppl_vae.pairs import Layout, Site, Trace, latents_of_other_plates
 
 
 def row_problems(
@@ -32,8 +34,9 @@ def row_problems(
             f"'{name}' to be shared by all of them. If each of '{plate}' is a row, put its dimension first in "
             "x (x.transpose(0, 1)), and change it back in the programs",
         )
-    if minibatches and layout.shared and rows.full_size in (None, rows.size):
-        name = layout.shared[0]
+    unscaled = [name for name in layout.shared if _has_no_scale(model_trace.nodes[name])]
+    if minibatches and unscaled and rows.full_size in (None, rows.size):
+        name = unscaled[0]
         yield Problem(
             "warning",
             name,
@@ -42,3 +45,8 @@ def row_problems(
             f'the plate the number N of all rows, pyro.plate("{rows.name}", N, subsample_size=len(x)), or '
             "train with batch_size = N",
         )
+
+
+def _has_no_scale(site: Site) -> bool:
+    """Whether nothing weights a site, such as `poutine.scale(scale=len(x) / N)`."""
+    return bool((torch.as_tensor(site["scale"]) == 1).all())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
@@ -19,6 +18,7 @@ from ppl_vae.checks.shapes import shape_problems
 from ppl_vae.objectives import EnumELBO, MeanFieldELBO, Objective, TraceELBO
 from ppl_vae.pairs import (
     Batch,
+    Buffers,
     Layout,
     Pair,
     PairError,
@@ -145,9 +145,12 @@ def _last_batch(subject: Subject) -> Iterator[Problem]:
         return
     fewer = take_rows(subject.batch, slice(0, last))
     wrong: list[Problem] = []
+    buffers = Buffers(subject.pair.modules().values())
     for training in (False, True):
-        with subject.pair.mode(training), _buffers_kept(subject.pair):
+        before = buffers.copies()
+        with subject.pair.mode(training):
             shorter = run_pair(subject.pair, fewer)
+        buffers.put_back(before)
         wrong = [shorter] if isinstance(shorter, Problem) else list(shape_problems(*shorter))
         if wrong:
             break
@@ -166,18 +169,6 @@ def _last_batch(subject: Subject) -> Iterator[Problem]:
         f"the pair runs on a full batch of {n} rows but not on the {rows} that the last batch of an epoch "
         f"may have{' in training' if training else ''} ({wrong[0].message}). {remedy}",
     )
-
-
-@contextlib.contextmanager
-def _buffers_kept(pair: Pair) -> Iterator[None]:
-    """Puts back what a run in training mode changes, such as the statistics of batch norm."""
-    buffers = [b for module in pair.modules().values() for b in module.buffers()]
-    before = [b.clone() for b in buffers]
-    try:
-        yield
-    finally:
-        for buffer, value in zip(buffers, before, strict=True):
-            buffer.copy_(value)
 
 
 def _objective(subject: Subject) -> Iterator[Problem]:

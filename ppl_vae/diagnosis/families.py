@@ -28,12 +28,12 @@ from ppl_vae.pairs import (
     Program,
     Site,
     Trace,
-    TrackLatents,
     as_args,
     in_plates,
     inner_sizes,
     num_rows,
     sources_of,
+    trace_tracked,
 )
 
 
@@ -259,9 +259,10 @@ def _chained(pair: Pair, layout: Layout, batch: Batch) -> str | None:
     """A draw of the guide whose distribution depends on another of its draws, if there is one."""
     if len(layout.draws) < 2:
         return None
+    trace = trace_tracked(pair, batch)
+    if trace is None:
+        return layout.draws[-1]
     try:
-        with torch.no_grad(), TrackLatents(), pyro.validation_enabled(False):
-            trace = poutine.trace(pair.guide).get_trace(*as_args(batch))
         fns: dict[str, Any] = {name: trace.nodes[name]["fn"] for name in layout.draws}
         sources = {
             name: sources_of(fns[name].log_prob(trace.nodes[name]["value"]))

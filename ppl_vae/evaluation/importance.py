@@ -16,6 +16,7 @@ from ppl_vae.evaluation.result import Evaluation
 from ppl_vae.pairs import (
     Batch,
     DataLike,
+    FiniteLatents,
     Layout,
     Program,
     discrete_draws,
@@ -104,9 +105,9 @@ def _evaluate(
 ) -> Evaluation:
     parts: list[dict[str, Tensor]] = []
     with opened(model, guide, x, seed=seed, progress=progress) as session:
-        notes, cautions = _describe(session)
-        counts = ValueCounts(session)
         finite = finite_latents(session.pair, session.layout, session.first)
+        notes, cautions = _describe(session, finite)
+        counts = ValueCounts(session)
         rows, samples = session.chunk_sizes(num_samples * (1 if finite is None else finite.count))
         # An iterable may hold any number of rows: assume those of its first batch, at least.
         total = session.num_rows or num_rows(session.first)
@@ -139,7 +140,7 @@ def _evaluate(
 def _evaluate_rows(
     sampler: ImportanceSampler, batch: Batch, num_samples: int, chunk: int
 ) -> dict[str, Tensor]:
-    finite, discrete = sampler.discrete(batch)
+    finite = sampler.finite(batch)
     if finite is not None:
         chunk = max(1, chunk // finite.count)
     exact = finite is not None and finite.alone
@@ -148,7 +149,8 @@ def _evaluate_rows(
     rate: Any = 0.0
     distortion: Any = 0.0
     for done in range(0, num_samples, chunk):
-        found = sampler(batch, min(chunk, num_samples - done))
+        size = min(chunk, num_samples - done)
+        found = sampler(batch, size) if finite is None else sampler.summed(batch, size, finite)
         weights.update(found.log_weights)
         rate = rate + found.rate
         distortion = distortion + found.distortion
@@ -157,7 +159,7 @@ def _evaluate_rows(
     if exact:  # nothing is drawn
         error, ess = torch.zeros_like(error), torch.full_like(ess, asked)
         khat = torch.full_like(khat, -math.inf)
-    elif discrete:
+    elif finite is None and sampler.draws_discrete(batch):
         # K equal weights say nothing about values that the guide does not draw.
         khat = torch.where(khat == -math.inf, math.nan, khat)
     return {
@@ -181,15 +183,17 @@ def points_caution(layout: Layout) -> tuple[str, ...]:
     )
 
 
-def _on_discrete(session: Session) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _on_discrete(
+    session: Session, finite: FiniteLatents | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """How to read the result if discrete latents are summed over, and what to doubt if they are drawn."""
-    where = session.pair, session.layout, session.first
-    finite, discrete = finite_latents(*where), discrete_draws(*where)
+    discrete = discrete_draws(session.pair, session.layout, session.first)
     names = ", ".join(f"'{name}'" for name in discrete)
     if finite is None:
         text = (
-            f"latents {names} are discrete, with too many values to sum over: log p(x) leaves out the values "
-            "that the guide does not draw, and k-hat does not see them"
+            f"latents {names} are discrete and are drawn: they have too many values to sum over, or not the "
+            "same ones in both programs. log p(x) leaves out the values that the guide does not draw, and "
+            "k-hat does not see them"
         )
         return (), (text,) if discrete else ()
     what = (
@@ -202,7 +206,9 @@ def _on_discrete(session: Session) -> tuple[tuple[str, ...], tuple[str, ...]]:
     ), ()
 
 
-def _describe(session: Session) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _describe(
+    session: Session, finite: FiniteLatents | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """How to read the result, and reasons not to trust it."""
     layout = session.layout
     rows = sample_rows(session.pair, layout, session.first, 1)
@@ -219,7 +225,7 @@ def _describe(session: Session) -> tuple[tuple[str, ...], tuple[str, ...]]:
             "predictive density under it; the ELBO of a row leaves out their KL",
         )
     parts = subsampled_plates((rows.model_trace, rows.guide_trace), layout)
-    summed, drawn = _on_discrete(session)
+    summed, drawn = _on_discrete(session, finite)
     notes += summed
     cautions = [*points_caution(layout), *session.doubts(), *drawn]
     cautions += [

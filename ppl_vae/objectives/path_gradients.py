@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from ppl_vae.pairs import (
+    Buffers,
     Layout,
     Pair,
     PairError,
@@ -48,16 +49,15 @@ class RepeatableGuide:
         self._program = pair.guide
         self._needed_by = needed_by
         self._single = sum(program == "guide" for program, *_ in layout.signature) == 1
-        modules = [] if self._single else pair.modules().values()
-        self._buffers = [buffer for module in modules for buffer in module.buffers()]
-        self._before: list[Tensor] = []
+        self._buffers = Buffers([] if self._single else pair.modules().values())
+        self._before: list[tuple[Tensor, Tensor]] = []
         self._numbers = _SameNumbers(needed_by)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._single:
             return self._program(*args, **kwargs)
         if not self._numbers.repeats:
-            self._before = self._copies()
+            self._before = self._buffers.copies()
             self._numbers.kept.clear()
         with self._numbers:
             return self._program(*args, **kwargs)
@@ -84,23 +84,12 @@ class RepeatableGuide:
                 kept = {k: v for k, v in trace.nodes[name].items() if k not in _OF_THE_VALUE}
                 held.nodes[name] = {**kept, "value": value}
             return held
-        after = self._copies()
-        self._put_back(self._before)
+        after = self._buffers.copies()
+        self._buffers.put_back(self._before)
         with self._numbers.again(), _DrawsHeld(values):
             held = poutine.trace(run).get_trace(*args, **kwargs)
-        self._put_back(after)
+        self._buffers.put_back(after)
         return held
-
-    @torch.no_grad()
-    def _copies(self) -> list[Tensor]:
-        return [buffer.clone() for buffer in self._buffers]
-
-    @torch.no_grad()
-    def _put_back(self, values: list[Tensor]) -> None:
-        for buffer, value in zip(self._buffers, values, strict=True):
-            # Through `data`: autograd has saved the running averages of batch norm, and checks that they do not
-            # change, although the backward pass does not use them.
-            buffer.data.copy_(value)
 
 
 _OF_THE_VALUE = ("log_prob", "log_prob_sum", "unscaled_log_prob", "score_parts")

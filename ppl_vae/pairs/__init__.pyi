@@ -4,7 +4,12 @@ from .analytic_kl import (
 )
 from .as_tensors import as_tensor as as_tensor
 from .attach import attach_guide as attach_guide, keep_guide as keep_guide
-from .batches import Batches as Batches, DataLike as DataLike, parts_of as parts_of
+from .batches import (
+    Batches as Batches,
+    DataLike as DataLike,
+    parts_of as parts_of,
+    transformed as transformed,
+)
 from .densities import (
     RowDensities as RowDensities,
     factor_of as factor_of,
@@ -40,7 +45,7 @@ from .layout import (
     sum_to_rows as sum_to_rows,
 )
 from .layouts import Layouts as Layouts
-from .modules import closure_of as closure_of, globals_of as globals_of
+from .modules import Buffers as Buffers, closure_of as closure_of, globals_of as globals_of
 from .moments import center as center, has_moments as has_moments, spread as spread
 from .pair import Bound as Bound, Pair as Pair
 from .programs import (

@@ -8,7 +8,7 @@ order.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -54,6 +54,7 @@ class Batches:
         x: The data.
         pair: The pair that the batches are for.
         name: What to call the data in messages.
+        transform: What is done to the first array of a batch before the programs see it.
 
     Attributes:
         doubt: How a list of arrays was read, where it could mean rows or batches; otherwise empty. The checks
@@ -71,20 +72,27 @@ class Batches:
         torch.float32
     """
 
-    def __init__(self, x: DataLike, pair: Pair, name: str = "x") -> None:
+    def __init__(
+        self,
+        x: DataLike,
+        pair: Pair,
+        name: str = "x",
+        transform: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self._arguments, self._name = DataArguments.of(pair), name
         read = read_data(x, self._arguments, name)
         self._rows = read.rows
         self._iterable: Any = None if self.in_memory else x
         self.doubt = read.doubt
-        self._look_at_autoguides(pair)
+        self._look_at_autoguides(pair, transform)
 
-    def _look_at_autoguides(self, pair: Pair) -> None:
+    def _look_at_autoguides(self, pair: Pair, transform: Callable[[Tensor], Tensor] | None) -> None:
         """Tells the pair whether its autoguides keep parameters for each row, which only rows can show."""
         guides = autoguides_of(pair.guide)
         if guides and not getattr(pair.guide, "keeps_rows", False):
             with torch.random.fork_rng():
                 few = take_rows(self.first(_FEW), slice(0, _FEW))
+                few = few if transform is None else transformed(few, transform)
             pair.keeps_rows = keep_rows(guides, pair.model, few)
 
     @property
@@ -124,7 +132,7 @@ class Batches:
             if getattr(loader, "drop_last", True) or not getattr(loader, "batch_size", None):
                 return None
             try:
-                rows, batch_size = len(loader.dataset), loader.batch_size
+                rows, batch_size = len(loader.sampler), loader.batch_size
             except (AttributeError, TypeError):  # not a DataLoader, or one without a known length
                 return None
         return (rows % batch_size or None) if rows > batch_size else None
@@ -174,6 +182,13 @@ class Batches:
             index = order[first : first + batch_size]
             own_index = index[rank::world]
             yield (take_rows(self._rows, own_index) if len(own_index) else None), len(index)
+
+
+def transformed(batch: Batch, transform: Callable[[Tensor], Tensor]) -> Batch:
+    """A batch whose first tensor is transformed."""
+    if isinstance(batch, Tensor):
+        return transform(batch)
+    return (transform(batch[0]), *batch[1:])
 
 
 def parts_of(n: int, size: int) -> list[slice]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import pyro
+import pyro.distributions as dist
 import pyro.poutine as poutine
 import torch
 from torch import Tensor
@@ -13,7 +15,8 @@ from ppl_vae.pairs.densities import RowDensities, sample_rows
 from ppl_vae.pairs.layout import Layout, LayoutChangedError, inner_scale, row_log_prob, sum_to_rows
 from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import Batch, as_args, num_rows
-from ppl_vae.pairs.traces import Site, innermost, present
+from ppl_vae.pairs.sources import sources_of, trace_tracked
+from ppl_vae.pairs.traces import Site, Trace, innermost, present, trace_pair
 
 MOST_VALUES = 1024
 """Most joint values of finite latents that are summed over, if the guide draws nothing else."""
@@ -42,18 +45,24 @@ class FiniteLatents:
 def finite_latents(pair: Pair, layout: Layout, batch: Batch) -> FiniteLatents | None:
     """The latents of a row that can be summed over, because their joint values are few.
 
-    None if there are none or too many joint values, or if a discrete draw has no finite support that all rows
-    share. The random state does not change. Call it inside `pair.scope()`.
+    They are those of this batch: plates and supports of another may be larger. None if there are none, or too
+    many joint values, or if a discrete draw has no finite support that all rows and both programs share. The
+    random state does not change. Call it inside `pair.scope()`.
 
     Raises:
-        LayoutChangedError: The guide has other draws on this batch than the layout.
+        LayoutChangedError: The programs have other sites on this batch than the layout.
     """
-    sites = _discrete_sites(pair, layout, batch)
+    with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
+        model_trace, guide_trace = trace_pair(pair, batch)
+    sites = _discrete_sites(layout, guide_trace)
     numbers: list[int] = []
     supports: list[Tensor] = []
     for site in sites:
-        support = _support(site)
-        if support is None or inner_scale(site, layout) != 1.0:
+        support, other = _support(site), model_trace.nodes.get(site["name"])
+        of_model = None if other is None else _support(other)
+        if support is None or of_model is None or not torch.equal(support, of_model):
+            return None
+        if inner_scale(site, layout) != 1.0 or _varies(pair, batch, site):
             return None
         supports.append(support)
         numbers.append(math.prod(_shape(site, layout)) * _repeats(site).numel())
@@ -80,16 +89,20 @@ def finite_latents(pair: Pair, layout: Layout, batch: Batch) -> FiniteLatents | 
 
 
 def discrete_draws(pair: Pair, layout: Layout, batch: Batch) -> tuple[str, ...]:
-    """The guide's draws of a row that are discrete. The random state does not change."""
-    return tuple(site["name"] for site in _discrete_sites(pair, layout, batch))
+    """The guide's draws of a row that are discrete. The random state does not change.
 
-
-def _discrete_sites(pair: Pair, layout: Layout, batch: Batch) -> list[Site]:
+    Raises:
+        LayoutChangedError: The guide has other sites on this batch than the layout.
+    """
     with torch.random.fork_rng(), torch.no_grad():
         trace = poutine.trace(pair.guide).get_trace(*as_args(batch))
-    if not set(layout.guide_sites) <= trace.nodes.keys():
+    return tuple(site["name"] for site in _discrete_sites(layout, trace))
+
+
+def _discrete_sites(layout: Layout, guide_trace: Trace) -> list[Site]:
+    if not set(layout.guide_sites) <= guide_trace.nodes.keys():
         raise LayoutChangedError("the guide has other sites on this batch than the layout")
-    return [trace.nodes[name] for name in layout.draws if _is_discrete(trace.nodes[name])]
+    return [guide_trace.nodes[n] for n in layout.draws if _is_discrete(guide_trace.nodes[n])]
 
 
 def _is_discrete(site: Site) -> bool:
@@ -98,6 +111,21 @@ def _is_discrete(site: Site) -> bool:
         return bool(site["fn"].support.is_discrete)
     except (NotImplementedError, AttributeError, ValueError):
         return bool(site["fn"].has_enumerate_support)
+
+
+_FIXED = (dist.Bernoulli, dist.Categorical, dist.OneHotCategorical)
+"""Distributions whose support depends on no value."""
+
+
+def _varies(pair: Pair, batch: Batch, site: Site) -> bool:
+    """Whether a site's support may depend on another draw."""
+    if isinstance(innermost(site["fn"]), _FIXED):
+        return False
+    tracked = trace_tracked(pair, batch)
+    if tracked is None:
+        return True
+    here = tracked.nodes[site["name"]]
+    return bool(sources_of(here["fn"].log_prob(here["value"])) - {site["name"]})
 
 
 def _support(site: Site) -> Tensor | None:
@@ -174,33 +202,38 @@ def summed_rows(
         values[name] = each.expand(-1, num_samples, *each.shape[2:]).flatten(0, 1)
     total = latents.count * num_samples
     step = num_samples * max(1, at_once // num_samples) if layout.vectorizes else 1
-    runs = []
+    finite = tuple(latents.values)
+    others = tuple(name for name in layout.guide_sites if name not in latents.values)
+    parts: dict[str, list[Tensor]] = {}
     for start in range(0, total, step):
         size = min(step, total - start)
         part = {m: v[start] if size == 1 else v[start : start + size] for m, v in values.items()}
-        runs.append(sample_rows(pair, layout, batch, size, values=part))
-
-    def joined(of_run: list[Tensor]) -> Tensor:
-        return torch.cat(of_run).reshape(latents.count, num_samples, n)
-
-    finite = tuple(latents.values)
-    others = tuple(name for name in layout.guide_sites if name not in latents.values)
-    log_q = joined([_log_prob(run, layout, finite) for run in runs])
-    log_others = joined([_log_prob(run, layout, others) for run in runs])
-    log_prior = joined([run.log_prior for run in runs])
-    log_likelihood = joined([run.log_likelihood for run in runs])
-    # Numbers that a mask leaves out count once, not once for each of their values.
-    repeated = joined([_log_repeats(run, layout, latents) for run in runs])
-    log_weights = torch.logsumexp(log_likelihood + log_prior - log_others - repeated, 0)
+        run = sample_rows(pair, layout, batch, size, values=part)
+        for key, term in (
+            ("q", _log_prob(run, layout, finite)),
+            ("others", _log_prob(run, layout, others)),
+            ("prior", run.log_prior),
+            ("likelihood", run.log_likelihood),
+            # Numbers that a mask leaves out count once, not once for each of their values.
+            ("repeated", _log_repeats(run, layout, latents)),
+        ):
+            parts.setdefault(key, []).append(term)
+        del run  # its traces hold all that was computed
+    log = {
+        key: torch.cat(terms).reshape(latents.count, num_samples, n) for key, terms in parts.items()
+    }
+    log_weights = torch.logsumexp(
+        log["likelihood"] + log["prior"] - log["others"] - log["repeated"], 0
+    )
     if not latents.alone:  # q(c | x, z_c) does not sum to 1 over values with a z of their own
         drawn = sample_rows(pair, layout, batch, num_samples)
         return SummedRows(log_weights, drawn.log_guide - drawn.log_prior, -drawn.log_likelihood)
-    q = (log_q - repeated).exp()
+    q = (log["q"] - log["repeated"]).exp()
 
     def expected(term: Tensor) -> Tensor:
         return torch.where(q > 0, q * term, 0.0).sum(0)
 
-    return SummedRows(log_weights, expected(log_q - log_prior), -expected(log_likelihood))
+    return SummedRows(log_weights, expected(log["q"] - log["prior"]), -expected(log["likelihood"]))
 
 
 def _log_prob(run: RowDensities, layout: Layout, names: tuple[str, ...]) -> Tensor:

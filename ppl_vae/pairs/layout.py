@@ -159,7 +159,7 @@ def inner_scale(site: Site, layout: Layout) -> float:
     """
     scale = 1.0
     for frame in site["cond_indep_stack"]:
-        if frame.vectorized and frame.name != layout.plate and frame.full_size:
+        if frame.name != layout.plate and frame.full_size:
             scale *= frame.full_size / frame.size
     return scale
 
@@ -171,7 +171,7 @@ def subsampled_plates(traces: Iterable[Trace], layout: Layout) -> dict[str, str]
         for trace in traces
         for site in sample_sites(trace).values()
         for frame in site["cond_indep_stack"]
-        if inner_scale(site, layout) != 1.0 and frame.vectorized
+        if inner_scale(site, layout) != 1.0
         if frame.name != layout.plate and frame.full_size not in (None, frame.size)
     }
 

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 from ppl_vae.pairs.layout import Layout, Signature, signature_of
+from ppl_vae.pairs.modules import Buffers
 from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import Batch, as_args, num_rows
 from ppl_vae.pairs.survey import find_layout
@@ -53,7 +53,7 @@ class Layouts:
         self._known: dict[tuple[Signature, bool], Layout] = {}
         self._last: dict[object, Layout] = {}
         self._unsteady: set[object] = set()
-        self._buffers: list[Tensor] | None = None
+        self._buffers: Buffers | None = None
 
     def of(self, batch: Batch) -> Layout:
         """The layout of a batch, found by running the programs on it. The random state does not change.
@@ -109,18 +109,16 @@ class Layouts:
         generator = torch.get_rng_state()
         on_gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
         if self._buffers is None:
-            modules = self._pair.modules().values()
-            self._buffers = [buffer for module in modules for buffer in module.buffers()]
-        training = torch.is_grad_enabled()
-        before = [buffer.clone() for buffer in self._buffers] if training else []
+            self._buffers = Buffers(self._pair.modules().values())
+        buffers = self._buffers
+        before = buffers.copies() if torch.is_grad_enabled() else None  # in training
 
         def put_back() -> None:
             torch.set_rng_state(generator)
             if on_gpu is not None:
                 torch.cuda.set_rng_state(on_gpu, device)
-            with torch.no_grad():
-                for buffer, value in zip(self._buffers or (), before, strict=False):
-                    buffer.copy_(value)
+            if before is not None:
+                buffers.put_back(before)
 
         yield put_back
 

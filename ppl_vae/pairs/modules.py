@@ -6,7 +6,7 @@ import contextlib
 import dis
 import functools
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pyro.infer.autoguide import AutoCallable
@@ -25,6 +25,44 @@ def modules_of_program(value: Any, name: str, seen: set[int] | None = None) -> d
     for part, inner in _functions(value) if isinstance(value, nn.Module) else _parts(value):
         found |= modules_of_program(inner, f"{name}.{part}" if part else name, seen)
     return found
+
+
+class Buffers:
+    """The buffers of some modules, such as the statistics of batch norm, to be put back after a run.
+
+    Args:
+        modules: The modules.
+
+    Example:
+        >>> import torch
+        >>> norm = nn.BatchNorm1d(1)
+        >>> buffers = Buffers([norm])
+        >>> before = buffers.copies()
+        >>> _ = norm(torch.randn(5, 1))
+        >>> buffers.put_back(before)
+        >>> int(norm.num_batches_tracked)
+        0
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        owners = {id(m): m for root in modules for m in root.modules()}.values()
+        self._places = [
+            (m, name) for m in owners for name, b in m._buffers.items() if b is not None
+        ]
+
+    def copies(self) -> list[tuple[Tensor, Tensor]]:
+        """The buffers, and copies of their values; a program may assign others in their place."""
+        return [
+            (b, b.detach().clone()) for m, n in self._places if (b := m._buffers[n]) is not None
+        ]
+
+    def put_back(self, copies: list[tuple[Tensor, Tensor]]) -> None:
+        """Puts back the buffers and their values."""
+        for (module, name), (buffer, value) in zip(self._places, copies, strict=True):
+            module._buffers[name] = buffer
+            # Through `data`: autograd has saved the running averages of batch norm, and checks that they do not
+            # change, although the backward pass does not use them.
+            buffer.data.copy_(value)
 
 
 def _functions(root: nn.Module) -> list[tuple[str, Any]]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import scipy.stats
 import torch
 from torch import Tensor
+from torch.distributions import StudentT
 
 from ppl_vae.pairs.traces import elementwise
 
@@ -14,7 +16,10 @@ QUARTILES = 1.3489795003921634
 """The distance between the quartiles of the standard normal."""
 
 DRAWS = 1000
-"""Draws for quartiles that a distribution does not state."""
+"""Most draws for quartiles that a distribution does not state."""
+
+MOST_NUMBERS = 1_000_000
+"""Numbers that such draws may hold, unless 100 draws hold more."""
 
 
 def center(fn: Any) -> Tensor:
@@ -78,14 +83,19 @@ def _quantiles(
     try:
         if single is None:
             raise NotImplementedError
+        if isinstance(single, StudentT):  # torch has no icdf of it
+            kinds, which = single.df.double().cpu().unique(return_inverse=True)
+            found = torch.as_tensor(scipy.stats.t.ppf([[level] for level in levels], kinds.numpy()))
+            return tuple(single.loc + single.scale * q[which].to(single.loc) for q in found)
         return tuple(single.icdf(torch.full_like(single.mean, level)) for level in levels)
     except (NotImplementedError, AttributeError):
         return tuple(otherwise())
 
 
 def _drawn(fn: Any, levels: tuple[float, ...]) -> Tensor:
-    """Quantiles of draws, the same ones every time."""
+    """Quantiles of draws, the same ones every time; of fewer draws where there are many numbers."""
+    numbers = (fn.batch_shape + fn.event_shape).numel()
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        draws: Tensor = fn.sample((DRAWS,))
+        draws: Tensor = fn.sample((max(100, min(DRAWS, MOST_NUMBERS // max(1, numbers))),))
     return torch.quantile(draws, torch.tensor(levels, dtype=draws.dtype, device=draws.device), 0)

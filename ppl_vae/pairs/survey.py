@@ -13,7 +13,13 @@ from torch import Tensor
 
 from ppl_vae.pairs.densities import sample_rows
 from ppl_vae.pairs.errors import PairError
-from ppl_vae.pairs.layout import SAMPLES_PLATE, Layout, LayoutChangedError, signature_of
+from ppl_vae.pairs.layout import (
+    SAMPLES_PLATE,
+    Layout,
+    LayoutChangedError,
+    Signature,
+    signature_of,
+)
 from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import Batch, as_args, take_rows
 from ppl_vae.pairs.row_plate import find_rows
@@ -36,10 +42,11 @@ def find_layout(pair: Pair, batch: Batch) -> Layout:
 
     Raises:
         PairError: There is no plate over rows, latents of different rows are drawn jointly, or a latent is
-            neither sampled by the guide nor enumerated by the model.
+            neither sampled by the guide nor enumerated by the model; or sites come and go by chance.
     """
     with torch.random.fork_rng(), torch.no_grad(), pair.mode(training=False):
         model_trace, guide_trace = trace_pair(pair, batch)
+        _require_steady_sites(pair, batch, signature_of(model_trace, guide_trace))
         observed = sites_of_rows(model_trace)
         frame = find_rows(pair.model, batch, observed)
         in_plate = {
@@ -58,7 +65,8 @@ def find_layout(pair: Pair, batch: Batch) -> Layout:
             if not isinstance(innermost(s["fn"]), dist.Delta)
         }
         own = tuple(n for n in latents if n in in_plate and n in guide_trace.nodes)
-        joint = _drawn_jointly(pair, batch, set(own), {n for n in draws if n not in in_plate})
+        outside = {n for n in draws if n not in in_plate}
+        joint = _drawn_jointly(pair, batch, set(own), outside, bool(draws.keys() - outside))
         if joint:
             raise PairError(
                 f"the guide draws the latents of all rows jointly at site '{joint}', outside of plate "
@@ -91,6 +99,17 @@ def find_layout(pair: Pair, batch: Batch) -> Layout:
         return replace(layout, vectorizes=_vectorizes(pair, layout, batch))
 
 
+def _require_steady_sites(pair: Pair, batch: Batch, before: Signature) -> None:
+    """Raises a PairError if another run on the same rows has other sites."""
+    again = signature_of(*trace_pair(pair, batch))
+    if again != before:
+        differ = sorted({str(site[1]) for site in set(before) ^ set(again)})
+        raise PairError(
+            f"the programs have other sites each time they run on the same rows (such as '{differ[0]}'): give the "
+            "sites names that do not depend on chance, such as the index of a random subsample"
+        )
+
+
 def _points(
     pair: Pair, batch: Batch, guide_trace: Trace, latents: Sequence[str]
 ) -> tuple[str, ...]:
@@ -101,10 +120,16 @@ def _points(
         return tuple(deltas)
     trace = trace_tracked(pair, batch)
     if trace is None:  # a point stays where it is, a function of other draws does not
-        before: dict[str, Tensor] = {n: guide_trace.nodes[n]["value"] for n in deltas}
-        again: Any = poutine.trace(pair.guide).get_trace(*as_args(batch))
-        return tuple(n for n in deltas if torch.equal(again.nodes[n]["value"], before[n]))
+        same = _same_twice(pair, batch, set(deltas))
+        return tuple(n for n in deltas if n in same)
     return tuple(n for n in deltas if not sources_of(trace.nodes[n]["value"]) & draws)
+
+
+def _same_twice(pair: Pair, batch: Batch, names: set[str]) -> set[str]:
+    """Those of the guide's sites that have the same value in two runs."""
+    runs: list[Any] = [poutine.trace(pair.guide).get_trace(*as_args(batch)) for _ in range(2)]
+    values = [{name: run.nodes[name]["value"] for name in names} for run in runs]
+    return {name for name in names if torch.equal(values[0][name], values[1][name])}
 
 
 def _require_enumerable(name: str, site: Site, plate: str) -> None:
@@ -121,13 +146,16 @@ def _require_enumerable(name: str, site: Site, plate: str) -> None:
         )
 
 
-def _drawn_jointly(pair: Pair, batch: Batch, own: set[str], outside: set[str]) -> str | None:
+def _drawn_jointly(
+    pair: Pair, batch: Batch, own: set[str], outside: set[str], own_draws: bool
+) -> str | None:
     """A draw outside the plate over rows that determines the latents inside it, if there is one."""
     if not outside or not own:
         return None
     trace = trace_tracked(pair, batch)
-    if trace is None:
-        return None
+    if trace is None:  # nothing else is drawn that could vary the latents inside
+        random = own_draws or own <= _same_twice(pair, batch, own)
+        return None if random else min(outside)
     for name in own:
         site = trace.nodes[name]
         if isinstance(innermost(site["fn"]), dist.Delta):

@@ -35,9 +35,9 @@ PLOTS = "plots"
 CHECKPOINTS = "checkpoints"
 
 _DIGEST = "table_sha256"
+"""Key in a result's file: the digest of the table beside it."""
 
 _OF_ESTIMATE = ("mean", "standard_error")
-"""Key in a result's file: the digest of the table beside it."""
 
 _RESULTS = (
     *(WEIGHTS, METRICS, EVALUATION, DIAGNOSIS, ANNEALED, GAPS, POSTERIOR, PLOTS, CHECKPOINTS),

@@ -49,7 +49,7 @@ class Agreement:
 
     def __init__(self, objective: Objective, model_trace: Trace, guide_trace: Trace) -> None:
         self.watches = (
-            objective.loss_is_elbo
+            _claims_the_elbo(objective)
             and objective.free_bits == 0
             and len(sites_of_rows(model_trace)) == len(observed_sites(model_trace))
             and not any(
@@ -89,11 +89,20 @@ class Agreement:
         )
 
 
+def _claims_the_elbo(objective: Objective) -> bool:
+    """Whether the loss is the ELBO, as said by the class that computes it, not by one that it extends."""
+    computes, says = (
+        next(kind for kind in type(objective).__mro__ if name in vars(kind))
+        for name in ("__call__", "loss_is_elbo")
+    )
+    return objective.loss_is_elbo and issubclass(says, computes)
+
+
 def _is_weighted(site: Any) -> bool:
     """Whether a site has another scale than that of the plates around it."""
     expected = 1.0
     for frame in site["cond_indep_stack"]:
-        if frame.vectorized and frame.full_size:
+        if frame.full_size:
             expected *= frame.full_size / frame.size
     scale = torch.as_tensor(site["scale"], dtype=torch.float64)
     return not bool(torch.isclose(scale, torch.tensor(expected, dtype=torch.float64)).all())

@@ -185,7 +185,7 @@ def fit(
         if number is not None and not (number > 0 and math.isfinite(number)):
             raise ValueError(f"{name} must be positive, got {number}")
     pair = Pair(model, guide)
-    batches = Batches(x, pair)
+    batches = Batches(x, pair, transform=transform)
     held_out = None if validation is None else Batches(validation, pair, "validation")
     requested_objective = as_objective(objective)
     if fabric is None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ppl_vae.checks import DataCheck, check_rows
-from ppl_vae.pairs import Batch, Batches, Pair, PairError, move, num_rows
+from ppl_vae.pairs import Batch, Batches, Pair, PairError, move, num_rows, transformed
 from ppl_vae.runtime import preserve_random_state
 from ppl_vae.training.processes import Processes
 
@@ -54,11 +54,7 @@ class TrainingRows:
     def prepared(self, batch: Batch) -> Batch:
         """A batch on the device, transformed: the likelihood sees binarized intensities, say."""
         batch = move(batch, self.processes.device)
-        if self.transform is None:
-            return batch
-        if isinstance(batch, Tensor):
-            return self.transform(batch)
-        return (self.transform(batch[0]), *batch[1:])
+        return batch if self.transform is None else transformed(batch, self.transform)
 
     def first(self) -> Batch:
         """A first batch, to check the pair with."""
