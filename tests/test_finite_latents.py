@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import weakref
 from typing import Any
@@ -271,8 +272,7 @@ def test_a_guide_of_fewer_values_than_the_model_is_not_exact() -> None:
 
 def test_sums_keep_to_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of many joint values, few are in memory at once, and no runs but their numbers are kept."""
-    import ppl_vae.pairs.finite as finite
-
+    finite: Any = importlib.import_module("ppl_vae.pairs.finite")
     sizes: list[int] = []
     alive: list[Any] = []
 

@@ -105,8 +105,8 @@ def _require_steady_sites(pair: Pair, batch: Batch, before: Signature) -> None:
     if again != before:
         differ = sorted({str(site[1]) for site in set(before) ^ set(again)})
         raise PairError(
-            f"the programs have other sites each time they run on the same rows (such as '{differ[0]}'): give the "
-            "sites names that do not depend on chance, such as the index of a random subsample"
+            f"the programs have other sites each time they run on the same rows (such as '{differ[0]}'): give "
+            "the sites names that do not depend on chance, such as the index of a random subsample"
         )
 
 
