@@ -419,3 +419,45 @@ def test_a_collapsed_guide_that_keeps_parameters_for_each_row() -> None:
     found = diagnose(model, guide, x, seed=0)
     assert found.collapsed.tolist() == [True]
     assert any("not ruled out" in note for note in found.notes)
+
+
+def test_latents_that_the_guide_computes_by_row() -> None:
+    """z = 0.8 u + x / 2 with u ~ N(0, 1): u is independent of x, z is not. What is not known is not 0."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            u = pyro.sample("u", dist.Normal(0.0 * x, 1.0), infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Delta(0.8 * u + x / 2, log_density=-math.log(0.8)))
+
+    found = diagnose(model, guide, 1.5 * torch.randn(200), seed=0)
+    assert math.isnan(found.mutual_information.mean)
+    assert "not known" in str(found)
+    assert "not known" in found.summary()
+    assert any("in a way of its own for each row" in text for text in found.notes)
+    assert found.active_units == 1
+
+
+def test_supports_that_differ_by_row() -> None:
+    """q = U(x - 1, x + 1), x ~ U(0, 4): I = log 4 - log 2 of the ends, by quadrature over z."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 3.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Uniform(x - 1, x + 1))
+
+    x = torch.linspace(0, 4, 400)
+    found = diagnose(model, guide, x, seed=0)
+    z = torch.linspace(-1, 5, 6001).double()
+    q = ((z.unsqueeze(-1) - x).abs() <= 1).double().mean(-1) / 2
+    entropy = -(q * q.clamp(min=1e-300).log()).sum() * 6 / 6000
+    truth = float(entropy) - math.log(2)
+    assert abs(found.mutual_information.mean - truth) < 0.1

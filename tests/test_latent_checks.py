@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -88,6 +89,11 @@ REFUSED: dict[str, tuple[Distribution, Distribution, str]] = {
 }
 
 
+REFUSED["normal for angles"] = (
+    lambda x: dist.VonMises(0.0, 1.0),
+    lambda x: dist.Normal(0 * x, 0.3),
+    "angles from -pi to pi",
+)
 REFUSED["gamma for a beta prior, far inside"] = (
     lambda x: dist.Beta(1.0, 1.0),
     lambda x: dist.Gamma(torch.full((len(x),), 1000.0), 5000.0),
@@ -355,3 +361,21 @@ def test_a_mask_that_only_later_rows_have(run: Any) -> None:
     later = torch.arange(200) < 190
     with pytest.raises(PairError, match="the model masks"):
         run(program(True), program(False), (x, later), **options)
+
+
+def test_angles() -> None:
+    """A guide over a full turn is right wherever it begins; half a turn is told. So are bounded bases."""
+    model, exact = pair(lambda x: dist.VonMises(0.0, 1.0), lambda x: dist.VonMises(0 * x, 1.0))
+    turn = pair(lambda x: dist.VonMises(0.0, 1.0), lambda x: dist.Uniform(0 * x, 2 * math.pi))[1]
+    half = pair(lambda x: dist.VonMises(0.0, 1.0), lambda x: dist.Uniform(0 * x, math.pi))[1]
+    x = torch.randn(5)
+    for guide in (exact, turn):
+        assert not [p for p in check(model, guide, x).problems if p.site == "z"]
+    assert [p.severity for p in check(model, half, x).problems if p.site == "z"] == ["warning"]
+
+    def shrunk(x: Tensor) -> Any:
+        base = dist.Beta(2.0 + 0 * x, 2.0)
+        return dist.TransformedDistribution(base, [dist.transforms.AffineTransform(0.0, 0.5)])
+
+    model, guide = pair(lambda x: dist.Beta(1.0, 1.0), shrunk)
+    assert not [p for p in check(model, guide, x).problems if p.site == "z"]

@@ -119,7 +119,7 @@ def unusable(
         "error",
         name,
         f"the data at site '{name}' ({low:g} to {high:g}) are outside of the support of {kind}, "
-        f"{in_words(base.support)}: {advice}",
+        f"{in_words(base)}: {advice}",
     )
     return problem, _rows_of(~inside, dim)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.checks.report import Problem
-from ppl_vae.checks.supports import in_words, range_of, support_of
+from ppl_vae.checks.supports import in_words, is_periodic, range_of, support_of
 from ppl_vae.pairs import (
     Batch,
     Pair,
@@ -106,11 +106,12 @@ def narrow_problems(model_trace: Trace, guide_trace: Trace) -> Iterator[Problem]
         if other is None or _is_delta(other):
             continue
         wanted, given = support_of(site["fn"]), support_of(other["fn"])
-        if wanted is not None and given is not None and _leaves(wanted, given, site):
+        if wanted is not None and given is not None and _leaves(site, other, site):
             yield Problem(
                 "warning",
                 name,
-                f"site '{name}': the guide draws {in_words(given)} only, and the model has {in_words(wanted)}: "
+                f"site '{name}': the guide draws {in_words(other['fn'])} only, and the model has "
+                f"{in_words(site['fn'])}: "
                 "log p(x) leaves out the rest, and nothing in the weights shows it",
             )
 
@@ -146,35 +147,42 @@ def _other_values(in_model: Site, in_guide: Site) -> str:
     if given is not None and given.is_discrete != wanted.is_discrete:
         kinds = ["a density", "probabilities"]
         return (
-            f"the guide's {guide_kind} gives {kinds[given.is_discrete]} (on {in_words(given)}) and the model's "
-            f"{model_kind} {kinds[wanted.is_discrete]} (on {in_words(wanted)}), whose ratio has no meaning: "
+            f"the guide's {guide_kind} gives {kinds[given.is_discrete]} (on {in_words(in_guide['fn'])}) and the "
+            f"model's {model_kind} {kinds[wanted.is_discrete]} (on {in_words(in_model['fn'])}), whose ratio has "
+            "no meaning: "
             "draw the latent from a distribution with the same support in both"
         )
     try:
         outside = int((~wanted.check(value) & _there(in_model, wanted)).sum())
     except (RuntimeError, NotImplementedError):
         return ""
-    beyond = given is not None and _leaves(given, wanted, in_model)
+    beyond = given is not None and _leaves(in_guide, in_model, in_model)
     if not (outside or beyond):
         return ""
-    drawn = "" if given is None else f" on {in_words(given)}"
+    drawn = "" if given is None else f" on {in_words(in_guide['fn'])}"
     seen = f", and {outside} of the values drawn here are" if outside else ", some of which are"
     return (
-        f"the model's {model_kind} is a distribution on {in_words(wanted)}, but the guide draws from "
+        f"the model's {model_kind} is a distribution on {in_words(in_model['fn'])}, but the guide draws from "
         f"{guide_kind}{drawn}{seen} outside of that. Draw from a distribution with the model's support, such "
         "as LogNormal for positive numbers, or a TransformedDistribution"
     )
 
 
-def _leaves(given: Any, wanted: Any, site: Site) -> bool:
-    """Whether unmasked numbers of one support lie outside of another, by more than rounding."""
-    of_given, of_wanted = range_of(given), range_of(wanted)
-    if of_given is None or of_wanted is None:
+def _leaves(one: Site, other: Site, there: Site) -> bool:
+    """Whether numbers of one site's range lie outside of the other's, by more than rounding, where not masked.
+
+    Angles are the same after a full turn: of a range around a circle, only the length counts.
+    """
+    of_one, of_other = range_of(one["fn"]), range_of(other["fn"])
+    if of_one is None or of_other is None:
         return False
-    (low, high), (least, most) = of_given, of_wanted
+    (low, high), (least, most) = of_one, of_other
     try:
-        outside = (low < least - ROUNDING) | (high > most + ROUNDING)
-        return bool((outside & present(site)).any())
+        if is_periodic(one["fn"]) or is_periodic(other["fn"]):
+            outside = high - low > most - least + ROUNDING
+        else:
+            outside = (low < least - ROUNDING) | (high > most + ROUNDING)
+        return bool((outside & present(there)).any())
     except RuntimeError:  # shapes do not fit, which is reported elsewhere
         return False
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import VonMises, constraints
 
 
 def support_of(fn: Any) -> Any:
@@ -18,16 +18,19 @@ def support_of(fn: Any) -> Any:
         return None
 
 
-def in_words(support: Any) -> str:
-    """A support in words.
+def in_words(fn: Any) -> str:
+    """The support of a distribution in words.
 
     Example:
-        >>> from torch.distributions import constraints
-        >>> in_words(constraints.positive), in_words(constraints.interval(-1.0, 2.0))
+        >>> import pyro.distributions as dist
+        >>> in_words(dist.LogNormal(0.0, 1.0)), in_words(dist.Uniform(-1.0, 2.0))
         ('numbers above 0', 'numbers from -1 to 2')
-        >>> in_words(constraints.nonnegative_integer), in_words(constraints.boolean)
+        >>> in_words(dist.Poisson(1.0)), in_words(dist.Bernoulli(0.5))
         ('integers from 0', '0 and 1')
     """
+    if is_periodic(fn):
+        return "angles from -pi to pi"
+    support = support_of(fn)
     base = of_numbers(support)
     fixed = _WORDS.get(type(base))
     if fixed is not None:
@@ -45,22 +48,41 @@ def in_words(support: Any) -> str:
     return f"{kind} from {low} to {high}"
 
 
-def range_of(support: Any) -> tuple[Tensor, Tensor] | None:
-    """The least and the largest single number of a support over real numbers or integers; None for others.
+def range_of(fn: Any) -> tuple[Tensor, Tensor] | None:
+    """The least and the largest number of a distribution over real numbers or integers; None for others.
+
+    Torch calls all real numbers the support of VonMises, whose values are angles, and of a transformed
+    distribution whose base may be bounded.
 
     Example:
-        >>> from torch.distributions import constraints
-        >>> range_of(constraints.positive)
+        >>> import pyro.distributions as dist
+        >>> range_of(dist.Gamma(1.0, 1.0))
         (tensor(0.), tensor(inf))
     """
-    base = of_numbers(support)
+    if is_periodic(fn):
+        return torch.tensor(-math.pi), torch.tensor(math.pi)
+    base = of_numbers(support_of(fn))
     if isinstance(base, type(constraints.boolean)):
         return torch.tensor(0.0), torch.tensor(1.0)
     if not isinstance(base, _RANGES):
         return None
+    if isinstance(base, type(constraints.real)) and hasattr(_unwrapped(fn), "transforms"):
+        return None
     low = getattr(base, "lower_bound", -math.inf)
     high = getattr(base, "upper_bound", math.inf)
     return torch.as_tensor(low), torch.as_tensor(high)
+
+
+def is_periodic(fn: Any) -> bool:
+    """Whether values of a distribution are angles."""
+    return isinstance(_unwrapped(fn), VonMises)
+
+
+def _unwrapped(fn: Any) -> Any:
+    """The distribution inside of wrappers that change no value."""
+    while hasattr(fn, "base_dist") and not hasattr(fn, "transforms"):
+        fn = fn.base_dist
+    return fn
 
 
 def of_numbers(support: Any) -> Any:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import pyro
 import pyro.poutine as poutine
 import torch
 from torch import Tensor
@@ -146,6 +147,17 @@ def aggregate_information(session: Session, draws: RowDraws, size: int) -> Infor
     n = draws.num_rows
     count = min(n, _POINTS if session.layout.vectorizes else 100)
     groups = draws.chosen(count)
+    own_way = [
+        name for _, layout, _, _, points in groups for name in _made_by_row(session, layout, points)
+    ]
+    if own_way:
+        unknown = Estimate(torch.full((count,), math.nan).double())
+        note = (
+            f"the guide computes '{own_way[0]}' from a draw in a way of its own for each row: the density of "
+            "one row's latents under another row's posterior, and so mutual information and marginal KL, are "
+            "not known"
+        )
+        return Information(unknown, unknown, math.inf, (note,))
     aggregates = [torch.full((len(rows),), -math.inf).double() for _, _, _, rows, _ in groups]
     log_guide, log_prior = (values.cpu() for values in draws.densities)
     done = 0
@@ -206,22 +218,46 @@ def _cross_density(
     return torch.cat(parts)
 
 
+def _made_by_row(session: Session, layout: Layout, points: dict[str, Tensor]) -> list[str]:
+    """Latents that the guide computes from its draws otherwise for each row: the same draw gives others."""
+    n = num_rows(session.first)
+    if n == 1 or layout.signature != session.layout.signature:
+        return []
+    same = {name: point[:1] for name, point in points.items()}
+    trace = _run_with(session, session.first, layout, same)
+    found = []
+    for name in layout.latents:
+        if name not in layout.draws:
+            value = rows_first(trace.nodes[name], layout, 1, n)[0]
+            if not torch.allclose(value, value[:1].expand_as(value), rtol=1e-4, atol=1e-5):
+                found.append(name)
+    return found
+
+
 def _numbers(points: dict[str, Tensor]) -> int:
     return sum(point[0].numel() for point in points.values())
 
 
 def _scored(session: Session, batch: Batch, layout: Layout, values: dict[str, Tensor]) -> Tensor:
+    count, n = len(next(iter(values.values()))), num_rows(batch)
+    trace = _run_with(session, batch, layout, values)
+    terms = [
+        sum_to_rows(row_log_prob(site, layout), layout, count, n)
+        for name, site in sample_sites(trace).items()
+        if name in layout.guide_sites
+    ]
+    # Where a density is not defined outside of its support, torch may give NaN.
+    return torch.stack(terms).sum(0).nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+
+
+def _run_with(session: Session, batch: Batch, layout: Layout, values: dict[str, Tensor]) -> Any:
+    """The guide's trace in which all rows have the same draws, of several points."""
     n = num_rows(batch)
     count = len(next(iter(values.values())))
     spread = {}
     for name, value in values.items():
         shaped = in_plates(value.unsqueeze(1).expand(count, n, *value.shape[1:]), layout)
         spread[name] = shaped if count > 1 else shaped[0]
-    with many_samples(layout, count):
-        trace = poutine.trace(Substitute(spread)(session.pair.guide)).get_trace(*as_args(batch))
-    terms = [
-        sum_to_rows(row_log_prob(site, layout), layout, count, n)
-        for name, site in sample_sites(trace).items()
-        if name in layout.guide_sites
-    ]
-    return torch.stack(terms).sum(0)
+    # A draw of one row may lie outside of another's support, where its density is 0.
+    with many_samples(layout, count), pyro.validation_enabled(False):
+        return poutine.trace(Substitute(spread)(session.pair.guide)).get_trace(*as_args(batch))

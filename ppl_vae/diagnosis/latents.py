@@ -96,8 +96,11 @@ class Diagnosis(Result):
         used = f"{self.active_units} of {d} latent dimension{'s are' if d > 1 else ' is'} active"
         at_least = "at least " if self.saturated else ""
         # The estimate may be below zero, the true value cannot.
+        nats = self.mutual_information.mean
         information = (
-            f"z carries {at_least}{max(0.0, self.mutual_information.mean):.1f} nats about x"
+            "how much z carries about x is not known"
+            if math.isnan(nats)
+            else f"z carries {at_least}{max(0.0, nats):.1f} nats about x"
         )
         count = int(unused.sum())
         if count == 0:
@@ -129,8 +132,8 @@ class Diagnosis(Result):
         active = f"{self.active_units} of {len(self.kl)}"
         return [
             ("active units", active if self.num_rows > 1 else "not defined for one row"),
-            ("mutual information", str(shown)),
-            ("marginal KL", str(self.marginal_kl)),
+            ("mutual information", "not known" if math.isnan(information.mean) else str(shown)),
+            ("marginal KL", "not known" if math.isnan(information.mean) else str(self.marginal_kl)),
         ]
 
     def caption(self) -> list[str]:
