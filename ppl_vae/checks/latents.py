@@ -147,9 +147,9 @@ def _other_values(in_model: Site, in_guide: Site) -> str:
     if given is not None and given.is_discrete != wanted.is_discrete:
         kinds = ["a density", "probabilities"]
         return (
-            f"the guide's {guide_kind} gives {kinds[given.is_discrete]} (on {in_words(in_guide['fn'])}) and the "
-            f"model's {model_kind} {kinds[wanted.is_discrete]} (on {in_words(in_model['fn'])}), whose ratio has "
-            "no meaning: "
+            f"the guide's {guide_kind} gives {kinds[given.is_discrete]} (on {in_words(in_guide['fn'])}) and "
+            f"the model's {model_kind} {kinds[wanted.is_discrete]} (on {in_words(in_model['fn'])}), whose "
+            "ratio has no meaning: "
             "draw the latent from a distribution with the same support in both"
         )
     try:

@@ -122,12 +122,12 @@ def _as_numpy(x: Any, name: str) -> np.ndarray[Any, Any]:
             f"{name} is {kind_of(x)}, of which numpy makes no array ({first_line(error)}): pass a tensor, as "
             "torch.as_tensor makes it"
         ) from error
-    words = [str(column) for column, v in columns.items() if v.dtype.kind not in _NUMBERS]
+    words = [f"'{c}': {v.dtype}" for c, v in columns.items() if v.dtype.kind not in _NUMBERS]
     if words:
-        shown = ", ".join(map(repr, words[:5])) + (", ..." if len(words) > 5 else "")
+        shown = ", ".join(words[:5]) + (", ..." if len(words) > 5 else "")
         raise TypeError(
-            f"{name} is {kind_of(x)} with columns that are not numbers ({shown}): encode them, or leave them "
-            "out, as in torch.as_tensor(x[columns].to_numpy())"
+            f"{name} is {kind_of(x)} with columns of a dtype that is not of numbers ({shown}): make numbers of "
+            "them, as in torch.as_tensor(x.astype('float32').to_numpy()), or leave them out"
         )
     # A table of numbers of several kinds, or with missing ones, is an array of objects.
     return np.column_stack(list(columns.values())) if columns else array
