@@ -128,20 +128,19 @@ class ImportanceSampler:
     def _plain(self, batch: Batch, num_samples: int) -> Weights:
         return self.layouts.run(batch, lambda layout: self._weighed(layout, batch, num_samples))
 
-    def finite(self, batch: Batch) -> FiniteLatents | None:
-        """The finite latents of a batch, to be summed over; None if there are none."""
-        return self.layouts.run(batch, lambda layout: self._finite(layout, batch))
+    def discrete(self, batch: Batch) -> tuple[FiniteLatents | None, bool]:
+        """The finite latents of a batch, to be summed over, and whether discrete ones are drawn instead."""
+        return self.layouts.run(batch, lambda layout: self._discrete(layout, batch))
 
-    def _finite(self, layout: Layout, batch: Batch) -> FiniteLatents | None:
+    def _discrete(self, layout: Layout, batch: Batch) -> tuple[FiniteLatents | None, bool]:
         key = layout.signature
         if key not in self._draws_discrete:
             self._draws_discrete[key] = bool(discrete_draws(self.pair, layout, batch))
+        if not self._draws_discrete[key]:
+            return None, False
         # Found for each batch: its plates and supports may be larger than those of another.
-        return finite_latents(self.pair, layout, batch) if self._draws_discrete[key] else None
-
-    def draws_discrete(self, batch: Batch) -> bool:
-        """Whether the guide draws discrete latents of a batch; call `finite` before."""
-        return self._draws_discrete[self.layouts.expected(batch).signature]
+        finite = finite_latents(self.pair, layout, batch)
+        return finite, finite is None
 
     def summed(self, batch: Batch, num_samples: int, finite: FiniteLatents) -> Weights:
         """The weights of a batch with its finite latents summed over; never recorded."""

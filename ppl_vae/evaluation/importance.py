@@ -140,7 +140,7 @@ def _evaluate(
 def _evaluate_rows(
     sampler: ImportanceSampler, batch: Batch, num_samples: int, chunk: int
 ) -> dict[str, Tensor]:
-    finite = sampler.finite(batch)
+    finite, drawn = sampler.discrete(batch)
     if finite is not None:
         chunk = max(1, chunk // finite.count)
     exact = finite is not None and finite.alone
@@ -159,7 +159,7 @@ def _evaluate_rows(
     if exact:  # nothing is drawn
         error, ess = torch.zeros_like(error), torch.full_like(ess, asked)
         khat = torch.full_like(khat, -math.inf)
-    elif finite is None and sampler.draws_discrete(batch):
+    elif drawn:
         # K equal weights say nothing about values that the guide does not draw.
         khat = torch.where(khat == -math.inf, math.nan, khat)
     return {
