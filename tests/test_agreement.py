@@ -105,7 +105,7 @@ def test_a_mask_that_the_elbo_leaves_out_is_noticed(monkeypatch: pytest.MonkeyPa
     "objective", [EnumELBO(), GumbelSoftmaxELBO(), TraceELBO(), ELBO(num_particles=3)]
 )
 def test_noise_is_no_alarm(objective: Any) -> None:
-    assert train(Discrete(), objective, max_epochs=100, learning_rate=0.05).warnings == ()
+    assert train(Discrete(), objective, max_epochs=40, learning_rate=0.05).warnings == ()
 
 
 def test_what_is_meant_to_differ_is_no_alarm() -> None:

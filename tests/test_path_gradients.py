@@ -228,7 +228,7 @@ def agree(found: Leaves, weights: Tensor, expected: dict[str, float], tolerance:
     )  # there is something to be wrong about
 
 
-@pytest.mark.parametrize("beta", [1.0, 0.5, 4.0])
+@pytest.mark.parametrize("beta", [1.0, pytest.param(0.5, marks=pytest.mark.slow), 4.0])
 @pytest.mark.parametrize("name", CASES)
 def test_sticking_the_landing_is_unbiased(name: str, beta: float) -> None:
     case = CASES[name]
@@ -256,7 +256,7 @@ def test_sticking_the_landing_with_particles(
     agree(found, weights, exact(case, noise, weights, 0.5, elbo=True), 1e-4)
 
 
-@pytest.mark.parametrize("beta", [1.0, 0.5, 4.0])
+@pytest.mark.parametrize("beta", [1.0, pytest.param(0.5, marks=pytest.mark.slow), 4.0])
 @pytest.mark.parametrize(
     ("name", "samples", "nodes", "width", "tolerance"),
     [
@@ -334,7 +334,7 @@ def of_a_hundred(program: Callable[..., None]) -> Callable[[Tensor], None]:
 
 
 @pytest.mark.parametrize("vectorizes", [True, False], ids=["vectorized", "looped"])
-@pytest.mark.parametrize("beta", [1.0, 0.5, 4.0])
+@pytest.mark.parametrize("beta", [1.0, pytest.param(0.5, marks=pytest.mark.slow), 4.0])
 @pytest.mark.parametrize("particles", [1, 4])
 def test_no_noise_at_the_exact_posterior(particles: int, beta: float, vectorizes: bool) -> None:
     x = torch.randn(5)
@@ -384,6 +384,7 @@ def test_no_noise_with_an_autoguide_of_a_positive_latent(objective: Objective) -
             assert float(g.abs().max()) < 1e-10
 
 
+@pytest.mark.slow
 def test_the_signal_is_not_lost_in_the_noise_as_samples_are_added() -> None:
     """Mean over standard deviation goes as sqrt(K), and without the option as 1 / sqrt(K)."""
 
