@@ -5,11 +5,21 @@ At the top level rather than in tests/, because the doctests of ppl_vae need the
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pyro
 import pytest
 import torch
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hides the GPUs from all tests but those of `pytest -m gpu`.
+
+    The other tests compare with numbers computed on the CPU, while `fit` moves a pair to the GPU.
+    """
+    if config.getoption("markexpr") != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,11 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
 from ppl_vae import check, fit, objectives
-from ppl_vae.checks import Problem, Report, check_data
+from ppl_vae.checks import PairWarning, Problem, Report, check_data, devices
 from ppl_vae.guides import MeanField
 from ppl_vae.models import MixtureOfPCA
 from ppl_vae.networks import MLP
-from ppl_vae.pairs import Pair, PairError
+from ppl_vae.pairs import Batches, Pair, PairError
 
 X = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
 
@@ -692,4 +693,31 @@ def test_tensors_on_another_device_are_told_with_the_remedy() -> None:
         raise RuntimeError("Expected all tensors to be on the same device, but found two")
 
     (problem,) = check(lambda x: None, guide, torch.zeros(4)).problems
-    assert "torch.zeros(2, device=x.device), or pass device='cpu'" in problem.message
+    assert (
+        "torch.zeros(2, device=x.device), or compute on the CPU (device='cpu' in fit"
+        in problem.message
+    )
+
+
+def test_auto_is_the_cpu_for_a_pair_that_mixes_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU is played by the CPU, and a program that raises what it would raise there."""
+    monkeypatch.setattr(devices, "resolve_device", lambda name: SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(devices, "move", lambda batch, device: batch)
+    monkeypatch.setattr(Pair, "to", lambda pair, device: None)
+    error = RuntimeError("Expected all tensors to be on the same device, but found two")
+
+    def guide(x: Tensor) -> None:
+        if error is not None:
+            raise error
+
+    pair = Pair(lambda x: None, guide)
+    rows = Batches(torch.zeros(4), pair)
+    with pytest.warns(
+        PairWarning, match="computes on the CPU.*torch.zeros\\(2, device=x.device\\)"
+    ):
+        assert devices.device_for(pair, rows, "auto") == "cpu"
+    assert devices.device_for(pair, rows, "cuda") == "cuda"
+    error = RuntimeError("anything else, which check will tell")
+    assert devices.device_for(pair, rows, "auto") == "auto"
+    error = None
+    assert devices.device_for(pair, rows, "auto") == "auto"

@@ -464,7 +464,8 @@ def _generator(x: Any) -> Any:
 
 def _to_arviz(x: Any) -> Any:
     data = ppl_vae.to_arviz(PCA, Exact(PCA), x, num_samples=3, num_draws=2, seed=0)
-    return [data[group].to_dict()["data_vars"] for group in ("posterior", "observed_data")]
+    groups = [data[group] for group in ("posterior", "observed_data")]
+    return [{name: group[name].values.tolist() for name in group.data_vars} for group in groups]
 
 
 def _save_run(x: Any) -> Any:

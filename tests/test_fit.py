@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from trainings import HELD_OUT, Guide, Model, X, read_csv, same, train, weights
 
-from ppl_vae import fit
+from ppl_vae import evaluate, fit
 from ppl_vae.checks import PairWarning
 from ppl_vae.guides import MeanField
 from ppl_vae.models import VAE
@@ -295,7 +295,12 @@ def test_bfloat16() -> None:
     exact, expected = train(max_epochs=5)
     assert all(t.dtype == torch.float32 for t in found.values())
     assert not same(found, expected)  # or it was not used
-    assert fitted.history[-1]["elbo"] == pytest.approx(exact.history[-1]["elbo"], rel=0.05)
+    # In bfloat16 other numbers are drawn: the weights are compared by a bound that hardly depends on draws.
+    bounds = [
+        evaluate(done.model, done.guide, X, num_samples=200, seed=0).elbo.mean
+        for done in (fitted, exact)
+    ]
+    assert bounds[0] == pytest.approx(bounds[1], rel=0.02)
 
 
 def test_double_precision() -> None:

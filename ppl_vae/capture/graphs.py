@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -125,14 +126,18 @@ def compile_graph(graph: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
     Raises:
         RuntimeError: Inductor or the C++ compiler failed.
     """
-    import torch._inductor.config
-    from torch._inductor.compile_fx import compile_fx
+    with (
+        warnings.catch_warnings()
+    ):  # torch's, of its own code: they may be errors where a user works
+        warnings.simplefilter("ignore")
+        import torch._inductor.config
+        from torch._inductor.compile_fx import compile_fx
 
-    graph = copy.deepcopy(graph)
-    split_biases(graph)
-    join_logarithms(graph)
-    with torch.no_grad(), torch._inductor.config.patch(fallback_random=True):
-        compiled: Any = compile_fx(graph, inputs)
+        graph = copy.deepcopy(graph)
+        split_biases(graph)
+        join_logarithms(graph)
+        with torch.no_grad(), torch._inductor.config.patch(fallback_random=True):
+            compiled: Any = compile_fx(graph, inputs)
     return compiled  # type: ignore[no-any-return]
 
 

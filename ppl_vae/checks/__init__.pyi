@@ -4,6 +4,7 @@ from .batches import (
     check_rows as check_rows,
 )
 from .data import rows_not_finite as rows_not_finite
+from .devices import device_for as device_for
 from .programs import check as check, check_batch as check_batch
 from .report import PairWarning as PairWarning, Problem as Problem, Report as Report
 from .rows import row_problems as row_problems

@@ -68,7 +68,7 @@ def check(
         error: the model's latent site 'z' is not sampled by the guide, which samples 'code': ...
     """
     pair = Pair.of(model, guide)
-    with pair.scope(), _restored(pair):
+    with pair.scope(), restored(pair):
         batches = Batches(x, pair)
         if pair.keeps_rows and batches.in_memory:
             batch = batches.rows
@@ -83,7 +83,7 @@ def check(
 
 
 @contextmanager
-def _restored(pair: Pair) -> Iterator[None]:
+def restored(pair: Pair) -> Iterator[None]:
     """Undoes what a first run changes in modules.
 
     An autoguide creates its parameters for that batch, and a lazy layer becomes another class.
@@ -133,12 +133,19 @@ def check_batch(
 ) -> Report:
     """`check` on a given batch, inside `pair.scope()`; `doubt` is that of its `Batches`."""
     problems: list[Problem] = list(_warmup(objective, max_epochs))
-    before: Any = pyro.get_param_store().get_state()
-    inside: Any = {key: dict(value) for key, value in before.items()}
-    with preserve_random_state(), pair.mode(training=False), pyro.get_param_store().scope(inside):
+    with aside(pair):
         problems += problems_of(Subject(pair, batch, objective, last_batch, minibatches, doubt))
     order = {"error": 0, "warning": 1}
     return Report(tuple(sorted(problems, key=lambda p: order[p.severity]))).explained(doubt)
+
+
+@contextmanager
+def aside(pair: Pair) -> Iterator[None]:
+    """For a run that leaves no trace in the random state and in the parameter store; in evaluation mode."""
+    before: Any = pyro.get_param_store().get_state()
+    inside: Any = {key: dict(value) for key, value in before.items()}
+    with preserve_random_state(), pair.mode(training=False), pyro.get_param_store().scope(inside):
+        yield
 
 
 def _warmup(objective: Objective, max_epochs: int | None) -> Iterator[Problem]:

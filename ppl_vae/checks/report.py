@@ -14,6 +14,9 @@ from torch import Tensor
 
 from ppl_vae.pairs import Batch, Pair, PairError, Trace, as_args, first_line
 
+_MIXED_TYPES = "torch.cuda.FloatTensor) should be the same"
+"""How convolutions say it: Input type (torch.FloatTensor) and weight type (torch.cuda.FloatTensor) ..."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -105,13 +108,20 @@ def run_pair(pair: Pair, batch: Batch) -> tuple[Trace, Trace] | Problem:
     return model_trace, guide_trace
 
 
+def mixes_devices(error: Exception) -> bool:
+    """Whether a program raised because its tensors are on different devices."""
+    said = str(error)
+    return any(words in said for words in ("on the same device", "same device as", _MIXED_TYPES))
+
+
 def other_device(error: Exception) -> str:
     """The remedy if a program raised because its tensors are on different devices; otherwise empty."""
-    if "on the same device" not in str(error) and "same device as" not in str(error):
+    if not mixes_devices(error):
         return ""
     return (
         "; the rows are where the parameters are: make the program's own tensors there, as in "
-        "torch.zeros(2, device=x.device), or pass device='cpu'"
+        "torch.zeros(2, device=x.device), or compute on the CPU (device='cpu' in fit and on the command "
+        "line, .cpu() for modules)"
     )
 
 

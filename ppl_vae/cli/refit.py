@@ -7,12 +7,11 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ppl_vae.cli.finish import finish_run
 from ppl_vae.cli.mistakes import UsageError
-from ppl_vae.cli.options import FABRIC
 from ppl_vae.cli.setup import set_up, with_defaults
 from ppl_vae.cli.start import start_run
 from ppl_vae.pairs import keep_guide
 from ppl_vae.runs import discard_folder, load_run
-from ppl_vae.runtime import make_fabric, resolve_device
+from ppl_vae.runtime import resolve_device
 from ppl_vae.training import refit_guide
 
 
@@ -35,8 +34,7 @@ def refit(parser: ArgumentParser, given: Namespace) -> int:
     folder = start_run(setup, given)
     progress = False if given.get("quiet") else None
     try:
-        fabric = make_fabric(**{name: setup.fit_options.pop(name) for name in FABRIC})
-        fitted = setup.train(refit_guide, fabric=fabric, run_dir=folder, progress=progress)
+        fitted = setup.train(refit_guide, fabric=setup.fabric(), run_dir=folder, progress=progress)
         finish_run(folder, setup, fitted, progress)
     except BaseException:
         discard_folder(folder)

@@ -8,6 +8,7 @@ import numpy as np
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
+from ppl_vae.checks import device_for
 from ppl_vae.cli.common import keep_result, rows_of, say
 from ppl_vae.cli.finish import MOST_PICTURED
 from ppl_vae.cli.mistakes import UsageError
@@ -23,7 +24,7 @@ from ppl_vae.evaluation import (
     to_arviz,
 )
 from ppl_vae.objectives import Objective
-from ppl_vae.pairs import Pair, Program
+from ppl_vae.pairs import Batches, Pair, Program
 from ppl_vae.plots import comparison_plot, gaps_plot, prior_samples
 from ppl_vae.runs import (
     ANNEALED,
@@ -43,8 +44,8 @@ from ppl_vae.runtime import resolve_device
 def evaluate(parser: ArgumentParser, given: Namespace) -> int:
     """Evaluates a run's test rows, by importance sampling or by annealed importance sampling."""
     options, run, data = _open_run(parser, given)
-    _to_device(run, options.device)
     x = _first_rows(data, options)
+    _to_device(run, options.device, x)
     rows = rows_of(data, len(x))
     if options.method == "ais":
         start = None if options.from_prior else run.guide
@@ -69,8 +70,8 @@ def evaluate(parser: ArgumentParser, given: Namespace) -> int:
 def gaps(parser: ArgumentParser, given: Namespace) -> int:
     """Says where a run's bound is lost: log p(x), the best ELBO in the guide's family, the ELBO."""
     options, run, data = _open_run(parser, given)
-    _to_device(run, options.device)
     x = _first_rows(data, options)
+    _to_device(run, options.device, x)
     truth = _anneal(run, run.guide, x, options) if options.truth == "ais" else None
     found = inference_gaps(
         run.model,
@@ -94,7 +95,7 @@ def gaps(parser: ArgumentParser, given: Namespace) -> int:
 def diagnose(parser: ArgumentParser, given: Namespace) -> int:
     """Diagnoses a run on its test rows."""
     options, run, data = _open_run(parser, given)
-    _to_device(run, options.device)
+    _to_device(run, options.device, data.test)
     objective: Objective = build(run.config["objective"])[0]
     diagnosis = diagnose_pair(
         run.model,
@@ -194,6 +195,7 @@ def _first_rows(data: Data, options: Namespace) -> Tensor:
     return data.test[: options.max_rows]
 
 
-def _to_device(run: Run, device: str) -> None:
-    """Moves the pair of a run to the device of this name."""
-    Pair.of(run.model, run.guide).to(resolve_device(device))
+def _to_device(run: Run, device: str, x: Tensor) -> None:
+    """Moves the pair of a run to the device of this name; with `auto`, to one on which it runs."""
+    pair = Pair.of(run.model, run.guide)
+    pair.to(resolve_device(device_for(pair, Batches(x, pair), device)))

@@ -6,23 +6,28 @@ import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import pyro
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
+from ppl_vae.checks import device_for
 from ppl_vae.cli.known import DEFAULTS
 from ppl_vae.cli.mistakes import UsageError
-from ppl_vae.cli.options import DATA, TRAINING, add_functions, names
+from ppl_vae.cli.options import DATA, FABRIC, TRAINING, add_functions, names
 from ppl_vae.cli.parser import Parser
 from ppl_vae.data import Data, load_data
 from ppl_vae.likelihoods import Likelihood
 from ppl_vae.networks import Network
 from ppl_vae.objectives import Objective
-from ppl_vae.pairs import Program
+from ppl_vae.pairs import Batches, Pair, Program
 from ppl_vae.runs import build, import_by_name
+from ppl_vae.runtime import make_fabric
 from ppl_vae.training import Fit
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 _SHARED = (
     *("latent_dim", "latent_dims", "components", "states", "symbols"),
@@ -50,6 +55,13 @@ class Setup:
     objective: Objective
     fit_options: dict[str, Any]
     config: dict[str, Any]
+
+    def fabric(self) -> Fabric:
+        """The fabric of the training; its options are taken out of `fit_options`."""
+        options = {name: self.fit_options.pop(name) for name in FABRIC}
+        pair = Pair(self.model, self.guide)
+        device = device_for(pair, Batches(self.data.train, pair), options.pop("device"))
+        return make_fabric(device, **options)
 
     def train(self, method: Callable[..., Fit], **where: Any) -> Fit:
         """Trains by `fit` or by `refit_guide`, with further keywords (`run_dir`, `progress`, ...)."""

@@ -12,11 +12,10 @@ from jsonargparse import ArgumentParser, Namespace
 from ppl_vae.cli.common import say
 from ppl_vae.cli.finish import finish_run
 from ppl_vae.cli.mistakes import UsageError
-from ppl_vae.cli.options import FABRIC
 from ppl_vae.cli.setup import set_up, with_defaults
 from ppl_vae.cli.start import check_setup, new_folder
 from ppl_vae.runs import CHECKPOINTS, discard_folder, prepare_folder, read_config, write_config
-from ppl_vae.runtime import make_fabric, resolve_device
+from ppl_vae.runtime import resolve_device
 from ppl_vae.training import fit
 
 
@@ -39,7 +38,7 @@ def train(parser: ArgumentParser, given: Namespace) -> int:
     if resumed is None:
         folder = Path(given.get("run_dir") or new_folder(setup.config))
         check_setup(setup)  # before anything is written, and anything overwritten
-    fabric = make_fabric(**{name: setup.fit_options.pop(name) for name in FABRIC})
+    fabric = setup.fabric()
     folder = Path(fabric.broadcast(str(folder)))  # the name contains the time
     if fabric.is_global_zero:
         if resumed is None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ppl_vae.checks import device_for
 from ppl_vae.em.data import EMData, empty_guide
 from ppl_vae.em.loop import EMLoop
 from ppl_vae.em.steps import GradientSteps, StepSize, closed_form
@@ -139,7 +140,7 @@ def fit_em(
             mixtures), rather than from its parameters as they are.
         restarts: Starts with different seeds, of which the one with the best bound is kept.
         seed: Makes the result reproducible and leaves the global generators alone. None: use those.
-        device: `auto` (a CUDA GPU if there is one), `cpu`, `cuda`, `cuda:1`, `mps`.
+        device: `auto` (a CUDA GPU if there is one and the pair runs there), `cpu`, `cuda`, `cuda:1`, `mps`.
         progress: Whether to show a progress bar; None shows one on a terminal.
 
     Returns:
@@ -182,12 +183,14 @@ def fit_em(
         if seed is not None:
             stack.enter_context(preserve_random_state())
             torch.manual_seed(seed)
-        pair.to(resolve_device(device))
+        batches = Batches(x, pair)
+        chosen = resolve_device(device_for(pair, batches, device))
+        pair.to(chosen)
         stack.enter_context(pair.scope())
         stack.enter_context(pair.mode(training=True))
         run = EMLoop(
             pair=pair,
-            data=EMData(Batches(x, pair), batch_size, resolve_device(device), online is not None),
+            data=EMData(batches, batch_size, chosen, online is not None),
             max_iterations=max_iterations,
             tolerance=tolerance,
             hard=hard,

@@ -7,8 +7,8 @@ they compute.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import pyro
@@ -137,15 +137,13 @@ class Pair:
     @contextmanager
     def mode(self, training: bool) -> Iterator[None]:
         """Puts the pair's modules in training or evaluation mode, and back afterwards."""
-        before = [
-            (module, module.training)
-            for root in self.modules().values()
-            for module in root.modules()
-        ]
+        modules = [m for root in self.modules().values() for m in root.modules()]
+        before = [(module, module.training) for module in modules]
         for root in self.modules().values():
             root.train(training)
         try:
-            yield
+            with nullcontext() if training else _differentiable_recurrence(modules):
+                yield
         finally:
             for module, was_training in before:
                 module.training = was_training
@@ -254,6 +252,25 @@ class Pair:
             if tensor.device != device:
                 moved = tensor.detach().to(device).requires_grad_(tensor.requires_grad)
                 self.store["params"][name] = moved
+
+
+@contextmanager
+def _differentiable_recurrence(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Lets gradients through recurrent layers that are in evaluation mode on a GPU.
+
+    cuDNN has no backward pass for them in that mode. Training mode without dropout computes the same.
+    """
+    recurrent = [
+        m for m in modules if isinstance(m, nn.RNNBase) and any(p.is_cuda for p in m.parameters())
+    ]
+    dropouts = [m.dropout for m in recurrent]
+    for module in recurrent:
+        module.training, module.dropout = True, 0.0
+    try:
+        yield
+    finally:
+        for module, dropout in zip(recurrent, dropouts, strict=True):
+            module.dropout = dropout
 
 
 def _empty_store() -> dict[str, Any]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from ppl_vae.checks import device_for
 from ppl_vae.objectives import Objective, as_objective
 from ppl_vae.pairs import Batches, DataLike, Pair, Program
 from ppl_vae.runtime import described, make_fabric, preserve_random_state, seed_everything
@@ -119,8 +120,8 @@ def fit(
             weights. Epochs in which beta still warms up do not count.
         transform: Applied to every training batch, such as dynamic binarization.
         seed: Makes the result reproducible and leaves the global generators alone. None: use those.
-        device: `auto` (a CUDA GPU if there is one, otherwise the CPU), `cpu`, `cuda`, `cuda:1` (that GPU),
-            `mps`.
+        device: `auto` (a CUDA GPU if there is one and the pair runs there, otherwise the CPU), `cpu`, `cuda`,
+            `cuda:1` (that GPU), `mps`.
         fabric: In place of `device`, a launched Lightning Fabric, for several processes or mixed precision:
             `make_fabric("cuda", "bf16-mixed", num_processes=4)` of `ppl_vae.runtime`.
         run_dir: Folder for `metrics.csv` and `checkpoints/`; None keeps everything in memory.
@@ -189,7 +190,7 @@ def fit(
     held_out = None if validation is None else Batches(validation, pair, "validation")
     requested_objective = as_objective(objective)
     if fabric is None:
-        fabric = make_fabric(device)
+        fabric = make_fabric(device_for(pair, batches, device))
     folder = None if run_dir is None else Path(run_dir)
     if folder is not None and not resume and list((folder / "checkpoints").glob("step-*")):
         raise FileExistsError(

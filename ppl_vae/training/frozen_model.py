@@ -14,7 +14,8 @@ import pyro.poutine as poutine
 from pyro.poutine.messenger import Messenger
 from torch.nn import Module, Parameter
 
-from ppl_vae.pairs import DataLike, Pair, PairError, Program, keep_guide
+from ppl_vae.checks import device_for
+from ppl_vae.pairs import Batches, DataLike, Pair, PairError, Program, keep_guide
 from ppl_vae.runtime import resolve_device
 from ppl_vae.training.fitting import Fit, fit
 
@@ -53,6 +54,11 @@ def refit_guide(model: Program, guide: Program, x: DataLike, **options: Any) -> 
         >>> refitted.model is model
         True
     """
+    if (
+        options.get("fabric") is None
+    ):  # `fit` does not see the model's modules, so it cannot move them
+        pair = Pair.of(model, guide)
+        options["device"] = device_for(pair, Batches(x, pair), options.get("device", "auto"))
     with _frozen(model, options) as frozen:
         result = fit(frozen, guide, x, **options)
     Pair(model, result.guide).remember()

@@ -1,0 +1,222 @@
+"""On a GPU: every pair of ours, exact answers, recorded steps, and programs that make tensors on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from catalogue import PAIRS, ROWS
+from torch import Tensor, nn
+from trainings import Model, X, same, train
+
+from ppl_vae import (
+    annealed_importance_sampling,
+    check,
+    diagnose,
+    evaluate,
+    fit,
+    fit_em,
+    inference_gaps,
+    load_run,
+    save_run,
+    to_arviz,
+)
+from ppl_vae.checks import PairWarning
+from ppl_vae.em import GradientSteps
+from ppl_vae.guides import Exact
+from ppl_vae.models import GaussianMixture, ProbabilisticPCA
+from ppl_vae.pairs import Pair, PairError
+from ppl_vae.training import refit_guide
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU"),
+]
+
+
+def devices(model: Any, guide: Any, x: Any) -> set[str]:
+    """The kinds of devices that a pair's parameters are on."""
+    pair = Pair.of(model, guide)
+    with pair.scope():
+        return {p.device.type for p in pair.parameters(x).values()}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_every_pair_does_everything(name: str, tmp_path: Path) -> None:
+    model, guide, x = PAIRS[name]()
+    batch_size = ROWS if Pair(model, guide).keeps_rows else 10
+    fit(model, guide, x, max_epochs=1, batch_size=batch_size, seed=0)
+    on_gpu = {
+        p.device.type for m in Pair.of(model, guide).modules().values() for p in m.parameters()
+    }
+    assert on_gpu <= {"cuda"}
+    found = evaluate(model, guide, x, num_samples=8, seed=1)
+    assert found.num_rows == ROWS
+    if isinstance(guide, Exact):
+        copy, _, _ = PAIRS[name]()
+        copy.load_state_dict(model.state_dict())
+        torch.testing.assert_close(
+            found.log_likelihood.values, copy.log_evidence(x), atol=2e-3, rtol=1e-4
+        )
+    save_run(tmp_path / "run", model, guide)
+    other_model, other_guide, _ = PAIRS[name]()
+    run = load_run(tmp_path / "run", other_model, other_guide)  # on the CPU
+    again = Pair.of(run.model, run.guide).state()
+    for key, value in Pair.of(model, guide).state().items():
+        assert torch.equal(again[key].cpu(), value.cpu()), key
+    exported = to_arviz(model, guide, x, num_samples=4, num_draws=3, seed=1)
+    assert exported["log_likelihood"]
+
+
+def test_numbers_are_those_of_the_cpu() -> None:
+    """An exact guide: log p(x), the gaps and the KL do not depend on draws."""
+    torch.manual_seed(0)
+    model = ProbabilisticPCA((5,), latent_dim=2)
+    guide, x = Exact(model), torch.randn(50, 5)
+    exact = model.log_evidence(x)
+    on_cpu = diagnose(model, guide, x, seed=0)
+    model.cuda()
+    found = evaluate(model, guide, x, num_samples=20, seed=0)
+    torch.testing.assert_close(found.log_likelihood.values, exact, atol=1e-5, rtol=1e-5)
+    annealed = annealed_importance_sampling(
+        model, guide, x[:10], num_steps=20, num_chains=4, seed=0
+    )
+    torch.testing.assert_close(
+        annealed.log_likelihood.values.double(), exact[:10].double(), atol=1e-4, rtol=1e-5
+    )
+    gaps = inference_gaps(model, guide, x[:10], seed=0)
+    assert abs(gaps.approximation_gap.mean) < 1e-3
+    assert abs(gaps.amortization_gap.mean) < 1e-3
+    torch.testing.assert_close(
+        diagnose(model, guide, x, seed=0).kl, on_cpu.kl, atol=1e-4, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_it_learns_what_the_cpu_learns(recorded: bool) -> None:
+    """Draws differ between devices; with the exact posterior as guide, they hardly matter."""
+    torch.manual_seed(2)
+    x = torch.randn(200, 3) @ torch.randn(3, 3)
+    ends = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(3)
+        model = ProbabilisticPCA((3,), latent_dim=2)
+        start = model.log_evidence(x).mean()
+        options: dict[str, Any] = {"device": device, "capture": recorded, "seed": 0}
+        fit(model, Exact(model), x, max_epochs=200, batch_size=100, learning_rate=0.01, **options)
+        ends.append(model.cpu().log_evidence(x).mean())
+        assert ends[-1] > start + 0.5
+    torch.testing.assert_close(ends[0], ends[1], atol=0.02, rtol=0)
+
+
+def test_recorded_steps_are_pyros() -> None:
+    """To float precision: the order in which a GPU adds numbers may differ."""
+    (plain, weights), (recorded, recorded_weights) = (
+        train(max_epochs=20, capture=capture, device="cuda") for capture in (False, True)
+    )
+    for a, b in zip(plain.history, recorded.history, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
+    for name, value in weights.items():
+        torch.testing.assert_close(recorded_weights[name], value, atol=1e-4, rtol=1e-4)
+
+
+def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path) -> None:
+    _, whole = train(max_epochs=4, device="cuda", capture=False)
+    train(max_epochs=2, device="cuda", capture=False, run_dir=tmp_path)
+    _, resumed = train(max_epochs=4, device="cuda", capture=False, run_dir=tmp_path, resume=True)
+    assert same(whole, resumed)
+
+
+class Recurrent(nn.Module):
+    """q(z | x) by a GRU with dropout between its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(1, 4, num_layers=2, dropout=0.5, batch_first=True)
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> None:
+        _, h = self.gru(x.unsqueeze(-1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.out(h[-1]), 1.0).to_event(1))
+
+
+def test_recurrent_layers_have_gradients_in_evaluation_mode() -> None:
+    torch.manual_seed(0)
+    model, guide = Model(), Recurrent()
+    gradients = []
+    for device in ("cpu", "cuda"):
+        pair = Pair(model, guide)
+        pair.to(torch.device(device))
+        x = X.to(device)
+        with pair.mode(training=False):
+            _, h = guide.gru(x.unsqueeze(-1))
+            gradients.append(torch.autograd.grad(h.square().sum(), guide.gru.weight_hh_l0)[0].cpu())
+        assert guide.gru.training
+        assert guide.gru.dropout == 0.5
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-4, rtol=1e-3)
+    assert check(model, guide, X.cuda()).ok
+    fit(model, guide, X, max_epochs=2, seed=0, device="cuda")
+    inference_gaps(model, guide, X[:5], seed=0)
+    refit_guide(model, Recurrent(), X, max_epochs=2, seed=0)
+
+
+def strangers_model(x: Tensor) -> None:
+    """Written for the CPU: a tensor of its own."""
+    loc = pyro.param("loc", torch.zeros(2))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(loc + torch.zeros(2), torch.ones(2)).to_event(1))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+
+class StrangersGuide(nn.Module):
+    """A module, which `fit` moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.net(x), torch.ones(2)).to_event(1))
+
+
+def test_a_program_for_the_cpu_is_trained_there() -> None:
+    x = torch.randn(20, 2)
+    with pytest.warns(PairWarning, match="computes on the CPU: on the GPU it mixes devices"):
+        fitted = fit(strangers_model, StrangersGuide(), x, max_epochs=2, seed=0)
+    assert devices(fitted.model, fitted.guide, x) == {"cpu"}
+    evaluate(fitted.model, fitted.guide, x, num_samples=3)
+    with pytest.warns(PairWarning, match="computes on the CPU"):
+        refitted = refit_guide(fitted.model, StrangersGuide(), x, max_epochs=2, seed=0)
+    assert devices(refitted.model, refitted.guide, x) == {"cpu"}
+    with pytest.raises(PairError, match="make the program's own tensors there"):
+        fit(strangers_model, StrangersGuide(), x, max_epochs=2, seed=0, device="cuda")
+
+
+def test_em_of_a_program_for_the_cpu() -> None:
+    def model(x: Tensor) -> None:
+        loc = pyro.param("loc", torch.tensor([-1.0, 1.0]))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample(
+                "z", dist.Categorical(torch.ones(2) / 2), infer={"enumerate": "parallel"}
+            )
+            pyro.sample("x", dist.Normal(loc[z], 1.0), obs=x)
+
+    x = torch.randn(30)
+    with pytest.warns(PairWarning, match="computes on the CPU"):
+        fit_em(model, x, m_step=GradientSteps(steps=2), max_iterations=2)
+
+
+def test_em_on_the_gpu_is_that_of_the_cpu() -> None:
+    x = torch.randn(200, 2)
+    ends = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(1)
+        model = GaussianMixture((2,), components=2)
+        ends.append(fit_em(model, x, seed=0, max_iterations=20, device=device).log_likelihood)
+    assert ends[0] == pytest.approx(ends[1], abs=1e-3)
