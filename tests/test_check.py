@@ -704,7 +704,7 @@ def test_auto_is_the_cpu_for_a_pair_that_mixes_devices(monkeypatch: pytest.Monke
     monkeypatch.setattr(devices, "resolve_device", lambda name: SimpleNamespace(type="cuda"))
     monkeypatch.setattr(devices, "move", lambda batch, device: batch)
     monkeypatch.setattr(Pair, "to", lambda pair, device: None)
-    error = RuntimeError("Expected all tensors to be on the same device, but found two")
+    error: RuntimeError | None = RuntimeError("Expected all tensors to be on the same device, but")
 
     def guide(x: Tensor) -> None:
         if error is not None:
