@@ -17,6 +17,7 @@ from ppl_vae.checks.report import Problem, Report, run_pair
 from ppl_vae.checks.shapes import shape_problems
 from ppl_vae.pairs import (
     Batch,
+    Buffers,
     Pair,
     PairError,
     Trace,
@@ -25,6 +26,7 @@ from ppl_vae.pairs import (
     observed_sites,
     rows_frame,
     sites_of_rows,
+    take_rows,
 )
 from ppl_vae.runtime import preserve_random_state
 
@@ -148,6 +150,17 @@ class DataCheck:
             return None
         return found[0].message, min(found[1], default=None)
 
+    def refuse(self, batch: Batch, number: int, name: str = "x") -> None:
+        """Refuses a batch with a problem, and says in which one and in which row of it.
+
+        Raises:
+            PairError: There is a problem.
+        """
+        found = self.first_problem(batch)
+        if found is not None:
+            row = "" if found[1] is None else f", row {found[1]} in it"
+            raise PairError(f"batch {number} of {name}{row} (counted from 0): {found[0]}")
+
 
 def check_rows(
     batches: Iterable[Batch],
@@ -178,6 +191,48 @@ def check_rows(
             problem, row = found
             raise PairError(f"row {start + (row or 0)} of {name} (counted from 0): {problem}")
         start += num_rows(batch)
+
+
+def small_batch_problem(pair: Pair, batch: Batch, rows: int) -> Problem | None:
+    """What is wrong if the smallest batch of a training has so few rows. Batch norm needs two, for example.
+
+    The pair runs on the first rows of a batch, in evaluation mode and in training mode. Neither the buffers of
+    modules nor the random generators change.
+
+    Args:
+        pair: Model and guide, inside of `pair.scope()`.
+        batch: A batch on which the pair runs in evaluation mode.
+        rows: The number of rows; if the batch has as many, more than one, or fewer, there is nothing to find.
+    """
+    n = num_rows(batch)
+    if not 0 < rows <= n or rows == n > 1:
+        return None
+    fewer = take_rows(batch, slice(0, rows))
+    buffers = Buffers(pair.modules().values())
+    for training in (False, True):
+        before = buffers.copies()
+        with preserve_random_state(), pair.mode(training):
+            traces = run_pair(pair, fewer)
+        buffers.put_back(before)
+        wrong = [traces] if isinstance(traces, Problem) else list(shape_problems(*traces))
+        if wrong:
+            break
+    else:
+        return None
+    few = "1 row" if rows == 1 else f"{rows} rows"
+    remedy = (
+        "Choose a batch_size that leaves more than one row for it, or leave such a batch out (drop_last=True "
+        "of a DataLoader); squeeze() without a dimension and batch norm, for example, need more than one row"
+        if rows == 1
+        else "If the guide keeps parameters for each row, train with batch_size = the number of rows"
+    )
+    return Problem(
+        "error",
+        wrong[0].site,
+        f"the pair {f'runs on the first {n} rows but not' if rows < n else 'does not run'} on the {few} that "
+        f"the last batch of an epoch may have{' in training' if training else ''} ({wrong[0].message}). "
+        f"{remedy}",
+    )
 
 
 def _quietly_run(pair: Pair, batch: Batch) -> tuple[Trace, Trace] | None:

@@ -27,6 +27,9 @@ class EMData:
         batch_size: Rows at once; None for all of them, or for 256 online.
         device: Where the pair computes.
         online: Whether an M step follows each batch.
+
+    Attributes:
+        smallest_batch: Rows of the smallest batch so far; `check` sees all of them. 0 before.
     """
 
     def __init__(
@@ -35,17 +38,18 @@ class EMData:
         self.batches, self.device = batches, device
         every = num_rows(batches.rows) if batches.in_memory else 1
         self.batch_size = batch_size or (256 if online else every)
+        self.smallest_batch = 0
         self._only: Batch | None = None
         if batches.in_memory and self.batch_size >= every:
             self._only = move(batches.rows, device)
 
     def __iter__(self) -> Iterator[Batch]:
-        if self._only is not None:
-            yield self._only
-            return
+        alone = None if self._only is None else [self._only]
         empty = True
-        for batch in self.batches.ordered(self.batch_size):
+        for batch in alone or self.batches.ordered(self.batch_size):
             empty = False
+            rows = num_rows(batch)
+            self.smallest_batch = min(self.smallest_batch or rows, rows)
             yield move(batch, self.device)
         if empty:
             raise ValueError("x gave no batches: it is empty, or can be read only once")

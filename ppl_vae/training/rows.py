@@ -68,10 +68,10 @@ class TrainingRows:
         return math.ceil((rows - self.processes.rank) / self.processes.count)
 
     @property
-    def last_batch(self) -> int | None:
-        """This process's rows of the last batch of an epoch, if it is smaller than the others."""
-        last = self.batches.last_batch(self.batch_size)
-        return None if last is None else self._share(last)
+    def smallest_batch(self) -> int | None:
+        """This process's rows of the smallest batch of an epoch; None if that is not known."""
+        rows = self.batches.smallest_batch(self.batch_size)
+        return None if rows is None else self._share(rows)
 
     def check(self, first: Batch) -> None:
         """Checks the data of all rows now, or those of an iterable as they come.
@@ -106,8 +106,6 @@ class TrainingRows:
         for step, (batch, rows) in enumerate(source, start):
             if batch is not None:
                 batch = self.prepared(batch)
-                problem = None if check is None else check.first_problem(batch)
-                if problem is not None:
-                    row = "" if problem[1] is None else f", row {problem[1]} in it"
-                    raise PairError(f"batch {step} of x{row} (counted from 0): {problem[0]}")
+                if check is not None:
+                    check.refuse(batch, step)
             yield batch, rows
