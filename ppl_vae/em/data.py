@@ -60,9 +60,11 @@ class EMData:
             assert batch is not None  # a single process has all rows
             yield move(batch, self.device)
 
-    def few(self, rows: int) -> Batch:
-        """At most so many of the first rows."""
-        return take_rows(move(self.batches.first(rows), self.device), slice(0, rows))
+    def few(self, pair: Pair) -> Batch:
+        """The first 64 rows; all of them for a guide that keeps parameters for each row."""
+        if pair.keeps_rows:
+            return move(self.batches.first(self.batch_size), self.device)
+        return take_rows(move(self.batches.first(64), self.device), slice(0, 64))
 
     def sample(self, seed: int) -> Batch:
         """Rows to start from: drawn at random from a tensor, the first ones of an iterable."""
@@ -90,11 +92,12 @@ class EMData:
         wrong and in which row of the batch; the program is not run then.
 
         Raises:
-            PairError: There are such data.
+            PairError: There are such data, or the guide needs all rows at once, and a batch does not hold them.
         """
+        self.batches.require_all_rows(pair, self.batch_size)
         own: Any = getattr(pair.model, "first_problem", None)
         if own is None or pair.guide is not empty_guide:
-            few = self.few(64)
+            few = self.few(pair)
             check_data(pair, few, self.batches.doubt)
             check_rows(self, DataCheck(pair, few).first_problem)
         else:

@@ -206,7 +206,7 @@ def choose_steps(pair: Pair, data: EMData, m_step: GradientSteps | None, hard: b
         PairError: There are none, or the programs do not run on the smallest batch.
         ValueError: `hard` is set, but the mode of p(z | x) cannot be computed.
     """
-    few = data.few(64)
+    few = data.few(pair)
     model = None if m_step else closed_form(pair.model)
     m_step = m_step or GradientSteps()
     by_guide = pair.guide is not empty_guide

@@ -17,6 +17,7 @@ from torch.utils.data import TensorDataset
 
 from ppl_vae.pairs.as_tensors import kind_of
 from ppl_vae.pairs.autoguides import autoguides_of, keep_rows
+from ppl_vae.pairs.errors import PairError
 from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import Batch, as_args, num_rows, take_rows
 from ppl_vae.pairs.rows_of_data import DataArguments, read_batch, read_data
@@ -115,6 +116,20 @@ class Batches:
                 f"pass {self._name} as one tensor"
             )
         return self._rows
+
+    def require_all_rows(self, pair: Pair, batch_size: int) -> None:
+        """Refuses to give a guide that keeps parameters for each row fewer than all rows at once.
+
+        Raises:
+            PairError: The guide is such a one, and an epoch has several batches.
+        """
+        if pair.keeps_rows and self.num_batches(batch_size) != 1:
+            some = f"batches of {batch_size} rows" if self.in_memory else "several batches"
+            raise PairError(
+                "the guide keeps parameters for each row (it is not amortized), so it cannot be given "
+                f"{some}: train with batch_size = the number of rows, or use a "
+                "guide that computes q(z | x) from x"
+            )
 
     def num_batches(self, batch_size: int) -> int | None:
         """The number of batches in an epoch, or None for an iterable without a length."""

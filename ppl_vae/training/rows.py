@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ppl_vae.checks import DataCheck, check_rows
-from ppl_vae.pairs import Batch, Batches, Pair, PairError, move, num_rows, transformed
+from ppl_vae.pairs import Batch, Batches, Pair, move, num_rows, transformed
 from ppl_vae.runtime import preserve_random_state
 from ppl_vae.training.processes import Processes
 
@@ -44,12 +44,7 @@ class TrainingRows:
         self.per_epoch = self.batches.num_batches(self.batch_size)
         self.number = num_rows(self.batches.rows) if self.batches.in_memory else None
         self._check: DataCheck | None = None
-        if self.pair.keeps_rows and self.per_epoch != 1:
-            raise PairError(
-                "the guide keeps parameters for each row (it is not amortized), so it cannot be given "
-                f"batches of {self.batch_size} rows: train with batch_size = the number of rows, or use a "
-                "guide that computes q(z | x) from x"
-            )
+        self.batches.require_all_rows(self.pair, self.batch_size)
 
     def prepared(self, batch: Batch) -> Batch:
         """A batch on the device, transformed: the likelihood sees binarized intensities, say."""
