@@ -82,7 +82,7 @@ def test_em_runs_where_the_last_row_is_dropped() -> None:
 
 
 def test_the_check_of_em_leaves_no_trace() -> None:
-    """Neither in batch norm nor in the draws: a smaller last batch of 2 rows is checked, one of 32 is not."""
+    """The statistics of batch norm count the steps alone, although the last batch of 2 rows was tried."""
     guide = Normed()
     data = loader(X[:34])
     fit_em(Model(), data, guide=guide, max_iterations=1, m_step=GradientSteps(steps=1), **QUICK)
