@@ -183,6 +183,53 @@ def test_what_the_model_does_not_need_may_be_missing() -> None:
         assert equal(rows(x, with_labels), X)
 
 
+NAMED: Any = [{"index": 3 * i, "x": row, "name": "a", "y": i} for i, row in enumerate(X)]
+
+
+@pytest.mark.parametrize("model", [of_one, with_labels, with_two_more, of_two])
+def test_keys_that_name_no_argument_are_left_out(model: Any) -> None:
+    expected = (X,) if model is of_one else (X, LABELS)
+    whole = {"index": 3 * LABELS, "x": X, "name": ["a"] * 12, "y": LABELS, 0: LABELS}
+    assert equal(rows(DataLoader(NAMED, batch_size=5), model), *expected)
+    assert equal(rows(whole, model), *expected)
+    if model is not of_two:
+        fewer = {key: part for key, part in whole.items() if key != "y"}
+        assert equal(rows(fewer, model), X)
+        loader: Any = DataLoader([{"x": row, "idx": i} for i, row in enumerate(X)], batch_size=5)  # type: ignore[arg-type]
+        assert equal(rows(loader, model), X)
+
+
+def with_a_scale(x: Tensor, scale: float = 1.0, y: Tensor | None = None) -> None: ...
+
+
+def with_a_keyword(x: Tensor, *, y: Tensor | None = None) -> None: ...
+
+
+def with_masks(x: Tensor, mask_x: Any = None, mask_y: Any = None, labels: Any = None) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("extra", "model", "words"),
+    [
+        ({"Y": LABELS}, with_labels, "if 'Y' is meant for 'y', rename it; if not, leave it out"),
+        ({"label": LABELS}, with_masks, "if 'label' is meant for 'labels'"),
+        ({"w": LABELS}, with_two_more, "'w' comes after 'y', so 'y' must be given, too"),
+        ({"scale": LABELS}, with_a_scale, "'scale' is an option of the model and takes no data"),
+        ({"y": LABELS}, with_a_scale, "'y' is an option"),
+        ({"y": LABELS}, with_a_keyword, "'y' is an option"),
+    ],
+)
+def test_keys_that_may_be_meant_for_an_argument(extra: Any, model: Any, words: str) -> None:
+    for x in ({"x": X} | extra, [{"x": X} | extra]):
+        with pytest.raises(TypeError, match=words):
+            batches(x, model).first(5)
+
+
+def test_a_key_that_is_given_is_not_taken_for_one_that_is_missing() -> None:
+    assert equal(rows({"x": X, "mask_x": LABELS, "scale": ["a"] * 12}, with_masks), X, LABELS)
+    assert equal(rows({"x": X, "scale": ["a"] * 12}, with_a_scale), X)
+
+
 @pytest.mark.parametrize(
     ("x", "model", "words"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pyro
@@ -9,6 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 from trainings import HELD_OUT, Guide, Model, X, same, scripted, train
 
 from ppl_vae import evaluate, fit
@@ -112,3 +114,73 @@ def test_held_out_rows_that_are_nan_are_refused() -> None:
     bad[700, 1] = torch.nan
     with pytest.raises(PairError, match=r"row 700 of validation \(counted from 0\).*NaN"):
         train(validation=bad)
+
+
+class Binary(Model):
+    """Its likelihood takes only 0 and 1."""
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
+
+
+GRAY = HELD_OUT.sigmoid()
+HINT = "transform is applied to training batches only: .* as in validation=transform"
+
+
+@pytest.mark.parametrize("kind", ["tensor", "loader", "list"])
+def test_held_out_rows_that_only_the_transform_would_make_right(kind: str) -> None:
+    makers: dict[str, Any] = {"tensor": Tensor.clone, "loader": loader, "list": lambda x: [x, x]}
+    train_on: dict[str, Any] = {"x": X.sigmoid(), "model": Binary(), "transform": torch.bernoulli}
+    words = rf"validation.* outside of the support of Bernoulli.*{HINT}"
+    with pytest.raises(PairError, match=words):
+        train(validation=makers[kind](GRAY), **train_on)
+    fitted, _ = train(validation=makers[kind](GRAY.bernoulli()), max_epochs=1, **train_on)
+    assert "validation_elbo" in fitted.history[0]
+
+
+def test_the_transform_is_not_blamed_where_it_would_not_help() -> None:
+    bad = torch.full_like(GRAY, math.nan)
+    options: dict[str, Any] = {"x": X.sigmoid(), "model": Binary(), "transform": torch.bernoulli}
+    for validation in (bad, loader(bad)):
+        with pytest.raises(PairError, match="NaN") as caught:
+            train(validation=validation, **options)
+        assert "transform is applied" not in str(caught.value)
+    with pytest.raises(PairError, match="outside of the support") as caught:
+        train(X.sigmoid().bernoulli(), model=Binary(), validation=GRAY)
+    assert "transform is applied" not in str(caught.value)
+
+
+def loader(x: Tensor) -> Any:
+    return DataLoader(TensorDataset(x), batch_size=8)
+
+
+def test_batches_of_held_out_rows_are_looked_at_as_they_come() -> None:
+    """The metrics would not fail: they are computed without validation, and grays have a density, too."""
+    good = HELD_OUT.sigmoid().bernoulli()
+    good[17] = 0.5
+    words = r"^batch 2 of validation, row 1 in it \(counted from 0\).*outside of the support"
+    with pytest.raises(PairError, match=words):
+        train(X.sigmoid().bernoulli(), model=Binary(), validation=loader(good))
+
+
+@pytest.mark.parametrize(
+    ("validation", "words"),
+    [
+        (HELD_OUT[:, :2], r"^validation: the guide raised RuntimeError .*\(20, 2\)"),
+        (loader(HELD_OUT[:, :2]), r"^validation: the guide raised RuntimeError .*\(8, 2\)"),
+        (HELD_OUT[0], "^validation: .*should be of shape"),
+    ],
+)
+def test_held_out_rows_that_the_pair_cannot_run_on(validation: Any, words: str) -> None:
+    with pytest.raises(PairError, match=words):
+        train(validation=validation)
+
+
+def test_held_out_rows_by_name_and_a_single_one() -> None:
+    named: Any = [{"name": f"row {i}", "x": row, "index": i} for i, row in enumerate(HELD_OUT)]
+    for rows in (20, 1):
+        found, _ = train(validation=DataLoader(named[:rows], batch_size=8), max_epochs=1)
+        expected, _ = train(validation=loader(HELD_OUT[:rows]), max_epochs=1)
+        assert found.history[0]["validation_elbo"] == expected.history[0]["validation_elbo"]

@@ -158,3 +158,23 @@ def test_counts_are_looked_at_against_their_total() -> None:
     x[49, 2] = 17.0
     with pytest.raises(PairError, match=r"^row 49 of x.*integers from 0 to 16"):
         train(x, model=Counts())
+
+
+@pytest.mark.parametrize("labels", [False, True])
+@pytest.mark.parametrize(
+    ("transform", "error", "words"),
+    [
+        (lambda x: x.numpy(), TypeError, r"transform returned a numpy\.ndarray: .*\(16, 3\)"),
+        (lambda x: (x, x), TypeError, "transform returned a tuple: .*must return a tensor"),
+        (lambda x: None, TypeError, "transform returned a NoneType"),
+        (lambda x: x[1:], ValueError, r"of shape \(15, 3\): .*\(16, 3\), and must return as many"),
+        (lambda x: x.repeat(2, 1), ValueError, r"of shape \(32, 3\)"),
+        (lambda x: x.mean(), ValueError, r"of shape \(\)"),
+        ("binarize", TypeError, "transform must be a function of a tensor, got the string"),
+    ],
+)
+def test_what_a_transform_must_return(
+    transform: Any, error: type[Exception], words: str, labels: bool
+) -> None:
+    with pytest.raises(error, match=words):
+        train((X, torch.arange(50)) if labels else X, transform=transform)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pyro
 import pyro.poutine as poutine
 import pytest
@@ -9,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ppl_vae import diagnose, evaluate
 from ppl_vae.checks import opened
 from ppl_vae.evaluation import Generator
 from ppl_vae.guides import FullCovariance, MeanField, PerRow
+from ppl_vae.likelihoods import Bernoulli
 from ppl_vae.models import VAE, ProbabilisticPCA
 from ppl_vae.networks import MLP
 from ppl_vae.pairs import PairError
@@ -122,3 +127,20 @@ def test_the_programs_see_the_seed_as_they_would_alone() -> None:
     trace = poutine.trace(poutine.uncondition(model)).get_trace(x)
     assert torch.equal(z, trace.nodes["z"]["value"])  # type: ignore[arg-type]
     assert torch.equal(drawn, trace.nodes["x"]["value"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("as_loader", [False, True])
+@pytest.mark.parametrize(("bad", "words"), [(0.5, "outside of the support"), (math.nan, "NaN")])
+def test_later_rows_are_looked_at_as_they_come(as_loader: bool, bad: float, words: str) -> None:
+    """Even where Pyro validates nothing: grays have a density under Bernoulli."""
+    x = torch.rand(150, 4, generator=torch.Generator().manual_seed(0)).round()
+    x[130, 2] = bad
+    data: Any = DataLoader(x, batch_size=50) if as_loader else x  # type: ignore[arg-type]
+    model = VAE((4,), 2, MLP((8,)), likelihood=Bernoulli())
+    guide = MeanField((4,), 2, MLP((8,)))
+    for call in (evaluate, diagnose):
+        with (
+            pyro.validation_enabled(False),
+            pytest.raises(PairError, match=rf"^row 130 of x \(counted from 0\).*{words}"),
+        ):
+            call(model, guide, data, seed=0, progress=False)

@@ -17,6 +17,7 @@ from ppl_vae.checks.report import Problem, Report, run_pair
 from ppl_vae.checks.shapes import shape_problems
 from ppl_vae.pairs import (
     Batch,
+    Buffers,
     Pair,
     PairError,
     Trace,
@@ -25,6 +26,7 @@ from ppl_vae.pairs import (
     observed_sites,
     rows_frame,
     sites_of_rows,
+    take_rows,
 )
 from ppl_vae.runtime import preserve_random_state
 
@@ -64,37 +66,6 @@ def check_data(pair: Pair, batch: Batch, doubt: str = "") -> None:
     Report(tuple(found)).explained(doubt).raise_errors()
 
 
-class LatentCheck:
-    """Checks the latents of one batch after another, where they may be others than those of the first.
-
-    That is so if they have masks, or if the rows have other shapes. Use it inside of `pair.scope()`.
-
-    Args:
-        pair: Model and guide.
-        batch: A batch in which `check_data` has found no errors.
-    """
-
-    def __init__(self, pair: Pair, batch: Batch) -> None:
-        self._pair = pair
-        self._checked = {_shapes(batch)}
-        traces = _quietly_run(pair, batch)
-        self._masked = traces is None or are_masked(*traces)
-
-    def __call__(self, batch: Batch) -> None:
-        """Raises an error if the latents of a batch cannot be right.
-
-        Raises:
-            PairError: A support, a measure or a mask differs between model and guide.
-        """
-        if not self._masked and _shapes(batch) in self._checked:
-            return
-        self._checked.add(_shapes(batch))
-        traces = _quietly_run(self._pair, batch)
-        if traces is not None:
-            is_prior = getattr(self._pair.guide, "is_prior", False)
-            Report(tuple(latent_problems(*traces, guide_is_prior=is_prior))).raise_errors()
-
-
 class DataCheck:
     """Checks the data of one batch after another for values that are NaN, infinite or outside the support.
 
@@ -105,6 +76,9 @@ class DataCheck:
     Args:
         pair: Model and guide; make and use the object inside `pair.scope()`.
         batch: A batch in which `check` has found no errors.
+
+    Attributes:
+        masked: Whether latents are masked; also if a program raises.
     """
 
     def __init__(self, pair: Pair, batch: Batch) -> None:
@@ -113,9 +87,10 @@ class DataCheck:
         self._as_they_come: list[tuple[int, str, Any, Constraint]] | None = []
         self._dim: int | None = None
         traces = _quietly_run(pair, batch)
+        self.masked = traces is None or are_masked(*traces)
         if traces is None:
             return
-        if are_masked(*traces):
+        if self.masked:
             self._as_they_come = None
         sites = {n: s for n, s in observed_sites(traces[0]).items() if s["value"].numel()}
         if not sites:  # pyro.factor alone
@@ -130,13 +105,11 @@ class DataCheck:
 
     def first_problem(self, batch: Batch) -> tuple[str, int | None] | None:
         """The first problem with the data of a batch and the first row that has it; None if there is none."""
-        n, args = num_rows(batch), as_args(batch)
+        if self._is_as_it_comes(batch):
+            return self.first_bad_value(batch)
+        n = num_rows(batch)
         found: tuple[Problem, list[int]] | None = None
-        if self._as_they_come is not None and _shapes(batch) == self._shapes:
-            for i, name, site, support in self._as_they_come:
-                value = args[i].reshape(n, *site["value"].shape[1:])
-                found = found or unusable(name, site | {"value": value}, n, self._dim, support)
-        elif (traces := _quietly_run(self._pair, batch)) is not None:
+        if (traces := _quietly_run(self._pair, batch)) is not None:
             sites = {n: s for n, s in observed_sites(traces[0]).items() if s["value"].numel()}
             dim = rows_frame(sites, n).dim if sites else self._dim
             for name, site in sites.items():
@@ -144,15 +117,76 @@ class DataCheck:
             is_prior = getattr(self._pair.guide, "is_prior", False)
             wrong = list(latent_problems(*traces, guide_is_prior=is_prior))
             found = found or ((wrong[0], []) if wrong else None)
-        if found is None:
-            return None
-        return found[0].message, min(found[1], default=None)
+        return _message_and_row(found)
+
+    def first_bad_value(self, batch: Batch) -> tuple[str, int | None] | None:
+        """As `first_problem`, but None where the programs would have to run."""
+        n, args = num_rows(batch), as_args(batch)
+        found: tuple[Problem, list[int]] | None = None
+        if self._is_as_it_comes(batch):
+            for i, name, site, support in self._as_they_come or []:
+                value = args[i].reshape(n, *site["value"].shape[1:])
+                found = found or unusable(name, site | {"value": value}, n, self._dim, support)
+        return _message_and_row(found)
+
+    def _is_as_it_comes(self, batch: Batch) -> bool:
+        """Whether all that is observed are tensors of the batch, like those of the first one."""
+        return self._as_they_come is not None and _shapes(batch) == self._shapes
+
+    def refuse(self, batch: Batch, number: int, name: str = "x") -> None:
+        """Refuses a batch with a problem, and says in which one and in which row of it.
+
+        Raises:
+            PairError: There is a problem.
+        """
+        found = self.first_problem(batch)
+        if found is not None:
+            row = "" if found[1] is None else f", row {found[1]} in it"
+            raise PairError(f"batch {number} of {name}{row} (counted from 0): {found[0]}")
+
+
+class ChunkCheck:
+    """Checks one chunk of rows after another, where it may have problems that the first rows have not.
+
+    Data are checked where the programs need not run for that (see `DataCheck`). Latents are checked if they
+    have masks, or if the rows have other shapes. Use it inside of `pair.scope()`.
+
+    Args:
+        pair: Model and guide.
+        batch: A batch in which `check_data` has found no errors.
+    """
+
+    def __init__(self, pair: Pair, batch: Batch) -> None:
+        self._pair = pair
+        self._checked = {_shapes(batch)}
+        self._data = DataCheck(pair, batch)
+
+    def __call__(self, chunk: Batch, start: int) -> None:
+        """Raises an error if a chunk cannot be right.
+
+        Args:
+            chunk: The rows.
+            start: How many rows came before them.
+
+        Raises:
+            PairError: Data are NaN, infinite or outside the support; a support, a measure or a mask of latents
+                differs between model and guide.
+        """
+        check_rows([chunk], self._data.first_bad_value, start=start)
+        if not self._data.masked and _shapes(chunk) in self._checked:
+            return
+        self._checked.add(_shapes(chunk))
+        traces = _quietly_run(self._pair, chunk)
+        if traces is not None:
+            is_prior = getattr(self._pair.guide, "is_prior", False)
+            Report(tuple(latent_problems(*traces, guide_is_prior=is_prior))).raise_errors()
 
 
 def check_rows(
     batches: Iterable[Batch],
     first_problem: Callable[[Batch], tuple[str, int | None] | None],
     name: str = "x",
+    start: int = 0,
 ) -> None:
     """Refuses data with a problem in any row, and says in which one.
 
@@ -161,6 +195,7 @@ def check_rows(
         first_problem: What is wrong with a batch, and the first such row in it, as
             `DataCheck.first_problem` says.
         name: What to call the data in messages.
+        start: The number of the first row.
 
     Raises:
         PairError: There is a problem.
@@ -171,13 +206,58 @@ def check_rows(
         Traceback (most recent call last):
         ppl_vae.pairs.errors.PairError: row 4 of x (counted from 0): it is negative
     """
-    start = 0
     for batch in batches:
         found = first_problem(batch)
         if found is not None:
             problem, row = found
             raise PairError(f"row {start + (row or 0)} of {name} (counted from 0): {problem}")
         start += num_rows(batch)
+
+
+def small_batch_problem(pair: Pair, batch: Batch, rows: int) -> Problem | None:
+    """What is wrong if the smallest batch of a training has so few rows. Batch norm needs two, for example.
+
+    The pair runs on the first rows of a batch, in evaluation mode and in training mode. Neither the buffers of
+    modules nor the random generators change.
+
+    Args:
+        pair: Model and guide, inside of `pair.scope()`.
+        batch: A batch on which the pair runs in evaluation mode.
+        rows: The number of rows; if the batch has as many, more than one, or fewer, there is nothing to find.
+    """
+    n = num_rows(batch)
+    if not 0 < rows <= n or rows == n > 1:
+        return None
+    fewer = take_rows(batch, slice(0, rows))
+    buffers = Buffers(pair.modules().values())
+    for training in (False, True):
+        before = buffers.copies()
+        with preserve_random_state(), pair.mode(training):
+            traces = run_pair(pair, fewer)
+        buffers.put_back(before)
+        wrong = [traces] if isinstance(traces, Problem) else list(shape_problems(*traces))
+        if wrong:
+            break
+    else:
+        return None
+    few = "1 row" if rows == 1 else f"{rows} rows"
+    remedy = (
+        "Choose a batch_size that leaves more than one row for it, or leave such a batch out (drop_last=True "
+        "of a DataLoader); squeeze() without a dimension and batch norm, for example, need more than one row"
+        if rows == 1
+        else "If the guide keeps parameters for each row, train with batch_size = the number of rows"
+    )
+    return Problem(
+        "error",
+        wrong[0].site,
+        f"the pair {f'runs on the first {n} rows but not' if rows < n else 'does not run'} on the {few} that "
+        f"the last batch of an epoch may have{' in training' if training else ''} ({wrong[0].message}). "
+        f"{remedy}",
+    )
+
+
+def _message_and_row(found: tuple[Problem, list[int]] | None) -> tuple[str, int | None] | None:
+    return None if found is None else (found[0].message, min(found[1], default=None))
 
 
 def _quietly_run(pair: Pair, batch: Batch) -> tuple[Trace, Trace] | None:

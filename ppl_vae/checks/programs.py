@@ -51,8 +51,8 @@ def check(
         objective: The objective to train with; the default ELBO if None.
         max_epochs: The length of the training, to compare with the warm-up of beta.
         ragged: Also try a batch with one row fewer, because the last batch of an epoch may be smaller.
-        batch_size: Also try the last batch of an epoch of batches of so many rows, as `fit` does: in training
-            mode, too.
+        batch_size: Also try the smallest batch of an epoch of batches of so many rows, as `fit` does: in
+            training mode, too.
 
     Returns:
         A `Report`: true if there are no errors, printable, with the list of `.problems`.
@@ -74,12 +74,13 @@ def check(
             batch = batches.rows
         else:
             batch = take_rows(batches.first(64), slice(0, 64))
-        last = num_rows(batch) - 1 if ragged else None
+        sizes = [num_rows(batch) - 1 if ragged else None]
         if batch_size is not None:
-            last = batches.last_batch(batch_size) or last
+            sizes.append(batches.smallest_batch(batch_size))
+        smallest = min((size for size in sizes if size), default=None)
         parts = batch_size is not None and batches.num_batches(batch_size) != 1
         requested = as_objective(objective)
-        return check_batch(pair, batch, requested, max_epochs, last, parts, batches.doubt)
+        return check_batch(pair, batch, requested, max_epochs, smallest, parts, batches.doubt)
 
 
 @contextmanager
@@ -127,14 +128,14 @@ def check_batch(
     batch: Batch,
     objective: Objective,
     max_epochs: int | None,
-    last_batch: int | None,
+    smallest_batch: int | None,
     minibatches: bool,
     doubt: str = "",
 ) -> Report:
     """`check` on a given batch, inside `pair.scope()`; `doubt` is that of its `Batches`."""
     problems: list[Problem] = list(_warmup(objective, max_epochs))
     with aside(pair):
-        problems += problems_of(Subject(pair, batch, objective, last_batch, minibatches, doubt))
+        problems += problems_of(Subject(pair, batch, objective, smallest_batch, minibatches, doubt))
     order = {"error": 0, "warning": 1}
     return Report(tuple(sorted(problems, key=lambda p: order[p.severity]))).explained(doubt)
 

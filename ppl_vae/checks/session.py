@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ppl_vae.checks.batches import LatentCheck, check_data
+from ppl_vae.checks.batches import ChunkCheck, check_data
 from ppl_vae.checks.latents import narrow_problems
 from ppl_vae.checks.rows import row_problems
 from ppl_vae.pairs import (
@@ -50,7 +50,7 @@ class Session:
         device: The device of the pair's parameters.
         batches: All rows.
         progress: Whether to show progress bars; None shows them on a terminal.
-        check_latents: Checks the latents of a chunk, if they may be others than those of the first rows.
+        check_chunk: Checks a chunk, where it may have problems that the first rows have not.
     """
 
     pair: Pair
@@ -59,7 +59,7 @@ class Session:
     device: torch.device
     batches: Batches
     progress: bool | None
-    check_latents: LatentCheck
+    check_chunk: ChunkCheck
 
     @property
     def layout(self) -> Layout:
@@ -109,11 +109,13 @@ class Session:
     def chunks(self, rows: int, label: str = "") -> Iterator[Batch]:
         """The rows in order, at most `rows` at once, on the device; with a progress bar if it has a label."""
         with progress_bar(self.num_rows, label, "row", self.progress if label else False) as bar:
+            start = 0
             for batch in self.batches.ordered(rows):
                 n = num_rows(batch)  # of a loader, it may be more than asked for
                 for part in [slice(0, n)] if self.batches.in_memory else parts_of(n, rows):
                     chunk = move(take_rows(batch, part), self.device)
-                    self.check_latents(chunk)
+                    self.check_chunk(chunk, start)
+                    start += num_rows(chunk)
                     yield chunk
                     bar.update(num_rows(chunk))
 
@@ -173,7 +175,7 @@ def opened(
         first = move(first, device)
         layouts = Layouts(pair)
         layouts.of(first)
-        yield Session(pair, layouts, first, device, batches, progress, LatentCheck(pair, first))
+        yield Session(pair, layouts, first, device, batches, progress, ChunkCheck(pair, first))
 
 
 @contextmanager

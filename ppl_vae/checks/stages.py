@@ -10,6 +10,7 @@ import pyro
 import torch
 from torch import nn
 
+from ppl_vae.checks.batches import small_batch_problem
 from ppl_vae.checks.data import data_problems, same_for_all_rows
 from ppl_vae.checks.latents import auxiliary_problems, latent_problems, narrow_problems
 from ppl_vae.checks.report import Problem, run_pair
@@ -18,7 +19,6 @@ from ppl_vae.checks.shapes import shape_problems
 from ppl_vae.objectives import EnumELBO, MeanFieldELBO, Objective, TraceELBO
 from ppl_vae.pairs import (
     Batch,
-    Buffers,
     Layout,
     Pair,
     PairError,
@@ -29,10 +29,8 @@ from ppl_vae.pairs import (
     is_enumerated,
     latent_sites,
     mean_field_violations,
-    num_rows,
     observed_sites,
     sample_sites,
-    take_rows,
     unscaled,
 )
 
@@ -44,7 +42,7 @@ class Subject:
         pair: The pair, inside its scope.
         batch: The rows to run it on.
         requested_objective: The objective to train with, not yet resolved.
-        last_batch: Rows of the last batch of an epoch, if it is smaller than the others.
+        smallest_batch: Rows of the smallest batch of an epoch, usually the last one; None if that is not known.
         minibatches: Whether a batch holds only some of the rows.
         doubt: How the data were read, if they could be read otherwise.
     """
@@ -54,13 +52,13 @@ class Subject:
         pair: Pair,
         batch: Batch,
         requested_objective: Objective,
-        last_batch: int | None,
+        smallest_batch: int | None,
         minibatches: bool,
         doubt: str = "",
     ) -> None:
         self.pair, self.batch = pair, batch
         self.requested_objective = requested_objective
-        self.last_batch = last_batch
+        self.smallest_batch = smallest_batch
         self.minibatches = minibatches
         self.doubt = doubt
 
@@ -139,36 +137,11 @@ def _same_for_all_rows(subject: Subject) -> Iterator[Problem]:
     yield from same_for_all_rows(subject.traces[0], subject.batch, dim, surely)
 
 
-def _last_batch(subject: Subject) -> Iterator[Problem]:
-    n, last = num_rows(subject.batch), subject.last_batch
-    if last is None or not 0 < last < n:
-        return
-    fewer = take_rows(subject.batch, slice(0, last))
-    wrong: list[Problem] = []
-    buffers = Buffers(subject.pair.modules().values())
-    for training in (False, True):
-        before = buffers.copies()
-        with subject.pair.mode(training):
-            shorter = run_pair(subject.pair, fewer)
-        buffers.put_back(before)
-        wrong = [shorter] if isinstance(shorter, Problem) else list(shape_problems(*shorter))
-        if wrong:
-            break
-    else:
-        return
-    rows = "1 row" if last == 1 else f"{last} rows"
-    remedy = (
-        "Choose a batch_size that leaves more than one row for it; squeeze() without a dimension and batch "
-        "norm, for example, need more than one"
-        if last == 1
-        else "If the guide keeps parameters for each row, train with batch_size = the number of rows"
-    )
-    yield Problem(
-        "error",
-        wrong[0].site,
-        f"the pair runs on a full batch of {n} rows but not on the {rows} that the last batch of an epoch "
-        f"may have{' in training' if training else ''} ({wrong[0].message}). {remedy}",
-    )
+def _small_batch(subject: Subject) -> Iterator[Problem]:
+    rows = subject.smallest_batch
+    found = None if rows is None else small_batch_problem(subject.pair, subject.batch, rows)
+    if found is not None:
+        yield found
 
 
 def _objective(subject: Subject) -> Iterator[Problem]:
@@ -319,7 +292,7 @@ STAGES: tuple[Callable[[Subject], Iterator[Problem]], ...] = (
     _finite,
     _layout,
     _same_for_all_rows,
-    _last_batch,
+    _small_batch,
     _objective,
     _estimator,
 )

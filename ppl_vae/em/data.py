@@ -27,6 +27,9 @@ class EMData:
         batch_size: Rows at once; None for all of them, or for 256 online.
         device: Where the pair computes.
         online: Whether an M step follows each batch.
+
+    Attributes:
+        smallest_batch: Rows of the smallest batch so far; `check` sees all of them. 0 before.
     """
 
     def __init__(
@@ -35,17 +38,18 @@ class EMData:
         self.batches, self.device = batches, device
         every = num_rows(batches.rows) if batches.in_memory else 1
         self.batch_size = batch_size or (256 if online else every)
+        self.smallest_batch = 0
         self._only: Batch | None = None
         if batches.in_memory and self.batch_size >= every:
             self._only = move(batches.rows, device)
 
     def __iter__(self) -> Iterator[Batch]:
-        if self._only is not None:
-            yield self._only
-            return
+        alone = None if self._only is None else [self._only]
         empty = True
-        for batch in self.batches.ordered(self.batch_size):
+        for batch in alone or self.batches.ordered(self.batch_size):
             empty = False
+            rows = num_rows(batch)
+            self.smallest_batch = min(self.smallest_batch or rows, rows)
             yield move(batch, self.device)
         if empty:
             raise ValueError("x gave no batches: it is empty, or can be read only once")
@@ -56,9 +60,11 @@ class EMData:
             assert batch is not None  # a single process has all rows
             yield move(batch, self.device)
 
-    def few(self, rows: int) -> Batch:
-        """At most so many of the first rows."""
-        return take_rows(move(self.batches.first(rows), self.device), slice(0, rows))
+    def few(self, pair: Pair) -> Batch:
+        """The first 64 rows; all of them for a guide that keeps parameters for each row."""
+        if pair.keeps_rows:
+            return move(self.batches.first(self.batch_size), self.device)
+        return take_rows(move(self.batches.first(64), self.device), slice(0, 64))
 
     def sample(self, seed: int) -> Batch:
         """Rows to start from: drawn at random from a tensor, the first ones of an iterable."""
@@ -86,11 +92,12 @@ class EMData:
         wrong and in which row of the batch; the program is not run then.
 
         Raises:
-            PairError: There are such data.
+            PairError: There are such data, or the guide needs all rows at once, and a batch does not hold them.
         """
+        self.batches.require_all_rows(pair, self.batch_size)
         own: Any = getattr(pair.model, "first_problem", None)
         if own is None or pair.guide is not empty_guide:
-            few = self.few(64)
+            few = self.few(pair)
             check_data(pair, few, self.batches.doubt)
             check_rows(self, DataCheck(pair, few).first_problem)
         else:

@@ -149,7 +149,8 @@ def fit_em(
     Raises:
         EMError: Exact or hard EM in closed form has lowered the bound beyond rounding.
         PairError: Data are NaN or outside of the support; latents that are neither marked for enumeration
-            nor have a `posterior(x)` or a guide.
+            nor have a `posterior(x)` or a guide; programs that do not run on the smallest batch, such as batch
+            norm on a single row.
         ValueError: An option is out of its range, or does not go with the model.
 
     Example:

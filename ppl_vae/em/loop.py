@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ppl_vae.checks import small_batch_problem
 from ppl_vae.em.data import EMData, empty_guide
 from ppl_vae.em.notes import Notes
 from ppl_vae.em.steps import (
@@ -202,16 +203,20 @@ def choose_steps(pair: Pair, data: EMData, m_step: GradientSteps | None, hard: b
         hard: Whether the E step takes the mode.
 
     Raises:
-        PairError: There are none.
+        PairError: There are none, or the programs do not run on the smallest batch.
         ValueError: `hard` is set, but the mode of p(z | x) cannot be computed.
     """
-    few = data.few(64)
+    few = data.few(pair)
     model = None if m_step else closed_form(pair.model)
     m_step = m_step or GradientSteps()
-    if pair.guide is not empty_guide:
-        return ByGuide(pair, Resolved(ELBO(), pair), m_step, few)
-    if model is not None:
+    by_guide = pair.guide is not empty_guide
+    if model is not None and not by_guide:
         return ClosedForm(model, hard)
+    problem = small_batch_problem(pair, few, data.smallest_batch)
+    if problem is not None:
+        raise PairError(problem.message)
+    if by_guide:
+        return ByGuide(pair, Resolved(ELBO(), pair), m_step, few)
     latents = latent_sites(trace_pair(pair, few)[0])
     marked = [s["infer"].get("enumerate") == "parallel" for s in latents.values()]
     if latents and all(marked):

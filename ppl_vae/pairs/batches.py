@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from ppl_vae.pairs.as_tensors import kind_of
 from ppl_vae.pairs.autoguides import autoguides_of, keep_rows
+from ppl_vae.pairs.errors import PairError
 from ppl_vae.pairs.pair import Pair
-from ppl_vae.pairs.programs import Batch, num_rows, take_rows
+from ppl_vae.pairs.programs import Batch, as_args, num_rows, take_rows
 from ppl_vae.pairs.rows_of_data import DataArguments, read_batch, read_data
 
 _FEW = 64
@@ -44,7 +46,8 @@ class Batches:
     If there are more arrays than the model takes (usually labels), only the first ones are kept: one for each
     argument without a default, and for each argument right after these whose default is None (`y=None`).
     Other arguments (`annealing=1.0`) are options, not data. What is no array, such as names of rows, is left
-    out where the model does not need it.
+    out where the model does not need it. So is what a dict holds under other keys than the names of the
+    model's arguments.
 
     A list of tensors is a list of batches, unless each is a single number; a list of vectors of another
     library, all of one length, is a list of rows. Sparse arrays are refused, because dense ones may not fit in
@@ -114,6 +117,20 @@ class Batches:
             )
         return self._rows
 
+    def require_all_rows(self, pair: Pair, batch_size: int) -> None:
+        """Refuses to give a guide that keeps parameters for each row fewer than all rows at once.
+
+        Raises:
+            PairError: The guide is such a one, and an epoch has several batches.
+        """
+        if pair.keeps_rows and self.num_batches(batch_size) != 1:
+            some = f"batches of {batch_size} rows" if self.in_memory else "several batches"
+            raise PairError(
+                "the guide keeps parameters for each row (it is not amortized), so it cannot be given "
+                f"{some}: train with batch_size = the number of rows, or use a "
+                "guide that computes q(z | x) from x"
+            )
+
     def num_batches(self, batch_size: int) -> int | None:
         """The number of batches in an epoch, or None for an iterable without a length."""
         if self._rows is not None:
@@ -123,19 +140,21 @@ class Batches:
         except TypeError:
             return None
 
-    def last_batch(self, batch_size: int) -> int | None:
-        """Rows of the last batch of an epoch; None if it is as large as the others, or not known."""
+    def smallest_batch(self, batch_size: int) -> int | None:
+        """Rows of the smallest batch of an epoch, usually the last one; None if that is not known."""
         if self._rows is not None:
             rows = num_rows(self._rows)
+        elif isinstance(self._iterable, list | tuple):
+            return min(map(num_rows, self.ordered(batch_size)), default=None)
         else:
             loader: Any = self._iterable
-            if getattr(loader, "drop_last", True) or not getattr(loader, "batch_size", None):
-                return None
             try:
-                rows, batch_size = len(loader.sampler), loader.batch_size
+                rows, batch_size = len(loader.sampler), int(loader.batch_size)
+                if loader.drop_last:
+                    return batch_size
             except (AttributeError, TypeError):  # not a DataLoader, or one without a known length
                 return None
-        return (rows % batch_size or None) if rows > batch_size else None
+        return rows % batch_size or min(rows, batch_size)
 
     def first(self, batch_size: int) -> Batch:
         """The first batch, for inspecting the pair."""
@@ -185,10 +204,23 @@ class Batches:
 
 
 def transformed(batch: Batch, transform: Callable[[Tensor], Tensor]) -> Batch:
-    """A batch whose first tensor is transformed."""
-    if isinstance(batch, Tensor):
-        return transform(batch)
-    return (transform(batch[0]), *batch[1:])
+    """A batch whose first tensor is transformed.
+
+    Raises:
+        TypeError: The transform returns no tensor.
+        ValueError: It returns another number of rows.
+    """
+    first, *others = as_args(batch)
+    found: object = transform(first)
+    shape = tuple(first.shape)
+    expected = f"it is given the first tensor of a batch, here of shape {shape}, and must return"
+    if not isinstance(found, Tensor):
+        raise TypeError(f"transform returned {kind_of(found)}: {expected} a tensor")
+    if found.shape[:1] != first.shape[:1]:
+        raise ValueError(
+            f"transform returned a tensor of shape {tuple(found.shape)}: {expected} as many rows"
+        )
+    return (found, *others) if others else found
 
 
 def parts_of(n: int, size: int) -> list[slice]:

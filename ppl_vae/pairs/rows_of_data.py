@@ -7,6 +7,7 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -32,11 +33,13 @@ class DataArguments:
         names: The model's names for them in order; None if it takes any number, or has no readable signature.
         required: How many have no default; 1 if all have one.
         dtype: That of the pair's parameters; None if it has none yet.
+        options: The model's names for its other arguments.
     """
 
     names: tuple[str, ...] | None
     required: int = 1
     dtype: torch.dtype | None = None
+    options: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, pair: Pair) -> DataArguments:
@@ -56,7 +59,9 @@ class DataArguments:
         ]
         data = list(itertools.takewhile(lambda p: p.default in (p.empty, None), positional))
         required = sum(p.default is p.empty for p in data)
-        return cls(tuple(p.name for p in data or positional[:1]), max(1, required), dtype)
+        names = tuple(p.name for p in data or positional[:1])
+        others = tuple(p.name for p in signature if p.name not in names and p.kind != p.VAR_KEYWORD)
+        return cls(names, max(1, required), dtype, others)
 
 
 @dataclass(frozen=True)
@@ -246,19 +251,43 @@ def _repeats(first: Any, others: Sequence[Any]) -> bool:
 
 
 def _by_name(parts: Mapping[Any, Any], arguments: DataArguments, name: str) -> dict[str, Any]:
-    """The parts whose keys are the model's arguments, in their order."""
+    """The parts whose keys are the model's arguments, in their order; what has other keys is left out."""
     names = arguments.names or ()
     given = [n for n in names if n in parts]
-    others = [key for key in parts if key not in names and _has_numbers(parts[key])]
-    complete = len(given) >= arguments.required and given == list(names[: len(given)])
-    if not complete or (others and len(given) < len(names)):
+    missing = [n for n in names if n not in parts]
+    if not names or any(n in missing for n in names[: arguments.required]):
+        mistake = (
+            "use these names as keys, or pass a tuple of tensors in their order (from a DataLoader, by its "
+            "collate_fn)"
+        )
+    elif given != list(names[: len(given)]):
+        mistake = f"{given[-1]!r} comes after {missing[0]!r}, so {missing[0]!r} must be given, too"
+    else:
+        mistake = _doubtful_key(parts, arguments, missing)
+    if mistake:
         keys, wanted = (", ".join(map(repr, some)) or "none" for some in (parts, names))
         raise TypeError(
             f"{name} is {kind_of(parts)} with the keys {keys}; the model's arguments are "
-            f"{wanted if arguments.names is not None else '*args'}: use these names as keys, or pass a tuple "
-            "of tensors in their order (from a DataLoader, by its collate_fn)"
+            f"{wanted if arguments.names is not None else '*args'}: {mistake}"
         )
     return {n: parts[n] for n in given}
+
+
+def _doubtful_key(
+    parts: Mapping[Any, Any], arguments: DataArguments, missing: Sequence[str]
+) -> str:
+    """What to do about a part that is left out but may be meant for an argument; empty if there is none."""
+    left_out = [k for k in parts if k not in (arguments.names or ()) and _has_numbers(parts[k])]
+    for key in left_out:
+        if key in arguments.options:
+            return (
+                f"{key!r} is an option of the model and takes no data, which only arguments without a default, "
+                "and those right after them with the default None, do: rename the key, or leave it out"
+            )
+        for argument in missing:
+            if get_close_matches(str(key).lower(), [argument.lower()], cutoff=0.8):
+                return f"if {key!r} is meant for {argument!r}, rename it; if not, leave it out"
+    return ""
 
 
 def _parts(batch: Any) -> list[Any]:

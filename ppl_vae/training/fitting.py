@@ -105,7 +105,8 @@ def fit(
             `DataLoader`); all that `ppl_vae.pairs.Batches` takes.
         objective: What to maximize: one of `ppl_vae.objectives` or of Pyro's ELBOs. The default is the
             ELBO with the analytic KL wherever the pair allows it.
-        validation: Held-out rows; their beta = 1 ELBO is measured after every epoch.
+        validation: Held-out rows, as the likelihood takes them; their beta = 1 ELBO is measured after every
+            epoch.
         max_epochs: Passes over the data.
         batch_size: Rows in a (global) batch; an iterable brings its own.
         learning_rate: Step size; 1e-3 for the default optimizer. Given to `optimizer` as `lr` if set.
@@ -118,7 +119,8 @@ def fit(
         clip_grad_norm: Largest norm of the whole gradient; longer ones are shortened to it.
         patience: Stop after so many epochs without a better held-out beta = 1 ELBO, and keep the best
             weights. Epochs in which beta still warms up do not count.
-        transform: Applied to every training batch, such as dynamic binarization.
+        transform: Applied to every training batch, such as dynamic binarization; not to `validation`. It is
+            given the first tensor of a batch and returns a tensor of as many rows.
         seed: Makes the result reproducible and leaves the global generators alone. None: use those.
         device: `auto` (a CUDA GPU if there is one and the pair runs there, otherwise the CPU), `cpu`, `cuda`,
             `cuda:1` (that GPU), `mps`.
@@ -138,8 +140,9 @@ def fit(
         A `Fit`.
 
     Raises:
-        TypeError: A number of epochs or rows is not whole, or an option is not what it must be: the message
-            says what to write.
+        TypeError: A number of epochs or rows is not whole, or an option is not what it must be, or `transform`
+            returns no tensor: the message says what to write.
+        ValueError: An option is out of its range, or `transform` returns another number of rows.
         PairError: `check` found something that makes training wrong.
         DivergenceError: Loss or gradient became NaN or infinite. The last good checkpoint remains.
         FileExistsError: `run_dir` holds checkpoints and `resume` is False.
@@ -185,6 +188,8 @@ def fit(
             raise TypeError(f"{name} must be a number, got {described(number)}")
         if number is not None and not (number > 0 and math.isfinite(number)):
             raise ValueError(f"{name} must be positive, got {number}")
+    if transform is not None and not callable(transform):
+        raise TypeError(f"transform must be a function of a tensor, got {described(transform)}")
     pair = Pair(model, guide)
     batches = Batches(x, pair, transform=transform)
     held_out = None if validation is None else Batches(validation, pair, "validation")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from ppl_vae.checks import DataCheck, check_rows
+from ppl_vae.checks import DataCheck, check_data, check_rows
 from ppl_vae.pairs import (
     Batch,
     Batches,
     Layouts,
     Pair,
+    PairError,
     RowDensities,
     means_of_sites,
     move,
@@ -20,6 +23,7 @@ from ppl_vae.pairs import (
     present_numbers,
     prior_moments,
     sample_rows,
+    transformed,
 )
 from ppl_vae.runtime import preserve_random_state
 from ppl_vae.stats import active_units
@@ -50,22 +54,58 @@ class HeldOut:
         self.layouts = layouts
         self.batches = batches
         self.rows = rows
+        self._check: DataCheck | None = None
         self.size = rows.batch_size if pair.keeps_rows else max(rows.batch_size, LEAST_ROWS)
 
     def check(self, first: Batch) -> None:
-        """Checks the held-out rows, if they are in memory.
+        """Checks the held-out rows: all of them if they are in memory, otherwise the first batch.
+
+        The other batches of an iterable are checked as they come.
 
         Args:
             first: A batch on which the pair has been checked.
 
         Raises:
-            PairError: Data of a row are NaN, infinite, or outside of the likelihood's support.
+            PairError: The pair cannot run on them, or data of a row are NaN, infinite, or outside of the
+                likelihood's support.
         """
-        if self.batches is not None and self.batches.in_memory:
-            device = self.rows.processes.device
-            rows = (move(batch, device) for batch in self.batches.ordered(self.size))
-            with preserve_random_state():
-                check_rows(rows, DataCheck(self.pair, first).first_problem, "validation")
+        if self.batches is None:
+            return
+        device = self.rows.processes.device
+        check = DataCheck(self.pair, first)
+        with preserve_random_state():
+            few = move(self.batches.first(self.size), device)
+            with self._explained(few):
+                if self.batches.in_memory:
+                    rows = (move(batch, device) for batch in self.batches.ordered(self.size))
+                    check_rows(rows, check.first_problem, "validation")
+                else:
+                    self._check = check
+                try:
+                    check_data(self.pair, few, self.batches.doubt)
+                except PairError as error:
+                    raise PairError(f"validation: {error}") from None
+
+    @contextmanager
+    def _explained(self, batch: Batch) -> Iterator[None]:
+        """Adds to an error that held-out rows are not transformed, if that would mend the batch."""
+        try:
+            yield
+        except PairError as error:
+            if self.rows.transform is None or not self._is_mended_by(self.rows.transform, batch):
+                raise
+            raise PairError(
+                f"{error}. transform is applied to training batches only: give the validation rows as the "
+                "likelihood takes them, as in validation=transform(rows)"
+            ) from None
+
+    def _is_mended_by(self, transform: Callable[[Tensor], Tensor], batch: Batch) -> bool:
+        with preserve_random_state():
+            try:
+                check_data(self.pair, transformed(batch, transform))
+            except Exception:  # of the user's transform, any
+                return False
+        return True
 
     def measure(self, seed: int, epoch: int) -> dict[str, float]:
         """Active units and, with held-out rows, their beta = 1 ELBO, rate and distortion, nats per row.
@@ -75,6 +115,7 @@ class HeldOut:
             epoch: Epochs trained, for the message of an error.
 
         Raises:
+            PairError: As from `check`, at the first measurement of an iterable.
             ValueError: The rows gave no batches.
         """
         rate = distortion = rows = 0.0
@@ -82,11 +123,14 @@ class HeldOut:
         source = self.rows.batches if self.batches is None else self.batches
         with torch.no_grad(), self.pair.mode(training=False), torch.random.fork_rng():
             torch.manual_seed(seed)
-            for batch in source.ordered(self.size):
+            for number, batch in enumerate(source.ordered(self.size)):
                 if self.batches is None:
                     batch = self.rows.prepared(batch)
                 else:
                     batch = move(batch, self.rows.processes.device)
+                    if self._check is not None:
+                        with self._explained(batch):
+                            self._check.refuse(batch, number, "validation")
                 drawn = self._drawn(batch)
                 rate += float((drawn.log_guide - drawn.log_prior).double().mean(0).sum())
                 distortion -= float(drawn.log_likelihood.double().mean(0).sum())
@@ -96,6 +140,7 @@ class HeldOut:
                     sites.setdefault((name, columns.shape[1]), []).append(scaled.cpu())
                 if self.batches is None:
                     break
+        self._check = None
         if not rows:
             raise read_only_once("x" if self.batches is None else "validation", epoch)
         active = sum(_num_active(torch.cat(columns)) for columns in sites.values())

@@ -152,7 +152,7 @@ class Training:
             first,
             objective,
             self.max_epochs,
-            last_batch=self.rows.last_batch,
+            smallest_batch=self.rows.smallest_batch,
             minibatches=self.rows.per_epoch != 1,
             doubt=self.rows.batches.doubt,
         )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ppl_vae.checks import DataCheck, check_rows
-from ppl_vae.pairs import Batch, Batches, Pair, PairError, move, num_rows, transformed
+from ppl_vae.pairs import Batch, Batches, Pair, move, num_rows, transformed
 from ppl_vae.runtime import preserve_random_state
 from ppl_vae.training.processes import Processes
 
@@ -44,12 +44,7 @@ class TrainingRows:
         self.per_epoch = self.batches.num_batches(self.batch_size)
         self.number = num_rows(self.batches.rows) if self.batches.in_memory else None
         self._check: DataCheck | None = None
-        if self.pair.keeps_rows and self.per_epoch != 1:
-            raise PairError(
-                "the guide keeps parameters for each row (it is not amortized), so it cannot be given "
-                f"batches of {self.batch_size} rows: train with batch_size = the number of rows, or use a "
-                "guide that computes q(z | x) from x"
-            )
+        self.batches.require_all_rows(self.pair, self.batch_size)
 
     def prepared(self, batch: Batch) -> Batch:
         """A batch on the device, transformed: the likelihood sees binarized intensities, say."""
@@ -68,10 +63,10 @@ class TrainingRows:
         return math.ceil((rows - self.processes.rank) / self.processes.count)
 
     @property
-    def last_batch(self) -> int | None:
-        """This process's rows of the last batch of an epoch, if it is smaller than the others."""
-        last = self.batches.last_batch(self.batch_size)
-        return None if last is None else self._share(last)
+    def smallest_batch(self) -> int | None:
+        """This process's rows of the smallest batch of an epoch; None if that is not known."""
+        rows = self.batches.smallest_batch(self.batch_size)
+        return None if rows is None else self._share(rows)
 
     def check(self, first: Batch) -> None:
         """Checks the data of all rows now, or those of an iterable as they come.
@@ -106,8 +101,6 @@ class TrainingRows:
         for step, (batch, rows) in enumerate(source, start):
             if batch is not None:
                 batch = self.prepared(batch)
-                problem = None if check is None else check.first_problem(batch)
-                if problem is not None:
-                    row = "" if problem[1] is None else f", row {problem[1]} in it"
-                    raise PairError(f"batch {step} of x{row} (counted from 0): {problem[0]}")
+                if check is not None:
+                    check.refuse(batch, step)
             yield batch, rows
