@@ -157,6 +157,7 @@ class Training:
             doubt=self.rows.batches.doubt,
         )
         report.raise_errors()
+        self.rows.require_all_rows()  # the check may have found that the pair needs them
         if self.processes.is_first:
             report.show_warnings()
 

@@ -44,6 +44,14 @@ class TrainingRows:
         self.per_epoch = self.batches.num_batches(self.batch_size)
         self.number = num_rows(self.batches.rows) if self.batches.in_memory else None
         self._check: DataCheck | None = None
+        self.require_all_rows()
+
+    def require_all_rows(self) -> None:
+        """Refuses batches that do not hold all rows for a pair that needs them.
+
+        Raises:
+            PairError: They do not.
+        """
         if self.pair.keeps_rows and self.per_epoch != 1:
             raise PairError(
                 "the guide keeps parameters for each row (it is not amortized), so it cannot be given "
