@@ -21,7 +21,7 @@ from ppl_vae.checks import PairWarning
 from ppl_vae.evaluation.generate import Generator
 from ppl_vae.objectives import ELBO, ImportanceWeightedELBO, Objective, TraceELBO
 from ppl_vae.pairs import Pair, PairError, find_layout, take_all_rows
-from ppl_vae.pairs.subsampling import Indices
+from ppl_vae.pairs.subsampling import Indices, Subsampling
 
 LOADINGS = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
 X = 1.5 * torch.randn(23, 3, generator=torch.Generator().manual_seed(1))
@@ -38,7 +38,7 @@ SELECT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def linear(part: int | None, how: str = "x[index]") -> tuple[Any, Any]:
     """x = z W + noise with the exact posterior as the guide, in a plate that draws `part` of the rows."""
 
-    def rows(x: Tensor, index: Tensor) -> Tensor:
+    def rows(x: Tensor, index: Any) -> Tensor:
         return x if part is None else SELECT[how](x, index)
 
     def model(x: Tensor) -> None:
@@ -151,29 +151,29 @@ def test_a_part_as_large_as_the_first_batch() -> None:
         assert [e[name] for e in one.history] == [e[name] for e in other.history]
 
 
-FUNCTIONS: dict[str, Callable[..., Tensor]] = {
-    "annealed": lambda pair: (
+FUNCTIONS: dict[str, Callable[[Any, Any], Any]] = {
+    "annealed": lambda model, guide: (
         ppl_vae.annealed_importance_sampling(
-            *pair, X, num_steps=5, num_chains=2, seed=0
+            model, guide, X, num_steps=5, num_chains=2, seed=0
         ).log_likelihood.values
     ),
-    "gaps": lambda pair: (
-        ppl_vae.inference_gaps(*pair, X, num_samples=20, max_steps=5, seed=0).elbo.values
+    "gaps": lambda model, guide: (
+        ppl_vae.inference_gaps(model, guide, X, num_samples=20, max_steps=5, seed=0).elbo.values
     ),
-    "diagnose": lambda pair: torch.tensor(
-        ppl_vae.diagnose(*pair, X, seed=0).mutual_information.mean
+    "diagnose": lambda model, guide: (
+        ppl_vae.diagnose(model, guide, X, seed=0).mutual_information.mean
     ),
-    "generate": lambda pair: Generator(*pair, X, 0).from_prior(30)[2],
-    "decode": lambda pair: Generator(*pair, X, 0).decode(torch.ones(7, 2)),
-    "to_arviz": lambda pair: torch.as_tensor(
-        ppl_vae.to_arviz(*pair, X, num_samples=10, seed=0).posterior["z"].values
+    "generate": lambda model, guide: Generator(model, guide, X, 0).from_prior(30)[2],
+    "decode": lambda model, guide: Generator(model, guide, X, 0).decode(torch.ones(7, 2)),
+    "to_arviz": lambda model, guide: (
+        ppl_vae.to_arviz(model, guide, X, num_samples=10, seed=0).posterior["z"].values
     ),
 }
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_every_function_gives_what_it_gives_without_a_part(name: str) -> None:
-    values, others = FUNCTIONS[name](linear(5)), FUNCTIONS[name](linear(None))
+    values, others = (torch.as_tensor(FUNCTIONS[name](*linear(part))) for part in (5, None))
     assert values.numel()
     torch.testing.assert_close(values, others, atol=1e-5, rtol=0)
 
@@ -466,7 +466,7 @@ def test_data_that_are_no_argument(part: int) -> None:
     "rows",
     [
         lambda x, index: x[index.tolist()],
-        lambda x, index: torch.stack([x[int(i)] for i in index]),
+        lambda x, index: torch.stack([x[i.item()] for i in index]),
         lambda x, index: x[index] + index / 100,
     ],
 )
@@ -481,11 +481,11 @@ def test_rows_in_a_loop() -> None:
     def model(x: Tensor) -> None:
         for i in pyro.plate("data", len(x), subsample_size=5):
             z = pyro.sample(f"z_{i}", dist.Normal(0.0, 1.0))
-            pyro.sample(f"x_{i}", dist.Normal(z, 1.0), obs=x[i])
+            pyro.sample(f"x_{i}", dist.Normal(z, 1.0), obs=x[int(i)])
 
     def guide(x: Tensor) -> None:
         for i in pyro.plate("data", len(x), subsample_size=5):
-            pyro.sample(f"z_{i}", dist.Normal(x[i] / 2, 0.5**0.5))
+            pyro.sample(f"z_{i}", dist.Normal(x[int(i)] / 2, 0.5**0.5))
 
     with pytest.raises(PairError, match=r'inside `with pyro.plate\("data", x.shape\[0\]\):`'):
         ppl_vae.evaluate(model, guide, torch.randn(20), num_samples=5)
@@ -504,6 +504,17 @@ def test_outside_of_the_library_the_programs_draw_as_before() -> None:
     with pytest.raises(ValueError, match="mine"), Pair(model, guide).scope():  # also after an error
         raise ValueError("mine")
     assert SubsampleMessenger.__init__ is before
+
+
+def test_indices_are_where_the_rows_are() -> None:
+    """So that index_select works on a GPU; a device that the plate was given stays."""
+    subsampling = Subsampling()
+    subsampling.takes_all["data"] = True
+    subsampling.device = torch.device("meta")
+    with subsampling.watched():
+        assert pyro.plate("data", 4, subsample_size=2, dim=-1).indices.device.type == "meta"
+        given = pyro.plate("data", 4, subsample_size=2, dim=-1, device="cpu")
+        assert given.indices.tolist() == [0, 1, 2, 3]
 
 
 def test_pairs_without_a_part_are_not_run_once_more() -> None:

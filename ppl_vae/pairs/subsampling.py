@@ -52,14 +52,14 @@ class Subsampling:
     def watched(self) -> Iterator[None]:
         """Sees to the plates that are made inside.
 
-        Raises:
-            PairError: A plate has another size than the `only` one.
-
         A handler could choose a plate's indices, but not how many they are: Pyro compares their number with
         the `subsample_size` that the plate was given, and weights by it. So a plate that takes all is made
         as if it had been given none.
+
+        Raises:
+            PairError: A plate that takes all has another size than the `only` one.
         """
-        original = SubsampleMessenger.__init__
+        original: Any = SubsampleMessenger.__init__
 
         def init(
             plate: SubsampleMessenger,
@@ -92,7 +92,8 @@ class Subsampling:
             if trial is not None and name in trial.met and plate._indices is not None:
                 plate._indices = Indices.of(plate._indices, trial.uses.setdefault(name, set()))
 
-        SubsampleMessenger.__init__ = init  # type: ignore[method-assign]
+        patched: Any = init
+        SubsampleMessenger.__init__ = patched  # type: ignore[method-assign]
         try:
             yield
         finally:
