@@ -450,20 +450,27 @@ def test_a_plate_that_stands_for_more_rows() -> None:
         assert fitted.history[-1]["loss"] == pytest.approx(-elbo, abs=1e-4)
 
 
-def test_a_plate_that_draws_its_own_rows_is_refused() -> None:
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x), subsample_size=10) as rows:
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            logits = torch.cat([z] * 32, -1)
-            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x.flatten(1)[rows])
+def test_a_plate_that_draws_its_own_rows() -> None:
+    """It takes all the rows that it is given: fit and evaluate choose them."""
 
-    def guide(x: Tensor) -> None:
-        loc = pyro.param("loc", torch.zeros(2))
-        with pyro.plate("data", len(x), subsample_size=10):
-            pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+    def pair(part: int | None) -> tuple[Any, Any]:
+        def model(x: Tensor) -> None:
+            with pyro.plate("data", len(x), subsample_size=part) as rows:
+                z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+                logits = torch.cat([z] * 32, -1)
+                pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x.flatten(1)[rows])
 
-    with pytest.raises(PairError, match="'data' of size 10"):
-        fit(model, guide, DIGITS, max_epochs=1)
+        def guide(x: Tensor) -> None:
+            loc = pyro.param("loc", torch.zeros(2))
+            with pyro.plate("data", len(x), subsample_size=part):
+                pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+        return model, guide
+
+    drawing, plain = (
+        fit(*pair(part), DIGITS, max_epochs=2, seed=0, batch_size=20).history for part in (10, None)
+    )
+    assert [epoch["loss"] for epoch in drawing] == [epoch["loss"] for epoch in plain]
 
 
 def test_parameters_for_each_row_by_hand() -> None:

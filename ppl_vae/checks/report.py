@@ -12,7 +12,17 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
-from ppl_vae.pairs import Batch, Pair, PairError, Trace, as_args, first_line
+from ppl_vae.pairs import (
+    Batch,
+    Pair,
+    PairError,
+    Trace,
+    as_args,
+    drawn_rows,
+    first_line,
+    num_rows,
+    take_all_rows,
+)
 
 _MIXED_TYPES = "torch.cuda.FloatTensor) should be the same"
 """How convolutions say it: Input type (torch.FloatTensor) and weight type (torch.cuda.FloatTensor) ..."""
@@ -86,7 +96,18 @@ class Report:
 
 
 def run_pair(pair: Pair, batch: Batch) -> tuple[Trace, Trace] | Problem:
-    """The traces of model and guide on a batch, or a `Problem` that explains the error that one raised."""
+    """The traces of model and guide on a batch, or a `Problem` that explains the error that one raised.
+
+    A plate over rows that draws some of them takes them all from then on: see `take_all_rows`.
+    """
+    found = _run(pair, batch)
+    try:
+        return _run(pair, batch) if take_all_rows(pair, batch) else found
+    except PairError as error:
+        return Problem("error", "", str(error))
+
+
+def _run(pair: Pair, batch: Batch) -> tuple[Trace, Trace] | Problem:
     args = as_args(batch)
     role = "guide"
     try:
@@ -103,7 +124,7 @@ def run_pair(pair: Pair, batch: Batch) -> tuple[Trace, Trace] | Problem:
             "error",
             role,
             f"the {role} raised {type(error).__name__} on a batch of shape {shapes}: {first_line(error)}"
-            f"{_other_dtype(pair, args, error)}{other_device(error)}",
+            f"{_other_dtype(pair, args, error)}{other_device(error)}{_own_rows(pair, batch, error)}",
         )
     return model_trace, guide_trace
 
@@ -112,6 +133,16 @@ def mixes_devices(error: Exception) -> bool:
     """Whether a program raised because its tensors are on different devices."""
     said = str(error)
     return any(words in said for words in ("on the same device", "same device as", _MIXED_TYPES))
+
+
+def _own_rows(pair: Pair, batch: Batch, error: Exception) -> str:
+    """The remedy if a program may have drawn rows that it was not given; otherwise empty."""
+    if not isinstance(error, IndexError):
+        return ""
+    for name, (size, part) in pair.subsampling.met.items():
+        if size > num_rows(batch) and not pair.subsampling.takes_all.get(name, False):
+            return drawn_rows(name, size, part)
+    return ""
 
 
 def other_device(error: Exception) -> str:

@@ -23,6 +23,7 @@ from ppl_vae.pairs import (
     Pair,
     Program,
     RowDensities,
+    as_args,
     move,
     num_rows,
     parts_of,
@@ -168,6 +169,10 @@ def opened(
         first = batches.first(num_rows(batches.rows) if everything else FIRST_ROWS)
         first = move(first, _device_of_modules(pair))
         check_data(pair, first, batches.doubt)
+        if pair.keeps_rows and not everything:  # which that check has found
+            everything = True
+            first = move(batches.rows, as_args(first)[0].device)
+            check_data(pair, first, batches.doubt)
         with preserve_random_state() if draws_start_at_seed else nullcontext():
             device = device_of(pair.parameters(first).values())
         if not everything:  # a loader's first batch may be larger

@@ -47,6 +47,7 @@ from .layout import (
 from .layouts import Layouts as Layouts
 from .modules import Buffers as Buffers, closure_of as closure_of, globals_of as globals_of
 from .moments import center as center, has_moments as has_moments, spread as spread
+from .own_rows import take_all_rows as take_all_rows
 from .pair import Bound as Bound, Pair as Pair
 from .programs import (
     Batch as Batch,
@@ -56,7 +57,7 @@ from .programs import (
     num_rows as num_rows,
     take_rows as take_rows,
 )
-from .row_plate import rows_frame as rows_frame, run_alone as run_alone
+from .row_plate import drawn_rows as drawn_rows, rows_frame as rows_frame, run_alone as run_alone
 from .sources import (
     TrackLatents as TrackLatents,
     sources_of as sources_of,

@@ -10,7 +10,7 @@ import torch
 from pyro.infer.autoguide import AutoCallable, AutoGuide, AutoGuideList
 
 from ppl_vae.pairs.modules import modules_of_program
-from ppl_vae.pairs.programs import Batch, Program, as_args, move
+from ppl_vae.pairs.programs import Batch, Program, as_args
 from ppl_vae.pairs.row_plate import find_rows, one_row_fewer, run_alone
 from ppl_vae.pairs.traces import latent_sites, sites_of_rows
 
@@ -35,9 +35,8 @@ def keep_rows(guides: Sequence[Any], model: Program, batch: Batch) -> bool:
     Args:
         guides: The autoguides.
         model: The model of the pair.
-        batch: Some rows.
+        batch: Some rows, on the device of the programs.
     """
-    batch = move(batch, _device_of(model, guides))
     try:
         trace = run_alone(model, batch)
         plate = find_rows(model, batch, sites_of_rows(trace)).name
@@ -66,7 +65,8 @@ def _plates_by_index(guide: Any, batch: Batch) -> set[str]:
     return {p.name for p in plates if p.subsample_size < p.size}
 
 
-def _device_of(model: Program, guides: Sequence[Any]) -> torch.device:
+def device_of_programs(model: Program, guides: Sequence[Any]) -> torch.device:
+    """The device of the parameters of a model and its autoguides; the CPU if there are none."""
     modules = [*modules_of_program(model, "model").values(), *guides]
     tensors = (p for module in modules for p in module.parameters())
     return next((p.device for p in tensors), torch.device("cpu"))

@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from ppl_vae.pairs.as_tensors import kind_of
-from ppl_vae.pairs.autoguides import autoguides_of, keep_rows
+from ppl_vae.pairs.autoguides import autoguides_of, device_of_programs, keep_rows
 from ppl_vae.pairs.errors import PairError
+from ppl_vae.pairs.own_rows import take_all_rows
 from ppl_vae.pairs.pair import Pair
-from ppl_vae.pairs.programs import Batch, as_args, num_rows, take_rows
+from ppl_vae.pairs.programs import Batch, as_args, move, num_rows, take_rows
 from ppl_vae.pairs.rows_of_data import DataArguments, read_batch, read_data
 
 _FEW = 64
@@ -96,7 +97,11 @@ class Batches:
             with torch.random.fork_rng():
                 few = take_rows(self.first(_FEW), slice(0, _FEW))
                 few = few if transform is None else transformed(few, transform)
-            pair.keeps_rows = keep_rows(guides, pair.model, few)
+            few = move(few, device_of_programs(pair.model, guides))
+            with pair.subsampling.watched():
+                pair.keeps_rows = keep_rows(guides, pair.model, few)
+                if _takes_all(pair, few):
+                    pair.keeps_rows = keep_rows(guides, pair.model, few)
 
     @property
     def in_memory(self) -> bool:
@@ -201,6 +206,13 @@ class Batches:
             index = order[first : first + batch_size]
             own_index = index[rank::world]
             yield (take_rows(self._rows, own_index) if len(own_index) else None), len(index)
+
+
+def _takes_all(pair: Pair, batch: Batch) -> bool:
+    try:
+        return take_all_rows(pair, batch)
+    except PairError:  # the checks of the pair say so
+        return False
 
 
 def transformed(batch: Batch, transform: Callable[[Tensor], Tensor]) -> Batch:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ppl_vae.pairs.learned import recall, remember
 from ppl_vae.pairs.modules import modules_of_program
 from ppl_vae.pairs.programs import Batch, Program, trace_programs
+from ppl_vae.pairs.subsampling import Subsampling
 
 
 class Bound:
@@ -99,6 +100,7 @@ class Pair:
         self._entered = 0
         self._pending: dict[str, Tensor] = {}
         self._declared: dict[str, set[str]] = {"model": set(), "guide": set()}
+        self.subsampling = Subsampling()
         self.keeps_rows = isinstance(self.guide, AutoGuide) or bool(
             getattr(self.guide, "keeps_rows", False)
         )
@@ -114,8 +116,12 @@ class Pair:
 
     @contextmanager
     def scope(self) -> Iterator[None]:
-        """Makes this pair's parameter store the only one that code inside sees."""
-        with pyro.get_param_store().scope(cast(Any, self.store)), _Restore(self._pending):
+        """Makes this pair's parameter store the only one that code inside sees.
+
+        Plates over rows take all the rows that the programs are given: see `take_all_rows`.
+        """
+        store = pyro.get_param_store().scope(cast(Any, self.store))
+        with store, _Restore(self._pending), self.subsampling.watched():
             self._entered += 1
             try:
                 yield

@@ -34,7 +34,23 @@ def rows_frame(sites: Mapping[str, Site], n: int) -> Any:
     found = f"the plates found are {', '.join(sorted(plates))}" if plates else "there is none"
     raise PairError(
         f"the observed sites {names} are not inside a plate over the {n} rows of the batch ({found}): "
-        f'put the latents and the data of each row inside `with pyro.plate("data", x.shape[0]):`'
+        f'put the latents and the data of each row inside `with pyro.plate("data", x.shape[0]):`{_own(sites)}'
+    )
+
+
+def _own(sites: Mapping[str, Site]) -> str:
+    """The remedy if a plate around the data draws rows of its own; empty if no plate draws."""
+    for frame in (f for site in sites.values() for f in site["cond_indep_stack"] if f.vectorized):
+        if frame.full_size not in (None, frame.size):
+            return drawn_rows(frame.name, frame.full_size, frame.size)
+    return ""
+
+
+def drawn_rows(name: str, size: int, part: int) -> str:
+    """The remedy if a plate, which draws a part of its elements, holds the rows; the end of a message."""
+    return (
+        f"; if plate '{name}', which draws {part} of {size}, holds the rows: here fit and evaluate choose "
+        f'them, so write pyro.plate("{name}", {size}, subsample_size=len(x)) and use x in place of x[index]'
     )
 
 

@@ -48,7 +48,8 @@ def find_layout(pair: Pair, batch: Batch) -> Layout:
         model_trace, guide_trace = trace_pair(pair, batch)
         _require_steady_sites(pair, batch, signature_of(model_trace, guide_trace))
         observed = sites_of_rows(model_trace)
-        frame = find_rows(pair.model, batch, observed)
+        model = pair.subsampling.tried(pair.model, {})  # on one row fewer, whatever rows it needs
+        frame = find_rows(model, batch, observed)
         in_plate = {
             name
             for trace in (model_trace, guide_trace)

@@ -108,7 +108,8 @@ def fit(
         validation: Held-out rows, as the likelihood takes them; their beta = 1 ELBO is measured after every
             epoch.
         max_epochs: Passes over the data.
-        batch_size: Rows in a (global) batch; an iterable brings its own.
+        batch_size: Rows in a (global) batch; an iterable brings its own. A plate over rows with a
+            `subsample_size` of its own takes all rows of the batch.
         learning_rate: Step size; 1e-3 for the default optimizer. Given to `optimizer` as `lr` if set.
         optimizer: Makes an optimizer of a list of tensors, as `torch.optim.AdamW` does. Default: Adam.
             `pyro.optim.ClippedAdam({"lr": 1e-3})` and the like are taken too. The loss is in nats per row,

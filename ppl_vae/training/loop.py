@@ -157,6 +157,8 @@ class Training:
             doubt=self.rows.batches.doubt,
         )
         report.raise_errors()
+        # The check may have found that the pair needs them.
+        self.rows.batches.require_all_rows(self.pair, self.rows.batch_size)
         if self.processes.is_first:
             report.show_warnings()
 
