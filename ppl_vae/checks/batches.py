@@ -29,7 +29,7 @@ from ppl_vae.pairs import (
 from ppl_vae.runtime import preserve_random_state
 
 
-def check_data(pair: Pair, batch: Batch, doubt: str = "") -> None:
+def check_data(pair: Pair, batch: Batch, doubt: str = "") -> tuple[Trace, Trace]:
     """Raises an error that explains the problem if a pair cannot run on a batch.
 
     Runs both programs once, in evaluation mode and without gradients. The random generators do not change.
@@ -40,6 +40,9 @@ def check_data(pair: Pair, batch: Batch, doubt: str = "") -> None:
         batch: The batch that model and guide are called with.
         doubt: `Batches.doubt`: how the data were read, if they could be read otherwise.
 
+    Returns:
+        The traces of model and guide.
+
     Raises:
         PairError: A program raises on the batch, its observed sites are not in a plate over the rows, a
             value does not fit its distribution, or data are NaN, infinite or outside the support, or a
@@ -48,8 +51,7 @@ def check_data(pair: Pair, batch: Batch, doubt: str = "") -> None:
     with preserve_random_state(), pair.mode(training=False):
         traces = run_pair(pair, batch)
         if isinstance(traces, Problem):
-            Report((traces,)).explained(doubt).raise_errors()
-            return
+            raise PairError(Report((traces,)).explained(doubt).problems[0].message)
         with torch.no_grad(), pyro.validation_enabled(False):
             found = list(data_problems(traces[0], batch))
             seen = sites_of_rows(traces[0])
@@ -62,6 +64,7 @@ def check_data(pair: Pair, batch: Batch, doubt: str = "") -> None:
             found = found or list(auxiliary_problems(pair, batch, *traces))
             found = found or list(shape_problems(*traces))
     Report(tuple(found)).explained(doubt).raise_errors()
+    return traces
 
 
 class LatentCheck:
@@ -72,13 +75,13 @@ class LatentCheck:
     Args:
         pair: Model and guide.
         batch: A batch in which `check_data` has found no errors.
+        traces: What it returned.
     """
 
-    def __init__(self, pair: Pair, batch: Batch) -> None:
+    def __init__(self, pair: Pair, batch: Batch, traces: tuple[Trace, Trace]) -> None:
         self._pair = pair
         self._checked = {_shapes(batch)}
-        traces = _quietly_run(pair, batch)
-        self._masked = traces is None or are_masked(*traces)
+        self._masked = are_masked(*traces)
 
     def __call__(self, batch: Batch) -> None:
         """Raises an error if the latents of a batch cannot be right.
