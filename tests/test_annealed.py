@@ -108,9 +108,7 @@ def test_memory_does_not_grow_with_temperatures_or_rows(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(("budget", "n"), [(1, 2), (2**14, 5)])
-def test_chains_and_rows_in_parts(
-    budget: int, n: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_chains_and_rows_in_parts(budget: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ppl_vae.checks.session.MEMORY_BUDGET", budget)
     model, x = pca(n=n)
     guide = Exact(model)

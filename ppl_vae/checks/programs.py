@@ -12,7 +12,7 @@ from torch.nn import UninitializedBuffer, UninitializedParameter
 from ppl_vae.checks.report import Problem, Report
 from ppl_vae.checks.stages import Subject, problems_of
 from ppl_vae.objectives import Objective, as_objective
-from ppl_vae.pairs import Batch, Batches, DataLike, Pair, Program, num_rows, take_rows
+from ppl_vae.pairs import Batch, Batches, DataLike, Layouts, Pair, Program, num_rows, take_rows
 from ppl_vae.runtime import preserve_random_state
 
 _LAZY = (UninitializedParameter, UninitializedBuffer)
@@ -130,13 +130,19 @@ def check_batch(
     last_batch: int | None,
     minibatches: bool,
     doubt: str = "",
+    layouts: Layouts | None = None,
 ) -> Report:
-    """`check` on a given batch, inside `pair.scope()`; `doubt` is that of its `Batches`."""
+    """`check` on a given batch, inside `pair.scope()`; `doubt` is that of its `Batches`.
+
+    `layouts` get to know the layout of the batch, unless there are errors.
+    """
     problems: list[Problem] = list(_warmup(objective, max_epochs))
     before: Any = pyro.get_param_store().get_state()
     inside: Any = {key: dict(value) for key, value in before.items()}
     with preserve_random_state(), pair.mode(training=False), pyro.get_param_store().scope(inside):
-        problems += problems_of(Subject(pair, batch, objective, last_batch, minibatches, doubt))
+        layouts = layouts or Layouts(pair)
+        subject = Subject(pair, batch, objective, last_batch, minibatches, layouts, doubt)
+        problems += problems_of(subject)
     order = {"error": 0, "warning": 1}
     return Report(tuple(sorted(problems, key=lambda p: order[p.severity]))).explained(doubt)
 

@@ -20,10 +20,10 @@ from ppl_vae.pairs import (
     Batch,
     Buffers,
     Layout,
+    Layouts,
     Pair,
     PairError,
     Trace,
-    find_layout,
     first_bad_site,
     first_line,
     is_enumerated,
@@ -46,6 +46,7 @@ class Subject:
         requested_objective: The objective to train with, not yet resolved.
         last_batch: Rows of the last batch of an epoch, if it is smaller than the others.
         minibatches: Whether a batch holds only some of the rows.
+        layouts: The layouts of the pair.
         doubt: How the data were read, if they could be read otherwise.
     """
 
@@ -56,12 +57,14 @@ class Subject:
         requested_objective: Objective,
         last_batch: int | None,
         minibatches: bool,
+        layouts: Layouts,
         doubt: str = "",
     ) -> None:
         self.pair, self.batch = pair, batch
         self.requested_objective = requested_objective
         self.last_batch = last_batch
         self.minibatches = minibatches
+        self.layouts = layouts
         self.doubt = doubt
 
     @cached_property
@@ -78,7 +81,7 @@ class Subject:
     @cached_property
     def layout(self) -> Layout:
         """The layout of the pair."""
-        return find_layout(self.pair, self.batch)
+        return self.layouts.of(self.batch)
 
     @cached_property
     def objective(self) -> Objective:
