@@ -256,7 +256,7 @@ def test_plates_inside_of_the_rows_are_worth_as_much_as_event_dimensions(
 
         def guide(x: Tensor) -> None:
             with pyro.plate("rows", len(x), dim=dim), inner:
-                loc = torch.stack([x, torch.zeros_like(x)], -1)
+                loc = torch.stack([x, -0.5 * x], -1)
                 pyro.sample("z", dist.Normal(loc, 0.5).to_event(events))
 
         return model, guide

@@ -39,10 +39,13 @@ def other_model(x: Tensor) -> None:
     param_model(x)
 
 
-def learn(model: Any = param_model, guide: Any = param_guide, x: Tensor = POINTS) -> Any:
+def learn(
+    model: Any = param_model, guide: Any = param_guide, x: Tensor = POINTS, epochs: int = 200
+) -> Any:
     objective = TraceELBO()  # without noise at the optimum
     x = x.repeat(32)
-    return fit(model, guide, x, objective=objective, max_epochs=200, learning_rate=0.1, seed=0)
+    options: Any = {"max_epochs": epochs, "learning_rate": 0.1, "seed": 0}
+    return fit(model, guide, x, objective=objective, **options)
 
 
 def test_what_pyro_params_learn_is_carried_and_found() -> None:
@@ -99,7 +102,7 @@ def test_one_parameter_of_both_programs_from_two_fits_is_refused() -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal((x + loc) / 2, 0.5**0.5))
 
-    one, two = learn(param_model, guide), learn(param_model, guide, POINTS + 1.0)
+    one, two = learn(param_model, guide), learn(param_model, guide, POINTS + 1.0, epochs=2)
     assert evaluate(one.model, one.guide, POINTS, seed=0).ess.min() > 990
     with pytest.raises(ValueError, match="'loc', from different fits"):
         evaluate(one.model, two.guide, POINTS, seed=0)
@@ -108,7 +111,7 @@ def test_one_parameter_of_both_programs_from_two_fits_is_refused() -> None:
 def test_the_global_store_stays_as_it_was() -> None:
     pyro.param("loc", torch.tensor(5.0))
     pyro.param("mine", torch.tensor(2.0), constraint=constraints.positive)
-    learn()
+    learn(epochs=3)
     evaluate(param_model, param_guide, POINTS, seed=0)
     diagnose(param_model, param_guide, POINTS, seed=0)
     check(param_model, param_guide, POINTS)
@@ -141,7 +144,7 @@ def test_the_global_store_stays_as_it_was_after_an_exception(error: BaseExceptio
     assert not model.training
     assert pyro.settings.get("validate_distributions_pyro") is True
     pyro.clear_param_store()
-    learn()  # and nothing of the failed fit is in the way
+    learn(epochs=3)  # and nothing of the failed fit is in the way
 
 
 def test_what_was_learned_goes_with_the_program() -> None:

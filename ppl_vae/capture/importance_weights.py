@@ -18,7 +18,6 @@ from ppl_vae.pairs import (
     Layouts,
     Pair,
     as_args,
-    discrete_draws,
     finite_latents,
     sample_rows,
     summed_rows,
@@ -78,7 +77,6 @@ class ImportanceSampler:
         self.num_chunks = num_chunks
         self.records = capture
         self.at_once = at_once
-        self._draws_discrete: dict[object, bool] = {}
         self._recordings: dict[object, Recording] = {}
         self._runs: dict[object, int] = {}
         self._seen: dict[object, int] = {}
@@ -133,14 +131,9 @@ class ImportanceSampler:
         return self.layouts.run(batch, lambda layout: self._discrete(layout, batch))
 
     def _discrete(self, layout: Layout, batch: Batch) -> tuple[FiniteLatents | None, bool]:
-        key = layout.signature
-        if key not in self._draws_discrete:
-            self._draws_discrete[key] = bool(discrete_draws(self.pair, layout, batch))
-        if not self._draws_discrete[key]:
-            return None, False
         # Found for each batch: its plates and supports may be larger than those of another.
         finite = finite_latents(self.pair, layout, batch)
-        return finite, finite is None
+        return finite, finite is None and bool(layout.discrete)
 
     def summed(self, batch: Batch, num_samples: int, finite: FiniteLatents) -> Weights:
         """The weights of a batch with its finite latents summed over; never recorded."""

@@ -31,7 +31,7 @@ from ppl_vae.pairs import (
 from ppl_vae.runtime import preserve_random_state
 
 
-def check_data(pair: Pair, batch: Batch, doubt: str = "") -> None:
+def check_data(pair: Pair, batch: Batch, doubt: str = "") -> tuple[Trace, Trace]:
     """Raises an error that explains the problem if a pair cannot run on a batch.
 
     Runs both programs once, in evaluation mode and without gradients. The random generators do not change.
@@ -42,6 +42,9 @@ def check_data(pair: Pair, batch: Batch, doubt: str = "") -> None:
         batch: The batch that model and guide are called with.
         doubt: `Batches.doubt`: how the data were read, if they could be read otherwise.
 
+    Returns:
+        The traces of model and guide.
+
     Raises:
         PairError: A program raises on the batch, its observed sites are not in a plate over the rows, a
             value does not fit its distribution, or data are NaN, infinite or outside the support, or a
@@ -50,8 +53,7 @@ def check_data(pair: Pair, batch: Batch, doubt: str = "") -> None:
     with preserve_random_state(), pair.mode(training=False):
         traces = run_pair(pair, batch)
         if isinstance(traces, Problem):
-            Report((traces,)).explained(doubt).raise_errors()
-            return
+            raise PairError(Report((traces,)).explained(doubt).problems[0].message)
         with torch.no_grad(), pyro.validation_enabled(False):
             found = list(data_problems(traces[0], batch))
             seen = sites_of_rows(traces[0])
@@ -64,6 +66,7 @@ def check_data(pair: Pair, batch: Batch, doubt: str = "") -> None:
             found = found or list(auxiliary_problems(pair, batch, *traces))
             found = found or list(shape_problems(*traces))
     Report(tuple(found)).explained(doubt).raise_errors()
+    return traces
 
 
 class DataCheck:
@@ -76,17 +79,18 @@ class DataCheck:
     Args:
         pair: Model and guide; make and use the object inside `pair.scope()`.
         batch: A batch in which `check` has found no errors.
+        traces: What `check_data` returned for it; None lets the programs run again.
 
     Attributes:
         masked: Whether latents are masked; also if a program raises.
     """
 
-    def __init__(self, pair: Pair, batch: Batch) -> None:
+    def __init__(self, pair: Pair, batch: Batch, traces: tuple[Trace, Trace] | None = None) -> None:
         self._pair = pair
         self._shapes = _shapes(batch)
         self._as_they_come: list[tuple[int, str, Any, Constraint]] | None = []
         self._dim: int | None = None
-        traces = _quietly_run(pair, batch)
+        traces = traces or _quietly_run(pair, batch)
         self.masked = traces is None or are_masked(*traces)
         if traces is None:
             return
@@ -154,12 +158,13 @@ class ChunkCheck:
     Args:
         pair: Model and guide.
         batch: A batch in which `check_data` has found no errors.
+        traces: What it returned.
     """
 
-    def __init__(self, pair: Pair, batch: Batch) -> None:
+    def __init__(self, pair: Pair, batch: Batch, traces: tuple[Trace, Trace]) -> None:
         self._pair = pair
         self._checked = {_shapes(batch)}
-        self._data = DataCheck(pair, batch)
+        self._data = DataCheck(pair, batch, traces)
 
     def __call__(self, chunk: Batch, start: int) -> None:
         """Raises an error if a chunk cannot be right.

@@ -12,7 +12,7 @@ from torch.nn import UninitializedBuffer, UninitializedParameter
 from ppl_vae.checks.report import Problem, Report
 from ppl_vae.checks.stages import Subject, problems_of
 from ppl_vae.objectives import Objective, as_objective
-from ppl_vae.pairs import Batch, Batches, DataLike, Pair, Program, num_rows, take_rows
+from ppl_vae.pairs import Batch, Batches, DataLike, Layouts, Pair, Program, num_rows, take_rows
 from ppl_vae.runtime import preserve_random_state
 
 _LAZY = (UninitializedParameter, UninitializedBuffer)
@@ -131,11 +131,17 @@ def check_batch(
     smallest_batch: int | None,
     minibatches: bool,
     doubt: str = "",
+    layouts: Layouts | None = None,
 ) -> Report:
-    """`check` on a given batch, inside `pair.scope()`; `doubt` is that of its `Batches`."""
+    """`check` on a given batch, inside `pair.scope()`; `doubt` is that of its `Batches`.
+
+    `layouts` get to know the layout of the batch, unless there are errors.
+    """
     problems: list[Problem] = list(_warmup(objective, max_epochs))
+    layouts = layouts or Layouts(pair)
     with aside(pair):
-        problems += problems_of(Subject(pair, batch, objective, smallest_batch, minibatches, doubt))
+        subject = Subject(pair, batch, objective, smallest_batch, minibatches, layouts, doubt)
+        problems += problems_of(subject)
     order = {"error": 0, "warning": 1}
     return Report(tuple(sorted(problems, key=lambda p: order[p.severity]))).explained(doubt)
 

@@ -23,6 +23,7 @@ from ppl_vae.pairs import (
     Pair,
     Program,
     RowDensities,
+    Trace,
     as_args,
     move,
     num_rows,
@@ -96,10 +97,15 @@ class Session:
             batch, lambda layout: sample_rows(self.pair, layout, batch, num_samples)
         )
 
-    def doubts(self) -> tuple[str, ...]:
-        """What the checks warn of on the first rows. The random state does not change."""
-        with preserve_random_state():
-            traces = trace_pair(self.pair, self.first)
+    def doubts(self, traces: tuple[Trace, Trace] | None = None) -> tuple[str, ...]:
+        """What the checks warn of on the first rows. The random state does not change.
+
+        Args:
+            traces: The traces of model and guide on the first rows, if they have run.
+        """
+        if traces is None:
+            with preserve_random_state():
+                traces = trace_pair(self.pair, self.first)
         found = [*row_problems(traces[0], self.layout), *narrow_problems(*traces)]
         return tuple(problem.message for problem in found)
 
@@ -168,11 +174,13 @@ def opened(
         everything = whole or pair.keeps_rows
         first = batches.first(num_rows(batches.rows) if everything else FIRST_ROWS)
         first = move(first, _device_of_modules(pair))
-        check_data(pair, first, batches.doubt)
+        traces = check_data(pair, first, batches.doubt)
         if pair.keeps_rows and not everything:  # which that check has found
             everything = True
             first = move(batches.rows, as_args(first)[0].device)
-            check_data(pair, first, batches.doubt)
+            traces = check_data(pair, first, batches.doubt)
+        check_chunk = ChunkCheck(pair, first, traces)
+        del traces  # they hold all that was computed
         with preserve_random_state() if draws_start_at_seed else nullcontext():
             device = device_of(pair.parameters(first).values())
         if not everything:  # a loader's first batch may be larger
@@ -180,7 +188,7 @@ def opened(
         first = move(first, device)
         layouts = Layouts(pair)
         layouts.of(first)
-        yield Session(pair, layouts, first, device, batches, progress, ChunkCheck(pair, first))
+        yield Session(pair, layouts, first, device, batches, progress, check_chunk)
 
 
 @contextmanager

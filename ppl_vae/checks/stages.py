@@ -20,10 +20,10 @@ from ppl_vae.objectives import EnumELBO, MeanFieldELBO, Objective, TraceELBO
 from ppl_vae.pairs import (
     Batch,
     Layout,
+    Layouts,
     Pair,
     PairError,
     Trace,
-    find_layout,
     first_bad_site,
     first_line,
     is_enumerated,
@@ -44,6 +44,7 @@ class Subject:
         requested_objective: The objective to train with, not yet resolved.
         smallest_batch: Rows of the smallest batch of an epoch, usually the last one; None if that is not known.
         minibatches: Whether a batch holds only some of the rows.
+        layouts: The layouts of the pair.
         doubt: How the data were read, if they could be read otherwise.
     """
 
@@ -54,12 +55,14 @@ class Subject:
         requested_objective: Objective,
         smallest_batch: int | None,
         minibatches: bool,
+        layouts: Layouts,
         doubt: str = "",
     ) -> None:
         self.pair, self.batch = pair, batch
         self.requested_objective = requested_objective
         self.smallest_batch = smallest_batch
         self.minibatches = minibatches
+        self.layouts = layouts
         self.doubt = doubt
 
     @cached_property
@@ -76,7 +79,7 @@ class Subject:
     @cached_property
     def layout(self) -> Layout:
         """The layout of the pair."""
-        return find_layout(self.pair, self.batch)
+        return self.layouts.of(self.batch)
 
     @cached_property
     def objective(self) -> Objective:

@@ -19,7 +19,6 @@ from ppl_vae.pairs import (
     FiniteLatents,
     Layout,
     Program,
-    discrete_draws,
     finite_latents,
     num_rows,
     sample_rows,
@@ -184,18 +183,17 @@ def points_caution(layout: Layout) -> tuple[str, ...]:
 
 
 def _on_discrete(
-    session: Session, finite: FiniteLatents | None
+    layout: Layout, finite: FiniteLatents | None
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """How to read the result if discrete latents are summed over, and what to doubt if they are drawn."""
-    discrete = discrete_draws(session.pair, session.layout, session.first)
-    names = ", ".join(f"'{name}'" for name in discrete)
+    names = ", ".join(f"'{name}'" for name in layout.discrete)
     if finite is None:
         text = (
             f"latents {names} are discrete and are drawn: they have too many values to sum over, or not the "
             "same ones in both programs. log p(x) leaves out the values that the guide does not draw, and "
             "k-hat does not see them"
         )
-        return (), (text,) if discrete else ()
+        return (), (text,) if layout.discrete else ()
     what = (
         "log p(x), ELBO, rate and distortion are exact"
         if finite.alone
@@ -224,10 +222,11 @@ def _describe(
             f"sites {names} belong to all rows: they are drawn from the guide, and log p(x) is the log "
             "predictive density under it; the ELBO of a row leaves out their KL",
         )
-    parts = subsampled_plates((rows.model_trace, rows.guide_trace), layout)
-    summed, drawn = _on_discrete(session, finite)
+    traces = rows.model_trace, rows.guide_trace
+    parts = subsampled_plates(traces, layout)
+    summed, drawn = _on_discrete(layout, finite)
     notes += summed
-    cautions = [*points_caution(layout), *session.doubts(), *drawn]
+    cautions = [*points_caution(layout), *session.doubts(traces), *drawn]
     cautions += [
         f"plate '{name}' inside of a row is subsampled ({part}): the ELBO is that of whole rows on average, "
         "but log p(x) is biased; evaluate with the whole plate"

@@ -24,7 +24,6 @@ from .errors import PairError as PairError, first_line as first_line
 from .finite import (
     FiniteLatents as FiniteLatents,
     SummedRows as SummedRows,
-    discrete_draws as discrete_draws,
     finite_latents as finite_latents,
     summed_rows as summed_rows,
 )

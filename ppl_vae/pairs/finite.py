@@ -7,16 +7,15 @@ from dataclasses import dataclass
 
 import pyro
 import pyro.distributions as dist
-import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
 from ppl_vae.pairs.densities import RowDensities, sample_rows
 from ppl_vae.pairs.layout import Layout, LayoutChangedError, inner_scale, row_log_prob, sum_to_rows
 from ppl_vae.pairs.pair import Pair
-from ppl_vae.pairs.programs import Batch, as_args, num_rows
+from ppl_vae.pairs.programs import Batch, num_rows
 from ppl_vae.pairs.sources import sources_of, trace_tracked
-from ppl_vae.pairs.traces import Site, Trace, innermost, present, trace_pair
+from ppl_vae.pairs.traces import Site, innermost, present, trace_pair
 
 MOST_VALUES = 1024
 """Most joint values of finite latents that are summed over, if the guide draws nothing else."""
@@ -52,9 +51,13 @@ def finite_latents(pair: Pair, layout: Layout, batch: Batch) -> FiniteLatents | 
     Raises:
         LayoutChangedError: The programs have other sites on this batch than the layout.
     """
+    if not layout.discrete:
+        return None
     with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
         model_trace, guide_trace = trace_pair(pair, batch)
-    sites = _discrete_sites(layout, guide_trace)
+    if not set(layout.guide_sites) <= guide_trace.nodes.keys():
+        raise LayoutChangedError("the guide has other sites on this batch than the layout")
+    sites = [guide_trace.nodes[name] for name in layout.discrete]
     numbers: list[int] = []
     supports: list[Tensor] = []
     for site in sites:
@@ -68,7 +71,7 @@ def finite_latents(pair: Pair, layout: Layout, batch: Batch) -> FiniteLatents | 
         numbers.append(math.prod(_shape(site, layout)) * _repeats(site).numel())
     count = math.prod(len(s) ** k for s, k in zip(supports, numbers, strict=True))
     alone = len(sites) == len(layout.draws) and not layout.shared
-    if not sites or count > (MOST_VALUES if alone else MOST_VALUES_WITH_OTHERS):
+    if count > (MOST_VALUES if alone else MOST_VALUES_WITH_OTHERS):
         return None
     ranges = [
         torch.arange(len(s)) for s, k in zip(supports, numbers, strict=True) for _ in range(k)
@@ -86,31 +89,6 @@ def finite_latents(pair: Pair, layout: Layout, batch: Batch) -> FiniteLatents | 
         count,
         alone=alone,
     )
-
-
-def discrete_draws(pair: Pair, layout: Layout, batch: Batch) -> tuple[str, ...]:
-    """The guide's draws of a row that are discrete. The random state does not change.
-
-    Raises:
-        LayoutChangedError: The guide has other sites on this batch than the layout.
-    """
-    with torch.random.fork_rng(), torch.no_grad():
-        trace = poutine.trace(pair.guide).get_trace(*as_args(batch))
-    return tuple(site["name"] for site in _discrete_sites(layout, trace))
-
-
-def _discrete_sites(layout: Layout, guide_trace: Trace) -> list[Site]:
-    if not set(layout.guide_sites) <= guide_trace.nodes.keys():
-        raise LayoutChangedError("the guide has other sites on this batch than the layout")
-    return [guide_trace.nodes[n] for n in layout.draws if _is_discrete(guide_trace.nodes[n])]
-
-
-def _is_discrete(site: Site) -> bool:
-    """Whether a site gives probabilities, not densities."""
-    try:
-        return bool(site["fn"].support.is_discrete)
-    except (NotImplementedError, AttributeError, ValueError):
-        return bool(site["fn"].has_enumerate_support)
 
 
 _FIXED = (dist.Bernoulli, dist.Categorical, dist.OneHotCategorical)

@@ -73,6 +73,7 @@ class Layout:
         observed: Observed sites.
         nesting: The number of dimensions that plates take up.
         vectorizes: Whether one run can hold many samples; if not, samples are drawn in a loop.
+        discrete: Those of `draws` that have probabilities, not densities.
         signature: That of the traces that the layout was found on; empty if that is not known.
     """
 
@@ -87,6 +88,7 @@ class Layout:
     observed: tuple[str, ...]
     nesting: int
     vectorizes: bool
+    discrete: tuple[str, ...] = ()
     signature: Signature = field(default=(), compare=False, repr=False)
 
     @property

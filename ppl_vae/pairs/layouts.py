@@ -62,9 +62,12 @@ class Layouts:
             PairError: As for `find_layout`.
         """
         with torch.random.fork_rng(), torch.no_grad(), self._pair.mode(training=False):
-            key = signature_of(*trace_pair(self._pair, batch)), num_rows(batch) == 1
-        if key not in self._known:
-            self._known[key] = find_layout(self._pair, batch)
+            traces = trace_pair(self._pair, batch)
+            key = signature_of(*traces), num_rows(batch) == 1
+            if (
+                key not in self._known
+            ):  # with the random numbers that come after those of the traces
+                self._known[key] = find_layout(self._pair, batch, traces)
         layout = self._last[_shapes(batch)] = self._known[key]
         return layout
 

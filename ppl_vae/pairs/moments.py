@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import scipy.stats
 import torch
 from torch import Tensor
 from torch.distributions import StudentT
@@ -84,6 +83,8 @@ def _quantiles(
         if single is None:
             raise NotImplementedError
         if isinstance(single, StudentT):  # torch has no icdf of it
+            import scipy.stats  # here, because it takes a second
+
             kinds, which = single.df.double().cpu().unique(return_inverse=True)
             found = torch.as_tensor(scipy.stats.t.ppf([[level] for level in levels], kinds.numpy()))
             return tuple(single.loc + single.scale * q[which].to(single.loc) for q in found)

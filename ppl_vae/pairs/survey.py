@@ -28,6 +28,7 @@ from ppl_vae.pairs.traces import (
     Site,
     Trace,
     innermost,
+    is_discrete,
     latent_sites,
     sample_sites,
     sites_of_rows,
@@ -35,17 +36,22 @@ from ppl_vae.pairs.traces import (
 )
 
 
-def find_layout(pair: Pair, batch: Batch) -> Layout:
+def find_layout(pair: Pair, batch: Batch, traces: tuple[Trace, Trace] | None = None) -> Layout:
     """Finds the layout of a pair by running it on a batch; the random state does not change.
 
     Call it inside `pair.scope()`.
+
+    Args:
+        pair: The pair.
+        batch: The rows to run it on.
+        traces: The traces of model and guide on these rows, from an earlier run with other random numbers.
 
     Raises:
         PairError: There is no plate over rows, latents of different rows are drawn jointly, or a latent is
             neither sampled by the guide nor enumerated by the model; or sites come and go by chance.
     """
     with torch.random.fork_rng(), torch.no_grad(), pair.mode(training=False):
-        model_trace, guide_trace = trace_pair(pair, batch)
+        model_trace, guide_trace = traces or trace_pair(pair, batch)
         _require_steady_sites(pair, batch, signature_of(model_trace, guide_trace))
         observed = sites_of_rows(model_trace)
         model = pair.subsampling.tried(pair.model, {})  # on one row fewer, whatever rows it needs
@@ -95,6 +101,7 @@ def find_layout(pair: Pair, batch: Batch) -> Layout:
             observed=tuple(observed),
             nesting=-min(dims),
             vectorizes=True,
+            discrete=tuple(n for n in draws if n in in_plate and is_discrete(guide_trace.nodes[n])),
             signature=signature_of(model_trace, guide_trace),
         )
         return replace(layout, vectorizes=_vectorizes(pair, layout, batch))

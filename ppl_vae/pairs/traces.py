@@ -132,6 +132,14 @@ def trace_pair(pair: Pair, batch: Batch) -> tuple[Trace, Trace]:
     return trace_programs(pair.model, pair.guide, batch)
 
 
+def is_discrete(site: Site) -> bool:
+    """Whether a site has probabilities, not densities."""
+    try:
+        return bool(site["fn"].support.is_discrete)
+    except (NotImplementedError, AttributeError, ValueError):
+        return bool(site["fn"].has_enumerate_support)
+
+
 def innermost(fn: Any) -> Any:
     """The distribution inside all wrappers (Independent, expanded, masked, transformed)."""
     while hasattr(fn, "base_dist"):

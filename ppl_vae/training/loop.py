@@ -96,15 +96,15 @@ class Training:
         self.processes = Processes(fabric)
         self.rows = TrainingRows(pair, batches, batch_size, transform, self.processes)
         first = self.rows.first()
-        self._check(first, requested_objective)
+        layouts = Layouts(pair)
+        self._check(first, requested_objective, layouts)
         parameters = pair.parameters(first)
         if not parameters:
             raise ValueError("the pair has no parameters to train: neither modules nor pyro.param")
         self.rows.check(first)
         self.processes.share_weights(pair)
-        layouts = Layouts(pair)
         self.objective = Resolved(requested_objective, pair)
-        self.objective.of(layouts.of(first), first)
+        self.objective.of(layouts.expected(first), first)
         with preserve_random_state(), torch.no_grad(), pair.mode(training=False):
             self.agreement = Agreement(requested_objective, *trace_pair(pair, first))
         self.warnings: list[str] = []
@@ -146,7 +146,7 @@ class Training:
             folder, facts, pair, self.optimizer, self.scheduler, self.processes
         )
 
-    def _check(self, first: Batch, objective: Objective) -> None:
+    def _check(self, first: Batch, objective: Objective, layouts: Layouts) -> None:
         report = check_batch(
             self.pair,
             first,
@@ -155,6 +155,7 @@ class Training:
             smallest_batch=self.rows.smallest_batch,
             minibatches=self.rows.per_epoch != 1,
             doubt=self.rows.batches.doubt,
+            layouts=layouts,
         )
         report.raise_errors()
         # The check may have found that the pair needs them.

@@ -1,0 +1,61 @@
+"""Every benchmark in analyses/ runs with a tiny setting, and what it prints makes sense."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from scripts import ROOT, mean, rows, run_alone
+
+BENCHMARKS = ROOT / "analyses" / "benchmarks"
+
+
+def training(folder: Path) -> None:
+    few = (
+        "--batch_sizes=[8]",
+        "--convolutional=false",
+        "--peers=false",
+        "--rounds=1",
+        "--threads=1",
+    )
+    # Without those that compile: they take half a minute.
+    who = ("hand-fused", "ours", "numpyro", "floor")
+    arguments = ("--steps=2", "--warm_up=2", f"--contenders=[{','.join(who)}]")
+    printed = run_alone(str(BENCHMARKS / "training.py"), *few, *arguments, cwd=folder)
+    table = {row[""]: row for row in rows(printed)}
+    assert len(table) == 3  # NumPyro is a peer
+    assert float(table["fit, as it is"]["`fit` takes, of it"]) == 1.0
+    for row in table.values():
+        assert mean(row["ms per step"]) > 0
+        assert mean(row["s to the first step"]) >= 0
+
+
+def evaluation(folder: Path) -> None:
+    sizes = ("--num_samples=200", "--rows=8", "--few_rows=8", "--rounds=1", "--large=128")
+    who = ("--peers=false", "--contenders=[hand,ours]", "--threads=1")
+    printed = run_alone(str(BENCHMARKS / "evaluation.py"), *sizes, *who, cwd=folder)
+    table = {row[""]: row for row in rows(printed)}
+    # Both estimate the same: the weights are those of an untrained decoder, nearly constant.
+    by_hand, ours = (mean(table[n]["log p(x)"]) for n in ("torch by hand", "evaluate, recorded"))
+    assert ours == pytest.approx(by_hand, abs=1.5)
+    # Operations per second are those of 2 K (50 x 400 + 400 x 784) per row, in the time that is printed.
+    for name in ("evaluate, first call", "evaluate, of twice the rows"):
+        count, seconds = int(table[name]["rows"]), mean(table[name]["s"])
+        operations = 2 * count * 200 * (50 * 400 + 400 * 784) / 1e9
+        found = mean(table[name]["GFLOP/s of its products"])
+        assert found == pytest.approx(operations / seconds, abs=0.6, rel=0.1)
+    assert mean(table["the best product, 128 x 128"]["of the best product"]) == 1.0
+
+
+def em(folder: Path) -> None:
+    sizes = ("--rows=2000", "--iterations=2", "--repeats=1")
+    table = rows(run_alone(str(BENCHMARKS / "em.py"), *sizes, cwd=folder))
+    assert len(table) >= 8
+    for row in table:  # the fits that are timed are equal
+        assert abs(float(row["difference of log p(x)"])) < 1e-4, row
+
+
+@pytest.mark.parametrize("check", [training, evaluation, em])
+def test_benchmark(check: Callable[[Path], None], tmp_path: Path) -> None:
+    check(tmp_path)
