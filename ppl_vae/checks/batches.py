@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions.constraints import Constraint
 
 from ppl_vae.checks.data import data_problems, same_for_all_rows, unusable
+from ppl_vae.checks.jacobians import jacobian_problems
 from ppl_vae.checks.latents import are_masked, auxiliary_problems, latent_problems
 from ppl_vae.checks.report import Problem, Report, run_pair
 from ppl_vae.checks.shapes import shape_problems
@@ -29,7 +30,7 @@ from ppl_vae.pairs import (
 from ppl_vae.runtime import preserve_random_state
 
 
-def check_data(pair: Pair, batch: Batch, doubt: str = "") -> None:
+def check_data(pair: Pair, batch: Batch, doubt: str = "") -> tuple[Problem, ...]:
     """Raises an error that explains the problem if a pair cannot run on a batch.
 
     Runs both programs once, in evaluation mode and without gradients. The random generators do not change.
@@ -40,6 +41,9 @@ def check_data(pair: Pair, batch: Batch, doubt: str = "") -> None:
         batch: The batch that model and guide are called with.
         doubt: `Batches.doubt`: how the data were read, if they could be read otherwise.
 
+    Returns:
+        What may be intended, but usually is not.
+
     Raises:
         PairError: A program raises on the batch, its observed sites are not in a plate over the rows, a
             value does not fit its distribution, or data are NaN, infinite or outside the support, or a
@@ -49,7 +53,7 @@ def check_data(pair: Pair, batch: Batch, doubt: str = "") -> None:
         traces = run_pair(pair, batch)
         if isinstance(traces, Problem):
             Report((traces,)).explained(doubt).raise_errors()
-            return
+            return ()
         with torch.no_grad(), pyro.validation_enabled(False):
             found = list(data_problems(traces[0], batch))
             seen = sites_of_rows(traces[0])
@@ -61,7 +65,9 @@ def check_data(pair: Pair, batch: Batch, doubt: str = "") -> None:
             found = found or list(latent_problems(*traces, guide_is_prior=is_prior))
             found = found or list(auxiliary_problems(pair, batch, *traces))
             found = found or list(shape_problems(*traces))
+            found = found or list(jacobian_problems(pair, batch, *traces))
     Report(tuple(found)).explained(doubt).raise_errors()
+    return tuple(found)
 
 
 class LatentCheck:

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppl_vae.checks.batches import LatentCheck, check_data
 from ppl_vae.checks.latents import narrow_problems
+from ppl_vae.checks.report import Problem
 from ppl_vae.checks.rows import row_problems
 from ppl_vae.pairs import (
     Batch,
@@ -51,6 +52,7 @@ class Session:
         batches: All rows.
         progress: Whether to show progress bars; None shows them on a terminal.
         check_latents: Checks the latents of a chunk, if they may be others than those of the first rows.
+        told: What `check_data` warned of.
     """
 
     pair: Pair
@@ -60,6 +62,7 @@ class Session:
     batches: Batches
     progress: bool | None
     check_latents: LatentCheck
+    told: tuple[Problem, ...] = ()
 
     @property
     def layout(self) -> Layout:
@@ -99,7 +102,7 @@ class Session:
         """What the checks warn of on the first rows. The random state does not change."""
         with preserve_random_state():
             traces = trace_pair(self.pair, self.first)
-        found = [*row_problems(traces[0], self.layout), *narrow_problems(*traces)]
+        found = [*self.told, *row_problems(traces[0], self.layout), *narrow_problems(*traces)]
         return tuple(problem.message for problem in found)
 
     def bar(self, label: str, unit: str = "row", total: int | None = None) -> Any:
@@ -165,7 +168,7 @@ def opened(
         everything = whole or pair.keeps_rows
         first = batches.first(num_rows(batches.rows) if everything else FIRST_ROWS)
         first = move(first, _device_of_modules(pair))
-        check_data(pair, first, batches.doubt)
+        told = check_data(pair, first, batches.doubt)
         with preserve_random_state() if draws_start_at_seed else nullcontext():
             device = device_of(pair.parameters(first).values())
         if not everything:  # a loader's first batch may be larger
@@ -173,7 +176,8 @@ def opened(
         first = move(first, device)
         layouts = Layouts(pair)
         layouts.of(first)
-        yield Session(pair, layouts, first, device, batches, progress, LatentCheck(pair, first))
+        check_latents = LatentCheck(pair, first)
+        yield Session(pair, layouts, first, device, batches, progress, check_latents, told)
 
 
 @contextmanager
