@@ -205,6 +205,14 @@ def in_a_factor(x: Tensor) -> None:
     pyro.factor("jacobian", torch.full((len(x),), -math.log(2)), has_rsample=True)
 
 
+def masked_model(x: Tensor) -> None:
+    nothing: Any = torch.zeros(len(x), dtype=torch.bool)
+    with pyro.plate("data", len(x)):
+        with poutine.mask(mask=nothing):
+            pyro.sample("z", dist.Normal(0.0 * x, 1.0))
+        pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+
 def masked(x: Tensor) -> None:
     nothing: Any = torch.zeros(len(x), dtype=torch.bool)
     with poutine.mask(mask=nothing):
@@ -227,7 +235,7 @@ RIGHT: dict[str, tuple[Program, Callable[[Tensor], Any]]] = {
     "parts": (with_prior(z=PAIR, w=PAIR), parts_of_a_draw),
     "linear": (with_prior(z=TRIPLE), right_linear),
     "factor": (with_prior(z=NUMBER), in_a_factor),
-    "masked": (with_prior(z=NUMBER), masked),
+    "masked": (masked_model, masked),
     "deterministic": (with_prior(z=NUMBER), deterministic),
     "saturated": (with_prior(z=dist.Beta(2.0, 2.0)), saturated),
     "point": (with_prior(z=NUMBER), lambda x: pyro.sample("z", dist.Delta(2 * x))),
