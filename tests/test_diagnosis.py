@@ -436,10 +436,47 @@ def test_latents_that_the_guide_computes_by_row() -> None:
 
     found = diagnose(model, guide, 1.5 * torch.randn(200), seed=0)
     assert math.isnan(found.mutual_information.mean)
-    assert "not known" in str(found)
-    assert "not known" in found.summary()
+    assert ("mutual information", "not known") in found.lines()
+    why = "not known, because the guide computes 'z' from a draw in a way of its own for each row"
+    assert str(found.mutual_information) == str(found.marginal_kl) == why
+    assert repr(found.mutual_information) == f"Estimate({why}, 200 rows)"
+    assert found.summary() == (
+        "1 of 1 latent dimension is active, and no dimension has collapsed. How much z carries about x is "
+        f"{why}."
+    )
     assert any("in a way of its own for each row" in text for text in found.notes)
     assert found.active_units == 1
+
+
+@pytest.mark.parametrize(
+    ("scale", "state"),
+    [
+        (1.0, "it has collapsed onto the prior: "),
+        (
+            0.6,
+            "it is inactive: their posterior means vary little, yet the posterior depends on x; compare",
+        ),
+    ],
+)
+def test_what_is_not_known_is_not_in_the_verdict(scale: float, state: str) -> None:
+    """z = s u + x / 1000: prior and posterior are nearly the same for all x, if s = 1."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(0.0 * z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            u = pyro.sample("u", dist.Normal(0.0 * x, 1.0), infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Delta(scale * u + x / 1000, log_density=-math.log(scale)))
+
+    found = diagnose(model, guide, torch.randn(200), seed=0)
+    assert found.active_units == 0
+    assert state in found.summary()
+    assert "nan" not in str(found)
+    assert found.summary().startswith("0 of 1 latent dimension is active; it ")
+    assert found.summary().endswith("in a way of its own for each row.")
 
 
 def test_supports_that_differ_by_row() -> None:

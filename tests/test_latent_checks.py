@@ -230,6 +230,9 @@ def test_a_point_has_no_log_p(points: str) -> None:
     assert text.startswith(f"the guide gives a point for '{points[0]}'")
     assert ("log p(x)", "not defined") in found.lines()
     assert "nan" not in str(found)
+    names = "'z', 'w'" if points == "zw" else f"'{points}'"
+    why = f"not defined, because the guide gives a point for {names}"
+    assert str(found.log_likelihood) == str(found.bits_per_dim) == why
 
 
 @pytest.mark.parametrize("function", [diagnose, inference_gaps, annealed_importance_sampling])

@@ -116,6 +116,42 @@ class Doubtful(Result):
         return {"n": 3}
 
 
+@pytest.mark.parametrize(
+    ("khat", "ess", "words"),
+    [
+        (
+            0.8,
+            9.0,
+            "k-hat exceeds 0.67 on 1 of 3 rows: do not trust their log p(x), which is likely too low; use a "
+            "better guide or more samples",
+        ),
+        (1.2, 9.0, "likely too low; use a better guide or annealed_importance_sampling"),
+        (
+            0.9,
+            1.1,
+            "one sample has nearly all of the weight on 1 of 3 rows: their log p(x) may be far too low or ",
+        ),
+        (math.inf, 1.0, "cannot be estimated on 1 of 3 rows, which have too few different weights"),
+        (math.nan, 1000.0, "all samples have the same weight on 1 of 3 rows"),
+        (
+            0.6,
+            90.0,
+            "is between 0.5 and 0.67 on 1 of 3 rows: their Monte-Carlo error is larger than",
+        ),
+    ],
+)
+def test_each_doubt_about_weights_is_one_short_sentence(
+    khat: float, ess: float, words: str
+) -> None:
+    e, x = Estimate(torch.tensor([-1.0, -2.0, -3.0])), torch.zeros(3)
+    khats, sizes = torch.tensor([0.1, khat, 0.2]), torch.tensor([500.0, ess, 400.0])
+    found = Evaluation(e, e, e, e, x, sizes, khats, num_samples=1000, num_values=1)
+    (warning,) = found.warnings
+    assert words in warning
+    assert len(warning) < 190
+    assert warning.count(";") == 1
+
+
 def test_notes_and_warnings_have_one_place_in_print_and_on_disk() -> None:
     """Caption, notes, warnings, in this order."""
     found = Doubtful(notes=("of 3 rows",))

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions.constraints import Constraint
 
 from ppl_vae.checks.data import data_problems, same_for_all_rows, unusable
+from ppl_vae.checks.jacobians import jacobian_problems
 from ppl_vae.checks.latents import are_masked, auxiliary_problems, latent_problems
 from ppl_vae.checks.report import Problem, Report, run_pair
 from ppl_vae.checks.shapes import shape_problems
@@ -31,7 +32,9 @@ from ppl_vae.pairs import (
 from ppl_vae.runtime import preserve_random_state
 
 
-def check_data(pair: Pair, batch: Batch, doubt: str = "") -> tuple[Trace, Trace]:
+def check_data(
+    pair: Pair, batch: Batch, doubt: str = ""
+) -> tuple[tuple[Trace, Trace], tuple[Problem, ...]]:
     """Raises an error that explains the problem if a pair cannot run on a batch.
 
     Runs both programs once, in evaluation mode and without gradients. The random generators do not change.
@@ -43,7 +46,7 @@ def check_data(pair: Pair, batch: Batch, doubt: str = "") -> tuple[Trace, Trace]
         doubt: `Batches.doubt`: how the data were read, if they could be read otherwise.
 
     Returns:
-        The traces of model and guide.
+        The traces of model and guide; and what may be intended, but usually is not.
 
     Raises:
         PairError: A program raises on the batch, its observed sites are not in a plate over the rows, a
@@ -65,8 +68,9 @@ def check_data(pair: Pair, batch: Batch, doubt: str = "") -> tuple[Trace, Trace]
             found = found or list(latent_problems(*traces, guide_is_prior=is_prior))
             found = found or list(auxiliary_problems(pair, batch, *traces))
             found = found or list(shape_problems(*traces))
+            found = found or list(jacobian_problems(pair, batch, *traces))
     Report(tuple(found)).explained(doubt).raise_errors()
-    return traces
+    return traces, tuple(found)
 
 
 class DataCheck:

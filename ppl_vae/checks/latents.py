@@ -16,10 +16,12 @@ from ppl_vae.pairs import (
     Pair,
     Site,
     Trace,
+    free_numbers,
     innermost,
     latent_sites,
     present,
     sample_sites,
+    sharing_draws,
     sources_of,
     trace_tracked,
 )
@@ -65,7 +67,8 @@ def auxiliary_problems(
     """Problems with variables of the guide that the model does not have.
 
     The mean of p(x, z) / (q(a | x) q(z | a, x)) is not p(x): a variable a of the guide alone needs a density
-    r(a | z, x) in the model. The exception are variables of which latents are functions, as in autoguides.
+    r(a | z, x) in the model. The exception are variables of which latents are functions, as in autoguides, if
+    there are no more of their numbers than of the latents'. `jacobian_problems` looks at the density of these.
     """
     in_model, known = latent_sites(model_trace), sample_sites(model_trace)
     own = {n: s for n, s in latent_sites(guide_trace).items() if n not in known}
@@ -75,25 +78,33 @@ def auxiliary_problems(
     if own and deltas and tracked is None:  # code that checks the type of a tensor
         return
     sources = {} if tracked is None else {n: sources_of(tracked.nodes[n]["value"]) for n in deltas}
-    for name, site in own.items():
-        made = [guide_trace.nodes[n]["value"].numel() for n in deltas if name in sources[n]]
-        if not made:
+    sources = {n: behind & own.keys() for n, behind in sources.items()}
+    used = frozenset().union(*sources.values())
+    for name in (n for n in own if n not in used):
+        yield Problem(
+            "error",
+            name,
+            f"the guide's site '{name}' is not in the model, which has "
+            f"{', '.join(map(repr, in_model)) or 'no latents'}: give the site the same name in both. A "
+            "variable of the guide alone needs a density in the model, given the latents (a reverse model "
+            f"r({name} | z, x)); without it, ELBO and log p(x) may exceed the truth",
+        )
+    together = [draws for _, draws in sharing_draws(sources) if len(draws) > 1]
+    for draws in [*(frozenset([name]) for name in own if name in used), *together]:
+        made = [n for n in deltas if sources[n] & draws]
+        numbers = sum(free_numbers(in_model[n]["fn"], guide_trace.nodes[n]["value"]) for n in made)
+        drawn = sum(free_numbers(own[n]["fn"], own[n]["value"]) for n in draws)
+        if drawn > numbers:
+            names = [f"'{name}'" for name in own if name in draws]
             yield Problem(
                 "error",
-                name,
-                f"the guide's site '{name}' is not in the model, which has "
-                f"{', '.join(map(repr, in_model)) or 'no latents'}: give the site the same name in both. A "
-                "variable of the guide alone needs a density in the model, given the latents (a reverse model "
-                f"r({name} | z, x)); without it, ELBO and log p(x) may exceed the truth",
+                min(draws),
+                f"the guide computes {numbers} numbers of latents from the {drawn} of {', '.join(names)}, "
+                f"which {'is' if len(names) == 1 else 'are'} not in the model: q is not the density of fewer "
+                "numbers than were drawn. Sample "
+                f"{names[0] if len(names) == 1 else 'one of them'} in the model, too, given the latents",
             )
-        elif site["value"].numel() > sum(made):
-            yield Problem(
-                "error",
-                name,
-                f"the guide computes {sum(made)} numbers of latents from the {site['value'].numel()} of "
-                f"'{name}', which is not in the model: q is not the density of fewer numbers than were drawn. "
-                f"Sample '{name}' in the model, too, given the latents",
-            )
+            return
 
 
 def narrow_problems(model_trace: Trace, guide_trace: Trace) -> Iterator[Problem]:

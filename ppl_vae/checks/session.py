@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppl_vae.checks.batches import ChunkCheck, check_data
 from ppl_vae.checks.latents import narrow_problems
+from ppl_vae.checks.report import Problem
 from ppl_vae.checks.rows import row_problems
 from ppl_vae.pairs import (
     Batch,
@@ -53,6 +54,7 @@ class Session:
         batches: All rows.
         progress: Whether to show progress bars; None shows them on a terminal.
         check_chunk: Checks a chunk, where it may have problems that the first rows have not.
+        told: What `check_data` warned of.
     """
 
     pair: Pair
@@ -62,6 +64,7 @@ class Session:
     batches: Batches
     progress: bool | None
     check_chunk: ChunkCheck
+    told: tuple[Problem, ...] = ()
 
     @property
     def layout(self) -> Layout:
@@ -106,7 +109,7 @@ class Session:
         if traces is None:
             with preserve_random_state():
                 traces = trace_pair(self.pair, self.first)
-        found = [*row_problems(traces[0], self.layout), *narrow_problems(*traces)]
+        found = [*self.told, *row_problems(traces[0], self.layout), *narrow_problems(*traces)]
         return tuple(problem.message for problem in found)
 
     def bar(self, label: str, unit: str = "row", total: int | None = None) -> Any:
@@ -174,11 +177,11 @@ def opened(
         everything = whole or pair.keeps_rows
         first = batches.first(num_rows(batches.rows) if everything else FIRST_ROWS)
         first = move(first, _device_of_modules(pair))
-        traces = check_data(pair, first, batches.doubt)
+        traces, told = check_data(pair, first, batches.doubt)
         if pair.keeps_rows and not everything:  # which that check has found
             everything = True
             first = move(batches.rows, as_args(first)[0].device)
-            traces = check_data(pair, first, batches.doubt)
+            traces, told = check_data(pair, first, batches.doubt)
         check_chunk = ChunkCheck(pair, first, traces)
         del traces  # they hold all that was computed
         with preserve_random_state() if draws_start_at_seed else nullcontext():
@@ -188,7 +191,7 @@ def opened(
         first = move(first, device)
         layouts = Layouts(pair)
         layouts.of(first)
-        yield Session(pair, layouts, first, device, batches, progress, check_chunk)
+        yield Session(pair, layouts, first, device, batches, progress, check_chunk, told)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch import nn
 
 from ppl_vae.checks.batches import small_batch_problem
 from ppl_vae.checks.data import data_problems, same_for_all_rows
+from ppl_vae.checks.jacobians import jacobian_problems
 from ppl_vae.checks.latents import auxiliary_problems, latent_problems, narrow_problems
 from ppl_vae.checks.report import Problem, run_pair
 from ppl_vae.checks.rows import row_problems
@@ -107,7 +108,8 @@ def _sites(subject: Subject) -> Iterator[Problem]:
     yield from data_problems(model_trace, subject.batch)
     found = list(latent_problems(model_trace, guide_trace))
     found += auxiliary_problems(subject.pair, subject.batch, model_trace, guide_trace)
-    yield from found or shape_problems(model_trace, guide_trace)
+    found = found or list(shape_problems(model_trace, guide_trace))
+    yield from found or jacobian_problems(subject.pair, subject.batch, model_trace, guide_trace)
     yield from narrow_problems(model_trace, guide_trace)
 
 

@@ -11,7 +11,7 @@ from ppl_vae.diagnosis.dimensions import NUM_DRAWS, dimension_names
 from ppl_vae.diagnosis.refinement import can_refine, refine_rows
 from ppl_vae.diagnosis.residuals import Residuals
 from ppl_vae.pairs import as_args, num_rows, parts_of, posterior_means, sample_rows, take_rows
-from ppl_vae.stats import standard_error
+from ppl_vae.stats import Estimate, standard_error
 
 CAUSES = {
     "none": ("no cause", "nothing to do"),
@@ -59,8 +59,10 @@ REVIVED = 0.1
 """Nats of mean KL, above the guide's own, from which on per-row posteriors count as using a dimension."""
 
 
-def remedy_of(cause: str, beta: float) -> str:
+def remedy_of(cause: str, beta: float, information: Estimate) -> str:
     """The remedy for a cause. If beta > 1, it may be what trained the decoder not to use z."""
+    if cause == "small means" and information.missing:
+        return "compare posteriors of different rows, as the mutual information is not known"
     lower = f"lower beta, which is {beta:g}; " if cause == "ignored latent" and beta > 1 else ""
     return lower + CAUSES[cause][1]
 

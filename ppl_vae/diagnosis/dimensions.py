@@ -190,25 +190,18 @@ def _all_equal(args: tuple[Tensor, ...], row: tuple[Tensor, ...]) -> bool:
     )
 
 
-def note_on_moments(names: tuple[str, ...]) -> tuple[str, ...]:
-    """A note on the KL per dimension of latents that do not factorize."""
-    if not names:
-        return ()
-    sites = ", ".join(f"'{name}'" for name in names)
-    return (
-        f"guide or prior of {sites} does not factorize over its dimensions: the KL of each dimension is that "
-        "of Gaussians with its means and variances; these need not add up to the rate",
-    )
-
-
-def note_on_undefined(names: tuple[str, ...]) -> tuple[str, ...]:
-    """A note on latents without a finite mean or variance."""
-    if not names:
-        return ()
-    sites = ", ".join(f"'{name}'" for name in names)
-    return (
-        f"guide or prior of {sites} has no finite mean or variance: where that is so, medians stand for means, "
-        "and distances between quartiles for standard deviations",
+def notes_on_moments(alone: tuple[str, ...], without: tuple[str, ...]) -> tuple[str, ...]:
+    """Notes on latents that do not factorize, and on latents without a finite mean or variance."""
+    texts = {
+        "does not factorize over its dimensions: the KL of each dimension is that of Gaussians with its means "
+        "and variances; these need not add up to the rate": alone,
+        "has no finite mean or variance: where that is so, medians stand for means, and distances between "
+        "quartiles for standard deviations": without,
+    }
+    return tuple(
+        f"guide or prior of {', '.join(map(repr, names))} {text}"
+        for text, names in texts.items()
+        if names
     )
 
 

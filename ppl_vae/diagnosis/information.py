@@ -151,11 +151,13 @@ def aggregate_information(session: Session, draws: RowDraws, size: int) -> Infor
         name for _, layout, _, _, points in groups for name in _made_by_row(session, layout, points)
     ]
     if own_way:
-        unknown = Estimate(torch.full((count,), math.nan).double())
+        why = f"the guide computes '{own_way[0]}' from a draw in a way of its own for each row"
+        unknown = Estimate(
+            torch.full((count,), math.nan).double(), missing=f"not known, because {why}"
+        )
         note = (
-            f"the guide computes '{own_way[0]}' from a draw in a way of its own for each row: the density of "
-            "one row's latents under another row's posterior, and so mutual information and marginal KL, are "
-            "not known"
+            f"mutual information and marginal KL are not known: {why}, so that one row's latents have no known "
+            "density under another row's posterior"
         )
         return Information(unknown, unknown, math.inf, (note,))
     aggregates = [torch.full((len(rows),), -math.inf).double() for _, _, _, rows, _ in groups]

@@ -17,9 +17,8 @@ from ppl_vae.diagnosis.dimensions import (
     NUM_DRAWS,
     Gathered,
     gather,
-    note_on_moments,
     note_on_rows,
-    note_on_undefined,
+    notes_on_moments,
 )
 from ppl_vae.diagnosis.information import aggregate_information
 from ppl_vae.pairs import (
@@ -51,7 +50,8 @@ class Diagnosis(Result):
         active: Which dimensions are active units: `mean_variance` > 0.01 times the prior's variance (Burda et
             al., for a prior of variance 1), `(d,)`.
         collapsed: Which dimensions have collapsed onto the prior: KL < 0.01 nats, and not active, `(d,)`.
-        mutual_information: I(x; z) under q, nats, from the aggregate posterior of the rows given.
+        mutual_information: I(x; z) under q, nats, from the aggregate posterior of the rows given. NaN, and its
+            `missing` says why, if the guide gives no density of one row's latents under another's posterior.
         marginal_kl: KL(aggregate posterior || prior), nats. The mean rate is the sum of the two.
         cause: Why dimensions are not active: `none`, `identical rows`, `constant posterior`,
             `small means`, `lagging guide`, `large beta`, `decoder noise`, `surplus dimensions` or
@@ -86,7 +86,7 @@ class Diagnosis(Result):
         return self.mutual_information.mean > limit - 1.0
 
     def summary(self) -> str:
-        """One sentence: how many dimensions are used, why not more, and what to do."""
+        """In a sentence: how many dimensions are used, why not more, and what to do; and what is not known."""
         if self.num_rows == 1:
             return (
                 "One row was given: whether a latent dimension is active shows in how its mean varies "
@@ -97,14 +97,13 @@ class Diagnosis(Result):
         at_least = "at least " if self.saturated else ""
         # The estimate may be below zero, the true value cannot.
         nats = self.mutual_information.mean
-        information = (
-            "how much z carries about x is not known"
-            if math.isnan(nats)
-            else f"z carries {at_least}{max(0.0, nats):.1f} nats about x"
-        )
+        known = not math.isnan(nats)
+        information = f"z carries {at_least}{max(0.0, nats):.1f} nats about x"
         count = int(unused.sum())
         if count == 0:
-            return f"Healthy: {used}, {information}, and no dimension has collapsed."
+            if known:
+                return f"Healthy: {used}, {information}, and no dimension has collapsed."
+            return f"{used}, and no dimension has collapsed. {self._unknown()}"
         which = "it" if d == 1 else "all" if count == d else str(count)
         one = count == 1
         if torch.equal(self.collapsed, unused):
@@ -112,7 +111,12 @@ class Diagnosis(Result):
         else:
             state = f"{'is' if one else 'are'} inactive"
         meaning = CAUSES[self.cause][0]
-        return f"{used} and {information}; {which} {state}: {meaning}; {self.remedy}."
+        used = f"{used} and {information}" if known else used
+        found = f"{used}; {which} {state}: {meaning}; {self.remedy}."
+        return found if known else f"{found} {self._unknown()}"
+
+    def _unknown(self) -> str:
+        return f"How much z carries about x is {self.mutual_information.missing or 'not known'}."
 
     def table(self) -> list[list[str]]:
         """The latent dimensions, largest KL first."""
@@ -243,8 +247,8 @@ def diagnose(
         gathered = gather(session, size, analytic)
         found = aggregate_information(session, gathered.draws, size)
         dimensions = gathered.dimensions
-        notes = (*found.notes, *held, *note_on_moments(gathered.moments_alone))
-        notes += note_on_undefined(gathered.without_moments)
+        notes = (*found.notes, *held)
+        notes += notes_on_moments(gathered.moments_alone, gathered.without_moments)
         notes += note_on_rows(dimensions, gathered.num_rows)
         active = dimensions.mean_variance > ACTIVE * _scale(dimensions.prior_variance)
         collapsed = (dimensions.kl < COLLAPSED) & ~active
@@ -263,7 +267,7 @@ def diagnose(
         mutual_information=found.mutual,
         marginal_kl=found.marginal_kl,
         cause=cause,
-        remedy=remedy_of(cause, beta),
+        remedy=remedy_of(cause, beta, found.mutual),
         num_rows=gathered.num_rows,
         information_limit=found.limit,
         notes=notes,

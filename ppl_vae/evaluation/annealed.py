@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
 from ppl_vae.evaluation.chains import AnnealingSchedule, Chunk, in_chunks
+from ppl_vae.evaluation.result import DataResult
 from ppl_vae.pairs import DataLike, Program
-from ppl_vae.stats import Estimate, RowResult, StreamingWeights, bits_per_dim, not_finite
+from ppl_vae.stats import Estimate, StreamingWeights, not_finite
 
 
 @dataclass(frozen=True)
-class Annealed(RowResult):
+class Annealed(DataResult):
     """Result of `annealed_importance_sampling`, row by row, in nats.
 
     Attributes:
@@ -41,16 +42,6 @@ class Annealed(RowResult):
     num_leapfrog: int
     num_values: int | Tensor
     from_prior: bool
-
-    derived: ClassVar = ("bits_per_dim", "unreliable")
-
-    @property
-    def bits_per_dim(self) -> Estimate:
-        """Bits per dimension: -log2 p(x) / numbers of the row; the mean is that over all numbers.
-
-        See `ppl_vae.stats.bits_per_dim`.
-        """
-        return bits_per_dim(self.log_likelihood, self.num_values)
 
     @property
     def unreliable(self) -> Tensor:

@@ -115,24 +115,26 @@ def _evaluate(
         for chunk in session.chunks(rows, "evaluate"):
             parts.append(_evaluate_rows(sampler, chunk, num_samples, samples))
             counts.add(chunk)
-        points = any(layout.points for layout in session.layouts.known)
+        points = dict.fromkeys(name for layout in session.layouts.known for name in layout.points)
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     if points:
         for name in ("log_likelihood", "error", "ess", "khat"):
             joined[name] = torch.full_like(joined[name], math.nan)
+    names = ", ".join(f"'{name}'" for name in points)
+    missing = f"not defined, because the guide gives a point for {names}" if points else ""
     rate, distortion = joined["rate"], joined["distortion"]
     return Evaluation(
         elbo=Estimate(-(rate + distortion)),
         rate=Estimate(rate),
         distortion=Estimate(distortion),
-        log_likelihood=Estimate(joined["log_likelihood"]),
+        log_likelihood=Estimate(joined["log_likelihood"], missing=missing),
         log_likelihood_error=joined["error"],
         ess=joined["ess"],
         khat=joined["khat"],
         num_samples=num_samples,
         num_values=counts.num_values,
         notes=notes,
-        cautions=cautions,
+        cautions=(*points_caution(names), *cautions),
     )
 
 
@@ -171,14 +173,14 @@ def _evaluate_rows(
     }
 
 
-def points_caution(layout: Layout) -> tuple[str, ...]:
-    """What a guide that gives points does not say."""
-    if not layout.points:
+def points_caution(names: str) -> tuple[str, ...]:
+    """What a guide that gives points for these latents does not say."""
+    if not names:
         return ()
-    names = ", ".join(f"'{name}'" for name in layout.points)
     return (
-        f"the guide gives a point for {names}, which has no density: log p(x) is not defined, and the ELBO is "
-        "log p(x, z) at that point; use a guide that samples, or annealed_importance_sampling from the prior",
+        f"the guide gives a point for {names}, which has no density: log p(x) is not defined, and the ELBO "
+        "leaves it out of log q(z | x); use a guide that samples, or annealed_importance_sampling from the "
+        "prior",
     )
 
 
@@ -189,9 +191,9 @@ def _on_discrete(
     names = ", ".join(f"'{name}'" for name in layout.discrete)
     if finite is None:
         text = (
-            f"latents {names} are discrete and are drawn: they have too many values to sum over, or not the "
-            "same ones in both programs. log p(x) leaves out the values that the guide does not draw, and "
-            "k-hat does not see them"
+            f"latents {names} are discrete and are drawn, as their values are too many to sum over, or not "
+            "the same ones in both programs: log p(x) leaves out what the guide does not draw, and k-hat does "
+            "not see it"
         )
         return (), (text,) if layout.discrete else ()
     what = (
@@ -226,10 +228,10 @@ def _describe(
     parts = subsampled_plates(traces, layout)
     summed, drawn = _on_discrete(layout, finite)
     notes += summed
-    cautions = [*points_caution(layout), *session.doubts(traces), *drawn]
+    cautions = [*session.doubts(traces), *drawn]
     cautions += [
-        f"plate '{name}' inside of a row is subsampled ({part}): the ELBO is that of whole rows on average, "
-        "but log p(x) is biased; evaluate with the whole plate"
+        f"plate '{name}' inside of a row is subsampled ({part}): log p(x) is biased, and the ELBO is not; "
+        "evaluate with the whole plate"
         for name, part in parts.items()
     ]
     return notes, tuple(cautions)

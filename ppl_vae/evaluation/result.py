@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,11 +11,36 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ppl_vae.stats import MIN_TAIL, Estimate, RowResult, bits_per_dim, khat_limit, not_finite
+from ppl_vae.stats import Estimate, RowResult, bits_per_dim, khat_limit, not_finite
+
+_ALONE = 1.2
+"""ESS below which one sample has nearly all of the weight: its share is above 0.8."""
+
+
+class DataResult(RowResult):
+    """A result with log p(x) of each row; a base class of dataclasses, which state its attributes as fields."""
+
+    log_likelihood: Estimate
+    num_values: int | Tensor
+
+    derived: ClassVar = ("bits_per_dim", "unreliable")
+
+    @property
+    def bits_per_dim(self) -> Estimate:
+        """Bits per dimension: -log2 p(x) / numbers of the row; the mean is that over all numbers.
+
+        See `ppl_vae.stats.bits_per_dim`.
+        """
+        return bits_per_dim(self.log_likelihood, self.num_values)
+
+    @property
+    @abstractmethod
+    def unreliable(self) -> Tensor:
+        """Rows whose log p(x) should not be trusted, `(n,)`."""
 
 
 @dataclass(frozen=True)
-class Evaluation(RowResult):
+class Evaluation(DataResult):
     """Result of `evaluate`, row by row, in nats.
 
     Attributes:
@@ -44,16 +70,6 @@ class Evaluation(RowResult):
     num_samples: int
     num_values: int | Tensor
 
-    derived: ClassVar = ("bits_per_dim", "unreliable")
-
-    @property
-    def bits_per_dim(self) -> Estimate:
-        """Bits per dimension: -log2 p(x) / numbers of the row; the mean is that over all numbers.
-
-        See `ppl_vae.stats.bits_per_dim`.
-        """
-        return bits_per_dim(self.log_likelihood, self.num_values)
-
     @property
     def khat_limit(self) -> float:
         """The Pareto shape above which a row's log p(x) is unreliable, for this number of samples."""
@@ -73,34 +89,35 @@ class Evaluation(RowResult):
         """Reasons not to trust the numbers, one sentence each."""
         if bool(self.log_likelihood.values.isnan().all()):  # a caution says why
             return
-        n, bad, khat = self.num_rows, self.unreliable, self.khat
+        n, bad, khat, limit = self.num_rows, self.unreliable, self.khat, f"{self.khat_limit:.2f}"
         heavy = bad & khat.isfinite()
-        if count := int(heavy.sum()):
-            more = (
-                "use more samples or a better guide"
-                if float(khat[heavy].max()) < 1
-                else "use a better guide or annealed_importance_sampling: more samples help little"
-            )
+        alone = heavy & (self.ess < _ALONE)
+        if count := int((heavy & ~alone).sum()):
+            more = float(khat[heavy & ~alone].max()) < 1  # otherwise, more samples help little
+            remedy = "more samples" if more else "annealed_importance_sampling"
             yield (
-                f"Pareto k-hat exceeds {self.khat_limit:.2f} on {count} of {n} rows: do not trust their "
-                "log p(x), which is mostly too low, and too high where a single sample has nearly all of the "
-                f"weight; {more}"
+                f"Pareto k-hat exceeds {limit} on {count} of {n} rows: do not trust their log p(x), which is "
+                f"likely too low; use a better guide or {remedy}"
+            )
+        if count := int(alone.sum()):
+            yield (
+                f"one sample has nearly all of the weight on {count} of {n} rows: their log p(x) may be far "
+                "too low or too high; use a better guide or annealed_importance_sampling"
             )
         if count := int((bad & (khat == math.inf)).sum()):
             yield (
-                f"Pareto k-hat cannot be estimated on {count} of {n} rows, where fewer than {MIN_TAIL} "
-                "different weights make up the tail: do not trust their log p(x); use more samples or a better "
-                "guide"
+                f"Pareto k-hat cannot be estimated on {count} of {n} rows, which have too few different "
+                "weights: their log p(x) says little; use more samples or a better guide"
             )
         if count := int((bad & khat.isnan() & self.log_likelihood.values.isfinite()).sum()):
             yield (
-                f"all samples have the same weight on {count} of {n} rows, which for discrete latents says "
-                "nothing about values that the guide did not draw: do not trust their log p(x)"
+                f"all samples have the same weight on {count} of {n} rows, which says nothing about discrete "
+                "values that were not drawn: do not trust their log p(x); use more samples"
             )
         if count := int(((khat > 0.5) & (khat <= self.khat_limit) & ~bad).sum()):
             yield (
-                f"Pareto k-hat is between 0.5 and {self.khat_limit:.2f} on {count} of {n} rows: the "
-                "Monte-Carlo error of their log p(x) is larger than log_likelihood_error says"
+                f"Pareto k-hat is between 0.5 and {limit} on {count} of {n} rows: their Monte-Carlo error is "
+                "larger than log_likelihood_error says; use more samples"
             )
         yield from not_finite("log p(x)", self.log_likelihood)
 

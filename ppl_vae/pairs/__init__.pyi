@@ -59,6 +59,7 @@ from .programs import (
 from .row_plate import drawn_rows as drawn_rows, rows_frame as rows_frame, run_alone as run_alone
 from .sources import (
     TrackLatents as TrackLatents,
+    sharing_draws as sharing_draws,
     sources_of as sources_of,
     trace_tracked as trace_tracked,
 )
@@ -68,6 +69,7 @@ from .traces import (
     Trace as Trace,
     elementwise as elementwise,
     first_bad_site as first_bad_site,
+    free_numbers as free_numbers,
     innermost as innermost,
     is_enumerated as is_enumerated,
     latent_sites as latent_sites,

@@ -69,7 +69,7 @@ class Layout:
         guide_sites: The guide's sites inside the plate; their log densities add up to log q(z | x).
         draws: The random ones of `guide_sites`: without Delta sites, with auxiliary ones.
         points: Latents, in or outside of the plate, for which the guide gives a point, not a distribution: a
-            Delta that depends on none of the guide's draws.
+            Delta with more numbers than the guide draws for it, such as a function of other latents alone.
         observed: Observed sites.
         nesting: The number of dimensions that plates take up.
         vectorizes: Whether one run can hold many samples; if not, samples are drawn in a loop.

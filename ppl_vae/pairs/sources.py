@@ -38,7 +38,7 @@ def trace_tracked(pair: Pair, batch: Batch) -> Any:
 
 
 def sources_of(value: Any) -> frozenset[str]:
-    """The sites that a value was computed from; not those that these were computed from in turn.
+    """The draws that a value was computed from, through Deltas, too; not those that these depend on in turn.
 
     Example:
         >>> import pyro.distributions as dist
@@ -48,3 +48,20 @@ def sources_of(value: Any) -> frozenset[str]:
     """
     found: frozenset[str] = get_provenance(value)
     return found
+
+
+def sharing_draws(sources: dict[str, frozenset[str]]) -> list[tuple[list[str], frozenset[str]]]:
+    """Groups of sites that share sources, each with all its sources.
+
+    Example:
+        >>> groups = sharing_draws({"z": frozenset("ab"), "w": frozenset("c"), "y": frozenset("b")})
+        >>> [names for names, _ in groups]
+        [['w'], ['z', 'y']]
+    """
+    groups: list[tuple[list[str], frozenset[str]]] = []
+    for name, found in sources.items():
+        joined = [group for group in groups if group[1] & found]
+        groups = [group for group in groups if not group[1] & found]
+        names = [other for group in joined for other in group[0]]
+        groups.append(([*names, name], found.union(*(group[1] for group in joined))))
+    return groups

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,10 +22,11 @@ from ppl_vae.pairs.layout import (
 from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import Batch, as_args, take_rows
 from ppl_vae.pairs.row_plate import find_rows
-from ppl_vae.pairs.sources import sources_of, trace_tracked
+from ppl_vae.pairs.sources import sharing_draws, sources_of, trace_tracked
 from ppl_vae.pairs.traces import (
     Site,
     Trace,
+    free_numbers,
     innermost,
     is_discrete,
     latent_sites,
@@ -95,9 +95,7 @@ def find_layout(pair: Pair, batch: Batch, traces: tuple[Trace, Trace] | None = N
             enumerated=tuple(n for n in latents if n not in guide_trace.nodes),
             guide_sites=tuple(n for n in sample_sites(guide_trace) if n in in_plate),
             draws=tuple(n for n in draws if n in in_plate),
-            points=_points(
-                pair, batch, guide_trace, [n for n in latents if n in guide_trace.nodes]
-            ),
+            points=_points(pair, batch, model_trace, guide_trace),
             observed=tuple(observed),
             nesting=-min(dims),
             vectorizes=True,
@@ -118,19 +116,33 @@ def _require_steady_sites(pair: Pair, batch: Batch, before: Signature) -> None:
         )
 
 
-def _points(
-    pair: Pair, batch: Batch, guide_trace: Trace, latents: Sequence[str]
-) -> tuple[str, ...]:
-    """The latents that the guide draws from a Delta that is no function of its other draws."""
-    deltas = [n for n in latents if isinstance(innermost(guide_trace.nodes[n]["fn"]), dist.Delta)]
-    draws = {n for n in latent_sites(guide_trace) if n not in deltas}
+def _points(pair: Pair, batch: Batch, model_trace: Trace, guide_trace: Trace) -> tuple[str, ...]:
+    """The latents that have no density: Deltas with more numbers than were drawn for them.
+
+    Draws of latents do not count, as a function of a latent leaves nothing random once the latent is given. A
+    latent that is a point in the model, too, needs no density.
+    """
+    in_model, drawn = latent_sites(model_trace), latent_sites(guide_trace)
+    deltas = [
+        n for n in in_model if n in drawn and isinstance(innermost(drawn[n]["fn"]), dist.Delta)
+    ]
+    draws = {n: s for n, s in drawn.items() if n not in deltas}
     if not deltas or not draws:
         return tuple(deltas)
     trace = trace_tracked(pair, batch)
     if trace is None:  # a point stays where it is, a function of other draws does not
         same = _same_twice(pair, batch, set(deltas))
         return tuple(n for n in deltas if n in same)
-    return tuple(n for n in deltas if not sources_of(trace.nodes[n]["value"]) & draws)
+    sources = {n: sources_of(trace.nodes[n]["value"]) & draws.keys() for n in deltas}
+    points = {n for n in deltas if not sources[n]}
+    for latents, behind in sharing_draws(sources):
+        own = [draws[n] for n in behind if n not in in_model]
+        left = sum(free_numbers(site["fn"], site["value"]) for site in own)
+        for name in latents:
+            if not isinstance(innermost(in_model[name]["fn"]), dist.Delta):
+                left -= free_numbers(in_model[name]["fn"], drawn[name]["value"])
+                points |= {name} if left < 0 else set()
+    return tuple(n for n in deltas if n in points)
 
 
 def _same_twice(pair: Pair, batch: Batch, names: set[str]) -> set[str]:

@@ -9,6 +9,7 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.distributions import biject_to
 
 from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import Batch, trace_programs
@@ -138,6 +139,19 @@ def is_discrete(site: Site) -> bool:
         return bool(site["fn"].support.is_discrete)
     except (NotImplementedError, AttributeError, ValueError):
         return bool(site["fn"].has_enumerate_support)
+
+
+def free_numbers(fn: Any, value: Tensor) -> int:
+    """How many of a value's numbers are free in the support of a distribution.
+
+    Example:
+        >>> free_numbers(dist.Dirichlet(torch.ones(3)), torch.ones(10, 3) / 3)
+        20
+    """
+    try:
+        return int(biject_to(fn.support).inverse_shape(value.shape).numel())
+    except (NotImplementedError, AttributeError, ValueError):
+        return value.numel()
 
 
 def innermost(fn: Any) -> Any:

@@ -19,6 +19,8 @@ class Estimate:
         unit: The unit of a value.
         weights: How much each row counts in the mean, `(n,)`; None counts all alike. Rows of weight 0 are left
             out, whatever their values.
+        missing: What is printed in place of numbers that are not known or not defined, with the reason; else
+            empty.
 
     Example:
         >>> import torch
@@ -27,11 +29,14 @@ class Estimate:
         -2.000 ± 1.000 nats
         >>> estimate
         Estimate(-2.000 ± 1.000 nats, 2 rows)
+        >>> print(Estimate(torch.full((2,), torch.nan), missing="not defined: z is a point"))
+        not defined: z is a point
     """
 
     values: Tensor
     unit: str = "nats"
     weights: Tensor | None = None
+    missing: str = ""
 
     @property
     def mean(self) -> float:
@@ -78,7 +83,7 @@ class Estimate:
         return self.values[counts].double(), self.weights[counts].double()
 
     def __str__(self) -> str:
-        return f"{self.numbers()} {self.unit}"
+        return self.missing or f"{self.numbers()} {self.unit}"
 
     def __repr__(self) -> str:
         n = len(self.values)
@@ -107,9 +112,11 @@ def bits_per_dim(log_likelihood: Estimate, num_values: int | Tensor) -> Estimate
         >>> found.values, round(found.mean, 3)  # 16 nats for 10 numbers
         (tensor([1.4427, 5.7708]), 2.308)
     """
-    unit = "bits per dimension"
+    unit, missing = "bits per dimension", log_likelihood.missing
     if isinstance(num_values, int):
-        return Estimate(log_likelihood.values * (-1.0 / (num_values * math.log(2.0))), unit)
+        values = log_likelihood.values * (-1.0 / (num_values * math.log(2.0)))
+        return Estimate(values, unit, missing=missing)
     sizes = num_values.to(log_likelihood.values)
     sizes = sizes.masked_fill(sizes == 0, math.nan)
-    return Estimate(-log_likelihood.values / (sizes * math.log(2.0)), unit, weights=num_values)
+    values = -log_likelihood.values / (sizes * math.log(2.0))
+    return Estimate(values, unit, num_values, missing)

@@ -1,0 +1,311 @@
+"""Whether a guide's Deltas carry the density of the draws that they were computed from."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pyro.poutine as poutine
+import torch
+from torch import Tensor
+
+from ppl_vae.checks.report import Problem
+from ppl_vae.checks.supports import support_of, unconstrained
+from ppl_vae.pairs import (
+    Batch,
+    Pair,
+    Site,
+    Substitute,
+    Trace,
+    as_args,
+    free_numbers,
+    innermost,
+    latent_sites,
+    present,
+    sample_sites,
+    unscaled,
+)
+
+_PER_SITE = 2
+"""How many values of each latent are looked at."""
+
+_MOST = 256
+"""Most numbers that are computed from one another, of which the determinant is taken."""
+
+
+def jacobian_problems(
+    pair: Pair, batch: Batch, model_trace: Trace, guide_trace: Trace
+) -> Iterator[Problem]:
+    """Latents z = f(u) that a guide gives as Deltas, with another density than the draws u give them.
+
+    If f is one-to-one, log q(z | x) = log q(u | x) - log|det dz/du|, and the last term has to stand in the
+    `log_density` of the Deltas. The determinant is found by autograd at a few values of each latent, from all
+    numbers that these values share draws with, and compared with the sum of their `log_density`.
+
+    That is decided only where these numbers and their draws are equally many, at most 256, differentiable (the
+    gradient agrees with a difference of f), and not masked. For latents such as those of a simplex, the free
+    numbers count. Otherwise nothing is said: if the numbers differ, `auxiliary_problems` and `Layout.points`
+    say what is certain. A difference that rounding can explain does not count.
+
+    It is an error if `log_density` is left at 0, and a warning if it is given: a function that is not
+    one-to-one has another density, which is not known here.
+
+    Args:
+        pair: The pair, inside its scope.
+        batch: The rows of the traces.
+        model_trace: The trace of the model, with the guide's latents.
+        guide_trace: The trace of the guide.
+    """
+    try:
+        found = _differences(pair, batch, model_trace, guide_trace)
+    except (
+        Exception
+    ):  # code that autograd cannot follow; what is wrong with it is reported elsewhere
+        return
+    for (latents, draws), (given, off) in found.items():
+        z, u = (", ".join(f"'{name}'" for name in names) for names in (latents, draws))
+        dz, du = (
+            names[0] if len(names) == 1 else f"({', '.join(names)})" for names in (latents, draws)
+        )
+        log_det = f"-log|det d{dz}/d{du}|"
+        has = f"does not have the log_density {log_det}" if given else "has no log_density"
+        yield Problem(
+            "warning" if given else "error",
+            latents[0],
+            f"the guide computes {z} from its draw {u}, but the Delta {has}: log q(z | x) is too "
+            f"{'high' if off > 0 else 'low'} by {abs(off):.3g} nats on one of the first rows. Pass "
+            f"dist.Delta(..., log_density={log_det}): for z = exp(u) that is -u, for z = a u + b it is -log|a| "
+            "for each number. Or sample from a TransformedDistribution",
+        )
+
+
+_Group = tuple[tuple[str, ...], tuple[str, ...]]
+"""Latents, and the draws that they are computed from."""
+
+
+def _differences(
+    pair: Pair, batch: Batch, model_trace: Trace, guide_trace: Trace
+) -> dict[_Group, tuple[bool, float]]:
+    """For groups with a wrong density: whether any is given, and the largest error of log q(z | x)."""
+    in_guide, in_model = latent_sites(guide_trace), latent_sites(model_trace)
+    is_delta = {n: isinstance(innermost(s["fn"]), dist.Delta) for n, s in in_guide.items()}
+    if len(in_guide) < len(sample_sites(guide_trace)):  # pyro.factor may hold the Jacobian
+        return {}
+    if any(is_delta[n] and n not in in_model and _has_density(s) for n, s in in_guide.items()):
+        return {}
+    latents = [n for n in in_guide if is_delta[n] and n in in_model and _has_place(in_model[n])]
+    draws = {
+        n: s
+        for n, s in in_guide.items()
+        if not is_delta[n] and n not in sample_sites(model_trace) and _is_free(s)
+    }
+    if not latents or not draws:
+        return {}
+    maps = _Map(pair, batch, guide_trace, {n: in_model[n] for n in latents}, list(draws))
+    found: dict[_Group, tuple[bool, float]] = {}
+    for group, off in maps.differences():
+        given = any(_has_density(in_guide[n]) for n in group[0])
+        known = found.get(group, (given, 0.0))
+        found[group] = max(known, (given, off), key=lambda pair: abs(pair[1]))
+    return found
+
+
+def _has_density(delta: Site) -> bool:
+    """Whether a Delta has a `log_density` other than 0."""
+    return bool((unscaled({**delta, "mask": None}) != 0).any())
+
+
+def _has_place(in_model: Site) -> bool:
+    """Whether a model's latent is one of continuous numbers with a density."""
+    support = support_of(in_model["fn"])
+    is_point = isinstance(innermost(in_model["fn"]), dist.Delta)
+    return support is not None and not support.is_discrete and not is_point
+
+
+def _is_free(draw: Site) -> bool:
+    """Whether the numbers of a draw can be moved one by one."""
+    value, support = draw["value"], support_of(draw["fn"])
+    if support is None or support.is_discrete or not value.is_floating_point():
+        return False
+    return bool(free_numbers(draw["fn"], value) == value.numel())
+
+
+@dataclass
+class _Image:
+    """What the guide computes from its draws.
+
+    Attributes:
+        numbers: The free numbers of all latents, `(m,)`.
+        density: `log_density`, for the free numbers; of each value of a latent, `(v,)`.
+        rounding: By how much `density` may be off because latents are rounded, `(v,)`.
+        present: Which values are not masked, `(v,)`.
+        value_of: The value that each number belongs to, `(m,)`.
+        latent_of: The latent that each value belongs to, `(v,)`.
+    """
+
+    numbers: Tensor
+    density: Tensor
+    rounding: Tensor
+    present: Tensor
+    value_of: Tensor
+    latent_of: Tensor
+
+
+class _Map:
+    """The function from the guide's draws to its latents, on the rows of a trace.
+
+    Args:
+        pair: The pair.
+        batch: Its rows.
+        guide_trace: The trace whose draws it starts at.
+        latents: The model's sites of the latents.
+        draws: The names of the draws that may move; other draws stay where they are.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        batch: Batch,
+        guide_trace: Trace,
+        latents: dict[str, Site],
+        draws: list[str],
+    ) -> None:
+        self._pair, self._batch, self._latents, self._draws = pair, batch, latents, draws
+        self._values = {
+            n: s["value"].detach()
+            for n, s in latent_sites(guide_trace).items()
+            if not isinstance(innermost(s["fn"]), dist.Delta)
+        }
+        self._sizes = [self._values[n].numel() for n in draws]
+        self._start = torch.cat([self._values[n].flatten() for n in draws]).requires_grad_()
+        self._gradients: dict[int, Tensor] = {}
+        with torch.enable_grad():
+            self._image = self._at(self._start)
+
+    def differences(self) -> Iterator[tuple[_Group, float]]:
+        """Latents and draws with another `log_density` than the Jacobian's, and the error of log q(z | x)."""
+        image = self._image
+        if not image.numbers.requires_grad:
+            return
+        done: set[int] = set()
+        for i in range(len(self._latents)):
+            values = (image.latent_of == i).nonzero()[:, 0]
+            some = torch.linspace(0, len(values) - 1, min(len(values), _PER_SITE)).round().long()
+            for value in values[some.to(values.device)].tolist():
+                if value not in done:
+                    block = self._block(value)
+                    if block is not None:
+                        done.update(block[0].tolist())
+                        off = self._off(*block)
+                        if off:
+                            yield self._names(*block), off
+
+    def _at(self, draws: Tensor) -> _Image:
+        parts = zip(self._draws, draws.split(self._sizes), strict=True)
+        values = self._values | {
+            n: part.view_as(self._values[n]).to(self._values[n].dtype) for n, part in parts
+        }
+        trace: Trace
+        with torch.random.fork_rng(), pyro.validation_enabled(False), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.manual_seed(0)
+            trace = poutine.trace(Substitute(values)(self._pair.guide)).get_trace(
+                *as_args(self._batch)
+            )
+        parts_of: list[tuple[Tensor, ...]] = []
+        first = 0
+        for i, (name, in_model) in enumerate(self._latents.items()):
+            site: Site = trace.nodes[name]
+            shape, dims = site["fn"].batch_shape, len(site["fn"].event_shape)
+            numbers, jacobian, rounding = unconstrained(in_model["fn"], site["value"])
+            there = present(site)
+            there = there.flatten(there.dim() - dims).all(-1) if dims else there
+            density = (unscaled({**site, "mask": None}) + jacobian).expand(shape).flatten()
+            size, device = density.numel(), density.device
+            which = torch.arange(first, first + size, device=device)
+            parts_of.append(
+                (
+                    numbers.flatten(),
+                    density,
+                    rounding.expand(shape).flatten(),
+                    there.expand(shape).flatten(),
+                    which.repeat_interleave(numbers.numel() // size),
+                    torch.full_like(which, i),
+                )
+            )
+            first += size
+        return _Image(*(torch.cat(column) for column in zip(*parts_of, strict=True)))
+
+    def _gradient(self, number: int) -> Tensor:
+        """The derivatives of a number of a latent, `(draws,)`."""
+        if number not in self._gradients:
+            (self._gradients[number],) = torch.autograd.grad(
+                self._image.numbers[number], self._start, retain_graph=True
+            )
+        return self._gradients[number]
+
+    def _block(self, value: int) -> tuple[Tensor, Tensor, Tensor] | None:
+        """The values that share draws with a value, these draws, and the Jacobian, if it is square.
+
+        None also if the gradient is not that of the function.
+        """
+        image = self._image
+        values = torch.tensor([value], device=image.value_of.device)
+        while True:
+            rows = torch.isin(image.value_of, values).nonzero()[:, 0]
+            if len(rows) > _MOST:
+                return None
+            with torch.enable_grad():
+                jacobian = torch.stack([self._gradient(row) for row in rows.tolist()])
+            columns = (jacobian != 0).any(0).nonzero()[:, 0]
+            if not 0 < len(columns) <= _MOST or not bool(image.present[values].all()):
+                return None
+            step = torch.zeros_like(self._start)
+            scale = 0.003 * (1 + self._start.detach()[columns].abs())
+            step[columns] = scale * (1 - 2 * (torch.arange(len(columns), device=scale.device) % 2))
+            with torch.no_grad():
+                there = self._at(self._start + step).numbers
+            moved = torch.isin(image.value_of, values) | ~(there == image.numbers)
+            others = image.value_of[moved].unique()
+            if len(others) == len(values):
+                break
+            values = others
+        seen, expected = (there - image.numbers.detach())[rows], jacobian @ step
+        noise = 10 * torch.finfo(seen.dtype).eps * image.numbers[rows].detach().abs().max()
+        agrees = float((seen - expected).norm()) <= 0.1 * float(expected.norm()) + float(noise)
+        return (
+            (values, columns, jacobian[:, columns])
+            if agrees and len(rows) == len(columns)
+            else None
+        )
+
+    def _off(self, values: Tensor, columns: Tensor, jacobian: Tensor) -> float:
+        """By how much log q(z | x) is too large; 0 if rounding explains it."""
+        image = self._image
+        rows = torch.isin(image.value_of, values)
+        eps = torch.finfo(jacobian.dtype).eps
+        jacobian = jacobian.double()
+        log_det = float(torch.linalg.slogdet(jacobian)[1])
+        density = float(image.density.detach()[values].double().sum())
+        # A derivative much smaller than its number may come from rounded numbers, as for a sigmoid near 1.
+        size = image.numbers.detach()[rows].double().abs().clamp(min=1e-6).unsqueeze(1)
+        rounding = 4 * eps * float((1 / torch.linalg.svdvals(jacobian / size)).sum())
+        rounding += 10 * float(image.rounding[values].sum()) + 100 * eps * (
+            len(jacobian) + abs(log_det) + abs(density)
+        )
+        off = density + log_det
+        return off if abs(off) > 1e-3 + rounding else 0.0
+
+    def _names(self, values: Tensor, columns: Tensor, jacobian: Tensor) -> _Group:
+        names: list[Any] = list(self._latents)
+        ends = torch.tensor(self._sizes, device=columns.device).cumsum(0)
+        return (
+            tuple(names[i] for i in self._image.latent_of[values].unique().tolist()),
+            tuple(
+                self._draws[i] for i in torch.bucketize(columns, ends, right=True).unique().tolist()
+            ),
+        )

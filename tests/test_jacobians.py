@@ -1,0 +1,392 @@
+"""Latents that a guide computes from draws of its own need the density of these; what lacks it is told."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pyro.poutine as poutine
+import pytest
+import torch
+from pyro.distributions.transforms import affine_autoregressive
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoGaussian,
+    AutoGuideList,
+    AutoIAFNormal,
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+    AutoNormalizingFlow,
+    AutoStructured,
+)
+from pyro.infer.autoguide.effect import AutoHierarchicalNormalMessenger
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+
+from ppl_vae import check, diagnose, evaluate, fit
+from ppl_vae.checks import PairWarning, Problem
+from ppl_vae.objectives import TraceELBO
+from ppl_vae.pairs import PairError, Program
+
+AUXILIARY: Any = {"is_auxiliary": True}
+
+
+def found(model: Program, guide: Program, x: Tensor) -> list[Problem]:
+    """What `check` says of Deltas."""
+    problems = check(model, guide, x, objective=TraceELBO()).problems
+    return [p for p in problems if "the guide computes" in p.message]
+
+
+def draw(x: Tensor, *shape: int, name: str = "u") -> Tensor:
+    fn = dist.Normal(x.new_zeros(len(x), *shape), 1.0).to_event(len(shape))
+    value: Tensor = pyro.sample(name, fn, infer=AUXILIARY)
+    return value
+
+
+def in_plate(body: Callable[[Tensor], Any]) -> Program:
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            body(x)
+
+    return guide
+
+
+def with_prior(**priors: Any) -> Program:
+    """A model whose latents have these priors; x ~ N(their sum, 1)."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = [pyro.sample(name, fn) for name, fn in priors.items()]
+            mean = sum(v if v.dim() == 1 else v.flatten(1).sum(-1) for v in z)
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    return model
+
+
+# -- the exact posterior as a function of a draw ---------------------------------------------------------
+
+
+def of_a_logarithm(x: Tensor) -> None:
+    """log z ~ N(0, 1), x ~ N(log z, 1): then x ~ N(0, 2), and log z | x ~ N(x / 2, 1 / 2)."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.LogNormal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z.log(), 1.0), obs=x)
+
+
+def exponential(share: float | None) -> Program:
+    """z = exp(u), whose `log_density` is -u; here a share of it."""
+
+    def guide(x: Tensor) -> None:
+        loc = pyro.param("loc", torch.tensor(0.0))
+        with pyro.plate("data", len(x)):
+            q = dist.Normal(loc + x / 2, 0.5**0.5)
+            u = pyro.sample("u", q, infer=AUXILIARY)
+            given = {} if share is None else {"log_density": -share * u}
+            pyro.sample("z", dist.Delta(u.exp(), **given))
+
+    return guide
+
+
+def test_with_its_density_a_function_of_a_draw_is_exact() -> None:
+    x = torch.randn(30)
+    assert not found(of_a_logarithm, exponential(1.0), x)
+    result = evaluate(of_a_logarithm, exponential(1.0), x, num_samples=10)
+    exact = dist.Normal(0.0, 2**0.5).log_prob(x)
+    torch.testing.assert_close(result.log_likelihood.values, exact, atol=1e-5, rtol=0)
+    assert not result.warnings
+
+
+@pytest.mark.parametrize("run", [evaluate, diagnose, fit])
+def test_without_its_density_it_is_refused(run: Callable[..., Any]) -> None:
+    x = torch.randn(30)
+    (problem,) = found(of_a_logarithm, exponential(None), x)
+    assert (problem.severity, problem.site) == ("error", "z")
+    assert "the guide computes 'z' from its draw 'u', but the Delta has no log_d" in problem.message
+    assert "dist.Delta(..., log_density=-log|det dz/du|)" in problem.message
+    with pytest.raises(PairError, match=r"log_density=-log\|det dz/du\|"):
+        run(of_a_logarithm, exponential(None), x)
+
+
+def test_with_another_density_it_is_told() -> None:
+    """By how much: -u / 2 stands for -u, so that log q is too high by u / 2."""
+    x = 10 + torch.rand(30)  # u = 5 or so
+    (problem,) = found(of_a_logarithm, exponential(0.5), x)
+    assert problem.severity == "warning"
+    assert "does not have the log_density -log|det dz/du|: log q(z | x) is too high by" in str(
+        problem
+    )
+    assert 2 < float(problem.message.split(" nats")[0].split()[-1]) < 5
+    result = evaluate(of_a_logarithm, exponential(0.5), x, num_samples=10)
+    assert "does not have the log_density" in result.warnings[0]
+    with pytest.warns(PairWarning, match="does not have the log_density"):
+        fit(of_a_logarithm, exponential(0.5), x, objective=TraceELBO(), max_epochs=1)
+
+
+# -- other functions ---------------------------------------------------------------------------------------
+
+
+def scaled_part(x: Tensor) -> None:
+    u = draw(x, 4)
+    pyro.sample("z", dist.Delta(u[..., :2], event_dim=1))
+    pyro.sample("w", dist.Delta(3 * u[..., 2:], event_dim=1))
+
+
+def two_draws(x: Tensor) -> None:
+    both = torch.cat([draw(x, 1), 2 * draw(x, 2, name="v")], -1)
+    pyro.sample("z", dist.Delta(both, event_dim=1))
+
+
+def linear(x: Tensor) -> None:
+    matrix = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
+    pyro.sample("z", dist.Delta(draw(x, 3) @ matrix, event_dim=1))
+
+
+def softmax(x: Tensor) -> None:
+    u = nn.functional.pad(draw(x, 2), (0, 1))
+    pyro.sample("z", dist.Delta(u.softmax(-1), event_dim=1))
+
+
+def through_another(x: Tensor) -> None:
+    h = pyro.sample("h", dist.Delta(draw(x)), infer=AUXILIARY)
+    pyro.sample("z", dist.Delta(2 * h))
+
+
+NUMBER = dist.Normal(0.0, 1.0)
+PAIR = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+TRIPLE = dist.Normal(torch.zeros(3), 1.0).to_event(1)
+
+WRONG: dict[str, tuple[Program, Callable[[Tensor], None], str]] = {
+    "part": (with_prior(z=PAIR, w=PAIR), scaled_part, "'w' from its draw 'u'"),
+    "two draws": (with_prior(z=TRIPLE), two_draws, "-log|det dz/d(u, v)|"),
+    "linear": (with_prior(z=TRIPLE), linear, "too high by 0.693 nats"),  # log 2
+    "softmax": (with_prior(z=dist.Dirichlet(torch.ones(3))), softmax, "-log|det dz/du|"),
+    "another": (with_prior(z=NUMBER), through_another, "'z' from its draw 'u'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_functions_without_their_density(case: str) -> None:
+    model, body, words = WRONG[case]
+    (problem,) = found(model, in_plate(body), torch.randn(10))
+    assert problem.severity == "error"
+    assert words in problem.message
+
+
+class FalseGradient(torch.autograd.Function):
+    """The identity, whose gradient is a tenth of what it is."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor) -> Tensor:
+        return u.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return 0.1 * grad
+
+
+def parts_of_a_draw(x: Tensor) -> None:
+    u = draw(x, 4)
+    pyro.sample("z", dist.Delta(u[..., :2], event_dim=1))
+    pyro.sample("w", dist.Delta(u[..., 2:].flip(-1) + u[..., :2] ** 2, event_dim=1))
+
+
+def right_linear(x: Tensor) -> None:
+    matrix = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
+    density = torch.full((len(x),), -math.log(2))
+    pyro.sample("z", dist.Delta(draw(x, 3) @ matrix, density, event_dim=1))
+
+
+def in_a_factor(x: Tensor) -> None:
+    pyro.sample("z", dist.Delta(2 * draw(x)))
+    pyro.factor("jacobian", torch.full((len(x),), -math.log(2)), has_rsample=True)
+
+
+def masked_model(x: Tensor) -> None:
+    nothing: Any = torch.zeros(len(x), dtype=torch.bool)
+    with pyro.plate("data", len(x)):
+        with poutine.mask(mask=nothing):
+            pyro.sample("z", dist.Normal(0.0 * x, 1.0))
+        pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+
+def masked(x: Tensor) -> None:
+    nothing: Any = torch.zeros(len(x), dtype=torch.bool)
+    with poutine.mask(mask=nothing):
+        pyro.sample("z", dist.Delta(2 * draw(x)))
+
+
+def deterministic(x: Tensor) -> None:
+    z = pyro.sample("z", dist.Normal(0.0 * x, 1.0))
+    pyro.deterministic("twice", 2 * z)
+
+
+def saturated(x: Tensor) -> None:
+    """Numbers so close to 1 that autograd's derivative is one of rounded numbers."""
+    u = 16 + 0.1 * draw(x)
+    log_density = nn.functional.softplus(u) + nn.functional.softplus(-u) - math.log(0.1)
+    pyro.sample("z", dist.Delta(u.sigmoid(), log_density))
+
+
+RIGHT: dict[str, tuple[Program, Callable[[Tensor], Any]]] = {
+    "parts": (with_prior(z=PAIR, w=PAIR), parts_of_a_draw),
+    "linear": (with_prior(z=TRIPLE), right_linear),
+    "factor": (with_prior(z=NUMBER), in_a_factor),
+    "masked": (masked_model, masked),
+    "deterministic": (with_prior(z=NUMBER), deterministic),
+    "saturated": (with_prior(z=dist.Beta(2.0, 2.0)), saturated),
+    "point": (with_prior(z=NUMBER), lambda x: pyro.sample("z", dist.Delta(2 * x))),
+    "straight through": (
+        with_prior(z=NUMBER),
+        lambda x: pyro.sample("z", dist.Delta(FalseGradient.apply(draw(x)))),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", RIGHT)
+def test_no_alarm(case: str) -> None:
+    model, body = RIGHT[case]
+    assert not found(model, in_plate(body), torch.randn(10))
+
+
+# -- autoguides write the Jacobian ---------------------------------------------------------------------------
+
+CONSTRAINED = {
+    "z": dist.LogNormal(0.0, 1.0),
+    "w": TRIPLE,
+    "s": dist.Dirichlet(torch.ones(4)),
+    "b": dist.Beta(2.0, 2.0),
+    "i": dist.Uniform(-3.0, 5.0),
+    "l": dist.LKJCholesky(3, 1.0),
+}
+
+
+def of_all_rows(x: Tensor) -> None:
+    z = [pyro.sample(name, fn) for name, fn in CONSTRAINED.items()]
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(sum(v.sum() for v in z), 1.0), obs=x)
+
+
+def hierarchical(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", NUMBER)
+        w = pyro.sample("w", dist.LogNormal(z, 1.0))
+        pyro.sample("x", dist.Normal(z + w, 1.0), obs=x)
+
+
+def listed(model: Program) -> Any:
+    guide = AutoGuideList(model)
+    guide.append(AutoNormal(poutine.block(model, expose=["z", "s"])))
+    guide.append(AutoDelta(poutine.block(model, expose=["b"])))
+    guide.append(AutoLowRankMultivariateNormal(poutine.block(model, hide=["z", "s", "b"])))
+    return guide
+
+
+AUTOGUIDES: dict[str, tuple[Program, Callable[[Program], Any]]] = {
+    "AutoNormal of rows": (with_prior(**CONSTRAINED), AutoNormal),
+    "saturated": (with_prior(**CONSTRAINED), lambda model: AutoNormal(model, init_scale=20.0)),
+    "AutoNormal": (of_all_rows, AutoNormal),
+    "AutoHierarchicalNormal": (hierarchical, AutoHierarchicalNormalMessenger),
+    "AutoLowRankMultivariateNormal": (of_all_rows, AutoLowRankMultivariateNormal),
+    "AutoMultivariateNormal": (of_all_rows, AutoMultivariateNormal),
+    "AutoIAFNormal": (of_all_rows, AutoIAFNormal),
+    "AutoNormalizingFlow": (of_all_rows, lambda m: AutoNormalizingFlow(m, affine_autoregressive)),
+    "AutoGaussian": (of_all_rows, AutoGaussian),
+    "AutoStructured": (
+        of_all_rows,
+        lambda m: AutoStructured(m, conditionals="mvn", dependencies="linear"),
+    ),
+    "AutoDelta": (of_all_rows, AutoDelta),
+    "AutoGuideList": (of_all_rows, listed),
+}
+
+
+class ScaleDensities(Messenger):
+    """Multiplies the `log_density` of Deltas."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if isinstance(msg["fn"], dist.Delta):
+            fn = msg["fn"]
+            msg["fn"] = dist.Delta(fn.v, self.factor * fn.log_density, fn.event_dim)
+
+
+@pytest.mark.parametrize("name", AUTOGUIDES)
+def test_autoguides(name: str) -> None:
+    """There is no alarm; and there is one for all constrained latents if their densities are changed."""
+    model, make = AUTOGUIDES[name]
+    x = torch.randn(6)
+    guide = make(model)
+    with pyro.get_param_store().scope():
+        guide(x)
+    assert not found(model, guide, x)
+    if name in ("AutoDelta", "AutoHierarchicalNormal", "saturated"):
+        return
+    for factor, severity in ((0.0, "error"), (0.5, "warning")):
+        problems = found(model, ScaleDensities(factor)(guide), x)
+        sites = {p.site for p in problems if p.severity == severity}
+        assert sites >= {"z", "s", "i", "l"} - ({"b"} if name == "AutoGuideList" else set())
+
+
+# -- other numbers than were drawn ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda x: draw(x, name="b"),
+        lambda x: pyro.sample("b", dist.Bernoulli(0.5 + 0 * x), infer=AUXILIARY),
+    ],
+)
+def test_a_latent_of_two_draws_is_refused(other: Callable[[Tensor], Tensor]) -> None:
+    """Each draw alone has as many numbers as the latent, both together do not."""
+    guide = in_plate(lambda x: pyro.sample("z", dist.Delta(draw(x) + other(x))))
+    with pytest.raises(PairError, match="computes 10 numbers of latents from the 20 of 'u', 'b'"):
+        evaluate(with_prior(z=NUMBER), guide, torch.randn(10))
+
+
+def test_a_softmax_of_all_numbers_is_refused() -> None:
+    """Three numbers of a simplex have two degrees of freedom."""
+    guide = in_plate(lambda x: pyro.sample("z", dist.Delta(draw(x, 3).softmax(-1), event_dim=1)))
+    with pytest.raises(PairError, match="computes 20 numbers of latents from the 30 of 'u'"):
+        evaluate(with_prior(z=dist.Dirichlet(torch.ones(3))), guide, torch.randn(10))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda x: [pyro.sample(name, dist.Delta(z)) for z in [draw(x)] for name in "zw"],
+        lambda x: pyro.sample("w", dist.Delta(2 * pyro.sample("z", dist.Normal(0 * x, 1.0)))),
+    ],
+)
+def test_more_latents_than_draws_have_no_log_p(body: Callable[[Tensor], Any]) -> None:
+    """w = f(z): all draws lie on a curve, on which p(z, w) has no density."""
+    result = evaluate(with_prior(z=NUMBER, w=NUMBER), in_plate(body), torch.randn(10))
+    assert ("log p(x)", "not defined") in result.lines()
+    assert "the guide gives a point for 'w'" in result.warnings[0]
+
+
+def test_a_point_of_the_model_needs_no_density() -> None:
+    """z ~ N(0, 1), w = 2 z, x ~ N(z + w, 1) = N(3 z, 1): then x ~ N(0, 10)."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", NUMBER)
+            w = pyro.sample("w", dist.Delta(2 * z))
+            pyro.sample("x", dist.Normal(z + w, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:  # the exact posterior
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.3 * x, 0.1**0.5))
+            pyro.sample("w", dist.Delta(2 * z))
+
+    x = torch.randn(10)
+    result = evaluate(model, guide, x, num_samples=5)
+    exact = dist.Normal(0.0, 10**0.5).log_prob(x)
+    torch.testing.assert_close(result.log_likelihood.values, exact, atol=1e-4, rtol=0)
