@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyro.distributions as dist
+import pyro.poutine as poutine
 import torch
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppl_vae.checks.report import Problem
@@ -14,11 +16,14 @@ from ppl_vae.checks.supports import in_words, is_periodic, range_of, support_of
 from ppl_vae.pairs import (
     Batch,
     Pair,
+    Program,
     Site,
     Trace,
     free_numbers,
     innermost,
+    is_factor,
     latent_sites,
+    observed_sites,
     present,
     sample_sites,
     sharing_draws,
@@ -124,6 +129,21 @@ def narrow_problems(model_trace: Trace, guide_trace: Trace) -> Iterator[Problem]
                 f"site '{name}': the guide draws {in_words(other['fn'])} only, and the model has "
                 f"{in_words(site['fn'])}: "
                 "log p(x) leaves out the rest, and nothing in the weights shows it",
+            )
+
+
+def observed_problems(guide: Program, guide_trace: Trace) -> Iterator[Problem]:
+    """Values that the guide observes, as warnings. A `pyro.factor` may be meant as a term of the loss."""
+    if isinstance(poutine.unwrap(guide), Messenger):  # it runs the model
+        return
+    for name, site in observed_sites(guide_trace).items():
+        if not is_factor(site):
+            yield Problem(
+                "warning",
+                name,
+                f"the guide observes '{name}': that is no part of q(z | x), but Pyro's loss subtracts its log "
+                "density as if it were, so that training makes these values less likely. Observe "
+                f"'{name}' in the model, or add a term to the loss by an objective of your own",
             )
 
 

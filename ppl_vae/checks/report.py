@@ -22,6 +22,7 @@ from ppl_vae.pairs import (
     first_line,
     num_rows,
     take_all_rows,
+    trace_guide,
 )
 
 _MIXED_TYPES = "torch.cuda.FloatTensor) should be the same"
@@ -113,7 +114,7 @@ def _run(pair: Pair, batch: Batch) -> tuple[Trace, Trace] | Problem:
     try:
         with torch.no_grad():
             with pyro.validation_enabled(False):
-                guide_trace = poutine.trace(pair.guide).get_trace(*args)
+                guide_trace = trace_guide(pair.guide, *args)
             role = "model"
             with pyro.validation_enabled(False):
                 model = poutine.replay(pair.model, trace=guide_trace)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -26,10 +26,13 @@ from ppl_vae.pairs import (
     RowDensities,
     Trace,
     as_args,
+    density_sites,
+    is_weighted,
     move,
     num_rows,
     parts_of,
     sample_rows,
+    sample_sites,
     take_rows,
     trace_pair,
 )
@@ -112,6 +115,30 @@ class Session:
         found = [*self.told, *row_problems(traces[0], self.layout), *narrow_problems(*traces)]
         return tuple(problem.message for problem in found)
 
+    def notes(self, traces: tuple[Trace, Trace] | None = None) -> tuple[str, ...]:
+        """What the densities of rows leave out, although the loss counts it. The random state does not change.
+
+        Args:
+            traces: The traces of model and guide on the first rows, if they have run.
+        """
+        if traces is None:
+            with preserve_random_state():
+                traces = trace_pair(self.pair, self.first)
+        weighted = {n for t in traces for n, site in sample_sites(t).items() if is_weighted(site)}
+        beside = sample_sites(traces[1]).keys() - density_sites(traces[1]).keys()
+        notes = []
+        if weighted:
+            notes.append(
+                f"sites weighted by poutine.scale ({_listed(weighted)}) count without their weights, so that "
+                "log p(x) is that of the model; the loss of fit counts the weights"
+            )
+        if beside:
+            notes.append(
+                f"what the guide observes or adds as a factor ({_listed(beside)}) is no density of latents and "
+                "does not count; the loss of fit counts it"
+            )
+        return tuple(notes)
+
     def bar(self, label: str, unit: str = "row", total: int | None = None) -> Any:
         """A progress bar as a context manager."""
         return progress_bar(total, label, unit, self.progress)
@@ -128,6 +155,10 @@ class Session:
                     start += num_rows(chunk)
                     yield chunk
                     bar.update(num_rows(chunk))
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in sorted(names))
 
 
 @contextmanager

@@ -13,11 +13,16 @@ from torch import nn
 from ppl_vae.checks.batches import small_batch_problem
 from ppl_vae.checks.data import data_problems, same_for_all_rows
 from ppl_vae.checks.jacobians import jacobian_problems
-from ppl_vae.checks.latents import auxiliary_problems, latent_problems, narrow_problems
+from ppl_vae.checks.latents import (
+    auxiliary_problems,
+    latent_problems,
+    narrow_problems,
+    observed_problems,
+)
 from ppl_vae.checks.report import Problem, run_pair
 from ppl_vae.checks.rows import row_problems
 from ppl_vae.checks.shapes import shape_problems
-from ppl_vae.objectives import EnumELBO, MeanFieldELBO, Objective, TraceELBO
+from ppl_vae.objectives import EnumELBO, ImportanceWeightedELBO, MeanFieldELBO, Objective, TraceELBO
 from ppl_vae.pairs import (
     Batch,
     Layout,
@@ -28,6 +33,7 @@ from ppl_vae.pairs import (
     first_bad_site,
     first_line,
     is_enumerated,
+    is_weighted,
     latent_sites,
     mean_field_violations,
     observed_sites,
@@ -111,6 +117,7 @@ def _sites(subject: Subject) -> Iterator[Problem]:
     found = found or list(shape_problems(model_trace, guide_trace))
     yield from found or jacobian_problems(subject.pair, subject.batch, model_trace, guide_trace)
     yield from narrow_problems(model_trace, guide_trace)
+    yield from observed_problems(subject.pair.guide, guide_trace)
 
 
 def _finite(subject: Subject) -> Iterator[Problem]:
@@ -159,6 +166,7 @@ def _objective(subject: Subject) -> Iterator[Problem]:
 
 
 def _estimator(subject: Subject) -> Iterator[Problem]:
+    yield from _weights(*subject.traces, subject.objective)
     yield from _samplers(*subject.traces, subject.objective)
     if isinstance(subject.objective, MeanFieldELBO):
         for site, guilty in mean_field_violations(subject.pair, subject.batch).items():
@@ -252,6 +260,20 @@ def _pyro_params(root: nn.Module) -> dict[str, Any]:
             full = ".".join(part for part in (prefix, path, name) if part)
             found[full] = module.__dict__["_parameters"].get(f"{name}_unconstrained")
     return found
+
+
+def _weights(model_trace: Trace, guide_trace: Trace, objective: Objective) -> Iterator[Problem]:
+    if not isinstance(objective, ImportanceWeightedELBO):
+        return
+    for trace in (model_trace, guide_trace):
+        for name, site in sample_sites(trace).items():
+            if is_weighted(site):
+                yield Problem(
+                    "warning",
+                    name,
+                    f"site '{name}' is weighted by poutine.scale, which the importance-weighted bound leaves "
+                    "out: it is a bound for p(x) of the model. Use TraceELBO to train with the weights",
+                )
 
 
 def _samplers(model_trace: Trace, guide_trace: Trace, objective: Objective) -> Iterator[Problem]:

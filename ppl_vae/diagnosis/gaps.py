@@ -237,6 +237,7 @@ def inference_gaps(
     notes: dict[str, None] = {}
     with opened(model, guide, x, seed=seed, progress=progress) as session:
         require_no_points(session.layout, "inference_gaps")
+        notes |= dict.fromkeys(session.notes())
         evidence = getattr(session.pair.model, "log_evidence", None) if truth is None else None
         at_once, samples = session.chunk_sizes(num_samples)
         rows = at_once if session.pair.keeps_rows else max(1, at_once * samples // STEP_SAMPLES)

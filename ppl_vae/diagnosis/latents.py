@@ -247,7 +247,7 @@ def diagnose(
         gathered = gather(session, size, analytic)
         found = aggregate_information(session, gathered.draws, size)
         dimensions = gathered.dimensions
-        notes = (*found.notes, *held)
+        notes = (*found.notes, *held, *session.notes())
         notes += notes_on_moments(gathered.moments_alone, gathered.without_moments)
         notes += note_on_rows(dimensions, gathered.num_rows)
         active = dimensions.mean_variance > ACTIVE * _scale(dimensions.prior_variance)

@@ -227,7 +227,7 @@ def _describe(
     traces = rows.model_trace, rows.guide_trace
     parts = subsampled_plates(traces, layout)
     summed, drawn = _on_discrete(layout, finite)
-    notes += summed
+    notes += (*summed, *session.notes(traces))
     cautions = [*session.doubts(traces), *drawn]
     cautions += [
         f"plate '{name}' inside of a row is subsampled ({part}): log p(x) is biased, and the ELBO is not; "

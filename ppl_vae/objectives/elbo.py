@@ -29,6 +29,7 @@ from ppl_vae.pairs import (
     PairError,
     ScaleLatents,
     as_args,
+    density_sites,
     elementwise_kl,
     innermost,
     is_enumerated,
@@ -37,7 +38,6 @@ from ppl_vae.pairs import (
     num_rows,
     row_log_prob,
     sample_rows,
-    sample_sites,
     trace_pair,
     unscaled,
 )
@@ -258,7 +258,7 @@ def _pyro_loss(
         total = total - (score - score.detach())
     traces = elbo.kept_traces
     layout.require(*traces[0])
-    n, scale = num_rows(batch), _data_scale(traces[0][0], layout)
+    n, scale = num_rows(batch), data_scale(traces[0][0], layout)
     loss = total / (n * scale)
     if objective.free_bits > 0:
         analytic = estimator is pyro.infer.TraceMeanField_ELBO
@@ -272,7 +272,7 @@ def _pyro_loss(
             distortion = -_sum(traces, 0, layout.observed, layout)
             local = _sum(traces, 1, layout.guide_sites, layout)
             local = local - _sum(traces, 0, layout.latents, layout)
-            others = tuple(n for n in sample_sites(traces[0][1]) if n not in layout.guide_sites)
+            others = tuple(n for n in density_sites(traces[0][1]) if n not in layout.guide_sites)
             shared = _sum(traces, 1, others, layout) - _sum(traces, 0, layout.shared, layout)
             distortion = distortion / (n * objective.num_particles)
             rate = (local + shared / scale) / (n * objective.num_particles)
@@ -288,7 +288,7 @@ def _sum(
     return torch.stack(terms).sum() if terms else torch.zeros(())
 
 
-def _data_scale(model_trace: Any, layout: Layout) -> float:
+def data_scale(model_trace: Any, layout: Layout) -> float:
     """N / n if the model's plate represents N rows of which the batch holds n; otherwise 1."""
     for frame in model_trace.nodes[layout.observed[0]]["cond_indep_stack"]:
         if frame.name == layout.plate and frame.full_size:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.objectives.base import Loss, Objective
+from ppl_vae.objectives.elbo import data_scale
 from ppl_vae.objectives.path_gradients import RepeatableGuide, with_gradient
 from ppl_vae.pairs import (
     Batch,
@@ -20,11 +21,14 @@ from ppl_vae.pairs import (
     Site,
     Trace,
     as_args,
+    density_sites,
     inner_scale,
     num_rows,
+    observed_sites,
     present,
     row_log_prob,
     sample_rows,
+    sample_sites,
     sum_to_rows,
 )
 
@@ -99,12 +103,34 @@ class ImportanceWeightedELBO(Objective):
         with torch.no_grad():
             distortion, rate = -rows.log_likelihood.mean(), -ratio.mean()
         return Loss(
-            loss=-surrogate.mean(),
+            loss=_beside_the_rows(rows, num_rows(batch)) - surrogate.mean(),
             elbo=-(distortion + rate),
             rate=rate,
             distortion=distortion,
             traces=[(rows.model_trace, rows.guide_trace)],
         )
+
+
+def _beside_the_rows(rows: RowDensities, n: int) -> Tensor:
+    """What Pyro's losses count, too, in nats per row, the mean over the samples.
+
+    These are factors of the model that belong to no row, such as a penalty on weights, and what the guide has
+    beside its draws.
+    """
+    layout, guide_sites = rows.layout, sample_sites(rows.guide_trace)
+    terms = [
+        (-1.0, site)
+        for name, site in observed_sites(rows.model_trace).items()
+        if name not in layout.observed
+    ]
+    known = density_sites(rows.guide_trace)
+    terms += [(1.0, site) for name, site in guide_sites.items() if name not in known]
+    total = rows.log_guide.new_zeros(())
+    for sign, site in terms:
+        in_rows = any(frame.name == layout.plate for frame in site["cond_indep_stack"])
+        weight = sign if in_rows else sign / data_scale(rows.model_trace, layout)
+        total = total + weight * row_log_prob(site, layout).sum()
+    return total / (n * (len(rows.log_guide) if layout.vectorizes else 1))
 
 
 class _DoublyReparameterized:

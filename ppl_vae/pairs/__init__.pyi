@@ -55,6 +55,7 @@ from .programs import (
     move as move,
     num_rows as num_rows,
     take_rows as take_rows,
+    trace_guide as trace_guide,
 )
 from .row_plate import drawn_rows as drawn_rows, rows_frame as rows_frame, run_alone as run_alone
 from .sources import (
@@ -67,11 +68,14 @@ from .survey import find_layout as find_layout
 from .traces import (
     Site as Site,
     Trace as Trace,
+    density_sites as density_sites,
     elementwise as elementwise,
     first_bad_site as first_bad_site,
     free_numbers as free_numbers,
     innermost as innermost,
     is_enumerated as is_enumerated,
+    is_factor as is_factor,
+    is_weighted as is_weighted,
     latent_sites as latent_sites,
     observed_sites as observed_sites,
     present as present,

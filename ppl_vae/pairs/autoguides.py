@@ -7,7 +7,7 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer.autoguide import AutoCallable, AutoGuide, AutoGuideList
+from pyro.infer.autoguide import AutoCallable, AutoGuide, AutoGuideList, AutoMessenger
 
 from ppl_vae.pairs.modules import modules_of_program
 from ppl_vae.pairs.programs import Batch, Program, as_args
@@ -16,13 +16,16 @@ from ppl_vae.pairs.traces import latent_sites, sites_of_rows
 
 
 def autoguides_of(guide: Program) -> list[Any]:
-    """The autoguides that a guide is, holds or calls, without the parts that are programs of one's own."""
+    """The autoguides that a guide is, holds or calls, without the parts that are programs of one's own.
+
+    Messengers are among them: `AutoNormalMessenger` and its kind.
+    """
     modules = modules_of_program(guide, "guide").values()
     inner = {id(module): module for root in modules for module in root.modules()}
     return [
         m
         for m in inner.values()
-        if isinstance(m, AutoGuide) and not isinstance(m, _WITHOUT_LATENTS)
+        if isinstance(m, (AutoGuide, AutoMessenger)) and not isinstance(m, _WITHOUT_LATENTS)
     ]
 
 
@@ -52,6 +55,8 @@ _WITHOUT_LATENTS = (AutoCallable, AutoGuideList)
 def _keeps(guide: Any, plate: str, batch: Batch) -> bool:
     sites = latent_sites(run_alone(guide.model, batch)).values()
     frames = [f for site in sites for f in site["cond_indep_stack"] if f.name == plate]
+    if isinstance(guide, AutoMessenger):
+        return bool(frames) and plate not in guide.amortized_plates
     return bool(frames) and plate not in _plates_by_index(guide, batch)
 
 

@@ -10,7 +10,14 @@ import pyro
 from torch import Tensor
 
 from ppl_vae.pairs.errors import PairError
-from ppl_vae.pairs.traces import Site, Trace, innermost, sample_sites, unscaled
+from ppl_vae.pairs.traces import (
+    Site,
+    Trace,
+    density_sites,
+    innermost,
+    sample_sites,
+    unscaled,
+)
 
 SAMPLES_PLATE = "_ppl_vae_samples"
 """Name of the plate over samples that is added around a pair's programs."""
@@ -51,8 +58,11 @@ def signature_of(model_trace: Trace, guide_trace: Trace) -> Signature:
                 if f.vectorized and f.name not in _SAMPLES_PLATES
             ),
         )
-        for program, trace in (("model", model_trace), ("guide", guide_trace))
-        for name, site in sample_sites(trace).items()
+        for program, sites in (
+            ("model", sample_sites(model_trace)),
+            ("guide", density_sites(guide_trace)),
+        )
+        for name, site in sites.items()
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any, cast
 import pyro
 import pyro.poutine as poutine
 import torch
-from pyro.infer.autoguide import AutoGuide
+from pyro.infer.autoguide import AutoGuide, AutoMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
@@ -101,7 +101,7 @@ class Pair:
         self._pending: dict[str, Tensor] = {}
         self._declared: dict[str, set[str]] = {"model": set(), "guide": set()}
         self.subsampling = Subsampling()
-        self.keeps_rows = isinstance(self.guide, AutoGuide) or bool(
+        self.keeps_rows = isinstance(self.guide, (AutoGuide, AutoMessenger)) or bool(
             getattr(self.guide, "keeps_rows", False)
         )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyro.poutine as poutine
 import torch
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 Program = Callable[..., Any]
@@ -45,6 +46,20 @@ def _rows_of(tensor: Tensor, rows: slice | Tensor) -> Tensor:
     return tensor[rows] if isinstance(rows, slice) else tensor.index_select(0, rows)
 
 
+def trace_guide(guide: Program, *args: Tensor) -> Any:
+    """Runs a guide: its trace.
+
+    A guide that is a messenger (`AutoNormalMessenger`) runs the model with other distributions for the latents.
+    What the model observes is not its own, and does not belong to the trace.
+    """
+    trace: Any = poutine.trace(guide).get_trace(*args)
+    if isinstance(poutine.unwrap(guide), Messenger):
+        for name, site in list(trace.nodes.items()):
+            if site["type"] == "sample" and site["is_observed"]:
+                trace.remove_node(name)
+    return trace
+
+
 def trace_programs(
     model: Program,
     guide: Program,
@@ -61,7 +76,7 @@ def trace_programs(
             another gradient.
     """
     args = as_args(batch)
-    guide_trace = poutine.trace(guide).get_trace(*args)
+    guide_trace = trace_guide(guide, *args)
     seen = guide_trace if as_seen is None else as_seen(guide_trace)
     replayed = poutine.replay(model, trace=seen)
     return poutine.trace(replayed).get_trace(*args), guide_trace

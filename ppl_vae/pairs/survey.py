@@ -26,6 +26,7 @@ from ppl_vae.pairs.sources import sharing_draws, sources_of, trace_tracked
 from ppl_vae.pairs.traces import (
     Site,
     Trace,
+    density_sites,
     free_numbers,
     innermost,
     is_discrete,
@@ -93,7 +94,7 @@ def find_layout(pair: Pair, batch: Batch, traces: tuple[Trace, Trace] | None = N
             latents=own,
             shared=tuple(n for n in latents if n not in in_plate and n in guide_trace.nodes),
             enumerated=tuple(n for n in latents if n not in guide_trace.nodes),
-            guide_sites=tuple(n for n in sample_sites(guide_trace) if n in in_plate),
+            guide_sites=tuple(n for n in density_sites(guide_trace) if n in in_plate),
             draws=tuple(n for n in draws if n in in_plate),
             points=_points(pair, batch, model_trace, guide_trace),
             observed=tuple(observed),

@@ -133,6 +133,38 @@ def trace_pair(pair: Pair, batch: Batch) -> tuple[Trace, Trace]:
     return trace_programs(pair.model, pair.guide, batch)
 
 
+def density_sites(guide_trace: Trace) -> dict[str, Site]:
+    """The sites of a guide whose log densities add up to log q(z | x).
+
+    They are its draws, and a `pyro.factor` beside Deltas that are computed from other draws: a change of
+    variables written by hand. What a guide observes, and any other factor, belongs to Pyro's loss, but is no
+    density of latents.
+    """
+    drawn = latent_sites(guide_trace)
+    deltas = sum(isinstance(innermost(site["fn"]), dist.Delta) for site in drawn.values())
+    by_hand = 0 < deltas < len(drawn)
+    return {
+        name: site
+        for name, site in sample_sites(guide_trace).items()
+        if name in drawn or (by_hand and is_factor(site))
+    }
+
+
+def is_factor(site: Site) -> bool:
+    """Whether a site is a `pyro.factor`."""
+    return isinstance(innermost(site["fn"]), dist.Unit)
+
+
+def is_weighted(site: Site) -> bool:
+    """Whether a site has another scale than that of the plates around it: a `poutine.scale`."""
+    expected = 1.0
+    for frame in site["cond_indep_stack"]:
+        if frame.full_size:
+            expected *= frame.full_size / frame.size
+    scale = torch.as_tensor(site["scale"], dtype=torch.float64)
+    return not bool(torch.isclose(scale, torch.tensor(expected, dtype=torch.float64)).all())
+
+
 def is_discrete(site: Site) -> bool:
     """Whether a site has probabilities, not densities."""
     try:

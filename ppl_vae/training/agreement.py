@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
-
-import torch
 
 from ppl_vae.objectives import Objective
-from ppl_vae.pairs import Trace, observed_sites, sample_sites, sites_of_rows
+from ppl_vae.pairs import (
+    Trace,
+    density_sites,
+    is_weighted,
+    observed_sites,
+    sample_sites,
+    sites_of_rows,
+)
 
 LEAST_STEPS = 20
 """Steps from which the noise is known well enough."""
@@ -30,8 +34,9 @@ class Agreement:
     Args:
         objective: The objective; one whose loss is not the ELBO is not watched.
         model_trace: The trace of the model on a first batch, and
-        guide_trace: that of the guide. If a program weights its own sites (`poutine.scale`), or has a
-            `pyro.factor` outside of the rows, loss and ELBO are meant to differ.
+        guide_trace: that of the guide. If a program weights its own sites (`poutine.scale`), has a
+            `pyro.factor` outside of the rows, or the guide one that is no density, loss and ELBO are meant to
+            differ.
 
     Example:
         >>> import pyro, pyro.distributions as dist, pyro.poutine as poutine
@@ -52,8 +57,9 @@ class Agreement:
             _claims_the_elbo(objective)
             and objective.free_bits == 0
             and len(sites_of_rows(model_trace)) == len(observed_sites(model_trace))
+            and len(density_sites(guide_trace)) == len(sample_sites(guide_trace))
             and not any(
-                _is_weighted(site)
+                is_weighted(site)
                 for trace in (model_trace, guide_trace)
                 for site in sample_sites(trace).values()
             )
@@ -96,13 +102,3 @@ def _claims_the_elbo(objective: Objective) -> bool:
         for name in ("__call__", "loss_is_elbo")
     )
     return objective.loss_is_elbo and issubclass(says, computes)
-
-
-def _is_weighted(site: Any) -> bool:
-    """Whether a site has another scale than that of the plates around it."""
-    expected = 1.0
-    for frame in site["cond_indep_stack"]:
-        if frame.full_size:
-            expected *= frame.full_size / frame.size
-    scale = torch.as_tensor(site["scale"], dtype=torch.float64)
-    return not bool(torch.isclose(scale, torch.tensor(expected, dtype=torch.float64)).all())

@@ -1,0 +1,207 @@
+"""What adds up to log q(z | x): the draws of a guide, not what it observes nor what it adds to the loss."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pyro.poutine as poutine
+import pytest
+import torch
+from pyro.infer.autoguide import (
+    AutoHierarchicalNormalMessenger,
+    AutoNormalMessenger,
+    AutoRegressiveMessenger,
+)
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from ppl_vae import (
+    annealed_importance_sampling,
+    check,
+    diagnose,
+    evaluate,
+    fit,
+    inference_gaps,
+)
+from ppl_vae.objectives import ImportanceWeightedELBO, Objective, TraceELBO
+from ppl_vae.pairs import Pair, PairError
+from ppl_vae.pairs.layouts import Layouts
+
+X = torch.randn(12, generator=torch.Generator().manual_seed(0)) * 1.4
+LOG_P = dist.Normal(0.0, 2**0.5).log_prob(X)
+
+
+def model(x: Tensor) -> None:
+    """z ~ N(0, 1), x ~ N(z, 1): log p(x) = log N(x; 0, 2)."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def posterior(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+
+
+# -- guides that are messengers: they run the model, with its data ---------------------------------------
+
+
+@pytest.mark.parametrize(
+    "kind", [AutoNormalMessenger, AutoHierarchicalNormalMessenger, AutoRegressiveMessenger]
+)
+def test_the_data_of_a_messenger_are_the_models(kind: Any) -> None:
+    pyro.set_rng_seed(0)
+    guide = kind(model)
+    fitted = fit(model, guide, X, max_epochs=400, learning_rate=0.03, seed=0)
+    assert not fitted.warnings
+    found = evaluate(model, guide, X, num_samples=2000, seed=0)
+    assert found.log_likelihood.mean == pytest.approx(float(LOG_P.mean()), abs=0.02)
+    assert LOG_P.mean() - 0.1 < found.elbo.mean < LOG_P.mean() + 0.01
+    annealed = annealed_importance_sampling(model, guide, X, num_steps=30, num_chains=32, seed=0)
+    assert annealed.log_likelihood.mean == pytest.approx(float(LOG_P.mean()), abs=0.02)
+    # KL(q || p) of the posterior N(x / 2, 1/2).
+    kl = kl_divergence(dist.Normal(X / 2, 0.5**0.5), dist.Normal(0.0, 1.0)).mean()
+    assert float(diagnose(model, guide, X, seed=0).kl[0]) == pytest.approx(float(kl), abs=0.1)
+
+
+def test_a_recorded_step_of_a_messenger_is_pyros() -> None:
+    ends = []
+    for capture in (False, True):
+        guide = AutoNormalMessenger(model)
+        fitted = fit(model, guide, X, max_epochs=30, learning_rate=0.03, seed=0, capture=capture)
+        ends.append([row["loss"] for row in fitted.history])
+    assert ends[0] == ends[1]
+
+
+def test_a_messenger_keeps_rows_unless_their_plate_is_amortized() -> None:
+    with pytest.raises(PairError, match="keeps parameters for each row"):
+        fit(model, AutoNormalMessenger(model), X, batch_size=5, max_epochs=1)
+    shared = AutoNormalMessenger(model, amortized_plates=("data",))
+    fit(model, shared, X, batch_size=5, max_epochs=300, learning_rate=0.03, seed=0)
+    # The best q for all rows is N(mean of x / 2, 1/2).
+    m, s2 = X.mean() / 2, 0.5
+    likelihood = -0.5 * math.log(2 * math.pi) - 0.5 * ((X - m).square() + s2).mean()
+    best = likelihood - 0.5 * (m**2 + s2 - 1 - math.log(s2))
+    found = evaluate(model, shared, X, num_samples=2000, seed=0)
+    assert found.elbo.mean == pytest.approx(float(best), abs=0.03)
+
+
+# -- what a guide observes, or adds as a factor -----------------------------------------------------------
+
+
+def labelled(x: Tensor, y: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Bernoulli(0.5), obs=y)
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def classifying(x: Tensor, y: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+        pyro.sample("y", dist.Bernoulli(logits=x), obs=y)
+
+
+def with_factor(x: Tensor, y: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+        pyro.factor("aux", -(x**2), has_rsample=False)
+
+
+Y = (X > 0).float()
+
+
+@pytest.mark.parametrize("guide", [classifying, with_factor])
+def test_neither_counts_in_importance_weights(guide: Any) -> None:
+    """The exact posterior: every sample gives log p(x, y)."""
+    exact = LOG_P - math.log(2)
+    found = evaluate(labelled, guide, (X, Y), num_samples=3, seed=0)
+    torch.testing.assert_close(found.log_likelihood.values.float(), exact, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.elbo.values.float(), exact, atol=1e-4, rtol=1e-4)
+    name = "y" if guide is classifying else "aux"
+    assert any(f"adds as a factor ('{name}') is no density" in note for note in found.notes)
+    annealed = annealed_importance_sampling(
+        labelled, guide, (X, Y), num_steps=5, num_chains=2, seed=0
+    )
+    torch.testing.assert_close(annealed.log_likelihood.values.float(), exact, atol=1e-3, rtol=1e-3)
+    assert annealed.notes
+    gaps = inference_gaps(labelled, guide, (X, Y), num_samples=10, max_steps=20, seed=0)
+    assert abs(gaps.approximation_gap.mean) < 1e-3
+    assert abs(gaps.amortization_gap.mean) < 1e-3
+    problems = check(labelled, guide, (X, Y)).problems
+    assert [p.site for p in problems] == (["y"] if guide is classifying else [])
+
+
+@pytest.mark.parametrize("objective", [TraceELBO(), ImportanceWeightedELBO(num_particles=3)])
+@pytest.mark.parametrize("num_rows", [None, 60])
+def test_every_loss_counts_both_as_pyros_does(objective: Objective, num_rows: int | None) -> None:
+    """Without them the same draws give a loss that differs by exactly these terms."""
+
+    def loss(model_penalty: float, guide_factor: float, guide_penalty: float) -> Tensor:
+        def penalized(x: Tensor) -> None:
+            if model_penalty:
+                pyro.factor("weights", torch.tensor(model_penalty))
+            with pyro.plate("data", num_rows or len(x), subsample_size=len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        def guide(x: Tensor) -> None:
+            if guide_penalty:
+                pyro.factor("more", torch.tensor(guide_penalty), has_rsample=True)
+            with pyro.plate("data", num_rows or len(x), subsample_size=len(x)):
+                pyro.sample("z", dist.Normal(x / 2, 1.0))
+                if guide_factor:
+                    pyro.factor("aux", guide_factor * x, has_rsample=True)
+
+        pair = Pair(penalized, guide)
+        torch.manual_seed(3)
+        with pair.scope():
+            return objective(pair, Layouts(pair).of(X), X).loss
+
+    without, n = loss(0.0, 0.0, 0.0), num_rows or len(X)
+    torch.testing.assert_close(loss(-5.0, 0.0, 0.0) - without, torch.tensor(5.0 / n))
+    torch.testing.assert_close(loss(0.0, 0.0, 4.0) - without, torch.tensor(4.0 / n))
+    torch.testing.assert_close(loss(0.0, 2.0, 0.0) - without, 2 * X.mean(), atol=1e-5, rtol=1e-4)
+
+
+def test_penalties_are_trained_under_the_importance_weighted_bound() -> None:
+    """A strong pull of w to 2, where the data would have it near 1."""
+
+    def pulled(x: Tensor) -> None:
+        w = pyro.param("w", torch.tensor(1.0))
+        pyro.factor("pull", -500.0 * (w - 2.0) ** 2)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(w * z, 1.0), obs=x)
+
+    objective = ImportanceWeightedELBO(num_particles=4)
+    fitted = fit(
+        pulled, posterior, X, objective=objective, max_epochs=200, learning_rate=0.02, seed=0
+    )
+    pair = Pair.of(fitted.model, fitted.guide)
+    with pair.scope():
+        assert float(pyro.param("w").detach()) == pytest.approx(2.0, abs=0.05)
+
+
+# -- weights ---------------------------------------------------------------------------------------------
+
+
+def weighted(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with poutine.scale(scale=4.0):
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def test_weights_are_left_out_and_that_is_said() -> None:
+    found = evaluate(weighted, posterior, X, num_samples=3, seed=0)
+    torch.testing.assert_close(found.log_likelihood.values.float(), LOG_P, atol=1e-4, rtol=1e-4)
+    assert any("weighted by poutine.scale ('x')" in note for note in found.notes)
+    assert any("weighted by" in n for n in diagnose(weighted, posterior, X, seed=0).notes)
+    assert not any("weighted" in n for n in evaluate(model, posterior, X, num_samples=3).notes)
+    (problem,) = check(weighted, posterior, X, objective=ImportanceWeightedELBO()).problems
+    assert "the importance-weighted bound leaves out" in problem.message
+    assert check(weighted, posterior, X).ok
