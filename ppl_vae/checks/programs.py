@@ -33,6 +33,7 @@ def check(
     It looks for:
 
     - latents that only one of the two programs has;
+    - latents that the guide computes from other draws without their density (a Delta's `log_density`);
     - shapes and plates that differ;
     - data that are not in a plate over rows, or that are outside the likelihood's support;
     - observed values that are the same for all rows;
