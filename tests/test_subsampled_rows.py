@@ -581,3 +581,65 @@ def test_what_indices_select_from() -> None:
         found = select()
         assert uses == sizes, number
         assert not isinstance(found, Indices)
+
+
+# -- a plate of all the rows given, whose index selects parameters for each row ---------------------------
+
+
+def own_locs(num: int) -> Any:
+    """q(z_i) = N(loc_i, 1/2): parameters for each of `num` rows, by the index of the plate."""
+
+    def guide(x: Tensor) -> None:
+        loc = pyro.param("loc", lambda: torch.zeros(num))
+        with pyro.plate("data", len(x)) as index:
+            pyro.sample("z", dist.Normal(loc[index], 0.5**0.5))
+
+    return guide
+
+
+def plain(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def test_parameters_that_a_plates_index_selects_need_all_rows_at_once() -> None:
+    """In batches, the first parameters would be those of the first rows of every batch."""
+    x = torch.randn(150, generator=torch.Generator().manual_seed(2)) * 1.4
+    guide = own_locs(150)
+    with pytest.raises(PairError, match="keeps parameters for each row"):
+        ppl_vae.fit(plain, guide, x, batch_size=50, max_epochs=1)
+    options: dict[str, Any] = {"batch_size": 150, "max_epochs": 300, "learning_rate": 0.05}
+    fitted = ppl_vae.fit(plain, guide, x, seed=0, **options)
+    exact = dist.Normal(0.0, 2**0.5).log_prob(x)
+    # evaluate runs 64 rows at once, of a pair that may be taken apart.
+    found = ppl_vae.evaluate(fitted.model, fitted.guide, x, num_samples=200, seed=0)
+    torch.testing.assert_close(found.log_likelihood.values.float(), exact, atol=0.2, rtol=0)
+    assert float((found.elbo.values - exact).mean()) > -0.05
+
+
+def test_an_index_that_selects_from_the_rows_given_needs_nothing() -> None:
+    """Nor one whose values are used otherwise, or of a plate inside of the rows'."""
+    weights = torch.ones(5)
+
+    def guide(x: Tensor) -> None:
+        pixels = pyro.plate("pixels", 5, dim=-1)
+        with pyro.plate("data", len(x), dim=-2) as index, pixels as j:
+            assert index is not None
+            loc = x[index] / 2 * weights[j]
+            assert len(index.tolist()) == len(x)
+            pyro.sample("z", dist.Normal(loc, 0.5**0.5))
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-2), pyro.plate("pixels", 5, dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    x = torch.randn(100, 5)
+    found = ppl_vae.evaluate(model, guide, x, num_samples=3, seed=0)
+    exact = dist.Normal(0.0, 2**0.5).log_prob(x).sum(1)
+    torch.testing.assert_close(found.log_likelihood.values.float(), exact, atol=1e-4, rtol=1e-5)
+    pair = Pair(model, guide)
+    with pair.scope():
+        find_layout(pair, x[:10])
+        assert not pair.keeps_rows

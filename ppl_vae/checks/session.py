@@ -25,7 +25,6 @@ from ppl_vae.pairs import (
     Program,
     RowDensities,
     Trace,
-    as_args,
     density_sites,
     is_weighted,
     move,
@@ -209,12 +208,6 @@ def opened(
         first = batches.first(num_rows(batches.rows) if everything else FIRST_ROWS)
         first = move(first, _device_of_modules(pair))
         traces, told = check_data(pair, first, batches.doubt)
-        if pair.keeps_rows and not everything:  # which that check has found
-            everything = True
-            first = move(batches.rows, as_args(first)[0].device)
-            traces, told = check_data(pair, first, batches.doubt)
-        check_chunk = ChunkCheck(pair, first, traces)
-        del traces  # they hold all that was computed
         with preserve_random_state() if draws_start_at_seed else nullcontext():
             device = device_of(pair.parameters(first).values())
         if not everything:  # a loader's first batch may be larger
@@ -222,6 +215,13 @@ def opened(
         first = move(first, device)
         layouts = Layouts(pair)
         layouts.of(first)
+        if pair.keeps_rows and not everything:  # which only these runs have shown
+            first = move(batches.rows, device)
+            traces, told = check_data(pair, first, batches.doubt)
+            layouts = Layouts(pair)
+            layouts.of(first)
+        check_chunk = ChunkCheck(pair, first, traces)
+        del traces  # they hold all that was computed
         yield Session(pair, layouts, first, device, batches, progress, check_chunk, told)
 
 

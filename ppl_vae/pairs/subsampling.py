@@ -71,10 +71,9 @@ class Subsampling:
             use_cuda: bool | None = None,
             device: Any = None,
         ) -> None:
-            trial = None
+            trial = self._trial if size is not None and subsample is None else None
             if size is not None and subsample_size is not None and subsample is None:
                 self.met[name] = (int(size), int(subsample_size))
-                trial = self._trial
                 tried = trial is not None and name not in self.takes_all and size == trial.rows
                 # Pyro refuses to draw more than there are, as in a last batch of few rows.
                 if tried or self.takes_all.get(name) or subsample_size > size:
@@ -89,7 +88,7 @@ class Subsampling:
                 if trial is not None:
                     trial.met[name] = self.met[name]
             original(plate, name, size, subsample_size, subsample, dim, use_cuda, device)
-            if trial is not None and name in trial.met and plate._indices is not None:
+            if trial is not None and plate._indices is not None:
                 plate._indices = Indices.of(plate._indices, trial.uses.setdefault(name, set()))
 
         patched: Any = init

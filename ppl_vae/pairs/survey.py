@@ -20,9 +20,10 @@ from ppl_vae.pairs.layout import (
     signature_of,
 )
 from ppl_vae.pairs.pair import Pair
-from ppl_vae.pairs.programs import Batch, as_args, take_rows
+from ppl_vae.pairs.programs import Batch, as_args, num_rows, take_rows, trace_programs
 from ppl_vae.pairs.row_plate import find_rows
 from ppl_vae.pairs.sources import sharing_draws, sources_of, trace_tracked
+from ppl_vae.pairs.subsampling import Trial
 from ppl_vae.pairs.traces import (
     Site,
     Trace,
@@ -53,10 +54,13 @@ def find_layout(pair: Pair, batch: Batch, traces: tuple[Trace, Trace] | None = N
     """
     with torch.random.fork_rng(), torch.no_grad(), pair.mode(training=False):
         model_trace, guide_trace = traces or trace_pair(pair, batch)
-        _require_steady_sites(pair, batch, signature_of(model_trace, guide_trace))
+        trial = _run_again(pair, batch, signature_of(model_trace, guide_trace))
         observed = sites_of_rows(model_trace)
         model = pair.subsampling.tried(pair.model, {})  # on one row fewer, whatever rows it needs
         frame = find_rows(model, batch, observed)
+        # Indices of the rows that select from something longer, such as parameters for each of all rows.
+        if trial is not None and trial.uses.get(frame.name, set()) - {0, trial.rows}:
+            pair.keeps_rows = True
         in_plate = {
             name
             for trace in (model_trace, guide_trace)
@@ -106,15 +110,28 @@ def find_layout(pair: Pair, batch: Batch, traces: tuple[Trace, Trace] | None = N
         return replace(layout, vectorizes=_vectorizes(pair, layout, batch))
 
 
-def _require_steady_sites(pair: Pair, batch: Batch, before: Signature) -> None:
-    """Raises a PairError if another run on the same rows has other sites."""
-    again = signature_of(*trace_pair(pair, batch))
+def _run_again(pair: Pair, batch: Batch, before: Signature) -> Trial | None:
+    """Runs the pair again on the same rows: what the indices of its plates select from.
+
+    None if a program does not run with indices that tell.
+
+    Raises:
+        PairError: The programs have other sites in this run.
+    """
+    trials: dict[int, Trial] = {}
+    model, guide = (pair.subsampling.tried(p, trials) for p in (pair.model, pair.guide))
+    try:
+        traces = trace_programs(model, guide, batch)
+    except Exception:
+        trials, traces = {}, trace_pair(pair, batch)
+    again = signature_of(*traces)
     if again != before:
         differ = sorted({str(site[1]) for site in set(before) ^ set(again)})
         raise PairError(
             f"the programs have other sites each time they run on the same rows (such as '{differ[0]}'): give "
             "the sites names that do not depend on chance, such as the index of a random subsample"
         )
+    return trials.get(num_rows(batch))
 
 
 def _points(pair: Pair, batch: Batch, model_trace: Trace, guide_trace: Trace) -> tuple[str, ...]:
