@@ -393,7 +393,7 @@ def test_a_number_that_a_plate_broadcasts_counts_as_often_as_it_is_scored(
     def sensors(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            there = poutine.mask(mask=torch.ones(3, 1, dtype=torch.bool))
+            there: Any = poutine.mask(mask=torch.ones(3, 1, dtype=torch.bool))  # type: ignore[call-overload]
             with pyro.plate("sensors", 3, dim=-2), there if masked else nullcontext():
                 value = x.expand(3, len(x)) if expanded else x
                 pyro.sample("x", dist.Normal(0 * z, 1.0), obs=value)
@@ -417,7 +417,7 @@ def test_a_factor_has_no_bits_per_dimension(alone: bool) -> None:
     def by_factor(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            own = dist.Normal(0 * z[..., None], 1.0).expand(z.shape + (18,)).to_event(1)
+            own = dist.Normal(0 * z[..., None], 1.0).expand((*z.shape, 18)).to_event(1)
             pyro.factor("likelihood", own.log_prob(x))
             if not alone:
                 pyro.sample("first", dist.Normal(0 * z, 1.0), obs=x[:, 0])

@@ -86,15 +86,15 @@ def values_per_row(trace: Trace, layout: Layout, n: int) -> Tensor:
 
 def _scored(site: Site) -> torch.Size:
     """The shape of a site's value with all repetitions that its density counts."""
-    fn, shape = site["fn"], site["value"].shape
-    if not site["value"].numel():  # pyro.factor
-        return torch.Size([0])
+    fn, shape = site["fn"], torch.Size(site["value"].shape)
+    if not shape.numel():  # pyro.factor
+        return shape
     event_dim = len(fn.event_shape)
     batch = shape[: max(0, len(shape) - event_dim)]
     event = (1,) * (event_dim - len(shape)) + shape[len(batch) :]
     # The event shape of a hidden Markov model has 1 where its data have a length.
-    sizes = (max(a, b) for a, b in zip(event, fn.event_shape, strict=True))
-    return torch.broadcast_shapes(batch, fn.batch_shape) + torch.Size(sizes)
+    sizes = torch.Size(max(a, b) for a, b in zip(event, fn.event_shape, strict=True))
+    return torch.Size(torch.broadcast_shapes(batch, fn.batch_shape)) + sizes
 
 
 def _is_masked(site: Site) -> bool:
