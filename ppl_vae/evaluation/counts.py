@@ -76,7 +76,8 @@ def values_per_row(trace: Trace, layout: Layout, n: int) -> Tensor:
         site = trace.nodes[name]
         scale, shape = inner_scale(site, layout), _scored(site)
         if _is_masked(site):
-            value = present(site).expand(shape)
+            value = present(site)
+            value = value.expand(torch.broadcast_shapes(value.shape, shape))
             rows = rows_first({**site, "value": value}, layout, 1, n)[0].reshape(n, -1)
             total = total + (rows.sum(1).cpu() * scale).round().long()
         else:

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from numbers import Integral, Real
 
+import numpy as np
 from torch import Tensor
 
 from ppl_vae.runtime import described
@@ -125,5 +126,5 @@ def require_whole(owner: str, name: str, value: object) -> None:
 
 def require_bool(owner: str, name: str, value: object) -> None:
     """Raises a `TypeError` unless `value` is true or false."""
-    if not isinstance(value, bool):
+    if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{owner}: {name} must be True or False, not {described(value)}")

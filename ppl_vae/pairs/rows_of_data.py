@@ -163,8 +163,8 @@ def _read_sequence(x: Sequence[Any], arguments: DataArguments, name: str) -> Row
     if isinstance(x, tuple) and _is_nested(x[0]) and not all(map(_is_nested, x)):
         kinds = ", ".join(kind_of(part) for part in x[:5])
         raise TypeError(
-            f"{name} is a tuple of {kinds}: tuples are not nested; pass one flat tuple of tensors, one for "
-            "each argument of the model, or a list of batches"
+            f"{name} is a nested tuple ({kinds}): pass one flat tuple of tensors, one for each argument of the "
+            "model, or a list of batches"
         )
     if is_number(leaf):
         return RowsOfData(_batch(as_tensor(x, name, arguments.dtype), arguments, name))
@@ -275,8 +275,8 @@ def _by_name(parts: Mapping[Any, Any], arguments: DataArguments, name: str) -> d
         mistake = "programs are called by position, with one tensor each: write model(x, ...)"
     elif not names or any(n in missing for n in names[: arguments.required]):
         mistake = (
-            "use these names as keys, or pass a tuple of tensors in their order (from a DataLoader, by its "
-            "collate_fn)"
+            "each argument gets one tensor; use these names as keys, or pass a tuple of tensors in their order "
+            "(from a DataLoader, by its collate_fn)"
         )
     elif given != list(names[: len(given)]):
         mistake = f"{given[-1]!r} comes after {missing[0]!r}, so {missing[0]!r} must be given, too"
