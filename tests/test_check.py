@@ -387,6 +387,53 @@ def test_data_of_another_type_than_the_parameters(dtype: torch.dtype, words: str
     assert "pass x" not in wrong_shape
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+@pytest.mark.parametrize("kind", ["Bernoulli", "ContinuousBernoulli", "Normal"])
+@pytest.mark.parametrize("as_factor", [False, True])
+def test_whole_numbers_for_a_density_of_floating_point_numbers(
+    dtype: torch.dtype, kind: str, as_factor: bool
+) -> None:
+    """The dtype is named, not the shape, which is right; the remedy works."""
+
+    def observe(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            own = dist.Normal(z, 1.0) if kind == "Normal" else getattr(dist, kind)(logits=z)
+            if as_factor:
+                pyro.factor("x", own.log_prob(x).sum(-1))
+            else:
+                pyro.sample("x", own.to_event(1), obs=x)
+
+    def encode(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.float(), 1.0).to_event(1))
+
+    x = (X > 0).to(dtype)
+    report = check(observe, encode, x)
+    if kind == "Normal" and dtype is not torch.bool:
+        assert report
+        return
+    remedy = r"pass x.float() (numpy, pandas: x.astype('float32'))"
+    error(report, "model" if as_factor else "x", str(dtype), remedy)
+    assert "shape (12, 3) does not" not in str(report)
+    assert check(observe, encode, x.float())
+
+
+def test_a_density_of_another_dtype() -> None:
+    def joint(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            wide = dist.LowRankMultivariateNormal(torch.zeros(3), torch.ones(3, 1), torch.ones(3))
+            z = pyro.sample("z", dist.Normal(torch.zeros(3).double(), 1.0).to_event(1))
+            pyro.sample("x", wide, obs=x + 0 * z)
+
+    def encode(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.double(), 1.0).to_event(1))
+
+    words = "its value is torch.float64, but the density of LowRankMultivariateNormal needs torch.float32"
+    error(check(joint, encode, X), "x", words, "pass x.float()")
+
+
 @pytest.mark.parametrize(
     ("batch", "words"),
     [

@@ -16,6 +16,7 @@ import pytest
 import scipy.sparse
 import torch
 import xarray
+from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 from trainings import Guide, Model, train
@@ -216,7 +217,11 @@ def with_masks(x: Tensor, mask_x: Any = None, mask_y: Any = None, labels: Any = 
         ({"w": LABELS}, with_two_more, "'w' comes after 'y', so 'y' must be given, too"),
         ({"scale": LABELS}, with_a_scale, "'scale' is an option of the model and takes no data"),
         ({"y": LABELS}, with_a_scale, "'y' is an option"),
-        ({"y": LABELS}, with_a_keyword, "'y' is an option"),
+        (
+            {"y": LABELS},
+            with_a_keyword,
+            r"'y' by keyword alone .* write model\(x, y\) without the \*",
+        ),
     ],
 )
 def test_keys_that_may_be_meant_for_an_argument(extra: Any, model: Any, words: str) -> None:
@@ -228,6 +233,63 @@ def test_keys_that_may_be_meant_for_an_argument(extra: Any, model: Any, words: s
 def test_a_key_that_is_given_is_not_taken_for_one_that_is_missing() -> None:
     assert equal(rows({"x": X, "mask_x": LABELS, "scale": ["a"] * 12}, with_masks), X, LABELS)
     assert equal(rows({"x": X, "scale": ["a"] * 12}, with_a_scale), X)
+
+
+def needs_a_keyword(x: Tensor, *, y: Tensor) -> None: ...
+
+
+def of_keywords(**batch: Tensor) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "x",
+    [X, (X, LABELS), {"x": X, "y": LABELS}, [(X, LABELS)], DataLoader(TensorDataset(X, LABELS))],
+)
+def test_arguments_that_cannot_be_given_by_position(x: Any) -> None:
+    with pytest.raises(TypeError, match=r"'y' by keyword alone .* write model\(x, y\) without"):
+        batches(x, needs_a_keyword)
+
+
+@pytest.mark.parametrize("make", [lambda x: x, lambda x: [x]])
+def test_a_program_of_keywords_alone(make: Any) -> None:
+    with pytest.raises(TypeError, match=r"called by position, .*: write model\(x, \.\.\.\)"):
+        batches(make({"x": X, "y": LABELS}), of_keywords).first(5)
+
+
+@pytest.mark.parametrize(
+    ("x", "model", "words"),
+    [
+        (
+            ((X, X), LABELS),
+            of_two,
+            r"x is a nested tuple \(a tuple, a torch.Tensor\): pass one flat",
+        ),
+        (((X, X), LABELS), of_any, "x is a nested tuple .*: pass one flat tuple"),
+        (({"x": X}, LABELS), of_two, r"a nested tuple \(a dict, a torch.Tensor\)"),
+        (([X, X], None), of_one, "a nested tuple"),
+        ((X, (X, X)), of_two, r"x\[1\] is a tuple, but the model needs a tensor"),
+        ((X, (X, X)), with_labels, r"x\[1\] is a tuple, but the model needs a tensor"),
+        ((X, {"y": X}), with_labels, r"x\[1\] is a dict, but the model needs a tensor"),
+        ((X, [X, X]), of_any, r"x\[1\] is a list, but the model needs a tensor"),
+        ((X, None, X), with_two_more, r"x\[1\] is a NoneType"),
+        ((None, X), of_two, "a tuple of NoneType"),
+        ({"x": {"a": X}}, of_one, r"x\['x'\] is a dict"),
+        ({"x": X, "y": {"a": X}}, with_labels, r"x\['y'\] is a dict"),
+        ({"x": (X, X)}, of_one, r"x\['x'\] is a tuple"),
+        ([((X, X), LABELS)], of_two, r"part 0 of a batch of x is a tuple"),
+        ([(X, (X, X))], with_labels, r"part 1 of a batch of x is a tuple"),
+        ([{"x": X, "y": [X]}], with_labels, r"part 'y' of a batch of x is a list"),
+    ],
+)
+def test_nested_data_are_not_lost(x: Any, model: Any, words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        batches(x, model).first(5)
+
+
+def test_none_where_the_model_has_a_default() -> None:
+    assert equal(rows((X, None), with_labels), X)
+    assert equal(rows([(X, None)], with_labels), X)
+    assert equal(rows((X, LABELS, None), with_two_more), X, LABELS)
 
 
 @pytest.mark.parametrize(
@@ -549,6 +611,61 @@ CALLS: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("name", CALLS)
 def test_numpy_gives_what_the_tensor_gives(name: str) -> None:
     assert repr(CALLS[name](FLOAT64)) == repr(CALLS[name](X))  # NaN equals NaN
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_data_get_no_gradient(name: str) -> None:
+    x = X.clone().requires_grad_()
+    CALLS[name](x)
+    assert x.grad is None
+
+
+@pytest.mark.parametrize("made", [lambda x: DataLoader(TensorDataset(x), 5), lambda x: [x, x]])
+@pytest.mark.parametrize("call", [_fit, _fit_em])
+def test_data_of_a_loader_get_no_gradient(call: Any, made: Any) -> None:
+    x = X.clone().requires_grad_()
+    call(made(x))
+    assert x.grad is None
+
+
+CLASSES: list[tuple[Any, Any, str]] = [
+    (
+        Model(),
+        AutoNormal,
+        r"guide is the class AutoNormal: make an object of it, AutoNormal\(model\)",
+    ),
+    (Model, Guide(), r"model is the class Model: make an object of it, Model\(\.\.\.\)"),
+    (Model(), "auto", "guide is a str: pass a Pyro program"),
+]
+
+
+@pytest.mark.parametrize(("model", "guide", "words"), CLASSES)
+@pytest.mark.parametrize(
+    "call",
+    [
+        ppl_vae.annealed_importance_sampling,
+        ppl_vae.bidirectional_monte_carlo,
+        ppl_vae.check,
+        ppl_vae.diagnose,
+        ppl_vae.evaluate,
+        ppl_vae.fit,
+        ppl_vae.inference_gaps,
+        ppl_vae.refit_guide,
+        ppl_vae.to_arviz,
+        lambda model, guide, x: Generator(model, guide, x).reconstruct(),
+        lambda model, guide, x: ppl_vae.fit_em(model, x, guide=guide),
+        lambda model, guide, x: ppl_vae.refit_prior(model, guide, x, DiagonalNormal()),
+        lambda model, guide, x: posterior_grid(model, guide, x, size=33),
+        lambda model, guide, x: ppl_vae.save_run("run", model, guide),
+    ],
+)
+def test_programs_that_are_none(
+    call: Any, model: Any, guide: Any, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A class in place of an object, above all."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TypeError, match=words):
+        call(model, guide, X)
 
 
 def test_every_public_function_of_data_is_among_them() -> None:

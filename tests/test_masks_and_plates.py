@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pyro
@@ -379,6 +380,59 @@ def test_batches_of_several_lengths_count_by_their_numbers(capture: bool) -> Non
     assert isinstance(same.num_values, Tensor)
     assert same.num_values.tolist() == numbers.tolist()
     assert same.bits_per_dim.mean == pytest.approx(bits(log_p, int(numbers.sum())), rel=1e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("expanded", [False, True])
+def test_a_number_that_a_plate_broadcasts_counts_as_often_as_it_is_scored(
+    expanded: bool, masked: bool
+) -> None:
+    """One number per row that three sensors see, each with a density of its own."""
+    x = torch.randn(40)
+
+    def sensors(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            there: Any = poutine.mask(mask=torch.ones(3, 1, dtype=torch.bool))  # type: ignore[call-overload]
+            with pyro.plate("sensors", 3, dim=-2), there if masked else nullcontext():
+                value = x.expand(3, len(x)) if expanded else x
+                pyro.sample("x", dist.Normal(0 * z, 1.0), obs=value)
+
+    exact = 3 * dist.Normal(0.0, 1.0).log_prob(x)
+    found = evaluate(sensors, of_noise, x, num_samples=4, seed=0)
+    assert found.num_values == 3
+    assert found.bits_per_dim.mean == pytest.approx(bits(exact, 3 * 40), rel=1e-5)
+
+
+def of_noise(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_factor_has_no_bits_per_dimension(alone: bool) -> None:
+    """The factor may score any number of numbers: there is nothing to divide by."""
+    x = torch.randn(40, 18)
+
+    def by_factor(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            own = dist.Normal(0 * z[..., None], 1.0).expand((*z.shape, 18)).to_event(1)
+            pyro.factor("likelihood", own.log_prob(x))
+            if not alone:
+                pyro.sample("first", dist.Normal(0 * z, 1.0), obs=x[:, 0])
+
+    found = evaluate(by_factor, of_noise, x, num_samples=4, seed=0)
+    annealed = annealed_importance_sampling(
+        by_factor, of_noise, x, num_chains=2, num_steps=1, seed=0
+    )
+    for result in (found, annealed):
+        assert result.num_values == 0
+        assert result.log_likelihood.values.isfinite().all()
+        assert result.bits_per_dim.values.isnan().all()
+        line = dict(result.lines())["bits per dimension"]
+        assert line.startswith("not defined, because a pyro.factor")
+        assert str(result.bits_per_dim) == line
 
 
 def test_rows_without_masks_are_counted_once() -> None:

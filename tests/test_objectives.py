@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,19 +24,22 @@ from programs import (
 from pyro.distributions import constraints
 from torch import Tensor
 
+from ppl_vae import fit
 from ppl_vae.objectives import (
     ELBO,
     Cyclical,
     EnumELBO,
+    GumbelSoftmaxELBO,
     ImportanceWeightedELBO,
     LinearWarmup,
+    Loss,
     MeanFieldELBO,
     Objective,
     Schedule,
     TraceELBO,
     as_objective,
 )
-from ppl_vae.pairs import Layout, Pair, find_layout
+from ppl_vae.pairs import Layout, Pair, PairError, find_layout
 
 
 def bernoulli(x: Tensor) -> None:
@@ -176,6 +179,130 @@ def test_cyclical_is_its_formula() -> None:
 def test_senseless_settings_are_refused(make: Callable[[], Objective | Schedule]) -> None:
     with pytest.raises(ValueError, match=r"must be|share of the period|no free bits"):
         make()
+
+
+NUMBERS: list[Any] = ["0.5", None, lambda epoch: 0.5, torch.tensor(0.5), [1.0], True]
+OBJECTIVES: list[Any] = [
+    ELBO,
+    TraceELBO,
+    MeanFieldELBO,
+    EnumELBO,
+    ImportanceWeightedELBO,
+    GumbelSoftmaxELBO,
+]
+SETTINGS = [
+    *((kind, {}, name) for kind in OBJECTIVES for name in ("beta", "free_bits", "num_particles")),
+    (GumbelSoftmaxELBO, {}, "temperature"),
+    (LinearWarmup, {}, "epochs"),
+    *((LinearWarmup, {"epochs": 2}, name) for name in ("start", "end")),
+    (Cyclical, {}, "period"),
+    *((Cyclical, {"period": 2}, name) for name in ("cycles", "rise", "start", "end")),
+]
+
+
+@pytest.mark.parametrize(("kind", "others", "name"), SETTINGS)
+@pytest.mark.parametrize("value", NUMBERS)
+def test_settings_of_another_type(
+    kind: Any, others: dict[str, Any], name: str, value: object
+) -> None:
+    with pytest.raises(
+        TypeError, match=rf"{kind.__name__}: {name} must be a.* number.*, not "
+    ) as e:
+        kind(**others, **{name: value})
+    assert ("LinearWarmup(epochs=10) or Cyclical(period=10)" in str(e.value)) == (name == "beta")
+    assert (".item()" in str(e.value)) == isinstance(value, Tensor)
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_beta_may_be_a_schedule_and_not_its_class(kind: Any) -> None:
+    for value in (1, np.float32(0.5), np.int64(2), LinearWarmup(2)):
+        assert kind(beta=value).beta == value
+    with pytest.raises(TypeError, match="not the class LinearWarmup"):
+        kind(beta=LinearWarmup)
+    with pytest.raises(TypeError, match=r"num_particles must be a whole number, not 2\.5"):
+        kind(num_particles=2.5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (ELBO, "stick_the_landing"),
+        (TraceELBO, "stick_the_landing"),
+        (ImportanceWeightedELBO, "doubly_reparameterized"),
+    ],
+)
+@pytest.mark.parametrize("value", ["no", None, 1, torch.tensor(True)])
+def test_options_are_true_or_false(kind: Any, name: str, value: object) -> None:
+    with pytest.raises(TypeError, match=rf"{kind.__name__}: {name} must be True or False, not "):
+        kind(**{name: value})
+
+
+class _Nothing(LinearWarmup):
+    def __call__(self, epoch: float) -> Any:
+        return None
+
+
+def test_a_schedule_of_ones_own_that_returns_no_number() -> None:
+    with pytest.raises(
+        TypeError, match="_Nothing: the beta that it returns must be a number, not None"
+    ):
+        ELBO(beta=_Nothing(2)).beta_at(1)
+
+
+@dataclass(frozen=True)
+class Returns(TraceELBO):
+    """An objective whose result is changed."""
+
+    change: Callable[[Loss], Any] = lambda found: found
+
+    def __call__(self, pair: Pair, layout: Layout, batch: Any, beta: float = 1.0) -> Any:
+        return self.change(super().__call__(pair, layout, batch, beta))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda found: replace(found, loss=found.loss.detach()), "loss of Returns has no gradient"),
+        (
+            lambda found: replace(found, loss=float(found.loss.detach())),
+            "Returns .* whose loss is a tensor",
+        ),
+        (lambda found: replace(found, elbo=float(found.elbo)), "Returns .* whose elbo is a tensor"),
+        (lambda found: replace(found, rate=None), "Returns .* whose rate is a tensor .* not None"),
+        (lambda found: replace(found, distortion=torch.ones(3)), r"distortion .* of shape \(3,\)"),
+        (lambda found: replace(found, loss=found.loss * torch.ones(3)), r"loss .* shape \(3,\)"),
+        (lambda found: found.loss, "Returns must return a Loss of ppl_vae.objectives"),
+        (lambda found: None, "Returns must return a Loss .* returned None"),
+    ],
+)
+@pytest.mark.parametrize("from_step", [0, 3])
+def test_what_an_objective_of_ones_own_must_return(
+    change: Callable[[Loss], Any], words: str, from_step: int
+) -> None:
+    """It is told by the check of the pair, or by the first step that meets it."""
+    calls = 0
+
+    def late(found: Loss) -> Any:
+        nonlocal calls
+        calls += torch.is_grad_enabled()
+        return change(found) if calls > from_step else found
+
+    with pytest.raises((PairError, TypeError), match=words):
+        fit(
+            *programs_with_parameter(),
+            torch.randn(20),
+            objective=Returns(change=late),
+            max_epochs=9,
+        )
+
+
+def programs_with_parameter() -> tuple[Any, Any]:
+    def guide(x: Tensor) -> None:
+        scale = pyro.param("scale", torch.tensor(0.5), constraint=constraints.positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, scale))
+
+    return programs.normal, guide
 
 
 def test_beta_at_follows_the_schedule_and_resolve_keeps_all_settings() -> None:

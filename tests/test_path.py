@@ -338,3 +338,74 @@ def test_latents_of_all_rows_are_refused_by_name() -> None:
 
     with pytest.raises(PairError, match="'w' belongs to all rows"):
         annealed_importance_sampling(model, None, torch.ones(3))
+
+
+class _Casts(nn.Module):
+    """Networks of float32 for rows of float64; log p(x) is that of a multivariate normal.
+
+    The latent `z` is of float32, and `w` of float64, if there is one.
+    """
+
+    def __init__(self, two_latents: bool) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(3, 1), nn.Linear(1, 3)
+        self.two_latents = two_latents
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 1.0).to_event(1))
+            mean = self.decoder(z)
+            if self.two_latents:
+                zero = torch.zeros(len(x), 1, dtype=torch.float64)
+                mean = mean + pyro.sample("w", dist.Normal(zero, 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.encoder(x.float()), 1.0).to_event(1))
+            if self.two_latents:
+                pyro.sample("w", dist.Normal(x[:, :1], 1.0).to_event(1))
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        weight, bias = self.decoder.weight.detach().double(), self.decoder.bias.detach().double()
+        covariance = weight @ weight.T + torch.eye(3) + float(self.two_latents)
+        log_prob: Tensor = dist.MultivariateNormal(bias, covariance).log_prob(x)
+        return log_prob
+
+
+@pytest.mark.parametrize("two_latents", [False, True])
+@pytest.mark.parametrize("prior", [False, True])
+@pytest.mark.parametrize("num_leapfrog", [1, 5])  # run by Pyro, and recorded
+def test_rows_of_another_dtype_than_the_networks(
+    two_latents: bool, prior: bool, num_leapfrog: int
+) -> None:
+    pair, x = _Casts(two_latents), torch.randn(10, 3, dtype=torch.float64)
+    guide = None if prior else pair.guide
+    settings: Any = {"num_steps": 60, "num_leapfrog": num_leapfrog, "seed": 0}
+    found = annealed_importance_sampling(pair.model, guide, x, **settings)
+    agrees(found.log_likelihood, found.log_likelihood_error, pair.log_evidence(x))
+
+    bounds = bidirectional_monte_carlo(pair.model, guide, x, **settings)
+    assert isinstance(bounds.data, Tensor)
+    assert bounds.data.dtype == torch.float64
+    truth = pair.log_evidence(bounds.data)
+    agrees(bounds.lower, bounds.lower_error, truth)
+    assert abs(bounds.upper.mean - float(truth.mean())) < 0.2
+
+
+def observes_its_cast(x: Tensor, y: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x.float())
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y.float())
+
+
+def test_an_argument_that_the_model_casts_is_found() -> None:
+    """Which argument a site observes is seen by its values, whatever their dtype."""
+    x, y = torch.randn(2, 10, dtype=torch.float64)
+    found = bidirectional_monte_carlo(observes_its_cast, None, (x, y), num_steps=100, seed=0)
+    data = torch.stack(tuple(found.data), -1)
+    assert data.dtype == torch.float64
+    covariance = torch.eye(2, dtype=torch.float64) + 1
+    truth = dist.MultivariateNormal(torch.zeros(2).double(), covariance).log_prob(data)
+    agrees(found.lower, found.lower_error, truth)

@@ -28,6 +28,11 @@ from ppl_vae.pairs import (
 _MIXED_TYPES = "torch.cuda.FloatTensor) should be the same"
 """How convolutions say it: Input type (torch.FloatTensor) and weight type (torch.cuda.FloatTensor) ..."""
 
+_DTYPES = re.compile(
+    r"dtype|scalar type|input type|data type|can't be cast|bool tensors?\b", re.IGNORECASE
+)
+"""How torch says that the dtypes of two tensors do not fit."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -159,20 +164,32 @@ def other_device(error: Exception) -> str:
 
 def _other_dtype(pair: Pair, args: tuple[Tensor, ...], error: Exception) -> str:
     """The remedy if a program raised because data and parameters have different dtypes; otherwise empty."""
-    if not re.search(r"dtype|scalar type|input type|data type", str(error), re.IGNORECASE):
+    if not _DTYPES.search(str(error)):
         return ""
     stored = pyro.get_param_store().named_parameters()
     parameters = [p for m in pair.modules().values() for p in m.parameters()]
     types = [p.dtype for p in (*parameters, *(p for _, p in stored)) if p.is_floating_point()]
     for i, x in enumerate(args):
+        name = "x" if len(args) == 1 else f"x[{i}]"
         if types and x.dtype != types[0]:
-            name = "x" if len(args) == 1 else f"x[{i}]"
-            method = {torch.float32: "float()", torch.float64: "double()"}.get(
-                types[0], f"to({types[0]})"
-            )
-            whole = not (x.is_floating_point() or x.is_complex())
-            also = f" (numpy, pandas: {name}.astype('float32'))" if whole else ""
             return (
-                f"; {name} is {x.dtype}, the parameters are {types[0]}: pass {name}.{method}{also}"
+                f"; {name} is {x.dtype}, the parameters are {types[0]}: "
+                f"pass {as_numbers(name, x.dtype, types[0])}"
             )
+        if not (types or x.is_floating_point() or x.is_complex()):
+            wanted = torch.get_default_dtype()
+            return f"; {name} is {x.dtype}: pass {as_numbers(name, x.dtype, wanted)}"
     return ""
+
+
+def as_numbers(name: str, dtype: torch.dtype, wanted: torch.dtype) -> str:
+    """How to write a tensor of some dtype as one of floating-point numbers of another.
+
+    Example:
+        >>> as_numbers("x", torch.int64, torch.float32)
+        "x.float() (numpy, pandas: x.astype('float32'))"
+    """
+    method = {torch.float32: "float()", torch.float64: "double()"}.get(wanted, f"to({wanted})")
+    if dtype.is_floating_point or dtype.is_complex:
+        return f"{name}.{method}"
+    return f"{name}.{method} (numpy, pandas: {name}.astype('{str(wanted).removeprefix('torch.')}'))"

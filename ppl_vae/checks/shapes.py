@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ppl_vae.checks.report import Problem, other_device
-from ppl_vae.pairs import Trace, first_line, latent_sites, sample_sites
+import torch
+
+from ppl_vae.checks.report import Problem, as_numbers, other_device
+from ppl_vae.pairs import Site, Trace, first_line, innermost, latent_sites, sample_sites
 
 
 def shape_problems(model_trace: Trace, guide_trace: Trace) -> Iterator[Problem]:
@@ -16,13 +18,12 @@ def shape_problems(model_trace: Trace, guide_trace: Trace) -> Iterator[Problem]:
             try:
                 actual = tuple(site["fn"].log_prob(site["value"]).shape)
             except Exception as error:
-                yield Problem(
-                    "error",
-                    name,
-                    f"site '{name}' in the {role}: its value of shape {tuple(site['value'].shape)} does not "
+                message = _other_dtype(site) or (
+                    f"its value of shape {tuple(site['value'].shape)} does not "
                     f"fit its distribution of batch shape {tuple(site['fn'].batch_shape)} and event shape "
-                    f"{tuple(site['fn'].event_shape)} ({first_line(error)}){other_device(error)}",
+                    f"{tuple(site['fn'].event_shape)} ({first_line(error)}){other_device(error)}"
                 )
+                yield Problem("error", name, f"site '{name}' in the {role}: {message}")
                 continue
             expected = [1] * (-min((f.dim for f in frames), default=0))
             for frame in frames:
@@ -59,3 +60,23 @@ def shape_problems(model_trace: Trace, guide_trace: Trace) -> Iterator[Problem]:
                 f"site '{name}' is in {sets[0]} in the model and in {sets[1]} in the guide: use the same "
                 "plates, with the same names, in both",
             )
+
+
+def _other_dtype(site: Site) -> str:
+    """What is wrong if a site's density takes its value in another dtype alone; otherwise empty."""
+    fn, value = site["fn"], site["value"]
+    for dtype in (torch.get_default_dtype(), torch.float32, torch.float64):
+        if value.dtype == dtype:
+            continue
+        try:
+            fn.log_prob(value.to(dtype))
+        except Exception:  # another dtype is no remedy
+            continue
+        remedy = (
+            f"pass {as_numbers('x', value.dtype, dtype)}, or observe it in that dtype"
+            if site["is_observed"]
+            else f"draw it as {dtype}"
+        )
+        kind = type(innermost(fn)).__name__
+        return f"its value is {value.dtype}, but the density of {kind} needs {dtype}: {remedy}"
+    return ""

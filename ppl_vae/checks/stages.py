@@ -22,7 +22,15 @@ from ppl_vae.checks.latents import (
 from ppl_vae.checks.report import Problem, run_pair
 from ppl_vae.checks.rows import row_problems
 from ppl_vae.checks.shapes import shape_problems
-from ppl_vae.objectives import EnumELBO, ImportanceWeightedELBO, MeanFieldELBO, Objective, TraceELBO
+from ppl_vae.objectives import (
+    EnumELBO,
+    ImportanceWeightedELBO,
+    MeanFieldELBO,
+    Objective,
+    TraceELBO,
+    checked,
+    no_gradient,
+)
 from ppl_vae.pairs import (
     Batch,
     Layout,
@@ -181,7 +189,8 @@ def _estimator(subject: Subject) -> Iterator[Problem]:
     try:
         yield from _gradients(subject)
     except Exception as error:
-        yield Problem("error", "", f"the objective cannot be computed: {first_line(error)}")
+        name = type(subject.objective).__name__
+        yield Problem("error", "", f"the objective {name} cannot be computed: {first_line(error)}")
 
 
 def _summed_out(layout: Layout, objective: Objective) -> Iterator[Problem]:
@@ -297,12 +306,12 @@ def _gradients(subject: Subject) -> Iterator[Problem]:
         return
     beta = objective.beta_at(objective.warmup_epochs)
     with torch.enable_grad(), pyro.validation_enabled(False):
-        loss = objective(pair, subject.layout, batch, beta or 1.0).loss
+        loss = checked(objective, objective(pair, subject.layout, batch, beta or 1.0)).loss
         if not loss.requires_grad:
-            names = list(parameters)
-        else:
-            gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-            names = [n for n, g in zip(parameters, gradients, strict=True) if g is None]
+            yield Problem("error", "", no_gradient(objective))
+            return
+        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        names = [n for n, g in zip(parameters, gradients, strict=True) if g is None]
     for name in names:
         yield Problem(
             "warning",

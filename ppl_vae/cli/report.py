@@ -27,7 +27,7 @@ def with_levels(evaluation: Found, data: Data) -> Found:
     probability: -log2 P / D <= -log2 p / D + log2 L ("A note on the evaluation of generative models",
     arXiv:1511.01844).
     """
-    if not isinstance(data.transform, Dequantization):
+    if not isinstance(data.transform, Dequantization) or evaluation.bits_per_dim.missing:
         return evaluation
     levels, bits = data.transform.levels, evaluation.bits_per_dim.mean
     text = (

@@ -29,7 +29,8 @@ class Annealed(DataResult):
         num_steps: Number of temperatures.
         num_leapfrog: Leapfrog steps between two temperatures.
         num_values: Numbers of data per row, for bits per dimension: those of the observed sites that masks
-            leave in; one count for each row, `(n,)`, if they differ.
+            leave in; one count for each row, `(n,)`, if they differ; 0 if a `pyro.factor` is a part of the
+            likelihood, which has no count: bits per dimension are then NaN.
         from_prior: Whether the chains started at the prior rather than at the guide.
     """
 
@@ -73,7 +74,7 @@ class Annealed(DataResult):
         ess, acceptance = self.ess.double(), self.acceptance.double()
         return [
             ("log p(x), annealed from the " + start, str(self.log_likelihood)),
-            ("bits per dimension", f"{self.bits_per_dim.mean:.4f}"),
+            self.bits_line,
             (
                 "Monte-Carlo error of a row, mean",
                 f"{error:.3f} nats" if self.num_chains > 1 else "not known",

@@ -24,9 +24,11 @@ from ppl_vae.pairs import (
 class ValueCounts:
     """Counts the observed numbers of each row that masks leave in, chunk by chunk.
 
-    A number in a subsampled plate inside of a row stands for N / n of them. Chunks without masks are counted
-    once for each kind of rows (shapes and sites); with masks, each chunk takes one more run of the programs.
-    The random state does not change.
+    A number in a subsampled plate inside of a row stands for N / n of them, and a number that plates or the
+    distribution broadcast counts as often as it is scored. A `pyro.factor` does not say how many numbers it
+    scores, so that rows with one have no count. Chunks without masks are counted once for each kind of rows
+    (shapes and sites); with masks, each chunk takes one more run of the programs. The random state does not
+    change.
 
     Args:
         session: The opened pair.
@@ -36,6 +38,7 @@ class ValueCounts:
         self._session = session
         self._of_kind: dict[object, int] = {}
         self._counts: list[Tensor] = []
+        self._known = True
 
     def add(self, batch: Batch) -> None:
         """Counts the rows of a chunk. Call it after the work on the chunk, which finds its layout."""
@@ -46,6 +49,8 @@ class ValueCounts:
             return
         with torch.random.fork_rng():
             trace, _ = trace_pair(self._session.pair, batch)
+        if any(isinstance(trace.nodes[name]["fn"], dist.Unit) for name in layout.observed):
+            self._known = False
         counts = values_per_row(trace, layout, n)
         if not any(_is_masked(trace.nodes[name]) for name in layout.observed):
             self._of_kind[kind] = int(counts[0])
@@ -53,7 +58,12 @@ class ValueCounts:
 
     @property
     def num_values(self) -> int | Tensor:
-        """The count of every row if all have the same, at least 1; else that of each row, `(n,)`."""
+        """The count of every row if all have the same, at least 1; else that of each row, `(n,)`.
+
+        0 if it is not known, because a `pyro.factor` is a part of the likelihood.
+        """
+        if not self._known:
+            return 0
         counts = torch.cat(self._counts)
         first = int(counts[0])
         return max(1, first) if bool((counts == first).all()) else counts
@@ -64,15 +74,28 @@ def values_per_row(trace: Trace, layout: Layout, n: int) -> Tensor:
     total = torch.zeros(n, dtype=torch.long)
     for name in layout.observed:
         site = trace.nodes[name]
-        if site["value"].dim() == 0:
-            continue
-        scale = inner_scale(site, layout)
+        scale, shape = inner_scale(site, layout), _scored(site)
         if _is_masked(site):
-            rows = rows_first({**site, "value": present(site)}, layout, 1, n)[0].reshape(n, -1)
+            value = present(site)
+            value = value.expand(torch.broadcast_shapes(value.shape, shape))
+            rows = rows_first({**site, "value": value}, layout, 1, n)[0].reshape(n, -1)
             total = total + (rows.sum(1).cpu() * scale).round().long()
         else:
-            total = total + round(site["value"].numel() // n * scale)
+            total = total + round(shape.numel() // n * scale)
     return total
+
+
+def _scored(site: Site) -> torch.Size:
+    """The shape of a site's value with all repetitions that its density counts."""
+    fn, shape = site["fn"], torch.Size(site["value"].shape)
+    if not shape.numel():  # pyro.factor
+        return shape
+    event_dim = len(fn.event_shape)
+    batch = shape[: max(0, len(shape) - event_dim)]
+    event = (1,) * (event_dim - len(shape)) + shape[len(batch) :]
+    # The event shape of a hidden Markov model has 1 where its data have a length.
+    sizes = torch.Size(max(a, b) for a, b in zip(event, fn.event_shape, strict=True))
+    return torch.Size(torch.broadcast_shapes(batch, fn.batch_shape)) + sizes
 
 
 def _is_masked(site: Site) -> bool:

@@ -2,7 +2,7 @@
 
 A path leads from f_0 to f_1 by log f_beta(u) = base(u) + beta ratio(u). `anneal` walks along it and
 returns importance weights; `tune` finds the step sizes beforehand. Points are
-`(chains, rows, dimensions)`, densities `(chains, rows)`, in nats.
+`(chains, rows, dimensions)`, densities `(chains, rows)`, in nats; the two may have different dtypes.
 """
 
 from __future__ import annotations
@@ -217,7 +217,10 @@ def tune(
     for beta in betas[1:-1]:
         step = log_step.exp().unsqueeze(-1) * scale
         point, acceptance = transition(densities, point, beta, step, num_leapfrog)
-        log_step = log_step + GAIN * (acceptance.mean(0) - TARGET_ACCEPTANCE)
+        change = GAIN * (acceptance.mean(0) - TARGET_ACCEPTANCE)
+        log_step = log_step + change.to(
+            log_step
+        )  # positions keep their dtype, whatever densities have
         found.append(log_step)
         tick()
     return StepSizes(betas[1:-1], torch.stack(found), scale)

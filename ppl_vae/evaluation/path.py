@@ -172,12 +172,15 @@ class Path:
 
         Args:
             num_chains: How many draws per row.
-            values: Values of the guide's draws, shaped as one run of the guide gives them.
+            values: Values of the guide's draws, shaped as one run of the guide gives them. They get the dtypes
+                of earlier draws, of which there must be some.
         """
         if num_chains > 1 and not self.layout.vectorizes:
             return torch.cat([self.draw(1, values) for _ in range(num_chains)])
-        if values is not None and num_chains > 1:
-            values = {n: self._repeated(n, v, num_chains) for n, v in values.items()}
+        if values is not None:
+            values = {n: self._sites[n].as_drawn(v) for n, v in values.items()}
+            if num_chains > 1:
+                values = {n: self._repeated(n, v, num_chains) for n, v in values.items()}
         rows = sample_rows(self.pair, self.layout, self.batch, num_chains, values=values)
         for name, part in subsampled_plates((rows.model_trace,), self.layout).items():
             raise PairError(
@@ -290,6 +293,10 @@ class _Flattened:
             )
         self._inner = moved.shape[2:]
         self.size = math.prod(self._inner)
+
+    def as_drawn(self, value: Tensor) -> Tensor:
+        """A value in the dtype of the guide's draws: networks take no other."""
+        return value.to(self._dtype)
 
     def flatten(self, u: Tensor) -> Tensor:
         moved = u.reshape(self._padding + u.shape).movedim(self._dims, (0, 1))

@@ -34,6 +34,12 @@ class DataResult(RowResult):
         return bits_per_dim(self.log_likelihood, self.num_values)
 
     @property
+    def bits_line(self) -> tuple[str, str]:
+        """The line of the printed result with the bits per dimension."""
+        bits = self.bits_per_dim
+        return "bits per dimension", bits.missing or f"{bits.mean:.4f}"
+
+    @property
     @abstractmethod
     def unreliable(self) -> Tensor:
         """Rows whose log p(x) should not be trusted, `(n,)`."""
@@ -57,7 +63,8 @@ class Evaluation(DataResult):
             K equal weights of a discrete latent say nothing about the values that were not drawn.
         num_samples: K.
         num_values: Numbers of data per row, for bits per dimension: those of the observed sites that masks
-            leave in; one count for each row, `(n,)`, if they differ.
+            leave in; one count for each row, `(n,)`, if they differ; 0 if a `pyro.factor` is a part of the
+            likelihood, which has no count: bits per dimension are then NaN.
     """
 
     elbo: Estimate
@@ -133,7 +140,7 @@ class Evaluation(DataResult):
         ]
         if bool(self.log_likelihood.values.isnan().all()):
             return [*bounds, ("log p(x)", "not defined")]
-        bits = ("bits per dimension", f"{self.bits_per_dim.mean:.4f}")
+        bits = self.bits_line
         if bool((self.khat == -math.inf).all()) and not bool(self.log_likelihood_error.any()):
             return [*bounds, ("log p(x), exact", str(self.log_likelihood)), bits]
         return [

@@ -240,7 +240,8 @@ def _argument_of(name: str, site: Site, args: tuple[Tensor, ...], alone: bool) -
     """Index of the model's argument that holds the value observed at a site."""
     value = site["value"]
     fits = [i for i, x in enumerate(args) if x.numel() == value.numel()]
-    same = [i for i in fits if torch.equal(args[i].reshape(value.shape), value.to(args[i].dtype))]
+    # The program may cast its arguments.
+    same = [i for i in fits if torch.equal(args[i].reshape(value.shape).to(value.dtype), value)]
     for found in (same, fits if alone else []):
         if len(found) == 1:
             return found[0]
@@ -253,11 +254,13 @@ def _argument_of(name: str, site: Site, args: tuple[Tensor, ...], alone: bool) -
 def _require_same(name: str, drawn: Trace, again: Trace) -> None:
     """Checks that the model gives a draw the density that it was drawn with."""
     one, two = drawn.nodes[name], again.nodes[name]
-    scale = 1 + float(unscaled(one).abs().max())
+    first = unscaled(one)
+    second = unscaled(two).to(first)
+    scale = 1 + float(first.abs().max())
     if (
         one["value"].shape != two["value"].shape
         or not torch.allclose(one["value"], two["value"].to(one["value"].dtype), atol=1e-5)
-        or not torch.allclose(unscaled(one), unscaled(two), rtol=1e-4, atol=1e-4 * scale)
+        or not torch.allclose(first, second, rtol=1e-4, atol=1e-4 * scale)
     ):
         raise PairError(
             f"what the model observes at site '{name}', or its distribution there, depends on the data in "

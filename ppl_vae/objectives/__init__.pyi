@@ -1,4 +1,10 @@
-from .base import Loss as Loss, Objective as Objective, Resolved as Resolved
+from .base import (
+    Loss as Loss,
+    Objective as Objective,
+    Resolved as Resolved,
+    checked as checked,
+    no_gradient as no_gradient,
+)
 from .elbo import (
     ELBO as ELBO,
     EnumELBO as EnumELBO,

@@ -9,8 +9,20 @@ from typing import Any
 
 from torch import Tensor
 
-from ppl_vae.objectives.schedules import Schedule, require_beta
+from ppl_vae.objectives.schedules import (
+    Schedule,
+    require_beta,
+    require_number,
+    require_whole,
+)
 from ppl_vae.pairs import Batch, Layout, Layouts, Pair
+from ppl_vae.runtime import described
+
+_BETA = (
+    "a number, or a schedule over the epochs such as LinearWarmup(epochs=10) or Cyclical(period=10) of "
+    "ppl_vae.objectives (one of your own derives from Schedule)"
+)
+"""What beta may be."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +88,10 @@ class Objective(ABC):
     def __post_init__(self) -> None:
         name = type(self).__name__
         if not isinstance(self.beta, Schedule):
+            require_number(name, "beta", self.beta, _BETA)
             require_beta(name, "beta", self.beta)
+        require_number(name, "free_bits", self.free_bits)
+        require_whole(name, "num_particles", self.num_particles)
         if not (self.free_bits >= 0 and math.isfinite(self.free_bits)):
             raise ValueError(f"{name}: free_bits is in nats and must be >= 0, got {self.free_bits}")
         if self.free_bits and self.why_no_free_bits:
@@ -86,7 +101,11 @@ class Objective(ABC):
 
     def beta_at(self, epoch: float) -> float:
         """beta after `epoch` epochs."""
-        return self.beta(epoch) if isinstance(self.beta, Schedule) else float(self.beta)
+        if not isinstance(self.beta, Schedule):
+            return float(self.beta)
+        beta = self.beta(epoch)
+        require_number(type(self.beta).__name__, "the beta that it returns", beta)
+        return float(beta)
 
     @property
     def warmup_epochs(self) -> float:
@@ -135,6 +154,44 @@ class Resolved:
 
     def loss(self, layouts: Layouts, batch: Batch, beta: float = 1.0) -> Loss:
         """The loss of a batch, with the layout and the objective that are its own."""
-        return layouts.run(
-            batch, lambda layout: self.of(layout, batch)(self.pair, layout, batch, beta)
+
+        def run(layout: Layout) -> Loss:
+            objective = self.of(layout, batch)
+            return checked(objective, objective(self.pair, layout, batch, beta))
+
+        return layouts.run(batch, run)
+
+
+def checked(objective: Objective, found: object) -> Loss:
+    """What an objective returned, which may be one of the user's own.
+
+    Raises:
+        TypeError: It is no `Loss`, or one of its parts is not a tensor of one number.
+    """
+    name = type(objective).__name__
+    if not isinstance(found, Loss):
+        raise TypeError(
+            f"{name} must return a Loss of ppl_vae.objectives (loss, elbo, rate, distortion, traces), but it "
+            f"returned {described(found)}"
         )
+    for part in ("loss", "elbo", "rate", "distortion"):
+        value: object = getattr(found, part)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            given = (
+                f"a tensor of shape {tuple(value.shape)}"
+                if isinstance(value, Tensor)
+                else described(value)
+            )
+            raise TypeError(
+                f"{name} must return a Loss whose {part} is a tensor of one number, in nats per row, not "
+                f"{given}"
+            )
+    return found
+
+
+def no_gradient(objective: Objective) -> str:
+    """What to say of a loss that has no gradient."""
+    return (
+        f"the loss of {type(objective).__name__} has no gradient: it is detached, or no trainable parameter "
+        "enters it; an objective must return a Loss whose loss is differentiable"
+    )

@@ -22,6 +22,7 @@ from ppl_vae.objectives.path_gradients import (
     draws_of,
     require_reparameterized,
 )
+from ppl_vae.objectives.schedules import require_bool
 from ppl_vae.pairs import (
     Batch,
     Layout,
@@ -194,6 +195,7 @@ class EnumELBO(Objective):
 
 
 def _require_no_free_bits(objective: ELBO | TraceELBO) -> None:
+    require_bool(type(objective).__name__, "stick_the_landing", objective.stick_the_landing)
     if objective.stick_the_landing and objective.free_bits:
         raise ValueError(
             f"{type(objective).__name__}: there are no free bits with stick_the_landing, which leaves out a "

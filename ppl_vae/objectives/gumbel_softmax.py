@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import gumbel_softmax
 
 from ppl_vae.objectives.base import Loss, Objective
+from ppl_vae.objectives.schedules import require_positive
 from ppl_vae.pairs import Batch, Layout, Pair, PairError, Site, as_args, num_rows, sample_rows
 
 
@@ -51,10 +52,7 @@ class GumbelSoftmaxELBO(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.temperature > 0:
-            raise ValueError(
-                f"GumbelSoftmaxELBO: temperature must be positive, got {self.temperature}"
-            )
+        require_positive(type(self).__name__, "temperature", self.temperature)
 
     def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:
         support = _support(pair, layout, batch)

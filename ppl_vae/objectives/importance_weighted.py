@@ -12,6 +12,7 @@ from torch import Tensor
 from ppl_vae.objectives.base import Loss, Objective
 from ppl_vae.objectives.elbo import data_scale
 from ppl_vae.objectives.path_gradients import RepeatableGuide, with_gradient
+from ppl_vae.objectives.schedules import require_bool
 from ppl_vae.pairs import (
     Batch,
     Layout,
@@ -74,6 +75,10 @@ class ImportanceWeightedELBO(Objective):
     why_no_free_bits = (
         ", because the bound is not a KL plus other terms; use ELBO, TraceELBO or MeanFieldELBO"
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_bool(type(self).__name__, "doubly_reparameterized", self.doubly_reparameterized)
 
     @property
     def needs_reparameterized_latents(self) -> str:

@@ -5,6 +5,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from numbers import Integral, Real
+
+import numpy as np
+from torch import Tensor
+
+from ppl_vae.runtime import described
 
 
 class Schedule(ABC):
@@ -38,7 +44,7 @@ class LinearWarmup(Schedule):
     end: float = 1.0
 
     def __post_init__(self) -> None:
-        _require_positive("LinearWarmup", "epochs", self.epochs)
+        require_positive("LinearWarmup", "epochs", self.epochs)
         require_beta("LinearWarmup", "start", self.start)
         require_beta("LinearWarmup", "end", self.end)
 
@@ -70,8 +76,9 @@ class Cyclical(Schedule):
     end: float = 1.0
 
     def __post_init__(self) -> None:
-        _require_positive("Cyclical", "period", self.period)
-        _require_positive("Cyclical", "cycles", self.cycles)
+        require_positive("Cyclical", "period", self.period)
+        require_positive("Cyclical", "cycles", self.cycles)
+        require_number("Cyclical", "rise", self.rise)
         if not 0.0 < self.rise <= 1.0:
             raise ValueError(f"Cyclical: rise is a share of the period in (0, 1], got {self.rise}")
         require_beta("Cyclical", "start", self.start)
@@ -88,12 +95,36 @@ class Cyclical(Schedule):
         return self.period * (self.cycles - 1 + self.rise)
 
 
-def _require_positive(owner: str, name: str, value: float) -> None:
+def require_positive(owner: str, name: str, value: float) -> None:
+    """Raises an error unless `value` is a positive number."""
+    require_number(owner, name, value)
     if not (value > 0 and math.isfinite(value)):
         raise ValueError(f"{owner}: {name} must be positive, got {value}")
 
 
 def require_beta(owner: str, name: str, value: float) -> None:
-    """Raises a ValueError unless `value` can be a weight of the KL."""
+    """Raises an error unless `value` can be a weight of the KL."""
+    require_number(owner, name, value)
     if not (value >= 0 and math.isfinite(value)):
         raise ValueError(f"{owner}: {name} is a weight of the KL and must be >= 0, got {value}")
+
+
+def require_number(owner: str, name: str, value: object, expected: str = "a number") -> None:
+    """Raises a `TypeError` that says what is `expected` unless `value` is a real number."""
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return
+    also = "; of a tensor with one number, .item() makes one" if isinstance(value, Tensor) else ""
+    raise TypeError(f"{owner}: {name} must be {expected}, not {described(value)}{also}")
+
+
+def require_whole(owner: str, name: str, value: object) -> None:
+    """Raises a `TypeError` unless `value` is a whole number."""
+    require_number(owner, name, value, "a whole number")
+    if not isinstance(value, Integral):
+        raise TypeError(f"{owner}: {name} must be a whole number, not {value}")
+
+
+def require_bool(owner: str, name: str, value: object) -> None:
+    """Raises a `TypeError` unless `value` is true or false."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{owner}: {name} must be True or False, not {described(value)}")

@@ -18,9 +18,9 @@ _NUMBERS = "biuf"
 def as_tensor(x: Any, name: str = "x", dtype: torch.dtype | None = None) -> Tensor:
     """An array as a dense tensor.
 
-    Tensors stay as they are. Floating-point numbers of other libraries, and those in lists, get the given
-    dtype, because numpy and pandas hold float64 where modules hold float32. Integers and booleans keep their
-    dtype. Memory is shared where that is possible.
+    Tensors stay as they are, but get no gradient, because data are not learned. Floating-point numbers of
+    other libraries, and those in lists, get the given dtype, because numpy and pandas hold float64 where
+    modules hold float32. Integers and booleans keep their dtype. Memory is shared where that is possible.
 
     Args:
         x: A tensor, an array that turns into a numpy array, or lists of numbers.
@@ -46,7 +46,7 @@ def as_tensor(x: Any, name: str = "x", dtype: torch.dtype | None = None) -> Tens
                 f"{name} is a sparse tensor ({x.layout}): make it dense with .to_dense() if that fits in "
                 "memory, or pass a DataLoader whose collate_fn does so for each batch"
             )
-        return x
+        return x.detach() if x.requires_grad else x
     if is_sparse(x):
         raise TypeError(
             f"{name} is {kind_of(x)}, which is sparse: make it dense with .toarray() if that fits in memory, "

@@ -18,6 +18,7 @@ from pyro.infer.autoguide import AutoGuide, AutoMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from ppl_vae.pairs.as_tensors import kind_of
 from ppl_vae.pairs.learned import recall, remember
 from ppl_vae.pairs.modules import modules_of_program
 from ppl_vae.pairs.programs import Batch, Program, trace_programs
@@ -86,9 +87,14 @@ class Pair:
         model: Pyro program of the joint density p(x, z); called as `model(*as_args(batch))`.
         guide: Pyro program of the inference density q(z | x), with the same arguments.
         store: Initial state of the parameter store, as given by `pyro.get_param_store().get_state()`.
+
+    Raises:
+        TypeError: A program is a class, or cannot be called.
     """
 
     def __init__(self, model: Program, guide: Program, store: dict[str, Any] | None = None) -> None:
+        _require_program("model", model)
+        _require_program("guide", guide)
         self.model: Program = model.program if isinstance(model, Bound) else model
         self.guide: Program = guide.program if isinstance(guide, Bound) else guide
         if store is None:
@@ -258,6 +264,20 @@ class Pair:
             if tensor.device != device:
                 moved = tensor.detach().to(device).requires_grad_(tensor.requires_grad)
                 self.store["params"][name] = moved
+
+
+def _require_program(role: str, program: object) -> None:
+    if isinstance(program, type):
+        name = program.__name__
+        arguments = "model" if issubclass(program, AutoGuide) else "..."
+        raise TypeError(
+            f"{role} is the class {name}: make an object of it, {name}({arguments}), and pass that"
+        )
+    if not callable(program):
+        given = "None" if program is None else kind_of(program)
+        raise TypeError(
+            f"{role} is {given}: pass a Pyro program, a function or an object that can be called with the rows"
+        )
 
 
 @contextmanager

@@ -34,16 +34,22 @@ class DataArguments:
         required: How many have no default; 1 if all have one.
         dtype: That of the pair's parameters; None if it has none yet.
         options: The model's names for its other arguments.
+        by_keyword: Those of the options that cannot be given by position.
     """
 
     names: tuple[str, ...] | None
     required: int = 1
     dtype: torch.dtype | None = None
     options: tuple[str, ...] = ()
+    by_keyword: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, pair: Pair) -> DataArguments:
-        """The first arguments of a pair's model, as long as they have no default or the default None."""
+        """The first arguments of a pair's model, as long as they have no default or the default None.
+
+        Raises:
+            TypeError: The model cannot be called with arguments by position alone, as programs are.
+        """
         parameters = [p for module in pair.modules().values() for p in module.parameters()]
         stored = pair.store["params"].values()
         dtype = next((p.dtype for p in (*parameters, *stored) if p.dtype.is_floating_point), None)
@@ -54,6 +60,10 @@ class DataArguments:
             return cls(None, dtype=dtype)
         if any(p.kind is p.VAR_POSITIONAL for p in signature):
             return cls(None, dtype=dtype)
+        by_keyword = tuple(p.name for p in signature if p.kind is p.KEYWORD_ONLY)
+        needed = [p.name for p in signature if p.name in by_keyword and p.default is p.empty]
+        if needed:
+            raise TypeError(_by_position_alone(needed[0]))
         positional = [
             p for p in signature if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
         ]
@@ -61,7 +71,7 @@ class DataArguments:
         required = sum(p.default is p.empty for p in data)
         names = tuple(p.name for p in data or positional[:1])
         others = tuple(p.name for p in signature if p.name not in names and p.kind != p.VAR_KEYWORD)
-        return cls(names, max(1, required), dtype, others)
+        return cls(names, max(1, required), dtype, others, by_keyword)
 
 
 @dataclass(frozen=True)
@@ -150,6 +160,12 @@ def _read_sequence(x: Sequence[Any], arguments: DataArguments, name: str) -> Row
     leaf = _first_leaf(x)
     if isinstance(x, tuple) and is_array(x[0]):
         return RowsOfData(_batch(x, arguments, name))
+    if isinstance(x, tuple) and _is_nested(x[0]) and not all(map(_is_nested, x)):
+        kinds = ", ".join(kind_of(part) for part in x[:5])
+        raise TypeError(
+            f"{name} is a nested tuple ({kinds}): pass one flat tuple of tensors, one for each argument of the "
+            "model, or a list of batches"
+        )
     if is_number(leaf):
         return RowsOfData(_batch(as_tensor(x, name, arguments.dtype), arguments, name))
     if all(map(is_array, x)):
@@ -226,7 +242,7 @@ def _by_position(parts: Sequence[Any], arguments: DataArguments, name: str) -> S
             f"{tuple(kept[0].shape)}, but the model takes {most}: if they are rows, make one array of them "
             f"with {stack}; if they are batches, with {join}"
         )
-    while len(kept) > arguments.required and not _has_numbers(kept[-1]):
+    while len(kept) > arguments.required and not (_has_numbers(kept[-1]) or _is_nested(kept[-1])):
         kept = kept[:-1]
     return kept
 
@@ -255,10 +271,12 @@ def _by_name(parts: Mapping[Any, Any], arguments: DataArguments, name: str) -> d
     names = arguments.names or ()
     given = [n for n in names if n in parts]
     missing = [n for n in names if n not in parts]
-    if not names or any(n in missing for n in names[: arguments.required]):
+    if arguments.names == ():
+        mistake = "programs are called by position, with one tensor each: write model(x, ...)"
+    elif not names or any(n in missing for n in names[: arguments.required]):
         mistake = (
-            "use these names as keys, or pass a tuple of tensors in their order (from a DataLoader, by its "
-            "collate_fn)"
+            "each argument gets one tensor; use these names as keys, or pass a tuple of tensors in their order "
+            "(from a DataLoader, by its collate_fn)"
         )
     elif given != list(names[: len(given)]):
         mistake = f"{given[-1]!r} comes after {missing[0]!r}, so {missing[0]!r} must be given, too"
@@ -279,6 +297,8 @@ def _doubtful_key(
     """What to do about a part that is left out but may be meant for an argument; empty if there is none."""
     left_out = [k for k in parts if k not in (arguments.names or ()) and _has_numbers(parts[k])]
     for key in left_out:
+        if key in arguments.by_keyword:
+            return f"{_by_position_alone(key)}, or leave the key out"
         if key in arguments.options:
             return (
                 f"{key!r} is an option of the model and takes no data, which only arguments without a default, "
@@ -288,6 +308,13 @@ def _doubtful_key(
             if get_close_matches(str(key).lower(), [argument.lower()], cutoff=0.8):
                 return f"if {key!r} is meant for {argument!r}, rename it; if not, leave it out"
     return ""
+
+
+def _by_position_alone(name: str) -> str:
+    return (
+        f"the model takes {name!r} by keyword alone (it stands after *), but programs are called with their "
+        f"data by position: write model(x, {name}) without the *"
+    )
 
 
 def _parts(batch: Any) -> list[Any]:
@@ -307,6 +334,13 @@ def _refuse_single_rows(item: Any, name: str) -> None:
 def _has_numbers(part: Any) -> bool:
     """Whether a part is an array, or lists of numbers."""
     return is_array(part) or (isinstance(part, list | tuple) and is_number(_first_leaf(part)))
+
+
+def _is_nested(part: Any) -> bool:
+    """Whether a part is a tuple, a list or a dict of arrays, perhaps nested again."""
+    if isinstance(part, Mapping):
+        return any(is_array(value) or _is_nested(value) for value in part.values())
+    return isinstance(part, list | tuple) and any(is_array(p) or _is_nested(p) for p in part)
 
 
 def _first_leaf(x: Any) -> Any:

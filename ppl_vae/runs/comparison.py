@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,8 @@ class Comparison(Result):
         for i, (name, e) in enumerate(zip(self.names, self.evaluations, strict=True)):
             row = [name]
             row += [f"{e[q]['mean']:.2f}" for q in ("elbo", "rate", "distortion", "log_likelihood")]
-            row += [f"{e['bits_per_dim']['mean']:.4f}", self.active_units[i]]
+            bits = e["bits_per_dim"]["mean"]
+            row += ["not defined" if math.isnan(bits) else f"{bits:.4f}", self.active_units[i]]
             for quantity in ("elbo", "log_likelihood"):
                 d = self.difference(quantity, i)
                 row.append("-" if i == 0 else d.numbers("+.2f"))

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ppl_vae.stats.moments import standard_error
 
+_NO_COUNT = "not defined, because a pyro.factor does not say how many numbers it scores"
+
 
 @dataclass(frozen=True, repr=False)
 class Estimate:
@@ -101,7 +103,8 @@ def bits_per_dim(log_likelihood: Estimate, num_values: int | Tensor) -> Estimate
 
     Args:
         log_likelihood: log p(x) of each row, nats.
-        num_values: D, the same for all rows, or one for each, `(n,)`.
+        num_values: D, the same for all rows, or one for each, `(n,)`; 0 for all rows if it is not known, which
+            gives NaN.
 
     Example:
         >>> import torch
@@ -114,7 +117,9 @@ def bits_per_dim(log_likelihood: Estimate, num_values: int | Tensor) -> Estimate
     """
     unit, missing = "bits per dimension", log_likelihood.missing
     if isinstance(num_values, int):
-        values = log_likelihood.values * (-1.0 / (num_values * math.log(2.0)))
+        if num_values == 0:
+            missing = missing or _NO_COUNT
+        values = log_likelihood.values * (-1.0 / ((num_values or math.nan) * math.log(2.0)))
         return Estimate(values, unit, missing=missing)
     sizes = num_values.to(log_likelihood.values)
     sizes = sizes.masked_fill(sizes == 0, math.nan)

@@ -67,14 +67,14 @@ def refit_prior(
     """
     if num_draws < 2:
         raise ValueError(f"num_draws must be at least 2, got {num_draws}")
-    old = getattr(model, "prior", None)
-    if not isinstance(old, nn.Module):
-        raise TypeError(
-            f"refit_prior replaces model.prior, the module whose forward() is p(z), but "
-            f"{type(model).__name__} has no such module: sample z from self.prior() in the model, with "
-            "self.prior = StandardNormal().build(data_shape, latent_dim)"
-        )
     with opened(model, guide, x, seed=seed, progress=progress) as session:
+        old = getattr(model, "prior", None)
+        if not isinstance(old, nn.Module):
+            raise TypeError(
+                f"refit_prior replaces model.prior, the module whose forward() is p(z), but "
+                f"{type(model).__name__} has no such module: sample z from self.prior() in the model, with "
+                "self.prior = StandardNormal().build(data_shape, latent_dim)"
+            )
         mean, variance, draws = _posteriors(session, num_draws)
         data_shape = tuple(as_args(session.first)[0].shape[1:])
         new = prior.build(data_shape, mean.shape[-1]).to(draws)

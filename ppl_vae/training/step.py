@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ppl_vae.capture import RECORD_AFTER, CapturedLoss, CaptureError
-from ppl_vae.objectives import Loss, Resolved
+from ppl_vae.objectives import Loss, Resolved, no_gradient
 from ppl_vae.pairs import Batch, Layouts, Pair, num_rows
 from ppl_vae.runtime import random_state, set_random_state
 from ppl_vae.training.errors import DivergenceError, divergence
@@ -200,6 +200,8 @@ class Step:
             self.clear_gradients()  # those of a recording that was not finite or differed from Pyro
             if not math.isfinite(float(loss.loss.detach())):
                 return Gradients({}, loss, self._diverged("the loss", loss, progress))
+            if not loss.loss.requires_grad:
+                raise TypeError(no_gradient(self.objective.requested))
             loss.loss.backward()
             parts = (loss.loss, loss.elbo, loss.rate, loss.distortion)
             metrics = dict(zip(STEP_METRICS, (float(part.detach()) for part in parts), strict=True))
