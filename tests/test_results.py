@@ -23,6 +23,8 @@ from ppl_vae import (
     load_run,
     save_run,
 )
+from ppl_vae.cli.report import with_levels
+from ppl_vae.data import Data, Dequantization
 from ppl_vae.diagnosis import Diagnosis, Gaps
 from ppl_vae.em import EMFit
 from ppl_vae.evaluation import Annealed, Evaluation, Sandwich
@@ -266,6 +268,24 @@ def test_it_can_be_compared_with_a_new_one(tmp_path: Path) -> None:
     assert [line.split()[0] for line in table if line] == ["run", *comparison.names]
     assert note.startswith("nats per row, 4 rows")
     assert comparison._repr_html_().count("<tr>") == 3
+
+
+def test_bits_per_dimension_that_are_not_defined_print_so_everywhere(tmp_path: Path) -> None:
+    """Those of a likelihood that a `pyro.factor` gives: it has no count of numbers."""
+    old = load_run(OLD)
+    x = torch.linspace(-1, 1, 12).reshape(4, 3)
+    found = replace(evaluate(old.model, old.guide, x, num_samples=50, seed=0), num_values=0)
+    why = "not defined, because a pyro.factor does not say how many numbers it scores"
+    assert ("bits per dimension", why) in found.lines()
+    save_run(tmp_path / "new", old.model, old.guide)
+    assert old.evaluation is not None
+    write_results(tmp_path / "new", evaluation=found, rows=old.evaluation["rows"])
+    text = str(Comparison.of([old, load_run(tmp_path / "new", old.model, old.guide)]))
+    assert "not defined" in text
+    assert "nan" not in text
+    of_levels = Data("grey", x, x, x, transform=Dequantization(levels=256))
+    assert with_levels(found, of_levels) is found
+    assert with_levels(replace(found, num_values=3), of_levels).notes
 
 
 # -- a single row ---------------------------------------------------------------------------------

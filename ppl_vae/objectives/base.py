@@ -59,6 +59,10 @@ class Objective(ABC):
         why_no_free_bits: If an objective has no free bits: the reason, appended to "there are no free bits" in
             the error. Set by subclasses.
 
+    Raises:
+        TypeError: A setting is of another type.
+        ValueError: A setting is negative, infinite or NaN, or there are no free bits.
+
     Example:
         An objective of your own is a frozen dataclass with a `__call__`; `fit` takes an object of it. This one
         adds to the ELBO a penalty on the squared weights of a decoder, in nats per row:

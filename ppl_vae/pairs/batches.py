@@ -41,14 +41,16 @@ class Batches:
     - an iterable of batches that can be iterated once per epoch, such as a `DataLoader` or a list. A batch is
       an array, or a tuple or dict of arrays.
 
-    Tensors keep their dtype. Other floating-point numbers (numpy and pandas hold float64) get the dtype of the
-    pair's parameters, or torch's default dtype if there are none; integers and booleans keep theirs.
+    Tensors keep their dtype, but get no gradient. Other floating-point numbers (numpy and pandas hold float64)
+    get the dtype of the pair's parameters, or torch's default dtype if there are none; integers and booleans
+    keep theirs.
 
     If there are more arrays than the model takes (usually labels), only the first ones are kept: one for each
-    argument without a default, and for each argument right after these whose default is None (`y=None`).
-    Other arguments (`annealing=1.0`) are options, not data. What is no array, such as names of rows, is left
-    out where the model does not need it. So is what a dict holds under other keys than the names of the
-    model's arguments.
+    argument without a default, and for each argument right after these whose default is None (`y=None`). Other
+    arguments (`annealing=1.0`) are options, not data; so are those after `*`, because programs are called by
+    position. Each argument gets one tensor: tuples and dicts are not nested. What is no array, such as names of
+    rows, is left out where the model does not need it. So is what a dict holds under other keys than the names
+    of the model's arguments.
 
     A list of tensors is a list of batches, unless each is a single number; a list of vectors of another
     library, all of one length, is a list of rows. Sparse arrays are refused, because dense ones may not fit in
