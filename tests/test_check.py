@@ -768,3 +768,20 @@ def test_auto_is_the_cpu_for_a_pair_that_mixes_devices(monkeypatch: pytest.Monke
     assert devices.device_for(pair, rows, "auto") == "auto"
     error = None
     assert devices.device_for(pair, rows, "auto") == "auto"
+
+
+def test_a_plate_that_is_told_the_number_of_all_rows_is_no_alarm() -> None:
+    """Fewer rows than `check` looks at: it looks at a part of them where a training would."""
+
+    def model(x: Tensor) -> None:
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 30, subsample_size=len(x)):
+            z = pyro.sample("z", dist.Normal(m, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("m", dist.Normal(pyro.param("a", torch.tensor(0.0)), 0.2))
+        with pyro.plate("data", 30, subsample_size=len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.7))
+
+    assert check(model, guide, torch.randn(30), batch_size=10).ok

@@ -6,6 +6,7 @@ import inspect
 import math
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -189,15 +190,22 @@ NAMED: Any = [{"index": 3 * i, "x": row, "name": "a", "y": i} for i, row in enum
 
 @pytest.mark.parametrize("model", [of_one, with_labels, with_two_more, of_two])
 def test_keys_that_name_no_argument_are_left_out(model: Any) -> None:
+    """Where an argument then gets nothing, that is told: labels may have another name."""
     expected = (X,) if model is of_one else (X, LABELS)
     whole = {"index": 3 * LABELS, "x": X, "name": ["a"] * 12, "y": LABELS, 0: LABELS}
     assert equal(rows(DataLoader(NAMED, batch_size=5), model), *expected)
     assert equal(rows(whole, model), *expected)
     if model is not of_two:
         fewer = {key: part for key, part in whole.items() if key != "y"}
-        assert equal(rows(fewer, model), X)
         loader: Any = DataLoader([{"x": row, "idx": i} for i, row in enumerate(X)], batch_size=5)  # type: ignore[arg-type]
-        assert equal(rows(loader, model), X)
+        for data, key in ((fewer, "index"), (loader, "idx")):
+            told: Any = (
+                nullcontext()
+                if model is of_one
+                else pytest.warns(UserWarning, match=f"keys '{key}'")
+            )
+            with told:
+                assert equal(rows(data, model), X)
 
 
 def with_a_scale(x: Tensor, scale: float = 1.0, y: Tensor | None = None) -> None: ...

@@ -29,6 +29,7 @@ from ppl_vae import (
 from ppl_vae.objectives import ImportanceWeightedELBO, Objective, TraceELBO
 from ppl_vae.pairs import Pair, PairError
 from ppl_vae.pairs.layouts import Layouts
+from ppl_vae.training import refit_guide
 
 X = torch.randn(12, generator=torch.Generator().manual_seed(0)) * 1.4
 LOG_P = dist.Normal(0.0, 2**0.5).log_prob(X)
@@ -87,6 +88,24 @@ def test_a_messenger_keeps_rows_unless_their_plate_is_amortized() -> None:
     best = likelihood - 0.5 * (m**2 + s2 - 1 - math.log(s2))
     found = evaluate(model, shared, X, num_samples=2000, seed=0)
     assert found.elbo.mean == pytest.approx(float(best), abs=0.03)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        TraceELBO(stick_the_landing=True),
+        ImportanceWeightedELBO(doubly_reparameterized=True),
+    ],
+)
+def test_path_gradients_refuse_messengers(objective: Objective) -> None:
+    """They run the guide inside of another program, where Pyro would not know it for what it is."""
+    with pytest.raises(PairError, match="AutoNormalMessenger runs the model with other"):
+        fit(model, AutoNormalMessenger(model), X, objective=objective, max_epochs=1)
+
+
+def test_refitting_refuses_messengers() -> None:
+    with pytest.raises(TypeError, match="AutoNormalMessenger, runs a model of its own"):
+        refit_guide(model, AutoNormalMessenger(model), X, max_epochs=1)
 
 
 # -- what a guide observes, or adds as a factor -----------------------------------------------------------
@@ -184,6 +203,21 @@ def test_penalties_are_trained_under_the_importance_weighted_bound() -> None:
     pair = Pair.of(fitted.model, fitted.guide)
     with pair.scope():
         assert float(pyro.param("w").detach()) == pytest.approx(2.0, abs=0.05)
+
+
+def test_a_score_factor_suits_the_default_objective() -> None:
+    """scANVI's classification term, which the analytic KL of Pyro's TraceMeanField_ELBO cannot take."""
+
+    def guide(x: Tensor, y: Tensor) -> None:
+        c = pyro.param("c", torch.tensor(1.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+            log_q = dist.Bernoulli(logits=c * z).log_prob(y)
+            pyro.factor("classification", -5.0 * log_q, has_rsample=False)
+
+    default = fit(labelled, guide, (X, Y), max_epochs=2, seed=0)
+    trace = fit(labelled, guide, (X, Y), objective=TraceELBO(), max_epochs=2, seed=0)
+    assert [row["loss"] for row in default.history] == [row["loss"] for row in trace.history]
 
 
 # -- weights ---------------------------------------------------------------------------------------------

@@ -15,7 +15,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppl_vae import annealed_importance_sampling, diagnose, evaluate, fit, fit_em
+from ppl_vae import (
+    annealed_importance_sampling,
+    diagnose,
+    evaluate,
+    fit,
+    fit_em,
+    inference_gaps,
+)
 from ppl_vae.objectives import ImportanceWeightedELBO, TraceELBO
 from ppl_vae.pairs import PairError
 
@@ -134,6 +141,12 @@ def test_a_random_part_is_right_on_average_for_the_elbo() -> None:
     (text,) = (text for text in found.warnings if "biased" in text)
     assert "plate 'pixels' inside of a row is subsampled (5 of 20)" in text
     assert f"warning: {text}" in str(found)
+
+
+def test_gaps_say_that_log_p_is_biased() -> None:
+    x = torch.randn(3, PIXELS)
+    gaps = inference_gaps(pixels(5), pixels_guide, x, num_samples=10, max_steps=5, seed=0)
+    assert any("is subsampled (5 of 20): log p(x) is biased" in text for text in gaps.warnings)
 
 
 def test_chains_need_whole_rows() -> None:

@@ -618,6 +618,18 @@ def test_parameters_that_a_plates_index_selects_need_all_rows_at_once() -> None:
     assert float((found.elbo.values - exact).mean()) > -0.05
 
 
+def test_other_rows_have_no_parameters() -> None:
+    x = torch.randn(40, generator=torch.Generator().manual_seed(2))
+    guide = own_locs(40)
+    with pytest.raises(
+        PairError, match="validation: the pair keeps parameters for each of the rows"
+    ):
+        ppl_vae.fit(plain, guide, x, batch_size=40, max_epochs=1, validation=x[20:])
+    fitted = ppl_vae.fit(plain, guide, x, batch_size=40, max_epochs=1, seed=0)
+    with pytest.raises(PairError, match=r"select from 40 rows, .* but 20 rows are given in all"):
+        ppl_vae.evaluate(fitted.model, fitted.guide, x[20:], num_samples=3)
+
+
 def test_an_index_that_selects_from_the_rows_given_needs_nothing() -> None:
     """Nor one whose values are used otherwise, or of a plate inside of the rows'."""
     weights = torch.ones(5)

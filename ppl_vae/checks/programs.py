@@ -74,7 +74,8 @@ def check(
         if pair.keeps_rows and batches.in_memory:
             batch = batches.rows
         else:
-            batch = take_rows(batches.first(64), slice(0, 64))
+            most = min(64, batch_size or 64)  # a part of the rows, where a training sees parts
+            batch = take_rows(batches.first(most), slice(0, most))
         sizes = [num_rows(batch) - 1 if ragged else None]
         if batch_size is not None:
             sizes.append(batches.smallest_batch(batch_size))

@@ -32,6 +32,7 @@ from ppl_vae.pairs import (
     parts_of,
     sample_rows,
     sample_sites,
+    subsampled_plates,
     take_rows,
     trace_pair,
 )
@@ -108,11 +109,27 @@ class Session:
         Args:
             traces: The traces of model and guide on the first rows, if they have run.
         """
-        if traces is None:
-            with preserve_random_state():
-                traces = trace_pair(self.pair, self.first)
+        traces = self._traces(traces)
         found = [*self.told, *row_problems(traces[0], self.layout), *narrow_problems(*traces)]
         return tuple(problem.message for problem in found)
+
+    def biases(self, traces: tuple[Trace, Trace] | None = None) -> tuple[str, ...]:
+        """Why log p(x) is biased, on the first rows. The random state does not change.
+
+        Args:
+            traces: The traces of model and guide on the first rows, if they have run.
+        """
+        return tuple(
+            f"plate '{name}' inside of a row is subsampled ({part}): log p(x) is biased, and the ELBO is not; "
+            "evaluate with the whole plate"
+            for name, part in subsampled_plates(self._traces(traces), self.layout).items()
+        )
+
+    def _traces(self, traces: tuple[Trace, Trace] | None) -> tuple[Trace, Trace]:
+        if traces is not None:
+            return traces
+        with preserve_random_state():
+            return trace_pair(self.pair, self.first)
 
     def notes(self, traces: tuple[Trace, Trace] | None = None) -> tuple[str, ...]:
         """What the densities of rows leave out, although the loss counts it. The random state does not change.
@@ -120,9 +137,7 @@ class Session:
         Args:
             traces: The traces of model and guide on the first rows, if they have run.
         """
-        if traces is None:
-            with preserve_random_state():
-                traces = trace_pair(self.pair, self.first)
+        traces = self._traces(traces)
         weighted = {n for t in traces for n, site in sample_sites(t).items() if is_weighted(site)}
         beside = sample_sites(traces[1]).keys() - density_sites(traces[1]).keys()
         notes = []

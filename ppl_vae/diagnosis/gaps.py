@@ -238,6 +238,7 @@ def inference_gaps(
     with opened(model, guide, x, seed=seed, progress=progress) as session:
         require_no_points(session.layout, "inference_gaps")
         notes |= dict.fromkeys(session.notes())
+        biases = session.biases()
         evidence = getattr(session.pair.model, "log_evidence", None) if truth is None else None
         at_once, samples = session.chunk_sizes(num_samples)
         rows = at_once if session.pair.keeps_rows else max(1, at_once * samples // STEP_SAMPLES)
@@ -263,7 +264,10 @@ def inference_gaps(
         converged=joined["converged"],
         num_samples=num_samples,
         notes=(*notes, *(f"about log p(x): {text}" for text in getattr(truth, "notes", ()))),
-        cautions=tuple(f"about log p(x): {text}" for text in getattr(truth, "warnings", ())),
+        cautions=(
+            *biases,
+            *(f"about log p(x): {text}" for text in getattr(truth, "warnings", ())),
+        ),
     )
 
 

@@ -22,7 +22,6 @@ from ppl_vae.pairs import (
     finite_latents,
     num_rows,
     sample_rows,
-    subsampled_plates,
 )
 from ppl_vae.stats import Estimate, StreamingWeights
 
@@ -225,13 +224,6 @@ def _describe(
             "predictive density under it; the ELBO of a row leaves out their KL",
         )
     traces = rows.model_trace, rows.guide_trace
-    parts = subsampled_plates(traces, layout)
     summed, drawn = _on_discrete(layout, finite)
     notes += (*summed, *session.notes(traces))
-    cautions = [*session.doubts(traces), *drawn]
-    cautions += [
-        f"plate '{name}' inside of a row is subsampled ({part}): log p(x) is biased, and the ELBO is not; "
-        "evaluate with the whole plate"
-        for name, part in parts.items()
-    ]
-    return notes, tuple(cautions)
+    return notes, (*session.doubts(traces), *drawn, *session.biases(traces))

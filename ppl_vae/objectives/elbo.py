@@ -37,6 +37,7 @@ from ppl_vae.pairs import (
     latent_sites,
     mean_field_violations,
     num_rows,
+    observed_sites,
     row_log_prob,
     sample_rows,
     trace_pair,
@@ -85,7 +86,8 @@ class ELBO(Objective):
         if any(is_enumerated(site) for site in latents.values()):
             chosen = EnumELBO
         elif all(
-            site["fn"].has_rsample and not _is_transformed_delta(site) for site in latents.values()
+            site["fn"].has_rsample and not _is_transformed_delta(site)
+            for site in (*latents.values(), *observed_sites(guide_trace).values())
         ) and not mean_field_violations(pair, batch):
             chosen = MeanFieldELBO
         else:

@@ -46,6 +46,11 @@ class RepeatableGuide:
     """
 
     def __init__(self, pair: Pair, layout: Layout, needed_by: str) -> None:
+        if isinstance(poutine.unwrap(pair.guide), Messenger):
+            raise PairError(
+                f"{needed_by} needs a guide that is a program of its own, and {type(pair.guide).__name__} runs "
+                "the model with other distributions: use AutoNormal and its like, or leave the option out"
+            )
         self._program = pair.guide
         self._needed_by = needed_by
         self._single = sum(program == "guide" for program, *_ in layout.signature) == 1

@@ -107,6 +107,7 @@ class Pair:
         self._pending: dict[str, Tensor] = {}
         self._declared: dict[str, set[str]] = {"model": set(), "guide": set()}
         self.subsampling = Subsampling()
+        self.selects_rows = False  # whether a run has shown that indices of rows select parameters
         self.keeps_rows = isinstance(self.guide, (AutoGuide, AutoMessenger)) or bool(
             getattr(self.guide, "keeps_rows", False)
         )

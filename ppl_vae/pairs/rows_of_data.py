@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -307,6 +308,13 @@ def _doubtful_key(
         for argument in missing:
             if get_close_matches(str(key).lower(), [argument.lower()], cutoff=0.8):
                 return f"if {key!r} is meant for {argument!r}, rename it; if not, leave it out"
+    if left_out and 0 < len(missing) == len(arguments.names or ()) - arguments.required:
+        warnings.warn(
+            f"the keys {', '.join(map(repr, left_out))} of the data name no argument of the model and are left "
+            f"out, and its argument {missing[0]!r} gets nothing: if one is meant for it, rename the key",
+            UserWarning,
+            stacklevel=2,
+        )
     return ""
 
 

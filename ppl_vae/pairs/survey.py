@@ -59,8 +59,15 @@ def find_layout(pair: Pair, batch: Batch, traces: tuple[Trace, Trace] | None = N
         model = pair.subsampling.tried(pair.model, {})  # on one row fewer, whatever rows it needs
         frame = find_rows(model, batch, observed)
         # Indices of the rows that select from something longer, such as parameters for each of all rows.
-        if trial is not None and trial.uses.get(frame.name, set()) - {0, trial.rows}:
-            pair.keeps_rows = True
+        longer = set() if trial is None else trial.uses.get(frame.name, set()) - {0, trial.rows}
+        if longer and pair.selects_rows:
+            raise PairError(
+                f"the indices of plate '{frame.name}' select from {max(longer)} rows, such as parameters for "
+                f"each of them, but {frame.size} rows are given in all: give those that the pair was trained "
+                "on, or use a guide that computes q(z | x) from x"
+            )
+        if longer:
+            pair.keeps_rows = pair.selects_rows = True
         in_plate = {
             name
             for trace in (model_trace, guide_trace)

@@ -39,13 +39,13 @@ class Agreement:
             differ.
 
     Example:
-        >>> import pyro, pyro.distributions as dist, pyro.poutine as poutine
+        >>> import torch, pyro, pyro.distributions as dist, pyro.poutine as poutine
         >>> from ppl_vae.objectives import TraceELBO
         >>> def program(x):
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
         >>> trace = poutine.trace(program).get_trace(torch.zeros(3))
-        >>> agreement = Agreement(TraceELBO(), trace, trace)
+        >>> agreement = Agreement(TraceELBO(), trace, poutine.Trace())
         >>> for i in range(20):
         ...     agreement.add({"loss": 2.0 + 0.1 * (i % 2), "elbo": -1.0}, beta=1.0)
         >>> agreement.doubt()[:69]

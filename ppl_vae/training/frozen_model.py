@@ -42,6 +42,7 @@ def refit_guide(model: Program, guide: Program, x: DataLike, **options: Any) -> 
         PairError: The model has `pyro.param` statements and carries no values for them, or `check`
             found something that makes training wrong.
         ValueError: The guide has no parameters of its own.
+        TypeError: The guide is a messenger (`AutoNormalMessenger`), which runs a model of its own.
 
     Example:
         >>> import torch
@@ -54,9 +55,13 @@ def refit_guide(model: Program, guide: Program, x: DataLike, **options: Any) -> 
         >>> refitted.model is model
         True
     """
-    if (
-        options.get("fabric") is None
-    ):  # `fit` does not see the model's modules, so it cannot move them
+    if isinstance(poutine.unwrap(guide), Messenger):
+        raise TypeError(
+            f"the guide, {type(guide).__name__}, runs a model of its own, which would not stay as it is: "
+            "use a guide that is a program of its own, such as AutoNormal"
+        )
+    # `fit` does not see the model's modules, so it cannot move them.
+    if options.get("fabric") is None:
         pair = Pair.of(model, guide)
         options["device"] = device_for(pair, Batches(x, pair), options.get("device", "auto"))
     with _frozen(model, options) as frozen:

@@ -17,6 +17,7 @@ from ppl_vae.pairs import (
     Pair,
     PairError,
     RowDensities,
+    find_layout,
     means_of_sites,
     move,
     num_rows,
@@ -83,8 +84,25 @@ class HeldOut:
                     self._check = check
                 try:
                     check_data(self.pair, few, self.batches.doubt)
+                    self._require_rows_of_training(few)
                 except PairError as error:
                     raise PairError(f"validation: {error}") from None
+
+    def _require_rows_of_training(self, few: Batch) -> None:
+        """Refuses other rows than those of the training for a pair with parameters for each row.
+
+        Raises:
+            PairError: It has them, and these are another number of rows.
+        """
+        find_layout(self.pair, few)  # which shows whether indices of rows select parameters
+        batches = self.batches
+        if batches is None or not (self.pair.keeps_rows and batches.in_memory):
+            return
+        if num_rows(batches.rows) != self.rows.number:
+            raise PairError(
+                "the pair keeps parameters for each of the rows that it is trained on, so it has none for "
+                "other rows: leave validation out, or use a guide that computes q(z | x) from x"
+            )
 
     @contextmanager
     def _explained(self, batch: Batch) -> Iterator[None]:
