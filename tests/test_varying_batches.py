@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ppl_vae import (
     diagnose,
     evaluate,
     fit,
+    fit_em,
     inference_gaps,
     to_arviz,
 )
@@ -310,6 +312,171 @@ def test_bad_data_in_a_later_kind_of_batch_are_found() -> None:
     batches: list[Batch] = [(x, torch.zeros(20, dtype=torch.long)), (bad,)]
     with pytest.raises(PairError, match=r"batch 1 of x, row 19 in it \(counted from 0\).*NaN"):
         fit(labels_model, lambda x, y=None: labels_guide(x.nan_to_num(), y), batches, max_epochs=1)
+
+
+# -- kinds of the same shapes: what comes later is checked as what comes first -----------------------------
+
+WRONG: dict[str, tuple[Any, Any, str]] = {  # w of the model and of the guide, and what is said
+    "support": (
+        lambda x: dist.Exponential(1.0),
+        lambda x: dist.Normal(0.5 + 0 * x, 1.0),
+        "numbers from 0",
+    ),
+    "measure": (lambda x: dist.Normal(0.0, 1.0), lambda x: dist.Poisson(1 + 0 * x), "no meaning"),
+    "mask": (
+        lambda x: dist.Normal(0.0, 1.0),
+        lambda x: dist.Normal(x / 3, 1.0).mask(torch.arange(len(x)) % 2 == 0),
+        "the guide masks",
+    ),
+    "no mask but False": (
+        lambda x: dist.Normal(0.0, 1.0),
+        lambda x: dist.Normal(x / 3, 1.0).mask(False),
+        "the guide masks",
+    ),
+    "shape": (
+        lambda x: dist.Normal(0.0, 1.0),
+        lambda x: dist.Normal(torch.zeros(3, len(x)), 1.0),
+        "log dens",
+    ),
+}
+
+
+def with_second(flag: Tensor) -> bool:
+    return bool((flag > 0).all())
+
+
+def wrong_pair(case: str) -> tuple[Any, Any]:
+    """z in all batches, and w, which is wrong, where the flag is set."""
+    of_model, of_guide, _ = WRONG[case]
+
+    def model(x: Tensor, flag: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            w = pyro.sample("w", of_model(x)) if with_second(flag) else 0.0
+            pyro.sample("x", dist.Normal(z + w, 1.0), obs=x)
+
+    def guide(x: Tensor, flag: Tensor) -> None:
+        slope = pyro.param("slope", torch.tensor(0.5))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(slope * x, 0.8))
+            if with_second(flag):
+                pyro.sample("w", of_guide(x))
+
+    return model, guide
+
+
+def of_two_kinds(first: int = 0) -> list[Batch]:
+    x = torch.linspace(-2, 2, 20)
+    batches: list[Batch] = [(x, torch.zeros(20)), (x, torch.ones(20))]
+    return batches if first == 0 else batches[::-1]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("case", WRONG)
+def test_a_later_kind_of_batch_is_refused_as_a_first_one(case: str, first: int) -> None:
+    programs, batches, said = wrong_pair(case), of_two_kinds(first), WRONG[case][2]
+    with pytest.raises(PairError, match=f"site 'w'.*{said}"):
+        evaluate(*programs, batches, num_samples=10, seed=0)
+    with pytest.raises(PairError, match=f"site 'w'.*{said}"):
+        fit(*programs, batches, objective=TraceELBO(), max_epochs=1, seed=0)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_every_function_refuses_a_later_kind(first: int) -> None:
+    programs, batches = wrong_pair("mask"), of_two_kinds(first)
+    runs: list[Callable[[], Any]] = [
+        lambda: diagnose(*programs, batches, seed=0),
+        lambda: inference_gaps(*programs, batches, num_samples=10, max_steps=2, seed=0),
+        lambda: annealed_importance_sampling(*programs, batches, num_chains=2, num_steps=2, seed=0),
+        lambda: to_arviz(*programs, batches, num_samples=10, num_draws=10, seed=0),
+        lambda: fit_em(programs[0], batches, guide=programs[1], max_iterations=1, seed=0),
+        lambda: fit(
+            *programs, [batches[0 if first == 0 else 1]], validation=batches, max_epochs=1, seed=0
+        ),
+    ]
+    for run in runs:
+        with pytest.raises(PairError, match="the guide masks 10 of 20"):
+            run()
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("run", [evaluate, fit])
+def test_masks_that_come_later_are_checked_in_every_batch(run: Any, in_memory: bool) -> None:
+    """The first masked batch is right; in a later one the guide alone leaves out a row."""
+
+    def program(of_model: bool) -> Callable[[Tensor, Tensor], None]:
+        def run(x: Tensor, there: Tensor) -> None:
+            here: Any = there > 0 if of_model else there > 1
+            here = None if bool((there == 2).all()) else here
+            with pyro.plate("data", len(x)):
+                with poutine.mask(mask=here) if here is not None else nullcontext():
+                    loc = 0.0 if of_model else pyro.param("loc", torch.tensor(0.0))
+                    z = pyro.sample("z", dist.Normal(loc + 0.0 * x, 1.0))
+                if of_model:
+                    pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        return run
+
+    x, there = torch.randn(2200), torch.full((2200,), 2)
+    there[1600] = 0  # in neither program
+    right = [(x[i : i + 100], there[i : i + 100]) for i in range(0, 2200, 100)]
+    options: dict[str, Any] = {"seed": 0}
+    if run is fit:
+        options |= {"max_epochs": 1, "batch_size": 100}
+    run(program(True), program(False), (x, there) if in_memory else right, **options)
+    there[2150] = 1  # in the model alone
+    with pytest.raises(PairError, match="the guide masks 1 of"):
+        run(program(True), program(False), (x, there) if in_memory else right, **options)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_bad_data_of_a_later_kind_of_equal_shapes(first: int) -> None:
+    """Labels are data where the flag is set, and otherwise a number that nothing reads."""
+
+    def model(x: Tensor, y: Tensor, flag: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+            if with_second(flag):
+                pyro.sample("y", dist.Bernoulli(0.25), obs=y)
+
+    def guide(x: Tensor, y: Tensor, flag: Tensor) -> None:
+        slope = pyro.param("slope", torch.tensor(0.5))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(slope * x, 0.5**0.5))
+
+    x, ones = torch.randn(20), torch.ones(20)
+    parts: list[Batch] = [(x, ones * math.nan, 0 * ones), (x, ones, ones)]
+    of_x = dist.Normal(0.0, 2**0.5).log_prob(x)
+    truths = [of_x, of_x + math.log(0.25)]
+    order = (0, 1, 0, 1) if first == 0 else (1, 0, 1, 0)
+    batches, exact = [parts[i] for i in order], torch.cat([truths[i] for i in order])
+    found = evaluate(model, guide, batches, num_samples=10, seed=0)
+    torch.testing.assert_close(found.log_likelihood.values, exact, atol=1e-4, rtol=0)
+    options: dict[str, Any] = {"max_epochs": 1, "learning_rate": 1e-9, "seed": 0}
+    fitted = fit(model, guide, batches, objective=TraceELBO(), **options)
+    assert fitted.history[-1]["elbo"] == pytest.approx(float(exact.mean()), abs=1e-4)
+    for place in range(4):
+        if order[place] == 1:
+            bad = [*batches]
+            bad[place] = (x, ones * 0.5, ones)
+            with pytest.raises(PairError, match="outside of the support of Bernoulli"):
+                evaluate(model, guide, bad, num_samples=10, seed=0)
+            with pytest.raises(PairError, match="outside of the support of Bernoulli"):
+                fit(model, guide, bad, **options)
+
+
+def test_a_known_kind_is_not_checked_again() -> None:
+    pair, told = Pair.of(labels_model, labels_guide), []
+    x, y = torch.randn(6), torch.tensor([0, 1, 2, 0, 1, 2])
+    with pair.scope():
+        layouts = Layouts(pair)
+        layouts.check = lambda batch, traces: told.append(
+            (len(batch), traces[0].nodes["y"]["is_observed"])
+        )
+        for batch in [(x,), (x, y), (x[:3],), (x, y), (x[:1], y[:1])]:
+            layouts.of(batch)
+    assert told == [(1, False), (2, True)]
 
 
 # -- state -----------------------------------------------------------------------------------------------

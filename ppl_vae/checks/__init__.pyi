@@ -2,6 +2,7 @@ from .batches import (
     DataCheck as DataCheck,
     check_data as check_data,
     check_rows as check_rows,
+    check_traces as check_traces,
     small_batch_problem as small_batch_problem,
 )
 from .data import rows_not_finite as rows_not_finite

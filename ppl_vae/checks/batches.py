@@ -55,30 +55,47 @@ def check_data(
     """
     with preserve_random_state(), pair.mode(training=False):
         traces = run_pair(pair, batch)
-        if isinstance(traces, Problem):
-            raise PairError(Report((traces,)).explained(doubt).problems[0].message)
-        with torch.no_grad(), pyro.validation_enabled(False):
-            found = list(data_problems(traces[0], batch))
-            seen = sites_of_rows(traces[0])
-            if seen and not found:
-                dim = rows_frame(seen, num_rows(batch)).dim
-                found = list(same_for_all_rows(traces[0], batch, dim, surely=bool(doubt)))
-                found = [problem for problem in found if problem.severity == "error"]
-            is_prior = getattr(pair.guide, "is_prior", False)
-            found = found or list(latent_problems(*traces, guide_is_prior=is_prior))
-            found = found or list(auxiliary_problems(pair, batch, *traces))
-            found = found or list(shape_problems(*traces))
-            found = found or list(jacobian_problems(pair, batch, *traces))
+    if isinstance(traces, Problem):
+        raise PairError(Report((traces,)).explained(doubt).problems[0].message)
+    return traces, check_traces(pair, batch, traces, doubt)
+
+
+def check_traces(
+    pair: Pair, batch: Batch, traces: tuple[Trace, Trace], doubt: str = ""
+) -> tuple[Problem, ...]:
+    """`check_data` on the traces of model and guide of a batch that have run.
+
+    Raises:
+        PairError: As from `check_data`.
+    """
+    with (
+        preserve_random_state(),
+        pair.mode(training=False),
+        torch.no_grad(),
+        pyro.validation_enabled(False),
+    ):
+        found = list(data_problems(traces[0], batch))
+        seen = sites_of_rows(traces[0])
+        if seen and not found:
+            dim = rows_frame(seen, num_rows(batch)).dim
+            found = list(same_for_all_rows(traces[0], batch, dim, surely=bool(doubt)))
+            found = [problem for problem in found if problem.severity == "error"]
+        is_prior = getattr(pair.guide, "is_prior", False)
+        found = found or list(latent_problems(*traces, guide_is_prior=is_prior))
+        found = found or list(auxiliary_problems(pair, batch, *traces))
+        found = found or list(shape_problems(*traces))
+        found = found or list(jacobian_problems(pair, batch, *traces))
     Report(tuple(found)).explained(doubt).raise_errors()
-    return traces, tuple(found)
+    return tuple(found)
 
 
 class DataCheck:
     """Checks the data of one batch after another for values that are NaN, infinite or outside the support.
 
     If every observed value is a tensor of the batch itself, its support is the same for all rows, and no latent
-    is masked, only the tensors are checked and the programs do not run. Otherwise, and on batches with other
-    tensors than the first one, the programs run, as in `check_data`, and their latents are checked, too.
+    is masked, only the tensors are checked, and the programs run only to explain what is wrong with them.
+    Otherwise, on batches with other tensors than the first one, and after `new_kind`, the programs run, as in
+    `check_data`, and their latents are checked, too.
 
     Args:
         pair: Model and guide; make and use the object inside `pair.scope()`.
@@ -115,9 +132,42 @@ class DataCheck:
         """The first problem with the data of a batch and the first row that has it; None if there is none."""
         if self._is_as_it_comes(batch):
             return self.first_bad_value(batch)
-        n = num_rows(batch)
+        return _message_and_row(self._by_programs(batch))
+
+    def first_bad_value(self, batch: Batch) -> tuple[str, int | None] | None:
+        """As `first_problem`, but None where the programs would have to run to find one."""
+        n, args = num_rows(batch), as_args(batch)
         found: tuple[Problem, list[int]] | None = None
+        if self._is_as_it_comes(batch):
+            for i, name, site, support in self._as_they_come or []:
+                value = args[i].reshape(n, *site["value"].shape[1:])
+                found = found or unusable(name, site | {"value": value}, n, self._dim, support)
+        if (
+            found is not None
+        ):  # unless the sites of this batch are others, which do not use the tensor
+            found = self._by_programs(batch, otherwise=found)
+        return _message_and_row(found)
+
+    def new_kind(self, batch: Batch, traces: tuple[Trace, Trace]) -> bool:
+        """Takes note of a batch that has other sites or masks than those before; `Layouts.check` tells.
+
+        Returns:
+            Whether batches whose tensors alone were checked may be of this kind: they need another check.
+        """
+        self.masked = self.masked or are_masked(*traces)
+        mixed = self._is_as_it_comes(batch)
+        if mixed:
+            self._as_they_come = None
+        return mixed
+
+    def _by_programs(
+        self, batch: Batch, otherwise: tuple[Problem, list[int]] | None = None
+    ) -> tuple[Problem, list[int]] | None:
+        """What is wrong with data and latents in a run of the programs; `otherwise` if one of them raises."""
+        n = num_rows(batch)
+        found = otherwise
         if (traces := _quietly_run(self._pair, batch)) is not None:
+            found = None
             sites = {n: s for n, s in observed_sites(traces[0]).items() if s["value"].numel()}
             dim = rows_frame(sites, n).dim if sites else self._dim
             for name, site in sites.items():
@@ -125,17 +175,7 @@ class DataCheck:
             is_prior = getattr(self._pair.guide, "is_prior", False)
             wrong = list(latent_problems(*traces, guide_is_prior=is_prior))
             found = found or ((wrong[0], []) if wrong else None)
-        return _message_and_row(found)
-
-    def first_bad_value(self, batch: Batch) -> tuple[str, int | None] | None:
-        """As `first_problem`, but None where the programs would have to run."""
-        n, args = num_rows(batch), as_args(batch)
-        found: tuple[Problem, list[int]] | None = None
-        if self._is_as_it_comes(batch):
-            for i, name, site, support in self._as_they_come or []:
-                value = args[i].reshape(n, *site["value"].shape[1:])
-                found = found or unusable(name, site | {"value": value}, n, self._dim, support)
-        return _message_and_row(found)
+        return found
 
     def _is_as_it_comes(self, batch: Batch) -> bool:
         """Whether all that is observed are tensors of the batch, like those of the first one."""
@@ -157,16 +197,21 @@ class ChunkCheck:
     """Checks one chunk of rows after another, where it may have problems that the first rows have not.
 
     Data are checked where the programs need not run for that (see `DataCheck`). Latents are checked if they
-    have masks, or if the rows have other shapes. Use it inside of `pair.scope()`.
+    have masks, or if the rows have other shapes. If kinds of rows of the same shapes come in turns, the
+    programs run for each chunk. Use it inside of `pair.scope()`.
 
     Args:
         pair: Model and guide.
         batch: A batch in which `check_data` has found no errors.
         traces: What it returned.
+        doubt: `Batches.doubt`.
     """
 
-    def __init__(self, pair: Pair, batch: Batch, traces: tuple[Trace, Trace]) -> None:
-        self._pair = pair
+    def __init__(
+        self, pair: Pair, batch: Batch, traces: tuple[Trace, Trace], doubt: str = ""
+    ) -> None:
+        self._pair, self._doubt = pair, doubt
+        self._mixed = False
         self._checked = {_shapes(batch)}
         self._data = DataCheck(pair, batch, traces)
 
@@ -181,6 +226,9 @@ class ChunkCheck:
             PairError: Data are NaN, infinite or outside the support; a support, a measure or a mask of latents
                 differs between model and guide.
         """
+        if self._mixed:
+            check_rows([chunk], self._data.first_problem, start=start)
+            return
         check_rows([chunk], self._data.first_bad_value, start=start)
         if not self._data.masked and _shapes(chunk) in self._checked:
             return
@@ -189,6 +237,15 @@ class ChunkCheck:
         if traces is not None:
             is_prior = getattr(self._pair.guide, "is_prior", False)
             Report(tuple(latent_problems(*traces, guide_is_prior=is_prior))).raise_errors()
+
+    def new_kind(self, chunk: Batch, traces: tuple[Trace, Trace]) -> None:
+        """Checks the first chunk that has other sites or masks than those before, as `Layouts.check`.
+
+        Raises:
+            PairError: As from `check_data`.
+        """
+        check_traces(self._pair, chunk, traces, self._doubt)
+        self._mixed = self._data.new_kind(chunk, traces) or self._mixed
 
 
 def check_rows(

@@ -225,18 +225,20 @@ def opened(
         traces, told = check_data(pair, first, batches.doubt)
         with preserve_random_state() if draws_start_at_seed else nullcontext():
             device = device_of(pair.parameters(first).values())
+        seen = first  # the rows of the traces
         if not everything:  # a loader's first batch may be larger
             first = take_rows(first, slice(0, FIRST_ROWS))
         first = move(first, device)
         layouts = Layouts(pair)
         layouts.of(first)
         if pair.keeps_rows and not everything:  # which only these runs have shown
-            first = move(batches.rows, device)
+            first = seen = move(batches.rows, device)
             traces, told = check_data(pair, first, batches.doubt)
             layouts = Layouts(pair)
             layouts.of(first)
-        check_chunk = ChunkCheck(pair, first, traces)
-        del traces  # they hold all that was computed
+        check_chunk = ChunkCheck(pair, seen, traces, batches.doubt)
+        layouts.check = check_chunk.new_kind
+        del traces, seen  # they hold all that was computed
         yield Session(pair, layouts, first, device, batches, progress, check_chunk, told)
 
 

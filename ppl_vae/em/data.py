@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vae.checks import DataCheck, check_data, check_rows
-from ppl_vae.pairs import Batch, Batches, Pair, as_args, move, num_rows, take_rows
+from ppl_vae.checks import DataCheck, check_data, check_rows, check_traces
+from ppl_vae.pairs import Batch, Batches, Pair, Trace, as_args, move, num_rows, take_rows
 
 START_ROWS = 20_000
 """Most rows, drawn at random, that a model's `initialize` is given."""
@@ -40,6 +40,7 @@ class EMData:
         self.batch_size = batch_size or (256 if online else every)
         self.smallest_batch = 0
         self._only: Batch | None = None
+        self._check: DataCheck | None = None
         if batches.in_memory and self.batch_size >= every:
             self._only = move(batches.rows, device)
 
@@ -99,6 +100,17 @@ class EMData:
         if own is None or pair.guide is not empty_guide:
             few = self.few(pair)
             check_data(pair, few, self.batches.doubt)
-            check_rows(self, DataCheck(pair, few).first_problem)
+            self._check = DataCheck(pair, few)
+            check_rows(self, self._check.first_problem)
         else:
             check_rows(self, lambda batch: own(*as_args(batch)))
+
+    def new_kind(self, pair: Pair, batch: Batch, traces: tuple[Trace, Trace]) -> None:
+        """Checks a batch that has other sites or masks than those before, and all rows again, if need be.
+
+        Raises:
+            PairError: As from `check`.
+        """
+        check_traces(pair, batch, traces, self.batches.doubt)
+        if self._check is not None and self._check.new_kind(batch, traces):
+            check_rows(self, self._check.first_problem)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -216,11 +217,17 @@ def choose_steps(pair: Pair, data: EMData, m_step: GradientSteps | None, hard: b
     if problem is not None:
         raise PairError(problem.message)
     if by_guide:
-        return ByGuide(pair, Resolved(ELBO(), pair), m_step, few)
+        by_elbo = ByGuide(pair, Resolved(ELBO(), pair), m_step, few)
+        by_elbo.layouts.of(few)
+        by_elbo.layouts.check = partial(data.new_kind, pair)
+        return by_elbo
     latents = latent_sites(trace_pair(pair, few)[0])
     marked = [s["infer"].get("enumerate") == "parallel" for s in latents.values()]
     if latents and all(marked):
-        return Enumeration(pair, m_step, few, hard)
+        exact = Enumeration(pair, m_step, few, hard)
+        exact.layouts.of(few)
+        exact.layouts.check = partial(data.new_kind, pair)
+        return exact
     if all(callable(getattr(pair.model, m, None)) for m in ("posterior", "log_evidence")):
         if hard:
             raise ValueError("hard=True needs a closed form, or latents that can be enumerated")

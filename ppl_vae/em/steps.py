@@ -25,6 +25,7 @@ from ppl_vae.objectives import Resolved
 from ppl_vae.pairs import (
     SAMPLES_PLATE,
     Batch,
+    Layout,
     Layouts,
     Pair,
     PairError,
@@ -234,12 +235,15 @@ class Enumeration(ByGradient):
         return torch.stack(terms).sum()
 
     def _trace(self, batch: Batch) -> Trace:
-        nesting = self.layouts.expected(batch).nesting
-        model = poutine.enum(self.pair.model, first_available_dim=-nesting - 2)
-        trace = poutine.trace(model).get_trace(*as_args(batch))
-        trace.compute_log_prob()
-        trace.pack_tensors()
-        return trace
+        def work(layout: Layout) -> Trace:
+            model = poutine.enum(self.pair.model, first_available_dim=-layout.nesting - 2)
+            trace = poutine.trace(model).get_trace(*as_args(batch))
+            layout.require(trace, poutine.trace(self.pair.guide).get_trace(*as_args(batch)))
+            trace.compute_log_prob()
+            trace.pack_tensors()
+            return trace
+
+        return self.layouts.run(batch, work)
 
     def _log_probs(self, trace: Trace, of_data: bool) -> dict[str, Tensor]:
         """The log density of each site; of masked latents only where they are summed out (see `factor_of`)."""

@@ -15,6 +15,7 @@ from ppl_vae.pairs.traces import (
     Trace,
     density_sites,
     innermost,
+    mask_kind,
     sample_sites,
     unscaled,
 )
@@ -26,11 +27,12 @@ _SAMPLES_PLATES = {SAMPLES_PLATE, "num_particles_vectorized"}
 """Ours, and the one that Pyro's estimators add."""
 
 Signature = tuple[tuple[object, ...], ...]
-"""What a layout depends on: for each site its role, name, kind of distribution, event dimensions and plates."""
+"""What a layout depends on: for each site its role, name, kind of distribution, event dimensions, kind of mask
+(see `mask_kind`) and plates."""
 
 
 class LayoutChangedError(PairError):
-    """A batch has other sites, roles or plates than the one on which a layout was found."""
+    """A batch has other sites, roles, masks or plates than the one on which a layout was found."""
 
 
 def signature_of(model_trace: Trace, guide_trace: Trace) -> Signature:
@@ -43,7 +45,7 @@ def signature_of(model_trace: Trace, guide_trace: Trace) -> Signature:
         ...         pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
         >>> trace = poutine.trace(program).get_trace
         >>> signature_of(trace(torch.zeros(3)), trace(torch.zeros(2)))[0]
-        ('model', 'x', True, 'Normal', 0, (('data', -1),))
+        ('model', 'x', True, 'Normal', 0, True, (('data', -1),))
     """
     return tuple(
         (
@@ -52,6 +54,7 @@ def signature_of(model_trace: Trace, guide_trace: Trace) -> Signature:
             site["is_observed"],
             type(innermost(site["fn"])).__name__,
             len(site["fn"].event_shape),
+            mask_kind(site),
             tuple(
                 (f.name, f.dim)
                 for f in site["cond_indep_stack"]
@@ -110,7 +113,7 @@ class Layout:
         """Raises an error for traces of another signature.
 
         Raises:
-            LayoutChangedError: The traces have other sites, roles or plates.
+            LayoutChangedError: The traces have other sites, roles, masks or plates.
         """
         if not self.signature:
             return

@@ -8,12 +8,13 @@ from typing import TypeVar
 
 import torch
 
+from ppl_vae.pairs.errors import PairError
 from ppl_vae.pairs.layout import Layout, Signature, signature_of
 from ppl_vae.pairs.modules import Buffers
 from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import Batch, as_args, num_rows
 from ppl_vae.pairs.survey import find_layout
-from ppl_vae.pairs.traces import trace_pair
+from ppl_vae.pairs.traces import Trace, trace_pair
 
 Result = TypeVar("Result")
 
@@ -28,6 +29,10 @@ class Layouts:
 
     Args:
         pair: The pair.
+
+    Attributes:
+        check: Called with a batch and its traces of model and guide, once for each signature (see
+            `signature_of`) that is found from then on. An error that it raises is that of the batch.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -50,6 +55,7 @@ class Layouts:
 
     def __init__(self, pair: Pair) -> None:
         self._pair = pair
+        self.check: Callable[[Batch, tuple[Trace, Trace]], object] | None = None
         self._known: dict[tuple[Signature, bool], Layout] = {}
         self._last: dict[object, Layout] = {}
         self._unsteady: set[object] = set()
@@ -59,14 +65,15 @@ class Layouts:
         """The layout of a batch, found by running the programs on it. The random state does not change.
 
         Raises:
-            PairError: As for `find_layout`.
+            PairError: As for `find_layout`, or from `check`.
         """
         with torch.random.fork_rng(), torch.no_grad(), self._pair.mode(training=False):
             traces = trace_pair(self._pair, batch)
             key = signature_of(*traces), num_rows(batch) == 1
-            if (
-                key not in self._known
-            ):  # with the random numbers that come after those of the traces
+            if key not in self._known:
+                if self.check is not None and all(key[0] != known for known, _ in self._known):
+                    self.check(batch, traces)
+                # With the random numbers that come after those of the traces.
                 self._known[key] = find_layout(self._pair, batch, traces)
         layout = self._last[_shapes(batch)] = self._known[key]
         return layout
@@ -93,6 +100,8 @@ class Layouts:
             except Exception as error:
                 try:
                     found = self.of(batch)
+                except PairError:  # which says more than what the work has made of it
+                    raise
                 except Exception:  # the programs cannot run on this batch
                     raise error from None
                 if found is layout:

@@ -90,6 +90,18 @@ def present(site: Site) -> Tensor:
     return found
 
 
+def mask_kind(site: Site) -> bool | None:
+    """Whether masks leave in all of a site's numbers or none of them; None if that depends on a tensor."""
+    masks, fn = [site["mask"]], site["fn"]
+    while hasattr(fn, "base_dist"):
+        if isinstance(fn, dist.MaskedDistribution):
+            masks.append(fn._mask)
+        fn = fn.base_dist
+    if any(mask is False for mask in masks):
+        return False
+    return None if any(isinstance(mask, Tensor) for mask in masks) else True
+
+
 def first_bad_site(traces: list[tuple[Any, Any]]) -> tuple[str, str] | None:
     """The first site, in the order of execution, whose value or density is not finite.
 

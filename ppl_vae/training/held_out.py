@@ -17,6 +17,7 @@ from ppl_vae.pairs import (
     Pair,
     PairError,
     RowDensities,
+    Trace,
     find_layout,
     means_of_sites,
     move,
@@ -72,16 +73,12 @@ class HeldOut:
         """
         if self.batches is None:
             return
-        device = self.rows.processes.device
-        check = DataCheck(self.pair, first)
+        self._check = DataCheck(self.pair, first)
         with preserve_random_state():
-            few = move(self.batches.first(self.size), device)
+            few = move(self.batches.first(self.size), self.rows.processes.device)
             with self._explained(few):
                 if self.batches.in_memory:
-                    rows = (move(batch, device) for batch in self.batches.ordered(self.size))
-                    check_rows(rows, check.first_problem, "validation")
-                else:
-                    self._check = check
+                    self._check_all(self.batches, self._check)
                 try:
                     check_data(self.pair, few, self.batches.doubt)
                     self._require_rows_of_training(few)
@@ -103,6 +100,23 @@ class HeldOut:
                 "the pair keeps parameters for each of the rows that it is trained on, so it has none for "
                 "other rows: leave validation out, or use a guide that computes q(z | x) from x"
             )
+
+    def new_kind(self, batch: Batch, traces: tuple[Trace, Trace]) -> None:
+        """Checks the held-out rows again, as `TrainingRows.new_kind` does.
+
+        Raises:
+            PairError: As from `check`.
+        """
+        if self.batches is None or self._check is None:
+            return
+        if self._check.new_kind(batch, traces) and self.batches.in_memory:
+            with preserve_random_state():
+                self._check_all(self.batches, self._check)
+
+    def _check_all(self, batches: Batches, check: DataCheck) -> None:
+        device = self.rows.processes.device
+        rows = (move(batch, device) for batch in batches.ordered(self.size))
+        check_rows(rows, check.first_problem, "validation")
 
     @contextmanager
     def _explained(self, batch: Batch) -> Iterator[None]:
@@ -146,7 +160,7 @@ class HeldOut:
                     batch = self.rows.prepared(batch)
                 else:
                     batch = move(batch, self.rows.processes.device)
-                    if self._check is not None:
+                    if self._check is not None and not source.in_memory:
                         with self._explained(batch):
                             self._check.refuse(batch, number, "validation")
                 drawn = self._drawn(batch)
@@ -158,7 +172,8 @@ class HeldOut:
                     sites.setdefault((name, columns.shape[1]), []).append(scaled.cpu())
                 if self.batches is None:
                     break
-        self._check = None
+        if not source.in_memory:  # all of them have been checked
+            self._check = None
         if not rows:
             raise read_only_once("x" if self.batches is None else "validation", epoch)
         active = sum(_num_active(torch.cat(columns)) for columns in sites.values())

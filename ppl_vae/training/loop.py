@@ -23,9 +23,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ppl_vae.capture import CapturedLoss
-from ppl_vae.checks import PairWarning, check_batch
+from ppl_vae.checks import PairWarning, check_batch, check_traces
 from ppl_vae.objectives import Objective, Resolved
-from ppl_vae.pairs import Batch, Batches, Layouts, Pair, num_rows, trace_pair
+from ppl_vae.pairs import Batch, Batches, Layouts, Pair, Trace, num_rows, trace_pair
 from ppl_vae.runtime import denormals_flushed, preserve_random_state, progress_bar
 from ppl_vae.training.agreement import Agreement
 from ppl_vae.training.checkpoints import Checkpoints
@@ -132,6 +132,7 @@ class Training:
         )
         self.held_out = HeldOut(pair, layouts, held_out, self.rows)
         self.held_out.check(first)
+        layouts.check = self._check_new_kind
         facts = {
             "batch_size": batch_size,
             "objective": re.sub(_NOT_COMPARED, "", repr(requested_objective)),
@@ -162,6 +163,12 @@ class Training:
         self.rows.batches.require_all_rows(self.pair, self.rows.batch_size)
         if self.processes.is_first:
             report.show_warnings()
+
+    def _check_new_kind(self, batch: Batch, traces: tuple[Trace, Trace]) -> None:
+        """Checks the first batch that has other sites or masks than those before, as `Layouts.check`."""
+        check_traces(self.pair, batch, traces, self.rows.batches.doubt)
+        self.rows.new_kind(batch, traces)
+        self.held_out.new_kind(batch, traces)
 
     def restore(self) -> None:
         """Goes back to where the newest good checkpoint in the run folder was taken."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ppl_vae.checks import DataCheck, check_rows
-from ppl_vae.pairs import Batch, Batches, Pair, move, num_rows, transformed
+from ppl_vae.pairs import Batch, Batches, Pair, Trace, move, num_rows, transformed
 from ppl_vae.runtime import preserve_random_state
 from ppl_vae.training.processes import Processes
 
@@ -79,13 +79,27 @@ class TrainingRows:
         """
         if self.per_epoch == 1:
             return
-        check = DataCheck(self.pair, first)
+        self._check = DataCheck(self.pair, first)
         if self.batches.in_memory:
-            batches = self.batches.ordered(max(self.batch_size, CHECKED_ROWS))
-            with preserve_random_state():
-                check_rows(map(self.prepared, batches), check.first_problem)
-        else:
-            self._check = check
+            self._check_all(self._check)
+
+    def new_kind(self, batch: Batch, traces: tuple[Trace, Trace]) -> None:
+        """Checks the rows again if a batch has other sites or masks than the one they were checked with.
+
+        Raises:
+            PairError: As from `check`.
+        """
+        if (
+            self._check is not None
+            and self._check.new_kind(batch, traces)
+            and self.batches.in_memory
+        ):
+            self._check_all(self._check)
+
+    def _check_all(self, check: DataCheck) -> None:
+        batches = self.batches.ordered(max(self.batch_size, CHECKED_ROWS))
+        with preserve_random_state():
+            check_rows(map(self.prepared, batches), check.first_problem)
 
     def shuffled(self, seed: int, epoch: int, start: int) -> Iterator[tuple[Batch | None, int]]:
         """The batches of an epoch from step `start` on, as `(batch, rows of the global batch)`.
@@ -95,7 +109,7 @@ class TrainingRows:
         Raises:
             PairError: As from `check`, for the first epoch of an iterable.
         """
-        check = self._check if epoch == 0 else None
+        check = self._check if epoch == 0 and not self.batches.in_memory else None
         rank, count = self.processes.rank, self.processes.count
         source = self.batches.shuffled(self.batch_size, seed, epoch, rank, count, start=start)
         for step, (batch, rows) in enumerate(source, start):
