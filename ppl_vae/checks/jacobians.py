@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import pyro.poutine as poutine
 import torch
 from torch import Tensor
@@ -22,8 +23,10 @@ from ppl_vae.pairs import (
     Substitute,
     Trace,
     as_args,
+    density_sites,
     free_numbers,
-    innermost,
+    has_log_density,
+    is_delta,
     latent_sites,
     present,
     sample_sites,
@@ -51,8 +54,12 @@ def jacobian_problems(
     numbers count. Otherwise nothing is said: if the numbers differ, `auxiliary_problems` and `Layout.points`
     say what is certain. A difference that rounding can explain does not count.
 
-    It is an error if `log_density` is left at 0, and a warning if it is given: a function that is not
-    one-to-one has another density, which is not known here.
+    A `pyro.factor` of the guide that is part of log q (see `density_sites`) may hold the Jacobian, too. All
+    factors and `log_density` are then summed in the plates that the factors and the Deltas share, which is once
+    per row, and so are the determinants.
+
+    It is an error if `log_density` is left at 0 and there is no such factor, otherwise a warning: a function
+    that is not one-to-one has another density, which is not known here.
 
     Args:
         pair: The pair, inside its scope.
@@ -66,15 +73,20 @@ def jacobian_problems(
         Exception
     ):  # code that autograd cannot follow; what is wrong with it is reported elsewhere
         return
-    for (latents, draws), (given, off) in found.items():
+    for (latents, draws, factors), (given, off) in found.items():
         z, u = (", ".join(f"'{name}'" for name in names) for names in (latents, draws))
         dz, du = (
             names[0] if len(names) == 1 else f"({', '.join(names)})" for names in (latents, draws)
         )
         log_det = f"-log|det d{dz}/d{du}|"
         has = f"does not have the log_density {log_det}" if given else "has no log_density"
+        if factors:
+            has = (
+                f"has no log_density, so that pyro.factor {', '.join(map(repr, factors))} counts as one, but "
+                f"that is not {log_det}"
+            )
         yield Problem(
-            "warning" if given else "error",
+            "warning" if given or factors else "error",
             latents[0],
             f"the guide computes {z} from its draw {u}, but the Delta {has}: log q(z | x) is too "
             f"{'high' if off > 0 else 'low'} by {abs(off):.3g} nats on one of the first rows. Pass "
@@ -83,8 +95,11 @@ def jacobian_problems(
         )
 
 
-_Group = tuple[tuple[str, ...], tuple[str, ...]]
-"""Latents, and the draws that they are computed from."""
+_Group = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
+"""Latents, the draws that they are computed from, and the factors that count as their density."""
+
+_Block = tuple[Tensor, Tensor, Tensor]
+"""Values of latents, the draws that they alone are computed from, and the square Jacobian."""
 
 
 def _differences(
@@ -92,38 +107,32 @@ def _differences(
 ) -> dict[_Group, tuple[bool, float]]:
     """For groups with a wrong density: whether any is given, and the largest error of log q(z | x)."""
     in_guide, in_model = latent_sites(guide_trace), latent_sites(model_trace)
-    is_delta = {n: isinstance(innermost(s["fn"]), dist.Delta) for n, s in in_guide.items()}
-    if len(in_guide) < len(sample_sites(guide_trace)):  # pyro.factor may hold the Jacobian
+    if any(n not in in_model and has_log_density(s) for n, s in in_guide.items()):
         return {}
-    if any(is_delta[n] and n not in in_model and _has_density(s) for n, s in in_guide.items()):
-        return {}
-    latents = [n for n in in_guide if is_delta[n] and n in in_model and _has_place(in_model[n])]
+    latents = [
+        n for n, s in in_guide.items() if is_delta(s) and n in in_model and _has_place(in_model[n])
+    ]
     draws = {
         n: s
         for n, s in in_guide.items()
-        if not is_delta[n] and n not in sample_sites(model_trace) and _is_free(s)
+        if not is_delta(s) and n not in sample_sites(model_trace) and _is_free(s)
     }
     if not latents or not draws:
         return {}
-    maps = _Map(pair, batch, guide_trace, {n: in_model[n] for n in latents}, list(draws))
+    factors = [n for n, site in density_sites(guide_trace).items() if site["is_observed"]]
+    maps = _Map(pair, batch, guide_trace, {n: in_model[n] for n in latents}, list(draws), factors)
     found: dict[_Group, tuple[bool, float]] = {}
     for group, off in maps.differences():
-        given = any(_has_density(in_guide[n]) for n in group[0])
+        given = any(has_log_density(in_guide[n]) for n in group[0])
         known = found.get(group, (given, 0.0))
         found[group] = max(known, (given, off), key=lambda pair: abs(pair[1]))
     return found
 
 
-def _has_density(delta: Site) -> bool:
-    """Whether a Delta has a `log_density` other than 0."""
-    return bool((unscaled({**delta, "mask": None}) != 0).any())
-
-
 def _has_place(in_model: Site) -> bool:
     """Whether a model's latent is one of continuous numbers with a density."""
     support = support_of(in_model["fn"])
-    is_point = isinstance(innermost(in_model["fn"]), dist.Delta)
-    return support is not None and not support.is_discrete and not is_point
+    return support is not None and not support.is_discrete and not is_delta(in_model)
 
 
 def _is_free(draw: Site) -> bool:
@@ -145,6 +154,8 @@ class _Image:
         present: Which values are not masked, `(v,)`.
         value_of: The value that each number belongs to, `(m,)`.
         latent_of: The latent that each value belongs to, `(v,)`.
+        cell_of: The place of each value in the plates that all latents and factors share, `(v,)`.
+        factors: The sum of the factors at each of these places, `(cells,)`.
     """
 
     numbers: Tensor
@@ -153,6 +164,8 @@ class _Image:
     present: Tensor
     value_of: Tensor
     latent_of: Tensor
+    cell_of: Tensor
+    factors: Tensor
 
 
 class _Map:
@@ -164,6 +177,7 @@ class _Map:
         guide_trace: The trace whose draws it starts at.
         latents: The model's sites of the latents.
         draws: The names of the draws that may move; other draws stay where they are.
+        factors: The names of the factors that count as density of the latents.
     """
 
     def __init__(
@@ -173,12 +187,17 @@ class _Map:
         guide_trace: Trace,
         latents: dict[str, Site],
         draws: list[str],
+        factors: list[str],
     ) -> None:
         self._pair, self._batch, self._latents, self._draws = pair, batch, latents, draws
+        self._factors = factors
+        plates = [
+            {(f.dim, f.size) for f in guide_trace.nodes[name]["cond_indep_stack"] if f.vectorized}
+            for name in (*latents, *factors)
+        ]
+        self._shared_plates: dict[int, int] = dict(set.intersection(*plates))
         self._values = {
-            n: s["value"].detach()
-            for n, s in latent_sites(guide_trace).items()
-            if not isinstance(innermost(s["fn"]), dist.Delta)
+            n: s["value"].detach() for n, s in latent_sites(guide_trace).items() if not is_delta(s)
         }
         self._sizes = [self._values[n].numel() for n in draws]
         self._start = torch.cat([self._values[n].flatten() for n in draws]).requires_grad_()
@@ -191,6 +210,10 @@ class _Map:
         image = self._image
         if not image.numbers.requires_grad:
             return
+        if self._factors:
+            for cell in {0, len(image.factors) - 1}:
+                yield from self._difference_with_factors(cell)
+            return
         done: set[int] = set()
         for i in range(len(self._latents)):
             values = (image.latent_of == i).nonzero()[:, 0]
@@ -200,9 +223,45 @@ class _Map:
                     block = self._block(value)
                     if block is not None:
                         done.update(block[0].tolist())
-                        off = self._off(*block)
-                        if off:
+                        off, rounding = self._off(*block)
+                        if abs(off) > rounding:
                             yield self._names(*block), off
+
+    def _difference_with_factors(self, cell: int) -> Iterator[tuple[_Group, float]]:
+        """As `differences`, of all that is at one place, with its factors; nothing if a part is not known."""
+        image = self._image
+        inside = (image.cell_of == cell).nonzero()[:, 0].tolist()
+        if len(inside) > _MOST:
+            return
+        done: set[int] = set()
+        groups: list[_Group] = []
+        total = float(image.factors[cell].detach())
+        allowed = 100 * torch.finfo(image.factors.dtype).eps * abs(total)
+        for value in inside:
+            if value in done or self._is_point(value):
+                continue
+            block = self._block(value)
+            if block is None or not set(block[0].tolist()) <= set(inside):
+                return
+            done.update(block[0].tolist())
+            off, rounding = self._off(*block)
+            total, allowed = total + off, allowed + rounding
+            groups.append(self._names(*block))
+        if groups and abs(total) > allowed:
+            latents, draws, _ = zip(*groups, strict=True)
+            yield (_once(latents), _once(draws), tuple(self._factors)), total
+
+    def _is_point(self, value: int) -> bool:
+        """Whether a value of a latent depends on no draw."""
+        rows = (self._image.value_of == value).nonzero()[:, 0].tolist()
+        with torch.enable_grad():
+            return not any(bool(self._gradient(row).any()) for row in rows)
+
+    def _cells(self, shape: torch.Size) -> Tensor:
+        """For each place of a site's batch, in order, its place in the shared plates."""
+        sizes = [self._shared_plates.get(dim, 1) for dim in range(-len(shape), 0)]
+        cells = torch.arange(math.prod(sizes), device=self._start.device)
+        return cells.view(sizes).expand(shape).flatten()
 
     def _at(self, draws: Tensor) -> _Image:
         parts = zip(self._draws, draws.split(self._sizes), strict=True)
@@ -235,10 +294,15 @@ class _Map:
                     there.expand(shape).flatten(),
                     which.repeat_interleave(numbers.numel() // size),
                     torch.full_like(which, i),
+                    self._cells(shape),
                 )
             )
             first += size
-        return _Image(*(torch.cat(column) for column in zip(*parts_of, strict=True)))
+        factors = self._start.new_zeros(math.prod(self._shared_plates.values()))
+        for name in self._factors:
+            factor = unscaled(trace.nodes[name])
+            factors = factors.index_add(0, self._cells(factor.shape), factor.flatten().to(factors))
+        return _Image(*(torch.cat(column) for column in zip(*parts_of, strict=True)), factors)
 
     def _gradient(self, number: int) -> Tensor:
         """The derivatives of a number of a latent, `(draws,)`."""
@@ -248,7 +312,7 @@ class _Map:
             )
         return self._gradients[number]
 
-    def _block(self, value: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    def _block(self, value: int) -> _Block | None:
         """The values that share draws with a value, these draws, and the Jacobian, if it is square.
 
         None also if the gradient is not that of the function.
@@ -283,8 +347,8 @@ class _Map:
             else None
         )
 
-    def _off(self, values: Tensor, columns: Tensor, jacobian: Tensor) -> float:
-        """By how much log q(z | x) is too large; 0 if rounding explains it."""
+    def _off(self, values: Tensor, columns: Tensor, jacobian: Tensor) -> tuple[float, float]:
+        """By how much log q(z | x) is too large without factors, and how much of that rounding explains."""
         image = self._image
         rows = torch.isin(image.value_of, values)
         eps = torch.finfo(jacobian.dtype).eps
@@ -297,8 +361,7 @@ class _Map:
         rounding += 10 * float(image.rounding[values].sum()) + 100 * eps * (
             len(jacobian) + abs(log_det) + abs(density)
         )
-        off = density + log_det
-        return off if abs(off) > 1e-3 + rounding else 0.0
+        return density + log_det, 1e-3 + rounding
 
     def _names(self, values: Tensor, columns: Tensor, jacobian: Tensor) -> _Group:
         names: list[Any] = list(self._latents)
@@ -308,4 +371,10 @@ class _Map:
             tuple(
                 self._draws[i] for i in torch.bucketize(columns, ends, right=True).unique().tolist()
             ),
+            (),
         )
+
+
+def _once(names: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    """All names in order, without repetitions."""
+    return tuple(dict.fromkeys(itertools.chain.from_iterable(names)))

@@ -25,10 +25,10 @@ from ppl_vae.pairs import (
     Program,
     RowDensities,
     Trace,
-    density_sites,
     is_weighted,
     move,
     num_rows,
+    observed_sites,
     parts_of,
     sample_rows,
     sample_sites,
@@ -124,7 +124,7 @@ class Session:
             with preserve_random_state():
                 traces = trace_pair(self.pair, self.first)
         weighted = {n for t in traces for n, site in sample_sites(t).items() if is_weighted(site)}
-        beside = sample_sites(traces[1]).keys() - density_sites(traces[1]).keys()
+        beside = observed_sites(traces[1]).keys() - set(self.layout.guide_sites)
         notes = []
         if weighted:
             notes.append(
