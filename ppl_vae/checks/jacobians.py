@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import pyro.poutine as poutine
@@ -36,6 +36,9 @@ from ppl_vae.pairs import (
 _PER_SITE = 2
 """How many values of each latent are looked at."""
 
+_MOST_FOLDED = 8
+"""Most draws that are moved one by one to find others that give the same latents."""
+
 _MOST = 256
 """Most numbers that are computed from one another, of which the determinant is taken."""
 
@@ -59,7 +62,8 @@ def jacobian_problems(
     per row, and so are the determinants.
 
     It is an error if `log_density` is left at 0 and there is no such factor, otherwise a warning: a function
-    that is not one-to-one has another density, which is not known here.
+    that is not one-to-one has another density. That is known here only if -u or u + 2 pi k give the same
+    latents, whose densities q(-u) or q(u + 2 pi k) have to be added; it is a warning if they are left out.
 
     Args:
         pair: The pair, inside its scope.
@@ -73,13 +77,23 @@ def jacobian_problems(
         Exception
     ):  # code that autograd cannot follow; what is wrong with it is reported elsewhere
         return
-    for (latents, draws, factors), (given, off) in found.items():
+    for (latents, draws, factors, folded), (given, off) in found.items():
         z, u = (", ".join(f"'{name}'" for name in names) for names in (latents, draws))
         dz, du = (
             names[0] if len(names) == 1 else f"({', '.join(names)})" for names in (latents, draws)
         )
         log_det = f"-log|det d{dz}/d{du}|"
         has = f"does not have the log_density {log_det}" if given else "has no log_density"
+        if folded:
+            yield Problem(
+                "warning",
+                latents[0],
+                f"the guide computes {z} from its draw {u}, and other values of {u} give the same {z}, as for "
+                "an even or periodic function: log q(z | x) leaves out their density and is too low by "
+                f"{-off:.3g} nats on one of the first rows. Add it to log_density: for z = |u|, "
+                "log(1 + q(-u) / q(u)). Or use a function that is one-to-one, such as exp(u)",
+            )
+            continue
         if factors:
             has = (
                 f"has no log_density, so that pyro.factor {', '.join(map(repr, factors))} counts as one, but "
@@ -95,8 +109,35 @@ def jacobian_problems(
         )
 
 
-_Group = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
-"""Latents, the draws that they are computed from, and the factors that count as their density."""
+class _Group(NamedTuple):
+    """Latents with a wrong density.
+
+    Attributes:
+        latents: Their names.
+        draws: The draws that they are computed from.
+        factors: The factors that count as their density.
+        folded: Whether only the density of other draws with the same latents is missing.
+    """
+
+    latents: tuple[str, ...]
+    draws: tuple[str, ...]
+    factors: tuple[str, ...] = ()
+    folded: bool = False
+
+
+class _Off(NamedTuple):
+    """By how much log q(z | x) is too large.
+
+    Attributes:
+        alone: If no other draws give the same latents, and without factors.
+        fold: The log density that other draws add.
+        rounding: How much of a difference rounding explains.
+    """
+
+    alone: float
+    fold: float
+    rounding: float
+
 
 _Block = tuple[Tensor, Tensor, Tensor]
 """Values of latents, the draws that they alone are computed from, and the square Jacobian."""
@@ -123,7 +164,7 @@ def _differences(
     maps = _Map(pair, batch, guide_trace, {n: in_model[n] for n in latents}, list(draws), factors)
     found: dict[_Group, tuple[bool, float]] = {}
     for group, off in maps.differences():
-        given = any(has_log_density(in_guide[n]) for n in group[0])
+        given = any(has_log_density(in_guide[n]) for n in group.latents)
         known = found.get(group, (given, 0.0))
         found[group] = max(known, (given, off), key=lambda pair: abs(pair[1]))
     return found
@@ -223,9 +264,7 @@ class _Map:
                     block = self._block(value)
                     if block is not None:
                         done.update(block[0].tolist())
-                        off, rounding = self._off(*block)
-                        if abs(off) > rounding:
-                            yield self._names(*block), off
+                        yield from _judged(self._names(*block), self._off(*block))
 
     def _difference_with_factors(self, cell: int) -> Iterator[tuple[_Group, float]]:
         """As `differences`, of all that is at one place, with its factors; nothing if a part is not known."""
@@ -235,8 +274,8 @@ class _Map:
             return
         done: set[int] = set()
         groups: list[_Group] = []
-        total = float(image.factors[cell].detach())
-        allowed = 100 * torch.finfo(image.factors.dtype).eps * abs(total)
+        factor = float(image.factors[cell].detach())
+        offs = [_Off(factor, 0.0, 100 * torch.finfo(image.factors.dtype).eps * abs(factor))]
         for value in inside:
             if value in done or self._is_point(value):
                 continue
@@ -244,12 +283,12 @@ class _Map:
             if block is None or not set(block[0].tolist()) <= set(inside):
                 return
             done.update(block[0].tolist())
-            off, rounding = self._off(*block)
-            total, allowed = total + off, allowed + rounding
+            offs.append(self._off(*block))
             groups.append(self._names(*block))
-        if groups and abs(total) > allowed:
-            latents, draws, _ = zip(*groups, strict=True)
-            yield (_once(latents), _once(draws), tuple(self._factors)), total
+        if groups:
+            latents, draws = (_once(g.latents for g in groups), _once(g.draws for g in groups))
+            total = _Off(*(sum(column) for column in zip(*offs, strict=True)))
+            yield from _judged(_Group(latents, draws, tuple(self._factors)), total)
 
     def _is_point(self, value: int) -> bool:
         """Whether a value of a latent depends on no draw."""
@@ -263,18 +302,20 @@ class _Map:
         cells = torch.arange(math.prod(sizes), device=self._start.device)
         return cells.view(sizes).expand(shape).flatten()
 
-    def _at(self, draws: Tensor) -> _Image:
+    def _trace(self, draws: Tensor) -> Trace:
         parts = zip(self._draws, draws.split(self._sizes), strict=True)
         values = self._values | {
             n: part.view_as(self._values[n]).to(self._values[n].dtype) for n, part in parts
         }
-        trace: Trace
         with torch.random.fork_rng(), pyro.validation_enabled(False), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.manual_seed(0)
-            trace = poutine.trace(Substitute(values)(self._pair.guide)).get_trace(
+            return poutine.trace(Substitute(values)(self._pair.guide)).get_trace(
                 *as_args(self._batch)
             )
+
+    def _at(self, draws: Tensor) -> _Image:
+        trace = self._trace(draws)
         parts_of: list[tuple[Tensor, ...]] = []
         first = 0
         for i, (name, in_model) in enumerate(self._latents.items()):
@@ -347,8 +388,7 @@ class _Map:
             else None
         )
 
-    def _off(self, values: Tensor, columns: Tensor, jacobian: Tensor) -> tuple[float, float]:
-        """By how much log q(z | x) is too large without factors, and how much of that rounding explains."""
+    def _off(self, values: Tensor, columns: Tensor, jacobian: Tensor) -> _Off:
         image = self._image
         rows = torch.isin(image.value_of, values)
         eps = torch.finfo(jacobian.dtype).eps
@@ -361,18 +401,87 @@ class _Map:
         rounding += 10 * float(image.rounding[values].sum()) + 100 * eps * (
             len(jacobian) + abs(log_det) + abs(density)
         )
-        return density + log_det, 1e-3 + rounding
+        fold = self._fold(rows, columns)
+        return _Off(density + log_det, fold, 1e-3 + rounding)
+
+    def _fold(self, rows: Tensor, columns: Tensor) -> float:
+        """log of 1 + the sum of q(v) / q(u) over other draws v with the same numbers of latents.
+
+        -u is tried, and u + 2 pi k. If each number of u alone can be moved so, their densities count as
+        independent. There the determinant is the same, because the function is.
+        """
+        start = self._start.detach()
+
+        def moved(by: Tensor, which: Tensor) -> Tensor:
+            there = start.clone()
+            there[which] = by[which]
+            return there
+
+        def change(there: Tensor) -> Tensor:
+            with torch.no_grad():
+                numbers = self._at(there).numbers
+            return (numbers - self._image.numbers.detach())[rows].abs()
+
+        eps = 10 * torch.finfo(start.dtype).eps
+        noise = eps * (1 + self._image.numbers.detach()[rows].abs() + start[columns].abs().max())
+
+        def same(there: Tensor) -> bool:
+            return bool((change(there) <= noise).all())
+
+        turns = 2 * math.pi * torch.tensor([1.0, -1.0, 2.0, -2.0, 3.0, -3.0])
+        others = [
+            tries
+            for tries in ([-start], [start + float(turn) for turn in turns])
+            if same(moved(tries[0], columns))
+        ]
+        # A function that is flat here, as far as rounding lets one see, gives the same numbers anywhere.
+        if not others or not bool((change(start + 0.003 * (1 + start.abs())) > 10 * noise).all()):
+            return 0.0
+        tries = [there for some in others for there in some]
+        singly = len(columns) <= _MOST_FOLDED and all(
+            same(moved(some[0], column)) for some in others for column in columns
+        )
+        with torch.no_grad():
+            log_q = self._log_draws(start)
+            return sum(
+                math.log1p(
+                    sum(
+                        math.exp(min(50.0, float((self._log_draws(moved(t, which)) - log_q).sum())))
+                        for t in tries
+                    )
+                )
+                for which in (columns if singly else [columns])
+            )
+
+    def _log_draws(self, draws: Tensor) -> Tensor:
+        """The log densities of all draws of the guide, -inf outside of the support."""
+        trace = self._trace(draws)
+        terms = []
+        with pyro.validation_enabled(False):
+            for name in self._values:
+                site = trace.nodes[name]
+                support, log_q = support_of(site["fn"]), unscaled(site).double()
+                if support is not None:
+                    log_q = log_q.where(support.check(site["value"]), -math.inf)
+                terms.append(log_q.flatten())
+        return torch.cat(terms)
 
     def _names(self, values: Tensor, columns: Tensor, jacobian: Tensor) -> _Group:
         names: list[Any] = list(self._latents)
         ends = torch.tensor(self._sizes, device=columns.device).cumsum(0)
-        return (
+        return _Group(
             tuple(names[i] for i in self._image.latent_of[values].unique().tolist()),
             tuple(
                 self._draws[i] for i in torch.bucketize(columns, ends, right=True).unique().tolist()
             ),
-            (),
         )
+
+
+def _judged(group: _Group, off: _Off) -> Iterator[tuple[_Group, float]]:
+    """The group and its error, if that is more than rounding."""
+    error = off.alone - off.fold
+    if abs(error) > off.rounding:
+        yield group._replace(folded=off.fold > 0 and abs(off.alone) <= off.rounding), error
 
 
 def _once(names: Iterable[tuple[str, ...]]) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from ppl_vae.pairs.traces import (
     Site,
     Trace,
     innermost,
+    possible_density_sites,
     sample_sites,
     unscaled,
 )
@@ -59,7 +60,7 @@ def signature_of(model_trace: Trace, guide_trace: Trace) -> Signature:
         )
         for program, sites in (
             ("model", sample_sites(model_trace)),
-            ("guide", sample_sites(guide_trace)),
+            ("guide", possible_density_sites(guide_trace)),
         )
         for name, site in sites.items()
     )

@@ -140,18 +140,22 @@ def density_sites(guide_trace: Trace) -> dict[str, Site]:
     of variables written by hand. What a guide observes, and any other factor, belongs to Pyro's loss, but is no
     density of latents. The answer depends on the values of `log_density`; a `Layout` keeps that of its trace.
     """
+    drawn, possible = latent_sites(guide_trace), possible_density_sites(guide_trace)
+    if len(possible) > len(drawn) and all(
+        has_log_density(site) for site in drawn.values() if is_delta(site)
+    ):
+        return drawn
+    return possible
+
+
+def possible_density_sites(guide_trace: Trace) -> dict[str, Site]:
+    """As `density_sites`, for any `log_density`."""
     drawn = latent_sites(guide_trace)
-    factors = {n: s for n, s in observed_sites(guide_trace).items() if is_factor(s)}
-    deltas = [site for site in drawn.values() if is_delta(site)]
-    by_hand = (
-        bool(factors)
-        and len(deltas) < len(drawn)
-        and not all(has_log_density(site) for site in deltas)
-    )
+    by_hand = 0 < sum(is_delta(site) for site in drawn.values()) < len(drawn)
     return {
         name: site
         for name, site in sample_sites(guide_trace).items()
-        if name in drawn or (by_hand and name in factors)
+        if name in drawn or (by_hand and is_factor(site))
     }
 
 
