@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -26,7 +27,7 @@ from ppl_vae import (
     fit,
     inference_gaps,
 )
-from ppl_vae.objectives import ImportanceWeightedELBO, Objective, TraceELBO
+from ppl_vae.objectives import ELBO, ImportanceWeightedELBO, Objective, TraceELBO
 from ppl_vae.pairs import Pair, PairError
 from ppl_vae.pairs.layouts import Layouts
 from ppl_vae.training import refit_guide
@@ -218,6 +219,71 @@ def test_a_score_factor_suits_the_default_objective() -> None:
     default = fit(labelled, guide, (X, Y), max_epochs=2, seed=0)
     trace = fit(labelled, guide, (X, Y), objective=TraceELBO(), max_epochs=2, seed=0)
     assert [row["loss"] for row in default.history] == [row["loss"] for row in trace.history]
+
+
+# -- a Jacobian as a factor ------------------------------------------------------------------------------
+
+
+def of_a_logarithm(x: Tensor) -> None:
+    """log z ~ N(0, 1), x ~ N(log z, 1): log p(x) = log N(x; 0, 2)."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.LogNormal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z.log(), 1.0), obs=x)
+
+
+def exponential(
+    given: bool, factor: Callable[[Tensor], Tensor] | None = None, sd: float = 0.5**0.5
+) -> Any:
+    """log z ~ N(x / 2, sd^2): with its density in `log_density`, or in a factor before the Delta."""
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            u = pyro.sample("u", dist.Normal(x / 2, sd), infer={"is_auxiliary": True})
+            if factor is not None:
+                pyro.factor("factor", factor(u), has_rsample=True)
+            pyro.sample("z", dist.Delta(u.exp(), log_density=-u if given else 0.0))
+
+    return guide
+
+
+def test_a_factor_is_the_jacobian_only_without_log_density() -> None:
+    by_hand = exponential(given=False, factor=lambda u: -u)
+    found = evaluate(of_a_logarithm, by_hand, X, num_samples=3, seed=0)
+    torch.testing.assert_close(found.log_likelihood.values.float(), LOG_P, atol=1e-4, rtol=1e-4)
+    assert not found.notes
+    assert not found.warnings
+    beside = exponential(given=True, factor=lambda u: 3 + 0 * u)
+    found = evaluate(of_a_logarithm, beside, X, num_samples=3, seed=0)
+    torch.testing.assert_close(found.log_likelihood.values.float(), LOG_P, atol=1e-4, rtol=1e-4)
+    assert any("adds as a factor ('factor') is no density" in note for note in found.notes)
+    assert not found.warnings
+    neither = exponential(given=False, factor=lambda u: 3 + 0 * u)
+    doubt = evaluate(of_a_logarithm, neither, X, num_samples=3, seed=0).warnings[0]
+    assert "pyro.factor 'factor' counts as one" in doubt
+
+
+@pytest.mark.parametrize(
+    "objective", [ELBO(), TraceELBO(), ImportanceWeightedELBO(num_particles=1)]
+)
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_beta_weights_a_jacobian_in_a_factor(objective: Objective, beta: float) -> None:
+    """The mean loss is the distortion plus beta KL, as with `log_density`."""
+    losses = []
+    for guide in (
+        exponential(given=True, sd=1.0),
+        exponential(given=False, factor=lambda u: -u, sd=1.0),
+    ):
+        pair = Pair(of_a_logarithm, guide)
+        many = X.repeat(4000)
+        torch.manual_seed(0)
+        with pair.scope(), torch.no_grad():
+            loss = objective(pair, Layouts(pair).of(many), many, beta)
+        losses.append(float(loss.loss))
+        assert losses[-1] == pytest.approx(float(loss.distortion + beta * loss.rate), abs=1e-4)
+    # log z ~ N(x / 2, 1), with x ~ N(log z, 1): E (x - log z)^2 = x^2 / 4 + 1, and KL = x^2 / 8.
+    distortion = 0.5 * math.log(2 * math.pi) + 0.5 * (X.square() / 4 + 1)
+    exact = float((distortion + beta * X.square() / 8).mean())
+    assert losses == pytest.approx([exact, exact], abs=0.02)
 
 
 # -- weights ---------------------------------------------------------------------------------------------

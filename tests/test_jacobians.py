@@ -155,6 +155,19 @@ def through_another(x: Tensor) -> None:
     pyro.sample("z", dist.Delta(2 * h))
 
 
+def positive(x: Tensor) -> None:
+    """Of a draw u > 0, |2 u| is one-to-one."""
+    u: Tensor = pyro.sample("u", dist.LogNormal(x * 0, 1.0), infer=AUXILIARY)
+    pyro.sample("z", dist.Delta((2 * u).abs()))
+
+
+def beside_an_observed_site(x: Tensor) -> None:
+    """What a guide observes holds no Jacobian."""
+    u = draw(x)
+    pyro.sample("z", dist.Delta(2 * u))
+    pyro.sample("y", dist.Normal(u, 1.0), obs=x)
+
+
 NUMBER = dist.Normal(0.0, 1.0)
 PAIR = dist.Normal(torch.zeros(2), 1.0).to_event(1)
 TRIPLE = dist.Normal(torch.zeros(3), 1.0).to_event(1)
@@ -165,6 +178,8 @@ WRONG: dict[str, tuple[Program, Callable[[Tensor], None], str]] = {
     "linear": (with_prior(z=TRIPLE), linear, "too high by 0.693 nats"),  # log 2
     "softmax": (with_prior(z=dist.Dirichlet(torch.ones(3))), softmax, "-log|det dz/du|"),
     "another": (with_prior(z=NUMBER), through_another, "'z' from its draw 'u'"),
+    "positive": (with_prior(z=dist.HalfNormal(1.0)), positive, "too high by 0.693 nats"),
+    "observed": (with_prior(z=NUMBER), beside_an_observed_site, "too high by 0.693 nats"),
 }
 
 
@@ -205,6 +220,51 @@ def in_a_factor(x: Tensor) -> None:
     pyro.factor("jacobian", torch.full((len(x),), -math.log(2)), has_rsample=True)
 
 
+def in_a_factor_in_part(x: Tensor) -> None:
+    """One Delta has its density, the other one has it in a factor, and a third is a point."""
+    u = draw(x, 2)
+    log_two = torch.full((len(x),), math.log(2))
+    pyro.sample("z", dist.Delta(2 * u[..., 0], log_density=-log_two))
+    pyro.sample("w", dist.Delta(4 * u[..., 1]))
+    pyro.sample("t", dist.Delta(x))
+    pyro.factor("jacobian", -2 * log_two, has_rsample=True)
+
+
+def in_factors_of_parts(x: Tensor) -> None:
+    """Four numbers of a row in a plate of their own, with one factor each and one for the row."""
+    with pyro.plate("part", 4, dim=-2):
+        u = pyro.sample("u", dist.Normal(x.new_zeros(4, len(x)), 1.0), infer=AUXILIARY)
+        pyro.sample("z", dist.Delta((2 * u).exp()))
+        pyro.factor("some", -2 * u, has_rsample=True)
+    pyro.factor("rest", torch.full((len(x),), -4 * math.log(2)), has_rsample=True)
+
+
+def in_parts(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        with pyro.plate("part", 4, dim=-2):
+            z = pyro.sample("z", dist.LogNormal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z.sum(-2), 1.0), obs=x)
+
+
+def folded(x: Tensor) -> None:
+    """|u| has the densities of u and -u, number by number."""
+    u: Tensor = pyro.sample(
+        "u", dist.Normal(x[:, None] + torch.ones(2), 1.0).to_event(1), infer=AUXILIARY
+    )
+    mean = (x[:, None] + torch.ones(2)).expand_as(u)
+    pyro.sample("z", dist.Delta(u.abs(), (1 + (-2 * mean * u).exp()).log().sum(-1), event_dim=1))
+
+
+def folded_in_a_factor(x: Tensor) -> None:
+    pyro.sample("z", dist.Delta(draw(x).abs()))
+    pyro.factor("fold", torch.full((len(x),), math.log(2)), has_rsample=True)
+
+
+def far_from_the_fold(x: Tensor) -> None:
+    u: Tensor = pyro.sample("u", dist.Normal(0 * x + 10, 0.1), infer=AUXILIARY)
+    pyro.sample("z", dist.Delta(u.abs()))
+
+
 def masked_model(x: Tensor) -> None:
     nothing: Any = torch.zeros(len(x), dtype=torch.bool)
     with pyro.plate("data", len(x)):
@@ -235,6 +295,11 @@ RIGHT: dict[str, tuple[Program, Callable[[Tensor], Any]]] = {
     "parts": (with_prior(z=PAIR, w=PAIR), parts_of_a_draw),
     "linear": (with_prior(z=TRIPLE), right_linear),
     "factor": (with_prior(z=NUMBER), in_a_factor),
+    "factor in part": (with_prior(z=NUMBER, w=NUMBER, t=NUMBER), in_a_factor_in_part),
+    "factors of parts": (in_parts, in_factors_of_parts),
+    "folded": (with_prior(z=dist.HalfNormal(torch.ones(2)).to_event(1)), folded),
+    "folded in a factor": (with_prior(z=dist.HalfNormal(1.0)), folded_in_a_factor),
+    "far from the fold": (with_prior(z=dist.HalfNormal(1.0)), far_from_the_fold),
     "masked": (masked_model, masked),
     "deterministic": (with_prior(z=NUMBER), deterministic),
     "saturated": (with_prior(z=dist.Beta(2.0, 2.0)), saturated),
@@ -250,6 +315,66 @@ RIGHT: dict[str, tuple[Program, Callable[[Tensor], Any]]] = {
 def test_no_alarm(case: str) -> None:
     model, body = RIGHT[case]
     assert not found(model, in_plate(body), torch.randn(10))
+
+
+# -- functions that are not one-to-one ---------------------------------------------------------------------
+
+
+def pair_of_signs(x: Tensor) -> None:
+    pyro.sample("z", dist.Delta(draw(x, 2).abs(), event_dim=1))
+
+
+def turned(x: Tensor) -> None:
+    """An angle that is wrapped, of a wide draw."""
+    u: Tensor = pyro.sample("u", dist.Normal(0 * x, 3.0), infer=AUXILIARY)
+    pyro.sample("z", dist.Delta(torch.atan2(u.sin(), u.cos())))
+
+
+HALF = dist.HalfNormal(torch.ones(2)).to_event(1)
+
+NOT_ONE_TO_ONE: dict[str, tuple[Program, Callable[[Tensor], None], float | None]] = {
+    "even": (
+        with_prior(z=dist.HalfNormal(1.0)),
+        lambda x: pyro.sample("z", dist.Delta(draw(x).abs())),
+        1,
+    ),
+    "even, two numbers": (with_prior(z=HALF), pair_of_signs, 2),
+    "periodic": (with_prior(z=dist.VonMises(0.0, 1.0)), turned, None),
+}
+
+
+@pytest.mark.parametrize("case", NOT_ONE_TO_ONE)
+def test_draws_with_the_same_latents(case: str) -> None:
+    """A standard normal has log q(|z|) = log q(u) + log 2 per number."""
+    model, body, twos = NOT_ONE_TO_ONE[case]
+    (problem,) = found(model, in_plate(body), torch.randn(10))
+    assert (problem.severity, problem.site) == ("warning", "z")
+    assert "other values of 'u' give the same 'z'" in problem.message
+    if twos is not None:
+        assert f"too low by {twos * math.log(2):.3g} nats" in problem.message
+
+
+# -- factors -----------------------------------------------------------------------------------------------
+
+
+def shifted(x: Tensor) -> None:
+    """Right without its factor, which counts, because no Delta has a density."""
+    pyro.sample("z", dist.Delta(draw(x) + 1))
+    pyro.factor("more", 3 * torch.ones(len(x)), has_rsample=True)
+
+
+def half_a_factor(x: Tensor) -> None:
+    pyro.sample("z", dist.Delta(4 * draw(x)))
+    pyro.factor("more", torch.full((len(x),), 3 - math.log(4)), has_rsample=True)
+
+
+@pytest.mark.parametrize("body", [shifted, half_a_factor])
+def test_a_factor_that_is_no_jacobian_is_told(body: Callable[[Tensor], None]) -> None:
+    model = with_prior(z=NUMBER)
+    (problem,) = found(model, in_plate(body), torch.randn(10))
+    assert (problem.severity, problem.site) == ("warning", "z")
+    assert "pyro.factor 'more' counts as one" in problem.message
+    assert "too high by 3 nats" in problem.message
 
 
 # -- autoguides write the Jacobian ---------------------------------------------------------------------------

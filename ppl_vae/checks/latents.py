@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import pyro.distributions as dist
 import pyro.poutine as poutine
 import torch
 from pyro.poutine.messenger import Messenger
@@ -21,6 +20,7 @@ from ppl_vae.pairs import (
     Trace,
     free_numbers,
     innermost,
+    is_delta,
     is_factor,
     latent_sites,
     observed_sites,
@@ -77,8 +77,8 @@ def auxiliary_problems(
     """
     in_model, known = latent_sites(model_trace), sample_sites(model_trace)
     own = {n: s for n, s in latent_sites(guide_trace).items() if n not in known}
-    own = {n: s for n, s in own.items() if not _is_delta(s)}
-    deltas = [n for n in in_model if n in guide_trace.nodes and _is_delta(guide_trace.nodes[n])]
+    own = {n: s for n, s in own.items() if not is_delta(s)}
+    deltas = [n for n in in_model if n in guide_trace.nodes and is_delta(guide_trace.nodes[n])]
     tracked = trace_tracked(pair, batch) if own and deltas else None
     if own and deltas and tracked is None:  # code that checks the type of a tensor
         return
@@ -119,7 +119,7 @@ def narrow_problems(model_trace: Trace, guide_trace: Trace) -> Iterator[Problem]
     """
     for name, site in latent_sites(model_trace).items():
         other = guide_trace.nodes.get(name)
-        if other is None or _is_delta(other):
+        if other is None or is_delta(other):
             continue
         wanted, given = support_of(site["fn"]), support_of(other["fn"])
         if wanted is not None and given is not None and _leaves(site, other, site):
@@ -147,10 +147,6 @@ def observed_problems(guide: Program, guide_trace: Trace) -> Iterator[Problem]:
             )
 
 
-def _is_delta(site: Site) -> bool:
-    return isinstance(innermost(site["fn"]), dist.Delta)
-
-
 def _other_mask(in_model: Site, in_guide: Site) -> str:
     """What is wrong with the masks of a latent; empty if nothing is."""
     try:
@@ -174,7 +170,7 @@ def _other_values(in_model: Site, in_guide: Site) -> str:
     if wanted is None or not bool(torch.isfinite(value).all()):
         return ""
     model_kind, guide_kind = (type(innermost(s["fn"])).__name__ for s in (in_model, in_guide))
-    given = None if _is_delta(in_guide) else support_of(in_guide["fn"])
+    given = None if is_delta(in_guide) else support_of(in_guide["fn"])
     if given is not None and given.is_discrete != wanted.is_discrete:
         kinds = ["a density", "probabilities"]
         return (

@@ -25,10 +25,10 @@ from ppl_vae.pairs import (
     Program,
     RowDensities,
     Trace,
-    density_sites,
     is_weighted,
     move,
     num_rows,
+    observed_sites,
     parts_of,
     sample_rows,
     sample_sites,
@@ -139,7 +139,7 @@ class Session:
         """
         traces = self._traces(traces)
         weighted = {n for t in traces for n, site in sample_sites(t).items() if is_weighted(site)}
-        beside = sample_sites(traces[1]).keys() - density_sites(traces[1]).keys()
+        beside = observed_sites(traces[1]).keys() - set(self.layout.guide_sites)
         notes = []
         if weighted:
             notes.append(

@@ -11,7 +11,6 @@ from typing import Any, cast
 import pyro
 import pyro.infer
 import torch
-from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import kl_divergence
@@ -30,9 +29,8 @@ from ppl_vae.pairs import (
     PairError,
     ScaleLatents,
     as_args,
-    density_sites,
     elementwise_kl,
-    innermost,
+    has_log_density,
     is_enumerated,
     latent_sites,
     mean_field_violations,
@@ -83,12 +81,14 @@ class ELBO(Objective):
                 require_reparameterized(name, site, "stick_the_landing")
             return TraceELBO(self.beta, self.free_bits, self.num_particles, stick_the_landing=True)
         chosen: type[Objective]
+        # Pyro's analytic KL ignores the log_density of a Delta.
         if any(is_enumerated(site) for site in latents.values()):
             chosen = EnumELBO
-        elif all(
-            site["fn"].has_rsample and not _is_transformed_delta(site)
-            for site in (*latents.values(), *observed_sites(guide_trace).values())
-        ) and not mean_field_violations(pair, batch):
+        elif (
+            all(site["fn"].has_rsample and not has_log_density(site) for site in latents.values())
+            and all(site["fn"].has_rsample for site in observed_sites(guide_trace).values())
+            and not mean_field_violations(pair, batch)
+        ):
             chosen = MeanFieldELBO
         else:
             chosen = TraceELBO
@@ -250,7 +250,7 @@ def _pyro_loss(
     )
     model, guide = pair.model, repeatable or pair.guide
     if isinstance(beta, Tensor) or beta != 1.0:
-        model, guide = ScaleLatents(beta)(model), ScaleLatents(beta)(guide)
+        model, guide = ScaleLatents(beta)(model), ScaleLatents(beta, layout.factors)(guide)
     with warnings.catch_warnings():
         # The caller checks for NaN itself.
         warnings.filterwarnings("ignore", "Encountered (NaN|.?inf)")
@@ -276,7 +276,8 @@ def _pyro_loss(
             distortion = -_sum(traces, 0, layout.observed, layout)
             local = _sum(traces, 1, layout.guide_sites, layout)
             local = local - _sum(traces, 0, layout.latents, layout)
-            others = tuple(n for n in density_sites(traces[0][1]) if n not in layout.guide_sites)
+            in_density = (*latent_sites(traces[0][1]), *layout.factors)
+            others = tuple(n for n in in_density if n not in layout.guide_sites)
             shared = _sum(traces, 1, others, layout) - _sum(traces, 0, layout.shared, layout)
             distortion = distortion / (n * objective.num_particles)
             rate = (local + shared / scale) / (n * objective.num_particles)
@@ -336,9 +337,3 @@ def _joint_kl(guide_site: Any, model_site: Any, analytic: bool) -> Tensor:
             masked: Tensor = scale_and_mask(kl, mask=guide_site["mask"])
             return masked
     return unscaled(guide_site) - unscaled(model_site)
-
-
-def _is_transformed_delta(site: dict[str, Any]) -> bool:
-    """Whether a site is an autoguide's Delta with a Jacobian, which Pyro's analytic KL ignores."""
-    fn = innermost(site["fn"])
-    return isinstance(fn, Delta) and bool(torch.as_tensor(fn.log_density).ne(0).any())

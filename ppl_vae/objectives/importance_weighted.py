@@ -22,14 +22,12 @@ from ppl_vae.pairs import (
     Site,
     Trace,
     as_args,
-    density_sites,
     inner_scale,
     num_rows,
     observed_sites,
     present,
     row_log_prob,
     sample_rows,
-    sample_sites,
     sum_to_rows,
 )
 
@@ -122,14 +120,17 @@ def _beside_the_rows(rows: RowDensities, n: int) -> Tensor:
     These are factors of the model that belong to no row, such as a penalty on weights, and what the guide has
     beside its draws.
     """
-    layout, guide_sites = rows.layout, sample_sites(rows.guide_trace)
+    layout = rows.layout
     terms = [
         (-1.0, site)
         for name, site in observed_sites(rows.model_trace).items()
         if name not in layout.observed
     ]
-    known = density_sites(rows.guide_trace)
-    terms += [(1.0, site) for name, site in guide_sites.items() if name not in known]
+    terms += [
+        (1.0, site)
+        for name, site in observed_sites(rows.guide_trace).items()
+        if name not in layout.guide_sites
+    ]
     total = rows.log_guide.new_zeros(())
     for sign, site in terms:
         in_rows = any(frame.name == layout.plate for frame in site["cond_indep_stack"])

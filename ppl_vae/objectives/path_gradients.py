@@ -53,7 +53,7 @@ class RepeatableGuide:
             )
         self._program = pair.guide
         self._needed_by = needed_by
-        self._single = sum(program == "guide" for program, *_ in layout.signature) == 1
+        self._single = sum(row[0] == "guide" and not row[2] for row in layout.signature) == 1
         self._buffers = Buffers([] if self._single else pair.modules().values())
         self._before: list[tuple[Tensor, Tensor]] = []
         self._numbers = _SameNumbers(needed_by)

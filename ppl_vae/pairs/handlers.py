@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
@@ -17,6 +17,10 @@ class ScaleLatents(Messenger):
     Apply it to model *and* guide, so that log p(z) and log q(z | x), or their analytic KL, are scaled
     alike. Unlike `poutine.scale`, it does not scale observed sites, and it allows a scale of zero.
 
+    Args:
+        scale: The factor.
+        factors: The `pyro.factor` sites that are part of log q(z | x) (`Layout.factors`), which it scales, too.
+
     Example:
         >>> import torch, pyro, pyro.distributions as dist, pyro.poutine as poutine
         >>> def model():
@@ -27,12 +31,13 @@ class ScaleLatents(Messenger):
         (4.0, 1.0)
     """
 
-    def __init__(self, scale: float | Tensor) -> None:
+    def __init__(self, scale: float | Tensor, factors: Collection[str] = ()) -> None:
         super().__init__()
-        self.scale = scale
+        self.scale, self.factors = scale, factors
 
     def _pyro_sample(self, msg: Site) -> None:
-        if not msg["is_observed"] and not site_is_subsample(msg):
+        is_latent = not msg["is_observed"] or msg["name"] in self.factors
+        if is_latent and not site_is_subsample(msg):
             msg["scale"] = msg["scale"] * self.scale
 
 

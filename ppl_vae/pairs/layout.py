@@ -13,9 +13,9 @@ from ppl_vae.pairs.errors import PairError
 from ppl_vae.pairs.traces import (
     Site,
     Trace,
-    density_sites,
     innermost,
     mask_kind,
+    possible_density_sites,
     sample_sites,
     unscaled,
 )
@@ -63,7 +63,7 @@ def signature_of(model_trace: Trace, guide_trace: Trace) -> Signature:
         )
         for program, sites in (
             ("model", sample_sites(model_trace)),
-            ("guide", density_sites(guide_trace)),
+            ("guide", possible_density_sites(guide_trace)),
         )
         for name, site in sites.items()
     )
@@ -87,6 +87,7 @@ class Layout:
         nesting: The number of dimensions that plates take up.
         vectorizes: Whether one run can hold many samples; if not, samples are drawn in a loop.
         discrete: Those of `draws` that have probabilities, not densities.
+        factors: The guide's `pyro.factor` sites that are part of log q, in or outside of the plate.
         signature: That of the traces that the layout was found on; empty if that is not known.
     """
 
@@ -102,6 +103,7 @@ class Layout:
     nesting: int
     vectorizes: bool
     discrete: tuple[str, ...] = ()
+    factors: tuple[str, ...] = ()
     signature: Signature = field(default=(), compare=False, repr=False)
 
     @property

@@ -99,19 +99,21 @@ def find_layout(pair: Pair, batch: Batch, traces: tuple[Trace, Trace] | None = N
             for f in site["cond_indep_stack"]
             if f.vectorized
         ]
+        in_density = density_sites(guide_trace)
         layout = Layout(
             plate=frame.name,
             dim=frame.dim,
             latents=own,
             shared=tuple(n for n in latents if n not in in_plate and n in guide_trace.nodes),
             enumerated=tuple(n for n in latents if n not in guide_trace.nodes),
-            guide_sites=tuple(n for n in density_sites(guide_trace) if n in in_plate),
+            guide_sites=tuple(n for n in in_density if n in in_plate),
             draws=tuple(n for n in draws if n in in_plate),
             points=_points(pair, batch, model_trace, guide_trace),
             observed=tuple(observed),
             nesting=-min(dims),
             vectorizes=True,
             discrete=tuple(n for n in draws if n in in_plate and is_discrete(guide_trace.nodes[n])),
+            factors=tuple(n for n, site in in_density.items() if site["is_observed"]),
             signature=signature_of(model_trace, guide_trace),
         )
         return replace(layout, vectorizes=_vectorizes(pair, layout, batch))

@@ -148,18 +148,37 @@ def trace_pair(pair: Pair, batch: Batch) -> tuple[Trace, Trace]:
 def density_sites(guide_trace: Trace) -> dict[str, Site]:
     """The sites of a guide whose log densities add up to log q(z | x).
 
-    They are its draws, and a `pyro.factor` beside Deltas that are computed from other draws: a change of
-    variables written by hand. What a guide observes, and any other factor, belongs to Pyro's loss, but is no
-    density of latents.
+    They are its draws, and a `pyro.factor` beside draws and Deltas of which one has no `log_density`: a change
+    of variables written by hand. What a guide observes, and any other factor, belongs to Pyro's loss, but is no
+    density of latents. The answer depends on the values of `log_density`; a `Layout` keeps that of its trace.
     """
+    drawn, possible = latent_sites(guide_trace), possible_density_sites(guide_trace)
+    if len(possible) > len(drawn) and all(
+        has_log_density(site) for site in drawn.values() if is_delta(site)
+    ):
+        return drawn
+    return possible
+
+
+def possible_density_sites(guide_trace: Trace) -> dict[str, Site]:
+    """As `density_sites`, for any `log_density`."""
     drawn = latent_sites(guide_trace)
-    deltas = sum(isinstance(innermost(site["fn"]), dist.Delta) for site in drawn.values())
-    by_hand = 0 < deltas < len(drawn)
+    by_hand = 0 < sum(is_delta(site) for site in drawn.values()) < len(drawn)
     return {
         name: site
         for name, site in sample_sites(guide_trace).items()
         if name in drawn or (by_hand and is_factor(site))
     }
+
+
+def is_delta(site: Site) -> bool:
+    """Whether a site is a point: a `Delta`, maybe inside of wrappers."""
+    return isinstance(innermost(site["fn"]), dist.Delta)
+
+
+def has_log_density(site: Site) -> bool:
+    """Whether a site is a `Delta` with a `log_density` other than 0."""
+    return is_delta(site) and bool((innermost(site["fn"]).log_density != 0).any())
 
 
 def is_factor(site: Site) -> bool:
