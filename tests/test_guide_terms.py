@@ -57,7 +57,7 @@ def posterior(x: Tensor) -> None:
 def test_the_data_of_a_messenger_are_the_models(kind: Any) -> None:
     pyro.set_rng_seed(0)
     guide = kind(model)
-    fitted = fit(model, guide, X, max_epochs=400, learning_rate=0.03, seed=0)
+    fitted = fit(model, guide, X, max_epochs=150, learning_rate=0.05, seed=0, capture=False)
     assert not fitted.warnings
     found = evaluate(model, guide, X, num_samples=2000, seed=0)
     assert found.log_likelihood.mean == pytest.approx(float(LOG_P.mean()), abs=0.02)
@@ -82,7 +82,8 @@ def test_a_messenger_keeps_rows_unless_their_plate_is_amortized() -> None:
     with pytest.raises(PairError, match="keeps parameters for each row"):
         fit(model, AutoNormalMessenger(model), X, batch_size=5, max_epochs=1)
     shared = AutoNormalMessenger(model, amortized_plates=("data",))
-    fit(model, shared, X, batch_size=5, max_epochs=300, learning_rate=0.03, seed=0)
+    options: dict[str, Any] = {"max_epochs": 120, "learning_rate": 0.02, "seed": 0}
+    fit(model, shared, X, batch_size=5, capture=False, **options)
     # The best q for all rows is N(mean of x / 2, 1/2).
     m, s2 = X.mean() / 2, 0.5
     likelihood = -0.5 * math.log(2 * math.pi) - 0.5 * ((X - m).square() + s2).mean()
