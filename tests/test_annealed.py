@@ -92,7 +92,7 @@ def test_memory_does_not_grow_with_temperatures_or_rows(monkeypatch: pytest.Monk
     monkeypatch.setattr("ppl_vae.checks.session.MEMORY_BUDGET", 2**21)
     model, guide, x = vae()
     most = []
-    for rows, num_steps in ((30, 50), (30, 200), (300, 20)):
+    for rows, num_steps in ((30, 50), (30, 200), (300, 5)):
         gc.collect()  # what cycles hold of the run before is not this one's
         with programs.Memory() as memory:
             annealed_importance_sampling(
@@ -107,19 +107,21 @@ def test_memory_does_not_grow_with_temperatures_or_rows(monkeypatch: pytest.Monk
     assert most[2] < 5 * most[0]
 
 
-@pytest.mark.parametrize(("budget", "n"), [(1, 2), (2**14, 5)])
+@pytest.mark.parametrize(("budget", "n"), [(1, 2), (2**14, 3)])
 def test_chains_and_rows_in_parts(budget: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ppl_vae.checks.session.MEMORY_BUDGET", budget)
     model, x = pca(n=n)
     guide = Exact(model)
     found = annealed_importance_sampling(
-        model, guide, x, num_chains=7, num_steps=3, num_leapfrog=2, seed=0
+        model, guide, x, num_chains=5, num_steps=3, num_leapfrog=2, seed=0
     )
     truth = model.log_evidence(x).detach().double()
     torch.testing.assert_close(found.log_likelihood.values, truth, atol=1e-3, rtol=0.0)
-    torch.testing.assert_close(found.ess, torch.full_like(truth, 7.0), atol=0.01, rtol=0.0)
+    torch.testing.assert_close(found.ess, torch.full_like(truth, 5.0), atol=0.01, rtol=0.0)
     assert ((found.acceptance > 0) & (found.acceptance <= 1)).all()
-    sandwich = bidirectional_monte_carlo(model, guide, x, num_chains=7, num_steps=3, seed=0)
+    sandwich = bidirectional_monte_carlo(
+        model, guide, x, num_chains=5, num_steps=3, num_leapfrog=2, seed=0
+    )
     truth = model.log_evidence(sandwich.data).detach().double()  # type: ignore[arg-type]
     torch.testing.assert_close(sandwich.upper.values, truth, atol=1e-3, rtol=0.0)
 

@@ -112,8 +112,9 @@ class PriorGuide(nn.Module):
             pyro.sample("z", dist.Normal(loc, scale).to_event(1))
 
 
-@pytest.mark.parametrize("dead", [[True, True, True], [False, True, False]])
-@pytest.mark.parametrize("sigma", [0.3, 0.05])
+@pytest.mark.parametrize(
+    ("dead", "sigma"), [([True, True, True], 0.3), ([False, True, False], 0.05)]
+)
 def test_a_guide_that_lags_behind_a_model_that_uses_its_latents(
     dead: list[bool], sigma: float
 ) -> None:

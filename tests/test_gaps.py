@@ -310,8 +310,8 @@ def test_families_of_many_kinds(kind: str) -> None:
             pyro.sample("z", q)
 
     # Without a dimension of samples, each takes a run of its own.
-    samples = 100 if kind == "looped" else 500
-    gaps = inference_gaps(model, guide, x, seed=0, num_samples=samples)
+    samples, steps = (100, 150) if kind == "looped" else (500, 2000)
+    gaps = inference_gaps(model, guide, x, seed=0, num_samples=samples, max_steps=steps)
     variance = 3.0 if kind == "LowRank" else 2.0
     exact = dist.Normal(0.0, math.sqrt(variance)).log_prob(x)
     assert torch.allclose(gaps.best_elbo.values, exact, atol=0.02)
@@ -338,7 +338,7 @@ def test_two_layers_of_latents_and_discrete_ones_of_our_own() -> None:
         BottomUp((5,), (3, 2), MLP((8,)), MLP((8,))),
         TopDown(model, (5,), (3, 2), MLP((8,)), MLP((8,))),
     ):
-        gaps = inference_gaps(model, guide, x, num_samples=200, max_steps=200, seed=0)
+        gaps = inference_gaps(model, guide, x, num_samples=200, max_steps=100, seed=0)
         assert gaps.amortization_gap.mean > 0
         assert "depends on another latent" in gaps.notes[0]
     mixture = BernoulliMixture((5,), 3)
@@ -351,9 +351,9 @@ def test_rows_do_not_depend_on_the_chunks_they_come_in(monkeypatch: pytest.Monke
     model, x, _ = correlated()
     x = x[:6]
     guide = FullCovariance((6,), 2, MLP((8,)))
-    whole = inference_gaps(model, guide, x, num_samples=200, seed=0)
+    whole = inference_gaps(model, guide, x, num_samples=100, max_steps=400, seed=0)
     monkeypatch.setattr("ppl_vae.checks.session.chunk_sizes", lambda *_: (3, 8))
-    parts = inference_gaps(model, guide, [x[:4], x[4:]], num_samples=200, seed=0)
+    parts = inference_gaps(model, guide, [x[:4], x[4:]], num_samples=100, max_steps=400, seed=0)
     assert torch.allclose(whole.best_elbo.values, parts.best_elbo.values, atol=0.03)
     assert parts.num_rows == 6
     assert torch.allclose(whole.log_likelihood.values, parts.log_likelihood.values)

@@ -332,7 +332,7 @@ def turned(x: Tensor) -> None:
 
 HALF = dist.HalfNormal(torch.ones(2)).to_event(1)
 
-NOT_ONE_TO_ONE: dict[str, tuple[Program, Callable[[Tensor], None], float | None]] = {
+NOT_ONE_TO_ONE: dict[str, tuple[Program, Callable[[Tensor], Any], float | None]] = {
     "even": (
         with_prior(z=dist.HalfNormal(1.0)),
         lambda x: pyro.sample("z", dist.Delta(draw(x).abs())),

@@ -266,9 +266,11 @@ def test_active_units_of_a_training_know_masks_and_the_priors_scale(validation: 
 
     x = prior * torch.randn(100, 4)
     held_out = x[:50] if validation else None
-    fitted = fit(model, guide, x, validation=held_out, max_epochs=1, batch_size=50, seed=0)
+    options: dict[str, Any] = {"max_epochs": 1, "batch_size": 50, "seed": 0, "capture": False}
+    fitted = fit(model, guide, x, validation=held_out, **options)
     assert fitted.history[-1]["active_units"] == 2
-    assert diagnose(model, guide, x, seed=0).active_units == 2
+    if not validation:  # the pair is the same
+        assert diagnose(model, guide, x, seed=0).active_units == 2
 
 
 # -- numbers that count for bits per dimension ------------------------------------------------------------

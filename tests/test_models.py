@@ -319,7 +319,7 @@ def test_optimum_equals_the_numerical_one(beta: float, learn_sigma: bool) -> Non
         max_iter=1000,
         max_eval=2000,
         tolerance_grad=1e-9,
-        tolerance_change=1e-14,
+        tolerance_change=1e-11,
         history_size=30,
         line_search_fn="strong_wolfe",
     )

@@ -131,7 +131,7 @@ def test_sites_in_nested_plates() -> None:
     chain, x = Chain(), torch.tensor([[1.0, 0.5, 2.0], [-1.0, 0.0, 1.0], [4.0, 3.0, 1.5]])
     for guide in (None, chain.guide):
         found = annealed_importance_sampling(
-            chain.model, guide, x, num_chains=200, num_steps=200, num_leapfrog=5, seed=0
+            chain.model, guide, x, num_chains=100, num_steps=100, num_leapfrog=5, seed=0
         )
         agrees(found.log_likelihood, found.log_likelihood_error, chain.truth(x))
         sandwich = bidirectional_monte_carlo(
@@ -258,7 +258,7 @@ class Counted(nn.Module):
         self.model(x)
 
 
-@pytest.mark.parametrize("from_prior", [True, False])
+@pytest.mark.parametrize("from_prior", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_pyro_runs_a_few_times_and_the_result_is_what_it_would_say(
     from_prior: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -227,7 +227,7 @@ def test_an_autoguide_with_an_amortized_part() -> None:
     part = AutoNormal(poutine.block(both_kinds, hide=["z"]))
     guide.append(part)
     guide.append(amortized)
-    ppl_vae.fit(both_kinds, guide, x, max_epochs=300, batch_size=50, learning_rate=0.02, seed=0)
+    ppl_vae.fit(both_kinds, guide, x, max_epochs=120, batch_size=50, learning_rate=0.03, seed=0)
     assert abs(float(part.locs.mu.detach()) - mean) < 0.15
     assert abs(float(net.weight.detach()) - 0.5) < 0.1  # E[z | x, mu] = (x + mu) / 2
     assert abs(float(net.bias.detach()) - mean / 2) < 0.3
@@ -275,7 +275,7 @@ def test_an_autoguide_with_rows_by_index() -> None:
 
     x, i = 3 * torch.randn(N), torch.arange(N)
     guide = AutoNormal(by_index, create_plates=lambda x, i: pyro.plate("data", N, subsample=i))
-    ppl_vae.fit(by_index, guide, (x, i), max_epochs=400, batch_size=50, learning_rate=0.05, seed=0)
+    ppl_vae.fit(by_index, guide, (x, i), max_epochs=150, batch_size=100, learning_rate=0.05, seed=0)
     assert float((guide.locs.z.detach() - x / 2).abs().mean()) < 0.2
     order = torch.randperm(N)
     found = ppl_vae.evaluate(by_index, guide, (x[order], i[order]), num_samples=500, seed=0)

@@ -109,7 +109,7 @@ def jacobian_problems(
         )
 
 
-class _Group(NamedTuple):
+class _Computed(NamedTuple):
     """Latents with a wrong density.
 
     Attributes:
@@ -145,7 +145,7 @@ _Block = tuple[Tensor, Tensor, Tensor]
 
 def _differences(
     pair: Pair, batch: Batch, model_trace: Trace, guide_trace: Trace
-) -> dict[_Group, tuple[bool, float]]:
+) -> dict[_Computed, tuple[bool, float]]:
     """For groups with a wrong density: whether any is given, and the largest error of log q(z | x)."""
     in_guide, in_model = latent_sites(guide_trace), latent_sites(model_trace)
     if any(n not in in_model and has_log_density(s) for n, s in in_guide.items()):
@@ -162,7 +162,7 @@ def _differences(
         return {}
     factors = [n for n, site in density_sites(guide_trace).items() if site["is_observed"]]
     maps = _Map(pair, batch, guide_trace, {n: in_model[n] for n in latents}, list(draws), factors)
-    found: dict[_Group, tuple[bool, float]] = {}
+    found: dict[_Computed, tuple[bool, float]] = {}
     for group, off in maps.differences():
         given = any(has_log_density(in_guide[n]) for n in group.latents)
         known = found.get(group, (given, 0.0))
@@ -246,7 +246,7 @@ class _Map:
         with torch.enable_grad():
             self._image = self._at(self._start)
 
-    def differences(self) -> Iterator[tuple[_Group, float]]:
+    def differences(self) -> Iterator[tuple[_Computed, float]]:
         """Latents and draws with another `log_density` than the Jacobian's, and the error of log q(z | x)."""
         image = self._image
         if not image.numbers.requires_grad:
@@ -266,14 +266,14 @@ class _Map:
                         done.update(block[0].tolist())
                         yield from _judged(self._names(*block), self._off(*block))
 
-    def _difference_with_factors(self, cell: int) -> Iterator[tuple[_Group, float]]:
+    def _difference_with_factors(self, cell: int) -> Iterator[tuple[_Computed, float]]:
         """As `differences`, of all that is at one place, with its factors; nothing if a part is not known."""
         image = self._image
         inside = (image.cell_of == cell).nonzero()[:, 0].tolist()
         if len(inside) > _MOST:
             return
         done: set[int] = set()
-        groups: list[_Group] = []
+        groups: list[_Computed] = []
         factor = float(image.factors[cell].detach())
         offs = [_Off(factor, 0.0, 100 * torch.finfo(image.factors.dtype).eps * abs(factor))]
         for value in inside:
@@ -288,7 +288,7 @@ class _Map:
         if groups:
             latents, draws = (_once(g.latents for g in groups), _once(g.draws for g in groups))
             total = _Off(*(sum(column) for column in zip(*offs, strict=True)))
-            yield from _judged(_Group(latents, draws, tuple(self._factors)), total)
+            yield from _judged(_Computed(latents, draws, tuple(self._factors)), total)
 
     def _is_point(self, value: int) -> bool:
         """Whether a value of a latent depends on no draw."""
@@ -343,7 +343,8 @@ class _Map:
         for name in self._factors:
             factor = unscaled(trace.nodes[name])
             factors = factors.index_add(0, self._cells(factor.shape), factor.flatten().to(factors))
-        return _Image(*(torch.cat(column) for column in zip(*parts_of, strict=True)), factors)
+        columns = [torch.cat(column) for column in zip(*parts_of, strict=True)]
+        return _Image(*columns, *[factors])
 
     def _gradient(self, number: int) -> Tensor:
         """The derivatives of a number of a latent, `(draws,)`."""
@@ -466,10 +467,10 @@ class _Map:
                 terms.append(log_q.flatten())
         return torch.cat(terms)
 
-    def _names(self, values: Tensor, columns: Tensor, jacobian: Tensor) -> _Group:
+    def _names(self, values: Tensor, columns: Tensor, jacobian: Tensor) -> _Computed:
         names: list[Any] = list(self._latents)
         ends = torch.tensor(self._sizes, device=columns.device).cumsum(0)
-        return _Group(
+        return _Computed(
             tuple(names[i] for i in self._image.latent_of[values].unique().tolist()),
             tuple(
                 self._draws[i] for i in torch.bucketize(columns, ends, right=True).unique().tolist()
@@ -477,7 +478,7 @@ class _Map:
         )
 
 
-def _judged(group: _Group, off: _Off) -> Iterator[tuple[_Group, float]]:
+def _judged(group: _Computed, off: _Off) -> Iterator[tuple[_Computed, float]]:
     """The group and its error, if that is more than rounding."""
     error = off.alone - off.fold
     if abs(error) > off.rounding:
