@@ -113,7 +113,13 @@ class PriorGuide(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("dead", "sigma"), [([True, True, True], 0.3), ([False, True, False], 0.05)]
+    ("dead", "sigma"),
+    [
+        ([True, True, True], 0.3),
+        ([False, True, False], 0.05),
+        pytest.param([False, True, False], 0.3, marks=pytest.mark.slow),
+        pytest.param([True, True, True], 0.05, marks=pytest.mark.slow),
+    ],
 )
 def test_a_guide_that_lags_behind_a_model_that_uses_its_latents(
     dead: list[bool], sigma: float
