@@ -504,10 +504,7 @@ _unregistered = torch.nn.Linear(1, 1)
 def test_a_net_that_forward_uses_is_trained() -> None:
     """z ~ N(0, 1), x ~ N(z, 1): the best guide has the mean x / 2."""
 
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+    model = programs.normal
 
     x = 3 * torch.randn(100)
     fit(model, _UsesANet(), x, max_epochs=300, batch_size=100, learning_rate=0.02, seed=0)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import programs
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -442,10 +443,7 @@ def test_wrong_batches_are_told_what_to_do(batch: Any, words: str) -> None:
 # -- lists that may mean rows or batches -------------------------------------------------------------------
 
 
-def scalar(x: Tensor) -> None:
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+scalar = programs.normal
 
 
 class ScalarGuide(nn.Module):

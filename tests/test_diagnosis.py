@@ -424,10 +424,7 @@ def test_a_collapsed_guide_that_keeps_parameters_for_each_row() -> None:
 def test_latents_that_the_guide_computes_by_row() -> None:
     """z = 0.8 u + x / 2 with u ~ N(0, 1): u is independent of x, z is not. What is not known is not 0."""
 
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+    model = programs.normal
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):

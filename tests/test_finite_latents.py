@@ -7,6 +7,7 @@ import math
 import weakref
 from typing import Any
 
+import programs
 import pyro
 import pyro.distributions as dist
 import pyro.poutine as poutine
@@ -346,10 +347,7 @@ def test_a_sum_over_words_of_one_hot() -> None:
 def normal_pair(scale: float) -> tuple[Any, Any]:
     """x ~ N(z, 1), z ~ N(0, 1), and a guide of the given scale around the exact mean."""
 
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+    model = programs.normal
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):

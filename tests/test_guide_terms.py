@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import programs
 import pyro
 import pyro.distributions as dist
 import pyro.poutine as poutine
@@ -36,11 +37,7 @@ X = torch.randn(12, generator=torch.Generator().manual_seed(0)) * 1.4
 LOG_P = dist.Normal(0.0, 2**0.5).log_prob(X)
 
 
-def model(x: Tensor) -> None:
-    """z ~ N(0, 1), x ~ N(z, 1): log p(x) = log N(x; 0, 2)."""
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+model = programs.normal
 
 
 def posterior(x: Tensor) -> None:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import programs
 import pyro
 import pyro.distributions as dist
 import pyro.poutine as poutine
@@ -249,10 +250,7 @@ def test_what_needs_a_density_says_so(function: Callable[..., Any]) -> None:
 def test_a_delta_that_is_a_function_of_a_draw_is_right() -> None:
     """z = 2 e with e ~ N(x / 4, 1 / 8) is the posterior N(x / 2, 1 / 2): q(z) = q(e) / 2."""
 
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+    model = programs.normal
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -299,10 +297,7 @@ def test_a_variable_of_the_guide_alone_needs_a_reverse_model(reverse: bool) -> N
 def test_a_latent_made_of_more_numbers_than_it_has() -> None:
     """z = a + b: q(z) is a convolution, not q(a) q(b)."""
 
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+    model = programs.normal
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):

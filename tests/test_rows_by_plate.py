@@ -6,6 +6,7 @@ import math
 import warnings
 from typing import Any
 
+import programs
 import pyro
 import pyro.distributions as dist
 import pyro.poutine as poutine
@@ -233,10 +234,7 @@ def test_an_autoguide_with_an_amortized_part() -> None:
     assert abs(float(net.bias.detach()) - mean / 2) < 0.3
 
 
-def local(x: Tensor) -> None:
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+local = programs.normal
 
 
 def calls_an_autoguide(x: Tensor) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import programs
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -86,9 +87,8 @@ def test_the_check_of_em_leaves_no_trace() -> None:
     guide = Normed()
     data = loader(X[:34])
     fit_em(Model(), data, guide=guide, max_iterations=1, m_step=GradientSteps(steps=1), **QUICK)
-    runs = 2 * (
-        2 + 2 + 1
-    )  # two batches; gradient and bound at the start and after the M step, the M step
+    # Two batches; gradient and bound at the start and after the M step, the M step.
+    runs = 2 * (2 + 2 + 1)
     assert int(guide.encoder[1].num_batches_tracked) == runs  # type: ignore[arg-type]
 
 
@@ -120,10 +120,7 @@ def test_the_smallest_batch(x: Any, size: int, rows: int | None) -> None:
     assert Batches(x, pair).smallest_batch(size) == rows
 
 
-def of_numbers(x: Tensor) -> None:
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+of_numbers = programs.normal
 
 
 def test_em_gives_a_guide_of_each_row_all_rows() -> None:

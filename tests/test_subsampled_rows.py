@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import programs
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -597,10 +598,7 @@ def own_locs(num: int) -> Any:
     return guide
 
 
-def plain(x: Tensor) -> None:
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+plain = programs.normal
 
 
 def test_parameters_that_a_plates_index_selects_need_all_rows_at_once() -> None:

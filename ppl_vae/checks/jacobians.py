@@ -73,9 +73,8 @@ def jacobian_problems(
     """
     try:
         found = _differences(pair, batch, model_trace, guide_trace)
-    except (
-        Exception
-    ):  # code that autograd cannot follow; what is wrong with it is reported elsewhere
+    # Code that autograd cannot follow; what is wrong with it is reported elsewhere.
+    except Exception:
         return
     for (latents, draws, factors, folded), (given, off) in found.items():
         z, u = (", ".join(f"'{name}'" for name in names) for names in (latents, draws))
@@ -343,8 +342,8 @@ class _Map:
         for name in self._factors:
             factor = unscaled(trace.nodes[name])
             factors = factors.index_add(0, self._cells(factor.shape), factor.flatten().to(factors))
-        columns = [torch.cat(column) for column in zip(*parts_of, strict=True)]
-        return _Image(*columns, *[factors])
+        columns = (torch.cat(column) for column in zip(*parts_of, strict=True))
+        return _Image(*(*columns, factors))
 
     def _gradient(self, number: int) -> Tensor:
         """The derivatives of a number of a latent, `(draws,)`."""
