@@ -15,16 +15,17 @@ from ppl_vae.checks.data import data_problems, same_for_all_rows, unusable
 from ppl_vae.checks.jacobians import jacobian_problems
 from ppl_vae.checks.latents import are_masked, auxiliary_problems, latent_problems
 from ppl_vae.checks.report import Problem, Report, run_pair
+from ppl_vae.checks.rows import factor_problems
 from ppl_vae.checks.shapes import shape_problems
 from ppl_vae.pairs import (
     Batch,
     Buffers,
     Pair,
     PairError,
+    Site,
     Trace,
     as_args,
     num_rows,
-    observed_sites,
     rows_frame,
     sites_of_rows,
     take_rows,
@@ -74,17 +75,20 @@ def check_traces(
         torch.no_grad(),
         pyro.validation_enabled(False),
     ):
-        found = list(data_problems(traces[0], batch))
-        seen = sites_of_rows(traces[0])
+        seen = sites_of_rows(pair.model, batch, traces[0])
+        found = list(data_problems(seen, batch))
         if seen and not found:
             dim = rows_frame(seen, num_rows(batch)).dim
-            found = list(same_for_all_rows(traces[0], batch, dim, surely=bool(doubt)))
+            found = list(same_for_all_rows(seen, batch, dim, surely=bool(doubt)))
             found = [problem for problem in found if problem.severity == "error"]
         is_prior = getattr(pair.guide, "is_prior", False)
         found = found or list(latent_problems(*traces, guide_is_prior=is_prior))
         found = found or list(auxiliary_problems(pair, batch, *traces))
         found = found or list(shape_problems(*traces))
-        found = found or list(jacobian_problems(pair, batch, *traces))
+        found = found or [
+            *jacobian_problems(pair, batch, *traces),
+            *factor_problems(pair.model, batch, traces[0], seen),
+        ]
     Report(tuple(found)).explained(doubt).raise_errors()
     return tuple(found)
 
@@ -117,7 +121,7 @@ class DataCheck:
             return
         if self.masked:
             self._as_they_come = None
-        sites = {n: s for n, s in observed_sites(traces[0]).items() if s["value"].numel()}
+        sites = _data_sites(pair, batch, traces[0])
         if not sites:  # pyro.factor alone
             return
         self._dim = rows_frame(sites, num_rows(batch)).dim
@@ -168,7 +172,7 @@ class DataCheck:
         found = otherwise
         if (traces := _quietly_run(self._pair, batch)) is not None:
             found = None
-            sites = {n: s for n, s in observed_sites(traces[0]).items() if s["value"].numel()}
+            sites = _data_sites(self._pair, batch, traces[0])
             dim = rows_frame(sites, n).dim if sites else self._dim
             for name, site in sites.items():
                 found = found or unusable(name, site, n, dim)
@@ -331,6 +335,12 @@ def _quietly_run(pair: Pair, batch: Batch) -> tuple[Trace, Trace] | None:
     with preserve_random_state(), pair.mode(training=False):
         traces = run_pair(pair, batch)
     return None if isinstance(traces, Problem) else traces
+
+
+def _data_sites(pair: Pair, batch: Batch, model_trace: Trace) -> dict[str, Site]:
+    """The sites that hold data of rows, without factors."""
+    sites = sites_of_rows(pair.model, batch, model_trace)
+    return {name: site for name, site in sites.items() if site["value"].numel()}
 
 
 def _shapes(batch: Batch) -> tuple[torch.Size, ...]:

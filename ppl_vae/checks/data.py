@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyro.distributions as dist
@@ -16,38 +16,41 @@ from ppl_vae.checks.supports import in_words
 from ppl_vae.pairs import (
     Batch,
     PairError,
-    Trace,
+    Site,
     as_args,
     num_rows,
     present,
     rows_frame,
-    sites_of_rows,
 )
 
 
-def data_problems(model_trace: Trace, batch: Batch) -> Iterator[Problem]:
-    """Problems with observed data: not in a plate over the rows, NaN or infinite, outside the support."""
-    seen = sites_of_rows(model_trace)
+def data_problems(sites: Mapping[str, Site], batch: Batch) -> Iterator[Problem]:
+    """Problems with the data of a batch: not in a plate over the rows, NaN or infinite, outside the support.
+
+    Args:
+        sites: The `sites_of_rows` of the model.
+        batch: What it was called with.
+    """
     n = num_rows(batch)
     dim: int | None = None
-    if seen:
+    if sites:
         try:
-            dim = rows_frame(seen, n).dim
+            dim = rows_frame(sites, n).dim
         except PairError as error:
-            yield Problem("error", next(iter(seen)), str(error))
-    for name, site in seen.items():
+            yield Problem("error", next(iter(sites)), str(error))
+    for name, site in sites.items():
         found = unusable(name, site, n, dim)
         if found is not None:
             yield found[0]
 
 
 def same_for_all_rows(
-    model_trace: Trace, batch: Batch, dim: int, surely: bool = False
+    sites: Mapping[str, Site], batch: Batch, dim: int, surely: bool = False
 ) -> Iterator[Problem]:
     """Observed values that are broadcast over the rows: `x.mean(0)`, or a single row that stands for a batch.
 
     Args:
-        model_trace: Trace of the model.
+        sites: The `sites_of_rows` of the model.
         batch: What it was called with.
         dim: Where the plate over the rows is.
         surely: Whether every such value is an error, because the data may have been read otherwise than they
@@ -55,7 +58,7 @@ def same_for_all_rows(
     """
     if num_rows(batch) == 1:
         return
-    for name, site in sites_of_rows(model_trace).items():
+    for name, site in sites.items():
         value = site["value"]
         shape = value.shape[: max(0, value.dim() - len(site["fn"].event_shape))]
         with_rows = len(shape) >= -dim and shape[dim] > 1

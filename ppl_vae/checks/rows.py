@@ -1,13 +1,23 @@
-"""Checks of what the rows are: latents of other plates, and latents that all rows share."""
+"""Checks of what the rows are: latents of other plates, and what all rows share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 
 from ppl_vae.checks.report import Problem
-from ppl_vae.pairs import Layout, Site, Trace, latents_of_other_plates
+from ppl_vae.pairs import (
+    Batch,
+    Layout,
+    Program,
+    Site,
+    Trace,
+    is_factor,
+    latents_of_other_plates,
+    observed_sites,
+    same_for_any_rows,
+)
 
 
 def row_problems(
@@ -34,16 +44,47 @@ def row_problems(
             f"'{name}' to be shared by all of them. If each of '{plate}' is a row, put its dimension first in "
             "x (x.transpose(0, 1)), and change it back in the programs",
         )
-    unscaled = [name for name in layout.shared if _has_no_scale(model_trace.nodes[name])]
-    if minibatches and unscaled and rows.full_size in (None, rows.size):
-        name = unscaled[0]
+    if not minibatches or rows.full_size not in (None, rows.size):
+        return
+    counted = {name: ("latent", f"KL of '{name}'") for name in layout.shared} | {
+        name: ("observed site", f"log density of '{name}'")
+        for name, site in observed_sites(model_trace).items()
+        if name not in layout.observed and not is_factor(site)  # a factor weighs what it was given
+    }
+    for name, (kind, term) in counted.items():
+        if not _has_no_scale(model_trace.nodes[name]):
+            continue
         yield Problem(
             "warning",
             name,
-            f"latent '{name}' is shared by all rows, but plate '{rows.name}' takes the {rows.size} rows of a "
-            f"batch for all of the data: the KL of '{name}' counts once in each batch, not once in all. Tell "
+            f"{kind} '{name}' is shared by all rows, but plate '{rows.name}' takes the {rows.size} rows of a "
+            f"batch for all of the data: the {term} counts once in each batch, not once in all. Tell "
             f'the plate the number N of all rows, pyro.plate("{rows.name}", N, subsample_size=len(x)), or '
             "train with batch_size = N",
+        )
+        return
+
+
+def factor_problems(
+    model: Program, batch: Batch, model_trace: Trace, in_rows: Collection[str]
+) -> Iterator[Problem]:
+    """Factors of the model outside of all plates that follow the rows, as warnings.
+
+    Args:
+        model: The model; it runs twice if there are factors that belong to no row.
+        batch: The rows.
+        model_trace: The model's trace on them.
+        in_rows: The `sites_of_rows`.
+    """
+    others = [name for name in observed_sites(model_trace) if name not in in_rows]
+    same = same_for_any_rows(model, batch, others)
+    for name in (n for n in others if n not in same):
+        yield Problem(
+            "warning",
+            name,
+            f"'{name}', outside of all plates, follows the rows: the loss of fit counts it, but the ELBO and "
+            "log p(x) of a row do not. If it is a part of the likelihood, put it inside of the plate over "
+            "rows, with a number for each row",
         )
 
 

@@ -139,12 +139,18 @@ class Session:
         """
         traces = self._traces(traces)
         weighted = {n for t in traces for n, site in sample_sites(t).items() if is_weighted(site)}
+        of_no_row = observed_sites(traces[0]).keys() - set(self.layout.observed)
         beside = observed_sites(traces[1]).keys() - set(self.layout.guide_sites)
         notes = []
         if weighted:
             notes.append(
                 f"sites weighted by poutine.scale ({_listed(weighted)}) count without their weights, so that "
                 "log p(x) is that of the model; the loss of fit counts the weights"
+            )
+        if of_no_row:
+            notes.append(
+                f"what the model observes or adds as a factor outside of the rows ({_listed(of_no_row)}) is in "
+                "no row's log p(x); the loss of fit counts it"
             )
         if beside:
             notes.append(

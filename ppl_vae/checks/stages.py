@@ -20,7 +20,7 @@ from ppl_vae.checks.latents import (
     observed_problems,
 )
 from ppl_vae.checks.report import Problem, run_pair
-from ppl_vae.checks.rows import row_problems
+from ppl_vae.checks.rows import factor_problems, row_problems
 from ppl_vae.checks.shapes import shape_problems
 from ppl_vae.objectives import (
     EnumELBO,
@@ -37,6 +37,7 @@ from ppl_vae.pairs import (
     Layouts,
     Pair,
     PairError,
+    Site,
     Trace,
     first_bad_site,
     first_line,
@@ -46,6 +47,7 @@ from ppl_vae.pairs import (
     mean_field_violations,
     observed_sites,
     sample_sites,
+    sites_of_rows,
     unscaled,
 )
 
@@ -92,6 +94,11 @@ class Subject:
         return self.run
 
     @cached_property
+    def data(self) -> dict[str, Site]:
+        """The observed sites that belong to rows."""
+        return sites_of_rows(self.pair.model, self.batch, self.traces[0])
+
+    @cached_property
     def layout(self) -> Layout:
         """The layout of the pair."""
         return self.layouts.of(self.batch)
@@ -119,11 +126,12 @@ def _runs(subject: Subject) -> Iterator[Problem]:
 def _sites(subject: Subject) -> Iterator[Problem]:
     model_trace, guide_trace = subject.traces
     yield from _names(model_trace, guide_trace)
-    yield from data_problems(model_trace, subject.batch)
+    yield from data_problems(subject.data, subject.batch)
     found = list(latent_problems(model_trace, guide_trace))
     found += auxiliary_problems(subject.pair, subject.batch, model_trace, guide_trace)
     found = found or list(shape_problems(model_trace, guide_trace))
     yield from found or jacobian_problems(subject.pair, subject.batch, model_trace, guide_trace)
+    yield from factor_problems(subject.pair.model, subject.batch, model_trace, subject.data)
     yield from narrow_problems(model_trace, guide_trace)
     yield from observed_problems(subject.pair.guide, guide_trace)
 
@@ -154,7 +162,7 @@ def _layout(subject: Subject) -> Iterator[Problem]:
 
 def _same_for_all_rows(subject: Subject) -> Iterator[Problem]:
     dim, surely = subject.layout.dim, bool(subject.doubt)
-    yield from same_for_all_rows(subject.traces[0], subject.batch, dim, surely)
+    yield from same_for_all_rows(subject.data, subject.batch, dim, surely)
 
 
 def _small_batch(subject: Subject) -> Iterator[Problem]:

@@ -44,6 +44,11 @@ class EMData:
         if batches.in_memory and self.batch_size >= every:
             self._only = move(batches.rows, device)
 
+    @property
+    def in_parts(self) -> bool:
+        """Whether there may be several batches."""
+        return self._only is None
+
     def __iter__(self) -> Iterator[Batch]:
         alone = None if self._only is None else [self._only]
         empty = True

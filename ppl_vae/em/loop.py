@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ppl_vae.checks import small_batch_problem
+from ppl_vae.checks import row_problems, small_batch_problem
 from ppl_vae.em.data import EMData, empty_guide
 from ppl_vae.em.notes import Notes
 from ppl_vae.em.steps import (
@@ -25,7 +25,8 @@ from ppl_vae.em.steps import (
     closed_form,
 )
 from ppl_vae.objectives import ELBO, Resolved
-from ppl_vae.pairs import Pair, PairError, as_args, latent_sites, num_rows, trace_pair
+from ppl_vae.pairs import Batch, Pair, PairError, as_args, latent_sites, num_rows, trace_pair
+from ppl_vae.runtime import preserve_random_state
 
 _SLACK = {torch.float32: 1e-5, torch.float64: 1e-9}
 """How far rounding may lower the bound of exact EM, relative to 1 + |log p(x)|."""
@@ -85,6 +86,9 @@ class EMLoop:
     def _iterate(self, bar: Any, notes: Notes) -> tuple[list[dict[str, float]], bool]:
         started = time.monotonic()
         steps = choose_steps(self.pair, self.data, self.m_step, self.hard)
+        if isinstance(steps, ByGuide) and self.data.in_parts:
+            for problem in _counted_again(self.pair, self.data.few(self.pair), steps):
+                notes.add(problem, 0)
         history: list[dict[str, float]] = []
         for iteration in range(self.max_iterations + 1):
             repaired = False
@@ -238,6 +242,15 @@ def choose_steps(pair: Pair, data: EMData, m_step: GradientSteps | None, hard: b
         'infer={"enumerate": "parallel"}, give the model a posterior(x) and a log_evidence(x), or give '
         "fit_em a guide"
     )
+
+
+def _counted_again(pair: Pair, few: Batch, steps: ByGuide) -> list[str]:
+    """What all rows share and would count once in each batch."""
+    layout = steps.layouts.of(few)
+    with preserve_random_state(), torch.no_grad():
+        model_trace, _ = trace_pair(pair, few)
+    found = row_problems(model_trace, layout, minibatches=True)
+    return [problem.message for problem in found]
 
 
 def _require_finite(bound: float, iteration: int) -> None:

@@ -36,6 +36,7 @@ from ppl_vae.pairs import (
     latent_sites,
     num_rows,
     sample_sites,
+    sites_of_rows,
     unscaled,
 )
 
@@ -169,8 +170,15 @@ class ByGradient(Steps):
         """q of a batch, in a form that the subclass chooses, and the sum of log p(x)."""
 
     @abstractmethod
-    def expected_log_joint(self, batch: Batch, q: Any) -> Tensor:
-        """E_q[log p(x, z)], summed over rows, differentiable."""
+    def expected_log_joint(self, batch: Batch, q: Any, share: float) -> Tensor:
+        """E_q[log p(x, z)], summed over rows, differentiable.
+
+        Args:
+            batch: The rows.
+            q: What `infer` found for them.
+            share: The batch's share of all rows: the weight of terms that belong to no row (a penalty on the
+                parameters), which count once in all.
+        """
 
     def expect(self, batches: Iterable[Batch]) -> float:
         self.kept = []
@@ -188,7 +196,7 @@ class ByGradient(Steps):
         for _ in range(self.m_step.steps):
             self.optimizer.zero_grad()
             for batch, q in self.kept:
-                (-self.expected_log_joint(batch, q) / n).backward()
+                (-self.expected_log_joint(batch, q, num_rows(batch) / n) / n).backward()
             self.optimizer.step()
             self.passes += 1
             self.gradient_evaluations += 1
@@ -209,10 +217,13 @@ class Enumeration(ByGradient):
 
     def infer(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         with torch.no_grad():
-            trace = self._trace(batch)
+            trace, layout = self._trace(batch)
         terms: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
         leaves: dict[str, Tensor] = {}
+        in_rows = {*layout.observed, *layout.enumerated}
         for name, log_prob in self._log_probs(trace, of_data=False).items():
+            if name not in in_rows:
+                continue
             leaf: Any = log_prob.detach().requires_grad_()
             leaf._pyro_dims = cast(Any, log_prob)._pyro_dims
             leaves[name] = leaf
@@ -227,21 +238,24 @@ class Enumeration(ByGradient):
             weights = torch.autograd.grad(log_evidence, list(leaves.values()))
         return dict(zip(leaves, weights, strict=True)), log_evidence.detach()
 
-    def expected_log_joint(self, batch: Batch, q: dict[str, Tensor]) -> Tensor:
+    def expected_log_joint(self, batch: Batch, q: dict[str, Tensor], share: float) -> Tensor:
         terms = []
-        for name, log_prob in self._log_probs(self._trace(batch), of_data=True).items():
+        for name, log_prob in self._log_probs(self._trace(batch)[0], of_data=True).items():
+            if name not in q:
+                terms.append(share * log_prob.sum())
+                continue
             # A value of probability 0 adds nothing, even where its log density is -inf.
             terms.append((q[name] * log_prob.masked_fill(q[name] == 0, 0.0)).sum())
         return torch.stack(terms).sum()
 
-    def _trace(self, batch: Batch) -> Trace:
-        def work(layout: Layout) -> Trace:
+    def _trace(self, batch: Batch) -> tuple[Trace, Layout]:
+        def work(layout: Layout) -> tuple[Trace, Layout]:
             model = poutine.enum(self.pair.model, first_available_dim=-layout.nesting - 2)
             trace = poutine.trace(model).get_trace(*as_args(batch))
             layout.require(trace, poutine.trace(self.pair.guide).get_trace(*as_args(batch)))
             trace.compute_log_prob()
             trace.pack_tensors()
-            return trace
+            return trace, layout
 
         return self.layouts.run(batch, work)
 
@@ -263,6 +277,7 @@ class Draws(ByGradient):
         super().__init__(pair, m_step, batch)
         self.num_samples = num_samples
         trace = poutine.trace(pair.model).get_trace(*as_args(batch))
+        self.in_rows = {*latent_sites(trace), *sites_of_rows(pair.model, batch, trace)}
         self.site, *others = latent_sites(trace)
         if others:
             raise PairError(
@@ -278,12 +293,17 @@ class Draws(ByGradient):
             draws = model.posterior(*as_args(batch)).sample((self.num_samples,))
             return draws, model.log_evidence(*as_args(batch)).sum()
 
-    def expected_log_joint(self, batch: Batch, q: Tensor) -> Tensor:
+    def expected_log_joint(self, batch: Batch, q: Tensor, share: float) -> Tensor:
         model = Substitute({self.site: q})(self.pair.model)
         with pyro.plate(SAMPLES_PLATE, self.num_samples, dim=self.dim):
             trace = poutine.trace(model).get_trace(*as_args(batch))
         shape = (self.num_samples, num_rows(batch))
-        terms = [unscaled(site).expand(shape).sum() for site in sample_sites(trace).values()]
+        terms = [
+            unscaled(site).expand(shape).sum()
+            if name in self.in_rows
+            else share * unscaled(site).sum()
+            for name, site in sample_sites(trace).items()
+        ]
         return torch.stack(terms).sum() / self.num_samples
 
 

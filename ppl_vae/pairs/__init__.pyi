@@ -57,7 +57,13 @@ from .programs import (
     take_rows as take_rows,
     trace_guide as trace_guide,
 )
-from .row_plate import drawn_rows as drawn_rows, rows_frame as rows_frame, run_alone as run_alone
+from .row_plate import (
+    drawn_rows as drawn_rows,
+    rows_frame as rows_frame,
+    run_alone as run_alone,
+    same_for_any_rows as same_for_any_rows,
+    sites_of_rows as sites_of_rows,
+)
 from .sources import (
     TrackLatents as TrackLatents,
     sharing_draws as sharing_draws,
@@ -82,7 +88,6 @@ from .traces import (
     observed_sites as observed_sites,
     present as present,
     sample_sites as sample_sites,
-    sites_of_rows as sites_of_rows,
     trace_pair as trace_pair,
     unscaled as unscaled,
 )

@@ -12,7 +12,7 @@ from pyro.infer.autoguide import AutoCallable, AutoGuide, AutoGuideList, AutoMes
 from ppl_vae.pairs.modules import modules_of_program
 from ppl_vae.pairs.programs import Batch, Program, as_args
 from ppl_vae.pairs.row_plate import find_rows, one_row_fewer, run_alone
-from ppl_vae.pairs.traces import latent_sites, sites_of_rows
+from ppl_vae.pairs.traces import latent_sites
 
 
 def autoguides_of(guide: Program) -> list[Any]:
@@ -42,7 +42,7 @@ def keep_rows(guides: Sequence[Any], model: Program, batch: Batch) -> bool:
     """
     try:
         trace = run_alone(model, batch)
-        plate = find_rows(model, batch, sites_of_rows(trace)).name
+        plate = find_rows(model, batch, trace).name
         return any(_keeps(guide, plate, batch) for guide in guides)
     except Exception:  # it needs exactly its rows, or what is wrong is reported elsewhere
         return True

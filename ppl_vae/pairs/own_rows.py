@@ -13,7 +13,6 @@ from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import Batch, Program, as_args, num_rows
 from ppl_vae.pairs.row_plate import find_rows, one_row_fewer, run_alone
 from ppl_vae.pairs.subsampling import Trial
-from ppl_vae.pairs.traces import sites_of_rows
 
 
 def take_all_rows(pair: Pair, batch: Batch) -> bool:
@@ -44,7 +43,7 @@ def take_all_rows(pair: Pair, batch: Batch) -> bool:
         try:
             model = plates.tried(pair.model, trials)
             both = plates.tried(_replayed(pair), trials)
-            rows = find_rows(model, batch, sites_of_rows(run_alone(both, batch))).name
+            rows = find_rows(model, batch, run_alone(both, batch)).name
         except Exception:  # what is wrong is reported where the batch is used
             return False
         with contextlib.suppress(Exception):  # a pair of exactly these rows

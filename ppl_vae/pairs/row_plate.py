@@ -2,17 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import pyro
 import pyro.poutine as poutine
 import torch
+from pyro.ops.provenance import detach_provenance
 from torch import Tensor
 
 from ppl_vae.pairs.errors import PairError
 from ppl_vae.pairs.programs import Batch, Program, as_args, num_rows, take_rows
-from ppl_vae.pairs.traces import Site, Trace, observed_sites, sites_of_rows
+from ppl_vae.pairs.sources import TrackLatents, sources_of
+from ppl_vae.pairs.traces import Site, Trace, latent_sites, observed_sites
+
+
+def sites_of_rows(model: Program, batch: Batch, trace: Trace) -> dict[str, Site]:
+    """The observed sites that belong to rows.
+
+    The others belong to the loss, and to no row: a `pyro.factor` outside of all plates, and what is outside of
+    the plate over rows and the same for any rows, such as a penalty on weights in a plate over these, or a
+    prior written as `pyro.sample("w_prior", ..., obs=w)`. An observation outside of the plate that follows the
+    rows stays: it makes no sense row by row, and `rows_frame` refuses it.
+
+    Args:
+        model: The model; it runs twice if the observed sites share no plate of the size of the batch.
+        batch: The n rows.
+        trace: The model's trace on these rows.
+    """
+    sites = {
+        name: site
+        for name, site in observed_sites(trace).items()
+        if site["value"].numel() or any(f.vectorized for f in site["cond_indep_stack"])
+    }
+    n = num_rows(batch)
+    possible = any(_plates_around({name: site}, n) for name, site in sites.items())
+    if not possible or _plates_around(sites, n):
+        return sites
+    same = same_for_any_rows(model, batch, sites)
+    return {name: site for name, site in sites.items() if name not in same} or sites
+
+
+def same_for_any_rows(model: Program, batch: Batch, names: Collection[str]) -> set[str]:
+    """Those of the observed sites that depend on neither the rows nor their latents."""
+    if not names:
+        return set()
+    try:
+        all_rows, fewer = (_tracked(model, rows) for rows in (batch, one_row_fewer(batch)))
+    except Exception:  # a model of exactly these rows
+        return set()
+    shared = {
+        name
+        for name, site in latent_sites(all_rows).items()
+        if name in fewer.nodes and site["value"].shape == fewer.nodes[name]["value"].shape
+    }
+    return {
+        name
+        for name in names
+        if name in all_rows.nodes
+        and name in fewer.nodes
+        and _same(all_rows.nodes[name], fewer.nodes[name], shared | {name})
+    }
+
+
+def _same(site: Site, other: Site, shared: set[str]) -> bool:
+    """Whether a site has the same value and log density in both runs, whatever latents all rows share."""
+    values = [detach_provenance(s["value"]) for s in (site, other)]
+    if values[0].shape != values[1].shape or not torch.equal(*values):
+        return False
+    scores = [s["fn"].log_prob(s["value"]) for s in (site, other)]
+    if not sources_of(scores[0]) <= shared:
+        return False
+    if scores[0].shape != scores[1].shape:
+        return False
+    by_draws = bool(sources_of(scores[0]) - {site["name"]})
+    return by_draws or torch.equal(*(detach_provenance(score) for score in scores))
+
+
+def _tracked(model: Program, batch: Batch) -> Trace:
+    """The trace of a model that runs alone, whose values know their sources if its code allows for that."""
+    try:
+        with TrackLatents():
+            return run_alone(model, batch)
+    except Exception:  # code that checks the type of a tensor
+        return run_alone(model, batch)
 
 
 def rows_frame(sites: Mapping[str, Site], n: int) -> Any:
@@ -63,7 +136,7 @@ def _plates_around(sites: Mapping[str, Site], n: int) -> dict[str, Any]:
     return common or {}
 
 
-def find_rows(model: Program, batch: Batch, sites: Mapping[str, Site]) -> Any:
+def find_rows(model: Program, batch: Batch, trace: Trace) -> Any:
     """The plate over rows: of those of size n around the data, the one that follows the number of rows.
 
     A size alone may mislead: 12 words of 12 documents, 5 rows of 5 features. The model runs alone, on one row
@@ -72,18 +145,19 @@ def find_rows(model: Program, batch: Batch, sites: Mapping[str, Site]) -> Any:
     Args:
         model: The model.
         batch: The n rows.
-        sites: The observed sites of the model's trace on these rows.
+        trace: The model's trace on these rows.
 
     Raises:
         PairError: No plate around the data has size n, or the data follow the rows in another dimension.
     """
     n = num_rows(batch)
+    sites = sites_of_rows(model, batch, trace)
     found = rows_frame(sites, n)
     other = one_row_fewer(batch)
     try:
-        trace = run_alone(model, other)
-        frames = {f.name: f for s in observed_sites(trace).values() for f in s["cond_indep_stack"]}
-        dims = _changed_dims(sites, sites_of_rows(trace))
+        after = observed_sites(run_alone(model, other))
+        frames = {f.name: f for s in after.values() for f in s["cond_indep_stack"]}
+        dims = _changed_dims(sites, after)
     except Exception:  # a model of exactly these rows
         return found
     plates = _plates_around(sites, n)

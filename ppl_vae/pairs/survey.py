@@ -21,7 +21,7 @@ from ppl_vae.pairs.layout import (
 )
 from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import Batch, as_args, num_rows, take_rows, trace_programs
-from ppl_vae.pairs.row_plate import find_rows
+from ppl_vae.pairs.row_plate import find_rows, sites_of_rows
 from ppl_vae.pairs.sources import sharing_draws, sources_of, trace_tracked
 from ppl_vae.pairs.subsampling import Trial
 from ppl_vae.pairs.traces import (
@@ -33,7 +33,6 @@ from ppl_vae.pairs.traces import (
     is_discrete,
     latent_sites,
     sample_sites,
-    sites_of_rows,
     trace_pair,
 )
 
@@ -55,9 +54,9 @@ def find_layout(pair: Pair, batch: Batch, traces: tuple[Trace, Trace] | None = N
     with torch.random.fork_rng(), torch.no_grad(), pair.mode(training=False):
         model_trace, guide_trace = traces or trace_pair(pair, batch)
         trial = _run_again(pair, batch, signature_of(model_trace, guide_trace))
-        observed = sites_of_rows(model_trace)
         model = pair.subsampling.tried(pair.model, {})  # on one row fewer, whatever rows it needs
-        frame = find_rows(model, batch, observed)
+        observed = sites_of_rows(model, batch, model_trace)
+        frame = find_rows(model, batch, model_trace)
         # Indices of the rows that select from something longer, such as parameters for each of all rows.
         longer = set() if trial is None else trial.uses.get(frame.name, set()) - {0, trial.rows}
         if longer and pair.selects_rows:

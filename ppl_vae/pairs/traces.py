@@ -42,18 +42,6 @@ def observed_sites(trace: Trace) -> dict[str, Site]:
     return {n: s for n, s in sample_sites(trace).items() if s["is_observed"]}
 
 
-def sites_of_rows(trace: Trace) -> dict[str, Site]:
-    """The observed sites that belong to rows: without `pyro.factor` statements outside of all plates.
-
-    Such a factor (a penalty on weights) belongs to the loss, and to no row.
-    """
-    return {
-        name: site
-        for name, site in observed_sites(trace).items()
-        if site["value"].numel() or any(f.vectorized for f in site["cond_indep_stack"])
-    }
-
-
 def is_enumerated(site: Site) -> bool:
     """Whether a site is marked for exact enumeration."""
     return site["infer"].get("enumerate") in ("parallel", "sequential")

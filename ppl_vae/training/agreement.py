@@ -7,12 +7,12 @@ from collections.abc import Mapping
 
 from ppl_vae.objectives import Objective
 from ppl_vae.pairs import (
+    Layout,
     Trace,
     density_sites,
     is_weighted,
     observed_sites,
     sample_sites,
-    sites_of_rows,
 )
 
 LEAST_STEPS = 20
@@ -33,30 +33,34 @@ class Agreement:
 
     Args:
         objective: The objective; one whose loss is not the ELBO is not watched.
-        model_trace: The trace of the model on a first batch, and
+        layout: The layout of a first batch.
+        model_trace: The trace of the model on it, and
         guide_trace: that of the guide. If a program weights its own sites (`poutine.scale`), has a
-            `pyro.factor` outside of the rows, or the guide one that is no density, loss and ELBO are meant to
+            term that belongs to no row, or the guide one that is no density, loss and ELBO are meant to
             differ.
 
     Example:
-        >>> import torch, pyro, pyro.distributions as dist, pyro.poutine as poutine
+        >>> import torch, pyro, pyro.distributions as dist
         >>> from ppl_vae.objectives import TraceELBO
-        >>> def program(x):
+        >>> from ppl_vae.pairs import Pair, find_layout, trace_pair
+        >>> def model(x):
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
-        >>> trace = poutine.trace(program).get_trace(torch.zeros(3))
-        >>> agreement = Agreement(TraceELBO(), trace, poutine.Trace())
+        >>> pair, x = Pair(model, lambda x: None), torch.zeros(3)
+        >>> agreement = Agreement(TraceELBO(), find_layout(pair, x), *trace_pair(pair, x))
         >>> for i in range(20):
         ...     agreement.add({"loss": 2.0 + 0.1 * (i % 2), "elbo": -1.0}, beta=1.0)
         >>> agreement.doubt()[:69]
         'in 20 steps minus the loss is -2.05 nats per row, but the logged ELBO'
     """
 
-    def __init__(self, objective: Objective, model_trace: Trace, guide_trace: Trace) -> None:
+    def __init__(
+        self, objective: Objective, layout: Layout, model_trace: Trace, guide_trace: Trace
+    ) -> None:
         self.watches = (
             _claims_the_elbo(objective)
             and objective.free_bits == 0
-            and len(sites_of_rows(model_trace)) == len(observed_sites(model_trace))
+            and len(layout.observed) == len(observed_sites(model_trace))
             and len(density_sites(guide_trace)) == len(sample_sites(guide_trace))
             and not any(
                 is_weighted(site)
