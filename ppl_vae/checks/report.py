@@ -20,6 +20,7 @@ from ppl_vae.pairs import (
     as_args,
     drawn_rows,
     first_line,
+    made_for_other_rows,
     num_rows,
     take_all_rows,
     trace_guide,
@@ -130,7 +131,8 @@ def _run(pair: Pair, batch: Batch) -> tuple[Trace, Trace] | Problem:
             "error",
             role,
             f"the {role} raised {type(error).__name__} on a batch of shape {shapes}: {first_line(error)}"
-            f"{_other_dtype(pair, args, error)}{other_device(error)}{_own_rows(pair, batch, error)}",
+            f"{_other_dtype(pair, args, error)}{other_device(error)}{_own_rows(pair, batch, error)}"
+            f"{made_for_other_rows(pair, batch)}",
         )
     return model_trace, guide_trace
 

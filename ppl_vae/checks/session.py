@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -228,6 +229,7 @@ def opened(
         everything = whole or pair.keeps_rows
         first = batches.first(num_rows(batches.rows) if everything else FIRST_ROWS)
         first = move(first, _device_of_modules(pair))
+        trained = set(pyro.get_param_store())
         traces, told = check_data(pair, first, batches.doubt)
         with preserve_random_state() if draws_start_at_seed else nullcontext():
             device = device_of(pair.parameters(first).values())
@@ -239,6 +241,7 @@ def opened(
         layouts.of(first)
         if pair.keeps_rows and not everything:  # which only these runs have shown
             first = seen = move(batches.rows, device)
+            pair.forget(pair.by_row - trained)
             traces, told = check_data(pair, first, batches.doubt)
             layouts = Layouts(pair)
             layouts.of(first)

@@ -45,6 +45,7 @@ from ppl_vae.pairs import (
     is_weighted,
     latent_sites,
     mean_field_violations,
+    not_in_parts,
     observed_sites,
     sample_sites,
     sites_of_rows,
@@ -167,6 +168,9 @@ def _same_for_all_rows(subject: Subject) -> Iterator[Problem]:
 
 def _small_batch(subject: Subject) -> Iterator[Problem]:
     rows = subject.smallest_batch
+    if subject.pair.keeps_rows and subject.minibatches:
+        yield Problem("error", "", not_in_parts("a part of them"))
+        return
     found = None if rows is None else small_batch_problem(subject.pair, subject.batch, rows)
     if found is not None:
         yield found

@@ -7,6 +7,7 @@ from .attach import attach_guide as attach_guide, keep_guide as keep_guide
 from .batches import (
     Batches as Batches,
     DataLike as DataLike,
+    not_in_parts as not_in_parts,
     parts_of as parts_of,
     transformed as transformed,
 )
@@ -57,6 +58,7 @@ from .programs import (
     take_rows as take_rows,
     trace_guide as trace_guide,
 )
+from .row_parameters import made_for_other_rows as made_for_other_rows
 from .row_plate import (
     drawn_rows as drawn_rows,
     rows_frame as rows_frame,

@@ -21,6 +21,7 @@ from ppl_vae.pairs.errors import PairError
 from ppl_vae.pairs.own_rows import take_all_rows
 from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import Batch, as_args, move, num_rows, take_rows
+from ppl_vae.pairs.row_parameters import has_dimension, runs_on_all_alone
 from ppl_vae.pairs.rows_of_data import DataArguments, read_batch, read_data
 
 _FEW = 64
@@ -91,6 +92,7 @@ class Batches:
         self._iterable: Any = None if self.in_memory else x
         self.doubt = read.doubt
         self._look_at_autoguides(pair, transform)
+        self._look_at_parameters(pair, transform)
 
     def _look_at_autoguides(self, pair: Pair, transform: Callable[[Tensor], Tensor] | None) -> None:
         """Tells the pair whether its autoguides keep parameters for each row, which only rows can show."""
@@ -104,6 +106,14 @@ class Batches:
                 pair.keeps_rows = keep_rows(guides, pair.model, few)
                 if _takes_all(pair, few):
                     pair.keeps_rows = keep_rows(guides, pair.model, few)
+
+    def _look_at_parameters(self, pair: Pair, transform: Callable[[Tensor], Tensor] | None) -> None:
+        """Tells the pair if it has parameters for all of these rows and does not run on fewer."""
+        if self._rows is None or pair.keeps_rows or autoguides_of(pair.guide):
+            return
+        if has_dimension(pair, num_rows(self._rows)):
+            everything = self._rows if transform is None else transformed(self._rows, transform)
+            pair.keeps_rows = runs_on_all_alone(pair, everything, _FEW)
 
     @property
     def in_memory(self) -> bool:
@@ -132,11 +142,7 @@ class Batches:
         """
         if pair.keeps_rows and self.num_batches(batch_size) != 1:
             some = f"batches of {batch_size} rows" if self.in_memory else "several batches"
-            raise PairError(
-                "the guide keeps parameters for each row (it is not amortized), so it cannot be given "
-                f"{some}: train with batch_size = the number of rows, or use a "
-                "guide that computes q(z | x) from x"
-            )
+            raise PairError(not_in_parts(some))
 
     def num_batches(self, batch_size: int) -> int | None:
         """The number of batches in an epoch, or None for an iterable without a length."""
@@ -208,6 +214,14 @@ class Batches:
             index = order[first : first + batch_size]
             own_index = index[rank::world]
             yield (take_rows(self._rows, own_index) if len(own_index) else None), len(index)
+
+
+def not_in_parts(parts: str) -> str:
+    """The message for a pair with parameters for each row that is to be given a part of them."""
+    return (
+        f"the guide keeps parameters for each row (it is not amortized), so it cannot be given {parts}: train "
+        "with batch_size = the number of rows, or use a guide that computes q(z | x) from x"
+    )
 
 
 def _takes_all(pair: Pair, batch: Batch) -> bool:

@@ -108,6 +108,7 @@ class Pair:
         self._declared: dict[str, set[str]] = {"model": set(), "guide": set()}
         self.subsampling = Subsampling()
         self.selects_rows = False  # whether a run has shown that indices of rows select parameters
+        self.by_row: set[str] = set()  # `pyro.param` values that a run has shown to follow the rows
         self.keeps_rows = isinstance(self.guide, (AutoGuide, AutoMessenger)) or bool(
             getattr(self.guide, "keeps_rows", False)
         )
@@ -146,6 +147,24 @@ class Pair:
         if self._entered:
             return dict(pyro.get_param_store().named_parameters())
         return cast(dict[str, Tensor], self.store["params"])
+
+    @contextmanager
+    def without_saved_values(self) -> Iterator[None]:
+        """Inside, `pyro.param` statements get their initial values, not those of `load_state`."""
+        waiting = dict(self._pending)
+        self._pending.clear()
+        try:
+            yield
+        finally:
+            self._pending.clear()
+            self._pending.update(waiting)
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Forgets the values of `pyro.param` statements, so that the next run makes them; inside the scope."""
+        store = pyro.get_param_store()
+        for name in names:
+            if name in store:
+                del store[name]
 
     @contextmanager
     def mode(self, training: bool) -> Iterator[None]:

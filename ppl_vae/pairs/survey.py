@@ -21,6 +21,7 @@ from ppl_vae.pairs.layout import (
 )
 from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import Batch, as_args, num_rows, take_rows, trace_programs
+from ppl_vae.pairs.row_parameters import parameters_by_row
 from ppl_vae.pairs.row_plate import find_rows, sites_of_rows
 from ppl_vae.pairs.sources import sharing_draws, sources_of, trace_tracked
 from ppl_vae.pairs.subsampling import Trial
@@ -67,6 +68,8 @@ def find_layout(pair: Pair, batch: Batch, traces: tuple[Trace, Trace] | None = N
             )
         if longer:
             pair.keeps_rows = pair.selects_rows = True
+        pair.by_row |= parameters_by_row(pair, batch, (model_trace, guide_trace))
+        pair.keeps_rows = pair.keeps_rows or bool(pair.by_row)
         in_plate = {
             name
             for trace in (model_trace, guide_trace)
