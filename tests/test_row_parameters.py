@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from programs import normal
 from torch import Tensor, nn
 
 import ppl_vae
@@ -16,7 +17,6 @@ from ppl_vae import evaluate, fit
 from ppl_vae.checks import check
 from ppl_vae.em import GradientSteps, fit_em
 from ppl_vae.pairs import PairError
-from programs import normal
 
 ROWS = 3 * torch.randn(100, generator=torch.Generator().manual_seed(0))
 LOG_EVIDENCE = torch.distributions.Normal(0.0, 2**0.5).log_prob(ROWS)
@@ -66,7 +66,9 @@ def test_all_rows_are_evaluated_at_once(make: Callable[[], Any], trained: bool) 
 @pytest.mark.parametrize("batch_size", [50, 30], ids=["equal batches", "unequal batches"])
 def test_batches_are_refused(make: Callable[[], Any], batch_size: int) -> None:
     """Rows of the second batch would get the parameters of the first."""
-    with pytest.raises(PairError, match="keeps parameters for each row .* train with batch_size ="):
+    with pytest.raises(
+        PairError, match=r"keeps parameters for each row .* train with batch_size ="
+    ):
         fit(normal, make(), ROWS, max_epochs=1, batch_size=batch_size)
     (problem,) = check(normal, make(), ROWS, batch_size=batch_size).errors
     assert "keeps parameters for each row" in problem.message

@@ -25,6 +25,15 @@ def shape_problems(model_trace: Trace, guide_trace: Trace) -> Iterator[Problem]:
                 )
                 yield Problem("error", name, f"site '{name}' in the {role}: {message}")
                 continue
+            unsized = next((f.name for f in frames if f.size == -1), None)
+            if unsized is not None:
+                yield Problem(
+                    "error",
+                    name,
+                    f"plate '{unsized}' has no size, and site '{name}' in the {role} has no dimension for it: "
+                    f'one draw for all rows. Write pyro.plate("{unsized}", len(x))',
+                )
+                continue
             expected = [1] * (-min((f.dim for f in frames), default=0))
             for frame in frames:
                 expected[frame.dim] = frame.size

@@ -223,6 +223,7 @@ def choose_steps(pair: Pair, data: EMData, m_step: GradientSteps | None, hard: b
     if by_guide:
         by_elbo = ByGuide(pair, Resolved(ELBO(), pair), m_step, few)
         by_elbo.layouts.of(few)
+        data.batches.require_all_rows(pair, data.batch_size)  # which may just have been found
         by_elbo.layouts.check = partial(data.new_kind, pair)
         return by_elbo
     latents = latent_sites(trace_pair(pair, few)[0])

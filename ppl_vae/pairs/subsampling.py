@@ -5,7 +5,8 @@ Pyro's way to train on minibatches is a plate over all rows that draws some:
     with pyro.plate("data", len(x), subsample_size=5) as i:
         pyro.sample("x", dist.Normal(z, 1.0), obs=x[i])
 
-Here `fit` and `evaluate` choose the rows, and every row that a program is given counts.
+Here `fit` and `evaluate` choose the rows, and every row that a program is given counts. Plates without a size
+get that of the rows.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import SubsampleMessenger
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
@@ -94,7 +96,8 @@ class Subsampling:
         patched: Any = init
         SubsampleMessenger.__init__ = patched  # type: ignore[method-assign]
         try:
-            yield
+            with SizePlates():
+                yield
         finally:
             SubsampleMessenger.__init__ = original  # type: ignore[method-assign]
 
@@ -115,6 +118,38 @@ class Subsampling:
                 self._trial = before
 
         return run
+
+
+class SizePlates(Messenger):
+    """Gives plates without a size the one that the distribution at a site shows.
+
+    `with pyro.plate("data"):` stands for any size. Pyro marks it by -1, where what reads a trace needs the
+    number of rows. The mark stays where a distribution has no such dimension: one draw for all rows.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist, pyro.poutine as poutine
+        >>> def model():
+        ...     with pyro.plate("data"):
+        ...         pyro.sample("z", dist.Normal(torch.zeros(3), 1.0))
+        >>> with SizePlates():
+        ...     poutine.trace(model).get_trace().nodes["z"]["cond_indep_stack"][0].size
+        3
+    """
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        if all(frame.size != -1 for frame in msg["cond_indep_stack"]):
+            return
+        fn, value = msg["fn"], msg["value"]
+        shape = fn.batch_shape
+        if msg["is_observed"]:  # Pyro expands no distribution to a plate without a size
+            data = value.shape[: value.dim() - len(fn.event_shape)]
+            shape = torch.broadcast_shapes(shape, data)
+        msg["cond_indep_stack"] = tuple(
+            frame._replace(size=shape[frame.dim], full_size=shape[frame.dim])
+            if frame.size == -1 and frame.vectorized and len(shape) >= -frame.dim
+            else frame
+            for frame in msg["cond_indep_stack"]
+        )
 
 
 class Trial:
