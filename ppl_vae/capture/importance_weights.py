@@ -17,10 +17,12 @@ from ppl_vae.pairs import (
     Layout,
     Layouts,
     Pair,
-    as_args,
     finite_latents,
+    places_of,
     sample_rows,
     summed_rows,
+    tensors_of,
+    with_tensors,
 )
 from ppl_vae.runtime import random_state, set_random_state
 
@@ -106,13 +108,14 @@ class ImportanceSampler:
 
     def _captured(self, batch: Batch, num_samples: int) -> Weights:
         """The chunk by a recording, if enough chunks of its shape have come or will come."""
-        key = (num_samples, *((t.shape, t.stride(), t.dtype) for t in as_args(batch)))
+        tensors = tensors_of(batch)
+        key = (num_samples, places_of(batch), *((t.shape, t.stride(), t.dtype) for t in tensors))
         recording = self._recordings.get(key)
         if recording is not None:
             runs = self._runs[key] = self._runs.get(key, 0) + 1
             if runs in FIRST_COMPARISONS or runs % COMPARE_EVERY == 0:
                 return self._compared(recording, batch, num_samples)
-            return Weights(*recording(*as_args(batch)))
+            return Weights(*recording(*tensors))
         seen = self._seen[key] = self._seen.get(key, 0) + 1
         first = len(self._seen) == 1
         if len(self._recordings) >= MOST_RECORDINGS or not (
@@ -161,11 +164,11 @@ class ImportanceSampler:
         Raises:
             CaptureError: It cannot be recorded, or the two differ.
         """
-        args = as_args(batch)
+        args = tensors_of(batch)
         layout = self.layouts.expected(batch)
 
         def weigh(*inputs: Tensor) -> tuple[Tensor, ...]:
-            return tuple(self._weighed(layout, inputs if len(args) > 1 else inputs[0], num_samples))
+            return tuple(self._weighed(layout, with_tensors(batch, inputs), num_samples))
 
         recording = record(self.pair, weigh, args)
         if compiled:
@@ -185,7 +188,7 @@ class ImportanceSampler:
             expected = self._plain(batch, num_samples)
         device = expected.log_weights.device
         generators = random_state(device, torch_only=True)
-        found = Weights(*recording(*as_args(batch)))
+        found = Weights(*recording(*tensors_of(batch)))
         for mine, truth in zip(found, expected, strict=True):
             # Sums of a thousand terms of about one size, in another order.
             if not torch.allclose(mine, truth, rtol=1e-4, atol=1e-3, equal_nan=True):

@@ -21,7 +21,16 @@ from ppl_vae.capture.errors import CaptureError
 from ppl_vae.capture.python_state import HeldTensors, modules_of, python_state, unchanged
 from ppl_vae.capture.recording import Recording, record
 from ppl_vae.objectives import Loss, Resolved
-from ppl_vae.pairs import Batch, Layout, LayoutChangedError, Layouts, Pair, as_args
+from ppl_vae.pairs import (
+    Batch,
+    Layout,
+    LayoutChangedError,
+    Layouts,
+    Pair,
+    places_of,
+    tensors_of,
+    with_tensors,
+)
 from ppl_vae.runtime import random_state, set_random_state
 
 _logger = logging.getLogger(__name__)
@@ -170,7 +179,7 @@ class CapturedLoss:
         return None
 
     def _run(self, recording: Recording, batch: Batch, beta: float) -> Tensor:
-        metrics, *gradients = recording(*as_args(batch), *self._weight(beta))
+        metrics, *gradients = recording(*tensors_of(batch), *self._weight(beta))
         for leaf, gradient in zip(self.leaves, gradients, strict=True):
             leaf.grad = gradient
         return metrics  # type: ignore[no-any-return]
@@ -189,12 +198,12 @@ class CapturedLoss:
         return (torch.stack([part.to(wide) for part in parts]), *gradients)
 
     def _record(self, batch: Batch, beta: float) -> Recording:
-        args = as_args(batch)
+        args = tensors_of(batch)
         layout = self.layouts.expected(batch)
         self.objective.of(layout, batch)  # not while recording
 
         def step(*inputs: Tensor) -> tuple[Any, ...]:
-            rows = inputs[: len(args)] if len(args) > 1 else inputs[0]
+            rows = with_tensors(batch, inputs[: len(args)])
             weight = inputs[-1] if self.scheduled else beta
             metrics, *gradients = self._plain(rows, weight, layout)
             return metrics, *map(_laid_out, gradients, self.leaves)
@@ -241,8 +250,8 @@ class CapturedLoss:
         return self._modules_seen
 
     def _key(self, batch: Batch) -> Any:
-        shapes = tuple((t.shape, t.dtype, t.stride(), t.device) for t in as_args(batch))
-        return shapes, tuple([module.training for module in self._modules()])
+        shapes = tuple((t.shape, t.dtype, t.stride(), t.device) for t in tensors_of(batch))
+        return shapes, places_of(batch), tuple([module.training for module in self._modules()])
 
 
 def _laid_out(gradient: Tensor | None, leaf: Tensor) -> Tensor | None:

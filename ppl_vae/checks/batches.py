@@ -24,11 +24,12 @@ from ppl_vae.pairs import (
     PairError,
     Site,
     Trace,
-    as_args,
     num_rows,
     rows_frame,
+    shapes_of_rows,
     sites_of_rows,
     take_rows,
+    tensors_of,
 )
 from ppl_vae.runtime import preserve_random_state
 
@@ -112,7 +113,7 @@ class DataCheck:
 
     def __init__(self, pair: Pair, batch: Batch, traces: tuple[Trace, Trace] | None = None) -> None:
         self._pair = pair
-        self._shapes = _shapes(batch)
+        self._shapes = shapes_of_rows(batch)
         self._as_they_come: list[tuple[int, str, Any, Constraint]] | None = []
         self._dim: int | None = None
         traces = traces or _quietly_run(pair, batch)
@@ -126,7 +127,7 @@ class DataCheck:
             return
         self._dim = rows_frame(sites, num_rows(batch)).dim
         for name, site in sites.items():
-            found = _as_it_comes(site, as_args(batch))
+            found = _as_it_comes(site, tensors_of(batch))
             if found is None or self._as_they_come is None:
                 self._as_they_come = None
                 return
@@ -140,7 +141,7 @@ class DataCheck:
 
     def first_bad_value(self, batch: Batch) -> tuple[str, int | None] | None:
         """As `first_problem`, but None where the programs would have to run to find one."""
-        n, args = num_rows(batch), as_args(batch)
+        n, args = num_rows(batch), tensors_of(batch)
         found: tuple[Problem, list[int]] | None = None
         if self._is_as_it_comes(batch):
             for i, name, site, support in self._as_they_come or []:
@@ -183,7 +184,7 @@ class DataCheck:
 
     def _is_as_it_comes(self, batch: Batch) -> bool:
         """Whether all that is observed are tensors of the batch, like those of the first one."""
-        return self._as_they_come is not None and _shapes(batch) == self._shapes
+        return self._as_they_come is not None and shapes_of_rows(batch) == self._shapes
 
     def refuse(self, batch: Batch, number: int, name: str = "x") -> None:
         """Refuses a batch with a problem, and says in which one and in which row of it.
@@ -216,7 +217,7 @@ class ChunkCheck:
     ) -> None:
         self._pair, self._doubt = pair, doubt
         self._mixed = False
-        self._checked = {_shapes(batch)}
+        self._checked = {shapes_of_rows(batch)}
         self._data = DataCheck(pair, batch, traces)
 
     def __call__(self, chunk: Batch, start: int) -> None:
@@ -234,9 +235,9 @@ class ChunkCheck:
             check_rows([chunk], self._data.first_problem, start=start)
             return
         check_rows([chunk], self._data.first_bad_value, start=start)
-        if not self._data.masked and _shapes(chunk) in self._checked:
+        if not self._data.masked and shapes_of_rows(chunk) in self._checked:
             return
-        self._checked.add(_shapes(chunk))
+        self._checked.add(shapes_of_rows(chunk))
         traces = _quietly_run(self._pair, chunk)
         if traces is not None:
             is_prior = getattr(self._pair.guide, "is_prior", False)
@@ -341,11 +342,6 @@ def _data_sites(pair: Pair, batch: Batch, model_trace: Trace) -> dict[str, Site]
     """The sites that hold data of rows, without factors."""
     sites = sites_of_rows(pair.model, batch, model_trace)
     return {name: site for name, site in sites.items() if site["value"].numel()}
-
-
-def _shapes(batch: Batch) -> tuple[torch.Size, ...]:
-    """The shape of a row in each tensor of a batch."""
-    return tuple(tensor.shape[1:] for tensor in as_args(batch))
 
 
 def _as_it_comes(site: Any, args: tuple[Tensor, ...]) -> tuple[int, Constraint] | None:

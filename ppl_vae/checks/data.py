@@ -17,10 +17,10 @@ from ppl_vae.pairs import (
     Batch,
     PairError,
     Site,
-    as_args,
     num_rows,
     present,
     rows_frame,
+    tensors_of,
 )
 
 
@@ -69,7 +69,9 @@ def same_for_all_rows(
             f"site '{name}': its value, of shape {tuple(value.shape)}, has no dimension of rows: every row "
             "scores the same value"
         )
-        if any(value.shape == x.shape and value.data_ptr() == x.data_ptr() for x in as_args(batch)):
+        if any(
+            value.shape == x.shape and value.data_ptr() == x.data_ptr() for x in tensors_of(batch)
+        ):
             found += "; it is the whole batch, which should be of shape (rows, ...)"
             yield Problem("error", name, found)
         elif surely:

@@ -23,6 +23,7 @@ from ppl_vae.pairs import (
     made_for_other_rows,
     num_rows,
     take_all_rows,
+    tensors_of,
     trace_guide,
 )
 
@@ -126,13 +127,13 @@ def _run(pair: Pair, batch: Batch) -> tuple[Trace, Trace] | Problem:
                 model = poutine.replay(pair.model, trace=guide_trace)
                 model_trace = poutine.trace(model).get_trace(*args)
     except Exception as error:
-        shapes = ", ".join(str(tuple(t.shape)) for t in args)
+        shapes = ", ".join("None" if t is None else str(tuple(t.shape)) for t in args)
         return Problem(
             "error",
             role,
             f"the {role} raised {type(error).__name__} on a batch of shape {shapes}: {first_line(error)}"
-            f"{_other_dtype(pair, args, error)}{other_device(error)}{_own_rows(pair, batch, error)}"
-            f"{made_for_other_rows(pair, batch)}",
+            f"{_other_dtype(pair, tensors_of(batch), error)}{other_device(error)}"
+            f"{_own_rows(pair, batch, error)}{made_for_other_rows(pair, batch)}",
         )
     return model_trace, guide_trace
 

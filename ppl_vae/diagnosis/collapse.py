@@ -10,7 +10,7 @@ from ppl_vae.checks import Session
 from ppl_vae.diagnosis.dimensions import NUM_DRAWS, dimension_names
 from ppl_vae.diagnosis.refinement import can_refine, refine_rows
 from ppl_vae.diagnosis.residuals import Residuals
-from ppl_vae.pairs import as_args, num_rows, parts_of, posterior_means, sample_rows, take_rows
+from ppl_vae.pairs import num_rows, parts_of, posterior_means, sample_rows, take_rows, tensors_of
 from ppl_vae.stats import Estimate, standard_error
 
 CAUSES = {
@@ -101,7 +101,7 @@ def _revives(session: Session, unused: Mapping[str, float], beta: float) -> bool
     They use one if its KL exceeds that of the guide by `REVIVED`, beyond the error of the mean over rows.
     """
     pair, layout, batch = session.pair, session.layout.of_another_guide, session.first
-    dtype = as_args(batch)[0].dtype
+    dtype = tensors_of(batch)[0].dtype
     dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()
     n = num_rows(batch)
     size = session.rows_at_once(NUM_DRAWS, rows=16, spare=4)

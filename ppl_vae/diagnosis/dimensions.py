@@ -27,6 +27,7 @@ from ppl_vae.pairs import (
     prior_moments,
     rows_first,
     stated_moment,
+    tensors_of,
 )
 
 NUM_DRAWS = 32
@@ -173,7 +174,7 @@ def gather(session: Session, size: int, analytic: bool) -> Gathered:
                 without[name] = None
         draws.update(rows)
         residuals.update(rows, rows.layout)
-        args = as_args(batch)
+        args = tensors_of(batch)
         row = row or tuple(value[:1] for value in args)
         identical = identical and _all_equal(args, row)
         n += num_rows(batch)

@@ -9,7 +9,18 @@ import torch
 from torch import Tensor
 
 from ppl_vae.checks import DataCheck, check_data, check_rows, check_traces
-from ppl_vae.pairs import Batch, Batches, Pair, Trace, as_args, move, num_rows, take_rows
+from ppl_vae.pairs import (
+    Batch,
+    Batches,
+    Pair,
+    Trace,
+    as_args,
+    move,
+    num_rows,
+    shapes_of_rows,
+    take_rows,
+    tensors_of,
+)
 
 START_ROWS = 20_000
 """Most rows, drawn at random, that a model's `initialize` is given."""
@@ -84,8 +95,12 @@ class EMData:
                 )
             return move(everything, self.device)
         parts: list[tuple[Tensor, ...]] = []
+        kind: object = None
         for batch in self:
-            parts.append(as_args(batch))
+            kind = kind or shapes_of_rows(batch)
+            if shapes_of_rows(batch) != kind:
+                break
+            parts.append(tensors_of(batch))
             if sum(len(part[0]) for part in parts) >= START_ROWS:
                 break
         joined = tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))

@@ -21,8 +21,8 @@ from ppl_vae.pairs import (
     Layout,
     Pair,
     Program,
-    as_args,
     num_rows,
+    tensors_of,
 )
 
 FEWEST_CHAINS = 8
@@ -202,7 +202,7 @@ def _chunk_sizes(session: Session, num_chains: int) -> tuple[int, int]:
     rows, samples = session.chunk_sizes(sys.maxsize)
     # A gradient takes about four times the memory of a density, and is fastest within a processor's cache;
     # an accelerator must be kept full.
-    on_cpu = as_args(session.first)[0].device.type == "cpu"
+    on_cpu = tensors_of(session.first)[0].device.type == "cpu"
     points = rows * samples // 4 if on_cpu else rows * samples * 4
     if not session.pair.keeps_rows:
         rows = max(1, points // num_chains)

@@ -12,11 +12,11 @@ from ppl_vae.pairs import (
     Layout,
     Site,
     Trace,
-    as_args,
     inner_scale,
     num_rows,
     present,
     rows_first,
+    shapes_of_rows,
     trace_pair,
 )
 
@@ -43,7 +43,7 @@ class ValueCounts:
     def add(self, batch: Batch) -> None:
         """Counts the rows of a chunk. Call it after the work on the chunk, which finds its layout."""
         layout, n = self._session.layouts.expected(batch), num_rows(batch)
-        kind = (layout.signature, *((tensor.shape[1:], tensor.dtype) for tensor in as_args(batch)))
+        kind = (layout.signature, shapes_of_rows(batch))
         if kind in self._of_kind:
             self._counts.append(torch.full((n,), self._of_kind[kind]))
             return

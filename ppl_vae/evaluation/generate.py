@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.checks import Session, opened
-from ppl_vae.pairs import DataLike, PairError, Program, Substitute, as_args, sample_rows
+from ppl_vae.pairs import DataLike, PairError, Program, Substitute, sample_rows, tensors_of
 
 _AT_ONCE = 64  # rows that the model generates at once, which bounds the memory
 
@@ -79,7 +79,7 @@ class Generator:
         """The opened pair and its rows, which are a single tensor."""
         given = (self.model, self.guide, self.x)
         with opened(*given, seed=self.seed, progress=False, draws_start_at_seed=True) as session:
-            (rows,) = as_args(session.batches.rows)
+            (rows,) = tensors_of(session.batches.rows)
             yield session, rows.to(session.device)
 
 

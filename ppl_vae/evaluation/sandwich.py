@@ -23,7 +23,9 @@ from ppl_vae.pairs import (
     as_args,
     first_line,
     sample_sites,
+    tensors_of,
     unscaled,
+    with_tensors,
 )
 from ppl_vae.stats import Estimate, RowResult, StreamingWeights, not_finite
 
@@ -180,7 +182,7 @@ def bidirectional_monte_carlo(
             "upper_error": back.monte_carlo_error,
             "acceptance": accepted / (2 * num_chains),
         }
-        return found | {f"argument {i}": t for i, t in enumerate(as_args(batch))}
+        return found | {f"argument {i}": t for i, t in enumerate(tensors_of(batch))}
 
     found, _, notes = in_chunks(
         work, model, guide, x, schedule, runs=2, seed=seed, progress=progress, label="sandwich"
@@ -208,8 +210,8 @@ def simulate(pair: Pair, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
         PairError: An observed site cannot be sampled, or its values are not an argument of the model, or the
             model scores its own draws differently when they are given to it.
     """
-    args = as_args(batch)
-    asked = poutine.trace(pair.model).get_trace(*args)
+    args = tensors_of(batch)
+    asked = poutine.trace(pair.model).get_trace(*as_args(batch))
     observed = {n: s for n, s in sample_sites(asked).items() if s["is_observed"]}
     factors = [name for name, site in observed.items() if isinstance(site["fn"], dist.Unit)]
     if factors:
@@ -218,7 +220,7 @@ def simulate(pair: Pair, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
             "drawn from the model itself"
         )
     try:
-        drawn = poutine.trace(poutine.uncondition(pair.model)).get_trace(*args)
+        drawn = poutine.trace(poutine.uncondition(pair.model)).get_trace(*as_args(batch))
     except Exception as error:
         raise PairError(
             f"the model's observed sites ({', '.join(observed)}) cannot be sampled: {first_line(error)}. "
@@ -230,10 +232,11 @@ def simulate(pair: Pair, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
         value: Any = drawn.nodes[name]["value"]
         arguments[i] = value.reshape(args[i].shape).to(args[i].dtype)
     latents = {n: s["value"] for n, s in sample_sites(drawn).items() if n not in observed}
-    again = poutine.trace(poutine.condition(pair.model, data=latents)).get_trace(*arguments)
+    found = with_tensors(batch, arguments)
+    again = poutine.trace(poutine.condition(pair.model, data=latents)).get_trace(*as_args(found))
     for name in observed:
         _require_same(name, drawn, again)
-    return (tuple(arguments) if len(arguments) > 1 else arguments[0]), latents
+    return found, latents
 
 
 def _argument_of(name: str, site: Site, args: tuple[Tensor, ...], alone: bool) -> int:

@@ -52,11 +52,16 @@ from .pair import Bound as Bound, Pair as Pair
 from .programs import (
     Batch as Batch,
     Program as Program,
+    SomeArguments as SomeArguments,
     as_args as as_args,
     move as move,
     num_rows as num_rows,
+    places_of as places_of,
+    shapes_of_rows as shapes_of_rows,
     take_rows as take_rows,
+    tensors_of as tensors_of,
     trace_guide as trace_guide,
+    with_tensors as with_tensors,
 )
 from .row_parameters import made_for_other_rows as made_for_other_rows
 from .row_plate import (

@@ -20,7 +20,15 @@ from ppl_vae.pairs.autoguides import autoguides_of, device_of_programs, keep_row
 from ppl_vae.pairs.errors import PairError
 from ppl_vae.pairs.own_rows import take_all_rows
 from ppl_vae.pairs.pair import Pair
-from ppl_vae.pairs.programs import Batch, as_args, move, num_rows, take_rows
+from ppl_vae.pairs.programs import (
+    Batch,
+    move,
+    num_rows,
+    places_of,
+    take_rows,
+    tensors_of,
+    with_tensors,
+)
 from ppl_vae.pairs.row_parameters import has_dimension, runs_on_all_alone
 from ppl_vae.pairs.rows_of_data import DataArguments, read_batch, read_data
 
@@ -232,13 +240,15 @@ def _takes_all(pair: Pair, batch: Batch) -> bool:
 
 
 def transformed(batch: Batch, transform: Callable[[Tensor], Tensor]) -> Batch:
-    """A batch whose first tensor is transformed.
+    """A batch whose first tensor, for the first argument of the programs, is transformed.
 
     Raises:
         TypeError: The transform returns no tensor.
         ValueError: It returns another number of rows.
     """
-    first, *others = as_args(batch)
+    if places_of(batch)[0] != 0:  # nothing is given for the first argument
+        return batch
+    first, *others = tensors_of(batch)
     found: object = transform(first)
     shape = tuple(first.shape)
     expected = f"it is given the first tensor of a batch, here of shape {shape}, and must return"
@@ -248,7 +258,7 @@ def transformed(batch: Batch, transform: Callable[[Tensor], Tensor]) -> Batch:
         raise ValueError(
             f"transform returned a tensor of shape {tuple(found.shape)}: {expected} as many rows"
         )
-    return (found, *others) if others else found
+    return with_tensors(batch, (found, *others))
 
 
 def parts_of(n: int, size: int) -> list[slice]:

@@ -30,7 +30,7 @@ from ppl_vae.pairs.layout import (
 )
 from ppl_vae.pairs.moments import center, spread
 from ppl_vae.pairs.pair import Pair
-from ppl_vae.pairs.programs import Batch, as_args, num_rows, trace_programs
+from ppl_vae.pairs.programs import Batch, num_rows, tensors_of, trace_programs
 from ppl_vae.pairs.traces import Site, Trace, elementwise, innermost, present
 
 
@@ -109,7 +109,7 @@ def sample_rows(
     def total(trace: Trace, names: tuple[str, ...]) -> Tensor:
         sites = [trace.nodes[name] for name in names]
         rows = [sum_to_rows(row_log_prob(site, layout), layout, num_samples, n) for site in sites]
-        nothing = as_args(batch)[0].new_zeros((num_samples, n))
+        nothing = tensors_of(batch)[0].new_zeros((num_samples, n))
         return torch.stack(rows).sum(0) if rows else nothing
 
     if layout.enumerated:

@@ -12,7 +12,7 @@ from ppl_vae.pairs.errors import PairError
 from ppl_vae.pairs.layout import Layout, Signature, signature_of
 from ppl_vae.pairs.modules import Buffers
 from ppl_vae.pairs.pair import Pair
-from ppl_vae.pairs.programs import Batch, as_args, num_rows
+from ppl_vae.pairs.programs import Batch, num_rows, shapes_of_rows, tensors_of
 from ppl_vae.pairs.survey import find_layout
 from ppl_vae.pairs.traces import Trace, trace_pair
 
@@ -94,7 +94,7 @@ class Layouts:
                 the objectives do. Then it is done again, with the same random numbers and buffers.
         """
         layout = self.expected(batch)
-        with self._kept(as_args(batch)[0].device) as put_back:
+        with self._kept(tensors_of(batch)[0].device) as put_back:
             try:
                 return work(layout)
             except Exception as error:
@@ -141,4 +141,4 @@ def _shapes(batch: Batch) -> object:
     A single row is a kind of its own: after `squeeze()` it does not run with a dimension of samples.
     """
     alone = num_rows(batch) == 1
-    return alone, tuple((tensor.shape[1:], tensor.dtype) for tensor in as_args(batch))
+    return alone, shapes_of_rows(batch)

@@ -10,7 +10,7 @@ import pyro.poutine as poutine
 from ppl_vae.pairs.autoguides import autoguides_of
 from ppl_vae.pairs.errors import PairError
 from ppl_vae.pairs.pair import Pair
-from ppl_vae.pairs.programs import Batch, Program, as_args, num_rows
+from ppl_vae.pairs.programs import Batch, Program, num_rows, tensors_of
 from ppl_vae.pairs.row_plate import find_rows, one_row_fewer, run_alone
 from ppl_vae.pairs.subsampling import Trial
 
@@ -36,7 +36,7 @@ def take_all_rows(pair: Pair, batch: Batch) -> bool:
     new = {k: v for k, v in plates.met.items() if k not in plates.takes_all and n in v}
     if not new:
         return False
-    plates.device = as_args(batch)[0].device
+    plates.device = tensors_of(batch)[0].device
     trials: dict[int, Trial] = {}
     fewer = one_row_fewer(batch)
     with pair.mode(training=False):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pyro.poutine as poutine
@@ -13,32 +13,75 @@ from torch import Tensor
 Program = Callable[..., Any]
 """A Pyro model or guide."""
 
+
+class SomeArguments(tuple[Tensor, ...]):
+    """Rows of data for some arguments of the programs; the arguments before and between them are None.
+
+    Example:
+        >>> as_args(SomeArguments.at([1], [torch.zeros(3)]))
+        (None, tensor([0., 0., 0.]))
+    """
+
+    places: tuple[int, ...]
+
+    @classmethod
+    def at(cls, places: Iterable[int], tensors: Iterable[Tensor]) -> SomeArguments:
+        """The tensors, each for the argument of that number, counted from 0."""
+        some = cls(tensors)
+        some.places = tuple(places)
+        return some
+
+
 Batch = Tensor | tuple[Tensor, ...]
-"""Rows of data: one tensor, or one for each argument of the programs."""
+"""Rows of data: one tensor, or one for each argument of the programs, or `SomeArguments`."""
 
 
-def as_args(batch: Batch) -> tuple[Tensor, ...]:
-    """The arguments to call a model or guide with for one batch: `model(*as_args(batch))`."""
+def tensors_of(batch: Batch) -> tuple[Tensor, ...]:
+    """The tensors of a batch."""
     return tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+
+
+def with_tensors(batch: Batch, tensors: Iterable[Tensor]) -> Batch:
+    """Other tensors for the same arguments as those of a batch."""
+    if isinstance(batch, SomeArguments):
+        return SomeArguments.at(batch.places, tensors)
+    found = tuple(tensors)
+    return found[0] if isinstance(batch, Tensor) else found
+
+
+def places_of(batch: Batch) -> tuple[int, ...]:
+    """The numbers of the arguments that the tensors of a batch are for."""
+    if isinstance(batch, SomeArguments):
+        return batch.places
+    return tuple(range(len(tensors_of(batch))))
+
+
+def as_args(batch: Batch) -> tuple[Any, ...]:
+    """The arguments to call a model or guide with for one batch: `model(*as_args(batch))`."""
+    if not isinstance(batch, SomeArguments):
+        return tensors_of(batch)
+    given = dict(zip(batch.places, batch, strict=True))
+    return tuple(given.get(i) for i in range(max(given) + 1))
 
 
 def num_rows(batch: Batch) -> int:
     """The number of rows `n` of a batch: the first dimension of its first tensor."""
-    return int(as_args(batch)[0].shape[0])
+    return int(tensors_of(batch)[0].shape[0])
+
+
+def shapes_of_rows(batch: Batch) -> object:
+    """The shape and dtype of a row in each tensor of a batch, and which arguments they are for."""
+    return places_of(batch), tuple((t.shape[1:], t.dtype) for t in tensors_of(batch))
 
 
 def take_rows(batch: Batch, rows: slice | Tensor) -> Batch:
     """The given rows of every tensor of a batch."""
-    if isinstance(batch, tuple):
-        return tuple(_rows_of(tensor, rows) for tensor in batch)
-    return _rows_of(batch, rows)
+    return with_tensors(batch, [_rows_of(tensor, rows) for tensor in tensors_of(batch)])
 
 
 def move(batch: Batch, device: torch.device) -> Batch:
     """Moves a batch to a device."""
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    return tuple(tensor.to(device, non_blocking=True) for tensor in batch)
+    return with_tensors(batch, [t.to(device, non_blocking=True) for t in tensors_of(batch)])
 
 
 def _rows_of(tensor: Tensor, rows: slice | Tensor) -> Tensor:

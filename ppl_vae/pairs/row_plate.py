@@ -12,7 +12,7 @@ from pyro.ops.provenance import detach_provenance
 from torch import Tensor
 
 from ppl_vae.pairs.errors import PairError
-from ppl_vae.pairs.programs import Batch, Program, as_args, num_rows, take_rows
+from ppl_vae.pairs.programs import Batch, Program, as_args, num_rows, take_rows, tensors_of
 from ppl_vae.pairs.sources import TrackLatents, sources_of
 from ppl_vae.pairs.traces import Site, Trace, latent_sites, observed_sites
 
@@ -177,7 +177,7 @@ def find_rows(model: Program, batch: Batch, trace: Trace) -> Any:
 def one_row_fewer(batch: Batch) -> Batch:
     """The rows without the last one; a single row twice."""
     n = num_rows(batch)
-    twice = torch.zeros(2, dtype=torch.long, device=as_args(batch)[0].device)
+    twice = torch.zeros(2, dtype=torch.long, device=tensors_of(batch)[0].device)
     return take_rows(batch, slice(0, n - 1) if n > 1 else twice)
 
 

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from ppl_vae.pairs.as_tensors import as_tensor, is_array, is_number, kind_of
 from ppl_vae.pairs.pair import Pair
-from ppl_vae.pairs.programs import Batch
+from ppl_vae.pairs.programs import Batch, SomeArguments
 
 _EXPECTED = (
     "expected a tensor of shape (rows, ...), a tuple or dict of them, or an iterable of batches such as a "
@@ -32,14 +32,14 @@ class DataArguments:
 
     Attributes:
         names: The model's names for them in order; None if it takes any number, or has no readable signature.
-        required: How many have no default; 1 if all have one.
+        required: How many have no default.
         dtype: That of the pair's parameters; None if it has none yet.
         options: The model's names for its other arguments.
         by_keyword: Those of the options that cannot be given by position.
     """
 
     names: tuple[str, ...] | None
-    required: int = 1
+    required: int = 0
     dtype: torch.dtype | None = None
     options: tuple[str, ...] = ()
     by_keyword: tuple[str, ...] = ()
@@ -72,7 +72,7 @@ class DataArguments:
         required = sum(p.default is p.empty for p in data)
         names = tuple(p.name for p in data or positional[:1])
         others = tuple(p.name for p in signature if p.name not in names and p.kind != p.VAR_KEYWORD)
-        return cls(names, max(1, required), dtype, others, by_keyword)
+        return cls(names, required, dtype, others, by_keyword)
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def read_batch(batch: Any, arguments: DataArguments, name: str = "x") -> Batch:
             "them, as a DataLoader makes them"
         )
     if not is_array(batch):
-        first = next(iter(_parts(batch)))
+        first = next((part for part in _parts(batch) if part is not None), None)
         if len(getattr(first, "shape", ())) <= 1:
             _refuse_single_rows(batch, name)
     return _batch(batch, arguments, f"a batch of {name}", in_memory=False)
@@ -159,7 +159,8 @@ def read_batch(batch: Any, arguments: DataArguments, name: str = "x") -> Batch:
 
 def _read_sequence(x: Sequence[Any], arguments: DataArguments, name: str) -> RowsOfData:
     leaf = _first_leaf(x)
-    if isinstance(x, tuple) and is_array(x[0]):
+    given = [part for part in x if part is not None]
+    if isinstance(x, tuple) and given and is_array(given[0]):
         return RowsOfData(_batch(x, arguments, name))
     if isinstance(x, tuple) and _is_nested(x[0]) and not all(map(_is_nested, x)):
         kinds = ", ".join(kind_of(part) for part in x[:5])
@@ -205,7 +206,10 @@ def _joined_by(array: Any) -> tuple[str, str]:
 
 
 def _batch(x: Any, arguments: DataArguments, name: str, in_memory: bool = True) -> Batch:
-    """The tensors for the arguments of the model; in memory, lists of numbers may stand for them."""
+    """The tensors for the arguments of the model; in memory, lists of numbers may stand for them.
+
+    Arguments with the default None may get nothing: a modality that is missing.
+    """
     parts: dict[Any, Any]
     if isinstance(x, Mapping):
         parts = _by_name(x, arguments, name)
@@ -213,22 +217,29 @@ def _batch(x: Any, arguments: DataArguments, name: str, in_memory: bool = True) 
         parts = {None: x}
     else:
         parts = dict(enumerate(_by_position(x, arguments, name)))
-    tensors = []
-    for key, part in parts.items():
+    tensors, places = [], []
+    for number, (key, part) in enumerate(parts.items()):
         place = f"{name}[{key!r}]" if in_memory else f"part {key!r} of {name}"
         place = name if key is None else place
+        if part is None and number >= arguments.required:
+            continue
+        places.append(number)
         if not (is_array(part) or (in_memory and _has_numbers(part))):
             raise TypeError(
                 f"{place} is {kind_of(part)}, but the model needs a tensor there, of shape (rows, ...): make "
                 "one with torch.as_tensor (in a DataLoader, by its collate_fn)"
             )
         tensors.append(as_tensor(part, place, arguments.dtype))
+    if not tensors:
+        raise ValueError(f"{name} has no rows: it gives nothing for any argument of the model")
     if any(t.dim() == 0 or t.shape[0] == 0 for t in tensors):
         shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
         raise ValueError(f"{name} has no rows: its shape is {shapes}; expected (rows, ...)")
     if len({t.shape[0] for t in tensors}) > 1:
         sizes = ", ".join(str(t.shape[0]) for t in tensors)
         raise ValueError(f"the tensors of a batch have different numbers of rows: {sizes}")
+    if places != list(range(len(places))):
+        return SomeArguments.at(places, tensors)
     return tensors[0] if len(tensors) == 1 else tuple(tensors)
 
 
@@ -243,7 +254,9 @@ def _by_position(parts: Sequence[Any], arguments: DataArguments, name: str) -> S
             f"{tuple(kept[0].shape)}, but the model takes {most}: if they are rows, make one array of them "
             f"with {stack}; if they are batches, with {join}"
         )
-    while len(kept) > arguments.required and not (_has_numbers(kept[-1]) or _is_nested(kept[-1])):
+    while len(kept) > max(1, arguments.required) and not (
+        _has_numbers(kept[-1]) or _is_nested(kept[-1])
+    ):
         kept = kept[:-1]
     return kept
 
@@ -268,19 +281,17 @@ def _repeats(first: Any, others: Sequence[Any]) -> bool:
 
 
 def _by_name(parts: Mapping[Any, Any], arguments: DataArguments, name: str) -> dict[str, Any]:
-    """The parts whose keys are the model's arguments, in their order; what has other keys is left out."""
+    """The part for each of the model's arguments, None where there is none; what has other keys is left out."""
     names = arguments.names or ()
     given = [n for n in names if n in parts]
     missing = [n for n in names if n not in parts]
     if arguments.names == ():
         mistake = "programs are called by position, with one tensor each: write model(x, ...)"
-    elif not names or any(n in missing for n in names[: arguments.required]):
+    elif not given or any(n in missing for n in names[: arguments.required]):
         mistake = (
             "each argument gets one tensor; use these names as keys, or pass a tuple of tensors in their order "
             "(from a DataLoader, by its collate_fn)"
         )
-    elif given != list(names[: len(given)]):
-        mistake = f"{given[-1]!r} comes after {missing[0]!r}, so {missing[0]!r} must be given, too"
     else:
         mistake = _doubtful_key(parts, arguments, missing)
     if mistake:
@@ -289,7 +300,7 @@ def _by_name(parts: Mapping[Any, Any], arguments: DataArguments, name: str) -> d
             f"{name} is {kind_of(parts)} with the keys {keys}; the model's arguments are "
             f"{wanted if arguments.names is not None else '*args'}: {mistake}"
         )
-    return {n: parts[n] for n in given}
+    return {n: parts.get(n) for n in names}
 
 
 def _doubtful_key(
@@ -352,7 +363,7 @@ def _is_nested(part: Any) -> bool:
 
 
 def _first_leaf(x: Any) -> Any:
-    """The first thing in nested lists."""
+    """The first thing in nested lists that is not None."""
     while isinstance(x, list | tuple) and x:
-        x = x[0]
+        x = next((part for part in x if part is not None), None)
     return x

@@ -109,9 +109,10 @@ class Subsampling:
             trials: What was seen, by the number of rows; each call adds to it.
         """
 
-        def run(*args: Tensor) -> Any:
+        def run(*args: Tensor | None) -> Any:
             before = self._trial
-            self._trial = trials.setdefault(len(args[0]), Trial(len(args[0])))
+            n = len(next(tensor for tensor in args if tensor is not None))
+            self._trial = trials.setdefault(n, Trial(n))
             try:
                 return program(*args)
             finally:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae.checks import Session, opened
-from ppl_vae.pairs import DataLike, Program, as_args, sample_rows, stated_moment
+from ppl_vae.pairs import DataLike, Program, sample_rows, stated_moment, tensors_of
 
 
 class PriorDescription(Protocol):
@@ -76,7 +76,7 @@ def refit_prior(
                 "self.prior = StandardNormal().build(data_shape, latent_dim)"
             )
         mean, variance, draws = _posteriors(session, num_draws)
-        data_shape = tuple(as_args(session.first)[0].shape[1:])
+        data_shape = tuple(tensors_of(session.first)[0].shape[1:])
         new = prior.build(data_shape, mean.shape[-1]).to(draws)
         fit_to = getattr(new, "fit_to", None)
         if fit_to is None:
