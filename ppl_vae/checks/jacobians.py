@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ppl_vae.checks.report import Problem
-from ppl_vae.pairs import Batch, Pair, Trace, wrong_densities
+from ppl_vae.pairs import Batch, Pair, Trace, compare_jacobians
 
 
 def jacobian_problems(
@@ -22,13 +22,17 @@ def jacobian_problems(
     numbers count. Otherwise nothing is said: if the numbers differ, `auxiliary_problems` and `Layout.points`
     say what is certain. A difference that rounding can explain does not count.
 
-    A `pyro.factor` of the guide that is part of log q (see `density_sites`) may hold the Jacobian, too. All
-    factors and `log_density` are then summed in the plates that the factors and the Deltas share, which is once
-    per row, and so are the determinants.
+    A `pyro.factor` of the guide may hold the Jacobian, too, beside Deltas of which one has no `log_density`.
+    Factors and `log_density` are then summed in the plates that the Deltas share, which is once per row, and so
+    are the determinants. If the Deltas are right by themselves, the factors are no density (see
+    `compare_jacobians`). A factor outside of the rows' plate that holds all their Jacobians is a warning.
 
     It is an error if `log_density` is left at 0 and there is no such factor, otherwise a warning: a function
-    that is not one-to-one has another density. That is known here only if -u or u + 2 pi k give the same
-    latents, whose densities q(-u) or q(u + 2 pi k) have to be added; it is a warning if they are left out.
+    that is not one-to-one has another density. If -u or u + 2 pi k give the same latents, their densities q(-u)
+    or q(u + 2 pi k) have to be added; it is a warning if they are left out. Other functions are known not to
+    be one-to-one if the determinant, or the derivative of a number that depends on one draw alone, changes its
+    sign between a few draws. It is an error if a draw has no influence on the latents for some of its values,
+    as for relu or clamp: these values all give the same latents, and q has no density there.
 
     Args:
         pair: The pair, inside its scope.
@@ -37,32 +41,54 @@ def jacobian_problems(
         guide_trace: The trace of the guide.
     """
     try:
-        found = wrong_densities(pair, batch, model_trace, guide_trace)
+        found = compare_jacobians(pair, batch, model_trace, guide_trace).wrong
     # Code that autograd cannot follow; what is wrong with it is reported elsewhere.
     except Exception:
         return
-    for (latents, draws, factors, folded), (given, off) in found.items():
+    for (latents, draws, factors, fault), (given, off) in found.items():
         z, u = (", ".join(f"'{name}'" for name in names) for names in (latents, draws))
         dz, du = (
             names[0] if len(names) == 1 else f"({', '.join(names)})" for names in (latents, draws)
         )
         log_det = f"-log|det d{dz}/d{du}|"
-        has = f"does not have the log_density {log_det}" if given else "has no log_density"
-        if folded:
+        listed = ", ".join(map(repr, factors))
+        if fault == "flat":
+            yield Problem(
+                "error",
+                latents[0],
+                f"the guide computes {z} from its draw {u}, which has no influence for some of its values, as "
+                f"for relu or clamp: these all give the same {z}, so that q(z | x) has no density there, and "
+                "the ELBO is not defined. Use a function that is one-to-one, such as softplus",
+            )
+            continue
+        if fault == "folded":
+            by = f"is too low by {-off:.3g} nats on one of the first rows" if off else "is too low"
+            why = (
+                "as for an even or periodic function"
+                if off
+                else "as its derivative changes its sign"
+            )
             yield Problem(
                 "warning",
                 latents[0],
-                f"the guide computes {z} from its draw {u}, and other values of {u} give the same {z}, as for "
-                "an even or periodic function: log q(z | x) leaves out their density and is too low by "
-                f"{-off:.3g} nats on one of the first rows. Add it to log_density: for z = |u|, "
+                f"the guide computes {z} from its draw {u}, and other values of {u} give the same {z}, {why}: "
+                f"log q(z | x) leaves out their density and {by}. Add it to log_density: for z = |u|, "
                 "log(1 + q(-u) / q(u)). Or use a function that is one-to-one, such as exp(u)",
             )
             continue
-        if factors:
-            has = (
-                f"has no log_density, so that pyro.factor {', '.join(map(repr, factors))} counts as one, but "
-                f"that is not {log_det}"
+        if fault == "outside":
+            yield Problem(
+                "warning",
+                latents[0],
+                f"the guide computes {z} from its draw {u}, and pyro.factor {listed} holds {log_det} of "
+                "all rows at once, outside of their plate: log q(z | x) of a row leaves it out and is too "
+                f"{'high' if off > 0 else 'low'} by {abs(off):.3g} nats on one of the first rows. Put the "
+                f"factor of each row inside of the plate, or pass dist.Delta(..., log_density={log_det})",
             )
+            continue
+        has = f"does not have the log_density {log_det}" if given else "has no log_density"
+        if factors:
+            has = f"has no log_density, so that pyro.factor {listed} counts as one, but that is not {log_det}"
         yield Problem(
             "warning" if given or factors else "error",
             latents[0],

@@ -29,7 +29,9 @@ from .finite import (
     summed_rows as summed_rows,
 )
 from .handlers import ScaleLatents as ScaleLatents, Substitute as Substitute
-from .jacobians import wrong_densities as wrong_densities
+from .jacobians import (
+    compare_jacobians as compare_jacobians,
+)
 from .layout import (
     SAMPLES_PLATE as SAMPLES_PLATE,
     Layout as Layout,

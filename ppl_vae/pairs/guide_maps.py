@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from dataclasses import dataclass
@@ -48,9 +49,10 @@ class Image:
         rounding: By how much `density` may be off because latents are rounded, `(v,)`.
         present: Which values are not masked, `(v,)`.
         value_of: The value that each number belongs to, `(m,)`.
+        plain: Whether each number is one of the latent itself, not a coordinate of it, `(m,)`.
         latent_of: The latent that each value belongs to, `(v,)`.
         cell_of: The place of each value in the plates that all latents and factors share, `(v,)`.
-        factors: The sum of the factors at each of these places, `(cells,)`.
+        factors: Each factor, summed at each of these places, `(factors, cells)`.
     """
 
     numbers: Tensor
@@ -58,6 +60,7 @@ class Image:
     rounding: Tensor
     present: Tensor
     value_of: Tensor
+    plain: Tensor
     latent_of: Tensor
     cell_of: Tensor
     factors: Tensor
@@ -72,7 +75,7 @@ class GuideMap:
         guide_trace: The trace whose draws it starts at.
         latents: The model's sites of the latents.
         draws: The names of the draws that may move; other draws stay where they are.
-        factors: The names of the factors that count as density of the latents.
+        factors: The names of the factors that may be density of the latents.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class GuideMap:
         factors: list[str],
     ) -> None:
         self._pair, self._batch, self.latents, self.draws = pair, batch, latents, draws
+        self._fns = [guide_trace.nodes[name]["fn"] for name in draws]
         self.factors = factors
         plates = [
             {(f.dim, f.size) for f in guide_trace.nodes[name]["cond_indep_stack"] if f.vectorized}
@@ -144,17 +148,32 @@ class GuideMap:
                     rounding.expand(shape).flatten(),
                     there.expand(shape).flatten(),
                     which.repeat_interleave(numbers.numel() // size),
+                    torch.full((numbers.numel(),), numbers is site["value"], device=device),
                     torch.full_like(which, i),
                     self._cells(shape),
                 )
             )
             first += size
-        factors = self.start.new_zeros(math.prod(self._shared_plates.values()))
-        for name in self.factors:
-            factor = unscaled(trace.nodes[name])
-            factors = factors.index_add(0, self._cells(factor.shape), factor.flatten().to(factors))
+        factors = self.start.new_zeros(len(self.factors), math.prod(self._shared_plates.values()))
+        for i, name in enumerate(self.factors):
+            factor = unscaled(trace.nodes[name]).detach()
+            factors[i].index_add_(0, self._cells(factor.shape), factor.flatten().to(factors))
         columns = (torch.cat(column) for column in zip(*parts_of, strict=True))
         return Image(*(*columns, factors))
+
+    @functools.cached_property
+    def others(self) -> list[tuple[Tensor, Image]]:
+        """Other draws, of which each number comes once from each quarter of its distribution."""
+        rows, columns = torch.tensor([0, 21, 42, 63]), []
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(0)
+            for fn, size in zip(self._fns, self._sizes, strict=True):
+                many = fn.sample((64,)).reshape(64, size).sort(0)[0]
+                order = torch.rand(4, size).argsort(0)
+                columns.append(many.gather(0, rows[order].to(many.device)))
+        points = [point.requires_grad_() for point in torch.cat(columns, 1).to(self.start)]
+        with torch.enable_grad():
+            return [(point, self.at(point)) for point in points]
 
     def gradient(self, number: int) -> Tensor:
         """The derivatives of a number of a latent, `(draws,)`."""
@@ -210,12 +229,12 @@ class GuideMap:
                 terms.append(log_q.flatten())
         return torch.cat(terms)
 
-    def names(self, block: Block) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The names of the latents of a block, and of its draws."""
+    def names(self, values: Tensor, columns: Tensor) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The names of the latents of some values, and of some draws."""
         names: list[Any] = list(self.latents)
-        ends = torch.tensor(self._sizes, device=block.columns.device).cumsum(0)
-        draws = torch.bucketize(block.columns, ends, right=True).unique().tolist()
+        ends = torch.tensor(self._sizes, device=columns.device).cumsum(0)
+        draws = torch.bucketize(columns, ends, right=True).unique().tolist()
         return (
-            tuple(names[i] for i in self.image.latent_of[block.values].unique().tolist()),
+            tuple(names[i] for i in self.image.latent_of[values].unique().tolist()),
             tuple(self.draws[i] for i in draws),
         )

@@ -19,7 +19,9 @@ class ScaleLatents(Messenger):
 
     Args:
         scale: The factor.
-        factors: The `pyro.factor` sites that are part of log q(z | x) (`Layout.factors`), which it scales, too.
+        factors: The `pyro.factor` sites that are part of log q(z | x) (`Layout.factors`), which it scales, too. One
+            outside of all plates is scaled like the rest of the KL, as with the same term in the `log_density` of
+            a Delta that is shared by all rows; a factor that is no density keeps the weight 1.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist, pyro.poutine as poutine

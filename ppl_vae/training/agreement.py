@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from ppl_vae.objectives import Objective
 from ppl_vae.pairs import (
     Trace,
-    density_sites,
     is_weighted,
     observed_sites,
     sample_sites,
@@ -37,6 +36,7 @@ class Agreement:
         guide_trace: that of the guide. If a program weights its own sites (`poutine.scale`), has a
             `pyro.factor` outside of the rows, or the guide one that is no density, loss and ELBO are meant to
             differ.
+        factors: The guide's factors that are density (`Layout.factors`).
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist, pyro.poutine as poutine
@@ -52,12 +52,18 @@ class Agreement:
         'in 20 steps minus the loss is -2.05 nats per row, but the logged ELBO'
     """
 
-    def __init__(self, objective: Objective, model_trace: Trace, guide_trace: Trace) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        model_trace: Trace,
+        guide_trace: Trace,
+        factors: Collection[str] = (),
+    ) -> None:
         self.watches = (
             _claims_the_elbo(objective)
             and objective.free_bits == 0
             and len(sites_of_rows(model_trace)) == len(observed_sites(model_trace))
-            and len(density_sites(guide_trace)) == len(sample_sites(guide_trace))
+            and observed_sites(guide_trace).keys() <= set(factors)
             and not any(
                 is_weighted(site)
                 for trace in (model_trace, guide_trace)

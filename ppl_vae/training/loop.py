@@ -104,9 +104,11 @@ class Training:
         self.rows.check(first)
         self.processes.share_weights(pair)
         self.objective = Resolved(requested_objective, pair)
-        self.objective.of(layouts.expected(first), first)
+        layout = layouts.expected(first)
+        self.objective.of(layout, first)
         with preserve_random_state(), torch.no_grad(), pair.mode(training=False):
-            self.agreement = Agreement(requested_objective, *trace_pair(pair, first))
+            traces = trace_pair(pair, first)
+            self.agreement = Agreement(requested_objective, *traces, layout.factors)
         self.warnings: list[str] = []
 
         leaves = list(parameters.values())
