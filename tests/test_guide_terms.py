@@ -292,7 +292,7 @@ def of_a_shared_scale(x: Tensor) -> None:
 
 
 def shared_exponential(in_factor: bool, penalty: float = 0.0) -> Any:
-    """w = exp(u), shared by all rows, with its density in `log_density` or in a factor outside of all plates."""
+    """w = exp(u), shared by all rows, with its density in `log_density` or in a factor."""
 
     def guide(x: Tensor) -> None:
         u = pyro.sample("u", dist.Normal(0.3, 0.5), infer={"is_auxiliary": True})
