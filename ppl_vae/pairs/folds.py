@@ -155,13 +155,8 @@ def flat_draws(of: GuideMap) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]
             near, _ = _border(of, other[0].detach(), flat[0].detach(), steep)
             size = torch.stack([p[1].numbers.detach()[moved].abs().max() for p in (other, flat)])
             noise = 1e3 * torch.finfo(size.dtype).eps * size.max() + torch.finfo(size.dtype).tiny
-            if (
-                float(
-                    _slopes(*near, weights)[column].abs()
-                    * (other[0] - flat[0]).detach()[column].abs()
-                )
-                > noise
-            ):
+            way = (other[0] - flat[0]).detach()[column]
+            if bool((_slopes(*near, weights)[column] * way).abs() > noise):
                 yield of.names(of.image.value_of[moved].unique(), column)
 
 
