@@ -152,7 +152,7 @@ def test_the_best_q_of_two_layers_is_the_closed_form(kind: str) -> None:
     A top-down guide then holds the posterior. A bottom-up one loses what independent numbers lose of a normal.
     """
     sigma, lost = 1.5, 0.0
-    d1, d2 = torch.full((3,), 0.2).double(), torch.full((2,), 0.3).double()
+    d1, d2 = torch.full((3,), 0.6).double(), torch.full((2,), 0.3).double()
     model, guide, of_z1, of_z2 = linear_model(sigma), *best_of(kind, sigma)
     if kind == "BottomUp":
         lost = 0.5 * float(of_z1.diagonal().log().sum() - torch.logdet(of_z1))
