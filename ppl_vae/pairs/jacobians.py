@@ -51,7 +51,7 @@ class Computed(NamedTuple):
     fault: Literal["density", "folded", "flat", "outside"] = "density"
 
 
-class Comparison(NamedTuple):
+class DensityComparison(NamedTuple):
     """The densities of a guide's latents, compared with those of their draws.
 
     Attributes:
@@ -128,7 +128,7 @@ def density_factors(
 
 def compare_jacobians(
     pair: Pair, batch: Batch, model_trace: Trace, guide_trace: Trace
-) -> Comparison:
+) -> DensityComparison:
     """Compares the densities of latents that a guide computes with -log|det dz/du| by autograd.
 
     Of the factors that may be density (see `density_sites`), those are whose sum with all `log_density` is
@@ -141,7 +141,7 @@ def compare_jacobians(
     in_guide, in_model = latent_sites(guide_trace), latent_sites(model_trace)
     possible = _possible_factors(guide_trace)
     if any(n not in in_model and has_log_density(s) for n, s in in_guide.items()):
-        return Comparison({}, possible)
+        return DensityComparison({}, possible)
     latents = {
         n: in_model[n]
         for n, s in in_guide.items()
@@ -153,16 +153,16 @@ def compare_jacobians(
         if not is_delta(s) and n not in sample_sites(model_trace) and _is_free(s)
     ]
     if not latents or not draws:
-        return Comparison({}, possible)
+        return DensityComparison({}, possible)
     row_plate = rows_frame(sites_of_rows(model_trace), num_rows(batch)).name if possible else ""
     of_rows = all(_in_plate(in_guide[n], row_plate) for n in latents)
     inside = [n for n in possible if not of_rows or _in_plate(guide_trace.nodes[n], row_plate)]
     of = GuideMap(pair, batch, guide_trace, latents, draws, inside)
     if not of.image.numbers.requires_grad:
-        return Comparison({}, possible)
+        return DensityComparison({}, possible)
     flat = [Computed(*names, fault="flat") for names in flat_draws(of)]
     if flat:
-        return Comparison({group: (False, 0.0) for group in flat}, possible)
+        return DensityComparison({group: (False, 0.0) for group in flat}, possible)
     factors: tuple[str, ...] | None = possible
     if not possible:
         differences = list(_differences(of))
@@ -184,7 +184,7 @@ def compare_jacobians(
         given = any(has_log_density(in_guide[n]) for n in group.latents)
         known = found.get(group, (given, 0.0))
         found[group] = max(known, (given, off), key=lambda pair: abs(pair[1]))
-    return Comparison(found, possible if factors is None else factors)
+    return DensityComparison(found, possible if factors is None else factors)
 
 
 def _possible_factors(guide_trace: Trace) -> tuple[str, ...]:
