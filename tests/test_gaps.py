@@ -17,15 +17,13 @@ from torch.distributions import kl_divergence
 from ppl_vae import evaluate
 from ppl_vae.diagnosis import Gaps, inference_gaps
 from ppl_vae.guides import (
-    BottomUp,
     CategoricalEncoder,
     Exact,
     FullCovariance,
     MaskedAutoregressive,
     MeanField,
-    TopDown,
 )
-from ppl_vae.models import BernoulliMixture, HierarchicalVAE, ProbabilisticPCA
+from ppl_vae.models import BernoulliMixture, ProbabilisticPCA
 from ppl_vae.networks import MLP
 from ppl_vae.pairs import PairError
 from ppl_vae.stats import Estimate
@@ -314,7 +312,9 @@ def test_families_of_many_kinds(kind: str) -> None:
     gaps = inference_gaps(model, guide, x, seed=0, num_samples=samples, max_steps=steps)
     variance = 3.0 if kind == "LowRank" else 2.0
     exact = dist.Normal(0.0, math.sqrt(variance)).log_prob(x)
-    assert torch.allclose(gaps.best_elbo.values, exact, atol=0.02)
+    off = (gaps.best_elbo.values - exact).abs()
+    assert bool((off < 4 * gaps.best_elbo_error + 5e-3).all())
+    assert float(gaps.best_elbo_error.max()) < 0.02
 
 
 def test_a_flow_says_that_its_networks_are_held() -> None:
@@ -330,17 +330,9 @@ def test_a_flow_says_that_its_networks_are_held() -> None:
     assert not plain.notes
 
 
-def test_two_layers_of_latents_and_discrete_ones_of_our_own() -> None:
+def test_discrete_latents_of_our_own_have_no_gap() -> None:
     torch.manual_seed(0)
     x = torch.rand(3, 5).round()
-    model = HierarchicalVAE((5,), (3, 2), MLP((8,)), MLP((8,)))
-    for guide in (
-        BottomUp((5,), (3, 2), MLP((8,)), MLP((8,))),
-        TopDown(model, (5,), (3, 2), MLP((8,)), MLP((8,))),
-    ):
-        gaps = inference_gaps(model, guide, x, num_samples=200, max_steps=100, seed=0)
-        assert gaps.amortization_gap.mean > 0
-        assert "depends on another latent" in gaps.notes[0]
     mixture = BernoulliMixture((5,), 3)
     gaps = inference_gaps(mixture, CategoricalEncoder((5,), 3, MLP((8,))), x, seed=0)
     assert gaps.source == "log_evidence"
@@ -354,7 +346,11 @@ def test_rows_do_not_depend_on_the_chunks_they_come_in(monkeypatch: pytest.Monke
     whole = inference_gaps(model, guide, x, num_samples=100, max_steps=400, seed=0)
     monkeypatch.setattr("ppl_vae.checks.session.chunk_sizes", lambda *_: (3, 8))
     parts = inference_gaps(model, guide, [x[:4], x[4:]], num_samples=100, max_steps=400, seed=0)
-    assert torch.allclose(whole.best_elbo.values, parts.best_elbo.values, atol=0.03)
+    exact = model.log_evidence(x).detach()  # the family holds the posterior
+    for gaps in (whole, parts):
+        off = (gaps.best_elbo.values - exact).abs()
+        assert bool((off < 4 * gaps.best_elbo_error + 5e-3).all())
+        assert float(gaps.best_elbo_error.max()) < 0.02
     assert parts.num_rows == 6
     assert torch.allclose(whole.log_likelihood.values, parts.log_likelihood.values)
 

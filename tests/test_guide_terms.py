@@ -284,6 +284,47 @@ def test_beta_weights_a_jacobian_in_a_factor(objective: Objective, beta: float) 
     assert losses == pytest.approx([exact, exact], abs=0.02)
 
 
+def of_a_shared_scale(x: Tensor) -> None:
+    w = pyro.sample("w", dist.LogNormal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, w), obs=x)
+
+
+def shared_exponential(in_factor: bool, penalty: float = 0.0) -> Any:
+    """w = exp(u), shared by all rows, with its density in `log_density` or in a factor."""
+
+    def guide(x: Tensor) -> None:
+        u = pyro.sample("u", dist.Normal(0.3, 0.5), infer={"is_auxiliary": True})
+        if in_factor:
+            pyro.factor("jacobian", -u, has_rsample=True)
+        if penalty:
+            pyro.factor("penalty", torch.tensor(penalty), has_rsample=True)
+        pyro.sample("w", dist.Delta(u.exp(), log_density=0.0 if in_factor else -u))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 1.0))
+
+    return guide
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("in_factor", [False, True])
+def test_beta_weights_a_jacobian_outside_of_all_plates(in_factor: bool, beta: float) -> None:
+    """As in Pyro's Trace_ELBO with poutine.scale around the latents; a penalty beside it is not weighted."""
+    for penalty in (0.0, 3.0):
+        pair = Pair(of_a_shared_scale, shared_exponential(in_factor, penalty))
+        torch.manual_seed(2)
+        with pair.scope(), torch.no_grad():
+            loss = TraceELBO()(pair, Layouts(pair).of(X), X, beta).loss
+        torch.manual_seed(2)
+        u, eps = torch.distributions.Normal(0.3, 0.5).sample(), torch.randn(len(X))
+        z = X / 2 + eps
+        log_q = dist.Normal(0.3, 0.5).log_prob(u) - u + dist.Normal(X / 2, 1.0).log_prob(z).sum()
+        log_p = dist.LogNormal(0.0, 1.0).log_prob(u.exp()) + dist.Normal(0.0, 1.0).log_prob(z).sum()
+        exact = beta * (log_q - log_p) - dist.Normal(z, u.exp()).log_prob(X).sum() + penalty
+        torch.testing.assert_close(loss, exact / len(X), atol=1e-5, rtol=1e-5)
+
+
 # -- weights ---------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from ppl_vae import check, diagnose, evaluate, fit, load_run, save_run, to_arviz
+from ppl_vae import check, diagnose, evaluate, fit, inference_gaps, load_run, save_run, to_arviz
 from ppl_vae.guides import BottomUp, TopDown
 from ppl_vae.likelihoods import Bernoulli, Gaussian
 from ppl_vae.models import VAE, HierarchicalVAE
@@ -60,9 +60,9 @@ def layer(network: nn.Module) -> nn.Linear:
     return found
 
 
-def linear_model() -> HierarchicalVAE:
-    """z1 = A z2 + SHIFT + SCALE e, x = W z1 + MEAN + SIGMA e."""
-    model = HierarchicalVAE((D,), DIMS, LINEAR, LINEAR, Gaussian(SIGMA)).double()
+def linear_model(sigma: float = SIGMA) -> HierarchicalVAE:
+    """z1 = A z2 + SHIFT + SCALE e, x = W z1 + MEAN + sigma e."""
+    model = HierarchicalVAE((D,), DIMS, LINEAR, LINEAR, Gaussian(sigma)).double()
     zeros = torch.zeros(3, 2).double()
     raw = torch.cat([SHIFT, inverse_softplus(SCALE)])
     set_linear(layer(model.inner_decoder), torch.cat([A, zeros]), raw)
@@ -70,14 +70,14 @@ def linear_model() -> HierarchicalVAE:
     return model
 
 
-def marginal() -> dist.MultivariateNormal:
+def marginal(sigma: float = SIGMA) -> dist.MultivariateNormal:
     """p(x) with z1 and z2 integrated out."""
     of_z1 = A @ A.T + torch.diag(SCALE.square())
-    covariance = W @ of_z1 @ W.T + SIGMA**2 * torch.eye(D).double()
+    covariance = W @ of_z1 @ W.T + sigma**2 * torch.eye(D).double()
     return dist.MultivariateNormal(W @ SHIFT + MEAN, covariance)
 
 
-def exact_top_down(model: HierarchicalVAE) -> TopDown:
+def exact_top_down(model: HierarchicalVAE, sigma: float = SIGMA) -> TopDown:
     """The guide whose weights make it the posterior.
 
     p(x | z1) as a function of z1 is N(z1; m1, S1) with S1 = sigma^2 (W^T W)^-1, diagonal, and
@@ -87,7 +87,7 @@ def exact_top_down(model: HierarchicalVAE) -> TopDown:
     guide = TopDown(model, (D,), DIMS, LINEAR, LINEAR).double()
     gram = (W.T @ W).diagonal()
     to_m1 = W.T / gram.unsqueeze(-1)
-    s1 = SIGMA / gram.sqrt()
+    s1 = sigma / gram.sqrt()
     zeros = torch.zeros(3, D).double()
     raw = torch.cat([-to_m1 @ MEAN, inverse_softplus(s1)])
     set_linear(guide.head, torch.cat([to_m1, zeros]), raw)
@@ -111,6 +111,69 @@ def test_the_ladder_can_be_exact() -> None:
     torch.testing.assert_close(found.elbo.values, expected, atol=1e-6, rtol=0)
     torch.testing.assert_close(found.log_likelihood.values, expected, atol=1e-6, rtol=0)
     torch.testing.assert_close(found.ess, torch.full((6,), 16.0).double())
+
+
+def best_bottom_up(sigma: float) -> tuple[BottomUp, Tensor]:
+    """The guide whose q(z2 | z1) is the posterior, and q(z1 | x) as near as one of independent numbers can be.
+
+    p(z2 | z1) is Bayes' rule with z1 ~ N(A z2 + shift, diag(scale^2)). The posterior of z1, with the prior
+    N(shift, A A^T + diag(scale^2)) and the likelihood of x, has a precision, which is returned, too. The best
+    q(z1 | x) has its mean and the diagonal of the precision.
+    """
+    guide = BottomUp((D,), DIMS, LINEAR, LINEAR).double()
+    top = 1 + (A.square() / SCALE.square().unsqueeze(-1)).sum(0)
+    to_m2 = (A / SCALE.square().unsqueeze(-1)).T / top.unsqueeze(-1)
+    bias = torch.cat([-to_m2 @ SHIFT, inverse_softplus(top.rsqrt())])
+    set_linear(guide.top_head, torch.cat([to_m2, torch.zeros(2, 3).double()]), bias)
+    precision: Tensor = torch.linalg.inv(A @ A.T + torch.diag(SCALE.square()))
+    precision = precision + W.T @ W / sigma**2
+    to_m1 = torch.linalg.solve(precision, W.T / sigma**2)
+    raw = inverse_softplus(precision.diagonal().rsqrt())
+    bias = torch.cat([SHIFT - to_m1 @ (W @ SHIFT + MEAN), raw])
+    set_linear(guide.head, torch.cat([to_m1, torch.zeros(3, D).double()]), bias)
+    return guide, precision
+
+
+def best_of(kind: str, sigma: float) -> tuple[BottomUp | TopDown, Tensor, Tensor]:
+    """The best guide of a family, and the precision of its z1 and z2, each given what is drawn before it."""
+    if kind == "BottomUp":
+        guide, of_z1 = best_bottom_up(sigma)
+        return guide, of_z1, torch.diag(1 + (A.square() / SCALE.square().unsqueeze(-1)).sum(0))
+    noise = SCALE.square() + sigma**2 / (W.T @ W).diagonal()
+    of_z1 = torch.diag((W.T @ W).diagonal() / sigma**2 + SCALE**-2)
+    of_z2 = torch.diag(1 + (A.square() / noise.unsqueeze(-1)).sum(0))
+    return exact_top_down(linear_model(sigma), sigma), of_z1, of_z2
+
+
+@pytest.mark.parametrize("kind", GUIDES)
+def test_the_best_q_of_two_layers_is_the_closed_form(kind: str) -> None:
+    """Guides that are the best of their family, but for means that are shifted by d: KL d^T precision d / 2.
+
+    A top-down guide then holds the posterior. A bottom-up one loses what independent numbers lose of a normal.
+    """
+    sigma, lost = 1.5, 0.0
+    d1, d2 = torch.full((3,), 0.6).double(), torch.full((2,), 0.3).double()
+    model, guide, of_z1, of_z2 = linear_model(sigma), *best_of(kind, sigma)
+    if kind == "BottomUp":
+        lost = 0.5 * float(of_z1.diagonal().log().sum() - torch.logdet(of_z1))
+        assert lost > 0.1
+    with torch.no_grad():
+        guide.head.bias[:3] += d1
+        guide.top_head.bias[:2] += d2
+    if kind == "TopDown":  # the shift of m1 counts in the mean of z1 by its share of the precision
+        d1 = d1 * (1 - SCALE**-2 / of_z1.diagonal())
+    shifted = float(d1 @ of_z1 @ d1 + d2 @ of_z2 @ d2) / 2
+    x = rows(4)
+    exact = evaluate(model, exact_top_down(model, sigma), x, num_samples=2, progress=False)
+    options: dict[str, Any] = {"num_samples": 100, "max_steps": 200, "seed": 0, "progress": False}
+    gaps = inference_gaps(model, guide, x, truth=exact, **options)
+    truth = marginal(sigma).log_prob(x)
+    off = gaps.best_elbo.values - (truth - lost)
+    assert float((off.abs() / (gaps.best_elbo_error + 5e-3)).max()) < 4
+    off = gaps.elbo.values - (truth - lost - shifted)
+    assert float((off.abs() / (gaps.elbo_error + 1e-3)).max()) < 4
+    assert float(gaps.elbo_error.max()) < shifted / 3
+    assert "depends on another latent" in gaps.notes[0]
 
 
 @guides

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from ppl_vae import check, diagnose, evaluate, fit
 from ppl_vae.checks import PairWarning, Problem
 from ppl_vae.objectives import TraceELBO
-from ppl_vae.pairs import PairError, Program
+from ppl_vae.pairs import Pair, PairError, Program, find_layout
 
 AUXILIARY: Any = {"is_auxiliary": True}
 
@@ -354,13 +354,124 @@ def test_draws_with_the_same_latents(case: str) -> None:
         assert f"too low by {twos * math.log(2):.3g} nats" in problem.message
 
 
+def of_a_draw(
+    f: Callable[[Tensor], Tensor], log_density: Callable[[Tensor], Tensor], *shape: int
+) -> Callable[[Tensor], Any]:
+    def body(x: Tensor) -> None:
+        u = draw(x, *shape)
+        pyro.sample("z", dist.Delta(f(u), log_density(u), event_dim=len(shape)))
+
+    return body
+
+
+def product_and_sum(u: Tensor) -> Tensor:
+    """The same for (a, b) and (b, a); its determinant is a - b."""
+    return torch.stack([u.prod(-1), u.sum(-1)], -1)
+
+
+def one_parabola(u: Tensor) -> Tensor:
+    return torch.stack([(u[..., 0] - 1) ** 2, 2 * u[..., 1]], -1)
+
+
+TURNING: dict[str, tuple[Program, Callable[[Tensor], Any]]] = {
+    "parabola": (
+        with_prior(z=dist.HalfNormal(1.0)),
+        of_a_draw(lambda u: (u - 1) ** 2, lambda u: -(2 * (u - 1)).abs().log()),
+    ),
+    "cubic": (
+        with_prior(z=NUMBER),
+        of_a_draw(lambda u: u**3 - u, lambda u: -(3 * u**2 - 1).abs().log()),
+    ),
+    "one of two numbers": (
+        with_prior(z=PAIR),
+        of_a_draw(one_parabola, lambda u: -(4 * (u[..., 0] - 1)).abs().log(), 2),
+    ),
+    "two numbers together": (
+        with_prior(z=PAIR),
+        of_a_draw(product_and_sum, lambda u: -(u[..., 0] - u[..., 1]).abs().log(), 2),
+    ),
+    "sorted": (
+        with_prior(z=TRIPLE),
+        of_a_draw(lambda u: u.sort(-1)[0], lambda u: 0 * u.sum(-1), 3),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TURNING)
+def test_determinants_that_change_their_sign(case: str) -> None:
+    """The `log_density` is -log|det| of each draw, and other draws give the same latents."""
+    model, body = TURNING[case]
+    (problem,) = found(model, in_plate(body), torch.randn(10))
+    assert (problem.severity, problem.site) == ("warning", "z")
+    assert "other values of 'u' give the same 'z', as its derivative changes its sign" in str(
+        problem
+    )
+
+
+FLAT: dict[str, tuple[Program, Callable[[Tensor], Any]]] = {
+    "relu": (with_prior(z=NUMBER), of_a_draw(torch.relu, lambda u: 0 * u)),
+    "clamp": (
+        with_prior(z=PAIR),
+        of_a_draw(lambda u: 2 * u.clamp(-1, 1), lambda u: 0 * u.sum(-1) - math.log(4), 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FLAT)
+def test_functions_that_are_flat_have_no_density(case: str) -> None:
+    model, body = FLAT[case]
+    (problem,) = found(model, in_plate(body), torch.randn(10))
+    assert (problem.severity, problem.site) == ("error", "z")
+    assert "'u', which has no influence for some of its values" in problem.message
+    with pytest.raises(PairError, match=r"q\(z | x\) has no density there"):
+        evaluate(model, in_plate(body), torch.randn(10))
+
+
+def tanh_density(u: Tensor) -> Tensor:
+    """-log of the derivative of tanh(6 u), by a formula that does not round."""
+    return -math.log(6) - 2 * (math.log(2) - 6 * u - nn.functional.softplus(-12 * u))
+
+
+ONE_TO_ONE: dict[str, tuple[Program, Callable[[Tensor], Any]]] = {
+    "saturated": (
+        with_prior(z=dist.Uniform(-1.0, 1.0)),
+        of_a_draw(lambda u: (6 * u).tanh(), tanh_density),
+    ),
+    "underflow": (
+        with_prior(z=dist.HalfNormal(1.0)),
+        of_a_draw(lambda u: (60 * u).exp(), lambda u: -60 * u - math.log(60)),
+    ),
+    "far from its ends": (
+        with_prior(z=NUMBER),
+        of_a_draw(lambda u: u.clamp(-20, 20), lambda u: 0 * u),
+    ),
+    "jump": (  # onto u > 0 and -1 < z < 0: decreasing on one side, one-to-one on both
+        with_prior(z=NUMBER),
+        of_a_draw(
+            lambda u: torch.where(u > 0, u, -u.exp()), lambda u: torch.where(u > 0, 0 * u, -u)
+        ),
+    ),
+    "corner": (
+        with_prior(z=NUMBER),
+        of_a_draw(
+            lambda u: nn.functional.leaky_relu(u, 0.2),
+            lambda u: torch.where(u > 0, 0 * u, 0 * u - math.log(0.2)),
+        ),
+    ),
+    "rotation": (
+        with_prior(z=PAIR),
+        of_a_draw(lambda u: torch.stack([u[..., 1], -u[..., 0]], -1), lambda u: 0 * u.sum(-1), 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ONE_TO_ONE)
+def test_one_to_one_functions_are_no_alarm(case: str) -> None:
+    model, body = ONE_TO_ONE[case]
+    assert not found(model, in_plate(body), torch.randn(10))
+
+
 # -- factors -----------------------------------------------------------------------------------------------
-
-
-def shifted(x: Tensor) -> None:
-    """Right without its factor, which counts, because no Delta has a density."""
-    pyro.sample("z", dist.Delta(draw(x) + 1))
-    pyro.factor("more", 3 * torch.ones(len(x)), has_rsample=True)
 
 
 def half_a_factor(x: Tensor) -> None:
@@ -368,13 +479,100 @@ def half_a_factor(x: Tensor) -> None:
     pyro.factor("more", torch.full((len(x),), 3 - math.log(4)), has_rsample=True)
 
 
-@pytest.mark.parametrize("body", [shifted, half_a_factor])
-def test_a_factor_that_is_no_jacobian_is_told(body: Callable[[Tensor], None]) -> None:
+def test_a_factor_that_is_no_jacobian_is_told() -> None:
     model = with_prior(z=NUMBER)
-    (problem,) = found(model, in_plate(body), torch.randn(10))
+    (problem,) = found(model, in_plate(half_a_factor), torch.randn(10))
     assert (problem.severity, problem.site) == ("warning", "z")
     assert "pyro.factor 'more' counts as one" in problem.message
     assert "too high by 3 nats" in problem.message
+
+
+def posterior(
+    scale: float, *factors: float, beside: bool = False, outside: bool = False
+) -> Program:
+    """z = (u - 1) / scale + 1 ~ N(x / 2, 1/2), and w = 3 v ~ N(0, 1) `beside` it; with factors of rows."""
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            q = dist.Normal(1 + (x / 2 - 1) * scale, 0.5**0.5 * scale)
+            u = pyro.sample("u", q, infer=AUXILIARY)
+            pyro.sample("z", dist.Delta((u - 1) / scale + 1))
+            if beside:
+                v = pyro.sample("v", dist.Normal(0 * x, 1 / 3), infer=AUXILIARY)
+                pyro.sample("w", dist.Delta(3 * v))
+            for i, value in enumerate(factors):
+                pyro.factor(f"factor_{i}", torch.full((len(x),), value), has_rsample=True)
+        if outside:
+            pyro.factor("all", torch.tensor(len(x) * math.log(scale)), has_rsample=True)
+
+    return guide
+
+
+def normal(beside: bool) -> Program:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", NUMBER)
+            if beside:
+                pyro.sample("w", NUMBER)
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    return model
+
+
+LOG_3 = math.log(3)
+
+
+@pytest.mark.parametrize(
+    ("guide", "beside", "counts"),
+    [
+        (posterior(1.0, 2.5), False, []),  # right by itself: z = u
+        (posterior(1.0, 0.0, 2.5), False, [0]),  # a factor of 0 may be a Jacobian elsewhere
+        (posterior(2.0, math.log(2), 2.5), False, [0]),
+        (posterior(1.0, -LOG_3, beside=True), True, [0]),  # another Delta needs it
+        (posterior(1.0, 2.5, -LOG_3, beside=True), True, [1]),
+        (posterior(2.0, math.log(2), 2.5, -LOG_3, beside=True), True, [0, 2]),
+    ],
+)
+def test_only_the_factors_that_are_jacobians_count(
+    guide: Program, beside: bool, counts: list[int]
+) -> None:
+    """Each guide is the exact posterior, whose every weight is p(x) = N(x; 0, 2)."""
+    x, model = torch.randn(10), normal(beside)
+    assert not found(model, guide, x)
+    pair = Pair(model, guide)
+    with pair.scope():
+        assert find_layout(pair, x).factors == tuple(f"factor_{i}" for i in counts)
+    result = evaluate(model, guide, x, num_samples=3)
+    exact = dist.Normal(0.0, 2**0.5).log_prob(x)
+    torch.testing.assert_close(result.log_likelihood.values, exact, atol=1e-5, rtol=0)
+    assert not result.warnings
+
+
+@pytest.mark.filterwarnings("ignore:the pair has no")
+def test_a_factor_that_does_not_count_is_no_disagreement_of_loss_and_elbo() -> None:
+    def guide(x: Tensor) -> None:
+        loc = pyro.param("loc", torch.tensor(0.0))
+        with pyro.plate("data", len(x)):
+            u = pyro.sample("u", dist.Normal(loc + x / 2, 0.5**0.5), infer=AUXILIARY)
+            pyro.sample("z", dist.Delta(u + 1))
+            pyro.factor("more", torch.full((len(x),), 2.5), has_rsample=True)
+
+    fitted = fit(normal(False), guide, torch.randn(10), max_epochs=25, capture=False)
+    assert not fitted.warnings
+
+
+def test_a_jacobian_of_all_rows_in_one_factor_is_told() -> None:
+    """log q(z | x) of each row leaves out log 2."""
+    x, guide = torch.randn(10), posterior(2.0, outside=True)
+    (problem,) = found(normal(False), guide, x)
+    assert (problem.severity, problem.site) == ("warning", "z")
+    assert "pyro.factor 'all' holds -log|det dz/du| of all rows at once" in problem.message
+    assert "too low by 0.693 nats" in problem.message
+    result = evaluate(normal(False), guide, x, num_samples=3)
+    assert problem.message in result.warnings
+    exact = dist.Normal(0.0, 2**0.5).log_prob(x)
+    off = result.log_likelihood.values - exact
+    torch.testing.assert_close(off, torch.full_like(off, math.log(2)), atol=1e-5, rtol=0)
 
 
 # -- autoguides write the Jacobian ---------------------------------------------------------------------------

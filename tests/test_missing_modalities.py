@@ -49,14 +49,17 @@ def product_of_experts(image: Tensor | None = None, text: Tensor | None = None) 
 
 
 def log_evidence(image: Tensor | None, text: Tensor | None) -> Tensor:
+    fn: Any
     if text is None:
-        assert image is not None
-        return torch.distributions.Normal(0.0, 2**0.5).log_prob(image)
-    if image is None:
-        return torch.distributions.Normal(0.0, 1.25**0.5).log_prob(text)
-    covariance = torch.tensor([[2.0, 1.0], [1.0, 1.25]])
-    both = torch.distributions.MultivariateNormal(torch.zeros(2), covariance)
-    return both.log_prob(torch.stack([image, text], -1))
+        fn, x = torch.distributions.Normal(0.0, 2**0.5), image
+    elif image is None:
+        fn, x = torch.distributions.Normal(0.0, 1.25**0.5), text
+    else:
+        covariance = torch.tensor([[2.0, 1.0], [1.0, 1.25]])
+        fn = torch.distributions.MultivariateNormal(torch.zeros(2), covariance)
+        x = torch.stack([image, text], -1)
+    density: Tensor = fn.log_prob(x)
+    return density
 
 
 A, B, C = slice(0, 15), slice(15, 30), slice(30, 40)
@@ -137,7 +140,8 @@ def test_in_memory_and_from_a_loader() -> None:
     torch.testing.assert_close(
         found.log_likelihood.values, log_evidence(None, TEXT), atol=1e-5, rtol=0
     )
-    loader = DataLoader([{"text": t, "name": "a"} for t in TEXT], batch_size=16)
+    rows: Any = [{"text": t, "name": "a"} for t in TEXT]
+    loader: Any = DataLoader(rows, batch_size=16)
     found = evaluate(model, product_of_experts, loader, num_samples=4)
     torch.testing.assert_close(
         found.log_likelihood.values, log_evidence(None, TEXT), atol=1e-5, rtol=0

@@ -148,8 +148,8 @@ N = 200
 
 
 def shared_mean(x: Tensor) -> None:
-    """mu ~ N(0, 10^2), x_i ~ N(mu, 1), in batches."""
-    mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+    """mu ~ N(0, 0.2^2), x_i ~ N(mu, 1), in batches: a wrong weight of the batch would move the mean by 0.5."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 0.2))
     with pyro.plate("data", N, subsample_size=len(x)):
         pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
 
@@ -157,7 +157,7 @@ def shared_mean(x: Tensor) -> None:
 def rows_of_shared_mean() -> tuple[Tensor, Tensor, Tensor]:
     """Rows, and mean and standard deviation of the posterior of mu."""
     x = 3.0 + torch.randn(N)
-    precision = torch.tensor(0.01 + N)
+    precision = torch.tensor(25.0 + N)
     return x, x.sum() / precision, precision.rsqrt()
 
 
@@ -202,8 +202,8 @@ def test_a_plate_that_takes_a_batch_for_all_of_the_data() -> None:
 
 
 def both_kinds(x: Tensor) -> None:
-    """mu ~ N(0, 10^2), z_i ~ N(mu, 1), x_i ~ N(z_i, 1)."""
-    mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+    """mu ~ N(0, 0.2^2), z_i ~ N(mu, 1), x_i ~ N(z_i, 1)."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 0.2))
     with pyro.plate("data", N, subsample_size=len(x)):
         z = pyro.sample("z", dist.Normal(mu, 1.0))
         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
@@ -212,7 +212,7 @@ def both_kinds(x: Tensor) -> None:
 def test_an_autoguide_with_an_amortized_part() -> None:
     torch.manual_seed(3)
     x = 3.0 + 2**0.5 * torch.randn(N)
-    precision = 0.01 + N / 2
+    precision = 25 + N / 2
     mean = float(x.sum() / 2 / precision)
     net = torch.nn.Linear(1, 1)
 

@@ -304,6 +304,10 @@ def test_the_default_objective_suits_each_kind_of_batch() -> None:
     fitted = fit(model, guide, batches, max_epochs=150, learning_rate=0.05, seed=0)
     after = evaluate(fitted.model, fitted.guide, batches, num_samples=50, seed=0)
     assert float(after.elbo.values[20:].mean()) == pytest.approx(exact, abs=0.03)
+    pair = Pair.of(fitted.model, fitted.guide)
+    with pair.scope():  # the exact q(y | x) has the same shift for every class
+        shift = pyro.param("shift").detach()
+    assert float((shift - shift.mean()).abs().max()) < 0.2
 
 
 def test_bad_data_in_a_later_kind_of_batch_are_found() -> None:

@@ -11,7 +11,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppl_vae.checks.report import Problem
-from ppl_vae.checks.supports import in_words, is_periodic, range_of, support_of
+from ppl_vae.checks.supports import in_words, is_periodic, range_of
 from ppl_vae.pairs import (
     Batch,
     Pair,
@@ -28,6 +28,7 @@ from ppl_vae.pairs import (
     sample_sites,
     sharing_draws,
     sources_of,
+    support_of,
     trace_tracked,
 )
 

@@ -11,6 +11,7 @@ from .batches import (
     parts_of as parts_of,
     transformed as transformed,
 )
+from .coordinates import support_of as support_of, unconstrained as unconstrained
 from .densities import (
     RowDensities as RowDensities,
     factor_of as factor_of,
@@ -29,6 +30,9 @@ from .finite import (
     summed_rows as summed_rows,
 )
 from .handlers import ScaleLatents as ScaleLatents, Substitute as Substitute
+from .jacobians import (
+    compare_jacobians as compare_jacobians,
+)
 from .layout import (
     SAMPLES_PLATE as SAMPLES_PLATE,
     Layout as Layout,

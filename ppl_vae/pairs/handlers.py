@@ -19,7 +19,9 @@ class ScaleLatents(Messenger):
 
     Args:
         scale: The factor.
-        factors: The `pyro.factor` sites that are part of log q(z | x) (`Layout.factors`), which it scales, too.
+        factors: The `pyro.factor` sites that are part of log q(z | x) (`Layout.factors`), which it scales, too:
+            one outside of all plates like the same term in a `log_density`, as in Pyro's `Trace_ELBO` with
+            `poutine.scale` around the latents; a factor that is no density keeps its weight.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist, pyro.poutine as poutine

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ppl_vae.pairs.densities import sample_rows
 from ppl_vae.pairs.errors import PairError
+from ppl_vae.pairs.jacobians import density_factors
 from ppl_vae.pairs.layout import (
     SAMPLES_PLATE,
     Layout,
@@ -28,7 +29,6 @@ from ppl_vae.pairs.subsampling import Trial
 from ppl_vae.pairs.traces import (
     Site,
     Trace,
-    density_sites,
     free_numbers,
     innermost,
     is_discrete,
@@ -101,7 +101,10 @@ def find_layout(pair: Pair, batch: Batch, traces: tuple[Trace, Trace] | None = N
             for f in site["cond_indep_stack"]
             if f.vectorized
         ]
-        in_density = density_sites(guide_trace)
+        factors = density_factors(pair, batch, model_trace, guide_trace)
+        in_density = [
+            n for n, s in sample_sites(guide_trace).items() if not s["is_observed"] or n in factors
+        ]
         layout = Layout(
             plate=frame.name,
             dim=frame.dim,
@@ -115,7 +118,7 @@ def find_layout(pair: Pair, batch: Batch, traces: tuple[Trace, Trace] | None = N
             nesting=-min(dims),
             vectorizes=True,
             discrete=tuple(n for n in draws if n in in_plate and is_discrete(guide_trace.nodes[n])),
-            factors=tuple(n for n, site in in_density.items() if site["is_observed"]),
+            factors=factors,
             signature=signature_of(model_trace, guide_trace),
         )
         return replace(layout, vectorizes=_vectorizes(pair, layout, batch))

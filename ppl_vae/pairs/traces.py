@@ -134,11 +134,11 @@ def trace_pair(pair: Pair, batch: Batch) -> tuple[Trace, Trace]:
 
 
 def density_sites(guide_trace: Trace) -> dict[str, Site]:
-    """The sites of a guide whose log densities add up to log q(z | x).
+    """The sites of a guide whose log densities may add up to log q(z | x).
 
-    They are its draws, and a `pyro.factor` beside draws and Deltas of which one has no `log_density`: a change
-    of variables written by hand. What a guide observes, and any other factor, belongs to Pyro's loss, but is no
-    density of latents. The answer depends on the values of `log_density`; a `Layout` keeps that of its trace.
+    They are its draws, and a `pyro.factor` beside draws and Deltas of which one has no `log_density`: it may be
+    a change of variables written by hand, which `density_factors` finds out. What a guide observes, and any
+    other factor, belongs to Pyro's loss, but is no density of latents.
     """
     drawn, possible = latent_sites(guide_trace), possible_density_sites(guide_trace)
     if len(possible) > len(drawn) and all(

@@ -9,7 +9,6 @@ from ppl_vae.objectives import Objective
 from ppl_vae.pairs import (
     Layout,
     Trace,
-    density_sites,
     is_weighted,
     observed_sites,
     sample_sites,
@@ -61,7 +60,7 @@ class Agreement:
             _claims_the_elbo(objective)
             and objective.free_bits == 0
             and len(layout.observed) == len(observed_sites(model_trace))
-            and len(density_sites(guide_trace)) == len(sample_sites(guide_trace))
+            and observed_sites(guide_trace).keys() <= set(layout.factors)
             and not any(
                 is_weighted(site)
                 for trace in (model_trace, guide_trace)
