@@ -13,7 +13,7 @@ from ppl_vae.pairs.folds import flat_draws, fold, turns
 from ppl_vae.pairs.guide_maps import MOST_NUMBERS, Block, GuideMap
 from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import Batch, num_rows
-from ppl_vae.pairs.row_plate import rows_frame
+from ppl_vae.pairs.row_plate import rows_frame, sites_of_rows
 from ppl_vae.pairs.traces import (
     Site,
     Trace,
@@ -23,7 +23,6 @@ from ppl_vae.pairs.traces import (
     is_delta,
     latent_sites,
     sample_sites,
-    sites_of_rows,
 )
 
 _PER_SITE = 2
@@ -154,7 +153,8 @@ def compare_jacobians(
     ]
     if not latents or not draws:
         return DensityComparison({}, possible)
-    row_plate = rows_frame(sites_of_rows(model_trace), num_rows(batch)).name if possible else ""
+    rows = sites_of_rows(pair.model, batch, model_trace)
+    row_plate = rows_frame(rows, num_rows(batch)).name if possible else ""
     of_rows = all(_in_plate(in_guide[n], row_plate) for n in latents)
     inside = [n for n in possible if not of_rows or _in_plate(guide_trace.nodes[n], row_plate)]
     of = GuideMap(pair, batch, guide_trace, latents, draws, inside)
