@@ -150,7 +150,7 @@ class Gaps(RowResult):
         wrong = gap < -rounding
         clear = gap < -(rounding + 3 * error)
         mean, mean_error = float(gap.mean()), float(error.square().sum().sqrt()) / n
-        if mean >= -float(rounding.mean()) and not bool(clear.any()):
+        if not (mean < -float(rounding.mean()) or bool(clear.any())):  # or it is not known
             return
         size = (
             f"the mean {mean:.2g} ± {mean_error:.2g} (Monte Carlo)"
