@@ -314,6 +314,199 @@ def test_bad_data_in_a_later_kind_of_batch_are_found() -> None:
         fit(labels_model, lambda x, y=None: labels_guide(x.nan_to_num(), y), batches, max_epochs=1)
 
 
+# -- points and rows without latents, in some batches ------------------------------------------------------
+
+
+def normals(x: Tensor, flag: Tensor) -> None:
+    """One latent, or two where the flag is 3."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        if bool((flag == 3).all()):
+            z = z + pyro.sample("w", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def partly_points(x: Tensor, flag: Tensor) -> None:
+    """The posterior; where the flag is 1, its mean alone; where it is 3, a point for w."""
+    slope = pyro.param("slope", torch.tensor(0.5))
+    with pyro.plate("data", len(x)):
+        if bool((flag == 3).all()):
+            w = pyro.sample("w", dist.Delta(x / 3))
+            pyro.sample("z", dist.Normal((x - w) / 2, 0.5**0.5))
+        elif bool((flag == 1).all()):
+            pyro.sample("z", dist.Delta(slope * x))
+        else:
+            pyro.sample("z", dist.Normal(slope * x, 0.5**0.5))
+
+
+def of_flags(*flags: int, n: int = 5) -> list[Batch]:
+    return [(torch.randn(n), torch.full((n,), flag)) for flag in flags]
+
+
+@pytest.mark.parametrize("flags", [(0, 1, 0), (1, 0, 1), (0, 3, 1), (3, 3)])
+@pytest.mark.parametrize("capture", [True, False])
+def test_points_take_log_p_from_their_own_rows_alone(flags: tuple[int, ...], capture: bool) -> None:
+    batches = of_flags(*flags)
+    x, flag = (torch.cat(tensors) for tensors in zip(*batches, strict=True))
+    found = evaluate(normals, partly_points, batches, num_samples=40, seed=0, capture=capture)
+    exact = dist.Normal(0.0, 2**0.5).log_prob(x)
+    there = flag == 0
+    of_rows = (found.log_likelihood.values, found.log_likelihood_error, found.ess, found.khat)
+    torch.testing.assert_close(of_rows[0][there], exact[there], atol=1e-5, rtol=0)
+    torch.testing.assert_close(of_rows[2][there], torch.full((int(there.sum()),), 40.0))
+    for values in of_rows:
+        assert values[~there].isnan().all()
+        assert not values[there].isnan().any()
+    assert (found.unreliable == ~there).all()
+    at_point = dist.Normal(0.0, 1.0).log_prob(x / 2) + dist.Normal(x / 2, 1.0).log_prob(x)
+    elbos = found.elbo.values
+    torch.testing.assert_close(elbos[there], exact[there], atol=1e-5, rtol=0)
+    torch.testing.assert_close(elbos[flag == 1], at_point[flag == 1], atol=1e-5, rtol=0)
+    # The mean is over all rows or none, and what is said names latents and rows.
+    assert math.isnan(found.log_likelihood.mean)
+    assert math.isnan(found.bits_per_dim.mean)
+    n = len(x)
+    counts = {"z": int((flag == 1).sum()), "w": int((flag == 3).sum())}
+    (said,) = found.warnings
+    for text in (said, found.log_likelihood.missing, *([] if not there.any() else [str(found)])):
+        for name, count in counts.items():
+            assert (f"'{name}' on {count} of {n} rows" in text) == (0 < count < n)
+    defined = f"defined for {int(there.sum())} of {n} rows only"
+    assert found.log_likelihood.missing.startswith(defined if there.any() else "not defined")
+    assert ("mix two kinds" in said) == bool(there.any())
+    data = to_arviz(normals, partly_points, batches, num_samples=5, num_draws=2, seed=0)
+    np.testing.assert_array_equal(np.isnan(data.log_likelihood["x"].values[0, 0]), ~there.numpy())
+    assert found.log_likelihood.missing in data.log_likelihood["x"].attrs["description"]
+
+
+def test_numbers_of_the_rows_that_have_log_p_are_printed_as_theirs() -> None:
+    found = evaluate(normals, partly_points, of_flags(0, 1), num_samples=40, seed=0)
+    lines = dict(found.lines())
+    assert lines["ESS, median, of 5 rows"] == "40.0 of 40"
+    assert lines["Pareto k-hat, largest, of 5 rows"].startswith("- (0.0 % above")
+
+
+@pytest.mark.parametrize("flags", [(0, 1), (1, 0)])
+def test_points_of_any_kind_of_batch_are_refused_by_name(flags: tuple[int, ...]) -> None:
+    programs, batches = (normals, partly_points), of_flags(*flags)
+    runs: list[Callable[[], Any]] = [
+        lambda: diagnose(*programs, batches, seed=0),
+        lambda: inference_gaps(*programs, batches, num_samples=10, max_steps=2, seed=0),
+        lambda: annealed_importance_sampling(*programs, batches, num_chains=2, num_steps=2, seed=0),
+    ]
+    for run in runs:
+        with pytest.raises(PairError, match="the guide gives a point for 'z'"):
+            run()
+
+
+def test_gaps_with_a_truth_for_some_of_the_rows_have_no_sign() -> None:
+    batches = of_flags(0, 1)
+    truth = evaluate(normals, partly_points, batches, num_samples=40, seed=0)
+    rows = torch.cat([x for x, _ in batches]), torch.zeros(10)
+    gaps = inference_gaps(
+        normals, partly_points, rows, truth=truth, num_samples=10, max_steps=2, seed=0
+    )
+    assert math.isnan(gaps.approximation_gap.mean)
+    assert not any("approximation gap has the wrong sign" in text for text in gaps.warnings)
+    assert any("'z' on 5 of 10 rows" in text for text in gaps.warnings)
+
+
+@pytest.mark.parametrize("of", ["rate", "distortion"])
+def test_nan_for_all_rows_has_a_warning(of: str) -> None:
+    """Where no check of Pyro's looks: scale 0 of a guide, NaN in a network of the model."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            loc = z * (math.nan if of == "distortion" else 1.0)
+            pyro.sample("x", dist.Normal(loc, 1.0, validate_args=False), obs=x)
+
+    def guide(x: Tensor) -> None:
+        scale = 0.0 if of == "rate" else 0.5**0.5
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, scale, validate_args=False))
+
+    found = evaluate(model, guide, torch.randn(6), num_samples=10, seed=0)
+    assert found.log_likelihood.values.isnan().all()
+    assert ("log p(x)", "not defined") in found.lines()
+    assert found.warnings[0] == "log p(x) is not finite on 6 of 6 rows"
+    (other,) = found.warnings[1:]
+    assert f"the {of}, of log" in other
+
+
+def some_with_latents(x: Tensor, flag: Tensor) -> None:
+    """z where the flag is set; otherwise x has mean 0."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0)) if with_second(flag) else 0.0
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def posterior_of_some(x: Tensor, flag: Tensor) -> None:
+    slope = pyro.param("slope", torch.tensor(0.5))
+    with pyro.plate("data", len(x)):
+        if with_second(flag):
+            pyro.sample("z", dist.Normal(slope * x, 0.5**0.5))
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_rows_without_latents(first: int) -> None:
+    """Such as labelled rows: z of half of the rows carries log 2 / 2 nats about x, and all else is exact."""
+    parts: list[Batch] = [
+        (torch.randn(1000), torch.zeros(1000)),
+        (2**0.5 * torch.randn(1000), torch.ones(1000)),
+    ]
+    batches = parts if first == 0 else parts[::-1]
+    programs = some_with_latents, posterior_of_some
+    found = diagnose(*programs, batches, seed=1)  # not the seed of the data
+    assert found.names == ("z",)
+    assert float(found.mean_variance[0]) == pytest.approx(0.5, rel=0.1)
+    assert found.mutual_information.mean == pytest.approx(math.log(2) / 4, abs=0.03)
+    assert abs(found.marginal_kl.mean) < 0.02
+    values = found.mutual_information.values[slice(0, 500) if first == 0 else slice(500, 1000)]
+    assert (values == 0).all()
+    assert found.information_limit == pytest.approx(math.log(1000) / 2)
+    few = [(x[:5], flag[:5]) for x, flag in batches]
+    x, flag = (torch.cat(tensors) for tensors in zip(*few, strict=True))
+    exact = dist.Normal(0.0, (1 + flag) ** 0.5).log_prob(x)
+    gaps = inference_gaps(*programs, few, num_samples=20, max_steps=2, seed=0)
+    torch.testing.assert_close(gaps.elbo.values, exact, atol=1e-4, rtol=0)
+    torch.testing.assert_close(gaps.log_likelihood.values, exact, atol=1e-2, rtol=0)
+    assert (gaps.amortization_gap.values[flag == 0] == 0).all()
+    assert gaps.converged[flag == 0].all()
+    data = to_arviz(*programs, few, num_samples=5, num_draws=3, seed=0)
+    for group in (data.posterior, data.prior):
+        np.testing.assert_array_equal(np.isnan(group["z"].values[0, 0]), flag.numpy() == 0)
+
+
+def test_the_kl_of_each_kind_of_rows_is_its_own() -> None:
+    """Where the flag is set, w comes first in the model and last in the guide: its analytic KL is wrong.
+
+    Both chains have the same joint density, so that the KL of z and w together is 0 for either kind.
+    """
+    r = 0.8
+    rest = (1 - r**2) ** 0.5
+
+    def model(x: Tensor, flag: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("w", dist.Normal(r * z, rest))
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    def guide(x: Tensor, flag: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            if with_second(flag):
+                w = pyro.sample("w", dist.Normal(0.0 * x, 1.0))
+                pyro.sample("z", dist.Normal(r * w, rest))
+            else:
+                z = pyro.sample("z", dist.Normal(0.0 * x, 1.0))
+                pyro.sample("w", dist.Normal(r * z, rest))
+
+    for flags in ((0, 1), (1, 0)):
+        batches = [(torch.randn(200), torch.full((200,), flag)) for flag in flags]
+        found = diagnose(model, guide, batches, seed=0)
+        assert float(found.kl.sum()) == pytest.approx(0.0, abs=0.05)
+
+
 # -- kinds of the same shapes: what comes later is checked as what comes first -----------------------------
 
 WRONG: dict[str, tuple[Any, Any, str]] = {  # w of the model and of the guide, and what is said

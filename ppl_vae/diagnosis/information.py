@@ -162,7 +162,7 @@ def aggregate_information(session: Session, draws: RowDraws, size: int) -> Infor
         return Information(unknown, unknown, math.inf, (note,))
     # Rows without latents carry no information: q(z) of their empty z is 1.
     aggregates = [
-        torch.full((len(rows),), -math.inf if points else math.log(members)).double()
+        torch.full((len(rows),), -math.inf if points else math.log(members), dtype=torch.float64)
         for _, _, members, rows, points in groups
     ]
     log_guide, log_prior = (values.cpu() for values in draws.densities)
