@@ -27,7 +27,16 @@ from ppl_vae import (
     inference_gaps,
     to_arviz,
 )
-from ppl_vae.objectives import ELBO, ImportanceWeightedELBO, Objective, TraceELBO
+from ppl_vae.checks import PairWarning
+from ppl_vae.objectives import (
+    ELBO,
+    EnumELBO,
+    ImportanceWeightedELBO,
+    MeanFieldELBO,
+    Objective,
+    Resolved,
+    TraceELBO,
+)
 from ppl_vae.pairs import Pair, PairError
 from ppl_vae.pairs.layouts import Layouts
 
@@ -590,6 +599,135 @@ def test_every_function_refuses_a_later_kind(first: int) -> None:
     for run in runs:
         with pytest.raises(PairError, match="the guide masks 10 of 20"):
             run()
+
+
+def unsuited(case: str) -> tuple[Any, Any]:
+    """z, and where the flag is set w, which an objective cannot use."""
+
+    def model(x: Tensor, flag: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            w: Any = 0.0
+            if with_second(flag) and case == "sampler":
+                w = pyro.sample("w", dist.Bernoulli(0.5))
+            elif with_second(flag) and case == "order":
+                w = pyro.sample("w", dist.Normal(0.8 * z, 0.6))
+            elif with_second(flag) and case == "weight":
+                w = pyro.sample("w", dist.Normal(0.0, 1.0))
+            elif with_second(flag) and case == "enumerated":
+                w = pyro.sample("w", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+            with poutine.scale(scale=2.0 if with_second(flag) and case == "weight" else 1.0):
+                pyro.sample("x", dist.Normal(z + w, 1.0), obs=x)
+
+    def guide(x: Tensor, flag: Tensor) -> None:
+        slope, w = pyro.param("slope", torch.tensor(0.5)), 0.0 * x
+        with pyro.plate("data", len(x)):
+            if with_second(flag) and case == "sampler":
+                w = pyro.sample("w", dist.Bernoulli(probs=0.5 + 0.0 * x))
+            elif with_second(flag) and case == "order":
+                w = pyro.sample("w", dist.Normal(slope * x, 1.0))
+            elif with_second(flag) and case == "weight":
+                pyro.sample("w", dist.Normal(slope * x, 0.8))
+            pyro.sample("z", dist.Normal(slope * x - w, 0.8))
+
+    return model, guide
+
+
+UNSUITED: list[tuple[str, Objective, str]] = [
+    ("sampler", MeanFieldELBO(), "site 'w' is drawn from Bernoulli.*MeanFieldELBO needs one"),
+    ("sampler", ImportanceWeightedELBO(doubly_reparameterized=True), "site 'w' is drawn from"),
+    ("sampler", TraceELBO(stick_the_landing=True), "site 'w' is drawn from Bernoulli"),
+    ("sampler", ELBO(stick_the_landing=True), "'w'.*stick_the_landing"),
+    ("sampler", TraceELBO(free_bits=0.1), "site 'w' is drawn from Bernoulli.*free bits needs one"),
+    ("order", MeanFieldELBO(), "the analytic KL of site '[zw]' is wrong"),
+    ("enumerated", TraceELBO(), "site 'w' is not sampled by the guide but marked"),
+    ("enumerated", EnumELBO(beta=0.5), "site 'w' is summed out in the model"),
+]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize(("case", "objective", "said"), UNSUITED, ids=repr)
+def test_an_objective_is_checked_on_each_kind_of_batch(
+    case: str, objective: Objective, said: str, first: int
+) -> None:
+    """Whichever comes first. `MeanFieldELBO` would train on a wrong KL, without an error."""
+    batches = of_two_kinds(first)
+    options: dict[str, Any] = {"objective": objective, "max_epochs": 1, "seed": 0}
+    with pytest.raises(PairError, match=said):
+        fit(*unsuited(case), batches, **options)
+    alone = [batches[first]]  # the kind that suits it
+    fit(*unsuited(case), alone, **options)
+    # Held-out rows are not trained on.
+    if case != "enumerated":
+        fit(*unsuited(case), alone, validation=batches, **options)
+
+
+def test_weights_of_a_later_kind_are_named() -> None:
+    batches = [*of_two_kinds()] * 20
+    with pytest.warns(PairWarning, match="site 'x' is weighted by poutine.scale"):
+        fit(*unsuited("weight"), batches, objective=ImportanceWeightedELBO(), max_epochs=1, seed=0)
+    # Loss and ELBO differ by the weights alone.
+    fitted = fit(*unsuited("weight"), batches, objective=TraceELBO(), max_epochs=1, seed=0)
+    assert fitted.warnings == ()
+    assert abs(fitted.history[-1]["loss"] + fitted.history[-1]["elbo"]) > 0.1
+
+
+def test_an_objective_belongs_to_the_sites_it_was_resolved_on() -> None:
+    """The labelled kind is known from elsewhere, and an unlabelled batch of its shapes comes first."""
+    pair = Pair.of(*unsuited("order"))
+    one, two = of_two_kinds()
+    with pair.scope():
+        layouts, resolved = Layouts(pair), Resolved(ELBO(), pair)
+        layouts.of(two)
+        layouts.of(one)  # the last one of these shapes
+        for batch, kind in ((two, TraceELBO), (one, MeanFieldELBO), (two, TraceELBO)):
+            resolved.loss(layouts, batch)
+            assert isinstance(resolved.of(layouts.of(batch), batch), kind)
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_with_a_kind_of_validation_rows_is_said_of_them(case: str) -> None:
+    of_z, of_both = of_two_kinds()
+    programs, said = wrong_pair(case), f"^validation: .*site 'w'.*{WRONG[case][2]}"
+    options: dict[str, Any] = {"objective": TraceELBO(), "max_epochs": 1, "seed": 0}
+    for held_out in ([of_both], [of_z, of_both]):  # at the start, and after an epoch
+        with pytest.raises(PairError, match=said):
+            fit(*programs, [of_z], validation=held_out, **options)
+    with pytest.raises(PairError, match="^(?!validation).*site 'w'"):
+        fit(*programs, [of_z, of_both], validation=[of_z], **options)
+
+
+def test_a_kind_of_validation_rows_without_a_latent_in_the_guide() -> None:
+    def guide(x: Tensor, flag: Tensor) -> None:
+        slope = pyro.param("slope", torch.tensor(0.5))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(slope * x, 0.8))
+
+    of_z, of_both = of_two_kinds()
+    with pytest.raises(PairError, match="^validation: .*'w' is not sampled by the guide"):
+        fit(wrong_pair("mask")[0], guide, [of_z], validation=[of_z, of_both], max_epochs=1, seed=0)
+
+
+def test_a_bad_row_of_a_later_kind_of_validation_rows_is_named_once() -> None:
+    """x is as it comes until the flag is set; from then on the programs run, and find the row."""
+
+    def model(x: Tensor, y: Tensor, flag: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+            if with_second(flag):
+                pyro.sample("y", dist.Bernoulli(0.25), obs=y)
+
+    def guide(x: Tensor, y: Tensor, flag: Tensor) -> None:
+        slope = pyro.param("slope", torch.tensor(0.5))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(slope * x, 0.5**0.5))
+
+    x, ones = torch.randn(20), torch.ones(20)
+    bad = torch.cat([ones[:7], 0.5 * ones[7:]])
+    held_out = [(x, 0.5 * ones, 0 * ones), (x, ones, ones), (x, bad, ones)]
+    with pytest.raises(PairError, match="^batch 2 of validation, row 7 in it.*support of Bern"):
+        fit(model, guide, held_out[:1], validation=held_out, max_epochs=1, seed=0)
 
 
 @pytest.mark.parametrize("in_memory", [True, False])

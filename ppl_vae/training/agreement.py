@@ -53,9 +53,15 @@ class Agreement:
     """
 
     def __init__(self, objective: Objective, model_trace: Trace, guide_trace: Trace) -> None:
+        self.watches = _claims_the_elbo(objective) and objective.free_bits == 0
+        self.see(model_trace, guide_trace)
+        self._steps = 0
+        self._loss = self._elbo = self._mean = self._squares = 0.0
+
+    def see(self, model_trace: Trace, guide_trace: Trace) -> None:
+        """Ends the watch if loss and ELBO are meant to differ on a batch with these traces."""
         self.watches = (
-            _claims_the_elbo(objective)
-            and objective.free_bits == 0
+            self.watches
             and len(sites_of_rows(model_trace)) == len(observed_sites(model_trace))
             and len(density_sites(guide_trace)) == len(sample_sites(guide_trace))
             and not any(
@@ -64,8 +70,6 @@ class Agreement:
                 for site in sample_sites(trace).values()
             )
         )
-        self._steps = 0
-        self._loss = self._elbo = self._mean = self._squares = 0.0
 
     def add(self, metrics: Mapping[str, float], beta: float) -> None:
         """Adds a step with these metrics."""
