@@ -172,8 +172,7 @@ def _evaluate_rows(
 
 
 class _Points:
-    """The rows for which the guide gives points, which have no density, and what to say of them.
-    """
+    """The rows for which the guide gives points, which have no density, and what to say of them."""
 
     def __init__(self) -> None:
         self._rows: dict[str, int] = {}  # of each latent
