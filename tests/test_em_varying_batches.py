@@ -113,7 +113,7 @@ def test_em_of_labelled_and_unlabelled_batches(
 
 def test_em_of_labels_alone() -> None:
     """Nothing is latent, so that the M step is maximum likelihood; but it is not known before all rows are."""
-    batches = [part for part in labelled_in_turns(0, False) if len(part) == 2]
+    batches: list[Batch] = [part for part in labelled_in_turns(0, False) if len(part) == 2]
     model = Mixture()
     fit_em(model, batches, m_step=steps_of(1), max_iterations=3, tolerance=0.0, seed=0)
     torch.testing.assert_close(model.centers.detach(), exact_em(batches, 1, 3, False)[0])

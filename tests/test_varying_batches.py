@@ -37,7 +37,7 @@ from ppl_vae.objectives import (
     Resolved,
     TraceELBO,
 )
-from ppl_vae.pairs import Pair, PairError
+from ppl_vae.pairs import Layout, Pair, PairError, trace_pair
 from ppl_vae.pairs.layouts import Layouts
 
 Batch = tuple[Tensor, ...]
@@ -664,7 +664,7 @@ def test_an_objective_is_checked_on_each_kind_of_batch(
 
 def test_weights_of_a_later_kind_are_named() -> None:
     batches = [*of_two_kinds()] * 20
-    with pytest.warns(PairWarning, match="site 'x' is weighted by poutine.scale"):
+    with pytest.warns(PairWarning, match=r"site 'x' is weighted by poutine\.scale"):
         fit(*unsuited("weight"), batches, objective=ImportanceWeightedELBO(), max_epochs=1, seed=0)
     # Loss and ELBO differ by the weights alone.
     fitted = fit(*unsuited("weight"), batches, objective=TraceELBO(), max_epochs=1, seed=0)
@@ -808,6 +808,37 @@ def test_a_known_kind_is_not_checked_again() -> None:
         for batch in [(x,), (x, y), (x[:3],), (x, y), (x[:1], y[:1])]:
             layouts.of(batch)
     assert told == [(1, False), (2, True)]
+
+
+def test_kinds_of_one_shape_in_turns_are_told_apart_once_for_each_batch() -> None:
+    """Also where a tensor is used again for other values: what is expected may be wrong, what is found is not."""
+    runs, (model, guide) = [0], wrong_pair("mask")
+
+    def counted(x: Tensor, flag: Tensor) -> None:
+        runs[0] += 1
+        model(x, flag)
+
+    pair = Pair.of(counted, guide)
+    with pair.scope():
+        layouts = Layouts(pair)
+        kinds = [of_two_kinds()[i % 2] for i in range(6)]
+
+        def latents(batch: Batch) -> tuple[str, ...]:
+            def work(layout: Layout) -> tuple[str, ...]:
+                layout.require(*trace_pair(pair, batch))
+                return layout.latents
+
+            return layouts.run(batch, work)
+
+        for i, batch in enumerate(kinds):
+            before = runs[0]
+            found = [latents(batch), layouts.expected(batch).latents, latents(batch)]
+            assert found == [("z", "w") if i % 2 else ("z",)] * 3
+            if i > 2:  # both kinds are known: one run to tell, and two of the work
+                assert runs[0] - before == 3
+        for value in (0.0, 1.0, 0.0):
+            batch[1].fill_(value)
+            assert latents(batch) == (("z", "w") if value else ("z",))
 
 
 # -- state -----------------------------------------------------------------------------------------------
