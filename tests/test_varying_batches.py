@@ -693,7 +693,7 @@ def test_what_is_wrong_with_a_kind_of_validation_rows_is_said_of_them(case: str)
     for held_out in ([of_both], [of_z, of_both]):  # at the start, and after an epoch
         with pytest.raises(PairError, match=said):
             fit(*programs, [of_z], validation=held_out, **options)
-    with pytest.raises(PairError, match="^(?!validation).*site 'w'"):
+    with pytest.raises(PairError, match=r"^(?!validation).*site 'w'"):
         fit(*programs, [of_z, of_both], validation=[of_z], **options)
 
 
@@ -704,7 +704,7 @@ def test_a_kind_of_validation_rows_without_a_latent_in_the_guide() -> None:
             pyro.sample("z", dist.Normal(slope * x, 0.8))
 
     of_z, of_both = of_two_kinds()
-    with pytest.raises(PairError, match="^validation: .*'w' is not sampled by the guide"):
+    with pytest.raises(PairError, match=r"^validation: .*'w' is not sampled by the guide"):
         fit(wrong_pair("mask")[0], guide, [of_z], validation=[of_z, of_both], max_epochs=1, seed=0)
 
 
@@ -726,7 +726,7 @@ def test_a_bad_row_of_a_later_kind_of_validation_rows_is_named_once() -> None:
     x, ones = torch.randn(20), torch.ones(20)
     bad = torch.cat([ones[:7], 0.5 * ones[7:]])
     held_out = [(x, 0.5 * ones, 0 * ones), (x, ones, ones), (x, bad, ones)]
-    with pytest.raises(PairError, match="^batch 2 of validation, row 7 in it.*support of Bern"):
+    with pytest.raises(PairError, match=r"^batch 2 of validation, row 7 in it.*support of Bern"):
         fit(model, guide, held_out[:1], validation=held_out, max_epochs=1, seed=0)
 
 
@@ -811,7 +811,7 @@ def test_a_known_kind_is_not_checked_again() -> None:
 
 
 def test_kinds_of_one_shape_in_turns_are_told_apart_once_for_each_batch() -> None:
-    """Also where a tensor is used again for other values: what is expected may be wrong, what is found is not."""
+    """Also where a tensor is used again for other values: what is expected may be wrong, not what is found."""
     runs, (model, guide) = [0], wrong_pair("mask")
 
     def counted(x: Tensor, flag: Tensor) -> None:
@@ -839,6 +839,52 @@ def test_kinds_of_one_shape_in_turns_are_told_apart_once_for_each_batch() -> Non
         for value in (0.0, 1.0, 0.0):
             batch[1].fill_(value)
             assert latents(batch) == (("z", "w") if value else ("z",))
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_notes_and_cautions_are_those_of_every_kind(first: int) -> None:
+    x, y = 2.5 * torch.randn(20), torch.randint(0, 3, (10,))
+
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(WEIGHTS), obs=y)
+            pyro.sample("x", dist.Normal(CENTERS[y], 2**0.5), obs=x)
+
+    def guide(x: Tensor, y: Tensor | None = None) -> None:
+        with pyro.plate("data", len(x)):
+            if y is None:
+                pyro.sample("y", dist.Categorical(logits=of_classes(x)))
+
+    batches: list[Batch] = [(x[:10], y), (x[10:],)]
+    found = evaluate(model, guide, batches if first == 0 else batches[::-1], seed=0)
+    (note,) = found.notes
+    assert "'y' are summed over their 3 joint values" in note
+
+    def pixels(x: Tensor, flag: Tensor) -> None:
+        size = 2 if with_second(flag) else None
+        with pyro.plate("data", len(x), dim=-2):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 1.0))
+            if with_second(flag):
+                z = z + pyro.sample("w", dist.Normal(torch.zeros(len(x), 1), 1.0))
+            with pyro.plate("pixels", 4, subsample_size=size, dim=-1) as index:
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, index])
+
+    def encoder(x: Tensor, flag: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-2):
+            pyro.sample("z", dist.Normal(x.mean(1, keepdim=True), 1.0))
+            if with_second(flag):
+                pyro.sample("w", dist.Normal(torch.zeros(len(x), 1), 1.0))
+
+    rows = torch.randn(6, 4)
+    parts: list[Batch] = [(rows, torch.zeros(6)), (rows[:5], torch.ones(5))]
+    order = parts if first == 0 else parts[::-1]
+    whole = evaluate(pixels, encoder, parts[:1], num_samples=10, seed=0)
+    assert not any("subsampled" in text for text in whole.warnings)
+    found = evaluate(pixels, encoder, order, num_samples=10, seed=0)
+    assert (
+        sum("plate 'pixels' inside of a row is subsampled (2 of 4)" in t for t in found.warnings)
+        == 1
+    )
 
 
 # -- state -----------------------------------------------------------------------------------------------

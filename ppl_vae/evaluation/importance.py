@@ -23,6 +23,7 @@ from ppl_vae.pairs import (
     num_rows,
     sample_rows,
 )
+from ppl_vae.runtime import preserve_random_state
 from ppl_vae.stats import Estimate, StreamingWeights
 
 _logger = logging.getLogger(__name__)
@@ -105,7 +106,9 @@ def _evaluate(
     points = _Points()
     with opened(model, guide, x, seed=seed, progress=progress) as session:
         finite = finite_latents(session.pair, session.layout, session.first)
-        notes, cautions = _describe(session, finite)
+        described = {
+            session.layout.signature: _describe(session, session.layout, session.first, finite)
+        }
         counts = ValueCounts(session)
         rows, samples = session.chunk_sizes(num_samples * (1 if finite is None else finite.count))
         # An iterable may hold any number of rows: assume those of its first batch, at least.
@@ -114,12 +117,21 @@ def _evaluate(
         sampler = ImportanceSampler(session.pair, session.layouts, num_chunks, capture, samples)
         for chunk in session.chunks(rows, "evaluate"):
             part = _evaluate_rows(sampler, chunk, num_samples, samples)
-            if points.add(session.layouts.expected(chunk), num_rows(chunk)):
+            layout = session.layouts.expected(chunk)
+            if layout.signature not in described:
+                with preserve_random_state():
+                    finite, _ = sampler.discrete(chunk)
+                    described[layout.signature] = _describe(session, layout, chunk, finite)
+            if points.add(layout, num_rows(chunk)):
                 for name in ("log_likelihood", "error", "ess", "khat"):
                     part[name] = torch.full_like(part[name], math.nan)
             parts.append(part)
             counts.add(chunk)
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    notes, cautions = (
+        tuple(dict.fromkeys(text for kind in described.values() for text in kind[i]))
+        for i in (0, 1)
+    )
     rate, distortion = joined["rate"], joined["distortion"]
     return Evaluation(
         elbo=Estimate(-(rate + distortion)),
@@ -240,11 +252,10 @@ def _on_discrete(
 
 
 def _describe(
-    session: Session, finite: FiniteLatents | None
+    session: Session, layout: Layout, batch: Batch, finite: FiniteLatents | None
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """How to read the result, and reasons not to trust it."""
-    layout = session.layout
-    rows = sample_rows(session.pair, layout, session.first, 1)
+    """How to read the result for a kind of batch, and reasons not to trust it."""
+    rows = sample_rows(session.pair, layout, batch, 1)
     if not layout.vectorizes:
         _logger.info(
             "the programs do not run with a dimension of samples to the left of the rows: samples are "
@@ -259,5 +270,9 @@ def _describe(
         )
     traces = rows.model_trace, rows.guide_trace
     summed, drawn = _on_discrete(layout, finite)
-    notes += (*summed, *session.notes(traces))
-    return notes, (*session.doubts(traces), *drawn, *session.biases(traces))
+    notes += (*summed, *session.notes(traces, layout))
+    return notes, (
+        *session.doubts(traces, layout),
+        *drawn,
+        *session.biases(traces, layout),
+    )
