@@ -375,7 +375,7 @@ def test_a_run_may_hold_nothing_but_a_pair(saved: Path) -> None:
 
 
 def test_a_comparison_says_where_log_p_is_not_defined() -> None:
-    """A mean over some of the rows is not comparable with one over all; the reason is that of the evaluation."""
+    """A mean over some of the rows is not comparable with one over all; the evaluation says why."""
     nan, why = math.nan, "the guide gives a point for 'z' on 1 of 3 rows"
 
     def evaluation(log_p: float, warnings: list[str]) -> dict[str, Any]:
