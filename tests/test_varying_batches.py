@@ -567,6 +567,21 @@ def wrong_pair(case: str) -> tuple[Any, Any]:
     return model, guide
 
 
+def flagged_model(x: Tensor, y: Tensor, flag: Tensor) -> None:
+    """Labels are data where the flag is set, and otherwise a number that nothing reads."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        if with_second(flag):
+            pyro.sample("y", dist.Bernoulli(0.25), obs=y)
+
+
+def flagged_guide(x: Tensor, y: Tensor, flag: Tensor) -> None:
+    slope = pyro.param("slope", torch.tensor(0.5))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(slope * x, 0.5**0.5))
+
+
 def of_two_kinds(first: int = 0) -> list[Batch]:
     x = torch.linspace(-2, 2, 20)
     batches: list[Batch] = [(x, torch.zeros(20)), (x, torch.ones(20))]
@@ -711,18 +726,7 @@ def test_a_kind_of_validation_rows_without_a_latent_in_the_guide() -> None:
 def test_a_bad_row_of_a_later_kind_of_validation_rows_is_named_once() -> None:
     """x is as it comes until the flag is set; from then on the programs run, and find the row."""
 
-    def model(x: Tensor, y: Tensor, flag: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-            if with_second(flag):
-                pyro.sample("y", dist.Bernoulli(0.25), obs=y)
-
-    def guide(x: Tensor, y: Tensor, flag: Tensor) -> None:
-        slope = pyro.param("slope", torch.tensor(0.5))
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(slope * x, 0.5**0.5))
-
+    model, guide = flagged_model, flagged_guide
     x, ones = torch.randn(20), torch.ones(20)
     bad = torch.cat([ones[:7], 0.5 * ones[7:]])
     held_out = [(x, 0.5 * ones, 0 * ones), (x, ones, ones), (x, bad, ones)]
@@ -762,20 +766,7 @@ def test_masks_that_come_later_are_checked_in_every_batch(run: Any, in_memory: b
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_bad_data_of_a_later_kind_of_equal_shapes(first: int) -> None:
-    """Labels are data where the flag is set, and otherwise a number that nothing reads."""
-
-    def model(x: Tensor, y: Tensor, flag: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-            if with_second(flag):
-                pyro.sample("y", dist.Bernoulli(0.25), obs=y)
-
-    def guide(x: Tensor, y: Tensor, flag: Tensor) -> None:
-        slope = pyro.param("slope", torch.tensor(0.5))
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(slope * x, 0.5**0.5))
-
+    model, guide = flagged_model, flagged_guide
     x, ones = torch.randn(20), torch.ones(20)
     parts: list[Batch] = [(x, ones * math.nan, 0 * ones), (x, ones, ones)]
     of_x = dist.Normal(0.0, 2**0.5).log_prob(x)
