@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch.distributions import constraints
 from ppl_vae.diagnosis import diagnose
 from ppl_vae.evaluation import evaluate, to_arviz
 from ppl_vae.pairs import Pair, Program
-from ppl_vae.runs import Run, build, load_run, save_run
+from ppl_vae.runs import Comparison, Run, build, load_run, save_run
 from ppl_vae.runtime import CorruptFileError
 from ppl_vae.training import fit
 
@@ -371,3 +372,30 @@ def test_a_run_may_hold_nothing_but_a_pair(saved: Path) -> None:
     assert run.evaluation is None
     assert run.diagnosis is None
     assert run.history == []
+
+
+def test_a_comparison_says_where_log_p_is_not_defined() -> None:
+    """A mean over some of the rows is not comparable with one over all; the evaluation says why."""
+    nan, why = math.nan, "the guide gives a point for 'z' on 1 of 3 rows"
+
+    def evaluation(log_p: float, warnings: list[str]) -> dict[str, Any]:
+        means = {"elbo": -2.0, "rate": 1.0, "distortion": 1.0, "log_likelihood": log_p}
+        found = {name: {"mean": mean, "standard_error": 0.1} for name, mean in means.items()}
+        bits = {"bits_per_dim": {"mean": log_p / 2, "standard_error": 0.1}}
+        return {**found, **bits, "num_samples": 10, "warnings": warnings}
+
+    rows = {name: [-1.0, -2.0, -3.0] for name in ("elbo", "rate", "distortion")}
+    comparison = Comparison(
+        ("a", "b"),
+        (evaluation(-1.5, ["k-hat of a"]), evaluation(nan, [why])),
+        ({**rows, "log_likelihood": [-1.0, -1.0, -2.5]}, {**rows, "log_likelihood": [-1, nan, -2]}),
+        ("-", "-"),
+    )
+    head, first, second = comparison.table()
+    assert dict(zip(head, first, strict=True))["log p(x)"] == "-1.50"
+    of_second = dict(zip(head, second, strict=True))
+    for column in ("log p(x)", "bits/dim", "Δ log p(x)"):
+        assert of_second[column] == "not defined"
+    assert of_second["Δ ELBO"] == "+0.00 ± 0.00"
+    assert comparison.warnings == (f"b: {why}",)
+    assert math.isnan(comparison.to_dict()["runs"]["b"]["log_likelihood"]["difference"])

@@ -27,8 +27,17 @@ from ppl_vae import (
     inference_gaps,
     to_arviz,
 )
-from ppl_vae.objectives import ELBO, ImportanceWeightedELBO, Objective, TraceELBO
-from ppl_vae.pairs import Pair, PairError
+from ppl_vae.checks import PairWarning
+from ppl_vae.objectives import (
+    ELBO,
+    EnumELBO,
+    ImportanceWeightedELBO,
+    MeanFieldELBO,
+    Objective,
+    Resolved,
+    TraceELBO,
+)
+from ppl_vae.pairs import Layout, Pair, PairError, trace_pair
 from ppl_vae.pairs.layouts import Layouts
 
 Batch = tuple[Tensor, ...]
@@ -318,6 +327,199 @@ def test_bad_data_in_a_later_kind_of_batch_are_found() -> None:
         fit(labels_model, lambda x, y=None: labels_guide(x.nan_to_num(), y), batches, max_epochs=1)
 
 
+# -- points and rows without latents, in some batches ------------------------------------------------------
+
+
+def normals(x: Tensor, flag: Tensor) -> None:
+    """One latent, or two where the flag is 3."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        if bool((flag == 3).all()):
+            z = z + pyro.sample("w", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def partly_points(x: Tensor, flag: Tensor) -> None:
+    """The posterior; where the flag is 1, its mean alone; where it is 3, a point for w."""
+    slope = pyro.param("slope", torch.tensor(0.5))
+    with pyro.plate("data", len(x)):
+        if bool((flag == 3).all()):
+            w = pyro.sample("w", dist.Delta(x / 3))
+            pyro.sample("z", dist.Normal((x - w) / 2, 0.5**0.5))
+        elif bool((flag == 1).all()):
+            pyro.sample("z", dist.Delta(slope * x))
+        else:
+            pyro.sample("z", dist.Normal(slope * x, 0.5**0.5))
+
+
+def of_flags(*flags: int, n: int = 5) -> list[Batch]:
+    return [(torch.randn(n), torch.full((n,), flag)) for flag in flags]
+
+
+@pytest.mark.parametrize("flags", [(0, 1, 0), (1, 0, 1), (0, 3, 1), (3, 3)])
+@pytest.mark.parametrize("capture", [True, False])
+def test_points_take_log_p_from_their_own_rows_alone(flags: tuple[int, ...], capture: bool) -> None:
+    batches = of_flags(*flags)
+    x, flag = (torch.cat(tensors) for tensors in zip(*batches, strict=True))
+    found = evaluate(normals, partly_points, batches, num_samples=40, seed=0, capture=capture)
+    exact = dist.Normal(0.0, 2**0.5).log_prob(x)
+    there = flag == 0
+    of_rows = (found.log_likelihood.values, found.log_likelihood_error, found.ess, found.khat)
+    torch.testing.assert_close(of_rows[0][there], exact[there], atol=1e-5, rtol=0)
+    torch.testing.assert_close(of_rows[2][there], torch.full((int(there.sum()),), 40.0))
+    for values in of_rows:
+        assert values[~there].isnan().all()
+        assert not values[there].isnan().any()
+    assert (found.unreliable == ~there).all()
+    at_point = dist.Normal(0.0, 1.0).log_prob(x / 2) + dist.Normal(x / 2, 1.0).log_prob(x)
+    elbos = found.elbo.values
+    torch.testing.assert_close(elbos[there], exact[there], atol=1e-5, rtol=0)
+    torch.testing.assert_close(elbos[flag == 1], at_point[flag == 1], atol=1e-5, rtol=0)
+    # The mean is over all rows or none, and what is said names latents and rows.
+    assert math.isnan(found.log_likelihood.mean)
+    assert math.isnan(found.bits_per_dim.mean)
+    n = len(x)
+    counts = {"z": int((flag == 1).sum()), "w": int((flag == 3).sum())}
+    (said,) = found.warnings
+    for text in (said, found.log_likelihood.missing, *([] if not there.any() else [str(found)])):
+        for name, count in counts.items():
+            assert (f"'{name}' on {count} of {n} rows" in text) == (0 < count < n)
+    defined = f"defined for {int(there.sum())} of {n} rows only"
+    assert found.log_likelihood.missing.startswith(defined if there.any() else "not defined")
+    assert ("mix two kinds" in said) == bool(there.any())
+    data = to_arviz(normals, partly_points, batches, num_samples=5, num_draws=2, seed=0)
+    np.testing.assert_array_equal(np.isnan(data.log_likelihood["x"].values[0, 0]), ~there.numpy())
+    assert found.log_likelihood.missing in data.log_likelihood["x"].attrs["description"]
+
+
+def test_numbers_of_the_rows_that_have_log_p_are_printed_as_theirs() -> None:
+    found = evaluate(normals, partly_points, of_flags(0, 1), num_samples=40, seed=0)
+    lines = dict(found.lines())
+    assert lines["ESS, median, of 5 rows"] == "40.0 of 40"
+    assert lines["Pareto k-hat, largest, of 5 rows"].startswith("- (0.0 % above")
+
+
+@pytest.mark.parametrize("flags", [(0, 1), (1, 0)])
+def test_points_of_any_kind_of_batch_are_refused_by_name(flags: tuple[int, ...]) -> None:
+    programs, batches = (normals, partly_points), of_flags(*flags)
+    runs: list[Callable[[], Any]] = [
+        lambda: diagnose(*programs, batches, seed=0),
+        lambda: inference_gaps(*programs, batches, num_samples=10, max_steps=2, seed=0),
+        lambda: annealed_importance_sampling(*programs, batches, num_chains=2, num_steps=2, seed=0),
+    ]
+    for run in runs:
+        with pytest.raises(PairError, match="the guide gives a point for 'z'"):
+            run()
+
+
+def test_gaps_with_a_truth_for_some_of_the_rows_have_no_sign() -> None:
+    batches = of_flags(0, 1)
+    truth = evaluate(normals, partly_points, batches, num_samples=40, seed=0)
+    rows = torch.cat([x for x, _ in batches]), torch.zeros(10)
+    gaps = inference_gaps(
+        normals, partly_points, rows, truth=truth, num_samples=10, max_steps=2, seed=0
+    )
+    assert math.isnan(gaps.approximation_gap.mean)
+    assert not any("approximation gap has the wrong sign" in text for text in gaps.warnings)
+    assert any("'z' on 5 of 10 rows" in text for text in gaps.warnings)
+
+
+@pytest.mark.parametrize("of", ["rate", "distortion"])
+def test_nan_for_all_rows_has_a_warning(of: str) -> None:
+    """Where no check of Pyro's looks: scale 0 of a guide, NaN in a network of the model."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            loc = z * (math.nan if of == "distortion" else 1.0)
+            pyro.sample("x", dist.Normal(loc, 1.0, validate_args=False), obs=x)
+
+    def guide(x: Tensor) -> None:
+        scale = 0.0 if of == "rate" else 0.5**0.5
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, scale, validate_args=False))
+
+    found = evaluate(model, guide, torch.randn(6), num_samples=10, seed=0)
+    assert found.log_likelihood.values.isnan().all()
+    assert ("log p(x)", "not defined") in found.lines()
+    assert found.warnings[0] == "log p(x) is not finite on 6 of 6 rows"
+    (other,) = found.warnings[1:]
+    assert f"the {of}, of log" in other
+
+
+def some_with_latents(x: Tensor, flag: Tensor) -> None:
+    """z where the flag is set; otherwise x has mean 0."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0)) if with_second(flag) else 0.0
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def posterior_of_some(x: Tensor, flag: Tensor) -> None:
+    slope = pyro.param("slope", torch.tensor(0.5))
+    with pyro.plate("data", len(x)):
+        if with_second(flag):
+            pyro.sample("z", dist.Normal(slope * x, 0.5**0.5))
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_rows_without_latents(first: int) -> None:
+    """Such as labelled rows: z of half of the rows carries log 2 / 2 nats about x, and all else is exact."""
+    parts: list[Batch] = [
+        (torch.randn(1000), torch.zeros(1000)),
+        (2**0.5 * torch.randn(1000), torch.ones(1000)),
+    ]
+    batches = parts if first == 0 else parts[::-1]
+    programs = some_with_latents, posterior_of_some
+    found = diagnose(*programs, batches, seed=1)  # not the seed of the data
+    assert found.names == ("z",)
+    assert float(found.mean_variance[0]) == pytest.approx(0.5, rel=0.1)
+    assert found.mutual_information.mean == pytest.approx(math.log(2) / 4, abs=0.03)
+    assert abs(found.marginal_kl.mean) < 0.02
+    values = found.mutual_information.values[slice(0, 500) if first == 0 else slice(500, 1000)]
+    assert (values == 0).all()
+    assert found.information_limit == pytest.approx(math.log(1000) / 2)
+    few = [(x[:5], flag[:5]) for x, flag in batches]
+    x, flag = (torch.cat(tensors) for tensors in zip(*few, strict=True))
+    exact = dist.Normal(0.0, (1 + flag) ** 0.5).log_prob(x)
+    gaps = inference_gaps(*programs, few, num_samples=20, max_steps=2, seed=0)
+    torch.testing.assert_close(gaps.elbo.values, exact, atol=1e-4, rtol=0)
+    torch.testing.assert_close(gaps.log_likelihood.values, exact, atol=1e-2, rtol=0)
+    assert (gaps.amortization_gap.values[flag == 0] == 0).all()
+    assert gaps.converged[flag == 0].all()
+    data = to_arviz(*programs, few, num_samples=5, num_draws=3, seed=0)
+    for group in (data.posterior, data.prior):
+        np.testing.assert_array_equal(np.isnan(group["z"].values[0, 0]), flag.numpy() == 0)
+
+
+def test_the_kl_of_each_kind_of_rows_is_its_own() -> None:
+    """Where the flag is set, w comes first in the model and last in the guide: its analytic KL is wrong.
+
+    Both chains have the same joint density, so that the KL of z and w together is 0 for either kind.
+    """
+    r = 0.8
+    rest = (1 - r**2) ** 0.5
+
+    def model(x: Tensor, flag: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("w", dist.Normal(r * z, rest))
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    def guide(x: Tensor, flag: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            if with_second(flag):
+                w = pyro.sample("w", dist.Normal(0.0 * x, 1.0))
+                pyro.sample("z", dist.Normal(r * w, rest))
+            else:
+                z = pyro.sample("z", dist.Normal(0.0 * x, 1.0))
+                pyro.sample("w", dist.Normal(r * z, rest))
+
+    for flags in ((0, 1), (1, 0)):
+        batches = [(torch.randn(200), torch.full((200,), flag)) for flag in flags]
+        found = diagnose(model, guide, batches, seed=0)
+        assert float(found.kl.sum()) == pytest.approx(0.0, abs=0.05)
+
+
 # -- kinds of the same shapes: what comes later is checked as what comes first -----------------------------
 
 WRONG: dict[str, tuple[Any, Any, str]] = {  # w of the model and of the guide, and what is said
@@ -369,6 +571,21 @@ def wrong_pair(case: str) -> tuple[Any, Any]:
     return model, guide
 
 
+def flagged_model(x: Tensor, y: Tensor, flag: Tensor) -> None:
+    """Labels are data where the flag is set, and otherwise a number that nothing reads."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        if with_second(flag):
+            pyro.sample("y", dist.Bernoulli(0.25), obs=y)
+
+
+def flagged_guide(x: Tensor, y: Tensor, flag: Tensor) -> None:
+    slope = pyro.param("slope", torch.tensor(0.5))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(slope * x, 0.5**0.5))
+
+
 def of_two_kinds(first: int = 0) -> list[Batch]:
     x = torch.linspace(-2, 2, 20)
     batches: list[Batch] = [(x, torch.zeros(20)), (x, torch.ones(20))]
@@ -403,6 +620,124 @@ def test_every_function_refuses_a_later_kind(first: int) -> None:
             run()
 
 
+def unsuited(case: str) -> tuple[Any, Any]:
+    """z, and where the flag is set w, which an objective cannot use."""
+
+    def model(x: Tensor, flag: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            w: Any = 0.0
+            if with_second(flag) and case == "sampler":
+                w = pyro.sample("w", dist.Bernoulli(0.5))
+            elif with_second(flag) and case == "order":
+                w = pyro.sample("w", dist.Normal(0.8 * z, 0.6))
+            elif with_second(flag) and case == "weight":
+                w = pyro.sample("w", dist.Normal(0.0, 1.0))
+            elif with_second(flag) and case == "enumerated":
+                w = pyro.sample("w", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+            with poutine.scale(scale=2.0 if with_second(flag) and case == "weight" else 1.0):
+                pyro.sample("x", dist.Normal(z + w, 1.0), obs=x)
+
+    def guide(x: Tensor, flag: Tensor) -> None:
+        slope, w = pyro.param("slope", torch.tensor(0.5)), 0.0 * x
+        with pyro.plate("data", len(x)):
+            if with_second(flag) and case == "sampler":
+                w = pyro.sample("w", dist.Bernoulli(probs=0.5 + 0.0 * x))
+            elif with_second(flag) and case == "order":
+                w = pyro.sample("w", dist.Normal(slope * x, 1.0))
+            elif with_second(flag) and case == "weight":
+                pyro.sample("w", dist.Normal(slope * x, 0.8))
+            pyro.sample("z", dist.Normal(slope * x - w, 0.8))
+
+    return model, guide
+
+
+UNSUITED: list[tuple[str, Objective, str]] = [
+    ("sampler", MeanFieldELBO(), "site 'w' is drawn from Bernoulli.*MeanFieldELBO needs one"),
+    ("sampler", ImportanceWeightedELBO(doubly_reparameterized=True), "site 'w' is drawn from"),
+    ("sampler", TraceELBO(stick_the_landing=True), "site 'w' is drawn from Bernoulli"),
+    ("sampler", ELBO(stick_the_landing=True), "'w'.*stick_the_landing"),
+    ("sampler", TraceELBO(free_bits=0.1), "site 'w' is drawn from Bernoulli.*free bits needs one"),
+    ("order", MeanFieldELBO(), "the analytic KL of site '[zw]' is wrong"),
+    ("enumerated", TraceELBO(), "site 'w' is not sampled by the guide but marked"),
+    ("enumerated", EnumELBO(beta=0.5), "site 'w' is summed out in the model"),
+]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize(("case", "objective", "said"), UNSUITED, ids=repr)
+def test_an_objective_is_checked_on_each_kind_of_batch(
+    case: str, objective: Objective, said: str, first: int
+) -> None:
+    """Whichever comes first. `MeanFieldELBO` would train on a wrong KL, without an error."""
+    batches = of_two_kinds(first)
+    options: dict[str, Any] = {"objective": objective, "max_epochs": 1, "seed": 0}
+    with pytest.raises(PairError, match=said):
+        fit(*unsuited(case), batches, **options)
+    alone = [batches[first]]  # the kind that suits it
+    fit(*unsuited(case), alone, **options)
+    # Held-out rows are not trained on.
+    if case != "enumerated":
+        fit(*unsuited(case), alone, validation=batches, **options)
+
+
+def test_weights_of_a_later_kind_are_named() -> None:
+    batches = [*of_two_kinds()] * 20
+    with pytest.warns(PairWarning, match=r"site 'x' is weighted by poutine\.scale"):
+        fit(*unsuited("weight"), batches, objective=ImportanceWeightedELBO(), max_epochs=1, seed=0)
+    # Loss and ELBO differ by the weights alone.
+    fitted = fit(*unsuited("weight"), batches, objective=TraceELBO(), max_epochs=1, seed=0)
+    assert fitted.warnings == ()
+    assert abs(fitted.history[-1]["loss"] + fitted.history[-1]["elbo"]) > 0.1
+
+
+def test_an_objective_belongs_to_the_sites_it_was_resolved_on() -> None:
+    """The labelled kind is known from elsewhere, and an unlabelled batch of its shapes comes first."""
+    pair = Pair.of(*unsuited("order"))
+    one, two = of_two_kinds()
+    with pair.scope():
+        layouts, resolved = Layouts(pair), Resolved(ELBO(), pair)
+        layouts.of(two)
+        layouts.of(one)  # the last one of these shapes
+        for batch, kind in ((two, TraceELBO), (one, MeanFieldELBO), (two, TraceELBO)):
+            resolved.loss(layouts, batch)
+            assert isinstance(resolved.of(layouts.of(batch), batch), kind)
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_with_a_kind_of_validation_rows_is_said_of_them(case: str) -> None:
+    of_z, of_both = of_two_kinds()
+    programs, said = wrong_pair(case), f"^validation: .*site 'w'.*{WRONG[case][2]}"
+    options: dict[str, Any] = {"objective": TraceELBO(), "max_epochs": 1, "seed": 0}
+    for held_out in ([of_both], [of_z, of_both]):  # at the start, and after an epoch
+        with pytest.raises(PairError, match=said):
+            fit(*programs, [of_z], validation=held_out, **options)
+    with pytest.raises(PairError, match=r"^(?!validation).*site 'w'"):
+        fit(*programs, [of_z, of_both], validation=[of_z], **options)
+
+
+def test_a_kind_of_validation_rows_without_a_latent_in_the_guide() -> None:
+    def guide(x: Tensor, flag: Tensor) -> None:
+        slope = pyro.param("slope", torch.tensor(0.5))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(slope * x, 0.8))
+
+    of_z, of_both = of_two_kinds()
+    with pytest.raises(PairError, match=r"^validation: .*'w' is not sampled by the guide"):
+        fit(wrong_pair("mask")[0], guide, [of_z], validation=[of_z, of_both], max_epochs=1, seed=0)
+
+
+def test_a_bad_row_of_a_later_kind_of_validation_rows_is_named_once() -> None:
+    """x is as it comes until the flag is set; from then on the programs run, and find the row."""
+
+    model, guide = flagged_model, flagged_guide
+    x, ones = torch.randn(20), torch.ones(20)
+    bad = torch.cat([ones[:7], 0.5 * ones[7:]])
+    held_out = [(x, 0.5 * ones, 0 * ones), (x, ones, ones), (x, bad, ones)]
+    with pytest.raises(PairError, match=r"^batch 2 of validation, row 7 in it.*support of Bern"):
+        fit(model, guide, held_out[:1], validation=held_out, max_epochs=1, seed=0)
+
+
 @pytest.mark.parametrize("in_memory", [True, False])
 @pytest.mark.parametrize("run", [evaluate, fit])
 def test_masks_that_come_later_are_checked_in_every_batch(run: Any, in_memory: bool) -> None:
@@ -435,20 +770,7 @@ def test_masks_that_come_later_are_checked_in_every_batch(run: Any, in_memory: b
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_bad_data_of_a_later_kind_of_equal_shapes(first: int) -> None:
-    """Labels are data where the flag is set, and otherwise a number that nothing reads."""
-
-    def model(x: Tensor, y: Tensor, flag: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-            if with_second(flag):
-                pyro.sample("y", dist.Bernoulli(0.25), obs=y)
-
-    def guide(x: Tensor, y: Tensor, flag: Tensor) -> None:
-        slope = pyro.param("slope", torch.tensor(0.5))
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(slope * x, 0.5**0.5))
-
+    model, guide = flagged_model, flagged_guide
     x, ones = torch.randn(20), torch.ones(20)
     parts: list[Batch] = [(x, ones * math.nan, 0 * ones), (x, ones, ones)]
     of_x = dist.Normal(0.0, 2**0.5).log_prob(x)
@@ -481,6 +803,83 @@ def test_a_known_kind_is_not_checked_again() -> None:
         for batch in [(x,), (x, y), (x[:3],), (x, y), (x[:1], y[:1])]:
             layouts.of(batch)
     assert told == [(1, False), (2, True)]
+
+
+def test_kinds_of_one_shape_in_turns_are_told_apart_once_for_each_batch() -> None:
+    """Also where a tensor is used again for other values: what is expected may be wrong, not what is found."""
+    runs, (model, guide) = [0], wrong_pair("mask")
+
+    def counted(x: Tensor, flag: Tensor) -> None:
+        runs[0] += 1
+        model(x, flag)
+
+    pair = Pair.of(counted, guide)
+    with pair.scope():
+        layouts = Layouts(pair)
+        kinds = [of_two_kinds()[i % 2] for i in range(6)]
+
+        def latents(batch: Batch) -> tuple[str, ...]:
+            def work(layout: Layout) -> tuple[str, ...]:
+                layout.require(*trace_pair(pair, batch))
+                return layout.latents
+
+            return layouts.run(batch, work)
+
+        for i, batch in enumerate(kinds):
+            before = runs[0]
+            found = [latents(batch), layouts.expected(batch).latents, latents(batch)]
+            assert found == [("z", "w") if i % 2 else ("z",)] * 3
+            if i > 2:  # both kinds are known: one run to tell, and two of the work
+                assert runs[0] - before == 3
+        for value in (0.0, 1.0, 0.0):
+            batch[1].fill_(value)
+            assert latents(batch) == (("z", "w") if value else ("z",))
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_notes_and_cautions_are_those_of_every_kind(first: int) -> None:
+    x, y = 2.5 * torch.randn(20), torch.randint(0, 3, (10,))
+
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(WEIGHTS), obs=y)
+            pyro.sample("x", dist.Normal(CENTERS[y], 2**0.5), obs=x)
+
+    def guide(x: Tensor, y: Tensor | None = None) -> None:
+        with pyro.plate("data", len(x)):
+            if y is None:
+                pyro.sample("y", dist.Categorical(logits=of_classes(x)))
+
+    batches: list[Batch] = [(x[:10], y), (x[10:],)]
+    found = evaluate(model, guide, batches if first == 0 else batches[::-1], seed=0)
+    (note,) = found.notes
+    assert "'y' are summed over their 3 joint values" in note
+
+    def pixels(x: Tensor, flag: Tensor) -> None:
+        size = 2 if with_second(flag) else None
+        with pyro.plate("data", len(x), dim=-2):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 1.0))
+            if with_second(flag):
+                z = z + pyro.sample("w", dist.Normal(torch.zeros(len(x), 1), 1.0))
+            with pyro.plate("pixels", 4, subsample_size=size, dim=-1) as index:
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, index])
+
+    def encoder(x: Tensor, flag: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-2):
+            pyro.sample("z", dist.Normal(x.mean(1, keepdim=True), 1.0))
+            if with_second(flag):
+                pyro.sample("w", dist.Normal(torch.zeros(len(x), 1), 1.0))
+
+    rows = torch.randn(6, 4)
+    parts: list[Batch] = [(rows, torch.zeros(6)), (rows[:5], torch.ones(5))]
+    order = parts if first == 0 else parts[::-1]
+    whole = evaluate(pixels, encoder, parts[:1], num_samples=10, seed=0)
+    assert not any("subsampled" in text for text in whole.warnings)
+    found = evaluate(pixels, encoder, order, num_samples=10, seed=0)
+    assert (
+        sum("plate 'pixels' inside of a row is subsampled (2 of 4)" in t for t in found.warnings)
+        == 1
+    )
 
 
 # -- state -----------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 from .batches import (
     DataCheck as DataCheck,
+    RowError as RowError,
     check_data as check_data,
     check_rows as check_rows,
     check_traces as check_traces,
@@ -15,3 +16,4 @@ from .session import (
     evaluating as evaluating,
     opened as opened,
 )
+from .stages import objective_problems as objective_problems

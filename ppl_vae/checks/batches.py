@@ -94,6 +94,10 @@ def check_traces(
     return tuple(found)
 
 
+class RowError(PairError):
+    """The data of a row are wrong; the message says in which row of which data."""
+
+
 class DataCheck:
     """Checks the data of one batch after another for values that are NaN, infinite or outside the support.
 
@@ -195,7 +199,7 @@ class DataCheck:
         found = self.first_problem(batch)
         if found is not None:
             row = "" if found[1] is None else f", row {found[1]} in it"
-            raise PairError(f"batch {number} of {name}{row} (counted from 0): {found[0]}")
+            raise RowError(f"batch {number} of {name}{row} (counted from 0): {found[0]}")
 
 
 class ChunkCheck:
@@ -275,13 +279,13 @@ def check_rows(
         >>> negative = lambda x: ("it is negative", int(x.argmin())) if bool((x < 0).any()) else None
         >>> check_rows([torch.ones(3), torch.tensor([1.0, -1.0])], negative)
         Traceback (most recent call last):
-        ppl_vae.pairs.errors.PairError: row 4 of x (counted from 0): it is negative
+        ppl_vae.checks.batches.RowError: row 4 of x (counted from 0): it is negative
     """
     for batch in batches:
         found = first_problem(batch)
         if found is not None:
             problem, row = found
-            raise PairError(f"row {start + (row or 0)} of {name} (counted from 0): {problem}")
+            raise RowError(f"row {start + (row or 0)} of {name} (counted from 0): {problem}")
         start += num_rows(batch)
 
 

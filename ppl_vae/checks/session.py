@@ -104,26 +104,36 @@ class Session:
             batch, lambda layout: sample_rows(self.pair, layout, batch, num_samples)
         )
 
-    def doubts(self, traces: tuple[Trace, Trace] | None = None) -> tuple[str, ...]:
+    def doubts(
+        self, traces: tuple[Trace, Trace] | None = None, layout: Layout | None = None
+    ) -> tuple[str, ...]:
         """What the checks warn of on the first rows. The random state does not change.
 
         Args:
-            traces: The traces of model and guide on the first rows, if they have run.
+            traces: The traces of model and guide on the first rows, if they have run; or on others.
+            layout: The layout of those others.
         """
         traces = self._traces(traces)
-        found = [*self.told, *row_problems(traces[0], self.layout), *narrow_problems(*traces)]
+        found = [
+            *self.told,
+            *row_problems(traces[0], layout or self.layout),
+            *narrow_problems(*traces),
+        ]
         return tuple(problem.message for problem in found)
 
-    def biases(self, traces: tuple[Trace, Trace] | None = None) -> tuple[str, ...]:
+    def biases(
+        self, traces: tuple[Trace, Trace] | None = None, layout: Layout | None = None
+    ) -> tuple[str, ...]:
         """Why log p(x) is biased, on the first rows. The random state does not change.
 
         Args:
-            traces: The traces of model and guide on the first rows, if they have run.
+            traces: The traces of model and guide on the first rows, if they have run; or on others.
+            layout: The layout of those others.
         """
         return tuple(
             f"plate '{name}' inside of a row is subsampled ({part}): log p(x) is biased, and the ELBO is not; "
             "evaluate with the whole plate"
-            for name, part in subsampled_plates(self._traces(traces), self.layout).items()
+            for name, part in subsampled_plates(self._traces(traces), layout or self.layout).items()
         )
 
     def _traces(self, traces: tuple[Trace, Trace] | None) -> tuple[Trace, Trace]:
@@ -132,16 +142,20 @@ class Session:
         with preserve_random_state():
             return trace_pair(self.pair, self.first)
 
-    def notes(self, traces: tuple[Trace, Trace] | None = None) -> tuple[str, ...]:
+    def notes(
+        self, traces: tuple[Trace, Trace] | None = None, layout: Layout | None = None
+    ) -> tuple[str, ...]:
         """What the densities of rows leave out, although the loss counts it. The random state does not change.
 
         Args:
-            traces: The traces of model and guide on the first rows, if they have run.
+            traces: The traces of model and guide on the first rows, if they have run; or on others.
+            layout: The layout of those others.
         """
         traces = self._traces(traces)
         weighted = {n for t in traces for n, site in sample_sites(t).items() if is_weighted(site)}
-        of_no_row = observed_sites(traces[0]).keys() - set(self.layout.observed)
-        beside = observed_sites(traces[1]).keys() - set(self.layout.guide_sites)
+        layout = layout or self.layout
+        of_no_row = observed_sites(traces[0]).keys() - set(layout.observed)
+        beside = observed_sites(traces[1]).keys() - set(layout.guide_sites)
         notes = []
         if weighted:
             notes.append(

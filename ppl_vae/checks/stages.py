@@ -185,11 +185,25 @@ def _objective(subject: Subject) -> Iterator[Problem]:
         yield from _summed_out(subject.layout, objective)
 
 
-def _estimator(subject: Subject) -> Iterator[Problem]:
-    yield from _weights(*subject.traces, subject.objective)
-    yield from _samplers(*subject.traces, subject.objective)
-    if isinstance(subject.objective, MeanFieldELBO):
-        for site, guilty in mean_field_violations(subject.pair, subject.batch).items():
+def objective_problems(
+    pair: Pair,
+    layout: Layout,
+    batch: Batch,
+    traces: tuple[Trace, Trace],
+    objective: Objective,
+) -> Iterator[Problem]:
+    """Why a resolved objective is wrong for a batch with these traces."""
+    found = list(_summed_out(layout, objective))
+    yield from found or _of_estimator(pair, batch, traces, objective)
+
+
+def _of_estimator(
+    pair: Pair, batch: Batch, traces: tuple[Trace, Trace], objective: Objective
+) -> Iterator[Problem]:
+    yield from _weights(*traces, objective)
+    yield from _samplers(*traces, objective)
+    if isinstance(objective, MeanFieldELBO):
+        for site, guilty in mean_field_violations(pair, batch).items():
             names = " and ".join(f"'{name}'" for name in sorted(guilty))
             yield Problem(
                 "error",
@@ -198,6 +212,10 @@ def _estimator(subject: Subject) -> Iterator[Problem]:
                 f"on {names}, but in the guide this dependence is reversed. Use TraceELBO (the default "
                 "objective selects it automatically), or sample in the model's order in the guide",
             )
+
+
+def _estimator(subject: Subject) -> Iterator[Problem]:
+    yield from _of_estimator(subject.pair, subject.batch, subject.traces, subject.objective)
     try:
         yield from _gradients(subject)
     except Exception as error:

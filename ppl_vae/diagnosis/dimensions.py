@@ -22,9 +22,11 @@ from ppl_vae.pairs import (
     elementwise_kl,
     has_moments,
     many_samples,
+    mean_field_violations,
     num_rows,
     present_numbers,
     prior_moments,
+    require_no_points,
     rows_first,
     stated_moment,
     tensors_of,
@@ -150,22 +152,31 @@ class Gathered:
     without_moments: tuple[str, ...]
 
 
-def gather(session: Session, size: int, analytic: bool) -> Gathered:
+def gather(session: Session, size: int) -> Gathered:
     """One pass over all rows, `size` at once.
 
     Args:
         session: The opened pair.
         size: Rows at once, with all draws of each.
-        analytic: Whether the analytic KL of a site equals its share of the rate.
+
+    Raises:
+        PairError: The guide gives points for some rows.
     """
     dimensions, draws, residuals = Dimensions(), RowDraws(), Residuals()
     moments_alone: dict[str, None] = {}
     without: dict[str, None] = {}
+    # Where a site's analytic KL is not its share of the rate, the sampled KL is; by kind of rows.
+    is_analytic: dict[object, bool] = {}
     row: tuple[Tensor, ...] | None = None
     identical, n = True, 0
     for batch in session.chunks(size, "diagnose"):
         rows = session.sample(batch, NUM_DRAWS)
+        require_no_points(rows.layout, "diagnose")
         in_guide, in_model = rows.guide_trace.nodes, rows.model_trace.nodes
+        kind = rows.layout.signature
+        if kind not in is_analytic:
+            is_analytic[kind] = not mean_field_violations(session.pair, batch)
+        analytic = is_analytic[kind]
         for name in rows.layout.latents:
             dimensions.update(_of_site(session, batch, rows, name, analytic))
             if elementwise_kl(in_guide[name], in_model[name], analytic) is None:

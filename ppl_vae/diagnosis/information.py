@@ -160,14 +160,18 @@ def aggregate_information(session: Session, draws: RowDraws, size: int) -> Infor
             "density under another row's posterior"
         )
         return Information(unknown, unknown, math.inf, (note,))
-    aggregates = [torch.full((len(rows),), -math.inf).double() for _, _, _, rows, _ in groups]
+    # Rows without latents carry no information: q(z) of their empty z is 1.
+    aggregates = [
+        torch.full((len(rows),), -math.inf if points else math.log(members), dtype=torch.float64)
+        for _, _, members, rows, points in groups
+    ]
     log_guide, log_prior = (values.cpu() for values in draws.densities)
     done = 0
     for batch in session.chunks(size, "diagnose"):
         here = torch.arange(done, done := done + num_rows(batch))
         kinds = None if draws.num_groups == 1 else _kinds(session, batch)
         for i, (key, layout, _, rows, points) in enumerate(groups):
-            if kinds is None or key in kinds:
+            if points and (kinds is None or key in kinds):
                 found = _cross_density(session, batch, layout, points).double().cpu()
                 columns = slice(None) if kinds is None else kinds[key].cpu()
                 # A draw has its row's density already: a flow finds it with the draw, and only there exactly.
@@ -175,12 +179,12 @@ def aggregate_information(session: Session, draws: RowDraws, size: int) -> Infor
                 found = torch.where(own, log_guide[rows].unsqueeze(1), found[:, columns])
                 aggregates[i] = torch.logaddexp(aggregates[i], found.logsumexp(1))
     order, informations, marginals, limits = [], [], [], []
-    for (_, _, members, rows, _), aggregate in zip(groups, aggregates, strict=True):
+    for (_, _, members, rows, points), aggregate in zip(groups, aggregates, strict=True):
         log_q = aggregate - math.log(members)
         order.append(rows)
         informations.append(log_guide[rows] - log_q)
         marginals.append(log_q - log_prior[rows])
-        limits.append(torch.full(rows.shape, math.log(members)).double())
+        limits.append(torch.full(rows.shape, math.log(members) if points else 0.0).double())
     in_order = torch.cat(order).argsort()
     information, marginal, limit = (
         torch.cat(parts)[in_order] for parts in (informations, marginals, limits)
@@ -223,7 +227,7 @@ def _cross_density(
 def _made_by_row(session: Session, layout: Layout, points: dict[str, Tensor]) -> list[str]:
     """Latents that the guide computes from its draws otherwise for each row: the same draw gives others."""
     n = num_rows(session.first)
-    if n == 1 or layout.signature != session.layout.signature:
+    if n == 1 or not points or layout.signature != session.layout.signature:
         return []
     same = {name: point[:1] for name, point in points.items()}
     trace = _run_with(session, session.first, layout, same)

@@ -228,16 +228,18 @@ def choose_steps(pair: Pair, data: EMData, m_step: GradientSteps | None, hard: b
         return by_elbo
     latents = latent_sites(trace_pair(pair, few)[0])
     marked = [s["infer"].get("enumerate") == "parallel" for s in latents.values()]
-    if latents and all(marked):
+    by_draws = all(callable(getattr(pair.model, m, None)) for m in ("posterior", "log_evidence"))
+    # Labelled rows have no latents, but others may come.
+    if all(marked) and (latents or not by_draws):
         exact = Enumeration(pair, m_step, few, hard)
         exact.layouts.of(few)
         exact.layouts.check = partial(data.new_kind, pair)
         return exact
-    if all(callable(getattr(pair.model, m, None)) for m in ("posterior", "log_evidence")):
+    if by_draws:
         if hard:
             raise ValueError("hard=True needs a closed form, or latents that can be enumerated")
         return Draws(pair, m_step, few)
-    first = next((n for n, ok in zip(latents, marked, strict=True) if not ok), None)
+    first = next(n for n, ok in zip(latents, marked, strict=True) if not ok)
     raise PairError(
         f"site '{first}' has no exact posterior that fit_em can find: mark a discrete latent with "
         'infer={"enumerate": "parallel"}, give the model a posterior(x) and a log_evidence(x), or give '

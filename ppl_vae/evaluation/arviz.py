@@ -131,10 +131,10 @@ def to_arviz(
     rows = [next(iter(c["observed_data"].values())).sizes["row"] for c in chunks]
     groups = {
         group: {
-            name: _join([chunk[group].get(name) for chunk in chunks], rows)
-            for name in dict.fromkeys(name for chunk in chunks for name in chunk[group])
+            name: _join([chunk.get(group, {}).get(name) for chunk in chunks], rows)
+            for name in dict.fromkeys(name for chunk in chunks for name in chunk.get(group, {}))
         }
-        for group in chunks[0]
+        for group in dict.fromkeys(group for chunk in chunks for group in chunk)
     }
     n = next(iter(groups["observed_data"].values())).sizes["row"]
     if n != evaluation.num_rows:
@@ -269,6 +269,8 @@ def _log_likelihood(
     values = evaluation.log_likelihood.values.double().numpy()
     spread = np.linspace(-_SPREAD / 2, _SPREAD / 2, num_draws) if num_draws > 1 else np.zeros(1)
     note = f"log p(x) of the trained parameters; equal draws spread over {_SPREAD:g} nats for PSIS"
+    if missing := evaluation.log_likelihood.missing:
+        note += f"; {missing}"
     name = observed[0] if len(observed) == 1 else "joint"
     return {
         name: xr.DataArray(

@@ -23,6 +23,7 @@ from ppl_vae.pairs import (
     num_rows,
     sample_rows,
 )
+from ppl_vae.runtime import preserve_random_state
 from ppl_vae.stats import Estimate, StreamingWeights
 
 _logger = logging.getLogger(__name__)
@@ -102,9 +103,12 @@ def _evaluate(
     capture: bool,
 ) -> Evaluation:
     parts: list[dict[str, Tensor]] = []
+    points = _Points()
     with opened(model, guide, x, seed=seed, progress=progress) as session:
         finite = finite_latents(session.pair, session.layout, session.first)
-        notes, cautions = _describe(session, finite)
+        described = {
+            session.layout.signature: _describe(session, session.layout, session.first, finite)
+        }
         counts = ValueCounts(session)
         rows, samples = session.chunk_sizes(num_samples * (1 if finite is None else finite.count))
         # An iterable may hold any number of rows: assume those of its first batch, at least.
@@ -112,28 +116,35 @@ def _evaluate(
         num_chunks = math.ceil(total / rows) * math.ceil(num_samples / samples)
         sampler = ImportanceSampler(session.pair, session.layouts, num_chunks, capture, samples)
         for chunk in session.chunks(rows, "evaluate"):
-            parts.append(_evaluate_rows(sampler, chunk, num_samples, samples))
+            part = _evaluate_rows(sampler, chunk, num_samples, samples)
+            layout = session.layouts.expected(chunk)
+            if layout.signature not in described:
+                with preserve_random_state():
+                    finite, _ = sampler.discrete(chunk)
+                    described[layout.signature] = _describe(session, layout, chunk, finite)
+            if points.add(layout, num_rows(chunk)):
+                for name in ("log_likelihood", "error", "ess", "khat"):
+                    part[name] = torch.full_like(part[name], math.nan)
+            parts.append(part)
             counts.add(chunk)
-        points = dict.fromkeys(name for layout in session.layouts.known for name in layout.points)
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    if points:
-        for name in ("log_likelihood", "error", "ess", "khat"):
-            joined[name] = torch.full_like(joined[name], math.nan)
-    names = ", ".join(f"'{name}'" for name in points)
-    missing = f"not defined, because the guide gives a point for {names}" if points else ""
+    notes, cautions = (
+        tuple(dict.fromkeys(text for kind in described.values() for text in kind[i]))
+        for i in (0, 1)
+    )
     rate, distortion = joined["rate"], joined["distortion"]
     return Evaluation(
         elbo=Estimate(-(rate + distortion)),
         rate=Estimate(rate),
         distortion=Estimate(distortion),
-        log_likelihood=Estimate(joined["log_likelihood"], missing=missing),
+        log_likelihood=Estimate(joined["log_likelihood"], missing=points.missing),
         log_likelihood_error=joined["error"],
         ess=joined["ess"],
         khat=joined["khat"],
         num_samples=num_samples,
         num_values=counts.num_values,
         notes=notes,
-        cautions=(*points_caution(names), *cautions),
+        cautions=(*points.cautions, *cautions),
     )
 
 
@@ -172,15 +183,50 @@ def _evaluate_rows(
     }
 
 
-def points_caution(names: str) -> tuple[str, ...]:
-    """What a guide that gives points for these latents does not say."""
-    if not names:
-        return ()
-    return (
-        f"the guide gives a point for {names}, which has no density: log p(x) is not defined, and the ELBO "
-        "leaves it out of log q(z | x); use a guide that samples, or annealed_importance_sampling from the "
-        "prior",
-    )
+class _Points:
+    """The rows for which the guide gives points, which have no density, and what to say of them."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, int] = {}  # of each latent
+        self._without = 0
+        self._all = 0
+
+    def add(self, layout: Layout, n: int) -> bool:
+        """Counts n rows of a layout; whether log p(x) is not defined for them."""
+        self._all += n
+        self._without += n if layout.points else 0
+        for name in layout.points:
+            self._rows[name] = self._rows.get(name, 0) + n
+        return bool(layout.points)
+
+    @property
+    def missing(self) -> str:
+        """What to print in place of log p(x); empty if all rows have one."""
+        if not self._rows:
+            return ""
+        left = self._all - self._without
+        there = f"defined for {left} of {self._all} rows only" if left else "not defined"
+        return f"{there}, because the guide gives a point for {self._names}"
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """What a guide that gives points does not say."""
+        if not self._rows:
+            return ()
+        some = self._without < self._all
+        return (
+            f"the guide gives a point for {self._names}, which has no density: log p(x) is not defined"
+            f"{' there' if some else ''}, and the ELBO leaves it out of log q(z | x)"
+            f"{', so that the means of ELBO and rate mix two kinds of rows' if some else ''}; use a guide that "
+            "samples, or annealed_importance_sampling from the prior",
+        )
+
+    @property
+    def _names(self) -> str:
+        return ", ".join(
+            f"'{name}'" + ("" if n == self._all else f" on {n} of {self._all} rows")
+            for name, n in self._rows.items()
+        )
 
 
 def _on_discrete(
@@ -206,11 +252,10 @@ def _on_discrete(
 
 
 def _describe(
-    session: Session, finite: FiniteLatents | None
+    session: Session, layout: Layout, batch: Batch, finite: FiniteLatents | None
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """How to read the result, and reasons not to trust it."""
-    layout = session.layout
-    rows = sample_rows(session.pair, layout, session.first, 1)
+    """How to read the result for a kind of batch, and reasons not to trust it."""
+    rows = sample_rows(session.pair, layout, batch, 1)
     if not layout.vectorizes:
         _logger.info(
             "the programs do not run with a dimension of samples to the left of the rows: samples are "
@@ -225,5 +270,9 @@ def _describe(
         )
     traces = rows.model_trace, rows.guide_trace
     summed, drawn = _on_discrete(layout, finite)
-    notes += (*summed, *session.notes(traces))
-    return notes, (*session.doubts(traces), *drawn, *session.biases(traces))
+    notes += (*summed, *session.notes(traces, layout))
+    return notes, (
+        *session.doubts(traces, layout),
+        *drawn,
+        *session.biases(traces, layout),
+    )

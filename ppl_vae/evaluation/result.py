@@ -55,7 +55,7 @@ class Evaluation(DataResult):
         rate: E_q log q(z | x) - log p(z).
         distortion: - E_q log p(x | z).
         log_likelihood: log p(x) by importance sampling, log 1/K sum_k w_k: a lower bound in expectation. NaN
-            if the guide gives points, which have no density.
+            for rows for which the guide gives points, which have no density; its mean is then NaN, too.
         log_likelihood_error: Monte-Carlo standard error of each row's log p(x) (delta method), `(n,)`.
         ess: Effective sample size of each row's weights, (sum w)^2 / sum w^2, `(n,)`.
         khat: Pareto shape of each row's largest weights, `(n,)`. Do not trust rows above `khat_limit`. It is
@@ -94,8 +94,6 @@ class Evaluation(DataResult):
 
     def doubts(self) -> Iterator[str]:
         """Reasons not to trust the numbers, one sentence each."""
-        if bool(self.log_likelihood.values.isnan().all()):  # a caution says why
-            return
         n, bad, khat, limit = self.num_rows, self.unreliable, self.khat, f"{self.khat_limit:.2f}"
         heavy = bad & khat.isfinite()
         alone = heavy & (self.ess < _ALONE)
@@ -126,30 +124,43 @@ class Evaluation(DataResult):
                 f"Pareto k-hat is between 0.5 and {limit} on {count} of {n} rows: their Monte-Carlo error is "
                 "larger than log_likelihood_error says; use more samples"
             )
-        yield from not_finite("log p(x)", self.log_likelihood)
+        values = self.log_likelihood.values
+        if self.log_likelihood.missing:  # a caution says which rows have none
+            values = values.masked_fill(values.isnan() & self.elbo.values.isfinite(), 0.0)
+        yield from not_finite("log p(x)", Estimate(values))
+        yield from not_finite("the rate, of log q(z | x) and log p(z),", self.rate)
+        yield from not_finite("the distortion, of log p(x | z),", self.distortion)
 
     def lines(self) -> list[tuple[str, str]]:
         """The printed result: name and value of each quantity."""
-        finite = self.khat[torch.isfinite(self.khat)]
+        known = ~self.log_likelihood.values.isnan()
+        n = int(known.sum())
+        among = "" if n == self.num_rows else f", of {n} rows"
+        finite = self.khat[known & torch.isfinite(self.khat)]
         largest = f"{float(finite.max()):.2f}" if len(finite) else "-"
-        share = float(self.unreliable.double().mean())
+        share = float(self.unreliable[known].double().mean())
         bounds = [
             ("ELBO", str(self.elbo)),
             ("rate", str(self.rate)),
             ("distortion", str(self.distortion)),
         ]
-        if bool(self.log_likelihood.values.isnan().all()):
+        if n == 0:
             return [*bounds, ("log p(x)", "not defined")]
         bits = self.bits_line
-        if bool((self.khat == -math.inf).all()) and not bool(self.log_likelihood_error.any()):
+        if bool((self.khat[known] == -math.inf).all()) and not bool(
+            self.log_likelihood_error[known].any()
+        ):
             return [*bounds, ("log p(x), exact", str(self.log_likelihood)), bits]
         return [
             *bounds,
             (f"log p(x), {self.num_samples} samples", str(self.log_likelihood)),
             bits,
-            ("ESS, median", f"{float(self.ess.double().median()):.1f} of {self.num_samples}"),
             (
-                "Pareto k-hat, largest",
+                f"ESS, median{among}",
+                f"{float(self.ess[known].double().median()):.1f} of {self.num_samples}",
+            ),
+            (
+                f"Pareto k-hat, largest{among}",
                 f"{largest} ({100 * share:.1f} % above {self.khat_limit:.2f})",
             ),
         ]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ppl_vae.objectives.schedules import (
@@ -15,7 +17,15 @@ from ppl_vae.objectives.schedules import (
     require_number,
     require_whole,
 )
-from ppl_vae.pairs import Batch, Layout, Layouts, Pair
+from ppl_vae.pairs import (
+    Batch,
+    Layout,
+    LayoutChangedError,
+    Layouts,
+    Pair,
+    Trace,
+    trace_pair,
+)
 from ppl_vae.runtime import described
 
 _BETA = (
@@ -140,11 +150,16 @@ class Resolved:
     Args:
         requested: The objective that the user asked for.
         pair: The pair.
+
+    Attributes:
+        check: Called once for each layout that is found from then on, with the layout, a batch of it, the
+            batch's traces of model and guide, and the objective. An error that it raises is that of the batch.
     """
 
     def __init__(self, requested: Objective, pair: Pair) -> None:
         self.requested = requested
         self.pair = pair
+        self.check: Callable[[Layout, Batch, tuple[Trace, Trace], Objective], object] | None = None
         self._found: dict[object, Objective] = {}
 
     def of(self, layout: Layout, batch: Batch) -> Objective:
@@ -153,6 +168,14 @@ class Resolved:
         if found is None:
             with self.pair.mode(training=False):  # batch statistics come from training steps alone
                 found = self.requested.resolve(self.pair, batch)
+                with torch.random.fork_rng(), torch.no_grad():
+                    traces = trace_pair(self.pair, batch)
+                try:
+                    layout.require(*traces)
+                except LayoutChangedError:  # as the work on the batch will find, too
+                    return found
+                if self.check is not None:
+                    self.check(layout, batch, traces, found)
             self._found[layout.signature] = found
         return found
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from ppl_vae.pairs.errors import PairError
 from ppl_vae.pairs.layout import Layout, Signature, signature_of
@@ -59,6 +61,7 @@ class Layouts:
         self._known: dict[tuple[Signature, bool], Layout] = {}
         self._last: dict[object, Layout] = {}
         self._unsteady: set[object] = set()
+        self._latest: tuple[weakref.ref[Tensor], ...] = ()  # the batch that `of` last saw
         self._buffers: Buffers | None = None
 
     def of(self, batch: Batch) -> Layout:
@@ -76,12 +79,21 @@ class Layouts:
                 # With the random numbers that come after those of the traces.
                 self._known[key] = find_layout(self._pair, batch, traces)
         layout = self._last[_shapes(batch)] = self._known[key]
+        self._latest = tuple(map(weakref.ref, tensors_of(batch)))
         return layout
 
     def expected(self, batch: Batch) -> Layout:
-        """The layout that a batch most likely has: that of the last one of its shapes."""
-        shapes = _shapes(batch)
-        if shapes in self._unsteady or shapes not in self._last:
+        """The layout that a batch most likely has: that of the last one of its shapes.
+
+        Where kinds of batches of the same shapes come in turns, the programs run to tell, once for each batch.
+        """
+        shapes, args = _shapes(batch), tensors_of(batch)
+        if shapes not in self._last:
+            return self.of(batch)
+        if shapes in self._unsteady and not (
+            len(args) == len(self._latest)
+            and all(ref() is t for ref, t in zip(self._latest, args, strict=True))
+        ):
             return self.of(batch)
         return self._last[shapes]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,18 +92,27 @@ class Comparison(Result):
         rows = [head]
         for i, (name, e) in enumerate(zip(self.names, self.evaluations, strict=True)):
             row = [name]
-            row += [f"{e[q]['mean']:.2f}" for q in ("elbo", "rate", "distortion", "log_likelihood")]
-            bits = e["bits_per_dim"]["mean"]
-            row += ["not defined" if math.isnan(bits) else f"{bits:.4f}", self.active_units[i]]
+            for quantity in ("elbo", "rate", "distortion", "log_likelihood", "bits_per_dim"):
+                mean = e[quantity]["mean"]
+                digits = 4 if quantity == "bits_per_dim" else 2
+                row.append("not defined" if math.isnan(mean) else f"{mean:.{digits}f}")
+            row.append(self.active_units[i])
             for quantity in ("elbo", "log_likelihood"):
                 d = self.difference(quantity, i)
-                row.append("-" if i == 0 else d.numbers("+.2f"))
+                there = "not defined" if math.isnan(d.mean) else d.numbers("+.2f")
+                row.append("-" if i == 0 else there)
             rows.append(row)
         return rows
 
     def lines(self) -> list[tuple[str, str]]:
         """Nothing: all numbers are in the table."""
         return []
+
+    def doubts(self) -> Iterator[str]:
+        """What the evaluations of runs warn of that have no log p(x) for some of the rows."""
+        for name, evaluation in zip(self.names, self.evaluations, strict=True):
+            if math.isnan(evaluation["log_likelihood"]["mean"]):
+                yield from (f"{name}: {text}" for text in evaluation.get("warnings", ()))
 
     def caption(self) -> list[str]:
         """What the numbers in the table are."""

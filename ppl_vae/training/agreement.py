@@ -56,9 +56,15 @@ class Agreement:
     def __init__(
         self, objective: Objective, layout: Layout, model_trace: Trace, guide_trace: Trace
     ) -> None:
+        self.watches = _claims_the_elbo(objective) and objective.free_bits == 0
+        self.see(layout, model_trace, guide_trace)
+        self._steps = 0
+        self._loss = self._elbo = self._mean = self._squares = 0.0
+
+    def see(self, layout: Layout, model_trace: Trace, guide_trace: Trace) -> None:
+        """Ends the watch if loss and ELBO are meant to differ on a batch with these traces."""
         self.watches = (
-            _claims_the_elbo(objective)
-            and objective.free_bits == 0
+            self.watches
             and len(layout.observed) == len(observed_sites(model_trace))
             and observed_sites(guide_trace).keys() <= set(layout.factors)
             and not any(
@@ -67,8 +73,6 @@ class Agreement:
                 for site in sample_sites(trace).values()
             )
         )
-        self._steps = 0
-        self._loss = self._elbo = self._mean = self._squares = 0.0
 
     def add(self, metrics: Mapping[str, float], beta: float) -> None:
         """Adds a step with these metrics."""

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ppl_vae.checks import DataCheck, check_data, check_rows
+from ppl_vae.checks import DataCheck, RowError, check_data, check_rows
 from ppl_vae.pairs import (
     Batch,
     Batches,
+    Layout,
     Layouts,
     Pair,
     PairError,
@@ -185,9 +186,18 @@ class HeldOut:
         return found
 
     def _drawn(self, batch: Batch) -> RowDensities:
-        return self.layouts.run(
-            batch, lambda layout: sample_rows(self.pair, layout, batch, VALIDATION_SAMPLES)
-        )
+        def draw(layout: Layout) -> RowDensities:
+            return sample_rows(self.pair, layout, batch, VALIDATION_SAMPLES)
+
+        if self.batches is None:
+            return self.layouts.run(batch, draw)
+        with self._explained(batch):
+            try:
+                return self.layouts.run(batch, draw)
+            except RowError:
+                raise
+            except PairError as error:  # of a kind of batch that comes here first
+                raise PairError(f"validation: {error}") from None
 
 
 def _in_units_of_the_prior(means: Tensor, drawn: RowDensities, name: str) -> Tensor:

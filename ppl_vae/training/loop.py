@@ -23,9 +23,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ppl_vae.capture import CapturedLoss
-from ppl_vae.checks import PairWarning, check_batch, check_traces
+from ppl_vae.checks import PairWarning, Report, check_batch, check_traces, objective_problems
 from ppl_vae.objectives import Objective, Resolved
-from ppl_vae.pairs import Batch, Batches, Layouts, Pair, Trace, num_rows, trace_pair
+from ppl_vae.pairs import Batch, Batches, Layout, Layouts, Pair, Trace, num_rows, trace_pair
 from ppl_vae.runtime import denormals_flushed, preserve_random_state, progress_bar
 from ppl_vae.training.agreement import Agreement
 from ppl_vae.training.checkpoints import Checkpoints
@@ -134,6 +134,7 @@ class Training:
         self.held_out = HeldOut(pair, layouts, held_out, self.rows)
         self.held_out.check(first)
         layouts.check = self._check_new_kind
+        self.objective.check = self._check_objective
         facts = {
             "batch_size": batch_size,
             "objective": re.sub(_NOT_COMPARED, "", repr(requested_objective)),
@@ -170,6 +171,16 @@ class Training:
         check_traces(self.pair, batch, traces, self.rows.batches.doubt)
         self.rows.new_kind(batch, traces)
         self.held_out.new_kind(batch, traces)
+
+    def _check_objective(
+        self, layout: Layout, batch: Batch, traces: tuple[Trace, Trace], objective: Objective
+    ) -> None:
+        """Checks that the objective is right for a new kind of batch, as `Resolved.check`."""
+        self.agreement.see(layout, *traces)
+        report = Report(tuple(objective_problems(self.pair, layout, batch, traces, objective)))
+        report.raise_errors()
+        if self.processes.is_first:
+            report.show_warnings()
 
     def restore(self) -> None:
         """Goes back to where the newest good checkpoint in the run folder was taken."""
