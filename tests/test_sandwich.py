@@ -129,7 +129,7 @@ def of_two(x: Tensor, y: Tensor) -> None:
     ("model", "x", "message"),
     [
         (standardized, torch.ones(4), "observes at site 'x'"),
-        (teacher_forced, torch.ones(4, 2), "observes at site 'x'"),
+        (teacher_forced, torch.ones(4, 2), "distribution at site 'x' depends on the data"),
         (tempered, torch.ones(4), "site 'extra' is a factor"),
         (of_two, (torch.ones(4), torch.ones(4)), "none of the model's arguments"),
     ],

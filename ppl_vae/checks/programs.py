@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import pyro
+import torch
+from torch import nn
 from torch.nn import UninitializedBuffer, UninitializedParameter
 
 from ppl_vae.checks.report import Problem, Report
@@ -89,7 +91,8 @@ def check(
 def restored(pair: Pair) -> Iterator[None]:
     """Undoes what a first run changes in modules.
 
-    An autoguide creates its parameters for that batch, and a lazy layer becomes another class.
+    An autoguide creates its parameters for that batch, a lazy layer becomes another class, and an embedding
+    with a largest norm scales its weights.
     """
     modules = [m for root in pair.modules().values() for m in root.modules()]
     kinds = [type(m) for m in modules]
@@ -102,12 +105,13 @@ def restored(pair: Pair) -> Iterator[None]:
     kinds_of_lazy = [type(tensor) for tensor in lazy]
     parts = [dict(vars(m)) for m in modules]
     inner = [(d, dict(d)) for part in parts for d in part.values() if isinstance(d, dict)]
-    buffers = [
-        (b, b.clone())
+    changing = [b for m in modules for b in m.buffers(recurse=False) if not isinstance(b, _LAZY)]
+    changing += [
+        m.weight
         for m in modules
-        for b in m.buffers(recurse=False)
-        if not isinstance(b, _LAZY)
+        if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) and m.max_norm is not None
     ]
+    values = [(tensor, tensor.detach().clone()) for tensor in changing]
     try:
         yield
     finally:
@@ -121,8 +125,9 @@ def restored(pair: Pair) -> Iterator[None]:
         for now, before in inner:
             now.clear()
             now.update(before)
-        for buffer, value in buffers:
-            buffer.copy_(value)
+        with torch.no_grad():
+            for tensor, value in values:
+                tensor.copy_(value)
 
 
 def check_batch(

@@ -21,6 +21,7 @@ from ppl_vae._version import __version__
 from ppl_vae.checks import Session, opened
 from ppl_vae.evaluation.importance import evaluate
 from ppl_vae.evaluation.result import Evaluation
+from ppl_vae.evaluation.sandwich import warn_if_draws_follow_data
 from ppl_vae.pairs import Batch, DataLike, Layout, Program, Substitute, as_args, num_rows
 
 _ROWS_AT_ONCE = 1024
@@ -62,7 +63,8 @@ def to_arviz(
     plate over rows has no dimension `row`. A group holds fewer draws if all of them would take more
     than 2^24 numbers. A "/" in a site's name becomes "_", because netCDF names cannot contain it.
 
-    If rows differ in their sites or lengths, what a row lacks is NaN.
+    If rows differ in their sites or lengths, what a row lacks is NaN. If the model's distribution of x depends
+    on x itself (teacher forcing), the predictive draws follow the rows given: a `PairWarning` says so.
 
     The log likelihood is the marginal log p(x) = log E_p(z) p(x | z), estimated by importance
     sampling. It is not log p(x | z), which would score each row with a latent inferred from that
@@ -124,6 +126,7 @@ def to_arviz(
             at_once = min(_ROWS_AT_ONCE, room)
         # Latents that belong to all rows must have the same value in every chunk of rows.
         shared: list[dict[str, Tensor]] = [{} for _ in range(2 * num_draws)]
+        warn_if_draws_follow_data(session.pair, session.first)
         keep: dict[str, int] = {"observed_data": 1}
         for chunk in session.chunks(at_once):
             drawn = _draw(session, chunk, shared, keep, evaluation.num_rows)
@@ -223,7 +226,8 @@ def _draw_once(
 
 def _variable(name: str, site: dict[str, Any], value: Tensor, layout: Layout) -> xr.DataArray:
     """A site's value with its row dimension first, if it has one, and without plates of size one."""
-    value = value.expand(site["fn"].shape())
+    # Data may be larger than their distribution: one rate for all numbers of a row.
+    value = value.expand(torch.broadcast_shapes(value.shape, site["fn"].shape()))
     batch_dim = value.dim() - len(site["fn"].event_shape)
     in_rows = any(frame.name == layout.plate for frame in site["cond_indep_stack"])
     if in_rows:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.checks import Session, opened
+from ppl_vae.evaluation.sandwich import warn_if_draws_follow_data
 from ppl_vae.pairs import DataLike, PairError, Program, Substitute, sample_rows, tensors_of
 
 _AT_ONCE = 64  # rows that the model generates at once, which bounds the memory
@@ -39,13 +40,18 @@ class Generator:
         with self._opened() as (session, x):
             pair, layout = session.pair, session.layouts.of(x)
             rows = sample_rows(pair, layout, x, 1)
-            z = torch.cat([rows.latents[name][0].flatten(1) for name in layout.latents], 1)
+            parts = [rows.latents[name][0].reshape(len(x), -1) for name in layout.latents]
+            z = torch.cat(parts, 1)
             return z, _mean(_site(rows.model_trace, layout.observed, x))
 
     def from_prior(self, num: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Draws z ~ p(z). Returns z, `(num, d)`, the means of p(x | z) and draws of x, `(num, *event)`."""
+        """Draws z ~ p(z). Returns z, `(num, d)`, the means of p(x | z) and draws of x, `(num, *event)`.
+
+        Of a model whose distribution of x depends on x itself, they are not from p(x): a `PairWarning`.
+        """
         with self._opened() as (session, given):
             pair, layout = session.pair, session.layouts.of(given)
+            warn_if_draws_follow_data(pair, given)
             parts = []
             for some in _repeated(given, num).split(_AT_ONCE):
                 # The data only give the shape: the unconditioned model draws all of its sites.
@@ -53,7 +59,7 @@ class Generator:
                 values: list[Any] = [trace.nodes[name]["value"] for name in layout.latents]
                 if not values or any(v.shape[:1] != some.shape[:1] for v in values):
                     raise PairError("the rows are not the first dimension of the model's latents")
-                z = torch.cat([value.flatten(1) for value in values], 1)
+                z = torch.cat([value.reshape(len(some), -1) for value in values], 1)
                 site = _site(trace, layout.observed, given)
                 parts.append((z, _mean(site), site["value"]))
             z, means, x = (torch.cat(part) for part in zip(*parts, strict=True))

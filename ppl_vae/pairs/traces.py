@@ -22,14 +22,22 @@ Trace = Any
 
 
 def sample_sites(trace: Trace) -> dict[str, Site]:
-    """The sample sites of a trace that have a density: without subsampling and `pyro.deterministic`."""
+    """The sample sites of a trace that have a density: without subsampling and computed values."""
     return {
         name: site
         for name, site in trace.nodes.items()
-        if site["type"] == "sample"
-        and not site_is_subsample(site)
-        and not site["infer"].get("_deterministic", False)
+        if site["type"] == "sample" and not site_is_subsample(site) and not _is_computed(site)
     }
+
+
+def _is_computed(site: Site) -> bool:
+    """Whether a site only gives a name to a value: `pyro.deterministic`, or what `poutine.reparam` replaced.
+
+    Both are observed Deltas without a density.
+    """
+    if site["infer"].get("_deterministic", False):
+        return True
+    return bool(site["is_observed"]) and is_delta(site) and mask_kind(site) is False
 
 
 def latent_sites(trace: Trace) -> dict[str, Site]:
