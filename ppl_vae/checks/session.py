@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppl_vae.checks.batches import ChunkCheck, check_data
-from ppl_vae.checks.latents import narrow_problems
 from ppl_vae.checks.report import Problem
 from ppl_vae.checks.rows import row_problems
 from ppl_vae.pairs import (
@@ -111,7 +110,7 @@ class Session:
             traces: The traces of model and guide on the first rows, if they have run.
         """
         traces = self._traces(traces)
-        found = [*self.told, *row_problems(traces[0], self.layout), *narrow_problems(*traces)]
+        found = [*self.told, *row_problems(traces[0], self.layout)]
         return tuple(problem.message for problem in found)
 
     def biases(self, traces: tuple[Trace, Trace] | None = None) -> tuple[str, ...]:
