@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions.constraints import Constraint
 
 from ppl_vae.checks.data import data_problems, same_for_all_rows, unusable
+from ppl_vae.checks.findings import Findings
 from ppl_vae.checks.jacobians import jacobian_problems
 from ppl_vae.checks.latents import (
     are_masked,
@@ -226,13 +227,19 @@ class ChunkCheck:
         pair: Model and guide.
         batch: A batch in which `check_data` has found no errors.
         traces: What it returned.
+        findings: Where to add what the checks of other kinds of rows warn of.
         doubt: `Batches.doubt`.
     """
 
     def __init__(
-        self, pair: Pair, batch: Batch, traces: tuple[Trace, Trace], doubt: str = ""
+        self,
+        pair: Pair,
+        batch: Batch,
+        traces: tuple[Trace, Trace],
+        findings: Findings,
+        doubt: str = "",
     ) -> None:
-        self._pair, self._doubt = pair, doubt
+        self._pair, self._findings, self._doubt = pair, findings, doubt
         self._mixed = False
         self._checked = {shapes_of_rows(batch)}
         self._data = DataCheck(pair, batch, traces)
@@ -260,12 +267,12 @@ class ChunkCheck:
             Report(tuple(latent_problems(self._pair, *traces))).raise_errors()
 
     def new_kind(self, chunk: Batch, traces: tuple[Trace, Trace]) -> None:
-        """Checks the first chunk that has other sites or masks than those before, as `Layouts.check`.
+        """Checks the first chunk that has other sites, masks or shapes than those before, as `Layouts.check`.
 
         Raises:
             PairError: As from `check_data`.
         """
-        check_traces(self._pair, chunk, traces, self._doubt)
+        self._findings.add(check_traces(self._pair, chunk, traces, self._doubt))
         self._mixed = self._data.new_kind(chunk, traces) or self._mixed
 
 

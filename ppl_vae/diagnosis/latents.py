@@ -239,7 +239,6 @@ def diagnose(
         if not session.layout.latents:
             raise ValueError("the guide samples no latent of a row: there is nothing to diagnose")
         require_no_points(session.layout, "diagnose")
-        cautions = session.doubts()
         size = session.rows_at_once(NUM_DRAWS, rows=16, spare=4)
         # Where a site's analytic KL is not its share of the rate, the sampled KL is.
         analytic = not mean_field_violations(session.pair, session.first)
@@ -247,7 +246,7 @@ def diagnose(
         gathered = gather(session, size, analytic)
         found = aggregate_information(session, gathered.draws, size)
         dimensions = gathered.dimensions
-        notes = (*found.notes, *held, *session.notes())
+        notes = (*found.notes, *held, *session.findings.notes)
         notes += notes_on_moments(gathered.moments_alone, gathered.without_moments)
         notes += note_on_rows(dimensions, gathered.num_rows)
         active = dimensions.mean_variance > ACTIVE * _scale(dimensions.prior_variance)
@@ -271,7 +270,7 @@ def diagnose(
         num_rows=gathered.num_rows,
         information_limit=found.limit,
         notes=notes,
-        cautions=cautions,
+        cautions=session.findings.doubts,
     )
 
 

@@ -184,7 +184,7 @@ def bidirectional_monte_carlo(
         }
         return found | {f"argument {i}": t for i, t in enumerate(tensors_of(batch))}
 
-    found, _, notes = in_chunks(
+    found, _, texts = in_chunks(
         work, model, guide, x, schedule, runs=2, seed=seed, progress=progress, label="sandwich"
     )
     arguments = tuple(t for name, t in found.items() if name.startswith("argument "))
@@ -199,7 +199,7 @@ def bidirectional_monte_carlo(
         num_steps=num_steps,
         num_leapfrog=num_leapfrog,
         from_prior=guide is None,
-        notes=notes,
+        **texts,
     )
 
 

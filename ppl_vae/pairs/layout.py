@@ -13,7 +13,7 @@ from ppl_vae.pairs.errors import PairError
 from ppl_vae.pairs.traces import (
     Site,
     Trace,
-    innermost,
+    kind_of,
     mask_kind,
     possible_density_sites,
     sample_sites,
@@ -52,7 +52,7 @@ def signature_of(model_trace: Trace, guide_trace: Trace) -> Signature:
             program,
             name,
             site["is_observed"],
-            type(innermost(site["fn"])).__name__,
+            kind_of(site["fn"]),
             len(site["fn"].event_shape),
             mask_kind(site),
             tuple(
