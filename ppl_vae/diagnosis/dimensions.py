@@ -22,10 +22,12 @@ from ppl_vae.pairs import (
     elementwise_kl,
     has_moments,
     many_samples,
+    mean_field_violations,
     num_rows,
     present_numbers,
     prior_moments,
     rows_first,
+    shapes_of_rows,
     stated_moment,
     tensors_of,
 )
@@ -150,14 +152,14 @@ class Gathered:
     without_moments: tuple[str, ...]
 
 
-def gather(session: Session, size: int, analytic: bool) -> Gathered:
+def gather(session: Session, size: int) -> Gathered:
     """One pass over all rows, `size` at once.
 
     Args:
         session: The opened pair.
         size: Rows at once, with all draws of each.
-        analytic: Whether the analytic KL of a site equals its share of the rate.
     """
+    is_analytic: dict[object, bool] = {}
     dimensions, draws, residuals = Dimensions(), RowDraws(), Residuals()
     moments_alone: dict[str, None] = {}
     without: dict[str, None] = {}
@@ -165,6 +167,11 @@ def gather(session: Session, size: int, analytic: bool) -> Gathered:
     identical, n = True, 0
     for batch in session.chunks(size, "diagnose"):
         rows = session.sample(batch, NUM_DRAWS)
+        kind = rows.layout.signature, shapes_of_rows(batch)
+        if kind not in is_analytic:
+            # Where a site's analytic KL is not its share of the rate, the sampled KL is.
+            is_analytic[kind] = not mean_field_violations(session.pair, batch)
+        analytic = is_analytic[kind]
         in_guide, in_model = rows.guide_trace.nodes, rows.model_trace.nodes
         for name in rows.layout.latents:
             dimensions.update(_of_site(session, batch, rows, name, analytic))

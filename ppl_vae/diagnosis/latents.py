@@ -27,7 +27,6 @@ from ppl_vae.pairs import (
     Substitute,
     as_args,
     latent_sites,
-    mean_field_violations,
     require_no_points,
 )
 from ppl_vae.stats import Estimate, Result
@@ -240,10 +239,8 @@ def diagnose(
             raise ValueError("the guide samples no latent of a row: there is nothing to diagnose")
         require_no_points(session.layout, "diagnose")
         size = session.rows_at_once(NUM_DRAWS, rows=16, spare=4)
-        # Where a site's analytic KL is not its share of the rate, the sampled KL is.
-        analytic = not mean_field_violations(session.pair, session.first)
         held = _hold_shared(session)
-        gathered = gather(session, size, analytic)
+        gathered = gather(session, size)
         found = aggregate_information(session, gathered.draws, size)
         dimensions = gathered.dimensions
         notes = (*found.notes, *held, *session.findings.notes)
