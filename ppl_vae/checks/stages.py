@@ -187,6 +187,8 @@ def _estimator(subject: Subject) -> Iterator[Problem]:
             )
     try:
         yield from _gradients(subject)
+    except PairError as error:
+        yield Problem("error", "", str(error))
     except Exception as error:
         name = type(subject.objective).__name__
         yield Problem("error", "", f"the objective {name} cannot be computed: {first_line(error)}")
