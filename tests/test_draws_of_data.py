@@ -120,7 +120,7 @@ def test_a_reparametrized_latent_is_no_data() -> None:
 
 
 def test_a_guide_under_reparam_observes_nothing() -> None:
-    config = {"z": LocScaleReparam(0.0)}
+    config: Any = {"z": LocScaleReparam(0.0)}
 
     def plain(x: Tensor) -> None:
         with pyro.plate("data", len(x)):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ppl_vae import (
     annealed_importance_sampling,
+    check,
     diagnose,
     evaluate,
     fit,
@@ -24,7 +25,7 @@ from ppl_vae import (
     inference_gaps,
 )
 from ppl_vae.objectives import ImportanceWeightedELBO, TraceELBO
-from ppl_vae.pairs import PairError
+from ppl_vae.pairs import Pair, PairError, find_layout, sample_rows
 
 INITIAL = torch.tensor([0.5, 0.3, 0.2])
 TRANSITION = torch.tensor([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.1, 0.3, 0.6]])
@@ -141,6 +142,35 @@ def test_a_random_part_is_right_on_average_for_the_elbo() -> None:
     (text,) = (text for text in found.warnings if "biased" in text)
     assert "plate 'pixels' inside of a row is subsampled (5 of 20)" in text
     assert f"warning: {text}" in str(found)
+
+
+def test_the_importance_weighted_bound_needs_whole_rows() -> None:
+    """Over random parts of a row it is no bound, unless it is the ELBO; a given part is allowed (see above)."""
+    x = torch.randn(100, 1) + torch.randn(100, PIXELS)
+    covariance = torch.ones(PIXELS, PIXELS) + torch.eye(PIXELS)
+    exact = float(dist.MultivariateNormal(torch.zeros(PIXELS), covariance).log_prob(x).mean())
+    pair = Pair(pixels(5), pixels_guide)
+    words = (
+        r"'pixels' inside of a row is subsampled \(5 of 20\): the importance-weighted bound needs"
+    )
+    losses = []
+    with pair.scope():
+        layout = find_layout(pair, x)
+        for _ in range(400):
+            objective = ImportanceWeightedELBO(num_particles=1)
+            losses.append(float(objective(pair, layout, x, 1.0).loss.detach()))
+        with pytest.raises(PairError, match=words):
+            ImportanceWeightedELBO(num_particles=2)(pair, layout, x, 1.0)
+        # What it would be with many particles: above log p(x).
+        parts = [sample_rows(pair, layout, x, 1).log_weights.detach() for _ in range(50)]
+    error = torch.tensor(losses).std().item() / 20
+    assert -sum(losses) / 400 == pytest.approx(exact, abs=4 * error)
+    assert float(torch.cat(parts).logsumexp(0).mean()) - math.log(50) > exact + 1
+    (problem,) = check(pair.model, pair.guide, x, objective=ImportanceWeightedELBO()).errors
+    assert problem.message.endswith("give the plate no subsample_size, or use TraceELBO")
+    with pytest.raises(PairError, match=words):
+        fit(pair.model, pair.guide, x, objective=ImportanceWeightedELBO(), max_epochs=1)
+    assert check(pixels(None), pixels_guide, x, objective=ImportanceWeightedELBO())
 
 
 def test_gaps_say_that_log_p_is_biased() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ppl_vae.evaluation import (
     bidirectional_monte_carlo,
 )
-from ppl_vae.evaluation.sandwich import simulate
+from ppl_vae.evaluation.sandwich import Sandwich, simulate
 from ppl_vae.guides import Exact
 from ppl_vae.pairs import PairError
 from ppl_vae.stats import Estimate
@@ -70,6 +70,29 @@ def test_a_sandwich_that_is_open_says_so() -> None:
     assert "nats apart" in found.warnings[0]
     assert "do not meet" in str(found)
     assert "nats apart" in json.dumps(found.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("gaps", "verdict", "words"),
+    [
+        ([0.01, 0.03, 0.02], "they meet", None),
+        ([-0.03, 0.02, 0.0], "they meet", None),  # below 0 by chance
+        ([-1e-5, -1e-5, -1e-5], "they meet", None),  # rounding
+        ([2.0, 2.1, 1.9], "they do not meet", "nats apart"),
+        ([-0.1, -0.5, -0.3], "they cross", "or it is rare chance"),  # 2.6 standard errors
+        ([-3.0, -3.1, -2.9], "they cross", "more than chance explains"),
+    ],
+)
+def test_three_verdicts(gaps: list[float], verdict: str, words: str | None) -> None:
+    """An upper bound below the lower one is no good sign, however close they are."""
+    lower, errors = torch.tensor([-40.0, -30.0, -20.0]), torch.zeros(3)
+    upper = Estimate(lower + torch.tensor(gaps))
+    found = Sandwich(Estimate(lower), upper, errors, errors, errors, lower, 2, 3, 4, True)
+    assert f"({verdict})" in str(found)
+    assert found.meets() == (verdict == "they meet")
+    assert found.cross == (verdict == "they cross")
+    assert len(found.warnings) == (words is not None)
+    assert words is None or words in found.warnings[0]
 
 
 def test_covariates_are_kept() -> None:

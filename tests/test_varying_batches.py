@@ -219,6 +219,37 @@ def test_diagnosis_of_each_step_is_that_of_the_rows_that_have_it() -> None:
     assert f"at least {int((lengths == 5).sum())} of 400" in note
 
 
+@pytest.mark.parametrize("plain_first", [True, False])
+def test_the_kl_of_a_kind_whose_guide_reverses_the_model(plain_first: bool) -> None:
+    """z ~ N(0, 1), x ~ N(z, 1); or z, w ~ N(z, 1), x ~ N(w, 1), with the guide's w before z.
+
+    The exact guide is w ~ N(2 x / 3, 2 / 3), z ~ N(w / 2, 1 / 2). The share of w in the rate is
+    E log q(w | x) - log p(w | z) = x^2 / 18 + 1 / 3 - (1 + log(2 / 3)) / 2; its analytic KL is 1 / 3 more.
+    """
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            if x.shape[1] == 2:
+                z = pyro.sample("w", dist.Normal(z, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, 0])
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            if x.shape[1] == 2:
+                w = pyro.sample("w", dist.Normal(x[:, 0] * 2 / 3, (2 / 3) ** 0.5))
+                pyro.sample("z", dist.Normal(w / 2, 0.5**0.5))
+            else:
+                pyro.sample("z", dist.Normal(x[:, 0] / 2, 0.5**0.5))
+
+    plain, both = torch.randn(50, 1), torch.randn(200, 2)
+    batches = [plain, both] if plain_first else [both, plain]
+    found = diagnose(model, guide, batches, seed=0)
+    squares = float(both[:, 0].square().mean())
+    exact = squares / 18 + 1 / 3 - (1 + math.log(2 / 3)) / 2
+    assert float(found.kl[found.names.index("w")]) == pytest.approx(exact, abs=0.05)
+
+
 def test_mutual_information_among_rows_of_one_kind() -> None:
     """Rows have one or two independent latents, z_i | x_i ~ N(x_i / 2, 1 / 2): log 2 / 2 nats each."""
 

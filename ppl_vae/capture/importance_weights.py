@@ -129,14 +129,12 @@ class ImportanceSampler:
     def _plain(self, batch: Batch, num_samples: int) -> Weights:
         return self.layouts.run(batch, lambda layout: self._weighed(layout, batch, num_samples))
 
-    def discrete(self, batch: Batch) -> tuple[FiniteLatents | None, bool]:
-        """The finite latents of a batch, to be summed over, and whether discrete ones are drawn instead."""
-        return self.layouts.run(batch, lambda layout: self._discrete(layout, batch))
-
-    def _discrete(self, layout: Layout, batch: Batch) -> tuple[FiniteLatents | None, bool]:
+    def discrete(self, batch: Batch) -> tuple[Layout, FiniteLatents | None]:
+        """The layout of a batch, and its finite latents to sum over; if None, discrete ones are drawn."""
         # Found for each batch: its plates and supports may be larger than those of another.
-        finite = finite_latents(self.pair, layout, batch)
-        return finite, finite is None and bool(layout.discrete)
+        return self.layouts.run(
+            batch, lambda layout: (layout, finite_latents(self.pair, layout, batch))
+        )
 
     def summed(self, batch: Batch, num_samples: int, finite: FiniteLatents) -> Weights:
         """The weights of a batch with its finite latents summed over; never recorded."""

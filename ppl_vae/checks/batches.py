@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pyro
@@ -12,8 +12,14 @@ from torch import Tensor
 from torch.distributions.constraints import Constraint
 
 from ppl_vae.checks.data import data_problems, same_for_all_rows, unusable
+from ppl_vae.checks.findings import Findings
 from ppl_vae.checks.jacobians import jacobian_problems
-from ppl_vae.checks.latents import are_masked, auxiliary_problems, latent_problems
+from ppl_vae.checks.latents import (
+    are_masked,
+    auxiliary_problems,
+    latent_problems,
+    narrow_problems,
+)
 from ppl_vae.checks.report import Problem, Report, run_pair
 from ppl_vae.checks.rows import factor_problems
 from ppl_vae.checks.shapes import shape_problems
@@ -77,25 +83,38 @@ def check_traces(
         pyro.validation_enabled(False),
     ):
         seen = sites_of_rows(pair.model, batch, traces[0])
-        found = list(data_problems(seen, batch))
-        if seen and not found:
+        found = []
+        if seen:
             dim = rows_frame(seen, num_rows(batch)).dim
-            found = list(same_for_all_rows(seen, batch, dim, surely=bool(doubt)))
-            found = [problem for problem in found if problem.severity == "error"]
-        is_prior = getattr(pair.guide, "is_prior", False)
-        found = found or list(latent_problems(*traces, guide_is_prior=is_prior))
-        found = found or list(auxiliary_problems(pair, batch, *traces))
-        found = found or list(shape_problems(*traces))
-        found = found or [
-            *jacobian_problems(pair, batch, *traces),
-            *factor_problems(pair.model, batch, traces[0], seen),
-        ]
+            same = same_for_all_rows(seen, batch, dim, surely=bool(doubt))
+            found = [problem for problem in same if problem.severity == "error"]
+        found += trace_problems(pair, batch, traces, seen)
     Report(tuple(found)).explained(doubt).raise_errors()
     return tuple(found)
 
 
 class RowError(PairError):
     """The data of a row are wrong; the message says in which row of which data."""
+
+
+def trace_problems(
+    pair: Pair, batch: Batch, traces: tuple[Trace, Trace], seen: dict[str, Site]
+) -> Iterator[Problem]:
+    """Problems with data, latents and terms of rows, for any use of a pair.
+
+    Args:
+        pair: Model and guide.
+        batch: The batch that they have run on.
+        traces: Their traces.
+        seen: The `sites_of_rows` of the model.
+    """
+    yield from data_problems(seen, batch)
+    found = list(latent_problems(pair, *traces))
+    found += auxiliary_problems(pair, batch, *traces)
+    found = found or list(shape_problems(*traces))
+    yield from found or jacobian_problems(pair, batch, *traces)
+    yield from factor_problems(pair.model, batch, traces[0], seen)
+    yield from narrow_problems(*traces)
 
 
 class DataCheck:
@@ -181,8 +200,7 @@ class DataCheck:
             dim = rows_frame(sites, n).dim if sites else self._dim
             for name, site in sites.items():
                 found = found or unusable(name, site, n, dim)
-            is_prior = getattr(self._pair.guide, "is_prior", False)
-            wrong = list(latent_problems(*traces, guide_is_prior=is_prior))
+            wrong = list(latent_problems(self._pair, *traces))
             found = found or ((wrong[0], []) if wrong else None)
         return found
 
@@ -213,13 +231,19 @@ class ChunkCheck:
         pair: Model and guide.
         batch: A batch in which `check_data` has found no errors.
         traces: What it returned.
+        findings: Where to add what the checks of other kinds of rows warn of.
         doubt: `Batches.doubt`.
     """
 
     def __init__(
-        self, pair: Pair, batch: Batch, traces: tuple[Trace, Trace], doubt: str = ""
+        self,
+        pair: Pair,
+        batch: Batch,
+        traces: tuple[Trace, Trace],
+        findings: Findings,
+        doubt: str = "",
     ) -> None:
-        self._pair, self._doubt = pair, doubt
+        self._pair, self._findings, self._doubt = pair, findings, doubt
         self._mixed = False
         self._checked = {shapes_of_rows(batch)}
         self._data = DataCheck(pair, batch, traces)
@@ -244,16 +268,15 @@ class ChunkCheck:
         self._checked.add(shapes_of_rows(chunk))
         traces = _quietly_run(self._pair, chunk)
         if traces is not None:
-            is_prior = getattr(self._pair.guide, "is_prior", False)
-            Report(tuple(latent_problems(*traces, guide_is_prior=is_prior))).raise_errors()
+            Report(tuple(latent_problems(self._pair, *traces))).raise_errors()
 
     def new_kind(self, chunk: Batch, traces: tuple[Trace, Trace]) -> None:
-        """Checks the first chunk that has other sites or masks than those before, as `Layouts.check`.
+        """Checks the first chunk that has other sites, masks or shapes than those before, as `Layouts.check`.
 
         Raises:
             PairError: As from `check_data`.
         """
-        check_traces(self._pair, chunk, traces, self._doubt)
+        self._findings.add(check_traces(self._pair, chunk, traces, self._doubt))
         self._mixed = self._data.new_kind(chunk, traces) or self._mixed
 
 

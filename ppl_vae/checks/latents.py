@@ -36,21 +36,19 @@ ROUNDING = 1e-4
 """By how much a support may exceed another."""
 
 
-def latent_problems(
-    model_trace: Trace, guide_trace: Trace, guide_is_prior: bool = False
-) -> Iterator[Problem]:
-    """Problems with latents that both programs sample.
+def latent_problems(pair: Pair, model_trace: Trace, guide_trace: Trace) -> Iterator[Problem]:
+    """Problems with latents that both programs sample; none if the guide is the prior (`is_prior`).
 
     The ratio p(z) / q(z | x) needs draws of the guide inside of the model's support, two densities or two
     probabilities, and latents that are there in both programs. Otherwise the ELBO and the weights mean
     nothing, and nothing shows it: `Exponential(1).log_prob(-1)` is 1.
 
     Args:
+        pair: Model and guide.
         model_trace: The trace of the model, with the guide's latents.
         guide_trace: The trace of the guide.
-        guide_is_prior: Whether the guide is the prior itself, whose densities come from the model.
     """
-    if guide_is_prior:
+    if getattr(pair.guide, "is_prior", False):  # its densities come from the model
         return
     for name, site in latent_sites(model_trace).items():
         other = guide_trace.nodes.get(name)

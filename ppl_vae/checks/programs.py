@@ -105,7 +105,9 @@ def restored(pair: Pair) -> Iterator[None]:
     kinds_of_lazy = [type(tensor) for tensor in lazy]
     parts = [dict(vars(m)) for m in modules]
     inner = [(d, dict(d)) for part in parts for d in part.values() if isinstance(d, dict)]
-    changing = [b for m in modules for b in m.buffers(recurse=False) if not isinstance(b, _LAZY)]
+    changing: list[torch.Tensor] = [
+        b for m in modules for b in m.buffers(recurse=False) if not isinstance(b, _LAZY)
+    ]
     changing += [
         m.weight
         for m in modules

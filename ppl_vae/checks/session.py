@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppl_vae.checks.batches import ChunkCheck, check_data
-from ppl_vae.checks.latents import narrow_problems
+from ppl_vae.checks.findings import Findings
 from ppl_vae.checks.report import Problem
-from ppl_vae.checks.rows import row_problems
 from ppl_vae.pairs import (
     Batch,
     Batches,
@@ -25,17 +24,11 @@ from ppl_vae.pairs import (
     Pair,
     Program,
     RowDensities,
-    Trace,
-    is_weighted,
     move,
     num_rows,
-    observed_sites,
     parts_of,
     sample_rows,
-    sample_sites,
-    subsampled_plates,
     take_rows,
-    trace_pair,
 )
 from ppl_vae.runtime import device_of, preserve_random_state, progress_bar
 
@@ -58,7 +51,7 @@ class Session:
         batches: All rows.
         progress: Whether to show progress bars; None shows them on a terminal.
         check_chunk: Checks a chunk, where it may have problems that the first rows have not.
-        told: What `check_data` warned of.
+        findings: What the checks say of the rows so far. It is complete after the last chunk.
     """
 
     pair: Pair
@@ -68,7 +61,7 @@ class Session:
     batches: Batches
     progress: bool | None
     check_chunk: ChunkCheck
-    told: tuple[Problem, ...] = ()
+    findings: Findings
 
     @property
     def layout(self) -> Layout:
@@ -104,76 +97,6 @@ class Session:
             batch, lambda layout: sample_rows(self.pair, layout, batch, num_samples)
         )
 
-    def doubts(
-        self, traces: tuple[Trace, Trace] | None = None, layout: Layout | None = None
-    ) -> tuple[str, ...]:
-        """What the checks warn of on the first rows. The random state does not change.
-
-        Args:
-            traces: The traces of model and guide on the first rows, if they have run; or on others.
-            layout: The layout of those others.
-        """
-        traces = self._traces(traces)
-        found = [
-            *self.told,
-            *row_problems(traces[0], layout or self.layout),
-            *narrow_problems(*traces),
-        ]
-        return tuple(problem.message for problem in found)
-
-    def biases(
-        self, traces: tuple[Trace, Trace] | None = None, layout: Layout | None = None
-    ) -> tuple[str, ...]:
-        """Why log p(x) is biased, on the first rows. The random state does not change.
-
-        Args:
-            traces: The traces of model and guide on the first rows, if they have run; or on others.
-            layout: The layout of those others.
-        """
-        return tuple(
-            f"plate '{name}' inside of a row is subsampled ({part}): log p(x) is biased, and the ELBO is not; "
-            "evaluate with the whole plate"
-            for name, part in subsampled_plates(self._traces(traces), layout or self.layout).items()
-        )
-
-    def _traces(self, traces: tuple[Trace, Trace] | None) -> tuple[Trace, Trace]:
-        if traces is not None:
-            return traces
-        with preserve_random_state():
-            return trace_pair(self.pair, self.first)
-
-    def notes(
-        self, traces: tuple[Trace, Trace] | None = None, layout: Layout | None = None
-    ) -> tuple[str, ...]:
-        """What the densities of rows leave out, although the loss counts it. The random state does not change.
-
-        Args:
-            traces: The traces of model and guide on the first rows, if they have run; or on others.
-            layout: The layout of those others.
-        """
-        traces = self._traces(traces)
-        weighted = {n for t in traces for n, site in sample_sites(t).items() if is_weighted(site)}
-        layout = layout or self.layout
-        of_no_row = observed_sites(traces[0]).keys() - set(layout.observed)
-        beside = observed_sites(traces[1]).keys() - set(layout.guide_sites)
-        notes = []
-        if weighted:
-            notes.append(
-                f"sites weighted by poutine.scale ({_listed(weighted)}) count without their weights, so that "
-                "log p(x) is that of the model; the loss of fit counts the weights"
-            )
-        if of_no_row:
-            notes.append(
-                f"what the model observes or adds as a factor outside of the rows ({_listed(of_no_row)}) is in "
-                "no row's log p(x); the loss of fit counts it"
-            )
-        if beside:
-            notes.append(
-                f"what the guide observes or adds as a factor ({_listed(beside)}) is no density of latents and "
-                "does not count; the loss of fit counts it"
-            )
-        return tuple(notes)
-
     def bar(self, label: str, unit: str = "row", total: int | None = None) -> Any:
         """A progress bar as a context manager."""
         return progress_bar(total, label, unit, self.progress)
@@ -190,10 +113,6 @@ class Session:
                     start += num_rows(chunk)
                     yield chunk
                     bar.update(num_rows(chunk))
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(f"'{name}'" for name in sorted(names))
 
 
 @contextmanager
@@ -251,18 +170,28 @@ def opened(
         if not everything:  # a loader's first batch may be larger
             first = take_rows(first, slice(0, FIRST_ROWS))
         first = move(first, device)
-        layouts = Layouts(pair)
+        findings = Findings()
+        layouts = _layouts(pair, findings, told)
         layouts.of(first)
         if pair.keeps_rows and not everything:  # which only these runs have shown
             first = seen = move(batches.rows, device)
             pair.forget(pair.by_row - trained)
             traces, told = check_data(pair, first, batches.doubt)
-            layouts = Layouts(pair)
+            findings = Findings()
+            layouts = _layouts(pair, findings, told)
             layouts.of(first)
-        check_chunk = ChunkCheck(pair, seen, traces, batches.doubt)
+        check_chunk = ChunkCheck(pair, seen, traces, findings, batches.doubt)
         layouts.check = check_chunk.new_kind
         del traces, seen  # they hold all that was computed
-        yield Session(pair, layouts, first, device, batches, progress, check_chunk, told)
+        yield Session(pair, layouts, first, device, batches, progress, check_chunk, findings)
+
+
+def _layouts(pair: Pair, findings: Findings, told: tuple[Problem, ...]) -> Layouts:
+    """Layouts that tell the findings, to which those of the first rows are added."""
+    findings.add(told)
+    layouts = Layouts(pair)
+    layouts.found = findings.look
+    return layouts
 
 
 @contextmanager

@@ -10,18 +10,11 @@ import pyro
 import torch
 from torch import nn
 
-from ppl_vae.checks.batches import small_batch_problem
-from ppl_vae.checks.data import data_problems, same_for_all_rows
-from ppl_vae.checks.jacobians import jacobian_problems
-from ppl_vae.checks.latents import (
-    auxiliary_problems,
-    latent_problems,
-    narrow_problems,
-    observed_problems,
-)
+from ppl_vae.checks.batches import small_batch_problem, trace_problems
+from ppl_vae.checks.data import same_for_all_rows
+from ppl_vae.checks.latents import observed_problems
 from ppl_vae.checks.report import Problem, run_pair
-from ppl_vae.checks.rows import factor_problems, row_problems
-from ppl_vae.checks.shapes import shape_problems
+from ppl_vae.checks.rows import row_problems
 from ppl_vae.objectives import (
     EnumELBO,
     ImportanceWeightedELBO,
@@ -127,13 +120,7 @@ def _runs(subject: Subject) -> Iterator[Problem]:
 def _sites(subject: Subject) -> Iterator[Problem]:
     model_trace, guide_trace = subject.traces
     yield from _names(model_trace, guide_trace)
-    yield from data_problems(subject.data, subject.batch)
-    found = list(latent_problems(model_trace, guide_trace))
-    found += auxiliary_problems(subject.pair, subject.batch, model_trace, guide_trace)
-    found = found or list(shape_problems(model_trace, guide_trace))
-    yield from found or jacobian_problems(subject.pair, subject.batch, model_trace, guide_trace)
-    yield from factor_problems(subject.pair.model, subject.batch, model_trace, subject.data)
-    yield from narrow_problems(model_trace, guide_trace)
+    yield from trace_problems(subject.pair, subject.batch, subject.traces, subject.data)
     yield from observed_problems(subject.pair.guide, guide_trace)
 
 
@@ -218,6 +205,8 @@ def _estimator(subject: Subject) -> Iterator[Problem]:
     yield from _of_estimator(subject.pair, subject.batch, subject.traces, subject.objective)
     try:
         yield from _gradients(subject)
+    except PairError as error:
+        yield Problem("error", "", str(error))
     except Exception as error:
         name = type(subject.objective).__name__
         yield Problem("error", "", f"the objective {name} cannot be computed: {first_line(error)}")

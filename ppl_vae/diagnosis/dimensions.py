@@ -28,6 +28,7 @@ from ppl_vae.pairs import (
     prior_moments,
     require_no_points,
     rows_first,
+    shapes_of_rows,
     stated_moment,
     tensors_of,
 )
@@ -162,21 +163,21 @@ def gather(session: Session, size: int) -> Gathered:
     Raises:
         PairError: The guide gives points for some rows.
     """
+    is_analytic: dict[object, bool] = {}
     dimensions, draws, residuals = Dimensions(), RowDraws(), Residuals()
     moments_alone: dict[str, None] = {}
     without: dict[str, None] = {}
-    # Where a site's analytic KL is not its share of the rate, the sampled KL is; by kind of rows.
-    is_analytic: dict[object, bool] = {}
     row: tuple[Tensor, ...] | None = None
     identical, n = True, 0
     for batch in session.chunks(size, "diagnose"):
         rows = session.sample(batch, NUM_DRAWS)
         require_no_points(rows.layout, "diagnose")
-        in_guide, in_model = rows.guide_trace.nodes, rows.model_trace.nodes
-        kind = rows.layout.signature
+        kind = rows.layout.signature, shapes_of_rows(batch)
         if kind not in is_analytic:
+            # Where a site's analytic KL is not its share of the rate, the sampled KL is.
             is_analytic[kind] = not mean_field_violations(session.pair, batch)
         analytic = is_analytic[kind]
+        in_guide, in_model = rows.guide_trace.nodes, rows.model_trace.nodes
         for name in rows.layout.latents:
             dimensions.update(_of_site(session, batch, rows, name, analytic))
             if elementwise_kl(in_guide[name], in_model[name], analytic) is None:

@@ -236,8 +236,6 @@ def inference_gaps(
     parts: list[dict[str, Tensor]] = []
     notes: dict[str, None] = {}
     with opened(model, guide, x, seed=seed, progress=progress) as session:
-        notes |= dict.fromkeys(session.notes())
-        biases = session.biases()
         evidence = getattr(session.pair.model, "log_evidence", None) if truth is None else None
         at_once, samples = session.chunk_sizes(num_samples)
         rows = at_once if session.pair.keeps_rows else max(1, at_once * samples // STEP_SAMPLES)
@@ -249,6 +247,7 @@ def inference_gaps(
             parts.append(part)
             if note:
                 notes[note] = None
+        findings = session.findings
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     values, error, unreliable, source = _log_likelihood(joined, truth)
     return Gaps(
@@ -262,9 +261,14 @@ def inference_gaps(
         unreliable=unreliable,
         converged=joined["converged"],
         num_samples=num_samples,
-        notes=(*notes, *(f"about log p(x): {text}" for text in getattr(truth, "notes", ()))),
+        notes=(
+            *findings.notes,
+            *notes,
+            *(f"about log p(x): {text}" for text in getattr(truth, "notes", ())),
+        ),
         cautions=(
-            *biases,
+            *findings.doubts,
+            *findings.biases,
             *(f"about log p(x): {text}" for text in getattr(truth, "warnings", ())),
         ),
     )

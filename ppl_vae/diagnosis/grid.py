@@ -19,9 +19,9 @@ from ppl_vae.pairs import (
     in_plates,
     inner_sizes,
     num_rows,
+    require_whole_rows,
     rows_first,
     sample_rows,
-    subsampled_plates,
 )
 from ppl_vae.stats import Estimate
 
@@ -186,11 +186,8 @@ class _Joint:
                 + (f", and '{unreal[0]}' is not real" if unreal else "")
                 + (f", and '{layout.shared[0]}' belongs to all rows" if layout.shared else "")
             )
-        for name, part in subsampled_plates((single.model_trace,), layout).items():
-            raise PairError(
-                f"plate '{name}' inside of a row is subsampled ({part}): a grid needs the density of whole "
-                "rows; give the plate no subsample_size"
-            )
+        needed = "a grid needs the density of whole rows"
+        require_whole_rows((single.model_trace,), layout, needed)
         self.names: tuple[str, str] = tuple(  # type: ignore[assignment]
             f"{n}[{i}]" if k > 1 else n for n, k in self.sizes.items() for i in range(k)
         )

@@ -234,7 +234,6 @@ def diagnose(
         (1, tensor([False,  True]))
     """
     with opened(model, guide, x, seed=seed, progress=progress) as session:
-        cautions = session.doubts()
         size = session.rows_at_once(NUM_DRAWS, rows=16, spare=4)
         held = _hold_shared(session)
         gathered = gather(session, size)
@@ -242,7 +241,7 @@ def diagnose(
             raise ValueError("the guide samples no latent of a row: there is nothing to diagnose")
         found = aggregate_information(session, gathered.draws, size)
         dimensions = gathered.dimensions
-        notes = (*found.notes, *held, *session.notes())
+        notes = (*found.notes, *held, *session.findings.notes)
         notes += notes_on_moments(gathered.moments_alone, gathered.without_moments)
         notes += note_on_rows(dimensions, gathered.num_rows)
         active = dimensions.mean_variance > ACTIVE * _scale(dimensions.prior_variance)
@@ -266,7 +265,7 @@ def diagnose(
         num_rows=gathered.num_rows,
         information_limit=found.limit,
         notes=notes,
-        cautions=cautions,
+        cautions=session.findings.doubts,
     )
 
 

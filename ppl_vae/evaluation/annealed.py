@@ -159,7 +159,7 @@ def annealed_importance_sampling(
             "acceptance": accepted / num_chains,
         }
 
-    found, num_values, notes = in_chunks(
+    found, num_values, texts = in_chunks(
         work, model, guide, x, schedule, runs=1, seed=seed, progress=progress, label="anneal"
     )
     return Annealed(
@@ -172,5 +172,5 @@ def annealed_importance_sampling(
         num_leapfrog=num_leapfrog,
         num_values=num_values,
         from_prior=guide is None,
-        notes=notes,
+        **texts,
     )

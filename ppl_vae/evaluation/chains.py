@@ -156,7 +156,7 @@ def in_chunks(
     seed: int | None,
     progress: bool | None,
     label: str,
-) -> tuple[dict[str, Tensor], int | Tensor, tuple[str, ...]]:
+) -> tuple[dict[str, Tensor], int | Tensor, dict[str, tuple[str, ...]]]:
     """Runs `work` on all rows, chunk by chunk, with a progress bar that counts transitions.
 
     Args:
@@ -171,8 +171,8 @@ def in_chunks(
         label: Text of the bar.
 
     Returns:
-        The results of all rows, on the CPU; the numbers of data per row: see `ValueCounts`; and how to read the
-        results.
+        The results of all rows, on the CPU; the numbers of data per row: see `ValueCounts`; and the result's
+        `notes` and `cautions`.
     """
     start = PriorGuide(model) if guide is None else guide
     parts: list[dict[str, Tensor]] = []
@@ -180,7 +180,7 @@ def in_chunks(
         pyro.validation_enabled(False),  # before the layout is found: a flow states no support
         opened(model, start, x, seed=seed, progress=progress) as session,
     ):
-        counts, notes = ValueCounts(session), session.notes()
+        counts = ValueCounts(session)
         rows, at_once = _chunk_sizes(session, schedule.num_chains)
         chains = _evenly(schedule.num_chains, at_once)
         each = schedule.transitions(runs, len(chains))
@@ -194,7 +194,8 @@ def in_chunks(
                 parts.append({name: t.cpu() for name, t in work(chunk).items()})
                 counts.add(batch)
     found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return found, counts.num_values, notes
+    texts = {"notes": session.findings.notes, "cautions": session.findings.doubts}
+    return found, counts.num_values, texts
 
 
 def _chunk_sizes(session: Session, num_chains: int) -> tuple[int, int]:

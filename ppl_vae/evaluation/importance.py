@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -23,7 +24,6 @@ from ppl_vae.pairs import (
     num_rows,
     sample_rows,
 )
-from ppl_vae.runtime import preserve_random_state
 from ppl_vae.stats import Estimate, StreamingWeights
 
 _logger = logging.getLogger(__name__)
@@ -106,32 +106,28 @@ def _evaluate(
     points = _Points()
     with opened(model, guide, x, seed=seed, progress=progress) as session:
         finite = finite_latents(session.pair, session.layout, session.first)
-        described = {
-            session.layout.signature: _describe(session, session.layout, session.first, finite)
-        }
+        _run_once(session)
         counts = ValueCounts(session)
         rows, samples = session.chunk_sizes(num_samples * (1 if finite is None else finite.count))
         # An iterable may hold any number of rows: assume those of its first batch, at least.
         total = session.num_rows or num_rows(session.first)
         num_chunks = math.ceil(total / rows) * math.ceil(num_samples / samples)
         sampler = ImportanceSampler(session.pair, session.layouts, num_chunks, capture, samples)
+        discrete: dict[tuple[str, ...], FiniteLatents | None] = {}
         for chunk in session.chunks(rows, "evaluate"):
-            part = _evaluate_rows(sampler, chunk, num_samples, samples)
-            layout = session.layouts.expected(chunk)
-            if layout.signature not in described:
-                with preserve_random_state():
-                    finite, _ = sampler.discrete(chunk)
-                    described[layout.signature] = _describe(session, layout, chunk, finite)
+            layout, finite = sampler.discrete(chunk)
+            if discrete.setdefault(layout.discrete, finite) is not None and finite is None:
+                discrete[layout.discrete] = None
+            drawn = finite is None and bool(layout.discrete)
+            part = _evaluate_rows(sampler, chunk, num_samples, samples, finite, drawn)
             if points.add(layout, num_rows(chunk)):
                 for name in ("log_likelihood", "error", "ess", "khat"):
                     part[name] = torch.full_like(part[name], math.nan)
             parts.append(part)
             counts.add(chunk)
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    notes, cautions = (
-        tuple(dict.fromkeys(text for kind in described.values() for text in kind[i]))
-        for i in (0, 1)
-    )
+    drawn_rows = joined.pop("drawn")
+    notes, cautions = _describe(session, discrete, int(drawn_rows.sum()), len(drawn_rows))
     rate, distortion = joined["rate"], joined["distortion"]
     return Evaluation(
         elbo=Estimate(-(rate + distortion)),
@@ -143,15 +139,20 @@ def _evaluate(
         khat=joined["khat"],
         num_samples=num_samples,
         num_values=counts.num_values,
+        drawn=drawn_rows if bool(drawn_rows.any()) else None,
         notes=notes,
         cautions=(*points.cautions, *cautions),
     )
 
 
 def _evaluate_rows(
-    sampler: ImportanceSampler, batch: Batch, num_samples: int, chunk: int
+    sampler: ImportanceSampler,
+    batch: Batch,
+    num_samples: int,
+    chunk: int,
+    finite: FiniteLatents | None,
+    drawn: bool,
 ) -> dict[str, Tensor]:
-    finite, drawn = sampler.discrete(batch)
     if finite is not None:
         chunk = max(1, chunk // finite.count)
     exact = finite is not None and finite.alone
@@ -180,6 +181,7 @@ def _evaluate_rows(
         "error": error.cpu(),
         "ess": ess.cpu(),
         "khat": khat.cpu(),
+        "drawn": torch.full((num_rows(batch),), drawn),
     }
 
 
@@ -229,50 +231,58 @@ class _Points:
         )
 
 
-def _on_discrete(
-    layout: Layout, finite: FiniteLatents | None
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """How to read the result if discrete latents are summed over, and what to doubt if they are drawn."""
-    names = ", ".join(f"'{name}'" for name in layout.discrete)
-    if finite is None:
-        text = (
-            f"latents {names} are discrete and are drawn, as their values are too many to sum over, or not "
-            "the same ones in both programs: log p(x) leaves out what the guide does not draw, and k-hat does "
-            "not see it"
-        )
-        return (), (text,) if layout.discrete else ()
-    what = (
-        "log p(x), ELBO, rate and distortion are exact"
-        if finite.alone
-        else "every sample of the other latents is drawn for each of them"
-    )
-    return (
-        f"latents {names} are summed over their {finite.count} joint values, not drawn: {what}",
-    ), ()
-
-
-def _describe(
-    session: Session, layout: Layout, batch: Batch, finite: FiniteLatents | None
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """How to read the result for a kind of batch, and reasons not to trust it."""
-    rows = sample_rows(session.pair, layout, batch, 1)
-    if not layout.vectorizes:
+def _run_once(session: Session) -> None:
+    """Runs the pair on the first rows. The draws of a seed come after this run."""
+    sample_rows(session.pair, session.layout, session.first, 1)
+    if not session.layout.vectorizes:
         _logger.info(
             "the programs do not run with a dimension of samples to the left of the rows: samples are "
             "drawn one after the other, which is slower (reshape with z.shape[:-1] to avoid it)"
         )
-    notes: tuple[str, ...] = ()
-    if layout.shared:
-        names = ", ".join(f"'{name}'" for name in layout.shared)
-        notes = (
-            f"sites {names} belong to all rows: they are drawn from the guide, and log p(x) is the log "
-            "predictive density under it; the ELBO of a row leaves out their KL",
+
+
+def _describe(
+    session: Session, discrete: dict[tuple[str, ...], FiniteLatents | None], drawn: int, n: int
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """How to read the result, and reasons not to trust it, once all rows have been seen.
+
+    Args:
+        session: The opened pair.
+        discrete: The discrete latents of each kind of rows, and how they are summed over; None if they are
+            drawn.
+        drawn: The number of rows that have such latents, of
+        n: rows.
+    """
+    notes, doubts = [], []
+    shared = dict.fromkeys(name for layout in session.layouts.known for name in layout.shared)
+    if shared:
+        notes.append(
+            f"sites {_quoted(shared)} belong to all rows: they are drawn from the guide, and log p(x) is the "
+            "log predictive density under it; the ELBO of a row leaves out their KL"
         )
-    traces = rows.model_trace, rows.guide_trace
-    summed, drawn = _on_discrete(layout, finite)
-    notes += (*summed, *session.notes(traces, layout))
-    return notes, (
-        *session.doubts(traces, layout),
-        *drawn,
-        *session.biases(traces, layout),
-    )
+    for latents, finite in discrete.items():
+        if finite is not None:
+            what = (
+                "log p(x), ELBO, rate and distortion are exact"
+                if finite.alone
+                else "every sample of the other latents is drawn for each of them"
+            )
+            notes.append(
+                f"latents {_quoted(latents)} are summed over their {finite.count} joint values, not drawn: "
+                + what
+            )
+    if drawn:
+        without = dict.fromkeys(
+            name for names, finite in discrete.items() if finite is None for name in names
+        )
+        doubts.append(
+            f"latents {_quoted(without)} are discrete and are drawn, as their values are too many to sum over, "
+            "or not the same ones in both programs: log p(x) leaves out what the guide does not draw, and "
+            f"k-hat does not see it, so that {drawn} of {n} rows count as unreliable"
+        )
+    findings = session.findings
+    return (*notes, *findings.notes), (*findings.doubts, *doubts, *findings.biases)
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)

@@ -34,9 +34,9 @@ from ppl_vae.pairs import (
     Site,
     num_rows,
     require_no_points,
+    require_whole_rows,
     row_log_prob,
     sample_rows,
-    subsampled_plates,
     sum_to_rows,
 )
 
@@ -182,11 +182,8 @@ class Path:
             if num_chains > 1:
                 values = {n: self._repeated(n, v, num_chains) for n, v in values.items()}
         rows = sample_rows(self.pair, self.layout, self.batch, num_chains, values=values)
-        for name, part in subsampled_plates((rows.model_trace,), self.layout).items():
-            raise PairError(
-                f"plate '{name}' inside of a row is subsampled ({part}): chains need the density of whole "
-                "rows; give the plate no subsample_size"
-            )
+        needed = "chains need the density of whole rows"
+        require_whole_rows((rows.model_trace,), self.layout, needed)
         parts = []
         for name in self.layout.draws:
             site = rows.guide_trace.nodes[name]

@@ -65,6 +65,8 @@ class Evaluation(DataResult):
         num_values: Numbers of data per row, for bits per dimension: those of the observed sites that masks
             leave in; one count for each row, `(n,)`, if they differ; 0 if a `pyro.factor` is a part of the
             likelihood, which has no count: bits per dimension are then NaN.
+        drawn: Rows with discrete latents that are drawn, because their values are too many to sum over, `(n,)`;
+            None if no row has any. No number shows what the guide does not draw.
     """
 
     elbo: Estimate
@@ -76,6 +78,7 @@ class Evaluation(DataResult):
     khat: Tensor
     num_samples: int
     num_values: int | Tensor
+    drawn: Tensor | None = None
 
     @property
     def khat_limit(self) -> float:
@@ -84,17 +87,22 @@ class Evaluation(DataResult):
 
     @property
     def unreliable(self) -> Tensor:
-        """Rows whose log p(x) should not be trusted: k-hat is above the limit, or unknown, `(n,)`.
+        """Rows whose log p(x) should not be trusted: k-hat is above the limit, or says nothing, `(n,)`.
 
         Rows whose ESS is within 1 % of K are not among them, unless k-hat is NaN: such equal weights have no
-        heavy tail.
+        heavy tail. Rows with discrete latents that are drawn are: k-hat is that of what the guide draws.
         """
+        return self._bad_khat if self.drawn is None else self._bad_khat | self.drawn
+
+    @property
+    def _bad_khat(self) -> Tensor:
+        """Rows whose k-hat is above the limit, or unknown, `(n,)`."""
         equal = (self.ess >= 0.99 * self.num_samples) & (self.num_samples > 1)
         return self.khat.isnan() | ((self.khat > self.khat_limit) & ~equal)
 
     def doubts(self) -> Iterator[str]:
         """Reasons not to trust the numbers, one sentence each."""
-        n, bad, khat, limit = self.num_rows, self.unreliable, self.khat, f"{self.khat_limit:.2f}"
+        n, bad, khat, limit = self.num_rows, self._bad_khat, self.khat, f"{self.khat_limit:.2f}"
         heavy = bad & khat.isfinite()
         alone = heavy & (self.ess < _ALONE)
         if count := int((heavy & ~alone).sum()):
@@ -138,7 +146,7 @@ class Evaluation(DataResult):
         among = "" if n == self.num_rows else f", of {n} rows"
         finite = self.khat[known & torch.isfinite(self.khat)]
         largest = f"{float(finite.max()):.2f}" if len(finite) else "-"
-        share = float(self.unreliable[known].double().mean())
+        share = float(self._bad_khat[known].double().mean())
         bounds = [
             ("ELBO", str(self.elbo)),
             ("rate", str(self.rate)),

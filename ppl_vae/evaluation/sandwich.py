@@ -72,11 +72,21 @@ class Sandwich(RowResult):
         return Estimate(self.upper.values - self.lower.values)
 
     def meets(self, within: float = 0.1) -> bool:
-        """Whether the bounds are, beyond chance, at most `within` nats apart on average.
+        """Whether the bounds are, beyond chance, at most `within` nats apart on average, and do not cross.
 
         That is, mean gap + 2 standard errors <= `within`. Always false for a single row.
         """
-        return self.gap.mean + 2 * self.gap.standard_error <= within
+        return self.gap.mean + 2 * self.gap.standard_error <= within and not self.cross
+
+    @property
+    def cross(self) -> bool:
+        """Whether the upper bound is below the lower one: mean gap + 2 standard errors < 0, beyond rounding.
+
+        In expectation, no bounds cross. By chance, one sandwich in 40 does, if its true gap is 0.
+        """
+        gap, size = self.gap, self.lower.values
+        rounding = 64 * torch.finfo(size.dtype).eps * (1 + float(size.abs().mean()))
+        return gap.mean + 2 * gap.standard_error < -rounding
 
     def doubts(self) -> Iterator[str]:
         """Reasons not to trust the bounds, or why they say little; one sentence each."""
@@ -85,10 +95,12 @@ class Sandwich(RowResult):
         yield from wrong
         if wrong:
             return
-        if gap.mean < -4 * gap.standard_error:
+        if self.cross:
+            errors = -gap.mean / gap.standard_error
+            rare = "more than chance explains" if errors > 4 else f"{errors:.1f} standard errors"
             yield (
-                f"the bounds cross by {-gap.mean:.3f} nats, more than chance explains: the programs do not "
-                "draw from the distributions that they score"
+                f"the bounds cross by {-gap.mean:.3f} nats, {rare}: the programs do not draw from the "
+                f"distributions that they score{'' if errors > 4 else ', or it is rare chance; use more rows'}"
             )
         elif self.num_rows > 1 and not self.meets(1.0):
             yield (
@@ -100,11 +112,13 @@ class Sandwich(RowResult):
         """The printed result: name and value of each quantity."""
         start = "prior" if self.from_prior else "guide"
         acceptance = float(self.acceptance.double().mean())
-        verdict = f" ({'they meet' if self.meets() else 'they do not meet'})"
+        verdict = (
+            "they cross" if self.cross else "they meet" if self.meets() else "they do not meet"
+        )
         return [
             (f"log p(x) >=, from the {start}", str(self.lower)),
             ("log p(x) <=, from the posterior", str(self.upper)),
-            ("gap", f"{self.gap}{verdict if self.num_rows > 1 else ''}"),
+            ("gap", f"{self.gap}{f' ({verdict})' if self.num_rows > 1 else ''}"),
             ("acceptance, mean", f"{acceptance:.2f}"),
         ]
 
@@ -188,7 +202,7 @@ def bidirectional_monte_carlo(
         }
         return found | {f"argument {i}": t for i, t in enumerate(tensors_of(batch))}
 
-    found, _, notes = in_chunks(
+    found, _, texts = in_chunks(
         work, model, guide, x, schedule, runs=2, seed=seed, progress=progress, label="sandwich"
     )
     arguments = tuple(t for name, t in found.items() if name.startswith("argument "))
@@ -203,7 +217,7 @@ def bidirectional_monte_carlo(
         num_steps=num_steps,
         num_leapfrog=num_leapfrog,
         from_prior=guide is None,
-        notes=notes,
+        **texts,
     )
 
 

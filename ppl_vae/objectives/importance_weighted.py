@@ -26,6 +26,7 @@ from ppl_vae.pairs import (
     num_rows,
     observed_sites,
     present,
+    require_whole_rows,
     row_log_prob,
     sample_rows,
     sum_to_rows,
@@ -37,8 +38,10 @@ class ImportanceWeightedELBO(Objective):
     """The importance-weighted bound of Burda et al. (arXiv:1509.00519), row by row.
 
     L_K(x) = E log 1/K sum_k w_k with w_k = p(x | z_k) (p(z_k) / q(z_k | x))^beta and K = `num_particles`.
-    The sum is within each row: scales and plates stay outside the log. Latents without a
-    reparameterized sampler get the score-function gradient of the whole row's bound.
+    The sum is within each row: scales and plates stay outside the log. With K > 1, plates inside of a row that
+    draw a part of their elements are refused: their log w_k are right on average, but then the log of a mean of
+    weights may exceed log p(x). Latents without a reparameterized sampler get the score-function gradient of
+    the whole row's bound.
 
     With z_k = g(eps_k, phi) and the normalized weights v_k, the gradient with respect to phi is
     sum_k v_k d log w_k / d phi. As K grows, its signal vanishes faster than its noise ("Tighter Variational
@@ -58,8 +61,9 @@ class ImportanceWeightedELBO(Objective):
             leaves out, unless the mask leaves out both.
 
     Raises:
-        PairError: The pair has latents outside the plate over rows. With `doubly_reparameterized`, a latent has
-            no reparameterized sampler, or is in a subsampled plate inside of a row.
+        PairError: The pair has latents outside the plate over rows, or, with K > 1, a plate inside of a row
+            draws a part of its elements. With `doubly_reparameterized`, a latent has no reparameterized
+            sampler, or is in a subsampled plate inside of a row.
         ValueError: free_bits is not 0.
 
     Example:
@@ -92,6 +96,16 @@ class ImportanceWeightedELBO(Objective):
         if self.doubly_reparameterized and torch.is_grad_enabled():
             doubly = _DoublyReparameterized(pair, layout, batch, self.num_particles, beta)
         rows = doubly.sample() if doubly else sample_rows(pair, layout, batch, self.num_particles)
+        if (
+            self.num_particles > 1
+        ):  # log of a mean over random parts of a row is no bound of log p(x)
+            require_whole_rows(
+                (rows.model_trace, rows.guide_trace),
+                layout,
+                "the importance-weighted bound needs the whole row",
+                drawn=True,
+                instead="use TraceELBO",
+            )
         ratio = rows.log_prior - rows.log_guide
         log_weights = rows.log_likelihood + beta * ratio
         bound = torch.logsumexp(log_weights, 0) - math.log(self.num_particles)
@@ -188,7 +202,7 @@ class _DoublyReparameterized:
             if inner_scale(guide_trace.nodes[name], self._layout) != 1.0:
                 raise PairError(
                     f"site '{name}' is in a subsampled plate inside of a row: doubly_reparameterized needs the "
-                    "whole row; give the plate no subsample_size, or leave doubly_reparameterized at false"
+                    "whole row; give the plate no subsample_size, or use TraceELBO"
                 )
         factor_of = partial(self._factor, len(self._runs))
         self._runs.append(held)

@@ -43,6 +43,7 @@ from .layout import (
     latents_of_other_plates as latents_of_other_plates,
     many_samples as many_samples,
     require_no_points as require_no_points,
+    require_whole_rows as require_whole_rows,
     row_log_prob as row_log_prob,
     rows_first as rows_first,
     subsampled_plates as subsampled_plates,

@@ -13,7 +13,7 @@ from ppl_vae.pairs.errors import PairError
 from ppl_vae.pairs.traces import (
     Site,
     Trace,
-    innermost,
+    kind_of,
     mask_kind,
     possible_density_sites,
     sample_sites,
@@ -52,7 +52,7 @@ def signature_of(model_trace: Trace, guide_trace: Trace) -> Signature:
             program,
             name,
             site["is_observed"],
-            type(innermost(site["fn"])).__name__,
+            kind_of(site["fn"]),
             len(site["fn"].event_shape),
             mask_kind(site),
             tuple(
@@ -181,8 +181,17 @@ def inner_scale(site: Site, layout: Layout) -> float:
     return scale
 
 
-def subsampled_plates(traces: Iterable[Trace], layout: Layout) -> dict[str, str]:
-    """The plates inside of a row of which the programs see a part only, and which part: `5 of 20`."""
+def subsampled_plates(
+    traces: Iterable[Trace], layout: Layout, drawn: bool = False
+) -> dict[str, str]:
+    """The plates inside of a row of which the programs see a part only, and which part: `5 of 20`.
+
+    Args:
+        traces: Traces of the programs.
+        layout: Their layout.
+        drawn: Only those with a `subsample_size`, which draw their part in each run, not those that are given
+            it by `subsample` alone.
+    """
     return {
         frame.name: f"{frame.size} of {frame.full_size}"
         for trace in traces
@@ -190,7 +199,35 @@ def subsampled_plates(traces: Iterable[Trace], layout: Layout) -> dict[str, str]
         for frame in site["cond_indep_stack"]
         if inner_scale(site, layout) != 1.0
         if frame.name != layout.plate and frame.full_size not in (None, frame.size)
+        if not drawn or _draws_its_part(trace, frame.name)
     }
+
+
+def _draws_its_part(trace: Trace, plate: str) -> bool:
+    node = trace.nodes.get(plate)
+    return node is None or getattr(node["fn"], "subsample_size", None) is not None
+
+
+def require_whole_rows(
+    traces: Iterable[Trace], layout: Layout, needed: str, drawn: bool = False, instead: str = ""
+) -> None:
+    """Raises an error if a plate inside of a row is subsampled where whole rows are needed.
+
+    Args:
+        traces: Traces of the programs.
+        layout: Their layout.
+        needed: What needs whole rows, as in `a grid needs the density of whole rows`.
+        drawn: Allow plates that are given their part.
+        instead: What else to do, as in `use TraceELBO`.
+
+    Raises:
+        PairError: There is such a plate.
+    """
+    for name, part in subsampled_plates(traces, layout, drawn).items():
+        raise PairError(
+            f"plate '{name}' inside of a row is subsampled ({part}): {needed}; give the plate no "
+            f"subsample_size{f', or {instead}' if instead else ''}"
+        )
 
 
 def latents_of_other_plates(model_trace: Trace, layout: Layout) -> dict[str, str]:

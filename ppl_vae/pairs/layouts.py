@@ -34,7 +34,9 @@ class Layouts:
 
     Attributes:
         check: Called with a batch and its traces of model and guide, once for each signature (see
-            `signature_of`) that is found from then on. An error that it raises is that of the batch.
+            `signature_of`) and shape of the rows that are found from then on: the sizes of plates inside of a
+            row belong to the shape alone. An error that it raises is that of the batch.
+        found: Called after `check` with the batch, its traces and its layout.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -58,7 +60,9 @@ class Layouts:
     def __init__(self, pair: Pair) -> None:
         self._pair = pair
         self.check: Callable[[Batch, tuple[Trace, Trace]], object] | None = None
+        self.found: Callable[[Batch, tuple[Trace, Trace], Layout], object] | None = None
         self._known: dict[tuple[Signature, bool], Layout] = {}
+        self._kinds: set[tuple[Signature, object]] = set()
         self._last: dict[object, Layout] = {}
         self._unsteady: set[object] = set()
         self._latest: tuple[weakref.ref[Tensor], ...] = ()  # the batch that `of` last saw
@@ -73,12 +77,18 @@ class Layouts:
         with torch.random.fork_rng(), torch.no_grad(), self._pair.mode(training=False):
             traces = trace_pair(self._pair, batch)
             key = signature_of(*traces), num_rows(batch) == 1
+            kind = key[0], shapes_of_rows(batch)
+            is_new = kind not in self._kinds
+            if is_new and self.check is not None:
+                self.check(batch, traces)
             if key not in self._known:
-                if self.check is not None and all(key[0] != known for known, _ in self._known):
-                    self.check(batch, traces)
                 # With the random numbers that come after those of the traces.
                 self._known[key] = find_layout(self._pair, batch, traces)
-        layout = self._last[_shapes(batch)] = self._known[key]
+            layout = self._known[key]
+            if is_new and self.found is not None:
+                self.found(batch, traces, layout)
+            self._kinds.add(kind)
+        self._last[_shapes(batch)] = layout
         self._latest = tuple(map(weakref.ref, tensors_of(batch)))
         return layout
 

@@ -218,3 +218,18 @@ def innermost(fn: Any) -> Any:
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
     return fn
+
+
+def kind_of(fn: Any) -> str:
+    """The classes of a distribution, without wrappers that change no value.
+
+    Example:
+        >>> kind_of(dist.Normal(torch.zeros(2), 1.0).to_event(1)), kind_of(dist.HalfNormal(1.0))
+        ('Normal', 'HalfNormal of Normal')
+    """
+    classes = []
+    while hasattr(fn, "base_dist"):
+        if hasattr(fn, "transforms"):
+            classes.append(type(fn).__name__)
+        fn = fn.base_dist
+    return " of ".join([*classes, type(fn).__name__])

@@ -32,11 +32,6 @@ class Agreement:
 
     Args:
         objective: The objective; one whose loss is not the ELBO is not watched.
-        layout: The layout of a first batch.
-        model_trace: The trace of the model on it, and
-        guide_trace: that of the guide. If a program weights its own sites (`poutine.scale`), has a
-            term that belongs to no row, or the guide one that is no density, loss and ELBO are meant to
-            differ.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -46,23 +41,31 @@ class Agreement:
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
         >>> pair, x = Pair(model, lambda x: None), torch.zeros(3)
-        >>> agreement = Agreement(TraceELBO(), find_layout(pair, x), *trace_pair(pair, x))
+        >>> agreement = Agreement(TraceELBO())
+        >>> agreement.look(find_layout(pair, x), *trace_pair(pair, x))
         >>> for i in range(20):
         ...     agreement.add({"loss": 2.0 + 0.1 * (i % 2), "elbo": -1.0}, beta=1.0)
         >>> agreement.doubt()[:69]
         'in 20 steps minus the loss is -2.05 nats per row, but the logged ELBO'
     """
 
-    def __init__(
-        self, objective: Objective, layout: Layout, model_trace: Trace, guide_trace: Trace
-    ) -> None:
+    def __init__(self, objective: Objective) -> None:
         self.watches = _claims_the_elbo(objective) and objective.free_bits == 0
-        self.see(layout, model_trace, guide_trace)
         self._steps = 0
         self._loss = self._elbo = self._mean = self._squares = 0.0
 
-    def see(self, layout: Layout, model_trace: Trace, guide_trace: Trace) -> None:
-        """Ends the watch if loss and ELBO are meant to differ on a batch with these traces."""
+    def look(self, layout: Layout, model_trace: Trace, guide_trace: Trace) -> None:
+        """Stops watching if loss and ELBO are meant to differ on a kind of rows.
+
+        That is so where a program weights its own sites (`poutine.scale`) or has a term that belongs to no row,
+        or the guide has one that is no density. The steps on rows of other kinds cannot be told apart from
+        then on: a recorded step does not say of which kind its rows are.
+
+        Args:
+            layout: The layout of rows of this kind.
+            model_trace: The trace of the model on them.
+            guide_trace: That of the guide.
+        """
         self.watches = (
             self.watches
             and len(layout.observed) == len(observed_sites(model_trace))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,16 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ppl_vae.capture import CapturedLoss
-from ppl_vae.checks import PairWarning, Report, check_batch, check_traces, objective_problems
+from ppl_vae.checks import (
+    Findings,
+    PairWarning,
+    Problem,
+    Report,
+    check_batch,
+    check_traces,
+    objective_problems,
+    observed_problems,
+)
 from ppl_vae.objectives import Objective, Resolved
 from ppl_vae.pairs import Batch, Batches, Layout, Layouts, Pair, Trace, num_rows, trace_pair
 from ppl_vae.runtime import denormals_flushed, preserve_random_state, progress_bar
@@ -56,7 +65,8 @@ class Training:
         seed: Of the order of the rows and of the held-out draws; `restore` makes it that of the run.
         best: The weights of the best epoch so far, if the training stops early.
         agreement: Watches that loss and ELBO agree.
-        warnings: Why not to trust the metrics.
+        findings: What the checks warn of, in the first batch and in other kinds of batches.
+        warnings: Why not to trust the metrics, and what the checks warn of in later kinds of batches.
 
     Raises:
         PairError: The checks have found something that makes training wrong.
@@ -97,6 +107,7 @@ class Training:
         self.rows = TrainingRows(pair, batches, batch_size, transform, self.processes)
         first = self.rows.first()
         layouts = Layouts(pair)
+        self.findings = Findings(minibatches=self.rows.per_epoch != 1)
         self._check(first, requested_objective, layouts)
         parameters = pair.parameters(first)
         if not parameters:
@@ -107,8 +118,10 @@ class Training:
         layout = layouts.expected(first)
         self.objective.of(layout, first)
         with preserve_random_state(), torch.no_grad(), pair.mode(training=False):
-            self.agreement = Agreement(requested_objective, layout, *trace_pair(pair, first))
+            self.agreement = Agreement(requested_objective)
+            self.agreement.look(layout, *trace_pair(pair, first))
         self.warnings: list[str] = []
+        self._disagrees = False
 
         leaves = list(parameters.values())
         self.optimizer = make_optimizer(leaves, optimizer, learning_rate)
@@ -134,6 +147,7 @@ class Training:
         self.held_out = HeldOut(pair, layouts, held_out, self.rows)
         self.held_out.check(first)
         layouts.check = self._check_new_kind
+        layouts.found = self._look_at_new_kind
         self.objective.check = self._check_objective
         facts = {
             "batch_size": batch_size,
@@ -163,24 +177,36 @@ class Training:
         report.raise_errors()
         # The check may have found that the pair needs them.
         self.rows.batches.require_all_rows(self.pair, self.rows.batch_size)
+        self.findings.add(report.problems)
         if self.processes.is_first:
             report.show_warnings()
 
     def _check_new_kind(self, batch: Batch, traces: tuple[Trace, Trace]) -> None:
-        """Checks the first batch that has other sites or masks than those before, as `Layouts.check`."""
-        check_traces(self.pair, batch, traces, self.rows.batches.doubt)
+        """Checks the first batch that has other sites, masks or shapes than those before: `Layouts.check`."""
+        found = check_traces(self.pair, batch, traces, self.rows.batches.doubt)
+        self._warn(self.findings.add([*found, *observed_problems(self.pair.guide, traces[1])]))
         self.rows.new_kind(batch, traces)
         self.held_out.new_kind(batch, traces)
+
+    def _look_at_new_kind(self, batch: Batch, traces: tuple[Trace, Trace], layout: Layout) -> None:
+        """Looks at the layout of such a batch, as `Layouts.found`."""
+        self._warn(self.findings.look(batch, traces, layout))
+        self.agreement.look(layout, *traces)
 
     def _check_objective(
         self, layout: Layout, batch: Batch, traces: tuple[Trace, Trace], objective: Objective
     ) -> None:
         """Checks that the objective is right for a new kind of batch, as `Resolved.check`."""
-        self.agreement.see(layout, *traces)
         report = Report(tuple(objective_problems(self.pair, layout, batch, traces, objective)))
         report.raise_errors()
-        if self.processes.is_first:
-            report.show_warnings()
+        self._warn(report.problems)
+
+    def _warn(self, problems: Iterable[Problem]) -> None:
+        """Says what the checks warn of in the midst of a training, and keeps it."""
+        for problem in problems:
+            self.warnings.append(problem.message)
+            if self.processes.is_first:
+                warnings.warn(problem.message, PairWarning, stacklevel=2)
 
     def restore(self) -> None:
         """Goes back to where the newest good checkpoint in the run folder was taken."""
@@ -276,8 +302,9 @@ class Training:
 
     def _check_agreement(self) -> None:
         """Says, once, that loss and logged ELBO are not the same."""
-        doubt = None if self.warnings else self.agreement.doubt()
+        doubt = None if self._disagrees else self.agreement.doubt()
         if doubt is not None:
+            self._disagrees = True
             self.warnings.append(doubt)
             if self.processes.is_first:
                 warnings.warn(doubt, PairWarning, stacklevel=4)
