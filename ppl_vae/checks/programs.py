@@ -113,7 +113,7 @@ def restored(pair: Pair) -> Iterator[None]:
         for m in modules
         if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) and m.max_norm is not None
     ]
-    values = [(tensor, tensor.detach().clone()) for tensor in changing]
+    values = [(tensor, tensor.detach().clone()) for tensor in (*buffers, *scaled)]
     try:
         yield
     finally:
@@ -128,8 +128,8 @@ def restored(pair: Pair) -> Iterator[None]:
             now.clear()
             now.update(before)
         with torch.no_grad():
-            for tensor, value in values:
-                tensor.copy_(value)
+            for changed, value in values:
+                changed.copy_(value)
 
 
 def check_batch(
