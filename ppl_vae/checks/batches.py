@@ -81,8 +81,7 @@ def check_traces(
             dim = rows_frame(seen, num_rows(batch)).dim
             found = list(same_for_all_rows(seen, batch, dim, surely=bool(doubt)))
             found = [problem for problem in found if problem.severity == "error"]
-        is_prior = getattr(pair.guide, "is_prior", False)
-        found = found or list(latent_problems(*traces, guide_is_prior=is_prior))
+        found = found or list(latent_problems(pair, batch, *traces))
         found = found or list(auxiliary_problems(pair, batch, *traces))
         found = found or list(shape_problems(*traces))
         found = found or [
@@ -176,8 +175,7 @@ class DataCheck:
             dim = rows_frame(sites, n).dim if sites else self._dim
             for name, site in sites.items():
                 found = found or unusable(name, site, n, dim)
-            is_prior = getattr(self._pair.guide, "is_prior", False)
-            wrong = list(latent_problems(*traces, guide_is_prior=is_prior))
+            wrong = list(latent_problems(self._pair, batch, *traces))
             found = found or ((wrong[0], []) if wrong else None)
         return found
 
@@ -239,8 +237,7 @@ class ChunkCheck:
         self._checked.add(_shapes(chunk))
         traces = _quietly_run(self._pair, chunk)
         if traces is not None:
-            is_prior = getattr(self._pair.guide, "is_prior", False)
-            Report(tuple(latent_problems(*traces, guide_is_prior=is_prior))).raise_errors()
+            Report(tuple(latent_problems(self._pair, chunk, *traces))).raise_errors()
 
     def new_kind(self, chunk: Batch, traces: tuple[Trace, Trace]) -> None:
         """Checks the first chunk that has other sites or masks than those before, as `Layouts.check`.

@@ -128,7 +128,7 @@ def _sites(subject: Subject) -> Iterator[Problem]:
     model_trace, guide_trace = subject.traces
     yield from _names(model_trace, guide_trace)
     yield from data_problems(subject.data, subject.batch)
-    found = list(latent_problems(model_trace, guide_trace))
+    found = list(latent_problems(subject.pair, subject.batch, model_trace, guide_trace))
     found += auxiliary_problems(subject.pair, subject.batch, model_trace, guide_trace)
     found = found or list(shape_problems(model_trace, guide_trace))
     yield from found or jacobian_problems(subject.pair, subject.batch, model_trace, guide_trace)
