@@ -85,7 +85,7 @@ class Jittered(Dataset[torch.Tensor]):
 
 
 def generators(loader: DataLoader[torch.Tensor]) -> list[Any]:
-    name, keys, *rest = np.random.get_state()
+    _, keys, *rest = np.random.get_state()
     torch_states = [torch.get_rng_state().tolist(), loader.generator.get_state().tolist()]
     return [*torch_states, keys.tolist(), rest, random.getstate()]
 

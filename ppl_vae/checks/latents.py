@@ -154,7 +154,7 @@ def observed_problems(guide: Program, guide_trace: Trace) -> Iterator[Problem]:
 
 
 def _is_point(pair: Pair, batch: Batch, name: str, model_trace: Trace, guide_trace: Trace) -> bool:
-    """Whether the guide gives a latent no density: a Delta that is no function of variables of the guide alone."""
+    """Whether the guide gives a latent no density: a Delta that is no function of draws of the guide alone."""
     site = guide_trace.nodes[name]
     if not is_delta(site) or has_log_density(site):
         return False

@@ -158,7 +158,11 @@ def _weights_and_scores(rows: RowDensities, layout: Layout, beta: float) -> tupl
             fixed = rebuilt(site["fn"], lambda value, _: value.detach())
             along = {k: v for k, v in site.items() if k != "unscaled_log_prob"} | {"fn": fixed}
             same = sum_to_rows(row_log_prob(along, layout), layout, samples, n)
-        except (TypeError, ValueError, AttributeError):  # cannot be rebuilt, such as a flow
+        except (
+            TypeError,
+            ValueError,
+            AttributeError,
+        ):  # cannot be rebuilt, or a flow has no inverse
             continue
         if torch.allclose(same, own, rtol=1e-3, atol=1e-3):
             log_guide = log_guide - own + same

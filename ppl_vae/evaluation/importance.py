@@ -17,9 +17,9 @@ from ppl_vae.pairs import (
     Batch,
     DataLike,
     FiniteLatents,
-    Layout,
     Program,
     finite_latents,
+    notes_on_discrete,
     num_rows,
     sample_rows,
 )
@@ -183,28 +183,6 @@ def points_caution(names: str) -> tuple[str, ...]:
     )
 
 
-def _on_discrete(
-    layout: Layout, finite: FiniteLatents | None
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """How to read the result if discrete latents are summed over, and what to doubt if they are drawn."""
-    names = ", ".join(f"'{name}'" for name in layout.discrete)
-    if finite is None:
-        text = (
-            f"latents {names} are discrete and are drawn, as their values are too many to sum over, or not "
-            "the same ones in both programs: log p(x) leaves out what the guide does not draw, and k-hat does "
-            "not see it"
-        )
-        return (), (text,) if layout.discrete else ()
-    what = (
-        "log p(x), ELBO, rate and distortion are exact"
-        if finite.alone
-        else "every sample of the other latents is drawn for each of them"
-    )
-    return (
-        f"latents {names} are summed over their {finite.count} joint values, not drawn: {what}",
-    ), ()
-
-
 def _describe(
     session: Session, finite: FiniteLatents | None
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -224,6 +202,6 @@ def _describe(
             "predictive density under it; the ELBO of a row leaves out their KL",
         )
     traces = rows.model_trace, rows.guide_trace
-    summed, drawn = _on_discrete(layout, finite)
+    summed, drawn = notes_on_discrete(layout, finite)
     notes += (*summed, *session.notes(traces))
     return notes, (*session.doubts(traces), *drawn, *session.biases(traces))
