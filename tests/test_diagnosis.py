@@ -14,6 +14,7 @@ import torch
 from programs import fitted_pca, gaussian_data, of_fitted_pca
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
+from torch.distributions import kl_divergence
 from torch.utils.data import DataLoader, TensorDataset
 
 from ppl_vae.diagnosis import diagnose
@@ -565,6 +566,32 @@ def test_a_presence_that_a_continuous_draw_decides(loop: bool) -> None:
 
     found = diagnose(model, guide, torch.linspace(-1, 1, 60), seed=0)
     assert abs(found.mutual_information.mean) < 1e-4  # all rows have the same posterior
-    kl = dist.kl_divergence(dist.Normal(0.0, 0.5), dist.Normal(0.0, 1.0)) / 2
+    kl = kl_divergence(dist.Normal(0.0, 0.5), dist.Normal(0.0, 1.0)) / 2
     values = found.marginal_kl.values
     assert abs(float(values.mean() - kl)) < 4 * float(values.std()) / len(values) ** 0.5
+
+
+@pytest.mark.parametrize(("inside", "drawn"), [(True, False), (False, True)])
+def test_posteriors_are_not_fitted_to_latents_of_such_masks(inside: bool, drawn: bool) -> None:
+    """What a row has is not known beforehand. The latent a is not used, u has its exact posterior."""
+
+    def masked(u: Tensor) -> None:
+        there = u > 0 if drawn else torch.arange(u.shape[-1]) % 2 > 0
+        a = dist.Normal(0.0 * u, 1.0)
+        with poutine.mask(mask=True if inside else there):
+            pyro.sample("a", a.mask(there) if inside else a)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            u = pyro.sample("u", dist.Normal(torch.zeros(len(x)), 1.0))
+            masked(u)
+            pyro.sample("x", dist.Normal(u, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            masked(pyro.sample("u", dist.Normal(x / 2, 0.5**0.5)))
+
+    x = 2**0.5 * torch.randn(30, generator=torch.Generator().manual_seed(0))
+    found = diagnose(model, guide, x, seed=0)
+    assert dict(zip(found.names, found.collapsed.tolist(), strict=True)) == {"u": False, "a": True}
+    assert any("per-row posteriors cannot be fitted" in text for text in found.notes)
