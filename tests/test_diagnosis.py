@@ -8,11 +8,13 @@ import math
 import programs
 import pyro
 import pyro.distributions as dist
+import pyro.poutine as poutine
 import pytest
 import torch
 from programs import fitted_pca, gaussian_data, of_fitted_pca
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
+from torch.distributions import kl_divergence
 from torch.utils.data import DataLoader, TensorDataset
 
 from ppl_vae.diagnosis import diagnose
@@ -495,3 +497,101 @@ def test_supports_that_differ_by_row() -> None:
     entropy = -(q * q.clamp(min=1e-300).log()).sum() * 6 / 6000
     truth = float(entropy) - math.log(2)
     assert abs(found.mutual_information.mean - truth) < 0.1
+
+
+SLOPE, NOISE = 0.5, 0.3
+MARGINAL = (SLOPE**2 + NOISE**2) ** 0.5
+
+
+def spike_and_slab(x: Tensor, seen: Tensor | None = None) -> None:
+    """s is 0 or 1; a ~ N(0, 1) exists if s = 1 (and the row has it at all); x ~ N(6 s + a s / 2, 0.3^2)."""
+    there = torch.ones(len(x)) if seen is None else seen
+    with pyro.plate("data", len(x)):
+        s = pyro.sample("s", dist.Bernoulli(0.5))
+        a = pyro.sample("a", dist.Normal(0.0, 1.0).mask(s * there > 0))
+        pyro.sample("x", dist.Normal(6 * s + SLOPE * s * there * a, NOISE), obs=x)
+
+
+def its_posterior(x: Tensor, seen: Tensor | None = None) -> None:
+    there = torch.ones(len(x)) if seen is None else seen
+    with pyro.plate("data", len(x)):
+        one, zero = dist.Normal(6.0, MARGINAL).log_prob(x), dist.Normal(0.0, NOISE).log_prob(x)
+        s = pyro.sample("s", dist.Bernoulli(logits=one - zero))
+        a = dist.Normal(SLOPE * (x - 6) / MARGINAL**2, NOISE / MARGINAL)
+        pyro.sample("a", a.mask(s * there > 0))
+
+
+def spikes(n: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(n, generator=generator)
+    return torch.where(torch.arange(n) % 2 > 0, 6 + MARGINAL * noise, NOISE * noise)
+
+
+def test_the_information_of_a_drawn_presence() -> None:
+    """s is known from x: I(x; s) = log 2; half of the rows have a, whose I(x; a) is that of Gaussians."""
+    found = diagnose(spike_and_slab, its_posterior, spikes(400), seed=0)
+    exact = math.log(2) + 0.5 * math.log(MARGINAL / NOISE)
+    assert abs(found.mutual_information.mean - exact) < 0.1  # without the presence, 0.63 less
+    assert abs(found.marginal_kl.mean) < 0.1
+    assert "of the 400 rows given" in found.notes[0]
+
+
+def test_a_presence_that_depends_on_draws_and_rows_is_not_known() -> None:
+    x = spikes(40)
+    found = diagnose(spike_and_slab, its_posterior, (x, (torch.arange(40) % 3 > 0).float()), seed=0)
+    assert math.isnan(found.mutual_information.mean)
+    assert math.isnan(found.marginal_kl.mean)
+    assert "not known" in found.summary()
+    assert any("masks of latents depend on the row and on what is drawn" in t for t in found.notes)
+
+
+@pytest.mark.parametrize("loop", [False, True])
+def test_a_presence_that_a_continuous_draw_decides(loop: bool) -> None:
+    """u tells nothing about x, and whether a is there depends on u alone: x tells a only of these rows."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            u = pyro.sample("u", dist.Normal(0.0, 1.0))
+            if loop and u.dim() > 1:
+                raise ValueError("no samples to the left of the rows")
+            with poutine.mask(mask=u > 0):
+                pyro.sample("a", dist.Normal(0.0 * u, 1.0))
+            pyro.sample("x", dist.Normal(0.0 * u, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            u = pyro.sample("u", dist.Normal(0.0 * x, 1.0))
+            with poutine.mask(mask=u > 0):
+                pyro.sample("a", dist.Normal(0.0 * u, 0.5))
+
+    found = diagnose(model, guide, torch.linspace(-1, 1, 60), seed=0)
+    assert abs(found.mutual_information.mean) < 1e-4  # all rows have the same posterior
+    kl = kl_divergence(dist.Normal(0.0, 0.5), dist.Normal(0.0, 1.0)) / 2
+    values = found.marginal_kl.values
+    assert abs(float(values.mean() - kl)) < 4 * float(values.std()) / len(values) ** 0.5
+
+
+@pytest.mark.parametrize(("inside", "drawn"), [(True, False), (False, True)])
+def test_posteriors_are_not_fitted_to_latents_of_such_masks(inside: bool, drawn: bool) -> None:
+    """What a row has is not known beforehand. The latent a is not used, u has its exact posterior."""
+
+    def masked(u: Tensor) -> None:
+        there = u > 0 if drawn else torch.arange(u.shape[-1]) % 2 > 0
+        a = dist.Normal(0.0 * u, 1.0)
+        with poutine.mask(mask=True if inside else there):
+            pyro.sample("a", a.mask(there) if inside else a)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            u = pyro.sample("u", dist.Normal(torch.zeros(len(x)), 1.0))
+            masked(u)
+            pyro.sample("x", dist.Normal(u, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            masked(pyro.sample("u", dist.Normal(x / 2, 0.5**0.5)))
+
+    x = 2**0.5 * torch.randn(30, generator=torch.Generator().manual_seed(0))
+    found = diagnose(model, guide, x, seed=0)
+    assert dict(zip(found.names, found.collapsed.tolist(), strict=True)) == {"u": False, "a": True}
+    assert any("per-row posteriors cannot be fitted" in text for text in found.notes)

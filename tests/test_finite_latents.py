@@ -1,4 +1,4 @@
-"""`evaluate` sums over latents with finitely many values, whatever the guide draws of them."""
+"""`evaluate` and `inference_gaps` sum over latents with few values, whatever the guide draws of them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import pyro.poutine as poutine
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import kl_divergence
 
-from ppl_vae import evaluate
+from ppl_vae import evaluate, inference_gaps
 
 X = torch.tensor([-6.0, -1.0, 0.0, 2.0, 7.0])
 MEANS = torch.tensor([-5.0, 0.0, 6.0])
@@ -294,6 +295,32 @@ def test_sums_keep_to_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(sizes) < 16
 
 
+@pytest.mark.parametrize("guide", [one_component, never])
+def test_gaps_sum_over_them(guide: Any) -> None:
+    found = inference_gaps(mixture, guide, X, num_samples=20, max_steps=1, seed=0)
+    exact = log_mixture(X)
+    torch.testing.assert_close(found.log_likelihood.values.double(), exact, atol=1e-5, rtol=0)
+    assert float(found.log_likelihood_error.max()) == 0
+    assert not found.unreliable.any()
+    torch.testing.assert_close(found.elbo.values, evaluate(mixture, guide, X, seed=0).elbo.values)
+    assert bool((found.best_elbo.values.double() <= exact + 1e-5).all())
+    assert any("summed over their 3 joint values" in text for text in found.notes)
+
+
+def test_gaps_sum_over_them_with_continuous_latents() -> None:
+    """The guide draws the first component alone."""
+    pair = Mixed(c_first=True)
+    x = torch.linspace(-6, 6, 5)
+    found = inference_gaps(pair.model, pair.guide, x, num_samples=2000, max_steps=1, seed=0)
+    off = (found.log_likelihood.values.double() - pair.log_evidence(x)).abs()
+    assert float((off / (found.log_likelihood_error.double() + 1e-4)).max()) < 5
+    assert float(off.max()) < 0.05
+    # log p(x, z, 0) - log q(z | 0) under q(z | 0) = N((x + m) / 2, 0.64), where N(., 1/2) is exact.
+    kl = kl_divergence(dist.Normal(0.0, 0.8), dist.Normal(0.0, 0.5**0.5))
+    elbo = dist.Normal(-4.0, 2**0.5).log_prob(x) - math.log(3) - kl
+    assert float((found.elbo.values - elbo).abs().max()) < 6 * float(found.elbo_error.max())
+
+
 def test_too_many_values_are_unreliable() -> None:
     """100 components with a continuous latent, and a Poisson latent: what is not drawn is not seen."""
     pair = Mixed(True, sizes=100)
@@ -312,6 +339,11 @@ def test_too_many_values_are_unreliable() -> None:
     found = evaluate(model, guide, torch.tensor([0.0, 5.0, 9.0]), num_samples=200, seed=0)
     assert found.unreliable.all()
     assert any("same weight on 3 of 3 rows" in text for text in found.warnings)
+    gaps = inference_gaps(
+        model, guide, torch.tensor([0.0, 5.0, 9.0]), num_samples=200, max_steps=1, seed=0
+    )
+    assert gaps.unreliable.all()
+    assert any("are discrete and are drawn" in text for text in gaps.warnings)
 
 
 def test_a_sum_over_words_of_one_hot() -> None:

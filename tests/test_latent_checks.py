@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import programs
@@ -13,7 +14,8 @@ import pyro.distributions as dist
 import pyro.poutine as poutine
 import pytest
 import torch
-from pyro.infer.autoguide import AutoNormal
+from pyro.infer import TraceEnum_ELBO
+from pyro.infer.autoguide import AutoDelta, AutoNormal, init_to_value
 from torch import Tensor
 
 from ppl_vae import (
@@ -172,6 +174,79 @@ def test_a_mask_in_one_program_alone_is_refused(alone: str) -> None:
     )
     alone = "both"
     assert check(program("model", True), program("guide", False), torch.randn(12))
+
+
+def without_prior(x: Tensor, include_prior: bool = False) -> None:
+    """As in Pyro's examples/hmm.py: points get their prior, or not; c is 0 or 1, x ~ N(mu c, 1)."""
+    with poutine.mask(mask=include_prior):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        c = pyro.sample("c", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
+        pyro.sample("x", dist.Normal(mu * c, 1.0), obs=x)
+
+
+MU = {"mu": torch.tensor(2.0)}
+
+
+@pytest.mark.parametrize("include_prior", [False, True])
+def test_a_point_may_lack_its_prior(include_prior: bool) -> None:
+    """A point has no density that a mask could hide: the loss is Pyro's, and distortion - log p(x | mu)."""
+    x = torch.linspace(-2, 3, 6)
+    model = partial(without_prior, include_prior=include_prior)
+    guide = AutoDelta(poutine.block(model, expose=["mu"]), init_loc_fn=init_to_value(values=MU))
+    truth = float(TraceEnum_ELBO(max_plate_nesting=1).loss(model, guide, x)) / 6
+    terms = [math.log(0.7) + dist.Normal(0.0, 1.0).log_prob(x)]
+    terms.append(math.log(0.3) + dist.Normal(2.0, 1.0).log_prob(x))
+    exact = torch.logaddexp(*terms)
+    prior = float(dist.Normal(0.0, 1.0).log_prob(MU["mu"])) * include_prior
+    assert abs(truth - (-float(exact.mean()) - prior / 6)) < 1e-5
+    assert check(model, guide, x)
+    found = evaluate(model, guide, x, num_samples=2, seed=0)
+    assert torch.allclose(-found.distortion.values, exact, atol=1e-5)
+    trained = fit(model, guide, x, max_epochs=1, learning_rate=1e-9, seed=0)
+    assert abs(trained.history[0]["loss"] - truth) < 1e-5
+    pyro.clear_param_store()  # Pyro's own loss has filled it
+
+
+def test_points_beside_draws_may_lack_their_prior() -> None:
+    """mu = 2 is no function of e; z = 2 e has the posterior N(x / 2 + 1, 1 / 2): the ELBO is log N(x; 2, 2)."""
+
+    def model(x: Tensor) -> None:
+        with poutine.mask(mask=False):
+            mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(mu, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("mu", dist.Delta(torch.tensor(2.0)))
+        with pyro.plate("data", len(x)):
+            e = pyro.sample("e", dist.Normal(x / 4 + 0.5, 0.125**0.5), infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Delta(2 * e, log_density=-torch.tensor(2.0).log()))
+
+    x = torch.linspace(-2, 3, 6)
+    assert check(model, guide, x, objective=TraceELBO())
+    found = evaluate(model, guide, x, num_samples=2, seed=0)
+    exact = dist.Normal(2.0, 2**0.5).log_prob(x)
+    assert torch.allclose(found.elbo.values, exact, atol=1e-5)
+
+
+def test_a_function_of_draws_may_not_lack_its_prior() -> None:
+    """q(z) is the density of the draw e, which the model's mask does not leave out."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            with poutine.mask(mask=False):
+                z = pyro.sample("z", dist.Normal(0.0 * x, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            e = pyro.sample("e", dist.Normal(x / 2, 0.5), infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Delta(e))
+
+    report = check(model, guide, torch.randn(6))
+    assert "the model masks 6 of 6 numbers" in report.problems[0].message
 
 
 def test_masked_values_may_be_anything() -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import random
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.poutine as poutine
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from ppl_vae import diagnose, evaluate
+from ppl_vae import check, diagnose, evaluate, inference_gaps
 from ppl_vae.checks import opened
 from ppl_vae.evaluation import Generator
 from ppl_vae.guides import FullCovariance, MeanField, PerRow
@@ -70,6 +72,44 @@ def test_inside_there_are_no_gradients_no_dropout_and_a_generator_of_its_own() -
     assert torch.equal(torch.get_rng_state(), before)
     with opened(model, guide, x, seed=3):
         assert torch.equal(torch.rand(()), one)
+
+
+class Jittered(Dataset[torch.Tensor]):
+    """Rows that draw from every global generator as they are read."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return 0.1 * torch.rand(3) + float(np.random.rand()) + random.random()
+
+
+def generators(loader: DataLoader[torch.Tensor]) -> list[Any]:
+    _, keys, *rest = np.random.get_state()
+    torch_states = [torch.get_rng_state().tolist(), loader.generator.get_state().tolist()]
+    return [*torch_states, keys.tolist(), rest, random.getstate()]
+
+
+def test_loaders_leave_the_generators_alone() -> None:
+    """A loader draws a seed whenever it is read. `check` changes nothing, not even a loader's own generator."""
+    both, own = pair(), torch.Generator().manual_seed(0)
+    loader = DataLoader(Jittered(), batch_size=3, shuffle=True, generator=own)
+    plain = DataLoader(Jittered(), batch_size=3)
+    for rows in (loader, plain):
+        before = generators(loader)
+        check(*both, rows)
+        assert generators(loader) == before
+    for run in (
+        lambda: evaluate(*both, plain, num_samples=2, seed=0).elbo.values,
+        lambda: diagnose(*both, plain, seed=0).kl,
+        lambda: inference_gaps(*both, plain, num_samples=2, max_steps=1, seed=0).elbo.values,
+    ):
+        first = run()
+        assert generators(loader) == before
+        _ = torch.rand(1), np.random.rand(), random.random()
+        before = generators(loader)
+        assert torch.equal(run(), first)
+        assert generators(loader) == before
 
 
 def test_a_guide_with_rows_of_its_own_gets_all_of_them_at_once() -> None:

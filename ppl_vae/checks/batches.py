@@ -109,7 +109,7 @@ def trace_problems(
         seen: The `sites_of_rows` of the model.
     """
     yield from data_problems(seen, batch)
-    found = list(latent_problems(pair, *traces))
+    found = list(latent_problems(pair, batch, *traces))
     found += auxiliary_problems(pair, batch, *traces)
     found = found or list(shape_problems(*traces))
     yield from found or jacobian_problems(pair, batch, *traces)
@@ -200,7 +200,7 @@ class DataCheck:
             dim = rows_frame(sites, n).dim if sites else self._dim
             for name, site in sites.items():
                 found = found or unusable(name, site, n, dim)
-            wrong = list(latent_problems(self._pair, *traces))
+            wrong = list(latent_problems(self._pair, batch, *traces))
             found = found or ((wrong[0], []) if wrong else None)
         return found
 
@@ -268,7 +268,7 @@ class ChunkCheck:
         self._checked.add(shapes_of_rows(chunk))
         traces = _quietly_run(self._pair, chunk)
         if traces is not None:
-            Report(tuple(latent_problems(self._pair, *traces))).raise_errors()
+            Report(tuple(latent_problems(self._pair, chunk, *traces))).raise_errors()
 
     def new_kind(self, chunk: Batch, traces: tuple[Trace, Trace]) -> None:
         """Checks the first chunk that has other sites, masks or shapes than those before, as `Layouts.check`.

@@ -19,6 +19,7 @@ from ppl_vae.pairs import (
     Site,
     Trace,
     free_numbers,
+    has_log_density,
     innermost,
     is_delta,
     is_factor,
@@ -36,15 +37,19 @@ ROUNDING = 1e-4
 """By how much a support may exceed another."""
 
 
-def latent_problems(pair: Pair, model_trace: Trace, guide_trace: Trace) -> Iterator[Problem]:
+def latent_problems(
+    pair: Pair, batch: Batch, model_trace: Trace, guide_trace: Trace
+) -> Iterator[Problem]:
     """Problems with latents that both programs sample; none if the guide is the prior (`is_prior`).
 
     The ratio p(z) / q(z | x) needs draws of the guide inside of the model's support, two densities or two
     probabilities, and latents that are there in both programs. Otherwise the ELBO and the weights mean
-    nothing, and nothing shows it: `Exponential(1).log_prob(-1)` is 1.
+    nothing, and nothing shows it: `Exponential(1).log_prob(-1)` is 1. A guide that is the prior itself
+    (`is_prior`) takes its densities from the model.
 
     Args:
         pair: Model and guide.
+        batch: The rows that they ran on.
         model_trace: The trace of the model, with the guide's latents.
         guide_trace: The trace of the guide.
     """
@@ -54,7 +59,10 @@ def latent_problems(pair: Pair, model_trace: Trace, guide_trace: Trace) -> Itera
         other = guide_trace.nodes.get(name)
         if other is None or site["fn"].event_shape != other["fn"].event_shape:
             continue  # others report it
-        text = _other_mask(site, other) or _other_values(site, other)
+        text = _other_mask(site, other)
+        if text and _is_point(pair, batch, name, model_trace, guide_trace):
+            text = ""  # a point has no density that a mask could leave out
+        text = text or _other_values(site, other)
         if text:
             yield Problem("error", name, f"site '{name}': {text}")
 
@@ -144,6 +152,18 @@ def observed_problems(guide: Program, guide_trace: Trace) -> Iterator[Problem]:
                 "density as if it were, so that training makes these values less likely. Observe "
                 f"'{name}' in the model, or add a term to the loss by an objective of your own",
             )
+
+
+def _is_point(pair: Pair, batch: Batch, name: str, model_trace: Trace, guide_trace: Trace) -> bool:
+    """Whether the guide gives a latent no density: a Delta that is no function of draws of the guide alone."""
+    site = guide_trace.nodes[name]
+    if not is_delta(site) or has_log_density(site):
+        return False
+    own = latent_sites(guide_trace).keys() - latent_sites(model_trace).keys()
+    if not own:
+        return True
+    tracked = trace_tracked(pair, batch)
+    return tracked is not None and not sources_of(tracked.nodes[name]["value"]) & own
 
 
 def _other_mask(in_model: Site, in_guide: Site) -> str:

@@ -71,7 +71,7 @@ def check(
         error: the model's latent site 'z' is not sampled by the guide, which samples 'code': ...
     """
     pair = Pair.of(model, guide)
-    with pair.scope(), restored(pair):
+    with pair.scope(), restored(pair), preserve_random_state(), _kept_generators(x):
         batches = Batches(x, pair)
         if pair.keeps_rows and batches.in_memory:
             batch = batches.rows
@@ -85,6 +85,18 @@ def check(
         parts = batch_size is not None and batches.num_batches(batch_size) != 1
         requested = as_objective(objective)
         return check_batch(pair, batch, requested, max_epochs, smallest, parts, batches.doubt)
+
+
+@contextmanager
+def _kept_generators(x: DataLike) -> Iterator[None]:
+    """Puts back the generators that a loader has of its own, from which it draws an order in each epoch."""
+    own = [getattr(part, "generator", None) for part in (x, getattr(x, "sampler", None))]
+    states = [(one, one.get_state()) for one in own if isinstance(one, torch.Generator)]
+    try:
+        yield
+    finally:
+        for generator, state in states:
+            generator.set_state(state)
 
 
 @contextmanager
@@ -105,10 +117,8 @@ def restored(pair: Pair) -> Iterator[None]:
     kinds_of_lazy = [type(tensor) for tensor in lazy]
     parts = [dict(vars(m)) for m in modules]
     inner = [(d, dict(d)) for part in parts for d in part.values() if isinstance(d, dict)]
-    changing: list[torch.Tensor] = [
-        b for m in modules for b in m.buffers(recurse=False) if not isinstance(b, _LAZY)
-    ]
-    changing += [
+    buffers = [b for m in modules for b in m.buffers(recurse=False) if not isinstance(b, _LAZY)]
+    scaled = [
         m.weight
         for m in modules
         if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) and m.max_norm is not None

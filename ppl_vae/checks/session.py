@@ -30,7 +30,7 @@ from ppl_vae.pairs import (
     sample_rows,
     take_rows,
 )
-from ppl_vae.runtime import device_of, preserve_random_state, progress_bar
+from ppl_vae.runtime import device_of, preserve_random_state, progress_bar, seed_everything
 
 MEMORY_BUDGET = 64 * 2**20
 """Bytes of intermediate results that one chunk of rows x samples may take."""
@@ -129,7 +129,7 @@ def opened(
     """Opens a pair for evaluation: checks it on the first rows, finds device and layout.
 
     Inside, gradients are off, the modules are in evaluation mode, and the pair's own `pyro.param` values are
-    used. With a seed, draws do not touch the global random state.
+    used. With a seed, draws of programs and of loaders do not touch the global random state.
 
     Args:
         model: Pyro program of p(x, z).
@@ -157,7 +157,8 @@ def opened(
         (('z',), [40, 40, 20])
     """
     pair = Pair.of(model, guide)
-    batches = Batches(x, pair)
+    with preserve_random_state():  # data sets may draw, too
+        batches = Batches(x, pair)
     with evaluating(pair, seed):
         everything = whole or pair.keeps_rows
         first = batches.first(num_rows(batches.rows) if everything else FIRST_ROWS)
@@ -201,8 +202,8 @@ def evaluating(pair: Pair, seed: int | None) -> Iterator[None]:
         if seed is None:
             yield
         else:
-            with torch.random.fork_rng():
-                torch.manual_seed(seed)
+            with preserve_random_state():
+                seed_everything(seed)
                 yield
 
 

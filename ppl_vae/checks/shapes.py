@@ -7,7 +7,16 @@ from collections.abc import Iterator
 import torch
 
 from ppl_vae.checks.report import Problem, as_numbers, other_device
-from ppl_vae.pairs import Site, Trace, first_line, innermost, latent_sites, sample_sites
+from ppl_vae.pairs import (
+    NoInverseError,
+    Site,
+    Trace,
+    first_line,
+    innermost,
+    latent_sites,
+    log_prob_of,
+    sample_sites,
+)
 
 
 def shape_problems(model_trace: Trace, guide_trace: Trace) -> Iterator[Problem]:
@@ -16,7 +25,10 @@ def shape_problems(model_trace: Trace, guide_trace: Trace) -> Iterator[Problem]:
         for name, site in sample_sites(trace).items():
             frames = [f for f in site["cond_indep_stack"] if f.vectorized]
             try:
-                actual = tuple(site["fn"].log_prob(site["value"]).shape)
+                actual = tuple(log_prob_of(site).shape)
+            except NoInverseError as error:
+                yield Problem("error", name, str(error))
+                continue
             except Exception as error:
                 message = _other_dtype(site) or (
                     f"its value of shape {tuple(site['value'].shape)} does not "

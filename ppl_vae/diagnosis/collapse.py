@@ -82,7 +82,7 @@ def find_cause(
     few = batch if pair.keeps_rows else take_rows(batch, slice(0, 2))
     notes: tuple[str, ...] = ()
     varies = len(session.layouts.known) > 1
-    if varies or not can_refine(pair, layout, sample_rows(pair, layout, few, 1).model_trace):
+    if varies or not can_refine(pair, layout, sample_rows(pair, layout, few, 2).model_trace):
         notes = (
             "per-row posteriors cannot be fitted for this pair: a guide that lags behind the model is not "
             "ruled out",

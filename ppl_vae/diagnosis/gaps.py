@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -15,13 +16,17 @@ from ppl_vae.diagnosis.refinement import maximize
 from ppl_vae.pairs import (
     Batch,
     DataLike,
+    FiniteLatents,
     Layout,
     Pair,
     Program,
     as_args,
+    finite_latents,
+    notes_on_discrete,
     num_rows,
     require_no_points,
     sample_rows,
+    summed_rows,
 )
 from ppl_vae.stats import Estimate, RowResult, StreamingWeights, khat_limit
 
@@ -194,7 +199,8 @@ def inference_gaps(
     Autoencoders*, arXiv:1801.03558). `maximize` finds q* for each row in `own_family`, starting from the
     guide's own q; its ELBO is then estimated with fresh samples. log p(x) comes from the first available of:
     `truth`; the model's `log_evidence(x)`; importance sampling from q*, or from the guide for rows where q*
-    is unreliable and the guide has a smaller Pareto k-hat.
+    is unreliable and the guide has a smaller Pareto k-hat. Discrete latents with few values are summed over,
+    as `evaluate` does.
 
     Args:
         model: Pyro program of p(x, z). Its weights do not change.
@@ -236,12 +242,18 @@ def inference_gaps(
     parts: list[dict[str, Tensor]] = []
     notes: dict[str, None] = {}
     with opened(model, guide, x, seed=seed, progress=progress) as session:
+        cautions: dict[str, None] = {}
         evidence = getattr(session.pair.model, "log_evidence", None) if truth is None else None
         at_once, samples = session.chunk_sizes(num_samples)
         rows = at_once if session.pair.keeps_rows else max(1, at_once * samples // STEP_SAMPLES)
         for chunk in session.chunks(rows, "gaps"):
             samples_now = max(1, at_once * samples // num_rows(chunk))
-            part, note = _gaps_of_rows(session, chunk, num_samples, samples_now, max_steps)
+            layout = session.layouts.of(chunk)
+            finite = finite_latents(session.pair, layout, chunk)
+            summed, drawn = notes_on_discrete(layout.discrete, finite)
+            notes |= dict.fromkeys(summed)
+            cautions |= dict.fromkeys(drawn)
+            part, note = _gaps_of_rows(session, chunk, num_samples, samples_now, max_steps, finite)
             if evidence is not None:
                 part["exact"] = evidence(*as_args(chunk)).cpu()
             parts.append(part)
@@ -268,6 +280,7 @@ def inference_gaps(
         ),
         cautions=(
             *findings.doubts,
+            *cautions,
             *findings.biases,
             *(f"about log p(x): {text}" for text in getattr(truth, "warnings", ())),
         ),
@@ -275,20 +288,25 @@ def inference_gaps(
 
 
 def _gaps_of_rows(
-    session: Session, batch: Batch, num_samples: int, chunk: int, max_steps: int
+    session: Session,
+    batch: Batch,
+    num_samples: int,
+    chunk: int,
+    max_steps: int,
+    finite: FiniteLatents | None,
 ) -> tuple[dict[str, Tensor], str]:
     pair, layout = session.pair, session.layouts.of(batch).of_another_guide
     require_no_points(layout, "inference_gaps")
     if not (layout.latents or layout.shared or layout.enumerated):  # the ELBO is log p(x)
-        exact = _bounds(layout, pair, batch, num_samples, chunk)
+        exact = _bounds(layout, pair, batch, num_samples, chunk, finite)
         part = {k: exact[k] for k in ("sampled", "error", "elbo", "elbo_error")}
         part |= {"best_elbo": exact["elbo"], "best_elbo_error": exact["elbo_error"]}
         part |= {"heavy": torch.zeros_like(exact["heavy"])}
         return part | {"converged": torch.ones_like(exact["heavy"])}, ""
     family = own_family(pair, layout, batch)
     result = maximize(pair, layout, batch, family, num_samples=STEP_SAMPLES, max_steps=max_steps)
-    amortized = _bounds(layout, pair, batch, num_samples, chunk)
-    best = _bounds(layout, family.pair(pair), batch, num_samples, chunk)
+    amortized = _bounds(layout, pair, batch, num_samples, chunk, finite)
+    best = _bounds(layout, family.pair(pair), batch, num_samples, chunk, finite)
     better = ~(best["heavy"] & (amortized["khat"] < best["khat"]))
     part = {k: torch.where(better, best[k], amortized[k]) for k in ("sampled", "error", "heavy")}
     part |= {"elbo": amortized["elbo"], "elbo_error": amortized["elbo_error"]}
@@ -298,24 +316,62 @@ def _gaps_of_rows(
 
 
 def _bounds(
-    layout: Layout, pair: Pair, batch: Batch, num_samples: int, chunk: int
+    layout: Layout,
+    pair: Pair,
+    batch: Batch,
+    num_samples: int,
+    chunk: int,
+    finite: FiniteLatents | None,
 ) -> dict[str, Tensor]:
-    """The ELBO and log p(x) by importance sampling of each row, with their errors."""
+    """The ELBO and log p(x) by importance sampling of each row, with their errors.
+
+    Finite latents are summed over, as `evaluate` does: the weights of draws do not show what is never drawn.
+    """
+    if finite is not None and finite.alone:
+        return _exact_bounds(layout, pair, batch, chunk, finite)
     weights = StreamingWeights(num_samples)
+    bounds = weights if finite is None else StreamingWeights(num_samples)
     while weights.count < num_samples:
         k = min(chunk, num_samples - weights.count)
-        weights.update(sample_rows(pair, layout, batch, k).log_weights)
+        if finite is None:
+            weights.update(sample_rows(pair, layout, batch, k).log_weights)
+        else:
+            k = min(k, max(1, chunk // finite.count))
+            rows = summed_rows(pair, layout, batch, k, finite, chunk)
+            weights.update(rows.log_weights)
+            bounds.update(-rows.rate - rows.distortion)
     khat, limit = weights.khat, khat_limit(num_samples)
-    heavy = ~(khat <= limit) & ~(weights.ess >= 0.99 * num_samples)
+    # Weights say nothing about values of discrete latents that are not drawn.
+    drawn = finite is None and bool(layout.discrete)
+    khat = khat.masked_fill((khat == -math.inf) & drawn, math.nan)
+    heavy = drawn | khat.isnan() | ((khat > limit) & ~(weights.ess >= 0.99 * num_samples))
     found = {
-        "elbo": weights.mean_log_weight,
-        "elbo_error": (weights.log_weight_variance / num_samples).sqrt(),
+        "elbo": bounds.mean_log_weight,
+        "elbo_error": (bounds.log_weight_variance / num_samples).sqrt(),
         "sampled": weights.log_mean_exp,
         "error": weights.monte_carlo_error,
         "khat": khat,
         "heavy": heavy,
     }
     return {name: value.cpu() for name, value in found.items()}
+
+
+def _exact_bounds(
+    layout: Layout, pair: Pair, batch: Batch, chunk: int, finite: FiniteLatents
+) -> dict[str, Tensor]:
+    """The ELBO and log p(x) of each row, if all of its latents are summed over."""
+    rows = summed_rows(pair, layout, batch, 1, finite, chunk)
+    sampled = rows.log_weights[0].cpu()
+    elbo = -(rows.rate + rows.distortion)[0].cpu()
+    nothing = torch.zeros_like(sampled)
+    return {
+        "elbo": elbo,
+        "elbo_error": nothing,
+        "sampled": sampled,
+        "error": nothing,
+        "khat": torch.full_like(sampled, -math.inf),
+        "heavy": torch.zeros_like(sampled, dtype=torch.bool),
+    }
 
 
 def _log_likelihood(

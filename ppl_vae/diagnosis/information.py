@@ -15,6 +15,7 @@ from ppl_vae.checks import Session
 from ppl_vae.pairs import (
     Batch,
     Layout,
+    NoInverseError,
     RowDensities,
     Substitute,
     as_args,
@@ -52,21 +53,23 @@ class Information(NamedTuple):
 
 @dataclass
 class _Group:
-    """Rows that have the same latents: their draws are points of one space.
+    """Rows whose latents have the same sites and shapes.
 
     Attributes:
         layout: Their layout.
         rows: The rows' numbers.
         points: One draw per row for each random site of the guide, in parts, `(k, *inner_sizes, *event)`.
+        there: Which numbers of the draws the masks leave in, in parts, `(k, numbers)`.
     """
 
     layout: Layout
     rows: list[Tensor] = field(default_factory=list)
     points: list[dict[str, Tensor]] = field(default_factory=list)
+    there: list[Tensor] = field(default_factory=list)
 
 
 class RowDraws:
-    """One draw from q(z | x) for each row, with its densities; rows that have the same latents together."""
+    """One draw from q(z | x) for each row, with its densities; rows of the same sites and shapes together."""
 
     def __init__(self) -> None:
         self._groups: dict[object, _Group] = {}
@@ -74,18 +77,21 @@ class RowDraws:
         self.num_rows = 0
 
     def update(self, rows: RowDensities) -> None:
-        """Adds the first draw of each row."""
-        layout, n = rows.layout, rows.log_guide.shape[1]
-        points = {name: _first_draw(rows, name) for name in layout.draws}
-        for key, members in _members(layout, rows.guide_trace, *rows.log_guide.shape).items():
-            group = self._groups.setdefault(key, _Group(layout))
-            group.rows.append(self.num_rows + members.cpu())
-            group.points.append({name: value[members] for name, value in points.items()})
-        self._densities.append(torch.stack([rows.log_guide[0], rows.log_prior[0]]))
+        """Adds one draw of each row."""
+        layout, (samples, n) = rows.layout, rows.log_guide.shape
+        # Of samples that are drawn one after the other, only the last one has a trace, which tells its masks.
+        which = 0 if layout.vectorizes else samples - 1
+        kept = samples if layout.vectorizes else 1
+        key = _key(layout, rows.guide_trace, kept, n)
+        group = self._groups.setdefault(key, _Group(layout))
+        group.rows.append(torch.arange(self.num_rows, self.num_rows + n))
+        group.points.append({name: _draw(rows, name, which) for name in layout.draws})
+        group.there.append(_there(layout, rows.guide_trace, kept, n)[0].cpu())
+        self._densities.append(torch.stack([rows.log_guide[which], rows.log_prior[which]]))
         self.num_rows += n
 
-    def chosen(self, count: int) -> list[tuple[object, Layout, int, Tensor, dict[str, Tensor]]]:
-        """Up to `count` rows, evenly spread: for each group its key, layout, size, rows and points."""
+    def chosen(self, count: int) -> list[_Points]:
+        """Up to `count` rows, evenly spread."""
         picked = torch.linspace(0, self.num_rows - 1, count).round().long()
         found = []
         for key, group in self._groups.items():
@@ -97,7 +103,8 @@ class RowDraws:
                     for name in group.points[0]
                 }
                 points = {name: value[among.to(value.device)] for name, value in points.items()}
-                found.append((key, group.layout, len(rows), rows[among], points))
+                there = torch.cat(group.there)[among]
+                found.append(_Points(key, group.layout, rows[among], points, there))
         return found
 
     @property
@@ -112,116 +119,193 @@ class RowDraws:
         return len(self._groups)
 
 
-def _first_draw(rows: RowDensities, name: str) -> Tensor:
-    """The first draw of a site for each row, `(n, *inner_sizes, *event)`."""
-    site, value = rows.guide_trace.nodes[name], rows.draws[name][0]
+def _draw(rows: RowDensities, name: str, which: int) -> Tensor:
+    """One of the draws of a site for each row, `(n, *inner_sizes, *event)`."""
+    site, value = rows.guide_trace.nodes[name], rows.draws[name][which]
     return value.reshape(len(value), *inner_sizes(site, rows.layout), *site["fn"].event_shape)
 
 
-def _members(layout: Layout, guide_trace: Any, samples: int, n: int) -> dict[object, Tensor]:
-    """The rows of a batch by what latents they have: those with the same layout, shapes and masks together."""
+def _key(layout: Layout, guide_trace: Any, samples: int, n: int) -> object:
+    """What the rows of a group have in common."""
     sites = {name: guide_trace.nodes[name] for name in layout.draws}
     shapes = tuple(
         (name, rows_first(site, layout, samples, n).shape[2:]) for name, site in sites.items()
     )
+    return layout.signature, shapes
+
+
+def _there(layout: Layout, guide_trace: Any, samples: int, n: int) -> Tensor:
+    """Which numbers of the guide's draws its masks leave in, `(samples, n, numbers)`."""
+    sites = [guide_trace.nodes[name] for name in layout.draws]
     masks = [
-        rows_first({**site, "value": present(site)}, layout, samples, n)[0].reshape(n, -1)
-        for site in sites.values()
+        rows_first({**site, "value": present(site)}, layout, samples, n).reshape(samples, n, -1)
+        for site in sites
     ]
-    there = torch.cat(masks, 1) if masks else torch.ones(n, 0, dtype=torch.bool)
-    if bool(there.all()):
-        return {(layout.signature, shapes, ()): torch.arange(n, device=there.device)}
-    patterns, which = torch.unique(there, dim=0, return_inverse=True)
-    return {
-        (layout.signature, shapes, tuple(pattern.tolist())): (which == i).nonzero()[:, 0]
-        for i, pattern in enumerate(patterns)
-    }
+    return torch.cat(masks, -1) if masks else torch.ones(samples, n, 0, dtype=torch.bool)
+
+
+@dataclass
+class _Points:
+    """Draws of some rows, and the densities of these under all rows with the same latents.
+
+    Masks may depend on the row (its length), or on draws (an object that is there or not, and where it is).
+    Given the draws, a row leaves in certain numbers: if they are those of a point, the point has a density
+    under that row, and none otherwise. The rows under which a point has one are its kind. If a mask depends
+    on the draws alone, all rows are of one kind, and the density is that of presence and value together; if it
+    depends on the rows alone, a kind is the rows of one mask.
+
+    Attributes:
+        key: What the group's rows have in common.
+        layout: Their layout.
+        rows: The numbers of the points' rows, `(k,)`.
+        points: The draws.
+        there: Which of their numbers the masks leave in, `(k, numbers)`.
+        aggregate: log of the sum over rows of the points' densities, float64, `(k,)`.
+        size: How many rows there are of each point's kind, `(k,)`.
+        kind: A number that is the same for points whose kinds have the same rows, `(k,)`.
+        together: Which of the points' rows are of which point's kind, `(k, k)`.
+    """
+
+    key: object
+    layout: Layout
+    rows: Tensor
+    points: dict[str, Tensor]
+    there: Tensor
+    aggregate: Tensor = field(init=False)
+    size: Tensor = field(init=False)
+    kind: Tensor = field(init=False)
+    together: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        k = len(self.rows)
+        self.aggregate = torch.full((k,), -math.inf).double()
+        self.size, self.kind = torch.zeros(2, k, dtype=torch.long)
+        self.together = torch.zeros(k, k, dtype=torch.bool)
+
+    def add(self, numbers: Tensor, densities: Tensor, there: Tensor, own: Tensor) -> None:
+        """Adds m rows.
+
+        Args:
+            numbers: The rows' numbers, `(m,)`.
+            densities: log q of each point under each row, `(k, m)`.
+            there: Whether the masks of each row, given each point, leave in the numbers of the point, `(k, m)`.
+            own: log q of each point under its own row, `(k,)`.
+        """
+        # A draw has its row's density already: a flow finds it with the draw, and only there exactly.
+        at_home = self.rows.unsqueeze(1) == numbers
+        densities = torch.where(at_home, own.unsqueeze(1), densities)
+        densities = densities.masked_fill(~there, -math.inf)
+        self.aggregate = torch.logaddexp(self.aggregate, densities.logsumexp(1))
+        self.size += there.sum(1)
+        # Sums of random numbers tell sets of rows apart.
+        generator = torch.Generator().manual_seed(int(numbers[0]))
+        label = torch.randint(-(2**62), 2**62, (len(numbers),), generator=generator)
+        self.kind += (there * label).sum(1)
+        among = torch.isin(self.rows, numbers)
+        self.together[:, among] = there[:, self.rows[among] - int(numbers[0])]
+
+    @property
+    def are_of_kinds(self) -> bool:
+        """Whether rows are of one kind each, so that each kind has an aggregate posterior of its own."""
+        return torch.equal(self.together, self.kind.unsqueeze(1) == self.kind)
 
 
 def aggregate_information(session: Session, draws: RowDraws, size: int) -> Information:
     """I(x; z) and KL(q(z) || p(z)) from one draw for each of some rows, with q(z) of all rows.
 
     Rows of which each has other latents (other lengths, other masks) live in different spaces: both numbers
-    are then given the kind of row, with q(z) of the rows of that kind.
+    are then given the kind of row, with q(z) of the rows of that kind. Masks that depend on draws are no such
+    kind: see `_Points`.
     """
     n = draws.num_rows
     count = min(n, _POINTS if session.layout.vectorizes else 100)
     groups = draws.chosen(count)
     own_way = [
-        name for _, layout, _, _, points in groups for name in _made_by_row(session, layout, points)
+        name for group in groups for name in _made_by_row(session, group.layout, group.points)
     ]
     if own_way:
-        why = f"the guide computes '{own_way[0]}' from a draw in a way of its own for each row"
-        unknown = Estimate(
-            torch.full((count,), math.nan).double(), missing=f"not known, because {why}"
+        return _unknown(
+            count,
+            f"the guide computes '{own_way[0]}' from a draw in a way of its own for each row",
+            "so that one row's latents have no known density under another row's posterior",
         )
-        note = (
-            f"mutual information and marginal KL are not known: {why}, so that one row's latents have no known "
-            "density under another row's posterior"
-        )
-        return Information(unknown, unknown, math.inf, (note,))
-    # Rows without latents carry no information: q(z) of their empty z is 1.
-    aggregates = [
-        torch.full((len(rows),), -math.inf if points else math.log(members), dtype=torch.float64)
-        for _, _, members, rows, points in groups
-    ]
     log_guide, log_prior = (values.cpu() for values in draws.densities)
     done = 0
     for batch in session.chunks(size, "diagnose"):
         here = torch.arange(done, done := done + num_rows(batch))
-        kinds = None if draws.num_groups == 1 else _kinds(session, batch)
-        for i, (key, layout, _, rows, points) in enumerate(groups):
-            if points and (kinds is None or key in kinds):
-                found = _cross_density(session, batch, layout, points).double().cpu()
-                columns = slice(None) if kinds is None else kinds[key].cpu()
-                # A draw has its row's density already: a flow finds it with the draw, and only there exactly.
-                own = rows.unsqueeze(1) == here[columns]
-                found = torch.where(own, log_guide[rows].unsqueeze(1), found[:, columns])
-                aggregates[i] = torch.logaddexp(aggregates[i], found.logsumexp(1))
-    order, informations, marginals, limits = [], [], [], []
-    for (_, _, members, rows, points), aggregate in zip(groups, aggregates, strict=True):
-        log_q = aggregate - math.log(members)
-        order.append(rows)
-        informations.append(log_guide[rows] - log_q)
-        marginals.append(log_q - log_prior[rows])
-        limits.append(torch.full(rows.shape, math.log(members) if points else 0.0).double())
-    in_order = torch.cat(order).argsort()
-    information, marginal, limit = (
-        torch.cat(parts)[in_order] for parts in (informations, marginals, limits)
-    )
-    most = float(limit.mean())
-    if draws.num_groups == 1:
+        key = None if draws.num_groups == 1 else _key_of(session, batch)
+        for group in groups:
+            if key is None or key == group.key:
+                if not group.points:  # rows without latents: the density of nothing is 1
+                    ones = torch.zeros(len(group.rows), len(here), dtype=torch.float64)
+                    group.add(here, ones, ones == 0, log_guide[group.rows])
+                    continue
+                try:
+                    densities, there = _cross_density(session, batch, group)
+                except NoInverseError as error:
+                    return _unknown(
+                        count,
+                        error.why,
+                        "so that one row's latents have no known density under another row's posterior",
+                    )
+                group.add(here, densities.double().cpu(), there.cpu(), log_guide[group.rows])
+    if not all(group.are_of_kinds for group in groups):
+        return _unknown(
+            count,
+            "the masks of latents depend on the row and on what is drawn for it, or on chance",
+            "so that rows cannot be compared by what latents they have",
+        )
+    rows = torch.cat([group.rows for group in groups])
+    members = torch.cat([group.size for group in groups]).double()
+    log_q = torch.cat([group.aggregate for group in groups]) - members.log()
+    order = rows.argsort()
+    information, marginal = log_guide[rows] - log_q, log_q - log_prior[rows]
+    with_latents = torch.cat([torch.tensor([bool(g.points)] * len(g.rows)) for g in groups])
+    most = float((members.log() * with_latents).mean())
+    kinds = sum(len(group.kind.unique()) for group in groups)
+    if kinds == 1:
         given = f"{n} rows" if n > 1 else "one row"
         what = f"of the {given} given: it cannot exceed log n = {most:.2f} nats"
     else:
         what = (
-            f"among rows that have the same latents, of which there are {draws.num_groups} kinds: it cannot "
+            f"among rows that have the same latents, of which there are {kinds} kinds: it cannot "
             f"exceed their mean log n = {most:.2f} nats"
         )
     note = f"the mutual information is that {what} and is biased low for the population"
-    return Information(Estimate(information), Estimate(marginal), most, (note,))
+    return Information(Estimate(information[order]), Estimate(marginal[order]), most, (note,))
 
 
-def _kinds(session: Session, batch: Batch) -> dict[object, Tensor]:
-    """The rows of a batch by what latents they have. The random state does not change."""
+def _unknown(count: int, why: str, so: str) -> Information:
+    """Numbers that are not known, and the reason."""
+    missing = Estimate(torch.full((count,), math.nan).double(), missing=f"not known, because {why}")
+    note = f"mutual information and marginal KL are not known: {why}, {so}"
+    return Information(missing, missing, math.inf, (note,))
+
+
+def _key_of(session: Session, batch: Batch) -> object:
+    """The group of a batch. The random state does not change."""
     layout = session.layouts.of(batch)
     with torch.random.fork_rng():
         trace = poutine.trace(session.pair.guide).get_trace(*as_args(batch))
-    return _members(layout, trace, 1, num_rows(batch))
+    return _key(layout, trace, 1, num_rows(batch))
 
 
-def _cross_density(
-    session: Session, batch: Batch, layout: Layout, points: dict[str, Tensor]
-) -> Tensor:
-    """log q(z_i | x_j) under the guide, for given points i and each row j of the batch: `(points, n)`."""
-    count = len(next(iter(points.values())))
-    width = max(1, min(count, 2**20 // num_rows(batch) // max(1, _numbers(points))))
-    width = width if layout.vectorizes else 1
-    parts = []
+def _cross_density(session: Session, batch: Batch, group: _Points) -> tuple[Tensor, Tensor]:
+    """log q(z_i | x_j) under the guide, for given points i and each row j of the batch: `(points, n)`.
+
+    And whether the masks of row j, given point i, leave in the numbers that point i has.
+    """
+    count = len(group.rows)
+    width = max(1, min(count, 2**20 // num_rows(batch) // max(1, _numbers(group.points))))
+    width = width if group.layout.vectorizes else 1
+    densities, masks = [], []
     for start in range(0, count, width):
-        values = {name: point[start : start + width] for name, point in points.items()}
-        parts.append(_scored(session, batch, layout, values))
-    return torch.cat(parts)
+        values = {name: point[start : start + width] for name, point in group.points.items()}
+        found, there = _scored(session, batch, group.layout, values)
+        expected = group.there[start : start + width].unsqueeze(1).to(there.device)
+        densities.append(found)
+        masks.append((there == expected).all(-1))
+    return torch.cat(densities), torch.cat(masks)
 
 
 def _made_by_row(session: Session, layout: Layout, points: dict[str, Tensor]) -> list[str]:
@@ -244,7 +328,9 @@ def _numbers(points: dict[str, Tensor]) -> int:
     return sum(point[0].numel() for point in points.values())
 
 
-def _scored(session: Session, batch: Batch, layout: Layout, values: dict[str, Tensor]) -> Tensor:
+def _scored(
+    session: Session, batch: Batch, layout: Layout, values: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
     count, n = len(next(iter(values.values()))), num_rows(batch)
     trace = _run_with(session, batch, layout, values)
     terms = [
@@ -253,7 +339,9 @@ def _scored(session: Session, batch: Batch, layout: Layout, values: dict[str, Te
         if name in layout.guide_sites
     ]
     # Where a density is not defined outside of its support, torch may give NaN.
-    return torch.stack(terms).sum(0).nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+    found = torch.stack(terms).sum(0)
+    there = _there(layout, trace, count, n)
+    return found.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf), there
 
 
 def _run_with(session: Session, batch: Batch, layout: Layout, values: dict[str, Tensor]) -> Any:

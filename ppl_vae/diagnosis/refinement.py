@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from ppl_vae.pairs import (
     Layout,
     Pair,
     RowDensities,
+    Site,
     elementwise,
     elementwise_kl,
     inner_scale,
@@ -158,7 +160,11 @@ def _weights_and_scores(rows: RowDensities, layout: Layout, beta: float) -> tupl
             fixed = rebuilt(site["fn"], lambda value, _: value.detach())
             along = {k: v for k, v in site.items() if k != "unscaled_log_prob"} | {"fn": fixed}
             same = sum_to_rows(row_log_prob(along, layout), layout, samples, n)
-        except (TypeError, ValueError, AttributeError):  # cannot be rebuilt, such as a flow
+        except (
+            TypeError,
+            ValueError,
+            AttributeError,
+        ):  # cannot be rebuilt, or a flow has no inverse
             continue
         if torch.allclose(same, own, rtol=1e-3, atol=1e-3):
             log_guide = log_guide - own + same
@@ -204,7 +210,10 @@ class Refined:
 
 
 def can_refine(pair: Pair, layout: Layout, model_trace: object) -> bool:
-    """Whether all latents of a row are real vectors that the guide draws, and none belongs to all rows."""
+    """Whether all latents of a row are real vectors that the guide draws, and none belongs to all rows.
+
+    Their masks must depend on the row alone: the trace of several samples shows others.
+    """
     nodes = model_trace.nodes  # type: ignore[attr-defined]
     return (
         bool(layout.latents)
@@ -217,9 +226,20 @@ def can_refine(pair: Pair, layout: Layout, model_trace: object) -> bool:
             and elementwise(nodes[name]["fn"]) is not None
             and is_real(nodes[name]["fn"])
             and inner_scale(nodes[name], layout) == 1.0
+            and not _is_masked_by_draws(nodes[name], layout)
             for name in layout.latents
         )
     )
+
+
+def _is_masked_by_draws(site: Site, layout: Layout) -> bool:
+    """Whether a mask has a dimension of samples, or is inside of the distribution, where it may have one."""
+    fn, mask = site["fn"], site["mask"]
+    while hasattr(fn, "base_dist"):
+        if isinstance(fn, dist.MaskedDistribution):
+            return True
+        fn = fn.base_dist
+    return isinstance(mask, Tensor) and mask.dim() > layout.nesting
 
 
 def is_real(fn: object) -> bool:

@@ -21,6 +21,7 @@ from ppl_vae.pairs import (
     Layout,
     Program,
     finite_latents,
+    notes_on_discrete,
     num_rows,
     sample_rows,
 )
@@ -253,7 +254,8 @@ def _describe(
         drawn: The number of rows that have such latents, of
         n: rows.
     """
-    notes, doubts = [], []
+    notes: list[str] = []
+    doubts: list[str] = []
     shared = dict.fromkeys(name for layout in session.layouts.known for name in layout.shared)
     if shared:
         notes.append(
@@ -261,25 +263,11 @@ def _describe(
             "log predictive density under it; the ELBO of a row leaves out their KL"
         )
     for latents, finite in discrete.items():
-        if finite is not None:
-            what = (
-                "log p(x), ELBO, rate and distortion are exact"
-                if finite.alone
-                else "every sample of the other latents is drawn for each of them"
-            )
-            notes.append(
-                f"latents {_quoted(latents)} are summed over their {finite.count} joint values, not drawn: "
-                + what
-            )
+        notes += notes_on_discrete(latents, finite)[0]
     if drawn:
-        without = dict.fromkeys(
-            name for names, finite in discrete.items() if finite is None for name in names
-        )
-        doubts.append(
-            f"latents {_quoted(without)} are discrete and are drawn, as their values are too many to sum over, "
-            "or not the same ones in both programs: log p(x) leaves out what the guide does not draw, and "
-            f"k-hat does not see it, so that {drawn} of {n} rows count as unreliable"
-        )
+        without = [name for names, found in discrete.items() if found is None for name in names]
+        _, (doubt,) = notes_on_discrete(dict.fromkeys(without), None)
+        doubts.append(f"{doubt}, so that {drawn} of {n} rows count as unreliable")
     findings = session.findings
     return (*notes, *findings.notes), (*findings.doubts, *doubts, *findings.biases)
 

@@ -27,6 +27,7 @@ from ppl_vae.pairs import (
     Batch,
     Bound,
     Layout,
+    NoInverseError,
     Pair,
     PairError,
     Program,
@@ -245,8 +246,14 @@ class Path:
         sizes = [site.size for site in self._sites.values()]
         parts = zip(self._sites.items(), u.split(sizes, -1), strict=True)
         values = {name: site.unflatten(part, len(u)) for (name, site), part in parts}
-        with pyro.validation_enabled(False), _Unconstrained(values) as given:
-            rows = sample_rows(self.pair, self.layout, self.batch, len(u))
+        try:
+            with pyro.validation_enabled(False), _Unconstrained(values) as given:
+                rows = sample_rows(self.pair, self.layout, self.batch, len(u))
+        except NoInverseError as error:
+            prior = "" if self._from_prior else ", start at the prior (guide=None)"
+            raise PairError(
+                f"{error}{prior}, or use evaluate(), which scores only what is drawn"
+            ) from error
         jacobian = torch.stack(
             [
                 sum_to_rows(term, self.layout, len(u), u.shape[1])

@@ -224,9 +224,8 @@ def _keeping_traces(estimator: type[Any]) -> type[Any]:
             self.kept_traces.append(traces)
             if self.repeatable is not None:
                 held = self.repeatable.with_draws_held(traces[1], guide, *args, **kwargs)
-                draws = draws_of(held)
-                held.compute_log_prob(lambda name, site: name in draws)
-                self.held += [site["log_prob_sum"] for site in draws.values()]
+                draws = draws_of(held).values()
+                self.held += [(site["scale"] * unscaled(site)).sum() for site in draws]
             return traces
 
     return KeepsTraces

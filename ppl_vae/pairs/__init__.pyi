@@ -22,11 +22,16 @@ from .densities import (
     sample_rows as sample_rows,
     stated_moment as stated_moment,
 )
-from .errors import PairError as PairError, first_line as first_line
+from .errors import (
+    NoInverseError as NoInverseError,
+    PairError as PairError,
+    first_line as first_line,
+)
 from .finite import (
     FiniteLatents as FiniteLatents,
     SummedRows as SummedRows,
     finite_latents as finite_latents,
+    notes_on_discrete as notes_on_discrete,
     summed_rows as summed_rows,
 )
 from .handlers import ScaleLatents as ScaleLatents, Substitute as Substitute
@@ -97,6 +102,7 @@ from .traces import (
     is_factor as is_factor,
     is_weighted as is_weighted,
     latent_sites as latent_sites,
+    log_prob_of as log_prob_of,
     observed_sites as observed_sites,
     present as present,
     sample_sites as sample_sites,

@@ -7,6 +7,28 @@ class PairError(ValueError):
     """A model/guide pair that cannot be used as asked; the message names the site and the remedy."""
 
 
+class NoInverseError(PairError):
+    """A flow without an inverse is asked for the density of given values.
+
+    Such a flow (`Planar`, `Radial`, a neural autoregressive one) knows the density of its latest draw alone.
+
+    Args:
+        site: The site that is drawn from it.
+        transforms: The names of its transforms.
+
+    Attributes:
+        why: What is wrong, without a remedy.
+    """
+
+    def __init__(self, site: str, transforms: tuple[str, ...]) -> None:
+        kinds = ", ".join(dict.fromkeys(transforms))
+        self.why = f"the flow of site '{site}' ({kinds}) has no inverse"
+        super().__init__(
+            f"{self.why}: it knows the density of what it has just drawn, but not of given values, which are "
+            "needed here. Use a flow with an inverse, such as a spline or an affine coupling"
+        )
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or the error's name if the message is empty."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

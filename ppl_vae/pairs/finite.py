@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import pyro
@@ -89,6 +90,28 @@ def finite_latents(pair: Pair, layout: Layout, batch: Batch) -> FiniteLatents | 
         count,
         alone=alone,
     )
+
+
+def notes_on_discrete(
+    latents: Collection[str], finite: FiniteLatents | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """How to read the result if discrete latents are summed over, and what to doubt if they are drawn."""
+    names = ", ".join(f"'{name}'" for name in latents)
+    if finite is None:
+        text = (
+            f"latents {names} are discrete and are drawn, as their values are too many to sum over, or not "
+            "the same ones in both programs: log p(x) leaves out what the guide does not draw, and k-hat does "
+            "not see it"
+        )
+        return (), (text,) if latents else ()
+    what = (
+        "log p(x) and the ELBO are exact"
+        if finite.alone
+        else "every sample of the other latents is drawn for each of them"
+    )
+    return (
+        f"latents {names} are summed over their {finite.count} joint values, not drawn: {what}",
+    ), ()
 
 
 _FIXED = (dist.Bernoulli, dist.Categorical, dist.OneHotCategorical)

@@ -11,6 +11,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
 
+from ppl_vae.pairs.errors import NoInverseError
 from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import Batch, trace_programs
 
@@ -56,13 +57,40 @@ def is_enumerated(site: Site) -> bool:
 
 
 def unscaled(site: Site) -> Tensor:
-    """A site's log density with its mask but without any scale; of the shape of the site's batch."""
+    """A site's log density with its mask but without any scale; of the shape of the site's batch.
+
+    Raises:
+        NoInverseError: As from `log_prob_of`.
+    """
     if "unscaled_log_prob" not in site:
-        site["unscaled_log_prob"] = site["fn"].log_prob(
-            site["value"], *site["args"], **site["kwargs"]
-        )
+        site["unscaled_log_prob"] = log_prob_of(site)
     masked: Tensor = scale_and_mask(site["unscaled_log_prob"], mask=site["mask"])
     return masked
+
+
+def log_prob_of(site: Site) -> Tensor:
+    """A site's log density, without the masks and scales of handlers.
+
+    Raises:
+        NoInverseError: A flow without an inverse does not know the density of this value.
+    """
+    try:
+        found: Tensor = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    except (KeyError, NotImplementedError) as error:
+        transforms = _transforms(site["fn"])
+        if not transforms:
+            raise
+        raise NoInverseError(site["name"], transforms) from error
+    return found
+
+
+def _transforms(fn: Any) -> tuple[str, ...]:
+    """The names of the transforms that a distribution, or one inside of its wrappers, is made of."""
+    found: tuple[str, ...] = ()
+    while hasattr(fn, "base_dist"):
+        found += tuple(type(transform).__name__ for transform in getattr(fn, "transforms", ()))
+        fn = fn.base_dist
+    return found
 
 
 def present(site: Site) -> Tensor:
