@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from typing import Any
 
 import programs
 import pyro
@@ -554,14 +555,16 @@ def test_a_presence_that_a_continuous_draw_decides(loop: bool) -> None:
             u = pyro.sample("u", dist.Normal(0.0, 1.0))
             if loop and u.dim() > 1:
                 raise ValueError("no samples to the left of the rows")
-            with poutine.mask(mask=u > 0):
+            there: Any = u > 0
+            with poutine.mask(mask=there):
                 pyro.sample("a", dist.Normal(0.0 * u, 1.0))
             pyro.sample("x", dist.Normal(0.0 * u, 1.0), obs=x)
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             u = pyro.sample("u", dist.Normal(0.0 * x, 1.0))
-            with poutine.mask(mask=u > 0):
+            there: Any = u > 0
+            with poutine.mask(mask=there):
                 pyro.sample("a", dist.Normal(0.0 * u, 0.5))
 
     found = diagnose(model, guide, torch.linspace(-1, 1, 60), seed=0)
@@ -576,7 +579,7 @@ def test_posteriors_are_not_fitted_to_latents_of_such_masks(inside: bool, drawn:
     """What a row has is not known beforehand. The latent a is not used, u has its exact posterior."""
 
     def masked(u: Tensor) -> None:
-        there = u > 0 if drawn else torch.arange(u.shape[-1]) % 2 > 0
+        there: Any = u > 0 if drawn else torch.arange(u.shape[-1]) % 2 > 0
         a = dist.Normal(0.0 * u, 1.0)
         with poutine.mask(mask=True if inside else there):
             pyro.sample("a", a.mask(there) if inside else a)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -85,9 +86,9 @@ class Jittered(Dataset[torch.Tensor]):
 
 
 def generators(loader: DataLoader[torch.Tensor]) -> list[Any]:
-    _, keys, *rest = np.random.get_state()
+    state: Any = np.random.get_state()
     torch_states = [torch.get_rng_state().tolist(), loader.generator.get_state().tolist()]
-    return [*torch_states, keys.tolist(), rest, random.getstate()]
+    return [*torch_states, state[1].tolist(), state[2:], random.getstate()]
 
 
 def test_loaders_leave_the_generators_alone() -> None:
@@ -99,11 +100,12 @@ def test_loaders_leave_the_generators_alone() -> None:
         before = generators(loader)
         check(*both, rows)
         assert generators(loader) == before
-    for run in (
+    runs: list[Callable[[], Tensor]] = [
         lambda: evaluate(*both, plain, num_samples=2, seed=0).elbo.values,
         lambda: diagnose(*both, plain, seed=0).kl,
         lambda: inference_gaps(*both, plain, num_samples=2, max_steps=1, seed=0).elbo.values,
-    ):
+    ]
+    for run in runs:
         first = run()
         assert generators(loader) == before
         _ = torch.rand(1), np.random.rand(), random.random()

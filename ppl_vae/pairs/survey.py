@@ -271,8 +271,8 @@ def _as_single_runs(
     return True
 
 
-def _flow(fn: Any) -> Any | None:
-    """The transformed distribution inside of wrappers, if there is one."""
+def _flow(fn: Any) -> Any:
+    """The transformed distribution inside of wrappers; None if there is none."""
     while not isinstance(fn, torch.distributions.TransformedDistribution):
         if not hasattr(fn, "base_dist"):
             return None
@@ -282,9 +282,10 @@ def _flow(fn: Any) -> Any | None:
 
 def _base(site: Site) -> Tensor | None:
     """What a flow has made its latest draw of, which its transforms remember; None if the site is no flow."""
-    flow, value = _flow(site["fn"]), site["value"]
+    flow = _flow(site["fn"])
     if flow is None:
         return None
+    value: Tensor = site["value"]
     for transform in reversed(flow.transforms):
         value = transform.inv(value)
     return value
