@@ -9,13 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import VonMises, biject_to, constraints
 
-
-def support_of(fn: Any) -> Any:
-    """The support of a distribution; None if it states none."""
-    try:
-        return fn.support
-    except (NotImplementedError, AttributeError, ValueError):
-        return None
+from ppl_vae.pairs import of_numbers, support_of as support_of
 
 
 def in_words(fn: Any) -> str:
@@ -122,13 +116,6 @@ def _unwrapped(fn: Any) -> Any:
     while hasattr(fn, "base_dist") and not hasattr(fn, "transforms"):
         fn = fn.base_dist
     return fn
-
-
-def of_numbers(support: Any) -> Any:
-    """The support of single numbers."""
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support
 
 
 def _number(end: Any, which: int) -> str:

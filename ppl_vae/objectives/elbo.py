@@ -36,6 +36,7 @@ from ppl_vae.pairs import (
     latent_sites,
     mean_field_violations,
     num_rows,
+    require_inside,
     row_log_prob,
     sample_rows,
     sample_sites,
@@ -279,6 +280,8 @@ def _pyro_loss(
         total = total - (score - score.detach())
     traces = elbo.kept_traces
     layout.require(*traces[0])
+    for model_trace, _ in traces:
+        require_inside(model_trace, layout)
     n, scale = num_rows(batch), data_scale(traces[0][0], layout)
     loss = total / (n * scale)
     if objective.free_bits > 0:

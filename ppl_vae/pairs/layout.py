@@ -89,6 +89,7 @@ class Layout:
         vectorizes: Whether one run can hold many samples; if not, samples are drawn in a loop.
         discrete: Those of `draws` that have probabilities, not densities.
         factors: The guide's `pyro.factor` sites that are part of log q, in or outside of the plate.
+        unsure: Latents whose draws may lie outside of the model's support: see `may_leave_support`.
         signature: That of the traces that the layout was found on; empty if that is not known.
     """
 
@@ -105,6 +106,7 @@ class Layout:
     vectorizes: bool
     discrete: tuple[str, ...] = ()
     factors: tuple[str, ...] = ()
+    unsure: tuple[str, ...] = ()
     signature: Signature = field(default=(), compare=False, repr=False)
 
     @property
