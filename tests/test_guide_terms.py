@@ -219,6 +219,55 @@ def test_a_score_factor_suits_the_default_objective() -> None:
     assert [row["loss"] for row in default.history] == [row["loss"] for row in trace.history]
 
 
+def computed(x: Tensor) -> None:
+    """The exact posterior, in a variable of the guide alone."""
+    with pyro.plate("data", len(x)):
+        u = pyro.sample("u", dist.Normal(-x / 2, 0.5**0.5))
+        pyro.sample("z", dist.Delta(-u))
+
+
+def observing(x: Tensor) -> None:
+    """The exact posterior, and data that it observes."""
+    posterior(x)
+    with pyro.plate("seen", len(x)):
+        pyro.sample("extra", dist.Normal(0.0, 1.0), obs=x)
+
+
+def observing_the_same(x: Tensor) -> None:
+    """The exact posterior, and the model's data."""
+    posterior(x)
+    with pyro.plate("seen", len(x)):
+        pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+
+@pytest.mark.parametrize("guide", [computed, observing, observing_the_same])
+def test_the_default_objective_takes_sites_of_the_guide_alone(guide: Any) -> None:
+    """Each draw from the exact posterior gives the same loss, without noise."""
+    beside = 0.0 if guide is computed else dist.Normal(0.0, 1.0).log_prob(X).mean()
+    loss = programs.run(ELBO(), model, guide, X).loss
+    torch.testing.assert_close(loss, beside - LOG_P.mean(), atol=1e-5, rtol=1e-5)
+    assert not check(model, guide, X).errors
+
+
+def test_the_default_objective_takes_such_a_site_in_a_later_batch() -> None:
+    def located(x: Tensor) -> None:
+        shift = pyro.param("shift", torch.tensor(0.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z + shift, 1.0), obs=x[:, 0])
+
+    def guide(x: Tensor) -> None:
+        (posterior if x.shape[1] == 1 else observing)(x[:, 0])
+
+    batches = [X[:, None], X[:, None].expand(-1, 2)]
+    objective = ELBO(num_particles=100)
+    found = fit(
+        located, guide, batches, objective=objective, max_epochs=1, learning_rate=1e-9, seed=0
+    ).history[0]
+    expected = -LOG_P.mean() + dist.Normal(0.0, 1.0).log_prob(X).mean() / 2
+    assert found["loss"] == pytest.approx(float(expected), abs=0.06)
+
+
 # -- a Jacobian as a factor ------------------------------------------------------------------------------
 
 

@@ -26,8 +26,10 @@ from ppl_vae import (
     fit,
     inference_gaps,
 )
+from ppl_vae.capture.recording import record
 from ppl_vae.objectives import TraceELBO
-from ppl_vae.pairs import PairError, Program
+from ppl_vae.pairs import Pair, PairError, Program, find_layout, sample_rows
+from ppl_vae.training import DivergenceError
 
 Distribution = Callable[[Tensor], Any]
 
@@ -452,3 +454,97 @@ def test_angles() -> None:
 
     model, guide = pair(lambda x: dist.Beta(1.0, 1.0), shrunk)
     assert not [p for p in check(model, guide, x).problems if p.site == "z"]
+
+
+# -- draws that only later rows have outside of the support -----------------------------------------------
+
+LATER = torch.cat([torch.full((70,), 9.0), torch.zeros(30)])
+"""The first 70 rows have draws inside."""
+
+
+def from_interval(x: Tensor) -> Any:
+    return dist.Uniform(x - 3, x + 3)
+
+
+@pytest.mark.filterwarnings("ignore:.*the guide draws numbers")
+@pytest.mark.parametrize("validates", [True, False])
+@pytest.mark.parametrize("kind", ["interval", "point of a draw"])
+@pytest.mark.parametrize("run", [evaluate, fit])
+def test_draws_outside_in_later_rows_are_refused(run: Any, kind: str, validates: bool) -> None:
+    model, guide = pair(lambda x: dist.Exponential(1.0), from_interval)
+    if kind != "interval":
+
+        def guide(x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                u = pyro.sample("u", dist.Normal(x - 0.5, 0.1))
+                pyro.sample("z", dist.Delta(u))
+
+    options: dict[str, Any] = {"num_samples": 5}
+    if run is fit:
+        options = {"batch_size": 50, "max_epochs": 1, "objective": TraceELBO()}
+    for rows, start in ((LATER, 70), (LATER[:70], None)):
+        with pyro.validation_enabled(validates):
+            if start is None:
+                run(model, guide, rows, seed=0, **options)
+                continue
+            with pytest.raises(PairError, match="outside of") as caught:
+                run(model, guide, rows, seed=0, **options)
+        assert str(caught.value).startswith("row ")
+        assert 70 <= int(str(caught.value).split()[1]) < 100
+
+
+def exponential(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Exponential(1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+@pytest.mark.filterwarnings("ignore:.*the guide draws numbers")
+@pytest.mark.parametrize("objective", [TraceELBO(), None])
+def test_draws_that_leave_the_support_while_training_are_refused(objective: Any) -> None:
+    """The guide's lower end is a parameter, which a step moves to negative numbers."""
+
+    def guide(x: Tensor) -> None:
+        low = pyro.param("low", torch.tensor(0.1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Uniform(low + 0 * x, low + 2))
+
+    words = (
+        "of a batch" if objective else "KL of 'z' is infinite: the guide draws where the prior is 0"
+    )
+    with pytest.raises(PairError if objective else DivergenceError, match=words):
+        fit(
+            exponential,
+            guide,
+            torch.zeros(50),
+            objective=objective,
+            learning_rate=0.3,
+            batch_size=25,
+            max_epochs=1,
+            seed=0,
+        )
+
+
+def test_a_recording_gives_no_weight_to_draws_outside() -> None:
+    """Half of the draws are where the prior is 0; the others have the weight p(x, z) / (1 / 2)."""
+
+    def guide(low: float) -> Program:
+        def run(x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Uniform(low + 0 * x, 1 + 0 * x))
+
+        return run
+
+    x = torch.zeros(4)
+    pair = Pair(exponential, guide(-1.0))
+    with pair.scope(), torch.no_grad():
+        layout = find_layout(Pair(exponential, guide(0.0)), x)
+
+        def weigh(rows: Tensor) -> tuple[Tensor, ...]:
+            drawn = sample_rows(pair, layout, rows, 1000)
+            return drawn.log_weights, drawn.latents["z"]
+
+        log_weights, z = record(pair, weigh, [x])(x)
+    exact = -z - (x - z) ** 2 / 2 - math.log(2 * math.pi) / 2 + math.log(2)
+    torch.testing.assert_close(log_weights, exact.masked_fill(z < 0, -math.inf))
+    assert bool((z < 0).any())

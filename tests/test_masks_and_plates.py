@@ -13,7 +13,7 @@ import pyro.distributions as dist
 import pyro.poutine as poutine
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_vae import (
     annealed_importance_sampling,
@@ -24,6 +24,9 @@ from ppl_vae import (
     fit_em,
     inference_gaps,
 )
+from ppl_vae.em import GradientSteps
+from ppl_vae.em.data import empty_guide
+from ppl_vae.em.steps import Draws
 from ppl_vae.objectives import ImportanceWeightedELBO, TraceELBO
 from ppl_vae.pairs import Pair, PairError, find_layout, sample_rows
 
@@ -193,11 +196,57 @@ def test_a_sum_over_latents_needs_whole_rows() -> None:
         with pyro.plate("rows", len(x), dim=-2):
             probs = torch.full((len(x), 1, 3), 1 / 3)
             z = pyro.sample("z", dist.Categorical(probs), infer={"enumerate": "parallel"})
+            means = pyro.param("means", MEANS.clone())
             with pyro.plate("pixels", PIXELS, subsample=torch.arange(5), dim=-1) as index:
-                pyro.sample("x", dist.Normal(MEANS[z], 1.0), obs=x[:, index])
+                pyro.sample("x", dist.Normal(means[z], 1.0), obs=x[:, index])
 
-    with pytest.raises(PairError, match="a latent of the model is summed out"):
-        evaluate(model, lambda x: None, torch.randn(4, PIXELS), num_samples=2)
+    x = torch.randn(4, PIXELS)
+    for run in (
+        lambda: evaluate(model, lambda x: None, x, num_samples=2),
+        lambda: fit_em(model, x, m_step=GradientSteps(), max_iterations=1, progress=False),
+    ):
+        with pytest.raises(PairError, match="a latent of the model is summed out"):
+            run()
+
+
+class OfPixels(nn.Module):
+    """z ~ N(loc, 1), x_t ~ N(z + shift, 1) for each pixel t, of which the model may see a part only."""
+
+    def __init__(self, part: Tensor | None) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(torch.tensor(0.3))
+        self.shift = nn.Parameter(torch.tensor(0.5))
+        self.part = part
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("rows", len(x), dim=-2):
+            z = pyro.sample("z", dist.Normal(self.loc, 1.0))
+            with pyro.plate("pixels", x.shape[1], subsample=self.part, dim=-1) as index:
+                pyro.sample("x", dist.Normal(z + self.shift, 1.0), obs=x[:, index])
+
+    def posterior(self, x: Tensor) -> Any:
+        n = x.shape[1] + 1
+        total = (x - self.shift).sum(1, keepdim=True) + self.loc
+        return dist.Normal(total / n, n**-0.5)
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        covariance = torch.eye(x.shape[1]) + 1
+        loc = (self.loc + self.shift).expand(x.shape[1])
+        log_p: Tensor = dist.MultivariateNormal(loc, covariance).log_prob(x)
+        return log_p
+
+
+@pytest.mark.parametrize("part", [None, torch.arange(5)])
+def test_em_by_draws_counts_each_pixel_of_a_row(part: Tensor | None) -> None:
+    """The gradient at given draws, in closed form. All pixels of a row are the same, so a part shows all."""
+    x = torch.randn(4, 1).expand(-1, PIXELS)
+    model = OfPixels(part)
+    steps = Draws(Pair(model, empty_guide), GradientSteps(), x, num_samples=3)
+    q = torch.randn(3, 4, 1)
+    steps.expected_log_joint(x, q, 1.0).backward()  # type: ignore[no-untyped-call]
+    of_shift = PIXELS * (x[:, :1] - q - 0.5).mean(0).sum()
+    torch.testing.assert_close(model.loc.grad, (q - 0.3).mean(0).sum())
+    torch.testing.assert_close(model.shift.grad, of_shift)
 
 
 def test_masked_latents_are_not_counted_as_active() -> None:

@@ -214,16 +214,17 @@ def test_a_prior_on_weights_counts_once_in_each_minibatch_unless_the_plate_knows
 class Mixture(nn.Module):
     """z ~ Categorical(1/2, 1/2), x ~ N(locs_z, 1), locs ~ N(0, 1) written as an observed site."""
 
-    def __init__(self, in_plate: bool) -> None:
+    def __init__(self, in_plate: bool, part: Tensor | None = None) -> None:
         super().__init__()
+        self.part = part
         self.locs = nn.Parameter(torch.tensor([-1.0, 1.0], dtype=torch.float64))
         self.in_plate = in_plate
 
     def forward(self, x: Tensor) -> None:
         zero = torch.zeros((), dtype=torch.float64)
         if self.in_plate:
-            with pyro.plate("components", 2):
-                pyro.sample("prior", dist.Normal(zero, 1.0), obs=self.locs)
+            with pyro.plate("components", 2, subsample=self.part) as index:
+                pyro.sample("prior", dist.Normal(zero, 1.0), obs=self.locs[index])
         else:
             pyro.factor("prior", -self.locs.square().sum() / 2)
         with pyro.plate("data", len(x)):
@@ -236,8 +237,16 @@ class Mixture(nn.Module):
 @pytest.mark.parametrize("in_plate", [True, False], ids=["observed in a plate", "factor"])
 def test_em_counts_a_prior_once_whatever_the_batches(in_plate: bool, batch_size: int) -> None:
     """MAP EM: at its fixed point, locs_k = sum_n r_nk x_n / (sum_n r_nk + 1)."""
+    map_em(Mixture(in_plate), batch_size, torch.ones(2))
+
+
+def test_em_weights_a_part_of_a_prior_for_the_whole() -> None:
+    map_em(Mixture(True, torch.tensor([0])), 7, torch.tensor([2.0, 0.0]))
+
+
+def map_em(model: Mixture, batch_size: int, weights: Tensor) -> None:
+    """Compares EM with its fixed point; the prior of each component has a weight."""
     x = torch.tensor([-2.5, -1.9, -1.2, 0.3, 1.4, 2.2, 2.8], dtype=torch.float64)
-    model = Mixture(in_plate)
     step = GradientSteps(steps=8, learning_rate=1.4, optimizer=torch.optim.SGD)
     fitted = fit_em(
         model, x, batch_size=batch_size, m_step=step, max_iterations=25, tolerance=0, progress=False
@@ -245,7 +254,7 @@ def test_em_counts_a_prior_once_whatever_the_batches(in_plate: bool, batch_size:
     locs = model.locs.detach()
     log_joint = torch.distributions.Normal(locs, 1.0).log_prob(x[:, None]) - math.log(2)
     r = log_joint.softmax(1)
-    wanted = (r * x[:, None]).sum(0) / (r.sum(0) + 1)
+    wanted = (r * x[:, None]).sum(0) / (r.sum(0) + weights)
     torch.testing.assert_close(locs, wanted, atol=1e-6, rtol=0)
     assert fitted.log_likelihood == pytest.approx(float(log_joint.logsumexp(1).mean()), abs=1e-9)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, TensorDataset
 from trainings import Model
 
 from ppl_vae import check, evaluate, fit
@@ -38,6 +38,17 @@ def loader(x: Tensor, size: int = 32, **options: Any) -> Any:
     return DataLoader(TensorDataset(x), batch_size=size, **options)
 
 
+def by_sampler(sampler: Any) -> Any:
+    return DataLoader(TensorDataset(X), batch_sampler=sampler)
+
+
+class Halves(BatchSampler):
+    """It makes batches of its own, whatever its attributes say."""
+
+    def __iter__(self) -> Any:
+        yield from (list(range(33)), list(range(33, 65)))
+
+
 class Stream:
     """Its length and the sizes of its batches are not known beforehand."""
 
@@ -49,12 +60,13 @@ class Stream:
     ("x", "first"),
     [
         (loader(X), "runs on the first 32 rows but not"),
+        (by_sampler(BatchSampler(range(65), 32, False)), "runs on the first 32 rows but not"),
         (list(X.split(32)), "runs on the first 32 rows but not"),
         (Stream(), "runs on the first 32 rows but not"),
         ([X[:1], X[1:]], "does not run"),
         (X[:1], "does not run"),
     ],
-    ids=["loader", "list", "iterable", "first-of-list", "tensor"],
+    ids=["loader", "batch-sampler", "list", "iterable", "first-of-list", "tensor"],
 )
 def test_a_batch_of_one_row_is_told_before_anything_moves(x: Any, first: str) -> None:
     guide = Normed()
@@ -70,6 +82,16 @@ def test_a_batch_of_one_row_is_told_before_anything_moves(x: Any, first: str) ->
     after = guide.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in before)
     evaluate(Model(), guide, x, num_samples=2, **QUICK)
+
+
+def test_an_iterables_small_batch_is_named() -> None:
+    """How many rows the batches of an iterable have is known only when they come."""
+    words = (
+        r"batch 2 of epoch 1 \(counted from 0\) has 1 row, .* in training \(Expected more than 1 value .*"
+        "it runs on 32 rows. Choose another batch_size, or leave out"
+    )
+    with pytest.raises(PairError, match=words):
+        fit(Model(), Normed(), Stream(), max_epochs=1, **QUICK)
 
 
 def test_em_joins_a_single_last_row_in_memory() -> None:
@@ -111,6 +133,10 @@ def test_the_check_names_the_rows_that_it_ran_on(size: int) -> None:
         (loader(X), 7, 1),
         (loader(X, 100), 7, 65),
         (loader(X, drop_last=True), 7, 32),
+        (by_sampler(BatchSampler(range(65), 32, drop_last=False)), 7, 1),
+        (by_sampler(BatchSampler(range(65), 32, drop_last=True)), 7, 32),
+        (by_sampler([[0, 1, 2], [3, 4]]), 7, 2),
+        (by_sampler(Halves(range(65), 32, drop_last=False)), 7, None),
         ([X[:3], X[3:5], X[5:]], 7, 2),
         (Stream(), 7, None),
     ],

@@ -15,10 +15,10 @@ from ppl_vae.checks.data import data_problems, same_for_all_rows, unusable
 from ppl_vae.checks.findings import Findings
 from ppl_vae.checks.jacobians import jacobian_problems
 from ppl_vae.checks.latents import (
-    are_masked,
     auxiliary_problems,
     latent_problems,
     narrow_problems,
+    vary_by_row,
 )
 from ppl_vae.checks.report import Problem, Report, run_pair
 from ppl_vae.checks.rows import factor_problems
@@ -32,6 +32,7 @@ from ppl_vae.pairs import (
     Trace,
     num_rows,
     rows_frame,
+    rows_outside,
     shapes_of_rows,
     sites_of_rows,
     take_rows,
@@ -120,10 +121,10 @@ def trace_problems(
 class DataCheck:
     """Checks the data of one batch after another for values that are NaN, infinite or outside the support.
 
-    If every observed value is a tensor of the batch itself, its support is the same for all rows, and no latent
-    is masked, only the tensors are checked, and the programs run only to explain what is wrong with them.
-    Otherwise, on batches with other tensors than the first one, and after `new_kind`, the programs run, as in
-    `check_data`, and their latents are checked, too.
+    If every observed value is a tensor of the batch itself, its support is the same for all rows, and so are
+    the masks and supports of latents, only the tensors are checked, and the programs run only to explain what
+    is wrong with them. Otherwise, on batches with other tensors than the first one, and after `new_kind`, the
+    programs run, as in `check_data`, and their latents are checked, too.
 
     Args:
         pair: Model and guide; make and use the object inside `pair.scope()`.
@@ -131,24 +132,26 @@ class DataCheck:
         traces: What `check_data` returned for it; None lets the programs run again.
 
     Attributes:
-        masked: Whether latents are masked; also if a program raises.
+        dim: Where the plate over rows is; None if nothing is observed.
+        varies: Whether latents have masks or supports that may be others in other rows; also if a program
+            raises.
     """
 
     def __init__(self, pair: Pair, batch: Batch, traces: tuple[Trace, Trace] | None = None) -> None:
         self._pair = pair
         self._shapes = shapes_of_rows(batch)
         self._as_they_come: list[tuple[int, str, Any, Constraint]] | None = []
-        self._dim: int | None = None
+        self.dim: int | None = None
         traces = traces or _quietly_run(pair, batch)
-        self.masked = traces is None or are_masked(*traces)
+        self.varies = traces is None or vary_by_row(*traces)
         if traces is None:
             return
-        if self.masked:
+        if self.varies:
             self._as_they_come = None
         sites = _data_sites(pair, batch, traces[0])
         if not sites:  # pyro.factor alone
             return
-        self._dim = rows_frame(sites, num_rows(batch)).dim
+        self.dim = rows_frame(sites, num_rows(batch)).dim
         for name, site in sites.items():
             found = _as_it_comes(site, tensors_of(batch))
             if found is None or self._as_they_come is None:
@@ -169,20 +172,19 @@ class DataCheck:
         if self._is_as_it_comes(batch):
             for i, name, site, support in self._as_they_come or []:
                 value = args[i].reshape(n, *site["value"].shape[1:])
-                found = found or unusable(name, site | {"value": value}, n, self._dim, support)
-        if (
-            found is not None
-        ):  # unless the sites of this batch are others, which do not use the tensor
+                found = found or unusable(name, site | {"value": value}, n, self.dim, support)
+        if found is not None:
+            # The sites of this batch may be others, which do not use the tensor.
             found = self._by_programs(batch, otherwise=found)
         return _message_and_row(found)
 
     def new_kind(self, batch: Batch, traces: tuple[Trace, Trace]) -> bool:
-        """Takes note of a batch that has other sites or masks than those before; `Layouts.check` tells.
+        """Remembers a batch that has other sites or masks than those before; `Layouts.check` tells.
 
         Returns:
             Whether batches whose tensors alone were checked may be of this kind: they need another check.
         """
-        self.masked = self.masked or are_masked(*traces)
+        self.varies = self.varies or vary_by_row(*traces)
         mixed = self._is_as_it_comes(batch)
         if mixed:
             self._as_they_come = None
@@ -197,12 +199,19 @@ class DataCheck:
         if (traces := _quietly_run(self._pair, batch)) is not None:
             found = None
             sites = _data_sites(self._pair, batch, traces[0])
-            dim = rows_frame(sites, n).dim if sites else self._dim
+            dim = rows_frame(sites, n).dim if sites else self.dim
             for name, site in sites.items():
                 found = found or unusable(name, site, n, dim)
-            wrong = list(latent_problems(self._pair, batch, *traces))
-            found = found or ((wrong[0], []) if wrong else None)
+            found = found or self.wrong_latent(batch, traces, dim)
         return found
+
+    def wrong_latent(
+        self, batch: Batch, traces: tuple[Trace, Trace], dim: int | None
+    ) -> tuple[Problem, list[int]] | None:
+        """The first problem with latents, and the rows whose draws are outside of the model's support."""
+        for problem in latent_problems(self._pair, batch, *traces):
+            return problem, rows_outside(traces[0].nodes[problem.site], dim)
+        return None
 
     def _is_as_it_comes(self, batch: Batch) -> bool:
         """Whether all that is observed are tensors of the batch, like those of the first one."""
@@ -223,9 +232,9 @@ class DataCheck:
 class ChunkCheck:
     """Checks one chunk of rows after another, where it may have problems that the first rows have not.
 
-    Data are checked where the programs need not run for that (see `DataCheck`). Latents are checked if they
-    have masks, or if the rows have other shapes. If kinds of rows of the same shapes come in turns, the
-    programs run for each chunk. Use it inside of `pair.scope()`.
+    Data are checked where the programs need not run for that (see `DataCheck`). Latents are checked if their
+    masks or supports may vary, or if the rows have other shapes. If kinds of rows of the same shapes alternate,
+    the programs run for each chunk. Use it inside of `pair.scope()`.
 
     Args:
         pair: Model and guide.
@@ -263,12 +272,13 @@ class ChunkCheck:
             check_rows([chunk], self._data.first_problem, start=start)
             return
         check_rows([chunk], self._data.first_bad_value, start=start)
-        if not self._data.masked and shapes_of_rows(chunk) in self._checked:
+        if not self._data.varies and shapes_of_rows(chunk) in self._checked:
             return
         self._checked.add(shapes_of_rows(chunk))
         traces = _quietly_run(self._pair, chunk)
         if traces is not None:
-            Report(tuple(latent_problems(self._pair, chunk, *traces))).raise_errors()
+            found = _message_and_row(self._data.wrong_latent(chunk, traces, self._data.dim))
+            check_rows([chunk], lambda _: found, start=start)
 
     def new_kind(self, chunk: Batch, traces: tuple[Trace, Trace]) -> None:
         """Checks the first chunk that has other sites, masks or shapes than those before, as `Layouts.check`.
@@ -308,7 +318,9 @@ def check_rows(
         found = first_problem(batch)
         if found is not None:
             problem, row = found
-            raise RowError(f"row {start + (row or 0)} of {name} (counted from 0): {problem}")
+            last = start + num_rows(batch) - 1
+            where = f"rows {start} to {last}" if row is None else f"row {start + row}"
+            raise RowError(f"{where} of {name} (counted from 0): {problem}")
         start += num_rows(batch)
 
 

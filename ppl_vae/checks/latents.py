@@ -24,6 +24,7 @@ from ppl_vae.pairs import (
     is_delta,
     is_factor,
     latent_sites,
+    may_leave_support,
     observed_sites,
     present,
     sample_sites,
@@ -67,10 +68,11 @@ def latent_problems(
             yield Problem("error", name, f"site '{name}': {text}")
 
 
-def are_masked(*traces: Trace) -> bool:
-    """Whether latents have masks, which may differ from batch to batch."""
-    sites = [site for trace in traces for site in latent_sites(trace).values()]
-    return any(isinstance(site["mask"], Tensor) or not bool(present(site).all()) for site in sites)
+def vary_by_row(model_trace: Trace, guide_trace: Trace) -> bool:
+    """Whether latents have masks or supports that may be others in other rows."""
+    sites = [s for trace in (model_trace, guide_trace) for s in latent_sites(trace).values()]
+    masked = any(isinstance(s["mask"], Tensor) or not bool(present(s).all()) for s in sites)
+    return masked or bool(may_leave_support(model_trace, guide_trace))
 
 
 def auxiliary_problems(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import VonMises, constraints
 
-from ppl_vae.pairs import support_of
+from ppl_vae.pairs import of_numbers, support_of as support_of
 
 
 def in_words(fn: Any) -> str:
@@ -77,13 +77,6 @@ def _unwrapped(fn: Any) -> Any:
     while hasattr(fn, "base_dist") and not hasattr(fn, "transforms"):
         fn = fn.base_dist
     return fn
-
-
-def of_numbers(support: Any) -> Any:
-    """The support of single numbers."""
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support
 
 
 def _number(end: Any, which: int) -> str:

@@ -250,7 +250,7 @@ def choose_steps(pair: Pair, data: EMData, m_step: GradientSteps | None, hard: b
 def _counted_again(pair: Pair, few: Batch, steps: ByGuide) -> list[str]:
     """What all rows share and would count once in each batch."""
     layout = steps.layouts.of(few)
-    with preserve_random_state(), torch.no_grad():
+    with preserve_random_state(), torch.no_grad(), pair.mode(training=False):
         model_trace, _ = trace_pair(pair, few)
     found = row_problems(model_trace, layout, minibatches=True)
     return [problem.message for problem in found]

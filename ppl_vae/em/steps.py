@@ -33,11 +33,15 @@ from ppl_vae.pairs import (
     Trace,
     as_args,
     factor_of,
+    find_rows,
+    inner_scale,
     latent_sites,
     num_rows,
+    require_whole_row,
+    row_log_prob,
     sample_sites,
     sites_of_rows,
-    unscaled,
+    sum_to_rows,
 )
 
 Statistics = dict[str, Tensor]
@@ -224,6 +228,7 @@ class Enumeration(ByGradient):
         for name, log_prob in self._log_probs(trace, of_data=False).items():
             if name not in in_rows:
                 continue
+            require_whole_row(name, trace.nodes[name], layout)
             leaf: Any = log_prob.detach().requires_grad_()
             leaf._pyro_dims = cast(Any, log_prob)._pyro_dims
             leaves[name] = leaf
@@ -240,9 +245,10 @@ class Enumeration(ByGradient):
 
     def expected_log_joint(self, batch: Batch, q: dict[str, Tensor], share: float) -> Tensor:
         terms = []
-        for name, log_prob in self._log_probs(self._trace(batch)[0], of_data=True).items():
+        trace, layout = self._trace(batch)
+        for name, log_prob in self._log_probs(trace, of_data=True).items():
             if name not in q:
-                terms.append(share * log_prob.sum())
+                terms.append(share * inner_scale(trace.nodes[name], layout) * log_prob.sum())
                 continue
             # A value of probability 0 adds nothing, even where its log density is -inf.
             terms.append((q[name] * log_prob.masked_fill(q[name] == 0, 0.0)).sum())
@@ -285,7 +291,20 @@ class Draws(ByGradient):
                 f"{', '.join(map(repr, [self.site, *others]))}: give fit_em a guide"
             )
         frames = [f for s in sample_sites(trace).values() for f in s["cond_indep_stack"]]
-        self.dim = min((f.dim for f in frames if f.vectorized), default=0) - 1
+        rows = find_rows(pair.model, batch, trace)
+        self.layout = Layout(
+            plate=rows.name,
+            dim=rows.dim,
+            latents=(self.site,),
+            shared=(),
+            enumerated=(),
+            guide_sites=(),
+            draws=(),
+            points=(),
+            observed=tuple(self.in_rows - {self.site}),
+            nesting=-min(f.dim for f in frames if f.vectorized),
+            vectorizes=True,
+        )
 
     def infer(self, batch: Batch) -> tuple[Tensor, Tensor]:
         model: Any = self.pair.model
@@ -295,16 +314,17 @@ class Draws(ByGradient):
 
     def expected_log_joint(self, batch: Batch, q: Tensor, share: float) -> Tensor:
         model = Substitute({self.site: q})(self.pair.model)
-        with pyro.plate(SAMPLES_PLATE, self.num_samples, dim=self.dim):
+        layout, k = self.layout, self.num_samples
+        with pyro.plate(SAMPLES_PLATE, k, dim=-layout.nesting - 1):
             trace = poutine.trace(model).get_trace(*as_args(batch))
-        shape = (self.num_samples, num_rows(batch))
-        terms = [
-            unscaled(site).expand(shape).sum()
-            if name in self.in_rows
-            else share * unscaled(site).sum()
-            for name, site in sample_sites(trace).items()
-        ]
-        return torch.stack(terms).sum() / self.num_samples
+        terms = []
+        for name, site in sample_sites(trace).items():
+            log_prob = row_log_prob(site, layout)
+            if name in self.in_rows:
+                terms.append(sum_to_rows(log_prob, layout, k, num_rows(batch)).sum())
+            else:
+                terms.append(share * log_prob.sum())
+        return torch.stack(terms).sum() / k
 
 
 class ByGuide(Steps):

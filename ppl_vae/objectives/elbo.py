@@ -28,6 +28,7 @@ from ppl_vae.pairs import (
     Pair,
     PairError,
     ScaleLatents,
+    Trace,
     as_args,
     elementwise_kl,
     has_log_density,
@@ -35,9 +36,10 @@ from ppl_vae.pairs import (
     latent_sites,
     mean_field_violations,
     num_rows,
-    observed_sites,
+    require_inside,
     row_log_prob,
     sample_rows,
+    sample_sites,
     trace_pair,
     unscaled,
 )
@@ -48,8 +50,9 @@ class ELBO(Objective):
     """The ELBO by the lowest-variance estimator that is right for the pair.
 
     The estimator is `EnumELBO` if a discrete latent is marked `infer={"enumerate": "parallel"}`;
-    `MeanFieldELBO` if all latents are reparameterized and no analytic KL would be wrong (see
-    `mean_field_violations`); otherwise `TraceELBO`.
+    `MeanFieldELBO` if all latents are reparameterized, no analytic KL would be wrong (see
+    `mean_field_violations`), and the guide has no other sites than latents of the model and auxiliary ones;
+    otherwise `TraceELBO`.
 
     Attributes:
         stick_the_landing: Use `TraceELBO` with this option, which says what it does.
@@ -81,12 +84,12 @@ class ELBO(Objective):
                 require_reparameterized(name, site, "stick_the_landing")
             return TraceELBO(self.beta, self.free_bits, self.num_particles, stick_the_landing=True)
         chosen: type[Objective]
-        # Pyro's analytic KL ignores the log_density of a Delta.
         if any(is_enumerated(site) for site in latents.values()):
             chosen = EnumELBO
         elif (
+            # Pyro's analytic KL ignores the log_density of a Delta.
             all(site["fn"].has_rsample and not has_log_density(site) for site in latents.values())
-            and all(site["fn"].has_rsample for site in observed_sites(guide_trace).values())
+            and _has_kls(model_trace, guide_trace)
             and not mean_field_violations(pair, batch)
         ):
             chosen = MeanFieldELBO
@@ -196,6 +199,21 @@ class EnumELBO(Objective):
         return _pyro_loss(pyro.infer.TraceEnum_ELBO, self, pair, layout, batch, beta)
 
 
+def _has_kls(model_trace: Trace, guide_trace: Trace) -> bool:
+    """Whether Pyro's analytic estimator has a term for each of the guide's sites.
+
+    That is a KL for a latent of the model, and a sampled log density for a site that is marked as auxiliary and
+    reparameterized, as autoguides and `pyro.factor` mark theirs. The estimator stops at other draws of the
+    guide alone, and leaves out what both programs observe.
+    """
+    in_model, latents = sample_sites(model_trace), latent_sites(model_trace)
+    return all(
+        name in latents
+        or (name not in in_model and site["infer"].get("is_auxiliary") and site["fn"].has_rsample)
+        for name, site in sample_sites(guide_trace).items()
+    )
+
+
 def _require_no_free_bits(objective: ELBO | TraceELBO) -> None:
     require_bool(type(objective).__name__, "stick_the_landing", objective.stick_the_landing)
     if objective.stick_the_landing and objective.free_bits:
@@ -261,6 +279,8 @@ def _pyro_loss(
         total = total - (score - score.detach())
     traces = elbo.kept_traces
     layout.require(*traces[0])
+    for model_trace, _ in traces:
+        require_inside(model_trace, layout)
     n, scale = num_rows(batch), data_scale(traces[0][0], layout)
     loss = total / (n * scale)
     if objective.free_bits > 0:

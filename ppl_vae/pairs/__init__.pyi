@@ -19,6 +19,7 @@ from .densities import (
     posterior_means as posterior_means,
     present_numbers as present_numbers,
     prior_moments as prior_moments,
+    require_whole_row as require_whole_row,
     sample_rows as sample_rows,
     stated_moment as stated_moment,
 )
@@ -76,6 +77,7 @@ from .programs import (
 from .row_parameters import made_for_other_rows as made_for_other_rows
 from .row_plate import (
     drawn_rows as drawn_rows,
+    find_rows as find_rows,
     rows_frame as rows_frame,
     run_alone as run_alone,
     same_for_any_rows as same_for_any_rows,
@@ -86,6 +88,12 @@ from .sources import (
     sharing_draws as sharing_draws,
     sources_of as sources_of,
     trace_tracked as trace_tracked,
+)
+from .supports import (
+    may_leave_support as may_leave_support,
+    of_numbers as of_numbers,
+    require_inside as require_inside,
+    rows_outside as rows_outside,
 )
 from .survey import find_layout as find_layout
 from .traces import (

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import TensorDataset
+from torch.utils.data import BatchSampler, TensorDataset
 
 from ppl_vae.pairs.as_tensors import kind_of
 from ppl_vae.pairs.autoguides import autoguides_of, device_of_programs, keep_rows
@@ -168,13 +168,17 @@ class Batches:
         elif isinstance(self._iterable, list | tuple):
             return min(map(num_rows, self.ordered(batch_size)), default=None)
         else:
-            loader: Any = self._iterable
+            sampler = getattr(self._iterable, "batch_sampler", None)
+            if isinstance(sampler, list | tuple):
+                return min(map(len, sampler), default=None)
+            if getattr(type(sampler), "__iter__", None) is not BatchSampler.__iter__:
+                return None  # not a DataLoader, or one with a sampler that makes batches of its own
             try:
-                rows, batch_size = len(loader.sampler), int(loader.batch_size)
-                if loader.drop_last:
-                    return batch_size
-            except (AttributeError, TypeError):  # not a DataLoader, or one without a known length
+                rows, batch_size = len(sampler.sampler), int(sampler.batch_size)
+            except TypeError:  # without a known length
                 return None
+            if sampler.drop_last:
+                return batch_size
         return rows % batch_size or min(rows, batch_size)
 
     def first(self, batch_size: int) -> Batch:

@@ -31,6 +31,7 @@ from ppl_vae.pairs.layout import (
 from ppl_vae.pairs.moments import center, spread
 from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import Batch, num_rows, tensors_of, trace_programs
+from ppl_vae.pairs.supports import require_inside, without_draws_outside
 from ppl_vae.pairs.traces import Site, Trace, elementwise, innermost, present
 
 
@@ -88,6 +89,7 @@ def sample_rows(
 
     Raises:
         LayoutChangedError: The programs have other sites on this batch than the layout.
+        PairError: A draw is outside of the model's support.
     """
     if num_samples > 1 and not layout.vectorizes:
         parts = [
@@ -104,6 +106,8 @@ def sample_rows(
         return _stack(parts)
     model_trace, guide_trace = _run(pair, layout, batch, num_samples, values, as_seen)
     layout.require(model_trace, guide_trace)
+    if values is None:
+        require_inside(model_trace, layout)
     n = num_rows(batch)
 
     def total(trace: Trace, names: tuple[str, ...]) -> Tensor:
@@ -117,6 +121,8 @@ def sample_rows(
     else:
         log_likelihood = total(model_trace, layout.observed)
         log_prior = total(model_trace, layout.latents)
+    if values is None:
+        log_prior = without_draws_outside(log_prior, model_trace, layout, num_samples, n)
     return RowDensities(
         latents={
             name: rows_first(model_trace.nodes[name], layout, num_samples, n)
@@ -178,11 +184,7 @@ def _contracted(
     terms: OrderedDict[frozenset[str], list[Any]] = OrderedDict()
     for name in (n for n in trace.nodes if n in names):
         site = trace.nodes[name]
-        if inner_scale(site, layout) != 1.0:
-            raise PairError(
-                f"site '{name}' is in a subsampled plate inside of a row, and a latent of the model is summed "
-                "out: the sum needs the whole row; give the plate no subsample_size"
-            )
+        require_whole_row(name, site, layout)
         term = factor_of(site, name in layout.enumerated)
         frames = [f for f in site["cond_indep_stack"] if f.vectorized]
         ordinal = frozenset(trace.plate_to_symbol[f.name] for f in frames)
@@ -191,6 +193,20 @@ def _contracted(
     contracted = contract_tensor_tree(terms, sum_dims)
     dense = [packed.unpack(t, trace.symbol_to_dim) for ts in contracted.values() for t in ts]
     return torch.stack([sum_to_rows(t, layout, num_samples, n) for t in dense]).sum(0)
+
+
+def require_whole_row(name: str, site: Site, layout: Layout) -> None:
+    """Raises an error if a row subsamples a site, where latents of the model are summed out.
+
+    Raises:
+        PairError: It does. The sum over latents is not linear in log densities, so a weight makes no whole of a
+            part.
+    """
+    if inner_scale(site, layout) != 1.0:
+        raise PairError(
+            f"site '{name}' is in a subsampled plate inside of a row, and a latent of the model is summed out: "
+            "the sum needs the whole row; give the plate no subsample_size"
+        )
 
 
 def factor_of(site: Site, enumerated: bool) -> Any:

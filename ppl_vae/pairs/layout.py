@@ -15,7 +15,7 @@ from ppl_vae.pairs.traces import (
     Trace,
     kind_of,
     mask_kind,
-    possible_density_sites,
+    observed_sites,
     sample_sites,
     unscaled,
 )
@@ -47,6 +47,7 @@ def signature_of(model_trace: Trace, guide_trace: Trace) -> Signature:
         >>> signature_of(trace(torch.zeros(3)), trace(torch.zeros(2)))[0]
         ('model', 'x', True, 'Normal', 0, True, (('data', -1),))
     """
+    seen = observed_sites(model_trace)  # a guide that runs the model may show or hide them
     return tuple(
         (
             program,
@@ -63,7 +64,7 @@ def signature_of(model_trace: Trace, guide_trace: Trace) -> Signature:
         )
         for program, sites in (
             ("model", sample_sites(model_trace)),
-            ("guide", possible_density_sites(guide_trace)),
+            ("guide", {n: s for n, s in sample_sites(guide_trace).items() if n not in seen}),
         )
         for name, site in sites.items()
     )
@@ -88,6 +89,7 @@ class Layout:
         vectorizes: Whether one run can hold many samples; if not, samples are drawn in a loop.
         discrete: Those of `draws` that have probabilities, not densities.
         factors: The guide's `pyro.factor` sites that are part of log q, in or outside of the plate.
+        unsure: Latents whose draws may lie outside of the model's support: see `may_leave_support`.
         signature: That of the traces that the layout was found on; empty if that is not known.
     """
 
@@ -104,6 +106,7 @@ class Layout:
     vectorizes: bool
     discrete: tuple[str, ...] = ()
     factors: tuple[str, ...] = ()
+    unsure: tuple[str, ...] = ()
     signature: Signature = field(default=(), compare=False, repr=False)
 
     @property

@@ -28,6 +28,7 @@ from ppl_vae.pairs.row_parameters import parameters_by_row
 from ppl_vae.pairs.row_plate import find_rows, sites_of_rows
 from ppl_vae.pairs.sources import sharing_draws, sources_of, trace_tracked
 from ppl_vae.pairs.subsampling import Trial
+from ppl_vae.pairs.supports import may_leave_support
 from ppl_vae.pairs.traces import (
     Site,
     Trace,
@@ -121,6 +122,7 @@ def find_layout(pair: Pair, batch: Batch, traces: tuple[Trace, Trace] | None = N
             vectorizes=True,
             discrete=tuple(n for n in draws if n in in_plate and is_discrete(guide_trace.nodes[n])),
             factors=factors,
+            unsure=may_leave_support(model_trace, guide_trace),
             signature=signature_of(model_trace, guide_trace),
         )
         return replace(layout, vectorizes=_vectorizes(pair, layout, batch))

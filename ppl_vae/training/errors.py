@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch.distributions import kl_divergence
 
 from ppl_vae.checks import rows_not_finite
 from ppl_vae.objectives import Loss
-from ppl_vae.pairs import first_bad_site, observed_sites
+from ppl_vae.pairs import first_bad_site, latent_sites, observed_sites
 from ppl_vae.training.progress import Progress
 
 
@@ -40,6 +41,8 @@ def divergence(
     """
     site = None if loss is None else first_bad_site(loss.traces)
     where = f"the first site that is not finite is {site[1]}" if site else "all sites are finite"
+    if site is None and loss is not None and (name := _infinite_kl(loss)):
+        where = f"the KL of '{name}' is infinite: the guide draws where the prior is 0"
     advice = "A smaller learning rate, clip_grad_norm, or a bounded scale may help"
     for model_trace, _ in loss.traces if loss is not None else []:
         data = observed_sites(model_trace).get(site[0]) if site else None
@@ -56,6 +59,19 @@ def divergence(
         progress.step,
         site[0] if site else None,
     )
+
+
+def _infinite_kl(loss: Loss) -> str | None:
+    """The first latent whose analytic KL is infinite, though the densities at its draws are finite."""
+    for model_trace, guide_trace in loss.traces:
+        for name, site in latent_sites(model_trace).items():
+            try:
+                kl = kl_divergence(guide_trace.nodes[name]["fn"], site["fn"])
+            except (KeyError, NotImplementedError):
+                continue
+            if bool(torch.isinf(kl).any()):
+                return str(name)
+    return None
 
 
 def read_only_once(name: str, epoch: int) -> ValueError:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from ppl_vae.capture import RECORD_AFTER, CapturedLoss, CaptureError
 from ppl_vae.objectives import Loss, Resolved, no_gradient
-from ppl_vae.pairs import Batch, Layouts, Pair, num_rows
+from ppl_vae.pairs import Batch, Layouts, Pair, PairError, first_line, num_rows
 from ppl_vae.runtime import random_state, set_random_state
 from ppl_vae.training.errors import DivergenceError, divergence
 from ppl_vae.training.processes import Processes
@@ -145,6 +145,7 @@ class Step:
 
     def __post_init__(self) -> None:
         self.leaves = list(self.parameters.values())
+        self._fewest: int | None = None  # rows of the batches that Pyro has run
 
     def __call__(
         self,
@@ -213,14 +214,15 @@ class Step:
 
     def _loss(self, batch: Batch, beta: float, progress: Progress) -> Loss:
         try:
-            return self.objective.loss(self.layouts, batch, beta)
+            loss = self.objective.loss(self.layouts, batch, beta)
         except Exception as error:
             error.add_note(f"while training, at step {progress.step + 1}")
-            if num_rows(batch) == 1:
-                error.add_note(
-                    "the batch has one row: another batch_size, or drop_last=True, avoids that"
-                )
-            raise
+            rows = num_rows(batch)
+            if self._fewest is None or rows >= self._fewest or isinstance(error, PairError):
+                raise
+            raise PairError(_of_a_small_batch(rows, self._fewest, error, progress)) from error
+        self._fewest = min(num_rows(batch), self._fewest or num_rows(batch))
+        return loss
 
     def _check_and_clip(self, loss: Loss | None, progress: Progress) -> None:
         gradients = [leaf.grad for leaf in self.leaves if leaf.grad is not None]
@@ -238,3 +240,14 @@ class Step:
 
     def _diverged(self, what: str, loss: Loss | None, progress: Progress) -> DivergenceError:
         return divergence(what, loss, self.layouts.known[0].dim, progress, self.folder)
+
+
+def _of_a_small_batch(rows: int, before: int, error: Exception, progress: Progress) -> str:
+    """The message for a program that raises on a batch of fewer rows than all batches before."""
+    few = "1 row" if rows == 1 else f"{rows} rows"
+    return (
+        f"batch {progress.step_in_epoch} of epoch {progress.epoch + 1} (counted from 0) has {few}, on which "
+        f"the pair does not run in training ({first_line(error)}); it runs on {before} rows. Choose another "
+        "batch_size, or leave out a last batch that is small (drop_last=True of a DataLoader); squeeze() "
+        "without a dimension and batch norm, for example, need more than one row"
+    )
