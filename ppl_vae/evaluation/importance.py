@@ -111,13 +111,15 @@ def _evaluate(
         total = session.num_rows or num_rows(session.first)
         num_chunks = math.ceil(total / rows) * math.ceil(num_samples / samples)
         sampler = ImportanceSampler(session.pair, session.layouts, num_chunks, capture, samples)
-        discrete: dict[tuple[str, ...], FiniteLatents | None] = {}
+        summed: dict[tuple[str, ...], FiniteLatents] = {}
+        drawn: dict[str, None] = {}
         for chunk in session.chunks(rows, "evaluate"):
             layout, finite = sampler.discrete(chunk)
-            if discrete.setdefault(layout.discrete, finite) is not None and finite is None:
-                discrete[layout.discrete] = None
-            drawn = finite is None and bool(layout.discrete)
-            parts.append(_evaluate_rows(sampler, chunk, num_samples, samples, finite, drawn))
+            is_drawn = finite is None and bool(layout.discrete)
+            drawn |= dict.fromkeys(layout.discrete if is_drawn else ())
+            if finite is not None:
+                summed.setdefault(layout.discrete, finite)
+            parts.append(_evaluate_rows(sampler, chunk, num_samples, samples, finite, is_drawn))
             counts.add(chunk)
         points = dict.fromkeys(name for layout in session.layouts.known for name in layout.points)
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -127,7 +129,7 @@ def _evaluate(
     names = ", ".join(f"'{name}'" for name in points)
     missing = f"not defined, because the guide gives a point for {names}" if points else ""
     drawn_rows = joined.pop("drawn")
-    notes, cautions = _describe(session, discrete, int(drawn_rows.sum()), len(drawn_rows))
+    notes, cautions = _describe(session, summed, drawn, drawn_rows)
     rate, distortion = joined["rate"], joined["distortion"]
     return Evaluation(
         elbo=Estimate(-(rate + distortion)),
@@ -207,16 +209,18 @@ def _run_once(session: Session) -> None:
 
 
 def _describe(
-    session: Session, discrete: dict[tuple[str, ...], FiniteLatents | None], drawn: int, n: int
+    session: Session,
+    summed: dict[tuple[str, ...], FiniteLatents],
+    drawn: Iterable[str],
+    drawn_rows: Tensor,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """How to read the result, and reasons not to trust it, once all rows have been seen.
 
     Args:
         session: The opened pair.
-        discrete: The discrete latents of each kind of rows, and how they are summed over; None if they are
-            drawn.
-        drawn: The number of rows that have such latents, of
-        n: rows.
+        summed: Discrete latents that are summed over, and how.
+        drawn: Discrete latents that are drawn.
+        drawn_rows: Which rows have them, `(n,)`.
     """
     notes, doubts = [], []
     shared = dict.fromkeys(name for layout in session.layouts.known for name in layout.shared)
@@ -225,25 +229,21 @@ def _describe(
             f"sites {_quoted(shared)} belong to all rows: they are drawn from the guide, and log p(x) is the "
             "log predictive density under it; the ELBO of a row leaves out their KL"
         )
-    for latents, finite in discrete.items():
-        if finite is not None:
-            what = (
-                "log p(x), ELBO, rate and distortion are exact"
-                if finite.alone
-                else "every sample of the other latents is drawn for each of them"
-            )
-            notes.append(
-                f"latents {_quoted(latents)} are summed over their {finite.count} joint values, not drawn: "
-                + what
-            )
-    if drawn:
-        latents = dict.fromkeys(
-            name for names, finite in discrete.items() if finite is None for name in names
+    for latents, finite in summed.items():
+        what = (
+            "log p(x), ELBO, rate and distortion are exact"
+            if finite.alone
+            else "every sample of the other latents is drawn for each of them"
         )
+        count = finite.count
+        notes.append(
+            f"latents {_quoted(latents)} are summed over their {count} joint values, not drawn: {what}"
+        )
+    if drawn:
         doubts.append(
-            f"latents {_quoted(latents)} are discrete and are drawn, as their values are too many to sum over, "
+            f"latents {_quoted(drawn)} are discrete and are drawn, as their values are too many to sum over, "
             "or not the same ones in both programs: log p(x) leaves out what the guide does not draw, and "
-            f"k-hat does not see it, so that {drawn} of {n} rows count as unreliable"
+            f"k-hat does not see it, so that {int(drawn_rows.sum())} of {len(drawn_rows)} rows count as unreliable"
         )
     findings = session.findings
     return (*notes, *findings.notes), (*findings.doubts, *doubts, *findings.biases)
