@@ -21,10 +21,11 @@ from ppl_vae import (
     evaluate,
     fit,
     inference_gaps,
+    to_arviz,
 )
 from ppl_vae.checks import PairWarning
 
-SAMPLES = {"num_samples": 500, "seed": 0}
+SAMPLES: dict[str, Any] = {"num_samples": 500, "seed": 0}
 
 
 class Half(nn.Module):
@@ -102,6 +103,12 @@ def test_chains_from_a_narrow_guide_miss_as_much() -> None:
     assert NARROW in found.warnings[0]
     from_prior = annealed_importance_sampling(pair, None, HALF, num_chains=2, num_steps=3)
     assert not from_prior.cautions
+
+
+def test_arviz_data_keep_the_warnings() -> None:
+    pair = Half()
+    data = to_arviz(pair, pair.guide, [WHOLE, HALF], num_draws=2, num_samples=20)
+    assert NARROW in data.attrs["warnings"]
 
 
 @pytest.mark.parametrize("order", ORDERS)

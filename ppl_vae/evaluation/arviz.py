@@ -314,6 +314,9 @@ def _assemble(groups: Groups, evaluation: Evaluation) -> Any:
         "arviz_version": version,
         "importance_samples": evaluation.num_samples,
     }
+    for name in ("notes", "warnings"):  # of log p(x), which the data hold
+        if texts := getattr(evaluation, name):
+            attrs[name] = "\n".join(texts)
     order = ("posterior", "posterior_predictive", "prior", "prior_predictive")
     datasets: dict[str, Any] = {
         group: _dataset(groups[group], attrs)

@@ -114,13 +114,15 @@ def _evaluate(
         total = session.num_rows or num_rows(session.first)
         num_chunks = math.ceil(total / rows) * math.ceil(num_samples / samples)
         sampler = ImportanceSampler(session.pair, session.layouts, num_chunks, capture, samples)
-        discrete: dict[tuple[str, ...], FiniteLatents | None] = {}
+        summed: dict[tuple[str, ...], FiniteLatents] = {}
+        drawn: dict[str, None] = {}
         for chunk in session.chunks(rows, "evaluate"):
             layout, finite = sampler.discrete(chunk)
-            if discrete.setdefault(layout.discrete, finite) is not None and finite is None:
-                discrete[layout.discrete] = None
-            drawn = finite is None and bool(layout.discrete)
-            part = _evaluate_rows(sampler, chunk, num_samples, samples, finite, drawn)
+            is_drawn = finite is None and bool(layout.discrete)
+            drawn |= dict.fromkeys(layout.discrete if is_drawn else ())
+            if finite is not None:
+                summed.setdefault(layout.discrete, finite)
+            part = _evaluate_rows(sampler, chunk, num_samples, samples, finite, is_drawn)
             if points.add(layout, num_rows(chunk)):
                 for name in ("log_likelihood", "error", "ess", "khat"):
                     part[name] = torch.full_like(part[name], math.nan)
@@ -128,7 +130,7 @@ def _evaluate(
             counts.add(chunk)
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     drawn_rows = joined.pop("drawn")
-    notes, cautions = _describe(session, discrete, int(drawn_rows.sum()), len(drawn_rows))
+    notes, cautions = _describe(session, summed, drawn, drawn_rows)
     rate, distortion = joined["rate"], joined["distortion"]
     return Evaluation(
         elbo=Estimate(-(rate + distortion)),
@@ -243,16 +245,18 @@ def _run_once(session: Session) -> None:
 
 
 def _describe(
-    session: Session, discrete: dict[tuple[str, ...], FiniteLatents | None], drawn: int, n: int
+    session: Session,
+    summed: dict[tuple[str, ...], FiniteLatents],
+    drawn: Iterable[str],
+    drawn_rows: Tensor,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """How to read the result, and reasons not to trust it, once all rows have been seen.
 
     Args:
         session: The opened pair.
-        discrete: The discrete latents of each kind of rows, and how they are summed over; None if they are
-            drawn.
-        drawn: The number of rows that have such latents, of
-        n: rows.
+        summed: Discrete latents that are summed over, and how.
+        drawn: Discrete latents that are drawn.
+        drawn_rows: Which rows have them, `(n,)`.
     """
     notes: list[str] = []
     doubts: list[str] = []
@@ -262,12 +266,12 @@ def _describe(
             f"sites {_quoted(shared)} belong to all rows: they are drawn from the guide, and log p(x) is the "
             "log predictive density under it; the ELBO of a row leaves out their KL"
         )
-    for latents, finite in discrete.items():
+    for latents, finite in summed.items():
         notes += notes_on_discrete(latents, finite)[0]
     if drawn:
-        without = [name for names, found in discrete.items() if found is None for name in names]
-        _, (doubt,) = notes_on_discrete(dict.fromkeys(without), None)
-        doubts.append(f"{doubt}, so that {drawn} of {n} rows count as unreliable")
+        _, (doubt,) = notes_on_discrete(drawn, None)
+        count, n = int(drawn_rows.sum()), len(drawn_rows)
+        doubts.append(f"{doubt}, so that {count} of {n} rows count as unreliable")
     findings = session.findings
     return (*notes, *findings.notes), (*findings.doubts, *doubts, *findings.biases)
 
