@@ -247,7 +247,7 @@ def _run_once(session: Session) -> None:
 def _describe(
     session: Session,
     summed: dict[tuple[str, ...], FiniteLatents],
-    drawn: Iterable[str],
+    drawn: Collection[str],
     drawn_rows: Tensor,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """How to read the result, and reasons not to trust it, once all rows have been seen.
