@@ -240,10 +240,11 @@ def _describe(
             f"latents {_quoted(latents)} are summed over their {count} joint values, not drawn: {what}"
         )
     if drawn:
+        count = int(drawn_rows.sum())
         doubts.append(
             f"latents {_quoted(drawn)} are discrete and are drawn, as their values are too many to sum over, "
             "or not the same ones in both programs: log p(x) leaves out what the guide does not draw, and "
-            f"k-hat does not see it, so that {int(drawn_rows.sum())} of {len(drawn_rows)} rows count as unreliable"
+            f"k-hat does not see it, so that {count} of {len(drawn_rows)} rows count as unreliable"
         )
     findings = session.findings
     return (*notes, *findings.notes), (*findings.doubts, *doubts, *findings.biases)
