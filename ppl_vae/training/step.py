@@ -246,8 +246,8 @@ def _of_a_small_batch(rows: int, before: int, error: Exception, progress: Progre
     """The message for a program that raises on a batch of fewer rows than all batches before."""
     few = "1 row" if rows == 1 else f"{rows} rows"
     return (
-        f"batch {progress.step_in_epoch} of epoch {progress.epoch + 1} (counted from 0) has {few}, on which the "
-        f"pair does not run in training ({first_line(error)}); it runs on {before} rows. Choose another "
-        "batch_size, or leave out a last batch that is small (drop_last=True of a DataLoader); squeeze() without "
-        "a dimension and batch norm, for example, need more than one row"
+        f"batch {progress.step_in_epoch} of epoch {progress.epoch + 1} (counted from 0) has {few}, on which "
+        f"the pair does not run in training ({first_line(error)}); it runs on {before} rows. Choose another "
+        "batch_size, or leave out a last batch that is small (drop_last=True of a DataLoader); squeeze() "
+        "without a dimension and batch norm, for example, need more than one row"
     )
