@@ -476,6 +476,11 @@ class Pictures(nn.Module):
 def test_a_list_of_numbers_or_of_other_vectors_is_a_list_of_rows() -> None:
     assert ppl_vae.evaluate(Model(), Guide(), list(FLOAT64), num_samples=2).num_rows == 12
     assert equal(rows(list(LABELS)), LABELS)
+    dicts = [{"x": row, "name": f"row {i}"} for i, row in enumerate(FLOAT64)]
+    assert ppl_vae.evaluate(Model(), Guide(), dicts, num_samples=2).num_rows == 12
+    assert equal(rows(dicts), rows(list(FLOAT64)))
+    both = [{"y": label, "x": row} for row, label in zip(FLOAT64, FLOAT64[:, :2], strict=True)]
+    assert equal(rows(both, of_two), rows(FLOAT64), rows(FLOAT64[:, :2]))
 
 
 class RowByRow:
@@ -516,6 +521,10 @@ def test_a_list_read_the_other_way_is_told_how_it_was_read(call: Callable[..., A
         assert f"each taken as a batch of 4 rows: if each is a row, pass {stack}(x)" in said
     said = refusal(call, scalar, ScalarGuide(), list(FLOAT64))
     assert "taken as 12 rows: if they are batches, pass numpy.concatenate(x)" in said
+    said = refusal(call, scalar, ScalarGuide(), [{"x": row} for row in FLOAT64])
+    assert "pass {k: numpy.concatenate([d[k] for d in x]) for k in x[0]}" in said
+    said = refusal(call, Model(), Guide(), [{"x": row} for row in X])
+    assert "each taken as a batch of 3 rows: if each is a row, pass {k: torch.stack(" in said
 
 
 def test_fit_em_says_it_too() -> None:

@@ -32,6 +32,8 @@ EVIDENCE = dist.MultivariateNormal(torch.zeros(3), LOADINGS.T @ LOADINGS + torch
 SELECT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "index_select": lambda x, index: x.index_select(0, index),
     "x[index]": lambda x, index: x[index],
+    "index_select by name": lambda x, index: torch.index_select(input=x, dim=0, index=index),
+    "take": lambda x, index: torch.stack([torch.take(column, index) for column in x.T], 1),
     "subsample": lambda x, index: pyro.subsample(x, event_dim=1),
 }
 
@@ -467,6 +469,7 @@ def test_data_that_are_no_argument(part: int) -> None:
     "rows",
     [
         lambda x, index: x[index.tolist()],
+        lambda x, index: x[index.numpy()],
         lambda x, index: torch.stack([x[i.item()] for i in index]),
         lambda x, index: x[index] + index / 100,
     ],
@@ -474,7 +477,8 @@ def test_data_that_are_no_argument(part: int) -> None:
 def test_indices_as_numbers(rows: Any) -> None:
     """What a program does with them cannot be followed."""
     pair = scalar(lambda x: pyro.plate("data", len(x), subsample_size=5), rows)
-    with pytest.raises(PairError, match="are used for more than to select rows"):
+    words = r'used otherwise than in x\[index\]. .* write pyro.plate\("data", len\(x\)\) and use x in place'
+    with pytest.raises(PairError, match=words):
         ppl_vae.evaluate(*pair, torch.randn(20), num_samples=5)
 
 
@@ -562,7 +566,11 @@ def test_what_indices_select_from() -> None:
         (lambda: x.index_select(1, index), {4}),
         (lambda: x.index_select(dim=-1, index=index), {6}),
         (lambda: torch.index_select(x, 2, index), {5}),
+        (lambda: torch.index_select(input=x, dim=2, index=index), {5}),
         (lambda: x[0, 0].gather(0, index[:, None]), {5}),
+        (lambda: torch.gather(input=x[0, 0], dim=1, index=index[:, None]), {6}),
+        (lambda: x[:, 0, 0, 0].take(index), {3}),
+        (lambda: torch.take(x, index), {0}),
         (lambda: torch.nn.Embedding(7, 2)(index), {7}),
         (lambda: x[index.long().clone() + 1], {3}),
         (lambda: x[[True, False, True]][index], {2}),

@@ -56,14 +56,14 @@ class Batches:
 
     If there are more arrays than the model takes (usually labels), only the first ones are kept: one for each
     argument without a default, and for each argument right after these whose default is None (`y=None`). Other
-    arguments (`annealing=1.0`) are options, not data; so are those after `*`, because programs are called by
-    position. Each argument gets one tensor: tuples and dicts are not nested. What is no array, such as names of
-    rows, is left out where the model does not need it. So is what a dict holds under other keys than the names
-    of the model's arguments.
+    arguments (`annealing=1.0`) are options, not data, and so are arguments after `*`, because programs are
+    called by position. Each argument gets one tensor: tuples and dicts are not nested. Parts that are not
+    arrays (names of rows), where the model does not need them, and keys of a dict that are not arguments of the
+    model are ignored.
 
     A list of tensors is a list of batches, unless each is a single number; a list of vectors of another
-    library, all of one length, is a list of rows. Sparse arrays are refused, because dense ones may not fit in
-    memory.
+    library, all of one length, is a list of rows. The same holds for lists of dicts of them. Sparse arrays are
+    refused, because dense ones may not fit in memory.
 
     Args:
         x: The data.

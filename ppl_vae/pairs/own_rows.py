@@ -55,7 +55,7 @@ def take_all_rows(pair: Pair, batch: Batch) -> bool:
     with_fewer = trials[num_rows(fewer)]
     follows = with_fewer.met.get(rows, new[rows])[0] == with_fewer.rows
     draws = part != size
-    _require_rows_given(rows, new[rows], trials[n])
+    _require_rows_given(rows, new[rows], trials[n], follows)
     takes_all = size == n and (follows or draws)
     if takes_all and not (follows and with_fewer.uses.get(rows, set()) <= {with_fewer.rows}):
         pair.keeps_rows, plates.only = True, n
@@ -76,18 +76,29 @@ def _replayed(pair: Pair) -> Program:
     return run
 
 
-def _require_rows_given(name: str, plate: tuple[int, int], trial: Trial) -> None:
-    """Raises a PairError if the indices of the plate over rows select from more than the rows given."""
+def _require_rows_given(name: str, plate: tuple[int, int], trial: Trial, follows: bool) -> None:
+    """Raises a PairError if the indices of the plate over rows select from more than the rows given.
+
+    Args:
+        name: The plate.
+        plate: Its size, and how many it draws.
+        trial: What was seen on the rows.
+        follows: Whether its size is the number of rows given.
+    """
     size, part = plate
     uses = trial.uses.get(name, set())
     others = uses - ({trial.rows} if size == trial.rows else set())
     if not others:
         return
-    other = max(others)
-    what = f"select from {other} rows" if other else "are used for more than to select rows"
+    write = "len(x)" if follows else f"{size}, subsample_size=len(x)"
+    remedy = f'write pyro.plate("{name}", {write}) and use x in place of x[index]'
+    if not max(others):
+        raise PairError(
+            f"plate '{name}' draws {part} of {size} rows, and its indices are used otherwise than in x[index]. "
+            f"Here fit and evaluate choose the rows: {remedy}"
+        )
     raise PairError(
-        f"plate '{name}' draws {part} of {size} rows, and its indices {what}, while the programs are given "
-        f"{trial.rows} rows: here fit and evaluate choose the rows. Select from the arguments only, or write "
-        f'pyro.plate("{name}", x.shape[0]) and use x as it is; a guide with parameters for each row also '
-        "needs an attribute keeps_rows = True, to get all rows at once"
+        f"plate '{name}' draws {part} of {size} rows, and its indices select from {max(others)} rows, while "
+        f"the programs are given {trial.rows} rows. Here fit and evaluate choose the rows: {remedy}. A guide "
+        "with parameters for each row also needs an attribute keeps_rows = True, to get all rows at once"
     )

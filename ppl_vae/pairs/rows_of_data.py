@@ -173,9 +173,12 @@ def _read_sequence(x: Sequence[Any], arguments: DataArguments, name: str) -> Row
     if all(map(is_array, x)):
         return _read_arrays(x, arguments, name)
     if is_array(leaf) or isinstance(leaf, Mapping):
-        if not is_array(x[0]):
+        found = None
+        if all(isinstance(part, Mapping) for part in x):
+            found = _read_dicts(x, arguments, name)
+        if not (is_array(x[0]) or (found is not None and found.rows is not None)):
             _refuse_single_rows(x[0], name)
-        return RowsOfData(None)
+        return found or RowsOfData(None)
     raise TypeError(f"{name} is a {type(x).__name__} of {type(leaf).__name__}; {_EXPECTED}")
 
 
@@ -194,6 +197,37 @@ def _read_arrays(x: Sequence[Any], arguments: DataArguments, name: str) -> RowsO
         return RowsOfData(torch.stack(tensors), doubt)
     doubt = (
         f"{what}, each taken as a batch of {shape[0]} rows: if each is a row, pass {stack}({name})"
+    )
+    return RowsOfData(None, doubt)
+
+
+def _read_dicts(x: Sequence[Mapping[Any, Any]], arguments: DataArguments, name: str) -> RowsOfData:
+    """A list of dicts of arrays, read as a list of arrays is."""
+    keys = [key for key in arguments.names or () if key in x[0]]
+    columns = {key: [part.get(key) for part in x] for key in keys}
+    parts = [part for column in columns.values() for part in column]
+    if not parts or not all(map(is_array, parts)):
+        return RowsOfData(None)
+    tensors = {
+        key: [
+            as_tensor(part, f"{name}[{i}][{key!r}]", arguments.dtype)
+            for i, part in enumerate(column)
+        ]
+        for key, column in columns.items()
+    }
+    shapes = {key: {tuple(t.shape) for t in column} for key, column in tensors.items()}
+    if any(len(found) > 1 for found in shapes.values()):
+        return RowsOfData(None)
+    shape = next(iter(shapes[keys[0]]))
+    what = f"{name} is a list of {len(x)} dicts with arrays of shape {shape}"
+    stack, join = _joined_by(parts[0])
+    one = "{k: %s([d[k] for d in x]) for k in x[0]}".replace("x", name)
+    if all(t[0].dim() == 1 and not isinstance(columns[k][0], Tensor) for k, t in tensors.items()):
+        doubt = f"{what}, taken as {len(x)} rows: if they are batches, pass {one % join}"
+        rows = {key: torch.stack(column) for key, column in tensors.items()}
+        return RowsOfData(_batch(rows, arguments, name), doubt)
+    doubt = (
+        f"{what}, each taken as a batch of {shape[0]} rows: if each is a row, pass {one % stack}"
     )
     return RowsOfData(None, doubt)
 

@@ -52,7 +52,7 @@ class Subsampling:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Sees to the plates that are made inside.
+        """Makes plates that are to take all rows without their `subsample_size`.
 
         A handler could choose a plate's indices, but not how many they are: Pyro compares their number with
         the `subsample_size` that the plate was given, and weights by it. So a plate that takes all is made
@@ -230,9 +230,14 @@ def _selected(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> int | N
             after = sum(part is not None for part in key[place:])
             return int(args[0].shape[args[0].dim() - after])
         return int(args[0].shape[sum(part is not None for part in key[:place])])
-    if name in ("index_select", "gather") and not isinstance(args[0], Indices):
+    if name in ("index_select", "gather", "take"):
+        source = kwargs["input"] if "input" in kwargs else args[0]
+        if isinstance(source, Indices):
+            return None
+        if name == "take":  # of a tensor with more dimensions, it selects single numbers
+            return len(source) if source.dim() == 1 else 0
         dim = kwargs["dim"] if "dim" in kwargs else args[1]
-        return int(args[0].shape[dim])
+        return int(source.shape[dim])
     if name == "embedding":
         return len(kwargs["weight"] if "weight" in kwargs else args[1])
     return None
