@@ -289,7 +289,7 @@ def _gaps_of_rows(
     finite = finite_latents(pair, layout, batch)
     amortized = _bounds(layout, pair, batch, num_samples, chunk, finite)
     best = _bounds(layout, family.pair(pair), batch, num_samples, chunk, finite)
-    # The best q of other latents suits the likely values of summed ones; given a rare one, it may be too narrow.
+    # The best q of other latents suits likely values of summed ones, and may be too narrow for rare ones.
     doubtful = best["heavy"] if finite is None else torch.ones_like(best["heavy"])
     better = ~(doubtful & (amortized["khat"] < best["khat"]))
     part = {k: torch.where(better, best[k], amortized[k]) for k in ("sampled", "error", "heavy")}
