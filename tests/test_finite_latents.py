@@ -321,6 +321,31 @@ def test_gaps_sum_over_them_with_continuous_latents() -> None:
     assert float((found.elbo.values - elbo).abs().max()) < 6 * float(found.elbo_error.max())
 
 
+def test_gaps_weigh_rare_values_by_a_wide_guide() -> None:
+    """x = z + 4 c + noise, and the guide's z knows nothing of c: its best q is narrow, at one of two modes."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Bernoulli(0.4))
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z + 4 * c, 0.3), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("c", dist.Bernoulli(logits=torch.full((len(x),), -4.0)))
+            pyro.sample("z", dist.Normal(0.0 * x, 2.0))
+
+    x = torch.tensor([1.9, 2.0])
+    found = inference_gaps(model, guide, x, num_samples=2000, max_steps=100, seed=0)
+    spread = (1 + 0.3**2) ** 0.5
+    zero = math.log(0.6) + dist.Normal(0.0, spread).log_prob(x)
+    exact = torch.logaddexp(zero, math.log(0.4) + dist.Normal(4.0, spread).log_prob(x))
+    off = (found.log_likelihood.values - exact).abs()
+    assert bool((off < 5 * found.log_likelihood_error).all())
+    assert float(off.max()) < 0.15
+    assert not found.unreliable.any()
+
+
 def test_too_many_values_are_unreliable() -> None:
     """100 components with a continuous latent, and a Poisson latent: what is not drawn is not seen."""
     pair = Mixed(True, sizes=100)

@@ -200,7 +200,7 @@ def inference_gaps(
     guide's own q; its ELBO is then estimated with fresh samples. log p(x) comes from the first available of:
     `truth`; the model's `log_evidence(x)`; importance sampling from q*, or from the guide for rows where q*
     is unreliable and the guide has a smaller Pareto k-hat. Discrete latents with few values are summed over,
-    as `evaluate` does.
+    as `evaluate` does, and each row's log p(x) comes from the one of smaller k-hat.
 
     Args:
         model: Pyro program of p(x, z). Its weights do not change.
@@ -307,7 +307,9 @@ def _gaps_of_rows(
     result = maximize(pair, layout, batch, family, num_samples=STEP_SAMPLES, max_steps=max_steps)
     amortized = _bounds(layout, pair, batch, num_samples, chunk, finite)
     best = _bounds(layout, family.pair(pair), batch, num_samples, chunk, finite)
-    better = ~(best["heavy"] & (amortized["khat"] < best["khat"]))
+    # The best q of other latents suits likely values of summed ones, and may be too narrow for rare ones.
+    doubtful = best["heavy"] if finite is None else torch.ones_like(best["heavy"])
+    better = ~(doubtful & (amortized["khat"] < best["khat"]))
     part = {k: torch.where(better, best[k], amortized[k]) for k in ("sampled", "error", "heavy")}
     part |= {"elbo": amortized["elbo"], "elbo_error": amortized["elbo_error"]}
     part |= {"best_elbo": best["elbo"], "best_elbo_error": best["elbo_error"]}

@@ -35,6 +35,9 @@ _POINTS = 1000
 """Rows whose draws are compared with the aggregate posterior."""
 
 
+_NO_DENSITY = "so that one row's latents have no known density under another row's posterior"
+
+
 class Information(NamedTuple):
     """What `aggregate_information` finds.
 
@@ -227,7 +230,6 @@ def aggregate_information(session: Session, draws: RowDraws, size: int) -> Infor
         return _unknown(
             count,
             f"the guide computes '{own_way[0]}' from a draw in a way of its own for each row",
-            "so that one row's latents have no known density under another row's posterior",
         )
     log_guide, log_prior = (values.cpu() for values in draws.densities)
     done = 0
@@ -243,11 +245,7 @@ def aggregate_information(session: Session, draws: RowDraws, size: int) -> Infor
                 try:
                     densities, there = _cross_density(session, batch, group)
                 except NoInverseError as error:
-                    return _unknown(
-                        count,
-                        error.why,
-                        "so that one row's latents have no known density under another row's posterior",
-                    )
+                    return _unknown(count, error.why)
                 group.add(here, densities.double().cpu(), there.cpu(), log_guide[group.rows])
     if not all(group.are_of_kinds for group in groups):
         return _unknown(
@@ -275,7 +273,7 @@ def aggregate_information(session: Session, draws: RowDraws, size: int) -> Infor
     return Information(Estimate(information[order]), Estimate(marginal[order]), most, (note,))
 
 
-def _unknown(count: int, why: str, so: str) -> Information:
+def _unknown(count: int, why: str, so: str = _NO_DENSITY) -> Information:
     """Numbers that are not known, and the reason."""
     missing = Estimate(torch.full((count,), math.nan).double(), missing=f"not known, because {why}")
     note = f"mutual information and marginal KL are not known: {why}, {so}"
