@@ -213,7 +213,7 @@ def test_em_by_draws_counts_each_pixel_of_a_row(part: Tensor | None) -> None:
     model = OfPixels(part)
     steps = Draws(Pair(model, empty_guide), GradientSteps(), x, num_samples=3)
     q = torch.randn(3, 4, 1)
-    steps.expected_log_joint(x, q, 1.0).backward()  # type: ignore[no-untyped-call]
+    steps.expected_log_joint(x, q, 1.0).backward()
     of_shift = PIXELS * (x[:, :1] - q - 0.5).mean(0).sum()
     torch.testing.assert_close(model.loc.grad, (q - 0.3).mean(0).sum())
     torch.testing.assert_close(model.shift.grad, of_shift)

@@ -168,7 +168,7 @@ class Batches:
         elif isinstance(self._iterable, list | tuple):
             return min(map(num_rows, self.ordered(batch_size)), default=None)
         else:
-            sampler = getattr(self._iterable, "batch_sampler", None)
+            sampler: Any = getattr(self._iterable, "batch_sampler", None)
             if isinstance(sampler, list | tuple):
                 return min(map(len, sampler), default=None)
             if getattr(type(sampler), "__iter__", None) is not BatchSampler.__iter__:

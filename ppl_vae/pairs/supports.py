@@ -56,7 +56,7 @@ def require_inside(model_trace: Trace, layout: Layout) -> None:
     Raises:
         PairError: A draw is outside.
     """
-    if get_proxy_mode() is not None:  # type: ignore[no-untyped-call]
+    if get_proxy_mode() is not None:
         return
     for name in layout.unsure:
         site = model_trace.nodes[name]
@@ -91,7 +91,7 @@ def without_draws_outside(
     log_prior: Tensor, model_trace: Trace, layout: Layout, num_samples: int, n: int
 ) -> Tensor:
     """log p(z) of rows, -inf where a recording finds a draw outside of the model's support."""
-    if get_proxy_mode() is None:  # type: ignore[no-untyped-call]
+    if get_proxy_mode() is None:
         return log_prior
     for name in (name for name in layout.unsure if name in layout.latents):
         outside = _outside(model_trace.nodes[name])
