@@ -130,3 +130,31 @@ def test_training_and_inference_with_all_rows() -> None:
     torch.testing.assert_close(found.log_likelihood.values, LOG_EVIDENCE, atol=0.05, rtol=0)
     diagnosis = ppl_vae.diagnose(fitted.model, fitted.guide, ROWS, seed=0)
     assert diagnosis.active_units == 1
+
+
+# -- a plate with the number of all rows ------------------------------------------------------------------
+
+
+def test_a_plate_of_all_rows_gets_them_at_once_or_tells_what_to_write() -> None:
+    rows = torch.randn(70)  # more than are checked first
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", 70):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        slope = pyro.param("slope", torch.tensor(0.5))
+        with pyro.plate("data", 70):
+            pyro.sample("z", dist.Normal(slope * x, 0.5**0.5))
+
+    truth = dist.Normal(0.0, 2**0.5).log_prob(rows)
+    found = evaluate(model, guide, rows, num_samples=3, seed=0)
+    torch.testing.assert_close(found.log_likelihood.values, truth, atol=1e-5, rtol=0)
+    fitted = fit(model, guide, rows, batch_size=70, max_epochs=1, seed=0)
+    assert fitted.epochs == 1
+    line = r'plate \'data\' has 70 elements, .* given 35 rows: write pyro.plate\("data", len\(x\)\)'
+    with pytest.raises(PairError, match=line):
+        fit(model, guide, rows, batch_size=35, max_epochs=1)
+    with pytest.raises(PairError, match="and the programs are given 64 rows"):
+        evaluate(model, guide, rows[:69], num_samples=3)

@@ -126,9 +126,8 @@ def compile_graph(graph: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
     Raises:
         RuntimeError: Inductor or the C++ compiler failed.
     """
-    with (
-        warnings.catch_warnings()
-    ):  # torch's, of its own code: they may be errors where a user works
+    # Torch warns of its own code, and warnings may be errors where a user works.
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import torch._inductor.config
         from torch._inductor.compile_fx import compile_fx

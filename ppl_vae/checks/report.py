@@ -35,6 +35,9 @@ _DTYPES = re.compile(
 )
 """How torch says that the dtypes of two tensors do not fit."""
 
+_OTHER_SIZE = re.compile(r"Shape mismatch inside plate\('(.+?)'\) .* dim -\d+, (\d+) vs (\d+)")
+"""How Pyro says that a plate has another size than a distribution inside."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -145,11 +148,20 @@ def mixes_devices(error: Exception) -> bool:
 
 
 def _own_rows(pair: Pair, batch: Batch, error: Exception) -> str:
-    """The remedy if a program may have drawn rows that it was not given; otherwise empty."""
+    """The remedy if a program may have drawn rows that it was not given, or has a plate of more; or empty."""
+    n = num_rows(batch)
+    other = _OTHER_SIZE.search(str(error))
+    if other is not None and int(other[3]) == n != int(other[2]):
+        name, size = other[1], other[2]
+        return (
+            f"; plate '{name}' has {size} elements, and the programs are given {n} rows: write "
+            f'pyro.plate("{name}", len(x)), or pyro.plate("{name}", {size}, subsample_size=len(x)) for a loss '
+            f"that stands for all {size} rows; or give all rows at once (in fit, batch_size={size})"
+        )
     if not isinstance(error, IndexError):
         return ""
     for name, (size, part) in pair.subsampling.met.items():
-        if size > num_rows(batch) and not pair.subsampling.takes_all.get(name, False):
+        if size > n and not pair.subsampling.takes_all.get(name, False):
             return drawn_rows(name, size, part)
     return ""
 

@@ -22,11 +22,13 @@ from ppl_vae.pairs import (
     Layout,
     Layouts,
     Pair,
+    PairError,
     Program,
     RowDensities,
     move,
     num_rows,
     parts_of,
+    runs_on_all_alone,
     sample_rows,
     take_rows,
 )
@@ -37,6 +39,9 @@ MEMORY_BUDGET = 64 * 2**20
 
 FIRST_ROWS = 64
 """Number of rows on which a pair is checked and its layout is found."""
+
+MOST_AT_ONCE = 10_000
+"""Most rows that are tried at once for a pair that does not run on the first ones."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,8 @@ def opened(
         x: The rows; all that `Batches` takes.
         seed: Seed for the draws; None draws from torch's global generator.
         progress: Whether to show progress bars; None shows them on a terminal.
-        whole: Use all rows as the first rows. A guide that keeps parameters for each row always gets all rows.
+        whole: Use all rows as the first rows. A guide that keeps parameters for each row always gets all rows,
+            and so does a pair that runs on all of them alone, such as one with a plate of their number.
         draws_start_at_seed: Whether draws inside are the first ones after seeding. If not, the programs have
             run once before; the results of `evaluate` for a given seed depend on that.
 
@@ -164,7 +170,15 @@ def opened(
         first = batches.first(num_rows(batches.rows) if everything else FIRST_ROWS)
         first = move(first, _device_of_modules(pair))
         trained = set(pyro.get_param_store())
-        traces, told = check_data(pair, first, batches.doubt)
+        try:
+            traces, told = check_data(pair, first, batches.doubt)
+        except PairError:
+            if everything or not _needs_all_rows(pair, batches):
+                raise
+            pair.forget(set(pyro.get_param_store()) - trained)
+            pair.keeps_rows = everything = True
+            first = move(batches.rows, _device_of_modules(pair))
+            traces, told = check_data(pair, first, batches.doubt)
         with preserve_random_state() if draws_start_at_seed else nullcontext():
             device = device_of(pair.parameters(first).values())
         seen = first  # the rows of the traces
@@ -205,6 +219,13 @@ def evaluating(pair: Pair, seed: int | None) -> Iterator[None]:
             with preserve_random_state():
                 seed_everything(seed)
                 yield
+
+
+def _needs_all_rows(pair: Pair, batches: Batches) -> bool:
+    """Whether a pair that does not run on the first rows does on all: `pyro.plate("data", 400)`."""
+    if not batches.in_memory or num_rows(batches.rows) > MOST_AT_ONCE:
+        return False
+    return runs_on_all_alone(pair, batches.rows, FIRST_ROWS)
 
 
 def _device_of_modules(pair: Pair) -> torch.device:

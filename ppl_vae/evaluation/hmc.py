@@ -218,9 +218,8 @@ def tune(
         step = log_step.exp().unsqueeze(-1) * scale
         point, acceptance = transition(densities, point, beta, step, num_leapfrog)
         change = GAIN * (acceptance.mean(0) - TARGET_ACCEPTANCE)
-        log_step = log_step + change.to(
-            log_step
-        )  # positions keep their dtype, whatever densities have
+        # Positions keep their dtype, whatever densities have.
+        log_step = log_step + change.to(log_step)
         found.append(log_step)
         tick()
     return StepSizes(betas[1:-1], torch.stack(found), scale)

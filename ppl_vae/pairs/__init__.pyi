@@ -74,7 +74,10 @@ from .programs import (
     trace_guide as trace_guide,
     with_tensors as with_tensors,
 )
-from .row_parameters import made_for_other_rows as made_for_other_rows
+from .row_parameters import (
+    made_for_other_rows as made_for_other_rows,
+    runs_on_all_alone as runs_on_all_alone,
+)
 from .row_plate import (
     drawn_rows as drawn_rows,
     find_rows as find_rows,

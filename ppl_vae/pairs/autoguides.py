@@ -16,9 +16,9 @@ from ppl_vae.pairs.traces import latent_sites
 
 
 def autoguides_of(guide: Program) -> list[Any]:
-    """The autoguides that a guide is, holds or calls, without the parts that are programs of one's own.
+    """The autoguides that a guide is, holds or calls, without parts that are your own programs.
 
-    Messengers are among them: `AutoNormalMessenger` and its kind.
+    Messengers are among them: `AutoNormalMessenger` and similar guides.
     """
     modules = modules_of_program(guide, "guide").values()
     inner = {id(module): module for root in modules for module in root.modules()}

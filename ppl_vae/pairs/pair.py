@@ -142,6 +142,11 @@ class Pair:
             if id(self.store["params"][name]) in owned:
                 del self.store["params"][name], self.store["constraints"][name]
 
+    @property
+    def in_scope(self) -> bool:
+        """Whether the code runs inside of `scope()`."""
+        return self._entered > 0
+
     def _values(self) -> Mapping[str, Tensor]:
         """The unconstrained `pyro.param` values; inside the scope, Pyro's own store holds them."""
         if self._entered:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pyro
@@ -55,16 +56,17 @@ def has_dimension(pair: Pair, n: int) -> bool:
 
 
 def runs_on_all_alone(pair: Pair, batch: Batch, few: int) -> bool:
-    """Whether the pair runs on all rows of a batch, but not on the first few: its parameters are for each.
+    """Whether the pair runs on all rows of a batch, but not on the first few.
 
-    Nothing is kept: neither values, nor buffers, nor the random state change.
+    Its parameters are for each of them, or a plate over rows has their number as its size. Nothing is kept:
+    neither values, nor buffers, nor the random state change.
     """
     some, every = (move(rows, _device(pair)) for rows in (take_rows(batch, slice(0, few)), batch))
     return num_rows(some) < num_rows(every) and not _runs(pair, some) and _runs(pair, every)
 
 
 def _runs(pair: Pair, batch: Batch) -> bool:
-    with pair.scope():
+    with nullcontext() if pair.in_scope else pair.scope():
         store: Any = pyro.get_param_store()
         inside: Any = {key: dict(value) for key, value in store.get_state().items()}
         try:
