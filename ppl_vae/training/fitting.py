@@ -43,7 +43,8 @@ class Fit:
         stopped: Why the training ended.
         seconds: Time it took.
         run_dir: The folder with metrics and checkpoints, if one was given.
-        warnings: Why not to trust the metrics: minus the loss and the ELBO differ by more than noise.
+        warnings: Why not to trust the results: minus the loss and the ELBO differ by more than noise, or steps
+            were taken with a recording that was then found to differ from Pyro.
     """
 
     model: Program
