@@ -478,17 +478,9 @@ def test_a_list_of_numbers_or_of_other_vectors_is_a_list_of_rows() -> None:
     assert equal(rows(list(LABELS)), LABELS)
     dicts = [{"x": row, "name": f"row {i}"} for i, row in enumerate(FLOAT64)]
     assert ppl_vae.evaluate(Model(), Guide(), dicts, num_samples=2).num_rows == 12
-<<<<<<< HEAD
-    plain: Any = rows(list(FLOAT64))
-    assert equal(rows(dicts), plain)
-    both = [{"y": label, "x": row} for row, label in zip(FLOAT64, FLOAT64[:, :2], strict=True)]
-    few: Any = rows(FLOAT64[:, :2])
-    assert equal(rows(both, of_two), plain, few)
-=======
     assert equal(rows(dicts), *as_args(rows(list(FLOAT64))))
     both = [{"y": label, "x": row} for row, label in zip(FLOAT64, FLOAT64[:, :2], strict=True)]
     assert equal(rows(both, of_two), *as_args(rows((FLOAT64, FLOAT64[:, :2]), of_two)))
->>>>>>> f438d97c97c67a9112d4a686ec7be05b04cb0463
 
 
 class RowByRow:

@@ -19,4 +19,8 @@ def reason_of(error: BaseException) -> str:
 
 
 class StaleRecordingError(CaptureError):
-    """A recording that has been used is not right: what it has computed has to be done again."""
+    """A recording that has been used is not right: what it has computed is not to be trusted."""
+
+
+DIFFERS = "{} from Pyro's. Usual causes: Python or NumPy state, tensors that are replaced or changed in place"
+"""What was recorded and Pyro do not agree; with the place of what, as in 'the loss differs'."""

@@ -11,6 +11,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppl_vae.capture.graphs import forget_values, has_dynamic_shapes, simplify
+from ppl_vae.capture.memory import is_random, writes_undone, written_nodes
 from ppl_vae.capture.recording import StaysInTorch
 
 
@@ -20,7 +21,8 @@ def recorded(
     """A function of one tensor as a graph of operations; those that do not depend on it are done once.
 
     Args:
-        function: What to record. The tensors that it refers to must not change afterwards.
+        function: What to record. The tensors that it refers to must not change afterwards, nor may it
+            change them or its argument in place.
         u: An example of its argument; others must have its shape.
 
     Raises:
@@ -32,10 +34,12 @@ def recorded(
         >>> run(torch.ones(2))
         (tensor([3., 3.]),)
     """
-    with StaysInTorch():
+    with StaysInTorch(), writes_undone():
         graph: GraphModule = make_fx(lambda u: function(u))(u)  # it miscounts a method's arguments
     if has_dynamic_shapes(graph):
         raise ValueError("the programs make tensors whose shapes depend on values")
+    if any(n.op in ("placeholder", "get_attr") for n in written_nodes(graph)):
+        raise ValueError("the programs change tensors in place that they have not made themselves")
     simplify(graph)
     _do_beforehand(graph)
     forget_values(graph)
@@ -48,20 +52,20 @@ def recorded(
 
 
 def _do_beforehand(graph: GraphModule) -> None:
-    """Replaces what does not depend on the graph's argument by its value."""
+    """Replaces what does not depend on the graph's argument by its value.
+
+    What is written in place, by whatever operation, is made and written again in each call.
+    """
     values: dict[Node, Any] = {}
+    written = written_nodes(graph)
     depends: set[Node] = set()
     for node in graph.graph.nodes:
-        if node.op in ("placeholder", "output") or depends & set(node.all_input_nodes):
+        again = node in written or (is_random(node) and node.users)
+        if again or node.op in ("placeholder", "output") or depends & set(node.all_input_nodes):
             depends.add(node)
-            if node.op == "call_function" and _changes(node):
-                return  # it may change a tensor that is taken for constant
         elif node.op == "get_attr":
             values[node] = getattr(graph, str(node.target))
         else:
-            if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) and node.users:
-                depends.add(node)
-                continue
             args, kwargs = torch.fx.node.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
             with torch.no_grad():
                 values[node] = node.target(*args, **kwargs)
@@ -76,8 +80,3 @@ def _do_beforehand(graph: GraphModule) -> None:
         if node in values and not node.users:
             graph.graph.erase_node(node)
     graph.recompile()
-
-
-def _changes(node: Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and bool(schema.is_mutable)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
+from ppl_vae.capture.memory import has_effect, sharing_memory, storage_of, written_nodes
 from ppl_vae.capture.substitutions import join_logarithms, split_biases
 
 aten = torch.ops.aten
@@ -39,14 +40,15 @@ LARGEST_LITERAL = 65536
 def simplify(graph: GraphModule) -> None:
     """Drops operations that do nothing or whose result is unused, and does those on literals in advance.
 
-    The values that the graph computes stay the same, bit by bit.
+    The values that the graph computes stay the same, bit by bit. What is written in place stays as it is.
     """
-    _fold_literals(graph)
+    written = written_nodes(graph)
+    _fold_literals(graph, written)
     for node in list(graph.graph.nodes):
         if node.op != "call_function" or not node.args or not isinstance(node.args[0], Node):
             continue
         source = _source_of_same(node)
-        if source is not None and not _is_written(node) and not _is_written(source):
+        if source is not None and node not in written and source not in written:
             node.replace_all_uses_with(source)
             graph.graph.erase_node(node)
     _drop_dead(graph.graph)
@@ -78,7 +80,7 @@ def lift_constants(graph: GraphModule) -> list[Tensor]:
         if id(tensor) not in inputs:
             with graph.graph.inserting_after(anchor):
                 anchor = graph.graph.placeholder(f"tensor_{len(tensors)}")
-            anchor.meta = dict(node.meta)
+            anchor.meta = node.meta | {"storage": storage_of(tensor)}
             inputs[id(tensor)] = anchor
             tensors.append(tensor)
         node.replace_all_uses_with(inputs[id(tensor)])
@@ -94,30 +96,21 @@ def own_outputs(graph: GraphModule) -> None:
     Otherwise a gradient may be an argument, a literal, or the same tensor as another parameter's gradient.
     """
     (output,) = (node for node in graph.graph.nodes if node.op == "output")
+    sharing = sharing_memory(graph)
     seen: set[Node] = set()
     results = []
     for node in output.args[0]:
         if isinstance(node, Node):
-            base = _base(node)
-            if base.op in ("placeholder", "get_attr") or base in seen:
+            memory = sharing[node]
+            if node in seen or any(n.op in ("placeholder", "get_attr") for n in memory):
                 with graph.graph.inserting_before(output):
                     copied = graph.graph.call_function(aten.clone.default, (node,))
                 copied.meta = dict(node.meta)
                 node = copied
-            seen.add(base)
+            seen |= memory
         results.append(node)
     output.args = (tuple(results),)
     graph.recompile()
-
-
-def _base(node: Node) -> Node:
-    """The node that allocated the memory of a node's result."""
-    while node.op == "call_function" and node.args and isinstance(node.args[0], Node):
-        schema = getattr(node.target, "_schema", None)
-        if schema is None or not schema.arguments or schema.arguments[0].alias_info is None:
-            break
-        node = node.args[0]
-    return node
 
 
 def compile_graph(graph: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
@@ -172,7 +165,7 @@ def _source_of_same(node: Node) -> Node | None:
         return source if _shape(node) == _shape(source) else None
     if node.target is aten.t.default and source.target is aten.t.default:
         inner = source.args[0]
-        return inner if isinstance(inner, Node) and not _is_written(inner) else None
+        return inner if isinstance(inner, Node) else None
     return None
 
 
@@ -180,14 +173,16 @@ def _is_one(value: Any) -> bool:
     return isinstance(value, (int, float)) and value == 1
 
 
-def _fold_literals(graph: GraphModule) -> None:
+def _fold_literals(graph: GraphModule, written: set[Node]) -> None:
     """Computes what depends on literals of the programs only, such as a prior's log scale."""
     values: dict[Node, Tensor] = {}
     for node in list(graph.graph.nodes):
-        if node.op != "call_function" or _has_effect(node) or _is_written(node):
+        if node.op != "call_function" or node in written or has_effect(node):
             continue
         inputs = node.all_input_nodes
-        literal = node.target in _FILLED and all(n.op == "get_attr" for n in inputs)
+        literal = node.target in _FILLED and all(
+            n.op == "get_attr" and n not in written for n in inputs
+        )
         if node.target is aten.ones_like.default and _shape(node) == torch.Size([]):
             literal, inputs = True, []
             node.args, node.target = ([],), aten.ones.default
@@ -217,35 +212,4 @@ def _value(graph: GraphModule, values: dict[Node, Tensor], node: Node) -> Any:
 
 
 def _drop_dead(graph: Graph) -> None:
-    graph.eliminate_dead_code(is_impure_node=_has_effect)
-
-
-def _is_written(node: Node) -> bool:
-    return any(_writes(user, node) for user in node.users)
-
-
-def _writes(user: Node, node: Node) -> bool:
-    schema = getattr(user.target, "_schema", None)
-    if schema is None:
-        return False
-    if "batch_norm" in schema.name:  # writes to its running statistics, whatever its schema says
-        return True
-    given = dict(zip((a.name for a in schema.arguments), user.args, strict=False)) | user.kwargs
-    written = [
-        a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write
-    ]
-    found: list[Node] = []  # also those in lists, for operations on many tensors at once
-    torch.fx.node.map_arg([given.get(name) for name in written], found.append)
-    return node in found
-
-
-def _has_effect(node: Node) -> bool:
-    """Whether an operation must run even if its result is unused: in-place and random ones."""
-    if node.op in ("placeholder", "output"):
-        return True
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return False
-    if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-        return True
-    return bool(schema.is_mutable) or "batch_norm" in schema.name
+    graph.eliminate_dead_code(is_impure_node=has_effect)

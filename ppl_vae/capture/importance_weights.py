@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_vae.capture.errors import CaptureError, StaleRecordingError
+from ppl_vae.capture.errors import DIFFERS, CaptureError, StaleRecordingError
 from ppl_vae.capture.python_state import unchanged
 from ppl_vae.capture.recording import Recording, record
 from ppl_vae.pairs import (
@@ -32,7 +32,7 @@ _logger = logging.getLogger(__name__)
 RECORD_FROM = 30
 """Fewest chunks for which a recording pays: it costs as much as a few tens of them."""
 
-FIRST_COMPARISONS = (1, 10, 100)
+FIRST_COMPARISONS = (1, 2, 10, 100)
 """Runs of a recording that are compared with Pyro, besides the one for which it was made."""
 
 COMPARE_EVERY = 1000
@@ -182,8 +182,10 @@ class ImportanceSampler:
         Raises:
             CaptureError: The two differ; a `StaleRecordingError` if the recording has been used before.
         """
+        put_back = recording.undo(tensors_of(batch))
         with unchanged(self.pair):
             expected = self._plain(batch, num_samples)
+        put_back()
         device = expected.log_weights.device
         generators = random_state(device, torch_only=True)
         found = Weights(*recording(*tensors_of(batch)))
@@ -191,9 +193,9 @@ class ImportanceSampler:
             # Sums of a thousand terms of about one size, in another order.
             if not torch.allclose(mine, truth, rtol=1e-4, atol=1e-3, equal_nan=True):
                 set_random_state(generators, device)
+                put_back()
                 used = any(kept is recording for kept in self._recordings.values())
                 raise (StaleRecordingError if used else CaptureError)(
-                    "the recorded weights differ from Pyro's: the programs depend on something that is "
-                    "neither a parameter, a buffer nor an argument"
+                    DIFFERS.format("the recorded weights differ")
                 )
         return found

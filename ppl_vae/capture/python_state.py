@@ -108,6 +108,17 @@ def python_state(pair: Pair) -> dict[str, Any]:
     return {name: place[key] for name, (place, key) in _places(pair).items()}
 
 
+def tensors_kept(pair: Pair) -> list[Tensor]:
+    """The tensors that a pair has from run to run: its state, and what its programs refer to by name."""
+    found: list[Any] = [*pair.state().values(), *(tensor for *_, tensor in _held(pair))]
+    for program in (pair.model, pair.guide):
+        function, owner = _function_of(program)
+        found += vars(owner).values() if owner is not None else ()
+        if function is not None:
+            found += [*globals_of(function).values(), *closure_of(function).values()]
+    return [value for value in found if isinstance(value, Tensor)]
+
+
 def _places(pair: Pair) -> dict[str, tuple[dict[str, Any], str]]:
     """Where each of them is: the namespace and its key in it."""
     spaces: dict[str, dict[str, Any]] = {}
@@ -123,22 +134,31 @@ def _places(pair: Pair) -> dict[str, tuple[dict[str, Any], str]]:
 
 
 def _reachable(program: Program, role: str) -> dict[str, tuple[dict[str, Any], str]]:
+    function, owner = _function_of(program)
+    places: dict[str, tuple[dict[str, Any], str]] = {}
+    if owner is not None:
+        space = vars(owner)
+        places = {f"{role}.{k}": (space, k) for k, v in space.items() if _is_plain(v)}
+    if function is None:
+        return places
+    space = function.__globals__
+    places |= {f"{role}: {k}": (space, k) for k, v in globals_of(function).items() if _is_plain(v)}
+    copied = {k: v for k, v in closure_of(function).items() if _is_plain(v)}
+    return places | {f"{role}: {k}": (copied, k) for k in copied}
+
+
+def _function_of(program: Program) -> tuple[types.FunctionType | None, Any]:
+    """The Python function that a program runs, and the object whose method it is if that is no module."""
     while isinstance(program, functools.partial):
         program = program.func
     function = getattr(program, "__func__", program)
     if isinstance(function, nn.Module):
         function = type(function).forward
     owner = getattr(program, "__self__", None)
-    places: dict[str, tuple[dict[str, Any], str]] = {}
-    if owner is not None and not isinstance(owner, nn.Module):
-        space = vars(owner)
-        places = {f"{role}.{k}": (space, k) for k, v in space.items() if _is_plain(v)}
-    if not isinstance(function, types.FunctionType):
-        return places
-    space = function.__globals__
-    places |= {f"{role}: {k}": (space, k) for k, v in globals_of(function).items() if _is_plain(v)}
-    copied = {k: v for k, v in closure_of(function).items() if _is_plain(v)}
-    return places | {f"{role}: {k}": (copied, k) for k in copied}
+    return (
+        function if isinstance(function, types.FunctionType) else None,
+        None if isinstance(owner, nn.Module) else owner,
+    )
 
 
 def _is_plain(value: Any) -> bool:

@@ -38,7 +38,8 @@ from ppl_vae.capture.graphs import (
     own_outputs,
     simplify,
 )
-from ppl_vae.capture.python_state import CARRIED, python_state, unchanged
+from ppl_vae.capture.memory import storage_of, writes_undone, written_nodes
+from ppl_vae.capture.python_state import CARRIED, python_state, tensors_kept, unchanged
 from ppl_vae.pairs import Pair
 from ppl_vae.runtime import preserve_random_state
 
@@ -60,6 +61,7 @@ class Recording:
             tensors.
         state: The Python state of the pair when it was recorded.
         example: Tensors of the shapes of its arguments.
+        writes: Which of its arguments and tensors the programs change in place, by position.
         compiled: Whether Inductor has compiled it.
     """
 
@@ -68,6 +70,7 @@ class Recording:
     tensors: list[Tensor]
     state: dict[str, Any]
     example: list[Tensor]
+    writes: tuple[int, ...] = ()
     compiled: bool = False
 
     def __call__(self, *args: Any) -> Any:
@@ -81,6 +84,17 @@ class Recording:
                 return self.run(*args, *self.tensors)
         except Exception as error:
             raise CaptureError(f"the recording cannot be run: {reason_of(error)}") from error
+
+    def undo(self, args: Sequence[Tensor]) -> Callable[[], None]:
+        """Remembers what the programs change in place; the result puts it back, as often as it is called."""
+        inputs = [*args, *self.tensors]
+        before = [(inputs[i].detach(), inputs[i].detach().clone()) for i in self.writes]
+
+        def put_back() -> None:
+            for tensor, value in before:
+                tensor.copy_(value)
+
+        return put_back
 
     def compile(self) -> None:
         """Lets Inductor compile the graph: equal to float precision, no longer bit by bit.
@@ -112,7 +126,7 @@ def record(pair: Pair, function: Callable[..., Any], args: Sequence[Tensor]) -> 
         args: What to record it with. Their values do not matter.
 
     Raises:
-        CaptureError: It cannot be recorded. Generators, buffers and Python state are as they were.
+        CaptureError: It cannot be recorded. Generators, tensors and Python state are as they were.
     """
     before = python_state(pair)
     try:
@@ -121,6 +135,7 @@ def record(pair: Pair, function: Callable[..., Any], args: Sequence[Tensor]) -> 
             metrics_stay_tensors(),
             StaysInTorch(),
             pyro.validation_enabled(False),
+            writes_undone(),
         ):
             graph = make_fx(function)(*args)
     except CaptureError:
@@ -131,6 +146,7 @@ def record(pair: Pair, function: Callable[..., Any], args: Sequence[Tensor]) -> 
         raise CaptureError("the programs make tensors whose shapes depend on values")
     simplify(graph)
     forget_values(graph)
+    _require_known(graph, pair)
     tensors = lift_constants(graph)
     for name, tensor, _ in replaced:
         # A replaced tensor is harmless if the graph never reads it; weight normalization recomputes its
@@ -144,7 +160,25 @@ def record(pair: Pair, function: Callable[..., Any], args: Sequence[Tensor]) -> 
         else t.clone()
         for t in args
     ]
-    return Recording(graph, graph.forward, tensors, before, example)
+    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    written = written_nodes(graph)
+    writes = tuple(i for i, node in enumerate(inputs) if node in written)
+    return Recording(graph, graph.forward, tensors, before, example, writes)
+
+
+def _require_known(graph: GraphModule, pair: Pair) -> None:
+    """A tensor that is changed in place has to be one that the programs keep.
+
+    Otherwise it may have been made while recording by something else than torch, and each replay would go on
+    from what the last one left.
+    """
+    kept = {storage_of(tensor) for tensor in tensors_kept(pair)}
+    for node in written_nodes(graph):
+        if node.op == "get_attr" and storage_of(getattr(graph, str(node.target))) not in kept:
+            raise CaptureError(
+                "the programs change a tensor in place that is neither made by an operation of torch, nor a "
+                "parameter, a buffer, another attribute of a module, or a variable that model or guide name"
+            )
 
 
 class StaysInTorch(TorchFunctionMode):

@@ -17,8 +17,8 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.capture.errors import CaptureError
-from ppl_vae.capture.python_state import HeldTensors, modules_of, python_state, unchanged
+from ppl_vae.capture.errors import DIFFERS, CaptureError, StaleRecordingError
+from ppl_vae.capture.python_state import modules_of, python_state, unchanged
 from ppl_vae.capture.recording import Recording, record
 from ppl_vae.objectives import Loss, Resolved
 from ppl_vae.pairs import (
@@ -48,8 +48,8 @@ RECORD_AFTER = 20
 LOOK_EVERY = 50
 """Steps after which the Python state that the programs can reach is checked again."""
 
-FIRST_COMPARISONS = (1, 10, 100)
-"""Runs of a recording that are compared with Pyro."""
+FIRST_COMPARISONS = (1, 2, 10, 100)
+"""Runs of a recording that are compared with Pyro: what one run leaves to the next shows in the second."""
 
 COMPARE_EVERY = 1000
 """Runs after which a recording is compared with Pyro again."""
@@ -57,11 +57,19 @@ COMPARE_EVERY = 1000
 
 @dataclass
 class _Kept:
-    """A recording and how often it has run: in all, and since the Python state was last checked."""
+    """A recording and how often it has run.
+
+    Attributes:
+        recording: The recording.
+        calls: Runs since it was made or compiled.
+        unseen: Runs since the Python state was last checked.
+        unsure: Runs since it was last compared with Pyro.
+    """
 
     recording: Recording
     calls: int = 0
     unseen: int = 0
+    unsure: int = 0
 
 
 class CapturedLoss:
@@ -112,9 +120,9 @@ class CapturedLoss:
             parameters (biases) are, where nearly every bad gradient shows; `(5,)`.
 
         Raises:
-            CaptureError: The step cannot be captured, or the recording is no longer right. Weights, buffers
-                and generators are as they were, so that the caller can run the step in Pyro; gradients may
-                not be.
+            CaptureError: The step cannot be captured, or the recording is not right; a `StaleRecordingError` if
+                earlier steps may be wrong, too. Weights, buffers and generators are as they were, so that the
+                caller can run the step in Pyro; gradients may not be.
         """
         key = self._key(batch)
         kept = self._cache.get(key)
@@ -131,7 +139,8 @@ class CapturedLoss:
         kept.calls += 1
         kept.unseen += 1
         if kept.calls in FIRST_COMPARISONS or kept.calls % COMPARE_EVERY == 0:
-            return self._compared(kept.recording, batch, beta)
+            return self._compared(kept, batch, beta)
+        kept.unsure += 1
         return self._run(kept.recording, batch, beta)
 
     def worth_recording(self, batch: Batch) -> bool:
@@ -222,26 +231,31 @@ class CapturedLoss:
 
     # -- comparing ---------------------------------------------------------------------------------------
 
-    def _compared(self, recording: Recording, batch: Batch, beta: float) -> Tensor:
+    def _compared(self, kept: _Kept, batch: Batch, beta: float) -> Tensor:
         """Runs one step by Pyro and by the recording, under the same random numbers."""
         self.comparisons += 1
+        put_back = kept.recording.undo([*tensors_of(batch), *self._weight(beta)])
         layout = self.layouts.expected(batch)
         with unchanged(self.pair), pyro.validation_enabled(False):
             expected = self._plain(batch, beta, layout)
+        put_back()
         device = self.leaves[0].device
         generators = random_state(device, torch_only=True)
-        tensors = HeldTensors(self.pair)
-        metrics = self._run(recording, batch, beta)
+        metrics = self._run(kept.recording, batch, beta)
         found = [metrics, *(leaf.grad for leaf in self.leaves)]
         for name, mine, truth in zip(["loss", *self.names], found, expected, strict=True):
             if not _same(mine, truth):
                 set_random_state(generators, device)
-                tensors.put_back()
+                put_back()
                 what = "the loss" if name == "loss" else f"the gradient of '{name}'"
-                raise CaptureError(
-                    f"{what} of the recorded step differs from Pyro's: something that the programs depend on "
-                    "has changed since it was recorded, and is neither a parameter, a buffer nor an argument"
-                )
+                reason = DIFFERS.format(f"{what} of the recorded step differs")
+                if kept.unsure:
+                    raise StaleRecordingError(
+                        f"{reason}. Steps that may be wrong, as they were taken since the two last agreed: "
+                        f"{kept.unsure}"
+                    )
+                raise CaptureError(reason)
+        kept.unsure = 0
         return metrics
 
     def _modules(self) -> list[nn.Module]:

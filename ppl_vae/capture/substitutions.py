@@ -7,6 +7,8 @@ import math
 import torch
 from torch.fx import GraphModule, Node
 
+from ppl_vae.capture.memory import written_nodes
+
 aten = torch.ops.aten
 
 MOST_FACTORS = 64
@@ -45,10 +47,11 @@ def join_logarithms(graph: GraphModule) -> None:
     factors lie between 1 and 2, so a product of 64 cannot overflow. Otherwise logarithms take most of the time
     of a decoder's element-wise work.
     """
+    written = written_nodes(graph)
     for node in list(graph.graph.nodes):
         total = _sum_over_row(node)
-        if total is None:
-            continue
+        if total is None or written.intersection([node, *node.all_input_nodes]):
+            continue  # what is written may not be read later than it was
         logits, data = node.args[:2]
         shape = list(node.meta["shape"])
         batch = list(total.meta["shape"])

@@ -43,9 +43,9 @@ class Fit:
         stopped: Why the training ended.
         seconds: Time it took.
         run_dir: The folder with metrics and checkpoints, if one was given.
-        warnings: Why not to trust the metrics: minus the loss and the ELBO differ by more than noise; and what
-            the checks warn of in batches of another kind than the first. Each was also shown as a
-            `PairWarning`.
+        warnings: Why not to trust the results: minus the loss and the ELBO differ by more than noise; what the
+            checks warn of in batches of another kind than the first; or steps were taken with a recording that
+            was then found to differ from Pyro. Each was also shown as a `PairWarning`.
     """
 
     model: Program

@@ -240,7 +240,7 @@ class Training:
                 self._epoch(bar, started)
                 progress.seconds = time.monotonic() - started
                 log.add(self._end_of_epoch())
-                self._check_agreement()
+                self._show_doubts()
                 due = self._has_ended() or self.checkpoints.is_due(amid_epoch=False)
                 if self.processes.from_first(due):  # clocks differ, and all processes take part
                     self._save()
@@ -300,14 +300,18 @@ class Training:
             self.best = {n: t.detach().cpu().clone() for n, t in self.pair.state().items()}
         return row
 
-    def _check_agreement(self) -> None:
-        """Says, once, that loss and logged ELBO are not the same."""
-        doubt = None if self._disagrees else self.agreement.doubt()
-        if doubt is not None:
-            self._disagrees = True
-            self.warnings.append(doubt)
-            if self.processes.is_first:
-                warnings.warn(doubt, PairWarning, stacklevel=4)
+    def _show_doubts(self) -> None:
+        """Says, once each, that recorded steps may be wrong, or that loss and logged ELBO are not the same."""
+        doubts = [] if self.step.captured is None else [self.step.captured.doubt]
+        if not self._disagrees:
+            doubt = self.agreement.doubt()
+            self._disagrees = doubt is not None
+            doubts.append(doubt)
+        for doubt in doubts:
+            if doubt is not None and doubt not in self.warnings:
+                self.warnings.append(doubt)
+                if self.processes.is_first:
+                    warnings.warn(doubt, PairWarning, stacklevel=4)
 
     def _has_ended(self) -> bool:
         return self.progress.epoch >= self.max_epochs or self._has_stopped_early()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ppl_vae.capture import RECORD_AFTER, CapturedLoss, CaptureError
+from ppl_vae.capture import RECORD_AFTER, CapturedLoss, CaptureError, StaleRecordingError
 from ppl_vae.objectives import Loss, Resolved, no_gradient
 from ppl_vae.pairs import Batch, Layouts, Pair, PairError, first_line, num_rows
 from ppl_vae.runtime import random_state, set_random_state
@@ -56,6 +56,9 @@ class CapturedGradients:
         compile: Whether Inductor compiles the recording; None where it pays.
         total_steps: Steps of the whole training; None if that is not known.
         processes: The processes; each of them records for itself.
+
+    Attributes:
+        doubt: Why steps that have been taken may be wrong, if they may.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class CapturedGradients:
         self.loss: CapturedLoss | None = loss
         self.full_batch = full_batch
         self.processes = processes
+        self.doubt: str | None = None
         self.compiled_from: int | None = RECORD_AFTER if compile else None
         if compile is None and total_steps is not None and total_steps >= COMPILED[1]:
             self.compiled_from = COMPILED[0]
@@ -91,6 +95,8 @@ class CapturedGradients:
             metrics = self.loss(batch, beta, compiled).tolist()
         except CaptureError as error:
             self.loss = None
+            if isinstance(error, StaleRecordingError):
+                self.doubt = f"up to step {step}, {error}. Train again with capture=False"
             set_random_state(generators, self.processes.device)
             if self.processes.is_first:
                 _logger.warning("capture is off, the training goes on in Pyro: %s", error)
