@@ -234,7 +234,8 @@ def masked(self: Guide, x: Tensor) -> Tensor:
 
 def cleared(self: Guide, x: Tensor) -> Tensor:
     x[:, 1] *= 0.5  # the rows that it was given, before the model sees them
-    return self.linear(x)
+    found: Tensor = self.linear(x)
+    return found
 
 
 FILLS = [assigned, added, masked, cleared]
@@ -412,7 +413,8 @@ def test_views_share_memory_and_separate_results_do_not() -> None:
     def function(a: Tensor, b: Tensor) -> Tensor:
         first, second = torch.sort(a)
         left, right = (b + 1).split(1)
-        return first + second + left.t().detach() * right.exp()
+        total: Tensor = first + second + left.t().detach() * right.exp()
+        return total
 
     assert sharing(function, torch.ones(2, 1), torch.ones(2, 1)) == {
         frozenset({"a_1", "b_1"}),  # they may: whoever calls it decides
