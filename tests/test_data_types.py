@@ -223,7 +223,6 @@ def with_masks(x: Tensor, mask_x: Any = None, mask_y: Any = None, labels: Any = 
     [
         ({"Y": LABELS}, with_labels, "if 'Y' is meant for 'y', rename it; if not, leave it out"),
         ({"label": LABELS}, with_masks, "if 'label' is meant for 'labels'"),
-        ({"w": LABELS}, with_two_more, "'w' comes after 'y', so 'y' must be given, too"),
         ({"scale": LABELS}, with_a_scale, "'scale' is an option of the model and takes no data"),
         ({"y": LABELS}, with_a_scale, "'y' is an option"),
         (
@@ -280,8 +279,7 @@ def test_a_program_of_keywords_alone(make: Any) -> None:
         ((X, (X, X)), with_labels, r"x\[1\] is a tuple, but the model needs a tensor"),
         ((X, {"y": X}), with_labels, r"x\[1\] is a dict, but the model needs a tensor"),
         ((X, [X, X]), of_any, r"x\[1\] is a list, but the model needs a tensor"),
-        ((X, None, X), with_two_more, r"x\[1\] is a NoneType"),
-        ((None, X), of_two, "a tuple of NoneType"),
+        ((None, X), of_two, r"x\[0\] is a NoneType"),
         ({"x": {"a": X}}, of_one, r"x\['x'\] is a dict"),
         ({"x": X, "y": {"a": X}}, with_labels, r"x\['y'\] is a dict"),
         ({"x": (X, X)}, of_one, r"x\['x'\] is a tuple"),
@@ -299,6 +297,10 @@ def test_none_where_the_model_has_a_default() -> None:
     assert equal(rows((X, None), with_labels), X)
     assert equal(rows([(X, None)], with_labels), X)
     assert equal(rows((X, LABELS, None), with_two_more), X, LABELS)
+    for between in ((X, None, LABELS), {"x": X, "w": LABELS}):
+        first, nothing, last = as_args(rows(between, with_two_more))
+        assert nothing is None
+        assert equal((first, last), X, LABELS)
 
 
 @pytest.mark.parametrize(
@@ -306,7 +308,6 @@ def test_none_where_the_model_has_a_default() -> None:
     [
         ({"data": X}, of_one, "the keys 'data'; the model's arguments are 'x'"),
         ({"x": X, "Y": LABELS}, with_labels, "the keys 'x', 'Y'; .* 'x', 'y'"),
-        ({"x": X, "w": LABELS}, with_two_more, "'x', 'y', 'w'"),
         ({"y": LABELS}, with_labels, "use these names as keys"),
         ({"x": X}, of_any, r"\*args.*a tuple of tensors"),
         ({}, of_one, "keys none"),

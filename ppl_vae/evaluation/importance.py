@@ -104,7 +104,7 @@ def _evaluate(
     capture: bool,
 ) -> Evaluation:
     parts: list[dict[str, Tensor]] = []
-    points = _Points()
+    points = _PointRows()
     with opened(model, guide, x, seed=seed, progress=progress) as session:
         finite = finite_latents(session.pair, session.layout, session.first)
         _run_once(session)
@@ -188,7 +188,7 @@ def _evaluate_rows(
     }
 
 
-class _Points:
+class _PointRows:
     """The rows for which the guide gives points, which have no density, and what to say of them."""
 
     def __init__(self) -> None:
