@@ -482,7 +482,7 @@ def test_a_stale_recording_is_found_by_comparing(monkeypatch: pytest.MonkeyPatch
         for _ in range(2):
             step(x, 1.0)
         generators = torch.get_rng_state()
-        with pytest.raises(StaleRecordingError, match="differs from Pyro's.*last agreed: 2$"):
+        with pytest.raises(StaleRecordingError, match=r"differs from Pyro's.*last agreed: 2$"):
             step(x, 1.0)
         assert torch.equal(torch.get_rng_state(), generators)  # the step can be done again
 
