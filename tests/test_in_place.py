@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -168,9 +169,9 @@ def counted(self: Model, x: Tensor) -> Tensor:
     return self.counts.clone()
 
 
-def clamped(self: Model, x: Tensor) -> Tensor:
+def shrunk(self: Model, x: Tensor) -> Tensor:
     with torch.no_grad():
-        self.scale.clamp_(max=0.32)
+        self.scale.mul_(0.9)
     return self.scale.expand(2, 3)
 
 
@@ -206,7 +207,7 @@ WEIGHTS = [
     filled,
     read_between,
     counted,
-    clamped,
+    shrunk,
     from_numpy,
 ]
 
@@ -234,8 +235,8 @@ def masked(self: Guide, x: Tensor) -> Tensor:
 
 def cleared(self: Guide, x: Tensor) -> Tensor:
     x[:, 1] *= 0.5  # the rows that it was given, before the model sees them
-    found: Tensor = self.linear(x)
-    return found
+    loc: Tensor = self.linear(x)
+    return loc
 
 
 FILLS = [assigned, added, masked, cleared]
@@ -410,7 +411,7 @@ def sharing(function: Callable[..., Any], *args: Tensor) -> set[frozenset[str]]:
 
 
 def test_views_share_memory_and_separate_results_do_not() -> None:
-    def function(a: Tensor, b: Tensor) -> Tensor:
+    def function(a: Tensor, b: Tensor) -> Any:
         first, second = torch.sort(a)
         left, right = (b + 1).split(1)
         total: Tensor = first + second + left.t().detach() * right.exp()
@@ -458,17 +459,36 @@ def test_logarithms_are_not_joined_across_a_write() -> None:
     torch.testing.assert_close(graph(logits, x), log_prob(logits, x))
 
 
+@contextmanager
+def captured(model: nn.Module, x: Tensor) -> Iterator[capture.CapturedLoss]:
+    pair = Pair(model, Guide())
+    with pair.scope(), pyro.validation_enabled(False), pair.mode(training=True):
+        objective = Resolved(TraceELBO(), pair)
+        yield capture.CapturedLoss(pair, Layouts(pair), objective, pair.parameters(x))
+
+
 def test_recording_leaves_a_tensor_in_a_list_alone() -> None:
     """Even where recording fails: the step is done again by Pyro, which writes once."""
-    torch.manual_seed(0)
-    model, guide = Model(listed), Guide()
-    pair, x = Pair(model, guide), torch.randn(N, D)
-    with pair.scope(), pyro.validation_enabled(False), pair.mode(training=True):
-        step = capture.CapturedLoss(
-            pair, Layouts(pair), Resolved(TraceELBO(), pair), pair.parameters(x)
-        )
+    model, x = Model(listed), torch.randn(N, D)
+    with captured(model, x) as step:
         step.layouts.of(x)
         before = model.listed[0].clone()
         with pytest.raises(CaptureError, match="in place"):
             step(x, 1.0)
     assert torch.equal(model.listed[0], before)
+
+
+def test_a_run_that_differs_leaves_tensors_as_they_were() -> None:
+    hidden = [1.0]  # in a list: nothing that can be looked at
+
+    def weight(self: Model, x: Tensor) -> Tensor:
+        return hidden[0] * shrunk(self, x) + counted(self, x)
+
+    model, x = Model(weight), torch.randn(N, D)
+    with captured(model, x) as step:
+        step(x, 1.0)
+        before = [t.clone() for t in model.state_dict().values()]
+        hidden[0] = 2.0
+        with pytest.raises(CaptureError, match="differs from Pyro's"):
+            step(x, 1.0)
+    assert all(map(torch.equal, model.state_dict().values(), before))

@@ -118,11 +118,15 @@ def _evaluate(
         drawn: dict[str, None] = {}
         for chunk in session.chunks(rows, "evaluate"):
             layout, finite = sampler.discrete(chunk)
-            is_drawn = finite is None and bool(layout.discrete)
-            drawn |= dict.fromkeys(layout.discrete if is_drawn else ())
+            part = _evaluate_rows(sampler, chunk, num_samples, samples, layout, finite)
+            if (
+                session.layouts.expected(chunk) is not layout
+            ):  # of another kind than rows of its shapes before
+                layout, finite = sampler.discrete(chunk)
+                part = _evaluate_rows(sampler, chunk, num_samples, samples, layout, finite)
             if finite is not None:
                 summed.setdefault(layout.discrete, finite)
-            part = _evaluate_rows(sampler, chunk, num_samples, samples, finite, is_drawn)
+            drawn |= dict.fromkeys(layout.discrete if finite is None else ())
             if points.add(layout, num_rows(chunk)):
                 for name in ("log_likelihood", "error", "ess", "khat"):
                     part[name] = torch.full_like(part[name], math.nan)
@@ -153,9 +157,10 @@ def _evaluate_rows(
     batch: Batch,
     num_samples: int,
     chunk: int,
+    layout: Layout,
     finite: FiniteLatents | None,
-    drawn: bool,
 ) -> dict[str, Tensor]:
+    drawn = finite is None and bool(layout.discrete)
     if finite is not None:
         chunk = max(1, chunk // finite.count)
     exact = finite is not None and finite.alone
