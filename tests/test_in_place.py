@@ -375,7 +375,7 @@ def test_annealing_meets_the_closed_form(locate: Any, caplog: pytest.LogCaptureF
         )
     exact = dist.MultivariateNormal(torch.zeros(3), torch.eye(3) + 1.0).log_prob(x)
     torch.testing.assert_close(found.log_likelihood.values.float(), exact, atol=0.1, rtol=0)
-    assert "Pyro runs instead" not in caplog.text
+    assert "runs instead" not in caplog.text
 
 
 @pytest.mark.parametrize("locate", [through_a_view, one_after_the_other, before_z])
@@ -471,7 +471,7 @@ def test_recording_leaves_a_tensor_in_a_list_alone() -> None:
     """Even where recording fails: the step is done again by Pyro, which writes once."""
     model, x = Model(listed), torch.randn(N, D)
     with captured(model, x) as step:
-        step.layouts.of(x)
+        step.objective.of(step.layouts.of(x), x)  # which run the programs, too
         before = model.listed[0].clone()
         with pytest.raises(CaptureError, match="in place"):
             step(x, 1.0)

@@ -210,10 +210,8 @@ class Path:
         except Exception as error:  # any operation that cannot be recorded
             _logger.info("the densities cannot be recorded, Pyro runs instead: %s", error)
             return self.densities
-        for position in (
-            check,
-            0.5 * (u + check),
-        ):  # what a call leaves to the next shows in the second
+        # What one call leaves to the next shows in the second.
+        for position in (check, 0.5 * (u + check)):
             for found, expected in zip(run(position), self._densities(position), strict=True):
                 scale = float(expected.abs().nan_to_num(posinf=0.0).max()) + 1.0
                 if not torch.allclose(
