@@ -31,9 +31,10 @@ from ppl_vae.objectives import (
     LinearWarmup,
     Schedule,
 )
+from ppl_vae.runs import checkpoint_files, load_checkpoint, save_checkpoint
+from ppl_vae.runs.checkpoints import KEPT
 from ppl_vae.runtime import read_tensors
-from ppl_vae.training import checkpoints, load_checkpoint, save_checkpoint
-from ppl_vae.training.checkpoints import KEPT, checkpoint_files
+from ppl_vae.training import checkpoints
 
 
 def network() -> nn.Module:
@@ -153,7 +154,7 @@ def test_the_newest_ones_are_kept(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_writer_left_behind_is_removed(tmp_path: Path) -> None:
-    (tmp_path / ".step-000000003.safetensors.123.tmp").write_bytes(b"half")
+    (tmp_path / ".step-000000003.01ab23cd.writing.safetensors").write_bytes(b"half")
     (tmp_path / "notes.txt").write_text("mine")
     save_checkpoint(tmp_path, 4, {}, {})
     assert sorted(os.listdir(tmp_path)) == ["notes.txt", "step-000000004.safetensors"]
@@ -342,6 +343,10 @@ class Unnamed(Schedule):
         ),
         ({"optimizer": torch.optim.SGD, "learning_rate": 0.1}, "optimizer = Adam, now it is SGD"),
         ({"lr_scheduler": lambda o: schedules.StepLR(o, 1)}, "lr_scheduler = NoneType, now"),
+        ({"learning_rate": 0.5}, r"Adam\.lr = .*now it is 0\.5"),
+        ({"clip_grad_norm": 2.0}, r"clip_grad_norm = 9\.0, now it is 2\.0"),
+        ({"x": X.flip(0)}, "the rows of x are other rows, or their values have changed"),
+        ({"validation": X[:20] + 1}, "the validation rows are other rows"),
     ],
 )
 def test_a_resumed_run_must_be_the_same(tmp_path: Path, changed: Any, words: str) -> None:
@@ -361,7 +366,7 @@ def test_another_pair_cannot_be_resumed(tmp_path: Path) -> None:
     train(run_dir=tmp_path, max_epochs=1)
     model = Model()
     model.extra = nn.Linear(2, 2)
-    with pytest.warns(PairWarning), pytest.raises(ValueError, match="parameters ="):
+    with pytest.warns(PairWarning), pytest.raises(ValueError, match="parameter model.extra"):
         train(model=model, run_dir=tmp_path, resume=True)
 
 

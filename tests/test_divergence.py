@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from trainings import Guide, Model, same, train, weights
 
-from ppl_vae.training import DivergenceError, load_checkpoint
+from ppl_vae.runs import load_checkpoint
+from ppl_vae.training import DivergenceError
 
 
 class BadScale(Guide):

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import ppl_vae
+from ppl_vae.runs import checkpoint_files
 from ppl_vae.runtime import read_tensors
-from ppl_vae.training.checkpoints import checkpoint_files
 
 # With the exact posterior, a sample's log p(x, z) - log q(z | x) is log p(x) whatever the sample: the loss of
 # TraceELBO does not depend on the random numbers, which two processes cannot share.

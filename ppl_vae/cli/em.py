@@ -16,20 +16,20 @@ from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.options import EM, names
 from ppl_vae.cli.report import result_table, with_levels
 from ppl_vae.cli.setup import set_up, with_defaults
-from ppl_vae.cli.start import start_run
+from ppl_vae.cli.start import check_setup, new_folder, options_of_run, started
 from ppl_vae.em import EMFit, fit_em
 from ppl_vae.evaluation import evaluate
 from ppl_vae.models import BernoulliMixture, CategoricalHMM, GaussianMixture
 from ppl_vae.plots import bound_curves, components
 from ppl_vae.runs import (
     PLOTS,
-    discard_folder,
     import_by_name,
+    require_free,
     write_history,
     write_results,
     write_weights,
 )
-from ppl_vae.runtime import preserve_random_state, resolve_device
+from ppl_vae.runtime import own_folder, preserve_random_state, replacing, resolve_device
 
 _DISCRETE = (BernoulliMixture, CategoricalHMM)
 """Models of data that are discrete."""
@@ -37,9 +37,13 @@ _DISCRETE = (BernoulliMixture, CategoricalHMM)
 
 def em(parser: ArgumentParser, given: Namespace) -> int:
     """Fits a model with closed forms by EM, evaluates it with its exact posterior, saves and draws."""
-    options = {**with_defaults(parser, given), "guide": "ppl_vae.guides.Exact"}
+    resumed = given.get("resume")
+    options = with_defaults(parser, given) if resumed is None else options_of_run("em", given)
+    options = {**options, "guide": "ppl_vae.guides.Exact"}
     options.setdefault("model", "ppl_vae.models.GaussianMixture")
     resolve_device(options["device"])
+    if resumed is None and given.get("run_dir"):
+        require_free(Path(given.run_dir), overwrite=bool(given.get("overwrite")))
     kind = import_by_name(_class_path(options["model"]))
     if not hasattr(kind, "posterior"):
         raise UsageError(
@@ -61,9 +65,10 @@ def em(parser: ArgumentParser, given: Namespace) -> int:
         with preserve_random_state():
             torch.manual_seed(options["seed"])
             x = transform(x)
-    folder = start_run(setup, given)
+    path = Path(resumed or given.get("run_dir") or new_folder(setup.config))
+    check_setup(setup)
     progress = False if given.get("quiet") else None
-    try:
+    with started("em", setup, given, path) as (folder, resume):
         fitted = fit_em(
             setup.model,
             x,
@@ -71,20 +76,18 @@ def em(parser: ArgumentParser, given: Namespace) -> int:
             progress=progress,
             **{name: options[name] for name in names(EM) if name in options},
         )
-        write_weights(folder, fitted.model, setup.guide)
-        write_history(folder, fitted.history)
+        write_weights(folder.path, fitted.model, setup.guide)
+        write_history(folder.path, fitted.history)
+        folder.begin()
         evaluation = evaluate(
             fitted.model, setup.guide, setup.data.test, num_samples=64, seed=0, progress=progress
         )
         evaluation = with_levels(evaluation, setup.data)
-        write_results(folder, evaluation=evaluation, rows=rows_of(setup.data))
+        write_results(folder.path, evaluation=evaluation, rows=rows_of(setup.data))
         test = ("log p(x), test rows", str(evaluation.log_likelihood))
         print(result_table([*fitted.lines(), test], fitted, evaluation))
-        _draw(folder / PLOTS, fitted)
-    except BaseException:
-        discard_folder(folder)
-        raise
-    print(f"\nrun folder: {folder}\npictures:   {folder / PLOTS}")
+        _draw(own_folder(folder.path / PLOTS), fitted)
+    print(f"\nrun folder: {path}\npictures:   {path / PLOTS}")
     return 0
 
 
@@ -93,13 +96,13 @@ def _class_path(spec: Any) -> str:
 
 
 def _draw(folder: Path, fitted: EMFit) -> None:
-    folder.mkdir(exist_ok=True)
     pictures: dict[str, Figure] = {"learning_curve": bound_curves({"": fitted.history})}
     parts = _components(fitted.model)
     if parts is not None:
         pictures["components"] = components(*parts)
     for name, figure in pictures.items():
-        figure.savefig(folder / f"{name}.png")
+        with replacing(folder / f"{name}.png") as file:
+            figure.savefig(file)
 
 
 @torch.no_grad()

@@ -102,12 +102,7 @@ def describe(command: str, options: Options) -> None:
 
 def _train(options: Options) -> None:
     _add_config(options)
-    options.add_argument(
-        "--resume",
-        type=str,
-        metavar="RUN",
-        help="continue an interrupted run; only max_epochs may change",
-    )
+    _add_resume(options, "train", "max_epochs")
     _add_run_dir(options)
     _add_num_samples(options, "importance samples per test row, for log p(x)")
     for role, default in DEFAULTS.items():
@@ -119,6 +114,7 @@ def _train(options: Options) -> None:
 
 def _em(options: Options) -> None:
     _add_config(options)
+    _add_resume(options, "em", "max_iterations")
     _add_run_dir(options)
     options.add_role("model", "ppl_vae.models.GaussianMixture")
     _add_data(options)
@@ -127,9 +123,9 @@ def _em(options: Options) -> None:
 
 
 def _refit(options: Options) -> None:
-    options.add_argument(
-        "run", type=str, metavar="RUN", help="folder of the run whose model is kept"
-    )
+    what = "folder of the run whose model is kept (not with --resume)"
+    options.add_argument("run", nargs="?", type=str, metavar="RUN", help=what)
+    _add_resume(options, "refit", "max_epochs")
     _add_run_dir(options)
     _add_num_samples(options, "importance samples per test row, for log p(x)")
     for role in ("guide", "objective"):
@@ -227,6 +223,11 @@ def _add_config(options: Options) -> None:
     _add_flag(options, "--print_config", "print all options as YAML for --config, and stop")
 
 
+def _add_resume(options: Options, command: str, length: str) -> None:
+    what = f"continue an interrupted run of `ppl-vae {command}`; only {length} may change"
+    options.add_argument("--resume", type=str, metavar="RUN", help=what)
+
+
 def _add_run_dir(options: Options) -> None:
     what = "run folder (default: runs/<data>-<model>-<guide>-<time>)"
     options.add_argument("--run_dir", type=str, help=what)
@@ -257,8 +258,9 @@ def _add_training(options: Options) -> None:
 
 
 def _add_versions(options: Options) -> None:
-    """A run's config.yaml has them, and may be given as --config."""
+    """A run's config.yaml has more than the options, and may be given as --config."""
     options.add_argument("--versions", type=dict, help=argparse.SUPPRESS)
+    options.add_argument("--made_by", type=str, help=argparse.SUPPRESS)
 
 
 def _add_estimator(options: Options, name: str, what: str) -> None:

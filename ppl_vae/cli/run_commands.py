@@ -35,10 +35,11 @@ from ppl_vae.runs import (
     POSTERIOR,
     Comparison,
     Run,
+    as_netcdf,
     build,
     load_run,
 )
-from ppl_vae.runtime import resolve_device
+from ppl_vae.runtime import own_folder, replacing, resolve_device, write_bytes
 
 
 def evaluate(parser: ArgumentParser, given: Namespace) -> int:
@@ -86,8 +87,9 @@ def gaps(parser: ArgumentParser, given: Namespace) -> int:
     keep_result(run.path / GAPS, options.overwrite, gaps=found, rows=rows_of(data, len(x)))
     picture = run.path / PLOTS / "gaps.png"
     if options.overwrite or not picture.exists():
-        picture.parent.mkdir(exist_ok=True)
-        gaps_plot({type(run.guide).__name__: found}).savefig(picture)
+        own_folder(picture.parent)
+        with replacing(picture) as file:
+            gaps_plot({type(run.guide).__name__: found}).savefig(file)
         say(f"written: {picture}")
     return 0
 
@@ -118,10 +120,11 @@ def sample(parser: ArgumentParser, given: Namespace) -> int:
     output = _output_file(options, run.path / "samples.png")
     generator = Generator(run.model, run.guide, data.test[:MOST_PICTURED], options.seed)
     z, mean, x = generator.from_prior(options.num)
-    if output.suffix == ".npz":
-        np.savez_compressed(output, z=z.numpy(), mean=mean.numpy(), x=x.numpy())
-    else:
-        prior_samples(mean).savefig(output)
+    with replacing(output) as file:
+        if output.suffix == ".npz":
+            np.savez_compressed(file, z=z.numpy(), mean=mean.numpy(), x=x.numpy())
+        else:
+            prior_samples(mean).savefig(file)
     print(output)
     return 0
 
@@ -132,7 +135,8 @@ def compare(parser: ArgumentParser, given: Namespace) -> int:
     output = _output_file(options, Path("comparison.png"))
     comparison = Comparison.of([load_run(path) for path in options.runs])
     print(comparison)
-    comparison_plot(comparison).savefig(output)
+    with replacing(output) as file:
+        comparison_plot(comparison).savefig(file)
     print(f"\npicture: {output}")
     return 0
 
@@ -144,7 +148,7 @@ def export(parser: ArgumentParser, given: Namespace) -> int:
     exported = to_arviz(
         run.model, run.guide, data.test, num_samples=options.num_samples, seed=options.seed
     )
-    exported.to_netcdf(output)
+    write_bytes(output, as_netcdf(exported))
     print(output)
     return 0
 

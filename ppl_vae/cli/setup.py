@@ -94,6 +94,7 @@ def with_defaults(parser: ArgumentParser, given: Namespace) -> dict[str, Any]:
         "quiet",
         "debug",
         "versions",
+        "made_by",
     ):
         plain.pop(name, None)
     return plain

@@ -1,31 +1,112 @@
-"""The start of a training: the pair is checked, the run folder made."""
+"""The start of a training: everything that can be wrong is checked, then the run folder is opened."""
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from jsonargparse import Namespace
 
-from ppl_vae.checks import check
+from ppl_vae.checks import DataCheck, check, check_rows
 from ppl_vae.cli.common import say
+from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.setup import Setup
-from ppl_vae.runs import prepare_folder, write_config
+from ppl_vae.pairs import Batches, Pair
+from ppl_vae.runs import CHECKPOINTS, WEIGHTS, RunFolder, read_config
+from ppl_vae.runtime import preserve_random_state
+
+MADE_BY = "made_by"
+"""Entry of config.yaml: the command that made the run."""
+
+_LENGTHS = {"train": ("max_epochs",), "refit": ("max_epochs",), "em": ("max_iterations",)}
+"""What may change when a run goes on."""
+
+_CHECKED_ROWS = 1024
+"""Rows per run of the pair when all test rows are checked."""
+
+
+class Started(NamedTuple):
+    """A run folder that a command writes into.
+
+    Attributes:
+        folder: The folder.
+        resume: Whether the training in it goes on.
+    """
+
+    folder: RunFolder
+    resume: bool
+
+
+def options_of_run(command: str, given: Namespace) -> dict[str, Any]:
+    """The options that a run was started with, for the command that made it.
+
+    Raises:
+        UsageError: Other options were given, another command made the run, or it has nothing to go on with.
+    """
+    may_change = _LENGTHS[command]
+    path = Path(given.resume)
+    changed = set(vars(given)) - {"resume", "quiet", "debug", *may_change}
+    changed = {name for name in changed if given[name] is not None}
+    if changed:
+        names = ", ".join(f"--{name}" for name in sorted(changed))
+        raise UsageError(
+            f"--resume continues the run as it was started: leave out {names} (only --{may_change[0]} may "
+            "change)"
+        )
+    config = read_config(path)
+    config.pop("versions", None)
+    maker = made_by(config)
+    if maker != command:
+        raise UsageError(
+            f"{path} was made by `ppl-vae {maker}`, which continues it: ppl-vae {maker} --resume {path}"
+        )
+    has_checkpoints = any((path / CHECKPOINTS).glob("step-*"))
+    if not has_checkpoints and command != "refit" and (path / WEIGHTS).exists():
+        raise UsageError(
+            f"{path} holds a finished run without checkpoints: there is nothing to continue, and nothing was "
+            f"changed; to train it again from the start, use --run_dir {path} --overwrite"
+        )
+    return config | {name: given[name] for name in may_change if name in given}
+
+
+def made_by(config: Mapping[str, Any]) -> str:
+    """The command that made a run; older runs do not say it."""
+    if config.get(MADE_BY) in _LENGTHS:
+        return str(config[MADE_BY])
+    if "refit_of" in config:
+        return "refit"
+    return "em" if "max_iterations" in config else "train"
 
 
 def check_setup(setup: Setup) -> None:
-    """Raises an error for a pair that cannot be trained; `fit` will issue the warnings."""
+    """Raises an error for what would fail later: the pair, the test rows, the number of samples.
+
+    `fit` checks the rows of the training and issues the warnings.
+    """
+    samples = setup.config.get("num_samples")
+    if samples is not None and samples < 1:
+        raise UsageError(f"--num_samples must be at least 1, got {samples}")
     x = setup.data.train[: setup.config.get("batch_size") or 128]
+    x = x if setup.data.transform is None else setup.data.transform(x)
     report = check(
         setup.model,
         setup.guide,
-        x if setup.data.transform is None else setup.data.transform(x),
+        x,
         objective=setup.objective,
         max_epochs=setup.config.get("max_epochs", 1),
     )
     report.raise_errors()
+    pair = Pair.of(setup.model, setup.guide)
+    rows = Batches(setup.data.test, pair, "the test rows")
+    with preserve_random_state(), torch.no_grad(), pair.scope(), pair.mode(training=False):
+        if not pair.keeps_rows:
+            found = DataCheck(pair, x)
+            check_rows(rows.ordered(_CHECKED_ROWS), found.first_problem, "the test rows")
 
 
 def new_folder(config: Mapping[str, Any]) -> Path:
@@ -40,11 +121,36 @@ def new_folder(config: Mapping[str, Any]) -> Path:
     return folder
 
 
-def start_run(setup: Setup, given: Namespace) -> Path:
-    """Checks the pair, makes the run folder and writes the configuration there."""
-    folder = Path(given.get("run_dir") or new_folder(setup.config))
-    check_setup(setup)
-    prepare_folder(folder, overwrite=bool(given.get("overwrite")))
-    write_config(folder, setup.config)
-    say(f"{setup.data!r}\nrun folder: {folder}")
-    return folder
+@contextmanager
+def started(
+    command: str, setup: Setup, given: Namespace, path: Path, is_first: bool = True
+) -> Iterator[Started]:
+    """Opens the run folder of a command, and says how to go on if the user interrupts it.
+
+    Args:
+        command: The command.
+        setup: What is trained.
+        given: The options that the user gave.
+        path: The folder.
+        is_first: Whether this process writes; with several, the others only read.
+    """
+    resumed = given.get("resume") is not None
+    resume = resumed and any((path / CHECKPOINTS).glob("step-*"))
+    if not is_first:
+        yield Started(RunFolder.of_other_process(path), resume)
+        return
+    config = {MADE_BY: command, **setup.config}
+    if resumed:
+        folder = RunFolder.open(path, config)
+    else:
+        folder = RunFolder.new(path, config, overwrite=bool(given.get("overwrite")))
+    say(f"{setup.data!r}\nrun folder: {path}")
+    try:
+        with folder:
+            yield Started(folder, resume)
+    except KeyboardInterrupt:
+        if folder.keeps and path.exists():
+            print(f"\ncontinue with: ppl-vae {command} --resume {path}", file=sys.stderr)
+        elif path.exists():
+            print(f"\nthe run in {path} is as it was", file=sys.stderr)
+        raise

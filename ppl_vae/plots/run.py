@@ -14,6 +14,7 @@ from ppl_vae.pairs import as_tensor
 from ppl_vae.plots.curves import khat_histogram, learning_curves
 from ppl_vae.plots.latents import aggregate_posterior, kl_per_dimension
 from ppl_vae.plots.samples import manifold, prior_samples, reconstructions, traversals
+from ppl_vae.runtime import own_folder, replacing
 
 _DRAWS = 2000  # from the prior, in the picture of the aggregate posterior
 
@@ -56,11 +57,12 @@ def draw_run(
         "aggregate_posterior": aggregate,
         "khat": lambda: khat_histogram(evaluation.khat, evaluation.num_samples),
     }
-    folder.mkdir(exist_ok=True)
+    own_folder(folder)
     failed = []
     for name, draw in pictures.items():
         try:
-            draw().savefig(folder / f"{name}.png")
+            with replacing(folder / f"{name}.png") as file:
+                draw().savefig(file)
         except Exception as error:  # the user's programs may raise anything; the results are safe
             failed.append(f"{name}.png was not drawn: {error}")
     return failed

@@ -4,24 +4,36 @@ from .building import (
     import_by_name as import_by_name,
     public_name as public_name,
 )
+from .checkpoints import (
+    checkpoint_files as checkpoint_files,
+    load_checkpoint as load_checkpoint,
+    require_same as require_same,
+    save_checkpoint as save_checkpoint,
+)
 from .comparison import Comparison as Comparison
 from .folder import (
-    ANNEALED as ANNEALED,
-    CHECKPOINTS as CHECKPOINTS,
-    DIAGNOSIS as DIAGNOSIS,
-    EVALUATION as EVALUATION,
-    GAPS as GAPS,
-    PLOTS as PLOTS,
-    POSTERIOR as POSTERIOR,
     describe_rows as describe_rows,
-    discard_folder as discard_folder,
-    prepare_folder as prepare_folder,
     read_config as read_config,
     write_config as write_config,
     write_history as write_history,
     write_results as write_results,
 )
-from .location import config_file as config_file
+from .location import (
+    ANNEALED as ANNEALED,
+    CHECKPOINTS as CHECKPOINTS,
+    DIAGNOSIS as DIAGNOSIS,
+    EVALUATION as EVALUATION,
+    GAPS as GAPS,
+    METRICS as METRICS,
+    PLOTS as PLOTS,
+    POSTERIOR as POSTERIOR,
+    TENSORBOARD as TENSORBOARD,
+    WEIGHTS as WEIGHTS,
+    config_file as config_file,
+)
+from .lock import LockedError as LockedError
 from .messages import plain as plain
+from .netcdf import as_netcdf as as_netcdf
 from .run import Run as Run, load_run as load_run, save_run as save_run
+from .run_folder import RunFolder as RunFolder, require_free as require_free
 from .weights import write_weights as write_weights

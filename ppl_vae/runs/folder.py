@@ -8,7 +8,6 @@ import io
 import json
 import math
 import platform
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -21,28 +20,23 @@ from torch import Tensor
 from ppl_vae._version import __version__
 from ppl_vae.pairs import as_tensor
 from ppl_vae.runs.building import one_line
-from ppl_vae.runs.location import CONFIG, config_file
-from ppl_vae.runtime import CorruptFileError, write_bytes
-
-WEIGHTS = "weights.safetensors"
-METRICS = "metrics.csv"
-EVALUATION = "evaluation.json"
-DIAGNOSIS = "diagnosis.json"
-ANNEALED = "annealed.json"
-GAPS = "gaps.json"
-POSTERIOR = "posterior.nc"
-PLOTS = "plots"
-CHECKPOINTS = "checkpoints"
+from ppl_vae.runs.location import (
+    ANNEALED,
+    CONFIG,
+    DIAGNOSIS,
+    EVALUATION,
+    GAPS,
+    METRICS,
+    POSTERIOR,
+    config_file,
+)
+from ppl_vae.runs.netcdf import as_netcdf
+from ppl_vae.runtime import CorruptFileError, digest, write_bytes
 
 _DIGEST = "table_sha256"
 """Key in a result's file: the digest of the table beside it."""
 
 _OF_ESTIMATE = ("mean", "standard_error")
-
-_RESULTS = (
-    *(WEIGHTS, METRICS, EVALUATION, DIAGNOSIS, ANNEALED, GAPS, POSTERIOR, PLOTS, CHECKPOINTS),
-    *("evaluation.csv", "annealed.csv", "gaps.csv"),
-)
 
 
 class Summary(Protocol):
@@ -58,50 +52,6 @@ class Table(Summary, Protocol):
 
     def rows(self) -> Mapping[str, Tensor]:
         """Per-row values by name, `(n,)` each."""
-
-
-def prepare_folder(path: Path, *, overwrite: bool, dry_run: bool = False) -> None:
-    """Makes an empty run folder. Results of an earlier run in it are removed only with `overwrite`.
-
-    With `dry_run` this only checks whether it is possible, and changes nothing.
-
-    Raises:
-        FileExistsError: There is a run at `path` and `overwrite` is False, or something that is not a run.
-    """
-    if path.exists() and not path.is_dir():
-        raise FileExistsError(f"{path} is a file; a run needs a folder of its own")
-    if path.exists() and any(path.iterdir()):
-        if not (path / CONFIG).is_file():
-            raise FileExistsError(
-                f"{path} is not a run folder (it holds other files, and no {CONFIG}): nothing was changed; "
-                "choose another folder"
-            )
-        if not overwrite:
-            raise FileExistsError(
-                f"there is a run in {path} already: choose another folder, or replace it with overwrite=True "
-                "(--overwrite on the command line)"
-            )
-        if dry_run:
-            return
-        _empty(path)
-    if not dry_run:
-        path.mkdir(parents=True, exist_ok=True)
-
-
-def discard_folder(path: Path) -> None:
-    """Removes the files of a run, and its folder if nothing else is in it."""
-    _empty(path)
-    (path / CONFIG).unlink(missing_ok=True)
-    if not any(path.iterdir()):
-        path.rmdir()
-
-
-def _empty(path: Path) -> None:
-    for name in _RESULTS:
-        if (path / name).is_dir():
-            shutil.rmtree(path / name)
-        else:
-            (path / name).unlink(missing_ok=True)
 
 
 def write_config(path: Path, config: Mapping[str, Any]) -> None:
@@ -177,9 +127,7 @@ def write_results(
             table.unlink(missing_ok=True)  # it would belong to another result
         write_bytes(path / name, _as_json(plain))
     if arviz is not None:
-        temporary = path / f".{POSTERIOR}"
-        arviz.to_netcdf(temporary)
-        temporary.replace(path / POSTERIOR)
+        write_bytes(path / POSTERIOR, as_netcdf(arviz))
 
 
 def describe_rows(x: Any, name: str = "rows", split: str = "") -> dict[str, Any]:
@@ -197,10 +145,8 @@ def describe_rows(x: Any, name: str = "rows", split: str = "") -> dict[str, Any]
         >>> describe_rows(torch.zeros(5, 2), "zeros")["num"]
         5
     """
-    content = as_tensor(x, name).detach().cpu().contiguous()
-    digest = hashlib.sha256(f"{content.dtype} {tuple(content.shape)}".encode())
-    digest.update(content.numpy().tobytes())
-    return {"name": name, "split": split, "num": len(content), "sha256": digest.hexdigest()}
+    content = as_tensor(x, name)
+    return {"name": name, "split": split, "num": len(content), "sha256": digest([content])}
 
 
 def _numbers(values: Tensor) -> list[float | int]:

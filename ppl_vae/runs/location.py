@@ -1,10 +1,39 @@
-"""Where a run's configuration is. In a file of its own, because it is needed without torch."""
+"""Where the files of a run are, and how new ones take the place of old ones. Without torch."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+from ppl_vae.runs.lock import LOCK, Lock, LockedError
+from ppl_vae.runtime import own_folder, remove
+
 CONFIG = "config.yaml"
+WEIGHTS = "weights.safetensors"
+METRICS = "metrics.csv"
+EVALUATION = "evaluation.json"
+DIAGNOSIS = "diagnosis.json"
+ANNEALED = "annealed.json"
+GAPS = "gaps.json"
+POSTERIOR = "posterior.nc"
+PLOTS = "plots"
+CHECKPOINTS = "checkpoints"
+TENSORBOARD = "tensorboard"
+
+OF_A_RUN = (
+    *(CONFIG, WEIGHTS, METRICS, EVALUATION, DIAGNOSIS, ANNEALED, GAPS, POSTERIOR),
+    *(PLOTS, CHECKPOINTS, TENSORBOARD, "evaluation.csv", "annealed.csv", "gaps.csv"),
+)
+"""All that a run may hold. What else is in its folder belongs to the user and stays."""
+
+STAGED = ".new"
+"""Folder inside of a run folder: a run that is to take the place of the one that is there."""
+
+_LEAVING = ".old"
+_REPLACED = ".replaced"
+
+HIDDEN = (LOCK, STAGED, _LEAVING, _REPLACED)
+"""What a killed process may have left in a run folder."""
 
 
 def config_file(path: Path) -> Path:
@@ -17,7 +46,49 @@ def config_file(path: Path) -> Path:
         raise FileNotFoundError(
             f"there is no run folder {path}: check the path (`ppl-vae train` makes runs below runs/)"
         )
+    finish_swap(path)
     file = path / CONFIG
     if not file.is_file():
         raise FileNotFoundError(f"{path} is not a run: it holds no {CONFIG}; check the path")
     return file
+
+
+def swap(path: Path) -> None:
+    """Puts the staged run in the place of the one that is there.
+
+    A process may be killed at any moment: what is there says how far it came, and calling this again finishes
+    it. While the old run leaves, its files are in `.old`, and those beside are old too; once all of them have
+    left, that folder is `.replaced`, and those beside are new.
+    """
+    staged, leaving, replaced = path / STAGED, path / _LEAVING, path / _REPLACED
+    if not replaced.exists():
+        own_folder(leaving)
+        for name in OF_A_RUN:
+            if os.path.lexists(path / name):
+                os.replace(path / name, leaving / name)
+        leaving.rename(replaced)
+    if staged.exists():
+        for entry in list(staged.iterdir()):
+            os.replace(entry, path / entry.name)
+        staged.rmdir()
+    remove(replaced)
+
+
+def finish_swap(path: Path) -> None:
+    """Finishes a swap in whose midst a process was killed."""
+    if not is_swapping(path):
+        return
+    try:
+        lock = Lock(path)
+    except LockedError:  # it is in progress
+        return
+    try:
+        if is_swapping(path):
+            swap(path)
+    finally:
+        lock.release()
+
+
+def is_swapping(path: Path) -> bool:
+    """Whether a swap has begun and not ended."""
+    return (path / _LEAVING).exists() or (path / _REPLACED).exists()

@@ -28,21 +28,17 @@ import torch
 from ppl_vae.pairs import Pair, Program, attach_guide, keep_guide
 from ppl_vae.runs.building import build, name_of
 from ppl_vae.runs.folder import (
-    DIAGNOSIS,
-    EVALUATION,
-    METRICS,
     Summary,
     describe_rows,
-    prepare_folder,
     read_config,
     read_csv,
     read_result,
     read_rows,
-    write_config,
     write_history,
     write_results,
 )
-from ppl_vae.runs.location import CONFIG
+from ppl_vae.runs.location import CONFIG, DIAGNOSIS, EVALUATION, METRICS
+from ppl_vae.runs.run_folder import RunFolder
 from ppl_vae.runs.weights import read_weights, write_weights
 
 
@@ -108,11 +104,13 @@ def save_run(
         arviz: What `to_arviz` returned.
         rows: The rows that were evaluated, a tensor or array `(n, ...)`: their digest is kept, and runs on the
             same rows can be compared.
-        overwrite: Whether an existing run may be replaced. All its weights and results are removed, even
-            those that are not written again; files that are not part of a run stay.
+        overwrite: Whether an existing run may be replaced, once all of this one is written. All its weights and
+            results are removed, even those that are not written again; files that are not part of a run stay.
 
     Raises:
         FileExistsError: There is a run at `path` and `overwrite` is False, or something that is not a run.
+        LockedError: Another process writes there.
+        DiskFullError: There is no room; a run that was there is as it was.
         TypeError: A `pyro.param` has a constraint that cannot be written as names and numbers.
 
     Example:
@@ -127,17 +125,16 @@ def save_run(
         >>> load_run(folder).model.latent_dim
         2
     """
-    path = Path(path)
-    prepare_folder(path, overwrite=overwrite)
     full = dict(config or {})
     for role, program in (("model", model), ("guide", guide)):
         full.setdefault(role, {"class_path": name_of(program)})
-    write_config(path, full)
-    write_weights(path, model, guide)
-    if fit is not None:
-        write_history(path, fit.history)
     kept = None if rows is None else describe_rows(rows)
-    write_results(path, evaluation=evaluation, diagnosis=diagnosis, arviz=arviz, rows=kept)
+    with RunFolder.new(path, full, overwrite=overwrite) as run:
+        write_weights(run.path, model, guide)
+        if fit is not None:
+            write_history(run.path, fit.history)
+        write_results(run.path, evaluation=evaluation, diagnosis=diagnosis, arviz=arviz, rows=kept)
+        run.begin()
 
 
 def load_run(path: str | Path, model: Program | None = None, guide: Program | None = None) -> Run:

@@ -11,7 +11,7 @@ from torch.distributions.constraints import Constraint
 
 from ppl_vae.pairs import Pair, Program
 from ppl_vae.runs.building import import_by_name
-from ppl_vae.runs.folder import CHECKPOINTS, WEIGHTS
+from ppl_vae.runs.location import CHECKPOINTS, WEIGHTS
 from ppl_vae.runtime import CorruptFileError, read_tensors, write_tensors
 
 _PARAM = "param."  # how Pair.state() marks the values of pyro.param

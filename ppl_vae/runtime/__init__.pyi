@@ -7,11 +7,14 @@ from .devices import (
 )
 from .files import (
     CorruptFileError as CorruptFileError,
-    flatten as flatten,
-    read_tensors as read_tensors,
-    unflatten as unflatten,
+    DiskFullError as DiskFullError,
+    append_text as append_text,
+    full_disk_explained as full_disk_explained,
+    own_folder as own_folder,
+    remove as remove,
+    remove_left_behind as remove_left_behind,
+    replacing as replacing,
     write_bytes as write_bytes,
-    write_tensors as write_tensors,
 )
 from .progress import progress_bar as progress_bar
 from .randomness import (
@@ -19,4 +22,11 @@ from .randomness import (
     random_state as random_state,
     seed_everything as seed_everything,
     set_random_state as set_random_state,
+)
+from .tensors import (
+    digest as digest,
+    flatten as flatten,
+    read_tensors as read_tensors,
+    unflatten as unflatten,
+    write_tensors as write_tensors,
 )

@@ -1,27 +1,24 @@
-"""Files that are either whole or absent: tensors and JSON in an atomic, checksummed safetensors file.
+"""Files that are either whole or absent.
 
 A file is written beside its destination, flushed to the disk, and renamed over it, so that a process killed
-at any moment leaves the old file or the new one. A digest of the content finds damage that keeps the length.
-Nothing is pickled: reading a file runs no code.
+at any moment leaves the old file or the new one. In a file of its own, because it is needed without torch.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import errno
 import os
-from collections.abc import Mapping
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import safetensors
-import safetensors.torch
-import torch
-from torch import Tensor
+_TEMPORARY = ".writing"
+"""In the names of files that are being written."""
 
-_METADATA = "ppl_vae"
-
-_DIGEST = "sha256"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""No room on the device, in the user's quota, or in the largest file that is allowed."""
 
 
 class CorruptFileError(ValueError):
@@ -32,130 +29,125 @@ class CorruptFileError(ValueError):
         self.path = path
 
 
-def write_tensors(
-    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None
-) -> None:
-    """Writes tensors and metadata to `path` atomically.
+class DiskFullError(OSError):
+    """There is no room for a file; `path` says for which. The file that was there before is as it was."""
+
+    def __init__(self, path: Path, number: int) -> None:
+        super().__init__(
+            number,
+            f"{path} was not written: no room on the disk of {path.parent} ({os.strerror(number)}); "
+            "make room there, and run the command again",
+        )
+        self.path = path
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+def write_bytes(path: str | Path, data: bytes | memoryview) -> None:
+    """Replaces `path` by `data` in one step that survives a crash: write, fsync, rename, fsync.
+
+    Raises:
+        DiskFullError: There is no room for it.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def append_text(path: Path, text: str) -> None:
+    """Adds text to a file, which must not be a link.
+
+    Raises:
+        DiskFullError: There is no room for it.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+    with full_disk_explained(path):
+        descriptor = os.open(path, flags, 0o666)
+        with open(descriptor, "w", newline="", encoding="utf-8") as file:
+            file.write(text)
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Gives an empty file beside `path`, which takes its place when the block has ended well.
+
+    The file has a name that nobody can know before, is made by this call (never a link that was there), and is
+    gone if the block fails. Where `path` is a link, the link is replaced, not what it points to.
 
     Args:
-        path: The file; its folder must exist.
-        tensors: Tensors of any device and layout; saved from the CPU, contiguous.
-        metadata: Anything that `json` can write.
+        path: The file to write; its folder must exist.
+
+    Raises:
+        DiskFullError: The disk is full; `path` is as it was.
 
     Example:
         >>> import tempfile
-        >>> folder = tempfile.mkdtemp()
-        >>> write_tensors(f"{folder}/state.safetensors", {"w": torch.ones(2)}, {"epoch": 3})
-        >>> read_tensors(f"{folder}/state.safetensors")
-        ({'w': tensor([1., 1.])}, {'epoch': 3})
+        >>> file = Path(tempfile.mkdtemp()) / "words.txt"
+        >>> with replacing(file) as temporary:
+        ...     _ = temporary.write_text("hello")
+        >>> file.read_text()
+        'hello'
     """
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    text = json.dumps(dict(metadata or {}))
-    data = safetensors.torch.save(plain, {_METADATA: text, _DIGEST: _digest(plain, text)})
-    write_bytes(path, data)
-
-
-def write_bytes(path: str | Path, data: bytes) -> None:
-    """Replaces `path` by `data` in one step that survives a crash: write, fsync, rename, fsync."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{_TEMPORARY}{path.suffix}")
+    with full_disk_explained(path):
+        try:
+            # Made by this call alone, but with the permissions that the user's umask gives to his files.
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+            yield temporary
+            _flush(temporary)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _flush(path.parent)
 
 
-def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads what `write_tensors` wrote.
+@contextmanager
+def full_disk_explained(path: Path) -> Iterator[None]:
+    """Turns the system's error about a full disk into a `DiskFullError` that names the file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL or isinstance(error, DiskFullError):
+            raise
+        raise DiskFullError(path, error.errno) from error
+
+
+def own_folder(path: Path) -> Path:
+    """Makes a folder if it is not there, and refuses one that is a link: its files would be somewhere else.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        CorruptFileError: It is truncated, changed, or not a file of ours; the message names it.
+        NotADirectoryError: There is a file, or a link.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError, RuntimeError) as error:
-        raise CorruptFileError(path, f"the file is truncated or damaged ({error})") from error
-    if _METADATA not in header or _DIGEST not in header:
-        raise CorruptFileError(path, "the file was not written by ppl_vae (it has no checksum)")
-    if _digest(tensors, header[_METADATA]) != header[_DIGEST]:
-        raise CorruptFileError(
-            path, "the file's content does not match its checksum: it is damaged"
+    if path.is_symlink():
+        raise NotADirectoryError(
+            f"{path} is a link to {os.readlink(path)}: nothing is written through links; remove it"
         )
-    return tensors, json.loads(header[_METADATA])
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"{path} is a file, and a folder is needed there: move it away")
+    path.mkdir(exist_ok=True)
+    return path
 
 
-def flatten(tree: Any, prefix: str = "") -> tuple[Any, dict[str, Tensor]]:
-    """Splits nested dicts and lists (an optimizer's state, say) into JSON and the tensors in them.
-
-    Raises:
-        TypeError: Something in the tree is neither; its place is named.
-        ValueError: Keys with dots in them would give two tensors one name.
-    """
-    if isinstance(tree, Tensor):
-        return {"tensor": prefix}, {prefix: tree}
-    if isinstance(tree, Mapping):
-        items: list[Any] = []
-        tensors: dict[str, Tensor] = {}
-        for key, value in tree.items():
-            if not isinstance(key, (str, int)):
-                raise TypeError(f"cannot save the key {key!r} in '{prefix}'")
-            flat, inner = flatten(value, f"{prefix}.{key}" if prefix else str(key))
-            items.append([key, flat])
-            _add(tensors, inner)
-        return {"items": items}, tensors
-    if isinstance(tree, (list, tuple)):
-        flats: list[Any] = []
-        tensors = {}
-        for i, value in enumerate(tree):
-            flat, inner = flatten(value, f"{prefix}.{i}")
-            flats.append(flat)
-            _add(tensors, inner)
-        return {"tuple" if isinstance(tree, tuple) else "list": flats}, tensors
-    if tree is None or isinstance(tree, (bool, int, float, str)):
-        return {"value": tree}, {}
-    raise TypeError(f"cannot save '{prefix}', which is a {type(tree).__name__}")
+def remove(path: Path) -> None:
+    """Removes a file, a folder with all that is in it, or a link (not what it points to)."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
-def _add(tensors: dict[str, Tensor], more: Mapping[str, Tensor]) -> None:
-    for name in tensors.keys() & more.keys():
-        raise ValueError(f"two tensors would be called '{name}': keys must differ with their dots")
-    tensors.update(more)
+def remove_left_behind(folder: Path) -> None:
+    """Removes the temporary files of `replacing` that a killed process has left in a folder."""
+    for file in folder.glob(f".*{_TEMPORARY}*"):
+        file.unlink(missing_ok=True)
 
 
-def unflatten(flat: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The tree that `flatten` split."""
-    ((kind, content),) = flat.items()
-    if kind == "tensor":
-        return tensors[content]
-    if kind == "items":
-        return {key: unflatten(value, tensors) for key, value in content}
-    if kind == "list":
-        return [unflatten(value, tensors) for value in content]
-    if kind == "tuple":
-        return tuple(unflatten(value, tensors) for value in content)
-    return content
-
-
-def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def _flush(path: Path) -> None:
+    """Waits until a file, or the entries of a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -15,23 +13,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ppl_vae.pairs import Pair
-from ppl_vae.runtime import (
-    CorruptFileError,
-    flatten,
-    random_state,
-    read_tensors,
-    set_random_state,
-    unflatten,
-    write_tensors,
-)
+from ppl_vae.runs import CHECKPOINTS, RunFolder, load_checkpoint, require_same, save_checkpoint
+from ppl_vae.runtime import random_state, set_random_state
 from ppl_vae.training.processes import Processes
 from ppl_vae.training.progress import Progress
 
 CHECKPOINT_SECONDS = (1.0, 60.0)
 """Shortest time between checkpoints at the ends of epochs, and time after which one is due during an epoch."""
-
-KEPT = 2
-"""Checkpoints kept in a run folder: the newest and, in case it turns out damaged, the one before."""
 
 
 @dataclass(eq=False)
@@ -39,15 +27,15 @@ class Checkpoints:
     """Writes and restores the state of a training, and knows when a checkpoint is due.
 
     Attributes:
-        folder: The run folder; None writes nothing.
-        facts: What must be the same when a run is resumed, by name.
+        folder: The run folder; None writes nothing. Once a step's checkpoint is there, the run has begun.
+        facts: What must be the same when a run is resumed, by name; those that are None are not compared.
         pair: The pair.
         optimizer: Its optimizer.
         scheduler: The schedule of the optimizer.
         processes: The processes of the training, all of which call each method.
     """
 
-    folder: Path | None
+    folder: RunFolder | None
     facts: Mapping[str, Any]
     pair: Pair
     optimizer: Optimizer
@@ -81,8 +69,10 @@ class Checkpoints:
             "seed": seed,
             "best": best,
         }
-        facts = {**self.facts, "progress": vars(progress)}
-        save_checkpoint(self.folder / "checkpoints", progress.step, state, facts)
+        facts = {**self.facts, "config": self.folder.config, "progress": vars(progress)}
+        save_checkpoint(self.folder.path / CHECKPOINTS, progress.step, state, facts)
+        if progress.step > 0:
+            self.folder.begin()
 
     def restore(self) -> tuple[Progress, int, dict[str, Tensor] | None]:
         """Puts everything back to where the newest good checkpoint was taken.
@@ -91,16 +81,11 @@ class Checkpoints:
             What `save` was given.
 
         Raises:
-            ValueError: The run was started with other options.
+            ValueError: The run was started with other options, or with other rows.
         """
         assert self.folder is not None
-        saved, facts = load_checkpoint(self.folder / "checkpoints")
-        for name, now in self.facts.items():
-            if facts[name] != now:
-                raise ValueError(
-                    f"{self.folder}: the run was started with {name} = {facts[name]}, now it is {now}; "
-                    "a resumed run must be the same in all but max_epochs and patience"
-                )
+        saved, facts = load_checkpoint(self.folder.path / CHECKPOINTS)
+        require_same(self.folder, {**self.facts, "config": self.folder.config}, facts)
         device = self.processes.device
         self.pair.load_state({n: t.to(device) for n, t in saved["pair"].items()})
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -108,59 +93,3 @@ class Checkpoints:
             self.scheduler.load_state_dict(saved["scheduler"])
         set_random_state(saved["generators"][self.processes.rank], device)
         return Progress(**facts["progress"]), saved["seed"], saved["best"]
-
-
-def save_checkpoint(folder: Path, step: int, state: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Writes `step-N.safetensors` atomically, then removes all but the newest ones.
-
-    Args:
-        folder: The run's `checkpoints` folder.
-        step: Optimizer steps taken.
-        state: Nested dicts and lists of tensors and numbers.
-        facts: Information that JSON can hold.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    flat, tensors = flatten(state)
-    write_tensors(_file(folder, step), tensors, {"facts": facts, "state": flat})
-    for old in checkpoint_files(folder)[KEPT:]:
-        old.unlink(missing_ok=True)
-    for left_behind in folder.glob(".step-*.tmp"):  # by a process that was killed while writing
-        left_behind.unlink(missing_ok=True)
-
-
-def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The newest good checkpoint, as `(state, facts)`; a warning names damaged ones that are passed over.
-
-    Raises:
-        FileNotFoundError: There is no checkpoint.
-        CorruptFileError: Every checkpoint is damaged.
-    """
-    files = checkpoint_files(folder)
-    if not files:
-        raise FileNotFoundError(
-            f"{folder}: there is no checkpoint to resume from; start the training again"
-        )
-    errors: list[CorruptFileError] = []
-    for file in files:
-        try:
-            tensors, metadata = read_tensors(file)
-        except CorruptFileError as error:
-            errors.append(error)
-            continue
-        for passed_over in errors:
-            warnings.warn(f"{passed_over}; continuing from {file.name} instead", stacklevel=2)
-        return unflatten(metadata["state"], tensors), metadata["facts"]
-    why = str(errors[0]).removeprefix(f"{errors[0].path}: ")
-    raise CorruptFileError(
-        errors[0].path,
-        f"{why}; no other checkpoint in the folder is good: start the training again",
-    )
-
-
-def checkpoint_files(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, newest first."""
-    return sorted(folder.glob("step-*.safetensors"), reverse=True)
-
-
-def _file(folder: Path, step: int) -> Path:
-    return folder / f"step-{step:09d}.safetensors"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch.distributions import kl_divergence
 
 from ppl_vae.checks import rows_not_finite
 from ppl_vae.objectives import Loss
 from ppl_vae.pairs import first_bad_site, latent_sites, observed_sites
+from ppl_vae.runs import CHECKPOINTS, RunFolder
 from ppl_vae.training.progress import Progress
 
 
@@ -28,7 +27,7 @@ class DivergenceError(RuntimeError):
 
 
 def divergence(
-    what: str, loss: Loss | None, dim: int | None, progress: Progress, folder: Path | None
+    what: str, loss: Loss | None, dim: int | None, progress: Progress, folder: RunFolder | None
 ) -> DivergenceError:
     """The error for a step that is not finite.
 
@@ -52,7 +51,11 @@ def divergence(
             where_in = f"rows {shown} of the batch, counted from 0" if rows else "the batch"
             advice = f"They are in {where_in}: remove or repair these rows, or the transform"
             break
-    kept = f"; the last good checkpoint is in {folder}/checkpoints" if folder else ""
+    kept = (
+        f"; the last good checkpoint is in {folder.path / CHECKPOINTS}"
+        if folder and folder.keeps
+        else ""
+    )
     return DivergenceError(
         f"{what} became NaN or infinite at step {progress.step + 1} (epoch {progress.epoch + 1}); "
         f"{where}{kept}. {advice}",

@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from ppl_vae.checks import device_for
 from ppl_vae.objectives import Objective, as_objective
 from ppl_vae.pairs import Batches, DataLike, Pair, Program
+from ppl_vae.runs import CHECKPOINTS, METRICS, RunFolder
 from ppl_vae.runtime import described, make_fabric, preserve_random_state, seed_everything
 from ppl_vae.training.loop import Training
 
@@ -86,7 +87,7 @@ def fit(
     seed: int | None = None,
     device: str = "auto",
     fabric: Fabric | None = None,
-    run_dir: str | Path | None = None,
+    run_dir: str | Path | RunFolder | None = None,
     resume: bool = False,
     tensorboard: bool = False,
     progress: bool | None = None,
@@ -129,7 +130,8 @@ def fit(
             `cuda:1` (that GPU), `mps`.
         fabric: In place of `device`, a launched Lightning Fabric, for several processes or mixed precision:
             `make_fabric("cuda", "bf16-mixed", num_processes=4)` of `ppl_vae.runtime`.
-        run_dir: Folder for `metrics.csv` and `checkpoints/`; None keeps everything in memory.
+        run_dir: Folder for `metrics.csv` and `checkpoints/`; None keeps everything in memory. With a
+            `RunFolder`, a run takes the place of another once its first steps are saved.
         resume: Continue from the newest good checkpoint in `run_dir`.
         tensorboard: Write the metrics for TensorBoard too, to `run_dir`/tensorboard.
         progress: Whether to show a progress bar; None shows one on a terminal.
@@ -148,7 +150,9 @@ def fit(
         ValueError: An option is out of its range, or `transform` returns another number of rows.
         PairError: `check` found something that makes training wrong.
         DivergenceError: Loss or gradient became NaN or infinite. The last good checkpoint remains.
-        FileExistsError: `run_dir` holds checkpoints and `resume` is False.
+        FileExistsError: `run_dir` holds checkpoints or metrics and `resume` is False.
+        LockedError: Another process writes into `run_dir`.
+        DiskFullError: There is no room in `run_dir`; the last checkpoint remains.
         CorruptFileError: All checkpoints to resume from are damaged.
 
     Example:
@@ -199,13 +203,11 @@ def fit(
     requested_objective = as_objective(objective)
     if fabric is None:
         fabric = make_fabric(device_for(pair, batches, device))
-    folder = None if run_dir is None else Path(run_dir)
-    if folder is not None and not resume and list((folder / "checkpoints").glob("step-*")):
-        raise FileExistsError(
-            f"{folder / 'checkpoints'} holds checkpoints of an earlier training: continue it with "
-            "resume=True, or choose another run_dir"
-        )
     with ExitStack() as stack:
+        folder = run_dir
+        if folder is not None and not isinstance(folder, RunFolder):
+            folder = _opened(Path(folder), resume, fabric)
+            stack.enter_context(folder)
         own_seed = seed if seed is not None else int(torch.randint(2**31, ()))
         own_seed = int(fabric.broadcast(own_seed))
         if seed is not None or resume:
@@ -249,6 +251,24 @@ def fit(
         best_epoch=done.best_epoch or done.epoch,
         stopped=stopped,
         seconds=done.seconds,
-        run_dir=folder,
+        run_dir=None if folder is None else folder.folder,
         warnings=tuple(training.warnings),
     )
+
+
+def _opened(path: Path, resume: bool, fabric: Fabric) -> RunFolder:
+    """The run folder of a training; only the first process writes there.
+
+    Raises:
+        FileExistsError: An earlier training was there, and it is not to be resumed.
+    """
+    if fabric.global_rank > 0:
+        return RunFolder.of_other_process(path)
+    for name, content in ((CHECKPOINTS, "checkpoints"), (METRICS, "the metrics")):
+        found = path / name
+        if not resume and (found.is_file() or any(found.glob("step-*"))):
+            raise FileExistsError(
+                f"{found} holds {content} of an earlier training: continue it with resume=True, or choose "
+                "another run_dir"
+            )
+    return RunFolder.open(path)

@@ -12,7 +12,6 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyro
@@ -34,8 +33,19 @@ from ppl_vae.checks import (
     observed_problems,
 )
 from ppl_vae.objectives import Objective, Resolved
-from ppl_vae.pairs import Batch, Batches, Layout, Layouts, Pair, Trace, num_rows, trace_pair
-from ppl_vae.runtime import denormals_flushed, preserve_random_state, progress_bar
+from ppl_vae.pairs import (
+    Batch,
+    Batches,
+    Layout,
+    Layouts,
+    Pair,
+    Trace,
+    num_rows,
+    tensors_of,
+    trace_pair,
+)
+from ppl_vae.runs import RunFolder
+from ppl_vae.runtime import denormals_flushed, digest, preserve_random_state, progress_bar
 from ppl_vae.training.agreement import Agreement
 from ppl_vae.training.checkpoints import Checkpoints
 from ppl_vae.training.errors import read_only_once
@@ -91,7 +101,7 @@ class Training:
         patience: int | None,
         transform: Callable[[Tensor], Tensor] | None,
         seed: int,
-        folder: Path | None,
+        folder: RunFolder | None,
         capture: bool,
         compile: bool | None,
     ) -> None:
@@ -153,6 +163,12 @@ class Training:
             "batch_size": batch_size,
             "objective": re.sub(_NOT_COMPARED, "", repr(requested_objective)),
             "optimizer": type(self.optimizer).__name__,
+            type(self.optimizer).__name__: {
+                name: str(value) for name, value in self.optimizer.defaults.items()
+            },
+            "clip_grad_norm": None if clip_grad_norm is None else float(clip_grad_norm),
+            "data": None if folder is None else _digest(batches),
+            "validation": None if folder is None or held_out is None else _digest(held_out),
             "lr_scheduler": type(self.scheduler).__name__,
             "rows": self.rows.number,
             "compile": compile,
@@ -324,3 +340,8 @@ class Training:
 
     def _save(self) -> None:
         self.checkpoints.save(self.progress, self.seed, self.best)
+
+
+def _digest(batches: Batches) -> str | None:
+    """A digest of all rows, which tells whether they have changed; None for an iterable."""
+    return digest(tensors_of(batches.rows)) if batches.in_memory else None

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
+
+from ppl_vae.runs import METRICS as FILE, TENSORBOARD, RunFolder
+from ppl_vae.runtime import append_text, own_folder, write_bytes
 
 METRICS = (
     "epoch",
@@ -37,9 +40,9 @@ class MetricsLog:
     """
 
     def __init__(
-        self, folder: Path | None, history: Sequence[dict[str, float]], board: Any, bar: Any
+        self, folder: RunFolder | None, history: Sequence[dict[str, float]], board: Any, bar: Any
     ) -> None:
-        self._file = None if folder is None else folder / "metrics.csv"
+        self._folder = folder
         self._board = board
         self._bar = bar
         self._write(history, start=True)
@@ -55,16 +58,22 @@ class MetricsLog:
         self._write([row])
 
     def _write(self, rows: Sequence[dict[str, float]], start: bool = False) -> None:
-        if self._file is not None:
-            with open(self._file, "w" if start else "a", newline="") as file:
-                writer = csv.DictWriter(file, METRICS, restval="", lineterminator="\n")
-                if start:
-                    writer.writeheader()
-                writer.writerows(rows)
+        if self._folder is None:
+            return
+        text = io.StringIO()
+        writer = csv.DictWriter(text, METRICS, restval="", lineterminator="\n")
+        if start:
+            writer.writeheader()
+        writer.writerows(rows)
+        file = self._folder.path / FILE  # which moves when a run takes the place of another
+        if start:
+            write_bytes(file, text.getvalue().encode())
+        else:
+            append_text(file, text.getvalue())
 
 
 @contextmanager
-def tensorboard_writer(folder: Path | None) -> Iterator[Any]:
+def tensorboard_writer(folder: RunFolder | None) -> Iterator[Any]:
     """A TensorBoard writer below a run folder; None without a folder."""
     if folder is None:
         yield None
@@ -75,7 +84,7 @@ def tensorboard_writer(folder: Path | None) -> Iterator[Any]:
         raise ImportError(
             "TensorBoard is not installed: pip install 'ppl_vae[tensorboard]'"
         ) from error
-    writer = SummaryWriter(str(folder / "tensorboard"))
+    writer = SummaryWriter(str(own_folder(folder.path / TENSORBOARD)))
     try:
         yield writer
     finally:

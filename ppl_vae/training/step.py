@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from torch.optim import Optimizer
 from ppl_vae.capture import RECORD_AFTER, CapturedLoss, CaptureError, StaleRecordingError
 from ppl_vae.objectives import Loss, Resolved, no_gradient
 from ppl_vae.pairs import Batch, Layouts, Pair, PairError, first_line, num_rows
+from ppl_vae.runs import RunFolder
 from ppl_vae.runtime import random_state, set_random_state
 from ppl_vae.training.errors import DivergenceError, divergence
 from ppl_vae.training.processes import Processes
@@ -147,7 +147,7 @@ class Step:
     captured: CapturedGradients | None
     processes: Processes
     clip_grad_norm: float | None
-    folder: Path | None
+    folder: RunFolder | None
 
     def __post_init__(self) -> None:
         self.leaves = list(self.parameters.values())

@@ -1,0 +1,138 @@
+"""A folder of checkpoints: whole states of a training, of which the newest good one is read."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ppl_vae.runs.run_folder import RunFolder
+from ppl_vae.runtime import (
+    CorruptFileError,
+    flatten,
+    own_folder,
+    read_tensors,
+    remove,
+    remove_left_behind,
+    unflatten,
+    write_tensors,
+)
+
+KEPT = 2
+"""Checkpoints kept in a run folder: the newest and, in case it turns out damaged, the one before."""
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Writes `step-N.safetensors` atomically, then removes all but the newest ones.
+
+    Args:
+        folder: The run's `checkpoints` folder.
+        step: Optimizer steps taken.
+        state: Nested dicts and lists of tensors and numbers.
+        facts: Information that JSON can hold.
+    """
+    own_folder(folder)
+    remove_left_behind(folder)
+    flat, tensors = flatten(state)
+    write_tensors(_file(folder, step), tensors, {"facts": facts, "state": flat})
+    for old in checkpoint_files(folder)[KEPT:]:
+        remove(old)
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The newest good checkpoint, as `(state, facts)`; a warning names damaged ones that are passed over.
+
+    Raises:
+        FileNotFoundError: There is no checkpoint.
+        CorruptFileError: Every checkpoint is damaged.
+    """
+    files = checkpoint_files(folder)
+    if not files:
+        raise FileNotFoundError(
+            f"{folder}: there is no checkpoint to resume from; start the training again"
+        )
+    errors: list[CorruptFileError] = []
+    for file in files:
+        try:
+            tensors, metadata = read_tensors(file)
+        except CorruptFileError as error:
+            errors.append(error)
+            continue
+        for passed_over in errors:
+            warnings.warn(f"{passed_over}; continuing from {file.name} instead", stacklevel=2)
+        return unflatten(metadata["state"], tensors), metadata["facts"]
+    why = str(errors[0]).removeprefix(f"{errors[0].path}: ")
+    raise CorruptFileError(
+        errors[0].path,
+        f"{why}; no other checkpoint in the folder is good: start the training again",
+    )
+
+
+_MAY_CHANGE = ("max_epochs", "max_iterations", "patience", "num_samples", "tolerance")
+"""Options that do not change the steps of a training."""
+
+_OF_THE_PLACE = ("versions", "data_dir", "download", "device", "tensorboard", "trust")
+"""Entries of config.yaml that say where a training runs."""
+
+_DIGESTS = {"data": "the rows of x", "validation": "the validation rows"}
+
+
+def require_same(folder: RunFolder, now: Mapping[str, Any], then: Mapping[str, Any]) -> None:
+    """Compares what a run was started with and what it is resumed with.
+
+    Args:
+        folder: The run folder.
+        now: Facts by name. Those that are None are not compared, nor those that an older checkpoint lacks.
+        then: The facts of the checkpoint.
+
+    Raises:
+        ValueError: Something differs; the message names all of it.
+    """
+    differs = []
+    for name, value in now.items():
+        before = then.get(name)
+        if value is None or before is None or before == _as_json(value):
+            continue
+        if name in _DIGESTS:
+            differs.append(f"{_DIGESTS[name]} are other rows, or their values have changed")
+        elif name == "parameters":  # in pairs of name and shape
+            then_had, has = ({n: tuple(s) for n, s in part} for part in (before, value))
+            for each in [n for n in {**then_had, **has} if then_had.get(n) != has.get(n)]:
+                differs.append(f"parameter {each} = {then_had.get(each)}, now it is {has.get(each)}")
+        else:
+            differs.extend(_differences(name, before, _as_json(value)))
+    if differs:
+        shown = "; ".join(differs[:5]) + (f"; and {len(differs) - 5} more" if differs[5:] else "")
+        raise ValueError(
+            f"{folder.folder}: a resumed run must be as it was started, in all but max_epochs and patience. "
+            f"What differs: {shown}"
+        )
+
+
+def _differences(name: str, before: Any, now: Any) -> list[str]:
+    """What differs between two trees of options, by dotted names, in what both of them have."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        found = []
+        for key in sorted(before.keys() & now.keys()):
+            if name == "config" and key in (*_MAY_CHANGE, *_OF_THE_PLACE):
+                continue
+            inner = key if name == "config" else f"{name}.{key}"
+            if before[key] != now[key]:
+                found.extend(_differences(inner, before[key], now[key]))
+        return found
+    return [f"{name} = {before}, now it is {now}"]
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, newest first."""
+    return sorted(folder.glob("step-*.safetensors"), reverse=True)
+
+
+def _file(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:09d}.safetensors"

@@ -1,0 +1,138 @@
+"""A lock on a run folder: two processes must not write one run. In a file of its own, without torch."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+LOCK = ".lock"
+
+_held: set[Path] = set()
+"""Folders that this process has locked: the system lets a process take its own lock again."""
+
+
+class LockedError(RuntimeError):
+    """Another process writes into the run folder."""
+
+
+class Lock:
+    """The right to write into a folder, until `release`.
+
+    The system frees the lock of a process that ends in whatever way, so that the file of a killed process does
+    not lock anybody out. Where the file system has no locks, the process number in the file decides.
+
+    Args:
+        folder: The folder; it must exist.
+
+    Raises:
+        LockedError: Another process, or this one, writes there; the message names it.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> lock = Lock(folder)
+        >>> try:
+        ...     Lock(folder)
+        ... except LockedError as error:
+        ...     "is being written" in str(error)
+        True
+        >>> lock.release()
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder.resolve()
+        self._file = self._folder / LOCK
+        if self._folder in _held:
+            raise LockedError(f"{folder} is being written by this process already")
+        self._descriptor = self._take(folder)
+        _held.add(self._folder)
+
+    def release(self) -> None:
+        """Gives the right back."""
+        if self._folder in _held:
+            _held.discard(self._folder)
+            self._file.unlink(missing_ok=True)  # while it is still locked: nobody else has taken it
+            os.close(self._descriptor)
+
+    def _take(self, folder: Path) -> int:
+        while True:
+            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+            descriptor = os.open(self._file, flags, 0o666)
+            if not _locked_by_us(descriptor):
+                holder = _holder(descriptor)
+                os.close(descriptor)
+                raise LockedError(_in_use(folder, holder))
+            if _is(descriptor, self._file):
+                break
+            os.close(descriptor)  # its owner has removed it meanwhile
+        os.ftruncate(descriptor, 0)
+        now = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
+        os.write(descriptor, json.dumps(now).encode())
+        return descriptor
+
+
+def _locked_by_us(descriptor: int) -> bool:
+    """Takes the lock of the system; False if another process has it."""
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        return not _alive(_holder(descriptor))
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        return not _alive(_holder(descriptor))  # a file system without locks
+    return True
+
+
+def _holder(descriptor: int) -> dict[str, Any]:
+    """What the file says of the process that wrote it; empty if it says nothing."""
+    try:
+        content = json.loads(os.pread(descriptor, 1000, 0))
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _alive(holder: dict[str, Any]) -> bool:
+    """Whether a process may still run; those of other hosts may."""
+    pid = holder.get("pid")
+    if not isinstance(pid, int) or pid <= 0:
+        return False
+    if holder.get("host") != socket.gethostname():
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
+
+
+def _in_use(folder: Path, holder: dict[str, Any]) -> str:
+    who = "another process"
+    if holder:
+        since = holder.get("since")
+        clock = (
+            time.strftime(" since %H:%M", time.localtime(since)) if isinstance(since, float) else ""
+        )
+        who = f"process {holder.get('pid')} on {holder.get('host')}{clock}"
+    return (
+        f"{folder} is being written by {who}: wait until it has ended, or choose another folder (if that "
+        f"process is gone, remove {folder / LOCK})"
+    )
+
+
+def _is(descriptor: int, file: Path) -> bool:
+    """Whether an open file still has this name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(file))
+    except FileNotFoundError:
+        return False

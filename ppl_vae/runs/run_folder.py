@@ -1,0 +1,207 @@
+"""`RunFolder`: a run folder that is being written, by this process alone, without losing what was there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from ppl_vae.runs.folder import write_config
+from ppl_vae.runs.location import (
+    CHECKPOINTS,
+    CONFIG,
+    HIDDEN,
+    OF_A_RUN,
+    PLOTS,
+    STAGED,
+    finish_swap,
+    is_swapping,
+    swap,
+)
+from ppl_vae.runs.lock import Lock
+from ppl_vae.runtime import own_folder, remove, remove_left_behind
+
+
+class RunFolder:
+    """A run folder that is being written.
+
+    It is locked: a second process that wants to write there is refused. A run that is to replace another is
+    written into a hidden folder inside, until `begin` says that it is good; then it takes the other's place. If
+    the block ends with an error before that, the folder is as it was.
+
+    Attributes:
+        folder: The run folder, for messages.
+        path: Where files are to be written now: `folder`, or the hidden folder. It changes with `begin`.
+        config: The content of config.yaml, or None.
+
+    Example:
+        >>> import tempfile
+        >>> where = Path(tempfile.mkdtemp()) / "run"
+        >>> with RunFolder.new(where, {"seed": 1}) as run:
+        ...     run.begin()
+        >>> with RunFolder.new(where, {"seed": 2}, overwrite=True) as run:
+        ...     (where / "config.yaml").read_text().splitlines()[0], run.path == where
+        ...     run.begin()
+        ...     (where / "config.yaml").read_text().splitlines()[0], run.path == where
+        ('seed: 1', False)
+        ('seed: 2', True)
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any] | None) -> None:
+        self.folder = folder
+        self.path = folder
+        self.config = config
+        self._begun = False
+        self._is_new = False
+        missing = [p for p in (folder, *folder.parents) if not p.exists()]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise NotADirectoryError(
+                f"{folder} cannot be made: there is a file in its path; choose another folder"
+            ) from error
+        self._made = missing
+        self._lock: Lock | None = None
+        try:
+            self._lock = Lock(folder)
+        except BaseException:
+            self._remove_made()
+            raise
+        try:
+            self._clean()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    @classmethod
+    def new(
+        cls, path: str | Path, config: Mapping[str, Any] | None = None, *, overwrite: bool = False
+    ) -> Self:
+        """Begins a run in a folder that is empty or, with `overwrite`, holds a run.
+
+        Args:
+            path: The folder; it is made, with its parents.
+            config: The content of config.yaml.
+            overwrite: Whether a run that is there may be replaced.
+
+        Raises:
+            FileExistsError: There is a run and `overwrite` is False, or something that is not a run.
+            LockedError: Another process writes there.
+        """
+        path = Path(path)
+        require_free(path, overwrite=overwrite)
+        opened = cls(path, config)
+        try:
+            require_free(path, overwrite=overwrite)  # another process may have been faster
+            opened._is_new = True
+            if (path / CONFIG).exists():
+                opened.path = own_folder(path / STAGED)
+            if config is not None:
+                write_config(opened.path, config)
+        except BaseException:
+            opened._close(failed=True)
+            raise
+        return opened
+
+    @classmethod
+    def open(cls, path: str | Path, config: Mapping[str, Any] | None = None) -> Self:
+        """Goes on writing into a folder, which is made if it is not there.
+
+        Args:
+            path: The folder.
+            config: The content of config.yaml from `begin` on; None leaves that file alone.
+
+        Raises:
+            LockedError: Another process writes there.
+        """
+        return cls(Path(path), config)
+
+    @classmethod
+    def of_other_process(cls, path: Path) -> Self:
+        """The folder for a process that only reads there: of a training with several, all but the first."""
+        opened = cls.__new__(cls)
+        opened.folder = opened.path = path
+        opened.config = None
+        opened._begun, opened._is_new, opened._made, opened._lock = True, False, [], None
+        return opened
+
+    @property
+    def keeps(self) -> bool:
+        """Whether what has been written stays, even if the block ends with an error."""
+        return self.path == self.folder
+
+    def begin(self) -> None:
+        """Says that what has been written is good: it takes the place of what was there."""
+        if self._begun:
+            return
+        if self.path != self.folder:
+            swap(self.folder)
+            self.path = self.folder
+        elif not self._is_new and self.config is not None:
+            write_config(self.folder, self.config)
+        self._begun = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close(failed=kind is not None)
+
+    def _close(self, failed: bool) -> None:
+        if failed and not self._begun:
+            if self.path != self.folder:
+                remove(self.path)
+            elif self._is_new and not any((self.path / CHECKPOINTS).glob("step-*")):
+                for name in OF_A_RUN:  # the folder was empty
+                    remove(self.path / name)
+        if self._lock is not None:
+            self._lock.release()
+        if failed:
+            self._remove_made()
+
+    def _clean(self) -> None:
+        """Finishes or removes what a killed process has left."""
+        if is_swapping(self.folder):
+            swap(self.folder)
+        remove(self.folder / STAGED)
+        for part in (self.folder, self.folder / CHECKPOINTS, self.folder / PLOTS):
+            if not part.is_symlink():
+                remove_left_behind(part)
+
+    def _remove_made(self) -> None:
+        """Removes the folders that this object has made, as far as they are empty."""
+        for made in self._made:
+            try:
+                made.rmdir()
+            except OSError:
+                return
+
+
+def require_free(path: Path, *, overwrite: bool) -> None:
+    """Raises an error unless a new run may be written into a folder. Nothing is changed.
+
+    Raises:
+        FileExistsError: There is a run at `path` and `overwrite` is False, or something that is not a run.
+    """
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path} is a file; a run needs a folder of its own")
+    if not path.exists():
+        return
+    finish_swap(path)
+    others = [entry.name for entry in path.iterdir() if entry.name not in HIDDEN]
+    if others and not (path / CONFIG).is_file():
+        raise FileExistsError(
+            f"{path} is not a run folder (it holds other files, and no {CONFIG}): nothing was changed; "
+            "choose another folder"
+        )
+    if others and not overwrite:
+        raise FileExistsError(
+            f"there is a run in {path} already: choose another folder, or replace it with overwrite=True "
+            "(--overwrite on the command line)"
+        )
