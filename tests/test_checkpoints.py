@@ -366,7 +366,7 @@ def test_another_pair_cannot_be_resumed(tmp_path: Path) -> None:
     train(run_dir=tmp_path, max_epochs=1)
     model = Model()
     model.extra = nn.Linear(2, 2)
-    with pytest.warns(PairWarning), pytest.raises(ValueError, match="parameter model.extra"):
+    with pytest.warns(PairWarning), pytest.raises(ValueError, match=r"parameter model\.extra"):
         train(model=model, run_dir=tmp_path, resume=True)
 
 
