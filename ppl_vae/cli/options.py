@@ -108,6 +108,7 @@ def _train(options: Options) -> None:
         metavar="RUN",
         help="continue an interrupted run; only max_epochs may change",
     )
+    _add_trust(options)
     _add_run_dir(options)
     _add_num_samples(options, "importance samples per test row, for log p(x)")
     for role, default in DEFAULTS.items():
@@ -130,6 +131,7 @@ def _refit(options: Options) -> None:
     options.add_argument(
         "run", type=str, metavar="RUN", help="folder of the run whose model is kept"
     )
+    _add_trust(options)
     _add_run_dir(options)
     _add_num_samples(options, "importance samples per test row, for log p(x)")
     for role in ("guide", "objective"):
@@ -180,6 +182,7 @@ def _sample(options: Options) -> None:
 def _compare(options: Options) -> None:
     what = "folders of two runs or more; the others are compared with the first"
     options.add_argument("runs", nargs="+", type=str, metavar="RUN", help=what)
+    _add_trust(options)
     _add_output(options, "the picture", "comparison.png")
 
 
@@ -217,9 +220,17 @@ def _add_flag(options: Options, name: str, what: str) -> None:
 
 def _add_run(options: Options) -> None:
     options.add_argument("run", type=str, metavar="RUN", help="folder of a run")
+    _add_trust(options)
     what = "where torchvision's files are now, if they have moved"
     options.add_argument("--data_dir", type=str, help=what)
     options.add_argument("--seed", type=int, default=0, help="random seed of all draws")
+
+
+def _add_trust(options: Options) -> None:
+    """See docs/security.md."""
+    _add_flag(options, "--trust", "import and run all that RUN's config.yaml names")
+    what = "import what RUN's config.yaml names of these packages or modules"
+    options.add_argument("--trust_packages", type=str, metavar="A,B", help=what)
 
 
 def _add_config(options: Options) -> None:

@@ -7,6 +7,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ppl_vae.cli.finish import finish_run
 from ppl_vae.cli.mistakes import UsageError
+from ppl_vae.cli.own_modules import trust_of
 from ppl_vae.cli.setup import set_up, with_defaults
 from ppl_vae.cli.start import start_run
 from ppl_vae.pairs import keep_guide
@@ -17,7 +18,8 @@ from ppl_vae.training import refit_guide
 
 def refit(parser: ArgumentParser, given: Namespace) -> int:
     """Trains a new guide for the model of a run, which is left as it is; the result is a run of its own."""
-    run = load_run(given.run)
+    trust = trust_of(given, given.run)
+    run = load_run(given.run, trust=trust)
     if not isinstance(run.model, torch.nn.Module):
         raise UsageError(
             "refit needs a model that is an nn.Module, so that the new run can hold it"
@@ -30,7 +32,8 @@ def refit(parser: ArgumentParser, given: Namespace) -> int:
     config = {**options, **kept, **chosen, "refit_of": str(run.path.resolve())}
     config.pop("run", None)
     resolve_device(config["device"])
-    setup = set_up(config, model=run.model)
+    of_run = {name: trust for name in kept if name not in chosen}
+    setup = set_up(config, model=run.model, trust=of_run)
     folder = start_run(setup, given)
     progress = False if given.get("quiet") else None
     try:

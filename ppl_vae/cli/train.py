@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 from ppl_vae.cli.common import say
 from ppl_vae.cli.finish import finish_run
 from ppl_vae.cli.mistakes import UsageError
+from ppl_vae.cli.own_modules import trust_of
 from ppl_vae.cli.setup import set_up, with_defaults
 from ppl_vae.cli.start import check_setup, new_folder
 from ppl_vae.runs import CHECKPOINTS, discard_folder, prepare_folder, read_config, write_config
@@ -24,14 +25,18 @@ def train(parser: ArgumentParser, given: Namespace) -> int:
     resumed = given.get("resume")
     if resumed is not None:
         options, folder = _options_of_run(parser, given), Path(resumed)
+        allowed = trust_of(given, folder)
+        allowed.check(options)
+        trust = dict.fromkeys(options, allowed)
     else:
+        trust = {}
         options = with_defaults(parser, given)
     if not given.get("print_config"):  # report what can be checked before the data are read
         resolve_device(options["device"])
         if resumed is None and given.get("run_dir"):
             folder = Path(given.run_dir)
             prepare_folder(folder, overwrite=bool(given.get("overwrite")), dry_run=True)
-    setup = set_up(options)
+    setup = set_up(options, trust=trust)
     if given.get("print_config"):
         print(yaml.safe_dump(setup.config, sort_keys=False), end="")
         return 0
@@ -64,7 +69,9 @@ def train(parser: ArgumentParser, given: Namespace) -> int:
 
 def _options_of_run(parser: ArgumentParser, given: Namespace) -> dict[str, Any]:
     """The options that a run was started with."""
-    changed = set(vars(given)) - {"resume", "max_epochs", "quiet", "debug"}
+    changed = set(vars(given)) - {
+        *("resume", "trust", "trust_packages", "max_epochs", "quiet", "debug")
+    }
     if changed:
         names = ", ".join(f"--{name}" for name in sorted(changed))
         raise UsageError(

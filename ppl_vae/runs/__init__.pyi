@@ -1,9 +1,4 @@
-from .building import (
-    build as build,
-    import_alternatives as import_alternatives,
-    import_by_name as import_by_name,
-    public_name as public_name,
-)
+from .building import build as build, import_alternatives as import_alternatives
 from .comparison import Comparison as Comparison
 from .folder import (
     ANNEALED as ANNEALED,
@@ -23,5 +18,13 @@ from .folder import (
 )
 from .location import config_file as config_file
 from .messages import plain as plain
+from .names import import_by_name as import_by_name, public_name as public_name
 from .run import Run as Run, load_run as load_run, save_run as save_run
+from .trust import (
+    ROLES as ROLES,
+    TYPED as TYPED,
+    Trust as Trust,
+    UntrustedError as UntrustedError,
+    names_in as names_in,
+)
 from .weights import write_weights as write_weights
