@@ -68,11 +68,11 @@ class _BoundedLoader(yaml.SafeLoader):
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self._depth = self._nodes = 0
-        self._sizes: dict[str, float] = {}
+        self._depth, self._nodes = 0, 0.0
+        self._sizes: dict[str | None, float] = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         before = self._nodes
         if isinstance(event, yaml.AliasEvent) and event.anchor in self.anchors:
             self._nodes += self._sizes.get(
