@@ -1,7 +1,7 @@
 """Modules of the user's own in the current folder, and what may be imported for the sake of a run.
 
-The current folder is on the path only where the user has typed a name from there, or trusts a run that names it.
-Otherwise a file in it could stand in for a module that some library looks for.
+The current folder is on the path only where the user has typed a name from there, or trusts a run that names
+one. Otherwise a file in it could stand in for a module that some library looks for.
 """
 
 from __future__ import annotations
