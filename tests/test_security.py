@@ -272,7 +272,8 @@ def test_a_constraint_must_be_one(run: Path) -> None:
         write_tensors(file, state, {"constraints": {"a": described}})
         with pytest.raises(ValueError, match="constraint"):
             load_run(run)
-    for described in (5, {"class_path": 3}, part("a.B", c="text")):
+    wrong: list[Any] = [5, {"class_path": 3}, part("a.B", c="text")]
+    for described in wrong:
         write_tensors(file, state, {"constraints": {"a": described}})
         with pytest.raises(CorruptFileError, match="not the constraint of a parameter"):
             load_run(run)
