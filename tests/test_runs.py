@@ -293,7 +293,7 @@ def change(path: Path, role: str, value: Any) -> None:
 def test_a_guide_that_cannot_be_built(value: Any, message: str, saved: Path) -> None:
     change(saved, "guide", value)
     with pytest.raises(ValueError, match=f"(?s)config.yaml.*guide.*{message}"):
-        load_run(saved)
+        load_run(saved, trust=["no_such_package"])
 
 
 def test_a_function_pair_has_to_be_given(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from ppl_vae.checks import device_for
 from ppl_vae.cli.common import keep_result, rows_of, say
 from ppl_vae.cli.finish import MOST_PICTURED
 from ppl_vae.cli.mistakes import UsageError
+from ppl_vae.cli.own_modules import trust_of
 from ppl_vae.cli.report import with_levels
 from ppl_vae.cli.setup import load_rows
 from ppl_vae.data import Data
@@ -98,7 +99,9 @@ def diagnose(parser: ArgumentParser, given: Namespace) -> int:
     """Diagnoses a run on its test rows."""
     options, run, data = _open_run(parser, given)
     _to_device(run, options.device, data.test)
-    objective: Objective = build(run.config["objective"])[0]
+    objective: Objective = build(
+        run.config["objective"], role="objective", trust=trust_of(given, options.run)
+    )[0]
     diagnosis = diagnose_pair(
         run.model,
         run.guide,
@@ -133,7 +136,9 @@ def compare(parser: ArgumentParser, given: Namespace) -> int:
     """Compares runs with the first of them."""
     options = _complete_options(parser, given)
     output = _output_file(options, Path("comparison.png"))
-    comparison = Comparison.of([load_run(path) for path in options.runs])
+    comparison = Comparison.of(
+        [load_run(path, trust=trust_of(given, path)) for path in options.runs]
+    )
     print(comparison)
     with replacing(output) as file:
         comparison_plot(comparison).savefig(file)
@@ -163,7 +168,7 @@ def _complete_options(parser: ArgumentParser, given: Namespace) -> Namespace:
 def _open_run(parser: ArgumentParser, given: Namespace) -> tuple[Namespace, Run, Data]:
     """The options of a command that takes a run, the run, and its data."""
     options = _complete_options(parser, given)
-    run = load_run(options.run)
+    run = load_run(options.run, trust=trust_of(given, options.run))
     return options, run, load_rows(run.config, options.data_dir)
 
 

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 
 from ppl_vae.checks import DataCheck, check, check_rows
 from ppl_vae.cli.common import say
 from ppl_vae.cli.mistakes import UsageError
-from ppl_vae.cli.setup import Setup
+from ppl_vae.cli.own_modules import trust_of
+from ppl_vae.cli.setup import Setup, with_defaults
 from ppl_vae.pairs import Batches, Pair
-from ppl_vae.runs import CHECKPOINTS, WEIGHTS, RunFolder, read_config
+from ppl_vae.runs import CHECKPOINTS, WEIGHTS, RunFolder, Trust, read_config
 from ppl_vae.runtime import preserve_random_state
 
 MADE_BY = "made_by"
@@ -42,16 +43,35 @@ class Started(NamedTuple):
     resume: bool
 
 
-def options_of_run(command: str, given: Namespace) -> dict[str, Any]:
-    """The options that a run was started with, for the command that made it.
+def options_of(
+    command: str, parser: ArgumentParser, given: Namespace
+) -> tuple[dict[str, Any], dict[str, Trust]]:
+    """All options of a training: those that were typed, or those of the run that is to go on.
+
+    Returns:
+        The options, and how far each that comes from a folder may be trusted.
 
     Raises:
-        UsageError: Other options were given, another command made the run, or it has nothing to go on with.
+        UsageError: The options do not go together, another command made the run, or it has nothing to go on
+            with.
+        UntrustedError: The run's config.yaml names what it may not name.
     """
+    if given.get("resume") is not None:
+        options = _options_of_run(command, given)
+        trust = trust_of(given, given.resume)
+        trust.check(options)
+        return options, dict.fromkeys(options, trust)
+    if command != "refit" and (given.get("trust") or given.get("trust_packages")):
+        raise UsageError("--trust is for a RUN to resume: what you type yourself is trusted")
+    return with_defaults(parser, given), {}
+
+
+def _options_of_run(command: str, given: Namespace) -> dict[str, Any]:
+    """The options that a run was started with, for the command that made it."""
     may_change = _LENGTHS[command]
     path = Path(given.resume)
-    changed = set(vars(given)) - {"resume", "quiet", "debug", *may_change}
-    changed = {name for name in changed if given[name] is not None}
+    asked = {"resume", "trust", "trust_packages", "quiet", "debug", *may_change}
+    changed = {name for name in set(vars(given)) - asked if given[name] is not None}
     if changed:
         names = ", ".join(f"--{name}" for name in sorted(changed))
         raise UsageError(

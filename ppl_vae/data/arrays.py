@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vae.data.sizes import MuchLargerError, require_plain_zip, require_room
 from ppl_vae.data.sources import Part, Source
 
 _KEYS = {
@@ -30,12 +31,15 @@ def _load_arrays(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"the file {path.absolute()} does not exist") from error
     try:
         with file:
+            require_plain_zip(path, file)
             if path.suffix.lower() == ".pt":
                 content = torch.load(file, map_location="cpu", weights_only=True)
             else:
                 content = np.load(file, allow_pickle=False)
             named = isinstance(content, Mapping)
             return {key: content[key] for key in content} if named else {"x": content}
+    except MuchLargerError:
+        raise
     # A broken file raises zip, pickle, stream or value errors.
     except Exception as error:
         # torch's own message advises unpickling after all.
@@ -50,6 +54,9 @@ def _load_arrays(path: Path) -> dict[str, Any]:
 def _numbers(path: Path, key: str, array: Any) -> Tensor:
     """`array` as a uint8, bool, int64 or float32 tensor."""
     if isinstance(array, Tensor):
+        # A tensor may repeat one number, or hold zeros that are not in the file.
+        size = array.numel() * array.element_size()
+        require_room(path, size, on_disk=path.stat().st_size)
         array = array.detach().to_dense()
         array = (array.float() if array.dtype == torch.bfloat16 else array).numpy()
     kind = array.dtype.kind if isinstance(array, np.ndarray) else None

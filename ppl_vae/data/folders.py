@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +13,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ppl_vae.data.sizes import require_room
 from ppl_vae.data.sources import Part, Source
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif")
 """Endings of the file names of pictures, in small or capital letters."""
 
-_PIL_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+_PIL_ERRORS = (
+    *(OSError, SyntaxError, ValueError, EOFError),
+    *(Image.DecompressionBombError, Image.DecompressionBombWarning),
+)
 """What PIL raises for a broken picture."""
 
 
@@ -34,13 +41,22 @@ def _broken(path: Path, error: Exception) -> ValueError:
     return ValueError(f"the picture {path} cannot be read: {error}. Repair or remove it")
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """A picture that is not suspiciously large: PIL only warns of the smaller ones of those."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path) as image:
+            yield image
+
+
 def _picture_mode(files: list[Path]) -> tuple[str, tuple[int, int]]:
     """The mode and size (width, height) that all pictures share, from their headers alone."""
     sizes: dict[tuple[int, int], list[Path]] = defaultdict(list)
     gray = True
     for path in files:
         try:
-            with Image.open(path) as image:
+            with _opened(path) as image:
                 mode, size = image.mode, image.size
         except _PIL_ERRORS as error:
             raise _broken(path, error) from error
@@ -63,10 +79,11 @@ def _picture_mode(files: list[Path]) -> tuple[str, tuple[int, int]]:
 
 def _read_pictures(files: list[Path], mode: str, size: tuple[int, int]) -> Tensor:
     channels = 1 if mode == "L" else 3
+    require_room(files[0].parent, len(files) * size[0] * size[1] * channels)
     x = np.empty((len(files), size[1], size[0], channels), dtype=np.uint8)
     for row, path in zip(x, files, strict=True):
         try:
-            with Image.open(path) as image:
+            with _opened(path) as image:
                 # With a transparent palette, PIL asks for an explicit conversion to RGBA.
                 opaque = image.convert("RGBA") if "transparency" in image.info else image
                 row[:] = np.asarray(opaque.convert(mode)).reshape(row.shape)

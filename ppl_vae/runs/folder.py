@@ -19,7 +19,6 @@ from torch import Tensor
 
 from ppl_vae._version import __version__
 from ppl_vae.pairs import as_tensor
-from ppl_vae.runs.building import one_line
 from ppl_vae.runs.location import (
     ANNEALED,
     CONFIG,
@@ -31,10 +30,22 @@ from ppl_vae.runs.location import (
     config_file,
 )
 from ppl_vae.runs.netcdf import as_netcdf
-from ppl_vae.runtime import CorruptFileError, digest, write_bytes
+from ppl_vae.runtime import (
+    MOST_JSON,
+    MOST_YAML,
+    CorruptFileError,
+    digest,
+    load_json,
+    load_yaml,
+    read_text,
+    write_bytes,
+)
 
 _DIGEST = "table_sha256"
 """Key in a result's file: the digest of the table beside it."""
+
+_MOST_CSV = 2**28
+"""Largest size of a table in bytes, some million rows; read, it takes ten times as much memory."""
 
 _OF_ESTIMATE = ("mean", "standard_error")
 
@@ -69,9 +80,9 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     file = config_file(path)
     try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CorruptFileError(file, f"this is not YAML ({one_line(error)})") from error
+        config = load_yaml(read_text(file, MOST_YAML))
+    except ValueError as error:
+        raise CorruptFileError(file, f"this is not YAML that can be read ({error})") from error
     if not isinstance(config, dict):
         raise CorruptFileError(
             file, "this is not the configuration of a run: expected `name: value` lines"
@@ -200,13 +211,15 @@ def read_csv(file: Path) -> list[dict[str, float]]:
     """The lines of a table of numbers; empty if there is no file."""
     if not file.is_file():
         return []
+    if file.stat().st_size > _MOST_CSV:
+        raise CorruptFileError(file, f"it is larger than the {_MOST_CSV >> 20} MiB that are read")
     with file.open(newline="", encoding="utf-8") as lines:
         try:
             return [
                 {name: float(value) for name, value in row.items() if value not in ("", None)}
                 for row in csv.DictReader(lines)
             ]
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, csv.Error) as error:
             raise CorruptFileError(file, f"a line is not made of numbers ({error})") from error
 
 
@@ -248,7 +261,8 @@ def read_json(file: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        return load_json(read_text(file, MOST_JSON))
     except ValueError as error:
-        raise CorruptFileError(file, f"this is not JSON ({error}); create it again") from error
-    return dict(content)
+        raise CorruptFileError(
+            file, f"this is not JSON that can be read ({error}); create it again"
+        ) from error

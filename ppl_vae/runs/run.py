@@ -13,12 +13,13 @@
 | plots/ | pictures, drawn by `ppl-vae train` |
 | checkpoints/ | what `fit` needs to continue |
 
-Nothing in it is pickled: loading a run imports the classes that config.yaml names and runs no other code.
+Nothing in it is pickled. Loading a run imports only classes of this package, of torch and of Pyro that suit
+their places, unless the user trusts the folder: see docs/security.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,7 +27,7 @@ from typing import Any, Protocol
 import torch
 
 from ppl_vae.pairs import Pair, Program, attach_guide, keep_guide
-from ppl_vae.runs.building import build, name_of
+from ppl_vae.runs.building import build
 from ppl_vae.runs.folder import (
     Summary,
     describe_rows,
@@ -38,7 +39,9 @@ from ppl_vae.runs.folder import (
     write_results,
 )
 from ppl_vae.runs.location import CONFIG, DIAGNOSIS, EVALUATION, METRICS
+from ppl_vae.runs.names import name_of
 from ppl_vae.runs.run_folder import RunFolder
+from ppl_vae.runs.trust import ROLES, Trust, UntrustedError
 from ppl_vae.runs.weights import read_weights, write_weights
 
 
@@ -137,7 +140,13 @@ def save_run(
         run.begin()
 
 
-def load_run(path: str | Path, model: Program | None = None, guide: Program | None = None) -> Run:
+def load_run(
+    path: str | Path,
+    model: Program | None = None,
+    guide: Program | None = None,
+    *,
+    trust: bool | Collection[str] | Trust = False,
+) -> Run:
     """Reads a run. Its pair evaluates exactly as the one that was saved.
 
     Args:
@@ -146,6 +155,8 @@ def load_run(path: str | Path, model: Program | None = None, guide: Program | No
             built from config.yaml. It is required if config.yaml does not say how to build it (for example,
             a function).
         guide: The guide, in the same way.
+        trust: What the folder may name beside the classes of this package, of torch and of Pyro: True (all that
+            it names, which may then do anything to your files), or the names of packages and modules.
 
     Returns:
         The `Run`.
@@ -153,22 +164,30 @@ def load_run(path: str | Path, model: Program | None = None, guide: Program | No
     Raises:
         FileNotFoundError: No such folder, or no run in it.
         CorruptFileError: A file is damaged; the message names it and says what to do.
+        UntrustedError: The folder names other classes or functions; nothing was imported.
         ValueError: config.yaml cannot be used, or the weights are those of another pair.
     """
     path = Path(path)
     config = read_config(path)
+    allowed = Trust.of(trust, path)
+    missing = [role for role, program in (("model", model), ("guide", guide)) if program is None]
+    for role in missing:
+        _require_built(path, config, role)
+    if missing:  # all that the folder names, before anything is imported
+        given_too = {"model", "model_guide"} if model is not None else {"guide"} - {*missing}
+        allowed.check(config, [role for role in ROLES if role not in given_too])
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced below
         given = model
         if model is None:
-            model = _rebuild(path, config, "model", None)
+            model = _rebuild(path, config, "model", None, allowed)
             if "model_guide" in config:
-                _rebuild(path, config, "model_guide", model)
+                _rebuild(path, config, "model_guide", model, allowed)
                 keep_guide(model)
         if guide is None:
-            guide = _rebuild(path, config, "guide", model)
+            guide = _rebuild(path, config, "guide", model, allowed)
         elif given is None:
             attach_guide(model, guide)
-    read_weights(path, model, guide)
+    read_weights(path, model, guide, allowed)
     for module in Pair.of(model, guide).modules().values():
         module.eval()
     return Run(
@@ -183,17 +202,26 @@ def load_run(path: str | Path, model: Program | None = None, guide: Program | No
     )
 
 
-def _rebuild(path: Path, config: Mapping[str, Any], role: str, model: Program | None) -> Program:
-    spec = config.get(role)
-    if not (isinstance(spec, dict) and "class_path" in spec and "init_args" in spec):
-        known = f" (it was {spec['class_path']})" if isinstance(spec, dict) else ""
-        raise ValueError(
-            f"{path / CONFIG} does not say how the {role} was built{known}: build it as before and "
-            "call load_run(path, model, guide); or save the run with "
-            f"config={{'{role}': {{'class_path': ..., 'init_args': {{...}}}}, ...}}"
-        )
+def _rebuild(
+    path: Path, config: Mapping[str, Any], role: str, model: Program | None, trust: Trust
+) -> Program:
+    _require_built(path, config, role)
     try:
-        program: Program = build(spec, model)[0]
+        program: Program = build(config[role], model, role=role, trust=trust)[0]
+    except UntrustedError:
+        raise
     except ValueError as error:
         raise ValueError(f"{path / CONFIG}, {role}: {error}") from error
     return program
+
+
+def _require_built(path: Path, config: Mapping[str, Any], role: str) -> None:
+    spec = config.get(role)
+    if not (isinstance(spec, dict) and "class_path" in spec and "init_args" in spec):
+        known = spec.get("class_path") if isinstance(spec, dict) else None
+        was = f" (it was {known})" if isinstance(known, str) else ""
+        raise ValueError(
+            f"{path / CONFIG} does not say how the {role} was built{was}: build it as before and "
+            "call load_run(path, model, guide); or save the run with "
+            f"config={{'{role}': {{'class_path': ..., 'init_args': {{...}}}}, ...}}"
+        )

@@ -1,3 +1,10 @@
+from .bounded import (
+    MOST_JSON as MOST_JSON,
+    MOST_YAML as MOST_YAML,
+    load_json as load_json,
+    load_yaml as load_yaml,
+    read_text as read_text,
+)
 from .denormals import denormals_flushed as denormals_flushed
 from .descriptions import described as described
 from .devices import (

@@ -85,7 +85,7 @@ class Checkpoints:
         """
         assert self.folder is not None
         saved, facts = load_checkpoint(self.folder.path / CHECKPOINTS)
-        require_same(self.folder, {**self.facts, "config": self.folder.config}, facts)
+        require_same(self.folder, {"config": self.folder.config, **self.facts}, facts)
         device = self.processes.device
         self.pair.load_state({n: t.to(device) for n, t in saved["pair"].items()})
         self.optimizer.load_state_dict(saved["optimizer"])
