@@ -1,6 +1,5 @@
 from .batches import (
     DataCheck as DataCheck,
-    RowError as RowError,
     check_data as check_data,
     check_rows as check_rows,
     check_traces as check_traces,

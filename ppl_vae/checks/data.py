@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyro.distributions as dist
@@ -41,7 +42,9 @@ def data_problems(sites: Mapping[str, Site], batch: Batch) -> Iterator[Problem]:
     for name, site in sites.items():
         found = unusable(name, site, n, dim)
         if found is not None:
-            yield found[0]
+            problem, rows = found
+            where = f"row {rows[0]} of the rows checked (counted from 0): " if rows else ""
+            yield replace(problem, message=where + problem.message)
 
 
 def same_for_all_rows(
@@ -93,8 +96,9 @@ def unusable(
     if not bool(torch.isfinite(value).all()):
         rows = rows_not_finite(site, dim)
         what = "NaN" if bool(torch.isnan(value).any()) else "infinite"
+        place = _place_in_row(~torch.isfinite(value), site["fn"], dim)
         advice = (
-            f"the data at site '{name}' are {what} in {len(rows) or 1} of the {n} rows checked: remove those "
+            f"the data at site '{name}' are {what} in {len(rows) or 1} of the {n} rows checked{place}: remove those "
             "rows, or replace these values by any number and hide them from the likelihood with poutine.mask"
         )
         return Problem("error", name, advice), rows
@@ -127,6 +131,41 @@ def unusable(
         f"{in_words(base)}: {advice}",
     )
     return problem, _rows_of(~inside, dim)
+
+
+def large_values(batch: Batch) -> str:
+    """What to say of data so large that their squares are no numbers any more; empty if they are not.
+
+    Programs compute with them, and NaN or infinity shows up anywhere.
+    """
+    for i, x in enumerate(tensors_of(batch)):
+        if not x.is_floating_point() or not x.numel():
+            continue
+        limit = torch.finfo(x.dtype).max ** 0.5 / 1e3
+        size = x.nan_to_num(0.0, posinf=0.0, neginf=0.0).abs()
+        if float(size.max()) > limit:
+            row, *place = torch.unravel_index(size.argmax(), size.shape)
+            what = "x" if len(tensors_of(batch)) == 1 else f"x[{i}]"
+            return (
+                f"; the data are the likely cause: {what} reaches {float(size.max()):.3g} in row {int(row)}"
+                f"{_column([int(p) for p in place])}, whose square is beyond {x.dtype}: repair or rescale them"
+            )
+    return ""
+
+
+def _place_in_row(bad: Tensor, fn: Any, dim: int | None) -> str:
+    """Where in the first bad row the first bad number is; empty if a row is one number."""
+    if dim is None or bad.dim() < -dim + len(fn.event_shape):
+        return ""
+    rows = bad.movedim(dim - len(fn.event_shape), 0)
+    place = rows.nonzero()[0].tolist()[1:]
+    return _column([p for p, size in zip(place, rows.shape[1:], strict=True) if size > 1])
+
+
+def _column(place: Sequence[int]) -> str:
+    if not place:
+        return ""
+    return f", column {place[0]}" if len(place) == 1 else f", at {list(place)} in the row"
 
 
 def rows_not_finite(site: Any, dim: int | None) -> list[int]:

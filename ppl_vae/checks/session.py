@@ -40,6 +40,9 @@ MEMORY_BUDGET = 64 * 2**20
 FIRST_ROWS = 64
 """Number of rows on which a pair is checked and its layout is found."""
 
+CHECKED_ROWS = 4096
+"""Rows whose values are looked at together before the first chunk."""
+
 MOST_AT_ONCE = 10_000
 """Most rows that are tried at once for a pair that does not run on the first ones."""
 
@@ -198,6 +201,9 @@ def opened(
         check_chunk = ChunkCheck(pair, seen, traces, findings, batches.doubt)
         layouts.check = check_chunk.new_kind
         del traces, seen  # they hold all that was computed
+        if batches.in_memory and not everything:  # before hours are spent on the rows before a bad one
+            parts = batches.ordered(CHECKED_ROWS)
+            check_chunk.look_ahead(move(part, device) for part in parts)
         yield Session(pair, layouts, first, device, batches, progress, check_chunk, findings)
 
 

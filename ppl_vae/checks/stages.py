@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ppl_vae.checks.batches import small_batch_problem, trace_problems
-from ppl_vae.checks.data import same_for_all_rows
+from ppl_vae.checks.data import large_values, same_for_all_rows
 from ppl_vae.checks.latents import observed_problems
 from ppl_vae.checks.report import Problem, run_pair
 from ppl_vae.checks.rows import row_problems
@@ -134,8 +134,11 @@ def _finite(subject: Subject) -> Iterator[Problem]:
         yield Problem(
             "error",
             bad[0],
-            f"before any training, the first site that is not finite is {bad[1]}: look at the parameters "
-            "of its distribution and their initial values",
+            f"before any training, the first site that is not finite is {bad[1]}"
+            + (
+                large_values(subject.batch)
+                or ": look at the parameters of its distribution and their initial values"
+            ),
         )
 
 

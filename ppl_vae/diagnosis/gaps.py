@@ -28,6 +28,7 @@ from ppl_vae.pairs import (
     sample_rows,
     summed_rows,
 )
+from ppl_vae.runtime import require_count, require_samples
 from ppl_vae.stats import Estimate, RowResult, StreamingWeights, khat_limit
 
 STEP_SAMPLES = 8
@@ -235,10 +236,8 @@ def inference_gaps(
         >>> abs(gaps.amortization_gap.mean - 1.0) < 0.1, abs(gaps.approximation_gap.mean) < 0.01
         (True, True)
     """
-    if num_samples < 2:
-        raise ValueError(
-            f"num_samples must be at least 2, to estimate each row's error, got {num_samples}"
-        )
+    require_samples("num_samples", num_samples, least=2)  # one would show no error
+    require_count("max_steps", max_steps)
     parts: list[dict[str, Tensor]] = []
     notes: dict[str, None] = {}
     with opened(model, guide, x, seed=seed, progress=progress) as session:

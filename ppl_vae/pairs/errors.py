@@ -7,7 +7,16 @@ from pathlib import Path
 
 
 class PairError(ValueError):
-    """A model/guide pair that cannot be used as asked; the message names the site and the remedy."""
+    """A model/guide pair that cannot be used as asked; the message names the site and the remedy.
+
+    Args:
+        message: The message.
+        names_rows: Whether it says already in which rows of which data something is wrong.
+    """
+
+    def __init__(self, message: str, names_rows: bool = False) -> None:
+        super().__init__(message)
+        self.names_rows = names_rows
 
 
 class NoInverseError(PairError):

@@ -1,5 +1,9 @@
 from .denormals import denormals_flushed as denormals_flushed
-from .descriptions import described as described
+from .descriptions import (
+    described as described,
+    require_samples as require_samples,
+    require_count as require_count,
+)
 from .devices import (
     device_of as device_of,
     make_fabric as make_fabric,
@@ -17,6 +21,7 @@ from .progress import progress_bar as progress_bar
 from .randomness import (
     preserve_random_state as preserve_random_state,
     random_state as random_state,
+    require_seed as require_seed,
     seed_everything as seed_everything,
     set_random_state as set_random_state,
 )

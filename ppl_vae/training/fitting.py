@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,14 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from ppl_vae.checks import device_for
 from ppl_vae.objectives import Objective, as_objective
 from ppl_vae.pairs import Batches, DataLike, Pair, Program
-from ppl_vae.runtime import described, make_fabric, preserve_random_state, seed_everything
+from ppl_vae.runtime import (
+    described,
+    make_fabric,
+    preserve_random_state,
+    require_seed,
+    require_count,
+    seed_everything,
+)
 from ppl_vae.training.loop import Training
 
 if TYPE_CHECKING:
@@ -172,12 +179,10 @@ def fit(
         ("batch_size", batch_size),
         ("patience", patience),
     ):
-        if count is not None and not isinstance(count, Integral):
-            raise TypeError(f"{name} must be a whole number, got {count!r}")
-    if max_epochs < 1:
-        raise ValueError(f"max_epochs must be at least 1, got {max_epochs}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if count is not None:
+            require_count(name, count, least=None if name == "patience" else 1)
+    if seed is not None:
+        require_seed(seed)
     if patience is not None and (validation is None or patience < 1):
         raise ValueError(
             "early stopping watches the held-out ELBO: give validation rows, and a patience of at least 1"

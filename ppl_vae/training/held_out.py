@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ppl_vae.checks import DataCheck, RowError, check_data, check_rows
+from ppl_vae.checks import DataCheck, check_data, check_rows
 from ppl_vae.pairs import (
     Batch,
     Batches,
@@ -194,9 +194,9 @@ class HeldOut:
         with self._explained(batch):
             try:
                 return self.layouts.run(batch, draw)
-            except RowError:
-                raise
             except PairError as error:  # of a kind of batch that comes here first
+                if error.names_rows:
+                    raise
                 raise PairError(f"validation: {error}") from None
 
 
