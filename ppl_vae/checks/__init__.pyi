@@ -5,7 +5,7 @@ from .batches import (
     check_traces as check_traces,
     small_batch_problem as small_batch_problem,
 )
-from .data import rows_not_finite as rows_not_finite
+from .data import large_values as large_values, rows_not_finite as rows_not_finite
 from .devices import device_for as device_for
 from .findings import Findings as Findings
 from .latents import observed_problems as observed_problems

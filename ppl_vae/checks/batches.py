@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
-from ppl_vae.checks.data import data_problems, same_for_all_rows, unusable
+from ppl_vae.checks.data import data_problems, large_values, same_for_all_rows, unusable
 from ppl_vae.checks.findings import Findings
 from ppl_vae.checks.jacobians import jacobian_problems
 from ppl_vae.checks.latents import (
@@ -239,6 +239,9 @@ class ChunkCheck:
         traces: What it returned.
         findings: Where to add what the checks of other kinds of rows warn of.
         doubt: `Batches.doubt`.
+
+    Attributes:
+        large: The first number of the data, and its place, whose square is beyond its dtype; empty so far.
     """
 
     def __init__(
@@ -251,6 +254,7 @@ class ChunkCheck:
     ) -> None:
         self._pair, self._findings, self._doubt = pair, findings, doubt
         self._mixed = False
+        self.large = ""
         self._checked = {shapes_of_rows(batch)}
         self._data = DataCheck(pair, batch, traces)
 
@@ -269,6 +273,12 @@ class ChunkCheck:
             check_rows([chunk], self._data.first_problem, start=start)
             return
         check_rows([chunk], self._data.first_bad_value, start=start)
+        if not self.large and (large := large_values(chunk, power=2, start=start)):
+            self.large = large
+            text = (
+                f"{large}, whose square is no number: what is NaN or infinite comes from the data"
+            )
+            self._findings.add([Problem("warning", "x", text)])
         if not self._data.varies and shapes_of_rows(chunk) in self._checked:
             return
         self._checked.add(shapes_of_rows(chunk))

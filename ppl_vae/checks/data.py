@@ -133,23 +133,33 @@ def unusable(
     return problem, _rows_of(~inside, dim)
 
 
-def large_values(batch: Batch) -> str:
-    """What to say of data so large that their squares are no numbers any more; empty if they are not.
+def large_values(batch: Batch, power: int = 4, start: int = 0, name: str = "x") -> str:
+    """The largest number of the data and its place, if a small power of it is beyond its dtype; otherwise empty.
 
-    Programs compute with them, and NaN or infinity shows up anywhere.
+    Programs compute with squares and products of the data, and NaN or infinity then shows up anywhere.
+
+    Args:
+        batch: The rows.
+        power: Which power.
+        start: The number of the first row.
+        name: What to call the data.
+
+    Example:
+        >>> large_values(torch.tensor([[0.0, 1.0], [0.0, -1e30]]))
+        'x reaches -1e+30 in row 1 (counted from 0), column 1'
     """
     for i, x in enumerate(tensors_of(batch)):
         if not x.is_floating_point() or not x.numel():
             continue
-        limit = torch.finfo(x.dtype).max ** 0.5 / 1e3
-        size = x.nan_to_num(0.0, posinf=0.0, neginf=0.0).abs()
-        if float(size.max()) > limit:
-            row, *place = torch.unravel_index(size.argmax(), size.shape)
-            what = "x" if len(tensors_of(batch)) == 1 else f"x[{i}]"
-            return (
-                f"; the data are the likely cause: {what} reaches {float(size.max()):.3g} in row {int(row)}"
-                f"{_column([int(p) for p in place])}, whose square is beyond {x.dtype}: repair or rescale them"
-            )
+        size = x.abs().nan_to_num(0.0, posinf=0.0)
+        if float(size.max()) <= torch.finfo(x.dtype).max ** (1 / power):
+            continue
+        row, *place = (int(p) for p in torch.unravel_index(size.argmax(), size.shape))
+        what = name if len(tensors_of(batch)) == 1 else f"{name}[{i}]"
+        return (
+            f"{what} reaches {float(x[(row, *place)]):.3g} in row {start + row} (counted from 0)"
+            f"{_column(place)}"
+        )
     return ""
 
 

@@ -139,9 +139,9 @@ def _run(pair: Pair, batch: Batch) -> tuple[Trace, Trace] | Problem:
         return Problem(
             "error",
             role,
-            f"the {role} raised {type(error).__name__} on a batch of shape {shapes}: {first_line(error)}"
+            f"{other}the {role} raised {type(error).__name__} on a batch of shape {shapes}: {first_line(error)}"
             f"{_other_dtype(pair, tensors_of(batch), error)}{other_device(error)}"
-            f"{_own_rows(pair, batch, error)}{made_for_other_rows(pair, batch)}{other}",
+            f"{_own_rows(pair, batch, error)}{made_for_other_rows(pair, batch)}",
         )
     return model_trace, guide_trace
 
@@ -160,15 +160,19 @@ def _other_latents(pair: Pair, args: Sequence[Any], guide_trace: Trace) -> str:
         own, given = site["fn"].event_shape, other["fn"].event_shape
         if own != given:
             return (
-                f"; site '{name}' has {_numbers(own)} in the model and {_numbers(given)} in the guide: the two "
-                "must be the same (latent_dim, in models and guides of ppl_vae)"
+                f"site '{name}' has {_numbers(own)} in the model and {_numbers(given)} in the guide: the two "
+                "must be the same (latent_dim, in models and guides of ppl_vae). With the guide's, "
             )
     return ""
 
 
 def _numbers(shape: Sequence[int]) -> str:
     count = math.prod(shape)
-    return f"{count} {'dimension' if count == 1 else 'dimensions'}" if len(shape) == 1 else f"event shape {tuple(shape)}"
+    return (
+        f"{count} {'dimension' if count == 1 else 'dimensions'}"
+        if len(shape) == 1
+        else f"event shape {tuple(shape)}"
+    )
 
 
 def mixes_devices(error: Exception) -> bool:

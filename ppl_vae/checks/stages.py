@@ -131,14 +131,16 @@ def _finite(subject: Subject) -> Iterator[Problem]:
                 unscaled(site)
     bad = first_bad_site([subject.traces])
     if bad is not None:
+        large = large_values(subject.batch)
+        advice = (
+            f"the likely cause are the data: {large}; repair or rescale them"
+            if large
+            else "look at the parameters of its distribution and their initial values"
+        )
         yield Problem(
             "error",
             bad[0],
-            f"before any training, the first site that is not finite is {bad[1]}"
-            + (
-                large_values(subject.batch)
-                or ": look at the parameters of its distribution and their initial values"
-            ),
+            f"before any training, the first site that is not finite is {bad[1]}: {advice}",
         )
 
 

@@ -15,7 +15,7 @@ from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.setup import set_up, with_defaults
 from ppl_vae.cli.start import check_setup, new_folder
 from ppl_vae.runs import CHECKPOINTS, discard_folder, prepare_folder, read_config, write_config
-from ppl_vae.runtime import resolve_device
+from ppl_vae.runtime import require_samples, resolve_device
 from ppl_vae.training import fit
 
 
@@ -28,6 +28,7 @@ def train(parser: ArgumentParser, given: Namespace) -> int:
         options = with_defaults(parser, given)
     if not given.get("print_config"):  # report what can be checked before the data are read
         resolve_device(options["device"])
+        require_samples("num_samples", options["num_samples"])
         if resumed is None and given.get("run_dir"):
             folder = Path(given.run_dir)
             prepare_folder(folder, overwrite=bool(given.get("overwrite")), dry_run=True)

@@ -161,7 +161,10 @@ def load_data(
 
 def _check_options(
     name: object,
-    binarize: str | None, dequantize: bool, validation_fraction: float, max_rows: int | None
+    binarize: str | None,
+    dequantize: bool,
+    validation_fraction: float,
+    max_rows: int | None,
 ) -> None:
     """Refuses options that are of a wrong type, out of range, or exclude each other."""
     if not isinstance(name, str | Path):
@@ -192,7 +195,9 @@ def _generator(seed: object) -> Generator:
     if isinstance(seed, bool) or not isinstance(seed, Integral):
         raise TypeError(f"seed must be a whole number, got {seed!r}")
     if not -(2**63) <= seed < 2**63:
-        raise ValueError(f"seed must be a whole number of 64 bits, from -2^63 to 2^63 - 1, got {seed}")
+        raise ValueError(
+            f"seed must be a whole number of 64 bits, from -2^63 to 2^63 - 1, got {seed}"
+        )
     return Generator().manual_seed(int(seed))
 
 

@@ -37,6 +37,9 @@ CHECKPOINTS = "checkpoints"
 _DIGEST = "table_sha256"
 """Key in a result's file: the digest of the table beside it."""
 
+_AGAIN = "remove it, or create it again with --overwrite"
+"""What to do about a result that cannot be read."""
+
 _OF_ESTIMATE = ("mean", "standard_error")
 
 _RESULTS = (
@@ -304,5 +307,9 @@ def read_json(file: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CorruptFileError(file, f"this is not JSON ({error}); create it again") from error
-    return dict(content)
+        raise CorruptFileError(file, f"this is not JSON ({error}); {_AGAIN}") from error
+    if not isinstance(content, dict):
+        raise CorruptFileError(
+            file, f"this is not a result: expected names and values in {{}}; {_AGAIN}"
+        )
+    return content

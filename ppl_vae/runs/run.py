@@ -18,6 +18,7 @@ Nothing in it is pickled: loading a run imports the classes that config.yaml nam
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,7 +141,13 @@ def save_run(
     write_results(path, evaluation=evaluation, diagnosis=diagnosis, arviz=arviz, rows=kept)
 
 
-def load_run(path: str | Path, model: Program | None = None, guide: Program | None = None) -> Run:
+def load_run(
+    path: str | Path,
+    model: Program | None = None,
+    guide: Program | None = None,
+    *,
+    results: bool = True,
+) -> Run:
     """Reads a run. Its pair evaluates exactly as the one that was saved.
 
     Args:
@@ -149,6 +156,8 @@ def load_run(path: str | Path, model: Program | None = None, guide: Program | No
             built from config.yaml. It is required if config.yaml does not say how to build it (for example,
             a function).
         guide: The guide, in the same way.
+        results: Whether to read what was found earlier, too. False leaves the evaluation and the diagnosis out,
+            so that damaged ones can be replaced.
 
     Returns:
         The `Run`.
@@ -160,6 +169,11 @@ def load_run(path: str | Path, model: Program | None = None, guide: Program | No
     """
     path = Path(path)
     config = read_config(path)
+    if results and "max_epochs" in config and not (path / METRICS).is_file():
+        warnings.warn(
+            f"{path / METRICS} is missing: how the training went is not known, and the run's history is empty",
+            stacklevel=2,
+        )
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced below
         given = model
         if model is None:
@@ -179,10 +193,10 @@ def load_run(path: str | Path, model: Program | None = None, guide: Program | No
         config=config,
         model=model,
         guide=guide,
-        history=read_csv(path / METRICS),
-        evaluation=read_result(path / EVALUATION),
-        evaluation_rows=read_rows(path),
-        diagnosis=read_result(path / DIAGNOSIS),
+        history=read_csv(path / METRICS) if results else [],
+        evaluation=read_result(path / EVALUATION) if results else None,
+        evaluation_rows=read_rows(path) if results else None,
+        diagnosis=read_result(path / DIAGNOSIS) if results else None,
     )
 
 

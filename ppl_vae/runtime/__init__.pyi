@@ -1,8 +1,8 @@
 from .denormals import denormals_flushed as denormals_flushed
 from .descriptions import (
     described as described,
-    require_samples as require_samples,
     require_count as require_count,
+    require_samples as require_samples,
 )
 from .devices import (
     device_of as device_of,

@@ -58,6 +58,8 @@ def write_tensors(
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Replaces `path` by `data` in one step that survives a crash: write, fsync, rename, fsync."""
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, but a file is to be written there: rename it")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -83,6 +85,8 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         CorruptFileError: It is truncated, changed, or not a file of ours; the message names it.
     """
     path = Path(path)
+    if path.is_dir():
+        raise CorruptFileError(path, "this is a folder, not a file")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
     try:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ppl_vae.runtime.descriptions import require_count
 
-
 SEEDS = (-(2**63), 2**63 - 1)
 """Smallest and largest seed: what torch takes and a checkpoint can hold."""
 

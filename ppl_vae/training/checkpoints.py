@@ -121,8 +121,11 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], facts: dict[
     """
     folder.mkdir(parents=True, exist_ok=True)
     flat, tensors = flatten(state)
-    write_tensors(_file(folder, step), tensors, {"facts": facts, "state": flat})
-    for old in checkpoint_files(folder)[KEPT:]:
+    file = _file(folder, step)
+    if file.is_dir():  # it was passed over when the training was resumed
+        file.rename(file.with_name(f"{file.name}.folder"))
+    write_tensors(file, tensors, {"facts": facts, "state": flat})
+    for old in [file for file in checkpoint_files(folder) if not file.is_dir()][KEPT:]:
         old.unlink(missing_ok=True)
     for left_behind in folder.glob(".step-*.tmp"):  # by a process that was killed while writing
         left_behind.unlink(missing_ok=True)

@@ -25,8 +25,8 @@ from ppl_vae.runtime import (
     described,
     make_fabric,
     preserve_random_state,
-    require_seed,
     require_count,
+    require_seed,
     seed_everything,
 )
 from ppl_vae.training.loop import Training

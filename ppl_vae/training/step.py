@@ -187,7 +187,7 @@ class Step:
         # The metrics of a recording show whether its gradients are finite; those of Pyro do not.
         by_pyro = found.loss is not None
         if by_pyro or self.processes.count > 1 or self.clip_grad_norm is not None:
-            self._check_and_clip(found.loss, progress)
+            self._check_and_clip(found.loss, batch, progress)
         self.optimizer.step()
         return found.metrics, checkpoint_due
 
@@ -206,7 +206,7 @@ class Step:
         if loss is not None:
             self.clear_gradients()  # those of a recording that was not finite or differed from Pyro
             if not math.isfinite(float(loss.loss.detach())):
-                return Gradients({}, loss, self._diverged("the loss", loss, progress))
+                return Gradients({}, loss, self._diverged("the loss", loss, batch, progress))
             if not loss.loss.requires_grad:
                 raise TypeError(no_gradient(self.objective.requested))
             loss.loss.backward()
@@ -230,7 +230,7 @@ class Step:
         self._fewest = min(num_rows(batch), self._fewest or num_rows(batch))
         return loss
 
-    def _check_and_clip(self, loss: Loss | None, progress: Progress) -> None:
+    def _check_and_clip(self, loss: Loss | None, batch: Batch | None, progress: Progress) -> None:
         gradients = [leaf.grad for leaf in self.leaves if leaf.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if not math.isfinite(float(norm)):
@@ -240,12 +240,15 @@ class Step:
                 if leaf.grad is not None and not bool(torch.isfinite(leaf.grad).all())
             ]
             what = f"the gradient of parameter '{names[0]}'" if names else "the gradient's norm"
-            raise self._diverged(what, loss, progress)
+            raise self._diverged(what, loss, batch, progress)
         if self.clip_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.leaves, self.clip_grad_norm, norm)
 
-    def _diverged(self, what: str, loss: Loss | None, progress: Progress) -> DivergenceError:
-        return divergence(what, loss, self.layouts.known[0].dim, progress, self.folder)
+    def _diverged(
+        self, what: str, loss: Loss | None, batch: Batch | None, progress: Progress
+    ) -> DivergenceError:
+        dim = self.layouts.known[0].dim
+        return divergence(what, loss, batch, dim, progress, self.folder)
 
 
 def _of_a_small_batch(rows: int, before: int, error: Exception, progress: Progress) -> str:
