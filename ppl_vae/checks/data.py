@@ -98,8 +98,9 @@ def unusable(
         what = "NaN" if bool(torch.isnan(value).any()) else "infinite"
         place = _place_in_row(~torch.isfinite(value), site["fn"], dim)
         advice = (
-            f"the data at site '{name}' are {what} in {len(rows) or 1} of the {n} rows checked{place}: remove those "
-            "rows, or replace these values by any number and hide them from the likelihood with poutine.mask"
+            f"the data at site '{name}' are {what} in {len(rows) or 1} of the {n} rows checked{place}: "
+            "remove those rows, or replace these values by any number and hide them from the likelihood with "
+            "poutine.mask"
         )
         return Problem("error", name, advice), rows
     base = fn
@@ -119,6 +120,7 @@ def unusable(
     if bool(inside.all()):
         return None
     low, high = float(value.min()), float(value.max())
+    such = _such_as(base, value)
     advice = {
         "Bernoulli": "binarize it (load_data(..., binarize=...)), or choose a likelihood for its values",
         "Binomial": "give counts from 0 to total_count",
@@ -127,14 +129,23 @@ def unusable(
     problem = Problem(
         "error",
         name,
-        f"the data at site '{name}' ({low:g} to {high:g}) are outside of the support of {kind}, "
+        f"the data at site '{name}' ({low:g} to {high:g}){such} are outside of the support of {kind}, "
         f"{in_words(base)}: {advice}",
     )
     return problem, _rows_of(~inside, dim)
 
 
+def _such_as(base: Any, value: Tensor) -> str:
+    """The first number that is outside of the support of single numbers, with all of its digits."""
+    try:
+        outside = value[~base.support.check(value)]
+    except Exception:  # a support of vectors, or of another shape
+        return ""
+    return f", such as {float(outside.flatten()[0]):.9g}," if outside.numel() else ""
+
+
 def large_values(batch: Batch, power: int = 4, start: int = 0, name: str = "x") -> str:
-    """The largest number of the data and its place, if a small power of it is beyond its dtype; otherwise empty.
+    """The largest number of the data and its place, if a power of it is beyond its dtype; otherwise empty.
 
     Programs compute with squares and products of the data, and NaN or infinity then shows up anywhere.
 

@@ -218,6 +218,12 @@ def _other_dtype(pair: Pair, args: tuple[Tensor, ...], error: Exception) -> str:
     stored = pyro.get_param_store().named_parameters()
     parameters = [p for m in pair.modules().values() for p in m.parameters()]
     types = [p.dtype for p in (*parameters, *(p for _, p in stored)) if p.is_floating_point()]
+    if len(set(types)) > 1:
+        kinds = " and ".join(sorted(str(dtype) for dtype in set(types)))
+        return (
+            f"; the pair has parameters of {kinds}: bring model and guide to one dtype, as model.float() and "
+            "guide.float() do"
+        )
     for i, x in enumerate(args):
         name = "x" if len(args) == 1 else f"x[{i}]"
         if types and x.dtype != types[0]:
@@ -239,6 +245,8 @@ def as_numbers(name: str, dtype: torch.dtype, wanted: torch.dtype) -> str:
         "x.float() (numpy, pandas: x.astype('float32'))"
     """
     method = {torch.float32: "float()", torch.float64: "double()"}.get(wanted, f"to({wanted})")
-    if dtype.is_floating_point or dtype.is_complex:
+    if dtype.is_complex:
+        return f"torch.view_as_real({name}).{method}, with a last dimension of 2"
+    if dtype.is_floating_point:
         return f"{name}.{method}"
     return f"{name}.{method} (numpy, pandas: {name}.astype('{str(wanted).removeprefix('torch.')}'))"

@@ -213,7 +213,8 @@ def opened(
             if isinstance(error, PairError) or not check_chunk.large:
                 raise
             raise PairError(
-                f"{first_line(error)}. The likely cause are the data: {check_chunk.large}; repair or rescale them"
+                f"{first_line(error)}. The likely cause are the data: {check_chunk.large}; repair or "
+                "rescale them"
             ) from error
 
 

@@ -127,7 +127,7 @@ def load_data(
         >>> load_data("digits", binarize="threshold").train.unique()
         tensor([0., 1.])
     """
-    _check_options(name, binarize, dequantize, validation_fraction, max_rows)
+    _check_options(name, data_dir, binarize, dequantize, validation_fraction, max_rows)
     name, source = _read(str(name), Path(data_dir), download)
     # The test rows have their own generator, so that they are the same for every seed.
     fixed, seeded = Generator().manual_seed(0), _generator(seed)
@@ -161,6 +161,7 @@ def load_data(
 
 def _check_options(
     name: object,
+    data_dir: object,
     binarize: str | None,
     dequantize: bool,
     validation_fraction: float,
@@ -172,6 +173,8 @@ def _check_options(
             f"load_data takes the name of data, such as 'digits' or 'folder:PATH', not {name!r:.40} of type "
             f"{type(name).__name__}"
         )
+    if not isinstance(data_dir, str | Path):
+        raise TypeError(f"data_dir must be a path, got {data_dir!r}")
     if binarize not in (None, "threshold", "static", "dynamic"):
         raise ValueError(
             f"binarize must be 'threshold', 'static', 'dynamic' or None, got {binarize!r}"
@@ -234,7 +237,7 @@ def _read(name: str, data_dir: Path, download: bool) -> tuple[str, Source]:
     if proper is None:
         close = difflib.get_close_matches(name.lower(), known, n=1)
         suggestion = f" Did you mean {known[close[0]]!r}?" if close else ""
-        if Path(name).expanduser().is_dir():
+        if name and Path(name).expanduser().is_dir():
             suggestion = f" For the folder of pictures write 'folder:{name}'."
         raise ValueError(
             f"unknown data {name!r}.{suggestion} Known are {', '.join(known.values())}, "

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from ppl_vae.em.loop import EMLoop
 from ppl_vae.em.steps import GradientSteps, StepSize, closed_form
 from ppl_vae.pairs import Batches, DataLike, Pair, Program
 from ppl_vae.runtime import (
+    described,
     preserve_random_state,
     progress_bar,
     require_count,
@@ -172,6 +174,8 @@ def fit_em(
         require_count("batch_size", batch_size)
     if seed is not None:
         require_seed(seed)
+    if not isinstance(tolerance, Real):
+        raise TypeError(f"tolerance must be a number, got {described(tolerance)}")
     if not tolerance >= 0:
         raise ValueError(f"tolerance is in nats per row and must be >= 0, got {tolerance}")
     if restarts > 1 and not (initialize and hasattr(model, "initialize")):

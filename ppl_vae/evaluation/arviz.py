@@ -23,7 +23,7 @@ from ppl_vae.evaluation.importance import evaluate
 from ppl_vae.evaluation.result import Evaluation
 from ppl_vae.evaluation.sandwich import warn_if_draws_follow_data
 from ppl_vae.pairs import Batch, DataLike, Layout, Program, Substitute, as_args, num_rows
-from ppl_vae.runtime import require_samples
+from ppl_vae.runtime import described, require_samples
 
 _ROWS_AT_ONCE = 1024
 
@@ -115,6 +115,10 @@ def to_arviz(
         True
     """
     require_samples("num_draws", num_draws)
+    if evaluation is not None and not isinstance(evaluation, Evaluation):
+        raise TypeError(
+            f"evaluation must be what evaluate has returned for these rows, got {described(evaluation)}"
+        )
     if evaluation is None:
         evaluation = evaluate(model, guide, x, num_samples=num_samples, seed=seed)
     chunks: list[Groups] = []

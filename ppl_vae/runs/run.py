@@ -18,6 +18,7 @@ Nothing in it is pickled: loading a run imports the classes that config.yaml nam
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ from ppl_vae.runs.folder import (
 )
 from ppl_vae.runs.location import CONFIG
 from ppl_vae.runs.weights import read_weights, write_weights
+from ppl_vae.runtime import as_folder, described
 
 
 class Trained(Protocol):
@@ -128,7 +130,10 @@ def save_run(
         >>> load_run(folder).model.latent_dim
         2
     """
-    path = Path(path)
+    path = as_folder(path, "path")
+    _require_results(config=config, evaluation=evaluation, diagnosis=diagnosis)
+    if fit is not None and not hasattr(fit, "history"):
+        raise TypeError(f"fit must be what fit has returned, got {described(fit)}")
     prepare_folder(path, overwrite=overwrite)
     full = dict(config or {})
     for role, program in (("model", model), ("guide", guide)):
@@ -167,6 +172,8 @@ def load_run(
         CorruptFileError: A file is damaged; the message names it and says what to do.
         ValueError: config.yaml cannot be used, or the weights are those of another pair.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"load_run takes the path of a run folder, got {described(path)}")
     path = Path(path)
     config = read_config(path)
     if results and "max_epochs" in config and not (path / METRICS).is_file():
@@ -198,6 +205,19 @@ def load_run(
         evaluation_rows=read_rows(path) if results else None,
         diagnosis=read_result(path / DIAGNOSIS) if results else None,
     )
+
+
+def _require_results(**given: object) -> None:
+    """Refuses what cannot be written, before an earlier run is replaced.
+
+    Raises:
+        TypeError: Something is neither a mapping nor a result.
+    """
+    for name, value in given.items():
+        result = name != "config" and hasattr(value, "to_dict")
+        if not (value is None or isinstance(value, Mapping) or result):
+            kind = "a dict" if name == "config" else "a result, or its to_dict()"
+            raise TypeError(f"{name} must be {kind}, got {described(value)}")
 
 
 def _rebuild(path: Path, config: Mapping[str, Any], role: str, model: Program | None) -> Program:

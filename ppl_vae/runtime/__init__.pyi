@@ -11,6 +11,7 @@ from .devices import (
 )
 from .files import (
     CorruptFileError as CorruptFileError,
+    as_folder as as_folder,
     flatten as flatten,
     read_tensors as read_tensors,
     unflatten as unflatten,

@@ -84,7 +84,8 @@ def make_fabric(
 
     Raises:
         TypeError: A number of processes or machines is not whole.
-        ValueError: There is no such device or precision, a number of processes or machines is not positive, or several processes are to share one GPU.
+        ValueError: There is no such device or precision, a number of processes or machines is not positive, or
+            several processes are to share one GPU.
 
     Example:
         >>> make_fabric("cpu").world_size

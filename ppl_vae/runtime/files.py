@@ -19,6 +19,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ppl_vae.runtime.descriptions import described
+
 _METADATA = "ppl_vae"
 
 _DIGEST = "sha256"
@@ -30,6 +32,35 @@ class CorruptFileError(ValueError):
     def __init__(self, path: Path, why: str) -> None:
         super().__init__(f"{path}: {why}")
         self.path = path
+
+
+def as_folder(given: object, name: str) -> Path:
+    """The path of a folder that is there or can be made.
+
+    Args:
+        given: What the user gave.
+        name: The option, for the message.
+
+    Raises:
+        TypeError: It is no path.
+        ValueError: It has a character that no path can have.
+        NotADirectoryError: It is a file, or below one.
+
+    Example:
+        >>> as_folder(3, "run_dir")
+        Traceback (most recent call last):
+        TypeError: run_dir must be a path, got 3
+    """
+    if not isinstance(given, str | os.PathLike):
+        raise TypeError(f"{name} must be a path, got {described(given)}")
+    path = Path(given)
+    if "\0" in str(path):
+        raise ValueError(f"{name}={str(path)!r}: a path cannot hold a null character")
+    for part in (path, *path.parents):
+        if part.is_file():
+            below = "" if part is path else f", and {path} would be below it"
+            raise NotADirectoryError(f"{name}: {part} is a file{below}; choose another folder")
+    return path
 
 
 def write_tensors(
@@ -85,8 +116,6 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         CorruptFileError: It is truncated, changed, or not a file of ours; the message names it.
     """
     path = Path(path)
-    if path.is_dir():
-        raise CorruptFileError(path, "this is a folder, not a file")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
     try:

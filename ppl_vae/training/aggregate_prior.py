@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ppl_vae.checks import Session, opened
 from ppl_vae.pairs import DataLike, Program, sample_rows, stated_moment, tensors_of
-from ppl_vae.runtime import require_samples
+from ppl_vae.runtime import described, require_samples
 
 
 class PriorDescription(Protocol):
@@ -67,6 +67,10 @@ def refit_prior(
         (torch.Size([2]), tensor([0., 0.]))
     """
     require_samples("num_draws", num_draws, least=2)
+    if isinstance(prior, type) or not hasattr(prior, "build"):
+        raise TypeError(
+            f"prior must be a description such as MixturePrior(20), got {described(prior)}"
+        )
     with opened(model, guide, x, seed=seed, progress=progress) as session:
         old = getattr(model, "prior", None)
         if not isinstance(old, nn.Module):

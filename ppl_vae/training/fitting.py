@@ -22,6 +22,7 @@ from ppl_vae.checks import device_for
 from ppl_vae.objectives import Objective, as_objective
 from ppl_vae.pairs import Batches, DataLike, Pair, Program
 from ppl_vae.runtime import (
+    as_folder,
     described,
     make_fabric,
     preserve_random_state,
@@ -198,13 +199,18 @@ def fit(
             raise ValueError(f"{name} must be positive, got {number}")
     if transform is not None and not callable(transform):
         raise TypeError(f"transform must be a function of a tensor, got {described(transform)}")
+    if fabric is not None and not hasattr(fabric, "broadcast"):
+        raise TypeError(
+            "fabric must be a launched Lightning Fabric, as make_fabric('cuda') of ppl_vae.runtime makes it, "
+            f"got {described(fabric)}"
+        )
+    folder = None if run_dir is None else as_folder(run_dir, "run_dir")
     pair = Pair(model, guide)
     batches = Batches(x, pair, transform=transform)
     held_out = None if validation is None else Batches(validation, pair, "validation")
     requested_objective = as_objective(objective)
     if fabric is None:
         fabric = make_fabric(device_for(pair, batches, device))
-    folder = None if run_dir is None else Path(run_dir)
     if folder is not None and not resume and list((folder / "checkpoints").glob("step-*")):
         raise FileExistsError(
             f"{folder / 'checkpoints'} holds checkpoints of an earlier training: continue it with "
