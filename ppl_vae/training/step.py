@@ -223,7 +223,7 @@ class Step:
 
     @contextmanager
     def _explained(self, batch: Batch, progress: Progress) -> Iterator[None]:
-        """Says of a program that raises in which step, and that the batch is of a new size or shape if it is."""
+        """Says of an error in which step it is, and whether the batch is of a new size or shape."""
         rows, shapes = num_rows(batch), _shapes(batch)
         try:
             yield
