@@ -1,4 +1,4 @@
-"""What people give by mistake: each answer names what is wrong and what was expected, in one error of a plain class.
+"""What people give by mistake: each answer names what is wrong and what was expected, in one plain error.
 
 Inputs that belong to one part (programs, shapes, rows, a command's options) are in the tests of that part.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pandas as pd  # type: ignore[import-untyped]
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -489,12 +489,12 @@ OPTIONS: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
         ["evaluation must be what evaluate has returned", "got an object of dict"],
     ),
     "a name as prior": (
-        lambda: refit_prior(*pair(), X, "normal"),
+        lambda: refit_prior(*pair(), X, "normal"),  # type: ignore[arg-type]
         TypeError,
         ["prior must be a description such as MixturePrior(20), got the string 'normal'"],
     ),
     "a class as prior": (
-        lambda: refit_prior(*pair(), X, DiagonalNormal),
+        lambda: refit_prior(*pair(), X, DiagonalNormal),  # type: ignore[arg-type]
         TypeError,
         ["got the class DiagonalNormal"],
     ),
@@ -1008,7 +1008,8 @@ def test_options_of_commands(
 
 
 def test_seeds_of_any_size_are_taken() -> None:
-    for seed in (0, -5, 2**32 + 1, 2**63 - 1, np.int64(3)):
+    seeds: list[Any] = [0, -5, 2**32 + 1, 2**63 - 1, np.int64(3)]
+    for seed in seeds:
         seed_everything(seed)
         first = torch.rand(3)
         seed_everything(seed)

@@ -197,7 +197,7 @@ def _check_options(
 def _generator(seed: object) -> Generator:
     if isinstance(seed, bool) or not isinstance(seed, Integral):
         raise TypeError(f"seed must be a whole number, got {seed!r}")
-    if not -(2**63) <= seed < 2**63:
+    if not -(2**63) <= int(seed) < 2**63:
         raise ValueError(
             f"seed must be a whole number of 64 bits, from -2^63 to 2^63 - 1, got {seed}"
         )

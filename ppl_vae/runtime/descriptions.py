@@ -58,10 +58,11 @@ def require_count(name: str, given: Any, least: int | None = 1, most: int | None
     """
     if isinstance(given, bool) or not isinstance(given, Integral):
         raise TypeError(f"{name} must be a whole number, got {described(given)}")
-    if least is not None and given < least:
+    number = int(given)
+    if least is not None and number < least:
         raise ValueError(f"{name} must be at least {least}, got {given}")
-    if most is not None and given > most:
-        raise ValueError(f"{name} must be at most {most:,}, got {given:,}")
+    if most is not None and number > most:
+        raise ValueError(f"{name} must be at most {most:,}, got {number:,}")
 
 
 def require_samples(name: str, given: int, least: int = 1) -> None:
