@@ -17,7 +17,7 @@ from torch.utils.data import BatchSampler, TensorDataset
 
 from ppl_vae.pairs.as_tensors import kind_of
 from ppl_vae.pairs.autoguides import autoguides_of, device_of_programs, keep_rows
-from ppl_vae.pairs.errors import PairError, first_line
+from ppl_vae.pairs.errors import PLAIN, PairError, first_line, is_plain
 from ppl_vae.pairs.own_rows import take_all_rows
 from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import (
@@ -256,7 +256,9 @@ def transformed(batch: Batch, transform: Callable[[Tensor], Tensor]) -> Batch:
     shape = tuple(first.shape)
     try:
         found: object = transform(first)
-    except Exception as error:  # of the user's function, any
+    except PLAIN as error:
+        if not is_plain(error):
+            raise
         raise ValueError(
             f"transform raised {type(error).__name__} on the first tensor of a batch, of shape {shape}: "
             f"{first_line(error)}"

@@ -41,6 +41,20 @@ class NoInverseError(PairError):
         )
 
 
+PLAIN = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""Errors that a mistake in a user's function raises."""
+
+
+def is_plain(error: Exception) -> bool:
+    """Whether an error is one of Python's own, which may be explained by another. A class of the user is kept.
+
+    Example:
+        >>> is_plain(ZeroDivisionError()), is_plain(PairError("no plate"))
+        (True, False)
+    """
+    return isinstance(error, PLAIN) and type(error).__module__ == "builtins"
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message; if it has none, the error's name and where it was raised.
 

@@ -21,6 +21,7 @@ from ppl_vae.pairs import (
     Trace,
     find_layout,
     first_line,
+    is_plain,
     means_of_sites,
     move,
     num_rows,
@@ -214,6 +215,8 @@ class HeldOut:
                     raise
                 raise PairError(f"validation: {error}") from None
             except Exception as error:
+                if not is_plain(error):
+                    raise
                 raise PairError(
                     f"validation: the pair does not run on its batch {number} (counted from 0), of "
                     f"{num_rows(batch)} rows: {first_line(error)}"
