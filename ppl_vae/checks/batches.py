@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
-from ppl_vae.checks.data import data_problems, same_for_all_rows, unusable
+from ppl_vae.checks.data import data_problems, large_values, same_for_all_rows, unusable
 from ppl_vae.checks.findings import Findings
 from ppl_vae.checks.jacobians import jacobian_problems
 from ppl_vae.checks.latents import (
@@ -92,10 +92,6 @@ def check_traces(
         found += trace_problems(pair, batch, traces, seen)
     Report(tuple(found)).explained(doubt).raise_errors()
     return tuple(found)
-
-
-class RowError(PairError):
-    """The data of a row are wrong; the message says in which row of which data."""
 
 
 def trace_problems(
@@ -226,7 +222,8 @@ class DataCheck:
         found = self.first_problem(batch)
         if found is not None:
             row = "" if found[1] is None else f", row {found[1]} in it"
-            raise RowError(f"batch {number} of {name}{row} (counted from 0): {found[0]}")
+            message = f"batch {number} of {name}{row} (counted from 0): {found[0]}"
+            raise PairError(message, names_rows=True)
 
 
 class ChunkCheck:
@@ -242,6 +239,9 @@ class ChunkCheck:
         traces: What it returned.
         findings: Where to add what the checks of other kinds of rows warn of.
         doubt: `Batches.doubt`.
+
+    Attributes:
+        large: The first number of the data, and its place, whose square is beyond its dtype; empty so far.
     """
 
     def __init__(
@@ -254,6 +254,7 @@ class ChunkCheck:
     ) -> None:
         self._pair, self._findings, self._doubt = pair, findings, doubt
         self._mixed = False
+        self.large = ""
         self._checked = {shapes_of_rows(batch)}
         self._data = DataCheck(pair, batch, traces)
 
@@ -272,6 +273,12 @@ class ChunkCheck:
             check_rows([chunk], self._data.first_problem, start=start)
             return
         check_rows([chunk], self._data.first_bad_value, start=start)
+        if not self.large and (large := large_values(chunk, power=2, start=start)):
+            self.large = large
+            text = (
+                f"{large}, whose square is no number: what is NaN or infinite comes from the data"
+            )
+            self._findings.add([Problem("warning", "x", text)])
         if not self._data.varies and shapes_of_rows(chunk) in self._checked:
             return
         self._checked.add(shapes_of_rows(chunk))
@@ -279,6 +286,28 @@ class ChunkCheck:
         if traces is not None:
             found = _message_and_row(self._data.wrong_latent(chunk, traces, self._data.dim))
             check_rows([chunk], lambda _: found, start=start)
+
+    def look_ahead(self, parts: Iterable[Batch]) -> None:
+        """Looks for data that are NaN, infinite or outside of the support in all rows.
+
+        The programs run only where a tensor has NaN or infinite numbers, to see whether these are observed:
+        what masks leave out may be anything.
+
+        Args:
+            parts: All rows, in their order.
+
+        Raises:
+            PairError: There are such data; the message says in which row.
+        """
+
+        def first_problem(part: Batch) -> tuple[str, int | None] | None:
+            found = self._data.first_bad_value(part)
+            if found is None and not _all_finite(part):
+                found = self._data.first_problem(part)
+            return found
+
+        with preserve_random_state():
+            check_rows(parts, first_problem)
 
     def new_kind(self, chunk: Batch, traces: tuple[Trace, Trace]) -> None:
         """Checks the first chunk that has other sites, masks or shapes than those before, as `Layouts.check`.
@@ -312,7 +341,7 @@ def check_rows(
         >>> negative = lambda x: ("it is negative", int(x.argmin())) if bool((x < 0).any()) else None
         >>> check_rows([torch.ones(3), torch.tensor([1.0, -1.0])], negative)
         Traceback (most recent call last):
-        ppl_vae.checks.batches.RowError: row 4 of x (counted from 0): it is negative
+        ppl_vae.pairs.errors.PairError: row 4 of x (counted from 0): it is negative
     """
     for batch in batches:
         found = first_problem(batch)
@@ -320,7 +349,8 @@ def check_rows(
             problem, row = found
             last = start + num_rows(batch) - 1
             where = f"rows {start} to {last}" if row is None else f"row {start + row}"
-            raise RowError(f"{where} of {name} (counted from 0): {problem}")
+            message = f"{where} of {name} (counted from 0): {problem}"
+            raise PairError(message, names_rows=True)
         start += num_rows(batch)
 
 
@@ -364,6 +394,10 @@ def small_batch_problem(pair: Pair, batch: Batch, rows: int) -> Problem | None:
         f"the last batch of an epoch may have{' in training' if training else ''} ({wrong[0].message}). "
         f"{remedy}",
     )
+
+
+def _all_finite(batch: Batch) -> bool:
+    return all(bool(x.isfinite().all()) for x in tensors_of(batch))
 
 
 def _message_and_row(found: tuple[Problem, list[int]] | None) -> tuple[str, int | None] | None:

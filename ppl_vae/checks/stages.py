@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ppl_vae.checks.batches import small_batch_problem, trace_problems
-from ppl_vae.checks.data import same_for_all_rows
+from ppl_vae.checks.data import large_values, same_for_all_rows
 from ppl_vae.checks.latents import observed_problems
 from ppl_vae.checks.report import Problem, run_pair
 from ppl_vae.checks.rows import row_problems
@@ -131,11 +131,16 @@ def _finite(subject: Subject) -> Iterator[Problem]:
                 unscaled(site)
     bad = first_bad_site([subject.traces])
     if bad is not None:
+        large = large_values(subject.batch)
+        advice = (
+            f"the likely cause are the data: {large}; repair or rescale them"
+            if large
+            else "look at the parameters of its distribution and their initial values"
+        )
         yield Problem(
             "error",
             bad[0],
-            f"before any training, the first site that is not finite is {bad[1]}: look at the parameters "
-            "of its distribution and their initial values",
+            f"before any training, the first site that is not finite is {bad[1]}: {advice}",
         )
 
 

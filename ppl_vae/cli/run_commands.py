@@ -32,6 +32,7 @@ from ppl_vae.runs import (
     DIAGNOSIS,
     EVALUATION,
     GAPS,
+    METRICS,
     PLOTS,
     POSTERIOR,
     Comparison,
@@ -39,8 +40,12 @@ from ppl_vae.runs import (
     as_netcdf,
     build,
     load_run,
+    read_csv,
 )
-from ppl_vae.runtime import own_folder, replacing, resolve_device, write_bytes
+from ppl_vae.runtime import own_folder, replacing, require_count, resolve_device, write_bytes
+
+MOST_SAMPLED = 1_000_000
+"""Most samples that `sample` writes: all of them are held in memory."""
 
 
 def evaluate(parser: ArgumentParser, given: Namespace) -> int:
@@ -106,7 +111,7 @@ def diagnose(parser: ArgumentParser, given: Namespace) -> int:
         run.model,
         run.guide,
         data.test,
-        beta=objective.beta_at(len(run.history)),
+        beta=objective.beta_at(_epochs(run, objective)),
         seed=options.seed,
         progress=False if options.quiet else None,
     )
@@ -118,8 +123,10 @@ def diagnose(parser: ArgumentParser, given: Namespace) -> int:
 def sample(parser: ArgumentParser, given: Namespace) -> int:
     """Draws from a run's model."""
     options, run, data = _open_run(parser, given)
-    if options.num < 1:
-        raise UsageError(f"--num must be at least 1, got {options.num}")
+    try:
+        require_count("--num", options.num, most=MOST_SAMPLED)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     output = _output_file(options, run.path / "samples.png")
     generator = Generator(run.model, run.guide, data.test[:MOST_PICTURED], options.seed)
     z, mean, x = generator.from_prior(options.num)
@@ -168,8 +175,22 @@ def _complete_options(parser: ArgumentParser, given: Namespace) -> Namespace:
 def _open_run(parser: ArgumentParser, given: Namespace) -> tuple[Namespace, Run, Data]:
     """The options of a command that takes a run, the run, and its data."""
     options = _complete_options(parser, given)
-    run = load_run(options.run, trust=trust_of(given, options.run))
+    run = load_run(options.run, trust=trust_of(given, options.run), results=False)
     return options, run, load_rows(run.config, options.data_dir)
+
+
+def _epochs(run: Run, objective: Objective) -> int:
+    """The epochs that a run was trained for, on which its last beta depends."""
+    history = read_csv(run.path / METRICS)
+    if history:
+        return len(history)
+    most = int(run.config.get("max_epochs") or 0)
+    if objective.warmup_epochs:
+        say(
+            f"ppl-vae: warning: {run.path / METRICS} is missing or empty, so that the last beta of the run is "
+            f"not known: it is taken to be that after {most} epochs"
+        )
+    return most
 
 
 def _output_file(options: Namespace, default: Path) -> Path:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from types import MappingProxyType, NoneType
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-import pyro
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
@@ -23,7 +22,7 @@ from ppl_vae.networks import Network
 from ppl_vae.objectives import Objective
 from ppl_vae.pairs import Batches, Pair, Program
 from ppl_vae.runs import TYPED, Trust, build, import_by_name
-from ppl_vae.runtime import make_fabric
+from ppl_vae.runtime import make_fabric, seed_everything
 from ppl_vae.training import Fit
 
 if TYPE_CHECKING:
@@ -132,7 +131,7 @@ def set_up(
     config: dict[str, Any] = {n: options.get(n) for n in first if n in options or n in DEFAULTS}
     config |= options
     data = load_rows(config)
-    pyro.set_rng_seed(config["seed"])
+    seed_everything(config["seed"])
     shape = {"data_shape": list(data.shape)}
 
     def make(role: str, suggestions: Mapping[str, Any], model: Program | None = None) -> Any:

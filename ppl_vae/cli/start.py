@@ -19,7 +19,7 @@ from ppl_vae.cli.own_modules import trust_of
 from ppl_vae.cli.setup import Setup, with_defaults
 from ppl_vae.pairs import Batches, Pair
 from ppl_vae.runs import CHECKPOINTS, WEIGHTS, RunFolder, Trust, read_config
-from ppl_vae.runtime import preserve_random_state
+from ppl_vae.runtime import preserve_random_state, require_samples
 
 MADE_BY = "made_by"
 """Entry of config.yaml: the command that made the run."""
@@ -60,10 +60,13 @@ def options_of(
         options = _options_of_run(command, given)
         trust = trust_of(given, given.resume)
         trust.check(options)
+        require_samples("num_samples", options.get("num_samples", 1))
         return options, dict.fromkeys(options, trust)
     if command != "refit" and (given.get("trust") or given.get("trust_packages")):
         raise UsageError("--trust is for a RUN to resume: what you type yourself is trusted")
-    return with_defaults(parser, given), {}
+    options = with_defaults(parser, given)
+    require_samples("num_samples", options.get("num_samples", 1))
+    return options, {}
 
 
 def _options_of_run(command: str, given: Namespace) -> dict[str, Any]:
@@ -104,13 +107,10 @@ def made_by(config: Mapping[str, Any]) -> str:
 
 
 def check_setup(setup: Setup) -> None:
-    """Raises an error for what would fail later: the pair, the test rows, the number of samples.
+    """Raises an error for what would fail later: the pair, the test rows.
 
     `fit` checks the rows of the training and issues the warnings.
     """
-    samples = setup.config.get("num_samples")
-    if samples is not None and samples < 1:
-        raise UsageError(f"--num_samples must be at least 1, got {samples}")
     x = setup.data.train[: setup.config.get("batch_size") or 128]
     x = x if setup.data.transform is None else setup.data.transform(x)
     report = check(

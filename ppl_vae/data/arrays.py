@@ -29,6 +29,14 @@ def _load_arrays(path: Path) -> dict[str, Any]:
         file = path.open("rb")
     except FileNotFoundError as error:
         raise FileNotFoundError(f"the file {path.absolute()} does not exist") from error
+    except IsADirectoryError as error:
+        raise IsADirectoryError(f"{path} is a folder; expected an array file") from error
+    except PermissionError as error:
+        raise PermissionError(
+            f"the file {path.absolute()} may not be read: ask for its permission"
+        ) from error
+    except ValueError as error:  # a null character
+        raise ValueError(f"{str(path)!r} is not the path of a file: {error}") from error
     try:
         with file:
             require_plain_zip(path, file)

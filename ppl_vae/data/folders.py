@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from ppl_vae.data.sizes import require_room
@@ -24,6 +24,9 @@ _PIL_ERRORS = (
     *(Image.DecompressionBombError, Image.DecompressionBombWarning),
 )
 """What PIL raises for a broken picture."""
+
+_ON_THEIR_SIDE = (5, 6, 7, 8)
+"""EXIF orientations of pictures whose width and height are exchanged when they are upright."""
 
 
 def _picture_files(folder: Path) -> list[Path]:
@@ -58,6 +61,8 @@ def _picture_mode(files: list[Path]) -> tuple[str, tuple[int, int]]:
         try:
             with _opened(path) as image:
                 mode, size = image.mode, image.size
+                if image.getexif().get(ExifTags.Base.Orientation) in _ON_THEIR_SIDE:
+                    size = size[::-1]
         except _PIL_ERRORS as error:
             raise _broken(path, error) from error
         if mode.startswith(("I", "F")):
@@ -84,8 +89,9 @@ def _read_pictures(files: list[Path], mode: str, size: tuple[int, int]) -> Tenso
     for row, path in zip(x, files, strict=True):
         try:
             with _opened(path) as image:
+                upright = ImageOps.exif_transpose(image)  # a camera that was turned says so
                 # With a transparent palette, PIL asks for an explicit conversion to RGBA.
-                opaque = image.convert("RGBA") if "transparency" in image.info else image
+                opaque = upright.convert("RGBA") if "transparency" in upright.info else upright
                 row[:] = np.asarray(opaque.convert(mode)).reshape(row.shape)
         except _PIL_ERRORS as error:
             raise _broken(path, error) from error
@@ -97,7 +103,7 @@ def read_folder(folder: Path) -> Source:
 
     If it holds `train/` and `test/`, they are the split. The sub-folders that hold the pictures
     give the labels 0, 1, ..., in alphabetical order. If any picture is outside of a sub-folder,
-    there are no labels.
+    there are no labels. Pictures are turned upright, as their EXIF orientation says.
 
     Args:
         folder: The folder.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Literal
 
@@ -63,7 +64,7 @@ class Data:
 
 
 def load_data(
-    name: str,
+    name: str | Path,
     *,
     data_dir: str | Path = "data",
     download: bool = True,
@@ -112,6 +113,7 @@ def load_data(
         The three splits; float32.
 
     Raises:
+        TypeError: An option is of a wrong type.
         ValueError: The name is unknown; arguments exclude each other; a file is broken (the
             message says which one, and why).
         FileNotFoundError: A path, or a torchvision set with `download=False`, does not exist.
@@ -125,10 +127,10 @@ def load_data(
         >>> load_data("digits", binarize="threshold").train.unique()
         tensor([0., 1.])
     """
-    _check_options(binarize, dequantize, validation_fraction, max_rows)
-    name, source = _read(name, Path(data_dir), download)
+    _check_options(name, data_dir, binarize, dequantize, validation_fraction, max_rows)
+    name, source = _read(str(name), Path(data_dir), download)
     # The test rows have their own generator, so that they are the same for every seed.
-    fixed, seeded = Generator().manual_seed(0), Generator().manual_seed(seed)
+    fixed, seeded = Generator().manual_seed(0), _generator(seed)
     train, validation, test = _splits(name, source, validation_fraction, max_rows, fixed, seeded)
     x, x_validation, x_test = (_values(part.x) for part in (train, validation, test))
     levels, transform = source.levels, None
@@ -158,9 +160,21 @@ def load_data(
 
 
 def _check_options(
-    binarize: str | None, dequantize: bool, validation_fraction: float, max_rows: int | None
+    name: object,
+    data_dir: object,
+    binarize: str | None,
+    dequantize: bool,
+    validation_fraction: float,
+    max_rows: int | None,
 ) -> None:
-    """Refuses options that are out of range or exclude each other."""
+    """Refuses options that are of a wrong type, out of range, or exclude each other."""
+    if not isinstance(name, str | Path):
+        raise TypeError(
+            f"load_data takes the name of data, such as 'digits' or 'folder:PATH', not {name!r:.40} of type "
+            f"{type(name).__name__}"
+        )
+    if not isinstance(data_dir, str | Path):
+        raise TypeError(f"data_dir must be a path, got {data_dir!r}")
     if binarize not in (None, "threshold", "static", "dynamic"):
         raise ValueError(
             f"binarize must be 'threshold', 'static', 'dynamic' or None, got {binarize!r}"
@@ -170,10 +184,24 @@ def _check_options(
             f"binarize={binarize!r} and dequantize=True exclude each other: binary values keep no "
             "levels to spread; choose one"
         )
+    if not isinstance(validation_fraction, Real):
+        raise TypeError(f"validation_fraction must be a number, got {validation_fraction!r}")
     if not 0 < validation_fraction < 1:
         raise ValueError(f"validation_fraction must lie in (0, 1), got {validation_fraction}")
+    if max_rows is not None and not isinstance(max_rows, Integral):
+        raise TypeError(f"max_rows must be a whole number, got {max_rows!r}")
     if max_rows is not None and max_rows < 1:
         raise ValueError(f"max_rows must be at least 1, got {max_rows}")
+
+
+def _generator(seed: object) -> Generator:
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise TypeError(f"seed must be a whole number, got {seed!r}")
+    if not -(2**63) <= int(seed) < 2**63:
+        raise ValueError(
+            f"seed must be a whole number of 64 bits, from -2^63 to 2^63 - 1, got {seed}"
+        )
+    return Generator().manual_seed(int(seed))
 
 
 def _splits(
@@ -209,7 +237,7 @@ def _read(name: str, data_dir: Path, download: bool) -> tuple[str, Source]:
     if proper is None:
         close = difflib.get_close_matches(name.lower(), known, n=1)
         suggestion = f" Did you mean {known[close[0]]!r}?" if close else ""
-        if Path(name).expanduser().is_dir():
+        if name and Path(name).expanduser().is_dir():
             suggestion = f" For the folder of pictures write 'folder:{name}'."
         raise ValueError(
             f"unknown data {name!r}.{suggestion} Known are {', '.join(known.values())}, "

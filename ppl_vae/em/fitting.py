@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -15,7 +16,14 @@ from ppl_vae.em.data import EMData, empty_guide
 from ppl_vae.em.loop import EMLoop
 from ppl_vae.em.steps import GradientSteps, StepSize, closed_form
 from ppl_vae.pairs import Batches, DataLike, Pair, Program
-from ppl_vae.runtime import preserve_random_state, progress_bar, resolve_device
+from ppl_vae.runtime import (
+    described,
+    preserve_random_state,
+    progress_bar,
+    require_count,
+    require_seed,
+    resolve_device,
+)
 from ppl_vae.stats import Result
 
 
@@ -161,10 +169,13 @@ def fit_em(
         (True, tensor([1, 2]))
     """
     for name, count in (("max_iterations", max_iterations), ("restarts", restarts)):
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        require_count(name, count)
+    if batch_size is not None:
+        require_count("batch_size", batch_size)
+    if seed is not None:
+        require_seed(seed)
+    if not isinstance(tolerance, Real):
+        raise TypeError(f"tolerance must be a number, got {described(tolerance)}")
     if not tolerance >= 0:
         raise ValueError(f"tolerance is in nats per row and must be >= 0, got {tolerance}")
     if restarts > 1 and not (initialize and hasattr(model, "initialize")):

@@ -27,6 +27,7 @@ from .errors import (
     NoInverseError as NoInverseError,
     PairError as PairError,
     first_line as first_line,
+    is_plain as is_plain,
 )
 from .finite import (
     FiniteLatents as FiniteLatents,

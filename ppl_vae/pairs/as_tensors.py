@@ -41,6 +41,8 @@ def as_tensor(x: Any, name: str = "x", dtype: torch.dtype | None = None) -> Tens
                 f"{name} is a nested tensor: pad its rows to one length, as "
                 "torch.nested.to_padded_tensor does"
             )
+        if x.is_meta:
+            raise TypeError(f"{name} is a tensor on the device 'meta', which holds no numbers")
         if x.layout is not torch.strided:
             raise TypeError(
                 f"{name} is a sparse tensor ({x.layout}): make it dense with .to_dense() if that fits in "
@@ -57,7 +59,7 @@ def as_tensor(x: Any, name: str = "x", dtype: torch.dtype | None = None) -> Tens
     if array.dtype.kind not in _NUMBERS or (array.dtype.kind == "u" and array.dtype.itemsize > 1):
         raise TypeError(
             f"{name} is {kind_of(x)} of dtype {array.dtype}, which torch does not compute with: make numbers "
-            "of it, as in torch.as_tensor(x.astype('float32'))"
+            f"of it, as in {_made_numbers(array.dtype)}"
         )
     native = array.dtype.newbyteorder("=") if array.dtype.itemsize <= 8 else np.dtype(np.float64)
     tensor = torch.from_numpy(np.require(array, native, ["C", "W"]))
@@ -70,6 +72,16 @@ def as_tensor(x: Any, name: str = "x", dtype: torch.dtype | None = None) -> Tens
             f"{found.dtype}: rescale them, or pass a torch.float64 tensor to programs in that dtype"
         )
     return found
+
+
+def _made_numbers(dtype: np.dtype[Any]) -> str:
+    """How to make a tensor of an array of a dtype that torch does not know."""
+    if dtype.kind in "mM":
+        start = "x - x.min()" if dtype.kind == "M" else "x"
+        return f"torch.as_tensor(({start}) / numpy.timedelta64(1, 'D')), which counts days"
+    if dtype.names is not None:
+        return "torch.as_tensor(numpy.lib.recfunctions.structured_to_unstructured(x, 'float32'))"
+    return "torch.as_tensor(x.astype('float32'))"
 
 
 def is_array(x: Any) -> bool:
@@ -124,10 +136,12 @@ def _as_numpy(x: Any, name: str) -> np.ndarray[Any, Any]:
         ) from error
     words = [f"'{c}': {v.dtype}" for c, v in columns.items() if v.dtype.kind not in _NUMBERS]
     if words:
+        dates = any(v.dtype.kind in "mM" for v in columns.values())
+        days = " (of dates, the days since the first one)" if dates else ""
         shown = ", ".join(words[:5]) + (", ..." if len(words) > 5 else "")
         raise TypeError(
             f"{name} is {kind_of(x)} with columns of a dtype that is not of numbers ({shown}): make numbers of "
-            "them, as in torch.as_tensor(x.astype('float32').to_numpy()), or leave them out"
+            f"them{days}, as in torch.as_tensor(x.astype('float32').to_numpy()), or leave them out"
         )
     # A table of numbers of several kinds, or with missing ones, is an array of objects.
     return np.column_stack(list(columns.values())) if columns else array

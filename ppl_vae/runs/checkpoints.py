@@ -14,7 +14,6 @@ from ppl_vae.runtime import (
     flatten,
     own_folder,
     read_tensors,
-    remove,
     remove_left_behind,
     unflatten,
     write_tensors,
@@ -36,9 +35,12 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], facts: dict[
     own_folder(folder)
     remove_left_behind(folder)
     flat, tensors = flatten(state)
-    write_tensors(_file(folder, step), tensors, {"facts": facts, "state": flat})
-    for old in checkpoint_files(folder)[KEPT:]:
-        remove(old)
+    file = _file(folder, step)
+    if file.is_dir():  # it was passed over when the training was resumed
+        file.rename(file.with_name(f"{file.name}.folder"))
+    write_tensors(file, tensors, {"facts": facts, "state": flat})
+    for old in [file for file in checkpoint_files(folder) if not file.is_dir()][KEPT:]:
+        old.unlink(missing_ok=True)
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -56,6 +58,8 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     errors: list[CorruptFileError] = []
     for file in files:
         try:
+            if file.is_dir():
+                raise CorruptFileError(file, "this is a folder, not a file")
             tensors, metadata = read_tensors(file)
         except CorruptFileError as error:
             errors.append(error)

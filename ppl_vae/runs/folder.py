@@ -47,6 +47,9 @@ _DIGEST = "table_sha256"
 _MOST_CSV = 2**28
 """Largest size of a table in bytes, some million rows; read, it takes ten times as much memory."""
 
+_AGAIN = "remove it, or create it again with --overwrite"
+"""What to do about a result that cannot be read."""
+
 _OF_ESTIMATE = ("mean", "standard_error")
 
 
@@ -264,5 +267,5 @@ def read_json(file: Path) -> dict[str, Any] | None:
         return load_json(read_text(file, MOST_JSON))
     except ValueError as error:
         raise CorruptFileError(
-            file, f"this is not JSON that can be read ({error}); create it again"
+            file, f"this is not a result that can be read as JSON ({error}); {_AGAIN}"
         ) from error

@@ -19,6 +19,8 @@ their places, unless the user trusts the folder: see docs/security.md.
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +45,7 @@ from ppl_vae.runs.names import name_of
 from ppl_vae.runs.run_folder import RunFolder
 from ppl_vae.runs.trust import ROLES, Trust, UntrustedError
 from ppl_vae.runs.weights import read_weights, write_weights
+from ppl_vae.runtime import as_folder, described
 
 
 class Trained(Protocol):
@@ -112,6 +115,7 @@ def save_run(
 
     Raises:
         FileExistsError: There is a run at `path` and `overwrite` is False, or something that is not a run.
+        NotADirectoryError: `path` is a file, or below one.
         LockedError: Another process writes there.
         DiskFullError: There is no room; a run that was there is as it was.
         TypeError: A `pyro.param` has a constraint that cannot be written as names and numbers.
@@ -128,6 +132,10 @@ def save_run(
         >>> load_run(folder).model.latent_dim
         2
     """
+    path = as_folder(path, "path")
+    _require_results(config=config, evaluation=evaluation, diagnosis=diagnosis)
+    if fit is not None and not hasattr(fit, "history"):
+        raise TypeError(f"fit must be what fit has returned, got {described(fit)}")
     full = dict(config or {})
     for role, program in (("model", model), ("guide", guide)):
         full.setdefault(role, {"class_path": name_of(program)})
@@ -146,6 +154,7 @@ def load_run(
     guide: Program | None = None,
     *,
     trust: bool | Collection[str] | Trust = False,
+    results: bool = True,
 ) -> Run:
     """Reads a run. Its pair evaluates exactly as the one that was saved.
 
@@ -157,6 +166,8 @@ def load_run(
         guide: The guide, in the same way.
         trust: What the folder may name beside the classes of this package, of torch and of Pyro: True (all that
             it names, which may then do anything to your files), or the names of packages and modules.
+        results: Whether to read what was found earlier, too. False leaves the evaluation and the diagnosis out,
+            so that damaged ones can be replaced.
 
     Returns:
         The `Run`.
@@ -167,6 +178,8 @@ def load_run(
         UntrustedError: The folder names other classes or functions; nothing was imported.
         ValueError: config.yaml cannot be used, or the weights are those of another pair.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"load_run takes the path of a run folder, got {described(path)}")
     path = Path(path)
     config = read_config(path)
     allowed = Trust.of(trust, path)
@@ -176,6 +189,11 @@ def load_run(
     if missing:  # all that the folder names, before anything is imported
         given_too = {"model", "model_guide"} if model is not None else {"guide"} - {*missing}
         allowed.check(config, [role for role in ROLES if role not in given_too])
+    if results and "max_epochs" in config and not (path / METRICS).is_file():
+        warnings.warn(
+            f"{path / METRICS} is missing: how the training went is not known, and the run's history is empty",
+            stacklevel=2,
+        )
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced below
         given = model
         if model is None:
@@ -195,11 +213,24 @@ def load_run(
         config=config,
         model=model,
         guide=guide,
-        history=read_csv(path / METRICS),
-        evaluation=read_result(path / EVALUATION),
-        evaluation_rows=read_rows(path),
-        diagnosis=read_result(path / DIAGNOSIS),
+        history=read_csv(path / METRICS) if results else [],
+        evaluation=read_result(path / EVALUATION) if results else None,
+        evaluation_rows=read_rows(path) if results else None,
+        diagnosis=read_result(path / DIAGNOSIS) if results else None,
     )
+
+
+def _require_results(**given: object) -> None:
+    """Refuses what cannot be written, before an earlier run is replaced.
+
+    Raises:
+        TypeError: Something is neither a mapping nor a result.
+    """
+    for name, value in given.items():
+        result = name != "config" and hasattr(value, "to_dict")
+        if not (value is None or isinstance(value, Mapping) or result):
+            kind = "a dict" if name == "config" else "a result, or its to_dict()"
+            raise TypeError(f"{name} must be {kind}, got {described(value)}")
 
 
 def _rebuild(

@@ -89,6 +89,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         'hello'
     """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, but a file is to be written there: rename it")
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{_TEMPORARY}{path.suffix}")
     with full_disk_explained(path):
         try:

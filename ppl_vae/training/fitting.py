@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,15 @@ from ppl_vae.checks import device_for
 from ppl_vae.objectives import Objective, as_objective
 from ppl_vae.pairs import Batches, DataLike, Pair, Program
 from ppl_vae.runs import CHECKPOINTS, METRICS, RunFolder
-from ppl_vae.runtime import described, make_fabric, preserve_random_state, seed_everything
+from ppl_vae.runtime import (
+    as_folder,
+    described,
+    make_fabric,
+    preserve_random_state,
+    require_count,
+    require_seed,
+    seed_everything,
+)
 from ppl_vae.training.loop import Training
 
 if TYPE_CHECKING:
@@ -176,12 +184,10 @@ def fit(
         ("batch_size", batch_size),
         ("patience", patience),
     ):
-        if count is not None and not isinstance(count, Integral):
-            raise TypeError(f"{name} must be a whole number, got {count!r}")
-    if max_epochs < 1:
-        raise ValueError(f"max_epochs must be at least 1, got {max_epochs}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if count is not None:
+            require_count(name, count, least=None if name == "patience" else 1)
+    if seed is not None:
+        require_seed(seed)
     if patience is not None and (validation is None or patience < 1):
         raise ValueError(
             "early stopping watches the held-out ELBO: give validation rows, and a patience of at least 1"
@@ -197,6 +203,13 @@ def fit(
             raise ValueError(f"{name} must be positive, got {number}")
     if transform is not None and not callable(transform):
         raise TypeError(f"transform must be a function of a tensor, got {described(transform)}")
+    if fabric is not None and not hasattr(fabric, "broadcast"):
+        raise TypeError(
+            "fabric must be a launched Lightning Fabric, as make_fabric('cuda') of ppl_vae.runtime makes it, "
+            f"got {described(fabric)}"
+        )
+    folder = run_dir if run_dir is None or isinstance(run_dir, RunFolder) else None
+    path = None if run_dir is None or folder is not None else as_folder(run_dir, "run_dir")
     pair = Pair(model, guide)
     batches = Batches(x, pair, transform=transform)
     held_out = None if validation is None else Batches(validation, pair, "validation")
@@ -204,10 +217,8 @@ def fit(
     if fabric is None:
         fabric = make_fabric(device_for(pair, batches, device))
     with ExitStack() as stack:
-        folder = run_dir
-        if folder is not None and not isinstance(folder, RunFolder):
-            folder = _opened(Path(folder), resume, fabric)
-            stack.enter_context(folder)
+        if path is not None:
+            folder = stack.enter_context(_opened(path, resume, fabric))
         own_seed = seed if seed is not None else int(torch.randint(2**31, ()))
         own_seed = int(fabric.broadcast(own_seed))
         if seed is not None or resume:

@@ -320,6 +320,7 @@ class Training:
     def _show_doubts(self) -> None:
         """Says, once each, that recorded steps may be wrong, or that loss and logged ELBO are not the same."""
         doubts = [] if self.step.captured is None else [self.step.captured.doubt]
+        doubts.append(self.held_out.doubt)
         if not self._disagrees:
             doubt = self.agreement.doubt()
             self._disagrees = doubt is not None
