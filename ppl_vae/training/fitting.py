@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from ppl_vae.checks import device_for
 from ppl_vae.objectives import Objective, as_objective
 from ppl_vae.pairs import Batches, DataLike, Pair, Program
-from ppl_vae.runs import CHECKPOINTS, METRICS, RunFolder
+from ppl_vae.runs import RunFolder
 from ppl_vae.runtime import described, make_fabric, preserve_random_state, seed_everything
 from ppl_vae.training.loop import Training
 
@@ -206,7 +206,13 @@ def fit(
     with ExitStack() as stack:
         folder = run_dir
         if folder is not None and not isinstance(folder, RunFolder):
-            folder = _opened(Path(folder), resume, fabric)
+            path = Path(folder)
+            is_first = fabric.global_rank == 0  # only this process writes there
+            folder = (
+                RunFolder.of_fit(path, resume=resume)
+                if is_first
+                else RunFolder.of_other_process(path)
+            )
             stack.enter_context(folder)
         own_seed = seed if seed is not None else int(torch.randint(2**31, ()))
         own_seed = int(fabric.broadcast(own_seed))
@@ -254,21 +260,3 @@ def fit(
         run_dir=None if folder is None else folder.folder,
         warnings=tuple(training.warnings),
     )
-
-
-def _opened(path: Path, resume: bool, fabric: Fabric) -> RunFolder:
-    """The run folder of a training; only the first process writes there.
-
-    Raises:
-        FileExistsError: An earlier training was there, and it is not to be resumed.
-    """
-    if fabric.global_rank > 0:
-        return RunFolder.of_other_process(path)
-    for name, content in ((CHECKPOINTS, "checkpoints"), (METRICS, "the metrics")):
-        found = path / name
-        if not resume and (found.is_file() or any(found.glob("step-*"))):
-            raise FileExistsError(
-                f"{found} holds {content} of an earlier training: continue it with resume=True, or choose "
-                "another run_dir"
-            )
-    return RunFolder.open(path)
