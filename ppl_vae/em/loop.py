@@ -5,31 +5,20 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ppl_vae.checks import row_problems, small_batch_problem
 from ppl_vae.em.checkpoints import Checkpoints
-from ppl_vae.em.data import EMData, empty_guide
+from ppl_vae.em.choice import choose_steps, counted_again
+from ppl_vae.em.data import EMData
 from ppl_vae.em.notes import Notes
 from ppl_vae.em.online import Online, StepSize
 from ppl_vae.em.progress import Progress
-from ppl_vae.em.steps import (
-    ByGuide,
-    ClosedForm,
-    Draws,
-    Enumeration,
-    GradientSteps,
-    Steps,
-    closed_form,
-)
-from ppl_vae.objectives import ELBO, Resolved
-from ppl_vae.pairs import Batch, Pair, PairError, as_args, latent_sites, num_rows, trace_pair
+from ppl_vae.em.steps import ByGuide, ClosedForm, Draws, GradientSteps, Steps, closed_form
+from ppl_vae.pairs import Pair, as_args, num_rows
 from ppl_vae.runs import RunFolder, digest_of_rows
-from ppl_vae.runtime import preserve_random_state
 
 _SLACK = {torch.float32: 1e-5, torch.float64: 1e-9}
 """How far rounding may lower the bound of exact EM, relative to 1 + |log p(x)|."""
@@ -111,7 +100,7 @@ class EMLoop:
         progress.began = self._seconds()
         steps = self._steps()
         if isinstance(steps, ByGuide) and self.data.in_parts:
-            for problem in _counted_again(self.pair, self.data.few(self.pair), steps):
+            for problem in counted_again(self.pair, self.data.few(self.pair), steps):
                 notes.add(problem, 0)
         if isinstance(steps, Online):  # whose first bound is that of the first pass
             self._maximize(steps)
@@ -247,64 +236,6 @@ class EMLoop:
         text = "the bound fell: lower the learning rate of the gradient steps"
         if not isinstance(steps, ByGuide | Draws | Online):  # whose bounds are estimates
             Notes(self.progress.notes).add(text, iteration)
-
-
-def choose_steps(pair: Pair, data: EMData, m_step: GradientSteps | None, hard: bool) -> Steps:
-    """The E and M steps that a pair allows: in closed form, by enumeration, by draws, or by its guide.
-
-    Args:
-        pair: The pair.
-        data: The rows.
-        m_step: Gradient steps to take, even if the model has an M step in closed form.
-        hard: Whether the E step takes the mode.
-
-    Raises:
-        PairError: There are none, or the programs do not run on the smallest batch.
-        ValueError: `hard` is set, but the mode of p(z | x) cannot be computed.
-    """
-    few = data.few(pair)
-    model = None if m_step else closed_form(pair.model)
-    m_step = m_step or GradientSteps()
-    by_guide = pair.guide is not empty_guide
-    if model is not None and not by_guide:
-        return ClosedForm(model, hard)
-    problem = small_batch_problem(pair, few, data.smallest_batch)
-    if problem is not None:
-        raise PairError(problem.message)
-    if by_guide:
-        by_elbo = ByGuide(pair, Resolved(ELBO(), pair), m_step, few)
-        by_elbo.layouts.of(few)
-        data.batches.require_all_rows(pair, data.batch_size)  # which may just have been found
-        by_elbo.layouts.check = partial(data.new_kind, pair)
-        return by_elbo
-    latents = latent_sites(trace_pair(pair, few)[0])
-    marked = [s["infer"].get("enumerate") == "parallel" for s in latents.values()]
-    by_draws = all(callable(getattr(pair.model, m, None)) for m in ("posterior", "log_evidence"))
-    # Labelled rows have no latents, but others may come.
-    if all(marked) and (latents or not by_draws):
-        exact = Enumeration(pair, m_step, few, hard)
-        exact.layouts.of(few)
-        exact.layouts.check = partial(data.new_kind, pair)
-        return exact
-    if by_draws:
-        if hard:
-            raise ValueError("hard=True needs a closed form, or latents that can be enumerated")
-        return Draws(pair, m_step, few)
-    first = next(n for n, ok in zip(latents, marked, strict=True) if not ok)
-    raise PairError(
-        f"site '{first}' has no exact posterior that fit_em can find: mark a discrete latent with "
-        'infer={"enumerate": "parallel"}, give the model a posterior(x) and a log_evidence(x), or give '
-        "fit_em a guide"
-    )
-
-
-def _counted_again(pair: Pair, few: Batch, steps: ByGuide) -> list[str]:
-    """What all rows share and would count once in each batch."""
-    layout = steps.layouts.of(few)
-    with preserve_random_state(), torch.no_grad(), pair.mode(training=False):
-        model_trace, _ = trace_pair(pair, few)
-    found = row_problems(model_trace, layout, minibatches=True)
-    return [problem.message for problem in found]
 
 
 def _require_finite(bound: float, iteration: int) -> None:
