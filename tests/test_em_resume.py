@@ -43,16 +43,16 @@ def every_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
 def kill_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
     """Sets after which checkpoint from now on a call is killed; None for never."""
     left: list[int | None] = [None]
-    save = checkpoints.Checkpoints.save
+    save = checkpoints.EMCheckpoints.save
 
-    def save_and_die(self: checkpoints.Checkpoints, *args: Any, **how: Any) -> None:
+    def save_and_die(self: checkpoints.EMCheckpoints, *args: Any, **how: Any) -> None:
         save(self, *args, **how)
         if left[0] is not None:
             left[0] -= 1
             if left[0] <= 0:
                 raise Killed
 
-    monkeypatch.setattr(checkpoints.Checkpoints, "save", save_and_die)
+    monkeypatch.setattr(checkpoints.EMCheckpoints, "save", save_and_die)
     return lambda count: left.__setitem__(0, count)
 
 
@@ -389,8 +389,11 @@ def test_checkpoints_take_their_time(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     "how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )
-def test_a_killed_command_goes_on(how: signal.Signals, tmp_path: Path) -> None:
+def test_a_killed_command_goes_on(
+    how: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is to go on forever, so that no machine is too slow to kill it in time."""
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 1.0)  # as in the killed process
     killed, never = tmp_path / "killed", tmp_path / "never killed"
     options = (
         *("--model", "BernoulliMixture", "--model.components", "3", "--binarize", "dynamic"),

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vae.em.progress import Progress
+from ppl_vae.em.progress import EMProgress
 from ppl_vae.em.steps import Steps
 from ppl_vae.pairs import Pair
 from ppl_vae.runs import (
@@ -32,7 +32,7 @@ Weights = dict[str, Tensor]
 
 
 @dataclass(eq=False)
-class Checkpoints:
+class EMCheckpoints:
     """Writes and restores the state before an E step.
 
     The state after an E step would also hold q, which may be larger than the data. Before it, parameters,
@@ -49,12 +49,12 @@ class Checkpoints:
     facts: Mapping[str, Any]
     pair: Pair
     device: torch.device
-    _taken: tuple[Progress, dict[str, Any]] | None = field(default=None, init=False)
+    _taken: tuple[EMProgress, dict[str, Any]] | None = field(default=None, init=False)
     _loaded: tuple[dict[str, Any], dict[str, Any]] | None = field(default=None, init=False)
     _of_steps: dict[str, Any] = field(default_factory=dict, init=False)
     _saved_at: float = field(default=-math.inf, init=False)
 
-    def take(self, progress: Progress, best: Weights | None, steps: Steps) -> None:
+    def take(self, progress: EMProgress, best: Weights | None, steps: Steps) -> None:
         """Copies the state, which the next E step may change.
 
         Args:
@@ -103,11 +103,11 @@ class Checkpoints:
         if self.folder is not None:
             write_history(self.folder.path, history)
 
-    def load(self) -> tuple[Progress, Weights | None]:
+    def load(self) -> tuple[EMProgress, Weights | None]:
         """Reads the newest good checkpoint: what `take` was given, except for the steps."""
         assert self.folder is not None
         state, facts = self._loaded = load_checkpoint(self.folder.path / CHECKPOINTS)
-        return Progress.of(facts["progress"]), state["best"]
+        return EMProgress.of(facts["progress"]), state["best"]
 
     def put_back(self, steps: Steps) -> None:
         """Puts pair, steps and random generators back to what they were.

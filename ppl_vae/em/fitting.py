@@ -15,7 +15,7 @@ from ppl_vae.checks import device_for
 from ppl_vae.em.data import EMData, empty_guide
 from ppl_vae.em.loop import EMLoop
 from ppl_vae.em.online import StepSize
-from ppl_vae.em.progress import Progress
+from ppl_vae.em.progress import EMProgress
 from ppl_vae.em.steps import GradientSteps, closed_form
 from ppl_vae.pairs import Batches, DataLike, Pair, Program
 from ppl_vae.runs import RunFolder
@@ -225,7 +225,7 @@ def fit_em(
             initialize=initialize,
             restarts=restarts,
             folder=folder,
-            progress=Progress(own_seed),
+            progress=EMProgress(own_seed),
         )
         run.data.check(pair)
         with progress_bar(max_iterations * restarts, "fit_em", "iteration", progress) as bar:

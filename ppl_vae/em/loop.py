@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vae.em.checkpoints import Checkpoints
+from ppl_vae.em.checkpoints import EMCheckpoints
 from ppl_vae.em.choice import choose_steps, counted_again
 from ppl_vae.em.data import EMData
 from ppl_vae.em.notes import Notes
 from ppl_vae.em.online import Online, StepSize
-from ppl_vae.em.progress import Progress
+from ppl_vae.em.progress import EMProgress
 from ppl_vae.em.steps import ByGuide, ClosedForm, Draws, GradientSteps, Steps, closed_form
 from ppl_vae.pairs import Pair, as_args, num_rows
 from ppl_vae.runs import RunFolder, digest_of_rows
@@ -57,7 +57,7 @@ class EMLoop:
     initialize: bool
     restarts: int
     folder: RunFolder | None
-    progress: Progress
+    progress: EMProgress
     best: dict[str, Tensor] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -68,7 +68,7 @@ class EMLoop:
             "online": str(self.online),
             "data": None if self.folder is None else digest_of_rows(self.data.batches),
         }
-        self.checkpoints = Checkpoints(self.folder, facts, self.pair, self.data.device)
+        self.checkpoints = EMCheckpoints(self.folder, facts, self.pair, self.data.device)
 
     def run(self, resume: bool, bar: Any) -> None:
         """Takes all starts to their ends; the model keeps the parameters of the best one.

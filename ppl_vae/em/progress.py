@@ -33,7 +33,7 @@ class Start(NamedTuple):
 
 
 @dataclass
-class Progress:
+class EMProgress:
     """What changes from iteration to iteration besides pair and steps; a checkpoint holds its fields.
 
     Attributes:
