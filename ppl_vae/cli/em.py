@@ -25,7 +25,6 @@ from ppl_vae.runs import (
     PLOTS,
     TYPED,
     require_free,
-    write_history,
     write_results,
     write_weights,
 )
@@ -73,12 +72,12 @@ def em(parser: ArgumentParser, given: Namespace) -> int:
             setup.model,
             x,
             seed=options["seed"],
+            run_dir=folder,
+            resume=resume,
             progress=progress,
             **{name: options[name] for name in names(EM) if name in options},
         )
         write_weights(folder.path, fitted.model, setup.guide)
-        write_history(folder.path, fitted.history)
-        folder.begin()
         evaluation = evaluate(
             fitted.model, setup.guide, setup.data.test, num_samples=64, seed=0, progress=progress
         )

@@ -64,7 +64,10 @@ FABRIC = ("device", *TRAINING[1].options())
 EM = (
     Function(
         "ppl_vae.em.fit_em",
-        skip=("model", "x", "guide", "online", "m_step", "initialize", "seed", "progress"),
+        skip=(
+            *("model", "x", "guide", "online", "m_step", "initialize"),
+            *("seed", "run_dir", "resume", "progress"),
+        ),
     ),
 )
 

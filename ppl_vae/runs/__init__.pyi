@@ -1,6 +1,7 @@
 from .building import build as build, import_alternatives as import_alternatives
 from .checkpoints import (
     checkpoint_files as checkpoint_files,
+    digest_of_rows as digest_of_rows,
     load_checkpoint as load_checkpoint,
     require_same as require_same,
     save_checkpoint as save_checkpoint,

@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ppl_vae.pairs import Batches, tensors_of
 from ppl_vae.runs.run_folder import RunFolder
 from ppl_vae.runtime import (
     CorruptFileError,
+    digest,
     flatten,
     own_folder,
     read_tensors,
@@ -28,7 +30,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], facts: dict[
 
     Args:
         folder: The run's `checkpoints` folder.
-        step: Optimizer steps taken.
+        step: Steps taken.
         state: Nested dicts and lists of tensors and numbers.
         facts: Information that JSON can hold.
     """
@@ -115,8 +117,8 @@ def require_same(folder: RunFolder, now: Mapping[str, Any], then: Mapping[str, A
     if differs:
         shown = "; ".join(differs[:5]) + (f"; and {len(differs) - 5} more" if differs[5:] else "")
         raise ValueError(
-            f"{folder.folder}: a resumed run must be as it was started, in all but max_epochs and patience. "
-            f"What differs: {shown}"
+            f"{folder.folder}: a resumed run must be as it was started, in all but what ends it (max_epochs, "
+            f"patience, max_iterations, tolerance). What differs: {shown}"
         )
 
 
@@ -136,6 +138,11 @@ def _differences(name: str, before: Any, now: Any) -> list[str]:
 
 def _as_json(value: Any) -> Any:
     return json.loads(json.dumps(value))
+
+
+def digest_of_rows(batches: Batches) -> str | None:
+    """A digest of all rows, which tells whether they have changed; None for an iterable."""
+    return digest(tensors_of(batches.rows)) if batches.in_memory else None
 
 
 def checkpoint_files(folder: Path) -> list[Path]:

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from ppl_vae.checks import device_for
 from ppl_vae.objectives import Objective, as_objective
 from ppl_vae.pairs import Batches, DataLike, Pair, Program
-from ppl_vae.runs import CHECKPOINTS, METRICS, RunFolder
+from ppl_vae.runs import RunFolder
 from ppl_vae.runtime import (
     as_folder,
     described,
@@ -218,7 +218,12 @@ def fit(
         fabric = make_fabric(device_for(pair, batches, device))
     with ExitStack() as stack:
         if path is not None:
-            folder = stack.enter_context(_opened(path, resume, fabric))
+            is_first = fabric.global_rank == 0  # only this process writes there
+            folder = stack.enter_context(
+                RunFolder.of_fit(path, resume=resume)
+                if is_first
+                else RunFolder.of_other_process(path)
+            )
         own_seed = seed if seed is not None else int(torch.randint(2**31, ()))
         own_seed = int(fabric.broadcast(own_seed))
         if seed is not None or resume:
@@ -265,21 +270,3 @@ def fit(
         run_dir=None if folder is None else folder.folder,
         warnings=tuple(training.warnings),
     )
-
-
-def _opened(path: Path, resume: bool, fabric: Fabric) -> RunFolder:
-    """The run folder of a training; only the first process writes there.
-
-    Raises:
-        FileExistsError: An earlier training was there, and it is not to be resumed.
-    """
-    if fabric.global_rank > 0:
-        return RunFolder.of_other_process(path)
-    for name, content in ((CHECKPOINTS, "checkpoints"), (METRICS, "the metrics")):
-        found = path / name
-        if not resume and (found.is_file() or any(found.glob("step-*"))):
-            raise FileExistsError(
-                f"{found} holds {content} of an earlier training: continue it with resume=True, or choose "
-                "another run_dir"
-            )
-    return RunFolder.open(path)

@@ -41,11 +41,10 @@ from ppl_vae.pairs import (
     Pair,
     Trace,
     num_rows,
-    tensors_of,
     trace_pair,
 )
-from ppl_vae.runs import RunFolder
-from ppl_vae.runtime import denormals_flushed, digest, preserve_random_state, progress_bar
+from ppl_vae.runs import RunFolder, digest_of_rows
+from ppl_vae.runtime import denormals_flushed, preserve_random_state, progress_bar
 from ppl_vae.training.agreement import Agreement
 from ppl_vae.training.checkpoints import Checkpoints
 from ppl_vae.training.errors import read_only_once
@@ -168,8 +167,8 @@ class Training:
             },
             "clip_grad_norm": None if clip_grad_norm is None else float(clip_grad_norm),
             "transform": None if transform is None else _name(transform),
-            "data": None if folder is None else _digest(batches),
-            "validation": None if folder is None or held_out is None else _digest(held_out),
+            "data": None if folder is None else digest_of_rows(batches),
+            "validation": None if folder is None or held_out is None else digest_of_rows(held_out),
             "lr_scheduler": type(self.scheduler).__name__,
             "rows": self.rows.number,
             "compile": compile,
@@ -346,8 +345,3 @@ class Training:
 
 def _name(transform: Callable[[Tensor], Tensor]) -> str:
     return getattr(transform, "__qualname__", type(transform).__qualname__)
-
-
-def _digest(batches: Batches) -> str | None:
-    """A digest of all rows, which tells whether they have changed; None for an iterable."""
-    return digest(tensors_of(batches.rows)) if batches.in_memory else None
