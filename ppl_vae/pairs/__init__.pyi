@@ -37,7 +37,9 @@ from .finite import (
 )
 from .handlers import ScaleLatents as ScaleLatents, Substitute as Substitute
 from .jacobians import (
+    Computed as Computed,
     compare_jacobians as compare_jacobians,
+    computed_latents as computed_latents,
 )
 from .layout import (
     SAMPLES_PLATE as SAMPLES_PLATE,
