@@ -977,3 +977,54 @@ def test_an_error_of_the_programs_is_theirs() -> None:
             layouts.run(torch.zeros(2), lambda layout: (_ for _ in ()).throw(RuntimeError("once")))
         with pytest.raises(RuntimeError, match=r"^work$"):
             layouts.run(torch.zeros(3), lambda layout: (_ for _ in ()).throw(RuntimeError("work")))
+
+
+# -- batches whose loss has no gradient --------------------------------------------------------------------
+
+
+def fixed_model(x: Tensor, z: Tensor | None = None) -> None:
+    """z ~ N(0, 1) and x ~ N(0, 1), which no parameter enters."""
+    with pyro.plate("rows", len(x)):
+        pyro.sample("z", dist.Normal(0.0 * x, 1.0), obs=z)
+        pyro.sample("x", dist.Normal(0.0 * x, 1.0), obs=x)
+
+
+def guide_of_a_mean(x: Tensor, z: Tensor | None = None) -> None:
+    loc = pyro.param("loc", torch.tensor(2.0))
+    if z is None:
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.Normal(loc.expand(len(x)), 1.0))
+
+
+@pytest.mark.parametrize("labelled_first", [False, True])
+@pytest.mark.parametrize("capture", [False, True])
+@pytest.mark.filterwarnings("ignore::ppl_vae.checks.PairWarning")
+def test_a_batch_without_a_gradient_counts_in_the_metrics_alone(
+    labelled_first: bool, capture: bool
+) -> None:
+    """Without labels, the loss is loc^2 / 2 - log p(x), so that each epoch takes a tenth of loc."""
+    x, z, epochs = torch.randn(12), torch.randn(8), 30
+    batches: list[Any] = [(x[:8], z), (x[8:], None)]
+    if not labelled_first:
+        batches.reverse()
+    fitted = fit(
+        fixed_model,
+        guide_of_a_mean,
+        batches,
+        objective=MeanFieldELBO(),
+        optimizer=lambda leaves: torch.optim.SGD(leaves, lr=0.1),
+        max_epochs=epochs,
+        capture=capture,
+    )
+    loc = poutine.trace(fitted.guide).get_trace(x[8:]).nodes["z"]["fn"].mean[0]
+    assert float(loc.detach()) == pytest.approx(2 * 0.9**epochs, rel=1e-4)
+    normal, before = dist.Normal(0.0, 1.0), 2 * 0.9 ** (epochs - 1)
+    total = normal.log_prob(x).sum() + normal.log_prob(z).sum() - 4 * before**2 / 2
+    assert fitted.history[-1]["loss"] == pytest.approx(-float(total) / 12, rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::ppl_vae.checks.PairWarning")
+def test_batches_that_all_have_no_gradient_are_refused() -> None:
+    x, z = torch.randn(8), torch.randn(8)
+    with pytest.raises(PairError, match="no batch of epoch 1 has a loss with a gradient"):
+        fit(fixed_model, guide_of_a_mean, [(x[:4], z[:4]), (x[4:], z[4:])], max_epochs=2)

@@ -25,7 +25,16 @@ from ppl_vae.em.steps import (
     closed_form,
 )
 from ppl_vae.objectives import ELBO, Resolved
-from ppl_vae.pairs import Batch, Pair, PairError, as_args, latent_sites, num_rows, trace_pair
+from ppl_vae.pairs import (
+    Batch,
+    Pair,
+    PairError,
+    as_args,
+    latent_sites,
+    num_rows,
+    take_rows,
+    trace_pair,
+)
 from ppl_vae.runtime import preserve_random_state
 
 _SLACK = {torch.float32: 1e-5, torch.float64: 1e-9}
@@ -87,7 +96,10 @@ class EMLoop:
         started = time.monotonic()
         steps = choose_steps(self.pair, self.data, self.m_step, self.hard)
         if isinstance(steps, ByGuide) and self.data.in_parts:
-            for problem in _counted_again(self.pair, self.data.few(self.pair), steps):
+            few = self.data.few(self.pair)
+            if not self.pair.keeps_rows:  # a plate of all rows shows it only in a batch of fewer
+                few = take_rows(few, slice(0, self.data.batch_size))
+            for problem in _counted_again(self.pair, few, steps):
                 notes.add(problem, 0)
         history: list[dict[str, float]] = []
         for iteration in range(self.max_iterations + 1):
@@ -252,7 +264,7 @@ def _counted_again(pair: Pair, few: Batch, steps: ByGuide) -> list[str]:
     layout = steps.layouts.of(few)
     with preserve_random_state(), torch.no_grad(), pair.mode(training=False):
         model_trace, _ = trace_pair(pair, few)
-    found = row_problems(model_trace, layout, minibatches=True)
+    found = row_problems(model_trace, layout, minibatches=True, factors=True)
     return [problem.message for problem in found]
 
 
