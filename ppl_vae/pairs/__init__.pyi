@@ -99,6 +99,7 @@ from .supports import (
     of_numbers as of_numbers,
     require_inside as require_inside,
     rows_outside as rows_outside,
+    support_has_tensors as support_has_tensors,
 )
 from .survey import find_layout as find_layout
 from .traces import (
