@@ -241,8 +241,8 @@ class ChunkCheck:
 
     Data are checked where the programs need not run for that (see `DataCheck`). Latents are checked if their
     masks or supports may vary, or if the rows have other shapes. If kinds of rows of the same shapes alternate,
-    or the data have supports that vary, the programs run for each chunk. What else may differ in values alone is
-    looked at in the first rows of a kind: factors that follow the rows, and the Jacobians of guides. Use it
+    or the data have supports that vary, the programs run for each chunk. What else may differ in values alone
+    is looked at in the first rows of a kind: factors that follow the rows, and the Jacobians of guides. Use it
     inside of `pair.scope()`.
 
     Args:

@@ -239,7 +239,7 @@ def computed_latents(
             warnings.simplefilter("ignore")
             torch.manual_seed(1)
             others = {n: s["fn"].sample().expand_as(s["value"]) for n, s in draws.items()}
-            traces = []
+            traces: list[Trace] = []
             for some in (values, values | others):
                 torch.manual_seed(0)
                 traces.append(
@@ -247,10 +247,8 @@ def computed_latents(
                 )
     except Exception:
         return latents
-    here, there = traces
-    return tuple(
-        n for n in latents if not torch.equal(here.nodes[n]["value"], there.nodes[n]["value"])
-    )
+    here, there = [{n: trace.nodes[n]["value"] for n in latents} for trace in traces]
+    return tuple(n for n in latents if not torch.equal(here[n], there[n]))
 
 
 def _few_rows(
