@@ -1016,8 +1016,8 @@ def test_a_batch_without_a_gradient_counts_in_the_metrics_alone(
         max_epochs=epochs,
         capture=capture,
     )
-    loc = poutine.trace(fitted.guide).get_trace(x[8:]).nodes["z"]["fn"].mean[0]
-    assert float(loc.detach()) == pytest.approx(2 * 0.9**epochs, rel=1e-4)
+    q: Any = poutine.trace(fitted.guide).get_trace(x[8:]).nodes["z"]["fn"]
+    assert float(q.mean[0].detach()) == pytest.approx(2 * 0.9**epochs, rel=1e-4)
     normal, before = dist.Normal(0.0, 1.0), 2 * 0.9 ** (epochs - 1)
     total = normal.log_prob(x).sum() + normal.log_prob(z).sum() - 4 * before**2 / 2
     assert fitted.history[-1]["loss"] == pytest.approx(-float(total) / 12, rel=1e-4)

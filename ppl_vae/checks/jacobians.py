@@ -41,9 +41,9 @@ def jacobian_problems(
     that is not one-to-one has another density. If -u or u + 2 pi k give the same latents, their densities q(-u)
     or q(u + 2 pi k) have to be added; it is a warning if they are left out. Other functions are known not to
     be one-to-one if the determinant, or the derivative of a number that depends on one draw alone, changes its
-    sign between a few draws. One that keeps its orientation, and is neither even nor periodic, is not seen, such
-    as the third power of a complex number. It is an error if a draw has no influence on the latents for some of its values,
-    as for relu or clamp: these values all give the same latents, and q has no density there.
+    sign between a few draws. One that keeps its orientation, and is neither even nor periodic, is not seen,
+    such as the third power of a complex number. It is an error if a draw has no influence on the latents for
+    some of its values, as for relu or clamp: these values all give the same latents, and q has no density there.
 
     Args:
         pair: The pair, inside its scope.
