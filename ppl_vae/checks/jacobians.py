@@ -43,7 +43,7 @@ def jacobian_problems(
     be one-to-one if the determinant, or the derivative of a number that depends on one draw alone, changes its
     sign between a few draws. One that keeps its orientation, and is neither even nor periodic, is not seen,
     such as the third power of a complex number. It is an error if a draw has no influence on the latents for
-    some of its values, as for relu or clamp: these values all give the same latents, and q has no density there.
+    some of its values, as for relu or clamp: these all give the same latents, and q has no density there.
 
     Args:
         pair: The pair, inside its scope.
