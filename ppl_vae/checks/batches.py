@@ -35,6 +35,7 @@ from ppl_vae.pairs import (
     rows_outside,
     shapes_of_rows,
     sites_of_rows,
+    support_has_tensors,
     take_rows,
     tensors_of,
 )
@@ -131,6 +132,8 @@ class DataCheck:
         dim: Where the plate over rows is; None if nothing is observed.
         varies: Whether latents have masks or supports that may be others in other rows; also if a program
             raises.
+        data_vary: Whether the data have supports that may be others in other rows, such as bounds of a Uniform
+            that are tensors.
     """
 
     def __init__(self, pair: Pair, batch: Batch, traces: tuple[Trace, Trace] | None = None) -> None:
@@ -138,6 +141,7 @@ class DataCheck:
         self._shapes = shapes_of_rows(batch)
         self._as_they_come: list[tuple[int, str, Any, Constraint]] | None = []
         self.dim: int | None = None
+        self.data_vary = False
         traces = traces or _quietly_run(pair, batch)
         self.varies = traces is None or vary_by_row(*traces)
         if traces is None:
@@ -148,6 +152,7 @@ class DataCheck:
         if not sites:  # pyro.factor alone
             return
         self.dim = rows_frame(sites, num_rows(batch)).dim
+        self.data_vary = any(support_has_tensors(site["fn"]) for site in sites.values())
         for name, site in sites.items():
             found = _as_it_comes(site, tensors_of(batch))
             if found is None or self._as_they_come is None:
@@ -181,6 +186,8 @@ class DataCheck:
             Whether batches whose tensors alone were checked may be of this kind: they need another check.
         """
         self.varies = self.varies or vary_by_row(*traces)
+        sites = _data_sites(self._pair, batch, traces[0])
+        self.data_vary |= any(support_has_tensors(site["fn"]) for site in sites.values())
         mixed = self._is_as_it_comes(batch)
         if mixed:
             self._as_they_come = None
@@ -231,7 +238,9 @@ class ChunkCheck:
 
     Data are checked where the programs need not run for that (see `DataCheck`). Latents are checked if their
     masks or supports may vary, or if the rows have other shapes. If kinds of rows of the same shapes alternate,
-    the programs run for each chunk. Use it inside of `pair.scope()`.
+    or the data have supports that vary, the programs run for each chunk. What else may differ in values alone
+    is looked at in the first rows of a kind: factors that follow the rows, and the Jacobians of guides. Use it
+    inside of `pair.scope()`.
 
     Args:
         pair: Model and guide.
@@ -269,10 +278,10 @@ class ChunkCheck:
             PairError: Data are NaN, infinite or outside the support; a support, a measure or a mask of latents
                 differs between model and guide.
         """
-        if self._mixed:
+        if self._mixed or self._data.data_vary:
             check_rows([chunk], self._data.first_problem, start=start)
-            return
-        check_rows([chunk], self._data.first_bad_value, start=start)
+        else:
+            check_rows([chunk], self._data.first_bad_value, start=start)
         if not self.large and (large := large_values(chunk, power=2, start=start)):
             self.large = large
             text = (
@@ -286,6 +295,7 @@ class ChunkCheck:
         if traces is not None:
             found = _message_and_row(self._data.wrong_latent(chunk, traces, self._data.dim))
             check_rows([chunk], lambda _: found, start=start)
+            self._findings.add(narrow_problems(*traces))  # bounds may be tensors of the batch
 
     def look_ahead(self, parts: Iterable[Batch]) -> None:
         """Looks for data that are NaN, infinite or outside of the support in all rows.

@@ -23,6 +23,7 @@ from ppl_vae.objectives import (
     TraceELBO,
     checked,
     no_gradient,
+    without_parameters,
 )
 from ppl_vae.pairs import (
     Batch,
@@ -42,6 +43,7 @@ from ppl_vae.pairs import (
     observed_sites,
     sample_sites,
     sites_of_rows,
+    trace_pair,
     unscaled,
 )
 
@@ -331,11 +333,13 @@ def _gradients(subject: Subject) -> Iterator[Problem]:
     beta = objective.beta_at(objective.warmup_epochs)
     with torch.enable_grad(), pyro.validation_enabled(False):
         loss = checked(objective, objective(pair, subject.layout, batch, beta or 1.0)).loss
-        if not loss.requires_grad:
+        names = list(parameters)
+        if loss.requires_grad:
+            gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+            names = [n for n, g in zip(parameters, gradients, strict=True) if g is None]
+        elif not without_parameters([trace_pair(pair, batch)]):
             yield Problem("error", "", no_gradient(objective))
             return
-        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-        names = [n for n, g in zip(parameters, gradients, strict=True) if g is None]
     for name in names:
         yield Problem(
             "warning",

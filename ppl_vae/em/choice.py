@@ -76,5 +76,5 @@ def counted_again(pair: Pair, few: Batch, steps: ByGuide) -> list[str]:
     layout = steps.layouts.of(few)
     with preserve_random_state(), torch.no_grad(), pair.mode(training=False):
         model_trace, _ = trace_pair(pair, few)
-    found = row_problems(model_trace, layout, minibatches=True)
+    found = row_problems(model_trace, layout, minibatches=True, factors=True)
     return [problem.message for problem in found]

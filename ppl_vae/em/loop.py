@@ -17,7 +17,7 @@ from ppl_vae.em.notes import Notes
 from ppl_vae.em.online import Online, StepSize
 from ppl_vae.em.progress import EMProgress
 from ppl_vae.em.steps import ByGuide, ClosedForm, Draws, GradientSteps, Steps, closed_form
-from ppl_vae.pairs import Pair, as_args, num_rows
+from ppl_vae.pairs import Pair, as_args, num_rows, take_rows
 from ppl_vae.runs import RunFolder, digest_of_rows
 
 _SLACK = {torch.float32: 1e-5, torch.float64: 1e-9}
@@ -100,7 +100,10 @@ class EMLoop:
         progress.began = self._seconds()
         steps = self._steps()
         if isinstance(steps, ByGuide) and self.data.in_parts:
-            for problem in counted_again(self.pair, self.data.few(self.pair), steps):
+            few = self.data.few(self.pair)
+            if not self.pair.keeps_rows:  # a plate of all rows shows it only in a batch of fewer
+                few = take_rows(few, slice(0, self.data.batch_size))
+            for problem in counted_again(self.pair, few, steps):
                 notes.add(problem, 0)
         if isinstance(steps, Online):  # whose first bound is that of the first pass
             self._maximize(steps)

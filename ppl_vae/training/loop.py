@@ -39,6 +39,7 @@ from ppl_vae.pairs import (
     Layout,
     Layouts,
     Pair,
+    PairError,
     Trace,
     num_rows,
     trace_pair,
@@ -271,6 +272,8 @@ class Training:
     def _epoch(self, bar: Any, started: float) -> None:
         """The steps of one epoch that are still to be taken."""
         progress = self.progress
+        whole = progress.step_in_epoch == 0
+        self.step.has_moved = False
         if self.step.captured is not None:
             self.step.captured.recheck_state()
         for batch, rows in self.rows.shuffled(self.seed, progress.epoch, progress.step_in_epoch):
@@ -287,6 +290,11 @@ class Training:
                 self._save()
         if not progress.sums:
             raise read_only_once("x", progress.epoch + 1)
+        if whole and not self.step.has_moved:
+            raise PairError(
+                f"no batch of epoch {progress.epoch + 1} has a loss with a gradient: no trainable parameter "
+                "enters it. Use the parameters in model or guide, or give batches whose latents are drawn"
+            )
 
     def _end_of_epoch(self) -> dict[str, float]:
         """The metrics of the epoch, on which the schedule and early stopping act."""

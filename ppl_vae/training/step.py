@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ppl_vae.capture import RECORD_AFTER, CapturedLoss, CaptureError, StaleRecordingError
-from ppl_vae.objectives import Loss, Resolved, no_gradient
+from ppl_vae.objectives import Loss, Resolved, no_gradient, without_parameters
 from ppl_vae.pairs import Batch, Layouts, Pair, PairError, first_line, num_rows, tensors_of
 from ppl_vae.runs import RunFolder
 from ppl_vae.runtime import random_state, set_random_state
@@ -139,6 +139,8 @@ class Step:
         processes: The processes that take the step together.
         clip_grad_norm: Largest norm of the whole gradient.
         folder: The run folder, for the message of a divergence.
+        has_moved: Whether a batch has had a gradient. A batch in whose loss no trainable parameter enters has
+            none: it counts in the metrics alone.
     """
 
     pair: Pair
@@ -150,6 +152,7 @@ class Step:
     processes: Processes
     clip_grad_norm: float | None
     folder: RunFolder | None
+    has_moved: bool = False
 
     def __post_init__(self) -> None:
         self.leaves = list(self.parameters.values())
@@ -191,6 +194,10 @@ class Step:
         by_pyro = found.loss is not None
         if by_pyro or self.processes.count > 1 or self.clip_grad_norm is not None:
             self._check_and_clip(found.loss, batch, progress)
+        self.has_moved = self.has_moved or any(
+            leaf.grad is not None and (self.processes.count == 1 or bool(leaf.grad.any()))
+            for leaf in self.leaves
+        )
         self.optimizer.step()
         return found.metrics, checkpoint_due
 
@@ -210,9 +217,10 @@ class Step:
             self.clear_gradients()  # those of a recording that was not finite or differed from Pyro
             if not math.isfinite(float(loss.loss.detach())):
                 return Gradients({}, loss, self._diverged("the loss", loss, batch, progress))
-            if not loss.loss.requires_grad:
+            if loss.loss.requires_grad:
+                loss.loss.backward()
+            elif not without_parameters(loss.traces):
                 raise TypeError(no_gradient(self.objective.requested))
-            loss.loss.backward()
             parts = (loss.loss, loss.elbo, loss.rate, loss.distortion)
             metrics = dict(zip(STEP_METRICS, (float(part.detach()) for part in parts), strict=True))
         if share != 1.0:
