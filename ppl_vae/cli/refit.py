@@ -59,7 +59,7 @@ def _options_for(
         )
     if target is not None:
         require_free(Path(target), overwrite=bool(given.get("overwrite")))
-    run = load_run(source)
+    run = load_run(source, results=False)
     if not isinstance(run.model, torch.nn.Module):
         raise UsageError(
             "refit needs a model that is an nn.Module, so that the new run can hold it"
@@ -78,6 +78,6 @@ def _options_for(
 def _model_of(path: Path, source: Path) -> Program:
     """The model of a refit that is to go on: from its own weights, else from the run that it was begun with."""
     try:
-        return load_run(path).model
+        return load_run(path, results=False).model
     except FileNotFoundError:  # interrupted before anything was written
-        return load_run(source).model
+        return load_run(source, results=False).model

@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
 from ppl_vae.checks import device_for
-from ppl_vae.cli.common import keep_result, rows_of, say
+from ppl_vae.cli.common import keep_result, rows_of, say, writing
 from ppl_vae.cli.finish import MOST_PICTURED
 from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.report import with_levels
@@ -31,6 +31,7 @@ from ppl_vae.runs import (
     DIAGNOSIS,
     EVALUATION,
     GAPS,
+    METRICS,
     PLOTS,
     POSTERIOR,
     Comparison,
@@ -38,6 +39,7 @@ from ppl_vae.runs import (
     as_netcdf,
     build,
     load_run,
+    read_csv,
 )
 from ppl_vae.runtime import own_folder, replacing, resolve_device, write_bytes
 
@@ -87,9 +89,11 @@ def gaps(parser: ArgumentParser, given: Namespace) -> int:
     keep_result(run.path / GAPS, options.overwrite, gaps=found, rows=rows_of(data, len(x)))
     picture = run.path / PLOTS / "gaps.png"
     if options.overwrite or not picture.exists():
-        own_folder(picture.parent)
-        with replacing(picture) as file:
-            gaps_plot({type(run.guide).__name__: found}).savefig(file)
+        figure = gaps_plot({type(run.guide).__name__: found})
+        with writing(run.path, picture):
+            own_folder(picture.parent)
+            with replacing(picture) as file:
+                figure.savefig(file)
         say(f"written: {picture}")
     return 0
 
@@ -103,7 +107,7 @@ def diagnose(parser: ArgumentParser, given: Namespace) -> int:
         run.model,
         run.guide,
         data.test,
-        beta=objective.beta_at(len(run.history)),
+        beta=objective.beta_at(len(read_csv(run.path / METRICS))),
         seed=options.seed,
         progress=False if options.quiet else None,
     )
@@ -120,7 +124,7 @@ def sample(parser: ArgumentParser, given: Namespace) -> int:
     output = _output_file(options, run.path / "samples.png")
     generator = Generator(run.model, run.guide, data.test[:MOST_PICTURED], options.seed)
     z, mean, x = generator.from_prior(options.num)
-    with replacing(output) as file:
+    with writing(run.path, output), replacing(output) as file:
         if output.suffix == ".npz":
             np.savez_compressed(file, z=z.numpy(), mean=mean.numpy(), x=x.numpy())
         else:
@@ -148,7 +152,9 @@ def export(parser: ArgumentParser, given: Namespace) -> int:
     exported = to_arviz(
         run.model, run.guide, data.test, num_samples=options.num_samples, seed=options.seed
     )
-    write_bytes(output, as_netcdf(exported))
+    content = as_netcdf(exported)
+    with writing(run.path, output):
+        write_bytes(output, content)
     print(output)
     return 0
 
@@ -163,7 +169,7 @@ def _complete_options(parser: ArgumentParser, given: Namespace) -> Namespace:
 def _open_run(parser: ArgumentParser, given: Namespace) -> tuple[Namespace, Run, Data]:
     """The options of a command that takes a run, the run, and its data."""
     options = _complete_options(parser, given)
-    run = load_run(options.run)
+    run = load_run(options.run, results=False)
     return options, run, load_rows(run.config, options.data_dir)
 
 

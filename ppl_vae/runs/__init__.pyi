@@ -14,6 +14,7 @@ from .comparison import Comparison as Comparison
 from .folder import (
     describe_rows as describe_rows,
     read_config as read_config,
+    read_csv as read_csv,
     write_config as write_config,
     write_history as write_history,
     write_results as write_results,

@@ -56,6 +56,8 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     errors: list[CorruptFileError] = []
     for file in files:
         try:
+            if file.is_dir():
+                raise CorruptFileError(file, "this is a folder, not a file")
             tensors, metadata = read_tensors(file)
         except CorruptFileError as error:
             errors.append(error)

@@ -10,8 +10,24 @@ from typing import Any
 
 import torch
 
+from ppl_vae.runs.folder import DIAGNOSIS, EVALUATION
 from ppl_vae.runs.run import Run
+from ppl_vae.runtime import CorruptFileError
 from ppl_vae.stats import Estimate, Result
+
+_QUANTITIES = dict.fromkeys(("elbo", "rate", "distortion", "log_likelihood"))
+"""What is compared row by row."""
+
+_AGAIN = "create it again (`ppl-vae evaluate`, `ppl-vae diagnose`, with --overwrite)"
+
+_ESTIMATE = {"mean": None, "standard_error": None}
+
+_OF_EVALUATION = {
+    "rows": dict.fromkeys(("name", "num", "sha256")),
+    "num_samples": None,
+    **dict.fromkeys((*_QUANTITIES, "bits_per_dim"), _ESTIMATE),
+}
+"""What evaluation.json must hold."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +52,9 @@ class Comparison(Result):
 
         Raises:
             ValueError: A run was not evaluated, or was evaluated on other rows than the first.
+            CorruptFileError: A result lacks what it should hold.
         """
-        evaluations, values = [], []
+        evaluations, values, active = [], [], []
         for run in runs:
             evaluation = run.evaluation
             if evaluation is None:
@@ -46,8 +63,13 @@ class Comparison(Result):
                 raise _cannot(run, "has no per-row values (its evaluation was a summary)")
             if "rows" not in evaluation:
                 raise _cannot(run, "does not record which rows were evaluated")
+            _require(run.path / EVALUATION, evaluation, _OF_EVALUATION)
+            _require(run.path / EVALUATION, run.evaluation_rows, _QUANTITIES)
             evaluations.append(evaluation)
             values.append(run.evaluation_rows)
+            if run.diagnosis is not None:
+                _require(run.path / DIAGNOSIS, run.diagnosis, {"active_units": None})
+            active.append("-" if run.diagnosis is None else str(run.diagnosis["active_units"]))
         for run, evaluation in zip(runs, evaluations, strict=True):
             own, first = evaluation["rows"], evaluations[0]["rows"]
             if own["sha256"] != first["sha256"]:
@@ -60,9 +82,7 @@ class Comparison(Result):
             tuple(_short_names([run.path for run in runs])),
             tuple(evaluations),
             tuple(values),
-            tuple(
-                "-" if run.diagnosis is None else str(run.diagnosis["active_units"]) for run in runs
-            ),
+            tuple(active),
         )
 
     def difference(self, quantity: str, run: int) -> Estimate:
@@ -75,7 +95,7 @@ class Comparison(Result):
         result: dict[str, Any] = {}
         for i, name in enumerate(self.names):
             result[name] = {}
-            for quantity in ("elbo", "rate", "distortion", "log_likelihood"):
+            for quantity in _QUANTITIES:
                 difference = self.difference(quantity, i)
                 result[name][quantity] = {
                     "mean": self.evaluations[i][quantity]["mean"],
@@ -92,7 +112,7 @@ class Comparison(Result):
         rows = [head]
         for i, (name, e) in enumerate(zip(self.names, self.evaluations, strict=True)):
             row = [name]
-            for quantity in ("elbo", "rate", "distortion", "log_likelihood", "bits_per_dim"):
+            for quantity in (*_QUANTITIES, "bits_per_dim"):
                 mean = e[quantity]["mean"]
                 digits = 4 if quantity == "bits_per_dim" else 2
                 row.append("not defined" if math.isnan(mean) else f"{mean:.{digits}f}")
@@ -123,6 +143,21 @@ class Comparison(Result):
             f"{' / '.join(map(str, samples))} samples; Δ: difference from {self.names[0]} and its standard "
             "error from paired rows"
         ]
+
+
+def _require(file: Path, content: Mapping[str, Any], keys: Mapping[str, Any]) -> None:
+    """Raises an error for a result that lacks what it should hold, at any depth.
+
+    Raises:
+        CorruptFileError: A key is missing, or what it holds is of another kind.
+    """
+    for key, inner in keys.items():
+        if key not in content:
+            raise CorruptFileError(file, f"it holds no '{key}'; {_AGAIN}")
+        if isinstance(inner, Mapping):
+            if not isinstance(content[key], Mapping):
+                raise CorruptFileError(file, f"'{key}' is not what it should be; {_AGAIN}")
+            _require(file, content[key], inner)
 
 
 def _cannot(run: Run, lack: str) -> ValueError:

@@ -33,8 +33,19 @@ from ppl_vae.runs.location import (
 from ppl_vae.runs.netcdf import as_netcdf
 from ppl_vae.runtime import CorruptFileError, digest, write_bytes
 
+_MAKERS = {
+    EVALUATION: "ppl-vae evaluate",
+    ANNEALED: "ppl-vae evaluate --method ais",
+    GAPS: "ppl-vae gaps",
+    DIAGNOSIS: "ppl-vae diagnose",
+}
+"""The commands that make results."""
+
 _DIGEST = "table_sha256"
 """Key in a result's file: the digest of the table beside it."""
+
+_AGAIN = "remove it, or create it again with --overwrite"
+"""What to do about a result that cannot be read."""
 
 _OF_ESTIMATE = ("mean", "standard_error")
 
@@ -231,7 +242,7 @@ def read_rows(path: Path, result: str = EVALUATION) -> dict[str, list[float]] | 
         raise CorruptFileError(
             table,
             f"it does not belong to {result}: it was changed, or a process ended between writing the two; "
-            "create both again",
+            f"create both again ({_MAKERS[result]} {path} --overwrite)",
         )
     lines = read_csv(table)
     return {name: [line[name] for line in lines] for name in (lines[0] if lines else {})}
@@ -250,5 +261,9 @@ def read_json(file: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CorruptFileError(file, f"this is not JSON ({error}); create it again") from error
-    return dict(content)
+        raise CorruptFileError(file, f"this is not JSON ({error}); {_AGAIN}") from error
+    if not isinstance(content, dict):
+        raise CorruptFileError(
+            file, f"this is not a result: expected names and values in {{}}; {_AGAIN}"
+        )
+    return content

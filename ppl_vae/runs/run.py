@@ -137,7 +137,13 @@ def save_run(
         run.begin()
 
 
-def load_run(path: str | Path, model: Program | None = None, guide: Program | None = None) -> Run:
+def load_run(
+    path: str | Path,
+    model: Program | None = None,
+    guide: Program | None = None,
+    *,
+    results: bool = True,
+) -> Run:
     """Reads a run. Its pair evaluates exactly as the one that was saved.
 
     Args:
@@ -146,6 +152,8 @@ def load_run(path: str | Path, model: Program | None = None, guide: Program | No
             built from config.yaml. It is required if config.yaml does not say how to build it (for example,
             a function).
         guide: The guide, in the same way.
+        results: Whether to read what was found earlier, too. False leaves the history, the evaluation and the
+            diagnosis out, so that damaged ones can be replaced.
 
     Returns:
         The `Run`.
@@ -176,10 +184,10 @@ def load_run(path: str | Path, model: Program | None = None, guide: Program | No
         config=config,
         model=model,
         guide=guide,
-        history=read_csv(path / METRICS),
-        evaluation=read_result(path / EVALUATION),
-        evaluation_rows=read_rows(path),
-        diagnosis=read_result(path / DIAGNOSIS),
+        history=read_csv(path / METRICS) if results else [],
+        evaluation=read_result(path / EVALUATION) if results else None,
+        evaluation_rows=read_rows(path) if results else None,
+        diagnosis=read_result(path / DIAGNOSIS) if results else None,
     )
 
 

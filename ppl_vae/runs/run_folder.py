@@ -155,7 +155,9 @@ class RunFolder:
 
     def _close(self, failed: bool) -> None:
         if failed and not self._begun:
-            if self.path != self.folder:
+            if is_swapping(self.folder):  # interrupted in its midst: some of the old run has left already
+                swap(self.folder)
+            elif self.path != self.folder:
                 remove(self.path)
             elif self._is_new and not any((self.path / CHECKPOINTS).glob("step-*")):
                 for name in OF_A_RUN:  # the folder was empty
