@@ -27,7 +27,7 @@ def keep_result(file: Path, overwrite: bool, **result: Any) -> None:
 
 
 def writing(run: Path, file: Path) -> AbstractContextManager[object]:
-    """The right to write a file, which is locked if it is in a run, and freed of what killed commands have left."""
+    """Locks a run while a file is written into it, and removes what a killed command has left there."""
     inside = run.resolve() in file.resolve().parents
     return RunFolder.open(run) if inside else nullcontext()
 

@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ppl_vae.cli.finish import finish_run
 from ppl_vae.cli.mistakes import UsageError
-from ppl_vae.cli.setup import set_up, with_defaults
+from ppl_vae.cli.setup import checked, set_up, with_defaults
 from ppl_vae.cli.start import check_setup, new_folder, options_of_run, started
 from ppl_vae.pairs import Program, keep_guide
 from ppl_vae.runs import load_run, require_free, write_weights
@@ -65,7 +65,7 @@ def _options_for(
             "refit needs a model that is an nn.Module, so that the new run can hold it"
         )
     left_out = ("guide", "versions", "refit_of", "made_by")
-    kept = {n: v for n, v in run.config.items() if n not in left_out}
+    kept = {n: v for n, v in checked(source, run.config).items() if n not in left_out}
     if keep_guide(run.model):  # a VampPrior is made of the guide that it was trained with
         kept.setdefault("model_guide", run.config["guide"])
     options = with_defaults(parser, given)

@@ -13,7 +13,7 @@ from ppl_vae.cli.common import keep_result, rows_of, say, writing
 from ppl_vae.cli.finish import MOST_PICTURED
 from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.report import with_levels
-from ppl_vae.cli.setup import load_rows
+from ppl_vae.cli.setup import checked, load_rows
 from ppl_vae.data import Data
 from ppl_vae.diagnosis import diagnose as diagnose_pair, inference_gaps
 from ppl_vae.evaluation import (
@@ -28,6 +28,7 @@ from ppl_vae.pairs import Batches, Pair, Program
 from ppl_vae.plots import comparison_plot, gaps_plot, prior_samples
 from ppl_vae.runs import (
     ANNEALED,
+    CONFIG,
     DIAGNOSIS,
     EVALUATION,
     GAPS,
@@ -41,7 +42,7 @@ from ppl_vae.runs import (
     load_run,
     read_csv,
 )
-from ppl_vae.runtime import own_folder, replacing, resolve_device, write_bytes
+from ppl_vae.runtime import CorruptFileError, own_folder, replacing, resolve_device, write_bytes
 
 
 def evaluate(parser: ArgumentParser, given: Namespace) -> int:
@@ -102,7 +103,7 @@ def diagnose(parser: ArgumentParser, given: Namespace) -> int:
     """Diagnoses a run on its test rows."""
     options, run, data = _open_run(parser, given)
     _to_device(run, options.device, data.test)
-    objective: Objective = build(run.config["objective"])[0]
+    objective = _objective(run)
     diagnosis = diagnose_pair(
         run.model,
         run.guide,
@@ -170,7 +171,20 @@ def _open_run(parser: ArgumentParser, given: Namespace) -> tuple[Namespace, Run,
     """The options of a command that takes a run, the run, and its data."""
     options = _complete_options(parser, given)
     run = load_run(options.run, results=False)
-    return options, run, load_rows(run.config, options.data_dir)
+    return options, run, load_rows(checked(run.path, run.config), options.data_dir)
+
+
+def _objective(run: Run) -> Objective:
+    """The objective that a run was trained with."""
+    spec = run.config.get("objective")
+    try:
+        if isinstance(spec, dict) and "class_path" in spec:
+            built = build(spec)[0]
+            if isinstance(built, Objective):
+                return built
+        raise ValueError("it does not say how the objective is built, as `ppl-vae train` writes it")
+    except ValueError as error:
+        raise CorruptFileError(run.path / CONFIG, f"objective: {error}") from error
 
 
 def _output_file(options: Namespace, default: Path) -> Path:

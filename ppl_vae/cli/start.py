@@ -15,7 +15,7 @@ from jsonargparse import Namespace
 from ppl_vae.checks import DataCheck, check, check_rows
 from ppl_vae.cli.common import say
 from ppl_vae.cli.mistakes import UsageError
-from ppl_vae.cli.setup import Setup
+from ppl_vae.cli.setup import Setup, checked
 from ppl_vae.pairs import Batches, Pair
 from ppl_vae.runs import CHECKPOINTS, WEIGHTS, RunFolder, read_config
 from ppl_vae.runtime import preserve_random_state
@@ -58,7 +58,7 @@ def options_of_run(command: str, given: Namespace) -> dict[str, Any]:
             f"--resume continues the run as it was started: leave out {names} (only --{may_change[0]} may "
             "change)"
         )
-    config = read_config(path)
+    config = checked(path, read_config(path))
     config.pop("versions", None)
     maker = made_by(config)
     if maker != command:

@@ -102,7 +102,9 @@ def require_same(folder: RunFolder, now: Mapping[str, Any], then: Mapping[str, A
         elif name == "parameters":  # in pairs of name and shape
             then_had, has = ({n: tuple(s) for n, s in part} for part in (before, value))
             for each in [n for n in {**then_had, **has} if then_had.get(n) != has.get(n)]:
-                differs.append(f"parameter {each} = {then_had.get(each)}, now it is {has.get(each)}")
+                differs.append(
+                    f"parameter {each} = {then_had.get(each)}, now it is {has.get(each)}"
+                )
         else:
             differs.extend(_differences(name, before, _as_json(value)))
     if differs:

@@ -209,6 +209,7 @@ def _as_csv(history: Sequence[Mapping[str, Any]]) -> bytes:
 
 def read_csv(file: Path) -> list[dict[str, float]]:
     """The lines of a table of numbers; empty if there is no file."""
+    _require_no_folder(file)
     if not file.is_file():
         return []
     with file.open(newline="", encoding="utf-8") as lines:
@@ -217,7 +218,7 @@ def read_csv(file: Path) -> list[dict[str, float]]:
                 {name: float(value) for name, value in row.items() if value not in ("", None)}
                 for row in csv.DictReader(lines)
             ]
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, csv.Error) as error:
             raise CorruptFileError(file, f"a line is not made of numbers ({error})") from error
 
 
@@ -233,6 +234,7 @@ def read_rows(path: Path, result: str = EVALUATION) -> dict[str, list[float]] | 
     if summary is None:
         return None
     table = (path / result).with_suffix(".csv")
+    _require_no_folder(table)
     if not table.is_file():
         found = {
             k: v["values"] for k, v in summary.items() if isinstance(v, dict) and "values" in v
@@ -256,6 +258,7 @@ def read_result(file: Path) -> dict[str, Any] | None:
 
 def read_json(file: Path) -> dict[str, Any] | None:
     """The content of a JSON file; None if there is none."""
+    _require_no_folder(file)
     if not file.is_file():
         return None
     try:
@@ -267,3 +270,8 @@ def read_json(file: Path) -> dict[str, Any] | None:
             file, f"this is not a result: expected names and values in {{}}; {_AGAIN}"
         )
     return content
+
+
+def _require_no_folder(file: Path) -> None:
+    if file.is_dir():
+        raise CorruptFileError(file, f"this is a folder, where a file should be; {_AGAIN}")

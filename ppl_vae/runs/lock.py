@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,8 @@ class Lock:
             os.close(descriptor)  # its owner has removed it meanwhile
         os.ftruncate(descriptor, 0)
         now = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
-        os.write(descriptor, json.dumps(now).encode())
+        with suppress(OSError):  # on a full disk the others are not told who writes
+            os.write(descriptor, json.dumps(now).encode())
         return descriptor
 
 

@@ -194,7 +194,8 @@ def load_run(
 def _rebuild(path: Path, config: Mapping[str, Any], role: str, model: Program | None) -> Program:
     spec = config.get(role)
     if not (isinstance(spec, dict) and "class_path" in spec and "init_args" in spec):
-        known = f" (it was {spec['class_path']})" if isinstance(spec, dict) else ""
+        name = spec.get("class_path") if isinstance(spec, dict) else None
+        known = f" (it was {name})" if isinstance(name, str) else ""
         raise ValueError(
             f"{path / CONFIG} does not say how the {role} was built{known}: build it as before and "
             "call load_run(path, model, guide); or save the run with "
@@ -202,6 +203,6 @@ def _rebuild(path: Path, config: Mapping[str, Any], role: str, model: Program | 
         )
     try:
         program: Program = build(spec, model)[0]
-    except ValueError as error:
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise ValueError(f"{path / CONFIG}, {role}: {error}") from error
     return program
