@@ -38,7 +38,16 @@ import h5py
 import torch
 
 from ppl_vae.cli import main, run_commands
+from ppl_vae.diagnosis import inference_gaps
+from ppl_vae.runs import checkpoint_files, load_run, read_config, save_run, write_results
+from ppl_vae.runtime import CorruptFileError, own_folder, read_tensors, replacing
+from ppl_vae.training import checkpoints
 
+OPTIONS = (
+    *("--max_rows", "30", "--num_samples", "5", "--batch_size", "15"),
+    *catalogue.SMALL_NETWORK,
+    *("--model.latent_dim", "2", "--compile", "false", "--quiet"),
+)
 EPOCHS = ("--max_epochs", "3")
 SIGNALS = {"KILL": signal.SIGKILL, "TERM": signal.SIGTERM, "INT": signal.SIGINT}
 NOT_EXACT = ("em",)
@@ -75,6 +84,8 @@ def contents(run: Path) -> Contents:
                 found[name] = [{**row, "seconds": ""} for row in csv.DictReader(lines)]
         elif file.suffix == ".nc" and h5py.is_hdf5(file):
             found[name] = _draws(file)
+        elif name == "config.yaml":  # that of a refit names the run that it was begun with
+            found[name] = file.read_bytes().replace(bytes(run.parent.resolve()), b"")
         elif name == "weights.safetensors":
             found[name] = _bits(file)
         elif not name.startswith("checkpoints"):
@@ -524,6 +535,9 @@ def run_script(arguments: list[str] | None = None) -> int:
     """Kills, and prints a table."""
     options = _parsed(arguments)
     torch.set_num_threads(1)
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # which shells ignore in the background
     moments = random.Random(options.seed)
     signals = list(SIGNALS) if options.signal == "all" else [options.signal]
     broken: list[str] = []
@@ -548,6 +562,7 @@ def run_script(arguments: list[str] | None = None) -> int:
         cells = [(name, how) for name in names for how in signals]
         left = options.kills
         while left > 0:
+            print(f"{left} kills to go", file=sys.stderr, flush=True)
             for name, how in cells:
                 if left > 0:
                     most = min(left, KILLS_IN_A_ROW)

@@ -219,7 +219,7 @@ class Bench:
                 assert 1 <= len(done.err.splitlines()) <= 3
                 assert "Traceback" not in done.err
                 assert not RAW.search(done.err)
-                by_name = file.name in done.err or name.partition("/")[0] in done.err
+                by_name = file.stem in done.err or name.partition("/")[0] in done.err
                 assert by_name or name == "config.yaml"
             own = str(file.relative_to(run))
             changed = {n for n in before.keys() | after.keys() if before.get(n) != after.get(n)}

@@ -236,6 +236,10 @@ def read_rows(path: Path, result: str = EVALUATION) -> dict[str, list[float]] | 
     table = (path / result).with_suffix(".csv")
     _require_no_folder(table)
     if not table.is_file():
+        if _DIGEST in summary:
+            raise CorruptFileError(
+                table, f"it is missing, but belongs to {result}; {_again(path, result)}"
+            )
         found = {
             k: v["values"] for k, v in summary.items() if isinstance(v, dict) and "values" in v
         }
@@ -244,7 +248,7 @@ def read_rows(path: Path, result: str = EVALUATION) -> dict[str, list[float]] | 
         raise CorruptFileError(
             table,
             f"it does not belong to {result}: it was changed, or a process ended between writing the two; "
-            f"create both again ({_MAKERS[result]} {path} --overwrite)",
+            f"{_again(path, result)}",
         )
     lines = read_csv(table)
     return {name: [line[name] for line in lines] for name in (lines[0] if lines else {})}
@@ -275,3 +279,7 @@ def read_json(file: Path) -> dict[str, Any] | None:
 def _require_no_folder(file: Path) -> None:
     if file.is_dir():
         raise CorruptFileError(file, f"this is a folder, where a file should be; {_AGAIN}")
+
+
+def _again(path: Path, result: str) -> str:
+    return f"create both again (`{_MAKERS[result]} {path} --overwrite`)"
