@@ -29,6 +29,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -566,15 +567,13 @@ def run_script(arguments: list[str] | None = None) -> int:
             for name, how in cells:
                 if left > 0:
                     most = min(left, KILLS_IN_A_ROW)
-                    kill = lambda n=name, h=how, m=most: killers[n].at_random(
-                        moments, SIGNALS[h], m
-                    )  # noqa: E731
+                    kill = partial(killers[name].at_random, moments, SIGNALS[how], most)
                     left -= count(name, how, kill)
         for name in names if options.events else ():
             for how in signals:
                 for n in range(len(killers[name].events)):
-                    event = lambda k=killers[name], i=n, h=how: k.at_event(i, SIGNALS[h])  # noqa: E731
-                    count(name, f"{how} at each event", event)
+                    at_event = partial(killers[name].at_event, n, SIGNALS[how])
+                    count(name, f"{how} at each event", at_event)
     print("| scenario | signal | kills | lost | changed | left behind |")
     print("| --- | --- | ---: | ---: | ---: | ---: |")
     for (name, how), found in counts.items():

@@ -1,9 +1,9 @@
 """Damaged run folders: every file of a run, damaged in every way, read by every command.
 
 A command either does what it does with the undamaged run, because it does not need the file, or ends with a
-line that names it. It changes no other file. What nobody can notice is left out: another digit in metrics.csv or
-in a result's JSON, and another value of an option in config.yaml. They hold no checksums, because people write
-them too. All else (weights, checkpoints, the tables of results) has one.
+line that names it. It changes no other file. What nobody can notice is left out: another digit in metrics.csv
+or in a result's JSON, and another value of an option in config.yaml. They hold no checksums, because people
+write them too. All else (weights, checkpoints, the tables of results) has one.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import HealthCheck, given, settings, strategies as st
 from kill import EPOCHS, OPTIONS, contents, fast
 from matplotlib.figure import Figure
@@ -289,3 +290,45 @@ def test_much_random_damage_is_named_or_does_not_matter(
     name: str, damage: Damage, command: str, bench: Bench
 ) -> None:
     bench.check(name, damage, command)
+
+
+@pytest.mark.parametrize("how", ["truncate", "remove"])
+def test_a_damaged_result_is_named_and_made_again(how: str, bench: Bench) -> None:
+    with bench.copy() as place:
+        do(Damage(how), place / "run" / "evaluation.csv", place / "run")
+        done = bench.do("compare", place)
+        assert done.code == 1
+        again = f"`ppl-vae evaluate {place / 'run'} --overwrite`"
+        assert f"evaluation.csv: it {'is missing' if how == 'remove' else 'does not'}" in done.err
+        assert again in done.err
+        assert load_run(place / "run", results=False).evaluation is None
+        with small(None), contextlib.redirect_stdout(io.StringIO()):
+            assert main(["evaluate", str(place / "run"), "--overwrite", "--num_samples", "5"]) == 0
+        assert bench.do("compare", place).code == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "command"),
+    [
+        ("seed", "many", "evaluate"),
+        ("data", "[1, 2]", "evaluate"),
+        ("max_rows", "few", "resume"),
+        ("num_samples", "{}", "resume"),
+        ("objective", "5", "diagnose"),
+        ("model", "{class_path: 5}", "load_run"),
+        ("guide", "[]", "refit"),
+    ],
+)
+def test_an_option_of_a_wrong_type_is_named_with_its_file(
+    option: str, value: str, command: str, bench: Bench
+) -> None:
+    with bench.copy() as place:
+        file = place / "run" / "config.yaml"
+        config = yaml.safe_load(file.read_text())
+        file.write_text(yaml.safe_dump({**config, option: yaml.safe_load(value)}))
+        done = bench.do(command, place)
+    assert done.code == 1
+    (line,) = done.err.splitlines()
+    assert "run/config.yaml" in line
+    assert option in line
+    assert not RAW.search(line)

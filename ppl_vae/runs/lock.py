@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ppl_vae.runtime import full_disk_explained
+
 LOCK = ".lock"
 
 _held: set[Path] = set()
@@ -63,7 +65,8 @@ class Lock:
     def _take(self, folder: Path) -> int:
         while True:
             flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-            descriptor = os.open(self._file, flags, 0o666)
+            with full_disk_explained(self._file):
+                descriptor = os.open(self._file, flags, 0o666)
             if not _locked_by_us(descriptor):
                 holder = _holder(descriptor)
                 os.close(descriptor)

@@ -126,7 +126,8 @@ def own_folder(path: Path) -> Path:
         )
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"{path} is a file, and a folder is needed there: move it away")
-    path.mkdir(exist_ok=True)
+    with full_disk_explained(path):
+        path.mkdir(exist_ok=True)
     return path
 
 
