@@ -39,6 +39,7 @@ import h5py
 import torch
 
 from ppl_vae.cli import main, run_commands
+from ppl_vae.cli.setup import load_rows
 from ppl_vae.diagnosis import inference_gaps
 from ppl_vae.runs import checkpoint_files, load_run, read_config, save_run, write_results
 from ppl_vae.runtime import CorruptFileError, own_folder, read_tensors, replacing
@@ -135,7 +136,7 @@ def _two_pictures(folder: Path, *_: Any) -> list[str]:
     """In the place of `draw_run`, which takes ten times as long as all else together."""
     for name in ("one", "two"):
         with replacing(own_folder(folder) / f"{name}.png") as file:
-            file.write_bytes(name.encode())
+            file.write_bytes(b"\x89PNG " + name.encode())
     return []
 
 
@@ -253,14 +254,14 @@ def _check_overwritten(place: Path, before: Contents, after: Contents) -> None:
 def _save_again(place: Path) -> int:
     """Writes another pair over a run, from Python."""
     other = load_run(place / "source")
-    results = {"evaluation": other.evaluation, "diagnosis": other.diagnosis}
     save_run(
         place / "run",
         other.model,
         other.guide,
         config={**other.config, "seed": 1},
+        evaluation=other.evaluation,
+        diagnosis=other.diagnosis,
         overwrite=True,
-        **results,
     )
     return 0
 
@@ -331,7 +332,7 @@ class Workplace:
         must("train", "--run_dir", run, *OPTIONS, "--max_epochs", "2", "--seed", "3")
         (run / "notes.txt").write_text("the user's own")
         loaded = load_run(run)
-        data = run_commands.load_rows(loaded.config)
+        data = load_rows(loaded.config)
         options: dict[str, Any] = {"num_samples": 50, "progress": False, "seed": 0}
         self.gaps = inference_gaps(loaded.model, loaded.guide, data.test[:2], **options)
         write_results(run, gaps=self.gaps)

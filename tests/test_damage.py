@@ -56,7 +56,7 @@ OPTIONAL = ("metrics.csv", "evaluation.json", "diagnosis.json")
 """What a run need not hold: a result that is not there was not asked for, and an empty table has no lines."""
 
 RAW = re.compile(
-    r"not supported between|object (is not|cannot|has no)|unexpected keyword|unhashable|NoneType|"
+    r"not supported between|object (is not|cannot)|unexpected keyword|unhashable|NoneType|"
     r"invalid literal|not enough values|too many values|out of range|positional argument|subscript"
 )
 """Words of Python's own errors, which say nothing to a user."""
@@ -68,7 +68,7 @@ class Damage(NamedTuple):
     how: str
     place: float = 0.5
     mask: int = 1
-    count: int = 1
+    length: int = 1
     other: str = "metrics.csv"
 
 
@@ -79,7 +79,7 @@ damages = st.builds(
     ),
     place=st.floats(0.0, 1.0, exclude_max=True),
     mask=st.integers(1, 255),
-    count=st.integers(1, 3),
+    length=st.integers(1, 3),
     other=st.sampled_from(FILES),
 )
 
@@ -99,7 +99,7 @@ def do(damage: Damage, file: Path, run: Path) -> None:
         case "truncate":
             file.write_bytes(data[:place])
         case "flip":
-            for i in range(place, min(place + damage.count, len(data))):
+            for i in range(place, min(place + damage.length, len(data))):
                 data[i] ^= damage.mask
             file.write_bytes(data)
         case "empty":
@@ -156,7 +156,7 @@ class Bench:
         options: dict[str, Any] = {"num_samples": 50, "progress": False, "seed": 0}
         self.gaps = inference_gaps(loaded.model, loaded.guide, x, **options)
         write_results(self.run, gaps=self.gaps)
-        (self.run / "posterior.nc").write_bytes(b"draws, which no command reads" * 9)
+        (self.run / "posterior.nc").write_bytes(b"\x89 draws, which no command reads" * 9)
         self.contents = contents(self.run)
         self.expected: dict[str, Result] = {}
 

@@ -12,9 +12,13 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 from kill import EPOCHS, OPTIONS, Workplace, command, contents, finish, require_clean, require_same
+
+from ppl_vae.plots import draw_run, run as pictures
 
 resource = pytest.importorskip("resource")
 
@@ -139,11 +143,6 @@ def test_samples_without_room(workplace: Workplace) -> None:
 
 
 def test_pictures_without_room_cost_no_results(whole: Path, tmp_path: Path) -> None:
-    from unittest.mock import patch
-
-    from ppl_vae.cli.finish import draw_run
-    from ppl_vae.plots import run as pictures
-
     shutil.copytree(whole, tmp_path / "run")
     run = tmp_path / "run"
     (run / "evaluation.json").unlink()
@@ -151,10 +150,10 @@ def test_pictures_without_room_cost_no_results(whole: Path, tmp_path: Path) -> N
     def failing(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
+    nothing: Any = None
     with patch.object(pictures, "own_folder", failing):
-        assert draw_run(run / "plots", *[None] * 4) == [  # type: ignore[list-item]
-            "no pictures were drawn: [Errno 28] No space left on device"
-        ]
+        told = draw_run(run / "plots", nothing, nothing, nothing, nothing)
+    assert told == ["no pictures were drawn: [Errno 28] No space left on device"]
     most = max(f.stat().st_size for f in run.rglob("*") if f.is_file()) + 1000
     with patch("ppl_vae.plots.run.learning_curves", side_effect=RuntimeError("a broken font")):
         code, said = limited(lambda: command("train", "--resume", run, "--quiet"), most)
