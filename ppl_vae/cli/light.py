@@ -127,7 +127,7 @@ class LightParser(argparse.ArgumentParser):
                 continue
             value = getattr(given, action.dest)
             runs = value if isinstance(value, list) else [value] if value else []
-            if not runs and not action.option_strings:
+            if not runs and not action.option_strings and not getattr(given, "resume", None):
                 raise UsageError(f"RUN is missing: give the {action.help}")
             if len(runs) == 1 and action.nargs == "+":
                 raise UsageError("give two runs or more")

@@ -88,7 +88,8 @@ def require_same(folder: RunFolder, now: Mapping[str, Any], then: Mapping[str, A
 
     Args:
         folder: The run folder.
-        now: Facts by name. Those that are None are not compared, nor those that an older checkpoint lacks.
+        now: Facts by name. Those that an older checkpoint lacks are not compared, nor digests of what cannot be
+            read twice.
         then: The facts of the checkpoint.
 
     Raises:
@@ -97,11 +98,13 @@ def require_same(folder: RunFolder, now: Mapping[str, Any], then: Mapping[str, A
     differs = []
     for name, value in now.items():
         before = then.get(name)
-        if value is None or before is None or before == _as_json(value):
+        if name not in then or before == _as_json(value):
+            continue
+        if name in (*_DIGESTS, "config") and (value is None or before is None):
             continue
         if name in _DIGESTS:
             differs.append(f"{_DIGESTS[name]} are other rows, or their values have changed")
-        elif name == "parameters":  # in pairs of name and shape
+        elif name == "parameters" and before is not None:  # in pairs of name and shape
             then_had, has = ({n: tuple(s) for n, s in part} for part in (before, value))
             for each in [n for n in {**then_had, **has} if then_had.get(n) != has.get(n)]:
                 differs.append(

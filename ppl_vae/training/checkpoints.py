@@ -28,7 +28,7 @@ class Checkpoints:
 
     Attributes:
         folder: The run folder; None writes nothing. Once a step's checkpoint is there, the run has begun.
-        facts: What must be the same when a run is resumed, by name; those that are None are not compared.
+        facts: What must be the same when a run is resumed, by name.
         pair: The pair.
         optimizer: Its optimizer.
         scheduler: The schedule of the optimizer.

@@ -167,6 +167,7 @@ class Training:
                 name: str(value) for name, value in self.optimizer.defaults.items()
             },
             "clip_grad_norm": None if clip_grad_norm is None else float(clip_grad_norm),
+            "transform": None if transform is None else _name(transform),
             "data": None if folder is None else _digest(batches),
             "validation": None if folder is None or held_out is None else _digest(held_out),
             "lr_scheduler": type(self.scheduler).__name__,
@@ -340,6 +341,10 @@ class Training:
 
     def _save(self) -> None:
         self.checkpoints.save(self.progress, self.seed, self.best)
+
+
+def _name(transform: Callable[[Tensor], Tensor]) -> str:
+    return getattr(transform, "__qualname__", type(transform).__qualname__)
 
 
 def _digest(batches: Batches) -> str | None:

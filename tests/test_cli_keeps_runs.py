@@ -1,0 +1,305 @@
+"""What the commands do to runs that are there: nothing is lost, and what goes on is what was begun."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import patch
+
+import catalogue
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from ppl_vae.cli import main
+from ppl_vae.runs import RunFolder
+from ppl_vae.runtime import read_tensors
+from ppl_vae.training import checkpoints
+from ppl_vae.training.loop import Training
+
+SMALL = (*catalogue.SMALL_RUN, *catalogue.SMALL_NETWORK, "--model.latent_dim", "2", "--quiet")
+
+
+@pytest.fixture(autouse=True)
+def numbers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither pictures nor posterior.nc, and a checkpoint after each epoch."""
+    monkeypatch.setattr("ppl_vae.cli.finish.draw_run", lambda *_: [])
+    monkeypatch.setattr("ppl_vae.cli.finish.to_arviz", lambda *_, **__: None)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", (0.0, 60.0))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run; tests copy it."""
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    with (
+        patch("ppl_vae.cli.finish.draw_run", return_value=[]),
+        patch("ppl_vae.cli.finish.to_arviz", return_value=None),
+    ):
+        assert main(["train", "--run_dir", str(folder), "--max_epochs", "2", *SMALL]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    shutil.copytree(trained, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that fails, and gives what it says."""
+
+    def fails(*arguments: object, code: int = 1) -> str:
+        capsys.readouterr()
+        assert main(list(map(str, arguments))) == code
+        message = capsys.readouterr().err
+        assert "Traceback" not in message
+        return message
+
+    return fails
+
+
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Runs a command that is interrupted at the end of an epoch."""
+
+    def run_until(epoch: int, *arguments: object) -> None:
+        real = Training._end_of_epoch
+
+        def stop(training: Training) -> dict[str, float]:
+            if training.progress.epoch == epoch:
+                raise KeyboardInterrupt
+            return real(training)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Training, "_end_of_epoch", stop)
+            assert main(list(map(str, arguments))) == 130
+
+    return run_until
+
+
+def same_weights(*folders: Path) -> bool:
+    first, second = (read_tensors(folder / "weights.safetensors")[0] for folder in folders)
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+# -- resumed ---------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_without_checkpoints_is_not_resumed(
+    run: Path, said: Callable[..., str]
+) -> None:
+    shutil.rmtree(run / "checkpoints")
+    before = content(run)
+    message = said("train", "--resume", run, "--quiet", code=2)
+    assert "holds a finished run without checkpoints: there is nothing to continue" in message
+    assert content(run) == before
+
+
+def test_an_error_while_resuming_removes_nothing(
+    run: Path, said: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run / "weights.safetensors").unlink()
+    shutil.rmtree(run / "checkpoints")  # interrupted before its first checkpoint
+    before = content(run)
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr(Training, "run", broken)
+    assert "no such thing" in said("train", "--resume", run, "--quiet")
+    assert content(run) == before
+
+
+@pytest.mark.parametrize(("option", "words"), [("0", "at least 1, got 0"), ("-3", "at least 1")])
+def test_a_wrong_number_of_epochs_does_not_stay(
+    run: Path, said: Callable[..., str], option: str, words: str
+) -> None:
+    before = content(run)
+    assert words in said("train", "--resume", run, "--max_epochs", option, "--quiet")
+    assert content(run) == before
+
+
+def test_more_epochs_are_remembered(run: Path) -> None:
+    assert main(["train", "--resume", str(run), "--max_epochs", "3", "--quiet"]) == 0
+    assert yaml.safe_load((run / "config.yaml").read_text())["max_epochs"] == 3
+    assert len((run / "metrics.csv").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ("max_epochs: 2", "max_epochs: 3\nlearning_rate: 0.5", "Adam.lr = 0.001, now it is 0.5"),
+        ("max_epochs: 2", "max_epochs: 3\nclip_grad_norm: 2.0", "clip_grad_norm = None, now it is"),
+        ("hidden:\n        - 16", "hidden:\n        - 9", "hidden = [16], now it is [9]"),
+        ("beta: 1.0", "beta: 2.0", "objective.init_args.beta = 1.0, now it is 2.0"),
+        ("seed: 0", "seed: 7", "seed = 0, now it is 7"),
+    ],
+)
+def test_an_edited_option_is_named(
+    run: Path, said: Callable[..., str], before: str, after: str, words: str
+) -> None:
+    config = run / "config.yaml"
+    text = config.read_text()
+    assert before in text
+    config.write_text(text.replace(before, after))
+    message = said("train", "--resume", run, "--max_epochs", "3", "--quiet")
+    assert words in message
+    assert str(run) in message
+
+
+def test_changed_rows_are_named(tmp_path: Path, said: Callable[..., str]) -> None:
+    x = np.random.default_rng(0).normal(size=(60, 4)).astype("float32")
+    np.save(tmp_path / "x.npy", x)
+    folder, file = tmp_path / "run", str(tmp_path / "x.npy")
+    options = ("--data", file, "--num_samples", "4", *SMALL[SMALL.index("--batch_size") :])
+    assert main(["train", "--run_dir", str(folder), "--max_epochs", "1", *options]) == 0
+    x[:, 0] += 0.001
+    np.save(tmp_path / "x.npy", x)
+    message = said("train", "--resume", folder, "--max_epochs", "2", "--quiet")
+    assert "the rows of x are other rows, or their values have changed" in message
+
+
+def test_a_run_is_resumed_by_the_command_that_made_it(
+    run: Path, tmp_path: Path, said: Callable[..., str]
+) -> None:
+    em = tmp_path / "em"
+    assert (
+        main(["em", "--run_dir", str(em), "--max_iterations", "2", "--quiet", "--data", "digits"])
+        == 0
+    )
+    before = content(em)
+    message = said("train", "--resume", em, code=2)
+    assert f"was made by `ppl-vae em`, which continues it: ppl-vae em --resume {em}" in message
+    assert content(em) == before
+    assert f"ppl-vae train --resume {run}" in said("em", "--resume", run, code=2)
+    assert f"ppl-vae train --resume {run}" in said("refit", "--resume", run, code=2)
+    for made_by, other in (("made_by: em\n", ""), ("made_by: em\n", "made_by: 5\n")):
+        # One of an older version does not say what made it.
+        text = (em / "config.yaml").read_text()
+        (em / "config.yaml").write_text(text.replace(made_by, other))
+        assert "was made by `ppl-vae em`" in said("train", "--resume", em, code=2)
+
+
+# -- overwritten -----------------------------------------------------------------------------------------
+
+
+def test_bad_rows_leave_the_run_that_they_were_to_replace(
+    run: Path, tmp_path: Path, said: Callable[..., str]
+) -> None:
+    x = np.random.default_rng(0).uniform(size=(2000, 4)).round().astype("float32")
+    before = content(run)
+    for row, where in ((1451, "row"), (1999, "row")):  # one of the training, one of the others
+        bad = x.copy()
+        bad[row, 2] = np.nan
+        np.save(tmp_path / "x.npy", bad)
+        options = ("--run_dir", run, "--overwrite", "--data", tmp_path / "x.npy", "--quiet")
+        assert where in said("train", *options)
+        assert content(run) == before
+
+
+def test_test_rows_outside_of_the_support_are_found_before_the_training(
+    run: Path, tmp_path: Path, said: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = np.random.default_rng(0).uniform(size=(200, 4)).round().astype("float32")
+    bad = x[:50].copy()
+    bad[31, 2] = 0.5
+    np.savez(tmp_path / "x.npz", train=x, test=bad)
+    monkeypatch.setattr(Training, "run", None)
+    before = content(run)
+    options = ("--likelihood", "Bernoulli")
+    message = said(
+        *("train", "--run_dir", run, "--overwrite", "--data", tmp_path / "x.npz", "--quiet"),
+        *("--model.likelihood", options[1]),
+    )
+    assert "row 31 of the test rows" in message
+    assert content(run) == before
+
+
+def test_a_training_that_fails_at_once_leaves_the_run_that_it_was_to_replace(
+    run: Path, said: Callable[..., str], interrupted: Callable[..., None]
+) -> None:
+    before = content(run)
+    arguments = ("train", "--run_dir", run, "--overwrite", "--max_epochs", "3", *SMALL)
+    assert "NaN or infinite" in said(*arguments, "--learning_rate", "1e30")
+    assert content(run) == before
+    interrupted(0, *arguments)
+    assert content(run) == before
+
+
+def test_an_interrupted_training_that_has_begun_replaces_the_run_and_goes_on(
+    run: Path, interrupted: Callable[..., None], tmp_path: Path
+) -> None:
+    options = ("--max_epochs", "3", *SMALL, "--seed", "5")
+    interrupted(2, "train", "--run_dir", run, "--overwrite", *options)
+    assert not (run / "weights.safetensors").exists()
+    assert main(["train", "--resume", str(run), "--quiet"]) == 0
+    assert main(["train", "--run_dir", str(tmp_path / "whole"), *options]) == 0
+    assert same_weights(run, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("option", [("--num_samples", "0"), ("--num_samples", "-1")])
+def test_what_would_fail_at_the_end_is_refused_at_the_start(
+    run: Path, said: Callable[..., str], option: tuple[str, str]
+) -> None:
+    before = content(run)
+    arguments = ("train", "--run_dir", run, "--overwrite", *SMALL, *option)
+    assert "num_samples must be at least 1" in said(*arguments, code=2)
+    assert content(run) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "--run_dir", "RUN", "--overwrite", *SMALL),
+        ("train", "--resume", "RUN", "--max_epochs", "3"),
+        ("em", "--run_dir", "RUN", "--overwrite"),
+    ],
+)
+def test_a_run_that_another_command_writes_is_left_alone(
+    run: Path, said: Callable[..., str], arguments: tuple[str, ...]
+) -> None:
+    before = content(run)
+    with RunFolder.open(run):
+        message = said(*[str(run) if argument == "RUN" else argument for argument in arguments])
+    assert "is being written by" in message
+    assert content(run) == before
+
+
+# -- refitted --------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_not_refitted_into_itself(
+    run: Path, said: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = content(run)
+    for target in (str(run), f"{run}/../run"):
+        message = said("refit", run, "--run_dir", target, "--overwrite", "--quiet", code=2)
+        assert "is the run whose model is kept, and would be lost" in message
+    assert content(run) == before
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 2])
+def test_an_interrupted_refit_goes_on(
+    run: Path, tmp_path: Path, interrupted: Callable[..., None], epoch: int
+) -> None:
+    options = ("--max_epochs", "3", "--guide", "FullCovariance", "--quiet")
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    assert main(["refit", str(run), "--run_dir", str(whole), *options]) == 0
+    interrupted(epoch, "refit", run, "--run_dir", part, *options)
+    shutil.rmtree(run)  # the refit holds its model itself
+    assert main(["refit", "--resume", str(part), "--quiet"]) == 0
+    assert same_weights(whole, part)
+    assert (whole / "evaluation.csv").read_bytes() == (part / "evaluation.csv").read_bytes()
+
+
+def test_refit_needs_one_run(run: Path, said: Callable[..., str]) -> None:
+    assert "RUN is missing" in said("refit", code=2)
+    assert "name the RUN" in said("refit", run, "--resume", run, code=2)
