@@ -99,7 +99,10 @@ def contents(run: Path) -> Contents:
 
 def _bits(file: Path) -> dict[str, bytes]:
     """The values of tensors. The file itself holds its metadata in a random order."""
-    return {name: tensor.numpy().tobytes() for name, tensor in read_tensors(file)[0].items()}
+    try:
+        return {name: t.numpy().tobytes() for name, t in read_tensors(file)[0].items()}
+    except (CorruptFileError, FileNotFoundError):
+        return {"damaged": file.read_bytes() if file.is_file() else b""}
 
 
 def _draws(file: Path) -> dict[str, bytes]:

@@ -88,11 +88,11 @@ def test_a_training_goes_on_once_there_is_room(whole: Path, tmp_path: Path) -> N
     sizes = sorted(f.stat().st_size for f in (whole / "checkpoints").iterdir())
     run = tmp_path / "run"
     most = sizes[0] - 2000
-    refused(lambda: command(*START, run), most, "checkpoints/step-000000001")
+    refused(lambda: command(*START, run), most, "checkpoints/step-00000000")
     require_clean(tmp_path)
     assert (run / "config.yaml").exists()
     refused(
-        lambda: command("train", "--resume", run, "--quiet"), most, "checkpoints/step-000000001"
+        lambda: command("train", "--resume", run, "--quiet"), most, "checkpoints/step-00000000"
     )
     finish(run, "train", *START, run)
     require_same(run, contents(whole))

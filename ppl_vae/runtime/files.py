@@ -79,6 +79,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     Raises:
         DiskFullError: The disk is full; `path` is as it was.
+        IsADirectoryError: There is a folder.
 
     Example:
         >>> import tempfile
@@ -89,6 +90,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         'hello'
     """
     path = Path(path)
+    if path.is_dir() and not path.is_symlink():
+        raise IsADirectoryError(f"{path} is a folder, where a file is to be written: remove it")
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{_TEMPORARY}{path.suffix}")
     with full_disk_explained(path):
         try:
