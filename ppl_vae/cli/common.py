@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from ppl_vae.data import Data
-from ppl_vae.runs import describe_rows, write_results
+from ppl_vae.runs import RunFolder, describe_rows, write_results
 
 
 def say(line: str) -> None:
@@ -19,9 +20,16 @@ def keep_result(file: Path, overwrite: bool, **result: Any) -> None:
     """Writes a result into the run, but replaces an earlier one only with `overwrite`."""
     if file.exists() and not overwrite:
         say(f"{file} is left as it was (--overwrite replaces it)")
-    else:
+        return
+    with writing(file.parent, file):
         write_results(file.parent, **result)
-        say(f"written: {file}")
+    say(f"written: {file}")
+
+
+def writing(run: Path, file: Path) -> AbstractContextManager[object]:
+    """Locks a run while a file is written into it, and removes what a killed command has left there."""
+    inside = run.resolve() in file.resolve().parents
+    return RunFolder.open(run) if inside else nullcontext()
 
 
 def rows_of(data: Data, num: int | None = None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 from ppl_vae.cli.finish import finish_run
 from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.own_modules import trust_of
-from ppl_vae.cli.setup import set_up
+from ppl_vae.cli.setup import checked, set_up
 from ppl_vae.cli.start import check_setup, new_folder, options_of, started
 from ppl_vae.pairs import Program, keep_guide
 from ppl_vae.runs import Trust, load_run, require_free, write_weights
@@ -61,13 +61,13 @@ def _options_for(
     if target is not None:
         require_free(Path(target), overwrite=bool(given.get("overwrite")))
     trust = trust_of(given, source)
-    run = load_run(source, trust=trust)
+    run = load_run(source, trust=trust, results=False)
     if not isinstance(run.model, torch.nn.Module):
         raise UsageError(
             "refit needs a model that is an nn.Module, so that the new run can hold it"
         )
     left_out = ("guide", "versions", "refit_of", "made_by")
-    kept = {n: v for n, v in run.config.items() if n not in left_out}
+    kept = {n: v for n, v in checked(source, run.config).items() if n not in left_out}
     if keep_guide(run.model):  # a VampPrior is made of the guide that it was trained with
         kept.setdefault("model_guide", run.config["guide"])
     chosen = {name: options[name] for name in vars(given) if name in options}
@@ -79,6 +79,6 @@ def _options_for(
 def _model_of(path: Path, source: Path, given: Namespace) -> Program:
     """The model of a refit that is to go on: from its own weights, else from the run that it was begun with."""
     try:
-        return load_run(path, trust=trust_of(given, path)).model
+        return load_run(path, trust=trust_of(given, path), results=False).model
     except FileNotFoundError:  # interrupted before anything was written
-        return load_run(source, trust=trust_of(given, source)).model
+        return load_run(source, trust=trust_of(given, source), results=False).model

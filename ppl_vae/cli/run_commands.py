@@ -9,12 +9,12 @@ from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
 from ppl_vae.checks import device_for
-from ppl_vae.cli.common import keep_result, rows_of, say
+from ppl_vae.cli.common import keep_result, rows_of, say, writing
 from ppl_vae.cli.finish import MOST_PICTURED
 from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.own_modules import trust_of
 from ppl_vae.cli.report import with_levels
-from ppl_vae.cli.setup import load_rows
+from ppl_vae.cli.setup import checked, load_rows
 from ppl_vae.data import Data
 from ppl_vae.diagnosis import diagnose as diagnose_pair, inference_gaps
 from ppl_vae.evaluation import (
@@ -29,6 +29,7 @@ from ppl_vae.pairs import Batches, Pair, Program
 from ppl_vae.plots import comparison_plot, gaps_plot, prior_samples
 from ppl_vae.runs import (
     ANNEALED,
+    CONFIG,
     DIAGNOSIS,
     EVALUATION,
     GAPS,
@@ -37,12 +38,21 @@ from ppl_vae.runs import (
     POSTERIOR,
     Comparison,
     Run,
+    Trust,
+    UntrustedError,
     as_netcdf,
     build,
     load_run,
     read_csv,
 )
-from ppl_vae.runtime import own_folder, replacing, require_count, resolve_device, write_bytes
+from ppl_vae.runtime import (
+    CorruptFileError,
+    own_folder,
+    replacing,
+    require_count,
+    resolve_device,
+    write_bytes,
+)
 
 MOST_SAMPLED = 1_000_000
 """Most samples that `sample` writes: all of them are held in memory."""
@@ -93,9 +103,11 @@ def gaps(parser: ArgumentParser, given: Namespace) -> int:
     keep_result(run.path / GAPS, options.overwrite, gaps=found, rows=rows_of(data, len(x)))
     picture = run.path / PLOTS / "gaps.png"
     if options.overwrite or not picture.exists():
-        own_folder(picture.parent)
-        with replacing(picture) as file:
-            gaps_plot({type(run.guide).__name__: found}).savefig(file)
+        figure = gaps_plot({type(run.guide).__name__: found})
+        with writing(run.path, picture):
+            own_folder(picture.parent)
+            with replacing(picture) as file:
+                figure.savefig(file)
         say(f"written: {picture}")
     return 0
 
@@ -104,9 +116,7 @@ def diagnose(parser: ArgumentParser, given: Namespace) -> int:
     """Diagnoses a run on its test rows."""
     options, run, data = _open_run(parser, given)
     _to_device(run, options.device, data.test)
-    objective: Objective = build(
-        run.config["objective"], role="objective", trust=trust_of(given, options.run)
-    )[0]
+    objective = _objective(run, trust_of(given, options.run))
     diagnosis = diagnose_pair(
         run.model,
         run.guide,
@@ -130,7 +140,7 @@ def sample(parser: ArgumentParser, given: Namespace) -> int:
     output = _output_file(options, run.path / "samples.png")
     generator = Generator(run.model, run.guide, data.test[:MOST_PICTURED], options.seed)
     z, mean, x = generator.from_prior(options.num)
-    with replacing(output) as file:
+    with writing(run.path, output), replacing(output) as file:
         if output.suffix == ".npz":
             np.savez_compressed(file, z=z.numpy(), mean=mean.numpy(), x=x.numpy())
         else:
@@ -160,7 +170,9 @@ def export(parser: ArgumentParser, given: Namespace) -> int:
     exported = to_arviz(
         run.model, run.guide, data.test, num_samples=options.num_samples, seed=options.seed
     )
-    write_bytes(output, as_netcdf(exported))
+    content = as_netcdf(exported)
+    with writing(run.path, output):
+        write_bytes(output, content)
     print(output)
     return 0
 
@@ -176,7 +188,22 @@ def _open_run(parser: ArgumentParser, given: Namespace) -> tuple[Namespace, Run,
     """The options of a command that takes a run, the run, and its data."""
     options = _complete_options(parser, given)
     run = load_run(options.run, trust=trust_of(given, options.run), results=False)
-    return options, run, load_rows(run.config, options.data_dir)
+    return options, run, load_rows(checked(run.path, run.config), options.data_dir)
+
+
+def _objective(run: Run, trust: Trust) -> Objective:
+    """The objective that a run was trained with."""
+    spec = run.config.get("objective")
+    try:
+        if isinstance(spec, dict) and "class_path" in spec:
+            built = build(spec, role="objective", trust=trust)[0]
+            if isinstance(built, Objective):
+                return built
+        raise ValueError("it does not say how the objective is built, as `ppl-vae train` writes it")
+    except UntrustedError:
+        raise
+    except ValueError as error:
+        raise CorruptFileError(run.path / CONFIG, f"objective: {error}") from error
 
 
 def _epochs(run: Run, objective: Objective) -> int:

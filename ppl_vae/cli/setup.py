@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType, NoneType
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from ppl_vae.checks import device_for
 from ppl_vae.cli.known import DEFAULTS
@@ -21,8 +22,8 @@ from ppl_vae.likelihoods import Likelihood
 from ppl_vae.networks import Network
 from ppl_vae.objectives import Objective
 from ppl_vae.pairs import Batches, Pair, Program
-from ppl_vae.runs import TYPED, Trust, build, import_by_name
-from ppl_vae.runtime import make_fabric, seed_everything
+from ppl_vae.runs import CONFIG, TYPED, Trust, build, import_by_name, plain
+from ppl_vae.runtime import CorruptFileError, make_fabric, seed_everything
 from ppl_vae.training import Fit
 
 if TYPE_CHECKING:
@@ -112,6 +113,29 @@ def load_rows(config: Mapping[str, Any], data_dir: str | None = None) -> Data:
     if data_dir is not None:
         options["data_dir"] = data_dir
     return load_data(config["data"], **options, seed=config.get("seed", 0))
+
+
+def checked(run: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options in the config.yaml of a run, which people edit: those of a wrong type are named.
+
+    Args:
+        run: The run folder, for the message.
+        config: Its configuration, in which only names have been found that may be imported.
+
+    Raises:
+        CorruptFileError: An option has a value that it cannot have.
+    """
+    parser = Parser()
+    for name, kind in (("data", str), ("seed", int), ("num_samples", int)):
+        parser.add_argument(f"--{name}", type=kind)
+    add_functions(parser, (*DATA, *TRAINING))
+    values = [n for n in ("data", "seed", "num_samples", *names(DATA)) if n in config]
+    objects = [n for n in names(TRAINING) if n in config]  # which set_up makes
+    try:
+        parsed = parser.parse_object({name: config[name] for name in (*values, *objects)})
+    except (ArgumentError, TypeError, ValueError, LookupError) as error:
+        raise CorruptFileError(run / CONFIG, plain(str(error))) from error
+    return {**config, **{name: parsed[name] for name in values}}
 
 
 def set_up(

@@ -16,7 +16,7 @@ from ppl_vae.checks import DataCheck, check, check_rows
 from ppl_vae.cli.common import say
 from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.own_modules import trust_of
-from ppl_vae.cli.setup import Setup, with_defaults
+from ppl_vae.cli.setup import Setup, checked, with_defaults
 from ppl_vae.pairs import Batches, Pair
 from ppl_vae.runs import CHECKPOINTS, WEIGHTS, RunFolder, Trust, read_config
 from ppl_vae.runtime import preserve_random_state, require_samples
@@ -57,9 +57,11 @@ def options_of(
         UntrustedError: The run's config.yaml names what it may not name.
     """
     if given.get("resume") is not None:
-        options = _options_of_run(command, given)
+        config = _config_of_run(command, given)
         trust = trust_of(given, given.resume)
-        trust.check(options)
+        trust.check(config)  # before the names in it are read
+        options = checked(Path(given.resume), config)
+        options |= {name: given[name] for name in _LENGTHS[command] if name in given}
         require_samples("num_samples", options.get("num_samples", 1))
         return options, dict.fromkeys(options, trust)
     if command != "refit" and (given.get("trust") or given.get("trust_packages")):
@@ -69,8 +71,8 @@ def options_of(
     return options, {}
 
 
-def _options_of_run(command: str, given: Namespace) -> dict[str, Any]:
-    """The options that a run was started with, for the command that made it."""
+def _config_of_run(command: str, given: Namespace) -> dict[str, Any]:
+    """The configuration that a run was started with, for the command that made it."""
     may_change = _LENGTHS[command]
     path = Path(given.resume)
     asked = {"resume", "trust", "trust_packages", "quiet", "debug", *may_change}
@@ -94,7 +96,7 @@ def _options_of_run(command: str, given: Namespace) -> dict[str, Any]:
             f"{path} holds a finished run without checkpoints: there is nothing to continue, and nothing was "
             f"changed; to train it again from the start, use --run_dir {path} --overwrite"
         )
-    return config | {name: given[name] for name in may_change if name in given}
+    return config
 
 
 def made_by(config: Mapping[str, Any]) -> str:

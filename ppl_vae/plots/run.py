@@ -35,6 +35,10 @@ def draw_run(
     Returns:
         One line for each picture that could not be drawn, with the reason.
     """
+    try:
+        own_folder(folder)
+    except OSError as error:  # a full disk, or a file of this name
+        return [f"no pictures were drawn: {error}"]
 
     def aggregate() -> Figure:
         z, _ = generator.reconstruct()
@@ -57,7 +61,6 @@ def draw_run(
         "aggregate_posterior": aggregate,
         "khat": lambda: khat_histogram(evaluation.khat, evaluation.num_samples),
     }
-    own_folder(folder)
     failed = []
     for name, draw in pictures.items():
         try:

@@ -18,6 +18,7 @@ from .folder import (
 from .location import (
     ANNEALED as ANNEALED,
     CHECKPOINTS as CHECKPOINTS,
+    CONFIG as CONFIG,
     DIAGNOSIS as DIAGNOSIS,
     EVALUATION as EVALUATION,
     GAPS as GAPS,

@@ -63,6 +63,8 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             if file.is_dir():
                 raise CorruptFileError(file, "this is a folder, not a file")
             tensors, metadata = read_tensors(file)
+            if not {"state", "facts"} <= metadata.keys():
+                raise CorruptFileError(file, "the file holds something else than a checkpoint")
         except CorruptFileError as error:
             errors.append(error)
             continue

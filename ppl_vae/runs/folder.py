@@ -41,6 +41,14 @@ from ppl_vae.runtime import (
     write_bytes,
 )
 
+_MAKERS = {
+    EVALUATION: "ppl-vae evaluate",
+    ANNEALED: "ppl-vae evaluate --method ais",
+    GAPS: "ppl-vae gaps",
+    DIAGNOSIS: "ppl-vae diagnose",
+}
+"""The commands that make results."""
+
 _DIGEST = "table_sha256"
 """Key in a result's file: the digest of the table beside it."""
 
@@ -212,6 +220,7 @@ def _as_csv(history: Sequence[Mapping[str, Any]]) -> bytes:
 
 def read_csv(file: Path) -> list[dict[str, float]]:
     """The lines of a table of numbers; empty if there is no file."""
+    _require_no_folder(file)
     if not file.is_file():
         return []
     if file.stat().st_size > _MOST_CSV:
@@ -238,7 +247,12 @@ def read_rows(path: Path, result: str = EVALUATION) -> dict[str, list[float]] | 
     if summary is None:
         return None
     table = (path / result).with_suffix(".csv")
+    _require_no_folder(table)
     if not table.is_file():
+        if _DIGEST in summary:
+            raise CorruptFileError(
+                table, f"it is missing, but belongs to {result}; {_again(path, result)}"
+            )
         found = {
             k: v["values"] for k, v in summary.items() if isinstance(v, dict) and "values" in v
         }
@@ -247,7 +261,7 @@ def read_rows(path: Path, result: str = EVALUATION) -> dict[str, list[float]] | 
         raise CorruptFileError(
             table,
             f"it does not belong to {result}: it was changed, or a process ended between writing the two; "
-            "create both again",
+            f"{_again(path, result)}",
         )
     lines = read_csv(table)
     return {name: [line[name] for line in lines] for name in (lines[0] if lines else {})}
@@ -261,6 +275,7 @@ def read_result(file: Path) -> dict[str, Any] | None:
 
 def read_json(file: Path) -> dict[str, Any] | None:
     """The content of a JSON file; None if there is none."""
+    _require_no_folder(file)
     if not file.is_file():
         return None
     try:
@@ -269,3 +284,12 @@ def read_json(file: Path) -> dict[str, Any] | None:
         raise CorruptFileError(
             file, f"this is not a result that can be read as JSON ({error}); {_AGAIN}"
         ) from error
+
+
+def _require_no_folder(file: Path) -> None:
+    if file.is_dir():
+        raise CorruptFileError(file, f"this is a folder, where a file should be; {_AGAIN}")
+
+
+def _again(path: Path, result: str) -> str:
+    return f"create both again (`{_MAKERS[result]} {path} --overwrite`)"

@@ -7,8 +7,11 @@ import json
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from ppl_vae.runtime import full_disk_explained
 
 LOCK = ".lock"
 
@@ -62,7 +65,8 @@ class Lock:
     def _take(self, folder: Path) -> int:
         while True:
             flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-            descriptor = os.open(self._file, flags, 0o666)
+            with full_disk_explained(self._file):
+                descriptor = os.open(self._file, flags, 0o666)
             if not _locked_by_us(descriptor):
                 holder = _holder(descriptor)
                 os.close(descriptor)
@@ -72,7 +76,8 @@ class Lock:
             os.close(descriptor)  # its owner has removed it meanwhile
         os.ftruncate(descriptor, 0)
         now = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
-        os.write(descriptor, json.dumps(now).encode())
+        with suppress(OSError):  # on a full disk the others are not told who writes
+            os.write(descriptor, json.dumps(now).encode())
         return descriptor
 
 

@@ -166,8 +166,8 @@ def load_run(
         guide: The guide, in the same way.
         trust: What the folder may name beside the classes of this package, of torch and of Pyro: True (all that
             it names, which may then do anything to your files), or the names of packages and modules.
-        results: Whether to read what was found earlier, too. False leaves the evaluation and the diagnosis out,
-            so that damaged ones can be replaced.
+        results: Whether to read what was found earlier, too. False leaves the history, the evaluation and the
+            diagnosis out, so that damaged ones can be replaced.
 
     Returns:
         The `Run`.
@@ -241,7 +241,7 @@ def _rebuild(
         program: Program = build(config[role], model, role=role, trust=trust)[0]
     except UntrustedError:
         raise
-    except ValueError as error:
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise ValueError(f"{path / CONFIG}, {role}: {error}") from error
     return program
 

@@ -21,7 +21,7 @@ from ppl_vae.runs.location import (
     swap,
 )
 from ppl_vae.runs.lock import Lock
-from ppl_vae.runtime import own_folder, remove, remove_left_behind
+from ppl_vae.runtime import full_disk_explained, own_folder, remove, remove_left_behind
 
 
 class RunFolder:
@@ -57,7 +57,8 @@ class RunFolder:
         self._is_new = False
         missing = [p for p in (folder, *folder.parents) if not p.exists()]
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            with full_disk_explained(folder):
+                folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise NotADirectoryError(
                 f"{folder} cannot be made: there is a file in its path; choose another folder"
@@ -177,7 +178,11 @@ class RunFolder:
 
     def _close(self, failed: bool) -> None:
         if failed and not self._begun:
-            if self.path != self.folder:
+            if is_swapping(
+                self.folder
+            ):  # interrupted in its midst: some of the old run has left already
+                swap(self.folder)
+            elif self.path != self.folder:
                 remove(self.path)
             elif self._is_new and not any((self.path / CHECKPOINTS).glob("step-*")):
                 for name in OF_A_RUN:  # the folder was empty

@@ -42,6 +42,8 @@ def read_weights(path: Path, model: Program, guide: Program, trust: Trust) -> No
         raise FileNotFoundError(f"{path} has no {WEIGHTS}: {remedy}") from error
     except CorruptFileError as error:
         raise CorruptFileError(file, f"{str(error).removeprefix(f'{file}: ')}; {remedy}") from error
+    if "constraints" not in metadata:
+        raise CorruptFileError(file, f"the file holds something else than weights; {remedy}")
     pair = Pair.of(model, guide)
     constraints = metadata.get("constraints")
     if not isinstance(constraints, dict) or not all(_PARAM + name in state for name in constraints):

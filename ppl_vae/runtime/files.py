@@ -79,6 +79,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     Raises:
         DiskFullError: The disk is full; `path` is as it was.
+        IsADirectoryError: There is a folder.
 
     Example:
         >>> import tempfile
@@ -89,7 +90,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         'hello'
     """
     path = Path(path)
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         raise IsADirectoryError(f"{path} is a folder, but a file is to be written there: rename it")
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{_TEMPORARY}{path.suffix}")
     with full_disk_explained(path):
@@ -128,7 +129,8 @@ def own_folder(path: Path) -> Path:
         )
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"{path} is a file, and a folder is needed there: move it away")
-    path.mkdir(exist_ok=True)
+    with full_disk_explained(path):
+        path.mkdir(exist_ok=True)
     return path
 
 

@@ -1,0 +1,73 @@
+"""A part of `kill.py`: killed commands leave what was there, or what can be finished to the same bits."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from kill import SIGNALS, Killer, Workplace, run_script
+
+pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
+
+
+@pytest.fixture(scope="module")
+def killer(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Killer]:
+    """Scenarios by name, each run once unkilled."""
+    workplace = Workplace(tmp_path_factory.mktemp("killed"))
+    made: dict[str, Killer] = {}
+
+    def get(name: str) -> Killer:
+        if name not in made:
+            made[name] = Killer(workplace, name)
+        return made[name]
+
+    return get
+
+
+def swapping(killer: Killer) -> range:
+    """The events from the first of a swap to the last, and those beside them."""
+    of_swap = [
+        i for i, event in enumerate(killer.events) if "/.old" in event or "/.replaced" in event
+    ]
+    return range(of_swap[0] - 1, of_swap[-1] + 2)
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_a_pair_saved_over_a_run_is_killed_in_its_swap(
+    name: str, killer: Callable[[str], Killer]
+) -> None:
+    saved = killer("save_run")
+    assert len(swapping(saved)) > 20
+    chosen = [*swapping(saved)][:: 5 if name == "TERM" else 1]
+    if name == "KILL":
+        chosen = sorted({*chosen, *range(0, len(saved.events), 4)})
+    for n in chosen:
+        saved.at_event(n, SIGNALS[name])
+
+
+def test_a_training_over_a_run_is_killed_in_its_swap(killer: Callable[[str], Killer]) -> None:
+    overwritten = killer("train --overwrite")
+    for n in swapping(overwritten)[::6]:
+        overwritten.at_event(n)
+
+
+def test_a_result_is_killed_at_events(killer: Callable[[str], Killer]) -> None:
+    diagnosed = killer("diagnose")
+    for n in range(0, len(diagnosed.events), 4):
+        diagnosed.at_event(n)
+
+
+@pytest.mark.parametrize("scenario", ["train", "train --overwrite", "refit", "evaluate"])
+def test_random_moments(scenario: str, killer: Callable[[str], Killer]) -> None:
+    moments = random.Random(int(time.time()))  # others each time: none of them may matter
+    for which in SIGNALS.values():
+        killer(scenario).at_random(moments, which, most=1)
+
+
+@pytest.mark.slow
+def test_two_hundred_kills(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert run_script(["--kills", "200", "--events"]) == 0, capsys.readouterr().err
