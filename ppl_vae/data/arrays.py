@@ -43,7 +43,7 @@ def _load_arrays(path: Path) -> dict[str, Any]:
         else:
             content = np.load(file, allow_pickle=False)
         if isinstance(content, np.lib.npyio.NpzFile):
-            return {key: _member(path, key, content) for key in content}
+            return {key: _member(path, key, file, content) for key in content}
         return dict(content) if isinstance(content, Mapping) else {"x": content}
 
 
@@ -69,12 +69,13 @@ def _load_tensors(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
 
-def _member(path: Path, key: str, archive: np.lib.npyio.NpzFile) -> Any:
+def _member(path: Path, key: str, file: IO[bytes], arrays: Mapping[str, Any]) -> Any:
     """An array of an `.npz`, which stays in the file; other files in it are read."""
-    name = f"{key}.npy" if f"{key}.npy" in archive.zip.namelist() else key
-    with archive.zip.open(name) as file:
-        is_array = file.read(6) == np.lib.format.MAGIC_PREFIX
-    return StoredArray.of(path, name) if is_array else archive[key]
+    with zipfile.ZipFile(file) as archive:
+        name = f"{key}.npy" if f"{key}.npy" in archive.namelist() else key
+        with archive.open(name) as content:
+            is_array = content.read(6) == np.lib.format.MAGIC_PREFIX
+    return StoredArray.of(path, name) if is_array else arrays[key]
 
 
 @dataclass(frozen=True, eq=False)

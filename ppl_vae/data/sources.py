@@ -73,9 +73,9 @@ def rows_per_run(row_bytes: int) -> int:
     return max(1, RUN_BYTES // max(1, row_bytes))
 
 
-def runs_of(x: Tensor) -> tuple[Tensor, ...]:
+def runs_of(x: Tensor) -> Iterator[Tensor]:
     """Views of the rows, one run after the other."""
-    return x.split(rows_per_run(x[:1].numel() * x.element_size()))
+    yield from x.split(rows_per_run(x[:1].numel() * x.element_size()))
 
 
 @dataclass(frozen=True, eq=False)
