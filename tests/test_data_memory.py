@@ -183,13 +183,13 @@ def train(batches):
 train(12)
 kept.clear()
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (size + 60 * 2**20,) * 2)
-train(100)
+resource.setrlimit(resource.RLIMIT_AS, (size + 110 * 2**20,) * 2)
+train(150)
 """
 
 
 def test_a_stream_larger_than_memory_is_trained_on_and_evaluated() -> None:
-    """100 MiB of rows per pass, where 60 MiB are left."""
+    """150 MiB of rows per pass, where 110 MiB are left."""
     run(STREAM)
     assert "memory" in run(STREAM, "keep", fails=True)
 
