@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from pathlib import Path
 import pyro, pyro.distributions as dist, torch
 from torch import nn
 from ppl_vae import fit
-from ppl_vae.objectives import ELBO
+from ppl_vae.objectives import ELBO, LinearWarmup
 from ppl_vae.pairs import Pair
 from ppl_vae.runtime import make_fabric, write_tensors
 from ppl_vae.training import checkpoints
@@ -80,7 +82,7 @@ for name, changes in {
 }.items():
     model, guide = Model(), Guide(1e-7)
     options = dict(
-        x=x, objective=ELBO(beta=2.0, warmup_epochs=3), validation=3 - x, batch_size=9, max_epochs=30,
+        x=x, objective=ELBO(beta=LinearWarmup(3, end=2.0)), validation=3 - x, batch_size=9, max_epochs=30,
         optimizer=torch.optim.SGD, learning_rate=0.1, clip_grad_norm=0.3, patience=4, seed=3, fabric=fabric,
         lr_scheduler=lambda o: torch.optim.lr_scheduler.ReduceLROnPlateau(o, factor=0.5, patience=0),
         progress=False, capture=False,
@@ -91,8 +93,8 @@ for name, changes in {
 for seed in (1, 2):
     draws.clear()
     fitted = fit(
-        Model(), Guide(1.0), x[:46], batch_size=46, max_epochs=30, seed=seed, transform=noisy, fabric=fabric,
-        progress=False, capture=False,
+        Model(), Guide(1.0), x[:46], validation=x, batch_size=46, max_epochs=30, seed=seed, transform=noisy,
+        fabric=fabric, progress=False, capture=False,
     )
     keep(f"noise {seed}", {"draws": torch.cat(draws)}, fitted)
 """
@@ -157,10 +159,8 @@ class Running:
 
     def kill(self) -> None:
         """Kills all processes that are left, and no others: the session is theirs."""
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait(30)
 
     def wait_for_step(self, step: int, run: str = "run") -> None:
@@ -214,7 +214,9 @@ def test_beta_clipping_schedule_and_stopping_are_those_of_one_process(
         assert found_facts["stopped"] == facts["stopped"]
         assert found_facts["best"] == facts["best"]
         for row, other in zip(facts["history"], found_facts["history"], strict=True):
-            assert other == pytest.approx(row, rel=1e-4)
+            for metric in row.keys() - {"elbo", "rate"}:  # whose log q(z | x) is that of the draws
+                assert other[metric] == pytest.approx(row[metric], rel=1e-4), metric
+            assert other.keys() == row.keys()
         for key, value in expected.items():
             assert torch.allclose(found[key], value, rtol=1e-4, atol=1e-5), key
     if name == "all":  # or nothing would have been compared
@@ -232,7 +234,8 @@ def test_processes_draw_independent_noise(folders: dict[int, Path]) -> None:
     """Nor does a process draw what another one draws in a run with the next seed."""
     parts = [read(folders[2], f"noise {s}", rank)[0]["draws"] for s in (1, 2) for rank in (0, 1)]
     assert all(len(part) == len(parts[0]) > 1000 for part in parts)
-    assert len(torch.cat(parts).unique()) > 0.99 * len(torch.cat(parts))
+    for one, other in itertools.combinations(parts, 2):
+        assert float(torch.isin(one, other).float().mean()) < 0.01
     correlations = torch.corrcoef(torch.stack(parts)) - torch.eye(4)
     assert float(correlations.abs().max()) < 5 / len(parts[0]) ** 0.5
 

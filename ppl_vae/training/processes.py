@@ -51,10 +51,11 @@ class Processes:
         try:
             yield
         except RuntimeError as error:
+            why = first_line(error).split(". ")[0]
             raise ConnectionError(
                 f"process {self.rank} of {self.count} (counted from 0) has lost the others, so this training "
                 "cannot go on: one was killed, or has stopped with an error of its own. Start all of them "
-                f"again; a run with checkpoints can be resumed. What happened: {first_line(error)}"
+                f"again; a run with checkpoints can be resumed. What happened: {why}"
             ) from error
 
     def from_first(self, value: T) -> T:
