@@ -15,17 +15,17 @@ from typing import Any
 
 import pytest
 import torch
-from trainings import same
+from trainings import X, same, train
 
 import ppl_vae
 from ppl_vae.runtime import read_tensors
+from ppl_vae.training.checkpoints import checkpoint_files
 
 PAIR = """
-import os, sys, time
+import os, signal, sys
 from pathlib import Path
 import pyro, pyro.distributions as dist, torch
 from torch import nn
-from ppl_vae import fit
 from ppl_vae.objectives import ELBO, LinearWarmup
 from ppl_vae.pairs import Pair
 from ppl_vae.runtime import make_fabric, write_tensors
@@ -104,16 +104,20 @@ KILLED = (
     PAIR
     + """
 checkpoints.CHECKPOINT_SECONDS = (0.0, 0.0)  # after every step
-(folder / f"pid-{rank}").write_text(str(os.getpid()))
+calls = 0
 
-def slow(x):
-    time.sleep(0.02)
+def deadly(x):
+    global calls
+    calls += 1  # once for the checks, and once for each step
+    if (folder / f"kill-{rank}").exists() and calls == 9:
+        (folder / f"kill-{rank}").unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
     return noisy(x)
 
 model, guide = Model(), Guide(1.0)
 fitted = fit(
-    model, guide, x, batch_size=16, max_epochs=40, seed=4, transform=slow, fabric=fabric, progress=False,
-    run_dir=folder / "run", resume=(folder / "run").exists(),
+    model, guide, x, validation=x, batch_size=16, max_epochs=5, seed=4, transform=deadly, fabric=fabric,
+    progress=False, run_dir=folder / "run", resume=(folder / "run").exists(),
 )
 keep("end", Pair(model, guide).state(), fitted)
 """
@@ -174,7 +178,7 @@ class Running:
     def wait_for_all(self, seconds: float) -> None:
         """Until no process of the session runs; a killed one may wait to be collected."""
         deadline = time.monotonic() + seconds
-        self.process.wait(seconds)
+        self.process.wait(seconds)  # most of it is the start of Python
         while True:
             try:
                 os.killpg(self.process.pid, 0)
@@ -244,15 +248,20 @@ def test_processes_draw_independent_noise(folders: dict[int, Path]) -> None:
 def test_a_process_that_loses_the_other_says_so_and_the_run_resumes(
     tmp_path: Path, rank: int
 ) -> None:
+    """It is killed one step into the third epoch, when each process has summed metrics over its own rows."""
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / f"kill-{rank}").touch()
     whole = Running.script(KILLED, tmp_path / "whole", 2)
     cut = Running.script(KILLED, tmp_path / "cut", 2)
     try:
-        cut.wait_for_step(7)
-        os.kill(int((tmp_path / "cut" / f"pid-{rank}").read_text()), signal.SIGKILL)
         cut.wait_for_all(60)
+        newest = checkpoint_files(tmp_path / "cut" / "run" / "checkpoints")[0]
+        assert newest.stem == "step-000000007"
         assert cut.process.returncode != 0
         said = re.sub(r"\s+", " ", cut.said.read_text())
         assert f"process {1 - rank} of 2 (counted from 0) has lost the others" in said
+        with pytest.raises(ValueError, match="started with processes = 2, now it is 1"):
+            train(X[:47], run_dir=tmp_path / "cut" / "run", resume=True)
         cut = Running.script(KILLED, tmp_path / "cut", 2)
         cut.end()
         whole.end()
