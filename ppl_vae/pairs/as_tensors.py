@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +21,8 @@ def as_tensor(x: Any, name: str = "x", dtype: torch.dtype | None = None) -> Tens
 
     Tensors stay as they are, but get no gradient, because data are not learned. Floating-point numbers of
     other libraries, and those in lists, get the given dtype, because numpy and pandas hold float64 where
-    modules hold float32. Integers and booleans keep their dtype. Memory is shared where that is possible.
+    modules hold float32. Integers and booleans keep their dtype. Memory is shared where that is possible;
+    a file that numpy has mapped (`np.load(path, mmap_mode="r")`) then stays on disk.
 
     Args:
         x: A tensor, an array that turns into a numpy array, or lists of numbers.
@@ -55,7 +57,7 @@ def as_tensor(x: Any, name: str = "x", dtype: torch.dtype | None = None) -> Tens
             "or pass a DataLoader whose collate_fn makes a dense tensor of each batch, as in "
             "torch.as_tensor(rows.toarray())"
         )
-    array = _as_numpy(x, name)
+    array = _as_numpy(_writable(x), name)
     if array.dtype.kind not in _NUMBERS or (array.dtype.kind == "u" and array.dtype.itemsize > 1):
         raise TypeError(
             f"{name} is {kind_of(x)} of dtype {array.dtype}, which torch does not compute with: make numbers "
@@ -66,6 +68,8 @@ def as_tensor(x: Any, name: str = "x", dtype: torch.dtype | None = None) -> Tens
     if not tensor.is_floating_point():
         return tensor
     found = tensor.to(dtype or torch.get_default_dtype())
+    if found is tensor:
+        return tensor
     if bool(found.isinf().any()) and not bool(tensor.isinf().any()):
         raise ValueError(
             f"{name} holds numbers up to {float(tensor.nan_to_num().abs().max()):.3g}, beyond the range of "
@@ -111,6 +115,19 @@ def kind_of(x: Any) -> str:
     library = type(x).__module__.partition(".")[0]
     name = type(x).__name__ if library == "builtins" else f"{library}.{type(x).__name__}"
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def _writable(x: Any) -> Any:
+    """The same file mapped again, if it is mapped for reading alone.
+
+    Torch takes only arrays that can be written to, and would copy it into memory. What is written to the new
+    one does not reach the file.
+    """
+    if not isinstance(x, np.memmap) or x.flags.writeable or not isinstance(x.base, mmap.mmap):
+        return x
+    if x.filename is None or not x.flags.c_contiguous:
+        return x
+    return np.memmap(x.filename, x.dtype, "c", x.offset, x.shape)
 
 
 def _as_numpy(x: Any, name: str) -> np.ndarray[Any, Any]:

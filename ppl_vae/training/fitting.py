@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 
+APART = 2**31 - 1
+"""Between the seeds of two processes: with 1, runs with neighboring seeds would share their random numbers."""
+
+
 @dataclass(frozen=True)
 class Fit:
     """What `fit` returns.
@@ -229,7 +233,7 @@ def fit(
         if seed is not None or resume:
             stack.enter_context(preserve_random_state())
         if seed is not None or fabric.world_size > 1:
-            seed_everything(own_seed + fabric.global_rank)
+            seed_everything(own_seed + APART * fabric.global_rank)
         pair.to(fabric.device)
         stack.enter_context(pair.scope())
         training = Training(
