@@ -91,9 +91,7 @@ def test_a_training_goes_on_once_there_is_room(whole: Path, tmp_path: Path) -> N
     refused(lambda: command(*START, run), most, "checkpoints/step-00000000")
     require_clean(tmp_path)
     assert (run / "config.yaml").exists()
-    refused(
-        lambda: command("train", "--resume", run, "--quiet"), most, "checkpoints/step-00000000"
-    )
+    refused(lambda: command("train", "--resume", run, "--quiet"), most, "checkpoints/step-00000000")
     finish(run, "train", *START, run)
     require_same(run, contents(whole))
     require_clean(tmp_path)
@@ -117,7 +115,6 @@ def test_a_run_is_not_replaced_without_room(most: int, workplace: Workplace) -> 
     [
         ("evaluate", "evaluation.csv"),
         ("diagnose", "diagnosis.json"),
-        ("gaps", "gaps.csv"),
         ("export", "posterior.nc"),
     ],
 )

@@ -204,5 +204,6 @@ def _rebuild(path: Path, config: Mapping[str, Any], role: str, model: Program | 
     try:
         program: Program = build(spec, model)[0]
     except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise ValueError(f"{path / CONFIG}, {role}: {error}") from error
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{path / CONFIG}, {role}: {error}") from error
     return program
