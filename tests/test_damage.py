@@ -177,7 +177,7 @@ class Bench:
                     found = load_run(run)
                     print(found.history, found.evaluation, found.evaluation_rows, found.diagnosis)
                     code = 0
-                except (ValueError, OSError) as error:
+                except (ValueError, TypeError, OSError) as error:
                     print(error, file=err)
                     code = 1
             else:

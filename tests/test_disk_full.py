@@ -115,7 +115,6 @@ def test_a_run_is_not_replaced_without_room(most: int, workplace: Workplace) -> 
     [
         ("evaluate", "evaluation.csv"),
         ("diagnose", "diagnosis.json"),
-        ("gaps", "gaps.csv"),
         ("export", "posterior.nc"),
     ],
 )

@@ -242,7 +242,8 @@ def _rebuild(
     except UntrustedError:
         raise
     except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise ValueError(f"{path / CONFIG}, {role}: {error}") from error
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{path / CONFIG}, {role}: {error}") from error
     return program
 
 
