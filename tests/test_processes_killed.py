@@ -26,6 +26,7 @@ import os, signal, sys
 from pathlib import Path
 import pyro, pyro.distributions as dist, torch
 from torch import nn
+from ppl_vae import fit
 from ppl_vae.objectives import ELBO, LinearWarmup
 from ppl_vae.pairs import Pair
 from ppl_vae.runtime import make_fabric, write_tensors
