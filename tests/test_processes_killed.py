@@ -26,6 +26,7 @@ import os, signal, sys
 from pathlib import Path
 import pyro, pyro.distributions as dist, torch
 from torch import nn
+from ppl_vae import fit
 from ppl_vae.objectives import ELBO, LinearWarmup
 from ppl_vae.pairs import Pair
 from ppl_vae.runtime import make_fabric, write_tensors
@@ -78,11 +79,11 @@ STEPS = (
 for name, changes in {
     "all": {},
     "longer": {"clip_grad_norm": None, "max_epochs": 2},
-    "iterable": {"x": list(x.split(9)), "max_epochs": 5},
+    "iterable": {"x": list((x + 3).split(9)), "max_epochs": 5},
 }.items():
     model, guide = Model(), Guide(1e-7)
     options = dict(
-        x=x, objective=ELBO(beta=LinearWarmup(3, end=2.0)), validation=3 - x, batch_size=9, max_epochs=30,
+        x=x + 3, objective=ELBO(beta=LinearWarmup(3, end=2.0)), validation=x - 3, batch_size=9, max_epochs=30,
         optimizer=torch.optim.SGD, learning_rate=0.1, clip_grad_norm=0.3, patience=4, seed=3, fabric=fabric,
         lr_scheduler=lambda o: torch.optim.lr_scheduler.ReduceLROnPlateau(o, factor=0.5, patience=0),
         progress=False, capture=False,
@@ -108,8 +109,8 @@ calls = 0
 
 def deadly(x):
     global calls
-    calls += 1  # once for the checks, and once for each step
-    if (folder / f"kill-{rank}").exists() and calls == 9:
+    calls += 1  # twice before the first step, and once for each step
+    if (folder / f"kill-{rank}").exists() and calls == 10:
         (folder / f"kill-{rank}").unlink()
         os.kill(os.getpid(), signal.SIGKILL)
     return noisy(x)
