@@ -78,7 +78,7 @@ STEPS = (
     + """
 for name, changes in {
     "all": {},
-    "longer": {"clip_grad_norm": None, "max_epochs": 2},
+    "longer": {"clip_grad_norm": 3.0, "max_epochs": 3},
     "iterable": {"x": list((x + 3).split(9)), "max_epochs": 5},
 }.items():
     model, guide = Model(), Guide(1e-7)
@@ -206,7 +206,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """The steps of one process and of two."""
     where = tmp_path_factory.mktemp("steps")
     running = {n: Running.script(STEPS, where / str(n), n) for n in (1, 2)}
-    return {n: training.end() for n, training in running.items()}
+    try:
+        return {n: training.end() for n, training in running.items()}
+    finally:
+        for training in running.values():
+            training.kill()
 
 
 @pytest.mark.parametrize("name", ["all", "iterable"])
@@ -276,6 +280,7 @@ def test_a_process_that_loses_the_other_says_so_and_the_run_resumes(
         assert found_facts == facts
 
 
+@pytest.mark.slow
 def test_both_processes_killed_resume_to_the_same_bits_by_the_command_line(tmp_path: Path) -> None:
     options = [
         "train",
