@@ -78,12 +78,12 @@ STEPS = (
     + """
 for name, changes in {
     "all": {},
-    "longer": {"clip_grad_norm": None, "max_epochs": 2},
-    "iterable": {"x": list(x.split(9)), "max_epochs": 5},
+    "longer": {"clip_grad_norm": 3.0, "max_epochs": 3},
+    "iterable": {"x": list((x + 3).split(9)), "max_epochs": 5},
 }.items():
     model, guide = Model(), Guide(1e-7)
     options = dict(
-        x=x, objective=ELBO(beta=LinearWarmup(3, end=2.0)), validation=3 - x, batch_size=9, max_epochs=30,
+        x=x + 3, objective=ELBO(beta=LinearWarmup(3, end=2.0)), validation=x - 3, batch_size=9, max_epochs=30,
         optimizer=torch.optim.SGD, learning_rate=0.1, clip_grad_norm=0.3, patience=4, seed=3, fabric=fabric,
         lr_scheduler=lambda o: torch.optim.lr_scheduler.ReduceLROnPlateau(o, factor=0.5, patience=0),
         progress=False, capture=False,
@@ -109,8 +109,8 @@ calls = 0
 
 def deadly(x):
     global calls
-    calls += 1  # once for the checks, and once for each step
-    if (folder / f"kill-{rank}").exists() and calls == 9:
+    calls += 1  # twice before the first step, and once for each step
+    if (folder / f"kill-{rank}").exists() and calls == 10:
         (folder / f"kill-{rank}").unlink()
         os.kill(os.getpid(), signal.SIGKILL)
     return noisy(x)
@@ -206,7 +206,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """The steps of one process and of two."""
     where = tmp_path_factory.mktemp("steps")
     running = {n: Running.script(STEPS, where / str(n), n) for n in (1, 2)}
-    return {n: training.end() for n, training in running.items()}
+    try:
+        return {n: training.end() for n, training in running.items()}
+    finally:
+        for training in running.values():
+            training.kill()
 
 
 @pytest.mark.parametrize("name", ["all", "iterable"])
@@ -276,6 +280,7 @@ def test_a_process_that_loses_the_other_says_so_and_the_run_resumes(
         assert found_facts == facts
 
 
+@pytest.mark.slow
 def test_both_processes_killed_resume_to_the_same_bits_by_the_command_line(tmp_path: Path) -> None:
     options = [
         "train",
