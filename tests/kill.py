@@ -422,6 +422,7 @@ class DiskEvents:
         elif event not in _CHANGES:
             return
         if len(self.names) == self._n:
+            self._n = None  # what an interrupted process does to end is not interrupted again
             os.kill(os.getpid(), self._which)
         self.names.append(f"{event} {arguments[0]}")
 
