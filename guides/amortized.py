@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae.guides.parts import sample_z
-from ppl_vae.networks import MLP, Network, full_precision, linear_head, require_at_least_one
+from ppl_vae.networks import (
+    MLP,
+    Network,
+    full_precision,
+    linear_head,
+    require_at_least_one,
+    require_data_shape,
+    require_object,
+)
 
 Family = TypeVar("Family", bound=dist.TorchDistribution, covariant=True)
 """The class of the distributions that a guide's `family` returns."""
@@ -60,7 +68,9 @@ class Amortized(nn.Module, ABC, Generic[Family]):
         network: Network = MLP(),  # frozen
     ) -> None:
         super().__init__()
+        require_data_shape(self, data_shape)
         require_at_least_one(self, latent_dim=latent_dim)
+        require_object(self, "network", network, "encoder", "MLP()")
         self.latent_dim = latent_dim
         self.encoder = network.encoder(data_shape)
         self.head = linear_head(self.encoder, self.num_outputs)

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 import pyro
 from torch import Tensor, nn
 
+from ppl_vae.networks import require_data_shape
+
 
 class RowModel(nn.Module, ABC):
     """A model of independent rows: a Pyro program inside `pyro.plate("data", n, dim=-1)`.
@@ -20,6 +22,7 @@ class RowModel(nn.Module, ABC):
 
     def __init__(self, data_shape: Sequence[int]) -> None:
         super().__init__()
+        require_data_shape(self, data_shape)
         self.data_shape = tuple(data_shape)
 
     def forward(self, x: Tensor) -> None:

@@ -102,7 +102,14 @@ def test_a_mask_that_the_elbo_leaves_out_is_noticed(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    "objective", [EnumELBO(), GumbelSoftmaxELBO(), TraceELBO(), ELBO(num_particles=3)]
+    "objective",
+    [
+        *(EnumELBO(), ELBO(num_particles=3)),
+        *(
+            pytest.param(each, marks=pytest.mark.slow)
+            for each in (GumbelSoftmaxELBO(), TraceELBO())
+        ),
+    ],
 )
 def test_noise_is_no_alarm(objective: Any) -> None:
     assert train(Discrete(), objective, max_epochs=40, learning_rate=0.05).warnings == ()

@@ -244,7 +244,13 @@ def test_scripts_start_alone(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+SLOW = ("inference_gaps.py", "priors.py")  # half a minute each
+
+
+@pytest.mark.parametrize(
+    "script",
+    [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in SCRIPTS],
+)
 def test_script(script: str, tmp_path: Path) -> None:
     assert script in CHECKS, f"analyses/{script} has no check: add one to CHECKS"
     CHECKS[script](tmp_path)

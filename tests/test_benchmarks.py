@@ -56,6 +56,9 @@ def em(folder: Path) -> None:
         assert abs(float(row["difference of log p(x)"])) < 1e-4, row
 
 
-@pytest.mark.parametrize("check", [training, evaluation, em])
+SLOW = [pytest.param(check, marks=pytest.mark.slow) for check in (training, evaluation)]
+
+
+@pytest.mark.parametrize("check", [*SLOW, em])
 def test_benchmark(check: Callable[[Path], None], tmp_path: Path) -> None:
     check(tmp_path)

@@ -238,7 +238,7 @@ def test_a_class_of_ones_own(mine: str, tmp_path: Path, capsys: pytest.CaptureFi
     assert "--guide.depth: expected int, got deep" in capsys.readouterr().err
     assert main(["train", f"--guide.help={mine}.MyGuide"]) == 0
     assert "Number of hidden layers" in capsys.readouterr().out
-    assert main(["evaluate", str(tmp_path / "run")]) == 0
+    assert main(["evaluate", str(tmp_path / "run"), "--trust_packages", mine]) == 0
 
 
 def test_functions_of_ones_own(
@@ -253,7 +253,7 @@ def test_functions_of_ones_own(
     capsys.readouterr()
     trained = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     del sys.modules[mine]  # a new process would import it again, with other initial weights
-    assert main(["evaluate", folder, "--num_samples", "20", "--overwrite"]) == 0
+    assert main(["evaluate", folder, "--num_samples", "20", "--overwrite", "--trust"]) == 0
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text()) == trained
 
 

@@ -89,7 +89,7 @@ def test_a_refitted_run_is_not_resumed_as_a_training(
 ) -> None:
     assert refit(trained, tmp_path / "again", "--quiet") == 0
     assert main(["train", "--resume", str(tmp_path / "again")]) == 2
-    assert "trains the guide alone" in capsys.readouterr().err
+    assert f"ppl-vae refit --resume {tmp_path / 'again'}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

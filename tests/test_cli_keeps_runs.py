@@ -251,7 +251,7 @@ def test_what_would_fail_at_the_end_is_refused_at_the_start(
 ) -> None:
     before = content(run)
     arguments = ("train", "--run_dir", run, "--overwrite", *SMALL, *option)
-    assert "num_samples must be at least 1" in said(*arguments, code=2)
+    assert "num_samples must be at least 1" in said(*arguments)
     assert content(run) == before
 
 

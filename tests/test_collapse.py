@@ -69,6 +69,7 @@ def test_a_beta_that_hides_what_its_noise_would_show() -> None:
     assert cause(diagnose(at_one, Exact(at_one), x, seed=0)) == ("none", 0)
 
 
+@pytest.mark.slow
 def test_with_both_beta_and_noise_too_large_the_noise_is_named() -> None:
     """Lowering beta to 1 would not help: l_3 and l_4 are below sigma^2 itself.
 
@@ -91,6 +92,7 @@ def test_dimensions_for_which_the_data_hold_nothing_are_surplus() -> None:
     assert "nothing is lost" in found.summary()
 
 
+@pytest.mark.slow
 def test_more_dimensions_than_the_data_has_are_surplus() -> None:
     found = of_fitted_pca([9.0, 4.0], latent_dim=4, sigma=0.1)
     assert cause(found) == ("surplus dimensions", 2)
@@ -131,7 +133,7 @@ def test_a_guide_that_lags_behind_a_model_that_uses_its_latents(
     assert "the guide lags behind the model" in found.summary()
 
 
-@pytest.mark.parametrize("dims", [(-2, -1), (-1, -2)])
+@pytest.mark.parametrize("dims", [(-2, -1), pytest.param((-1, -2), marks=pytest.mark.slow)])
 def test_a_guide_that_lags_in_a_plate_inside_of_the_rows(dims: tuple[int, int]) -> None:
     """The second number of each row is ignored by the guide, and used by the model."""
     right = dims == (-2, -1)
@@ -154,6 +156,7 @@ def test_a_guide_that_lags_in_a_plate_inside_of_the_rows(dims: tuple[int, int]) 
     assert cause(found) == ("lagging guide", 1)
 
 
+@pytest.mark.slow
 def test_a_guide_that_is_merely_inaccurate_elsewhere_does_not_lag() -> None:
     """A large amortization gap in live dimensions says nothing about the dead ones, which noise hides."""
     x = gaussian_data(SPECTRUM)
@@ -183,7 +186,7 @@ def test_whether_a_guide_lags_is_judged_under_its_own_beta() -> None:
     assert cause(found) == ("lagging guide", 1)
 
 
-@pytest.mark.parametrize("scale", [0.2, 3.0])
+@pytest.mark.parametrize("scale", [0.2, pytest.param(3.0, marks=pytest.mark.slow)])
 def test_a_prior_of_another_scale_is_the_models_own(scale: float) -> None:
     """Dimensions that lie on a prior N(2, scale^2), far from N(0, 1), have collapsed and do not lag."""
 
@@ -431,7 +434,9 @@ def test_a_latent_of_small_scale_is_active() -> None:
     assert found.cause == "none"
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))]
+)
 def test_a_used_dimension_with_a_small_prior_scale_is_not_called_surplus(seed: int) -> None:
     """Prior N(0, diag(1, 0.05)^2) and the exact posterior: both dimensions are used."""
     torch.manual_seed(seed)

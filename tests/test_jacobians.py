@@ -713,3 +713,220 @@ def test_a_point_of_the_model_needs_no_density() -> None:
     result = evaluate(model, guide, x, num_samples=5)
     exact = dist.Normal(0.0, 10**0.5).log_prob(x)
     torch.testing.assert_close(result.log_likelihood.values, exact, atol=1e-4, rtol=0)
+
+
+# -- many numbers, and functions that autograd does not follow -------------------------------------------------
+
+
+def of_logarithms(count: int) -> Program:
+    """log z_i ~ N(0, 1), x ~ N(log z_1, 1): then x ~ N(0, 2)."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.LogNormal(torch.zeros(count), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z[..., 0].log(), 1.0), obs=x)
+
+    return model
+
+
+def of_numbers(count: int) -> Program:
+    """z_i ~ N(0, 1), x ~ N(z_1, 1): then x ~ N(0, 2)."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(count), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z[..., 0], 1.0), obs=x)
+
+    return model
+
+
+def of_many(
+    count: int, f: Callable[[Tensor], Tensor], log_density: Callable[[Tensor], Tensor]
+) -> Program:
+    """z = f(u), where u_1 | x ~ N(x / 2, 1 / 2) and the others are N(0, 1)."""
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            loc = nn.functional.pad(x[:, None] / 2, (0, count - 1))
+            scale = nn.functional.pad(torch.tensor([0.5**0.5]), (0, count - 1), value=1.0)
+            u = pyro.sample("u", dist.Normal(loc, scale).to_event(1), infer=AUXILIARY)
+            pyro.sample("z", dist.Delta(f(u), log_density(u), event_dim=1))
+
+    return guide
+
+
+def nothing(u: Tensor) -> Tensor:
+    return u.new_zeros(u.shape[:-1])
+
+
+def coupled(u: Tensor) -> Tensor:
+    """The first number stays, and each other one is moved by the one before it and doubled."""
+    return torch.cat([u[..., :1], 2 * u[..., 1:] - u[..., :-1]], -1)
+
+
+def turned_around(u: Tensor) -> Tensor:
+    return u.flip(-1).exp().flip(-1)
+
+
+MANY: dict[str, tuple[Program, int, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "each alone": (of_logarithms(300), 300, torch.exp, lambda u: -u.sum(-1)),
+    "turned around": (of_logarithms(300), 300, turned_around, lambda u: -u.sum(-1)),
+    "image": (of_logarithms(3072), 3072, torch.exp, lambda u: -u.sum(-1)),
+}
+
+
+@pytest.mark.parametrize("case", MANY)
+def test_many_numbers_of_one_draw_each(case: str) -> None:
+    """The exact posterior: every weight is p(x). Without `log_density` it is refused, at any size."""
+    model, count, f, log_density = MANY[case]
+    x = torch.randn(5)
+    right, wrong = (of_many(count, f, d) for d in (log_density, nothing))
+    assert not found(model, right, x)
+    result = evaluate(model, right, x, num_samples=5)
+    exact = dist.Normal(0.0, 2**0.5).log_prob(x)
+    torch.testing.assert_close(result.log_likelihood.values, exact, atol=2e-2, rtol=0)
+    assert not result.cautions
+    (problem,) = found(model, wrong, x)
+    assert (problem.severity, problem.site) == ("error", "z")
+    assert "has no log_density" in problem.message
+    with pytest.raises(PairError, match=r"log_density=-log\|det dz/du\|"):
+        evaluate(model, wrong, x)
+
+
+def test_many_numbers_that_depend_on_one_another() -> None:
+    """The determinant of a triangular function is 2 ** 299."""
+    x, log_det = torch.randn(5), 299 * math.log(2)
+    right = of_many(300, coupled, lambda u: nothing(u) - log_det)
+    assert not found(of_numbers(300), right, x)
+    (problem,) = found(of_numbers(300), of_many(300, coupled, nothing), x)
+    assert problem.severity == "error"
+    assert f"too high by {log_det:.3g} nats" in problem.message
+    close = of_many(300, coupled, lambda u: nothing(u) - log_det + 1)
+    (problem,) = found(of_numbers(300), close, x)
+    assert (problem.severity, "too high by 1 nats" in problem.message) == ("warning", True)
+
+
+@pytest.mark.parametrize("count", [1, 300])
+def test_what_autograd_does_not_follow(count: int) -> None:
+    """Small steps decide for a few draws. Of many, a caution says that nothing is known: log p(x) is off."""
+    x, exact = torch.randn(5), dist.Normal(0.0, 2**0.5)
+
+    def detached(u: Tensor) -> Tensor:
+        return (u / 10).detach()
+
+    def tenfold(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            loc = nn.functional.pad(x[:, None] / 2, (0, count - 1))
+            scale = nn.functional.pad(torch.tensor([0.5**0.5]), (0, count - 1), value=1.0)
+            q = dist.Normal(10 * loc, 10 * scale).to_event(1)
+            u = pyro.sample("u", q, infer=AUXILIARY)
+            pyro.sample("z", dist.Delta(detached(u), given * torch.ones(len(x)), event_dim=1))
+
+    model, given = of_numbers(count), 0.0
+    problems = found(model, tenfold, x)
+    assert [p.site for p in problems] == ["z"]
+    if count == 1:
+        assert problems[0].severity == "error"
+        assert "too low by 2.3 nats" in problems[0].message
+    else:
+        result = evaluate(model, tenfold, x, num_samples=5)
+        off = result.log_likelihood.values - exact.log_prob(x)
+        torch.testing.assert_close(
+            off, torch.full_like(off, count * math.log(10)), atol=0.01, rtol=0
+        )
+        (caution,) = result.cautions
+        assert caution == problems[0].message
+        assert "it is not known whether the log_density of 'z' is right" in caution
+    given = count * math.log(10)
+    result = evaluate(model, tenfold, x, num_samples=5)
+    torch.testing.assert_close(result.log_likelihood.values, exact.log_prob(x), atol=1e-3, rtol=0)
+    assert len(result.cautions) == (count > 1)
+
+
+UNKNOWN: dict[str, tuple[Program, Callable[[Tensor], Any], str]] = {
+    "rounded": (
+        with_prior(z=PAIR),
+        of_a_draw(lambda u: u.round(), nothing, 2),
+        "autograd does not follow the function",
+    ),
+    "on a line": (
+        with_prior(z=PAIR),
+        of_a_draw(lambda u: u.sum(-1, keepdim=True) * torch.tensor([1.0, 2.0]), nothing, 2),
+        "the determinant of dz/du is 0",
+    ),
+    "of one number": (
+        with_prior(z=PAIR),
+        of_a_draw(lambda u: torch.stack([u[..., 0], u[..., 0].exp()], -1), nothing, 2),
+        "not as many of its numbers as draws",
+    ),
+    "many": (
+        of_numbers(3000),
+        of_a_draw(lambda u: u.cumsum(-1), nothing, 3000),
+        "more than 2048 of its numbers depend on the same draws",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNKNOWN)
+def test_what_is_not_known_is_told(case: str) -> None:
+    model, body, words = UNKNOWN[case]
+    (problem,) = found(model, in_plate(body), torch.randn(5))
+    assert (problem.severity, problem.site) == ("warning", "z")
+    assert "it is not known whether the log_density of 'z' is right" in problem.message
+    assert words in problem.message
+
+
+def test_draws_that_cannot_be_moved_one_by_one() -> None:
+    """Two numbers of a simplex, doubled; and a latent computed from another Delta with a density."""
+
+    def of_a_simplex(x: Tensor) -> None:
+        u = pyro.sample("u", dist.Dirichlet(torch.ones(len(x), 3)), infer=AUXILIARY)
+        pyro.sample("z", dist.Delta(2 * u[..., :2], event_dim=1))
+
+    def of_another(x: Tensor) -> None:
+        u = draw(x)
+        h = pyro.sample("h", dist.Delta(2 * u, log_density=0 * u + 1.0), infer=AUXILIARY)
+        pyro.sample("z", dist.Delta(2 * h))
+
+    for body, prior in ((of_a_simplex, PAIR), (of_another, NUMBER)):
+        (problem,) = found(with_prior(z=prior), in_plate(body), torch.randn(5))
+        assert "it is not known whether" in problem.message
+
+
+def test_points_and_latents_that_are_absent_are_no_alarm() -> None:
+    """A point beside a draw, an observed Delta, and a masked function that autograd does not follow."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z, t = pyro.sample("z", NUMBER), pyro.sample("t", NUMBER)
+            with poutine.mask(mask=False):
+                pyro.sample("w", NUMBER)
+            pyro.sample("y", dist.Delta(2 * x), obs=2 * x)
+            pyro.sample("x", dist.Normal(z + t, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        u = draw(x, 2)
+        pyro.sample("z", dist.Delta(2 * u[..., 0], log_density=-math.log(2) + 0 * x))
+        pyro.sample("t", dist.Delta(x))
+        with poutine.mask(mask=False):
+            pyro.sample("w", dist.Delta(u[..., 1].round()))
+
+    assert not found(model, in_plate(guide), torch.randn(5))
+
+
+@pytest.mark.parametrize(
+    "make", [AutoNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal]
+)
+def test_autoguides_of_many_numbers(make: Callable[[Program], Any]) -> None:
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", dist.LogNormal(torch.zeros(300), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(z.log().sum(), 1.0), obs=x)
+
+    guide = make(model)
+    x = torch.randn(6)
+    with pyro.get_param_store().scope():
+        guide(x)
+    assert not found(model, guide, x)
+    (problem,) = found(model, ScaleDensities(0.5)(guide), x)
+    assert "does not have the log_density" in problem.message

@@ -86,7 +86,9 @@ def beta_elbo(model: ProbabilisticPCA, guide: MeanField, beta: float) -> float:
     return -float((distortion + beta * rate).mean())
 
 
-@pytest.mark.parametrize("beta", [0.5, 1.0, 2.0, 4.0])
+@pytest.mark.parametrize(
+    "beta", [1.0, 4.0, *(pytest.param(beta, marks=pytest.mark.slow) for beta in (0.5, 2.0))]
+)
 def test_a_linear_vae_reaches_the_optimum_and_collapses_exactly_where_it_must(beta: float) -> None:
     """Fixed sigma^2 = 1/2 and five dimensions: 5, 4, 3 and 2 of them have l_i > beta sigma^2."""
     torch.manual_seed(0)
@@ -114,7 +116,13 @@ def maximum_likelihood(latent_dim: int) -> tuple[float, float]:
     return best_beta_elbo(latent_dim, variance, 1.0), variance
 
 
-@pytest.mark.parametrize("kind", ["mean field", "full covariance", "exact", "importance weighted"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("mean field", "importance weighted"),
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("full covariance", "exact")),
+    ],
+)
 def test_a_linear_vae_that_learns_its_noise_reaches_the_maximum_likelihood(kind: str) -> None:
     torch.manual_seed(1)
     model = ProbabilisticPCA((6,), 2, sigma=1.5).double()

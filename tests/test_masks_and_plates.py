@@ -280,6 +280,34 @@ def test_masked_latents_are_not_counted_as_active() -> None:
     assert float(found.kl[0]) == pytest.approx(0.5 * torch.tensor(5.0).log().item(), rel=0.1)
 
 
+def test_dimensions_are_those_of_the_rows_that_have_them() -> None:
+    """Every second row has z | x ~ N(x / 2, 1 / 2) and log 2 / 2 nats; the others carry none."""
+
+    def model(x: Tensor, there: Any) -> None:
+        with pyro.plate("rows", len(x)):
+            with poutine.mask(mask=there):
+                z = pyro.sample("z", dist.Normal(0 * x, 1.0))
+            pyro.sample("x", dist.Normal(torch.where(there, z, 0 * z), 1.0), obs=x)
+
+    def guide(x: Tensor, there: Any) -> None:
+        with pyro.plate("rows", len(x)), poutine.mask(mask=there):
+            loc = torch.where(there, x / 2, 50 + 20 * x)  # wild where it is masked
+            pyro.sample("z", dist.Normal(loc, 0.5**0.5))
+
+    there = torch.arange(2000) % 2 == 0
+    x = torch.where(there, 2**0.5, 1.0) * torch.randn(2000)
+    kl = 0.5 * (0.5 + x[there].square() / 4 - 1 + math.log(2))
+    for order in (torch.arange(2000), there.int().argsort(stable=True)):  # absent ones first
+        found = diagnose(model, guide, (x[order], there[order]), seed=0)
+        assert float(found.kl) == pytest.approx(float(kl.mean()), rel=1e-4)
+        assert float(found.mean_variance) == pytest.approx(float((x[there] / 2).var()), rel=1e-4)
+        assert found.active.tolist() == [True]
+        half = 0.25 * math.log(2)
+        assert found.mutual_information.mean == pytest.approx(half, abs=0.06)
+        rate = found.mutual_information.mean + found.marginal_kl.mean
+        assert rate == pytest.approx(float(kl.mean()) / 2, abs=0.06)
+
+
 def test_a_mask_inside_of_a_distribution_is_seen() -> None:
     there = torch.arange(300) % 2 == 0
     seen: Any = there

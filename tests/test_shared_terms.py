@@ -313,3 +313,47 @@ def test_em_by_a_guide_says_what_counts_once_in_each_batch() -> None:
 
     assert run(6) == ()
     assert "the log density of 'term' counts once in each batch" in " ".join(run(2))
+
+
+@pytest.mark.parametrize("batch_size", [8, 4, 2])
+@pytest.mark.parametrize("told", [False, True], ids=["batch", "number of all rows"])
+def test_em_by_a_guide_says_that_a_penalty_counts_once_in_each_batch(
+    told: bool, batch_size: int
+) -> None:
+    """x ~ N(b, 1) with the penalty 2 b^2 in each of k batches: the mode of b is sum(x) / (n + 4 k)."""
+    x = torch.tensor([2.0, 3.0, 4.0, 3.0, 1.0, 5.0, 2.0, 4.0])
+    n = len(x)
+
+    def rows(x: Tensor) -> Any:
+        return pyro.plate("data", n if told else len(x), subsample_size=len(x))
+
+    class Penalized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.b = nn.Parameter(torch.tensor(0.0))
+
+        def forward(self, x: Tensor) -> None:
+            pyro.factor("penalty", -2 * self.b**2)
+            with rows(x):
+                pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(self.b, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with rows(x):
+            pyro.sample("z", dist.Normal(0.0 * x, 1.0))
+
+    model = Penalized()
+    fitted = fit_em(
+        model,
+        x,
+        guide=guide,
+        batch_size=batch_size,
+        m_step=GradientSteps(steps=10, learning_rate=0.4, optimizer=torch.optim.SGD),
+        max_iterations=8,
+        tolerance=0,
+        progress=False,
+    )
+    times = 1 if told else n // batch_size
+    assert float(model.b.detach()) == pytest.approx(float(x.sum()) / (n + 4 * times), rel=1e-4)
+    is_said = "the value of 'penalty' counts once in each batch" in " ".join(fitted.notes)
+    assert is_said == (times > 1)

@@ -977,3 +977,126 @@ def test_an_error_of_the_programs_is_theirs() -> None:
             layouts.run(torch.zeros(2), lambda layout: (_ for _ in ()).throw(RuntimeError("once")))
         with pytest.raises(RuntimeError, match=r"^work$"):
             layouts.run(torch.zeros(3), lambda layout: (_ for _ in ()).throw(RuntimeError("work")))
+
+
+# -- batches whose loss has no gradient --------------------------------------------------------------------
+
+
+def fixed_model(x: Tensor, z: Tensor | None = None) -> None:
+    """z ~ N(0, 1) and x ~ N(0, 1), which no parameter enters."""
+    with pyro.plate("rows", len(x)):
+        pyro.sample("z", dist.Normal(0.0 * x, 1.0), obs=z)
+        pyro.sample("x", dist.Normal(0.0 * x, 1.0), obs=x)
+
+
+def guide_of_a_mean(x: Tensor, z: Tensor | None = None) -> None:
+    loc = pyro.param("loc", torch.tensor(2.0))
+    if z is None:
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.Normal(loc.expand(len(x)), 1.0))
+
+
+@pytest.mark.parametrize("labelled_first", [False, True])
+@pytest.mark.parametrize("capture", [False, True])
+@pytest.mark.filterwarnings("ignore::ppl_vae.checks.PairWarning")
+def test_a_batch_without_a_gradient_counts_in_the_metrics_alone(
+    labelled_first: bool, capture: bool
+) -> None:
+    """Without labels, the loss is loc^2 / 2 - log p(x), so that each epoch takes a tenth of loc."""
+    x, z, epochs = torch.randn(12), torch.randn(8), 30
+    batches: list[Any] = [(x[:8], z), (x[8:], None)]
+    if not labelled_first:
+        batches.reverse()
+    fitted = fit(
+        fixed_model,
+        guide_of_a_mean,
+        batches,
+        objective=MeanFieldELBO(),
+        optimizer=lambda leaves: torch.optim.SGD(leaves, lr=0.1),
+        max_epochs=epochs,
+        capture=capture,
+    )
+    q: Any = poutine.trace(fitted.guide).get_trace(x[8:]).nodes["z"]["fn"]
+    assert float(q.mean[0].detach()) == pytest.approx(2 * 0.9**epochs, rel=1e-4)
+    normal, before = dist.Normal(0.0, 1.0), 2 * 0.9 ** (epochs - 1)
+    total = normal.log_prob(x).sum() + normal.log_prob(z).sum() - 4 * before**2 / 2
+    assert fitted.history[-1]["loss"] == pytest.approx(-float(total) / 12, rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::ppl_vae.checks.PairWarning")
+def test_batches_that_all_have_no_gradient_are_refused() -> None:
+    x, z = torch.randn(8), torch.randn(8)
+    with pytest.raises(PairError, match="no batch of epoch 1 has a loss with a gradient"):
+        fit(fixed_model, guide_of_a_mean, [(x[:4], z[:4]), (x[4:], z[4:])], max_epochs=2)
+
+
+# -- batches that differ in values alone -------------------------------------------------------------------
+
+
+def test_a_guide_that_is_narrow_in_later_rows_is_told() -> None:
+    """z ~ U(0, b), of which the guide draws z < 1: with b = 3, p(x) lacks two thirds."""
+
+    def model(x: Tensor, b: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.Uniform(0 * x, b))
+            pyro.sample("x", dist.Normal(0 * x, 1.0), obs=x)
+
+    def guide(x: Tensor, b: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.Uniform(0 * x, b.clamp(max=1.0)))
+
+    x, b = torch.randn(100), torch.ones(100)
+    assert not evaluate(model, guide, (x, b), num_samples=5).cautions
+    b[80:] = 3.0
+    found = evaluate(model, guide, (x, b), num_samples=5)
+    off = found.log_likelihood.values - dist.Normal(0.0, 1.0).log_prob(x)
+    torch.testing.assert_close(off, -b.log(), atol=1e-5, rtol=0)
+    (caution,) = found.cautions
+    assert "site 'z': the guide draws" in caution
+    assert "log p(x) leaves out the rest" in caution
+
+
+@pytest.mark.parametrize("validation", [False, True])
+def test_bounds_of_the_data_are_looked_at_in_all_rows(validation: bool) -> None:
+    """Counts above their total have no probability; lgamma would give them one."""
+
+    def model(k: Tensor, total: Tensor) -> None:
+        with pyro.plate("rows", len(k)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(k)), 1.0))
+            pyro.sample("k", dist.Binomial(total, logits=z), obs=k)
+
+    def guide(k: Tensor, total: Tensor) -> None:
+        with pyro.plate("rows", len(k)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(k)), 1.0))
+
+    k, total = torch.full((100,), 2.0), torch.full((100,), 4.0)
+    total[90] = 1.0
+    with (
+        pyro.validation_enabled(validation),
+        pytest.raises(PairError, match=r"row 90 of x \(counted from 0\)"),
+    ):
+        evaluate(model, guide, (k, total), num_samples=5)
+
+
+def test_weights_of_later_rows_alone_are_no_disagreement_of_loss_and_elbo() -> None:
+    """The first rows have the weight 1, so that only the scale, a tensor, shows that others may not."""
+
+    def model(x: Tensor, weights: Any) -> None:
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(0 * x, 1.0))
+            with poutine.scale(scale=weights):
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor, weights: Any) -> None:
+        loc = pyro.param("loc", torch.tensor(0.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.Normal(loc + x / 2, 0.5**0.5))
+
+    x, ones = torch.randn(80), torch.ones(40)
+    batches = [(x[:40], ones), (x[40:], 3 * ones)]
+    fitted = fit(model, guide, batches, objective=TraceELBO(), max_epochs=20, learning_rate=1e-9)
+    assert not fitted.warnings
+    found = evaluate(model, guide, batches, num_samples=5)
+    exact = dist.Normal(0.0, 2**0.5).log_prob(x)
+    torch.testing.assert_close(found.log_likelihood.values, exact, atol=1e-5, rtol=0)
+    assert any("weighted by poutine.scale ('x')" in note for note in found.notes)

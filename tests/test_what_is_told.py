@@ -83,8 +83,19 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("function", FUNCTIONS)
+LONG = ("sandwich", "annealed")  # ten seconds each
+EACH = [
+    pytest.param(
+        function,
+        order,
+        marks=pytest.mark.slow if function in LONG and order == "narrow first" else (),
+    )
+    for function in FUNCTIONS
+    for order in ORDERS
+]
+
+
+@pytest.mark.parametrize(("function", "order"), EACH)
 def test_every_result_says_what_evaluate_says(function: str, order: str) -> None:
     pair = Half()
     found = FUNCTIONS[function](pair, pair.guide, ORDERS[order])

@@ -12,7 +12,13 @@ from torch.nn.functional import softplus
 
 from ppl_vae.likelihoods import Bernoulli, Likelihood
 from ppl_vae.models.rows import RowModel
-from ppl_vae.networks import MLP, Network, full_precision, require_latent_dims
+from ppl_vae.networks import (
+    MLP,
+    Network,
+    full_precision,
+    require_latent_dims,
+    require_object,
+)
 
 
 class HierarchicalVAE(RowModel):
@@ -53,6 +59,10 @@ class HierarchicalVAE(RowModel):
     ) -> None:
         super().__init__(data_shape)
         require_latent_dims(self, latent_dims)
+        for name, given in (("network", network), ("latent_network", latent_network)):
+            require_object(self, name, given, "decoder", "MLP()")
+        if likelihood is not None:
+            require_object(self, "likelihood", likelihood, "num_params", "Bernoulli()")
         self.latent_dims = tuple(latent_dims)
         self.likelihood = Bernoulli() if likelihood is None else likelihood
         below, top = self.latent_dims

@@ -12,7 +12,7 @@ from ppl_vae.likelihoods import Bernoulli, Likelihood
 from ppl_vae.models.priors.base import Prior
 from ppl_vae.models.priors.normal import StandardNormal
 from ppl_vae.models.rows import RowModel
-from ppl_vae.networks import MLP, Network, require_at_least_one
+from ppl_vae.networks import MLP, Network, require_at_least_one, require_object
 
 
 class VAE(RowModel):
@@ -53,6 +53,11 @@ class VAE(RowModel):
     ) -> None:
         super().__init__(data_shape)
         require_at_least_one(self, latent_dim=latent_dim)
+        require_object(self, "network", network, "decoder", "MLP()")
+        if likelihood is not None:
+            require_object(self, "likelihood", likelihood, "num_params", "Bernoulli()")
+        if prior is not None:
+            require_object(self, "prior", prior, "build", "StandardNormal()")
         self.latent_dim = latent_dim
         self.likelihood = Bernoulli() if likelihood is None else likelihood
         out_shape = (self.likelihood.num_params, *self.data_shape)

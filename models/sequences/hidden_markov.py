@@ -24,7 +24,7 @@ from ppl_vae.models.sequences.forward_backward import (
     steps_within,
     transitions_of,
 )
-from ppl_vae.networks import require_at_least_one
+from ppl_vae.networks import require_at_least_one, require_data_shape
 
 Statistics = dict[str, Tensor]
 
@@ -61,6 +61,7 @@ class HiddenMarkov(nn.Module, ABC):
     def __init__(self, data_shape: Sequence[int], states: int) -> None:
         super().__init__()
         require_at_least_one(self, states=states)
+        require_data_shape(self, data_shape)
         if not data_shape:
             raise ValueError(
                 f"{type(self).__name__}.data_shape must begin with the number of steps, got ()"

@@ -199,7 +199,9 @@ class CapturedLoss:
             loss: Loss = objective(self.pair, layout, batch, beta)
         except LayoutChangedError as error:
             raise CaptureError(f"batches of one shape have different sites ({error})") from error
-        gradients = torch.autograd.grad(loss.loss, self.leaves, allow_unused=True)
+        gradients: tuple[Tensor | None, ...] = (None,) * len(self.leaves)
+        if loss.loss.requires_grad:  # no trainable parameter may enter the loss of such a batch
+            gradients = torch.autograd.grad(loss.loss, self.leaves, allow_unused=True)
         small = [g.sum() for g in gradients if g is not None and g.numel() <= SMALL]
         witness = torch.stack(small).sum() if small else loss.elbo
         parts = (loss.loss.detach(), loss.elbo, loss.rate, loss.distortion, witness)

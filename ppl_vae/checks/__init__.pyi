@@ -1,12 +1,11 @@
 from .batches import (
     DataCheck as DataCheck,
-    RowError as RowError,
     check_data as check_data,
     check_rows as check_rows,
     check_traces as check_traces,
     small_batch_problem as small_batch_problem,
 )
-from .data import rows_not_finite as rows_not_finite
+from .data import large_values as large_values, rows_not_finite as rows_not_finite
 from .devices import device_for as device_for
 from .findings import Findings as Findings
 from .latents import observed_problems as observed_problems

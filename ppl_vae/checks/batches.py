@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
-from ppl_vae.checks.data import data_problems, same_for_all_rows, unusable
+from ppl_vae.checks.data import data_problems, large_values, same_for_all_rows, unusable
 from ppl_vae.checks.findings import Findings
 from ppl_vae.checks.jacobians import jacobian_problems
 from ppl_vae.checks.latents import (
@@ -35,6 +35,7 @@ from ppl_vae.pairs import (
     rows_outside,
     shapes_of_rows,
     sites_of_rows,
+    support_has_tensors,
     take_rows,
     tensors_of,
 )
@@ -94,10 +95,6 @@ def check_traces(
     return tuple(found)
 
 
-class RowError(PairError):
-    """The data of a row are wrong; the message says in which row of which data."""
-
-
 def trace_problems(
     pair: Pair, batch: Batch, traces: tuple[Trace, Trace], seen: dict[str, Site]
 ) -> Iterator[Problem]:
@@ -135,6 +132,8 @@ class DataCheck:
         dim: Where the plate over rows is; None if nothing is observed.
         varies: Whether latents have masks or supports that may be others in other rows; also if a program
             raises.
+        data_vary: Whether the data have supports that may be others in other rows, such as bounds of a Uniform
+            that are tensors.
     """
 
     def __init__(self, pair: Pair, batch: Batch, traces: tuple[Trace, Trace] | None = None) -> None:
@@ -142,6 +141,7 @@ class DataCheck:
         self._shapes = shapes_of_rows(batch)
         self._as_they_come: list[tuple[int, str, Any, Constraint]] | None = []
         self.dim: int | None = None
+        self.data_vary = False
         traces = traces or _quietly_run(pair, batch)
         self.varies = traces is None or vary_by_row(*traces)
         if traces is None:
@@ -152,6 +152,7 @@ class DataCheck:
         if not sites:  # pyro.factor alone
             return
         self.dim = rows_frame(sites, num_rows(batch)).dim
+        self.data_vary = any(support_has_tensors(site["fn"]) for site in sites.values())
         for name, site in sites.items():
             found = _as_it_comes(site, tensors_of(batch))
             if found is None or self._as_they_come is None:
@@ -185,6 +186,8 @@ class DataCheck:
             Whether batches whose tensors alone were checked may be of this kind: they need another check.
         """
         self.varies = self.varies or vary_by_row(*traces)
+        sites = _data_sites(self._pair, batch, traces[0])
+        self.data_vary |= any(support_has_tensors(site["fn"]) for site in sites.values())
         mixed = self._is_as_it_comes(batch)
         if mixed:
             self._as_they_come = None
@@ -226,7 +229,8 @@ class DataCheck:
         found = self.first_problem(batch)
         if found is not None:
             row = "" if found[1] is None else f", row {found[1]} in it"
-            raise RowError(f"batch {number} of {name}{row} (counted from 0): {found[0]}")
+            message = f"batch {number} of {name}{row} (counted from 0): {found[0]}"
+            raise PairError(message, names_rows=True)
 
 
 class ChunkCheck:
@@ -234,7 +238,9 @@ class ChunkCheck:
 
     Data are checked where the programs need not run for that (see `DataCheck`). Latents are checked if their
     masks or supports may vary, or if the rows have other shapes. If kinds of rows of the same shapes alternate,
-    the programs run for each chunk. Use it inside of `pair.scope()`.
+    or the data have supports that vary, the programs run for each chunk. What else may differ in values alone
+    is looked at in the first rows of a kind: factors that follow the rows, and the Jacobians of guides. Use it
+    inside of `pair.scope()`.
 
     Args:
         pair: Model and guide.
@@ -242,6 +248,9 @@ class ChunkCheck:
         traces: What it returned.
         findings: Where to add what the checks of other kinds of rows warn of.
         doubt: `Batches.doubt`.
+
+    Attributes:
+        large: The first number of the data, and its place, whose square is beyond its dtype; empty so far.
     """
 
     def __init__(
@@ -254,6 +263,7 @@ class ChunkCheck:
     ) -> None:
         self._pair, self._findings, self._doubt = pair, findings, doubt
         self._mixed = False
+        self.large = ""
         self._checked = {shapes_of_rows(batch)}
         self._data = DataCheck(pair, batch, traces)
 
@@ -268,10 +278,16 @@ class ChunkCheck:
             PairError: Data are NaN, infinite or outside the support; a support, a measure or a mask of latents
                 differs between model and guide.
         """
-        if self._mixed:
+        if self._mixed or self._data.data_vary:
             check_rows([chunk], self._data.first_problem, start=start)
-            return
-        check_rows([chunk], self._data.first_bad_value, start=start)
+        else:
+            check_rows([chunk], self._data.first_bad_value, start=start)
+        if not self.large and (large := large_values(chunk, power=2, start=start)):
+            self.large = large
+            text = (
+                f"{large}, whose square is no number: what is NaN or infinite comes from the data"
+            )
+            self._findings.add([Problem("warning", "x", text)])
         if not self._data.varies and shapes_of_rows(chunk) in self._checked:
             return
         self._checked.add(shapes_of_rows(chunk))
@@ -279,6 +295,29 @@ class ChunkCheck:
         if traces is not None:
             found = _message_and_row(self._data.wrong_latent(chunk, traces, self._data.dim))
             check_rows([chunk], lambda _: found, start=start)
+            self._findings.add(narrow_problems(*traces))  # bounds may be tensors of the batch
+
+    def look_ahead(self, parts: Iterable[Batch]) -> None:
+        """Looks for data that are NaN, infinite or outside of the support in all rows.
+
+        The programs run only where a tensor has NaN or infinite numbers, to see whether these are observed:
+        what masks leave out may be anything.
+
+        Args:
+            parts: All rows, in their order.
+
+        Raises:
+            PairError: There are such data; the message says in which row.
+        """
+
+        def first_problem(part: Batch) -> tuple[str, int | None] | None:
+            found = self._data.first_bad_value(part)
+            if found is None and not _all_finite(part):
+                found = self._data.first_problem(part)
+            return found
+
+        with preserve_random_state():
+            check_rows(parts, first_problem)
 
     def new_kind(self, chunk: Batch, traces: tuple[Trace, Trace]) -> None:
         """Checks the first chunk that has other sites, masks or shapes than those before, as `Layouts.check`.
@@ -312,7 +351,7 @@ def check_rows(
         >>> negative = lambda x: ("it is negative", int(x.argmin())) if bool((x < 0).any()) else None
         >>> check_rows([torch.ones(3), torch.tensor([1.0, -1.0])], negative)
         Traceback (most recent call last):
-        ppl_vae.checks.batches.RowError: row 4 of x (counted from 0): it is negative
+        ppl_vae.pairs.errors.PairError: row 4 of x (counted from 0): it is negative
     """
     for batch in batches:
         found = first_problem(batch)
@@ -320,7 +359,8 @@ def check_rows(
             problem, row = found
             last = start + num_rows(batch) - 1
             where = f"rows {start} to {last}" if row is None else f"row {start + row}"
-            raise RowError(f"{where} of {name} (counted from 0): {problem}")
+            message = f"{where} of {name} (counted from 0): {problem}"
+            raise PairError(message, names_rows=True)
         start += num_rows(batch)
 
 
@@ -364,6 +404,10 @@ def small_batch_problem(pair: Pair, batch: Batch, rows: int) -> Problem | None:
         f"the last batch of an epoch may have{' in training' if training else ''} ({wrong[0].message}). "
         f"{remedy}",
     )
+
+
+def _all_finite(batch: Batch) -> bool:
+    return all(bool(x.isfinite().all()) for x in tensors_of(batch))
 
 
 def _message_and_row(found: tuple[Problem, list[int]] | None) -> tuple[str, int | None] | None:

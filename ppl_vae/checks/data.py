@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyro.distributions as dist
@@ -41,7 +42,9 @@ def data_problems(sites: Mapping[str, Site], batch: Batch) -> Iterator[Problem]:
     for name, site in sites.items():
         found = unusable(name, site, n, dim)
         if found is not None:
-            yield found[0]
+            problem, rows = found
+            where = f"row {rows[0]} of the rows checked (counted from 0): " if rows else ""
+            yield replace(problem, message=where + problem.message)
 
 
 def same_for_all_rows(
@@ -93,9 +96,11 @@ def unusable(
     if not bool(torch.isfinite(value).all()):
         rows = rows_not_finite(site, dim)
         what = "NaN" if bool(torch.isnan(value).any()) else "infinite"
+        place = _place_in_row(~torch.isfinite(value), site["fn"], dim)
         advice = (
-            f"the data at site '{name}' are {what} in {len(rows) or 1} of the {n} rows checked: remove those "
-            "rows, or replace these values by any number and hide them from the likelihood with poutine.mask"
+            f"the data at site '{name}' are {what} in {len(rows) or 1} of the {n} rows checked{place}: "
+            "remove those rows, or replace these values by any number and hide them from the likelihood with "
+            "poutine.mask"
         )
         return Problem("error", name, advice), rows
     base = fn
@@ -115,6 +120,7 @@ def unusable(
     if bool(inside.all()):
         return None
     low, high = float(value.min()), float(value.max())
+    such = _such_as(base, value)
     advice = {
         "Bernoulli": "binarize it (load_data(..., binarize=...)), or choose a likelihood for its values",
         "Binomial": "give counts from 0 to total_count",
@@ -123,10 +129,64 @@ def unusable(
     problem = Problem(
         "error",
         name,
-        f"the data at site '{name}' ({low:g} to {high:g}) are outside of the support of {kind}, "
+        f"the data at site '{name}' ({low:g} to {high:g}){such} are outside of the support of {kind}, "
         f"{in_words(base)}: {advice}",
     )
     return problem, _rows_of(~inside, dim)
+
+
+def _such_as(base: Any, value: Tensor) -> str:
+    """The first number that is outside of the support of single numbers, with all of its digits."""
+    try:
+        outside = value[~base.support.check(value)]
+    except Exception:  # a support of vectors, or of another shape
+        return ""
+    return f", such as {float(outside.flatten()[0]):.9g}," if outside.numel() else ""
+
+
+def large_values(batch: Batch, power: int = 4, start: int = 0, name: str = "x") -> str:
+    """The largest number of the data and its place, if a power of it is beyond its dtype; otherwise empty.
+
+    Programs compute with squares and products of the data, and NaN or infinity then shows up anywhere.
+
+    Args:
+        batch: The rows.
+        power: Which power.
+        start: The number of the first row.
+        name: What to call the data.
+
+    Example:
+        >>> large_values(torch.tensor([[0.0, 1.0], [0.0, -1e30]]))
+        'x reaches -1e+30 in row 1 (counted from 0), column 1'
+    """
+    for i, x in enumerate(tensors_of(batch)):
+        if not x.is_floating_point() or not x.numel():
+            continue
+        size = x.abs().nan_to_num(0.0, posinf=0.0)
+        if float(size.max()) <= torch.finfo(x.dtype).max ** (1 / power):
+            continue
+        row, *place = (int(p) for p in torch.unravel_index(size.argmax(), size.shape))
+        what = name if len(tensors_of(batch)) == 1 else f"{name}[{i}]"
+        return (
+            f"{what} reaches {float(x[(row, *place)]):.3g} in row {start + row} (counted from 0)"
+            f"{_column(place)}"
+        )
+    return ""
+
+
+def _place_in_row(bad: Tensor, fn: Any, dim: int | None) -> str:
+    """Where in the first bad row the first bad number is; empty if a row is one number."""
+    if dim is None or bad.dim() < -dim + len(fn.event_shape):
+        return ""
+    rows = bad.movedim(dim - len(fn.event_shape), 0)
+    place = rows.nonzero()[0].tolist()[1:]
+    return _column([p for p, size in zip(place, rows.shape[1:], strict=True) if size > 1])
+
+
+def _column(place: Sequence[int]) -> str:
+    if not place:
+        return ""
+    return f", column {place[0]}" if len(place) == 1 else f", at {list(place)} in the row"
 
 
 def rows_not_finite(site: Any, dim: int | None) -> list[int]:

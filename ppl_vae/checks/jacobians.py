@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ppl_vae.checks.report import Problem
-from ppl_vae.pairs import Batch, Pair, Trace, compare_jacobians
+from ppl_vae.pairs import (
+    Batch,
+    Computed,
+    Pair,
+    Trace,
+    compare_jacobians,
+    computed_latents,
+    first_line,
+)
 
 
 def jacobian_problems(
@@ -17,10 +25,12 @@ def jacobian_problems(
     `log_density` of the Deltas. The determinant is found by autograd at a few values of each latent, from all
     numbers that these values share draws with, and compared with the sum of their `log_density`.
 
-    That is decided only where these numbers and their draws are equally many, at most 256, differentiable (the
-    gradient agrees with a difference of f), and not masked. For latents such as those of a simplex, the free
-    numbers count. Otherwise nothing is said: if the numbers differ, `auxiliary_problems` and `Layout.points`
-    say what is certain. A difference that rounding can explain does not count.
+    That is decided where these numbers and their draws are equally many, at most 2,048 (any number if each
+    depends on one draw alone), and not masked. For latents such as those of a simplex, the free numbers count.
+    Where autograd does not follow the function (its gradient disagrees with a difference of f), small steps of
+    at most 8 draws decide. A difference that rounding can explain does not count. Where nothing is decided, a
+    warning says so and why; not where derivatives are 0 by rounding, and if the numbers differ,
+    `auxiliary_problems` and `Layout.points` say what is certain.
 
     A `pyro.factor` of the guide may hold the Jacobian, too, beside Deltas of which one has no `log_density`.
     Factors and `log_density` are then summed in the plates that the Deltas share, which is once per row, and so
@@ -31,8 +41,9 @@ def jacobian_problems(
     that is not one-to-one has another density. If -u or u + 2 pi k give the same latents, their densities q(-u)
     or q(u + 2 pi k) have to be added; it is a warning if they are left out. Other functions are known not to
     be one-to-one if the determinant, or the derivative of a number that depends on one draw alone, changes its
-    sign between a few draws. It is an error if a draw has no influence on the latents for some of its values,
-    as for relu or clamp: these values all give the same latents, and q has no density there.
+    sign between a few draws. One that keeps its orientation, and is neither even nor periodic, is not seen,
+    such as the third power of a complex number. It is an error if a draw has no influence on the latents for
+    some of its values, as for relu or clamp: these all give the same latents, and q has no density there.
 
     Args:
         pair: The pair, inside its scope.
@@ -40,11 +51,21 @@ def jacobian_problems(
         model_trace: The trace of the model, with the guide's latents.
         guide_trace: The trace of the guide.
     """
+    found: dict[Computed, tuple[bool, float]] = {}
     try:
-        found = compare_jacobians(pair, batch, model_trace, guide_trace).wrong
-    # Code that autograd cannot follow; what is wrong with it is reported elsewhere.
-    except Exception:
-        return
+        found, _, unknown = compare_jacobians(pair, batch, model_trace, guide_trace)
+    except Exception as error:
+        why = f"the guide could not be differentiated ({type(error).__name__}: {first_line(error)})"
+        unknown = dict.fromkeys(computed_latents(pair, batch, model_trace, guide_trace), why)
+    for name, why in unknown.items():
+        yield Problem(
+            "warning",
+            name,
+            f"it is not known whether the log_density of '{name}' is right: the guide computes it from draws "
+            f"of its own, and {why}. If it is not -log|det d{name}/du|, with the draws u, then log q(z | x), "
+            "the ELBO and log p(x) are off by the difference. Sample from a TransformedDistribution, or "
+            "compute it by operations of torch that autograd follows",
+        )
     for (latents, draws, factors, fault), (given, off) in found.items():
         z, u = (", ".join(f"'{name}'" for name in names) for names in (latents, draws))
         dz, du = (

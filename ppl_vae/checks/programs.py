@@ -15,7 +15,7 @@ from ppl_vae.checks.report import Problem, Report
 from ppl_vae.checks.stages import Subject, problems_of
 from ppl_vae.objectives import Objective, as_objective
 from ppl_vae.pairs import Batch, Batches, DataLike, Layouts, Pair, Program, num_rows, take_rows
-from ppl_vae.runtime import preserve_random_state
+from ppl_vae.runtime import preserve_random_state, require_count
 
 _LAZY = (UninitializedParameter, UninitializedBuffer)
 
@@ -70,6 +70,8 @@ def check(
         >>> print(report.problems[0])  # doctest: +ELLIPSIS
         error: the model's latent site 'z' is not sampled by the guide, which samples 'code': ...
     """
+    if batch_size is not None:
+        require_count("batch_size", batch_size)
     pair = Pair.of(model, guide)
     with pair.scope(), restored(pair), preserve_random_state(), _kept_generators(x):
         batches = Batches(x, pair)

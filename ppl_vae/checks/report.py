@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import pyro
 import pyro.poutine as poutine
@@ -20,12 +22,14 @@ from ppl_vae.pairs import (
     as_args,
     drawn_rows,
     first_line,
+    latent_sites,
     made_for_other_rows,
     num_rows,
     take_all_rows,
     tensors_of,
     trace_guide,
 )
+from ppl_vae.runtime import preserve_random_state
 
 _MIXED_TYPES = "torch.cuda.FloatTensor) should be the same"
 """How convolutions say it: Input type (torch.FloatTensor) and weight type (torch.cuda.FloatTensor) ..."""
@@ -130,15 +134,45 @@ def _run(pair: Pair, batch: Batch) -> tuple[Trace, Trace] | Problem:
                 model = poutine.replay(pair.model, trace=guide_trace)
                 model_trace = poutine.trace(model).get_trace(*args)
     except Exception as error:
+        other = _other_latents(pair, args, guide_trace) if role == "model" else ""
         shapes = ", ".join("None" if t is None else str(tuple(t.shape)) for t in args)
         return Problem(
             "error",
             role,
-            f"the {role} raised {type(error).__name__} on a batch of shape {shapes}: {first_line(error)}"
+            f"{other}the {role} raised {type(error).__name__} on a batch of shape {shapes}: {first_line(error)}"
             f"{_other_dtype(pair, tensors_of(batch), error)}{other_device(error)}"
             f"{_own_rows(pair, batch, error)}{made_for_other_rows(pair, batch)}",
         )
     return model_trace, guide_trace
+
+
+def _other_latents(pair: Pair, args: Sequence[Any], guide_trace: Trace) -> str:
+    """What to say if a model that raises with the guide's latents draws others itself; otherwise empty."""
+    try:
+        with preserve_random_state(), torch.no_grad(), pyro.validation_enabled(False):
+            alone = poutine.trace(pair.model).get_trace(*args)
+    except Exception:  # the latents are not the reason
+        return ""
+    for name, site in latent_sites(alone).items():
+        other = guide_trace.nodes.get(name)
+        if other is None or other["type"] != "sample":
+            continue
+        own, given = site["fn"].event_shape, other["fn"].event_shape
+        if own != given:
+            return (
+                f"site '{name}' has {_numbers(own)} in the model and {_numbers(given)} in the guide: the two "
+                "must be the same (latent_dim, in models and guides of ppl_vae). With the guide's, "
+            )
+    return ""
+
+
+def _numbers(shape: Sequence[int]) -> str:
+    count = math.prod(shape)
+    return (
+        f"{count} {'dimension' if count == 1 else 'dimensions'}"
+        if len(shape) == 1
+        else f"event shape {tuple(shape)}"
+    )
 
 
 def mixes_devices(error: Exception) -> bool:
@@ -184,6 +218,12 @@ def _other_dtype(pair: Pair, args: tuple[Tensor, ...], error: Exception) -> str:
     stored = pyro.get_param_store().named_parameters()
     parameters = [p for m in pair.modules().values() for p in m.parameters()]
     types = [p.dtype for p in (*parameters, *(p for _, p in stored)) if p.is_floating_point()]
+    if len(set(types)) > 1:
+        kinds = " and ".join(sorted(str(dtype) for dtype in set(types)))
+        return (
+            f"; the pair has parameters of {kinds}: bring model and guide to one dtype, as model.float() and "
+            "guide.float() do"
+        )
     for i, x in enumerate(args):
         name = "x" if len(args) == 1 else f"x[{i}]"
         if types and x.dtype != types[0]:
@@ -205,6 +245,8 @@ def as_numbers(name: str, dtype: torch.dtype, wanted: torch.dtype) -> str:
         "x.float() (numpy, pandas: x.astype('float32'))"
     """
     method = {torch.float32: "float()", torch.float64: "double()"}.get(wanted, f"to({wanted})")
-    if dtype.is_floating_point or dtype.is_complex:
+    if dtype.is_complex:
+        return f"torch.view_as_real({name}).{method}, with a last dimension of 2"
+    if dtype.is_floating_point:
         return f"{name}.{method}"
     return f"{name}.{method} (numpy, pandas: {name}.astype('{str(wanted).removeprefix('torch.')}'))"

@@ -21,7 +21,7 @@ from ppl_vae.pairs import (
 
 
 def row_problems(
-    model_trace: Trace, layout: Layout, minibatches: bool = False
+    model_trace: Trace, layout: Layout, minibatches: bool = False, factors: bool = False
 ) -> Iterator[Problem]:
     """What may be meant otherwise about rows, as warnings.
 
@@ -29,6 +29,8 @@ def row_problems(
         model_trace: The trace of the model.
         layout: Its layout.
         minibatches: Whether a batch holds only some of the rows.
+        factors: Whether a `pyro.factor` that counts once in each batch may be meant otherwise, too. In the loss
+            of `fit` it weighs what it was given; EM sums over all batches, and should count it once in all.
     """
     if not layout.observed:
         return
@@ -47,9 +49,11 @@ def row_problems(
     if not minibatches or rows.full_size not in (None, rows.size):
         return
     counted = {name: ("latent", f"KL of '{name}'") for name in layout.shared} | {
-        name: ("observed site", f"log density of '{name}'")
+        name: ("factor", f"value of '{name}'")
+        if is_factor(site)
+        else ("observed site", f"log density of '{name}'")
         for name, site in observed_sites(model_trace).items()
-        if name not in layout.observed and not is_factor(site)  # a factor weighs what it was given
+        if name not in layout.observed and (factors or not is_factor(site))
     }
     for name, (kind, term) in counted.items():
         if not _has_no_scale(model_trace.nodes[name]):

@@ -25,6 +25,7 @@ from ppl_vae.pairs import (
     PairError,
     Program,
     RowDensities,
+    first_line,
     move,
     num_rows,
     parts_of,
@@ -39,6 +40,9 @@ MEMORY_BUDGET = 64 * 2**20
 
 FIRST_ROWS = 64
 """Number of rows on which a pair is checked and its layout is found."""
+
+CHECKED_ROWS = 4096
+"""Rows whose values are looked at together before the first chunk."""
 
 MOST_AT_ONCE = 10_000
 """Most rows that are tried at once for a pair that does not run on the first ones."""
@@ -198,7 +202,20 @@ def opened(
         check_chunk = ChunkCheck(pair, seen, traces, findings, batches.doubt)
         layouts.check = check_chunk.new_kind
         del traces, seen  # they hold all that was computed
-        yield Session(pair, layouts, first, device, batches, progress, check_chunk, findings)
+        if (
+            batches.in_memory and not everything
+        ):  # before hours are spent on the rows before a bad one
+            parts = batches.ordered(CHECKED_ROWS)
+            check_chunk.look_ahead(move(part, device) for part in parts)
+        try:
+            yield Session(pair, layouts, first, device, batches, progress, check_chunk, findings)
+        except ValueError as error:  # as distributions raise for parameters that are NaN
+            if isinstance(error, PairError) or not check_chunk.large:
+                raise
+            raise PairError(
+                f"{first_line(error)}. The likely cause are the data: {check_chunk.large}; repair or "
+                "rescale them"
+            ) from error
 
 
 def _layouts(pair: Pair, findings: Findings, told: tuple[Problem, ...]) -> Layouts:

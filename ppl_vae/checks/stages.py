@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ppl_vae.checks.batches import small_batch_problem, trace_problems
-from ppl_vae.checks.data import same_for_all_rows
+from ppl_vae.checks.data import large_values, same_for_all_rows
 from ppl_vae.checks.latents import observed_problems
 from ppl_vae.checks.report import Problem, run_pair
 from ppl_vae.checks.rows import row_problems
@@ -23,6 +23,7 @@ from ppl_vae.objectives import (
     TraceELBO,
     checked,
     no_gradient,
+    without_parameters,
 )
 from ppl_vae.pairs import (
     Batch,
@@ -42,6 +43,7 @@ from ppl_vae.pairs import (
     observed_sites,
     sample_sites,
     sites_of_rows,
+    trace_pair,
     unscaled,
 )
 
@@ -131,11 +133,16 @@ def _finite(subject: Subject) -> Iterator[Problem]:
                 unscaled(site)
     bad = first_bad_site([subject.traces])
     if bad is not None:
+        large = large_values(subject.batch)
+        advice = (
+            f"the likely cause are the data: {large}; repair or rescale them"
+            if large
+            else "look at the parameters of its distribution and their initial values"
+        )
         yield Problem(
             "error",
             bad[0],
-            f"before any training, the first site that is not finite is {bad[1]}: look at the parameters "
-            "of its distribution and their initial values",
+            f"before any training, the first site that is not finite is {bad[1]}: {advice}",
         )
 
 
@@ -326,11 +333,13 @@ def _gradients(subject: Subject) -> Iterator[Problem]:
     beta = objective.beta_at(objective.warmup_epochs)
     with torch.enable_grad(), pyro.validation_enabled(False):
         loss = checked(objective, objective(pair, subject.layout, batch, beta or 1.0)).loss
-        if not loss.requires_grad:
+        names = list(parameters)
+        if loss.requires_grad:
+            gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+            names = [n for n, g in zip(parameters, gradients, strict=True) if g is None]
+        elif not without_parameters([trace_pair(pair, batch)]):
             yield Problem("error", "", no_gradient(objective))
             return
-        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-        names = [n for n, g in zip(parameters, gradients, strict=True) if g is None]
     for name in names:
         yield Problem(
             "warning",

@@ -1,6 +1,11 @@
 """`python -m ppl_vae.cli` is `ppl-vae`."""
 
+import os
 import sys
+
+# `python -m` puts the current folder first on the path, where its files would stand in for any module.
+if not sys.flags.safe_path and sys.path[:1] == [os.getcwd()]:
+    del sys.path[0]
 
 from ppl_vae.cli.entry import main
 

@@ -15,17 +15,16 @@ from ppl_vae.cli.common import rows_of, say
 from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.options import EM, names
 from ppl_vae.cli.report import result_table, with_levels
-from ppl_vae.cli.setup import set_up, with_defaults
-from ppl_vae.cli.start import check_setup, new_folder, options_of_run, started
+from ppl_vae.cli.setup import set_up
+from ppl_vae.cli.start import check_setup, new_folder, options_of, started
 from ppl_vae.em import EMFit, fit_em
 from ppl_vae.evaluation import evaluate
 from ppl_vae.models import BernoulliMixture, CategoricalHMM, GaussianMixture
 from ppl_vae.plots import bound_curves, components
 from ppl_vae.runs import (
     PLOTS,
-    import_by_name,
+    TYPED,
     require_free,
-    write_history,
     write_results,
     write_weights,
 )
@@ -38,19 +37,19 @@ _DISCRETE = (BernoulliMixture, CategoricalHMM)
 def em(parser: ArgumentParser, given: Namespace) -> int:
     """Fits a model with closed forms by EM, evaluates it with its exact posterior, saves and draws."""
     resumed = given.get("resume")
-    options = with_defaults(parser, given) if resumed is None else options_of_run("em", given)
+    options, trust = options_of("em", parser, given)
     options = {**options, "guide": "ppl_vae.guides.Exact"}
     options.setdefault("model", "ppl_vae.models.GaussianMixture")
     resolve_device(options["device"])
     if resumed is None and given.get("run_dir"):
         require_free(Path(given.run_dir), overwrite=bool(given.get("overwrite")))
-    kind = import_by_name(_class_path(options["model"]))
+    kind = trust.get("model", TYPED).resolve(_class_path(options["model"]), "model")
     if not hasattr(kind, "posterior"):
         raise UsageError(
             f"--model {kind.__name__}: EM needs a model that knows its posterior(x), such as GaussianMixture; "
             "train the others by `ppl-vae train`"
         )
-    setup = set_up(options)
+    setup = set_up(options, trust=trust)
     if given.get("print_config"):
         print(yaml.safe_dump(setup.config, sort_keys=False), end="")
         return 0
@@ -58,7 +57,7 @@ def em(parser: ArgumentParser, given: Namespace) -> int:
     if discrete and not isinstance(setup.model, _DISCRETE):
         # At values that repeat, a density may rise without bound: it would fit the levels, not the data.
         say(f"the {setup.data.levels} levels of the data are dequantized, for a density")
-        setup = set_up({**setup.config, "dequantize": True})
+        setup = set_up({**setup.config, "dequantize": True}, trust=trust)
     x, transform = setup.data.train, setup.data.transform
     if transform is not None:
         # EM needs rows that stay: one draw of what a training would draw for each batch.
@@ -73,12 +72,12 @@ def em(parser: ArgumentParser, given: Namespace) -> int:
             setup.model,
             x,
             seed=options["seed"],
+            run_dir=folder,
+            resume=resume,
             progress=progress,
             **{name: options[name] for name in names(EM) if name in options},
         )
         write_weights(folder.path, fitted.model, setup.guide)
-        write_history(folder.path, fitted.history)
-        folder.begin()
         evaluation = evaluate(
             fitted.model, setup.guide, setup.data.test, num_samples=64, seed=0, progress=progress
         )

@@ -33,8 +33,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
-    if os.getcwd() not in sys.path:  # a user's own classes are often in the current folder
-        sys.path.append(os.getcwd())
     try:
         with _plain_warnings(debug):
             return _run(arguments)

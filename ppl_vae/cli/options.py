@@ -64,7 +64,10 @@ FABRIC = ("device", *TRAINING[1].options())
 EM = (
     Function(
         "ppl_vae.em.fit_em",
-        skip=("model", "x", "guide", "online", "m_step", "initialize", "seed", "progress"),
+        skip=(
+            *("model", "x", "guide", "online", "m_step", "initialize"),
+            *("seed", "run_dir", "resume", "progress"),
+        ),
     ),
 )
 
@@ -176,6 +179,7 @@ def _sample(options: Options) -> None:
 def _compare(options: Options) -> None:
     what = "folders of two runs or more; the others are compared with the first"
     options.add_argument("runs", nargs="+", type=str, metavar="RUN", help=what)
+    _add_trust(options)
     _add_output(options, "the picture", "comparison.png")
 
 
@@ -213,9 +217,17 @@ def _add_flag(options: Options, name: str, what: str) -> None:
 
 def _add_run(options: Options) -> None:
     options.add_argument("run", type=str, metavar="RUN", help="folder of a run")
+    _add_trust(options)
     what = "where torchvision's files are now, if they have moved"
     options.add_argument("--data_dir", type=str, help=what)
     options.add_argument("--seed", type=int, default=0, help="random seed of all draws")
+
+
+def _add_trust(options: Options) -> None:
+    """See docs/security.md."""
+    _add_flag(options, "--trust", "import and run all that RUN's config.yaml names")
+    what = "import what RUN's config.yaml names of these packages or modules"
+    options.add_argument("--trust_packages", type=str, metavar="A,B", help=what)
 
 
 def _add_config(options: Options) -> None:
@@ -226,6 +238,7 @@ def _add_config(options: Options) -> None:
 def _add_resume(options: Options, command: str, length: str) -> None:
     what = f"continue an interrupted run of `ppl-vae {command}`; only {length} may change"
     options.add_argument("--resume", type=str, metavar="RUN", help=what)
+    _add_trust(options)
 
 
 def _add_run_dir(options: Options) -> None:

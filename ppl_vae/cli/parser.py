@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from ppl_vae.cli.known import FILLED_IN
 from ppl_vae.cli.options import COMMANDS, Function, describe
+from ppl_vae.cli.own_modules import reach_typed
 from ppl_vae.cli.roles import add_role
 from ppl_vae.runs import import_by_name
 
@@ -68,6 +69,7 @@ def make_parser(command: str, arguments: Sequence[str] = ()) -> Parser:
         command: Its name.
         arguments: The arguments that will be parsed: classes named in them become choices.
     """
+    reach_typed(arguments)
     parser = Parser(
         prog=f"ppl-vae {command}",
         description=COMMANDS[command],

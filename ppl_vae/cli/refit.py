@@ -10,10 +10,11 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ppl_vae.cli.finish import finish_run
 from ppl_vae.cli.mistakes import UsageError
-from ppl_vae.cli.setup import checked, set_up, with_defaults
-from ppl_vae.cli.start import check_setup, new_folder, options_of_run, started
+from ppl_vae.cli.own_modules import trust_of
+from ppl_vae.cli.setup import checked, set_up
+from ppl_vae.cli.start import check_setup, new_folder, options_of, started
 from ppl_vae.pairs import Program, keep_guide
-from ppl_vae.runs import load_run, require_free, write_weights
+from ppl_vae.runs import Trust, load_run, require_free, write_weights
 from ppl_vae.runtime import resolve_device
 from ppl_vae.training import refit_guide
 
@@ -25,13 +26,13 @@ def refit(parser: ArgumentParser, given: Namespace) -> int:
         raise UsageError(
             "name the RUN whose model is kept, or --resume RUN to continue an interrupted refit"
         )
+    typed, of_run = options_of("refit", parser, given)
     if resumed is None:
-        model, config = _options_for(parser, given, Path(run))
+        model, config, of_run = _options_for(typed, given, Path(run))
     else:
-        config = options_of_run("refit", given)
-        model = _model_of(Path(resumed), Path(config["refit_of"]))
+        model, config = _model_of(Path(resumed), Path(typed["refit_of"]), given), typed
     resolve_device(config["device"])
-    setup = set_up(config, model=model)
+    setup = set_up(config, model=model, trust=of_run)
     path = Path(resumed or given.get("run_dir") or new_folder(setup.config))
     check_setup(setup)
     fabric = setup.fabric()
@@ -49,9 +50,9 @@ def refit(parser: ArgumentParser, given: Namespace) -> int:
 
 
 def _options_for(
-    parser: ArgumentParser, given: Namespace, source: Path
-) -> tuple[Program, dict[str, Any]]:
-    """The model of a run, and the options with which a guide is trained for it."""
+    options: dict[str, Any], given: Namespace, source: Path
+) -> tuple[Program, dict[str, Any], dict[str, Trust]]:
+    """The model of a run, the options of the refit, and the trust in those that are the run's."""
     target = given.get("run_dir")
     if target is not None and Path(target).resolve() == source.resolve():
         raise UsageError(
@@ -59,7 +60,8 @@ def _options_for(
         )
     if target is not None:
         require_free(Path(target), overwrite=bool(given.get("overwrite")))
-    run = load_run(source, results=False)
+    trust = trust_of(given, source)
+    run = load_run(source, trust=trust, results=False)
     if not isinstance(run.model, torch.nn.Module):
         raise UsageError(
             "refit needs a model that is an nn.Module, so that the new run can hold it"
@@ -68,16 +70,15 @@ def _options_for(
     kept = {n: v for n, v in checked(source, run.config).items() if n not in left_out}
     if keep_guide(run.model):  # a VampPrior is made of the guide that it was trained with
         kept.setdefault("model_guide", run.config["guide"])
-    options = with_defaults(parser, given)
     chosen = {name: options[name] for name in vars(given) if name in options}
     config = {**options, **kept, **chosen, "refit_of": str(source.resolve())}
     config.pop("run", None)
-    return run.model, config
+    return run.model, config, {name: trust for name in kept if name not in chosen}
 
 
-def _model_of(path: Path, source: Path) -> Program:
+def _model_of(path: Path, source: Path, given: Namespace) -> Program:
     """The model of a refit that is to go on: from its own weights, else from the run that it was begun with."""
     try:
-        return load_run(path, results=False).model
+        return load_run(path, trust=trust_of(given, path), results=False).model
     except FileNotFoundError:  # interrupted before anything was written
-        return load_run(source, results=False).model
+        return load_run(source, trust=trust_of(given, source), results=False).model

@@ -55,7 +55,7 @@ def _named(role: str, arguments: Sequence[str]) -> list[str]:
         if option in (f"--{role}", f"--{role}.class_path", f"--{role}.help"):
             named.append(_class_path(value))
         elif option == "--config":
-            named.append(_class_path(_load_yaml(value).get(role)))
+            named.append(_class_path(load_file(value).get(role)))
     return [name for name in named if name and not name.startswith("-")]
 
 
@@ -67,9 +67,10 @@ def _class_path(value: Any) -> str | None:
     return value if isinstance(value, str) and not Path(value).is_file() else None
 
 
-def _load_yaml(file: str) -> Mapping[str, Any]:
+def load_file(file: str) -> Mapping[str, Any]:
+    """The content of a configuration file; nothing if it cannot be read, which the parser will report."""
     try:
         content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):  # the parser will report it
+    except (OSError, ValueError, yaml.YAMLError):
         return {}
     return content if isinstance(content, Mapping) else {}

@@ -12,6 +12,7 @@ from ppl_vae.checks import device_for
 from ppl_vae.cli.common import keep_result, rows_of, say, writing
 from ppl_vae.cli.finish import MOST_PICTURED
 from ppl_vae.cli.mistakes import UsageError
+from ppl_vae.cli.own_modules import trust_of
 from ppl_vae.cli.report import with_levels
 from ppl_vae.cli.setup import checked, load_rows
 from ppl_vae.data import Data
@@ -37,12 +38,24 @@ from ppl_vae.runs import (
     POSTERIOR,
     Comparison,
     Run,
+    Trust,
+    UntrustedError,
     as_netcdf,
     build,
     load_run,
     read_csv,
 )
-from ppl_vae.runtime import CorruptFileError, own_folder, replacing, resolve_device, write_bytes
+from ppl_vae.runtime import (
+    CorruptFileError,
+    own_folder,
+    replacing,
+    require_count,
+    resolve_device,
+    write_bytes,
+)
+
+MOST_SAMPLED = 1_000_000
+"""Most samples that `sample` writes: all of them are held in memory."""
 
 
 def evaluate(parser: ArgumentParser, given: Namespace) -> int:
@@ -103,12 +116,12 @@ def diagnose(parser: ArgumentParser, given: Namespace) -> int:
     """Diagnoses a run on its test rows."""
     options, run, data = _open_run(parser, given)
     _to_device(run, options.device, data.test)
-    objective = _objective(run)
+    objective = _objective(run, trust_of(given, options.run))
     diagnosis = diagnose_pair(
         run.model,
         run.guide,
         data.test,
-        beta=objective.beta_at(len(read_csv(run.path / METRICS))),
+        beta=objective.beta_at(_epochs(run, objective)),
         seed=options.seed,
         progress=False if options.quiet else None,
     )
@@ -120,8 +133,10 @@ def diagnose(parser: ArgumentParser, given: Namespace) -> int:
 def sample(parser: ArgumentParser, given: Namespace) -> int:
     """Draws from a run's model."""
     options, run, data = _open_run(parser, given)
-    if options.num < 1:
-        raise UsageError(f"--num must be at least 1, got {options.num}")
+    try:
+        require_count("--num", options.num, most=MOST_SAMPLED)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     output = _output_file(options, run.path / "samples.png")
     generator = Generator(run.model, run.guide, data.test[:MOST_PICTURED], options.seed)
     z, mean, x = generator.from_prior(options.num)
@@ -138,7 +153,9 @@ def compare(parser: ArgumentParser, given: Namespace) -> int:
     """Compares runs with the first of them."""
     options = _complete_options(parser, given)
     output = _output_file(options, Path("comparison.png"))
-    comparison = Comparison.of([load_run(path) for path in options.runs])
+    comparison = Comparison.of(
+        [load_run(path, trust=trust_of(given, path)) for path in options.runs]
+    )
     print(comparison)
     with replacing(output) as file:
         comparison_plot(comparison).savefig(file)
@@ -170,21 +187,37 @@ def _complete_options(parser: ArgumentParser, given: Namespace) -> Namespace:
 def _open_run(parser: ArgumentParser, given: Namespace) -> tuple[Namespace, Run, Data]:
     """The options of a command that takes a run, the run, and its data."""
     options = _complete_options(parser, given)
-    run = load_run(options.run, results=False)
+    run = load_run(options.run, trust=trust_of(given, options.run), results=False)
     return options, run, load_rows(checked(run.path, run.config), options.data_dir)
 
 
-def _objective(run: Run) -> Objective:
+def _objective(run: Run, trust: Trust) -> Objective:
     """The objective that a run was trained with."""
     spec = run.config.get("objective")
     try:
         if isinstance(spec, dict) and "class_path" in spec:
-            built = build(spec)[0]
+            built = build(spec, role="objective", trust=trust)[0]
             if isinstance(built, Objective):
                 return built
         raise ValueError("it does not say how the objective is built, as `ppl-vae train` writes it")
+    except UntrustedError:
+        raise
     except ValueError as error:
         raise CorruptFileError(run.path / CONFIG, f"objective: {error}") from error
+
+
+def _epochs(run: Run, objective: Objective) -> int:
+    """The epochs that a run was trained for, on which its last beta depends."""
+    history = read_csv(run.path / METRICS)
+    if history:
+        return len(history)
+    most = int(run.config.get("max_epochs") or 0)
+    if objective.warmup_epochs:
+        say(
+            f"ppl-vae: warning: {run.path / METRICS} is missing or empty, so that the last beta of the run is "
+            f"not known: it is taken to be that after {most} epochs"
+        )
+    return most
 
 
 def _output_file(options: Namespace, default: Path) -> Path:

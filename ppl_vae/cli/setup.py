@@ -6,10 +6,9 @@ import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType
+from types import MappingProxyType, NoneType
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-import pyro
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
@@ -23,8 +22,8 @@ from ppl_vae.likelihoods import Likelihood
 from ppl_vae.networks import Network
 from ppl_vae.objectives import Objective
 from ppl_vae.pairs import Batches, Pair, Program
-from ppl_vae.runs import CONFIG, build, import_by_name, plain
-from ppl_vae.runtime import CorruptFileError, make_fabric
+from ppl_vae.runs import CONFIG, TYPED, Trust, build, import_by_name, plain
+from ppl_vae.runtime import CorruptFileError, make_fabric, seed_everything
 from ppl_vae.training import Fit
 
 if TYPE_CHECKING:
@@ -96,6 +95,8 @@ def with_defaults(parser: ArgumentParser, given: Namespace) -> dict[str, Any]:
         "debug",
         "versions",
         "made_by",
+        "trust",
+        "trust_packages",
     ):
         plain.pop(name, None)
     return plain
@@ -117,6 +118,10 @@ def load_rows(config: Mapping[str, Any], data_dir: str | None = None) -> Data:
 def checked(run: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """The options in the config.yaml of a run, which people edit: those of a wrong type are named.
 
+    Args:
+        run: The run folder, for the message.
+        config: Its configuration, in which only names have been found that may be imported.
+
     Raises:
         CorruptFileError: An option has a value that it cannot have.
     """
@@ -133,42 +138,59 @@ def checked(run: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, **{name: parsed[name] for name in values}}
 
 
-def set_up(options: Mapping[str, Any], model: Program | None = None) -> Setup:
+def set_up(
+    options: Mapping[str, Any],
+    model: Program | None = None,
+    trust: Mapping[str, Trust] = MappingProxyType({}),
+) -> Setup:
     """Loads the data and builds model, guide and objective from the options of `with_defaults`.
 
     What a constructor asks for and the options leave open is filled in: `data_shape` from the data, the
     `likelihood` that suits them, the guide's `latent_dim` and `network` from the model, the guide's
     `model`. The result's `config` holds all of it, so that it needs no filling in again. A model that
-    is there already, built from these options, is taken as it is.
+    is there already, built from these options, is taken as it is. `trust` says for each option that comes from
+    a run what it may name; the others were typed.
     """
     first = ("data", *names(DATA), "model", "guide", "objective", *names(TRAINING))
     config: dict[str, Any] = {n: options.get(n) for n in first if n in options or n in DEFAULTS}
     config |= options
     data = load_rows(config)
-    pyro.set_rng_seed(config["seed"])
+    seed_everything(config["seed"])
     shape = {"data_shape": list(data.shape)}
+
+    def make(role: str, suggestions: Mapping[str, Any], model: Program | None = None) -> Any:
+        allowed = trust.get(role, TYPED)
+        allowed.check(config, [role])
+        spec = _fill_in(config, role, suggestions, allowed)
+        return build(spec, model, role=role, trust=allowed)
+
     if model is None:
         suggestions = {**shape, "likelihood": _likelihood_for(data)}
-        model, config["model"] = build(_fill_in(config, "model", suggestions))
+        model, config["model"] = make("model", suggestions)
     of_model = config["model"]["init_args"]
     shared = {name: of_model[name] for name in _SHARED if name in of_model}
-    guide, config["guide"] = build(_fill_in(config, "guide", {**shape, **shared}), model)
-    objective, config["objective"] = build(_fill_in(config, "objective", {}))
+    guide, config["guide"] = make("guide", {**shape, **shared}, model)
+    objective, config["objective"] = make("objective", {})
     parser = Parser()
     add_functions(parser, TRAINING)
-    chosen = parser.parse_object({n: config[n] for n in names(TRAINING) if n in config})
+    training = {n: config[n] for n in names(TRAINING) if n in config}
+    for name in training:
+        trust.get(name, TYPED).check(training, [name])
+    chosen = parser.parse_object(training)
+    for name in training:
+        trust.get(name, TYPED).check_parsed(chosen.get(name))
     assert isinstance(objective, Objective)
     return Setup(data, model, guide, objective, vars(parser.instantiate(chosen)), config)
 
 
 def _fill_in(
-    config: Mapping[str, Any], role: str, suggestions: Mapping[str, Any]
+    config: Mapping[str, Any], role: str, suggestions: Mapping[str, Any], trust: Trust
 ) -> dict[str, Any]:
     """The description of a role's object, with suggestions for the arguments that were left open."""
     spec = config.get(role) or {"class_path": DEFAULTS[role]}
     if isinstance(spec, str):
         spec = {"class_path": spec}
-    kind = import_by_name(spec["class_path"])
+    kind = trust.resolve(spec["class_path"], role)
     arguments = dict(spec.get("init_args") or {})
     if inspect.isclass(kind):
         parameters = inspect.signature(kind).parameters

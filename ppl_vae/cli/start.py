@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 
 from ppl_vae.checks import DataCheck, check, check_rows
 from ppl_vae.cli.common import say
 from ppl_vae.cli.mistakes import UsageError
-from ppl_vae.cli.setup import Setup, checked
+from ppl_vae.cli.own_modules import trust_of
+from ppl_vae.cli.setup import Setup, checked, with_defaults
 from ppl_vae.pairs import Batches, Pair
-from ppl_vae.runs import CHECKPOINTS, WEIGHTS, RunFolder, read_config
-from ppl_vae.runtime import preserve_random_state
+from ppl_vae.runs import CHECKPOINTS, WEIGHTS, RunFolder, Trust, read_config
+from ppl_vae.runtime import preserve_random_state, require_samples
 
 MADE_BY = "made_by"
 """Entry of config.yaml: the command that made the run."""
@@ -42,23 +43,47 @@ class Started(NamedTuple):
     resume: bool
 
 
-def options_of_run(command: str, given: Namespace) -> dict[str, Any]:
-    """The options that a run was started with, for the command that made it.
+def options_of(
+    command: str, parser: ArgumentParser, given: Namespace
+) -> tuple[dict[str, Any], dict[str, Trust]]:
+    """All options of a training: those that were typed, or those of the run that is to go on.
+
+    Returns:
+        The options, and how far each that comes from a folder may be trusted.
 
     Raises:
-        UsageError: Other options were given, another command made the run, or it has nothing to go on with.
+        UsageError: The options do not go together, another command made the run, or it has nothing to go on
+            with.
+        UntrustedError: The run's config.yaml names what it may not name.
     """
+    if given.get("resume") is not None:
+        config = _config_of_run(command, given)
+        trust = trust_of(given, given.resume)
+        trust.check(config)  # before the names in it are read
+        options = checked(Path(given.resume), config)
+        options |= {name: given[name] for name in _LENGTHS[command] if name in given}
+        require_samples("num_samples", options.get("num_samples", 1))
+        return options, dict.fromkeys(options, trust)
+    if command != "refit" and (given.get("trust") or given.get("trust_packages")):
+        raise UsageError("--trust is for a RUN to resume: what you type yourself is trusted")
+    options = with_defaults(parser, given)
+    require_samples("num_samples", options.get("num_samples", 1))
+    return options, {}
+
+
+def _config_of_run(command: str, given: Namespace) -> dict[str, Any]:
+    """The configuration that a run was started with, for the command that made it."""
     may_change = _LENGTHS[command]
     path = Path(given.resume)
-    changed = set(vars(given)) - {"resume", "quiet", "debug", *may_change}
-    changed = {name for name in changed if given[name] is not None}
+    asked = {"resume", "trust", "trust_packages", "quiet", "debug", *may_change}
+    changed = {name for name in set(vars(given)) - asked if given[name] is not None}
     if changed:
         names = ", ".join(f"--{name}" for name in sorted(changed))
         raise UsageError(
             f"--resume continues the run as it was started: leave out {names} (only --{may_change[0]} may "
             "change)"
         )
-    config = checked(path, read_config(path))
+    config = read_config(path)
     config.pop("versions", None)
     maker = made_by(config)
     if maker != command:
@@ -71,7 +96,7 @@ def options_of_run(command: str, given: Namespace) -> dict[str, Any]:
             f"{path} holds a finished run without checkpoints: there is nothing to continue, and nothing was "
             f"changed; to train it again from the start, use --run_dir {path} --overwrite"
         )
-    return config | {name: given[name] for name in may_change if name in given}
+    return config
 
 
 def made_by(config: Mapping[str, Any]) -> str:
@@ -84,13 +109,10 @@ def made_by(config: Mapping[str, Any]) -> str:
 
 
 def check_setup(setup: Setup) -> None:
-    """Raises an error for what would fail later: the pair, the test rows, the number of samples.
+    """Raises an error for what would fail later: the pair, the test rows.
 
     `fit` checks the rows of the training and issues the warnings.
     """
-    samples = setup.config.get("num_samples")
-    if samples is not None and samples < 1:
-        raise UsageError(f"--num_samples must be at least 1, got {samples}")
     x = setup.data.train[: setup.config.get("batch_size") or 128]
     x = x if setup.data.transform is None else setup.data.transform(x)
     report = check(

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
+from ppl_vae.data.sizes import require_room
 from ppl_vae.data.sources import Part, Source
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif")
 """Endings of the file names of pictures, in small or capital letters."""
 
-_PIL_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+_PIL_ERRORS = (
+    *(OSError, SyntaxError, ValueError, EOFError),
+    *(Image.DecompressionBombError, Image.DecompressionBombWarning),
+)
 """What PIL raises for a broken picture."""
+
+_ON_THEIR_SIDE = (5, 6, 7, 8)
+"""EXIF orientations of pictures whose width and height are exchanged when they are upright."""
 
 
 def _picture_files(folder: Path) -> list[Path]:
@@ -34,14 +44,25 @@ def _broken(path: Path, error: Exception) -> ValueError:
     return ValueError(f"the picture {path} cannot be read: {error}. Repair or remove it")
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """A picture that is not suspiciously large: PIL only warns of the smaller ones of those."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path) as image:
+            yield image
+
+
 def _picture_mode(files: list[Path]) -> tuple[str, tuple[int, int]]:
     """The mode and size (width, height) that all pictures share, from their headers alone."""
     sizes: dict[tuple[int, int], list[Path]] = defaultdict(list)
     gray = True
     for path in files:
         try:
-            with Image.open(path) as image:
+            with _opened(path) as image:
                 mode, size = image.mode, image.size
+                if image.getexif().get(ExifTags.Base.Orientation) in _ON_THEIR_SIDE:
+                    size = size[::-1]
         except _PIL_ERRORS as error:
             raise _broken(path, error) from error
         if mode.startswith(("I", "F")):
@@ -63,12 +84,14 @@ def _picture_mode(files: list[Path]) -> tuple[str, tuple[int, int]]:
 
 def _read_pictures(files: list[Path], mode: str, size: tuple[int, int]) -> Tensor:
     channels = 1 if mode == "L" else 3
+    require_room(files[0].parent, len(files) * size[0] * size[1] * channels)
     x = np.empty((len(files), size[1], size[0], channels), dtype=np.uint8)
     for row, path in zip(x, files, strict=True):
         try:
-            with Image.open(path) as image:
+            with _opened(path) as image:
+                upright = ImageOps.exif_transpose(image)  # a camera that was turned says so
                 # With a transparent palette, PIL asks for an explicit conversion to RGBA.
-                opaque = image.convert("RGBA") if "transparency" in image.info else image
+                opaque = upright.convert("RGBA") if "transparency" in upright.info else upright
                 row[:] = np.asarray(opaque.convert(mode)).reshape(row.shape)
         except _PIL_ERRORS as error:
             raise _broken(path, error) from error
@@ -80,7 +103,7 @@ def read_folder(folder: Path) -> Source:
 
     If it holds `train/` and `test/`, they are the split. The sub-folders that hold the pictures
     give the labels 0, 1, ..., in alphabetical order. If any picture is outside of a sub-folder,
-    there are no labels.
+    there are no labels. Pictures are turned upright, as their EXIF orientation says.
 
     Args:
         folder: The folder.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +14,7 @@ from torch import Generator, Tensor
 
 from ppl_vae.data.arrays import read_arrays
 from ppl_vae.data.folders import read_folder
-from ppl_vae.data.sources import Part, Source, read_digits
+from ppl_vae.data.sources import Part, Source, read_digits, runs_of
 from ppl_vae.data.torchvision_sets import TORCHVISION, read_torchvision
 from ppl_vae.data.transforms import Binarization, Dequantization
 
@@ -63,7 +64,7 @@ class Data:
 
 
 def load_data(
-    name: str,
+    name: str | Path,
     *,
     data_dir: str | Path = "data",
     download: bool = True,
@@ -112,6 +113,7 @@ def load_data(
         The three splits; float32.
 
     Raises:
+        TypeError: An option is of a wrong type.
         ValueError: The name is unknown; arguments exclude each other; a file is broken (the
             message says which one, and why).
         FileNotFoundError: A path, or a torchvision set with `download=False`, does not exist.
@@ -125,23 +127,27 @@ def load_data(
         >>> load_data("digits", binarize="threshold").train.unique()
         tensor([0., 1.])
     """
-    _check_options(binarize, dequantize, validation_fraction, max_rows)
-    name, source = _read(name, Path(data_dir), download)
+    _check_options(name, data_dir, binarize, dequantize, validation_fraction, max_rows)
+    name, source = _read(str(name), Path(data_dir), download)
     # The test rows have their own generator, so that they are the same for every seed.
-    fixed, seeded = Generator().manual_seed(0), Generator().manual_seed(seed)
-    train, validation, test = _splits(name, source, validation_fraction, max_rows, fixed, seeded)
-    x, x_validation, x_test = (_values(part.x) for part in (train, validation, test))
+    fixed, seeded = Generator().manual_seed(0), _generator(seed)
+    splits = _splits(name, source, validation_fraction, max_rows, fixed, seeded)
+    train, validation, test = splits
+    x, x_validation, x_test = _values(splits)
     levels, transform = source.levels, None
     if binarize or dequantize:
         noise = Binarization() if binarize else _dequantization(name, source)
-        x, x_validation, x_test = (_unit(name, x, source) for x in (x, x_validation, x_test))
+        for values in (x, x_validation, x_test):
+            _to_unit(name, values, source)
         levels = 2 if binarize else None
         if binarize == "threshold":
-            x, x_validation, x_test = ((x > 0.5).float() for x in (x, x_validation, x_test))
+            for values in (x, x_validation, x_test):
+                values.gt_(0.5)
         else:
-            x_validation, x_test = noise(x_validation, seeded), noise(x_test, fixed)
+            _add_noise(noise, x_validation, seeded)
+            _add_noise(noise, x_test, fixed)
             if binarize == "static":
-                x = noise(x, seeded)
+                _add_noise(noise, x, seeded)
             else:
                 transform = noise
     return Data(
@@ -149,18 +155,30 @@ def load_data(
         train=x,
         validation=x_validation,
         test=x_test,
-        train_labels=train.labels,
-        validation_labels=validation.labels,
-        test_labels=test.labels,
+        train_labels=train.labels(),
+        validation_labels=validation.labels(),
+        test_labels=test.labels(),
         levels=levels,
         transform=transform,
     )
 
 
 def _check_options(
-    binarize: str | None, dequantize: bool, validation_fraction: float, max_rows: int | None
+    name: object,
+    data_dir: object,
+    binarize: str | None,
+    dequantize: bool,
+    validation_fraction: float,
+    max_rows: int | None,
 ) -> None:
-    """Refuses options that are out of range or exclude each other."""
+    """Refuses options that are of a wrong type, out of range, or exclude each other."""
+    if not isinstance(name, str | Path):
+        raise TypeError(
+            f"load_data takes the name of data, such as 'digits' or 'folder:PATH', not {name!r:.40} of type "
+            f"{type(name).__name__}"
+        )
+    if not isinstance(data_dir, str | Path):
+        raise TypeError(f"data_dir must be a path, got {data_dir!r}")
     if binarize not in (None, "threshold", "static", "dynamic"):
         raise ValueError(
             f"binarize must be 'threshold', 'static', 'dynamic' or None, got {binarize!r}"
@@ -170,10 +188,43 @@ def _check_options(
             f"binarize={binarize!r} and dequantize=True exclude each other: binary values keep no "
             "levels to spread; choose one"
         )
+    if not isinstance(validation_fraction, Real):
+        raise TypeError(f"validation_fraction must be a number, got {validation_fraction!r}")
     if not 0 < validation_fraction < 1:
         raise ValueError(f"validation_fraction must lie in (0, 1), got {validation_fraction}")
+    if max_rows is not None and not isinstance(max_rows, Integral):
+        raise TypeError(f"max_rows must be a whole number, got {max_rows!r}")
     if max_rows is not None and max_rows < 1:
         raise ValueError(f"max_rows must be at least 1, got {max_rows}")
+
+
+def _generator(seed: object) -> Generator:
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise TypeError(f"seed must be a whole number, got {seed!r}")
+    if not -(2**63) <= int(seed) < 2**63:
+        raise ValueError(
+            f"seed must be a whole number of 64 bits, from -2^63 to 2^63 - 1, got {seed}"
+        )
+    return Generator().manual_seed(int(seed))
+
+
+@dataclass(frozen=True, eq=False)
+class _Split:
+    """Rows that are chosen from a part of a source, by their numbers in rising order."""
+
+    part: Part
+    rows: Tensor
+
+    @classmethod
+    def all_of(cls, part: Part) -> _Split:
+        return cls(part, torch.arange(len(part.x)))
+
+    def labels(self) -> Tensor | None:
+        return None if self.part.labels is None else self.part.labels[self.rows]
+
+    def chosen(self, which: Tensor) -> _Split:
+        """Some of these rows, in their order."""
+        return _Split(self.part, self.rows[which.sort().values])
 
 
 def _splits(
@@ -183,17 +234,19 @@ def _splits(
     max_rows: int | None,
     fixed: Generator,
     seeded: Generator,
-) -> tuple[Part, Part, Part]:
+) -> tuple[_Split, _Split, _Split]:
     """Training, validation and test rows: the source's own splits, and random ones where it has none."""
-    train, test = source.train, source.test
-    if test is None:
+    train = _Split.all_of(source.train)
+    if source.test is None:
         train, test = _split(name, train, TEST_FRACTION, fixed)
+    else:
+        test = _Split.all_of(source.test)
     if source.validation is None:
         train, validation = _split(name, train, validation_fraction, seeded)
     else:
-        validation = source.validation
+        validation = _Split.all_of(source.validation)
     if max_rows is not None:
-        train, validation = (_at_most(max_rows, part, seeded) for part in (train, validation))
+        train, validation = (_at_most(max_rows, split, seeded) for split in (train, validation))
         test = _at_most(max_rows, test, fixed)
     return train, validation, test
 
@@ -209,7 +262,7 @@ def _read(name: str, data_dir: Path, download: bool) -> tuple[str, Source]:
     if proper is None:
         close = difflib.get_close_matches(name.lower(), known, n=1)
         suggestion = f" Did you mean {known[close[0]]!r}?" if close else ""
-        if Path(name).expanduser().is_dir():
+        if name and Path(name).expanduser().is_dir():
             suggestion = f" For the folder of pictures write 'folder:{name}'."
         raise ValueError(
             f"unknown data {name!r}.{suggestion} Known are {', '.join(known.values())}, "
@@ -220,13 +273,11 @@ def _read(name: str, data_dir: Path, download: bool) -> tuple[str, Source]:
     return proper, read_torchvision(proper, data_dir.expanduser(), download)
 
 
-def _take(part: Part, index: Tensor) -> Part:
-    return Part(part.x[index], None if part.labels is None else part.labels[index])
-
-
-def _split(name: str, part: Part, fraction: float, generator: Generator) -> tuple[Part, Part]:
+def _split(
+    name: str, split: _Split, fraction: float, generator: Generator
+) -> tuple[_Split, _Split]:
     """All but a random `fraction` of the rows, and that fraction; both in the original order."""
-    n = len(part.x)
+    n = len(split.rows)
     held_out = max(1, round(fraction * n))
     if held_out >= n:
         raise ValueError(
@@ -234,30 +285,37 @@ def _split(name: str, part: Part, fraction: float, generator: Generator) -> tupl
             "would be left; at least one row must remain for each of training, validation and test"
         )
     order = torch.randperm(n, generator=generator)
-    return (
-        _take(part, order[held_out:].sort().values),
-        _take(part, order[:held_out].sort().values),
-    )
+    return split.chosen(order[held_out:]), split.chosen(order[:held_out])
 
 
-def _at_most(rows: int, part: Part, generator: Generator) -> Part:
-    return _take(part, torch.randperm(len(part.x), generator=generator)[:rows].sort().values)
+def _at_most(rows: int, split: _Split, generator: Generator) -> _Split:
+    return split.chosen(torch.randperm(len(split.rows), generator=generator)[:rows])
 
 
-def _values(x: Tensor) -> Tensor:
-    """Float32 values; those of 8-bit pictures in [0, 1]."""
-    values = x.contiguous().float()
-    return values.div_(255) if x.dtype == torch.uint8 else values
+def _values(splits: Sequence[_Split]) -> list[Tensor]:
+    """The values of the splits; each part of the source is read once."""
+    values: dict[int, Tensor] = {}
+    for part in {split.part: None for split in splits}:
+        places = [i for i, split in enumerate(splits) if split.part is part]
+        found = part.values([splits[i].rows for i in places])
+        values |= zip(places, found, strict=True)
+    return [values[i] for i in range(len(splits))]
 
 
-def _unit(name: str, x: Tensor, source: Source) -> Tensor:
-    """The values scaled to [0, 1], as intensities."""
+def _to_unit(name: str, x: Tensor, source: Source) -> None:
+    """Scales the values, in place, to [0, 1], as intensities."""
     if source.levels is None and not (x.min() >= 0 and x.max() <= 1):
         raise ValueError(
             f"binarize needs intensities in [0, 1], but those of {name} reach from "
             f"{x.min():.4g} to {x.max():.4g}; scale them first"
         )
-    return x / source.maximum
+    x.div_(source.maximum)
+
+
+def _add_noise(noise: Binarization | Dequantization, x: Tensor, generator: Generator) -> None:
+    """Draws for the values in place, with the numbers that a single draw for all of them would use."""
+    for run in runs_of(x):
+        run.copy_(noise(run, generator))
 
 
 def _dequantization(name: str, source: Source) -> Dequantization:

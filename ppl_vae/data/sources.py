@@ -6,18 +6,76 @@ source's own splits. `load_data` is the public function.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+RUN_BYTES = 2**21
+"""About so many bytes of rows are worked on at a time; at least one row is."""
+
+
+@dataclass(frozen=True, eq=False)
+class StoredRows:
+    """Rows that stay in their file: they are read a run at a time, so that memory holds only what is chosen.
+
+    Attributes:
+        shape: Shape of all rows, (n, *shape).
+        dtype: uint8, bool or float32, as in `Part`.
+        runs: Reads all rows once, in their order, as one run of them after the other.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    runs: Callable[[], Iterator[Tensor]]
+
+    def __len__(self) -> int:
+        return self.shape[0]
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
     """Rows of one split: `x` is uint8 (8-bit pictures), bool or float32, shape (n, *shape)."""
 
-    x: Tensor
+    x: Tensor | StoredRows
     labels: Tensor | None = None
+
+    def values(self, chosen: Sequence[Tensor]) -> list[Tensor]:
+        """Chosen rows as float32 values; those of 8-bit pictures in [0, 1].
+
+        All rows are read once, whichever are chosen, because a reader may check them.
+
+        Args:
+            chosen: Numbers of rows, in rising order, one tensor for each result.
+        """
+        shape = tuple(self.x.shape)
+        found = [torch.empty(len(rows), *shape[1:]) for rows in chosen]
+        runs = runs_of(self.x) if isinstance(self.x, Tensor) else self.x.runs()
+        start = 0
+        for run in runs:
+            for rows, values in zip(chosen, found, strict=True):
+                ends = torch.tensor([start, start + len(run)])
+                first, last = torch.searchsorted(rows, ends).tolist()
+                values[first:last] = run[rows[first:last] - start]
+                if run.dtype == torch.uint8:
+                    values[first:last].div_(255)
+            start += len(run)
+        return found
+
+
+def rows_per_run(row_bytes: int) -> int:
+    """How many rows to work on at a time.
+
+    Args:
+        row_bytes: The size of a row.
+    """
+    return max(1, RUN_BYTES // max(1, row_bytes))
+
+
+def runs_of(x: Tensor) -> Iterator[Tensor]:
+    """Views of the rows, one run after the other."""
+    yield from x.split(rows_per_run(x[:1].numel() * x.element_size()))
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,6 +28,7 @@ from ppl_vae.pairs import (
     sample_rows,
     summed_rows,
 )
+from ppl_vae.runtime import described, require_count, require_samples
 from ppl_vae.stats import Estimate, RowResult, StreamingWeights, khat_limit
 
 STEP_SAMPLES = 8
@@ -220,6 +221,7 @@ def inference_gaps(
     Raises:
         PairError: The family of the guide cannot be freed row by row (the message says what the guide
             needs), or the pair cannot be evaluated.
+        TypeError: `truth` is no result with log p(x) of rows.
         ValueError: `truth` has a different number of rows, `num_samples` is below 2, or `x` has no rows.
 
     Example:
@@ -235,14 +237,19 @@ def inference_gaps(
         >>> abs(gaps.amortization_gap.mean - 1.0) < 0.1, abs(gaps.approximation_gap.mean) < 0.01
         (True, True)
     """
-    if num_samples < 2:
-        raise ValueError(
-            f"num_samples must be at least 2, to estimate each row's error, got {num_samples}"
+    require_samples("num_samples", num_samples, least=2)  # one would show no error
+    require_count("max_steps", max_steps)
+    if truth is not None and not hasattr(truth, "log_likelihood_error"):
+        raise TypeError(
+            "truth must be what evaluate or annealed_importance_sampling has returned for these rows, got "
+            f"{described(truth)}"
         )
     parts: list[dict[str, Tensor]] = []
     notes: dict[str, None] = {}
     with opened(model, guide, x, seed=seed, progress=progress) as session:
         cautions: dict[str, None] = {}
+        if truth is not None and session.num_rows is not None:
+            _require_rows(truth, session.num_rows)
         evidence = getattr(session.pair.model, "log_evidence", None) if truth is None else None
         at_once, samples = session.chunk_sizes(num_samples)
         rows = at_once if session.pair.keeps_rows else max(1, at_once * samples // STEP_SAMPLES)
@@ -382,17 +389,22 @@ def _log_likelihood(
     """log p(x) of each row, its error, whether it is unreliable, and where it comes from."""
     n = len(found["elbo"])
     if truth is not None:
+        _require_rows(truth, n)
         values = truth.log_likelihood.values.cpu()
-        if values.shape != (n,):
-            raise ValueError(
-                f"truth holds log p(x) of {len(values)} rows, but x has {n}: it must be of the same rows"
-            )
         doubtful = getattr(truth, "unreliable", torch.zeros(n, dtype=torch.bool))
         return values, truth.log_likelihood_error.cpu(), doubtful.cpu(), type(truth).__name__
     if "exact" in found:
         exact = found["exact"]
         return exact, torch.zeros_like(exact), torch.zeros(n, dtype=torch.bool), "log_evidence"
     return found["sampled"], found["error"], found["heavy"], "importance sampling"
+
+
+def _require_rows(truth: Truth, n: int) -> None:
+    rows = len(truth.log_likelihood.values)
+    if rows != n:
+        raise ValueError(
+            f"truth holds log p(x) of {rows} rows, but x has {n}: it must be of the same rows"
+        )
 
 
 def _rounding(log_likelihood: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import pyro.poutine as poutine
@@ -28,6 +29,7 @@ from ppl_vae.pairs import (
     as_args,
     latent_sites,
 )
+from ppl_vae.runtime import described
 from ppl_vae.stats import Estimate, Result
 
 ACTIVE = 0.01
@@ -216,7 +218,8 @@ def diagnose(
     Raises:
         PairError: The rows are not in a plate, the guide ties the latents of different rows together, or it
             gives points.
-        ValueError: The guide samples no latent of a row.
+        TypeError: `beta` is no number.
+        ValueError: The guide samples no latent of a row, or `beta` is negative.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -233,6 +236,10 @@ def diagnose(
         >>> diagnosis.active_units, diagnosis.collapsed
         (1, tensor([False,  True]))
     """
+    if isinstance(beta, bool) or not isinstance(beta, Real):
+        raise TypeError(f"beta must be a number, got {described(beta)}")
+    if not 0 <= beta < math.inf:
+        raise ValueError(f"beta is a weight of the KL and must be >= 0, not {beta}")
     with opened(model, guide, x, seed=seed, progress=progress) as session:
         size = session.rows_at_once(NUM_DRAWS, rows=16, spare=4)
         held = _hold_shared(session)

@@ -1,3 +1,4 @@
 from .fitting import EMFit as EMFit, fit_em as fit_em
 from .loop import EMError as EMError
-from .steps import GradientSteps as GradientSteps, StepSize as StepSize
+from .online import StepSize as StepSize
+from .steps import GradientSteps as GradientSteps

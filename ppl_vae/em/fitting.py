@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,9 +15,19 @@ import torch
 from ppl_vae.checks import device_for
 from ppl_vae.em.data import EMData, empty_guide
 from ppl_vae.em.loop import EMLoop
-from ppl_vae.em.steps import GradientSteps, StepSize, closed_form
+from ppl_vae.em.online import StepSize
+from ppl_vae.em.progress import EMProgress
+from ppl_vae.em.steps import GradientSteps, closed_form
 from ppl_vae.pairs import Batches, DataLike, Pair, Program
-from ppl_vae.runtime import preserve_random_state, progress_bar, resolve_device
+from ppl_vae.runs import RunFolder
+from ppl_vae.runtime import (
+    described,
+    preserve_random_state,
+    progress_bar,
+    require_count,
+    require_seed,
+    resolve_device,
+)
 from ppl_vae.stats import Result
 
 
@@ -102,6 +114,8 @@ def fit_em(
     restarts: int = 1,
     seed: int | None = None,
     device: str = "auto",
+    run_dir: str | Path | RunFolder | None = None,
+    resume: bool = False,
     progress: bool | None = None,
 ) -> EMFit:
     """Maximizes log p(x) by EM: q(z) = p(z | x) exactly, then the parameters for that q.
@@ -141,6 +155,12 @@ def fit_em(
         restarts: Starts with different seeds, of which the one with the best bound is kept.
         seed: Makes the result reproducible and leaves the global generators alone. None: use those.
         device: `auto` (a CUDA GPU if there is one and the pair runs there), `cpu`, `cuda`, `cuda:1`, `mps`.
+        run_dir: Folder for `metrics.csv` and `checkpoints/`; None keeps everything in memory. With a
+            `RunFolder`, a run takes the place of another once its first M step is saved.
+        resume: Go on from the newest good checkpoint in `run_dir`, with the seed of the call that was begun
+            there. The result has the same bits as without the interruption, also with another
+            `max_iterations` or `tolerance`; all other options must be the same. A call that has ended repeats
+            its last E step, and goes on if it may now take more iterations.
         progress: Whether to show a progress bar; None shows one on a terminal.
 
     Returns:
@@ -151,7 +171,14 @@ def fit_em(
         PairError: Data are NaN or outside of the support; latents that are neither marked for enumeration
             nor have a `posterior(x)` or a guide; programs that do not run on the smallest batch, such as batch
             norm on a single row.
-        ValueError: An option is out of its range, or does not go with the model.
+        ValueError: An option is out of its range, or does not go with the model. A resumed call has other
+            options, rows or parameters than the call that it continues, or more `max_iterations`, although
+            one of several starts has ended for lack of them.
+        FileExistsError: `run_dir` holds checkpoints or metrics and `resume` is False.
+        FileNotFoundError: There is no checkpoint to resume from.
+        LockedError: Another process writes into `run_dir`.
+        DiskFullError: There is no room in `run_dir`; the last checkpoint remains.
+        CorruptFileError: All checkpoints to resume from are damaged.
 
     Example:
         >>> from ppl_vae.models import GaussianMixture
@@ -161,10 +188,13 @@ def fit_em(
         (True, tensor([1, 2]))
     """
     for name, count in (("max_iterations", max_iterations), ("restarts", restarts)):
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        require_count(name, count)
+    if batch_size is not None:
+        require_count("batch_size", batch_size)
+    if seed is not None:
+        require_seed(seed)
+    if not isinstance(tolerance, Real):
+        raise TypeError(f"tolerance must be a number, got {described(tolerance)}")
     if not tolerance >= 0:
         raise ValueError(f"tolerance is in nats per row and must be >= 0, got {tolerance}")
     if restarts > 1 and not (initialize and hasattr(model, "initialize")):
@@ -178,11 +208,17 @@ def fit_em(
             "online EM averages sufficient statistics: it needs a model with expected_statistics and "
             "maximize, and neither m_step nor guide"
         )
+    if resume and run_dir is None:
+        raise ValueError("resume=True needs the run_dir to continue")
     pair = Pair(model, empty_guide if guide is None else guide)
     with ExitStack() as stack:
+        folder = run_dir
+        if folder is not None and not isinstance(folder, RunFolder):
+            folder = stack.enter_context(RunFolder.of_fit(folder, resume=resume))
         own_seed = seed if seed is not None else int(torch.randint(2**31, ()))
-        if seed is not None:
+        if seed is not None or resume:
             stack.enter_context(preserve_random_state())
+        if seed is not None:
             torch.manual_seed(seed)
         batches = Batches(x, pair)
         chosen = resolve_device(device_for(pair, batches, device))
@@ -197,10 +233,21 @@ def fit_em(
             hard=hard,
             online=online,
             m_step=m_step,
+            initialize=initialize,
+            restarts=restarts,
+            folder=folder,
+            progress=EMProgress(own_seed),
         )
         run.data.check(pair)
         with progress_bar(max_iterations * restarts, "fit_em", "iteration", progress) as bar:
-            best = run.best_of(restarts, own_seed, initialize, bar)
+            run.run(resume, bar)
     pair.remember()
-    history, converged, seconds, notes = best
-    return EMFit(pair.bound()[0], history, converged, seconds, notes=notes)
+    done = run.progress
+    best = done.ended[done.best]
+    return EMFit(
+        model=pair.bound()[0],
+        history=best.history,
+        converged=best.converged,
+        seconds=done.seconds,
+        notes=done.written_notes(),
+    )

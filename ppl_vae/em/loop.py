@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ppl_vae.checks import row_problems, small_batch_problem
-from ppl_vae.em.data import EMData, empty_guide
+from ppl_vae.em.checkpoints import EMCheckpoints
+from ppl_vae.em.choice import choose_steps, counted_again
+from ppl_vae.em.data import EMData
 from ppl_vae.em.notes import Notes
-from ppl_vae.em.steps import (
-    ByGuide,
-    ClosedForm,
-    Draws,
-    Enumeration,
-    GradientSteps,
-    Statistics,
-    Steps,
-    StepSize,
-    closed_form,
-)
-from ppl_vae.objectives import ELBO, Resolved
-from ppl_vae.pairs import Batch, Pair, PairError, as_args, latent_sites, num_rows, trace_pair
-from ppl_vae.runtime import preserve_random_state
+from ppl_vae.em.online import Online, StepSize
+from ppl_vae.em.progress import EMProgress
+from ppl_vae.em.steps import ByGuide, ClosedForm, Draws, GradientSteps, Steps, closed_form
+from ppl_vae.pairs import Pair, as_args, num_rows, take_rows
+from ppl_vae.runs import RunFolder, digest_of_rows
 
 _SLACK = {torch.float32: 1e-5, torch.float64: 1e-9}
 """How far rounding may lower the bound of exact EM, relative to 1 + |log p(x)|."""
@@ -46,9 +38,14 @@ class EMError(RuntimeError):
         self.fall = fall
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class EMLoop:
-    """One call of `fit_em`, which says what the attributes are, inside of the pair's scope."""
+    """One call of `fit_em`, which says what the attributes are, inside of the pair's scope.
+
+    Attributes:
+        progress: How far the call has come.
+        best: The weights of the best start that has ended, if there are several.
+    """
 
     pair: Pair
     data: EMData
@@ -57,112 +54,159 @@ class EMLoop:
     hard: bool
     online: StepSize | None
     m_step: GradientSteps | None
+    initialize: bool
+    restarts: int
+    folder: RunFolder | None
+    progress: EMProgress
+    best: dict[str, Tensor] | None = field(default=None, init=False)
 
-    def best_of(
-        self, restarts: int, seed: int, initialize: bool, bar: Any
-    ) -> tuple[list[dict[str, float]], bool, float, tuple[str, ...]]:
-        """History, convergence, seconds and notes of the best start, whose parameters the model keeps."""
-        started = time.monotonic()
-        found = []
-        for i in range(restarts):
-            noted = Notes()
-            start: Any = getattr(self.pair.model, "initialize", None)
-            if initialize and start is not None:
-                with noted.of_warnings(0):
-                    start(*as_args(self.data.sample(seed + i)), seed=seed + i)
-            if self.online is None:
-                history, converged = self._iterate(bar, noted)
-            else:
-                history, converged = self._online(self.online, seed, bar, noted)
-            state = {k: v.clone() for k, v in self.pair.state().items()} if restarts > 1 else {}
-            found.append((history[-1]["bound"], i, history, converged, noted.written(), state))
-        _, chosen, history, converged, notes, state = max(found, key=lambda f: (f[0], -f[1]))
-        if restarts > 1:
-            self.pair.load_state(state)
-            bounds = ", ".join(f"{f[0]:.4f}" for f in found)
-            notes = (*notes, f"start {chosen} was the best of {restarts}, with bounds {bounds}")
-        return history, converged, time.monotonic() - started, notes
+    def __post_init__(self) -> None:
+        facts = {
+            "hard": self.hard,
+            "batch_size": self.data.batch_size,
+            "restarts": self.restarts,
+            "online": str(self.online),
+            "data": None if self.folder is None else digest_of_rows(self.data.batches),
+        }
+        self.checkpoints = EMCheckpoints(self.folder, facts, self.pair, self.data.device)
 
-    def _iterate(self, bar: Any, notes: Notes) -> tuple[list[dict[str, float]], bool]:
-        started = time.monotonic()
-        steps = choose_steps(self.pair, self.data, self.m_step, self.hard)
+    def run(self, resume: bool, bar: Any) -> None:
+        """Takes all starts to their ends; the model keeps the parameters of the best one.
+
+        Args:
+            resume: Go on from the newest good checkpoint.
+            bar: The progress bar.
+        """
+        self._clock = time.monotonic()
+        steps = self._resumed(bar) if resume else self._started()
+        while True:
+            self._end_start(self._iterate(steps, bar))
+            if len(self.progress.ended) == self.restarts:
+                break
+            steps = self._started()
+        if self.best is not None:
+            self.pair.load_state({n: t.to(self.data.device) for n, t in self.best.items()})
+        self._seconds()
+        self.checkpoints.write(self.progress.ended[self.progress.best].history)
+
+    def _started(self) -> Steps:
+        """Puts the model where the next start begins: before its first E step."""
+        progress = self.progress
+        seed, notes = progress.seed + len(progress.ended), Notes(progress.notes)
+        start: Any = getattr(self.pair.model, "initialize", None)
+        if self.initialize and start is not None:
+            with notes.of_warnings(0):
+                start(*as_args(self.data.sample(seed)), seed=seed)
+        progress.began = self._seconds()
+        steps = self._steps()
         if isinstance(steps, ByGuide) and self.data.in_parts:
-            for problem in _counted_again(self.pair, self.data.few(self.pair), steps):
+            few = self.data.few(self.pair)
+            if not self.pair.keeps_rows:  # a plate of all rows shows it only in a batch of fewer
+                few = take_rows(few, slice(0, self.data.batch_size))
+            for problem in counted_again(self.pair, few, steps):
                 notes.add(problem, 0)
-        history: list[dict[str, float]] = []
-        for iteration in range(self.max_iterations + 1):
-            repaired = False
-            if iteration > 0:
-                with notes.of_warnings(iteration) as repairs:
-                    steps.maximize()
-                repaired = bool(repairs)
-            bound = steps.expect(self.data)
-            _require_finite(bound, iteration)
-            row = {
-                "iteration": float(iteration),
+        if isinstance(steps, Online):  # whose first bound is that of the first pass
+            self._maximize(steps)
+        else:
+            self.checkpoints.take(progress, self.best, steps)
+        return steps
+
+    def _resumed(self, bar: Any) -> Steps:
+        """Goes back to before the E step of the newest good checkpoint."""
+        self.progress, self.best = self.checkpoints.load()
+        self._clock -= self.progress.seconds
+        for i, start in enumerate(self.progress.ended):
+            if not start.converged and start.iterations < self.max_iterations:
+                raise ValueError(
+                    f"max_iterations={self.max_iterations} would have taken start {i} further, which has "
+                    f"ended after {start.iterations} iterations: a call with restarts goes on with the "
+                    "max_iterations that it was begun with"
+                )
+        steps = self._steps()
+        self.checkpoints.put_back(steps)
+        self.checkpoints.take(self.progress, self.best, steps)
+        bar.update(self.progress.iterations - (self.progress.iteration > 0))
+        return steps
+
+    def _steps(self) -> Steps:
+        if self.online is None:
+            return choose_steps(self.pair, self.data, self.m_step, self.hard)
+        model = closed_form(self.pair.model)
+        assert model is not None
+        progress = self.progress
+        notes = Notes(progress.notes)
+        return Online(model, self.hard, self.data, self.online, progress.seed, notes)
+
+    def _iterate(self, steps: Steps, bar: Any) -> bool:
+        """E and M steps, beginning with an E step, until the start has ended; whether it has converged."""
+        progress = self.progress
+        while True:
+            self._expect(steps)
+            bar.update(1 if progress.iteration else 0)
+            bar.set_postfix(bound=f"{progress.history[-1]['bound']:.4f}")
+            converged = self._has_converged(steps)
+            ended = converged or progress.iteration >= self.max_iterations
+            self.checkpoints.save(progress.history, at_once=ended)
+            if ended:
+                return converged
+            self._maximize(steps)
+
+    def _expect(self, steps: Steps) -> None:
+        """The E step, and the row of the history."""
+        progress = self.progress
+        bound = steps.expect(self.data)
+        _require_finite(bound, progress.iteration)
+        progress.history.append(
+            {
+                "iteration": float(progress.iteration),
                 "log_likelihood": self._log_likelihood(bound, steps),
                 "bound": bound,
                 "passes": steps.passes,
                 "gradient_evaluations": steps.gradient_evaluations,
-                "seconds": time.monotonic() - started,
+                "seconds": self._seconds() - progress.began,
             }
-            history.append(row)
-            bar.update(1 if iteration else 0)
-            bar.set_postfix(bound=f"{bound:.4f}")
-            if iteration == 0:
-                continue
-            gain = bound - history[-2]["bound"]
-            if gain < -self._slack(bound) and not repaired:
-                self._fell(steps, notes, iteration, history[-2]["bound"], bound)
-            if abs(gain) < self.tolerance:
-                return history, True
-        return history, False
+        )
 
-    def _online(
-        self, step_size: StepSize, seed: int, bar: Any, notes: Notes
-    ) -> tuple[list[dict[str, float]], bool]:
-        started = time.monotonic()
-        model = closed_form(self.pair.model)
-        assert model is not None
-        history: list[dict[str, float]] = []
-        average: Statistics = {}
-        step = 0
-        for epoch in range(1, self.max_iterations + 1):
-            total, rows = 0.0, 0.0
-            for batch in self.data.shuffled(seed, epoch):
-                found = model.expected_statistics(*as_args(batch), hard=self.hard)
-                n = found["num_rows"]
-                total, rows = total + float(found["log_evidence"]), rows + float(n)
-                weight = step_size(step) if average else 1.0
-                average = {
-                    k: (1 - weight) * average[k] + weight * v / n if average else v / n
-                    for k, v in found.items()
-                }
-                with notes.of_warnings(epoch):
-                    model.maximize(average)
-                step += 1
-            bound = total / rows
-            _require_finite(bound, epoch)
-            history.append(
-                {
-                    "iteration": float(epoch),
-                    "log_likelihood": math.nan if self.hard else bound,
-                    "bound": bound,
-                    "passes": float(epoch),
-                    "gradient_evaluations": 0.0,
-                    "seconds": time.monotonic() - started,
-                }
-            )
-            bar.update(1)
-            bar.set_postfix(bound=f"{bound:.4f}")
-            if epoch > 1 and abs(bound - history[-2]["bound"]) < self.tolerance:
-                return history, True
-        return history, False
+    def _maximize(self, steps: Steps) -> None:
+        """The M step, and a copy of all that the next E step may change."""
+        progress = self.progress
+        progress.iteration += 1
+        if isinstance(steps, Online):  # it has notes of its own, on each minibatch
+            steps.maximize()
+        else:
+            with Notes(progress.notes).of_warnings(progress.iteration) as repairs:
+                steps.maximize()
+            progress.repaired = bool(repairs)
+        self._seconds()
+        self.checkpoints.take(progress, self.best, steps)
+
+    def _has_converged(self, steps: Steps) -> bool:
+        """Whether the last iteration has gained less than the tolerance; EM must not have lowered the bound."""
+        history = self.progress.history
+        if len(history) < 2:
+            return False
+        before, bound = history[-2]["bound"], history[-1]["bound"]
+        if bound - before < -self._slack(bound) and not self.progress.repaired:
+            self._fell(steps, before, bound)
+        return abs(bound - before) < self.tolerance
+
+    def _end_start(self, converged: bool) -> None:
+        progress = self.progress
+        progress.end_start(converged)
+        if self.restarts > 1 and progress.best == len(progress.ended) - 1:
+            self.best = {name: t.clone() for name, t in self.pair.state().items()}
+
+    def _seconds(self) -> float:
+        """Time spent so far, which `progress` is told."""
+        self.progress.seconds = time.monotonic() - self._clock
+        return self.progress.seconds
 
     def _log_likelihood(self, bound: float, steps: Steps) -> float:
         """log p(x) per row: the bound where the two are the same; NaN if the model does not know it."""
         if not self.hard and not isinstance(steps, ByGuide):
             return bound
+        if isinstance(steps, Online):  # the parameters have changed since
+            return math.nan
         if isinstance(steps, ClosedForm):  # faster than log_evidence(x), which keeps gradients
             return ClosedForm(steps.model, hard=False).expect(self.data)
         model: Any = self.pair.model
@@ -180,10 +224,9 @@ class EMLoop:
         kinds = {t.dtype for t in self.pair.state().values() if t.is_floating_point()}
         return max((_SLACK.get(k, 1e-2) for k in kinds), default=1e-5) * (1 + abs(bound))
 
-    def _fell(
-        self, steps: Steps, notes: Notes, iteration: int, before: float, after: float
-    ) -> None:
+    def _fell(self, steps: Steps, before: float, after: float) -> None:
         """Raises an error if exact EM lowered the bound; for gradient steps, adds a note instead."""
+        iteration = self.progress.iteration
         if isinstance(steps, ClosedForm):
             raise EMError(
                 f"the bound fell by {before - after:.3g} nats per row at iteration {iteration}, from "
@@ -194,66 +237,8 @@ class EMLoop:
                 before - after,
             )
         text = "the bound fell: lower the learning rate of the gradient steps"
-        if not isinstance(steps, ByGuide | Draws):  # whose bounds are estimates
-            notes.add(text, iteration)
-
-
-def choose_steps(pair: Pair, data: EMData, m_step: GradientSteps | None, hard: bool) -> Steps:
-    """The E and M steps that a pair allows: in closed form, by enumeration, by draws, or by its guide.
-
-    Args:
-        pair: The pair.
-        data: The rows.
-        m_step: Gradient steps to take, even if the model has an M step in closed form.
-        hard: Whether the E step takes the mode.
-
-    Raises:
-        PairError: There are none, or the programs do not run on the smallest batch.
-        ValueError: `hard` is set, but the mode of p(z | x) cannot be computed.
-    """
-    few = data.few(pair)
-    model = None if m_step else closed_form(pair.model)
-    m_step = m_step or GradientSteps()
-    by_guide = pair.guide is not empty_guide
-    if model is not None and not by_guide:
-        return ClosedForm(model, hard)
-    problem = small_batch_problem(pair, few, data.smallest_batch)
-    if problem is not None:
-        raise PairError(problem.message)
-    if by_guide:
-        by_elbo = ByGuide(pair, Resolved(ELBO(), pair), m_step, few)
-        by_elbo.layouts.of(few)
-        data.batches.require_all_rows(pair, data.batch_size)  # which may just have been found
-        by_elbo.layouts.check = partial(data.new_kind, pair)
-        return by_elbo
-    latents = latent_sites(trace_pair(pair, few)[0])
-    marked = [s["infer"].get("enumerate") == "parallel" for s in latents.values()]
-    by_draws = all(callable(getattr(pair.model, m, None)) for m in ("posterior", "log_evidence"))
-    # Labelled rows have no latents, but others may come.
-    if all(marked) and (latents or not by_draws):
-        exact = Enumeration(pair, m_step, few, hard)
-        exact.layouts.of(few)
-        exact.layouts.check = partial(data.new_kind, pair)
-        return exact
-    if by_draws:
-        if hard:
-            raise ValueError("hard=True needs a closed form, or latents that can be enumerated")
-        return Draws(pair, m_step, few)
-    first = next(n for n, ok in zip(latents, marked, strict=True) if not ok)
-    raise PairError(
-        f"site '{first}' has no exact posterior that fit_em can find: mark a discrete latent with "
-        'infer={"enumerate": "parallel"}, give the model a posterior(x) and a log_evidence(x), or give '
-        "fit_em a guide"
-    )
-
-
-def _counted_again(pair: Pair, few: Batch, steps: ByGuide) -> list[str]:
-    """What all rows share and would count once in each batch."""
-    layout = steps.layouts.of(few)
-    with preserve_random_state(), torch.no_grad(), pair.mode(training=False):
-        model_trace, _ = trace_pair(pair, few)
-    found = row_problems(model_trace, layout, minibatches=True)
-    return [problem.message for problem in found]
+        if not isinstance(steps, ByGuide | Draws | Online):  # whose bounds are estimates
+            Notes(self.progress.notes).add(text, iteration)
 
 
 def _require_finite(bound: float, iteration: int) -> None:

@@ -10,16 +10,19 @@ from contextlib import contextmanager
 class Notes:
     """The notes on one start of `fit_em`.
 
+    Args:
+        iterations: The iterations of each text so far; more are added there.
+
     Example:
-        >>> notes = Notes()
+        >>> notes = Notes({})
         >>> notes.add("component 1 is empty", 3)
         >>> notes.add("component 1 is empty", 5)
         >>> notes.written()
         ('component 1 is empty (2 times, iterations 3 to 5)',)
     """
 
-    def __init__(self) -> None:
-        self._iterations: dict[str, list[int]] = {}
+    def __init__(self, iterations: dict[str, list[int]]) -> None:
+        self._iterations = iterations
 
     def add(self, text: str, iteration: int) -> None:
         """Notes something."""

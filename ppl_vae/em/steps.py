@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -91,44 +91,19 @@ class GradientSteps:
         return self.optimizer(list(parameters), lr=self.learning_rate)
 
 
-@dataclass(frozen=True)
-class StepSize:
-    """gamma_t = (t + delay)^-exponent: the weight of minibatch t = 0, 1, ... in online EM.
-
-    The sum of gamma_t must diverge and that of gamma_t^2 converge: 0.5 < exponent <= 1 (Cappé & Moulines,
-    "Online EM Algorithm for Latent Data Models", arXiv:0712.4273, who advise about 0.6).
-
-    Example:
-        >>> StepSize(exponent=1.0)(2)
-        0.25
-    """
-
-    exponent: float = 0.6
-    delay: float = 2.0
-
-    def __post_init__(self) -> None:
-        if not 0.5 < self.exponent <= 1:
-            raise ValueError(
-                f"StepSize.exponent must be above 0.5 and at most 1, got {self.exponent}"
-            )
-        if not self.delay >= 1:
-            raise ValueError(f"StepSize.delay must be at least 1, got {self.delay}")
-
-    def __call__(self, step: int) -> float:
-        return float((step + self.delay) ** -self.exponent)
-
-
 class Steps(ABC):
     """E and M step of one kind.
 
     Attributes:
         passes: How often the density of every row has been evaluated.
         gradient_evaluations: How often its gradient has.
+        optimizers: What takes the gradient steps, if there are any.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *optimizers: Optimizer) -> None:
         self.passes = 0.0
         self.gradient_evaluations = 0.0
+        self.optimizers = optimizers
 
     @abstractmethod
     def expect(self, batches: Iterable[Batch]) -> float:
@@ -137,6 +112,25 @@ class Steps(ABC):
     @abstractmethod
     def maximize(self) -> None:
         """M step."""
+
+    def state(self) -> dict[str, Any]:
+        """What differs from iteration to iteration before an E step, besides the pair; no copies."""
+        return {
+            "passes": self.passes,
+            "gradient_evaluations": self.gradient_evaluations,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Puts back what `state` gave."""
+        self.passes = state["passes"]
+        self.gradient_evaluations = state["gradient_evaluations"]
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+
+    def facts(self) -> dict[str, Any]:
+        """What the steps are, by name, for a resumed call to be compared with."""
+        return {"steps": type(self).__name__}
 
 
 class ClosedForm(Steps):
@@ -160,13 +154,28 @@ class ClosedForm(Steps):
         self.model.maximize(self.statistics)
 
 
-class ByGradient(Steps):
+class WithGradients(Steps):
+    """Steps of which some climb a gradient."""
+
+    def __init__(self, pair: Pair, m_step: GradientSteps, *optimizers: Optimizer) -> None:
+        super().__init__(*optimizers)
+        self.pair, self.m_step = pair, m_step
+
+    def facts(self) -> dict[str, Any]:
+        facts = {**super().facts(), "GradientSteps.steps": self.m_step.steps}
+        for optimizer in self.optimizers:  # all are made in the same way
+            kind = type(optimizer).__name__
+            facts["optimizer"] = kind
+            facts[kind] = {name: str(value) for name, value in optimizer.defaults.items()}
+        return facts
+
+
+class ByGradient(WithGradients):
     """The M step by gradient, on E_q[log p(x, z)] with the q that `infer` found for each batch."""
 
     def __init__(self, pair: Pair, m_step: GradientSteps, batch: Batch) -> None:
-        super().__init__()
-        self.pair, self.m_step = pair, m_step
         self.optimizer = m_step.make(pair.parameters(batch).values())
+        super().__init__(pair, m_step, self.optimizer)
         self.kept: list[tuple[Batch, Any]] = []
 
     @abstractmethod
@@ -327,7 +336,7 @@ class Draws(ByGradient):
         return torch.stack(terms).sum() / k
 
 
-class ByGuide(Steps):
+class ByGuide(WithGradients):
     """q by a guide: the E step moves its parameters to raise the bound, the M step the model's.
 
     SVI moves both at once. The E step of a guide without parameters (`Exact`) only evaluates it.
@@ -340,9 +349,6 @@ class ByGuide(Steps):
         m_step: GradientSteps,
         batch: Batch,
     ) -> None:
-        super().__init__()
-        self.pair, self.layouts, self.objective = pair, Layouts(pair), objective
-        self.m_step = m_step
         with poutine.trace(param_only=True) as capture, torch.no_grad():
             poutine.trace(pair.model).get_trace(*as_args(batch))
         of_model = {f"param.{name}" for name in capture.trace.nodes}
@@ -352,6 +358,9 @@ class ByGuide(Steps):
         self.leaves = list(named.values())
         self.model_optimizer = m_step.make(model.values()) if model else None
         self.guide_optimizer = m_step.make(guide.values()) if guide else None
+        both = (self.model_optimizer, self.guide_optimizer)
+        super().__init__(pair, m_step, *(each for each in both if each is not None))
+        self.layouts, self.objective = Layouts(pair), objective
         self.batches: list[Batch] = []
 
     def expect(self, batches: Iterable[Batch]) -> float:

@@ -23,6 +23,7 @@ from ppl_vae.evaluation.importance import evaluate
 from ppl_vae.evaluation.result import Evaluation
 from ppl_vae.evaluation.sandwich import warn_if_draws_follow_data
 from ppl_vae.pairs import Batch, DataLike, Layout, Program, Substitute, as_args, num_rows
+from ppl_vae.runtime import described, require_samples
 
 _ROWS_AT_ONCE = 1024
 
@@ -113,8 +114,11 @@ def to_arviz(
         >>> abs(float(elpd) - model.log_evidence(x).sum().item()) < 1e-3
         True
     """
-    if num_draws < 1:
-        raise ValueError(f"num_draws must be at least 1, got {num_draws}")
+    require_samples("num_draws", num_draws)
+    if evaluation is not None and not isinstance(evaluation, Evaluation):
+        raise TypeError(
+            f"evaluation must be what evaluate has returned for these rows, got {described(evaluation)}"
+        )
     if evaluation is None:
         evaluation = evaluate(model, guide, x, num_samples=num_samples, seed=seed)
     chunks: list[Groups] = []

@@ -24,9 +24,13 @@ from ppl_vae.pairs import (
     num_rows,
     tensors_of,
 )
+from ppl_vae.runtime import require_count
 
 FEWEST_CHAINS = 8
 """Minimum number of chains in the run that tunes the steps; their starts give each dimension's scale."""
+
+MOST_CHAINS = 1_000_000
+"""Most chains, temperatures or leapfrog steps that may be asked for: a thousand of each is already much."""
 
 RECORD_FROM = 100
 """Number of gradients from which recording the densities pays off."""
@@ -42,7 +46,8 @@ class AnnealingSchedule:
         num_leapfrog: Leapfrog steps between two temperatures.
 
     Raises:
-        ValueError: One of them is not positive.
+        TypeError: One of them is no whole number.
+        ValueError: One of them is not positive, or beyond all reason.
     """
 
     num_chains: int
@@ -51,8 +56,7 @@ class AnnealingSchedule:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            require_count(name, value, most=MOST_CHAINS)
 
     @property
     def betas(self) -> list[float]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from ppl_vae.checks import Session, opened
 from ppl_vae.evaluation.sandwich import warn_if_draws_follow_data
 from ppl_vae.pairs import DataLike, PairError, Program, Substitute, sample_rows, tensors_of
+from ppl_vae.runtime import require_count
 
 _AT_ONCE = 64  # rows that the model generates at once, which bounds the memory
 
@@ -49,6 +50,7 @@ class Generator:
 
         Of a model whose distribution of x depends on x itself, they are not from p(x): a `PairWarning`.
         """
+        require_count("num", num)
         with self._opened() as (session, given):
             pair, layout = session.pair, session.layouts.of(given)
             warn_if_draws_follow_data(pair, given)
@@ -70,12 +72,19 @@ class Generator:
         with self._opened() as (session, x):
             pair, layout = session.pair, session.layouts.of(x)
             probe: Any = poutine.trace(pair.model).get_trace(x)
-            values, start = {}, 0
+            parts: dict[str, tuple[slice, Any]] = {}
+            start = 0
             for name in layout.latents:
                 shape = probe.nodes[name]["value"].shape[1:]
                 size = math.prod(shape)
-                values[name] = z[:, start : start + size].reshape(len(z), *shape)
+                parts[name] = (slice(start, start + size), shape)
                 start += size
+            if z.dim() != 2 or z.shape[1] != start:
+                raise ValueError(
+                    f"z has shape {tuple(z.shape)}, but the latents {', '.join(map(repr, parts))} of a row are "
+                    f"{start} numbers together: expected (m, {start})"
+                )
+            values = {n: z[:, part].reshape(len(z), *shape) for n, (part, shape) in parts.items()}
             model = Substitute(values)(pair.model)
             trace = poutine.trace(model).get_trace(_repeated(x, len(z)))
             return _mean(_site(trace, layout.observed, x))

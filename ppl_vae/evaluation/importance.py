@@ -25,6 +25,7 @@ from ppl_vae.pairs import (
     num_rows,
     sample_rows,
 )
+from ppl_vae.runtime import require_samples
 from ppl_vae.stats import Estimate, StreamingWeights
 
 _logger = logging.getLogger(__name__)
@@ -66,7 +67,8 @@ def evaluate(
     Raises:
         PairError: The programs fail on the rows, the rows are not in a plate, data are NaN or outside of
             the likelihood's support, or the guide ties the latents of different rows together.
-        ValueError: `num_samples` is not positive, or `x` has no rows.
+        TypeError: `num_samples` is no whole number.
+        ValueError: `num_samples` is not positive or beyond all reason, or `x` has no rows.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -83,8 +85,7 @@ def evaluate(
         >>> dist.Normal(0.0, 2**0.5).log_prob(x)
         tensor([-1.2655, -1.5155, -2.2655])
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    require_samples("num_samples", num_samples)
     generator = torch.get_rng_state()
     try:
         return _evaluate(model, guide, x, num_samples, seed, progress, capture)

@@ -165,7 +165,7 @@ def bidirectional_monte_carlo(
     Example:
         >>> from ppl_vae.models import ProbabilisticPCA
         >>> model = ProbabilisticPCA((2,), latent_dim=1, sigma=0.5)
-        >>> found = bidirectional_monte_carlo(model, None, torch.zeros(20, 2), num_steps=300, seed=0)
+        >>> found = bidirectional_monte_carlo(model, None, torch.zeros(5, 2), num_steps=100, seed=0)
         >>> found.meets(within=0.1)
         True
     """

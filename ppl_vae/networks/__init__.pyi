@@ -1,6 +1,8 @@
 from .arguments import (
     require_at_least_one as require_at_least_one,
+    require_data_shape as require_data_shape,
     require_latent_dims as require_latent_dims,
+    require_object as require_object,
     require_positive as require_positive,
     require_widths as require_widths,
 )

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral
 
 
 def require_at_least_one(owner: object, **counts: int) -> None:
-    """Raises an error for a count that is below 1.
+    """Raises an error for a count that is no whole number, or below 1.
 
     Args:
         owner: The object whose arguments they are; the message names its class.
         counts: The arguments, by name.
 
     Raises:
+        TypeError: One of them is no whole number.
         ValueError: One of them is less than 1.
 
     Example:
@@ -21,8 +23,50 @@ def require_at_least_one(owner: object, **counts: int) -> None:
         ValueError: list.length must be at least 1, got 0
     """
     for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, Integral):
+            raise TypeError(f"{type(owner).__name__}.{name} must be a whole number, got {count!r}")
         if count < 1:
             raise ValueError(f"{type(owner).__name__}.{name} must be at least 1, got {count}")
+
+
+def require_data_shape(owner: object, data_shape: Sequence[int]) -> None:
+    """Raises an error for what is no shape of a row.
+
+    Args:
+        owner: The object whose argument it is; the message names its class.
+        data_shape: The argument.
+
+    Raises:
+        TypeError: It is no sequence of whole numbers.
+        ValueError: One of them is less than 1.
+    """
+    name = f"{type(owner).__name__}.data_shape"
+    if isinstance(data_shape, str) or not isinstance(data_shape, Iterable):
+        raise TypeError(f"{name} must be the shape of a row, such as (5,), got {data_shape!r}")
+    if not all(isinstance(size, Integral) for size in data_shape):
+        raise TypeError(f"{name} must hold whole numbers, got {tuple(data_shape)}")
+    if any(size < 1 for size in data_shape):
+        raise ValueError(f"{name} must hold positive numbers, got {tuple(data_shape)}")
+
+
+def require_object(owner: object, name: str, given: object, method: str, example: str) -> None:
+    """Raises an error for an argument that is no object of the kind that it must be.
+
+    Args:
+        owner: The object whose argument it is; the message names its class.
+        name: The argument.
+        given: What was given for it.
+        method: What such objects have.
+        example: One of them, as code.
+
+    Raises:
+        TypeError: It is a class, or has no such method.
+    """
+    if isinstance(given, type) or not hasattr(given, method):
+        what = f"the class {given.__name__}" if isinstance(given, type) else repr(given)
+        raise TypeError(
+            f"{type(owner).__name__}.{name} must be an object such as {example}, got {what:.80}"
+        )
 
 
 def require_positive(owner: object, **values: float) -> None:
@@ -66,9 +110,14 @@ def require_widths(owner: object, *, allow_empty: bool = False, **widths: Sequen
         widths: The arguments, by name.
 
     Raises:
+        TypeError: It is no list of whole numbers.
         ValueError: A width is less than 1, or there is none.
     """
     for name, values in widths.items():
+        owned = f"{type(owner).__name__}.{name}"
+        if isinstance(values, str) or not isinstance(values, Iterable):
+            raise TypeError(f"{owned} must be a list of widths, one for each layer, got {values!r}")
+        if not all(isinstance(value, Integral) for value in values):
+            raise TypeError(f"{owned} must hold whole numbers, got {tuple(values)}")
         if any(value < 1 for value in values) or not (values or allow_empty):
-            owned = f"{type(owner).__name__}.{name}"
             raise ValueError(f"{owned} must hold positive widths, got {tuple(values)}")

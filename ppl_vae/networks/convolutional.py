@@ -48,8 +48,8 @@ class Convolutional(Network):
     hidden: int = 256
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "channels", tuple(self.channels))
         require_widths(self, channels=self.channels, allow_empty=True)
+        object.__setattr__(self, "channels", tuple(self.channels))
         require_at_least_one(self, hidden=self.hidden)
         if not self.channels:
             raise ValueError(

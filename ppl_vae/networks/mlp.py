@@ -39,8 +39,8 @@ class MLP(Network):
 
     def __post_init__(self) -> None:
         # YAML and the command line give lists, which cannot be hashed and never equal a tuple.
-        object.__setattr__(self, "hidden", tuple(self.hidden))
         require_widths(self, hidden=self.hidden, allow_empty=True)
+        object.__setattr__(self, "hidden", tuple(self.hidden))
 
     def encoder(self, data_shape: Sequence[int]) -> nn.Module:
         """See `Network.encoder`."""

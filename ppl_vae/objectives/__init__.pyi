@@ -4,6 +4,7 @@ from .base import (
     Resolved as Resolved,
     checked as checked,
     no_gradient as no_gradient,
+    without_parameters as without_parameters,
 )
 from .elbo import (
     ELBO as ELBO,

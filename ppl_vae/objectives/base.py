@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
 
@@ -24,7 +25,9 @@ from ppl_vae.pairs import (
     Layouts,
     Pair,
     Trace,
+    sample_sites,
     trace_pair,
+    unscaled,
 )
 from ppl_vae.runtime import described
 
@@ -214,6 +217,20 @@ def checked(objective: Objective, found: object) -> Loss:
                 f"{given}"
             )
     return found
+
+
+def without_parameters(traces: Iterable[tuple[Trace, Trace]]) -> bool:
+    """Whether no trainable parameter enters traces of model and guide, so that a loss needs no gradient.
+
+    A batch may be of such a kind: rows with labels under a model whose parameters are fixed, for example.
+    """
+    with torch.enable_grad(), pyro.validation_enabled(False):
+        return not any(
+            unscaled(site).requires_grad
+            for both in traces
+            for trace in both
+            for site in sample_sites(trace).values()
+        )
 
 
 def no_gradient(objective: Objective) -> str:

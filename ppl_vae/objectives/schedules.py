@@ -106,7 +106,7 @@ def require_beta(owner: str, name: str, value: float) -> None:
     """Raises an error unless `value` can be a weight of the KL."""
     require_number(owner, name, value)
     if not (value >= 0 and math.isfinite(value)):
-        raise ValueError(f"{owner}: {name} is a weight of the KL and must be >= 0, got {value}")
+        raise ValueError(f"{owner}: {name} is a weight of the KL and must be >= 0, not {value}")
 
 
 def require_number(owner: str, name: str, value: object, expected: str = "a number") -> None:

@@ -27,6 +27,7 @@ from .errors import (
     NoInverseError as NoInverseError,
     PairError as PairError,
     first_line as first_line,
+    is_plain as is_plain,
 )
 from .finite import (
     FiniteLatents as FiniteLatents,
@@ -37,7 +38,9 @@ from .finite import (
 )
 from .handlers import ScaleLatents as ScaleLatents, Substitute as Substitute
 from .jacobians import (
+    Computed as Computed,
     compare_jacobians as compare_jacobians,
+    computed_latents as computed_latents,
 )
 from .layout import (
     SAMPLES_PLATE as SAMPLES_PLATE,
@@ -97,6 +100,7 @@ from .supports import (
     of_numbers as of_numbers,
     require_inside as require_inside,
     rows_outside as rows_outside,
+    support_has_tensors as support_has_tensors,
 )
 from .survey import find_layout as find_layout
 from .traces import (

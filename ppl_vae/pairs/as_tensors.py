@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +21,8 @@ def as_tensor(x: Any, name: str = "x", dtype: torch.dtype | None = None) -> Tens
 
     Tensors stay as they are, but get no gradient, because data are not learned. Floating-point numbers of
     other libraries, and those in lists, get the given dtype, because numpy and pandas hold float64 where
-    modules hold float32. Integers and booleans keep their dtype. Memory is shared where that is possible.
+    modules hold float32. Integers and booleans keep their dtype. Memory is shared where that is possible;
+    a file that numpy has mapped (`np.load(path, mmap_mode="r")`) then stays on disk.
 
     Args:
         x: A tensor, an array that turns into a numpy array, or lists of numbers.
@@ -41,6 +43,8 @@ def as_tensor(x: Any, name: str = "x", dtype: torch.dtype | None = None) -> Tens
                 f"{name} is a nested tensor: pad its rows to one length, as "
                 "torch.nested.to_padded_tensor does"
             )
+        if x.is_meta:
+            raise TypeError(f"{name} is a tensor on the device 'meta', which holds no numbers")
         if x.layout is not torch.strided:
             raise TypeError(
                 f"{name} is a sparse tensor ({x.layout}): make it dense with .to_dense() if that fits in "
@@ -53,23 +57,35 @@ def as_tensor(x: Any, name: str = "x", dtype: torch.dtype | None = None) -> Tens
             "or pass a DataLoader whose collate_fn makes a dense tensor of each batch, as in "
             "torch.as_tensor(rows.toarray())"
         )
-    array = _as_numpy(x, name)
+    array = _as_numpy(_writable(x), name)
     if array.dtype.kind not in _NUMBERS or (array.dtype.kind == "u" and array.dtype.itemsize > 1):
         raise TypeError(
             f"{name} is {kind_of(x)} of dtype {array.dtype}, which torch does not compute with: make numbers "
-            "of it, as in torch.as_tensor(x.astype('float32'))"
+            f"of it, as in {_made_numbers(array.dtype)}"
         )
     native = array.dtype.newbyteorder("=") if array.dtype.itemsize <= 8 else np.dtype(np.float64)
     tensor = torch.from_numpy(np.require(array, native, ["C", "W"]))
     if not tensor.is_floating_point():
         return tensor
     found = tensor.to(dtype or torch.get_default_dtype())
+    if found is tensor:
+        return tensor
     if bool(found.isinf().any()) and not bool(tensor.isinf().any()):
         raise ValueError(
             f"{name} holds numbers up to {float(tensor.nan_to_num().abs().max()):.3g}, beyond the range of "
             f"{found.dtype}: rescale them, or pass a torch.float64 tensor to programs in that dtype"
         )
     return found
+
+
+def _made_numbers(dtype: np.dtype[Any]) -> str:
+    """How to make a tensor of an array of a dtype that torch does not know."""
+    if dtype.kind in "mM":
+        start = "x - x.min()" if dtype.kind == "M" else "x"
+        return f"torch.as_tensor(({start}) / numpy.timedelta64(1, 'D')), which counts days"
+    if dtype.names is not None:
+        return "torch.as_tensor(numpy.lib.recfunctions.structured_to_unstructured(x, 'float32'))"
+    return "torch.as_tensor(x.astype('float32'))"
 
 
 def is_array(x: Any) -> bool:
@@ -101,6 +117,19 @@ def kind_of(x: Any) -> str:
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
+def _writable(x: Any) -> Any:
+    """The same file mapped again, if it is mapped for reading alone.
+
+    Torch takes only arrays that can be written to, and would copy it into memory. What is written to the new
+    one does not reach the file.
+    """
+    if not isinstance(x, np.memmap) or x.flags.writeable or not isinstance(x.base, mmap.mmap):
+        return x
+    if x.filename is None or not x.flags.c_contiguous:
+        return x
+    return np.memmap(x.filename, x.dtype, "c", x.offset, x.shape)
+
+
 def _as_numpy(x: Any, name: str) -> np.ndarray[Any, Any]:
     if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
         raise ValueError(
@@ -124,10 +153,12 @@ def _as_numpy(x: Any, name: str) -> np.ndarray[Any, Any]:
         ) from error
     words = [f"'{c}': {v.dtype}" for c, v in columns.items() if v.dtype.kind not in _NUMBERS]
     if words:
+        dates = any(v.dtype.kind in "mM" for v in columns.values())
+        days = " (of dates, the days since the first one)" if dates else ""
         shown = ", ".join(words[:5]) + (", ..." if len(words) > 5 else "")
         raise TypeError(
             f"{name} is {kind_of(x)} with columns of a dtype that is not of numbers ({shown}): make numbers of "
-            "them, as in torch.as_tensor(x.astype('float32').to_numpy()), or leave them out"
+            f"them{days}, as in torch.as_tensor(x.astype('float32').to_numpy()), or leave them out"
         )
     # A table of numbers of several kinds, or with missing ones, is an array of objects.
     return np.column_stack(list(columns.values())) if columns else array

@@ -17,7 +17,7 @@ from torch.utils.data import BatchSampler, TensorDataset
 
 from ppl_vae.pairs.as_tensors import kind_of
 from ppl_vae.pairs.autoguides import autoguides_of, device_of_programs, keep_rows
-from ppl_vae.pairs.errors import PairError
+from ppl_vae.pairs.errors import PLAIN, PairError, first_line, is_plain
 from ppl_vae.pairs.own_rows import take_all_rows
 from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import (
@@ -248,13 +248,21 @@ def transformed(batch: Batch, transform: Callable[[Tensor], Tensor]) -> Batch:
 
     Raises:
         TypeError: The transform returns no tensor.
-        ValueError: It returns another number of rows.
+        ValueError: It raises an error, or returns another number of rows.
     """
     if places_of(batch)[0] != 0:  # nothing is given for the first argument
         return batch
     first, *others = tensors_of(batch)
-    found: object = transform(first)
     shape = tuple(first.shape)
+    try:
+        found: object = transform(first)
+    except PLAIN as error:
+        if not is_plain(error):
+            raise
+        raise ValueError(
+            f"transform raised {type(error).__name__} on the first tensor of a batch, of shape {shape}: "
+            f"{first_line(error)}"
+        ) from error
     expected = f"it is given the first tensor of a batch, here of shape {shape}, and must return"
     if not isinstance(found, Tensor):
         raise TypeError(f"transform returned {kind_of(found)}: {expected} a tensor")

@@ -7,7 +7,16 @@ from pathlib import Path
 
 
 class PairError(ValueError):
-    """A model/guide pair that cannot be used as asked; the message names the site and the remedy."""
+    """A model/guide pair that cannot be used as asked; the message names the site and the remedy.
+
+    Args:
+        message: The message.
+        names_rows: Whether it says already in which rows of which data something is wrong.
+    """
+
+    def __init__(self, message: str, names_rows: bool = False) -> None:
+        super().__init__(message)
+        self.names_rows = names_rows
 
 
 class NoInverseError(PairError):
@@ -30,6 +39,20 @@ class NoInverseError(PairError):
             f"{self.why}: it knows the density of what it has just drawn, but not of given values, which are "
             "needed here. Use a flow with an inverse, such as a spline or an affine coupling"
         )
+
+
+PLAIN = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""Errors that a mistake in a user's function raises."""
+
+
+def is_plain(error: Exception) -> bool:
+    """Whether an error is one of Python's own, which may be explained by another. A class of the user is kept.
+
+    Example:
+        >>> is_plain(ZeroDivisionError()), is_plain(PairError("no plate"))
+        (True, False)
+    """
+    return isinstance(error, PLAIN) and type(error).__module__ == "builtins"
 
 
 def first_line(error: BaseException) -> str:

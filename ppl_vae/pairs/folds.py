@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from ppl_vae.pairs.guide_maps import Block, GuideMap, Image
+from ppl_vae.pairs.guide_maps import MOST_NUMBERS, Block, GuideMap, Image, slopes
 
 _MOST_FOLDED = 8
 """Most draws that are moved one by one to find others that give the same latents."""
@@ -18,6 +18,9 @@ _MOST_GRADIENTS = 64
 
 _MOST_FLAT = 2
 """How many draws at which latents seem flat are looked at."""
+
+_MOST_TURNED = 8
+"""How many numbers whose derivatives have another sign at other draws are looked at."""
 
 _HALVINGS = 12
 """How closely the place is found at which a derivative changes."""
@@ -80,30 +83,39 @@ def turns(of: GuideMap, block: Block) -> bool:
     domain). If each number depends on one draw alone, the sign of each derivative is looked at. Only a change
     of sign where f does not jump counts: a function that jumps may be one-to-one on each side.
     """
-    there = block.jacobian != 0
-    alone = bool((there.sum(0) == 1).all()) and bool((there.sum(1) == 1).all())
-    columns = block.columns[there.long().argmax(1)]  # of each row, if it depends on one draw alone
+    alone = _each_alone(block)
     start = of.start.detach()
     for i, (point, image) in enumerate(of.others):
-        parts: list[tuple[Tensor, Tensor, Tensor]] = []  # rows, columns, derivatives at the point
-        if alone:  # the derivative of the sum is that of each number
-            inside = torch.zeros_like(image.numbers).index_fill(0, block.rows, 1.0)
-            slopes = _slopes(point, image, inside.detach())[columns].view(-1, 1, 1)
-            parts = list(zip(block.rows.split(1), columns.split(1), slopes, strict=True))
-        if (i + 1) * len(columns) <= _MOST_GRADIENTS or (i == 0 and not alone):
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []  # rows, columns, sign here
+        if alone is not None:  # the derivative of the sum is that of each number
+            rows, columns, here = alone
+            inside = torch.zeros_like(image.numbers).index_fill(0, rows, 1.0)
+            changed = here.sign() * slopes(point, image, inside.detach())[columns].sign() < 0
+            for number in changed.nonzero()[:_MOST_TURNED, 0]:
+                which = number.unsqueeze(0)
+                parts.append((rows[which], columns[which], here[which].view(1, 1)))
+        several = block.jacobian.dim() == 2 and len(block.columns) > 1
+        few = (i + 1) * len(block.columns) <= _MOST_GRADIENTS
+        if several and (few or (i == 0 and alone is None and len(block.columns) <= MOST_NUMBERS)):
             jacobian = _jacobian(point, image, block.rows, block.columns)
-            parts.append((block.rows, block.columns, jacobian))
-        for rows, which, jacobian in parts:
-            before = block.jacobian[torch.isin(block.rows, rows)][
-                :, torch.isin(block.columns, which)
-            ]
-            sign = _sign(before)
-            if sign * _sign(jacobian) < 0:
-                end = start.clone()
-                end[which] = point.detach()[which]
-                if _passes_zero(of, rows, which, end, sign):
-                    return True
+            if _sign(block.jacobian) * _sign(jacobian) < 0:
+                parts.append((block.rows, block.columns, block.jacobian))
+        for rows, which, before in parts:
+            end = start.clone()
+            end[which] = point.detach()[which]
+            if _passes_zero(of, rows, which, end, _sign(before)):
+                return True
     return False
+
+
+def _each_alone(block: Block) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Numbers, the draw that each alone depends on, and its derivative; None if one depends on several."""
+    if block.jacobian.dim() == 1:
+        return block.rows, block.columns, block.jacobian
+    there = block.jacobian != 0
+    if not bool((there.sum(0) == 1).all()) or not bool((there.sum(1) == 1).all()):
+        return None
+    return block.rows, block.columns[there.long().argmax(1)], block.jacobian[there]
 
 
 def _passes_zero(of: GuideMap, rows: Tensor, columns: Tensor, end: Tensor, sign: float) -> bool:
@@ -136,7 +148,7 @@ def flat_draws(of: GuideMap) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]
     weights = weights.to(numbers) * (of.image.plain & of.image.present[of.image.value_of])
 
     points = [(of.start, of.image), *of.others]
-    zero = torch.stack([_slopes(*point, weights) for point in points]) == 0
+    zero = torch.stack([slopes(*point, weights) for point in points]) == 0
     seen: dict[str, int] = {}
     for column in (zero.any(0) & ~zero.all(0)).nonzero():
         (name,) = of.names(of.image.latent_of[:0], column)[1]
@@ -150,13 +162,13 @@ def flat_draws(of: GuideMap) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]
                 continue
 
             def steep(draws: Tensor, image: Image, column: Tensor = column) -> bool:
-                return bool(_slopes(draws, image, weights)[column] != 0)
+                return bool(slopes(draws, image, weights)[column] != 0)
 
             near, _ = _border(of, other[0].detach(), flat[0].detach(), steep)
             size = torch.stack([p[1].numbers.detach()[moved].abs().max() for p in (other, flat)])
             noise = 1e3 * torch.finfo(size.dtype).eps * size.max() + torch.finfo(size.dtype).tiny
             way = (other[0] - flat[0]).detach()[column]
-            if bool((_slopes(*near, weights)[column] * way).abs() > noise):
+            if bool((slopes(*near, weights)[column] * way).abs() > noise):
                 yield of.names(of.image.value_of[moved].unique(), column)
 
 
@@ -188,24 +200,9 @@ def _at(of: GuideMap, draws: Tensor) -> tuple[Tensor, Image]:
         return draws, of.at(draws)
 
 
-def _slopes(draws: Tensor, image: Image, weights: Tensor) -> Tensor:
-    """The derivatives of a weighted sum of all numbers of latents by the draws."""
-    if not image.numbers.requires_grad:
-        return torch.zeros_like(draws)
-    (slopes,) = torch.autograd.grad(
-        image.numbers,
-        draws,
-        weights.to(image.numbers),
-        retain_graph=True,
-        allow_unused=True,
-        materialize_grads=True,
-    )
-    return slopes
-
-
 def _jacobian(draws: Tensor, image: Image, rows: Tensor, columns: Tensor) -> Tensor:
     each = torch.nn.functional.one_hot(rows, len(image.numbers))
-    return torch.stack([_slopes(draws, image, row)[columns] for row in each])
+    return torch.stack([slopes(draws, image, row)[columns] for row in each])
 
 
 def _sign(jacobian: Tensor) -> float:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import math
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
 
+import pyro
+import pyro.poutine as poutine
 import torch
+from torch import Tensor
 
 from ppl_vae.pairs.coordinates import support_of
 from ppl_vae.pairs.folds import flat_draws, fold, turns
-from ppl_vae.pairs.guide_maps import MOST_NUMBERS, Block, GuideMap
+from ppl_vae.pairs.guide_maps import MOST_NUMBERS, MOST_TOGETHER, ROUNDED, Block, GuideMap
+from ppl_vae.pairs.handlers import Substitute
 from ppl_vae.pairs.pair import Pair
-from ppl_vae.pairs.programs import Batch, num_rows
+from ppl_vae.pairs.programs import Batch, as_args, num_rows, take_rows, tensors_of
 from ppl_vae.pairs.row_plate import rows_frame, sites_of_rows
 from ppl_vae.pairs.traces import (
     Site,
@@ -22,11 +28,15 @@ from ppl_vae.pairs.traces import (
     has_log_density,
     is_delta,
     latent_sites,
+    present,
     sample_sites,
+    trace_pair,
 )
 
 _PER_SITE = 2
 """How many values of each latent are looked at."""
+
+_NOT_FREE = "its draws cannot be moved one by one"
 
 _MOST_FACTORS = 8
 """Of more factors, all or none are density."""
@@ -57,10 +67,12 @@ class DensityComparison(NamedTuple):
         wrong: For groups with a wrong density: whether any is given, and the largest error of log q(z | x); 0
             if it is not known.
         factors: The `pyro.factor` sites that are part of log q(z | x).
+        unknown: Latents that are computed from draws, and why it is not known whether their density is right.
     """
 
     wrong: dict[Computed, tuple[bool, float]]
     factors: tuple[str, ...]
+    unknown: dict[str, str]
 
 
 class _Off(NamedTuple):
@@ -137,10 +149,9 @@ def compare_jacobians(
 
     The arguments are those of `jacobian_problems` in the room of checks, which says what is compared.
     """
+    batch, model_trace, guide_trace = _few_rows(pair, batch, model_trace, guide_trace)
     in_guide, in_model = latent_sites(guide_trace), latent_sites(model_trace)
     possible = _possible_factors(guide_trace)
-    if any(n not in in_model and has_log_density(s) for n, s in in_guide.items()):
-        return DensityComparison({}, possible)
     latents = {
         n: in_model[n]
         for n, s in in_guide.items()
@@ -151,18 +162,20 @@ def compare_jacobians(
         for n, s in in_guide.items()
         if not is_delta(s) and n not in sample_sites(model_trace) and _is_free(s)
     ]
+    unknown = computed_latents(pair, batch, model_trace, guide_trace)
+    if any(n not in in_model and has_log_density(s) for n, s in in_guide.items()):
+        why = "it is computed from another Delta with a log_density"
+        return DensityComparison({}, possible, dict.fromkeys(unknown, why))
     if not latents or not draws:
-        return DensityComparison({}, possible)
+        return DensityComparison({}, possible, dict.fromkeys(unknown, _NOT_FREE))
     rows = sites_of_rows(pair.model, batch, model_trace)
     row_plate = rows_frame(rows, num_rows(batch)).name if possible else ""
     of_rows = all(_in_plate(in_guide[n], row_plate) for n in latents)
     inside = [n for n in possible if not of_rows or _in_plate(guide_trace.nodes[n], row_plate)]
     of = GuideMap(pair, batch, guide_trace, latents, draws, inside)
-    if not of.image.numbers.requires_grad:
-        return DensityComparison({}, possible)
     flat = [Computed(*names, fault="flat") for names in flat_draws(of)]
     if flat:
-        return DensityComparison({group: (False, 0.0) for group in flat}, possible)
+        return DensityComparison({group: (False, 0.0) for group in flat}, possible, {})
     factors: tuple[str, ...] | None = possible
     if not possible:
         differences = list(_differences(of))
@@ -184,7 +197,75 @@ def compare_jacobians(
         given = any(has_log_density(in_guide[n]) for n in group.latents)
         known = found.get(group, (given, 0.0))
         found[group] = max(known, (given, off), key=lambda pair: abs(pair[1]))
-    return DensityComparison(found, possible if factors is None else factors)
+    decided = {name for i, name in enumerate(of.latents) if i in of.decided}
+    decided |= {name for group in found for name in group.latents}
+    reasons = {name: of.reasons.get(i, _NOT_FREE) for i, name in enumerate(of.latents)}
+    return DensityComparison(
+        found,
+        possible if factors is None else factors,
+        {
+            name: reasons.get(name, _NOT_FREE)
+            for name in unknown
+            if name not in decided and reasons.get(name) != ROUNDED
+        },
+    )
+
+
+def computed_latents(
+    pair: Pair, batch: Batch, model_trace: Trace, guide_trace: Trace
+) -> tuple[str, ...]:
+    """The latents with a density in the model that a guide computes from draws of its own.
+
+    The guide runs once more with other draws. If it raises then, all Deltas count that may be such latents.
+    """
+    in_guide, in_model = latent_sites(guide_trace), latent_sites(model_trace)
+    known = sample_sites(model_trace)
+    draws = {n: s for n, s in in_guide.items() if not is_delta(s) and n not in known}
+    latents = tuple(
+        n
+        for n, s in in_guide.items()
+        if is_delta(s) and n in in_model and _has_place(in_model[n]) and bool(present(s).any())
+    )
+    if not draws or not latents:
+        return ()
+    values = {n: s["value"] for n, s in in_guide.items() if not is_delta(s)}
+    try:
+        with (
+            torch.random.fork_rng(),
+            torch.no_grad(),
+            pyro.validation_enabled(False),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            torch.manual_seed(1)
+            others = {n: s["fn"].sample().expand_as(s["value"]) for n, s in draws.items()}
+            traces: list[Trace] = []
+            for some in (values, values | others):
+                torch.manual_seed(0)
+                traces.append(
+                    poutine.trace(Substitute(some)(pair.guide)).get_trace(*as_args(batch))
+                )
+    except Exception:
+        return latents
+    here, there = [{n: trace.nodes[n]["value"] for n in latents} for trace in traces]
+    return tuple(n for n in latents if not torch.equal(here[n], there[n]))
+
+
+def _few_rows(
+    pair: Pair, batch: Batch, model_trace: Trace, guide_trace: Trace
+) -> tuple[Batch, Trace, Trace]:
+    """The first and the last row and their traces, if a row has so many numbers that all rows take long."""
+    n = num_rows(batch)
+    numbers = sum(site["value"].numel() for site in latent_sites(guide_trace).values())
+    if pair.keeps_rows or n <= 2 or numbers <= n * MOST_NUMBERS:
+        return batch, model_trace, guide_trace
+    ends = torch.tensor([0, n - 1], device=tensors_of(batch)[0].device)
+    try:
+        with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
+            few = take_rows(batch, ends)
+            return few, *trace_pair(pair, few)
+    except Exception:  # some pairs run on all rows alone
+        return batch, model_trace, guide_trace
 
 
 def _possible_factors(guide_trace: Trace) -> tuple[str, ...]:
@@ -214,8 +295,12 @@ def _differences(of: GuideMap) -> Iterator[tuple[Computed, float]]:
     image = of.image
     done: set[int] = set()
     for i in range(len(of.latents)):
-        values = (image.latent_of == i).nonzero()[:, 0]
-        some = torch.linspace(0, len(values) - 1, min(len(values), _PER_SITE)).round().long()
+        values = ((image.latent_of == i) & image.present).nonzero()[:, 0]
+        if len(values) == 0:
+            continue
+        large = int((image.value_of == values[0]).sum()) > MOST_NUMBERS
+        looked_at = min(len(values), 1 if large else _PER_SITE)
+        some = torch.linspace(0, len(values) - 1, looked_at).round().long()
         for value in values[some.to(values.device)].tolist():
             if value not in done:
                 block = of.block(value)
@@ -253,7 +338,7 @@ def _place(of: GuideMap, cell: int) -> _Place | None:
     """All that is at one place; None if a part is not known, or all are points."""
     image = of.image
     inside = (image.cell_of == cell).nonzero()[:, 0].tolist()
-    if len(inside) > MOST_NUMBERS:
+    if len(inside) > MOST_TOGETHER:
         return None
     done: set[int] = set()
     groups: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
@@ -281,16 +366,29 @@ def _place(of: GuideMap, cell: int) -> _Place | None:
 def _off(of: GuideMap, block: Block) -> _Off:
     image, jacobian = of.image, block.jacobian.double()
     eps = torch.finfo(block.jacobian.dtype).eps
-    log_det = float(torch.linalg.slogdet(jacobian)[1])
     density = float(image.density.detach()[block.values].double().sum())
     # A derivative much smaller than its number may come from rounded numbers, as for a sigmoid near 1.
-    size = image.numbers.detach()[block.rows].double().abs().clamp(min=1e-6).unsqueeze(1)
-    rounding = 4 * eps * float((1 / torch.linalg.svdvals(jacobian / size)).sum())
+    size = image.numbers.detach()[block.rows].double().abs().clamp(min=1e-6)
+    if jacobian.dim() == 1:
+        log_det = float(jacobian.abs().log().sum())
+        inverse = float((size / jacobian.abs()).sum())
+    else:
+        log_det = float(torch.linalg.slogdet(jacobian)[1])
+        inverse = _sum_of_inverse(jacobian / size.unsqueeze(1))
+    rounding = block.noise + 4 * eps * inverse
     rounding += 10 * float(image.rounding[block.values].sum()) + 100 * eps * (
         len(jacobian) + abs(log_det) + abs(density)
     )
     folded = fold(of, block)
     return _Off(density + log_det, folded, 1e-3 + rounding, folded == 0 and turns(of, block))
+
+
+def _sum_of_inverse(matrix: Tensor) -> float:
+    """The sum of 1 / singular value; for a large matrix, a number that is at least as large."""
+    if len(matrix) <= MOST_NUMBERS:
+        return float((1 / torch.linalg.svdvals(matrix)).sum())
+    inverse, info = torch.linalg.inv_ex(matrix)
+    return math.inf if int(info) else len(matrix) ** 0.5 * float(inverse.norm())
 
 
 def _judged(group: Computed, off: _Off) -> Iterator[tuple[Computed, float]]:

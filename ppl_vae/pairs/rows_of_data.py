@@ -269,6 +269,9 @@ def _batch(x: Any, arguments: DataArguments, name: str, in_memory: bool = True) 
     if any(t.dim() == 0 or t.shape[0] == 0 for t in tensors):
         shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
         raise ValueError(f"{name} has no rows: its shape is {shapes}; expected (rows, ...)")
+    if not any(t.numel() for t in tensors):
+        shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
+        raise ValueError(f"the rows of {name} hold no numbers: its shape is {shapes}")
     if len({t.shape[0] for t in tensors}) > 1:
         sizes = ", ".join(str(t.shape[0]) for t in tensors)
         raise ValueError(f"the tensors of a batch have different numbers of rows: {sizes}")

@@ -108,5 +108,16 @@ def _outside(site: Site) -> Tensor | None:
     return ~inside & there
 
 
+def support_has_tensors(fn: Any) -> bool:
+    """Whether the support of a distribution may be another one for other rows: bounds that are tensors.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> support_has_tensors(dist.Normal(0.0, 1.0)), support_has_tensors(dist.Uniform(0.0, torch.ones(2)))
+        (False, True)
+    """
+    return _has_tensors(of_numbers(support_of(fn)))
+
+
 def _has_tensors(support: Any) -> bool:
     return any(isinstance(part, Tensor) for part in vars(support).values()) if support else False

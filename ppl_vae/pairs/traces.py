@@ -211,7 +211,13 @@ def is_factor(site: Site) -> bool:
 
 
 def is_weighted(site: Site) -> bool:
-    """Whether a site has another scale than that of the plates around it: a `poutine.scale`."""
+    """Whether a site has another scale than that of the plates around it: a `poutine.scale`.
+
+    A scale that is a tensor may be another one for other rows, and counts even if it is 1 here. A number that a
+    program computes from its rows is seen only where it is not 1.
+    """
+    if isinstance(site["scale"], Tensor):
+        return True
     expected = 1.0
     for frame in site["cond_indep_stack"]:
         if frame.full_size:

@@ -63,6 +63,11 @@ def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
         for name in labels
     }
     shown = [name for name in labels if curves[name]]
+    if not history:
+        raise ValueError(
+            "learning_curves needs one mapping per epoch, such as the rows of metrics.csv, but the history is "
+            "empty: that of a run whose metrics.csv is missing is"
+        )
     if not shown:
         raise ValueError(
             f"learning_curves needs epochs with any of {', '.join(labels)}; got {len(history)} "

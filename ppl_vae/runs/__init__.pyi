@@ -1,11 +1,7 @@
-from .building import (
-    build as build,
-    import_alternatives as import_alternatives,
-    import_by_name as import_by_name,
-    public_name as public_name,
-)
+from .building import build as build, import_alternatives as import_alternatives
 from .checkpoints import (
     checkpoint_files as checkpoint_files,
+    digest_of_rows as digest_of_rows,
     load_checkpoint as load_checkpoint,
     require_same as require_same,
     save_checkpoint as save_checkpoint,
@@ -35,7 +31,15 @@ from .location import (
 )
 from .lock import LockedError as LockedError
 from .messages import plain as plain
+from .names import import_by_name as import_by_name, public_name as public_name
 from .netcdf import as_netcdf as as_netcdf
 from .run import Run as Run, load_run as load_run, save_run as save_run
 from .run_folder import RunFolder as RunFolder, require_free as require_free
+from .trust import (
+    ROLES as ROLES,
+    TYPED as TYPED,
+    Trust as Trust,
+    UntrustedError as UntrustedError,
+    names_in as names_in,
+)
 from .weights import write_weights as write_weights

@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ppl_vae.pairs import Batches, tensors_of
 from ppl_vae.runs.run_folder import RunFolder
 from ppl_vae.runtime import (
     CorruptFileError,
+    digest,
     flatten,
     own_folder,
     read_tensors,
-    remove,
     remove_left_behind,
     unflatten,
     write_tensors,
@@ -29,16 +30,19 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], facts: dict[
 
     Args:
         folder: The run's `checkpoints` folder.
-        step: Optimizer steps taken.
+        step: Steps taken.
         state: Nested dicts and lists of tensors and numbers.
         facts: Information that JSON can hold.
     """
     own_folder(folder)
     remove_left_behind(folder)
     flat, tensors = flatten(state)
-    write_tensors(_file(folder, step), tensors, {"facts": facts, "state": flat})
-    for old in checkpoint_files(folder)[KEPT:]:
-        remove(old)
+    file = _file(folder, step)
+    if file.is_dir():  # it was passed over when the training was resumed
+        file.rename(file.with_name(f"{file.name}.folder"))
+    write_tensors(file, tensors, {"facts": facts, "state": flat})
+    for old in [file for file in checkpoint_files(folder) if not file.is_dir()][KEPT:]:
+        old.unlink(missing_ok=True)
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -115,8 +119,8 @@ def require_same(folder: RunFolder, now: Mapping[str, Any], then: Mapping[str, A
     if differs:
         shown = "; ".join(differs[:5]) + (f"; and {len(differs) - 5} more" if differs[5:] else "")
         raise ValueError(
-            f"{folder.folder}: a resumed run must be as it was started, in all but max_epochs and patience. "
-            f"What differs: {shown}"
+            f"{folder.folder}: a resumed run must be as it was started, in all but what ends it (max_epochs, "
+            f"patience, max_iterations, tolerance). What differs: {shown}"
         )
 
 
@@ -136,6 +140,11 @@ def _differences(name: str, before: Any, now: Any) -> list[str]:
 
 def _as_json(value: Any) -> Any:
     return json.loads(json.dumps(value))
+
+
+def digest_of_rows(batches: Batches) -> str | None:
+    """A digest of all rows, which tells whether they have changed; None for an iterable."""
+    return digest(tensors_of(batches.rows)) if batches.in_memory else None
 
 
 def checkpoint_files(folder: Path) -> list[Path]:

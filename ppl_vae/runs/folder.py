@@ -19,7 +19,6 @@ from torch import Tensor
 
 from ppl_vae._version import __version__
 from ppl_vae.pairs import as_tensor
-from ppl_vae.runs.building import one_line
 from ppl_vae.runs.location import (
     ANNEALED,
     CONFIG,
@@ -31,7 +30,16 @@ from ppl_vae.runs.location import (
     config_file,
 )
 from ppl_vae.runs.netcdf import as_netcdf
-from ppl_vae.runtime import CorruptFileError, digest, write_bytes
+from ppl_vae.runtime import (
+    MOST_JSON,
+    MOST_YAML,
+    CorruptFileError,
+    digest,
+    load_json,
+    load_yaml,
+    read_text,
+    write_bytes,
+)
 
 _MAKERS = {
     EVALUATION: "ppl-vae evaluate",
@@ -43,6 +51,9 @@ _MAKERS = {
 
 _DIGEST = "table_sha256"
 """Key in a result's file: the digest of the table beside it."""
+
+_MOST_CSV = 2**28
+"""Largest size of a table in bytes, some million rows; read, it takes ten times as much memory."""
 
 _AGAIN = "remove it, or create it again with --overwrite"
 """What to do about a result that cannot be read."""
@@ -80,9 +91,9 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     file = config_file(path)
     try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CorruptFileError(file, f"this is not YAML ({one_line(error)})") from error
+        config = load_yaml(read_text(file, MOST_YAML))
+    except ValueError as error:
+        raise CorruptFileError(file, f"this is not YAML that can be read ({error})") from error
     if not isinstance(config, dict):
         raise CorruptFileError(
             file, "this is not the configuration of a run: expected `name: value` lines"
@@ -212,6 +223,8 @@ def read_csv(file: Path) -> list[dict[str, float]]:
     _require_no_folder(file)
     if not file.is_file():
         return []
+    if file.stat().st_size > _MOST_CSV:
+        raise CorruptFileError(file, f"it is larger than the {_MOST_CSV >> 20} MiB that are read")
     with file.open(newline="", encoding="utf-8") as lines:
         try:
             return [
@@ -266,14 +279,11 @@ def read_json(file: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        return load_json(read_text(file, MOST_JSON))
     except ValueError as error:
-        raise CorruptFileError(file, f"this is not JSON ({error}); {_AGAIN}") from error
-    if not isinstance(content, dict):
         raise CorruptFileError(
-            file, f"this is not a result: expected names and values in {{}}; {_AGAIN}"
-        )
-    return content
+            file, f"this is not a result that can be read as JSON ({error}); {_AGAIN}"
+        ) from error
 
 
 def _require_no_folder(file: Path) -> None:

@@ -13,12 +13,15 @@
 | plots/ | pictures, drawn by `ppl-vae train` |
 | checkpoints/ | what `fit` needs to continue |
 
-Nothing in it is pickled: loading a run imports the classes that config.yaml names and runs no other code.
+Nothing in it is pickled. Loading a run imports only classes of this package, of torch and of Pyro that suit
+their places, unless the user trusts the folder: see docs/security.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,7 +29,7 @@ from typing import Any, Protocol
 import torch
 
 from ppl_vae.pairs import Pair, Program, attach_guide, keep_guide
-from ppl_vae.runs.building import build, name_of
+from ppl_vae.runs.building import build
 from ppl_vae.runs.folder import (
     Summary,
     describe_rows,
@@ -38,8 +41,11 @@ from ppl_vae.runs.folder import (
     write_results,
 )
 from ppl_vae.runs.location import CONFIG, DIAGNOSIS, EVALUATION, METRICS
+from ppl_vae.runs.names import name_of
 from ppl_vae.runs.run_folder import RunFolder
+from ppl_vae.runs.trust import ROLES, Trust, UntrustedError
 from ppl_vae.runs.weights import read_weights, write_weights
+from ppl_vae.runtime import as_folder, described
 
 
 class Trained(Protocol):
@@ -109,6 +115,7 @@ def save_run(
 
     Raises:
         FileExistsError: There is a run at `path` and `overwrite` is False, or something that is not a run.
+        NotADirectoryError: `path` is a file, or below one.
         LockedError: Another process writes there.
         DiskFullError: There is no room; a run that was there is as it was.
         TypeError: A `pyro.param` has a constraint that cannot be written as names and numbers.
@@ -125,6 +132,10 @@ def save_run(
         >>> load_run(folder).model.latent_dim
         2
     """
+    path = as_folder(path, "path")
+    _require_results(config=config, evaluation=evaluation, diagnosis=diagnosis)
+    if fit is not None and not hasattr(fit, "history"):
+        raise TypeError(f"fit must be what fit has returned, got {described(fit)}")
     full = dict(config or {})
     for role, program in (("model", model), ("guide", guide)):
         full.setdefault(role, {"class_path": name_of(program)})
@@ -142,6 +153,7 @@ def load_run(
     model: Program | None = None,
     guide: Program | None = None,
     *,
+    trust: bool | Collection[str] | Trust = False,
     results: bool = True,
 ) -> Run:
     """Reads a run. Its pair evaluates exactly as the one that was saved.
@@ -152,6 +164,8 @@ def load_run(
             built from config.yaml. It is required if config.yaml does not say how to build it (for example,
             a function).
         guide: The guide, in the same way.
+        trust: What the folder may name beside the classes of this package, of torch and of Pyro: True (all that
+            it names, which may then do anything to your files), or the names of packages and modules.
         results: Whether to read what was found earlier, too. False leaves the history, the evaluation and the
             diagnosis out, so that damaged ones can be replaced.
 
@@ -161,22 +175,37 @@ def load_run(
     Raises:
         FileNotFoundError: No such folder, or no run in it.
         CorruptFileError: A file is damaged; the message names it and says what to do.
+        UntrustedError: The folder names other classes or functions; nothing was imported.
         ValueError: config.yaml cannot be used, or the weights are those of another pair.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"load_run takes the path of a run folder, got {described(path)}")
     path = Path(path)
     config = read_config(path)
+    allowed = Trust.of(trust, path)
+    missing = [role for role, program in (("model", model), ("guide", guide)) if program is None]
+    for role in missing:
+        _require_built(path, config, role)
+    if missing:  # all that the folder names, before anything is imported
+        given_too = {"model", "model_guide"} if model is not None else {"guide"} - {*missing}
+        allowed.check(config, [role for role in ROLES if role not in given_too])
+    if results and "max_epochs" in config and not (path / METRICS).is_file():
+        warnings.warn(
+            f"{path / METRICS} is missing: how the training went is not known, and the run's history is empty",
+            stacklevel=2,
+        )
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced below
         given = model
         if model is None:
-            model = _rebuild(path, config, "model", None)
+            model = _rebuild(path, config, "model", None, allowed)
             if "model_guide" in config:
-                _rebuild(path, config, "model_guide", model)
+                _rebuild(path, config, "model_guide", model, allowed)
                 keep_guide(model)
         if guide is None:
-            guide = _rebuild(path, config, "guide", model)
+            guide = _rebuild(path, config, "guide", model, allowed)
         elif given is None:
             attach_guide(model, guide)
-    read_weights(path, model, guide)
+    read_weights(path, model, guide, allowed)
     for module in Pair.of(model, guide).modules().values():
         module.eval()
     return Run(
@@ -191,19 +220,40 @@ def load_run(
     )
 
 
-def _rebuild(path: Path, config: Mapping[str, Any], role: str, model: Program | None) -> Program:
-    spec = config.get(role)
-    if not (isinstance(spec, dict) and "class_path" in spec and "init_args" in spec):
-        name = spec.get("class_path") if isinstance(spec, dict) else None
-        known = f" (it was {name})" if isinstance(name, str) else ""
-        raise ValueError(
-            f"{path / CONFIG} does not say how the {role} was built{known}: build it as before and "
-            "call load_run(path, model, guide); or save the run with "
-            f"config={{'{role}': {{'class_path': ..., 'init_args': {{...}}}}, ...}}"
-        )
+def _require_results(**given: object) -> None:
+    """Refuses what cannot be written, before an earlier run is replaced.
+
+    Raises:
+        TypeError: Something is neither a mapping nor a result.
+    """
+    for name, value in given.items():
+        result = name != "config" and hasattr(value, "to_dict")
+        if not (value is None or isinstance(value, Mapping) or result):
+            kind = "a dict" if name == "config" else "a result, or its to_dict()"
+            raise TypeError(f"{name} must be {kind}, got {described(value)}")
+
+
+def _rebuild(
+    path: Path, config: Mapping[str, Any], role: str, model: Program | None, trust: Trust
+) -> Program:
+    _require_built(path, config, role)
     try:
-        program: Program = build(spec, model)[0]
+        program: Program = build(config[role], model, role=role, trust=trust)[0]
+    except UntrustedError:
+        raise
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{path / CONFIG}, {role}: {error}") from error
     return program
+
+
+def _require_built(path: Path, config: Mapping[str, Any], role: str) -> None:
+    spec = config.get(role)
+    if not (isinstance(spec, dict) and "class_path" in spec and "init_args" in spec):
+        known = spec.get("class_path") if isinstance(spec, dict) else None
+        was = f" (it was {known})" if isinstance(known, str) else ""
+        raise ValueError(
+            f"{path / CONFIG} does not say how the {role} was built{was}: build it as before and "
+            "call load_run(path, model, guide); or save the run with "
+            f"config={{'{role}': {{'class_path': ..., 'init_args': {{...}}}}, ...}}"
+        )

@@ -12,6 +12,7 @@ from ppl_vae.runs.location import (
     CHECKPOINTS,
     CONFIG,
     HIDDEN,
+    METRICS,
     OF_A_RUN,
     PLOTS,
     STAGED,
@@ -117,6 +118,27 @@ class RunFolder:
             LockedError: Another process writes there.
         """
         return cls(Path(path), config)
+
+    @classmethod
+    def of_fit(cls, path: str | Path, *, resume: bool) -> Self:
+        """Opens the folder of a fit that writes checkpoints and metrics, and nothing else.
+
+        Args:
+            path: The folder; it is made if it is not there.
+            resume: Whether a fit that was there goes on.
+
+        Raises:
+            FileExistsError: An earlier fit was there, and it is not to be resumed.
+            LockedError: Another process writes there.
+        """
+        for name, content in ((CHECKPOINTS, "checkpoints"), (METRICS, "the metrics")):
+            found = Path(path) / name
+            if not resume and (found.is_file() or any(found.glob("step-*"))):
+                raise FileExistsError(
+                    f"{found} holds {content} of an earlier training: continue it with resume=True, or "
+                    "choose another run_dir"
+                )
+        return cls.open(path)
 
     @classmethod
     def of_other_process(cls, path: Path) -> Self:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.distributions.constraints import Constraint
 
 from ppl_vae.pairs import Pair, Program
-from ppl_vae.runs.building import import_by_name
 from ppl_vae.runs.location import CHECKPOINTS, WEIGHTS
+from ppl_vae.runs.trust import Trust
 from ppl_vae.runtime import CorruptFileError, read_tensors, write_tensors
 
 _PARAM = "param."  # how Pair.state() marks the values of pyro.param
@@ -29,7 +29,7 @@ def write_weights(path: Path, model: Program, guide: Program) -> None:
     write_tensors(path / WEIGHTS, pair.state(), {"constraints": constraints})
 
 
-def read_weights(path: Path, model: Program, guide: Program) -> None:
+def read_weights(path: Path, model: Program, guide: Program, trust: Trust) -> None:
     """Loads the saved state into a pair."""
     file = path / WEIGHTS
     if (path / CHECKPOINTS).is_dir():
@@ -45,10 +45,15 @@ def read_weights(path: Path, model: Program, guide: Program) -> None:
     if "constraints" not in metadata:
         raise CorruptFileError(file, f"the file holds something else than weights; {remedy}")
     pair = Pair.of(model, guide)
-    for name, described in metadata["constraints"].items():
-        leaf = state.pop(_PARAM + name)
-        pair.store["params"][name] = leaf.requires_grad_()
-        pair.store["constraints"][name] = _as_constraint(described)
+    constraints = metadata.get("constraints")
+    if not isinstance(constraints, dict) or not all(_PARAM + name in state for name in constraints):
+        raise CorruptFileError(file, f"it lacks the constraints of its parameters; {remedy}")
+    trust.check_constraints(
+        file, [c for described in constraints.values() for c in _classes(file, described)]
+    )
+    for name, described in constraints.items():
+        pair.store["params"][name] = state.pop(_PARAM + name).requires_grad_()
+        pair.store["constraints"][name] = _as_constraint(described, trust)
     _check_names(file, pair, state)
     pair.load_state(state)
     pair.remember()
@@ -87,14 +92,26 @@ def _describe_constraint(constraint: Any) -> dict[str, Any]:
     return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": numbers}
 
 
-def _as_constraint(described: Mapping[str, Any]) -> Constraint:
+def _classes(file: Path, described: Any) -> Iterator[str]:
+    """The names of the classes in a description that `_describe_constraint` may have made."""
+    match described:
+        case {"class_path": str(name), "init_args": dict(arguments)}:
+            yield name
+            for value in arguments.values():
+                if not isinstance(value, bool | int | float):
+                    yield from _classes(file, value)
+        case _:
+            raise CorruptFileError(file, f"{described!r:.80} is not the constraint of a parameter")
+
+
+def _as_constraint(described: Mapping[str, Any], trust: Trust) -> Constraint:
     arguments = {
-        name: _as_constraint(value) if isinstance(value, dict) else value
+        name: _as_constraint(value, trust) if isinstance(value, dict) else value
         for name, value in described["init_args"].items()
     }
-    kind = import_by_name(described["class_path"])
-    if not (isinstance(kind, type) and issubclass(kind, Constraint)):
-        raise ValueError(f"{described['class_path']} is not a constraint")
-    constraint = kind.__new__(kind)  # its constructor may not take the attributes that it sets
+    kind = trust.resolve(described["class_path"], "constraint")
+    constraint: Constraint = kind.__new__(
+        kind
+    )  # its constructor may not take the attributes that it sets
     vars(constraint).update(arguments)
     return constraint

@@ -1,5 +1,17 @@
+from .bounded import (
+    MOST_JSON as MOST_JSON,
+    MOST_YAML as MOST_YAML,
+    load_json as load_json,
+    load_yaml as load_yaml,
+    read_text as read_text,
+)
 from .denormals import denormals_flushed as denormals_flushed
-from .descriptions import described as described
+from .descriptions import (
+    as_folder as as_folder,
+    described as described,
+    require_count as require_count,
+    require_samples as require_samples,
+)
 from .devices import (
     device_of as device_of,
     make_fabric as make_fabric,
@@ -20,6 +32,7 @@ from .progress import progress_bar as progress_bar
 from .randomness import (
     preserve_random_state as preserve_random_state,
     random_state as random_state,
+    require_seed as require_seed,
     seed_everything as seed_everything,
     set_random_state as set_random_state,
 )

@@ -1,9 +1,16 @@
-"""What a user gave for an option, in words for an error message."""
+"""What a user gave for an option, in words for an error message, and checks that many options share."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+import os
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+MOST_SAMPLES = 10**8
+"""Most draws of each row that may be asked for; a million take minutes for a few hundred rows."""
 
 
 def described(given: object) -> str:
@@ -31,3 +38,75 @@ def described(given: object) -> str:
     if inspect.ismodule(given):
         return f"the module {name}"
     return f"an object of {type(given).__name__}"
+
+
+def require_count(name: str, given: Any, least: int | None = 1, most: int | None = None) -> None:
+    """Raises an error unless an option is a whole number within bounds.
+
+    Args:
+        name: The option, for the message.
+        given: What was given for it.
+        least: The smallest value; None: any.
+        most: The largest value; None: any.
+
+    Raises:
+        TypeError: It is no whole number.
+        ValueError: It is out of bounds.
+
+    Example:
+        >>> require_count("num_samples", 0)
+        Traceback (most recent call last):
+        ValueError: num_samples must be at least 1, got 0
+    """
+    if isinstance(given, bool) or not isinstance(given, Integral):
+        raise TypeError(f"{name} must be a whole number, got {described(given)}")
+    number = int(given)
+    if least is not None and number < least:
+        raise ValueError(f"{name} must be at least {least}, got {given}")
+    if most is not None and number > most:
+        raise ValueError(f"{name} must be at most {most:,}, got {number:,}")
+
+
+def require_samples(name: str, given: int, least: int = 1) -> None:
+    """`require_count` for a number of draws of each row, with the largest that a computer can be asked for.
+
+    Raises:
+        TypeError: It is no whole number.
+        ValueError: It is out of bounds; the message says how the error falls with the number.
+    """
+    require_count(name, given, least)
+    if given > MOST_SAMPLES:
+        raise ValueError(
+            f"{name} must be at most {MOST_SAMPLES:,}, got {given:,}, which no computer draws in the time "
+            "that anyone waits: the error falls with the square root of the number, so that 100 times as many "
+            "give one digit more"
+        )
+
+
+def as_folder(given: object, name: str) -> Path:
+    """The path of a folder that is there or can be made.
+
+    Args:
+        given: What the user gave.
+        name: The option, for the message.
+
+    Raises:
+        TypeError: It is no path.
+        ValueError: It has a character that no path can have.
+        NotADirectoryError: It is a file, or below one.
+
+    Example:
+        >>> as_folder(3, "run_dir")
+        Traceback (most recent call last):
+        TypeError: run_dir must be a path, got 3
+    """
+    if not isinstance(given, str | os.PathLike):
+        raise TypeError(f"{name} must be a path, got {described(given)}")
+    path = Path(given)
+    if "\0" in str(path):
+        raise ValueError(f"{name}={str(path)!r}: a path cannot hold a null character")
+    for part in (path, *path.parents):
+        if part.is_file():
+            below = "" if part is path else f", and {path} would be below it"
+            raise NotADirectoryError(f"{name}: {part} is a file{below}; choose another folder")
+    return path

@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor
 
+from ppl_vae.runtime.descriptions import described, require_count
+
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 Precision = Literal["32-true", "bf16-mixed"]
+
+_DEVICES = "'auto', 'cpu', 'cuda', 'cuda:1' ... or 'mps'"
 
 
 def device_of(tensors: Iterable[Tensor]) -> torch.device:
@@ -21,23 +25,28 @@ def device_of(tensors: Iterable[Tensor]) -> torch.device:
     return torch.device("cpu")
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str | torch.device) -> torch.device:
     """The device of a name.
 
     Args:
-        name: `auto` (a CUDA GPU if there is one), `cpu`, `cuda`, `cuda:1` or `mps`.
+        name: `auto` (a CUDA GPU if there is one), `cpu`, `cuda`, `cuda:1` or `mps`; or a device of torch.
 
     Raises:
+        TypeError: It is no name.
         ValueError: There is no such device, or torch cannot see it.
 
     Example:
         >>> resolve_device("cpu")
         device(type='cpu')
     """
+    if isinstance(name, torch.device):
+        name = str(name)
+    if not isinstance(name, str):
+        raise TypeError(f"device must be {_DEVICES}, got {described(name)}")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.partition(":")[0] not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"device={name!r}: expected 'auto', 'cpu', 'cuda', 'cuda:1' ... or 'mps'")
+        raise ValueError(f"device={name!r}: expected {_DEVICES}")
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -74,7 +83,9 @@ def make_fabric(
         num_nodes: Machines.
 
     Raises:
-        ValueError: There is no such device or precision, or several processes are to share one GPU.
+        TypeError: A number of processes or machines is not whole.
+        ValueError: There is no such device or precision, a number of processes or machines is not positive, or
+            several processes are to share one GPU.
 
     Example:
         >>> make_fabric("cpu").world_size
@@ -84,6 +95,8 @@ def make_fabric(
 
     if precision not in get_args(Precision):
         raise ValueError(f"precision must be one of {get_args(Precision)}, got {precision!r}")
+    require_count("num_processes", num_processes)
+    require_count("num_nodes", num_nodes)
     chosen = resolve_device(device)
     several = num_processes * num_nodes > 1
     if several and chosen.index is not None:

@@ -91,7 +91,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     if path.is_dir() and not path.is_symlink():
-        raise IsADirectoryError(f"{path} is a folder, where a file is to be written: remove it")
+        raise IsADirectoryError(f"{path} is a folder, but a file is to be written there: rename it")
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{_TEMPORARY}{path.suffix}")
     with full_disk_explained(path):
         try:

@@ -11,9 +11,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vae.runtime.descriptions import require_count
+
+SEEDS = (-(2**63), 2**63 - 1)
+"""Smallest and largest seed: what torch takes and a checkpoint can hold."""
+
+
+def require_seed(seed: object) -> None:
+    """Raises an error for what is no seed.
+
+    Raises:
+        TypeError: It is no whole number.
+        ValueError: It does not fit into 64 bits.
+
+    Example:
+        >>> require_seed("a")
+        Traceback (most recent call last):
+        TypeError: seed must be a whole number, got the string 'a'
+    """
+    require_count("seed", seed, *SEEDS)
+
 
 def seed_everything(seed: int) -> None:
-    """Seeds torch's, NumPy's and Python's generators."""
+    """Seeds torch's, NumPy's and Python's generators.
+
+    Raises:
+        TypeError: The seed is no whole number.
+        ValueError: It does not fit into 64 bits.
+    """
+    require_seed(seed)
+    seed = int(seed)
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)

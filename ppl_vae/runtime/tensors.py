@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ppl_vae.runtime.bounded import load_json
 from ppl_vae.runtime.files import CorruptFileError, write_bytes
 
 _METADATA = "ppl_vae"
@@ -71,7 +72,10 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CorruptFileError(
             path, "the file's content does not match its checksum: it is damaged"
         )
-    return tensors, json.loads(header[_METADATA])
+    try:
+        return tensors, load_json(header[_METADATA])
+    except ValueError as error:
+        raise CorruptFileError(path, f"its metadata cannot be read ({error})") from error
 
 
 def flatten(tree: Any, prefix: str = "") -> tuple[Any, dict[str, Tensor]]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ppl_vae.checks import Session, opened
 from ppl_vae.pairs import DataLike, Program, sample_rows, stated_moment, tensors_of
+from ppl_vae.runtime import described, require_samples
 
 
 class PriorDescription(Protocol):
@@ -65,8 +66,11 @@ def refit_prior(
         >>> refitted.prior().mean.shape, model.prior().mean
         (torch.Size([2]), tensor([0., 0.]))
     """
-    if num_draws < 2:
-        raise ValueError(f"num_draws must be at least 2, got {num_draws}")
+    require_samples("num_draws", num_draws, least=2)
+    if isinstance(prior, type) or not hasattr(prior, "build"):
+        raise TypeError(
+            f"prior must be a description such as MixturePrior(20), got {described(prior)}"
+        )
     with opened(model, guide, x, seed=seed, progress=progress) as session:
         old = getattr(model, "prior", None)
         if not isinstance(old, nn.Module):

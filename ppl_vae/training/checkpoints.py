@@ -58,18 +58,21 @@ class Checkpoints:
         self._saved_at = time.monotonic()
         if self.folder is None:
             return
-        generators = self.processes.gathered(random_state(self.processes.device))
+        mine = random_state(self.processes.device), progress.sums
+        generators, sums = zip(*self.processes.gathered(mine), strict=True)
         if not self.processes.is_first:
             return
         state = {
             "pair": self.pair.state(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
-            "generators": generators,
+            "generators": list(generators),
             "seed": seed,
             "best": best,
         }
-        facts = {**self.facts, "config": self.folder.config, "progress": vars(progress)}
+        # Amid an epoch, each process has summed over rows of its own.
+        now = {"config": self.folder.config, "progress": vars(progress), "sums": list(sums)}
+        facts = {**self.facts, **now}
         save_checkpoint(self.folder.path / CHECKPOINTS, progress.step, state, facts)
         if progress.step > 0:
             self.folder.begin()
@@ -85,11 +88,14 @@ class Checkpoints:
         """
         assert self.folder is not None
         saved, facts = load_checkpoint(self.folder.path / CHECKPOINTS)
-        require_same(self.folder, {**self.facts, "config": self.folder.config}, facts)
+        require_same(self.folder, {"config": self.folder.config, **self.facts}, facts)
         device = self.processes.device
         self.pair.load_state({n: t.to(device) for n, t in saved["pair"].items()})
         self.optimizer.load_state_dict(saved["optimizer"])
         if self.scheduler is not None and saved["scheduler"] is not None:
             self.scheduler.load_state_dict(saved["scheduler"])
         set_random_state(saved["generators"][self.processes.rank], device)
-        return Progress(**facts["progress"]), saved["seed"], saved["best"]
+        progress = Progress(**facts["progress"])
+        if "sums" in facts:  # older checkpoints have those of the first process alone
+            progress.sums = facts["sums"][self.processes.rank]
+        return progress, saved["seed"], saved["best"]

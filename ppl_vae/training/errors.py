@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch.distributions import kl_divergence
 
-from ppl_vae.checks import rows_not_finite
+from ppl_vae.checks import large_values, rows_not_finite
 from ppl_vae.objectives import Loss
-from ppl_vae.pairs import first_bad_site, latent_sites, observed_sites
+from ppl_vae.pairs import Batch, first_bad_site, latent_sites, observed_sites
 from ppl_vae.runs import CHECKPOINTS, RunFolder
 from ppl_vae.training.progress import Progress
 
@@ -27,13 +27,19 @@ class DivergenceError(RuntimeError):
 
 
 def divergence(
-    what: str, loss: Loss | None, dim: int | None, progress: Progress, folder: RunFolder | None
+    what: str,
+    loss: Loss | None,
+    batch: Batch | None,
+    dim: int | None,
+    progress: Progress,
+    folder: RunFolder | None,
 ) -> DivergenceError:
     """The error for a step that is not finite.
 
     Args:
         what: What became NaN or infinite.
         loss: The loss, with the traces in which a site may not be finite; None if a recording ran.
+        batch: The rows of the step; None if this process had none.
         dim: Where the plate over the rows is.
         progress: The steps taken before.
         folder: The run folder with the checkpoints, if there is one.
@@ -43,6 +49,9 @@ def divergence(
     if site is None and loss is not None and (name := _infinite_kl(loss)):
         where = f"the KL of '{name}' is infinite: the guide draws where the prior is 0"
     advice = "A smaller learning rate, clip_grad_norm, or a bounded scale may help"
+    large = "" if batch is None else large_values(batch, name="the batch")
+    if large:
+        advice = f"The likely cause are the data: {large}; repair or rescale them"
     for model_trace, _ in loss.traces if loss is not None else []:
         data = observed_sites(model_trace).get(site[0]) if site else None
         if data is not None and not bool(torch.isfinite(data["value"]).all()):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,12 +21,24 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from ppl_vae.checks import device_for
 from ppl_vae.objectives import Objective, as_objective
 from ppl_vae.pairs import Batches, DataLike, Pair, Program
-from ppl_vae.runs import CHECKPOINTS, METRICS, RunFolder
-from ppl_vae.runtime import described, make_fabric, preserve_random_state, seed_everything
+from ppl_vae.runs import RunFolder
+from ppl_vae.runtime import (
+    as_folder,
+    described,
+    make_fabric,
+    preserve_random_state,
+    require_count,
+    require_seed,
+    seed_everything,
+)
 from ppl_vae.training.loop import Training
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+
+APART = 2**31 - 1
+"""Between the seeds of two processes: with 1, runs with neighboring seeds would share their random numbers."""
 
 
 @dataclass(frozen=True)
@@ -176,12 +188,10 @@ def fit(
         ("batch_size", batch_size),
         ("patience", patience),
     ):
-        if count is not None and not isinstance(count, Integral):
-            raise TypeError(f"{name} must be a whole number, got {count!r}")
-    if max_epochs < 1:
-        raise ValueError(f"max_epochs must be at least 1, got {max_epochs}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if count is not None:
+            require_count(name, count, least=None if name == "patience" else 1)
+    if seed is not None:
+        require_seed(seed)
     if patience is not None and (validation is None or patience < 1):
         raise ValueError(
             "early stopping watches the held-out ELBO: give validation rows, and a patience of at least 1"
@@ -197,6 +207,13 @@ def fit(
             raise ValueError(f"{name} must be positive, got {number}")
     if transform is not None and not callable(transform):
         raise TypeError(f"transform must be a function of a tensor, got {described(transform)}")
+    if fabric is not None and not hasattr(fabric, "broadcast"):
+        raise TypeError(
+            "fabric must be a launched Lightning Fabric, as make_fabric('cuda') of ppl_vae.runtime makes it, "
+            f"got {described(fabric)}"
+        )
+    folder = run_dir if run_dir is None or isinstance(run_dir, RunFolder) else None
+    path = None if run_dir is None or folder is not None else as_folder(run_dir, "run_dir")
     pair = Pair(model, guide)
     batches = Batches(x, pair, transform=transform)
     held_out = None if validation is None else Batches(validation, pair, "validation")
@@ -204,16 +221,19 @@ def fit(
     if fabric is None:
         fabric = make_fabric(device_for(pair, batches, device))
     with ExitStack() as stack:
-        folder = run_dir
-        if folder is not None and not isinstance(folder, RunFolder):
-            folder = _opened(Path(folder), resume, fabric)
-            stack.enter_context(folder)
+        if path is not None:
+            is_first = fabric.global_rank == 0  # only this process writes there
+            folder = stack.enter_context(
+                RunFolder.of_fit(path, resume=resume)
+                if is_first
+                else RunFolder.of_other_process(path)
+            )
         own_seed = seed if seed is not None else int(torch.randint(2**31, ()))
         own_seed = int(fabric.broadcast(own_seed))
         if seed is not None or resume:
             stack.enter_context(preserve_random_state())
         if seed is not None or fabric.world_size > 1:
-            seed_everything(own_seed + fabric.global_rank)
+            seed_everything(own_seed + APART * fabric.global_rank)
         pair.to(fabric.device)
         stack.enter_context(pair.scope())
         training = Training(
@@ -254,21 +274,3 @@ def fit(
         run_dir=None if folder is None else folder.folder,
         warnings=tuple(training.warnings),
     )
-
-
-def _opened(path: Path, resume: bool, fabric: Fabric) -> RunFolder:
-    """The run folder of a training; only the first process writes there.
-
-    Raises:
-        FileExistsError: An earlier training was there, and it is not to be resumed.
-    """
-    if fabric.global_rank > 0:
-        return RunFolder.of_other_process(path)
-    for name, content in ((CHECKPOINTS, "checkpoints"), (METRICS, "the metrics")):
-        found = path / name
-        if not resume and (found.is_file() or any(found.glob("step-*"))):
-            raise FileExistsError(
-                f"{found} holds {content} of an earlier training: continue it with resume=True, or choose "
-                "another run_dir"
-            )
-    return RunFolder.open(path)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ppl_vae.checks import DataCheck, RowError, check_data, check_rows
+from ppl_vae.checks import DataCheck, check_data, check_rows, large_values
 from ppl_vae.pairs import (
     Batch,
     Batches,
@@ -20,6 +20,8 @@ from ppl_vae.pairs import (
     RowDensities,
     Trace,
     find_layout,
+    first_line,
+    is_plain,
     means_of_sites,
     move,
     num_rows,
@@ -48,6 +50,9 @@ class HeldOut:
         layouts: The layouts of its batches.
         batches: The held-out rows; None measures active units on a batch of training rows.
         rows: The training rows.
+
+    Attributes:
+        doubt: Why the held-out ELBO is not finite, if it is not.
     """
 
     def __init__(
@@ -58,6 +63,7 @@ class HeldOut:
         self.batches = batches
         self.rows = rows
         self._check: DataCheck | None = None
+        self.doubt: str | None = None
         self.size = rows.batch_size if pair.keeps_rows else max(rows.batch_size, LEAST_ROWS)
 
     def check(self, first: Batch) -> None:
@@ -164,9 +170,11 @@ class HeldOut:
                     if self._check is not None and not source.in_memory:
                         with self._explained(batch):
                             self._check.refuse(batch, number, "validation")
-                drawn = self._drawn(batch)
+                drawn = self._drawn(batch, number)
                 rate += float((drawn.log_guide - drawn.log_prior).double().mean(0).sum())
                 distortion -= float(drawn.log_likelihood.double().mean(0).sum())
+                if self.batches is not None and not math.isfinite(rate + distortion):
+                    self._explain(batch, int(rows))
                 rows += num_rows(batch)
                 for name, columns in means_of_sites(drawn, drawn.layout).items():
                     scaled = _in_units_of_the_prior(columns, drawn, name)
@@ -185,7 +193,15 @@ class HeldOut:
             found["validation_elbo"] = -(rate + distortion) / rows
         return found
 
-    def _drawn(self, batch: Batch) -> RowDensities:
+    def _explain(self, batch: Batch, start: int) -> None:
+        """Notes why the ELBO of a batch is not finite."""
+        large = large_values(batch, start=start, name="validation")
+        where = large or f"it is so from row {start} of validation on"
+        self.doubt = self.doubt or (
+            f"the held-out ELBO is NaN or infinite: {where}. Repair or rescale these rows, or stop earlier"
+        )
+
+    def _drawn(self, batch: Batch, number: int) -> RowDensities:
         def draw(layout: Layout) -> RowDensities:
             return sample_rows(self.pair, layout, batch, VALIDATION_SAMPLES)
 
@@ -194,10 +210,17 @@ class HeldOut:
         with self._explained(batch):
             try:
                 return self.layouts.run(batch, draw)
-            except RowError:
-                raise
             except PairError as error:  # of a kind of batch that comes here first
+                if error.names_rows:
+                    raise
                 raise PairError(f"validation: {error}") from None
+            except Exception as error:
+                if not is_plain(error):
+                    raise
+                raise PairError(
+                    f"validation: the pair does not run on its batch {number} (counted from 0), of "
+                    f"{num_rows(batch)} rows: {first_line(error)}"
+                ) from error
 
 
 def _in_units_of_the_prior(means: Tensor, drawn: RowDensities, name: str) -> Tensor:

@@ -39,13 +39,13 @@ from ppl_vae.pairs import (
     Layout,
     Layouts,
     Pair,
+    PairError,
     Trace,
     num_rows,
-    tensors_of,
     trace_pair,
 )
-from ppl_vae.runs import RunFolder
-from ppl_vae.runtime import denormals_flushed, digest, preserve_random_state, progress_bar
+from ppl_vae.runs import RunFolder, digest_of_rows
+from ppl_vae.runtime import denormals_flushed, preserve_random_state, progress_bar
 from ppl_vae.training.agreement import Agreement
 from ppl_vae.training.checkpoints import Checkpoints
 from ppl_vae.training.errors import read_only_once
@@ -168,8 +168,8 @@ class Training:
             },
             "clip_grad_norm": None if clip_grad_norm is None else float(clip_grad_norm),
             "transform": None if transform is None else _name(transform),
-            "data": None if folder is None else _digest(batches),
-            "validation": None if folder is None or held_out is None else _digest(held_out),
+            "data": None if folder is None else digest_of_rows(batches),
+            "validation": None if folder is None or held_out is None else digest_of_rows(held_out),
             "lr_scheduler": type(self.scheduler).__name__,
             "rows": self.rows.number,
             "compile": compile,
@@ -272,6 +272,8 @@ class Training:
     def _epoch(self, bar: Any, started: float) -> None:
         """The steps of one epoch that are still to be taken."""
         progress = self.progress
+        whole = progress.step_in_epoch == 0
+        self.step.has_moved = False
         if self.step.captured is not None:
             self.step.captured.recheck_state()
         for batch, rows in self.rows.shuffled(self.seed, progress.epoch, progress.step_in_epoch):
@@ -288,6 +290,11 @@ class Training:
                 self._save()
         if not progress.sums:
             raise read_only_once("x", progress.epoch + 1)
+        if whole and not self.step.has_moved:
+            raise PairError(
+                f"no batch of epoch {progress.epoch + 1} has a loss with a gradient: no trainable parameter "
+                "enters it. Use the parameters in model or guide, or give batches whose latents are drawn"
+            )
 
     def _end_of_epoch(self) -> dict[str, float]:
         """The metrics of the epoch, on which the schedule and early stopping act."""
@@ -320,6 +327,7 @@ class Training:
     def _show_doubts(self) -> None:
         """Says, once each, that recorded steps may be wrong, or that loss and logged ELBO are not the same."""
         doubts = [] if self.step.captured is None else [self.step.captured.doubt]
+        doubts.append(self.held_out.doubt)
         if not self._disagrees:
             doubt = self.agreement.doubt()
             self._disagrees = doubt is not None
@@ -345,8 +353,3 @@ class Training:
 
 def _name(transform: Callable[[Tensor], Tensor]) -> str:
     return getattr(transform, "__qualname__", type(transform).__qualname__)
-
-
-def _digest(batches: Batches) -> str | None:
-    """A digest of all rows, which tells whether they have changed; None for an iterable."""
-    return digest(tensors_of(batches.rows)) if batches.in_memory else None

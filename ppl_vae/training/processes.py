@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from ppl_vae.pairs import Pair
+from ppl_vae.pairs import Pair, first_line
 from ppl_vae.training.errors import DivergenceError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ class Processes:
     """The processes of one training, as one of them sees them; often it is alone.
 
     All processes must call each method that sends something: one that is left out would make the others
-    wait forever.
+    wait forever. All raise a `ConnectionError` if another process has ended.
 
     Args:
         fabric: A launched Lightning Fabric.
@@ -40,16 +41,35 @@ class Processes:
         self.count: int = fabric.world_size
         self.is_first: bool = fabric.is_global_zero
 
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Says what it means if a message to or from the other processes fails.
+
+        Raises:
+            ConnectionError: Another process has ended.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            why = first_line(error).split(". ")[0]
+            raise ConnectionError(
+                f"process {self.rank} of {self.count} (counted from 0) has lost the others, so this training "
+                "cannot go on: one was killed, or has stopped with an error of its own. Start all of them "
+                f"again; a run with checkpoints can be resumed. What happened: {why}"
+            ) from error
+
     def from_first(self, value: T) -> T:
         """The first process's value, for all of them."""
-        return self.fabric.broadcast(value)
+        with self._together():
+            return self.fabric.broadcast(value)
 
     def gathered(self, value: T) -> list[T]:
         """The values of all processes, by rank."""
         if self.count == 1:
             return [value]
         everyone: list[Any] = [None] * self.count
-        torch.distributed.all_gather_object(everyone, value)
+        with self._together():
+            torch.distributed.all_gather_object(everyone, value)
         return everyone
 
     def share_weights(self, pair: Pair) -> None:
@@ -61,9 +81,10 @@ class Processes:
     def share_buffers(self, pair: Pair) -> None:
         """Batch statistics, which each process collects from its own rows, become the first one's."""
         if self.count > 1:
-            for module in pair.modules().values():
-                for buffer in module.buffers():
-                    torch.distributed.broadcast(buffer, 0)
+            with self._together():
+                for module in pair.modules().values():
+                    for buffer in module.buffers():
+                        torch.distributed.broadcast(buffer, 0)
 
     def sum_gradients(
         self, leaves: Sequence[Tensor], diverged: DivergenceError | None, checkpoint_due: bool
@@ -83,8 +104,7 @@ class Processes:
             for leaf in leaves
         ]
         flags = parts[0].new_tensor([diverged is not None, checkpoint_due and self.is_first])
-        flat = self.fabric.all_reduce(torch.cat([*parts, flags]), reduce_op="sum")
-        assert isinstance(flat, Tensor)
+        flat = self._sum(torch.cat([*parts, flags]))
         start = 0
         for leaf in leaves:
             leaf.grad = flat[start : start + leaf.numel()].view_as(leaf).to(leaf.dtype)
@@ -100,6 +120,11 @@ class Processes:
         if self.count == 1:
             return dict(numbers)
         mine = torch.tensor([numbers.get(name, 0.0) for name in names], dtype=torch.float64)
-        total = self.fabric.all_reduce(mine.to(self.device), reduce_op="sum")
-        assert isinstance(total, Tensor)
+        total = self._sum(mine.to(self.device))
         return dict(zip(names, total.tolist(), strict=True))
+
+    def _sum(self, mine: Tensor) -> Tensor:
+        with self._together():
+            found = self.fabric.all_reduce(mine, reduce_op="sum")
+        assert isinstance(found, Tensor)
+        return found

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,8 +14,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ppl_vae.capture import RECORD_AFTER, CapturedLoss, CaptureError, StaleRecordingError
-from ppl_vae.objectives import Loss, Resolved, no_gradient
-from ppl_vae.pairs import Batch, Layouts, Pair, PairError, first_line, num_rows
+from ppl_vae.objectives import Loss, Resolved, no_gradient, without_parameters
+from ppl_vae.pairs import Batch, Layouts, Pair, PairError, first_line, num_rows, tensors_of
 from ppl_vae.runs import RunFolder
 from ppl_vae.runtime import random_state, set_random_state
 from ppl_vae.training.errors import DivergenceError, divergence
@@ -137,6 +139,8 @@ class Step:
         processes: The processes that take the step together.
         clip_grad_norm: Largest norm of the whole gradient.
         folder: The run folder, for the message of a divergence.
+        has_moved: Whether a batch has had a gradient. A batch in whose loss no trainable parameter enters has
+            none: it counts in the metrics alone.
     """
 
     pair: Pair
@@ -148,10 +152,12 @@ class Step:
     processes: Processes
     clip_grad_norm: float | None
     folder: RunFolder | None
+    has_moved: bool = False
 
     def __post_init__(self) -> None:
         self.leaves = list(self.parameters.values())
-        self._fewest: int | None = None  # rows of the batches that Pyro has run
+        self._fewest: int | None = None  # rows of the batches so far
+        self._shapes: dict[str, None] = {}  # of their rows
 
     def __call__(
         self,
@@ -187,7 +193,11 @@ class Step:
         # The metrics of a recording show whether its gradients are finite; those of Pyro do not.
         by_pyro = found.loss is not None
         if by_pyro or self.processes.count > 1 or self.clip_grad_norm is not None:
-            self._check_and_clip(found.loss, progress)
+            self._check_and_clip(found.loss, batch, progress)
+        self.has_moved = self.has_moved or any(
+            leaf.grad is not None and (self.processes.count == 1 or bool(leaf.grad.any()))
+            for leaf in self.leaves
+        )
         self.optimizer.step()
         return found.metrics, checkpoint_due
 
@@ -199,17 +209,18 @@ class Step:
     def _gradients(self, batch: Batch, share: float, beta: float, progress: Progress) -> Gradients:
         """The gradients of a batch, times its share: by a recording if there is one, otherwise by Pyro."""
         loss: Loss | None = None
-        with self.processes.fabric.autocast():
+        with self.processes.fabric.autocast(), self._explained(batch, progress):
             metrics = {} if self.captured is None else self.captured(batch, beta, progress.step)
             if not metrics:
-                loss = self._loss(batch, beta, progress)
+                loss = self.objective.loss(self.layouts, batch, beta)
         if loss is not None:
             self.clear_gradients()  # those of a recording that was not finite or differed from Pyro
             if not math.isfinite(float(loss.loss.detach())):
-                return Gradients({}, loss, self._diverged("the loss", loss, progress))
-            if not loss.loss.requires_grad:
+                return Gradients({}, loss, self._diverged("the loss", loss, batch, progress))
+            if loss.loss.requires_grad:
+                loss.loss.backward()
+            elif not without_parameters(loss.traces):
                 raise TypeError(no_gradient(self.objective.requested))
-            loss.loss.backward()
             parts = (loss.loss, loss.elbo, loss.rate, loss.distortion)
             metrics = dict(zip(STEP_METRICS, (float(part.detach()) for part in parts), strict=True))
         if share != 1.0:
@@ -218,19 +229,27 @@ class Step:
                     leaf.grad = leaf.grad * share
         return Gradients(metrics, loss)
 
-    def _loss(self, batch: Batch, beta: float, progress: Progress) -> Loss:
+    @contextmanager
+    def _explained(self, batch: Batch, progress: Progress) -> Iterator[None]:
+        """Says of an error in which step it is, and whether the batch is of a new size or shape."""
+        rows, shapes = num_rows(batch), _shapes(batch)
         try:
-            loss = self.objective.loss(self.layouts, batch, beta)
+            yield
         except Exception as error:
             error.add_note(f"while training, at step {progress.step + 1}")
-            rows = num_rows(batch)
-            if self._fewest is None or rows >= self._fewest or isinstance(error, PairError):
+            if self._fewest is None or isinstance(error, PairError):
                 raise
-            raise PairError(_of_a_small_batch(rows, self._fewest, error, progress)) from error
-        self._fewest = min(num_rows(batch), self._fewest or num_rows(batch))
-        return loss
+            if shapes not in self._shapes:
+                message = _of_other_rows(shapes, self._shapes, error, progress)
+            elif rows < self._fewest:
+                message = _of_a_small_batch(rows, self._fewest, error, progress)
+            else:
+                raise
+            raise PairError(message) from error
+        self._shapes[shapes] = None
+        self._fewest = min(rows, self._fewest or rows)
 
-    def _check_and_clip(self, loss: Loss | None, progress: Progress) -> None:
+    def _check_and_clip(self, loss: Loss | None, batch: Batch | None, progress: Progress) -> None:
         gradients = [leaf.grad for leaf in self.leaves if leaf.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if not math.isfinite(float(norm)):
@@ -240,12 +259,31 @@ class Step:
                 if leaf.grad is not None and not bool(torch.isfinite(leaf.grad).all())
             ]
             what = f"the gradient of parameter '{names[0]}'" if names else "the gradient's norm"
-            raise self._diverged(what, loss, progress)
+            raise self._diverged(what, loss, batch, progress)
         if self.clip_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.leaves, self.clip_grad_norm, norm)
 
-    def _diverged(self, what: str, loss: Loss | None, progress: Progress) -> DivergenceError:
-        return divergence(what, loss, self.layouts.known[0].dim, progress, self.folder)
+    def _diverged(
+        self, what: str, loss: Loss | None, batch: Batch | None, progress: Progress
+    ) -> DivergenceError:
+        dim = self.layouts.known[0].dim
+        return divergence(what, loss, batch, dim, progress, self.folder)
+
+
+def _shapes(batch: Batch) -> str:
+    """The shapes and dtypes of a row in words."""
+    return ", ".join(f"{tuple(x.shape[1:])} {x.dtype}" for x in tensors_of(batch))
+
+
+def _of_other_rows(
+    shapes: str, before: Collection[str], error: Exception, progress: Progress
+) -> str:
+    """The message for a program that raises on rows of another shape than all before."""
+    return (
+        f"batch {progress.step_in_epoch} of epoch {progress.epoch + 1} (counted from 0) has rows of shape "
+        f"{shapes}, on which the pair does not run ({first_line(error)}); those before had "
+        f"{' or '.join(before)}"
+    )
 
 
 def _of_a_small_batch(rows: int, before: int, error: Exception, progress: Progress) -> str:

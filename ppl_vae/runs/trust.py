@@ -1,0 +1,319 @@
+"""What a folder may name: a config.yaml of a stranger must not choose the code that runs.
+
+Every name that comes from a file of a run goes through `Trust`, before anything is imported. Without the user's
+word a folder may name the classes of this package's models, guides and their parts, torch's modules, optimizers
+and schedules, and the constraints of torch and Pyro. See docs/security.md.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jsonargparse import Namespace
+
+from ppl_vae._moved import MODULES, OF_PACKAGES
+from ppl_vae.runs.location import CONFIG
+from ppl_vae.runs.names import import_by_name, public_name
+from ppl_vae.runtime import load_yaml
+
+
+class UntrustedError(ValueError):
+    """A folder names code that it may not name; nothing was imported or run."""
+
+
+class _Role(NamedTuple):
+    """What an entry of config.yaml may be.
+
+    Attributes:
+        places: The packages of the classes that any folder may name.
+        base: What such a class derives from.
+        what: The same in words.
+    """
+
+    places: tuple[str, ...]
+    base: str
+    what: str
+
+
+_PARTS = tuple(
+    f"ppl_vae.{room}"
+    for room in ("models", "guides", "networks", "likelihoods", "objectives", "distributions")
+)
+_MODULE = "torch.nn.modules"
+_ROLES = {
+    "model": _Role(("ppl_vae.models", _MODULE), "torch.nn.Module", "a model"),
+    "guide": _Role(("ppl_vae.guides", _MODULE), "torch.nn.Module", "a guide"),
+    "model_guide": _Role(("ppl_vae.guides", _MODULE), "torch.nn.Module", "a guide"),
+    "objective": _Role(
+        ("ppl_vae.objectives",), "ppl_vae.objectives.Objective", "a subclass of Objective"
+    ),
+    "optimizer": _Role(("torch.optim",), "torch.optim.Optimizer", "an optimizer of torch"),
+    "lr_scheduler": _Role(
+        ("torch.optim",), "torch.optim.lr_scheduler.LRScheduler", "a schedule of torch"
+    ),
+    "constraint": _Role(
+        ("torch.distributions", "pyro.distributions"),
+        "torch.distributions.constraints.Constraint",
+        "a constraint",
+    ),
+    "part": _Role((*_PARTS, _MODULE), "builtins.object", "a part of a model or a guide"),
+}
+ROLES = tuple(name for name in _ROLES if name not in ("constraint", "part"))
+"""The entries of config.yaml that name classes."""
+
+_PACKAGES = {place for role in _ROLES.values() for place in role.places}
+_OLD = {f"ppl_vae.{module}" for module in MODULES} | OF_PACKAGES.keys()
+_LONGEST = 10_000
+_DEEPEST = 3
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What may be imported for the sake of one folder.
+
+    Attributes:
+        folder: The folder; None for what the user has typed.
+        everything: Whether the user trusts all that it names.
+        packages: Packages and modules that the user trusts.
+    """
+
+    folder: Path | None
+    everything: bool
+    packages: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, trust: bool | Collection[str] | Trust, folder: str | Path) -> Trust:
+        """What a user says of a folder: True, False, or the names of packages.
+
+        Example:
+            >>> Trust.of(["my_package"], "runs/a").packages
+            ('my_package',)
+        """
+        if isinstance(trust, Trust):
+            return trust
+        if isinstance(trust, bool):
+            return cls(Path(folder), trust)
+        packages = (trust,) if isinstance(trust, str) else tuple(trust)
+        for name in packages:
+            if not (isinstance(name, str) and _is_name(name)):
+                raise ValueError(f"trust: expected names of packages or modules, got {name!r}")
+        return cls(Path(folder), False, packages)
+
+    def check(self, config: Mapping[str, Any], roles: Collection[str] = ROLES) -> None:
+        """Raises an error if a configuration names what it may not name; before that, nothing is imported.
+
+        Args:
+            config: The content of config.yaml.
+            roles: The entries that will be used.
+
+        Raises:
+            UntrustedError: A name is outside of what is trusted.
+            ValueError: An entry is not a description, or its class is of another kind.
+        """
+        for role in roles:
+            _require_description(config.get(role), role, self._file)
+        if self.everything:
+            return
+        named = [name for role in roles for name in names_in(config.get(role), role, self._file)]
+        self._require([(place, name) for place, _, name in named])
+        for place, role, name in named:
+            try:
+                self.resolve(name, role)
+            except UntrustedError:
+                raise
+            except ValueError as error:
+                raise ValueError(f"{self._file}, {place}: {error}") from error
+
+    def check_constraints(self, file: Path, names: Collection[str]) -> None:
+        """Raises an error if a file of weights names what it may not name; before that, nothing is imported."""
+        if not self.everything:
+            self._require([("constraint", name) for name in names], file=str(file))
+
+    def resolve(self, name: str, role: str) -> Any:
+        """The class or the function of a name that the folder gives to a role.
+
+        Raises:
+            UntrustedError: The name is outside of what is trusted, or leads there.
+            ValueError: There is no such class, or it is of another kind.
+        """
+        if not self.everything and "." in name:  # import_by_name imports no others
+            self._require([(role, name)])
+        found = import_by_name(name)
+        if not self.everything:
+            module = _home(found)
+            if not (self._is_users(module) or _is_within(module, _PACKAGES)):
+                self._require([(role, name)], module)
+        known = _ROLES[role]
+        if self.everything or self._is_users(_home(found)):
+            fits = _fits_when_trusted(found, role)
+        else:
+            fits = (
+                inspect.isclass(found)
+                and issubclass(found, import_by_name(known.base))
+                and _is_within(_home(found), known.places)
+                and (not _home(found).startswith("ppl_vae.") or _is_offered(found))
+            )
+        if not fits:
+            raise ValueError(f"{name} is not {known.what}")
+        return found
+
+    def check_parsed(self, value: Any) -> None:
+        """Raises an error for arguments that contain, now that they are read, what the folder may not name."""
+        if self.everything:
+            return
+        if isinstance(value, Namespace):
+            value = vars(value)
+        if isinstance(value, Mapping):
+            for key, entry in value.items():
+                if key == "class_path" and isinstance(entry, str):
+                    self.resolve(entry, "part")
+                else:
+                    self.check_parsed(entry)
+        elif isinstance(value, list | tuple | set | frozenset):
+            for entry in value:
+                self.check_parsed(entry)
+        elif callable(value) and not _is_within(
+            _home(value), ("jsonargparse",)
+        ):  # one of its paths
+            named = value if inspect.isclass(value) or inspect.isroutine(value) else type(value)
+            self.resolve(public_name(named), "part")
+
+    def names_of(self, config: Mapping[str, Any]) -> list[str]:
+        """All names in a configuration that could be imported."""
+        return [name for role in ROLES for *_, name in names_in(config.get(role), role, self._file)]
+
+    @property
+    def _file(self) -> str:
+        return "the options" if self.folder is None else str(self.folder / CONFIG)
+
+    def _is_users(self, name: str) -> bool:
+        return _is_within(name, self.packages)
+
+    def _allows(self, name: str) -> bool:
+        module = name.rpartition(".")[0]
+        return (
+            self._is_users(name)
+            or _is_within(module, _PACKAGES)
+            or module in _OLD
+            or module == "torch.nn"
+        )
+
+    def _require(self, named: Collection[tuple[str, str]], home: str = "", file: str = "") -> None:
+        """Raises an error that lists the names outside of what is trusted; all of them with `home`."""
+        outside = [(place, name) for place, name in named if home or not self._allows(name)]
+        if not outside:
+            return
+        listed = [
+            f"{place}: {name} (module {home or name.rpartition('.')[0] or name})"
+            for place, name in dict.fromkeys(outside)
+        ]
+        more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
+        packages = sorted({(home or name).partition(".")[0] for _, name in outside})
+        what = (
+            "it was imported from where it may be, but not used" if home else "nothing was imported"
+        )
+        raise UntrustedError(
+            f"{file or self._file} names code from outside of ppl_vae, torch and Pyro: "
+            f"{'; '.join(listed[:5])}{more}\n"
+            f"A class or function of this folder could do anything to your files; {what}.\n"
+            f"If you trust the folder: --trust_packages {','.join(packages)} or --trust (all that it names); "
+            f"in Python load_run(path, trust={packages}) or trust=True."
+        )
+
+
+TYPED = Trust(None, everything=True)
+"""The trust in what the user has typed or written in Python."""
+
+
+def names_in(value: Any, role: str, file: str) -> Iterator[tuple[str, str, str]]:
+    """Each name in an entry of a configuration, with its place and its role.
+
+    These are the class paths, and all texts that `jsonargparse` could take for a class path or for YAML.
+
+    Args:
+        value: The entry.
+        role: Its name.
+        file: Where it is, for the message.
+
+    Raises:
+        ValueError: A `class_path` is not a name, `init_args` are no mapping, or a text is too long.
+    """
+    own = value.get("class_path") if isinstance(value, Mapping) else value
+    for place, name in _names(value, role, file, 0):
+        yield place, role if name == own and place == role else "part", name
+
+
+def _names(value: Any, place: str, file: str, depth: int) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        _require_description(value, place, file)
+        for key, entry in value.items():
+            yield from _names(key, place, file, depth)
+            inside = key in ("class_path", "init_args")
+            yield from _names(entry, place if inside else f"{place}.{key}", file, depth)
+    elif isinstance(value, list | tuple | set):
+        for entry in value:
+            yield from _names(entry, place, file, depth)
+    elif isinstance(value, str):
+        text = value.strip()
+        if len(text) > _LONGEST or depth > _DEEPEST:
+            raise ValueError(
+                f"{file}, {place}: a text of {len(text)} characters is not an argument"
+            )
+        if _is_name(text):
+            if "." in text:
+                yield place, text
+            return
+        if re.search(r"[|\[]", text):  # a type, such as `list[package.Class]`
+            for name in re.findall(r"[^\W\d]\w*(?:\s*\.\s*[^\W\d]\w*)+", text):
+                yield place, re.sub(r"\s", "", name)
+        try:
+            read = load_yaml(text)
+        except ValueError:  # then it is text for jsonargparse, too
+            return
+        if read != value:
+            yield from _names(read, place, file, depth + 1)
+
+
+def _require_description(value: Any, place: str, file: str) -> None:
+    """Raises an error for a class path that is no name, and for arguments that are no mapping."""
+    if not (isinstance(value, Mapping) and "class_path" in value):
+        return
+    path, arguments = value["class_path"], value.get("init_args")
+    if not isinstance(path, str):
+        raise ValueError(
+            f"{file}, {place}: class_path must be a name such as package.module.Class, got {path!r}"
+        )
+    if not isinstance(arguments, Mapping | None):
+        raise ValueError(f"{file}, {place}: init_args must be names and values, got {arguments!r}")
+
+
+def _fits_when_trusted(found: Any, role: str) -> bool:
+    """Whether something that the user trusts can be used in a role at all."""
+    if role in ("model", "guide", "model_guide"):
+        return "__call__" in dir(found) if inspect.isclass(found) else callable(found)
+    if role in ("objective", "constraint"):
+        return inspect.isclass(found) and issubclass(found, import_by_name(_ROLES[role].base))
+    return True
+
+
+def _home(found: Any) -> str:
+    return str(getattr(found, "__module__", None) or type(found).__module__)
+
+
+def _is_offered(kind: type[Any]) -> bool:
+    """Whether a class of ours is on a face, or public in a module that is one."""
+    place, _, name = public_name(kind).rpartition(".")
+    return not name.startswith("_") and (place in _PARTS or place == "ppl_vae.models.priors")
+
+
+def _is_name(text: str) -> bool:
+    return all(word.isidentifier() for word in text.split("."))
+
+
+def _is_within(name: str, packages: Collection[str]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)

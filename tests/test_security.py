@@ -1,0 +1,682 @@
+"""The promises of docs/security.md, by real attacks: each leaves a marker if it succeeds."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import catalogue
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from ppl_vae.cli import main
+from ppl_vae.data import load_data
+from ppl_vae.guides import MeanField
+from ppl_vae.models import VAE
+from ppl_vae.runs import load_run, save_run
+from ppl_vae.runtime import CorruptFileError, read_tensors, write_tensors
+
+ROOT = Path(__file__).parent.parent
+REFUSED = "names code from outside"
+Attack = Callable[[Path], dict[str, Any]]
+
+
+def promise(*numbers: int) -> Callable[[Any], Any]:
+    """Says which lines of docs/security.md a test holds."""
+
+    def note(test: Any) -> Any:
+        test.promises = numbers
+        return test
+
+    return note
+
+
+def test_every_line_of_the_page_has_a_test() -> None:
+    page = (ROOT / "docs" / "security.md").read_text()
+    lines = {int(number) for number in re.findall(r"^(\d+)\. ", page, re.MULTILINE)}
+    held = {n for test in globals().values() for n in getattr(test, "promises", ())}
+    assert lines == held
+    assert lines == set(range(1, len(lines) + 1))
+
+
+# -- folders and attacks ---------------------------------------------------------------------------------
+
+SIZES = {"data_shape": [1, 8, 8], "latent_dim": 2}
+MODEL = {"class_path": "ppl_vae.models.VAE", "init_args": SIZES}
+GUIDE = {"class_path": "ppl_vae.guides.MeanField", "init_args": SIZES}
+OBJECTIVE = {"class_path": "ppl_vae.objectives.ELBO", "init_args": {}}
+
+
+def part(path: str, /, **arguments: Any) -> dict[str, Any]:
+    return {"class_path": path, "init_args": arguments}
+
+
+ATTACKS: dict[str, Attack] = {
+    "Popen": lambda m: part("subprocess.Popen", args=f"touch {m}", shell=True),
+    "FileHandler": lambda m: part("logging.FileHandler", filename=str(m)),
+    "ZipFile": lambda m: part("zipfile.ZipFile", file=str(m), mode="w"),
+    "a module in the current folder": lambda m: part("planted_module.Thing"),
+}
+
+
+@pytest.fixture
+def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What must not appear; in the current folder, on the path, a module makes it when it is imported."""
+    marker = tmp_path / "marker"
+    folder = tmp_path / "here"
+    folder.mkdir()
+    (folder / "planted_module.py").write_text(
+        f"open({str(marker)!r}, 'w').close()\n"
+        "import torch\nfrom torch.distributions.constraints import Constraint\n"
+        "class Thing(torch.nn.Module): pass\n"
+        "class Own(Constraint): pass\n"
+    )
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "planted_module", raising=False)
+    return marker
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run of the smallest kind."""
+    config = {"model": MODEL, "guide": GUIDE, "objective": OBJECTIVE, "data": "digits"}
+    pair = VAE((1, 8, 8), latent_dim=2), MeanField((1, 8, 8), latent_dim=2)
+    save_run(tmp_path / "run", *pair, config=config)
+    return tmp_path / "run"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run by `ppl-vae train`, with a checkpoint."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    options = [*catalogue.SMALL_RUN, *catalogue.SMALL_NETWORK, "--max_epochs", "1"]
+    with (
+        patch("ppl_vae.cli.finish.draw_run", return_value=[]),
+        patch("ppl_vae.cli.finish.to_arviz", return_value=None),
+    ):
+        assert main(["train", "--run_dir", str(folder), *options]) == 0
+    return folder
+
+
+def change(folder: Path, **entries: Any) -> None:
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    (folder / "config.yaml").write_text(yaml.safe_dump({**config, **entries}))
+
+
+def is_untouched(marker: Path) -> bool:
+    time.sleep(0.05)  # another process may make it
+    return not marker.exists()
+
+
+# -- names -----------------------------------------------------------------------------------------------
+
+
+@promise(1, 2)
+@pytest.mark.parametrize(
+    "role", ["model", "guide", "model_guide", "objective", "optimizer", "lr_scheduler"]
+)
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_nothing_of_others_is_run_for_a_role(
+    attack: str, role: str, run: Path, marker: Path
+) -> None:
+    change(run, **{role: ATTACKS[attack](marker)})
+    with pytest.raises(ValueError, match=f"config.yaml {REFUSED}.*\\b{role}: "):
+        load_run(run)
+    assert is_untouched(marker)
+
+
+def model_with(**arguments: Any) -> dict[str, Any]:
+    return part("ppl_vae.models.VAE", **SIZES, **arguments)
+
+
+NESTED: dict[str, Attack] = {
+    "network": lambda m: model_with(network=part("planted_module.Thing")),
+    "network as text": lambda m: model_with(network="planted_module.Thing"),
+    "YAML in text": lambda m: model_with(network='{"class_path": "planted_module.Thing"}'),
+    "YAML in YAML": lambda m: model_with(
+        network=yaml.safe_dump({"init_args": "{a: planted_module.T}"})
+    ),
+    "quoted text": lambda m: model_with(network="'planted_module.Thing'"),
+    "dict_kwargs": lambda m: {**model_with(), "dict_kwargs": {"network": "planted_module.Thing"}},
+    "a dotted key": lambda m: model_with(**{"network.class_path": "planted_module.Thing"}),
+    "a key": lambda m: model_with(**{"planted_module.Thing": 1}),
+    "a list": lambda m: model_with(network=[[part("planted_module.Thing")]]),
+    "a type": lambda m: model_with(network="list[planted_module . Thing]"),
+    "activation": lambda m: model_with(
+        network=part("ppl_vae.networks.MLP", activation="planted_module.Thing")
+    ),
+    "prior": lambda m: model_with(prior=part("subprocess.Popen", args=f"touch {m}", shell=True)),
+    "likelihood": lambda m: model_with(likelihood="planted_module.Thing"),
+    "data_shape": lambda m: part("ppl_vae.models.VAE", latent_dim=2, data_shape=["os.system"]),
+}
+
+
+@promise(2, 3)
+@pytest.mark.parametrize("place", NESTED)
+def test_nothing_of_others_is_run_for_an_argument(place: str, run: Path, marker: Path) -> None:
+    change(run, model=NESTED[place](marker))
+    with pytest.raises(ValueError, match=REFUSED):
+        load_run(run)
+    assert is_untouched(marker)
+    assert "planted_module" not in sys.modules
+
+
+@promise(2)
+def test_no_other_file_is_read_as_a_description(run: Path, marker: Path) -> None:
+    Path("network.yaml").write_text("class_path: planted_module.Thing")
+    for file in ("network.yaml", str(Path("network.yaml").resolve())):
+        change(run, model=model_with(network=file))
+        with pytest.raises(ValueError, match=r"config\.yaml"):
+            load_run(run)
+    assert is_untouched(marker)
+
+
+@promise(2)
+@pytest.mark.parametrize("inside", [False, True])
+def test_nothing_of_others_is_run_for_a_constraint(inside: bool, run: Path, marker: Path) -> None:
+    file = run / "weights.safetensors"
+    own = part("planted_module.Own")
+    independent = "torch.distributions.constraints._IndependentConstraint"
+    described = part(independent, base_constraint=own) if inside else own
+    state = {**read_tensors(file)[0], "param.a": torch.zeros(2)}
+    write_tensors(file, state, {"constraints": {"a": described}})
+    with pytest.raises(ValueError, match=rf"weights\.safetensors {REFUSED}"):
+        load_run(run)
+    assert is_untouched(marker)
+
+
+@promise(3)
+def test_the_error_says_all_of_it(run: Path, marker: Path) -> None:
+    attack = part("subprocess.Popen", args=f"touch {marker}", shell=True)
+    change(run, guide=attack, model=model_with(network="planted_module.Thing"))
+    with pytest.raises(ValueError, match=REFUSED) as caught:
+        load_run(run)
+    message = str(caught.value)
+    for words in (
+        str(run / "config.yaml"),
+        "model.network: planted_module.Thing (module planted_module)",
+        "guide: subprocess.Popen (module subprocess)",
+        "nothing was imported",
+        "--trust_packages planted_module,subprocess",
+        "load_run(path, trust=['planted_module', 'subprocess'])",
+    ):
+        assert words in message
+    assert len(message.splitlines()) <= 3
+    assert is_untouched(marker)
+
+
+@promise(4)
+@pytest.mark.parametrize(
+    ("role", "entry"),
+    [
+        ("model", part("ppl_vae.runtime.remove", path="precious")),
+        ("model", part("ppl_vae.runs.folder.shutil.rmtree", path="precious")),
+        ("model", part("ppl_vae.training.metrics.MetricsLog", path="precious/file")),
+        ("model", part("ppl_vae.networks.linear_head")),
+        ("model", part("ppl_vae.networks.convolutional.Batched")),
+        ("model", part("ppl_vae.models.deep.vae.pyro")),
+        ("model", part("ppl_vae.models.StandardNormal")),
+        ("model", part("ppl_vae.guides.MeanField", **SIZES)),
+        ("model", part("ppl_vae.objectives.ELBO")),
+        ("model", part("torch.optim.Adam")),
+        ("model", part("torch.nn.functional.relu")),
+        ("model", part("torch.nn.modules.module.itertools.count")),
+        ("model", part("ppl_vae.checkpoints.CorruptFileError", path="a", why="b")),
+        ("model", part("ppl_vae.em_steps.torch")),
+        ("guide", part("ppl_vae.models.VAE", **SIZES)),
+        ("guide", part("ppl_vae.likelihoods.Bernoulli")),
+        ("objective", part("ppl_vae.objectives.LinearWarmup", epochs=3)),
+        ("objective", part("ppl_vae.models.VAE", **SIZES)),
+        ("objective", part("ppl_vae.objectives.as_objective")),
+        ("optimizer", part("torch.optim.lr_scheduler.StepLR", step_size=1)),
+        ("optimizer", part("torch.nn.Linear", in_features=1, out_features=1)),
+        ("lr_scheduler", part("torch.optim.SGD")),
+        ("lr_scheduler", part("torch.optim.lr_scheduler.LambdaLR", lr_lambda="os.system")),
+        ("model", model_with(network=part("ppl_vae.runtime.remove", path="precious"))),
+        ("model", model_with(network="torch.nn.init.torch")),
+    ],
+)
+def test_a_name_must_suit_its_place(role: str, entry: Any, run: Path, marker: Path) -> None:
+    Path("precious").mkdir()
+    Path("precious/config.yaml").write_text("mine")
+    change(run, **{role: entry})
+    with pytest.raises(ValueError, match=r"config\.yaml"):
+        load_run(run)
+    assert os.listdir("precious") == ["config.yaml"]
+
+
+@promise(4)
+def test_a_constraint_must_be_one(run: Path) -> None:
+    file = run / "weights.safetensors"
+    state = {**read_tensors(file)[0], "param.a": torch.zeros(2)}
+    for described in (
+        part("torch.distributions.Normal"),
+        part("torch.distributions.utils.lazy_property"),
+    ):
+        write_tensors(file, state, {"constraints": {"a": described}})
+        with pytest.raises(ValueError, match="constraint"):
+            load_run(run)
+    wrong: list[Any] = [5, {"class_path": 3}, part("a.B", c="text")]
+    for described in wrong:
+        write_tensors(file, state, {"constraints": {"a": described}})
+        with pytest.raises(CorruptFileError, match="not the constraint of a parameter"):
+            load_run(run)
+    write_tensors(file, state, {"constraints": 5})
+    with pytest.raises(CorruptFileError, match="lacks the constraints"):
+        load_run(run)
+
+
+@promise(1)
+def test_what_is_ours_loads(run: Path) -> None:
+    network = part("ppl_vae.networks.MLP", hidden=[4], activation="torch.nn.SiLU")
+    change(
+        run,
+        model={**MODEL, "init_args": {**SIZES, "network": network, "prior": "VampPrior"}},
+        optimizer="torch.optim.SGD",
+        lr_scheduler=part("torch.optim.lr_scheduler.StepLR", step_size=3),
+        note={"of": "mine.and.others", "more": [1, 2]},
+    )
+    with pytest.raises(
+        ValueError, match="another pair"
+    ):  # built, and then its weights are not these
+        load_run(run)
+
+
+# -- commands --------------------------------------------------------------------------------------------
+
+
+@promise(5)
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("evaluate RUN", "gaps RUN", "diagnose RUN", "sample RUN", "export RUN", "refit RUN"),
+        *("compare RUN GOOD", "compare GOOD RUN", "train --resume RUN"),
+    ],
+)
+@pytest.mark.parametrize("role", ["model", "objective", "optimizer"])
+def test_no_command_runs_code_of_others(
+    command: str,
+    role: str,
+    trained: Path,
+    tmp_path: Path,
+    marker: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bad = tmp_path / "bad"
+    shutil.copytree(trained, bad)
+    attack = ATTACKS["Popen" if role == "model" else "a module in the current folder"]
+    change(bad, **{role: attack(marker)})
+    paths = {"RUN": str(bad), "GOOD": str(trained)}
+    assert main([paths.get(word, word) for word in command.split()]) == 1
+    error = capsys.readouterr().err
+    assert REFUSED in error
+    assert "--trust_packages" in error
+    assert is_untouched(marker)
+
+
+@promise(6)
+def test_nothing_is_unpickled(run: Path, tmp_path: Path, marker: Path) -> None:
+    class Touch:
+        def __reduce__(self) -> Any:
+            return open, (str(marker), "w")
+
+    torch.save({"x": Touch()}, tmp_path / "x.pt")
+    np.save(tmp_path / "x.npy", np.array([Touch()], dtype=object), allow_pickle=True)
+    np.savez(tmp_path / "x.npz", allow_pickle=True, x=np.array([Touch()], dtype=object))
+    for name in ("x.pt", "x.npy", "x.npz"):
+        with pytest.raises(ValueError, match="nothing is unpickled"):
+            load_data(str(tmp_path / name))
+    torch.save({"x": Touch()}, run / "weights.safetensors")
+    with pytest.raises(CorruptFileError, match="weights"):
+        load_run(run)
+    assert is_untouched(marker)
+
+
+@promise(7)
+def test_names_of_earlier_versions_load(run: Path) -> None:
+    change(
+        run,
+        model=part("ppl_vae.models.vae.VAE", **SIZES),
+        guide=part("ppl_vae.guides.mean_field.MeanField", **SIZES),
+        objective=part(
+            "ppl_vae.objectives.ELBO", beta=part("ppl_vae.schedules.LinearWarmup", epochs=2)
+        ),
+    )
+    assert isinstance(load_run(run).model, VAE)
+
+
+# -- trust -----------------------------------------------------------------------------------------------
+
+OWN = """
+    import os
+    import torch
+    from ppl_vae.models import VAE
+    from ppl_vae.guides import MeanField
+
+    class Mine(VAE): pass
+    class Guide(MeanField): pass
+    class NoProgram:
+        def __init__(self):
+            open(MARKER, "w").close()
+"""
+
+
+@pytest.fixture
+def own(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run of a class of the user's own, in the current folder."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    text = textwrap.dedent(OWN).replace("MARKER", repr(str(tmp_path / "marker")))
+    (folder / "own_pair.py").write_text(text)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "own_pair", raising=False)
+    change(run, model=part("own_pair.Mine", **SIZES))
+    return run
+
+
+@promise(8, 9)
+def test_what_is_trusted_is_built(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path.cwd())
+    for trust in (True, ["own_pair"], ("other", "own_pair")):
+        assert type(load_run(own, trust=trust).model).__name__ == "Mine"
+    for refused in (False, ["other"], ["own"], ["own_pair.Other"]):
+        with pytest.raises(ValueError, match=REFUSED):
+            load_run(own, trust=refused)
+    with pytest.raises(ValueError, match="trust: expected names"):
+        load_run(own, trust=["a b"])
+
+
+@promise(8)
+@pytest.mark.parametrize("role", ["model", "objective"])
+def test_what_is_trusted_must_suit_its_place(
+    role: str, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path.cwd())
+    change(own, **{role: part("own_pair.NoProgram")})
+    if role == "model":
+        with pytest.raises(ValueError, match=r"own_pair\.NoProgram is not a model"):
+            load_run(own, trust=True)
+    else:
+        assert main(["diagnose", str(own), "--trust"]) == 1
+    assert is_untouched(tmp_path / "marker")
+
+
+@promise(9)
+def test_what_a_trusted_package_has_imported_is_not_trusted(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path.cwd())
+    for name in ("own_pair.os.system", "own_pair.torch.save"):
+        change(own, model=part(name), guide=GUIDE)
+        with pytest.raises(ValueError, match=r"config\.yaml"):
+            load_run(own, trust=["own_pair"])
+    Path("own_pair.py").write_text("from subprocess import Popen\n")
+    sys.modules.pop("own_pair", None)
+    attack = f"touch {tmp_path / 'marker'}"
+    change(own, model=part("own_pair.Popen", args=attack, shell=True))
+    with pytest.raises(ValueError, match=r"own_pair.Popen \(module subprocess\)"):
+        load_run(own, trust=["own_pair"])
+    assert is_untouched(tmp_path / "marker")
+
+
+@promise(8, 9, 11)
+@pytest.mark.parametrize("how", [["--trust"], ["--trust_packages", "own_pair"]])
+def test_the_command_line_trusts_a_folder(how: list[str], own: Path) -> None:
+    with patch("ppl_vae.cli.run_commands.evaluate_pair", side_effect=RuntimeError("reached")):
+        assert main(["evaluate", str(own)]) == 1
+        assert "own_pair" not in sys.modules
+        assert str(Path.cwd()) not in sys.path
+        with pytest.raises(RuntimeError, match="reached"):
+            main(["evaluate", str(own), *how, "--debug"])
+    assert "own_pair" in sys.modules
+
+
+@promise(10)
+def test_a_refit_trusts_what_is_typed_alone(
+    own: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with patch("ppl_vae.cli.refit.check_setup", side_effect=RuntimeError("reached")):
+        typed = ["--guide", "own_pair.Guide", "--run_dir", str(tmp_path / "new")]
+        assert main(["refit", str(trained), *typed]) == 1
+        assert "reached" in capsys.readouterr().err
+        assert main(["refit", str(own), *typed]) == 1
+        assert REFUSED in capsys.readouterr().err
+        bad = tmp_path / "bad"
+        shutil.copytree(trained, bad)
+        change(bad, optimizer="own_pair.NoProgram")
+        assert main(["refit", str(bad), *typed]) == 1
+        assert REFUSED in capsys.readouterr().err
+
+
+# -- the current folder ----------------------------------------------------------------------------------
+
+
+@promise(11)
+def test_the_current_folder_is_on_the_path_for_typed_names_alone(
+    own: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("samples.py").write_text("raise SystemExit('a trap')")
+    library = ["--guide", "FullCovariance", "--optimizer", "torch.optim.SGD", "--print_config"]
+    assert main(["train", *catalogue.SMALL_RUN, *library]) == 0
+    assert main(["sample", str(trained), "--output", "samples.png"]) == 0
+    assert str(Path.cwd()) not in sys.path
+    typed = ["--guide", "own_pair.Guide", "--print_config"]
+    assert main(["train", *catalogue.SMALL_RUN, *typed]) == 0
+    assert str(Path.cwd()) in sys.path
+    assert "own_pair.Guide" in capsys.readouterr().out
+
+
+RECORD = """
+import json, sys
+absent = []
+class Recorder:
+    def find_spec(self, name, path=None, target=None):
+        if path is None:
+            absent.append(name)
+sys.meta_path.append(Recorder())
+from ppl_vae.cli import main
+assert main(sys.argv[2:]) == 0
+open(sys.argv[1], "w").write(json.dumps(absent))
+"""
+
+
+@promise(11)
+def test_no_file_stands_in_for_an_absent_module(trained: Path, tmp_path: Path) -> None:
+    script, names, traps = tmp_path / "record.py", tmp_path / "names.json", tmp_path / "traps"
+    script.write_text(RECORD)
+    traps.mkdir()
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    options = ["--num_samples", "2", "--overwrite", "--output", str(tmp_path / "out.nc")]
+    export = ["export", str(trained), *options]
+    recorded = [sys.executable, str(script), str(names), *export]
+    subprocess.run(recorded, env=environment, cwd=traps, check=True, timeout=300)
+    absent = set(json.loads(names.read_text()))
+    assert len(absent) > 5, "the recorder has recorded nothing"
+    trap = f"open({str(tmp_path / 'sprung')!r}, 'a').write(__name__ + chr(10))\n"
+    for name in absent:
+        (traps / f"{name}.py").write_text(trap)
+    command = [sys.executable, "-m", "ppl_vae.cli", *export]
+    done = subprocess.run(command, env=environment, cwd=traps, capture_output=True, timeout=300)
+    assert not (tmp_path / "sprung").exists(), (tmp_path / "sprung").read_text()
+    assert done.returncode == 0
+
+
+# -- limits ----------------------------------------------------------------------------------------------
+
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n"
+    for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@promise(12)
+@pytest.mark.parametrize(
+    "text",
+    [
+        LAUGHS,
+        "model: &a\n  class_path: *a\n",
+        "a: " + "[" * 100_000,
+        "- " * 5_000 + "1",
+        "a: [" + "1, " * 5_000_000 + "]",
+        "a: " + ":".join(["59"] * 80_000),
+        "a: 2001-99-99",
+        "a: !!timestamp x",
+        "a: !!python/object/apply:os.system ['touch marker']",
+        "a: \x00",
+    ],
+    ids=[
+        "laughs",
+        "itself",
+        "deep",
+        "deep blocks",
+        "large",
+        "base 60",
+        "date",
+        "tag",
+        "python",
+        "zero",
+    ],
+)
+def test_a_config_is_read_within_limits(text: str, run: Path) -> None:
+    (run / "config.yaml").write_text(text)
+    start = time.monotonic()
+    with pytest.raises((CorruptFileError, ValueError), match=r"config\.yaml"):
+        load_run(run)
+    assert time.monotonic() - start < 30
+
+
+@promise(12)
+def test_aliases_that_we_write_are_read(run: Path) -> None:
+    shared = [1, 8, 8]
+    sizes = {"data_shape": shared, "latent_dim": 2}
+    change(run, model={**MODEL, "init_args": sizes}, guide={**GUIDE, "init_args": sizes})
+    assert "*id" in (run / "config.yaml").read_text()
+    load_run(run)
+
+
+@promise(12)
+@pytest.mark.parametrize(
+    "entry",
+    [
+        5,
+        "text",
+        [1],
+        {"class_path": 3, "init_args": {}},
+        part("a.B") | {"init_args": 5},
+        {"x": 1},
+        None,
+    ],
+)
+@pytest.mark.parametrize("role", ["model", "guide"])
+def test_wrong_types_are_named(role: str, entry: Any, run: Path) -> None:
+    change(run, **{role: entry})
+    with pytest.raises(ValueError, match=rf"config\.yaml.*{role}"):
+        load_run(run)
+
+
+@promise(13)
+@pytest.mark.parametrize(
+    "text", ['{"a": ' + "[" * 100_000, '{"a": ' * 300 + "1" + "}" * 300, "[1]"]
+)
+@pytest.mark.parametrize("file", ["evaluation.json", "diagnosis.json"])
+def test_json_is_read_within_limits(file: str, text: str, run: Path) -> None:
+    (run / file).write_text(text)
+    with pytest.raises(CorruptFileError, match=file):
+        load_run(run)
+
+
+@promise(13)
+def test_metadata_and_tables_are_read_within_limits(run: Path, tmp_path: Path) -> None:
+    deep: Any = 1
+    for _ in range(300):
+        deep = [deep]
+    write_tensors(tmp_path / "deep.safetensors", {}, {"a": deep})
+    with pytest.raises(CorruptFileError, match="levels"):
+        read_tensors(tmp_path / "deep.safetensors")
+    (run / "metrics.csv").write_text("epoch\n" + "1" * 200_000 + "\n")
+    with pytest.raises(CorruptFileError, match=r"metrics\.csv"):
+        load_run(run)
+    with (run / "metrics.csv").open("w") as file:
+        file.truncate(2**30)
+    with pytest.raises(CorruptFileError, match="larger than"):
+        load_run(run)
+
+
+def bomb(file: Path, method: int, blocks: int) -> bytes:
+    """Zeros in an `.npz`; returns the size that its directory states."""
+    head = io.BytesIO()
+    shape = {"descr": "|u1", "fortran_order": False, "shape": (blocks << 14, 1024)}
+    np.lib.format.write_array_header_1_0(head, shape)
+    with (
+        zipfile.ZipFile(file, "w", method, compresslevel=1) as archive,
+        archive.open("x.npy", "w", force_zip64=True) as entry,
+    ):
+        entry.write(head.getvalue())
+        for _ in range(blocks):
+            entry.write(bytes(1 << 24))
+    return int(len(head.getvalue()) + (blocks << 24)).to_bytes(4, "little")
+
+
+@promise(14)
+def test_bombs_are_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ppl_vae.data.sizes._LARGE", 2**26)
+    size = bomb(tmp_path / "x.npz", zipfile.ZIP_DEFLATED, 16)
+    with pytest.raises(ValueError, match=r"x\.npz takes 0\.3 GiB.*uncompressed \.npy"):
+        load_data(str(tmp_path / "x.npz"))
+    liar = (tmp_path / "x.npz").read_bytes().replace(size, (2000).to_bytes(4, "little"))
+    (tmp_path / "liar.npz").write_bytes(liar)
+    with pytest.raises(ValueError, match=r"liar\.npz cannot be read"):
+        load_data(str(tmp_path / "liar.npz"))
+    bomb(tmp_path / "other.npz", zipfile.ZIP_BZIP2, 1)
+    with pytest.raises(ValueError, match="packed in a way"):
+        load_data(str(tmp_path / "other.npz"))
+    torch.save(torch.zeros(1).expand(2**15, 2**10), tmp_path / "repeated.pt")
+    with pytest.raises(ValueError, match=r"repeated\.pt takes"):
+        load_data(str(tmp_path / "repeated.pt"))
+    head = io.BytesIO()
+    claim = {"descr": "<f4", "fortran_order": False, "shape": (10**14, 1)}
+    np.lib.format.write_array_header_1_0(head, claim)
+    (tmp_path / "claim.npy").write_bytes(head.getvalue() + bytes(100))
+    with pytest.raises(ValueError, match=r"claim\.npy cannot be read"):
+        load_data(str(tmp_path / "claim.npy"))
+    np.savez_compressed(tmp_path / "good.npz", x=np.zeros((100, 500), dtype=np.uint8))
+    assert load_data(str(tmp_path / "good.npz")).shape == (500,)
+
+
+@promise(14)
+def test_arrays_must_fit_into_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez(tmp_path / "x.npz", x=np.zeros((100, 500)))
+    monkeypatch.setattr("ppl_vae.data.sizes._available", lambda: 10_000)
+    with pytest.raises(ValueError, match=r"x\.npz takes .*more than there is"):
+        load_data(str(tmp_path / "x.npz"))
+
+
+@promise(15)
+def test_suspiciously_large_pictures_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(10):
+        Image.new("L", (30, 30)).save(tmp_path / f"{i}.png")
+    assert load_data(f"folder:{tmp_path}").shape == (1, 30, 30)
+    monkeypatch.setattr(
+        Image, "MAX_IMAGE_PIXELS", 600
+    )  # PIL warns above it, and raises above twice as much
+    with pytest.raises(ValueError, match=r"0\.png cannot be read"):
+        load_data(f"folder:{tmp_path}")
