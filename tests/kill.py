@@ -52,9 +52,6 @@ OPTIONS = (
 )
 EPOCHS = ("--max_epochs", "3")
 SIGNALS = {"KILL": signal.SIGKILL, "TERM": signal.SIGTERM, "INT": signal.SIGINT}
-NOT_EXACT = ("em",)
-"""Scenarios that begin again when they are resumed; left out unless asked for."""
-
 KILLS_IN_A_ROW = 3
 """A training that goes on after a kill is killed again, up to so many times."""
 
@@ -422,6 +419,7 @@ class DiskEvents:
         elif event not in _CHANGES:
             return
         if len(self.names) == self._n:
+            self._n = None  # what an interrupted process does to end is not interrupted again
             os.kill(os.getpid(), self._which)
         self.names.append(f"{event} {arguments[0]}")
 
@@ -574,7 +572,7 @@ def run_script(arguments: list[str] | None = None) -> int:
 
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(KeyboardInterrupt):
         workplace = Workplace(Path(folder))
-        names = options.scenario or [n for n in workplace.scenarios() if n not in NOT_EXACT]
+        names = options.scenario or list(workplace.scenarios())
         killers = {name: Killer(workplace, name) for name in names}
         cells = [(name, how) for name in names for how in signals]
         left = options.kills

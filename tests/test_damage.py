@@ -225,6 +225,8 @@ class Bench:
                 by_name = file.stem in done.err or name.partition("/")[0] in done.err
                 assert by_name or name == "config.yaml"
             own = str(file.relative_to(run))
+            if command == "resume" and name.startswith("checkpoints") and done.code:
+                return  # it had gone on from the one before, until it came to this one
             if command == "resume":  # it writes the same again
                 if not unnoticed:
                     found = contents(run)

@@ -178,9 +178,7 @@ class RunFolder:
 
     def _close(self, failed: bool) -> None:
         if failed and not self._begun:
-            if is_swapping(
-                self.folder
-            ):  # interrupted in its midst: some of the old run has left already
+            if is_swapping(self.folder):  # interrupted amid a swap: a part of the old run has left
                 swap(self.folder)
             elif self.path != self.folder:
                 remove(self.path)
