@@ -222,7 +222,7 @@ def require_free(path: Path, *, overwrite: bool) -> None:
     others = [entry.name for entry in path.iterdir() if entry.name not in HIDDEN]
     if others and not (path / CONFIG).is_file():
         raise FileExistsError(
-            f"{path} is not a run folder (it holds other files, and no {CONFIG}): nothing was changed; "
+            f"{path} is not a run folder (it holds something else, and no {CONFIG}): nothing was changed; "
             "choose another folder"
         )
     if others and not overwrite:
