@@ -110,19 +110,23 @@ def run(script: str, *arguments: Any, fails: bool = False) -> str:
 
 
 MEASURED = """
-import resource, sys
+import sys
 import numpy as np, torch
 from ppl_vae.data import load_data
 
+def now(what):  # resource.getrusage counts the process that has started this one
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(what)) * 1024
+
 torch.set_num_threads(1)
 load_data(sys.argv[1])  # what has to be imported
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = now("VmRSS")
 data = load_data(sys.argv[2])
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print((after - before) * 1024 / sum(4 * x.numel() for x in (data.train, data.validation, data.test)))
+print((now("VmHWM") - before) / sum(4 * x.numel() for x in (data.train, data.validation, data.test)))
 """
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("kind", ["npy", "npz"])
 def test_load_data_holds_the_values_once(tmp_path: Path, kind: str) -> None:
     """A file of 200 MB; its zeros are not stored, but read as any others."""
@@ -133,7 +137,7 @@ def test_load_data_holds_the_values_once(tmp_path: Path, kind: str) -> None:
         else:
             np.savez_compressed(file, x=np.zeros((rows, 1000), np.float32))
     times = float(run(MEASURED, few, many))
-    assert 0.5 < times < 1.3, f"the peak is {times:.2f} times the file"
+    assert 0.9 < times < 1.3, f"the peak is {times:.2f} times the file"
 
 
 STREAM = """
@@ -144,9 +148,9 @@ from torch.utils.data import DataLoader, IterableDataset
 from ppl_vae import evaluate, fit
 
 torch.set_num_threads(1)
-x, kept = torch.randn(64, 4096), []
+x, kept = torch.randn(16, 4096), []
 
-class Stream(IterableDataset):  # batches of 1 MiB
+class Stream(IterableDataset):  # batches of 256 KiB
     def __init__(self, batches):
         self.batches = batches
 
@@ -178,19 +182,24 @@ def train(batches):
     rows = lambda: DataLoader(Stream(batches), batch_size=None)
     fitted = fit(model, guide, rows(), validation=rows(), max_epochs=2, learning_rate=1e-4, seed=0)
     assert fitted.steps == 2 * batches
-    assert evaluate(model, guide, rows(), num_samples=4).num_rows == 64 * batches
+    assert evaluate(model, guide, rows(), num_samples=4).num_rows == 16 * batches
 
 train(12)
 kept.clear()
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (size + 110 * 2**20,) * 2)
-train(150)
+resource.setrlimit(resource.RLIMIT_AS, (size + 28 * 2**20,) * 2)
+train(160)
 """
 
 
 def test_a_stream_larger_than_memory_is_trained_on_and_evaluated() -> None:
-    """150 MiB of rows per pass, where 110 MiB are left."""
+    """40 MiB of rows per pass, where 28 MiB are left."""
     run(STREAM)
+
+
+@pytest.mark.slow
+def test_a_stream_that_keeps_its_batches_does_not_fit() -> None:
+    """Or the test before could not fail."""
     assert "memory" in run(STREAM, "keep", fails=True)
 
 
