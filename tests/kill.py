@@ -264,6 +264,7 @@ def _save_again(place: Path) -> int:
         other.model,
         other.guide,
         config={**other.config, "seed": 1},
+        fit=other,
         evaluation=other.evaluation,
         diagnosis=other.diagnosis,
         overwrite=True,
