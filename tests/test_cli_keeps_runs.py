@@ -107,6 +107,7 @@ def test_an_error_while_resuming_removes_nothing(
     run: Path, said: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (run / "weights.safetensors").unlink()
+    (run / "metrics.csv").unlink()
     shutil.rmtree(run / "checkpoints")  # interrupted before its first checkpoint
     before = content(run)
 
@@ -298,6 +299,25 @@ def test_an_interrupted_refit_goes_on(
     assert main(["refit", "--resume", str(part), "--quiet"]) == 0
     assert same_weights(whole, part)
     assert (whole / "evaluation.csv").read_bytes() == (part / "evaluation.csv").read_bytes()
+
+
+def test_a_finished_refit_without_checkpoints_is_not_resumed(
+    run: Path, tmp_path: Path, said: Callable[..., str]
+) -> None:
+    done = tmp_path / "done"
+    assert main(["refit", str(run), "--run_dir", str(done), "--max_epochs", "1", "--quiet"]) == 0
+    shutil.rmtree(done / "checkpoints")
+    before = content(done)
+    assert "nothing to continue" in said("refit", "--resume", done, "--quiet", code=2)
+    assert content(done) == before
+
+
+@pytest.mark.parametrize("lacking", ["device", "seed", "num_samples", "refit_of"])
+def test_a_configuration_that_lacks_an_option_is_completed(run: Path, lacking: str) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config.pop(lacking, None)
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["train", "--resume", str(run), "--max_epochs", "3", "--quiet"]) == 0
 
 
 def test_refit_needs_one_run(run: Path, said: Callable[..., str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,14 +12,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from trainings import Guide, Model, train
 
 import ppl_vae
 from ppl_vae.runs import LockedError, RunFolder, load_run, location, lock, save_run
 from ppl_vae.runs.location import OF_A_RUN, config_file, finish_swap, swap
 from ppl_vae.runs.lock import LOCK, Lock
+from ppl_vae.runs.weights import read_weights
 from ppl_vae.runtime import DiskFullError, append_text, own_folder, replacing, write_bytes
 from ppl_vae.training import checkpoints
 
@@ -256,6 +260,7 @@ def test_what_a_killed_run_has_staged_is_removed_by_the_next(old: Path) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
+from typing import Any
 from ppl_vae.runs.lock import Lock
 Lock(Path(sys.argv[1]))
 print("locked", flush=True)
@@ -331,7 +336,7 @@ def test_without_locks_of_the_file_system_the_process_number_decides(
     def unsupported(*_: object) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr("fcntl.lockf", unsupported)
+    monkeypatch.setattr("fcntl.flock", unsupported)
     (tmp_path / LOCK).write_text(json.dumps(written))
     if locked:
         with pytest.raises(LockedError, match=r"if that process is gone, remove .*\.lock"):
@@ -496,6 +501,64 @@ def test_metrics_of_an_earlier_training_are_not_replaced(tmp_path: Path) -> None
     with pytest.raises(FileExistsError, match=r"metrics\.csv holds the metrics of an earlier"):
         train(run_dir=tmp_path)
     assert (tmp_path / "metrics.csv").read_bytes() == before
+
+
+def test_a_run_takes_the_place_of_what_fit_has_written(tmp_path: Path) -> None:
+    fitted, _ = train(max_epochs=1, run_dir=tmp_path / "run")
+    with pytest.raises(FileExistsError, match="overwrite"):
+        save_run(tmp_path / "run", fitted.model, fitted.guide)
+    save_run(tmp_path / "run", fitted.model, fitted.guide, fit=fitted, overwrite=True)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "config.yaml",
+        "metrics.csv",
+        "weights.safetensors",
+    ]
+
+
+def test_a_run_folder_that_is_closed_or_in_use_takes_no_other_training(tmp_path: Path) -> None:
+    with RunFolder.open(tmp_path) as run:
+        train(run_dir=run, max_epochs=1)
+        with pytest.raises(FileExistsError, match="checkpoints of an earlier training"):
+            train(run_dir=run, max_epochs=1)
+    with pytest.raises(ValueError, match="is closed"):
+        train(run_dir=run, resume=True)
+
+
+def test_the_lock_stays_when_the_folder_is_copied(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with RunFolder.open(folder):
+        shutil.copytree(folder, tmp_path / "copy")
+        environment = os.environ | {"PYTHONPATH": str(Path(ppl_vae.__file__).parents[1])}
+        done = subprocess.run(
+            [sys.executable, "-c", HOLD, str(folder)],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+    assert "LockedError" in done.stderr
+
+
+def test_a_reader_does_not_mix_two_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run is replaced while the first one is read: after its configuration, before its weights."""
+    pairs = [(Model(), Guide()) for _ in range(2)]
+    for number, (model, guide) in enumerate(pairs):
+        torch.nn.init.constant_(model.decoder.bias, float(number))
+        save_run(tmp_path / str(number), model, guide, config={"number": number})
+    shutil.copytree(tmp_path / "0", tmp_path / "run")
+    left = [1]
+
+    def replaced_first(*arguments: Any) -> None:
+        if left:
+            left.pop()
+            save_run(tmp_path / "run", *pairs[1], config={"number": 1}, overwrite=True)
+        read_weights(*arguments)
+
+    monkeypatch.setattr("ppl_vae.runs.run.read_weights", replaced_first)
+    found = load_run(tmp_path / "run", Model(), Guide())
+    read: Any = found.model
+    assert found.config["number"] == 1
+    assert read.decoder.bias.tolist() == [1.0, 1.0, 1.0]
 
 
 def test_a_folder_that_was_read_is_as_it_was(tmp_path: Path) -> None:

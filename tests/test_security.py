@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -28,8 +29,15 @@ from ppl_vae.cli import main
 from ppl_vae.data import load_data
 from ppl_vae.guides import MeanField
 from ppl_vae.models import VAE
-from ppl_vae.runs import load_run, save_run
-from ppl_vae.runtime import CorruptFileError, read_tensors, write_tensors
+from ppl_vae.runs import LockedError, RunFolder, load_run, read_csv, save_run
+from ppl_vae.runtime import (
+    CorruptFileError,
+    load_json,
+    random_state,
+    read_tensors,
+    set_random_state,
+    write_tensors,
+)
 
 ROOT = Path(__file__).parent.parent
 REFUSED = "names code from outside"
@@ -680,3 +688,85 @@ def test_suspiciously_large_pictures_are_refused(
     )  # PIL warns above it, and raises above twice as much
     with pytest.raises(ValueError, match=r"0\.png cannot be read"):
         load_data(f"folder:{tmp_path}")
+
+
+@promise(16)
+@pytest.mark.parametrize("state", [".replaced", ".old", None])
+@pytest.mark.parametrize("linked", [".new", ".old", ".replaced"])
+def test_a_link_in_the_place_of_a_hidden_folder_leads_nowhere(
+    run: Path, tmp_path: Path, state: str | None, linked: str
+) -> None:
+    """What finishes an interrupted swap moved all that a link to a folder led to."""
+    if linked == state:
+        return
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    for name in ("config.yaml", "id_rsa", "weights.safetensors"):
+        (precious / name).write_text("mine")
+    (run / linked).symlink_to(precious)
+    if state is not None:
+        (run / state).mkdir()
+    with contextlib.suppress(OSError, ValueError):
+        load_run(run)
+    with contextlib.suppress(OSError, ValueError, LockedError), RunFolder.open(run):
+        pass
+    assert {path.name: path.read_text() for path in precious.iterdir()} == {
+        "config.yaml": "mine",
+        "id_rsa": "mine",
+        "weights.safetensors": "mine",
+    }
+
+
+@promise(2, 3)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{class_path: planted_module.Thing, init_args: {a: 2001-99-99}}",  # a date that is none
+        "{class_path: planted_module.Thing, init_args: " + "{a: " * 120 + "1" + "}" * 121,
+        "{class_path: planted_module.Thing, <<: {a: 1}, b: 2001-13-01}",
+        "{class_path: planted-module.Thing}",
+    ],
+)
+def test_a_text_that_only_jsonargparse_reads_is_refused(text: str, run: Path, marker: Path) -> None:
+    change(run, model=model_with(network=text))
+    with pytest.raises(ValueError, match=r"plain value|class_path must be|names code"):
+        load_run(run)
+    assert is_untouched(marker)
+
+
+@promise(16)
+def test_a_lock_with_another_name_is_not_written(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    run = tmp_path / "run"
+    run.mkdir()
+    os.link(tmp_path / "precious", run / ".lock")
+    with pytest.raises(LockedError, match="remove it"):
+        RunFolder.open(run)
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+@promise(13)
+def test_short_lines_and_short_lists_do_not_multiply(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.csv"
+    file.write_text(",".join(f"c{i}" for i in range(20_000)) + "\n" + "1\n" * 20_000)
+    started = time.monotonic()
+    assert read_csv(file)[0] == {"c0": 1.0}
+    assert time.monotonic() - started < 5
+    started = time.monotonic()
+    with pytest.raises(ValueError, match="levels"):
+        load_json('{"a": ' + "[" * 150 + "]" * 150 + "}")
+    assert load_json('{"a": "[[[[", "b": [[1]]}')["b"] == [[1]]
+    load_json('{"a": [' + ",".join(["[]"] * 1_000_000) + "]}")
+    assert time.monotonic() - started < 20
+
+
+def test_the_position_of_numpys_generator_is_checked() -> None:
+    state = random_state(torch.device("cpu"))
+    position, *rest = state["numpy"]["rest"]
+    for wrong in (-1, 625, 2_000_000_000):
+        with pytest.raises(ValueError, match="position"):
+            set_random_state(
+                {**state, "numpy": {**state["numpy"], "rest": [wrong, *rest]}}, torch.device("cpu")
+            )
+    set_random_state(state, torch.device("cpu"))
+    assert 0 <= position <= 624

@@ -26,6 +26,12 @@ def keep_result(file: Path, overwrite: bool, **result: Any) -> None:
     say(f"written: {file}")
 
 
+def require_writable(run: Path) -> None:
+    """Raises an error now, not after the work, if another process writes into the run."""
+    with RunFolder.open(run):
+        pass
+
+
 def writing(run: Path, file: Path) -> AbstractContextManager[object]:
     """Locks a run while a file is written into it, and removes what a killed command has left there."""
     inside = run.resolve() in file.resolve().parents

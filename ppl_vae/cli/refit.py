@@ -30,7 +30,7 @@ def refit(parser: ArgumentParser, given: Namespace) -> int:
     if resumed is None:
         model, config, of_run = _options_for(typed, given, Path(run))
     else:
-        model, config = _model_of(Path(resumed), Path(typed["refit_of"]), given), typed
+        model, config = _model_of(Path(resumed), Path(typed.get("refit_of", resumed)), given), typed
     resolve_device(config["device"])
     setup = set_up(config, model=model, trust=of_run)
     path = Path(resumed or given.get("run_dir") or new_folder(setup.config))

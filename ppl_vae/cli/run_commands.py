@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
 from ppl_vae.checks import device_for
-from ppl_vae.cli.common import keep_result, rows_of, say, writing
+from ppl_vae.cli.common import keep_result, require_writable, rows_of, say, writing
 from ppl_vae.cli.finish import MOST_PICTURED
 from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.own_modules import trust_of
@@ -188,6 +188,8 @@ def _open_run(parser: ArgumentParser, given: Namespace) -> tuple[Namespace, Run,
     """The options of a command that takes a run, the run, and its data."""
     options = _complete_options(parser, given)
     run = load_run(options.run, trust=trust_of(given, options.run), results=False)
+    if options.get("output") is None:
+        require_writable(run.path)
     return options, run, load_rows(checked(run.path, run.config), options.data_dir)
 
 

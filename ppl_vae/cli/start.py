@@ -18,7 +18,7 @@ from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.own_modules import trust_of
 from ppl_vae.cli.setup import Setup, checked, with_defaults
 from ppl_vae.pairs import Batches, Pair
-from ppl_vae.runs import CHECKPOINTS, WEIGHTS, RunFolder, Trust, read_config
+from ppl_vae.runs import CHECKPOINTS, EVALUATION, WEIGHTS, RunFolder, Trust, read_config
 from ppl_vae.runtime import preserve_random_state, require_samples
 
 MADE_BY = "made_by"
@@ -26,6 +26,9 @@ MADE_BY = "made_by"
 
 _LENGTHS = {"train": ("max_epochs",), "refit": ("max_epochs",), "em": ("max_iterations",)}
 """What may change when a run goes on."""
+
+_NEEDED = ("device", "seed", "num_samples")
+"""Options that a config.yaml saved from Python may lack."""
 
 _CHECKED_ROWS = 1024
 """Rows per run of the pair when all test rows are checked."""
@@ -60,6 +63,8 @@ def options_of(
         config = _config_of_run(command, given)
         trust = trust_of(given, given.resume)
         trust.check(config)  # before the names in it are read
+        defaults = with_defaults(parser, Namespace())  # type: ignore[no-untyped-call]
+        config = {name: defaults[name] for name in _NEEDED if name in defaults} | config
         options = checked(Path(given.resume), config)
         options |= {name: given[name] for name in _LENGTHS[command] if name in given}
         require_samples("num_samples", options.get("num_samples", 1))
@@ -91,7 +96,9 @@ def _config_of_run(command: str, given: Namespace) -> dict[str, Any]:
             f"{path} was made by `ppl-vae {maker}`, which continues it: ppl-vae {maker} --resume {path}"
         )
     has_checkpoints = any((path / CHECKPOINTS).glob("step-*"))
-    if not has_checkpoints and command != "refit" and (path / WEIGHTS).exists():
+    # A refit writes weights, those of its model, before it begins.
+    last = EVALUATION if command == "refit" else WEIGHTS
+    if not has_checkpoints and (path / last).exists():
         raise UsageError(
             f"{path} holds a finished run without checkpoints: there is nothing to continue, and nothing was "
             f"changed; to train it again from the start, use --run_dir {path} --overwrite"

@@ -52,6 +52,10 @@ def require_plain_zip(path: Path, file: BinaryIO) -> None:
         file.seek(0)
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
+            for entry in entries:
+                # The one function that torch allows to a file of tensors and that makes much of little.
+                if entry.filename.endswith("data.pkl") and b"_codecs" in archive.read(entry):
+                    raise ValueError("it holds more than tensors")
         for entry in entries:
             if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise ValueError("it is packed in a way that NumPy and torch do not use")

@@ -213,7 +213,9 @@ def fit_em(
     pair = Pair(model, empty_guide if guide is None else guide)
     with ExitStack() as stack:
         folder = run_dir
-        if folder is not None and not isinstance(folder, RunFolder):
+        if isinstance(folder, RunFolder):
+            folder.require_usable(resume=resume)
+        elif folder is not None:
             folder = stack.enter_context(RunFolder.of_fit(folder, resume=resume))
         own_seed = seed if seed is not None else int(torch.randint(2**31, ()))
         if seed is not None or resume:

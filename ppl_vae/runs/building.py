@@ -99,8 +99,3 @@ def _classes_in(hint: Any) -> Iterator[type]:
         yield hint
     for part in get_args(hint):
         yield from _classes_in(part)
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an error on one line."""
-    return " ".join(str(error).split())

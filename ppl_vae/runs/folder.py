@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import itertools
 import json
 import math
 import platform
@@ -31,7 +32,6 @@ from ppl_vae.runs.location import (
 )
 from ppl_vae.runs.netcdf import as_netcdf
 from ppl_vae.runtime import (
-    MOST_JSON,
     MOST_YAML,
     CorruptFileError,
     digest,
@@ -52,8 +52,14 @@ _MAKERS = {
 _DIGEST = "table_sha256"
 """Key in a result's file: the digest of the table beside it."""
 
+_MOST_JSON = 2**23
+"""Largest size of a result in bytes; a summary takes some thousand, older ones hold all rows."""
+
 _MOST_CSV = 2**28
-"""Largest size of a table in bytes, some million rows; read, it takes ten times as much memory."""
+"""Largest size of a table in bytes."""
+
+_MOST_LINES = 2_000_000
+"""Most lines of a table: each takes some hundred bytes of memory, however short it is."""
 
 _AGAIN = "remove it, or create it again with --overwrite"
 """What to do about a result that cannot be read."""
@@ -223,14 +229,22 @@ def read_csv(file: Path) -> list[dict[str, float]]:
     _require_no_folder(file)
     if not file.is_file():
         return []
-    if file.stat().st_size > _MOST_CSV:
-        raise CorruptFileError(file, f"it is larger than the {_MOST_CSV >> 20} MiB that are read")
+    _require_size(file)
     with file.open(newline="", encoding="utf-8") as lines:
         try:
-            return [
-                {name: float(value) for name, value in row.items() if value not in ("", None)}
-                for row in csv.DictReader(lines)
+            table = csv.reader(lines)
+            names = next(table, [])
+            # Not by `csv.DictReader`: short lines under a long header would take the product of both.
+            found = [
+                {name: float(value) for name, value in zip(names, row, strict=False) if value}
+                for row in itertools.islice(table, _MOST_LINES)
+                if row
             ]
+            if next(table, None) is not None:
+                raise CorruptFileError(
+                    file, f"it has more than the {_MOST_LINES} lines that are read"
+                )
+            return found
         except (ValueError, TypeError, csv.Error) as error:
             raise CorruptFileError(file, f"a line is not made of numbers ({error})") from error
 
@@ -257,6 +271,7 @@ def read_rows(path: Path, result: str = EVALUATION) -> dict[str, list[float]] | 
             k: v["values"] for k, v in summary.items() if isinstance(v, dict) and "values" in v
         }
         return found or None
+    _require_size(table)
     if hashlib.sha256(table.read_bytes()).hexdigest() != summary.get(_DIGEST):
         raise CorruptFileError(
             table,
@@ -279,11 +294,16 @@ def read_json(file: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        return load_json(read_text(file, MOST_JSON))
+        return load_json(read_text(file, _MOST_JSON))
     except ValueError as error:
         raise CorruptFileError(
             file, f"this is not a result that can be read as JSON ({error}); {_AGAIN}"
         ) from error
+
+
+def _require_size(file: Path) -> None:
+    if file.stat().st_size > _MOST_CSV:
+        raise CorruptFileError(file, f"it is larger than the {_MOST_CSV >> 20} MiB that are read")
 
 
 def _require_no_folder(file: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 from ppl_vae.runs.lock import LOCK, Lock, LockedError
@@ -29,6 +30,9 @@ OF_A_RUN = (
 STAGED = ".new"
 """Folder inside of a run folder: a run that is to take the place of the one that is there."""
 
+_WAIT = 500
+"""How often a reader looks whether a swap has ended."""
+
 _LEAVING = ".old"
 _REPLACED = ".replaced"
 
@@ -48,6 +52,10 @@ def config_file(path: Path) -> Path:
         )
     finish_swap(path)
     file = path / CONFIG
+    for _ in range(_WAIT):  # another process puts a run in the place of this one
+        if file.is_file() or not is_swapping(path):
+            break
+        time.sleep(0.01)
     if not file.is_file():
         raise FileNotFoundError(f"{path} is not a run: it holds no {CONFIG}; check the path")
     return file
@@ -58,19 +66,22 @@ def swap(path: Path) -> None:
 
     A process may be killed at any moment: what is there says how far it came, and calling this again finishes
     it. While the old run leaves, its files are in `.old`, and those beside are old too; once all of them have
-    left, that folder is `.replaced`, and those beside are new.
+    left, that folder is `.replaced`, and those beside are new. Whoever made the folder may have put a link
+    there: what it points to is not touched.
     """
     staged, leaving, replaced = path / STAGED, path / _LEAVING, path / _REPLACED
-    if not replaced.exists():
+    if not _is_folder(replaced):
+        remove(replaced)
         own_folder(leaving)
         for name in OF_A_RUN:
             if os.path.lexists(path / name):
                 os.replace(path / name, leaving / name)
         leaving.rename(replaced)
-    if staged.exists():
-        for entry in list(staged.iterdir()):
-            os.replace(entry, path / entry.name)
-        staged.rmdir()
+    if _is_folder(staged):
+        for name in OF_A_RUN:
+            if os.path.lexists(staged / name):
+                os.replace(staged / name, path / name)
+    remove(staged)
     remove(replaced)
 
 
@@ -91,4 +102,8 @@ def finish_swap(path: Path) -> None:
 
 def is_swapping(path: Path) -> bool:
     """Whether a swap has begun and not ended."""
-    return (path / _LEAVING).exists() or (path / _REPLACED).exists()
+    return _is_folder(path / _LEAVING) or _is_folder(path / _REPLACED)
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()

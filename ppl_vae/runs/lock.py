@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import socket
+import stat
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -65,8 +66,16 @@ class Lock:
     def _take(self, folder: Path) -> int:
         while True:
             flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-            with full_disk_explained(self._file):
-                descriptor = os.open(self._file, flags, 0o666)
+            try:
+                with full_disk_explained(self._file):
+                    descriptor = os.open(self._file, flags, 0o666)
+            except OSError as error:
+                if error.errno not in (errno.ELOOP, errno.EISDIR):
+                    raise
+                raise LockedError(f"{self._file} is a link or a folder: remove it") from error
+            if not _is_own(descriptor):
+                os.close(descriptor)
+                raise LockedError(f"{self._file} is no file of a lock alone: remove it")
             if not _locked_by_us(descriptor):
                 holder = _holder(descriptor)
                 os.close(descriptor)
@@ -81,14 +90,23 @@ class Lock:
         return descriptor
 
 
+def _is_own(descriptor: int) -> bool:
+    """Whether it is a plain file without another name, under which it would be something else."""
+    found = os.fstat(descriptor)
+    return stat.S_ISREG(found.st_mode) and found.st_nlink <= 1
+
+
 def _locked_by_us(descriptor: int) -> bool:
-    """Takes the lock of the system; False if another process has it."""
+    """Takes the lock of the system; False if another process has it.
+
+    Unlike that of `lockf`, it is not lost when this process reads the file, to copy the folder, say.
+    """
     try:
         import fcntl
     except ImportError:  # not a POSIX system
         return not _alive(_holder(descriptor))
     try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             return False

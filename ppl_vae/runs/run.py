@@ -41,11 +41,15 @@ from ppl_vae.runs.folder import (
     write_results,
 )
 from ppl_vae.runs.location import CONFIG, DIAGNOSIS, EVALUATION, METRICS
+from ppl_vae.runs.lock import LockedError
 from ppl_vae.runs.names import name_of
 from ppl_vae.runs.run_folder import RunFolder
 from ppl_vae.runs.trust import ROLES, Trust, UntrustedError
 from ppl_vae.runs.weights import read_weights, write_weights
-from ppl_vae.runtime import as_folder, described
+from ppl_vae.runtime import CorruptFileError, as_folder, described
+
+_TRIES = 10
+"""How often a run is read again that another process has replaced meanwhile."""
 
 
 class Trained(Protocol):
@@ -176,13 +180,38 @@ def load_run(
         FileNotFoundError: No such folder, or no run in it.
         CorruptFileError: A file is damaged; the message names it and says what to do.
         UntrustedError: The folder names other classes or functions; nothing was imported.
+        LockedError: Other runs take the place of this one all the time.
         ValueError: config.yaml cannot be used, or the weights are those of another pair.
     """
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"load_run takes the path of a run folder, got {described(path)}")
     path = Path(path)
+    for _ in range(_TRIES):
+        before = _written(path)
+        try:
+            found = _load(path, model, guide, Trust.of(trust, path), results)
+        except (CorruptFileError, FileNotFoundError, ValueError):
+            if before == _written(path):
+                raise
+        else:
+            if before == _written(path):
+                return found
+    raise LockedError(f"{path} is replaced by other runs all the time: read it when that has ended")
+
+
+def _written(path: Path) -> tuple[int, int] | None:
+    """What tells a run from another that has taken its place."""
+    try:
+        found = os.stat(path / CONFIG)
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _load(
+    path: Path, model: Program | None, guide: Program | None, allowed: Trust, results: bool
+) -> Run:
     config = read_config(path)
-    allowed = Trust.of(trust, path)
     missing = [role for role, program in (("model", model), ("guide", guide)) if program is None]
     for role in missing:
         _require_built(path, config, role)
@@ -192,7 +221,7 @@ def load_run(
     if results and "max_epochs" in config and not (path / METRICS).is_file():
         warnings.warn(
             f"{path / METRICS} is missing: how the training went is not known, and the run's history is empty",
-            stacklevel=2,
+            stacklevel=3,
         )
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced below
         given = model

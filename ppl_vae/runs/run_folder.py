@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -54,6 +55,7 @@ class RunFolder:
         self.path = folder
         self.config = config
         self._begun = False
+        self._open = True
         self._is_new = False
         missing = [p for p in (folder, *folder.parents) if not p.exists()]
         try:
@@ -97,7 +99,7 @@ class RunFolder:
         try:
             require_free(path, overwrite=overwrite)  # another process may have been faster
             opened._is_new = True
-            if (path / CONFIG).exists():
+            if any(os.path.lexists(path / name) for name in OF_A_RUN):
                 opened.path = own_folder(path / STAGED)
             if config is not None:
                 write_config(opened.path, config)
@@ -131,14 +133,23 @@ class RunFolder:
             FileExistsError: An earlier fit was there, and it is not to be resumed.
             LockedError: Another process writes there.
         """
-        for name, content in ((CHECKPOINTS, "checkpoints"), (METRICS, "the metrics")):
-            found = Path(path) / name
-            if not resume and (found.is_file() or any(found.glob("step-*"))):
-                raise FileExistsError(
-                    f"{found} holds {content} of an earlier training: continue it with resume=True, or "
-                    "choose another run_dir"
-                )
+        if not resume:
+            _require_no_training(Path(path))
         return cls.open(path)
+
+    def require_usable(self, *, resume: bool) -> None:
+        """Raises an error unless a fit may write here.
+
+        Raises:
+            ValueError: The block of this object has ended.
+            FileExistsError: An earlier fit was here, and it is not to be resumed.
+        """
+        if not self._open:
+            raise ValueError(
+                f"the RunFolder of {self.folder} is closed: use it inside of `with RunFolder...:`"
+            )
+        if not resume:
+            _require_no_training(self.path)
 
     @classmethod
     def of_other_process(cls, path: Path) -> Self:
@@ -147,6 +158,7 @@ class RunFolder:
         opened.folder = opened.path = path
         opened.config = None
         opened._begun, opened._is_new, opened._made, opened._lock = True, False, [], None
+        opened._open = True
         return opened
 
     @property
@@ -185,6 +197,7 @@ class RunFolder:
             elif self._is_new and not any((self.path / CHECKPOINTS).glob("step-*")):
                 for name in OF_A_RUN:  # the folder was empty
                     remove(self.path / name)
+        self._open = False
         if self._lock is not None:
             self._lock.release()
         if failed:
@@ -208,8 +221,18 @@ class RunFolder:
                 return
 
 
+def _require_no_training(path: Path) -> None:
+    for name, content in ((CHECKPOINTS, "checkpoints"), (METRICS, "the metrics")):
+        found = path / name
+        if found.is_file() or any(found.glob("step-*")):
+            raise FileExistsError(
+                f"{found} holds {content} of an earlier training: continue it with resume=True, or choose "
+                "another run_dir"
+            )
+
+
 def require_free(path: Path, *, overwrite: bool) -> None:
-    """Raises an error unless a new run may be written into a folder. Nothing is changed.
+    """Raises an error unless a new run may be written into a folder, which is left as it is.
 
     Raises:
         FileExistsError: There is a run at `path` and `overwrite` is False, or something that is not a run.
@@ -219,8 +242,9 @@ def require_free(path: Path, *, overwrite: bool) -> None:
     if not path.exists():
         return
     finish_swap(path)
-    others = [entry.name for entry in path.iterdir() if entry.name not in HIDDEN]
-    if others and not (path / CONFIG).is_file():
+    others = {entry.name for entry in path.iterdir()} - {*HIDDEN}
+    by_fit = not others - {*OF_A_RUN} and any((path / CHECKPOINTS).glob("step-*.safetensors"))
+    if others and not by_fit and not (path / CONFIG).is_file():
         raise FileExistsError(
             f"{path} is not a run folder (it holds something else, and no {CONFIG}): nothing was changed; "
             "choose another folder"

@@ -7,6 +7,7 @@ and schedules, and the constraints of torch and Pyro. See docs/security.md.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -272,11 +273,17 @@ def _names(value: Any, place: str, file: str, depth: int) -> Iterator[tuple[str,
             for name in re.findall(r"[^\W\d]\w*(?:\s*\.\s*[^\W\d]\w*)+", text):
                 yield place, re.sub(r"\s", "", name)
         try:
-            read = load_yaml(text)
-        except ValueError:  # then it is text for jsonargparse, too
-            return
+            read = _read(text)
+        except ValueError as error:  # jsonargparse, whose rules differ, might read it
+            raise ValueError(f"{file}, {place}: this is not a plain value ({error})") from None
         if read != value:
             yield from _names(read, place, file, depth + 1)
+
+
+@functools.lru_cache(maxsize=256)
+def _read(text: str) -> Any:
+    """What a text says as YAML; once for all places that an alias puts it in."""
+    return load_yaml(text)
 
 
 def _require_description(value: Any, place: str, file: str) -> None:
@@ -284,7 +291,7 @@ def _require_description(value: Any, place: str, file: str) -> None:
     if not (isinstance(value, Mapping) and "class_path" in value):
         return
     path, arguments = value["class_path"], value.get("init_args")
-    if not isinstance(path, str):
+    if not (isinstance(path, str) and _is_name(path)):
         raise ValueError(
             f"{file}, {place}: class_path must be a name such as package.module.Class, got {path!r}"
         )

@@ -6,9 +6,10 @@ in brackets). Whoever reads a file of another person reads it by these functions
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from collections.abc import Mapping
+import re
 from pathlib import Path
 from typing import Any
 
@@ -110,21 +111,11 @@ def load_json(text: str) -> dict[str, Any]:
     """
     if len(text) > MOST_JSON:
         raise ValueError(f"it is larger than the {MOST_JSON // 1024} KiB that are read")
-    try:
-        content = json.loads(text)
-    except RecursionError:
-        raise ValueError(f"it has more than {DEEPEST} levels") from None
+    brackets = re.sub(r'"(?:[^"\\]|\\.)*"|[^\[\]{}"]', "", text)
+    levels = itertools.accumulate(1 if bracket in "[{" else -1 for bracket in brackets)
+    if any(level > DEEPEST for level in levels):
+        raise ValueError(f"it has more than {DEEPEST} levels")
+    content = json.loads(text)
     if not isinstance(content, dict):
         raise ValueError("expected names and values, `{...}`")
-    level: list[Any] = [content]
-    for _ in range(DEEPEST):
-        level = [part for value in level for part in _parts(value)]
-        if not level:
-            return content
-    raise ValueError(f"it has more than {DEEPEST} levels")
-
-
-def _parts(value: Any) -> list[Any]:
-    """The lists and mappings inside of one."""
-    inside = value.values() if isinstance(value, Mapping) else value
-    return [part for part in inside if isinstance(part, dict | list)]
+    return content

@@ -17,6 +17,10 @@ SEEDS = (-(2**63), 2**63 - 1)
 """Smallest and largest seed: what torch takes and a checkpoint can hold."""
 
 
+_WORDS = 624
+"""Numbers in the state of NumPy's global generator, a Mersenne twister."""
+
+
 def require_seed(seed: object) -> None:
     """Raises an error for what is no seed.
 
@@ -86,6 +90,8 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
         random.setstate((version, tuple(words), gauss))
         keys: Tensor = state["numpy"]["keys"]
         position, has_gauss, gauss = state["numpy"]["rest"]
+        if not 0 <= position <= len(keys) == _WORDS:  # NumPy would read beyond its memory
+            raise ValueError(f"the state of NumPy's generator has the position {position}")
         words = keys.numpy().astype(np.uint32)
         np.random.set_state(("MT19937", words, position, has_gauss, gauss))
     if device.type == "cuda" and "cuda" in state:

@@ -221,6 +221,8 @@ def fit(
     if fabric is None:
         fabric = make_fabric(device_for(pair, batches, device))
     with ExitStack() as stack:
+        if folder is not None:
+            folder.require_usable(resume=resume)
         if path is not None:
             is_first = fabric.global_rank == 0  # only this process writes there
             folder = stack.enter_context(
