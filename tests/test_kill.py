@@ -36,7 +36,10 @@ def swapping(killer: Killer) -> range:
     return range(of_swap[0] - 1, of_swap[-1] + 2)
 
 
-@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name == "INT" else ()) for name in SIGNALS],
+)
 def test_a_pair_saved_over_a_run_is_killed_in_its_swap(
     name: str, killer: Callable[[str], Killer]
 ) -> None:

@@ -121,7 +121,11 @@ def test_the_global_store_stays_as_it_was() -> None:
     pyro.clear_param_store()
 
 
-@pytest.mark.parametrize("error", [KeyError("mine"), KeyboardInterrupt()])
+class Mine(Exception):
+    """An error of the user's own."""
+
+
+@pytest.mark.parametrize("error", [Mine("mine"), KeyboardInterrupt()])
 def test_the_global_store_stays_as_it_was_after_an_exception(error: BaseException) -> None:
     calls = 0
 

@@ -127,6 +127,9 @@ def test_the_version_is_the_distribution_s(distributions: dict[str, Path]) -> No
     assert distributions["wheel"].name.split("-")[:2] == ["ppl_vae", ppl_vae.__version__]
 
 
-@pytest.mark.parametrize("command", ["ruff check .", "ruff format --check .", "mypy"])
+@pytest.mark.parametrize(
+    "command",
+    [*("ruff check .", "ruff format --check ."), pytest.param("mypy", marks=pytest.mark.slow)],
+)
 def test_the_tree_is_clean(command: str) -> None:
     run(sys.executable, "-m", *command.split())

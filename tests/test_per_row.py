@@ -38,6 +38,7 @@ def trained(model: nn.Module, guide: PerRow, x: Tensor) -> None:
         fit(model, guide, x, max_epochs=200, batch_size=ROWS, seed=0, progress=False, **options)
 
 
+@pytest.mark.slow
 def test_full_covariance_reaches_the_posterior() -> None:
     model, guide, x = made(FullCovariance)
     posterior = model.posterior(x)

@@ -520,7 +520,8 @@ def test_no_file_stands_in_for_an_absent_module(trained: Path, tmp_path: Path) -
     trap = f"open({str(tmp_path / 'sprung')!r}, 'a').write(__name__ + chr(10))\n"
     for name in absent:
         (traps / f"{name}.py").write_text(trap)
-    command = [sys.executable, "-m", "ppl_vae.cli", *export]
+    # As the script `ppl-vae` starts: without -P, Python itself puts the current folder on the path.
+    command = [sys.executable, "-P", "-m", "ppl_vae.cli", *export]
     done = subprocess.run(command, env=environment, cwd=traps, capture_output=True, timeout=300)
     assert not (tmp_path / "sprung").exists(), (tmp_path / "sprung").read_text()
     assert done.returncode == 0
