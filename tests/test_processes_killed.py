@@ -120,7 +120,7 @@ def deadly(x):
 model, guide = Model(), Guide(1.0)
 fitted = fit(
     model, guide, x, validation=x, batch_size=16, max_epochs=5, seed=4, transform=deadly, fabric=fabric,
-    progress=False, run_dir=folder / "run", resume=any((folder / "run").rglob("step-*")),  # not before both are there
+    progress=False, run_dir=folder / "run", resume=any((folder / "run").rglob("step-*")),
 )
 keep("end", Pair(model, guide).state(), fitted)
 """
