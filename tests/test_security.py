@@ -771,3 +771,25 @@ def test_the_position_of_numpys_generator_is_checked() -> None:
             )
     set_random_state(state, torch.device("cpu"))
     assert 0 <= position <= 624
+
+
+@promise(14)
+def test_a_file_of_tensors_may_not_make_much_of_little(tmp_path: Path) -> None:
+    file = tmp_path / "x.pt"
+    text = b"c_codecs\nencode\n(X\x03\x00\x00\x00abcX\x06\x00\x00\x00utf-32tR."
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("x/data.pkl", b"\x80\x02" + text)
+        archive.writestr("x/version", "3\n")
+    with pytest.raises(ValueError, match="more than tensors"):
+        load_data(str(file))
+    torch.save({"x": torch.rand(20, 3)}, file)
+    assert load_data(str(file)).shape == (3,)
+
+
+@promise(13)
+def test_a_table_that_is_large_by_holes_is_not_read(run: Path) -> None:
+    (run / "evaluation.json").write_text('{"table_sha256": "0"}')
+    with (run / "evaluation.csv").open("wb") as table:
+        table.truncate(2**33)
+    with pytest.raises(CorruptFileError, match=r"evaluation\.csv: it is larger than"):
+        load_run(run)
