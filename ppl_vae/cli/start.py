@@ -19,7 +19,7 @@ from ppl_vae.cli.own_modules import trust_of
 from ppl_vae.cli.setup import Setup, checked, with_defaults
 from ppl_vae.pairs import Batches, Pair
 from ppl_vae.runs import CHECKPOINTS, EVALUATION, WEIGHTS, RunFolder, Trust, read_config
-from ppl_vae.runtime import preserve_random_state, require_samples
+from ppl_vae.runtime import preserve_random_state, require_count, require_samples
 
 MADE_BY = "made_by"
 """Entry of config.yaml: the command that made the run."""
@@ -67,6 +67,8 @@ def options_of(
         config = {name: defaults[name] for name in _NEEDED if name in defaults} | config
         options = checked(Path(given.resume), config)
         options |= {name: given[name] for name in _LENGTHS[command] if name in given}
+        for name in _LENGTHS[command]:
+            require_count(name, options.get(name, 1), 1)
         require_samples("num_samples", options.get("num_samples", 1))
         return options, dict.fromkeys(options, trust)
     if command != "refit" and (given.get("trust") or given.get("trust_packages")):

@@ -192,6 +192,7 @@ class RunFolder:
         if failed and not self._begun:
             if is_swapping(self.folder):  # interrupted amid a swap: a part of the old run has left
                 swap(self.folder)
+                self.path = self.folder
             elif self.path != self.folder:
                 remove(self.path)
             elif self._is_new and not any((self.path / CHECKPOINTS).glob("step-*")):

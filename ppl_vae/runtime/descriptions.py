@@ -77,9 +77,9 @@ def require_samples(name: str, given: int, least: int = 1) -> None:
     require_count(name, given, least)
     if given > MOST_SAMPLES:
         raise ValueError(
-            f"{name} must be at most {MOST_SAMPLES:,}, got {given:,}, which no computer draws in the time "
-            "that anyone waits: the error falls with the square root of the number, so that 100 times as many "
-            "give one digit more"
+            f"{name} must be at most {MOST_SAMPLES:,}, got {given:,}: at 50,000 draws per second, as of a "
+            f"small VAE on one core, they take {given / 50_000 / 86_400:,.0f} days for each row; 100 times as many "
+            "draws give one digit more"
         )
 
 

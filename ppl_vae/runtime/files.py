@@ -36,7 +36,7 @@ class DiskFullError(OSError):
         super().__init__(
             number,
             f"{path} was not written: no room on the disk of {path.parent} ({os.strerror(number)}); "
-            "make room there, and run the command again",
+            "make room there, and try again",
         )
         self.path = path
 
