@@ -78,8 +78,8 @@ def require_samples(name: str, given: int, least: int = 1) -> None:
     if given > MOST_SAMPLES:
         raise ValueError(
             f"{name} must be at most {MOST_SAMPLES:,}, got {given:,}: at 50,000 draws per second, as of a "
-            f"small VAE on one core, they take {given / 50_000 / 86_400:,.0f} days for each row; 100 times as many "
-            "draws give one digit more"
+            f"small VAE on one core, they take {given / 50_000 / 86_400:,.0f} days for each row, and the error "
+            "falls with the square root of the number alone"
         )
 
 
