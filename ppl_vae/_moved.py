@@ -18,7 +18,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "ais": ("evaluation",),
     "arviz_bridge": ("evaluation",),
     "batches": ("pairs", "runtime"),
-    "checkpoints": ("runtime",),
+    "checkpoints": ("runs", "runtime"),
     "em_loop": ("em",),
     "em_plots": ("plots",),
     "em_steps": ("em", "em.steps"),
@@ -73,6 +73,10 @@ OF_PACKAGES = {
     "ppl_vae.evaluation": {
         "Estimate": "ppl_vae.stats.Estimate",
         "evaluating": "ppl_vae.checks.evaluating",
+    },
+    "ppl_vae.training": {
+        "load_checkpoint": "ppl_vae.runs.load_checkpoint",
+        "save_checkpoint": "ppl_vae.runs.save_checkpoint",
     },
 }
 """For each package that was there before: names that it offered, and what they are today."""

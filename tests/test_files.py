@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +199,51 @@ def test_what_cannot_be_saved_is_named() -> None:
         runtime.flatten({"state": [1, {"hook": lambda: None}]})
     with pytest.raises(TypeError, match="key"):
         runtime.flatten({(1, 2): torch.zeros(1)})
+
+
+# -- what a killed process leaves ------------------------------------------------------------------------
+
+KILLED = """
+import os, sys
+from ppl_vae.runtime import replacing
+with replacing(sys.argv[1]) as file:
+    file.write_text("half")
+    os._exit(1)
+"""
+
+
+def test_the_next_file_removes_what_a_killed_process_has_left(tmp_path: Path) -> None:
+    file = tmp_path / f"{'a' * 200} [1].nc"
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", KILLED, file], check=False)
+        assert len(os.listdir(tmp_path)) == 1  # that of the first is gone
+    with runtime.replacing(file) as mine:
+        assert os.listdir(tmp_path) == [mine.name]
+        with runtime.replacing(file) as another:  # of a process that lives: it stays
+            assert sorted(os.listdir(tmp_path)) == sorted([mine.name, another.name])
+        mine.write_text("whole")
+    assert os.listdir(tmp_path) == [file.name]
+    assert file.read_text() == "whole"
+
+
+def test_temporary_names() -> None:
+    with runtime.replacing(Path(tempfile.gettempdir()) / "a.b.nc") as file:
+        assert runtime.is_temporary(file.name)
+        assert file.suffix == ".nc"
+    file.with_name("a.b.nc").unlink()
+    assert not any(runtime.is_temporary(name) for name in ("my.writing.txt", ".lock", ".new"))
+
+
+@pytest.mark.parametrize(
+    ("number", "lives"),
+    [
+        (os.getpid(), True),
+        (str(os.getpid()), True),
+        (2**22 + 1, False),
+        (2**80, False),
+        ("x", False),
+        (0, False),
+    ],
+)
+def test_a_process_lives(number: int | str, lives: bool) -> None:
+    assert runtime.process_lives(number) == lives

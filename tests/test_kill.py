@@ -64,9 +64,19 @@ def test_a_result_is_killed_at_events(killer: Callable[[str], Killer]) -> None:
         diagnosed.at_event(n)
 
 
+def test_a_new_run_is_killed_while_its_first_file_is_written(
+    killer: Callable[[str], Killer],
+) -> None:
+    refitted = killer("refit")
+    of_config = [i for i, event in enumerate(refitted.events) if "/run/.config" in event]
+    refitted.at_event(of_config[0] + 2)
+
+
 @pytest.mark.parametrize("scenario", ["train", "train --overwrite", "refit", "evaluate"])
 def test_random_moments(scenario: str, killer: Callable[[str], Killer]) -> None:
-    moments = random.Random(int(time.time()))  # others each time: none of them may matter
+    seed = int(time.time())  # others each time: none of them may matter
+    print(f"the seed of the moments is {seed}")  # which pytest shows if the test fails
+    moments = random.Random(seed)
     for which in SIGNALS.values():
         killer(scenario).at_random(moments, which, most=1)
 

@@ -255,6 +255,15 @@ def test_what_a_killed_run_has_staged_is_removed_by_the_next(old: Path) -> None:
     assert not (old / ".new").exists()
 
 
+def test_a_run_that_was_killed_while_its_first_file_was_written_is_begun_again(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / ".config.01ab23cd.writing.yaml").write_text("half")
+    with RunFolder.new(tmp_path, NEW) as run:
+        run.begin()
+    assert os.listdir(tmp_path) == ["config.yaml"]
+
+
 # -- two processes ---------------------------------------------------------------------------------------
 
 HOLD = """
@@ -414,7 +423,10 @@ def test_a_temporary_file_that_is_there_is_not_used(
     monkeypatch.setattr("secrets.token_hex", lambda _: "0")
     target = tmp_path / "precious"
     target.write_text("mine")
-    (tmp_path / ".x.0.writing.csv").symlink_to(target)
+    with replacing(tmp_path / "x.csv") as file:
+        name = file.name
+    (tmp_path / "x.csv").unlink()
+    (tmp_path / name).symlink_to(target)
     with pytest.raises(FileExistsError):
         write_bytes(tmp_path / "x.csv", b"new")
     assert target.read_text() == "mine"

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ppl_vae.runtime import full_disk_explained
+from ppl_vae.runtime import full_disk_explained, process_lives
 
 LOCK = ".lock"
 
@@ -126,17 +126,9 @@ def _holder(descriptor: int) -> dict[str, Any]:
 def _alive(holder: dict[str, Any]) -> bool:
     """Whether a process may still run; those of other hosts may."""
     pid = holder.get("pid")
-    if not isinstance(pid, int) or pid <= 0:
+    if not isinstance(pid, int):
         return False
-    if holder.get("host") != socket.gethostname():
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # of another user
-        return True
-    return True
+    return holder.get("host") != socket.gethostname() or process_lives(pid)
 
 
 def _in_use(folder: Path, holder: dict[str, Any]) -> str:

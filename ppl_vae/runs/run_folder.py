@@ -22,7 +22,13 @@ from ppl_vae.runs.location import (
     swap,
 )
 from ppl_vae.runs.lock import Lock
-from ppl_vae.runtime import full_disk_explained, own_folder, remove, remove_left_behind
+from ppl_vae.runtime import (
+    full_disk_explained,
+    is_temporary,
+    own_folder,
+    remove,
+    remove_left_behind,
+)
 
 
 class RunFolder:
@@ -243,7 +249,7 @@ def require_free(path: Path, *, overwrite: bool) -> None:
     if not path.exists():
         return
     finish_swap(path)
-    others = {entry.name for entry in path.iterdir()} - {*HIDDEN}
+    others = {entry.name for entry in path.iterdir() if not is_temporary(entry.name)} - {*HIDDEN}
     by_fit = not others - {*OF_A_RUN} and any((path / CHECKPOINTS).glob("step-*.safetensors"))
     if others and not by_fit and not (path / CONFIG).is_file():
         raise FileExistsError(

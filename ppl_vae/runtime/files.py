@@ -7,15 +7,21 @@ at any moment leaves the old file or the new one. In a file of its own, because 
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import secrets
 import shutil
+import socket
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 _TEMPORARY = ".writing"
-"""In the names of files that are being written."""
+"""In the names of files that are being written, after the host and the number of the process that writes."""
+
+_LONGEST = 40
+"""Characters of a file's name that stand in the name of its temporary file: no name may have over 255 bytes."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """No room on the device, in the user's quota, or in the largest file that is allowed."""
@@ -72,7 +78,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Gives an empty file beside `path`, which takes its place when the block has ended well.
 
     The file has a name that nobody can know before, is made by this call (never a link that was there), and is
-    gone if the block fails. Where `path` is a link, the link is replaced, not what it points to.
+    gone if the block fails. What a killed process has left of an earlier try is removed. Where `path` is a
+    link, the link is replaced, not what it points to.
 
     Args:
         path: The file to write; its folder must exist.
@@ -92,7 +99,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     if path.is_dir() and not path.is_symlink():
         raise IsADirectoryError(f"{path} is a folder, but a file is to be written there: rename it")
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{_TEMPORARY}{path.suffix}")
+    of_path = f".{path.stem[:_LONGEST]}.{zlib.crc32(socket.gethostname().encode()):08x}-"
+    for left in path.parent.glob(f"{glob.escape(of_path)}*{_TEMPORARY}*"):
+        if not process_lives(left.name.removeprefix(of_path).partition("-")[0]):
+            left.unlink(missing_ok=True)
+    unique = f"{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = path.with_name(f"{of_path}{unique}{_TEMPORARY}{path.suffix[:_LONGEST]}")
     with full_disk_explained(path):
         try:
             # Made by this call alone, but with the permissions that the user's umask gives to his files.
@@ -142,10 +154,34 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a file's name is one that `replacing` gives to what it writes."""
+    return name.startswith(".") and _TEMPORARY in name
+
+
 def remove_left_behind(folder: Path) -> None:
-    """Removes the temporary files of `replacing` that a killed process has left in a folder."""
+    """Removes the temporary files of `replacing` in a folder into which no other process writes now."""
     for file in folder.glob(f".*{_TEMPORARY}*"):
         file.unlink(missing_ok=True)
+
+
+def process_lives(number: int | str) -> bool:
+    """Whether a process of this host still runs, by its number; False if that is none.
+
+    Example:
+        >>> process_lives(os.getpid()), process_lives("x")
+        (True, False)
+    """
+    try:
+        pid = int(number)
+        if pid <= 0:
+            return False
+        os.kill(pid, 0)
+    except PermissionError:  # of another user
+        return True
+    except (ValueError, OverflowError, ProcessLookupError):
+        return False
+    return True
 
 
 def _flush(path: Path) -> None:
