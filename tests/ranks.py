@@ -1,6 +1,6 @@
 """The processes of one training, forked from the tests: they need not import torch again.
 
-Lightning takes the environment of each of them for that of a cluster which starts processes itself, and starts none.
+Lightning takes the environment of each for that of a cluster which starts processes itself, and starts none.
 `tests/test_processes_killed.py` has a training that Lightning starts, by the command line.
 """
 
@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import lightning_fabric  # noqa: F401  # before the processes are forked
 import torch
 
 
@@ -77,6 +78,16 @@ class Ranks:
             (self.folder / f"found-{rank}").write_bytes(pickle.dumps(found))
         finally:
             os._exit(code)
+
+    @classmethod
+    def script(cls, script: str, folder: Path, count: int) -> Ranks:
+        """Processes that run a script with the arguments `folder` and `count`."""
+
+        def work(rank: int) -> None:
+            sys.argv = ["script", str(folder), str(count)]
+            exec(compile(script, "script", "exec"), {"__name__": "__main__"})
+
+        return cls(work, folder, count)
 
     def wait(self, seconds: float = 60.0) -> list[int]:
         """Waits until all have ended; their exit codes (minus the signal, for those that were killed)."""

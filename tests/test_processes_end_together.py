@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -11,15 +12,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-import lightning_fabric  # noqa: F401  # so that no forked process has to import it
 import pytest
 import torch
 from ranks import Ranks
 from torch import Tensor
-from trainings import HELD_OUT, X, Guide, Model
+from trainings import HELD_OUT, Guide, Model, X
 
 from ppl_vae import fit, refit_guide
-from ppl_vae.cli import main
 from ppl_vae.guides import MeanField, PerRow
 from ppl_vae.networks import MLP
 from ppl_vae.runs import RunFolder
@@ -68,8 +67,8 @@ class Two:
         self.pids = Processes(self.fabric).gathered(os.getpid())
         self.endings: dict[str, Ending] = {}
         self.options: dict[str, Any] = {
-            **dict(max_epochs=2, batch_size=16, seed=1, progress=False, validation=HELD_OUT),
-            **dict(fabric=self.fabric),
+            **dict(max_epochs=2, batch_size=16, seed=1, progress=False, capture=False),
+            **dict(validation=HELD_OUT, fabric=self.fabric),
         }
 
     def try_fit(self, name: str, x: Any = X, guide: Any = None, **options: Any) -> None:
@@ -226,8 +225,6 @@ def test_an_error_of_one_process_ends_both(
     ],
 )
 def test_errors_can_be_sent(error: Any) -> None:
-    import pickle
-
     sent = pickle.loads(pickle.dumps(error))
     assert type(sent) is type(error)
     assert str(sent) == str(error)
