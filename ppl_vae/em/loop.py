@@ -65,6 +65,7 @@ class EMLoop:
             "hard": self.hard,
             "batch_size": self.data.batch_size,
             "restarts": self.restarts,
+            "initialize": self.initialize,
             "online": str(self.online),
             "data": None if self.folder is None else digest_of_rows(self.data.batches),
         }

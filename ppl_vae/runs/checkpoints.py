@@ -84,7 +84,11 @@ MAY_CHANGE = ("max_epochs", "max_iterations", "patience", "num_samples", "tolera
 _OF_THE_PLACE = ("versions", "data_dir", "download", "device", "tensorboard", "trust")
 """Entries of config.yaml that say where a training runs."""
 
-_DIGESTS = {"data": "the rows of x", "validation": "the validation rows"}
+_DIGESTS = {
+    "data": "the rows of x are other rows, or their values have changed",
+    "validation": "the validation rows are other rows, or their values have changed",
+    "frozen": "the model that is kept has other weights",
+}
 
 
 def require_same(folder: RunFolder, now: Mapping[str, Any], then: Mapping[str, Any]) -> None:
@@ -107,7 +111,7 @@ def require_same(folder: RunFolder, now: Mapping[str, Any], then: Mapping[str, A
         if name in (*_DIGESTS, "config", "seed") and (value is None or before is None):
             continue
         if name in _DIGESTS:
-            differs.append(f"{_DIGESTS[name]} are other rows, or their values have changed")
+            differs.append(_DIGESTS[name])
         elif name == "parameters" and before is not None:  # in pairs of name and shape
             then_had, has = ({n: tuple(s) for n, s in part} for part in (before, value))
             for each in [n for n in {**then_had, **has} if then_had.get(n) != has.get(n)]:

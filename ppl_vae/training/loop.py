@@ -168,6 +168,7 @@ class Training:
             "transform": None if transform is None else _name(transform),
             "data": digest_of_rows(batches) if compared else None,
             "validation": digest_of_rows(held_out) if compared and held_out is not None else None,
+            "frozen": getattr(pair.model, "digest", None),  # of `refit_guide`
             **_of_scheduler(self.scheduler),
             "rows": self.rows.number,
             "compile": compile,
