@@ -190,7 +190,7 @@ class Ended(NamedTuple):
 
 
 def fitted(kind: Kind, process: int, run_dir: Path | RunFolder | None = None, **how: Any) -> Ended:
-    """The result of a call in a new process, so to say: its weights and its generators are those of no other."""
+    """The result of a call in a new process, so to say: its weights and generators are those of no other."""
     torch.manual_seed(process)
     seed = None if how.get("resume") else 0
     model, guide = kind.model(), None if kind.guide is None else kind.guide()

@@ -6,12 +6,15 @@ import os
 import pickle
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from ranks import Ranks
@@ -19,6 +22,7 @@ from torch import Tensor
 from trainings import HELD_OUT, Guide, Model, X
 
 from ppl_vae import fit, refit_guide
+from ppl_vae.checks import PairWarning
 from ppl_vae.guides import MeanField, PerRow
 from ppl_vae.networks import MLP
 from ppl_vae.runs import RunFolder
@@ -90,6 +94,20 @@ def shuffled_anew(rank: int) -> Iterator[Tensor]:
     return iter(X[order].split(16))
 
 
+class Shared(Model):
+    """With a latent that all rows share."""
+
+    def forward(self, x: Tensor) -> None:
+        pyro.sample("shared", dist.Normal(x.new_zeros(()), 1.0))
+        super().forward(x)
+
+
+class SharedGuide(Guide):
+    def forward(self, x: Tensor) -> None:
+        pyro.sample("shared", dist.Normal(self.log_scale.sum(), 1.0))
+        super().forward(x)
+
+
 class Loader:
     """An iterable of batches, made again for each epoch."""
 
@@ -157,6 +175,13 @@ def work(rank: int, folder: Path) -> dict[str, Ending]:
             refit_guide(Model(), Guide(), X, **two.options, run_dir=folder / "refit")
 
     two.tried("refit", refit)
+
+    def shared() -> None:  # one batch of all rows, of which each process has a half
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", PairWarning)
+            fit(Shared(), SharedGuide(), X, **(two.options | {"batch_size": 50}))
+
+    two.tried("a term of all rows", shared)
     two.try_fit("well", Loader(partial(shuffled_anew, 0)))
     return two.endings
 
@@ -204,6 +229,7 @@ def endings(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Ending]]
             "is at the end of an epoch, process 1 is at a step",
         ),
         ("rows of their own", "PairError", "cannot be divided among 2 processes: train in one"),
+        ("a term of all rows", "PairWarning", "counts once in each batch, not once in all"),
         ("well", "", ""),
     ],
 )

@@ -158,9 +158,9 @@ def fit_em(
         run_dir: Folder for `metrics.csv` and `checkpoints/`; None keeps everything in memory. With a
             `RunFolder`, a run takes the place of another once its first M step is saved.
         resume: Go on from the newest good checkpoint in `run_dir`, with the seed of the call that was begun
-            there (another `seed` is refused). The result has the same bits as without the interruption, also with another
-            `max_iterations` or `tolerance`; all other options must be the same. A call that has ended repeats
-            its last E step, and goes on if it may now take more iterations.
+            there (another `seed` is refused). The result has the same bits as without the interruption, also
+            with another `max_iterations` or `tolerance`; all other options must be the same. A call that has
+            ended repeats its last E step, and goes on if it may now take more iterations.
         progress: Whether to show a progress bar; None shows one on a terminal.
 
     Returns:

@@ -59,8 +59,8 @@ class Processes:
     def ending_together(self) -> Iterator[None]:
         """An error that ends the block in one process ends it in all of them.
 
-        All processes must enter it. They wait for each other at its end, so that an error after the last message
-        also reaches all.
+        All processes must enter it. They wait for each other at its end, so that an error after the last
+        message also reaches all.
 
         Raises:
             Exception: That of another process; a note says which one it was.

@@ -155,7 +155,7 @@ class TrainingRows:
         """Refuses an iterable that begins an epoch with other rows in another process."""
         self.processes.require_same(
             {"the first batch of an epoch": digest(tensors_of(first))},
-            "Each process takes its part of every batch, so all of them must read the same batches, or rows would "
-            "be left out and others taken twice: draw their order (and noise) from torch's generator, as "
+            "Each process takes its part of every batch, so all of them must read the same batches, or rows "
+            "would be left out and others taken twice: draw their order (and noise) from torch's generator, as "
             "DataLoader(shuffle=True) does, or from a generator with the same seed in all processes",
         )
