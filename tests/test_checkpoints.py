@@ -381,7 +381,7 @@ def test_a_refit_of_another_model_is_refused(tmp_path: Path) -> None:
     refit_guide(Model(), Guide(), X, max_epochs=1, **options)
     other = Model()
     with torch.no_grad():
-        other.decoder.bias += 1.0
+        other.decoder.bias.add_(1.0)
     with pytest.raises(ValueError, match="the model that is kept has other weights"):
         refit_guide(other, Guide(), X, max_epochs=2, resume=True, **options)
     assert refit_guide(Model(), Guide(), X, max_epochs=2, resume=True, **options).epochs == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from trainings import X, same, train
 
 import ppl_vae
 from ppl_vae.cli import main
-from ppl_vae.runs import checkpoint_files
+from ppl_vae.runs import RunFolder, checkpoint_files
 from ppl_vae.runtime import read_tensors
 from ppl_vae.training.step import Step
 
@@ -277,18 +278,30 @@ def results(folder: Path) -> tuple[dict[str, torch.Tensor], bytes]:
 
 
 def test_both_processes_killed_resume_to_the_same_bits_by_the_command_line(tmp_path: Path) -> None:
-    """They are killed after the first of two steps of an epoch."""
+    """They are killed after the first of two steps of an epoch; the run that is not killed replaces another."""
     both = ("--num_processes", "2", "--device", "cpu", "--max_epochs", "5", *OPTIONS)
     run = {name: str(tmp_path / name / "run") for name in ("never", "killed")}
-    assert of_command(tmp_path / "never", *both, "--run_dir", run["never"]).end(170) == [0, 0]
     killed = of_command(tmp_path / "killed", *both, "--run_dir", run["killed"], last_step=5)
     assert killed.wait(170) == [-signal.SIGKILL] * 2, killed.said()
     newest = checkpoint_files(tmp_path / "killed" / "run" / "checkpoints")[0]
     assert newest.stem == "step-000000005"
+    shutil.copytree(tmp_path / "killed", tmp_path / "never")
+    again = (*both, "--run_dir", run["never"], "--overwrite")
+    assert of_command(tmp_path / "never", *again).end(170) == [0, 0]
     assert of_command(tmp_path / "killed", "--resume", run["killed"]).end(170) == [0, 0]
     (expected, evaluation), (found, other) = (results(tmp_path / name) for name in run)
     assert same(found, expected)
     assert other == evaluation
+
+
+def test_a_folder_that_is_locked_ends_both_processes_of_the_command_line(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with RunFolder.open(run):
+        options = ("--num_processes", "2", "--device", "cpu", *OPTIONS, "--run_dir", str(run))
+        training = of_command(tmp_path, *options)
+        assert training.end(60) == [1, 1]
+    for rank in range(2):
+        assert f"error: {run} is being written by" in (tmp_path / f"said-{rank}").read_text()
 
 
 @pytest.mark.slow
