@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from trainings import HELD_OUT, Guide, Model, X, read_csv, same, scripted, train, weights
 
 import ppl_vae
-from ppl_vae import runtime
+from ppl_vae import refit_guide, runtime
 from ppl_vae.checks import PairWarning
 from ppl_vae.objectives import (
     ELBO,
@@ -343,6 +343,7 @@ class Unnamed(Schedule):
         ),
         ({"optimizer": torch.optim.SGD, "learning_rate": 0.1}, "optimizer = Adam, now it is SGD"),
         ({"lr_scheduler": lambda o: schedules.StepLR(o, 1)}, "lr_scheduler = NoneType, now"),
+        ({"seed": 2}, "seed = 1, now it is 2"),
         ({"learning_rate": 0.5}, r"Adam\.lr = .*now it is 0\.5"),
         ({"clip_grad_norm": 2.0}, r"clip_grad_norm = None, now it is 2\.0"),
         ({"x": X.flip(0)}, "the rows of x are other rows, or their values have changed"),
@@ -352,6 +353,38 @@ def test_a_resumed_run_must_be_the_same(tmp_path: Path, changed: Any, words: str
     train(run_dir=tmp_path, max_epochs=1)
     with pytest.raises(ValueError, match=words):
         train(**({"x": X, "run_dir": tmp_path, "resume": True} | changed))
+
+
+def test_the_options_of_a_schedule_are_compared(tmp_path: Path) -> None:
+    def halving(every: int) -> dict[str, Any]:
+        return {"lr_scheduler": lambda o: schedules.StepLR(o, every, 0.5)}
+
+    train(run_dir=tmp_path, max_epochs=1, **halving(1))
+    with pytest.raises(ValueError, match=r"StepLR\.step_size = 1, now it is 2"):
+        train(run_dir=tmp_path, resume=True, **halving(2))
+    fitted, _ = train(run_dir=tmp_path, resume=True, **halving(1))
+    assert [row["learning_rate"] for row in fitted.history] == [1e-3, 5e-4, 2.5e-4]
+
+
+def test_a_seed_may_be_left_open_but_not_be_another(tmp_path: Path) -> None:
+    _, expected = train(run_dir=tmp_path / "seeded")
+    train(run_dir=tmp_path / "cut", max_epochs=1)
+    _, found = train(run_dir=tmp_path / "cut", seed=None, resume=True)
+    assert same(found, expected)
+    train(run_dir=tmp_path / "open", max_epochs=1, seed=None)
+    with pytest.raises(ValueError, match=r"seed = \d+, now it is 1"):
+        train(run_dir=tmp_path / "open", resume=True)
+
+
+def test_a_refit_of_another_model_is_refused(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"batch_size": 16, "seed": 1, "run_dir": tmp_path}
+    refit_guide(Model(), Guide(), X, max_epochs=1, **options)
+    other = Model()
+    with torch.no_grad():
+        other.decoder.bias.add_(1.0)
+    with pytest.raises(ValueError, match="the model that is kept has other weights"):
+        refit_guide(other, Guide(), X, max_epochs=2, resume=True, **options)
+    assert refit_guide(Model(), Guide(), X, max_epochs=2, resume=True, **options).epochs == 2
 
 
 def test_other_validation_rows_are_named(tmp_path: Path) -> None:

@@ -190,8 +190,9 @@ class Ended(NamedTuple):
 
 
 def fitted(kind: Kind, process: int, run_dir: Path | RunFolder | None = None, **how: Any) -> Ended:
-    """The result of a call in a new process, so to say: its weights and its seed are those of no other."""
+    """The result of a call in a new process, so to say: its weights and generators are those of no other."""
     torch.manual_seed(process)
+    seed = None if how.get("resume") else 0
     model, guide = kind.model(), None if kind.guide is None else kind.guide()
     found = fit_em(
         model,
@@ -200,7 +201,7 @@ def fitted(kind: Kind, process: int, run_dir: Path | RunFolder | None = None, **
         run_dir=run_dir,
         device="cpu",
         progress=False,
-        **{"max_iterations": 4, "tolerance": 0.0, "seed": process, **kind.how, **how},
+        **{"max_iterations": 4, "tolerance": 0.0, "seed": seed, **kind.how, **how},
     )
     named = list(getattr(found.model, "store", {}).get("params", {}).items())
     for module in (model, guide):
@@ -297,6 +298,8 @@ def test_starts_that_have_converged_do_not_stand_in_the_way(tmp_path: Path) -> N
         ("closed form", {"hard": True}, "hard = False, now it is True"),
         ("closed form", {"batch_size": 20}, "batch_size = 60, now it is 20"),
         ("closed form", {"restarts": 2}, "restarts = 1, now it is 2"),
+        ("closed form", {"seed": 1}, "seed = 0, now it is 1"),
+        ("closed form", {"initialize": False}, "initialize = True, now it is False"),
         ("closed form", {"m_step": STEPS}, "steps = ClosedForm, now it is Enumeration"),
         ("closed form", {"online": StepSize()}, r"online = None, now it is StepSize\(exponent"),
         ("online", {"online": StepSize(0.7)}, "now it is StepSize"),

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ranks import Ranks
 
-import ppl_vae
 from ppl_vae.runs import checkpoint_files
 from ppl_vae.runtime import read_tensors
 
@@ -98,15 +95,7 @@ except DivergenceError as error:
 
 
 def run(folder: Path, processes: int) -> Path:
-    folder.mkdir()
-    script = folder / "script.py"
-    script.write_text(SCRIPT)
-    environment = {k: v for k, v in os.environ.items() if k != "LOCAL_RANK"}
-    environment["PYTHONPATH"] = str(Path(ppl_vae.__file__).parents[1])
-    environment["OMP_NUM_THREADS"] = "1"
-    command = [sys.executable, str(script), str(folder), str(processes)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=170)
-    assert done.returncode == 0, done.stderr[-3000:]
+    Ranks.script(SCRIPT, folder, processes).end(170)
     return folder
 
 

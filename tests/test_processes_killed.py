@@ -5,23 +5,27 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import secrets
+import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
+from kill import OPTIONS, fast
+from ranks import Ranks, free_port
 from trainings import X, same, train
 
 import ppl_vae
-from ppl_vae.runs import checkpoint_files
+from ppl_vae.cli import main
+from ppl_vae.runs import RunFolder, checkpoint_files
 from ppl_vae.runtime import read_tensors
+from ppl_vae.training.step import Step
 
 PAIR = """
 import os, signal, sys
@@ -127,43 +131,25 @@ keep("end", Pair(model, guide).state(), fitted)
 )
 
 
-def environment() -> dict[str, str]:
-    path = str(Path(ppl_vae.__file__).parents[1])
-    others = {k: v for k, v in os.environ.items() if k != "LOCAL_RANK"}
-    return others | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-
-
-def free_port() -> int:
-    """A port for the processes of one training. The system's next free one may go to another test, too."""
-    while True:
-        port = secrets.randbelow(10_000) + 20_000
-        with socket.socket() as tried, suppress(OSError):
-            tried.bind(("127.0.0.1", port))
-            return port
-
-
 class Running:
-    """A training of several processes, in a session of its own, and what it says."""
+    """A training that the command line starts, in a session of its own, and what it says."""
 
-    def __init__(self, folder: Path, *command: str) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
         folder.mkdir(exist_ok=True)
         self.folder = folder
         self.said = folder / "said"
+        path = str(Path(ppl_vae.__file__).parents[1])
+        here = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        others = {k: v for k, v in os.environ.items() if k != "LOCAL_RANK"}
         with self.said.open("w") as said:
             self.process = subprocess.Popen(
-                [sys.executable, *command],
-                env=environment() | {"MASTER_PORT": str(free_port())},
+                [sys.executable, "-m", "ppl_vae.cli", *options],
+                env=others | here | {"MASTER_PORT": str(free_port())},
                 stdout=said,
                 stderr=said,
                 cwd=folder,
                 start_new_session=True,
             )
-
-    @classmethod
-    def script(cls, script: str, folder: Path, processes: int) -> Running:
-        folder.mkdir(exist_ok=True)
-        (folder / "script.py").write_text(script)
-        return cls(folder, str(folder / "script.py"), str(folder), str(processes))
 
     def end(self) -> Path:
         """Waits for an end without an error."""
@@ -187,26 +173,6 @@ class Running:
             assert time.monotonic() < deadline, self.said.read_text()[-3000:]
             time.sleep(0.02)
 
-    def wait_for_all(self, seconds: float) -> None:
-        """Until no process of the session runs; a killed one may wait to be collected."""
-        deadline = time.monotonic() + seconds
-        self.process.wait(seconds)  # most of it is the start of Python
-        while True:
-            try:
-                os.killpg(self.process.pid, 0)
-            except ProcessLookupError:
-                return
-            if not _alive(self.process.pid):
-                return
-            assert time.monotonic() < deadline, "a process waits for one that is gone"
-            time.sleep(0.1)
-
-
-def _alive(group: int) -> bool:
-    listed = subprocess.run(["ps", "-eo", "pgid=,stat="], capture_output=True, text=True).stdout
-    rows = [line.split() for line in listed.splitlines()]
-    return any(int(row[0]) == group and not row[1].startswith("Z") for row in rows)
-
 
 def read(folder: Path, name: str, rank: int = 0) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     return read_tensors(folder / f"{name}-{rank}")
@@ -216,12 +182,9 @@ def read(folder: Path, name: str, rank: int = 0) -> tuple[dict[str, torch.Tensor
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """The steps of one process and of two."""
     where = tmp_path_factory.mktemp("steps")
-    running = {n: Running.script(STEPS, where / str(n), n) for n in (1, 2)}
-    try:
-        return {n: training.end() for n, training in running.items()}
-    finally:
-        for training in running.values():
-            training.kill()
+    for n in (1, 2):
+        Ranks.script(STEPS, where / str(n), n).end(170)
+    return {n: where / str(n) for n in (1, 2)}
 
 
 @pytest.mark.parametrize("name", ["all", "iterable"])
@@ -260,43 +223,89 @@ def test_processes_draw_independent_noise(folders: dict[int, Path]) -> None:
     assert float(correlations.abs().max()) < 5 / len(parts[0]) ** 0.5
 
 
-@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module")
+def never_killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    Ranks.script(KILLED, folder, 2).end(170)
+    return folder
+
+
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_loses_the_other_says_so_and_the_run_resumes(
-    tmp_path: Path, rank: int
+    tmp_path: Path, never_killed: Path, rank: int
 ) -> None:
     """It is killed one step into the third epoch, when each process has summed metrics over its own rows."""
-    (tmp_path / "cut").mkdir()
-    (tmp_path / "cut" / f"kill-{rank}").touch()
-    cut = Running.script(KILLED, tmp_path / "cut", 2)
-    whole = None
-    try:
-        cut.wait_for_all(60)
-        files = checkpoint_files(tmp_path / "cut" / "run" / "checkpoints")
-        assert files, cut.said.read_text()
-        newest = files[0]
-        assert newest.stem == "step-000000007"
-        assert cut.process.returncode != 0
-        said = re.sub(r"\s+", " ", cut.said.read_text())
-        assert f"process {1 - rank} of 2 (counted from 0) has lost the others" in said
-        with pytest.raises(ValueError, match="processes = 2, now it is 1"):
-            train(X[:47], run_dir=tmp_path / "cut" / "run", resume=True)
-        whole = Running.script(KILLED, tmp_path / "whole", 2)
-        cut = Running.script(KILLED, tmp_path / "cut", 2)
-        cut.end()
-        whole.end()
-    finally:
-        cut.kill()
-        if whole is not None:
-            whole.kill()
+    (tmp_path / f"kill-{rank}").touch()
+    cut = Ranks.script(KILLED, tmp_path, 2)
+    codes = cut.wait()
+    assert (codes[rank], codes[1 - rank]) == (-signal.SIGKILL, 1), cut.said()
+    newest = checkpoint_files(tmp_path / "run" / "checkpoints")[0]
+    assert newest.stem == "step-000000007"
+    said = re.sub(r"\s+", " ", cut.said())
+    assert f"process {1 - rank} of 2 (counted from 0) has lost the others" in said
+    with pytest.raises(ValueError, match="processes = 2, now it is 1"):
+        train(X[:47], run_dir=tmp_path / "run", resume=True)
+    Ranks.script(KILLED, tmp_path, 2).end(170)
     for rank in range(2):
-        expected, facts = read(tmp_path / "whole", "end", rank)
-        found, found_facts = read(tmp_path / "cut", "end", rank)
+        expected, facts = read(never_killed, "end", rank)
+        found, found_facts = read(tmp_path, "end", rank)
         assert same(found, expected)
         assert found_facts == facts
 
 
-@pytest.mark.slow
+def of_command(folder: Path, *options: str, last_step: int | None = None) -> Ranks:
+    """`ppl-vae train` in two processes, which are killed after so many steps."""
+
+    def work(rank: int) -> int:
+        take, steps = Step.__call__, [0]
+
+        def counted(self: Step, *rest: Any) -> Any:
+            if steps[0] == last_step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            steps[0] += 1
+            return take(self, *rest)
+
+        with fast(), patch.object(Step, "__call__", counted):
+            return main(["train", "--quiet", *options])
+
+    return Ranks(work, folder)
+
+
+def results(folder: Path) -> tuple[dict[str, torch.Tensor], bytes]:
+    run = folder / "run"
+    weights = read_tensors(run / "weights.safetensors")[0]
+    return weights, (run / "evaluation.json").read_bytes()
+
+
 def test_both_processes_killed_resume_to_the_same_bits_by_the_command_line(tmp_path: Path) -> None:
+    """They are killed after the first of two steps of an epoch; the run that is not killed replaces another."""
+    both = ("--num_processes", "2", "--device", "cpu", "--max_epochs", "5", *OPTIONS)
+    run = {name: str(tmp_path / name / "run") for name in ("never", "killed")}
+    killed = of_command(tmp_path / "killed", *both, "--run_dir", run["killed"], last_step=5)
+    assert killed.wait(170) == [-signal.SIGKILL] * 2, killed.said()
+    newest = checkpoint_files(tmp_path / "killed" / "run" / "checkpoints")[0]
+    assert newest.stem == "step-000000005"
+    shutil.copytree(tmp_path / "killed", tmp_path / "never")
+    again = (*both, "--run_dir", run["never"], "--overwrite")
+    assert of_command(tmp_path / "never", *again).end(170) == [0, 0]
+    assert of_command(tmp_path / "killed", "--resume", run["killed"]).end(170) == [0, 0]
+    (expected, evaluation), (found, other) = (results(tmp_path / name) for name in run)
+    assert same(found, expected)
+    assert other == evaluation
+
+
+def test_a_folder_that_is_locked_ends_both_processes_of_the_command_line(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with RunFolder.open(run):
+        options = ("--num_processes", "2", "--device", "cpu", *OPTIONS, "--run_dir", str(run))
+        training = of_command(tmp_path, *options)
+        assert training.end(60) == [1, 1]
+    for rank in range(2):
+        assert f"error: {run} is being written by" in (tmp_path / f"said-{rank}").read_text()
+
+
+@pytest.mark.slow
+def test_processes_of_the_command_line_killed_at_any_moment(tmp_path: Path) -> None:
     options = [
         "train",
         "--data",
@@ -309,24 +318,18 @@ def test_both_processes_killed_resume_to_the_same_bits_by_the_command_line(tmp_p
         "false",
     ]
     options += ["--device", "cpu", "--num_processes", "2", "--batch_size", "16", "--quiet"]
-    module = ["-m", "ppl_vae.cli"]
-    never = Running(tmp_path / "never", *module, *options, "--max_epochs", "60", "--run_dir", "run")
-    killed = Running(
-        tmp_path / "killed", *module, *options, "--max_epochs", "1000000", "--run_dir", "run"
-    )
+    never = Running(tmp_path / "never", *options, "--max_epochs", "60", "--run_dir", "run")
+    killed = Running(tmp_path / "killed", *options, "--max_epochs", "1000000", "--run_dir", "run")
     try:
         killed.wait_for_step(6)
         killed.kill()
         resume = ["train", "--resume", "run", "--max_epochs", "60", "--quiet"]
-        killed = Running(tmp_path / "killed", *module, *resume)
+        killed = Running(tmp_path / "killed", *resume)
         killed.end()
         never.end()
     finally:
         killed.kill()
         never.kill()
-    weights = [
-        read_tensors(tmp_path / n / "run" / "weights.safetensors")[0] for n in ("never", "killed")
-    ]
-    assert same(*weights)
-    results = [tmp_path / n / "run" / "evaluation.json" for n in ("never", "killed")]
-    assert results[0].read_bytes() == results[1].read_bytes()
+    (expected, evaluation), (found, other) = (results(tmp_path / n) for n in ("never", "killed"))
+    assert same(found, expected)
+    assert other == evaluation

@@ -16,7 +16,7 @@ from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.options import EM, names
 from ppl_vae.cli.report import result_table, with_levels
 from ppl_vae.cli.setup import set_up
-from ppl_vae.cli.start import check_setup, new_folder, options_of, started
+from ppl_vae.cli.start import check_setup, options_of, started
 from ppl_vae.em import EMFit, fit_em
 from ppl_vae.evaluation import evaluate
 from ppl_vae.models import BernoulliMixture, CategoricalHMM, GaussianMixture
@@ -64,10 +64,9 @@ def em(parser: ArgumentParser, given: Namespace) -> int:
         with preserve_random_state():
             torch.manual_seed(options["seed"])
             x = transform(x)
-    path = Path(resumed or given.get("run_dir") or new_folder(setup.config))
     check_setup(setup)
     progress = False if given.get("quiet") else None
-    with started("em", setup, given, path) as (folder, resume):
+    with started("em", setup, given) as (folder, resume):
         fitted = fit_em(
             setup.model,
             x,
@@ -86,7 +85,7 @@ def em(parser: ArgumentParser, given: Namespace) -> int:
         test = ("log p(x), test rows", str(evaluation.log_likelihood))
         print(result_table([*fitted.lines(), test], fitted, evaluation))
         _draw(own_folder(folder.path / PLOTS), fitted)
-    print(f"\nrun folder: {path}\npictures:   {path / PLOTS}")
+    print(f"\nrun folder: {folder.folder}\npictures:   {folder.folder / PLOTS}")
     return 0
 
 

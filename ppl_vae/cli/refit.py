@@ -12,11 +12,11 @@ from ppl_vae.cli.finish import finish_run
 from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.own_modules import trust_of
 from ppl_vae.cli.setup import checked, set_up
-from ppl_vae.cli.start import check_setup, new_folder, options_of, started
+from ppl_vae.cli.start import check_setup, options_of, started
 from ppl_vae.pairs import Program, keep_guide
 from ppl_vae.runs import Trust, load_run, require_free, write_weights
 from ppl_vae.runtime import resolve_device
-from ppl_vae.training import refit_guide
+from ppl_vae.training import Processes, refit_guide
 
 
 def refit(parser: ArgumentParser, given: Namespace) -> int:
@@ -33,18 +33,18 @@ def refit(parser: ArgumentParser, given: Namespace) -> int:
         model, config = _model_of(Path(resumed), Path(typed.get("refit_of", resumed)), given), typed
     resolve_device(config["device"])
     setup = set_up(config, model=model, trust=of_run)
-    path = Path(resumed or given.get("run_dir") or new_folder(setup.config))
     check_setup(setup)
     fabric = setup.fabric()
-    path = Path(fabric.broadcast(str(path)))
+    processes = Processes(fabric)
     progress = False if given.get("quiet") else None
-    with started("refit", setup, given, path, fabric.is_global_zero) as (folder, resume):
-        if fabric.is_global_zero and not resume:
-            write_weights(folder.path, setup.model, setup.guide)  # checkpoints hold the guide alone
+    with started("refit", setup, given, processes) as (folder, resume):
+        with processes.ending_together():
+            if processes.is_first and not resume:  # checkpoints hold the guide alone
+                write_weights(folder.path, setup.model, setup.guide)
         fitted = setup.train(
             refit_guide, fabric=fabric, run_dir=folder, resume=resume, progress=progress
         )
-        if fabric.is_global_zero:
+        if processes.is_first:
             finish_run(folder.path, setup, fitted, progress)
     return 0
 

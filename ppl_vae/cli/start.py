@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,14 +18,23 @@ from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.own_modules import trust_of
 from ppl_vae.cli.setup import Setup, checked, with_defaults
 from ppl_vae.pairs import Batches, Pair
-from ppl_vae.runs import CHECKPOINTS, EVALUATION, WEIGHTS, RunFolder, Trust, read_config
+from ppl_vae.runs import (
+    CHECKPOINTS,
+    EVALUATION,
+    MAY_CHANGE,
+    WEIGHTS,
+    RunFolder,
+    Trust,
+    read_config,
+)
 from ppl_vae.runtime import preserve_random_state, require_count, require_samples
+from ppl_vae.training import Processes
 
 MADE_BY = "made_by"
 """Entry of config.yaml: the command that made the run."""
 
-_LENGTHS = {"train": ("max_epochs",), "refit": ("max_epochs",), "em": ("max_iterations",)}
-"""What may change when a run goes on."""
+_COMMANDS = ("train", "refit", "em")
+"""Those that make a run."""
 
 _NEEDED = ("device", "seed", "num_samples")
 """Options that a config.yaml saved from Python may lack."""
@@ -60,14 +69,14 @@ def options_of(
         UntrustedError: The run's config.yaml names what it may not name.
     """
     if given.get("resume") is not None:
-        config = _config_of_run(command, given)
+        config = _config_of_run(command, parser, given)
         trust = trust_of(given, given.resume)
         trust.check(config)  # before the names in it are read
         defaults = with_defaults(parser, Namespace())  # type: ignore[no-untyped-call]
         config = {name: defaults[name] for name in _NEEDED if name in defaults} | config
         options = checked(Path(given.resume), config)
-        options |= {name: given[name] for name in _LENGTHS[command] if name in given}
-        for name in _LENGTHS[command]:
+        options |= {name: given[name] for name in MAY_CHANGE if name in given}
+        for name in ("max_epochs", "max_iterations"):
             require_count(name, options.get(name, 1), 1)
         require_samples("num_samples", options.get("num_samples", 1))
         return options, dict.fromkeys(options, trust)
@@ -78,17 +87,16 @@ def options_of(
     return options, {}
 
 
-def _config_of_run(command: str, given: Namespace) -> dict[str, Any]:
+def _config_of_run(command: str, parser: ArgumentParser, given: Namespace) -> dict[str, Any]:
     """The configuration that a run was started with, for the command that made it."""
-    may_change = _LENGTHS[command]
     path = Path(given.resume)
-    asked = {"resume", "trust", "trust_packages", "quiet", "debug", *may_change}
+    asked = {"resume", "trust", "trust_packages", "quiet", "debug", *MAY_CHANGE}
     changed = {name for name in set(vars(given)) - asked if given[name] is not None}
     if changed:
         names = ", ".join(f"--{name}" for name in sorted(changed))
+        may = ", ".join(f"--{name}" for name in MAY_CHANGE if name in parser.get_defaults())
         raise UsageError(
-            f"--resume continues the run as it was started: leave out {names} (only --{may_change[0]} may "
-            "change)"
+            f"--resume continues the run as it was started: leave out {names} (only {may} may change)"
         )
     config = read_config(path)
     config.pop("versions", None)
@@ -110,7 +118,7 @@ def _config_of_run(command: str, given: Namespace) -> dict[str, Any]:
 
 def made_by(config: Mapping[str, Any]) -> str:
     """The command that made a run; older runs do not say it."""
-    if config.get(MADE_BY) in _LENGTHS:
+    if config.get(MADE_BY) in _COMMANDS:
         return str(config[MADE_BY])
     if "refit_of" in config:
         return "refit"
@@ -154,7 +162,10 @@ def new_folder(config: Mapping[str, Any]) -> Path:
 
 @contextmanager
 def started(
-    command: str, setup: Setup, given: Namespace, path: Path, is_first: bool = True
+    command: str,
+    setup: Setup,
+    given: Namespace,
+    processes: Processes | None = None,
 ) -> Iterator[Started]:
     """Opens the run folder of a command, and says how to go on if the user interrupts it.
 
@@ -162,26 +173,37 @@ def started(
         command: The command.
         setup: What is trained.
         given: The options that the user gave.
-        path: The folder.
-        is_first: Whether this process writes; with several, the others only read.
+        processes: Those of the training: the first one writes, the others only read. None: there is one.
     """
-    resumed = given.get("resume") is not None
-    resume = resumed and any((path / CHECKPOINTS).glob("step-*"))
-    if not is_first:
-        yield Started(RunFolder.of_other_process(path), resume)
-        return
-    config = {MADE_BY: command, **setup.config}
-    if resumed:
-        folder = RunFolder.open(path, config)
-    else:
-        folder = RunFolder.new(path, config, overwrite=bool(given.get("overwrite")))
-    say(f"{setup.data!r}\nrun folder: {path}")
+    is_first = processes is None or processes.is_first
+    folder: RunFolder | None = None
     try:
-        with folder:
-            yield Started(folder, resume)
+        with ExitStack() as stack:
+            with nullcontext() if processes is None else processes.ending_together():
+                path = Path(given.get("resume") or given.get("run_dir") or new_folder(setup.config))
+                if processes is not None:
+                    path = processes.from_first(path)  # the name contains the time
+                resume = given.get("resume") is not None and any(
+                    (path / CHECKPOINTS).glob("step-*")
+                )
+                if processes is not None:
+                    resume = processes.from_first(resume)
+                if is_first:
+                    folder = stack.enter_context(_opened(command, setup, given, path))
+                    say(f"{setup.data!r}\nrun folder: {path}")
+            yield Started(folder or RunFolder.of_other_process(path), resume)
     except KeyboardInterrupt:
-        if folder.keeps and path.exists():
-            print(f"\ncontinue with: ppl-vae {command} --resume {path}", file=sys.stderr)
-        elif path.exists():
-            print(f"\nthe run in {path} is as it was", file=sys.stderr)
+        if folder is not None and path.exists():
+            went_on = f"continue with: ppl-vae {command} --resume {path}"
+            print(
+                f"\n{went_on if folder.keeps else f'the run in {path} is as it was'}",
+                file=sys.stderr,
+            )
         raise
+
+
+def _opened(command: str, setup: Setup, given: Namespace, path: Path) -> RunFolder:
+    config = {MADE_BY: command, **setup.config}
+    if given.get("resume") is not None:
+        return RunFolder.open(path, config)
+    return RunFolder.new(path, config, overwrite=bool(given.get("overwrite")))

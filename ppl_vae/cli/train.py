@@ -9,10 +9,10 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ppl_vae.cli.finish import finish_run
 from ppl_vae.cli.setup import set_up
-from ppl_vae.cli.start import check_setup, new_folder, options_of, started
+from ppl_vae.cli.start import check_setup, options_of, started
 from ppl_vae.runs import require_free
 from ppl_vae.runtime import resolve_device
-from ppl_vae.training import fit
+from ppl_vae.training import Processes, fit
 
 
 def train(parser: ArgumentParser, given: Namespace) -> int:
@@ -27,13 +27,12 @@ def train(parser: ArgumentParser, given: Namespace) -> int:
     if given.get("print_config"):
         print(yaml.safe_dump(setup.config, sort_keys=False), end="")
         return 0
-    path = Path(resumed or given.get("run_dir") or new_folder(setup.config))
     check_setup(setup)
     fabric = setup.fabric()
-    path = Path(fabric.broadcast(str(path)))  # the name contains the time
+    processes = Processes(fabric)
     progress = False if given.get("quiet") else None
-    with started("train", setup, given, path, fabric.is_global_zero) as (folder, resume):
+    with started("train", setup, given, processes) as (folder, resume):
         fitted = setup.train(fit, fabric=fabric, run_dir=folder, resume=resume, progress=progress)
-        if fabric.is_global_zero:
+        if processes.is_first:
             finish_run(folder.path, setup, fitted, progress)
     return 0

@@ -109,8 +109,12 @@ class EMCheckpoints:
         state, facts = self._loaded = load_checkpoint(self.folder.path / CHECKPOINTS)
         return EMProgress.of(facts["progress"]), state["best"]
 
-    def put_back(self, steps: Steps) -> None:
+    def put_back(self, steps: Steps, seed: int | None) -> None:
         """Puts pair, steps and random generators back to what they were.
+
+        Args:
+            steps: The E and M steps.
+            seed: The seed that is asked for; None takes that of the call.
 
         Raises:
             ValueError: The call was begun with other options, or with other rows.
@@ -119,9 +123,8 @@ class EMCheckpoints:
         assert self._loaded is not None
         state, then = self._loaded
         self._describe(steps)
-        require_same(
-            self.folder, {**self.facts, **self._of_steps, "config": self.folder.config}, then
-        )
+        now = {**self.facts, **self._of_steps, "config": self.folder.config, "seed": seed}
+        require_same(self.folder, now, {**then, "seed": then["progress"]["seed"]})
         self.pair.load_state({n: t.to(self.device) for n, t in state["pair"].items()})
         with torch.no_grad():
             for name, buffer in self._buffers().items():

@@ -158,9 +158,9 @@ def fit_em(
         run_dir: Folder for `metrics.csv` and `checkpoints/`; None keeps everything in memory. With a
             `RunFolder`, a run takes the place of another once its first M step is saved.
         resume: Go on from the newest good checkpoint in `run_dir`, with the seed of the call that was begun
-            there. The result has the same bits as without the interruption, also with another
-            `max_iterations` or `tolerance`; all other options must be the same. A call that has ended repeats
-            its last E step, and goes on if it may now take more iterations.
+            there (another `seed` is refused). The result has the same bits as without the interruption, also
+            with another `max_iterations` or `tolerance`; all other options must be the same. A call that has
+            ended repeats its last E step, and goes on if it may now take more iterations.
         progress: Whether to show a progress bar; None shows one on a terminal.
 
     Returns:
@@ -208,15 +208,9 @@ def fit_em(
             "online EM averages sufficient statistics: it needs a model with expected_statistics and "
             "maximize, and neither m_step nor guide"
         )
-    if resume and run_dir is None:
-        raise ValueError("resume=True needs the run_dir to continue")
     pair = Pair(model, empty_guide if guide is None else guide)
     with ExitStack() as stack:
-        folder = run_dir
-        if isinstance(folder, RunFolder):
-            folder.require_usable(resume=resume)
-        elif folder is not None:
-            folder = stack.enter_context(RunFolder.of_fit(folder, resume=resume))
+        folder = stack.enter_context(RunFolder.of_fit(run_dir, resume=resume))
         own_seed = seed if seed is not None else int(torch.randint(2**31, ()))
         if seed is not None or resume:
             stack.enter_context(preserve_random_state())
@@ -242,7 +236,7 @@ def fit_em(
         )
         run.data.check(pair)
         with progress_bar(max_iterations * restarts, "fit_em", "iteration", progress) as bar:
-            run.run(resume, bar)
+            run.run(resume, bar, seed)
     pair.remember()
     done = run.progress
     best = done.ended[done.best]

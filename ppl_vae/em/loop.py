@@ -65,20 +65,22 @@ class EMLoop:
             "hard": self.hard,
             "batch_size": self.data.batch_size,
             "restarts": self.restarts,
+            "initialize": self.initialize,
             "online": str(self.online),
             "data": None if self.folder is None else digest_of_rows(self.data.batches),
         }
         self.checkpoints = EMCheckpoints(self.folder, facts, self.pair, self.data.device)
 
-    def run(self, resume: bool, bar: Any) -> None:
+    def run(self, resume: bool, bar: Any, seed: int | None) -> None:
         """Takes all starts to their ends; the model keeps the parameters of the best one.
 
         Args:
             resume: Go on from the newest good checkpoint.
             bar: The progress bar.
+            seed: The seed that was asked for, which must be that of a resumed call.
         """
         self._clock = time.monotonic()
-        steps = self._resumed(bar) if resume else self._started()
+        steps = self._resumed(bar, seed) if resume else self._started()
         while True:
             self._end_start(self._iterate(steps, bar))
             if len(self.progress.ended) == self.restarts:
@@ -111,7 +113,7 @@ class EMLoop:
             self.checkpoints.take(progress, self.best, steps)
         return steps
 
-    def _resumed(self, bar: Any) -> Steps:
+    def _resumed(self, bar: Any, seed: int | None) -> Steps:
         """Goes back to before the E step of the newest good checkpoint."""
         self.progress, self.best = self.checkpoints.load()
         self._clock -= self.progress.seconds
@@ -123,7 +125,7 @@ class EMLoop:
                     "max_iterations that it was begun with"
                 )
         steps = self._steps()
-        self.checkpoints.put_back(steps)
+        self.checkpoints.put_back(steps, seed)
         self.checkpoints.take(self.progress, self.best, steps)
         bar.update(self.progress.iterations - (self.progress.iteration > 0))
         return steps

@@ -202,18 +202,28 @@ class Batches:
                 yield read_batch(batch, self._arguments, self._name)
 
     def shuffled(
-        self, batch_size: int, seed: int, epoch: int, rank: int = 0, world: int = 1, start: int = 0
+        self,
+        batch_size: int,
+        seed: int,
+        epoch: int,
+        rank: int = 0,
+        world: int = 1,
+        start: int = 0,
+        first: Callable[[Batch], None] | None = None,
     ) -> Iterator[tuple[Batch | None, int]]:
         """The batches of an epoch from step `start` on, as `(batch, rows of the global batch)`.
 
         A process gets every `world`-th row of each global batch, or None if no row is left for it. A batch
-        of all rows keeps their order, because guides with parameters for each row rely on it.
+        of all rows keeps their order, because guides with parameters for each row rely on it. `first` is called
+        with the whole first batch of an iterable that several processes read.
         """
         if self._rows is None:
             batches = self.ordered(batch_size)
             if world > 1:
                 batches = _in_one_order(batches, seed, epoch)
             for i, batch in enumerate(batches):
+                if i == 0 and world > 1 and first is not None:
+                    first(batch)
                 if i >= start:
                     n = num_rows(batch)
                     own = batch if world == 1 else take_rows(batch, slice(rank, None, world))
@@ -222,8 +232,8 @@ class Batches:
         n = num_rows(self._rows)
         generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
         order = torch.arange(n) if batch_size >= n else torch.randperm(n, generator=generator)
-        for first in range(start * batch_size, n, batch_size):
-            index = order[first : first + batch_size]
+        for begin in range(start * batch_size, n, batch_size):
+            index = order[begin : begin + batch_size]
             own_index = index[rank::world]
             yield (take_rows(self._rows, own_index) if len(own_index) else None), len(index)
 

@@ -1,5 +1,6 @@
 from .building import build as build, import_alternatives as import_alternatives
 from .checkpoints import (
+    MAY_CHANGE as MAY_CHANGE,
     checkpoint_files as checkpoint_files,
     digest_of_rows as digest_of_rows,
     load_checkpoint as load_checkpoint,

@@ -78,13 +78,17 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     )
 
 
-_MAY_CHANGE = ("max_epochs", "max_iterations", "patience", "num_samples", "tolerance")
+MAY_CHANGE = ("max_epochs", "max_iterations", "patience", "num_samples", "tolerance")
 """Options that do not change the steps of a training."""
 
 _OF_THE_PLACE = ("versions", "data_dir", "download", "device", "tensorboard", "trust")
 """Entries of config.yaml that say where a training runs."""
 
-_DIGESTS = {"data": "the rows of x", "validation": "the validation rows"}
+_DIGESTS = {
+    "data": "the rows of x are other rows, or their values have changed",
+    "validation": "the validation rows are other rows, or their values have changed",
+    "frozen": "the model that is kept has other weights",
+}
 
 
 def require_same(folder: RunFolder, now: Mapping[str, Any], then: Mapping[str, Any]) -> None:
@@ -93,7 +97,7 @@ def require_same(folder: RunFolder, now: Mapping[str, Any], then: Mapping[str, A
     Args:
         folder: The run folder.
         now: Facts by name. Those that an older checkpoint lacks are not compared, nor digests of what cannot be
-            read twice.
+            read twice, nor a seed that was left open.
         then: The facts of the checkpoint.
 
     Raises:
@@ -104,10 +108,10 @@ def require_same(folder: RunFolder, now: Mapping[str, Any], then: Mapping[str, A
         before = then.get(name)
         if name not in then or before == _as_json(value):
             continue
-        if name in (*_DIGESTS, "config") and (value is None or before is None):
+        if name in (*_DIGESTS, "config", "seed") and (value is None or before is None):
             continue
         if name in _DIGESTS:
-            differs.append(f"{_DIGESTS[name]} are other rows, or their values have changed")
+            differs.append(_DIGESTS[name])
         elif name == "parameters" and before is not None:  # in pairs of name and shape
             then_had, has = ({n: tuple(s) for n, s in part} for part in (before, value))
             for each in [n for n in {**then_had, **has} if then_had.get(n) != has.get(n)]:
@@ -129,7 +133,7 @@ def _differences(name: str, before: Any, now: Any) -> list[str]:
     if isinstance(before, dict) and isinstance(now, dict):
         found = []
         for key in sorted(before.keys() & now.keys()):
-            if name == "config" and key in (*_MAY_CHANGE, *_OF_THE_PLACE):
+            if name == "config" and key in (*MAY_CHANGE, *_OF_THE_PLACE):
                 continue
             inner = key if name == "config" else f"{name}.{key}"
             if before[key] != now[key]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +24,7 @@ from ppl_vae.runs.location import (
 )
 from ppl_vae.runs.lock import Lock
 from ppl_vae.runtime import (
+    as_folder,
     full_disk_explained,
     is_temporary,
     own_folder,
@@ -128,34 +130,39 @@ class RunFolder:
         return cls(Path(path), config)
 
     @classmethod
-    def of_fit(cls, path: str | Path, *, resume: bool) -> Self:
-        """Opens the folder of a fit that writes checkpoints and metrics, and nothing else.
+    @contextmanager
+    def of_fit(
+        cls, run_dir: str | Path | RunFolder | None, *, resume: bool, writes: bool = True
+    ) -> Iterator[RunFolder | None]:
+        """The folder of a fit that writes checkpoints and metrics, and nothing else; None without one.
 
         Args:
-            path: The folder; it is made if it is not there.
+            run_dir: The folder, which is made if it is not there; or one that is open, and stays so.
             resume: Whether a fit that was there goes on.
+            writes: Whether this process is the one that writes; the others only read.
 
         Raises:
+            ValueError: There is nothing to resume, or the block of an open folder has ended.
             FileExistsError: An earlier fit was there, and it is not to be resumed.
             LockedError: Another process writes there.
         """
-        if not resume:
-            _require_no_training(Path(path))
-        return cls.open(path)
-
-    def require_usable(self, *, resume: bool) -> None:
-        """Raises an error unless a fit may write here.
-
-        Raises:
-            ValueError: The block of this object has ended.
-            FileExistsError: An earlier fit was here, and it is not to be resumed.
-        """
-        if not self._open:
+        if run_dir is None:
+            if resume:
+                raise ValueError("resume=True needs the run_dir to continue")
+            yield None
+            return
+        path = run_dir.path if isinstance(run_dir, RunFolder) else as_folder(run_dir, "run_dir")
+        if isinstance(run_dir, RunFolder) and not run_dir._open:
             raise ValueError(
-                f"the RunFolder of {self.folder} is closed: use it inside of `with RunFolder...:`"
+                f"the RunFolder of {run_dir.folder} is closed: use it inside of `with RunFolder...:`"
             )
-        if not resume:
-            _require_no_training(self.path)
+        if writes and not resume:
+            _require_no_training(path)
+        if isinstance(run_dir, RunFolder):
+            yield run_dir
+            return
+        with cls.open(path) if writes else cls.of_other_process(path) as opened:
+            yield opened
 
     @classmethod
     def of_other_process(cls, path: Path) -> Self:

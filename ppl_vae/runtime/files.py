@@ -33,6 +33,10 @@ class CorruptFileError(ValueError):
     def __init__(self, path: Path, why: str) -> None:
         super().__init__(f"{path}: {why}")
         self.path = path
+        self._why = why
+
+    def __reduce__(self) -> tuple[type[CorruptFileError], tuple[Path, str]]:
+        return type(self), (self.path, self._why)
 
 
 class DiskFullError(OSError):
@@ -48,6 +52,9 @@ class DiskFullError(OSError):
 
     def __str__(self) -> str:
         return str(self.strerror)
+
+    def __reduce__(self) -> tuple[type[DiskFullError], tuple[Path, int | None]]:
+        return type(self), (self.path, self.errno)
 
 
 def write_bytes(path: str | Path, data: bytes | memoryview) -> None:

@@ -2,3 +2,4 @@ from .aggregate_prior import refit_prior as refit_prior
 from .errors import DivergenceError as DivergenceError
 from .fitting import Fit as Fit, fit as fit
 from .frozen_model import refit_guide as refit_guide
+from .processes import Processes as Processes

@@ -77,18 +77,23 @@ class Checkpoints:
         if progress.step > 0:
             self.folder.begin()
 
-    def restore(self) -> tuple[Progress, int, dict[str, Tensor] | None]:
-        """Puts everything back to where the newest good checkpoint was taken.
+    def restore(self, seed: int | None) -> tuple[Progress, int, dict[str, Tensor] | None]:
+        """Puts everything back to where the newest good checkpoint was taken, which the first process reads.
+
+        Args:
+            seed: The seed that is asked for; None takes that of the run.
 
         Returns:
             What `save` was given.
 
         Raises:
-            ValueError: The run was started with other options, or with other rows.
+            ValueError: The run was started with another seed, with other options, or with other rows.
         """
         assert self.folder is not None
-        saved, facts = load_checkpoint(self.folder.path / CHECKPOINTS)
-        require_same(self.folder, {"config": self.folder.config, **self.facts}, facts)
+        read = load_checkpoint(self.folder.path / CHECKPOINTS) if self.processes.is_first else None
+        saved, facts = self.processes.from_first(read) or ({}, {})
+        now = {"config": self.folder.config, "seed": seed, **self.facts}
+        require_same(self.folder, now, {**facts, "seed": saved["seed"]})
         device = self.processes.device
         self.pair.load_state({n: t.to(device) for n, t in saved["pair"].items()})
         self.optimizer.load_state_dict(saved["optimizer"])

@@ -25,6 +25,9 @@ class DivergenceError(RuntimeError):
         self.step = step
         self.site = site
 
+    def __reduce__(self) -> tuple[type[DivergenceError], tuple[str, int, str | None]]:
+        return type(self), (str(self), self.step, self.site)
+
 
 def divergence(
     what: str,

@@ -23,7 +23,6 @@ from ppl_vae.objectives import Objective, as_objective
 from ppl_vae.pairs import Batches, DataLike, Pair, Program
 from ppl_vae.runs import RunFolder
 from ppl_vae.runtime import (
-    as_folder,
     described,
     make_fabric,
     preserve_random_state,
@@ -32,6 +31,7 @@ from ppl_vae.runtime import (
     seed_everything,
 )
 from ppl_vae.training.loop import Training
+from ppl_vae.training.processes import Processes
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -144,7 +144,8 @@ def fit(
             `make_fabric("cuda", "bf16-mixed", num_processes=4)` of `ppl_vae.runtime`.
         run_dir: Folder for `metrics.csv` and `checkpoints/`; None keeps everything in memory. With a
             `RunFolder`, a run takes the place of another once its first steps are saved.
-        resume: Continue from the newest good checkpoint in `run_dir`.
+        resume: Continue from the newest good checkpoint in `run_dir`, with the seed of the run; another `seed`
+            is refused.
         tensorboard: Write the metrics for TensorBoard too, to `run_dir`/tensorboard.
         progress: Whether to show a progress bar; None shows one on a terminal.
         capture: Record the step once and run it as a plain graph where that is sound, with the same
@@ -183,64 +184,57 @@ def fit(
         >>> fitted.steps
         300
     """
-    for name, count in (
-        ("max_epochs", max_epochs),
-        ("batch_size", batch_size),
-        ("patience", patience),
-    ):
-        if count is not None:
-            require_count(name, count, least=None if name == "patience" else 1)
-    if seed is not None:
-        require_seed(seed)
-    if patience is not None and (validation is None or patience < 1):
-        raise ValueError(
-            "early stopping watches the held-out ELBO: give validation rows, and a patience of at least 1"
-        )
-    if resume and run_dir is None:
-        raise ValueError("resume=True needs the run_dir to continue")
-    if tensorboard and run_dir is None:
-        raise ValueError("tensorboard=True needs a run_dir to write to")
-    for name, number in (("learning_rate", learning_rate), ("clip_grad_norm", clip_grad_norm)):
-        if number is not None and not isinstance(number, Real | Tensor):
-            raise TypeError(f"{name} must be a number, got {described(number)}")
-        if number is not None and not (number > 0 and math.isfinite(number)):
-            raise ValueError(f"{name} must be positive, got {number}")
-    if transform is not None and not callable(transform):
-        raise TypeError(f"transform must be a function of a tensor, got {described(transform)}")
     if fabric is not None and not hasattr(fabric, "broadcast"):
         raise TypeError(
             "fabric must be a launched Lightning Fabric, as make_fabric('cuda') of ppl_vae.runtime makes it, "
             f"got {described(fabric)}"
         )
-    folder = run_dir if run_dir is None or isinstance(run_dir, RunFolder) else None
-    path = None if run_dir is None or folder is not None else as_folder(run_dir, "run_dir")
-    pair = Pair(model, guide)
-    batches = Batches(x, pair, transform=transform)
-    held_out = None if validation is None else Batches(validation, pair, "validation")
-    requested_objective = as_objective(objective)
-    if fabric is None:
-        fabric = make_fabric(device_for(pair, batches, device))
     with ExitStack() as stack:
-        if folder is not None:
-            folder.require_usable(resume=resume)
-        if path is not None:
-            is_first = fabric.global_rank == 0  # only this process writes there
-            folder = stack.enter_context(
-                RunFolder.of_fit(path, resume=resume)
-                if is_first
-                else RunFolder.of_other_process(path)
+        processes = None if fabric is None else Processes(fabric)
+        if processes is not None:
+            stack.enter_context(processes.ending_together())
+        for name, count in (
+            ("max_epochs", max_epochs),
+            ("batch_size", batch_size),
+            ("patience", patience),
+        ):
+            if count is not None:
+                require_count(name, count, least=None if name == "patience" else 1)
+        if seed is not None:
+            require_seed(seed)
+        if patience is not None and (validation is None or patience < 1):
+            raise ValueError(
+                "early stopping watches the held-out ELBO: give validation rows, and a patience of at least 1"
             )
+        if tensorboard and run_dir is None:
+            raise ValueError("tensorboard=True needs a run_dir to write to")
+        for name, number in (("learning_rate", learning_rate), ("clip_grad_norm", clip_grad_norm)):
+            if number is not None and not isinstance(number, Real | Tensor):
+                raise TypeError(f"{name} must be a number, got {described(number)}")
+            if number is not None and not (number > 0 and math.isfinite(number)):
+                raise ValueError(f"{name} must be positive, got {number}")
+        if transform is not None and not callable(transform):
+            raise TypeError(f"transform must be a function of a tensor, got {described(transform)}")
+        pair = Pair(model, guide)
+        batches = Batches(x, pair, transform=transform)
+        held_out = None if validation is None else Batches(validation, pair, "validation")
+        requested_objective = as_objective(objective)
+        if processes is None:
+            processes = Processes(make_fabric(device_for(pair, batches, device)))
+        folder = stack.enter_context(
+            RunFolder.of_fit(run_dir, resume=resume, writes=processes.is_first)
+        )
         own_seed = seed if seed is not None else int(torch.randint(2**31, ()))
-        own_seed = int(fabric.broadcast(own_seed))
+        own_seed = int(processes.from_first(own_seed))
         if seed is not None or resume:
             stack.enter_context(preserve_random_state())
-        if seed is not None or fabric.world_size > 1:
-            seed_everything(own_seed + APART * fabric.global_rank)
-        pair.to(fabric.device)
+        if seed is not None or processes.count > 1:
+            seed_everything(own_seed + APART * processes.rank)
+        pair.to(processes.device)
         stack.enter_context(pair.scope())
         training = Training(
             pair=pair,
-            fabric=fabric,
+            processes=processes,
             batches=batches,
             held_out=held_out,
             requested_objective=requested_objective,
@@ -258,7 +252,7 @@ def fit(
             compile=compile,
         )
         if resume:
-            training.restore()
+            training.restore(seed)
         stopped = training.run(tensorboard, progress)
     pair.remember()
     bound_model, bound_guide = pair.bound()

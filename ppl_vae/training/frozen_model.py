@@ -16,7 +16,7 @@ from torch.nn import Module, Parameter
 
 from ppl_vae.checks import device_for
 from ppl_vae.pairs import Batches, DataLike, Pair, PairError, Program, keep_guide
-from ppl_vae.runtime import resolve_device
+from ppl_vae.runtime import digest, resolve_device
 from ppl_vae.training.fitting import Fit, fit
 
 
@@ -96,13 +96,14 @@ class _Held:
     training mode, and not saved with the guide.
     """
 
-    __slots__ = ("__signature__", "__weakref__", "_known", "_program", "_store")
+    __slots__ = ("__signature__", "__weakref__", "_known", "_program", "_store", "digest")
 
     def __init__(self, pair: Pair, parameters: list[Parameter]) -> None:
         program = pair.model
         self._program = program
         self._store = {key: dict(values) for key, values in pair.store.items()}
         self._known = _Known({*map(id, parameters), *map(id, pair.store["params"].values())})
+        self.digest = digest([tensor for _, tensor in sorted(pair.state().items())])
         self.__signature__ = inspect.signature(
             program.forward if isinstance(program, Module) else program
         )

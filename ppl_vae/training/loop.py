@@ -12,7 +12,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyro
 import torch
@@ -57,9 +57,6 @@ from ppl_vae.training.progress import Progress
 from ppl_vae.training.rows import TrainingRows
 from ppl_vae.training.step import STEP_METRICS, CapturedGradients, Step
 
-if TYPE_CHECKING:
-    from lightning_fabric import Fabric
-
 _NOT_COMPARED = r" at 0x[0-9a-f]+|, (?:stick_the_landing|doubly_reparameterized)=False"
 """Of an objective, when a run is resumed: addresses, and options that older checkpoints do not name."""
 
@@ -88,7 +85,7 @@ class Training:
         self,
         *,
         pair: Pair,
-        fabric: Fabric,
+        processes: Processes,
         batches: Batches,
         held_out: Batches | None,
         requested_objective: Objective,
@@ -113,11 +110,11 @@ class Training:
         self.progress = Progress()
         self.best: dict[str, Tensor] | None = None
 
-        self.processes = Processes(fabric)
+        self.processes = processes
         self.rows = TrainingRows(pair, batches, batch_size, transform, self.processes)
         first = self.rows.first()
         layouts = Layouts(pair)
-        self.findings = Findings(minibatches=self.rows.per_epoch != 1)
+        self.findings = Findings(minibatches=self.rows.in_parts)
         self._check(first, requested_objective, layouts)
         parameters = pair.parameters(first)
         if not parameters:
@@ -159,6 +156,7 @@ class Training:
         layouts.check = self._check_new_kind
         layouts.found = self._look_at_new_kind
         self.objective.check = self._check_objective
+        compared = folder is not None or self.processes.count > 1
         facts = {
             "batch_size": batch_size,
             "objective": re.sub(_NOT_COMPARED, "", repr(requested_objective)),
@@ -168,14 +166,19 @@ class Training:
             },
             "clip_grad_norm": None if clip_grad_norm is None else float(clip_grad_norm),
             "transform": None if transform is None else _name(transform),
-            "data": None if folder is None else digest_of_rows(batches),
-            "validation": None if folder is None or held_out is None else digest_of_rows(held_out),
-            "lr_scheduler": type(self.scheduler).__name__,
+            "data": digest_of_rows(batches) if compared else None,
+            "validation": digest_of_rows(held_out) if compared and held_out is not None else None,
+            "frozen": getattr(pair.model, "digest", None),  # of `refit_guide`
+            **_of_scheduler(self.scheduler),
             "rows": self.rows.number,
             "compile": compile,
             "processes": self.processes.count,
             "parameters": [[name, list(leaf.shape)] for name, leaf in parameters.items()],
         }
+        self.processes.require_same(
+            {**facts, "max_epochs": max_epochs, "patience": patience},
+            "Give all of them the same options and the same rows: the training divides each batch among them",
+        )
         self.checkpoints = Checkpoints(
             folder, facts, pair, self.optimizer, self.scheduler, self.processes
         )
@@ -187,13 +190,13 @@ class Training:
             objective,
             self.max_epochs,
             smallest_batch=self.rows.smallest_batch,
-            minibatches=self.rows.per_epoch != 1,
+            minibatches=self.rows.in_parts,
             doubt=self.rows.batches.doubt,
             layouts=layouts,
         )
         report.raise_errors()
         # The check may have found that the pair needs them.
-        self.rows.batches.require_all_rows(self.pair, self.rows.batch_size)
+        self.rows.require_all_rows()
         self.findings.add(report.problems)
         if self.processes.is_first:
             report.show_warnings()
@@ -225,9 +228,16 @@ class Training:
             if self.processes.is_first:
                 warnings.warn(problem.message, PairWarning, stacklevel=2)
 
-    def restore(self) -> None:
-        """Goes back to where the newest good checkpoint in the run folder was taken."""
-        self.progress, self.seed, self.best = self.checkpoints.restore()
+    def restore(self, seed: int | None) -> None:
+        """Goes back to where the newest good checkpoint in the run folder was taken.
+
+        Args:
+            seed: The seed that is asked for; None takes that of the run.
+
+        Raises:
+            ValueError: The run was started with another one, with other options or with other rows.
+        """
+        self.progress, self.seed, self.best = self.checkpoints.restore(seed)
 
     def run(self, tensorboard: bool, show_progress: bool | None) -> str:
         """Trains until the end, and says why it ended.
@@ -279,11 +289,10 @@ class Training:
         for batch, rows in self.rows.shuffled(self.seed, progress.epoch, progress.step_in_epoch):
             done = progress.step_in_epoch / self.rows.per_epoch if self.rows.per_epoch else 0.0
             beta = self.objective.requested.beta_at(progress.epoch + done)
-            share = 0.0 if batch is None else num_rows(batch) / rows
             due = self.rows.batches.in_memory and self.checkpoints.is_due(amid_epoch=True)
-            metrics, due = self.step(batch, share, beta, progress, due)
+            metrics, due = self.step(batch, rows, beta, progress, due)
             self.agreement.add(metrics, beta)
-            progress.count_step(metrics, share * rows)
+            progress.count_step(metrics, 0 if batch is None else num_rows(batch))
             bar.update(1)
             if due:
                 progress.seconds = time.monotonic() - started
@@ -349,6 +358,16 @@ class Training:
 
     def _save(self) -> None:
         self.checkpoints.save(self.progress, self.seed, self.best)
+
+
+def _of_scheduler(scheduler: LRScheduler | ReduceLROnPlateau | None) -> dict[str, Any]:
+    """What a schedule is before its first step, for a resumed training to be compared with."""
+    kind = type(scheduler).__name__
+    facts: dict[str, Any] = {"lr_scheduler": kind}
+    if scheduler is not None:
+        state = scheduler.state_dict()
+        facts[kind] = {n: re.sub(_NOT_COMPARED, "", str(value)) for n, value in state.items()}
+    return facts
 
 
 def _name(transform: Callable[[Tensor], Tensor]) -> str:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import pickle
+import signal
+import threading
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from ppl_vae.pairs import Pair, first_line
-from ppl_vae.training.errors import DivergenceError
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from lightning_fabric import Fabric
 
 T = TypeVar("T")
@@ -21,8 +26,9 @@ T = TypeVar("T")
 class Processes:
     """The processes of one training, as one of them sees them; often it is alone.
 
-    All processes must call each method that sends something: one that is left out would make the others
-    wait forever. All raise a `ConnectionError` if another process has ended.
+    All processes must call each method that sends something. Before each message they meet: a process that has
+    an error of its own says so there, and all of them end with that error. All raise a `ConnectionError` if
+    another process is gone.
 
     Args:
         fabric: A launched Lightning Fabric.
@@ -32,6 +38,13 @@ class Processes:
         rank: Its number, from 0.
         count: How many processes there are.
         is_first: Whether it is the one that writes files and shows messages.
+
+    Example:
+        >>> from ppl_vae.runtime import make_fabric
+        >>> processes = Processes(make_fabric("cpu"))
+        >>> with processes.ending_together():
+        ...     processes.from_first("alone"), processes.count
+        ('alone', 1)
     """
 
     def __init__(self, fabric: Fabric) -> None:
@@ -40,17 +53,81 @@ class Processes:
         self.rank: int = fabric.global_rank
         self.count: int = fabric.world_size
         self.is_first: bool = fabric.is_global_zero
+        self._ended = False
 
     @contextmanager
-    def _together(self) -> Iterator[None]:
+    def ending_together(self) -> Iterator[None]:
+        """An error that ends the block in one process ends it in all of them.
+
+        All processes must enter it. They wait for each other at its end, so that an error after the last
+        message also reaches all.
+
+        Raises:
+            Exception: That of another process; a note says which one it was.
+            ConnectionError: Another process is gone.
+        """
+        if self.count == 1:
+            yield
+            return
+        self._ended = False
+        try:
+            yield
+            with _interrupts_later():
+                self._meet("at the end")
+                self._ended = True
+        except BaseException as error:
+            if not self._ended:
+                with suppress(ConnectionError), _interrupts_later():
+                    self._meet("", error)
+            raise
+
+    def _meet(self, where: str, error: BaseException | None = None) -> None:
+        """Waits for the other processes; goes on if all of them are at the same message.
+
+        Args:
+            where: The message that comes next, in words.
+            error: Why this process ends.
+
+        Raises:
+            Exception: That of another process, unless this one ends by itself.
+            RuntimeError: The processes are at different messages.
+            ConnectionError: Another process is gone.
+        """
+        mine = torch.tensor([error is not None, zlib.crc32(where.encode())], device=self.device)
+        everyone = [torch.empty_like(mine) for _ in range(self.count)]
+        with self._connected():
+            torch.distributed.all_gather(everyone, mine)
+        failed, places = torch.stack(everyone).T.tolist()
+        if not any(failed) and len(set(places)) == 1:
+            return
+        found: list[Any] = [None] * self.count
+        with self._connected():
+            torch.distributed.all_gather_object(found, (where, _packed(error)))
+        self._ended = True
+        if error is not None:
+            return
+        for rank, (_, packed) in enumerate(found):
+            if packed is not None:
+                theirs: BaseException = pickle.loads(packed)
+                theirs.add_note(f"in process {rank} of {self.count} (counted from 0)")
+                raise theirs
+        shown = ", ".join(f"process {rank} is {place}" for rank, (place, _) in enumerate(found))
+        raise RuntimeError(
+            f"the processes of a training do not take the same steps: {shown}. Give each of them the same "
+            "batches and the same options; the training divides each batch among them"
+        )
+
+    @contextmanager
+    def _connected(self) -> Iterator[None]:
         """Says what it means if a message to or from the other processes fails.
 
         Raises:
-            ConnectionError: Another process has ended.
+            ConnectionError: Another process is gone.
         """
         try:
             yield
         except RuntimeError as error:
+            self._ended = True
             why = first_line(error).split(". ")[0]
             raise ConnectionError(
                 f"process {self.rank} of {self.count} (counted from 0) has lost the others, so this training "
@@ -58,9 +135,19 @@ class Processes:
                 f"again; a run with checkpoints can be resumed. What happened: {why}"
             ) from error
 
+    @contextmanager
+    def _message(self, where: str) -> Iterator[None]:
+        """What is sent in the block is sent by all processes, or by none."""
+        with _interrupts_later():
+            self._meet(where)
+            with self._connected():
+                yield
+
     def from_first(self, value: T) -> T:
         """The first process's value, for all of them."""
-        with self._together():
+        if self.count == 1:
+            return value
+        with self._message("to be told by process 0"):
             return self.fabric.broadcast(value)
 
     def gathered(self, value: T) -> list[T]:
@@ -68,9 +155,29 @@ class Processes:
         if self.count == 1:
             return [value]
         everyone: list[Any] = [None] * self.count
-        with self._together():
+        with self._message("to tell the others"):
             torch.distributed.all_gather_object(everyone, value)
         return everyone
+
+    def require_same(self, facts: Mapping[str, Any], hint: str) -> None:
+        """Raises an error unless all processes have the same facts.
+
+        Args:
+            facts: Values by name; equal ones look the same.
+            hint: What to do if some differ.
+
+        Raises:
+            ValueError: A process has others than the first one; the message says which.
+        """
+        everyone = self.gathered({name: str(value) for name, value in facts.items()})
+        for rank, others in enumerate(everyone):
+            differ = [name for name, value in others.items() if value != everyone[0].get(name)]
+            if differ:
+                self._ended = True  # all of them raise it
+                raise ValueError(
+                    f"process {rank} of {self.count} (counted from 0) was given something else than process 0: "
+                    f"{', '.join(differ)}. {hint}"
+                )
 
     def share_weights(self, pair: Pair) -> None:
         """Every process starts from the first one's weights."""
@@ -81,50 +188,82 @@ class Processes:
     def share_buffers(self, pair: Pair) -> None:
         """Batch statistics, which each process collects from its own rows, become the first one's."""
         if self.count > 1:
-            with self._together():
+            with self._message("at the end of an epoch"):
                 for module in pair.modules().values():
                     for buffer in module.buffers():
                         torch.distributed.broadcast(buffer, 0)
 
-    def sum_gradients(
-        self, leaves: Sequence[Tensor], diverged: DivergenceError | None, checkpoint_due: bool
-    ) -> tuple[DivergenceError | None, bool]:
+    def sum_gradients(self, leaves: Sequence[Tensor], checkpoint_due: bool, rows: int) -> bool:
         """Sums the gradients of all processes; each has weighted its own by its share of the rows.
 
-        Two flags are sent along, which saves separate messages: whether a process has diverged, so
-        that all of them stop, and whether the first one's checkpoint is due, in which all take part.
+        Whether the first process's checkpoint is due, in which all take part, is sent along.
+
+        Args:
+            leaves: The parameters.
+            checkpoint_due: Whether this process would like to write a checkpoint.
+            rows: Rows of the global batch, on which all processes must agree.
 
         Returns:
-            The error of a process that has diverged, and whether the checkpoint is due.
+            Whether the checkpoint is due.
         """
         if self.count == 1:
-            return diverged, checkpoint_due
+            return checkpoint_due
         parts = [
             torch.zeros_like(leaf).flatten() if leaf.grad is None else leaf.grad.flatten()
             for leaf in leaves
         ]
-        flags = parts[0].new_tensor([diverged is not None, checkpoint_due and self.is_first])
-        flat = self._sum(torch.cat([*parts, flags]))
+        due = parts[0].new_tensor([checkpoint_due and self.is_first])
+        flat = self._sum(torch.cat([*parts, due]), f"at a step with {rows} rows")
         start = 0
         for leaf in leaves:
             leaf.grad = flat[start : start + leaf.numel()].view_as(leaf).to(leaf.dtype)
             start += leaf.numel()
-        if flat[-2] > 0:
-            mine = None if diverged is None else (str(diverged), diverged.step, diverged.site)
-            found = next(error for error in self.gathered(mine) if error is not None)
-            diverged = DivergenceError(*found)
-        return diverged, bool(flat[-1] > 0)
+        return bool(flat[-1] > 0)
 
     def summed(self, numbers: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
         """The sums of these numbers over all processes; a number that one does not have counts as 0."""
         if self.count == 1:
             return dict(numbers)
         mine = torch.tensor([numbers.get(name, 0.0) for name in names], dtype=torch.float64)
-        total = self._sum(mine.to(self.device))
+        total = self._sum(mine.to(self.device), "at the end of an epoch")
         return dict(zip(names, total.tolist(), strict=True))
 
-    def _sum(self, mine: Tensor) -> Tensor:
-        with self._together():
+    def _sum(self, mine: Tensor, where: str) -> Tensor:
+        with self._message(where):
             found = self.fabric.all_reduce(mine, reduce_op="sum")
         assert isinstance(found, Tensor)
         return found
+
+
+def _packed(error: BaseException | None) -> bytes | None:
+    """An error as it is sent to another process; one that cannot be sent is named by another."""
+    if error is None:
+        return None
+    try:
+        packed = pickle.dumps(error)
+        pickle.loads(packed)
+    except Exception:  # of the error's class, any
+        packed = pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
+    return packed
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Lets Ctrl-C wait until the block has ended, so that no process leaves the others amid a message."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    interrupted = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if interrupted:
+        signal.raise_signal(signal.SIGINT)

@@ -9,8 +9,18 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ppl_vae.checks import DataCheck, check_rows
-from ppl_vae.pairs import Batch, Batches, Pair, Trace, move, num_rows, transformed
-from ppl_vae.runtime import preserve_random_state
+from ppl_vae.pairs import (
+    Batch,
+    Batches,
+    Pair,
+    PairError,
+    Trace,
+    move,
+    num_rows,
+    tensors_of,
+    transformed,
+)
+from ppl_vae.runtime import digest, preserve_random_state
 from ppl_vae.training.processes import Processes
 
 CHECKED_ROWS = 1024
@@ -44,7 +54,26 @@ class TrainingRows:
         self.per_epoch = self.batches.num_batches(self.batch_size)
         self.number = num_rows(self.batches.rows) if self.batches.in_memory else None
         self._check: DataCheck | None = None
+        self.require_all_rows()
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether the pair is given only some of the rows at once, in several batches or processes."""
+        return self.per_epoch != 1 or self.processes.count > 1
+
+    def require_all_rows(self) -> None:
+        """Refuses to divide the rows of a guide that keeps parameters for each of them.
+
+        Raises:
+            PairError: The guide is such a one, and there are several batches or processes.
+        """
         self.batches.require_all_rows(self.pair, self.batch_size)
+        if self.pair.keeps_rows and self.processes.count > 1:
+            raise PairError(
+                "the guide keeps parameters for each row (it is not amortized), so its rows cannot be divided "
+                f"among {self.processes.count} processes: train in one process, or use a guide that computes "
+                "q(z | x) from x"
+            )
 
     def prepared(self, batch: Batch) -> Batch:
         """A batch on the device, transformed: the likelihood sees binarized intensities, say."""
@@ -108,13 +137,25 @@ class TrainingRows:
 
         Raises:
             PairError: As from `check`, for the first epoch of an iterable.
+            ValueError: The processes read an iterable in different orders.
         """
         check = self._check if epoch == 0 and not self.batches.in_memory else None
         rank, count = self.processes.rank, self.processes.count
-        source = self.batches.shuffled(self.batch_size, seed, epoch, rank, count, start=start)
+        source = self.batches.shuffled(
+            self.batch_size, seed, epoch, rank, count, start=start, first=self._require_one_order
+        )
         for step, (batch, rows) in enumerate(source, start):
             if batch is not None:
                 batch = self.prepared(batch)
                 if check is not None:
                     check.refuse(batch, step)
             yield batch, rows
+
+    def _require_one_order(self, first: Batch) -> None:
+        """Refuses an iterable that begins an epoch with other rows in another process."""
+        self.processes.require_same(
+            {"the first batch of an epoch": digest(tensors_of(first))},
+            "Each process takes its part of every batch, so all of them must read the same batches, or rows "
+            "would be left out and others taken twice: draw their order (and noise) from torch's generator, as "
+            "DataLoader(shuffle=True) does, or from a generator with the same seed in all processes",
+        )

@@ -41,12 +41,10 @@ class Gradients(NamedTuple):
     Attributes:
         metrics: Those of `STEP_METRICS`, by name; empty if there is no batch.
         loss: The loss, if Pyro computed it.
-        diverged: The error, if the loss is not finite.
     """
 
     metrics: dict[str, float]
     loss: Loss | None = None
-    diverged: DivergenceError | None = None
 
 
 class CapturedGradients:
@@ -162,7 +160,7 @@ class Step:
     def __call__(
         self,
         batch: Batch | None,
-        share: float,
+        rows: int,
         beta: float,
         progress: Progress,
         checkpoint_due: bool,
@@ -171,7 +169,7 @@ class Step:
 
         Args:
             batch: This process's rows of the global batch; None if there are none.
-            share: Their part of the rows of the global batch.
+            rows: Rows of the global batch.
             beta: Weight of the KL.
             progress: The steps taken before.
             checkpoint_due: Whether this process would like to write a checkpoint.
@@ -181,15 +179,11 @@ class Step:
             which all processes agree.
 
         Raises:
-            DivergenceError: Loss or gradient, of any process, is not finite. The parameters are as they were.
+            DivergenceError: Loss or gradient is not finite. The parameters are as they were.
         """
         self.clear_gradients()
-        found = Gradients({}) if batch is None else self._gradients(batch, share, beta, progress)
-        diverged, checkpoint_due = self.processes.sum_gradients(
-            self.leaves, found.diverged, checkpoint_due
-        )
-        if diverged is not None:
-            raise diverged
+        found = Gradients({}) if batch is None else self._gradients(batch, rows, beta, progress)
+        checkpoint_due = self.processes.sum_gradients(self.leaves, checkpoint_due, rows)
         # The metrics of a recording show whether its gradients are finite; those of Pyro do not.
         by_pyro = found.loss is not None
         if by_pyro or self.processes.count > 1 or self.clip_grad_norm is not None:
@@ -206,8 +200,8 @@ class Step:
         for leaf in self.leaves:
             leaf.grad = None
 
-    def _gradients(self, batch: Batch, share: float, beta: float, progress: Progress) -> Gradients:
-        """The gradients of a batch, times its share: by a recording if there is one, otherwise by Pyro."""
+    def _gradients(self, batch: Batch, rows: int, beta: float, progress: Progress) -> Gradients:
+        """The gradients of a batch, times its share of all rows: by a recording, or by Pyro."""
         loss: Loss | None = None
         with self.processes.fabric.autocast(), self._explained(batch, progress):
             metrics = {} if self.captured is None else self.captured(batch, beta, progress.step)
@@ -216,13 +210,14 @@ class Step:
         if loss is not None:
             self.clear_gradients()  # those of a recording that was not finite or differed from Pyro
             if not math.isfinite(float(loss.loss.detach())):
-                return Gradients({}, loss, self._diverged("the loss", loss, batch, progress))
+                raise self._diverged("the loss", loss, batch, progress)
             if loss.loss.requires_grad:
                 loss.loss.backward()
             elif not without_parameters(loss.traces):
                 raise TypeError(no_gradient(self.objective.requested))
             parts = (loss.loss, loss.elbo, loss.rate, loss.distortion)
             metrics = dict(zip(STEP_METRICS, (float(part.detach()) for part in parts), strict=True))
+        share = num_rows(batch) / rows
         if share != 1.0:
             for leaf in self.leaves:
                 if leaf.grad is not None:
