@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import textwrap
@@ -793,3 +794,160 @@ def test_a_table_that_is_large_by_holes_is_not_read(run: Path) -> None:
         table.truncate(2**33)
     with pytest.raises(CorruptFileError, match=r"evaluation\.csv: it is larger than"):
         load_run(run)
+
+
+# -- archives that torch and Python read differently -----------------------------------------------------
+
+
+def zipped(content: bytes, name: str = "e/data.pkl") -> bytes:
+    """A `.pt` file of a pickle and what torch asks for beside it."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("e/version", "3\n")
+        archive.writestr("e/byteorder", "little")
+        archive.writestr(name, content)
+    return file.getvalue()
+
+
+def pickled(text: int) -> bytes:
+    """A dictionary with a text of some length."""
+    return b"\x80\x02}X\1\0\0\0xX" + struct.pack("<I", text) + b"a" * text + b"s."
+
+
+LARGE, SMALL = pickled(2**26), pickled(10)
+END, END_64, LOCATOR = "<4s4H2LH", "<4sQ2H2L4Q", "<4sLQL"
+
+
+def split_end(archive: bytes) -> tuple[bytes, bytes, int]:
+    """The entries, the directory, and the place of the directory of an archive."""
+    length, start = struct.unpack_from("<2L", archive, len(archive) - 10)
+    return archive[:start], archive[start : start + length], start
+
+
+def end(num: int, length: int, start: int, comment: bytes = b"") -> bytes:
+    return struct.pack(END, b"PK\5\6", 0, 0, num, num, length, start, len(comment)) + comment
+
+
+def end_64(num: int, length: int, start: int) -> bytes:
+    return struct.pack(END_64, b"PK\6\6", 44, 45, 45, 0, 0, num, num, length, start)
+
+
+def directory_ahead_of_the_end() -> bytes:
+    """Python reads the directory ahead of the end, torch the one whose place is stated."""
+    entries, directory, start = split_end(zipped(LARGE))
+    fake = directory.replace(struct.pack("<I", len(LARGE)), struct.pack("<I", 1000))
+    return entries + directory + fake + end(3, len(directory), start)
+
+
+def record_ahead_of_the_locator() -> bytes:
+    """Python reads the record ahead of its locator, torch the one whose place the locator states."""
+    entries, directory, start = split_end(zipped(LARGE))
+    fake = directory.replace(struct.pack("<I", len(LARGE)), struct.pack("<I", 1000))
+    length = len(directory)
+    other = start + length + 56
+    parts = [
+        entries + directory + end_64(3, length, start),
+        fake + end_64(3, length, other),
+        struct.pack(LOCATOR, b"PK\6\7", 0, start + length, 1),
+        end(3, length, other),
+    ]
+    return b"".join(parts)
+
+
+ENCODED = b"\x80\x02}X\1\0\0\0xc_codecs\nencode\n(X\3\0\0\0abcX\6\0\0\0utf-32tRs."
+ZEROS = b"\x80\x02}X\1\0\0\0xc__builtin__\nbytearray\n(J" + struct.pack("<i", 2**26) + b"tRs."
+
+
+@promise(14)
+@pytest.mark.parametrize("made", [directory_ahead_of_the_end, record_ahead_of_the_locator])
+def test_a_file_has_one_directory_only(
+    made: Callable[[], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ppl_vae.data.sizes._LARGE", 2**24)
+    file = tmp_path / "x.pt"
+    file.write_bytes(made())
+    assert file.stat().st_size < 2**17
+    with zipfile.ZipFile(file) as archive:
+        assert sum(entry.file_size for entry in archive.infolist()) < 2000
+    assert len(torch.load(file, weights_only=True)["x"]) == 2**26  # the attack is a real one
+    with (
+        patch("torch.load", side_effect=AssertionError("torch has read it")),
+        pytest.raises(ValueError, match="directory is not laid out as torch.save does it"),
+    ):
+        load_data(str(file))
+
+
+@promise(14)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda file: b"ahead" + file,
+        lambda file: file + b"behind",
+        lambda file: file[:-2] + struct.pack("<H", 3) + b"abc",
+        lambda file: file[:-2] + struct.pack("<H", 22) + file[-22:],
+        lambda file: file[:-12] + struct.pack("<H", 7) + file[-10:],
+        lambda file: file[:-18] + b"\1\0" + file[-16:],
+        lambda file: file[:-42] + bytes(20) + file[-22:],
+        lambda file: file[:-98] + b"between" + file[-98:],
+    ],
+)
+def test_an_unusual_layout_is_refused(change: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    file = tmp_path / "x.pt"
+    torch.save({"x": torch.rand(20, 3), "y": torch.arange(20)}, file)
+    load_data(str(file))
+    file.write_bytes(change(file.read_bytes()))
+    with pytest.raises(ValueError, match=r"x\.pt cannot be read"):
+        load_data(str(file))
+
+
+@promise(14)
+@pytest.mark.parametrize(
+    "content",
+    [
+        zipped(LARGE),
+        zipped(ENCODED),
+        zipped(ZEROS),
+        zipped(ENCODED, "e/DATA.PKL"),
+        zipped(SMALL) + zipped(ENCODED),
+    ],
+)
+def test_what_unpacks_or_makes_much_is_refused(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ppl_vae.data.sizes._LARGE", 2**24)
+    file = tmp_path / "x.pt"
+    file.write_bytes(content)
+    with (
+        patch("torch.load", side_effect=AssertionError("torch has read it")),
+        pytest.raises(ValueError, match=r"GiB of memory|more than tensors|laid out"),
+    ):
+        load_data(str(file))
+
+
+@promise(14)
+@pytest.mark.parametrize("content", [ENCODED, ZEROS])
+def test_a_file_of_before_torch_1_6_makes_no_more(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "x.pt"
+    x = torch.rand(20, 3)
+    torch.save({"x": x}, file, _use_new_zipfile_serialization=False)
+    assert load_data(str(file)).shape == (3,)
+    old = file.read_bytes()
+    third = old.index(b".", old.index(b"little_endian")) + 1  # after the pickle of the system
+    for attack in (old[:third] + content, content + old, old[:third] + content + zipped(SMALL)):
+        file.write_bytes(attack)
+        with (
+            patch("torch.load", side_effect=AssertionError("torch has read it")),
+            pytest.raises(ValueError, match="more than tensors"),
+        ):
+            load_data(str(file))
+
+
+@promise(14)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.uint8, torch.int64, torch.bool, torch.uint16]
+)
+def test_what_torch_saves_is_read(dtype: torch.dtype, tmp_path: Path) -> None:
+    x = torch.ones(20, 3).to(dtype)
+    for content in (x, {"x": x, "y": torch.arange(20)}, {"x": torch.nn.Parameter(x.float())}):
+        torch.save(content, tmp_path / "x.pt")
+        assert load_data(str(tmp_path / "x.pt")).shape == (3,)
