@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import pickle
 import re
 import shutil
 import struct
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -917,11 +919,15 @@ def test_what_unpacks_or_makes_much_is_refused(
     monkeypatch.setattr("ppl_vae.data.sizes._LARGE", 2**24)
     file = tmp_path / "x.pt"
     file.write_bytes(content)
+    tracemalloc.start()
     with (
         patch("torch.load", side_effect=AssertionError("torch has read it")),
         pytest.raises(ValueError, match=r"GiB of memory|more than tensors|laid out"),
     ):
         load_data(str(file))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2**22
 
 
 @promise(14)
@@ -951,3 +957,190 @@ def test_what_torch_saves_is_read(dtype: torch.dtype, tmp_path: Path) -> None:
     for content in (x, {"x": x, "y": torch.arange(20)}, {"x": torch.nn.Parameter(x.float())}):
         torch.save(content, tmp_path / "x.pt")
         assert load_data(str(tmp_path / "x.pt")).shape == (3,)
+
+
+@promise(14)
+def test_a_file_of_holes_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ppl_vae.data.sizes._available", lambda: 2**30)
+    file = tmp_path / "x.npy"
+    with file.open("wb") as stream:
+        shape = {"descr": "|u1", "fortran_order": False, "shape": (2**20, 2**10)}
+        np.lib.format.write_array_header_1_0(stream, shape)
+        stream.truncate(stream.tell() + 2**30)
+    with pytest.raises(ValueError, match=r"x\.npy takes 4\.0 GiB .*more than there is"):
+        load_data(str(file))
+    assert len(load_data(str(file), max_rows=10).train) == 10
+    with file.open("wb") as stream:
+        stream.write(b"\x93NUMPY\2\0" + struct.pack("<I", 2**31))
+        stream.truncate(2**32)
+    with pytest.raises(ValueError, match="header is too long"):
+        load_data(str(file))
+
+
+@promise(14)
+def test_an_archive_of_very_many_files_is_not_read(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        for i in range(1001):
+            archive.writestr(f"{i}.npy", b"")
+    with pytest.raises(ValueError, match="more than 1000 files"):
+        load_data(str(tmp_path / "x.npz"))
+
+
+@promise(12)
+def test_a_pipe_is_not_waited_for(run: Path, tmp_path: Path) -> None:
+    for name in ("x.npy", "x.npz", "x.pt"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(ValueError, match="neither a file nor a folder"):
+            load_data(str(tmp_path / name))
+
+
+# -- torchvision's sets ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sets() -> Any:
+    try:
+        from torchvision import datasets
+    except (ImportError, RuntimeError, AttributeError, OSError):
+        pytest.skip("no working torchvision here")
+    return datasets
+
+
+def write_idx(file: Path, *shape: int) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    head = struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape)
+    file.write_bytes(head + bytes(int(np.prod(shape))))
+
+
+def write_mnist(raw: Path) -> None:
+    for name in ("train", "t10k"):
+        write_idx(raw / f"{name}-images-idx3-ubyte", 20, 4, 4)
+        write_idx(raw / f"{name}-labels-idx1-ubyte", 20)
+
+
+@promise(6)
+@pytest.mark.usefixtures("sets")
+def test_only_the_published_pickles_of_cifar_are_read(tmp_path: Path, marker: Path) -> None:
+    class Touch:
+        def __reduce__(self) -> Any:
+            return open, (str(marker), "w")
+
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]:
+        (folder / name).write_bytes(pickle.dumps(Touch()))
+    with pytest.raises(FileNotFoundError, match="CIFAR10"):
+        load_data("CIFAR10", data_dir=tmp_path, download=False)
+    assert is_untouched(marker)
+
+
+@promise(6, 14)
+@pytest.mark.usefixtures("sets")
+def test_old_files_of_mnist_are_checked_as_other_files_of_tensors(
+    tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Touch:
+        def __reduce__(self) -> Any:
+            return open, (str(marker), "w")
+
+    monkeypatch.setattr("ppl_vae.data.sizes._LARGE", 2**24)
+    folder = tmp_path / "MNIST" / "processed"
+    folder.mkdir(parents=True)
+    write_mnist(tmp_path / "MNIST" / "raw")
+
+    def read() -> Any:
+        return load_data("MNIST", data_dir=tmp_path, download=False)
+
+    good = (torch.zeros(20, 4, 4, dtype=torch.uint8), torch.arange(20))
+    for name in ("training.pt", "test.pt"):
+        torch.save(good, folder / name)
+    assert read().shape == (1, 4, 4)
+    for attack in (zipped(LARGE), directory_ahead_of_the_end(), zipped(ENCODED), ENCODED):
+        (folder / "training.pt").write_bytes(attack)
+        with (
+            patch("torch.load", side_effect=AssertionError("torch has read it")),
+            pytest.raises(ValueError, match="MNIST: a file is broken"),
+        ):
+            read()
+    x, y = good
+    for content in (
+        (x[:1, :1, :1].expand(2**20, 2**10, 2**10), y),
+        (x, y[:1].expand(2**40)),
+        (x, y[:1].expand(20, 2**40)),
+        (x.float(), y),
+        (x.to_sparse(), y),
+        Touch(),
+    ):
+        torch.save(content, folder / "training.pt")
+        with pytest.raises(ValueError, match="MNIST"):
+            read()
+    assert is_untouched(marker)
+
+
+@promise(14)
+@pytest.mark.usefixtures("sets")
+def test_files_of_mnist_must_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_mnist(raw := tmp_path / "MNIST" / "raw")
+    with (raw / "t10k-labels-idx1-ubyte").open("r+b") as file:
+        file.truncate(2**43)
+    with pytest.raises(ValueError, match=r"t10k-labels-idx1-ubyte takes .*more than there is"):
+        load_data("MNIST", data_dir=tmp_path, download=False)
+    write_mnist(raw)
+    with (raw / "train-images-idx3-ubyte").open("r+b") as file:
+        file.write(struct.pack(">HBB3I", 0, 8, 3, 2**31, 2**15, 2**15))
+    with pytest.raises(ValueError, match="a file is broken"):
+        load_data("MNIST", data_dir=tmp_path, download=False)
+
+
+@promise(16)
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("MNIST", "MNIST/raw/train-images-idx3-ubyte.gz"),
+        ("EMNIST", "EMNIST/raw/gzip.zip"),
+        ("CIFAR10", "cifar-10-python.tar.gz"),
+        ("SVHN", "train_32x32.mat"),
+    ],
+)
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_nothing_is_downloaded_through_a_link(
+    link: Any, name: str, place: str, sets: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision.datasets import utils
+
+    def download(_: str, file: str) -> None:
+        Path(file).write_text("theirs")
+
+    monkeypatch.setattr(utils, "_get_redirect_url", lambda url, **_: url)
+    monkeypatch.setattr(utils, "_urlretrieve", download)
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    link(precious, tmp_path / place)
+    with pytest.raises(ValueError, match="is not downloaded, because .* is a link"):
+        load_data(name, data_dir=tmp_path)
+    assert precious.read_text() == "mine"
+    (tmp_path / place).unlink()
+    with pytest.raises(ConnectionError, match="corrupted"):  # what was downloaded is not the set
+        load_data(name, data_dir=tmp_path)
+
+
+@promise(15)
+def test_a_picture_starts_no_other_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PIL would give PostScript, whatever its name, to Ghostscript."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    script = f"#!/bin/sh\ntouch {tmp_path / 'marker'}\nexit 1\n"
+    (programs / "gs").write_text(script)
+    (programs / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(5):
+        Image.new("L", (30, 30)).save(folder / f"{i}.png", "EPS")
+    with pytest.raises(ValueError, match=r"0\.png cannot be read"):
+        load_data(f"folder:{folder}")
+    assert not (tmp_path / "marker").exists()
