@@ -1126,9 +1126,7 @@ def test_nothing_is_downloaded_through_a_link(
 
 
 @promise(15)
-def test_a_picture_starts_no_other_program(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_picture_starts_no_other_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """PIL would give PostScript, whatever its name, to Ghostscript."""
     programs = tmp_path / "bin"
     programs.mkdir()
@@ -1144,3 +1142,63 @@ def test_a_picture_starts_no_other_program(
     with pytest.raises(ValueError, match=r"0\.png cannot be read"):
         load_data(f"folder:{folder}")
     assert not (tmp_path / "marker").exists()
+
+
+@promise(12)
+def test_a_long_text_is_not_repeated_by_aliases(run: Path) -> None:
+    text = (run / "config.yaml").read_text()
+    repeated = (
+        "x: &t '" + "a " * 60_000 + "'\nnote: [" + "*t, " * 20_000 + "1]\n"
+    )  # 2 GiB if written
+    (run / "config.yaml").write_text(text + repeated)
+    with pytest.raises(CorruptFileError, match="stand for more than"):
+        load_run(run)
+    (run / "config.yaml").write_text(text + "note: '" + "a " * 60_000 + "'\n")
+    load_run(run)
+
+
+@promise(12)
+def test_texts_in_texts_do_not_multiply(run: Path) -> None:
+    """Each of them is small, and is read within the limits of its own; together they took hours."""
+    text: Any = "[" + "1, " * 500 + "1]"
+    for times in (200, 150, 50):
+        text = "[&a " + json.dumps(text) + ", *a" * times + "]"
+    change(run, optimizer=text)
+    assert (run / "config.yaml").stat().st_size < 20_000
+    started = time.monotonic()
+    with pytest.raises(ValueError, match=r"config\.yaml, optimizer.*too much"):
+        load_run(run)
+    assert time.monotonic() - started < 30
+
+
+@promise(13)
+def test_a_table_of_very_many_lines_is_not_read(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run / "metrics.csv").write_text("a\n" + "1\n" * 2_000_001)
+    with pytest.raises(CorruptFileError, match=r"metrics\.csv: it has more than the 2000000 lines"):
+        load_run(run)
+    monkeypatch.setattr("ppl_vae.runs.folder._MOST_LINES", 3)
+    (run / "metrics.csv").write_text("a\n1\n\n1\n")
+    assert len(load_run(run).history) == 2
+    (run / "metrics.csv").write_text("a\n1\n\n1\n1\n")
+    with pytest.raises(CorruptFileError, match="more than the 3 lines"):
+        load_run(run)
+
+
+@promise(16)
+@pytest.mark.parametrize("name", [".old", ".replaced"])
+def test_a_folder_of_the_users_is_not_taken_for_a_swap(
+    name: str, trained: Path, tmp_path: Path
+) -> None:
+    """`refit_of` may name any folder; what finishes a swap there removed `.old` and the files beside it."""
+    project = tmp_path / "project"
+    (project / name).mkdir(parents=True)
+    (project / name / "thesis.tex").write_text("mine")
+    (project / "config.yaml").write_text("a: 1")
+    bad = tmp_path / "bad"
+    shutil.copytree(trained, bad)
+    change(bad, refit_of=str(project), made_by="refit")
+    assert main(["refit", "--resume", str(bad)]) == 1
+    with contextlib.suppress(ValueError):
+        load_run(project)
+    assert (project / name / "thesis.tex").read_text() == "mine"
+    assert (project / "config.yaml").read_text() == "a: 1"

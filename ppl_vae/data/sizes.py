@@ -122,12 +122,15 @@ def _require_one_directory(file: BinaryIO, archive: zipfile.ZipFile) -> None:
     """
     entries = archive.infolist()
     names = {entry.orig_filename.lower() for entry in entries}
-    usual = len(names) == len(entries) and all(
-        entry.orig_filename.isascii()
-        and entry.orig_filename == entry.filename
-        # Nothing, or the one field of large archives: which of two holds, readers decide differently.
-        and (not entry.extra or entry.extra[:4] == struct.pack("<2H", 1, len(entry.extra) - 4))
-        for entry in entries
+    usual = (
+        len(names) == len(entries)
+        and all(
+            entry.orig_filename.isascii()
+            and entry.orig_filename == entry.filename
+            # Nothing, or the one field of large archives: which of two holds, readers decide differently.
+            and (not entry.extra or entry.extra[:4] == struct.pack("<2H", 1, len(entry.extra) - 4))
+            for entry in entries
+        )
     )
     num, start = len(entries), archive.start_dir
     length = sum(
