@@ -874,7 +874,7 @@ def test_a_file_has_one_directory_only(
     assert len(torch.load(file, weights_only=True)["x"]) == 2**26  # the attack is a real one
     with (
         patch("torch.load", side_effect=AssertionError("torch has read it")),
-        pytest.raises(ValueError, match="directory is not laid out as torch.save does it"),
+        pytest.raises(ValueError, match=r"directory is not laid out as torch\.save does it"),
     ):
         load_data(str(file))
 
@@ -1117,7 +1117,7 @@ def test_nothing_is_downloaded_through_a_link(
     precious.write_text("mine")
     (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
     link(precious, tmp_path / place)
-    with pytest.raises(ValueError, match="is not downloaded, because .* is a link"):
+    with pytest.raises(ValueError, match=r"is not downloaded, because .* is a link"):
         load_data(name, data_dir=tmp_path)
     assert precious.read_text() == "mine"
     (tmp_path / place).unlink()

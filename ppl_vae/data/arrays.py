@@ -83,7 +83,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def _load_tensors(path: Path, mapped: bool) -> Any:
-    """What a `.pt` file holds; mapped, its tensors stay in the file, from which the system reads what is used."""
+    """What a `.pt` file holds; if mapped, tensors stay in it, and the system reads what is used."""
     return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
 

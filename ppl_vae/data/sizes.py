@@ -64,7 +64,7 @@ def require_room(path: Path, num_bytes: int, *, on_disk: int | None = None) -> N
 
 
 def is_archive_of_torch(file: BinaryIO) -> bool:
-    """Whether torch reads a `.pt` as an archive; otherwise it is of before torch 1.6. Python looks elsewhere."""
+    """Whether torch reads a `.pt` as an archive (Python looks elsewhere); before torch 1.6, it was none."""
     head = file.read(4)
     file.seek(0)
     return head == b"PK\3\4"
@@ -73,10 +73,11 @@ def is_archive_of_torch(file: BinaryIO) -> bool:
 def require_plain(path: Path, file: BinaryIO) -> None:
     """Raises an error for an array file that is much larger once it is unpacked.
 
-    The sizes are those of the archive's directory (`.npz`, `.pt`). No more is read of an entry than the directory
-    says; and methods of compression that NumPy and torch do not write, which unpack in larger pieces, are not
-    read. Torch finds the directory of a `.pt` in its own way, so there must be only one that can be found. What a
-    `.pt` calls must be what tensors consist of: torch allows some other functions that make much of little.
+    The sizes are those of the archive's directory (`.npz`, `.pt`). No more is read of an entry than the
+    directory says; and methods of compression that NumPy and torch do not write, which unpack in larger pieces,
+    are not read. Torch finds the directory of a `.pt` in its own way, so there must be only one that can be
+    found. What a `.pt` calls must be what tensors consist of: torch allows some other functions that make much
+    of little.
 
     Args:
         path: The file; its ending says whether torch reads it.

@@ -103,8 +103,8 @@ def _require_no_links(name: str, data_dir: Path) -> None:
             lone = path.is_dir() or (path.is_file() and path.stat().st_nlink == 1)
             if path.is_symlink() or (path.exists() and not lone):
                 raise ValueError(
-                    f"{name} is not downloaded, because {path} is a link, or no file; remove it, or name another "
-                    "folder (data_dir)"
+                    f"{name} is not downloaded, because {path} is a link, or no file; remove it, or name "
+                    "another folder (data_dir)"
                 )
 
 

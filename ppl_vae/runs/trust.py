@@ -243,8 +243,8 @@ def names_in(value: Any, role: str, file: str) -> Iterator[tuple[str, str, str]]
         file: Where it is, for the message.
 
     Raises:
-        ValueError: A `class_path` is not a name, `init_args` are no mapping, a text is too long, or texts in texts
-            stand for too much.
+        ValueError: A `class_path` is not a name, `init_args` are no mapping, a text is too long, or all texts
+            together are.
     """
     left = [_MOST]
     own = value.get("class_path") if isinstance(value, Mapping) else value
