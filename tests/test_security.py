@@ -975,6 +975,11 @@ def test_a_file_of_holes_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
         stream.truncate(2**32)
     with pytest.raises(ValueError, match="header is too long"):
         load_data(str(file))
+    with file.open("wb") as stream:
+        shape = {"descr": "|u1", "fortran_order": False, "shape": (-5, 3)}
+        np.lib.format.write_array_header_1_0(stream, shape)
+    with pytest.raises(ValueError, match=r"x\.npy cannot be read.*its shape is \(-5, 3\)"):
+        load_data(str(file))
 
 
 @promise(14)

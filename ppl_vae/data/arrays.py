@@ -126,6 +126,8 @@ class StoredArray:
             there = size - file.tell()
         if dtype.hasobject:
             raise ValueError("it holds objects")
+        if min(shape, default=0) < 0:
+            raise ValueError(f"its shape is {shape}")
         if there < math.prod(shape) * dtype.itemsize:
             raise ValueError(
                 f"it ends after {there // dtype.itemsize} of {math.prod(shape)} numbers"
