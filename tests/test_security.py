@@ -36,6 +36,7 @@ from ppl_vae.runs import LockedError, RunFolder, load_run, read_csv, save_run
 from ppl_vae.runtime import (
     CorruptFileError,
     load_json,
+    load_yaml,
     random_state,
     read_tensors,
     set_random_state,
@@ -801,13 +802,15 @@ def test_a_table_that_is_large_by_holes_is_not_read(run: Path) -> None:
 # -- archives that torch and Python read differently -----------------------------------------------------
 
 
-def zipped(content: bytes, name: str = "e/data.pkl") -> bytes:
+def zipped(content: bytes, name: str = "e/data.pkl", extra: bytes = b"") -> bytes:
     """A `.pt` file of a pickle and what torch asks for beside it."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("e/version", "3\n")
         archive.writestr("e/byteorder", "little")
-        archive.writestr(name, content)
+        entry = zipfile.ZipInfo(name)
+        entry.compress_type, entry.extra = zipfile.ZIP_DEFLATED, extra
+        archive.writestr(entry, content)
     return file.getvalue()
 
 
@@ -911,6 +914,10 @@ def test_an_unusual_layout_is_refused(change: Callable[[bytes], bytes], tmp_path
         zipped(ZEROS),
         zipped(ENCODED, "e/DATA.PKL"),
         zipped(SMALL) + zipped(ENCODED),
+        zipped(SMALL).replace(b"e/version", b"e\0version"),
+        zipped(SMALL, "\u00e9/data.pkl"),
+        zipped(SMALL, extra=b"\x99\x99\0\0"),
+        zipped(b"N0" * 60_000 + SMALL),
     ],
 )
 def test_what_unpacks_or_makes_much_is_refused(
@@ -1160,6 +1167,20 @@ def test_a_long_text_is_not_repeated_by_aliases(run: Path) -> None:
         load_run(run)
     (run / "config.yaml").write_text(text + "note: '" + "a " * 60_000 + "'\n")
     load_run(run)
+
+
+@promise(12)
+def test_no_more_of_a_config_is_read_than_is_taken(run: Path) -> None:
+    with (run / "config.yaml").open("r+b") as file:
+        file.truncate(2**28)
+    tracemalloc.start()
+    with pytest.raises(CorruptFileError, match="larger than the 256 KiB"):
+        load_run(run)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2**24
+    with pytest.raises(ValueError, match="larger than the 256 KiB"):  # of a text in a text, too
+        load_yaml("a: " + "b" * 2**18)
 
 
 @promise(12)

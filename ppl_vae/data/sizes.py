@@ -116,22 +116,17 @@ def _require_plain_zip(path: Path, file: BinaryIO, archive: zipfile.ZipFile) -> 
 def _require_one_directory(file: BinaryIO, archive: zipfile.ZipFile) -> None:
     """Raises an error for an archive in which torch could see other entries than Python.
 
-    Python reads the directory ahead of the end of the file, torch the one whose place the end states; names are
-    the same to torch in small and capital letters, and end for Python at a null character. So the file must be
-    laid out as `torch.save` does it: entries, directory, and an end that states just that, with or without the
-    records for archives above 4 GiB.
+    Python reads the directory ahead of the end of the file, torch the one whose place the end states; and for
+    Python a name ends at a null character. So the file must be laid out as `torch.save` does it: entries,
+    directory, and an end that states just that, with or without the records for archives above 4 GiB.
     """
     entries = archive.infolist()
-    names = {entry.orig_filename.lower() for entry in entries}
-    usual = (
-        len(names) == len(entries)
-        and all(
-            entry.orig_filename.isascii()
-            and entry.orig_filename == entry.filename
-            # Nothing, or the one field of large archives: which of two holds, readers decide differently.
-            and (not entry.extra or entry.extra[:4] == struct.pack("<2H", 1, len(entry.extra) - 4))
-            for entry in entries
-        )
+    usual = all(
+        entry.orig_filename.isascii()
+        and entry.orig_filename == entry.filename
+        # Nothing, or the one field of large archives: which of two holds, readers decide differently.
+        and (not entry.extra or entry.extra[:4] == struct.pack("<2H", 1, len(entry.extra) - 4))
+        for entry in entries
     )
     num, start = len(entries), archive.start_dir
     length = sum(
