@@ -274,6 +274,13 @@ def test_a_name_must_suit_its_place(role: str, entry: Any, run: Path, marker: Pa
 
 
 @promise(4)
+def test_a_part_of_ours_must_be_a_public_one(run: Path) -> None:
+    change(run, model=model_with(network=part("ppl_vae.networks.convolutional.Batched")))
+    with pytest.raises(ValueError, match=r"Batched is not a part of a model or a guide"):
+        load_run(run)
+
+
+@promise(4)
 def test_a_constraint_must_be_one(run: Path) -> None:
     file = run / "weights.safetensors"
     state = {**read_tensors(file)[0], "param.a": torch.zeros(2)}
