@@ -6,12 +6,15 @@ import contextlib
 import io
 import json
 import os
+import pickle
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import textwrap
 import time
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +36,7 @@ from ppl_vae.runs import LockedError, RunFolder, load_run, read_csv, save_run
 from ppl_vae.runtime import (
     CorruptFileError,
     load_json,
+    load_yaml,
     random_state,
     read_tensors,
     set_random_state,
@@ -267,6 +271,13 @@ def test_a_name_must_suit_its_place(role: str, entry: Any, run: Path, marker: Pa
     with pytest.raises(ValueError, match=r"config\.yaml"):
         load_run(run)
     assert os.listdir("precious") == ["config.yaml"]
+
+
+@promise(4)
+def test_a_part_of_ours_must_be_a_public_one(run: Path) -> None:
+    change(run, model=model_with(network=part("ppl_vae.networks.convolutional.Batched")))
+    with pytest.raises(ValueError, match=r"Batched is not a part of a model or a guide"):
+        load_run(run)
 
 
 @promise(4)
@@ -793,3 +804,434 @@ def test_a_table_that_is_large_by_holes_is_not_read(run: Path) -> None:
         table.truncate(2**33)
     with pytest.raises(CorruptFileError, match=r"evaluation\.csv: it is larger than"):
         load_run(run)
+
+
+# -- archives that torch and Python read differently -----------------------------------------------------
+
+
+def zipped(content: bytes, name: str = "e/data.pkl", extra: bytes = b"") -> bytes:
+    """A `.pt` file of a pickle and what torch asks for beside it."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("e/version", "3\n")
+        archive.writestr("e/byteorder", "little")
+        entry = zipfile.ZipInfo(name)
+        entry.compress_type, entry.extra = zipfile.ZIP_DEFLATED, extra
+        archive.writestr(entry, content)
+    return file.getvalue()
+
+
+def pickled(text: int) -> bytes:
+    """A dictionary with a text of some length."""
+    return b"\x80\x02}X\1\0\0\0xX" + struct.pack("<I", text) + b"a" * text + b"s."
+
+
+LARGE, SMALL = pickled(2**26), pickled(10)
+END, END_64, LOCATOR = "<4s4H2LH", "<4sQ2H2L4Q", "<4sLQL"
+
+
+def split_end(archive: bytes) -> tuple[bytes, bytes, int]:
+    """The entries, the directory, and the place of the directory of an archive."""
+    length, start = struct.unpack_from("<2L", archive, len(archive) - 10)
+    return archive[:start], archive[start : start + length], start
+
+
+def end(num: int, length: int, start: int, comment: bytes = b"") -> bytes:
+    return struct.pack(END, b"PK\5\6", 0, 0, num, num, length, start, len(comment)) + comment
+
+
+def end_64(num: int, length: int, start: int) -> bytes:
+    return struct.pack(END_64, b"PK\6\6", 44, 45, 45, 0, 0, num, num, length, start)
+
+
+def directory_ahead_of_the_end() -> bytes:
+    """Python reads the directory ahead of the end, torch the one whose place is stated."""
+    entries, directory, start = split_end(zipped(LARGE))
+    fake = directory.replace(struct.pack("<I", len(LARGE)), struct.pack("<I", 1000))
+    return entries + directory + fake + end(3, len(directory), start)
+
+
+def record_ahead_of_the_locator() -> bytes:
+    """Python reads the record ahead of its locator, torch the one whose place the locator states."""
+    entries, directory, start = split_end(zipped(LARGE))
+    fake = directory.replace(struct.pack("<I", len(LARGE)), struct.pack("<I", 1000))
+    length = len(directory)
+    other = start + length + 56
+    parts = [
+        entries + directory + end_64(3, length, start),
+        fake + end_64(3, length, other),
+        struct.pack(LOCATOR, b"PK\6\7", 0, start + length, 1),
+        end(3, length, other),
+    ]
+    return b"".join(parts)
+
+
+ENCODED = b"\x80\x02}X\1\0\0\0xc_codecs\nencode\n(X\3\0\0\0abcX\6\0\0\0utf-32tRs."
+ZEROS = b"\x80\x02}X\1\0\0\0xc__builtin__\nbytearray\n(J" + struct.pack("<i", 2**26) + b"tRs."
+
+
+@promise(14)
+@pytest.mark.parametrize("made", [directory_ahead_of_the_end, record_ahead_of_the_locator])
+def test_a_file_has_one_directory_only(
+    made: Callable[[], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ppl_vae.data.sizes._LARGE", 2**24)
+    file = tmp_path / "x.pt"
+    file.write_bytes(made())
+    assert file.stat().st_size < 2**17
+    with zipfile.ZipFile(file) as archive:
+        assert sum(entry.file_size for entry in archive.infolist()) < 2000
+    assert len(torch.load(file, weights_only=True)["x"]) == 2**26  # the attack is a real one
+    with (
+        patch("torch.load", side_effect=AssertionError("torch has read it")),
+        pytest.raises(ValueError, match=r"directory is not laid out as torch\.save does it"),
+    ):
+        load_data(str(file))
+
+
+@promise(14)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda file: b"ahead" + file,
+        lambda file: file + b"behind",
+        lambda file: file[:-2] + struct.pack("<H", 3) + b"abc",
+        lambda file: file[:-2] + struct.pack("<H", 22) + file[-22:],
+        lambda file: file[:-12] + struct.pack("<H", 7) + file[-10:],
+        lambda file: file[:-18] + b"\1\0" + file[-16:],
+        lambda file: file[:-42] + bytes(20) + file[-22:],
+        lambda file: file[:-98] + b"between" + file[-98:],
+    ],
+)
+def test_an_unusual_layout_is_refused(change: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    file = tmp_path / "x.pt"
+    torch.save({"x": torch.rand(20, 3), "y": torch.arange(20)}, file)
+    load_data(str(file))
+    file.write_bytes(change(file.read_bytes()))
+    with pytest.raises(ValueError, match=r"x\.pt cannot be read"):
+        load_data(str(file))
+
+
+@promise(14)
+@pytest.mark.parametrize(
+    "content",
+    [
+        zipped(LARGE),
+        zipped(ENCODED),
+        zipped(ZEROS),
+        zipped(ENCODED, "e/DATA.PKL"),
+        zipped(SMALL) + zipped(ENCODED),
+        zipped(SMALL).replace(b"e/version", b"e\0version"),
+        zipped(SMALL, "\u00e9/data.pkl"),
+        zipped(SMALL, extra=b"\x99\x99\0\0"),
+        zipped(b"N0" * 60_000 + SMALL),
+    ],
+)
+def test_what_unpacks_or_makes_much_is_refused(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ppl_vae.data.sizes._LARGE", 2**24)
+    file = tmp_path / "x.pt"
+    file.write_bytes(content)
+    tracemalloc.start()
+    with (
+        patch("torch.load", side_effect=AssertionError("torch has read it")),
+        pytest.raises(ValueError, match=r"GiB of memory|more than tensors|laid out"),
+    ):
+        load_data(str(file))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2**22
+
+
+@promise(14)
+@pytest.mark.parametrize("content", [ENCODED, ZEROS])
+def test_a_file_of_before_torch_1_6_makes_no_more(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "x.pt"
+    x = torch.rand(20, 3)
+    torch.save({"x": x}, file, _use_new_zipfile_serialization=False)
+    assert load_data(str(file)).shape == (3,)
+    old = file.read_bytes()
+    third = old.index(b".", old.index(b"little_endian")) + 1  # after the pickle of the system
+    for attack in (old[:third] + content, content + old, old[:third] + content + zipped(SMALL)):
+        file.write_bytes(attack)
+        with (
+            patch("torch.load", side_effect=AssertionError("torch has read it")),
+            pytest.raises(ValueError, match="more than tensors"),
+        ):
+            load_data(str(file))
+
+
+@promise(14)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.uint8, torch.int64, torch.bool, torch.uint16]
+)
+def test_what_torch_saves_is_read(dtype: torch.dtype, tmp_path: Path) -> None:
+    x = torch.ones(20, 3).to(dtype)
+    for content in (x, {"x": x, "y": torch.arange(20)}, {"x": torch.nn.Parameter(x.float())}):
+        torch.save(content, tmp_path / "x.pt")
+        assert load_data(str(tmp_path / "x.pt")).shape == (3,)
+
+
+@promise(14)
+def test_a_file_of_holes_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ppl_vae.data.sizes._available", lambda: 2**30)
+    file = tmp_path / "x.npy"
+    with file.open("wb") as stream:
+        shape = {"descr": "|u1", "fortran_order": False, "shape": (2**20, 2**10)}
+        np.lib.format.write_array_header_1_0(stream, shape)
+        stream.truncate(stream.tell() + 2**30)
+    with pytest.raises(ValueError, match=r"x\.npy takes 4\.0 GiB .*more than there is"):
+        load_data(str(file))
+    assert len(load_data(str(file), max_rows=10).train) == 10
+    with file.open("wb") as stream:
+        stream.write(b"\x93NUMPY\2\0" + struct.pack("<I", 2**31))
+        stream.truncate(2**32)
+    with pytest.raises(ValueError, match="header is too long"):
+        load_data(str(file))
+    with file.open("wb") as stream:
+        shape = {"descr": "|u1", "fortran_order": False, "shape": (-5, 3)}
+        np.lib.format.write_array_header_1_0(stream, shape)
+    with pytest.raises(ValueError, match=r"x\.npy cannot be read.*its shape is \(-5, 3\)"):
+        load_data(str(file))
+
+
+@promise(14)
+def test_an_archive_of_very_many_files_is_not_read(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        for i in range(1001):
+            archive.writestr(f"{i}.npy", b"")
+    with pytest.raises(ValueError, match="more than 1000 files"):
+        load_data(str(tmp_path / "x.npz"))
+
+
+@promise(12)
+def test_a_pipe_is_not_waited_for(run: Path, tmp_path: Path) -> None:
+    for name in ("x.npy", "x.npz", "x.pt"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(ValueError, match="neither a file nor a folder"):
+            load_data(str(tmp_path / name))
+
+
+# -- torchvision's sets ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sets() -> Any:
+    try:
+        from torchvision import datasets
+    except (ImportError, RuntimeError, AttributeError, OSError):
+        pytest.skip("no working torchvision here")
+    return datasets
+
+
+def write_idx(file: Path, *shape: int) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    head = struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape)
+    file.write_bytes(head + bytes(int(np.prod(shape))))
+
+
+def write_mnist(raw: Path) -> None:
+    for name in ("train", "t10k"):
+        write_idx(raw / f"{name}-images-idx3-ubyte", 20, 4, 4)
+        write_idx(raw / f"{name}-labels-idx1-ubyte", 20)
+
+
+@promise(6)
+@pytest.mark.usefixtures("sets")
+def test_only_the_published_pickles_of_cifar_are_read(tmp_path: Path, marker: Path) -> None:
+    class Touch:
+        def __reduce__(self) -> Any:
+            return open, (str(marker), "w")
+
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]:
+        (folder / name).write_bytes(pickle.dumps(Touch()))
+    with pytest.raises(FileNotFoundError, match="CIFAR10"):
+        load_data("CIFAR10", data_dir=tmp_path, download=False)
+    assert is_untouched(marker)
+
+
+@promise(6, 14)
+@pytest.mark.usefixtures("sets")
+def test_old_files_of_mnist_are_checked_as_other_files_of_tensors(
+    tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Touch:
+        def __reduce__(self) -> Any:
+            return open, (str(marker), "w")
+
+    monkeypatch.setattr("ppl_vae.data.sizes._LARGE", 2**24)
+    folder = tmp_path / "MNIST" / "processed"
+    folder.mkdir(parents=True)
+    write_mnist(tmp_path / "MNIST" / "raw")
+
+    def read() -> Any:
+        return load_data("MNIST", data_dir=tmp_path, download=False)
+
+    good = (torch.zeros(20, 4, 4, dtype=torch.uint8), torch.arange(20))
+    for name in ("training.pt", "test.pt"):
+        torch.save(good, folder / name)
+    assert read().shape == (1, 4, 4)
+    for attack in (zipped(LARGE), directory_ahead_of_the_end(), zipped(ENCODED), ENCODED):
+        (folder / "training.pt").write_bytes(attack)
+        with (
+            patch("torch.load", side_effect=AssertionError("torch has read it")),
+            pytest.raises(ValueError, match="MNIST: a file is broken"),
+        ):
+            read()
+    x, y = good
+    for content in (
+        (x[:1, :1, :1].expand(2**20, 2**10, 2**10), y),
+        (x, y[:1].expand(2**40)),
+        (x, y[:1].expand(20, 2**40)),
+        (x.float(), y),
+        (x.to_sparse(), y),
+        Touch(),
+    ):
+        torch.save(content, folder / "training.pt")
+        with pytest.raises(ValueError, match="MNIST"):
+            read()
+    assert is_untouched(marker)
+
+
+@promise(14)
+@pytest.mark.usefixtures("sets")
+def test_files_of_mnist_must_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_mnist(raw := tmp_path / "MNIST" / "raw")
+    with (raw / "t10k-labels-idx1-ubyte").open("r+b") as file:
+        file.truncate(2**43)
+    with pytest.raises(ValueError, match=r"t10k-labels-idx1-ubyte takes .*more than there is"):
+        load_data("MNIST", data_dir=tmp_path, download=False)
+    write_mnist(raw)
+    with (raw / "train-images-idx3-ubyte").open("r+b") as file:
+        file.write(struct.pack(">HBB3I", 0, 8, 3, 2**31, 2**15, 2**15))
+    with pytest.raises(ValueError, match="a file is broken"):
+        load_data("MNIST", data_dir=tmp_path, download=False)
+
+
+@promise(16)
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("MNIST", "MNIST/raw/train-images-idx3-ubyte.gz"),
+        ("EMNIST", "EMNIST/raw/gzip.zip"),
+        ("CIFAR10", "cifar-10-python.tar.gz"),
+        ("SVHN", "train_32x32.mat"),
+    ],
+)
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_nothing_is_downloaded_through_a_link(
+    link: Any, name: str, place: str, sets: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision.datasets import utils
+
+    def download(_: str, file: str) -> None:
+        Path(file).write_text("theirs")
+
+    monkeypatch.setattr(utils, "_get_redirect_url", lambda url, **_: url)
+    monkeypatch.setattr(utils, "_urlretrieve", download)
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    link(precious, tmp_path / place)
+    with pytest.raises(ValueError, match=r"is not downloaded, because .* is a link"):
+        load_data(name, data_dir=tmp_path)
+    assert precious.read_text() == "mine"
+    (tmp_path / place).unlink()
+    with pytest.raises(ConnectionError, match="corrupted"):  # what was downloaded is not the set
+        load_data(name, data_dir=tmp_path)
+
+
+@promise(15)
+def test_a_picture_starts_no_other_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PIL would give PostScript, whatever its name, to Ghostscript."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    script = f"#!/bin/sh\ntouch {tmp_path / 'marker'}\nexit 1\n"
+    (programs / "gs").write_text(script)
+    (programs / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(5):
+        Image.new("L", (30, 30)).save(folder / f"{i}.png", "EPS")
+    with pytest.raises(ValueError, match=r"0\.png cannot be read"):
+        load_data(f"folder:{folder}")
+    assert not (tmp_path / "marker").exists()
+
+
+@promise(12)
+def test_a_long_text_is_not_repeated_by_aliases(run: Path) -> None:
+    text = (run / "config.yaml").read_text()
+    repeated = (
+        "x: &t '" + "a " * 60_000 + "'\nnote: [" + "*t, " * 20_000 + "1]\n"
+    )  # 2 GiB if written
+    (run / "config.yaml").write_text(text + repeated)
+    with pytest.raises(CorruptFileError, match="stand for more than"):
+        load_run(run)
+    (run / "config.yaml").write_text(text + "note: '" + "a " * 60_000 + "'\n")
+    load_run(run)
+
+
+@promise(12)
+def test_no_more_of_a_config_is_read_than_is_taken(run: Path) -> None:
+    with (run / "config.yaml").open("r+b") as file:
+        file.truncate(2**28)
+    tracemalloc.start()
+    with pytest.raises(CorruptFileError, match="larger than the 256 KiB"):
+        load_run(run)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2**24
+    with pytest.raises(ValueError, match="larger than the 256 KiB"):  # of a text in a text, too
+        load_yaml("a: " + "b" * 2**18)
+
+
+@promise(12)
+def test_texts_in_texts_do_not_multiply(run: Path) -> None:
+    """Each of them is small, and is read within the limits of its own; together they took hours."""
+    text: Any = "[" + "1, " * 500 + "1]"
+    for times in (200, 150, 50):
+        text = "[&a " + json.dumps(text) + ", *a" * times + "]"
+    change(run, optimizer=text)
+    assert (run / "config.yaml").stat().st_size < 20_000
+    started = time.monotonic()
+    with pytest.raises(ValueError, match=r"config\.yaml, optimizer.*too much"):
+        load_run(run)
+    assert time.monotonic() - started < 30
+
+
+@promise(13)
+def test_a_table_of_very_many_lines_is_not_read(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run / "metrics.csv").write_text("a\n" + "1\n" * 2_000_001)
+    with pytest.raises(CorruptFileError, match=r"metrics\.csv: it has more than the 2000000 lines"):
+        load_run(run)
+    monkeypatch.setattr("ppl_vae.runs.folder._MOST_LINES", 3)
+    (run / "metrics.csv").write_text("a\n1\n\n1\n")
+    assert len(load_run(run).history) == 2
+    (run / "metrics.csv").write_text("a\n1\n\n1\n1\n")
+    with pytest.raises(CorruptFileError, match="more than the 3 lines"):
+        load_run(run)
+
+
+@promise(16)
+@pytest.mark.parametrize("name", [".old", ".replaced"])
+def test_a_folder_of_the_users_is_not_taken_for_a_swap(
+    name: str, trained: Path, tmp_path: Path
+) -> None:
+    """`refit_of` may name any folder; what finishes a swap there removed `.old` and the files beside it."""
+    project = tmp_path / "project"
+    (project / name).mkdir(parents=True)
+    (project / name / "thesis.tex").write_text("mine")
+    (project / "config.yaml").write_text("a: 1")
+    bad = tmp_path / "bad"
+    shutil.copytree(trained, bad)
+    change(bad, refit_of=str(project), made_by="refit")
+    assert main(["refit", "--resume", str(bad)]) == 1
+    with contextlib.suppress(ValueError):
+        load_run(project)
+    assert (project / name / "thesis.tex").read_text() == "mine"
+    assert (project / "config.yaml").read_text() == "a: 1"

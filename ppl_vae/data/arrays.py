@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vae.data.sizes import MuchLargerError, require_plain_zip, require_room
+from ppl_vae.data.sizes import MuchLargerError, is_archive_of_torch, require_plain, require_room
 from ppl_vae.data.sources import Part, Source, StoredRows, rows_per_run, runs_of
 
 _KEYS = {
@@ -32,6 +33,8 @@ _LEVELS = {torch.uint8: 256, torch.bool: 2}
 
 def _load_arrays(path: Path) -> dict[str, Any]:
     """The named arrays of a file; a bare array is `x`."""
+    if not (path.is_file() or path.is_dir()) and path.exists():  # a pipe would be waited for
+        raise ValueError(f"{path} is neither a file nor a folder")
     try:
         file = path.open("rb")
     except FileNotFoundError as error:
@@ -45,9 +48,9 @@ def _load_arrays(path: Path) -> dict[str, Any]:
     except ValueError as error:  # a null character
         raise ValueError(f"{str(path)!r} is not the path of a file: {error}") from error
     with _explained(path), file:
-        require_plain_zip(path, file)
+        require_plain(path, file)
         if path.suffix.lower() == ".pt":
-            content = _load_tensors(path)
+            content = _load_tensors(path, mapped=is_archive_of_torch(file))
         elif file.peek(6).startswith(np.lib.format.MAGIC_PREFIX):
             content = StoredArray.of(path)
         else:
@@ -55,6 +58,10 @@ def _load_arrays(path: Path) -> dict[str, Any]:
         if isinstance(content, np.lib.npyio.NpzFile):
             return {key: _member(path, key, file, content) for key in content}
         return dict(content) if isinstance(content, Mapping) else {"x": content}
+
+
+_LONGEST_HEADER = 2**16
+"""Largest size of an `.npy` file's header in bytes; NumPy takes no longer ones."""
 
 
 @contextmanager
@@ -75,9 +82,8 @@ def _explained(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _load_tensors(path: Path) -> Any:
-    """What a `.pt` file holds; its tensors stay in the file, from which the system reads what is used."""
-    mapped = zipfile.is_zipfile(path)  # the format before torch 1.6 cannot be mapped
+def _load_tensors(path: Path, mapped: bool) -> Any:
+    """What a `.pt` file holds; if mapped, tensors stay in it, and the system reads what is used."""
     return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
 
@@ -120,6 +126,8 @@ class StoredArray:
             there = size - file.tell()
         if dtype.hasobject:
             raise ValueError("it holds objects")
+        if min(shape, default=0) < 0:
+            raise ValueError(f"its shape is {shape}")
         if there < math.prod(shape) * dtype.itemsize:
             raise ValueError(
                 f"it ends after {there // dtype.itemsize} of {math.prod(shape)} numbers"
@@ -165,6 +173,10 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     version = np.lib.format.read_magic(file)
     if version == (1, 0):
         return np.lib.format.read_array_header_1_0(file)
+    length = file.read(4)
+    if int.from_bytes(length, "little") > _LONGEST_HEADER:  # NumPy would read it first
+        raise ValueError("its header is too long")
+    file.seek(-4, os.SEEK_CUR)
     return np.lib.format.read_array_header_2_0(file)
 
 

@@ -19,6 +19,9 @@ from ppl_vae.data.sources import Part, Source
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif")
 """Endings of the file names of pictures, in small or capital letters."""
 
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF")
+"""What PIL may read, whatever the name says: for some other formats it starts another program."""
+
 _PIL_ERRORS = (
     *(OSError, SyntaxError, ValueError, EOFError),
     *(Image.DecompressionBombError, Image.DecompressionBombWarning),
@@ -49,7 +52,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     """A picture that is not suspiciously large: PIL only warns of the smaller ones of those."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path) as image:
+        with Image.open(path, formats=_FORMATS) as image:
             yield image
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -14,6 +15,7 @@ from torch import Generator, Tensor
 
 from ppl_vae.data.arrays import read_arrays
 from ppl_vae.data.folders import read_folder
+from ppl_vae.data.sizes import require_room
 from ppl_vae.data.sources import Part, Source, read_digits, runs_of
 from ppl_vae.data.torchvision_sets import TORCHVISION, read_torchvision
 from ppl_vae.data.transforms import Binarization, Dequantization
@@ -133,7 +135,7 @@ def load_data(
     fixed, seeded = Generator().manual_seed(0), _generator(seed)
     splits = _splits(name, source, validation_fraction, max_rows, fixed, seeded)
     train, validation, test = splits
-    x, x_validation, x_test = _values(splits)
+    x, x_validation, x_test = _values(name, splits)
     levels, transform = source.levels, None
     if binarize or dequantize:
         noise = Binarization() if binarize else _dequantization(name, source)
@@ -292,8 +294,10 @@ def _at_most(rows: int, split: _Split, generator: Generator) -> _Split:
     return split.chosen(torch.randperm(len(split.rows), generator=generator)[:rows])
 
 
-def _values(splits: Sequence[_Split]) -> list[Tensor]:
+def _values(name: str, splits: Sequence[_Split]) -> list[Tensor]:
     """The values of the splits; each part of the source is read once."""
+    numbers = sum(len(split.rows) * math.prod(split.part.x.shape[1:]) for split in splits)
+    require_room(Path(name), 4 * numbers)  # a file may consist of holes
     values: dict[int, Tensor] = {}
     for part in {split.part: None for split in splits}:
         places = [i for i, split in enumerate(splits) if split.part is part]

@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+import io
 import os
+import pickletools
+import re
+import struct
 import zipfile
 from pathlib import Path
 from typing import BinaryIO
 
 _LARGE = 2**30
 _MOST_RATIO = 100
+
+_MOST_ENTRIES = 1000
+"""Most files in an archive: reading an array goes through all names."""
+
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+
+_ENTRY_BYTES = 46
+"""Size of an entry of an archive's directory without its texts."""
+
+_OLD_PICKLES = 5
+"""A `.pt` before torch 1.6: a number, a version, the system, the content, and the names of the storages."""
+
+_MOST_OPERATIONS = 100_000
+"""Most steps that build what a `.pt` holds; a tensor takes some thirty."""
+
+_OF_TENSORS = re.compile(
+    r"torch\._utils _rebuild_(tensor|tensor_v2|tensor_v3|parameter|sparse_tensor)"
+    r"|torch \w+Storage|torch\.storage UntypedStorage|torch (u?int|float|bfloat|complex)\w*|torch bool"
+    r"|torch Size|torch\.serialization _get_layout|collections OrderedDict"
+)
+"""What the pickle of a tensor names."""
 
 
 class MuchLargerError(ValueError):
@@ -38,30 +63,96 @@ def require_room(path: Path, num_bytes: int, *, on_disk: int | None = None) -> N
     )
 
 
-def require_plain_zip(path: Path, file: BinaryIO) -> None:
-    """Raises an error for a zip archive (`.npz`, `.pt`) that is much larger once it is unpacked.
+def is_archive_of_torch(file: BinaryIO) -> bool:
+    """Whether torch reads a `.pt` as an archive (Python looks elsewhere); before torch 1.6, it was none."""
+    head = file.read(4)
+    file.seek(0)
+    return head == b"PK\3\4"
 
-    The sizes are those of the archive's directory. No more is read of an entry than the directory says; and
-    methods of compression that NumPy and torch do not write, which unpack in larger pieces, are not read.
+
+def require_plain(path: Path, file: BinaryIO) -> None:
+    """Raises an error for an array file that is much larger once it is unpacked.
+
+    The sizes are those of the archive's directory (`.npz`, `.pt`). No more is read of an entry than the
+    directory says; and methods of compression that NumPy and torch do not write, which unpack in larger pieces,
+    are not read. Torch finds the directory of a `.pt` in its own way, so there must be only one that can be
+    found. What a `.pt` calls must be what tensors consist of: torch allows some other functions that make much
+    of little.
+
+    Args:
+        path: The file; its ending says whether torch reads it.
+        file: The same, opened; it is at its beginning afterwards.
 
     Raises:
         MuchLargerError: It is too large.
-        ValueError: It is packed in another way.
+        ValueError: It is packed in another way, or holds more than tensors.
     """
-    if zipfile.is_zipfile(file):
+    of_torch = path.suffix.lower() == ".pt"
+    if is_archive_of_torch(file) if of_torch else zipfile.is_zipfile(file):
         file.seek(0)
         with zipfile.ZipFile(file) as archive:
-            entries = archive.infolist()
-            for entry in entries:
-                # The one function that torch allows to a file of tensors and that makes much of little.
-                if entry.filename.endswith("data.pkl") and b"_codecs" in archive.read(entry):
-                    raise ValueError("it holds more than tensors")
-        for entry in entries:
-            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise ValueError("it is packed in a way that NumPy and torch do not use")
-        size = os.fstat(file.fileno()).st_size
-        require_room(path, sum(entry.file_size for entry in entries), on_disk=size)
+            _require_plain_zip(path, file, archive)
+            if of_torch:
+                _require_one_directory(file, archive)
+                for entry in archive.infolist():
+                    if entry.filename.lower().endswith("data.pkl"):
+                        _require_tensors_alone(io.BytesIO(archive.read(entry)), 1)
+    elif of_torch:
+        _require_tensors_alone(file, _OLD_PICKLES)
     file.seek(0)
+
+
+def _require_plain_zip(path: Path, file: BinaryIO, archive: zipfile.ZipFile) -> None:
+    """Raises an error for an archive that unpacks to too much, or is made in an unusual way."""
+    entries = archive.infolist()
+    if len(entries) > _MOST_ENTRIES:
+        raise ValueError(f"it holds more than {_MOST_ENTRIES} files")
+    if any(entry.compress_type not in _METHODS for entry in entries):
+        raise ValueError("it is packed in a way that NumPy and torch do not use")
+    size = os.fstat(file.fileno()).st_size
+    require_room(path, sum(entry.file_size for entry in entries), on_disk=size)
+
+
+def _require_one_directory(file: BinaryIO, archive: zipfile.ZipFile) -> None:
+    """Raises an error for an archive in which torch could see other entries than Python.
+
+    Python reads the directory ahead of the end of the file, torch the one whose place the end states; and for
+    Python a name ends at a null character. So the file must be laid out as `torch.save` does it: entries,
+    directory, and an end that states just that, with or without the records for archives above 4 GiB.
+    """
+    entries = archive.infolist()
+    usual = all(
+        entry.orig_filename.isascii()
+        and entry.orig_filename == entry.filename
+        # Nothing, or the one field of large archives: which of two holds, readers decide differently.
+        and (not entry.extra or entry.extra[:4] == struct.pack("<2H", 1, len(entry.extra) - 4))
+        for entry in entries
+    )
+    num, start = len(entries), archive.start_dir
+    length = sum(
+        _ENTRY_BYTES + len(entry.orig_filename) + len(entry.extra) + len(entry.comment)
+        for entry in entries
+    )
+    file.seek(start + length)
+    tail = file.read(200)
+    clamped = (min(number, 2**32 - 1) for number in (length, start))
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, num, num, *clamped, 0)
+    versions = tail[12:16]  # of the programs that wrote it and can read it
+    large = struct.pack("<4sQ4s2L4Q", b"PK\6\6", 44, versions, 0, 0, num, num, length, start)
+    locator = struct.pack("<4sLQL", b"PK\6\7", 0, start + length, 1)
+    if not usual or tail not in (end, large + locator + end):
+        raise ValueError("its directory is not laid out as torch.save does it")
+
+
+def _require_tensors_alone(file: BinaryIO, pickles: int) -> None:
+    """Raises an error if pickles, one after the other, name more than the parts of tensors."""
+    left = _MOST_OPERATIONS
+    for _ in range(pickles):
+        for operation, named, _ in pickletools.genops(file):
+            left -= 1
+            named = named if operation.name == "GLOBAL" else None
+            if not left or (named and not _OF_TENSORS.fullmatch(str(named))):
+                raise ValueError("it holds more than tensors")
 
 
 def _available() -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ppl_vae.data.sizes import require_plain, require_room
 from ppl_vae.data.sources import Part, Source
 
 TORCHVISION = {
@@ -19,6 +21,12 @@ TORCHVISION = {
     "SVHN": "{train,test}_32x32.mat",
 }
 """The torchvision sets known by name, and the files they consist of, below the data folder."""
+
+_WRITTEN = {
+    "CIFAR10": ("cifar-10-python.tar.gz", "cifar-10-batches-py"),
+    "SVHN": ("train_32x32.mat", "test_32x32.mat"),
+}
+"""What a download writes below the data folder; for the other sets, a folder of their name."""
 
 
 def _torchvision_datasets(name: str) -> Any:
@@ -49,6 +57,7 @@ def _torchvision_part(datasets: Any, name: str, train: bool, data_dir: Path, dow
         # CIFAR-10 was pickled by Python 2; NumPy 2.4.0 to 2.4.4 warn about that.
         warnings.filterwarnings("ignore", r"dtype\(\): align")
         try:
+            _require_files_that_fit(data_dir / name)
             return build(data_dir, download=False, **arguments)
         except (RuntimeError, FileNotFoundError) as error:
             if "not found" not in str(error).lower() and not isinstance(error, FileNotFoundError):
@@ -61,6 +70,7 @@ def _torchvision_part(datasets: Any, name: str, train: bool, data_dir: Path, dow
                 f"{name} is not there, and downloading is off; {expected}. Put the files there, "
                 "name another folder (data_dir), or allow the download (download)"
             ) from absent
+        _require_no_links(name, data_dir)
         try:
             return build(data_dir, download=True, **arguments)
         except (RuntimeError, OSError) as error:
@@ -69,6 +79,33 @@ def _torchvision_part(datasets: Any, name: str, train: bool, data_dir: Path, dow
                 "that this folder can be written to. Without a network, put the files there by hand or "
                 f"name the folder that holds them (data_dir). What happened: {error}"
             ) from error
+
+
+def _require_files_that_fit(folder: Path) -> None:
+    """Raises an error for files that would take much memory, among those that torchvision reads unseen.
+
+    These are the ones of MNIST and its relatives. Torchvision compares the others with the MD5 sums of the
+    published files before it reads them, which matters for CIFAR-10, as it unpickles it.
+    """
+    for file in folder.glob("processed/*.pt"):  # of torchvision before 0.9; it still prefers them
+        if file.is_file():
+            with file.open("rb") as opened:
+                require_plain(file, opened)
+    for file in folder.glob("raw/*-ubyte"):
+        if file.is_file():
+            require_room(file, 2 * file.stat().st_size)  # torchvision makes a copy
+
+
+def _require_no_links(name: str, data_dir: Path) -> None:
+    """Raises an error where a download would be written over a file that lies elsewhere."""
+    for place in _WRITTEN.get(name, (name,)):
+        for path in itertools.chain([data_dir / place], (data_dir / place).rglob("*")):
+            lone = path.is_dir() or (path.is_file() and path.stat().st_nlink == 1)
+            if path.is_symlink() or (path.exists() and not lone):
+                raise ValueError(
+                    f"{name} is not downloaded, because {path} is a link, or no file; remove it, or name "
+                    "another folder (data_dir)"
+                )
 
 
 def read_torchvision(name: str, data_dir: Path, download: bool) -> Source:
@@ -90,6 +127,9 @@ def read_torchvision(name: str, data_dir: Path, download: bool) -> Source:
     for train in (True, False):
         dataset = _torchvision_part(datasets, name, train, data_dir, download)
         x = torch.as_tensor(dataset.data)
+        plain = x.dtype == torch.uint8 and x.layout == torch.strided
+        if not plain or x.numel() > x.untyped_storage().nbytes():  # one that repeats itself
+            raise ValueError(f"{name}: the files below {data_dir.resolve()} hold no pictures")
         if x.dim() == 3:
             x = x[:, None]
         if name == "EMNIST":  # stored with rows and columns exchanged
@@ -97,11 +137,11 @@ def read_torchvision(name: str, data_dir: Path, download: bool) -> Source:
         if name == "CIFAR10":  # stored with the channels last
             x = x.permute(0, 3, 1, 2)
         labels = dataset.labels if name == "SVHN" else dataset.targets
-        labels = torch.as_tensor(labels, dtype=torch.long)
-        if len(labels) != len(x):
+        labels = torch.as_tensor(labels)
+        if labels.shape != x.shape[:1]:
             raise ValueError(
                 f"{name}: {len(x)} pictures but {len(labels)} labels in the "
                 f"{'training' if train else 'test'} files below {data_dir.resolve()}"
             )
-        parts.append(Part(x, labels))
+        parts.append(Part(x, labels.long()))
     return Source(parts[0], parts[1], levels=256)

@@ -101,8 +101,14 @@ def finish_swap(path: Path) -> None:
 
 
 def is_swapping(path: Path) -> bool:
-    """Whether a swap has begun and not ended."""
-    return _is_folder(path / _LEAVING) or _is_folder(path / _REPLACED)
+    """Whether a swap has begun and not ended: its folder holds files of a run alone, and none of the user's."""
+    for folder in (path / _LEAVING, path / _REPLACED):
+        try:
+            if _is_folder(folder) and set(os.listdir(folder)) <= set(OF_A_RUN):
+                return True
+        except OSError:  # it has just gone, or may not be read
+            continue
+    return False
 
 
 def _is_folder(path: Path) -> bool:

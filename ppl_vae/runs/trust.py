@@ -70,6 +70,7 @@ ROLES = tuple(name for name in _ROLES if name not in ("constraint", "part"))
 _PACKAGES = {place for role in _ROLES.values() for place in role.places}
 _OLD = {f"ppl_vae.{module}" for module in MODULES} | OF_PACKAGES.keys()
 _LONGEST = 10_000
+_MOST = 2_000_000
 _DEEPEST = 3
 
 
@@ -242,23 +243,30 @@ def names_in(value: Any, role: str, file: str) -> Iterator[tuple[str, str, str]]
         file: Where it is, for the message.
 
     Raises:
-        ValueError: A `class_path` is not a name, `init_args` are no mapping, or a text is too long.
+        ValueError: A `class_path` is not a name, `init_args` are no mapping, a text is too long, or all texts
+            together are.
     """
+    left = [_MOST]
     own = value.get("class_path") if isinstance(value, Mapping) else value
-    for place, name in _names(value, role, file, 0):
+    for place, name in _names(value, role, file, 0, left):
         yield place, role if name == own and place == role else "part", name
 
 
-def _names(value: Any, place: str, file: str, depth: int) -> Iterator[tuple[str, str]]:
+def _names(
+    value: Any, place: str, file: str, depth: int, left: list[int]
+) -> Iterator[tuple[str, str]]:
+    left[0] -= 10 + (len(value) if isinstance(value, str) else 0)
+    if left[0] < 0:
+        raise ValueError(f"{file}, {place}: it stands for too much to be an argument")
     if isinstance(value, Mapping):
         _require_description(value, place, file)
         for key, entry in value.items():
-            yield from _names(key, place, file, depth)
+            yield from _names(key, place, file, depth, left)
             inside = key in ("class_path", "init_args")
-            yield from _names(entry, place if inside else f"{place}.{key}", file, depth)
+            yield from _names(entry, place if inside else f"{place}.{key}", file, depth, left)
     elif isinstance(value, list | tuple | set):
         for entry in value:
-            yield from _names(entry, place, file, depth)
+            yield from _names(entry, place, file, depth, left)
     elif isinstance(value, str):
         text = value.strip()
         if len(text) > _LONGEST or depth > _DEEPEST:
@@ -277,7 +285,7 @@ def _names(value: Any, place: str, file: str, depth: int) -> Iterator[tuple[str,
         except ValueError as error:  # jsonargparse, whose rules differ, might read it
             raise ValueError(f"{file}, {place}: this is not a plain value ({error})") from None
         if read != value:
-            yield from _names(read, place, file, depth + 1)
+            yield from _names(read, place, file, depth + 1, left)
 
 
 @functools.lru_cache(maxsize=256)

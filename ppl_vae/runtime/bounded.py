@@ -25,6 +25,9 @@ DEEPEST = 100
 """Most brackets inside of each other."""
 
 _MOST_NODES = 100_000
+_CHARACTERS = 10
+"""So many characters of a text count as a value: an alias may repeat a long one."""
+
 _LONGEST_NUMBER = 1000
 
 
@@ -80,7 +83,8 @@ class _BoundedLoader(yaml.SafeLoader):
                 event.anchor, math.inf
             )  # none yet: it is inside of itself
         else:
-            self._nodes += 1
+            text = event.value if isinstance(event, yaml.ScalarEvent) else ""
+            self._nodes += 1 + len(text) // _CHARACTERS
         if self._nodes > _MOST_NODES:
             raise ValueError(f"its aliases stand for more than {_MOST_NODES} values")
         if (
