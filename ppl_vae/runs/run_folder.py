@@ -22,7 +22,13 @@ from ppl_vae.runs.location import (
     swap,
 )
 from ppl_vae.runs.lock import Lock
-from ppl_vae.runtime import full_disk_explained, own_folder, remove, remove_left_behind
+from ppl_vae.runtime import (
+    DiskFullError,
+    full_disk_explained,
+    own_folder,
+    remove,
+    remove_left_behind,
+)
 
 
 class RunFolder:
@@ -64,6 +70,12 @@ class RunFolder:
         except (FileExistsError, NotADirectoryError) as error:
             raise NotADirectoryError(
                 f"{folder} cannot be made: there is a file in its path; choose another folder"
+            ) from error
+        except DiskFullError:
+            raise
+        except OSError as error:
+            raise type(error)(
+                f"{folder} cannot be made ({error.strerror}); choose another folder"
             ) from error
         self._made = missing
         self._lock: Lock | None = None
