@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from PIL import Image
 
 import ppl_vae
 from ppl_vae.data import load_data
+from ppl_vae.models import GaussianMixture
 
 
 @pytest.fixture
@@ -32,6 +34,52 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 FILES: dict[str, Case] = {
+    "run_dir empty": (lambda: fit(model, guide, X, run_dir=""), ValueError, ["run_dir is empty"]),
+    "run_dir at home": (
+        lambda: fit(model, guide, X, run_dir="~/run"),
+        ValueError,
+        ["run_dir='~/run': ~ is for the shell", "write the path of your home folder"],
+    ),
+    "run_dir of EM at home": (
+        lambda: ppl_vae.fit_em(GaussianMixture((3,), 2), X, run_dir="~me/run"),
+        ValueError,
+        ["run_dir='~me/run': ~ is for the shell"],
+    ),
+    "run_dir of 300 characters": (
+        lambda: fit(model, guide, X, run_dir="a" * 300),
+        ValueError,
+        ["run_dir: the name aaaaaaaaaaaaaaaaaaaa... has 300 bytes", "choose a shorter one"],
+    ),
+    "run_dir where none can be made": (
+        lambda: fit(model, guide, X, run_dir="/proc/run"),
+        FileNotFoundError,
+        ["/proc/run cannot be made (No such file or directory); choose another folder"],
+    ),
+    "run_dir of bytes": (
+        lambda: fit(model, guide, X, run_dir=b"x"),
+        TypeError,
+        ["run_dir must be a path, got an object of bytes"],
+    ),
+    "a run at home": (
+        lambda: ppl_vae.load_run("~/run"),
+        FileNotFoundError,
+        ["there is no run folder ~/run: ~ is for the shell"],
+    ),
+    "a run that is saved at home": (
+        lambda: ppl_vae.save_run("~/run", *pair()),
+        ValueError,
+        ["path='~/run': ~ is for the shell"],
+    ),
+    "a file of a run": (
+        lambda: ppl_vae.load_run("file"),
+        NotADirectoryError,
+        ["file is a file: give the folder of a run, such as ."],
+    ),
+    "a run's config of objects": (
+        lambda: ppl_vae.save_run("run", *pair(), config={"a": X}),
+        TypeError,
+        ["config must hold plain values", "got an object of Tensor"],
+    ),
     "run_dir a file": (
         lambda: fit(model, guide, X, run_dir="file"),
         NotADirectoryError,
@@ -150,3 +198,9 @@ def test_pictures_stand_upright(orientation: int, here: Path) -> None:
     assert rows.shape == (6, 1, 2, 3)
     for row in rows:
         np.testing.assert_allclose(row[0].numpy() * 255, upright, atol=1e-3)
+
+
+def test_a_pipe_is_no_array_file(here: Path) -> None:
+    """Opening one would wait for ever."""
+    os.mkfifo(here / "pipe.npy")
+    refused(lambda: load_data("pipe.npy"), ValueError, "pipe.npy is a pipe; expected an array file")

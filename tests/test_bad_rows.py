@@ -197,3 +197,45 @@ ROWS: dict[str, Case] = {
 def test_the_answer_names_the_culprit(case: str) -> None:
     call, kind, words = ROWS[case]
     refused(call, kind, *words)
+
+
+class Broken(Items):
+    """Batches of which one cannot be read."""
+
+    def __iter__(self) -> Iterator[Any]:
+        yield X
+        raise OSError("the disk is gone")
+
+
+class Spent(Items):
+    """Batches that come once only, for the checks."""
+
+    passes = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.passes += 1
+        return iter([X] if self.passes < 2 else [])
+
+
+@pytest.mark.parametrize("call", [evaluate, ppl_vae.diagnose, fit])
+def test_an_error_of_a_loader_says_in_which_batch(call: Callable[..., Any]) -> None:
+    """The error is that of the loader, with its class and message; a traceback shows the note."""
+    with pytest.raises(OSError, match="the disk is gone") as caught:
+        call(*pair(), Broken())
+    assert caught.value.__notes__[0] == "(x raised this for batch 1, counted from 0)"
+
+
+def test_batches_that_come_once_only() -> None:
+    refused(
+        lambda: evaluate(*pair(), Spent()), ValueError, "x gave no batches: it can be read only"
+    )
+
+
+@pytest.mark.parametrize("call", [evaluate, ppl_vae.diagnose])
+def test_a_later_batch_of_another_width(call: Callable[..., Any]) -> None:
+    refused(
+        lambda: call(*pair(), [X, X[:, :2]]),
+        PairError,
+        "the pair does not run on rows of shape (2,), from row 20 of x on",
+        "built for rows of shape (3,)",
+    )

@@ -7,6 +7,7 @@ of classes (`--model.latent_dim`) only the names are checked here, as far as the
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,11 @@ class LightParser(argparse.ArgumentParser):
 
         Text in place of a file, and a file that is absent, are left to the full parser.
         """
-        if not file.is_file():
+        if os.path.exists(file) and not os.path.isfile(file):
+            raise UsageError(
+                f"--config {file}: this is no file that can be read, but a folder or a pipe"
+            )
+        if not os.path.exists(file):  # unlike Path.exists, False for a name that is too long
             return
         try:
             content = load_yaml(read_text(file, MOST_YAML))

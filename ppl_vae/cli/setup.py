@@ -181,9 +181,10 @@ def set_up(
     for name in training:
         trust.get(name, TYPED).check_parsed(chosen.get(name))
         if isinstance(spec := chosen.get(name), Namespace) and "class_path" in spec:
-            first = str(next(iter(inspect.signature(import_by_name(spec.class_path)).parameters)))
+            kind = import_by_name(spec.class_path)
+            passed = list(inspect.signature(kind).parameters)[:1]  # what `fit` passes
             arguments = vars(spec.get("init_args") or Namespace())  # type: ignore[no-untyped-call]
-            _require_all(f"--{name}", spec.class_path, arguments, {first})
+            _require_all(f"--{name}", spec.class_path, arguments, passed)
     assert isinstance(objective, Objective)
     made = {name: _called(value) for name, value in vars(parser.instantiate(chosen)).items()}
     return Setup(data, model, guide, objective, made, config)
@@ -192,8 +193,8 @@ def set_up(
 def _called(value: Any) -> Any:
     """The class that is called, with its arguments, without the function of jsonargparse around it."""
     if isinstance(value, functools.partial) and value.func.__module__.startswith("jsonargparse"):
-        own: list[Any] = [a for a in value.args if not str(a.__module__).startswith("jsonargparse")]
-        return functools.partial(*own, **value.keywords)
+        kind, *own = [a for a in value.args if not str(a.__module__).startswith("jsonargparse")]
+        return functools.partial(kind, *own, **value.keywords)
     return value
 
 

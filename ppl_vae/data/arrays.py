@@ -32,6 +32,8 @@ _LEVELS = {torch.uint8: 256, torch.bool: 2}
 
 def _load_arrays(path: Path) -> dict[str, Any]:
     """The named arrays of a file; a bare array is `x`."""
+    if path.is_fifo():  # opening one would wait for a writer
+        raise ValueError(f"{path} is a pipe; expected an array file")
     try:
         file = path.open("rb")
     except FileNotFoundError as error:

@@ -18,7 +18,7 @@ import torch
 from pyro.infer.autoguide import AutoGuide, AutoMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from ppl_vae.pairs.as_tensors import kind_of
 from ppl_vae.pairs.errors import PairError
@@ -309,9 +309,7 @@ class Pair:
         for root, module in self.modules().items():
             named |= {f"{root}.{name}": p for name, p in module.named_parameters()}
         for name, value in named.items():
-            if not isinstance(value, UninitializedTensorMixin) and (
-                bad := int(value.isnan().sum())
-            ):
+            if not is_lazy(value) and (bad := int(value.isnan().sum())):
                 raise PairError(
                     f"the parameter '{name}' is NaN in {bad} of its {value.numel()} numbers: its training has "
                     "diverged; train again with a smaller learning rate or clip_grad_norm, or load good weights"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from itertools import pairwise
 from pathlib import Path
 
 from ppl_vae.runs.lock import LOCK, Lock, LockedError
@@ -64,6 +65,15 @@ def config_file(path: Path) -> Path:
     if not file.is_file():
         raise FileNotFoundError(f"{path} is not a run: it holds no {CONFIG}; check the path")
     return file
+
+
+def is_of_a_run(file: Path) -> bool:
+    """Whether a file is one of those that a run is read from: its configuration, weights, results, checkpoints."""
+    folders = [file.resolve(), *file.resolve().parents]
+    return any(
+        inside.name in OF_A_RUN and inside.name != PLOTS and (folder / CONFIG).is_file()
+        for inside, folder in pairwise(folders)
+    )
 
 
 def swap(path: Path) -> None:
