@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
 import pyro.distributions as dist
@@ -23,6 +26,7 @@ from bad_inputs import (
     refused,
 )
 
+import ppl_vae
 from ppl_vae.data import load_data
 from ppl_vae.pairs import PairError
 from ppl_vae.training import DivergenceError

@@ -68,7 +68,7 @@ def config_file(path: Path) -> Path:
 
 
 def is_of_a_run(file: Path) -> bool:
-    """Whether a file is one of those that a run is read from: its configuration, weights, results, checkpoints."""
+    """Whether a file is one that a run is read from: its configuration, weights, results, checkpoints."""
     folders = [file.resolve(), *file.resolve().parents]
     return any(
         inside.name in OF_A_RUN and inside.name != PLOTS and (folder / CONFIG).is_file()

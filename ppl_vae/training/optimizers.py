@@ -103,7 +103,7 @@ def step_scheduler(scheduler: Any, *watched: float) -> None:
         raise ValueError(f"{what}, whose step raised {type(error).__name__}: {error}") from error
     if not all(math.isfinite(rate) and rate >= 0 for rate in rates):
         raise ValueError(
-            f"{what}, which set the learning rate to {rates[0]}; it must stay finite, and not negative"
+            f"{what}, which set the learning rate to {rates[0]}; it must stay finite and at least 0"
         )
 
 
