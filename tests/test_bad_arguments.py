@@ -28,7 +28,7 @@ async def awaited(x: Tensor) -> None:
 
 
 def yielding(x: Tensor) -> Iterator[None]:
-    yield model(x)
+    yield model(x)  # type: ignore[func-returns-value]
 
 
 def filled(value: float) -> tuple[VAE, MeanField]:
@@ -178,9 +178,9 @@ def test_a_flag_is_true_or_false(name: str, value: object) -> None:
             "compile must be True or False, got the string",
         ),
         (lambda: evaluate(model, guide, X, capture="no"), "capture must be True or False"),
-        (lambda: ppl_vae.save_run("x", *pair(), overwrite="no"), "overwrite must be True or False"),
-        (lambda: load_data("digits", download="no"), "download must be True or False, got 'no'"),
-        (lambda: load_data("digits", dequantize="no"), "dequantize must be True or False"),
+        (lambda: ppl_vae.save_run("x", *pair(), overwrite="no"), "overwrite must be True or False"),  # type: ignore[arg-type]
+        (lambda: load_data("digits", download="no"), "download must be True or False, got 'no'"),  # type: ignore[arg-type]
+        (lambda: load_data("digits", dequantize="no"), "dequantize must be True or False"),  # type: ignore[arg-type]
         (lambda: load_data("digits", max_rows=True), "max_rows must be a whole number, got True"),
     ],
 )

@@ -26,7 +26,6 @@ from ppl_vae.pairs.learned import recall, remember
 from ppl_vae.pairs.modules import modules_of_program
 from ppl_vae.pairs.programs import Batch, Program, trace_programs
 from ppl_vae.pairs.subsampling import Subsampling
-from ppl_vae.runtime import described
 
 
 class Bound:
@@ -340,7 +339,7 @@ def _require_program(role: str, program: object) -> None:
     if inspect.iscoroutinefunction(program) or inspect.isgeneratorfunction(program):
         what = "yield in its body" if inspect.isgeneratorfunction(program) else "async def"
         raise TypeError(
-            f"{role} is {described(program)} with {what}: calling it runs nothing; write it as a plain function"
+            f"{role} is the function {program.__name__} with {what}: calling it runs nothing; write it as a plain function"
         )
     if not callable(program):
         given = "None" if program is None else kind_of(program)
