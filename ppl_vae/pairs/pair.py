@@ -339,7 +339,8 @@ def _require_program(role: str, program: object) -> None:
     if inspect.iscoroutinefunction(program) or inspect.isgeneratorfunction(program):
         what = "yield in its body" if inspect.isgeneratorfunction(program) else "async def"
         raise TypeError(
-            f"{role} is the function {program.__name__} with {what}: calling it runs nothing; write it as a plain function"
+            f"{role} is the function {program.__name__} with {what}: calling it runs nothing; "
+            "write it as a plain function"
         )
     if not callable(program):
         given = "None" if program is None else kind_of(program)
