@@ -50,7 +50,7 @@ def k_means_plus_plus(x: Tensor, components: int, seed: int) -> Tensor:
             f"fewer components"
         )
     rows = x.detach().cpu().double().numpy()
-    seeds, _ = kmeans_plusplus(rows, components, random_state=seed)
+    seeds, _ = kmeans_plusplus(rows, components, random_state=seed % 2**32)
     nearest = torch.cdist(x.double(), torch.as_tensor(seeds, device=x.device)).argmin(1)
     return torch.nn.functional.one_hot(nearest, components).T.to(x.dtype)
 

@@ -145,7 +145,9 @@ class MixtureOfPCA(RowModel):
                 f"rows or fewer components"
             )
         self.centre.copy_(rows.mean(0))
-        kmeans = KMeans(self.components, n_init=1, random_state=seed).fit(rows.cpu().numpy())
+        kmeans = KMeans(self.components, n_init=1, random_state=seed % 2**32).fit(
+            rows.cpu().numpy()
+        )
         labels = torch.as_tensor(kmeans.labels_, device=rows.device)
         counts = torch.bincount(labels.long(), minlength=self.components)
         self.logits.copy_((counts.clamp_min(1).double() / len(rows)).log())

@@ -70,7 +70,9 @@ class _Mixture(nn.Module):
         z = z[torch.randperm(len(z))[:_EM_DRAWS]]
         seed = int(torch.randint(2**31, ()))
         components = len(self.logits)
-        em = GaussianMixture(components, covariance_type="diag", max_iter=500, random_state=seed)
+        em = GaussianMixture(
+            components, covariance_type="diag", max_iter=500, random_state=seed % 2**32
+        )
         em.fit(z.numpy())
         self.logits.copy_(torch.as_tensor(em.weights_).log())
         self.loc.copy_(torch.as_tensor(em.means_))

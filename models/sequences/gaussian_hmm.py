@@ -91,7 +91,9 @@ class GaussianHMM(HiddenMarkov, Gaussians):
         self.centre.copy_(rows.mean(0))
         generator = torch.Generator().manual_seed(seed)
         few = torch.randperm(len(rows), generator=generator)[:MOST_STEPS].to(rows.device)
-        kmeans = KMeans(self.states, n_init=1, random_state=seed).fit(rows[few].cpu().numpy())
+        kmeans = KMeans(self.states, n_init=1, random_state=seed % 2**32).fit(
+            rows[few].cpu().numpy()
+        )
         found = torch.as_tensor(kmeans.cluster_centers_, device=rows.device)
         labels = torch.cdist(rows, found).argmin(1)
         # Unit covariances about the center: whitened residuals are then the rows themselves.

@@ -251,6 +251,7 @@ class ChunkCheck:
 
     Attributes:
         large: The first number of the data, and its place, whose square is beyond its dtype; empty so far.
+        failed: The first rows on which the programs do not run, while they do on those before; empty so far.
     """
 
     def __init__(
@@ -263,7 +264,7 @@ class ChunkCheck:
     ) -> None:
         self._pair, self._findings, self._doubt = pair, findings, doubt
         self._mixed = False
-        self.large = ""
+        self.large = self.failed = ""
         self._checked = {shapes_of_rows(batch)}
         self._data = DataCheck(pair, batch, traces)
 
@@ -292,7 +293,12 @@ class ChunkCheck:
             return
         self._checked.add(shapes_of_rows(chunk))
         traces = _quietly_run(self._pair, chunk)
-        if traces is not None:
+        if traces is None:
+            shapes = ", ".join(str(tuple(tensor.shape[1:])) for tensor in tensors_of(chunk))
+            self.failed = (
+                f"the pair does not run on rows of shape {shapes}, from row {start} of x on"
+            )
+        else:
             found = _message_and_row(self._data.wrong_latent(chunk, traces, self._data.dim))
             check_rows([chunk], lambda _: found, start=start)
             self._findings.add(narrow_problems(*traces))  # bounds may be tensors of the batch

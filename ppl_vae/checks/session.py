@@ -16,6 +16,7 @@ from ppl_vae.checks.batches import ChunkCheck, check_data
 from ppl_vae.checks.findings import Findings
 from ppl_vae.checks.report import Problem
 from ppl_vae.pairs import (
+    PLAIN,
     Batch,
     Batches,
     DataLike,
@@ -26,6 +27,7 @@ from ppl_vae.pairs import (
     Program,
     RowDensities,
     first_line,
+    is_plain,
     move,
     num_rows,
     parts_of,
@@ -122,6 +124,8 @@ class Session:
                     start += num_rows(chunk)
                     yield chunk
                     bar.update(num_rows(chunk))
+            if not start:
+                raise ValueError(f"{self.batches.name} gave no batches: it can be read only once")
 
 
 @contextmanager
@@ -167,6 +171,8 @@ def opened(
         (('z',), [40, 40, 20])
     """
     pair = Pair.of(model, guide)
+    pair.require_numbers()
+    pair.require_no_nan()
     with preserve_random_state():  # data sets may draw, too
         batches = Batches(x, pair)
     with evaluating(pair, seed):
@@ -209,9 +215,11 @@ def opened(
             check_chunk.look_ahead(move(part, device) for part in parts)
         try:
             yield Session(pair, layouts, first, device, batches, progress, check_chunk, findings)
-        except ValueError as error:  # as distributions raise for parameters that are NaN
-            if isinstance(error, PairError) or not check_chunk.large:
+        except PLAIN as error:  # as distributions raise for parameters that are NaN
+            if not is_plain(error) or not (check_chunk.large or check_chunk.failed):
                 raise
+            if check_chunk.failed:
+                raise PairError(f"{check_chunk.failed} ({first_line(error)})") from error
             raise PairError(
                 f"{first_line(error)}. The likely cause are the data: {check_chunk.large}; repair or "
                 "rescale them"

@@ -28,7 +28,7 @@ from ppl_vae.runs import (
     write_results,
     write_weights,
 )
-from ppl_vae.runtime import own_folder, preserve_random_state, replacing, resolve_device
+from ppl_vae.runtime import as_folder, own_folder, preserve_random_state, replacing, resolve_device
 
 _DISCRETE = (BernoulliMixture, CategoricalHMM)
 """Models of data that are discrete."""
@@ -41,8 +41,9 @@ def em(parser: ArgumentParser, given: Namespace) -> int:
     options = {**options, "guide": "ppl_vae.guides.Exact"}
     options.setdefault("model", "ppl_vae.models.GaussianMixture")
     resolve_device(options["device"])
-    if resumed is None and given.get("run_dir"):
-        require_free(Path(given.run_dir), overwrite=bool(given.get("overwrite")))
+    if resumed is None and given.get("run_dir") is not None:
+        target = as_folder(given.run_dir, "run_dir")
+        require_free(target, overwrite=bool(given.get("overwrite")))
     kind = trust.get("model", TYPED).resolve(_class_path(options["model"]), "model")
     if not hasattr(kind, "posterior"):
         raise UsageError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -47,13 +48,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UsageError, argparse.ArgumentError) as error:
         if debug:
             raise
-        return _usage_error(arguments, str(error))
+        return _usage_error(arguments, _plain_usage(str(error)))
     except Exception as error:
         if debug:
             raise
-        message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        print(f"ppl-vae: error: {message or type(error).__name__}", file=sys.stderr)
+        print(f"ppl-vae: error: {_message(error)}", file=sys.stderr)
         return 1
+
+
+def _plain_usage(said: str) -> str:
+    """What argparse says of a flag that is given a value, in plain words."""
+    flag = re.fullmatch(r"argument (?:-\w/)?(--\w+): ignored explicit argument (.*)", said)
+    return f"{flag[1]} takes no value, got {flag[2]}" if flag else said
+
+
+def _message(error: Exception) -> str:
+    """What an error says, in words for those who do not read Python."""
+    if isinstance(error, OSError) and error.errno and error.filename is not None:
+        name = str(error.filename)
+        short = name if len(name) < 100 else f"{name[:40]}...{name[-20:]}"
+        return f"{short}: {os.strerror(error.errno)}"
+    said = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if memory := re.search(r"tried to allocate ([\d.]+ ?\w+)", said, re.IGNORECASE):
+        return (
+            f"not enough memory, {memory[1]} were asked for: choose smaller sizes (layers, "
+            "batches) or fewer samples"
+        )
+    return plain(said) or type(error).__name__
 
 
 def _run(arguments: list[str]) -> int:
@@ -65,6 +86,10 @@ def _run(arguments: list[str]) -> int:
     command = arguments[0] if arguments else ""
     if not command:
         raise UsageError("the following arguments are required: COMMAND")
+    if command.startswith("-") and (later := next((a for a in arguments if a in COMMANDS), "")):
+        raise UsageError(
+            f"{command} stands before the command: write ppl-vae {later} {command} ..."
+        )
     if command not in COMMANDS:
         _root_parser().check(arguments)
         return 0

@@ -7,6 +7,7 @@ of classes (`--model.latent_dim`) only the names are checked here, as far as the
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from ppl_vae.cli.source import (
     takes_any_name,
 )
 from ppl_vae.runs import config_file
+from ppl_vae.runtime import MOST_YAML, load_yaml, read_text
 
 
 class _Formatter(argparse.HelpFormatter):
@@ -122,6 +124,8 @@ class LightParser(argparse.ArgumentParser):
             wrong = next((word for word in unknown if word.startswith("-")), "").partition("=")[0]
             hint = did_you_mean(wrong, options)
             raise UsageError(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        for file in _values(arguments).get("--config", []):
+            self._check_config(Path(file))
         for action in self._actions:
             if action.metavar != "RUN":
                 continue
@@ -133,6 +137,34 @@ class LightParser(argparse.ArgumentParser):
                 raise UsageError("give two runs or more")
             for run in runs:
                 config_file(Path(run))
+
+    def _check_config(self, file: Path) -> None:
+        """Raises an error for a configuration file that is none, or names options that there are not.
+
+        Text in place of a file, and a file that is absent, are left to the full parser.
+        """
+        if os.path.exists(file) and not os.path.isfile(file):
+            raise UsageError(
+                f"--config {file}: this is no file that can be read, but a folder or a pipe"
+            )
+        if not os.path.exists(file):  # unlike Path.exists, False for a name that is too long
+            return
+        try:
+            content = load_yaml(read_text(file, MOST_YAML))
+        except UnicodeDecodeError as error:
+            raise UsageError(f"--config {file}: this is not text in UTF-8") from error
+        except ValueError as error:
+            why = " ".join(str(error).split())
+            raise UsageError(
+                f"--config {file}: this is not YAML that can be read ({why})"
+            ) from error
+        if not isinstance(content, dict):
+            raise UsageError(f"--config {file}: expected lines `option: value`, such as `seed: 1`")
+        options = [action.dest for action in self._actions]
+        for name in map(str, content):
+            if name.partition(".")[0] not in options:
+                hint = did_you_mean(name, options)
+                raise UsageError(f"--config {file}: there is no option '{name}'{hint}")
 
     def _check_argument_of_class(self, name: str, arguments: Sequence[str]) -> None:
         """Raises an error for an argument that the chosen classes do not take.
@@ -192,6 +224,10 @@ class LightParser(argparse.ArgumentParser):
         expected: Type | None = getattr(action, "expected", None)
         role = action.dest.removesuffix(".help")
         if role in self.roles:
+            if not value:
+                raise UsageError(
+                    f"--{action.dest}: expected the name of a class, got an empty text"
+                )
             named = value.isidentifier() and not Path(value).is_file()
             if named and find_known(role, value) is None:
                 raise unknown_name(role, value)
@@ -203,8 +239,8 @@ class LightParser(argparse.ArgumentParser):
             )
         elif expected is None:
             super()._check_value(action, value)
-        elif wrong := wrong_value(expected, value):
-            raise UsageError(f"{action.option_strings[0]}: {wrong}")
+        elif (wrong := wrong_value(expected, value)) and action.option_strings:
+            raise UsageError(f"{action.option_strings[-1]}: {wrong}")
 
     def error(self, message: str) -> Any:
         """Raises an error, rather than printing one."""

@@ -42,6 +42,8 @@ def wrong_value(expected: Type, value: str) -> str:
         >>> wrong_value(Type(kinds=("int",)), "many"), wrong_value(Type(kinds=("int",)), "1e3")
         ('expected int, got many', '')
     """
+    if not value and expected.kinds in (("int",), ("float",), ("str",)):
+        return f"expected {expected.kinds[0]}, got an empty text"
     if expected.kinds in (("int",), ("float",)):
         wrong = value.isalpha() and value.lower() not in _VALUES
         return f"expected {expected.kinds[0]}, got {value}" if wrong else ""

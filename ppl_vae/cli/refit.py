@@ -15,7 +15,7 @@ from ppl_vae.cli.setup import checked, set_up
 from ppl_vae.cli.start import check_setup, options_of, started
 from ppl_vae.pairs import Program, keep_guide
 from ppl_vae.runs import Trust, load_run, require_free, write_weights
-from ppl_vae.runtime import resolve_device
+from ppl_vae.runtime import as_folder, resolve_device
 from ppl_vae.training import Processes, refit_guide
 
 
@@ -59,7 +59,7 @@ def _options_for(
             f"--run_dir {target} is the run whose model is kept, and would be lost: choose another folder"
         )
     if target is not None:
-        require_free(Path(target), overwrite=bool(given.get("overwrite")))
+        require_free(as_folder(target, "run_dir"), overwrite=bool(given.get("overwrite")))
     trust = trust_of(given, source)
     run = load_run(source, trust=trust, results=False)
     if not isinstance(run.model, torch.nn.Module):

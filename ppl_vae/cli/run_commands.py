@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,7 @@ from ppl_vae.runs import (
     UntrustedError,
     as_netcdf,
     build,
+    is_of_a_run,
     load_run,
     read_csv,
 )
@@ -53,6 +55,9 @@ from ppl_vae.runtime import (
     resolve_device,
     write_bytes,
 )
+
+PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".eps", ".ps")
+"""How the name of a picture may end."""
 
 MOST_SAMPLED = 1_000_000
 """Most samples that `sample` writes: all of them are held in memory."""
@@ -137,11 +142,11 @@ def sample(parser: ArgumentParser, given: Namespace) -> int:
         require_count("--num", options.num, most=MOST_SAMPLED)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    output = _output_file(options, run.path / "samples.png")
+    output = _output_file(options, run.path / "samples.png", (*PICTURES, ".npz"))
     generator = Generator(run.model, run.guide, data.test[:MOST_PICTURED], options.seed)
     z, mean, x = generator.from_prior(options.num)
     with writing(run.path, output), replacing(output) as file:
-        if output.suffix == ".npz":
+        if output.suffix.lower() == ".npz":
             np.savez_compressed(file, z=z.numpy(), mean=mean.numpy(), x=x.numpy())
         else:
             prior_samples(mean).savefig(file)
@@ -152,7 +157,7 @@ def sample(parser: ArgumentParser, given: Namespace) -> int:
 def compare(parser: ArgumentParser, given: Namespace) -> int:
     """Compares runs with the first of them."""
     options = _complete_options(parser, given)
-    output = _output_file(options, Path("comparison.png"))
+    output = _output_file(options, Path("comparison.png"), PICTURES)
     comparison = Comparison.of(
         [load_run(path, trust=trust_of(given, path)) for path in options.runs]
     )
@@ -222,9 +227,21 @@ def _epochs(run: Run, objective: Objective) -> int:
     return most
 
 
-def _output_file(options: Namespace, default: Path) -> Path:
-    """The file that a command writes, if it may be written."""
+def _output_file(options: Namespace, default: Path, kinds: Collection[str] = ()) -> Path:
+    """The file that a command writes, if it may be written.
+
+    Args:
+        options: The options of the command.
+        default: The file if none is named.
+        kinds: How its name may end; empty: in any way.
+    """
     output = default if options.output is None else Path(options.output)
+    if kinds and output.suffix.lower() not in kinds:
+        raise UsageError(f"--output {output}: expected a name that ends with {', '.join(kinds)}")
+    if output.resolve() != default.resolve() and is_of_a_run(output):
+        raise UsageError(
+            f"--output {output} belongs to a run, and would be lost: choose another name"
+        )
     if output.exists() and not options.overwrite:
         raise FileExistsError(
             f"{output} is there already: choose another --output, or pass --overwrite"

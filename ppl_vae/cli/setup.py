@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -179,8 +180,22 @@ def set_up(
     chosen = parser.parse_object(training)
     for name in training:
         trust.get(name, TYPED).check_parsed(chosen.get(name))
+        if isinstance(spec := chosen.get(name), Namespace) and "class_path" in spec:
+            kind = import_by_name(spec.class_path)
+            passed = list(inspect.signature(kind).parameters)[:1]  # what `fit` passes
+            arguments = vars(spec.get("init_args") or Namespace())  # type: ignore[no-untyped-call]
+            _require_all(f"--{name}", spec.class_path, arguments, passed)
     assert isinstance(objective, Objective)
-    return Setup(data, model, guide, objective, vars(parser.instantiate(chosen)), config)
+    made = {name: _called(value) for name, value in vars(parser.instantiate(chosen)).items()}
+    return Setup(data, model, guide, objective, made, config)
+
+
+def _called(value: Any) -> Any:
+    """The class that is called, with its arguments, without the function of jsonargparse around it."""
+    if isinstance(value, functools.partial) and value.func.__module__.startswith("jsonargparse"):
+        kind, *own = [a for a in value.args if not str(a.__module__).startswith("jsonargparse")]
+        return functools.partial(kind, *own, **value.keywords)
+    return value
 
 
 def _fill_in(

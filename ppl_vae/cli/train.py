@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
@@ -11,7 +9,7 @@ from ppl_vae.cli.finish import finish_run
 from ppl_vae.cli.setup import set_up
 from ppl_vae.cli.start import check_setup, options_of, started
 from ppl_vae.runs import require_free
-from ppl_vae.runtime import resolve_device
+from ppl_vae.runtime import as_folder, resolve_device
 from ppl_vae.training import Processes, fit
 
 
@@ -21,8 +19,9 @@ def train(parser: ArgumentParser, given: Namespace) -> int:
     options, trust = options_of("train", parser, given)
     if not given.get("print_config"):  # report what can be checked before the data are read
         resolve_device(options["device"])
-        if resumed is None and given.get("run_dir"):
-            require_free(Path(given.run_dir), overwrite=bool(given.get("overwrite")))
+        if resumed is None and given.get("run_dir") is not None:
+            target = as_folder(given.run_dir, "run_dir")
+            require_free(target, overwrite=bool(given.get("overwrite")))
     setup = set_up(options, trust=trust)
     if given.get("print_config"):
         print(yaml.safe_dump(setup.config, sort_keys=False), end="")

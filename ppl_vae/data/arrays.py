@@ -33,8 +33,10 @@ _LEVELS = {torch.uint8: 256, torch.bool: 2}
 
 def _load_arrays(path: Path) -> dict[str, Any]:
     """The named arrays of a file; a bare array is `x`."""
-    if not (path.is_file() or path.is_dir()) and path.exists():  # a pipe would be waited for
-        raise ValueError(f"{path} is neither a file nor a folder")
+    if (
+        not (path.is_file() or path.is_dir()) and path.exists()
+    ):  # opening a pipe would wait for a writer
+        raise ValueError(f"{path} is a pipe or a device; expected an array file")
     try:
         file = path.open("rb")
     except FileNotFoundError as error:

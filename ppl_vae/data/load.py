@@ -10,6 +10,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -130,6 +131,9 @@ def load_data(
         tensor([0., 1.])
     """
     _check_options(name, data_dir, binarize, dequantize, validation_fraction, max_rows)
+    for option, given in (("download", download), ("dequantize", dequantize)):
+        if not isinstance(given, bool | np.bool_):  # the text 'no' would count as True
+            raise TypeError(f"{option} must be True or False, got {given!r}")
     name, source = _read(str(name), Path(data_dir), download)
     # The test rows have their own generator, so that they are the same for every seed.
     fixed, seeded = Generator().manual_seed(0), _generator(seed)
@@ -190,11 +194,11 @@ def _check_options(
             f"binarize={binarize!r} and dequantize=True exclude each other: binary values keep no "
             "levels to spread; choose one"
         )
-    if not isinstance(validation_fraction, Real):
+    if not isinstance(validation_fraction, Real) or isinstance(validation_fraction, bool):
         raise TypeError(f"validation_fraction must be a number, got {validation_fraction!r}")
     if not 0 < validation_fraction < 1:
         raise ValueError(f"validation_fraction must lie in (0, 1), got {validation_fraction}")
-    if max_rows is not None and not isinstance(max_rows, Integral):
+    if max_rows is not None and (isinstance(max_rows, bool) or not isinstance(max_rows, Integral)):
         raise TypeError(f"max_rows must be a whole number, got {max_rows!r}")
     if max_rows is not None and max_rows < 1:
         raise ValueError(f"max_rows must be at least 1, got {max_rows}")

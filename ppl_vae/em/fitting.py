@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,8 @@ from ppl_vae.runtime import (
     preserve_random_state,
     progress_bar,
     require_count,
+    require_flags,
+    require_number,
     require_seed,
     resolve_device,
 )
@@ -193,8 +194,11 @@ def fit_em(
         require_count("batch_size", batch_size)
     if seed is not None:
         require_seed(seed)
-    if not isinstance(tolerance, Real):
-        raise TypeError(f"tolerance must be a number, got {described(tolerance)}")
+    require_number("tolerance", tolerance)
+    require_flags(hard=hard, initialize=initialize, resume=resume)
+    for name, given, kind in (("online", online, StepSize), ("m_step", m_step, GradientSteps)):
+        if given is not None and not isinstance(given, kind):
+            raise TypeError(f"{name} must be {kind.__name__}(...), got {described(given)}")
     if not tolerance >= 0:
         raise ValueError(f"tolerance is in nats per row and must be >= 0, got {tolerance}")
     if restarts > 1 and not (initialize and hasattr(model, "initialize")):

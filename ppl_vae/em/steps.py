@@ -7,6 +7,7 @@ parameters with q held fixed.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
@@ -43,6 +44,7 @@ from ppl_vae.pairs import (
     sites_of_rows,
     sum_to_rows,
 )
+from ppl_vae.runtime import described, require_count, require_number
 
 Statistics = dict[str, Tensor]
 
@@ -79,9 +81,14 @@ class GradientSteps:
     optimizer: Callable[..., Optimizer] = torch.optim.Adam
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"GradientSteps.steps must be at least 1, got {self.steps}")
-        if not self.learning_rate > 0:
+        require_count("GradientSteps.steps", self.steps)
+        require_number("GradientSteps.learning_rate", self.learning_rate)
+        if not callable(self.optimizer):
+            raise TypeError(
+                "GradientSteps.optimizer must be a function that makes an optimizer, such as torch.optim.Adam, "
+                f"got {described(self.optimizer)}"
+            )
+        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
             raise ValueError(
                 f"GradientSteps.learning_rate must be positive, got {self.learning_rate}"
             )

@@ -25,7 +25,7 @@ from ppl_vae.pairs import (
     num_rows,
     sample_rows,
 )
-from ppl_vae.runtime import require_samples
+from ppl_vae.runtime import require_flags, require_samples
 from ppl_vae.stats import Estimate, StreamingWeights
 
 _logger = logging.getLogger(__name__)
@@ -86,6 +86,7 @@ def evaluate(
         tensor([-1.2655, -1.5155, -2.2655])
     """
     require_samples("num_samples", num_samples)
+    require_flags(capture=capture)
     generator = torch.get_rng_state()
     try:
         return _evaluate(model, guide, x, num_samples, seed, progress, capture)

@@ -41,6 +41,10 @@ class MLP(Network):
         # YAML and the command line give lists, which cannot be hashed and never equal a tuple.
         require_widths(self, hidden=self.hidden, allow_empty=True)
         object.__setattr__(self, "hidden", tuple(self.hidden))
+        if not callable(self.activation):
+            raise TypeError(
+                f"MLP.activation must be a class such as torch.nn.ReLU, got {self.activation!r}"
+            )
 
     def encoder(self, data_shape: Sequence[int]) -> nn.Module:
         """See `Network.encoder`."""

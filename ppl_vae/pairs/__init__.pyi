@@ -24,6 +24,7 @@ from .densities import (
     stated_moment as stated_moment,
 )
 from .errors import (
+    PLAIN as PLAIN,
     NoInverseError as NoInverseError,
     PairError as PairError,
     first_line as first_line,

@@ -72,6 +72,7 @@ class Batches:
         transform: What is done to the first array of a batch before the programs see it.
 
     Attributes:
+        name: What to call the data in messages.
         doubt: How a list of arrays was read, where it could mean rows or batches; otherwise empty. The checks
             add it to what they find.
 
@@ -94,7 +95,7 @@ class Batches:
         name: str = "x",
         transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        self._arguments, self._name = DataArguments.of(pair), name
+        self._arguments, self.name = DataArguments.of(pair), name
         read = read_data(x, self._arguments, name)
         self._rows = read.rows
         self._iterable: Any = None if self.in_memory else x
@@ -138,7 +139,7 @@ class Batches:
         if self._rows is None:
             raise ValueError(
                 "all rows are needed at once (a guide that keeps parameters for each row always needs them): "
-                f"pass {self._name} as one tensor"
+                f"pass {self.name} as one tensor"
             )
         return self._rows
 
@@ -187,7 +188,7 @@ class Batches:
             return take_rows(self._rows, slice(0, batch_size))
         for batch in self.ordered(batch_size):
             return batch
-        raise ValueError(f"{self._name} holds no batches")
+        raise ValueError(f"{self.name} holds no batches")
 
     def ordered(self, batch_size: int) -> Iterator[Batch]:
         """The batches, in the order of the rows.
@@ -198,8 +199,22 @@ class Batches:
             for part in parts_of(num_rows(self._rows), batch_size):
                 yield take_rows(self._rows, part)
         else:
-            for batch in self._iterable:
-                yield read_batch(batch, self._arguments, self._name)
+            for batch in self._read():
+                yield read_batch(batch, self._arguments, self.name)
+
+    def _read(self) -> Iterator[Any]:
+        """The batches of an iterable; what it raises is told in which batch."""
+        batches, number = iter(self._iterable), 0
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except Exception as error:
+                error.add_note(f"({self.name} raised this for batch {number}, counted from 0)")
+                raise
+            yield batch
+            number += 1
 
     def shuffled(
         self,

@@ -7,6 +7,7 @@ they compute.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, cast
@@ -17,8 +18,10 @@ import torch
 from pyro.infer.autoguide import AutoGuide, AutoMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ppl_vae.pairs.as_tensors import kind_of
+from ppl_vae.pairs.errors import PairError
 from ppl_vae.pairs.learned import recall, remember
 from ppl_vae.pairs.modules import modules_of_program
 from ppl_vae.pairs.programs import Batch, Program, trace_programs
@@ -281,8 +284,43 @@ class Pair:
         for name in self._pending.keys() & values.keys():
             _put_back_param(name, values[name], self._pending.pop(name))
 
+    def require_numbers(self) -> None:
+        """Raises an error for parameters on the meta device.
+
+        Raises:
+            PairError: There are some; the message names one.
+        """
+        for root, module in self.modules().items():
+            for name, parameter in module.named_parameters():
+                if parameter.is_meta:
+                    raise PairError(
+                        f"the parameter '{root}.{name}' is on the meta device, which holds no numbers: make "
+                        "the pair on a device such as 'cpu', or call to_empty(device='cpu') and load weights"
+                    )
+
+    def require_no_nan(self) -> None:
+        """Raises an error for parameters that are NaN: all results would be.
+
+        Raises:
+            PairError: There are some; the message names one.
+        """
+        named = {f"param.{name}": value for name, value in self._values().items()}
+        for root, module in self.modules().items():
+            named |= {f"{root}.{name}": p for name, p in module.named_parameters()}
+        for name, value in named.items():
+            if not is_lazy(value) and (bad := int(value.isnan().sum())):
+                raise PairError(
+                    f"the parameter '{name}' is NaN in {bad} of its {value.numel()} numbers: its training has "
+                    "diverged; train again with a smaller learning rate or clip_grad_norm, or load good weights"
+                )
+
     def to(self, device: torch.device) -> None:
-        """Moves modules and `pyro.param` values to a device, in place."""
+        """Moves modules and `pyro.param` values to a device, in place.
+
+        Raises:
+            PairError: Parameters are on the meta device.
+        """
+        self.require_numbers()
         for module in self.modules().values():
             module.to(device)
         for name, tensor in self.store["params"].items():
@@ -297,6 +335,12 @@ def _require_program(role: str, program: object) -> None:
         arguments = "model" if issubclass(program, AutoGuide) else "..."
         raise TypeError(
             f"{role} is the class {name}: make an object of it, {name}({arguments}), and pass that"
+        )
+    if inspect.iscoroutinefunction(program) or inspect.isgeneratorfunction(program):
+        what = "yield in its body" if inspect.isgeneratorfunction(program) else "async def"
+        raise TypeError(
+            f"{role} is the function {program.__name__} with {what}: calling it runs nothing; "
+            "write it as a plain function"
         )
     if not callable(program):
         given = "None" if program is None else kind_of(program)

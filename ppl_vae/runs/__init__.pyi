@@ -29,6 +29,7 @@ from .location import (
     TENSORBOARD as TENSORBOARD,
     WEIGHTS as WEIGHTS,
     config_file as config_file,
+    is_of_a_run as is_of_a_run,
 )
 from .lock import LockedError as LockedError
 from .messages import plain as plain

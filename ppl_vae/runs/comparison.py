@@ -12,7 +12,7 @@ import torch
 
 from ppl_vae.runs.location import DIAGNOSIS, EVALUATION
 from ppl_vae.runs.run import Run
-from ppl_vae.runtime import CorruptFileError
+from ppl_vae.runtime import CorruptFileError, described
 from ppl_vae.stats import Estimate, Result
 
 _QUANTITIES = dict.fromkeys(("elbo", "rate", "distortion", "log_likelihood"))
@@ -51,11 +51,14 @@ class Comparison(Result):
         """Checks that the runs can be compared.
 
         Raises:
+            TypeError: One of them is no run.
             ValueError: A run was not evaluated, or was evaluated on other rows than the first.
             CorruptFileError: A result lacks what it should hold.
         """
         evaluations, values, active = [], [], []
         for run in runs:
+            if not isinstance(run, Run):
+                raise TypeError(f"runs must be what load_run has returned, got {described(run)}")
             evaluation = run.evaluation
             if evaluation is None:
                 raise _cannot(run, "holds no evaluation")

@@ -34,6 +34,7 @@ from ppl_vae.runs.netcdf import as_netcdf
 from ppl_vae.runtime import (
     MOST_YAML,
     CorruptFileError,
+    described,
     digest,
     load_json,
     load_yaml,
@@ -84,7 +85,13 @@ class Table(Summary, Protocol):
 
 def write_config(path: Path, config: Mapping[str, Any]) -> None:
     """Writes config.yaml, with the versions that a result may depend on."""
-    text = yaml.safe_dump({**config, "versions": versions()}, sort_keys=False)
+    try:
+        text = yaml.safe_dump({**config, "versions": versions()}, sort_keys=False)
+    except yaml.representer.RepresenterError as error:
+        raise TypeError(
+            "config must hold plain values (texts, numbers, True, None, and lists and dicts of them), got "
+            f"{described(error.args[-1])}"
+        ) from error
     write_bytes(path / CONFIG, text.encode())
 
 

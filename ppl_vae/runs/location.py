@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import time
+from itertools import pairwise
 from pathlib import Path
 
 from ppl_vae.runs.lock import LOCK, Lock, LockedError
-from ppl_vae.runtime import own_folder, remove
+from ppl_vae.runtime import TILDE, own_folder, remove
 
 CONFIG = "config.yaml"
 WEIGHTS = "weights.safetensors"
@@ -45,11 +46,16 @@ def config_file(path: Path) -> Path:
 
     Raises:
         FileNotFoundError: There is no such folder, or no run in it.
+        NotADirectoryError: It is a file.
     """
-    if not path.is_dir():
-        raise FileNotFoundError(
-            f"there is no run folder {path}: check the path (`ppl-vae train` makes runs below runs/)"
+    if path.is_file():
+        raise NotADirectoryError(
+            f"{path} is a file: give the folder of a run, such as {path.parent}"
         )
+    if not path.is_dir():
+        tilde = path.parts[:1] and path.parts[0].startswith("~")
+        remedy = TILDE if tilde else "check the path (`ppl-vae train` makes runs below runs/)"
+        raise FileNotFoundError(f"there is no run folder {path}: {remedy}")
     finish_swap(path)
     file = path / CONFIG
     for _ in range(_WAIT):  # another process puts a run in the place of this one
@@ -59,6 +65,15 @@ def config_file(path: Path) -> Path:
     if not file.is_file():
         raise FileNotFoundError(f"{path} is not a run: it holds no {CONFIG}; check the path")
     return file
+
+
+def is_of_a_run(file: Path) -> bool:
+    """Whether a file is one that a run is read from: its configuration, weights, results, checkpoints."""
+    folders = [file.resolve(), *file.resolve().parents]
+    return any(
+        inside.name in OF_A_RUN and inside.name != PLOTS and (folder / CONFIG).is_file()
+        for inside, folder in pairwise(folders)
+    )
 
 
 def swap(path: Path) -> None:

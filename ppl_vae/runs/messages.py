@@ -19,10 +19,16 @@ def plain(message: str) -> str:
     """
     keys = re.findall(r'Parser key "([\w.]+)":', message)
     reasons = [line.strip(" -") for line in message.splitlines() if not _INTRODUCTION.match(line)]
-    if not keys or not reasons:
+    if (
+        "Does not validate" in message and len(reasons) > 1
+    ):  # what a class of the right name has said
+        reasons = (
+            [r for r in reasons if not r.startswith("Expected a <class")] if not keys else reasons
+        )
+    if not reasons or not (keys or "Does not validate" in message):
         return message
     reason = "; ".join(dict.fromkeys(reasons))
-    reason = re.sub(r'Parser key "[\w.]+": ', "", reason)
+    reason = re.sub(r'Parser key "[\w.]+":;? ', "", reason)
     reason = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", reason)
     reason = re.sub(r"a typing\.Literal\[(.*?)\]", r"one of \1", reason)
     reason = re.sub(
@@ -34,6 +40,13 @@ def plain(message: str) -> str:
     given = re.search(r"Given value: (?!NestedArg|Namespace|\{)(.+)", message)
     if given and ", got" not in reason:
         reason += f", got {given[1]}"
+    reason = re.sub(r"; Import path does not correspond to a subclass of \w+", "", reason)
+    reason = re.sub(r"[Tt]ype collections\.abc\.Callable\[.*\] expects .*? class: ", "", reason)
+    missing = "the class is missing: name it, too"
+    reason = re.sub(r"Dict must include a class_path.*", missing, reason)
+    reason = re.sub(r"\.?, got Namespace\(.*\)", "", reason)
+    if not keys:
+        return reason
     if keys[0] in ("model", "guide", "objective"):
         reason += f" (--{keys[0]}.help CLASS lists what it takes)"
     return f"--{'.'.join(keys)}: {reason[0].lower()}{reason[1:]}"

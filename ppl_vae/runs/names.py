@@ -16,7 +16,8 @@ def import_by_name(name: str) -> Any:
     """The class or function of a dotted name.
 
     Raises:
-        ValueError: There is none; the message says whether the module is missing, or the name in it.
+        ValueError: There is none; the message says whether the module is missing, or the name in it, or what
+            its import raised.
     """
     module_name, _, attribute = name.rpartition(".")
     if not module_name:
@@ -24,14 +25,23 @@ def import_by_name(name: str) -> Any:
     moved = find(module_name, attribute)  # a name in an older run
     if moved is not None:
         return moved
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise ValueError(
+            f"'{name}' is not a full name such as package.module.Class (a path of a file is none)"
+        )
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module exists, but something that it imports does not
+    except (Exception, SystemExit) as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None and f"{module_name}.".startswith(f"{missing}."):
+            raise ValueError(
+                f"there is no module '{missing}' for '{name}': check the spelling, or put its folder on "
+                "PYTHONPATH"
+            ) from error
+        why = "it ends the program" if isinstance(error, SystemExit) else str(error)
         raise ValueError(
-            f"there is no module '{error.name}' for '{name}': check the spelling, or put its folder on "
-            "PYTHONPATH"
+            f"module '{module_name}' cannot be imported ({type(error).__name__}: {why}): repair it, or install "
+            "what it needs"
         ) from error
     found = getattr(module, attribute, None)
     if not callable(found):

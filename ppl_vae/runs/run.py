@@ -46,7 +46,7 @@ from ppl_vae.runs.names import name_of
 from ppl_vae.runs.run_folder import RunFolder
 from ppl_vae.runs.trust import ROLES, Trust, UntrustedError
 from ppl_vae.runs.weights import read_weights, write_weights
-from ppl_vae.runtime import CorruptFileError, as_folder, described
+from ppl_vae.runtime import CorruptFileError, as_folder, described, require_flags
 
 _TRIES = 10
 """How often a run is read again that another process has replaced meanwhile."""
@@ -137,6 +137,7 @@ def save_run(
         2
     """
     path = as_folder(path, "path")
+    require_flags(overwrite=overwrite)
     _require_results(config=config, evaluation=evaluation, diagnosis=diagnosis)
     if fit is not None and not hasattr(fit, "history"):
         raise TypeError(f"fit must be what fit has returned, got {described(fit)}")

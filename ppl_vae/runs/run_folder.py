@@ -24,6 +24,7 @@ from ppl_vae.runs.location import (
 )
 from ppl_vae.runs.lock import Lock
 from ppl_vae.runtime import (
+    DiskFullError,
     as_folder,
     full_disk_explained,
     is_temporary,
@@ -72,6 +73,12 @@ class RunFolder:
         except (FileExistsError, NotADirectoryError) as error:
             raise NotADirectoryError(
                 f"{folder} cannot be made: there is a file in its path; choose another folder"
+            ) from error
+        except DiskFullError:
+            raise
+        except OSError as error:
+            raise type(error)(
+                f"{folder} cannot be made ({error.strerror}); choose another folder"
             ) from error
         self._made = missing
         self._lock: Lock | None = None

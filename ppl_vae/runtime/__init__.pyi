@@ -7,9 +7,12 @@ from .bounded import (
 )
 from .denormals import denormals_flushed as denormals_flushed
 from .descriptions import (
+    TILDE as TILDE,
     as_folder as as_folder,
     described as described,
     require_count as require_count,
+    require_flags as require_flags,
+    require_number as require_number,
     require_samples as require_samples,
 )
 from .devices import (

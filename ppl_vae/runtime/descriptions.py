@@ -5,9 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
+
+TILDE = "~ is for the shell, which has not replaced it: write the path of your home folder"
+
+_LONGEST_NAME = 255
+"""Bytes of the name of a file, on all usual systems."""
 
 MOST_SAMPLES = 10**8
 """Most draws of each row that may be asked for; a million take minutes for a few hundred rows."""
@@ -67,6 +72,38 @@ def require_count(name: str, given: Any, least: int | None = 1, most: int | None
         raise ValueError(f"{name} must be at most {most:,}, got {number:,}")
 
 
+def require_number(name: str, given: Any) -> None:
+    """Raises an error unless an option is a real number, or a tensor with one.
+
+    Raises:
+        TypeError: It is something else, or True or False.
+
+    Example:
+        >>> require_number("learning_rate", "fast")
+        Traceback (most recent call last):
+        TypeError: learning_rate must be a number, got the string 'fast'
+    """
+    one = isinstance(given, Real) or getattr(given, "numel", lambda: 0)() == 1
+    if isinstance(given, bool) or not one:
+        raise TypeError(f"{name} must be a number, got {described(given)}")
+
+
+def require_flags(**flags: Any) -> None:
+    """Raises an error unless options are True or False: the string 'no' would count as True.
+
+    Raises:
+        TypeError: One of them is something else.
+
+    Example:
+        >>> require_flags(resume=True, capture="no")
+        Traceback (most recent call last):
+        TypeError: capture must be True or False, got the string 'no'
+    """
+    for name, given in flags.items():
+        if type(given).__name__ not in ("bool", "bool_"):  # numpy's, which is not imported here
+            raise TypeError(f"{name} must be True or False, got {described(given)}")
+
+
 def require_samples(name: str, given: int, least: int = 1) -> None:
     """`require_count` for a number of draws of each row, with the largest that a computer can be asked for.
 
@@ -92,7 +129,7 @@ def as_folder(given: object, name: str) -> Path:
 
     Raises:
         TypeError: It is no path.
-        ValueError: It has a character that no path can have.
+        ValueError: It is empty, begins with `~`, or holds what no path can hold.
         NotADirectoryError: It is a file, or below one.
 
     Example:
@@ -100,11 +137,20 @@ def as_folder(given: object, name: str) -> Path:
         Traceback (most recent call last):
         TypeError: run_dir must be a path, got 3
     """
-    if not isinstance(given, str | os.PathLike):
+    if not isinstance(given, str | os.PathLike) or not isinstance(os.fspath(given), str):
         raise TypeError(f"{name} must be a path, got {described(given)}")
     path = Path(given)
+    if given == "":
+        raise ValueError(f"{name} is empty: give the path of a folder")
     if "\0" in str(path):
         raise ValueError(f"{name}={str(path)!r}: a path cannot hold a null character")
+    if path.parts[:1] and path.parts[0].startswith("~"):
+        raise ValueError(f"{name}={str(path)!r}: {TILDE}")
+    if long := next((part for part in path.parts if len(os.fsencode(part)) > _LONGEST_NAME), ""):
+        raise ValueError(
+            f"{name}: the name {long[:20]}... has {len(os.fsencode(long))} bytes, and the system takes "
+            f"{_LONGEST_NAME} at most: choose a shorter one"
+        )
     for part in (path, *path.parents):
         if part.is_file():
             below = "" if part is path else f", and {path} would be below it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 Precision = Literal["32-true", "bf16-mixed"]
 
 _DEVICES = "'auto', 'cpu', 'cuda', 'cuda:1' ... or 'mps'"
+
+
+_FEW_PROCESSES = 8
+"""So many may share a core, to try how a training with several goes."""
 
 
 def device_of(tensors: Iterable[Tensor]) -> torch.device:
@@ -85,7 +90,8 @@ def make_fabric(
     Raises:
         TypeError: A number of processes or machines is not whole.
         ValueError: There is no such device or precision, a number of processes or machines is not positive, or
-            several processes are to share one GPU.
+            several processes are to share one GPU; there are more processes than the machine is good for, or
+            nothing says where the other machines are.
 
     Example:
         >>> make_fabric("cpu").world_size
@@ -99,6 +105,12 @@ def make_fabric(
     require_count("num_nodes", num_nodes)
     chosen = resolve_device(device)
     several = num_processes * num_nodes > 1
+    _require_room(chosen, num_processes)
+    if num_nodes > 1 and "MASTER_ADDR" not in os.environ and not _in_cluster():
+        raise ValueError(
+            f"num_nodes={num_nodes}, but nothing says where the other machines are: set MASTER_ADDR (the "
+            "first one), MASTER_PORT and NODE_RANK on each, or start by torchrun or srun"
+        )
     if several and chosen.index is not None:
         raise ValueError(f"device={device!r} is one GPU: use device='cuda' for several processes")
     fabric = Fabric(
@@ -110,3 +122,23 @@ def make_fabric(
     )
     fabric.launch()
     return fabric
+
+
+def _require_room(device: torch.device, num_processes: int) -> None:
+    """Raises an error for more processes than the machine can do anything with."""
+    if device.type == "cuda":
+        most, have = torch.cuda.device_count(), "GPU(s) that torch sees"
+    else:
+        most, have = os.cpu_count() or 1, "core(s)"
+    if num_processes > max(most, 1 if device.type == "cuda" else _FEW_PROCESSES):
+        raise ValueError(
+            f"num_processes={num_processes:,} is more than this machine is good for, which has {most} {have}"
+        )
+
+
+def _in_cluster() -> bool:
+    """Whether a launcher has told the processes of several machines of each other."""
+    from lightning_fabric.plugins import environments
+
+    kinds = ("TorchElasticEnvironment", "SLURMEnvironment", "LSFEnvironment", "MPIEnvironment")
+    return any(getattr(environments, kind).detect() for kind in kinds)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +26,8 @@ from ppl_vae.runtime import (
     make_fabric,
     preserve_random_state,
     require_count,
+    require_flags,
+    require_number,
     require_seed,
     seed_everything,
 )
@@ -198,8 +199,18 @@ def fit(
             ("batch_size", batch_size),
             ("patience", patience),
         ):
-            if count is not None:
-                require_count(name, count, least=None if name == "patience" else 1)
+            if name != "patience":
+                require_count(name, count)
+            elif count is not None:
+                require_count(name, count, least=None)
+        require_flags(resume=resume, tensorboard=tensorboard, capture=capture)
+        require_flags(
+            **{
+                name: flag
+                for name, flag in {"progress": progress, "compile": compile}.items()
+                if flag is not None
+            }
+        )
         if seed is not None:
             require_seed(seed)
         if patience is not None and (validation is None or patience < 1):
@@ -209,10 +220,10 @@ def fit(
         if tensorboard and run_dir is None:
             raise ValueError("tensorboard=True needs a run_dir to write to")
         for name, number in (("learning_rate", learning_rate), ("clip_grad_norm", clip_grad_norm)):
-            if number is not None and not isinstance(number, Real | Tensor):
-                raise TypeError(f"{name} must be a number, got {described(number)}")
-            if number is not None and not (number > 0 and math.isfinite(number)):
-                raise ValueError(f"{name} must be positive, got {number}")
+            if number is not None:
+                require_number(name, number)
+                if not (number > 0 and math.isfinite(number)):
+                    raise ValueError(f"{name} must be positive, got {number}")
         if transform is not None and not callable(transform):
             raise TypeError(f"transform must be a function of a tensor, got {described(transform)}")
         pair = Pair(model, guide)
@@ -239,9 +250,9 @@ def fit(
             held_out=held_out,
             requested_objective=requested_objective,
             optimizer=optimizer,
-            learning_rate=learning_rate,
+            learning_rate=_as_float(learning_rate),
             lr_scheduler=lr_scheduler,
-            clip_grad_norm=clip_grad_norm,
+            clip_grad_norm=_as_float(clip_grad_norm),
             max_epochs=max_epochs,
             batch_size=batch_size,
             patience=patience,
@@ -270,3 +281,8 @@ def fit(
         run_dir=None if folder is None else folder.folder,
         warnings=tuple(training.warnings),
     )
+
+
+def _as_float(number: float | None) -> float | None:
+    """A number that torch computes with: its fused kernels take no fractions."""
+    return number if number is None or isinstance(number, float | int | Tensor) else float(number)

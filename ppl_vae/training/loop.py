@@ -51,7 +51,7 @@ from ppl_vae.training.checkpoints import Checkpoints
 from ppl_vae.training.errors import read_only_once
 from ppl_vae.training.held_out import HeldOut
 from ppl_vae.training.metrics import MetricsLog, tensorboard_writer
-from ppl_vae.training.optimizers import make_optimizer, make_scheduler
+from ppl_vae.training.optimizers import make_optimizer, make_scheduler, step_scheduler
 from ppl_vae.training.processes import Processes
 from ppl_vae.training.progress import Progress
 from ppl_vae.training.rows import TrainingRows
@@ -324,9 +324,9 @@ class Training:
         progress.end_epoch(row)
         if isinstance(self.scheduler, ReduceLROnPlateau):
             watched = row.get("validation_elbo", row["elbo"])
-            self.scheduler.step(watched if self.scheduler.mode == "max" else -watched)
+            step_scheduler(self.scheduler, watched if self.scheduler.mode == "max" else -watched)
         elif self.scheduler is not None:
-            self.scheduler.step()
+            step_scheduler(self.scheduler)
         warm = progress.epoch >= self.objective.requested.warmup_epochs
         if self.patience is not None and warm and row["validation_elbo"] > progress.best_elbo:
             progress.best_elbo, progress.best_epoch = row["validation_elbo"], progress.epoch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
@@ -86,6 +87,24 @@ def make_scheduler(
             f"{_SCHEDULE.expected}"
         )
     return made
+
+
+def step_scheduler(scheduler: Any, *watched: float) -> None:
+    """Ends an epoch for a schedule.
+
+    Raises:
+        ValueError: The schedule fails, or makes a learning rate that is no number of at least 0.
+    """
+    what = f"lr_scheduler made {described(scheduler)}"
+    try:
+        scheduler.step(*watched)
+        rates = [float(group.get("lr", 0.0)) for group in scheduler.optimizer.param_groups]
+    except Exception as error:
+        raise ValueError(f"{what}, whose step raised {type(error).__name__}: {error}") from error
+    if not all(math.isfinite(rate) and rate >= 0 for rate in rates):
+        raise ValueError(
+            f"{what}, which set the learning rate to {rates[0]}; it must stay finite and at least 0"
+        )
 
 
 @dataclass(frozen=True)

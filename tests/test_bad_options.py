@@ -1,0 +1,193 @@
+"""Options of the command line that are wrong: each answer names the option and what was expected."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from bad_inputs import (
+    make_run,
+)
+
+from ppl_vae.cli import main
+from ppl_vae.runtime import seed_everything
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run as the command line makes it, untrained."""
+    return make_run(tmp_path_factory.mktemp("saved") / "run")
+
+
+@pytest.fixture
+def run(tmp_path: Path, saved: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that run in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copytree(saved, tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["train", "--overwrite=yes"], 2, "--overwrite takes no value, got 'yes'"),
+        (["train", "-help"], 2, "--help takes no value, got 'elp'"),
+        (["--quiet", "train"], 2, "write ppl-vae train --quiet ..."),
+        (["train", "--model", ""], 2, "--model: expected the name of a class, got an empty text"),
+        (["train", "--seed="], 2, "--seed: expected int, got an empty text"),
+        (["train", "--run_dir", ""], 2, "--run_dir: expected str, got an empty text"),
+        (["train", "--run_dir=~/x"], 1, "run_dir='~/x': ~ is for the shell"),
+        (
+            ["evaluate", "run/config.yaml"],
+            1,
+            "config.yaml is a file: give the folder of a run, such as run",
+        ),
+        (["train", "--num_processes", "1000"], 1, "num_processes=1,000 is more than this machine"),
+        (
+            ["train", "--lr_scheduler", "StepLR"],
+            2,
+            "--lr_scheduler.step_size is missing: StepLR needs it",
+        ),
+        (["train", "--lr_scheduler.step_size", "3"], 2, "--lr_scheduler: the class is missing"),
+        (
+            ["train", "--lr_scheduler", "StepLR", "--lr_scheduler.step_size", "often"],
+            2,
+            "--lr_scheduler.step_size: expected int, got often\n",
+        ),
+        (
+            ["train", "--optimizer", "torch.nn.Linear"],
+            2,
+            "'torch.nn.Linear' to be a subclass of Optimizer\n",
+        ),
+        (
+            ["train", "--objective.beta", "LinearWarmup", "--objective.beta.epochs", "0"],
+            1,
+            "error: LinearWarmup: epochs must be positive, got 0.0\n",
+        ),
+        (
+            ["train", "--model", "./my_pair.Model"],
+            2,
+            "is not a full name such as package.module.Class",
+        ),
+        (
+            ["train", "--model.latent_dim", str(10**12)],
+            1,
+            "not enough memory, 1024000000000000 bytes",
+        ),
+        (
+            ["sample", "run", "-o", "x.foo"],
+            2,
+            "--output x.foo: expected a name that ends with .png",
+        ),
+        (
+            ["compare", "run", "run", "-o", "x"],
+            2,
+            "--output x: expected a name that ends with .png",
+        ),
+        (["train", "--max_epocs", "3"], 2, "--max_epocs 3 (did you mean --max_epochs?)"),
+        (["train", "--model.latnt_dim", "3"], 2, "(did you mean --model.latent_dim?)"),
+        (["train", "--model.network.hiden", "[3]"], 2, "(did you mean --model.network.hidden?)"),
+        (["train", "--objective.betta", "3"], 2, "(did you mean --objective.beta?)"),
+        (["train", "--gide", "MeanField"], 2, "(did you mean --guide?)"),
+        (["evaluate", "run", "--nm_samples", "3"], 2, "(did you mean --num_samples?)"),
+        (["train", "--num_samples", "1e12"], 2, "--num_samples: expected int"),
+        (["train", "--num_samples", "0"], 1, "num_samples must be at least 1, got 0"),
+        (["train", "--num_samples", str(10**12)], 1, "num_samples must be at most 100,000,000"),
+        (["train", "--seed", "9" * 23], 1, "seed must be a whole number of 64 bits"),
+        (["train", "--num_processes", "0"], 1, "num_processes must be at least 1, got 0"),
+        (["train", "--guide.latent_dim", "4"], 1, "10 dimensions in the model and 4 dimensions"),
+        (["sample", "run", "--num", str(10**12)], 2, "--num must be at most 1,000,000"),
+        (["evaluate", "run", "--num_samples", str(10**12)], 1, "num_samples must be at most"),
+        (["train", "--resume", "run", "--seed", "3"], 2, "leave out --seed"),
+    ],
+)
+def test_options_of_commands(
+    arguments: list[str], code: int, words: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(run.parent.rglob("*"))
+    assert main([*arguments, "--quiet"]) == code
+    said = capsys.readouterr().err
+    assert words in said
+    assert "Traceback" not in said
+    assert sorted(run.parent.rglob("*")) == before
+
+
+def test_seeds_of_any_size_are_taken() -> None:
+    seeds: list[Any] = [0, -5, 2**32 + 1, 2**63 - 1, np.int64(3)]
+    for seed in seeds:
+        seed_everything(seed)
+        first = torch.rand(3)
+        seed_everything(seed)
+        assert torch.equal(torch.rand(3), first)
+
+
+CONFIGS = {
+    "absent": (b"max_epoks: 3\n", "there is no option 'max_epoks' (did you mean max_epochs?)"),
+    "a list": (b"- 1\n- 2\n", "expected lines `option: value`"),
+    "nothing": (b"", "expected lines `option: value`"),
+    "Latin-1": ("data: \xfcber\n".encode("latin1"), "this is not text in UTF-8"),
+    "half": (b"model: [\n", "this is not YAML that can be read"),
+    "a tag": (b"seed: !!python/object/apply:os.system [x]\n", "this is not YAML that can be read"),
+    "a bomb": (
+        b"a0: &a0 [1, 1]\n"
+        + b"".join(b"a%d: &a%d [*a%d, *a%d, *a%d]\n" % (i, i, *[i - 1] * 3) for i in range(1, 40)),
+        "its aliases stand for more than",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_a_configuration_file_is_named(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content, words = CONFIGS[case]
+    (tmp_path / "mine.yaml").write_bytes(content)
+    assert main(["train", "--config", str(tmp_path / "mine.yaml")]) == 2
+    said = capsys.readouterr().err
+    assert f"--config {tmp_path / 'mine.yaml'}: " in said
+    assert words in said
+    assert said.count("\n") < 4
+
+
+def test_a_pipe_is_no_configuration_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert main(["train", "--config", str(tmp_path / "pipe")]) == 2
+    assert "no file that can be read, but a folder or a pipe" in capsys.readouterr().err
+
+
+MODULES = {
+    "not_whole": ("import not_there_at_all\n", "(ModuleNotFoundError: No module named 'not_there_"),
+    "no_python": ("def f(:\n", "module 'no_python' cannot be imported (SyntaxError: "),
+    "that_ends": ("raise SystemExit(3)\n", "(SystemExit: it ends the program): repair it"),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_that_cannot_be_imported(
+    name: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content, words = MODULES[name]
+    (run.parent / f"{name}.py").write_text(content)
+    assert main(["train", "--model", f"{name}.Model"]) == 2
+    said = capsys.readouterr().err
+    assert f"--model {name}.Model: module '{name}' cannot be imported" in said
+    assert words in said
+
+
+@pytest.mark.parametrize("command", ["sample", "export"])
+@pytest.mark.parametrize("name", ["config.yaml", "weights.safetensors", "checkpoints/step-1.npz"])
+def test_no_output_replaces_a_file_of_a_run(
+    command: str, name: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`export -o RUN/config.yaml --overwrite` lost the configuration."""
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    assert main([command, "run", "-o", f"run/{name}", "--overwrite"]) == 2
+    said = capsys.readouterr().err
+    assert "belongs to a run" in said or "expected a name that ends with .png" in said
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
