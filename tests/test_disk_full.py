@@ -102,10 +102,10 @@ def test_a_run_is_not_replaced_without_room(most: int, workplace: Workplace) -> 
     place = workplace.copy("finished")
     before = contents(place / "run")
     over = (*START, place / "run", "--overwrite")
-    refused(lambda: command(*over), most, "run/.new/")
+    refused(lambda: command(*over), most, "run/.ppl_vae-new/")
     assert contents(place / "run") == before
     save = workplace.scenarios()["save_run"].work
-    refused(lambda: save(place), most if most < 4000 else 4000, "run/.new/")
+    refused(lambda: save(place), most if most < 4000 else 4000, "run/.ppl_vae-new/")
     assert contents(place / "run") == before
     require_clean(place)
 

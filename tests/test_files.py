@@ -231,19 +231,14 @@ def test_temporary_names() -> None:
         assert runtime.is_temporary(file.name)
         assert file.suffix == ".nc"
     file.with_name("a.b.nc").unlink()
-    assert not any(runtime.is_temporary(name) for name in ("my.writing.txt", ".lock", ".new"))
+    assert not any(
+        runtime.is_temporary(name) for name in ("my.writing.txt", ".ppl_vae-lock", ".ppl_vae-new")
+    )
 
 
 @pytest.mark.parametrize(
     ("number", "lives"),
-    [
-        (os.getpid(), True),
-        (str(os.getpid()), True),
-        (2**22 + 1, False),
-        (2**80, False),
-        ("x", False),
-        (0, False),
-    ],
+    [("own", True), (2**22 + 1, False), (2**80, False), ("x", False), (0, False), (-1, False)],
 )
 def test_a_process_lives(number: int | str, lives: bool) -> None:
-    assert runtime.process_lives(number) == lives
+    assert runtime.process_lives(os.getpid() if number == "own" else number) == lives

@@ -31,7 +31,9 @@ def killer(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Killer]:
 def swapping(killer: Killer) -> range:
     """The events from the first of a swap to the last, and those beside them."""
     of_swap = [
-        i for i, event in enumerate(killer.events) if "/.old" in event or "/.replaced" in event
+        i
+        for i, event in enumerate(killer.events)
+        if "/.ppl_vae-old" in event or "/.ppl_vae-replaced" in event
     ]
     return range(of_swap[0] - 1, of_swap[-1] + 2)
 

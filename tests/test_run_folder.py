@@ -19,7 +19,7 @@ import torch
 from trainings import Guide, Model, train
 
 import ppl_vae
-from ppl_vae.runs import LockedError, RunFolder, load_run, location, lock, save_run
+from ppl_vae.runs import LockedError, RunFolder, load_run, location, lock, run_folder, save_run
 from ppl_vae.runs.location import OF_A_RUN, config_file, finish_swap, swap
 from ppl_vae.runs.lock import LOCK, Lock
 from ppl_vae.runs.weights import read_weights
@@ -104,7 +104,9 @@ def test_until_it_begins_the_old_run_is_whole(old: Path) -> None:
     with RunFolder.new(old, NEW, overwrite=True) as run:
         (run.path / "weights.safetensors").write_text("new")
         assert not run.keeps
-        assert {name: text for name, text in content(old).items() if ".new" not in name} == before
+        assert {
+            name: text for name, text in content(old).items() if ".ppl_vae-new" not in name
+        } == before
         run.begin()
         assert run.path == run.folder == old
         (run.path / "metrics.csv").write_text("new")
@@ -119,6 +121,22 @@ def test_an_error_before_it_has_begun_leaves_the_old_run(
 ) -> None:
     before = content(old)
     fails(RunFolder.new(old, NEW, overwrite=True), first_checkpoint, error)
+    assert content(old) == before
+    assert not {path.name for path in old.iterdir()} & set(location.HIDDEN)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), DiskFullError(Path("new"), 28)])
+@pytest.mark.parametrize("at", ["require_no_swap", "own_folder", "write_config"])
+def test_an_error_while_it_is_opened_leaves_the_old_run(
+    old: Path, at: str, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    before = content(old)
+    monkeypatch.setattr(run_folder, at, fail)
+    with pytest.raises(type(error)):
+        RunFolder.new(old, NEW, overwrite=True)
     assert content(old) == before
     assert not {path.name for path in old.iterdir()} & set(location.HIDDEN)
 
@@ -246,13 +264,13 @@ def test_a_swap_that_is_killed_twice_is_finished(
 
 
 def test_what_a_killed_run_has_staged_is_removed_by_the_next(old: Path) -> None:
-    (old / ".new").mkdir()
-    fill(old / ".new", "half")
+    (old / ".ppl_vae-new").mkdir()
+    fill(old / ".ppl_vae-new", "half")
     (old / ".metrics.01ab23cd.writing.csv").write_text("half")
     with RunFolder.open(old):
         pass
     assert set(content(old).values()) == {"old", "mine"}
-    assert not (old / ".new").exists()
+    assert not (old / ".ppl_vae-new").exists()
 
 
 def test_a_run_that_was_killed_while_its_first_file_was_written_is_begun_again(
@@ -348,7 +366,7 @@ def test_without_locks_of_the_file_system_the_process_number_decides(
     monkeypatch.setattr("fcntl.flock", unsupported)
     (tmp_path / LOCK).write_text(json.dumps(written))
     if locked:
-        with pytest.raises(LockedError, match=r"if that process is gone, remove .*\.lock"):
+        with pytest.raises(LockedError, match=r"if that process is gone, remove .*ppl_vae-lock"):
             Lock(tmp_path)
     else:
         Lock(tmp_path).release()
@@ -373,7 +391,7 @@ def test_no_file_is_written_through_a_link(tmp_path: Path) -> None:
     assert target.read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "plots", ".new", "tensorboard"])
+@pytest.mark.parametrize("name", ["checkpoints", "plots", ".ppl_vae-new", "tensorboard"])
 def test_no_folder_of_a_run_may_be_a_link(tmp_path: Path, name: str) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -703,8 +703,8 @@ def test_suspiciously_large_pictures_are_refused(
 
 
 @promise(16)
-@pytest.mark.parametrize("state", [".replaced", ".old", None])
-@pytest.mark.parametrize("linked", [".new", ".old", ".replaced"])
+@pytest.mark.parametrize("state", [".ppl_vae-replaced", ".ppl_vae-old", None])
+@pytest.mark.parametrize("linked", [".ppl_vae-new", ".ppl_vae-old", ".ppl_vae-replaced"])
 def test_a_link_in_the_place_of_a_hidden_folder_leads_nowhere(
     run: Path, tmp_path: Path, state: str | None, linked: str
 ) -> None:
@@ -751,7 +751,7 @@ def test_a_lock_with_another_name_is_not_written(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("mine")
     run = tmp_path / "run"
     run.mkdir()
-    os.link(tmp_path / "precious", run / ".lock")
+    os.link(tmp_path / "precious", run / ".ppl_vae-lock")
     with pytest.raises(LockedError, match="remove it"):
         RunFolder.open(run)
     assert (tmp_path / "precious").read_text() == "mine"
@@ -1009,7 +1009,7 @@ def test_an_archive_of_very_many_files_is_not_read(tmp_path: Path) -> None:
 def test_a_pipe_is_not_waited_for(run: Path, tmp_path: Path) -> None:
     for name in ("x.npy", "x.npz", "x.pt"):
         os.mkfifo(tmp_path / name)
-        with pytest.raises(ValueError, match="neither a file nor a folder"):
+        with pytest.raises(ValueError, match="is a pipe or a device"):
             load_data(str(tmp_path / name))
 
 
@@ -1218,11 +1218,11 @@ def test_a_table_of_very_many_lines_is_not_read(run: Path, monkeypatch: pytest.M
 
 
 @promise(16)
-@pytest.mark.parametrize("name", [".old", ".replaced"])
+@pytest.mark.parametrize("name", [".ppl_vae-old", ".ppl_vae-replaced"])
 def test_a_folder_of_the_users_is_not_taken_for_a_swap(
     name: str, trained: Path, tmp_path: Path
 ) -> None:
-    """`refit_of` may name any folder; what finishes a swap there removed `.old` and the files beside it."""
+    """`refit_of` may name any folder; what finishes a swap there removed it and the files beside it."""
     project = tmp_path / "project"
     (project / name).mkdir(parents=True)
     (project / name / "thesis.tex").write_text("mine")
@@ -1233,5 +1233,7 @@ def test_a_folder_of_the_users_is_not_taken_for_a_swap(
     assert main(["refit", "--resume", str(bad)]) == 1
     with contextlib.suppress(ValueError):
         load_run(project)
+    with pytest.raises(FileExistsError, match="is in the way of the run that would be replaced"):
+        RunFolder.new(project, {"seed": 1}, overwrite=True)
     assert (project / name / "thesis.tex").read_text() == "mine"
     assert (project / "config.yaml").read_text() == "a: 1"

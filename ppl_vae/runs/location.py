@@ -28,14 +28,14 @@ OF_A_RUN = (
 )
 """All that a run may hold. What else is in its folder belongs to the user and stays."""
 
-STAGED = ".new"
+STAGED = ".ppl_vae-new"
 """Folder inside of a run folder: a run that is to take the place of the one that is there."""
 
 _WAIT = 500
 """How often a reader looks whether a swap has ended."""
 
-_LEAVING = ".old"
-_REPLACED = ".replaced"
+_LEAVING = ".ppl_vae-old"
+_REPLACED = ".ppl_vae-replaced"
 
 HIDDEN = (LOCK, STAGED, _LEAVING, _REPLACED)
 """What a killed process may have left in a run folder."""
@@ -80,8 +80,8 @@ def swap(path: Path) -> None:
     """Puts the staged run in the place of the one that is there.
 
     A process may be killed at any moment: what is there says how far it came, and calling this again finishes
-    it. While the old run leaves, its files are in `.old`, and those beside are old too; once all of them have
-    left, that folder is `.replaced`, and those beside are new. Whoever made the folder may have put a link
+    it. While the old run leaves, its files are in `_LEAVING`, and those beside are old too; once all of them
+    have left, that folder is `_REPLACED`, and those beside are new. Whoever made the folder may have put a link
     there: what it points to is not touched.
     """
     staged, leaving, replaced = path / STAGED, path / _LEAVING, path / _REPLACED
@@ -113,6 +113,15 @@ def finish_swap(path: Path) -> None:
             swap(path)
     finally:
         lock.release()
+
+
+def require_no_swap(path: Path) -> None:
+    """Raises an error if something else stands where a swap would put the old run: it would be removed, too."""
+    for folder in (path / _LEAVING, path / _REPLACED):
+        if os.path.lexists(folder):
+            raise FileExistsError(
+                f"{folder} is in the way of the run that would be replaced: nothing was changed; rename it"
+            )
 
 
 def is_swapping(path: Path) -> bool:

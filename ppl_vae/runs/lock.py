@@ -14,7 +14,7 @@ from typing import Any
 
 from ppl_vae.runtime import full_disk_explained, process_lives
 
-LOCK = ".lock"
+LOCK = ".ppl_vae-lock"
 
 _held: set[Path] = set()
 """Folders that this process has locked: the system lets a process take its own lock again."""

@@ -20,6 +20,7 @@ from ppl_vae.runs.location import (
     STAGED,
     finish_swap,
     is_swapping,
+    require_no_swap,
     swap,
 )
 from ppl_vae.runs.lock import Lock
@@ -113,9 +114,10 @@ class RunFolder:
         opened = cls(path, config)
         try:
             require_free(path, overwrite=overwrite)  # another process may have been faster
-            opened._is_new = True
             if any(os.path.lexists(path / name) for name in OF_A_RUN):
+                require_no_swap(path)
                 opened.path = own_folder(path / STAGED)
+            opened._is_new = True  # from here on, what is in `opened.path` was made by this call
             if config is not None:
                 write_config(opened.path, config)
         except BaseException:
