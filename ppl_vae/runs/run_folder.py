@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from ppl_vae.runs.folder import write_config
 from ppl_vae.runs.location import (
@@ -33,6 +33,9 @@ from ppl_vae.runtime import (
     remove,
     remove_left_behind,
 )
+
+_Kind = Literal["open", "new", "staged"]
+"""What was in the folder stays, there was nothing, or what is written beside it will take its place."""
 
 
 class RunFolder:
@@ -66,7 +69,7 @@ class RunFolder:
         self.config = config
         self._begun = False
         self._open = True
-        self._is_new = False
+        self._kind: _Kind = "open"
         missing = [p for p in (folder, *folder.parents) if not p.exists()]
         try:
             with full_disk_explained(folder):
@@ -116,8 +119,10 @@ class RunFolder:
             require_free(path, overwrite=overwrite)  # another process may have been faster
             if any(os.path.lexists(path / name) for name in OF_A_RUN):
                 require_no_swap(path)
+                opened._kind = "staged"
                 opened.path = own_folder(path / STAGED)
-            opened._is_new = True  # from here on, what is in `opened.path` was made by this call
+            else:
+                opened._kind = "new"
             if config is not None:
                 write_config(opened.path, config)
         except BaseException:
@@ -179,8 +184,8 @@ class RunFolder:
         opened = cls.__new__(cls)
         opened.folder = opened.path = path
         opened.config = None
-        opened._begun, opened._is_new, opened._made, opened._lock = True, False, [], None
-        opened._open = True
+        opened._kind, opened._begun, opened._open = "open", True, True
+        opened._made, opened._lock = [], None
         return opened
 
     @property
@@ -195,7 +200,7 @@ class RunFolder:
         if self.path != self.folder:
             swap(self.folder)
             self.path = self.folder
-        elif not self._is_new and self.config is not None:
+        elif self._kind == "open" and self.config is not None:
             write_config(self.folder, self.config)
         self._begun = True
 
@@ -215,11 +220,11 @@ class RunFolder:
             if is_swapping(self.folder):  # interrupted amid a swap: a part of the old run has left
                 swap(self.folder)
                 self.path = self.folder
-            elif self.path != self.folder:
-                remove(self.path)
-            elif self._is_new and not any((self.path / CHECKPOINTS).glob("step-*")):
-                for name in OF_A_RUN:  # the folder was empty
-                    remove(self.path / name)
+            elif self._kind == "staged":  # after a swap, there is nothing
+                remove(self.folder / STAGED)
+            elif self._kind == "new" and not any((self.folder / CHECKPOINTS).glob("step-*")):
+                for name in OF_A_RUN:
+                    remove(self.folder / name)
         self._open = False
         if self._lock is not None:
             self._lock.release()
