@@ -7,6 +7,8 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from bad_inputs import Case, X, evaluate, fit, guide, model, pair, refused
@@ -229,3 +231,23 @@ def test_options_of_em(name: str, value: object, words: str) -> None:
 def test_em_takes_any_seed(seed: int) -> None:
     """scikit-learn, which starts a mixture, takes seeds of 32 bits."""
     ppl_vae.fit_em(GaussianMixture((3,), 2), X, seed=seed, max_iterations=2, progress=False)
+
+
+def test_a_nan_parameter_that_does_not_matter_is_none_of_our_business() -> None:
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused = torch.nn.Parameter(torch.full((2,), torch.nan))
+
+        def forward(self, x: torch.Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def exact(x: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+
+    x = torch.tensor([0.0, 1.0])
+    found = evaluate(Model(), exact, x, num_samples=2).log_likelihood.values
+    torch.testing.assert_close(found, dist.Normal(0.0, 2**0.5).log_prob(x))

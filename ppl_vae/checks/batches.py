@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -11,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
-from ppl_vae.checks.data import data_problems, large_values, same_for_all_rows, unusable
-from ppl_vae.checks.findings import Findings
+from ppl_vae.checks.data import data_problems, same_for_all_rows, unusable
 from ppl_vae.checks.jacobians import jacobian_problems
 from ppl_vae.checks.latents import (
     auxiliary_problems,
@@ -65,9 +65,26 @@ def check_data(
     """
     with preserve_random_state(), pair.mode(training=False):
         traces = run_pair(pair, batch)
+    if _has_nan(traces):
+        pair.require_no_nan()
     if isinstance(traces, Problem):
         raise PairError(Report((traces,)).explained(doubt).problems[0].message)
     return traces, check_traces(pair, batch, traces, doubt)
+
+
+def _has_nan(traces: tuple[Trace, Trace] | Problem) -> bool:
+    """Whether an argument of a distribution, a latent or a factor is NaN; a parameter may be to blame.
+
+    A parameter that is NaN and does not matter does no harm.
+    """
+    if isinstance(traces, Problem):
+        return re.search(r"\bnan\b|invalid values", traces.message, re.IGNORECASE) is not None
+    sites = (site for trace in traces for site in trace.nodes.values() if site["type"] == "sample")
+    values = (
+        getattr(site["fn"], "log_factor", None) if site["is_observed"] else site["value"]
+        for site in sites
+    )
+    return any(isinstance(value, Tensor) and bool(value.isnan().any()) for value in values)
 
 
 def check_traces(
@@ -142,7 +159,7 @@ class DataCheck:
         self._as_they_come: list[tuple[int, str, Any, Constraint]] | None = []
         self.dim: int | None = None
         self.data_vary = False
-        traces = traces or _quietly_run(pair, batch)
+        traces = traces or quietly_run(pair, batch)
         self.varies = traces is None or vary_by_row(*traces)
         if traces is None:
             return
@@ -164,7 +181,7 @@ class DataCheck:
         """The first problem with the data of a batch and the first row that has it; None if there is none."""
         if self._is_as_it_comes(batch):
             return self.first_bad_value(batch)
-        return _message_and_row(self._by_programs(batch))
+        return message_and_row(self._by_programs(batch))
 
     def first_bad_value(self, batch: Batch) -> tuple[str, int | None] | None:
         """As `first_problem`, but None where the programs would have to run to find one."""
@@ -177,7 +194,7 @@ class DataCheck:
         if found is not None:
             # The sites of this batch may be others, which do not use the tensor.
             found = self._by_programs(batch, otherwise=found)
-        return _message_and_row(found)
+        return message_and_row(found)
 
     def new_kind(self, batch: Batch, traces: tuple[Trace, Trace]) -> bool:
         """Remembers a batch that has other sites or masks than those before; `Layouts.check` tells.
@@ -199,7 +216,7 @@ class DataCheck:
         """What is wrong with data and latents in a run of the programs; `otherwise` if one of them raises."""
         n = num_rows(batch)
         found = otherwise
-        if (traces := _quietly_run(self._pair, batch)) is not None:
+        if (traces := quietly_run(self._pair, batch)) is not None:
             found = None
             sites = _data_sites(self._pair, batch, traces[0])
             dim = rows_frame(sites, n).dim if sites else self.dim
@@ -231,108 +248,6 @@ class DataCheck:
             row = "" if found[1] is None else f", row {found[1]} in it"
             message = f"batch {number} of {name}{row} (counted from 0): {found[0]}"
             raise PairError(message, names_rows=True)
-
-
-class ChunkCheck:
-    """Checks one chunk of rows after another, where it may have problems that the first rows have not.
-
-    Data are checked where the programs need not run for that (see `DataCheck`). Latents are checked if their
-    masks or supports may vary, or if the rows have other shapes. If kinds of rows of the same shapes alternate,
-    or the data have supports that vary, the programs run for each chunk. What else may differ in values alone
-    is looked at in the first rows of a kind: factors that follow the rows, and the Jacobians of guides. Use it
-    inside of `pair.scope()`.
-
-    Args:
-        pair: Model and guide.
-        batch: A batch in which `check_data` has found no errors.
-        traces: What it returned.
-        findings: Where to add what the checks of other kinds of rows warn of.
-        doubt: `Batches.doubt`.
-
-    Attributes:
-        large: The first number of the data, and its place, whose square is beyond its dtype; empty so far.
-        failed: The first rows on which the programs do not run, while they do on those before; empty so far.
-    """
-
-    def __init__(
-        self,
-        pair: Pair,
-        batch: Batch,
-        traces: tuple[Trace, Trace],
-        findings: Findings,
-        doubt: str = "",
-    ) -> None:
-        self._pair, self._findings, self._doubt = pair, findings, doubt
-        self._mixed = False
-        self.large = self.failed = ""
-        self._checked = {shapes_of_rows(batch)}
-        self._data = DataCheck(pair, batch, traces)
-
-    def __call__(self, chunk: Batch, start: int) -> None:
-        """Raises an error if a chunk cannot be right.
-
-        Args:
-            chunk: The rows.
-            start: How many rows came before them.
-
-        Raises:
-            PairError: Data are NaN, infinite or outside the support; a support, a measure or a mask of latents
-                differs between model and guide.
-        """
-        if self._mixed or self._data.data_vary:
-            check_rows([chunk], self._data.first_problem, start=start)
-        else:
-            check_rows([chunk], self._data.first_bad_value, start=start)
-        if not self.large and (large := large_values(chunk, power=2, start=start)):
-            self.large = large
-            text = (
-                f"{large}, whose square is no number: what is NaN or infinite comes from the data"
-            )
-            self._findings.add([Problem("warning", "x", text)])
-        if not self._data.varies and shapes_of_rows(chunk) in self._checked:
-            return
-        self._checked.add(shapes_of_rows(chunk))
-        traces = _quietly_run(self._pair, chunk)
-        if traces is None:
-            shapes = ", ".join(str(tuple(tensor.shape[1:])) for tensor in tensors_of(chunk))
-            self.failed = (
-                f"the pair does not run on rows of shape {shapes}, from row {start} of x on"
-            )
-        else:
-            found = _message_and_row(self._data.wrong_latent(chunk, traces, self._data.dim))
-            check_rows([chunk], lambda _: found, start=start)
-            self._findings.add(narrow_problems(*traces))  # bounds may be tensors of the batch
-
-    def look_ahead(self, parts: Iterable[Batch]) -> None:
-        """Looks for data that are NaN, infinite or outside of the support in all rows.
-
-        The programs run only where a tensor has NaN or infinite numbers, to see whether these are observed:
-        what masks leave out may be anything.
-
-        Args:
-            parts: All rows, in their order.
-
-        Raises:
-            PairError: There are such data; the message says in which row.
-        """
-
-        def first_problem(part: Batch) -> tuple[str, int | None] | None:
-            found = self._data.first_bad_value(part)
-            if found is None and not _all_finite(part):
-                found = self._data.first_problem(part)
-            return found
-
-        with preserve_random_state():
-            check_rows(parts, first_problem)
-
-    def new_kind(self, chunk: Batch, traces: tuple[Trace, Trace]) -> None:
-        """Checks the first chunk that has other sites, masks or shapes than those before, as `Layouts.check`.
-
-        Raises:
-            PairError: As from `check_data`.
-        """
-        self._findings.add(check_traces(self._pair, chunk, traces, self._doubt))
-        self._mixed = self._data.new_kind(chunk, traces) or self._mixed
 
 
 def check_rows(
@@ -412,19 +327,16 @@ def small_batch_problem(pair: Pair, batch: Batch, rows: int) -> Problem | None:
     )
 
 
-def _all_finite(batch: Batch) -> bool:
-    return all(bool(x.isfinite().all()) for x in tensors_of(batch))
-
-
-def _message_and_row(found: tuple[Problem, list[int]] | None) -> tuple[str, int | None] | None:
-    return None if found is None else (found[0].message, min(found[1], default=None))
-
-
-def _quietly_run(pair: Pair, batch: Batch) -> tuple[Trace, Trace] | None:
+def quietly_run(pair: Pair, batch: Batch) -> tuple[Trace, Trace] | None:
     """The traces of a pair; None if a program raises, which is reported where the batch is used."""
     with preserve_random_state(), pair.mode(training=False):
         traces = run_pair(pair, batch)
     return None if isinstance(traces, Problem) else traces
+
+
+def message_and_row(found: tuple[Problem, list[int]] | None) -> tuple[str, int | None] | None:
+    """A problem's message and the first row that has it, as `check_rows` takes them."""
+    return None if found is None else (found[0].message, min(found[1], default=None))
 
 
 def _data_sites(pair: Pair, batch: Batch, model_trace: Trace) -> dict[str, Site]:

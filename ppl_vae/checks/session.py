@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ppl_vae.checks.batches import ChunkCheck, check_data
+from ppl_vae.checks.batches import check_data
+from ppl_vae.checks.chunks import ChunkCheck
 from ppl_vae.checks.findings import Findings
 from ppl_vae.checks.report import Problem
 from ppl_vae.pairs import (
@@ -172,7 +173,6 @@ def opened(
     """
     pair = Pair.of(model, guide)
     pair.require_numbers()
-    pair.require_no_nan()
     with preserve_random_state():  # data sets may draw, too
         batches = Batches(x, pair)
     with evaluating(pair, seed):

@@ -299,7 +299,7 @@ class Pair:
                     )
 
     def require_no_nan(self) -> None:
-        """Raises an error for parameters that are NaN: all results would be.
+        """Blames parameters that are NaN, of programs that fail or draw NaN.
 
         Raises:
             PairError: There are some; the message names one.
