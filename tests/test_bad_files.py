@@ -203,4 +203,4 @@ def test_pictures_stand_upright(orientation: int, here: Path) -> None:
 def test_a_pipe_is_no_array_file(here: Path) -> None:
     """Opening one would wait for ever."""
     os.mkfifo(here / "pipe.npy")
-    refused(lambda: load_data("pipe.npy"), ValueError, "pipe.npy is a pipe; expected an array file")
+    refused(lambda: load_data("pipe.npy"), ValueError, "pipe.npy is a pipe or a device")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,7 @@ def run(tmp_path: Path, saved: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             2,
             "--output x: expected a name that ends with .png",
         ),
+        (["train", "--data", "folder:"], 1, "folder: names no folder: write folder:PATH"),
         (["train", "--max_epocs", "3"], 2, "--max_epocs 3 (did you mean --max_epochs?)"),
         (["train", "--model.latnt_dim", "3"], 2, "(did you mean --model.latent_dim?)"),
         (["train", "--model.network.hiden", "[3]"], 2, "(did you mean --model.network.hidden?)"),
@@ -191,3 +194,35 @@ def test_no_output_replaces_a_file_of_a_run(
     said = capsys.readouterr().err
     assert "belongs to a run" in said or "expected a name that ends with .png" in said
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+
+def on_command_line(run: Path, *arguments: str, **environment: str) -> tuple[int, str]:
+    """A command in a process of its own: the exit code, and what it says on both streams."""
+    command = [sys.executable, "-P", "-m", "ppl_vae.cli", *arguments]
+    root = str(Path(__file__).parent.parent)
+    with (run.parent / "said").open("wb") as said:
+        done = subprocess.run(
+            command,
+            cwd=run.parent,
+            env=os.environ | {"PYTHONPATH": root} | environment,
+            stdout=said,
+            stderr=said,
+            timeout=300,
+            check=False,
+        )
+    return done.returncode, (run.parent / "said").read_text()
+
+
+def test_a_terminal_that_knows_ascii_alone(run: Path) -> None:
+    """The command failed at its end, after the work, because of the sign in `1.0 ± 0.1`."""
+    arguments = ["evaluate", "run", "--num_samples", "2", "--overwrite"]
+    code, said = on_command_line(run, *arguments, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert code == 0, said
+    assert "\\xb1" in said
+    assert "written: run/evaluation.json" in said
+
+
+def test_an_unknown_backend_of_matplotlib_is_named(run: Path) -> None:
+    code, said = on_command_line(run, "sample", "run", "--num", "4", MPLBACKEND="nonsense")
+    assert code == 1
+    assert said.startswith("ppl-vae: error: MPLBACKEND=nonsense is no backend of matplotlib: unset")
