@@ -50,6 +50,11 @@ FILES: dict[str, Case] = {
         ValueError,
         ["run_dir: the name aaaaaaaaaaaaaaaaaaaa... has 300 bytes", "choose a shorter one"],
     ),
+    "run_dir of 200 characters of two bytes": (
+        lambda: fit(model, guide, X, run_dir="ä" * 200),
+        ValueError,
+        ["run_dir: the name", "has 400 bytes"],
+    ),
     "run_dir where none can be made": (
         lambda: fit(model, guide, X, run_dir="/proc/run"),
         FileNotFoundError,

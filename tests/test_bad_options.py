@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -89,6 +90,11 @@ def run(tmp_path: Path, saved: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             ["compare", "run", "run", "-o", "x"],
             2,
             "--output x: expected a name that ends with .png",
+        ),
+        (
+            ["train", "--optimizer", "SGD", "--optimizer.momentum", "-1", "--max_rows", "20"],
+            1,
+            "optimizer is a partial of the class SGD, which raised ValueError",
         ),
         (["train", "--data", "folder:"], 1, "folder: names no folder: write folder:PATH"),
         (["train", "--max_epocs", "3"], 2, "--max_epocs 3 (did you mean --max_epochs?)"),
@@ -220,6 +226,27 @@ def test_a_terminal_that_knows_ascii_alone(run: Path) -> None:
     assert code == 0, said
     assert "\\xb1" in said
     assert "written: run/evaluation.json" in said
+
+
+def test_an_error_of_the_system_is_told_in_words(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, told in (("file", "file"), ("a" * 200, f"{'a' * 40}...{'a' * 20}")):
+        error = PermissionError(13, "Permission denied", name)
+        with patch("ppl_vae.cli.run_commands.load_run", side_effect=error):
+            assert main(["evaluate", "run"]) == 1
+        assert capsys.readouterr().err == f"ppl-vae: error: {told}: Permission denied\n"
+
+
+def test_endings_in_capital_letters_are_taken(run: Path) -> None:
+    assert main(["sample", "run", "--num", "4", "-o", "x.NPZ"]) == 0
+    assert np.load("x.NPZ")["x"].shape[0] == 4
+
+
+def test_a_text_for_a_configuration_file_may_be_long(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is no name of a file: the system would say that it is too long."""
+    assert main(["train", "--config", "max_epochs: 1 #" + "a" * 300, "--print_config"]) == 0
+    assert "max_epochs: 1\n" in capsys.readouterr().out
 
 
 def test_an_unknown_backend_of_matplotlib_is_named(run: Path) -> None:

@@ -78,9 +78,7 @@ def _message(error: Exception) -> str:
             "batches) or fewer samples"
         )
     if said.startswith("Key backend:"):  # of matplotlib, when it is imported
-        return (
-            f"MPLBACKEND={os.environ.get('MPLBACKEND')} is no backend of matplotlib: unset it, or set it to agg"
-        )
+        return f"MPLBACKEND={os.environ.get('MPLBACKEND')} is no backend of matplotlib: unset it, or take agg"
     return plain(said) or type(error).__name__
 
 

@@ -16,7 +16,16 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ppl_vae.diagnosis import Gaps, PosteriorGrid
-from ppl_vae.plots.drawing import BLUE, LARGE, MEDIUM, ORANGE, Floats, annotate, numpy_of, require_result
+from ppl_vae.plots.drawing import (
+    BLUE,
+    LARGE,
+    MEDIUM,
+    ORANGE,
+    Floats,
+    annotate,
+    numpy_of,
+    require_result,
+)
 from ppl_vae.runtime import described
 
 SHARES = (0.95, 0.5)
@@ -199,7 +208,9 @@ def gaps_plot(gaps: Mapping[str, Gaps]) -> Figure:
         'nats per row, from the ELBO up to log p(x)'
     """
     if not isinstance(gaps, Mapping):
-        raise TypeError(f"gaps must be a dict of gaps by the name of the guide, got {described(gaps)}")
+        raise TypeError(
+            f"gaps must be a dict of gaps by the name of the guide, got {described(gaps)}"
+        )
     for name, found in gaps.items():
         require_result(f"gaps[{name!r}]", found, Gaps, "inference_gaps")
     if not gaps:

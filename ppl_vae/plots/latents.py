@@ -48,7 +48,9 @@ def kl_per_dimension(
     heights = numpy_of(kl, "kl", "(latent_dim,)")
     variances = numpy_of(mean_variance, "mean_variance", "(latent_dim,)")
     if heights.shape != variances.shape:
-        raise ValueError(f"kl has {len(heights)} latent dimensions, and mean_variance {len(variances)}")
+        raise ValueError(
+            f"kl has {len(heights)} latent dimensions, and mean_variance {len(variances)}"
+        )
     order = np.argsort(-heights, kind="stable")
     active = variances > threshold
     position = np.arange(len(order))
@@ -107,7 +109,10 @@ def aggregate_posterior(
         >>> figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()
         ('z[1]', 'z[2]')
     """
-    draws, reference = numpy_of(z, "z", "(n, latent_dim)"), numpy_of(prior, "prior", "(m, latent_dim)")
+    draws, reference = (
+        numpy_of(z, "z", "(n, latent_dim)"),
+        numpy_of(prior, "prior", "(m, latent_dim)"),
+    )
     sizes = numpy_of(kl, "kl", "(latent_dim,)")
     if not draws.shape[1] == reference.shape[1] == len(sizes):
         raise ValueError(
