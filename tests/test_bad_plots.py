@@ -13,7 +13,7 @@ ROW = {"iteration": 1, "bound": 1.0, "log_likelihood": 1.0}
 Z = torch.rand(5, 2)
 TYPE, VALUE = TypeError, ValueError
 
-# mypy: disable-error-code="arg-type,list-item,dict-item"
+# mypy: disable-error-code="arg-type,list-item,dict-item,return-value"
 PLOTS: dict[str, Case] = {
     "a number as history": (
         lambda: plots.learning_curves(3),
