@@ -1,4 +1,4 @@
-"""Plot functions that are given something else: each answer names the argument and what was expected."""
+"""Pictures of something else than was expected: each answer names the argument and what it should be."""
 
 from __future__ import annotations
 
