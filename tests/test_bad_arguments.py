@@ -18,7 +18,7 @@ import ppl_vae
 from ppl_vae.data import load_data
 from ppl_vae.em import GradientSteps
 from ppl_vae.guides import MeanField
-from ppl_vae.models import VAE, GaussianMixture
+from ppl_vae.models import VAE, GaussianHMM, GaussianMixture, MixtureOfPCA
 from ppl_vae.networks import MLP
 from ppl_vae.pairs import PairError
 from ppl_vae.runs import Comparison
@@ -228,9 +228,28 @@ def test_options_of_em(name: str, value: object, words: str) -> None:
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63 - 1])
-def test_em_takes_any_seed(seed: int) -> None:
+@pytest.mark.parametrize(
+    ("kind", "shape"), [(GaussianMixture, (3,)), (MixtureOfPCA, (3,)), (GaussianHMM, (4, 3))]
+)
+def test_em_takes_any_seed(seed: int, kind: Any, shape: tuple[int, ...]) -> None:
     """scikit-learn, which starts a mixture, takes seeds of 32 bits."""
-    ppl_vae.fit_em(GaussianMixture((3,), 2), X, seed=seed, max_iterations=2, progress=False)
+    x = torch.randn(40, *shape, generator=torch.Generator().manual_seed(0))
+    ppl_vae.fit_em(kind(shape, 2), x, seed=seed, max_iterations=2, progress=False)
+
+
+def test_a_guide_that_makes_its_weights_later_is_taken() -> None:
+    """They are not looked at for NaN before they are there."""
+
+    class Later(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.LazyLinear(3)
+
+        def forward(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(self.layer(x), 1.0).to_event(1))
+
+    assert evaluate(model, Later(), X).num_rows == len(X)
 
 
 def test_a_nan_parameter_that_does_not_matter_is_none_of_our_business() -> None:

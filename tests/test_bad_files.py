@@ -50,6 +50,11 @@ FILES: dict[str, Case] = {
         ValueError,
         ["run_dir: the name aaaaaaaaaaaaaaaaaaaa... has 300 bytes", "choose a shorter one"],
     ),
+    "run_dir of 200 characters of two bytes": (
+        lambda: fit(model, guide, X, run_dir="ä" * 200),
+        ValueError,
+        ["run_dir: the name", "has 400 bytes"],
+    ),
     "run_dir where none can be made": (
         lambda: fit(model, guide, X, run_dir="/proc/run"),
         FileNotFoundError,
@@ -203,4 +208,4 @@ def test_pictures_stand_upright(orientation: int, here: Path) -> None:
 def test_a_pipe_is_no_array_file(here: Path) -> None:
     """Opening one would wait for ever."""
     os.mkfifo(here / "pipe.npy")
-    refused(lambda: load_data("pipe.npy"), ValueError, "pipe.npy is a pipe; expected an array file")
+    refused(lambda: load_data("pipe.npy"), ValueError, "pipe.npy is a pipe or a device")

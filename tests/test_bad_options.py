@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -88,6 +91,12 @@ def run(tmp_path: Path, saved: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             2,
             "--output x: expected a name that ends with .png",
         ),
+        (
+            ["train", "--optimizer", "SGD", "--optimizer.momentum", "-1", "--max_rows", "20"],
+            1,
+            "optimizer is a partial of the class SGD, which raised ValueError",
+        ),
+        (["train", "--data", "folder:"], 1, "folder: names no folder: write folder:PATH"),
         (["train", "--max_epocs", "3"], 2, "--max_epocs 3 (did you mean --max_epochs?)"),
         (["train", "--model.latnt_dim", "3"], 2, "(did you mean --model.latent_dim?)"),
         (["train", "--model.network.hiden", "[3]"], 2, "(did you mean --model.network.hidden?)"),
@@ -191,3 +200,56 @@ def test_no_output_replaces_a_file_of_a_run(
     said = capsys.readouterr().err
     assert "belongs to a run" in said or "expected a name that ends with .png" in said
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+
+def on_command_line(run: Path, *arguments: str, **environment: str) -> tuple[int, str]:
+    """A command in a process of its own: the exit code, and what it says on both streams."""
+    command = [sys.executable, "-P", "-m", "ppl_vae.cli", *arguments]
+    root = str(Path(__file__).parent.parent)
+    with (run.parent / "said").open("wb") as said:
+        done = subprocess.run(
+            command,
+            cwd=run.parent,
+            env=os.environ | {"PYTHONPATH": root} | environment,
+            stdout=said,
+            stderr=said,
+            timeout=300,
+            check=False,
+        )
+    return done.returncode, (run.parent / "said").read_text()
+
+
+def test_a_terminal_that_knows_ascii_alone(run: Path) -> None:
+    """The command failed at its end, after the work, because of the sign in `1.0 ± 0.1`."""
+    arguments = ["evaluate", "run", "--num_samples", "2", "--overwrite"]
+    code, said = on_command_line(run, *arguments, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert code == 0, said
+    assert "\\xb1" in said
+    assert "written: run/evaluation.json" in said
+
+
+def test_an_error_of_the_system_is_told_in_words(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, told in (("file", "file"), ("a" * 200, f"{'a' * 40}...{'a' * 20}")):
+        error = PermissionError(13, "Permission denied", name)
+        with patch("ppl_vae.cli.run_commands.load_run", side_effect=error):
+            assert main(["evaluate", "run"]) == 1
+        assert capsys.readouterr().err == f"ppl-vae: error: {told}: Permission denied\n"
+
+
+def test_endings_in_capital_letters_are_taken(run: Path) -> None:
+    assert main(["sample", "run", "--num", "4", "-o", "x.NPZ"]) == 0
+    assert np.load("x.NPZ")["x"].shape[0] == 4
+
+
+def test_a_text_for_a_configuration_file_may_be_long(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is no name of a file: the system would say that it is too long."""
+    assert main(["train", "--config", "max_epochs: 1 #" + "a" * 300, "--print_config"]) == 0
+    assert "max_epochs: 1\n" in capsys.readouterr().out
+
+
+def test_an_unknown_backend_of_matplotlib_is_named(run: Path) -> None:
+    code, said = on_command_line(run, "sample", "run", "--num", "4", MPLBACKEND="nonsense")
+    assert code == 1
+    assert said.startswith("ppl-vae: error: MPLBACKEND=nonsense is no backend of matplotlib: unset")

@@ -9,14 +9,16 @@ import os
 import pickle
 import re
 import shutil
+import signal
 import struct
 import subprocess
 import sys
 import textwrap
 import time
 import tracemalloc
+import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -32,14 +34,19 @@ from ppl_vae.cli import main
 from ppl_vae.data import load_data
 from ppl_vae.guides import MeanField
 from ppl_vae.models import VAE
-from ppl_vae.runs import LockedError, RunFolder, load_run, read_csv, save_run
+from ppl_vae.runs import LockedError, RunFolder, Trust, build, load_run, read_csv, save_run
 from ppl_vae.runtime import (
     CorruptFileError,
+    append_text,
     load_json,
     load_yaml,
+    own_folder,
     random_state,
     read_tensors,
+    remove,
+    replacing,
     set_random_state,
+    write_bytes,
     write_tensors,
 )
 
@@ -349,6 +356,21 @@ def test_no_command_runs_code_of_others(
     assert is_untouched(marker)
 
 
+@promise(5)
+def test_a_refit_does_not_run_code_of_the_run_that_it_came_from(
+    trained: Path, tmp_path: Path, marker: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad, source = tmp_path / "bad", tmp_path / "source"
+    shutil.copytree(trained, bad)
+    shutil.copytree(trained, source)
+    (bad / "weights.safetensors").unlink()  # so that the model is read from the other run
+    change(bad, refit_of=str(source), made_by="refit")
+    change(source, model=ATTACKS["a module in the current folder"](marker))
+    assert main(["refit", "--resume", str(bad)]) == 1
+    assert f"{source / 'config.yaml'} {REFUSED}" in capsys.readouterr().err
+    assert is_untouched(marker)
+
+
 @promise(6)
 def test_nothing_is_unpickled(run: Path, tmp_path: Path, marker: Path) -> None:
     class Touch:
@@ -358,9 +380,15 @@ def test_nothing_is_unpickled(run: Path, tmp_path: Path, marker: Path) -> None:
     torch.save({"x": Touch()}, tmp_path / "x.pt")
     np.save(tmp_path / "x.npy", np.array([Touch()], dtype=object), allow_pickle=True)
     np.savez(tmp_path / "x.npz", allow_pickle=True, x=np.array([Touch()], dtype=object))
-    for name in ("x.pt", "x.npy", "x.npz"):
+    (tmp_path / "bare.npy").write_bytes(pickle.dumps(Touch()))
+    for name in ("x.pt", "x.npy", "x.npz", "bare.npy"):
         with pytest.raises(ValueError, match="nothing is unpickled"):
             load_data(str(tmp_path / name))
+    with (  # what reads it is told so, too
+        patch("ppl_vae.data.arrays.require_plain"),
+        pytest.raises(ValueError, match="nothing is unpickled"),
+    ):
+        load_data(str(tmp_path / "x.pt"))
     torch.save({"x": Touch()}, run / "weights.safetensors")
     with pytest.raises(CorruptFileError, match="weights"):
         load_run(run)
@@ -378,6 +406,9 @@ def test_names_of_earlier_versions_load(run: Path) -> None:
         ),
     )
     assert isinstance(load_run(run).model, VAE)
+    old = part("ppl_vae.objectives.ELBO", beta=part("ppl_vae.schedules.LinearWarmup", epochs=2))
+    described = build(old, role="objective", trust=Trust.of(False, run))[1]
+    assert described["init_args"]["beta"]["class_path"] == "ppl_vae.objectives.LinearWarmup"
 
 
 # -- trust -----------------------------------------------------------------------------------------------
@@ -635,8 +666,14 @@ def test_metadata_and_tables_are_read_within_limits(run: Path, tmp_path: Path) -
         load_run(run)
     with (run / "metrics.csv").open("w") as file:
         file.truncate(2**30)
-    with pytest.raises(CorruptFileError, match="larger than"):
+    with pytest.raises(CorruptFileError, match="it is larger than the 256 MiB"):
         load_run(run)
+    (run / "metrics.csv").unlink()
+    (run / "evaluation.json").write_text('{"a": "' + "b" * 2**23 + '"}')
+    with pytest.raises(CorruptFileError, match="larger than the 8192 KiB"):
+        load_run(run)
+    with pytest.raises(ValueError, match="larger than the 32768 KiB"):
+        load_json('{"a": "' + "b" * 2**25 + '"}')
 
 
 def bomb(file: Path, method: int, blocks: int) -> bytes:
@@ -698,8 +735,41 @@ def test_suspiciously_large_pictures_are_refused(
     monkeypatch.setattr(
         Image, "MAX_IMAGE_PIXELS", 600
     )  # PIL warns above it, and raises above twice as much
-    with pytest.raises(ValueError, match=r"0\.png cannot be read"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as users have it; pytest makes errors of warnings
+        with pytest.raises(ValueError, match=r"0\.png cannot be read"):
+            load_data(f"folder:{tmp_path}")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10**6)
+    monkeypatch.setattr("ppl_vae.data.sizes._available", lambda: 8000)
+    with (
+        patch("PIL.ImageOps.exif_transpose", side_effect=AssertionError("a picture was unpacked")),
+        pytest.raises(ValueError, match=r"GiB of memory \(more than there is\)"),
+    ):
         load_data(f"folder:{tmp_path}")
+
+
+@promise(16)
+def test_nothing_is_written_or_removed_through_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").write_text("mine")
+    (tmp_path / "to_folder").symlink_to(precious)
+    (tmp_path / "to_file").symlink_to(precious / "file")
+    with pytest.raises(NotADirectoryError, match="nothing is written through links"):
+        own_folder(tmp_path / "to_folder")
+    with pytest.raises(OSError, match="symbolic link"):
+        append_text(tmp_path / "to_file", "theirs")
+    monkeypatch.setattr("secrets.token_hex", lambda _: "known")
+    with replacing(tmp_path / "new") as temporary:
+        pass
+    temporary.symlink_to(precious / "file")  # by somebody who knows the name
+    with pytest.raises(FileExistsError), replacing(tmp_path / "new") as file:
+        file.write_text("theirs")
+    write_bytes(tmp_path / "to_file", b"theirs")
+    remove(tmp_path / "to_folder")
+    assert {p.name: p.read_text() for p in precious.iterdir()} == {"file": "mine"}
 
 
 @promise(16)
@@ -747,11 +817,12 @@ def test_a_text_that_only_jsonargparse_reads_is_refused(text: str, run: Path, ma
 
 
 @promise(16)
-def test_a_lock_with_another_name_is_not_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_a_lock_with_another_name_is_not_written(link: Any, tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("mine")
     run = tmp_path / "run"
     run.mkdir()
-    os.link(tmp_path / "precious", run / ".ppl_vae-lock")
+    link(tmp_path / "precious", run / ".ppl_vae-lock")
     with pytest.raises(LockedError, match="remove it"):
         RunFolder.open(run)
     assert (tmp_path / "precious").read_text() == "mine"
@@ -790,6 +861,11 @@ def test_a_file_of_tensors_may_not_make_much_of_little(tmp_path: Path) -> None:
     text = b"c_codecs\nencode\n(X\x03\x00\x00\x00abcX\x06\x00\x00\x00utf-32tR."
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("x/data.pkl", b"\x80\x02" + text)
+        archive.writestr("x/version", "3\n")
+    with pytest.raises(ValueError, match="more than tensors"):
+        load_data(str(file))
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("x/data.pkl", b"\x80\x02ctorch\nSize.__new__\n.")
         archive.writestr("x/version", "3\n")
     with pytest.raises(ValueError, match="more than tensors"):
         load_data(str(file))
@@ -1077,21 +1153,22 @@ def test_old_files_of_mnist_are_checked_as_other_files_of_tensors(
     for attack in (zipped(LARGE), directory_ahead_of_the_end(), zipped(ENCODED), ENCODED):
         (folder / "training.pt").write_bytes(attack)
         with (
-            patch("torch.load", side_effect=AssertionError("torch has read it")),
+            patch("torch.load") as torch_load,
             pytest.raises(ValueError, match="MNIST: a file is broken"),
         ):
             read()
+        torch_load.assert_not_called()
     x, y = good
-    for content in (
-        (x[:1, :1, :1].expand(2**20, 2**10, 2**10), y),
-        (x, y[:1].expand(2**40)),
-        (x, y[:1].expand(20, 2**40)),
-        (x.float(), y),
-        (x.to_sparse(), y),
-        Touch(),
+    for content, words in (
+        ((x[:1, :1, :1].expand(2**20, 2**10, 2**10), y[:1].expand(2**20)), "hold no pictures"),
+        ((x, y[:1].expand(2**40)), "20 pictures but"),
+        ((x, y[:1].expand(20, 2**40)), "20 pictures but"),
+        ((x.float(), y), "hold no pictures"),
+        ((x.to_sparse(), y), "hold no pictures|a file is broken"),
+        (Touch(), "a file is broken"),
     ):
         torch.save(content, folder / "training.pt")
-        with pytest.raises(ValueError, match="MNIST"):
+        with pytest.raises(ValueError, match=f"MNIST: .*({words})"):
             read()
     assert is_untouched(marker)
 
@@ -1188,6 +1265,64 @@ def test_no_more_of_a_config_is_read_than_is_taken(run: Path) -> None:
     assert most < 2**24
     with pytest.raises(ValueError, match="larger than the 256 KiB"):  # of a text in a text, too
         load_yaml("a: " + "b" * 2**18)
+
+
+@promise(12)
+def test_a_text_that_is_no_argument_is_not_read(run: Path) -> None:
+    quoted: Any = "a"
+    for _ in range(6):
+        quoted = json.dumps([quoted])
+    for text in ("a b" * 4000, quoted):
+        change(run, model=model_with(network=text))
+        with pytest.raises(ValueError, match=r"a text of \d+ characters is not an argument"):
+            load_run(run)
+    digits = ":".join(["59"] * 1000)  # of a number to base 60, which takes time to convert
+    assert load_yaml(f"a: {digits}") == {"a": digits}
+
+
+@contextlib.contextmanager
+def no_waiting() -> Iterator[None]:
+    """Ends a call that waits for another process."""
+
+    def end(*_: Any) -> None:
+        raise AssertionError("it waits")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.alarm(20)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@promise(12)
+@pytest.mark.filterwarnings("ignore:.*metrics.csv is missing")
+@pytest.mark.parametrize(
+    "name",
+    ["config.yaml", "weights.safetensors", "metrics.csv", "evaluation.json", ".ppl_vae-lock"],
+)
+def test_a_pipe_in_a_run_is_not_waited_for(name: str, run: Path) -> None:
+    (run / name).unlink(missing_ok=True)
+    os.mkfifo(run / name)
+    with no_waiting():
+        if name == ".ppl_vae-lock":
+            with pytest.raises(LockedError, match="no file of a lock alone: remove it"):
+                RunFolder.open(run)
+        elif name in ("config.yaml", "weights.safetensors"):
+            with pytest.raises(FileNotFoundError, match=re.escape(name)):
+                load_run(run)
+        else:
+            found = load_run(run)
+            assert (found.history, found.evaluation) == ([], None)
+
+
+@promise(12)
+def test_a_pipe_in_the_place_of_a_table_is_not_waited_for(run: Path) -> None:
+    (run / "evaluation.json").write_text('{"table_sha256": "0"}')
+    os.mkfifo(run / "evaluation.csv")
+    with no_waiting(), pytest.raises(CorruptFileError, match=r"evaluation\.csv: it is missing"):
+        load_run(run)
 
 
 @promise(12)

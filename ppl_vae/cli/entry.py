@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import re
 import sys
@@ -34,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):  # an ASCII terminal, say, has no ± and no ümlaut
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with _plain_warnings(debug):
             return _run(arguments)
@@ -74,6 +77,8 @@ def _message(error: Exception) -> str:
             f"not enough memory, {memory[1]} were asked for: choose smaller sizes (layers, "
             "batches) or fewer samples"
         )
+    if said.startswith("Key backend:"):  # of matplotlib, when it is imported
+        return f"MPLBACKEND={os.environ.get('MPLBACKEND')} is no backend of matplotlib: unset it, or take agg"
     return plain(said) or type(error).__name__
 
 

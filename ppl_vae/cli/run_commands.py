@@ -147,7 +147,8 @@ def sample(parser: ArgumentParser, given: Namespace) -> int:
     z, mean, x = generator.from_prior(options.num)
     with writing(run.path, output), replacing(output) as file:
         if output.suffix.lower() == ".npz":
-            np.savez_compressed(file, z=z.numpy(), mean=mean.numpy(), x=x.numpy())
+            with file.open("wb") as opened:  # NumPy would add .npz to the name x.NPZ
+                np.savez_compressed(opened, z=z.numpy(), mean=mean.numpy(), x=x.numpy())
         else:
             prior_samples(mean).savefig(file)
     print(output)

@@ -259,6 +259,10 @@ def _splits(
 
 def _read(name: str, data_dir: Path, download: bool) -> tuple[str, Source]:
     """The name in its usual spelling, and the source that it names."""
+    if name == "folder:":
+        raise ValueError(
+            "folder: names no folder: write folder:PATH, or folder:. for the current one"
+        )
     if name.startswith("folder:"):
         return name, read_folder(Path(name.removeprefix("folder:")).expanduser())
     if name.lower().endswith((".npy", ".npz", ".pt")):

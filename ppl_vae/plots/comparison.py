@@ -6,12 +6,13 @@ from textwrap import fill
 
 from matplotlib.figure import Figure
 
-from ppl_vae.plots.drawing import BLUE, GRAY, MEDIUM, annotate
+from ppl_vae.plots.drawing import BLUE, GRAY, MEDIUM, annotate, require_result
 from ppl_vae.runs import Comparison
 
 
 def comparison_plot(comparison: Comparison) -> Figure:
     """Draws each run's difference from the first run, with bars of two standard errors to each side."""
+    require_result("comparison", comparison, Comparison, "Comparison.of")
     others = range(1, len(comparison.names))
     figure = Figure(figsize=(7, 2.3 + 0.6 * len(others)), dpi=150, layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)

@@ -21,8 +21,10 @@ from ppl_vae.plots.drawing import (
     legend_above,
     limit_to_later_epochs,
     numpy_of,
+    require_history,
     runs,
 )
+from ppl_vae.runtime import require_count
 from ppl_vae.stats import khat_limit
 
 
@@ -41,13 +43,15 @@ def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
         One panel per quantity, in nats per row, training and validation in each.
 
     Raises:
-        ValueError: There is nothing to draw.
+        TypeError: The history is no list of mappings with numbers.
+        ValueError: There is nothing to draw, or an epoch without a number.
 
     Example:
         >>> figure = learning_curves([{"epoch": 1, "elbo": -30.0}, {"epoch": 2, "elbo": -25.0}])
         >>> figure.axes[0].get_ylabel()
         'ELBO\\n(nats per row)'
     """
+    require_history(history, "history", ["epoch"])
     labels = {
         "elbo": "ELBO\n(nats per row)",
         "rate": "rate\n(nats per row)",
@@ -114,7 +118,8 @@ def khat_histogram(khat: ArrayLike | torch.Tensor, num_samples: int) -> Figure:
         >>> figure.axes[0].get_title()
         'k-hat too high: 1 of 4 rows'
     """
-    values = numpy_of(khat)
+    require_count("num_samples", num_samples)
+    values = numpy_of(khat, "khat", "(n,)")
     limit = khat_limit(num_samples)
     finite = values[np.isfinite(values)]
     # The limit is the edge of a bar, so that a bar has one color.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -15,6 +15,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import gaussian_filter
 
+from ppl_vae.runtime import described
+
 Floats = NDArray[np.float64]
 
 
@@ -23,11 +25,72 @@ BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#8C8C8C"
 LARGE, MEDIUM = 17, 15
 
 
-def numpy_of(values: ArrayLike | torch.Tensor) -> Floats:
-    """A tensor or an array as an array of doubles."""
+def numpy_of(values: ArrayLike | torch.Tensor, name: str = "x", shape: str = "") -> Floats:
+    """A tensor or an array as an array of doubles.
+
+    Args:
+        values: The numbers.
+        name: What they are, for the message.
+        shape: The shape that they must have, such as `(n, latent_dim)` or `(n, *event)`; empty: any.
+
+    Raises:
+        TypeError: They are no numbers.
+        ValueError: They have another shape, or there are none.
+    """
+    given: object = values
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu().double().numpy()
-    return np.asarray(values, dtype=np.float64)
+    try:
+        if values is None:  # NumPy would take it for NaN
+            raise TypeError
+        found = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be an array of numbers, got {described(given)}") from error
+    sizes = [size for size in shape.strip("()").replace(" ", "").split(",") if size]
+    fits = found.ndim >= len(sizes) - 1 if "*event" in sizes else found.ndim == len(sizes)
+    if shape and not (fits and found.ndim and found.size):
+        raise ValueError(f"{name} must have the shape {shape}, without a 0, got {found.shape}")
+    return found
+
+
+def require_result(name: str, given: object, kind: type, source: str) -> None:
+    """Raises a `TypeError` unless an argument is a result of ours.
+
+    Args:
+        name: The argument, for the message.
+        given: What was given for it.
+        kind: Its class.
+        source: What makes such results.
+    """
+    if not isinstance(given, kind):
+        raise TypeError(f"{name} must be what {source} has returned, got {described(given)}")
+
+
+def require_history(history: object, name: str, keys: Collection[str]) -> None:
+    """Raises an error unless a history is a list of mappings with numbers (or None) for their names.
+
+    Args:
+        history: What was given.
+        name: The argument, for the message.
+        keys: Names that each mapping must have.
+
+    Raises:
+        TypeError: It is something else.
+        ValueError: A name is missing.
+    """
+    if isinstance(history, str) or not isinstance(history, Sequence):
+        raise TypeError(
+            f"{name} must be a list of mappings, such as the history of a fit, got {described(history)}"
+        )
+    for place, row in enumerate(history):
+        if not isinstance(row, Mapping):
+            raise TypeError(f"{name}[{place}] must be a mapping, got {described(row)}")
+        for key in keys:
+            if key not in row:
+                raise ValueError(f"{name}[{place}] has no {key!r}, only {', '.join(map(str, row))}")
+        for key, value in row.items():
+            if isinstance(value, str):
+                raise TypeError(f"{name}[{place}][{key!r}] must be a number, got {value!r}")
 
 
 def signed(value: torch.Tensor | float) -> str:
@@ -43,8 +106,16 @@ def normal_quantiles(size: int) -> torch.Tensor:
 
 def decode(decode_mean: Callable[[torch.Tensor], torch.Tensor], z: torch.Tensor) -> Floats:
     """The means at `z`, without gradients."""
+    if not callable(decode_mean):
+        raise TypeError(
+            "decode_mean must be a function of latents, such as the decode of a Generator, got "
+            f"{described(decode_mean)}"
+        )
     with torch.no_grad():
-        return numpy_of(decode_mean(z))
+        means = numpy_of(decode_mean(z), "what decode_mean returns", "(m, *event)")
+    if len(means) != len(z):
+        raise ValueError(f"decode_mean returned {len(means)} rows for {len(z)} latents")
+    return means
 
 
 def is_picture(x: Floats) -> bool:

@@ -24,8 +24,10 @@ from ppl_vae.plots.drawing import (
     is_picture,
     mosaic,
     numpy_of,
+    require_history,
     value_range,
 )
+from ppl_vae.runtime import described
 
 COLORS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """One per fit, from the palette of Okabe and Ito."""
@@ -69,6 +71,14 @@ def bound_curves(
         >>> figure.axes[0].get_ylabel()
         'nats per row'
     """
+    if not isinstance(histories, Mapping):
+        raise TypeError(
+            f"histories must be a dict of the histories of fits, by name, got {described(histories)}"
+        )
+    if isinstance(against, str) or not against:
+        raise ValueError(f"against must be a list of names, such as ['iteration'], got {against!r}")
+    for name, history in histories.items():
+        require_history(history, f"histories[{name!r}]", ["bound", "log_likelihood", *against])
     if not any(histories.values()):
         raise ValueError("bound_curves needs at least one fit, with at least one iteration")
     width = 6 if len(against) == 1 else 1.2 + 4 * len(against)
@@ -118,6 +128,8 @@ def _across(axes: Axes, name: str) -> None:
 
 def _limit(axes: Axes, values: Floats) -> None:
     values = values[np.isfinite(values)]
+    if not len(values):
+        raise ValueError("bound_curves needs a bound that is finite, and all are NaN or infinite")
     margin = 0.08 * float(np.ptp(values)) or 0.5
     axes.set_ylim(float(values.min()) - margin, float(values.max()) + margin)
 
@@ -165,16 +177,17 @@ def components(means: Tensor, weights: Tensor) -> Figure:
         >>> [text.get_text() for text in figure.axes[0].texts]
         ['0.500', '0.300', '0.200']
     """
-    if tuple(weights.shape) != tuple(means.shape[:1]):
+    each, share_of = numpy_of(means, "means", "(K, *event)"), numpy_of(weights, "weights", "(K,)")
+    if len(share_of) != len(each):
         raise ValueError(
-            f"components needs one weight for each mean; got weights of shape {tuple(weights.shape)} and "
-            f"means of shape {tuple(means.shape)}"
+            f"components needs one weight for each mean; got weights of shape {share_of.shape} and "
+            f"means of shape {each.shape}"
         )
-    order = np.argsort(-numpy_of(weights), kind="stable")[:MOST_COMPONENTS]
-    shown, shares = numpy_of(means)[order], numpy_of(weights)[order]
+    order = np.argsort(-share_of, kind="stable")[:MOST_COMPONENTS]
+    shown, shares = each[order], share_of[order]
     labels = [f"{share:.3f}" for share in shares]
-    left_out = len(means) - len(order)
-    title = f"{len(order)} of {len(means)} components" if left_out else "components"
+    left_out = len(each) - len(order)
+    title = f"{len(order)} of {len(each)} components" if left_out else "components"
     if not is_picture(shown):
         return _lines(shown, labels, title)
     columns = min(len(shown), 5 if len(shown) <= 20 else 8)

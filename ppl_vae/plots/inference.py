@@ -16,7 +16,17 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ppl_vae.diagnosis import Gaps, PosteriorGrid
-from ppl_vae.plots.drawing import BLUE, LARGE, MEDIUM, ORANGE, Floats, annotate, numpy_of
+from ppl_vae.plots.drawing import (
+    BLUE,
+    LARGE,
+    MEDIUM,
+    ORANGE,
+    Floats,
+    annotate,
+    numpy_of,
+    require_result,
+)
+from ppl_vae.runtime import described
 
 SHARES = (0.95, 0.5)
 """Probability mass inside each contour."""
@@ -62,6 +72,11 @@ def posterior_contours(
         >>> [axes.get_title().splitlines()[0] for axes in figure.axes]
         ['exact posterior', 'mean-field']
     """
+    require_result("grid", grid, PosteriorGrid, "posterior_grid")
+    if not isinstance(guides, Mapping):
+        raise TypeError(f"guides must be a dict of log q(z | x) by name, got {described(guides)}")
+    if not isinstance(rows, Sequence):
+        raise TypeError(f"rows must be a list of rows, such as [0, 1], got {described(rows)}")
     if not 1 <= len(rows) <= 4:
         raise ValueError(f"posterior_contours shows one to four rows, got {len(rows)}")
     log_p = numpy_of(grid.log_density)
@@ -192,6 +207,12 @@ def gaps_plot(gaps: Mapping[str, Gaps]) -> Figure:
         >>> figure.axes[0].get_xlabel()
         'nats per row, from the ELBO up to log p(x)'
     """
+    if not isinstance(gaps, Mapping):
+        raise TypeError(
+            f"gaps must be a dict of gaps by the name of the guide, got {described(gaps)}"
+        )
+    for name, found in gaps.items():
+        require_result(f"gaps[{name!r}]", found, Gaps, "inference_gaps")
     if not gaps:
         raise ValueError("gaps_plot needs the gaps of at least one guide")
     counts = {name: found.num_rows for name, found in gaps.items()}

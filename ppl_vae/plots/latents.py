@@ -20,6 +20,7 @@ from ppl_vae.plots.drawing import (
     numpy_of,
     prior_contours,
 )
+from ppl_vae.runtime import require_number
 
 
 def kl_per_dimension(
@@ -43,7 +44,13 @@ def kl_per_dimension(
         >>> [float(bar.get_height()) for bar in figure.axes[0].patches]
         [2.0, 1.0, 0.001]
     """
-    heights, variances = numpy_of(kl), numpy_of(mean_variance)
+    require_number("threshold", threshold)
+    heights = numpy_of(kl, "kl", "(latent_dim,)")
+    variances = numpy_of(mean_variance, "mean_variance", "(latent_dim,)")
+    if heights.shape != variances.shape:
+        raise ValueError(
+            f"kl has {len(heights)} latent dimensions, and mean_variance {len(variances)}"
+        )
     order = np.argsort(-heights, kind="stable")
     active = variances > threshold
     position = np.arange(len(order))
@@ -102,8 +109,23 @@ def aggregate_posterior(
         >>> figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()
         ('z[1]', 'z[2]')
     """
-    draws, reference = numpy_of(z), numpy_of(prior)
-    order = np.argsort(-numpy_of(kl), kind="stable")[:2]
+    draws, reference = (
+        numpy_of(z, "z", "(n, latent_dim)"),
+        numpy_of(prior, "prior", "(m, latent_dim)"),
+    )
+    sizes = numpy_of(kl, "kl", "(latent_dim,)")
+    if not draws.shape[1] == reference.shape[1] == len(sizes):
+        raise ValueError(
+            f"z has {draws.shape[1]} latent dimensions, prior {reference.shape[1]}, and kl {len(sizes)}"
+        )
+    if labels is not None and np.shape(labels) != draws.shape[:1]:
+        raise ValueError(
+            f"labels must hold one class for each of the {len(draws)} rows, got {np.shape(labels)}"
+        )
+    for name, values in (("z", draws), ("prior", reference)):
+        if not np.isfinite(values).all():
+            raise ValueError(f"{name} holds NaN or infinite numbers")
+    order = np.argsort(-sizes, kind="stable")[:2]
     draws, reference = draws[:, order], reference[:, order]
     names = [f"z[{dimension}]" for dimension in order]
     if len(order) == 1:

@@ -22,6 +22,7 @@ from ppl_vae.plots.drawing import (
     signed,
     value_range,
 )
+from ppl_vae.runtime import require_count
 
 Decoder = Callable[[torch.Tensor], torch.Tensor]
 
@@ -45,12 +46,13 @@ def reconstructions(x: ArrayLike | torch.Tensor, x_mean: ArrayLike | torch.Tenso
         >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
         ['input', 'output']
     """
-    inputs, outputs = numpy_of(x)[:24], numpy_of(x_mean)[:24]
-    if np.shape(x) != np.shape(x_mean):
+    inputs, outputs = numpy_of(x, "x", "(n, *event)"), numpy_of(x_mean, "x_mean", "(n, *event)")
+    if inputs.shape != outputs.shape:
         raise ValueError(
-            f"reconstructions needs x and x_mean of one shape; got {tuple(np.shape(x))} and "
-            f"{tuple(np.shape(x_mean))}. Pass the mean of p(x | z) of the same rows."
+            f"reconstructions needs x and x_mean of one shape; got {inputs.shape} and "
+            f"{outputs.shape}. Pass the mean of p(x | z) of the same rows."
         )
+    inputs, outputs = inputs[:24], outputs[:24]
     if not is_picture(inputs):
         return heat_maps({"input": inputs, "reconstruction": outputs})
     columns = min(8, len(inputs))
@@ -88,7 +90,7 @@ def prior_samples(x: ArrayLike | torch.Tensor) -> Figure:
         >>> figure.axes[0].get_title()
         'samples from the prior'
     """
-    samples = numpy_of(x)[:64]
+    samples = numpy_of(x, "x", "(n, *event)")[:64]
     if not is_picture(samples):
         return heat_maps({"samples from the prior": samples})
     columns = int(np.ceil(np.sqrt(len(samples))))
@@ -123,6 +125,7 @@ def manifold(decode_mean: Decoder, *, size: int = 15) -> Figure:
         >>> figure.axes[0].get_xlabel()
         'z[0]'
     """
+    require_count("size", size)
     values = normal_quantiles(size)
     second, first = torch.meshgrid(values.flip(0), values, indexing="ij")
     means = decode(decode_mean, torch.stack([first.flatten(), second.flatten()], -1))
@@ -157,7 +160,7 @@ def traversals(decode_mean: Decoder, kl: ArrayLike | torch.Tensor) -> Figure:
         >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
         ['z[1]: 2.0', 'z[0]: 0.1']
     """
-    sizes = numpy_of(kl)
+    sizes = numpy_of(kl, "kl", "(latent_dim,)")
     order = np.argsort(-sizes, kind="stable")[:10]
     values = torch.linspace(-3, 3, 9)
     z = torch.zeros(len(order), len(values), len(sizes))

@@ -252,6 +252,8 @@ def read_csv(file: Path) -> list[dict[str, float]]:
                     file, f"it has more than the {_MOST_LINES} lines that are read"
                 )
             return found
+        except CorruptFileError:
+            raise
         except (ValueError, TypeError, csv.Error) as error:
             raise CorruptFileError(file, f"a line is not made of numbers ({error})") from error
 

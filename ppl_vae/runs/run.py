@@ -141,6 +141,8 @@ def save_run(
     _require_results(config=config, evaluation=evaluation, diagnosis=diagnosis)
     if fit is not None and not hasattr(fit, "history"):
         raise TypeError(f"fit must be what fit has returned, got {described(fit)}")
+    if not (arviz is None or hasattr(arviz, "to_datatree") or hasattr(arviz, "to_netcdf")):
+        raise TypeError(f"arviz must be what to_arviz has returned, got {described(arviz)}")
     full = dict(config or {})
     for role, program in (("model", model), ("guide", guide)):
         full.setdefault(role, {"class_path": name_of(program)})
