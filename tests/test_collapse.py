@@ -18,6 +18,12 @@ from ppl_vae.models import VAE, ProbabilisticPCA
 from ppl_vae.networks import MLP
 
 
+@pytest.fixture(autouse=True)
+def short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The causes are far apart: a third of the steps tells them. How well they fit, test_gaps.py shows."""
+    monkeypatch.setattr("ppl_vae.diagnosis.refinement.ROUND", 15)
+
+
 class Tempered(nn.Module):
     """The best guide of the beta-ELBO: q(z | x) proportional to p(z) p(x | z)^(1 / beta)."""
 

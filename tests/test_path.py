@@ -133,16 +133,16 @@ def test_sites_in_nested_plates() -> None:
     chain, x = Chain(), torch.tensor([[1.0, 0.5, 2.0], [-1.0, 0.0, 1.0], [4.0, 3.0, 1.5]])
     for guide in (None, chain.guide):
         found = annealed_importance_sampling(
-            chain.model, guide, x, num_chains=100, num_steps=100, num_leapfrog=5, seed=0
+            chain.model, guide, x, num_chains=100, num_steps=50, num_leapfrog=5, seed=0
         )
         agrees(found.log_likelihood, found.log_likelihood_error, chain.truth(x))
-        sandwich = bidirectional_monte_carlo(
-            chain.model, guide, x.repeat(20, 1), num_steps=300, num_leapfrog=5, seed=0
-        )
-        assert sandwich.gap.mean < 0.15
-        truth = chain.truth(sandwich.data).double()  # type: ignore[arg-type]
-        assert Estimate(sandwich.upper.values - truth).mean > -0.1
-        assert Estimate(truth - sandwich.lower.values).mean > -0.1
+    sandwich = bidirectional_monte_carlo(
+        chain.model, chain.guide, x.repeat(20, 1), num_steps=150, num_leapfrog=5, seed=0
+    )
+    assert sandwich.gap.mean < 0.15
+    truth = chain.truth(sandwich.data).double()  # type: ignore[arg-type]
+    assert Estimate(sandwich.upper.values - truth).mean > -0.1
+    assert Estimate(truth - sandwich.lower.values).mean > -0.1
 
 
 def test_a_latent_that_the_model_sums_out() -> None:
@@ -153,7 +153,7 @@ def test_a_latent_that_the_model_sums_out() -> None:
     truth = dist.Normal(places, 0.34**0.5).log_prob(x[:, None]).exp().mv(weights).log()
     for start in (None, guide):
         found = annealed_importance_sampling(
-            model, start, x, num_chains=300, num_steps=100, num_leapfrog=5, seed=0
+            model, start, x, num_chains=300, num_steps=40, num_leapfrog=5, seed=0
         )
         agrees(found.log_likelihood, found.log_likelihood_error, truth)
 
@@ -209,7 +209,9 @@ def test_mixtures_as_guide_and_as_prior() -> None:
         of_x = dist.MultivariateNormal(of_z.mean @ weight + origin, covariance)
         truth = dist.MixtureSameFamily(prior.mixture_distribution, of_x).log_prob(x)
     for guide in (None, MixtureOfGaussians((3,), 2, MLP(hidden=(4,)), components=2)):
-        found = annealed_importance_sampling(model, guide, x, num_steps=100, seed=0)
+        found = annealed_importance_sampling(
+            model, guide, x, num_steps=80, num_leapfrog=5, seed=0
+        )
         agrees(found.log_likelihood, found.log_likelihood_error, truth)
         assert found.warnings == ()
 
@@ -238,7 +240,7 @@ class OneAtATime(nn.Module):
 def test_a_pair_that_does_not_vectorize() -> None:
     x = torch.tensor([-1.0, 0.3, 2.0])
     found = annealed_importance_sampling(
-        OneAtATime().model, None, x, num_chains=10, num_steps=60, num_leapfrog=4, seed=0
+        OneAtATime().model, None, x, num_chains=10, num_steps=20, num_leapfrog=3, seed=0
     )
     agrees(
         found.log_likelihood,
@@ -270,7 +272,7 @@ def test_pyro_runs_a_few_times_and_the_result_is_what_it_would_say(
 ) -> None:
     model, guide, x = vae()
 
-    def run(num_steps: int = 30) -> Annealed:
+    def run(num_steps: int = 12) -> Annealed:
         start = None if from_prior else guide
         return annealed_importance_sampling(
             counted, start, x, num_chains=4, num_steps=num_steps, num_leapfrog=5, seed=3
@@ -279,12 +281,12 @@ def test_pyro_runs_a_few_times_and_the_result_is_what_it_would_say(
     counted = Counted(model)
     recorded = run()
     few = float(counted.calls)
-    run(60)
+    run(24)
     assert float(counted.calls) == 2 * few
     assert few < 60
     monkeypatch.setattr(Path, "record", lambda self, u, check: self.densities)
     plain = run()
-    assert float(counted.calls) > 2 * few + 290  # 29 + 29 transitions of 5 gradients
+    assert float(counted.calls) > 2 * few + 110  # 11 + 11 transitions of 5 gradients
     for a, b in ((recorded, plain), (run(), plain)):
         torch.testing.assert_close(a.log_likelihood.values, b.log_likelihood.values)
         torch.testing.assert_close(a.acceptance, b.acceptance)
