@@ -209,9 +209,7 @@ def test_mixtures_as_guide_and_as_prior() -> None:
         of_x = dist.MultivariateNormal(of_z.mean @ weight + origin, covariance)
         truth = dist.MixtureSameFamily(prior.mixture_distribution, of_x).log_prob(x)
     for guide in (None, MixtureOfGaussians((3,), 2, MLP(hidden=(4,)), components=2)):
-        found = annealed_importance_sampling(
-            model, guide, x, num_steps=80, num_leapfrog=5, seed=0
-        )
+        found = annealed_importance_sampling(model, guide, x, num_steps=80, num_leapfrog=5, seed=0)
         agrees(found.log_likelihood, found.log_likelihood_error, truth)
         assert found.warnings == ()
 
