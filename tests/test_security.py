@@ -503,7 +503,7 @@ def test_the_current_folder_is_on_the_path_for_typed_names_alone(
 
 
 ABSENT = """
-import importlib, json, runpy, sys
+import json, os, runpy, sys
 from importlib.machinery import PathFinder
 from pathlib import Path
 
@@ -518,10 +518,15 @@ class Last:
             found[name] = None
             trap = traps / f"{name}.py"
             trap.touch()
-            importlib.invalidate_caches()
+            self.forget()
             found[name] = PathFinder.find_spec(name) is not None
             trap.unlink()
-            importlib.invalidate_caches()
+            self.forget()
+
+    def forget(self):
+        '''What is known of the current folder alone: to read all others again takes long.'''
+        for folder in ("", ".", os.getcwd(), str(traps)):
+            sys.path_importer_cache.pop(folder, None)
 
 
 sys.meta_path.append(Last())
