@@ -315,7 +315,7 @@ def test_families_of_many_kinds(kind: str) -> None:
             pyro.sample("z", q)
 
     # Without a dimension of samples, each takes a run of its own.
-    samples, steps = (100, 150) if kind == "looped" else (500, 2000)
+    samples, steps = (60, 90) if kind == "looped" else (500, 2000)
     gaps = inference_gaps(model, guide, x, seed=0, num_samples=samples, max_steps=steps)
     variance = 3.0 if kind == "LowRank" else 2.0
     exact = dist.Normal(0.0, math.sqrt(variance)).log_prob(x)
