@@ -238,7 +238,7 @@ class OneAtATime(nn.Module):
 def test_a_pair_that_does_not_vectorize() -> None:
     x = torch.tensor([-1.0, 0.3, 2.0])
     found = annealed_importance_sampling(
-        OneAtATime().model, None, x, num_chains=10, num_steps=25, num_leapfrog=4, seed=0
+        OneAtATime().model, None, x, num_chains=6, num_steps=25, num_leapfrog=4, seed=0
     )
     agrees(
         found.log_likelihood,
@@ -285,9 +285,8 @@ def test_pyro_runs_a_few_times_and_the_result_is_what_it_would_say(
     monkeypatch.setattr(Path, "record", lambda self, u, check: self.densities)
     plain = run()
     assert float(counted.calls) > 2 * few + 200  # 20 + 20 transitions of 5 gradients
-    for a, b in ((recorded, plain), (run(), plain)):
-        torch.testing.assert_close(a.log_likelihood.values, b.log_likelihood.values)
-        torch.testing.assert_close(a.acceptance, b.acceptance)
+    torch.testing.assert_close(recorded.log_likelihood.values, plain.log_likelihood.values)
+    torch.testing.assert_close(recorded.acceptance, plain.acceptance)
 
 
 def test_programs_that_cannot_be_recorded_are_run(caplog: pytest.LogCaptureFixture) -> None:
