@@ -337,7 +337,8 @@ def test_a_flow_says_that_its_networks_are_held() -> None:
     assert not plain.notes
 
 
-def test_discrete_latents_of_our_own_have_no_gap() -> None:
+def test_discrete_latents_of_our_own_have_no_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
     torch.manual_seed(0)
     x = torch.rand(3, 5).round()
     mixture = BernoulliMixture((5,), 3)
