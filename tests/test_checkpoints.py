@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 import warnings
@@ -16,12 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ranks import Ranks
 from torch import Tensor, nn
 from torch.optim import lr_scheduler as schedules
 from torch.utils.data import DataLoader, TensorDataset
 from trainings import HELD_OUT, Guide, Model, X, read_csv, same, scripted, train, weights
 
+import ppl_vae
 from ppl_vae import refit_guide, runtime
 from ppl_vae.checks import PairWarning
 from ppl_vae.objectives import (
@@ -459,6 +460,7 @@ torch.manual_seed(1)
 guide = Guide()
 for parameter in decoder.parameters():
     nn.init.normal_(parameter)
+print("ready", flush=True)
 fitted = fit(
     model, guide, x, validation=torch.bernoulli(torch.rand(40, 6)), max_epochs=12, batch_size=20,
     patience=8, lr_scheduler=lambda o: schedules.CosineAnnealingLR(o, 12), learning_rate=0.02,
@@ -470,37 +472,33 @@ write_tensors(folder + "/final", state, {"best": fitted.best_epoch, "steps": fit
 """
 
 
-def start(folder: Path, resume: bool, pause: float) -> Ranks:
-    """The script in a forked process, which has not the state of this one's random generators."""
-
-    def work(rank: int) -> None:
-        random.seed()
-        np.random.seed()
-        torch.seed()
-        sys.argv = ["killed.py", str(folder), "resume" if resume else "new", str(pause)]
-        exec(compile(KILLED, "killed.py", "exec"), {"__name__": "__main__"})
-
-    return Ranks(work, folder.with_name(f"{folder.name}, {'resumed' if resume else 'new'}"), 1)
+def start(folder: Path, resume: bool, pause: float) -> subprocess.Popen[str]:
+    script = folder.parent / "killed.py"
+    script.write_text(KILLED)
+    command = [sys.executable, str(script), str(folder), "resume" if resume else "new", str(pause)]
+    path = str(Path(ppl_vae.__file__).parents[1])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
-def end(process: Ranks) -> bool:
+def end(process: subprocess.Popen[str]) -> bool:
     """Whether a process ended by itself rather than having been killed."""
-    (code,) = process.wait(120)
-    assert code in (0, -signal.SIGKILL), process.said()
-    return code == 0
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode in (0, -signal.SIGKILL), errors
+    return process.returncode == 0
 
 
 def kill(folder: Path, resume: bool, seconds: float) -> bool:
     """Runs the script and kills it so many seconds after its first checkpoint; whether it had already ended."""
     process = start(folder, resume, 0.01)
-    deadline = time.monotonic() + 120
-    while not list((folder / "checkpoints").glob("step-*")):  # something to go on with
-        assert time.monotonic() < deadline, process.said()
-        time.sleep(0.005)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n", process.communicate()[1]
+    while not list((folder / "checkpoints").glob("step-*")) and process.poll() is None:
+        time.sleep(0.005)  # something to go on with
     time.sleep(seconds)
-    os.kill(
-        process.pids[0], signal.SIGKILL
-    )  # no other one has its number: nobody has waited for it
+    process.send_signal(signal.SIGKILL)
     return end(process)
 
 

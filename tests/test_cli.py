@@ -7,7 +7,6 @@ import csv
 import io
 import json
 import os
-import random
 import re
 import signal
 import subprocess
@@ -24,7 +23,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from ranks import Ranks
 
 from ppl_vae.cli import main
 from ppl_vae.cli.report import result_table
@@ -288,20 +286,13 @@ def epochs_of(folder: Path) -> int:
     return len(file.read_text().splitlines()) - 1 if file.is_file() else 0
 
 
-def wait_for(folder: Path, epochs: int) -> None:
+def wait_for(folder: Path, epochs: int, process: subprocess.Popen[str]) -> None:
     """Until a running training has finished more epochs than that, and has a checkpoint to go on from."""
     deadline = time.monotonic() + 120
     while epochs_of(folder) <= epochs or not any((folder / "checkpoints").glob("*.safetensors")):
+        assert process.poll() is None, "the training ended before it could be killed"
         assert time.monotonic() < deadline, "the training did not get there in two minutes"
         time.sleep(0.02)
-
-
-def forever_by_itself(*arguments: str) -> int:
-    """A command in a forked process, which has not the state of this one's random generators."""
-    random.seed()
-    np.random.seed()
-    torch.seed()
-    return main([*arguments])
 
 
 def test_killed_and_resumed_ends_with_the_same_bits(tmp_path: Path) -> None:
@@ -311,36 +302,31 @@ def test_killed_and_resumed_ends_with_the_same_bits(tmp_path: Path) -> None:
     forever = ("--max_epochs", "1000000", "--patience", "1000000")
     start = ("train", "--run_dir", str(killed), *SMALL, *NETWORK, *options, *forever)
     resume = ("train", "--resume", str(killed))
-
-    training = Ranks(lambda rank: forever_by_itself(*start), tmp_path / "forked", 1)
-    try:
-        wait_for(killed, 2)
-    finally:
-        training.kill()
-    assert training.codes == [-signal.SIGKILL], training.said()
-    assert not (killed / "weights.safetensors").exists()
-
-    before = epochs_of(killed)
-    process = subprocess.Popen(  # the real command, in an interpreter of its own
-        command(*resume),
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # Where the tests run in the background, a shell has the signal ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    try:
-        wait_for(killed, before + 2)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()  # it would train on forever
-    assert process.returncode == 130
-    assert f"ppl-vae train --resume {killed}" in errors.replace("'", "")
-    assert "Traceback" not in errors
-    assert not (killed / "weights.safetensors").exists()
+    for arguments, how in ((start, signal.SIGKILL), (resume, signal.SIGINT)):
+        before = epochs_of(killed)
+        process = subprocess.Popen(
+            command(*arguments),
+            cwd=tmp_path,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # Where the tests run in the background, a shell has the signal ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        try:
+            wait_for(killed, before + 2, process)
+            process.send_signal(how)
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()  # it would train on forever
+        if how == signal.SIGINT:
+            assert process.returncode == 130
+            assert f"ppl-vae train --resume {killed}" in errors.replace("'", "")
+            assert "Traceback" not in errors
+        else:
+            assert process.returncode == -signal.SIGKILL
+        assert not (killed / "weights.safetensors").exists()
     epochs = ("--max_epochs", str(epochs_of(killed) + 3))
     with numbers_alone():
         assert main([*resume, *epochs]) == 0
