@@ -24,8 +24,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """Sums in one order: results do not depend on the number of cores."""
+    """Sums in one order: results do not depend on the number of cores.
+
+    If something is recorded before the first gradient, autograd starts threads, and processes that tests fork
+    can compute no gradients: so the first one is here.
+    """
     torch.set_num_threads(1)
+    torch.ones((), requires_grad=True).backward()
 
 
 @pytest.fixture(autouse=True)

@@ -33,7 +33,9 @@ def wide_guide(model: ProbabilisticPCA) -> FullCovariance:
     return FullCovariance((10,), 4)
 
 
-@pytest.mark.parametrize("start", [narrow_guide, wide_guide, None])
+@pytest.mark.parametrize(
+    "start", [narrow_guide, pytest.param(wide_guide, marks=pytest.mark.slow), None]
+)
 def test_it_finds_the_evidence_where_importance_sampling_is_caught_by_its_khat(start: Any) -> None:
     model, x = pca()
     guide = None if start is None else start(model)
@@ -92,7 +94,7 @@ def test_memory_does_not_grow_with_temperatures_or_rows(monkeypatch: pytest.Monk
     monkeypatch.setattr("ppl_vae.checks.session.MEMORY_BUDGET", 2**21)
     model, guide, x = vae()
     most = []
-    for rows, num_steps in ((30, 50), (30, 200), (300, 5)):
+    for rows, num_steps in ((30, 20), (30, 80), (120, 5)):
         gc.collect()  # what cycles hold of the run before is not this one's
         with programs.Memory() as memory:
             annealed_importance_sampling(
@@ -101,11 +103,11 @@ def test_memory_does_not_grow_with_temperatures_or_rows(monkeypatch: pytest.Monk
         most.append(memory.most)
     # Of a temperature, each row's step size and what it is tuned by are kept, but no state of its chains,
     # which would be 30 rows x 16 chains x latents.
-    assert most[1] - most[0] < (200 - 50) * 30 * 24
-    # Ten times the rows come in chunks. Each row more has its results and 5 temperatures, but no chains: their
+    assert most[1] - most[0] < (80 - 20) * 30 * 24
+    # Four times the rows come in chunks. Each row more has its results and 5 temperatures, but no chains: their
     # latents alone would be 16 x 3 x 4 bytes.
     assert max(most) < 2**21
-    assert most[2] - most[0] < (300 - 30) * 250
+    assert most[2] - most[0] < (120 - 30) * 250
 
 
 @pytest.mark.parametrize(("budget", "n"), [(1, 2), (2**14, 3)])
@@ -114,14 +116,14 @@ def test_chains_and_rows_in_parts(budget: int, n: int, monkeypatch: pytest.Monke
     model, x = pca(n=n)
     guide = Exact(model)
     found = annealed_importance_sampling(
-        model, guide, x, num_chains=5, num_steps=3, num_leapfrog=2, seed=0
+        model, guide, x, num_chains=3, num_steps=3, num_leapfrog=2, seed=0
     )
     truth = model.log_evidence(x).detach().double()
     torch.testing.assert_close(found.log_likelihood.values, truth, atol=1e-3, rtol=0.0)
-    torch.testing.assert_close(found.ess, torch.full_like(truth, 5.0), atol=0.01, rtol=0.0)
+    torch.testing.assert_close(found.ess, torch.full_like(truth, 3.0), atol=0.01, rtol=0.0)
     assert ((found.acceptance > 0) & (found.acceptance <= 1)).all()
     sandwich = bidirectional_monte_carlo(
-        model, guide, x, num_chains=5, num_steps=3, num_leapfrog=2, seed=0
+        model, guide, x, num_chains=3, num_steps=3, num_leapfrog=2, seed=0
     )
     truth = model.log_evidence(sandwich.data).detach().double()  # type: ignore[arg-type]
     torch.testing.assert_close(sandwich.upper.values, truth, atol=1e-3, rtol=0.0)
@@ -158,7 +160,9 @@ def test_the_pair_stays_as_it_was() -> None:
 def test_batches_of_a_loader() -> None:
     model, x = pca(n=7)
     loader = DataLoader(TensorDataset(x), batch_size=3)
-    found = annealed_importance_sampling(model, Exact(model), loader, num_chains=2, num_steps=3)
+    found = annealed_importance_sampling(
+        model, Exact(model), loader, num_chains=2, num_steps=3, num_leapfrog=2
+    )
     truth = model.log_evidence(x).detach().double()
     torch.testing.assert_close(found.log_likelihood.values, truth, atol=1e-3, rtol=0.0)
 

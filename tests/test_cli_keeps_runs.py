@@ -287,7 +287,7 @@ def test_a_run_is_not_refitted_into_itself(
     assert content(run) == before
 
 
-@pytest.mark.parametrize("epoch", [0, 1, 2])
+@pytest.mark.parametrize("epoch", [0, pytest.param(1, marks=pytest.mark.slow), 2])
 def test_an_interrupted_refit_goes_on(
     run: Path, tmp_path: Path, interrupted: Callable[..., None], epoch: int
 ) -> None:

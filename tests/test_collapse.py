@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
+import programs
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from programs import fitted_pca, gaussian_data, of_fitted_pca
+from programs import fitted_pca
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -16,6 +18,15 @@ from ppl_vae.diagnosis import Diagnosis, diagnose
 from ppl_vae.guides import Exact, MeanField
 from ppl_vae.models import VAE, ProbabilisticPCA
 from ppl_vae.networks import MLP
+
+gaussian_data = partial(programs.gaussian_data, n=1500)
+of_fitted_pca = partial(programs.of_fitted_pca, n=1500)
+
+
+@pytest.fixture(autouse=True)
+def short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The causes are far apart: a third of the steps tells them. How well they fit, test_gaps.py shows."""
+    monkeypatch.setattr("ppl_vae.diagnosis.refinement.ROUND", 15)
 
 
 class Tempered(nn.Module):
@@ -312,7 +323,7 @@ def test_sampling_noise_in_few_rows_is_not_taken_for_structure() -> None:
 
 
 def test_a_healthy_pair_needs_no_cause() -> None:
-    found = of_fitted_pca([9.0, 4.0, 0.1], latent_dim=2, sigma=0.3)
+    found = of_fitted_pca([9.0, 4.0, 0.1], latent_dim=2, sigma=0.3, n=3000)
     assert cause(found) == ("none", 0)
     assert found.summary() == (
         "Healthy: 2 of 2 latent dimensions are active, z carries 4.2 nats about x, and no dimension has "

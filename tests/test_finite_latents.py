@@ -157,7 +157,7 @@ class Mixed:
 def test_with_continuous_latents(c_first: bool, loop: bool) -> None:
     pair = Mixed(c_first, loop)
     x = torch.linspace(-6, 6, 9)
-    samples = 300 if loop else 20_000
+    samples = 150 if loop else 20_000
     found = evaluate(pair.model, pair.guide, x, num_samples=samples, seed=0)
     error = found.log_likelihood_error.double() + 1e-4
     off = (found.log_likelihood.values.double() - pair.log_evidence(x)).abs()

@@ -29,6 +29,12 @@ from ppl_vae.pairs import PairError
 from ppl_vae.stats import Estimate
 
 
+@pytest.fixture(autouse=True)
+def short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search ends after half as many steps; `monkeypatch.undo()` in a test has it search as a user's does."""
+    monkeypatch.setattr("ppl_vae.diagnosis.refinement.ROUND", 25)
+
+
 def correlated(latent_dim: int = 2) -> tuple[ProbabilisticPCA, Tensor, Tensor]:
     """A model, rows of it, and the precision of its posterior."""
     torch.manual_seed(0)
@@ -61,7 +67,8 @@ def test_a_guide_with_the_old_name_of_amortize_has_its_own_family() -> None:
     assert torch.equal(then.best_elbo.values, now.best_elbo.values)
 
 
-def test_full_covariance_holds_the_posterior() -> None:
+def test_full_covariance_holds_the_posterior(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
     model, x, _ = correlated()
     guide = FullCovariance((6,), 2, MLP((8,)))
     gaps = inference_gaps(model, guide, x, seed=0)
@@ -308,7 +315,7 @@ def test_families_of_many_kinds(kind: str) -> None:
             pyro.sample("z", q)
 
     # Without a dimension of samples, each takes a run of its own.
-    samples, steps = (100, 150) if kind == "looped" else (500, 2000)
+    samples, steps = (60, 90) if kind == "looped" else (500, 2000)
     gaps = inference_gaps(model, guide, x, seed=0, num_samples=samples, max_steps=steps)
     variance = 3.0 if kind == "LowRank" else 2.0
     exact = dist.Normal(0.0, math.sqrt(variance)).log_prob(x)
@@ -330,7 +337,8 @@ def test_a_flow_says_that_its_networks_are_held() -> None:
     assert not plain.notes
 
 
-def test_discrete_latents_of_our_own_have_no_gap() -> None:
+def test_discrete_latents_of_our_own_have_no_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
     torch.manual_seed(0)
     x = torch.rand(3, 5).round()
     mixture = BernoulliMixture((5,), 3)

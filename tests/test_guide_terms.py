@@ -50,7 +50,14 @@ def posterior(x: Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [AutoNormalMessenger, AutoHierarchicalNormalMessenger, AutoRegressiveMessenger]
+    "kind",
+    [
+        AutoHierarchicalNormalMessenger,
+        *(
+            pytest.param(kind, marks=pytest.mark.slow)
+            for kind in (AutoNormalMessenger, AutoRegressiveMessenger)
+        ),
+    ],
 )
 def test_the_data_of_a_messenger_are_the_models(kind: Any) -> None:
     pyro.set_rng_seed(0)

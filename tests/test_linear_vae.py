@@ -23,7 +23,7 @@ from ppl_vae.objectives import ELBO, ImportanceWeightedELBO, Objective
 from ppl_vae.training import fit
 
 SPECTRUM = [8.0, 4.0, 1.6, 0.8, 0.35, 0.1]
-EPOCHS = 120
+EPOCHS = 60
 LINEAR = MLP(hidden=())
 
 

@@ -35,7 +35,7 @@ def trained(model: nn.Module, guide: PerRow, x: Tensor) -> None:
     objective = MeanFieldELBO(num_particles=100)
     for learning_rate in (0.1, 0.01, 0.001):
         options: dict[str, Any] = {"objective": objective, "learning_rate": learning_rate}
-        fit(model, guide, x, max_epochs=200, batch_size=ROWS, seed=0, progress=False, **options)
+        fit(model, guide, x, max_epochs=100, batch_size=ROWS, seed=0, progress=False, **options)
 
 
 @pytest.mark.slow

@@ -167,20 +167,20 @@ def test_autoguides_over_shared_latents_take_minibatches(make: Any, loader: bool
     guide = make(shared_mean)
     data: Any = DataLoader(TensorDataset(x), batch_size=50) if loader else x
     options: dict[str, Any] = {"batch_size": 50, "seed": 0}
-    fitted = ppl_vae.fit(shared_mean, guide, data, max_epochs=300, learning_rate=0.02, **options)
+    fitted = ppl_vae.fit(shared_mean, guide, data, max_epochs=150, learning_rate=0.02, **options)
     if make is AutoNormal:
         loc, spread = guide.locs.mu.detach(), guide.scales.mu.detach()
     else:
         loc, spread = guide.loc.detach()[0], (guide.scale * guide.scale_tril[0, 0]).detach()[0]
     assert abs(float(loc - mean)) < 0.05
     assert abs(math.log(float(spread / scale))) < 0.3
-    assert fitted.steps == 300 * 4
+    assert fitted.steps == 150 * 4
 
 
 def test_autodelta_over_shared_latents_takes_minibatches() -> None:
     x, mean, _ = rows_of_shared_mean()
     guide = AutoDelta(shared_mean)
-    ppl_vae.fit(shared_mean, guide, x, max_epochs=200, batch_size=40, learning_rate=0.02, seed=0)
+    ppl_vae.fit(shared_mean, guide, x, max_epochs=80, batch_size=40, learning_rate=0.02, seed=0)
     assert abs(float(guide.mu.detach() - mean)) < 0.05
 
 
@@ -228,7 +228,7 @@ def test_an_autoguide_with_an_amortized_part() -> None:
     part = AutoNormal(poutine.block(both_kinds, hide=["z"]))
     guide.append(part)
     guide.append(amortized)
-    ppl_vae.fit(both_kinds, guide, x, max_epochs=120, batch_size=50, learning_rate=0.03, seed=0)
+    ppl_vae.fit(both_kinds, guide, x, max_epochs=60, batch_size=50, learning_rate=0.06, seed=0)
     assert abs(float(part.locs.mu.detach()) - mean) < 0.15
     assert abs(float(net.weight.detach()) - 0.5) < 0.1  # E[z | x, mu] = (x + mu) / 2
     assert abs(float(net.bias.detach()) - mean / 2) < 0.3
@@ -273,7 +273,7 @@ def test_an_autoguide_with_rows_by_index() -> None:
 
     x, i = 3 * torch.randn(N), torch.arange(N)
     guide = AutoNormal(by_index, create_plates=lambda x, i: pyro.plate("data", N, subsample=i))
-    ppl_vae.fit(by_index, guide, (x, i), max_epochs=150, batch_size=100, learning_rate=0.05, seed=0)
+    ppl_vae.fit(by_index, guide, (x, i), max_epochs=75, batch_size=100, learning_rate=0.1, seed=0)
     assert float((guide.locs.z.detach() - x / 2).abs().mean()) < 0.2
     order = torch.randperm(N)
     found = ppl_vae.evaluate(by_index, guide, (x[order], i[order]), num_samples=500, seed=0)

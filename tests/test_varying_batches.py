@@ -341,7 +341,7 @@ def test_the_default_objective_suits_each_kind_of_batch() -> None:
     exact = float(of_classes(x[20:]).logsumexp(1).mean())
     before = evaluate(model, guide, batches, num_samples=50, seed=0).elbo.values[20:].mean()
     assert float(before) < exact - 0.3
-    fitted = fit(model, guide, batches, max_epochs=150, learning_rate=0.05, seed=0)
+    fitted = fit(model, guide, batches, max_epochs=75, learning_rate=0.1, seed=0)
     after = evaluate(fitted.model, fitted.guide, batches, num_samples=50, seed=0)
     assert float(after.elbo.values[20:].mean()) == pytest.approx(exact, abs=0.03)
     pair = Pair.of(fitted.model, fitted.guide)

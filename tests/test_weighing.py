@@ -86,10 +86,10 @@ def test_a_recorded_chunk_makes_no_call_to_pyro(monkeypatch: pytest.MonkeyPatch)
         return original(*args, **kwargs)
 
     monkeypatch.setattr(pyro, "sample", counted)
-    evaluate(model, q, rows(), num_samples=400, seed=1)
+    evaluate(model, q, rows(), num_samples=200, seed=1)
     few = len(calls)
     calls.clear()
-    evaluate(model, q, rows(), num_samples=1600, seed=1)
+    evaluate(model, q, rows(), num_samples=800, seed=1)
     assert len(calls) <= few + 8 + 3  # a ragged last chunk; the hundredth run is compared with Pyro
 
 
@@ -107,7 +107,7 @@ def test_the_closed_form_is_met(recorded: list[Recording]) -> None:
                 shifted = exact.mean + 0.3 * scale_tril.diagonal(dim1=-2, dim2=-1)
                 pyro.sample("z", dist.MultivariateNormal(shifted, scale_tril=scale_tril))
 
-    found = evaluate(model, Shifted(), rows(), num_samples=1000, seed=1)
+    found = evaluate(model, Shifted(), rows(), num_samples=400, seed=1)
     assert len(recorded) == 1
     error = found.log_likelihood.values - model.log_evidence(rows())
     assert (error.abs() < 5 * found.log_likelihood_error + 1e-4).all()
