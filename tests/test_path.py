@@ -36,6 +36,11 @@ def gamma_poisson(x: Tensor) -> None:
         pyro.sample("x", dist.Poisson(rate), obs=x)
 
 
+def gamma_poisson_guide(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("rate", dist.LogNormal((1 + x).log() / 2, 1.0))
+
+
 def negative_binomial(x: Tensor) -> Tensor:
     """Its exact log p(x): a success probability of 1 / (1 + 0.5)."""
     log_prob: Tensor = dist.NegativeBinomial(2.0, probs=1 / 1.5 * torch.ones(len(x))).log_prob(x)
@@ -43,21 +48,24 @@ def negative_binomial(x: Tensor) -> Tensor:
 
 
 def test_positive_latents_gamma_poisson() -> None:
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("rate", dist.LogNormal((1 + x).log() / 2, 1.0))
-
     x = torch.tensor([0.0, 1.0, 4.0, 9.0])
     truth = negative_binomial(x)
-    for start in (None, guide):
+    for start in (None, gamma_poisson_guide):
         found = annealed_importance_sampling(
             gamma_poisson, start, x, num_chains=200, num_steps=50, num_leapfrog=5, seed=0
         )
         agrees(found.log_likelihood, found.log_likelihood_error, truth)
         assert (found.log_likelihood_error < 0.07).all()
+
+
+FROM = pytest.mark.parametrize("from_prior", [False, pytest.param(True, marks=pytest.mark.slow)])
+
+
+@FROM
+def test_the_sandwich_of_positive_latents(from_prior: bool) -> None:
     sandwich = bidirectional_monte_carlo(
         gamma_poisson,
-        guide,
+        None if from_prior else gamma_poisson_guide,
         torch.zeros(200),
         num_chains=20,
         num_steps=100,
@@ -136,8 +144,19 @@ def test_sites_in_nested_plates() -> None:
             chain.model, guide, x, num_chains=100, num_steps=50, num_leapfrog=5, seed=0
         )
         agrees(found.log_likelihood, found.log_likelihood_error, chain.truth(x))
+
+
+@FROM
+def test_the_sandwich_of_sites_in_nested_plates(from_prior: bool) -> None:
+    chain, x = Chain(), torch.tensor([[1.0, 0.5, 2.0], [-1.0, 0.0, 1.0], [4.0, 3.0, 1.5]])
+    guide = None if from_prior else chain.guide
     sandwich = bidirectional_monte_carlo(
-        chain.model, chain.guide, x.repeat(20, 1), num_steps=150, num_leapfrog=5, seed=0
+        chain.model,
+        guide,
+        x.repeat(20, 1),
+        num_steps=300 if from_prior else 150,
+        num_leapfrog=5,
+        seed=0,
     )
     assert sandwich.gap.mean < 0.15
     truth = chain.truth(sandwich.data).double()  # type: ignore[arg-type]
