@@ -226,6 +226,12 @@ def test_the_next_file_removes_what_a_killed_process_has_left(tmp_path: Path) ->
     assert file.read_text() == "whole"
 
 
+def test_long_names_of_many_bytes(tmp_path: Path) -> None:
+    file = tmp_path / f"{'画' * 40}.{'画' * 40}"
+    runtime.write_bytes(file, b"x")
+    assert file.read_bytes() == b"x"
+
+
 def test_temporary_names() -> None:
     with runtime.replacing(Path(tempfile.gettempdir()) / "a.b.nc") as file:
         assert runtime.is_temporary(file.name)

@@ -1387,5 +1387,12 @@ def test_a_folder_of_the_users_is_not_taken_for_a_swap(
         load_run(project)
     with pytest.raises(FileExistsError, match="is in the way of the run that would be replaced"):
         RunFolder.new(project, {"seed": 1}, overwrite=True)
+    for other in (".ppl_vae-old", ".ppl_vae-replaced"):  # an empty one beside it changes nothing
+        (project / other).mkdir(exist_ok=True)
+    with contextlib.suppress(ValueError):
+        load_run(project)
     assert (project / name / "thesis.tex").read_text() == "mine"
     assert (project / "config.yaml").read_text() == "a: 1"
+    (project / "config.yaml").unlink()
+    with pytest.raises(FileNotFoundError, match="move away what else is in there"):
+        load_run(project)

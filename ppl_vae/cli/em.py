@@ -77,6 +77,7 @@ def em(parser: ArgumentParser, given: Namespace) -> int:
             progress=progress,
             **{name: options[name] for name in names(EM) if name in options},
         )
+        folder.begin()  # a finished run has taken no steps: its new options are written here
         write_weights(folder.path, fitted.model, setup.guide)
         evaluation = evaluate(
             fitted.model, setup.guide, setup.data.test, num_samples=64, seed=0, progress=progress

@@ -98,11 +98,13 @@ def _run(arguments: list[str]) -> int:
     if command not in COMMANDS:
         _root_parser().check(arguments)
         return 0
-    command_parser(command).check(arguments[1:])
+    light = command_parser(command)
+    own = light.with_whole_numbers(arguments[1:])
+    light.check(own)
     from ppl_vae.cli.parser import make_parser  # from here on with torch
 
-    parser = make_parser(command, arguments[1:])
-    given = parser.parse_args(arguments[1:], defaults=False)
+    parser = make_parser(command, own)
+    given = parser.parse_args(own, defaults=False)
     module = command if command in ("train", "em", "refit") else "run_commands"
     run = getattr(importlib.import_module(f"ppl_vae.cli.{module}"), command)
     return int(run(parser, given))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,23 @@ class LightParser(argparse.ArgumentParser):
         )
 
     # -- mistakes ----------------------------------------------------------------------------------------
+
+    def with_whole_numbers(self, arguments: Sequence[str]) -> list[str]:
+        """The arguments, with whole numbers such as 1e6 written out where an option takes no others."""
+        whole = {
+            name
+            for action in self._actions
+            for name in action.option_strings
+            if getattr(action, "expected", None) == Type(("int",))
+        }
+        found = []
+        for before, word in zip(["", *arguments], arguments, strict=False):
+            option, equals, value = word.partition("=")
+            if equals and option in whole:
+                found.append(f"{option}={_written_out(value)}")
+            else:
+                found.append(_written_out(word) if before in whole else word)
+        return found
 
     def check(self, arguments: Sequence[str]) -> None:
         """Raises an error for what is wrong at first sight.
@@ -349,3 +367,9 @@ def _shown(default: Any) -> str:
     if default is None:
         return "null"
     return str(default).lower() if isinstance(default, bool) else str(default)
+
+
+def _written_out(value: str) -> str:
+    if not re.fullmatch(r"\d+(\.\d+)?[eE]\+?\d{1,2}", value) or not float(value).is_integer():
+        return value
+    return str(int(float(value)))

@@ -45,6 +45,7 @@ def refit(parser: ArgumentParser, given: Namespace) -> int:
             refit_guide, fabric=fabric, run_dir=folder, resume=resume, progress=progress
         )
         if processes.is_first:
+            folder.begin()  # a finished run has taken no steps: its new options are written here
             finish_run(folder.path, setup, fitted, progress)
     return 0
 

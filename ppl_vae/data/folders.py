@@ -19,7 +19,7 @@ from ppl_vae.data.sources import Part, Source
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif")
 """Endings of the file names of pictures, in small or capital letters."""
 
-_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF")
+_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "WEBP", "GIF")
 """What PIL may read, whatever the name says: for some other formats it starts another program."""
 
 _PIL_ERRORS = (
@@ -44,7 +44,9 @@ def _picture_files(folder: Path) -> list[Path]:
 
 
 def _broken(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"the picture {path} cannot be read: {error}. Repair or remove it")
+    return ValueError(
+        f"the picture {path} cannot be read: {error}. Convert it to PNG, or remove it"
+    )
 
 
 @contextmanager

@@ -151,8 +151,11 @@ def _require_tensors_alone(file: BinaryIO, pickles: int) -> None:
         for operation, named, _ in pickletools.genops(file):
             left -= 1
             named = named if operation.name == "GLOBAL" else None
-            if not left or (named and not _OF_TENSORS.fullmatch(str(named))):
+            if not left:
                 raise ValueError("it holds more than tensors")
+            if named and not _OF_TENSORS.fullmatch(str(named)):
+                called = str(named)[:80].replace(" ", ".")
+                raise ValueError(f"it holds more than tensors: {called}; save plain tensors")
 
 
 def _available() -> int:

@@ -337,9 +337,10 @@ def _require_program(role: str, program: object) -> None:
             f"{role} is the class {name}: make an object of it, {name}({arguments}), and pass that"
         )
     if inspect.iscoroutinefunction(program) or inspect.isgeneratorfunction(program):
+        name = getattr(program, "__name__", "of a partial")
         what = "yield in its body" if inspect.isgeneratorfunction(program) else "async def"
         raise TypeError(
-            f"{role} is the function {program.__name__} with {what}: calling it runs nothing; "
+            f"{role} is the function {name} with {what}: calling it runs nothing; "
             "write it as a plain function"
         )
     if not callable(program):

@@ -63,7 +63,9 @@ def config_file(path: Path) -> Path:
             break
         time.sleep(0.01)
     if not file.is_file():
-        raise FileNotFoundError(f"{path} is not a run: it holds no {CONFIG}; check the path")
+        raise FileNotFoundError(
+            f"{path} is not a run: it holds no {CONFIG}{_stopped(path) or '; check the path'}"
+        )
     return file
 
 
@@ -71,9 +73,14 @@ def is_of_a_run(file: Path) -> bool:
     """Whether a file is one that a run is read from: its configuration, weights, results, checkpoints."""
     folders = [file.resolve(), *file.resolve().parents]
     return any(
-        inside.name in OF_A_RUN and inside.name != PLOTS and (folder / CONFIG).is_file()
+        inside.name in OF_A_RUN and inside.name != PLOTS and _is_config(folder / CONFIG)
         for inside, folder in pairwise(folders)
     )
+
+
+def _is_config(file: Path) -> bool:
+    """Whether a configuration file is that of a run, which names the version that wrote it."""
+    return file.is_file() and "ppl_vae" in file.read_text("utf-8", errors="replace")
 
 
 def swap(path: Path) -> None:
@@ -126,13 +133,21 @@ def require_no_swap(path: Path) -> None:
 
 def is_swapping(path: Path) -> bool:
     """Whether a swap has begun and not ended: its folder holds files of a run alone, and none of the user's."""
+    there = [folder for folder in (path / _LEAVING, path / _REPLACED) if _is_folder(folder)]
+    try:
+        return bool(there) and all({*os.listdir(folder)} <= {*OF_A_RUN} for folder in there)
+    except OSError:  # it has just gone, or may not be read
+        return False
+
+
+def _stopped(path: Path) -> str:
+    """Why a swap that was interrupted cannot be finished; empty if there is none."""
     for folder in (path / _LEAVING, path / _REPLACED):
-        try:
-            if _is_folder(folder) and set(os.listdir(folder)) <= set(OF_A_RUN):
-                return True
-        except OSError:  # it has just gone, or may not be read
-            continue
-    return False
+        if _is_folder(folder) and not is_swapping(path):
+            return (
+                f"; a run that was being replaced is in {folder}: move away what else is in there"
+            )
+    return ""
 
 
 def _is_folder(path: Path) -> bool:

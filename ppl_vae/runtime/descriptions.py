@@ -144,7 +144,7 @@ def as_folder(given: object, name: str) -> Path:
         raise ValueError(f"{name} is empty: give the path of a folder")
     if "\0" in str(path):
         raise ValueError(f"{name}={str(path)!r}: a path cannot hold a null character")
-    if path.parts[:1] and path.parts[0].startswith("~"):
+    if path.parts[:1] and path.parts[0].startswith("~") and not Path(path.parts[0]).exists():
         raise ValueError(f"{name}={str(path)!r}: {TILDE}")
     if long := next((part for part in path.parts if len(os.fsencode(part)) > _LONGEST_NAME), ""):
         raise ValueError(

@@ -132,7 +132,7 @@ def _require_room(device: torch.device, num_processes: int) -> None:
         most, have = os.cpu_count() or 1, "core(s)"
     if num_processes > max(most, 1 if device.type == "cuda" else _FEW_PROCESSES):
         raise ValueError(
-            f"num_processes={num_processes:,} is more than this machine is good for, which has {most} {have}"
+            f"num_processes={num_processes:,} is more than this machine can use, which has {most} {have}"
         )
 
 

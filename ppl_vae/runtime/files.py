@@ -21,7 +21,7 @@ _TEMPORARY = ".writing"
 """In the names of files that are being written, after the host and the number of the process that writes."""
 
 _LONGEST = 40
-"""Characters of a file's name that stand in the name of its temporary file: no name may have over 255 bytes."""
+"""Bytes of a file's name that stand in the name of its temporary file: no name may have over 255 bytes."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """No room on the device, in the user's quota, or in the largest file that is allowed."""
@@ -106,12 +106,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     if path.is_dir() and not path.is_symlink():
         raise IsADirectoryError(f"{path} is a folder, but a file is to be written there: rename it")
-    of_path = f".{path.stem[:_LONGEST]}.{zlib.crc32(socket.gethostname().encode()):08x}-"
+    of_path = f".{_cut(path.stem)}.{zlib.crc32(socket.gethostname().encode()):08x}-"
     for left in path.parent.glob(f"{glob.escape(of_path)}*{_TEMPORARY}*"):
         if not process_lives(left.name.removeprefix(of_path).partition("-")[0]):
             left.unlink(missing_ok=True)
     unique = f"{os.getpid()}-{secrets.token_hex(4)}"
-    temporary = path.with_name(f"{of_path}{unique}{_TEMPORARY}{path.suffix[:_LONGEST]}")
+    temporary = path.with_name(f"{of_path}{unique}{_TEMPORARY}{_cut(path.suffix)}")
     with full_disk_explained(path):
         try:
             # Made by this call alone, but with the permissions that the user's umask gives to his files.
@@ -189,6 +189,11 @@ def process_lives(number: int | str) -> bool:
     except (ValueError, OverflowError, ProcessLookupError):
         return False
     return True
+
+
+def _cut(text: str) -> str:
+    """The beginning of a name."""
+    return os.fsencode(text)[:_LONGEST].decode(errors="ignore")
 
 
 def _flush(path: Path) -> None:

@@ -232,6 +232,9 @@ def fit(
         requested_objective = as_objective(objective)
         if processes is None:
             processes = Processes(make_fabric(device_for(pair, batches, device)))
+        processes.require_same(
+            {"run_dir": run_dir is not None, "resume": resume}, "Give all of them the same options"
+        )
         folder = stack.enter_context(
             RunFolder.of_fit(run_dir, resume=resume, writes=processes.is_first)
         )
