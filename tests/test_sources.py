@@ -291,7 +291,7 @@ def test_broken_pictures_are_named(tmp_path: Path) -> None:
     Image.fromarray(noise).save(tmp_path / "truncated.png")
     whole = (tmp_path / "truncated.png").read_bytes()
     (tmp_path / "truncated.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"truncated.png cannot be read.*Repair or remove"):
+    with pytest.raises(ValueError, match=r"truncated.png cannot be read.*Repair it, convert"):
         load_data(f"folder:{tmp_path}")
     (tmp_path / "nonsense.jpg").write_bytes(b"this is no picture")
     with pytest.raises(ValueError, match=r"nonsense.jpg cannot be read"):

@@ -45,7 +45,7 @@ def _picture_files(folder: Path) -> list[Path]:
 
 def _broken(path: Path, error: Exception) -> ValueError:
     return ValueError(
-        f"the picture {path} cannot be read: {error}. Convert it to PNG, or remove it"
+        f"the picture {path} cannot be read: {error}. Repair it, convert it to PNG, or remove it"
     )
 
 
