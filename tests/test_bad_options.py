@@ -203,6 +203,14 @@ def test_no_output_replaces_a_file_of_a_run(
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 
+def test_a_project_with_a_configuration_of_its_own_may_hold_outputs(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("config.yaml").write_text("my: project")
+    assert main(["export", "run", "-o", "posterior.nc", "--num_samples", "2"]) == 0
+    assert Path("posterior.nc").is_file()
+
+
 def on_command_line(run: Path, *arguments: str, **environment: str) -> tuple[int, str]:
     """A command in a process of its own: the exit code, and what it says on both streams."""
     command = [sys.executable, "-P", "-m", "ppl_vae.cli", *arguments]

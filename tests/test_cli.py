@@ -363,6 +363,15 @@ def test_a_finished_run_can_be_continued_for_longer(tmp_path: Path) -> None:
     assert same_weights(tmp_path / "short", tmp_path / "long")
 
 
+def test_a_finished_run_is_evaluated_again_with_another_number_of_samples(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(run, "--max_epochs", "1")
+    with numbers_alone():
+        assert main(["train", "--resume", str(run), "--num_samples", "7"]) == 0
+    assert config_of(run)["num_samples"] == 7
+    assert json.loads((run / "evaluation.json").read_text())["num_samples"] == 7
+
+
 def test_resuming_with_other_options_is_refused(
     first: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

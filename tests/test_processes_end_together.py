@@ -162,6 +162,8 @@ def work(rank: int, folder: Path) -> dict[str, Ending]:
 
     # What the processes are given differs.
     two.try_fit("an option", batch_size=16 + rank)
+    two.try_fit("a folder", run_dir=None if rank else two.folder / "a folder")
+    two.try_fit("going on", resume=rank == 1)
     two.try_fit("rows", X + rank)
     two.try_fit("held-out rows differ", validation=HELD_OUT + rank)
     two.try_fit("order", Loader(partial(shuffled_anew, rank)), run_dir=None)
@@ -210,6 +212,8 @@ def endings(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Ending]]
         ("the second, interrupted", "KeyboardInterrupt", ""),
         ("interrupted while it waits", "KeyboardInterrupt", ""),
         ("an option", "ValueError", "was given something else than process 0: batch_size"),
+        ("a folder", "ValueError", "was given something else than process 0: run_dir"),
+        ("going on", "ValueError", "was given something else than process 0: resume"),
         ("rows", "ValueError", "was given something else than process 0: data. Give all of them"),
         ("held-out rows differ", "ValueError", "else than process 0: validation"),
         ("order", "ValueError", "process 0: the first batch of an epoch. Each process takes its"),

@@ -236,7 +236,7 @@ def _add_config(options: Options) -> None:
 
 
 def _add_resume(options: Options, command: str, length: str) -> None:
-    what = f"continue an interrupted run of `ppl-vae {command}`; {length} and what else ends it may change"
+    what = f"continue an interrupted run of `ppl-vae {command}`; {length} may be raised"
     options.add_argument("--resume", type=str, metavar="RUN", help=what)
     _add_trust(options)
 

@@ -123,8 +123,8 @@ def require_same(folder: RunFolder, now: Mapping[str, Any], then: Mapping[str, A
     if differs:
         shown = "; ".join(differs[:5]) + (f"; and {len(differs) - 5} more" if differs[5:] else "")
         raise ValueError(
-            f"{folder.folder}: a resumed run must be as it was started, in all but what ends it (max_epochs, "
-            f"patience, max_iterations, tolerance). What differs: {shown}"
+            f"{folder.folder}: a run is resumed as it was started; only {', '.join(MAY_CHANGE)} may change. "
+            f"What differs: {shown}"
         )
 
 
