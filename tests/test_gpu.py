@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import catalogue
+import kill
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -126,11 +131,52 @@ def test_recorded_steps_are_pyros() -> None:
         torch.testing.assert_close(recorded_weights[name], value, atol=1e-4, rtol=1e-4)
 
 
-def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path) -> None:
-    _, whole = train(max_epochs=4, device="cuda", capture=False)
-    train(max_epochs=2, device="cuda", capture=False, run_dir=tmp_path)
-    _, resumed = train(max_epochs=4, device="cuda", capture=False, run_dir=tmp_path, resume=True)
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_resumed_training_ends_with_the_same_bits(recorded: bool, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"device": "cuda", "capture": recorded, "batch_size": 5}
+    _, whole = train(max_epochs=8, **options)
+    train(max_epochs=4, run_dir=tmp_path, **options)
+    _, resumed = train(max_epochs=8, run_dir=tmp_path, resume=True, **options)
     assert same(whole, resumed)
+
+
+KILLED = """
+import os, signal, sys
+from ppl_vae.cli import main
+from ppl_vae.training import checkpoints
+from ppl_vae.training.step import Step
+
+checkpoints.CHECKPOINT_SECONDS = (0.0, 0.0)  # after every step
+deadly, *arguments = sys.argv[1:]
+calls, take = 0, Step.__call__
+
+def counted(self, *given):
+    global calls
+    calls += 1
+    if calls == int(deadly):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return take(self, *given)
+
+Step.__call__ = counted
+sys.exit(main(arguments))
+"""
+
+
+def test_a_killed_command_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    """Killed before its steps are recorded, and again afterwards."""
+
+    def command(deadly: int, *arguments: str | Path) -> int:
+        line = [sys.executable, "-c", KILLED, str(deadly), *map(str, arguments), "--quiet"]
+        return subprocess.run(line, check=False).returncode
+
+    options = ["--max_rows", "60", "--num_samples", "5", "--batch_size", "15", "--max_epochs", "16"]
+    options += [*catalogue.SMALL_NETWORK, "--model.latent_dim", "2", "--device", "cuda"]
+    assert command(0, "train", "--run_dir", tmp_path / "whole", *options) == 0
+    assert command(9, "train", "--run_dir", tmp_path / "killed", *options) == -signal.SIGKILL
+    resume = ["train", "--resume", tmp_path / "killed"]
+    assert command(40, *resume) == -signal.SIGKILL
+    assert command(0, *resume) == 0
+    kill.require_same(tmp_path / "killed", kill.contents(tmp_path / "whole"))
 
 
 class Recurrent(nn.Module):
