@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,25 +12,10 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from bad_inputs import (
-    make_run,
-)
+from bad_inputs import run as run, saved as saved
 
 from ppl_vae.cli import main
 from ppl_vae.runtime import seed_everything
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run as the command line makes it, untrained."""
-    return make_run(tmp_path_factory.mktemp("saved") / "run")
-
-
-@pytest.fixture
-def run(tmp_path: Path, saved: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of that run in the current folder."""
-    monkeypatch.chdir(tmp_path)
-    return Path(shutil.copytree(saved, tmp_path / "run"))
 
 
 @pytest.mark.parametrize(

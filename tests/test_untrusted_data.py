@@ -166,6 +166,14 @@ def record_ahead_of_the_locator() -> bytes:
     return b"".join(parts)
 
 
+def refused_before_torch(file: Path, words: str) -> None:
+    with (
+        patch("torch.load", side_effect=AssertionError("torch has read it")),
+        pytest.raises(ValueError, match=words),
+    ):
+        load_data(str(file))
+
+
 @promise(14)
 @pytest.mark.parametrize("made", [directory_ahead_of_the_end, record_ahead_of_the_locator])
 def test_a_file_has_one_directory_only(
@@ -178,11 +186,7 @@ def test_a_file_has_one_directory_only(
     with zipfile.ZipFile(file) as archive:
         assert sum(entry.file_size for entry in archive.infolist()) < 2000
     assert len(torch.load(file, weights_only=True)["x"]) == 2**26  # the attack is a real one
-    with (
-        patch("torch.load", side_effect=AssertionError("torch has read it")),
-        pytest.raises(ValueError, match=r"directory is not laid out as torch\.save does it"),
-    ):
-        load_data(str(file))
+    refused_before_torch(file, r"directory is not laid out as torch\.save does it")
 
 
 @promise(14)
@@ -236,11 +240,7 @@ def test_what_unpacks_or_makes_much_is_refused(
     file = tmp_path / "x.pt"
     file.write_bytes(content)
     tracemalloc.start()
-    with (
-        patch("torch.load", side_effect=AssertionError("torch has read it")),
-        pytest.raises(ValueError, match=r"GiB of memory|more than tensors|laid out"),
-    ):
-        load_data(str(file))
+    refused_before_torch(file, r"GiB of memory|more than tensors|laid out")
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert most < 2**22
@@ -275,11 +275,7 @@ def test_a_file_of_before_torch_1_6_makes_no_more(content: bytes, tmp_path: Path
     third = old.index(b".", old.index(b"little_endian")) + 1  # after the pickle of the system
     for attack in (old[:third] + content, content + old, old[:third] + content + zipped(SMALL)):
         file.write_bytes(attack)
-        with (
-            patch("torch.load", side_effect=AssertionError("torch has read it")),
-            pytest.raises(ValueError, match="more than tensors"),
-        ):
-            load_data(str(file))
+        refused_before_torch(file, "more than tensors")
 
 
 @promise(14)
