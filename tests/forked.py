@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
+
+import pytest
 
 
 class Forked:
@@ -65,3 +70,32 @@ class Forked:
         if self.wait(0) is None:
             os.kill(self.pid, signal.SIGKILL)
             self.wait()
+
+
+def in_time(test: Callable[..., None]) -> Callable[..., None]:
+    """A test that fails if it has not ended after 20 seconds, where it would wait for ever.
+
+    It runs in a process of its own. An alarm in this one would not do: what is written in Rust begins a call
+    again that a signal has interrupted, and no line of Python runs in between.
+    """
+
+    @functools.wraps(test)
+    def limited(**given: Any) -> None:
+        out, err = sys.stdout, sys.stderr
+
+        def work() -> int:
+            with redirect_stdout(out), redirect_stderr(err):  # what `capsys` has put there
+                test(**given)
+            return 0
+
+        with tempfile.TemporaryDirectory() as folder:
+            process = Forked(work, Path(folder) / "said")
+            try:
+                code = process.wait(20)
+            finally:
+                process.kill()
+            if code != 0:
+                said = process.said.read_text() if process.said.exists() else ""
+                pytest.fail("it waits" if code is None else said, pytrace=False)
+
+    return limited

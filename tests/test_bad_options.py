@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from bad_inputs import run as run, saved as saved
+from forked import in_time
 
 from ppl_vae.cli import main
 from ppl_vae.runtime import seed_everything
@@ -147,6 +148,7 @@ def test_a_configuration_file_is_named(
     assert said.count("\n") < 4
 
 
+@in_time
 def test_a_pipe_is_no_configuration_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,13 +6,12 @@ import contextlib
 import os
 import re
 import shutil
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from attacks import change, promise, run as run, sets as sets, trained as trained
+from forked import in_time
 
 from ppl_vae.cli import main
 from ppl_vae.data import load_data
@@ -111,6 +110,7 @@ def test_a_folder_of_the_users_is_not_taken_for_a_swap(
 
 @promise(16)
 @pytest.mark.parametrize("link", [os.link, os.symlink])
+@in_time
 def test_a_lock_with_another_name_is_not_written(link: Any, tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("mine")
     run = tmp_path / "run"
@@ -157,23 +157,8 @@ def test_nothing_is_downloaded_through_a_link(
 # -- pipes -----------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def no_waiting() -> Iterator[None]:
-    """Ends a call that waits for another process."""
-
-    def end(*_: Any) -> None:
-        raise AssertionError("it waits")
-
-    before = signal.signal(signal.SIGALRM, end)
-    signal.alarm(20)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
 @promise(12)
+@in_time
 def test_a_pipe_is_not_waited_for(run: Path, tmp_path: Path) -> None:
     for name in ("x.npy", "x.npz", "x.pt"):
         os.mkfifo(tmp_path / name)
@@ -187,24 +172,25 @@ def test_a_pipe_is_not_waited_for(run: Path, tmp_path: Path) -> None:
     "name",
     ["config.yaml", "weights.safetensors", "metrics.csv", "evaluation.json", ".ppl_vae-lock"],
 )
+@in_time
 def test_a_pipe_in_a_run_is_not_waited_for(name: str, run: Path) -> None:
     (run / name).unlink(missing_ok=True)
     os.mkfifo(run / name)
-    with no_waiting():
-        if name == ".ppl_vae-lock":
-            with pytest.raises(LockedError, match="no file of a lock alone: remove it"):
-                RunFolder.open(run)
-        elif name in ("config.yaml", "weights.safetensors"):
-            with pytest.raises(FileNotFoundError, match=re.escape(name)):
-                load_run(run)
-        else:
-            found = load_run(run)
-            assert (found.history, found.evaluation) == ([], None)
+    if name == ".ppl_vae-lock":
+        with pytest.raises(LockedError, match="no file of a lock alone: remove it"):
+            RunFolder.open(run)
+    elif name in ("config.yaml", "weights.safetensors"):
+        with pytest.raises(FileNotFoundError, match=re.escape(name)):
+            load_run(run)
+    else:
+        found = load_run(run)
+        assert (found.history, found.evaluation) == ([], None)
 
 
 @promise(12)
+@in_time
 def test_a_pipe_in_the_place_of_a_table_is_not_waited_for(run: Path) -> None:
     (run / "evaluation.json").write_text('{"table_sha256": "0"}')
     os.mkfifo(run / "evaluation.csv")
-    with no_waiting(), pytest.raises(CorruptFileError, match=r"evaluation\.csv: it is missing"):
+    with pytest.raises(CorruptFileError, match=r"evaluation\.csv: it is missing"):
         load_run(run)
