@@ -216,7 +216,7 @@ def test_a_table_of_very_many_lines_is_not_read(run: Path, monkeypatch: pytest.M
 
 
 @promise(13)
-def test_a_table_that_is_large_by_holes_is_not_read(run: Path) -> None:
+def test_a_sparse_table_is_not_read(run: Path) -> None:
     (run / "evaluation.json").write_text('{"table_sha256": "0"}')
     with (run / "evaluation.csv").open("wb") as table:
         table.truncate(2**33)

@@ -75,7 +75,7 @@ def test_arrays_must_fit_into_the_memory(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @promise(14)
-def test_a_file_of_holes_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sparse_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ppl_vae.data.sizes._available", lambda: 2**30)
     file = tmp_path / "x.npy"
     with file.open("wb") as stream:
