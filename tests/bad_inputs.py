@@ -1,7 +1,11 @@
-"""Programs, rows and calls of the tests of bad input, and what a good answer is."""
+"""Programs, rows and calls of the tests of bad input, and what a good answer is.
+
+A fixture is imported as `run as run`, which says that it is used though nothing calls it.
+"""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +14,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from reports import model as model
 from torch import Tensor
 
 import ppl_vae
@@ -38,12 +43,6 @@ def pair(latent_dim: int = 2, of_guide: int | None = None) -> tuple[VAE, MeanFie
     torch.manual_seed(0)
     model = VAE((3,), latent_dim, SMALL, LearnedGaussian())
     return model, MeanField((3,), of_guide or latent_dim, SMALL)
-
-
-def model(x: Tensor) -> None:
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
-        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
 
 
 def guide(x: Tensor) -> None:
@@ -129,8 +128,10 @@ def description(kind: str) -> dict[str, Any]:
     return {"class_path": kind, "init_args": sizes}
 
 
-def make_run(folder: Path) -> Path:
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run as the command line makes it, untrained."""
+    folder = tmp_path_factory.mktemp("saved") / "run"
     torch.manual_seed(0)
     programs = VAE((1, 8, 8), 2, SMALL), MeanField((1, 8, 8), 2, SMALL)
     config: Mapping[str, Any] = {
@@ -156,6 +157,13 @@ def make_run(folder: Path) -> Path:
     ppl_vae.save_run(folder, *programs, config=config, evaluation=found, rows=x)
     (folder / "metrics.csv").write_text("epoch,elbo\n1,-30.0\n2,-20.0\n3,-10.0\n")
     return folder
+
+
+@pytest.fixture
+def run(tmp_path: Path, saved: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that run in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copytree(saved, tmp_path / "run"))
 
 
 def command(*arguments: str) -> int:

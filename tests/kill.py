@@ -25,7 +25,6 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from unittest.mock import patch
 import catalogue
 import h5py
 import torch
+from forked import Forked
 
 from ppl_vae.cli import main, run_commands
 from ppl_vae.cli.setup import load_rows
@@ -425,48 +425,36 @@ class DiskEvents:
         self.names.append(f"{event} {arguments[0]}")
 
 
-def forked(work: Callable[[Path], int], place: Path, at: tuple[int, int] | None = None) -> int:
-    """Starts work in a process of its own, and returns its number.
+def forked(work: Callable[[Path], int], place: Path, at: tuple[int, int] | None = None) -> Forked:
+    """Starts work in a process of its own.
 
     Args:
         work: What to do.
         place: Where; what it prints goes into `place.said`, and what it did to files into `place.events`.
         at: The number of an event and the signal that it gets then.
     """
-    number = os.fork()
-    if number:
-        return number
-    code = 70
-    try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        said = open(place.with_suffix(".said"), "w", buffering=1)  # noqa: SIM115
-        os.dup2(said.fileno(), 1)
-        os.dup2(said.fileno(), 2)
-        sys.stdout = sys.stderr = said
+
+    def watched() -> int:
         events = DiskEvents(place, *at) if at else DiskEvents(place)
         try:
-            code = work(place)
-        except KeyboardInterrupt:
-            code = 130
-        except BaseException:
-            traceback.print_exc()
-        place.with_suffix(".events").write_text("\n".join(events.names))
-    finally:
-        os._exit(code)
+            return work(place)
+        finally:
+            place.with_suffix(".events").write_text("\n".join(events.names))
+
+    return Forked(watched, place.with_suffix(".said"))
 
 
-def wait(number: int, place: Path) -> bool:
+def wait(process: Forked) -> bool:
     """Waits for a process; whether it ended by itself.
 
     Raises:
         BrokenPromise: It ended neither well nor by a signal.
     """
-    code = os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
+    code = process.wait()
     if code in (-signal.SIGKILL, -signal.SIGTERM, 130):
         return False
     if code != 0:
-        said = place.with_suffix(".said").read_text()
+        said = process.said.read_text()
         raise BrokenPromise("lost", f"the command ended with {code}: {said[-300:]}")
     return True
 
@@ -489,7 +477,7 @@ class Killer:
         before = place / "run"
         self.before = contents(before) if before.exists() else {}
         started = time.monotonic()
-        assert wait(forked(self.scenario.work, place), place), "nobody kills this one"
+        assert wait(forked(self.scenario.work, place)), "nobody kills this one"
         self.seconds = time.monotonic() - started
         require_clean(place)
         self.after = contents(before)
@@ -498,7 +486,7 @@ class Killer:
     def at_event(self, n: int, which: int = signal.SIGKILL) -> None:
         """Kills before the n-th event. Raises `BrokenPromise`."""
         place = self.workplace.copy(self.scenario.before)
-        wait(forked(self.scenario.work, place, (n, which)), place)
+        wait(forked(self.scenario.work, place, (n, which)))
         self._check(place)
 
     def at_random(self, moments: random.Random, which: int, most: int = KILLS_IN_A_ROW) -> int:
@@ -511,11 +499,11 @@ class Killer:
         work: Callable[[Path], int] | None = self.scenario.work
         kills = 0
         while work is not None and kills < most:
-            number = forked(work, place)
+            process = forked(work, place)
             time.sleep(moments.uniform(0.0, self.seconds))
-            os.kill(number, which)
+            os.kill(process.pid, which)
             kills += 1
-            if wait(number, place):
+            if wait(process):
                 break
             work = self.scenario.again
         self._check(place)

@@ -18,6 +18,7 @@ from bad_inputs import (
     pair,
     refused,
 )
+from forked import in_time
 from PIL import Image
 
 import ppl_vae
@@ -205,6 +206,7 @@ def test_pictures_stand_upright(orientation: int, here: Path) -> None:
         np.testing.assert_allclose(row[0].numpy() * 255, upright, atol=1e-3)
 
 
+@in_time
 def test_a_pipe_is_no_array_file(here: Path) -> None:
     """Opening one would wait for ever."""
     os.mkfifo(here / "pipe.npy")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,25 +12,11 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from bad_inputs import (
-    make_run,
-)
+from bad_inputs import run as run, saved as saved
+from forked import in_time
 
 from ppl_vae.cli import main
 from ppl_vae.runtime import seed_everything
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run as the command line makes it, untrained."""
-    return make_run(tmp_path_factory.mktemp("saved") / "run")
-
-
-@pytest.fixture
-def run(tmp_path: Path, saved: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of that run in the current folder."""
-    monkeypatch.chdir(tmp_path)
-    return Path(shutil.copytree(saved, tmp_path / "run"))
 
 
 @pytest.mark.parametrize(
@@ -163,6 +148,7 @@ def test_a_configuration_file_is_named(
     assert said.count("\n") < 4
 
 
+@in_time
 def test_a_pipe_is_no_configuration_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

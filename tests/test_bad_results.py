@@ -3,34 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from bad_inputs import (
-    X,
-    command,
-    fit,
-    make_run,
-    pair,
-)
+from bad_inputs import X, command, fit, pair, run as run, saved as saved
 from torch import Tensor
 
 import ppl_vae
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run as the command line makes it, untrained."""
-    return make_run(tmp_path_factory.mktemp("saved") / "run")
-
-
-@pytest.fixture
-def run(tmp_path: Path, saved: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of that run in the current folder."""
-    monkeypatch.chdir(tmp_path)
-    return Path(shutil.copytree(saved, tmp_path / "run"))
 
 
 @pytest.mark.parametrize("content", ["", "[1, 2]", "null", '{"elbo": ', '{"rows": {"num": 3}}'])

@@ -305,7 +305,7 @@ def _at_most(rows: int, split: _Split, generator: Generator) -> _Split:
 def _values(name: str, splits: Sequence[_Split]) -> list[Tensor]:
     """The values of the splits; each part of the source is read once."""
     numbers = sum(len(split.rows) * math.prod(split.part.x.shape[1:]) for split in splits)
-    require_room(Path(name), 4 * numbers)  # a file may consist of holes
+    require_room(Path(name), 4 * numbers)  # the file may be sparse
     values: dict[int, Tensor] = {}
     for part in {split.part: None for split in splits}:
         places = [i for i, split in enumerate(splits) if split.part is part]
