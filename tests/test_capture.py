@@ -67,6 +67,12 @@ def rows(n: int = 7) -> Tensor:
     return torch.randint(0, 2, (n, *SHAPE)).float()
 
 
+def small_pair() -> tuple[VAE, MeanField]:
+    """Of one layer each: Inductor compiles as few kernels as may be."""
+    torch.manual_seed(2)
+    return VAE(SHAPE, 2, MLP(())), MeanField(SHAPE, 2, MLP(()))
+
+
 @contextmanager
 def captured(model: Any, guide: Any, x: Tensor, objective: Objective) -> Iterator[CapturedLoss]:
     pair = Pair(model, guide)
@@ -96,8 +102,16 @@ def same_as_pyro(step: CapturedLoss, x: Tensor, beta: float) -> None:
         [type(o).__name__, f"{o.num_particles}", *o.needs_reparameterized_latents.split()]
     ),
 )
-@pytest.mark.parametrize("guide", [MeanField, FullCovariance])
-@pytest.mark.parametrize("network", NETWORKS, ids=lambda n: type(n).__name__)
+@pytest.mark.parametrize(
+    ("network", "guide"),
+    [
+        (NETWORKS[0], MeanField),
+        (NETWORKS[1], FullCovariance),
+        pytest.param(NETWORKS[0], FullCovariance, marks=pytest.mark.slow),
+        pytest.param(NETWORKS[1], MeanField, marks=pytest.mark.slow),
+    ],
+    ids=lambda value: getattr(value, "__name__", type(value).__name__),
+)
 def test_gradients_are_bit_identical(network: Any, guide: Any, objective: Objective) -> None:
     x = rows()
     model = VAE(SHAPE, 2, network)
@@ -177,7 +191,7 @@ def test_beta_is_an_input() -> None:
 
 
 def test_recordings_are_bounded() -> None:
-    with captured(VAE(SHAPE, 2), MeanField(SHAPE, 2), rows(), TraceELBO()) as step:
+    with captured(*small_pair(), rows(), TraceELBO()) as step:
         for n in range(1, capture.MOST_RECORDINGS + 1):
             step(rows(n), 1.0)
         step(rows(1), 1.0)
@@ -548,7 +562,7 @@ def test_recording_leaves_generators_and_buffers_alone() -> None:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
 def test_a_compiled_step_agrees_to_float_precision() -> None:
     x = rows(5)  # as in the next test of Inductor, which then finds it compiled
-    with captured(VAE(SHAPE, 2), MeanField(SHAPE, 2), x, MeanFieldELBO()) as step:
+    with captured(*small_pair(), x, MeanFieldELBO()) as step:
         step(x, 1.0, compiled=True)
         assert [kept.recording.compiled for kept in step._cache.values()] == [True]
         torch.manual_seed(5)
@@ -600,7 +614,9 @@ def test_full_batches_of_long_trainings_are_compiled(
     assert compilations == expected
 
 
-@pytest.mark.parametrize("killed_after", [1, 3])  # epochs: before the step is compiled, and after
+@pytest.mark.parametrize(  # epochs: before the step is compiled, and after
+    "killed_after", [pytest.param(1, marks=pytest.mark.slow), 3]
+)
 def test_a_training_that_is_compiled_goes_on_as_it_would_have(
     killed_after: int, compilations: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -622,11 +638,7 @@ def killed_and_resumed(killed_after: int, monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", (0.0, 60.0))
     x = rows(12)
 
-    def pair() -> tuple[nn.Module, nn.Module]:
-        torch.manual_seed(2)
-        return VAE(SHAPE, 2), MeanField(SHAPE, 2)
-
-    whole = trained(*pair(), x)
+    whole = trained(*small_pair(), x)
 
     class Killed(BaseException):
         pass
@@ -640,9 +652,9 @@ def killed_and_resumed(killed_after: int, monkeypatch: pytest.MonkeyPatch, tmp_p
     original = Training._end_of_epoch
     monkeypatch.setattr(Training, "_end_of_epoch", die)
     with pytest.raises(Killed):
-        trained(*pair(), x, run_dir=tmp_path)
+        trained(*small_pair(), x, run_dir=tmp_path)
     monkeypatch.setattr(Training, "_end_of_epoch", original)
-    resumed = trained(*pair(), x, run_dir=tmp_path, resume=True)
+    resumed = trained(*small_pair(), x, run_dir=tmp_path, resume=True)
     for mine, theirs in zip(resumed, whole, strict=True):
         assert torch.equal(mine, theirs)
 

@@ -502,7 +502,8 @@ def kill(folder: Path, resume: bool, seconds: float) -> bool:
     return end(process)
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(12, marks=pytest.mark.slow)])
+@pytest.mark.slow  # tests/test_kill.py kills a dozen
+@pytest.mark.parametrize("kills", [1, 12])
 def test_a_run_killed_at_any_moment_ends_as_one_that_never_was(tmp_path: Path, kills: int) -> None:
     whole = start(tmp_path / "whole", False, 0.0)
     moments = random.Random(int(time.time()))  # others each time: none of them may matter

@@ -295,6 +295,7 @@ def wait_for(folder: Path, epochs: int, process: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow  # tests/test_kill.py kills forked processes, which need not import torch
 def test_killed_and_resumed_ends_with_the_same_bits(tmp_path: Path) -> None:
     """Both are to go on forever, so that no machine is too slow to kill them in time."""
     never, killed = tmp_path / "never killed", tmp_path / "killed"
@@ -610,18 +611,18 @@ def test_mistakes_are_told_in_a_line(
 
 
 def test_corrupted_weights_are_named_and_debug_shows_the_traceback(
-    second: Path, tmp_path: Path
+    second: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "config.yaml").write_bytes((second / "config.yaml").read_bytes())
     data = (second / "weights.safetensors").read_bytes()
     (broken / "weights.safetensors").write_bytes(data[: len(data) // 2])
-    plain = run("evaluate", "broken", cwd=tmp_path)
-    assert plain.returncode == 1
-    assert plain.stdout == ""
-    (line,) = plain.stderr.splitlines()
-    assert line.startswith("ppl-vae: error: broken/weights.safetensors: the file is truncated")
+    assert main(["evaluate", str(broken)]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    (line,) = said.err.splitlines()
+    assert line.startswith(f"ppl-vae: error: {broken}/weights.safetensors: the file is truncated")
     assert "train the run again" in line
     with pytest.raises(ValueError, match="truncated"):
         main(["evaluate", str(broken), "--debug"])
