@@ -92,7 +92,8 @@ def find(module: str, name: str) -> Any:
     moved = OF_PACKAGES.get(module, {}).get(name)
     if moved is not None:
         return _get(moved)
-    for place in MODULES.get(module.removeprefix("ppl_vae."), ()):
+    of_ours = module.startswith("ppl_vae.")  # others may be called `schedules`, too
+    for place in MODULES.get(module.removeprefix("ppl_vae."), ()) if of_ours else ():
         found = getattr(importlib.import_module(f"ppl_vae.{place}"), NAMES.get(name, name), None)
         if found is not None:
             return found

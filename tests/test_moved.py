@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from ppl_vae.guides import SemiAmortized
 from ppl_vae.models import VAE
 from ppl_vae.objectives import LinearWarmup
 from ppl_vae.runs import build, import_by_name
+from ppl_vae.runs.names import with_names_of_today
 
 OFFERED = {
     "ais": "Annealed annealed_importance_sampling",
@@ -109,6 +111,27 @@ def test_so_is_one_inside_of_the_arguments() -> None:
         warnings.simplefilter("error")
         _, full = build(spec)
     assert full["init_args"]["prior"]["class_path"] == "ppl_vae.models.VampPrior"
+
+
+def test_a_module_of_the_user_s_own_is_not_one_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be called as one of ours was, below `ppl_vae`, and offer the same names."""
+    monkeypatch.syspath_prepend(tmp_path)
+    for address, offered in OFFERED.items():
+        file = tmp_path.joinpath(*address.split(".")).with_suffix(".py")
+        file.parent.mkdir(exist_ok=True)
+        (file.parent / "__init__.py").touch()
+        names = offered.split()
+        file.write_text("".join(f"class {name}: pass\n" for name in names))
+        for part in {address.partition(".")[0], address}:
+            monkeypatch.delitem(sys.modules, part, raising=False)
+        importlib.invalidate_caches()
+        for name in names:
+            assert import_by_name(f"{address}.{name}").__module__ == address
+            written = {"class_path": f"{address}.{name}"}
+            assert with_names_of_today(written) == written
+        sys.modules.pop(address)
 
 
 @pytest.mark.parametrize("name", ["check", "refit_prior"])
