@@ -23,7 +23,7 @@ from ppl_vae.likelihoods import Likelihood
 from ppl_vae.networks import Network
 from ppl_vae.objectives import Objective
 from ppl_vae.pairs import Batches, Pair, Program
-from ppl_vae.runs import CONFIG, TYPED, Trust, build, import_by_name, plain
+from ppl_vae.runs import CONFIG, ROLES, TYPED, Trust, build, import_by_name, plain
 from ppl_vae.runtime import CorruptFileError, make_fabric, seed_everything
 from ppl_vae.training import Fit
 
@@ -179,7 +179,7 @@ def set_up(
         trust.get(name, TYPED).check(training, [name])
     chosen = parser.parse_object(training)
     for name in training:
-        trust.get(name, TYPED).check_parsed(chosen.get(name))
+        trust.get(name, TYPED).check_parsed(chosen.get(name), name if name in ROLES else "part")
         if isinstance(spec := chosen.get(name), Namespace) and "class_path" in spec:
             kind = import_by_name(spec.class_path)
             passed = list(inspect.signature(kind).parameters)[:1]  # what `fit` passes

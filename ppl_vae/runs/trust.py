@@ -164,8 +164,13 @@ class Trust:
             raise ValueError(f"{name} is not {known.what}")
         return found
 
-    def check_parsed(self, value: Any) -> None:
-        """Raises an error for arguments that contain, now that they are read, what the folder may not name."""
+    def check_parsed(self, value: Any, role: str = "part") -> None:
+        """Raises an error for a value that contains, now that it is read, what the folder may not name.
+
+        Args:
+            value: Arguments, or the object of a role.
+            role: What the value itself describes; what it contains are parts.
+        """
         if self.everything:
             return
         if isinstance(value, Namespace):
@@ -173,7 +178,7 @@ class Trust:
         if isinstance(value, Mapping):
             for key, entry in value.items():
                 if key == "class_path" and isinstance(entry, str):
-                    self.resolve(entry, "part")
+                    self.resolve(entry, role)
                 else:
                     self.check_parsed(entry)
         elif isinstance(value, list | tuple | set | frozenset):
@@ -183,7 +188,7 @@ class Trust:
             _home(value), ("jsonargparse",)
         ):  # one of its paths
             named = value if inspect.isclass(value) or inspect.isroutine(value) else type(value)
-            self.resolve(public_name(named), "part")
+            self.resolve(public_name(named), role)
 
     def names_of(self, config: Mapping[str, Any]) -> list[str]:
         """All names in a configuration that could be imported."""
