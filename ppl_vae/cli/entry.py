@@ -21,11 +21,16 @@ from ppl_vae._version import __version__
 from ppl_vae.cli.light import LightParser, command_parser
 from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.options import COMMANDS
+from ppl_vae.cli.rc_files import ignored_here
 from ppl_vae.runs import plain
+from ppl_vae.runtime import safe_children
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command.
+
+    Meanwhile each Python that is started has a safe path, as with -P: a script that gives a command several
+    processes is started again without its own folder on the path.
 
     Args:
         argv: Arguments; None takes those of the process.
@@ -38,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # an ASCII terminal, say, has no ± and no ümlaut
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        with _plain_warnings(debug):
+        with _plain_warnings(debug), safe_children(), ignored_here():
             return _run(arguments)
     except SystemExit as stop:  # --help and its like
         return int(stop.code or 0)

@@ -14,6 +14,7 @@ from ppl_vae.pairs import Program, attach_guide
 from ppl_vae.runs.messages import plain
 from ppl_vae.runs.names import with_names_of_today
 from ppl_vae.runs.trust import TYPED, Trust
+from ppl_vae.runtime import safe_children
 
 
 def build(
@@ -59,14 +60,17 @@ def build(
     if model is not None and "model" not in given and "model" in inspect.signature(kind).parameters:
         parts["model"] = model
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind, skip=set(parts), fail_untyped=False, instantiate=False)
+    with safe_children():  # typeshed_client asks a new Python for its path
+        parser.add_class_arguments(kind, skip=set(parts), fail_untyped=False, instantiate=False)
     try:
-        parsed = parser.parse_object(given)
+        with safe_children():
+            parsed = parser.parse_object(given)
     except (ArgumentError, TypeError, KeyError) as error:
         raise ValueError(f"{name} cannot be built: {plain(str(error))}") from error
     trust.check_parsed(parsed)
-    resolved = yaml.safe_load(parser.dump(parsed)) or {}
-    arguments = parser.instantiate(parsed)
+    with safe_children():
+        resolved = yaml.safe_load(parser.dump(parsed)) or {}
+        arguments = parser.instantiate(parsed)
     program: Any = kind(**vars(arguments), **parts)
     if model is not None:
         attach_guide(model, program)

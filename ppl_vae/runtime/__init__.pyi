@@ -41,6 +41,7 @@ from .randomness import (
     seed_everything as seed_everything,
     set_random_state as set_random_state,
 )
+from .safe_path import safe_children as safe_children
 from .tensors import (
     digest as digest,
     flatten as flatten,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.runtime.descriptions import described, require_count
+from ppl_vae.runtime.safe_path import safe_children
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -120,7 +122,8 @@ def make_fabric(
         strategy="ddp" if several else "auto",
         precision=precision,
     )
-    fabric.launch()
+    with safe_children(sys.flags.safe_path):  # what is started again does not get -P by itself
+        fabric.launch()
     return fabric
 
 
