@@ -42,6 +42,7 @@ from .randomness import (
     set_random_state as set_random_state,
 )
 from .tensors import (
+    content_digest as content_digest,
     digest as digest,
     flatten as flatten,
     read_tensors as read_tensors,
