@@ -51,8 +51,8 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Raises:
         FileNotFoundError: There is no checkpoint.
-        CorruptFileError: None of them can be read, and the newest is damaged.
-        OSError: None of them can be read, and the system does not let the newest be read.
+        CorruptFileError: All of them are damaged, or something else.
+        OSError: None of them can be read, and the system does not let one of them be read.
     """
     files = checkpoint_files(folder)
     if not files:
@@ -71,7 +71,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             warnings.warn(f"{bad}: {why}; continuing from {file.name} instead", stacklevel=2)
         return found
     newest, why = files[0], _why(files[0], errors[0])
-    none = "no other checkpoint in the folder can be read"
+    none = "no other checkpoint in the folder is good"
     unread = next((error for error in errors if isinstance(error, OSError)), None)
     if unread is not None:  # nothing is wrong with what is in it: the training need not start again
         at = files[errors.index(unread)]
