@@ -251,6 +251,33 @@ def _check_overwritten(place: Path, before: Contents, after: Contents) -> None:
     require_same(run, after)
 
 
+def _longer(place: Path) -> tuple[str | Path, ...]:
+    return ("train", "--resume", place / "run", "--max_epochs", "4", "--quiet")
+
+
+_OF_WEIGHTS = ("weights.safetensors", "evaluation.json", "evaluation.csv", "diagnosis.json")
+
+
+def _check_longer(place: Path, before: Contents, after: Contents) -> None:
+    """Results are read beside the weights that they belong to; beside others, it is said what to do."""
+    run = place / "run"
+    found = contents(run)
+    for name in _OF_WEIGHTS:
+        if found.get(name) not in (before[name], after[name]):
+            raise BrokenPromise("lost", f"{name} is neither old nor new")
+    is_whole = len({found[name] == after[name] for name in _OF_WEIGHTS}) == 1
+    try:
+        load_run(run)
+    except CorruptFileError as error:
+        if is_whole or "--overwrite`" not in str(error):
+            raise BrokenPromise("lost", str(error)) from error
+    else:
+        if not is_whole:
+            raise BrokenPromise("changed", "results are read beside other weights")
+    must(*_longer(place))
+    require_same(run, after)
+
+
 @cache
 def _loaded(run: Path) -> Run:
     return load_run(run)
@@ -370,6 +397,7 @@ class Workplace:
         return {
             "train": Scenario(of(_NEW), _check_new("train", _NEW), _go_on("train", _NEW)),
             "train --overwrite": Scenario(of(_OVER), _check_overwritten, before="finished"),
+            "train --resume": Scenario(of(_longer), _check_longer, of(_longer), "finished"),
             "refit": Scenario(of(_refit), _check_new("refit", _refit), _go_on("refit", _refit)),
             "em": Scenario(of(_em), _check_new("em", _em), _go_on("em", _em)),
             "save_run": Scenario(_save_again, _check_saved, before="finished"),

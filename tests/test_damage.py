@@ -132,7 +132,7 @@ def small(gaps: Any) -> Iterator[None]:
         patch("ppl_vae.cli.run_commands.inference_gaps", lambda *_, **__: gaps),
         patch("ppl_vae.cli.run_commands.gaps_plot", lambda _: Figure((0.1, 0.1))),
         patch("ppl_vae.cli.run_commands.comparison_plot", lambda _: Figure((0.1, 0.1))),
-        patch("ppl_vae.cli.run_commands.as_netcdf", lambda _: b"draws"),
+        patch("ppl_vae.cli.run_commands.as_netcdf", lambda *_: b"draws"),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("default")

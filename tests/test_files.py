@@ -153,8 +153,8 @@ def test_safetensors_of_others_are_named(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
         runtime.read_tensors(tmp_path / "none.safetensors")
-    with pytest.raises(FileNotFoundError):
-        runtime.read_tensors(tmp_path)  # a folder
+    with pytest.raises(runtime.CorruptFileError, match="a folder, not a file"):
+        runtime.read_tensors(tmp_path)
 
 
 # -- trees -----------------------------------------------------------------------------------------------

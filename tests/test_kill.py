@@ -60,6 +60,20 @@ def test_a_training_over_a_run_is_killed_in_its_swap(killer: Callable[[str], Kil
         overwritten.at_event(n)
 
 
+def test_a_longer_training_is_killed_between_its_weights_and_its_results(
+    killer: Callable[[str], Killer],
+) -> None:
+    longer = killer("train --resume")
+    written = [
+        i
+        for i, event in enumerate(longer.events)
+        if any(f"/run/.{name}" in event for name in ("weights", "evaluation", "diagnosis"))
+    ]
+    assert len(written) > 8
+    for n in range(written[0], written[-1] + 3, 2):
+        longer.at_event(n)
+
+
 def test_a_result_is_killed_at_events(killer: Callable[[str], Killer]) -> None:
     diagnosed = killer("diagnose")
     for n in range(0, len(diagnosed.events), 4):
@@ -74,7 +88,9 @@ def test_a_new_run_is_killed_while_its_first_file_is_written(
     refitted.at_event(of_config[0] + 2)
 
 
-@pytest.mark.parametrize("scenario", ["train", "train --overwrite", "refit", "evaluate"])
+@pytest.mark.parametrize(
+    "scenario", ["train", "train --overwrite", "train --resume", "refit", "evaluate"]
+)
 def test_random_moments(scenario: str, killer: Callable[[str], Killer]) -> None:
     seed = int(time.time())  # others each time: none of them may matter
     print(f"the seed of the moments is {seed}")  # which pytest shows if the test fails

@@ -1,41 +1,126 @@
-"""Messages of the commands, and the results that they write into a run."""
+"""The results that commands keep in a run and show."""
 
 from __future__ import annotations
 
-import sys
-from contextlib import AbstractContextManager, nullcontext
+import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ppl_vae.cli.output import OutputError, say, show, warn
 from ppl_vae.data import Data
-from ppl_vae.runs import RunFolder, describe_rows, write_results
+from ppl_vae.runs import (
+    Run,
+    RunFolder,
+    describe_rows,
+    require_weights,
+    results_of_other_weights,
+    write_results,
+)
+
+COPY = "to keep the result, copy the run to a folder of your own, and run the command there"
+ELSEWHERE = "choose a file elsewhere by --output"
+"""What to do where a run's folder may not be written."""
+
+_FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
-def say(line: str) -> None:
-    """Prints a message to standard error: standard output is for results."""
-    print(line, file=sys.stderr)
+def keep_and_show(result: object, keep: Callable[[], None]) -> None:
+    """Keeps a result, then shows it, also if it could not be kept: it may have taken hours.
+
+    Raises:
+        Exception: What `keep` has raised, once the result was shown.
+        OutputError: The result could not be shown. What was kept stays.
+    """
+    failed: Exception | None = None
+    try:
+        keep()
+    except Exception as error:
+        failed = error
+    try:
+        show(result)
+    except (OutputError, BrokenPipeError):
+        if failed is not None:
+            say(f"ppl-vae: error: the result was not kept: {failed}")
+        raise
+    if failed is not None:
+        raise failed
 
 
-def keep_result(file: Path, overwrite: bool, **result: Any) -> None:
-    """Writes a result into the run, but replaces an earlier one only with `overwrite`."""
+def keep_result(run: Run, name: str, overwrite: bool, **result: Any) -> None:
+    """Writes a result into the run, but replaces an earlier one only with `overwrite`.
+
+    Raises:
+        ReplacedError: The run has other weights by now.
+        PermissionError: The folder may not be written.
+    """
+    file = run.path / name
     if file.exists() and not overwrite:
-        say(f"{file} is left as it was (--overwrite replaces it)")
+        other = results_of_other_weights(run.path, run.weights_sha256, (name,))
+        why = ", though it belongs to other weights" if other else ""
+        say(f"{file} is left as it was{why} (--overwrite replaces it)")
         return
-    with writing(file.parent, file):
-        write_results(file.parent, **result)
+    with writing(run, file):
+        write_results(run.path, weights=run.weights_sha256, **result)
     say(f"written: {file}")
 
 
-def require_writable(run: Path) -> None:
-    """Raises an error now, not after the work, if another process writes into the run."""
-    with RunFolder.open(run):
-        pass
+def require_writable(run: Path, remedy: str | None = None) -> None:
+    """Raises an error now, not after the work, if another process writes into the run.
+
+    Args:
+        run: The run's folder.
+        remedy: What to do if the folder may not be written. None: the work can go on, its result is shown.
+
+    Raises:
+        LockedError: Another process writes there.
+        PermissionError: The folder may not be written.
+    """
+    try:
+        with _explained(run, run, remedy or COPY), RunFolder.open(run):
+            pass
+    except PermissionError as error:
+        if remedy is not None:
+            raise
+        warn(str(error))
 
 
-def writing(run: Path, file: Path) -> AbstractContextManager[object]:
-    """Locks a run while a file is written into it, and removes what a killed command has left there."""
-    inside = run.resolve() in file.resolve().parents
-    return RunFolder.open(run) if inside else nullcontext()
+@contextmanager
+def writing(run: Run, file: Path, remedy: str = COPY) -> Iterator[None]:
+    """Locks a run while a file is written into it, and removes what a killed command has left there.
+
+    Raises:
+        ReplacedError: The run has other weights by now than those that were read.
+        PermissionError: The folder may not be written.
+    """
+    if run.path.resolve() not in file.resolve().parents:
+        yield
+        return
+    with _explained(run.path, file, remedy), RunFolder.open(run.path):
+        require_weights(run.path, run.weights_sha256)
+        yield
+
+
+@contextmanager
+def _explained(run: Path, file: Path, remedy: str) -> Iterator[None]:
+    """Says of a folder that may not be written, instead of its lock, what was to be written and what to do."""
+    try:
+        yield
+    except OSError as error:
+        of_run = error.filename is None or Path(error.filename).is_relative_to(run.resolve())
+        if error.errno not in _FORBIDDEN or not (
+            of_run or Path(error.filename).is_relative_to(run)
+        ):
+            raise
+        what = "nothing can be written there" if file == run else f"{file.name} was not written"
+        raise PermissionError(f"{run}: {what} ({error.strerror}); {remedy}") from error
+
+
+def say_of_other_weights(run: Path, weights: str) -> None:
+    """Says which results in a run are those of the weights before, and how to make them again."""
+    for name, command in results_of_other_weights(run, weights).items():
+        warn(f"{run / name} belongs to the weights before: `{command}` makes it again")
 
 
 def rows_of(data: Data, num: int | None = None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from jsonargparse import ArgumentParser, Namespace
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ppl_vae.cli.common import rows_of, say
+from ppl_vae.cli.common import rows_of, say_of_other_weights
 from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.options import EM, names
+from ppl_vae.cli.output import say, show, warn
 from ppl_vae.cli.report import result_table, with_levels
 from ppl_vae.cli.setup import set_up
 from ppl_vae.cli.start import check_setup, options_of, started
@@ -52,7 +54,7 @@ def em(parser: ArgumentParser, given: Namespace) -> int:
         )
     setup = set_up(options, trust=trust)
     if given.get("print_config"):
-        print(yaml.safe_dump(setup.config, sort_keys=False), end="")
+        show(yaml.safe_dump(setup.config, sort_keys=False), end="")
         return 0
     discrete = setup.data.levels is not None and not options.get("binarize")
     if discrete and not isinstance(setup.model, _DISCRETE):
@@ -78,16 +80,19 @@ def em(parser: ArgumentParser, given: Namespace) -> int:
             **{name: options[name] for name in names(EM) if name in options},
         )
         folder.begin()  # a finished run has taken no steps: its new options are written here
-        write_weights(folder.path, fitted.model, setup.guide)
+        weights = write_weights(folder.path, fitted.model, setup.guide)
         evaluation = evaluate(
             fitted.model, setup.guide, setup.data.test, num_samples=64, seed=0, progress=progress
         )
         evaluation = with_levels(evaluation, setup.data)
-        write_results(folder.path, evaluation=evaluation, rows=rows_of(setup.data))
+        write_results(folder.path, evaluation=evaluation, rows=rows_of(setup.data), weights=weights)
+        say_of_other_weights(folder.path, weights)
+        failed = _draw(folder.path / PLOTS, fitted)
         test = ("log p(x), test rows", str(evaluation.log_likelihood))
-        print(result_table([*fitted.lines(), test], fitted, evaluation))
-        _draw(own_folder(folder.path / PLOTS), fitted)
-    print(f"\nrun folder: {folder.folder}\npictures:   {folder.folder / PLOTS}")
+        show(result_table([*fitted.lines(), test], fitted, evaluation))
+    show(f"\nrun folder: {folder.folder}\npictures:   {folder.folder / PLOTS}")
+    for line in failed:
+        warn(line)
     return 0
 
 
@@ -95,14 +100,22 @@ def _class_path(spec: Any) -> str:
     return str(spec["class_path"] if isinstance(spec, dict) else spec)
 
 
-def _draw(folder: Path, fitted: EMFit) -> None:
-    pictures: dict[str, Figure] = {"learning_curve": bound_curves({"": fitted.history})}
+def _draw(folder: Path, fitted: EMFit) -> list[str]:
+    """Draws the pictures; what failed is returned, because it costs no results."""
+    pictures: dict[str, Callable[[], Figure]] = {
+        "learning_curve": lambda: bound_curves({"": fitted.history})
+    }
     parts = _components(fitted.model)
     if parts is not None:
-        pictures["components"] = components(*parts)
-    for name, figure in pictures.items():
-        with replacing(folder / f"{name}.png") as file:
-            figure.savefig(file)
+        pictures["components"] = lambda: components(*parts)
+    failed = []
+    for name, draw in pictures.items():
+        try:
+            with replacing(own_folder(folder) / f"{name}.png") as file:
+                draw().savefig(file)
+        except Exception as error:
+            failed.append(f"{name}.png was not drawn: {error}")
+    return failed
 
 
 @torch.no_grad()

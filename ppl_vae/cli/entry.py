@@ -21,6 +21,7 @@ from ppl_vae._version import __version__
 from ppl_vae.cli.light import LightParser, command_parser
 from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.options import COMMANDS
+from ppl_vae.cli.output import OutputError, finish_output, say, show, silence_output, warn
 from ppl_vae.cli.rc_files import ignored_here
 from ppl_vae.runs import plain
 from ppl_vae.runtime import safe_children
@@ -44,15 +45,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with _plain_warnings(debug), safe_children(), ignored_here():
-            return _run(arguments)
-    except SystemExit as stop:  # --help and its like
-        return int(stop.code or 0)
+            code = _code(arguments)
+            finish_output()
+            return code
     except KeyboardInterrupt:
-        print("ppl-vae: interrupted", file=sys.stderr)
+        say("ppl-vae: interrupted")
         return 130
     except BrokenPipeError:  # the reader has seen enough, as `head` has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence_output()
         return 141
+    except OutputError as error:
+        silence_output()
+        if debug:
+            raise
+        say(f"ppl-vae: error: {error}")
+        return 1
     except (UsageError, argparse.ArgumentError) as error:
         if debug:
             raise
@@ -60,8 +67,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        print(f"ppl-vae: error: {_message(error)}", file=sys.stderr)
+        say(f"ppl-vae: error: {_message(error)}")
         return 1
+
+
+def _code(arguments: list[str]) -> int:
+    try:
+        return _run(arguments)
+    except SystemExit as stop:  # --help and its like
+        return int(stop.code or 0)
 
 
 def _plain_usage(said: str) -> str:
@@ -147,13 +161,13 @@ class _PrintCompletion(argparse.Action):
     ) -> None:
         from ppl_vae.cli.completion import script
 
-        print(script(_root_parser(), values))
+        show(script(_root_parser(), values))
         parser.exit()
 
 
 def _usage_error(arguments: Sequence[str], message: str) -> int:
     where = f"ppl-vae {arguments[0]}" if arguments and arguments[0] in COMMANDS else "ppl-vae"
-    print(f"{where}: error: {plain(message)}\nTry `{where} --help`.", file=sys.stderr)
+    say(f"{where}: error: {plain(message)}\nTry `{where} --help`.")
     return 2
 
 
@@ -164,9 +178,7 @@ def _plain_warnings(debug: bool) -> Iterator[None]:
         if not debug:
             warnings.simplefilter("ignore", FutureWarning)
             warnings.simplefilter("ignore", DeprecationWarning)
-            warnings.showwarning = lambda message, *_: print(
-                f"ppl-vae: warning: {message}", file=sys.stderr
-            )
+            warnings.showwarning = lambda message, *_: warn(str(message))
         yield
 
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from ppl_vae.cli.common import rows_of, say
+from ppl_vae.cli.common import rows_of, say_of_other_weights
+from ppl_vae.cli.output import say, show, warn
 from ppl_vae.cli.report import result_table, with_levels
 from ppl_vae.cli.setup import Setup
 from ppl_vae.diagnosis import Diagnosis, diagnose
 from ppl_vae.evaluation import Evaluation, Generator, evaluate, to_arviz
 from ppl_vae.pairs import Pair
 from ppl_vae.plots import draw_run
-from ppl_vae.runs import PLOTS, POSTERIOR, write_results, write_weights
+from ppl_vae.runs import (
+    PLOTS,
+    POSTERIOR,
+    write_results,
+    write_weights,
+)
+from ppl_vae.runtime import DiskFullError
 from ppl_vae.training import Fit
 
 MOST_PICTURED = 1000
@@ -35,13 +41,21 @@ def finish_run(folder: Path, setup: Setup, fitted: Fit, progress: bool | None) -
         f"trained {fitted.epochs} epochs ({fitted.steps} steps) in {fitted.seconds:.0f} s: {fitted.stopped}"
         + (f"; kept epoch {fitted.best_epoch}" if fitted.best_epoch != fitted.epochs else "")
     )
-    write_weights(folder, fitted.model, fitted.guide)
+    weights = write_weights(folder, fitted.model, fitted.guide)
     measured = _measure(setup, fitted, progress)
-    _save(folder, setup, fitted, measured)
-    failed = _draw(folder, setup, fitted, measured)
+    write_results(
+        folder,
+        evaluation=measured.evaluation,
+        diagnosis=measured.diagnosis,
+        rows=rows_of(setup.data),
+        weights=weights,
+    )
+    say_of_other_weights(folder, weights)
+    failed = _export(folder, setup, fitted, measured, weights)
+    failed += _draw(folder, setup, fitted, measured)
     _show(folder, measured)
     for line in failed:
-        print(f"ppl-vae: warning: {line}", file=sys.stderr)
+        warn(line)
 
 
 def _measure(setup: Setup, fitted: Fit, progress: bool | None) -> Measured:
@@ -61,13 +75,26 @@ def _measure(setup: Setup, fitted: Fit, progress: bool | None) -> Measured:
     return Measured(with_levels(evaluation, setup.data), diagnosis)
 
 
-def _save(folder: Path, setup: Setup, fitted: Fit, measured: Measured) -> None:
-    evaluation, diagnosis = measured
-    data, seed = setup.data, setup.config["seed"]
+def _export(folder: Path, setup: Setup, fitted: Fit, measured: Measured, weights: str) -> list[str]:
+    """Writes posterior.nc; if ArviZ or netCDF fail, that is returned, because it costs no results."""
     say(f"writing {POSTERIOR} for ArviZ")
-    arviz = to_arviz(fitted.model, fitted.guide, data.test, evaluation=evaluation, seed=seed)
-    rows = rows_of(data)
-    write_results(folder, evaluation=evaluation, diagnosis=diagnosis, arviz=arviz, rows=rows)
+    try:
+        arviz = to_arviz(
+            fitted.model,
+            fitted.guide,
+            setup.data.test,
+            evaluation=measured.evaluation,
+            seed=setup.config["seed"],
+        )
+        write_results(folder, arviz=arviz, weights=weights)
+    except DiskFullError:
+        raise
+    except Exception as error:
+        there = "; the one that is there is older" if (folder / POSTERIOR).exists() else ""
+        return [
+            f"{POSTERIOR} was not written{there}: {error} (`ppl-vae export {folder}` tries again)"
+        ]
+    return []
 
 
 def _draw(folder: Path, setup: Setup, fitted: Fit, measured: Measured) -> list[str]:
@@ -82,6 +109,6 @@ def _draw(folder: Path, setup: Setup, fitted: Fit, measured: Measured) -> list[s
 
 def _show(folder: Path, measured: Measured) -> None:
     evaluation, diagnosis = measured
-    print(result_table([*evaluation.lines(), *diagnosis.lines()], *measured))
-    print(f"\n{diagnosis.summary()}")
-    print(f"\nrun folder: {folder}\npictures:   {folder / PLOTS}")
+    show(result_table([*evaluation.lines(), *diagnosis.lines()], *measured))
+    show(f"\n{diagnosis.summary()}")
+    show(f"\nrun folder: {folder}\npictures:   {folder / PLOTS}")

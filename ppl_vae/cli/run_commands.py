@@ -10,9 +10,17 @@ from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
 from ppl_vae.checks import device_for
-from ppl_vae.cli.common import keep_result, require_writable, rows_of, say, writing
+from ppl_vae.cli.common import (
+    ELSEWHERE,
+    keep_and_show,
+    keep_result,
+    require_writable,
+    rows_of,
+    writing,
+)
 from ppl_vae.cli.finish import MOST_PICTURED
 from ppl_vae.cli.mistakes import UsageError
+from ppl_vae.cli.output import say, show, warn
 from ppl_vae.cli.own_modules import trust_of
 from ppl_vae.cli.report import with_levels
 from ppl_vae.cli.setup import checked, load_rows
@@ -46,6 +54,7 @@ from ppl_vae.runs import (
     is_of_a_run,
     load_run,
     read_csv,
+    require_weights,
 )
 from ppl_vae.runtime import (
     CorruptFileError,
@@ -72,8 +81,10 @@ def evaluate(parser: ArgumentParser, given: Namespace) -> int:
     if options.method == "ais":
         start = None if options.from_prior else run.guide
         annealed = with_levels(_anneal(run, start, x, options), data)
-        print(annealed)
-        keep_result(run.path / ANNEALED, options.overwrite, annealed=annealed, rows=rows)
+        keep_and_show(
+            annealed,
+            lambda: keep_result(run, ANNEALED, options.overwrite, annealed=annealed, rows=rows),
+        )
         return 0
     evaluation = evaluate_pair(
         run.model,
@@ -84,8 +95,10 @@ def evaluate(parser: ArgumentParser, given: Namespace) -> int:
         progress=False if options.quiet else None,
     )
     evaluation = with_levels(evaluation, data)
-    print(evaluation)
-    keep_result(run.path / EVALUATION, options.overwrite, evaluation=evaluation, rows=rows)
+    keep_and_show(
+        evaluation,
+        lambda: keep_result(run, EVALUATION, options.overwrite, evaluation=evaluation, rows=rows),
+    )
     return 0
 
 
@@ -104,16 +117,19 @@ def gaps(parser: ArgumentParser, given: Namespace) -> int:
         seed=options.seed,
         progress=False if options.quiet else None,
     )
-    print(found)
-    keep_result(run.path / GAPS, options.overwrite, gaps=found, rows=rows_of(data, len(x)))
-    picture = run.path / PLOTS / "gaps.png"
-    if options.overwrite or not picture.exists():
-        figure = gaps_plot({type(run.guide).__name__: found})
-        with writing(run.path, picture):
-            own_folder(picture.parent)
-            with replacing(picture) as file:
-                figure.savefig(file)
-        say(f"written: {picture}")
+
+    def keep() -> None:
+        keep_result(run, GAPS, options.overwrite, gaps=found, rows=rows_of(data, len(x)))
+        picture = run.path / PLOTS / "gaps.png"
+        if options.overwrite or not picture.exists():
+            figure = gaps_plot({type(run.guide).__name__: found})
+            with writing(run, picture):
+                own_folder(picture.parent)
+                with replacing(picture) as file:
+                    figure.savefig(file)
+            say(f"written: {picture}")
+
+    keep_and_show(found, keep)
     return 0
 
 
@@ -122,16 +138,19 @@ def diagnose(parser: ArgumentParser, given: Namespace) -> int:
     options, run, data = _open_run(parser, given)
     _to_device(run, options.device, data.test)
     objective = _objective(run, trust_of(given, options.run))
+    epochs = _epochs(run, objective)
+    require_weights(run.path, run.weights_sha256)  # those epochs may be of another run by now
     diagnosis = diagnose_pair(
         run.model,
         run.guide,
         data.test,
-        beta=objective.beta_at(_epochs(run, objective)),
+        beta=objective.beta_at(epochs),
         seed=options.seed,
         progress=False if options.quiet else None,
     )
-    print(diagnosis)
-    keep_result(run.path / DIAGNOSIS, options.overwrite, diagnosis=diagnosis)
+    keep_and_show(
+        diagnosis, lambda: keep_result(run, DIAGNOSIS, options.overwrite, diagnosis=diagnosis)
+    )
     return 0
 
 
@@ -145,13 +164,13 @@ def sample(parser: ArgumentParser, given: Namespace) -> int:
     output = _output_file(options, run.path / "samples.png", (*PICTURES, ".npz"))
     generator = Generator(run.model, run.guide, data.test[:MOST_PICTURED], options.seed)
     z, mean, x = generator.from_prior(options.num)
-    with writing(run.path, output), replacing(output) as file:
+    with writing(run, output, ELSEWHERE), replacing(output) as file:
         if output.suffix.lower() == ".npz":
             with file.open("wb") as opened:  # NumPy would add .npz to the name x.NPZ
                 np.savez_compressed(opened, z=z.numpy(), mean=mean.numpy(), x=x.numpy())
         else:
             prior_samples(mean).savefig(file)
-    print(output)
+    show(output)
     return 0
 
 
@@ -162,10 +181,13 @@ def compare(parser: ArgumentParser, given: Namespace) -> int:
     comparison = Comparison.of(
         [load_run(path, trust=trust_of(given, path)) for path in options.runs]
     )
-    print(comparison)
-    with replacing(output) as file:
-        comparison_plot(comparison).savefig(file)
-    print(f"\npicture: {output}")
+
+    def draw() -> None:
+        with replacing(output) as file:
+            comparison_plot(comparison).savefig(file)
+
+    keep_and_show(comparison, draw)
+    show(f"\npicture: {output}")
     return 0
 
 
@@ -176,10 +198,10 @@ def export(parser: ArgumentParser, given: Namespace) -> int:
     exported = to_arviz(
         run.model, run.guide, data.test, num_samples=options.num_samples, seed=options.seed
     )
-    content = as_netcdf(exported)
-    with writing(run.path, output):
+    content = as_netcdf(exported, run.weights_sha256)
+    with writing(run, output, ELSEWHERE):
         write_bytes(output, content)
-    print(output)
+    show(output)
     return 0
 
 
@@ -195,7 +217,7 @@ def _open_run(parser: ArgumentParser, given: Namespace) -> tuple[Namespace, Run,
     options = _complete_options(parser, given)
     run = load_run(options.run, trust=trust_of(given, options.run), results=False)
     if options.get("output") is None:
-        require_writable(run.path)
+        require_writable(run.path, ELSEWHERE if "output" in options else None)
     return options, run, load_rows(checked(run.path, run.config), options.data_dir)
 
 
@@ -221,8 +243,8 @@ def _epochs(run: Run, objective: Objective) -> int:
         return len(history)
     most = int(run.config.get("max_epochs") or 0)
     if objective.warmup_epochs:
-        say(
-            f"ppl-vae: warning: {run.path / METRICS} is missing or empty, so that the last beta of the run is "
+        warn(
+            f"{run.path / METRICS} is missing or empty, so that the last beta of the run is "
             f"not known: it is taken to be that after {most} epochs"
         )
     return most

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -13,8 +13,8 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from ppl_vae.checks import DataCheck, check, check_rows
-from ppl_vae.cli.common import say
 from ppl_vae.cli.mistakes import UsageError
+from ppl_vae.cli.output import say
 from ppl_vae.cli.own_modules import trust_of
 from ppl_vae.cli.setup import Setup, checked, with_defaults
 from ppl_vae.pairs import Batches, Pair
@@ -105,7 +105,7 @@ def _config_of_run(command: str, parser: ArgumentParser, given: Namespace) -> di
         raise UsageError(
             f"{path} was made by `ppl-vae {maker}`, which continues it: ppl-vae {maker} --resume {path}"
         )
-    has_checkpoints = any((path / CHECKPOINTS).glob("step-*"))
+    has_checkpoints = _has_checkpoints(path)
     # A refit writes weights, those of its model, before it begins.
     last = EVALUATION if command == "refit" else WEIGHTS
     if not has_checkpoints and (path / last).exists():
@@ -114,6 +114,11 @@ def _config_of_run(command: str, parser: ArgumentParser, given: Namespace) -> di
             f"changed; to train it again from the start, use --run_dir {path} --overwrite"
         )
     return config
+
+
+def _has_checkpoints(path: Path) -> bool:
+    folder = path / CHECKPOINTS  # `glob` would find none in one that may not be read
+    return folder.is_dir() and any(name.startswith("step-") for name in os.listdir(folder))
 
 
 def made_by(config: Mapping[str, Any]) -> str:
@@ -183,9 +188,7 @@ def started(
                 path = Path(given.get("resume") or given.get("run_dir") or new_folder(setup.config))
                 if processes is not None:
                     path = processes.from_first(path)  # the name contains the time
-                resume = given.get("resume") is not None and any(
-                    (path / CHECKPOINTS).glob("step-*")
-                )
+                resume = given.get("resume") is not None and _has_checkpoints(path)
                 if processes is not None:
                     resume = processes.from_first(resume)
                 if is_first:
@@ -195,10 +198,7 @@ def started(
     except KeyboardInterrupt:
         if folder is not None and path.exists():
             went_on = f"continue with: ppl-vae {command} --resume {path}"
-            print(
-                f"\n{went_on if folder.keeps else f'the run in {path} is as it was'}",
-                file=sys.stderr,
-            )
+            say(f"\n{went_on if folder.keeps else f'the run in {path} is as it was'}")
         raise
 
 

@@ -6,6 +6,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from ppl_vae.cli.finish import finish_run
+from ppl_vae.cli.output import show
 from ppl_vae.cli.setup import set_up
 from ppl_vae.cli.start import check_setup, options_of, started
 from ppl_vae.runs import require_free
@@ -24,7 +25,7 @@ def train(parser: ArgumentParser, given: Namespace) -> int:
             require_free(target, overwrite=bool(given.get("overwrite")))
     setup = set_up(options, trust=trust)
     if given.get("print_config"):
-        print(yaml.safe_dump(setup.config, sort_keys=False), end="")
+        show(yaml.safe_dump(setup.config, sort_keys=False), end="")
         return 0
     check_setup(setup)
     fabric = setup.fabric()

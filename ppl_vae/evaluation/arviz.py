@@ -334,7 +334,13 @@ def _assemble(groups: Groups, evaluation: Evaluation) -> Any:
     with warnings.catch_warnings():
         # ArviZ 0.23 warns about its successor when it is imported.
         warnings.simplefilter("ignore", FutureWarning)
-        import arviz
+        try:
+            import arviz
+        except OSError as error:  # it makes a folder for itself in the user's
+            raise OSError(
+                f"ArviZ cannot be imported ({error.filename}: {error.strerror}): set XDG_CACHE_HOME to a "
+                "folder that can be written"
+            ) from error
     return arviz.InferenceData(attrs=attrs, **datasets)
 
 

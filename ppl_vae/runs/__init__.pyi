@@ -12,6 +12,7 @@ from .folder import (
     describe_rows as describe_rows,
     read_config as read_config,
     read_csv as read_csv,
+    results_of_other_weights as results_of_other_weights,
     write_config as write_config,
     write_history as write_history,
     write_results as write_results,
@@ -44,4 +45,8 @@ from .trust import (
     UntrustedError as UntrustedError,
     names_in as names_in,
 )
-from .weights import write_weights as write_weights
+from .weights import (
+    ReplacedError as ReplacedError,
+    require_weights as require_weights,
+    write_weights as write_weights,
+)

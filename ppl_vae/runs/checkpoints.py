@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,36 +47,55 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], facts: dict[
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The newest good checkpoint, as `(state, facts)`; a warning names damaged ones that are passed over.
+    """The newest good checkpoint, as `(state, facts)`; a warning names those that are passed over.
 
     Raises:
         FileNotFoundError: There is no checkpoint.
-        CorruptFileError: Every checkpoint is damaged.
+        CorruptFileError: All of them are damaged, or something else.
+        OSError: None of them can be read, and the system does not let one of them be read.
     """
     files = checkpoint_files(folder)
     if not files:
         raise FileNotFoundError(
             f"{folder}: there is no checkpoint to resume from; start the training again"
         )
-    errors: list[CorruptFileError] = []
+    errors: list[CorruptFileError | OSError] = []
     for file in files:
         try:
-            if file.is_dir():
-                raise CorruptFileError(file, "this is a folder, not a file")
-            tensors, metadata = read_tensors(file)
-            if not {"state", "facts"} <= metadata.keys():
-                raise CorruptFileError(file, "the file holds something else than a checkpoint")
-        except CorruptFileError as error:
+            found = _read(file)
+        except (CorruptFileError, OSError) as error:
             errors.append(error)
             continue
-        for passed_over in errors:
-            warnings.warn(f"{passed_over}; continuing from {file.name} instead", stacklevel=2)
+        for bad, passed_over in zip(files, errors, strict=False):
+            why = _why(bad, passed_over)
+            warnings.warn(f"{bad}: {why}; continuing from {file.name} instead", stacklevel=2)
+        return found
+    newest, why = files[0], _why(files[0], errors[0])
+    none = "no other checkpoint in the folder is good"
+    unread = next((error for error in errors if isinstance(error, OSError)), None)
+    if unread is not None:  # nothing is wrong with what is in it: the training need not start again
+        at = files[errors.index(unread)]
+        raise type(unread)(
+            f"{at}: {_why(at, unread)}; {none}: make it readable, and try again"
+        ) from unread
+    raise CorruptFileError(newest, f"{why}; {none}: start the training again")
+
+
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    tensors, metadata = read_tensors(file)
+    if not {"state", "facts"} <= metadata.keys():
+        raise CorruptFileError(file, "the file holds something else than a checkpoint")
+    try:
         return unflatten(metadata["state"], tensors), metadata["facts"]
-    why = str(errors[0]).removeprefix(f"{errors[0].path}: ")
-    raise CorruptFileError(
-        errors[0].path,
-        f"{why}; no other checkpoint in the folder is good: start the training again",
-    )
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
+        raise CorruptFileError(file, f"its state cannot be read ({error!r})") from error
+
+
+def _why(file: Path, error: CorruptFileError | OSError) -> str:
+    """Why a checkpoint cannot be read, without its name."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"it cannot be read ({error.strerror})"
+    return str(error).removeprefix(f"{file}: ")
 
 
 MAY_CHANGE = ("max_epochs", "max_iterations", "patience", "num_samples", "tolerance")
@@ -152,7 +172,13 @@ def digest_of_rows(batches: Batches) -> str | None:
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, newest first."""
+    """The checkpoints in a folder, newest first; none if there is no folder.
+
+    Raises:
+        OSError: The folder may not be read.
+    """
+    if folder.is_dir():  # whose entries `glob` leaves out, without a word, if it may not be read
+        os.scandir(folder).close()
     return sorted(folder.glob("step-*.safetensors"), reverse=True)
 
 

@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -52,6 +52,9 @@ _MAKERS = {
 
 _DIGEST = "table_sha256"
 """Key in a result's file: the digest of the table beside it."""
+
+_WEIGHTS = "weights_sha256"
+"""Key in a result's file: the digest of the weights that it belongs to. Earlier versions wrote none."""
 
 _MOST_JSON = 2**23
 """Largest size of a result in bytes; a summary takes some thousand, older ones hold all rows."""
@@ -133,6 +136,7 @@ def write_results(
     gaps: Summary | Mapping[str, Any] | None = None,
     arviz: Any = None,
     rows: Mapping[str, Any] | None = None,
+    weights: str | None = None,
 ) -> None:
     """Writes each given result to a file of its name, and its per-row values to a table beside it.
 
@@ -144,6 +148,8 @@ def write_results(
         gaps: For gaps.json and gaps.csv.
         arviz: For posterior.nc.
         rows: Which rows the results belong to; written into the file of each result that has a table.
+        weights: The digest of the weights that the results belong to; written into each file. None if it is not
+            known.
     """
     results = {EVALUATION: evaluation, DIAGNOSIS: diagnosis, ANNEALED: annealed, GAPS: gaps}
     for name, result in results.items():
@@ -151,6 +157,7 @@ def write_results(
             continue
         table = (path / name).with_suffix(".csv")
         plain = dict(result if isinstance(result, Mapping) else result.to_dict())
+        plain.pop(_WEIGHTS, None)  # those that it was found with, perhaps in another run
         if isinstance(result, Table):
             columns = {key: _numbers(values) for key, values in result.rows().items()}
             lines = zip(*columns.values(), strict=True)
@@ -160,9 +167,11 @@ def write_results(
             plain[_DIGEST] = hashlib.sha256(content).hexdigest()
         else:
             table.unlink(missing_ok=True)  # it would belong to another result
+        if weights is not None:
+            plain[_WEIGHTS] = weights
         write_bytes(path / name, _as_json(plain))
     if arviz is not None:
-        write_bytes(path / POSTERIOR, as_netcdf(arviz))
+        write_bytes(path / POSTERIOR, as_netcdf(arviz, weights))
 
 
 def describe_rows(x: Any, name: str = "rows", split: str = "") -> dict[str, Any]:
@@ -294,7 +303,33 @@ def read_rows(path: Path, result: str = EVALUATION) -> dict[str, list[float]] | 
 def read_result(file: Path) -> dict[str, Any] | None:
     """A result as `to_dict()` gave it, with NaN for all that is not finite; None if there is none."""
     found = read_json(file)
-    return found and {name: _with_nan(value) for name, value in found.items() if name != _DIGEST}
+    return found and {
+        name: _with_nan(value) for name, value in found.items() if name not in (_DIGEST, _WEIGHTS)
+    }
+
+
+def results_of_other_weights(
+    path: Path, weights: str, results: Iterable[str] = tuple(_MAKERS)
+) -> dict[str, str]:
+    """The results in a run's folder that belong to other weights.
+
+    Args:
+        path: The run's folder.
+        weights: The digest of the weights that are there now.
+        results: Names of the files to look at. What cannot be read is left out: reading it says why.
+
+    Returns:
+        The names of the files, and for each the command that makes it again.
+    """
+    found = {}
+    for name in results:
+        try:
+            summary = read_json(path / name) or {}
+        except (OSError, CorruptFileError):
+            continue
+        if summary.get(_WEIGHTS, weights) != weights:
+            found[name] = f"{_MAKERS[name]} {path} --overwrite"
+    return found
 
 
 def read_json(file: Path) -> dict[str, Any] | None:

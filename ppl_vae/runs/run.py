@@ -37,10 +37,11 @@ from ppl_vae.runs.folder import (
     read_csv,
     read_result,
     read_rows,
+    results_of_other_weights,
     write_history,
     write_results,
 )
-from ppl_vae.runs.location import CONFIG, DIAGNOSIS, EVALUATION, METRICS
+from ppl_vae.runs.location import CONFIG, DIAGNOSIS, EVALUATION, METRICS, WEIGHTS
 from ppl_vae.runs.lock import LockedError
 from ppl_vae.runs.names import name_of
 from ppl_vae.runs.run_folder import RunFolder
@@ -73,6 +74,7 @@ class Run:
         evaluation: The content of evaluation.json, or None.
         evaluation_rows: Its per-row values by name, or None.
         diagnosis: The content of diagnosis.json, or None.
+        weights_sha256: A digest of the weights, which stands in the results that belong to them.
     """
 
     path: Path
@@ -83,6 +85,7 @@ class Run:
     evaluation: dict[str, Any] | None
     evaluation_rows: dict[str, list[float]] | None
     diagnosis: dict[str, Any] | None
+    weights_sha256: str
 
 
 def save_run(
@@ -148,10 +151,17 @@ def save_run(
         full.setdefault(role, {"class_path": name_of(program)})
     kept = None if rows is None else describe_rows(rows)
     with RunFolder.new(path, full, overwrite=overwrite) as run:
-        write_weights(run.path, model, guide)
+        weights = write_weights(run.path, model, guide)
         if fit is not None:
             write_history(run.path, fit.history)
-        write_results(run.path, evaluation=evaluation, diagnosis=diagnosis, arviz=arviz, rows=kept)
+        write_results(
+            run.path,
+            evaluation=evaluation,
+            diagnosis=diagnosis,
+            arviz=arviz,
+            rows=kept,
+            weights=weights,
+        )
         run.begin()
 
 
@@ -174,14 +184,15 @@ def load_run(
         trust: What the folder may name beside the classes of this package, of torch and of Pyro: True (all that
             it names, which may then do anything to your files), or the names of packages and modules.
         results: Whether to read what was found earlier, too. False leaves the history, the evaluation and the
-            diagnosis out, so that damaged ones can be replaced.
+            diagnosis out, so that those can be replaced that are damaged or belong to other weights.
 
     Returns:
         The `Run`.
 
     Raises:
         FileNotFoundError: No such folder, or no run in it.
-        CorruptFileError: A file is damaged; the message names it and says what to do.
+        CorruptFileError: A file is damaged, or a result belongs to other weights; the message names it and says
+            what to do.
         UntrustedError: The folder names other classes or functions; nothing was imported.
         LockedError: Other runs take the place of this one all the time.
         ValueError: config.yaml cannot be used, or the weights are those of another pair.
@@ -202,13 +213,17 @@ def load_run(
     raise LockedError(f"{path} is replaced by other runs all the time: read it when that has ended")
 
 
-def _written(path: Path) -> tuple[int, int] | None:
-    """What tells a run from another that has taken its place."""
-    try:
-        found = os.stat(path / CONFIG)
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns
+def _written(path: Path) -> list[tuple[int, int] | None]:
+    """What tells a run from another that has taken its place, and from itself with other weights."""
+    written: list[tuple[int, int] | None] = []
+    for name in (CONFIG, WEIGHTS):
+        try:
+            found = os.stat(path / name)
+        except OSError:
+            written.append(None)
+        else:
+            written.append((found.st_ino, found.st_mtime_ns))
+    return written
 
 
 def _load(
@@ -237,7 +252,9 @@ def _load(
             guide = _rebuild(path, config, "guide", model, allowed)
         elif given is None:
             attach_guide(model, guide)
-    read_weights(path, model, guide, allowed)
+    weights = read_weights(path, model, guide, allowed)
+    if results:
+        _require_results_of(path, config, weights)
     for module in Pair.of(model, guide).modules().values():
         module.eval()
     return Run(
@@ -249,6 +266,29 @@ def _load(
         evaluation=read_result(path / EVALUATION) if results else None,
         evaluation_rows=read_rows(path) if results else None,
         diagnosis=read_result(path / DIAGNOSIS) if results else None,
+        weights_sha256=weights,
+    )
+
+
+def _require_results_of(path: Path, config: Mapping[str, Any], weights: str) -> None:
+    """Raises an error for results of other weights.
+
+    Raises:
+        CorruptFileError: There are some; the message says how to make them again.
+    """
+    others = results_of_other_weights(path, weights, (EVALUATION, DIAGNOSIS))
+    if not others:
+        return
+    first, *more = others
+    if "data" in config:  # ppl-vae train made it
+        again = " and ".join(f"`{command}`" for command in others.values())
+        remedy = f"{again} make{'' if more else 's'} {'both' if more else 'it'} again"
+    else:
+        remedy = "evaluate the pair, and save it again with save_run"
+    raise CorruptFileError(
+        path / first,
+        f"it belongs to other weights than those in {WEIGHTS}, which were trained further or replaced: "
+        f"{remedy}; load_run(path, results=False) reads the pair alone",
     )
 
 

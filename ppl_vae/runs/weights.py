@@ -12,13 +12,22 @@ from torch.distributions.constraints import Constraint
 from ppl_vae.pairs import Pair, Program
 from ppl_vae.runs.location import CHECKPOINTS, WEIGHTS
 from ppl_vae.runs.trust import Trust
-from ppl_vae.runtime import CorruptFileError, read_tensors, write_tensors
+from ppl_vae.runtime import CorruptFileError, content_digest, read_tensors, write_tensors
+
+
+class ReplacedError(RuntimeError):
+    """The weights in a run's folder are no longer those that were read: another process has written there."""
+
 
 _PARAM = "param."  # how Pair.state() marks the values of pyro.param
 
 
-def write_weights(path: Path, model: Program, guide: Program) -> None:
-    """Writes the state of a pair. `pyro.param` values are unconstrained; their constraints are written too."""
+def write_weights(path: Path, model: Program, guide: Program) -> str:
+    """Writes the state of a pair. `pyro.param` values are unconstrained; their constraints are written too.
+
+    Returns:
+        A digest of names, values and constraints. It is written into the results that belong to them.
+    """
     pair = Pair.of(model, guide)
     constraints = {}
     for name in pair.store["params"]:
@@ -27,16 +36,39 @@ def write_weights(path: Path, model: Program, guide: Program) -> None:
         except TypeError as error:
             raise TypeError(f"pyro.param '{name}' cannot be saved: {error}") from error
     write_tensors(path / WEIGHTS, pair.state(), {"constraints": constraints})
+    return content_digest(path / WEIGHTS)
 
 
-def read_weights(path: Path, model: Program, guide: Program, trust: Trust) -> None:
-    """Loads the saved state into a pair."""
+def require_weights(path: Path, weights: str) -> None:
+    """Raises an error unless a run's folder holds the weights with this digest.
+
+    Raises:
+        ReplacedError: It holds others, or none that can be read.
+    """
+    try:
+        there = content_digest(path / WEIGHTS)
+    except (FileNotFoundError, CorruptFileError):
+        there = None
+    if there != weights:
+        raise ReplacedError(
+            f"{path} holds other weights than those that were read: it has been trained or replaced meanwhile. "
+            "Nothing was written there; run the command again for the new ones"
+        )
+
+
+def read_weights(path: Path, model: Program, guide: Program, trust: Trust) -> str:
+    """Loads the saved state into a pair.
+
+    Returns:
+        Its digest.
+    """
     file = path / WEIGHTS
     if (path / CHECKPOINTS).is_dir():
         remedy = f"`ppl-vae train --resume {path}` finishes the run from its checkpoints and writes it again"
     else:
         remedy = "save or train the run again"
     try:
+        weights = content_digest(file)
         state, metadata = read_tensors(file)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path} has no {WEIGHTS}: {remedy}") from error
@@ -57,6 +89,7 @@ def read_weights(path: Path, model: Program, guide: Program, trust: Trust) -> No
     _check_names(file, pair, state)
     pair.load_state(state)
     pair.remember()
+    return weights
 
 
 def _check_names(file: Path, pair: Pair, state: Mapping[str, Tensor]) -> None:

@@ -43,6 +43,7 @@ from .randomness import (
 )
 from .safe_path import safe_children as safe_children
 from .tensors import (
+    content_digest as content_digest,
     digest as digest,
     flatten as flatten,
     read_tensors as read_tensors,

@@ -14,7 +14,7 @@ import shutil
 import socket
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _TEMPORARY = ".writing"
@@ -94,6 +94,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     Raises:
         DiskFullError: The disk is full; `path` is as it was.
         IsADirectoryError: There is a folder.
+        OSError: The folder may not be written, say; the error names `path`, not the file beside it.
 
     Example:
         >>> import tempfile
@@ -119,8 +120,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
             yield temporary
             _flush(temporary)
             os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
+        except BaseException as error:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.filename == str(temporary):
+                raise type(error)(error.errno, error.strerror, str(path)) from error
             raise
         _flush(path.parent)
 

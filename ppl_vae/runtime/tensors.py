@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,18 +58,11 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         FileNotFoundError: There is no such file.
         CorruptFileError: It is truncated, changed, or not a file of ours; the message names it.
+        OSError: The system does not let it be read: a permission is missing, say.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError, RuntimeError) as error:
-        raise CorruptFileError(path, f"the file is truncated or damaged ({error})") from error
-    if _METADATA not in header or _DIGEST not in header:
-        raise CorruptFileError(path, "the file was not written by ppl_vae (it has no checksum)")
+    with _opened(path) as (file, header):
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if _digest(tensors, header[_METADATA]) != header[_DIGEST]:
         raise CorruptFileError(
             path, "the file's content does not match its checksum: it is damaged"
@@ -76,6 +71,59 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return tensors, load_json(header[_METADATA])
     except ValueError as error:
         raise CorruptFileError(path, f"its metadata cannot be read ({error})") from error
+
+
+def content_digest(path: str | Path) -> str:
+    """The digest of names, values and metadata that a file of `write_tensors` holds; they are not read.
+
+    Unlike the bytes of the file, in which metadata have a random order, it is the same for the same content.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        CorruptFileError: It is truncated, or not a file of ours.
+        OSError: The system does not let it be read.
+
+    Example:
+        >>> import tempfile
+        >>> file = f"{tempfile.mkdtemp()}/state.safetensors"
+        >>> write_tensors(file, {"w": torch.ones(2)})
+        >>> before = content_digest(file)
+        >>> write_tensors(file, {"w": torch.zeros(2)})
+        >>> before == content_digest(file)
+        False
+    """
+    with _opened(Path(path)) as (_, header):
+        return header[_DIGEST]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
+    """A file of ours, open, and its header."""
+    _require_file(path)
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            if _METADATA not in header or _DIGEST not in header:
+                raise CorruptFileError(
+                    path, "the file was not written by ppl_vae (it has no checksum)"
+                )
+            yield file, header
+    except (safetensors.SafetensorError, OSError, RuntimeError) as error:
+        raise CorruptFileError(path, f"the file is truncated or damaged ({error})") from error
+
+
+def _require_file(path: Path) -> None:
+    """Raises an error for what cannot be opened, as such: safetensors calls all of it a missing file."""
+    if path.is_file():
+        with path.open("rb"):
+            return
+    if path.is_dir():
+        raise CorruptFileError(path, "this is a folder, not a file")
+    if path.exists():
+        raise CorruptFileError(path, "this is no plain file, but a pipe or a device")
+    if path.is_symlink():
+        raise CorruptFileError(path, f"this is a link to {os.readlink(path)}, which is not there")
+    raise FileNotFoundError(f"{path}: there is no such file")
 
 
 def flatten(tree: Any, prefix: str = "") -> tuple[Any, dict[str, Tensor]]:

@@ -1,0 +1,57 @@
+"""What the commands print: results to standard output, messages to standard error. Without torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+
+
+class OutputError(Exception):
+    """Standard output cannot be written: it is full or closed."""
+
+
+def say(line: str) -> None:
+    """Prints a message to standard error: standard output is for results.
+
+    Where that is full or closed, nobody can be told, but no result may be lost for it.
+    """
+    if sys.stderr is not None:  # for None, `print` would take standard output
+        with suppress(OSError):
+            print(line, file=sys.stderr, flush=True)
+
+
+def warn(line: str) -> None:
+    """Prints a warning to standard error."""
+    say(f"ppl-vae: warning: {line}")
+
+
+def show(result: object = "", end: str = "\n") -> None:
+    """Prints a result to standard output, at once: what cannot be printed is an error here, not at the end.
+
+    Raises:
+        OutputError: It cannot be written.
+        BrokenPipeError: Its reader has ended.
+    """
+    if sys.stdout is None:
+        raise OutputError("standard output is closed, so that the result was not shown")
+    try:
+        print(result, end=end, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(
+            f"standard output cannot be written ({error.strerror}): what was to be shown is incomplete"
+        ) from error
+
+
+def finish_output() -> None:
+    """Prints what is still to be printed, such as a help text. Raises as `show` does."""
+    if sys.stdout is not None:
+        show(end="")
+
+
+def silence_output() -> None:
+    """Lets standard output go nowhere: Python prints what is left at its end, and would fail once more."""
+    with suppress(OSError, AttributeError, ValueError):  # closed, or no file of the system
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
