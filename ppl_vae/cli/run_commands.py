@@ -52,6 +52,7 @@ from ppl_vae.runtime import (
     own_folder,
     replacing,
     require_count,
+    require_file,
     resolve_device,
     write_bytes,
 )
@@ -67,13 +68,15 @@ def evaluate(parser: ArgumentParser, given: Namespace) -> int:
     """Evaluates a run's test rows, by importance sampling or by annealed importance sampling."""
     options, run, data = _open_run(parser, given)
     x = _first_rows(data, options)
+    file = run.path / (ANNEALED if options.method == "ais" else EVALUATION)
+    _require_results(options, file, file.with_suffix(".csv"))
     _to_device(run, options.device, x)
     rows = rows_of(data, len(x))
     if options.method == "ais":
         start = None if options.from_prior else run.guide
         annealed = with_levels(_anneal(run, start, x, options), data)
         print(annealed)
-        keep_result(run.path / ANNEALED, options.overwrite, annealed=annealed, rows=rows)
+        keep_result(file, options.overwrite, annealed=annealed, rows=rows)
         return 0
     evaluation = evaluate_pair(
         run.model,
@@ -85,7 +88,7 @@ def evaluate(parser: ArgumentParser, given: Namespace) -> int:
     )
     evaluation = with_levels(evaluation, data)
     print(evaluation)
-    keep_result(run.path / EVALUATION, options.overwrite, evaluation=evaluation, rows=rows)
+    keep_result(file, options.overwrite, evaluation=evaluation, rows=rows)
     return 0
 
 
@@ -93,6 +96,8 @@ def gaps(parser: ArgumentParser, given: Namespace) -> int:
     """Says where a run's bound is lost: log p(x), the best ELBO in the guide's family, the ELBO."""
     options, run, data = _open_run(parser, given)
     x = _first_rows(data, options)
+    picture = run.path / PLOTS / "gaps.png"
+    _require_results(options, run.path / GAPS, (run.path / GAPS).with_suffix(".csv"), picture)
     _to_device(run, options.device, x)
     truth = _anneal(run, run.guide, x, options) if options.truth == "ais" else None
     found = inference_gaps(
@@ -106,7 +111,6 @@ def gaps(parser: ArgumentParser, given: Namespace) -> int:
     )
     print(found)
     keep_result(run.path / GAPS, options.overwrite, gaps=found, rows=rows_of(data, len(x)))
-    picture = run.path / PLOTS / "gaps.png"
     if options.overwrite or not picture.exists():
         figure = gaps_plot({type(run.guide).__name__: found})
         with writing(run.path, picture):
@@ -120,6 +124,7 @@ def gaps(parser: ArgumentParser, given: Namespace) -> int:
 def diagnose(parser: ArgumentParser, given: Namespace) -> int:
     """Diagnoses a run on its test rows."""
     options, run, data = _open_run(parser, given)
+    _require_results(options, run.path / DIAGNOSIS)
     _to_device(run, options.device, data.test)
     objective = _objective(run, trust_of(given, options.run))
     diagnosis = diagnose_pair(
@@ -237,6 +242,7 @@ def _output_file(options: Namespace, default: Path, kinds: Collection[str] = ())
         kinds: How its name may end; empty: in any way.
     """
     output = default if options.output is None else Path(options.output)
+    require_file(output)
     if kinds and output.suffix.lower() not in kinds:
         raise UsageError(f"--output {output}: expected a name that ends with {', '.join(kinds)}")
     if output.resolve() != default.resolve() and is_of_a_run(output):
@@ -250,6 +256,13 @@ def _output_file(options: Namespace, default: Path, kinds: Collection[str] = ())
     if not output.parent.is_dir():
         raise FileNotFoundError(f"--output {output}: there is no folder {output.parent}")
     return output
+
+
+def _require_results(options: Namespace, *files: Path) -> None:
+    """Raises an error now, not after the work, if a result is to be written where there is something else."""
+    for file in files if options.overwrite else ():
+        if not file.is_symlink():  # a link is replaced, not what it leads to
+            require_file(file)
 
 
 def _anneal(run: Run, guide: Program | None, x: Tensor, options: Namespace) -> Annealed:
