@@ -115,6 +115,12 @@ def something(kind: str, path: Path) -> None:
         path.symlink_to("/dev/stdout")
 
 
+def without_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is computed and, above all, nothing is written: root would replace the devices of the system."""
+    for name in ("Generator", "Comparison", "to_arviz", "replacing", "write_bytes"):
+        monkeypatch.setattr(f"ppl_vae.cli.run_commands.{name}", None)
+
+
 @pytest.mark.parametrize("kind", ["a folder", "a pipe", "a socket", "a device", "an output"])
 @pytest.mark.parametrize("command", ["sample", "compare", "export"])
 def test_an_output_that_is_no_file_is_refused_before_the_work(
@@ -125,8 +131,7 @@ def test_an_output_that_is_no_file_is_refused_before_the_work(
     said: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for work in ("Generator", "Comparison", "to_arviz"):
-        monkeypatch.setattr(f"ppl_vae.cli.run_commands.{work}", None)
+    without_work(monkeypatch)
     something(kind, tmp_path / "x.png")
     before = os.lstat(tmp_path / "x.png")
     for options in ((), ("--overwrite",)):
@@ -141,8 +146,13 @@ def test_an_output_that_is_no_file_is_refused_before_the_work(
 @pytest.mark.parametrize("output", ["/dev/null", "/dev/stdout", "/proc/self/fd/1", "/dev/fd/2"])
 @pytest.mark.parametrize("command", ["sample", "compare", "export"])
 def test_what_the_system_has_opened_is_no_output(
-    command: str, output: str, run: Path, said: Callable[..., str]
+    command: str,
+    output: str,
+    run: Path,
+    said: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    without_work(monkeypatch)
     before = os.lstat(output)
     runs = (run, run) if command == "compare" else (run,)
     message = said(command, *runs, "-o", output, "--overwrite")

@@ -60,7 +60,9 @@ class Lock:
         self._last_resort = weakref.finalize(self, _close, self._opened)
         self._last_resort.atexit = False
         if self._folder in _held:
-            raise LockedError(f"{folder} is being written by this process already")
+            raise LockedError(
+                f"{folder} is being written by this process already (if that was interrupted, try once more)"
+            )
         try:
             self._take(folder)
             _held[self._folder] = self
