@@ -32,6 +32,7 @@ from ppl_vae.evaluation import Evaluation, evaluate
 from ppl_vae.guides import MeanField
 from ppl_vae.models import VAE
 from ppl_vae.runs import save_run
+from ppl_vae.runs.contents import holds_others
 from ppl_vae.runtime import read_tensors
 from ppl_vae.stats import Estimate
 
@@ -119,6 +120,7 @@ def test_train_leaves_a_whole_run(first: Path, done: subprocess.CompletedProcess
         *("evaluation.csv", "diagnosis.json", "posterior.nc", "plots", "checkpoints"),
     }
     assert {p.stem for p in (first / "plots").iterdir()} == PICTURES
+    assert not holds_others(first)  # `--overwrite` replaces all of them
     for words in ("ELBO", "rate", "distortion", "log p(x), 20 samples", "bits per dimension"):
         assert words in done.stdout
     for words in ("ESS", "Pareto k-hat", "active units", "mutual information", "±", "first/plots"):
@@ -250,6 +252,7 @@ def test_functions_of_ones_own(
     assert main(["train", "--run_dir", folder, *SMALL, *arguments]) == 0
     assert (tmp_path / "run" / "plots" / "manifold.png").is_file()
     assert len(list((tmp_path / "run" / "plots").iterdir())) == len(PICTURES)
+    assert not holds_others(tmp_path / "run")  # `--overwrite` replaces all of them
     capsys.readouterr()
     trained = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     del sys.modules[mine]  # a new process would import it again, with other initial weights

@@ -18,6 +18,7 @@ import yaml
 from ppl_vae.cli import main
 from ppl_vae.data import load_data
 from ppl_vae.runs import load_run
+from ppl_vae.runs.contents import holds_others
 from ppl_vae.runtime import read_tensors
 
 SMALL, NETWORK = (*catalogue.SMALL_RUN, "--quiet"), catalogue.SMALL_NETWORK
@@ -149,6 +150,7 @@ def test_gaps_of_a_run(truth: str, trained: Path, capsys: pytest.CaptureFixture[
     assert printed.startswith("log p(x), importance sampling") == (truth == "importance")
     assert json.loads((trained / "gaps.json").read_text())["rows"]["num"] == 4
     assert (trained / "plots" / "gaps.png").stat().st_size > 0
+    assert not holds_others(trained)  # `--overwrite` replaces all of them
 
 
 def test_em_leaves_a_run_that_is_evaluated_exactly(
@@ -164,6 +166,7 @@ def test_em_leaves_a_run_that_is_evaluated_exactly(
         "components.png",
         "learning_curve.png",
     }
+    assert not holds_others(folder)  # `--overwrite` replaces all of them
     with (folder / "metrics.csv").open() as lines:
         climb = [float(row["log_likelihood"]) for row in csv.DictReader(lines)]
     assert all(b >= a - 1e-6 for a, b in pairwise(climb))

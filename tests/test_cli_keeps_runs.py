@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
@@ -14,9 +16,11 @@ import torch
 import yaml
 
 from ppl_vae.cli import main
+from ppl_vae.guides import MeanField
+from ppl_vae.models import VAE
 from ppl_vae.runs import RunFolder
 from ppl_vae.runtime import read_tensors
-from ppl_vae.training import checkpoints
+from ppl_vae.training import checkpoints, fit
 from ppl_vae.training.loop import Training
 
 SMALL = (*catalogue.SMALL_RUN, *catalogue.SMALL_NETWORK, "--model.latent_dim", "2", "--quiet")
@@ -88,6 +92,104 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def same_weights(*folders: Path) -> bool:
     first, second = (read_tensors(folder / "weights.safetensors")[0] for folder in folders)
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+# -- outputs ---------------------------------------------------------------------------------------------
+
+
+def something(kind: str, path: Path) -> None:
+    """Makes something that is no file."""
+    if kind == "a folder":
+        path.mkdir()
+    elif kind == "a pipe":
+        os.mkfifo(path)
+    elif kind == "a socket":
+        here = os.getcwd()
+        os.chdir(path.parent)  # the name of a socket must be short
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(path.name)
+        os.chdir(here)
+    elif kind == "a device":
+        path.symlink_to(os.devnull)  # only root makes devices
+    elif kind == "an output":
+        path.symlink_to("/dev/stdout")
+
+
+def without_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is computed and, above all, nothing is written: root would replace the devices of the system."""
+    for name in ("Generator", "Comparison", "to_arviz", "replacing", "write_bytes"):
+        monkeypatch.setattr(f"ppl_vae.cli.run_commands.{name}", None)
+
+
+@pytest.mark.parametrize("kind", ["a folder", "a pipe", "a socket", "a device", "an output"])
+@pytest.mark.parametrize("command", ["sample", "compare", "export"])
+def test_an_output_that_is_no_file_is_refused_before_the_work(
+    kind: str,
+    command: str,
+    run: Path,
+    tmp_path: Path,
+    said: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    without_work(monkeypatch)
+    something(kind, tmp_path / "x.png")
+    before = os.lstat(tmp_path / "x.png")
+    for options in ((), ("--overwrite",)):
+        runs = (run, run) if command == "compare" else (run,)
+        message = said(command, *runs, "-o", tmp_path / "x.png", *options)
+        # Where the output of the tests goes, may be a file, a pipe or a terminal.
+        assert f"x.png is {kind}" in message or (kind == "an output" and "x.png is a" in message)
+        assert "but a file is to be written there" in message
+    assert os.path.samestat(os.lstat(tmp_path / "x.png"), before)
+
+
+@pytest.mark.parametrize("output", ["/dev/null", "/dev/stdout", "/proc/self/fd/1", "/dev/fd/2"])
+@pytest.mark.parametrize("command", ["sample", "compare", "export"])
+def test_what_the_system_has_opened_is_no_output(
+    command: str,
+    output: str,
+    run: Path,
+    said: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    without_work(monkeypatch)
+    before = os.lstat(output)
+    runs = (run, run) if command == "compare" else (run,)
+    message = said(command, *runs, "-o", output, "--overwrite")
+    assert f"{output} is a" in message
+    assert "a file is to be written there: choose another name" in message
+    assert os.path.samestat(os.lstat(output), before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "work", "file"),
+    [
+        (("evaluate",), "evaluate_pair", "evaluation.json"),
+        (("evaluate",), "evaluate_pair", "evaluation.csv"),
+        (("evaluate", "--method", "ais"), "annealed_importance_sampling", "annealed.json"),
+        (("diagnose",), "diagnose_pair", "diagnosis.json"),
+        (("gaps",), "inference_gaps", "gaps.csv"),
+        (("gaps",), "inference_gaps", "plots/gaps.png"),
+        (("export",), "to_arviz", "posterior.nc"),
+        (("sample",), "Generator", "samples.png"),
+    ],
+)
+def test_a_pipe_in_the_place_of_a_result_stays(
+    arguments: tuple[str, ...],
+    work: str,
+    file: str,
+    run: Path,
+    said: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(f"ppl_vae.cli.run_commands.{work}", None)
+    (run / file).parent.mkdir(exist_ok=True)
+    (run / file).unlink(missing_ok=True)
+    os.mkfifo(run / file)
+    command, *options = arguments
+    message = said(command, run, *options, "--overwrite")
+    assert f"{run / file} is a pipe, but a file is to be written there" in message
+    assert (run / file).is_fifo()
 
 
 # -- resumed ---------------------------------------------------------------------------------------------
@@ -274,6 +376,51 @@ def test_a_run_that_another_command_writes_is_left_alone(
     assert content(run) == before
 
 
+OPTIONS = ("--overwrite", "--max_epochs", "1", *SMALL)
+
+
+def test_files_of_the_user_in_the_folders_of_a_run_stay(run: Path, trained: Path) -> None:
+    plots = run / "plots"
+    plots.mkdir(exist_ok=True)
+    assert main(["sample", str(run), "--num", "2", "-o", str(plots / "mine.png")]) == 0
+    shutil.copytree(trained, plots / "inner")  # by an earlier version
+    for name in ("plots/notes.txt", "checkpoints/notes.txt", "tensorboard/notes.txt"):
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text("mine")
+    (plots / "gaps.png").write_text("of the run")
+    mine = {
+        name: data
+        for name, data in content(run).items()
+        if name.startswith(("plots/inner", "plots/mine")) or "notes" in name
+    }
+    assert main(["train", "--run_dir", str(run), *OPTIONS]) == 0
+    assert mine.items() <= content(run).items()
+    assert not (plots / "gaps.png").exists()
+    assert main(["train", "--resume", str(run), "--max_epochs", "2", "--quiet"]) == 0
+    assert main(["em", "--run_dir", str(run), "--overwrite", "--max_iterations", "2"]) == 0
+    assert mine.items() <= content(run).items()
+
+
+def test_no_run_is_made_in_the_folders_of_another(
+    run: Path, trained: Path, tmp_path: Path, said: Callable[..., str]
+) -> None:
+    before = content(run)
+    for inside in ("plots/inner", "checkpoints", "tensorboard/a/b", ".ppl_vae-new/x"):
+        words = f"of the run {run}, which `--overwrite` replaces: choose a folder outside of it"
+        assert words in said("train", "--run_dir", run / inside, *SMALL)
+        assert words in said("em", "--run_dir", run / inside, "--quiet")
+        assert words in said("refit", trained, "--run_dir", run / inside, "--quiet")
+        with pytest.raises(FileExistsError, match="choose a folder outside of it"):
+            fit(VAE((4,), 2), MeanField((4,), 2), torch.rand(8, 4), run_dir=run / inside)
+        (tmp_path / "link").symlink_to(run)
+        assert "outside" in said("train", "--run_dir", tmp_path / "link" / inside, *SMALL)
+        (tmp_path / "link").unlink()
+    assert content(run) == before
+    (tmp_path / "plots").mkdir()  # of no run
+    options = ("--max_epochs", "1", *SMALL)
+    assert main(["train", "--run_dir", str(tmp_path / "plots" / "run"), *options]) == 0
+
+
 # -- refitted --------------------------------------------------------------------------------------------
 
 
@@ -285,6 +432,21 @@ def test_a_run_is_not_refitted_into_itself(
         message = said("refit", run, "--run_dir", target, "--overwrite", "--quiet", code=2)
         assert "is the run whose model is kept, and would be lost" in message
     assert content(run) == before
+
+
+def test_no_run_is_refitted_into_one_around_it_or_inside(
+    run: Path, trained: Path, said: Callable[..., str]
+) -> None:
+    for inside in ("plots/inner", "inner"):
+        shutil.copytree(trained, run / inside)
+        before = content(run)
+        message = said("refit", run / inside, "--run_dir", run, *OPTIONS[:3], code=2)
+        assert f"--run_dir {run} holds {run / inside}, the run whose model is kept" in message
+        message = said("refit", run, "--run_dir", run / inside, "--overwrite", code=2)
+        assert (
+            f"--run_dir {run / inside} is inside of {run}, the run whose model is kept" in message
+        )
+        assert content(run) == before
 
 
 @pytest.mark.parametrize("epoch", [0, pytest.param(1, marks=pytest.mark.slow), 2])

@@ -31,6 +31,7 @@ from ppl_vae.objectives import (
     TraceELBO,
 )
 from ppl_vae.pairs import PairError
+from ppl_vae.runs.contents import holds_others
 from ppl_vae.runtime import make_fabric, resolve_device
 from ppl_vae.training.metrics import METRICS
 
@@ -163,6 +164,7 @@ def test_tensorboard_on_request(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     fitted, _ = train(run_dir=tmp_path, tensorboard=True)
+    assert not holds_others(tmp_path)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     found = [(e.step, e.value) for e in events.Scalars("elbo")]

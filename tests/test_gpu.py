@@ -173,7 +173,7 @@ def test_a_killed_command_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     options += [*catalogue.SMALL_NETWORK, "--model.latent_dim", "2", "--device", "cuda"]
     assert command(0, "train", "--run_dir", tmp_path / "whole", *options) == 0
     assert command(9, "train", "--run_dir", tmp_path / "killed", *options) == -signal.SIGKILL
-    resume = ["train", "--resume", tmp_path / "killed"]
+    resume: list[str | Path] = ["train", "--resume", tmp_path / "killed"]
     assert command(40, *resume) == -signal.SIGKILL
     assert command(0, *resume) == 0
     kill.require_same(tmp_path / "killed", kill.contents(tmp_path / "whole"))

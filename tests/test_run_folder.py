@@ -19,14 +19,22 @@ import torch
 from trainings import Guide, Model, train
 
 import ppl_vae
-from ppl_vae.runs import LockedError, RunFolder, load_run, location, lock, run_folder, save_run
-from ppl_vae.runs.location import OF_A_RUN, config_file, finish_swap, swap
+from ppl_vae.runs import LockedError, RunFolder, load_run, location, run_folder, save_run
+from ppl_vae.runs.contents import OF_A_RUN
+from ppl_vae.runs.location import config_file, finish_swap, swap
 from ppl_vae.runs.lock import LOCK, Lock
 from ppl_vae.runs.weights import read_weights
 from ppl_vae.runtime import DiskFullError, append_text, own_folder, replacing, write_bytes
 from ppl_vae.training import checkpoints
 
 OLD, NEW = {"seed": 1}, {"seed": 2}
+
+PART = {
+    "plots": "khat.png",
+    "checkpoints": "step-000000001.safetensors",
+    "tensorboard": "events.out.tfevents.1",
+}
+"""A file of a run in each of its folders."""
 
 
 def fill(folder: Path, word: str, names: tuple[str, ...] = OF_A_RUN) -> None:
@@ -36,7 +44,7 @@ def fill(folder: Path, word: str, names: tuple[str, ...] = OF_A_RUN) -> None:
             (folder / name).write_text(word)
         else:
             (folder / name).mkdir()
-            (folder / name / "part").write_text(word)
+            (folder / name / PART[name]).write_text(word)
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -165,6 +173,74 @@ def test_what_is_no_run_is_left_alone(tmp_path: Path, overwrite: bool) -> None:
         RunFolder.new(tmp_path / "thesis.tex" / "run", NEW, overwrite=overwrite)
 
 
+@pytest.mark.parametrize("removed", range(5))
+def test_a_run_that_failed_and_whose_cleaning_was_killed_can_be_begun_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removed: int
+) -> None:
+    """The configuration goes last. An earlier version removed it first."""
+    folder = tmp_path / "run"
+    run = RunFolder.new(folder, OLD)
+    for name in ("weights.safetensors", "metrics.csv", "evaluation.json", "posterior.nc"):
+        write_bytes(folder / name, b"half")
+    with monkeypatch.context() as patch:
+        fail_after(patch, removed)
+        with pytest.raises(Killed):
+            run.__exit__(RuntimeError, RuntimeError(), None)
+    del run
+    left = {*os.listdir(folder)} - {LOCK}
+    assert "config.yaml" in left
+    assert len(left) == 5 - removed
+    with RunFolder.new(folder, NEW, overwrite=True) as again:
+        again.begin()
+    assert os.listdir(folder) == ["config.yaml"]
+
+
+def fail_after(patch: pytest.MonkeyPatch, most: int) -> None:
+    """After so many removals of files the process ends."""
+    left, unlink = [most], os.unlink
+
+    def counted(path: Any, **keywords: Any) -> None:
+        if os.path.lexists(path) and not left[0]:
+            raise Killed
+        unlink(path, **keywords)
+        left[0] -= 1
+
+    patch.setattr(os, "unlink", counted)
+
+
+@pytest.mark.parametrize(
+    ("files", "usable"),
+    [
+        (("weights.safetensors", "metrics.csv"), True),
+        (("weights.safetensors", "evaluation.json", "plots/khat.png"), True),
+        (("checkpoints/step-000000001.safetensors", "plots/mine.png"), True),
+        (("weights.safetensors", "thesis.tex"), False),
+        (("weights.safetensors", "plots/mine.png"), False),
+        (("weights.safetensors", "plots/inner/config.yaml"), False),
+        (("metrics.csv",), False),
+        (("plots/khat.png",), False),
+    ],
+)
+def test_what_is_left_of_a_run_may_be_replaced(
+    files: tuple[str, ...], usable: bool, tmp_path: Path
+) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text("left")
+    before = content(tmp_path)
+    if not usable:
+        with pytest.raises(FileExistsError, match="is not a run folder"):
+            RunFolder.new(tmp_path, NEW, overwrite=True)
+        assert content(tmp_path) == before
+        return
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        RunFolder.new(tmp_path, NEW)
+    assert content(tmp_path) == before
+    with RunFolder.new(tmp_path, NEW, overwrite=True) as run:
+        run.begin()
+    assert {*content(tmp_path)} == {"config.yaml", *(name for name in files if "mine" in name)}
+
+
 def test_the_configuration_of_a_resumed_run_changes_when_it_has_begun(old: Path) -> None:
     fails(RunFolder.open(old, NEW), lambda run: None)
     assert (old / "config.yaml").read_text() == "old"
@@ -227,7 +303,7 @@ def test_a_swap_that_is_killed_anywhere_is_finished_by_the_next_command(
         folder.mkdir()
         swapping(folder)
         ended = steps_of(lambda folder=folder: swap(folder), monkeypatch, last)  # type: ignore[misc]
-        begun = location.is_swapping(folder) or ended
+        begun = location.is_swapping(folder) or (folder / "config.yaml").read_text() == "new"
         finish_swap(folder)
         found = content(folder)
         assert found.pop("thesis.tex") == "mine"
@@ -235,11 +311,13 @@ def test_a_swap_that_is_killed_anywhere_is_finished_by_the_next_command(
             new = {
                 "config.yaml": "new",
                 "metrics.csv": "new",
-                os.path.join("checkpoints", "part"): "new",
+                os.path.join("checkpoints", PART["checkpoints"]): "new",
             }
             assert found == new, last
         else:
-            assert {name for name, text in found.items() if text == "old"} > set(OF_A_RUN[:8])
+            assert {name for name, text in found.items() if text == "old"} >= {
+                name for name in OF_A_RUN if "." in name
+            }
         moments += 1
         if ended:
             break
@@ -258,8 +336,6 @@ def test_a_swap_that_is_killed_twice_is_finished(
             steps_of(lambda folder=folder: swap(folder), monkeypatch, first)  # type: ignore[misc]
             begun = location.is_swapping(folder)
             steps_of(lambda folder=folder: finish_swap(folder), monkeypatch, second)  # type: ignore[misc]
-            (folder / LOCK).unlink(missing_ok=True)  # a killed process would not hold it
-            lock._held.clear()
             assert config_file(folder).read_text() == ("new" if begun or first > 30 else "old")
 
 
@@ -289,7 +365,7 @@ import sys, time
 from pathlib import Path
 from typing import Any
 from ppl_vae.runs.lock import Lock
-Lock(Path(sys.argv[1]))
+lock = Lock(Path(sys.argv[1]))
 print("locked", flush=True)
 time.sleep(60)
 """
@@ -347,10 +423,30 @@ def test_one_process_writes_a_folder_once_at_a_time(tmp_path: Path) -> None:
         pass
 
 
+def test_a_lock_that_nobody_holds_any_longer_is_free(tmp_path: Path) -> None:
+    lock = Lock(tmp_path)
+    with pytest.raises(LockedError, match="by this process already"):
+        Lock(tmp_path)
+    before = len(os.listdir("/dev/fd"))
+    del lock
+    assert len(os.listdir("/dev/fd")) == before - 1
+    Lock(tmp_path).release()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_of_another_is_not_removed_by_one_that_was_refused(tmp_path: Path) -> None:
+    with RunFolder.open(tmp_path):
+        for _ in range(2):
+            with pytest.raises(LockedError):
+                RunFolder.open(tmp_path)
+        assert (tmp_path / LOCK).is_file()
+
+
 @pytest.mark.parametrize(
     ("written", "locked"),
     [
-        ({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}, True),
+        ({"pid": os.getppid(), "host": socket.gethostname(), "since": time.time()}, True),
+        ({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}, False),
         ({"pid": 2**22 + 1, "host": socket.gethostname(), "since": time.time()}, False),
         ({"pid": 1, "host": "another", "since": time.time()}, True),
         ({"pid": "x"}, False),
@@ -416,7 +512,7 @@ def test_a_link_is_replaced_together_with_the_run(old: Path, tmp_path: Path) -> 
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "picture.png").write_text("mine")
-    (old / "plots" / "part").unlink()
+    (old / "plots" / PART["plots"]).unlink()
     (old / "plots").rmdir()
     (old / "plots").symlink_to(elsewhere)
     with RunFolder.new(old, NEW, overwrite=True) as run:

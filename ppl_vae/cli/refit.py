@@ -55,11 +55,8 @@ def _options_for(
 ) -> tuple[Program, dict[str, Any], dict[str, Trust]]:
     """The model of a run, the options of the refit, and the trust in those that are the run's."""
     target = given.get("run_dir")
-    if target is not None and Path(target).resolve() == source.resolve():
-        raise UsageError(
-            f"--run_dir {target} is the run whose model is kept, and would be lost: choose another folder"
-        )
     if target is not None:
+        _require_apart(Path(target), source)
         require_free(as_folder(target, "run_dir"), overwrite=bool(given.get("overwrite")))
     trust = trust_of(given, source)
     run = load_run(source, trust=trust, results=False)
@@ -75,6 +72,28 @@ def _options_for(
     config = {**options, **kept, **chosen, "refit_of": str(source.resolve())}
     config.pop("run", None)
     return run.model, config, {name: trust for name in kept if name not in chosen}
+
+
+def _require_apart(target: Path, source: Path) -> None:
+    """Raises an error if one of two runs is the other, or inside of it.
+
+    Raises:
+        UsageError: It is.
+    """
+    new, old = target.resolve(), source.resolve()
+    if new == old:
+        raise UsageError(
+            f"--run_dir {target} is the run whose model is kept, and would be lost: choose another folder"
+        )
+    if new in old.parents:
+        raise UsageError(
+            f"--run_dir {target} holds {source}, the run whose model is kept: choose another folder"
+        )
+    if old in new.parents:
+        raise UsageError(
+            f"--run_dir {target} is inside of {source}, the run whose model is kept, which is left as it is: "
+            "choose another folder"
+        )
 
 
 def _model_of(path: Path, source: Path, given: Namespace) -> Program:

@@ -61,6 +61,7 @@ from ppl_vae.runtime import (
     own_folder,
     replacing,
     require_count,
+    require_file,
     resolve_device,
     write_bytes,
 )
@@ -76,6 +77,8 @@ def evaluate(parser: ArgumentParser, given: Namespace) -> int:
     """Evaluates a run's test rows, by importance sampling or by annealed importance sampling."""
     options, run, data = _open_run(parser, given)
     x = _first_rows(data, options)
+    file = run.path / (ANNEALED if options.method == "ais" else EVALUATION)
+    _require_results(options, file, file.with_suffix(".csv"))
     _to_device(run, options.device, x)
     rows = rows_of(data, len(x))
     if options.method == "ais":
@@ -106,6 +109,8 @@ def gaps(parser: ArgumentParser, given: Namespace) -> int:
     """Says where a run's bound is lost: log p(x), the best ELBO in the guide's family, the ELBO."""
     options, run, data = _open_run(parser, given)
     x = _first_rows(data, options)
+    picture = run.path / PLOTS / "gaps.png"
+    _require_results(options, run.path / GAPS, (run.path / GAPS).with_suffix(".csv"), picture)
     _to_device(run, options.device, x)
     truth = _anneal(run, run.guide, x, options) if options.truth == "ais" else None
     found = inference_gaps(
@@ -120,7 +125,6 @@ def gaps(parser: ArgumentParser, given: Namespace) -> int:
 
     def keep() -> None:
         keep_result(run, GAPS, options.overwrite, gaps=found, rows=rows_of(data, len(x)))
-        picture = run.path / PLOTS / "gaps.png"
         if options.overwrite or not picture.exists():
             figure = gaps_plot({type(run.guide).__name__: found})
             with writing(run, picture):
@@ -136,6 +140,7 @@ def gaps(parser: ArgumentParser, given: Namespace) -> int:
 def diagnose(parser: ArgumentParser, given: Namespace) -> int:
     """Diagnoses a run on its test rows."""
     options, run, data = _open_run(parser, given)
+    _require_results(options, run.path / DIAGNOSIS)
     _to_device(run, options.device, data.test)
     objective = _objective(run, trust_of(given, options.run))
     epochs = _epochs(run, objective)
@@ -259,6 +264,7 @@ def _output_file(options: Namespace, default: Path, kinds: Collection[str] = ())
         kinds: How its name may end; empty: in any way.
     """
     output = default if options.output is None else Path(options.output)
+    require_file(output)
     if kinds and output.suffix.lower() not in kinds:
         raise UsageError(f"--output {output}: expected a name that ends with {', '.join(kinds)}")
     if output.resolve() != default.resolve() and is_of_a_run(output):
@@ -272,6 +278,13 @@ def _output_file(options: Namespace, default: Path, kinds: Collection[str] = ())
     if not output.parent.is_dir():
         raise FileNotFoundError(f"--output {output}: there is no folder {output.parent}")
     return output
+
+
+def _require_results(options: Namespace, *files: Path) -> None:
+    """Raises an error now, not after the work, if a result is to be written where there is something else."""
+    for file in files if options.overwrite else ():
+        if not file.is_symlink():  # a link is replaced, not what it leads to
+            require_file(file)
 
 
 def _anneal(run: Run, guide: Program | None, x: Tensor, options: Namespace) -> Annealed:

@@ -8,16 +8,7 @@ from .checkpoints import (
     save_checkpoint as save_checkpoint,
 )
 from .comparison import Comparison as Comparison
-from .folder import (
-    describe_rows as describe_rows,
-    read_config as read_config,
-    read_csv as read_csv,
-    results_of_other_weights as results_of_other_weights,
-    write_config as write_config,
-    write_history as write_history,
-    write_results as write_results,
-)
-from .location import (
+from .contents import (
     ANNEALED as ANNEALED,
     CHECKPOINTS as CHECKPOINTS,
     CONFIG as CONFIG,
@@ -29,9 +20,17 @@ from .location import (
     POSTERIOR as POSTERIOR,
     TENSORBOARD as TENSORBOARD,
     WEIGHTS as WEIGHTS,
-    config_file as config_file,
-    is_of_a_run as is_of_a_run,
 )
+from .folder import (
+    describe_rows as describe_rows,
+    read_config as read_config,
+    read_csv as read_csv,
+    results_of_other_weights as results_of_other_weights,
+    write_config as write_config,
+    write_history as write_history,
+    write_results as write_results,
+)
+from .location import config_file as config_file, is_of_a_run as is_of_a_run
 from .lock import LockedError as LockedError
 from .messages import plain as plain
 from .names import import_by_name as import_by_name, public_name as public_name

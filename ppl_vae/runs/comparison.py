@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ppl_vae.runs.location import DIAGNOSIS, EVALUATION
+from ppl_vae.runs.contents import DIAGNOSIS, EVALUATION
 from ppl_vae.runs.run import Run
 from ppl_vae.runtime import CorruptFileError, described
 from ppl_vae.stats import Estimate, Result

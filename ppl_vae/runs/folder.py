@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ppl_vae._version import __version__
 from ppl_vae.pairs import as_tensor
-from ppl_vae.runs.location import (
+from ppl_vae.runs.contents import (
     ANNEALED,
     CONFIG,
     DIAGNOSIS,
@@ -28,8 +28,8 @@ from ppl_vae.runs.location import (
     GAPS,
     METRICS,
     POSTERIOR,
-    config_file,
 )
+from ppl_vae.runs.location import config_file
 from ppl_vae.runs.netcdf import as_netcdf
 from ppl_vae.runtime import (
     MOST_YAML,

@@ -8,6 +8,7 @@ import os
 import socket
 import stat
 import time
+import weakref
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from ppl_vae.runtime import full_disk_explained, process_lives
 
 LOCK = ".ppl_vae-lock"
 
-_held: set[Path] = set()
-"""Folders that this process has locked: the system lets a process take its own lock again."""
+_held: weakref.WeakValueDictionary[Path, Lock] = weakref.WeakValueDictionary()
+"""The locks of this process by their folders: some file systems let a process take its own lock again."""
 
 
 class LockedError(RuntimeError):
@@ -29,6 +30,9 @@ class Lock:
 
     The system frees the lock of a process that ends in whatever way, so that the file of a killed process does
     not lock anybody out. Where the file system has no locks, the process number in the file decides.
+
+    A lock to which nothing refers any longer is free, too: a process that was interrupted before `release` and
+    lives on, as that of a notebook does, can write there again.
 
     Args:
         folder: The folder; it must exist.
@@ -51,43 +55,62 @@ class Lock:
     def __init__(self, folder: Path) -> None:
         self._folder = folder.resolve()
         self._file = self._folder / LOCK
+        self._opened: list[int] = []
+        self._taken = False
+        self._last_resort = weakref.finalize(self, _close, self._opened)
+        self._last_resort.atexit = False
         if self._folder in _held:
-            raise LockedError(f"{folder} is being written by this process already")
-        self._descriptor = self._take(folder)
-        _held.add(self._folder)
+            raise LockedError(
+                f"{folder} is being written by this process already (if that was interrupted, try once more)"
+            )
+        try:
+            self._take(folder)
+            _held[self._folder] = self
+        except BaseException:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Gives the right back."""
-        if self._folder in _held:
-            _held.discard(self._folder)
-            self._file.unlink(missing_ok=True)  # while it is still locked: nobody else has taken it
-            os.close(self._descriptor)
+        try:
+            if self._taken and self._opened and _is(self._opened[0], self._file):
+                # While it is still locked: nobody else has taken it.
+                self._file.unlink(missing_ok=True)
+        finally:
+            _close(self._opened)
+            if _held.get(self._folder) is self:
+                del _held[self._folder]
+            self._last_resort.detach()
 
-    def _take(self, folder: Path) -> int:
+    def _take(self, folder: Path) -> None:
         while True:
             flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
             try:
                 with full_disk_explained(self._file):
-                    descriptor = os.open(self._file, flags, 0o666)
+                    self._opened.append(os.open(self._file, flags, 0o666))
             except OSError as error:
                 if error.errno not in (errno.ELOOP, errno.EISDIR):
                     raise
                 raise LockedError(f"{self._file} is a link or a folder: remove it") from error
+            descriptor = self._opened[0]
             if not _is_own(descriptor):
-                os.close(descriptor)
                 raise LockedError(f"{self._file} is no file of a lock alone: remove it")
             if not _locked_by_us(descriptor):
-                holder = _holder(descriptor)
-                os.close(descriptor)
-                raise LockedError(_in_use(folder, holder))
+                raise LockedError(_in_use(folder, _holder(descriptor)))
             if _is(descriptor, self._file):
                 break
-            os.close(descriptor)  # its owner has removed it meanwhile
+            _close(self._opened)  # its owner has removed it meanwhile
+        self._taken = True
         os.ftruncate(descriptor, 0)
         now = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
         with suppress(OSError):  # on a full disk the others are not told who writes
             os.write(descriptor, json.dumps(now).encode())
-        return descriptor
+
+
+def _close(opened: list[int]) -> None:
+    """Closes descriptors, which frees their locks; each is forgotten first, so that none is closed twice."""
+    while opened:
+        os.close(opened.pop())
 
 
 def _is_own(descriptor: int) -> bool:
@@ -124,11 +147,13 @@ def _holder(descriptor: int) -> dict[str, Any]:
 
 
 def _alive(holder: dict[str, Any]) -> bool:
-    """Whether a process may still run; those of other hosts may."""
+    """Whether a process may still run, other than this one; those of other hosts may."""
     pid = holder.get("pid")
     if not isinstance(pid, int):
         return False
-    return holder.get("host") != socket.gethostname() or process_lives(pid)
+    if holder.get("host") != socket.gethostname():
+        return True
+    return pid != os.getpid() and process_lives(pid)
 
 
 def _in_use(folder: Path, holder: dict[str, Any]) -> str:

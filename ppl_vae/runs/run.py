@@ -30,6 +30,7 @@ import torch
 
 from ppl_vae.pairs import Pair, Program, attach_guide, keep_guide
 from ppl_vae.runs.building import build
+from ppl_vae.runs.contents import CONFIG, DIAGNOSIS, EVALUATION, METRICS, WEIGHTS
 from ppl_vae.runs.folder import (
     Summary,
     describe_rows,
@@ -41,7 +42,6 @@ from ppl_vae.runs.folder import (
     write_history,
     write_results,
 )
-from ppl_vae.runs.location import CONFIG, DIAGNOSIS, EVALUATION, METRICS, WEIGHTS
 from ppl_vae.runs.lock import LockedError
 from ppl_vae.runs.names import name_of
 from ppl_vae.runs.run_folder import RunFolder

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from ppl_vae.runs.folder import write_config
-from ppl_vae.runs.location import (
+from ppl_vae.runs.contents import (
     CHECKPOINTS,
     CONFIG,
-    HIDDEN,
     METRICS,
     OF_A_RUN,
     PLOTS,
+    WEIGHTS,
+    discard,
+    has_checkpoints,
+    holds_others,
+    parts,
+)
+from ppl_vae.runs.folder import write_config
+from ppl_vae.runs.location import (
+    HIDDEN,
     STAGED,
+    clear,
+    finish_own_swap,
     finish_swap,
-    is_swapping,
+    is_in_doubt,
     require_no_swap,
+    require_outside_of_runs,
+    require_settled,
     swap,
 )
 from ppl_vae.runs.lock import Lock
@@ -30,7 +40,6 @@ from ppl_vae.runtime import (
     full_disk_explained,
     is_temporary,
     own_folder,
-    remove,
     remove_left_behind,
 )
 
@@ -70,31 +79,14 @@ class RunFolder:
         self._begun = False
         self._open = True
         self._kind: _Kind = "open"
-        missing = [p for p in (folder, *folder.parents) if not p.exists()]
-        try:
-            with full_disk_explained(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise NotADirectoryError(
-                f"{folder} cannot be made: there is a file in its path; choose another folder"
-            ) from error
-        except DiskFullError:
-            raise
-        except OSError as error:
-            raise type(error)(
-                f"{folder} cannot be made ({error.strerror}); choose another folder"
-            ) from error
-        self._made = missing
+        self._made = [p for p in (folder, *folder.parents) if not p.exists()]
         self._lock: Lock | None = None
         try:
+            _make(folder)
             self._lock = Lock(folder)
-        except BaseException:
-            self._remove_made()
-            raise
-        try:
             self._clean()
         except BaseException:
-            self._lock.release()
+            self._let_go(failed=True)
             raise
 
     @classmethod
@@ -114,10 +106,11 @@ class RunFolder:
         """
         path = Path(path)
         require_free(path, overwrite=overwrite)
-        opened = cls(path, config)
+        opened: Self | None = None
         try:
+            opened = cls(path, config)
             require_free(path, overwrite=overwrite)  # another process may have been faster
-            if any(os.path.lexists(path / name) for name in OF_A_RUN):
+            if parts(path):
                 require_no_swap(path)
                 opened._kind = "staged"
                 opened.path = own_folder(path / STAGED)
@@ -125,10 +118,11 @@ class RunFolder:
                 opened._kind = "new"
             if config is not None:
                 write_config(opened.path, config)
+            return opened
         except BaseException:
-            opened._close(failed=True)
+            if opened is not None:
+                opened._close(failed=True)
             raise
-        return opened
 
     @classmethod
     def open(cls, path: str | Path, config: Mapping[str, Any] | None = None) -> Self:
@@ -172,6 +166,8 @@ class RunFolder:
             )
         if writes and not resume:
             _require_no_training(path)
+            if not isinstance(run_dir, RunFolder):
+                require_outside_of_runs(path)
         if isinstance(run_dir, RunFolder):
             yield run_dir
             return
@@ -198,6 +194,7 @@ class RunFolder:
         if self._begun:
             return
         if self.path != self.folder:
+            require_no_swap(self.folder)
             swap(self.folder)
             self.path = self.folder
         elif self._kind == "open" and self.config is not None:
@@ -216,16 +213,25 @@ class RunFolder:
         self._close(failed=kind is not None)
 
     def _close(self, failed: bool) -> None:
-        if failed and not self._begun:
-            if is_swapping(self.folder):  # interrupted amid a swap: a part of the old run has left
-                swap(self.folder)
-                self.path = self.folder
-            elif self._kind == "staged":  # after a swap, there is nothing
-                remove(self.folder / STAGED)
-            elif self._kind == "new" and not any((self.folder / CHECKPOINTS).glob("step-*")):
-                for name in OF_A_RUN:
-                    remove(self.folder / name)
-        self._open = False
+        try:
+            if failed and not self._begun:
+                self._undo()
+        finally:
+            self._open = False
+            self._let_go(failed)
+
+    def _undo(self) -> None:
+        """Leaves what was there before, or the new run if it is about to be there."""
+        finish_own_swap(self.folder)  # interrupted amid a swap: a part of the old run has left
+        if self._kind == "staged" and not is_in_doubt(
+            self.folder
+        ):  # after a swap, there is nothing
+            clear(self.folder)
+        elif self._kind == "new" and not has_checkpoints(self.folder):
+            # The configuration goes last: as long as it is there, what is left is known to be of a run.
+            discard(self.folder, reversed(OF_A_RUN))
+
+    def _let_go(self, failed: bool) -> None:
         if self._lock is not None:
             self._lock.release()
         if failed:
@@ -233,9 +239,9 @@ class RunFolder:
 
     def _clean(self) -> None:
         """Finishes or removes what a killed process has left."""
-        if is_swapping(self.folder):
-            swap(self.folder)
-        remove(self.folder / STAGED)
+        finish_own_swap(self.folder)
+        require_settled(self.folder)
+        clear(self.folder)
         for part in (self.folder, self.folder / CHECKPOINTS, self.folder / PLOTS):
             if not part.is_symlink():
                 remove_left_behind(part)
@@ -245,8 +251,27 @@ class RunFolder:
         for made in self._made:
             try:
                 made.rmdir()
+            except FileNotFoundError:  # it was not made
+                continue
             except OSError:
                 return
+
+
+def _make(folder: Path) -> None:
+    """Makes a folder with its parents, if it is not there."""
+    try:
+        with full_disk_explained(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise NotADirectoryError(
+            f"{folder} cannot be made: there is a file in its path; choose another folder"
+        ) from error
+    except DiskFullError:
+        raise
+    except OSError as error:
+        raise type(error)(
+            f"{folder} cannot be made ({error.strerror}); choose another folder"
+        ) from error
 
 
 def _require_no_training(path: Path) -> None:
@@ -263,16 +288,17 @@ def require_free(path: Path, *, overwrite: bool) -> None:
     """Raises an error unless a new run may be written into a folder, which is left as it is.
 
     Raises:
-        FileExistsError: There is a run at `path` and `overwrite` is False, or something that is not a run.
+        FileExistsError: There is a run at `path` and `overwrite` is False, or something that is not a run; or
+            `path` is in a folder of another run.
     """
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"{path} is a file; a run needs a folder of its own")
+    require_outside_of_runs(path)
     if not path.exists():
         return
     finish_swap(path)
     others = {entry.name for entry in path.iterdir() if not is_temporary(entry.name)} - {*HIDDEN}
-    by_fit = not others - {*OF_A_RUN} and any((path / CHECKPOINTS).glob("step-*.safetensors"))
-    if others and not by_fit and not (path / CONFIG).is_file():
+    if others and not (path / CONFIG).is_file() and not _is_left(path, others):
         raise FileExistsError(
             f"{path} is not a run folder (it holds something else, and no {CONFIG}): nothing was changed; "
             "choose another folder"
@@ -282,3 +308,10 @@ def require_free(path: Path, *, overwrite: bool) -> None:
             f"there is a run in {path} already: choose another folder, or replace it with overwrite=True "
             "(--overwrite on the command line)"
         )
+
+
+def _is_left(path: Path, names: set[str]) -> bool:
+    """Whether a folder without a configuration holds what `fit` has written, or what is left of a run."""
+    if names - {*OF_A_RUN}:
+        return False
+    return has_checkpoints(path) or ((path / WEIGHTS).is_file() and not holds_others(path))

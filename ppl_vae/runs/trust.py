@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from jsonargparse import Namespace
 
 from ppl_vae._moved import MODULES, OF_PACKAGES
-from ppl_vae.runs.location import CONFIG
+from ppl_vae.runs.contents import CONFIG
 from ppl_vae.runs.names import import_by_name, public_name
 from ppl_vae.runtime import load_yaml
 

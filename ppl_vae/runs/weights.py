@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions.constraints import Constraint
 
 from ppl_vae.pairs import Pair, Program
-from ppl_vae.runs.location import CHECKPOINTS, WEIGHTS
+from ppl_vae.runs.contents import CHECKPOINTS, WEIGHTS
 from ppl_vae.runs.trust import Trust
 from ppl_vae.runtime import CorruptFileError, content_digest, read_tensors, write_tensors
 

@@ -31,6 +31,7 @@ from .files import (
     remove as remove,
     remove_left_behind as remove_left_behind,
     replacing as replacing,
+    require_file as require_file,
     write_bytes as write_bytes,
 )
 from .progress import progress_bar as progress_bar

@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import socket
+import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -95,6 +96,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         DiskFullError: The disk is full; `path` is as it was.
         IsADirectoryError: There is a folder.
         OSError: The folder may not be written, say; the error names `path`, not the file beside it.
+        FileExistsError: There is a device, a pipe or a socket.
 
     Example:
         >>> import tempfile
@@ -105,8 +107,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         'hello'
     """
     path = Path(path)
-    if path.is_dir() and not path.is_symlink():
-        raise IsADirectoryError(f"{path} is a folder, but a file is to be written there: rename it")
+    if not path.is_symlink():
+        require_file(path)
     of_path = f".{_cut(path.stem)}.{zlib.crc32(socket.gethostname().encode()):08x}-"
     for left in path.parent.glob(f"{glob.escape(of_path)}*{_TEMPORARY}*"):
         if not process_lives(left.name.removeprefix(of_path).partition("-")[0]):
@@ -127,6 +129,50 @@ def replacing(path: str | Path) -> Iterator[Path]:
                 raise type(error)(error.errno, error.strerror, str(path)) from error
             raise
         _flush(path.parent)
+
+
+def require_file(path: Path) -> None:
+    """Raises an error if something that is no file stands where one is to be written, or a link leads to it.
+
+    A file that takes the place of a device or a pipe would be no output to it, and it would be gone.
+
+    Raises:
+        IsADirectoryError: There is a folder.
+        FileExistsError: There is a device, a pipe, a socket, or what another process has opened.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # nothing is there, or a link to nothing
+        return
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(f"{path} is a folder, but a file is to be written there: rename it")
+    kind = next((kind for is_kind, kind in _NO_FILES if is_kind(mode)), None)
+    if kind is None and _is_opened(path):  # /dev/stdout, which leads to a file
+        kind = "an output of this process"
+    if kind is not None:
+        raise FileExistsError(
+            f"{path} is {kind}, but a file is to be written there: choose another name"
+        )
+
+
+_NO_FILES = (
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def _is_opened(path: Path) -> bool:
+    """Whether a path leads through the system's list of open files, as /dev/stdout does."""
+    for _ in range(40):  # links, no more than the system follows
+        path = Path(os.path.abspath(path))
+        if path.is_relative_to("/proc") or path.is_relative_to("/dev/fd"):
+            return True
+        if not path.is_symlink():
+            return False
+        path = path.parent / os.readlink(path)
+    return False
 
 
 @contextmanager

@@ -1,0 +1,143 @@
+"""What a run holds, by name, and how that is moved and removed. What else is in its folder is the user's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from ppl_vae.runtime import is_temporary, own_folder, remove
+
+CONFIG = "config.yaml"
+WEIGHTS = "weights.safetensors"
+METRICS = "metrics.csv"
+EVALUATION = "evaluation.json"
+DIAGNOSIS = "diagnosis.json"
+ANNEALED = "annealed.json"
+GAPS = "gaps.json"
+POSTERIOR = "posterior.nc"
+PLOTS = "plots"
+CHECKPOINTS = "checkpoints"
+TENSORBOARD = "tensorboard"
+
+OF_A_RUN = (
+    *(CONFIG, CHECKPOINTS, WEIGHTS, METRICS, EVALUATION, DIAGNOSIS, ANNEALED, GAPS, POSTERIOR),
+    *(PLOTS, TENSORBOARD, "evaluation.csv", "annealed.csv", "gaps.csv"),
+)
+"""All that a run may hold, in the order in which it leaves: without the first there is no run."""
+
+_OWN = {
+    PLOTS: (
+        *("aggregate_posterior.png", "components.png", "gaps.png", "khat.png"),
+        *("kl_per_dimension.png", "learning_curve.png", "learning_curves.png", "manifold.png"),
+        *("prior_samples.png", "reconstructions.png", "traversals.png"),
+    ),
+    CHECKPOINTS: ("step-*.safetensors",),
+    TENSORBOARD: ("events.out.tfevents.*",),
+}
+"""The folders of a run, and the files that are written there; what else is in them is the user's."""
+
+FOLDERS = tuple(_OWN)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder, and not a link to one."""
+    return path.is_dir() and not path.is_symlink()
+
+
+def parts(folder: Path) -> list[str]:
+    """The names of `OF_A_RUN` under which something of a run is there, in that order.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / "plots").mkdir()
+        >>> _ = (folder / "plots" / "mine.png").write_text("")
+        >>> _ = (folder / "metrics.csv").write_text("")
+        >>> parts(folder)
+        ['metrics.csv']
+    """
+    return [name for name in OF_A_RUN if _is_there(folder, name)]
+
+
+def files(folder: Path) -> set[str]:
+    """The same, with the run's own files in its folders one by one."""
+    found: set[str] = set()
+    for name in parts(folder):
+        inside = name in _OWN and is_folder(folder / name)
+        found |= {f"{name}/{entry}" for entry in _own(folder / name)} if inside else {name}
+    return found
+
+
+def has_checkpoints(folder: Path) -> bool:
+    """Whether there are checkpoints, which `fit` also writes into a folder without a configuration."""
+    return any((folder / CHECKPOINTS).glob("step-*.safetensors"))
+
+
+def is_run(folder: Path) -> bool:
+    """Whether there is a run, or what `fit` alone has written."""
+    return os.path.lexists(folder / CONFIG) or has_checkpoints(folder)
+
+
+def holds_others(folder: Path) -> bool:
+    """Whether there are files in the folders of a run that are not the run's."""
+    return any(_others(folder / name) for name in FOLDERS if is_folder(folder / name))
+
+
+def move(name: str, source: Path, target: Path) -> None:
+    """Moves one of the `parts` of a run into another folder on the same disk.
+
+    Of a folder only the run's own files move, if it holds others or if there is one already.
+    """
+    here, there = source / name, target / name
+    if name not in _OWN or not is_folder(here):
+        os.replace(here, there)
+    elif not _others(here) and not os.path.lexists(there):
+        here.rename(there)
+    else:
+        own_folder(there)
+        for entry in _own(here):
+            if not is_folder(there / entry):
+                os.replace(here / entry, there / entry)
+        remove_empty(here)
+
+
+def discard(folder: Path, names: Iterable[str] = OF_A_RUN) -> None:
+    """Removes a run's files in this order, then the folder, if nothing else is in it."""
+    for name in names:
+        part = folder / name
+        if name in _OWN and is_folder(part):
+            for entry in _own(part):
+                remove(part / entry)
+            remove_empty(part)
+        else:
+            remove(part)
+    remove_empty(folder)
+
+
+def remove_empty(folder: Path) -> None:
+    """Removes a folder if nothing is in it."""
+    if is_folder(folder) and not os.listdir(folder):
+        folder.rmdir()
+
+
+def _is_there(folder: Path, name: str) -> bool:
+    part = folder / name
+    if name in _OWN and is_folder(part):
+        return bool(_own(part)) or not _others(part)
+    return os.path.lexists(part)
+
+
+def _own(part: Path) -> list[str]:
+    """The run's own files in one of its folders."""
+    return sorted(
+        entry
+        for entry in os.listdir(part)
+        if not is_folder(part / entry)
+        and (is_temporary(entry) or any(fnmatchcase(entry, pattern) for pattern in _OWN[part.name]))
+    )
+
+
+def _others(part: Path) -> list[str]:
+    return sorted({*os.listdir(part)} - {*_own(part)})
