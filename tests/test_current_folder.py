@@ -230,7 +230,13 @@ def by_itself(*words: str, flags: tuple[str, ...] = ("-P",), path: Path = ROOT) 
 
 
 @promise(11, 17)
-@pytest.mark.parametrize("how", ["train --resume .", "refit . --num_samples 3 --run_dir OUT"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "train --resume .",
+        pytest.param("refit . --num_samples 3 --run_dir OUT", marks=pytest.mark.slow),
+    ],
+)
 def test_the_other_processes_of_a_run_of_others_are_safe(
     how: str, traps: Path, trained: Path, tmp_path: Path
 ) -> None:
@@ -242,6 +248,7 @@ def test_the_other_processes_of_a_run_of_others_are_safe(
     assert sprung(traps) == []
 
 
+@pytest.mark.slow  # it starts four processes
 @promise(10, 11, 17)
 def test_the_other_processes_find_a_class_that_was_typed(traps: Path, tmp_path: Path) -> None:
     for trap in traps.iterdir():  # what is nowhere else would be found here, at the end of the path
@@ -261,7 +268,7 @@ def test_the_other_processes_find_a_class_that_was_typed(traps: Path, tmp_path: 
 
 
 @promise(17)
-@pytest.mark.parametrize("flags", [("-P",), ()])
+@pytest.mark.parametrize("flags", [("-P",), pytest.param((), marks=pytest.mark.slow)])
 def test_further_processes_of_a_program_are_as_safe_as_it_is(
     flags: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,7 +339,8 @@ def drawn(folder: Path, *words: str, **variables: str) -> subprocess.CompletedPr
 
 @promise(18)
 @pytest.mark.parametrize(
-    ("variable", "relative"), [("MATPLOTLIBRC", True), ("MPLCONFIGDIR", False)]
+    ("variable", "relative"),
+    [("MATPLOTLIBRC", True), pytest.param("MPLCONFIGDIR", False, marks=pytest.mark.slow)],
 )
 def test_the_user_s_own_settings_are_read(
     variable: str, relative: bool, trained: Path, tmp_path: Path

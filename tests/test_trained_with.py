@@ -63,7 +63,13 @@ def test_a_training_goes_on_with_it_to_the_same_bits(choice: str, tmp_path: Path
     assert all(torch.equal(found[name], expected[name]) for name in found)
 
 
-@pytest.mark.parametrize("choice", ["SGD", "AdamW", "StepLR", "both", "SWALR"])
+@pytest.mark.parametrize(
+    "choice",
+    [
+        "both",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("SGD", "AdamW", "StepLR", "SWALR")),
+    ],
+)
 def test_every_command_takes_a_run_with_it(choice: str, tmp_path: Path) -> None:
     run, out = str(train(tmp_path / "run", choice, 1)), str(tmp_path / "out")
     small = ["--num_samples", "3", "--quiet"]
