@@ -34,7 +34,7 @@ from ppl_vae.runs import load_run, write_results
 
 FILES = (
     *("config.yaml", "weights.safetensors", "metrics.csv", "evaluation.json", "evaluation.csv"),
-    *("diagnosis.json", "gaps.json", "gaps.csv", "posterior.nc", "plots/one.png"),
+    *("diagnosis.json", "gaps.json", "gaps.csv", "posterior.nc", "plots/khat.png"),
     *("checkpoints/NEWEST", "checkpoints/BEFORE"),
 )
 FEW = ("--max_rows", "5", "--num_samples", "2", "--quiet")

@@ -39,7 +39,7 @@ _REPLACED = ".ppl_vae-replaced"
 HIDDEN = (LOCK, STAGED, _LEAVING, _REPLACED)
 """What a killed process may have left in a run folder."""
 
-_Swap = Literal["none", "forward", "back", "in doubt"]
+Swap = Literal["none", "forward", "back", "in doubt"]
 """What is to be done about a swap that has not ended: nothing, its end, or the way back."""
 
 
@@ -141,7 +141,7 @@ def _roll_back(path: Path) -> None:
     remove_empty(leaving)
 
 
-def _state(path: Path) -> _Swap:
+def _state(path: Path) -> Swap:
     """What the hidden folders of a run folder tell of a swap.
 
     While the old run leaves, both ways are open: it comes back unless the new one is whole. Once it has left,
@@ -200,13 +200,14 @@ def finish_swap(path: Path) -> None:
             lock.release()
 
 
-def finish_own_swap(path: Path) -> None:
-    """The same in a folder that this process has locked."""
-    match _state(path):
-        case "forward":
-            swap(path)
-        case "back":
-            _roll_back(path)
+def finish_own_swap(path: Path) -> Swap:
+    """The same in a folder that this process has locked; says what was to be done."""
+    found = _state(path)
+    if found == "forward":
+        swap(path)
+    elif found == "back":
+        _roll_back(path)
+    return found
 
 
 def clear(path: Path) -> None:

@@ -222,11 +222,10 @@ class RunFolder:
 
     def _undo(self) -> None:
         """Leaves what was there before, or the new run if it is about to be there."""
-        finish_own_swap(self.folder)  # interrupted amid a swap: a part of the old run has left
-        if self._kind == "staged" and not is_in_doubt(
-            self.folder
-        ):  # after a swap, there is nothing
-            clear(self.folder)
+        if finish_own_swap(self.folder) == "forward":  # interrupted amid a swap, as late as that
+            self.path = self.folder
+        if self._kind == "staged" and not is_in_doubt(self.folder):
+            clear(self.folder)  # after a swap, there is nothing
         elif self._kind == "new" and not has_checkpoints(self.folder):
             # The configuration goes last: as long as it is there, what is left is known to be of a run.
             discard(self.folder, reversed(OF_A_RUN))
