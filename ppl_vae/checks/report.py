@@ -22,6 +22,7 @@ from ppl_vae.pairs import (
     as_args,
     drawn_rows,
     first_line,
+    innermost,
     latent_sites,
     made_for_other_rows,
     num_rows,
@@ -59,6 +60,15 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.severity}: {self.message}"
+
+
+DISCRETE = (
+    "take a guide of discrete latents, such as Exact for a model that knows its posterior, or Enumerated for "
+    "any model with few values"
+)
+"""What to do about a guide whose latents are continuous, and those of the model are not."""
+
+_GUIDES = "With the guide's, "
 
 
 class PairWarning(UserWarning):
@@ -135,6 +145,8 @@ def _run(pair: Pair, batch: Batch) -> tuple[Trace, Trace] | Problem:
                 model_trace = poutine.trace(model).get_trace(*args)
     except Exception as error:
         other = _other_latents(pair, args, guide_trace) if role == "model" else ""
+        if other and not other.endswith(_GUIDES):
+            return Problem("error", role, other)
         shapes = ", ".join("None" if t is None else str(tuple(t.shape)) for t in args)
         return Problem(
             "error",
@@ -147,7 +159,10 @@ def _run(pair: Pair, batch: Batch) -> tuple[Trace, Trace] | Problem:
 
 
 def _other_latents(pair: Pair, args: Sequence[Any], guide_trace: Trace) -> str:
-    """What to say if a model that raises with the guide's latents draws others itself; otherwise empty."""
+    """What to say if a model that raises with the guide's latents draws others itself; otherwise empty.
+
+    It ends with `_GUIDES` if what the model raised is to follow.
+    """
     try:
         with preserve_random_state(), torch.no_grad(), pyro.validation_enabled(False):
             alone = poutine.trace(pair.model).get_trace(*args)
@@ -158,10 +173,16 @@ def _other_latents(pair: Pair, args: Sequence[Any], guide_trace: Trace) -> str:
         if other is None or other["type"] != "sample":
             continue
         own, given = site["fn"].event_shape, other["fn"].event_shape
+        if site["fn"].has_enumerate_support and not other["fn"].has_enumerate_support:
+            kinds = [type(innermost(s["fn"])).__name__ for s in (site, other)]
+            return (
+                f"site '{name}' is discrete in the model, {kinds[0]}, and not in the guide, {kinds[1]}: "
+                f"{DISCRETE}"
+            )
         if own != given:
             return (
                 f"site '{name}' has {_numbers(own)} in the model and {_numbers(given)} in the guide: the two "
-                "must be the same (latent_dim, in models and guides of ppl_vae). With the guide's, "
+                f"must be the same (latent_dim, in models and guides of ppl_vae). {_GUIDES}"
             )
     return ""
 

@@ -36,7 +36,13 @@ from ppl_vae.pairs import (
     sample_rows,
     take_rows,
 )
-from ppl_vae.runtime import device_of, preserve_random_state, progress_bar, seed_everything
+from ppl_vae.runtime import (
+    device_of,
+    preserve_random_state,
+    progress_bar,
+    require_progress,
+    seed_everything,
+)
 
 MEMORY_BUDGET = 64 * 2**20
 """Bytes of intermediate results that one chunk of rows x samples may take."""
@@ -171,6 +177,7 @@ def opened(
         ...     session.layout.latents, sizes
         (('z',), [40, 40, 20])
     """
+    require_progress(progress)
     pair = Pair.of(model, guide)
     pair.require_numbers()
     with preserve_random_state():  # data sets may draw, too

@@ -12,7 +12,7 @@ from torch import Tensor
 from ppl_vae.checks import device_for
 from ppl_vae.cli.common import keep_result, require_writable, rows_of, say, writing
 from ppl_vae.cli.finish import MOST_PICTURED
-from ppl_vae.cli.mistakes import UsageError
+from ppl_vae.cli.mistakes import UsageError, shortened
 from ppl_vae.cli.own_modules import trust_of
 from ppl_vae.cli.report import with_levels
 from ppl_vae.cli.setup import checked, load_rows
@@ -238,7 +238,10 @@ def _output_file(options: Namespace, default: Path, kinds: Collection[str] = ())
     """
     output = default if options.output is None else Path(options.output)
     if kinds and output.suffix.lower() not in kinds:
-        raise UsageError(f"--output {output}: expected a name that ends with {', '.join(kinds)}")
+        ends = ", ".join(kinds)
+        raise UsageError(
+            f"--output {shortened(str(output))}: expected a name that ends with {ends}"
+        )
     if output.resolve() != default.resolve() and is_of_a_run(output):
         raise UsageError(
             f"--output {output} belongs to a run, and would be lost: choose another name"
