@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+import traceback
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import pyro
@@ -153,7 +156,7 @@ def _run(pair: Pair, batch: Batch) -> tuple[Trace, Trace] | Problem:
             role,
             f"{other}the {role} raised {type(error).__name__} on a batch of shape {shapes}: {first_line(error)}"
             f"{_other_dtype(pair, tensors_of(batch), error)}{other_device(error)}"
-            f"{_own_rows(pair, batch, error)}{made_for_other_rows(pair, batch)}",
+            f"{_own_rows(pair, batch, error)}{made_for_other_rows(pair, batch)}{_calls_itself(error)}",
         )
     return model_trace, guide_trace
 
@@ -193,6 +196,29 @@ def _numbers(shape: Sequence[int]) -> str:
         f"{count} {'dimension' if count == 1 else 'dimensions'}"
         if len(shape) == 1
         else f"event shape {tuple(shape)}"
+    )
+
+
+def _calls_itself(error: Exception) -> str:
+    """The line of the user's program that calls itself without end; empty for other errors."""
+    if not isinstance(error, RecursionError):
+        return ""
+    own = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)
+    ]
+    if not own:
+        return ""
+    often, _ = Counter((f.filename, f.lineno, f.name) for f in own).most_common(1)[0]
+    file, line, name = often
+    return f": {name} calls itself without end, in {'/'.join(Path(file).parts[-2:])}, line {line}"
+
+
+def _is_users(file: str) -> bool:
+    """Whether a file is neither of this package nor of an installed one."""
+    ours = Path(__file__).parents[1]
+    return not file.startswith("<") and not any(
+        part in ("site-packages", "dist-packages") or Path(file).is_relative_to(ours)
+        for part in Path(file).parts
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ppl_vae.checks import device_for
+from ppl_vae.checks import arguments_explained, device_for
 from ppl_vae.em.data import EMData, check_start, empty_guide
 from ppl_vae.em.loop import EMLoop
 from ppl_vae.em.online import StepSize
@@ -242,6 +242,7 @@ def fit_em(
             folder=folder,
             progress=EMProgress(own_seed),
         )
+        stack.enter_context(arguments_explained(pair, lambda: run.data.few(pair)))
         run.data.check(pair)
         with progress_bar(max_iterations * restarts, "fit_em", "iteration", progress) as bar:
             run.run(resume, bar, seed)

@@ -18,7 +18,7 @@ from ppl_vae.em.notes import Notes
 from ppl_vae.em.online import Online, StepSize
 from ppl_vae.em.progress import EMProgress
 from ppl_vae.em.steps import ByGuide, ClosedForm, Draws, GradientSteps, Steps, closed_form
-from ppl_vae.pairs import Pair, as_args, num_rows, take_rows
+from ppl_vae.pairs import Pair, as_args, first_line, num_rows, take_rows
 from ppl_vae.runs import RunFolder, digest_of_rows
 
 _SLACK = {torch.float32: 1e-5, torch.float64: 1e-9}
@@ -83,7 +83,20 @@ class EMLoop:
         self._clock = time.monotonic()
         steps = self._resumed(bar, seed) if resume else self._started()
         while True:
-            self._end_start(self._iterate(steps, bar))
+            try:
+                converged = self._iterate(steps, bar)
+            except (
+                torch.linalg.LinAlgError
+            ) as error:  # a covariance that rounding has made singular
+                large = self._large_values()
+                if not large:
+                    raise
+                raise EMError(
+                    f"{first_line(error)}. The likely cause are the data: {large}; repair or rescale them",
+                    self.progress.iteration,
+                    math.nan,
+                ) from error
+            self._end_start(converged)
             if len(self.progress.ended) == self.restarts:
                 break
             steps = self._started()
