@@ -18,7 +18,14 @@ from ppl_vae.distributions import (
 )
 from ppl_vae.guides.amortized import Amortized
 from ppl_vae.guides.parts import positive
-from ppl_vae.networks import MLP, Network, full_precision, require_at_least_one, require_widths
+from ppl_vae.networks import (
+    MLP,
+    Network,
+    full_precision,
+    require_at_least,
+    require_at_least_one,
+    require_widths,
+)
 
 
 class AutoregressiveFlow(Amortized[FlowDistribution]):
@@ -172,8 +179,7 @@ class NeuralSpline(AutoregressiveFlow):
         hidden: Sequence[int] = (64, 64),
         bins: int = 8,
     ) -> None:
-        if bins < 2:
-            raise ValueError(f"NeuralSpline.bins must be at least 2, got {bins}")
+        require_at_least(self, 2, bins=bins)
         # Of widths, heights and slopes; set first, because the flow is built from it.
         self.shapes = ((bins,), (bins,), (bins - 1,))
         super().__init__(data_shape, latent_dim, network, transforms, hidden)

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae.guides.parts import independent_normal
-from ppl_vae.networks import MLP, Network, full_precision, linear_head, require_latent_dims
+from ppl_vae.networks import (
+    MLP,
+    Network,
+    full_precision,
+    linear_head,
+    require_data_shape,
+    require_latent_dims,
+    require_object,
+)
 
 
 class _TwoLayers(nn.Module):
@@ -28,7 +36,10 @@ class _TwoLayers(nn.Module):
         latent_network: Network = MLP(hidden=(64, 64)),  # frozen
     ) -> None:
         super().__init__()
+        require_data_shape(self, data_shape)
         require_latent_dims(self, latent_dims)
+        for name, given in (("network", network), ("latent_network", latent_network)):
+            require_object(self, name, given, "encoder", "MLP()")
         below, top = latent_dims
         self.encoder = network.encoder(data_shape)
         self.head = linear_head(self.encoder, 2 * below)

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ppl_vae.distributions import IMPOSSIBLE, MarkovChain
 from ppl_vae.guides.parts import sample_z
-from ppl_vae.networks import full_precision, require_at_least_one
+from ppl_vae.networks import full_precision, require_at_least_one, require_data_shape, require_room
 
 
 class Recurrent(nn.Module):
@@ -51,7 +51,12 @@ class Recurrent(nn.Module):
         symbols: int | None = None,
     ) -> None:
         super().__init__()
+        require_data_shape(self, data_shape)
+        if not data_shape:
+            raise ValueError("Recurrent.data_shape must begin with the number of steps, got ()")
         require_at_least_one(self, states=states, hidden=hidden)
+        require_room(self, "choose a smaller hidden", 3 * hidden, hidden)
+        require_room(self, "choose fewer states", 2 * hidden, states, states)
         if symbols is not None:
             require_at_least_one(self, symbols=symbols)
         self.states = states

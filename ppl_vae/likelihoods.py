@@ -23,7 +23,12 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from ppl_vae.distributions import QuantizedLogistic
-from ppl_vae.networks import full_precision, require_at_least_one, require_positive
+from ppl_vae.networks import (
+    full_precision,
+    require_at_least,
+    require_at_least_one,
+    require_positive,
+)
 
 
 class Likelihood(nn.Module, ABC):
@@ -245,8 +250,7 @@ class DiscretizedLogistic(Likelihood):
 
     def __init__(self, levels: int = 256) -> None:
         super().__init__()
-        if levels < 2:
-            raise ValueError(f"DiscretizedLogistic.levels must be at least 2, got {levels}")
+        require_at_least(self, 2, levels=levels)
         self.levels = levels
 
     def per_value(self, *parameters: Tensor, x: Tensor | None) -> QuantizedLogistic:

@@ -18,10 +18,10 @@ import ppl_vae
 from ppl_vae.data import load_data
 from ppl_vae.em import GradientSteps
 from ppl_vae.guides import MeanField
-from ppl_vae.models import VAE, GaussianHMM, GaussianMixture, MixtureOfPCA
+from ppl_vae.models import VAE, DiagonalNormal, GaussianHMM, GaussianMixture, MixtureOfPCA
 from ppl_vae.networks import MLP
 from ppl_vae.pairs import PairError
-from ppl_vae.runs import Comparison
+from ppl_vae.runs import Comparison, RunFolder
 from ppl_vae.runtime import make_fabric
 
 
@@ -139,6 +139,63 @@ STATES: dict[str, Case] = {
         TypeError,
         ["runs must be what load_run has returned, got the string 'a'"],
     ),
+    "no runs compared": (
+        lambda: Comparison.of([]),
+        ValueError,
+        ["runs must be a list of what load_run has returned, got an empty one"],
+    ),
+    "nothing compared": (
+        lambda: Comparison.of(None),  # type: ignore[arg-type]
+        TypeError,
+        ["runs must be a list of what load_run has returned, got None"],
+    ),
+    "a number as trust": (
+        lambda: ppl_vae.load_run("x", trust=3),  # type: ignore[arg-type]
+        TypeError,
+        ["trust must be True, False, or the names of packages", "got 3"],
+    ),
+    "a dict as trust": (
+        lambda: ppl_vae.load_run("x", trust={"os": 1}),
+        TypeError,
+        ["trust must be True, False, or the names of packages", "got an object of dict"],
+    ),
+    "a word for results": (
+        lambda: ppl_vae.load_run("x", results="no"),  # type: ignore[arg-type]
+        TypeError,
+        ["results must be True or False, got the string 'no'"],
+    ),
+    "no path to load": (
+        lambda: ppl_vae.load_run(""),
+        ValueError,
+        ["the path of the run is empty: give its folder"],
+    ),
+    "no path to write": (lambda: RunFolder.new(""), ValueError, ["path is empty: give the path"]),
+    "no path to go on": (lambda: RunFolder.open(""), ValueError, ["path is empty: give the path"]),
+    "a number as folder": (
+        lambda: RunFolder.new(3),  # type: ignore[arg-type]
+        TypeError,
+        ["path must be a path, got 3"],
+    ),
+    "None as folder": (
+        lambda: RunFolder.open(None),  # type: ignore[arg-type]
+        TypeError,
+        ["path must be a path, got None"],
+    ),
+    "a number as configuration": (
+        lambda: RunFolder.new("x", 3),  # type: ignore[arg-type]
+        TypeError,
+        ["config must be a dict, got 3"],
+    ),
+    "a diagnosis as evaluation": (
+        lambda: ppl_vae.save_run("x", *pair(), evaluation=ppl_vae.diagnose(*pair(), X)),
+        TypeError,
+        ["evaluation must be what evaluate has returned, got an object of Diagnosis"],
+    ),
+    "an evaluation as diagnosis": (
+        lambda: ppl_vae.save_run("x", *pair(), diagnosis=evaluate(*pair(), X)),
+        TypeError,
+        ["diagnosis must be what diagnose has returned, got an object of Evaluation"],
+    ),
     "too many processes": (
         lambda: make_fabric("cpu", num_processes=100_000),
         ValueError,
@@ -170,6 +227,24 @@ def test_a_flag_is_true_or_false(name: str, value: object) -> None:
     refused(
         lambda: fit(model, guide, X, **{name: value}), TypeError, f"{name} must be True or False"
     )
+
+
+BARS: dict[str, Callable[..., Any]] = {
+    "fit": lambda **how: fit(model, guide, X, **how),
+    "fit_em": lambda **how: ppl_vae.fit_em(GaussianMixture((3,), 2), X, **how),
+    "evaluate": lambda **how: evaluate(model, guide, X, **how),
+    "diagnose": lambda **how: ppl_vae.diagnose(model, guide, X, **how),
+    "gaps": lambda **how: ppl_vae.inference_gaps(model, guide, X, **how),
+    "annealing": lambda **how: ppl_vae.annealed_importance_sampling(model, guide, X, **how),
+    "sandwich": lambda **how: ppl_vae.evaluation.bidirectional_monte_carlo(model, guide, X, **how),
+    "refit_prior": lambda **how: ppl_vae.refit_prior(*pair(), X, DiagonalNormal(), **how),
+}
+
+
+@pytest.mark.parametrize("name", BARS)
+def test_a_bar_is_shown_or_not(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(lambda: BARS[name](progress="no"), TypeError, "progress must be True or False, got the")
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from bad_inputs import (
@@ -16,20 +20,47 @@ from bad_inputs import (
     pair,
     refused,
 )
-from torch import nn
+from torch import Tensor, nn
+from torch.distributions import constraints
 
 import ppl_vae
 from ppl_vae import objectives
 from ppl_vae.data import load_data
 from ppl_vae.evaluation import Generator
-from ppl_vae.guides import MeanField, NeuralSpline
+from ppl_vae.guides import Exact, MeanField, NeuralSpline
 from ppl_vae.likelihoods import Bernoulli
-from ppl_vae.models import VAE, DiagonalNormal, GaussianHMM, GaussianMixture, HierarchicalVAE
+from ppl_vae.models import (
+    VAE,
+    CategoricalHMM,
+    DiagonalNormal,
+    GaussianHMM,
+    GaussianMixture,
+    HierarchicalVAE,
+    MixtureOfPCA,
+)
 from ppl_vae.networks import MLP, Convolutional
 from ppl_vae.pairs import PairError
 from ppl_vae.plots import learning_curves
 from ppl_vae.runtime import make_fabric
 from ppl_vae.training import refit_prior
+
+ITSELF = pair()[0]
+
+
+def endless(x: Tensor) -> None:
+    endless(x)
+
+
+def of_scale(value: float, constraint: constraints.Constraint) -> Callable[[Tensor], None]:
+    """A guide whose scale is a parameter."""
+
+    def q(x: Tensor) -> None:
+        scale = pyro.param("s", torch.tensor(value), constraint=constraint)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, scale).to_event(1))
+
+    return q
+
 
 PROGRAMS: dict[str, Case] = {
     "a guide with another number of latents": (
@@ -86,6 +117,66 @@ PROGRAMS: dict[str, Case] = {
         lambda: fit(model, guide, X, objective=nn.MSELoss()),
         TypeError,
         ["objective is an object of MSELoss", "ppl_vae.objectives"],
+    ),
+    "a model as its own guide": (
+        lambda: fit(ITSELF, ITSELF, X),
+        PairError,
+        ["model and guide are the same program", "samples the latents of the model and observes"],
+    ),
+    "evaluated by itself": (
+        lambda: evaluate(ITSELF, ITSELF, X),
+        PairError,
+        ["model and guide are the same program"],
+    ),
+    "a continuous guide of a mixture": (
+        lambda: fit(GaussianMixture((3,), 2), MeanField((3,), 2), X),
+        PairError,
+        ["site 'z' is discrete in the model, Categorical, and not in the guide, Normal", "Exact"],
+    ),
+    "a continuous guide of a chain": (
+        lambda: fit(GaussianHMM((3,), 2), MeanField((3,), 2), X),
+        PairError,
+        ["The model's latents are discrete: take a guide of discrete latents, such as Exact"],
+    ),
+    "numbers as symbols": (
+        lambda: evaluate(CategoricalHMM((3,), 2), Exact(CategoricalHMM((3,), 2)), 3 * X),
+        PairError,
+        ["CategoricalHMM has symbols 0, ..., 1, but x goes from -3 to 3"],
+    ),
+    "a model that calls itself": (
+        lambda: fit(endless, guide, X),
+        PairError,
+        ["endless calls itself without end, in tests/test_bad_calls.py, line"],
+    ),
+    "a guide that calls itself": (
+        lambda: evaluate(model, endless, X),
+        PairError,
+        ["the guide raised RecursionError", "endless calls itself without end, in tests/"],
+    ),
+    "a parameter that begins outside of its constraint": (
+        lambda: fit(model, of_scale(-1.0, constraints.positive), X),
+        PairError,
+        ["the parameter 's' is NaN in 1 of its 1 numbers: it begins with a value outside of its"],
+    ),
+    "the same parameter in evaluate": (
+        lambda: evaluate(model, of_scale(-1.0, constraints.positive), X),
+        PairError,
+        ["the parameter 's' is NaN in 1 of its 1 numbers: it begins with a value outside of its"],
+    ),
+    "a parameter that is no scale": (
+        lambda: fit(model, of_scale(-1.0, constraints.real), X),
+        PairError,
+        ["site 'z' in the guide: the scale of Normal (the parameter 's') is -1", "above 0"],
+    ),
+    "no scale in evaluate": (
+        lambda: evaluate(model, of_scale(-1.0, constraints.real), X),
+        PairError,
+        ["site 'z' in the guide: the scale of Normal (the parameter 's') is -1", "above 0"],
+    ),
+    "no scale in EM": (
+        lambda: ppl_vae.fit_em(model, X, guide=of_scale(-1.0, constraints.real)),
+        PairError,
+        ["site 'z' in the guide: the scale of Normal (the parameter 's') is -1", "above 0"],
     ),
     "SVI as objective": (
         lambda: fit(model, guide, X, objective=object.__new__(pyro.infer.SVI)),
@@ -254,6 +345,46 @@ OPTIONS: dict[str, Case] = {
         lambda: Generator(*pair(), X).decode(torch.zeros(4, 5)),
         ValueError,
         ["z has shape (4, 5)", "expected (m, 2)"],
+    ),
+    "rows without a number": (
+        lambda: Generator(*pair(), X[:0]),
+        ValueError,
+        ["x has no rows: its shape is (0, 3)"],
+    ),
+    "a word as seed of draws": (
+        lambda: Generator(*pair(), X, seed="a"),  # type: ignore[arg-type]
+        TypeError,
+        ["seed must be a whole number, got the string 'a'"],
+    ),
+    "no model to draw from": (
+        lambda: Generator(None, pair()[1], X),  # type: ignore[arg-type]
+        TypeError,
+        ["model is None: pass a Pyro program"],
+    ),
+    "a list of latents": (
+        lambda: Generator(*pair(), X).decode([[1.0, 2.0]]),  # type: ignore[arg-type]
+        TypeError,
+        ["z must be a tensor of latents, (m, d), got an object of list: write torch.as_tensor(z"],
+    ),
+    "two step sizes": (
+        lambda: fit(model, guide, X, optimizer=partial(torch.optim.SGD, lr=0.1), learning_rate=0.5),
+        ValueError,
+        ["the class SGD with lr=0.1, and learning_rate=0.5: give one of the two"],
+    ),
+    "more components than rows": (
+        lambda: ppl_vae.fit_em(GaussianMixture((3,), 10**6), X),
+        ValueError,
+        ["1,000,000 components need at least as many rows to start from, got 20"],
+    ),
+    "more components of PCA than rows": (
+        lambda: ppl_vae.fit_em(MixtureOfPCA((3,), 2, 10**5), X),
+        ValueError,
+        ["100,000 components need at least as many rows to start from, got 20"],
+    ),
+    "more states than steps": (
+        lambda: ppl_vae.fit_em(GaussianHMM((3,), 100), X),
+        ValueError,
+        ["100 states need at least as many steps to start from, got 60"],
     ),
     "an empty history": (
         lambda: learning_curves([]),

@@ -25,9 +25,16 @@ from torch import Tensor
 
 import ppl_vae
 from ppl_vae.checks import PairWarning
+from ppl_vae.em import EMError
 from ppl_vae.guides import MeanField
 from ppl_vae.likelihoods import LearnedGaussian
-from ppl_vae.models import VAE
+from ppl_vae.models import (
+    VAE,
+    FactorAnalysis,
+    GaussianMixture,
+    MixtureOfPCA,
+    ProbabilisticPCA,
+)
 from ppl_vae.pairs import PairError
 from ppl_vae.training import DivergenceError
 
@@ -146,3 +153,14 @@ def test_a_held_out_elbo_that_is_not_finite_is_told() -> None:
     with pytest.warns(PairWarning, match=r"validation reaches 1e\+30 in row 290"):
         fitted = fit(*pair(), X, validation=put(1e30, 290))
     assert "the held-out ELBO is NaN or infinite" in fitted.warnings[0]
+
+
+@pytest.mark.parametrize("kind", [GaussianMixture, FactorAnalysis, MixtureOfPCA, ProbabilisticPCA])
+def test_em_blames_the_data(kind: Any) -> None:
+    x = 1e30 * torch.linspace(-1.0, 1.0, 60).reshape(20, 3)
+    refused(
+        lambda: ppl_vae.fit_em(kind((3,), 2), x, seed=0, tolerance=0.0, progress=False),
+        EMError,
+        "ikely cause are the data: x reaches -1e+30 in row 0 (counted from 0), column 0",
+        "repair or rescale them",
+    )

@@ -12,11 +12,14 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+import yaml
 from bad_inputs import run as run, saved as saved
 from forked import in_time
 
 from ppl_vae.cli import main
 from ppl_vae.runtime import seed_everything
+
+LONG = "x" * 300
 
 
 @pytest.mark.parametrize(
@@ -64,7 +67,7 @@ from ppl_vae.runtime import seed_everything
         (
             ["train", "--model.latent_dim", str(10**12)],
             1,
-            "not enough memory, 1024000000000000 bytes",
+            "MLP would hold 1,000,000,000,000 x 256 numbers, which take 953,674 GiB of memory",
         ),
         (
             ["sample", "run", "-o", "x.foo"],
@@ -98,6 +101,94 @@ from ppl_vae.runtime import seed_everything
         (["sample", "run", "--num", str(10**12)], 2, "--num must be at most 1,000,000"),
         (["evaluate", "run", "--num_samples", str(10**12)], 1, "num_samples must be at most"),
         (["train", "--resume", "run", "--seed", "3"], 2, "leave out --seed"),
+        (["train", "--model.prior.components", "3"], 2, "--model.prior: the class is missing"),
+        (["train", "--model.prior.components", "3"], 2, "write --model.prior MixturePrior"),
+        (
+            ["train", "--model.likelihood.levels", "3"],
+            2,
+            "--model.likelihood: the class is missing",
+        ),
+        (["train", "--objective.beta.epochs", "3"], 2, "write --objective.beta LinearWarmup"),
+        (["train", "--optimizer.lr", "0.1"], 2, "write --optimizer Adam"),
+        (
+            ["train", "--optimizer", "SGD", "--optimizer.lr", "x"],
+            2,
+            "--optimizer.lr: expected float, got x\n",
+        ),
+        (
+            ["train", "--optimizer", "SGD", "--optimizer.momentum", "x"],
+            2,
+            "--optimizer.momentum: expected float, got x\n",
+        ),
+        (
+            ["train", "--optimizer", "SGD", "--optimizer.lr", "0.1", "--learning_rate", "0.5"],
+            2,
+            "--optimizer.lr 0.1 and --learning_rate 0.5 are two step sizes: give one of the two",
+        ),
+        (
+            ["train", "--learning_rate", "inf"],
+            2,
+            "--learning_rate: expected a finite number, got inf",
+        ),
+        (["train", "--learning_rate=-.inf"], 2, "expected a finite number, got -.inf"),
+        (["train", "--clip_grad_norm", "nan"], 2, "--clip_grad_norm: expected a finite number"),
+        (["em", "--tolerance", "nan"], 2, "--tolerance: expected a finite number, got nan"),
+        (["train", "--objective.beta", "inf"], 2, "--objective.beta: expected a finite number"),
+        (
+            ["train", "--model", "{"],
+            2,
+            "--model {: this is not YAML that can be read; write the name",
+        ),
+        (["train", "--optimizer", "[a"], 2, "--optimizer [a: this is not YAML that can be read"),
+        (["train", "--model.network", "{"], 2, "--model.network {: this is not YAML"),
+        (["train", "--max_rows", "{"], 2, "--max_rows: expected int, got {"),
+        (
+            ["em", "--guide", "MeanField"],
+            2,
+            "(em takes none: the model knows p(z | x); ppl-vae train",
+        ),
+        (
+            ["evaluate", "run", "--max_epochs", "3"],
+            2,
+            "an option of ppl-vae train, ppl-vae refit, and",
+        ),
+        (["train", "--no-download"], 2, "(write --download false)"),
+        (["em", "--no_hard"], 2, "(write --hard false)"),
+        (["train", "--no-overwrite"], 2, "(leave out --overwrite)"),
+        (["train", "--max-epochs", "3"], 2, "(did you mean --max_epochs?)"),
+        (["sample", "run", "-o", LONG], 2, "--output xxx"),
+        (["sample", "run", "-o", f"{LONG}.png"], 1, "File name too long: choose a shorter one"),
+        (["export", "run", "-o", LONG], 1, "error: --output xxx"),
+        (["train", "--data", f"{LONG}.npy"], 1, "error: --data xxx"),
+        (["train", "--data", f"folder:{LONG}"], 1, "error: --data xxx"),
+        (["train", "--resume", LONG], 1, "error: --resume xxx"),
+        (["evaluate", LONG], 1, "error: RUN xxx"),
+        (
+            ["train", "--model", "torch.nn.LSTM"],
+            2,
+            "--model.input_size and --model.hidden_size are missing: LSTM needs them",
+        ),
+        (
+            ["train", "--guide", "torch.nn.LSTM", "--guide.input_size", "3"],
+            2,
+            "--guide.hidden_size is missing: LSTM needs it",
+        ),
+        (
+            ["train", "--model", '{"class_path": "torch.nn.LSTM", "init_args": {}}'],
+            2,
+            "--model.input_size and --model.hidden_size are missing",
+        ),
+        (
+            ["em", "--model.components", "1000000"],
+            1,
+            "1,000,000 components need at least as many rows",
+        ),
+        (
+            ["train", "--model", "GaussianMixture", "--dequantize", "true"],
+            1,
+            "site 'z' is discrete in the model, Categorical, and not in the guide, Normal: take a guide of",
+        ),
+        (["train", "--model", "GaussianMixture", "--dequantize", "true"], 1, "such as Exact for"),
     ],
 )
 def test_options_of_commands(
@@ -108,6 +199,7 @@ def test_options_of_commands(
     said = capsys.readouterr().err
     assert words in said
     assert "Traceback" not in said
+    assert said.count("\n") < 4
     assert sorted(run.parent.rglob("*")) == before
 
 
@@ -248,3 +340,46 @@ def test_an_unknown_backend_of_matplotlib_is_named(run: Path) -> None:
     code, said = on_command_line(run, "sample", "run", "--num", "4", MPLBACKEND="nonsense")
     assert code == 1
     assert said.startswith("ppl-vae: error: MPLBACKEND=nonsense is no backend of matplotlib: unset")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option", "value"),
+    [
+        (["--max_epochs", "1e2"], "max_epochs", 100),
+        (["--max_rows=1e2"], "max_rows", 100),
+        (["--model.latent_dim", "1.2e1"], "model.latent_dim", 12),
+        (["--model.network.hidden", "[1e1, 7]"], "model.network.hidden", [10, 7]),
+        (["--model.network", "MLP", "--model.network.hidden+=1e1"], "model.network.hidden", [10]),
+    ],
+)
+def test_whole_numbers_are_read_alike(
+    arguments: list[str], option: str, value: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *arguments, "--print_config"]) == 0
+    found = yaml.safe_load(capsys.readouterr().out)
+    for name in option.split("."):
+        found = found[name]
+        found = found.get("init_args", found) if isinstance(found, dict) else found
+    assert found == value or found[-1:] == value
+
+
+@pytest.mark.parametrize("value", ["1.5e0", "2.5", "1e-3"])
+def test_other_numbers_are_no_whole_ones(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--model.latent_dim", value]) == 2
+    assert "--model.latent_dim: expected int, got" in capsys.readouterr().err
+
+
+def test_a_step_size_that_is_typed_replaces_that_of_the_run(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    sgd = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
+    (run / "config.yaml").write_text(yaml.safe_dump({**config, "optimizer": sgd}))
+    quick = ["--max_epochs", "1", "--num_samples", "2", "--quiet"]
+    options = ["--trust", "--run_dir", "a", "--learning_rate", "0.5"]
+    assert main(["refit", "run", *options, *quick]) == 0
+    found = yaml.safe_load(Path("a/config.yaml").read_text())
+    assert found["learning_rate"] == 0.5
+    assert (
+        "lr" not in found["optimizer"]["init_args"] or found["optimizer"]["init_args"]["lr"] != 0.1
+    )

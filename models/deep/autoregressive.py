@@ -14,7 +14,7 @@ from torch.distributions import constraints
 
 from ppl_vae.distributions import zuko
 from ppl_vae.models.rows import RowModel, require_shape
-from ppl_vae.networks import full_precision, require_widths
+from ppl_vae.networks import full_precision, require_at_least_one, require_room, require_widths
 
 
 class Autoregressive(RowModel):
@@ -50,6 +50,7 @@ class Autoregressive(RowModel):
         hidden: Sequence[int] = (256, 256),
     ) -> None:
         super().__init__(data_shape)
+        require_at_least_one(self, categories=categories)
         self.categories = categories
         size = math.prod(self.data_shape)
         if size < 2 or categories < 2:
@@ -58,6 +59,8 @@ class Autoregressive(RowModel):
                 f"data_shape {self.data_shape} and {categories} categories"
             )
         require_widths(self, hidden=hidden, allow_empty=True)
+        advice = "choose a smaller data_shape, fewer categories or another model"
+        require_room(self, advice, size * categories, size * (categories - 1))
         earlier = torch.ones(size, size, dtype=torch.bool).tril(-1)
         # One number less than categories per value: category 0 is the one where all are 0.
         adjacency = earlier.repeat_interleave(categories, 0).repeat_interleave(categories - 1, 1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ppl_vae.models.linear.linear_gaussian import LinearGaussian, regress
 from ppl_vae.models.rows import RowModel, as_vectors, row_chunks
-from ppl_vae.networks import require_at_least_one
+from ppl_vae.networks import require_at_least_one, require_room
 
 
 class LinearModel(RowModel):
@@ -46,6 +46,7 @@ class LinearModel(RowModel):
         require_at_least_one(self, latent_dim=latent_dim)
         self.latent_dim = latent_dim
         size = math.prod(self.data_shape)
+        require_room(self, "choose a smaller latent_dim or data_shape", size, latent_dim)
         # W = 0 is a saddle point of the likelihood: start away from it, at unit signal variance.
         self.weight = nn.Parameter(torch.randn(size, latent_dim) / math.sqrt(latent_dim))
         self.mean = nn.Parameter(torch.zeros(size))

@@ -58,6 +58,10 @@ class ProbabilisticPCA(LinearModel):
     ) -> None:
         super().__init__(data_shape, latent_dim)
         require_positive(self, sigma=sigma)
+        if not isinstance(learn_sigma, bool):
+            raise TypeError(
+                f"ProbabilisticPCA.learn_sigma must be True or False, got {learn_sigma!r:.80}"
+            )
         log_sigma = torch.tensor(float(sigma)).log()
         if learn_sigma:
             self.log_sigma = nn.Parameter(log_sigma)

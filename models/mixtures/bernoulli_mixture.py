@@ -19,6 +19,7 @@ from ppl_vae.models.mixtures.components import (
 )
 from ppl_vae.models.mixtures.mixture import Mixture
 from ppl_vae.models.rows import row_chunks
+from ppl_vae.networks import require_numbers
 
 
 class BernoulliMixture(Mixture):
@@ -61,6 +62,7 @@ class BernoulliMixture(Mixture):
         self, data_shape: Sequence[int], components: int = 10, min_probability: float = 1e-6
     ) -> None:
         super().__init__(data_shape, components)
+        require_numbers(self, min_probability=min_probability)
         if not 0 < min_probability < 0.5:
             raise ValueError(
                 f"BernoulliMixture.min_probability must be between 0 and 0.5, got {min_probability}"

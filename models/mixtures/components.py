@@ -44,15 +44,23 @@ def k_means_plus_plus(x: Tensor, components: int, seed: int) -> Tensor:
     Raises:
         ValueError: There are fewer rows than components.
     """
-    if len(x) < components:
-        raise ValueError(
-            f"{components} components need at least as many rows to start from, got {len(x)}: use "
-            f"fewer components"
-        )
+    require_enough(components, "components", len(x), "rows")
     rows = x.detach().cpu().double().numpy()
     seeds, _ = kmeans_plusplus(rows, components, random_state=seed % 2**32)
     nearest = torch.cdist(x.double(), torch.as_tensor(seeds, device=x.device)).argmin(1)
     return torch.nn.functional.one_hot(nearest, components).T.to(x.dtype)
+
+
+def require_enough(parts: int, name: str, given: int, what: str) -> None:
+    """Raises an error if EM has fewer rows or steps to start from than components or states.
+
+    Raises:
+        ValueError: There are fewer.
+    """
+    if given < parts:
+        raise ValueError(
+            f"{parts:,} {name} need at least as many {what} to start from, got {given:,}: use fewer {name}"
+        )
 
 
 def positive_counts(counts: Tensor, num_rows: Tensor) -> tuple[Tensor, Tensor]:

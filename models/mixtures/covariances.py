@@ -301,7 +301,7 @@ def covariance_of_kind(model: nn.Module, kind: str, components: int, size: int) 
     Raises:
         ValueError: `kind` is none of the four.
     """
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise ValueError(
             f"{type(model).__name__}.covariance must be one of {', '.join(_KINDS)}, got {kind!r}"
         )

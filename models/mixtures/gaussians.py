@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae.models.mixtures.covariances import covariance_of_kind
-from ppl_vae.networks import require_positive
+from ppl_vae.networks import require_positive, require_room
 
 
 class Gaussians(nn.Module):
@@ -39,6 +39,9 @@ class Gaussians(nn.Module):
         require_positive(self, min_scale=min_scale)
         self.min_scale = min_scale
         size = math.prod(shape)
+        most = size * size if covariance in ("full", "tied") else size
+        few = 'choose fewer components or states, smaller rows, or covariance="diagonal"'
+        require_room(self, few, 1 if covariance == "tied" else k, most)
         # Equal means would stay equal: start apart.
         self.means = nn.Parameter(torch.randn(k, size))
         self.covariance = covariance_of_kind(self, covariance, k, size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 
@@ -10,8 +11,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ppl_vae.models.mixtures.components import require_enough
 from ppl_vae.models.rows import RowModel, as_vectors
-from ppl_vae.networks import require_at_least_one
+from ppl_vae.networks import require_at_least_one, require_room
 
 
 class Mixture(RowModel):
@@ -31,6 +33,7 @@ class Mixture(RowModel):
     def __init__(self, data_shape: Sequence[int], components: int) -> None:
         super().__init__(data_shape)
         require_at_least_one(self, components=components)
+        require_room(self, "choose fewer components", components, math.prod(self.data_shape))
         self.components = components
         self.logits = nn.Parameter(torch.zeros(components))
 
@@ -50,6 +53,14 @@ class Mixture(RowModel):
         x = x.to(self._rows(x).dtype)
         z = pyro.sample("z", self.prior(), infer={"enumerate": "parallel"})
         pyro.sample("x", self._component(z, x.dtype), obs=x)
+
+    def check_start(self, x: Tensor) -> None:
+        """Raises an error if EM cannot start from `x`, before any work.
+
+        Raises:
+            ValueError: `x` has fewer rows than there are components.
+        """
+        require_enough(self.components, "components", len(x), "rows")
 
     @torch.no_grad()
     def initialize(self, x: Tensor, seed: int) -> None:

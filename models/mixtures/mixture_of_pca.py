@@ -13,9 +13,9 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from ppl_vae.models.linear.linear_gaussian import LinearGaussian, regress, regression_statistics
-from ppl_vae.models.mixtures.components import positive_counts, split_empty
+from ppl_vae.models.mixtures.components import positive_counts, require_enough, split_empty
 from ppl_vae.models.rows import RowModel, as_vectors
-from ppl_vae.networks import require_at_least_one, require_positive
+from ppl_vae.networks import require_at_least_one, require_positive, require_room
 
 
 class MixtureOfPCA(RowModel):
@@ -66,6 +66,8 @@ class MixtureOfPCA(RowModel):
         super().__init__(data_shape)
         require_at_least_one(self, latent_dim=latent_dim, components=components)
         require_positive(self, min_scale=min_scale)
+        few = "choose fewer components or a smaller latent_dim"
+        require_room(self, few, components, math.prod(self.data_shape), latent_dim)
         self.latent_dim = latent_dim
         self.components = components
         self.min_scale = min_scale
@@ -127,6 +129,14 @@ class MixtureOfPCA(RowModel):
         weights = dist.Categorical(logits=self._log_joint(linear, rows).T)
         return dist.MixtureSameFamily(weights, parts)
 
+    def check_start(self, x: Tensor) -> None:
+        """Raises an error if EM cannot start from `x`, before any work.
+
+        Raises:
+            ValueError: `x` has fewer rows than there are components.
+        """
+        require_enough(self.components, "components", len(x), "rows")
+
     @torch.no_grad()
     def initialize(self, x: Tensor, seed: int = 0) -> None:
         """Starts EM at k-means (from k-means++) and the probabilistic PCA of each cluster.
@@ -139,11 +149,7 @@ class MixtureOfPCA(RowModel):
             ValueError: The rows of `x` do not have the shape `data_shape`, or are fewer than the components.
         """
         rows = as_vectors(self, x).double()
-        if len(rows) < self.components:
-            raise ValueError(
-                f"MixtureOfPCA has {self.components} components, but x has {len(rows)} rows: use more "
-                f"rows or fewer components"
-            )
+        self.check_start(rows)
         self.centre.copy_(rows.mean(0))
         kmeans = KMeans(self.components, n_init=1, random_state=seed % 2**32).fit(
             rows.cpu().numpy()

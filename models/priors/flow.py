@@ -58,9 +58,9 @@ class FlowPrior(Prior):
 
     def __post_init__(self) -> None:
         # YAML and the command line give lists, which cannot be hashed and never equal a tuple.
-        object.__setattr__(self, "hidden", tuple(self.hidden))
         require_at_least_one(self, transforms=self.transforms)
         require_widths(self, hidden=self.hidden)
+        object.__setattr__(self, "hidden", tuple(self.hidden))
 
     def build(self, data_shape: Sequence[int], latent_dim: int) -> nn.Module:
         """See `Prior.build`."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ppl_vae.models.priors.base import Prior
 from ppl_vae.models.priors.scales import raw_of_scale, scale_of_raw
-from ppl_vae.networks import require_at_least_one
+from ppl_vae.networks import require_at_least_one, require_room
 
 _EM_DRAWS = 100_000
 """The most draws that EM uses."""
@@ -44,6 +44,7 @@ class MixturePrior(Prior):
 
     def build(self, data_shape: Sequence[int], latent_dim: int) -> nn.Module:
         """See `Prior.build`."""
+        require_room(self, "choose fewer components", self.components, latent_dim)
         return _Mixture(latent_dim, self.components)
 
 

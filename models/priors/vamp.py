@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae.models.priors.base import Prior
-from ppl_vae.networks import require_at_least_one
+from ppl_vae.networks import require_at_least_one, require_numbers, require_room
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class VampPrior(Prior):
 
     def __post_init__(self) -> None:
         require_at_least_one(self, components=self.components)
+        require_numbers(self, low=self.low, high=self.high)
         if not self.low < self.high:
             raise ValueError(
                 f"VampPrior.low must be below VampPrior.high, got {self.low} and {self.high}: "
@@ -64,6 +65,7 @@ class VampPrior(Prior):
 
     def build(self, data_shape: Sequence[int], latent_dim: int) -> nn.Module:
         """See `Prior.build`."""
+        require_room(self, "choose fewer components", self.components, *data_shape)
         return _Vamp((self.components, *data_shape), self.low, self.high)
 
 

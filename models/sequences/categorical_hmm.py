@@ -8,10 +8,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.distributions import IMPOSSIBLE
+from ppl_vae.distributions import IMPOSSIBLE, MarkovChain
 from ppl_vae.models.mixtures.components import split_logits
 from ppl_vae.models.sequences.hidden_markov import HiddenMarkov, Statistics
-from ppl_vae.networks import require_at_least_one
+from ppl_vae.networks import require_at_least_one, require_room
 
 
 class CategoricalHMM(HiddenMarkov):
@@ -40,6 +40,7 @@ class CategoricalHMM(HiddenMarkov):
         if len(self.data_shape) != 1:
             raise ValueError(f"CategoricalHMM.data_shape must be (steps,), got {self.data_shape}")
         require_at_least_one(self, symbols=symbols)
+        require_room(self, "choose fewer states or symbols", states, symbols)
         self.symbols = symbols
         # Equal states would stay equal: start apart.
         self.emission_logits = nn.Parameter(torch.randn(states, symbols))
@@ -71,11 +72,19 @@ class CategoricalHMM(HiddenMarkov):
     def split_emissions(self, source: int, target: int) -> None:
         split_logits(self.emission_logits, source, target)
 
+    def _posterior(self, x: Tensor, lengths: Tensor | None) -> tuple[MarkovChain, Tensor]:
+        try:
+            return super()._posterior(x, lengths)
+        except (RuntimeError, IndexError):  # a look at all values first could not be captured
+            self._symbols(self._check(x, lengths))
+            raise
+
     def _symbols(self, steps: Tensor) -> Tensor:
         symbols = steps.long()
         if len(symbols) and not 0 <= int(symbols.min()) <= int(symbols.max()) < self.symbols:
             raise ValueError(
                 f"CategoricalHMM has symbols 0, ..., {self.symbols - 1}, but x goes from "
-                f"{int(symbols.min())} to {int(symbols.max())}: pass their number as symbols"
+                f"{int(symbols.min())} to {int(symbols.max())}: pass their number as symbols, or another model "
+                "for data that are no symbols"
             )
         return symbols

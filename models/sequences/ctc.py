@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ppl_vae.distributions import IMPOSSIBLE
-from ppl_vae.networks import full_precision
+from ppl_vae.networks import full_precision, require_object
 
 BLANK = 0
 """The symbol that stands for no label; it also fills up shorter rows of labels."""
@@ -60,6 +60,7 @@ class CTC(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
+        require_object(self, "network", network, "forward", "torch.nn.Linear(8, 5)")
         self.network = network
 
     def forward(self, x: Tensor, frames: Tensor, lengths: Tensor | None = None) -> None:

@@ -10,7 +10,7 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from ppl_vae.models.mixtures.components import positive_counts
+from ppl_vae.models.mixtures.components import positive_counts, require_enough
 from ppl_vae.models.mixtures.gaussians import Gaussians
 from ppl_vae.models.sequences.hidden_markov import HiddenMarkov, Statistics
 
@@ -23,7 +23,7 @@ class GaussianHMM(HiddenMarkov, Gaussians):
 
     Args:
         data_shape: Shape of one row of the data, `(T, *event)`; T may differ from call to call. Steps of
-            any shape are flattened to D values.
+            any shape are flattened to D values; `(T,)` is a series of single numbers.
         states: Number K of states.
         covariance: "full", "diagonal", "tied" (one full covariance of all states) or "spherical".
         min_scale: Least standard deviation in any direction that the M step sets, in units of the data.
@@ -59,6 +59,15 @@ class GaussianHMM(HiddenMarkov, Gaussians):
         super().__init__(data_shape, states)
         self._create_gaussians(states, self.data_shape[1:], covariance, min_scale)
 
+    def check_start(self, x: Tensor, lengths: Tensor | None = None) -> None:
+        """Raises an error if EM cannot start from `x`, before any work.
+
+        Raises:
+            ValueError: `x` has fewer steps than there are states.
+        """
+        steps = x.shape[:2].numel() if lengths is None else int(lengths.sum())
+        require_enough(self.states, "states", steps, "steps")
+
     def decode(self, z: Tensor) -> dist.TorchDistribution:
         """p(x_t | z_t) for states `(*batch)`: batch shape `batch`, event shape `event`."""
         return self.covariance.normal(self.means[z], z, self.data_shape[1:])
@@ -82,12 +91,8 @@ class GaussianHMM(HiddenMarkov, Gaussians):
 
     def initialize_emissions(self, steps: Tensor, seed: int) -> Tensor:
         """Weights are one-hot: the nearest cluster of k-means (from k-means++) on at most 20,000 steps."""
-        rows = steps.flatten(1).double()
-        if len(rows) < self.states:
-            raise ValueError(
-                f"GaussianHMM has {self.states} states, but x has {len(rows)} steps: use more data or fewer "
-                f"states"
-            )
+        rows = steps.reshape(len(steps), -1).double()
+        require_enough(self.states, "states", len(rows), "steps")
         self.centre.copy_(rows.mean(0))
         generator = torch.Generator().manual_seed(seed)
         few = torch.randperm(len(rows), generator=generator)[:MOST_STEPS].to(rows.device)
@@ -106,4 +111,5 @@ class GaussianHMM(HiddenMarkov, Gaussians):
         self.covariance.split(self.means, source, target)
 
     def _centered(self, steps: Tensor) -> tuple[Tensor, Tensor]:
-        return steps.flatten(1).double() - self.centre.double(), (self.means - self.centre).double()
+        rows = steps.reshape(len(steps), -1).double()
+        return rows - self.centre.double(), (self.means - self.centre).double()

@@ -24,7 +24,7 @@ from ppl_vae.models.sequences.forward_backward import (
     steps_within,
     transitions_of,
 )
-from ppl_vae.networks import require_at_least_one, require_data_shape
+from ppl_vae.networks import require_at_least_one, require_data_shape, require_room
 
 Statistics = dict[str, Tensor]
 
@@ -62,6 +62,7 @@ class HiddenMarkov(nn.Module, ABC):
         super().__init__()
         require_at_least_one(self, states=states)
         require_data_shape(self, data_shape)
+        require_room(self, "choose fewer states", states, states)
         if not data_shape:
             raise ValueError(
                 f"{type(self).__name__}.data_shape must begin with the number of steps, got ()"

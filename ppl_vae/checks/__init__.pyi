@@ -1,3 +1,4 @@
+from .arguments import arguments_explained as arguments_explained
 from .batches import (
     DataCheck as DataCheck,
     check_data as check_data,

@@ -123,6 +123,14 @@ def trace_problems(
         traces: Their traces.
         seen: The `sites_of_rows` of the model.
     """
+    if pair.model == pair.guide:
+        yield Problem(
+            "error",
+            "guide",
+            "model and guide are the same program: the guide is a program of its own that samples the latents "
+            "of the model and observes nothing, such as MeanField of ppl_vae.guides",
+        )
+        return
     yield from data_problems(seen, batch)
     found = list(latent_problems(pair, batch, *traces))
     found += auxiliary_problems(pair, batch, *traces)

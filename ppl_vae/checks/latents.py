@@ -10,7 +10,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ppl_vae.checks.report import Problem
+from ppl_vae.checks.report import DISCRETE, Problem
 from ppl_vae.checks.supports import in_words, is_periodic, range_of
 from ppl_vae.pairs import (
     Batch,
@@ -94,6 +94,8 @@ def auxiliary_problems(
     sources = {} if tracked is None else {n: sources_of(tracked.nodes[n]["value"]) for n in deltas}
     sources = {n: behind & own.keys() for n, behind in sources.items()}
     used = frozenset().union(*sources.values())
+    all_discrete = in_model and all(s["fn"].has_enumerate_support for s in in_model.values())
+    discrete = f". The model's latents are discrete: {DISCRETE}" if all_discrete else ""
     for name in (n for n in own if n not in used):
         yield Problem(
             "error",
@@ -101,7 +103,7 @@ def auxiliary_problems(
             f"the guide's site '{name}' is not in the model, which has "
             f"{', '.join(map(repr, in_model)) or 'no latents'}: give the site the same name in both. A "
             "variable of the guide alone needs a density in the model, given the latents (a reverse model "
-            f"r({name} | z, x)); without it, ELBO and log p(x) may exceed the truth",
+            f"r({name} | z, x)); without it, ELBO and log p(x) may exceed the truth{discrete}",
         )
     together = [draws for _, draws in sharing_draws(sources) if len(draws) > 1]
     for draws in [*(frozenset([name]) for name in own if name in used), *together]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+import traceback
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import pyro
@@ -22,6 +25,7 @@ from ppl_vae.pairs import (
     as_args,
     drawn_rows,
     first_line,
+    innermost,
     latent_sites,
     made_for_other_rows,
     num_rows,
@@ -59,6 +63,15 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.severity}: {self.message}"
+
+
+DISCRETE = (
+    "take a guide of discrete latents, such as Exact for a model that knows its posterior, or Enumerated for "
+    "any model with few values"
+)
+"""What to do about a guide whose latents are continuous, and those of the model are not."""
+
+_GUIDES = "With the guide's, "
 
 
 class PairWarning(UserWarning):
@@ -135,19 +148,24 @@ def _run(pair: Pair, batch: Batch) -> tuple[Trace, Trace] | Problem:
                 model_trace = poutine.trace(model).get_trace(*args)
     except Exception as error:
         other = _other_latents(pair, args, guide_trace) if role == "model" else ""
+        if other and not other.endswith(_GUIDES):
+            return Problem("error", role, other)
         shapes = ", ".join("None" if t is None else str(tuple(t.shape)) for t in args)
         return Problem(
             "error",
             role,
             f"{other}the {role} raised {type(error).__name__} on a batch of shape {shapes}: {first_line(error)}"
             f"{_other_dtype(pair, tensors_of(batch), error)}{other_device(error)}"
-            f"{_own_rows(pair, batch, error)}{made_for_other_rows(pair, batch)}",
+            f"{_own_rows(pair, batch, error)}{made_for_other_rows(pair, batch)}{_calls_itself(error)}",
         )
     return model_trace, guide_trace
 
 
 def _other_latents(pair: Pair, args: Sequence[Any], guide_trace: Trace) -> str:
-    """What to say if a model that raises with the guide's latents draws others itself; otherwise empty."""
+    """What to say if a model that raises with the guide's latents draws others itself; otherwise empty.
+
+    It ends with `_GUIDES` if what the model raised is to follow.
+    """
     try:
         with preserve_random_state(), torch.no_grad(), pyro.validation_enabled(False):
             alone = poutine.trace(pair.model).get_trace(*args)
@@ -158,10 +176,16 @@ def _other_latents(pair: Pair, args: Sequence[Any], guide_trace: Trace) -> str:
         if other is None or other["type"] != "sample":
             continue
         own, given = site["fn"].event_shape, other["fn"].event_shape
+        if site["fn"].has_enumerate_support and not other["fn"].has_enumerate_support:
+            kinds = [type(innermost(s["fn"])).__name__ for s in (site, other)]
+            return (
+                f"site '{name}' is discrete in the model, {kinds[0]}, and not in the guide, {kinds[1]}: "
+                f"{DISCRETE}"
+            )
         if own != given:
             return (
                 f"site '{name}' has {_numbers(own)} in the model and {_numbers(given)} in the guide: the two "
-                "must be the same (latent_dim, in models and guides of ppl_vae). With the guide's, "
+                f"must be the same (latent_dim, in models and guides of ppl_vae). {_GUIDES}"
             )
     return ""
 
@@ -172,6 +196,29 @@ def _numbers(shape: Sequence[int]) -> str:
         f"{count} {'dimension' if count == 1 else 'dimensions'}"
         if len(shape) == 1
         else f"event shape {tuple(shape)}"
+    )
+
+
+def _calls_itself(error: Exception) -> str:
+    """The line of the user's program that calls itself without end; empty for other errors."""
+    if not isinstance(error, RecursionError):
+        return ""
+    own = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)
+    ]
+    if not own:
+        return ""
+    often, _ = Counter((f.filename, f.lineno, f.name) for f in own).most_common(1)[0]
+    file, line, name = often
+    return f": {name} calls itself without end, in {'/'.join(Path(file).parts[-2:])}, line {line}"
+
+
+def _is_users(file: str) -> bool:
+    """Whether a file is neither of this package nor of an installed one."""
+    ours = Path(__file__).parents[1]
+    return not file.startswith("<") and not any(
+        part in ("site-packages", "dist-packages") or Path(file).is_relative_to(ours)
+        for part in Path(file).parts
     )
 
 

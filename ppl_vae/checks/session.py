@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ppl_vae.checks.arguments import arguments_explained
 from ppl_vae.checks.batches import check_data
 from ppl_vae.checks.chunks import ChunkCheck
 from ppl_vae.checks.findings import Findings
@@ -36,7 +37,13 @@ from ppl_vae.pairs import (
     sample_rows,
     take_rows,
 )
-from ppl_vae.runtime import device_of, preserve_random_state, progress_bar, seed_everything
+from ppl_vae.runtime import (
+    device_of,
+    preserve_random_state,
+    progress_bar,
+    require_progress,
+    seed_everything,
+)
 
 MEMORY_BUDGET = 64 * 2**20
 """Bytes of intermediate results that one chunk of rows x samples may take."""
@@ -171,11 +178,12 @@ def opened(
         ...     session.layout.latents, sizes
         (('z',), [40, 40, 20])
     """
+    require_progress(progress)
     pair = Pair.of(model, guide)
     pair.require_numbers()
     with preserve_random_state():  # data sets may draw, too
         batches = Batches(x, pair)
-    with evaluating(pair, seed):
+    with evaluating(pair, seed), ExitStack() as stack:
         everything = whole or pair.keeps_rows
         first = batches.first(num_rows(batches.rows) if everything else FIRST_ROWS)
         first = move(first, _device_of_modules(pair))
@@ -189,6 +197,7 @@ def opened(
             pair.keeps_rows = everything = True
             first = move(batches.rows, _device_of_modules(pair))
             traces, told = check_data(pair, first, batches.doubt)
+        stack.enter_context(arguments_explained(pair, lambda: first))
         with preserve_random_state() if draws_start_at_seed else nullcontext():
             device = device_of(pair.parameters(first).values())
         seen = first  # the rows of the traces

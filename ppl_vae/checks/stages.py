@@ -10,6 +10,7 @@ import pyro
 import torch
 from torch import nn
 
+from ppl_vae.checks.arguments import bad_argument
 from ppl_vae.checks.batches import small_batch_problem, trace_problems
 from ppl_vae.checks.data import large_values, same_for_all_rows
 from ppl_vae.checks.latents import observed_problems
@@ -133,6 +134,15 @@ def _finite(subject: Subject) -> Iterator[Problem]:
                 unscaled(site)
     bad = first_bad_site([subject.traces])
     if bad is not None:
+        try:
+            subject.pair.require_no_nan(trained=False)
+        except PairError as error:
+            yield Problem("error", bad[0], str(error))
+            return
+        argument = bad_argument(subject.pair, subject.traces)
+        if argument is not None:
+            yield argument
+            return
         large = large_values(subject.batch)
         advice = (
             f"the likely cause are the data: {large}; repair or rescale them"

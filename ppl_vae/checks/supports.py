@@ -24,7 +24,16 @@ def in_words(fn: Any) -> str:
     """
     if is_periodic(fn):
         return "angles from -pi to pi"
-    support = support_of(fn)
+    return constraint_in_words(support_of(fn))
+
+
+def constraint_in_words(support: Any) -> str:
+    """The values that a constraint allows, in words.
+
+    Example:
+        >>> constraint_in_words(constraints.positive)
+        'numbers above 0'
+    """
     base = of_numbers(support)
     fixed = _WORDS.get(type(base))
     if fixed is not None:

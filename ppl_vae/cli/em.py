@@ -19,7 +19,7 @@ from ppl_vae.cli.output import say, show, warn
 from ppl_vae.cli.report import result_table, with_levels
 from ppl_vae.cli.setup import set_up
 from ppl_vae.cli.start import check_setup, options_of, started
-from ppl_vae.em import EMFit, fit_em
+from ppl_vae.em import EMFit, check_start, fit_em
 from ppl_vae.evaluation import evaluate
 from ppl_vae.models import BernoulliMixture, CategoricalHMM, GaussianMixture
 from ppl_vae.plots import bound_curves, components
@@ -67,6 +67,8 @@ def em(parser: ArgumentParser, given: Namespace) -> int:
         with preserve_random_state():
             torch.manual_seed(options["seed"])
             x = transform(x)
+    if resumed is None:
+        check_start(setup.model, x)
     check_setup(setup)
     progress = False if given.get("quiet") else None
     with started("em", setup, given) as (folder, resume):

@@ -7,6 +7,7 @@ import, is imported only when a command runs.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import io
 import os
@@ -15,11 +16,12 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from ppl_vae._version import __version__
 from ppl_vae.cli.light import LightParser, command_parser
-from ppl_vae.cli.mistakes import UsageError
+from ppl_vae.cli.mistakes import UsageError, shortened
 from ppl_vae.cli.options import COMMANDS
 from ppl_vae.cli.output import OutputError, finish_output, say, show, silence_output, warn
 from ppl_vae.cli.rc_files import ignored_here
@@ -67,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        say(f"ppl-vae: error: {_message(error)}")
+        say(f"ppl-vae: error: {_message(error, arguments)}")
         return 1
 
 
@@ -84,12 +86,14 @@ def _plain_usage(said: str) -> str:
     return f"{flag[1]} takes no value, got {flag[2]}" if flag else said
 
 
-def _message(error: Exception) -> str:
+def _message(error: Exception, arguments: Sequence[str] = ()) -> str:
     """What an error says, in words for those who do not read Python."""
     if isinstance(error, OSError) and error.errno and error.filename is not None:
         name = str(error.filename)
-        short = name if len(name) < 100 else f"{name[:40]}...{name[-20:]}"
-        return f"{short}: {os.strerror(error.errno)}"
+        said = f"{shortened(name)}: {os.strerror(error.errno)}"
+        if error.errno == errno.ENAMETOOLONG:
+            return f"{_option_of(name, arguments)}{said}: choose a shorter one"
+        return said
     said = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if memory := re.search(r"tried to allocate ([\d.]+ ?\w+)", said, re.IGNORECASE):
         return (
@@ -99,6 +103,19 @@ def _message(error: Exception) -> str:
     if said.startswith("Key backend:"):  # of matplotlib, when it is imported
         return f"MPLBACKEND={os.environ.get('MPLBACKEND')} is no backend of matplotlib: unset it, or take agg"
     return plain(said) or type(error).__name__
+
+
+def _option_of(file: str, arguments: Sequence[str]) -> str:
+    """The option whose value names a file, with a blank; empty if it is none, as for a RUN."""
+    before = ""
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        option, value = (option, value) if equals else (before, argument)
+        before = argument
+        if value and Path(value.removeprefix("folder:")).name in file:
+            named = {"-o": "--output"}.get(option, option)
+            return f"{named} " if named.startswith("-") else "RUN "
+    return ""
 
 
 def _run(arguments: list[str]) -> int:
@@ -123,7 +140,12 @@ def _run(arguments: list[str]) -> int:
     from ppl_vae.cli.parser import make_parser  # from here on with torch
 
     parser = make_parser(command, own)
-    given = parser.parse_args(own, defaults=False)
+    try:
+        given = parser.parse_args(own, defaults=False)
+    except argparse.ArgumentError as error:
+        if not re.search(r"<class 'int'>\. Got value: \d+\.0\b", str(error)):
+            raise
+        given = parser.parse_args(light.with_whole_numbers(own, below=True), defaults=False)
     module = command if command in ("train", "em", "refit") else "run_commands"
     run = getattr(importlib.import_module(f"ppl_vae.cli.{module}"), command)
     return int(run(parser, given))

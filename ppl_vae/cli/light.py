@@ -31,6 +31,9 @@ from ppl_vae.cli.source import (
 from ppl_vae.runs import config_file
 from ppl_vae.runtime import MOST_YAML, load_yaml, read_text
 
+_EXPONENT = r"\d+(?:\.\d+)?[eE]\+?\d{1,2}"
+"""A number such as 1e6."""
+
 
 class _Formatter(argparse.HelpFormatter):
     """Says the type and the default of each option."""
@@ -104,21 +107,28 @@ class LightParser(argparse.ArgumentParser):
 
     # -- mistakes ----------------------------------------------------------------------------------------
 
-    def with_whole_numbers(self, arguments: Sequence[str]) -> list[str]:
-        """The arguments, with whole numbers such as 1e6 written out where an option takes no others."""
+    def with_whole_numbers(self, arguments: Sequence[str], below: bool = False) -> list[str]:
+        """The arguments, with whole numbers such as 1e6 written out where an option takes no others.
+
+        Args:
+            arguments: The arguments.
+            below: Also in the arguments of classes (`--model.latent_dim`), whose types only the full parser
+                knows.
+        """
         whole = {
             name
             for action in self._actions
             for name in action.option_strings
-            if getattr(action, "expected", None) == Type(("int",))
+            if getattr(action, "expected", Type()).kinds == ("int",)
         }
         found = []
         for before, word in zip(["", *arguments], arguments, strict=False):
             option, equals, value = word.partition("=")
-            if equals and option in whole:
+            if equals and (option in whole or (below and self._is_below_another(option))):
                 found.append(f"{option}={_written_out(value)}")
             else:
-                found.append(_written_out(word) if before in whole else word)
+                there = before in whole or (below and self._is_below_another(before))
+                found.append(_written_out(word) if there else word)
         return found
 
     def check(self, arguments: Sequence[str]) -> None:
@@ -134,13 +144,15 @@ class LightParser(argparse.ArgumentParser):
             if self._is_below_another(name) and name not in self._option_string_actions:
                 self._check_argument_of_class(name, arguments)
                 self.add_argument(name, nargs="?")  # the full parser knows what it takes
+        for name, values in _values(arguments).items():
+            self._check_description(name, values)
         for action in self._actions:
             action.required = False  # so that what is wrong is reported before what is missing
         given, unknown = self.parse_known_args(arguments)
         if unknown:
             options = [name for name in self._option_string_actions if "." not in name]
             wrong = next((word for word in unknown if word.startswith("-")), "").partition("=")[0]
-            hint = did_you_mean(wrong, options)
+            hint = self._instead_of(wrong) or did_you_mean(wrong, options)
             raise UsageError(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         for file in _values(arguments).get("--config", []):
             self._check_config(Path(file))
@@ -155,6 +167,29 @@ class LightParser(argparse.ArgumentParser):
                 raise UsageError("give two runs or more")
             for run in runs:
                 config_file(Path(run))
+
+    def _instead_of(self, wrong: str) -> str:
+        """What to write for an option of another kind or of another command; empty if it is none."""
+        negated = re.fullmatch(r"--no[-_](.+)", wrong)
+        right = f"--{negated[1].replace('-', '_')}" if negated else wrong.replace("-", "_")
+        right = f"--{right.lstrip('-_')}"
+        action = self._option_string_actions.get(right)
+        if negated and action is not None:
+            is_value = "false" in getattr(action, "expected", Type()).values
+            return f" (write {right} false)" if is_value else f" (leave out {right})"
+        if action is not None and right != wrong:
+            return f" (did you mean {right}?)"
+        top = right.partition(".")[0]
+        name = self.prog.rpartition(" ")[2]
+        if name not in COMMANDS or top == "--no":
+            return ""
+        others = [c for c in COMMANDS if top in command_parser(c)._option_string_actions]
+        if not others:
+            return ""
+        if name == "em" and top in ("--guide", "--objective"):
+            return " (em takes none: the model knows p(z | x); ppl-vae train takes a guide and an objective)"
+        which = ", ".join(f"ppl-vae {c}" for c in others)
+        return f" (that is an option of {which}, and not of ppl-vae {name})"
 
     def _check_config(self, file: Path) -> None:
         """Raises an error for a configuration file that is none, or names options that there are not.
@@ -194,14 +229,37 @@ class LightParser(argparse.ArgumentParser):
         if "--config" in given or {"help", "dict_kwargs"} & set(words):
             return
         expected = self.objects.get(above, Type())
+        action = self._option_string_actions.get(above)
+        default = None if action is None else action.default
         for word in words:
-            classes = self._chosen(above, expected, given.get(above, []))
+            values = given.get(above, [])
+            classes = self._chosen(above, expected, values)
             if classes is None or any(map(takes_any_name, classes)):
                 return
             types = _arguments(classes, expected.called)
             if word not in types:
                 raise self._not_accepted(above, word, types)
+            if not values and not isinstance(default, str):  # no object whose argument it could be
+                raise _class_missing(above, word, expected)
+            default = _default_of(word, classes)
             above, expected = f"{above}.{word}", types[word]
+
+    def _check_description(self, name: str, values: Iterable[str]) -> None:
+        """Raises an error for a text that begins as a description in YAML and is none."""
+        role = name.removeprefix("--") in self.roles
+        if not (role or name in self.objects or self._is_below_another(name)):
+            return
+        for value in values:
+            if value[:1] not in ("{", "["):
+                continue
+            try:
+                load_yaml(value)
+            except ValueError as error:
+                instead = f"; write the name of a class, and its arguments as {name}.NAME VALUE"
+                raise UsageError(
+                    f"{name} {value:.60}: this is not YAML that can be read"
+                    f"{instead if role or name in self.objects else ''}"
+                ) from error
 
     def _chosen(
         self, option: str, expected: Type, values: Sequence[str]
@@ -346,6 +404,27 @@ def _arguments(classes: Iterable[Definition], called: bool = False) -> dict[str,
     return types
 
 
+def _default_of(word: str, classes: Iterable[Definition]) -> Any:
+    """The default of an argument; a text if it is an object."""
+    found = (p.default for kind in classes for p in parameters(kind) if p.name == word)
+    return next((default for default in found if isinstance(default, str)), None)
+
+
+def _class_missing(option: str, word: str, expected: Type) -> UsageError:
+    """The error for an argument of an object whose class is not named."""
+    takers = [
+        name
+        for name, found in _classes(expected).items()
+        if word in _arguments([found], expected.called)
+    ]
+    takers.sort(key=lambda name: name != "Adam")  # of many, the usual one
+    named = f"{option} {takers[0]}" if takers else f"{option} CLASS"
+    others = f" (or {', '.join(takers[1:5])})" if takers[1:] else ""
+    return UsageError(
+        f"{option}: the class is missing, of which {word} is an argument: write {named}{others}, too"
+    )
+
+
 def _expect(action: argparse.Action, expected: Type) -> None:
     """Notes the type of an option at the option; argparse would convert to its own `type`."""
     vars(action)["expected"] = expected
@@ -370,6 +449,12 @@ def _shown(default: Any) -> str:
 
 
 def _written_out(value: str) -> str:
-    if not re.fullmatch(r"\d+(\.\d+)?[eE]\+?\d{1,2}", value) or not float(value).is_integer():
+    """A text with its whole numbers written out; it is one number, or a list of them."""
+    if not re.fullmatch(rf"\[?[\s,]*({_EXPONENT}|\d+)([\s,]+({_EXPONENT}|\d+))*[\s,]*\]?", value):
         return value
-    return str(int(float(value)))
+    return re.sub(_EXPONENT, _whole, value)
+
+
+def _whole(found: re.Match[str]) -> str:
+    number = float(found[0])
+    return str(int(number)) if number.is_integer() else found[0]

@@ -16,6 +16,11 @@ class UsageError(ValueError):
     """Options that are wrong, or that exclude each other."""
 
 
+def shortened(name: str) -> str:
+    """A name of a file, without its middle if it is long."""
+    return name if len(name) < 100 else f"{name[:40]}...{name[-20:]}"
+
+
 def did_you_mean(word: str, words: Iterable[str], above: str = "") -> str:
     """A hint at the most similar of the right words; empty if none is similar.
 
@@ -44,9 +49,12 @@ def wrong_value(expected: Type, value: str) -> str:
     """
     if not value and expected.kinds in (("int",), ("float",), ("str",)):
         return f"expected {expected.kinds[0]}, got an empty text"
+    if expected.kinds == ("float",) and re.fullmatch(r"[+-]?\.?(inf|infinity|nan)", value.lower()):
+        return f"expected a finite number, got {value}"
     if expected.kinds in (("int",), ("float",)):
-        wrong = value.isalpha() and value.lower() not in _VALUES
-        return f"expected {expected.kinds[0]}, got {value}" if wrong else ""
+        plain_word = value.isalpha() and value.lower() not in _VALUES
+        wrong = plain_word or value[:1] in ("{", "[", "'", '"')
+        return f"expected {expected.kinds[0]}, got {value:.60}" if wrong else ""
     closed = expected.values and not (expected.kinds or expected.bases or "true" in expected.values)
     spelled = re.fullmatch(r"[\w-]+", value) and value.lower() not in _VALUES
     if closed and spelled and value not in expected.values:

@@ -12,7 +12,7 @@ from ppl_vae.cli.finish import finish_run
 from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.own_modules import trust_of
 from ppl_vae.cli.setup import checked, set_up
-from ppl_vae.cli.start import check_setup, options_of, started
+from ppl_vae.cli.start import check_setup, options_of, started, step_size_of
 from ppl_vae.pairs import Program, keep_guide
 from ppl_vae.runs import Trust, load_run, require_free, write_weights
 from ppl_vae.runtime import as_folder, resolve_device
@@ -69,6 +69,14 @@ def _options_for(
     if keep_guide(run.model):  # a VampPrior is made of the guide that it was trained with
         kept.setdefault("model_guide", run.config["guide"])
     chosen = {name: options[name] for name in vars(given) if name in options}
+    if "learning_rate" in chosen and step_size_of(kept.get("optimizer")) is not None:
+        arguments = {n: v for n, v in kept["optimizer"]["init_args"].items() if n != "lr"}
+        kept["optimizer"] = {
+            **kept["optimizer"],
+            "init_args": arguments,
+        }  # the typed step size replaces it
+    if step_size_of(chosen.get("optimizer")) is not None:
+        kept.pop("learning_rate", None)
     config = {**options, **kept, **chosen, "refit_of": str(source.resolve())}
     config.pop("run", None)
     return run.model, config, {name: trust for name in kept if name not in chosen}

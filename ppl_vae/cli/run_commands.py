@@ -19,7 +19,7 @@ from ppl_vae.cli.common import (
     writing,
 )
 from ppl_vae.cli.finish import MOST_PICTURED
-from ppl_vae.cli.mistakes import UsageError
+from ppl_vae.cli.mistakes import UsageError, shortened
 from ppl_vae.cli.output import say, show, warn
 from ppl_vae.cli.own_modules import trust_of
 from ppl_vae.cli.report import with_levels
@@ -266,7 +266,10 @@ def _output_file(options: Namespace, default: Path, kinds: Collection[str] = ())
     output = default if options.output is None else Path(options.output)
     require_file(output)
     if kinds and output.suffix.lower() not in kinds:
-        raise UsageError(f"--output {output}: expected a name that ends with {', '.join(kinds)}")
+        ends = ", ".join(kinds)
+        raise UsageError(
+            f"--output {shortened(str(output))}: expected a name that ends with {ends}"
+        )
     if output.resolve() != default.resolve() and is_of_a_run(output):
         raise UsageError(
             f"--output {output} belongs to a run, and would be lost: choose another name"

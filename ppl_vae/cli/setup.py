@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,7 +164,17 @@ def set_up(
         allowed = trust.get(role, TYPED)
         allowed.check(config, [role])
         spec = _fill_in(config, role, suggestions, allowed)
-        return build(spec, model, role=role, trust=allowed)
+        try:
+            return build(spec, model, role=role, trust=allowed)
+        except (TypeError, ValueError) as error:
+            if missing := _missing_arguments(error, spec["class_path"]):
+                kind = str(spec["class_path"]).rpartition(".")[2]
+                options = " and ".join(f"--{role}.{name}" for name in missing)
+                one = len(missing) == 1
+                raise UsageError(
+                    f"{options} {'is' if one else 'are'} missing: {kind} needs {'it' if one else 'them'}"
+                ) from error
+            raise
 
     if model is None:
         suggestions = {**shape, "likelihood": _likelihood_for(data)}
@@ -188,6 +199,17 @@ def set_up(
     assert isinstance(objective, Objective)
     made = {name: _called(value) for name, value in vars(parser.instantiate(chosen)).items()}
     return Setup(data, model, guide, objective, made, config)
+
+
+def _missing_arguments(error: Exception, class_path: str) -> list[str]:
+    """The arguments that a class lacks, of which its own signature does not tell (`*args, **kwargs`)."""
+    said = str(error)
+    if listed := re.search(r"the following arguments are required: ([\w., ]+)$", said):
+        return listed[1].split(", ")
+    own = re.search(r"(\w+)\.__init__\(\) missing \d+ required [\w-]+ arguments?: (.+)", said)
+    kind = import_by_name(class_path)
+    above = [base.__name__ for base in kind.__mro__] if inspect.isclass(kind) else []
+    return re.findall(r"'(\w+)'", own[2]) if own and own[1] in above else []
 
 
 def _called(value: Any) -> Any:

@@ -146,8 +146,8 @@ def parameters(definition: Definition) -> list[Parameter]:
     for module, node in reversed(ancestry if _is_dataclass(definition) else []):
         for statement in getattr(node, "body", ()):
             match statement:
-                case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation):
-                    fields[name] = Parameter(name, _type(annotation, module))
+                case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation, value=value):
+                    fields[name] = Parameter(name, _type(annotation, module), _value(value))
     return list(fields.values())
 
 

@@ -83,8 +83,20 @@ def options_of(
     if command != "refit" and (given.get("trust") or given.get("trust_packages")):
         raise UsageError("--trust is for a RUN to resume: what you type yourself is trusted")
     options = with_defaults(parser, given)
+    own = step_size_of(options.get("optimizer"))
+    if own is not None and options.get("learning_rate") is not None:
+        raise UsageError(
+            f"--optimizer.lr {own} and --learning_rate {options['learning_rate']} are two step sizes: give one "
+            "of the two"
+        )
     require_samples("num_samples", options.get("num_samples", 1))
     return options, {}
+
+
+def step_size_of(optimizer: Any) -> Any:
+    """The step size in the description of an optimizer; None if there is none."""
+    arguments = optimizer.get("init_args") if isinstance(optimizer, Mapping) else None
+    return arguments.get("lr") if isinstance(arguments, Mapping) else None
 
 
 def _config_of_run(command: str, parser: ArgumentParser, given: Namespace) -> dict[str, Any]:

@@ -1,3 +1,4 @@
+from .data import check_start as check_start
 from .fitting import EMFit as EMFit, fit_em as fit_em
 from .loop import EMError as EMError
 from .online import StepSize as StepSize

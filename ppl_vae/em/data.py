@@ -13,6 +13,7 @@ from ppl_vae.pairs import (
     Batch,
     Batches,
     Pair,
+    Program,
     Trace,
     as_args,
     move,
@@ -28,6 +29,17 @@ START_ROWS = 20_000
 
 def empty_guide(*args: Tensor) -> None:
     """The guide of a model that sums its own latents out."""
+
+
+def check_start(model: Program, rows: Batch) -> None:
+    """Asks a model that has a `check_start(*rows)` whether EM can start from so many rows, before any work.
+
+    Raises:
+        ValueError: It cannot, because there are fewer rows than components, say.
+    """
+    own: Any = getattr(model, "check_start", None)
+    if own is not None:
+        own(*as_args(take_rows(rows, slice(0, START_ROWS))))
 
 
 class EMData:

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from ppl_vae.checks import device_for
-from ppl_vae.em.data import EMData, empty_guide
+from ppl_vae.checks import arguments_explained, device_for
+from ppl_vae.em.data import EMData, check_start, empty_guide
 from ppl_vae.em.loop import EMLoop
 from ppl_vae.em.online import StepSize
 from ppl_vae.em.progress import EMProgress
@@ -26,6 +26,7 @@ from ppl_vae.runtime import (
     require_count,
     require_flags,
     require_number,
+    require_progress,
     require_seed,
     resolve_device,
 )
@@ -195,6 +196,7 @@ def fit_em(
     if seed is not None:
         require_seed(seed)
     require_number("tolerance", tolerance)
+    require_progress(progress)
     require_flags(hard=hard, initialize=initialize, resume=resume)
     for name, given, kind in (("online", online, StepSize), ("m_step", m_step, GradientSteps)):
         if given is not None and not isinstance(given, kind):
@@ -221,6 +223,8 @@ def fit_em(
         if seed is not None:
             torch.manual_seed(seed)
         batches = Batches(x, pair)
+        if initialize and not resume and batches.in_memory:
+            check_start(pair.model, batches.rows)
         chosen = resolve_device(device_for(pair, batches, device))
         pair.to(chosen)
         stack.enter_context(pair.scope())
@@ -238,6 +242,7 @@ def fit_em(
             folder=folder,
             progress=EMProgress(own_seed),
         )
+        stack.enter_context(arguments_explained(pair, lambda: run.data.few(pair)))
         run.data.check(pair)
         with progress_bar(max_iterations * restarts, "fit_em", "iteration", progress) as bar:
             run.run(resume, bar, seed)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_vae.checks import large_values
 from ppl_vae.em.checkpoints import EMCheckpoints
 from ppl_vae.em.choice import choose_steps, counted_again
 from ppl_vae.em.data import EMData
@@ -17,7 +18,7 @@ from ppl_vae.em.notes import Notes
 from ppl_vae.em.online import Online, StepSize
 from ppl_vae.em.progress import EMProgress
 from ppl_vae.em.steps import ByGuide, ClosedForm, Draws, GradientSteps, Steps, closed_form
-from ppl_vae.pairs import Pair, as_args, num_rows, take_rows
+from ppl_vae.pairs import Pair, as_args, first_line, num_rows, take_rows
 from ppl_vae.runs import RunFolder, digest_of_rows
 
 _SLACK = {torch.float32: 1e-5, torch.float64: 1e-9}
@@ -82,7 +83,20 @@ class EMLoop:
         self._clock = time.monotonic()
         steps = self._resumed(bar, seed) if resume else self._started()
         while True:
-            self._end_start(self._iterate(steps, bar))
+            try:
+                converged = self._iterate(steps, bar)
+            except (
+                torch.linalg.LinAlgError
+            ) as error:  # a covariance that rounding has made singular
+                large = self._large_values()
+                if not large:
+                    raise
+                raise EMError(
+                    f"{first_line(error)}. The likely cause are the data: {large}; repair or rescale them",
+                    self.progress.iteration,
+                    math.nan,
+                ) from error
+            self._end_start(converged)
             if len(self.progress.ended) == self.restarts:
                 break
             steps = self._started()
@@ -157,7 +171,7 @@ class EMLoop:
         """The E step, and the row of the history."""
         progress = self.progress
         bound = steps.expect(self.data)
-        _require_finite(bound, progress.iteration)
+        self._require_finite(bound)
         progress.history.append(
             {
                 "iteration": float(progress.iteration),
@@ -230,11 +244,16 @@ class EMLoop:
         """Raises an error if exact EM lowered the bound; for gradient steps, adds a note instead."""
         iteration = self.progress.iteration
         if isinstance(steps, ClosedForm):
+            large = self._large_values()
+            why = (
+                f"the likely cause are the data: {large}, where rounding takes over; repair or rescale them"
+                if large
+                else f"expected_statistics or maximize of {type(self.pair.model).__name__} is wrong, or the "
+                "data lie so far apart that rounding takes over (then use float64)"
+            )
             raise EMError(
                 f"the bound fell by {before - after:.3g} nats per row at iteration {iteration}, from "
-                f"{before:.8g} to {after:.8g}, which exact EM cannot do: expected_statistics or maximize of "
-                f"{type(self.pair.model).__name__} is wrong, or the data lie so far apart that rounding "
-                "takes over (then use float64)",
+                f"{before:.8g} to {after:.8g}, which exact EM cannot do: {why}",
                 iteration,
                 before - after,
             )
@@ -242,12 +261,25 @@ class EMLoop:
         if not isinstance(steps, ByGuide | Draws | Online):  # whose bounds are estimates
             Notes(self.progress.notes).add(text, iteration)
 
-
-def _require_finite(bound: float, iteration: int) -> None:
-    if not math.isfinite(bound):
-        raise EMError(
-            f"log p(x) is {bound} at iteration {iteration}: a row is impossible under the model, or its "
-            "parameters are not finite; look at the start, and at data of extreme size",
-            iteration,
-            math.nan,
+    def _require_finite(self, bound: float) -> None:
+        """Raises an error for a bound that is NaN or infinite."""
+        if math.isfinite(bound):
+            return
+        large = self._large_values()
+        why = (
+            f"the likely cause are the data: {large}; repair or rescale them"
+            if large
+            else "a row is impossible under the model, or its parameters are not finite; look at the start, "
+            "and at data of extreme size"
         )
+        iteration = self.progress.iteration
+        raise EMError(f"log p(x) is {bound} at iteration {iteration}: {why}", iteration, math.nan)
+
+    def _large_values(self) -> str:
+        """A number of the data whose powers are beyond its dtype, and its place; empty if there is none."""
+        start = 0
+        for batch in self.data:
+            if large := large_values(batch, start=start):
+                return large
+            start += num_rows(batch)
+        return ""

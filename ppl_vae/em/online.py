@@ -10,6 +10,7 @@ from ppl_vae.em.data import EMData
 from ppl_vae.em.notes import Notes
 from ppl_vae.em.steps import ClosedFormModel, Statistics, Steps
 from ppl_vae.pairs import Batch, as_args
+from ppl_vae.runtime import require_number
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class StepSize:
     delay: float = 2.0
 
     def __post_init__(self) -> None:
+        require_number("StepSize.exponent", self.exponent)
+        require_number("StepSize.delay", self.delay)
         if not 0.5 < self.exponent <= 1:
             raise ValueError(
                 f"StepSize.exponent must be above 0.5 and at most 1, got {self.exponent}"

@@ -14,8 +14,17 @@ from torch import Tensor
 
 from ppl_vae.checks import Session, opened
 from ppl_vae.evaluation.sandwich import warn_if_draws_follow_data
-from ppl_vae.pairs import DataLike, PairError, Program, Substitute, sample_rows, tensors_of
-from ppl_vae.runtime import require_count
+from ppl_vae.pairs import (
+    Batches,
+    DataLike,
+    Pair,
+    PairError,
+    Program,
+    Substitute,
+    sample_rows,
+    tensors_of,
+)
+from ppl_vae.runtime import described, preserve_random_state, require_count, require_seed
 
 _AT_ONCE = 64  # rows that the model generates at once, which bounds the memory
 
@@ -29,12 +38,21 @@ class Generator:
         guide: Pyro program of q(z | x).
         x: Some rows of data, an array `(n, *event)`. The programs are called with data of this event shape.
         seed: Seed of all draws.
+
+    Raises:
+        TypeError: A program, the rows or the seed are none.
+        ValueError: There are no rows.
     """
 
     model: Program
     guide: Program
     x: DataLike
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_seed(self.seed)
+        with preserve_random_state():  # data sets may draw
+            Batches(self.x, Pair.of(self.model, self.guide))
 
     def reconstruct(self) -> tuple[Tensor, Tensor]:
         """Draws z ~ q(z | x). Returns z, `(n, d)`, and the means of p(x | z), `(n, *event)`."""
@@ -68,7 +86,17 @@ class Generator:
             return z, means, x
 
     def decode(self, z: Tensor) -> Tensor:
-        """The means of p(x | z) for latents `(m, d)`: `(m, *event)`."""
+        """The means of p(x | z) for latents `(m, d)`: `(m, *event)`.
+
+        Raises:
+            TypeError: `z` is no tensor.
+            ValueError: It has another shape.
+        """
+        if not isinstance(z, Tensor):
+            raise TypeError(
+                f"z must be a tensor of latents, (m, d), got {described(z)}: write "
+                "torch.as_tensor(z, dtype=torch.float32)"
+            )
         with self._opened() as (session, x):
             pair, layout = session.pair, session.layouts.of(x)
             probe: Any = poutine.trace(pair.model).get_trace(x)
@@ -84,6 +112,7 @@ class Generator:
                     f"z has shape {tuple(z.shape)}, but the latents {', '.join(map(repr, parts))} of a row are "
                     f"{start} numbers together: expected (m, {start})"
                 )
+            z = z.to(session.device)
             values = {n: z[:, part].reshape(len(z), *shape) for n, (part, shape) in parts.items()}
             model = Substitute(values)(pair.model)
             trace = poutine.trace(model).get_trace(_repeated(x, len(z)))

@@ -1,9 +1,12 @@
 from .arguments import (
+    require_at_least as require_at_least,
     require_at_least_one as require_at_least_one,
     require_data_shape as require_data_shape,
     require_latent_dims as require_latent_dims,
+    require_numbers as require_numbers,
     require_object as require_object,
     require_positive as require_positive,
+    require_room as require_room,
     require_widths as require_widths,
 )
 from .base import Network as Network, full_precision as full_precision, linear_head as linear_head

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterable, Sequence
-from numbers import Integral
+from numbers import Integral, Real
+
+import torch
 
 
 def require_at_least_one(owner: object, **counts: int) -> None:
@@ -22,11 +26,79 @@ def require_at_least_one(owner: object, **counts: int) -> None:
         Traceback (most recent call last):
         ValueError: list.length must be at least 1, got 0
     """
+    require_at_least(owner, 1, **counts)
+
+
+def require_at_least(owner: object, least: int, **counts: int) -> None:
+    """`require_at_least_one` with another least value.
+
+    Raises:
+        TypeError: One of them is no whole number.
+        ValueError: One of them is less.
+    """
     for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, Integral):
-            raise TypeError(f"{type(owner).__name__}.{name} must be a whole number, got {count!r}")
-        if count < 1:
-            raise ValueError(f"{type(owner).__name__}.{name} must be at least 1, got {count}")
+        owned = f"{type(owner).__name__}.{name}"
+        if not _is_whole(count):
+            raise TypeError(f"{owned} must be a whole number, got {count!r:.80}")
+        if count < least:
+            raise ValueError(f"{owned} must be at least {least}, got {count}")
+
+
+def require_numbers(owner: object, **values: float) -> None:
+    """Raises an error for an argument that is no real number: True and False are none.
+
+    Args:
+        owner: The object whose arguments they are; the message names its class.
+        values: The arguments, by name.
+
+    Raises:
+        TypeError: One of them is something else.
+    """
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError(f"{type(owner).__name__}.{name} must be a number, got {value!r:.80}")
+
+
+def require_room(owner: object, advice: str, *sizes: int) -> None:
+    """Raises an error for weights that the memory of this machine cannot hold.
+
+    A system may promise more memory than it has, and then end the program without a word.
+
+    Args:
+        owner: The object that will hold the weights; the message names its class. Or its name.
+        advice: What to choose smaller.
+        sizes: The dimensions of the weights.
+
+    Raises:
+        ValueError: They do not fit.
+
+    Example:
+        >>> require_room([], "choose fewer columns", 3, 10**15)
+        Traceback (most recent call last):
+        ValueError: list would hold 3 x 1,000,000,000,000,000 numbers, ...
+    """
+    asked = math.prod(sizes) * torch.get_default_dtype().itemsize
+    if asked < 2**30 or torch.get_default_device().type != "cpu":
+        return
+    room = _memory()
+    what = owner if isinstance(owner, str) else type(owner).__name__
+    if asked > room:
+        raise ValueError(
+            f"{what} would hold {' x '.join(f'{size:,}' for size in sizes)} numbers, which take "
+            f"{asked / 2**30:,.0f} GiB of memory, and this machine has {room / 2**30:.0f} GiB: {advice}"
+        )
+
+
+def _memory() -> float:
+    """The memory of this machine, in bytes; infinite where it is not known."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):  # on other systems
+        return math.inf
+
+
+def _is_whole(given: object) -> bool:
+    return isinstance(given, Integral) and not isinstance(given, bool)
 
 
 def require_data_shape(owner: object, data_shape: Sequence[int]) -> None:
@@ -43,7 +115,7 @@ def require_data_shape(owner: object, data_shape: Sequence[int]) -> None:
     name = f"{type(owner).__name__}.data_shape"
     if isinstance(data_shape, str) or not isinstance(data_shape, Iterable):
         raise TypeError(f"{name} must be the shape of a row, such as (5,), got {data_shape!r}")
-    if not all(isinstance(size, Integral) for size in data_shape):
+    if not all(_is_whole(size) for size in data_shape):
         raise TypeError(f"{name} must hold whole numbers, got {tuple(data_shape)}")
     if any(size < 1 for size in data_shape):
         raise ValueError(f"{name} must hold positive numbers, got {tuple(data_shape)}")
@@ -77,8 +149,10 @@ def require_positive(owner: object, **values: float) -> None:
         values: The arguments, by name.
 
     Raises:
+        TypeError: One of them is no number.
         ValueError: One of them is not positive.
     """
+    require_numbers(owner, **values)
     for name, value in values.items():
         if not value > 0:
             raise ValueError(f"{type(owner).__name__}.{name} must be positive, got {value}")
@@ -92,13 +166,18 @@ def require_latent_dims(owner: object, latent_dims: Sequence[int]) -> None:
         latent_dims: The argument.
 
     Raises:
+        TypeError: They are no sequence of whole numbers.
         ValueError: They are not two positive numbers.
     """
+    what = (
+        f"{type(owner).__name__}.latent_dims must be two positive numbers, those of z1 and z2, got"
+    )
+    if isinstance(latent_dims, str) or not isinstance(latent_dims, Iterable):
+        raise TypeError(f"{what} {latent_dims!r:.80}")
+    if not all(_is_whole(size) for size in latent_dims):
+        raise TypeError(f"{what} {tuple(latent_dims)}")
     if len(latent_dims) != 2 or min(latent_dims) < 1:
-        raise ValueError(
-            f"{type(owner).__name__}.latent_dims must be two positive numbers, those of z1 and z2, got "
-            f"{tuple(latent_dims)}"
-        )
+        raise ValueError(f"{what} {tuple(latent_dims)}")
 
 
 def require_widths(owner: object, *, allow_empty: bool = False, **widths: Sequence[int]) -> None:
@@ -117,7 +196,7 @@ def require_widths(owner: object, *, allow_empty: bool = False, **widths: Sequen
         owned = f"{type(owner).__name__}.{name}"
         if isinstance(values, str) or not isinstance(values, Iterable):
             raise TypeError(f"{owned} must be a list of widths, one for each layer, got {values!r}")
-        if not all(isinstance(value, Integral) for value in values):
+        if not all(_is_whole(value) for value in values):
             raise TypeError(f"{owned} must hold whole numbers, got {tuple(values)}")
         if any(value < 1 for value in values) or not (values or allow_empty):
             raise ValueError(f"{owned} must hold positive widths, got {tuple(values)}")

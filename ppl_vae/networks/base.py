@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ppl_vae.networks.arguments import require_room
+
 
 class Network(ABC):
     """What a model needs to build its decoder, and a guide its encoder.
@@ -54,6 +56,7 @@ def linear_head(encoder: nn.Module, num_outputs: int) -> nn.Linear:
             f"the encoder {type(encoder).__name__} must have the integer attribute out_features "
             f"(its number of outputs per row), got {out_features!r}"
         )
+    require_room("the guide", "choose a smaller latent_dim or network", out_features, num_outputs)
     return nn.Linear(out_features, num_outputs)
 
 

@@ -9,8 +9,10 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from ppl_vae.networks.arguments import require_at_least_one, require_widths
+from ppl_vae.networks.arguments import require_at_least_one, require_room, require_widths
 from ppl_vae.networks.base import Network
+
+_SMALLER = "choose a smaller latent_dim, data_shape, Convolutional.channels or Convolutional.hidden"
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,12 @@ class Convolutional(Network):
         sizes = self._sizes(picture)
         net = nn.Sequential()
         for before, after in pairwise((picture[0], *self.channels)):
+            require_room(self, _SMALLER, after, before, 3, 3)
             # Batch norm has its own shift, which replaces the bias.
             net.append(nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False))
             net.append(_BatchNorm(after)).append(nn.LeakyReLU())
         net.append(nn.Flatten())
+        require_room(self, _SMALLER, self.channels[-1] * math.prod(sizes[-1]), self.hidden)
         net.append(nn.Linear(self.channels[-1] * math.prod(sizes[-1]), self.hidden))
         net.append(nn.LeakyReLU())
         return Batched(net, data_shape, picture, (self.hidden,))
@@ -76,6 +80,8 @@ class Convolutional(Network):
         sizes = self._sizes(picture)[::-1]
         channels = (*reversed(self.channels), picture[0])
         smallest = (channels[0], *sizes[0])
+        require_room(self, _SMALLER, latent_dim, self.hidden)
+        require_room(self, _SMALLER, self.hidden, math.prod(smallest))
         net = nn.Sequential(
             nn.Linear(latent_dim, self.hidden),
             nn.LeakyReLU(),
@@ -84,6 +90,7 @@ class Convolutional(Network):
             nn.Unflatten(1, smallest),
         )
         for stage, (before, after) in enumerate(pairwise(channels)):
+            require_room(self, _SMALLER, before, after, 3, 3)
             last = stage == len(self.channels) - 1
             # A transposed convolution brings s to 2 s - 1; the padding adds the missing row.
             padding = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,9 +10,11 @@ from itertools import pairwise
 
 from torch import nn
 
-from ppl_vae.networks.arguments import require_widths
+from ppl_vae.networks.arguments import require_room, require_widths
 from ppl_vae.networks.base import Network
 from ppl_vae.networks.convolutional import Batched
+
+_SMALLER = "choose a smaller latent_dim, data_shape or MLP.hidden"
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class MLP(Network):
         activation: Class of the activation, for example `torch.nn.Softplus`.
 
     Raises:
+        TypeError: A width is no whole number, or the activation is no class that is made without arguments.
         ValueError: A width is not positive.
 
     Example:
@@ -41,10 +45,7 @@ class MLP(Network):
         # YAML and the command line give lists, which cannot be hashed and never equal a tuple.
         require_widths(self, hidden=self.hidden, allow_empty=True)
         object.__setattr__(self, "hidden", tuple(self.hidden))
-        if not callable(self.activation):
-            raise TypeError(
-                f"MLP.activation must be a class such as torch.nn.ReLU, got {self.activation!r}"
-            )
+        _require_activation(self.activation)
 
     def encoder(self, data_shape: Sequence[int]) -> nn.Module:
         """See `Network.encoder`."""
@@ -55,11 +56,50 @@ class MLP(Network):
     def decoder(self, latent_dim: int, out_shape: Sequence[int]) -> nn.Module:
         """See `Network.decoder`."""
         widths = (latent_dim, *reversed(self.hidden))
-        net = self._layers(widths).append(nn.Linear(widths[-1], math.prod(out_shape)))
+        size = math.prod(out_shape)
+        require_room(self, _SMALLER, widths[-1], size)
+        net = self._layers(widths).append(nn.Linear(widths[-1], size))
         return Batched(net, (latent_dim,), (latent_dim,), out_shape)
 
     def _layers(self, widths: Sequence[int]) -> nn.Sequential:
         net = nn.Sequential()
         for before, after in pairwise(widths):
+            require_room(self, _SMALLER, before, after)
             net.append(nn.Linear(before, after)).append(self.activation())
         return net
+
+
+def _require_activation(given: object) -> None:
+    """Raises an error for what makes no layer when it is called without arguments.
+
+    A class does, or a function such as `functools.partial(nn.LeakyReLU, 0.2)`.
+
+    Raises:
+        TypeError: It does not; the message says what to write.
+    """
+    expected = "MLP.activation must be a class such as torch.nn.ReLU, got"
+    if isinstance(given, nn.Module):
+        raise TypeError(
+            f"{expected} an object of {type(given).__name__}: write {type(given).__name__} without "
+            "parentheses, so that each layer gets its own"
+        )
+    if not callable(given) or (inspect.isclass(given) and not issubclass(given, nn.Module)):
+        raise TypeError(f"{expected} {given!r:.80}")
+    name = getattr(given, "__name__", "")
+    try:
+        inspect.signature(given).bind()
+    except ValueError:  # a function of C, which computes
+        lacks = ""
+    except TypeError as error:
+        lacks = f" ({error})"
+    else:
+        return
+    if inspect.isclass(given):
+        raise TypeError(
+            f"{expected} {name}, which cannot be made without arguments{lacks}: give "
+            f"functools.partial({name}, ...), if it is an activation"
+        )
+    kinds = {n.lower(): n for n, kind in vars(nn).items() if inspect.isclass(kind)}
+    layer = kinds.get(name.replace("_", "").lower())
+    write = f": write torch.nn.{layer}" if layer else ""
+    raise TypeError(f"{expected} the function {name}, which computes{write}")

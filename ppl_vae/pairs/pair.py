@@ -18,6 +18,7 @@ import torch
 from pyro.infer.autoguide import AutoGuide, AutoMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
+from torch.distributions import constraints
 from torch.nn.parameter import is_lazy
 
 from ppl_vae.pairs.as_tensors import kind_of
@@ -298,8 +299,11 @@ class Pair:
                         "the pair on a device such as 'cpu', or call to_empty(device='cpu') and load weights"
                     )
 
-    def require_no_nan(self) -> None:
+    def require_no_nan(self, trained: bool = True) -> None:
         """Blames parameters that are NaN, of programs that fail or draw NaN.
+
+        Args:
+            trained: Whether a training may have made them so.
 
         Raises:
             PairError: There are some; the message names one.
@@ -307,11 +311,26 @@ class Pair:
         named = {f"param.{name}": value for name, value in self._values().items()}
         for root, module in self.modules().items():
             named |= {f"{root}.{name}": p for name, p in module.named_parameters()}
+
+        def constrained(name: str) -> bool:
+            """Whether a parameter is kept where its constraint is; what is outside becomes NaN there."""
+            return name.endswith("_unconstrained") or name.removeprefix("param.") in limited
+
+        store: Any = pyro.get_param_store() if self._entered else None
+        limits = store._constraints if store else self.store["constraints"]
+        limited = {name for name, limit in limits.items() if limit is not constraints.real}
         for name, value in named.items():
             if not is_lazy(value) and (bad := int(value.isnan().sum())):
+                of_training = (
+                    "its training has diverged; train again with a smaller learning rate or "
+                )
+                of_training += "clip_grad_norm, or load good weights"
+                begins = "it begins with a value outside of its constraint; begin inside"
+                why = [begins] if constrained(name) else []
+                why += [of_training] if trained or not why else []
                 raise PairError(
-                    f"the parameter '{name}' is NaN in {bad} of its {value.numel()} numbers: its training has "
-                    "diverged; train again with a smaller learning rate or clip_grad_norm, or load good weights"
+                    f"the parameter '{name.removeprefix('param.')}' is NaN in {bad} of its {value.numel()} "
+                    f"numbers: {', or '.join(why)}"
                 )
 
     def to(self, device: torch.device) -> None:

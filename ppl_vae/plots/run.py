@@ -16,7 +16,11 @@ from ppl_vae.plots.latents import aggregate_posterior, kl_per_dimension
 from ppl_vae.plots.samples import manifold, prior_samples, reconstructions, traversals
 from ppl_vae.runtime import own_folder, replacing
 
-_DRAWS = 2000  # from the prior, in the picture of the aggregate posterior
+_DRAWS = 2000
+"""Draws from the prior, in the picture of the aggregate posterior."""
+
+_MOST_NUMBERS = 2**26
+"""Numbers of all drawn rows together above which there are fewer draws: each comes with a whole row."""
 
 
 def draw_run(
@@ -42,7 +46,9 @@ def draw_run(
 
     def aggregate() -> Figure:
         z, _ = generator.reconstruct()
-        prior, _, _ = generator.from_prior(_DRAWS)
+        rows = as_tensor(generator.x)
+        most = _MOST_NUMBERS * len(rows) // max(1, rows.numel())
+        prior, _, _ = generator.from_prior(max(64, min(_DRAWS, most)))
         return aggregate_posterior(z, prior, diagnosis.kl, labels=labels)
 
     def latent_space() -> Figure:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,10 +51,16 @@ class Comparison(Result):
         """Checks that the runs can be compared.
 
         Raises:
-            TypeError: One of them is no run.
-            ValueError: A run was not evaluated, or was evaluated on other rows than the first.
+            TypeError: They are no list, or one of them is no run.
+            ValueError: There are none; a run was not evaluated, or was evaluated on other rows than the first.
             CorruptFileError: A result lacks what it should hold.
         """
+        expected = "runs must be a list of what load_run has returned"
+        if isinstance(runs, str | Run) or not isinstance(runs, Iterable):
+            raise TypeError(f"{expected}, got {described(runs)}: write Comparison.of([run, other])")
+        runs = list(runs)
+        if not runs:
+            raise ValueError(f"{expected}, got an empty one: there is nothing to compare")
         evaluations, values, active = [], [], []
         for run in runs:
             if not isinstance(run, Run):

@@ -40,11 +40,27 @@ def plain(message: str) -> str:
     given = re.search(r"Given value: (?!NestedArg|Namespace|\{)(.+)", message)
     if given and ", got" not in reason:
         reason += f", got {given[1]}"
-    reason = re.sub(r"; Import path does not correspond to a subclass of \w+", "", reason)
+    reason = re.sub(
+        r"; Import path (?:[\w.]+ )?does not correspond to a subclass of \w+", "", reason
+    )
+    if "<class 'torch.Tensor'>" in message:  # which no text can be
+        reason = re.sub(r"; [Ee]xpected the name of a known class [^,;]+(?=, got)", "", reason)
     reason = re.sub(r"[Tt]ype collections\.abc\.Callable\[.*\] expects .*? class: ", "", reason)
     missing = "the class is missing: name it, too"
     reason = re.sub(r"Dict must include a class_path.*", missing, reason)
     reason = re.sub(r"\.?, got Namespace\(.*\)", "", reason)
+    reason = re.sub(
+        r"expected float(;.*)?, got ([+-]?(?:inf|infinity|nan))$",
+        r"expected a finite number, got \2",
+        reason,
+        flags=re.IGNORECASE,
+    )
+    reason = re.sub(
+        r"(expected float; )?expected an instantiatable class, but [\w.]+ is abstract",
+        missing,
+        reason,
+        flags=re.IGNORECASE,
+    )
     if not keys:
         return reason
     if keys[0] in ("model", "guide", "objective"):

@@ -141,6 +141,8 @@ def save_run(
     """
     path = as_folder(path, "path")
     require_flags(overwrite=overwrite)
+    _require_from(evaluation, "evaluation", "evaluate", ("elbo", "log_likelihood"))
+    _require_from(diagnosis, "diagnosis", "diagnose", ("active_units",))
     _require_results(config=config, evaluation=evaluation, diagnosis=diagnosis)
     if fit is not None and not hasattr(fit, "history"):
         raise TypeError(f"fit must be what fit has returned, got {described(fit)}")
@@ -199,11 +201,15 @@ def load_run(
     """
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"load_run takes the path of a run folder, got {described(path)}")
+    if os.fspath(path) == "":
+        raise ValueError("the path of the run is empty: give its folder")
+    require_flags(results=results)
     path = Path(path)
+    allowed = Trust.of(trust, path)
     for _ in range(_TRIES):
         before = _written(path)
         try:
-            found = _load(path, model, guide, Trust.of(trust, path), results)
+            found = _load(path, model, guide, allowed, results)
         except (CorruptFileError, FileNotFoundError, ValueError):
             if before == _written(path):
                 raise
@@ -303,6 +309,17 @@ def _require_results(**given: object) -> None:
         if not (value is None or isinstance(value, Mapping) or result):
             kind = "a dict" if name == "config" else "a result, or its to_dict()"
             raise TypeError(f"{name} must be {kind}, got {described(value)}")
+
+
+def _require_from(given: Any, name: str, function: str, numbers: Sequence[str]) -> None:
+    """Refuses the result of another function, which would be read as one of this in the run.
+
+    Raises:
+        TypeError: It is a result, and its summary lacks a number.
+    """
+    result = hasattr(given, "to_dict") and not isinstance(given, Mapping)
+    if result and not all(number in given.to_dict() for number in numbers):
+        raise TypeError(f"{name} must be what {function} has returned, got {described(given)}")
 
 
 def _rebuild(

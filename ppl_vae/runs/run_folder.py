@@ -37,6 +37,7 @@ from ppl_vae.runs.lock import Lock
 from ppl_vae.runtime import (
     DiskFullError,
     as_folder,
+    described,
     full_disk_explained,
     is_temporary,
     own_folder,
@@ -101,10 +102,13 @@ class RunFolder:
             overwrite: Whether a run that is there may be replaced.
 
         Raises:
+            TypeError: `path` is no path, or `config` no dict.
+            ValueError: `path` is empty.
             FileExistsError: There is a run and `overwrite` is False, or something that is not a run.
             LockedError: Another process writes there.
         """
-        path = Path(path)
+        path = as_folder(path, "path")
+        _require_config(config)
         require_free(path, overwrite=overwrite)
         opened: Self | None = None
         try:
@@ -135,7 +139,8 @@ class RunFolder:
         Raises:
             LockedError: Another process writes there.
         """
-        return cls(Path(path), config)
+        _require_config(config)
+        return cls(as_folder(path, "path"), config)
 
     @classmethod
     @contextmanager
@@ -271,6 +276,11 @@ def _make(folder: Path) -> None:
         raise type(error)(
             f"{folder} cannot be made ({error.strerror}); choose another folder"
         ) from error
+
+
+def _require_config(config: object) -> None:
+    if not (config is None or isinstance(config, Mapping)):
+        raise TypeError(f"config must be a dict, got {described(config)}")
 
 
 def _require_no_training(path: Path) -> None:

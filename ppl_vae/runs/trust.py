@@ -20,7 +20,7 @@ from jsonargparse import Namespace
 from ppl_vae._moved import MODULES, OF_PACKAGES
 from ppl_vae.runs.contents import CONFIG
 from ppl_vae.runs.names import import_by_name, public_name
-from ppl_vae.runtime import load_yaml
+from ppl_vae.runtime import described, load_yaml
 
 
 class UntrustedError(ValueError):
@@ -92,6 +92,10 @@ class Trust:
     def of(cls, trust: bool | Collection[str] | Trust, folder: str | Path) -> Trust:
         """What a user says of a folder: True, False, or the names of packages.
 
+        Raises:
+            TypeError: It is something else.
+            ValueError: One of them is no name.
+
         Example:
             >>> Trust.of(["my_package"], "runs/a").packages
             ('my_package',)
@@ -100,6 +104,11 @@ class Trust:
             return trust
         if isinstance(trust, bool):
             return cls(Path(folder), trust)
+        if isinstance(trust, Mapping) or not isinstance(trust, Collection):
+            raise TypeError(
+                "trust must be True, False, or the names of packages and modules, such as ['my_package'], got "
+                f"{described(trust)}"
+            )
         packages = (trust,) if isinstance(trust, str) else tuple(trust)
         for name in packages:
             if not (isinstance(name, str) and _is_name(name)):

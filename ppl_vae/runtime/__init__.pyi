@@ -13,6 +13,7 @@ from .descriptions import (
     require_count as require_count,
     require_flags as require_flags,
     require_number as require_number,
+    require_progress as require_progress,
     require_samples as require_samples,
 )
 from .devices import (

@@ -104,6 +104,18 @@ def require_flags(**flags: Any) -> None:
             raise TypeError(f"{name} must be True or False, got {described(given)}")
 
 
+def require_progress(given: Any) -> None:
+    """Raises an error unless the option `progress` is True, False or None.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if given is not None and type(given).__name__ not in ("bool", "bool_"):
+        raise TypeError(
+            f"progress must be True or False, got {described(given)} (None shows a bar on a terminal)"
+        )
+
+
 def require_samples(name: str, given: int, least: int = 1) -> None:
     """`require_count` for a number of draws of each row, with the largest that a computer can be asked for.
 

@@ -28,10 +28,12 @@ from ppl_vae.runtime import (
     require_count,
     require_flags,
     require_number,
+    require_progress,
     require_seed,
     seed_everything,
 )
 from ppl_vae.training.loop import Training
+from ppl_vae.training.optimizers import require_one_step_size
 from ppl_vae.training.processes import Processes
 
 if TYPE_CHECKING:
@@ -204,13 +206,9 @@ def fit(
             elif count is not None:
                 require_count(name, count, least=None)
         require_flags(resume=resume, tensorboard=tensorboard, capture=capture)
-        require_flags(
-            **{
-                name: flag
-                for name, flag in {"progress": progress, "compile": compile}.items()
-                if flag is not None
-            }
-        )
+        require_progress(progress)
+        if compile is not None:
+            require_flags(compile=compile)
         if seed is not None:
             require_seed(seed)
         if patience is not None and (validation is None or patience < 1):
@@ -224,6 +222,7 @@ def fit(
                 require_number(name, number)
                 if not (number > 0 and math.isfinite(number)):
                     raise ValueError(f"{name} must be positive, got {number}")
+        require_one_step_size(optimizer, learning_rate)
         if transform is not None and not callable(transform):
             raise TypeError(f"transform must be a function of a tensor, got {described(transform)}")
         pair = Pair(model, guide)

@@ -50,6 +50,7 @@ from ppl_vae.training.agreement import Agreement
 from ppl_vae.training.checkpoints import Checkpoints
 from ppl_vae.training.errors import read_only_once
 from ppl_vae.training.held_out import HeldOut
+from ppl_vae.training.memory import require_memory
 from ppl_vae.training.metrics import MetricsLog, tensorboard_writer
 from ppl_vae.training.optimizers import make_optimizer, make_scheduler, step_scheduler
 from ppl_vae.training.processes import Processes
@@ -131,6 +132,9 @@ class Training:
         self._disagrees = False
 
         leaves = list(parameters.values())
+        moments = 2 if optimizer is None else 0  # those of Adam; of others it is not known
+        kept = {"keeps_best": patience is not None, "writes": folder is not None}
+        require_memory(leaves, moments, **kept)
         self.optimizer = make_optimizer(leaves, optimizer, learning_rate)
         self.scheduler = make_scheduler(self.optimizer, lr_scheduler)
         per_epoch = self.rows.per_epoch

@@ -19,6 +19,20 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from ppl_vae.runtime import described
 
 
+def require_one_step_size(optimizer: object, learning_rate: object) -> None:
+    """Refuses an optimizer that has a step size of its own besides `learning_rate`, which would replace it.
+
+    Raises:
+        ValueError: There are two.
+    """
+    own = getattr(optimizer, "keywords", {})
+    if learning_rate is not None and isinstance(own, Mapping) and "lr" in own:
+        raise ValueError(
+            f"optimizer is {described(optimizer)} with lr={own['lr']}, and learning_rate={learning_rate}: give "
+            "one of the two"
+        )
+
+
 def make_optimizer(
     leaves: list[Tensor],
     optimizer: Callable[..., Optimizer] | PyroOptim | None,

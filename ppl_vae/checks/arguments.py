@@ -1,0 +1,86 @@
+"""Arguments of distributions that are outside of their constraints, and the parameters that they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from ppl_vae.checks.report import Problem, run_pair
+from ppl_vae.checks.supports import constraint_in_words
+from ppl_vae.pairs import Batch, Pair, PairError, Site, Trace, first_line, innermost, sample_sites
+
+
+def bad_argument(pair: Pair, traces: tuple[Trace, Trace]) -> Problem | None:
+    """The first argument of a distribution that is outside of its constraint; None if there is none.
+
+    Args:
+        pair: Model and guide, inside of their scope.
+        traces: Their traces, run without validation.
+    """
+    for role, trace in (("guide", traces[1]), ("model", traces[0])):
+        for name, site in sample_sites(trace).items():
+            found = _outside(site)
+            if found is not None:
+                argument, value, bad, constraint = found
+                own = _parameter(pair, value)
+                is_parameter = f" (the parameter '{own}')" if own else ""
+                return Problem(
+                    "error",
+                    name,
+                    f"site '{name}' in the {role}: the {argument} of {type(innermost(site['fn'])).__name__}"
+                    f"{is_parameter} is {bad:.6g}, outside of {constraint_in_words(constraint)}: keep it there "
+                    "by pyro.param(..., constraint=...), PyroParam, or a function such as exp or softplus",
+                )
+    return None
+
+
+@contextmanager
+def arguments_explained(pair: Pair, few: Callable[[], Batch]) -> Iterator[None]:
+    """Names site and parameter where a distribution refuses its arguments, in place of printing them all.
+
+    Args:
+        pair: Model and guide, inside of their scope.
+        few: Some rows, to run the programs on again.
+
+    Raises:
+        PairError: A distribution has refused them.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error, PairError) or not str(error).startswith("Expected parameter "):
+            raise
+        pair.require_no_nan()
+        traces = run_pair(pair, few())
+        found = traces if isinstance(traces, Problem) else bad_argument(pair, traces)
+        raise PairError(first_line(error) if found is None else found.message) from error
+
+
+def _outside(site: Site) -> tuple[str, Tensor, float, Any] | None:
+    """The argument that is outside of its constraint: its name, its value, a bad number and the constraint."""
+    fn = innermost(site["fn"])
+    for name, constraint in getattr(fn, "arg_constraints", {}).items():
+        value = vars(fn).get(name)
+        if not isinstance(value, Tensor) or constraints.is_dependent(constraint):
+            continue
+        with torch.no_grad():
+            bad = ~constraint.check(value)
+            if bool(bad.any()):
+                return name, value, float(value[bad].flatten()[0]), constraint
+    return None
+
+
+def _parameter(pair: Pair, value: Tensor) -> str:
+    """The name of the parameter that a tensor is, or is a view of; empty if it was computed."""
+    store = pyro.get_param_store()
+    named = {name: store[name] for name in store}
+    for root, module in pair.modules().items():
+        named |= {f"{root}.{name}": p for name, p in module.named_parameters()}
+    place = value.untyped_storage().data_ptr()
+    return next((n for n, p in named.items() if p.untyped_storage().data_ptr() == place), "")
