@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch._C import _LinAlgError as LinAlgError
 from torch import Tensor
 
 from ppl_vae.checks import large_values
@@ -85,9 +86,7 @@ class EMLoop:
         while True:
             try:
                 converged = self._iterate(steps, bar)
-            except (
-                torch.linalg.LinAlgError
-            ) as error:  # a covariance that rounding has made singular
+            except LinAlgError as error:  # a covariance that rounding has made singular
                 large = self._large_values()
                 if not large:
                     raise
