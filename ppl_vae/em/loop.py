@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch._C import _LinAlgError as LinAlgError
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from ppl_vae.checks import large_values
 from ppl_vae.em.checkpoints import EMCheckpoints
