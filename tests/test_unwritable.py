@@ -184,6 +184,8 @@ def test_what_is_no_checkpoint_is_passed_over(kind: str, tmp_path: Path) -> None
     with pytest.raises((CorruptFileError, OSError), match="no other checkpoint") as caught:
         load_checkpoint(tmp_path)
     assert str(caught.value).count(str(newest)) == 1
+    if kind == "pipe":
+        newest.unlink()  # which no file replaces
     save_checkpoint(tmp_path, 9, {}, {"step": 9})  # it takes the place
     assert load_checkpoint(tmp_path)[1] == {"step": 9}
 
