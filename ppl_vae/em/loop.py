@@ -85,10 +85,9 @@ class EMLoop:
         while True:
             try:
                 converged = self._iterate(steps, bar)
-            except (
-                torch.linalg.LinAlgError
-            ) as error:  # a covariance that rounding has made singular
-                large = self._large_values()
+            except RuntimeError as error:  # of a covariance that rounding has made singular
+                of_algebra = type(error).__name__ == "_LinAlgError"
+                large = self._large_values() if of_algebra else ""
                 if not large:
                     raise
                 raise EMError(
