@@ -174,12 +174,12 @@ STATES: dict[str, Case] = {
     "a number as folder": (
         lambda: RunFolder.new(3),  # type: ignore[arg-type]
         TypeError,
-        ["path must be a path, got 3"],
+        ["path must be the path of a folder, got 3"],
     ),
     "None as folder": (
         lambda: RunFolder.open(None),  # type: ignore[arg-type]
         TypeError,
-        ["path must be a path, got None"],
+        ["path must be the path of a folder, got None"],
     ),
     "a number as configuration": (
         lambda: RunFolder.new("x", 3),  # type: ignore[arg-type]

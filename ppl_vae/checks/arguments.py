@@ -30,11 +30,12 @@ def bad_argument(pair: Pair, traces: tuple[Trace, Trace]) -> Problem | None:
                 argument, value, bad, constraint = found
                 own = _parameter(pair, value)
                 is_parameter = f" (the parameter '{own}')" if own else ""
+                is_bad = "is" if bad is None else f"is {bad:.6g},"
                 return Problem(
                     "error",
                     name,
                     f"site '{name}' in the {role}: the {argument} of {type(innermost(site['fn'])).__name__}"
-                    f"{is_parameter} is {bad:.6g}, outside of {constraint_in_words(constraint)}: keep it there "
+                    f"{is_parameter} {is_bad} outside of {constraint_in_words(constraint)}: keep it there "
                     "by pyro.param(..., constraint=...), PyroParam, or a function such as exp or softplus",
                 )
     return None
@@ -62,7 +63,7 @@ def arguments_explained(pair: Pair, few: Callable[[], Batch]) -> Iterator[None]:
         raise PairError(first_line(error) if found is None else found.message) from error
 
 
-def _outside(site: Site) -> tuple[str, Tensor, float, Any] | None:
+def _outside(site: Site) -> tuple[str, Tensor, float | None, Any] | None:
     """The argument that is outside of its constraint: its name, its value, a bad number and the constraint."""
     fn = innermost(site["fn"])
     for name, constraint in getattr(fn, "arg_constraints", {}).items():
@@ -70,9 +71,11 @@ def _outside(site: Site) -> tuple[str, Tensor, float, Any] | None:
         if not isinstance(value, Tensor) or constraints.is_dependent(constraint):
             continue
         with torch.no_grad():
-            bad = ~constraint.check(value)
-            if bool(bad.any()):
-                return name, value, float(value[bad].flatten()[0]), constraint
+            bad = value[~constraint.check(value)].flatten()
+            bad = bad[~bad.isnan()]  # which a computation has made, whose place is not known
+            if len(bad):
+                number = float(bad[0]) if constraint.event_dim == 0 else None
+                return name, value, number, constraint
     return None
 
 

@@ -198,6 +198,11 @@ def set_up(
             _require_all(f"--{name}", spec.class_path, arguments, passed)
     assert isinstance(objective, Objective)
     made = {name: _called(value) for name, value in vars(parser.instantiate(chosen)).items()}
+    own = made["optimizer"]
+    if made["learning_rate"] is not None and isinstance(own, functools.partial):
+        # The parser has filled in the default of the class.
+        kept = {n: value for n, value in own.keywords.items() if n != "lr"}
+        made["optimizer"] = functools.partial(own.func, *own.args, **kept)
     return Setup(data, model, guide, objective, made, config)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,7 +108,7 @@ class RunFolder:
             FileExistsError: There is a run and `overwrite` is False, or something that is not a run.
             LockedError: Another process writes there.
         """
-        path = as_folder(path, "path")
+        path = _as_path(path)
         _require_config(config)
         require_free(path, overwrite=overwrite)
         opened: Self | None = None
@@ -140,7 +141,7 @@ class RunFolder:
             LockedError: Another process writes there.
         """
         _require_config(config)
-        return cls(as_folder(path, "path"), config)
+        return cls(_as_path(path), config)
 
     @classmethod
     @contextmanager
@@ -276,6 +277,14 @@ def _make(folder: Path) -> None:
         raise type(error)(
             f"{folder} cannot be made ({error.strerror}); choose another folder"
         ) from error
+
+
+def _as_path(path: object) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path must be the path of a folder, got {described(path)}")
+    if os.fspath(path) == "":
+        raise ValueError("path is empty: give the path of a folder")
+    return Path(path)
 
 
 def _require_config(config: object) -> None:

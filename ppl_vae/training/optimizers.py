@@ -27,11 +27,12 @@ def require_one_step_size(optimizer: object, learning_rate: object) -> None:
     Raises:
         ValueError: There are two.
     """
+    made_by: Any = getattr(optimizer, "func", optimizer)
     own = getattr(optimizer, "keywords", {})
     if learning_rate is None or not isinstance(own, Mapping) or "lr" not in own:
         return
     try:
-        default = inspect.signature(getattr(optimizer, "func", optimizer)).parameters["lr"].default
+        default = inspect.signature(made_by).parameters["lr"].default
     except (ValueError, KeyError, TypeError):
         default = None
     if own["lr"] != default:
