@@ -487,7 +487,7 @@ def test_a_stale_recording_is_found_by_comparing(monkeypatch: pytest.MonkeyPatch
     def scaled(self: Guide, loc: Tensor) -> Tensor:
         return loc * hidden[0]
 
-    monkeypatch.setattr(capture, "COMPARE_EVERY", 5)
+    monkeypatch.setattr(capture, "COMPARE_EVERY", (5, 5))
     x = torch.randn(5)
     with captured(model, Guide(scaled), x, TraceELBO()) as step:
         step(x, 1.0)

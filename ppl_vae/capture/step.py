@@ -51,8 +51,8 @@ LOOK_EVERY = 50
 FIRST_COMPARISONS = (1, 2, 10, 100)
 """Runs of a recording that are compared with Pyro: what one run leaves to the next shows in the second."""
 
-COMPARE_EVERY = 1000
-"""Runs after which a recording is compared with Pyro again."""
+COMPARE_EVERY = (1000, 10_000)
+"""Runs after which a recording is compared with Pyro again: at first, and once it has run so often."""
 
 
 @dataclass
@@ -70,6 +70,20 @@ class _Kept:
     calls: int = 0
     unseen: int = 0
     unsure: int = 0
+
+    @property
+    def until_compared(self) -> int:
+        """Runs until the one that is compared with Pyro; 1 if that is the next."""
+        first, later = COMPARE_EVERY
+        every = first if self.calls < later else later
+        due = [number - self.calls for number in FIRST_COMPARISONS if number > self.calls]
+        return min([*due, every - self.calls % every])
+
+    def count(self, runs: int) -> None:
+        """Counts so many runs."""
+        self.calls += runs
+        self.unseen += runs
+        self.unsure += runs
 
 
 class CapturedLoss:
@@ -124,24 +138,48 @@ class CapturedLoss:
                 earlier steps may be wrong, too. Weights, buffers and generators are as they were, so that the
                 caller can run the step in Pyro; gradients may not be.
         """
-        key = self._key(batch)
-        kept = self._cache.get(key)
-        if kept is not None and kept.unseen >= LOOK_EVERY:
-            kept = self._still_true(kept)
+        kept = self._kept(batch)
         if kept is None:
             if len(self._cache) >= MOST_RECORDINGS:
                 raise CaptureError(
                     f"batches have come in more than {MOST_RECORDINGS} shapes: pad them to a few"
                 )
-            kept = self._cache[key] = _Kept(self._record(batch, beta))
+            kept = self._cache[self._key(batch)] = _Kept(self._record(batch, beta))
         if compiled and self._compiles and not kept.recording.compiled:
             self._compile(kept)
-        kept.calls += 1
-        kept.unseen += 1
-        if kept.calls in FIRST_COMPARISONS or kept.calls % COMPARE_EVERY == 0:
-            return self._compared(kept, batch, beta)
-        kept.unsure += 1
+        if kept.until_compared == 1:
+            self._compare(kept, batch, beta)
+        kept.count(1)
         return self._run(kept.recording, batch, beta)
+
+    def ahead(self, batch: Batch, beta: float) -> tuple[Recording, int] | None:
+        """The compiled recording for steps in a row, if there is one and it is right; `count` tells the steps.
+
+        Args:
+            batch: The rows of the next step.
+            beta: Weight of the KL.
+
+        Returns:
+            The recording, and how many steps may be taken by it before this is called again.
+
+        Raises:
+            CaptureError: As from a call; nothing has changed.
+        """
+        kept = self._kept(batch)
+        if kept is None or not kept.recording.compiled:
+            return None
+        left = kept.until_compared
+        if left == 1:
+            self._compare(kept, batch, beta)
+            kept.calls += 1  # the comparison is done, its step is yet to come
+            left = kept.until_compared
+            kept.calls -= 1
+            return kept.recording, left
+        return kept.recording, left - 1
+
+    def count(self, batch: Batch, steps: int) -> None:
+        """Counts steps that were taken by the recording that `ahead` has returned for such a batch."""
+        self._cache[self._key(batch)].count(steps)
 
     def worth_recording(self, batch: Batch) -> bool:
         """Whether a step on such a batch is worth a recording: its shape has come up often enough.
@@ -172,7 +210,15 @@ class CapturedLoss:
 
     # -- running -----------------------------------------------------------------------------------------
 
-    def _weight(self, beta: float) -> list[Tensor]:
+    def _kept(self, batch: Batch) -> _Kept | None:
+        """The recording for such a batch, if there is one that is still right."""
+        kept = self._cache.get(self._key(batch))
+        if kept is not None and kept.unseen >= LOOK_EVERY:
+            kept = self._still_true(kept)
+        return kept
+
+    def weight(self, beta: float) -> list[Tensor]:
+        """Beta as the recordings take it: if it follows a schedule, as a tensor after those of the batch."""
         return [torch.tensor(beta, device=self.leaves[0].device)] if self.scheduled else []
 
     def _still_true(self, kept: _Kept) -> _Kept | None:
@@ -188,7 +234,7 @@ class CapturedLoss:
         return None
 
     def _run(self, recording: Recording, batch: Batch, beta: float) -> Tensor:
-        metrics, *gradients = recording(*tensors_of(batch), *self._weight(beta))
+        metrics, *gradients = recording(*tensors_of(batch), *self.weight(beta))
         for leaf, gradient in zip(self.leaves, gradients, strict=True):
             leaf.grad = gradient
         return metrics  # type: ignore[no-any-return]
@@ -219,7 +265,7 @@ class CapturedLoss:
             metrics, *gradients = self._plain(rows, weight, layout)
             return metrics, *map(_laid_out, gradients, self.leaves)
 
-        made = record(self.pair, step, [*args, *self._weight(beta)])
+        made = record(self.pair, step, [*args, *self.weight(beta)])
         self.recordings += 1
         return made
 
@@ -233,32 +279,37 @@ class CapturedLoss:
 
     # -- comparing ---------------------------------------------------------------------------------------
 
-    def _compared(self, kept: _Kept, batch: Batch, beta: float) -> Tensor:
-        """Runs one step by Pyro and by the recording, under the same random numbers."""
+    def _compare(self, kept: _Kept, batch: Batch, beta: float) -> None:
+        """Runs one step by Pyro and by the recording, under the same random numbers, and puts all back.
+
+        Raises:
+            CaptureError: The two differ; a `StaleRecordingError` if there were steps since they last agreed.
+        """
         self.comparisons += 1
-        put_back = kept.recording.undo([*tensors_of(batch), *self._weight(beta)])
-        layout = self.layouts.expected(batch)
-        with unchanged(self.pair), pyro.validation_enabled(False):
-            expected = self._plain(batch, beta, layout)
-        put_back()
         device = self.leaves[0].device
         generators = random_state(device, torch_only=True)
-        metrics = self._run(kept.recording, batch, beta)
-        found = [metrics, *(leaf.grad for leaf in self.leaves)]
+        put_back = kept.recording.undo([*tensors_of(batch), *self.weight(beta)])
+        layout = self.layouts.expected(batch)
+        try:
+            with unchanged(self.pair), pyro.validation_enabled(False):
+                expected = self._plain(batch, beta, layout)
+            put_back()
+            set_random_state(generators, device)
+            found = kept.recording(*tensors_of(batch), *self.weight(beta))
+        finally:
+            put_back()
+            set_random_state(generators, device)
         for name, mine, truth in zip(["loss", *self.names], found, expected, strict=True):
             if not _same(mine, truth):
-                set_random_state(generators, device)
-                put_back()
                 what = "the loss" if name == "loss" else f"the gradient of '{name}'"
                 reason = DIFFERS.format(f"{what} of the recorded step differs")
-                if kept.unsure:
+                if kept.unsure > 0:
                     raise StaleRecordingError(
                         f"{reason}. Steps that may be wrong, as they were taken since the two last agreed: "
                         f"{kept.unsure}"
                     )
                 raise CaptureError(reason)
-        kept.unsure = 0
-        return metrics
+        kept.unsure = -1  # the next run is the one that was compared
 
     def _modules(self) -> list[nn.Module]:
         if self._modules_seen is None:

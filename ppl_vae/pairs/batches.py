@@ -99,6 +99,7 @@ class Batches:
         read = read_data(x, self._arguments, name)
         self._rows = read.rows
         self._iterable: Any = None if self.in_memory else x
+        self._order: tuple[object, Tensor] | None = None
         self.doubt = read.doubt
         self._look_at_autoguides(pair, transform)
         self._look_at_parameters(pair, transform)
@@ -245,12 +246,21 @@ class Batches:
                     yield (own if num_rows(own) else None), n
             return
         n = num_rows(self._rows)
-        generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
-        order = torch.arange(n) if batch_size >= n else torch.randperm(n, generator=generator)
+        order = self.order(batch_size, seed, epoch)
         for begin in range(start * batch_size, n, batch_size):
             index = order[begin : begin + batch_size]
             own_index = index[rank::world]
             yield (take_rows(self._rows, own_index) if len(own_index) else None), len(index)
+
+    def order(self, batch_size: int, seed: int, epoch: int) -> Tensor:
+        """The order of the rows in memory in an epoch, `(n,)`; the same tensor until another is asked for."""
+        n = num_rows(self.rows)
+        key = (batch_size >= n, seed, epoch)
+        if self._order is None or self._order[0] != key:
+            generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+            made = torch.arange(n) if batch_size >= n else torch.randperm(n, generator=generator)
+            self._order = (key, made)
+        return self._order[1]
 
 
 def not_in_parts(parts: str) -> str:

@@ -21,6 +21,9 @@ from ppl_vae.training.progress import Progress
 CHECKPOINT_SECONDS = (1.0, 60.0)
 """Shortest time between checkpoints at the ends of epochs, and time after which one is due during an epoch."""
 
+LARGEST_SHARE = 0.02
+"""Largest share of the time that checkpoints may take, if they take longer than these times allow."""
+
 
 @dataclass(eq=False)
 class Checkpoints:
@@ -42,10 +45,12 @@ class Checkpoints:
     scheduler: LRScheduler | ReduceLROnPlateau | None
     processes: Processes
     _saved_at: float = field(default=-math.inf, init=False)
+    _took: float = field(default=0.0, init=False)
 
     def is_due(self, amid_epoch: bool) -> bool:
         """Whether the last checkpoint was long ago, by the clock of this process."""
-        return time.monotonic() - self._saved_at > CHECKPOINT_SECONDS[amid_epoch]
+        least = max(CHECKPOINT_SECONDS[amid_epoch], self._took / LARGEST_SHARE)
+        return time.monotonic() - self._saved_at > least
 
     def save(self, progress: Progress, seed: int, best: dict[str, Tensor] | None) -> None:
         """Writes a checkpoint, in the first process.
@@ -74,6 +79,7 @@ class Checkpoints:
         now = {"config": self.folder.config, "progress": vars(progress), "sums": list(sums)}
         facts = {**self.facts, **now}
         save_checkpoint(self.folder.path / CHECKPOINTS, progress.step, state, facts)
+        self._took = time.monotonic() - self._saved_at
         if progress.step > 0:
             self.folder.begin()
 

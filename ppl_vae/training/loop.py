@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pyro
@@ -57,6 +57,7 @@ from ppl_vae.training.processes import Processes
 from ppl_vae.training.progress import Progress
 from ppl_vae.training.rows import TrainingRows
 from ppl_vae.training.step import STEP_METRICS, CapturedGradients, Step
+from ppl_vae.training.strides import Strides
 
 _NOT_COMPARED = r" at 0x[0-9a-f]+|, (?:stick_the_landing|doubly_reparameterized)=False"
 """Of an objective, when a run is resumed: addresses, and options that older checkpoints do not name."""
@@ -155,6 +156,7 @@ class Training:
             clip_grad_norm,
             folder,
         )
+        self.strides = Strides.of(self.step, self.rows)
         self.held_out = HeldOut(pair, layouts, held_out, self.rows)
         self.held_out.check(first)
         layouts.check = self._check_new_kind
@@ -290,14 +292,19 @@ class Training:
         self.step.has_moved = False
         if self.step.captured is not None:
             self.step.captured.recheck_state()
-        for batch, rows in self.rows.shuffled(self.seed, progress.epoch, progress.step_in_epoch):
-            done = progress.step_in_epoch / self.rows.per_epoch if self.rows.per_epoch else 0.0
-            beta = self.objective.requested.beta_at(progress.epoch + done)
-            due = self.rows.batches.in_memory and self.checkpoints.is_due(amid_epoch=True)
-            metrics, due = self.step(batch, rows, beta, progress, due)
-            self.agreement.add(metrics, beta)
-            progress.count_step(metrics, 0 if batch is None else num_rows(batch))
-            bar.update(1)
+        source = self._batches()
+        while True:
+            taken = self._stride()
+            if taken:
+                source = self._batches()
+                bar.update(taken)
+                due = self.checkpoints.is_due(amid_epoch=True)
+            else:
+                batch, rows = next(source, (None, 0))
+                if not rows:
+                    break
+                due = self._single(batch, rows)
+                bar.update(1)
             if due:
                 progress.seconds = time.monotonic() - started
                 self._save()
@@ -308,6 +315,35 @@ class Training:
                 f"no batch of epoch {progress.epoch + 1} has a loss with a gradient: no trainable parameter "
                 "enters it. Use the parameters in model or guide, or give batches whose latents are drawn"
             )
+
+    def _batches(self) -> Iterator[tuple[Batch | None, int]]:
+        """The batches of the epoch that are still to come."""
+        return self.rows.shuffled(self.seed, self.progress.epoch, self.progress.step_in_epoch)
+
+    def _beta(self, step: int) -> float:
+        """The weight of the KL in a step of the current epoch."""
+        done = step / self.rows.per_epoch if self.rows.per_epoch else 0.0
+        return self.objective.requested.beta_at(self.progress.epoch + done)
+
+    def _single(self, batch: Batch | None, rows: int) -> bool:
+        """Takes a step; whether a checkpoint is due."""
+        progress = self.progress
+        beta = self._beta(progress.step_in_epoch)
+        due = self.rows.batches.in_memory and self.checkpoints.is_due(amid_epoch=True)
+        metrics, due = self.step(batch, rows, beta, progress, due)
+        self.agreement.add(metrics, beta)
+        progress.count_step(metrics, 0 if batch is None else num_rows(batch))
+        return due
+
+    def _stride(self) -> int:
+        """Takes several steps at once, if it may; how many."""
+        if self.strides is None:
+            return 0
+        found = self.strides.take(self.progress, self.seed, self._beta)
+        for metrics in found:
+            self.agreement.add(metrics, self._beta(self.progress.step_in_epoch))
+            self.progress.count_step(metrics, self.rows.batch_size)
+        return len(found)
 
     def _end_of_epoch(self) -> dict[str, float]:
         """The metrics of the epoch, on which the schedule and early stopping act."""

@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ppl_vae.capture import RECORD_AFTER, CapturedLoss, CaptureError, StaleRecordingError
+from ppl_vae.capture import (
+    RECORD_AFTER,
+    CapturedLoss,
+    CaptureError,
+    Recording,
+    StaleRecordingError,
+)
 from ppl_vae.objectives import Loss, Resolved, no_gradient, without_parameters
 from ppl_vae.pairs import Batch, Layouts, Pair, PairError, first_line, num_rows, tensors_of
 from ppl_vae.runs import RunFolder
@@ -94,18 +100,56 @@ class CapturedGradients:
         try:
             metrics = self.loss(batch, beta, compiled).tolist()
         except CaptureError as error:
-            self.loss = None
-            if isinstance(error, StaleRecordingError):
-                self.doubt = f"up to step {step}, {error}. Train again with capture=False"
+            self.give_up(error, step)
             set_random_state(generators, self.processes.device)
-            if self.processes.is_first:
-                _logger.warning("capture is off, the training goes on in Pyro: %s", error)
             return {}
         if not all(map(math.isfinite, metrics)):
             # Pyro does the step again with the same random numbers, and names the site.
             set_random_state(generators, self.processes.device)
             return {}
         return dict(zip(STEP_METRICS, metrics, strict=False))
+
+    def give_up(self, error: CaptureError, step: int) -> None:
+        """Goes on in Pyro, after so many steps, and says why."""
+        self.loss = None
+        if isinstance(error, StaleRecordingError):
+            self.doubt = f"up to step {step}, {error}. Train again with capture=False"
+        if self.processes.is_first:
+            _logger.warning("capture is off, the training goes on in Pyro: %s", error)
+
+    def is_compiled_from(self, step: int) -> bool:
+        """Whether full batches run compiled after so many steps."""
+        return (
+            self.loss is not None and self.compiled_from is not None and step >= self.compiled_from
+        )
+
+    def ahead(self, batch: Batch, beta: float, step: int) -> tuple[Recording, int] | None:
+        """The recording for a full batch and for how many like it; None if the step has to be a single one.
+
+        Args:
+            batch: The rows of the next step.
+            beta: Weight of the KL.
+            step: Steps taken before.
+        """
+        if self.loss is None:
+            return None
+        generators = random_state(self.processes.device, torch_only=True)
+        try:
+            return self.loss.ahead(batch, beta)
+        except CaptureError as error:
+            self.give_up(error, step)
+            set_random_state(generators, self.processes.device)
+            return None
+
+    def count(self, batch: Batch, steps: int) -> None:
+        """Counts steps that were taken by that recording."""
+        if self.loss is not None:
+            self.loss.count(batch, steps)
+
+    def weight(self, beta: float) -> Tensor | None:
+        """Beta as the recording takes it; None if it is a constant in there."""
+        assert self.loss is not None
+        return next(iter(self.loss.weight(beta)), None)
 
     def recheck_state(self) -> None:
         """Checks the programs' Python state before the next step."""
@@ -118,7 +162,7 @@ class CapturedGradients:
         Decided by the step number alone, so a resumed run decides the same. Compiled steps do not agree
         with Pyro bit by bit; recordings do, so it makes no difference when they are made.
         """
-        if self.compiled_from is None or step < self.compiled_from:
+        if not self.is_compiled_from(step):
             return False
         return num_rows(batch) == self.full_batch and loss.has_room(batch)
 

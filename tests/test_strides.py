@@ -1,0 +1,287 @@
+"""Strides: many steps in a row give the numbers of single steps, bit by bit, whatever happens in them."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW
+from torch.optim.lr_scheduler import StepLR
+
+from ppl_vae import fit
+from ppl_vae.capture import step as capture
+from ppl_vae.capture.recording import Recording
+from ppl_vae.data import Binarization
+from ppl_vae.objectives import ELBO, ImportanceWeightedELBO, LinearWarmup
+from ppl_vae.pairs import Pair
+from ppl_vae.training import DivergenceError, Fit, checkpoints, step as training_step
+from ppl_vae.training.engines import LoopEngine
+from ppl_vae.training.strides import Strides
+
+pytestmark = pytest.mark.filterwarnings("ignore:parameter 'guide.unused'")
+
+ROWS, BATCH = 47, 5
+X = torch.rand(ROWS, 6, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture(autouse=True)
+def compiled_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the fifth step on; what stands in for Inductor changes the last bits, as Inductor does."""
+
+    def compile(self: Recording) -> None:
+        self.compiled = True
+        self.run = lambda *inputs: [
+            t if i == 0 or t is None else t * (1 + 1e-6)
+            for i, t in enumerate(self.graph.forward(*inputs))
+        ]
+
+    monkeypatch.setattr(Recording, "compile", compile)
+    monkeypatch.setattr(training_step, "COMPILED", (5, 12))
+    monkeypatch.setattr(training_step, "RECORD_AFTER", 3)
+    monkeypatch.setattr(capture, "RECORD_AFTER", 3)
+
+
+@pytest.fixture
+def strides(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The lengths of the strides."""
+    taken: list[int] = []
+    run = LoopEngine.run
+
+    def counted(self: LoopEngine, order: Tensor, first: int, betas: Any) -> Tensor:
+        taken.append(len(betas))
+        return run(self, order, first, betas)
+
+    monkeypatch.setattr(LoopEngine, "run", counted)
+    return taken
+
+
+class Model(nn.Module):
+    def __init__(self, norm: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        layers: list[nn.Module] = [nn.Linear(2, 4)]
+        layers += [nn.BatchNorm1d(4), nn.Dropout(0.2)] if norm else []
+        self.decoder = nn.Sequential(*layers, nn.Tanh(), nn.Linear(4, 6))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            logits = self.decoder(z.reshape(-1, 2)).reshape(*z.shape[:-1], 6)
+            p = dist.Bernoulli(logits=logits, validate_args=False)
+            pyro.sample("x", p.to_event(1), obs=x)
+
+
+class Guide(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.encoder = nn.Linear(6, 4)
+        self.unused = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            loc, log_scale = self.encoder(x).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+
+def trained(
+    single: bool = False, norm: bool = False, **options: Any
+) -> tuple[Fit, dict[str, Tensor]]:
+    pair = Model(norm), Guide()
+    given: dict[str, Any] = {"max_epochs": 6, "batch_size": BATCH, "seed": 1, "progress": False}
+    given |= {"transform": Binarization()} | options
+    with patch.object(Strides, "of", return_value=None) if single else patch("builtins.id", id):
+        fitted = fit(*pair, given.pop("x", X), **given)
+    return fitted, {n: t.clone() for n, t in Pair(*pair).state().items()}
+
+
+def require_same(one: tuple[Fit, dict[str, Tensor]], other: tuple[Fit, dict[str, Tensor]]) -> None:
+    for name, value in one[1].items():
+        assert torch.equal(value, other[1][name]), name
+    for mine, theirs in zip(one[0].history, other[0].history, strict=True):
+        assert {**mine, "seconds": 0} == {**theirs, "seconds": 0}
+
+
+@pytest.mark.parametrize(
+    "options",
+    {
+        "as it is": {},
+        "a transform of the user's": {"transform": lambda x: (torch.rand_like(x) < x).float()},
+        "batch norm and dropout": {"norm": True},
+        "beta": {"objective": ELBO(beta=LinearWarmup(4, start=0.1))},
+        "particles": {"objective": ImportanceWeightedELBO(num_particles=3)},
+        "clipped": {"clip_grad_norm": 0.05},
+        "a schedule": {"lr_scheduler": partial(StepLR, step_size=2, gamma=0.5)},
+        "AMSGrad, decay, float64 rate": {
+            "optimizer": partial(Adam, fused=True, amsgrad=True, weight_decay=0.1, eps=1e-3)
+        },
+        "AdamW": {"optimizer": partial(AdamW, fused=True)},
+        "Adam by default": {"optimizer": Adam},
+        "SGD": {"optimizer": partial(SGD, momentum=0.9), "learning_rate": 0.1},
+        "one batch": {"batch_size": ROWS, "max_epochs": 30},
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_strides_give_the_bits_of_single_steps(
+    options: tuple[str, dict[str, Any]], strides: list[int]
+) -> None:
+    found = trained(**options[1])
+    assert sum(strides) > 15
+    if "batch_size" not in options[1]:
+        assert max(strides) > 3
+    require_same(found, trained(single=True, **options[1]))
+
+
+def test_hooks_of_the_users_run_with_each_step(strides: list[int]) -> None:
+    def with_hooks(single: bool) -> tuple[Any, list[float]]:
+        seen: list[float] = []
+
+        def adam(leaves: list[Tensor]) -> Adam:
+            made = Adam(leaves, lr=0.01, fused=True)
+
+            def smaller(optimizer: Any, *_: Any) -> None:
+                for group in optimizer.param_groups:
+                    for leaf in group["params"]:
+                        if leaf.grad is not None:
+                            leaf.grad.mul_(0.5).sign_()
+
+            def look(optimizer: Any, *_: Any) -> None:
+                seen.append(float(leaves[0].detach().sum()))
+
+            made.register_step_pre_hook(smaller)
+            made.register_step_post_hook(look)
+            return made
+
+        return trained(single, optimizer=adam), seen
+
+    (found, seen), (truth, expected) = with_hooks(False), with_hooks(True)
+    assert sum(strides) > 15
+    assert seen == expected
+    assert len(seen) == found[0].steps
+    require_same(found, truth)
+
+
+class Fragile(Model):
+    """Its loss is NaN in some steps, once it has run 40 times."""
+
+    runs: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("runs", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> None:
+        if self.training:
+            self.runs.add_(1)
+        far = (self.runs > 40) & (x.sum() > 16)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            logits = torch.where(far, torch.nan, 1.0) * self.decoder(z)
+            p = dist.Bernoulli(logits=logits, validate_args=False)
+            pyro.sample("x", p.to_event(1), obs=x)
+
+
+def test_a_loss_that_is_not_finite_is_found_in_its_step(strides: list[int]) -> None:
+    ends = []
+    for single in (False, True):
+        pair = Fragile(), Guide()
+        with (
+            patch.object(Strides, "of", return_value=None) if single else patch("builtins.id", id),
+            pytest.raises(DivergenceError) as raised,
+        ):
+            fit(
+                *pair,
+                X.round(),
+                max_epochs=40,
+                batch_size=BATCH,
+                seed=1,
+                progress=False,
+                learning_rate=0.02,
+            )
+        ends.append((str(raised.value), torch.get_rng_state(), Pair(*pair).state()))
+    assert sum(strides) > 15
+    assert ends[0][0] == ends[1][0]
+    for name, value in ends[0][2].items():
+        assert torch.equal(value, ends[1][2][name]), name
+
+
+@pytest.mark.parametrize("killed_after", [2, 4])
+def test_a_resumed_training_divides_its_steps_in_another_way(
+    killed_after: int, strides: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", (0.0, 0.0))  # after each stride
+    whole = trained(norm=True)
+    lengths = list(strides)
+
+    class Killed(BaseException):
+        pass
+
+    run, calls = LoopEngine.run, 0
+
+    def deadly(self: LoopEngine, order: Tensor, first: int, betas: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == killed_after:
+            run(self, order, first, betas)
+            raise Killed
+        return run(self, order, first, betas[:2])
+
+    monkeypatch.setattr(LoopEngine, "run", deadly)
+    with pytest.raises(Killed):
+        trained(norm=True, run_dir=tmp_path)
+    monkeypatch.setattr(LoopEngine, "run", run)
+    require_same(trained(norm=True, run_dir=tmp_path, resume=True), whole)
+    assert lengths
+
+
+def test_a_recording_that_is_no_longer_right_is_noticed(strides: list[int]) -> None:
+    """What a hook changes is seen by the look at the Python state, before the next stride."""
+
+    class Weighted(Model):
+        weight = 1.0
+
+        def forward(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+                logits = self.weight * self.decoder(z)
+                p = dist.Bernoulli(logits=logits, validate_args=False)
+                pyro.sample("x", p.to_event(1), obs=x)
+
+    def run(single: bool) -> tuple[Fit, dict[str, Tensor]]:
+        model = Weighted()
+        steps = 0
+
+        def adam(leaves: list[Tensor]) -> Adam:
+            made = Adam(leaves, lr=0.01, fused=True)
+
+            def change(*_: Any) -> None:
+                nonlocal steps
+                steps += 1
+                model.weight = 1.0 if steps < 90 else 5.0
+
+            made.register_step_post_hook(change)
+            return made
+
+        with patch.object(Strides, "of", return_value=None) if single else patch("builtins.id", id):
+            fitted = fit(
+                model,
+                Guide(),
+                X.round(),
+                max_epochs=30,
+                batch_size=BATCH,
+                seed=1,
+                progress=False,
+                optimizer=adam,
+            )
+        return fitted, Pair(model, Guide()).state()
+
+    found, truth = run(False), run(True)
+    assert sum(strides) > 50
+    assert found[0].history[-1]["loss"] == pytest.approx(truth[0].history[-1]["loss"], rel=1e-3)
