@@ -29,7 +29,7 @@ from ppl_vae.pairs import (
     summed_rows,
 )
 from ppl_vae.runtime import described, require_count, require_samples
-from ppl_vae.stats import Estimate, RowResult, StreamingWeights, khat_limit
+from ppl_vae.stats import Estimate, RowResult, StreamingWeights, bad_khat
 
 STEP_SAMPLES = 8
 """Samples per row in a step of the per-row optimization."""
@@ -349,11 +349,11 @@ def _bounds(
             rows = summed_rows(pair, layout, batch, k, finite, chunk)
             weights.update(rows.log_weights)
             bounds.update(-rows.rate - rows.distortion)
-    khat, limit = weights.khat, khat_limit(num_samples)
+    khat = weights.khat
     # Weights say nothing about values of discrete latents that are not drawn.
     drawn = finite is None and bool(layout.discrete)
     khat = khat.masked_fill((khat == -math.inf) & drawn, math.nan)
-    heavy = drawn | khat.isnan() | ((khat > limit) & ~(weights.ess >= 0.99 * num_samples))
+    heavy = drawn | bad_khat(khat, weights.ess, num_samples)
     found = {
         "elbo": bounds.mean_log_weight,
         "elbo_error": (bounds.log_weight_variance / num_samples).sqrt(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Collection, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from ppl_vae.capture import ImportanceSampler, StaleRecordingError
 from ppl_vae.checks import Session, opened
 from ppl_vae.evaluation.counts import ValueCounts
+from ppl_vae.evaluation.ladder import FEWEST_SAMPLES, FOUND, Ladder
 from ppl_vae.evaluation.result import Evaluation
 from ppl_vae.pairs import (
     Batch,
@@ -37,6 +38,7 @@ def evaluate(
     x: DataLike,
     *,
     num_samples: int = 1000,
+    method: Literal["auto", "guide"] = "guide",
     seed: int | None = None,
     progress: bool | None = None,
     capture: bool = True,
@@ -56,6 +58,8 @@ def evaluate(
         x: A tensor or array `(n, *event)`, a tuple of them, or an iterable of batches; all that
             `ppl_vae.pairs.Batches` takes.
         num_samples: K, the number of importance samples per row.
+        method: "guide" draws all samples from the guide. "auto", from 100 samples on, finds better proposals
+            for rows where the guide's Pareto k-hat is too high; see `docs/truth.md`.
         seed: Seed for the draws; None draws from torch's global generator.
         progress: Whether to show a progress bar; None shows one on a terminal.
         capture: Record a chunk once and run it as a plain graph, with the same results, where that is valid
@@ -87,13 +91,15 @@ def evaluate(
     """
     require_samples("num_samples", num_samples)
     require_flags(capture=capture)
+    if method not in ("auto", "guide"):
+        raise ValueError(f"method must be 'auto' or 'guide', got {method!r}")
     generator = torch.get_rng_state()
     try:
-        return _evaluate(model, guide, x, num_samples, seed, progress, capture)
+        return _evaluate(model, guide, x, num_samples, method, seed, progress, capture)
     except StaleRecordingError as error:
         _logger.warning("capture is off, the evaluation starts again in Pyro: %s", error)
         torch.set_rng_state(generator)
-        return _evaluate(model, guide, x, num_samples, seed, progress, False)
+        return _evaluate(model, guide, x, num_samples, method, seed, progress, False)
 
 
 def _evaluate(
@@ -101,10 +107,12 @@ def _evaluate(
     guide: Program,
     x: DataLike,
     num_samples: int,
+    method: str,
     seed: int | None,
     progress: bool | None,
     capture: bool,
 ) -> Evaluation:
+    ladder = None
     parts: list[dict[str, Tensor]] = []
     points = _PointRows()
     with opened(model, guide, x, seed=seed, progress=progress) as session:
@@ -116,6 +124,8 @@ def _evaluate(
         total = session.num_rows or num_rows(session.first)
         num_chunks = math.ceil(total / rows) * math.ceil(num_samples / samples)
         sampler = ImportanceSampler(session.pair, session.layouts, num_chunks, capture, samples)
+        if method == "auto" and num_samples >= FEWEST_SAMPLES:
+            ladder = Ladder(session, num_samples, rows * samples)
         summed: dict[tuple[str, ...], FiniteLatents] = {}
         drawn: dict[str, None] = {}
         for chunk in session.chunks(rows, "evaluate"):
@@ -134,9 +144,20 @@ def _evaluate(
                     part[name] = torch.full_like(part[name], math.nan)
             parts.append(part)
             counts.add(chunk)
+            if ladder is not None:
+                ladder.look(chunk, layout, part)
+        if ladder is not None:
+            ladder.finish()
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     drawn_rows = joined.pop("drawn")
     notes, cautions = _describe(session, summed, drawn, drawn_rows)
+    joined["rung"] = torch.zeros(len(drawn_rows))
+    if ladder is not None:
+        ladder.anneal(model, guide, seed, progress)
+        for number, values in ladder.found.items():
+            for name, value in zip(FOUND, values, strict=True):
+                joined[name][number] = value
+        notes = (*notes, *ladder.notes)
     rate, distortion = joined["rate"], joined["distortion"]
     return Evaluation(
         elbo=Estimate(-(rate + distortion)),
@@ -149,6 +170,7 @@ def _evaluate(
         num_samples=num_samples,
         num_values=counts.num_values,
         drawn=drawn_rows if bool(drawn_rows.any()) else None,
+        rung=joined["rung"].long() if bool(joined["rung"].any()) else None,
         notes=notes,
         cautions=(*points.cautions, *cautions),
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
@@ -194,6 +194,14 @@ class Path:
             parts.append(flat.flatten(u))
         return torch.cat(parts, -1)
 
+    def in_order_of(self, other: Path, u: Tensor) -> Tensor | None:
+        """Positions of another path, of the same sites in another order; None if it has other sites."""
+        sizes = {name: site.size for name, site in other._sites.items()}
+        if sizes != {name: site.size for name, site in self._sites.items()}:
+            return None
+        parts = dict(zip(sizes, u.split([*sizes.values()], -1), strict=True))
+        return torch.cat([parts[name] for name in self._sites], -1)
+
     def densities(self, u: Tensor) -> Point:
         """The path's densities at u, computed by Pyro."""
         return Point(u, *self._densities(u))
@@ -205,21 +213,45 @@ class Path:
             u: Example of the positions that the result will be called with.
             check: Other positions of the same shape, where the recording must agree with Pyro.
         """
+        run = self._recorded(self._densities, u, check)
+        return lambda u: Point(u, *run(u))
+
+    def record_scores(self, u: Tensor, check: Tensor) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        """log f_0 and log f_1 (from the guide) without gradients, for u of one shape; as `record`."""
+        return self._recorded(self._score, u, check)
+
+    def record_end(self, u: Tensor, check: Tensor) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        """log f_1 and its gradient (from the guide), for u of one shape; as `record`."""
+        return self._recorded(self._end, u, check)
+
+    def _recorded(
+        self, function: Callable[[Tensor], tuple[Tensor, ...]], u: Tensor, check: Tensor
+    ) -> Callable[[Tensor], tuple[Tensor, ...]]:
         try:
-            run = recorded(self._densities, u)
+            run = recorded(function, u)
         except Exception as error:  # any operation that cannot be recorded
             _logger.info("the densities cannot be recorded, Pyro runs instead: %s", error)
-            return self.densities
+            return function
         # What one call leaves to the next shows in the second.
         for position in (check, 0.5 * (u + check)):
-            for found, expected in zip(run(position), self._densities(position), strict=True):
+            for found, expected in zip(run(position), function(position), strict=True):
                 scale = float(expected.abs().nan_to_num(posinf=0.0).max()) + 1.0
                 if not torch.allclose(
                     found, expected, rtol=1e-3, atol=1e-4 * scale, equal_nan=True
                 ):
                     _logger.info("the recorded densities differ from Pyro's, which runs instead")
-                    return self.densities
-        return lambda u: Point(u, *run(u))
+                    return function
+        return run
+
+    def _end(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            u = u.detach().requires_grad_()
+            if len(u) > 1 and not self.layout.vectorizes:
+                end = torch.cat([self._score(part)[1] for part in u.split(1)])
+            else:
+                _, end = self._score(u)
+            (gradient,) = torch.autograd.grad((end + 0.0 * u.sum(-1)).sum(), u)
+        return end.detach(), gradient
 
     def _repeated(self, name: str, value: Tensor, num_chains: int) -> Tensor:
         """Expands a value without a plate of chains to one with it."""

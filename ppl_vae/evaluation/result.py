@@ -11,7 +11,20 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ppl_vae.stats import Estimate, RowResult, bits_per_dim, khat_limit, not_finite
+from ppl_vae.stats import (
+    Estimate,
+    RowResult,
+    bad_khat,
+    bits_per_dim,
+    khat_limit,
+    not_finite,
+)
+
+METHODS = ("guide", "refined", "annealed")
+"""How log p(x) of a row was found, by the number of the rung."""
+
+ANNEALED_CHAINS = 16
+"""Chains of a row that is annealed."""
 
 _ALONE = 1.2
 """ESS below which one sample has nearly all of the weight: its share is above 0.8."""
@@ -65,6 +78,8 @@ class Evaluation(DataResult):
         num_values: Numbers of data per row, for bits per dimension: those of the observed sites that masks
             leave in; one count for each row, `(n,)`, if they differ; 0 if a `pyro.factor` is a part of the
             likelihood, which has no count: bits per dimension are then NaN.
+        rung: The number of the method by which each row's log p(x) was found, `(n,)`; None if all are samples
+            from the guide. `method` has the names.
         drawn: Rows with discrete latents that are drawn, because their values are too many to sum over, `(n,)`;
             None if no row has any. No number shows what the guide does not draw.
     """
@@ -79,6 +94,14 @@ class Evaluation(DataResult):
     num_samples: int
     num_values: int | Tensor
     drawn: Tensor | None = None
+    rung: Tensor | None = None
+
+    @property
+    def method(self) -> list[str]:
+        """How log p(x) of each row was found: a name of `METHODS`."""
+        if self.rung is None:
+            return ["guide"] * self.num_rows
+        return [METHODS[i] for i in self.rung.tolist()]
 
     @property
     def khat_limit(self) -> float:
@@ -89,16 +112,20 @@ class Evaluation(DataResult):
     def unreliable(self) -> Tensor:
         """Rows whose log p(x) should not be trusted: k-hat is above the limit, or says nothing, `(n,)`.
 
-        Rows whose ESS is within 1 % of K are not among them, unless k-hat is NaN: such equal weights have no
-        heavy tail. Rows with discrete latents that are drawn are: k-hat is that of what the guide draws.
+        Rows whose ESS is at least 0.9 K are not among them, unless k-hat is NaN; see
+        `ppl_vae.stats.bad_khat`. Rows with discrete latents that are drawn are: k-hat is that of what the guide
+        draws.
         """
         return self._bad_khat if self.drawn is None else self._bad_khat | self.drawn
 
     @property
     def _bad_khat(self) -> Tensor:
         """Rows whose k-hat is above the limit, or unknown, `(n,)`."""
-        equal = (self.ess >= 0.99 * self.num_samples) & (self.num_samples > 1)
-        return self.khat.isnan() | ((self.khat > self.khat_limit) & ~equal)
+        bad = bad_khat(self.khat, self.ess, self.num_samples)
+        if self.rung is None:
+            return bad
+        annealed = self.rung == METHODS.index("annealed")
+        return torch.where(annealed, ~(self.ess >= 0.25 * ANNEALED_CHAINS), bad)
 
     def doubts(self) -> Iterator[str]:
         """Reasons not to trust the numbers, one sentence each."""
@@ -159,9 +186,12 @@ class Evaluation(DataResult):
             self.log_likelihood_error[known].any()
         ):
             return [*bounds, ("log p(x), exact", str(self.log_likelihood)), bits]
+        taken = {name: self.method.count(name) for name in METHODS}
+        rungs = ", ".join(f"{name} {count}" for name, count in taken.items() if count)
         return [
             *bounds,
             (f"log p(x), {self.num_samples} samples", str(self.log_likelihood)),
+            *([] if self.rung is None else [("proposals, rows", rungs)]),
             bits,
             (
                 f"ESS, median{among}",

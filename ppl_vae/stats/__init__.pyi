@@ -7,6 +7,7 @@ from .moments import (
 )
 from .pareto import (
     MIN_TAIL as MIN_TAIL,
+    bad_khat as bad_khat,
     generalized_pareto_fit as generalized_pareto_fit,
     khat_limit as khat_limit,
     pareto_khat as pareto_khat,

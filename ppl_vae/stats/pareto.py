@@ -13,6 +13,10 @@ MIN_TAIL = 5
 """Minimum number of tail weights for estimating a Pareto shape, as in `loo` and ArviZ."""
 
 
+NEARLY_EQUAL = 0.9
+"""ESS, as a share of K, from which k-hat is not looked at."""
+
+
 def khat_limit(num_samples: int) -> float:
     """The Pareto shape above which K samples are not enough: min(1 - 1 / log10 K, 0.7).
 
@@ -23,6 +27,27 @@ def khat_limit(num_samples: int) -> float:
         (0.667, 0.7)
     """
     return min(1.0 - 1.0 / math.log10(max(num_samples, 2)), 0.7)
+
+
+def bad_khat(khat: Tensor, ess: Tensor, num_samples: int) -> Tensor:
+    """Which rows should not be trusted: k-hat is above the limit, or says nothing.
+
+    Rows whose ESS is at least 0.9 K are not among them, unless k-hat is NaN. Their weights are nearly equal,
+    and k-hat is then the shape of what little they differ in: two components of a proposal whose weights are
+    1 and 1.5 look like a heavy tail. For a normal proposal that is too narrow, such an ESS means a true k
+    below 0.3.
+
+    Args:
+        khat: Pareto shapes, `(n,)`.
+        ess: Effective sample sizes, `(n,)`.
+        num_samples: K.
+
+    Example:
+        >>> bad_khat(torch.tensor([0.3, 0.9]), torch.tensor([500.0, 3.0]), 1000)
+        tensor([False,  True])
+    """
+    equal = (ess >= NEARLY_EQUAL * num_samples) & (num_samples > 1)
+    return khat.isnan() | ((khat > khat_limit(num_samples)) & ~equal)
 
 
 def tail_size(num_samples: int) -> int:

@@ -1,0 +1,294 @@
+"""Fits a proposal to the posterior of each row: its modes, the curvature there, and weighted draws.
+
+All rows at once, on tensors alone: `(starts, n, d)` and `(draws, n, d)` in unconstrained coordinates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ppl_vae.evaluation.proposals import StudentMixture
+
+STEPS = 60
+"""Steps towards a mode."""
+
+STEP_SIZES = (0.3, 0.02)
+"""The first step size of a coordinate, in units of its reach, and the last, in units of its scale."""
+
+DIFFERENCE = 0.05
+"""Half the distance of the two gradients of which a second derivative is made, in units of the scale."""
+
+CURVATURES = (1e-3, 1e4)
+"""Smallest and largest curvature that is believed, in units of the scale."""
+
+FEWEST_TO_SHARE = 8
+"""Rows from which modes of some are tried for others."""
+
+SHARED = 24
+"""Modes of other rows that are looked at; of these, the best ones of a row are climbed from."""
+
+TRIED = 2
+"""How many of them."""
+
+MOST_MODES = 4
+"""Most components of a mixture."""
+
+APART = 3.0
+"""Modes are different ones from this distance on, in standard deviations."""
+
+INFLATION = 1.1
+"""Factor of the fitted covariances: too wide a proposal costs less than too narrow a one."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is done for each row.
+
+    Attributes:
+        guide_starts: Draws of the guide to look for modes from, besides its mean.
+        prior_starts: Draws of the prior to look for modes from; more if there are few rows.
+        draws: Draws by which the mixture is improved in a round; with many dimensions, there are more.
+        rounds: How often it is improved.
+    """
+
+    guide_starts: int
+    prior_starts: int
+    draws: int
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Target:
+    """The posterior of n rows, known up to a factor each.
+
+    Attributes:
+        log_density: log p(x, T(u)) |dT/du| at draws `(S, n, d)`: `(S, n)`.
+        gradient: The same with its gradient.
+        starts: Where to look for modes, `(S, n, d)`.
+        scale: A size for each coordinate, `(n, d)`: about the posterior's, and rather too small.
+        reach: How far modes may be away, `(n, d)`.
+    """
+
+    log_density: Callable[[Tensor], Tensor]
+    gradient: Callable[[Tensor], tuple[Tensor, ...]]
+    starts: Tensor
+    scale: Tensor
+    reach: Tensor
+
+
+def adapt(target: Target, effort: Effort, tick: Callable[[], object]) -> StudentMixture:
+    """A mixture that covers the posterior of each row.
+
+    From each start a mode is climbed. Each becomes a component with the covariance of the curvature there and
+    the weight of its Laplace approximation. Then draws are weighed, and weights, means and covariances of the
+    components are made anew of them, a few times (population Monte Carlo; Cappe, Douc, Guillin, Marin, Robert,
+    "Adaptive importance sampling in general mixture classes", arXiv:0710.4242). Draws from the result must be
+    fresh ones.
+
+    Args:
+        target: The posterior.
+        effort: How much is done.
+        tick: Called now and then, for a progress bar.
+    """
+    mixture = laplace(target, *modes(target))
+    tick()
+    for _ in range(effort.rounds):
+        mixture = improved(target, mixture, max(effort.draws, 12 * mixture.mean.shape[-1]))
+        tick()
+    return mixture
+
+
+def modes(target: Target) -> tuple[Tensor, Tensor]:
+    """The highest modes that are found for each row, `(C, n, d)`, and the log densities there, `(C, n)`.
+
+    Modes that were found for other rows are starts, too: where a model has several, because its prior is a
+    mixture, say, the posteriors of many rows have them at about the same places.
+    """
+    at, value = climb(target, target.starts)
+    n = at.shape[1]
+    rows = torch.arange(n, device=at.device)
+    # How far apart modes are is measured by the curvature at the highest one.
+    metric = curvature(target, at[value.argmax(0), rows][None])[0]
+    if n >= FEWEST_TO_SHARE:
+        shared = _far_apart(at.flatten(0, 1), target.scale.mean(0), SHARED)
+        there = target.log_density(shared[:, None].expand(-1, n, -1).contiguous()).to(value.dtype)
+        there = there.nan_to_num(-math.inf, -math.inf, -math.inf)
+        for mode in at:
+            there = there.masked_fill(_distance(shared[:, None], mode, metric) < APART, -math.inf)
+        best = there.topk(min(TRIED, len(shared)), 0).indices
+        more, more_value = climb(target, shared[best].contiguous())
+        at, value = torch.cat([at, more]), torch.cat([value, more_value])
+    found, found_value = [], []
+    left = value.clone()
+    for _ in range(min(MOST_MODES, len(at))):
+        best_one = left.argmax(0)
+        found.append(at[best_one, rows])
+        found_value.append(left[best_one, rows])
+        left = left.masked_fill(_distance(at, found[-1], metric) < APART, -math.inf)
+    return torch.stack(found), torch.stack(found_value)
+
+
+def _distance(a: Tensor, b: Tensor, precision: Tensor) -> Tensor:
+    """The distance of points `(S, n, d)` from one of each row, `(n, d)`, in standard deviations: `(S, n)`."""
+    off = a - b
+    return torch.einsum("sni,nij,snj->sn", off, precision, off).clamp(min=0.0).sqrt()
+
+
+def _far_apart(points: Tensor, scale: Tensor, count: int) -> Tensor:
+    """Points `(m, d)` of which each was the farthest from those before, at most so many."""
+    points = points[points.isfinite().all(-1)] / scale
+    chosen = [points[0]]
+    distance = (points - chosen[0]).square().mean(-1)
+    while len(chosen) < min(count, len(points)):
+        chosen.append(points[distance.argmax()])
+        distance = torch.minimum(distance, (points - chosen[-1]).square().mean(-1))
+    return torch.stack(chosen) * scale
+
+
+def curvature(target: Target, at: Tensor) -> Tensor:
+    """The negative Hessians of the log densities at `(C, n, d)`, made positive: `(C, n, d, d)`."""
+    c, n, d = at.shape
+    found = torch.empty(c, n, d, d, dtype=at.dtype, device=at.device)
+    for i in range(d):
+        step = torch.zeros_like(target.scale)
+        step[:, i] = DIFFERENCE * target.scale[:, i]
+        _, ahead = target.gradient((at + step).contiguous())
+        _, behind = target.gradient((at - step).contiguous())
+        found[..., i] = (behind - ahead) * target.scale / (2 * DIFFERENCE)
+    found = (0.5 * (found + found.mT)).nan_to_num(0.0, 0.0, 0.0)
+    values, vectors = torch.linalg.eigh(found)
+    scaled = vectors / target.scale[:, :, None]
+    result: Tensor = (scaled * values.clamp(*CURVATURES)[..., None, :]) @ scaled.mT
+    return result
+
+
+def climb(target: Target, starts: Tensor) -> tuple[Tensor, Tensor]:
+    """Where Adam ends from each start, `(S, n, d)`, and the log densities there, `(S, n)`; the best seen."""
+    u = starts.clone()
+    first = torch.zeros_like(u)
+    second = torch.zeros_like(u)
+    best, best_value = u.clone(), torch.full(u.shape[:2], -math.inf, dtype=u.dtype, device=u.device)
+    for step in range(STEPS + 1):
+        value, gradient = target.gradient(u)
+        value = value.to(u.dtype).nan_to_num(-math.inf, neginf=-math.inf)
+        better = value > best_value
+        best = torch.where(better[..., None], u, best)
+        best_value = torch.where(better, value, best_value)
+        gradient = (gradient * target.scale).nan_to_num(0.0, 0.0, 0.0)
+        first = 0.8 * first + 0.2 * gradient
+        second = 0.95 * second + 0.05 * gradient.square()
+        share = step / STEPS
+        size = (STEP_SIZES[0] * target.reach) ** (1 - share) * (
+            STEP_SIZES[1] * target.scale
+        ) ** share
+        corrected = first / (1 - 0.8 ** (step + 1))
+        root = (second / (1 - 0.95 ** (step + 1))).sqrt()
+        u = u + size * corrected / (root + 1e-12)
+    return best, best_value
+
+
+def laplace(target: Target, modes: Tensor, values: Tensor) -> StudentMixture:
+    """Normal approximations at the modes as a mixture; of modes that coincide, the best is kept."""
+    d = modes.shape[-1]
+    precision = curvature(target, modes)
+    # With P = L L^T, the covariance is L^-T L^-1, and its Cholesky factor comes from a QR decomposition.
+    lower = torch.linalg.cholesky_ex(precision)[0]
+    identity = torch.eye(d, dtype=lower.dtype, device=lower.device).expand_as(lower)
+    scale = _triangular(torch.linalg.solve_triangular(lower.mT, identity, upper=True))
+    log_det = scale.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    log_mass = values + log_det + d / 2 * math.log(2 * math.pi)
+    log_mass = log_mass.nan_to_num(-math.inf, -math.inf, -math.inf)
+    log_mass = torch.where(_repeated(modes, values, scale), -math.inf, log_mass)
+    return StudentMixture(
+        _floored(log_mass.log_softmax(0).T), modes.transpose(0, 1), scale.transpose(0, 1)
+    )
+
+
+def improved(target: Target, mixture: StudentMixture, draws: int) -> StudentMixture:
+    """The mixture with weights, means and covariances of draws from it that are weighed by the target."""
+    d = mixture.mean.shape[-1]
+    u = mixture.sample(draws)
+    parts = mixture.of_components(u)
+    log_q = parts.logsumexp(-1)
+    log_w = target.log_density(u).to(u.dtype) - log_q
+    log_w = log_w.nan_to_num(-math.inf, -math.inf, -math.inf)
+    # Truncated at sqrt(S) times their mean, so that one draw does not decide (Ionides, 2008).
+    mean = log_w.logsumexp(0) - math.log(draws)
+    w = torch.minimum(log_w, mean + 0.5 * math.log(draws)).softmax(0).nan_to_num(0.0)
+    share = (parts - log_q[..., None]).exp() * w[..., None]  # (S, n, C)
+    weight = share.sum(0)
+    ess = weight.square() / share.square().sum(0).clamp(min=1e-30)
+    trust = (ess / (ess + 2 * d)).nan_to_num(0.0)
+    safe = weight.clamp(min=1e-30)
+    moved = torch.einsum("snc,snd->ncd", share, u) / safe[..., None]
+    center = torch.lerp(mixture.mean, moved, trust[..., None])
+    old = mixture.scale @ mixture.scale.mT
+    new = torch.empty_like(old)
+    for c in range(mixture.mean.shape[1]):  # one after the other, for the memory
+        off = (u - center[:, c]) * (share[..., c] / safe[:, c]).sqrt()[..., None]
+        new[:, c] = INFLATION * torch.einsum("sni,snj->nij", off, off)
+    covariance = torch.lerp(old, new, trust[..., None, None])
+    scale, failed = torch.linalg.cholesky_ex(covariance)
+    bad = (failed != 0) | ~scale.isfinite().all(-1).all(-1)
+    scale = torch.where(bad[..., None, None], mixture.scale, scale)
+    center = torch.where(bad[..., None], mixture.mean, center)
+    log_weight = torch.lerp(
+        mixture.log_weight.exp(), weight / weight.sum(-1, True).clamp(min=1e-30), 0.8
+    )
+    log_weight = torch.where(mixture.log_weight == -math.inf, 0.0, log_weight).log()
+    return StudentMixture(_floored(log_weight), center, scale, mixture.df)
+
+
+def _repeated(modes: Tensor, values: Tensor, scale: Tensor) -> Tensor:
+    """Which of the modes, `(C, n)`, are another one that is higher, or the same and earlier."""
+    c = len(modes)
+    result = torch.zeros(values.shape, dtype=torch.bool, device=modes.device)
+    for i in range(c):
+        for j in range(c):
+            if i == j:
+                continue
+            off = (modes[i] - modes[j])[..., None]
+            distance = (
+                torch.linalg.solve_triangular(scale[j], off, upper=False).square().sum((-2, -1))
+            )
+            same = distance.sqrt() < APART
+            higher = (values[j] > values[i]) | ((values[j] == values[i]) & (j < i))
+            result[i] |= same & higher
+    return result
+
+
+def _floored(log_weight: Tensor) -> Tensor:
+    """Weights of at least 2 % for the components in use, which sum to one."""
+    used = log_weight > -math.inf
+    floored = torch.where(used, log_weight.clamp(min=math.log(0.02)), -math.inf)
+    return floored - floored.logsumexp(-1, keepdim=True)
+
+
+def _triangular(root: Tensor) -> Tensor:
+    """The lower Cholesky factor of R R^T, with a positive diagonal, from any square R."""
+    _, upper = torch.linalg.qr(root.mT)
+    lower: Tensor = upper.mT
+    signs = lower.diagonal(dim1=-2, dim2=-1).sign()
+    positive: Tensor = lower * torch.where(signs == 0, 1.0, signs)[..., None, :]
+    return positive
+
+
+def in_parts(
+    function: Callable[[Tensor], tuple[Tensor, ...]], at_once: int
+) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """A function of draws `(S, n, d)`, called with just `at_once` of them; the last part is filled up."""
+
+    def parts(u: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        for part in u.split(at_once):
+            missing = at_once - len(part)
+            filled = (
+                torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) if missing else part
+            )
+            yield tuple(result[: len(part)] for result in function(filled.contiguous()))
+
+    return lambda u: tuple(torch.cat(results) for results in zip(*parts(u), strict=True))

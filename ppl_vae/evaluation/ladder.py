@@ -1,0 +1,286 @@
+"""The ladder of `evaluate`: rows that the guide does not reach are estimated in better ways."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ppl_vae.checks import Session
+from ppl_vae.evaluation.annealed import annealed_importance_sampling
+from ppl_vae.evaluation.refined import EFFORTS, Refinement
+from ppl_vae.evaluation.result import ANNEALED_CHAINS, METHODS
+from ppl_vae.pairs import (
+    Batch,
+    Layout,
+    PairError,
+    Program,
+    first_line,
+    num_rows,
+    shapes_of_rows,
+    take_rows,
+    tensors_of,
+    with_tensors,
+)
+from ppl_vae.runtime import preserve_random_state
+from ppl_vae.stats import bad_khat
+
+_logger = logging.getLogger(__name__)
+
+FOUND = ("log_likelihood", "error", "ess", "khat", "rung")
+"""What is found of a row; `rung` is the number of its method."""
+
+FEWEST_SAMPLES = 100
+"""Samples from which k-hat says something; with fewer, all rows stay with the guide."""
+
+ROWS_AT_ONCE = 512
+"""Most rows that are refined at once."""
+
+LEAST_ESS = 0.5
+"""ESS, as a share of K, below which rows get a proposal of their own, whatever k-hat is.
+
+Of a thousand weights without a mean, k-hat was 0.36 once: few numbers give the right shape on average only.
+"""
+
+LOOKED_AT = 16
+"""Rows among those that the guide seems to reach, in which modes are looked for that it has not seen."""
+
+MOST_ANNEALED = (4, 0.01)
+"""Rows that are annealed if they are no more than the first number, or than the second as a share of all."""
+
+ANNEALING = {"num_chains": ANNEALED_CHAINS, "num_steps": 300, "num_leapfrog": 10}
+
+
+@dataclass
+class _Waiting:
+    """Rows of one kind that are to be refined together.
+
+    Attributes:
+        numbers: Which rows of the evaluation they are.
+        parts: Their data.
+    """
+
+    numbers: list[int] = field(default_factory=list)
+    parts: list[Batch] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Ladder:
+    """Finds better estimates for rows of an evaluation, while the evaluation goes on.
+
+    Its draws do not move the generators outside.
+
+    Attributes:
+        session: The opened pair.
+        num_samples: K.
+        at_once: Rows times samples that fit in the memory budget.
+        found: Better estimates by the number of the row: the values of `FOUND`.
+        unmoved: Why rows stay with the guide, and how many.
+        unseen: In how many rows there was a mode that the guide had not seen.
+        looked_at: In how many rows such modes were looked for.
+    """
+
+    session: Session
+    num_samples: int
+    at_once: int
+    found: dict[int, tuple[float, ...]] = field(default_factory=dict)
+    unmoved: dict[str, int] = field(default_factory=dict)
+    unseen: int = 0
+    looked_at: int = 0
+
+    def __post_init__(self) -> None:
+        self._waiting: list[dict[object, _Waiting]] = [{} for _ in EFFORTS]
+        self._left: list[tuple[list[int], Batch]] = []
+        self._num_left = 0
+        self._rows = 0
+        self._looks_everywhere = False
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows that are refined together: many draws of each are to run at once, too."""
+        return max(1, min(ROWS_AT_ONCE, self.at_once // 8))
+
+    def look(self, chunk: Batch, layout: Layout, part: dict[str, Tensor]) -> None:
+        """Takes the rows of a chunk that need a better estimate.
+
+        Args:
+            chunk: The rows that come next.
+            layout: Their layout.
+            part: Their estimates.
+        """
+        n, start = num_rows(chunk), self._rows
+        self._rows += n
+        if layout.points:
+            return
+        bad = bad_khat(part["khat"], part["ess"], self.num_samples)
+        bad |= (part["ess"] < LEAST_ESS * self.num_samples) & part["khat"].isfinite()
+        if layout.discrete:
+            names = ", ".join(f"'{name}'" for name in layout.discrete)
+            self._stay(f"{names} is discrete", int(bad.sum()))
+            return
+        if not layout.draws:
+            return
+        some = n if self._looks_everywhere else (LOOKED_AT if start == 0 else 0)
+        good = (~bad).nonzero()[:some, 0]
+        if len(good):
+            unseen = self._unseen(chunk, good, part)
+            bad[good[unseen]] = True
+            if bool(unseen.any()) and not self._looks_everywhere:
+                self._looks_everywhere = True
+                others = (~bad).nonzero()[some - int(unseen.sum()) :, 0]
+                bad[others[self._unseen(chunk, others, part)]] = True
+        index = bad.nonzero()[:, 0]
+        if self.session.pair.keeps_rows and len(index):
+            self._refine(0, [int(i) + start for i in index], chunk, index)
+        elif len(index):
+            self._wait(
+                0, [int(i) + start for i in index], take_rows(chunk, index.to(_device(chunk)))
+            )
+
+    def finish(self) -> None:
+        """Estimates the rows that still wait."""
+        for effort, waiting in enumerate(self._waiting):
+            for key in list(waiting):
+                self._refine_waiting(effort, waiting.pop(key))
+
+    def anneal(
+        self, model: Program, guide: Program, seed: int | None, progress: bool | None
+    ) -> None:
+        """Anneals the rows that are left, if they are few; call it outside of the session."""
+        few = max(MOST_ANNEALED[0], int(MOST_ANNEALED[1] * self._rows))
+        # Chains that start at the guide do not find modes that it does not see.
+        if self._looks_everywhere or not 0 < self._num_left <= few:
+            return
+        for numbers, batch in self._left:
+            with preserve_random_state():
+                try:
+                    annealed = annealed_importance_sampling(
+                        model, guide, batch, seed=seed or 0, progress=progress, **ANNEALING
+                    )
+                except PairError as error:
+                    self._stay(first_line(error), len(numbers))
+                    continue
+            values = (
+                annealed.log_likelihood.values,
+                annealed.log_likelihood_error,
+                annealed.ess,
+                torch.full_like(annealed.ess, math.nan),
+            )
+            self._keep(numbers, values, METHODS.index("annealed"))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the estimates do not show by themselves."""
+        found = [
+            f"{count} of {self._rows} rows stay with samples from the guide: {reason}"
+            for reason, count in self.unmoved.items()
+        ]
+        if self.unseen:
+            found.append(
+                f"{self.unseen} of {self.looked_at} rows that the guide seemed to reach have values of the "
+                "latents that it hardly draws and that may matter; they have got a proposal of their own"
+            )
+        return tuple(found)
+
+    # -- the rungs ---------------------------------------------------------------------------------------
+
+    def _wait(self, effort: int, numbers: list[int], batch: Batch) -> None:
+        waiting = self._waiting[effort].setdefault(shapes_of_rows(batch), _Waiting())
+        waiting.numbers += numbers
+        waiting.parts.append(batch)
+        if len(waiting.numbers) >= self.rows_at_once:
+            self._refine_waiting(effort, self._waiting[effort].pop(shapes_of_rows(batch)))
+
+    def _refine_waiting(self, effort: int, waiting: _Waiting) -> None:
+        tensors = zip(*map(tensors_of, waiting.parts), strict=True)
+        batch = with_tensors(waiting.parts[0], [torch.cat(parts) for parts in tensors])
+        size = self.rows_at_once
+        for first in range(0, len(waiting.numbers), size):
+            some = slice(first, first + size)
+            self._refine(effort, waiting.numbers[some], take_rows(batch, some))
+
+    def _refine(
+        self, effort: int, numbers: list[int], batch: Batch, index: Tensor | None = None
+    ) -> None:
+        """Refines rows, or those at an index of a batch whose rows cannot be divided."""
+        n = num_rows(batch)
+        at_once = max(1, self.at_once // n)
+        with self._apart(), self.session.bar("refine", "row", n) as bar:
+            try:
+                found = self.session.layouts.run(
+                    batch,
+                    lambda layout: Refinement(
+                        self.session.pair, layout, batch, at_once, EFFORTS[effort]
+                    ).estimate(self.num_samples, lambda: None),
+                )
+            except PairError as error:
+                self._stay(first_line(error), len(numbers))
+                return
+            bar.update(n)
+        values = [found[name].cpu() for name in ("log_likelihood", "error", "ess", "khat")]
+        if index is not None:
+            values = [value[index] for value in values]
+        self._keep(numbers, values, METHODS.index("refined"))
+        bad = bad_khat(values[3], values[2], self.num_samples).nonzero()[:, 0]
+        if not len(bad):
+            return
+        still = [numbers[i] for i in bad.tolist()]
+        if index is not None:  # the rows do not run without the others
+            if effort + 1 < len(EFFORTS):
+                self._refine(effort + 1, still, batch, index[bad])
+            return
+        rows = take_rows(batch, bad.to(_device(batch)))
+        if effort + 1 < len(EFFORTS):
+            self._wait(effort + 1, still, rows)
+            return
+        self._num_left += len(still)
+        if self._num_left <= max(MOST_ANNEALED[0], int(MOST_ANNEALED[1] * self._rows)):
+            self._left.append((still, rows))
+
+    def _unseen(self, chunk: Batch, index: Tensor, part: dict[str, Tensor]) -> Tensor:
+        """Which of some rows of a chunk have a mode that the guide has not seen."""
+        if not len(index):
+            return torch.zeros(0, dtype=torch.bool)
+        whole = self.session.pair.keeps_rows
+        batch = chunk if whole else take_rows(chunk, index.to(_device(chunk)))
+        log_p = part["log_likelihood"] if whole else part["log_likelihood"][index]
+        at_once = max(1, self.at_once // num_rows(batch))
+        with self._apart():
+            try:
+                found = self.session.layouts.run(
+                    batch,
+                    lambda layout: Refinement(self.session.pair, layout, batch, at_once).unseen(
+                        log_p, self.num_samples
+                    ),
+                ).cpu()
+            except PairError as error:
+                _logger.info("modes that the guide does not see are not looked for: %s", error)
+                return torch.zeros(len(index), dtype=torch.bool)
+        found = found[index] if whole else found
+        self.looked_at += len(found)
+        self.unseen += int(found.sum())
+        return found
+
+    def _keep(self, numbers: list[int], values: Sequence[Tensor], rung: int) -> None:
+        for number, *row in zip(numbers, *(value.tolist() for value in values), strict=True):
+            self.found[number] = (*row, float(rung))
+
+    def _stay(self, reason: str, rows: int) -> None:
+        if rows:
+            self.unmoved[reason] = self.unmoved.get(reason, 0) + rows
+
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
+        """Draws of their own, which depend on the seed and leave the generators as they were."""
+        with preserve_random_state():
+            torch.manual_seed(int(torch.randint(2**62, ())))
+            yield
+
+
+def _device(batch: Batch) -> torch.device:
+    return tensors_of(batch)[0].device

@@ -1,0 +1,158 @@
+"""log p(x) of rows by proposals of their own, where the guide is no good one."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ppl_vae.evaluation.adaptation import Effort, Target, adapt, in_parts, modes
+from ppl_vae.evaluation.path import Path, PriorGuide
+from ppl_vae.pairs import Batch, Layout, Pair, PairError, find_layout
+from ppl_vae.stats import StreamingWeights
+
+_logger = logging.getLogger(__name__)
+
+GUIDE_DRAWS = 64
+"""Draws of the guide that show its center and its spread."""
+
+LEAST_STARTS = 32
+"""Draws of the prior to look for modes from, of all rows together."""
+
+DEFENSE = 0.1
+"""Share of the samples that are drawn from the guide, so that weights stay bounded where it was right."""
+
+NARROWEST = 0.05
+"""Smallest scale of a coordinate, in units of its standard deviation under the prior."""
+
+EFFORTS = (
+    Effort(guide_starts=1, prior_starts=2, draws=500, rounds=5),
+    Effort(guide_starts=3, prior_starts=4, draws=1000, rounds=12),
+)
+"""What is done for all rows that the guide does not reach, and for those that are left then."""
+
+
+@dataclass(eq=False)
+class Refinement:
+    """Rows whose posteriors are looked at by climbing to their modes.
+
+    Use it in the pair's scope, without gradients.
+
+    Attributes:
+        pair: The pair.
+        layout: The layout of the rows.
+        batch: n rows.
+        at_once: How many draws of all rows may run at once.
+        effort: How much is done.
+
+    Raises:
+        PairError: The latents cannot be moved: they are discrete, belong to all rows, or the guide cannot
+            score what it has not drawn.
+    """
+
+    pair: Pair
+    layout: Layout
+    batch: Batch
+    at_once: int
+    effort: Effort = EFFORTS[0]
+
+    def __post_init__(self) -> None:
+        self.path = Path(self.pair, self.layout, self.batch)
+        drawn = self.path.draw(GUIDE_DRAWS)
+        center, spread = drawn.mean(0), drawn.std(0)
+        prior = self._from_prior()
+        least = 1e-3 * (1.0 + center.abs()) if prior is None else NARROWEST * prior.std(0)
+        least = torch.where(least.isfinite() & (least > 0), least, torch.ones_like(least))
+        self.scale = torch.where((spread > least) & spread.isfinite(), spread, least)
+        self.reach = 3.0 * self.scale
+        if prior is None:
+            prior = center + self.reach * torch.randn_like(drawn)
+        else:
+            far = (prior.std(0) ** 2 + (prior.mean(0) - center) ** 2).sqrt()
+            self.reach = torch.where(far.isfinite(), torch.maximum(far, self.scale), self.reach)
+        num_prior = max(self.effort.prior_starts, LEAST_STARTS // center.shape[0])
+        few = [drawn[: self.effort.guide_starts], prior[:num_prior]]
+        self.starts = torch.cat([center[None], *few]).contiguous()
+        self._example = drawn[: min(self.at_once, GUIDE_DRAWS)].contiguous()
+
+    def _from_prior(self) -> Tensor | None:
+        """Draws of the prior in the coordinates of the path; None where these are not the model's latents."""
+        prior = Pair(self.pair.model, PriorGuide(self.pair.model))
+        try:
+            path = Path(prior, find_layout(prior, self.batch), self.batch)
+            return self.path.in_order_of(path, path.draw(GUIDE_DRAWS))
+        except PairError as error:
+            _logger.info("modes are looked for around the guide alone: %s", error)
+            return None
+
+    @cached_property
+    def _scores(self) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        """log q and log p(x, z) of draws, with the Jacobian of the coordinates: `(S, n)` each."""
+        near = (self._example + 0.1 * self.scale).contiguous()
+        return in_parts(self.path.record_scores(self._example, near), len(self._example))
+
+    @cached_property
+    def _target(self) -> Target:
+        few = self._example[
+            : max(1, len(self._example) // 4)
+        ].contiguous()  # gradients take more memory
+        near = (few + 0.1 * self.scale).contiguous()
+        gradient = in_parts(self.path.record_end(few, near), len(few))
+        return Target(lambda u: self._scores(u)[1], gradient, self.starts, self.scale, self.reach)
+
+    def unseen(self, log_p: Tensor, num_samples: int) -> Tensor:
+        """Whether there is a mode that the samples have not seen, `(n,)`.
+
+        There is one if a sample at the mode would have outweighed all others together, although each mode that
+        matters should have had many samples.
+
+        Args:
+            log_p: log p(x) of each row by samples from the guide, `(n,)`.
+            num_samples: How many there were.
+        """
+        at, _ = modes(self._target)
+        base, end = self._scores(at)
+        highest = (end - base).nan_to_num(-math.inf, math.inf, -math.inf).amax(0)
+        return highest > log_p.to(highest) + math.log(num_samples)
+
+    def estimate(self, num_samples: int, tick: Callable[[], object]) -> dict[str, Tensor]:
+        """Importance sampling from a mixture that is fitted to the posterior of each row, and from the guide.
+
+        A share of the samples is the guide's, the rest the mixture's, and each is weighed by the density of
+        both together (the balance heuristic; Veach and Guibas, 1995). They are fresh: none of them has shaped
+        the mixture.
+
+        Args:
+            num_samples: K.
+            tick: Called now and then, for a progress bar.
+
+        Returns:
+            "log_likelihood", "error", "ess" and "khat" of each row, `(n,)`.
+        """
+        mixture = adapt(self._target, self.effort, tick)
+        from_guide = round(DEFENSE * num_samples)
+        shares = (from_guide / num_samples, 1 - from_guide / num_samples)
+        log_shares = [math.log(share) if share else -math.inf for share in shares]
+        weights = StreamingWeights(num_samples)
+        size = len(self._example)
+        for draw, count in (
+            (self.path.draw, from_guide),
+            (mixture.sample, num_samples - from_guide),
+        ):
+            for done in range(0, count, size):
+                u = draw(min(size, count - done))
+                base, end = self._scores(u)
+                own = mixture.log_prob(u).to(base.dtype)
+                weights.update(end - torch.logaddexp(base + log_shares[0], own + log_shares[1]))
+            tick()
+        return {
+            "log_likelihood": weights.log_mean_exp,
+            "error": weights.monte_carlo_error,
+            "ess": weights.ess,
+            "khat": weights.khat,
+        }

@@ -1,0 +1,205 @@
+"""`evaluate(method="auto")`: log p(x) is right where the guide is not, and rows say how they were estimated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+from ppl_vae import evaluate
+from ppl_vae.evaluation import Evaluation
+from ppl_vae.evaluation.proposals import StudentMixture
+from ppl_vae.guides import Exact, MeanField, PerRow
+from ppl_vae.models import ProbabilisticPCA
+
+
+@pytest.fixture(scope="module")
+def pca() -> ProbabilisticPCA:
+    torch.manual_seed(0)
+    return ProbabilisticPCA((12,), latent_dim=6)
+
+
+X = 2 * torch.randn(40, 12, generator=torch.Generator().manual_seed(1))
+
+
+def off_by(model: ProbabilisticPCA, shift: float, factor: float) -> Callable[[Tensor], None]:
+    """A mean-field guide: the posterior moved by so many deviations, which are so many times as large."""
+
+    def guide(x: Tensor) -> None:
+        q = model.posterior(x)
+        deviations = q.covariance_matrix.diagonal(dim1=-2, dim2=-1).sqrt()
+        with pyro.plate("data", len(x)):
+            normal = dist.Normal(q.mean + shift * deviations, factor * deviations)
+            pyro.sample("z", normal.to_event(1))
+
+    return guide
+
+
+def require_right(found: Evaluation, truth: Tensor) -> None:
+    off = (found.log_likelihood.values - truth).abs() / found.log_likelihood_error
+    assert float(off.max()) < 4.5, off
+    assert not bool(found.unreliable.any())
+    assert float(found.log_likelihood_error.max()) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("shift", "factor"), [(3.0, 1.0), (0.0, 0.1), (0.0, 10.0), (2.0, 0.1), (0.0, 1e-4)]
+)
+def test_guides_that_are_far_off(pca: ProbabilisticPCA, shift: float, factor: float) -> None:
+    guide = off_by(pca, shift, factor)
+    poor = evaluate(pca, guide, X, num_samples=500, seed=0)
+    assert bool(poor.unreliable.all())
+    found = evaluate(pca, guide, X, num_samples=500, method="auto", seed=0)
+    require_right(found, pca.log_evidence(X).detach())
+    assert found.method == ["refined"] * len(X)
+    for name in ("elbo", "rate", "distortion"):
+        assert torch.equal(getattr(found, name).values, getattr(poor, name).values)
+    assert "proposals, rows" in str(found)
+    assert "refined 40" in str(found)
+
+
+def test_a_good_guide_keeps_its_samples(pca: ProbabilisticPCA) -> None:
+    options: dict[str, Any] = {"num_samples": 200, "seed": 0}
+    found = evaluate(pca, Exact(pca), X, method="auto", **options)
+    plain = evaluate(pca, Exact(pca), X, **options)
+    assert torch.equal(found.log_likelihood.values, plain.log_likelihood.values)
+    assert found.method == ["guide"] * len(X)
+    assert str(found) == str(plain)
+
+
+def test_few_samples_say_nothing_about_the_guide(pca: ProbabilisticPCA) -> None:
+    found = evaluate(pca, off_by(pca, 3.0, 1.0), X, num_samples=99, method="auto", seed=0)
+    assert found.method == ["guide"] * len(X)
+
+
+# -- modes -----------------------------------------------------------------------------------------------
+
+
+def two_modes(
+    separation: float, weight: float, dims: int
+) -> tuple[Callable[[Tensor], None], Callable[[Tensor], None], Callable[[Tensor], Tensor]]:
+    """A prior of two normals, a guide that is the first of them, and log p(x)."""
+    center = torch.zeros(dims)
+    center[0] = separation
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            parts = dist.Normal(torch.stack([center, -center]), 1.0).to_event(1)
+            weights = dist.Categorical(torch.tensor([weight, 1 - weight]))
+            z = pyro.sample("z", dist.MixtureSameFamily(weights, parts))
+            pyro.sample("x", dist.Normal(0.3 * z.sum(-1), 5.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(center, 1.0).expand([len(x), dims]).to_event(1))
+
+    def log_p(x: Tensor) -> Tensor:
+        scale = math.sqrt(25 + 0.09 * dims)
+        parts = [
+            math.log(share) + dist.Normal(0.3 * side * separation, scale).log_prob(x)
+            for share, side in ((weight, 1), (1 - weight, -1))
+        ]
+        return torch.stack(parts).logsumexp(0)
+
+    return model, guide, log_p
+
+
+@pytest.mark.parametrize("dims", [2, 10])
+@pytest.mark.parametrize("weight", [0.5, 0.9])
+def test_a_mode_that_the_guide_never_draws(weight: float, dims: int) -> None:
+    """The guide's own samples look as good as can be, and are wrong by log 2."""
+    model, guide, log_p = two_modes(6.0, weight, dims)
+    x = 5 * torch.randn(40, generator=torch.Generator().manual_seed(2))
+    plain = evaluate(model, guide, x, num_samples=1000, seed=0)
+    assert not bool(plain.unreliable.any())
+    assert float((log_p(x) - plain.log_likelihood.values).mean()) > 0.05
+    found = evaluate(model, guide, x, num_samples=1000, method="auto", seed=0)
+    off = (found.log_likelihood.values - log_p(x)).abs() / found.log_likelihood_error
+    assert int((off > 4.5).sum()) <= 1
+    assert abs(float((found.log_likelihood.values - log_p(x)).mean())) < 0.02
+    assert any("hardly draws" in note for note in found.notes)
+
+
+# -- all kinds of pairs ----------------------------------------------------------------------------------
+
+
+def test_bounds_several_latents_and_loaders() -> None:
+    """Latents with bounds and of several sites; rows that come in batches of several sizes."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+            pyro.sample("share", dist.Beta(2.0, 3.0))
+            pyro.sample("x", dist.Poisson(rate), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("share", dist.Beta(20.0, 30.0).expand([len(x)]))
+            pyro.sample("rate", dist.Gamma(40.0 * (x + 1), 60.0))
+
+    x = torch.arange(23.0) % 7
+    truth = dist.GammaPoisson(2.0, 1.0).log_prob(x)
+    for rows in (x, [x[:9], x[9:10], x[10:]]):
+        found = evaluate(model, guide, rows, num_samples=1000, method="auto", seed=0)
+        assert found.method.count("guide") < 12
+        require_right(found, truth)
+
+
+def test_parameters_for_each_row(pca: ProbabilisticPCA) -> None:
+    guide = PerRow(MeanField((12,), latent_dim=6), X)
+    found = evaluate(pca, guide, X, num_samples=500, method="auto", seed=0)
+    require_right(found, pca.log_evidence(X).detach())
+    assert found.method == ["refined"] * len(X)
+
+
+def test_discrete_latents_stay_with_the_guide() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Poisson(3.0))
+            pyro.sample("x", dist.Normal(z, 0.1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Poisson(1.0).expand([len(x)]))
+
+    found = evaluate(model, guide, torch.full((5,), 6.0), num_samples=200, method="auto", seed=0)
+    assert found.method == ["guide"] * 5
+    assert any("'z' is discrete" in note for note in found.notes)
+
+
+def test_generators_are_as_after_the_guides_samples(pca: ProbabilisticPCA) -> None:
+    states = []
+    for method in ("guide", "auto"):
+        torch.manual_seed(3)
+        evaluate(pca, off_by(pca, 3.0, 1.0), X, num_samples=200, method=method)
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+
+
+def test_another_method_is_refused(pca: ProbabilisticPCA) -> None:
+    with pytest.raises(ValueError, match="method must be 'auto' or 'guide', got 'ais'"):
+        evaluate(pca, Exact(pca), X, method="ais")  # type: ignore[arg-type]
+
+
+def test_the_mixture_is_a_density() -> None:
+    """Its integral over a grid is 1, and its draws have the share of a region that the density gives it."""
+    torch.manual_seed(0)
+    mixture = StudentMixture(
+        torch.tensor([[0.3, 0.7]]).log(),
+        torch.tensor([[[0.0, 0.0], [3.0, 1.0]]]),
+        torch.tensor([[[[1.0, 0.0], [0.5, 0.8]], [[0.6, 0.0], [-0.2, 1.2]]]]),
+    )
+    side = torch.arange(-40.0, 40.0, 0.05)
+    grid = torch.cartesian_prod(side, side)[:, None]
+    density = mixture.log_prob(grid)[:, 0].exp() * 0.05**2
+    assert float(density.sum()) == pytest.approx(1.0, abs=1e-3)
+    inside = (grid[:, 0, 0] > 1.0) & (grid[:, 0, 1] > 0.0)
+    drawn = mixture.sample(40_000)[:, 0]
+    share = float(((drawn[:, 0] > 1.0) & (drawn[:, 1] > 0.0)).double().mean())
+    assert share == pytest.approx(float(density[inside].sum()), abs=0.01)
