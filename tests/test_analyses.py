@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import runpy
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -207,6 +208,22 @@ CHECKS: dict[str, Callable[[Path], None]] = {
 
 
 SCRIPTS = sorted(path.name for path in (ROOT / "analyses").glob("*.py"))
+
+
+def test_the_published_iwae_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    write_mnist(tmp_path / "data", 60, 10)
+    options = ("--samples=3", "--weighted=true", "--num_samples=20")
+    for epochs in (1, 2):
+        printed = run("published/iwae.py", "iwae", *options, f"--max_epochs={epochs}", cwd=tmp_path)
+        assert f"epochs={epochs}," in printed
+    for line in ("log p(x), 20 samples", "active units"):
+        assert line in printed
+    script = runpy.run_path(str(ROOT / "analyses" / "published" / "iwae.py"))
+    rates = [script["learning_rate"](epoch) for epoch in range(3280)]
+    lengths = [rates.count(rate) for rate in dict.fromkeys(rates)]
+    assert lengths == [3**i for i in range(8)]
+    assert rates[0] == 1.0
+    assert rates[-1] == pytest.approx(0.1)
 
 
 STARTS = """
