@@ -522,3 +522,24 @@ def test_a_run_killed_at_any_moment_ends_as_one_that_never_was(tmp_path: Path, k
         for f in (tmp_path / "whole", folder)
     ]
     assert rows[0] == rows[1]
+
+
+def test_checkpoints_take_a_small_share_of_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those at the ends of epochs come less often if they take long, unless all are asked for."""
+    counts = []
+    for seconds in (1e-6, 0.0):
+        monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", (seconds, 60.0))
+        saved: list[int] = []
+
+        def slow(*given: Any, saved: list[int] = saved) -> None:
+            saved.append(given[1])
+            time.sleep(0.05)
+            save_checkpoint(*given)
+
+        monkeypatch.setattr(checkpoints, "save_checkpoint", slow)
+        train(max_epochs=12, run_dir=tmp_path / str(seconds))
+        monkeypatch.setattr(checkpoints, "save_checkpoint", save_checkpoint)
+        counts.append(len(saved))
+    assert counts == [2, 13]  # at the start and at the end; and after each epoch

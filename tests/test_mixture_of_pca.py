@@ -206,5 +206,7 @@ def test_wrong_arguments_are_named() -> None:
         MixtureOfPCA((3,), 1, 0)
     with pytest.raises(ValueError, match=r"MixtureOfPCA\.latent_dim must be at least 1, got 0"):
         MixtureOfPCA((3,), 0, 1)
-    with pytest.raises(ValueError, match="3 components, but x has 2 rows"):
+    with pytest.raises(
+        ValueError, match="3 components need at least as many rows to start from, got 2"
+    ):
         MixtureOfPCA((3,), 1, 3).initialize(torch.zeros(2, 3), seed=0)

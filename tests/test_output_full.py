@@ -6,12 +6,14 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from bad_inputs import command, run as run, saved as saved
 from forked import Forked
 
 from ppl_vae.cli import main
+from ppl_vae.runtime import DiskFullError
 
 pytestmark = pytest.mark.skipif(
     not (hasattr(os, "fork") and Path("/dev/full").exists()), reason="needs /dev/full"
@@ -81,14 +83,14 @@ def test_messages_that_cannot_be_shown_cost_nothing(err: str | None, run: Path) 
 
 
 def test_an_error_of_keeping_is_said_where_nothing_can_be_shown(run: Path) -> None:
-    (run / "evaluation.json").unlink()
-    (run / "evaluation.json").mkdir()
     words = RESULTS["evaluation.json"]
-    code, said = with_streams(lambda: command(*words), Path("said"), "/dev/full")
+    full = DiskFullError(Path("run/evaluation.json"), 28)
+    with patch("ppl_vae.cli.common.write_results", side_effect=full):
+        code, said = with_streams(lambda: command(*words), Path("said"), "/dev/full")
     assert code == 1
     assert "standard output cannot be written" in said
     assert "the result was not kept: " in said
-    assert "evaluation.json is a folder" in said
+    assert "evaluation.json" in said
 
 
 def test_the_reader_of_a_pipe_ends_early(run: Path) -> None:

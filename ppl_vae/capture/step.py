@@ -10,6 +10,7 @@ right, a `CaptureError` says why, and the caller goes on with Pyro.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,9 +149,14 @@ class CapturedLoss:
         if compiled and self._compiles and not kept.recording.compiled:
             self._compile(kept)
         if kept.until_compared == 1:
-            self._compare(kept, batch, beta)
+            found = self._compared(kept, batch, beta)
+        else:
+            found = kept.recording(*tensors_of(batch), *self.weight(beta))
         kept.count(1)
-        return self._run(kept.recording, batch, beta)
+        metrics, *gradients = found
+        for leaf, gradient in zip(self.leaves, gradients, strict=True):
+            leaf.grad = gradient
+        return metrics  # type: ignore[no-any-return]
 
     def ahead(self, batch: Batch, beta: float) -> tuple[Recording, int] | None:
         """The compiled recording for steps in a row, if there is one and it is right; `count` tells the steps.
@@ -170,7 +176,11 @@ class CapturedLoss:
             return None
         left = kept.until_compared
         if left == 1:
-            self._compare(kept, batch, beta)
+            put_back = kept.recording.undo([*tensors_of(batch), *self.weight(beta)])
+            generators = random_state(self.leaves[0].device, torch_only=True)
+            self._compared(kept, batch, beta)
+            put_back()
+            set_random_state(generators, self.leaves[0].device)
             kept.calls += 1  # the comparison is done, its step is yet to come
             left = kept.until_compared
             kept.calls -= 1
@@ -233,12 +243,6 @@ class CapturedLoss:
         self._cache.clear()
         return None
 
-    def _run(self, recording: Recording, batch: Batch, beta: float) -> Tensor:
-        metrics, *gradients = recording(*tensors_of(batch), *self.weight(beta))
-        for leaf, gradient in zip(self.leaves, gradients, strict=True):
-            leaf.grad = gradient
-        return metrics  # type: ignore[no-any-return]
-
     def _plain(self, batch: Batch, beta: float | Tensor, layout: Layout) -> tuple[Any, ...]:
         objective: Any = self.objective.of(layout, batch)
         try:
@@ -279,28 +283,27 @@ class CapturedLoss:
 
     # -- comparing ---------------------------------------------------------------------------------------
 
-    def _compare(self, kept: _Kept, batch: Batch, beta: float) -> None:
-        """Runs one step by Pyro and by the recording, under the same random numbers, and puts all back.
+    def _compared(self, kept: _Kept, batch: Batch, beta: float) -> Sequence[Any]:
+        """Runs one step by Pyro and by the recording, under the same random numbers: what the latter gives.
 
         Raises:
             CaptureError: The two differ; a `StaleRecordingError` if there were steps since they last agreed.
+                Generators and what the programs write are as they were.
         """
         self.comparisons += 1
+        inputs = [*tensors_of(batch), *self.weight(beta)]
+        put_back = kept.recording.undo(inputs)
+        layout = self.layouts.expected(batch)
+        with unchanged(self.pair), pyro.validation_enabled(False):
+            expected = self._plain(batch, beta, layout)
+        put_back()
         device = self.leaves[0].device
         generators = random_state(device, torch_only=True)
-        put_back = kept.recording.undo([*tensors_of(batch), *self.weight(beta)])
-        layout = self.layouts.expected(batch)
-        try:
-            with unchanged(self.pair), pyro.validation_enabled(False):
-                expected = self._plain(batch, beta, layout)
-            put_back()
-            set_random_state(generators, device)
-            found = kept.recording(*tensors_of(batch), *self.weight(beta))
-        finally:
-            put_back()
-            set_random_state(generators, device)
+        found: Sequence[Any] = kept.recording(*inputs)
         for name, mine, truth in zip(["loss", *self.names], found, expected, strict=True):
             if not _same(mine, truth):
+                set_random_state(generators, device)
+                put_back()
                 what = "the loss" if name == "loss" else f"the gradient of '{name}'"
                 reason = DIFFERS.format(f"{what} of the recorded step differs")
                 if kept.unsure > 0:
@@ -310,6 +313,7 @@ class CapturedLoss:
                     )
                 raise CaptureError(reason)
         kept.unsure = -1  # the next run is the one that was compared
+        return found
 
     def _modules(self) -> list[nn.Module]:
         if self._modules_seen is None:

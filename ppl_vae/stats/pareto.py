@@ -16,6 +16,9 @@ MIN_TAIL = 5
 NEARLY_EQUAL = 0.9
 """ESS, as a share of K, from which k-hat is not looked at."""
 
+ENOUGH = 100
+"""Samples from which such an ESS says something; fewer have to be equal within 1 %."""
+
 
 def khat_limit(num_samples: int) -> float:
     """The Pareto shape above which K samples are not enough: min(1 - 1 / log10 K, 0.7).
@@ -32,10 +35,10 @@ def khat_limit(num_samples: int) -> float:
 def bad_khat(khat: Tensor, ess: Tensor, num_samples: int) -> Tensor:
     """Which rows should not be trusted: k-hat is above the limit, or says nothing.
 
-    Rows whose ESS is at least 0.9 K are not among them, unless k-hat is NaN. Their weights are nearly equal,
-    and k-hat is then the shape of what little they differ in: two components of a proposal whose weights are
-    1 and 1.5 look like a heavy tail. For a normal proposal that is too narrow, such an ESS means a true k
-    below 0.3.
+    With 100 samples or more, rows whose ESS is at least 0.9 K are not among them, unless k-hat is NaN. Their
+    weights are nearly equal, and k-hat is then the shape of what little they differ in: two components of a
+    proposal whose weights are 1 and 1.5 look like a heavy tail. For a normal proposal that is too narrow, such
+    an ESS means a true k below 0.3.
 
     Args:
         khat: Pareto shapes, `(n,)`.
@@ -46,7 +49,8 @@ def bad_khat(khat: Tensor, ess: Tensor, num_samples: int) -> Tensor:
         >>> bad_khat(torch.tensor([0.3, 0.9]), torch.tensor([500.0, 3.0]), 1000)
         tensor([False,  True])
     """
-    equal = (ess >= NEARLY_EQUAL * num_samples) & (num_samples > 1)
+    share = NEARLY_EQUAL if num_samples >= ENOUGH else 0.99
+    equal = (ess >= share * num_samples) & (num_samples > 1)
     return khat.isnan() | ((khat > khat_limit(num_samples)) & ~equal)
 
 

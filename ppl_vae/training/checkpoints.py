@@ -49,7 +49,9 @@ class Checkpoints:
 
     def is_due(self, amid_epoch: bool) -> bool:
         """Whether the last checkpoint was long ago, by the clock of this process."""
-        least = max(CHECKPOINT_SECONDS[amid_epoch], self._took / LARGEST_SHARE)
+        least = CHECKPOINT_SECONDS[amid_epoch]
+        if least > 0:
+            least = max(least, self._took / LARGEST_SHARE)
         return time.monotonic() - self._saved_at > least
 
     def save(self, progress: Progress, seed: int, best: dict[str, Tensor] | None) -> None:
