@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import yaml
 from ppl_vae.cli import main
 from ppl_vae.guides import MeanField
 from ppl_vae.models import VAE
-from ppl_vae.runs import RunFolder
+from ppl_vae.runs import RunFolder, is_of_a_run
 from ppl_vae.runtime import read_tensors
 from ppl_vae.training import checkpoints, fit
 from ppl_vae.training.loop import Training
@@ -485,3 +486,51 @@ def test_a_configuration_that_lacks_an_option_is_completed(run: Path, lacking: s
 def test_refit_needs_one_run(run: Path, said: Callable[..., str]) -> None:
     assert "RUN is missing" in said("refit", code=2)
     assert "name the RUN" in said("refit", run, "--resume", run, code=2)
+
+
+# -- what only looks like a run ------------------------------------------------------------------------------
+
+
+def test_the_configuration_of_another_program_is_not_taken_for_a_run(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("trainer: {max_epochs: 5}\n")
+    (tmp_path / "metrics.csv").write_text("a,b\n")
+    with pytest.raises(FileExistsError, match=r"is not a run folder .*no config\.yaml of ppl_vae"):
+        RunFolder.new(tmp_path, overwrite=True)
+    assert {p.name: p.read_text() for p in tmp_path.iterdir() if p.is_file()} == {
+        "config.yaml": "trainer: {max_epochs: 5}\n",
+        "metrics.csv": "a,b\n",
+    }
+
+
+def test_hidden_files_of_the_users_stay(tmp_path: Path) -> None:
+    names = (".draft.writing.txt", ".a.writing-ideas", ".b.01ab23cd.writing.txt.bak")
+    for folder in (tmp_path, tmp_path / "plots"):
+        folder.mkdir(exist_ok=True)
+        for name in names:
+            (folder / name).write_text("mine")
+        (folder / ".c.01ab23cd.writing.d").mkdir()
+        (folder / ".metrics.01ab23cd-1-89ef0123.writing.csv").write_text("half")
+    with RunFolder.open(tmp_path):
+        pass
+    for folder in (tmp_path, tmp_path / "plots"):
+        assert {*names, ".c.01ab23cd.writing.d"} <= {entry.name for entry in folder.iterdir()}
+        assert not (folder / ".metrics.01ab23cd-1-89ef0123.writing.csv").exists()
+
+
+@pytest.mark.parametrize("name", ["annealed.json", "checkpoints", "posterior.nc", ".ppl_vae-new"])
+def test_a_run_is_not_put_where_another_keeps_its_files(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("versions: {ppl_vae: 1}\n")
+    with pytest.raises(FileExistsError, match=f"is in place of {re.escape(name)} of the run"):
+        RunFolder.new(tmp_path / name / "inner")
+
+
+def test_no_output_replaces_a_link_of_a_run_or_a_file_of_fit_alone(tmp_path: Path) -> None:
+    run, store = tmp_path / "run", tmp_path / "store"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "step-000000002.safetensors").write_text("")
+    store.write_text("")
+    (run / "weights.safetensors").symlink_to(store)
+    for name in ("weights.safetensors", "metrics.csv", "checkpoints/step-000000002.safetensors"):
+        assert is_of_a_run(run / name)
+    assert not is_of_a_run(run / "mine.nc")
+    assert not is_of_a_run(store)

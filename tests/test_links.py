@@ -95,7 +95,10 @@ def test_a_folder_of_the_users_is_not_taken_for_a_swap(
     assert main(["refit", "--resume", str(bad)]) == 1
     with contextlib.suppress(ValueError):
         load_run(project)
-    with pytest.raises(FileExistsError, match="is in the way of the run that would be replaced"):
+    with pytest.raises(
+        FileExistsError,
+        match=r"is in the way of the run that would be replaced|is not a run folder",
+    ):
         RunFolder.new(project, {"seed": 1}, overwrite=True)
     for other in (".ppl_vae-old", ".ppl_vae-replaced"):  # an empty one beside it changes nothing
         (project / other).mkdir(exist_ok=True)

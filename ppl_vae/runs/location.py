@@ -11,7 +11,6 @@ from typing import Literal
 from ppl_vae.runs.contents import (
     CHECKPOINTS,
     CONFIG,
-    FOLDERS,
     OF_A_RUN,
     PLOTS,
     WEIGHTS,
@@ -76,10 +75,11 @@ def config_file(path: Path) -> Path:
 
 def is_of_a_run(file: Path) -> bool:
     """Whether a file is one that a run is read from: its configuration, weights, results, checkpoints."""
-    folders = [file.resolve(), *file.resolve().parents]
+    as_named = file.parent.resolve() / file.name  # a link in a run is one of its files, too
     return any(
-        inside.name in (*OF_A_RUN, *HIDDEN) and inside.name != PLOTS and _is_config(folder / CONFIG)
-        for inside, folder in pairwise(folders)
+        inside.name in (*OF_A_RUN, *HIDDEN) and inside.name != PLOTS and _holds_a_run(folder)
+        for path in (as_named, file.resolve())
+        for inside, folder in pairwise([path, *path.parents])
     )
 
 
@@ -91,13 +91,20 @@ def require_outside_of_runs(path: Path) -> None:
     """
     folders = [path.resolve(), *path.resolve().parents]
     for inside, folder in pairwise(folders):
-        if inside.name in (*FOLDERS, *HIDDEN) and (
-            _is_config(folder / CONFIG) or has_checkpoints(folder)
-        ):
+        if inside.name in (*OF_A_RUN, *HIDDEN) and _holds_a_run(folder):
             raise FileExistsError(
-                f"{path} is in the folder {inside.name} of the run {folder}, which `--overwrite` replaces: "
+                f"{path} is in place of {inside.name} of the run {folder}, which `--overwrite` replaces: "
                 "choose a folder outside of it"
             )
+
+
+def _holds_a_run(folder: Path) -> bool:
+    return _is_config(folder / CONFIG) or has_checkpoints(folder)
+
+
+def is_of_ours(folder: Path) -> bool:
+    """Whether what looks like a run is one: other programs write a config.yaml, too."""
+    return _holds_a_run(folder) or (folder / WEIGHTS).is_file()
 
 
 def _is_config(file: Path) -> bool:

@@ -29,6 +29,7 @@ from ppl_vae.runs.location import (
     finish_own_swap,
     finish_swap,
     is_in_doubt,
+    is_of_ours,
     require_no_swap,
     require_outside_of_runs,
     require_settled,
@@ -316,10 +317,11 @@ def require_free(path: Path, *, overwrite: bool) -> None:
         return
     finish_swap(path)
     others = {entry.name for entry in path.iterdir() if not is_temporary(entry.name)} - {*HIDDEN}
-    if others and not (path / CONFIG).is_file() and not _is_left(path, others):
+    is_run = (path / CONFIG).is_file() and is_of_ours(path)
+    if others and not is_run and not _is_left(path, others):
         raise FileExistsError(
-            f"{path} is not a run folder (it holds something else, and no {CONFIG}): nothing was changed; "
-            "choose another folder"
+            f"{path} is not a run folder (it holds something else, and no {CONFIG} of ppl_vae): nothing was "
+            "changed; choose another folder"
         )
     if others and not overwrite:
         raise FileExistsError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import glob
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -19,6 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _TEMPORARY = ".writing"
+_TEMPORARY_NAME = re.compile(r"\..*\.[0-9a-f]{8}(-\d+-[0-9a-f]{8})?\.writing(\.[^.]*)?", re.DOTALL)
 """In the names of files that are being written, after the host and the number of the process that writes."""
 
 _LONGEST = 40
@@ -212,14 +214,20 @@ def remove(path: Path) -> None:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file's name is one that `replacing` gives to what it writes."""
-    return name.startswith(".") and _TEMPORARY in name
+    """Whether a file's name is one that `replacing` gives to what it writes, or gave in earlier versions.
+
+    Example:
+        >>> is_temporary(".metrics.01ab23cd-412-89ef0123.writing.csv"), is_temporary(".a.writing.txt")
+        (True, False)
+    """
+    return _TEMPORARY_NAME.fullmatch(name) is not None
 
 
 def remove_left_behind(folder: Path) -> None:
     """Removes the temporary files of `replacing` in a folder into which no other process writes now."""
     for file in folder.glob(f".*{_TEMPORARY}*"):
-        file.unlink(missing_ok=True)
+        if is_temporary(file.name) and not (file.is_dir() and not file.is_symlink()):
+            file.unlink(missing_ok=True)
 
 
 def process_lives(number: int | str) -> bool:
