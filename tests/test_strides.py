@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from ppl_vae.capture.recording import Recording
 from ppl_vae.data import Binarization
 from ppl_vae.objectives import ELBO, ImportanceWeightedELBO, LinearWarmup
 from ppl_vae.pairs import Pair
-from ppl_vae.training import DivergenceError, Fit, checkpoints, step as training_step
+from ppl_vae.training import DivergenceError, Fit, checkpoints, engines, step as training_step
 from ppl_vae.training.engines import LoopEngine
 from ppl_vae.training.strides import Strides
 
@@ -54,12 +55,56 @@ def strides(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     taken: list[int] = []
     run = LoopEngine.run
 
-    def counted(self: LoopEngine, order: Tensor, first: int, betas: Any) -> Tensor:
+    def counted(self: LoopEngine, order: Tensor, first: int, betas: Any) -> list[list[float]]:
         taken.append(len(betas))
         return run(self, order, first, betas)
 
     monkeypatch.setattr(LoopEngine, "run", counted)
     return taken
+
+
+class Replayed:
+    """In the place of a CUDA graph, on a CPU: warm-ups that are put back, and calls of the function."""
+
+    def __init__(self, function: Callable[[], None], state: list[Tensor], device: Any) -> None:
+        kept, generators = [tensor.detach().clone() for tensor in state], torch.get_rng_state()
+        with torch.no_grad():
+            for _ in range(2):
+                function()
+            for tensor, value in zip(state, kept, strict=True):
+                tensor.copy_(value)
+        torch.set_rng_state(generators)
+        self.function = torch.no_grad()(function)
+
+    def __call__(self) -> None:
+        self.function()
+
+
+@pytest.fixture(params=["loop", "graph"])
+def engine(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, strides: list[int]
+) -> str:
+    """Which engine takes the steps; that of a GPU works on the CPU here."""
+    if request.param == "graph":
+        made = Strides.__init__
+
+        def with_graphs(self: Strides, *given: Any) -> None:
+            made(self, *given)
+            self._graphs = True
+
+        run = engines.GraphEngine.run
+
+        def counted(
+            self: engines.GraphEngine, order: Tensor, first: int, betas: Any
+        ) -> list[list[float]]:
+            strides.append(len(betas))
+            return run(self, order, first, betas)
+
+        monkeypatch.setattr(Strides, "__init__", with_graphs)
+        monkeypatch.setattr(engines, "CudaGraph", Replayed)
+        monkeypatch.setattr(engines.GraphEngine, "run", counted)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**9, 10**9))
+    return str(request.param)
 
 
 class Model(nn.Module):
@@ -129,6 +174,7 @@ def require_same(one: tuple[Fit, dict[str, Tensor]], other: tuple[Fit, dict[str,
     }.items(),
     ids=lambda item: item[0],
 )
+@pytest.mark.usefixtures("engine")
 def test_strides_give_the_bits_of_single_steps(
     options: tuple[str, dict[str, Any]], strides: list[int]
 ) -> None:
@@ -188,7 +234,28 @@ class Fragile(Model):
             pyro.sample("x", p.to_event(1), obs=x)
 
 
-def test_a_loss_that_is_not_finite_is_found_in_its_step(strides: list[int]) -> None:
+def counting(leaves: list[Tensor]) -> Adam:
+    """With a hook that changes the step size and counts: what it has done cannot be put back."""
+    made = Adam(leaves, lr=0.02, fused=True)
+
+    def change(optimizer: Any, *_: Any) -> None:
+        optimizer.param_groups[0]["lr"] *= 0.99
+
+    made.register_step_post_hook(change)
+    return made
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        partial(Adam, lr=0.02, fused=True),
+        counting,
+        pyro.optim.ClippedAdam({"lr": 0.02, "lrd": 0.99}),
+    ],
+    ids=["Adam", "a hook", "ClippedAdam"],
+)
+@pytest.mark.usefixtures("engine")
+def test_a_loss_that_is_not_finite_is_found_in_its_step(optimizer: Any, strides: list[int]) -> None:
     ends = []
     for single in (False, True):
         pair = Fragile(), Guide()
@@ -197,13 +264,12 @@ def test_a_loss_that_is_not_finite_is_found_in_its_step(strides: list[int]) -> N
             pytest.raises(DivergenceError) as raised,
         ):
             fit(
-                *pair,
-                X.round(),
+                *(*pair, X.round()),
                 max_epochs=40,
                 batch_size=BATCH,
                 seed=1,
                 progress=False,
-                learning_rate=0.02,
+                optimizer=optimizer,
             )
         ends.append((str(raised.value), torch.get_rng_state(), Pair(*pair).state()))
     assert sum(strides) > 15
@@ -225,7 +291,7 @@ def test_a_resumed_training_divides_its_steps_in_another_way(
 
     run, calls = LoopEngine.run, 0
 
-    def deadly(self: LoopEngine, order: Tensor, first: int, betas: Any) -> Tensor:
+    def deadly(self: LoopEngine, order: Tensor, first: int, betas: Any) -> list[list[float]]:
         nonlocal calls
         calls += 1
         if calls == killed_after:

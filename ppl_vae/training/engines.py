@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ppl_vae.capture import CudaGraph, Recording
+from ppl_vae.capture import CaptureError, CudaGraph, Recording
 from ppl_vae.data import Binarization, Dequantization
 from ppl_vae.pairs import Batch, move, take_rows, tensors_of
 from ppl_vae.runtime import random_state, set_random_state
@@ -41,41 +42,23 @@ class LoopEngine:
         clip: float | None,
     ) -> None:
         self.recording, self.update, self.rows, self.clip = recording, update, rows, clip
-        self.example = example
         self.settings = update.settings
-        inputs = [*tensors_of(example), *recording.tensors]
-        first = len(tensors_of(example))
-        more = len(recording.example) - first  # beta, if it follows a schedule
-        written = [inputs[i - more] for i in recording.writes if i >= first + more]
-        self.state = [*update.tensors(), *written]
-        self._kept = [torch.empty_like(tensor) for tensor in self.state]
+        self._prepare(tensors_of(example))
+
+    def _prepare(self, example: Sequence[Tensor]) -> None:
+        """Does what has to be done once, with the tensors of a batch."""
 
     @property
     def runs_users_code(self) -> bool:
         """Whether something of the user's runs in a stride."""
-        ours = self.rows.transform is None or _is_ours(self.rows)
-        return self.update.has_hooks or not ours
+        return self.update.has_hooks or not _is_ours(self.rows)
 
     def fits(self, recording: Recording) -> bool:
         """Whether the object was made for this recording and the optimizer's settings as they are."""
         return self.recording is recording and self.settings == self.update.settings
 
-    def remember(self) -> None:
-        """Keeps a copy of all that the steps change."""
-        with torch.no_grad():
-            for kept, tensor in zip(self._kept, self.state, strict=True):
-                kept.copy_(tensor)
-        self._generators = random_state(self.rows.processes.device, torch_only=True)
-
-    def put_back(self) -> None:
-        """Goes back to what `remember` has kept."""
-        with torch.no_grad():
-            for kept, tensor in zip(self._kept, self.state, strict=True):
-                tensor.copy_(kept)
-        set_random_state(self._generators, self.rows.processes.device)
-
-    def run(self, order: Tensor, first: int, betas: Sequence[Tensor | None]) -> Tensor:
-        """Takes one step for each beta.
+    def run(self, order: Tensor, first: int, betas: Sequence[Tensor | None]) -> list[list[float]]:
+        """Takes one step for each beta, or fewer: the next one fails, or its numbers are not finite.
 
         Args:
             order: The order of the rows in this epoch.
@@ -83,26 +66,35 @@ class LoopEngine:
             betas: The weight of the KL in each step; None if it is a constant.
 
         Returns:
-            The metrics of each step, `(steps, columns)`.
+            The metrics of each step that was taken. All else is as it was before the next one.
         """
-        size = self.rows.batch_size
-        everything = self.rows.batches.rows
+        size, device = self.rows.batch_size, self.rows.processes.device
         metrics = []
         with torch.no_grad():
             for i, beta in enumerate(betas, first):
+                generators = random_state(device, torch_only=True)
                 index = order[i * size : (i + 1) * size]
-                batch = self.rows.prepared(take_rows(everything, index))
-                found, gradients = self._gradients(tensors_of(batch), beta)
+                batch = tensors_of(self.rows.prepared(take_rows(self.rows.batches.rows, index)))
+                # An optimizer or a hook may change anything: what it has done cannot be put back.
+                put_back = self.recording.undo([*batch, *_given(beta)])
+                try:
+                    found, gradients = self._gradients(batch, beta)
+                    row = found.tolist()
+                except CaptureError:
+                    row = [math.nan]  # a single step finds out why
+                if not all(map(math.isfinite, row)):
+                    put_back()
+                    set_random_state(generators, device)
+                    break
                 self.update(gradients)
-                metrics.append(found)
-        return torch.stack(metrics)
+                metrics.append(row)
+        return metrics
 
     def _gradients(
         self, tensors: Sequence[Tensor], beta: Tensor | None
     ) -> tuple[Tensor, list[Tensor | None]]:
         """Metrics and gradients of a batch; clipped, with the norm as the last of the metrics."""
-        weight = [] if beta is None else [beta]
-        found, *gradients = self.recording(*tensors, *weight)
+        found, *gradients = self.recording(*tensors, *_given(beta))
         if self.clip is not None:
             given = [gradient for gradient in gradients if gradient is not None]
             norm = torch.nn.utils.get_total_norm(given)
@@ -122,36 +114,57 @@ class GraphEngine(LoopEngine):
         CaptureError: A step cannot be captured.
     """
 
-    def __init__(
-        self,
-        recording: Recording,
-        update: Update,
-        rows: TrainingRows,
-        example: Batch,
-        clip: float | None,
-    ) -> None:
-        super().__init__(recording, update, rows, example, clip)
-        device, size = rows.processes.device, rows.batch_size
+    def _prepare(self, example: Sequence[Tensor]) -> None:
+        rows, recording = self.rows, self.recording
+        device = rows.processes.device
+        scheduled = len(recording.example) > len(example)  # beta follows a schedule
+        inputs = [*example, *([example[0]] if scheduled else []), *recording.tensors]
+        written = [inputs[i] for i in recording.writes if i >= len(recording.example)]
+        self._state = [*self.update.tensors(), *written]
+        self._kept = [torch.empty_like(tensor) for tensor in self._state]
         number = torch.zeros(1, dtype=torch.long, device=device)
         self._place, self._slot = number, number.clone()
         assert rows.number is not None
         self._order = torch.zeros(rows.number, dtype=torch.long, device=device)
         self._of_order: Tensor | None = None
-        scheduled = len(recording.example) > len(tensors_of(example))
         self._betas = torch.zeros(MOST_STEPS, device=device) if scheduled else None
-        self._offsets = torch.arange(size, device=device)
+        self._offsets = torch.arange(rows.batch_size, device=device)
         self._resident = _resident(rows)
-        self._inputs = [tensor.clone() for tensor in tensors_of(example)]
-        weight = [] if self._betas is None else [self._betas[0]]
-        self.remember()
-        found, *_ = recording(*self._inputs, *weight)
-        self.put_back()
-        self._metrics: Tensor = found.new_zeros(MOST_STEPS, len(found) + (clip is not None))
-        changed = [*self.state, self._place, self._slot, self._metrics]
+        self._inputs = [tensor.clone() for tensor in example]
+        self._remember()
+        found, *_ = recording(
+            *self._inputs, *_given(None if self._betas is None else self._betas[0])
+        )
+        self._put_back()
+        self._metrics: Tensor = found.new_zeros(MOST_STEPS, len(found) + (self.clip is not None))
+        changed = [*self._state, self._place, self._slot, self._metrics]
         self._graph = CudaGraph(self._step, changed, device)
 
-    def run(self, order: Tensor, first: int, betas: Sequence[Tensor | None]) -> Tensor:
-        """As in the loop."""
+    def run(self, order: Tensor, first: int, betas: Sequence[Tensor | None]) -> list[list[float]]:
+        """As in the loop, but no step is taken if the numbers of one of them are not finite."""
+        self._remember()
+        metrics: list[list[float]] = self._replayed(order, first, betas).tolist()
+        good = next((i for i, row in enumerate(metrics) if not all(map(math.isfinite, row))), None)
+        if good is None:
+            return metrics
+        self._put_back()
+        return self.run(order, first, betas[:good]) if good else []
+
+    def _remember(self) -> None:
+        """Keeps a copy of all that the steps change: the optimizer is a plain one, and has no hooks."""
+        with torch.no_grad():
+            for kept, tensor in zip(self._kept, self._state, strict=True):
+                kept.copy_(tensor)
+        self._generators = random_state(self.rows.processes.device, torch_only=True)
+
+    def _put_back(self) -> None:
+        with torch.no_grad():
+            for kept, tensor in zip(self._kept, self._state, strict=True):
+                tensor.copy_(kept)
+        set_random_state(self._generators, self.rows.processes.device)
+
+    def _replayed(self, order: Tensor, first: int, betas: Sequence[Tensor | None]) -> Tensor:
+        """The metrics of the steps, `(steps, columns)`, on the GPU."""
         if self._of_order is not order:
             self._order.copy_(order)
             self._of_order = order
@@ -160,9 +173,6 @@ class GraphEngine(LoopEngine):
         if self._betas is not None:
             self._betas[: len(betas)] = torch.stack([beta for beta in betas if beta is not None])
         size, everything = self.rows.batch_size, self.rows.batches.rows
-        hooks = self.update.has_hooks
-        if hooks:
-            self.update.show(self._gradients_at)
         for i in range(first, first + len(betas)):
             if self._resident is None:
                 index = order[i * size : (i + 1) * size]
@@ -170,25 +180,28 @@ class GraphEngine(LoopEngine):
                 for place, tensor in zip(self._inputs, tensors_of(batch), strict=True):
                     place.copy_(tensor)
             self._graph()
-            if hooks:
-                self.update.run_hooks(ahead=False)
-        if not hooks:
-            self.update.optimizer._opt_called = True  # type: ignore[attr-defined]
-        taken: Tensor = self._metrics[: len(betas)]
-        return taken
+        self.update.optimizer._opt_called = True  # type: ignore[attr-defined]  # a schedule asks for it
+        return self._metrics[: len(betas)]
 
     def _step(self) -> None:
         tensors: Sequence[Tensor] = self._inputs
         if self._resident is not None:
-            index = self._order.index_select(0, self._place * len(self._offsets) + self._offsets)
+            # The runs ahead of the capture go on to the next batches, of which there may be none.
+            number = (self._place * len(self._offsets) + self._offsets) % len(self._order)
+            index = self._order.index_select(0, number)
             batch = take_rows(self._resident, index)
             tensors = tensors_of(self.rows.prepared(batch))
         beta = None if self._betas is None else self._betas.index_select(0, self._slot)[0]
-        found, self._gradients_at = self._gradients(tensors, beta)
-        self.update.fused(self._gradients_at)
+        found, gradients = self._gradients(tensors, beta)
+        self.update.fused(gradients)
         self._metrics.index_copy_(0, self._slot, found[None])
         self._place.add_(1)
         self._slot.add_(1)
+
+
+def _given(beta: Tensor | None) -> list[Tensor]:
+    """Beta as a recording takes it."""
+    return [] if beta is None else [beta]
 
 
 def _is_ours(rows: TrainingRows) -> bool:

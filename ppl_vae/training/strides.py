@@ -36,8 +36,8 @@ class Strides:
 
     A single step goes back to Python several times: for the rows, for the optimizer, and to read its loss. In
     a stride, nothing waits for a number, and on a GPU one CUDA graph does the whole step. The numbers are those
-    of single steps, bit by bit, so that a resumed training may divide its steps in another way. If a loss is
-    not finite, everything is put back to where the stride began, and single steps find out why.
+    of single steps, bit by bit, so that a resumed training may divide its steps in another way. Ahead of a step
+    whose loss is not finite a stride ends, and a single step finds out why.
 
     Args:
         step: What takes single steps.
@@ -49,7 +49,7 @@ class Strides:
         self.step, self.captured, self.rows = step, captured, rows
         self.update = Update(step.optimizer, step.leaves)
         self._seconds = math.inf  # per step
-        self._singly = 0  # steps to take one by one before the next stride
+        self._singly = 0  # whether the next step has to be a single one
         self._engine: LoopEngine | None = None
         self._graphs = rows.processes.device.type == "cuda"
 
@@ -95,23 +95,14 @@ class Strides:
             count = min(left, allowed, most, fitting)
         betas = [beta_at(first + i) for i in range(count)]
         started = time.perf_counter()
-        engine.remember()
-        try:
-            with self.step.processes.fabric.autocast():
-                weights = [self.captured.weight(beta) for beta in betas]
-                metrics = engine.run(order, first, weights).tolist()
-        except CaptureError as error:
-            engine.put_back()
-            self.captured.give_up(error, progress.step)
-            return []
-        good = next((i for i, row in enumerate(metrics) if not all(map(math.isfinite, row))), None)
-        if good is not None:
-            engine.put_back()
-            self._singly = good + 1
-            return []
-        self._seconds = (time.perf_counter() - started) / count
-        self.captured.count(batch, count)
-        self.step.has_moved = True
+        with self.step.processes.fabric.autocast():
+            weights = [self.captured.weight(beta) for beta in betas]
+            metrics = engine.run(order, first, weights)
+        self._singly = int(len(metrics) < count)
+        if metrics:
+            self._seconds = (time.perf_counter() - started) / len(metrics)
+            self.captured.count(batch, len(metrics))
+            self.step.has_moved = True
         return [dict(zip(STEP_METRICS, row, strict=False)) for row in metrics]
 
     def _next_batch(self, order: Tensor, step: int) -> Batch:
@@ -131,7 +122,7 @@ class Strides:
         self._engine = None
         lean = self.update.prepare(_gradients_of(recording, self.step.leaves))
         given = (recording, self.update, self.rows, batch, self.step.clip_grad_norm)
-        if lean and self._graphs and not self.update.has_pre_hooks:
+        if lean and self._graphs and not self.update.has_hooks:
             try:
                 self._engine = GraphEngine(*given)
             except CaptureError as error:

@@ -42,17 +42,13 @@ class Update:
         self._groups: list[_ParameterGroup] | None = None
 
     @property
-    def has_pre_hooks(self) -> bool:
-        """Whether something of the user's runs ahead of a step, and may change the gradients."""
-        return bool(
-            self.optimizer._optimizer_step_pre_hooks or torch_optimizer._global_optimizer_pre_hooks
-        )
-
-    @property
     def has_hooks(self) -> bool:
         """Whether something of the user's runs with each step."""
-        return self.has_pre_hooks or bool(
-            self.optimizer._optimizer_step_post_hooks
+        optimizer = self.optimizer
+        return bool(
+            optimizer._optimizer_step_pre_hooks
+            or optimizer._optimizer_step_post_hooks
+            or torch_optimizer._global_optimizer_pre_hooks
             or torch_optimizer._global_optimizer_post_hooks
         )
 
