@@ -81,7 +81,7 @@ class Target:
     reach: Tensor
 
 
-def adapt(target: Target, effort: Effort, tick: Callable[[], object]) -> StudentMixture:
+def adapt(target: Target, effort: Effort) -> StudentMixture:
     """A mixture that covers the posterior of each row.
 
     From each start a mode is climbed. Each becomes a component with the covariance of the curvature there and
@@ -93,13 +93,10 @@ def adapt(target: Target, effort: Effort, tick: Callable[[], object]) -> Student
     Args:
         target: The posterior.
         effort: How much is done.
-        tick: Called now and then, for a progress bar.
     """
     mixture = laplace(target, *modes(target))
-    tick()
     for _ in range(effort.rounds):
         mixture = improved(target, mixture, max(effort.draws, 12 * mixture.mean.shape[-1]))
-        tick()
     return mixture
 
 

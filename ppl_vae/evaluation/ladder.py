@@ -158,9 +158,10 @@ class Ladder:
             return
         for numbers, batch in self._left:
             with preserve_random_state():
+                own_seed = int(torch.randint(2**31, ())) if seed is None else seed
                 try:
                     annealed = annealed_importance_sampling(
-                        model, guide, batch, seed=seed or 0, progress=progress, **ANNEALING
+                        model, guide, batch, seed=own_seed, progress=progress, **ANNEALING
                     )
                 except PairError as error:
                     self._stay(first_line(error), len(numbers))
@@ -216,7 +217,7 @@ class Ladder:
                     batch,
                     lambda layout: Refinement(
                         self.session.pair, layout, batch, at_once, EFFORTS[effort]
-                    ).estimate(self.num_samples, lambda: None),
+                    ).estimate(self.num_samples),
                 )
             except PairError as error:
                 self._stay(first_line(error), len(numbers))

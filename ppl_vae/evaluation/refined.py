@@ -120,7 +120,7 @@ class Refinement:
         highest = (end - base).nan_to_num(-math.inf, math.inf, -math.inf).amax(0)
         return highest > log_p.to(highest) + math.log(num_samples)
 
-    def estimate(self, num_samples: int, tick: Callable[[], object]) -> dict[str, Tensor]:
+    def estimate(self, num_samples: int) -> dict[str, Tensor]:
         """Importance sampling from a mixture that is fitted to the posterior of each row, and from the guide.
 
         A share of the samples is the guide's, the rest the mixture's, and each is weighed by the density of
@@ -129,12 +129,11 @@ class Refinement:
 
         Args:
             num_samples: K.
-            tick: Called now and then, for a progress bar.
 
         Returns:
             "log_likelihood", "error", "ess" and "khat" of each row, `(n,)`.
         """
-        mixture = adapt(self._target, self.effort, tick)
+        mixture = adapt(self._target, self.effort)
         from_guide = round(DEFENSE * num_samples)
         shares = (from_guide / num_samples, 1 - from_guide / num_samples)
         log_shares = [math.log(share) if share else -math.inf for share in shares]
@@ -149,7 +148,6 @@ class Refinement:
                 base, end = self._scores(u)
                 own = mixture.log_prob(u).to(base.dtype)
                 weights.update(end - torch.logaddexp(base + log_shares[0], own + log_shares[1]))
-            tick()
         return {
             "log_likelihood": weights.log_mean_exp,
             "error": weights.monte_carlo_error,
