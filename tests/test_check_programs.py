@@ -16,6 +16,7 @@ from pyro.infer.autoguide import AutoDelta, AutoNormal
 from pyro.nn import PyroModule, PyroParam
 from reports import X, error, guide, model, only, warning
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from ppl_vae import check, fit, objectives
 from ppl_vae.checks import PairWarning, devices
@@ -513,3 +514,43 @@ def test_a_plate_that_is_told_the_number_of_all_rows_is_no_alarm() -> None:
             pyro.sample("z", dist.Normal(x / 2, 0.7))
 
     assert check(model, guide, torch.randn(30), batch_size=10).ok
+
+
+@pytest.mark.parametrize(
+    ("start", "constraint", "words"),
+    [
+        (
+            torch.tensor(5.0),
+            constraints.unit_interval,
+            ["numbers from 0 to 1", "begins at 5", "to 1,"],
+        ),
+        (
+            torch.tensor([0.5, 7.0]),
+            constraints.interval(0.0, 2.0),
+            ["from 0 to 2", "at 7", "to 2,"],
+        ),
+        (torch.tensor(0.0), constraints.positive, ["numbers above 0", "begins at 0", "to 0,"]),
+        (torch.ones(3), constraints.simplex, ["vectors of the simplex, but it begins elsewhere"]),
+    ],
+)
+def test_a_start_that_torch_moves(start: Tensor, constraint: Any, words: list[str]) -> None:
+    def with_start(x: Tensor) -> None:
+        s = pyro.param("s", start, constraint=constraint).sum()
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2 + s, 0.7).to_event(1))
+
+    warning(check(model, with_start, X), "s", "the parameter 's' allows", *words)
+
+
+def test_a_start_inside_or_no_longer_there() -> None:
+    starts = [torch.tensor(0.3)]
+
+    def with_start(x: Tensor) -> None:
+        s = pyro.param("s", starts[0], constraint=constraints.unit_interval)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2 + s, 0.7).to_event(1))
+
+    assert check(model, with_start, X).ok
+    fit(model, with_start, X, max_epochs=1, seed=0)
+    starts[0] = torch.tensor(5.0)  # the learned value is what counts
+    assert check(model, with_start, X).ok

@@ -119,7 +119,7 @@ def test_what_their_own_draws_tell(kind: str) -> None:
                 m,
                 g,
                 X,
-                objective=ImportanceWeightedELBO(2, doubly_reparameterized=True),
+                objective=ImportanceWeightedELBO(num_particles=2, doubly_reparameterized=True),
                 max_epochs=1,
             ),
             "not of given values",

@@ -79,7 +79,9 @@ class WithPenalty(Objective):
     penalty: float = 0.1
 
     def __call__(self, pair: Pair, layout: Any, batch: Any, beta: float = 1.0) -> Loss:
-        found = TraceELBO(self.beta, self.free_bits, self.num_particles)(pair, layout, batch, beta)
+        found = TraceELBO(
+            beta=self.beta, free_bits=self.free_bits, num_particles=self.num_particles
+        )(pair, layout, batch, beta)
         model: Any = pair.model
         penalty = torch.stack([p.square().sum() for p in model.decoder.parameters()]).sum()
         return replace(found, loss=found.loss + self.penalty * penalty)

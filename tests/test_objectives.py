@@ -312,7 +312,7 @@ def test_beta_at_follows_the_schedule_and_resolve_keeps_all_settings() -> None:
     pair = Pair(several_sites, several_sites_guide)
     with pair.scope():
         resolved = objective.resolve(pair, torch.randn(4, 3))
-    assert resolved == MeanFieldELBO(objective.beta, 0.25, 3)
+    assert resolved == MeanFieldELBO(beta=objective.beta, free_bits=0.25, num_particles=3)
 
 
 def test_pyros_objects_are_accepted() -> None:
@@ -335,3 +335,15 @@ def test_parameters_with_constraints_pass_through_every_objective() -> None:
             loss = objective(pair, layout, x).loss
             (grad,) = torch.autograd.grad(loss, [pyro.get_param_store()._params["scale"]])
             assert float(grad) == pytest.approx(2 * 0.25 - 1, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [ELBO, TraceELBO, MeanFieldELBO, EnumELBO, ImportanceWeightedELBO, GumbelSoftmaxELBO],
+)
+def test_settings_are_given_by_name(objective: Any) -> None:
+    # Pyro's first setting is num_particles, ours beta: ImportanceWeightedELBO(5) would weigh the KL by five
+    with pytest.raises(TypeError, match="positional"):
+        objective(5)
+    assert objective(num_particles=5).num_particles == 5
+    assert objective(num_particles=5).beta == 1.0

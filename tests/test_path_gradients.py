@@ -586,5 +586,5 @@ def test_elbo_resolves_to_trace_elbo() -> None:
     pair = Pair(normal, normal_guide(0.5, 1.0))
     with pair.scope():
         assert objective.resolve(pair, torch.randn(4)) == TraceELBO(
-            0.5, num_particles=3, stick_the_landing=True
+            beta=0.5, num_particles=3, stick_the_landing=True
         )

@@ -9,7 +9,7 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import constraints, transform_to
 
 from ppl_vae.checks.report import Problem, run_pair
 from ppl_vae.checks.supports import constraint_in_words
@@ -61,6 +61,49 @@ def arguments_explained(pair: Pair, few: Callable[[], Batch]) -> Iterator[None]:
         traces = run_pair(pair, few())
         found = traces if isinstance(traces, Problem) else bad_argument(pair, traces)
         raise PairError(first_line(error) if found is None else found.message) from error
+
+
+def moved_starts(trace: Trace) -> Iterator[Problem]:
+    """Parameters of `pyro.param` that begin outside of their constraint, which torch moves without a word.
+
+    Where the start becomes NaN there is an error already; and where the value is no longer the start, it was
+    learned or loaded, and the start does not matter.
+
+    Args:
+        trace: The trace of a program.
+    """
+    for name, node in trace.nodes.items():
+        if node["type"] != "param" or len(node["args"]) < 2:
+            continue
+        start, constraint = node["args"][1], node["kwargs"].get("constraint")
+        if (
+            not isinstance(start, Tensor)
+            or constraint is None
+            or constraints.is_dependent(constraint)
+        ):
+            continue
+        with torch.no_grad():
+            inside = constraint.check(start)
+            if inside.all():
+                continue
+            to = transform_to(constraint)
+            value = to(to.inv(start))
+            now = node["value"]
+            if now.shape != value.shape or not torch.allclose(now, value.to(now), equal_nan=False):
+                continue
+            place = (~inside).nonzero()[0].tolist()
+            before, after = start[tuple(place)], value[tuple(place)]
+        at, moved = (
+            ("elsewhere", "")
+            if before.ndim
+            else (f"at {float(before):.6g}", f" to {float(after):.6g}")
+        )
+        yield Problem(
+            "warning",
+            name,
+            f"the constraint of the parameter '{name}' allows {constraint_in_words(constraint)}, but it begins "
+            f"{at}: torch has moved it{moved}, where it may hardly learn. Begin well inside",
+        )
 
 
 def _outside(site: Site) -> tuple[str, Tensor, float | None, Any] | None:

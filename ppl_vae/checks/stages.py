@@ -10,7 +10,7 @@ import pyro
 import torch
 from torch import nn
 
-from ppl_vae.checks.arguments import bad_argument
+from ppl_vae.checks.arguments import bad_argument, moved_starts
 from ppl_vae.checks.batches import small_batch_problem, trace_problems
 from ppl_vae.checks.data import large_values, same_for_all_rows
 from ppl_vae.checks.latents import observed_problems
@@ -125,6 +125,11 @@ def _sites(subject: Subject) -> Iterator[Problem]:
     yield from _names(model_trace, guide_trace)
     yield from trace_problems(subject.pair, subject.batch, subject.traces, subject.data)
     yield from observed_problems(subject.pair.guide, guide_trace)
+
+
+def _starts(subject: Subject) -> Iterator[Problem]:
+    for trace in subject.traces:
+        yield from moved_starts(trace)
 
 
 def _finite(subject: Subject) -> Iterator[Problem]:
@@ -363,6 +368,7 @@ STAGES: tuple[Callable[[Subject], Iterator[Problem]], ...] = (
     _shared_names,  # before anything runs, because Pyro would merge the two parameters into one
     _runs,
     _sites,
+    _starts,
     _finite,
     _layout,
     _same_for_all_rows,

@@ -57,7 +57,7 @@ class Loss:
     traces: list[tuple[Any, Any]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Objective(ABC):
     """An objective: defines the loss that `fit` minimizes.
 
@@ -87,7 +87,9 @@ class Objective(ABC):
         ...     penalty: float = 0.1
         ...
         ...     def __call__(self, pair, layout, batch, beta=1.0):
-        ...         elbo = MeanFieldELBO(self.beta, self.free_bits, self.num_particles)
+        ...         elbo = MeanFieldELBO(
+        ...             beta=self.beta, free_bits=self.free_bits, num_particles=self.num_particles
+        ...         )
         ...         found = elbo(pair, layout, batch, beta)
         ...         weights = sum(p.square().sum() for p in pair.model.decoder.parameters())
         ...         return replace(found, loss=found.loss + self.penalty * weights)

@@ -45,7 +45,7 @@ from ppl_vae.pairs import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ELBO(Objective):
     """The ELBO by the lowest-variance estimator that is right for the pair.
 
@@ -82,7 +82,7 @@ class ELBO(Objective):
         if self.stick_the_landing:
             for name, site in latents.items():
                 require_reparameterized(name, site, "stick_the_landing")
-            return TraceELBO(self.beta, self.free_bits, self.num_particles, stick_the_landing=True)
+            return TraceELBO(**self._shared(), stick_the_landing=True)
         chosen: type[Objective]
         if any(is_enumerated(site) for site in latents.values()):
             chosen = EnumELBO
@@ -95,13 +95,17 @@ class ELBO(Objective):
             chosen = MeanFieldELBO
         else:
             chosen = TraceELBO
-        return chosen(self.beta, self.free_bits, self.num_particles)
+        return chosen(**self._shared())
+
+    def _shared(self) -> dict[str, Any]:
+        """The settings that all estimators have."""
+        return {"beta": self.beta, "free_bits": self.free_bits, "num_particles": self.num_particles}
 
     def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:
         return self.resolve(pair, batch)(pair, layout, batch, beta)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TraceELBO(Objective):
     """The ELBO by Pyro's `Trace_ELBO`: right for every pair, with the KL estimated by sampling.
 
@@ -155,7 +159,7 @@ class TraceELBO(Objective):
         return _pyro_loss(pyro.infer.Trace_ELBO, self, pair, layout, batch, beta, repeatable)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MeanFieldELBO(Objective):
     """The ELBO by Pyro's `TraceMeanField_ELBO`: with an analytic KL wherever torch or Pyro has one.
 
@@ -172,7 +176,7 @@ class MeanFieldELBO(Objective):
         return _pyro_loss(pyro.infer.TraceMeanField_ELBO, self, pair, layout, batch, beta)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EnumELBO(Objective):
     """The ELBO by Pyro's `TraceEnum_ELBO`: discrete latents marked for enumeration are summed out.
 

@@ -14,7 +14,7 @@ from ppl_vae.objectives.schedules import require_positive
 from ppl_vae.pairs import Batch, Layout, Pair, PairError, Site, as_args, num_rows, sample_rows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GumbelSoftmaxELBO(Objective):
     """The ELBO of one discrete latent, with pathwise gradients through a relaxed draw of the latent.
 

@@ -33,7 +33,7 @@ from ppl_vae.pairs import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ImportanceWeightedELBO(Objective):
     """The importance-weighted bound of Burda et al. (arXiv:1509.00519), row by row.
 

@@ -55,6 +55,8 @@ def plain(message: str) -> str:
         reason,
         flags=re.IGNORECASE,
     )
+    # YAML's 1e2 is a float; on a command line it is read as 100 before
+    reason = re.sub(r"^(expected int, got (\d+)\.0)$", r"\1: write \2", reason, flags=re.IGNORECASE)
     reason = re.sub(
         r"(expected float; )?expected an instantiatable class, but [\w.]+ is abstract",
         missing,
