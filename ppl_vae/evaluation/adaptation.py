@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ppl_vae.evaluation.proposals import StudentMixture
+from ppl_vae.evaluation.proposals import DEGREES, StudentMixture
 
 STEPS = 60
 """Steps towards a mode."""
@@ -44,6 +44,18 @@ APART = 3.0
 INFLATION = 1.1
 """Factor of the fitted covariances: too wide a proposal costs less than too narrow a one."""
 
+WIDENING = 1.1
+"""Factor of all scales at the end, for the same reason."""
+
+FEW_DIMENSIONS = 16
+"""Up to so many, each mode gets its own curvature, and draws alone can show a covariance."""
+
+SLOPES = (16, 1.5)
+"""Draws in a round at which slopes are looked at: the number, and how many for each dimension, of a component."""
+
+SLOWEST = (0.1, 10.0)
+"""A precision changes by no smaller and no larger factor in a round."""
+
 
 @dataclass(frozen=True)
 class Effort:
@@ -54,12 +66,14 @@ class Effort:
         prior_starts: Draws of the prior to look for modes from; more if there are few rows.
         draws: Draws by which the mixture is improved in a round; with many dimensions, there are more.
         rounds: How often it is improved.
+        slopes: Rounds of fitting the slopes before.
     """
 
     guide_starts: int
     prior_starts: int
     draws: int
     rounds: int
+    slopes: int
 
 
 @dataclass(frozen=True)
@@ -85,7 +99,8 @@ def adapt(target: Target, effort: Effort) -> StudentMixture:
     """A mixture that covers the posterior of each row.
 
     From each start a mode is climbed. Each becomes a component with the covariance of the curvature there and
-    the weight of its Laplace approximation. Then draws are weighed, and weights, means and covariances of the
+    the weight of its Laplace approximation. Then each component is matched to the slopes of the posterior (see
+    `matched`), which say d numbers a draw. Then draws are weighed, and weights, means and covariances of the
     components are made anew of them, a few times (population Monte Carlo; Cappe, Douc, Guillin, Marin, Robert,
     "Adaptive importance sampling in general mixture classes", arXiv:0710.4242). Draws from the result must be
     fresh ones.
@@ -95,9 +110,12 @@ def adapt(target: Target, effort: Effort) -> StudentMixture:
         effort: How much is done.
     """
     mixture = laplace(target, *modes(target))
-    for _ in range(effort.rounds):
-        mixture = improved(target, mixture, max(effort.draws, 12 * mixture.mean.shape[-1]))
-    return mixture
+    d = mixture.mean.shape[-1]
+    for _ in range(effort.slopes):
+        mixture = matched(target, mixture)
+    for _ in range(effort.rounds if d <= FEW_DIMENSIONS else 1):
+        mixture = improved(target, mixture, max(effort.draws, 12 * d))
+    return replace(mixture, scale=WIDENING * mixture.scale)
 
 
 def modes(target: Target) -> tuple[Tensor, Tensor]:
@@ -192,7 +210,10 @@ def climb(target: Target, starts: Tensor) -> tuple[Tensor, Tensor]:
 def laplace(target: Target, modes: Tensor, values: Tensor) -> StudentMixture:
     """Normal approximations at the modes as a mixture; of modes that coincide, the best is kept."""
     d = modes.shape[-1]
-    precision = curvature(target, modes)
+    if d <= FEW_DIMENSIONS:
+        precision = curvature(target, modes)
+    else:
+        precision = curvature(target, modes[:1]).expand(len(modes), -1, -1, -1)
     # With P = L L^T, the covariance is L^-T L^-1, and its Cholesky factor comes from a QR decomposition.
     lower = torch.linalg.cholesky_ex(precision)[0]
     identity = torch.eye(d, dtype=lower.dtype, device=lower.device).expand_as(lower)
@@ -202,7 +223,87 @@ def laplace(target: Target, modes: Tensor, values: Tensor) -> StudentMixture:
     log_mass = log_mass.nan_to_num(-math.inf, -math.inf, -math.inf)
     log_mass = torch.where(_repeated(modes, values, scale), -math.inf, log_mass)
     return StudentMixture(
-        _floored(log_mass.log_softmax(0).T), modes.transpose(0, 1), scale.transpose(0, 1)
+        _floored(log_mass.log_softmax(0).T),
+        modes.transpose(0, 1),
+        scale.transpose(0, 1),
+        max(DEGREES, d / 2),
+    )
+
+
+def matched(target: Target, mixture: StudentMixture) -> StudentMixture:
+    r"""The mixture with components whose slopes are those of the posterior, in least squares.
+
+    The slope of the log density of N(m, P^-1) at z is -P (z - m). So the slopes g of the posterior at draws of a
+    component are regressed on the draws. With normal draws the fit that does not change any more is that of
+    variational inference with a full covariance, where E g = 0 and P = -E grad g (Bonnet's and Price's
+    theorems; Opper and Archambeau, "The variational Gaussian approximation revisited", 2009); it takes a few
+    rounds of three draws a dimension, as each draw says d numbers (Cai, Modi, Pillaud-Vivien, Margossian,
+    Gower, Blei, Saul, "Batch and match: black-box variational inference with a score-based divergence",
+    arXiv:2402.14758, match slopes, too).
+
+    Args:
+        target: The posterior.
+        mixture: Where to begin.
+    """
+    n, components, d = mixture.mean.shape
+    used = mixture.log_weight > -math.inf
+    count = used.sum(-1)
+    most = int(count.max())
+    draws = int((SLOPES[0] + SLOPES[1] * d) * min(most, 2))
+    draws += draws % 2
+    # The draws of a row go to its components in turn, in pairs of opposite noise.
+    order = used.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
+    turn = torch.arange(draws // 2, device=used.device).repeat_interleave(2)[:, None] % count
+    picked = order.T.gather(0, turn)  # (S, n)
+    half = torch.randn(draws // 2, n, d, dtype=mixture.mean.dtype, device=used.device)
+    noise = torch.stack([half, -half], 1).flatten(0, 1)
+    u = torch.empty_like(noise)
+    for c in range(components):
+        moved = mixture.mean[:, c] + torch.einsum("nij,snj->sni", mixture.scale[:, c], noise)
+        u = moved if c == 0 else torch.where((picked == c)[..., None], moved, u)
+    _, slopes = target.gradient(u)
+    mean, scale = mixture.mean.clone(), mixture.scale.clone()
+    for c in range(components):
+        if not bool(used[:, c].any()):
+            continue
+        share = (picked == c) & slopes.isfinite().all(-1)
+        mean[:, c], scale[:, c] = _matched_component(
+            mixture.mean[:, c], mixture.scale[:, c], noise, slopes.nan_to_num(0.0, 0.0, 0.0), share
+        )
+    return replace(mixture, mean=mean, scale=scale)
+
+
+def _matched_component(
+    mean: Tensor, scale: Tensor, noise: Tensor, slopes: Tensor, share: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean and scale of one component of each row, in whose units `noise` are the draws, of a share of them."""
+    d = mean.shape[-1]
+    weight = share.to(noise.dtype) / share.sum(0).clamp(min=1)  # (S, n)
+    slopes = torch.einsum("nji,snj->sni", scale, slopes)  # in units of the component
+    center = torch.einsum("sn,snd->nd", weight, noise)
+    off = (noise - center) * weight.sqrt()[..., None]
+    mean_slope = torch.einsum("sn,snd->nd", weight, slopes)
+    # What the component does not say yet: its own slopes are minus the noise.
+    rest = (slopes - mean_slope) * weight.sqrt()[..., None] + off
+    gram = torch.einsum("sni,snj->nij", off, off)
+    few = (d / share.sum(0).clamp(min=1)).clamp(max=1.0)  # with few draws, it changes less
+    gram = gram + 0.1 * few[:, None, None] * torch.eye(d, dtype=gram.dtype, device=gram.device)
+    change = torch.linalg.solve(gram, torch.einsum("sni,snj->nij", rest, off), left=False)
+    values, vectors = torch.linalg.eigh(
+        torch.eye(d, dtype=gram.dtype, device=gram.device) - 0.5 * (change + change.mT)
+    )
+    values = values.clamp(*SLOWEST)
+    inverse = (vectors / values[..., None, :]) @ vectors.mT
+    step = center + torch.einsum("nij,nj->ni", inverse, mean_slope)
+    length = step.norm(dim=-1, keepdim=True)
+    step = step * (math.sqrt(d) / length.clamp(min=math.sqrt(d)))
+    new_scale = _triangular(scale @ (vectors * values.rsqrt()[..., None, :]))
+    new_mean = mean + torch.einsum("nij,nj->ni", scale, step)
+    good = new_scale.isfinite().all(-1).all(-1) & new_mean.isfinite().all(-1)
+    good &= share.sum(0) > 0
+    return (
+        torch.where(good[:, None], new_mean, mean),
+        torch.where(good[:, None, None], new_scale, scale),
     )
 
 
@@ -221,6 +322,7 @@ def improved(target: Target, mixture: StudentMixture, draws: int) -> StudentMixt
     weight = share.sum(0)
     ess = weight.square() / share.square().sum(0).clamp(min=1e-30)
     trust = (ess / (ess + 2 * d)).nan_to_num(0.0)
+    trust_covariance = (ess / (ess + d * (d + 3) / 2)).nan_to_num(0.0)  # it has more numbers
     safe = weight.clamp(min=1e-30)
     moved = torch.einsum("snc,snd->ncd", share, u) / safe[..., None]
     center = torch.lerp(mixture.mean, moved, trust[..., None])
@@ -229,7 +331,7 @@ def improved(target: Target, mixture: StudentMixture, draws: int) -> StudentMixt
     for c in range(mixture.mean.shape[1]):  # one after the other, for the memory
         off = (u - center[:, c]) * (share[..., c] / safe[:, c]).sqrt()[..., None]
         new[:, c] = INFLATION * torch.einsum("sni,snj->nij", off, off)
-    covariance = torch.lerp(old, new, trust[..., None, None])
+    covariance = torch.lerp(old, new, trust_covariance[..., None, None])
     scale, failed = torch.linalg.cholesky_ex(covariance)
     bad = (failed != 0) | ~scale.isfinite().all(-1).all(-1)
     scale = torch.where(bad[..., None, None], mixture.scale, scale)
@@ -276,16 +378,25 @@ def _triangular(root: Tensor) -> Tensor:
 
 
 def in_parts(
-    function: Callable[[Tensor], tuple[Tensor, ...]], at_once: int
+    of_size: Callable[[int], Callable[[Tensor], tuple[Tensor, ...]]], at_once: int
 ) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """A function of draws `(S, n, d)`, called with just `at_once` of them; the last part is filled up."""
+    """A function of draws `(S, n, d)`, called with at most `at_once` of them.
+
+    Args:
+        of_size: Gives the function for so many draws.
+        at_once: The most. Of more, the last part is filled up to as many, so that few sizes are asked for.
+    """
+    functions: dict[int, Callable[[Tensor], tuple[Tensor, ...]]] = {}
 
     def parts(u: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        for part in u.split(at_once):
-            missing = at_once - len(part)
+        size = min(len(u), at_once)
+        if size not in functions:
+            functions[size] = of_size(size)
+        for part in u.split(size):
+            missing = size - len(part)
             filled = (
                 torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) if missing else part
             )
-            yield tuple(result[: len(part)] for result in function(filled.contiguous()))
+            yield tuple(result[: len(part)] for result in functions[size](filled.contiguous()))
 
     return lambda u: tuple(torch.cat(results) for results in zip(*parts(u), strict=True))

@@ -31,8 +31,8 @@ NARROWEST = 0.05
 """Smallest scale of a coordinate, in units of its standard deviation under the prior."""
 
 EFFORTS = (
-    Effort(guide_starts=1, prior_starts=2, draws=500, rounds=5),
-    Effort(guide_starts=3, prior_starts=4, draws=1000, rounds=12),
+    Effort(guide_starts=1, prior_starts=2, draws=500, rounds=5, slopes=4),
+    Effort(guide_starts=3, prior_starts=4, draws=1000, rounds=12, slopes=8),
 )
 """What is done for all rows that the guide does not reach, and for those that are left then."""
 
@@ -93,17 +93,20 @@ class Refinement:
     @cached_property
     def _scores(self) -> Callable[[Tensor], tuple[Tensor, ...]]:
         """log q and log p(x, z) of draws, with the Jacobian of the coordinates: `(S, n)` each."""
-        near = (self._example + 0.1 * self.scale).contiguous()
-        return in_parts(self.path.record_scores(self._example, near), len(self._example))
+        return in_parts(
+            lambda size: self.path.record_scores(*self._examples(size)), len(self._example)
+        )
 
     @cached_property
     def _target(self) -> Target:
-        few = self._example[
-            : max(1, len(self._example) // 4)
-        ].contiguous()  # gradients take more memory
-        near = (few + 0.1 * self.scale).contiguous()
-        gradient = in_parts(self.path.record_end(few, near), len(few))
+        few = max(1, len(self._example) // 4)  # gradients take more memory
+        gradient = in_parts(lambda size: self.path.record_end(*self._examples(size)), few)
         return Target(lambda u: self._scores(u)[1], gradient, self.starts, self.scale, self.reach)
+
+    def _examples(self, size: int) -> tuple[Tensor, Tensor]:
+        """So many draws, and others near them."""
+        draws = self._example[:size].contiguous()
+        return draws, (draws + 0.1 * self.scale).contiguous()
 
     def unseen(self, log_p: Tensor, num_samples: int) -> Tensor:
         """Whether there is a mode that the samples have not seen, `(n,)`.
