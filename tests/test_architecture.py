@@ -17,7 +17,8 @@ FLOORS = [
     {"_version", "_moved", "runtime", "stats", "data", "networks", "distributions", "pairs"},
     {"likelihoods", "objectives", "runs", "guides"},
     {"checks", "capture", "models"},
-    {"training", "em", "evaluation", "diagnosis"},
+    {"training", "em", "evaluation"},
+    {"diagnosis"},
     {"plots"},
     {"", "cli"},
 ]

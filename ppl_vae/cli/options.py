@@ -141,8 +141,9 @@ def _evaluate(options: Options) -> None:
     _add_estimator(
         options,
         "--method",
-        "log p(x) by importance sampling from the guide, or by annealed importance sampling: slower, and "
-        "right where the guide is poor",
+        ("auto", "guide", "ais"),
+        "log p(x) by importance sampling, from the guide alone or with better proposals for rows that it does "
+        "not reach (auto); or by annealed importance sampling: slower, and right where all proposals are poor",
     )
     _add_flag(options, "--from_prior", "chains start at the prior, not at the guide")
     _add_max_rows(options, None)
@@ -155,8 +156,9 @@ def _gaps(options: Options) -> None:
     _add_estimator(
         options,
         "--truth",
+        ("auto", "ais"),
         "where log p(x) comes from, if the model does not know it: importance sampling from each row's "
-        "best q, or annealed importance sampling",
+        "best q, or from better proposals where that is not enough; or annealed importance sampling",
     )
     _add_max_rows(options, 100)
     _add_device(options)
@@ -276,8 +278,8 @@ def _add_versions(options: Options) -> None:
     options.add_argument("--made_by", type=str, help=argparse.SUPPRESS)
 
 
-def _add_estimator(options: Options, name: str, what: str) -> None:
-    options.add_argument(name, choices=("importance", "ais"), default="importance", help=what)
+def _add_estimator(options: Options, name: str, choices: tuple[str, ...], what: str) -> None:
+    options.add_argument(name, choices=choices, default="auto", help=what)
     _add_num_samples(options, "importance samples per row")
     options.add_argument("--num_chains", type=int, default=16, help="chains per row, for ais")
     options.add_argument("--num_steps", type=int, default=200, help="temperatures, for ais")

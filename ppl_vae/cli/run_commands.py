@@ -94,6 +94,7 @@ def evaluate(parser: ArgumentParser, given: Namespace) -> int:
         run.guide,
         x,
         num_samples=options.num_samples,
+        method=options.method,
         seed=options.seed,
         progress=False if options.quiet else None,
     )

@@ -13,6 +13,7 @@ from torch import Tensor
 from ppl_vae.checks import Session, opened
 from ppl_vae.diagnosis.families import own_family
 from ppl_vae.diagnosis.refinement import maximize
+from ppl_vae.evaluation import Ladder, not_reached
 from ppl_vae.pairs import (
     Batch,
     DataLike,
@@ -200,8 +201,9 @@ def inference_gaps(
     Autoencoders*, arXiv:1801.03558). `maximize` finds q* for each row in `own_family`, starting from the
     guide's own q; its ELBO is then estimated with fresh samples. log p(x) comes from the first available of:
     `truth`; the model's `log_evidence(x)`; importance sampling from q*, or from the guide for rows where q*
-    is unreliable and the guide has a smaller Pareto k-hat. Discrete latents with few values are summed over,
-    as `evaluate` does, and each row's log p(x) comes from the one of smaller k-hat.
+    is unreliable and the guide has a smaller Pareto k-hat; rows that neither reaches get proposals of their
+    own, as from `evaluate`. Discrete latents with few values are summed over, as `evaluate` does, and each
+    row's log p(x) comes from the one of smaller k-hat.
 
     Args:
         model: Pyro program of p(x, z). Its weights do not change.
@@ -252,6 +254,11 @@ def inference_gaps(
             _require_rows(truth, session.num_rows)
         evidence = getattr(session.pair.model, "log_evidence", None) if truth is None else None
         at_once, samples = session.chunk_sizes(num_samples)
+        ladder = (
+            Ladder(session, num_samples, at_once * samples)
+            if truth is None and evidence is None
+            else None
+        )
         rows = at_once if session.pair.keeps_rows else max(1, at_once * samples // STEP_SAMPLES)
         for chunk in session.chunks(rows, "gaps"):
             samples_now = max(1, at_once * samples // num_rows(chunk))
@@ -264,10 +271,25 @@ def inference_gaps(
             if evidence is not None:
                 part["exact"] = evidence(*as_args(chunk)).cpu()
             parts.append(part)
+            if ladder is not None:
+                ladder.look(chunk, layout, part)
             if note:
                 notes[note] = None
+        if ladder is not None:
+            ladder.finish()
         findings = session.findings
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    if ladder is not None:
+        ladder.anneal(model, guide, seed, progress)
+        joined["rung"] = torch.zeros(len(joined["khat"]))
+        ladder.improve(joined)
+        left = not_reached(joined["khat"], joined["ess"], joined["rung"], num_samples)
+        moved = joined["rung"] > 0
+        joined["heavy"] = torch.where(moved, left, joined["heavy"])
+        if count := int(moved.sum()):
+            note = f"log p(x) of {count} of {len(moved)} rows comes from proposals of their own"
+            notes |= dict.fromkeys([note])
+        notes |= dict.fromkeys(ladder.notes)
     values, error, unreliable, source = _log_likelihood(joined, truth)
     return Gaps(
         log_likelihood=Estimate(values),
@@ -306,8 +328,7 @@ def _gaps_of_rows(
     require_no_points(layout, "inference_gaps")
     if not (layout.latents or layout.shared or layout.enumerated):  # the ELBO is log p(x)
         exact = _bounds(layout, pair, batch, num_samples, chunk, finite)
-        part = {k: exact[k] for k in ("sampled", "error", "elbo", "elbo_error")}
-        part |= {"best_elbo": exact["elbo"], "best_elbo_error": exact["elbo_error"]}
+        part = exact | {"best_elbo": exact["elbo"], "best_elbo_error": exact["elbo_error"]}
         part |= {"heavy": torch.zeros_like(exact["heavy"])}
         return part | {"converged": torch.ones_like(exact["heavy"])}, ""
     family = own_family(pair, layout, batch)
@@ -317,7 +338,8 @@ def _gaps_of_rows(
     # The best q of other latents suits likely values of summed ones, and may be too narrow for rare ones.
     doubtful = best["heavy"] if finite is None else torch.ones_like(best["heavy"])
     better = ~(doubtful & (amortized["khat"] < best["khat"]))
-    part = {k: torch.where(better, best[k], amortized[k]) for k in ("sampled", "error", "heavy")}
+    chosen = ("log_likelihood", "error", "ess", "khat", "heavy")
+    part = {k: torch.where(better, best[k], amortized[k]) for k in chosen}
     part |= {"elbo": amortized["elbo"], "elbo_error": amortized["elbo_error"]}
     part |= {"best_elbo": best["elbo"], "best_elbo_error": best["elbo_error"]}
     part["converged"] = torch.full_like(better, result.converged)
@@ -357,8 +379,9 @@ def _bounds(
     found = {
         "elbo": bounds.mean_log_weight,
         "elbo_error": (bounds.log_weight_variance / num_samples).sqrt(),
-        "sampled": weights.log_mean_exp,
+        "log_likelihood": weights.log_mean_exp,
         "error": weights.monte_carlo_error,
+        "ess": weights.ess,
         "khat": khat,
         "heavy": heavy,
     }
@@ -376,8 +399,9 @@ def _exact_bounds(
     return {
         "elbo": elbo,
         "elbo_error": nothing,
-        "sampled": sampled,
+        "log_likelihood": sampled,
         "error": nothing,
+        "ess": torch.ones_like(sampled),
         "khat": torch.full_like(sampled, -math.inf),
         "heavy": torch.zeros_like(sampled, dtype=torch.bool),
     }
@@ -396,7 +420,7 @@ def _log_likelihood(
     if "exact" in found:
         exact = found["exact"]
         return exact, torch.zeros_like(exact), torch.zeros(n, dtype=torch.bool), "log_evidence"
-    return found["sampled"], found["error"], found["heavy"], "importance sampling"
+    return found["log_likelihood"], found["error"], found["heavy"], "importance sampling"
 
 
 def _require_rows(truth: Truth, n: int) -> None:

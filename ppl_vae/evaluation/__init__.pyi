@@ -5,5 +5,6 @@ from .annealed import (
 from .arviz import to_arviz as to_arviz
 from .generate import Generator as Generator
 from .importance import evaluate as evaluate
-from .result import Evaluation as Evaluation
+from .ladder import Ladder as Ladder
+from .result import Evaluation as Evaluation, not_reached as not_reached
 from .sandwich import Sandwich as Sandwich, bidirectional_monte_carlo as bidirectional_monte_carlo

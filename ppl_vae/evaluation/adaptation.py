@@ -51,7 +51,7 @@ FEW_DIMENSIONS = 16
 """Up to so many, each mode gets its own curvature, and draws alone can show a covariance."""
 
 SLOPES = (16, 1.5)
-"""Draws in a round at which slopes are looked at: the number, and how many for each dimension, of a component."""
+"""Draws of a component at which slopes are looked at: the number, and how many for each dimension."""
 
 SLOWEST = (0.1, 10.0)
 """A precision changes by no smaller and no larger factor in a round."""
@@ -233,8 +233,8 @@ def laplace(target: Target, modes: Tensor, values: Tensor) -> StudentMixture:
 def matched(target: Target, mixture: StudentMixture) -> StudentMixture:
     r"""The mixture with components whose slopes are those of the posterior, in least squares.
 
-    The slope of the log density of N(m, P^-1) at z is -P (z - m). So the slopes g of the posterior at draws of a
-    component are regressed on the draws. With normal draws the fit that does not change any more is that of
+    The slope of the log density of N(m, P^-1) at z is -P (z - m). So the slopes g of the posterior at draws of
+    a component are regressed on the draws. With normal draws the fit that does not change any more is that of
     variational inference with a full covariance, where E g = 0 and P = -E grad g (Bonnet's and Price's
     theorems; Opper and Archambeau, "The variational Gaussian approximation revisited", 2009); it takes a few
     rounds of three draws a dimension, as each draw says d numbers (Cai, Modi, Pillaud-Vivien, Margossian,

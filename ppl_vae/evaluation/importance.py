@@ -13,7 +13,7 @@ from torch import Tensor
 from ppl_vae.capture import ImportanceSampler, StaleRecordingError
 from ppl_vae.checks import Session, opened
 from ppl_vae.evaluation.counts import ValueCounts
-from ppl_vae.evaluation.ladder import FEWEST_SAMPLES, FOUND, Ladder
+from ppl_vae.evaluation.ladder import Ladder
 from ppl_vae.evaluation.result import Evaluation
 from ppl_vae.pairs import (
     Batch,
@@ -38,7 +38,7 @@ def evaluate(
     x: DataLike,
     *,
     num_samples: int = 1000,
-    method: Literal["auto", "guide"] = "guide",
+    method: Literal["auto", "guide"] = "auto",
     seed: int | None = None,
     progress: bool | None = None,
     capture: bool = True,
@@ -58,8 +58,9 @@ def evaluate(
         x: A tensor or array `(n, *event)`, a tuple of them, or an iterable of batches; all that
             `ppl_vae.pairs.Batches` takes.
         num_samples: K, the number of importance samples per row.
-        method: "guide" draws all samples from the guide. "auto", from 100 samples on, finds better proposals
-            for rows where the guide's Pareto k-hat is too high; see `docs/truth.md`.
+        method: "auto" finds better proposals for rows that the guide does not reach, from 100 samples on;
+            `Evaluation.method` says which rows these are, and `docs/truth.md` how. "guide" draws all samples
+            from the guide.
         seed: Seed for the draws; None draws from torch's global generator.
         progress: Whether to show a progress bar; None shows one on a terminal.
         capture: Record a chunk once and run it as a plain graph, with the same results, where that is valid
@@ -124,7 +125,7 @@ def _evaluate(
         total = session.num_rows or num_rows(session.first)
         num_chunks = math.ceil(total / rows) * math.ceil(num_samples / samples)
         sampler = ImportanceSampler(session.pair, session.layouts, num_chunks, capture, samples)
-        if method == "auto" and num_samples >= FEWEST_SAMPLES:
+        if method == "auto":
             ladder = Ladder(session, num_samples, rows * samples)
         summed: dict[tuple[str, ...], FiniteLatents] = {}
         drawn: dict[str, None] = {}
@@ -154,9 +155,7 @@ def _evaluate(
     joined["rung"] = torch.zeros(len(drawn_rows))
     if ladder is not None:
         ladder.anneal(model, guide, seed, progress)
-        for number, values in ladder.found.items():
-            for name, value in zip(FOUND, values, strict=True):
-                joined[name][number] = value
+        ladder.improve(joined)
         notes = (*notes, *ladder.notes)
     rate, distortion = joined["rate"], joined["distortion"]
     return Evaluation(

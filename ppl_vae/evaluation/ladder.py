@@ -73,7 +73,7 @@ class _Waiting:
 class Ladder:
     """Finds better estimates for rows of an evaluation, while the evaluation goes on.
 
-    Its draws do not move the generators outside.
+    Its draws do not move the generators outside. With fewer samples than `FEWEST_SAMPLES` it finds none.
 
     Attributes:
         session: The opened pair.
@@ -115,7 +115,7 @@ class Ladder:
         """
         n, start = num_rows(chunk), self._rows
         self._rows += n
-        if layout.points:
+        if layout.points or self.num_samples < FEWEST_SAMPLES:
             return
         bad = bad_khat(part["khat"], part["ess"], self.num_samples)
         bad |= (part["ess"] < LEAST_ESS * self.num_samples) & part["khat"].isfinite()
@@ -173,6 +173,16 @@ class Ladder:
                 torch.full_like(annealed.ess, math.nan),
             )
             self._keep(numbers, values, METHODS.index("annealed"))
+
+    def improve(self, values: dict[str, Tensor]) -> None:
+        """Puts the better estimates in the place of those that there are.
+
+        Args:
+            values: What is known of each row, `(n,)` each; among it the quantities of `FOUND`.
+        """
+        for number, found in self.found.items():
+            for name, value in zip(FOUND, found, strict=True):
+                values[name][number] = value
 
     @property
     def notes(self) -> tuple[str, ...]:

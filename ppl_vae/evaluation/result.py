@@ -30,6 +30,22 @@ _ALONE = 1.2
 """ESS below which one sample has nearly all of the weight: its share is above 0.8."""
 
 
+def not_reached(khat: Tensor, ess: Tensor, rung: Tensor | None, num_samples: int) -> Tensor:
+    """Rows whose proposals do not reach where the posterior is, as far as their weights show, `(n,)`.
+
+    Args:
+        khat: Pareto shape of each row, `(n,)`.
+        ess: Effective sample size, of the chains if the row is annealed.
+        rung: The number of each row's method; None if all rows have the samples of the guide.
+        num_samples: K.
+    """
+    bad = bad_khat(khat, ess, num_samples)
+    if rung is None:
+        return bad
+    annealed = rung == METHODS.index("annealed")
+    return torch.where(annealed, ~(ess >= 0.25 * ANNEALED_CHAINS), bad)
+
+
 class DataResult(RowResult):
     """A result with log p(x) of each row; a base class of dataclasses, which state its attributes as fields."""
 
@@ -121,11 +137,7 @@ class Evaluation(DataResult):
     @property
     def _bad_khat(self) -> Tensor:
         """Rows whose k-hat is above the limit, or unknown, `(n,)`."""
-        bad = bad_khat(self.khat, self.ess, self.num_samples)
-        if self.rung is None:
-            return bad
-        annealed = self.rung == METHODS.index("annealed")
-        return torch.where(annealed, ~(self.ess >= 0.25 * ANNEALED_CHAINS), bad)
+        return not_reached(self.khat, self.ess, self.rung, self.num_samples)
 
     def doubts(self) -> Iterator[str]:
         """Reasons not to trust the numbers, one sentence each."""
