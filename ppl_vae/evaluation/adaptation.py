@@ -378,18 +378,18 @@ def _triangular(root: Tensor) -> Tensor:
 
 
 def in_parts(
-    of_size: Callable[[int], Callable[[Tensor], tuple[Tensor, ...]]], at_once: int
+    of_size: Callable[[int], Callable[[Tensor], tuple[Tensor, ...]]], *sizes: int
 ) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """A function of draws `(S, n, d)`, called with at most `at_once` of them.
+    """A function of draws `(S, n, d)`, made of functions of so many draws; parts are filled up to a size.
 
     Args:
-        of_size: Gives the function for so many draws.
-        at_once: The most. Of more, the last part is filled up to as many, so that few sizes are asked for.
+        of_size: Gives the function for so many draws, which takes a while.
+        sizes: The sizes. As few parts as possible are made, of the smallest size that suffices for that.
     """
     functions: dict[int, Callable[[Tensor], tuple[Tensor, ...]]] = {}
 
     def parts(u: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        size = min(len(u), at_once)
+        size = min((each for each in sizes if each >= len(u)), default=max(sizes))
         if size not in functions:
             functions[size] = of_size(size)
         for part in u.split(size):

@@ -216,12 +216,21 @@ class Path:
         run = self._recorded(self._densities, u, check)
         return lambda u: Point(u, *run(u))
 
+    def scores(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """log f_0 and log f_1 at u, `(chains, n)` each, without gradients.
+
+        Raises:
+            PairError: The guide cannot score what it has not drawn.
+        """
+        base, end = self._score(u)
+        return base, base + end if self._from_prior else end
+
     def record_scores(self, u: Tensor, check: Tensor) -> Callable[[Tensor], tuple[Tensor, ...]]:
-        """log f_0 and log f_1 (from the guide) without gradients, for u of one shape; as `record`."""
-        return self._recorded(self._score, u, check)
+        """`scores`, for u of one shape; as `record`."""
+        return self._recorded(self.scores, u, check)
 
     def record_end(self, u: Tensor, check: Tensor) -> Callable[[Tensor], tuple[Tensor, ...]]:
-        """log f_1 and its gradient (from the guide), for u of one shape; as `record`."""
+        """log f_1 and its gradient, for u of one shape; as `record`."""
         return self._recorded(self._end, u, check)
 
     def _recorded(
@@ -247,9 +256,9 @@ class Path:
         with torch.enable_grad():
             u = u.detach().requires_grad_()
             if len(u) > 1 and not self.layout.vectorizes:
-                end = torch.cat([self._score(part)[1] for part in u.split(1)])
+                end = torch.cat([self.scores(part)[1] for part in u.split(1)])
             else:
-                _, end = self._score(u)
+                _, end = self.scores(u)
             (gradient,) = torch.autograd.grad((end + 0.0 * u.sum(-1)).sum(), u)
         return end.detach(), gradient
 

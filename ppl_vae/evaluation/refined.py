@@ -21,6 +21,9 @@ _logger = logging.getLogger(__name__)
 GUIDE_DRAWS = 64
 """Draws of the guide that show its center and its spread."""
 
+FEW_STARTS = 4
+"""Starts of a row, of which gradients are computed together."""
+
 LEAST_STARTS = 32
 """Draws of the prior to look for modes from, of all rows together."""
 
@@ -51,8 +54,8 @@ class Refinement:
         effort: How much is done.
 
     Raises:
-        PairError: The latents cannot be moved: they are discrete, belong to all rows, or the guide cannot
-            score what it has not drawn.
+        PairError: The latents cannot be moved: they are discrete, belong to all rows, or are functions of the
+            draws of a guide that cannot score what it has not drawn.
     """
 
     pair: Pair
@@ -64,8 +67,17 @@ class Refinement:
     def __post_init__(self) -> None:
         self.path = Path(self.pair, self.layout, self.batch)
         drawn = self.path.draw(GUIDE_DRAWS)
+        from_prior = self._from_prior()
+        try:
+            self.path.scores(0.9 * drawn[:1] + 0.1 * drawn[1:2])
+        except PairError:
+            own = None if from_prior is None else from_prior[0].in_order_of(self.path, drawn)
+            if from_prior is None or own is None:
+                raise
+            # Such a guide is no part of the proposal: the prior takes its place.
+            self.path, drawn = from_prior[0], own
         center, spread = drawn.mean(0), drawn.std(0)
-        prior = self._from_prior()
+        prior = None if from_prior is None else self.path.in_order_of(*from_prior)
         least = 1e-3 * (1.0 + center.abs()) if prior is None else NARROWEST * prior.std(0)
         least = torch.where(least.isfinite() & (least > 0), least, torch.ones_like(least))
         self.scale = torch.where((spread > least) & spread.isfinite(), spread, least)
@@ -80,27 +92,29 @@ class Refinement:
         self.starts = torch.cat([center[None], *few]).contiguous()
         self._example = drawn[: min(self.at_once, GUIDE_DRAWS)].contiguous()
 
-    def _from_prior(self) -> Tensor | None:
-        """Draws of the prior in the coordinates of the path; None where these are not the model's latents."""
+    def _from_prior(self) -> tuple[Path, Tensor] | None:
+        """Draws of the prior; None where the coordinates of the guide's path are not the model's latents."""
         prior = Pair(self.pair.model, PriorGuide(self.pair.model))
         try:
             path = Path(prior, find_layout(prior, self.batch), self.batch)
-            return self.path.in_order_of(path, path.draw(GUIDE_DRAWS))
+            drawn = path.draw(GUIDE_DRAWS)
         except PairError as error:
             _logger.info("modes are looked for around the guide alone: %s", error)
             return None
+        return None if self.path.in_order_of(path, drawn) is None else (path, drawn)
 
     @cached_property
     def _scores(self) -> Callable[[Tensor], tuple[Tensor, ...]]:
         """log q and log p(x, z) of draws, with the Jacobian of the coordinates: `(S, n)` each."""
-        return in_parts(
-            lambda size: self.path.record_scores(*self._examples(size)), len(self._example)
-        )
+        most = len(self._example)
+        return in_parts(lambda size: self.path.record_scores(*self._examples(size)), most)
 
     @cached_property
     def _target(self) -> Target:
-        few = max(1, len(self._example) // 4)  # gradients take more memory
-        gradient = in_parts(lambda size: self.path.record_end(*self._examples(size)), few)
+        most = max(1, len(self._example) // 4)  # gradients take more memory
+        gradient = in_parts(
+            lambda size: self.path.record_end(*self._examples(size)), min(FEW_STARTS, most), most
+        )
         return Target(lambda u: self._scores(u)[1], gradient, self.starts, self.scale, self.reach)
 
     def _examples(self, size: int) -> tuple[Tensor, Tensor]:
