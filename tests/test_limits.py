@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
+import shutil
+import struct
 import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors
 import torch
-from attacks import GUIDE, MODEL, change, model_with, part, promise, run as run
+from attacks import (
+    GUIDE,
+    MODEL,
+    change,
+    model_with,
+    part,
+    promise,
+    run as run,
+    trained as trained,
+)
 
-from ppl_vae.runs import load_run, read_csv
+from ppl_vae.cli import main
+from ppl_vae.runs import is_of_a_run, load_run, read_csv, restore_optimizer
 from ppl_vae.runtime import (
     CorruptFileError,
     load_json,
@@ -134,6 +149,24 @@ def test_a_text_that_is_no_argument_is_not_read(run: Path) -> None:
             load_run(run)
     digits = ":".join(["59"] * 1000)  # of a number to base 60, which takes time to convert
     assert load_yaml(f"a: {digits}") == {"a": digits}
+    digits = ":".join(["59"] * 80_000)  # a tag that says that it is a number changes nothing
+    start = time.monotonic()
+    assert load_yaml(f"a: !!int '{digits}'") == {"a": digits}
+    assert time.monotonic() - start < 1
+
+
+@promise(12)
+def test_a_long_value_is_not_searched_for_hours(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What jsonargparse says of a wrong value contains it, and looked for its words from each word in it."""
+    change(run, seed="type collections.abc.Callable[] expects " * 600)
+    start = time.monotonic()
+    assert main(["evaluate", str(run)]) == 1
+    assert time.monotonic() - start < 5
+    error = capsys.readouterr().err
+    assert "--seed: expected int, got" in error
+    assert len(error) < 6000
 
 
 @promise(12)
@@ -224,6 +257,138 @@ def test_a_sparse_table_is_not_read(run: Path) -> None:
         load_run(run)
 
 
+@promise(13)
+@pytest.mark.parametrize("end", ["", "\\", "\\\n"])
+def test_a_string_without_an_end_is_read_once(end: str, run: Path) -> None:
+    """Each quote in it was tried as the beginning of another one."""
+    (run / "evaluation.json").write_text('{"a": "' + '\\"' * 2**16 + end)
+    start = time.monotonic()
+    with pytest.raises(CorruptFileError, match=r"evaluation\.json"):
+        load_run(run)
+    assert time.monotonic() - start < 5
+    assert load_json('{"a": "[[\\"[[", "b\\\\": [[1]]}') == {"a": '[["[[', "b\\": [[1]]}
+    with pytest.raises(ValueError, match="levels"):
+        load_json('{"a\\\\": ' + "[" * 101 + '"' + '\\"' * 9)
+
+
+@promise(13)
+def test_many_numbers_in_few_lines_are_not_read(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    header = ",".join(f"c{i}" for i in range(1000)) + "\n"
+    file = run / "metrics.csv"
+    monkeypatch.setattr("ppl_vae.runs.folder._MOST_VALUES", 3000)
+    file.write_text(header + ("1," * 999 + "1\n") * 3)
+    assert len(load_run(run).history) == 3
+    file.write_text(header + ("1," * 999 + "1\n") * 4)
+    with pytest.raises(CorruptFileError, match=r"metrics\.csv: it has more than the 3000 numbers"):
+        load_run(run)
+    for text in ("12," * 2**20, "a\n" + "12," * 2**20, 'a\n0,"' + '\n",12,12,"' * 2**18):
+        file.write_text(text)
+        tracemalloc.start()
+        with pytest.raises(CorruptFileError, match=r"a line is longer than the 1048576"):
+            load_run(run)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert most < 2**27
+    monkeypatch.undo()
+    file.write_text("a\n" + "1\n" * 2**20)  # many short ones are longer together
+    assert len(load_run(run).history) == 2**20
+
+
+@promise(13)
+@pytest.mark.parametrize("size", [2**31, 2**40])
+def test_sparse_weights_are_not_read(size: int, run: Path) -> None:
+    file = run / "weights.safetensors"
+    with safetensors.safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    zeros = {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}
+    header = json.dumps({"__metadata__": metadata, "a": zeros}).encode()
+    with file.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(header)) + header)
+        stream.truncate(8 + len(header) + size)
+    with pytest.raises(CorruptFileError, match=r"of which .* were ever written"):
+        load_run(run)
+
+
+@promise(13)
+def test_a_checksum_needs_no_copy_of_the_weights(tmp_path: Path) -> None:
+    file = tmp_path / "w.safetensors"
+    write_tensors(file, {"w": torch.zeros(2**24, dtype=torch.uint8), "none": torch.zeros(0, 3)})
+    tracemalloc.start()
+    read_tensors(file)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2**22
+
+
+@promise(12)
+def test_a_config_beside_is_not_read_as_a_whole(tmp_path: Path) -> None:
+    """Whether a folder is one of a run is asked before anything is written into it, or below."""
+    with (tmp_path / "config.yaml").open("wb") as file:
+        file.write(b"model: 1")
+        file.truncate(2**28)
+    tracemalloc.start()
+    assert not is_of_a_run(tmp_path / "weights.safetensors")
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2**20
+
+
+# -- checkpoints -----------------------------------------------------------------------------------------
+
+
+@promise(20)
+@pytest.mark.parametrize(
+    ("optimizer", "name"),
+    [
+        (functools.partial(torch.optim.Adam, amsgrad=True), "max_exp_avg_sq"),
+        (torch.optim.AdamW, "exp_avg"),
+        (torch.optim.AdamW, "step"),
+        (functools.partial(torch.optim.SGD, momentum=0.9), "momentum_buffer"),
+        (torch.optim.Adagrad, "sum"),
+    ],
+)
+def test_the_state_of_an_optimizer_must_fit(optimizer: Any, name: str) -> None:
+    """The fused kernels wrote beyond a tensor that was too small, and the process crashed."""
+    leaf = torch.nn.Parameter(torch.zeros(50))
+    made = optimizer([leaf], fused=True, lr=0.1)
+    leaf.grad = torch.ones(50)
+    made.step()
+    state = copy.deepcopy(made.state_dict())
+    restore_optimizer(made, state)
+    no_number = copy.deepcopy(state)
+    no_number["param_groups"][0]["lr"] = torch.zeros(0)
+    for shape in ((2,), (49,), (0,)):
+        state["state"][0][name] = torch.zeros(shape)
+        with pytest.raises(ValueError, match=rf"'{name}' of its optimizer has the shape"):
+            restore_optimizer(made, copy.deepcopy(state))
+    plain = type(made)([leaf], lr=0.1)  # whose own options are those of the checkpoint then
+    with pytest.raises(ValueError, match=rf"'{name}' of its optimizer"):
+        restore_optimizer(plain, copy.deepcopy(state))
+    with pytest.raises(ValueError, match="an option of its optimizer is no number"):
+        restore_optimizer(made, no_number)
+    for broken in ({}, {**state, "param_groups": [1]}, {**state, "state": {0: 1}}):
+        with pytest.raises(ValueError, match="the checkpoint is not one of this training"):
+            restore_optimizer(made, broken)
+
+
+@promise(20)
+def test_a_run_with_the_state_of_another_optimizer_is_not_resumed(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad"
+    shutil.copytree(trained, bad)
+    *old, file = sorted((bad / "checkpoints").iterdir())
+    for older in old:
+        older.unlink()
+    tensors, metadata = read_tensors(file)
+    averages = [name for name in tensors if name.endswith("exp_avg")]
+    assert averages
+    write_tensors(file, tensors | {name: torch.ones(1) for name in averages}, metadata)
+    assert main(["train", "--resume", str(bad), "--max_epochs", "2"]) == 1
+    assert "'exp_avg' of its optimizer has the shape (1,)" in capsys.readouterr().err
+
+
+@promise(20)
 def test_the_position_of_numpys_generator_is_checked() -> None:
     state = random_state(torch.device("cpu"))
     position, *rest = state["numpy"]["rest"]

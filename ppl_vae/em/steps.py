@@ -44,6 +44,7 @@ from ppl_vae.pairs import (
     sites_of_rows,
     sum_to_rows,
 )
+from ppl_vae.runs import restore_optimizer
 from ppl_vae.runtime import described, require_count, require_number
 
 Statistics = dict[str, Tensor]
@@ -133,7 +134,7 @@ class Steps(ABC):
         self.passes = state["passes"]
         self.gradient_evaluations = state["gradient_evaluations"]
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+            restore_optimizer(optimizer, saved)
 
     def facts(self) -> dict[str, Any]:
         """What the steps are, by name, for a resumed call to be compared with."""

@@ -5,6 +5,7 @@ from .checkpoints import (
     digest_of_rows as digest_of_rows,
     load_checkpoint as load_checkpoint,
     require_same as require_same,
+    restore_optimizer as restore_optimizer,
     save_checkpoint as save_checkpoint,
 )
 from .comparison import Comparison as Comparison

@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+from torch.optim import Optimizer
+
 from ppl_vae.pairs import Batches, tensors_of
 from ppl_vae.runs.run_folder import RunFolder
 from ppl_vae.runtime import (
@@ -96,6 +99,46 @@ def _why(file: Path, error: CorruptFileError | OSError) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"it cannot be read ({error.strerror})"
     return str(error).removeprefix(f"{file}: ")
+
+
+def restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    """Puts back the state of an optimizer from a checkpoint, if it is one for these parameters.
+
+    The fused kernels of torch take shapes on trust: they read and write beyond a tensor that is too small.
+
+    Raises:
+        ValueError: A tensor in it has another shape than the parameter that it belongs to.
+    """
+    try:
+        optimizer.load_state_dict(saved)
+        for group in optimizer.param_groups:
+            _require_fitting(optimizer, group)
+    except (LookupError, TypeError, AttributeError) as error:
+        why = f"the state of its optimizer cannot be read ({error!r})"
+        raise ValueError(f"{_OF_ANOTHER}: {why}; start the training again") from error
+
+
+_OF_ANOTHER = "the checkpoint is not one of this training"
+
+
+def _require_fitting(optimizer: Optimizer, group: Mapping[str, Any]) -> None:
+    if any(isinstance(value, Tensor) and value.numel() != 1 for value in group.values()):
+        raise ValueError(
+            f"{_OF_ANOTHER}: an option of its optimizer is no number; start the training again"
+        )
+    for leaf in group["params"] if group.get("fused") else ():
+        for name, value in optimizer.state.get(leaf, {}).items():
+            one = name == "step"
+            if isinstance(value, Tensor) and not _fits(value, leaf, one):
+                expected = "one number" if one else f"the shape {tuple(leaf.shape)}"
+                raise ValueError(
+                    f"{_OF_ANOTHER}: {name!r} of its optimizer has the shape {tuple(value.shape)}, expected "
+                    f"{expected}; start the training again"
+                )
+
+
+def _fits(value: Tensor, leaf: Tensor, one: bool) -> bool:
+    return value.numel() == 1 if one else value.shape == leaf.shape
 
 
 MAY_CHANGE = ("max_epochs", "max_iterations", "patience", "num_samples", "tolerance")

@@ -9,9 +9,9 @@ import itertools
 import json
 import math
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TextIO, runtime_checkable
 
 import pyro
 import torch
@@ -64,6 +64,12 @@ _MOST_CSV = 2**28
 
 _MOST_LINES = 2_000_000
 """Most lines of a table: each takes some hundred bytes of memory, however short it is."""
+
+_LONGEST_ROW = 2**20
+"""Most characters in a row of a table: it is split as a whole."""
+
+_MOST_VALUES = 2**24
+"""Most numbers in a table: each takes some dozens of bytes of memory, and as little as two in the file."""
 
 _AGAIN = "remove it, or create it again with --overwrite"
 """What to do about a result that cannot be read."""
@@ -246,16 +252,34 @@ def read_csv(file: Path) -> list[dict[str, float]]:
     if not file.is_file():
         return []
     _require_size(file)
+    fed = [0]  # characters of the row that is being read, which may go on for many lines
+
+    def rows_of(stream: TextIO) -> Iterator[str]:
+        while line := stream.readline(_LONGEST_ROW + 1):
+            fed[0] += len(line)
+            if fed[0] > _LONGEST_ROW:
+                raise CorruptFileError(
+                    file, f"a line is longer than the {_LONGEST_ROW} characters that are read"
+                )
+            yield line
+
     with file.open(newline="", encoding="utf-8") as lines:
         try:
-            table = csv.reader(lines)
+            table = csv.reader(rows_of(lines))
             names = next(table, [])
             # Not by `csv.DictReader`: short lines under a long header would take the product of both.
-            found = [
-                {name: float(value) for name, value in zip(names, row, strict=False) if value}
-                for row in itertools.islice(table, _MOST_LINES)
-                if row
-            ]
+            found = []
+            left, fed[0] = _MOST_VALUES, 0
+            for row in itertools.islice(table, _MOST_LINES):
+                left -= min(len(row), len(names))
+                if left < 0:
+                    raise CorruptFileError(
+                        file, f"it has more than the {_MOST_VALUES} numbers that are read"
+                    )
+                fed[0] = 0
+                if row:
+                    pairs = zip(names, row, strict=False)
+                    found.append({name: float(value) for name, value in pairs if value})
             if next(table, None) is not None:
                 raise CorruptFileError(
                     file, f"it has more than the {_MOST_LINES} lines that are read"

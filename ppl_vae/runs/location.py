@@ -24,7 +24,7 @@ from ppl_vae.runs.contents import (
     remove_empty,
 )
 from ppl_vae.runs.lock import LOCK, Lock, LockedError
-from ppl_vae.runtime import TILDE, is_temporary, own_folder, remove
+from ppl_vae.runtime import MOST_YAML, TILDE, is_temporary, own_folder, remove
 
 STAGED = ".ppl_vae-new"
 """Folder inside of a run folder: a run that is to take the place of the one that is there."""
@@ -109,7 +109,10 @@ def is_of_ours(folder: Path) -> bool:
 
 def _is_config(file: Path) -> bool:
     """Whether a configuration file is that of a run, which names the version that wrote it."""
-    return file.is_file() and "ppl_vae" in file.read_text("utf-8", errors="replace")
+    if not file.is_file():
+        return False
+    with file.open("rb") as stream:
+        return b"ppl_vae" in stream.read(MOST_YAML)
 
 
 def swap(path: Path) -> None:

@@ -10,6 +10,10 @@ _INTRODUCTION = re.compile(
 )
 
 
+_LONGEST = 4000
+"""Characters of a message that are looked at: a value in it may be long, and made to slow a search down."""
+
+
 def plain(message: str) -> str:
     r"""What is wrong with a value, without the types that jsonargparse tried.
 
@@ -17,6 +21,8 @@ def plain(message: str) -> str:
         >>> plain("Parser key 'max_epochs'".replace("'", '"') + ":\n  Expected a <class 'int'>. Got value: x")
         '--max_epochs: expected int, got x'
     """
+    if len(message) > _LONGEST:
+        message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 2 :]}"
     keys = re.findall(r'Parser key "([\w.]+)":', message)
     reasons = [line.strip(" -") for line in message.splitlines() if not _INTRODUCTION.match(line)]
     if (

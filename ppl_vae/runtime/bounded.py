@@ -29,6 +29,11 @@ _CHARACTERS = 10
 """So many characters of a text count as a value: an alias may repeat a long one."""
 
 _LONGEST_NUMBER = 1000
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+_NO_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[^\[\]{}"]++', re.DOTALL)
+"""What stands between the brackets of a JSON text. A string without an end reaches to that of the text, and no
+way back is tried: it would be tried from each quote in it."""
 
 
 def read_text(file: Path, most: int) -> str:
@@ -90,7 +95,7 @@ class _BoundedLoader(yaml.SafeLoader):
         if (
             isinstance(event, yaml.ScalarEvent)
             and len(event.value) > _LONGEST_NUMBER
-            and event.implicit[0]
+            and (event.implicit[0] or event.tag in _NUMBERS)
         ):
             event.tag = "tag:yaml.org,2002:str"  # text, and no number that takes minutes to convert
         self._depth += 1
@@ -115,7 +120,7 @@ def load_json(text: str) -> dict[str, Any]:
     """
     if len(text) > MOST_JSON:
         raise ValueError(f"it is larger than the {MOST_JSON // 1024} KiB that are read")
-    brackets = re.sub(r'"(?:[^"\\]|\\.)*"|[^\[\]{}"]', "", text)
+    brackets = _NO_BRACKETS.sub("", text)
     levels = itertools.accumulate(1 if bracket in "[{" else -1 for bracket in brackets)
     if any(level > DEEPEST for level in levels):
         raise ValueError(f"it has more than {DEEPEST} levels")

@@ -28,6 +28,10 @@ _DIGEST = "sha256"
 _AT_ONCE = 2**22
 """Numbers that are brought to the CPU at once."""
 
+_LARGE = 2**30
+_MOST_RATIO = 100
+"""A file above that size is not read if it takes so much less room on the disk: it is sparse."""
+
 
 def write_tensors(
     path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None
@@ -115,8 +119,14 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
 def _require_file(path: Path) -> None:
     """Raises an error for what cannot be opened, as such: safetensors calls all of it a missing file."""
     if path.is_file():
-        with path.open("rb"):
-            return
+        with path.open("rb") as file:
+            found = os.fstat(file.fileno())
+        written = getattr(found, "st_blocks", 0) * 512  # 0 where it is not known
+        if written and found.st_size > max(_LARGE, _MOST_RATIO * written):
+            raise CorruptFileError(
+                path, f"it is {found.st_size:,} bytes long, of which {written:,} were ever written"
+            )
+        return
     if path.is_dir():
         raise CorruptFileError(path, "this is a folder, not a file")
     if path.exists():
@@ -200,5 +210,5 @@ def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -13,7 +13,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ppl_vae.pairs import Pair
-from ppl_vae.runs import CHECKPOINTS, RunFolder, load_checkpoint, require_same, save_checkpoint
+from ppl_vae.runs import (
+    CHECKPOINTS,
+    RunFolder,
+    load_checkpoint,
+    require_same,
+    restore_optimizer,
+    save_checkpoint,
+)
 from ppl_vae.runtime import random_state, set_random_state
 from ppl_vae.training.processes import Processes
 from ppl_vae.training.progress import Progress
@@ -104,7 +111,7 @@ class Checkpoints:
         require_same(self.folder, now, {**facts, "seed": saved["seed"]})
         device = self.processes.device
         self.pair.load_state({n: t.to(device) for n, t in saved["pair"].items()})
-        self.optimizer.load_state_dict(saved["optimizer"])
+        restore_optimizer(self.optimizer, saved["optimizer"])
         if self.scheduler is not None and saved["scheduler"] is not None:
             self.scheduler.load_state_dict(saved["scheduler"])
         set_random_state(saved["generators"][self.processes.rank], device)
