@@ -106,6 +106,80 @@ def test_an_archive_of_very_many_files_is_not_read(tmp_path: Path) -> None:
         load_data(str(tmp_path / "x.npz"))
 
 
+@promise(14)
+@pytest.mark.parametrize("name", ["x.npz", "x.pt"])
+def test_a_directory_is_not_read_however_long_it_is(name: str, tmp_path: Path) -> None:
+    """Python reads it at once, and a hole in a sparse file is a long one."""
+    size = 2**26
+    end = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, 1, 1, size - 4, 4)
+    locator = struct.pack("<4sLQL", b"PK\6\7", 0, size, 1)
+    clamped = (0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    with (tmp_path / name).open("wb") as file:
+        file.write(b"PK\3\4")
+        file.seek(size)
+        file.write(end + locator + struct.pack("<4s4H2LH", b"PK\5\6", *clamped))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="its directory is too long"):
+        load_data(str(tmp_path / name))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2**23
+
+
+@promise(14)
+@pytest.mark.parametrize("start", [b"\x80\x04\x8e" + struct.pack("<Q", 2**26), b"c", b"N.N.N.N."])
+def test_an_old_pickle_is_not_read_however_long_it_is(start: bytes, tmp_path: Path) -> None:
+    with (tmp_path / "x.pt").open("wb") as file:
+        file.write(start)
+        file.truncate(2**27)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"x\.pt cannot be read"):
+        load_data(str(tmp_path / "x.pt"))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2**23
+
+
+@promise(14)
+@pytest.mark.parametrize("old", [True, False])
+def test_a_sparse_file_of_tensors_is_not_read(
+    old: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "x.pt"
+    torch.save({"x": torch.zeros(2**15, 2**8)}, file, _use_new_zipfile_serialization=not old)
+    assert load_data(str(file)).shape == (2**8,)
+    monkeypatch.setattr("ppl_vae.data.sizes._LARGE", 2**20)
+    load_data(str(file))
+    content = file.read_bytes()
+    place = content.index(bytes(2**20))
+    with file.open("wb") as stream:
+        stream.write(content[:place])
+        stream.seek(2**25 - 2**20, 1)  # a hole in the place of the zeros
+        stream.write(content[place + 2**25 - 2**20 :])
+    assert file.stat().st_size == len(content)
+    monkeypatch.setattr("ppl_vae.data.sizes._MOST_RATIO", 2)
+    with pytest.raises(ValueError, match="bytes on the disk"):
+        load_data(str(file))
+
+
+@promise(14)
+def test_what_is_built_is_not_copied_again_and_again(tmp_path: Path) -> None:
+    """A dictionary of some thousand entries, thousands of times: few bytes in the file, much memory."""
+    entries = b"".join(b"M" + struct.pack("<H", i) + b"N\x86" for i in range(3000))
+    pairs = b"](" + entries + b"e\x85q\x03"
+    copies = b"](" + b"h\x01h\x03R" * 3000 + b"e."
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        made = b"\x80\x02ccollections\nOrderedDict\nq\x01" + pairs + copies
+        archive.writestr("x/data.pkl", made)
+        archive.writestr("x/version", "3\n")
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="more than tensors, or very many"):
+        load_data(str(tmp_path / "x.pt"))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2**22
+
+
 # -- archives that torch and Python read differently -----------------------------------------------------
 
 
@@ -313,6 +387,24 @@ def test_suspiciously_large_pictures_are_refused(
         pytest.raises(ValueError, match=r"GiB of memory \(more than there is\)"),
     ):
         load_data(f"folder:{tmp_path}")
+
+
+@promise(15)
+@pytest.mark.parametrize("name", ["x.webp", "x.png"])
+def test_a_huge_file_is_no_picture(name: str, tmp_path: Path) -> None:
+    """PIL reads WebP as a whole, and unknown parts of a PNG: a sparse file took all its length of memory."""
+    start = b"RIFF\xff\xff\xff\x7fWEBPVP8 " if name == "x.webp" else b"\x89PNG\r\n\x1a\n"
+    with (tmp_path / name).open("wb") as file:
+        file.write(start)
+        file.truncate(2**29 + 1)
+    tracemalloc.start()
+    with pytest.raises(
+        ValueError, match=rf"{name} cannot be read: its file is larger than 512 MiB"
+    ):
+        load_data(f"folder:{tmp_path}")
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2**22
 
 
 @promise(15)

@@ -16,7 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vae.data.sizes import MuchLargerError, is_archive_of_torch, require_plain, require_room
+from ppl_vae.data.sizes import (
+    MuchLargerError,
+    is_archive_of_torch,
+    require_plain,
+    require_room,
+    written,
+)
 from ppl_vae.data.sources import Part, Source, StoredRows, rows_per_run, runs_of
 
 _KEYS = {
@@ -187,7 +193,7 @@ def _real(path: Path, key: str, array: Any) -> Tensor | np.ndarray[Any, Any] | S
     if isinstance(array, Tensor) and not array.is_complex():
         # A tensor may repeat one number, or hold zeros that are not in the file.
         size = array.numel() * array.element_size()
-        require_room(path, size, on_disk=path.stat().st_size)
+        require_room(path, size, on_disk=written(path.stat()))
         return array.detach().to_dense()
     if isinstance(array, np.ndarray | StoredArray) and array.dtype.kind in "buif":
         return array

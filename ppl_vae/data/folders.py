@@ -22,6 +22,10 @@ PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif")
 _FORMATS = ("PNG", "JPEG", "BMP", "DIB", "WEBP", "GIF")
 """What PIL may read, whatever the name says: for some other formats it starts another program."""
 
+_LARGEST = 2**29
+"""Most bytes of a picture's file: PIL reads some parts, and some files as a whole, before it knows what is in
+them. One without compression that is not too large for PIL has fewer."""
+
 _PIL_ERRORS = (
     *(OSError, SyntaxError, ValueError, EOFError),
     *(Image.DecompressionBombError, Image.DecompressionBombWarning),
@@ -52,6 +56,8 @@ def _broken(path: Path, error: Exception) -> ValueError:
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """A picture that is not suspiciously large: PIL only warns of the smaller ones of those."""
+    if path.stat().st_size > _LARGEST:
+        raise ValueError(f"its file is larger than {_LARGEST >> 20} MiB")
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(path, formats=_FORMATS) as image:

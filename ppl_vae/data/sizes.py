@@ -25,8 +25,14 @@ _ENTRY_BYTES = 46
 _OLD_PICKLES = 5
 """A `.pt` before torch 1.6: a number, a version, the system, the content, and the names of the storages."""
 
-_MOST_OPERATIONS = 100_000
-"""Most steps that build what a `.pt` holds; a tensor takes some thirty."""
+_MOST_OPERATIONS = 2000
+"""Most steps that build what a `.pt` holds; a tensor takes some thirty. Some steps copy all that was built by
+others, so that the memory may grow with the square."""
+
+_MOST_READ = 2**20
+"""Most bytes of an archive's directory, or of a pickle: what is longer may be a hole in a sparse file."""
+
+_MORE_THAN_TENSORS = "it holds more than tensors, or very many; save those of the data alone"
 
 _OF_TENSORS = re.compile(
     r"torch\._utils _rebuild_(tensor|tensor_v2|tensor_v3|parameter|sparse_tensor)"
@@ -56,7 +62,8 @@ def require_room(path: Path, num_bytes: int, *, on_disk: int | None = None) -> N
     unlikely = on_disk is not None and num_bytes > max(_LARGE, _MOST_RATIO * on_disk)
     if num_bytes <= available and not unlikely:
         return
-    why = f"{on_disk:,} bytes on the disk" if unlikely else "more than there is"
+    too_large = num_bytes > available
+    why = "more than there is" if too_large else f"{on_disk:,} bytes on the disk"
     raise MuchLargerError(
         f"{path} takes {num_bytes / 2**30:.1f} GiB of memory ({why}), so it is not read: if it is right, "
         "save it as an uncompressed .npy, in parts that fit into the memory"
@@ -90,16 +97,41 @@ def require_plain(path: Path, file: BinaryIO) -> None:
     of_torch = path.suffix.lower() == ".pt"
     if is_archive_of_torch(file) if of_torch else zipfile.is_zipfile(file):
         file.seek(0)
-        with zipfile.ZipFile(file) as archive:
+        with zipfile.ZipFile(_ShortReads(file)) as archive:
             _require_plain_zip(path, file, archive)
             if of_torch:
                 _require_one_directory(file, archive)
                 for entry in archive.infolist():
                     if entry.filename.lower().endswith("data.pkl"):
+                        if entry.file_size > _MOST_READ:
+                            raise ValueError(_MORE_THAN_TENSORS)
                         _require_tensors_alone(io.BytesIO(archive.read(entry)), 1)
     elif of_torch:
-        _require_tensors_alone(file, _OLD_PICKLES)
+        _require_tensors_alone(io.BytesIO(file.read(_MOST_READ)), _OLD_PICKLES)
+        found = os.fstat(file.fileno())  # torch reads all of it
+        require_room(path, found.st_size, on_disk=written(found))
     file.seek(0)
+
+
+class _ShortReads:
+    """A file of which a directory is read, however long it says that it is."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+    def read(self, size: int = -1, /) -> bytes:
+        """The next bytes; raises a ValueError if they are too many."""
+        found = self._file.read(size if 0 <= size <= _MOST_READ else _MOST_READ + 1)
+        if len(found) > _MOST_READ:
+            raise ValueError("its directory is too long")
+        return found
+
+
+def written(found: os.stat_result) -> int:
+    """The size of a file without its holes, where the system knows it."""
+    blocks: int = getattr(found, "st_blocks", 0)
+    return min(found.st_size, 512 * blocks) if blocks else found.st_size
 
 
 def _require_plain_zip(path: Path, file: BinaryIO, archive: zipfile.ZipFile) -> None:
@@ -109,8 +141,8 @@ def _require_plain_zip(path: Path, file: BinaryIO, archive: zipfile.ZipFile) -> 
         raise ValueError(f"it holds more than {_MOST_ENTRIES} files")
     if any(entry.compress_type not in _METHODS for entry in entries):
         raise ValueError("it is packed in a way that NumPy and torch do not use")
-    size = os.fstat(file.fileno()).st_size
-    require_room(path, sum(entry.file_size for entry in entries), on_disk=size)
+    size = sum(entry.file_size for entry in entries)
+    require_room(path, size, on_disk=written(os.fstat(file.fileno())))
 
 
 def _require_one_directory(file: BinaryIO, archive: zipfile.ZipFile) -> None:
@@ -152,7 +184,7 @@ def _require_tensors_alone(file: BinaryIO, pickles: int) -> None:
             left -= 1
             named = named if operation.name == "GLOBAL" else None
             if not left:
-                raise ValueError("it holds more than tensors")
+                raise ValueError(_MORE_THAN_TENSORS)
             if named and not _OF_TENSORS.fullmatch(str(named)):
                 called = str(named)[:80].replace(" ", ".")
                 raise ValueError(f"it holds more than tensors: {called}; save plain tensors")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ppl_vae.data.sizes import require_plain, require_room
+from ppl_vae.data.sizes import require_plain, require_room, written
 from ppl_vae.data.sources import Part, Source
 
 TORCHVISION = {
@@ -93,7 +93,10 @@ def _require_files_that_fit(folder: Path) -> None:
                 require_plain(file, opened)
     for file in folder.glob("raw/*-ubyte"):
         if file.is_file():
-            require_room(file, 2 * file.stat().st_size)  # torchvision makes a copy
+            found = file.stat()
+            require_room(
+                file, 2 * found.st_size, on_disk=written(found)
+            )  # torchvision makes a copy
 
 
 def _require_no_links(name: str, data_dir: Path) -> None:
