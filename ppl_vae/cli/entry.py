@@ -124,6 +124,7 @@ def _run(arguments: list[str]) -> int:
 
         answer_argcomplete(_root_parser())
         return 0
+    _require_typed(arguments)
     command = arguments[0] if arguments else ""
     if not command:
         raise UsageError("the following arguments are required: COMMAND")
@@ -149,6 +150,21 @@ def _run(arguments: list[str]) -> int:
     module = command if command in ("train", "em", "refit") else "run_commands"
     run = getattr(importlib.import_module(f"ppl_vae.cli.{module}"), command)
     return int(run(parser, given))
+
+
+def _require_typed(arguments: Sequence[str]) -> None:
+    """Refuses an option that is the name of a file here: a shell may have put it in the place of a `*`.
+
+    Raises:
+        UsageError: There is such a file.
+    """
+    for argument in arguments:
+        if re.match("--?[a-zA-Z]", argument) and os.path.lexists(argument):
+            name = shortened(argument)
+            raise UsageError(
+                f"{name} would be an option, but a file of this name is in the current folder, so that it may "
+                "not be you who typed it: rename the file, or write ./* instead of *"
+            )
 
 
 def _root_parser() -> LightParser:

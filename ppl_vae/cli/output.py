@@ -6,6 +6,11 @@ import os
 import sys
 from contextlib import suppress
 
+from ppl_vae.runtime import printable
+
+_KEPT = "\n\t"
+"""Characters that are no text, but may be in what is shown."""
+
 
 class OutputError(Exception):
     """Standard output cannot be written: it is full or closed."""
@@ -18,7 +23,7 @@ def say(line: str) -> None:
     """
     if sys.stderr is not None:  # for None, `print` would take standard output
         with suppress(OSError):
-            print(line, file=sys.stderr, flush=True)
+            print(printable(line, _KEPT), file=sys.stderr, flush=True)
 
 
 def warn(line: str) -> None:
@@ -36,7 +41,7 @@ def show(result: object = "", end: str = "\n") -> None:
     if sys.stdout is None:
         raise OutputError("standard output is closed, so that the result was not shown")
     try:
-        print(result, end=end, flush=True)
+        print(printable(str(result), _KEPT), end=end, flush=True)
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -141,7 +141,7 @@ def _holder(descriptor: int) -> dict[str, Any]:
     """What the file says of the process that wrote it; empty if it says nothing."""
     try:
         content = json.loads(os.pread(descriptor, 1000, 0))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -159,10 +159,10 @@ def _alive(holder: dict[str, Any]) -> bool:
 def _in_use(folder: Path, holder: dict[str, Any]) -> str:
     who = "another process"
     if holder:
-        since = holder.get("since")
-        clock = (
-            time.strftime(" since %H:%M", time.localtime(since)) if isinstance(since, float) else ""
-        )
+        clock = ""
+        if isinstance(since := holder.get("since"), float):
+            with suppress(OverflowError, ValueError, OSError):  # no time of a clock
+                clock = time.strftime(" since %H:%M", time.localtime(since))
         who = f"process {holder.get('pid')} on {holder.get('host')}{clock}"
     return (
         f"{folder} is being written by {who}: wait until it has ended, or choose another folder (if that "

@@ -20,7 +20,7 @@ from jsonargparse import Namespace
 from ppl_vae._moved import MODULES, OF_PACKAGES
 from ppl_vae.runs.contents import CONFIG
 from ppl_vae.runs.names import import_by_name, public_name
-from ppl_vae.runtime import described, load_yaml
+from ppl_vae.runtime import described, load_yaml, printable
 
 
 class UntrustedError(ValueError):
@@ -70,6 +70,7 @@ ROLES = tuple(name for name in _ROLES if name not in ("constraint", "part"))
 _PACKAGES = {place for role in _ROLES.values() for place in role.places}
 _OLD = {f"ppl_vae.{module}" for module in MODULES} | OF_PACKAGES.keys()
 _LONGEST = 10_000
+_LONGEST_SHOWN = 200
 _MOST = 2_000_000
 _DEEPEST = 3
 
@@ -225,7 +226,7 @@ class Trust:
         if not outside:
             return
         listed = [
-            f"{place}: {name} (module {home or name.rpartition('.')[0] or name})"
+            f"{_shown(place)}: {_shown(name)} (module {_shown(home or name.rpartition('.')[0] or name)})"
             for place, name in dict.fromkeys(outside)
         ]
         more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
@@ -328,6 +329,16 @@ def _fits_when_trusted(found: Any, role: str) -> bool:
     if role in ("objective", "constraint"):
         return inspect.isclass(found) and issubclass(found, import_by_name(_ROLES[role].base))
     return True
+
+
+def _shown(text: str) -> str:
+    """A text of a folder in the question: on one line, not so long that the rest is overlooked.
+
+    Letters that look like those of another name are also shown by their numbers.
+    """
+    text = printable(text)
+    text = text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN // 2]}...{text[-20:]}"
+    return text if text.isascii() else f"{text} = {text!a}"
 
 
 def _home(found: Any) -> str:

@@ -105,7 +105,7 @@ def _check_names(file: Path, pair: Pair, state: Mapping[str, Tensor]) -> None:
 
 
 def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(f"'{name}'" for name in names[:3])
+    shown = ", ".join(repr(name) for name in names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
@@ -128,7 +128,10 @@ def _describe_constraint(constraint: Any) -> dict[str, Any]:
 def _classes(file: Path, described: Any) -> Iterator[str]:
     """The names of the classes in a description that `_describe_constraint` may have made."""
     match described:
-        case {"class_path": str(name), "init_args": dict(arguments)}:
+        # No name but one of a class: it is shown in a command to be typed.
+        case {"class_path": str(name), "init_args": dict(arguments)} if all(
+            word.isidentifier() for word in name.split(".")
+        ):
             yield name
             for value in arguments.values():
                 if not isinstance(value, bool | int | float):

@@ -10,6 +10,7 @@ from .descriptions import (
     TILDE as TILDE,
     as_folder as as_folder,
     described as described,
+    printable as printable,
     require_count as require_count,
     require_flags as require_flags,
     require_number as require_number,

@@ -45,6 +45,22 @@ def described(given: object) -> str:
     return f"an object of {type(given).__name__}"
 
 
+def printable(text: str, keep: str = "") -> str:
+    """A text of others without what a terminal obeys: such characters would hide or forge what is shown.
+
+    Args:
+        text: The text.
+        keep: Characters that may stay, such as those between lines.
+
+    Example:
+        >>> printable("a name, \\x1b[2Jor \\u202eso"), printable("one\\ntwo", keep="\\n")
+        ('a name, \\\\x1b[2Jor \\\\u202eso', 'one\\ntwo')
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
+
+
 def require_count(name: str, given: Any, least: int | None = 1, most: int | None = None) -> None:
     """Raises an error unless an option is a whole number within bounds.
 

@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ppl_vae.runtime.descriptions import printable
+
 _TEMPORARY = ".writing"
 _TEMPORARY_NAME = re.compile(r"\..*\.[0-9a-f]{8}(-\d+-[0-9a-f]{8})?\.writing(\.[^.]*)?", re.DOTALL)
 """In the names of files that are being written, after the host and the number of the process that writes."""
@@ -34,6 +36,7 @@ class CorruptFileError(ValueError):
     """A file that is damaged or is not what it should be; `path` says which."""
 
     def __init__(self, path: Path, why: str) -> None:
+        why = printable(why, keep="\n")  # it may quote the file
         super().__init__(f"{path}: {why}")
         self.path = path
         self._why = why
