@@ -27,7 +27,7 @@ from attacks import (
 )
 
 from ppl_vae.cli import main
-from ppl_vae.runs import is_of_a_run, load_run, read_csv, restore_optimizer
+from ppl_vae.runs import is_of_a_run, load_run, names_in, read_csv, restore_optimizer
 from ppl_vae.runtime import (
     CorruptFileError,
     load_json,
@@ -153,6 +153,35 @@ def test_a_text_that_is_no_argument_is_not_read(run: Path) -> None:
     start = time.monotonic()
     assert load_yaml(f"a: !!int '{digits}'") == {"a": digits}
     assert time.monotonic() - start < 1
+
+
+@promise(12)
+@pytest.mark.parametrize("word", ["a", "a1", "a ", "a."])
+def test_a_long_word_is_looked_at_once(word: str, run: Path) -> None:
+    """Names in a text were looked for from each of its letters."""
+    text = "[" + word * (9_900 // len(word)) + "b]"
+    change(run, model=model_with(network=[text] * 100))
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=r"config\.yaml"):
+        load_run(run)
+    assert time.monotonic() - start < 10
+
+
+@promise(2)
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("list[a.B]", ["a.B"]),
+        ("Union[a . b.C, 1.5 | d1.E2]", ["a.b.C", "d1.E2"]),
+        ("[1os.system, a.1b.c, x.y.2, é.ü]", ["os.system", "b.c", "x.y", "é.ü"]),
+        ("[1.5, 2., .3, a, 4.c]", []),
+        ("[2a. b3 .c|d\n.e]", ["a.b3.c", "d.e"]),
+    ],
+)
+def test_all_names_in_a_text_are_found(text: str, names: list[str]) -> None:
+    found = [name for _, _, name in names_in({"x": text}, "model", "f")]
+    assert found[: len(names)] == names  # then those of the values that it has as YAML
+    assert bool(found) == bool(names)
 
 
 @promise(12)

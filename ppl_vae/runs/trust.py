@@ -293,14 +293,34 @@ def _names(
                 yield place, text
             return
         if re.search(r"[|\[]", text):  # a type, such as `list[package.Class]`
-            for name in re.findall(r"[^\W\d]\w*(?:\s*\.\s*[^\W\d]\w*)+", text):
-                yield place, re.sub(r"\s", "", name)
+            for name in _dotted(text):
+                yield place, name
         try:
             read = _read(text)
         except ValueError as error:  # jsonargparse, whose rules differ, might read it
             raise ValueError(f"{file}, {place}: this is not a plain value ({error})") from None
         if read != value:
             yield from _names(read, place, file, depth + 1, left)
+
+
+_WITH_DOTS = re.compile(r"(?<!\w)\w++(?:\s*+\.\s*+\w++)++")
+"""Words with dots between them. Each character is looked at once: one long word would take seconds."""
+
+
+def _dotted(text: str) -> Iterator[str]:
+    """The dotted names in a text that is more than a name."""
+    for found in _WITH_DOTS.findall(text):
+        name: list[str] = []
+        for word in re.split(r"\s*+\.\s*+", found):
+            # A name ends ahead of a number; what follows the digits may be the beginning of another.
+            first = re.sub(r"^\d+", "", word)
+            if first != word:
+                if len(name) > 1:
+                    yield ".".join(name)
+                name = []
+            name = [*name, first] if first else []
+        if len(name) > 1:
+            yield ".".join(name)
 
 
 @functools.lru_cache(maxsize=256)
