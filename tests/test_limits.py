@@ -27,7 +27,7 @@ from attacks import (
 )
 
 from ppl_vae.cli import main
-from ppl_vae.runs import is_of_a_run, load_run, names_in, read_csv, restore_optimizer
+from ppl_vae.runs import Trust, build, is_of_a_run, load_run, names_in, read_csv, restore_optimizer
 from ppl_vae.runtime import (
     CorruptFileError,
     load_json,
@@ -165,6 +165,24 @@ def test_a_long_word_is_looked_at_once(word: str, run: Path) -> None:
     with pytest.raises(ValueError, match=r"config\.yaml"):
         load_run(run)
     assert time.monotonic() - start < 10
+
+
+@promise(12)
+@pytest.mark.parametrize("as_text", [False, True])
+def test_parts_of_parts_end(as_text: bool, run: Path) -> None:
+    """jsonargparse took twice as long for each further one: for twenty of them, hours."""
+    model: Any = part("torch.nn.ReLU")
+    for _ in range(5):
+        model = part("torch.nn.ModuleList", modules=[model])
+    assert len(build(model, role="model", trust=Trust.of(False, run))[0]) == 1
+    for i in range(25):
+        inner = json.dumps(model) if as_text and i == 0 else model
+        model = part("torch.nn.ModuleList", modules=[inner])
+    change(run, model=model)
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=r"config\.yaml, .*a part of a part, more than 6 times"):
+        load_run(run)
+    assert time.monotonic() - start < 5
 
 
 @promise(2)

@@ -73,6 +73,8 @@ _LONGEST = 10_000
 _LONGEST_SHOWN = 200
 _MOST = 2_000_000
 _DEEPEST = 3
+_MOST_PARTS = 6
+"""Most descriptions inside of each other: jsonargparse takes twice as long for each further one."""
 
 
 @dataclass(frozen=True)
@@ -263,25 +265,31 @@ def names_in(value: Any, role: str, file: str) -> Iterator[tuple[str, str, str]]
     """
     left = [_MOST]
     own = value.get("class_path") if isinstance(value, Mapping) else value
-    for place, name in _names(value, role, file, 0, left):
+    for place, name in _names(value, role, file, 0, 0, left):
         yield place, role if name == own and place == role else "part", name
 
 
 def _names(
-    value: Any, place: str, file: str, depth: int, left: list[int]
+    value: Any, place: str, file: str, depth: int, parts: int, left: list[int]
 ) -> Iterator[tuple[str, str]]:
     left[0] -= 10 + (len(value) if isinstance(value, str) else 0)
     if left[0] < 0:
         raise ValueError(f"{file}, {place}: it stands for too much to be an argument")
     if isinstance(value, Mapping):
         _require_description(value, place, file)
+        parts += "class_path" in value or "init_args" in value
+        if parts > _MOST_PARTS:
+            raise ValueError(
+                f"{file}, {place}: it is a part of a part, more than {_MOST_PARTS} times"
+            )
         for key, entry in value.items():
-            yield from _names(key, place, file, depth, left)
+            yield from _names(key, place, file, depth, parts, left)
             inside = key in ("class_path", "init_args")
-            yield from _names(entry, place if inside else f"{place}.{key}", file, depth, left)
+            where = place if inside else f"{place}.{key}"
+            yield from _names(entry, where, file, depth, parts, left)
     elif isinstance(value, list | tuple | set):
         for entry in value:
-            yield from _names(entry, place, file, depth, left)
+            yield from _names(entry, place, file, depth, parts, left)
     elif isinstance(value, str):
         text = value.strip()
         if len(text) > _LONGEST or depth > _DEEPEST:
@@ -300,7 +308,7 @@ def _names(
         except ValueError as error:  # jsonargparse, whose rules differ, might read it
             raise ValueError(f"{file}, {place}: this is not a plain value ({error})") from None
         if read != value:
-            yield from _names(read, place, file, depth + 1, left)
+            yield from _names(read, place, file, depth + 1, parts, left)
 
 
 _WITH_DOTS = re.compile(r"(?<!\w)\w++(?:\s*+\.\s*+\w++)++")
