@@ -31,6 +31,7 @@ from ppl_vae.guides import CategoricalEncoder, Exact, MeanField, Recurrent
 from ppl_vae.models import BernoulliMixture, GaussianHMM, GaussianMixture, ProbabilisticPCA
 from ppl_vae.networks import MLP
 from ppl_vae.plots import bound_curves
+from ppl_vae.runtime import replacing, require_output
 
 Module = Any  # a model with closed forms, or a guide
 
@@ -179,8 +180,11 @@ def by_svi(
     return fitted
 
 
-def compare(problem: Problem, epochs: int, output: Path, seed: int) -> list[Fitted]:
+def compare(
+    problem: Problem, epochs: int, output: Path, seed: int, overwrite: bool
+) -> list[Fitted]:
     """Fits in every way from one start, prints the table and saves the picture."""
+    require_output(output, overwrite=overwrite)
     problem.model.initialize(problem.train, seed=seed)
     # The first gradient of a process loads half of torch: that time belongs to no method.
     by_svi(replace(problem, train=problem.train[:64]), "", seed, exact=1)
@@ -213,7 +217,8 @@ def compare(problem: Problem, epochs: int, output: Path, seed: int) -> list[Fitt
     # Hard EM comes last, so that the others keep their colors where it is left out.
     histories = {f.name: f.history for f in sorted(found, key=lambda f: f.hard)}
     figure = bound_curves(histories, against=("passes", "gradient_evaluations", "seconds"))
-    figure.savefig(output)
+    with replacing(output, overwrite=overwrite) as file:
+        figure.savefig(file)
     return found
 
 
@@ -251,6 +256,7 @@ def digits(
     epochs: int = 200,
     max_rows: int | None = None,
     output: Path = Path("em_vs_vae_digits.png"),
+    overwrite: bool = False,
     seed: int = 0,
 ) -> None:
     """A mixture of Bernoullis on scikit-learn's digits, black or white.
@@ -260,6 +266,7 @@ def digits(
         epochs: Passes of SVI, and iterations of gradient EM.
         max_rows: Maximum number of rows per split.
         output: Where to save the picture.
+        overwrite: Whether a picture that is there is replaced.
         seed: Seed of all random numbers.
     """
     data = load_data("digits", binarize="threshold", max_rows=max_rows)
@@ -268,7 +275,7 @@ def digits(
     guide = CategoricalEncoder(data.shape, components, MLP(hidden=(64,)))
     title = f"Mixture of {components} Bernoullis, digits"
     problem = Problem(title, model, guide, data.train, data.test, 0.05, 128)
-    say_used(compare(problem, epochs, output, seed))
+    say_used(compare(problem, epochs, output, seed, overwrite))
 
 
 def mnist(
@@ -278,6 +285,7 @@ def mnist(
     epochs: int = 30,
     max_rows: int | None = 10_000,
     output: Path = Path("em_vs_vae_mnist.png"),
+    overwrite: bool = False,
     seed: int = 0,
 ) -> None:
     """A mixture of Gaussians with full covariances on the principal components of MNIST.
@@ -289,6 +297,7 @@ def mnist(
         epochs: Passes of SVI, and iterations of gradient EM.
         max_rows: Maximum number of rows per split.
         output: Where to save the picture.
+        overwrite: Whether a picture that is there is replaced.
         seed: Seed of all random numbers.
     """
     data = load_data("MNIST", data_dir=data_dir, max_rows=max_rows)
@@ -302,7 +311,7 @@ def mnist(
     guide = CategoricalEncoder((dimensions,), components, MLP(hidden=(64,)))
     title = f"Mixture of {components} Gaussians, {dimensions} principal components of MNIST"
     problem = Problem(title, model, guide, train, test, 0.02, 500)
-    say_used(compare(problem, epochs, output, seed))
+    say_used(compare(problem, epochs, output, seed, overwrite))
 
 
 def pca(
@@ -310,6 +319,7 @@ def pca(
     epochs: int = 200,
     max_rows: int | None = None,
     output: Path = Path("em_vs_vae_pca.png"),
+    overwrite: bool = False,
     seed: int = 0,
 ) -> None:
     """Probabilistic PCA on scikit-learn's digits, gray levels dequantized once.
@@ -319,6 +329,7 @@ def pca(
         epochs: Passes of SVI, and iterations of gradient EM.
         max_rows: Maximum number of rows per split.
         output: Where to save the picture.
+        overwrite: Whether a picture that is there is replaced.
         seed: Seed of all random numbers.
     """
     data = load_data("digits", dequantize=True, max_rows=max_rows)
@@ -329,7 +340,7 @@ def pca(
     guide = MeanField(data.shape, latent_dim, MLP(hidden=()))
     title = f"Probabilistic PCA, {latent_dim} latents, digits"
     problem = Problem(title, model, guide, train, data.test, 0.01, 128, hard=False)
-    compare(problem, epochs, output, seed)
+    compare(problem, epochs, output, seed, overwrite)
     best = copy.deepcopy(model).maximum_likelihood(train)
     print(f"The maximum, by eigenvalues: {log_p(best, train):.3f} nats.")
 
@@ -340,6 +351,7 @@ def hmm(
     rows: int = 500,
     epochs: int = 30,
     output: Path = Path("em_vs_vae_hmm.png"),
+    overwrite: bool = False,
     seed: int = 0,
 ) -> None:
     """A hidden Markov model on simulated sequences.
@@ -355,6 +367,7 @@ def hmm(
         rows: Number of training sequences; there are half as many test sequences.
         epochs: Passes of SVI, and iterations of gradient EM.
         output: Where to save the picture.
+        overwrite: Whether a picture that is there is replaced.
         seed: Seed of all random numbers.
     """
     torch.manual_seed(seed)
@@ -371,7 +384,7 @@ def hmm(
     guide = Recurrent((steps, 2), states)
     title = f"Hidden Markov model with {states} states, simulated sequences of {steps} steps"
     problem = Problem(title, model, guide, train, test, 0.05, 100, capture=False)
-    compare(problem, epochs, output, seed)
+    compare(problem, epochs, output, seed, overwrite)
     print(f"log p(x) of the test rows under the simulation: {log_p(truth, test):.3f}.")
 
 

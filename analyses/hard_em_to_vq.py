@@ -19,6 +19,7 @@ from ppl_vae import load_data
 from ppl_vae.em import fit_em
 from ppl_vae.models import GaussianMixture
 from ppl_vae.networks import MLP
+from ppl_vae.runtime import replacing, require_output
 
 
 @dataclass
@@ -159,6 +160,7 @@ def main(
     sigmas: tuple[float, ...] = (8.0, 4.0, 2.0, 1.0, 0.5),
     max_rows: int | None = None,
     output: Path = Path("hard_em_to_vq.png"),
+    overwrite: bool = False,
     seed: int = 0,
 ) -> None:
     """Quantizes handwritten digits by k-means, EM, hard EM and VQ: do they converge to the same codebooks?
@@ -175,8 +177,10 @@ def main(
         sigmas: Standard deviations at which EM holds sigma, in gray levels (there are 16).
         max_rows: Maximum number of rows, for a quick trial.
         output: Where to save the picture.
+        overwrite: Whether a picture that is there is replaced.
         seed: Seed of all random numbers.
     """
+    require_output(output, overwrite=overwrite)
     torch.manual_seed(seed)
     x = load_data("digits", max_rows=max_rows).train.flatten(1).double()
     start = torch.from_numpy(kmeans_plusplus(x.numpy(), codes, random_state=seed)[0])
@@ -209,7 +213,8 @@ def main(
     decoded = rms(vae.pictures - means(x, vae.assigned, vae.pictures)) / reference.unit
     print(f"\nWhat the VQ-VAE decodes is the mean of a code's rows to within {decoded:.1e}.")
     shown = [found[0], found[-3], *found[1:3], *found[-2:]]
-    draw(shown, {k: [q.moved for q in held[k]] for k in held}, sigmas).savefig(output)
+    with replacing(output, overwrite=overwrite) as file:
+        draw(shown, {k: [q.moved for q in held[k]] for k in held}, sigmas).savefig(file)
     print(f"The picture is in {output}.")
 
 

@@ -21,6 +21,7 @@ from ppl_vae.evaluation import Annealed, Evaluation, annealed_importance_samplin
 from ppl_vae.models import VAE
 from ppl_vae.networks import MLP
 from ppl_vae.plots import gaps_plot, posterior_contours
+from ppl_vae.runtime import replacing, require_output
 from ppl_vae.stats import Estimate
 from ppl_vae.training import refit_guide
 
@@ -38,6 +39,7 @@ def main(
     max_rows: int | None = None,
     max_test_rows: int = 100,
     output: Path = Path("inference_gaps.png"),
+    overwrite: bool = False,
     seed: int = 0,
 ) -> None:
     """Swaps the guide of one frozen Bernoulli VAE: log p(x) >= best ELBO in the family >= ELBO.
@@ -61,8 +63,12 @@ def main(
         max_rows: Maximum number of rows per split, for a quick trial.
         max_test_rows: Number of test rows to use, the first ones.
         output: Where to save the picture of the gaps; that of the posteriors adds "_posteriors" to the name.
+        overwrite: Whether a picture that is there is replaced.
         seed: Seed of all random numbers.
     """
+    posteriors = output.with_stem(f"{output.stem}_posteriors")
+    for picture in (output, posteriors) if latent_dim == 2 else (output,):
+        require_output(picture, overwrite=overwrite)
     binarize: Any = "dynamic" if data == "MNIST" else "threshold"
     rows = load_data(data, data_dir=data_dir, binarize=binarize, max_rows=max_rows, seed=seed)
     test = rows.test[:max_test_rows]
@@ -120,13 +126,15 @@ def main(
     refit_guide(model, free, test, transform=clock, batch_size=len(test), **budget(max_steps))
     judge("PerRow (MeanField)", free, clock.milliseconds())
 
-    gaps_plot(gaps).savefig(output)
+    with replacing(output, overwrite=overwrite) as file:
+        gaps_plot(gaps).savefig(file)
     print(f"\n{len(test)} test rows; nats per row ± standard error over rows. Picture: {output}.")
     print("A step has 128 rows (PerRow: all test rows); its time is the median processor time.")
     print(f"log p(x) by AIS: {_nats(truth.log_likelihood)}, Monte-Carlo error {_error(truth):.3f}.")
     if latent_dim == 2:
-        picture = output.with_stem(f"{output.stem}_posteriors")
-        print(_draw_posteriors(model, teacher, tried, test, gaps, truth, picture))
+        with replacing(posteriors, overwrite=overwrite) as file:
+            said = _draw_posteriors(model, teacher, tried, test, gaps, truth, file)
+        print(f"{said} Posteriors: {posteriors}.")
     for words, names in remarks.items():
         print(f"- {', '.join(names)}: {words}")
 
@@ -180,7 +188,7 @@ def _draw_posteriors(
     off = truth.log_likelihood.mean - grid.log_likelihood.mean
     return (
         f"log p(x) by quadrature: {_nats(grid.log_likelihood)}; AIS differs by {off:.4f} ± "
-        f"{_error(truth):.4f} (Monte Carlo). Posteriors: {picture}."
+        f"{_error(truth):.4f} (Monte Carlo)."
     )
 
 

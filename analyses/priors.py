@@ -19,6 +19,7 @@ from ppl_vae.guides import MeanField
 from ppl_vae.models import VAE, DiagonalNormal, FlowPrior, MixturePrior, StandardNormal, VampPrior
 from ppl_vae.models.priors import Prior
 from ppl_vae.networks import MLP
+from ppl_vae.runtime import replacing, require_output
 from ppl_vae.stats import Estimate
 from ppl_vae.training import refit_prior
 
@@ -34,6 +35,7 @@ def main(
     max_rows: int | None = None,
     max_test_rows: int | None = None,
     output: Path = Path("priors.png"),
+    overwrite: bool = False,
     seed: int = 0,
 ) -> None:
     """Swaps the prior of a Bernoulli VAE with a mean-field guide: log p(x), and samples side by side.
@@ -53,8 +55,10 @@ def main(
         max_rows: Maximum number of rows per split, for a quick trial.
         max_test_rows: Number of test rows to use, the first ones.
         output: Where to save the picture of the samples.
+        overwrite: Whether a picture that is there is replaced.
         seed: Seed of all random numbers.
     """
+    require_output(output, overwrite=overwrite)
     binarize: Any = "dynamic" if data == "MNIST" else "threshold"
     rows = load_data(data, data_dir=data_dir, binarize=binarize, max_rows=max_rows, seed=seed)
     test = rows.test[:max_test_rows]
@@ -116,7 +120,8 @@ def main(
     for prior in (DiagonalNormal(), MixturePrior(components), FlowPrior()):
         model = refit_prior(*plain, train, prior, seed=seed)
         judge(f"{type(prior).__name__}, refitted", model, plain[1], "")
-    _draw(panels).savefig(output)
+    with replacing(output, overwrite=overwrite) as file:
+        _draw(panels).savefig(file)
     print(
         f"\n{len(test)} test rows; nats per row ± standard error over rows. Samples are in {output}."
     )

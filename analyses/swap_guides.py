@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from ppl_vae import evaluate, fit, guides, load_data, models
 from ppl_vae.networks import MLP
 from ppl_vae.objectives import ELBO
+from ppl_vae.runtime import replacing, require_output
 from ppl_vae.stats import Estimate
 
 
@@ -22,6 +23,7 @@ def main(
     num_samples: int = 1000,
     max_rows: int | None = None,
     output: Path = Path("swap_guides.png"),
+    overwrite: bool = False,
     seed: int = 0,
 ) -> None:
     """Swaps the guides of two models of handwritten digits: how many nats of log p(x) does each one lose?
@@ -34,8 +36,10 @@ def main(
         num_samples: Importance samples per row.
         max_rows: Maximum number of rows per split, for a quick trial.
         output: Where to save the picture of the gaps, with 95 % intervals.
+        overwrite: Whether a picture that is there is replaced.
         seed: Seed of all random numbers.
     """
+    require_output(output, overwrite=overwrite)
     torch.manual_seed(seed)
     gray = load_data("digits", dequantize=True, max_rows=max_rows)
     binary = load_data("digits", binarize="threshold", max_rows=max_rows)
@@ -71,7 +75,8 @@ def main(
         bars = axes.barh(names, [gap.mean for gap in gaps], xerr=errors, color="#56B4E9", capsize=4)
         axes.bar_label(bars, fmt="{:z.2f}", padding=5)
         axes.set(xlabel=f"{name}: log p(x) − ELBO (nats per row)", ylim=(3.5, -0.5), xmargin=0.15)
-    figure.savefig(output)
+    with replacing(output, overwrite=overwrite) as file:
+        figure.savefig(file)
     print(f"\nTest rows; nats per row ± standard error over rows. The picture is in {output}.")
 
 

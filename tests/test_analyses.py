@@ -277,3 +277,19 @@ def test_every_script_is_in_the_readme() -> None:
     readme = (ROOT / "analyses" / "README.md").read_text()
     for script in CHECKS:
         assert f"python analyses/{script}" in readme
+
+
+def test_no_script_replaces_a_picture(tmp_path: Path) -> None:
+    """It is refused before the work, with the options that each script has."""
+    scripts = {
+        "swap_guides.py": ["--max_epochs=1"],
+        "inference_gaps.py": [],
+        "priors.py": [],
+        "hard_em_to_vq.py": [],
+        "em_vs_vae.py": ["digits"],
+    }
+    (tmp_path / "mine.png").write_text("mine")
+    for name, options in scripts.items():
+        with pytest.raises(FileExistsError, match=r"mine\.png is there already"):
+            run(name, *options, "--output=mine.png", cwd=tmp_path)
+    assert (tmp_path / "mine.png").read_text() == "mine"

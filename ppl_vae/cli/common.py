@@ -16,6 +16,7 @@ from ppl_vae.runs import (
     describe_rows,
     require_weights,
     results_of_other_weights,
+    run_around,
     write_results,
 )
 
@@ -56,14 +57,24 @@ def keep_result(run: Run, name: str, overwrite: bool, **result: Any) -> None:
         PermissionError: The folder may not be written.
     """
     file = run.path / name
-    if file.exists() and not overwrite:
-        other = results_of_other_weights(run.path, run.weights_sha256, (name,))
-        why = ", though it belongs to other weights" if other else ""
-        say(f"{file} is left as it was{why} (--overwrite replaces it)")
+    if not overwrite and _is_left(run, name):
         return
     with writing(run, file):
+        if not overwrite and _is_left(run, name):  # another command has made it meanwhile
+            return
         write_results(run.path, weights=run.weights_sha256, **result)
     say(f"written: {file}")
+
+
+def _is_left(run: Run, name: str) -> bool:
+    """Whether there is a result of this name; it is said that it stays."""
+    file = run.path / name
+    if not file.exists():
+        return False
+    other = results_of_other_weights(run.path, run.weights_sha256, (name,))
+    why = ", though it belongs to other weights" if other else ""
+    say(f"{file} is left as it was{why} (--overwrite replaces it)")
+    return True
 
 
 def require_writable(run: Path, remedy: str | None = None) -> None:
@@ -87,18 +98,27 @@ def require_writable(run: Path, remedy: str | None = None) -> None:
 
 
 @contextmanager
-def writing(run: Run, file: Path, remedy: str = COPY) -> Iterator[None]:
-    """Locks a run while a file is written into it, and removes what a killed command has left there.
+def writing(run: Run | None, file: Path, remedy: str = COPY) -> Iterator[None]:
+    """Locks the run that a file is written into, if any, and removes what a killed command has left there.
+
+    Args:
+        run: The run that the file is made of; None: there are several.
+        file: The file.
+        remedy: What to do if the folder may not be written.
 
     Raises:
-        ReplacedError: The run has other weights by now than those that were read.
+        LockedError: Another process writes there.
+        ReplacedError: The run that the file is made of has other weights by now than those that were read.
         PermissionError: The folder may not be written.
     """
-    if run.path.resolve() not in file.resolve().parents:
+    own = run is not None and run.path.resolve() in file.resolve().parents
+    folder = run.path if run is not None and own else run_around(file)
+    if folder is None:
         yield
         return
-    with _explained(run.path, file, remedy), RunFolder.open(run.path):
-        require_weights(run.path, run.weights_sha256)
+    with _explained(folder, file, remedy), RunFolder.open(folder):
+        if run is not None and own:
+            require_weights(run.path, run.weights_sha256)
         yield
 
 

@@ -26,6 +26,7 @@ from ppl_vae.plots import bound_curves, components
 from ppl_vae.runs import (
     PLOTS,
     TYPED,
+    WEIGHTS_KEY,
     require_free,
     write_results,
     write_weights,
@@ -82,14 +83,14 @@ def em(parser: ArgumentParser, given: Namespace) -> int:
             **{name: options[name] for name in names(EM) if name in options},
         )
         folder.begin()  # a finished run has taken no steps: its new options are written here
-        weights = write_weights(folder.path, fitted.model, setup.guide)
+        weights = write_weights(folder.path, fitted.model, setup.guide, epochs=len(fitted.history))
         evaluation = evaluate(
             fitted.model, setup.guide, setup.data.test, num_samples=64, seed=0, progress=progress
         )
         evaluation = with_levels(evaluation, setup.data)
         write_results(folder.path, evaluation=evaluation, rows=rows_of(setup.data), weights=weights)
+        failed = _draw(folder.path / PLOTS, fitted, weights)
         say_of_other_weights(folder.path, weights)
-        failed = _draw(folder.path / PLOTS, fitted)
         test = ("log p(x), test rows", str(evaluation.log_likelihood))
         show(result_table([*fitted.lines(), test], fitted, evaluation))
     show(f"\nrun folder: {folder.folder}\npictures:   {folder.folder / PLOTS}")
@@ -102,7 +103,7 @@ def _class_path(spec: Any) -> str:
     return str(spec["class_path"] if isinstance(spec, dict) else spec)
 
 
-def _draw(folder: Path, fitted: EMFit) -> list[str]:
+def _draw(folder: Path, fitted: EMFit, weights: str) -> list[str]:
     """Draws the pictures; what failed is returned, because it costs no results."""
     pictures: dict[str, Callable[[], Figure]] = {
         "learning_curve": lambda: bound_curves({"": fitted.history})
@@ -114,7 +115,7 @@ def _draw(folder: Path, fitted: EMFit) -> list[str]:
     for name, draw in pictures.items():
         try:
             with replacing(own_folder(folder) / f"{name}.png") as file:
-                draw().savefig(file)
+                draw().savefig(file, metadata={WEIGHTS_KEY: weights})
         except Exception as error:
             failed.append(f"{name}.png was not drawn: {error}")
     return failed

@@ -18,6 +18,7 @@ from ppl_vae.plots import draw_run
 from ppl_vae.runs import (
     PLOTS,
     POSTERIOR,
+    RunFolder,
     write_results,
     write_weights,
 )
@@ -35,14 +36,15 @@ class Measured(NamedTuple):
     diagnosis: Diagnosis
 
 
-def finish_run(folder: Path, setup: Setup, fitted: Fit, progress: bool | None) -> None:
+def finish_run(run: RunFolder, setup: Setup, fitted: Fit, progress: bool | None) -> None:
     """Everything that follows the training of a run."""
     say(
         f"trained {fitted.epochs} epochs ({fitted.steps} steps) in {fitted.seconds:.0f} s: {fitted.stopped}"
         + (f"; kept epoch {fitted.best_epoch}" if fitted.best_epoch != fitted.epochs else "")
     )
-    weights = write_weights(folder, fitted.model, fitted.guide)
+    weights = write_weights(run.path, fitted.model, fitted.guide, epochs=len(fitted.history))
     measured = _measure(setup, fitted, progress)
+    folder = run.path  # asked again: it may have been moved meanwhile
     write_results(
         folder,
         evaluation=measured.evaluation,
@@ -50,9 +52,9 @@ def finish_run(folder: Path, setup: Setup, fitted: Fit, progress: bool | None) -
         rows=rows_of(setup.data),
         weights=weights,
     )
-    say_of_other_weights(folder, weights)
     failed = _export(folder, setup, fitted, measured, weights)
-    failed += _draw(folder, setup, fitted, measured)
+    failed += _draw(folder, setup, fitted, measured, weights)
+    say_of_other_weights(folder, weights)
     _show(folder, measured)
     for line in failed:
         warn(line)
@@ -97,14 +99,14 @@ def _export(folder: Path, setup: Setup, fitted: Fit, measured: Measured, weights
     return []
 
 
-def _draw(folder: Path, setup: Setup, fitted: Fit, measured: Measured) -> list[str]:
+def _draw(folder: Path, setup: Setup, fitted: Fit, measured: Measured, weights: str) -> list[str]:
     """Draws the pictures; what failed is returned, because it costs no results."""
     data = setup.data
     Pair.of(fitted.model, fitted.guide).to(torch.device("cpu"))
     labels = None if data.test_labels is None else data.test_labels[:MOST_PICTURED]
     rows = data.test[:MOST_PICTURED]
     generator = Generator(fitted.model, fitted.guide, rows, setup.config["seed"])
-    return draw_run(folder / PLOTS, generator, fitted.history, *measured, labels)
+    return draw_run(folder / PLOTS, generator, fitted.history, *measured, labels, weights)
 
 
 def _show(folder: Path, measured: Measured) -> None:

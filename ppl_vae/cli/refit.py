@@ -40,13 +40,13 @@ def refit(parser: ArgumentParser, given: Namespace) -> int:
     with started("refit", setup, given, processes) as (folder, resume):
         with processes.ending_together():
             if processes.is_first and not resume:  # checkpoints hold the guide alone
-                write_weights(folder.path, setup.model, setup.guide)
+                write_weights(folder.path, setup.model, setup.guide, epochs=0)
         fitted = setup.train(
             refit_guide, fabric=fabric, run_dir=folder, resume=resume, progress=progress
         )
         if processes.is_first:
             folder.begin()  # a finished run has taken no steps: its new options are written here
-            finish_run(folder.path, setup, fitted, progress)
+            finish_run(folder, setup, fitted, progress)
     return 0
 
 

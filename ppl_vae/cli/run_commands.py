@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jsonargparse import ArgumentParser, Namespace
@@ -23,7 +24,7 @@ from ppl_vae.cli.mistakes import UsageError, shortened
 from ppl_vae.cli.output import say, show, warn
 from ppl_vae.cli.own_modules import trust_of
 from ppl_vae.cli.report import with_levels
-from ppl_vae.cli.setup import checked, load_rows
+from ppl_vae.cli.setup import checked, data_paths, load_rows
 from ppl_vae.data import Data
 from ppl_vae.diagnosis import diagnose as diagnose_pair, inference_gaps
 from ppl_vae.evaluation import (
@@ -45,6 +46,7 @@ from ppl_vae.runs import (
     METRICS,
     PLOTS,
     POSTERIOR,
+    WEIGHTS_KEY,
     Comparison,
     Run,
     Trust,
@@ -53,7 +55,7 @@ from ppl_vae.runs import (
     build,
     is_of_a_run,
     load_run,
-    read_csv,
+    read_history,
     require_weights,
 )
 from ppl_vae.runtime import (
@@ -62,6 +64,7 @@ from ppl_vae.runtime import (
     replacing,
     require_count,
     require_file,
+    require_output,
     resolve_device,
     write_bytes,
 )
@@ -130,8 +133,8 @@ def gaps(parser: ArgumentParser, given: Namespace) -> int:
             figure = gaps_plot({type(run.guide).__name__: found})
             with writing(run, picture):
                 own_folder(picture.parent)
-                with replacing(picture) as file:
-                    figure.savefig(file)
+                with replacing(picture, overwrite=options.overwrite) as file:
+                    figure.savefig(file, metadata={WEIGHTS_KEY: run.weights_sha256})
             say(f"written: {picture}")
 
     keep_and_show(found, keep)
@@ -168,9 +171,13 @@ def sample(parser: ArgumentParser, given: Namespace) -> int:
     except ValueError as error:
         raise UsageError(str(error)) from error
     output = _output_file(options, run.path / "samples.png", (*PICTURES, ".npz"))
+    require_no_data(output, run.config)
     generator = Generator(run.model, run.guide, data.test[:MOST_PICTURED], options.seed)
     z, mean, x = generator.from_prior(options.num)
-    with writing(run, output, ELSEWHERE), replacing(output) as file:
+    with (
+        writing(run, output, ELSEWHERE),
+        replacing(output, overwrite=options.overwrite) as file,
+    ):
         if output.suffix.lower() == ".npz":
             with file.open("wb") as opened:  # NumPy would add .npz to the name x.NPZ
                 np.savez_compressed(opened, z=z.numpy(), mean=mean.numpy(), x=x.numpy())
@@ -184,12 +191,16 @@ def compare(parser: ArgumentParser, given: Namespace) -> int:
     """Compares runs with the first of them."""
     options = _complete_options(parser, given)
     output = _output_file(options, Path("comparison.png"), PICTURES)
-    comparison = Comparison.of(
-        [load_run(path, trust=trust_of(given, path)) for path in options.runs]
-    )
+    runs = [load_run(path, trust=trust_of(given, path)) for path in options.runs]
+    for run in runs:
+        require_no_data(output, run.config)
+    comparison = Comparison.of(runs)
 
     def draw() -> None:
-        with replacing(output) as file:
+        with (
+            writing(None, output, ELSEWHERE),
+            replacing(output, overwrite=options.overwrite) as file,
+        ):
             comparison_plot(comparison).savefig(file)
 
     keep_and_show(comparison, draw)
@@ -201,12 +212,13 @@ def export(parser: ArgumentParser, given: Namespace) -> int:
     """Writes a run's draws, data and log p(x) for ArviZ."""
     options, run, data = _open_run(parser, given)
     output = _output_file(options, run.path / POSTERIOR)
+    require_no_data(output, run.config)
     exported = to_arviz(
         run.model, run.guide, data.test, num_samples=options.num_samples, seed=options.seed
     )
     content = as_netcdf(exported, run.weights_sha256)
     with writing(run, output, ELSEWHERE):
-        write_bytes(output, content)
+        write_bytes(output, content, overwrite=options.overwrite)
     show(output)
     return 0
 
@@ -244,7 +256,7 @@ def _objective(run: Run, trust: Trust) -> Objective:
 
 def _epochs(run: Run, objective: Objective) -> int:
     """The epochs that a run was trained for, on which its last beta depends."""
-    history = read_csv(run.path / METRICS)
+    history = read_history(run.path)
     if history:
         return len(history)
     most = int(run.config.get("max_epochs") or 0)
@@ -275,13 +287,22 @@ def _output_file(options: Namespace, default: Path, kinds: Collection[str] = ())
         raise UsageError(
             f"--output {output} belongs to a run, and would be lost: choose another name"
         )
-    if output.exists() and not options.overwrite:
-        raise FileExistsError(
-            f"{output} is there already: choose another --output, or pass --overwrite"
-        )
-    if not output.parent.is_dir():
-        raise FileNotFoundError(f"--output {output}: there is no folder {output.parent}")
+    require_output(output, overwrite=options.overwrite)
     return output
+
+
+def require_no_data(output: Path, config: Mapping[str, Any]) -> None:
+    """Raises an error if an output would be one of the data, or a picture among them.
+
+    Raises:
+        UsageError: It would.
+    """
+    for data in data_paths(config):
+        if data in (output.resolve(), *output.resolve().parents):
+            raise UsageError(
+                f"--output {output} is {'in ' if data.is_dir() else ''}the data of the run ({config['data']}), "
+                "which would be other data then: choose another name"
+            )
 
 
 def _require_results(options: Namespace, *files: Path) -> None:

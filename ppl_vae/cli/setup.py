@@ -117,6 +117,16 @@ def load_rows(config: Mapping[str, Any], data_dir: str | None = None) -> Data:
     return load_data(config["data"], **options, seed=config.get("seed", 0))
 
 
+def data_paths(config: Mapping[str, Any]) -> list[Path]:
+    """The file or the folders of the data that a configuration names; empty for those known by a name alone."""
+    name = str(config.get("data", ""))
+    if not name.startswith("folder:"):
+        return [Path(name).resolve()] if name.lower().endswith((".npy", ".npz", ".pt")) else []
+    path = Path(name.removeprefix("folder:")).expanduser()
+    split = [path / part for part in ("train", "test")]
+    return [p.resolve() for p in (split if all(map(Path.is_dir, split)) else [path])]
+
+
 def checked(run: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """The options in the config.yaml of a run, which people edit: those of a wrong type are named.
 

@@ -16,7 +16,7 @@ from ppl_vae.checks import DataCheck, check, check_rows
 from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.output import say
 from ppl_vae.cli.own_modules import trust_of
-from ppl_vae.cli.setup import Setup, checked, with_defaults
+from ppl_vae.cli.setup import Setup, checked, data_paths, with_defaults
 from ppl_vae.pairs import Batches, Pair
 from ppl_vae.runs import (
     CHECKPOINTS,
@@ -25,6 +25,7 @@ from ppl_vae.runs import (
     WEIGHTS,
     RunFolder,
     Trust,
+    is_of_a_run,
     read_config,
 )
 from ppl_vae.runtime import preserve_random_state, require_count, require_samples
@@ -198,6 +199,8 @@ def started(
         with ExitStack() as stack:
             with nullcontext() if processes is None else processes.ending_together():
                 path = Path(given.get("resume") or given.get("run_dir") or new_folder(setup.config))
+                if given.get("resume") is None:
+                    _require_apart_from_data(path, setup.config)
                 if processes is not None:
                     path = processes.from_first(path)  # the name contains the time
                 resume = given.get("resume") is not None and _has_checkpoints(path)
@@ -212,6 +215,26 @@ def started(
             went_on = f"continue with: ppl-vae {command} --resume {path}"
             say(f"\n{went_on if folder.keeps else f'the run in {path} is as it was'}")
         raise
+
+
+def _require_apart_from_data(path: Path, config: Mapping[str, Any]) -> None:
+    """Raises an error if a run would be made among the pictures that it is trained on, or in their place.
+
+    Raises:
+        UsageError: It would.
+    """
+    run = path.resolve()
+    for data in data_paths(config):
+        if data in (run, *run.parents):
+            raise UsageError(
+                f"the run folder {path} is in the folder of the data ({config['data']}), and its pictures "
+                "would be data, too: choose a --run_dir outside of it"
+            )
+        if run in data.parents and is_of_a_run(data):
+            raise UsageError(
+                f"--data {config['data']} is a part of the run in {path}, which is to be replaced: choose "
+                "another --run_dir"
+            )
 
 
 def _opened(command: str, setup: Setup, given: Namespace, path: Path) -> RunFolder:

@@ -35,5 +35,5 @@ def train(parser: ArgumentParser, given: Namespace) -> int:
         fitted = setup.train(fit, fabric=fabric, run_dir=folder, resume=resume, progress=progress)
         if processes.is_first:
             folder.begin()  # a finished run has taken no steps: its new options are written here
-            finish_run(folder.path, setup, fitted, progress)
+            finish_run(folder, setup, fitted, progress)
     return 0

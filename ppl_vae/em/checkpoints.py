@@ -19,6 +19,7 @@ from ppl_vae.runs import (
     CHECKPOINTS,
     RunFolder,
     load_checkpoint,
+    require_kind,
     require_same,
     save_checkpoint,
     write_history,
@@ -107,6 +108,7 @@ class EMCheckpoints:
         """Reads the newest good checkpoint: what `take` was given, except for the steps."""
         assert self.folder is not None
         state, facts = self._loaded = load_checkpoint(self.folder.path / CHECKPOINTS)
+        require_kind(self.folder, "fit_em", {"steps", "buffers"} <= state.keys())
         return EMProgress.of(facts["progress"]), state["best"]
 
     def put_back(self, steps: Steps, seed: int | None) -> None:

@@ -14,6 +14,7 @@ from ppl_vae.pairs import as_tensor
 from ppl_vae.plots.curves import khat_histogram, learning_curves
 from ppl_vae.plots.latents import aggregate_posterior, kl_per_dimension
 from ppl_vae.plots.samples import manifold, prior_samples, reconstructions, traversals
+from ppl_vae.runs import WEIGHTS_KEY
 from ppl_vae.runtime import own_folder, replacing
 
 _DRAWS = 2000
@@ -30,11 +31,21 @@ def draw_run(
     evaluation: Evaluation,
     diagnosis: Diagnosis,
     labels: Tensor | None = None,
+    weights: str | None = None,
 ) -> list[str]:
     """Draws a run's pictures into a folder.
 
     A picture that has no meaning for a pair (such as a model whose rows are not pictures of the data's shape)
     is left out.
+
+    Args:
+        folder: The folder; it is made if it is not there. Pictures of the same names are replaced.
+        generator: The pair, and the rows that are drawn.
+        history: One mapping per epoch.
+        evaluation: What `evaluate` returned.
+        diagnosis: What `diagnose` returned.
+        labels: The labels of the rows, if there are any.
+        weights: The digest of the pair's weights, which is written into each picture.
 
     Returns:
         One line for each picture that could not be drawn, with the reason.
@@ -67,11 +78,12 @@ def draw_run(
         "aggregate_posterior": aggregate,
         "khat": lambda: khat_histogram(evaluation.khat, evaluation.num_samples),
     }
+    known = {} if weights is None else {WEIGHTS_KEY: weights}
     failed = []
     for name, draw in pictures.items():
         try:
             with replacing(folder / f"{name}.png") as file:
-                draw().savefig(file)
+                draw().savefig(file, metadata=known)
         except Exception as error:  # the user's programs may raise anything; the results are safe
             failed.append(f"{name}.png was not drawn: {error}")
     return failed

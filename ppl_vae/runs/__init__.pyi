@@ -4,6 +4,8 @@ from .checkpoints import (
     checkpoint_files as checkpoint_files,
     digest_of_rows as digest_of_rows,
     load_checkpoint as load_checkpoint,
+    programs_of as programs_of,
+    require_kind as require_kind,
     require_same as require_same,
     restore_optimizer as restore_optimizer,
     save_checkpoint as save_checkpoint,
@@ -31,11 +33,15 @@ from .folder import (
     write_history as write_history,
     write_results as write_results,
 )
-from .location import config_file as config_file, is_of_a_run as is_of_a_run
+from .location import (
+    config_file as config_file,
+    is_of_a_run as is_of_a_run,
+    run_around as run_around,
+)
 from .lock import LockedError as LockedError
 from .messages import plain as plain
 from .names import import_by_name as import_by_name, public_name as public_name
-from .netcdf import as_netcdf as as_netcdf
+from .netcdf import WEIGHTS_KEY as WEIGHTS_KEY, as_netcdf as as_netcdf
 from .run import Run as Run, load_run as load_run, save_run as save_run
 from .run_folder import RunFolder as RunFolder, require_free as require_free
 from .trust import (
@@ -47,6 +53,7 @@ from .trust import (
 )
 from .weights import (
     ReplacedError as ReplacedError,
+    read_history as read_history,
     require_weights as require_weights,
     write_weights as write_weights,
 )

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ppl_vae.pairs import Batches, tensors_of
+from ppl_vae.pairs import Batches, Pair, tensors_of
 from ppl_vae.runs.run_folder import RunFolder
 from ppl_vae.runtime import (
     CorruptFileError,
@@ -207,6 +207,36 @@ def _differences(name: str, before: Any, now: Any) -> list[str]:
 
 def _as_json(value: Any) -> Any:
     return json.loads(json.dumps(value))
+
+
+def programs_of(pair: Pair) -> dict[str, str]:
+    """The classes that a pair is made of, without their modules: another script may import them as others.
+
+    Parameters alone do not tell a pair from another one, with another likelihood, say, in whose place the
+    weights would go on.
+    """
+    found = {"model": _name(pair.model), "guide": _name(pair.guide)}
+    for root, module in pair.modules().items():
+        for name, part in module.named_modules():
+            found[f"{root}.{name}" if name else root] = type(part).__name__
+    return found
+
+
+def _name(program: Any) -> str:
+    return str(getattr(program, "__name__", type(program).__name__))
+
+
+def require_kind(folder: RunFolder, function: str, is_its_own: bool) -> None:
+    """Raises an error for checkpoints of another function.
+
+    Raises:
+        ValueError: They are not those of this one.
+    """
+    if not is_its_own:
+        raise ValueError(
+            f"{folder.folder}: the checkpoints there were not written by {function}, which cannot go on "
+            "with them: choose another run_dir, or call the function that wrote them"
+        )
 
 
 def digest_of_rows(batches: Batches) -> str | None:

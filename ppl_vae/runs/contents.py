@@ -55,6 +55,7 @@ def parts(folder: Path) -> list[str]:
         >>> (folder / "plots").mkdir()
         >>> _ = (folder / "plots" / "mine.png").write_text("")
         >>> _ = (folder / "metrics.csv").write_text("")
+        >>> (folder / "gaps.csv").mkdir()
         >>> parts(folder)
         ['metrics.csv']
     """
@@ -70,6 +71,16 @@ def files(folder: Path) -> set[str]:
     return found
 
 
+def is_own_picture(name: str) -> bool:
+    """Whether a run has a picture of this name in its `plots`."""
+    return name in _OWN[PLOTS]
+
+
+def pictures(folder: Path) -> list[str]:
+    """The run's own pictures that are there, as `plots/NAME`."""
+    return [f"{PLOTS}/{name}" for name in _OWN[PLOTS] if (folder / PLOTS / name).is_file()]
+
+
 def has_checkpoints(folder: Path) -> bool:
     """Whether there are checkpoints, which `fit` also writes into a folder without a configuration."""
     return any((folder / CHECKPOINTS).glob("step-*.safetensors"))
@@ -83,6 +94,11 @@ def is_run(folder: Path) -> bool:
 def holds_others(folder: Path) -> bool:
     """Whether there are files in the folders of a run that are not the run's."""
     return any(_others(folder / name) for name in FOLDERS if is_folder(folder / name))
+
+
+def in_the_way(folder: Path) -> list[Path]:
+    """Folders of the user's where a run has a file of that name."""
+    return [folder / name for name in OF_A_RUN if name not in _OWN and is_folder(folder / name)]
 
 
 def move(name: str, source: Path, target: Path) -> None:
@@ -111,7 +127,7 @@ def discard(folder: Path, names: Iterable[str] = OF_A_RUN) -> None:
             for entry in _own(part):
                 remove(part / entry)
             remove_empty(part)
-        else:
+        elif not is_folder(part):
             remove(part)
     remove_empty(folder)
 
@@ -126,7 +142,7 @@ def _is_there(folder: Path, name: str) -> bool:
     part = folder / name
     if name in _OWN and is_folder(part):
         return bool(_own(part)) or not _others(part)
-    return os.path.lexists(part)
+    return os.path.lexists(part) and not is_folder(part)
 
 
 def _own(part: Path) -> list[str]:

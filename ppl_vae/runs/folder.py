@@ -28,9 +28,10 @@ from ppl_vae.runs.contents import (
     GAPS,
     METRICS,
     POSTERIOR,
+    pictures,
 )
 from ppl_vae.runs.location import config_file
-from ppl_vae.runs.netcdf import as_netcdf
+from ppl_vae.runs.netcdf import WEIGHTS_KEY, as_netcdf, names_weights
 from ppl_vae.runtime import (
     MOST_YAML,
     CorruptFileError,
@@ -47,13 +48,14 @@ _MAKERS = {
     ANNEALED: "ppl-vae evaluate --method ais",
     GAPS: "ppl-vae gaps",
     DIAGNOSIS: "ppl-vae diagnose",
+    POSTERIOR: "ppl-vae export",
 }
 """The commands that make results."""
 
 _DIGEST = "table_sha256"
 """Key in a result's file: the digest of the table beside it."""
 
-_WEIGHTS = "weights_sha256"
+_WEIGHTS = WEIGHTS_KEY
 """Key in a result's file: the digest of the weights that it belongs to. Earlier versions wrote none."""
 
 _MOST_JSON = 2**23
@@ -333,27 +335,48 @@ def read_result(file: Path) -> dict[str, Any] | None:
 
 
 def results_of_other_weights(
-    path: Path, weights: str, results: Iterable[str] = tuple(_MAKERS)
+    path: Path, weights: str, results: Iterable[str] | None = None
 ) -> dict[str, str]:
-    """The results in a run's folder that belong to other weights.
+    """The results and pictures in a run's folder that belong to other weights.
 
     Args:
         path: The run's folder.
         weights: The digest of the weights that are there now.
-        results: Names of the files to look at. What cannot be read is left out: reading it says why.
+        results: Names of the files to look at; None: all. What cannot be read is left out: reading it says why.
 
     Returns:
         The names of the files, and for each the command that makes it again.
     """
     found = {}
-    for name in results:
+    for name in (*_MAKERS, *pictures(path)) if results is None else results:
         try:
-            summary = read_json(path / name) or {}
+            own = _belongs_to(path / name, weights)
         except (OSError, CorruptFileError):
             continue
-        if summary.get(_WEIGHTS, weights) != weights:
-            found[name] = f"{_MAKERS[name]} {path} --overwrite"
+        if not own:
+            found[name] = _command(path, name)
     return found
+
+
+def _command(path: Path, name: str) -> str:
+    """The command that makes a result, or a picture, again."""
+    if name in _MAKERS:
+        return f"{_MAKERS[name]} {path} --overwrite"
+    if Path(name).stem == Path(GAPS).stem:
+        return f"{_MAKERS[GAPS]} {path} --overwrite"
+    try:
+        maker = read_config(path).get("made_by", "train")
+    except (OSError, ValueError):
+        maker = "train"
+    return f"ppl-vae {maker} --resume {path}"
+
+
+def _belongs_to(file: Path, weights: str) -> bool:
+    """Whether a result belongs to weights; True if it does not say to which, or is not there."""
+    if file.suffix != ".json":
+        return names_weights(file, weights)
+    summary = read_json(file) or {}
+    return bool(summary.get(_WEIGHTS, weights) == weights)
 
 
 def read_json(file: Path) -> dict[str, Any] | None:

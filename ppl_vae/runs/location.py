@@ -17,7 +17,9 @@ from ppl_vae.runs.contents import (
     discard,
     files,
     has_checkpoints,
+    in_the_way,
     is_folder,
+    is_own_picture,
     is_run,
     move,
     parts,
@@ -74,13 +76,29 @@ def config_file(path: Path) -> Path:
 
 
 def is_of_a_run(file: Path) -> bool:
-    """Whether a file is one that a run is read from: its configuration, weights, results, checkpoints."""
+    """Whether a file is one of a run: its configuration, weights, results, checkpoints, pictures.
+
+    Case does not count, as on some disks.
+    """
     as_named = file.parent.resolve() / file.name  # a link in a run is one of its files, too
     return any(
-        inside.name in (*OF_A_RUN, *HIDDEN) and inside.name != PLOTS and _holds_a_run(folder)
+        inside.name.casefold() in (*OF_A_RUN, *HIDDEN)
+        and (inside.name.casefold() != PLOTS or _is_picture(path, inside))
+        and _holds_a_run(folder)
         for path in (as_named, file.resolve())
         for inside, folder in pairwise([path, *path.parents])
     )
+
+
+def _is_picture(path: Path, plots: Path) -> bool:
+    """Whether a path is a picture that a run has in this folder, or stands in the place of the folder."""
+    return path == plots or (path.parent == plots and is_own_picture(path.name.casefold()))
+
+
+def run_around(file: Path) -> Path | None:
+    """The innermost run folder that a file is in, or would be in; None if there is none."""
+    folders = file.parent.resolve() / file.name
+    return next((folder for folder in folders.parents if _holds_a_run(folder)), None)
 
 
 def require_outside_of_runs(path: Path) -> None:
@@ -235,13 +253,26 @@ def clear(path: Path) -> None:
 
 
 def require_no_swap(path: Path) -> None:
-    """Raises an error if something else stands where a swap would put the old run: it would be removed, too."""
+    """Raises an error if something else stands where a swap would put the old run, or the new one.
+
+    Raises:
+        FileExistsError: The one would be removed, too, and the other cannot be replaced.
+    """
     for folder in (path / _LEAVING, path / _REPLACED):
         remove_empty(folder)
         if os.path.lexists(folder):
             raise FileExistsError(
                 f"{folder} is in the way of the run that would be replaced: nothing was changed; rename it"
             )
+    require_room_for_files(path)
+
+
+def require_room_for_files(path: Path) -> None:
+    """Raises an error if a folder stands where a run has a file: it is the user's, and cannot be replaced."""
+    for folder in in_the_way(path):
+        raise FileExistsError(
+            f"{folder} is a folder, where a run has a file: nothing was changed; rename it"
+        )
 
 
 def require_settled(path: Path) -> None:

@@ -82,6 +82,18 @@ class Lock:
                 del _held[self._folder]
             self._last_resort.detach()
 
+    def is_of(self, folder: Path) -> bool:
+        """Whether the folder of this name is still the one that was locked: not moved, removed or replaced."""
+        if not self._opened:
+            return False
+        file = folder / LOCK
+        if os.path.lexists(file):
+            return _is(self._opened[0], file)
+        try:  # somebody has removed the file alone
+            return os.path.samestat(self._at, os.stat(folder))
+        except OSError:
+            return False
+
     def _take(self, folder: Path) -> None:
         while True:
             flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
@@ -101,6 +113,7 @@ class Lock:
                 break
             _close(self._opened)  # its owner has removed it meanwhile
         self._taken = True
+        self._at = os.stat(self._folder)
         os.ftruncate(descriptor, 0)
         now = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
         with suppress(OSError):  # on a full disk the others are not told who writes

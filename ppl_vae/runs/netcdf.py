@@ -1,11 +1,13 @@
-"""What ArviZ writes into a file, as bytes."""
+"""What ArviZ writes into a file, as bytes; and of which weights such a file is."""
 
 from __future__ import annotations
 
+import mmap
+from pathlib import Path
 from typing import Any
 
-WEIGHTS_ATTRIBUTE = "weights_sha256"
-"""Name of the attribute that says of which weights the draws are."""
+WEIGHTS_KEY = "weights_sha256"
+"""Name of what says of which weights a result is: in netCDF an attribute, in PNG a text."""
 
 
 def as_netcdf(data: Any, weights: str | None = None) -> memoryview:
@@ -19,7 +21,7 @@ def as_netcdf(data: Any, weights: str | None = None) -> memoryview:
     """
     tree = data.to_datatree() if hasattr(data, "to_datatree") else data.copy(deep=False)
     if weights is not None:
-        tree.attrs = {**tree.attrs, WEIGHTS_ATTRIBUTE: weights}
+        tree.attrs = {**tree.attrs, WEIGHTS_KEY: weights}
     compressed = {
         f"/{name}": {
             variable: {"zlib": True}
@@ -30,3 +32,19 @@ def as_netcdf(data: Any, weights: str | None = None) -> memoryview:
     }
     content: memoryview = tree.to_netcdf(None, engine="h5netcdf", encoding=compressed)
     return content
+
+
+def names_weights(file: Path, weights: str) -> bool:
+    """Whether a netCDF file or a PNG is of these weights; True if it does not say of which, or is not there.
+
+    Its bytes are searched, because HDF5 does not withstand files that were made to harm. Both store what is
+    looked for as it is.
+    """
+    if not file.is_file() or file.stat().st_size == 0:
+        return True
+    with (
+        file.open("rb") as opened,
+        mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        said = content.find(WEIGHTS_KEY.encode()) >= 0
+        return not said or content.find(weights.encode()) >= 0

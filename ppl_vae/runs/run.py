@@ -35,7 +35,6 @@ from ppl_vae.runs.folder import (
     Summary,
     describe_rows,
     read_config,
-    read_csv,
     read_result,
     read_rows,
     results_of_other_weights,
@@ -46,7 +45,7 @@ from ppl_vae.runs.lock import LockedError
 from ppl_vae.runs.names import name_of
 from ppl_vae.runs.run_folder import RunFolder
 from ppl_vae.runs.trust import ROLES, Trust, UntrustedError
-from ppl_vae.runs.weights import read_weights, write_weights
+from ppl_vae.runs.weights import read_history, read_weights, write_weights
 from ppl_vae.runtime import CorruptFileError, as_folder, described, require_flags
 
 _TRIES = 10
@@ -70,7 +69,7 @@ class Run:
         config: The content of config.yaml.
         model: The model with its trained weights, in evaluation mode if it is a module.
         guide: The guide, in the same way.
-        history: One mapping per epoch, from metrics.csv; empty if there is none.
+        history: One mapping per epoch, from metrics.csv, up to the weights; empty if there is none.
         evaluation: The content of evaluation.json, or None.
         evaluation_rows: Its per-row values by name, or None.
         diagnosis: The content of diagnosis.json, or None.
@@ -153,7 +152,8 @@ def save_run(
         full.setdefault(role, {"class_path": name_of(program)})
     kept = None if rows is None else describe_rows(rows)
     with RunFolder.new(path, full, overwrite=overwrite) as run:
-        weights = write_weights(run.path, model, guide)
+        epochs = None if fit is None else len(fit.history)
+        weights = write_weights(run.path, model, guide, epochs=epochs)
         if fit is not None:
             write_history(run.path, fit.history)
         write_results(
@@ -268,7 +268,7 @@ def _load(
         config=config,
         model=model,
         guide=guide,
-        history=read_csv(path / METRICS) if results else [],
+        history=read_history(path) if results else [],
         evaluation=read_result(path / EVALUATION) if results else None,
         evaluation_rows=read_rows(path) if results else None,
         diagnosis=read_result(path / DIAGNOSIS) if results else None,
@@ -277,25 +277,32 @@ def _load(
 
 
 def _require_results_of(path: Path, config: Mapping[str, Any], weights: str) -> None:
-    """Raises an error for results of other weights.
+    """Raises an error for results of other weights that a `Run` holds, and warns of those that it does not.
 
     Raises:
         CorruptFileError: There are some; the message says how to make them again.
     """
-    others = results_of_other_weights(path, weights, (EVALUATION, DIAGNOSIS))
-    if not others:
-        return
-    first, *more = others
-    if "data" in config:  # ppl-vae train made it
-        again = " and ".join(f"`{command}`" for command in others.values())
-        remedy = f"{again} make{'' if more else 's'} {'both' if more else 'it'} again"
-    else:
-        remedy = "evaluate the pair, and save it again with save_run"
-    raise CorruptFileError(
-        path / first,
-        f"it belongs to other weights than those in {WEIGHTS}, which were trained further or replaced: "
-        f"{remedy}; load_run(path, results=False) reads the pair alone",
-    )
+    others = results_of_other_weights(path, weights)
+    held = {name: others.pop(name) for name in (EVALUATION, DIAGNOSIS) if name in others}
+    made_by_command = "data" in config  # `ppl-vae train` made it
+    if held:
+        first, *more = held
+        if made_by_command:
+            again = " and ".join(f"`{command}`" for command in held.values())
+            remedy = f"{again} make{'' if more else 's'} {'both' if more else 'it'} again"
+        else:
+            remedy = "evaluate the pair, and save it again with save_run"
+        raise CorruptFileError(
+            path / first,
+            f"it belongs to other weights than those in {WEIGHTS}, which were trained further or replaced: "
+            f"{remedy}; load_run(path, results=False) reads the pair alone",
+        )
+    for name, command in others.items():
+        remedy = f"`{command}` makes it again" if made_by_command else "remove it"
+        warnings.warn(
+            f"{path / name} belongs to other weights than those in {WEIGHTS}: {remedy}",
+            stacklevel=4,
+        )
 
 
 def _require_results(**given: object) -> None:

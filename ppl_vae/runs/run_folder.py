@@ -32,10 +32,11 @@ from ppl_vae.runs.location import (
     is_of_ours,
     require_no_swap,
     require_outside_of_runs,
+    require_room_for_files,
     require_settled,
     swap,
 )
-from ppl_vae.runs.lock import Lock
+from ppl_vae.runs.lock import Lock, LockedError
 from ppl_vae.runtime import (
     DiskFullError,
     as_folder,
@@ -60,6 +61,8 @@ class RunFolder:
     Attributes:
         folder: The run folder, for messages.
         path: Where files are to be written now: `folder`, or the hidden folder. It changes with `begin`.
+            Reading it raises a `LockedError` if `folder` was moved, removed or replaced: another run may be
+            there by now.
         config: The content of config.yaml, or None.
 
     Example:
@@ -77,7 +80,7 @@ class RunFolder:
 
     def __init__(self, folder: Path, config: Mapping[str, Any] | None) -> None:
         self.folder = folder
-        self.path = folder
+        self._path = folder
         self.config = config
         self._begun = False
         self._open = True
@@ -119,7 +122,7 @@ class RunFolder:
             if parts(path):
                 require_no_swap(path)
                 opened._kind = "staged"
-                opened.path = own_folder(path / STAGED)
+                opened._path = own_folder(path / STAGED)
             else:
                 opened._kind = "new"
             if config is not None:
@@ -175,6 +178,7 @@ class RunFolder:
             _require_no_training(path)
             if not isinstance(run_dir, RunFolder):
                 require_outside_of_runs(path)
+                _require_no_run(path)
         if isinstance(run_dir, RunFolder):
             yield run_dir
             return
@@ -185,16 +189,30 @@ class RunFolder:
     def of_other_process(cls, path: Path) -> Self:
         """The folder for a process that only reads there: of a training with several, all but the first."""
         opened = cls.__new__(cls)
-        opened.folder = opened.path = path
+        opened.folder = opened._path = path
         opened.config = None
         opened._kind, opened._begun, opened._open = "open", True, True
         opened._made, opened._lock = [], None
         return opened
 
     @property
+    def path(self) -> Path:
+        """Where files are to be written now."""
+        if self._open and not self._is_there():
+            raise LockedError(
+                f"{self.folder} is no longer the folder that was being written: it was moved, removed or "
+                "replaced, or the current folder is another. Nothing more is written; a training goes on "
+                "from its checkpoints, where they are now"
+            )
+        return self._path
+
+    def _is_there(self) -> bool:
+        return self._lock is None or self._lock.is_of(self.folder)
+
+    @property
     def keeps(self) -> bool:
         """Whether what has been written stays, even if the block ends with an error."""
-        return self.path == self.folder
+        return self._path == self.folder
 
     def begin(self) -> None:
         """Says that what has been written is good: it takes the place of what was there."""
@@ -203,7 +221,7 @@ class RunFolder:
         if self.path != self.folder:
             require_no_swap(self.folder)
             swap(self.folder)
-            self.path = self.folder
+            self._path = self.folder
         elif self._kind == "open" and self.config is not None:
             write_config(self.folder, self.config)
         self._begun = True
@@ -229,8 +247,10 @@ class RunFolder:
 
     def _undo(self) -> None:
         """Leaves what was there before, or the new run if it is about to be there."""
+        if not self._is_there():  # what is there now is not ours
+            return
         if finish_own_swap(self.folder) == "forward":  # interrupted amid a swap, as late as that
-            self.path = self.folder
+            self._path = self.folder
         if self._kind == "staged" and not is_in_doubt(self.folder):
             clear(self.folder)  # after a swap, there is nothing
         elif self._kind == "new" and not has_checkpoints(self.folder):
@@ -303,12 +323,21 @@ def _require_no_training(path: Path) -> None:
             )
 
 
+def _require_no_run(path: Path) -> None:
+    """Raises an error if there is a run, with whose weights and results the checkpoints would be mixed."""
+    if is_of_ours(path):
+        raise FileExistsError(
+            f"{path} holds a run: the checkpoints and metrics would be those of other weights; choose another "
+            "run_dir"
+        )
+
+
 def require_free(path: Path, *, overwrite: bool) -> None:
     """Raises an error unless a new run may be written into a folder, which is left as it is.
 
     Raises:
         FileExistsError: There is a run at `path` and `overwrite` is False, or something that is not a run; or
-            `path` is in a folder of another run.
+            `path` is in a folder of another run, or holds folders with the names of a run's files.
     """
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"{path} is a file; a run needs a folder of its own")
@@ -328,6 +357,8 @@ def require_free(path: Path, *, overwrite: bool) -> None:
             f"there is a run in {path} already: choose another folder, or replace it with overwrite=True "
             "(--overwrite on the command line)"
         )
+    if others:
+        require_room_for_files(path)
 
 
 def _is_left(path: Path, names: set[str]) -> bool:

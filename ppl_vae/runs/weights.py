@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,16 @@ from torch import Tensor
 from torch.distributions.constraints import Constraint
 
 from ppl_vae.pairs import Pair, Program
-from ppl_vae.runs.contents import CHECKPOINTS, WEIGHTS
+from ppl_vae.runs.contents import CHECKPOINTS, METRICS, WEIGHTS
+from ppl_vae.runs.folder import read_csv
 from ppl_vae.runs.trust import Trust
-from ppl_vae.runtime import CorruptFileError, content_digest, read_tensors, write_tensors
+from ppl_vae.runtime import (
+    CorruptFileError,
+    content_digest,
+    read_metadata,
+    read_tensors,
+    write_tensors,
+)
 
 
 class ReplacedError(RuntimeError):
@@ -22,8 +30,19 @@ class ReplacedError(RuntimeError):
 _PARAM = "param."  # how Pair.state() marks the values of pyro.param
 
 
-def write_weights(path: Path, model: Program, guide: Program) -> str:
+_EPOCHS = "epochs"
+"""Key in the metadata of weights: how many lines of metrics.csv led to them. Earlier versions wrote none."""
+
+
+def write_weights(path: Path, model: Program, guide: Program, *, epochs: int | None = None) -> str:
     """Writes the state of a pair. `pyro.param` values are unconstrained; their constraints are written too.
+
+    Args:
+        path: The run's folder.
+        model: The model.
+        guide: The guide.
+        epochs: The lines of metrics.csv that led to these weights: a training that goes on adds more of them
+            before it writes its own. None if that is not known.
 
     Returns:
         A digest of names, values and constraints. It is written into the results that belong to them.
@@ -35,7 +54,8 @@ def write_weights(path: Path, model: Program, guide: Program) -> str:
             constraints[name] = _describe_constraint(pair.store["constraints"][name])
         except TypeError as error:
             raise TypeError(f"pyro.param '{name}' cannot be saved: {error}") from error
-    write_tensors(path / WEIGHTS, pair.state(), {"constraints": constraints})
+    known = {} if epochs is None else {_EPOCHS: epochs}
+    write_tensors(path / WEIGHTS, pair.state(), {"constraints": constraints, **known})
     return content_digest(path / WEIGHTS)
 
 
@@ -54,6 +74,29 @@ def require_weights(path: Path, weights: str) -> None:
             f"{path} holds other weights than those that were read: it has been trained or replaced meanwhile. "
             "Nothing was written there; run the command again for the new ones"
         )
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """The lines of metrics.csv that led to the weights that are there; empty if there is no such file.
+
+    A warning tells of more: those of a training that goes on, or was interrupted.
+
+    Raises:
+        CorruptFileError: The file, or that of the weights, is damaged.
+    """
+    history = read_csv(path / METRICS)
+    if not history:
+        return []
+    epochs = read_metadata(path / WEIGHTS).get(_EPOCHS)
+    if not isinstance(epochs, int) or not 0 <= epochs < len(history):
+        return history
+    more = len(history) - epochs
+    warnings.warn(
+        f"{path / METRICS} holds {more} line{'' if more == 1 else 's'} after those of the weights: a training "
+        "goes on, or was interrupted. They are left out; to finish it, use `--resume`",
+        stacklevel=3,
+    )
+    return history[:epochs]
 
 
 def read_weights(path: Path, model: Program, guide: Program, trust: Trust) -> str:

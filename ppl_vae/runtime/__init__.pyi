@@ -34,6 +34,7 @@ from .files import (
     remove_left_behind as remove_left_behind,
     replacing as replacing,
     require_file as require_file,
+    require_output as require_output,
     write_bytes as write_bytes,
 )
 from .progress import progress_bar as progress_bar
@@ -49,6 +50,7 @@ from .tensors import (
     content_digest as content_digest,
     digest as digest,
     flatten as flatten,
+    read_metadata as read_metadata,
     read_tensors as read_tensors,
     unflatten as unflatten,
     write_tensors as write_tensors,

@@ -63,13 +63,14 @@ class DiskFullError(OSError):
         return type(self), (self.path, self.errno)
 
 
-def write_bytes(path: str | Path, data: bytes | memoryview) -> None:
+def write_bytes(path: str | Path, data: bytes | memoryview, *, overwrite: bool = True) -> None:
     """Replaces `path` by `data` in one step that survives a crash: write, fsync, rename, fsync.
 
     Raises:
         DiskFullError: There is no room for it.
+        FileExistsError: There is such a file, and `overwrite` is False.
     """
-    with replacing(path) as temporary:
+    with replacing(path, overwrite=overwrite) as temporary:
         temporary.write_bytes(data)
 
 
@@ -87,7 +88,7 @@ def append_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
     """Gives an empty file beside `path`, which takes its place when the block has ended well.
 
     The file has a name that nobody can know before, is made by this call (never a link that was there), and is
@@ -96,12 +97,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     Args:
         path: The file to write; its folder must exist.
+        overwrite: Whether a file that is there when the block ends is replaced.
 
     Raises:
         DiskFullError: The disk is full; `path` is as it was.
         IsADirectoryError: There is a folder.
         OSError: The folder may not be written, say; the error names `path`, not the file beside it.
-        FileExistsError: There is a device, a pipe or a socket.
+        FileExistsError: There is a device, a pipe or a socket; or a file, and `overwrite` is False.
 
     Example:
         >>> import tempfile
@@ -126,7 +128,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
             os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
             yield temporary
             _flush(temporary)
-            os.replace(temporary, path)
+            if not overwrite:
+                _link(temporary, path)
+            else:
+                os.replace(temporary, path)
         except BaseException as error:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -134,6 +139,27 @@ def replacing(path: str | Path) -> Iterator[Path]:
                 raise type(error)(error.errno, error.strerror, str(path)) from error
             raise
         _flush(path.parent)
+
+
+def _link(temporary: Path, path: Path) -> None:
+    """Gives a file its name unless there is one of that name, which may have come while the file was written.
+
+    Raises:
+        FileExistsError: There is one.
+    """
+    there = f"{path} is there by now: it was left as it is"
+    try:
+        os.link(temporary, path)
+    except FileExistsError as error:
+        raise FileExistsError(there) from error
+    except OSError as error:  # a file system without hard links
+        if error.errno in _FULL:
+            raise
+        if os.path.lexists(path):
+            raise FileExistsError(there) from error
+        os.replace(temporary, path)
+    else:
+        temporary.unlink()
 
 
 def require_file(path: Path) -> None:
@@ -158,6 +184,23 @@ def require_file(path: Path) -> None:
         raise FileExistsError(
             f"{path} is {kind}, but a file is to be written there: choose another name"
         )
+
+
+def require_output(path: Path, *, overwrite: bool) -> None:
+    """Raises an error, before the work, unless an output that a user has named may be written.
+
+    Raises:
+        FileExistsError: It is there and `overwrite` is False, or there is no file but a device, say.
+        IsADirectoryError: There is a folder.
+        FileNotFoundError: Its folder is not there.
+    """
+    require_file(path)
+    if path.exists() and not overwrite:
+        raise FileExistsError(
+            f"{path} is there already: choose another --output, or pass --overwrite"
+        )
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"--output {path}: there is no folder {path.parent}")
 
 
 _NO_FILES = (

@@ -71,10 +71,27 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CorruptFileError(
             path, "the file's content does not match its checksum: it is damaged"
         )
+    return tensors, _as_metadata(path, header)
+
+
+def _as_metadata(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
     try:
-        return tensors, load_json(header[_METADATA])
+        return load_json(header[_METADATA])
     except ValueError as error:
         raise CorruptFileError(path, f"its metadata cannot be read ({error})") from error
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """The metadata of what `write_tensors` wrote. The tensors are not read, so that nothing is verified.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        CorruptFileError: It is truncated, or not a file of ours.
+        OSError: The system does not let it be read.
+    """
+    path = Path(path)
+    with _opened(path) as (_, header):
+        return _as_metadata(path, header)
 
 
 def content_digest(path: str | Path) -> str:

@@ -17,6 +17,7 @@ from ppl_vae.runs import (
     CHECKPOINTS,
     RunFolder,
     load_checkpoint,
+    require_kind,
     require_same,
     restore_optimizer,
     save_checkpoint,
@@ -107,6 +108,7 @@ class Checkpoints:
         assert self.folder is not None
         read = load_checkpoint(self.folder.path / CHECKPOINTS) if self.processes.is_first else None
         saved, facts = self.processes.from_first(read) or ({}, {})
+        require_kind(self.folder, "fit", {"seed", "optimizer"} <= saved.keys())
         now = {"config": self.folder.config, "seed": seed, **self.facts}
         require_same(self.folder, now, {**facts, "seed": saved["seed"]})
         device = self.processes.device
