@@ -77,6 +77,58 @@ def test_a_folder_that_comes_while_a_run_is_made_is_not_replaced(tmp_path: Path)
     assert content(tmp_path) == {**old, "run/gaps.csv/mine.txt": b"mine"}
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "plots"])
+def test_a_run_of_several_disks_is_not_half_replaced(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files cannot be renamed from disk to disk, so that the swap would stop in its midst."""
+    run, real_replace, real_rename = tmp_path / "run", os.replace, Path.rename
+    ppl_vae.save_run(run, *pair())
+    (run / name).mkdir()
+    (run / name / ("khat.png" if name == "plots" else "step-000000001.safetensors")).write_text("")
+
+    def replace(source: Any, target: Any) -> None:
+        if Path(source).parent.name == name:
+            raise OSError(errno.EXDEV, "Invalid cross-device link", str(source))
+        real_replace(source, target)
+
+    def rename(source: Path, target: Path) -> Path:
+        if source.name == name:
+            raise OSError(errno.EBUSY, "Device or resource busy", str(source))
+        return real_rename(source, target)
+
+    before = content(run)
+    with monkeypatch.context() as disks:
+        disks.setattr(os, "replace", replace)
+        disks.setattr(Path, "rename", rename)
+        with pytest.raises(FileExistsError, match=r"is on a disk of its own.*nothing was changed"):
+            ppl_vae.save_run(run, *pair(), overwrite=True)
+    assert content(run) == before
+    assert ppl_vae.load_run(run, *pair()).path == run
+    ppl_vae.save_run(run, *pair(), overwrite=True)
+    assert not (run / name).exists()
+
+
+def test_a_folder_that_cannot_be_renamed_is_moved_file_by_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is part of a container's image is of that kind."""
+    run, real = tmp_path / "run", Path.rename
+    ppl_vae.save_run(run, *pair())
+    (run / "plots").mkdir()
+    (run / "plots" / "khat.png").write_text("")
+
+    def rename(source: Path, target: Path) -> Path:
+        if source.name == "plots":
+            raise OSError(errno.EXDEV, "Invalid cross-device link", str(source))
+        return real(source, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    ppl_vae.save_run(run, *pair(), overwrite=True)
+    assert not (run / "plots").exists()
+    assert ppl_vae.load_run(run, *pair()).path == run
+
+
 # -- what is read of a run belongs to its weights ---------------------------------------------------------
 
 
@@ -137,6 +189,37 @@ def test_results_that_a_run_does_not_hold_are_told_to_be_of_other_weights(run: P
     names = ("annealed.json", "gaps.json", "posterior.nc", "plots/gaps.png")
     assert said.keys() == {str(run / name) for name in names}
     assert f"`ppl-vae export {run} --overwrite` makes it again" in said[str(run / "posterior.nc")]
+
+
+def test_samples_of_an_older_run_are_called_that(run: Path) -> None:
+    assert command("sample", "run") == 0
+    found = ppl_vae.load_run(run)
+    assert isinstance(found.model, torch.nn.Module)
+    with torch.no_grad():
+        next(found.model.parameters()).add_(1.0)
+    write_weights(run, found.model, found.guide)
+    (run / "evaluation.json").unlink()
+    with pytest.warns(UserWarning, match=r"samples\.png belongs to other weights.*`ppl-vae sample"):
+        ppl_vae.load_run(run)
+
+
+def test_other_data_of_the_same_name_are_told(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A relative path means another file in another folder."""
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("data: digits", "data: x.npz"))
+    draw = np.random.default_rng(0)
+    for folder in (tmp_path, tmp_path / "b"):
+        folder.mkdir(exist_ok=True)
+        np.savez(folder / "x.npz", x=draw.integers(0, 255, (20, 1, 8, 8), dtype=np.uint8))
+    assert command("evaluate", "run", "--num_samples", "2", "--overwrite") == 0
+    assert command("evaluate", "run", "--num_samples", "2", "--max_rows", "2", "--overwrite") == 0
+    assert command("diagnose", "run") == 0
+    assert "test rows" not in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path / "b")
+    assert command("diagnose", "../run", "--overwrite") == 0
+    assert "the data (x.npz) have changed, or their name means others" in capsys.readouterr().err
 
 
 # -- outputs ----------------------------------------------------------------------------------------------

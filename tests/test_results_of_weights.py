@@ -284,7 +284,7 @@ def test_a_training_that_went_on_and_was_not_evaluated(
     assert main(on) == 0
     told = capsys.readouterr().err
     assert f"{run / 'gaps.json'} belongs to the weights before: `ppl-vae gaps {run}" in told
-    with pytest.warns(UserWarning, match=r"gaps\.json belongs to other weights.*`ppl-vae gaps"):
+    with pytest.warns(UserWarning, match=r"gaps\.(json|png) belongs to other weights.*`ppl-vae g"):
         assert len(ppl_vae.load_run(run).history) == 3
 
 

@@ -11,9 +11,11 @@ from typing import Any
 from ppl_vae.cli.output import OutputError, say, show, warn
 from ppl_vae.data import Data
 from ppl_vae.runs import (
+    EVALUATION,
     Run,
     RunFolder,
     describe_rows,
+    evaluated_rows,
     require_weights,
     results_of_other_weights,
     run_around,
@@ -141,6 +143,17 @@ def say_of_other_weights(run: Path, weights: str) -> None:
     """Says which results in a run are those of the weights before, and how to make them again."""
     for name, command in results_of_other_weights(run, weights).items():
         warn(f"{run / name} belongs to the weights before: `{command}` makes it again")
+
+
+def warn_of_other_rows(run: Path, data: Data) -> None:
+    """Says so if the test rows are not those of the run's evaluation: its results would be of other data."""
+    then = evaluated_rows(run)
+    num = None if then is None or then.get("split") != "test" else then.get("num")
+    if then is not None and isinstance(num, int) and rows_of(data, num)["sha256"] != then["sha256"]:
+        warn(
+            f"the test rows are others than those of {run / EVALUATION}: the data ({data.name}) have changed, "
+            "or their name means others in the current folder"
+        )
 
 
 def rows_of(data: Data, num: int | None = None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from ppl_vae.cli.common import (
     keep_result,
     require_writable,
     rows_of,
+    warn_of_other_rows,
     writing,
 )
 from ppl_vae.cli.finish import MOST_PICTURED
@@ -46,6 +47,7 @@ from ppl_vae.runs import (
     METRICS,
     PLOTS,
     POSTERIOR,
+    SAMPLES,
     WEIGHTS_KEY,
     Comparison,
     Run,
@@ -170,7 +172,7 @@ def sample(parser: ArgumentParser, given: Namespace) -> int:
         require_count("--num", options.num, most=MOST_SAMPLED)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    output = _output_file(options, run.path / "samples.png", (*PICTURES, ".npz"))
+    output = _output_file(options, run.path / SAMPLES, (*PICTURES, ".npz"))
     require_no_data(output, run.config)
     generator = Generator(run.model, run.guide, data.test[:MOST_PICTURED], options.seed)
     z, mean, x = generator.from_prior(options.num)
@@ -182,7 +184,8 @@ def sample(parser: ArgumentParser, given: Namespace) -> int:
             with file.open("wb") as opened:  # NumPy would add .npz to the name x.NPZ
                 np.savez_compressed(opened, z=z.numpy(), mean=mean.numpy(), x=x.numpy())
         else:
-            prior_samples(mean).savefig(file)
+            known = {WEIGHTS_KEY: run.weights_sha256} if output.suffix.lower() == ".png" else None
+            prior_samples(mean).savefig(file, metadata=known)
     show(output)
     return 0
 
@@ -236,7 +239,9 @@ def _open_run(parser: ArgumentParser, given: Namespace) -> tuple[Namespace, Run,
     run = load_run(options.run, trust=trust_of(given, options.run), results=False)
     if options.get("output") is None:
         require_writable(run.path, ELSEWHERE if "output" in options else None)
-    return options, run, load_rows(checked(run.path, run.config), options.data_dir)
+    data = load_rows(checked(run.path, run.config), options.data_dir)
+    warn_of_other_rows(run.path, data)
+    return options, run, data
 
 
 def _objective(run: Run, trust: Trust) -> Objective:

@@ -21,11 +21,13 @@ from .contents import (
     METRICS as METRICS,
     PLOTS as PLOTS,
     POSTERIOR as POSTERIOR,
+    SAMPLES as SAMPLES,
     TENSORBOARD as TENSORBOARD,
     WEIGHTS as WEIGHTS,
 )
 from .folder import (
     describe_rows as describe_rows,
+    evaluated_rows as evaluated_rows,
     read_config as read_config,
     read_csv as read_csv,
     results_of_other_weights as results_of_other_weights,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import secrets
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -20,6 +22,9 @@ POSTERIOR = "posterior.nc"
 PLOTS = "plots"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
+
+SAMPLES = "samples.png"
+"""Where `ppl-vae sample` draws if no other file is named. It stays if the run is replaced."""
 
 OF_A_RUN = (
     *(CONFIG, CHECKPOINTS, WEIGHTS, METRICS, EVALUATION, DIAGNOSIS, ANNEALED, GAPS, POSTERIOR),
@@ -104,19 +109,52 @@ def in_the_way(folder: Path) -> list[Path]:
 def move(name: str, source: Path, target: Path) -> None:
     """Moves one of the `parts` of a run into another folder on the same disk.
 
-    Of a folder only the run's own files move, if it holds others or if there is one already.
+    Of a folder only the run's own files move, if it holds others, if there is one already, or if it cannot be
+    renamed: a folder of a container's image cannot, though its files can.
     """
     here, there = source / name, target / name
     if name not in _OWN or not is_folder(here):
         os.replace(here, there)
-    elif not _others(here) and not os.path.lexists(there):
-        here.rename(there)
-    else:
-        own_folder(there)
-        for entry in _own(here):
-            if not is_folder(there / entry):
-                os.replace(here / entry, there / entry)
-        remove_empty(here)
+        return
+    if not _others(here) and not os.path.lexists(there):
+        try:
+            here.rename(there)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+        else:
+            return
+    own_folder(there)
+    for entry in _own(here):
+        if not is_folder(there / entry):
+            os.replace(here / entry, there / entry)
+    remove_empty(here)
+
+
+def require_movable(folder: Path, target: Path) -> None:
+    """Raises an error if files in the folders of a run cannot be moved to another folder: tries it with one.
+
+    Raises:
+        FileExistsError: One of the folders is a disk of its own.
+        OSError: One of them may not be written, say.
+    """
+    for name in FOLDERS:
+        if not is_folder(folder / name):
+            continue
+        probe = f".probe.{secrets.token_hex(4)}.writing"
+        try:
+            os.close(os.open(folder / name / probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+            os.replace(folder / name / probe, target / probe)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            raise FileExistsError(
+                f"{folder / name} is on a disk of its own, so that the run there cannot be replaced: nothing "
+                "was changed; choose another folder"
+            ) from error
+        finally:
+            for place in (folder / name, target):
+                (place / probe).unlink(missing_ok=True)
 
 
 def discard(folder: Path, names: Iterable[str] = OF_A_RUN) -> None:

@@ -28,6 +28,7 @@ from ppl_vae.runs.contents import (
     GAPS,
     METRICS,
     POSTERIOR,
+    SAMPLES,
     pictures,
 )
 from ppl_vae.runs.location import config_file
@@ -49,6 +50,7 @@ _MAKERS = {
     GAPS: "ppl-vae gaps",
     DIAGNOSIS: "ppl-vae diagnose",
     POSTERIOR: "ppl-vae export",
+    SAMPLES: "ppl-vae sample",
 }
 """The commands that make results."""
 
@@ -332,6 +334,15 @@ def read_result(file: Path) -> dict[str, Any] | None:
     return found and {
         name: _with_nan(value) for name, value in found.items() if name not in (_DIGEST, _WEIGHTS)
     }
+
+
+def evaluated_rows(path: Path) -> dict[str, Any] | None:
+    """What evaluation.json says of its rows, as `describe_rows` gave it; None if it does not, or is damaged."""
+    try:
+        found = (read_json(path / EVALUATION) or {}).get("rows")
+    except (OSError, CorruptFileError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def results_of_other_weights(

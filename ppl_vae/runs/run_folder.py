@@ -20,6 +20,7 @@ from ppl_vae.runs.contents import (
     has_checkpoints,
     holds_others,
     parts,
+    require_movable,
 )
 from ppl_vae.runs.folder import write_config
 from ppl_vae.runs.location import (
@@ -123,6 +124,7 @@ class RunFolder:
                 require_no_swap(path)
                 opened._kind = "staged"
                 opened._path = own_folder(path / STAGED)
+                require_movable(path, opened._path)
             else:
                 opened._kind = "new"
             if config is not None:
