@@ -25,6 +25,7 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -267,13 +268,22 @@ def _check_longer(place: Path, before: Contents, after: Contents) -> None:
             raise BrokenPromise("lost", f"{name} is neither old nor new")
     is_whole = len({found[name] == after[name] for name in _OF_WEIGHTS}) == 1
     try:
-        load_run(run)
+        with (
+            warnings.catch_warnings()
+        ):  # of the lines that are left out, and of pictures of the old weights
+            warnings.simplefilter("ignore")
+            history = load_run(run).history
     except CorruptFileError as error:
         if is_whole or "--overwrite`" not in str(error):
             raise BrokenPromise("lost", str(error)) from error
     else:
         if not is_whole:
             raise BrokenPromise("changed", "results are read beside other weights")
+        of_weights = (
+            after if found["weights.safetensors"] == after["weights.safetensors"] else before
+        )
+        if len(history) != len(of_weights["metrics.csv"]):
+            raise BrokenPromise("changed", "the history is not that of the weights")
     must(*_longer(place))
     require_same(run, after)
 
