@@ -47,7 +47,7 @@ def test_it_finds_the_evidence_where_importance_sampling_is_caught_by_its_khat(s
     assert (found.acceptance - hmc.TARGET_ACCEPTANCE).abs().max() < 0.12
     assert found.warnings == ()
     if guide is not None:
-        plain = evaluate(model, guide, x, num_samples=1000, seed=0)
+        plain = evaluate(model, guide, x, num_samples=1000, method="guide", seed=0)
         assert float(plain.unreliable.double().mean()) > 0.6
         assert any("k-hat" in w for w in plain.warnings)
         worse = (plain.log_likelihood.values - truth).abs().mean()

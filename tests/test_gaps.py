@@ -387,7 +387,7 @@ def test_an_optimization_that_was_cut_short_is_reported() -> None:
 def test_a_truth_is_taken_at_its_word_and_its_doubts_with_it() -> None:
     model, x, _ = correlated()
     guide = MeanField((6,), 2, MLP((8,)))
-    poor = evaluate(model, guide, x, num_samples=100, seed=0)
+    poor = evaluate(model, guide, x, num_samples=100, method="guide", seed=0)
     assert poor.unreliable.any()
     gaps = inference_gaps(model, guide, x, truth=poor, seed=0, num_samples=200, max_steps=60)
     assert gaps.source == "Evaluation"
