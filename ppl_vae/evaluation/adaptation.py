@@ -38,14 +38,23 @@ TRIED = 2
 MOST_MODES = 4
 """Most components of a mixture."""
 
+LEAST_MASS = -15.0
+"""Modes with a smaller share than exp of this, as far as height and curvature say, are left out."""
+
 APART = 3.0
 """Modes are different ones from this distance on, in standard deviations."""
 
 INFLATION = 1.1
 """Factor of the fitted covariances: too wide a proposal costs less than too narrow a one."""
 
-WIDENING = 1.1
-"""Factor of all scales at the end, for the same reason."""
+MOST_WIDENING = 0.15
+"""By how much all scales are widened at the end; less if there are many dimensions."""
+
+FULL = 256
+"""Up to so many dimensions, a full covariance is fitted; see `ppl_vae.evaluation.subspace` for more."""
+
+CURVED = 64
+"""Up to so many dimensions, it begins with the curvature at a mode, which takes two gradients for each."""
 
 FEW_DIMENSIONS = 16
 """Up to so many, each mode gets its own curvature, and draws alone can show a covariance."""
@@ -53,8 +62,11 @@ FEW_DIMENSIONS = 16
 SLOPES = (16, 1.5)
 """Draws of a component at which slopes are looked at: the number, and how many for each dimension."""
 
-SLOWEST = (0.1, 10.0)
+SLOWEST = (0.05, 20.0)
 """A precision changes by no smaller and no larger factor in a round."""
+
+MOSTLY_FREE = 0.02
+"""Share of rows that may still be held back by that."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,7 @@ class Target:
         starts: Where to look for modes, `(S, n, d)`.
         scale: A size for each coordinate, `(n, d)`: about the posterior's, and rather too small.
         reach: How far modes may be away, `(n, d)`.
+        bulk: The deviation of each coordinate where the data say nothing, `(n, d)`.
     """
 
     log_density: Callable[[Tensor], Tensor]
@@ -93,6 +106,7 @@ class Target:
     starts: Tensor
     scale: Tensor
     reach: Tensor
+    bulk: Tensor
 
 
 def adapt(target: Target, effort: Effort) -> StudentMixture:
@@ -109,13 +123,21 @@ def adapt(target: Target, effort: Effort) -> StudentMixture:
         target: The posterior.
         effort: How much is done.
     """
-    mixture = laplace(target, *modes(target))
-    d = mixture.mean.shape[-1]
-    for _ in range(effort.slopes):
-        mixture = matched(target, mixture)
+    d = target.scale.shape[-1]
+    mixture = (laplace if d <= CURVED else around)(target, *modes(target))
+    mixture = settled(target, mixture, effort.slopes)
     for _ in range(effort.rounds if d <= FEW_DIMENSIONS else 1):
         mixture = improved(target, mixture, max(effort.draws, 12 * d))
-    return replace(mixture, scale=WIDENING * mixture.scale)
+    return widened(mixture)
+
+
+def widened(mixture: StudentMixture) -> StudentMixture:
+    """With somewhat larger scales: too wide a proposal costs less than too narrow a one.
+
+    A factor of 1 + e costs about exp(-2 e^2) of the ESS for each dimension.
+    """
+    factor = 1.0 + min(MOST_WIDENING, (0.25 / mixture.mean.shape[-1]) ** 0.5)
+    return replace(mixture, scale=factor * mixture.scale)
 
 
 def modes(target: Target) -> tuple[Tensor, Tensor]:
@@ -127,8 +149,11 @@ def modes(target: Target) -> tuple[Tensor, Tensor]:
     at, value = climb(target, target.starts)
     n = at.shape[1]
     rows = torch.arange(n, device=at.device)
-    # How far apart modes are is measured by the curvature at the highest one.
-    metric = curvature(target, at[value.argmax(0), rows][None])[0]
+    # How far apart modes are is measured by the curvature at the highest one, if that has few numbers.
+    if at.shape[-1] <= CURVED:
+        metric = curvature(target, at[value.argmax(0), rows][None])[0]
+    else:
+        metric = target.scale**-2
     if n >= FEWEST_TO_SHARE:
         shared = _far_apart(at.flatten(0, 1), target.scale.mean(0), SHARED)
         there = target.log_density(shared[:, None].expand(-1, n, -1).contiguous()).to(value.dtype)
@@ -149,8 +174,13 @@ def modes(target: Target) -> tuple[Tensor, Tensor]:
 
 
 def _distance(a: Tensor, b: Tensor, precision: Tensor) -> Tensor:
-    """The distance of points `(S, n, d)` from one of each row, `(n, d)`, in standard deviations: `(S, n)`."""
+    """The distance of points `(S, n, d)` from one of each row, `(n, d)`, in standard deviations: `(S, n)`.
+
+    The precision is a matrix for each row, `(n, d, d)`, or its diagonal, `(n, d)`.
+    """
     off = a - b
+    if precision.dim() == 2:
+        return (off.square() * precision).sum(-1).sqrt()
     return torch.einsum("sni,nij,snj->sn", off, precision, off).clamp(min=0.0).sqrt()
 
 
@@ -207,6 +237,27 @@ def climb(target: Target, starts: Tensor) -> tuple[Tensor, Tensor]:
     return best, best_value
 
 
+def by_height(values: Tensor, modes: Tensor, scale: Tensor) -> Tensor:
+    """Log weights of modes `(C, n, d)` by heights `(C, n)`: `(n, C)`; of those that coincide, one is used."""
+    log_mass = values.nan_to_num(-math.inf, -math.inf, -math.inf)
+    for i in range(1, len(modes)):
+        for j in range(i):
+            same = _distance(modes[i][None], modes[j], scale**-2)[0] < APART
+            log_mass = torch.stack(
+                [torch.where(same, -math.inf, v) if c == i else v for c, v in enumerate(log_mass)]
+            )
+    return _floored(log_mass.log_softmax(0).T, LEAST_MASS)
+
+
+def around(target: Target, modes: Tensor, values: Tensor) -> StudentMixture:
+    """Independent normals around the modes, as a mixture."""
+    scale = torch.diag_embed(target.scale)[:, None].expand(-1, len(modes), -1, -1).contiguous()
+    df = max(DEGREES, modes.shape[-1] / 2)
+    return StudentMixture(
+        by_height(values, modes, target.scale), modes.transpose(0, 1).contiguous(), scale, df
+    )
+
+
 def laplace(target: Target, modes: Tensor, values: Tensor) -> StudentMixture:
     """Normal approximations at the modes as a mixture; of modes that coincide, the best is kept."""
     d = modes.shape[-1]
@@ -217,20 +268,46 @@ def laplace(target: Target, modes: Tensor, values: Tensor) -> StudentMixture:
     # With P = L L^T, the covariance is L^-T L^-1, and its Cholesky factor comes from a QR decomposition.
     lower = torch.linalg.cholesky_ex(precision)[0]
     identity = torch.eye(d, dtype=lower.dtype, device=lower.device).expand_as(lower)
-    scale = _triangular(torch.linalg.solve_triangular(lower.mT, identity, upper=True))
+    scale = triangular(torch.linalg.solve_triangular(lower.mT, identity, upper=True))
     log_det = scale.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     log_mass = values + log_det + d / 2 * math.log(2 * math.pi)
     log_mass = log_mass.nan_to_num(-math.inf, -math.inf, -math.inf)
     log_mass = torch.where(_repeated(modes, values, scale), -math.inf, log_mass)
     return StudentMixture(
-        _floored(log_mass.log_softmax(0).T),
+        _floored(log_mass.log_softmax(0).T, LEAST_MASS),
         modes.transpose(0, 1),
         scale.transpose(0, 1),
         max(DEGREES, d / 2),
     )
 
 
-def matched(target: Target, mixture: StudentMixture) -> StudentMixture:
+def settled(target: Target, mixture: StudentMixture, rounds: int) -> StudentMixture:
+    """The mixture after so many rounds of `matched`, counted from where nearly all rows move freely.
+
+    Args:
+        target: The posterior.
+        mixture: Where to begin.
+        rounds: How many; as many are added at most twice, for proposals that begin far off.
+    """
+    left, added = rounds, 0
+    while left:
+        mixture, held_back = matched(target, mixture)
+        mixture = apart(mixture)
+        left -= 1
+        if added < 2 * rounds and float(held_back.double().mean()) > MOSTLY_FREE:
+            left, added = left + 1, added + 1
+    return mixture
+
+
+def apart(mixture: StudentMixture) -> StudentMixture:
+    """The mixture without components that others cover by now; of two that coincide, the likelier stays."""
+    means, scale = mixture.mean.transpose(0, 1), mixture.scale.transpose(0, 1)
+    again = _repeated(means, mixture.log_weight.T, scale).T
+    log_weight = torch.where(again, -math.inf, mixture.log_weight)
+    return replace(mixture, log_weight=_floored(log_weight.log_softmax(-1)))
+
+
+def matched(target: Target, mixture: StudentMixture) -> tuple[StudentMixture, Tensor]:
     r"""The mixture with components whose slopes are those of the posterior, in least squares.
 
     The slope of the log density of N(m, P^-1) at z is -P (z - m). So the slopes g of the posterior at draws of
@@ -244,6 +321,9 @@ def matched(target: Target, mixture: StudentMixture) -> StudentMixture:
     Args:
         target: The posterior.
         mixture: Where to begin.
+
+    Returns:
+        The mixture, and the rows of which a component would have changed more than it may in a round, `(n,)`.
     """
     n, components, d = mixture.mean.shape
     used = mixture.log_weight > -math.inf
@@ -263,20 +343,25 @@ def matched(target: Target, mixture: StudentMixture) -> StudentMixture:
         u = moved if c == 0 else torch.where((picked == c)[..., None], moved, u)
     _, slopes = target.gradient(u)
     mean, scale = mixture.mean.clone(), mixture.scale.clone()
+    held_back = torch.zeros(n, dtype=torch.bool, device=used.device)
     for c in range(components):
         if not bool(used[:, c].any()):
             continue
         share = (picked == c) & slopes.isfinite().all(-1)
-        mean[:, c], scale[:, c] = _matched_component(
+        mean[:, c], scale[:, c], held = _matched_component(
             mixture.mean[:, c], mixture.scale[:, c], noise, slopes.nan_to_num(0.0, 0.0, 0.0), share
         )
-    return replace(mixture, mean=mean, scale=scale)
+        held_back |= held & used[:, c]
+    return replace(mixture, mean=mean, scale=scale), held_back
 
 
 def _matched_component(
     mean: Tensor, scale: Tensor, noise: Tensor, slopes: Tensor, share: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Mean and scale of one component of each row, in whose units `noise` are the draws, of a share of them."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and scale of one component of each row, and whether they may not change as much as they would.
+
+    `noise` are draws in units of the component; a share of them are its own.
+    """
     d = mean.shape[-1]
     weight = share.to(noise.dtype) / share.sum(0).clamp(min=1)  # (S, n)
     slopes = torch.einsum("nji,snj->sni", scale, slopes)  # in units of the component
@@ -286,24 +371,28 @@ def _matched_component(
     # What the component does not say yet: its own slopes are minus the noise.
     rest = (slopes - mean_slope) * weight.sqrt()[..., None] + off
     gram = torch.einsum("sni,snj->nij", off, off)
-    few = (d / share.sum(0).clamp(min=1)).clamp(max=1.0)  # with few draws, it changes less
-    gram = gram + 0.1 * few[:, None, None] * torch.eye(d, dtype=gram.dtype, device=gram.device)
-    change = torch.linalg.solve(gram, torch.einsum("sni,snj->nij", rest, off), left=False)
-    values, vectors = torch.linalg.eigh(
-        torch.eye(d, dtype=gram.dtype, device=gram.device) - 0.5 * (change + change.mT)
-    )
-    values = values.clamp(*SLOWEST)
+    identity = torch.eye(d, dtype=gram.dtype, device=gram.device)
+    few = (d / share.sum(0).clamp(min=1)).clamp(max=1.0)[:, None, None]
+    inverse = torch.linalg.inv(gram + 0.1 * few * identity)
+    change = torch.einsum("sni,snj->nij", rest, off) @ inverse
+    change = inverse @ gram @ change  # with few draws: nothing in directions that none of them has
+    values, vectors = torch.linalg.eigh(identity - 0.5 * (change + change.mT))
+    clamped = values.clamp(*SLOWEST)
+    held = (clamped != values).any(-1)
+    values = clamped
     inverse = (vectors / values[..., None, :]) @ vectors.mT
     step = center + torch.einsum("nij,nj->ni", inverse, mean_slope)
     length = step.norm(dim=-1, keepdim=True)
+    held |= length[:, 0] > math.sqrt(d)
     step = step * (math.sqrt(d) / length.clamp(min=math.sqrt(d)))
-    new_scale = _triangular(scale @ (vectors * values.rsqrt()[..., None, :]))
+    new_scale = triangular(scale @ (vectors * values.rsqrt()[..., None, :]))
     new_mean = mean + torch.einsum("nij,nj->ni", scale, step)
     good = new_scale.isfinite().all(-1).all(-1) & new_mean.isfinite().all(-1)
     good &= share.sum(0) > 0
     return (
         torch.where(good[:, None], new_mean, mean),
         torch.where(good[:, None, None], new_scale, scale),
+        held,
     )
 
 
@@ -361,14 +450,14 @@ def _repeated(modes: Tensor, values: Tensor, scale: Tensor) -> Tensor:
     return result
 
 
-def _floored(log_weight: Tensor) -> Tensor:
-    """Weights of at least 2 % for the components in use, which sum to one."""
-    used = log_weight > -math.inf
+def _floored(log_weight: Tensor, least: float = -math.inf) -> Tensor:
+    """Weights of at least 2 % for the components in use, which sum to one; below `least`, none is used."""
+    used = log_weight > least
     floored = torch.where(used, log_weight.clamp(min=math.log(0.02)), -math.inf)
     return floored - floored.logsumexp(-1, keepdim=True)
 
 
-def _triangular(root: Tensor) -> Tensor:
+def triangular(root: Tensor) -> Tensor:
     """The lower Cholesky factor of R R^T, with a positive diagonal, from any square R."""
     _, upper = torch.linalg.qr(root.mT)
     lower: Tensor = upper.mT

@@ -11,8 +11,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ppl_vae.evaluation.adaptation import Effort, Target, adapt, in_parts, modes
+from ppl_vae.evaluation.adaptation import FULL, Effort, Target, adapt, in_parts, modes
 from ppl_vae.evaluation.path import Path, PriorGuide
+from ppl_vae.evaluation.proposals import StudentMixture
+from ppl_vae.evaluation.subspace import SubspaceMixture, adapt_in_subspace
 from ppl_vae.pairs import Batch, Layout, Pair, PairError, find_layout
 from ppl_vae.stats import StreamingWeights
 
@@ -82,6 +84,8 @@ class Refinement:
         least = torch.where(least.isfinite() & (least > 0), least, torch.ones_like(least))
         self.scale = torch.where((spread > least) & spread.isfinite(), spread, least)
         self.reach = 3.0 * self.scale
+        self.bulk = self.scale if prior is None else prior.std(0)
+        self.bulk = torch.where(self.bulk.isfinite() & (self.bulk > 0), self.bulk, self.scale)
         if prior is None:
             prior = center + self.reach * torch.randn_like(drawn)
         else:
@@ -115,7 +119,9 @@ class Refinement:
         gradient = in_parts(
             lambda size: self.path.record_end(*self._examples(size)), min(FEW_STARTS, most), most
         )
-        return Target(lambda u: self._scores(u)[1], gradient, self.starts, self.scale, self.reach)
+        return Target(
+            lambda u: self._scores(u)[1], gradient, self.starts, self.scale, self.reach, self.bulk
+        )
 
     def _examples(self, size: int) -> tuple[Tensor, Tensor]:
         """So many draws, and others near them."""
@@ -150,7 +156,10 @@ class Refinement:
         Returns:
             "log_likelihood", "error", "ess" and "khat" of each row, `(n,)`.
         """
-        mixture = adapt(self._target, self.effort)
+        few = self.starts.shape[-1] <= FULL
+        mixture: StudentMixture | SubspaceMixture = (adapt if few else adapt_in_subspace)(
+            self._target, self.effort
+        )
         from_guide = round(DEFENSE * num_samples)
         shares = (from_guide / num_samples, 1 - from_guide / num_samples)
         log_shares = [math.log(share) if share else -math.inf for share in shares]
