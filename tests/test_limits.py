@@ -5,12 +5,17 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import os
 import shutil
 import struct
 import time
 import tracemalloc
+import warnings
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest.mock import patch
 
 import pytest
 import safetensors
@@ -27,12 +32,24 @@ from attacks import (
 )
 
 from ppl_vae.cli import main
-from ppl_vae.runs import Trust, build, is_of_a_run, load_run, names_in, read_csv, restore_optimizer
+from ppl_vae.data.sizes import written
+from ppl_vae.runs import (
+    WEIGHTS,
+    Trust,
+    build,
+    is_of_a_run,
+    load_run,
+    names_in,
+    read_csv,
+    restore_optimizer,
+)
 from ppl_vae.runtime import (
     CorruptFileError,
+    content_digest,
     load_json,
     load_yaml,
     random_state,
+    read_metadata,
     read_tensors,
     set_random_state,
     write_tensors,
@@ -185,6 +202,28 @@ def test_parts_of_parts_end(as_text: bool, run: Path) -> None:
     assert time.monotonic() - start < 5
 
 
+@promise(12)
+@pytest.mark.parametrize(
+    "modules",
+    [
+        [part("torch.nn.ReLU")] * 500,
+        ["torch.nn.ReLU"] * 500,
+        [{"init_args": {}}] * 500,
+        [1] * 30_000,
+        [[part("torch.nn.ReLU")] * 20] * 25,
+    ],
+)
+def test_many_parts_are_not_built(modules: list[Any], run: Path) -> None:
+    """jsonargparse takes the square of their number: a file of some kilobytes took minutes."""
+    spec = part("torch.nn.ModuleList", modules=[part("torch.nn.ReLU")] * 50)
+    assert len(build(spec, role="model", trust=Trust.of(False, run))[0]) == 50
+    change(run, model=part("torch.nn.ModuleList", modules=modules))
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=r"config\.yaml, model.*too much to be an argument"):
+        load_run(run)
+    assert time.monotonic() - start < 5
+
+
 @promise(2)
 @pytest.mark.parametrize(
     ("text", "names"),
@@ -293,6 +332,41 @@ def test_a_table_of_very_many_lines_is_not_read(run: Path, monkeypatch: pytest.M
     (run / "metrics.csv").write_text("a\n1\n\n1\n1\n")
     with pytest.raises(CorruptFileError, match="more than the 3 lines"):
         load_run(run)
+
+
+@promise(13)
+def test_a_new_file_is_not_taken_for_a_sparse_one(tmp_path: Path) -> None:
+    """ZFS says for some seconds that one block of it is written, and some file systems say that none is."""
+    file = tmp_path / "a.safetensors"
+    write_tensors(file, {"a": torch.zeros(2)}, {"b": 1})
+    for blocks, is_read in ((0, True), (1, True), (8, False)):
+        found = SimpleNamespace(st_size=2**31, st_blocks=blocks)
+        assert (written(cast(os.stat_result, found)) == 2**31) == is_read
+        with (
+            patch("os.fstat", return_value=found),
+            nullcontext()
+            if is_read
+            else pytest.raises(CorruptFileError, match="were ever written"),
+        ):
+            assert read_metadata(file) == {"b": 1}
+
+
+@promise(13)
+@pytest.mark.parametrize("name", ["posterior.nc", "plots/khat.png"])
+def test_a_long_hole_is_not_searched(name: str, run: Path) -> None:
+    """Of which weights it is may be said at both of its ends; what is between them is not searched."""
+    (run / name).parent.mkdir(exist_ok=True)
+    for said, others in (("0" * 64, [run / name]), (content_digest(run / WEIGHTS), [])):
+        with (run / name).open("wb") as file:
+            file.truncate(2**36)
+            file.seek(0, os.SEEK_END)
+            file.write(b"weights_sha256" + said.encode())
+        start = time.monotonic()
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            load_run(run)
+        assert [str(w.message).partition(" belongs")[0] for w in told] == list(map(str, others))
+        assert time.monotonic() - start < 5
 
 
 @promise(13)

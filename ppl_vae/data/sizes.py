@@ -129,9 +129,12 @@ class _ShortReads:
 
 
 def written(found: os.stat_result) -> int:
-    """The size of a file without its holes, where the system knows it."""
+    """The size of a file without its holes, where the system knows it.
+
+    One block may mean that it does not: ZFS says so of a new file, others of one in their archive.
+    """
     blocks: int = getattr(found, "st_blocks", 0)
-    return min(found.st_size, 512 * blocks) if blocks else found.st_size
+    return min(found.st_size, 512 * blocks) if blocks > 1 else found.st_size
 
 
 def _require_plain_zip(path: Path, file: BinaryIO, archive: zipfile.ZipFile) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import mmap
+import os
 from pathlib import Path
 from typing import Any
 
 WEIGHTS_KEY = "weights_sha256"
 """Name of what says of which weights a result is: in netCDF an attribute, in PNG a text."""
+
+_AN_END = 2**22
+"""So many bytes at either end of a file are searched."""
 
 
 def as_netcdf(data: Any, weights: str | None = None) -> memoryview:
@@ -38,13 +41,13 @@ def names_weights(file: Path, weights: str) -> bool:
     """Whether a netCDF file or a PNG is of these weights; True if it does not say of which, or is not there.
 
     Its bytes are searched, because HDF5 does not withstand files that were made to harm. Both store what is
-    looked for as it is.
+    looked for as it is, ahead of the numbers or behind them: a file may be long, or one long hole.
     """
-    if not file.is_file() or file.stat().st_size == 0:
+    if not file.is_file():
         return True
-    with (
-        file.open("rb") as opened,
-        mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content,
-    ):
-        said = content.find(WEIGHTS_KEY.encode()) >= 0
-        return not said or content.find(weights.encode()) >= 0
+    with file.open("rb") as opened:
+        content = opened.read(_AN_END)
+        size = os.fstat(opened.fileno()).st_size
+        opened.seek(max(len(content), size - _AN_END))
+        content += opened.read(_AN_END)
+    return WEIGHTS_KEY.encode() not in content or weights.encode() in content

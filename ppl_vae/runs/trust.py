@@ -72,6 +72,8 @@ _OLD = {f"ppl_vae.{module}" for module in MODULES} | OF_PACKAGES.keys()
 _LONGEST = 10_000
 _LONGEST_SHOWN = 200
 _MOST = 2_000_000
+_OF_A_NAME = 10_000
+"""So much of `_MOST` does the name of a part take: jsonargparse takes the square of the number of parts."""
 _DEEPEST = 3
 _MOST_PARTS = 6
 """Most descriptions inside of each other: jsonargparse takes twice as long for each further one."""
@@ -273,6 +275,10 @@ def _names(
     value: Any, place: str, file: str, depth: int, parts: int, left: list[int]
 ) -> Iterator[tuple[str, str]]:
     left[0] -= 10 + (len(value) if isinstance(value, str) else 0)
+    if isinstance(value, list | tuple | set):
+        left[0] -= len(value) ** 2 // 10  # it takes the square of a list's length, too
+    elif _may_be_built(value):
+        left[0] -= _OF_A_NAME
     if left[0] < 0:
         raise ValueError(f"{file}, {place}: it stands for too much to be an argument")
     if isinstance(value, Mapping):
@@ -309,6 +315,13 @@ def _names(
             raise ValueError(f"{file}, {place}: this is not a plain value ({error})") from None
         if read != value:
             yield from _names(read, place, file, depth + 1, parts, left)
+
+
+def _may_be_built(value: Any) -> bool:
+    """Whether it may be a description of a part, by its name or by arguments alone."""
+    if isinstance(value, Mapping):
+        return "init_args" in value and "class_path" not in value
+    return isinstance(value, str) and "." in value and _is_name(value.strip())
 
 
 _WITH_DOTS = re.compile(r"(?<!\w)\w++(?:\s*+\.\s*+\w++)++")

@@ -138,8 +138,10 @@ def _require_file(path: Path) -> None:
     if path.is_file():
         with path.open("rb") as file:
             found = os.fstat(file.fileno())
-        written = getattr(found, "st_blocks", 0) * 512  # 0 where it is not known
-        if written and found.st_size > max(_LARGE, _MOST_RATIO * written):
+        blocks = getattr(found, "st_blocks", 0)
+        written = 512 * blocks
+        # None or one where it is not known: so says ZFS of a file that has just been written.
+        if blocks > 1 and found.st_size > max(_LARGE, _MOST_RATIO * written):
             raise CorruptFileError(
                 path, f"it is {found.st_size:,} bytes long, of which {written:,} were ever written"
             )
