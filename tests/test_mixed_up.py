@@ -220,6 +220,11 @@ def test_other_data_of_the_same_name_are_told(
     monkeypatch.chdir(tmp_path / "b")
     assert command("diagnose", "../run", "--overwrite") == 0
     assert "the data (x.npz) have changed, or their name means others" in capsys.readouterr().err
+    summary = json.loads((run / "evaluation.json").read_text())
+    del summary["rows"]["sha256"]
+    (run / "evaluation.json").write_text(json.dumps(summary))
+    assert command("diagnose", "../run", "--overwrite") == 0  # it does not say which rows it is of
+    assert "test rows" not in capsys.readouterr().err
 
 
 # -- outputs ----------------------------------------------------------------------------------------------
@@ -243,7 +248,7 @@ def test_a_file_that_comes_while_another_is_written_is_not_replaced(
         with replacing(file, overwrite=False) as other:
             other.write_text("second")
 
-    with pytest.raises(FileExistsError, match=r"x\.txt is there by now: it was left as it is"):
+    with pytest.raises(FileExistsError, match=r"x\.txt has come meanwhile, and was left as it is"):
         write_again()
     assert content(tmp_path) == {"x.txt": b"first"}
 
@@ -330,11 +335,18 @@ def pictures(tmp_path: Path) -> Path:
         ("folder:pictures", "pictures/new.png"),
         ("x.npz", "x.npz"),
         ("x.npz", "pictures/../x.npz"),
+        ("~/x.npz", "x.npz"),
     ],
 )
 def test_an_output_is_none_of_the_data(
-    data: str, output: str, run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+    data: str,
+    output: str,
+    run: Path,
+    pictures: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setenv("HOME", str(pictures.parent))
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("data: digits", f"data: {data}"))
     before = content(pictures.parent)

@@ -108,6 +108,21 @@ def test_a_constraint_has_a_name_that_can_be_shown(name: str, run: Path) -> None
 
 
 @promise(19)
+def test_a_command_to_be_typed_is_no_other_one(run: Path) -> None:
+    """It names the command that made the run, as config.yaml says, and the run's folder."""
+    for maker, is_one in (("train; touch marker #", False), ("refit", True)):
+        change(run, made_by=maker, data="digits")
+        (run / "plots").mkdir(exist_ok=True)
+        (run / "plots" / "khat.png").write_bytes(b"weights_sha256" + b"0" * 64)
+        elsewhere = run.rename(run.with_name("a run; touch marker"))
+        with pytest.warns(UserWarning, match="belongs to other weights") as told:
+            load_run(elsewhere)
+        known = "refit" if is_one else "train"
+        assert f"`ppl-vae {known} --resume '{elsewhere}'` makes it again" in str(told[0].message)
+        elsewhere.rename(run)
+
+
+@promise(19)
 def test_the_question_cannot_be_forged(run: Path) -> None:
     long = "k" * 3000
     arguments = {

@@ -94,15 +94,17 @@ def moved_starts(trace: Trace) -> Iterator[Problem]:
             place = (~inside).nonzero()[0].tolist()
             before, after = start[tuple(place)], value[tuple(place)]
         at, moved = (
-            ("elsewhere", "")
+            ("elsewhere", ": torch has moved it")
             if before.ndim
-            else (f"at {float(before):.6g}", f" to {float(after):.6g}")
+            else (f"at {float(before):.6g}", "")
+            if before == after
+            else (f"at {float(before):.6g}", f": torch has moved it to {float(after):.6g}")
         )
         yield Problem(
             "warning",
             name,
             f"the constraint of the parameter '{name}' allows {constraint_in_words(constraint)}, but it begins "
-            f"{at}: torch has moved it{moved}, where it may hardly learn. Begin well inside",
+            f"{at}{moved}, where it may hardly learn. Begin well inside",
         )
 
 

@@ -22,7 +22,7 @@ from ppl_vae.runs import (
     write_results,
     write_weights,
 )
-from ppl_vae.runtime import DiskFullError
+from ppl_vae.runtime import DiskFullError, as_typed
 from ppl_vae.training import Fit
 
 MOST_PICTURED = 1000
@@ -94,7 +94,7 @@ def _export(folder: Path, setup: Setup, fitted: Fit, measured: Measured, weights
     except Exception as error:
         there = "; the one that is there is older" if (folder / POSTERIOR).exists() else ""
         return [
-            f"{POSTERIOR} was not written{there}: {error} (`ppl-vae export {folder}` tries again)"
+            f"{POSTERIOR} was not written{there}: {error} (`ppl-vae export {as_typed(folder)}` tries again)"
         ]
     return []
 

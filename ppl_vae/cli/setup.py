@@ -121,7 +121,11 @@ def data_paths(config: Mapping[str, Any]) -> list[Path]:
     """The file or the folders of the data that a configuration names; empty for those known by a name alone."""
     name = str(config.get("data", ""))
     if not name.startswith("folder:"):
-        return [Path(name).resolve()] if name.lower().endswith((".npy", ".npz", ".pt")) else []
+        return (
+            [Path(name).expanduser().resolve()]
+            if name.lower().endswith((".npy", ".npz", ".pt"))
+            else []
+        )
     path = Path(name.removeprefix("folder:")).expanduser()
     split = [path / part for part in ("train", "test")]
     return [p.resolve() for p in (split if all(map(Path.is_dir, split)) else [path])]

@@ -21,21 +21,17 @@ from ppl_vae.pairs import Batches, Pair
 from ppl_vae.runs import (
     CHECKPOINTS,
     EVALUATION,
+    MADE_BY,
     MAY_CHANGE,
     WEIGHTS,
     RunFolder,
     Trust,
     is_of_a_run,
+    made_by,
     read_config,
 )
-from ppl_vae.runtime import preserve_random_state, require_count, require_samples
+from ppl_vae.runtime import as_typed, preserve_random_state, require_count, require_samples
 from ppl_vae.training import Processes
-
-MADE_BY = "made_by"
-"""Entry of config.yaml: the command that made the run."""
-
-_COMMANDS = ("train", "refit", "em")
-"""Those that make a run."""
 
 _NEEDED = ("device", "seed", "num_samples")
 """Options that a config.yaml saved from Python may lack."""
@@ -116,7 +112,8 @@ def _config_of_run(command: str, parser: ArgumentParser, given: Namespace) -> di
     maker = made_by(config)
     if maker != command:
         raise UsageError(
-            f"{path} was made by `ppl-vae {maker}`, which continues it: ppl-vae {maker} --resume {path}"
+            f"{path} was made by `ppl-vae {maker}`, which continues it: "
+            f"ppl-vae {maker} --resume {as_typed(path)}"
         )
     has_checkpoints = _has_checkpoints(path)
     # A refit writes weights, those of its model, before it begins.
@@ -124,7 +121,7 @@ def _config_of_run(command: str, parser: ArgumentParser, given: Namespace) -> di
     if not has_checkpoints and (path / last).exists():
         raise UsageError(
             f"{path} holds a finished run without checkpoints: there is nothing to continue, and nothing was "
-            f"changed; to train it again from the start, use --run_dir {path} --overwrite"
+            f"changed; to train it again from the start, use --run_dir {as_typed(path)} --overwrite"
         )
     return config
 
@@ -132,15 +129,6 @@ def _config_of_run(command: str, parser: ArgumentParser, given: Namespace) -> di
 def _has_checkpoints(path: Path) -> bool:
     folder = path / CHECKPOINTS  # `glob` would find none in one that may not be read
     return folder.is_dir() and any(name.startswith("step-") for name in os.listdir(folder))
-
-
-def made_by(config: Mapping[str, Any]) -> str:
-    """The command that made a run; older runs do not say it."""
-    if config.get(MADE_BY) in _COMMANDS:
-        return str(config[MADE_BY])
-    if "refit_of" in config:
-        return "refit"
-    return "em" if "max_iterations" in config else "train"
 
 
 def check_setup(setup: Setup) -> None:
@@ -212,7 +200,7 @@ def started(
             yield Started(folder or RunFolder.of_other_process(path), resume)
     except KeyboardInterrupt:
         if folder is not None and path.exists():
-            went_on = f"continue with: ppl-vae {command} --resume {path}"
+            went_on = f"continue with: ppl-vae {command} --resume {as_typed(path)}"
             say(f"\n{went_on if folder.keeps else f'the run in {path} is as it was'}")
         raise
 

@@ -26,8 +26,10 @@ from .contents import (
     WEIGHTS as WEIGHTS,
 )
 from .folder import (
+    MADE_BY as MADE_BY,
     describe_rows as describe_rows,
     evaluated_rows as evaluated_rows,
+    made_by as made_by,
     read_config as read_config,
     read_csv as read_csv,
     results_of_other_weights as results_of_other_weights,

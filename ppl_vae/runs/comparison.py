@@ -12,7 +12,7 @@ import torch
 
 from ppl_vae.runs.contents import DIAGNOSIS, EVALUATION
 from ppl_vae.runs.run import Run
-from ppl_vae.runtime import CorruptFileError, described
+from ppl_vae.runtime import CorruptFileError, as_typed, described
 from ppl_vae.stats import Estimate, Result
 
 _QUANTITIES = dict.fromkeys(("elbo", "rate", "distortion", "log_likelihood"))
@@ -171,7 +171,7 @@ def _require(file: Path, content: Mapping[str, Any], keys: Mapping[str, Any]) ->
 
 def _cannot(run: Run, lack: str) -> ValueError:
     if "data" in run.config:  # ppl-vae train made it
-        remedy = f"run `ppl-vae evaluate {run.path} --overwrite`"
+        remedy = f"run `ppl-vae evaluate {as_typed(run.path)} --overwrite`"
     else:
         remedy = "save it again with save_run(..., evaluation=evaluate(model, guide, x), rows=x)"
     return ValueError(f"{run.path} {lack}, so it cannot be compared: {remedy}")

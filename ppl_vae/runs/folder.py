@@ -36,6 +36,7 @@ from ppl_vae.runs.netcdf import WEIGHTS_KEY, as_netcdf, names_weights
 from ppl_vae.runtime import (
     MOST_YAML,
     CorruptFileError,
+    as_typed,
     described,
     digest,
     load_json,
@@ -53,6 +54,11 @@ _MAKERS = {
     SAMPLES: "ppl-vae sample",
 }
 """The commands that make results."""
+
+MADE_BY = "made_by"
+"""Entry of config.yaml: the command that made the run."""
+
+_MAKERS_OF_RUNS = ("train", "refit", "em")
 
 _DIGEST = "table_sha256"
 """Key in a result's file: the digest of the table beside it."""
@@ -337,12 +343,15 @@ def read_result(file: Path) -> dict[str, Any] | None:
 
 
 def evaluated_rows(path: Path) -> dict[str, Any] | None:
-    """What evaluation.json says of its rows, as `describe_rows` gave it; None if it does not, or is damaged."""
+    """What evaluation.json says of its rows, as `describe_rows` gave it; None if it does not say which.
+
+    It is None of a damaged file, too.
+    """
     try:
         found = (read_json(path / EVALUATION) or {}).get("rows")
     except (OSError, CorruptFileError):
         return None
-    return found if isinstance(found, dict) else None
+    return found if isinstance(found, dict) and "sha256" in found else None
 
 
 def results_of_other_weights(
@@ -372,14 +381,23 @@ def results_of_other_weights(
 def _command(path: Path, name: str) -> str:
     """The command that makes a result, or a picture, again."""
     if name in _MAKERS:
-        return f"{_MAKERS[name]} {path} --overwrite"
+        return f"{_MAKERS[name]} {as_typed(path)} --overwrite"
     if Path(name).stem == Path(GAPS).stem:
-        return f"{_MAKERS[GAPS]} {path} --overwrite"
+        return f"{_MAKERS[GAPS]} {as_typed(path)} --overwrite"
     try:
-        maker = read_config(path).get("made_by", "train")
+        maker = made_by(read_config(path))
     except (OSError, ValueError):
         maker = "train"
-    return f"ppl-vae {maker} --resume {path}"
+    return f"ppl-vae {maker} --resume {as_typed(path)}"
+
+
+def made_by(config: Mapping[str, Any]) -> str:
+    """The command that made a run; older runs do not say it, and what is no such command is not said either."""
+    if config.get(MADE_BY) in _MAKERS_OF_RUNS:
+        return str(config[MADE_BY])
+    if "refit_of" in config:
+        return "refit"
+    return "em" if "max_iterations" in config else "train"
 
 
 def _belongs_to(file: Path, weights: str) -> bool:

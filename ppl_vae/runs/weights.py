@@ -16,6 +16,7 @@ from ppl_vae.runs.folder import read_csv
 from ppl_vae.runs.trust import Trust
 from ppl_vae.runtime import (
     CorruptFileError,
+    as_typed,
     content_digest,
     read_metadata,
     read_tensors,
@@ -107,7 +108,8 @@ def read_weights(path: Path, model: Program, guide: Program, trust: Trust) -> st
     """
     file = path / WEIGHTS
     if (path / CHECKPOINTS).is_dir():
-        remedy = f"`ppl-vae train --resume {path}` finishes the run from its checkpoints and writes it again"
+        command = f"ppl-vae train --resume {as_typed(path)}"
+        remedy = f"`{command}` finishes the run from its checkpoints and writes it again"
     else:
         remedy = "save or train the run again"
     try:

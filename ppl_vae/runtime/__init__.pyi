@@ -9,6 +9,7 @@ from .denormals import denormals_flushed as denormals_flushed
 from .descriptions import (
     TILDE as TILDE,
     as_folder as as_folder,
+    as_typed as as_typed,
     described as described,
     printable as printable,
     require_count as require_count,

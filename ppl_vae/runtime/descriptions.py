@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import shlex
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,16 @@ def printable(text: str, keep: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
+
+
+def as_typed(path: Path) -> str:
+    """A path as a part of a command to be typed: in quotes if a shell would take it for something else.
+
+    Example:
+        >>> as_typed(Path("runs/one")), as_typed(Path("my run; ls"))
+        ('runs/one', "'my run; ls'")
+    """
+    return shlex.quote(str(path)) if os.name == "posix" else f'"{path}"'
 
 
 def require_count(name: str, given: Any, least: int | None = 1, most: int | None = None) -> None:

@@ -147,7 +147,7 @@ def _link(temporary: Path, path: Path) -> None:
     Raises:
         FileExistsError: There is one.
     """
-    there = f"{path} is there by now: it was left as it is"
+    there = f"{path} has come meanwhile, and was left as it is: choose another name, or pass --overwrite"
     try:
         os.link(temporary, path)
     except FileExistsError as error:
