@@ -529,7 +529,11 @@ def test_a_plate_that_is_told_the_number_of_all_rows_is_no_alarm() -> None:
             constraints.interval(0.0, 2.0),
             ["from 0 to 2", "at 7", "to 2,"],
         ),
-        (torch.tensor(0.0), constraints.positive, ["numbers above 0", "begins at 0", "to 0,"]),
+        (
+            torch.tensor(0.0),
+            constraints.positive,
+            ["numbers above 0", "begins at 0, where it may hardly learn"],
+        ),
         (torch.ones(3), constraints.simplex, ["vectors of the simplex, but it begins elsewhere"]),
     ],
 )
