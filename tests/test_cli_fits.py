@@ -140,14 +140,14 @@ def test_annealed_importance_sampling_of_a_run(
     assert (trained / "annealed.json").read_bytes() == first  # kept without --overwrite
 
 
-@pytest.mark.parametrize("truth", ["importance", "ais"])
+@pytest.mark.parametrize("truth", ["auto", "ais"])
 def test_gaps_of_a_run(truth: str, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--max_rows", "4", "--num_samples", "50", "--num_steps", "5", "--overwrite")
     assert main(["gaps", str(trained), "--truth", truth, *options, "--quiet"]) == 0
     printed = capsys.readouterr().out
     assert "approximation gap" in printed
     assert "amortization gap" in printed
-    assert printed.startswith("log p(x), importance sampling") == (truth == "importance")
+    assert printed.startswith("log p(x), importance sampling") == (truth == "auto")
     assert json.loads((trained / "gaps.json").read_text())["rows"]["num"] == 4
     assert (trained / "plots" / "gaps.png").stat().st_size > 0
     assert not holds_others(trained)  # `--overwrite` replaces all of them

@@ -251,7 +251,7 @@ def test_memory_does_not_grow_with_samples_or_rows(monkeypatch: pytest.MonkeyPat
     largest = []
     for n, samples in ((64, 50), (300, 50), (64, 1500)):
         with programs.Memory() as memory:
-            evaluate(model, guide, torch.ones(n, 20), num_samples=samples, seed=0)
+            evaluate(model, guide, torch.ones(n, 20), num_samples=samples, method="guide", seed=0)
         largest.append(memory.largest)
     assert max(largest) < 2**20
     # All weights at once would be 64 x 1500 x 50 floats at the hidden layer: 19 MB.

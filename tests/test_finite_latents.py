@@ -446,7 +446,7 @@ def test_an_exact_guide_is_reliable_with_few_samples() -> None:
 def test_the_error_is_too_small_above_one_half() -> None:
     """A guide that is too narrow by a factor s has weights of shape k = 1 - s^2."""
     model, guide = normal_pair(0.5**0.5 * 0.65)  # k = 1 - 0.65^2 = 0.58
-    found = evaluate(model, guide, torch.randn(30), num_samples=5000, seed=0)
+    found = evaluate(model, guide, torch.randn(30), num_samples=5000, method="guide", seed=0)
     between = (found.khat > 0.5) & (found.khat <= found.khat_limit)
     count = int(between.sum())
     assert count > 5

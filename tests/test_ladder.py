@@ -16,6 +16,7 @@ from torch import Tensor
 from ppl_vae import evaluate
 from ppl_vae.evaluation import Evaluation
 from ppl_vae.evaluation.proposals import StudentMixture
+from ppl_vae.evaluation.subspace import SubspaceMixture
 from ppl_vae.guides import Exact, MeanField, PerRow
 from ppl_vae.models import ProbabilisticPCA
 
@@ -244,3 +245,58 @@ def test_the_mixture_is_a_density() -> None:
     drawn = mixture.sample(40_000)[:, 0]
     share = float(((drawn[:, 0] > 1.0) & (drawn[:, 1] > 0.0)).double().mean())
     assert share == pytest.approx(float(density[inside].sum()), abs=0.01)
+
+
+# -- many latents ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("latents", [30, 90, 300], ids=["curvature", "slopes", "subspace"])
+def test_many_latents(latents: int) -> None:
+    """A linear model whose data inform ten directions; the guide is too narrow and off in all of them."""
+    torch.manual_seed(0)
+    weights, noise = 3 * torch.randn(10, latents) / latents**0.5, 0.7
+    x = torch.randn(20, latents) @ weights.T + noise * torch.randn(20, 10)
+    precision = torch.eye(latents) + weights.T @ weights / noise**2
+    covariance = torch.linalg.inv(precision)
+    deviation = covariance.diagonal().sqrt()
+    mean = x @ weights @ covariance / noise**2
+    mean = mean + deviation * torch.randn_like(mean)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(latents), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ weights.T, noise).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(mean[: len(x)], 0.3 * deviation).to_event(1))
+
+    of_x = (weights @ weights.T + noise**2 * torch.eye(10)).double()
+    truth = dist.MultivariateNormal(torch.zeros(10).double(), of_x).log_prob(x.double())
+    found = evaluate(model, guide, x, num_samples=2000, seed=0)
+    require_right(found, truth)
+    assert found.method == ["refined"] * 20
+    assert float(found.ess.min()) > 100
+
+
+def test_a_mixture_in_some_directions_is_a_density() -> None:
+    """Importance sampling of its integral from a wider normal, and its draws under its own density."""
+    torch.manual_seed(0)
+    directions = torch.linalg.qr(torch.randn(2, 5, 2))[0]
+    active = StudentMixture(
+        torch.tensor([0.4, 0.6]).log().expand(2, 2),
+        torch.tensor([[0.0, 0.0], [2.0, 1.0]]).expand(2, 2, 2),
+        torch.tensor([[1.0, 0.0], [0.3, 0.7]]).expand(2, 2, 2, 2),
+    )
+    q = SubspaceMixture(torch.randn(2, 5), torch.rand(2, 5) + 0.5, directions, active)
+    wide = dist.Normal(q.center, 3.0 * q.scale).to_event(1)
+    u = wide.sample((200_000,))
+    weights = (q.log_prob(u) - wide.log_prob(u)).exp()
+    error = weights.std(0) / len(u) ** 0.5
+    assert bool(((weights.mean(0) - 1).abs() < 4 * error).all())
+    assert float(error.max()) < 0.02
+    drawn = q.sample(200_000)
+    for power in (1, 2):
+        expected = (weights[..., None] * u**power).mean(0)
+        spread = (weights[..., None] * u**power).std(0) / len(u) ** 0.5
+        assert bool(((drawn**power).mean(0) - expected).abs().lt(5 * spread + 0.02).all())

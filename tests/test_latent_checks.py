@@ -399,6 +399,8 @@ def test_a_guide_with_a_part_of_the_support_is_told() -> None:
     )
     found = evaluate(model, guide, x, num_samples=2000, seed=0)
     assert problem.message in found.warnings
+    found = evaluate(model, guide, x, num_samples=2000, method="guide", seed=0)
+    assert problem.message in found.warnings
     off = dist.Normal(0.0, 2**0.5).log_prob(x) - found.log_likelihood.values
     torch.testing.assert_close(off, torch.full((5,), 2.0).log(), atol=0.05, rtol=0)
     assert problem.message in diagnose(model, guide, torch.randn(40)).warnings

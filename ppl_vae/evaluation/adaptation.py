@@ -41,6 +41,9 @@ MOST_MODES = 4
 LEAST_MASS = -15.0
 """Modes with a smaller share than exp of this, as far as height and curvature say, are left out."""
 
+DIP = 0.2
+"""Modes are different ones if the log density between them is lower by so many nats, at least."""
+
 APART = 3.0
 """Modes are different ones from this distance on, in standard deviations."""
 
@@ -169,8 +172,20 @@ def modes(target: Target) -> tuple[Tensor, Tensor]:
         best_one = left.argmax(0)
         found.append(at[best_one, rows])
         found_value.append(left[best_one, rows])
-        left = left.masked_fill(_distance(at, found[-1], metric) < APART, -math.inf)
+        same = _distance(at, found[-1], metric) < APART
+        if at.shape[-1] > CURVED:  # where that is not known
+            same |= ~_dips(target, at, value, found[-1], found_value[-1])
+        left = left.masked_fill(same, -math.inf)
     return torch.stack(found), torch.stack(found_value)
+
+
+def _dips(target: Target, at: Tensor, value: Tensor, mode: Tensor, height: Tensor) -> Tensor:
+    """Whether the log density halfway from points `(S, n, d)` to a mode `(n, d)` is below both ends, `(S, n)`.
+
+    Where it is not, the point lies on the slopes of the mode.
+    """
+    halfway = target.log_density((0.5 * (at + mode)).contiguous()).to(value)
+    return ~(halfway >= torch.minimum(value, height) - DIP)
 
 
 def _distance(a: Tensor, b: Tensor, precision: Tensor) -> Tensor:
@@ -373,7 +388,7 @@ def _matched_component(
     gram = torch.einsum("sni,snj->nij", off, off)
     identity = torch.eye(d, dtype=gram.dtype, device=gram.device)
     few = (d / share.sum(0).clamp(min=1)).clamp(max=1.0)[:, None, None]
-    inverse = torch.linalg.inv(gram + 0.1 * few * identity)
+    inverse = torch.linalg.inv(gram + 0.1 * few**4 * identity)
     change = torch.einsum("sni,snj->nij", rest, off) @ inverse
     change = inverse @ gram @ change  # with few draws: nothing in directions that none of them has
     values, vectors = torch.linalg.eigh(identity - 0.5 * (change + change.mT))

@@ -47,6 +47,9 @@ LEAST_ESS = 0.5
 Of a thousand weights without a mean, k-hat was 0.36 once: few numbers give the right shape on average only.
 """
 
+POOR_ESS = 0.1
+"""ESS, as a share of K, below which refined rows are refined once more, for the same reason."""
+
 LOOKED_AT = 16
 """Rows among those that the guide seems to reach, in which modes are looked for that it has not seen."""
 
@@ -237,7 +240,10 @@ class Ladder:
         if index is not None:
             values = [value[index] for value in values]
         self._keep(numbers, values, METHODS.index("refined"))
-        bad = bad_khat(values[3], values[2], self.num_samples).nonzero()[:, 0]
+        poor = bad_khat(values[3], values[2], self.num_samples)
+        if effort + 1 < len(EFFORTS):
+            poor |= values[2] < POOR_ESS * self.num_samples
+        bad = poor.nonzero()[:, 0]
         if not len(bad):
             return
         still = [numbers[i] for i in bad.tolist()]

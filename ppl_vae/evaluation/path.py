@@ -222,6 +222,9 @@ class Path:
         Raises:
             PairError: The guide cannot score what it has not drawn.
         """
+        if len(u) > 1 and not self.layout.vectorizes:
+            found = [self.scores(part) for part in u.split(1)]
+            return torch.cat([base for base, _ in found]), torch.cat([end for _, end in found])
         base, end = self._score(u)
         return base, base + end if self._from_prior else end
 
@@ -255,10 +258,7 @@ class Path:
     def _end(self, u: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             u = u.detach().requires_grad_()
-            if len(u) > 1 and not self.layout.vectorizes:
-                end = torch.cat([self.scores(part)[1] for part in u.split(1)])
-            else:
-                _, end = self.scores(u)
+            _, end = self.scores(u)
             (gradient,) = torch.autograd.grad((end + 0.0 * u.sum(-1)).sum(), u)
         return end.detach(), gradient
 
