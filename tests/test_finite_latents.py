@@ -425,7 +425,8 @@ def test_rows_that_one_weight_rules_are_unreliable() -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(torch.zeros(len(x), 40), 1.0).to_event(1))
 
-    found = evaluate(model, guide, torch.linspace(20, 60, 20), num_samples=1000, seed=0)
+    x = torch.linspace(20, 60, 20)
+    found = evaluate(model, guide, x, num_samples=1000, method="guide", seed=0)
     assert float(found.ess.max()) < 3
     assert found.unreliable.all()
     assert any("cannot be estimated" in text for text in found.warnings)

@@ -128,7 +128,8 @@ def adapt(target: Target, effort: Effort) -> StudentMixture:
     """
     d = target.scale.shape[-1]
     mixture = (laplace if d <= CURVED else around)(target, *modes(target))
-    mixture = settled(target, mixture, effort.slopes)
+    # Without the curvature it begins far off.
+    mixture = settled(target, mixture, effort.slopes if d <= CURVED else 2 * effort.slopes)
     for _ in range(effort.rounds if d <= FEW_DIMENSIONS else 1):
         mixture = improved(target, mixture, max(effort.draws, 12 * d))
     return widened(mixture)
