@@ -140,6 +140,18 @@ def test_annealed_importance_sampling_of_a_run(
     assert (trained / "annealed.json").read_bytes() == first  # kept without --overwrite
 
 
+def test_the_guide_alone_and_better_proposals(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--max_rows", "20", "--num_samples", "200", "--quiet", "--overwrite")
+    printed = {}
+    for method in ("importance", "auto"):
+        assert main(["evaluate", str(trained), "--method", method, *options]) == 0
+        printed[method] = capsys.readouterr().out
+    assert "proposals, rows" in printed["auto"]
+    assert "proposals, rows" not in printed["importance"]
+
+
 @pytest.mark.parametrize("truth", ["auto", "ais"])
 def test_gaps_of_a_run(truth: str, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--max_rows", "4", "--num_samples", "50", "--num_steps", "5", "--overwrite")

@@ -141,9 +141,9 @@ def _evaluate(options: Options) -> None:
     _add_estimator(
         options,
         "--method",
-        ("auto", "guide", "ais"),
-        "log p(x) by importance sampling, from the guide alone or with better proposals for rows that it does "
-        "not reach (auto); or by annealed importance sampling: slower, and right where all proposals are poor",
+        ("auto", "importance", "ais"),
+        "log p(x) by importance sampling from the guide (importance), with better proposals for rows that it "
+        "does not reach (auto), or by annealed importance sampling: slower, and right where all others fail",
     )
     _add_flag(options, "--from_prior", "chains start at the prior, not at the guide")
     _add_max_rows(options, None)
