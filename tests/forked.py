@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import math
 import os
@@ -16,6 +17,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+
+_DEATH_SIGNAL = 1
+"""PR_SET_PDEATHSIG of Linux."""
 
 
 class Forked:
@@ -38,6 +42,7 @@ class Forked:
     def _do(self, work: Callable[[], int]) -> NoReturn:
         code = 1
         try:
+            _end_with_parent()
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             said = open(self.said, "w", buffering=1)  # noqa: SIM115
@@ -70,6 +75,12 @@ class Forked:
         if self.wait(0) is None:
             os.kill(self.pid, signal.SIGKILL)
             self.wait()
+
+
+def _end_with_parent() -> None:
+    """Linux ends this process when its parent has ended, whose pipes it would keep open."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
 
 
 def in_time(test: Callable[..., None]) -> Callable[..., None]:

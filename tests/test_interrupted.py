@@ -16,6 +16,9 @@ from ppl_vae.runs.contents import OF_A_RUN
 from ppl_vae.runs.location import finish_swap
 from ppl_vae.runtime import files
 
+# A line is where a `with` closes its file, too: one that is read is closed when its frame is gone.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+
 WATCHED = {module.__file__ for module in (contents, files, location, lock, run_folder)}
 
 
