@@ -1,4 +1,4 @@
-"""Random pairs whose log p(x) is known: linear ones, mixtures, and curved ones by quadrature.
+"""Random pairs whose log p(x) is known: linear ones and mixtures, also wide ones; curved ones by quadrature.
 
     python tests/random_targets.py --models 1000
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import pyro
@@ -83,9 +83,9 @@ def off(mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     return mean.contiguous(), scale.contiguous()
 
 
-def linear() -> Case:
+def linear(dims: tuple[int, int] = (1, 12), data: tuple[int, int] = (1, 16)) -> Case:
     """x = W z + noise: the posterior is a normal with correlations that the guide lacks."""
-    d, m = integer(1, 12), integer(1, 16)
+    d, m = integer(*dims), integer(*data)
     weights, noise = torch.randn(m, d) * uniform(0.3, 2.0), uniform(0.2, 2.0)
     z = torch.randn(ROWS, d)
     x = z @ weights.T + noise * torch.randn(ROWS, m)
@@ -105,9 +105,9 @@ def linear() -> Case:
     return Case("linear", model, normal_guide(*off(mean, deviation)), numbered(x), truth)
 
 
-def mixture() -> Case:
+def mixture(dims: tuple[int, int] = (1, 6), data: tuple[int, int] = (1, 6)) -> Case:
     """A prior of several normals, and a guide that is right for one of them, or for all together."""
-    d, m, parts = integer(1, 6), integer(1, 6), integer(2, 4)
+    d, m, parts = integer(*dims), integer(*data), integer(2, 4)
     centers = torch.randn(parts, d) * uniform(1.0, 6.0)
     spread = torch.rand(parts, d) + 0.3
     shares = torch.distributions.Dirichlet(torch.full((parts,), 3.0)).sample()
@@ -190,7 +190,14 @@ def curved() -> Case:
     return Case(f"curved, {shape}", model, guide, numbered(x), truth)
 
 
-KINDS = (linear, mixture, curved)
+def wide() -> Case:
+    """More than 64 latents, of which the data inform some."""
+    kind = (linear, mixture)[integer(0, 1)]
+    found = kind((65, 300), (5, 60))
+    return replace(found, kind=f"wide, {found.kind}")
+
+
+KINDS = (linear, mixture, curved, linear, mixture, curved, linear, mixture, curved, wide)
 
 
 def case(seed: int) -> Case:

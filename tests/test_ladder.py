@@ -16,9 +16,11 @@ from torch import Tensor
 from ppl_vae import evaluate
 from ppl_vae.evaluation import Evaluation
 from ppl_vae.evaluation.proposals import StudentMixture
+from ppl_vae.evaluation.refined import Refinement
 from ppl_vae.evaluation.subspace import SubspaceMixture
 from ppl_vae.guides import Exact, MeanField, PerRow
 from ppl_vae.models import ProbabilisticPCA
+from ppl_vae.pairs import tensors_of
 
 
 @pytest.fixture(scope="module")
@@ -300,3 +302,34 @@ def test_a_mixture_in_some_directions_is_a_density() -> None:
         expected = (weights[..., None] * u**power).mean(0)
         spread = (weights[..., None] * u**power).std(0) / len(u) ** 0.5
         assert bool(((drawn**power).mean(0) - expected).abs().lt(5 * spread + 0.02).all())
+
+
+@pytest.mark.parametrize(("off", "method"), [(0.2, "guide"), (3.0, "refined")])
+def test_a_proposal_that_fails_takes_no_reliable_estimate_away(
+    pca: ProbabilisticPCA, monkeypatch: pytest.MonkeyPatch, off: float, method: str
+) -> None:
+    """Unless it shows that there is more than the guide had seen."""
+    guide = off_by(pca, 0.4, 1.1)
+    options: dict[str, Any] = {"num_samples": 500, "seed": 0, "method": "guide"}
+    plain = evaluate(pca, guide, X, **options)
+    reliable = ~plain.unreliable & (plain.ess < 250)
+    assert int(reliable.sum()) > 10
+
+    def failing(self: Refinement, num_samples: int) -> dict[str, Tensor]:
+        del num_samples
+        log_p = pca.log_evidence(tensors_of(self.batch)[0]).detach()
+        ones = torch.ones_like(log_p)
+        return {
+            "log_likelihood": log_p + off,
+            "error": 0.1 * ones,
+            "ess": 2.0 * ones,
+            "khat": 0.9 * ones,
+        }
+
+    monkeypatch.setattr(Refinement, "estimate", failing)
+    found = evaluate(pca, guide, X, **(options | {"method": "auto"}))
+    assert {found.method[i] for i in reliable.nonzero()[:, 0].tolist()} == {method}
+    if method == "guide":
+        assert torch.equal(
+            found.log_likelihood.values[reliable], plain.log_likelihood.values[reliable]
+        )

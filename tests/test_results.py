@@ -28,6 +28,7 @@ from ppl_vae.data import Data, Dequantization
 from ppl_vae.diagnosis import Diagnosis, Gaps
 from ppl_vae.em import EMFit
 from ppl_vae.evaluation import Annealed, Evaluation, Sandwich
+from ppl_vae.evaluation.result import METHODS
 from ppl_vae.guides import Exact, MeanField
 from ppl_vae.models import ProbabilisticPCA
 from ppl_vae.networks import MLP
@@ -207,6 +208,20 @@ def test_a_person_can_read_the_file_and_the_rows_stand_beside_it(tmp_path: Path)
     assert run.evaluation == json.loads(json.dumps(evaluation.to_dict()))
     assert run.evaluation_rows is not None
     assert run.evaluation_rows["khat"] == pytest.approx(evaluation.khat.tolist(), nan_ok=True)
+
+
+def test_the_table_names_the_method_of_each_row(tmp_path: Path) -> None:
+    model, guide, x = pair()
+    found = evaluate(model, guide, x, num_samples=200, seed=0)
+    rung = torch.arange(len(x)) % 3
+    found = replace(found, rung=rung)
+    save_run(tmp_path / "run", model, guide, evaluation=found)
+    run = load_run(tmp_path / "run", model, guide)
+    assert run.evaluation_rows is not None
+    assert run.evaluation_rows["method"] == [METHODS[i] for i in rung.tolist()] == found.method
+    assert run.evaluation is not None
+    assert sum(run.evaluation["method"].values()) == len(x)
+    assert "rung" not in run.evaluation
 
 
 def test_rows_of_another_evaluation_are_refused(tmp_path: Path) -> None:

@@ -50,6 +50,9 @@ Of a thousand weights without a mean, k-hat was 0.36 once: few numbers give the 
 POOR_ESS = 0.1
 """ESS, as a share of K, below which refined rows are refined once more, for the same reason."""
 
+AGREES = 4.0
+"""Standard errors of the difference within which two estimates agree."""
+
 LOOKED_AT = 16
 """Rows among those that the guide seems to reach, in which modes are looked for that it has not seen."""
 
@@ -98,6 +101,7 @@ class Ladder:
 
     def __post_init__(self) -> None:
         self._waiting: list[dict[object, _Waiting]] = [{} for _ in EFFORTS]
+        self._reliable: dict[int, tuple[float, float]] = {}
         self._left: list[tuple[list[int], Batch]] = []
         self._num_left = 0
         self._rows = 0
@@ -120,8 +124,9 @@ class Ladder:
         self._rows += n
         if layout.points or self.num_samples < FEWEST_SAMPLES:
             return
-        bad = bad_khat(part["khat"], part["ess"], self.num_samples)
-        bad |= (part["ess"] < LEAST_ESS * self.num_samples) & part["khat"].isfinite()
+        unreliable = bad_khat(part["khat"], part["ess"], self.num_samples)
+        low = (part["ess"] < LEAST_ESS * self.num_samples) & part["khat"].isfinite()
+        bad = unreliable | low
         if layout.discrete:
             names = ", ".join(f"'{name}'" for name in layout.discrete)
             self._stay(f"{names} is discrete", int(bad.sum()))
@@ -137,6 +142,11 @@ class Ladder:
                 self._looks_everywhere = True
                 others = (~bad).nonzero()[some - int(unseen.sum()) :, 0]
                 bad[others[self._unseen(chunk, others, part)]] = True
+        for i in (low & ~unreliable).nonzero()[:, 0].tolist():
+            self._reliable[start + i] = (
+                float(part["log_likelihood"][i]),
+                float(part["error"][i]),
+            )
         index = bad.nonzero()[:, 0]
         if self.session.pair.keeps_rows and len(index):
             self._refine(0, [int(i) + start for i in index], chunk, index)
@@ -175,7 +185,12 @@ class Ladder:
                 annealed.ess,
                 torch.full_like(annealed.ess, math.nan),
             )
-            self._keep(numbers, values, METHODS.index("annealed"))
+            self._keep(
+                numbers,
+                values,
+                METHODS.index("annealed"),
+                torch.ones(len(numbers), dtype=torch.bool),
+            )
 
     def improve(self, values: dict[str, Tensor]) -> None:
         """Puts the better estimates in the place of those that there are.
@@ -239,19 +254,21 @@ class Ladder:
         values = [found[name].cpu() for name in ("log_likelihood", "error", "ess", "khat")]
         if index is not None:
             values = [value[index] for value in values]
-        self._keep(numbers, values, METHODS.index("refined"))
-        poor = bad_khat(values[3], values[2], self.num_samples)
+        bad = bad_khat(values[3], values[2], self.num_samples)
+        settled = self._settled(numbers, values, bad)
+        self._keep(numbers, values, METHODS.index("refined"), ~settled)
+        poor = bad & ~settled
         if effort + 1 < len(EFFORTS):
-            poor |= values[2] < POOR_ESS * self.num_samples
-        bad = poor.nonzero()[:, 0]
-        if not len(bad):
+            poor |= (values[2] < POOR_ESS * self.num_samples) & ~settled
+        left = poor.nonzero()[:, 0]
+        if not len(left):
             return
-        still = [numbers[i] for i in bad.tolist()]
+        still = [numbers[i] for i in left.tolist()]
         if index is not None:  # the rows do not run without the others
             if effort + 1 < len(EFFORTS):
-                self._refine(effort + 1, still, batch, index[bad])
+                self._refine(effort + 1, still, batch, index[left])
             return
-        rows = take_rows(batch, bad.to(_device(batch)))
+        rows = take_rows(batch, left.to(_device(batch)))
         if effort + 1 < len(EFFORTS):
             self._wait(effort + 1, still, rows)
             return
@@ -283,9 +300,27 @@ class Ladder:
         self.unseen += int(found.sum())
         return found
 
-    def _keep(self, numbers: list[int], values: Sequence[Tensor], rung: int) -> None:
-        for number, *row in zip(numbers, *(value.tolist() for value in values), strict=True):
-            self.found[number] = (*row, float(rung))
+    def _settled(self, numbers: list[int], values: Sequence[Tensor], bad: Tensor) -> Tensor:
+        """Rows that had a reliable estimate before, with which the new one agrees, but is none itself.
+
+        Others that are bad have lost what seemed reliable: the new samples show more.
+        """
+        settled = torch.zeros_like(bad)
+        for i, number in enumerate(numbers):
+            log_p, error = float(values[0][i]), float(values[1][i])
+            if not bad[i]:
+                self._reliable[number] = (log_p, error)
+            elif number in self._reliable:
+                before, its_error = self._reliable[number]
+                settled[i] = abs(log_p - before) <= AGREES * math.hypot(error, its_error)
+                if not settled[i]:
+                    del self._reliable[number]
+        return settled
+
+    def _keep(self, numbers: list[int], values: Sequence[Tensor], rung: int, kept: Tensor) -> None:
+        for i, number in enumerate(numbers):
+            if kept[i]:
+                self.found[number] = (*(float(value[i]) for value in values), float(rung))
 
     def _stay(self, reason: str, rows: int) -> None:
         if rows:

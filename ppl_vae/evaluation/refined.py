@@ -92,8 +92,8 @@ class Refinement:
             far = (prior.std(0) ** 2 + (prior.mean(0) - center) ** 2).sqrt()
             self.reach = torch.where(far.isfinite(), torch.maximum(far, self.scale), self.reach)
         num_prior = max(self.effort.prior_starts, LEAST_STARTS // center.shape[0])
-        few = [drawn[: self.effort.guide_starts], prior[:num_prior]]
-        self.starts = torch.cat([center[None], *few]).contiguous()
+        near = torch.cat([center[None], drawn[: self.effort.guide_starts]])
+        self.starts = torch.cat([near, _between(prior, near, self.bulk, num_prior)]).contiguous()
         self._example = drawn[: min(self.at_once, GUIDE_DRAWS)].contiguous()
 
     def _from_prior(self) -> tuple[Path, Tensor] | None:
@@ -180,3 +180,28 @@ class Refinement:
             "ess": weights.ess,
             "khat": weights.khat,
         }
+
+
+def _between(draws: Tensor, near: Tensor, scale: Tensor, count: int) -> Tensor:
+    """Some of the draws that stand for all others as well as can be, `(count, n, d)`.
+
+    Each is the one that brings the draws nearest to those that are taken, in sum, which takes one of each
+    cluster, the largest first, and none because it is far out. Else the few starts of a row would miss parts of
+    a prior that are far apart.
+
+    Args:
+        draws: Those to choose from, `(S, n, d)`.
+        near: Those that are taken already, `(T, n, d)`.
+        scale: Units of distances, `(n, d)`.
+        count: How many to choose.
+    """
+    there = (draws / scale).transpose(0, 1)
+    apart = torch.cdist(there, there).nan_to_num(math.inf)
+    left = torch.cdist((near / scale).transpose(0, 1), there).nan_to_num(math.inf).amin(1)
+    rows = torch.arange(len(there), device=draws.device)
+    found = []
+    for _ in range(min(count, len(draws))):
+        best = torch.minimum(apart, left[:, None]).sum(-1).argmin(-1)
+        left = torch.minimum(left, apart[rows, best])
+        found.append(draws[best, rows])
+    return torch.stack(found)

@@ -52,7 +52,7 @@ class DataResult(RowResult):
     log_likelihood: Estimate
     num_values: int | Tensor
 
-    derived: ClassVar = ("bits_per_dim", "unreliable")
+    derived: ClassVar[tuple[str, ...]] = ("bits_per_dim", "unreliable")
 
     @property
     def bits_per_dim(self) -> Estimate:
@@ -111,6 +111,9 @@ class Evaluation(DataResult):
     num_values: int | Tensor
     drawn: Tensor | None = None
     rung: Tensor | None = None
+
+    derived: ClassVar = (*DataResult.derived, "method")
+    hidden: ClassVar = ("rung",)
 
     @property
     def method(self) -> list[str]:

@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TextIO, runtime_checkable
 
@@ -84,6 +84,11 @@ _MOST_VALUES = 2**24
 _AGAIN = "remove it, or create it again with --overwrite"
 """What to do about a result that cannot be read."""
 
+_OF_NAMES = ("method",)
+"""Columns of tables that hold names, and no numbers."""
+
+_LONGEST_NAME = 40
+
 _OF_ESTIMATE = ("mean", "standard_error")
 
 
@@ -100,6 +105,9 @@ class Table(Summary, Protocol):
 
     def rows(self) -> Mapping[str, Tensor]:
         """Per-row values by name, `(n,)` each."""
+
+    def names(self) -> Mapping[str, list[str]]:
+        """What a name says of each row."""
 
 
 def write_config(path: Path, config: Mapping[str, Any]) -> None:
@@ -176,6 +184,7 @@ def write_results(
         plain.pop(_WEIGHTS, None)  # those that it was found with, perhaps in another run
         if isinstance(result, Table):
             columns = {key: _numbers(values) for key, values in result.rows().items()}
+            columns |= result.names()
             lines = zip(*columns.values(), strict=True)
             content = _as_csv([dict(zip(columns, line, strict=True)) for line in lines])
             write_bytes(table, content)
@@ -209,7 +218,7 @@ def describe_rows(x: Any, name: str = "rows", split: str = "") -> dict[str, Any]
     return {"name": name, "split": split, "num": len(content), "sha256": digest([content])}
 
 
-def _numbers(values: Tensor) -> list[float | int]:
+def _numbers(values: Tensor) -> list[Any]:
     return values.int().tolist() if values.dtype == torch.bool else values.tolist()
 
 
@@ -258,6 +267,23 @@ def _as_csv(history: Sequence[Mapping[str, Any]]) -> bytes:
 
 def read_csv(file: Path) -> list[dict[str, float]]:
     """The lines of a table of numbers; empty if there is no file."""
+    return _read_csv(file, _number)
+
+
+def _number(name: str, cell: str) -> float:
+    return float(cell)
+
+
+def _number_or_name(name: str, cell: str) -> float | str:
+    """The value of a cell of a result's table: a number, or a name in a column that has names."""
+    if name not in _OF_NAMES:
+        return float(cell)
+    if not (cell.isascii() and cell.isidentifier() and len(cell) <= _LONGEST_NAME):
+        raise ValueError(f"no name in column {name}")
+    return cell
+
+
+def _read_csv(file: Path, value: Callable[[str, str], Any]) -> list[dict[str, Any]]:
     _require_no_folder(file)
     if not file.is_file():
         return []
@@ -289,7 +315,7 @@ def read_csv(file: Path) -> list[dict[str, float]]:
                 fed[0] = 0
                 if row:
                     pairs = zip(names, row, strict=False)
-                    found.append({name: float(value) for name, value in pairs if value})
+                    found.append({name: value(name, cell) for name, cell in pairs if cell})
             if next(table, None) is not None:
                 raise CorruptFileError(
                     file, f"it has more than the {_MOST_LINES} lines that are read"
@@ -301,8 +327,10 @@ def read_csv(file: Path) -> list[dict[str, float]]:
             raise CorruptFileError(file, f"a line is not made of numbers ({error})") from error
 
 
-def read_rows(path: Path, result: str = EVALUATION) -> dict[str, list[float]] | None:
+def read_rows(path: Path, result: str = EVALUATION) -> dict[str, list[Any]] | None:
     """Per-row values of a result by name, from the table beside it; None if there are none.
+
+    They are numbers; those of `method` are names.
 
     Older runs have no table and hold them in the JSON file itself.
 
@@ -330,7 +358,7 @@ def read_rows(path: Path, result: str = EVALUATION) -> dict[str, list[float]] | 
             f"it does not belong to {result}: it was changed, or a process ended between writing the two; "
             f"{_again(path, result)}",
         )
-    lines = read_csv(table)
+    lines = _read_csv(table, _number_or_name)
     return {name: [line[name] for line in lines] for name in (lines[0] if lines else {})}
 
 

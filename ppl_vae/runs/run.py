@@ -82,7 +82,7 @@ class Run:
     guide: Program
     history: list[dict[str, float]]
     evaluation: dict[str, Any] | None
-    evaluation_rows: dict[str, list[float]] | None
+    evaluation_rows: dict[str, list[Any]] | None
     diagnosis: dict[str, Any] | None
     weights_sha256: str
 

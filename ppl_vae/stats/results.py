@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import html
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
@@ -106,9 +107,9 @@ class Result(ABC):
 class RowResult(Result):
     """A result with values for each row.
 
-    A subclass is a frozen dataclass whose first own field is a per-row value. Fields that are an `Estimate` or
-    a tensor `(n,)` are per-row values; other fields are settings. `derived` lists properties that are also
-    per-row values. `hidden` lists fields that are neither per-row values nor settings.
+    A subclass is a frozen dataclass whose first own field is a per-row value. Fields that are an `Estimate`, a
+    tensor `(n,)` or a list of names are per-row values; other fields are settings. `derived` lists properties
+    that are also per-row values. `hidden` lists fields that are neither per-row values nor settings.
     """
 
     derived: ClassVar[tuple[str, ...]] = ()
@@ -122,7 +123,7 @@ class RowResult(Result):
         return len(first.values if isinstance(first, Estimate) else first)
 
     def rows(self) -> dict[str, Tensor]:
-        """All per-row values by name, each `(n,)`: the columns of a table of rows."""
+        """All per-row numbers by name, each `(n,)`: the columns of a table of rows."""
         found = {}
         for name, value in self._values():
             if isinstance(value, Estimate):
@@ -130,6 +131,10 @@ class RowResult(Result):
             elif isinstance(value, Tensor) and value.dim() == 1:
                 found[name] = value
         return found
+
+    def names(self) -> dict[str, list[str]]:
+        """What a name says of each row, such as the method: more columns of that table, n names each."""
+        return {name: value for name, value in self._values() if isinstance(value, list)}
 
     def summary_numbers(self) -> dict[str, Any]:
         """Settings, then means with errors and counts. The per-row values are in `rows()`."""
@@ -140,6 +145,8 @@ class RowResult(Result):
                 summary[name] = value.to_dict()
             elif isinstance(value, Tensor) and value.dim() == 1:
                 summary[name] = _summary(value)
+            elif isinstance(value, list):
+                summary[name] = dict(Counter(value))
             elif isinstance(value, bool | int | float | str):
                 settings[name] = value
         return settings | summary
