@@ -26,6 +26,7 @@ def run(script: str, *arguments: str, cwd: Path) -> str:
         contextlib.redirect_stdout(printed),
         warnings.catch_warnings(),
         patch.object(sys, "argv", [path, *arguments]),
+        patch.object(sys, "path", [str(Path(path).parent), *sys.path]),
     ):
         warnings.simplefilter("default")  # as for a user, to whom they are no errors
         warnings.simplefilter("error", DeprecationWarning)  # these will be errors in later versions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import runpy
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from matplotlib.image import imread
 from scripts import ROOT, Row, mean, rows, run, run_alone
 from torch import Tensor
@@ -210,20 +212,64 @@ CHECKS: dict[str, Callable[[Path], None]] = {
 SCRIPTS = sorted(path.name for path in (ROOT / "analyses").glob("*.py"))
 
 
-def test_the_published_iwae_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+PUBLISHED = ROOT / "analyses" / "published"
+
+
+def test_the_published_iwae_goes_on_where_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_mnist(tmp_path / "data", 60, 10)
-    options = ("--samples=3", "--weighted=true", "--num_samples=20")
-    for epochs in (1, 2):
-        printed = run("published/iwae.py", "iwae", *options, f"--max_epochs={epochs}", cwd=tmp_path)
-        assert f"epochs={epochs}," in printed
-    for line in ("log p(x), 20 samples", "active units"):
-        assert line in printed
-    script = runpy.run_path(str(ROOT / "analyses" / "published" / "iwae.py"))
+    options = ("--theirs.num_samples=120", "--trusted_samples=110")
+    for name in ("vae_1", "iwae_5"):
+        config = f"--config={PUBLISHED / name}.yaml"
+        for epochs in (1, 2):
+            printed = run(
+                "published/iwae.py", name, config, *options, f"--max_epochs={epochs}", cwd=tmp_path
+            )
+            (row,) = rows(printed)
+            assert row["epochs"] == f"{epochs}"
+            assert "table 1" in printed
+            assert "Differs 3:" in printed
+        assert mean(row["ELBO"]) < mean(row["log p(x), trusted"])
+        found = json.loads((tmp_path / name / "published.json").read_text())["ours"]
+        gap = torch.tensor(found["trusted"]) - torch.tensor(found["their_way"])
+        assert mean(row["the estimator's part"]) == pytest.approx(float(gap.mean()), abs=0.0006)
+    vae, iwae = rows(run("published/table.py", "vae_1", "iwae_5", cwd=tmp_path))
+    assert vae["gain"] == ""
+    first = json.loads((tmp_path / "vae_1" / "published.json").read_text())["ours"]
+    gain = torch.tensor(found["trusted"]) - torch.tensor(first["trusted"])
+    assert mean(iwae["gain"]) == pytest.approx(float(gain.mean()), abs=0.006)
+    assert iwae["gain, theirs"] == "1.22"
+    monkeypatch.syspath_prepend(PUBLISHED)
+    script = runpy.run_path(str(PUBLISHED / "iwae.py"))
     rates = [script["learning_rate"](epoch) for epoch in range(3280)]
     lengths = [rates.count(rate) for rate in dict.fromkeys(rates)]
     assert lengths == [3**i for i in range(8)]
     assert rates[0] == 1.0
     assert rates[-1] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("name", ["standard_prior", "vampprior"])
+def test_the_published_vampprior(tmp_path: Path, name: str) -> None:
+    write_mnist(tmp_path / "data", 60, 10)
+    options = ("--theirs.num_samples=120", "--trusted_samples=110", "--components=4")
+    config = f"--config={PUBLISHED / name}.yaml"
+    short = ("--max_epochs=2", "--warmup_epochs=1")
+    printed = run("published/vampprior.py", "run", config, *options, *short, cwd=tmp_path)
+    (row,) = rows(printed)
+    assert row["log p(x), theirs"] in ("-88.56", "-85.57")
+    assert mean(row["ELBO"]) < mean(row["log p(x), their way"])
+
+
+def test_every_published_row_says_what_is_theirs() -> None:
+    files = sorted(PUBLISHED.glob("*.yaml"))
+    assert len(files) >= 6
+    readme = (PUBLISHED / "README.md").read_text()
+    for file in files:
+        theirs = yaml.safe_load(file.read_text())["theirs"]
+        assert "arXiv" in theirs["paper"]
+        assert theirs["differs"]
+        assert file.name in readme
 
 
 STARTS = """

@@ -1,25 +1,28 @@
-"""Table 1 of "Importance Weighted Autoencoders" (Burda et al., arXiv:1509.00519): one layer, MNIST.
+"""Table 1 of "Importance Weighted Autoencoders" (Burda et al., arXiv:1509.00519), MNIST.
 
-    python analyses/published/iwae.py runs/iwae-5 --samples 5 --weighted true
+    python analyses/published/iwae.py runs/iwae-5 --config analyses/published/iwae_5.yaml
 
-784-200-200-50 with tanh, dynamic binarization of all 60,000 rows, batches of 20, Adam with epsilon 1e-4,
-the learning rate 1e-3 * 10^(-i / 7) for 3^i epochs with i = 0, ..., 7: 3,280 epochs in all. The command goes on
-where it was stopped.
+784-200-200-50 with tanh, or 784-200-200-100-100-100-50 with two layers of latents; dynamic binarization of all
+60,000 rows, batches of 20, Adam with epsilon 1e-4, the learning rate 1e-3 * 10^(-i / 7) for 3^i epochs with
+i = 0, ..., 7: 3,280 epochs in all. The command goes on where it was stopped.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jsonargparse import auto_cli
+from report import Theirs, judged, show
 from torch import Tensor, nn
 
 import ppl_vae
-from ppl_vae.guides import MeanField
-from ppl_vae.models import VAE
+from ppl_vae.guides import BottomUp, MeanField
+from ppl_vae.models import VAE, HierarchicalVAE
 from ppl_vae.networks import MLP
 from ppl_vae.objectives import ImportanceWeightedELBO, TraceELBO
 
@@ -32,11 +35,18 @@ def learning_rate(epoch: int) -> float:
     return float(10 ** (-stage / 7))
 
 
-def pair(x: Tensor, seed: int) -> tuple[VAE, MeanField]:
+def pair(x: Tensor, layers_of_latents: int, seed: int) -> tuple[nn.Module, nn.Module]:
     """The paper's pair, with Glorot's weights and the output's bias at the logits of the mean pixels."""
     torch.manual_seed(seed)
     shape, network = tuple(x.shape[1:]), MLP(hidden=(200, 200), activation=nn.Tanh)
-    model, guide = VAE(shape, 50, network), MeanField(shape, 50, network)
+    model: nn.Module
+    guide: nn.Module
+    if layers_of_latents == 1:
+        model, guide = VAE(shape, 50, network), MeanField(shape, 50, network)
+    else:
+        between = MLP(hidden=(100, 100), activation=nn.Tanh)
+        model = HierarchicalVAE(shape, (100, 50), network, between)
+        guide = BottomUp(shape, (100, 50), network, between)
     layers = [m for part in (model, guide) for m in part.modules() if isinstance(m, nn.Linear)]
     for layer in layers:
         nn.init.xavier_uniform_(layer.weight)
@@ -49,18 +59,33 @@ def pair(x: Tensor, seed: int) -> tuple[VAE, MeanField]:
 
 def main(
     run_dir: Path,
+    theirs: Theirs,
     data_dir: Path = Path("data"),
     samples: int = 1,
     weighted: bool = False,
+    layers_of_latents: Literal[1, 2] = 1,
     max_epochs: int = 3280,
-    num_samples: int = 5000,
+    trusted_samples: int = 1000,
     max_rows: int | None = None,
     seed: int = 0,
 ) -> None:
-    """Trains, goes on where it was stopped, and evaluates."""
+    """Trains, goes on where it was stopped, and prints the row of the table beside theirs.
+
+    Args:
+        run_dir: Folder of the training and of what is found.
+        theirs: The published number; a configuration file beside this script has it.
+        data_dir: Folder that holds MNIST in torchvision's layout; downloaded to it if absent.
+        samples: k, the samples of the training bound.
+        weighted: Whether they are weighted (IWAE) or averaged (VAE).
+        layers_of_latents: 1 or 2.
+        max_epochs: Where to stop; the learning rate is that of the whole schedule.
+        trusted_samples: K of the trusted log p(x).
+        max_rows: Maximum number of rows per split, for a quick trial.
+        seed: Seed of all random numbers.
+    """
     data = ppl_vae.load_data("MNIST", data_dir=data_dir, binarize="dynamic", max_rows=max_rows)
     x = torch.cat([data.train, data.validation])
-    model, guide = pair(x, seed)
+    model, guide = pair(x, layers_of_latents, seed)
     kind = ImportanceWeightedELBO if weighted else TraceELBO
     objective = kind(num_particles=samples)
     fitted = ppl_vae.fit(
@@ -78,10 +103,24 @@ def main(
         run_dir=run_dir,
         resume=(run_dir / "checkpoints").exists(),
     )
-    print(fitted)
-    evaluation = ppl_vae.evaluate(model, guide, data.test, num_samples=num_samples, seed=seed)
-    print(evaluation)
-    print(ppl_vae.diagnose(model, guide, data.test, seed=seed))
+    print(fitted, file=sys.stderr)
+    ours = judged(
+        run_dir,
+        theirs,
+        model,
+        guide,
+        data.test,
+        epochs=fitted.epochs,
+        trusted_samples=trusted_samples,
+        seed=seed,
+    )
+    bound = f"importance-weighted bound, k = {samples}" if weighted else f"ELBO, k = {samples}"
+    show(
+        f"{layers_of_latents} layer(s) of latents, {bound}, {fitted.epochs} of 3280 epochs of the staircase, "
+        "batches of 20, Adam (epsilon 1e-4), dynamic binarization",
+        theirs,
+        ours,
+    )
 
 
 if __name__ == "__main__":
