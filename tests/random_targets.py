@@ -89,7 +89,8 @@ def linear(dims: tuple[int, int] = (1, 12), data: tuple[int, int] = (1, 16)) -> 
     weights, noise = torch.randn(m, d) * uniform(0.3, 2.0), uniform(0.2, 2.0)
     z = torch.randn(ROWS, d)
     x = z @ weights.T + noise * torch.randn(ROWS, m)
-    covariance = weights @ weights.T + noise**2 * torch.eye(m)
+    wide = weights.double()  # whose product is symmetric to its last bit only
+    covariance = wide @ wide.T + noise**2 * torch.eye(m)
     truth = dist.MultivariateNormal(
         torch.zeros(m, dtype=torch.double), covariance.double()
     ).log_prob(x.double())

@@ -300,15 +300,22 @@ def laplace(target: Target, modes: Tensor, values: Tensor) -> StudentMixture:
 def settled(target: Target, mixture: StudentMixture, rounds: int) -> StudentMixture:
     """The mixture after so many rounds of `matched`, counted from where nearly all rows move freely.
 
+    A component that has moved onto another one is left out if its own mode is covered all the same, and goes
+    back to its mode, to stay there, if it is not.
+
     Args:
         target: The posterior.
-        mixture: Where to begin.
+        mixture: Where to begin: components at modes.
         rounds: How many; as many are added at most twice, for proposals that begin far off.
     """
-    left, added = rounds, 0
+    left, added, first = rounds, 0, mixture
+    stays = torch.zeros_like(mixture.log_weight, dtype=torch.bool)
     while left:
-        mixture, held_back = matched(target, mixture)
-        mixture = apart(mixture)
+        moved, held_back = matched(target, mixture)
+        moved = apart(_put_back(moved, first, stays))
+        dropped = (mixture.log_weight > -math.inf) & (moved.log_weight == -math.inf)
+        stays |= dropped & ~_covers(moved, first.mean)
+        mixture = _put_back(moved, first, stays)
         left -= 1
         if added < 2 * rounds and float(held_back.double().mean()) > MOSTLY_FREE:
             left, added = left + 1, added + 1
@@ -321,6 +328,29 @@ def apart(mixture: StudentMixture) -> StudentMixture:
     again = _repeated(means, mixture.log_weight.T, scale).T
     log_weight = torch.where(again, -math.inf, mixture.log_weight)
     return replace(mixture, log_weight=_floored(log_weight.log_softmax(-1)))
+
+
+def _put_back(mixture: StudentMixture, first: StudentMixture, which: Tensor) -> StudentMixture:
+    """The mixture with some components as they were first, `which` being `(n, C)`."""
+    if not bool(which.any()):
+        return mixture
+    log_weight = torch.where(which, first.log_weight, mixture.log_weight)
+    return replace(
+        mixture,
+        log_weight=_floored(log_weight.log_softmax(-1)),
+        mean=torch.where(which[..., None], first.mean, mixture.mean),
+        scale=torch.where(which[..., None, None], first.scale, mixture.scale),
+    )
+
+
+def _covers(mixture: StudentMixture, points: Tensor) -> Tensor:
+    """Whether one of the components is near to points `(n, C, d)`: `(n, C)`."""
+    near = torch.zeros(points.shape[:2], dtype=torch.bool, device=points.device)
+    for c in range(mixture.mean.shape[1]):
+        off = (points - mixture.mean[:, c : c + 1]).mT
+        away = torch.linalg.solve_triangular(mixture.scale[:, c], off, upper=False).norm(dim=1)
+        near |= (away < APART) & (mixture.log_weight[:, c : c + 1] > -math.inf)
+    return near
 
 
 def matched(target: Target, mixture: StudentMixture) -> tuple[StudentMixture, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ppl_vae.checks import Session
 from ppl_vae.evaluation.annealed import annealed_importance_sampling
 from ppl_vae.evaluation.refined import EFFORTS, Refinement
-from ppl_vae.evaluation.result import ANNEALED_CHAINS, METHODS
+from ppl_vae.evaluation.result import ANNEALED_CHAINS, METHODS, not_reached
 from ppl_vae.pairs import (
     Batch,
     Layout,
@@ -53,8 +53,11 @@ POOR_ESS = 0.1
 AGREES = 4.0
 """Standard errors of the difference within which two estimates agree."""
 
+MORE = 3.0
+"""Standard errors of the difference from which on one estimate has seen more than the other."""
+
 LOOKED_AT = 16
-"""Rows among those that the guide seems to reach, in which modes are looked for that it has not seen."""
+"""Rows among those that the guide seems to reach, which are refined all the same, to compare."""
 
 MOST_ANNEALED = (4, 0.01)
 """Rows that are annealed if they are no more than the first number, or than the second as a share of all."""
@@ -87,8 +90,8 @@ class Ladder:
         at_once: Rows times samples that fit in the memory budget.
         found: Better estimates by the number of the row: the values of `FOUND`.
         unmoved: Why rows stay with the guide, and how many.
-        unseen: In how many rows there was a mode that the guide had not seen.
-        looked_at: In how many rows such modes were looked for.
+        unseen: In how many rows that the guide seemed to reach more was found.
+        looked_at: In how many it was looked for.
     """
 
     session: Session
@@ -133,27 +136,17 @@ class Ladder:
             return
         if not layout.draws:
             return
-        some = n if self._looks_everywhere else (LOOKED_AT if start == 0 else 0)
-        good = (~bad).nonzero()[:some, 0]
-        if len(good):
-            unseen = self._unseen(chunk, good, part)
-            bad[good[unseen]] = True
-            if bool(unseen.any()) and not self._looks_everywhere:
-                self._looks_everywhere = True
-                others = (~bad).nonzero()[some - int(unseen.sum()) :, 0]
-                bad[others[self._unseen(chunk, others, part)]] = True
-        for i in (low & ~unreliable).nonzero()[:, 0].tolist():
-            self._reliable[start + i] = (
-                float(part["log_likelihood"][i]),
-                float(part["error"][i]),
-            )
+        if start == 0:
+            self._compare(chunk, part, (~bad).nonzero()[:LOOKED_AT, 0])
+        if self._looks_everywhere:
+            bad[[number not in self.found for number in range(start, start + n)]] = True
+        else:
+            for i in (low & ~unreliable).nonzero()[:, 0].tolist():
+                log_p, error = float(part["log_likelihood"][i]), float(part["error"][i])
+                self._reliable[start + i] = (log_p, error)
         index = bad.nonzero()[:, 0]
-        if self.session.pair.keeps_rows and len(index):
-            self._refine(0, [int(i) + start for i in index], chunk, index)
-        elif len(index):
-            self._wait(
-                0, [int(i) + start for i in index], take_rows(chunk, index.to(_device(chunk)))
-            )
+        if len(index):
+            self._begin(chunk, index, start)
 
     def finish(self) -> None:
         """Estimates the rows that still wait."""
@@ -185,12 +178,11 @@ class Ladder:
                 annealed.ess,
                 torch.full_like(annealed.ess, math.nan),
             )
-            self._keep(
-                numbers,
-                values,
-                METHODS.index("annealed"),
-                torch.ones(len(numbers), dtype=torch.bool),
-            )
+            # Chains that all begin at one mode say nothing of another: a row is not lowered by them.
+            before = torch.tensor([self.found[number][:2] for number in numbers]).double()
+            gain = values[0] - before[:, 0]
+            lower = gain < -AGREES * torch.hypot(values[1].double(), before[:, 1])
+            self._keep(numbers, values, METHODS.index("annealed"), ~lower)
 
     def improve(self, values: dict[str, Tensor]) -> None:
         """Puts the better estimates in the place of those that there are.
@@ -212,11 +204,50 @@ class Ladder:
         if self.unseen:
             found.append(
                 f"{self.unseen} of {self.looked_at} rows that the guide seemed to reach have values of the "
-                "latents that it hardly draws and that may matter; they have got a proposal of their own"
+                "latents that it hardly draws and that matter; all rows have got a proposal of their own"
             )
         return tuple(found)
 
     # -- the rungs ---------------------------------------------------------------------------------------
+
+    def _begin(self, chunk: Batch, index: Tensor, start: int) -> None:
+        """Refines rows of a chunk, now or together with others."""
+        numbers = [int(i) + start for i in index]
+        if self.session.pair.keeps_rows:
+            self._refine(0, numbers, chunk, index)
+        else:
+            self._wait(0, numbers, take_rows(chunk, index.to(_device(chunk))))
+
+    def _compare(self, chunk: Batch, part: dict[str, Tensor], index: Tensor) -> None:
+        """Refines some rows that the guide seems to reach: if that finds more, all rows are refined.
+
+        Weights say nothing about what was never drawn.
+        """
+        if not len(index):
+            return
+        guides = {
+            int(i): (float(part["log_likelihood"][i]), float(part["error"][i])) for i in index
+        }
+        self._reliable |= guides
+        whole = self.session.pair.keeps_rows
+        rows = chunk if whole else take_rows(chunk, index.to(_device(chunk)))
+        self._refine(0, list(guides), rows, index if whole else None, silent=True)
+        gains, variances = [], []
+        for number, (log_p, error) in guides.items():
+            if number not in self.found:
+                continue
+            refined, its_error = self.found[number][:2]
+            gains.append(refined - log_p)
+            variances.append(max(error**2 + its_error**2, 1e-12))
+            self.unseen += gains[-1] > MORE * variances[-1] ** 0.5
+        self.looked_at = len(gains)
+        together = sum(gains) > MORE * math.sqrt(sum(variances))
+        self._looks_everywhere = self.unseen > 0 or together
+        for number in guides:
+            if self._looks_everywhere:
+                self._reliable.pop(number, None)
+            else:  # the guide's samples will do
+                self.found.pop(number, None)
 
     def _wait(self, effort: int, numbers: list[int], batch: Batch) -> None:
         waiting = self._waiting[effort].setdefault(shapes_of_rows(batch), _Waiting())
@@ -234,9 +265,17 @@ class Ladder:
             self._refine(effort, waiting.numbers[some], take_rows(batch, some))
 
     def _refine(
-        self, effort: int, numbers: list[int], batch: Batch, index: Tensor | None = None
+        self,
+        effort: int,
+        numbers: list[int],
+        batch: Batch,
+        index: Tensor | None = None,
+        silent: bool = False,
     ) -> None:
-        """Refines rows, or those at an index of a batch whose rows cannot be divided."""
+        """Refines rows, or those at an index of a batch whose rows cannot be divided.
+
+        No note says why that cannot be done if it is `silent`.
+        """
         n = num_rows(batch)
         at_once = max(1, self.at_once // n)
         with self._apart(), self.session.bar("refine", "row", n) as bar:
@@ -248,13 +287,15 @@ class Ladder:
                     ).estimate(self.num_samples),
                 )
             except PairError as error:
-                self._stay(first_line(error), len(numbers))
+                _logger.info("rows stay with the guide: %s", error)
+                self._stay(first_line(error), 0 if silent else len(numbers))
                 return
             bar.update(n)
         values = [found[name].cpu() for name in ("log_likelihood", "error", "ess", "khat")]
         if index is not None:
             values = [value[index] for value in values]
-        bad = bad_khat(values[3], values[2], self.num_samples)
+        refined = torch.full(values[3].shape, METHODS.index("refined"))
+        bad = not_reached(values[3], values[2], refined, self.num_samples)
         settled = self._settled(numbers, values, bad)
         self._keep(numbers, values, METHODS.index("refined"), ~settled)
         poor = bad & ~settled
@@ -275,30 +316,6 @@ class Ladder:
         self._num_left += len(still)
         if self._num_left <= max(MOST_ANNEALED[0], int(MOST_ANNEALED[1] * self._rows)):
             self._left.append((still, rows))
-
-    def _unseen(self, chunk: Batch, index: Tensor, part: dict[str, Tensor]) -> Tensor:
-        """Which of some rows of a chunk have a mode that the guide has not seen."""
-        if not len(index):
-            return torch.zeros(0, dtype=torch.bool)
-        whole = self.session.pair.keeps_rows
-        batch = chunk if whole else take_rows(chunk, index.to(_device(chunk)))
-        log_p = part["log_likelihood"] if whole else part["log_likelihood"][index]
-        at_once = max(1, self.at_once // num_rows(batch))
-        with self._apart():
-            try:
-                found = self.session.layouts.run(
-                    batch,
-                    lambda layout: Refinement(self.session.pair, layout, batch, at_once).unseen(
-                        log_p, self.num_samples
-                    ),
-                ).cpu()
-            except PairError as error:
-                _logger.info("modes that the guide does not see are not looked for: %s", error)
-                return torch.zeros(len(index), dtype=torch.bool)
-        found = found[index] if whole else found
-        self.looked_at += len(found)
-        self.unseen += int(found.sum())
-        return found
 
     def _settled(self, numbers: list[int], values: Sequence[Tensor], bad: Tensor) -> Tensor:
         """Rows that had a reliable estimate before, with which the new one agrees, but is none itself.

@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ppl_vae.evaluation.adaptation import FULL, Effort, Target, adapt, in_parts, modes
+from ppl_vae.evaluation.adaptation import FULL, Effort, Target, adapt, in_parts
 from ppl_vae.evaluation.path import Path, PriorGuide
 from ppl_vae.evaluation.proposals import StudentMixture
 from ppl_vae.evaluation.subspace import SubspaceMixture, adapt_in_subspace
@@ -83,9 +83,10 @@ class Refinement:
         least = 1e-3 * (1.0 + center.abs()) if prior is None else NARROWEST * prior.std(0)
         least = torch.where(least.isfinite() & (least > 0), least, torch.ones_like(least))
         self.scale = torch.where((spread > least) & spread.isfinite(), spread, least)
-        self.reach = 3.0 * self.scale
         self.bulk = self.scale if prior is None else prior.std(0)
         self.bulk = torch.where(self.bulk.isfinite() & (self.bulk > 0), self.bulk, self.scale)
+        self.scale = torch.minimum(self.scale, self.bulk)  # a guide may be far too wide
+        self.reach = 3.0 * self.scale
         if prior is None:
             prior = center + self.reach * torch.randn_like(drawn)
         else:
@@ -127,21 +128,6 @@ class Refinement:
         """So many draws, and others near them."""
         draws = self._example[:size].contiguous()
         return draws, (draws + 0.1 * self.scale).contiguous()
-
-    def unseen(self, log_p: Tensor, num_samples: int) -> Tensor:
-        """Whether there is a mode that the samples have not seen, `(n,)`.
-
-        There is one if a sample at the mode would have outweighed all others together, although each mode that
-        matters should have had many samples.
-
-        Args:
-            log_p: log p(x) of each row by samples from the guide, `(n,)`.
-            num_samples: How many there were.
-        """
-        at, _ = modes(self._target)
-        base, end = self._scores(at)
-        highest = (end - base).nan_to_num(-math.inf, math.inf, -math.inf).amax(0)
-        return highest > log_p.to(highest) + math.log(num_samples)
 
     def estimate(self, num_samples: int) -> dict[str, Tensor]:
         """Importance sampling from a mixture that is fitted to the posterior of each row, and from the guide.

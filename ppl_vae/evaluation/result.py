@@ -26,6 +26,9 @@ METHODS = ("guide", "refined", "annealed")
 ANNEALED_CHAINS = 16
 """Chains of a row that is annealed."""
 
+FEW_ESS = 0.1
+"""ESS, as a share of K or of 1,000 if that is less, below which rows that were refined are not reached."""
+
 _ALONE = 1.2
 """ESS below which one sample has nearly all of the weight: its share is above 0.8."""
 
@@ -42,6 +45,8 @@ def not_reached(khat: Tensor, ess: Tensor, rung: Tensor | None, num_samples: int
     bad = bad_khat(khat, ess, num_samples)
     if rung is None:
         return bad
+    # So few effective samples estimate neither their error nor k-hat.
+    bad |= (rung == METHODS.index("refined")) & (ess < FEW_ESS * min(num_samples, 1000))
     annealed = rung == METHODS.index("annealed")
     return torch.where(annealed, ~(ess >= 0.25 * ANNEALED_CHAINS), bad)
 
@@ -145,7 +150,8 @@ class Evaluation(DataResult):
     def doubts(self) -> Iterator[str]:
         """Reasons not to trust the numbers, one sentence each."""
         n, bad, khat, limit = self.num_rows, self._bad_khat, self.khat, f"{self.khat_limit:.2f}"
-        heavy = bad & khat.isfinite()
+        few = bad & khat.isfinite() & ~bad_khat(khat, self.ess, self.num_samples)
+        heavy = bad & khat.isfinite() & ~few
         alone = heavy & (self.ess < _ALONE)
         if count := int((heavy & ~alone).sum()):
             more = float(khat[heavy & ~alone].max()) < 1  # otherwise, more samples help little
@@ -158,6 +164,12 @@ class Evaluation(DataResult):
             yield (
                 f"one sample has nearly all of the weight on {count} of {n} rows: their log p(x) may be far "
                 "too low or too high; use a better guide or annealed_importance_sampling"
+            )
+        if count := int(few.sum()):
+            yield (
+                f"the weights of {count} of {n} rows have few effective samples (ess): the error of their log "
+                "p(x) is larger than log_likelihood_error says; use more samples or "
+                "annealed_importance_sampling"
             )
         if count := int((bad & (khat == math.inf)).sum()):
             yield (
