@@ -69,6 +69,7 @@ def inference_gaps(folder: Path) -> None:
         assert mean(row["ELBO"]) + approximation + amortization == pytest.approx(annealed, abs=0.02)
         difference = mean(row["log p(x), IS"]) - annealed
         assert mean(row["IS − AIS"]) == pytest.approx(difference, abs=0.02)
+        assert abs(mean(row["ladder − AIS"])) < 0.5
         assert 0 <= mean(row["unreliable"]) <= 100
         assert mean(row["ms per step"]) > 0
     # Quadrature, to which two dimensions give way, finds the same log p(x).
@@ -85,22 +86,33 @@ def inference_gaps(folder: Path) -> None:
 
 def mnist(folder: Path) -> None:
     write_mnist(folder / "some data", 100, 20)
-    arguments = ("--data_dir", "some data", "--max_epochs=2", "--num_samples=50")
+    arguments = (
+        "--data_dir",
+        "some data",
+        "--max_epochs=2",
+        "--num_samples=50",
+        "--trusted_samples=120",
+    )
     printed = run_alone(str(ROOT / "analyses" / "mnist.py"), *arguments, cwd=folder)
     (row,) = rows(printed)
-    check_elbo(row, "log p(x), K = 50")
+    check_elbo(row, "log p(x), K = 120")
     assert row["binarization"] == "dynamic"
     assert mean(row["epochs (best)"]) == 2
-    bits = -mean(row["log p(x), K = 50"]) / (784 * math.log(2))
+    bits = -mean(row["log p(x), K = 120"]) / (784 * math.log(2))
     assert mean(row["bits/dim"]) == pytest.approx(bits, abs=1e-4)
     assert 0 <= mean(row["active units"]) <= 50
     assert row["active units"].endswith(" of 50")
     # At most log n, about which the aggregate posterior of n rows can tell.
     assert mean(row["mutual information"]) <= math.log(20) + 0.005
-    assert 0 <= mean(row["unreliable"]) <= 100
+    for name in ("unreliable", "unreliable, K = 120"):
+        assert 0 <= mean(row[name]) <= 100
+    assert mean(row["ELBO"]) < mean(row["log p(x), the guide's 50 samples"])
     assert "20 test rows" in printed
     script = ROOT / "analyses" / "mnist.py"
-    assert f"{script} --data_dir 'some data' --max_epochs=2 --num_samples=50`" in printed
+    assert (
+        f"{script} --data_dir 'some data' --max_epochs=2 --num_samples=50 --trusted_samples=120`"
+        in printed
+    )
     assert f"torch {torch.__version__}" in printed
 
 

@@ -13,7 +13,7 @@ BENCHMARKS = ROOT / "analyses" / "benchmarks"
 
 def training(folder: Path) -> None:
     few = (
-        "--batch_sizes=[8]",
+        "--batch_sizes=[512]",
         "--convolutional=false",
         "--peers=false",
         "--rounds=1",

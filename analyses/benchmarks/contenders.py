@@ -2,7 +2,8 @@
 
 `training.py` runs it with the interpreter of an environment that has what the contender needs:
 `python contenders.py NAME NETWORK BATCH_SIZE THREADS`. It prints the seconds of the first step, counted from
-the moment when data and model exist. Then it reads numbers of steps, and prints the seconds that each took.
+the moment when data and model exist.
+Then it reads numbers of steps, and prints the seconds of one step each time.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ ROWS = 60_000
 LATENT = 50
 LEARNING_RATE = 1e-3
 
-Turn = Callable[[], int]
-"""Ends a turn, waits for the next one, and returns its number of steps."""
+Turn = Callable[[int], int]
+"""Ends a turn of so many steps, waits for the next one, and returns its number of steps."""
 
 Start = Callable[[int, Turn], None]
 """Trains with a batch size, turn after turn; makes data and model before it asks for the first turn."""
@@ -71,8 +72,10 @@ def hand_written(network: str, fused: bool, compiled: bool) -> Start:
                 optimizer.step()
                 total += value.item()
 
+        count = 0
         while True:
-            steps(turn())
+            count = turn(count)
+            steps(count)
 
     return start
 
@@ -146,14 +149,20 @@ def pyro_svi(network: str) -> Start:
             for _ in range(count):
                 svi.step(next(batches))
 
+        count = 0
         while True:
-            steps(turn())
+            count = turn(count)
+            steps(count)
 
     return start
 
 
 def ours(network: str, **options: Any) -> Start:
-    """`fit` as it is; the optimizer, which a caller may choose, counts the steps."""
+    """`fit` as it is.
+
+    It ends its turns by what users can give: a schedule of the learning rate, which is asked after each epoch.
+    If it does not compile, a hook of the optimizer counts the steps, as an epoch would take long.
+    """
     import torch
 
     from ppl_vae import fit
@@ -162,18 +171,28 @@ def ours(network: str, **options: Any) -> Start:
 
     def start(batch_size: int, turn: Turn) -> None:
         data = torch_data().reshape(ROWS, *shape)
-        left = turn()
+        left = turn(0)
+        asked, whole_epochs = left, not options
+        handle: Any = None
 
         def count(*_: Any) -> None:
-            nonlocal left
+            nonlocal left, asked
             left -= 1
             if left == 0:
-                left = turn()
+                left = asked = turn(asked)
+                if whole_epochs:
+                    handle.remove()
 
         def adam(leaves: Any, lr: float) -> Any:
+            nonlocal handle
             made = torch.optim.Adam(leaves, lr=lr, fused=True)
-            made.register_step_post_hook(count)
+            handle = made.register_step_post_hook(count)
             return made
+
+        def factor(epoch: int) -> float:
+            if epoch and whole_epochs:
+                turn(ROWS // batch_size)
+            return 1.0
 
         fit(
             model,
@@ -183,6 +202,7 @@ def ours(network: str, **options: Any) -> Start:
             max_epochs=1_000_000,
             learning_rate=LEARNING_RATE,
             optimizer=adam,
+            lr_scheduler=lambda made: torch.optim.lr_scheduler.LambdaLR(made, factor),
             progress=False,
             **options,
         )
@@ -258,8 +278,10 @@ def numpyro_epoch(network: str) -> Start:
                 total.block_until_ready()
                 done, count = done + now, count - now
 
+        count = 0
         while True:
-            steps(turn())
+            count = turn(count)
+            steps(count)
 
     return start
 
@@ -324,8 +346,10 @@ def pythae_trainer(network: str) -> Start:
             with contextlib.redirect_stderr(io.StringIO()):
                 trainers[count].train_step(1)
 
+        count = 0
         while True:
-            steps(turn())
+            count = turn(count)
+            steps(count)
 
     return start
 
@@ -363,8 +387,10 @@ def floor(network: str) -> Start:
                             torch.mm(b, transposed[i])
                     optimizer.step()
 
+        count = 0
         while True:
-            steps(turn())
+            count = turn(count)
+            steps(count)
 
     return start
 
@@ -392,11 +418,11 @@ def main() -> None:
         torch.set_num_threads(int(threads))
     started = 0.0
 
-    def turn() -> int:
+    def turn(done: int) -> int:
         nonlocal started
         count = 1
         if started:
-            print(time.perf_counter() - started, flush=True)
+            print((time.perf_counter() - started) / done, flush=True)
             count = int(input())
         started = time.perf_counter()
         return count

@@ -80,7 +80,15 @@ def ours(weights: list[Any], num_samples: int, capture: bool) -> LogLikelihood:
 
     def log_likelihood(data: Any) -> float:
         x = torch.from_numpy(data)
-        found = evaluate(model, guide, x, num_samples=num_samples, progress=False, capture=capture)
+        found = evaluate(
+            model,
+            guide,
+            x,
+            num_samples=num_samples,
+            method="guide",
+            progress=False,
+            capture=capture,
+        )
         return found.log_likelihood.mean
 
     return log_likelihood

@@ -6,6 +6,7 @@ import statistics
 import time
 from pathlib import Path
 
+from contenders import ROWS
 from jsonargparse import auto_cli
 from tqdm import tqdm
 from workers import ENVIRONMENTS, PEERS, Worker
@@ -22,6 +23,9 @@ NAMES = {
     "ours": "fit, as it is",
     "floor": "products, Adam and rows alone",
 }
+WHOLE_EPOCHS = "ours"
+"""This contender's turns are epochs, whatever number of steps is asked for."""
+
 CONVOLUTIONAL = ["hand-fused", "hand-compiled", "pyro", "ours-graph", "ours"]
 
 PAUSE = 0.2
@@ -50,19 +54,19 @@ def race(
             workers.append(Worker(name, "contenders.py", arguments, threads, environments))
         turn = {}
         for worker in tqdm(workers, desc=f"{label}: warm up", leave=False):
-            few = min(steps, 5)
-            for _ in range(0, warm_up, max(1, min(steps, warm_up))):
-                worker.ask(min(steps, warm_up))
+            few, whole = min(steps, 5), ROWS // batch_size
+            size = whole if worker.name == WHOLE_EPOCHS else max(1, min(steps, warm_up))
+            for _ in range(0, warm_up, size):
+                worker.ask(size)
             worker.ask(few)
-            seconds = worker.ask(few) / few
+            seconds = worker.ask(few)
             turn[worker.name] = min(steps, max(few, int(LONGEST / seconds)))
             worker.ask(turn[worker.name])
         times: dict[str, list[float]] = {name: [] for name in names}
         for i in tqdm(range(rounds), desc=label, leave=False):
             for worker in workers[i % len(workers) :] + workers[: i % len(workers)]:
                 time.sleep(PAUSE)
-                count = turn[worker.name]
-                times[worker.name].append(worker.ask(count) / count * 1e3)
+                times[worker.name].append(worker.ask(turn[worker.name]) * 1e3)
         return {w.name: (statistics.median(times[w.name]), w.first) for w in workers}
     finally:
         for worker in workers:
