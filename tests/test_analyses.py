@@ -273,6 +273,18 @@ def test_the_published_vampprior(tmp_path: Path, name: str) -> None:
     assert mean(row["ELBO"]) < mean(row["log p(x), their way"])
 
 
+def test_the_published_collapse(tmp_path: Path) -> None:
+    options = ("--sigmas=[0.6,1.8]", "--latent_dim=6", "--max_rows=400", "--max_epochs=60")
+    wide, narrow = rows(run("published/ppca.py", *options, "--num_samples=200", cwd=tmp_path))
+    assert wide["theirs"] == "6" == wide["active units"]
+    assert 0 < mean(narrow["theirs"]) < 6
+    for row in (wide, narrow):
+        exact = mean(row["exact log p(x) of the trained model"])
+        assert mean(row["log p(x), K = 200"]) == pytest.approx(exact, abs=0.05)
+        assert exact <= mean(row["log p(x) at the optimum, theirs"]) + 1e-3
+        assert mean(row["ELBO"]) <= exact + 1e-3
+
+
 def test_every_published_row_says_what_is_theirs() -> None:
     files = sorted(PUBLISHED.glob("*.yaml"))
     assert len(files) >= 6
