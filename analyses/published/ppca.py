@@ -27,7 +27,7 @@ def main(
     data_dir: Path = Path("data"),
     sigmas: tuple[float, ...] = (0.6, 0.8, 1.0, 1.3, 1.8),
     latent_dim: int = 20,
-    max_epochs: int = 1500,
+    max_epochs: int = 6000,
     num_samples: int = 1000,
     max_rows: int | None = None,
     seed: int = 0,
@@ -39,7 +39,7 @@ def main(
         data_dir: Folder of the data, in torchvision's layout.
         sigmas: Standard deviations of the noise, which are held fixed.
         latent_dim: Number of latent dimensions.
-        max_epochs: Passes over the training rows.
+        max_epochs: Steps, each with all training rows.
         num_samples: K.
         max_rows: Maximum number of rows per split, for a quick trial.
         seed: Seed of all random numbers.
@@ -62,6 +62,7 @@ def main(
             guide,
             x,
             max_epochs=max_epochs,
+            batch_size=len(x),
             learning_rate=0.02,
             lr_scheduler=partial(CosineAnnealingLR, T_max=max_epochs),
             seed=seed,
