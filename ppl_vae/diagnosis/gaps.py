@@ -280,7 +280,6 @@ def inference_gaps(
         findings = session.findings
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     if ladder is not None:
-        ladder.anneal(model, guide, seed, progress)
         joined["rung"] = torch.zeros(len(joined["khat"]))
         ladder.improve(joined)
         left = not_reached(joined["khat"], joined["ess"], joined["rung"], num_samples)

@@ -102,6 +102,9 @@ class Target:
         scale: A size for each coordinate, `(n, d)`: about the posterior's, and rather too small.
         reach: How far modes may be away, `(n, d)`.
         bulk: The deviation of each coordinate where the data say nothing, `(n, d)`.
+        widest: The largest deviation of a component, `(n, d)`: that of a direction, in these units, is at most
+            one. Without it, a component that has become too wide where a network bends sees slopes of places
+            that do not matter, and grows from round to round.
     """
 
     log_density: Callable[[Tensor], Tensor]
@@ -110,6 +113,7 @@ class Target:
     scale: Tensor
     reach: Tensor
     bulk: Tensor
+    widest: Tensor
 
 
 def adapt(target: Target, effort: Effort) -> StudentMixture:
@@ -397,8 +401,25 @@ def matched(target: Target, mixture: StudentMixture) -> tuple[StudentMixture, Te
         mean[:, c], scale[:, c], held = _matched_component(
             mixture.mean[:, c], mixture.scale[:, c], noise, slopes.nan_to_num(0.0, 0.0, 0.0), share
         )
+        scale[:, c] = _not_too_wide(scale[:, c], target.widest)
         held_back |= held & used[:, c]
     return replace(mixture, mean=mean, scale=scale), held_back
+
+
+def _not_too_wide(scale: Tensor, widest: Tensor) -> Tensor:
+    """Cholesky factors `(n, d, d)` of the same covariances, but none wider than one in units `(n, d)`."""
+    root = scale / widest[..., None]
+    covariance = root @ root.mT
+    # No eigenvalue is above the largest sum of a row.
+    wide = covariance.abs().sum(-1).amax(-1) > 1.0
+    if not bool(wide.any()):
+        return scale
+    values, vectors = torch.linalg.eigh(covariance[wide])
+    narrower = widest[wide][..., None] * vectors * values.clamp(1e-12, 1.0).sqrt()[..., None, :]
+    too_wide = values[:, -1] > 1.0
+    result = scale.clone()
+    result[wide] = torch.where(too_wide[:, None, None], triangular(narrower), scale[wide])
+    return result
 
 
 def _matched_component(

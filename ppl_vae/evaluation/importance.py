@@ -154,7 +154,6 @@ def _evaluate(
     notes, cautions = _describe(session, summed, drawn, drawn_rows)
     joined["rung"] = torch.zeros(len(drawn_rows))
     if ladder is not None:
-        ladder.anneal(model, guide, seed, progress)
         ladder.improve(joined)
         notes = (*notes, *ladder.notes)
     rate, distortion = joined["rate"], joined["distortion"]

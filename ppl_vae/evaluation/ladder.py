@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from ppl_vae.checks import Session
-from ppl_vae.evaluation.annealed import annealed_importance_sampling
+from ppl_vae.evaluation.chains import AnnealingSchedule
 from ppl_vae.evaluation.refined import EFFORTS, Refinement
 from ppl_vae.evaluation.result import ANNEALED_CHAINS, METHODS, not_reached
 from ppl_vae.pairs import (
     Batch,
     Layout,
     PairError,
-    Program,
     first_line,
     num_rows,
     shapes_of_rows,
@@ -59,10 +58,11 @@ MORE = 3.0
 LOOKED_AT = 16
 """Rows among those that the guide seems to reach, which are refined all the same, to compare."""
 
-MOST_ANNEALED = (4, 0.01)
+MOST_ANNEALED = (4, 0.05)
 """Rows that are annealed if they are no more than the first number, or than the second as a share of all."""
 
-ANNEALING = {"num_chains": ANNEALED_CHAINS, "num_steps": 300, "num_leapfrog": 10}
+ANNEALING = AnnealingSchedule(num_chains=ANNEALED_CHAINS, num_steps=60, num_leapfrog=5)
+"""From proposals that are nearly right, few temperatures suffice."""
 
 
 @dataclass
@@ -105,7 +105,7 @@ class Ladder:
     def __post_init__(self) -> None:
         self._waiting: list[dict[object, _Waiting]] = [{} for _ in EFFORTS]
         self._reliable: dict[int, tuple[float, float]] = {}
-        self._left: list[tuple[list[int], Batch]] = []
+        self._left: dict[object, _Waiting] = {}
         self._num_left = 0
         self._rows = 0
         self._looks_everywhere = False
@@ -149,40 +149,13 @@ class Ladder:
             self._begin(chunk, index, start)
 
     def finish(self) -> None:
-        """Estimates the rows that still wait."""
+        """Estimates the rows that still wait, and anneals those that are left, if they are few."""
         for effort, waiting in enumerate(self._waiting):
             for key in list(waiting):
                 self._refine_waiting(effort, waiting.pop(key))
-
-    def anneal(
-        self, model: Program, guide: Program, seed: int | None, progress: bool | None
-    ) -> None:
-        """Anneals the rows that are left, if they are few; call it outside of the session."""
-        few = max(MOST_ANNEALED[0], int(MOST_ANNEALED[1] * self._rows))
-        # Chains that start at the guide do not find modes that it does not see.
-        if self._looks_everywhere or not 0 < self._num_left <= few:
-            return
-        for numbers, batch in self._left:
-            with preserve_random_state():
-                own_seed = int(torch.randint(2**31, ())) if seed is None else seed
-                try:
-                    annealed = annealed_importance_sampling(
-                        model, guide, batch, seed=own_seed, progress=progress, **ANNEALING
-                    )
-                except PairError as error:
-                    self._stay(first_line(error), len(numbers))
-                    continue
-            values = (
-                annealed.log_likelihood.values,
-                annealed.log_likelihood_error,
-                annealed.ess,
-                torch.full_like(annealed.ess, math.nan),
-            )
-            # Chains that all begin at one mode say nothing of another: a row is not lowered by them.
-            before = torch.tensor([self.found[number][:2] for number in numbers]).double()
-            gain = values[0] - before[:, 0]
-            lower = gain < -AGREES * torch.hypot(values[1].double(), before[:, 1])
-            self._keep(numbers, values, METHODS.index("annealed"), ~lower)
+        if self._num_left <= self._few:
+            for left in self._left.values():
+                self._in_pieces(left, self._anneal)
 
     def improve(self, values: dict[str, Tensor]) -> None:
         """Puts the better estimates in the place of those that there are.
@@ -256,13 +229,22 @@ class Ladder:
         if len(waiting.numbers) >= self.rows_at_once:
             self._refine_waiting(effort, self._waiting[effort].pop(shapes_of_rows(batch)))
 
+    @property
+    def _few(self) -> int:
+        """Most rows that are annealed."""
+        return max(MOST_ANNEALED[0], int(MOST_ANNEALED[1] * self._rows))
+
     def _refine_waiting(self, effort: int, waiting: _Waiting) -> None:
+        self._in_pieces(waiting, lambda numbers, rows: self._refine(effort, numbers, rows))
+
+    def _in_pieces(self, waiting: _Waiting, work: Callable[[list[int], Batch], None]) -> None:
+        """Works on rows that have waited, as many at once as fit."""
         tensors = zip(*map(tensors_of, waiting.parts), strict=True)
         batch = with_tensors(waiting.parts[0], [torch.cat(parts) for parts in tensors])
         size = self.rows_at_once
         for first in range(0, len(waiting.numbers), size):
             some = slice(first, first + size)
-            self._refine(effort, waiting.numbers[some], take_rows(batch, some))
+            work(waiting.numbers[some], take_rows(batch, some))
 
     def _refine(
         self,
@@ -314,8 +296,32 @@ class Ladder:
             self._wait(effort + 1, still, rows)
             return
         self._num_left += len(still)
-        if self._num_left <= max(MOST_ANNEALED[0], int(MOST_ANNEALED[1] * self._rows)):
-            self._left.append((still, rows))
+        there = self._left.setdefault(shapes_of_rows(rows), _Waiting())
+        there.numbers += still
+        there.parts.append(rows)
+
+    def _anneal(self, numbers: list[int], batch: Batch) -> None:
+        """Anneals rows from their proposals."""
+        n = num_rows(batch)
+        at_once = max(1, self.at_once // n)
+        with self._apart(), self.session.bar("anneal", "row", n) as bar:
+            try:
+                found = self.session.layouts.run(
+                    batch,
+                    lambda layout: Refinement(
+                        self.session.pair, layout, batch, at_once, EFFORTS[-1]
+                    ).anneal(ANNEALING),
+                )
+            except PairError as error:
+                _logger.info("rows are not annealed: %s", error)
+                return
+            bar.update(n)
+        values = [found[name].cpu() for name in ("log_likelihood", "error", "ess", "khat")]
+        # What sees less than the samples before has missed a part of the posterior.
+        before = torch.tensor([self.found[number][:2] for number in numbers]).to(values[0])
+        spread = torch.hypot(values[1].to(before), before[:, 1])
+        lower = values[0] - before[:, 0] < -AGREES * spread
+        self._keep(numbers, values, METHODS.index("annealed"), ~lower)
 
     def _settled(self, numbers: list[int], values: Sequence[Tensor], bad: Tensor) -> Tensor:
         """Rows that had a reliable estimate before, with which the new one agrees, but is none itself.

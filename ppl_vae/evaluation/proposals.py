@@ -57,6 +57,12 @@ class StudentMixture:
             result = moved if c == 0 else torch.where((picked == c)[..., None], moved, result)
         return result
 
+    def frame(self) -> tuple[Tensor, Tensor]:
+        """Mean and scale of the component with the largest weight, `(n, d)` and `(n, d, d)`."""
+        rows = torch.arange(len(self.mean), device=self.mean.device)
+        largest = self.log_weight.argmax(-1)
+        return self.mean[rows, largest], self.scale[rows, largest]
+
     def log_prob(self, u: Tensor) -> Tensor:
         """The log density at u, `(S, n, d)`: `(S, n)`."""
         return torch.logsumexp(self.of_components(u), -1)

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from ppl_vae.evaluation.adaptation import FULL, Effort, Target, adapt, in_parts
+from ppl_vae.evaluation.chains import FEWEST_CHAINS, AnnealingSchedule
+from ppl_vae.evaluation.hmc import Point, anneal, tune
 from ppl_vae.evaluation.path import Path, PriorGuide
 from ppl_vae.evaluation.proposals import StudentMixture
-from ppl_vae.evaluation.subspace import SubspaceMixture, adapt_in_subspace
+from ppl_vae.evaluation.subspace import WIDEST, SubspaceMixture, adapt_in_subspace
 from ppl_vae.pairs import Batch, Layout, Pair, PairError, find_layout
 from ppl_vae.stats import StreamingWeights
 
@@ -85,6 +87,9 @@ class Refinement:
         self.scale = torch.where((spread > least) & spread.isfinite(), spread, least)
         self.bulk = self.scale if prior is None else prior.std(0)
         self.bulk = torch.where(self.bulk.isfinite() & (self.bulk > 0), self.bulk, self.scale)
+        self.widest = WIDEST * self.bulk
+        if prior is None:
+            self.widest = torch.full_like(self.bulk, math.inf)
         self.scale = torch.minimum(self.scale, self.bulk)  # a guide may be far too wide
         self.reach = 3.0 * self.scale
         if prior is None:
@@ -121,13 +126,81 @@ class Refinement:
             lambda size: self.path.record_end(*self._examples(size)), min(FEW_STARTS, most), most
         )
         return Target(
-            lambda u: self._scores(u)[1], gradient, self.starts, self.scale, self.reach, self.bulk
+            lambda u: self._scores(u)[1],
+            gradient,
+            self.starts,
+            self.scale,
+            self.reach,
+            self.bulk,
+            self.widest,
         )
 
     def _examples(self, size: int) -> tuple[Tensor, Tensor]:
         """So many draws, and others near them."""
         draws = self._example[:size].contiguous()
         return draws, (draws + 0.1 * self.scale).contiguous()
+
+    def _mixture(self) -> StudentMixture | SubspaceMixture:
+        few = self.starts.shape[-1] <= FULL
+        return (adapt if few else adapt_in_subspace)(self._target, self.effort)
+
+    def anneal(self, schedule: AnnealingSchedule) -> dict[str, Tensor]:
+        """Annealed importance sampling from a mixture that is fitted to the posterior of each row.
+
+        Its chains move in coordinates in which the largest component is round.
+
+        Args:
+            schedule: Numbers of chains and steps.
+
+        Returns:
+            As `estimate`; k-hat is NaN.
+        """
+        mixture = self._mixture()
+        center, scale = mixture.frame()
+
+        def spread(v: Tensor) -> Tensor:
+            moved = scale * v if scale.dim() == 2 else torch.einsum("nij,snj->sni", scale, v)
+            return (center + moved).contiguous()
+
+        def pulled(slopes: Tensor) -> Tensor:
+            return (
+                scale * slopes if scale.dim() == 2 else torch.einsum("nji,snj->sni", scale, slopes)
+            )
+
+        def densities(v: Tensor) -> Point:
+            u = spread(v)
+            end, slopes = self._target.gradient(u)
+            with torch.enable_grad():
+                u = u.detach().requires_grad_()
+                own = mixture.log_prob(u)
+                (own_slopes,) = torch.autograd.grad(own.sum(), u)
+            own, own_slopes = own.detach().to(end.dtype), pulled(own_slopes)
+            return Point(v, own, end - own, own_slopes, pulled(slopes) - own_slopes)
+
+        def start(chains: int) -> Point:
+            off = mixture.sample(chains) - center
+            if scale.dim() == 2:
+                return densities(off / scale)
+            solved = torch.linalg.solve_triangular(scale, off.permute(1, 2, 0), upper=False)
+            return densities(solved.permute(2, 0, 1).contiguous())
+
+        leapfrog = schedule.num_leapfrog
+        steps = tune(
+            densities,
+            start(FEWEST_CHAINS),
+            schedule.tuning_betas,
+            torch.ones_like(center),
+            leapfrog,
+        )
+        weights = StreamingWeights(schedule.num_chains)
+        log_w, _ = anneal(densities, start(schedule.num_chains), schedule.betas, steps, leapfrog)
+        weights.update(log_w.nan_to_num(-math.inf, math.inf, -math.inf))
+        return {
+            "log_likelihood": weights.log_mean_exp,
+            "error": weights.monte_carlo_error,
+            "ess": weights.ess,
+            "khat": torch.full_like(weights.ess, math.nan),
+        }
 
     def estimate(self, num_samples: int) -> dict[str, Tensor]:
         """Importance sampling from a mixture that is fitted to the posterior of each row, and from the guide.
@@ -142,10 +215,7 @@ class Refinement:
         Returns:
             "log_likelihood", "error", "ess" and "khat" of each row, `(n,)`.
         """
-        few = self.starts.shape[-1] <= FULL
-        mixture: StudentMixture | SubspaceMixture = (adapt if few else adapt_in_subspace)(
-            self._target, self.effort
-        )
+        mixture = self._mixture()
         from_guide = round(DEFENSE * num_samples)
         shares = (from_guide / num_samples, 1 - from_guide / num_samples)
         log_shares = [math.log(share) if share else -math.inf for share in shares]

@@ -23,7 +23,7 @@ from ppl_vae.stats import (
 METHODS = ("guide", "refined", "annealed")
 """How log p(x) of a row was found, by the number of the rung."""
 
-ANNEALED_CHAINS = 16
+ANNEALED_CHAINS = 64
 """Chains of a row that is annealed."""
 
 FEW_ESS = 0.1

@@ -20,6 +20,9 @@ from ppl_vae.evaluation.adaptation import (
 )
 from ppl_vae.evaluation.proposals import DEGREES, StudentMixture
 
+WIDEST = 1.5
+"""Largest deviation of a component in any direction, in units of the prior's: posteriors are rarely wider."""
+
 ACTIVE = 96
 """Dimensions of the subspace."""
 
@@ -70,6 +73,10 @@ class SubspaceMixture:
     def sample(self, num_samples: int) -> Tensor:
         """Draws, `(num_samples, n, d)`."""
         return self.lift(self.active.sample(num_samples))[0]
+
+    def frame(self) -> tuple[Tensor, Tensor]:
+        """Center and scales, `(n, d)` each."""
+        return self.center, self.scale
 
     def log_prob(self, u: Tensor) -> Tensor:
         """The log density at u, `(S, n, d)`: `(S, n)`."""
@@ -135,7 +142,7 @@ def adapt_in_subspace(target: Target, effort: Effort) -> SubspaceMixture:
         return value - log_rest, torch.einsum("ndk,snd->snk", directions, slopes * bulk)
 
     one = torch.ones_like(means[:, 0])
-    inside = Target(log_density, gradient, means.transpose(0, 1), one, one, one)
+    inside = Target(log_density, gradient, means.transpose(0, 1), one, one, one, WIDEST * one)
     mixture = settled(inside, start, effort.slopes)
     mixture = improved(inside, mixture, max(effort.draws, 12 * k))
     return replace(frame, active=widened(mixture))
