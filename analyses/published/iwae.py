@@ -67,6 +67,7 @@ def main(
     max_epochs: int = 3280,
     trusted_samples: int = 1000,
     max_rows: int | None = None,
+    max_test_rows: int | None = None,
     seed: int = 0,
 ) -> None:
     """Trains, goes on where it was stopped, and prints the row of the table beside theirs.
@@ -81,6 +82,7 @@ def main(
         max_epochs: Where to stop; the learning rate is that of the whole schedule.
         trusted_samples: K of the trusted log p(x).
         max_rows: Maximum number of rows per split, for a quick trial.
+        max_test_rows: Number of test rows to use, the first ones.
         seed: Seed of all random numbers.
     """
     data = ppl_vae.load_data("MNIST", data_dir=data_dir, binarize="dynamic", max_rows=max_rows)
@@ -109,7 +111,7 @@ def main(
         theirs,
         model,
         guide,
-        data.test,
+        data.test[:max_test_rows],
         epochs=fitted.epochs,
         trusted_samples=trusted_samples,
         seed=seed,

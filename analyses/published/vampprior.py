@@ -35,6 +35,7 @@ def main(
     patience: int = 50,
     trusted_samples: int = 1000,
     max_rows: int | None = None,
+    max_test_rows: int | None = None,
     seed: int = 0,
 ) -> None:
     """Trains, goes on where it was stopped, and prints the row of the table beside theirs.
@@ -50,6 +51,7 @@ def main(
         patience: Epochs without a better held-out bound after which the training stops.
         trusted_samples: K of the trusted log p(x).
         max_rows: Maximum number of rows per split, for a quick trial.
+        max_test_rows: Number of test rows to use, the first ones.
         seed: Seed of all random numbers.
     """
     data = ppl_vae.load_data(
@@ -85,7 +87,7 @@ def main(
         theirs,
         model,
         guide,
-        data.test,
+        data.test[:max_test_rows],
         epochs=fitted.epochs,
         trusted_samples=trusted_samples,
         seed=seed,
