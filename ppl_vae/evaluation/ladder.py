@@ -58,10 +58,10 @@ MORE = 3.0
 LOOKED_AT = 16
 """Rows among those that the guide seems to reach, which are refined all the same, to compare."""
 
-MOST_ANNEALED = (4, 0.05)
+MOST_ANNEALED = (4, 0.2)
 """Rows that are annealed if they are no more than the first number, or than the second as a share of all."""
 
-ANNEALING = AnnealingSchedule(num_chains=ANNEALED_CHAINS, num_steps=60, num_leapfrog=5)
+ANNEALING = AnnealingSchedule(num_chains=ANNEALED_CHAINS, num_steps=50, num_leapfrog=5)
 """From proposals that are nearly right, few temperatures suffice."""
 
 
