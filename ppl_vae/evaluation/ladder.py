@@ -58,8 +58,9 @@ MORE = 3.0
 LOOKED_AT = 16
 """Rows among those that the guide seems to reach, which are refined all the same, to compare."""
 
-MOST_ANNEALED = (4, 0.2)
-"""Rows that are annealed if they are no more than the first number, or than the second as a share of all."""
+MOST_ANNEALED = (4, 0.2, 2000)
+"""Rows that are annealed if they are no more than the first number, or than the second as a share of all; in no
+case more than the third, as they are kept until the end, and take a second each."""
 
 ANNEALING = AnnealingSchedule(num_chains=ANNEALED_CHAINS, num_steps=50, num_leapfrog=5)
 """From proposals that are nearly right, few temperatures suffice."""
@@ -232,7 +233,8 @@ class Ladder:
     @property
     def _few(self) -> int:
         """Most rows that are annealed."""
-        return max(MOST_ANNEALED[0], int(MOST_ANNEALED[1] * self._rows))
+        least, share, most = MOST_ANNEALED
+        return min(most, max(least, int(share * self._rows)))
 
     def _refine_waiting(self, effort: int, waiting: _Waiting) -> None:
         self._in_pieces(waiting, lambda numbers, rows: self._refine(effort, numbers, rows))
@@ -296,6 +298,9 @@ class Ladder:
             self._wait(effort + 1, still, rows)
             return
         self._num_left += len(still)
+        if self._num_left > MOST_ANNEALED[2]:
+            self._left.clear()
+            return
         there = self._left.setdefault(shapes_of_rows(rows), _Waiting())
         there.numbers += still
         there.parts.append(rows)
