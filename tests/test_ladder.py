@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -415,3 +416,15 @@ def test_no_component_is_wider_than_it_may_be() -> None:
     assert 5 < int((before[:, -1] > 1).sum()) < 45
     assert torch.equal(found.triu(1), torch.zeros_like(found))
     assert torch.equal(_not_too_wide(scale, math.inf * widest), scale)
+
+
+def test_what_is_said_of_annealed_rows(pca: ProbabilisticPCA) -> None:
+    found = evaluate(pca, off_by(pca, 3.0, 0.3), X[:3], num_samples=500, seed=0)
+    annealed = replace(
+        found, rung=torch.full((3,), 2), ess=torch.full((3,), 9.0), khat=torch.full((3,), math.nan)
+    )
+    assert bool(annealed.unreliable.all())
+    (doubt,) = annealed.doubts()
+    assert "chains count on 3 of 3 rows that were annealed" in doubt
+    fine = replace(annealed, ess=torch.full((3,), 60.0))
+    assert not fine.warnings

@@ -17,7 +17,7 @@ from typing import Literal
 
 import torch
 from jsonargparse import auto_cli
-from report import Theirs, judged, show
+from report import Theirs, show
 from torch import Tensor, nn
 
 import ppl_vae
@@ -106,7 +106,10 @@ def main(
         resume=(run_dir / "checkpoints").exists(),
     )
     print(fitted, file=sys.stderr)
-    ours = judged(
+    bound = f"importance-weighted bound, k = {samples}" if weighted else f"ELBO, k = {samples}"
+    show(
+        f"{layers_of_latents} layer(s) of latents, {bound}, {fitted.epochs} of 3280 epochs of the staircase, "
+        "batches of 20, Adam (epsilon 1e-4), dynamic binarization",
         run_dir,
         theirs,
         model,
@@ -115,13 +118,6 @@ def main(
         epochs=fitted.epochs,
         trusted_samples=trusted_samples,
         seed=seed,
-    )
-    bound = f"importance-weighted bound, k = {samples}" if weighted else f"ELBO, k = {samples}"
-    show(
-        f"{layers_of_latents} layer(s) of latents, {bound}, {fitted.epochs} of 3280 epochs of the staircase, "
-        "batches of 20, Adam (epsilon 1e-4), dynamic binarization",
-        theirs,
-        ours,
     )
 
 

@@ -174,8 +174,9 @@ def cells(theirs: Theirs, ours: Ours) -> list[str]:
     ]
 
 
-def show(setting: str, theirs: Theirs, ours: Ours) -> None:
-    """Prints ours, theirs, the setting, and what differs."""
+def show(setting: str, run_dir: Path, theirs: Theirs, *pair_and_test: Any, **options: Any) -> None:
+    """Prints ours, theirs, the setting, and what differs; the other arguments are those of `judged`."""
+    ours = judged(run_dir, theirs, *pair_and_test, **options)
     for line in (COLUMNS, ["---"] * len(COLUMNS), cells(theirs, ours)):
         print("|", " | ".join(line), "|")
     print(f"\n{len(ours.trusted)} test rows; nats per row ± standard error over rows.")

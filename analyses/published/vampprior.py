@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 from jsonargparse import auto_cli
-from report import Theirs, judged, show
+from report import Theirs, show
 
 import ppl_vae
 from ppl_vae.guides import MeanField
@@ -82,7 +82,10 @@ def main(
         resume=(run_dir / "checkpoints").exists(),
     )
     print(fitted, file=sys.stderr)
-    ours = judged(
+    of_prior = f"VampPrior({components})" if vamp else "N(0, I)"
+    show(
+        f"784-300-300-40, prior {of_prior}, beta rising in {warmup_epochs} epochs, {fitted.epochs} epochs, the "
+        f"best held-out bound after {fitted.best_epoch}, batches of 100, Adam (5e-4), static binarization",
         run_dir,
         theirs,
         model,
@@ -91,13 +94,6 @@ def main(
         epochs=fitted.epochs,
         trusted_samples=trusted_samples,
         seed=seed,
-    )
-    of_prior = f"VampPrior({components})" if vamp else "N(0, I)"
-    show(
-        f"784-300-300-40, prior {of_prior}, beta rising in {warmup_epochs} epochs, {fitted.epochs} epochs, the "
-        f"best held-out bound after {fitted.best_epoch}, batches of 100, Adam (5e-4), static binarization",
-        theirs,
-        ours,
     )
 
 

@@ -68,6 +68,9 @@ SLOPES = (16, 1.5)
 SLOWEST = (0.05, 20.0)
 """A precision changes by no smaller and no larger factor in a round."""
 
+WIDEST = 1.5
+"""Largest deviation of a component in any direction, in units of the prior's: posteriors are rarely wider."""
+
 MOSTLY_FREE = 0.02
 """Share of rows that may still be held back by that."""
 

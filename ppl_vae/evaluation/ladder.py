@@ -175,10 +175,11 @@ class Ladder:
             f"{count} of {self._rows} rows stay with samples from the guide: {reason}"
             for reason, count in self.unmoved.items()
         ]
-        if self.unseen:
+        if self._looks_everywhere:
+            which = f"{self.unseen} of {self.looked_at}" if self.unseen else f"{self.looked_at}"
             found.append(
-                f"{self.unseen} of {self.looked_at} rows that the guide seemed to reach have values of the "
-                "latents that it hardly draws and that matter; all rows have got a proposal of their own"
+                f"{which} rows that the guide seemed to reach have values of the latents that it hardly draws "
+                "and that matter; all rows have got a proposal of their own"
             )
         return tuple(found)
 

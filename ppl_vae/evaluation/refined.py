@@ -11,12 +11,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ppl_vae.evaluation.adaptation import FULL, Effort, Target, adapt, in_parts
+from ppl_vae.evaluation.adaptation import FULL, WIDEST, Effort, Target, adapt, in_parts
 from ppl_vae.evaluation.chains import FEWEST_CHAINS, AnnealingSchedule
 from ppl_vae.evaluation.hmc import Point, anneal, tune
 from ppl_vae.evaluation.path import Path, PriorGuide
 from ppl_vae.evaluation.proposals import StudentMixture
-from ppl_vae.evaluation.subspace import WIDEST, SubspaceMixture, adapt_in_subspace
+from ppl_vae.evaluation.subspace import SubspaceMixture, adapt_in_subspace
 from ppl_vae.pairs import Batch, Layout, Pair, PairError, find_layout
 from ppl_vae.stats import StreamingWeights
 
@@ -99,7 +99,9 @@ class Refinement:
             self.reach = torch.where(far.isfinite(), torch.maximum(far, self.scale), self.reach)
         num_prior = max(self.effort.prior_starts, LEAST_STARTS // center.shape[0])
         near = torch.cat([center[None], drawn[: self.effort.guide_starts]])
-        self.starts = torch.cat([near, _between(prior, near, self.bulk, num_prior)]).contiguous()
+        self.starts = torch.cat(
+            [near, _representatives(prior, near, self.bulk, num_prior)]
+        ).contiguous()
         self._example = drawn[: min(self.at_once, GUIDE_DRAWS)].contiguous()
 
     def _from_prior(self) -> tuple[Path, Tensor] | None:
@@ -238,7 +240,7 @@ class Refinement:
         }
 
 
-def _between(draws: Tensor, near: Tensor, scale: Tensor, count: int) -> Tensor:
+def _representatives(draws: Tensor, near: Tensor, scale: Tensor, count: int) -> Tensor:
     """Some of the draws that stand for all others as well as can be, `(count, n, d)`.
 
     Each is the one that brings the draws nearest to those that are taken, in sum, which takes one of each

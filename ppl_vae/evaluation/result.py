@@ -143,6 +143,13 @@ class Evaluation(DataResult):
         return self._bad_khat if self.drawn is None else self._bad_khat | self.drawn
 
     @property
+    def _annealed(self) -> Tensor:
+        """Rows that were annealed, `(n,)`."""
+        if self.rung is None:
+            return torch.zeros(self.num_rows, dtype=torch.bool)
+        return self.rung == METHODS.index("annealed")
+
+    @property
     def _bad_khat(self) -> Tensor:
         """Rows whose k-hat is above the limit, or unknown, `(n,)`."""
         return not_reached(self.khat, self.ess, self.rung, self.num_samples)
@@ -176,7 +183,14 @@ class Evaluation(DataResult):
                 f"Pareto k-hat cannot be estimated on {count} of {n} rows, which have too few different "
                 "weights: their log p(x) says little; use more samples or a better guide"
             )
-        if count := int((bad & khat.isnan() & self.log_likelihood.values.isfinite()).sum()):
+        annealed = self._annealed
+        if count := int((bad & annealed).sum()):
+            yield (
+                f"fewer than a quarter of the {ANNEALED_CHAINS} chains count on {count} of {n} rows that were "
+                "annealed: do not trust their log p(x); use a better guide or annealed_importance_sampling"
+            )
+        without = khat.isnan() & self.log_likelihood.values.isfinite() & ~annealed
+        if count := int((bad & without).sum()):
             yield (
                 f"all samples have the same weight on {count} of {n} rows, which says nothing about discrete "
                 "values that were not drawn: do not trust their log p(x); use more samples"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.evaluation.adaptation import (
+    WIDEST,
     Effort,
     Target,
     by_height,
@@ -19,9 +20,6 @@ from ppl_vae.evaluation.adaptation import (
     widened,
 )
 from ppl_vae.evaluation.proposals import DEGREES, StudentMixture
-
-WIDEST = 1.5
-"""Largest deviation of a component in any direction, in units of the prior's: posteriors are rarely wider."""
 
 ACTIVE = 96
 """Dimensions of the subspace."""

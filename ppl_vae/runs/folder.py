@@ -106,9 +106,6 @@ class Table(Summary, Protocol):
     def rows(self) -> Mapping[str, Tensor]:
         """Per-row values by name, `(n,)` each."""
 
-    def names(self) -> Mapping[str, list[str]]:
-        """What a name says of each row."""
-
 
 def write_config(path: Path, config: Mapping[str, Any]) -> None:
     """Writes config.yaml, with the versions that a result may depend on."""
@@ -184,7 +181,7 @@ def write_results(
         plain.pop(_WEIGHTS, None)  # those that it was found with, perhaps in another run
         if isinstance(result, Table):
             columns = {key: _numbers(values) for key, values in result.rows().items()}
-            columns |= result.names()
+            columns |= getattr(result, "names", dict)()  # those of a `RowResult`
             lines = zip(*columns.values(), strict=True)
             content = _as_csv([dict(zip(columns, line, strict=True)) for line in lines])
             write_bytes(table, content)
