@@ -145,10 +145,11 @@ def test_the_guide_alone_and_better_proposals(
 ) -> None:
     options = ("--max_rows", "20", "--num_samples", "200", "--quiet", "--overwrite")
     printed = {}
-    for method in ("importance", "auto"):
+    for method in ("importance", "auto", "annealed"):
         assert main(["evaluate", str(trained), "--method", method, *options]) == 0
         printed[method] = capsys.readouterr().out
     assert "proposals, rows" in printed["auto"]
+    assert "proposals, rows" in printed["annealed"]
     assert "proposals, rows" not in printed["importance"]
 
 

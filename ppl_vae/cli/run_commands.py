@@ -99,7 +99,7 @@ def evaluate(parser: ArgumentParser, given: Namespace) -> int:
         run.guide,
         x,
         num_samples=options.num_samples,
-        method="guide" if options.method == "importance" else "auto",
+        method="guide" if options.method == "importance" else options.method,
         seed=options.seed,
         progress=False if options.quiet else None,
     )

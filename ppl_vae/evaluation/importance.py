@@ -38,7 +38,7 @@ def evaluate(
     x: DataLike,
     *,
     num_samples: int = 1000,
-    method: Literal["auto", "guide"] = "auto",
+    method: Literal["auto", "guide", "annealed"] = "auto",
     seed: int | None = None,
     progress: bool | None = None,
     capture: bool = True,
@@ -59,8 +59,9 @@ def evaluate(
             `ppl_vae.pairs.Batches` takes.
         num_samples: K, the number of importance samples per row.
         method: "auto" finds better proposals for rows that the guide does not reach, from 100 samples on;
-            `Evaluation.method` says which rows these are, and `docs/truth.md` how. "guide" draws all samples
-            from the guide.
+            `Evaluation.method` says which rows these are, and `docs/truth.md` how. Rows that are still out of
+            reach are annealed if they are few; "annealed" anneals them however many they are, which takes about
+            a second each. "guide" draws all samples from the guide.
         seed: Seed for the draws; None draws from torch's global generator.
         progress: Whether to show a progress bar; None shows one on a terminal.
         capture: Record a chunk once and run it as a plain graph, with the same results, where that is valid
@@ -92,8 +93,8 @@ def evaluate(
     """
     require_samples("num_samples", num_samples)
     require_flags(capture=capture)
-    if method not in ("auto", "guide"):
-        raise ValueError(f"method must be 'auto' or 'guide', got {method!r}")
+    if method not in ("auto", "guide", "annealed"):
+        raise ValueError(f"method must be 'auto', 'guide' or 'annealed', got {method!r}")
     generator = torch.get_rng_state()
     try:
         return _evaluate(model, guide, x, num_samples, method, seed, progress, capture)
@@ -125,8 +126,8 @@ def _evaluate(
         total = session.num_rows or num_rows(session.first)
         num_chunks = math.ceil(total / rows) * math.ceil(num_samples / samples)
         sampler = ImportanceSampler(session.pair, session.layouts, num_chunks, capture, samples)
-        if method == "auto":
-            ladder = Ladder(session, num_samples, rows * samples)
+        if method != "guide":
+            ladder = Ladder(session, num_samples, rows * samples, method == "annealed")
         summed: dict[tuple[str, ...], FiniteLatents] = {}
         drawn: dict[str, None] = {}
         for chunk in session.chunks(rows, "evaluate"):

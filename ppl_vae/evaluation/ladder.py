@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.checks import Session
+from ppl_vae.evaluation.adaptation import FEW_DIMENSIONS
 from ppl_vae.evaluation.chains import AnnealingSchedule
 from ppl_vae.evaluation.refined import EFFORTS, Refinement
 from ppl_vae.evaluation.result import ANNEALED_CHAINS, METHODS, not_reached
@@ -27,7 +28,6 @@ from ppl_vae.pairs import (
     with_tensors,
 )
 from ppl_vae.runtime import preserve_random_state
-from ppl_vae.stats import bad_khat
 
 _logger = logging.getLogger(__name__)
 
@@ -46,8 +46,9 @@ LEAST_ESS = 0.5
 Of a thousand weights without a mean, k-hat was 0.36 once: few numbers give the right shape on average only.
 """
 
-POOR_ESS = 0.1
-"""ESS, as a share of K, below which refined rows are refined once more, for the same reason."""
+POOR_ESS = 0.1, 0.4
+"""ESS, as a share of K, below which refined rows are refined once more, for the same reason; and the same if
+there are few latents, where a mixture can come so near that less means that a mode is missing."""
 
 AGREES = 4.0
 """Standard errors of the difference within which two estimates agree."""
@@ -89,6 +90,7 @@ class Ladder:
         session: The opened pair.
         num_samples: K.
         at_once: Rows times samples that fit in the memory budget.
+        anneals: Whether all rows that are left are annealed, and not only if they are few.
         found: Better estimates by the number of the row: the values of `FOUND`.
         unmoved: Why rows stay with the guide, and how many.
         unseen: In how many rows that the guide seemed to reach more was found.
@@ -98,6 +100,7 @@ class Ladder:
     session: Session
     num_samples: int
     at_once: int
+    anneals: bool = False
     found: dict[int, tuple[float, ...]] = field(default_factory=dict)
     unmoved: dict[str, int] = field(default_factory=dict)
     unseen: int = 0
@@ -128,7 +131,8 @@ class Ladder:
         self._rows += n
         if layout.points or self.num_samples < FEWEST_SAMPLES:
             return
-        unreliable = bad_khat(part["khat"], part["ess"], self.num_samples)
+        of_guide = torch.full(part["khat"].shape, METHODS.index("guide"))
+        unreliable = not_reached(part["khat"], part["ess"], of_guide, self.num_samples)
         low = (part["ess"] < LEAST_ESS * self.num_samples) & part["khat"].isfinite()
         bad = unreliable | low
         if layout.discrete:
@@ -154,7 +158,7 @@ class Ladder:
         for effort, waiting in enumerate(self._waiting):
             for key in list(waiting):
                 self._refine_waiting(effort, waiting.pop(key))
-        if self._num_left <= self._few:
+        if self.anneals or self._num_left <= self._few:
             for left in self._left.values():
                 self._in_pieces(left, self._anneal)
 
@@ -263,14 +267,17 @@ class Ladder:
         """
         n = num_rows(batch)
         at_once = max(1, self.at_once // n)
+        least = POOR_ESS[0]
+
+        def estimated(layout: Layout) -> dict[str, Tensor]:
+            nonlocal least
+            made = Refinement(self.session.pair, layout, batch, at_once, EFFORTS[effort])
+            least = POOR_ESS[made.starts.shape[-1] <= FEW_DIMENSIONS]
+            return made.estimate(self.num_samples)
+
         with self._apart(), self.session.bar("refine", "row", n) as bar:
             try:
-                found = self.session.layouts.run(
-                    batch,
-                    lambda layout: Refinement(
-                        self.session.pair, layout, batch, at_once, EFFORTS[effort]
-                    ).estimate(self.num_samples),
-                )
+                found = self.session.layouts.run(batch, estimated)
             except PairError as error:
                 _logger.info("rows stay with the guide: %s", error)
                 self._stay(first_line(error), 0 if silent else len(numbers))
@@ -285,7 +292,7 @@ class Ladder:
         self._keep(numbers, values, METHODS.index("refined"), ~settled)
         poor = bad & ~settled
         if effort + 1 < len(EFFORTS):
-            poor |= (values[2] < POOR_ESS * self.num_samples) & ~settled
+            poor |= (values[2] < least * self.num_samples) & ~settled
         left = poor.nonzero()[:, 0]
         if not len(left):
             return
@@ -299,12 +306,14 @@ class Ladder:
             self._wait(effort + 1, still, rows)
             return
         self._num_left += len(still)
-        if self._num_left > MOST_ANNEALED[2]:
+        if self._num_left > MOST_ANNEALED[2] and not self.anneals:
             self._left.clear()
             return
         there = self._left.setdefault(shapes_of_rows(rows), _Waiting())
         there.numbers += still
         there.parts.append(rows)
+        if self.anneals and len(there.numbers) >= self.rows_at_once:
+            self._in_pieces(self._left.pop(shapes_of_rows(rows)), self._anneal)
 
     def _anneal(self, numbers: list[int], batch: Batch) -> None:
         """Anneals rows from their proposals."""

@@ -39,7 +39,7 @@ NARROWEST = 0.05
 
 EFFORTS = (
     Effort(guide_starts=1, prior_starts=2, draws=500, rounds=5, slopes=4),
-    Effort(guide_starts=3, prior_starts=4, draws=1000, rounds=12, slopes=8),
+    Effort(guide_starts=3, prior_starts=4, draws=1000, rounds=12, slopes=8, walks=3),
 )
 """What is done for all rows that the guide does not reach, and for those that are left then."""
 

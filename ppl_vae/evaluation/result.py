@@ -27,7 +27,7 @@ ANNEALED_CHAINS = 64
 """Chains of a row that is annealed."""
 
 FEW_ESS = 0.1
-"""ESS, as a share of K or of 1,000 if that is less, below which rows that were refined are not reached."""
+"""ESS, as a share of K or of 1,000 if that is less, below which a row is not reached on any rung."""
 
 _ALONE = 1.2
 """ESS below which one sample has nearly all of the weight: its share is above 0.8."""
@@ -46,7 +46,7 @@ def not_reached(khat: Tensor, ess: Tensor, rung: Tensor | None, num_samples: int
     if rung is None:
         return bad
     # So few effective samples estimate neither their error nor k-hat.
-    bad |= (rung == METHODS.index("refined")) & (ess < FEW_ESS * min(num_samples, 1000))
+    bad |= ess < FEW_ESS * min(num_samples, 1000)
     annealed = rung == METHODS.index("annealed")
     return torch.where(annealed, ~(ess >= 0.25 * ANNEALED_CHAINS), bad)
 
@@ -150,6 +150,13 @@ class Evaluation(DataResult):
         return self.rung == METHODS.index("annealed")
 
     @property
+    def _remedy(self) -> str:
+        """What reaches rows that are left: annealing, if it was not done."""
+        if self.rung is None or not bool((self.rung == METHODS.index("refined")).any()):
+            return "annealed_importance_sampling"
+        return "annealed_importance_sampling" if bool(self._annealed.any()) else "method annealed"
+
+    @property
     def _bad_khat(self) -> Tensor:
         """Rows whose k-hat is above the limit, or unknown, `(n,)`."""
         return not_reached(self.khat, self.ess, self.rung, self.num_samples)
@@ -162,7 +169,7 @@ class Evaluation(DataResult):
         alone = heavy & (self.ess < _ALONE)
         if count := int((heavy & ~alone).sum()):
             more = float(khat[heavy & ~alone].max()) < 1  # otherwise, more samples help little
-            remedy = "more samples" if more else "annealed_importance_sampling"
+            remedy = "more samples" if more else self._remedy
             yield (
                 f"Pareto k-hat exceeds {limit} on {count} of {n} rows: do not trust their log p(x), which is "
                 f"likely too low; use a better guide or {remedy}"
@@ -170,13 +177,12 @@ class Evaluation(DataResult):
         if count := int(alone.sum()):
             yield (
                 f"one sample has nearly all of the weight on {count} of {n} rows: their log p(x) may be far "
-                "too low or too high; use a better guide or annealed_importance_sampling"
+                f"too low or too high; use a better guide or {self._remedy}"
             )
         if count := int(few.sum()):
             yield (
                 f"the weights of {count} of {n} rows have few effective samples (ess): the error of their log "
-                "p(x) is larger than log_likelihood_error says; use more samples or "
-                "annealed_importance_sampling"
+                f"p(x) is larger than log_likelihood_error says; use more samples or {self._remedy}"
             )
         if count := int((bad & (khat == math.inf)).sum()):
             yield (
