@@ -143,8 +143,8 @@ def _evaluate(options: Options) -> None:
         "--method",
         ("auto", "annealed", "importance", "ais"),
         "log p(x) by importance sampling from the guide (importance), with better proposals for rows that it "
-        "does not reach, which are annealed if few are left then (auto), or all that are left (annealed); or by "
-        "annealed importance sampling alone (ais): slower",
+        "does not reach, which are annealed if few are left then (auto), or all that are left (annealed); or "
+        "by annealed importance sampling alone (ais): slower",
     )
     _add_flag(options, "--from_prior", "chains start at the prior, not at the guide")
     _add_max_rows(options, None)

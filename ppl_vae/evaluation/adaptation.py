@@ -139,8 +139,8 @@ def adapt(target: Target, effort: Effort) -> StudentMixture:
     `matched`), which say d numbers a draw. Then draws are weighed, and weights, means and covariances of the
     components are made anew of them, a few times (population Monte Carlo; Cappe, Douc, Guillin, Marin, Robert,
     "Adaptive importance sampling in general mixture classes", arXiv:0710.4242). In many dimensions, where few
-    of such draws count, others walk to the posterior instead (see `walked`). Draws from the result must be fresh
-    ones.
+    of such draws count, others walk to the posterior instead (see `walked`). Draws from the result must be
+    fresh ones.
 
     Args:
         target: The posterior.
@@ -148,10 +148,12 @@ def adapt(target: Target, effort: Effort) -> StudentMixture:
     """
     d = target.scale.shape[-1]
     mixture = (laplace if d <= CURVED else around)(target, *modes(target))
+    walks = effort.walks if d > FEW_DIMENSIONS else 0
     # Without the curvature it begins far off.
-    mixture = settled(target, mixture, effort.slopes if d <= CURVED else 2 * effort.slopes)
-    if d > FEW_DIMENSIONS and effort.walks:
-        mixture = walked(target, mixture, effort.walks)
+    slopes = effort.slopes if d <= CURVED else 2 * effort.slopes
+    mixture = settled(target, mixture, slopes // 2 if walks else slopes)
+    if walks:
+        mixture = walked(target, mixture, walks)
     for _ in range(effort.rounds if d <= FEW_DIMENSIONS else 1):
         mixture = improved(target, mixture, max(effort.draws, 12 * d))
     return widened(mixture)
@@ -328,7 +330,7 @@ def settled(target: Target, mixture: StudentMixture, rounds: int) -> StudentMixt
     Args:
         target: The posterior.
         mixture: Where to begin: components at modes.
-        rounds: How many; as many are added at most twice, for proposals that begin far off.
+        rounds: How many; as many are added at most, for proposals that begin far off.
     """
     left, added, first = rounds, 0, mixture
     stays = torch.zeros_like(mixture.log_weight, dtype=torch.bool)
@@ -339,7 +341,7 @@ def settled(target: Target, mixture: StudentMixture, rounds: int) -> StudentMixt
         stays |= dropped & ~_covers(moved, first.mean)
         mixture = _put_back(moved, first, stays)
         left -= 1
-        if added < 2 * rounds and float(held_back.double().mean()) > MOSTLY_FREE:
+        if added < rounds and float(held_back.double().mean()) > MOSTLY_FREE:
             left, added = left + 1, added + 1
     return mixture
 
@@ -428,9 +430,9 @@ def walked(target: Target, mixture: StudentMixture, rounds: int) -> StudentMixtu
     r"""The mixture whose components are matched to the slopes at draws of the posterior.
 
     `matched` looks at slopes where a component is. If the posterior p is no normal, the fit has the precision
-    -E_q grad grad log p, which may be far from the inverse covariance of p, and in tens of dimensions hardly any
-    of its draws count: 14 of 1,000 for images that a network with ReLU makes of 40 latents, and 220 after three
-    rounds of this. For draws of p itself, the regression of slopes on draws gives
+    -E_q grad grad log p, which may be far from the inverse covariance of p, and in tens of dimensions hardly
+    any of its draws count: 14 of 1,000 for images that a network with ReLU makes of 40 latents, and 220 after
+    three rounds of this. For draws of p itself, the regression of slopes on draws gives
 
         E_p[grad log p(z) (z - m)^T] = -I   (Stein's identity),   so P = Cov_p^-1,
 
@@ -526,7 +528,8 @@ def _matched_at(
 def _whitened(u: Tensor, center: Tensor, scale: Tensor) -> Tensor:
     """Draws `(S, n, d)` in coordinates in which N(center, scale scale^T) is round."""
     off = (u - center).permute(1, 2, 0)
-    return torch.linalg.solve_triangular(scale, off, upper=False).permute(2, 0, 1)
+    whitened: Tensor = torch.linalg.solve_triangular(scale, off, upper=False).permute(2, 0, 1)
+    return whitened
 
 
 def _not_too_wide(scale: Tensor, widest: Tensor) -> Tensor:

@@ -53,9 +53,18 @@ class StudentMixture:
         # One component after the other: a factor for each draw would take d x d numbers of memory.
         result = torch.empty_like(noise)
         for c in range(self.mean.shape[1]):
-            moved = self.mean[:, c] + torch.einsum("nij,snj->sni", self.scale[:, c], noise)
-            result = moved if c == 0 else torch.where((picked == c)[..., None], moved, result)
+            rows = self._users(c)
+            moved = self.mean[rows, c] + torch.einsum(
+                "nij,snj->sni", self.scale[rows, c], noise[:, rows]
+            )
+            its = (picked[:, rows] == c)[..., None]
+            result[:, rows] = torch.where(its, moved, result[:, rows])
         return result
+
+    def _users(self, component: int) -> Tensor | slice:
+        """The rows that use a component: all in one piece, or their numbers."""
+        used = self.log_weight[:, component] > -math.inf
+        return slice(None) if bool(used.all()) else used.nonzero()[:, 0]
 
     def frame(self) -> tuple[Tensor, Tensor]:
         """Mean and scale of the component with the largest weight, `(n, d)` and `(n, d, d)`."""
@@ -72,9 +81,10 @@ class StudentMixture:
         _, components, d = self.mean.shape
         parts = []
         for c in range(components):
-            off = (u - self.mean[:, c]).permute(1, 2, 0)
-            q = torch.linalg.solve_triangular(self.scale[:, c], off, upper=False).square().sum(1).T
-            log_det = self.scale[:, c].diagonal(dim1=-2, dim2=-1).log().sum(-1)
+            rows = self._users(c)
+            scale, off = self.scale[rows, c], (u[:, rows] - self.mean[rows, c]).permute(1, 2, 0)
+            q = torch.linalg.solve_triangular(scale, off, upper=False).square().sum(1).T
+            log_det = scale.diagonal(dim1=-2, dim2=-1).log().sum(-1)
             if math.isfinite(self.df):
                 v = self.df
                 constant = (
@@ -83,5 +93,9 @@ class StudentMixture:
                 density = constant - (v + d) / 2 * torch.log1p(q / v)
             else:
                 density = -d / 2 * math.log(2 * math.pi) - q / 2
-            parts.append(density - log_det + self.log_weight[:, c])
+            density = density - log_det + self.log_weight[rows, c]
+            if not isinstance(rows, slice):
+                whole = density.new_full(u.shape[:2], -math.inf)
+                density = whole.index_copy(1, rows, density)
+            parts.append(density)
         return torch.stack(parts, -1)
