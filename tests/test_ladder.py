@@ -446,7 +446,7 @@ def test_walking_keeps_a_better_mixture(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_bent_posteriors_of_many_latents(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twelve independent pairs z, w with x = z, y = w + 0.8 (z^2 - 1), and noise; log p(x) by quadrature."""
-    pairs, strength, noise, rows = 12, 0.8, 1.0, 12
+    pairs, strength, noise, rows = 12, 0.8, 1.0, 24
     generator = torch.Generator().manual_seed(0)
 
     def center(z: Tensor) -> Tensor:
@@ -473,16 +473,16 @@ def test_bent_posteriors_of_many_latents(monkeypatch: pytest.MonkeyPatch) -> Non
             pyro.sample("z", dist.Normal(torch.zeros(len(x), 2 * pairs), 1.0).to_event(1))
 
     monkeypatch.setattr(ladder, "MOST_ANNEALED", (0, 0.0, 0))
-    reliable = []
+    left = []
     for walks in (0, 3):
         efforts = (EFFORTS[0], replace(EFFORTS[1], walks=walks))
         monkeypatch.setattr(ladder, "EFFORTS", efforts)
         found = evaluate(model, guide, x, num_samples=1000, seed=0)
         off = (found.log_likelihood.values - truth).abs() / found.log_likelihood_error
         assert float(off[~found.unreliable].max()) < 4.0
-        reliable.append(int((~found.unreliable).sum()))
-    assert reliable[0] <= 6
-    assert reliable[1] >= 9
+        left.append(int(found.unreliable.sum()))
+    assert left[0] >= 9
+    assert left[1] <= 6
 
 
 def test_few_effective_samples_of_the_guide_are_not_trusted() -> None:
