@@ -216,7 +216,7 @@ def test_argcomplete_is_answered_without_torch(tmp_path: Path) -> None:
         ("train --max_", {"--max_epochs", "--max_rows"}),
         ("train --objective.beta.ep", {"--objective.beta.epochs"}),
         ("train --binarize th", {"threshold"}),
-        ("evaluate RUN --method a", {"ais", "auto"}),
+        ("evaluate RUN --method a", {"ais", "annealed", "auto"}),
     ],
 )
 def test_bash_completes(line: str, expected: set[str], completion: Path) -> None:
