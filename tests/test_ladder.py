@@ -485,6 +485,30 @@ def test_bent_posteriors_of_many_latents(monkeypatch: pytest.MonkeyPatch) -> Non
     assert left[1] <= 6
 
 
+def test_rows_that_were_only_compared_stay_with_the_guide(
+    pca: ProbabilisticPCA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Proposals that see less than a good guide take nothing from it, on whatever rung they fail."""
+
+    def worse(self: Refinement, num_samples: int) -> dict[str, Tensor]:
+        del num_samples
+        log_p = pca.log_evidence(tensors_of(self.batch)[0]).detach() - 47.0
+        ones = torch.ones_like(log_p)
+        return {"log_likelihood": log_p, "error": ones, "ess": 2.0 * ones, "khat": 0.9 * ones}
+
+    monkeypatch.setattr(Refinement, "estimate", worse)
+    monkeypatch.setattr(ladder, "ROWS_AT_ONCE", 5)  # so that some are refined again at once
+    for method in ("auto", "annealed"):
+        found = evaluate(pca, off_by(pca, 0.1, 1.0), X, num_samples=2000, method=method, seed=0)
+        assert found.method == ["guide"] * len(X)
+        require_right(found, pca.log_evidence(X).detach())
+
+
+def test_exact_rows_are_no_rows_with_few_samples() -> None:
+    khat, ess, rung = torch.tensor([-math.inf]), torch.tensor([1.0]), torch.tensor([0])
+    assert not_reached(khat, ess, rung, 1000).tolist() == [False]
+
+
 def test_few_effective_samples_of_the_guide_are_not_trusted() -> None:
     """The error of so few is too small; once a row was off by four of them."""
     khat, ess = torch.tensor([0.1, 0.1, 0.1]), torch.tensor([99.0, 101.0, 99.0])

@@ -95,7 +95,8 @@ class Effort:
         draws: Draws by which the mixture is improved in a round; with many dimensions, there are more.
         rounds: How often it is improved.
         slopes: Rounds of fitting the slopes before.
-        walks: Rounds of fitting the slopes at draws of the posterior, if there are many dimensions.
+        walks: Rounds of fitting the slopes at draws of the posterior, from 17 to 256 dimensions; half as many
+            rounds of fitting the slopes before suffice then.
     """
 
     guide_starts: int
@@ -139,8 +140,8 @@ def adapt(target: Target, effort: Effort) -> StudentMixture:
     `matched`), which say d numbers a draw. Then draws are weighed, and weights, means and covariances of the
     components are made anew of them, a few times (population Monte Carlo; Cappe, Douc, Guillin, Marin, Robert,
     "Adaptive importance sampling in general mixture classes", arXiv:0710.4242). In many dimensions, where few
-    of such draws count, others walk to the posterior instead (see `walked`). Draws from the result must be
-    fresh ones.
+    of such draws count, others walk to the posterior before, if the effort asks for it (see `walked`). Draws
+    from the result must be fresh ones.
 
     Args:
         target: The posterior.
@@ -446,25 +447,28 @@ def walked(target: Target, mixture: StudentMixture, rounds: int) -> StudentMixtu
         mixture: Where to begin.
         rounds: How often the draws move on, and the mixture after them.
     """
-    n, d = mixture.mean.shape[0], mixture.mean.shape[-1]
+    d = mixture.mean.shape[-1]
     walkers = _Walkers(target, mixture.sample(max(WALKERS[0], WALKERS[1] * d)))
     found = [mixture]
     for _ in range(rounds):
         u, slopes = walkers.move(mixture)
         mixture = _matched_at(target, mixture, u, slopes)
         found.append(mixture)
-    u, _ = walkers.move(mixture)
-    fits = torch.stack([each.log_prob(u).nan_to_num(-1e9, neginf=-1e9).mean(0) for each in found])
-    best, rows = fits.argmax(0), torch.arange(n, device=u.device)
-    return replace(
-        mixture,
-        mean=torch.stack([each.mean for each in found])[best, rows],
-        scale=torch.stack([each.scale for each in found])[best, rows],
-    )
+    u, slopes = walkers.move(mixture)
+    fine = slopes.isfinite().all(-1)
+    fits = [torch.where(fine, each.log_prob(u), 0.0).nan_to_num(-1e9).mean(0) for each in found]
+    best = torch.stack(fits).argmax(0)
+    mean, scale = found[0].mean, found[0].scale
+    for i, each in enumerate(found[1:], 1):  # one after the other, for the memory
+        mean = torch.where((best == i)[:, None, None], each.mean, mean)
+        scale = torch.where((best == i)[:, None, None, None], each.scale, scale)
+    return replace(mixture, mean=mean, scale=scale)
 
 
 class _Walkers:
     """Draws that walk to the posterior by Hamiltonian Monte Carlo.
+
+    Their steps depend on their positions, which is no harm: they shape a proposal, and are not weighed.
 
     Args:
         target: The posterior.
@@ -476,7 +480,10 @@ class _Walkers:
         self.log_step = torch.full_like(u[0, :, :1], -0.25 * math.log(u.shape[-1]))  # (n, 1)
 
     def move(self, mixture: StudentMixture) -> tuple[Tensor, Tensor]:
-        """Where they have been after each transition but the first, and the slopes there."""
+        """Where they have been after each transition but the first, and the slopes there.
+
+        The slopes of draws without a density are NaN.
+        """
         center, scale = mixture.frame()
 
         def there(v: Tensor) -> Point:
@@ -487,19 +494,23 @@ class _Walkers:
 
         transitions, leapfrog = WALK
         point = there(_whitened(self.u, center, scale).contiguous())
-        seen = []
-        for _ in range(transitions):
+        places, slopes = [], []
+        for i in range(transitions):
             step = self.log_step.exp().expand_as(center)
             point, acceptance = transition(there, point, 1.0, step, leapfrog)
-            change = GAIN * (acceptance.mean(0) - TARGET_ACCEPTANCE)
+            alive = point.ratio.isfinite()
+            accepted = (acceptance * alive).sum(0) / alive.sum(0).clamp(min=1)
+            change = GAIN * (accepted - TARGET_ACCEPTANCE)
             self.log_step = self.log_step + change.to(self.log_step)[:, None]
-            seen.append(point)
-        v = torch.cat([each.u for each in seen[1:]])
-        u = center + torch.einsum("nij,snj->sni", scale, v)
-        self.u = u[-len(self.u) :]
-        slopes = torch.cat([each.ratio_gradient for each in seen[1:]]).permute(1, 2, 0)
-        slopes = torch.linalg.solve_triangular(scale.mT, slopes, upper=True).permute(2, 0, 1)
-        return u, slopes
+            if i:
+                u = center + torch.einsum("nij,snj->sni", scale, point.u)
+                slope = torch.linalg.solve_triangular(
+                    scale.mT, point.ratio_gradient.permute(1, 2, 0), upper=True
+                ).permute(2, 0, 1)
+                places.append(u)
+                slopes.append(torch.where(alive[..., None], slope, math.nan))
+        self.u = places[-1]
+        return torch.cat(places), torch.cat(slopes)
 
 
 def _matched_at(

@@ -227,6 +227,10 @@ class Ladder:
                 self._reliable.pop(number, None)
             else:  # the guide's samples will do
                 self.found.pop(number, None)
+        if not self._looks_everywhere:  # no other rows wait yet
+            for waiting in (*self._waiting, self._left):
+                waiting.clear()
+            self._num_left = 0
 
     def _wait(self, effort: int, numbers: list[int], batch: Batch) -> None:
         waiting = self._waiting[effort].setdefault(shapes_of_rows(batch), _Waiting())
@@ -339,9 +343,9 @@ class Ladder:
         self._keep(numbers, values, METHODS.index("annealed"), ~lower)
 
     def _settled(self, numbers: list[int], values: Sequence[Tensor], bad: Tensor) -> Tensor:
-        """Rows that had a reliable estimate before, with which the new one agrees, but is none itself.
+        """Rows that had a reliable estimate before, and now have none that is higher.
 
-        Others that are bad have lost what seemed reliable: the new samples show more.
+        Others that are bad have lost what seemed reliable: the new samples show more. A lower one shows less.
         """
         settled = torch.zeros_like(bad)
         for i, number in enumerate(numbers):
@@ -350,7 +354,7 @@ class Ladder:
                 self._reliable[number] = (log_p, error)
             elif number in self._reliable:
                 before, its_error = self._reliable[number]
-                settled[i] = abs(log_p - before) <= AGREES * math.hypot(error, its_error)
+                settled[i] = log_p - before <= AGREES * math.hypot(error, its_error)
                 if not settled[i]:
                     del self._reliable[number]
         return settled

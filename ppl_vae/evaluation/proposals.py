@@ -51,7 +51,7 @@ class StudentMixture:
             chi_squared = 2 * torch._standard_gamma(shape.to(noise.device))
             noise = noise * (self.df / chi_squared).sqrt()
         # One component after the other: a factor for each draw would take d x d numbers of memory.
-        result = torch.empty_like(noise)
+        result = torch.zeros_like(noise)
         for c in range(self.mean.shape[1]):
             rows = self._users(c)
             moved = self.mean[rows, c] + torch.einsum(

@@ -27,7 +27,7 @@ ANNEALED_CHAINS = 64
 """Chains of a row that is annealed."""
 
 FEW_ESS = 0.1
-"""ESS, as a share of K or of 1,000 if that is less, below which a row is not reached on any rung."""
+"""ESS, as a share of K or of 1,000 if that is less, below which samples do not reach a row of a ladder."""
 
 _ALONE = 1.2
 """ESS below which one sample has nearly all of the weight: its share is above 0.8."""
@@ -46,7 +46,7 @@ def not_reached(khat: Tensor, ess: Tensor, rung: Tensor | None, num_samples: int
     if rung is None:
         return bad
     # So few effective samples estimate neither their error nor k-hat.
-    bad |= ess < FEW_ESS * min(num_samples, 1000)
+    bad |= (ess < FEW_ESS * min(num_samples, 1000)) & (khat != -math.inf)  # exact, if that
     annealed = rung == METHODS.index("annealed")
     return torch.where(annealed, ~(ess >= 0.25 * ANNEALED_CHAINS), bad)
 
@@ -152,9 +152,11 @@ class Evaluation(DataResult):
     @property
     def _remedy(self) -> str:
         """What reaches rows that are left: annealing, if it was not done."""
-        if self.rung is None or not bool((self.rung == METHODS.index("refined")).any()):
-            return "annealed_importance_sampling"
-        return "annealed_importance_sampling" if bool(self._annealed.any()) else "method annealed"
+        alone = "annealed_importance_sampling"
+        if self.rung is None or bool(self._annealed.any()):
+            return alone
+        left = self._bad_khat & (self.rung == METHODS.index("refined"))
+        return f"method annealed, or {alone}" if bool(left.any()) else alone
 
     @property
     def _bad_khat(self) -> Tensor:
