@@ -15,12 +15,13 @@ from random_targets import tallies, total
 from torch import Tensor
 
 from ppl_vae import evaluate
-from ppl_vae.evaluation import Evaluation, adaptation, ladder
-from ppl_vae.evaluation.adaptation import Target, _not_too_wide, walked
+from ppl_vae.evaluation import Evaluation, ladder, slopes
 from ppl_vae.evaluation.proposals import StudentMixture
 from ppl_vae.evaluation.refined import EFFORTS, Refinement
 from ppl_vae.evaluation.result import not_reached
+from ppl_vae.evaluation.slopes import not_too_wide, walked
 from ppl_vae.evaluation.subspace import SubspaceMixture
+from ppl_vae.evaluation.target import Target
 from ppl_vae.guides import Exact, MeanField, PerRow
 from ppl_vae.models import ProbabilisticPCA
 from ppl_vae.pairs import tensors_of
@@ -53,6 +54,25 @@ def require_right(found: Evaluation, truth: Tensor) -> None:
     assert float(off.max()) < 4.5, off
     assert not bool(found.unreliable.any())
     assert float(found.log_likelihood_error.max()) < 0.1
+
+
+def estimates(
+    model: ProbabilisticPCA, off: float, error: float, ess: float, khat: float
+) -> Callable[..., dict[str, Tensor]]:
+    """What `Refinement.estimate` might give: off by so many nats, with samples that look so good."""
+
+    def estimate(self: Refinement, num_samples: int) -> dict[str, Tensor]:
+        del num_samples
+        log_p = model.log_evidence(tensors_of(self.batch)[0]).detach() + off
+        ones = torch.ones_like(log_p)
+        return {
+            "log_likelihood": log_p,
+            "error": error * ones,
+            "ess": ess * ones,
+            "khat": khat * ones,
+        }
+
+    return estimate
 
 
 @pytest.mark.parametrize(
@@ -326,17 +346,7 @@ def test_a_proposal_that_fails_takes_no_reliable_estimate_away(
     reliable = ~plain.unreliable & (plain.ess < 250)
     assert int(reliable.sum()) > 10
 
-    def failing(self: Refinement, num_samples: int) -> dict[str, Tensor]:
-        del num_samples
-        log_p = pca.log_evidence(tensors_of(self.batch)[0]).detach()
-        ones = torch.ones_like(log_p)
-        return {
-            "log_likelihood": log_p + off,
-            "error": 0.1 * ones,
-            "ess": 2.0 * ones,
-            "khat": 0.9 * ones,
-        }
-
+    failing = estimates(pca, off=off, error=0.1, ess=2.0, khat=0.9)
     monkeypatch.setattr(Refinement, "estimate", failing)
     found = evaluate(pca, guide, X, **(options | {"method": "auto"}))
     assert {found.method[i] for i in reliable.nonzero()[:, 0].tolist()} == {method}
@@ -349,12 +359,7 @@ def test_a_proposal_that_fails_takes_no_reliable_estimate_away(
 def test_rows_that_are_left_are_annealed_from_their_proposals(
     pca: ProbabilisticPCA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(self: Refinement, num_samples: int) -> dict[str, Tensor]:
-        del num_samples
-        log_p = pca.log_evidence(tensors_of(self.batch)[0]).detach() - 0.3
-        ones = torch.ones_like(log_p)
-        return {"log_likelihood": log_p, "error": ones, "ess": 2.0 * ones, "khat": 1.2 * ones}
-
+    failing = estimates(pca, off=-0.3, error=1.0, ess=2.0, khat=1.2)
     monkeypatch.setattr(Refinement, "estimate", failing)
     guide = off_by(pca, 3.0, 0.3)
     found = evaluate(pca, guide, X[:4], num_samples=500, seed=0)
@@ -371,12 +376,7 @@ def test_all_rows_that_are_left_are_annealed_if_asked(
 ) -> None:
     """They do not wait for the end, so that memory stays bounded however many they are."""
 
-    def failing(self: Refinement, num_samples: int) -> dict[str, Tensor]:
-        del num_samples
-        log_p = pca.log_evidence(tensors_of(self.batch)[0]).detach() - 0.3
-        ones = torch.ones_like(log_p)
-        return {"log_likelihood": log_p, "error": ones, "ess": 2.0 * ones, "khat": 0.9 * ones}
-
+    failing = estimates(pca, off=-0.3, error=1.0, ess=2.0, khat=0.9)
     annealed = Refinement.anneal
     sizes = []
 
@@ -410,7 +410,7 @@ def normal_target(mean: Tensor, precision: Tensor) -> Target:
 
 
 def test_walkers_find_a_normal_from_few_draws() -> None:
-    """Each slope says d numbers: 160 draws give 20 x 20 covariances to five digits."""
+    """Each slope says d numbers: 160 draws give 20 x 20 covariances to a thousandth."""
     torch.manual_seed(0)
     n, d = 3, 20
     root = 0.5 * torch.randn(n, d, d) / d**0.5 + torch.eye(d)
@@ -438,7 +438,7 @@ def test_walking_keeps_a_better_mixture(monkeypatch: pytest.MonkeyPatch) -> None
         mean, scale = given[:2]
         return mean + 3.0, 0.3 * scale, torch.zeros(n, dtype=torch.bool)
 
-    monkeypatch.setattr(adaptation, "_matched_component", misled)
+    monkeypatch.setattr(slopes, "_matched_component", misled)
     found = walked(target, start, 2)
     assert torch.equal(found.mean, start.mean)
     assert torch.equal(found.scale, start.scale)
@@ -479,7 +479,7 @@ def test_bent_posteriors_of_many_latents(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(ladder, "EFFORTS", efforts)
         found = evaluate(model, guide, x, num_samples=1000, seed=0)
         off = (found.log_likelihood.values - truth).abs() / found.log_likelihood_error
-        assert float(off[~found.unreliable].max()) < 4.0
+        assert bool((off[~found.unreliable] < 4.0).all())
         left.append(int(found.unreliable.sum()))
     assert left[0] >= 9
     assert left[1] <= 6
@@ -490,12 +490,7 @@ def test_rows_that_were_only_compared_stay_with_the_guide(
 ) -> None:
     """Proposals that see less than a good guide take nothing from it, on whatever rung they fail."""
 
-    def worse(self: Refinement, num_samples: int) -> dict[str, Tensor]:
-        del num_samples
-        log_p = pca.log_evidence(tensors_of(self.batch)[0]).detach() - 47.0
-        ones = torch.ones_like(log_p)
-        return {"log_likelihood": log_p, "error": ones, "ess": 2.0 * ones, "khat": 0.9 * ones}
-
+    worse = estimates(pca, off=-47.0, error=1.0, ess=2.0, khat=0.9)
     monkeypatch.setattr(Refinement, "estimate", worse)
     monkeypatch.setattr(ladder, "ROWS_AT_ONCE", 5)  # so that some are refined again at once
     for method in ("auto", "annealed"):
@@ -522,11 +517,7 @@ def test_what_annealing_would_lower_stays(
 ) -> None:
     truth = pca.log_evidence(X[:3]).detach()
 
-    def bad(self: Refinement, num_samples: int) -> dict[str, Tensor]:
-        del num_samples
-        log_p = pca.log_evidence(tensors_of(self.batch)[0]).detach()
-        ones = torch.ones_like(log_p)
-        return {"log_likelihood": log_p, "error": 0.1 * ones, "ess": 9 * ones, "khat": 0.9 * ones}
+    bad = estimates(pca, off=0.0, error=0.1, ess=9.0, khat=0.9)
 
     def worse(self: Refinement, schedule: Any) -> dict[str, Tensor]:
         del schedule
@@ -544,12 +535,7 @@ def test_what_annealing_would_lower_stays(
 def test_few_effective_samples_are_not_trusted(
     pca: ProbabilisticPCA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def few(self: Refinement, num_samples: int) -> dict[str, Tensor]:
-        del num_samples
-        log_p = pca.log_evidence(tensors_of(self.batch)[0]).detach()
-        ones = torch.ones_like(log_p)
-        return {"log_likelihood": log_p, "error": ones, "ess": 49 * ones, "khat": 0.1 * ones}
-
+    few = estimates(pca, off=0.0, error=1.0, ess=49.0, khat=0.1)
     monkeypatch.setattr(Refinement, "estimate", few)
     found = evaluate(pca, off_by(pca, 3.0, 0.3), X, num_samples=500, seed=0)
     assert bool(found.unreliable.all())
@@ -561,13 +547,13 @@ def test_no_component_is_wider_than_it_may_be() -> None:
     root = torch.randn(50, 4, 4, generator=generator) * torch.logspace(-1, 1, 50)[:, None, None]
     scale = torch.linalg.cholesky(root @ root.mT + 1e-3 * torch.eye(4))
     widest = torch.rand(50, 4, generator=generator) + 0.5
-    found = _not_too_wide(scale, widest)
+    found = not_too_wide(scale, widest)
     before = torch.linalg.eigvalsh((scale / widest[..., None]) @ (scale / widest[..., None]).mT)
     after = torch.linalg.eigvalsh((found / widest[..., None]) @ (found / widest[..., None]).mT)
     assert torch.allclose(after, before.clamp(max=1.0), rtol=1e-2, atol=1e-3)
     assert 5 < int((before[:, -1] > 1).sum()) < 45
     assert torch.equal(found.triu(1), torch.zeros_like(found))
-    assert torch.equal(_not_too_wide(scale, math.inf * widest), scale)
+    assert torch.equal(not_too_wide(scale, math.inf * widest), scale)
 
 
 def test_what_is_said_of_annealed_rows(pca: ProbabilisticPCA) -> None:

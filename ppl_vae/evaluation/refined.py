@@ -11,12 +11,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ppl_vae.evaluation.adaptation import FULL, WIDEST, Effort, Target, adapt, in_parts
+from ppl_vae.evaluation.adaptation import FULL, WIDEST, Effort, adapt
 from ppl_vae.evaluation.chains import FEWEST_CHAINS, AnnealingSchedule
 from ppl_vae.evaluation.hmc import Point, anneal, tune
 from ppl_vae.evaluation.path import Path, PriorGuide
 from ppl_vae.evaluation.proposals import StudentMixture
 from ppl_vae.evaluation.subspace import SubspaceMixture, adapt_in_subspace
+from ppl_vae.evaluation.target import Target, in_parts
 from ppl_vae.pairs import Batch, Layout, Pair, PairError, find_layout
 from ppl_vae.stats import StreamingWeights
 

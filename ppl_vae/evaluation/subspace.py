@@ -11,15 +11,15 @@ from torch import Tensor
 from ppl_vae.evaluation.adaptation import (
     WIDEST,
     Effort,
-    Target,
     by_height,
     improved,
     modes,
     settled,
-    triangular,
     widened,
 )
 from ppl_vae.evaluation.proposals import DEGREES, StudentMixture
+from ppl_vae.evaluation.slopes import triangular
+from ppl_vae.evaluation.target import Target
 
 ACTIVE = 96
 """Dimensions of the subspace."""
