@@ -368,7 +368,7 @@ def test_rows_that_are_left_are_annealed_from_their_proposals(
     more = evaluate(pca, guide, X, num_samples=500, seed=0)  # too many
     assert more.method == ["refined"] * len(X)
     assert bool(more.unreliable.all())
-    assert any("k-hat exceeds" in doubt and "method annealed" in doubt for doubt in more.warnings)
+    assert any("k-hat exceeds" in doubt and "method='annealed'" in doubt for doubt in more.warnings)
 
 
 def test_all_rows_that_are_left_are_annealed_if_asked(

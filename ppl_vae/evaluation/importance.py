@@ -61,7 +61,7 @@ def evaluate(
         method: "auto" finds better proposals for rows that the guide does not reach, from 100 samples on;
             `Evaluation.method` says which rows these are, and `docs/truth.md` how. Rows that are still out of
             reach are annealed if they are few; "annealed" anneals them however many they are, which takes about
-            a second each. "guide" draws all samples from the guide.
+            a second each, unless rows do not run without the others. "guide" draws all samples from the guide.
         seed: Seed for the draws; None draws from torch's global generator.
         progress: Whether to show a progress bar; None shows one on a terminal.
         capture: Record a chunk once and run it as a plain graph, with the same results, where that is valid

@@ -156,7 +156,7 @@ class Evaluation(DataResult):
         if self.rung is None or bool(self._annealed.any()):
             return alone
         left = self._bad_khat & (self.rung == METHODS.index("refined"))
-        return f"method annealed, or {alone}" if bool(left.any()) else alone
+        return f"method='annealed' (or {alone})" if bool(left.any()) else alone
 
     @property
     def _bad_khat(self) -> Tensor:
