@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import runpy
 import struct
 from collections.abc import Callable
@@ -283,6 +284,25 @@ def test_the_published_collapse(tmp_path: Path) -> None:
         assert mean(row["log p(x), K = 200"]) == pytest.approx(exact, abs=0.05)
         assert exact <= mean(row["log p(x) at the optimum, theirs"]) + 1e-3
         assert mean(row["ELBO"]) <= exact + 1e-3
+
+
+@pytest.mark.parametrize("name", ["gaussian", "flow"])
+def test_the_published_gaps(tmp_path: Path, name: str) -> None:
+    write_mnist(tmp_path / "data", 60, 10)
+    options = ("--theirs.num_samples=120", "--trusted_samples=110", "--max_test_rows=8")
+    short = ("--max_epochs=2", "--warmup_epochs=1", "--gap_rows=3", "--gap_steps=20")
+    config = f"--config={PUBLISHED / f'{name}_guide.yaml'}"
+    printed = run("published/suboptimality.py", "run", config, *options, *short, cwd=tmp_path)
+    (row,) = rows(printed)
+    assert row["log p(x), theirs"] == ""
+    gaps = json.loads((tmp_path / "run" / "gaps.json").read_text())
+    log_p, best, elbo = (torch.tensor(gaps[key]) for key in ("log_likelihood", "best_elbo", "elbo"))
+    assert len(elbo) == 3
+    difference = float((best - elbo - (log_p - best)).mean())
+    line = re.search("amortization gap - approximation gap: (.*) ±", printed)
+    assert line is not None
+    assert float(line[1]) == pytest.approx(difference, abs=0.006)
+    assert "Claim 1: The amortization gap is larger" in printed
 
 
 def test_every_published_row_says_what_is_theirs() -> None:

@@ -28,17 +28,19 @@ class Theirs:
     Attributes:
         paper: Title and address.
         row: Which row of which table.
-        log_likelihood: log p(x) of the test rows, in nats.
+        log_likelihood: log p(x) of the test rows, in nats; None if only claims are compared.
         num_samples: K of their importance sampling from the guide.
         active_units: Their number of active units; None if they give none.
+        claims: What the paper says that is compared as a direction, one sentence each.
         differs: What we do otherwise, one sentence each.
     """
 
     paper: str
     row: str
-    log_likelihood: float
+    log_likelihood: float | None = None
     num_samples: int = 5000
     active_units: int | None = None
+    claims: list[str] = field(default_factory=list)
     differs: list[str] = field(default_factory=list)
 
 
@@ -166,7 +168,7 @@ def cells(theirs: Theirs, ours: Ours) -> list[str]:
         f"{nats(ours.their_way)} (K = {theirs.num_samples})",
         f"{nats(ours.trusted)} (K = {ours.trusted_samples})",
         ours.estimator_gap.numbers(".3f"),
-        f"{theirs.log_likelihood:.2f}",
+        "" if theirs.log_likelihood is None else f"{theirs.log_likelihood:.2f}",
         f"{ours.active_units}",
         "" if theirs.active_units is None else f"{theirs.active_units}",
         f"{ours.unreliable[0]:.1%}",

@@ -33,7 +33,8 @@ def main() -> None:
         if ours is not first and ours.rows["sha256"] == first.rows["sha256"]:
             difference = torch.tensor(ours.trusted) - torch.tensor(first.trusted)
             gain = Estimate(difference).numbers(".2f")
-            published = f"{theirs.log_likelihood - first_theirs.log_likelihood:.2f}"
+            if theirs.log_likelihood is not None and first_theirs.log_likelihood is not None:
+                published = f"{theirs.log_likelihood - first_theirs.log_likelihood:.2f}"
         print("|", " | ".join([*cells(theirs, ours), gain, published]), "|")
 
 
