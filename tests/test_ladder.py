@@ -17,7 +17,7 @@ from torch import Tensor
 from ppl_vae import evaluate
 from ppl_vae.evaluation import Evaluation, ladder, slopes
 from ppl_vae.evaluation.proposals import StudentMixture
-from ppl_vae.evaluation.refined import EFFORTS, Refinement
+from ppl_vae.evaluation.refined import EFFORTS, Refinement, numbers_of_row
 from ppl_vae.evaluation.result import not_reached
 from ppl_vae.evaluation.slopes import not_too_wide, walked
 from ppl_vae.evaluation.subspace import SubspaceMixture
@@ -393,6 +393,27 @@ def test_all_rows_that_are_left_are_annealed_if_asked(
     assert found.method == ["annealed"] * len(X)
     assert sizes == [16, 16, 8]
     require_right(found, pca.log_evidence(X).detach())
+
+
+@pytest.mark.parametrize("fit", [7, 1])
+def test_rows_with_many_latents_are_refined_in_smaller_parts(
+    pca: ProbabilisticPCA, monkeypatch: pytest.MonkeyPatch, fit: int
+) -> None:
+    """What is kept of a row grows with the square of its latents; the parts do not."""
+
+    estimate = Refinement.estimate
+    sizes = []
+
+    def watched(self: Refinement, num_samples: int) -> dict[str, Tensor]:
+        sizes.append(len(tensors_of(self.batch)[0]))
+        return estimate(self, num_samples)
+
+    monkeypatch.setattr(Refinement, "estimate", watched)
+    monkeypatch.setattr(ladder, "NUMBERS_AT_ONCE", (fit + 0.5) * numbers_of_row(6))
+    x = X[:15]
+    found = evaluate(pca, off_by(pca, 3.0, 0.3), x, num_samples=500, seed=0)
+    assert sizes == {7: [7, 7, 1], 1: [1] * 15}[fit]
+    require_right(found, pca.log_evidence(x).detach())
 
 
 def normal_target(mean: Tensor, precision: Tensor) -> Target:

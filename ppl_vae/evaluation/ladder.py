@@ -14,7 +14,8 @@ from torch import Tensor
 from ppl_vae.checks import Session
 from ppl_vae.evaluation.adaptation import FEW_DIMENSIONS
 from ppl_vae.evaluation.chains import AnnealingSchedule
-from ppl_vae.evaluation.refined import EFFORTS, Refinement
+from ppl_vae.evaluation.path import Path
+from ppl_vae.evaluation.refined import EFFORTS, Refinement, numbers_of_row
 from ppl_vae.evaluation.result import ANNEALED_CHAINS, METHODS, not_reached
 from ppl_vae.pairs import (
     Batch,
@@ -39,6 +40,9 @@ FEWEST_SAMPLES = 100
 
 ROWS_AT_ONCE = 512
 """Most rows that are refined at once."""
+
+NUMBERS_AT_ONCE = 2**28
+"""Numbers that may be kept at once while rows are refined; see `numbers_of_row`."""
 
 LEAST_ESS = 0.5
 """ESS, as a share of K, below which rows get a proposal of their own, whatever k-hat is.
@@ -113,11 +117,12 @@ class Ladder:
         self._num_left = 0
         self._rows = 0
         self._looks_everywhere = False
+        self._fit: int | None = None
 
     @property
     def rows_at_once(self) -> int:
         """Rows that are refined together: many draws of each are to run at once, too."""
-        return max(1, min(ROWS_AT_ONCE, self.at_once // 8))
+        return max(1, min(ROWS_AT_ONCE, self.at_once // 8, self._fit or ROWS_AT_ONCE))
 
     def look(self, chunk: Batch, layout: Layout, part: dict[str, Tensor]) -> None:
         """Takes the rows of a chunk that need a better estimate.
@@ -151,6 +156,8 @@ class Ladder:
                 self._reliable[start + i] = (log_p, error)
         index = bad.nonzero()[:, 0]
         if len(index):
+            if self._fit is None:
+                self._fit = self._rows_that_fit(chunk)
             self._begin(chunk, index, start)
 
     def finish(self) -> None:
@@ -188,6 +195,18 @@ class Ladder:
         return tuple(found)
 
     # -- the rungs ---------------------------------------------------------------------------------------
+
+    def _rows_that_fit(self, chunk: Batch) -> int:
+        """So many rows keep no more than `NUMBERS_AT_ONCE` numbers."""
+        with self._apart():
+            try:
+                coordinates = self.session.layouts.run(
+                    chunk,
+                    lambda layout: Path(self.session.pair, layout, chunk).draw(1).shape[-1],
+                )
+            except PairError:  # they will stay with the guide
+                return ROWS_AT_ONCE
+        return max(1, int(NUMBERS_AT_ONCE / numbers_of_row(coordinates)))
 
     def _begin(self, chunk: Batch, index: Tensor, start: int) -> None:
         """Refines rows of a chunk, now or together with others."""

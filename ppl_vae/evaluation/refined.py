@@ -45,6 +45,17 @@ EFFORTS = (
 """What is done for all rows that the guide does not reach, and for those that are left then."""
 
 
+def numbers_of_row(coordinates: int) -> int:
+    """About how many numbers are kept at once for a row of so many coordinates.
+
+    The peak of the memory was measured with 64 to 1,000: up to `FULL`, it is that of draws that walk, twice as
+    many as there are coordinates, and of several mixtures; with more, that of some 200 draws.
+    """
+    if coordinates <= FULL:
+        return 100 * coordinates * max(coordinates, 100)
+    return 4500 * coordinates
+
+
 @dataclass(eq=False)
 class Refinement:
     """Rows whose posteriors are looked at by climbing to their modes.
