@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ppl_vae.distributions import NormalMixture
 from ppl_vae.models.priors.base import Prior
 from ppl_vae.models.priors.scales import raw_of_scale, scale_of_raw
 from ppl_vae.networks import require_at_least_one, require_room
@@ -57,7 +58,7 @@ class _Mixture(nn.Module):
         self.raw_scale = nn.Parameter(raw_of_scale(half))
 
     def forward(self) -> dist.MixtureSameFamily:
-        return dist.MixtureSameFamily(
+        return NormalMixture(
             dist.Categorical(logits=self.logits),
             dist.Independent(dist.Normal(self.loc, scale_of_raw(self.raw_scale)), 1),
         )

@@ -12,6 +12,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ppl_vae.distributions import NormalMixture
 from ppl_vae.models.priors.base import Prior
 from ppl_vae.networks import require_at_least_one, require_numbers, require_room
 
@@ -100,7 +101,7 @@ class _Vamp(nn.Module):
         finally:
             self._encoding = False
         equal = torch.zeros(len(self.inputs), dtype=self.inputs.dtype, device=self.inputs.device)
-        return dist.MixtureSameFamily(dist.Categorical(logits=equal), components)
+        return NormalMixture(dist.Categorical(logits=equal), components)
 
     def attach_guide(self, guide: nn.Module) -> None:
         """Takes q(z | x) from the guide's `encode`; has no effect once a guide is kept.

@@ -13,6 +13,9 @@ from .normal_kl import (
     kl_low_rank_normal as kl_low_rank_normal,
     kl_multivariate_normal as kl_multivariate_normal,
 )
-from .normal_mixture import DiagonalNormalMixture as DiagonalNormalMixture
+from .normal_mixture import (
+    DiagonalNormalMixture as DiagonalNormalMixture,
+    NormalMixture as NormalMixture,
+)
 from .quantized_logistic import QuantizedLogistic as QuantizedLogistic
 from .rebuild import rebuilt as rebuilt

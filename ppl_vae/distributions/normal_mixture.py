@@ -1,4 +1,4 @@
-"""A mixture of diagonal normals whose samples can be differentiated."""
+"""Mixtures of diagonal normals: a density by products of matrices, and samples that can be differentiated."""
 
 from __future__ import annotations
 
@@ -9,10 +9,84 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 from torch.special import ndtr
 
 
-class DiagonalNormalMixture(dist.MixtureSameFamily):  # type: ignore[misc]
+class NormalMixture(dist.MixtureSameFamily):  # type: ignore[misc]
+    """A mixture whose density is fast if its components are diagonal normals that all values share.
+
+    That of n values under K components in d dimensions takes n K d numbers if it is written as it is defined.
+    Here it is a product of matrices,
+
+        log N(z; m, s^2) = sum_i [-z_i^2 / (2 s_i^2) + z_i m_i / s_i^2] + c,
+
+    which keeps n K. Its terms cancel, so it is done in double precision for values in single precision: the
+    error is about 1e-16 (z / s)^2, where that of a value in single precision, by its rounding alone, is 1e-7
+    z / s. Anything else is `MixtureSameFamily`: other components, those of each row, double precision,
+    and devices without it.
+
+    Args:
+        mixture_distribution: The weights, `Categorical`.
+        component_distribution: `Normal(...).to_event(1)` of batch shape `(K,)`, or any other components.
+
+    Example:
+        >>> normals = dist.Normal(torch.zeros(3, 2), torch.ones(3, 2)).to_event(1)
+        >>> mixture = NormalMixture(dist.Categorical(logits=torch.zeros(3)), normals)
+        >>> mixture.log_prob(torch.zeros(2))  # -log(2 pi)
+        tensor(-1.8379)
+    """
+
+    def __init__(
+        self, mixture_distribution: Any, component_distribution: Any, validate_args: Any = None
+    ) -> None:
+        super().__init__(mixture_distribution, component_distribution, validate_args)
+        self._shared = _normals(component_distribution)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> NormalMixture:
+        """As of any distribution; the components stay shared."""
+        new = type(self).__new__(type(self)) if _instance is None else _instance
+        new._shared = self._shared
+        expanded: NormalMixture = super().expand(torch.Size(batch_shape), new)
+        return expanded
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """The log density of values `(*batch, d)`: `batch`."""
+        if self._shared is None or not _by_products(value, *self._shared):
+            slow: Tensor = super().log_prob(value)
+            return slow
+        if self._validate_args:
+            self._validate_sample(value)
+        loc, scale = (t.double() for t in self._shared)
+        z, precision = value.double(), scale.square().reciprocal()
+        constant = -0.5 * (loc.square() * precision).sum(-1) - scale.log().sum(-1)
+        constant = constant - 0.5 * loc.shape[-1] * math.log(2 * math.pi)
+        of_components = linear(
+            torch.cat([z.square(), z], -1),
+            torch.cat([-0.5 * precision, loc * precision], -1),
+            constant,
+        )
+        weighted = of_components.to(value.dtype) + self.mixture_distribution.logits
+        log_p: Tensor = weighted.logsumexp(-1)
+        return log_p
+
+
+def _normals(components: Any) -> tuple[Tensor, Tensor] | None:
+    """Means and scales `(K, d)` of normals that have no other shape; else None."""
+    normal = getattr(components, "base_dist", None)
+    if type(components) is not dist.Independent or type(normal) is not dist.Normal:
+        return None
+    if len(components.batch_shape) != 1 or len(components.event_shape) != 1:
+        return None
+    return normal.loc, normal.scale
+
+
+def _by_products(value: Tensor, loc: Tensor, scale: Tensor) -> bool:
+    single = all(t.dtype == torch.float32 for t in (value, loc, scale))
+    return single and value.device.type != "mps"  # which has no double precision
+
+
+class DiagonalNormalMixture(NormalMixture):
     """A mixture of diagonal normals whose samples can be differentiated.
 
     The velocity dz/dp of a sample with respect to a parameter p has to carry the density along:
