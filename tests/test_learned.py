@@ -15,7 +15,14 @@ from pyro import poutine
 from pyro.distributions import constraints
 from torch import Tensor
 
-from ppl_vae import check, diagnose, evaluate, fit
+from ppl_vae import (
+    annealed_importance_sampling,
+    bidirectional_monte_carlo,
+    check,
+    diagnose,
+    evaluate,
+    fit,
+)
 from ppl_vae.objectives import TraceELBO
 from ppl_vae.pairs import Pair
 
@@ -61,6 +68,24 @@ def test_what_pyro_params_learn_is_carried_and_found() -> None:
     predictive = pyro.infer.Predictive(fitted.model, num_samples=2000)
     assert float(predictive(POINTS)["z"].mean()) == pytest.approx(1.0, abs=0.1)
     assert not list(PYRO_STORE.keys())
+
+
+def test_chains_from_the_prior_know_what_the_model_has_learned() -> None:
+    """There is no guide by which the fit could be found."""
+
+    def another_guide(x: Tensor) -> None:
+        param_guide(x)
+
+    learn(guide=another_guide, x=POINTS + 5.0)
+    learn()
+    found = annealed_importance_sampling(param_model, None, POINTS, num_steps=200, seed=0)
+    off = found.log_likelihood.values - log_evidence(POINTS, 1.0)
+    assert float((off.abs() / found.log_likelihood_error).max()) < 4.5
+    assert float(off.abs().max()) < 0.1  # for loc = 0 or 6 it is 0.2 at least
+    sandwich = bidirectional_monte_carlo(param_model, None, POINTS, num_steps=100, seed=0)
+    drawn = sandwich.data
+    assert isinstance(drawn, Tensor)
+    assert float(drawn.mean()) == pytest.approx(1.0, abs=4 * (2 / drawn.numel()) ** 0.5)
 
 
 def test_every_fit_starts_from_the_initial_values() -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 from ppl_vae.pairs.programs import Program
 
-_learned: weakref.WeakKeyDictionary[Any, list[tuple[Any, Any, Any, dict[str, Any]]]] = (
-    weakref.WeakKeyDictionary()
-)
+_Fit = tuple[Any, Any, Any, dict[str, Any]]
+"""The model's method, a reference to the guide's owner, its method, and the store."""
+
+_learned: weakref.WeakKeyDictionary[Any, list[_Fit]] = weakref.WeakKeyDictionary()
 
 
 def _identity(program: Program) -> tuple[Any, Any]:
@@ -38,17 +39,19 @@ def remember(model: Program, guide: Program, store: dict[str, Any]) -> None:
 
 
 def recall(model: Program, guide: Program) -> dict[str, Any] | None:
-    """The parameter store of the last fit of exactly these two programs, or None."""
+    """The parameter store of the last fit of exactly these two programs, or None.
+
+    A guide that is the model's prior (`is_prior`) has no parameters: the last fit of the model says them, with
+    whatever guide.
+    """
     (owner, method), (guide_owner, guide_method) = _identity(model), _identity(guide)
+    of_model = bool(getattr(guide, "is_prior", False))
     try:
-        entries = _learned.get(owner, [])
+        entries: list[_Fit] = _learned.get(owner, [])
     except TypeError:
         return None
-    for known_method, reference, known_guide_method, store in entries:
-        if (
-            known_method is method
-            and reference() is guide_owner
-            and known_guide_method is guide_method
-        ):
+    for known_method, reference, known_guide_method, store in reversed(entries):
+        same_guide = reference() is guide_owner and known_guide_method is guide_method
+        if known_method is method and (same_guide or of_model):
             return store
     return None
