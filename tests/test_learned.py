@@ -88,6 +88,40 @@ def test_chains_from_the_prior_know_what_the_model_has_learned() -> None:
     assert float(drawn.mean()) == pytest.approx(1.0, abs=4 * (2 / drawn.numel()) ** 0.5)
 
 
+def test_what_was_learned_with_another_program_is_missed_aloud() -> None:
+    """Swapping the guide of a model that is a function gives its initial values: numbers of another model."""
+
+    def untrained(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 1.0))
+
+    def missed(model: Any, guide: Any) -> tuple[str, ...]:
+        found = evaluate(model, guide, POINTS, num_samples=100, seed=0)
+        told = tuple(text for text in found.warnings if "initial values" in text)
+        assert all(
+            diagnose(model, guide, POINTS, seed=0).warnings.count(text) == 1 for text in told
+        )
+        return told
+
+    def new_guide(x: Tensor) -> None:
+        param_guide(x)
+
+    def new_model(x: Tensor) -> None:
+        param_model(x)
+
+    assert missed(new_model, new_guide) == ()  # never trained: they are meant
+    fitted = learn(new_model, new_guide, epochs=5)
+    assert missed(new_model, new_guide) == missed(fitted.model, fitted.guide) == ()
+    assert missed(fitted.model, untrained) == ()
+    (text,) = missed(new_model, untrained)
+    assert text.startswith("the model's parameters 'loc' (pyro.param)")
+    assert "Pass fit(...).model" in text
+    (text,) = missed(fitted.model, new_guide)
+    assert text.startswith("the guide's parameters 'scale', 'shift' (pyro.param)")
+    (text,) = missed(other_model, new_guide)
+    assert text.startswith("the guide's")
+
+
 def test_every_fit_starts_from_the_initial_values() -> None:
     first = learn()
     second = fit(param_model, param_guide, POINTS, max_epochs=1, learning_rate=1e-9, seed=0)

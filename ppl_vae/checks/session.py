@@ -214,6 +214,7 @@ def opened(
             findings = Findings()
             layouts = _layouts(pair, findings, told)
             layouts.of(first)
+        findings.add(Problem("warning", "pyro.param", text) for text in pair.forgotten())
         check_chunk = ChunkCheck(pair, seen, traces, findings, batches.doubt)
         layouts.check = check_chunk.new_kind
         del traces, seen  # they hold all that was computed

@@ -55,3 +55,15 @@ def recall(model: Program, guide: Program) -> dict[str, Any] | None:
         if known_method is method and (same_guide or of_model):
             return store
     return None
+
+
+def learned_by(program: Program) -> frozenset[str]:
+    """The names of the parameters in the stores of all fits that this program took part in."""
+    owner, method = _identity(program)
+    names: set[str] = set()
+    for of_model, entries in list(_learned.items()):
+        for known_method, reference, guide_method, store in entries:
+            is_model = of_model is owner and known_method is method
+            if is_model or (reference() is owner and guide_method is method):
+                names |= store["params"].keys()
+    return frozenset(names)

@@ -23,7 +23,7 @@ from torch.nn.parameter import is_lazy
 
 from ppl_vae.pairs.as_tensors import kind_of
 from ppl_vae.pairs.errors import PairError
-from ppl_vae.pairs.learned import recall, remember
+from ppl_vae.pairs.learned import learned_by, recall, remember
 from ppl_vae.pairs.modules import modules_of_program
 from ppl_vae.pairs.programs import Batch, Program, trace_programs
 from ppl_vae.pairs.subsampling import Subsampling
@@ -107,6 +107,7 @@ class Pair:
                 if isinstance(program, Bound):
                     _merge(store, program.store)
         self.store = store
+        self._carried = frozenset(store["params"])
         self._entered = 0
         self._pending: dict[str, Tensor] = {}
         self._declared: dict[str, set[str]] = {"model": set(), "guide": set()}
@@ -198,6 +199,25 @@ class Pair:
             Bound(self.model, _without(self.store, of_guide - of_model)),
             Bound(self.guide, _without(self.store, of_model - of_guide)),
         )
+
+    def forgotten(self) -> Iterator[str]:
+        """What a fit has learned and this pair does not have, one sentence per program; call it after `parameters`.
+
+        `of` finds what was learned by the two programs of a fit. With another guide, say, a model that is a
+        function has the initial values of its `pyro.param` statements.
+        """
+        for role, other, program in (
+            ("model", "guide", self.model),
+            ("guide", "model", self.guide),
+        ):
+            names = self._declared[role] & learned_by(program) - self._carried
+            if names:
+                shown = ", ".join(f"'{name}'" for name in sorted(names))
+                yield (
+                    f"the {role}'s parameters {shown} (pyro.param) have their initial values: fit has "
+                    f"trained the {role}, but not with this {other}. Pass fit(...).{role}, which carries what "
+                    "was learned"
+                )
 
     def remember(self) -> None:
         """Lets `of` find this store again from the two programs."""
