@@ -201,10 +201,10 @@ class Pair:
         )
 
     def forgotten(self) -> Iterator[str]:
-        """What a fit has learned and this pair does not have, one sentence per program; call it after `parameters`.
+        """What a fit has learned and this pair does not have, one sentence per program.
 
-        `of` finds what was learned by the two programs of a fit. With another guide, say, a model that is a
-        function has the initial values of its `pyro.param` statements.
+        Call it after `parameters`. `of` finds what was learned by the two programs of a fit. With another
+        guide, say, a model that is a function has the initial values of its `pyro.param` statements.
         """
         for role, other, program in (
             ("model", "guide", self.model),
