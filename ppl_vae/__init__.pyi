@@ -16,6 +16,7 @@ from . import (
     runs as runs,
     runtime as runtime,
     stats as stats,
+    tasks as tasks,
     training as training,
 )
 from ._version import __version__ as __version__
@@ -30,4 +31,12 @@ from .evaluation import (
     to_arviz as to_arviz,
 )
 from .runs import load_run as load_run, save_run as save_run
+from .tasks import (
+    encode as encode,
+    interpolate as interpolate,
+    outliers as outliers,
+    reconstruct as reconstruct,
+    sample as sample,
+    traverse as traverse,
+)
 from .training import fit as fit, refit_guide as refit_guide, refit_prior as refit_prior

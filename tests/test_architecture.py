@@ -18,7 +18,7 @@ FLOORS = [
     {"likelihoods", "objectives", "runs", "guides"},
     {"checks", "capture", "models"},
     {"training", "em", "evaluation"},
-    {"diagnosis"},
+    {"diagnosis", "tasks"},
     {"plots"},
     {"", "cli"},
 ]

@@ -6,5 +6,10 @@ from .arviz import to_arviz as to_arviz
 from .generate import Generator as Generator
 from .importance import evaluate as evaluate
 from .ladder import Ladder as Ladder
+from .path import PriorGuide as PriorGuide
 from .result import Evaluation as Evaluation, not_reached as not_reached
-from .sandwich import Sandwich as Sandwich, bidirectional_monte_carlo as bidirectional_monte_carlo
+from .sandwich import (
+    Sandwich as Sandwich,
+    bidirectional_monte_carlo as bidirectional_monte_carlo,
+    warn_if_draws_follow_data as warn_if_draws_follow_data,
+)

@@ -2,7 +2,7 @@ from .analytic_kl import (
     elementwise_kl as elementwise_kl,
     mean_field_violations as mean_field_violations,
 )
-from .as_tensors import as_tensor as as_tensor
+from .as_tensors import as_tensor as as_tensor, is_array as is_array
 from .attach import attach_guide as attach_guide, keep_guide as keep_guide
 from .batches import (
     Batches as Batches,
@@ -90,6 +90,7 @@ from .row_plate import (
     same_for_any_rows as same_for_any_rows,
     sites_of_rows as sites_of_rows,
 )
+from .rows_of_data import DataArguments as DataArguments
 from .sources import (
     TrackLatents as TrackLatents,
     sharing_draws as sharing_draws,

@@ -1,0 +1,5 @@
+from .decoding import reconstruct as reconstruct
+from .encoding import encode as encode
+from .outlying import Outliers as Outliers, outliers as outliers
+from .paths import interpolate as interpolate, traverse as traverse
+from .sampling import sample as sample

@@ -1,0 +1,93 @@
+"""reconstruct(): E[x | z] of each row, over latents that its posterior gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_vae.checks import Session, opened
+from ppl_vae.pairs import Batch, DataLike, PairError, Program, tensors_of
+from ppl_vae.runtime import require_samples
+from ppl_vae.tasks.arrays import as_given
+from ppl_vae.tasks.observed import data_site, expectation, is_categorical
+
+
+def reconstruct(
+    model: Program,
+    guide: Program,
+    x: DataLike,
+    *,
+    num_samples: int = 10,
+    site: str | None = None,
+    seed: int | None = None,
+    progress: bool | None = None,
+) -> Any:
+    """Rows as the pair sees them: the mean of E[x | z] over z ~ q(z | x).
+
+    It is the mean of the posterior predictive distribution, as far as the guide is right. Of categories, the
+    most probable ones.
+
+    Args:
+        model: Pyro program of p(x, z).
+        guide: Pyro program of q(z | x).
+        x: The rows, as for `ppl_vae.fit`.
+        num_samples: Draws of z that are averaged; 1 gives the mean at a single draw.
+        site: The observed site to reconstruct, if the model has several; by default the one with the shape of
+            the rows.
+        seed: Seed of the draws; None draws from torch's global generator.
+        progress: Whether to show a progress bar; None shows it on a terminal.
+
+    Returns:
+        `(n, *event)`, a tensor, or a numpy array if `x` is no tensor.
+
+    Raises:
+        PairError: The distribution of x states no mean, the model sums latents out, or the programs fail on the
+            rows.
+        ValueError: It is unclear which site is meant.
+
+    Example:
+        >>> from ppl_vae.guides import Exact
+        >>> from ppl_vae.models import ProbabilisticPCA
+        >>> model, x = ProbabilisticPCA((3,), latent_dim=2), torch.randn(5, 3)
+        >>> reconstruct(model, Exact(model), x).shape
+        torch.Size([5, 3])
+    """
+    require_samples("num_samples", num_samples)
+    parts = []
+    with opened(model, guide, x, seed=seed, progress=progress) as session:
+        _require_drawn(session)
+        for chunk in session.chunks(session.rows_at_once(num_samples), "reconstruct"):
+            parts.append(_reconstructed(session, chunk, num_samples, site).cpu())
+    return as_given(x)(torch.cat(parts))
+
+
+def _reconstructed(session: Session, chunk: Batch, num_samples: int, site: str | None) -> Tensor:
+    rows = session.sample(chunk, num_samples)
+    layout, n = rows.layout, rows.log_guide.shape[1]
+    given = tensors_of(chunk)[0]
+    name = data_site(rows.model_trace, layout.observed, given, site)
+    found = rows.model_trace.nodes[name]
+    total = torch.zeros((), device=given.device)
+    # After a loop over samples, the trace is that of the last sample alone.
+    looped = num_samples > 1 and not layout.vectorizes
+    for _ in range(num_samples if looped else 1):
+        if looped:
+            found = session.sample(chunk, 1).model_trace.nodes[name]
+        total = total + expectation(name, found, layout, 1 if looped else num_samples, n).sum(0)
+    return total.argmax(-1) if is_categorical(found) else total / num_samples
+
+
+def _require_drawn(session: Session) -> None:
+    """Refuses a model that sums latents out: E[x | z] is one for each of their values then.
+
+    Raises:
+        PairError: It does.
+    """
+    if session.layout.enumerated:
+        names = ", ".join(f"'{name}'" for name in session.layout.enumerated)
+        raise PairError(
+            f"the model sums {names} out, and E[x | z] is another one for each value: give a guide that draws "
+            'them, such as Exact or Enumerated, and a model without infer={"enumerate": "parallel"}'
+        )

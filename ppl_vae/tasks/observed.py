@@ -1,0 +1,66 @@
+"""The observed sites that hold the rows, and the expectations of their distributions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from ppl_vae.pairs import Layout, PairError, Site, Trace, center, innermost, rows_first
+
+
+def data_site(trace: Trace, observed: Sequence[str], x: Tensor, site: str | None) -> str:
+    """The name of the observed site that holds the rows.
+
+    Args:
+        trace: A trace of the model.
+        observed: The observed sites.
+        x: The first tensor of the rows.
+        site: The name that was asked for; None takes the only one, or else the one of the shape of `x`.
+
+    Raises:
+        ValueError: There is no such site, or it is unclear which one is meant.
+    """
+    names = [name for name in observed if not isinstance(trace.nodes[name]["fn"], dist.Unit)]
+    listed = ", ".join(f"'{name}'" for name in names) or "none"
+    if site is not None:
+        if site not in names:
+            raise ValueError(f"'{site}' is no site that the model observes (it observes {listed})")
+        return site
+    fitting = [n for n in names if trace.nodes[n]["value"].shape[1:] == x.shape[1:]]
+    for found in (names, fitting):
+        if len(found) == 1:
+            return found[0]
+    raise ValueError(f"the model observes {listed}: say which one is meant, as site='x'")
+
+
+def expectation(name: str, site: Site, layout: Layout, num_samples: int, n: int) -> Tensor:
+    """The mean of a site's distribution, `(num_samples, n, *event)`.
+
+    Of a categorical one it is the probabilities of the values, with one more dimension at the end.
+
+    Raises:
+        PairError: The distribution states no mean.
+    """
+    fn = site["fn"]
+    shape = fn.batch_shape + fn.event_shape
+    if is_categorical(site):
+        probs = innermost(fn).probs
+        probs = probs.expand(*shape, probs.shape[-1])
+        each = [rows_first({**site, "value": p}, layout, num_samples, n) for p in probs.unbind(-1)]
+        return torch.stack(each, -1)
+    try:
+        mean = center(fn)
+    except (NotImplementedError, AttributeError) as error:
+        kind = type(innermost(fn)).__name__
+        raise PairError(
+            f"the distribution of site '{name}', {kind}, states no mean: ask for draws"
+        ) from error
+    return rows_first({**site, "value": mean.expand(shape)}, layout, num_samples, n)
+
+
+def is_categorical(site: Site) -> bool:
+    """Whether a site's values are numbers of categories."""
+    return isinstance(innermost(site["fn"]), torch.distributions.Categorical)

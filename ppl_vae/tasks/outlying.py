@@ -1,0 +1,107 @@
+"""outliers(): the rows that a pair explains worst."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from ppl_vae.evaluation import evaluate
+from ppl_vae.pairs import DataLike, Program
+from ppl_vae.runtime import require_count
+from ppl_vae.stats import Estimate, RowResult
+
+
+@dataclass(frozen=True)
+class Outliers(RowResult):
+    """Result of `outliers`: the worst row first; per-row values in nats.
+
+    Attributes:
+        index: Which rows they are, counted from 0, `(num,)`.
+        elbo: Their ELBO.
+        distortion: Their -E log p(x | z): how badly they are reconstructed.
+        rate: Their KL(q(z | x) || p(z)): how far from the prior they are encoded.
+        by: What they are sorted by.
+        out_of: The number of all rows.
+    """
+
+    index: Tensor
+    elbo: Estimate
+    distortion: Estimate
+    rate: Estimate
+    by: str
+    out_of: int
+
+    def table(self) -> list[list[str]]:
+        """One line for each row."""
+        numbers = zip(
+            self.index.tolist(),
+            *(e.values.tolist() for e in (self.elbo, self.distortion, self.rate)),
+            strict=True,
+        )
+        lines = [[f"{i}", *(f"{value:.2f}" for value in values)] for i, *values in numbers]
+        return [["row", "ELBO", "distortion", "rate"], *lines]
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Nothing besides the table."""
+        return []
+
+
+def outliers(
+    model: Program,
+    guide: Program,
+    x: DataLike,
+    *,
+    num: int = 10,
+    by: Literal["elbo", "distortion"] = "elbo",
+    num_samples: int = 100,
+    seed: int | None = None,
+    progress: bool | None = None,
+) -> Outliers:
+    """The rows with the lowest ELBO, or the worst reconstructions.
+
+    A low ELBO says that a row is unlike the training rows, or that the guide fails on it; `evaluate` says
+    which, by log p(x). A likelihood alone does not find all that is unusual: simple rows can have a high one,
+    wherever they come from (Nalisnick et al., "Do Deep Generative Models Know What They Don't Know?",
+    arXiv:1810.09136).
+
+    Args:
+        model: Pyro program of p(x, z).
+        guide: Pyro program of q(z | x).
+        x: The rows, as for `ppl_vae.fit`.
+        num: How many to return; all, if there are fewer.
+        by: "elbo", or "distortion", -E log p(x | z).
+        num_samples: Draws of z per row.
+        seed: Seed of the draws; None draws from torch's global generator.
+        progress: Whether to show a progress bar; None shows it on a terminal.
+
+    Raises:
+        PairError: The programs fail on the rows.
+        ValueError: `num` is not positive, or `by` is something else.
+
+    Example:
+        >>> import torch
+        >>> from ppl_vae.guides import Exact
+        >>> from ppl_vae.models import ProbabilisticPCA
+        >>> model, x = ProbabilisticPCA((3,), latent_dim=1), torch.zeros(50, 3)
+        >>> x[17] = 30.0
+        >>> outliers(model, Exact(model), x, num=1, seed=0).index
+        tensor([17])
+    """
+    require_count("num", num)
+    if by not in ("elbo", "distortion"):
+        raise ValueError(f"by must be 'elbo' or 'distortion', got {by!r}")
+    found = evaluate(
+        model, guide, x, num_samples=num_samples, method="guide", seed=seed, progress=progress
+    )
+    badness = -found.elbo.values if by == "elbo" else found.distortion.values
+    order = badness.argsort(descending=True)[:num]
+    return Outliers(
+        index=order,
+        elbo=Estimate(found.elbo.values[order]),
+        distortion=Estimate(found.distortion.values[order]),
+        rate=Estimate(found.rate.values[order]),
+        by=by,
+        out_of=len(badness),
+    )

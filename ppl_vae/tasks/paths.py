@@ -1,0 +1,227 @@
+"""interpolate() and traverse(): rows along paths in the latent space."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pyro.poutine as poutine
+import torch
+from torch import Tensor
+
+from ppl_vae.checks import Session, opened
+from ppl_vae.pairs import (
+    Batch,
+    DataLike,
+    PairError,
+    Program,
+    as_args,
+    parts_of,
+    prior_moments,
+    take_rows,
+)
+from ppl_vae.runtime import require_count
+from ppl_vae.tasks.arrays import as_given
+from ppl_vae.tasks.encoding import draws_for_means, means_of_latents, require_latents
+from ppl_vae.tasks.sampling import Draw
+
+LEAST_SINE = 1e-6
+"""Sine of the angle between two directions below which the path between them is straight."""
+
+PRIOR_DRAWS = 2000
+"""Draws that say where a prior is that states no mean."""
+
+REACH = 3.0
+"""How far a traversal goes to both sides, in standard deviations of the prior."""
+
+
+def interpolate(
+    model: Program,
+    guide: Program,
+    a: DataLike,
+    b: DataLike,
+    *,
+    steps: int = 8,
+    path: Literal["linear", "spherical"] = "linear",
+    site: str | None = None,
+    seed: int | None = None,
+) -> Any:
+    r"""Rows between two others: E[x | z] along a path from the posterior mean of a to that of b.
+
+    All latents move together. The linear path is (1 - t) z_a + t z_b. The spherical one goes along the great
+    circle between the two directions,
+
+        z_t = |z|_t (sin((1 - t) w) z_a / |z_a| + sin(t w) z_b / |z_b|) / sin w,
+        cos w = z_a . z_b / (|z_a| |z_b|),
+
+    with lengths |z|_t that change linearly: in many dimensions nearly all mass of a normal lies at one length,
+    which a straight line leaves (White, "Sampling Generative Networks", arXiv:1609.04468).
+
+    Args:
+        model: Pyro program of p(x, z).
+        guide: Pyro program of q(z | x).
+        a: Rows to start from, `(n, *event)`.
+        b: Rows to end at, as many.
+        steps: Rows of a path, with both ends.
+        path: "linear" or "spherical".
+        site: The observed site, if the model has several.
+        seed: Seed of the draws, where the guide states no mean.
+
+    Returns:
+        `(n, steps, *event)`, a tensor, or a numpy array if `a` is no tensor. Other arguments of the model than
+        the data are those of `a`.
+
+    Raises:
+        PairError: A latent is discrete, or the distribution of x states no mean.
+        ValueError: `a` and `b` have different numbers of rows, or fewer than two steps are wanted.
+
+    Example:
+        >>> from ppl_vae.guides import MeanField
+        >>> from ppl_vae.models import VAE
+        >>> model, guide, x = VAE((1, 8, 8), 2), MeanField((1, 8, 8), 2), torch.rand(6, 1, 8, 8).round()
+        >>> interpolate(model, guide, x[:3], x[3:], steps=5).shape
+        torch.Size([3, 5, 1, 8, 8])
+    """
+    require_count("steps", steps, 2)
+    if path not in ("linear", "spherical"):
+        raise ValueError(f"path must be 'linear' or 'spherical', got {path!r}")
+    ends = []
+    for name, rows in (("a", a), ("b", b)):
+        with opened(model, guide, rows, seed=seed, progress=False) as session:
+            ends.append(_means(session, f"interpolate ({name})"))
+    first, last = ends
+    n = len(next(iter(first.values())))
+    if len(next(iter(last.values()))) != n:
+        raise ValueError(
+            f"interpolate needs as many rows to end at as to start from: a has {n}, b has "
+            f"{len(next(iter(last.values())))}"
+        )
+    along = _spherical if path == "spherical" else torch.lerp
+    between = {
+        name: torch.stack(
+            [along(first[name], last[name], i / (steps - 1)) for i in range(steps)], 1
+        )
+        for name in first
+    }
+    with opened(model, guide, a, seed=seed, progress=False) as session:
+        return as_given(a)(_decoded(session, between, site))
+
+
+def traverse(
+    model: Program,
+    guide: Program,
+    x: DataLike,
+    dimension: int,
+    *,
+    steps: int = 9,
+    latent: str | None = None,
+    site: str | None = None,
+    seed: int | None = None,
+) -> Any:
+    """What one dimension of a latent does: E[x | z] as it moves, from the posterior mean of each row.
+
+    It goes from three standard deviations of the prior below its mean to three above, in equal steps. From a
+    row's own posterior mean, because decoders are rarely good where all latents are zero.
+
+    Args:
+        model: Pyro program of p(x, z).
+        guide: Pyro program of q(z | x).
+        x: Rows to start from, `(n, *event)`.
+        dimension: The number of the dimension, of the latent's numbers in one row.
+        steps: Values of it.
+        latent: The latent site, if there are several.
+        site: The observed site, if the model has several.
+        seed: Seed of the draws, where the guide states no mean.
+
+    Returns:
+        `(n, steps, *event)`, a tensor, or a numpy array if `x` is no tensor.
+
+    Raises:
+        PairError: A latent is discrete, or the distribution of x states no mean.
+        ValueError: There is no such latent or dimension.
+
+    Example:
+        >>> from ppl_vae.guides import MeanField
+        >>> from ppl_vae.models import VAE
+        >>> model, guide, x = VAE((1, 8, 8), 2), MeanField((1, 8, 8), 2), torch.rand(2, 1, 8, 8).round()
+        >>> traverse(model, guide, x, dimension=1, steps=5).shape
+        torch.Size([2, 5, 1, 8, 8])
+    """
+    require_count("steps", steps)
+    with opened(model, guide, x, seed=seed, progress=False) as session:
+        means = _means(session, "traverse")
+        if latent is None and len(means) == 1:
+            latent = next(iter(means))
+        if latent not in means:
+            listed = ", ".join(f"'{name}'" for name in means)
+            asked = "several latents" if latent is None else f"no latent '{latent}'"
+            raise ValueError(f"the pair has {asked}: pass latent= one of {listed}")
+        size = means[latent][0].numel()
+        require_count("dimension", dimension, 0, size - 1)
+        center, deviation = _of_prior(session, latent, dimension)
+        values = center + deviation * torch.linspace(-REACH, REACH, steps).to(means[latent])
+        moved = {name: mean[:, None].repeat_interleave(steps, 1) for name, mean in means.items()}
+        flat = moved[latent].flatten(2)
+        flat[..., dimension] = values
+        moved[latent] = flat.reshape(moved[latent].shape)
+        return as_given(x)(_decoded(session, moved, site))
+
+
+def _of_prior(session: Session, latent: str, dimension: int) -> tuple[float, float]:
+    """Mean and deviation of one number of a latent under the prior; of draws, if it states none."""
+    rows = session.sample(session.first, 1)
+    moments = prior_moments(rows, rows.layout, latent)
+    if moments is not None:
+        mean, variance = (float(moment[0].flatten()[dimension]) for moment in moments)
+        return mean, variance**0.5
+    free, args = poutine.uncondition(session.pair.model), as_args(session.first)
+    draws: list[Tensor] = []
+    while sum(map(len, draws)) < PRIOR_DRAWS:
+        value: Any = poutine.trace(free).get_trace(*args).nodes[latent]["value"]
+        draws.append(value.flatten(1)[:, dimension])
+    drawn = torch.cat(draws).double()
+    return float(drawn.mean()), float(drawn.std())
+
+
+def _means(session: Session, label: str) -> dict[str, Tensor]:
+    """The posterior means of all latents, `(n, *event)`."""
+    require_latents(session)
+    if session.layout.discrete:
+        names = ", ".join(f"'{name}'" for name in session.layout.discrete)
+        raise PairError(f"{names} is discrete: there is no path between its values")
+    parts: dict[str, list[Tensor]] = {}
+    draws = draws_for_means(session)
+    for chunk in session.chunks(session.rows_at_once(draws), label):
+        for name, mean in means_of_latents(session.sample(chunk, draws)).items():
+            parts.setdefault(name, []).append(mean)
+    return {name: torch.cat(some) for name, some in parts.items()}
+
+
+def _decoded(session: Session, latents: dict[str, Tensor], site: str | None) -> Tensor:
+    """E[x | z] of latents `(n, steps, *event)`: `(n, steps, *event of x)`."""
+    n, steps = next(iter(latents.values())).shape[:2]
+    index = torch.arange(n).repeat_interleave(steps)
+    rows: Batch = take_rows(session.batches.rows, index)
+    flat = {name: value.flatten(0, 1) for name, value in latents.items()}
+    draw = Draw(session, n * steps, flat, site, rows)
+    size = session.rows_at_once(1)
+    parts = [draw(part, means=True).cpu() for part in parts_of(n * steps, size)]
+    rows_of_paths: Tensor = torch.cat(parts).unflatten(0, (n, steps))
+    return rows_of_paths
+
+
+def _spherical(a: Tensor, b: Tensor, t: float) -> Tensor:
+    """The point at t of the great circle from a to b, `(n, *event)`, with a length between theirs.
+
+    Where they point to the same or to opposite directions, or one is zero, no great circle is meant: a line.
+    """
+    one, other = a.flatten(1).double(), b.flatten(1).double()
+    lengths = one.norm(dim=1, keepdim=True), other.norm(dim=1, keepdim=True)
+    cosine = (one * other).sum(1, keepdim=True) / (lengths[0] * lengths[1])
+    angle = torch.acos(cosine.clamp(-1.0, 1.0))
+    sine = angle.sin()
+    from_one = ((1 - t) * angle).sin() / (sine * lengths[0]) * one
+    from_other = (t * angle).sin() / (sine * lengths[1]) * other
+    length = torch.lerp(*lengths, t)
+    on_circle = length * (from_one + from_other)
+    found = torch.where(sine > LEAST_SINE, on_circle, torch.lerp(one, other, t))
+    return found.to(a.dtype).reshape(a.shape)

@@ -1,0 +1,213 @@
+"""sample(): rows drawn from the model, given latents or labels if wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyro.poutine as poutine
+import torch
+from torch import Tensor
+
+from ppl_vae.checks import Session, evaluating, opened
+from ppl_vae.evaluation import PriorGuide, warn_if_draws_follow_data
+from ppl_vae.pairs import (
+    Batch,
+    DataArguments,
+    DataLike,
+    Pair,
+    PairError,
+    Program,
+    SomeArguments,
+    Trace,
+    as_args,
+    as_tensor,
+    latent_sites,
+    move,
+    num_rows,
+    parts_of,
+    places_of,
+    sample_sites,
+    take_rows,
+    tensors_of,
+    with_tensors,
+)
+from ppl_vae.runtime import described, preserve_random_state, require_count
+from ppl_vae.tasks.arrays import as_given
+from ppl_vae.tasks.observed import data_site, expectation, is_categorical
+
+Given = Mapping[str, Any]
+"""Values of latents or arguments of the model by name, one for each draw: `(num, ...)`."""
+
+
+def sample(
+    model: Program,
+    num: int,
+    *,
+    like: DataLike | None = None,
+    given: Given | None = None,
+    means: bool = False,
+    site: str | None = None,
+    seed: int | None = None,
+    progress: bool | None = None,
+) -> Any:
+    """Rows drawn from the model: z ~ p(z), and x ~ p(x | z) or its mean.
+
+    Args:
+        model: Pyro program of p(x, z).
+        num: How many.
+        like: Some rows, as for `ppl_vae.fit`, which say what the model is called with. Of other arguments than
+            the data (labels), the draws get those of these rows in turn. A model that has a `data_shape`, as
+            ours have, needs none.
+        given: Values that are not to be drawn, by the name of a latent site, or of an argument of the model:
+            `{"z": z}` decodes latents, `{"y": labels}` draws rows with these labels. Each is `(num, ...)`.
+        means: Whether to return E[x | z] for the z that were drawn, not draws of x. Pictures of means look
+            smoother than the model's draws are.
+        site: The observed site to draw, if the model has several; by default the one with the shape of the
+            rows.
+        seed: Seed of the draws; None draws from torch's global generator.
+        progress: Whether to show a progress bar; None shows it on a terminal.
+
+    Returns:
+        `(num, *event)`, a tensor, or a numpy array if `like` is no tensor.
+
+    Raises:
+        PairError: The observed site states no mean, a value does not fit its site, or the model fails.
+        TypeError: Rows are needed, and `like` is missing.
+        ValueError: A name in `given` is neither a latent nor an argument.
+
+    Example:
+        >>> from ppl_vae.models import VAE
+        >>> model = VAE((1, 8, 8), latent_dim=2)
+        >>> sample(model, 16).shape, sample(model, 3, given={"z": torch.zeros(3, 2)}, means=True).shape
+        (torch.Size([16, 1, 8, 8]), torch.Size([3, 1, 8, 8]))
+    """
+    require_count("num", num)
+    rows = _blank(model) if like is None else like
+    with opened(model, PriorGuide(model), rows, seed=seed, progress=False) as session:
+        draw = Draw(session, num, {} if given is None else given, site)
+        parts = []
+        with session.bar("sample", "row", num) as bar:
+            for part in parts_of(num, session.rows_at_once(1)):
+                parts.append(draw(part, means).cpu())
+                bar.update(len(parts[-1]))
+    return as_given(like)(torch.cat(parts))
+
+
+def _blank(model: Program) -> Tensor:
+    """One row of zeros for a model that says the shape of its rows.
+
+    Raises:
+        TypeError: It does not.
+    """
+    owner = getattr(model, "program", model)
+    shape = getattr(owner, "data_shape", None)
+    if shape is None:
+        raise TypeError(
+            f"sample needs rows to call {described(owner)} with: pass like=x, some rows of the data"
+        )
+    pair = Pair.of(model, PriorGuide(model))
+    with preserve_random_state(), evaluating(pair, seed=None):
+        free = poutine.trace(poutine.uncondition(pair.model)).get_trace(torch.zeros(2, *shape))
+    # What the model draws is in its support, as zeros may not be.
+    for site in sample_sites(free).values():
+        value: Tensor = site["value"]
+        if site["infer"].get("was_observed") and value.shape == (2, *shape):
+            return value
+    return torch.zeros(2, *shape)
+
+
+class Draw:
+    """Draws rows of an opened pair's model.
+
+    Args:
+        session: The opened pair; its rows say what the model is called with.
+        num: How many rows.
+        given: See `sample`.
+        site: See `sample`.
+        rows: What the model is called with, in turn; the first rows of the session by default.
+
+    Raises:
+        ValueError: A name is neither a latent nor an argument, or there are fewer values than rows.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        num: int,
+        given: Given,
+        site: str | None,
+        rows: Batch | None = None,
+    ) -> None:
+        self.session = session
+        self._rows = session.first if rows is None else move(rows, session.device)
+        pair = session.pair
+        warn_if_draws_follow_data(pair, session.first)
+        asked = poutine.trace(pair.model).get_trace(*as_args(session.first))
+        self._name = data_site(asked, session.layout.observed, tensors_of(session.first)[0], site)
+        arguments = DataArguments.of(pair).names or ()
+        sites = {n: s for n, s in asked.nodes.items() if s["type"] == "sample"}
+        self._held: dict[str, Tensor] = {}
+        self._arguments: dict[int, Tensor] = {}
+        for name, value in given.items():
+            tensor = as_tensor(value, name).to(session.device)
+            if tensor.dim() == 0 or len(tensor) != num:
+                raise ValueError(
+                    f"given['{name}'] has shape {tuple(tensor.shape)}: expected one value for each of the "
+                    f"{num} draws, ({num}, ...)"
+                )
+            if name not in arguments and (name not in sites or name == self._name):
+                latents = ", ".join(f"'{n}'" for n in latent_sites(asked)) or "none"
+                raise ValueError(
+                    f"given['{name}'] is neither a latent of the model (it has {latents}) nor an argument of "
+                    f"it ({', '.join(arguments)})"
+                )
+            if name in arguments:
+                self._arguments[arguments.index(name)] = tensor
+            if name in sites and name != self._name:
+                _require_fit(name, tensor, asked)
+                self._held[name] = tensor
+
+    def __call__(self, part: slice, means: bool) -> Tensor:
+        """The draws of these numbers, or E[x | z] of them."""
+        batch = self._batch(part)
+        n = num_rows(batch)
+        held = {name: value[part] for name, value in self._held.items()}
+        pair = self.session.pair
+        free = poutine.condition(poutine.uncondition(pair.model), data=held)
+        trace: Trace = poutine.trace(free).get_trace(*as_args(batch))
+        found = trace.nodes[self._name]
+        if means:
+            layout = self.session.layouts.of(batch)
+            mean = expectation(self._name, found, layout, 1, n)[0]
+            return mean.argmax(-1) if is_categorical(found) else mean
+        drawn: Tensor = found["value"]
+        if drawn.shape[:1] != (n,):
+            raise PairError(f"the rows are not the first dimension of site '{self._name}'")
+        return drawn
+
+    def _batch(self, part: slice) -> Batch:
+        """What the model is called with: the rows that there are, in turn, and what is given instead."""
+        index = torch.arange(part.start, part.stop, device=self.session.device)
+        rows = take_rows(self._rows, index % num_rows(self._rows))
+        tensors = dict(zip(places_of(rows), tensors_of(rows), strict=True))
+        tensors |= {place: value[part] for place, value in self._arguments.items()}
+        if tensors.keys() == set(places_of(rows)):
+            return with_tensors(rows, tensors.values())
+        places = sorted(tensors)
+        return SomeArguments.at(places, [tensors[place] for place in places])
+
+
+def _require_fit(name: str, value: Tensor, asked: Trace) -> None:
+    """Refuses values that do not have the shape of the model's site.
+
+    Raises:
+        PairError: They have another one.
+    """
+    fn = asked.nodes[name]["fn"]
+    row = (fn.batch_shape + fn.event_shape)[1:]
+    if value.shape[1:] != row:
+        raise PairError(
+            f"given['{name}'] has rows of shape {tuple(value.shape[1:])}, and the model's site '{name}' of "
+            f"shape {tuple(row)}"
+        )
