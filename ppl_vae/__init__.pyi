@@ -32,6 +32,7 @@ from .evaluation import (
 )
 from .runs import load_run as load_run, save_run as save_run
 from .tasks import (
+    PairTransformer as PairTransformer,
     encode as encode,
     interpolate as interpolate,
     outliers as outliers,

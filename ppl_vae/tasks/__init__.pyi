@@ -3,3 +3,4 @@ from .encoding import encode as encode
 from .outlying import Outliers as Outliers, outliers as outliers
 from .paths import interpolate as interpolate, traverse as traverse
 from .sampling import sample as sample
+from .transformer import PairTransformer as PairTransformer
