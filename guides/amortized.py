@@ -14,6 +14,7 @@ from ppl_vae.guides.parts import sample_z
 from ppl_vae.networks import (
     MLP,
     Network,
+    Rebuildable,
     full_precision,
     linear_head,
     require_at_least_one,
@@ -25,7 +26,7 @@ Family = TypeVar("Family", bound=dist.TorchDistribution, covariant=True)
 """The class of the distributions that a guide's `family` returns."""
 
 
-class Amortized(nn.Module, ABC, Generic[Family]):
+class Amortized(Rebuildable, nn.Module, ABC, Generic[Family]):
     """q(z | x) = family(head(encoder(x))): a network reads each row and names a q of the family.
 
     A guide of your own derives from this class, says how outputs become a distribution, and

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae.guides.log_joint import Model, hidden_trace, log_joint, repeat_rows, rows_plate
+from ppl_vae.networks import Rebuildable
 from ppl_vae.pairs import innermost, latent_sites
 
 MOST_COMBINATIONS = 4096
 """Combinations of a row's latent values above which the model is not enumerated."""
 
 
-class Enumerated(nn.Module):
+class Enumerated(Rebuildable, nn.Module):
     """q(z | x) = p(z | x) = p(x, z) / sum_z' p(x, z'), the sum by running the model at every z'.
 
     For a Pyro model whose latents all have a finite support and are inside its plate over rows, one

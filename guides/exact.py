@@ -8,9 +8,10 @@ import pyro.distributions as dist
 from torch import Tensor, nn
 
 from ppl_vae.guides.parts import sample_z
+from ppl_vae.networks import Rebuildable
 
 
-class Exact(nn.Module):
+class Exact(Rebuildable, nn.Module):
     """q(z | x) = p(z | x), from the model's own `posterior(x)`.
 
     The ELBO of this guide equals log p(x), and every importance weight is the same. It has no

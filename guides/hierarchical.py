@@ -14,6 +14,7 @@ from ppl_vae.guides.parts import independent_normal
 from ppl_vae.networks import (
     MLP,
     Network,
+    Rebuildable,
     full_precision,
     linear_head,
     require_data_shape,
@@ -22,7 +23,7 @@ from ppl_vae.networks import (
 )
 
 
-class _TwoLayers(nn.Module):
+class _TwoLayers(Rebuildable, nn.Module):
     """An encoder and a head for each of z1 and z2."""
 
     reads_features: ClassVar[bool]

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 from torch import Tensor, nn
 
 from ppl_vae.guides.parts import sample_z
+from ppl_vae.networks import Rebuildable
 
 
 class _GuideWithOutputs(Protocol):
@@ -21,7 +22,7 @@ class _GuideWithOutputs(Protocol):
         """The distribution q that outputs describe."""
 
 
-class PerRow(nn.Module):
+class PerRow(Rebuildable, nn.Module):
     """q(z | x_i) = family(outputs_i), with free numbers for each row i that start at a guide's.
 
     It has the family of the guide that it starts from and, once it stops improving, no amortization

@@ -12,10 +12,16 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ppl_vae.distributions import IMPOSSIBLE, MarkovChain
 from ppl_vae.guides.parts import sample_z
-from ppl_vae.networks import full_precision, require_at_least_one, require_data_shape, require_room
+from ppl_vae.networks import (
+    Rebuildable,
+    full_precision,
+    require_at_least_one,
+    require_data_shape,
+    require_room,
+)
 
 
-class Recurrent(nn.Module):
+class Recurrent(Rebuildable, nn.Module):
     """q(z | x) = q(z_0 | x) prod_t q(z_t | z_{t-1}, x), the tables from a bidirectional GRU over x.
 
     The exact posterior of a hidden Markov model is such a chain: with a perfect network the gap would be 0.

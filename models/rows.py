@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 import pyro
 from torch import Tensor, nn
 
-from ppl_vae.networks import require_data_shape
+from ppl_vae.networks import Rebuildable, require_data_shape
 
 
-class RowModel(nn.Module, ABC):
+class RowModel(Rebuildable, nn.Module, ABC):
     """A model of independent rows: a Pyro program inside `pyro.plate("data", n, dim=-1)`.
 
     A model derives from this class and says in `_program` what happens inside the plate.

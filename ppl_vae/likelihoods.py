@@ -24,6 +24,7 @@ from torch.nn.functional import logsigmoid
 
 from ppl_vae.distributions import QuantizedLogistic
 from ppl_vae.networks import (
+    Rebuildable,
     full_precision,
     require_at_least,
     require_at_least_one,
@@ -31,7 +32,7 @@ from ppl_vae.networks import (
 )
 
 
-class Likelihood(nn.Module, ABC):
+class Likelihood(Rebuildable, nn.Module, ABC):
     """p(x | features), one independent distribution per value of a row.
 
     To write your own, derive from this class, set `num_params` and write `per_value`.

@@ -13,6 +13,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ppl_vae.networks import Rebuildable
+
 Density = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Maps rows to log N(x; mu_k, Sigma_k), `(k, n)`, and to the features that `second` sums."""
 
@@ -20,7 +22,7 @@ FAR = 1e2
 """(distance / width)^2 of a mean from the center beyond which float32 products are off by more than 1e-5."""
 
 
-class Covariance(nn.Module, ABC):
+class Covariance(Rebuildable, nn.Module, ABC):
     """The covariances of k components of D dimensions, as unconstrained parameters."""
 
     def __init__(self, size: int) -> None:

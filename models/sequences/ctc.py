@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ppl_vae.distributions import IMPOSSIBLE
-from ppl_vae.networks import full_precision, require_object
+from ppl_vae.networks import Rebuildable, full_precision, require_object
 
 BLANK = 0
 """The symbol that stands for no label; it also fills up shorter rows of labels."""
 
 
-class CTC(nn.Module):
+class CTC(Rebuildable, nn.Module):
     """p(x | frames) with labels x, summed over their alignments z to the frames.
 
     Every frame emits a symbol, z_t ~ Categorical(softmax(network(frames)_t)), independently given

@@ -24,12 +24,12 @@ from ppl_vae.models.sequences.forward_backward import (
     steps_within,
     transitions_of,
 )
-from ppl_vae.networks import require_at_least_one, require_data_shape, require_room
+from ppl_vae.networks import Rebuildable, require_at_least_one, require_data_shape, require_room
 
 Statistics = dict[str, Tensor]
 
 
-class HiddenMarkov(nn.Module, ABC):
+class HiddenMarkov(Rebuildable, nn.Module, ABC):
     """z_0 ~ pi, z_t ~ A[z_{t-1}] and x_t ~ p(x_t | z_t): what the models share, whatever their emissions.
 
     log p(x), the posterior p(z | x) (itself a Markov chain) and the EM step are sums over all K^T paths,

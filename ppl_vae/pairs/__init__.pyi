@@ -3,7 +3,11 @@ from .analytic_kl import (
     mean_field_violations as mean_field_violations,
 )
 from .as_tensors import as_tensor as as_tensor, is_array as is_array
-from .attach import attach_guide as attach_guide, keep_guide as keep_guide
+from .attach import (
+    attach_guide as attach_guide,
+    keep_guide as keep_guide,
+    kept_guides as kept_guides,
+)
 from .batches import (
     Batches as Batches,
     DataLike as DataLike,

@@ -32,6 +32,14 @@ def keep_guide(model: Program) -> bool:
     return found
 
 
+def kept_guides(model: Program) -> Iterator[Module]:
+    """The copies of guides that parts of the model have kept."""
+    for part in list(model.modules()) if isinstance(model, Module) else ():
+        kept = getattr(part, "kept", None)
+        if callable(getattr(part, "keep_guide", None)) and isinstance(kept, Module):
+            yield kept
+
+
 def _methods(model: Program, name: str) -> Iterator[Callable[..., Any]]:
     for part in list(model.modules()) if isinstance(model, Module) else ():
         method = getattr(part, name, None)

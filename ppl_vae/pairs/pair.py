@@ -72,6 +72,8 @@ def _put_back(tensor: Tensor, saved: Tensor, what: str, otherwise: str) -> None:
             f"{what} has shape {tuple(saved.shape)}, {otherwise.format(tuple(tensor.shape))}"
         )
     with torch.no_grad():
+        if tensor.is_floating_point() and saved.is_floating_point() and tensor.dtype != saved.dtype:
+            tensor.data = tensor.data.to(saved.dtype)  # no value is rounded
         tensor.copy_(saved)
 
 

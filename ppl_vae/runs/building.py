@@ -10,9 +10,10 @@ from typing import Any, get_args, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from ppl_vae.networks import Recipe, recipe_of
 from ppl_vae.pairs import Program, attach_guide
 from ppl_vae.runs.messages import plain
-from ppl_vae.runs.names import with_names_of_today
+from ppl_vae.runs.names import public_name, with_names_of_today
 from ppl_vae.runs.trust import TYPED, Trust
 from ppl_vae.runtime import safe_children
 
@@ -75,6 +76,52 @@ def build(
     if model is not None:
         attach_guide(model, program)
     return program, {"class_path": name, "init_args": resolved}
+
+
+def describe(program: Program) -> dict[str, Any] | None:
+    """The description from which `build` makes a program again, if it remembers how it was built.
+
+    Our models, guides, likelihoods, priors and networks do, and classes that derive from theirs.
+
+    Returns:
+        The description; None for a function, for an object that was built with something that cannot be
+        written down, such as a tensor, and for a class that no import finds.
+
+    Example:
+        >>> from ppl_vae.models import VAE
+        >>> describe(VAE((3,), latent_dim=2))["init_args"]["network"]["init_args"]
+        {'hidden': [256, 256], 'activation': 'torch.nn.ReLU'}
+    """
+    recipe = recipe_of(program)
+    try:
+        return None if recipe is None else _written(recipe)
+    except _NoNameError:
+        return None
+
+
+class _NoNameError(Exception):
+    """A class or function has no name by which it can be imported."""
+
+
+def _written(told: Any) -> Any:
+    """What a recipe holds, as plain values.
+
+    Raises:
+        _NoNameError: It holds a class or function that no import finds.
+    """
+    if isinstance(told, Recipe):
+        return {"class_path": _importable(told.kind), "init_args": _written(told.arguments)}
+    if isinstance(told, dict):
+        return {name: _written(value) for name, value in told.items()}
+    if isinstance(told, list):
+        return [_written(value) for value in told]
+    return _importable(told) if callable(told) else told
+
+
+def _importable(named: Any) -> str:
+    if named.__module__ == "__main__" or "<" in named.__qualname__:
+        raise _NoNameError
+    return public_name(named)
 
 
 def import_alternatives(kind: Any) -> None:

@@ -28,8 +28,8 @@ from typing import Any, Protocol
 
 import torch
 
-from ppl_vae.pairs import Pair, Program, attach_guide, keep_guide
-from ppl_vae.runs.building import build
+from ppl_vae.pairs import Pair, Program, attach_guide, keep_guide, kept_guides
+from ppl_vae.runs.building import build, describe
 from ppl_vae.runs.contents import CONFIG, DIAGNOSIS, EVALUATION, METRICS, WEIGHTS
 from ppl_vae.runs.folder import (
     Summary,
@@ -106,10 +106,11 @@ def save_run(
         path: The folder; it is created, with its parents.
         model: The model; its `pyro.param` values are those of the last `fit` of this pair.
         guide: The guide.
-        config: What to write into config.yaml. If it holds `model` and `guide`, each as
-            `{"class_path": ..., "init_args": {...}}`, then `load_run` builds them itself; otherwise
-            they must be passed to it. `model_guide`, in the same form, is the guide that the model keeps a
-            copy of, if it does (a VampPrior that is saved with another guide than it was trained with).
+        config: What to write into config.yaml. `load_run` builds the models and guides of this package itself,
+            and classes that derive from them. For others, `model` and `guide` may say how, each as
+            `{"class_path": ..., "init_args": {...}}`; otherwise they must be passed to `load_run`.
+            `model_guide`, in the same form, is the guide that the model keeps a copy of, if it does (a
+            VampPrior that is saved with another guide than it was trained with).
         fit: What `fit` returned, for metrics.csv.
         evaluation: What `evaluate` returned, or its `to_dict()` with additions.
         diagnosis: What `diagnose` returned, or its `to_dict()`.
@@ -130,11 +131,8 @@ def save_run(
         >>> import tempfile
         >>> from ppl_vae.guides import MeanField
         >>> from ppl_vae.models import VAE
-        >>> sizes = {"data_shape": [3], "latent_dim": 2}
-        >>> config = {"model": {"class_path": "ppl_vae.models.VAE", "init_args": sizes},
-        ...           "guide": {"class_path": "ppl_vae.guides.MeanField", "init_args": sizes}}
         >>> folder = f"{tempfile.mkdtemp()}/run"
-        >>> save_run(folder, VAE((3,), latent_dim=2), MeanField((3,), latent_dim=2), config=config)
+        >>> save_run(folder, VAE((3,), latent_dim=2), MeanField((3,), latent_dim=2))
         >>> load_run(folder).model.latent_dim
         2
     """
@@ -148,8 +146,10 @@ def save_run(
     if not (arviz is None or hasattr(arviz, "to_datatree") or hasattr(arviz, "to_netcdf")):
         raise TypeError(f"arviz must be what to_arviz has returned, got {described(arviz)}")
     full = dict(config or {})
-    for role, program in (("model", model), ("guide", guide)):
-        full.setdefault(role, {"class_path": name_of(program)})
+    programs: list[tuple[str, Any]] = [("model", model), ("guide", guide)]
+    programs += [("model_guide", each) for each in kept_guides(model)]
+    for role, program in programs:
+        full.setdefault(role, describe(program) or {"class_path": name_of(program)})
     kept = None if rows is None else describe_rows(rows)
     with RunFolder.new(path, full, overwrite=overwrite) as run:
         epochs = None if fit is None else len(fit.history)

@@ -1,0 +1,110 @@
+"""Objects that remember what they were built with, so that a saved run can build them again."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an object was built: its class, and what its constructor was given.
+
+    Attributes:
+        kind: The class.
+        arguments: By name: numbers, texts, lists and dicts of them, classes, functions, and recipes.
+    """
+
+    kind: type
+    arguments: dict[str, Any]
+
+
+class Rebuildable:
+    """Remembers the arguments of its constructor, of whichever subclass it is.
+
+    They are kept as they were when the constructor was called, and no other object is kept alive. An
+    argument `model` is left out: a guide is built for the model that is there. If an argument is something
+    else than a `Recipe` holds, such as a tensor, nothing is remembered.
+
+    Example:
+        >>> class Layer(Rebuildable):
+        ...     def __init__(self, width: int = 3) -> None: ...
+        >>> recipe_of(Layer(5)).arguments, recipe_of(Layer()).arguments
+        ({'width': 5}, {'width': 3})
+        >>> recipe_of(Layer(object())) is None
+        True
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            cls.__init__ = _remembering(vars(cls)["__init__"])  # type: ignore[method-assign]
+
+
+class _UnknownArgumentError(Exception):
+    """An argument is nothing that a recipe holds."""
+
+
+def _remembering(init: Callable[..., None]) -> Callable[..., None]:
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        recipe = None
+        outermost = getattr(type(self).__init__, "__wrapped__", None) is init
+        if outermost:
+            try:
+                bound = signature.bind(self, *args, **kwargs)
+                bound.apply_defaults()
+                _, *given = bound.arguments.items()
+                recipe = Recipe(type(self), {n: _told(v) for n, v in given if n != "model"})
+            except (TypeError, _UnknownArgumentError):  # the constructor itself says what is wrong
+                recipe = None
+        init(self, *args, **kwargs)
+        if outermost:
+            self.__dict__["_recipe"] = recipe
+
+    return __init__
+
+
+def recipe_of(built: object) -> Recipe | None:
+    """How an object was built, if it remembers that; a frozen dataclass always does."""
+    if is_dataclass(built) and not isinstance(built, type):
+        try:
+            return Recipe(
+                type(built),
+                {
+                    each.name: _told(getattr(built, each.name))
+                    for each in fields(built)
+                    if each.init
+                },
+            )
+        except _UnknownArgumentError:
+            return None
+    if isinstance(built, Rebuildable) and not hasattr(type(built).__init__, "__wrapped__"):
+        return Recipe(type(built), {})  # no constructor of its own takes anything
+    found: Recipe | None = getattr(built, "_recipe", None)
+    return found
+
+
+def _told(value: Any) -> Any:
+    """A value as a recipe holds it.
+
+    Raises:
+        _UnknownArgumentError: It is something else.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_told(each) for each in value]
+    if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
+        return {name: _told(each) for name, each in value.items()}
+    if isinstance(value, type) or inspect.isfunction(value):
+        return value
+    recipe = recipe_of(value)
+    if recipe is None:
+        raise _UnknownArgumentError
+    return recipe
