@@ -192,6 +192,35 @@ def test_vamp_prior_starts_at_rows_and_stays_in_range() -> None:
     assert float(unbounded.inputs.detach().std()) == pytest.approx(1.0, abs=0.05)
 
 
+def test_pseudo_inputs_can_leave_the_limits_again() -> None:
+    """At binary rows, where training starts, and beyond a limit: the gradients of a loss over a box."""
+    torch.manual_seed(0)
+    model, _ = pair(VampPrior(components=4))
+    model.prior.start_at(torch.rand(9, *SHAPE).round())
+    inputs = model.prior.inputs
+    with torch.no_grad():
+        inputs[0].mul_(1.1)  # ones are beyond the limit
+        inputs[1].fill_(0.4)
+    z = torch.randn(20, 2)
+    (found,) = torch.autograd.grad(-model.prior().log_prob(z).sum(), inputs)
+    clamped = inputs.detach().clamp(0, 1).requires_grad_()
+    components = model.prior._guide().encode(clamped)
+    mixture = dist.MixtureSameFamily(dist.Categorical(torch.ones(4)), components)
+    (free,) = torch.autograd.grad(-mixture.log_prob(z).sum(), clamped)
+    at = inputs.detach()
+    outward = ((at <= 0) & (free > 0)) | ((at >= 1) & (free < 0))
+    torch.testing.assert_close(found, free * ~outward, rtol=1e-4, atol=1e-5)
+    assert 0.2 < float((found != 0)[2:].float().mean()) < 0.8
+    assert bool((found[1] != 0).all())
+    # After some steps of a training, pseudo-inputs are no binary rows any more.
+    rows = torch.rand(30, *SHAPE).round()
+    model, guide = pair(VampPrior(components=4))
+    model.prior.start_at(rows)
+    fit(model, guide, rows, max_epochs=20, learning_rate=0.02, seed=0, progress=False)
+    inside = (model.prior.inputs > 0.05) & (model.prior.inputs < 0.95)
+    assert float(inside.float().mean()) > 0.1
+
+
 def test_vamp_prior_says_what_it_lacks() -> None:
     model: Any = VAE(SHAPE, 2, NETWORK, prior=VampPrior(components=4))
     with pytest.raises(RuntimeError, match="attach_guide"):

@@ -28,9 +28,10 @@ class VampPrior(Prior):
     model, and p(z) no longer changes with the guide. `refit_guide` and `ppl-vae refit` do this
     themselves before they train another guide.
 
-    Pseudo-inputs are clamped between `low` and `high`, beyond which their gradient is 0. They start
-    uniformly between the two (at draws from a standard normal if a limit is infinite), or better at
-    rows of the data: `model.prior.start_at(rows)`.
+    Pseudo-inputs are clamped between `low` and `high`. At a limit, and beyond it, they get the gradients that
+    lead back, and no others: those of a loss, which is minimized. They start uniformly between the two (at
+    draws from a standard normal if a limit is infinite), or better at rows of the data:
+    `model.prior.start_at(rows)`.
 
     Args:
         components: Number K of pseudo-inputs.
@@ -70,6 +71,27 @@ class VampPrior(Prior):
         return _Vamp((self.components, *data_shape), self.low, self.high)
 
 
+class _Clamped(torch.autograd.Function):
+    """Values clamped between two limits, which they can leave again: the gradient of a loss over a box.
+
+    The derivative of `torch.clamp` is 0 at the limits, so that pseudo-inputs that start at binary rows would
+    stay there for good.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, low: float, high: float) -> Tensor:
+        ctx.save_for_backward(values)
+        ctx.limits = low, high
+        return values.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (values,) = ctx.saved_tensors
+        low, high = ctx.limits
+        outward = ((values <= low) & (grad > 0)) | ((values >= high) & (grad < 0))
+        return torch.where(outward, torch.zeros_like(grad), grad), None, None
+
+
 class _Vamp(nn.Module):
     def __init__(self, shape: Sequence[int], low: float, high: float) -> None:
         super().__init__()
@@ -93,7 +115,7 @@ class _Vamp(nn.Module):
             raise circular
         self._encoding = True
         try:
-            components = guide.encode(self.inputs.clamp(self.low, self.high))
+            components = guide.encode(_Clamped.apply(self.inputs, self.low, self.high))
         except ValueError as error:  # a model that runs inside itself enters its plate twice
             if "duplicate plate" in str(error):
                 raise circular from error
