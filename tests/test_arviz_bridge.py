@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ppl_vae import _version
+from ppl_vae import _version, stats
 from ppl_vae.evaluation import evaluate, to_arviz
 from ppl_vae.guides import Exact, MeanField
 from ppl_vae.likelihoods import Binomial
@@ -102,6 +103,7 @@ def test_rows_keep_their_order_over_chunks() -> None:
     np.testing.assert_array_equal(data["posterior"]["row"], np.arange(2500))
 
 
+@pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto distribution")
 def test_loo_is_the_sum_of_log_p_of_the_rows() -> None:
     model, x = pca()
     data = to_arviz(model, Exact(model), x)
@@ -132,6 +134,42 @@ def test_loo_does_not_warn(num_draws: int) -> None:
     assert (np.asarray(loo.pareto_k) < 0.1).all()
 
 
+@pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto distribution")
+@pytest.mark.parametrize("num_draws", [30, 100, 400])
+def test_loo_does_not_praise_unreliable_rows(num_draws: int) -> None:
+    """All draws of a row are equal, which is the best k-hat there could be."""
+    model, x = pca(n=40)
+
+    def narrow(x: torch.Tensor) -> None:
+        q = model.posterior(x)
+        # Half of the rows get the posterior, the others a guide that misses it.
+        shift = 4.0 * (torch.arange(len(x)) % 2)[:, None]
+        with pyro.plate("data", len(x)):
+            z = dist.MultivariateNormal(q.mean + shift, q.covariance_matrix)
+            pyro.sample("z", z)
+
+    evaluation = evaluate(model, narrow, x, num_samples=1000, method="guide", seed=0)
+    bad = evaluation.unreliable.numpy()
+    assert bad.tolist() == [False, True] * 20
+    for factor in (1.0, 1e4):  # of log p(x), which may be large
+        values = stats.Estimate(factor * evaluation.log_likelihood.values)
+        data = to_arviz(
+            model,
+            narrow,
+            x,
+            evaluation=dataclasses.replace(evaluation, log_likelihood=values),
+            num_draws=num_draws,
+        )
+        loo = az.loo(data, pointwise=True)
+        khat = np.asarray(loo.pareto_k)
+        assert (khat[bad] > 0.8).all()
+        assert (khat[~bad] < 0.1).all()
+        assert loo.warning
+        expected = float(values.values.double().sum())
+        assert elpd(loo)[0] == pytest.approx(expected, abs=1e-9, rel=1e-12)
+    np.testing.assert_array_equal(data["sample_stats"]["unreliable"], bad)
+
+
 # pandas deprecates what ArviZ 0.23 does when it sorts its table.
 @pytest.mark.filterwarnings("ignore:The inplace keyword in DataFrame.sort_values")
 def test_compare_ranks_by_log_p_with_the_paired_standard_error() -> None:
@@ -158,18 +196,19 @@ def test_diagnostics_are_those_of_the_evaluation() -> None:
     guide = MeanField((4,), latent_dim=2, network=MLP(hidden=(8,)))
     evaluation = evaluate(model, guide, x, num_samples=200)
     data = to_arviz(model, guide, x, evaluation=evaluation, num_draws=30)
-    stats = data["sample_stats"]
-    np.testing.assert_array_equal(stats["ess"], evaluation.ess)
-    np.testing.assert_array_equal(stats["khat"], evaluation.khat)
-    np.testing.assert_array_equal(stats["elbo"], evaluation.elbo.values)
-    np.testing.assert_allclose(stats["elbo"], -(stats["rate"] + stats["distortion"]), rtol=1e-6)
-    assert stats["ess"].dims == ("row",)
-    assert stats["elbo"].attrs["unit"] == data["log_likelihood"]["x"].attrs["unit"] == "nats"
+    found = data["sample_stats"]
+    np.testing.assert_array_equal(found["ess"], evaluation.ess)
+    np.testing.assert_array_equal(found["khat"], evaluation.khat)
+    np.testing.assert_array_equal(found["elbo"], evaluation.elbo.values)
+    np.testing.assert_allclose(found["elbo"], -(found["rate"] + found["distortion"]), rtol=1e-6)
+    assert found["ess"].dims == ("row",)
+    assert found["elbo"].attrs["unit"] == data["log_likelihood"]["x"].attrs["unit"] == "nats"
     assert data.attrs["inference_library"] == "ppl_vae"
     assert data.attrs["inference_library_version"] == _version.__version__
     assert data.attrs["importance_samples"] == 200
 
 
+@pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto distribution")
 def test_netcdf_brings_everything_back(tmp_path: Path) -> None:
     model = VAE((3, 3), latent_dim=2, network=MLP(hidden=(8,)), likelihood=Binomial(16))
     guide = MeanField((3, 3), latent_dim=2, network=MLP(hidden=(8,)))

@@ -57,7 +57,7 @@ def to_arviz(
     | `prior` | z ~ p(z) | chain, draw, row, ... |
     | `prior_predictive` | x' ~ p(x' \\| z) for those z | chain, draw, row, ... |
     | `log_likelihood` | log p(x), marginal, in nats | chain, draw, row |
-    | `sample_stats` | ELBO, rate, distortion, ESS, Pareto k-hat | row |
+    | `sample_stats` | ELBO, rate, distortion, ESS, Pareto k-hat, whether log p(x) is unreliable | row |
     | `observed_data` | x | row, ... |
 
     The other dimensions of a site are called `<site>_dim_0` and so on. A latent outside of the
@@ -75,9 +75,11 @@ def to_arviz(
     model overfits.
 
     Pareto smoothing fails on exactly equal values (ArviZ 0.23 warns, 1.x raises). The draws of a row
-    are therefore spread evenly over a millionth of a nat around their value, which changes elpd by
-    less than 1e-12 per row. As a result, `az.loo` reports the k-hat of evenly spaced values; the
-    k-hat of the importance weights is `sample_stats.khat`. `az.compare` works too. If log p(x) of
+    are therefore spread over a millionth of a nat around their value, which changes elpd by less than
+    that. How they are spread says what is known of the row: where log p(x) is unreliable, as the
+    quantiles of a Pareto distribution of shape 2, so that `az.loo` counts the row among those with a
+    bad k-hat; elsewhere evenly. The k-hat of the importance weights is
+    `sample_stats.khat`, and `sample_stats.unreliable` the verdict. `az.compare` works too. If log p(x) of
     single rows is below -745 nats, its default method "stacking" underflows: use
     `method="BB-pseudo-BMA"`.
 
@@ -275,18 +277,29 @@ def _log_likelihood(
     evaluation: Evaluation, observed: list[str], num_draws: int
 ) -> dict[str, xr.DataArray]:
     values = evaluation.log_likelihood.values.double().numpy()
-    spread = np.linspace(-_SPREAD / 2, _SPREAD / 2, num_draws) if num_draws > 1 else np.zeros(1)
+    bad = evaluation.unreliable.numpy()
+    spread = np.where(bad, _spread(num_draws, 2.0)[:, None], _spread(num_draws, -1.0)[:, None])
     note = f"log p(x) of the trained parameters; equal draws spread over {_SPREAD:g} nats for PSIS"
     if missing := evaluation.log_likelihood.missing:
         note += f"; {missing}"
     name = observed[0] if len(observed) == 1 else "joint"
     return {
         name: xr.DataArray(
-            (values + spread[:, None])[None],
+            (values + spread)[None],
             dims=("chain", "draw", "row"),
             attrs={"unit": "nats", "description": note},
         )
     }
+
+
+def _spread(num: int, shape: float) -> np.ndarray[Any, Any]:
+    """Small numbers around 0 whose lower tail is Pareto's: k-hat of `exp(-x)` is the shape."""
+    if num == 1:
+        return np.zeros(1)
+    rest = 1 - (np.arange(num) + 0.5) / num
+    quantiles = (rest**-shape - 1) / shape
+    quantiles -= quantiles.mean()
+    return -_SPREAD * quantiles / np.ptp(quantiles)
 
 
 def _sample_stats(evaluation: Evaluation) -> dict[str, xr.DataArray]:
@@ -297,6 +310,7 @@ def _sample_stats(evaluation: Evaluation) -> dict[str, xr.DataArray]:
         "log_likelihood_error": (evaluation.log_likelihood_error, "nats"),
         "ess": (evaluation.ess, "samples"),
         "khat": (evaluation.khat, "1"),
+        "unreliable": (evaluation.unreliable, "1"),
     }
     return {
         name: xr.DataArray(values.numpy(), dims=("row",), attrs={"unit": unit})
