@@ -99,6 +99,11 @@ def test_the_limit_of_the_mutual_information_is_told() -> None:
     assert any("biased low" in note for note in found.notes)
     assert any("lower bound" in warning for warning in found.warnings)
     assert "at least 3.0 nats" in found.summary()
+    printed = dict(found.lines())
+    assert printed["mutual information"] == "≥ 3.00 nats"
+    assert printed["marginal KL"] == f"≤ {found.marginal_kl.mean:.2f} nats"
+    rest = float(found.kl.sum()) - math.log(20)
+    assert found.marginal_kl.mean == pytest.approx(rest, abs=4 * found.marginal_kl.standard_error)
 
 
 def test_a_full_covariance_guide_gets_the_kl_of_its_marginals() -> None:

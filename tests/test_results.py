@@ -282,6 +282,9 @@ def test_it_can_be_compared_with_a_new_one(tmp_path: Path) -> None:
     *table, note = str(comparison).splitlines()
     assert [line.split()[0] for line in table if line] == ["run", *comparison.names]
     assert note.startswith("nats per row, 4 rows")
+    head, *lines = comparison.table()
+    shares = [line[head.index("unreliable")] for line in lines]
+    assert shares == ["-", "0.0%"]  # earlier versions kept no verdict
     assert comparison._repr_html_().count("<tr>") == 3
 
 
@@ -349,5 +352,8 @@ def test_files_of_a_single_row_are_json(tmp_path: Path) -> None:
     assert all(math.isnan(value) for value in run.diagnosis["mean_variance"])
     comparison = Comparison.of([run, load_run(tmp_path / "b", model, guide)])
     assert "nan" not in str(comparison)
+    head, first, _ = comparison.table()
+    expected = f"{found.unreliable.double().mean():.1%}"
+    assert first[head.index("unreliable")] == expected
     assert "nats per row, 1 row, log p(x)" in str(comparison)
     assert comparison_plot(comparison).axes

@@ -133,11 +133,14 @@ class Diagnosis(Result):
         information = self.mutual_information
         # Shown without a standard error: it is a lower bound, as the rows are too few to show all of it.
         shown = f"≥ {information.mean:.2f} {information.unit}" if self.saturated else information
+        # The mean rate is the sum of the two, and is known.
+        rest = self.marginal_kl
+        upper = f"≤ {rest.mean:.2f} {rest.unit}" if self.saturated else rest
         active = f"{self.active_units} of {len(self.kl)}"
         return [
             ("active units", active if self.num_rows > 1 else "not defined for one row"),
             ("mutual information", "not known" if math.isnan(information.mean) else str(shown)),
-            ("marginal KL", "not known" if math.isnan(information.mean) else str(self.marginal_kl)),
+            ("marginal KL", "not known" if math.isnan(information.mean) else str(upper)),
         ]
 
     def caption(self) -> list[str]:
@@ -147,7 +150,10 @@ class Diagnosis(Result):
     def doubts(self) -> Iterator[str]:
         """Reasons not to trust the numbers, one sentence each."""
         if self.saturated:
-            yield "the mutual information is within a nat of its limit log n: read it as a lower bound"
+            yield (
+                "the mutual information is within a nat of its limit log n: read it as a lower bound, and the "
+                "marginal KL as an upper one"
+            )
 
     def summary_numbers(self) -> dict[str, Any]:
         """All numbers, the cause, the remedy and the summary."""

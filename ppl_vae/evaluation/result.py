@@ -117,7 +117,7 @@ class Evaluation(DataResult):
     drawn: Tensor | None = None
     rung: Tensor | None = None
 
-    derived: ClassVar = (*DataResult.derived, "method")
+    derived: ClassVar = (*DataResult.derived, "method", "unreliable")
     hidden: ClassVar = ("rung",)
 
     @property

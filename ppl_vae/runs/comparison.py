@@ -116,7 +116,7 @@ class Comparison(Result):
 
     def table(self) -> list[list[str]]:
         """One line per run."""
-        head = ["run", "ELBO", "rate", "distortion", "log p(x)", "bits/dim", "active"]
+        head = ["run", "ELBO", "rate", "distortion", "log p(x)", "unreliable", "bits/dim", "active"]
         head += ["Δ ELBO", "Δ log p(x)"]
         rows = [head]
         for i, (name, e) in enumerate(zip(self.names, self.evaluations, strict=True)):
@@ -125,6 +125,8 @@ class Comparison(Result):
                 mean = e[quantity]["mean"]
                 digits = 4 if quantity == "bits_per_dim" else 2
                 row.append("not defined" if math.isnan(mean) else f"{mean:.{digits}f}")
+                if quantity == "log_likelihood":
+                    row.append(self._unreliable(i))
             row.append(self.active_units[i])
             for quantity in ("elbo", "log_likelihood"):
                 d = self.difference(quantity, i)
@@ -132,6 +134,11 @@ class Comparison(Result):
                 row.append("-" if i == 0 else there)
             rows.append(row)
         return rows
+
+    def _unreliable(self, run: int) -> str:
+        """The share of rows whose log p(x) is not to be trusted; "-" for runs of earlier versions."""
+        rows = self.values[run].get("unreliable")
+        return "-" if rows is None else f"{sum(map(bool, rows)) / len(rows):.1%}"
 
     def lines(self) -> list[tuple[str, str]]:
         """Nothing: all numbers are in the table."""
