@@ -10,13 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyro
 import pytest
 import torch
 from torch import Tensor, nn
 
-from ppl_vae import load_run, save_run
+from ppl_vae import fit, load_run, save_run
 from ppl_vae.guides import Exact, FullCovariance, MeanField
-from ppl_vae.likelihoods import Binomial
+from ppl_vae.likelihoods import Binomial, Gaussian
 from ppl_vae.models import VAE, ProbabilisticPCA, VampPrior
 from ppl_vae.networks import MLP, Convolutional, recipe_of
 from ppl_vae.pairs import attach_guide, keep_guide
@@ -139,3 +141,53 @@ def test_no_object_is_kept_alive_by_what_is_remembered() -> None:
     recipe = recipe_of(model)
     assert recipe is not None
     assert not tensors(recipe.arguments)
+
+
+def test_a_part_that_was_replaced_is_not_forgotten(tmp_path: Path) -> None:
+    """The weights would fit, and nothing would say that x is binary no more."""
+    model, guide = VAE((1, 8, 8), 2), MeanField((1, 8, 8), 2)
+    model.likelihood = Binomial(4)
+    save_run(tmp_path / "run", model, guide)
+    with pytest.raises(ValueError, match="does not say how the model was built"):
+        load_run(tmp_path / "run")
+    run: Any = load_run(tmp_path / "run", model=model)
+    assert type(run.guide) is MeanField
+
+
+def test_constructors_of_every_kind(tmp_path: Path) -> None:
+    """What is not built again alike is not described; nothing fails while it is saved."""
+
+    class Anything(VAE):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+
+    class Given(VAE):
+        def __init__(self, shape: Any, make: Any) -> None:
+            super().__init__(shape, make())
+
+    for i, model in enumerate((Anything((1, 8, 8), 2), Given((1, 8, 8), lambda: 2))):
+        save_run(tmp_path / f"{i}", model, MeanField((1, 8, 8), 2))
+        with pytest.raises(ValueError, match="does not say how the model was built"):
+            load_run(tmp_path / f"{i}")
+    assert recipe_of(Given((1, 8, 8), lambda: 2)) is None  # no closure is kept alive
+    noise = VAE((1, 8, 8), 2, likelihood=Gaussian(np.float64(0.3)))
+    save_run(tmp_path / "numpy", noise, MeanField((1, 8, 8), np.int64(2)))  # type: ignore[arg-type]
+    run: Any = load_run(tmp_path / "numpy")
+    z = torch.randn(3, 2)
+    assert torch.equal(run.model.decode(z).stddev, noise.decode(z).stddev)
+
+
+def test_the_programs_of_a_fit_are_described(tmp_path: Path) -> None:
+    model = VAE((1, 8, 8), 2, MLP((8,)))
+
+    def guide(x: Tensor) -> None:
+        loc = pyro.param("loc", torch.zeros(2))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", pyro.distributions.Normal(loc, 1.0).to_event(1))
+
+    fitted = fit(model, guide, X, max_epochs=1, seed=0, progress=False)
+    save_run(tmp_path / "run", fitted.model, fitted.guide)
+    run: Any = load_run(tmp_path / "run", guide=guide)
+    assert type(run.model) is VAE
+    for one, other in zip(run.model.parameters(), model.parameters(), strict=True):
+        assert torch.equal(one, other)

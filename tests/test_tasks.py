@@ -13,6 +13,7 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 
 from ppl_vae import fit
+from ppl_vae.checks import PairWarning
 from ppl_vae.guides import BottomUp, Exact, InverseAutoregressive, MeanField
 from ppl_vae.models import VAE, GaussianMixture, HierarchicalVAE, ProbabilisticPCA
 from ppl_vae.models.priors import FlowPrior
@@ -317,6 +318,174 @@ def test_one_of_several_observed_sites() -> None:
         sample(model, 2, like=x)
     with pytest.raises(ValueError, match="'x' is no site that the model observes"):
         sample(model, 2, like=x, site="x")
+
+
+def test_what_else_the_model_observes_stays() -> None:
+    """Labels that are an observed site are those of the rows, not draws; so they are along paths."""
+
+    def model(x: Tensor, labels: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(torch.ones(3)), obs=labels)
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z + 100.0 * y, 0.1), obs=x)
+
+    def guide(x: Tensor, labels: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x - 100.0 * labels, 0.1))
+
+    labels = torch.arange(12) % 3
+    x = 100.0 * labels + 0.5 * X[:12, 0]
+    like: Any = (x, labels)
+    drawn = sample(model, 12, like=like, site="x", means=True, seed=0)
+    assert (drawn / 100).round().tolist() == labels.tolist()
+    twos = torch.full((12,), 2)
+    drawn = sample(model, 12, like=like, given={"labels": twos}, site="x", seed=0)
+    assert (drawn / 100).round().tolist() == [2.0] * 12
+    moved = traverse(model, guide, like, 0, steps=3, site="x")  # of latents that are single numbers
+    steps = torch.tensor([-3.0, 0.0, 3.0])
+    torch.testing.assert_close(moved, 100.0 * labels[:, None] + steps)
+    between = interpolate(model, guide, like, like, steps=3, site="x", path="spherical")
+    torch.testing.assert_close(between, x[:, None].expand(12, 3), atol=1e-3, rtol=0.0)
+    with pytest.raises(
+        ValueError, match=r"'y'\] is a site that the model observes: give the argument"
+    ):
+        sample(model, 12, like=like, given={"y": twos}, site="x")
+
+
+def test_what_no_path_can_hold_is_refused() -> None:
+    x = X[:, :1].expand(-1, 5).contiguous()
+    mixture = GaussianMixture((5,), 3)
+
+    def shared(x: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(mu, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def of_shared(x: Tensor) -> None:
+        pyro.sample("mu", dist.Normal(5.0, 0.1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 1.0))
+
+    with pytest.raises(PairError, match="'mu' belongs to all rows"):
+        traverse(shared, of_shared, x[:, 0], 0)
+    drawn = sample(shared, 700, like=x[:, 0], means=True, seed=0)  # one mu for all parts
+    assert float(drawn.std()) == pytest.approx(1.0, abs=0.1)
+    with pytest.raises(PairError, match="draws no latents of rows"):
+        traverse(mixture, lambda x: None, x, 0)
+
+    def bounded(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.LogNormal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def of_bounded(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.LogNormal(x, 1.0))
+
+    with pytest.raises(PairError, match=r"latent 'z' is bounded .* given=\{'z': values\}"):
+        traverse(bounded, of_bounded, x[:, 0], 0)
+
+
+def test_parameters_of_rows_make_no_other_rows() -> None:
+    class Off(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.off = nn.Parameter(100.0 * torch.arange(90.0))
+
+        def forward(self, x: Tensor) -> None:
+            with pyro.plate("data", 90):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(z + self.off, 1.0), obs=x)
+
+    model = Off()
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", 90):
+            pyro.sample("z", dist.Normal(x - model.off, 1.0))
+
+    x = model.off.detach() + X[:, 0]
+    found = reconstruct(model, guide, x, num_samples=3000, seed=0)
+    torch.testing.assert_close(found, x, atol=0.2, rtol=0.0)
+    for task in (
+        lambda: traverse(model, guide, x, 0),
+        lambda: interpolate(model, guide, x, x),
+    ):
+        with pytest.raises(PairError, match="keeps parameters for each row"):
+            task()
+    with pytest.raises(PairError, match="row"):
+        sample(model, 4, like=x)
+
+
+def test_a_traversal_knows_the_prior_of_each_row() -> None:
+    def model(x: Tensor, y: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(100.0 * y, 2.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor, y: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 1.0))
+
+    y = torch.arange(4.0)
+    found = traverse(model, guide, (100 * y, y), 0, steps=3)
+    torch.testing.assert_close(found, 100 * y[:, None] + torch.tensor([-6.0, 0.0, 6.0]))
+
+
+def test_categories_of_a_pair_that_does_not_vectorize() -> None:
+    probabilities = torch.tensor([0.2, 0.3, 0.5])
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(probabilities))
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            mean = z.reshape(len(x), 2)[:, 0] + k.reshape(len(x))
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("k", dist.Categorical(probabilities))
+            pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    found = encode(model, guide, X[:, 0], seed=0)
+    assert found["k"].shape == (90, 3)
+    torch.testing.assert_close(found["k"].mean(0), probabilities, atol=0.02, rtol=0.0)
+
+
+def test_what_the_checks_find_is_told() -> None:
+    def model(x: Tensor) -> None:
+        loc = pyro.param("loc", torch.tensor(0.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(loc, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=constraints.positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, scale))
+
+    def other(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 1.0))
+
+    x = X[:, 0]
+    fit(model, guide, x, max_epochs=2, seed=0, progress=False)
+    for task in (
+        lambda: encode(model, other, x),
+        lambda: reconstruct(model, other, x),
+        lambda: traverse(model, other, x, 0),
+    ):
+        with pytest.warns(PairWarning, match=r"'loc' \(pyro\.param\) have their initial values"):
+            task()
+
+
+def test_double_precision() -> None:
+    model, guide = VAE((5,), 2, MLP((8,))).double(), MeanField((5,), 2, MLP((8,))).double()
+    x = (X > 0).double().numpy()
+    z = encode(model, guide, x)
+    assert z["z"].dtype == np.float64
+    decoded = sample(model, 90, like=x, given=z, means=True)
+    np.testing.assert_allclose(decoded, model.decode(torch.as_tensor(z["z"])).mean.detach())
 
 
 # -- paths ------------------------------------------------------------------------------------------------

@@ -146,6 +146,8 @@ class Ladder:
             return
         if not layout.draws:
             return
+        if self._fit is None:
+            self._fit = self._rows_that_fit(chunk)
         if start == 0:
             self._compare(chunk, part, (~bad).nonzero()[:LOOKED_AT, 0])
         if self._looks_everywhere:
@@ -156,8 +158,6 @@ class Ladder:
                 self._reliable[start + i] = (log_p, error)
         index = bad.nonzero()[:, 0]
         if len(index):
-            if self._fit is None:
-                self._fit = self._rows_that_fit(chunk)
             self._begin(chunk, index, start)
 
     def finish(self) -> None:
@@ -198,6 +198,8 @@ class Ladder:
 
     def _rows_that_fit(self, chunk: Batch) -> int:
         """So many rows keep no more than `NUMBERS_AT_ONCE` numbers."""
+        if self.session.pair.keeps_rows:  # which cannot be divided
+            return ROWS_AT_ONCE
         with self._apart():
             try:
                 coordinates = self.session.layouts.run(
@@ -223,11 +225,12 @@ class Ladder:
         """
         if not len(index):
             return
+        whole = self.session.pair.keeps_rows
+        index = index if whole else index[: self.rows_at_once]
         guides = {
             int(i): (float(part["log_likelihood"][i]), float(part["error"][i])) for i in index
         }
         self._reliable |= guides
-        whole = self.session.pair.keeps_rows
         rows = chunk if whole else take_rows(chunk, index.to(_device(chunk)))
         self._refine(0, list(guides), rows, index if whole else None, silent=True)
         gains, variances = [], []

@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -72,7 +73,7 @@ def _remembering(init: Callable[..., None]) -> Callable[..., None]:
 
 def recipe_of(built: object) -> Recipe | None:
     """How an object was built, if it remembers that; a frozen dataclass always does."""
-    if is_dataclass(built) and not isinstance(built, type):
+    if is_dataclass(built) and "__dataclass_fields__" in vars(type(built)):
         try:
             return Recipe(
                 type(built),
@@ -96,13 +97,17 @@ def _told(value: Any) -> Any:
     Raises:
         _UnknownArgumentError: It is something else.
     """
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, bool | str):
         return value
+    if isinstance(value, Integral | Real):  # numpy's, too
+        return int(value) if isinstance(value, Integral) else float(value)
     if isinstance(value, list | tuple):
         return [_told(each) for each in value]
     if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
         return {name: _told(each) for name, each in value.items()}
     if isinstance(value, type) or inspect.isfunction(value):
+        if "<" in value.__qualname__:  # no import finds it, and it may hold anything
+            raise _UnknownArgumentError
         return value
     recipe = recipe_of(value)
     if recipe is None:

@@ -73,7 +73,8 @@ def _put_back(tensor: Tensor, saved: Tensor, what: str, otherwise: str) -> None:
         )
     with torch.no_grad():
         if tensor.is_floating_point() and saved.is_floating_point() and tensor.dtype != saved.dtype:
-            tensor.data = tensor.data.to(saved.dtype)  # no value is rounded
+            wider = torch.promote_types(tensor.dtype, saved.dtype)
+            tensor.data = tensor.data.to(wider)  # no value is rounded
         tensor.copy_(saved)
 
 
@@ -213,6 +214,9 @@ class Pair:
             ("guide", "model", self.guide),
         ):
             names = self._declared[role] & learned_by(program) - self._carried
+            names = {
+                name for name in names if "$$$" not in name
+            }  # of a module, which has what it learned
             if names:
                 shown = ", ".join(f"'{name}'" for name in sorted(names))
                 yield (

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args, get_type_hints
 
+import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -16,6 +18,8 @@ from ppl_vae.runs.messages import plain
 from ppl_vae.runs.names import public_name, with_names_of_today
 from ppl_vae.runs.trust import TYPED, Trust
 from ppl_vae.runtime import safe_children
+
+_logger = logging.getLogger(__name__)
 
 
 def build(
@@ -97,6 +101,46 @@ def describe(program: Program) -> dict[str, Any] | None:
         return None if recipe is None else _written(recipe)
     except _NoNameError:
         return None
+
+
+def described_truly(
+    program: Program, role: str, model: Program | None
+) -> tuple[dict[str, Any] | None, Program | None]:
+    """The description of a program, if what `build` makes of it is alike, and what it makes.
+
+    A part may have been replaced since (`model.likelihood = Binomial(4)`), and a constructor may do more than
+    its arguments say. So it is built once: modules of the same names have to be of the same kinds, built with
+    the same arguments, and their numbers have the same shapes.
+
+    Args:
+        program: The program.
+        role: As for `build`.
+        model: The model as it was built again, for a guide; None if it was not.
+    """
+    told = describe(program)
+    if told is None:
+        return None, None
+    try:
+        with torch.random.fork_rng(devices=[]):  # initial weights are drawn
+            built = build(told, model, role=role)[0]
+        return (told, built) if _parts(built) == _parts(program) else (None, None)
+    except Exception as error:  # whatever constructors raise
+        _logger.info("the %s is not built again from what it remembers: %s", role, error)
+        return None, None
+
+
+def _parts(program: Any) -> list[tuple[Any, ...]]:
+    """Name, kind, arguments, and shapes of the numbers of each module in a program."""
+    return [
+        (
+            name,
+            type(part),
+            recipe_of(part),
+            [(n, tuple(p.shape)) for n, p in part.named_parameters(recurse=False)],
+        )
+        for name, part in program.named_modules()
+        if ".kept" not in f".{name}"  # a guide that the model keeps has a description of its own
+    ]
 
 
 class _NoNameError(Exception):

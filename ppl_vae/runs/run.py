@@ -29,7 +29,7 @@ from typing import Any, Protocol
 import torch
 
 from ppl_vae.pairs import Pair, Program, attach_guide, keep_guide, kept_guides
-from ppl_vae.runs.building import build, describe
+from ppl_vae.runs.building import build, described_truly
 from ppl_vae.runs.contents import CONFIG, DIAGNOSIS, EVALUATION, METRICS, WEIGHTS
 from ppl_vae.runs.folder import (
     Summary,
@@ -146,10 +146,14 @@ def save_run(
     if not (arviz is None or hasattr(arviz, "to_datatree") or hasattr(arviz, "to_netcdf")):
         raise TypeError(f"arviz must be what to_arviz has returned, got {described(arviz)}")
     full = dict(config or {})
-    programs: list[tuple[str, Any]] = [("model", model), ("guide", guide)]
-    programs += [("model_guide", each) for each in kept_guides(model)]
+    pair = Pair.of(model, guide)  # of the programs themselves, with what they have learned
+    programs: list[tuple[str, Any]] = [("model", pair.model), ("guide", pair.guide)]
+    programs += [("model_guide", each) for each in kept_guides(pair.model)]
+    again: Any = None
     for role, program in programs:
-        full.setdefault(role, describe(program) or {"class_path": name_of(program)})
+        told, built = described_truly(program, role, again)
+        again = built if role == "model" else again
+        full.setdefault(role, told or {"class_path": name_of(program)})
     kept = None if rows is None else describe_rows(rows)
     with RunFolder.new(path, full, overwrite=overwrite) as run:
         epochs = None if fit is None else len(fit.history)

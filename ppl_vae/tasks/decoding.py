@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ppl_vae.checks import Session, opened
-from ppl_vae.pairs import Batch, DataLike, PairError, Program, tensors_of
+from ppl_vae.pairs import Batch, DataLike, Program, tensors_of
 from ppl_vae.runtime import require_samples
 from ppl_vae.tasks.arrays import as_given
-from ppl_vae.tasks.observed import data_site, expectation, is_categorical
+from ppl_vae.tasks.observed import data_site, expectation, is_categorical, require_drawn, tell
 
 
 def reconstruct(
@@ -57,9 +57,10 @@ def reconstruct(
     require_samples("num_samples", num_samples)
     parts = []
     with opened(model, guide, x, seed=seed, progress=progress) as session:
-        _require_drawn(session)
+        require_drawn(session)
         for chunk in session.chunks(session.rows_at_once(num_samples), "reconstruct"):
             parts.append(_reconstructed(session, chunk, num_samples, site).cpu())
+    tell(session)
     return as_given(x)(torch.cat(parts))
 
 
@@ -77,17 +78,3 @@ def _reconstructed(session: Session, chunk: Batch, num_samples: int, site: str |
             found = session.sample(chunk, 1).model_trace.nodes[name]
         total = total + expectation(name, found, layout, 1 if looped else num_samples, n).sum(0)
     return total.argmax(-1) if is_categorical(found) else total / num_samples
-
-
-def _require_drawn(session: Session) -> None:
-    """Refuses a model that sums latents out: E[x | z] is one for each of their values then.
-
-    Raises:
-        PairError: It does.
-    """
-    if session.layout.enumerated:
-        names = ", ".join(f"'{name}'" for name in session.layout.enumerated)
-        raise PairError(
-            f"the model sums {names} out, and E[x | z] is another one for each value: give a guide that draws "
-            'them, such as Exact or Enumerated, and a model without infer={"enumerate": "parallel"}'
-        )

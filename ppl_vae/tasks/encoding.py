@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from ppl_vae.checks import Session, opened
-from ppl_vae.pairs import DataLike, PairError, Program, RowDensities, stated_moment
+from ppl_vae.pairs import DataLike, PairError, Program, RowDensities, innermost, stated_moment
 from ppl_vae.runtime import require_samples
 from ppl_vae.tasks.arrays import as_given
-from ppl_vae.tasks.observed import expectation
+from ppl_vae.tasks.observed import expectation, is_categorical, tell
 
 MEAN_SAMPLES = 100
 """Draws of a row that are averaged where the guide states no mean, or one that depends on other latents."""
@@ -69,6 +70,7 @@ def encode(
             found = rows.latents if num_samples else means_of_latents(rows)
             for name, value in found.items():
                 parts.setdefault(name, []).append(value.cpu())
+    tell(session)
     dim = 1 if num_samples else 0
     return {name: give(torch.cat(some, dim)) for name, some in parts.items()}
 
@@ -102,6 +104,9 @@ def means_of_latents(rows: RowDensities) -> dict[str, Tensor]:
     for name in rows.layout.latents:
         stated = _stated(rows, name)
         value = rows.latents[name] if stated is None else stated
+        site = rows.guide_trace.nodes.get(name)
+        if stated is None and site is not None and is_categorical(site):
+            value = one_hot(value.long(), innermost(site["fn"]).probs.shape[-1])
         value = value if value.is_floating_point() else value.to(rows.log_guide.dtype)
         means[name] = value.mean(0)
     return means

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ppl_vae.checks import PairWarning, Session
 from ppl_vae.pairs import Layout, PairError, Site, Trace, center, innermost, rows_first
 
 
@@ -64,3 +66,35 @@ def expectation(name: str, site: Site, layout: Layout, num_samples: int, n: int)
 def is_categorical(site: Site) -> bool:
     """Whether a site's values are numbers of categories."""
     return isinstance(innermost(site["fn"]), torch.distributions.Categorical)
+
+
+def tell(session: Session) -> None:
+    """Warns of what the checks have found, once all rows were read."""
+    for text in session.findings.doubts:
+        warnings.warn(text, PairWarning, stacklevel=3)
+
+
+def require_any_rows(session: Session) -> None:
+    """Refuses a pair with parameters for each row, which knows no others.
+
+    Raises:
+        PairError: It is one.
+    """
+    if session.pair.keeps_rows:
+        raise PairError(
+            "the pair keeps parameters for each row, so it makes no rows but these: use one that is amortized"
+        )
+
+
+def require_drawn(session: Session) -> None:
+    """Refuses a model that sums latents out: E[x | z] is one for each of their values then.
+
+    Raises:
+        PairError: It does.
+    """
+    if session.layout.enumerated:
+        names = ", ".join(f"'{name}'" for name in session.layout.enumerated)
+        raise PairError(
+            f"the model sums {names} out, and E[x | z] is another one for each value: give a guide that draws "
+            'them, such as Exact or Enumerated, and a model without infer={"enumerate": "parallel"}'
+        )

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import pyro.poutine as poutine
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from ppl_vae.checks import Session, opened
 from ppl_vae.pairs import (
@@ -14,14 +15,23 @@ from ppl_vae.pairs import (
     DataLike,
     PairError,
     Program,
+    Site,
     as_args,
+    num_rows,
     parts_of,
     prior_moments,
     take_rows,
+    tensors_of,
 )
 from ppl_vae.runtime import require_count
 from ppl_vae.tasks.arrays import as_given
-from ppl_vae.tasks.encoding import draws_for_means, means_of_latents, require_latents
+from ppl_vae.tasks.encoding import (
+    MEAN_SAMPLES,
+    draws_for_means,
+    means_of_latents,
+    require_latents,
+)
+from ppl_vae.tasks.observed import require_any_rows, require_drawn, tell
 from ppl_vae.tasks.sampling import Draw
 
 LEAST_SINE = 1e-6
@@ -160,31 +170,74 @@ def traverse(
         center, deviation = _of_prior(session, latent, dimension)
         values = center + deviation * torch.linspace(-REACH, REACH, steps).to(means[latent])
         moved = {name: mean[:, None].repeat_interleave(steps, 1) for name, mean in means.items()}
-        flat = moved[latent].flatten(2)
+        flat = moved[latent].reshape(len(values), steps, -1)
         flat[..., dimension] = values
         moved[latent] = flat.reshape(moved[latent].shape)
         return as_given(x)(_decoded(session, moved, site))
 
 
-def _of_prior(session: Session, latent: str, dimension: int) -> tuple[float, float]:
-    """Mean and deviation of one number of a latent under the prior; of draws, if it states none."""
-    rows = session.sample(session.first, 1)
-    moments = prior_moments(rows, rows.layout, latent)
-    if moments is not None:
-        mean, variance = (float(moment[0].flatten()[dimension]) for moment in moments)
-        return mean, variance**0.5
-    free, args = poutine.uncondition(session.pair.model), as_args(session.first)
+def _of_prior(session: Session, latent: str, dimension: int) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of one number of a latent under the prior of each row, `(n, 1)`.
+
+    If the prior depends on other latents, over draws of these; of draws, if it states none.
+
+    Raises:
+        PairError: The latent is bounded.
+    """
+    means, deviations = [], []
+    for chunk in session.chunks(session.rows_at_once(MEAN_SAMPLES)):
+        rows = session.sample(chunk, MEAN_SAMPLES)
+        _require_unbounded(latent, rows.model_trace.nodes[latent])
+        moments = prior_moments(rows, rows.layout, latent)
+        n = num_rows(chunk)
+        if moments is None:
+            drawn = _drawn_from_prior(session, latent, dimension)
+            moment = [torch.full((n, 1), float(m)) for m in (drawn.mean(), drawn.var())]
+        else:
+            moment = [m.reshape(n, -1)[:, dimension, None] for m in moments]
+        means.append(moment[0].to(session.device))
+        deviations.append(moment[1].to(session.device).sqrt())
+    return torch.cat(means), torch.cat(deviations)
+
+
+def _require_unbounded(latent: str, site: Site) -> None:
+    """Refuses a latent with a bounded range: three deviations may lie outside of it.
+
+    Raises:
+        PairError: It is one.
+    """
+    try:
+        support: Any = site["fn"].support
+    except NotImplementedError:  # flows
+        return
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    if support not in (constraints.real, constraints.real_vector):
+        raise PairError(
+            f"latent '{latent}' is bounded ({support}): a traversal would leave its range. Decode values of "
+            f"your own with sample(model, num, given={{'{latent}': values}}, means=True)"
+        )
+
+
+def _drawn_from_prior(session: Session, latent: str, dimension: int) -> Tensor:
+    args = as_args(session.first)
     draws: list[Tensor] = []
     while sum(map(len, draws)) < PRIOR_DRAWS:
-        value: Any = poutine.trace(free).get_trace(*args).nodes[latent]["value"]
-        draws.append(value.flatten(1)[:, dimension])
-    drawn = torch.cat(draws).double()
-    return float(drawn.mean()), float(drawn.std())
+        value: Any = poutine.trace(session.pair.model).get_trace(*args).nodes[latent]["value"]
+        draws.append(value.reshape(len(value), -1)[:, dimension])
+    return torch.cat(draws).double()
 
 
 def _means(session: Session, label: str) -> dict[str, Tensor]:
     """The posterior means of all latents, `(n, *event)`."""
     require_latents(session)
+    require_any_rows(session)
+    require_drawn(session)
+    if session.layout.shared:
+        names = ", ".join(f"'{name}'" for name in session.layout.shared)
+        raise PairError(f"{names} belongs to all rows: there is no path of single rows")
+    if not session.batches.in_memory:
+        raise TypeError("a path starts at some rows: give them as one array, not as a loader")
     if session.layout.discrete:
         names = ", ".join(f"'{name}'" for name in session.layout.discrete)
         raise PairError(f"{names} is discrete: there is no path between its values")
@@ -199,12 +252,15 @@ def _means(session: Session, label: str) -> dict[str, Tensor]:
 def _decoded(session: Session, latents: dict[str, Tensor], site: str | None) -> Tensor:
     """E[x | z] of latents `(n, steps, *event)`: `(n, steps, *event of x)`."""
     n, steps = next(iter(latents.values())).shape[:2]
-    index = torch.arange(n).repeat_interleave(steps)
+    index = torch.arange(n, device=tensors_of(session.batches.rows)[0].device).repeat_interleave(
+        steps
+    )
     rows: Batch = take_rows(session.batches.rows, index)
     flat = {name: value.flatten(0, 1) for name, value in latents.items()}
     draw = Draw(session, n * steps, flat, site, rows)
     size = session.rows_at_once(1)
     parts = [draw(part, means=True).cpu() for part in parts_of(n * steps, size)]
+    tell(session)
     rows_of_paths: Tensor = torch.cat(parts).unflatten(0, (n, steps))
     return rows_of_paths
 
@@ -214,7 +270,7 @@ def _spherical(a: Tensor, b: Tensor, t: float) -> Tensor:
 
     Where they point to the same or to opposite directions, or one is zero, no great circle is meant: a line.
     """
-    one, other = a.flatten(1).double(), b.flatten(1).double()
+    one, other = (v.reshape(len(v), -1).double() for v in (a, b))
     lengths = one.norm(dim=1, keepdim=True), other.norm(dim=1, keepdim=True)
     cosine = (one * other).sum(1, keepdim=True) / (lengths[0] * lengths[1])
     angle = torch.acos(cosine.clamp(-1.0, 1.0))

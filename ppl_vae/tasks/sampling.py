@@ -7,6 +7,7 @@ from typing import Any
 
 import pyro.poutine as poutine
 import torch
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
 from ppl_vae.checks import Session, evaluating, opened
@@ -15,10 +16,12 @@ from ppl_vae.pairs import (
     Batch,
     DataArguments,
     DataLike,
+    Layout,
     Pair,
     PairError,
     Program,
     SomeArguments,
+    Substitute,
     Trace,
     as_args,
     as_tensor,
@@ -34,7 +37,13 @@ from ppl_vae.pairs import (
 )
 from ppl_vae.runtime import described, preserve_random_state, require_count
 from ppl_vae.tasks.arrays import as_given
-from ppl_vae.tasks.observed import data_site, expectation, is_categorical
+from ppl_vae.tasks.observed import (
+    data_site,
+    expectation,
+    is_categorical,
+    require_any_rows,
+    tell,
+)
 
 Given = Mapping[str, Any]
 """Values of latents or arguments of the model by name, one for each draw: `(num, ...)`."""
@@ -57,8 +66,8 @@ def sample(
         model: Pyro program of p(x, z).
         num: How many.
         like: Some rows, as for `ppl_vae.fit`, which say what the model is called with. Of other arguments than
-            the data (labels), the draws get those of these rows in turn. A model that has a `data_shape`, as
-            ours have, needs none.
+            the data (labels), and of what else the model observes, the draws get those of these rows in turn. A
+            model that has a `data_shape`, as ours have, needs none.
         given: Values that are not to be drawn, by the name of a latent site, or of an argument of the model:
             `{"z": z}` decodes latents, `{"y": labels}` draws rows with these labels. Each is `(num, ...)`.
         means: Whether to return E[x | z] for the z that were drawn, not draws of x. Pictures of means look
@@ -85,12 +94,14 @@ def sample(
     require_count("num", num)
     rows = _blank(model) if like is None else like
     with opened(model, PriorGuide(model), rows, seed=seed, progress=False) as session:
+        require_any_rows(session)
         draw = Draw(session, num, {} if given is None else given, site)
         parts = []
         with session.bar("sample", "row", num) as bar:
             for part in parts_of(num, session.rows_at_once(1)):
                 parts.append(draw(part, means).cpu())
                 bar.update(len(parts[-1]))
+    tell(session)
     return as_given(like)(torch.cat(parts))
 
 
@@ -107,6 +118,11 @@ def _blank(model: Program) -> Tensor:
             f"sample needs rows to call {described(owner)} with: pass like=x, some rows of the data"
         )
     pair = Pair.of(model, PriorGuide(model))
+    names = DataArguments.of(pair)
+    if names.names is None or names.required > 1:
+        raise TypeError(
+            f"sample needs rows to call {described(owner)} with, which takes more than the data: pass like="
+        )
     with preserve_random_state(), evaluating(pair, seed=None):
         free = poutine.trace(poutine.uncondition(pair.model)).get_trace(torch.zeros(2, *shape))
     # What the model draws is in its support, as zeros may not be.
@@ -148,9 +164,11 @@ class Draw:
         arguments = DataArguments.of(pair).names or ()
         sites = {n: s for n, s in asked.nodes.items() if s["type"] == "sample"}
         self._held: dict[str, Tensor] = {}
+        self._shared: dict[str, Tensor] = {}
         self._arguments: dict[int, Tensor] = {}
+        dtype = DataArguments.of(pair).dtype
         for name, value in given.items():
-            tensor = as_tensor(value, name).to(session.device)
+            tensor = as_tensor(value, name, dtype).to(session.device)
             if tensor.dim() == 0 or len(tensor) != num:
                 raise ValueError(
                     f"given['{name}'] has shape {tuple(tensor.shape)}: expected one value for each of the "
@@ -164,18 +182,25 @@ class Draw:
                 )
             if name in arguments:
                 self._arguments[arguments.index(name)] = tensor
-            if name in sites and name != self._name:
-                _require_fit(name, tensor, asked)
-                self._held[name] = tensor
+            elif sites[name]["is_observed"]:
+                raise ValueError(
+                    f"given['{name}'] is a site that the model observes: give the argument that holds it "
+                    f"({', '.join(arguments)})"
+                )
+            else:
+                _require_fit(name, tensor, asked, session.layout)
+                there: Any = sites[name]["value"]
+                self._held[name] = tensor.to(there.dtype)
 
     def __call__(self, part: slice, means: bool) -> Tensor:
         """The draws of these numbers, or E[x | z] of them."""
         batch = self._batch(part)
         n = num_rows(batch)
         held = {name: value[part] for name, value in self._held.items()}
-        pair = self.session.pair
-        free = poutine.condition(poutine.uncondition(pair.model), data=held)
+        free = Substitute(held | self._shared)(_Free(self._name)(self.session.pair.model))
         trace: Trace = poutine.trace(free).get_trace(*as_args(batch))
+        for name in self.session.layout.shared:  # one draw for all parts
+            self._shared[name] = trace.nodes[name]["value"]
         found = trace.nodes[self._name]
         if means:
             layout = self.session.layouts.of(batch)
@@ -198,14 +223,31 @@ class Draw:
         return SomeArguments.at(places, [tensors[place] for place in places])
 
 
-def _require_fit(name: str, value: Tensor, asked: Trace) -> None:
-    """Refuses values that do not have the shape of the model's site.
+class _Free(UnconditionMessenger):
+    """Draws one site that the model observes; the others stay as they are."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] == self.name:
+            super()._pyro_sample(msg)
+
+
+def _require_fit(name: str, value: Tensor, asked: Trace, layout: Layout) -> None:
+    """Refuses values that do not have the shape of the model's site, or whose rows come second there.
 
     Raises:
-        PairError: They have another one.
+        PairError: They do not fit.
     """
     fn = asked.nodes[name]["fn"]
     row = (fn.batch_shape + fn.event_shape)[1:]
+    if name in layout.latents and len(fn.batch_shape) != -layout.dim:
+        raise PairError(
+            f"the rows are not the first dimension of site '{name}', so it cannot be given: make the plate "
+            "over rows the outermost one"
+        )
     if value.shape[1:] != row:
         raise PairError(
             f"given['{name}'] has rows of shape {tuple(value.shape[1:])}, and the model's site '{name}' of "

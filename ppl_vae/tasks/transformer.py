@@ -115,14 +115,14 @@ class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         """Posterior means of the latents, side by side: `(n, dimensions)`; see `encode`."""
         rows = self._rows(X)
         means = encode(self.model_, self.guide_, rows, seed=self._seed, progress=False)
-        return np.concatenate([mean.flatten(1).numpy() for mean in means.values()], 1)
+        return np.concatenate([mean.reshape(len(mean), -1).numpy() for mean in means.values()], 1)
 
     def inverse_transform(self, X: ArrayLike) -> NDArray[Any]:
         """E[x | z] for latents `(n, dimensions)`: rows `(n, features)`.
 
         Raises:
             ValueError: There are other numbers of latents.
-            PairError: A latent is discrete, so that its probabilities are no value of it.
+            PairError: A latent has categories, so that its probabilities are no value of it.
         """
         check_is_fitted(self)
         z = torch.as_tensor(check_array(X, dtype=np.float32))
