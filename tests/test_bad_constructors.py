@@ -38,7 +38,10 @@ def _kinds() -> dict[str, type[Any]]:
     for face in (ppl_vae.models, ppl_vae.guides, ppl_vae.networks, ppl_vae.likelihoods):
         for name in getattr(face, "__all__", dir(face)):
             kind = getattr(face, name)
-            if inspect.isclass(kind) and not inspect.isabstract(kind) and not name.startswith("_"):
+            ours_alone = name in ("Recipe", "Rebuildable")  # no users build them
+            if inspect.isabstract(kind) or name.startswith("_") or ours_alone:
+                continue
+            if inspect.isclass(kind):
                 found[name] = kind
     own = {n: k for n, k in found.items() if k.__module__.startswith("ppl_vae.")}
     own |= {"StepSize": StepSize, "GradientSteps": GradientSteps}

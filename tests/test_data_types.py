@@ -621,7 +621,16 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "save_run": _save_run,
     "posterior_grid": _grid,
     "Generator": _generator,
+    "encode": lambda x: _lists(ppl_vae.encode(Model(), Guide(), x, **QUICK)["z"]),
+    "outliers": lambda x: ppl_vae.outliers(Model(), Guide(), x, num_samples=3, **QUICK).to_dict(),
+    "reconstruct": lambda x: _lists(ppl_vae.reconstruct(Model(), Guide(), x, **QUICK)),
+    "traverse": lambda x: _lists(ppl_vae.traverse(Model(), Guide(), x, 0, seed=0)),
 }
+
+
+def _lists(found: Any) -> Any:
+    """An array of either library."""
+    return found.tolist()
 
 
 @pytest.mark.parametrize("name", CALLS)
