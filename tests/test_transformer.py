@@ -108,8 +108,12 @@ def test_options_of_fit_reach_it() -> None:
         random_state=0,
         fit_options={"batch_size": 40},
     )
-    with pytest.raises(TypeError, match="batch_size"):
+    with pytest.raises(
+        TypeError, match="fit_options holds batch_size: give that to PairTransformer"
+    ):
         found.fit(X)
+    with pytest.raises(TypeError, match="make_pair must be a function from the shape of a row"):
+        PairTransformer(None).fit(X)  # type: ignore[arg-type]
     spread = {}
     for beta in (1e-3, 1000.0):
         found.set_params(fit_options={"objective": ELBO(beta=beta)})

@@ -94,25 +94,21 @@ def interpolate(
     require_count("steps", steps, 2)
     if path not in ("linear", "spherical"):
         raise ValueError(f"path must be 'linear' or 'spherical', got {path!r}")
-    ends = []
-    for name, rows in (("a", a), ("b", b)):
-        with opened(model, guide, rows, seed=seed, progress=False) as session:
-            ends.append(_means(session, f"interpolate ({name})"))
-    first, last = ends
-    n = len(next(iter(first.values())))
-    if len(next(iter(last.values()))) != n:
-        raise ValueError(
-            f"interpolate needs as many rows to end at as to start from: a has {n}, b has "
-            f"{len(next(iter(last.values())))}"
-        )
-    along = _spherical if path == "spherical" else torch.lerp
-    between = {
-        name: torch.stack(
-            [along(first[name], last[name], i / (steps - 1)) for i in range(steps)], 1
-        )
-        for name in first
-    }
+    with opened(model, guide, b, seed=seed, progress=False) as session:
+        last = _means(session, "interpolate (b)")
     with opened(model, guide, a, seed=seed, progress=False) as session:
+        first = _means(session, "interpolate (a)")
+        n, ends = (len(next(iter(means.values()))) for means in (first, last))
+        if ends != n:
+            raise ValueError(
+                f"interpolate needs as many rows to end at as to start from: a has {n}, b has {ends}"
+            )
+        along = _spherical if path == "spherical" else torch.lerp
+        shares = [i / (steps - 1) for i in range(steps)]
+        between = {
+            name: torch.stack([along(first[name], last[name], share) for share in shares], 1)
+            for name in first
+        }
         return as_given(a)(_decoded(session, between, site))
 
 

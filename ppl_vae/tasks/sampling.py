@@ -106,7 +106,7 @@ def sample(
 
 
 def _blank(model: Program) -> Tensor:
-    """One row of zeros for a model that says the shape of its rows.
+    """Two rows to call a model with that says their shape: draws of its own, which are in its support.
 
     Raises:
         TypeError: It does not.
@@ -125,7 +125,6 @@ def _blank(model: Program) -> Tensor:
         )
     with preserve_random_state(), evaluating(pair, seed=None):
         free = poutine.trace(poutine.uncondition(pair.model)).get_trace(torch.zeros(2, *shape))
-    # What the model draws is in its support, as zeros may not be.
     for site in sample_sites(free).values():
         value: Tensor = site["value"]
         if site["infer"].get("was_observed") and value.shape == (2, *shape):

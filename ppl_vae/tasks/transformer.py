@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from ppl_vae.evaluation import evaluate
 from ppl_vae.pairs import Program
-from ppl_vae.runtime import preserve_random_state
+from ppl_vae.runtime import described, preserve_random_state
 from ppl_vae.tasks.encoding import encode
 from ppl_vae.tasks.sampling import sample
 from ppl_vae.training import fit
@@ -87,9 +87,20 @@ class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             y: Not used.
 
         Raises:
+            TypeError: `make_pair` is no function, or an option is given twice.
             ValueError: The rows are not finite numbers, or do not fit `row_shape`.
             PairError: The programs do not fit the rows.
         """
+        if not callable(self.make_pair):
+            raise TypeError(
+                "make_pair must be a function from the shape of a row to a model and a guide, got "
+                f"{described(self.make_pair)}"
+            )
+        options = self.fit_options or {}
+        if twice := sorted(options.keys() & self.get_params().keys()):
+            raise TypeError(
+                f"fit_options holds {', '.join(twice)}: give that to PairTransformer itself"
+            )
         rows = self._rows(X, reset=True)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         with preserve_random_state():
@@ -103,7 +114,7 @@ class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             learning_rate=self.learning_rate,
             batch_size=self.batch_size,
             seed=seed,
-            **({"progress": False} | (self.fit_options or {})),
+            **({"progress": False} | options),
         )
         self.model_, self.guide_, self._seed = self.fit_.model, self.fit_.guide, seed
         means = encode(self.model_, self.guide_, rows[:2], seed=seed, progress=False)
@@ -186,5 +197,4 @@ class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float32"]
-        tags.non_deterministic = False
         return tags
