@@ -12,12 +12,14 @@
 | `SemiAmortized` | Normal with independent dimensions, improved for each row by gradient steps |
 | `BottomUp`, `TopDown` | two layers of Normals with independent dimensions |
 | `CategoricalEncoder` | any categorical, for the component of a mixture |
+| `SemiSupervised` | any categorical for the class, and a guide of the style for each class |
 | `Recurrent` | any Markov chain, for the path of a hidden Markov model |
 | `PerRow` | that of another guide, with free numbers for each row: no amortization |
 | `Exact` | the posterior of a model that has it in closed form |
 | `Enumerated` | the posterior of a model whose latents have finitely many values |
 
-A guide is a callable `guide(x)` that runs inside Pyro; `encode(x)` is its q(z | x). To write an amortized
+A guide is a callable `guide(x)` that runs inside Pyro; `encode(x)` is its q(z | x). Amortized guides
+take a `context`, for models that are given labels or attributes: q(z | x, c). To write an amortized
 guide with a family of your own, derive from `Amortized`.
 """
 

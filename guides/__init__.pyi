@@ -15,3 +15,4 @@ from .mixture_of_gaussians import MixtureOfGaussians as MixtureOfGaussians
 from .per_row import PerRow as PerRow
 from .recurrent import Recurrent as Recurrent
 from .semi_amortized import SemiAmortized as SemiAmortized
+from .semi_supervised import SemiSupervised as SemiSupervised

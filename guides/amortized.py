@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ppl_vae.guides.parts import sample_z
 from ppl_vae.networks import (
     MLP,
+    Context,
     Network,
     Rebuildable,
     full_precision,
@@ -40,6 +41,8 @@ class Amortized(Rebuildable, nn.Module, ABC, Generic[Family]):
         data_shape: Shape of one row of the data.
         latent_dim: Number of latent dimensions, the model's.
         network: What the encoder is built from.
+        context: What the rows come with, such as `Labels(10)`, for a model that is given it, too: the guide is
+            q(z | x, c) then, and runs on `(x, c)`.
 
     Raises:
         ValueError: `latent_dim` is not positive.
@@ -67,13 +70,21 @@ class Amortized(Rebuildable, nn.Module, ABC, Generic[Family]):
         data_shape: Sequence[int],
         latent_dim: int = 10,
         network: Network = MLP(),  # frozen
+        context: Context | None = None,
     ) -> None:
         super().__init__()
         require_data_shape(self, data_shape)
         require_at_least_one(self, latent_dim=latent_dim)
         require_object(self, "network", network, "encoder", "MLP()")
+        if context is not None:
+            require_object(self, "context", context, "size", "Labels(10)")
         self.latent_dim = latent_dim
-        self.encoder = network.encoder(data_shape)
+        self.context = context
+        self.encoder = (
+            network.encoder(data_shape)
+            if context is None
+            else network.encoder_of_both(data_shape, context.size)
+        )
         self.head = linear_head(self.encoder, self.num_outputs)
         with torch.no_grad():
             self.start_head()
@@ -97,14 +108,36 @@ class Amortized(Rebuildable, nn.Module, ABC, Generic[Family]):
     def start_head(self) -> None:
         """Sets weights of the new head, if the family needs a start that differs from a linear layer's."""
 
-    def amortize(self, x: Tensor) -> Tensor:
-        """The outputs for data `(*batch, *data_shape)`: `(*batch, num_outputs)`."""
-        return full_precision(self.head(self.encoder(x)))
+    def features(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        """The encoder's features of data `(*batch, *data_shape)` and their context: `(*batch, out_features)`.
 
-    def encode(self, x: Tensor) -> Family:
-        """q(z | x) for data `(*batch, *data_shape)`: batch shape `batch`."""
-        return self.family(self.amortize(x))
+        Raises:
+            TypeError: The guide was built with a context, and there is none; or without, and there is one.
+        """
+        name = type(self).__name__
+        if self.context is None:
+            if c is not None:
+                raise TypeError(
+                    f"{name} was built to read the data alone, but is given labels or other context beside "
+                    f"them: build it with context=Labels(...) or Attributes(...) of ppl_vae.networks"
+                )
+            features: Tensor = self.encoder(x)
+            return features
+        if c is None:
+            raise TypeError(
+                f"{name} was built with context={self.context}, but is given the data alone: pass both, (x, c)"
+            )
+        features = self.encoder(x, self.context(c))
+        return features
 
-    def forward(self, x: Tensor) -> None:
-        """Runs the guide on `x`, `(n, *data_shape)`."""
-        sample_z(self.encode(x), x.shape[0])
+    def amortize(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        """The outputs for data `(*batch, *data_shape)`, and context if any: `(*batch, num_outputs)`."""
+        return full_precision(self.head(self.features(x, c)))
+
+    def encode(self, x: Tensor, c: Tensor | None = None) -> Family:
+        """q(z | x) for data `(*batch, *data_shape)`, or q(z | x, c): batch shape `batch`."""
+        return self.family(self.amortize(x) if c is None else self.amortize(x, c))
+
+    def forward(self, x: Tensor, c: Tensor | None = None) -> None:
+        """Runs the guide on `x`, `(n, *data_shape)`, and its context `c` if it was built with one."""
+        sample_z(self.encode(x, c), x.shape[0])

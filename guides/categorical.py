@@ -8,7 +8,7 @@ import pyro.distributions as dist
 from torch import Tensor
 
 from ppl_vae.guides.amortized import Amortized
-from ppl_vae.networks import MLP, Network, require_at_least_one
+from ppl_vae.networks import MLP, Context, Network, require_at_least_one
 
 
 class CategoricalEncoder(Amortized[dist.Categorical]):
@@ -32,6 +32,7 @@ class CategoricalEncoder(Amortized[dist.Categorical]):
         data_shape: Shape of one row of the data.
         components: Number of values of z, the model's.
         network: What the encoder is built from.
+        context: See `Amortized`.
 
     Raises:
         ValueError: `components` is not positive.
@@ -48,10 +49,13 @@ class CategoricalEncoder(Amortized[dist.Categorical]):
         data_shape: Sequence[int],
         components: int = 10,
         network: Network = MLP(),  # frozen
+        context: Context | None = None,
     ) -> None:
         require_at_least_one(self, components=components)
         self.components = components  # first: the head is built from it
-        super().__init__(data_shape, latent_dim=1, network=network)  # z is a single number
+        super().__init__(
+            data_shape, latent_dim=1, network=network, context=context
+        )  # z is a single number
 
     def family(self, outputs: Tensor) -> dist.Categorical:
         """The distribution with these logits, `(*batch, components)`."""

@@ -20,6 +20,7 @@ from ppl_vae.guides.amortized import Amortized
 from ppl_vae.guides.parts import positive
 from ppl_vae.networks import (
     MLP,
+    Context,
     Network,
     full_precision,
     require_at_least,
@@ -31,7 +32,7 @@ from ppl_vae.networks import (
 class AutoregressiveFlow(Amortized[FlowDistribution]):
     """z = loc(x) + scale(x) T(noise; h(x)): an autoregressive flow T on top of the mean-field guide.
 
-    loc, scale and the context h, its features, come from one encoder. T starts near the identity:
+    loc, scale and the features h come from one encoder. T starts near the identity:
     at first q is that of `MeanField`. A subclass says which transform of a single number the layers
     of T are made of, the shapes of its parameters, and which direction is fast.
 
@@ -41,6 +42,7 @@ class AutoregressiveFlow(Amortized[FlowDistribution]):
         network: What the encoder is built from.
         transforms: Number of layers of T, in alternating orders of the dimensions.
         hidden: Widths of the hidden layers of the network of each.
+        context: See `Amortized`.
 
     Attributes:
         univariate: zuko's transform of a single number.
@@ -63,10 +65,11 @@ class AutoregressiveFlow(Amortized[FlowDistribution]):
         network: Network = MLP(),  # frozen
         transforms: int = 3,
         hidden: Sequence[int] = (64, 64),
+        context: Context | None = None,
     ) -> None:
         require_at_least_one(self, transforms=transforms)
         require_widths(self, hidden=hidden)
-        super().__init__(data_shape, latent_dim, network)
+        super().__init__(data_shape, latent_dim, network, context)
         to_noise = zuko.flows.MAF(
             latent_dim,
             context=self.head.in_features,
@@ -78,23 +81,23 @@ class AutoregressiveFlow(Amortized[FlowDistribution]):
         shrink_to_identity(to_noise)
         self.to_noise = to_noise.inv if self.fast_sampling else to_noise
 
-    def amortize(self, x: Tensor) -> Tensor:
-        """(loc, s, context) for data `(*batch, *data_shape)`: `(*batch, num_outputs + features)`."""
-        context = self.encoder(x)
-        return torch.cat([full_precision(self.head(context)), full_precision(context)], -1)
+    def amortize(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        """(loc, s, features) for data `(*batch, *data_shape)`: `(*batch, num_outputs + out_features)`."""
+        features = self.features(x, c)
+        return torch.cat([full_precision(self.head(features)), full_precision(features)], -1)
 
     def family(self, outputs: Tensor) -> FlowDistribution:
-        """The flow for outputs (loc, s, context)."""
+        """The flow for outputs (loc, s, features)."""
         d = self.latent_dim
-        loc, scale, context = outputs.split([d, d, outputs.shape[-1] - 2 * d], -1)
+        loc, scale, features = outputs.split([d, d, outputs.shape[-1] - 2 * d], -1)
         standardized = AffineTransform(loc, positive(scale), event_dim=1).inv
-        transform = zuko.transforms.ComposedTransform(standardized, self.to_noise(context))
+        transform = zuko.transforms.ComposedTransform(standardized, self.to_noise(features))
         noise = Independent(Normal(torch.zeros_like(loc), torch.ones_like(loc)), 1)
         return FlowDistribution(zuko.distributions.NormalizingFlow(transform, noise))
 
     @property
     def num_outputs(self) -> int:
-        """Two per latent dimension, loc and s; the context is not of the head but of the encoder."""
+        """Two per latent dimension, loc and s; the features are not of the head but of the encoder."""
         return 2 * self.latent_dim
 
 
@@ -178,8 +181,9 @@ class NeuralSpline(AutoregressiveFlow):
         transforms: int = 3,
         hidden: Sequence[int] = (64, 64),
         bins: int = 8,
+        context: Context | None = None,
     ) -> None:
         require_at_least(self, 2, bins=bins)
         # Of widths, heights and slopes; set first, because the flow is built from it.
         self.shapes = ((bins,), (bins,), (bins - 1,))
-        super().__init__(data_shape, latent_dim, network, transforms, hidden)
+        super().__init__(data_shape, latent_dim, network, transforms, hidden, context)

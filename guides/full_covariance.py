@@ -25,6 +25,7 @@ class FullCovariance(Amortized[dist.MultivariateNormal]):
         latent_dim: Number d of latent dimensions, the model's. The encoder's head has
             d + d (d + 1) / 2 outputs.
         network: What the encoder is built from.
+        context: See `Amortized`.
 
     Example:
         >>> from ppl_vae.networks import MLP

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ppl_vae.distributions import kl_low_rank_normal  # noqa: F401 (importing it registers it)
 from ppl_vae.guides.amortized import Amortized
 from ppl_vae.guides.parts import positive
-from ppl_vae.networks import MLP, Network, require_at_least_one
+from ppl_vae.networks import MLP, Context, Network, require_at_least_one
 
 STRONGEST = 100.0
 """Bound on the entries of B, beyond which I + B^T B could not be factorized in float32."""
@@ -34,6 +34,7 @@ class LowRank(Amortized[dist.LowRankMultivariateNormal]):
         network: What the encoder is built from.
         rank: Number of columns of B. With rank = d - 1 every covariance is in reach. The encoder's
             head has d (2 + rank) outputs.
+        context: See `Amortized`.
 
     Raises:
         ValueError: `latent_dim` or `rank` is not positive.
@@ -50,10 +51,11 @@ class LowRank(Amortized[dist.LowRankMultivariateNormal]):
         latent_dim: int = 10,
         network: Network = MLP(),  # frozen
         rank: int = 2,
+        context: Context | None = None,
     ) -> None:
         require_at_least_one(self, rank=rank)
         self.rank = rank  # first: the head is built from it
-        super().__init__(data_shape, latent_dim, network)
+        super().__init__(data_shape, latent_dim, network, context)
 
     def family(self, outputs: Tensor) -> dist.LowRankMultivariateNormal:
         """N(loc, S (I + B B^T) S) for outputs (loc, s, b by rows)."""

@@ -19,6 +19,7 @@ class MeanField(Amortized[dist.Independent]):
         data_shape: Shape of one row of the data.
         latent_dim: Number d of latent dimensions, the model's.
         network: What the encoder is built from.
+        context: See `Amortized`.
 
     Example:
         >>> import torch

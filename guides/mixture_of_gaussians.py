@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ppl_vae.distributions import DiagonalNormalMixture
 from ppl_vae.guides.amortized import Amortized
 from ppl_vae.guides.parts import positive
-from ppl_vae.networks import MLP, Network, require_at_least_one
+from ppl_vae.networks import MLP, Context, Network, require_at_least_one
 
 
 class MixtureOfGaussians(Amortized[DiagonalNormalMixture]):
@@ -27,6 +27,7 @@ class MixtureOfGaussians(Amortized[DiagonalNormalMixture]):
         latent_dim: Number d of latent dimensions, the model's.
         network: What the encoder is built from.
         components: Number K of components. The encoder's head has K (1 + 2 d) outputs.
+        context: See `Amortized`.
 
     Raises:
         ValueError: `latent_dim` or `components` is not positive.
@@ -45,10 +46,11 @@ class MixtureOfGaussians(Amortized[DiagonalNormalMixture]):
         latent_dim: int = 10,
         network: Network = MLP(),  # frozen
         components: int = 5,
+        context: Context | None = None,
     ) -> None:
         require_at_least_one(self, components=components)
         self.components = components  # first: the head is built from it
-        super().__init__(data_shape, latent_dim, network)
+        super().__init__(data_shape, latent_dim, network, context)
 
     def family(self, outputs: Tensor) -> DiagonalNormalMixture:
         """The mixture for outputs (logits of the weights, locs, s by components)."""

@@ -34,7 +34,7 @@ class PerRow(Rebuildable, nn.Module):
 
     Args:
         guide: A guide with `amortize(x)` and `family(outputs)`, such as `MeanField`.
-        x: All rows, `(n, *data_shape)`.
+        x: All rows, `(n, *data_shape)`; for a guide that was built with a context, `(x, c)`.
 
     Attributes:
         outputs: The rows' unconstrained numbers, `(n, num_outputs)`.
@@ -54,7 +54,7 @@ class PerRow(Rebuildable, nn.Module):
 
     keeps_rows = True
 
-    def __init__(self, guide: _GuideWithOutputs, x: Tensor) -> None:
+    def __init__(self, guide: _GuideWithOutputs, x: Tensor | tuple[Tensor, Tensor]) -> None:
         super().__init__()
         for method in ("amortize", "family"):
             if not callable(getattr(guide, method, None)):
@@ -62,19 +62,21 @@ class PerRow(Rebuildable, nn.Module):
                     f"PerRow needs a guide with the methods amortize(x) and family(outputs), but "
                     f"{type(guide).__name__} has no {method}; use MeanField or FullCovariance"
                 )
-        self.outputs = nn.Parameter(guide.amortize(x).detach().clone())
+        amortize: Callable[..., Tensor] = guide.amortize
+        given = x if isinstance(x, tuple) else (x,)
+        self.outputs = nn.Parameter(amortize(*given).detach().clone())
         # The method, not the guide: a module would be registered, and so would its encoder.
         self.family: Callable[[Tensor], dist.TorchDistribution] = guide.family
 
-    def forward(self, x: Tensor) -> None:
+    def forward(self, x: Tensor, c: Tensor | None = None) -> None:
         """Runs the guide on `x`, all rows, `(n, *data_shape)`."""
         sample_z(self.encode(x), x.shape[0])
 
-    def encode(self, x: Tensor) -> dist.TorchDistribution:
+    def encode(self, x: Tensor, c: Tensor | None = None) -> dist.TorchDistribution:
         """q(z | x) of all rows, of batch shape `(n,)`."""
         return self.family(self.amortize(x))
 
-    def amortize(self, x: Tensor) -> Tensor:
+    def amortize(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """The `outputs` of all rows; of `x` only the number of rows counts.
 
         Raises:

@@ -97,9 +97,9 @@ class SemiAmortized(Amortized[dist.Independent]):
         self._model = (model,)
         self.register_buffer("noise", _noise(num_samples, latent_dim), persistent=False)
 
-    def forward(self, x: Tensor) -> None:
-        """Runs the guide on `x`, `(n, *data_shape)`."""
-        proposed = self.propose(x)
+    def forward(self, x: Tensor, c: Tensor | None = None) -> None:
+        """Runs the guide on `x`, `(n, *data_shape)`; it takes no context."""
+        proposed = self.propose(x, c)
         refined, gradient = self._refine(x, proposed)  # outside the plate: the model has its own
         with pyro.plate("data", x.shape[0], dim=-1):
             pyro.sample("z", self.family(refined))
@@ -108,16 +108,16 @@ class SemiAmortized(Amortized[dist.Independent]):
                 gain = (gradient * proposed).sum(-1)
                 pyro.factor("proposal", gain.detach() - gain, has_rsample=True)
 
-    def amortize(self, x: Tensor) -> Tensor:
+    def amortize(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """The refined (m, log s) of each row, `(*batch, 2 * latent_dim)`."""
-        proposed = self.propose(x)
+        proposed = self.propose(x, c)
         rows = x.reshape(-1, *self.data_shape)
         refined, _ = self._refine(rows, proposed.reshape(-1, proposed.shape[-1]))
         return refined.reshape(proposed.shape)
 
-    def propose(self, x: Tensor) -> Tensor:
+    def propose(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """The encoder's own (m, log s), before any step."""
-        loc, scale = super().amortize(x).chunk(2, -1)
+        loc, scale = super().amortize(x, c).chunk(2, -1)
         return torch.cat([loc, positive(scale).log()], -1)
 
     def family(self, outputs: Tensor) -> dist.Independent:

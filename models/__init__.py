@@ -3,6 +3,8 @@
 | model | latents | closed forms |
 | --- | --- | --- |
 | `VAE` | any prior; standard normal if none is given | |
+| `ConditionalVAE` | any prior; the rows come with labels or attributes | |
+| `SemiSupervisedVAE` | a class and a style; some rows have labels | |
 | `BernoulliMixture` | categorical | evidence, posterior, EM step |
 | `GaussianMixture` | categorical | evidence, posterior, EM step |
 | `ProbabilisticPCA` | standard normal | evidence, posterior, EM step |

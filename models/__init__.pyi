@@ -1,6 +1,8 @@
 from . import priors as priors
 from .deep.autoregressive import Autoregressive as Autoregressive
+from .deep.conditional_vae import ConditionalVAE as ConditionalVAE
 from .deep.hierarchical_vae import HierarchicalVAE as HierarchicalVAE
+from .deep.semi_supervised_vae import SemiSupervisedVAE as SemiSupervisedVAE
 from .deep.vae import VAE as VAE
 from .linear.factor_analysis import FactorAnalysis as FactorAnalysis
 from .linear.probabilistic_pca import ProbabilisticPCA as ProbabilisticPCA

@@ -437,7 +437,7 @@ def digits() -> Tensor:
     return torch.tensor(load_digits().images[:48] > 7.0, dtype=torch.float32)
 
 
-def splits(data: Data) -> tuple[Tensor, Tensor, Tensor]:
+def splits(data: Data[Any]) -> tuple[Tensor, Tensor, Tensor]:
     """The rows for training, validation and test."""
     return data.train, data.validation, data.test
 

@@ -260,8 +260,8 @@ def test_a_bar_is_shown_or_not(name: str, capsys: pytest.CaptureFixture[str]) ->
         ),
         (lambda: evaluate(model, guide, X, capture="no"), "capture must be True or False"),
         (lambda: ppl_vae.save_run("x", *pair(), overwrite="no"), "overwrite must be True or False"),  # type: ignore[arg-type]
-        (lambda: load_data("digits", download="no"), "download must be True or False, got 'no'"),  # type: ignore[arg-type]
-        (lambda: load_data("digits", dequantize="no"), "dequantize must be True or False"),  # type: ignore[arg-type]
+        (lambda: load_data("digits", download="no"), "download must be True or False, got 'no'"),  # type: ignore[call-overload]
+        (lambda: load_data("digits", dequantize="no"), "dequantize must be True or False"),  # type: ignore[call-overload]
         (lambda: load_data("digits", max_rows=True), "max_rows must be a whole number, got True"),
     ],
 )

@@ -237,7 +237,7 @@ OPTIONS: dict[str, Case] = {
         ["seed must be at most 9,223,372,036,854,775,807"],
     ),
     "data with a word as seed": (
-        lambda: load_data("digits", seed="a"),  # type: ignore[arg-type]
+        lambda: load_data("digits", seed="a"),  # type: ignore[call-overload]
         TypeError,
         ["seed must be a whole number, got 'a'"],
     ),

@@ -123,12 +123,12 @@ FILES: dict[str, Case] = {
     ),
     "data of no name": (lambda: load_data(""), ValueError, ["unknown data ''. Known are digits"]),
     "data of a number": (
-        lambda: load_data(5),  # type: ignore[arg-type]
+        lambda: load_data(5),  # type: ignore[call-overload]
         TypeError,
         ["load_data takes the name of data, such as 'digits'", "not 5 of type int"],
     ),
     "data_dir a number": (
-        lambda: load_data("digits", data_dir=3),  # type: ignore[arg-type]
+        lambda: load_data("digits", data_dir=3),  # type: ignore[call-overload]
         TypeError,
         ["data_dir must be a path, got 3"],
     ),

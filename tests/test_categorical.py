@@ -50,7 +50,7 @@ class Logits(CategoricalEncoder):
         super().__init__((2,), outputs.shape[-1], MLP(hidden=()))
         self.outputs = nn.Parameter(outputs.clone())
 
-    def amortize(self, x: Tensor) -> Tensor:
+    def amortize(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         return self.outputs
 
 

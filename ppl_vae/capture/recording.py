@@ -230,11 +230,15 @@ class _AllHold(TorchFunctionMode):
 
 
 class _RecordedDice(Dice):
-    """Keeps terms of probability zero, which Pyro looks for and leaves out of a sum.
-
-    They add nothing unless the term is infinite. Then the loss is NaN, and Pyro does the step again.
-    """
+    """Sets terms of probability zero to 0, which Pyro looks for and leaves out: they may be infinite."""
 
     def compute_expectation(self, costs: Any) -> Any:
-        with _AllHold():
+        with _AllHold(), mock.patch.object(pyro.infer.util, "_fulldot", _sum_of_likely):
             return super().compute_expectation(costs)  # type: ignore[no-untyped-call]
+
+
+_fulldot: Any = pyro.infer.util._fulldot
+
+
+def _sum_of_likely(prob: Tensor, cost: Tensor) -> Any:
+    return _fulldot(prob, cost.where(prob > 0, 0.0))

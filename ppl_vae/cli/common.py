@@ -10,6 +10,7 @@ from typing import Any
 
 from ppl_vae.cli.output import OutputError, say, show, warn
 from ppl_vae.data import Data
+from ppl_vae.pairs import take_rows
 from ppl_vae.runs import (
     EVALUATION,
     Run,
@@ -145,7 +146,7 @@ def say_of_other_weights(run: Path, weights: str) -> None:
         warn(f"{run / name} belongs to the weights before: `{command}` makes it again")
 
 
-def warn_of_other_rows(run: Path, data: Data) -> None:
+def warn_of_other_rows(run: Path, data: Data[Any]) -> None:
     """Says so if the test rows are not those of the run's evaluation: its results would be of other data."""
     then = evaluated_rows(run)
     num = None if then is None or then.get("split") != "test" else then.get("num")
@@ -156,6 +157,6 @@ def warn_of_other_rows(run: Path, data: Data) -> None:
         )
 
 
-def rows_of(data: Data, num: int | None = None) -> dict[str, Any]:
+def rows_of(data: Data[Any], num: int | None = None) -> dict[str, Any]:
     """Describes the evaluated rows: runs on the same rows can be compared row by row."""
-    return describe_rows(data.test[:num], data.name, "test")
+    return describe_rows(take_rows(data.test, slice(num)), data.name, "test")

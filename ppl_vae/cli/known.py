@@ -14,6 +14,14 @@ DEFAULTS = {
 }
 """The roles, and the default class of each."""
 
+SUITED = {
+    "SemiSupervisedVAE": {
+        "guide": "ppl_vae.guides.SemiSupervised",
+        "objective": "ppl_vae.objectives.SemiSupervisedELBO",
+    }
+}
+"""The default classes of other roles for models that those above do not suit."""
+
 FILLED_IN = ("data_shape", "latent_dim", "network", "likelihood")
 """Arguments of models and guides that `set_up` fills in."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ppl_vae.data import Data, Dequantization
 from ppl_vae.evaluation import Annealed, Evaluation
@@ -20,7 +20,7 @@ def result_table(lines: Sequence[tuple[str, str]], *results: Result) -> str:
     return "\n".join([as_lines(lines), *sorted(below, key=lambda text: text.startswith("warning"))])
 
 
-def with_levels(evaluation: Found, data: Data) -> Found:
+def with_levels(evaluation: Found, data: Data[Any]) -> Found:
     """Adds a note on what the bits per dimension of dequantized data leave out; of other data there is none.
 
     For D values per row and L levels a density p of the dequantized values bounds the discrete ones'

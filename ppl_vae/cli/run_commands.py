@@ -330,7 +330,7 @@ def _anneal(run: Run, guide: Program | None, x: Tensor, options: Namespace) -> A
     )
 
 
-def _first_rows(data: Data, options: Namespace) -> Tensor:
+def _first_rows(data: Data[Any], options: Namespace) -> Tensor:
     """The test rows, or the first of them."""
     if options.max_rows is not None and options.max_rows < 1:
         raise UsageError(f"--max_rows must be at least 1, got {options.max_rows}")

@@ -15,11 +15,11 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from ppl_vae.checks import device_for
-from ppl_vae.cli.known import DEFAULTS
+from ppl_vae.cli.known import DEFAULTS, SUITED
 from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.options import DATA, FABRIC, TRAINING, add_functions, names
 from ppl_vae.cli.parser import Parser
-from ppl_vae.data import Data, load_data
+from ppl_vae.data import HIDDEN, Data, load_data, rows_alone
 from ppl_vae.likelihoods import Likelihood
 from ppl_vae.networks import Network
 from ppl_vae.objectives import Objective
@@ -33,9 +33,12 @@ if TYPE_CHECKING:
 
 _SHARED = (
     *("latent_dim", "latent_dims", "components", "states", "symbols"),
-    *("network", "latent_network"),
+    *("network", "latent_network", "classes", "context"),
 )
 """Arguments that a guide takes from the model."""
+
+LABEL_WEIGHT = 1.0
+"""Weight of the mean of log q(y = label | x) over rows with a label, in nats per row."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Setup:
         config: All options, with everything that was left open filled in; plain values for YAML.
     """
 
-    data: Data
+    data: Data[Any]
     model: Program
     guide: Program
     objective: Objective
@@ -104,7 +107,7 @@ def with_defaults(parser: ArgumentParser, given: Namespace) -> dict[str, Any]:
     return plain
 
 
-def load_rows(config: Mapping[str, Any], data_dir: str | None = None) -> Data:
+def load_rows(config: Mapping[str, Any], data_dir: str | None = None) -> Data[Any]:
     """The data that a configuration names."""
     if "data" not in config:
         raise ValueError(
@@ -191,12 +194,12 @@ def set_up(
             raise
 
     if model is None:
-        suggestions = {**shape, "likelihood": _likelihood_for(data)}
+        suggestions = {**shape, "likelihood": _likelihood_for(data), **_context_of(data)}
         model, config["model"] = make("model", suggestions)
     of_model = config["model"]["init_args"]
     shared = {name: of_model[name] for name in _SHARED if name in of_model}
     guide, config["guide"] = make("guide", {**shape, **shared}, model)
-    objective, config["objective"] = make("objective", {})
+    objective, config["objective"] = make("objective", _weight_of_labels(data))
     parser = Parser()
     add_functions(parser, TRAINING)
     training = {n: config[n] for n in names(TRAINING) if n in config}
@@ -243,7 +246,7 @@ def _fill_in(
     config: Mapping[str, Any], role: str, suggestions: Mapping[str, Any], trust: Trust
 ) -> dict[str, Any]:
     """The description of a role's object, with suggestions for the arguments that were left open."""
-    spec = config.get(role) or {"class_path": DEFAULTS[role]}
+    spec = config.get(role) or {"class_path": _default(role, config)}
     if isinstance(spec, str):
         spec = {"class_path": spec}
     kind = trust.resolve(spec["class_path"], role)
@@ -255,6 +258,13 @@ def _fill_in(
                 arguments[name] = value
     _require_all(f"--{role}", spec["class_path"], arguments, {"model"})
     return {"class_path": spec["class_path"], "init_args": arguments}
+
+
+def _default(role: str, config: Mapping[str, Any]) -> str:
+    """The class of a role that is left open: one that suits the model."""
+    model = config.get("model") or {}
+    name = str(model.get("class_path", "") if isinstance(model, Mapping) else model)
+    return SUITED.get(name.rpartition(".")[2], {}).get(role, DEFAULTS[role])
 
 
 def _require_all(
@@ -291,14 +301,35 @@ def _hint(kind: type, name: str) -> Any:
         return None
 
 
-def _likelihood_for(data: Data) -> dict[str, Any]:
+def _context_of(data: Data[Any]) -> dict[str, Any]:
+    """What a conditional model is built with for these labels; nothing if the rows come without any."""
+    labels = data.train_labels
+    if not isinstance(data.train, tuple) or labels is None:
+        return {}
+    if data.train[1].dim() > 1:
+        attributes = {"count": data.train[1].shape[-1]}
+        return {"context": {"class_path": "ppl_vae.networks.Attributes", "init_args": attributes}}
+    every = (labels, data.validation_labels, data.test_labels)
+    classes = {"classes": 1 + max(int(each.max()) for each in every if each is not None)}
+    return {"context": {"class_path": "ppl_vae.networks.Labels", "init_args": classes}, **classes}
+
+
+def _weight_of_labels(data: Data[Any]) -> dict[str, float]:
+    """The weight of `SemiSupervisedELBO`: that of the mean over rows with labels, times `LABEL_WEIGHT`."""
+    if not isinstance(data.train, tuple):
+        return {}
+    known = int((data.train[1] != HIDDEN).sum())
+    return {"classification": LABEL_WEIGHT * len(data.train[1]) / max(known, 1)}
+
+
+def _likelihood_for(data: Data[Any]) -> dict[str, Any]:
     """The likelihood whose support fits the data."""
     arguments: dict[str, Any] = {}
     if data.levels is None:
         name = "LearnedGaussian"
     elif data.levels == 2:
         name = "Bernoulli"
-    elif float(data.train.max()) > 1:
+    elif float(rows_alone(data.train).max()) > 1:
         name, arguments = "Binomial", {"total_count": data.levels - 1}
     else:
         name, arguments = "DiscretizedLogistic", {"levels": data.levels}

@@ -64,6 +64,8 @@ class Parameter(NamedTuple):
 def find(module: str, name: str) -> Definition | None:
     """Where a module's name is defined; None for modules that are not read here."""
     for node in _body(module):
+        if isinstance(node, ast.FunctionDef) and "overload" in map(_last, node.decorator_list):
+            continue  # one of its types, not the function itself
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
             return Definition(module, node)
         if isinstance(node, ast.Assign):

@@ -17,7 +17,7 @@ from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.output import say
 from ppl_vae.cli.own_modules import trust_of
 from ppl_vae.cli.setup import Setup, checked, data_paths, with_defaults
-from ppl_vae.pairs import Batches, Pair
+from ppl_vae.pairs import Batches, Pair, take_rows, transformed
 from ppl_vae.runs import (
     CHECKPOINTS,
     EVALUATION,
@@ -136,8 +136,8 @@ def check_setup(setup: Setup) -> None:
 
     `fit` checks the rows of the training and issues the warnings.
     """
-    x = setup.data.train[: setup.config.get("batch_size") or 128]
-    x = x if setup.data.transform is None else setup.data.transform(x)
+    x = take_rows(setup.data.train, slice(setup.config.get("batch_size") or 128))
+    x = x if setup.data.transform is None else transformed(x, setup.data.transform)
     report = check(
         setup.model,
         setup.guide,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Literal
+from typing import Any, Generic, Literal, TypeVar, cast, overload
 
 import numpy as np
 import torch
@@ -24,17 +24,23 @@ from ppl_vae.data.transforms import Binarization, Dequantization
 TEST_FRACTION = 0.2
 """Share of the rows held out for the test where a source has no test split of its own."""
 
+HIDDEN = -1
+"""The label of a row whose label is not told, as in scikit-learn."""
+
+Rows = TypeVar("Rows", Tensor, tuple[Tensor, Tensor])
+"""Rows alone, or rows and their labels."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Data:
+class Data(Generic[Rows]):
     """Rows in three splits.
 
     Attributes:
         name: Name of the data, in its usual spelling.
-        train: Training rows, float32, shape `(n, *shape)`.
+        train: Training rows, float32, shape `(n, *shape)`; with `labels`, rows and labels: `(x, y)`.
         validation: Rows for early stopping and model selection.
         test: Rows for the final evaluation. They do not depend on the seed.
-        train_labels: One label per training row; None if the source has none.
+        train_labels: One label per training row, also if `train` does not tell it; None if the source has none.
         validation_labels: The same for `validation`.
         test_labels: The same for `test`.
         levels: Number of equally spaced values an entry can take, after `transform`: 17
@@ -44,9 +50,9 @@ class Data:
     """
 
     name: str
-    train: Tensor
-    validation: Tensor
-    test: Tensor
+    train: Rows
+    validation: Rows
+    test: Rows
     train_labels: Tensor | None = None
     validation_labels: Tensor | None = None
     test_labels: Tensor | None = None
@@ -56,16 +62,55 @@ class Data:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one row."""
-        return tuple(self.train.shape[1:])
+        return tuple(rows_alone(self.train).shape[1:])
 
     def __repr__(self) -> str:
         values = "real values" if self.levels is None else f"{self.levels} levels"
+        counts = [len(rows_alone(rows)) for rows in (self.train, self.validation, self.test)]
+        told = ""
+        if isinstance(self.train, tuple):
+            labels = self.train[1]
+            known = len(labels) if labels.dim() > 1 else int((labels != HIDDEN).sum())
+            told = f", {'each' if known == counts[0] else known} with a label"
         return (
-            f"<{self.name}: {len(self.train)} training, {len(self.validation)} validation and "
-            f"{len(self.test)} test rows of shape {self.shape}, {values}>"
+            f"<{self.name}: {counts[0]} training{told}, {counts[1]} validation and "
+            f"{counts[2]} test rows of shape {self.shape}, {values}>"
         )
 
 
+def rows_alone(rows: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+    """Rows without their labels."""
+    return rows[0] if isinstance(rows, tuple) else rows
+
+
+@overload
+def load_data(
+    name: str | Path,
+    *,
+    data_dir: str | Path = ...,
+    download: bool = ...,
+    binarize: Literal["threshold", "static", "dynamic"] | None = ...,
+    dequantize: bool = ...,
+    validation_fraction: float = ...,
+    max_rows: int | None = ...,
+    labels: int,
+    seed: int = ...,
+) -> Data[tuple[Tensor, Tensor]]: ...
+
+
+@overload
+def load_data(
+    name: str | Path,
+    *,
+    data_dir: str | Path = ...,
+    download: bool = ...,
+    binarize: Literal["threshold", "static", "dynamic"] | None = ...,
+    dequantize: bool = ...,
+    validation_fraction: float = ...,
+    max_rows: int | None = ...,
+    labels: Literal[False] = ...,
+    seed: int = ...,
+) -> Data[Tensor]: ...
 def load_data(
     name: str | Path,
     *,
@@ -75,8 +120,9 @@ def load_data(
     dequantize: bool = False,
     validation_fraction: float = 0.1,
     max_rows: int | None = None,
+    labels: bool | int = False,
     seed: int = 0,
-) -> Data:
+) -> Data[Any]:
     """Loads data by name and splits them into training, validation and test rows.
 
     Names:
@@ -110,6 +156,9 @@ def load_data(
             for the conversion to bits per dimension.
         validation_fraction: Share of the training rows to hold out for validation.
         max_rows: Keeps at most this many rows of each split, chosen at random, for quick trials.
+        labels: Whether each row comes with its label, `(x, y)`, for models that are given it. A number tells
+            the labels of so many training rows alone, as many of each class as of any other, chosen at random;
+            the label of all other rows, also those of validation and test, is -1 then.
         seed: Seed of the choices and of the draws for the training and validation rows.
 
     Returns:
@@ -118,7 +167,7 @@ def load_data(
     Raises:
         TypeError: An option is of a wrong type.
         ValueError: The name is unknown; arguments exclude each other; a file is broken (the
-            message says which one, and why).
+            message says which one, and why); there are no labels, or fewer than are asked for.
         FileNotFoundError: A path, or a torchvision set with `download=False`, does not exist.
         ConnectionError: A download failed.
         ImportError: Torchvision is needed and cannot be loaded.
@@ -129,8 +178,12 @@ def load_data(
         <digits: 1294 training, 144 validation and 359 test rows of shape (1, 8, 8), 17 levels>
         >>> load_data("digits", binarize="threshold").train.unique()
         tensor([0., 1.])
+        >>> load_data("digits", labels=100)
+        <digits: 1294 training, 100 with a label, 144 validation and 359 test rows of shape (1, 8, ...
     """
     _check_options(name, data_dir, binarize, dequantize, validation_fraction, max_rows)
+    if not isinstance(labels, bool | np.bool_):
+        require_whole("labels", labels)
     for option, given in (("download", download), ("dequantize", dequantize)):
         if not isinstance(given, bool | np.bool_):  # the text 'no' would count as True
             raise TypeError(f"{option} must be True or False, got {given!r}")
@@ -156,11 +209,14 @@ def load_data(
                 _add_noise(noise, x, seeded)
             else:
                 transform = noise
+    rows: list[Any] = [x, x_validation, x_test]
+    if labels:
+        rows = _with_labels(name, rows, splits, labels, seed)
     return Data(
         name=name,
-        train=x,
-        validation=x_validation,
-        test=x_test,
+        train=rows[0],
+        validation=rows[1],
+        test=rows[2],
         train_labels=train.labels(),
         validation_labels=validation.labels(),
         test_labels=test.labels(),
@@ -198,10 +254,65 @@ def _check_options(
         raise TypeError(f"validation_fraction must be a number, got {validation_fraction!r}")
     if not 0 < validation_fraction < 1:
         raise ValueError(f"validation_fraction must lie in (0, 1), got {validation_fraction}")
-    if max_rows is not None and (isinstance(max_rows, bool) or not isinstance(max_rows, Integral)):
-        raise TypeError(f"max_rows must be a whole number, got {max_rows!r}")
-    if max_rows is not None and max_rows < 1:
-        raise ValueError(f"max_rows must be at least 1, got {max_rows}")
+    if max_rows is not None:
+        require_whole("max_rows", max_rows)
+
+
+def _with_labels(
+    name: str, rows: list[Tensor], splits: Sequence[_Split], told: bool | int, seed: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Rows and labels of each split: all labels, or so many of the training rows.
+
+    Raises:
+        ValueError: There are no labels, or not as many.
+    """
+    labels = [split.labels() for split in splits]
+    if any(each is None for each in labels):
+        raise ValueError(
+            f"{name} has no labels: leave out `labels`, or use data that have some (digits, MNIST, pictures in "
+            "a folder for each class, an .npz file with x and y)"
+        )
+    found = cast(list[Tensor], labels)
+    if isinstance(told, bool | np.bool_):
+        # A single number of each row is a vector of one attribute.
+        shaped = [y[:, None] if y.dim() == 1 and y.is_floating_point() else y for y in found]
+        return list(zip(rows, shaped, strict=True))
+    train = found[0]
+    if train.dim() > 1 or train.is_floating_point():
+        raise ValueError(
+            f"labels={told}: the labels of {name} are no classes (shape {tuple(train.shape)}, {train.dtype}), "
+            "of which some could be hidden: use labels=True"
+        )
+    if told > len(train):
+        raise ValueError(f"labels={told}: {name} has only {len(train)} training rows")
+    hidden = [torch.full_like(each, HIDDEN) for each in found]
+    chosen = _balanced(train, int(told), _generator(seed))
+    hidden[0][chosen] = train[chosen]
+    return list(zip(rows, hidden, strict=True))
+
+
+def _balanced(labels: Tensor, num: int, generator: Generator) -> Tensor:
+    """Numbers of rows, chosen at random, in turns from each class as long as it has some left."""
+    order = torch.randperm(len(labels), generator=generator)
+    rank = torch.empty_like(order)  # of a row among those of its class
+    for each in labels.unique():
+        of_class = order[labels[order] == each]
+        rank[of_class] = torch.arange(len(of_class))
+    turns = (rank[order] * len(order)).argsort(stable=True)
+    return order[turns[:num]]
+
+
+def require_whole(name: str, value: object) -> None:
+    """Raises an error for an option that is no positive whole number.
+
+    Raises:
+        TypeError: It is no whole number.
+        ValueError: It is less than 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def _generator(seed: object) -> Generator:

@@ -4,6 +4,7 @@ from .flows import (
     shrink_to_identity as shrink_to_identity,
     zuko as zuko,
 )
+from .labels import HIDDEN as HIDDEN, Given as Given, Revealed as Revealed
 from .markov_chain import (
     IMPOSSIBLE as IMPOSSIBLE,
     MarkovChain as MarkovChain,

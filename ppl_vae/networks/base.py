@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae.networks.arguments import require_room
+from ppl_vae.networks.context import JoinedEncoder
 
 
 class Network(ABC):
@@ -30,6 +31,19 @@ class Network(ABC):
             A module that maps `(*batch, *data_shape)` to `(*batch, out_features)` and has the
             integer attribute `out_features`. The guide adds its own linear head.
         """
+
+    def encoder_of_both(self, data_shape: Sequence[int], size: int) -> nn.Module:
+        """Builds the trunk of a guide that is given a vector beside each row: labels, say.
+
+        Args:
+            data_shape: Shape of one row of the data, without batch dimensions.
+            size: Length of the vector.
+
+        Returns:
+            A module that maps `(*batch, *data_shape)` and `(*batch, size)` to `(*batch, out_features)`. This
+            one gives the encoder of a picture one more channel, a learned linear map of the vector.
+        """
+        return JoinedEncoder(self, data_shape, size)
 
     @abstractmethod
     def decoder(self, latent_dim: int, out_shape: Sequence[int]) -> nn.Module:

@@ -12,6 +12,7 @@ from torch import nn
 
 from ppl_vae.networks.arguments import require_room, require_widths
 from ppl_vae.networks.base import Network
+from ppl_vae.networks.context import JoinedEncoder
 from ppl_vae.networks.convolutional import Batched
 
 _SMALLER = "choose a smaller latent_dim, data_shape or MLP.hidden"
@@ -52,6 +53,10 @@ class MLP(Network):
         size = math.prod(data_shape)
         widths = (size, *self.hidden)
         return Batched(self._layers(widths), data_shape, (size,), widths[-1:])
+
+    def encoder_of_both(self, data_shape: Sequence[int], size: int) -> nn.Module:
+        """See `Network.encoder_of_both`: rows of any shape are read as vectors, with the other one appended."""
+        return JoinedEncoder(self, data_shape, size, flat=True)
 
     def decoder(self, latent_dim: int, out_shape: Sequence[int]) -> nn.Module:
         """See `Network.decoder`."""

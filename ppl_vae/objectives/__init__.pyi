@@ -16,3 +16,4 @@ from .from_pyro import as_objective as as_objective
 from .gumbel_softmax import GumbelSoftmaxELBO as GumbelSoftmaxELBO
 from .importance_weighted import ImportanceWeightedELBO as ImportanceWeightedELBO
 from .schedules import Cyclical as Cyclical, LinearWarmup as LinearWarmup, Schedule as Schedule
+from .semi_supervised import SemiSupervisedELBO as SemiSupervisedELBO

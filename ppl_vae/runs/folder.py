@@ -200,7 +200,7 @@ def describe_rows(x: Any, name: str = "rows", split: str = "") -> dict[str, Any]
     """Describes rows: results for rows of equal content can be compared row by row.
 
     Args:
-        x: The rows, `(n, ...)`: a tensor or an array, as `as_tensor` takes it.
+        x: The rows, `(n, ...)`: a tensor or an array, as `as_tensor` takes it; or a tuple of them.
         name: Their name in messages.
         split: Which part of a data set they are.
 
@@ -211,8 +211,8 @@ def describe_rows(x: Any, name: str = "rows", split: str = "") -> dict[str, Any]
         >>> describe_rows(torch.zeros(5, 2), "zeros")["num"]
         5
     """
-    content = as_tensor(x, name)
-    return {"name": name, "split": split, "num": len(content), "sha256": digest([content])}
+    content = [as_tensor(part, name) for part in (x if isinstance(x, tuple) else (x,))]
+    return {"name": name, "split": split, "num": len(content[0]), "sha256": digest(content)}
 
 
 def _numbers(values: Tensor) -> list[Any]:
