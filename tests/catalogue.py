@@ -29,6 +29,7 @@ from ppl_vae.guides import (
     PerRow,
     Recurrent,
     SemiAmortized,
+    SemiSupervised,
     TopDown,
 )
 from ppl_vae.models import (
@@ -37,6 +38,7 @@ from ppl_vae.models import (
     Autoregressive,
     BernoulliMixture,
     CategoricalHMM,
+    ConditionalVAE,
     DiagonalNormal,
     FactorAnalysis,
     FlowPrior,
@@ -46,11 +48,12 @@ from ppl_vae.models import (
     MixtureOfPCA,
     MixturePrior,
     ProbabilisticPCA,
+    SemiSupervisedVAE,
     StandardNormal,
     VampPrior,
 )
 from ppl_vae.models.priors import Prior
-from ppl_vae.networks import MLP, Convolutional, Network
+from ppl_vae.networks import MLP, Attributes, Convolutional, Labels, Network
 from ppl_vae.objectives import (
     ELBO,
     EnumELBO,
@@ -59,6 +62,7 @@ from ppl_vae.objectives import (
     LinearWarmup,
     MeanFieldELBO,
     Objective,
+    SemiSupervisedELBO,
     TraceELBO,
 )
 from ppl_vae.pairs import Batch, attach_guide
@@ -120,22 +124,25 @@ OBJECTIVES: dict[str, Objective] = {
     "doubly-reparameterized": ImportanceWeightedELBO(num_particles=3, doubly_reparameterized=True),
     "EnumELBO": EnumELBO(),
     "GumbelSoftmaxELBO": GumbelSoftmaxELBO(),
+    "SemiSupervisedELBO": SemiSupervisedELBO(classification=2.0),
 }
 
 
 # -- pairs -----------------------------------------------------------------------------------------------
 
-MakePair = Callable[[], tuple[nn.Module, nn.Module, Tensor]]  # -> model, guide, data
+MakePair = Callable[
+    [], tuple[nn.Module, nn.Module, Any]
+]  # -> model, guide, data: a tensor, or several
 MakeModel = Callable[[], Any]
-MakeGuide = Callable[[Any, Tensor], Any]  # (model, data) -> guide
+MakeGuide = Callable[[Any, Any], Any]  # (model, data) -> guide
 
 
 def pair(
-    model: MakeModel, guide: MakeGuide, data: Callable[[Tensor], Tensor] = lambda u: u
+    model: MakeModel, guide: MakeGuide, data: Callable[[Tensor], Any] = lambda u: u
 ) -> MakePair:
     """A row of `PAIRS`: always with the same initial weights and the same data."""
 
-    def make() -> tuple[nn.Module, nn.Module, Tensor]:
+    def make() -> tuple[nn.Module, nn.Module, Any]:
         u = torch.rand(ROWS, *SHAPE, generator=torch.Generator().manual_seed(1))
         torch.manual_seed(0)
         p, x = model(), data(u)
@@ -166,6 +173,33 @@ def attached(model: Any, x: Tensor) -> MeanField:
 def semi_amortized(differentiable: bool) -> MakeGuide:
     return lambda model, x: SemiAmortized(
         model, SHAPE, 2, NETWORKS["MLP"], steps=2, num_samples=2, differentiable=differentiable
+    )
+
+
+def with_attributes(u: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows with two attributes each."""
+    return u, u.flatten(1)[:, :2].round()
+
+
+def with_labels(u: Tensor, known: int = ROWS) -> tuple[Tensor, Tensor]:
+    """Rows with labels from 0 to 2, of which those after the first few are hidden."""
+    y = torch.arange(ROWS) % 3
+    y[known:] = -1
+    return u, y
+
+
+def conditional(network: str, context: Labels | Attributes) -> MakeModel:
+    return lambda: ConditionalVAE(
+        SHAPE, 2, NETWORKS[network], likelihoods.Gaussian(0.5), context=context
+    )
+
+
+def given_context(guide: str, network: str) -> MakeGuide:
+    return lambda model, x: AMORTIZED[guide](
+        SHAPE,
+        2,
+        NETWORKS[network],
+        context=model.context,  # type: ignore[call-arg]
     )
 
 
@@ -216,6 +250,32 @@ PAIRS: dict[str, MakePair] = {
     # Guides and models of their own kind: () -> model, (model, data) -> guide.
     "PCA-Exact": pair(MODELS["PCA"], lambda model, x: Exact(model)),
     "PCA-fixed-sigma-Exact": pair(MODELS["PCA-fixed-sigma"], lambda model, x: Exact(model)),
+    **{
+        f"ConditionalVAE-{guide}-{network}": pair(
+            conditional(network, Labels(3)), given_context(guide, network), with_labels
+        )
+        for guide, network in (
+            ("MeanField", "MLP"),
+            ("MeanField", "Convolutional"),
+            ("NeuralSpline", "MLP"),
+            ("LowRank", "linear"),
+        )
+    },
+    "ConditionalVAE-attributes": pair(
+        conditional("Convolutional", Attributes(2)),
+        given_context("FullCovariance", "Convolutional"),
+        with_attributes,
+    ),
+    "ConditionalVAE-PerRow": pair(
+        conditional("MLP", Labels(3)),
+        lambda model, x: PerRow(given_context("MixtureOfGaussians", "MLP")(model, x), x),
+        with_labels,
+    ),
+    "SemiSupervised": pair(
+        lambda: SemiSupervisedVAE(SHAPE, 2, 3, NETWORKS["MLP"], likelihoods.Gaussian(0.5)),
+        lambda model, x: SemiSupervised(SHAPE, 2, 3, NETWORKS["MLP"]),
+        lambda u: with_labels(u, known=5),
+    ),
     "VAE-SemiAmortized": pair(vae(), semi_amortized(differentiable=True)),
     "VAE-SemiAmortized-constant": pair(vae(), semi_amortized(differentiable=False)),
     "PCA-PerRow": pair(
@@ -243,7 +303,11 @@ PAIRS: dict[str, MakePair] = {
 
 # Objectives that are meant for discrete latents, and the pairs that they are tried with.
 DISCRETE = ("GaussianMixture-Enumerated", "GaussianMixture-CategoricalEncoder")
-ONLY = {"EnumELBO": (*DISCRETE, "GaussianHMM-Recurrent"), "GumbelSoftmaxELBO": DISCRETE}
+ONLY = {
+    "EnumELBO": (*DISCRETE, "GaussianHMM-Recurrent", "SemiSupervised"),
+    "GumbelSoftmaxELBO": DISCRETE,
+    "SemiSupervisedELBO": ("SemiSupervised",),
+}
 
 # Objectives that are wrong for a pair, and what `check` says of each.
 NO_SAMPLER = "no reparameterized sampler, but {} needs one"
@@ -257,6 +321,7 @@ UNSUITED: dict[str, dict[str, str]] = {
     "GaussianMixture-Enumerated": FOR_CONTINUOUS,
     "GaussianMixture-CategoricalEncoder": FOR_CONTINUOUS,
     "GaussianHMM-Recurrent": FOR_CONTINUOUS,
+    "SemiSupervised": FOR_CONTINUOUS,
     "Hierarchical-BottomUp": {
         "MeanFieldELBO": "the analytic KL of site 'z1' is wrong for this pair"
     },

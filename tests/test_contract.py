@@ -26,11 +26,11 @@ import ppl_vae.guides
 import ppl_vae.models
 from ppl_vae import check, evaluate, fit, load_run, save_run, to_arviz
 from ppl_vae.checks import Report
-from ppl_vae.guides import Exact, PerRow
+from ppl_vae.guides import Exact, PerRow, SemiSupervised
 from ppl_vae.likelihoods import Likelihood
 from ppl_vae.networks import Network
 from ppl_vae.objectives import ELBO, Objective
-from ppl_vae.pairs import Pair, latent_sites, observed_sites
+from ppl_vae.pairs import Pair, as_args, latent_sites, observed_sites
 
 pairs = pytest.mark.parametrize("name", PAIRS)
 SUITED = [
@@ -100,7 +100,9 @@ def test_evaluates_saves_loads_and_exports(name: str, tmp_path: Path) -> None:
     evaluation = evaluate(model, guide, x, num_samples=8, seed=1)
     assert evaluation.num_rows == ROWS
     assert torch.isfinite(evaluation.log_likelihood.values).all()
-    assert (evaluation.elbo.values <= evaluation.log_likelihood.values + 1e-3).all()
+    # Where a sum over classes is taken at draws of the style, the ELBO has draws of its own.
+    within = 1.0 if isinstance(guide, SemiSupervised) else 1e-3
+    assert (evaluation.elbo.values <= evaluation.log_likelihood.values + within).all()
     if isinstance(guide, Exact):
         assert torch.allclose(
             evaluation.log_likelihood.values,
@@ -128,8 +130,8 @@ def test_evaluates_saves_loads_and_exports(name: str, tmp_path: Path) -> None:
         assert torch.equal(again.log_likelihood.values, evaluation.log_likelihood.values)
 
     exported = to_arviz(model, guide, x, num_samples=4, num_draws=3, seed=1)
-    trace = poutine.trace(model).get_trace(x)
-    in_guide = poutine.trace(guide).get_trace(x).nodes
+    trace = poutine.trace(model).get_trace(*as_args(x))
+    in_guide = poutine.trace(guide).get_trace(*as_args(x)).nodes
     for name, site in latent_sites(trace).items():
         if name in in_guide:  # otherwise it is summed out
             event = site["fn"].event_shape

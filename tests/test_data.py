@@ -50,7 +50,12 @@ def test_splits_are_disjoint_complete_and_deterministic(tmp_path: Path) -> None:
 
 
 def test_the_seed_moves_the_validation_rows_and_never_the_test_rows() -> None:
-    choices: list[dict[str, Any]] = [{}, {"binarize": "static"}, {"dequantize": True}, {"max_rows": 50}]
+    choices: list[dict[str, Any]] = [
+        {},
+        {"binarize": "static"},
+        {"dequantize": True},
+        {"max_rows": 50},
+    ]
     for options in choices:
         a, b = (load_data("digits", seed=seed, **options) for seed in (0, 1))
         assert torch.equal(a.test, b.test), options

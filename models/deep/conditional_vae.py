@@ -97,8 +97,9 @@ class ConditionalVAE(Rebuildable, nn.Module):
             ValueError: The rows of `x` do not have the shape `data_shape`, or c not the context's.
         """
         require_shape(self, x, *self.data_shape)
+        self.context(c)  # says what is wrong with it
         given = Given(c, self.context.support)
-        if len(given.batch_shape) != 1 or self.context(c).shape[-1] != self.context.size:
+        if len(given.batch_shape) != 1:
             raise ValueError(
                 f"ConditionalVAE was built with context={self.context}, but what it is given beside the rows "
                 f"has shape {tuple(c.shape)}: expected one {'number' if given.event_dim == 0 else 'vector'} "

@@ -107,7 +107,16 @@ class Attributes(Context):
         return constraints.real_vector
 
     def __call__(self, c: Tensor) -> Tensor:
-        """See `Context.__call__`."""
+        """See `Context.__call__`.
+
+        Raises:
+            ValueError: There are not `count` numbers for each row.
+        """
+        if c.dim() == 0 or c.shape[-1] != self.count:
+            raise ValueError(
+                f"the context is {self}, but the attributes have shape {tuple(c.shape)}: expected "
+                f"(n, {self.count})"
+            )
         return c
 
 

@@ -67,7 +67,7 @@ def sample(
         num: How many.
         like: Some rows, as for `ppl_vae.fit`, which say what the model is called with. Of other arguments than
             the data (labels), and of what else the model observes, the draws get those of these rows in turn. A
-            model that has a `data_shape`, as ours have, needs none.
+            model that has a `data_shape`, as ours have, needs none, if `given` holds its other arguments.
         given: Values that are not to be drawn, by the name of a latent site, or of an argument of the model:
             `{"z": z}` decodes latents, `{"y": labels}` draws rows with these labels. Each is `(num, ...)`.
         means: Whether to return E[x | z] for the z that were drawn, not draws of x. Pictures of means look
@@ -92,7 +92,7 @@ def sample(
         (torch.Size([16, 1, 8, 8]), torch.Size([3, 1, 8, 8]))
     """
     require_count("num", num)
-    rows = _blank(model) if like is None else like
+    rows = _blank(model, {} if given is None else given) if like is None else like
     with opened(model, PriorGuide(model), rows, seed=seed, progress=False) as session:
         require_any_rows(session)
         draw = Draw(session, num, {} if given is None else given, site)
@@ -105,7 +105,7 @@ def sample(
     return as_given(like)(torch.cat(parts))
 
 
-def _blank(model: Program) -> Tensor:
+def _blank(model: Program, given: Given) -> Batch:
     """Two rows to call a model with that says their shape: draws of its own, which are in its support.
 
     Raises:
@@ -118,18 +118,33 @@ def _blank(model: Program) -> Tensor:
             f"sample needs rows to call {described(owner)} with: pass like=x, some rows of the data"
         )
     pair = Pair.of(model, PriorGuide(model))
-    names = DataArguments.of(pair)
-    if names.names is None or names.required > 1:
-        raise TypeError(
-            f"sample needs rows to call {described(owner)} with, which takes more than the data: pass like="
+    arguments = DataArguments.of(pair)
+    others = None if arguments.names is None else arguments.names[1 : arguments.required]
+    if others is None or not set(others) <= given.keys():
+        names = (
+            ""
+            if others is None
+            else ", or of what it takes: " + ", ".join(f"given['{name}']" for name in others)
         )
+        raise TypeError(
+            f"sample needs rows to call {described(owner)} with, which takes more than the data: pass like=x, "
+            f"some rows of the data{names}"
+        )
+    beside = [_two(as_tensor(given[name], name, arguments.dtype)) for name in others]
     with preserve_random_state(), evaluating(pair, seed=None):
-        free = poutine.trace(poutine.uncondition(pair.model)).get_trace(torch.zeros(2, *shape))
+        free = poutine.trace(poutine.uncondition(pair.model)).get_trace(
+            torch.zeros(2, *shape), *beside
+        )
     for site in sample_sites(free).values():
         value: Tensor = site["value"]
         if site["infer"].get("was_observed") and value.shape == (2, *shape):
-            return value
-    return torch.zeros(2, *shape)
+            return (value, *beside) if beside else value
+    return (torch.zeros(2, *shape), *beside) if beside else torch.zeros(2, *shape)
+
+
+def _two(values: Tensor) -> Tensor:
+    """The first two rows, or the only one twice."""
+    return values[torch.tensor([0, len(values) - 1 and 1])] if values.dim() else values.expand(2)
 
 
 class Draw:

@@ -1,0 +1,347 @@
+"""Rows with labels and attributes: conditional and semi-supervised pairs, against closed forms."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ppl_vae import check, encode, evaluate, fit, inference_gaps, load_data, reconstruct, sample
+from ppl_vae.distributions import Given, Revealed
+from ppl_vae.guides import FullCovariance, MeanField, NeuralSpline, SemiAmortized, SemiSupervised
+from ppl_vae.likelihoods import Gaussian
+from ppl_vae.models import VAE, ConditionalVAE, SemiSupervisedVAE, VampPrior
+from ppl_vae.networks import MLP, Attributes, Convolutional, Labels
+from ppl_vae.objectives import EnumELBO, SemiSupervisedELBO
+from ppl_vae.pairs import Batches, Layouts, Pair, PairError
+
+LINEAR = MLP(hidden=())
+CLASSES, D, SIGMA = 3, 4, 0.7
+
+
+def rows(n: int = 30) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    y = torch.arange(n) % CLASSES
+    return torch.randn(n, D, generator=generator) + y[:, None], y
+
+
+def linear_conditional(context: Any) -> ConditionalVAE:
+    torch.manual_seed(0)
+    return ConditionalVAE((D,), 2, LINEAR, Gaussian(SIGMA), context=context)
+
+
+def given_vector(model: Any, vector: Tensor) -> dist.MultivariateNormal:
+    """p(x | c) of a linear decoder: N(W_c c + b, W_z W_z^T + sigma^2)."""
+    layer = next(m for m in model.decoder.modules() if isinstance(m, nn.Linear))
+    weight, bias = layer.weight.detach(), layer.bias.detach()
+    of_z, of_c = weight[:, :2], weight[:, 2:]
+    covariance = of_z @ of_z.T + SIGMA**2 * torch.eye(D)
+    return dist.MultivariateNormal(vector @ of_c.T + bias, covariance)
+
+
+def make_exact(model: Any, guide: MeanField) -> None:
+    """Sets a guide's head to p(z | x, c) = N(A (x - W_c c - b), S), S = (I + W_z^T W_z / sigma^2)^-1 diagonal.
+
+    The columns of W_z are made orthogonal for that. The features are x and c, one after the other.
+    """
+    with torch.no_grad():
+        layer = next(m for m in model.decoder.modules() if isinstance(m, nn.Linear))
+        layer.weight[:, :2] = torch.linalg.qr(layer.weight[:, :2]).Q * torch.tensor([1.0, 2.0])
+        weight, bias = layer.weight, layer.bias
+        of_z, of_c = weight[:, :2], weight[:, 2:]
+        variance = 1 / (1 + of_z.square().sum(0) / SIGMA**2)
+        a = variance[:, None] * of_z.T / SIGMA**2
+        guide.head.weight[:2] = torch.cat([a, -a @ of_c], 1)
+        guide.head.bias[:2] = -a @ bias
+        guide.head.weight[2:] = 0.0
+        guide.head.bias[2:] = variance.sqrt().expm1().log()  # softplus
+
+
+@pytest.mark.parametrize("context", [Labels(CLASSES), Attributes(2)], ids=["labels", "attributes"])
+def test_log_p_of_a_conditional_model_is_exact(context: Any) -> None:
+    x, y = rows()
+    c = y if isinstance(context, Labels) else torch.stack([y.cos(), y.sin()], 1)
+    model = linear_conditional(context)
+    guide = MeanField((D,), 2, LINEAR, context=context)
+    make_exact(model, guide)
+    exact = given_vector(model, context(c)).log_prob(x)
+    found = evaluate(model, guide, (x, c), num_samples=10, seed=0)
+    torch.testing.assert_close(found.elbo.values, exact, atol=2e-3, rtol=0)
+    torch.testing.assert_close(found.log_likelihood.values, exact, atol=2e-3, rtol=0)
+    with torch.no_grad():
+        guide.head.bias += 0.2
+    found = evaluate(model, guide, (x, c), num_samples=5000, seed=0)
+    assert found.log_likelihood.mean == pytest.approx(exact.mean().item(), abs=0.01)
+    assert found.elbo.mean < exact.mean() - 0.01
+    few = (x[:5], c[:5])
+    gaps = inference_gaps(model, guide, few, seed=0)
+    assert gaps.approximation_gap.mean == pytest.approx(0.0, abs=0.02)
+    missing = exact[:5].mean().item() - found.elbo.values[:5].mean().item()
+    assert gaps.amortization_gap.mean == pytest.approx(missing, abs=0.1)
+
+
+@pytest.mark.parametrize("network", [MLP(hidden=(6,)), Convolutional((4,), 6)])
+def test_an_encoder_reads_both_and_broadcasts(network: Any) -> None:
+    torch.manual_seed(0)
+    guide = MeanField((2, 4, 4), 3, network, context=Labels(5)).eval()
+    x, every = torch.randn(6, 2, 4, 4), torch.arange(5)
+    together = guide.encode(x, every[:, None]).mean  # every label of every row
+    assert together.shape == (5, 6, 3)
+    for label in range(5):
+        alone = guide.encode(x, torch.full((6,), label)).mean
+        torch.testing.assert_close(together[label], alone)
+    assert (together[0] - together[1]).abs().min() > 0
+    moved = guide.encode(x + 1, every[:, None]).mean
+    assert (together - moved).abs().min() > 0
+
+
+def test_one_hot_vectors_and_what_is_given() -> None:
+    assert torch.equal(Labels(3)(torch.tensor([[2], [0]])), torch.eye(3)[torch.tensor([[2], [0]])])
+    given = Given(torch.tensor([1, 2]), Labels(3).support)
+    assert torch.equal(given.sample(torch.Size([2])), torch.tensor([[1, 2], [1, 2]]))
+    assert torch.equal(given.log_prob(torch.tensor([0, 2])), torch.zeros(2))
+    attributes = Given(torch.randn(5, 2), Attributes(2).support).expand([4, 5])
+    assert (attributes.batch_shape, attributes.event_shape) == ((4, 5), (2,))
+    revealed = Revealed(torch.tensor([0, 1, 2]), 3).expand([2, 3])
+    label = torch.tensor([0, -1, 1])
+    assert revealed.log_prob(label).tolist() == [[0, 0, -math.inf]] * 2
+
+
+def test_draws_are_of_the_labels_that_are_given() -> None:
+    x, y = rows()
+    model = linear_conditional(Labels(CLASSES))
+    wanted = torch.full((4000,), 2)
+    drawn = sample(model, 4000, like=(x, y), given={"c": wanted}, seed=0)
+    of_two = given_vector(model, Labels(CLASSES)(torch.tensor(2)))
+    torch.testing.assert_close(drawn.mean(0), of_two.mean, atol=0.1, rtol=0)
+    torch.testing.assert_close(drawn.T.cov(), of_two.covariance_matrix, atol=0.15, rtol=0)
+    alone = sample(model, 4000, given={"c": wanted}, seed=0)  # nothing else is needed
+    torch.testing.assert_close(alone.mean(0), of_two.mean, atol=0.1, rtol=0)
+    guide = FullCovariance((D,), 2, LINEAR, context=Labels(CLASSES))
+    assert reconstruct(model, guide, (x, y), seed=0).shape == x.shape
+    assert reconstruct(model, guide, (x.numpy(), y.numpy()), seed=0).shape == x.shape
+
+
+@pytest.mark.parametrize("bad", [3, -1])
+def test_a_label_that_is_none_is_named(bad: int) -> None:
+    x, y = rows()
+    y[7] = bad
+    model, guide = linear_conditional(Labels(CLASSES)), MeanField((D,), 2, context=Labels(CLASSES))
+    with pytest.raises(PairError, match=r"row 7 .*'context'.*integers from 0 to 2"):
+        evaluate(model, guide, (x, y))
+    with pytest.raises(PairError, match=r"row 7 .*'context'.*integers from 0 to 2"):
+        fit(model, guide, (x, y), max_epochs=1)
+
+
+def test_what_does_not_fit_together_is_named() -> None:
+    x, y = rows()
+    model = linear_conditional(Labels(CLASSES))
+    with pytest.raises(Exception, match="was built to read the data alone"):
+        fit(model, MeanField((D,), 2), (x, y), max_epochs=1)
+    with pytest.raises(TypeError, match=r"was built with context=Labels\(classes=3\)"):
+        MeanField((D,), 2, context=Labels(3)).encode(x)
+    with pytest.raises(TypeError, match="read the data alone"):
+        SemiAmortized(VAE((D,), 2), (D,), 2).encode(x, y)
+    with pytest.raises(TypeError, match="VampPrior is made of a guide"):
+        ConditionalVAE((D,), prior=VampPrior(5))
+    with pytest.raises(TypeError, match="VampPrior is made of a guide"):
+        SemiSupervisedVAE((D,), prior=VampPrior(5))
+    with pytest.raises(TypeError, match=r"build it with context=Labels\(3\)"):
+        SemiSupervised((D,), 2, 3, latent_guide=MeanField((D,), 2))
+    with pytest.raises(TypeError, match=r"must be an object such as Labels\(10\)"):
+        MeanField((D,), 2, context=10)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at least 2"):
+        Labels(1)
+    attributes = linear_conditional(Attributes(2))
+    with pytest.raises(Exception, match=r"attributes have shape \(30, 3\): expected \(n, 2\)"):
+        check(
+            attributes, MeanField((D,), 2, context=Attributes(2)), (x, torch.randn(30, 3))
+        ).raise_errors()
+
+
+# -- semi-supervised -------------------------------------------------------------------------------------
+
+
+def semi_supervised(*, exact: bool = False) -> tuple[SemiSupervisedVAE, SemiSupervised]:
+    torch.manual_seed(0)
+    model = SemiSupervisedVAE((D,), 2, CLASSES, LINEAR, Gaussian(SIGMA))
+    if not exact:
+        flow = NeuralSpline((D,), 2, LINEAR, transforms=1, hidden=(4,), context=Labels(CLASSES))
+        return model, SemiSupervised((D,), 2, CLASSES, LINEAR, latent_guide=flow)
+    guide = SemiSupervised((D,), 2, CLASSES, LINEAR)
+    assert isinstance(guide.latent_guide, MeanField)
+    make_exact(model, guide.latent_guide)
+    with torch.no_grad():  # normals of the same covariance: their logits are linear
+        normals = given_vector(model, torch.eye(CLASSES))
+        slopes = normals.mean @ normals.precision_matrix[0]
+        guide.classifier.head.weight.copy_(slopes)
+        guide.classifier.head.bias.copy_(-0.5 * (slopes * normals.mean).sum(1))
+    return model, guide
+
+
+def log_joint(model: SemiSupervisedVAE, x: Tensor) -> Tensor:
+    """log p(x, y) for each y, `(n, classes)`."""
+    return given_vector(model, torch.eye(CLASSES)).log_prob(x[:, None]) - math.log(CLASSES)
+
+
+@pytest.mark.parametrize("labels", ["some", "all", "none"])
+def test_log_p_of_rows_with_and_without_labels_is_exact(labels: str) -> None:
+    model, guide = semi_supervised(exact=True)
+    x, y = rows()
+    hidden = {"some": torch.arange(30) % 2 == 0, "all": torch.zeros(30), "none": torch.ones(30)}
+    hides = hidden[labels].bool()
+    joint = log_joint(model, x)
+    exact = torch.where(hides, joint.logsumexp(1), joint[torch.arange(30), y])
+    told = y.masked_fill(hides, -1)
+    found = evaluate(model, guide, (x, told), num_samples=10, seed=0)
+    torch.testing.assert_close(found.elbo.values, exact, atol=2e-3, rtol=0)
+    torch.testing.assert_close(found.log_likelihood.values, exact, atol=2e-3, rtol=0)
+    if labels == "none":
+        again = evaluate(model, guide, x, num_samples=10, seed=0)
+        torch.testing.assert_close(again.elbo.values, exact, atol=2e-3, rtol=0)
+    with torch.no_grad():
+        guide.latent_guide.head.bias += 0.2
+    found = evaluate(model, guide, (x, told), num_samples=5000, seed=0, method="guide")
+    assert found.log_likelihood.mean == pytest.approx(exact.mean().item(), abs=0.02)
+    assert found.elbo.mean < exact.mean() - 0.01
+
+
+def test_the_class_of_a_row_with_a_label_is_certain() -> None:
+    model, guide = semi_supervised()
+    x, y = rows()
+    told = y.clone()
+    told[10:] = -1
+    classes = encode(model, guide, (x, told), seed=0)["y"]
+    assert torch.equal(classes[:10], torch.eye(CLASSES)[y[:10]])
+    torch.testing.assert_close(classes[10:], guide.classify(x[10:]).probs)
+
+
+@pytest.mark.parametrize("capture", [True, False])
+def test_the_loss_is_the_elbo_and_the_classifier_s_score(capture: bool) -> None:
+    """With one label hidden of two. The term is computed by hand; the ELBO is EnumELBO's."""
+    _, guide = semi_supervised()
+    x, y = rows()
+    told = y.masked_fill(torch.arange(30) % 2 == 0, -1)
+    known = told >= 0
+    score = guide.classify(x).logits.log_softmax(-1)[torch.arange(30), y][known].sum() / 30
+    losses = {}
+    for name, objective in (("elbo", EnumELBO()), ("both", SemiSupervisedELBO(classification=5.0))):
+        fitted = fit(
+            *semi_supervised(),
+            (x, told),
+            objective=objective,
+            max_epochs=1,
+            batch_size=30,
+            learning_rate=1e-12,
+            seed=0,
+            capture=capture,
+        )
+        losses[name] = fitted.history[-1]
+    assert losses["both"]["elbo"] == pytest.approx(losses["elbo"]["elbo"], abs=1e-4)
+    difference = losses["both"]["loss"] - losses["elbo"]["loss"]
+    assert difference == pytest.approx(-5.0 * score.item(), abs=1e-4)
+
+
+def test_the_gradient_of_the_classifier_is_exact() -> None:
+    """The ELBO of one label alone does not reach the classifier; the term does, by softmax minus one-hot."""
+    model, guide = semi_supervised()
+    x, y = rows()
+    pair = Pair.of(model, guide)
+    batch = Batches((x, y), pair).first(30)
+    found = {}
+    for weight in (0.0, 2.0):
+        guide.zero_grad()
+        objective = SemiSupervisedELBO(classification=weight)
+        with pair.scope():
+            run = partial(objective, pair, batch=batch)
+            loss = Layouts(pair).run(batch, lambda layout, run=run: run(layout)).loss
+            loss.backward()
+        found[weight] = guide.classifier.head.bias.grad
+    assert found[0.0] is None or found[0.0].abs().max() < 1e-6
+    expected = 2.0 * (guide.classify(x).probs - torch.eye(CLASSES)[y]).mean(0)
+    assert found[2.0] is not None
+    torch.testing.assert_close(found[2.0], expected.detach())
+
+
+def test_steps_with_infinite_terms_are_recorded(capsys: pytest.CaptureFixture[str]) -> None:
+    """A label excludes classes: log p = -inf where q = 0, which Pyro leaves out of the sum."""
+    x, y = rows()
+    told = y.masked_fill(torch.arange(30) % 2 == 0, -1)
+    trained = []
+    for capture in (True, False):
+        model, guide = semi_supervised()
+        objective = SemiSupervisedELBO()
+        fit(model, guide, (x, told), objective=objective, max_epochs=3, seed=0, capture=capture)
+        trained.append([p.detach() for p in [*model.parameters(), *guide.parameters()]])
+    assert "capture is off" not in capsys.readouterr().err
+    for recorded, plain in zip(*trained, strict=True):
+        torch.testing.assert_close(recorded, plain, atol=1e-5, rtol=1e-4)
+
+
+def test_an_objective_names_what_it_needs() -> None:
+    x, _ = rows()
+    with pytest.raises(PairError, match="label_log_prob"):
+        fit(
+            VAE((D,), likelihood=Gaussian()),
+            MeanField((D,)),
+            x,
+            objective=SemiSupervisedELBO(),
+            max_epochs=1,
+        )
+    with pytest.raises(ValueError, match="classification must be at least 0"):
+        SemiSupervisedELBO(classification=-1.0)
+    with pytest.raises(ValueError, match="there are no free bits"):
+        SemiSupervisedELBO(free_bits=0.1)
+
+
+# -- data with labels ------------------------------------------------------------------------------------
+
+
+def test_rows_come_with_their_labels() -> None:
+    plain, told = load_data("digits", max_rows=200), load_data("digits", max_rows=200, labels=True)
+    for split in ("train", "validation", "test"):
+        x, y = getattr(told, split)
+        assert torch.equal(x, getattr(plain, split))
+        assert torch.equal(y, getattr(plain, f"{split}_labels"))
+    assert told.shape == plain.shape == (1, 8, 8)
+    assert "each with a label" in repr(told)
+
+
+@pytest.mark.parametrize("num", [10, 37, 1294])
+def test_so_many_labels_are_told_in_equal_numbers(num: int) -> None:
+    data = load_data("digits", labels=num)
+    (x, y), truth = data.train, data.train_labels
+    assert truth is not None
+    assert len(x) == len(y) == 1294
+    known = y >= 0
+    assert int(known.sum()) == num
+    assert torch.equal(y[known], truth[known])
+    if num < 1000:
+        counts = y[known].bincount(minlength=10)
+        assert int(counts.max() - counts.min()) <= 1
+    assert all(bool((split[1] == -1).all()) for split in (data.validation, data.test))
+    assert torch.equal(x, load_data("digits").train)
+    other = load_data("digits", labels=num, seed=1)
+    assert num > 1000 or not torch.equal(other.train[1] >= 0, known)
+
+
+def test_labels_that_are_not_there_are_named(tmp_path: Path) -> None:
+    torch.save({"x": torch.rand(50, 3)}, tmp_path / "rows.pt")
+    torch.save({"x": torch.rand(50, 3), "y": torch.rand(50)}, tmp_path / "real.pt")
+    with pytest.raises(ValueError, match="has no labels"):
+        load_data(tmp_path / "rows.pt", labels=True)
+    with pytest.raises(ValueError, match="are no classes"):
+        load_data(tmp_path / "real.pt", labels=5)
+    assert load_data(tmp_path / "real.pt", labels=True).train[1].shape == (36, 1)
+    with pytest.raises(ValueError, match="only 1294 training rows"):
+        load_data("digits", labels=2000)
+    with pytest.raises(ValueError, match="labels must be at least 1"):
+        load_data("digits", labels=-3)
+    with pytest.raises(TypeError, match="labels must be a whole number"):
+        load_data("digits", labels=0.5)  # type: ignore[call-overload]
