@@ -74,7 +74,7 @@ def small_pair() -> tuple[VAE, MeanField]:
 
 
 @contextmanager
-def captured(model: Any, guide: Any, x: Tensor, objective: Objective) -> Iterator[CapturedLoss]:
+def captured(model: Any, guide: Any, x: Any, objective: Objective) -> Iterator[CapturedLoss]:
     pair = Pair(model, guide)
     with pair.scope(), pyro.validation_enabled(False), pair.mode(training=True):
         yield CapturedLoss(pair, Layouts(pair), Resolved(objective, pair), pair.parameters(x))
@@ -318,6 +318,10 @@ def sampled_shape(self: Guide, loc: Tensor) -> Tensor:
     return loc + kept.sum()
 
 
+def open_one_hot(self: Guide, loc: Tensor) -> Tensor:
+    return loc + nn.functional.one_hot(torch.arange(len(loc)) % 2).to(loc.dtype)
+
+
 @pytest.mark.parametrize(
     ("misbehave", "reason"),
     [
@@ -326,6 +330,7 @@ def sampled_shape(self: Guide, loc: Tensor) -> Tensor:
         (numpy_noise, "NumPy"),
         (counting, "counter"),
         (sampled_shape, "shapes"),
+        (open_one_hot, "give it num_classes, as in one_hot(y, num_classes=10)"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
@@ -343,6 +348,67 @@ def test_what_cannot_be_recorded_is_named_and_done_by_pyro(
     assert torch.equal(*results)
     (message,) = [r.getMessage() for r in caplog.records if "capture is off" in r.getMessage()]
     assert reason in message
+    assert "\n" not in message
+
+
+def by_place(y: Tensor) -> Tensor:
+    return nn.functional.one_hot(y, 3)
+
+
+def by_name(y: Tensor) -> Tensor:
+    return nn.functional.one_hot(input=y, num_classes=3)
+
+
+def of_tables(y: Tensor) -> Tensor:
+    return nn.functional.one_hot(torch.stack([y, 2 - y], -1), 3).sum(1)
+
+
+class Labelled(nn.Module):
+    """A guide, or with data a model, of rows and their labels as one-hot vectors."""
+
+    def __init__(self, one_hot: Callable[[Tensor], Tensor], observes: bool) -> None:
+        super().__init__()
+        self.one_hot, self.observes = one_hot, observes
+        self.linear = nn.Linear(4, 1)
+
+    def forward(self, x: Tensor, y: Tensor) -> None:
+        labels = self.one_hot(y).to(x.dtype)
+        with pyro.plate("data", len(x)):
+            if self.observes:
+                z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+                loc = self.linear(torch.cat([z.unsqueeze(-1), labels], -1)).squeeze(-1)
+                pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+            else:
+                loc = self.linear(torch.cat([x.unsqueeze(-1), labels], -1)).squeeze(-1)
+                pyro.sample("z", dist.Normal(loc, 1.0))
+
+
+@pytest.mark.parametrize("one_hot", [by_place, by_name, of_tables])
+def test_one_hot_with_a_number_of_classes_is_recorded(
+    one_hot: Callable[[Tensor], Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    x, y = torch.randn(15), torch.arange(15) % 3
+    results = []
+    for use in (True, False):
+        torch.manual_seed(0)
+        pair = Labelled(one_hot, True), Labelled(one_hot, False)
+        with caplog.at_level(logging.WARNING):
+            fit(*pair, (x, y), max_epochs=3, batch_size=5, seed=0, capture=use, progress=False)
+        results.append(torch.cat([p.detach().flatten() for m in pair for p in m.parameters()]))
+    assert torch.equal(*results)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("wrong", [3, -1])
+def test_a_class_out_of_range_is_no_one_hot_vector_in_a_recording(wrong: int) -> None:
+    """`scatter` refuses it; a comparison with all classes would give zeros in silence."""
+    batch = torch.randn(5), torch.arange(5) % 3
+    model, guide = Labelled(by_place, True), Labelled(by_place, False)
+    with captured(model, guide, batch, TraceELBO()) as step:
+        step(batch, 1.0)
+        batch[1][2] = wrong
+        with pytest.raises(CaptureError, match="out of bounds"):
+            step(batch, 1.0)
 
 
 class Carrying(nn.Module):

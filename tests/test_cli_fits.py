@@ -103,7 +103,12 @@ def test_a_refitted_run_is_not_resumed_as_a_training(
         (("gaps", "RUN", "--max_rows", "0"), "--max_rows must be at least 1"),
         (("gaps", "RUN", "--truth", "magic"), "invalid choice"),
         (("evaluate", "RUN", "--method", "magic"), "invalid choice"),
-        (("em", "--model", "VAE"), "EM needs a model that knows its posterior(x)"),
+        (
+            ("em", "--model", "VAE"),
+            "EM cannot fit it, because its steps have no closed form; those",
+        ),
+        (("em", "--model", "VAE"), "To train VAE: ppl-vae train --model VAE"),
+        (("em", "--model", "ppl_vae.models.VAE"), "EM needs a model that knows its posterior(x)"),
         (("em", "--max_iterations", "0"), "max_iterations must be at least 1"),
         (("em", "--model", "StandardNormal"), "there is no model of this name"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import subprocess
@@ -14,7 +15,13 @@ import numpy as np
 import pytest
 import yaml
 
+from ppl_vae import models
 from ppl_vae.cli import COMMANDS, main
+from ppl_vae.cli.known import known
+from ppl_vae.cli.light import LightParser, command_parser
+from ppl_vae.cli.options import COMMON, EXAMPLES, describe
+from ppl_vae.cli.parser import make_parser
+from ppl_vae.em.steps import closed_form
 
 SMALL, NETWORK = catalogue.SMALL_RUN, catalogue.SMALL_NETWORK
 
@@ -136,9 +143,10 @@ def test_help_comes_from_the_docstrings(capsys: pytest.CaptureFixture[str]) -> N
     for name, what in COMMANDS.items():
         assert name in shown
         assert what.split(",")[0] in " ".join(shown.split())
-    assert main(["train", "--help"]) == 0
+    assert main(["train", "--help-all"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "Passes over the data." in shown, "fit's docstring"
+    assert "of Convolutional: Output channels of each stage" in shown, "that of a class"
     assert "Share of the training rows to hold out for validation." in shown, "load_data's"
     assert "(type: int, default: 200)" in shown
     assert main(["train", "--guide.help", "FullCovariance"]) == 0
@@ -153,6 +161,99 @@ def test_help_comes_from_the_docstrings(capsys: pytest.CaptureFixture[str]) -> N
 def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([name, "--help"]) == 0
     assert COMMANDS[name] in " ".join(capsys.readouterr().out.split())
+
+
+def help_of(name: str, option: str, capsys: pytest.CaptureFixture[str]) -> str:
+    assert main([name, option]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", COMMON)
+def test_help_is_short_and_shows_the_common_options(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = help_of(name, "--help", capsys)
+    assert len(shown.splitlines()) < 60
+    assert max(map(len, shown.splitlines())) <= 80
+    for option in COMMON[name]:
+        assert re.search(rf"^  --{option}\b", shown, re.MULTILINE), option
+    assert "--help-all" in shown
+    nested = {
+        "train": ("--model.latent_dim", "--model.network", "--objective.beta"),
+        "em": ("--model.components", "--model.covariance"),
+        "refit": ("--objective.beta", "--objective.free_bits"),
+    }
+    for option in nested[name]:
+        assert re.search(rf"^  {option} .", shown, re.MULTILINE), option
+    assert "--trust" not in shown
+    assert "(default: 200)" in shown, "of max_epochs or max_iterations"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_all_shows_every_option(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = help_of(name, "--help-all", capsys)
+    for option, action in command_parser(name)._option_string_actions.items():
+        listed = re.search(rf"(^|\s){option}\b", shown)
+        assert bool(listed) == (action.help != argparse.SUPPRESS), option
+    if name not in COMMON:
+        assert shown == help_of(name, "--help", capsys), "which has all of them already"
+
+
+def test_help_all_shows_the_arguments_of_classes(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = help_of("train", "--help-all", capsys)
+    for option in ("--model.network.channels", "--objective.beta.epochs", "--objective.free_bits"):
+        assert re.search(rf"^  {option} ", shown, re.MULTILINE), option
+    words = " ".join(shown.split())
+    assert re.search(r"--model.network.hidden HIDDEN of \w+: [^-]*; of \w+: ", words)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_titles_in_the_help_are_titles(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    titles = re.findall(r"^(\S.*):$", help_of(name, "--help-all", capsys), re.MULTILINE)
+    assert titles
+    assert all(len(title.split()) <= 4 and title[0].isupper() for title in titles), titles
+    if name == "train":
+        assert titles == [
+            *("Model, guide and objective", "Data", "Training", "Devices", "Options", "Examples")
+        ]
+
+
+@pytest.mark.parametrize("example", [e for listed in EXAMPLES.values() for e in listed])
+def test_the_examples_in_the_help_are_accepted(example: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    program, name, *arguments = example.replace("RUN", str(tmp_path)).split()
+    assert program == "ppl-vae"
+    command_parser(name).check(arguments)
+    make_parser(name, arguments).parse_args(arguments, defaults=False)
+
+
+def test_em_offers_what_em_can_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    fitted = {
+        name
+        for name in known("model")
+        if hasattr(getattr(models, name), "posterior") and closed_form(getattr(models, name))
+    }
+    assert {*known("model", by_em=True)} == fitted
+    assert "GaussianMixture" in fitted
+    for option in ("--help", "--help-all"):
+        shown = help_of("em", option, capsys)
+        assert not re.search(r"\b(VAE|CTC|Autoregressive)\b", shown)
+        assert all(name in shown for name in fitted)
+    root = argparse.ArgumentParser()
+    em = root.add_subparsers(parser_class=LightParser).add_parser("em")
+    describe("em", em)
+    em.spell_out()
+    em.add_options_below()
+    assert {*(em._option_string_actions["--model"].choices or ())} == fitted
+    assert "--model.prior" not in em._option_string_actions
+    assert main(["em", "--model", "GausianMixture"]) == 2
+    told = capsys.readouterr().err
+    assert "did you mean GaussianMixture?" in told
+    assert "VAE" not in told
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,7 +40,7 @@ from ppl_vae.capture.graphs import (
 )
 from ppl_vae.capture.memory import storage_of, writes_undone, written_nodes
 from ppl_vae.capture.python_state import CARRIED, python_state, tensors_kept, unchanged
-from ppl_vae.pairs import Pair
+from ppl_vae.pairs import Pair, first_line
 from ppl_vae.runtime import preserve_random_state
 
 _logger = logging.getLogger(__name__)
@@ -134,12 +134,13 @@ def record(pair: Pair, function: Callable[..., Any], args: Sequence[Tensor]) -> 
             unchanged(pair) as replaced,
             metrics_stay_tensors(),
             StaysInTorch(),
+            OneHotUnread(),
             pyro.validation_enabled(False),
             writes_undone(),
         ):
             graph = make_fx(function)(*args)
-    except CaptureError:
-        raise
+    except CaptureError as error:
+        raise CaptureError(first_line(error)) from error  # Pyro appends the shapes of its sites
     except Exception as error:
         raise CaptureError(f"the step cannot be recorded: {reason_of(error)}") from error
     if has_dynamic_shapes(graph):
@@ -195,6 +196,36 @@ class StaysInTorch(TorchFunctionMode):
         if name in _LEAVES_TORCH:
             raise CaptureError(f"the programs read tensors outside of torch, by .{name}()")
         return func(*args, **(kwargs or {}))
+
+
+class OneHotUnread(TorchFunctionMode):
+    """Makes one-hot vectors without reading the classes, which `one_hot` does on a CPU to check their range.
+
+    The vectors are the same, and `scatter` checks the range, too: a replay with a class out of range fails, and
+    Pyro runs the step and says what is wrong.
+
+    Raises:
+        CaptureError: The number of classes is left open, so that the shape depends on the classes.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.nn.functional.one_hot:
+            return func(*args, **(kwargs or {}))
+        classes, num = _classes_of(*args, **(kwargs or {}))
+        if num == -1:
+            raise CaptureError(
+                "torch.nn.functional.one_hot looks for the largest class of each batch: give it num_classes, "
+                "as in one_hot(y, num_classes=10)"
+            )
+        if not isinstance(num, int) or num < 1 or classes.dtype != torch.int64:
+            return func(*args, **(kwargs or {}))  # which raises an error of its own
+        zeros = torch.zeros(*classes.shape, num, dtype=classes.dtype, device=classes.device)
+        return zeros.scatter(-1, classes.unsqueeze(-1), 1)
+
+
+def _classes_of(input: Tensor, num_classes: Any = -1) -> tuple[Tensor, Any]:
+    """The arguments of `one_hot`, however they are given."""
+    return input, num_classes
 
 
 _LEAVES_TORCH = {"numpy", "tolist", "__array__", "__dlpack__", "storage", "untyped_storage"}

@@ -173,8 +173,8 @@ def _root_parser() -> LightParser:
         prog="ppl-vae",
         description="Train, evaluate and diagnose variational autoencoders written as Pyro "
         "model/guide pairs.",
-        epilog="`ppl-vae COMMAND --help` lists the options of a command. The main job, in about a "
-        "minute, is `ppl-vae train`.",
+        epilog="`ppl-vae COMMAND --help` lists the options of a command, --help-all also the rare ones. "
+        "The main job, in about a minute, is `ppl-vae train`.",
     )
     parser.add_argument("--version", action="version", version=f"ppl-vae {__version__}")
     parser.add_argument(

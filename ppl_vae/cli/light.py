@@ -9,15 +9,17 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ppl_vae.cli.known import face, find_known, known, role_help, unknown_name
+from ppl_vae.cli.known import FILLED_IN, face, find_known, known, role_help, unknown_name
 from ppl_vae.cli.mistakes import UsageError, did_you_mean, wrong_value
-from ppl_vae.cli.options import COMMANDS, Function, describe
+from ppl_vae.cli.options import COMMANDS, COMMON, EXAMPLES, Function, describe
 from ppl_vae.cli.source import (
     Definition,
+    Parameter,
     Type,
     find_by_path,
     find_subclass,
@@ -25,11 +27,13 @@ from ppl_vae.cli.source import (
     offered,
     parameters,
     subclasses,
-    summary,
     takes_any_name,
 )
 from ppl_vae.runs import config_file
 from ppl_vae.runtime import MOST_YAML, load_yaml, read_text
+
+_FIRST = 2
+"""Arguments of each default class in the help with the common options."""
 
 _EXPONENT = r"\d+(?:\.\d+)?[eE]\+?\d{1,2}"
 """A number such as 1e6."""
@@ -50,34 +54,87 @@ class _Formatter(argparse.HelpFormatter):
         return text.replace("%", "%%")
 
 
+_LONG = 100
+"""Characters of a text that is shortened for the help with the common options."""
+
+
+class _ShortFormatter(argparse.HelpFormatter):
+    """Says of each option its first sentence, its values and its default."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text, _, said = (action.help or "").partition(" (default: ")
+        default = "" if action.default in (None, argparse.SUPPRESS) else _shown(action.default)
+        default = said.removesuffix(")") or ("" if action.nargs == 0 else default)
+        text = re.sub(r" \([^()]*\)", "", text)
+        text = re.split(r"\.(?= [A-Z\"]|$)", text)[0]
+        listed = ", ".join(action.choices or ()) if _takes_class(action) else ""
+        if listed and not hasattr(action, "expected"):  # a role: its text is about its classes
+            text = listed
+        elif listed:
+            text = f"{text.partition(';')[0]}: {listed}"
+        elif len(f"{text} (default: {default})") > _LONG // 2 + 12 * (not default):
+            text = text.partition(";")[0]
+            text = text.partition(": ")[0] if len(text) > _LONG else text
+        if default:
+            text += f" (default: {default.removesuffix('()')})"
+        return text.replace("%", "%%")
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        expected: Type | None = getattr(action, "expected", None)
+        kinds = {"int": "N", "float": "X", "str": "TEXT", "Path": "PATH"}
+        names = [kinds[kind] for kind in (expected.kinds if expected else ()) if kind in kinds]
+        return names[0] if names else "VALUE"
+
+
+class _HelpAll(argparse.Action):
+    """Prints the help with all options."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
+        self.default = argparse.SUPPRESS
+
+    def __call__(self, parser: Any, *_: object) -> None:
+        parser._print_message(parser.format_help_all(), sys.stdout)
+        parser.exit()
+
+
 class LightParser(argparse.ArgumentParser):
     """A parser of one command, or of the whole command line."""
 
     def __init__(self, **how: Any) -> None:
         how = {"formatter_class": _Formatter, "allow_abbrev": False, "exit_on_error": False, **how}
         super().__init__(**how)
+        self.register("action", "help_all", _HelpAll)
         self.roles: dict[str, argparse.Action] = {}
         self.objects: dict[str, Type] = {}
+        self._positionals.title, self._optionals.title = "Arguments", "Options"
+        self.by_em = False
+        self._of_roles: argparse._ArgumentGroup | None = None
 
     # -- the description ---------------------------------------------------------------------------------
 
-    def add_argument(self, *names: str, **how: Any) -> argparse.Action:
-        """Adds one option; its value stays text."""
+    def add_argument(self, *names: str, group: str | None = None, **how: Any) -> argparse.Action:
+        """Adds one option, below a title or among the others; its value stays text."""
         kind = how.pop("type", None)
         if how.get("action") == "config":  # known to the full parser alone
             del how["action"]
-        action = super().add_argument(*names, **how)
+        if group is None:
+            action = super().add_argument(*names, **how)
+        else:
+            action = self._group(group).add_argument(*names, **how)
         if kind is not None:
             _expect(action, Type((kind.__name__,)))
         return action
 
     def add_function(self, function_: Function) -> None:
         """Adds the parameters of a function, read from its source."""
-        definition = function(function_.path)
-        group = self.add_argument_group(summary(definition).replace("%", "%%"))
-        for parameter in parameters(definition):
+        for parameter in parameters(function(function_.path)):
             if parameter.name in function_.skip:
                 continue
+            group = self._group(function_.elsewhere.get(parameter.name, function_.title))
             name, expected = f"--{parameter.name}", parameter.type
             if expected.bases:
                 self.objects[name] = expected
@@ -91,13 +148,19 @@ class LightParser(argparse.ArgumentParser):
             )
             _expect(action, expected)
 
-    def add_role(self, role: str, default: str) -> None:
+    def add_role(self, role: str, default: str, by_em: bool = False) -> None:
         """Adds an option that takes the name of a class; `spell_out` adds the names."""
-        title = "The pair, and what is maximized"
-        group = next((g for g in self._action_groups if g.title == title), None)
-        group = group or self.add_argument_group(title)
+        self.by_em = self.by_em or by_em
+        group = self._of_roles = self._of_roles or self.add_argument_group()
         self._add_help_of(group, f"--{role}")
         self.roles[role] = group.add_argument(f"--{role}", metavar="CLASS", default=default)
+        *others, last = self.roles
+        group.title = (f"{', '.join(others)} and {last}" if others else last).capitalize()
+
+    def _group(self, title: str) -> argparse._ArgumentGroup:
+        """The options below a title."""
+        found = next((group for group in self._action_groups if group.title == title), None)
+        return found or self.add_argument_group(title)
 
     @staticmethod
     def _add_help_of(group: Any, name: str) -> None:
@@ -269,7 +332,7 @@ class LightParser(argparse.ArgumentParser):
         if option.removeprefix("--") in self.roles:
             role = option.removeprefix("--")
             values = values or [str(self.roles[role].default)]
-            found = [find_known(role, value) or find_by_path(value) for value in values]
+            found = [find_known(role, value, self.by_em) or find_by_path(value) for value in values]
         elif not values:
             found = [*_classes(expected).values()]
         else:
@@ -305,8 +368,8 @@ class LightParser(argparse.ArgumentParser):
                     f"--{action.dest}: expected the name of a class, got an empty text"
                 )
             named = value.isidentifier() and not Path(value).is_file()
-            if named and find_known(role, value) is None:
-                raise unknown_name(role, value)
+            if named and find_known(role, value, self.by_em) is None:
+                raise unknown_name(role, value, self.by_em)
         elif isinstance(action, argparse._SubParsersAction) and value not in COMMANDS:
             hint = did_you_mean(value, COMMANDS)
             listed = ", ".join(map(repr, COMMANDS))
@@ -325,15 +388,96 @@ class LightParser(argparse.ArgumentParser):
     # -- help -------------------------------------------------------------------------------------------
 
     def format_help(self) -> str:
-        """The help, for which the names of classes are looked up."""
+        """The help, for which the names of classes are looked up; of many options the common ones."""
         self.spell_out()
-        return super().format_help()
+        return self._help(common=True) if self._command in COMMON else super().format_help()
+
+    def format_help_all(self) -> str:
+        """The help with all options, and the arguments of the classes that are taken by default."""
+        self.spell_out()
+        return self._help(common=False) if self._command in COMMON else super().format_help()
+
+    @property
+    def _command(self) -> str:
+        return self.prog.rpartition(" ")[2]
+
+    def _help(self, common: bool) -> str:
+        """The help of a command with many options: the common ones, or all."""
+        shown = {*COMMON[self._command], "help"}
+        nested = self._arguments_of_defaults(most=_FIRST if common else None)
+        formatter: argparse.HelpFormatter = (
+            _ShortFormatter(self.prog) if common else _Formatter(self.prog)
+        )
+        runs = [a for a in self._actions if not a.option_strings]
+        words = " ".join(f"[{a.metavar}]" if a.nargs == "?" else str(a.metavar) for a in runs)
+        formatter.add_usage(f"%(prog)s {words} [OPTIONS]".replace("  ", " "), (), ())
+        formatter.add_text(self.description)
+        first, *titled = self._action_groups[1:]  # the others have titles of their own
+        for group in (self._positionals, *titled, first):
+            formatter.start_section(group.title)
+            if group is self._of_roles:
+                formatter.add_text(_how_reached(next(iter(self.roles))))
+            listed = [
+                action
+                for action in group._group_actions
+                if not common or action.dest in shown or action.option_strings == ["--help-all"]
+            ]
+            formatter.add_arguments([*listed, *(nested if group is self._of_roles else ())])
+            formatter.end_section()
+        examples = "".join(f"  {example}\n" for example in EXAMPLES[self._command])
+        return f"{formatter.format_help()}\nExamples:\n{examples}"
+
+    def _arguments_of_defaults(self, most: int | None) -> list[argparse.Action]:
+        """The arguments of the classes that the roles have by default, as options that are only shown.
+
+        Args:
+            most: How many of each class: the first ones matter most. None: all, and those of classes below.
+        """
+        shown = LightParser(add_help=False)
+        for role, action in self.roles.items():
+            chosen = find_by_path(str(action.default))
+            filled_in = FILLED_IN if role == "guide" else ("data_shape",)
+            listed = [] if chosen is None else parameters(chosen)
+            for parameter in [p for p in listed if p.name not in filled_in][:most]:
+                shown._show(f"--{role}.{parameter.name}", parameter, deep=most is None)
+        return shown._actions
+
+    def _show(self, name: str, parameter: Parameter, deep: bool, of: str = "") -> None:
+        """Adds the argument of a class for the help.
+
+        Args:
+            name: The option.
+            parameter: The argument.
+            deep: Also those of the classes that it takes.
+            of: The class, if others have other arguments in its place.
+        """
+        expected, classes = parameter.type, _classes(parameter.type)
+        text = ": ".join(filter(None, (of, parameter.help.rstrip("."))))
+        if parameter.name == "likelihood":
+            text += " (default: what suits the data)"
+        listed = [*classes] or (None if expected.kinds else expected.values) or None
+        action = self._option_string_actions.get(name)
+        if action is not None:  # of another class, too
+            action.help = f"{action.help}; {text}"
+            vars(action).pop("expected", None)  # the types and the defaults differ
+            return
+        action = self.add_argument(
+            name,
+            default=parameter.default,
+            help=text,
+            choices=listed,
+            metavar="CLASS" if classes else parameter.name.upper() if deep and not listed else None,
+        )
+        _expect(action, expected)
+        for kind, found in classes.items() if deep else ():
+            for below in parameters(found)[1 if expected.called else 0 :]:
+                self._show(f"{name}.{below.name}", below, deep, f"of {kind}")
 
     def spell_out(self) -> None:
         """Looks up the class names that the options accept."""
         for role, action in self.roles.items():
-            action.help = role_help(role, str(action.default))
-            self._set_choices(role, known(role))
+            action.help = role_help(role, str(action.default), self.by_em)
+            self._set_choices(role, known(role, self.by_em))
         for name, expected in self.objects.items():
             null = ["null"] if "null" in expected.values else []
             self._set_choices(name[2:], [*_classes(expected), *null])
@@ -346,7 +490,9 @@ class LightParser(argparse.ArgumentParser):
         """Adds the arguments of all classes that may be given, for completion."""
         for role in self.roles:
             classes = offered(face(role))
-            self._add_below(f"--{role}", _arguments([classes[n] for n in known(role)]), ())
+            self._add_below(
+                f"--{role}", _arguments([classes[n] for n in known(role, self.by_em)]), ()
+            )
         for name, expected in self.objects.items():
             self._add_objects_below(name, expected, ())
 
@@ -423,6 +569,20 @@ def _class_missing(option: str, word: str, expected: Type) -> UsageError:
     return UsageError(
         f"{option}: the class is missing, of which {word} is an argument: write {named}{others}, too"
     )
+
+
+def _how_reached(role: str) -> str:
+    """How the help says that classes have arguments."""
+    return (
+        f"--{role}.NAME and --{role}.network.NAME are arguments of the classes; --{role}.help "
+        "CLASS lists them. A class of your own is package.module.Class."
+    )
+
+
+def _takes_class(action: argparse.Action) -> bool:
+    """Whether an option takes the name of a class."""
+    expected: Type | None = getattr(action, "expected", None)
+    return action.metavar == "CLASS" and (expected is None or bool(expected.bases))
 
 
 def _expect(action: argparse.Action, expected: Type) -> None:

@@ -6,7 +6,8 @@ Nothing here imports torch. Options that are parameters of a function are named 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from ppl_vae.cli.known import DEFAULTS
@@ -25,6 +26,42 @@ COMMANDS = {
 }
 
 
+COMMON = {
+    "train": (
+        *("data", "binarize", "model", "guide", "objective", "max_epochs", "batch_size"),
+        *("learning_rate", "device", "run_dir", "resume", "seed", "quiet"),
+    ),
+    "em": (
+        *("data", "binarize", "model", "max_iterations", "restarts", "device"),
+        *("run_dir", "resume", "seed", "quiet"),
+    ),
+    "refit": (
+        *("guide", "objective", "max_epochs", "batch_size", "learning_rate", "device"),
+        *("run_dir", "resume", "seed", "quiet"),
+    ),
+}
+"""Of the commands with many options, those that `--help` shows; `--help-all` shows the others, too."""
+
+EXAMPLES = {
+    "train": (
+        "ppl-vae train --model.latent_dim 2 --objective.beta 4",
+        "ppl-vae train --guide LowRank --guide.rank 3 --max_epochs 50",
+        "ppl-vae train --model.network Convolutional --model.network.channels [32,64]",
+    ),
+    "em": (
+        "ppl-vae em --model.components 20 --model.covariance tied",
+        "ppl-vae em --model BernoulliMixture --binarize threshold --restarts 5",
+        "ppl-vae em --model FactorAnalysis --model.latent_dim 8 --data rows.npy",
+    ),
+    "refit": (
+        "ppl-vae refit RUN --guide FullCovariance",
+        "ppl-vae refit RUN --guide NeuralSpline --guide.bins 8 --run_dir runs/spline",
+        "ppl-vae refit RUN --guide.network MLP --guide.network.hidden [512,512]",
+    ),
+}
+"""Examples in the help of those commands."""
+
+
 # -- options that are parameters of functions ------------------------------------------------------------
 
 
@@ -34,10 +71,14 @@ class Function(NamedTuple):
     Attributes:
         path: Its full name.
         skip: Parameters that are no options.
+        title: The title of its options in the help.
+        elsewhere: Titles of single options that stand below another one.
     """
 
     path: str
     skip: tuple[str, ...]
+    title: str
+    elsewhere: Mapping[str, str] = MappingProxyType({})
 
     def options(self) -> list[str]:
         """The names of its options."""
@@ -45,7 +86,10 @@ class Function(NamedTuple):
         return [name for name in names if name not in self.skip]
 
 
-DATA = (Function("ppl_vae.data.load_data", skip=("name", "seed")),)
+_OF_DATA, _OF_DEVICES = "Data", "Devices"
+"""Titles of options that are described in several places."""
+
+DATA = (Function("ppl_vae.data.load_data", skip=("name", "seed"), title=_OF_DATA),)
 
 TRAINING = (
     Function(
@@ -54,8 +98,12 @@ TRAINING = (
             *("model", "guide", "x", "objective", "validation", "transform"),
             *("seed", "fabric", "run_dir", "resume", "progress"),
         ),
+        title="Training",
+        elsewhere={"device": _OF_DEVICES},
     ),
-    Function("ppl_vae.runtime.make_fabric", skip=("device",)),  # which `fit` has as well
+    Function(
+        "ppl_vae.runtime.make_fabric", skip=("device",), title=_OF_DEVICES
+    ),  # which `fit` has as well
 )
 
 FABRIC = ("device", *TRAINING[1].options())
@@ -68,6 +116,8 @@ EM = (
             *("model", "x", "guide", "online", "m_step", "initialize"),
             *("seed", "run_dir", "resume", "progress"),
         ),
+        title="Expectation maximization",
+        elsewhere={"device": _OF_DEVICES},
     ),
 )
 
@@ -89,8 +139,8 @@ class Options(Protocol):
     def add_function(self, function: Function) -> None:
         """Adds the parameters of a function."""
 
-    def add_role(self, role: str, default: str) -> None:
-        """Adds an object that is given by the name of its class."""
+    def add_role(self, role: str, default: str, by_em: bool = False) -> None:
+        """Adds an object that is given by the name of its class; `by_em`: one that EM can fit."""
 
     def set_defaults(self, **defaults: Any) -> None:
         """Replaces defaults."""
@@ -99,8 +149,12 @@ class Options(Protocol):
 def describe(command: str, options: Options) -> None:
     """Adds the options of a command to a parser."""
     _DESCRIPTIONS[command](options)
-    _add_flag(options, "--quiet", "no progress bar")
+    _add_flag(options, "--quiet", "neither progress nor what takes how long")
     _add_flag(options, "--debug", "tracebacks of errors")
+    what = "all options, with the arguments of classes"
+    options.add_argument(
+        "--help-all", action="help_all", help=what if command in COMMON else argparse.SUPPRESS
+    )
 
 
 def _train(options: Options) -> None:
@@ -119,7 +173,7 @@ def _em(options: Options) -> None:
     _add_config(options)
     _add_resume(options, "em", "max_iterations")
     _add_run_dir(options)
-    options.add_role("model", "ppl_vae.models.GaussianMixture")
+    options.add_role("model", "ppl_vae.models.GaussianMixture", by_em=True)
     _add_data(options)
     add_functions(options, EM)
     _add_versions(options)
@@ -264,6 +318,7 @@ def _add_data(options: Options) -> None:
         default="digits",
         help="digits, MNIST, FashionMNIST, KMNIST, EMNIST, CIFAR10, SVHN, folder:PATH, or an array file "
         "PATH.npy, PATH.npz, PATH.pt",
+        group=_OF_DATA,
     )
     add_functions(options, DATA)
 

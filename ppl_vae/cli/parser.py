@@ -48,6 +48,11 @@ class Parser(ArgumentParser):  # type: ignore[misc, unused-ignore]
             "exit_on_error": False,
         }
         super().__init__(*args, **{**defaults, **kwargs})
+        self.register("action", "help_all", argparse._HelpAction)  # answered by `light.py`
+
+    def add_argument(self, *args: Any, group: str | None = None, **kwargs: Any) -> Any:
+        """Adds one option; the titles of groups are for the help, which `light.py` prints."""
+        return super().add_argument(*args, **kwargs)
 
     def validate(self, *args: Any, **kwargs: Any) -> None:
         """Checks types and names, but not that all that is required is there."""
@@ -57,9 +62,9 @@ class Parser(ArgumentParser):  # type: ignore[misc, unused-ignore]
         """Adds the parameters of a function."""
         self.add_function_arguments(import_by_name(function.path), skip=set(function.skip))
 
-    def add_role(self, role: str, default: str) -> None:
-        """Adds an object that is given by the name of its class."""
-        add_role(self, role, default, self.arguments)
+    def add_role(self, role: str, default: str, by_em: bool = False) -> None:
+        """Adds an object that is given by the name of its class; `by_em`: one that EM can fit."""
+        add_role(self, role, default, self.arguments, by_em)
 
 
 def make_parser(command: str, arguments: Sequence[str] = ()) -> Parser:

@@ -15,12 +15,14 @@ from ppl_vae.objectives import Objective
 from ppl_vae.runs import import_alternatives, import_by_name, public_name
 
 
-def add_role(parser: Any, role: str, default: str, arguments: Sequence[str]) -> None:
-    """Adds an option that takes the name of a class."""
-    names, classes = known(role), []
+def add_role(
+    parser: Any, role: str, default: str, arguments: Sequence[str], by_em: bool = False
+) -> None:
+    """Adds an option that takes the name of a class; `by_em`: of a model that EM can fit."""
+    names, classes = known(role, by_em), []
     for name in _named(role, arguments) or [default]:
         if "." not in name and name not in names:
-            raise unknown_name(role, name)
+            raise unknown_name(role, name, by_em)
         try:
             found = import_by_name(f"{face(role)}.{name}" if name in names else name)
         except ValueError as error:
@@ -41,7 +43,7 @@ def add_role(parser: Any, role: str, default: str, arguments: Sequence[str]) -> 
         instantiate=False,
         fail_untyped=False,
         metavar="CLASS",
-        help=role_help(role, default),
+        help=role_help(role, default, by_em),
     )
 
 

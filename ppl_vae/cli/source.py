@@ -140,16 +140,20 @@ def _is_concrete(definition: Definition, base: Definition) -> bool:
 def parameters(definition: Definition) -> list[Parameter]:
     """The parameters of a function, or of a class's constructor without `self`."""
     constructor = _constructor(definition)
+    described = _described_by_class(definition)
     if constructor is not None:
         listed = _of_function(constructor)
-        return listed if constructor is definition else listed[1:]
+        if constructor is definition:
+            return listed
+        return [p._replace(help=p.help or described.get(p.name, "")) for p in listed[1:]]
     ancestry = list(_ancestry(definition))
     fields: dict[str, Parameter] = {}
     for module, node in reversed(ancestry if _is_dataclass(definition) else []):
         for statement in getattr(node, "body", ()):
             match statement:
                 case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation, value=value):
-                    fields[name] = Parameter(name, _type(annotation, module), _value(value))
+                    expected, default = _type(annotation, module), _value(value)
+                    fields[name] = Parameter(name, expected, default, described.get(name, ""))
     return list(fields.values())
 
 
@@ -175,17 +179,22 @@ def _is_dataclass(definition: Definition) -> bool:
     return "dataclass" in map(_last, getattr(definition.node, "decorator_list", ()))
 
 
+def methods(definition: Definition) -> set[str]:
+    """The names of the methods of a class and of its bases, as far as they are read."""
+    return {
+        statement.name
+        for _, node in _ancestry(definition)
+        for statement in getattr(node, "body", ())
+        if isinstance(statement, ast.FunctionDef)
+    }
+
+
 def function(path: str) -> Definition:
     """The function of this full name."""
     found = find_by_path(path)
     if found is None or not isinstance(found.node, ast.FunctionDef):
         raise LookupError(f"there is no function {path} in the sources that are read")
     return found
-
-
-def summary(definition: Definition) -> str:
-    """The first line of a function's docstring."""
-    return _docstring(definition).partition("\n")[0].rstrip(".")
 
 
 def _of_function(definition: Definition) -> list[Parameter]:
@@ -247,15 +256,24 @@ def _ancestry(definition: Definition) -> Iterator[Definition]:
 
 
 def _docstring(definition: Definition) -> str:
-    """A function's docstring without markup."""
+    """The docstring of a function or a class, without markup."""
     node = definition.node
-    text = ast.get_docstring(node) if isinstance(node, ast.FunctionDef) else None
+    text = ast.get_docstring(node) if isinstance(node, ast.FunctionDef | ast.ClassDef) else None
     return re.sub(r":\w+:`(.*?)`", r"\1", text or "").replace("`", "")
 
 
-def _described(docstring: str) -> dict[str, str]:
-    """The entries below `Args:`."""
-    section = re.search(r"^Args:\n((?: .*\n|\n)*)", docstring + "\n", re.MULTILINE)
+def _described_by_class(definition: Definition) -> dict[str, str]:
+    """What the docstrings of a class and its bases say about its arguments; empty for a function."""
+    described: dict[str, str] = {}
+    for found in reversed(list(_ancestry(definition))):
+        for section in ("Attributes", "Args"):  # of a dataclass the attributes are the arguments
+            described |= _described(_docstring(found), section)
+    return described
+
+
+def _described(docstring: str, section_name: str = "Args") -> dict[str, str]:
+    """The entries below `Args:`, or below another title."""
+    section = re.search(rf"^{section_name}:\n((?: .*\n|\n)*)", docstring + "\n", re.MULTILINE)
     entries = re.split(r"^    (?=\w)", section[1] if section else "", flags=re.MULTILINE)
     parts = [entry.partition(":") for entry in entries]
     return {name: " ".join(text.split()) for name, _, text in parts if text}

@@ -146,7 +146,8 @@ def load_data(
         name: See the list.
         data_dir: Folder of torchvision's files; downloads go there.
         download: Whether to download a torchvision set that is missing.
-        binarize: `"threshold"`: 1 above half of the largest possible value, otherwise 0.
+        binarize: How values become 0 or 1. `"threshold"`: 1 above half of the largest possible value,
+            otherwise 0.
             `"static"`: one Bernoulli draw with the intensity as its probability, made once
             (Salakhutdinov & Murray, "On the Quantitative Analysis of Deep Belief Networks", 2008).
             `"dynamic"`: a fresh draw for each training batch, by `Data.transform`; one draw for
