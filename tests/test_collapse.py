@@ -140,8 +140,9 @@ def test_a_guide_that_lags_behind_a_model_that_uses_its_latents(
     x = gaussian_data(SPECTRUM)
     model = fitted_pca(x, latent_dim=3, sigma=sigma)
     found = diagnose(model, PriorGuide(Exact(model), dead), x, seed=0)
-    assert cause(found) == ("lagging guide", sum(dead))
-    assert "the guide lags behind the model" in found.summary()
+    lags = "lagging guide" if not all(dead) else "dead encoder"  # which uses nothing of x
+    assert cause(found) == (lags, sum(dead))
+    assert ("the guide lags behind the model" in found.summary()) == (not all(dead))
 
 
 @pytest.mark.parametrize("dims", [(-2, -1), pytest.param((-1, -2), marks=pytest.mark.slow)])
@@ -267,8 +268,8 @@ def test_a_likelihood_without_a_noise_level_makes_no_claim_about_it() -> None:
     assert cause(found) == ("ignored latent", 1)
 
 
-@pytest.mark.parametrize(("weight", "expected"), [(1.5, "large beta"), (0.0, "ignored latent")])
-def test_a_large_beta_is_named_where_no_noise_level_tells(weight: float, expected: str) -> None:
+@pytest.mark.parametrize("weight", [1.5, 0.0])
+def test_a_large_beta_is_named_where_no_noise_level_tells(weight: float) -> None:
     """Binomial counts under beta = 200: z is worth its KL at beta = 1, or has no weight any more."""
 
     def model(x: Tensor) -> None:
@@ -279,13 +280,14 @@ def test_a_large_beta_is_named_where_no_noise_level_tells(weight: float, expecte
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+            loc = 1e-3 * x[:, :2]
+            pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
 
     x = dist.Binomial(8, logits=torch.randn(200, 1).expand(200, 4)).sample()
     found = diagnose(model, guide, x, beta=200.0, seed=0)
-    assert cause(found) == (expected, 2)
+    assert cause(found) == ("large beta", 2)
     assert "lower beta" in found.remedy
-    assert ("which is 200" in found.remedy) == (expected == "ignored latent")
+    assert "beta is 200" in found.summary()
 
 
 def test_noise_of_its_own_for_each_number_is_taken_as_the_unit() -> None:
@@ -326,8 +328,7 @@ def test_a_healthy_pair_needs_no_cause() -> None:
     found = of_fitted_pca([9.0, 4.0, 0.1], latent_dim=2, sigma=0.3, n=3000)
     assert cause(found) == ("none", 0)
     assert found.summary() == (
-        "Healthy: 2 of 2 latent dimensions are active, z carries 4.2 nats about x, and no dimension has "
-        "collapsed."
+        "No collapse: 2 of 2 latent dimensions are active and z carries 4.2 nats about x."
     )
     plain = found.to_dict()
     assert plain["remedy"] == "nothing to do"
@@ -491,7 +492,7 @@ def test_information_in_posteriors_of_equal_means_is_not_called_a_dead_model() -
     assert found.active_units == 0
     assert found.mutual_information.mean > 1.0
     assert found.cause == "small means"
-    assert "Healthy" not in found.summary()
+    assert "No collapse" not in found.summary()
 
 
 def test_a_small_budget_runs_few_rows_at_once_and_finds_the_same(

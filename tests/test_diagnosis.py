@@ -446,8 +446,7 @@ def test_latents_that_the_guide_computes_by_row() -> None:
     assert str(found.mutual_information) == str(found.marginal_kl) == why
     assert repr(found.mutual_information) == f"Estimate({why}, 200 rows)"
     assert found.summary() == (
-        "1 of 1 latent dimension is active, and no dimension has collapsed. How much z carries about x is "
-        f"{why}."
+        f"No collapse: 1 of 1 latent dimension is active. How much z carries about x is {why}."
     )
     assert any("in a way of its own for each row" in text for text in found.notes)
     assert found.active_units == 1

@@ -5,23 +5,34 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ppl_vae.cli.output import OutputError, say, show, warn
-from ppl_vae.data import Data
-from ppl_vae.pairs import take_rows
+from ppl_vae.data import HIDDEN, Data
+from ppl_vae.evaluation import Evaluation, evaluate
+from ppl_vae.pairs import Pair, Program, num_rows, take_rows, transformed
 from ppl_vae.runs import (
     EVALUATION,
     Run,
     RunFolder,
     describe_rows,
     evaluated_rows,
+    read_rows,
     require_weights,
     results_of_other_weights,
     run_around,
     write_results,
 )
+from ppl_vae.runtime import CorruptFileError, preserve_random_state, seed_everything
+from ppl_vae.stats import Estimate
+
+TRAINING_ROWS = 200
+"""Training rows that are evaluated to see whether a pair overfits."""
 
 COPY = "to keep the result, copy the run to a folder of your own, and run the command there"
 ELSEWHERE = "choose a file elsewhere by --output"
@@ -160,3 +171,63 @@ def warn_of_other_rows(run: Path, data: Data[Any]) -> None:
 def rows_of(data: Data[Any], num: int | None = None) -> dict[str, Any]:
     """Describes the evaluated rows: runs on the same rows can be compared row by row."""
     return describe_rows(take_rows(data.test, slice(num)), data.name, "test")
+
+
+def evaluate_training_rows(
+    model: Program,
+    guide: Program,
+    data: Data[Any],
+    *,
+    num_samples: int,
+    seed: int,
+    progress: bool | None,
+) -> Evaluation | None:
+    """Evaluates some training rows, as test rows are; None for a guide that has parameters for each row."""
+    if Pair.of(model, guide).keeps_rows:
+        return None
+    n = num_rows(data.train)
+    rows = take_rows(data.train, torch.linspace(0, n - 1, min(n, TRAINING_ROWS)).long())
+    if isinstance(rows, tuple) and bool((data.test[1] == HIDDEN).all()):
+        rows = (rows[0], torch.full_like(rows[1], HIDDEN))  # as those of the test rows are
+    if data.transform is not None:
+        with preserve_random_state():
+            seed_everything(seed)
+            rows = transformed(rows, data.transform)
+    return evaluate(model, guide, rows, num_samples=num_samples, seed=seed, progress=progress)
+
+
+@dataclass(frozen=True)
+class StoredEvaluation:
+    """What a diagnosis reads of an evaluation, from a run's folder."""
+
+    elbo: Estimate
+    log_likelihood: Estimate
+    unreliable: Tensor
+    method: list[str]
+
+
+def stored_evaluation(run: Run, data: Data) -> StoredEvaluation | None:
+    """The evaluation of a run's test rows; None if it is of other rows, other weights or an earlier version.
+
+    It is None of a damaged file, too, of which it is said.
+    """
+    if results_of_other_weights(run.path, run.weights_sha256, (EVALUATION,)):
+        return None
+    then = evaluated_rows(run.path)
+    num = None if then is None or then.get("split") != "test" else then.get("num")
+    if then is None or not isinstance(num, int):
+        return None
+    if rows_of(data, num)["sha256"] != then.get("sha256"):
+        return None
+    try:
+        rows = read_rows(run.path)
+    except (OSError, CorruptFileError) as error:
+        warn(f"the diagnosis goes without the evaluation: {error}")
+        return None
+    if rows is None or not {"elbo", "log_likelihood", "unreliable", "method"} <= rows.keys():
+        return None
+    elbo, evidence = (
+        torch.tensor(rows[name], dtype=torch.float64) for name in ("elbo", "log_likelihood")
+    )
+    unreliable = torch.tensor(rows["unreliable"]) > 0
+    return StoredEvaluation(Estimate(elbo), Estimate(evidence), unreliable, rows["method"])

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from ppl_vae.cli.common import rows_of, say_of_other_weights
+from ppl_vae.cli.common import evaluate_training_rows, rows_of, say_of_other_weights
 from ppl_vae.cli.output import say, show, warn
 from ppl_vae.cli.report import result_table, with_levels
 from ppl_vae.cli.setup import Setup
@@ -61,18 +61,21 @@ def finish_run(run: RunFolder, setup: Setup, fitted: Fit, progress: bool | None)
 
 
 def _measure(setup: Setup, fitted: Fit, progress: bool | None) -> Measured:
-    seed = setup.config["seed"]
-    evaluation = evaluate(
-        fitted.model,
-        fitted.guide,
-        setup.data.test,
-        num_samples=setup.config["num_samples"],
+    seed, data, pair = setup.config["seed"], setup.data, (fitted.model, fitted.guide)
+    num_samples = setup.config["num_samples"]
+    evaluation = evaluate(*pair, data.test, num_samples=num_samples, seed=seed, progress=progress)
+    train = evaluate_training_rows(
+        *pair, data, num_samples=num_samples, seed=seed, progress=progress
+    )
+    diagnosis = diagnose(
+        *pair,
+        data.test,
+        train=train,
+        evaluation=evaluation,
+        fit=fitted,
+        beta=setup.objective.beta_at(len(fitted.history)),
         seed=seed,
         progress=progress,
-    )
-    beta = setup.objective.beta_at(len(fitted.history))
-    diagnosis = diagnose(
-        fitted.model, fitted.guide, setup.data.test, beta=beta, seed=seed, progress=progress
     )
     return Measured(with_levels(evaluation, setup.data), diagnosis)
 

@@ -13,10 +13,12 @@ from torch import Tensor
 from ppl_vae.checks import device_for
 from ppl_vae.cli.common import (
     ELSEWHERE,
+    evaluate_training_rows,
     keep_and_show,
     keep_result,
     require_writable,
     rows_of,
+    stored_evaluation,
     warn_of_other_rows,
     writing,
 )
@@ -144,20 +146,31 @@ def gaps(parser: ArgumentParser, given: Namespace) -> int:
 
 
 def diagnose(parser: ArgumentParser, given: Namespace) -> int:
-    """Diagnoses a run on its test rows."""
+    """Diagnoses a run on its test rows, with what is known of their evaluation and of some training rows."""
     options, run, data = _open_run(parser, given)
     _require_results(options, run.path / DIAGNOSIS)
     _to_device(run, options.device, data.test)
     objective = _objective(run, trust_of(given, options.run))
     epochs = _epochs(run, objective)
     require_weights(run.path, run.weights_sha256)  # those epochs may be of another run by now
+    progress = False if options.quiet else None
+    train = evaluate_training_rows(
+        run.model,
+        run.guide,
+        data,
+        num_samples=run.config.get("num_samples", 1000),
+        seed=options.seed,
+        progress=progress,
+    )
     diagnosis = diagnose_pair(
         run.model,
         run.guide,
         data.test,
+        train=train,
+        evaluation=stored_evaluation(run, data),
         beta=objective.beta_at(epochs),
         seed=options.seed,
-        progress=False if options.quiet else None,
+        progress=progress,
     )
     keep_and_show(
         diagnosis, lambda: keep_result(run, DIAGNOSIS, options.overwrite, diagnosis=diagnosis)

@@ -8,6 +8,8 @@ import torch
 
 from ppl_vae.checks import Session
 from ppl_vae.diagnosis.dimensions import NUM_DRAWS, dimension_names
+from ppl_vae.diagnosis.encoder import gradient_tells_rows_apart
+from ppl_vae.diagnosis.information import RowDraws
 from ppl_vae.diagnosis.refinement import can_refine, refine_rows
 from ppl_vae.diagnosis.residuals import Residuals
 from ppl_vae.pairs import num_rows, parts_of, posterior_means, sample_rows, take_rows, tensors_of
@@ -24,6 +26,12 @@ CAUSES = {
         "train for longer; if that does not help, check that the guide's network is given x and gets "
         "gradients",
     ),
+    "dead encoder": (
+        "the encoder is dead: all rows have the same posterior, and no gradient can change that",
+        "check that the guide uses x; if it does, its units are inactive on all rows: train again from other "
+        "weights, with an activation that does not die (GELU in place of ReLU), rescaled data or a smaller "
+        "learning_rate",
+    ),
     "small means": (
         "their posterior means vary little, yet the posterior depends on x",
         "judge them by the mutual information: the measure of active units is meant for posteriors that "
@@ -35,8 +43,8 @@ CAUSES = {
         "up more slowly",
     ),
     "large beta": (
-        "beta makes their KL cost more than they could explain",
-        "lower beta to use them",
+        "beta is {beta:g}, so that their KL costs {beta:g} times what it costs in the ELBO",
+        "lower beta to use more of them; if few dimensions are what this beta is for, nothing is wrong",
     ),
     "decoder noise": (
         "the decoder's noise is larger than what they could explain",
@@ -53,18 +61,40 @@ CAUSES = {
         "free_bits, or weaken the decoder",
     ),
 }
-"""For each cause: what it means, and the remedy."""
+"""For each cause: what it means, with the beta of the training, and the remedy."""
 
 REVIVED = 0.1
 """Nats of mean KL, above the guide's own, from which on per-row posteriors count as using a dimension."""
 
 
-def remedy_of(cause: str, beta: float, information: Estimate) -> str:
-    """The remedy for a cause. If beta > 1, it may be what trained the decoder not to use z."""
+def meaning_of(cause: str, beta: float) -> str:
+    """What a cause means."""
+    return CAUSES[cause][0].format(beta=beta)
+
+
+def remedy_of(cause: str, information: Estimate) -> str:
+    """The remedy for a cause."""
     if cause == "small means" and information.missing:
         return "compare posteriors of different rows, as the mutual information is not known"
-    lower = f"lower beta, which is {beta:g}; " if cause == "ignored latent" and beta > 1 else ""
-    return lower + CAUSES[cause][1]
+    return CAUSES[cause][1]
+
+
+def is_dead(session: Session, draws: RowDraws, unused: Mapping[str, float], on_prior: bool) -> bool:
+    """Whether the encoder is dead, given that all rows have the same posterior.
+
+    A guide without parameters that is the prior itself may be right: the decoder may ignore z. It is dead if
+    posteriors fitted to each row would raise the ELBO.
+
+    Args:
+        session: The opened pair.
+        draws: One draw for each row.
+        unused: The KL that the guide pays for each dimension.
+        on_prior: Whether the posterior is the prior.
+    """
+    learns = gradient_tells_rows_apart(session, draws)
+    if learns is not None or not on_prior:
+        return not learns
+    return _can_refine(session) and _revives(session, unused, 1.0)
 
 
 def find_cause(
@@ -78,21 +108,26 @@ def find_cause(
         unused: The dimensions that are not active, and the KL that the guide pays for each.
         beta: The weight of the KL that the pair was trained with.
     """
-    pair, layout, batch = session.pair, session.layout.of_another_guide, session.first
-    few = batch if pair.keeps_rows else take_rows(batch, slice(0, 2))
     notes: tuple[str, ...] = ()
-    varies = len(session.layouts.known) > 1
-    if varies or not can_refine(pair, layout, sample_rows(pair, layout, few, 2).model_trace):
+    if not _can_refine(session):
         notes = (
             "per-row posteriors cannot be fitted for this pair: a guide that lags behind the model is not "
             "ruled out",
         )
     elif _revives(session, unused, beta):
         return "lagging guide", ()
-    verdict = residuals.verdict(beta)
-    if verdict is None and beta > 1 and not notes and _revives(session, unused, 1.0):
+    verdict = residuals.verdict(beta) or "ignored latent"
+    if verdict == "ignored latent" and beta > 1:  # which has trained the decoder to ignore them
         verdict = "large beta"
-    return verdict or "ignored latent", notes
+    return verdict, notes
+
+
+def _can_refine(session: Session) -> bool:
+    """Whether a posterior can be fitted to each row."""
+    pair, layout, batch = session.pair, session.layout.of_another_guide, session.first
+    few = batch if pair.keeps_rows else take_rows(batch, slice(0, 2))
+    varies = len(session.layouts.known) > 1
+    return not varies and can_refine(pair, layout, sample_rows(pair, layout, few, 2).model_trace)
 
 
 def _revives(session: Session, unused: Mapping[str, float], beta: float) -> bool:

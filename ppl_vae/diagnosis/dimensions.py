@@ -13,12 +13,14 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from ppl_vae.checks import Session
+from ppl_vae.diagnosis.faults import MomentGap
 from ppl_vae.diagnosis.information import RowDraws
 from ppl_vae.diagnosis.residuals import Residuals
 from ppl_vae.pairs import (
     Batch,
     RowDensities,
     as_args,
+    elementwise,
     elementwise_kl,
     has_moments,
     many_samples,
@@ -139,6 +141,8 @@ class Gathered:
         dimensions: Statistics of each dimension.
         draws: One draw for each row.
         residuals: The decoder's residuals.
+        moment_gap: How far the moments of all draws are from those of the prior.
+        elbo: The ELBO of each row, `(n,)`, at beta = 1.
         identical: Whether all rows are the same.
         moments_alone: Sites whose KL per dimension comes from means and variances alone.
         without_moments: Sites that have no finite mean or variance in one of the programs.
@@ -148,6 +152,8 @@ class Gathered:
     dimensions: Dimensions
     draws: RowDraws
     residuals: Residuals
+    moment_gap: MomentGap
+    elbo: Tensor
     identical: bool
     moments_alone: tuple[str, ...]
     without_moments: tuple[str, ...]
@@ -165,6 +171,7 @@ def gather(session: Session, size: int) -> Gathered:
     """
     is_analytic: dict[object, bool] = {}
     dimensions, draws, residuals = Dimensions(), RowDraws(), Residuals()
+    moment_gap, bounds = MomentGap(), []
     moments_alone: dict[str, None] = {}
     without: dict[str, None] = {}
     row: tuple[Tensor, ...] | None = None
@@ -186,13 +193,44 @@ def gather(session: Session, size: int) -> Gathered:
                 without[name] = None
         draws.update(rows)
         residuals.update(rows, rows.layout)
+        moment_gap.update(_in_units_of_the_prior(rows))
+        bounds.append(rows.log_weights.double().mean(0).cpu())
         args = tensors_of(batch)
         row = row or tuple(value[:1] for value in args)
         identical = identical and _all_equal(args, row)
         n += num_rows(batch)
     return Gathered(
-        n, dimensions, draws, residuals, identical, tuple(moments_alone), tuple(without)
+        num_rows=n,
+        dimensions=dimensions,
+        draws=draws,
+        residuals=residuals,
+        moment_gap=moment_gap,
+        elbo=torch.cat(bounds),
+        identical=identical,
+        moments_alone=tuple(moments_alone),
+        without_moments=tuple(without),
     )
+
+
+def _in_units_of_the_prior(rows: RowDensities) -> Tensor | None:
+    """The draws of normal latents less their prior means, in its standard deviations, `(samples, n, d)`.
+
+    A latent that depends on others has the mean and the deviation that it has given these. None if a latent is
+    not normal, or not in all rows.
+    """
+    layout, (samples, n) = rows.layout, rows.log_guide.shape
+    if not layout.vectorizes or layout.shared or layout.enumerated:
+        return None
+    found = []
+    for name in layout.latents:
+        site = rows.model_trace.nodes[name]
+        p = elementwise(site["fn"])
+        if not isinstance(p, Normal) or not bool(present_numbers(rows, layout, name).all()):
+            return None
+        units = (site["value"] - p.mean) / p.stddev
+        shaped = rows_first({**site, "value": units}, layout, samples, n)
+        found.append(shaped.reshape(samples, n, -1))
+    return torch.cat(found, -1) if found else None
 
 
 def _all_equal(args: tuple[Tensor, ...], row: tuple[Tensor, ...]) -> bool:

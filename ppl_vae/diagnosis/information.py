@@ -326,6 +326,20 @@ def _numbers(points: dict[str, Tensor]) -> int:
     return sum(point[0].numel() for point in points.values())
 
 
+def density_of_rows(
+    session: Session, batch: Batch, layout: Layout, values: dict[str, Tensor]
+) -> Tensor:
+    """log q(z | x_j) of one draw z under each row j of a batch, `(n,)`; differentiable with gradients enabled.
+
+    Args:
+        session: The opened pair.
+        batch: n rows.
+        layout: Their layout.
+        values: The draw, one for each random site of the guide, `(1, *inner_sizes, *event)`.
+    """
+    return _scored(session, batch, layout, values)[0][0]
+
+
 def _scored(
     session: Session, batch: Batch, layout: Layout, values: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,10 @@
-"""diagnose(): which latent dimensions carry information, why the others do not, and what to do."""
+"""diagnose(): what is wrong with a pair, why, and what to do."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
@@ -13,13 +13,21 @@ import torch
 from torch import Tensor
 
 from ppl_vae.checks import Session, opened
-from ppl_vae.diagnosis.collapse import CAUSES, find_cause, remedy_of
+from ppl_vae.diagnosis.collapse import find_cause, is_dead, meaning_of, remedy_of
 from ppl_vae.diagnosis.dimensions import (
     NUM_DRAWS,
     Gathered,
     gather,
     note_on_rows,
     notes_on_moments,
+)
+from ppl_vae.diagnosis.encoder import same_for_all_rows
+from ppl_vae.diagnosis.faults import (
+    Evaluated,
+    not_trusted,
+    off_the_prior,
+    overfitting,
+    overfitting_in_history,
 )
 from ppl_vae.diagnosis.information import aggregate_information
 from ppl_vae.pairs import (
@@ -31,12 +39,16 @@ from ppl_vae.pairs import (
 )
 from ppl_vae.runtime import described
 from ppl_vae.stats import Estimate, Result
+from ppl_vae.training import Fit
 
 ACTIVE = 0.01
 """Variance of the posterior means, in units of the prior's variance, above which a dimension is active."""
 
 COLLAPSED = 0.01
 """Mean KL in nats below which an inactive dimension has collapsed onto the prior."""
+
+SATURATED = 1.0
+"""Nats below the limit for so many rows from which on the mutual information is only a lower bound."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +65,16 @@ class Diagnosis(Result):
         mutual_information: I(x; z) under q, nats, from the aggregate posterior of the rows given. NaN, and its
             `missing` says why, if the guide gives no density of one row's latents under another's posterior.
         marginal_kl: KL(aggregate posterior || prior), nats. The mean rate is the sum of the two.
-        cause: Why dimensions are not active: `none`, `identical rows`, `constant posterior`,
+        cause: Why dimensions are not active: `none`, `identical rows`, `dead encoder`, `constant posterior`,
             `small means`, `lagging guide`, `large beta`, `decoder noise`, `surplus dimensions` or
             `ignored latent`.
         remedy: What to do about it.
         num_rows: Number of rows used.
         information_limit: The largest mutual information that these rows can show, nats; log n if None.
+        beta: The beta that the pair was trained with, as far as it was given.
+        faults: What else is wrong, by name, each in a sentence with its number and a remedy: `overfit decoder`,
+            `overfit encoder` or, if that is not known, `overfit`; `prior mismatch`; `log p(x) not trusted`,
+            `poor guide`.
     """
 
     names: tuple[str, ...]
@@ -72,6 +88,8 @@ class Diagnosis(Result):
     remedy: str
     num_rows: int
     information_limit: float | None = None
+    beta: float = 1.0
+    faults: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def active_units(self) -> int:
@@ -83,10 +101,13 @@ class Diagnosis(Result):
         """Whether the mutual information is within a nat of its limit for n rows, usually log n."""
         limit = self.information_limit
         limit = math.log(self.num_rows) if limit is None else limit
-        return self.mutual_information.mean > limit - 1.0
+        return self.mutual_information.mean > limit - SATURATED
 
     def summary(self) -> str:
-        """In a sentence: how many dimensions are used, why not more, and what to do; and what is not known."""
+        """How many dimensions are used, why not more, and what to do; then what else is wrong, line by line."""
+        return "\n".join([self._of_dimensions(), *self.faults.values()])
+
+    def _of_dimensions(self) -> str:
         if self.num_rows == 1:
             return (
                 "One row was given: whether a latent dimension is active shows in how its mean varies "
@@ -98,21 +119,21 @@ class Diagnosis(Result):
         # The estimate may be below zero, the true value cannot.
         nats = self.mutual_information.mean
         known = not math.isnan(nats)
-        information = f"z carries {at_least}{max(0.0, nats):.1f} nats about x"
+        used = (
+            f"{used} and z carries {at_least}{max(0.0, nats):.1f} nats about x" if known else used
+        )
         count = int(unused.sum())
         if count == 0:
-            if known:
-                return f"Healthy: {used}, {information}, and no dimension has collapsed."
-            return f"{used}, and no dimension has collapsed. {self._unknown()}"
-        which = "it" if d == 1 else "all" if count == d else str(count)
-        one = count == 1
-        if torch.equal(self.collapsed, unused):
-            state = f"{'has' if one else 'have'} collapsed onto the prior"
+            found = f"No collapse: {used}."
         else:
-            state = f"{'is' if one else 'are'} inactive"
-        meaning = CAUSES[self.cause][0]
-        used = f"{used} and {information}" if known else used
-        found = f"{used}; {which} {state}: {meaning}; {self.remedy}."
+            which = "it" if d == 1 else "all" if count == d else str(count)
+            one = count == 1
+            if torch.equal(self.collapsed, unused):
+                state = f"{'has' if one else 'have'} collapsed onto the prior"
+            else:
+                state = f"{'is' if one else 'are'} inactive"
+            meaning = meaning_of(self.cause, self.beta)
+            found = f"{used}; {which} {state}: {meaning}; {self.remedy}."
         return found if known else f"{found} {self._unknown()}"
 
     def _unknown(self) -> str:
@@ -145,7 +166,7 @@ class Diagnosis(Result):
 
     def caption(self) -> list[str]:
         """The summary."""
-        return [self.summary()]
+        return self.summary().splitlines()
 
     def doubts(self) -> Iterator[str]:
         """Reasons not to trust the numbers, one sentence each."""
@@ -156,7 +177,7 @@ class Diagnosis(Result):
             )
 
     def summary_numbers(self) -> dict[str, Any]:
-        """All numbers, the cause, the remedy and the summary."""
+        """All numbers, the cause, the remedy, the other faults and the summary."""
         return {
             "num_rows": self.num_rows,
             "names": list(self.names),
@@ -169,6 +190,8 @@ class Diagnosis(Result):
             "marginal_kl": self.marginal_kl.to_dict(),
             "cause": self.cause,
             "remedy": self.remedy,
+            "beta": self.beta,
+            "faults": dict(self.faults),
             "summary": self.summary(),
         }
 
@@ -178,11 +201,14 @@ def diagnose(
     guide: Program,
     x: DataLike,
     *,
-    beta: float = 1.0,
+    train: Evaluated | None = None,
+    evaluation: Evaluated | None = None,
+    fit: Fit | None = None,
+    beta: float | None = None,
     seed: int | None = None,
     progress: bool | None = None,
 ) -> Diagnosis:
-    """Which latent dimensions carry information about x, and why the others do not.
+    """Which latent dimensions carry information about x, why the others do not, and what else is wrong.
 
     *Active units* count the dimensions whose posterior mean has a variance over the rows above 0.01 times
     the prior's variance (Burda et al., arXiv:1509.00519, for a prior of variance 1). A dimension that masks
@@ -200,6 +226,9 @@ def diagnose(
     If dimensions are inactive, `diagnose` looks for the cause: collapse onto the prior, or nearly the same
     posterior elsewhere for all rows, which costs KL and carries no information. It checks, in this order:
 
+    - The encoder is dead if all rows have the same posterior up to rounding, and the gradient of its density is
+      the same for all rows, too: units that are inactive on all rows, or a guide that does not use x. A guide
+      without parameters that is the prior is dead only if posteriors fitted to each row are better.
     - The guide's posterior is constant if no dimension is active and the mutual information is below 0.01
       nats per dimension, although the KL of some dimension is not.
     - The guide lags behind the model if posteriors fitted to each of 64 rows, with the model frozen, do use
@@ -207,14 +236,26 @@ def diagnose(
     - A Gaussian decoder is judged by its residuals (Lucas et al., arXiv:1911.02469): a further dimension pays
       off where the residual variance in some direction exceeds beta sigma^2.
     - If there is such a direction, or if the likelihood is not Gaussian, the only conclusion is that the
-      decoder does not use the dimensions. The exception: for a likelihood that is not Gaussian, beta is too
-      large if posteriors fitted under beta = 1 do use them.
+      decoder does not use the dimensions: because of beta, if that is above 1.
+
+    What else is wrong is said in a sentence each, if it is:
+
+    - The pair overfits, if the ELBO of training rows exceeds that of x by more than 3 standard errors, 0.5 nats
+      and a hundredth of the ELBO. The decoder does where log p(x) differs, and the encoder where the gap
+      log p(x) - ELBO does.
+    - The aggregate posterior is off the prior, if the marginal KL is above a nat. If x has too few rows to show
+      that, a lower bound from means and variances counts, for normal priors.
+    - log p(x) is not to be trusted on more than a tenth of the rows, or the guide does not reach them.
 
     Args:
         model: Pyro program of p(x, z).
         guide: Pyro program of q(z | x).
-        x: Rows, as for `evaluate`.
-        beta: The beta that the pair was trained with, used to judge the cause of a collapse.
+        x: Rows, as for `evaluate`: held-out ones show the most.
+        train: What `evaluate` found for rows that the pair was trained on; some hundred do.
+        evaluation: What `evaluate` found for x, or for some of these rows.
+        fit: What `fit` returned: its last beta and, without `train`, the ELBO of its last epoch are used.
+        beta: The beta that the pair was trained with, used to judge the cause of a collapse. None: that of
+            `fit`, or 1.
         seed: Seed for the draws; None draws from torch's global generator.
         progress: Whether to show a progress bar; None shows one on a terminal.
 
@@ -224,7 +265,7 @@ def diagnose(
     Raises:
         PairError: The rows are not in a plate, the guide ties the latents of different rows together, or it
             gives points.
-        TypeError: `beta` is no number.
+        TypeError: `beta` is no number; `train`, `evaluation` or `fit` is not what these functions return.
         ValueError: The guide samples no latent of a row, or `beta` is negative.
 
     Example:
@@ -242,10 +283,14 @@ def diagnose(
         >>> diagnosis.active_units, diagnosis.collapsed
         (1, tensor([False,  True]))
     """
+    _require_results(train, evaluation, fit)
+    if beta is None:
+        beta = 1.0 if fit is None else fit.objective.beta_at(fit.epochs)
     if isinstance(beta, bool) or not isinstance(beta, Real):
         raise TypeError(f"beta must be a number, got {described(beta)}")
     if not 0 <= beta < math.inf:
         raise ValueError(f"beta is a weight of the KL and must be >= 0, not {beta}")
+    beta = float(beta)
     with opened(model, guide, x, seed=seed, progress=progress) as session:
         size = session.rows_at_once(NUM_DRAWS, rows=16, spare=4)
         held = _hold_shared(session)
@@ -259,12 +304,26 @@ def diagnose(
         notes += note_on_rows(dimensions, gathered.num_rows)
         active = dimensions.mean_variance > ACTIVE * _scale(dimensions.prior_variance)
         collapsed = (dimensions.kl < COLLAPSED) & ~active
+        unused = dict(zip(dimensions.names, dimensions.kl.tolist(), strict=True))
+        unused = {name: unused[name] for name, on in zip(unused, active, strict=True) if not on}
         cause = _plain_cause(gathered, active, collapsed, found.mutual)
+        if cause in (None, "constant posterior") and not bool(active.any()):
+            same = same_for_all_rows(found.mutual, gathered.draws)
+            if same and is_dead(session, gathered.draws, unused, bool(collapsed.all())):
+                cause = "dead encoder"
         if cause is None:
-            unused = dict(zip(dimensions.names, dimensions.kl.tolist(), strict=True))
-            unused = {name: unused[name] for name, on in zip(unused, active, strict=True) if not on}
             cause, unknown = find_cause(session, gathered.residuals, unused, beta)
             notes += unknown
+    faults = _overfitting(gathered, train, evaluation, fit)
+    if cause not in (
+        "identical rows",
+        "constant posterior",
+        "dead encoder",
+    ):  # one posterior for all
+        saturated = found.mutual.mean > found.limit - SATURATED
+        faults |= off_the_prior(found.marginal_kl, saturated, gathered.moment_gap.nats, beta)
+    if evaluation is not None:
+        faults |= not_trusted(evaluation)
     return Diagnosis(
         names=dimensions.names,
         kl=dimensions.kl,
@@ -274,12 +333,36 @@ def diagnose(
         mutual_information=found.mutual,
         marginal_kl=found.marginal_kl,
         cause=cause,
-        remedy=remedy_of(cause, beta, found.mutual),
+        remedy=remedy_of(cause, found.mutual),
         num_rows=gathered.num_rows,
         information_limit=found.limit,
+        beta=beta,
+        faults=faults,
         notes=notes,
         cautions=session.findings.doubts,
     )
+
+
+def _overfitting(
+    gathered: Gathered, train: Evaluated | None, evaluation: Evaluated | None, fit: Fit | None
+) -> dict[str, str]:
+    """Whether the pair overfits, as far as what is given tells."""
+    bound = Estimate(gathered.elbo)
+    if train is not None:
+        return overfitting(train, bound if evaluation is None else evaluation)
+    last = None if fit is None or not fit.history else fit.history[-1].get("elbo")
+    if last is None or gathered.num_rows == 1:
+        return {}
+    return overfitting_in_history(last, bound if evaluation is None else evaluation.elbo)
+
+
+def _require_results(train: object, evaluation: object, fit: object) -> None:
+    """Raises an error if something is not what `evaluate` or `fit` has returned."""
+    for name, given in (("train", train), ("evaluation", evaluation)):
+        if given is not None and not (hasattr(given, "elbo") and hasattr(given, "method")):
+            raise TypeError(f"{name} must be what evaluate has returned, got {described(given)}")
+    if fit is not None and not (hasattr(fit, "objective") and hasattr(fit, "history")):
+        raise TypeError(f"fit must be what fit has returned, got {described(fit)}")
 
 
 def _scale(prior_variance: Tensor) -> Tensor:
