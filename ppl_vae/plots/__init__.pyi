@@ -4,12 +4,15 @@ from .em import bound_curves as bound_curves, components as components
 from .inference import gaps_plot as gaps_plot, posterior_contours as posterior_contours
 from .latents import (
     aggregate_posterior as aggregate_posterior,
+    codes as codes,
     kl_per_dimension as kl_per_dimension,
 )
 from .run import draw_run as draw_run
 from .samples import (
+    interpolations as interpolations,
     manifold as manifold,
     prior_samples as prior_samples,
     reconstructions as reconstructions,
     traversals as traversals,
+    worst_reconstructions as worst_reconstructions,
 )

@@ -21,17 +21,19 @@ from ppl_vae.plots.drawing import (
     LARGE,
     MEDIUM,
     ORANGE,
+    SHARES,
     Floats,
     annotate,
+    ink,
     numpy_of,
+    paper,
     require_result,
+    shade,
 )
 from ppl_vae.runtime import described
 
-SHARES = (0.95, 0.5)
-"""Probability mass inside each contour."""
-
-LIGHT, DARK = "#D9D9D9", "#9E9E9E"
+OUTER, INNER = 0.15, 0.38
+"""How far the two regions of the posterior are from the background, on the way to the color of text."""
 
 
 def posterior_contours(
@@ -112,8 +114,8 @@ def posterior_contours(
         axes.spines[["top", "right"]].set_visible(False)
     figure.align_ylabels()
     entries = {
-        "p(z | x), 50%": Patch(color=DARK),
-        "p(z | x), 95%": Patch(color=LIGHT),
+        "p(z | x), 50%": Patch(color=shade(INNER)),
+        "p(z | x), 95%": Patch(color=shade(OUTER)),
         "q(z | x), 50%": Line2D([], [], color=ORANGE, lw=2.5),
         "q(z | x), 95%": Line2D([], [], color=ORANGE, lw=2.5, ls="--"),
     }
@@ -124,7 +126,7 @@ def posterior_contours(
 def _fill_posterior(axes: Axes, x: Floats, y: Floats, log_p: Floats, cell: float) -> None:
     """Fills the regions that hold the shares of the posterior."""
     levels = [*_levels(log_p, cell), np.inf]
-    axes.contourf(x, y, np.exp(log_p).T, levels=levels, colors=[LIGHT, DARK])
+    axes.contourf(x, y, np.exp(log_p).T, levels=levels, colors=[shade(OUTER), shade(INNER)])
     axes.xaxis.set_major_locator(MaxNLocator(3))
     axes.yaxis.set_major_locator(MaxNLocator(3))
 
@@ -239,7 +241,7 @@ def gaps_plot(gaps: Mapping[str, Gaps]) -> Figure:
     annotate(axes, x="nats per row, from the ELBO up to log p(x)")
     entries = {"amortization gap": Patch(color=ORANGE), "approximation gap": Patch(color=BLUE)}
     if any(hatched):
-        entries["at least"] = Patch(facecolor=BLUE, hatch="///", ec="white", lw=0)
+        entries["at least"] = Patch(facecolor=BLUE, hatch="///", ec=paper(), lw=0)
     _legend(figure, entries, columns=3)
     return figure
 
@@ -251,10 +253,10 @@ def _draw_gaps(axes: Axes, place: int, found: Gaps) -> bool:
     axes.barh(place, best - elbo, left=elbo, height=0.6, color=ORANGE)
     doubtful = float(found.unreliable.double().mean()) >= 0.1
     if doubtful:
-        style: dict[str, Any] = {"fill": False, "hatch": "///", "ec": "white", "lw": 0}
+        style: dict[str, Any] = {"fill": False, "hatch": "///", "ec": paper(), "lw": 0}
         axes.barh(place, truth - best, left=best, height=0.6, **style)
     for at, gap in ((best, found.approximation_gap), (elbo, found.inference_gap)):
-        axes.errorbar(at, place, xerr=gap.standard_error, color="black", lw=2, capsize=5)
+        axes.errorbar(at, place, xerr=gap.standard_error, color=ink(), lw=2, capsize=5)
     return doubtful
 
 
