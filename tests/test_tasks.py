@@ -576,8 +576,8 @@ def test_outliers_are_the_rows_with_the_lowest_elbo(pca: ProbabilisticPCA) -> No
 def test_outliers_of_an_evaluation_are_the_same(pca: ProbabilisticPCA) -> None:
     evaluation = evaluate(pca, Exact(pca), X, num_samples=100, method="guide", seed=3)
     for by in ("elbo", "distortion"):
-        wanted = outliers(pca, Exact(pca), X, num=4, by=by, seed=3)  # type: ignore[arg-type]
-        found = Outliers.of(evaluation, num=4, by=by)  # type: ignore[arg-type]
+        wanted = outliers(pca, Exact(pca), X, num=4, by=by, seed=3)
+        found = Outliers.of(evaluation, num=4, by=by)
         assert torch.equal(found.index, wanted.index)
         assert found.to_dict() == wanted.to_dict()
 

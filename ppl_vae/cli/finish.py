@@ -107,9 +107,9 @@ def _draw(folder: Path, setup: Setup, fitted: Fit, measured: Measured, weights: 
         data.test,
         fitted.history,
         *measured,
-        labels=data.test_labels,
-        weights=weights,
-        seed=setup.config["seed"],
+        data.test_labels,
+        weights,
+        setup.config["seed"],
     )
 
 

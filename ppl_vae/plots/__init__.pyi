@@ -1,7 +1,11 @@
 from .comparison import comparison_plot as comparison_plot
 from .curves import khat_histogram as khat_histogram, learning_curves as learning_curves
 from .em import bound_curves as bound_curves, components as components
-from .inference import gaps_plot as gaps_plot, posterior_contours as posterior_contours
+from .inference import (
+    gaps_plot as gaps_plot,
+    guides_over_posterior as guides_over_posterior,
+    posterior_contours as posterior_contours,
+)
 from .latents import (
     aggregate_posterior as aggregate_posterior,
     codes as codes,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -30,7 +31,7 @@ from ppl_vae.plots.drawing import (
     require_result,
     shade,
 )
-from ppl_vae.runtime import described
+from ppl_vae.runtime import described, require_count
 
 OUTER, INNER = 0.15, 0.38
 """How far the two regions of the posterior are from the background, on the way to the color of text."""
@@ -74,21 +75,11 @@ def posterior_contours(
         >>> [axes.get_title().splitlines()[0] for axes in figure.axes]
         ['exact posterior', 'mean-field']
     """
-    require_result("grid", grid, PosteriorGrid, "posterior_grid")
-    if not isinstance(guides, Mapping):
-        raise TypeError(f"guides must be a dict of log q(z | x) by name, got {described(guides)}")
+    log_p, log_q = _densities(grid, guides)
     if not isinstance(rows, Sequence):
         raise TypeError(f"rows must be a list of rows, such as [0, 1], got {described(rows)}")
     if not 1 <= len(rows) <= 4:
         raise ValueError(f"posterior_contours shows one to four rows, got {len(rows)}")
-    log_p = numpy_of(grid.log_density)
-    log_q = {name: numpy_of(values) for name, values in guides.items()}
-    for name, values in log_q.items():
-        if values.shape != log_p.shape:
-            raise ValueError(
-                f"guide '{name}' has shape {values.shape}, but the grid has {log_p.shape}: pass the result "
-                "of guide_on_grid for this grid"
-            )
     columns = 1 + len(log_q)
     figure = Figure(
         figsize=(0.6 + 2.7 * columns, 1.6 + 2.6 * len(rows)), dpi=150, layout="constrained"
@@ -121,6 +112,89 @@ def posterior_contours(
     }
     _legend(figure, entries, columns=4 if columns > 3 else 2)
     return figure
+
+
+def guides_over_posterior(
+    grid: PosteriorGrid, guides: Mapping[str, ArrayLike | Tensor], *, row: int = 0
+) -> Figure:
+    """Guides over the exact posterior of one row, side by side: a picture for a first page.
+
+    The exact density is shaded; lines bound the smallest regions that hold 50 and 95 percent of the guide's
+    mass. Below each panel stands KL(q(z | x) || p(z | x)) in nats, by quadrature, as in `posterior_contours`.
+
+    Args:
+        grid: The result of `posterior_grid`.
+        guides: log q(z | x) on the same points, `(n, size, size)`, from `guide_on_grid`, by the name of the
+            guide. A name may have several lines.
+        row: Which row of the data.
+
+    Raises:
+        ValueError: The shapes differ, there is no such row, or there are no guides.
+
+    Example:
+        >>> import torch
+        >>> from ppl_vae.guides import MeanField
+        >>> from ppl_vae.models import ProbabilisticPCA
+        >>> from ppl_vae.networks import MLP
+        >>> from ppl_vae.diagnosis import guide_on_grid, posterior_grid
+        >>> model, x = ProbabilisticPCA((3,), latent_dim=2), torch.randn(1, 3)
+        >>> guide = MeanField((3,), 2, MLP((8,)))
+        >>> grid = posterior_grid(model, guide, x)
+        >>> figure = guides_over_posterior(grid, {"mean-field": guide_on_grid(model, guide, x, grid)})
+        >>> figure.axes[0].get_title()
+        'mean-field'
+    """
+    log_p, log_q = _densities(grid, guides)
+    require_count("row", row, 0, len(log_p) - 1)
+    if not log_q:
+        raise ValueError("guides_over_posterior needs at least one guide")
+    x, y = numpy_of(grid.points[row])
+    cell = (x[1] - x[0]) * (y[1] - y[0])
+    figure = Figure(
+        figsize=(0.2 + 2.1 * len(log_q), 3.1 if len(log_q) > 2 else 4.0),
+        dpi=150,
+        layout="constrained",
+    )
+    panels = figure.subplots(1, len(log_q), squeeze=False, sharex=True, sharey=True)[0]
+    figure.patch.set(linewidth=3, edgecolor=shade(0.2))  # a frame, on a page of another color
+    shades = LinearSegmentedColormap.from_list("posterior", [paper(), BLUE])
+    density = np.exp(log_p[row]).T
+    levels = np.linspace(0, 1, 25)[1:] * density.max()
+    for axes, (name, values) in zip(panels, log_q.items(), strict=True):
+        axes.contourf(x, y, density, levels=levels, cmap=shades, vmin=0, antialiased=False)
+        _draw_guide(axes, x, y, values[row], cell)
+        axes.set_title(name, fontsize=LARGE, linespacing=1.05)
+        kl = _kl(values[row], log_p[row], cell)
+        axes.set_xlabel(kl and f"{kl} nats", fontsize=LARGE)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_color(shade(0.5))
+    _zoom(panels[0], x, y, log_p[row], [values[row] for values in log_q.values()], cell)
+    entries = {
+        "exact p(z | x)": Patch(color=BLUE),
+        "guide q(z | x): 50%": Line2D([], [], color=ORANGE, lw=2.5),
+        "95%": Line2D([], [], color=ORANGE, lw=2.5, ls="--"),
+    }
+    _legend(figure, entries, columns=3 if len(log_q) > 2 else 1)
+    return figure
+
+
+def _densities(
+    grid: PosteriorGrid, guides: Mapping[str, ArrayLike | Tensor]
+) -> tuple[Floats, dict[str, Floats]]:
+    """log p(z | x) and log q(z | x) of each guide on the points of a grid, as arrays."""
+    require_result("grid", grid, PosteriorGrid, "posterior_grid")
+    if not isinstance(guides, Mapping):
+        raise TypeError(f"guides must be a dict of log q(z | x) by name, got {described(guides)}")
+    log_p = numpy_of(grid.log_density)
+    log_q = {name: numpy_of(values) for name, values in guides.items()}
+    for name, values in log_q.items():
+        if values.shape != log_p.shape:
+            raise ValueError(
+                f"guide '{name}' has shape {values.shape}, but the grid has {log_p.shape}: pass the result "
+                "of guide_on_grid for this grid"
+            )
+    return log_p, log_q
 
 
 def _fill_posterior(axes: Axes, x: Floats, y: Floats, log_p: Floats, cell: float) -> None:
