@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torchvision.utils import make_grid
 
-from ppl_vae import diagnose, evaluate, fit, load_data
-from ppl_vae.evaluation import Generator
+from ppl_vae import diagnose, evaluate, fit, load_data, sample
 from ppl_vae.guides import MeanField
 from ppl_vae.models import VAE, DiagonalNormal, FlowPrior, MixturePrior, StandardNormal, VampPrior
 from ppl_vae.models.priors import Prior
@@ -38,7 +37,8 @@ def main(
     overwrite: bool = False,
     seed: int = 0,
 ) -> None:
-    """Swaps the prior of a Bernoulli VAE with a mean-field guide: log p(x), and samples side by side.
+    """Swaps the prior of a Bernoulli VAE with a mean-field guide: log p(x), and means of p(x | z)
+    for z from the prior side by side.
 
     Each prior is trained with its own decoder and guide, from the same start. Then priors are fitted to the
     aggregate posterior of the pair that was trained under N(0, I); that pair stays as it is.
@@ -54,7 +54,7 @@ def main(
         num_samples: Importance samples per row, K.
         max_rows: Maximum number of rows per split, for a quick trial.
         max_test_rows: Number of test rows to use, the first ones.
-        output: Where to save the picture of the samples.
+        output: Where to save the picture of these means.
         overwrite: Whether a picture that is there is replaced.
         seed: Seed of all random numbers.
     """
@@ -90,8 +90,8 @@ def main(
         cells += [f"{seen.active_units} of {latent_dim}", seconds]
         print("|", " | ".join([name, *cells]), "|", flush=True)
         title = f"{name}\nlog p(x) = {log_p.mean:.1f} ± {log_p.standard_error:.1f}"
-        samples = Generator(model, guide, test).from_prior(_SHOWN)[1]
-        panels.append((title.replace("-", "−"), samples))
+        means = sample(model, _SHOWN, like=test, means=True, seed=seed)
+        panels.append((title.replace("-", "−"), means))
 
     columns = ["prior", "ELBO", "rate", "distortion", f"log p(x), K = {num_samples}", "gain"]
     columns += ["unreliable", "mutual information", "marginal KL", "active", "seconds"]
@@ -123,7 +123,8 @@ def main(
     with replacing(output, overwrite=overwrite) as file:
         _draw(panels).savefig(file)
     print(
-        f"\n{len(test)} test rows; nats per row ± standard error over rows. Samples are in {output}."
+        f"\n{len(test)} test rows; nats per row ± standard error over rows. The picture, {output}, shows "
+        "means of p(x | z), with z from the prior."
     )
     print(
         "Gain: log p(x) minus that of the first line, with the error of the row-by-row difference."

@@ -37,7 +37,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "recording": ("capture",),
     "refinement": ("diagnosis.refinement",),
     "refitting": ("training",),
-    "reports": ("evaluation", "runs"),
+    "reports": ("runs",),
     "row_families": ("diagnosis.families",),
     "rows": ("pairs",),
     "sandwich": ("evaluation",),

@@ -211,8 +211,22 @@ def priors(folder: Path) -> None:
     assert imread(folder / "priors.png").std() > 0.05  # not an empty canvas
 
 
+def banana(folder: Path) -> None:
+    printed = run("banana.py", "--quick=true", "--num_rows=64", cwd=folder)
+    table = {row["guide"]: row for row in rows(printed)}
+    assert list(table) == [
+        *("mean-field", "full covariance", "mixture of 8 Gaussians", "neural spline flow")
+    ]
+    for row in table.values():
+        assert mean(row["ELBO, all rows"]) < 0
+        assert mean(row["KL(q ǁ p(z given x)), the row drawn"]) > 0.1  # three epochs are few
+    assert "over 64 rows" in printed
+    assert imread(folder / "guides_over_posteriors.png").std() > 0.05  # not an empty canvas
+
+
 # Add a check here for a new script.
 CHECKS: dict[str, Callable[[Path], None]] = {
+    "banana.py": banana,
     "em_vs_vae.py": em_vs_vae,
     "hard_em_to_vq.py": hard_em_to_vq,
     "inference_gaps.py": inference_gaps,
@@ -372,6 +386,7 @@ def test_every_script_is_in_the_readme() -> None:
 def test_no_script_replaces_a_picture(tmp_path: Path) -> None:
     """It is refused before the work, with the options that each script has."""
     scripts = {
+        "banana.py": ["--quick=true"],
         "swap_guides.py": ["--max_epochs=1"],
         "inference_gaps.py": [],
         "priors.py": [],

@@ -26,7 +26,6 @@ from torch.distributions import constraints
 import ppl_vae
 from ppl_vae import objectives
 from ppl_vae.data import load_data
-from ppl_vae.evaluation import Generator
 from ppl_vae.guides import Exact, MeanField, NeuralSpline
 from ppl_vae.likelihoods import Bernoulli
 from ppl_vae.models import (
@@ -337,34 +336,39 @@ OPTIONS: dict[str, Case] = {
         ["got the class DiagonalNormal"],
     ),
     "no draws of data": (
-        lambda: Generator(*pair(), X).from_prior(0),
+        lambda: ppl_vae.sample(pair()[0], 0, like=X),
         ValueError,
         ["num must be at least 1, got 0"],
     ),
     "latents of another width": (
-        lambda: Generator(*pair(), X).decode(torch.zeros(4, 5)),
-        ValueError,
-        ["z has shape (4, 5)", "expected (m, 2)"],
+        lambda: ppl_vae.sample(pair()[0], 4, like=X, given={"z": torch.zeros(4, 5)}),
+        PairError,
+        ["given['z'] has rows of shape (5,), and the model's site 'z' of shape (2,)"],
     ),
     "rows without a number": (
-        lambda: Generator(*pair(), X[:0]),
+        lambda: ppl_vae.sample(pair()[0], 4, like=X[:0]),
         ValueError,
         ["x has no rows: its shape is (0, 3)"],
     ),
     "a word as seed of draws": (
-        lambda: Generator(*pair(), X, seed="a"),  # type: ignore[arg-type]
+        lambda: ppl_vae.sample(pair()[0], 4, like=X, seed="a"),  # type: ignore[arg-type]
         TypeError,
         ["seed must be a whole number, got the string 'a'"],
     ),
     "no model to draw from": (
-        lambda: Generator(None, pair()[1], X),  # type: ignore[arg-type]
+        lambda: ppl_vae.sample(None, 4, like=X),  # type: ignore[arg-type]
         TypeError,
         ["model is None: pass a Pyro program"],
     ),
-    "a list of latents": (
-        lambda: Generator(*pair(), X).decode([[1.0, 2.0]]),  # type: ignore[arg-type]
+    "a word as dimension": (
+        lambda: ppl_vae.traverse(*pair(), X, "first"),  # type: ignore[arg-type]
         TypeError,
-        ["z must be a tensor of latents, (m, d), got an object of list: write torch.as_tensor(z"],
+        ["dimension must be a whole number, or a list of them, got the string 'first'"],
+    ),
+    "a dimension that is not there": (
+        lambda: ppl_vae.traverse(*pair(), X, [0, 2]),
+        ValueError,
+        ["dimension must be at most 1, got 2"],
     ),
     "two step sizes": (
         lambda: fit(model, guide, X, optimizer=partial(torch.optim.SGD, lr=0.1), learning_rate=0.5),

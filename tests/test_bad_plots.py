@@ -8,6 +8,7 @@ import torch
 from bad_inputs import Case, pair, refused
 
 from ppl_vae import plots, save_run
+from ppl_vae.tasks import Outliers
 
 ROW = {"iteration": 1, "bound": 1.0, "log_likelihood": 1.0}
 Z = torch.rand(5, 2)
@@ -158,12 +159,62 @@ PLOTS: dict[str, Case] = {
     "a name as samples": (
         lambda: plots.prior_samples("x"),
         TYPE,
-        ["x must be an array of numbers, got the string 'x'"],
+        ["draws must be an array of numbers, got the string 'x'"],
+    ),
+    "no samples": (
+        lambda: plots.prior_samples(data=Z),
+        VALUE,
+        ["prior_samples needs draws, means or both"],
+    ),
+    "samples of several shapes": (
+        lambda: plots.prior_samples(Z, means=torch.rand(5, 3)),
+        VALUE,
+        ["prior_samples needs rows of one shape, got draws of x: (2,), means of p(x | z): (3,)"],
+    ),
+    "a function for paths": (
+        lambda: plots.traversals(lambda z: z, [1.0]),
+        TYPE,
+        ["paths must be an array of numbers, got"],
+    ),
+    "more paths than names": (
+        lambda: plots.traversals(torch.rand(2, 9, 3), [1.0, 2.0], names=["z"]),
+        VALUE,
+        ["traversals needs one KL and one name for each path, got 2 paths, 2 KLs and 1 names"],
+    ),
+    "another row": (
+        lambda: plots.traversals(torch.rand(1, 9, 4, 4), [1.0], row=torch.rand(5, 5)),
+        VALUE,
+        ["row has shape (5, 5), and those of the paths (4, 4)"],
+    ),
+    "ends of other paths": (
+        lambda: plots.interpolations(torch.rand(3, 5, 4, 4), b=torch.rand(2, 4, 4)),
+        VALUE,
+        ["b has shape (2, 4, 4), and paths (3, 5, 4, 4): expected (3, 4, 4)"],
+    ),
+    "rows for outliers": (
+        lambda: plots.worst_reconstructions(Z, Z, [0, 1]),
+        TYPE,
+        ["worst must be what outliers has returned, got an object of list"],
+    ),
+    "a number for an evaluation": (
+        lambda: Outliers.of(3),
+        TYPE,
+        ["evaluation must be what evaluate has returned, got 3"],
+    ),
+    "codes of one dimension": (
+        lambda: plots.codes(Z[:, :1]),
+        VALUE,
+        ["codes needs at least two rows and two dimensions, got (5, 1)"],
+    ),
+    "an unknown map of codes": (
+        lambda: plots.codes(Z, method="tsne"),
+        VALUE,
+        ["method must be 'pca' or 'umap', got 'tsne'"],
     ),
     "a number as decoder": (
         lambda: plots.manifold(3),
         TYPE,
-        ["decode_mean must be a function of latents, such as the decode of a Generator, got 3"],
+        ["decode_mean must be a function from latents to means of p(x | z), got 3"],
     ),
     "half a tile": (
         lambda: plots.manifold(lambda z: z, size=2.5),
@@ -171,7 +222,7 @@ PLOTS: dict[str, Case] = {
         ["size must be a whole number, got 2.5"],
     ),
     "a decoder of nothing": (
-        lambda: plots.traversals(lambda z: None, [1.0]),
+        lambda: plots.manifold(lambda z: None, size=2),
         TYPE,
         ["what decode_mean returns must be an array of numbers, got None"],
     ),

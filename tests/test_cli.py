@@ -31,6 +31,7 @@ from ppl_vae.diagnosis import Diagnosis
 from ppl_vae.evaluation import Evaluation, evaluate
 from ppl_vae.guides import MeanField
 from ppl_vae.models import VAE
+from ppl_vae.plots import prior_samples
 from ppl_vae.runs import save_run
 from ppl_vae.runs.contents import holds_others
 from ppl_vae.runtime import read_tensors
@@ -39,8 +40,8 @@ from ppl_vae.stats import Estimate
 ROOT = Path(__file__).parent.parent
 SMALL, NETWORK = catalogue.SMALL_RUN, catalogue.SMALL_NETWORK
 PICTURES = {
-    *("learning_curves", "reconstructions", "prior_samples", "traversals"),
-    *("kl_per_dimension", "aggregate_posterior", "khat"),
+    *("learning_curves", "reconstructions", "worst_reconstructions", "prior_samples", "traversals"),
+    *("interpolations", "kl_per_dimension", "aggregate_posterior", "codes", "khat"),
 }
 
 
@@ -251,7 +252,8 @@ def test_functions_of_ones_own(
     arguments = ["--max_epochs", "2", "--model", f"{mine}.model", "--guide", f"{mine}.guide"]
     assert main(["train", "--run_dir", folder, *SMALL, *arguments]) == 0
     assert (tmp_path / "run" / "plots" / "manifold.png").is_file()
-    assert len(list((tmp_path / "run" / "plots").iterdir())) == len(PICTURES)
+    drawn = {file.stem for file in (tmp_path / "run" / "plots").iterdir()}
+    assert drawn == PICTURES - {"traversals", "codes"} | {"manifold"}  # z is a plane
     assert not holds_others(tmp_path / "run")  # `--overwrite` replaces all of them
     capsys.readouterr()
     trained = json.loads((tmp_path / "run" / "evaluation.json").read_text())
@@ -444,10 +446,38 @@ def test_sample(first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
         p = draws["mean"] / 16
         ratio = ((draws["x"] - draws["mean"]) ** 2).mean() / (16 * p * (1 - p)).mean()
         assert abs(ratio - 1) < 0.15
+    assert "70 samples from the prior: draws of x and means of p(x | z) of the same z" in (
+        capsys.readouterr().err
+    )
     assert main(["sample", str(first), "--num", "9", "-o", str(picture)]) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert main(["sample", str(first), "-o", str(picture)]) == 1
     assert "--overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("what", "said", "names"),
+    [("draws", "draws of x", {"z", "x"}), ("means", "means of p(x | z)", {"z", "mean"})],
+)
+def test_sample_says_what_it_writes(
+    what: str,
+    said: str,
+    names: set[str],
+    first: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["sample", str(first), "--num", "5", "--what", what, "-o"]
+    assert main([*words, str(tmp_path / "s.npz")]) == 0
+    told = capsys.readouterr()
+    assert f"5 samples from the prior: {said}\n" in told.err
+    assert told.out == f"{tmp_path / 's.npz'}\n"
+    with np.load(tmp_path / "s.npz") as found:
+        assert set(found) == names
+    with patch("ppl_vae.cli.run_commands.prior_samples", wraps=prior_samples) as drawn:
+        assert main([*words, str(tmp_path / "s.png")]) == 0
+    given = {"draws": drawn.call_args.args[0], "means": drawn.call_args.kwargs["means"]}
+    assert [name for name, rows in given.items() if rows is not None] == [what]
 
 
 def test_compare_pairs_the_rows(

@@ -26,7 +26,6 @@ from trainings import Guide, Model, train
 import ppl_vae
 from ppl_vae.diagnosis import guide_on_grid, posterior_grid
 from ppl_vae.em import StepSize
-from ppl_vae.evaluation import Generator
 from ppl_vae.guides import Exact, MeanField
 from ppl_vae.models import VAE, DiagonalNormal, GaussianMixture, ProbabilisticPCA
 from ppl_vae.pairs import Batch, Batches, Pair, PairError, as_args
@@ -581,10 +580,10 @@ def _grid(x: Any) -> Any:
     return grid.log_density.tolist(), of_guide.tolist()
 
 
-def _generator(x: Any) -> Any:
-    generator = Generator(PCA, Exact(PCA), x)
-    made = (*generator.reconstruct(), *generator.from_prior(20), generator.decode(torch.ones(4, 2)))
-    return [tensor.tolist() for tensor in made]
+def _sample(x: Any) -> Any:
+    drawn, latents = ppl_vae.sample(PCA, 20, like=x, return_latents=True, **QUICK)
+    means = ppl_vae.sample(PCA, 4, like=x, given={"z": torch.ones(4, 2)}, means=True, **QUICK)
+    return [values.tolist() for values in (drawn, latents["z"], means)]
 
 
 def _to_arviz(x: Any) -> Any:
@@ -620,7 +619,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "to_arviz": _to_arviz,
     "save_run": _save_run,
     "posterior_grid": _grid,
-    "Generator": _generator,
+    "sample": _sample,
     "encode": lambda x: _lists(ppl_vae.encode(Model(), Guide(), x, **QUICK)["z"]),
     "outliers": lambda x: ppl_vae.outliers(Model(), Guide(), x, num_samples=3, **QUICK).to_dict(),
     "reconstruct": lambda x: _lists(ppl_vae.reconstruct(Model(), Guide(), x, **QUICK)),
@@ -677,7 +676,7 @@ CLASSES: list[tuple[Any, Any, str]] = [
         ppl_vae.inference_gaps,
         ppl_vae.refit_guide,
         ppl_vae.to_arviz,
-        lambda model, guide, x: Generator(model, guide, x).reconstruct(),
+        ppl_vae.reconstruct,
         lambda model, guide, x: ppl_vae.fit_em(model, x, guide=guide),
         lambda model, guide, x: ppl_vae.refit_prior(model, guide, x, DiagonalNormal()),
         lambda model, guide, x: posterior_grid(model, guide, x, size=33),

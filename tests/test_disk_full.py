@@ -149,7 +149,7 @@ def test_pictures_without_room_cost_no_results(whole: Path, tmp_path: Path) -> N
 
     nothing: Any = None
     with patch.object(pictures, "own_folder", failing):
-        told = draw_run(run / "plots", nothing, nothing, nothing, nothing)
+        told = draw_run(run / "plots", *[nothing] * 6)
     assert told == ["no pictures were drawn: [Errno 28] No space left on device"]
     most = max(f.stat().st_size for f in run.rglob("*") if f.is_file()) + 1000
     with patch("ppl_vae.plots.run.learning_curves", side_effect=RuntimeError("a broken font")):

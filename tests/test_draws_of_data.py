@@ -14,9 +14,8 @@ from programs import normal, normal_guide
 from pyro.infer.reparam import LocScaleReparam
 from torch import Tensor, nn
 
-from ppl_vae import evaluate, fit, to_arviz
+from ppl_vae import encode, evaluate, fit, sample, to_arviz
 from ppl_vae.checks import PairWarning, check
-from ppl_vae.evaluation import Generator
 
 ROWS = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
 
@@ -58,7 +57,7 @@ def test_draws_that_follow_the_data_are_a_warning(model: Any, x: Tensor) -> None
     with pytest.warns(PairWarning, match="draws of data follow the rows given"):
         to_arviz(model, guide, x, evaluation=found, num_draws=2)
     with pytest.warns(PairWarning, match="draws of data follow the rows given"):
-        Generator(model, guide, x).from_prior(3)
+        sample(model, 3, like=x)
 
 
 @pytest.mark.parametrize(
@@ -79,13 +78,12 @@ def test_other_draws_are_none(model: Any, x: Any) -> None:
 
 def test_a_number_per_row_as_latent() -> None:
     x = ROWS[:, 0]
-    generator = Generator(normal, normal_guide(0.5, 0.5**0.5), x)
-    z, mean, draws = generator.from_prior(4000)
-    assert z.shape == (4000, 1)
-    assert mean.shape == draws.shape == (4000,)
+    draws, latents = sample(normal, 4000, like=x, return_latents=True, seed=0)
+    assert latents["z"].shape == draws.shape == (4000,)
     assert float(draws.var()) == pytest.approx(2.0, abs=0.2)
-    assert generator.reconstruct()[0].shape == (6, 1)
-    torch.testing.assert_close(generator.decode(z[:3]), z[:3, 0])
+    assert encode(normal, normal_guide(0.5, 0.5**0.5), x)["z"].shape == (6,)
+    decoded = sample(normal, 3, like=x, given={"z": latents["z"][:3]}, means=True)
+    torch.testing.assert_close(decoded, latents["z"][:3])
 
 
 def centered(x: Tensor) -> None:

@@ -104,6 +104,24 @@ def test_climb_leaves_out_a_poor_start() -> None:
     low, high = figure.axes[0].get_ylim()
     assert -25 < low < -19
     assert -10 < high < -5
+    # It is there as a number.
+    assert [text.get_text() for text in figure.axes[0].texts] == ["▼ iteration 0: −1,000,000"]
+
+
+def test_climb_shows_its_first_iteration_and_says_what_it_shows() -> None:
+    fitted = fit_em(BernoulliMixture((1, 4, 4), 3), X, seed=0, max_iterations=40, tolerance=0)
+    values = [row["bound"] for row in fitted.history]
+    figure = bound_curves({"": fitted.history})
+    draw(figure)
+    (axes,) = figure.axes
+    low, high = axes.get_ylim()
+    assert low < values[0] < values[-1] < high
+    assert not axes.texts
+    assert axes.get_ylabel() == "log p(x)\n(nats per row)"
+    unknown = [row | {"log_likelihood": math.nan} for row in fitted.history]
+    assert bound_curves({"": unknown}).axes[0].get_ylabel() == "bound\n(nats per row)"
+    apart = [row | {"log_likelihood": row["bound"] + 1} for row in fitted.history]
+    assert bound_curves({"": apart}).axes[0].get_ylabel() == "bound and log p(x)\n(nats per row)"
 
 
 def test_climb_draws_a_single_iteration_and_refuses_none() -> None:

@@ -40,7 +40,7 @@ OFFERED = {
     "recording": "CaptureError",
     "refinement": "maximise",
     "refitting": "refit_guide",
-    "reports": "Generator Comparison",
+    "reports": "Comparison",
     "row_families": "own_family",
     "rows": "Layout RowDensities posterior_means sample_rows stated_moment",
     "sandwich": "Sandwich bidirectional_monte_carlo",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import sys
+from types import ModuleType
 from typing import Any
 
 import matplotlib.colors
@@ -12,9 +14,12 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from sklearn.decomposition import PCA
 
 from ppl_vae import plots
 from ppl_vae.plots.drawing import BLUE, ORANGE
+from ppl_vae.stats import Estimate
+from ppl_vae.tasks import Outliers
 
 
 def draw(figure: Figure) -> None:
@@ -104,6 +109,44 @@ def test_learning_curves_fit_the_epochs_after_the_first_tenth() -> None:
     assert high >= -11
 
 
+def test_a_spike_at_the_start_is_left_out_and_the_axis_says_so() -> None:
+    """As with a rate that explodes in the first epochs of a warm-up of beta."""
+    history = [{"epoch": e, "rate": 10 + 500 * 0.5**e + e / 50} for e in range(1, 61)]
+    figure = plots.learning_curves(history)
+    draw(figure)
+    (axes,) = figure.axes
+    low, high = axes.get_ylim()
+    late = [row["rate"] for row in history[30:]]
+    assert (max(late) - min(late)) / (high - low) > 0.15
+    outside = max(int(row["epoch"]) for row in history if not low <= row["rate"] <= high)
+    assert axes.get_xlabel() == f"epoch\n(some values up to epoch {outside} lie outside)"
+    # It enters the panel from its edge: nothing crosses it from below to above.
+    shown = np.asarray(axes.lines[0].get_xydata())
+    assert shown[0, 0] == outside
+    np.testing.assert_array_equal(shown[:, 1], [row["rate"] for row in history[outside - 1 :]])
+    assert axes.get_xlim()[0] < 1
+
+    calm = [{"epoch": e, "rate": 10 + e / 50} for e in range(1, 61)]
+    assert plots.learning_curves(calm).axes[0].get_xlabel() == "epoch"
+
+
+def test_a_count_that_never_changes_needs_no_panel() -> None:
+    history = [{"epoch": e, "elbo": -1.0 * e, "active_units": 10.0} for e in range(1, 4)]
+    figure = plots.learning_curves(history)
+    draw(figure)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["ELBO\n(nats per row)"]
+    words = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert words == ["training", "active units: 10"]
+    history[0]["active_units"] = 9.0
+    upper, lower = plots.learning_curves(history).axes
+    np.testing.assert_array_equal(lower.lines[0].get_ydata(), [9, 10, 10])
+    assert lower.get_ylim()[0] == 0
+    assert lower.get_position().height < upper.get_position().height
+    for row in history:
+        del row["elbo"]
+    assert len(plots.learning_curves(history).axes) == 1
+
+
 def test_learning_curves_without_anything_to_draw_say_so() -> None:
     with pytest.raises(ValueError, match=r"any of elbo, rate.*got 1 epochs"):
         plots.learning_curves([{"epoch": 1, "loss": 3.0}])
@@ -178,21 +221,126 @@ def test_manifold_lies_at_the_normal_quantiles() -> None:
     assert axes.yaxis_inverted()  # row 0, the largest z[1], is on top
 
 
-def test_traversals_move_one_latent_a_row_in_the_order_of_the_kl() -> None:
-    figure = plots.traversals(plane, torch.tensor([0.25, 3.0, 1.0]))
+def test_traversals_show_one_path_a_row_in_the_order_of_the_kl() -> None:
+    paths, row = torch.rand(3, 9, 2, 3), torch.rand(2, 3)
+    figure = plots.traversals(paths, torch.tensor([0.25, 3.0, 1.0]), row=row)
     draw(figure)
     axes = figure.axes[0]
     assert ticks(axes, "y") == ["z[1]: 3.0", "z[2]: 1.0", "z[0]: 0.2"]
-    assert ticks(axes, "x") == ["-3.0", "-1.5", "0", "+1.5", "+3.0"]
-    for column, value in enumerate(np.linspace(-3, 3, 9)):
-        np.testing.assert_allclose(tile(axes, 0, column, (2, 3)), [[0] * 3, [value] * 3])
-        np.testing.assert_allclose(tile(axes, 1, column, (2, 3)), np.zeros((2, 3)))
-        np.testing.assert_allclose(tile(axes, 2, column, (2, 3)), [[value] * 3, [0] * 3])
+    assert ticks(axes, "x") == ["row", "-3.0", "0", "+3.0"]
+    assert list(axes.get_xticks()) == [0, 2, 6, 10]
+    for line, dimension in enumerate([1, 2, 0]):
+        for step in range(9):
+            seen = tile(axes, line, 2 + step, (2, 3))
+            np.testing.assert_array_equal(seen, paths[dimension, step].double())
+    np.testing.assert_array_equal(tile(axes, 1, 0, (2, 3)), row.double())
+    assert np.ma.getmaskarray(tile(axes, 0, 0, (2, 3))).all()  # the row stands there once
+    assert "standard deviations of the prior" in axes.get_xlabel()
 
 
-def test_traversals_show_the_ten_largest() -> None:
-    figure = plots.traversals(plane, np.arange(30.0))
-    assert ticks(figure.axes[0], "y")[::9] == ["z[29]: 29.0", "z[20]: 20.0"]
+def test_traversals_show_the_ten_largest_by_name() -> None:
+    names = [f"s[{i}]" for i in range(30)]
+    figure = plots.traversals(torch.rand(30, 5, 4, 4), np.arange(30.0), names=names)
+    assert ticks(figure.axes[0], "y")[::9] == ["s[29]: 29.0", "s[20]: 20.0"]
+
+
+def test_interpolations_stand_between_their_rows() -> None:
+    paths, a, b = torch.rand(3, 5, 2, 3), torch.rand(3, 2, 3), torch.rand(3, 2, 3)
+    figure = plots.interpolations(paths, a=a, b=b)
+    draw(figure)
+    axes = figure.axes[0]
+    assert ticks(axes, "x") == ["row a", "0", "½", "1", "row b"]
+    assert list(axes.get_xticks()) == [0, 2, 4, 6, 8]
+    for n in range(3):
+        np.testing.assert_array_equal(tile(axes, n, 0, (2, 3)), a[n].double())
+        np.testing.assert_array_equal(tile(axes, n, 8, (2, 3)), b[n].double())
+        for step in range(5):
+            np.testing.assert_array_equal(tile(axes, n, 2 + step, (2, 3)), paths[n, step].double())
+    alone = plots.interpolations(paths).axes[0]
+    assert ticks(alone, "x") == ["0", "½", "1"]
+    np.testing.assert_array_equal(tile(alone, 1, 4, (2, 3)), paths[1, 4].double())
+
+
+def test_the_worst_rows_stand_with_their_numbers_and_values() -> None:
+    x, y = torch.rand(6, 4, 4), torch.rand(6, 4, 4)
+    worst = found(torch.tensor([9, 3, 4, 0, 7, 1]), torch.tensor([-50.0, -40, -30, -20, -10, -5]))
+    figure = plots.worst_reconstructions(x, y, worst)
+    draw(figure)
+    axes = figure.axes[0]
+    assert axes.get_title() == "lowest ELBO of 1,000 rows"
+    words = [text.get_text() for text in axes.texts]
+    assert words[:2] == ["row 9\n−50", "row 3\n−40"]
+    assert len(words) == 6
+    (picture,) = axes.images
+    left, right, bottom, top = picture.get_extent()
+    pixels = np.ma.filled(image(axes), np.nan)
+    for n, text in enumerate(axes.texts):
+        column, at = text.get_position()
+        line = (at - top) / (bottom - top) * pixels.shape[0]
+        middle = round((column - left) / (right - left) * pixels.shape[1])
+        tower = pixels[: round(line), middle - 2 : middle + 2]
+        tower = tower[np.isfinite(tower).all(1)][-8:]  # what is above the words
+        np.testing.assert_array_equal(tower[:4], x[n].double())
+        np.testing.assert_array_equal(tower[4:], y[n].double())
+
+
+def found(index: torch.Tensor, elbo: torch.Tensor, by: str = "elbo") -> Outliers:
+    values = Estimate(elbo.double())
+    return Outliers(index, values, Estimate(-elbo.double()), values, by, 1000)
+
+
+def test_the_worst_rows_without_a_picture() -> None:
+    x, y = torch.rand(2, 5), torch.rand(2, 5)
+    worst = found(torch.tensor([9, 3]), torch.tensor([-50.0, -40.0]), "distortion")
+    figure = plots.worst_reconstructions(x, y, worst)
+    draw(figure)
+    left, right = figure.axes[:2]
+    np.testing.assert_array_equal(image(left), x.double())
+    np.testing.assert_array_equal(image(right), y.double())
+    assert ticks(left, "y") == ["9: 50", "3: 40"]
+    assert left.get_ylabel() == "row: distortion (nats)"
+    assert figure.get_suptitle() == "highest distortion of 1,000 rows"
+    with pytest.raises(ValueError, match=r"worst holds 2 rows, and x 3: pass x\[worst.index\]"):
+        plots.worst_reconstructions(torch.rand(3, 5), torch.rand(3, 5), worst)
+
+
+def test_samples_say_what_they_are() -> None:
+    kinds = {"data": torch.rand(9, 4, 4), "draws of x": torch.rand(9, 4, 4)}
+    kinds["means of p(x | z)"] = torch.rand(9, 4, 4) / 2
+    data, draws, means = kinds.values()
+    figure = plots.prior_samples(draws, means=means, data=data)
+    draw(figure)
+    panels = figure.axes[:3]
+    assert [axes.get_title() for axes in panels] == list(kinds)
+    for axes, rows in zip(panels, kinds.values(), strict=True):
+        for n in range(9):
+            np.testing.assert_array_equal(tile(axes, *divmod(n, 8), (4, 4)), rows[n].double())
+        # All on one scale: means on one of their own would be as bright as draws.
+        assert axes.images[0].get_clim() == pytest.approx((0, float(data.max())))
+    assert plots.prior_samples(means=means).axes[0].get_title() == "means of p(x | z)"
+
+    tables = plots.prior_samples(torch.rand(5, 3), means=torch.rand(5, 3), data=torch.rand(5, 3))
+    draw(tables)
+    words = [axes.get_title().replace("\n", " ") for axes in tables.axes[:3]]
+    assert words == list(kinds)
+
+
+def test_of_many_rows_some_are_chosen_at_random() -> None:
+    """Sorted by class, the first rows would all be of one."""
+    x = torch.arange(300.0)[:, None, None].expand(-1, 2, 2)
+    chosen = {seed: shown(plots.reconstructions(x, x, seed=seed)) for seed in (0, 1)}
+    for rows in chosen.values():
+        assert len(set(rows)) == 24
+        assert max(rows) > 200
+        assert rows == sorted(rows)
+    assert chosen[0] != chosen[1]
+    assert chosen[0] == shown(plots.reconstructions(x, x, seed=0))
+
+
+def shown(figure: Figure) -> list[float]:
+    """The values of the inputs, in reading order."""
+    axes = figure.axes[0]
+    return [float(tile(axes, 2 * i, j, (2, 2))[0, 0]) for i in range(3) for j in range(8)]
 
 
 # -- data without a picture ------------------------------------------------------------------------
@@ -220,14 +368,24 @@ def test_other_data_become_curves() -> None:
     def line(z: torch.Tensor) -> torch.Tensor:
         return z[:, :1] * torch.tensor([1.0, 2.0, 3.0]) + z[:, 1:2]
 
-    figure = plots.traversals(line, [0.5, 2.0])
+    moved = torch.linspace(-3, 3, 9)
+    flat_path = line(torch.stack([torch.zeros(9), moved], 1))
+    steep_path = line(torch.stack([moved, torch.zeros(9)], 1))
+    figure = plots.traversals(torch.stack([steep_path, flat_path]), [0.5, 2.0])
     draw(figure)
     first, second, bar = figure.axes
     assert [first.get_ylabel(), second.get_ylabel()] == ["z[1]\n2.0\nnats", "z[0]\n0.5\nnats"]
     (flat,), (steep,) = first.collections, second.collections
     np.testing.assert_allclose(curves(steep)[-1], [[0.0, 3.0], [1.0, 6.0], [2.0, 9.0]])
     np.testing.assert_allclose(curves(flat)[0], [[0.0, -3.0], [1.0, -3.0], [2.0, -3.0]])
-    assert bar.get_ylabel() == "value of the latent, the others at 0"
+    assert bar.get_ylabel() == "standard deviations of the prior from its mean"
+    assert np.asarray(flat.get_array()) == pytest.approx(np.linspace(-3, 3, 9))
+
+    paths = plots.interpolations(torch.stack([steep_path, flat_path]))
+    draw(paths)
+    assert [axes.get_ylabel() for axes in paths.axes[:2]] == ["path 0", "path 1"]
+    (steep,) = paths.axes[0].collections
+    np.testing.assert_allclose(curves(steep)[-1], [[0.0, 3.0], [1.0, 6.0], [2.0, 9.0]])
 
     grid = plots.manifold(line, size=3)
     draw(grid)
@@ -268,7 +426,12 @@ def test_aggregate_posterior_shows_the_two_dimensions_of_highest_kl() -> None:
     axes, above, beside = figure.axes
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("z[1]", "z[3]")
     scatter, contours = axes.collections
-    np.testing.assert_array_equal(scatter.get_offsets(), z[:, [1, 3]].double())
+    seen = np.column_stack([np.asarray(scatter.get_offsets()), scatter.get_facecolor()])
+    classes = matplotlib.colormaps["tab10"](np.arange(500) % 3)
+    wanted = np.column_stack([z[:, [1, 3]].double(), classes])
+    # In random order, so that no class covers the others, and each point with its class.
+    np.testing.assert_allclose(seen[seen[:, 0].argsort()], wanted[wanted[:, 0].argsort()])
+    assert not np.array_equal(seen, wanted)
     assert [text.get_text() for text in axes.texts] == ["0", "1", "2"]
     # Around a share p of a standard normal in the plane: the circle of radius sqrt(-2 log(1 - p)).
     outer, inner = (np.hypot(*points.T) for points in curves(contours))
@@ -278,6 +441,77 @@ def test_aggregate_posterior_shows_the_two_dimensions_of_highest_kl() -> None:
     areas = [bar.get_height() * bar.get_width() for bar in bars(above)[:40]]
     assert sum(areas) == pytest.approx(1, abs=1e-6)
     assert len(beside.patches) == len(above.patches)
+
+
+def test_a_standard_normal_prior_is_drawn_exactly() -> None:
+    figure = plots.aggregate_posterior(torch.randn(50, 3), None, [0.1, 3.0, 1.0])
+    draw(figure)
+    axes, above, beside = figure.axes
+    circles = bars(axes)
+    assert [circle.center for circle in circles] == [(0, 0), (0, 0)]
+    # P(|z| > r) = exp(-r^2 / 2) in the plane.
+    outside = [np.exp(-(circle.radius**2) / 2) for circle in circles]
+    assert outside == pytest.approx([0.05, 0.5])
+    z, density = above.lines[0].get_data()
+    assert density == pytest.approx(np.exp(-(np.asarray(z) ** 2) / 2) / np.sqrt(2 * np.pi))
+    density, z = beside.lines[0].get_data()
+    assert density == pytest.approx(np.exp(-(np.asarray(z) ** 2) / 2) / np.sqrt(2 * np.pi))
+    low, high = axes.get_xlim()
+    assert low < -2.448
+    assert high > 2.448
+
+    single = plots.aggregate_posterior(torch.randn(50, 1), None, [1.0])
+    draw(single)
+    assert len(single.axes[0].lines) == 1
+
+
+def test_codes_are_the_principal_components() -> None:
+    z = torch.randn(200, 5, generator=torch.Generator().manual_seed(0)) @ torch.randn(5, 5)
+    labels = torch.arange(200) // 20
+    figure = plots.codes(z, labels=labels)
+    draw(figure)
+    axes = figure.axes[0]
+    (scatter,) = axes.collections
+    ours = np.asarray(scatter.get_offsets())
+    pca = PCA(2)
+    theirs = pca.fit_transform(z.double().numpy())
+    ours, theirs = (points[np.abs(points[:, 0]).argsort()] for points in (ours, theirs))
+    np.testing.assert_allclose(np.abs(ours), np.abs(theirs), atol=1e-5)
+    shares = pca.explained_variance_ratio_
+    assert axes.get_xlabel() == f"PC 1 ({shares[0]:.0%} of variance)"
+    assert axes.get_ylabel() == f"PC 2 ({shares[1]:.0%} of variance)"
+    assert [text.get_text() for text in axes.texts] == [str(i) for i in range(10)]
+
+
+def test_codes_of_two_dimensions_and_of_many_classes() -> None:
+    z = torch.randn(60, 2)
+    axes = plots.codes(z).axes[0]
+    np.testing.assert_array_equal(axes.collections[0].get_offsets(), z.double())
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("z[0]", "z[1]")
+    figure = plots.codes(z, labels=torch.arange(60) % 20)
+    draw(figure)
+    assert len(np.unique(figure.axes[0].collections[0].get_facecolor(), axis=0)) == 20
+
+
+def test_umap_is_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    z = torch.randn(30, 4)
+    monkeypatch.setitem(sys.modules, "umap", None)  # as if it were not installed
+    with pytest.raises(ImportError, match="pip install umap-learn, or take method='pca'"):
+        plots.codes(z, method="umap")
+    module = ModuleType("umap")
+
+    class Reducer:
+        def __init__(self, random_state: int) -> None:
+            self.seed = random_state
+
+        def fit_transform(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+            return values[:, 2:] + self.seed
+
+    module.UMAP = Reducer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "umap", module)
+    axes = plots.codes(z, method="umap", seed=3).axes[0]
+    np.testing.assert_allclose(np.asarray(axes.collections[0].get_offsets()), z[:, 2:].double() + 3)
+    assert axes.get_xlabel() == "UMAP 1"
 
 
 def test_aggregate_posterior_of_one_dimension_is_its_marginal() -> None:

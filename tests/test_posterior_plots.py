@@ -16,7 +16,7 @@ from ppl_vae.diagnosis import Gaps, PosteriorGrid, guide_on_grid, inference_gaps
 from ppl_vae.guides import FullCovariance, MeanField
 from ppl_vae.models import ProbabilisticPCA
 from ppl_vae.networks import MLP
-from ppl_vae.plots import gaps_plot, posterior_contours
+from ppl_vae.plots import gaps_plot, guides_over_posterior, posterior_contours
 from ppl_vae.stats import Estimate
 
 Case = tuple[ProbabilisticPCA, MeanField, Tensor, PosteriorGrid]
@@ -68,6 +68,31 @@ def test_a_guide_beyond_the_grid_states_no_kl(case: Case) -> None:
     far = grid.log_density - 50.0
     figure = posterior_contours(grid, {"far": far}, rows=[0])
     assert figure.axes[1].get_title() == "far\n"
+
+
+def test_guides_stand_side_by_side_over_one_posterior(case: Case) -> None:
+    model, guide, x, grid = case
+    log_q = guide_on_grid(model, guide, x, grid)
+    figure = guides_over_posterior(grid, {"one": log_q, "exact": grid.log_density}, row=1)
+    figure.savefig(io.BytesIO())
+    assert [axes.get_title() for axes in figure.axes] == ["one", "exact"]
+    with torch.no_grad():
+        q = guide.encode(x)
+        full = torch.distributions.MultivariateNormal(q.mean, torch.diag_embed(q.variance))
+        kl = float(kl_divergence(full, model.posterior(x))[1])
+    assert [axes.get_xlabel() for axes in figure.axes] == [f"KL {kl:.2f} nats", "KL 0.00 nats"]
+    for axes, density in zip(figure.axes, (log_q, grid.log_density), strict=True):
+        shaded, lines = axes.collections
+        largest = float(grid.log_density[1].exp().max())
+        assert max(shaded.levels) == pytest.approx(largest)  # type: ignore[attr-defined]
+        low, high = lines.levels  # type: ignore[attr-defined]
+        # A Gaussian's 95 % region ends where its density is 1/20 of the largest, the 50 % region at 1/2.
+        top = float(density[1].exp().max())
+        assert (low, high) == pytest.approx((top / 20, top / 2), rel=0.1)
+    with pytest.raises(ValueError, match="row must be at most 2, got 3"):
+        guides_over_posterior(grid, {"q": log_q}, row=3)
+    with pytest.raises(ValueError, match="at least one guide"):
+        guides_over_posterior(grid, {})
 
 
 @pytest.fixture

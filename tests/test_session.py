@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from ppl_vae import check, diagnose, evaluate, inference_gaps
 from ppl_vae.checks import opened
-from ppl_vae.evaluation import Generator
 from ppl_vae.guides import FullCovariance, MeanField, PerRow
 from ppl_vae.likelihoods import Bernoulli
 from ppl_vae.models import VAE, ProbabilisticPCA
@@ -164,11 +163,12 @@ def test_draws_start_at_the_seed_where_that_is_asked_for() -> None:
 def test_the_programs_see_the_seed_as_they_would_alone() -> None:
     model, guide = pair()
     x = torch.zeros(5, 3)
-    z, _, drawn = Generator(model, guide, x, seed=7).from_prior(5)
+    with opened(model, guide, x, seed=7, draws_start_at_seed=True) as session:
+        inside = poutine.trace(poutine.uncondition(session.pair.model)).get_trace(x)
     torch.manual_seed(7)
-    trace = poutine.trace(poutine.uncondition(model)).get_trace(x)
-    assert torch.equal(z, trace.nodes["z"]["value"])  # type: ignore[arg-type]
-    assert torch.equal(drawn, trace.nodes["x"]["value"])  # type: ignore[arg-type]
+    alone = poutine.trace(poutine.uncondition(model)).get_trace(x)
+    for name in ("z", "x"):
+        assert torch.equal(inside.nodes[name]["value"], alone.nodes[name]["value"])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("as_loader", [False, True])

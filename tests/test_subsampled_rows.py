@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import ppl_vae
 from ppl_vae.checks import PairWarning
-from ppl_vae.evaluation.generate import Generator
 from ppl_vae.objectives import ELBO, ImportanceWeightedELBO, Objective, TraceELBO
 from ppl_vae.pairs import Pair, PairError, find_layout, take_all_rows
 from ppl_vae.pairs.subsampling import Indices, Subsampling
@@ -166,8 +165,10 @@ FUNCTIONS: dict[str, Callable[[Any, Any], Any]] = {
     "diagnose": lambda model, guide: (
         ppl_vae.diagnose(model, guide, X, seed=0).mutual_information.mean
     ),
-    "generate": lambda model, guide: Generator(model, guide, X, 0).from_prior(30)[2],
-    "decode": lambda model, guide: Generator(model, guide, X, 0).decode(torch.ones(7, 2)),
+    "sample": lambda model, guide: ppl_vae.sample(model, 30, like=X, seed=0),
+    "decode": lambda model, guide: ppl_vae.sample(
+        model, 7, like=X, given={"z": torch.ones(7, 2)}, means=True
+    ),
     "to_arviz": lambda model, guide: (
         ppl_vae.to_arviz(model, guide, X, num_samples=10, seed=0).posterior["z"].values
     ),

@@ -12,14 +12,22 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
-from ppl_vae import fit
+from ppl_vae import evaluate, fit
 from ppl_vae.checks import PairWarning
 from ppl_vae.guides import BottomUp, Exact, InverseAutoregressive, MeanField
 from ppl_vae.models import VAE, GaussianMixture, HierarchicalVAE, ProbabilisticPCA
 from ppl_vae.models.priors import FlowPrior
 from ppl_vae.networks import MLP
 from ppl_vae.pairs import PairError
-from ppl_vae.tasks import encode, interpolate, outliers, reconstruct, sample, traverse
+from ppl_vae.tasks import (
+    Outliers,
+    encode,
+    interpolate,
+    outliers,
+    reconstruct,
+    sample,
+    traverse,
+)
 
 X = torch.randn(90, 5, generator=torch.Generator().manual_seed(1))
 
@@ -563,3 +571,37 @@ def test_outliers_are_the_rows_with_the_lowest_elbo(pca: ProbabilisticPCA) -> No
     assert int(worst.index) == int(error.sum(-1).argmax())
     with pytest.raises(ValueError, match="by must be 'elbo' or 'distortion', got 'mse'"):
         outliers(pca, Exact(pca), X, by="mse")  # type: ignore[arg-type]
+
+
+def test_outliers_of_an_evaluation_are_the_same(pca: ProbabilisticPCA) -> None:
+    evaluation = evaluate(pca, Exact(pca), X, num_samples=100, method="guide", seed=3)
+    for by in ("elbo", "distortion"):
+        wanted = outliers(pca, Exact(pca), X, num=4, by=by, seed=3)
+        found = Outliers.of(evaluation, num=4, by=by)
+        assert torch.equal(found.index, wanted.index)
+        assert found.to_dict() == wanted.to_dict()
+
+
+def test_draws_and_means_with_one_seed_are_of_the_same_latents(pca: ProbabilisticPCA) -> None:
+    """Over several chunks, too: 3000 rows are not drawn at once."""
+    x, z = sample(pca, 3000, return_latents=True, seed=4)
+    means, of_means = sample(pca, 3000, means=True, return_latents=True, seed=4)
+    assert torch.equal(z["z"], of_means["z"])
+    assert torch.equal(x, sample(pca, 3000, seed=4))
+    torch.testing.assert_close(means, decoded(pca, z["z"]))
+    off = (x - means).var() / noise_of(pca)
+    assert float(off) == pytest.approx(1, abs=0.05)
+    numbers, latents = sample(pca, 3, like=X.numpy(), return_latents=True)
+    assert isinstance(numbers, np.ndarray)
+    assert isinstance(latents["z"], np.ndarray)
+    held = torch.ones(3, 2)
+    assert torch.equal(sample(pca, 3, given={"z": held}, return_latents=True)[1]["z"], held)
+
+
+def test_a_traversal_of_several_dimensions_moves_each_alone(pca: ProbabilisticPCA) -> None:
+    together = traverse(pca, Exact(pca), X[:4], [1, 0], steps=5)
+    assert together.shape == (4, 2, 5, 5)
+    for place, dimension in enumerate([1, 0]):
+        alone = traverse(pca, Exact(pca), X[:4], dimension, steps=5)
+        torch.testing.assert_close(together[:, place], alone)
+    assert traverse(pca, Exact(pca), X[:4], range(2), steps=5).shape == (4, 2, 5, 5)

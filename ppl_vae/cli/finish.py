@@ -12,7 +12,7 @@ from ppl_vae.cli.output import say, show, warn
 from ppl_vae.cli.report import result_table, with_levels
 from ppl_vae.cli.setup import Setup
 from ppl_vae.diagnosis import Diagnosis, diagnose
-from ppl_vae.evaluation import Evaluation, Generator, evaluate, to_arviz
+from ppl_vae.evaluation import Evaluation, evaluate, to_arviz
 from ppl_vae.pairs import Pair
 from ppl_vae.plots import draw_run
 from ppl_vae.runs import (
@@ -24,9 +24,6 @@ from ppl_vae.runs import (
 )
 from ppl_vae.runtime import DiskFullError, as_typed
 from ppl_vae.training import Fit
-
-MOST_PICTURED = 1000
-"""Largest number of test rows in a picture."""
 
 
 class Measured(NamedTuple):
@@ -106,10 +103,17 @@ def _draw(folder: Path, setup: Setup, fitted: Fit, measured: Measured, weights: 
     """Draws the pictures; what failed is returned, because it costs no results."""
     data = setup.data
     Pair.of(fitted.model, fitted.guide).to(torch.device("cpu"))
-    labels = None if data.test_labels is None else data.test_labels[:MOST_PICTURED]
-    rows = data.test[:MOST_PICTURED]
-    generator = Generator(fitted.model, fitted.guide, rows, setup.config["seed"])
-    return draw_run(folder / PLOTS, generator, fitted.history, *measured, labels, weights)
+    return draw_run(
+        folder / PLOTS,
+        fitted.model,
+        fitted.guide,
+        data.test,
+        fitted.history,
+        *measured,
+        data.test_labels,
+        weights,
+        setup.config["seed"],
+    )
 
 
 def _show(folder: Path, measured: Measured) -> None:

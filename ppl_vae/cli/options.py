@@ -229,7 +229,9 @@ def _diagnose(options: Options) -> None:
 def _sample(options: Options) -> None:
     _add_run(options)
     options.add_argument("--num", type=int, default=64, help="number of samples")
-    what = "a picture (.png, .pdf, .svg) or arrays z, mean and x (.npz)"
+    what = "draws of x, the means of p(x | z), which look smoother, or both, for the same z"
+    options.add_argument("--what", choices=("both", "draws", "means"), default="both", help=what)
+    what = "a picture (.png, .pdf, .svg) or arrays z, x (draws) and mean (.npz)"
     _add_output(options, what, "RUN/samples.png")
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
@@ -22,7 +24,6 @@ from ppl_vae.cli.common import (
     warn_of_other_rows,
     writing,
 )
-from ppl_vae.cli.finish import MOST_PICTURED
 from ppl_vae.cli.mistakes import UsageError, shortened
 from ppl_vae.cli.output import say, show, warn
 from ppl_vae.cli.own_modules import trust_of
@@ -32,13 +33,12 @@ from ppl_vae.data import Data
 from ppl_vae.diagnosis import diagnose as diagnose_pair, inference_gaps
 from ppl_vae.evaluation import (
     Annealed,
-    Generator,
     annealed_importance_sampling,
     evaluate as evaluate_pair,
     to_arviz,
 )
 from ppl_vae.objectives import Objective
-from ppl_vae.pairs import Batches, Pair, Program
+from ppl_vae.pairs import Batches, Pair, PairError, Program
 from ppl_vae.plots import comparison_plot, gaps_plot, prior_samples
 from ppl_vae.runs import (
     ANNEALED,
@@ -72,9 +72,13 @@ from ppl_vae.runtime import (
     resolve_device,
     write_bytes,
 )
+from ppl_vae.tasks import sample as sample_pair
 
 PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".eps", ".ps")
 """How the name of a picture may end."""
+
+MOST_ROWS = 1000
+"""Most test rows that `sample` looks at: they say what the model is called with."""
 
 MOST_SAMPLED = 1_000_000
 """Most samples that `sample` writes: all of them are held in memory."""
@@ -187,20 +191,44 @@ def sample(parser: ArgumentParser, given: Namespace) -> int:
         raise UsageError(str(error)) from error
     output = _output_file(options, run.path / SAMPLES, (*PICTURES, ".npz"))
     require_no_data(output, run.config)
-    generator = Generator(run.model, run.guide, data.test[:MOST_PICTURED], options.seed)
-    z, mean, x = generator.from_prior(options.num)
+    arrays, told = _sampled(run, data.test[:MOST_ROWS], options)
     with (
         writing(run, output, ELSEWHERE),
         replacing(output, overwrite=options.overwrite) as file,
     ):
         if output.suffix.lower() == ".npz":
             with file.open("wb") as opened:  # NumPy would add .npz to the name x.NPZ
-                np.savez_compressed(opened, z=z.numpy(), mean=mean.numpy(), x=x.numpy())
+                np.savez_compressed(opened, **arrays)
         else:
             known = {WEIGHTS_KEY: run.weights_sha256} if output.suffix.lower() == ".png" else None
-            prior_samples(mean).savefig(file, metadata=known)
+            figure = prior_samples(arrays.get("x"), means=arrays.get("mean"))
+            figure.savefig(file, metadata=known)
+    say(f"{options.num} samples from the prior: {told}")
     show(output)
     return 0
+
+
+def _sampled(run: Run, like: Tensor, options: Namespace) -> tuple[dict[str, Any], str]:
+    """Arrays z, and x or mean or both, of one z; and what they are, in words."""
+    draw = partial(sample_pair, run.model, options.num, like=like, seed=options.seed)
+    draw = partial(draw, progress=False if options.quiet else None)
+    arrays: dict[str, Any] = {}
+    told = []
+    if options.what != "means":
+        arrays["x"], latents = draw(return_latents=True)
+        told.append("draws of x")
+    if options.what != "draws":
+        try:
+            arrays["mean"], latents = draw(means=True, return_latents=True)  # the same z: one seed
+            told.append("means of p(x | z)")
+        except PairError as error:
+            if options.what == "means":
+                raise
+            warn(f"{error}. Written are draws alone")
+    z = [value.reshape(options.num, -1) for value in latents.values()]
+    arrays["z"] = torch.cat(z, 1)
+    same = " of the same z" if len(told) > 1 else ""
+    return {name: value.numpy() for name, value in arrays.items()}, " and ".join(told) + same
 
 
 def compare(parser: ArgumentParser, given: Namespace) -> int:

@@ -3,7 +3,6 @@ from .annealed import (
     annealed_importance_sampling as annealed_importance_sampling,
 )
 from .arviz import to_arviz as to_arviz
-from .generate import Generator as Generator
 from .importance import evaluate as evaluate
 from .ladder import Ladder as Ladder
 from .path import PriorGuide as PriorGuide

@@ -122,6 +122,7 @@ from .traces import (
     is_enumerated as is_enumerated,
     is_factor as is_factor,
     is_weighted as is_weighted,
+    kind_of as kind_of,
     latent_sites as latent_sites,
     log_prob_of as log_prob_of,
     observed_sites as observed_sites,

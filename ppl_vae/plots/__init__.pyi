@@ -1,15 +1,22 @@
 from .comparison import comparison_plot as comparison_plot
 from .curves import khat_histogram as khat_histogram, learning_curves as learning_curves
 from .em import bound_curves as bound_curves, components as components
-from .inference import gaps_plot as gaps_plot, posterior_contours as posterior_contours
+from .inference import (
+    gaps_plot as gaps_plot,
+    guides_over_posterior as guides_over_posterior,
+    posterior_contours as posterior_contours,
+)
 from .latents import (
     aggregate_posterior as aggregate_posterior,
+    codes as codes,
     kl_per_dimension as kl_per_dimension,
 )
 from .run import draw_run as draw_run
 from .samples import (
+    interpolations as interpolations,
     manifold as manifold,
     prior_samples as prior_samples,
     reconstructions as reconstructions,
     traversals as traversals,
+    worst_reconstructions as worst_reconstructions,
 )

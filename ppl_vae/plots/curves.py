@@ -18,9 +18,12 @@ from ppl_vae.plots.drawing import (
     ORANGE,
     annotate,
     curve,
+    from_entry,
+    ink,
     legend_above,
-    limit_to_later_epochs,
     numpy_of,
+    paper,
+    range_of_curves,
     require_history,
     runs,
 )
@@ -29,10 +32,11 @@ from ppl_vae.stats import khat_limit
 
 
 def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
-    """ELBO, rate and distortion (and active units, where counted) over the epochs.
+    """ELBO, rate and distortion (and active units, where they change) over the epochs.
 
-    Epochs trained with beta other than 1 are shaded. The vertical range is that of the epochs after
-    the first tenth, so the first epochs may lie outside a panel.
+    Epochs trained with beta other than 1 are shaded. The last half of the epochs takes at least a fifth of the
+    height of a panel: values of the first epochs may lie outside, which the label of the axis says then. A
+    curve begins where it enters its panel.
 
     Args:
         history: One mapping per epoch with `epoch`, and any of `elbo`, `rate`, `distortion`,
@@ -77,25 +81,43 @@ def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
             f"learning_curves needs epochs with any of {', '.join(labels)}; got {len(history)} "
             "epochs without them. Pass one mapping per epoch, such as the rows of metrics.csv."
         )
-    figure = Figure(figsize=(6, 0.8 + 2.2 * len(shown)), dpi=150, layout="constrained")
-    panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+    counts = {int(value) for points in curves["active_units"].values() for value in points[:, 1]}
+    constant = len(counts) == 1 and len(shown) > 1  # a flat line needs no panel
+    if constant:
+        shown.remove("active_units")
+    ratios = [0.6 if name == "active_units" else 1.0 for name in shown]
+    figure = Figure(figsize=(6, 1.1 + 2.2 * sum(ratios)), dpi=150, layout="constrained")
+    panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
     beta = curve(history, "beta")
+    entered = 0.0
     for name, axes in zip(shown, panels, strict=True):
+        annotate(axes, y=labels[name])
+        if name == "active_units":  # a count: from zero, so that the ticks can be whole numbers
+            low, high = 0.0, 1.15 * max(counts)
+        else:
+            low, high = range_of_curves(list(curves[name].values()))
         for (label, points), color, dash in zip(
             curves[name].items(), (BLUE, ORANGE), ("-", "--"), strict=False
         ):
             marker = "o" if len(points) < 12 else ""
-            axes.plot(*points.T, color=color, ls=dash, lw=2.5, marker=marker, label=label)
-        annotate(axes, y=labels[name])
-        limit_to_later_epochs(axes, list(curves[name].values()))
+            seen = from_entry(points, low, high)
+            axes.plot(*seen.T, color=color, ls=dash, lw=2.5, marker=marker, label=label)
+            outside = (points[:, 1] < low) | (points[:, 1] > high)
+            entered = max(entered, points[outside, 0].max(initial=0.0))
+        axes.set_ylim(low, high)
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=name == "active_units"))
-        if name == "active_units":  # a count: from zero, so that the ticks can be whole numbers
-            axes.set_ylim(bottom=0)
         for start, end in runs(beta[:, 0], beta[:, 1] != 1):
             axes.axvspan(start - 0.5, end + 0.5, color=GRAY, alpha=0.25, lw=0, label="β ≠ 1")
+    last = max(float(points[-1, 0]) for name in shown for points in curves[name].values())
+    first = min(float(row["epoch"]) for row in history)
+    if last > first:
+        panels[-1].set_xlim(first - 0.02 * (last - first), last + 0.02 * (last - first))
     panels[-1].xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    panels[-1].set_xlabel("epoch", fontsize=LARGE)
-    legend_above(figure, panels)
+    outside_too = f"\n(some values up to epoch {entered:.0f} lie outside)" if entered else ""
+    panels[-1].set_xlabel(f"epoch{outside_too}", fontsize=LARGE)
+    more = f"active units: {counts.pop()}" if constant else ""
+    legend_above(figure, panels, more)
+    figure.align_ylabels()
     return figure
 
 
@@ -131,7 +153,7 @@ def khat_histogram(khat: ArrayLike | torch.Tensor, num_samples: int) -> Figure:
     axes = figure.subplots()
     colors = [ORANGE if left >= limit - width / 2 else BLUE for left in edges[:-1]]
     axes.bar(edges[:-1], counts, width=width, align="edge", color=colors)
-    axes.axvline(limit, color="black", ls="--", lw=2.5, label=f"limit {limit:.2f}")
+    axes.axvline(limit, color=ink(), ls="--", lw=2.5, label=f"limit {limit:.2f}")
     if limit < 0.7:
         axes.axvline(0.7, color=GRAY, ls=":", lw=2.5, label="0.7")
     axes.set_xlim(min(edges[0], -0.05), max(edges[-1], 1.05))
@@ -151,7 +173,7 @@ def khat_histogram(khat: ArrayLike | torch.Tensor, num_samples: int) -> Figure:
             "\n".join(notes),
             transform=axes.transAxes,
             fontsize=MEDIUM,
-            bbox={"facecolor": "white", "lw": 0},
+            bbox={"facecolor": paper(), "lw": 0},
             ha="right",
             va="top",
         )

@@ -7,13 +7,18 @@ from typing import Literal
 
 import numpy as np
 import torch
+from matplotlib import rcParams
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Circle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import gaussian_filter
+from scipy.stats import chi2, norm
 
 from ppl_vae.runtime import described
 
@@ -23,6 +28,48 @@ Floats = NDArray[np.float64]
 BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#8C8C8C"
 
 LARGE, MEDIUM = 17, 15
+
+SHARES = (0.95, 0.5)
+"""Probability mass inside each contour."""
+
+
+def ink() -> str:
+    """The color of text in the style of now: black, or white in a dark one."""
+    return to_hex(rcParams["text.color"])
+
+
+def paper() -> str:
+    """The color of the background in the style of now."""
+    color = rcParams["axes.facecolor"]
+    return "#FFFFFF" if color == "none" else to_hex(color)
+
+
+def shade(share: float) -> str:
+    """A color between the background (0) and the text (1)."""
+    low, high = to_rgb(paper()), to_rgb(ink())
+    red, green, blue = ((1 - share) * a + share * b for a, b in zip(low, high, strict=True))
+    return to_hex((red, green, blue))
+
+
+def some_rows(n: int, most: int, seed: int = 0) -> NDArray[np.int64]:
+    """The numbers of rows for a picture, in rising order: all, or `most` of them at random.
+
+    The first rows of sorted data would all be of one kind.
+
+    Example:
+        >>> some_rows(3, 5), len(set(some_rows(1000, 5)))
+        (array([0, 1, 2]), 5)
+    """
+    if n <= most:
+        return np.arange(n)
+    return np.sort(np.random.default_rng(seed).choice(n, most, replace=False))
+
+
+def highest_density(density: Floats) -> list[float]:
+    """The densities at the edges of the smallest regions that hold the shares, on cells of one size."""
+    falling = np.sort(density, axis=None)[::-1]
+    mass = np.cumsum(falling) / falling.sum()
+    return [float(falling[min(int((mass < share).sum()), len(falling) - 1)]) for share in SHARES]
 
 
 def numpy_of(values: ArrayLike | torch.Tensor, name: str = "x", shape: str = "") -> Floats:
@@ -108,7 +155,7 @@ def decode(decode_mean: Callable[[torch.Tensor], torch.Tensor], z: torch.Tensor)
     """The means at `z`, without gradients."""
     if not callable(decode_mean):
         raise TypeError(
-            "decode_mean must be a function of latents, such as the decode of a Generator, got "
+            "decode_mean must be a function from latents to means of p(x | z), got "
             f"{described(decode_mean)}"
         )
     with torch.no_grad():
@@ -138,26 +185,32 @@ def annotate(axes: Axes, *, title: str = "", x: str = "", y: str = "") -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def legend_above(figure: Figure, panels: Iterable[Axes]) -> None:
-    """One legend for all panels, each label once."""
+def legend_above(figure: Figure, panels: Iterable[Axes], more: str = "") -> None:
+    """One legend for all panels, each label once; `more` is a line of its own."""
     entries: dict[str, Artist] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
+    if more:
+        entries[more] = Line2D([], [], ls="")
     figure.legend(
         list(entries.values()),
         list(entries),
         loc="outside upper center",
-        ncols=3,
+        ncols=3 if sum(map(len, entries)) + 5 * len(entries) < 45 else 2,
         fontsize=MEDIUM,
         frameon=False,
     )
 
 
-def mosaic(axes: Axes, tiles: Floats, limits: tuple[float, float]) -> None:
-    """Draws pictures `(rows, columns, [channels,] height, width)` as one image; NaN stays white.
+def mosaic(
+    axes: Axes, tiles: Floats, limits: tuple[float, float], beside: Sequence[Axes] | None = None
+) -> None:
+    """Draws pictures `(rows, columns, [channels,] height, width)` as one image; NaN shows the background.
 
-    The center of the tile in row i and column j lies at (j, i), so that ticks can label tiles.
+    The center of the tile in row i and column j lies at (j, i), so that ticks can label tiles. Each has a thin
+    frame: pictures with a black background would run together in a dark style, those with a white one on paper.
+    The scale of gray stands beside `beside`: the axes alone, if that is None; nowhere, if it is empty.
     """
     if tiles.ndim == 4:
         tiles = tiles[:, :, None]
@@ -173,7 +226,9 @@ def mosaic(axes: Axes, tiles: Floats, limits: tuple[float, float]) -> None:
     left, top = (gap + width / 2) / (width + gap), (gap + height / 2) / (height + gap)
     extent = (-left, columns - 1 + left, rows - 1 + top, -top)
     if channels == 3:
-        image = np.where(np.isnan(image), 1.0, np.clip((image - low) / (high - low), 0, 1))
+        image = np.where(
+            np.isnan(image), to_rgb(paper()), np.clip((image - low) / (high - low), 0, 1)
+        )
         axes.imshow(image, extent=extent, interpolation="nearest")
     else:
         picture = axes.imshow(
@@ -184,15 +239,38 @@ def mosaic(axes: Axes, tiles: Floats, limits: tuple[float, float]) -> None:
             extent=extent,
             interpolation="nearest",
         )
-        bar = axes.figure.colorbar(picture, ax=axes, ticks=[low, high], fraction=0.04, pad=0.01)
-        bar.ax.tick_params(labelsize=MEDIUM)
+        panels = [axes] if beside is None else list(beside)
+        if panels:
+            bar = axes.figure.colorbar(
+                picture, ax=panels, ticks=[low, high], format="%.3g", fraction=0.04, pad=0.01
+            )
+            bar.ax.tick_params(labelsize=MEDIUM)
+    frames = []
+    for i in range(rows):
+        for j in range(columns):
+            there = np.isfinite(tiles[i, j]).any(0)
+            if not there.any():
+                continue
+            lines, across = np.flatnonzero(there.any(1)), np.flatnonzero(there.any(0))
+            x = (
+                j
+                - 0.5 * width / (width + gap)
+                + np.array([across[0], across[-1] + 1]) / (width + gap)
+            )
+            y = (
+                i
+                - 0.5 * height / (height + gap)
+                + np.array([lines[0], lines[-1] + 1]) / (height + gap)
+            )
+            frames.append([(x[0], y[0]), (x[1], y[0]), (x[1], y[1]), (x[0], y[1]), (x[0], y[0])])
+    axes.add_collection(LineCollection(frames, colors=shade(0.35), linewidths=0.8), autolim=False)
     axes.set_aspect((height + gap) / (width + gap))
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
 
 
 def heat_maps(panels: Mapping[str, Floats]) -> Figure:
-    """One heat map per title, all on one scale: rows downwards, flattened entries to the right."""
+    """One heat map per title, all on one scale: rows downwards, flattened entries to the right; none of NaN."""
     flat = {title: x.reshape(len(x), -1) for title, x in panels.items()}
     first = next(iter(flat.values()))
     low, high = float(first.min()), float(first.max())
@@ -228,8 +306,8 @@ def curve_cells(axes: Axes, tiles: Floats) -> None:
     axes.set_ylim(rows - 0.4, -0.6)
 
 
-def curve_panels(curves: Floats, values: Floats, names: Sequence[str]) -> Figure:
-    """One panel per name with one curve per value, from curves `(names, values, *event)`."""
+def curve_panels(curves: Floats, values: Floats, names: Sequence[str], label: str) -> Figure:
+    """One panel per name, one curve per value, from curves `(names, values, *event)`; `label`: the values."""
     curves = curves.reshape(len(names), len(values), -1)
     figure = Figure(figsize=(6, 1.4 + 1.5 * len(names)), dpi=150, layout="constrained")
     panels = figure.subplots(len(names), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
@@ -243,12 +321,12 @@ def curve_panels(curves: Floats, values: Floats, names: Sequence[str]) -> Figure
         )
         axes.add_collection(lines)
         axes.autoscale_view()
-        annotate(axes, y=f"{name}\nnats".replace(": ", "\n"))
+        annotate(axes, y=name)
         axes.yaxis.set_major_locator(MaxNLocator(3))
     panels[-1].set_xlabel("dimension of x", fontsize=LARGE)
     panels[-1].xaxis.set_major_locator(MaxNLocator(5, integer=True))
     bar = figure.colorbar(lines, ax=panels, aspect=25)
-    bar.set_label("value of the latent, the others at 0", fontsize=LARGE)
+    bar.set_label(label, fontsize=LARGE)
     bar.ax.tick_params(labelsize=MEDIUM)
     return figure
 
@@ -267,22 +345,48 @@ def runs(epochs: Floats, chosen: NDArray[np.bool_]) -> Iterator[tuple[float, flo
         yield float(epochs[start]), float(epochs[stop - 1])
 
 
-def limit_to_later_epochs(axes: Axes, curves: Sequence[Floats]) -> None:
-    """Fits the vertical range to the epochs after the first tenth."""
+def range_of_curves(curves: Sequence[Floats]) -> tuple[float, float]:
+    """The vertical range for curves `(m, 2)` of epochs and values.
+
+    All values, or at most so many that the last half of the epochs takes a fifth of the height: what happens
+    early is often many times as large.
+    """
     last = max(float(points[-1, 0]) for points in curves)
-    later = np.concatenate([points[points[:, 0] > last / 10, 1] for points in curves])
-    margin = 0.08 * float(np.ptp(later)) or 0.5
-    axes.set_ylim(float(later.min()) - margin, float(later.max()) + margin)
+
+    def after(share: float) -> Floats:
+        return np.concatenate([points[points[:, 0] > share * last, 1] for points in curves])
+
+    everything = np.concatenate(list(curves))[:, 1]
+    low, high = float(everything.min()), float(everything.max())
+    if last >= 10:
+        ends = [points[-1, 1] for points in curves]
+        # Without the few epochs of a spike.
+        bottom, top = (float(edge) for edge in np.quantile(after(1 / 2), [0.02, 0.98]))
+        bottom, top = min(bottom, *ends), max(top, *ends)
+        height = max(top - bottom, 0.1 * float(np.ptp(after(1 / 10))))
+        low, high = max(low, bottom - 2 * height), min(high, top + 2 * height)
+    margin = 0.08 * (high - low) or 0.5
+    return low - margin, high + margin
+
+
+def from_entry(points: Floats, low: float, high: float) -> Floats:
+    """A curve `(m, 2)` without what lies outside of a range in its first half, but for the last such point."""
+    early = points[: len(points) // 2, 1]
+    outside = np.flatnonzero((early < low) | (early > high))
+    return points[outside[-1] if len(outside) else 0 :]
 
 
 def marginal(
     axes: Axes,
     draws: Floats,
-    reference: Floats,
+    reference: Floats | None,
     orientation: Literal["vertical", "horizontal"],
 ) -> None:
-    """The densities of one dimension of the aggregate posterior and of the prior."""
-    low, high = np.quantile(np.concatenate([draws, reference]), [0.001, 0.999])
+    """The densities of one dimension of the aggregate posterior and of the prior: of its draws, or N(0, 1)."""
+    everything = draws if reference is None else np.concatenate([draws, reference])
+    low, high = np.quantile(everything, [0.001, 0.999])
+    if reference is None:
+        low, high = min(low, -3.3), max(high, 3.3)
     bins = np.linspace(low, high, 41).tolist() if high > low else 10
     axes.hist(
         draws,
@@ -293,26 +397,40 @@ def marginal(
         alpha=0.6,
         label="q(z), draws",
     )
+    label = "prior p(z), 50% and 95%"
+    if reference is None:
+        z = np.linspace(low, high, 201)
+        line = (z, norm.pdf(z)) if orientation == "vertical" else (norm.pdf(z), z)
+        axes.plot(*line, color=ink(), lw=2, label=label)
+        return
     axes.hist(
         reference,
         bins,
         density=True,
         orientation=orientation,
         histtype="step",
-        color="black",
+        color=ink(),
         lw=2,
-        label="prior p(z), 50% and 95%",
+        label=label,
     )
 
 
-def prior_contours(axes: Axes, reference: Floats) -> None:
-    """Contours around 50 and 95 percent of the draws `(m, 2)`, from a smoothed histogram."""
+def prior_contours(axes: Axes, reference: Floats | None) -> None:
+    """Contours around 50 and 95 percent of the prior in the plane.
+
+    Args:
+        axes: Where to draw.
+        reference: Draws `(m, 2)`, whose smoothed histogram is used; None is N(0, I). Its contours are circles:
+            |z|^2 has a chi-square distribution with two degrees of freedom.
+    """
+    if reference is None:
+        for share in SHARES:
+            radius = float(np.sqrt(chi2.ppf(share, df=2)))
+            axes.add_patch(Circle((0, 0), radius, fill=False, ec=ink(), lw=2, zorder=3))
+        return
     counts, x, y = np.histogram2d(reference[:, 0], reference[:, 1], bins=60)
     density = gaussian_filter(np.pad(counts, 6), sigma=2)
     x, y = (
         edges[0] + (np.arange(-6, len(edges) + 5) + 0.5) * (edges[1] - edges[0]) for edges in (x, y)
     )
-    falling = np.sort(density, axis=None)[::-1]
-    mass = np.cumsum(falling) / falling.sum()
-    levels = [float(falling[np.searchsorted(mass, share)]) for share in (0.95, 0.5)]
-    axes.contour(x, y, density.T, levels=levels, colors="black", linewidths=2)
+    axes.contour(x, y, density.T, levels=highest_density(density), colors=ink(), linewidths=2)

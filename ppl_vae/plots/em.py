@@ -15,22 +15,25 @@ from torch import Tensor
 
 from ppl_vae.plots.drawing import (
     BLUE,
+    GRAY,
     LARGE,
     MEDIUM,
     ORANGE,
     Floats,
     annotate,
     heat_maps,
+    ink,
     is_picture,
     mosaic,
     numpy_of,
     require_history,
+    shade,
     value_range,
 )
 from ppl_vae.runtime import described
 
-COLORS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""One per fit, from the palette of Okabe and Ito."""
+COLORS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", GRAY)
+"""One per fit, from the palette of Okabe and Ito; its black would not be seen in a dark style."""
 
 NAMES = {
     "iteration": "iteration",
@@ -41,6 +44,9 @@ NAMES = {
 
 MOST_COMPONENTS = 40
 
+FLAT = 12
+"""How many times the range of the later iterations all of them may have, to be shown."""
+
 
 def bound_curves(
     histories: Mapping[str, Sequence[Mapping[str, float]]],
@@ -50,7 +56,8 @@ def bound_curves(
     """The bound and log p(x) of one or several fits of a model.
 
     The bound is solid. Where it differs from log p(x), log p(x) is dashed, and the shaded gap between the two
-    is the mean of KL(q || p(z | x)) over rows. The vertical range leaves out the first tenth of each fit.
+    is the mean of KL(q || p(z | x)) over rows. The first iteration is always there: as a number, where it lies
+    so far below that the last nine tenths would have less than a twelfth of the height.
 
     Args:
         histories: The history of each `EMFit`, by the name of the fit. Its rows have `bound`,
@@ -69,7 +76,7 @@ def bound_curves(
         >>> history = [{"iteration": i, "bound": -9 / (i + 1), "log_likelihood": -8.0} for i in range(5)]
         >>> figure = bound_curves({"": history})
         >>> figure.axes[0].get_ylabel()
-        'nats per row'
+        'log p(x)\n(nats per row)'
     """
     if not isinstance(histories, Mapping):
         raise TypeError(
@@ -84,8 +91,8 @@ def bound_curves(
     width = 6 if len(against) == 1 else 1.2 + 4 * len(against)
     figure = Figure(figsize=(width, 4.5), dpi=150, layout="constrained")
     panels = figure.subplots(1, len(against), sharey=True, squeeze=False)[0]
-    shaded = False
-    later = []
+    shaded = known = False
+    later, everything, starts = [], [], []
     for place, history in enumerate(histories.values()):
         color = COLORS[place % len(COLORS)]
         bound, truth = _column(history, "bound"), _column(history, "log_likelihood")
@@ -100,13 +107,18 @@ def bound_curves(
             if differ:
                 axes.plot(x, truth, color=color, lw=2, ls="--")
                 axes.fill_between(x, bound, truth, color=color, alpha=0.2, lw=0)
-        first = len(history) // 10
-        later += [bound[first:], truth[first:]] if differ else [bound[first:]]
+        drawn = [bound, truth] if differ else [bound]
+        everything += drawn
+        later += [values[len(history) // 10 :] for values in drawn]
+        starts += [(row, value, color) for row, value in zip(history[:1], bound[:1], strict=True)]
+        known |= bool(np.isfinite(truth).any())
     for axes, name in zip(panels, against, strict=True):
         _across(axes, name)
-    panels[0].set_ylabel("nats per row", fontsize=LARGE)
+    what = "bound and log p(x)" if shaded else "log p(x)" if known else "bound"
+    panels[0].set_ylabel(f"{what}\n(nats per row)", fontsize=LARGE)
     panels[0].yaxis.set_major_locator(MaxNLocator(5))
-    _limit(panels[0], np.concatenate(later))
+    low = _limit(panels[0], np.concatenate(later), np.concatenate(everything))
+    _say_starts(panels[0], against[0], [start for start in starts if start[1] < low])
     _legend(figure, list(histories), shaded)
     return figure
 
@@ -126,12 +138,33 @@ def _across(axes: Axes, name: str) -> None:
         axes.set_xlim(0, 1.4 * max(float(np.max(line.get_xdata())) for line in axes.lines) or 1.0)
 
 
-def _limit(axes: Axes, values: Floats) -> None:
-    values = values[np.isfinite(values)]
-    if not len(values):
+def _limit(axes: Axes, later: Floats, everything: Floats) -> float:
+    """Sets the vertical range to all values, or to the later ones if they would be flat; returns its foot."""
+    later, everything = (values[np.isfinite(values)] for values in (later, everything))
+    if not len(later):
         raise ValueError("bound_curves needs a bound that is finite, and all are NaN or infinite")
-    margin = 0.08 * float(np.ptp(values)) or 0.5
-    axes.set_ylim(float(values.min()) - margin, float(values.max()) + margin)
+    shown = later if np.ptp(everything) > FLAT * np.ptp(later) > 0 else everything
+    margin = 0.08 * float(np.ptp(shown)) or 0.5
+    axes.set_ylim(float(shown.min()) - margin, float(shown.max()) + margin)
+    return axes.get_ylim()[0]
+
+
+def _say_starts(
+    axes: Axes, name: str, starts: Sequence[tuple[Mapping[str, float], float, str]]
+) -> None:
+    """Says in the lower right corner, which rising curves leave free, where fits began below the panel."""
+    for place, (row, value, color) in enumerate(starts):
+        digits = f"{value:,.2f}" if abs(value) < 1000 else f"{value:,.0f}"
+        axes.text(
+            0.98,
+            0.04 + 0.09 * place,
+            f"▼ {NAMES.get(name, name)} {row[name]:.3g}: {digits}".replace("-", "−"),
+            transform=axes.transAxes,
+            ha="right",
+            va="bottom",
+            fontsize=MEDIUM,
+            color=color if len(starts) > 1 else ink(),
+        )
 
 
 def _legend(figure: Figure, names: Sequence[str], shaded: bool) -> None:
@@ -143,9 +176,9 @@ def _legend(figure: Figure, names: Sequence[str], shaded: bool) -> None:
     ]
     if shaded:
         entries += [
-            Line2D([], [], color="0.3", lw=2.5, label="bound"),
-            Line2D([], [], color="0.3", lw=2, ls="--", label="log p(x)"),
-            Patch(color="0.8", label="KL(q || p(z | x))"),
+            Line2D([], [], color=shade(0.7), lw=2.5, label="bound"),
+            Line2D([], [], color=shade(0.7), lw=2, ls="--", label="log p(x)"),
+            Patch(color=shade(0.2), label="KL(q || p(z | x))"),
         ]
     if entries:
         columns = -(-len(entries) // 3) if figure.get_figwidth() > 8 else 2

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -21,17 +22,19 @@ from ppl_vae.plots.drawing import (
     LARGE,
     MEDIUM,
     ORANGE,
+    SHARES,
     Floats,
     annotate,
+    ink,
     numpy_of,
+    paper,
     require_result,
+    shade,
 )
-from ppl_vae.runtime import described
+from ppl_vae.runtime import described, require_count
 
-SHARES = (0.95, 0.5)
-"""Probability mass inside each contour."""
-
-LIGHT, DARK = "#D9D9D9", "#9E9E9E"
+OUTER, INNER = 0.15, 0.38
+"""How far the two regions of the posterior are from the background, on the way to the color of text."""
 
 
 def posterior_contours(
@@ -72,21 +75,11 @@ def posterior_contours(
         >>> [axes.get_title().splitlines()[0] for axes in figure.axes]
         ['exact posterior', 'mean-field']
     """
-    require_result("grid", grid, PosteriorGrid, "posterior_grid")
-    if not isinstance(guides, Mapping):
-        raise TypeError(f"guides must be a dict of log q(z | x) by name, got {described(guides)}")
+    log_p, log_q = _densities(grid, guides)
     if not isinstance(rows, Sequence):
         raise TypeError(f"rows must be a list of rows, such as [0, 1], got {described(rows)}")
     if not 1 <= len(rows) <= 4:
         raise ValueError(f"posterior_contours shows one to four rows, got {len(rows)}")
-    log_p = numpy_of(grid.log_density)
-    log_q = {name: numpy_of(values) for name, values in guides.items()}
-    for name, values in log_q.items():
-        if values.shape != log_p.shape:
-            raise ValueError(
-                f"guide '{name}' has shape {values.shape}, but the grid has {log_p.shape}: pass the result "
-                "of guide_on_grid for this grid"
-            )
     columns = 1 + len(log_q)
     figure = Figure(
         figsize=(0.6 + 2.7 * columns, 1.6 + 2.6 * len(rows)), dpi=150, layout="constrained"
@@ -112,8 +105,8 @@ def posterior_contours(
         axes.spines[["top", "right"]].set_visible(False)
     figure.align_ylabels()
     entries = {
-        "p(z | x), 50%": Patch(color=DARK),
-        "p(z | x), 95%": Patch(color=LIGHT),
+        "p(z | x), 50%": Patch(color=shade(INNER)),
+        "p(z | x), 95%": Patch(color=shade(OUTER)),
         "q(z | x), 50%": Line2D([], [], color=ORANGE, lw=2.5),
         "q(z | x), 95%": Line2D([], [], color=ORANGE, lw=2.5, ls="--"),
     }
@@ -121,10 +114,93 @@ def posterior_contours(
     return figure
 
 
+def guides_over_posterior(
+    grid: PosteriorGrid, guides: Mapping[str, ArrayLike | Tensor], *, row: int = 0
+) -> Figure:
+    """Guides over the exact posterior of one row, side by side: a picture for a first page.
+
+    The exact density is shaded; lines bound the smallest regions that hold 50 and 95 percent of the guide's
+    mass. Below each panel stands KL(q(z | x) || p(z | x)) in nats, by quadrature, as in `posterior_contours`.
+
+    Args:
+        grid: The result of `posterior_grid`.
+        guides: log q(z | x) on the same points, `(n, size, size)`, from `guide_on_grid`, by the name of the
+            guide. A name may have several lines.
+        row: Which row of the data.
+
+    Raises:
+        ValueError: The shapes differ, there is no such row, or there are no guides.
+
+    Example:
+        >>> import torch
+        >>> from ppl_vae.guides import MeanField
+        >>> from ppl_vae.models import ProbabilisticPCA
+        >>> from ppl_vae.networks import MLP
+        >>> from ppl_vae.diagnosis import guide_on_grid, posterior_grid
+        >>> model, x = ProbabilisticPCA((3,), latent_dim=2), torch.randn(1, 3)
+        >>> guide = MeanField((3,), 2, MLP((8,)))
+        >>> grid = posterior_grid(model, guide, x)
+        >>> figure = guides_over_posterior(grid, {"mean-field": guide_on_grid(model, guide, x, grid)})
+        >>> figure.axes[0].get_title()
+        'mean-field'
+    """
+    log_p, log_q = _densities(grid, guides)
+    require_count("row", row, 0, len(log_p) - 1)
+    if not log_q:
+        raise ValueError("guides_over_posterior needs at least one guide")
+    x, y = numpy_of(grid.points[row])
+    cell = (x[1] - x[0]) * (y[1] - y[0])
+    figure = Figure(
+        figsize=(0.2 + 2.1 * len(log_q), 3.1 if len(log_q) > 2 else 4.0),
+        dpi=150,
+        layout="constrained",
+    )
+    panels = figure.subplots(1, len(log_q), squeeze=False, sharex=True, sharey=True)[0]
+    figure.patch.set(linewidth=3, edgecolor=shade(0.2))  # a frame, on a page of another color
+    shades = LinearSegmentedColormap.from_list("posterior", [paper(), BLUE])
+    density = np.exp(log_p[row]).T
+    levels = np.linspace(0, 1, 25)[1:] * density.max()
+    for axes, (name, values) in zip(panels, log_q.items(), strict=True):
+        axes.contourf(x, y, density, levels=levels, cmap=shades, vmin=0, antialiased=False)
+        _draw_guide(axes, x, y, values[row], cell)
+        axes.set_title(name, fontsize=LARGE, linespacing=1.05)
+        kl = _kl(values[row], log_p[row], cell)
+        axes.set_xlabel(kl and f"{kl} nats", fontsize=LARGE)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_color(shade(0.5))
+    _zoom(panels[0], x, y, log_p[row], [values[row] for values in log_q.values()], cell)
+    entries = {
+        "exact p(z | x)": Patch(color=BLUE),
+        "guide q(z | x): 50%": Line2D([], [], color=ORANGE, lw=2.5),
+        "95%": Line2D([], [], color=ORANGE, lw=2.5, ls="--"),
+    }
+    _legend(figure, entries, columns=3 if len(log_q) > 2 else 1)
+    return figure
+
+
+def _densities(
+    grid: PosteriorGrid, guides: Mapping[str, ArrayLike | Tensor]
+) -> tuple[Floats, dict[str, Floats]]:
+    """log p(z | x) and log q(z | x) of each guide on the points of a grid, as arrays."""
+    require_result("grid", grid, PosteriorGrid, "posterior_grid")
+    if not isinstance(guides, Mapping):
+        raise TypeError(f"guides must be a dict of log q(z | x) by name, got {described(guides)}")
+    log_p = numpy_of(grid.log_density)
+    log_q = {name: numpy_of(values) for name, values in guides.items()}
+    for name, values in log_q.items():
+        if values.shape != log_p.shape:
+            raise ValueError(
+                f"guide '{name}' has shape {values.shape}, but the grid has {log_p.shape}: pass the result "
+                "of guide_on_grid for this grid"
+            )
+    return log_p, log_q
+
+
 def _fill_posterior(axes: Axes, x: Floats, y: Floats, log_p: Floats, cell: float) -> None:
     """Fills the regions that hold the shares of the posterior."""
     levels = [*_levels(log_p, cell), np.inf]
-    axes.contourf(x, y, np.exp(log_p).T, levels=levels, colors=[LIGHT, DARK])
+    axes.contourf(x, y, np.exp(log_p).T, levels=levels, colors=[shade(OUTER), shade(INNER)])
     axes.xaxis.set_major_locator(MaxNLocator(3))
     axes.yaxis.set_major_locator(MaxNLocator(3))
 
@@ -239,7 +315,7 @@ def gaps_plot(gaps: Mapping[str, Gaps]) -> Figure:
     annotate(axes, x="nats per row, from the ELBO up to log p(x)")
     entries = {"amortization gap": Patch(color=ORANGE), "approximation gap": Patch(color=BLUE)}
     if any(hatched):
-        entries["at least"] = Patch(facecolor=BLUE, hatch="///", ec="white", lw=0)
+        entries["at least"] = Patch(facecolor=BLUE, hatch="///", ec=paper(), lw=0)
     _legend(figure, entries, columns=3)
     return figure
 
@@ -251,10 +327,10 @@ def _draw_gaps(axes: Axes, place: int, found: Gaps) -> bool:
     axes.barh(place, best - elbo, left=elbo, height=0.6, color=ORANGE)
     doubtful = float(found.unreliable.double().mean()) >= 0.1
     if doubtful:
-        style: dict[str, Any] = {"fill": False, "hatch": "///", "ec": "white", "lw": 0}
+        style: dict[str, Any] = {"fill": False, "hatch": "///", "ec": paper(), "lw": 0}
         axes.barh(place, truth - best, left=best, height=0.6, **style)
     for at, gap in ((best, found.approximation_gap), (elbo, found.inference_gap)):
-        axes.errorbar(at, place, xerr=gap.standard_error, color="black", lw=2, capsize=5)
+        axes.errorbar(at, place, xerr=gap.standard_error, color=ink(), lw=2, capsize=5)
     return doubtful
 
 

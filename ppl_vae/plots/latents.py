@@ -1,9 +1,14 @@
-"""Pictures of the latent dimensions: the KL of each, and the aggregate posterior over the prior."""
+"""Pictures of the latents: the KL of each dimension, the aggregate posterior over the prior, and codes."""
 
 from __future__ import annotations
 
+import importlib
+from typing import Literal
+
 import numpy as np
 import torch
+from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
@@ -14,10 +19,13 @@ from ppl_vae.plots.drawing import (
     LARGE,
     MEDIUM,
     ORANGE,
+    Floats,
     annotate,
+    ink,
     legend_above,
     marginal,
     numpy_of,
+    paper,
     prior_contours,
 )
 from ppl_vae.runtime import require_number
@@ -69,7 +77,7 @@ def kl_per_dimension(
         where = active[order] == chosen
         points = np.maximum(variances[order][where], floor)
         lower.plot(position[where], points, ls="", marker=marker, color=color, ms=7)
-    lower.axhline(threshold, color="black", ls="--", lw=2, label=f"threshold {threshold:g}")
+    lower.axhline(threshold, color=ink(), ls="--", lw=2, label=f"threshold {threshold:g}")
     lower.set_yscale("log")
     annotate(lower, x="latent dimension", y="variance of\nposterior means")
     if len(order) <= 10:
@@ -84,7 +92,7 @@ def kl_per_dimension(
 
 def aggregate_posterior(
     z: ArrayLike | torch.Tensor,
-    prior: ArrayLike | torch.Tensor,
+    prior: ArrayLike | torch.Tensor | None,
     kl: ArrayLike | torch.Tensor,
     *,
     labels: ArrayLike | torch.Tensor | None = None,
@@ -95,43 +103,43 @@ def aggregate_posterior(
 
     Args:
         z: One draw from q(z | x) per row, `(n, latent_dim)`.
-        prior: Draws from p(z), `(m, latent_dim)`.
+        prior: Draws from p(z), `(m, latent_dim)`; None is N(0, I), which is drawn exactly.
         kl: Mean KL of each latent dimension, `(latent_dim,)`; the two largest are shown.
         labels: A class for each row, `(n,)`, which colors the points.
 
     Returns:
-        Points in the plane of two dimensions, contours around 50 and 95 percent of the prior's
-        draws, and both marginal densities. For a single latent dimension, its marginal density.
+        Points in the plane of two dimensions, contours around 50 and 95 percent of the prior (of its
+        draws, or the circles of N(0, I)), and both marginal densities. For a single latent dimension, its
+        marginal density.
 
     Example:
         >>> z = torch.randn(100, 3)
-        >>> figure = aggregate_posterior(z, torch.randn(1000, 3), kl=[0.1, 3.0, 2.0])
+        >>> figure = aggregate_posterior(z, None, kl=[0.1, 3.0, 2.0])
         >>> figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()
         ('z[1]', 'z[2]')
+        >>> [f"{circle.radius:.3f}" for circle in figure.axes[0].patches]
+        ['2.448', '1.177']
     """
-    draws, reference = (
-        numpy_of(z, "z", "(n, latent_dim)"),
-        numpy_of(prior, "prior", "(m, latent_dim)"),
-    )
+    draws = numpy_of(z, "z", "(n, latent_dim)")
+    reference = None if prior is None else numpy_of(prior, "prior", "(m, latent_dim)")
     sizes = numpy_of(kl, "kl", "(latent_dim,)")
-    if not draws.shape[1] == reference.shape[1] == len(sizes):
+    of_prior = len(sizes) if reference is None else reference.shape[1]
+    if not draws.shape[1] == of_prior == len(sizes):
         raise ValueError(
-            f"z has {draws.shape[1]} latent dimensions, prior {reference.shape[1]}, and kl {len(sizes)}"
+            f"z has {draws.shape[1]} latent dimensions, prior {of_prior}, and kl {len(sizes)}"
         )
-    if labels is not None and np.shape(labels) != draws.shape[:1]:
-        raise ValueError(
-            f"labels must hold one class for each of the {len(draws)} rows, got {np.shape(labels)}"
-        )
+    _require_labels(labels, len(draws))
     for name, values in (("z", draws), ("prior", reference)):
-        if not np.isfinite(values).all():
+        if values is not None and not np.isfinite(values).all():
             raise ValueError(f"{name} holds NaN or infinite numbers")
     order = np.argsort(-sizes, kind="stable")[:2]
-    draws, reference = draws[:, order], reference[:, order]
+    draws = draws[:, order]
+    reference = None if reference is None else reference[:, order]
     names = [f"z[{dimension}]" for dimension in order]
     if len(order) == 1:
         figure = Figure(figsize=(6, 4.5), dpi=150, layout="constrained")
         axes = figure.subplots()
-        marginal(axes, draws[:, 0], reference[:, 0], "vertical")
+        marginal(axes, draws[:, 0], _column(reference, 0), "vertical")
         annotate(axes, title="aggregate posterior and prior", x=names[0], y="density")
         legend_above(figure, [axes])
         return figure
@@ -140,35 +148,141 @@ def aggregate_posterior(
     axes = figure.add_subplot(grid[1, 0])
     above = figure.add_subplot(grid[0, 0], sharex=axes)
     beside = figure.add_subplot(grid[1, 1], sharey=axes)
-    size = float(np.clip(9000 / len(draws), 2, 25))
-    if labels is None:
-        axes.scatter(draws[:, 0], draws[:, 1], color=BLUE, s=size, lw=0)
-    else:
-        classes, indices = np.unique(np.asarray(labels), return_inverse=True)
-        axes.scatter(draws[:, 0], draws[:, 1], c=indices, cmap="tab10", s=size, lw=0)
-        for index, name in enumerate(classes):
-            place = np.median(draws[indices == index], axis=0)
-            # The class is written at its median: ten colors are too many to distinguish by eye.
-            axes.text(
-                place[0],
-                place[1],
-                str(name),
-                fontsize=MEDIUM,
-                weight="bold",
-                path_effects=[withStroke(linewidth=3, foreground="white")],
-                ha="center",
-                va="center",
-                zorder=4,
-            )
+    _scatter(axes, draws, labels)
     prior_contours(axes, reference)
     annotate(axes, x=names[0], y=names[1])
-    everything = np.concatenate([draws, reference])
-    low, high = np.quantile(everything, [0.0005, 0.9995], axis=0)
+    if reference is None:
+        low, high = np.quantile(draws, [0.0005, 0.9995], axis=0)
+        low, high = np.minimum(low, -2.7), np.maximum(high, 2.7)
+    else:
+        everything = np.concatenate([draws, reference])
+        low, high = np.quantile(everything, [0.0005, 0.9995], axis=0)
     axes.set_xlim(low[0], high[0])
     axes.set_ylim(low[1], high[1])
-    marginal(above, draws[:, 0], reference[:, 0], "vertical")
-    marginal(beside, draws[:, 1], reference[:, 1], "horizontal")
+    marginal(above, draws[:, 0], _column(reference, 0), "vertical")
+    marginal(beside, draws[:, 1], _column(reference, 1), "horizontal")
     for edge in (above, beside):
         edge.set_axis_off()
     legend_above(figure, [above])
     return figure
+
+
+def codes(
+    z: ArrayLike | torch.Tensor,
+    *,
+    labels: ArrayLike | torch.Tensor | None = None,
+    method: Literal["pca", "umap"] = "pca",
+    seed: int = 0,
+) -> Figure:
+    """The codes of all rows in the plane, by PCA of all latent dimensions together.
+
+    Args:
+        z: Posterior means, `(n, latent_dim)`, as `ppl_vae.encode` gives them.
+        labels: A class for each row, `(n,)`, which colors the points.
+        method: "pca", or "umap" if the package umap-learn is installed: its distances between groups mean
+            nothing.
+        seed: Seed of UMAP.
+
+    Returns:
+        Points; with PCA the axes say how much of the variance they show. Codes of two dimensions are drawn as
+        they are.
+
+    Raises:
+        ImportError: UMAP is not installed.
+        ValueError: There are fewer than two dimensions or rows, or a number is not finite.
+
+    Example:
+        >>> figure = codes(torch.randn(100, 5) * torch.tensor([1.0, 3.0, 1.0, 1.0, 1.0]))
+        >>> figure.axes[0].get_title()
+        'codes of 100 rows'
+    """
+    values = numpy_of(z, "z", "(n, latent_dim)")
+    _require_labels(labels, len(values))
+    if method not in ("pca", "umap"):
+        raise ValueError(f"method must be 'pca' or 'umap', got {method!r}")
+    if not np.isfinite(values).all():
+        raise ValueError("z holds NaN or infinite numbers")
+    if min(values.shape) < 2:
+        raise ValueError(f"codes needs at least two rows and two dimensions, got {values.shape}")
+    if method == "umap":
+        points, names = _by_umap(values, seed), ["UMAP 1", "UMAP 2"]
+    elif values.shape[1] == 2:
+        points, names = values, ["z[0]", "z[1]"]
+    else:
+        points, shares = _by_pca(values)
+        names = [f"PC {i + 1} ({share:.0%} of variance)" for i, share in enumerate(shares)]
+    figure = Figure(figsize=(6, 6), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    _scatter(axes, points, labels)
+    annotate(axes, title=f"codes of {len(values):,} rows", x=names[0], y=names[1])
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    if method == "umap":  # its units mean nothing
+        axes.set_xticks([])
+        axes.set_yticks([])
+    else:
+        axes.set_aspect("equal", adjustable="datalim")
+    return figure
+
+
+def _by_pca(values: Floats) -> tuple[Floats, Floats]:
+    """The first two principal components `(n, 2)`, and their shares of the variance."""
+    centered = values - values.mean(0)
+    left, scales, _ = np.linalg.svd(centered, full_matrices=False)
+    left = left[:, :2]
+    left = left * np.sign(left[np.abs(left).argmax(0), [0, 1]])  # one sign, on every machine
+    total = float((scales**2).sum()) or 1.0
+    return left * scales[:2], scales[:2] ** 2 / total
+
+
+def _by_umap(values: Floats, seed: int) -> Floats:
+    try:
+        umap = importlib.import_module("umap")
+    except ImportError as error:
+        raise ImportError(
+            "method='umap' needs the package umap-learn: pip install umap-learn, or take method='pca'"
+        ) from error
+    found: Floats = np.asarray(umap.UMAP(random_state=seed).fit_transform(values), np.float64)
+    return found
+
+
+def _column(values: Floats | None, column: int) -> Floats | None:
+    return None if values is None else values[:, column]
+
+
+def _require_labels(labels: ArrayLike | torch.Tensor | None, n: int) -> None:
+    if labels is not None and np.shape(labels) != (n,):
+        raise ValueError(
+            f"labels must hold one class for each of the {n} rows, got {np.shape(labels)}"
+        )
+
+
+def _scatter(axes: Axes, points: Floats, labels: ArrayLike | torch.Tensor | None) -> None:
+    """Points in the plane; classes have a color each, and are written at their medians."""
+    size = float(np.clip(9000 / len(points), 2, 25))
+    if labels is None:
+        axes.scatter(points[:, 0], points[:, 1], color=BLUE, s=size, lw=0)
+        return
+    classes, indices = np.unique(np.asarray(labels), return_inverse=True)
+    many = len(classes) > 10
+    colors = colormaps["turbo" if many else "tab10"]
+    scale = np.linspace(0.05, 0.95, len(classes)) if many else np.arange(len(classes))
+    # In random order: the last class would cover the others.
+    order = np.random.default_rng(0).permutation(len(points))
+    axes.scatter(
+        points[order, 0], points[order, 1], color=colors(scale[indices[order]]), s=size, lw=0
+    )
+    for index, name in enumerate(classes):
+        place = np.median(points[indices == index], axis=0)
+        # The class is written at its median: ten colors are too many to distinguish by eye.
+        axes.text(
+            place[0],
+            place[1],
+            str(name),
+            fontsize=MEDIUM,
+            weight="bold",
+            path_effects=[withStroke(linewidth=3, foreground=paper())],
+            ha="center",
+            va="center",
+            zorder=4,
+        )

@@ -4,18 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import pyro.poutine as poutine
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ppl_vae.checks import opened
 from ppl_vae.diagnosis import Diagnosis
-from ppl_vae.evaluation import Evaluation, Generator
-from ppl_vae.pairs import as_tensor
+from ppl_vae.evaluation import Evaluation, PriorGuide
+from ppl_vae.pairs import PairError, Program, as_args, innermost, kind_of
 from ppl_vae.plots.curves import khat_histogram, learning_curves
-from ppl_vae.plots.latents import aggregate_posterior, kl_per_dimension
-from ppl_vae.plots.samples import manifold, prior_samples, reconstructions, traversals
+from ppl_vae.plots.drawing import some_rows
+from ppl_vae.plots.latents import aggregate_posterior, codes, kl_per_dimension
+from ppl_vae.plots.samples import (
+    MOST_PATHS,
+    MOST_RECONSTRUCTED,
+    MOST_WORST,
+    interpolations,
+    manifold,
+    prior_samples,
+    reconstructions,
+    traversals,
+    worst_reconstructions,
+)
 from ppl_vae.runs import WEIGHTS_KEY
 from ppl_vae.runtime import own_folder, replacing
+from ppl_vae.tasks import Outliers, encode, interpolate, reconstruct, sample, traverse
 
 _DRAWS = 2000
 """Draws from the prior, in the picture of the aggregate posterior."""
@@ -23,29 +39,43 @@ _DRAWS = 2000
 _MOST_NUMBERS = 2**26
 """Numbers of all drawn rows together above which there are fewer draws: each comes with a whole row."""
 
+_MOST_CODES = 1000
+"""Rows whose codes are drawn."""
+
+_SAMPLES = 24
+
+_PAIRS = 5
+"""Pairs of rows between which there are paths."""
+
 
 def draw_run(
     folder: Path,
-    generator: Generator,
+    model: Program,
+    guide: Program,
+    x: Tensor,
     history: Sequence[Mapping[str, float]],
     evaluation: Evaluation,
     diagnosis: Diagnosis,
     labels: Tensor | None = None,
     weights: str | None = None,
+    seed: int = 0,
 ) -> list[str]:
     """Draws a run's pictures into a folder.
 
-    A picture that has no meaning for a pair (such as a model whose rows are not pictures of the data's shape)
-    is left out.
+    A picture that has no meaning for a pair (such as paths between the values of a discrete latent) is left
+    out, and what is returned says so.
 
     Args:
         folder: The folder; it is made if it is not there. Pictures of the same names are replaced.
-        generator: The pair, and the rows that are drawn.
+        model: Pyro program of p(x, z).
+        guide: Pyro program of q(z | x).
+        x: The rows that were evaluated. Those in the pictures are chosen at random.
         history: One mapping per epoch.
-        evaluation: What `evaluate` returned.
+        evaluation: What `evaluate` returned for these rows.
         diagnosis: What `diagnose` returned.
         labels: The labels of the rows, if there are any.
         weights: The digest of the pair's weights, which is written into each picture.
+        seed: Seed of the choice, and of all draws.
 
     Returns:
         One line for each picture that could not be drawn, with the reason.
@@ -54,36 +84,164 @@ def draw_run(
         own_folder(folder)
     except OSError as error:  # a full disk, or a file of this name
         return [f"no pictures were drawn: {error}"]
-
-    def aggregate() -> Figure:
-        z, _ = generator.reconstruct()
-        rows = as_tensor(generator.x)
-        most = _MOST_NUMBERS * len(rows) // max(1, rows.numel())
-        prior, _, _ = generator.from_prior(max(64, min(_DRAWS, most)))
-        return aggregate_posterior(z, prior, diagnosis.kl, labels=labels)
-
-    def latent_space() -> Figure:
-        if len(diagnosis.kl) == 2:
-            return manifold(generator.decode)
-        return traversals(generator.decode, diagnosis.kl)
-
-    pictures: dict[str, Callable[[], Figure]] = {
+    pictures = _Pictures(model, guide, x, evaluation, diagnosis, labels, seed)
+    plane = "manifold" if len(diagnosis.kl) == 2 else "traversals"
+    draws: dict[str, Callable[[], Figure]] = {
         "learning_curves": lambda: learning_curves(history),
-        "reconstructions": lambda: reconstructions(
-            as_tensor(generator.x), generator.reconstruct()[1]
-        ),
-        "prior_samples": lambda: prior_samples(generator.from_prior(64)[1]),
-        "manifold" if len(diagnosis.kl) == 2 else "traversals": latent_space,
+        "reconstructions": pictures.reconstructions,
+        "worst_reconstructions": pictures.worst,
+        "prior_samples": pictures.samples,
+        plane: pictures.manifold if plane == "manifold" else pictures.traversals,
+        "interpolations": pictures.interpolations,
         "kl_per_dimension": lambda: kl_per_dimension(diagnosis.kl, diagnosis.mean_variance),
-        "aggregate_posterior": aggregate,
+        "aggregate_posterior": pictures.aggregate_posterior,
+        "codes": pictures.codes,
         "khat": lambda: khat_histogram(evaluation.khat, evaluation.num_samples),
     }
+    if len(diagnosis.kl) < 3:  # then the aggregate posterior shows them all
+        del draws["codes"]
     known = {} if weights is None else {WEIGHTS_KEY: weights}
     failed = []
-    for name, draw in pictures.items():
+    for name, draw in draws.items():
         try:
             with replacing(folder / f"{name}.png") as file:
                 draw().savefig(file, metadata=known)
         except Exception as error:  # the user's programs may raise anything; the results are safe
             failed.append(f"{name}.png was not drawn: {error}")
     return failed
+
+
+class _Pictures:
+    """The pictures of a pair on some rows; see `draw_run`."""
+
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        x: Tensor,
+        evaluation: Evaluation,
+        diagnosis: Diagnosis,
+        labels: Tensor | None,
+        seed: int,
+    ) -> None:
+        self.model, self.guide, self.x, self.seed = model, guide, x, seed
+        self.evaluation, self.diagnosis, self.labels = evaluation, diagnosis, labels
+
+    def reconstructions(self) -> Figure:
+        x = self._some(MOST_RECONSTRUCTED)
+        return reconstructions(x, self._means(x))
+
+    def worst(self) -> Figure:
+        found = Outliers.of(self.evaluation, num=MOST_WORST)
+        if found.out_of != len(self.x):
+            raise ValueError(f"{found.out_of} rows were evaluated, and {len(self.x)} are given")
+        x = self.x[found.index]
+        return worst_reconstructions(x, self._means(x), found)
+
+    def samples(self) -> Figure:
+        draws = self._sample(_SAMPLES)
+        try:
+            means = self._sample(_SAMPLES, means=True)
+        except PairError:  # the distribution states no mean
+            means = None
+        return prior_samples(draws, means=means, data=self._some(_SAMPLES))
+
+    def manifold(self) -> Figure:
+        name = self._places()[0][0]
+        shape = self._latents(self.x[:1], None)[name].shape[1:]
+        if len({site for site, _ in self._places()}) > 1:
+            raise PairError("the two numbers of a row are two latents")
+        return manifold(
+            lambda z: self._sample(len(z), means=True, given={name: z.reshape(len(z), *shape)})
+        )
+
+    def traversals(self) -> Figure:
+        row = self._some(1)
+        kl, places = self.diagnosis.kl, self._places()
+        order = kl.argsort(descending=True)[:MOST_PATHS].tolist()
+        paths: dict[int, Tensor] = {}
+        for site in dict.fromkeys(places[i][0] for i in order):
+            of_site = [i for i in order if places[i][0] == site]
+            numbers = [places[i][1] for i in of_site]
+            moved = traverse(self.model, self.guide, row, numbers, latent=site, seed=self.seed)
+            paths |= zip(of_site, moved[0], strict=True)
+        names = [self.diagnosis.names[i] for i in order]
+        together = torch.stack([paths[i] for i in order])
+        return traversals(together, kl[order], names=names, row=row[0])
+
+    def interpolations(self) -> Figure:
+        x = self._some(2 * _PAIRS)
+        x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed))]
+        a, b = x[: len(x) // 2], x[len(x) // 2 : len(x) // 2 * 2]
+        paths = interpolate(self.model, self.guide, a, b, steps=7, seed=self.seed)
+        return interpolations(paths, a=a, b=b)
+
+    def aggregate_posterior(self) -> Figure:
+        chosen = self._chosen(_MOST_CODES)
+        of_sites = self._latents(self.x[chosen], 1)
+        z = _side_by_side([value[0] for value in of_sites.values()])
+        prior = None
+        if not is_standard_normal(self.model, self.x):
+            most = _MOST_NUMBERS * len(self.x) // max(1, self.x.numel())
+            _, drawn = self._sample(max(64, min(_DRAWS, most)), return_latents=True)
+            prior = _side_by_side([drawn[name] for name in of_sites])
+        labels = None if self.labels is None else self.labels[chosen]
+        return aggregate_posterior(z, prior, self.diagnosis.kl, labels=labels)
+
+    def codes(self) -> Figure:
+        chosen = self._chosen(_MOST_CODES)
+        z = _side_by_side(list(self._latents(self.x[chosen], None).values()))
+        return codes(z, labels=None if self.labels is None else self.labels[chosen])
+
+    def _chosen(self, most: int) -> Tensor:
+        return torch.as_tensor(some_rows(len(self.x), most, self.seed))
+
+    def _some(self, most: int) -> Tensor:
+        return self.x[self._chosen(most)]
+
+    def _means(self, x: Tensor) -> Tensor:
+        found: Tensor = reconstruct(self.model, self.guide, x, seed=self.seed, progress=False)
+        return found
+
+    def _sample(self, num: int, **options: Any) -> Any:
+        like = self._some(_SAMPLES)
+        return sample(self.model, num, like=like, seed=self.seed, progress=False, **options)
+
+    def _latents(self, x: Tensor, num_samples: int | None) -> dict[str, Tensor]:
+        return encode(
+            self.model, self.guide, x, num_samples=num_samples, seed=self.seed, progress=False
+        )
+
+    def _places(self) -> list[tuple[str, int]]:
+        """The site of each latent dimension, and its number in it."""
+        sites = [name.partition("[")[0] for name in self.diagnosis.names]
+        return [(site, sites[:i].count(site)) for i, site in enumerate(sites)]
+
+
+def _side_by_side(values: Sequence[Tensor]) -> Tensor:
+    """The numbers of all latents of each row, `(n, latent_dim)`."""
+    return torch.cat([value.reshape(len(value), -1) for value in values], 1)
+
+
+def is_standard_normal(model: Program, x: Tensor) -> bool:
+    """Whether p(z) is N(0, I), exactly, for all latents of a model.
+
+    Example:
+        >>> from ppl_vae.models import VAE, MixturePrior
+        >>> x = torch.zeros(2, 3)
+        >>> is_standard_normal(VAE((3,), 2), x), is_standard_normal(VAE((3,), 2, prior=MixturePrior(2)), x)
+        (True, False)
+    """
+    with opened(model, PriorGuide(model), x, seed=0, progress=False) as session:
+        trace = poutine.trace(session.pair.model).get_trace(*as_args(session.first))
+        return all(_is_standard(trace.nodes[name]["fn"]) for name in session.layout.latents)
+
+
+def _is_standard(fn: Any) -> bool:
+    inner = innermost(fn)
+    if kind_of(fn) == "Normal":
+        return bool((inner.loc == 0).all() and (inner.scale == 1).all())
+    if kind_of(fn) == "MultivariateNormal":
+        of_all = torch.eye(inner.scale_tril.shape[-1]).to(inner.scale_tril)
+        return bool((inner.loc == 0).all() and (inner.scale_tril == of_all).all())
+    return False

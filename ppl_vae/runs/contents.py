@@ -34,9 +34,10 @@ OF_A_RUN = (
 
 _OWN = {
     PLOTS: (
-        *("aggregate_posterior.png", "components.png", "gaps.png", "khat.png"),
-        *("kl_per_dimension.png", "learning_curve.png", "learning_curves.png", "manifold.png"),
-        *("prior_samples.png", "reconstructions.png", "traversals.png"),
+        *("aggregate_posterior.png", "codes.png", "components.png", "gaps.png"),
+        *("interpolations.png", "khat.png", "kl_per_dimension.png", "learning_curve.png"),
+        *("learning_curves.png", "manifold.png", "prior_samples.png", "reconstructions.png"),
+        *("traversals.png", "worst_reconstructions.png"),
     ),
     CHECKPOINTS: ("step-*.safetensors",),
     TENSORBOARD: ("events.out.tfevents.*",),

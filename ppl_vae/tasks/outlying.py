@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 from torch import Tensor
 
-from ppl_vae.evaluation import evaluate
+from ppl_vae.evaluation import Evaluation, evaluate
 from ppl_vae.pairs import DataLike, Program
-from ppl_vae.runtime import require_count
+from ppl_vae.runtime import described, require_count
 from ppl_vae.stats import Estimate, RowResult
 
 
@@ -32,6 +32,37 @@ class Outliers(RowResult):
     rate: Estimate
     by: str
     out_of: int
+
+    @classmethod
+    def of(
+        cls, evaluation: Evaluation, *, num: int = 10, by: Literal["elbo", "distortion"] = "elbo"
+    ) -> Self:
+        """The worst rows of an evaluation that is there already.
+
+        Args:
+            evaluation: What `evaluate` returned.
+            num: How many; all, if there are fewer.
+            by: "elbo", or "distortion".
+
+        Raises:
+            TypeError: `evaluation` is something else.
+            ValueError: `num` is not positive, or `by` is something else.
+        """
+        _check(num, by)
+        if not isinstance(evaluation, Evaluation):
+            raise TypeError(
+                f"evaluation must be what evaluate has returned, got {described(evaluation)}"
+            )
+        badness = -evaluation.elbo.values if by == "elbo" else evaluation.distortion.values
+        order = badness.argsort(descending=True)[:num]
+        return cls(
+            index=order,
+            elbo=Estimate(evaluation.elbo.values[order]),
+            distortion=Estimate(evaluation.distortion.values[order]),
+            rate=Estimate(evaluation.rate.values[order]),
+            by=by,
+            out_of=len(badness),
+        )
 
     def table(self) -> list[list[str]]:
         """One line for each row."""
@@ -89,19 +120,14 @@ def outliers(
         >>> outliers(model, Exact(model), x, num=1, seed=0).index
         tensor([17])
     """
-    require_count("num", num)
-    if by not in ("elbo", "distortion"):
-        raise ValueError(f"by must be 'elbo' or 'distortion', got {by!r}")
+    _check(num, by)
     found = evaluate(
         model, guide, x, num_samples=num_samples, method="guide", seed=seed, progress=progress
     )
-    badness = -found.elbo.values if by == "elbo" else found.distortion.values
-    order = badness.argsort(descending=True)[:num]
-    return Outliers(
-        index=order,
-        elbo=Estimate(found.elbo.values[order]),
-        distortion=Estimate(found.distortion.values[order]),
-        rate=Estimate(found.rate.values[order]),
-        by=by,
-        out_of=len(badness),
-    )
+    return Outliers.of(found, num=num, by=by)
+
+
+def _check(num: int, by: str) -> None:
+    require_count("num", num)
+    if by not in ("elbo", "distortion"):
+        raise ValueError(f"by must be 'elbo' or 'distortion', got {by!r}")

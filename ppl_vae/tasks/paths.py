@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, Literal
 
 import pyro.poutine as poutine
@@ -23,7 +25,7 @@ from ppl_vae.pairs import (
     take_rows,
     tensors_of,
 )
-from ppl_vae.runtime import require_count
+from ppl_vae.runtime import described, require_count
 from ppl_vae.tasks.arrays import as_given
 from ppl_vae.tasks.encoding import (
     MEAN_SAMPLES,
@@ -116,7 +118,7 @@ def traverse(
     model: Program,
     guide: Program,
     x: DataLike,
-    dimension: int,
+    dimension: int | Sequence[int],
     *,
     steps: int = 9,
     latent: str | None = None,
@@ -132,14 +134,16 @@ def traverse(
         model: Pyro program of p(x, z).
         guide: Pyro program of q(z | x).
         x: Rows to start from, `(n, *event)`.
-        dimension: The number of the dimension, of the latent's numbers in one row.
+        dimension: The number of the dimension, of the latent's numbers in one row; or several numbers, each of
+            which moves alone.
         steps: Values of it.
         latent: The latent site, if there are several.
         site: The observed site, if the model has several.
         seed: Seed of the draws, where the guide states no mean.
 
     Returns:
-        `(n, steps, *event)`, a tensor, or a numpy array if `x` is no tensor.
+        `(n, steps, *event)`, a tensor, or a numpy array if `x` is no tensor; of several dimensions
+        `(n, dimensions, steps, *event)`.
 
     Raises:
         PairError: A latent is discrete, or the distribution of x states no mean.
@@ -162,18 +166,34 @@ def traverse(
             asked = "several latents" if latent is None else f"no latent '{latent}'"
             raise ValueError(f"the pair has {asked}: pass latent= one of {listed}")
         size = means[latent][0].numel()
-        require_count("dimension", dimension, 0, size - 1)
-        center, deviation = _of_prior(session, latent, dimension)
-        values = center + deviation * torch.linspace(-REACH, REACH, steps).to(means[latent])
-        moved = {name: mean[:, None].repeat_interleave(steps, 1) for name, mean in means.items()}
-        flat = moved[latent].reshape(len(values), steps, -1)
-        flat[..., dimension] = values
+        single = isinstance(dimension, Integral)
+        several: Any = [dimension] if single else dimension
+        if not isinstance(several, Sequence) or isinstance(several, str) or not len(several):
+            raise TypeError(
+                f"dimension must be a whole number, or a list of them, got {described(dimension)}"
+            )
+        for each in several:
+            require_count("dimension", each, 0, size - 1)
+        shares = torch.linspace(-REACH, REACH, steps).to(means[latent])
+        moved = {
+            name: mean[:, None].repeat_interleave(len(several) * steps, 1)
+            for name, mean in means.items()
+        }
+        flat = moved[latent].reshape(len(means[latent]), len(several), steps, -1)
+        of_prior = _of_prior(session, latent, several)
+        for place, (each, (center, deviation)) in enumerate(zip(several, of_prior, strict=True)):
+            flat[:, place, :, each] = center + deviation * shares
         moved[latent] = flat.reshape(moved[latent].shape)
-        return as_given(x)(_decoded(session, moved, site))
+        found = _decoded(session, moved, site)
+        if not single:
+            found = found.unflatten(1, (len(several), steps))
+        return as_given(x)(found)
 
 
-def _of_prior(session: Session, latent: str, dimension: int) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of one number of a latent under the prior of each row, `(n, 1)`.
+def _of_prior(
+    session: Session, latent: str, dimensions: Sequence[int]
+) -> list[tuple[Tensor, Tensor]]:
+    """Mean and deviation of some numbers of a latent under the prior of each row, `(n, 1)`.
 
     If the prior depends on other latents, over draws of these; of draws, if it states none.
 
@@ -187,13 +207,14 @@ def _of_prior(session: Session, latent: str, dimension: int) -> tuple[Tensor, Te
         moments = prior_moments(rows, rows.layout, latent)
         n = num_rows(chunk)
         if moments is None:
-            drawn = _drawn_from_prior(session, latent, dimension)
-            moment = [torch.full((n, 1), float(m)) for m in (drawn.mean(), drawn.var())]
+            drawn = _drawn_from_prior(session, latent)
+            moment = [m.expand(n, -1) for m in (drawn.mean(0), drawn.var(0))]
         else:
-            moment = [m.reshape(n, -1)[:, dimension, None] for m in moments]
+            moment = [m.reshape(n, -1) for m in moments]
         means.append(moment[0].to(session.device))
         deviations.append(moment[1].to(session.device).sqrt())
-    return torch.cat(means), torch.cat(deviations)
+    center, deviation = torch.cat(means), torch.cat(deviations)
+    return [(center[:, each, None], deviation[:, each, None]) for each in dimensions]
 
 
 def _require_unbounded(latent: str, site: Site) -> None:
@@ -215,12 +236,12 @@ def _require_unbounded(latent: str, site: Site) -> None:
         )
 
 
-def _drawn_from_prior(session: Session, latent: str, dimension: int) -> Tensor:
+def _drawn_from_prior(session: Session, latent: str) -> Tensor:
     args = as_args(session.first)
     draws: list[Tensor] = []
     while sum(map(len, draws)) < PRIOR_DRAWS:
         value: Any = poutine.trace(session.pair.model).get_trace(*args).nodes[latent]["value"]
-        draws.append(value.reshape(len(value), -1)[:, dimension])
+        draws.append(value.reshape(len(value), -1))
     return torch.cat(draws).double()
 
 

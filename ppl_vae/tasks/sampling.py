@@ -56,11 +56,14 @@ def sample(
     like: DataLike | None = None,
     given: Given | None = None,
     means: bool = False,
+    return_latents: bool = False,
     site: str | None = None,
     seed: int | None = None,
     progress: bool | None = None,
 ) -> Any:
     """Rows drawn from the model: z ~ p(z), and x ~ p(x | z) or its mean.
+
+    With one seed, the draws and the means are of the same z.
 
     Args:
         model: Pyro program of p(x, z).
@@ -72,13 +75,15 @@ def sample(
             `{"z": z}` decodes latents, `{"y": labels}` draws rows with these labels. Each is `(num, ...)`.
         means: Whether to return E[x | z] for the z that were drawn, not draws of x. Pictures of means look
             smoother than the model's draws are.
+        return_latents: Whether to return the latents of the rows, too.
         site: The observed site to draw, if the model has several; by default the one with the shape of the
             rows.
         seed: Seed of the draws; None draws from torch's global generator.
         progress: Whether to show a progress bar; None shows it on a terminal.
 
     Returns:
-        `(num, *event)`, a tensor, or a numpy array if `like` is no tensor.
+        `(num, *event)`, a tensor, or a numpy array if `like` is no tensor. With `return_latents` a tuple of
+        that and a dict, for each latent site `(num, *event)`.
 
     Raises:
         PairError: The observed site states no mean, a value does not fit its site, or the model fails.
@@ -97,12 +102,19 @@ def sample(
         require_any_rows(session)
         draw = Draw(session, num, {} if given is None else given, site)
         parts = []
+        latents: dict[str, list[Tensor]] = {name: [] for name in session.layout.latents}
         with session.bar("sample", "row", num) as bar:
             for part in parts_of(num, session.rows_at_once(1)):
                 parts.append(draw(part, means).cpu())
+                for name, some in latents.items() if return_latents else ():
+                    some.append(draw.latent(name, len(parts[-1])).cpu())
                 bar.update(len(parts[-1]))
     tell(session)
-    return as_given(like)(torch.cat(parts))
+    give = as_given(like)
+    drawn = give(torch.cat(parts))
+    if return_latents:
+        return drawn, {name: give(torch.cat(some)) for name, some in latents.items()}
+    return drawn
 
 
 def _blank(model: Program, given: Given) -> Batch:
@@ -180,6 +192,7 @@ class Draw:
         self._held: dict[str, Tensor] = {}
         self._shared: dict[str, Tensor] = {}
         self._arguments: dict[int, Tensor] = {}
+        self._trace: Trace | None = None
         dtype = DataArguments.of(pair).dtype
         for name, value in given.items():
             tensor = as_tensor(value, name, dtype).to(session.device)
@@ -213,6 +226,7 @@ class Draw:
         held = {name: value[part] for name, value in self._held.items()}
         free = Substitute(held | self._shared)(_Free(self._name)(self.session.pair.model))
         trace: Trace = poutine.trace(free).get_trace(*as_args(batch))
+        self._trace = trace
         for name in self.session.layout.shared:  # one draw for all parts
             self._shared[name] = trace.nodes[name]["value"]
         found = trace.nodes[self._name]
@@ -224,6 +238,18 @@ class Draw:
         if drawn.shape[:1] != (n,):
             raise PairError(f"the rows are not the first dimension of site '{self._name}'")
         return drawn
+
+    def latent(self, name: str, num: int) -> Tensor:
+        """The latents of the `num` rows that were drawn last.
+
+        Raises:
+            PairError: The rows come second there.
+        """
+        assert self._trace is not None
+        value: Tensor = self._trace.nodes[name]["value"]
+        if value.shape[:1] != (num,):
+            raise PairError(f"the rows are not the first dimension of latent '{name}'")
+        return value
 
     def _batch(self, part: slice) -> Batch:
         """What the model is called with: the rows that there are, in turn, and what is given instead."""
