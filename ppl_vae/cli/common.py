@@ -206,7 +206,7 @@ class StoredEvaluation:
     method: list[str]
 
 
-def stored_evaluation(run: Run, data: Data) -> StoredEvaluation | None:
+def stored_evaluation(run: Run, data: Data[Any]) -> StoredEvaluation | None:
     """The evaluation of a run's test rows; None if it is of other rows, other weights or an earlier version.
 
     It is None of a damaged file, too, of which it is said.

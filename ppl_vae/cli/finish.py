@@ -9,7 +9,7 @@ import torch
 
 from ppl_vae.cli.common import evaluate_training_rows, rows_of, say_of_other_weights
 from ppl_vae.cli.output import say, show, warn
-from ppl_vae.cli.report import result_table, with_levels
+from ppl_vae.cli.report import result_table, with_accuracy, with_levels
 from ppl_vae.cli.setup import Setup
 from ppl_vae.diagnosis import Diagnosis, diagnose
 from ppl_vae.evaluation import Evaluation, evaluate, to_arviz
@@ -74,7 +74,8 @@ def _measure(setup: Setup, fitted: Fit, progress: bool | None) -> Measured:
         seed=seed,
         progress=progress,
     )
-    return Measured(with_levels(evaluation, setup.data), diagnosis)
+    evaluation = with_accuracy(with_levels(evaluation, data), *pair, data)
+    return Measured(evaluation, diagnosis)
 
 
 def _export(folder: Path, setup: Setup, fitted: Fit, measured: Measured, weights: str) -> list[str]:

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from ppl_vae.data import Data, Dequantization
+import torch
+
+from ppl_vae.data import Data, Dequantization, rows_alone
 from ppl_vae.evaluation import Annealed, Evaluation
+from ppl_vae.pairs import Pair, Program
 from ppl_vae.stats import Result, as_lines
 
 Found = TypeVar("Found", Evaluation, Annealed)
@@ -33,5 +36,25 @@ def with_levels(evaluation: Found, data: Data[Any]) -> Found:
     text = (
         f"the data are dequantized, log p(x) is a density on [0, 1): the {levels} levels themselves "
         f"take at most {bits:.4f} + log2({levels}) = {bits + math.log2(levels):.4f} bits per dimension"
+    )
+    return replace(evaluation, notes=(*evaluation.notes, text))
+
+
+def with_accuracy(
+    evaluation: Evaluation, model: Program, guide: Program, data: Data[Any]
+) -> Evaluation:
+    """Adds a note on how many test rows get their label from the guide's `classify(x)`, if it has that."""
+    labels, classify = data.test_labels, getattr(guide, "classify", None)
+    if classify is None or labels is None or labels.dim() > 1:
+        return evaluation
+    pair = Pair.of(model, guide)
+    device = next((p.device for m in pair.modules().values() for p in m.parameters()), None)
+    right = 0
+    with torch.no_grad(), pair.scope(), pair.mode(training=False):
+        for x, y in zip(rows_alone(data.test).split(1024), labels.split(1024), strict=True):
+            right += int((classify(x.to(device)).probs.argmax(-1).cpu() == y).sum())
+    text = (
+        f"q(y | x) without any label gives {right} of {len(labels)} test rows their label "
+        f"({right / len(labels):.1%})"
     )
     return replace(evaluation, notes=(*evaluation.notes, text))

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from jsonargparse import ArgumentParser, Namespace
-from torch import Tensor
 
 from ppl_vae.checks import device_for
 from ppl_vae.cli.common import (
@@ -38,7 +37,7 @@ from ppl_vae.evaluation import (
     to_arviz,
 )
 from ppl_vae.objectives import Objective
-from ppl_vae.pairs import Batches, Pair, PairError, Program
+from ppl_vae.pairs import Batch, Batches, Pair, PairError, Program, num_rows, take_rows
 from ppl_vae.plots import comparison_plot, gaps_plot, prior_samples
 from ppl_vae.runs import (
     ANNEALED,
@@ -91,7 +90,7 @@ def evaluate(parser: ArgumentParser, given: Namespace) -> int:
     file = run.path / (ANNEALED if options.method == "ais" else EVALUATION)
     _require_results(options, file, file.with_suffix(".csv"))
     _to_device(run, options.device, x)
-    rows = rows_of(data, len(x))
+    rows = rows_of(data, num_rows(x))
     if options.method == "ais":
         start = None if options.from_prior else run.guide
         annealed = with_levels(_anneal(run, start, x, options), data)
@@ -136,7 +135,7 @@ def gaps(parser: ArgumentParser, given: Namespace) -> int:
     )
 
     def keep() -> None:
-        keep_result(run, GAPS, options.overwrite, gaps=found, rows=rows_of(data, len(x)))
+        keep_result(run, GAPS, options.overwrite, gaps=found, rows=rows_of(data, num_rows(x)))
         if options.overwrite or not picture.exists():
             figure = gaps_plot({type(run.guide).__name__: found})
             with writing(run, picture):
@@ -191,7 +190,7 @@ def sample(parser: ArgumentParser, given: Namespace) -> int:
         raise UsageError(str(error)) from error
     output = _output_file(options, run.path / SAMPLES, (*PICTURES, ".npz"))
     require_no_data(output, run.config)
-    arrays, told = _sampled(run, data.test[:MOST_ROWS], options)
+    arrays, told = _sampled(run, take_rows(data.test, slice(MOST_ROWS)), options)
     with (
         writing(run, output, ELSEWHERE),
         replacing(output, overwrite=options.overwrite) as file,
@@ -208,7 +207,7 @@ def sample(parser: ArgumentParser, given: Namespace) -> int:
     return 0
 
 
-def _sampled(run: Run, like: Tensor, options: Namespace) -> tuple[dict[str, Any], str]:
+def _sampled(run: Run, like: Batch, options: Namespace) -> tuple[dict[str, Any], str]:
     """Arrays z, and x or mean or both, of one z; and what they are, in words."""
     draw = partial(sample_pair, run.model, options.num, like=like, seed=options.seed)
     draw = partial(draw, progress=False if options.quiet else None)
@@ -274,7 +273,7 @@ def _complete_options(parser: ArgumentParser, given: Namespace) -> Namespace:
     return options
 
 
-def _open_run(parser: ArgumentParser, given: Namespace) -> tuple[Namespace, Run, Data]:
+def _open_run(parser: ArgumentParser, given: Namespace) -> tuple[Namespace, Run, Data[Any]]:
     """The options of a command that takes a run, the run, and its data."""
     options = _complete_options(parser, given)
     run = load_run(options.run, trust=trust_of(given, options.run), results=False)
@@ -358,7 +357,7 @@ def _require_results(options: Namespace, *files: Path) -> None:
             require_file(file)
 
 
-def _anneal(run: Run, guide: Program | None, x: Tensor, options: Namespace) -> Annealed:
+def _anneal(run: Run, guide: Program | None, x: Batch, options: Namespace) -> Annealed:
     """log p(x) by annealed importance sampling, from the guide or, if that is None, from the prior."""
     return annealed_importance_sampling(
         run.model,
@@ -371,14 +370,14 @@ def _anneal(run: Run, guide: Program | None, x: Tensor, options: Namespace) -> A
     )
 
 
-def _first_rows(data: Data[Any], options: Namespace) -> Tensor:
+def _first_rows(data: Data[Any], options: Namespace) -> Batch:
     """The test rows, or the first of them."""
     if options.max_rows is not None and options.max_rows < 1:
         raise UsageError(f"--max_rows must be at least 1, got {options.max_rows}")
-    return data.test[: options.max_rows]
+    return take_rows(data.test, slice(options.max_rows))
 
 
-def _to_device(run: Run, device: str, x: Tensor) -> None:
+def _to_device(run: Run, device: str, x: Batch) -> None:
     """Moves the pair of a run to the device of this name; with `auto`, to one on which it runs."""
     pair = Pair.of(run.model, run.guide)
     pair.to(resolve_device(device_for(pair, Batches(x, pair), device)))

@@ -21,6 +21,7 @@ from ppl_vae.pairs import (
     Batch,
     Layout,
     PairError,
+    finite_latents,
     first_line,
     num_rows,
     shapes_of_rows,
@@ -140,7 +141,7 @@ class Ladder:
         unreliable = not_reached(part["khat"], part["ess"], of_guide, self.num_samples)
         low = (part["ess"] < LEAST_ESS * self.num_samples) & part["khat"].isfinite()
         bad = unreliable | low
-        if layout.discrete:
+        if layout.discrete and not self._can_be_summed(chunk, layout):
             names = ", ".join(f"'{name}'" for name in layout.discrete)
             self._stay(f"{names} is discrete", int(bad.sum()))
             return
@@ -193,6 +194,11 @@ class Ladder:
                 "and that matter; all rows have got a proposal of their own"
             )
         return tuple(found)
+
+    def _can_be_summed(self, chunk: Batch, layout: Layout) -> bool:
+        """Whether there are other latents than the discrete ones, whose joint values are few."""
+        summed = finite_latents(self.session.pair, layout, chunk)
+        return summed is not None and not summed.alone
 
     # -- the rungs ---------------------------------------------------------------------------------------
 

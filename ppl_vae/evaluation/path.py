@@ -33,6 +33,8 @@ from ppl_vae.pairs import (
     Program,
     RowDensities,
     Site,
+    finite_latents,
+    log_repeats,
     num_rows,
     require_no_points,
     require_whole_rows,
@@ -141,8 +143,9 @@ class Path:
 
         f_0(u) = q(T(u) | x) |dT/du|   and   f_1(u) = p(x, T(u)) |dT/du|,
 
-    so that f_1 integrates to p(x), and f_0 to 1. When starting from the prior, q(z | x) is p(z). Use it
-    inside of `pair.scope()`, without gradients.
+    so that f_1 integrates to p(x), and f_0 to 1. When starting from the prior, q(z | x) is p(z). Discrete
+    latents with few joint values c are no part of z: both densities are summed over them, sum_c q(T(u), c | x)
+    and sum_c p(x, T(u), c). Use it inside of `pair.scope()`, without gradients.
 
     Args:
         pair: The pair, with `PriorGuide` as its guide to start at the prior.
@@ -150,7 +153,10 @@ class Path:
         batch: n rows.
 
     Raises:
-        PairError: A latent is discrete, or belongs to all rows.
+        PairError: A latent is discrete and cannot be summed over, or belongs to all rows.
+
+    Attributes:
+        summed: The discrete latents that are summed over; None if there are none.
     """
 
     def __init__(self, pair: Pair, layout: Layout, batch: Batch) -> None:
@@ -165,6 +171,13 @@ class Path:
                 "the guide draws no latents: there is nothing to anneal; use evaluate(), which is exact here"
             )
         self.pair, self.layout, self.batch = pair, layout, batch
+        self.summed = finite_latents(pair, layout, batch) if layout.discrete else None
+        if self.summed is not None and self.summed.alone:
+            self.summed = None  # nothing else could be moved
+        self._values: dict[str, Tensor] = {}
+        if self.summed is not None:
+            self._values = self.summed.of_rows(num_rows(batch), layout)
+        self._draws = tuple(name for name in layout.draws if name not in self._values)
         self._from_prior = isinstance(pair.guide, PriorGuide)
         self._sites: dict[str, _Flattened] = {}
 
@@ -179,14 +192,14 @@ class Path:
         if num_chains > 1 and not self.layout.vectorizes:
             return torch.cat([self.draw(1, values) for _ in range(num_chains)])
         if values is not None:
-            values = {n: self._sites[n].as_drawn(v) for n, v in values.items()}
+            values = {n: self._sites[n].as_drawn(v) for n, v in values.items() if n in self._sites}
             if num_chains > 1:
                 values = {n: self._repeated(n, v, num_chains) for n, v in values.items()}
         rows = sample_rows(self.pair, self.layout, self.batch, num_chains, values=values)
         needed = "chains need the density of whole rows"
         require_whole_rows((rows.model_trace,), self.layout, needed)
         parts = []
-        for name in self.layout.draws:
+        for name in self._draws:
             site = rows.guide_trace.nodes[name]
             u = transform_of(site).inv(site["value"])
             flat = _Flattened(u, site, self.layout, num_chains, num_rows(self.batch))
@@ -288,12 +301,34 @@ class Path:
 
     def _score(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """log f_0, with log f_1 (from the guide) or log f_1 - log f_0 = log p(x | z) (from the prior)."""
+        if self.summed is None:
+            return self._score_at(u, None)
+        count, k = self.summed.count, len(u)
+        if self.layout.vectorizes:
+            values = {name: v.repeat_interleave(k, 0) for name, v in self._values.items()}
+            base, end = self._score_at(u.repeat(count, 1, 1), values)
+        else:
+            scores = [
+                self._score_at(u, {name: v[c] for name, v in self._values.items()})
+                for c in range(count)
+            ]
+            base, end = (torch.cat(parts) for parts in zip(*scores, strict=True))
+        total = base + end if self._from_prior else end
+        base, total = (each.unflatten(0, (count, k)).logsumexp(0) for each in (base, total))
+        return base, total - base if self._from_prior else total
+
+    def _score_at(
+        self, u: Tensor, values_of_summed: dict[str, Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        """`_score`, of one joint value of the discrete latents for each u."""
         sizes = [site.size for site in self._sites.values()]
         parts = zip(self._sites.items(), u.split(sizes, -1), strict=True)
         values = {name: site.unflatten(part, len(u)) for (name, site), part in parts}
         try:
             with pyro.validation_enabled(False), _Unconstrained(values) as given:
-                rows = sample_rows(self.pair, self.layout, self.batch, len(u))
+                rows = sample_rows(
+                    self.pair, self.layout, self.batch, len(u), values=values_of_summed
+                )
         except NoInverseError as error:
             prior = "" if self._from_prior else ", start at the prior (guide=None)"
             raise PairError(
@@ -305,6 +340,8 @@ class Path:
                 for term in given.log_jacobians.values()
             ]
         ).sum(0)
+        if self.summed is not None:  # numbers that a mask leaves out count once
+            jacobian = jacobian - log_repeats(rows, self.layout, self.summed)
         if self._from_prior:
             return rows.log_prior + jacobian, rows.log_likelihood
         base = self._log_guide(rows, self.layout.draws) + jacobian

@@ -70,8 +70,8 @@ class Refinement:
         effort: How much is done.
 
     Raises:
-        PairError: The latents cannot be moved: they are discrete, belong to all rows, or are functions of the
-            draws of a guide that cannot score what it has not drawn.
+        PairError: The latents cannot be moved: they are discrete with many values, belong to all rows, or are
+            functions of the draws of a guide that cannot score what it has not drawn.
     """
 
     pair: Pair
@@ -82,6 +82,8 @@ class Refinement:
 
     def __post_init__(self) -> None:
         self.path = Path(self.pair, self.layout, self.batch)
+        if self.path.summed is not None:  # each draw is one for each of their values
+            self.at_once = max(1, self.at_once // self.path.summed.count)
         drawn = self.path.draw(GUIDE_DRAWS)
         from_prior = self._from_prior()
         try:

@@ -38,6 +38,7 @@ from .finite import (
     FiniteLatents as FiniteLatents,
     SummedRows as SummedRows,
     finite_latents as finite_latents,
+    log_repeats as log_repeats,
     notes_on_discrete as notes_on_discrete,
     summed_rows as summed_rows,
 )

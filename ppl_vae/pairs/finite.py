@@ -41,6 +41,15 @@ class FiniteLatents:
     count: int
     alone: bool
 
+    def of_rows(self, n: int, layout: Layout) -> dict[str, Tensor]:
+        """The joint values with a plate over n rows, `(count, *plates, *event)` for each site."""
+        found = {}
+        for name, value in self.values.items():
+            sizes = list(value.shape)
+            sizes[1 + layout.nesting + layout.dim] = n
+            found[name] = value.expand(sizes)
+        return found
+
 
 def finite_latents(pair: Pair, layout: Layout, batch: Batch) -> FiniteLatents | None:
     """The latents of a row that can be summed over, because their joint values are few.
@@ -195,12 +204,10 @@ def summed_rows(
             its K.
     """
     n = num_rows(batch)
-    values = {}
-    for name, value in latents.values.items():
-        sizes = list(value.shape)
-        sizes[1 + layout.nesting + layout.dim] = n
-        each = value.expand(sizes).unsqueeze(1)
-        values[name] = each.expand(-1, num_samples, *each.shape[2:]).flatten(0, 1)
+    values = {
+        name: value.repeat_interleave(num_samples, 0)
+        for name, value in latents.of_rows(n, layout).items()
+    }
     total = latents.count * num_samples
     step = num_samples * max(1, at_once // num_samples) if layout.vectorizes else 1
     finite = tuple(latents.values)
@@ -216,7 +223,7 @@ def summed_rows(
             ("prior", run.log_prior),
             ("likelihood", run.log_likelihood),
             # Numbers that a mask leaves out count once, not once for each of their values.
-            ("repeated", _log_repeats(run, layout, latents)),
+            ("repeated", log_repeats(run, layout, latents)),
         ):
             parts.setdefault(key, []).append(term)
         del run  # its traces hold all that was computed
@@ -246,7 +253,7 @@ def _log_prob(run: RowDensities, layout: Layout, names: tuple[str, ...]) -> Tens
     return found
 
 
-def _log_repeats(run: RowDensities, layout: Layout, latents: FiniteLatents) -> Tensor:
+def log_repeats(run: RowDensities, layout: Layout, latents: FiniteLatents) -> Tensor:
     """The logarithm of how often the joint values repeat what counts, because of masks; `(samples, n)`."""
     k, n = run.log_guide.shape
     found = torch.zeros_like(run.log_guide)

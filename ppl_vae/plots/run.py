@@ -14,7 +14,17 @@ from torch import Tensor
 from ppl_vae.checks import opened
 from ppl_vae.diagnosis import Diagnosis
 from ppl_vae.evaluation import Evaluation, PriorGuide
-from ppl_vae.pairs import PairError, Program, as_args, innermost, kind_of
+from ppl_vae.pairs import (
+    Batch,
+    PairError,
+    Program,
+    as_args,
+    innermost,
+    kind_of,
+    num_rows,
+    take_rows,
+    tensors_of,
+)
 from ppl_vae.plots.curves import khat_histogram, learning_curves
 from ppl_vae.plots.drawing import some_rows
 from ppl_vae.plots.latents import aggregate_posterior, codes, kl_per_dimension
@@ -52,7 +62,7 @@ def draw_run(
     folder: Path,
     model: Program,
     guide: Program,
-    x: Tensor,
+    x: Batch,
     history: Sequence[Mapping[str, float]],
     evaluation: Evaluation,
     diagnosis: Diagnosis,
@@ -69,7 +79,8 @@ def draw_run(
         folder: The folder; it is made if it is not there. Pictures of the same names are replaced.
         model: Pyro program of p(x, z).
         guide: Pyro program of q(z | x).
-        x: The rows that were evaluated. Those in the pictures are chosen at random.
+        x: The rows that were evaluated: a tensor, or several (rows and their labels). Those in the pictures are
+            chosen at random.
         history: One mapping per epoch.
         evaluation: What `evaluate` returned for these rows.
         diagnosis: What `diagnose` returned.
@@ -118,7 +129,7 @@ class _Pictures:
         self,
         model: Program,
         guide: Program,
-        x: Tensor,
+        x: Batch,
         evaluation: Evaluation,
         diagnosis: Diagnosis,
         labels: Tensor | None,
@@ -129,14 +140,16 @@ class _Pictures:
 
     def reconstructions(self) -> Figure:
         x = self._some(MOST_RECONSTRUCTED)
-        return reconstructions(x, self._means(x))
+        return reconstructions(_rows(x), self._means(x))
 
     def worst(self) -> Figure:
         found = Outliers.of(self.evaluation, num=MOST_WORST)
-        if found.out_of != len(self.x):
-            raise ValueError(f"{found.out_of} rows were evaluated, and {len(self.x)} are given")
-        x = self.x[found.index]
-        return worst_reconstructions(x, self._means(x), found)
+        if found.out_of != num_rows(self.x):
+            raise ValueError(
+                f"{found.out_of} rows were evaluated, and {num_rows(self.x)} are given"
+            )
+        x = take_rows(self.x, found.index)
+        return worst_reconstructions(_rows(x), self._means(x), found)
 
     def samples(self) -> Figure:
         draws = self._sample(_SAMPLES)
@@ -144,11 +157,11 @@ class _Pictures:
             means = self._sample(_SAMPLES, means=True)
         except PairError:  # the distribution states no mean
             means = None
-        return prior_samples(draws, means=means, data=self._some(_SAMPLES))
+        return prior_samples(draws, means=means, data=_rows(self._some(_SAMPLES)))
 
     def manifold(self) -> Figure:
         name = self._places()[0][0]
-        shape = self._latents(self.x[:1], None)[name].shape[1:]
+        shape = self._latents(take_rows(self.x, slice(1)), None)[name].shape[1:]
         if len({site for site, _ in self._places()}) > 1:
             raise PairError("the two numbers of a row are two latents")
         return manifold(
@@ -167,22 +180,23 @@ class _Pictures:
             paths |= zip(of_site, moved[0], strict=True)
         names = [self.diagnosis.names[i] for i in order]
         together = torch.stack([paths[i] for i in order])
-        return traversals(together, kl[order], names=names, row=row[0])
+        return traversals(together, kl[order], names=names, row=_rows(row)[0])
 
     def interpolations(self) -> Figure:
         x = self._some(2 * _PAIRS)
-        x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed))]
-        a, b = x[: len(x) // 2], x[len(x) // 2 : len(x) // 2 * 2]
+        n = num_rows(x)
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))
+        a, b = (take_rows(x, part) for part in (order[: n // 2], order[n // 2 : n // 2 * 2]))
         paths = interpolate(self.model, self.guide, a, b, steps=7, seed=self.seed)
-        return interpolations(paths, a=a, b=b)
+        return interpolations(paths, a=_rows(a), b=_rows(b))
 
     def aggregate_posterior(self) -> Figure:
         chosen = self._chosen(_MOST_CODES)
-        of_sites = self._latents(self.x[chosen], 1)
+        of_sites = self._latents(take_rows(self.x, chosen), 1)
         z = _side_by_side([value[0] for value in of_sites.values()])
         prior = None
         if not is_standard_normal(self.model, self.x):
-            most = _MOST_NUMBERS * len(self.x) // max(1, self.x.numel())
+            most = _MOST_NUMBERS // max(1, _rows(self.x)[:1].numel())
             _, drawn = self._sample(max(64, min(_DRAWS, most)), return_latents=True)
             prior = _side_by_side([drawn[name] for name in of_sites])
         labels = None if self.labels is None else self.labels[chosen]
@@ -190,16 +204,16 @@ class _Pictures:
 
     def codes(self) -> Figure:
         chosen = self._chosen(_MOST_CODES)
-        z = _side_by_side(list(self._latents(self.x[chosen], None).values()))
+        z = _side_by_side(list(self._latents(take_rows(self.x, chosen), None).values()))
         return codes(z, labels=None if self.labels is None else self.labels[chosen])
 
     def _chosen(self, most: int) -> Tensor:
-        return torch.as_tensor(some_rows(len(self.x), most, self.seed))
+        return torch.as_tensor(some_rows(num_rows(self.x), most, self.seed))
 
-    def _some(self, most: int) -> Tensor:
-        return self.x[self._chosen(most)]
+    def _some(self, most: int) -> Batch:
+        return take_rows(self.x, self._chosen(most))
 
-    def _means(self, x: Tensor) -> Tensor:
+    def _means(self, x: Batch) -> Tensor:
         found: Tensor = reconstruct(self.model, self.guide, x, seed=self.seed, progress=False)
         return found
 
@@ -207,7 +221,7 @@ class _Pictures:
         like = self._some(_SAMPLES)
         return sample(self.model, num, like=like, seed=self.seed, progress=False, **options)
 
-    def _latents(self, x: Tensor, num_samples: int | None) -> dict[str, Tensor]:
+    def _latents(self, x: Batch, num_samples: int | None) -> dict[str, Tensor]:
         return encode(
             self.model, self.guide, x, num_samples=num_samples, seed=self.seed, progress=False
         )
@@ -218,12 +232,17 @@ class _Pictures:
         return [(site, sites[:i].count(site)) for i, site in enumerate(sites)]
 
 
+def _rows(x: Batch) -> Tensor:
+    """What is pictured of some rows: the data, without labels."""
+    return tensors_of(x)[0]
+
+
 def _side_by_side(values: Sequence[Tensor]) -> Tensor:
     """The numbers of all latents of each row, `(n, latent_dim)`."""
     return torch.cat([value.reshape(len(value), -1) for value in values], 1)
 
 
-def is_standard_normal(model: Program, x: Tensor) -> bool:
+def is_standard_normal(model: Program, x: Batch) -> bool:
     """Whether p(z) is N(0, I), exactly, for all latents of a model.
 
     Example:
