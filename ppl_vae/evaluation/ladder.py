@@ -196,7 +196,12 @@ class Ladder:
         return tuple(found)
 
     def _can_be_summed(self, chunk: Batch, layout: Layout) -> bool:
-        """Whether there are other latents than the discrete ones, whose joint values are few."""
+        """Whether there are other latents than the discrete ones, whose joint values are few.
+
+        Where samples are drawn one after the other, each of their values would be a run of the programs.
+        """
+        if not layout.vectorizes:
+            return False
         summed = finite_latents(self.session.pair, layout, chunk)
         return summed is not None and not summed.alone
 
