@@ -235,7 +235,7 @@ def test_traversals_show_one_path_a_row_in_the_order_of_the_kl() -> None:
             np.testing.assert_array_equal(seen, paths[dimension, step].double())
     np.testing.assert_array_equal(tile(axes, 1, 0, (2, 3)), row.double())
     assert np.ma.getmaskarray(tile(axes, 0, 0, (2, 3))).all()  # the row stands there once
-    assert "standard deviations of the prior" in axes.get_xlabel()
+    assert "prior standard deviations" in axes.get_xlabel()
 
 
 def test_traversals_show_the_ten_largest_by_name() -> None:
@@ -319,6 +319,16 @@ def test_samples_say_what_they_are() -> None:
         assert axes.images[0].get_clim() == pytest.approx((0, float(data.max())))
     assert plots.prior_samples(means=means).axes[0].get_title() == "means of p(x | z)"
 
+    many = torch.rand(70, 4, 4)
+    figure = plots.prior_samples(many, means=many / 2)
+    draw(figure)
+    left, right = figure.axes[:2]
+    titles = [axes.get_title() for axes in (left, right)]
+    assert titles == ["draws of x\n(64 of 70)", "means of p(x | z)\n(64 of 70)"]
+    for n in range(64):
+        np.testing.assert_array_equal(tile(left, *divmod(n, 8), (4, 4)), many[n].double())
+        np.testing.assert_array_equal(tile(right, *divmod(n, 8), (4, 4)), many[n].double() / 2)
+
     tables = plots.prior_samples(torch.rand(5, 3), means=torch.rand(5, 3), data=torch.rand(5, 3))
     draw(tables)
     words = [axes.get_title().replace("\n", " ") for axes in tables.axes[:3]]
@@ -378,7 +388,7 @@ def test_other_data_become_curves() -> None:
     (flat,), (steep,) = first.collections, second.collections
     np.testing.assert_allclose(curves(steep)[-1], [[0.0, 3.0], [1.0, 6.0], [2.0, 9.0]])
     np.testing.assert_allclose(curves(flat)[0], [[0.0, -3.0], [1.0, -3.0], [2.0, -3.0]])
-    assert bar.get_ylabel() == "standard deviations of the prior from its mean"
+    assert bar.get_ylabel() == "prior standard deviations"
     assert np.asarray(flat.get_array()) == pytest.approx(np.linspace(-3, 3, 9))
 
     paths = plots.interpolations(torch.stack([steep_path, flat_path]))

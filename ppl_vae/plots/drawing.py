@@ -7,11 +7,11 @@ from typing import Literal
 
 import numpy as np
 import torch
-from matplotlib import rcParams
+from matplotlib import colormaps, rcParams
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
@@ -49,6 +49,14 @@ def shade(share: float) -> str:
     low, high = to_rgb(paper()), to_rgb(ink())
     red, green, blue = ((1 - share) * a + share * b for a, b in zip(low, high, strict=True))
     return to_hex((red, green, blue))
+
+
+def map_of_lines() -> LinearSegmentedColormap:
+    """Viridis without the end that is near the background."""
+    low, high = (0.0, 0.9) if sum(to_rgb(paper())) > 1.5 else (0.25, 1.0)
+    return LinearSegmentedColormap.from_list(
+        "lines", colormaps["viridis"](np.linspace(low, high, 64))
+    )
 
 
 def some_rows(n: int, most: int, seed: int = 0) -> NDArray[np.int64]:
@@ -316,7 +324,7 @@ def curve_panels(curves: Floats, values: Floats, names: Sequence[str], label: st
         lines = LineCollection(
             [np.stack([across, curve], -1) for curve in members],
             array=values,
-            cmap="viridis",
+            cmap=map_of_lines(),
             linewidths=2,
         )
         axes.add_collection(lines)

@@ -75,8 +75,8 @@ def bound_curves(
     Example:
         >>> history = [{"iteration": i, "bound": -9 / (i + 1), "log_likelihood": -8.0} for i in range(5)]
         >>> figure = bound_curves({"": history})
-        >>> figure.axes[0].get_ylabel()
-        'log p(x)\n(nats per row)'
+        >>> figure.axes[0].get_ylabel().splitlines()
+        ['bound and log p(x)', '(nats per row)']
     """
     if not isinstance(histories, Mapping):
         raise TypeError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -129,7 +130,7 @@ def worst_reconstructions(
     if not is_picture(inputs):
         figure = heat_maps({"input": inputs, "reconstruction": outputs})
         labels = [
-            f"{i}: {value:.0f}".replace("-", "−") for i, value in zip(index, values, strict=True)
+            f"{i}: {value:z.0f}".replace("-", "−") for i, value in zip(index, values, strict=True)
         ]
         figure.axes[0].set_yticks(range(len(index)), labels)
         figure.axes[0].set_ylabel(f"row: {name} (nats)", fontsize=LARGE)
@@ -156,7 +157,7 @@ def worst_reconstructions(
         axes.text(
             place % columns,
             place // columns + 0.5 - 0.5 * room / total,
-            f"row {i}\n{value:,.0f}".replace("-", "−"),
+            f"row {i}\n{value:z,.0f}".replace("-", "−"),
             ha="center",
             va="center",
             fontsize=MEDIUM - 2,
@@ -183,8 +184,8 @@ def prior_samples(
         data: Rows of the data, to compare with.
 
     Returns:
-        A square of pictures for each kind, or a heat map with one line per sample; at most 64 of one kind
-        alone, 24 of several.
+        A block of pictures for each kind, or a heat map with one line per sample: at most 64 of each, or 24 of
+        each with data beside draws and means. The titles say how many there are, if there are more.
 
     Raises:
         ValueError: Nothing is given, or the rows have different shapes.
@@ -205,20 +206,39 @@ def prior_samples(
     if len({rows.shape[1:] for rows in kinds.values()}) > 1:
         shapes = ", ".join(f"{title}: {rows.shape[1:]}" for title, rows in kinds.items())
         raise ValueError(f"prior_samples needs rows of one shape, got {shapes}")
-    most = MOST_SAMPLES if len(kinds) == 1 else MOST_OF_EACH
-    kinds = {title: rows[:most] for title, rows in kinds.items()}
+    most = MOST_OF_EACH if len(kinds) == 3 else MOST_SAMPLES
+    kinds = {
+        f"{title}\n({most} of {len(rows):,})" if len(rows) > most else title: rows[:most]
+        for title, rows in kinds.items()
+    }
     if not is_picture(next(iter(kinds.values()))):
         figure = heat_maps(kinds)
-        for axes in figure.axes[: len(kinds)] if len(kinds) > 2 else ():
-            axes.set_title(axes.get_title().replace(" of ", "\nof "), fontsize=MEDIUM)
+        for axes in figure.axes[: len(kinds)] if len(kinds) > 1 else ():
+            title = re.sub(
+                "^(draws|means) of", r"\1\nof", axes.get_title()
+            )  # the panels are narrow
+            axes.set_title(title, fontsize=MEDIUM)
         return figure
     # Data say which value is white: with that of each kind of its own, means would look like draws.
-    limits = value_range(np.concatenate(list(kinds.values())) if data is None else kinds["data"])
+    limits = value_range(
+        np.concatenate(list(kinds.values())) if data is None else next(iter(kinds.values()))
+    )
     rows = max(kinds.values(), key=len)
-    columns = int(np.ceil(np.sqrt(len(rows)))) if len(kinds) == 1 else min(8, len(rows))
-    height = -(-len(rows) // columns) * 5.3 / columns * _shape_of_tile(rows) + 0.45
-    figure = Figure(figsize=(6, 0.1 + len(kinds) * height), dpi=150, layout="constrained")
-    panels = figure.subplots(len(kinds), 1, squeeze=False)[:, 0]
+    square = len(kinds) == 1 or len(rows) > MOST_OF_EACH
+    columns = int(np.ceil(np.sqrt(len(rows)))) if square else min(8, len(rows))
+    lines = -(-len(rows) // columns)
+    if square:  # side by side
+        height = 0.9 + 4.4 * lines / columns * _shape_of_tile(rows)
+        figure = Figure(
+            figsize=(6.0 if len(kinds) == 1 else 9.4, max(height, 6.0 / len(kinds))),
+            dpi=150,
+            layout="constrained",
+        )
+        panels = figure.subplots(1, len(kinds), squeeze=False)[0]
+    else:
+        height = lines * 5.3 / columns * _shape_of_tile(rows) + 0.45
+        figure = Figure(figsize=(6, 0.1 + len(kinds) * height), dpi=150, layout="constrained")
+        panels = figure.subplots(len(kinds), 1, squeeze=False)[:, 0]
     for axes, (title, rows) in zip(panels, kinds.items(), strict=True):
         mosaic(axes, _grid(rows, columns), limits, list(panels) if axes is panels[-1] else [])
         axes.set_xticks([])
@@ -306,10 +326,9 @@ def traversals(
     means = means[order]
     steps = means.shape[1]
     values = np.linspace(-REACH, REACH, steps)
-    along = "standard deviations of the prior"
     if not is_picture(means[0]):
         panels = [f"{called[i]}\n{sizes[i]:.1f}\nnats" for i in order]
-        return curve_panels(means, values, panels, f"{along} from its mean")
+        return curve_panels(means, values, panels, "prior standard deviations")
     limits = value_range(means)
     start = None if row is None else _one_row(row, means.shape[2:])
     tiles, first = _with_ends(means, start, None)
@@ -330,7 +349,7 @@ def traversals(
     annotate(
         axes,
         title="traversals" if row is None else "traversals from one row",
-        x=f"one latent, in {along}\n(the others: the row's posterior mean)",
+        x="one latent, in prior standard deviations\n(the others: the row's posterior mean)",
         y="latent: KL (nats)",
     )
     axes.xaxis.label.set_fontsize(MEDIUM)
