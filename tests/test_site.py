@@ -104,7 +104,7 @@ def words(text: str) -> str:
 
 def docstrings() -> Iterator[tuple[str, str]]:
     """The first paragraphs of public docstrings, by name; they hold the formulas."""
-    for room in (ppl_vae, ppl_vae.models, ppl_vae.guides, ppl_vae.objectives, ppl_vae.plots):
+    for room in (ppl_vae, ppl_vae.models, ppl_vae.guides, ppl_vae.plots, ppl_vae.data):
         for public in room.__all__:
             value = getattr(room, public)
             if callable(value):
