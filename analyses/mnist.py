@@ -1,4 +1,4 @@
-"""How good is a plain VAE on MNIST? Prints a row of the README's table of results.
+"""How good is a plain VAE on MNIST? Prints a row of the table in docs/results.md.
 
 Encoder 784-400-400-50, mirrored decoder, Bernoulli likelihood, mean-field guide, ELBO. log p(x) can be
 compared only with numbers for the same binarization. "dynamic" is the binarization of "Importance Weighted

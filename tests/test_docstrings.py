@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FILES = [
     path
-    for folder in ("ppl_vae", "models", "guides", "analyses", "tests")
+    for folder in ("ppl_vae", "models", "guides", "analyses", "tests", "docs")
     for path in sorted((ROOT / folder).rglob("*.py"))
     if not any(above.is_symlink() for above in path.parents)
 ]
