@@ -24,6 +24,7 @@ TINY = "PPL_VAE_DOCS_TINY"
 
 SHORTER = [
     (r'load_data\("digits"', r'load_data("digits", max_rows=48'),
+    (r"\blabels=100\b", "labels=20"),
     (r"\bmax_epochs=[\d_]+", "max_epochs=2"),
     (r"\bmax_iterations=[\d_]+", "max_iterations=3"),
     (r"\bnum_samples=[\d_]+", "num_samples=50"),
