@@ -37,7 +37,7 @@ _SHARED = (
 )
 """Arguments that a guide takes from the model."""
 
-LABEL_WEIGHT = 1.0
+LABEL_WEIGHT = 10.0
 """Weight of the mean of log q(y = label | x) over rows with a label, in nats per row."""
 
 
