@@ -15,6 +15,7 @@ them into a distribution over one row, of event shape `data_shape`.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import pyro.distributions as dist
@@ -120,11 +121,44 @@ class Binomial(Likelihood):
         return _Binomial(self.total_count, logits=parameters[0])
 
 
+def counts_of(value: Tensor, total: int) -> str:
+    """What to do about data that are not counts from 0 to `total`.
+
+    Example:
+        >>> counts_of(torch.tensor([0.0, 0.25, 1.0]), 16)
+        'they are counts divided by 16: multiply them by 16'
+    """
+    low, high = float(value.min()), float(value.max())
+    whole = bool((value == value.round()).all())
+    if low < 0 or math.isnan(low):
+        return f"{_OF_REALS}, or give counts"
+    if whole:
+        return f"give the likelihood total_count={high:.0f} (--model.likelihood.total_count {high:.0f})"
+    if high <= 1 and torch.allclose(total * value, (total * value).round(), atol=1e-3):
+        return f"they are counts divided by {total}: multiply them by {total}"
+    if high <= 1:
+        return f"{_OF_REALS}, or multiply them by {total} and round them"
+    return f"{_OF_REALS}, or round them"
+
+
+_OF_REALS = "take a likelihood of real numbers, such as LearnedGaussian (--model.likelihood LearnedGaussian)"
+
+
 class _Binomial(dist.Binomial):
     """Pyro's, but it computes the binomial coefficient once per row, not once per sample of z.
 
     The three log gammas of the coefficient cost as much as a decoder.
     """
+
+    def _validate_sample(self, value: Tensor) -> None:
+        try:
+            super()._validate_sample(value)
+        except ValueError as error:  # which prints the count of each value
+            total = int(self.total_count.max())
+            low, high = float(value.min()), float(value.max())
+            raise ValueError(
+                f"the data ({low:g} to {high:g}) are not counts from 0 to {total}: {counts_of(value, total)}"
+            ) from error
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:

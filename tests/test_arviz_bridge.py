@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ppl_vae import _version, stats
-from ppl_vae.evaluation import evaluate, to_arviz
+from ppl_vae.evaluation import arviz as arviz_bridge, evaluate, netcdf_size, to_arviz
 from ppl_vae.guides import Exact, MeanField
 from ppl_vae.likelihoods import Binomial
 from ppl_vae.models import VAE, ProbabilisticPCA
 from ppl_vae.networks import MLP
+from ppl_vae.runs import as_netcdf
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
@@ -344,3 +345,14 @@ def test_errors_say_what_to_do() -> None:
     evaluation = evaluate(model, Exact(model), x[:3], num_samples=2)
     with pytest.raises(ValueError, match="evaluation has 3 rows, x has 5: pass an evaluation of"):
         to_arviz(model, Exact(model), x, evaluation=evaluation, num_draws=2)
+
+
+@pytest.mark.parametrize("rows", [40, 300])
+def test_the_size_of_the_file_is_estimated(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, guide = VAE((1, 8, 8), 3), MeanField((1, 8, 8), 3)
+    x = (torch.rand(rows, 1, 8, 8) < 0.3).float()
+    if rows == 300:  # not all draws of the data are kept
+        monkeypatch.setattr(arviz_bridge, "_LARGEST_GROUP", 10 * 300 * 64)
+    estimate = netcdf_size(model, guide, x, seed=0)
+    size = len(as_netcdf(to_arviz(model, guide, x, num_samples=5, seed=0)))
+    assert 0.75 < estimate / size < 1.25

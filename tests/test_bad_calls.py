@@ -27,7 +27,7 @@ import ppl_vae
 from ppl_vae import objectives
 from ppl_vae.data import load_data
 from ppl_vae.guides import Exact, MeanField, NeuralSpline
-from ppl_vae.likelihoods import Bernoulli
+from ppl_vae.likelihoods import Bernoulli, Binomial, DiscretizedLogistic
 from ppl_vae.models import (
     VAE,
     CategoricalHMM,
@@ -44,6 +44,13 @@ from ppl_vae.runtime import make_fabric
 from ppl_vae.training import refit_prior
 
 ITSELF = pair()[0]
+
+COUNTS = torch.tensor([[0.0, 5.0, 16.0], [1.0, 2.0, 8.0]]).repeat(4, 1)
+"""Counts from 0 to 16."""
+
+
+def _fit_counts(rows: Tensor) -> None:
+    fit(VAE((3,), 2, likelihood=Binomial(16)), MeanField((3,), 2), rows)
 
 
 def endless(x: Tensor) -> None:
@@ -135,7 +142,53 @@ PROGRAMS: dict[str, Case] = {
     "a continuous guide of a chain": (
         lambda: fit(GaussianHMM((3,), 2), MeanField((3,), 2), X),
         PairError,
-        ["The model's latents are discrete: take a guide of discrete latents, such as Exact"],
+        [
+            "The model's latents are discrete: take a guide of discrete latents, such as Exact",
+            "or fit the model by EM (fit_em, ppl-vae em)",
+        ],
+    ),
+    "latents of two sizes": (
+        lambda: fit(VAE((3,), 5), MeanField((3,), 10), X),
+        PairError,
+        ["in the guide: the two must be the same; give both one latent_dim, 5 or 10"],
+    ),
+    **{
+        f"{what} as counts": (
+            partial(_fit_counts, rows),
+            PairError,
+            ["are outside of the support of Binomial, integers from 0 to 16:", words],
+        )
+        for what, rows, words in (
+            ("fractions", COUNTS / 16, "they are counts divided by 16: multiply them by 16"),
+            ("other fractions", COUNTS / 17, "or multiply them by 16 and round them"),
+            (
+                "larger counts",
+                2 * COUNTS,
+                "give the likelihood total_count=32 (--model.likelihood.",
+            ),
+            (
+                "real numbers",
+                0.9 * COUNTS,
+                "take a likelihood of real numbers, such as LearnedGaussian",
+            ),
+            (
+                "negative numbers",
+                COUNTS - 3,
+                "such as LearnedGaussian (--model.likelihood LearnedGa",
+            ),
+        )
+    },
+    "counts as levels": (
+        lambda: fit(VAE((3,), 2, likelihood=DiscretizedLogistic(17)), MeanField((3,), 2), COUNTS),
+        PairError,
+        ["values k / 16 for k = 0, ..., 16: divide them by 16"],
+    ),
+    "fractions as counts, for the distribution itself": (
+        lambda: (
+            VAE((3,), 2, likelihood=Binomial(16)).decode(torch.zeros(8, 2)).log_prob(COUNTS / 16)
+        ),
+        ValueError,
+        ["the data (0 to 1) are not counts from 0 to 16: they are counts divided by 16"],
     ),
     "numbers as symbols": (
         lambda: evaluate(CategoricalHMM((3,), 2), Exact(CategoricalHMM((3,), 2)), 3 * X),

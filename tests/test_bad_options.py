@@ -186,9 +186,27 @@ LONG = "x" * 300
         (
             ["train", "--model", "GaussianMixture", "--dequantize", "true"],
             1,
-            "site 'z' is discrete in the model, Categorical, and not in the guide, Normal: take a guide of",
+            "site 'z' is discrete in the model, Categorical, and not in the guide, Normal: `ppl-vae em",
         ),
-        (["train", "--model", "GaussianMixture", "--dequantize", "true"], 1, "such as Exact for"),
+        *(
+            (
+                ["train", "--model", name, *options],
+                1,
+                f"`ppl-vae em --model {name}` fits it; `ppl-vae train` t",
+            )
+            for name, *options in (
+                ("GaussianMixture", "--dequantize", "true"),
+                ("GaussianHMM", "--dequantize", "true"),
+                ("BernoulliMixture", "--binarize", "threshold"),
+            )
+        ),
+        (["train", "--model", "GaussianMixture"], 1, "with --guide Exact or --guide Enumerated"),
+        (
+            ["train", "--model.latent_dim", "5", "--guide.latent_dim", "10"],
+            1,
+            "in the guide: the two must be the same; give both one latent_dim, 5 or 10 (on the command line "
+            "--model.latent_dim alone: the guide takes it from there)\n",
+        ),
     ],
 )
 def test_options_of_commands(

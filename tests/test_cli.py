@@ -138,6 +138,60 @@ def test_without_a_terminal_there_is_no_bar(done: subprocess.CompletedProcess[st
     assert "Traceback" not in done.stderr
 
 
+def test_without_a_terminal_each_stage_is_told(done: subprocess.CompletedProcess[str]) -> None:
+    told = done.stderr.splitlines()
+    stages = [
+        "trained 2 epochs",
+        "evaluation: ",
+        "diagnosis: ",
+        "writing posterior.nc",
+        "pictures: ",
+    ]
+    found = [next(i for i, line in enumerate(told) if line.startswith(words)) for words in stages]
+    assert found == sorted(found)
+    (start,) = (i for i, line in enumerate(told) if re.fullmatch(r"took .* m?i?n?s?:", line))
+    listed = [re.match(r"  (\S.*?)  +[\d.]+ (s|min .*)$", line) for line in told[start + 1 :]]
+    assert [match and match[1] for match in listed] == [
+        *("data and pair", "checks", "training", "saving"),
+        *("evaluation", "diagnosis", "posterior.nc", "pictures"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("posterior", "large", "written"),
+    [
+        ("auto", False, True),
+        ("auto", True, False),
+        ("always", True, True),
+        ("never", False, False),
+    ],
+)
+def test_a_large_posterior_is_written_if_it_is_asked_for(
+    posterior: str,
+    large: bool,
+    written: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    monkeypatch.setattr("ppl_vae.cli.finish.draw_run", lambda *_: [])
+    if large:
+        monkeypatch.setattr("ppl_vae.cli.finish.LARGE_POSTERIOR", 1000)
+    options = ("--max_epochs", "1", "--posterior", posterior)
+    assert main(["train", "--run_dir", str(run), *SMALL, *NETWORK, *options]) == 0
+    told = capsys.readouterr().err
+    assert (run / "posterior.nc").is_file() is written
+    left_out = [line for line in told.splitlines() if "posterior.nc is left out" in line]
+    assert bool(left_out) is (posterior == "auto" and large)
+    if left_out:
+        assert f"`ppl-vae export {run}` writes it (so does --posterior always)" in left_out[0]
+        assert main(["export", str(run), "--num_samples", "2"]) == 0
+        assert (run / "posterior.nc").is_file()
+    assert "posterior" not in config_of(run)
+    assert main(["evaluate", str(run), "--num_samples", "5", "--overwrite"]) == 0
+
+
 def test_the_configuration_is_resolved(first: Path) -> None:
     config = config_of(first)
     model, guide = config["model"], config["guide"]
@@ -280,6 +334,50 @@ def test_the_bar_on_a_terminal(
     assert ("\r" in shown) is not quiet
     for word in ("elbo=", "rate=", "distortion=", "active="):
         assert (word in shown) is not quiet
+    assert ("took " in shown) is not quiet
+    assert "evaluation: " not in shown, "the bar has shown it"
+
+
+class _Clock:
+    """A clock of which each look takes some seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self.now, self.seconds = 0.0, seconds
+
+    def monotonic(self) -> float:
+        self.now += self.seconds
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("quiet", "seconds", "most", "least"),
+    [(False, 2.0, 10, 8), (False, 1e-3, 0, 0), (True, 2.0, 0, 0)],
+)
+def test_a_training_without_a_terminal_tells_how_far_it_is(
+    quiet: bool,
+    seconds: float,
+    most: int,
+    least: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A line each tenth, with the ELBO and the time left; none of what is done at once, and none if quiet."""
+    monkeypatch.setattr("ppl_vae.runtime.progress.time", _Clock(seconds))
+    small = tuple(option for option in SMALL if option != "--quiet")
+    with numbers_alone():
+        options = (*small, *NETWORK, *(["--quiet"] if quiet else []), "--max_epochs", "40")
+        assert main(["train", "--run_dir", str(tmp_path / "run"), *options]) == 0
+    told = capsys.readouterr().err
+    lines = [line for line in told.splitlines() if line.startswith("fit, ")]
+    assert least <= len(lines) <= most
+    for line in lines:
+        assert re.fullmatch(
+            r"fit, \d\d %: epoch \d+, elbo -?[\d.]+, rate .*; .* so far, about [\d.]+ (s|min.*) left",
+            line,
+        )
+    assert ("took " in told) is not quiet
+    assert ("evaluation: " in told) is not quiet
 
 
 # -- killed and resumed ----------------------------------------------------------------------------------

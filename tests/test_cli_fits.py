@@ -196,6 +196,31 @@ def test_em_leaves_a_run_that_is_evaluated_exactly(
     assert found["log_likelihood"]["mean"] == pytest.approx(float(exact.detach()), abs=1e-4)
 
 
+def test_em_warns_of_a_model_that_overfits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = ("--max_iterations", "5", "--quiet", "--run_dir")
+    assert main(["em", "--model.components", "4", *short, str(tmp_path / "full")]) == 0
+    (line,) = (w for w in capsys.readouterr().out.splitlines() if "overfits" in w)
+    assert re.match(
+        r"warning: log p\(x\) is [\d.]+ on the training rows and [\d.]+ on the test rows \([\d.]+ ±",
+        line,
+    )
+    for words in (
+        "fewer components (--model.components 2)",
+        "simpler covariances (--model.covariance tied or --model.covariance diagonal)",
+        "a higher floor (--model.min_scale 0.04)",
+        "more rows",
+    ):
+        assert words in line
+    for option in re.findall(r"(--model\.\w+) ([\w.]+)", line):
+        assert main(["em", *option, "--print_config"]) == 0
+    capsys.readouterr()
+    simple = ("--model.components", "2", "--model.covariance", "spherical")
+    assert main(["em", *simple, *short, str(tmp_path / "simple")]) == 0
+    assert "overfits" not in capsys.readouterr().out
+
+
 def test_a_density_is_fitted_to_dequantized_levels(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,12 +15,13 @@ from sklearn.mixture import GaussianMixture as Reference
 from torch import Tensor, nn
 
 from ppl_vae import fit
-from ppl_vae.em import EMError, GradientSteps, StepSize, fit_em
+from ppl_vae.em import EMError, GradientSteps, StepSize, fit_em, overfitting
 from ppl_vae.em.steps import Enumeration
 from ppl_vae.guides import Exact
 from ppl_vae.models import BernoulliMixture, GaussianMixture, ProbabilisticPCA
 from ppl_vae.objectives import EnumELBO
 from ppl_vae.pairs import Pair, PairError, find_layout
+from ppl_vae.stats import Estimate
 
 COVARIANCES = {"full": "full", "diagonal": "diag", "tied": "tied", "spherical": "spherical"}
 
@@ -533,3 +534,36 @@ def test_programs_with_pyro_param_are_fitted() -> None:
     values: Any = fitted.model
     loc = values.store["params"]["loc"].detach()
     torch.testing.assert_close(loc, torch.stack([x[:50].mean(), x[50:].mean()]), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("gap", "spread", "rows", "numbers", "found"),
+    [
+        (5.0, 10.0, 400, 64, True),  # 9 standard errors of 0.56
+        (5.0, 10.0, 16, 64, False),  # within chance
+        (2.0, 10.0, 400, 64, False),  # 3.6 of them
+        (0.5, 0.1, 400, 64, False),  # sure, and too small for rows of 64 numbers: 0.8
+        (0.5, 0.1, 400, 2, True),
+        (0.2, 0.1, 400, 2, False),
+        (-5.0, 10.0, 400, 64, False),  # the test rows fit better
+        (math.nan, 10.0, 400, 64, False),  # log p(x) is not known
+        (5.0, 10.0, 1, 2, False),  # no standard error
+    ],
+)
+def test_a_gap_to_the_test_rows_counts_if_it_is_sure_and_large(
+    gap: float, spread: float, rows: int, numbers: int, found: bool
+) -> None:
+    values = torch.arange(rows) % 2 * 2.0 - 1.0
+    test = Estimate(spread * values - 3.0 if rows > 1 else torch.tensor([-3.0]))
+    text = overfitting(-3.0 + gap, test, 4 * rows, numbers)
+    assert bool(text) is found
+    if found:
+        assert f"is {gap - 3:.1f} on the training rows and -3.0 on the test rows" in text
+
+
+def test_rows_of_the_same_kind_have_no_gap_unless_the_model_overfits() -> None:
+    x, other = torch.randn(2, 300, 8)
+    for components, found in ((1, False), (30, True)):
+        fitted = fit_em(GaussianMixture((8,), components, min_scale=1e-3), x, seed=0)
+        test = Estimate(fitted.model.log_evidence(other).detach())  # type: ignore[attr-defined]
+        assert bool(overfitting(fitted.log_likelihood, test, 300, 8)) is found

@@ -11,7 +11,12 @@ from .devices import device_for as device_for
 from .findings import Findings as Findings
 from .latents import observed_problems as observed_problems
 from .programs import check as check, check_batch as check_batch
-from .report import PairWarning as PairWarning, Problem as Problem, Report as Report
+from .report import (
+    DISCRETE as DISCRETE,
+    PairWarning as PairWarning,
+    Problem as Problem,
+    Report as Report,
+)
 from .rows import row_problems as row_problems
 from .session import (
     Session as Session,

@@ -14,6 +14,7 @@ from torch.distributions.constraints import Constraint
 
 from ppl_vae.checks.report import Problem
 from ppl_vae.checks.supports import in_words
+from ppl_vae.likelihoods import counts_of
 from ppl_vae.pairs import (
     Batch,
     PairError,
@@ -108,7 +109,7 @@ def unusable(
         if isinstance(base, dist.MaskedDistribution):  # masked values may be anything
             return None
         base = base.base_dist
-    kind = type(base).__name__
+    kind = type(base).__name__.lstrip("_")
     try:
         inside = (fn.support if support is None else support).check(value)
     except Exception:  # distributions without a support, or without one for this shape
@@ -123,9 +124,12 @@ def unusable(
     such = _such_as(base, value)
     advice = {
         "Bernoulli": "binarize it (load_data(..., binarize=...)), or choose a likelihood for its values",
-        "Binomial": "give counts from 0 to total_count",
         "Beta": "squeeze it into the open interval (0, 1)",
     }.get(kind, "transform the data or choose another likelihood")
+    if kind == "Binomial":
+        advice = counts_of(value, int(base.total_count.max()))
+    elif kind == "QuantizedLogistic" and bool(value.min() >= 0) and value.max() == base.levels - 1:
+        advice = f"divide them by {base.levels - 1}"
     problem = Problem(
         "error",
         name,

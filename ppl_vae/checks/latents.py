@@ -95,15 +95,17 @@ def auxiliary_problems(
     sources = {n: behind & own.keys() for n, behind in sources.items()}
     used = frozenset().union(*sources.values())
     all_discrete = in_model and all(s["fn"].has_enumerate_support for s in in_model.values())
-    discrete = f". The model's latents are discrete: {DISCRETE}" if all_discrete else ""
     for name in (n for n in own if n not in used):
         yield Problem(
             "error",
             name,
             f"the guide's site '{name}' is not in the model, which has "
-            f"{', '.join(map(repr, in_model)) or 'no latents'}: give the site the same name in both. A "
-            "variable of the guide alone needs a density in the model, given the latents (a reverse model "
-            f"r({name} | z, x)); without it, ELBO and log p(x) may exceed the truth{discrete}",
+            f"{', '.join(map(repr, in_model)) or 'no latents'}"
+            + (
+                f". The model's latents are discrete: {DISCRETE}"
+                if all_discrete
+                else _same_name(name)
+            ),
         )
     together = [draws for _, draws in sharing_draws(sources) if len(draws) > 1]
     for draws in [*(frozenset([name]) for name in own if name in used), *together]:
@@ -121,6 +123,15 @@ def auxiliary_problems(
                 f"{names[0] if len(names) == 1 else 'one of them'} in the model, too, given the latents",
             )
             return
+
+
+def _same_name(name: str) -> str:
+    """What to do about a variable of the guide that the model does not have."""
+    return (
+        ": give the site the same name in both. A variable of the guide alone needs a density in the model, "
+        f"given the latents (a reverse model r({name} | z, x)); without it, ELBO and log p(x) may exceed the "
+        "truth"
+    )
 
 
 def narrow_problems(model_trace: Trace, guide_trace: Trace) -> Iterator[Problem]:

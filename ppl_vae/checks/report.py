@@ -66,12 +66,10 @@ class Problem:
 
 
 DISCRETE = (
-    "take a guide of discrete latents, such as Exact for a model that knows its posterior, or Enumerated for "
-    "any model with few values"
+    "take a guide of discrete latents, such as Exact (--guide Exact) for a model that knows its posterior, or "
+    "Enumerated (--guide Enumerated) for any model with few values; or fit the model by EM (fit_em, ppl-vae em)"
 )
 """What to do about a guide whose latents are continuous, and those of the model are not."""
-
-_GUIDES = "With the guide's, "
 
 
 class PairWarning(UserWarning):
@@ -148,13 +146,13 @@ def _run(pair: Pair, batch: Batch) -> tuple[Trace, Trace] | Problem:
                 model_trace = poutine.trace(model).get_trace(*args)
     except Exception as error:
         other = _other_latents(pair, args, guide_trace) if role == "model" else ""
-        if other and not other.endswith(_GUIDES):
+        if other:
             return Problem("error", role, other)
         shapes = ", ".join("None" if t is None else str(tuple(t.shape)) for t in args)
         return Problem(
             "error",
             role,
-            f"{other}the {role} raised {type(error).__name__} on a batch of shape {shapes}: {first_line(error)}"
+            f"the {role} raised {type(error).__name__} on a batch of shape {shapes}: {first_line(error)}"
             f"{_other_dtype(pair, tensors_of(batch), error)}{other_device(error)}"
             f"{_own_rows(pair, batch, error)}{made_for_other_rows(pair, batch)}{_calls_itself(error)}",
         )
@@ -162,10 +160,7 @@ def _run(pair: Pair, batch: Batch) -> tuple[Trace, Trace] | Problem:
 
 
 def _other_latents(pair: Pair, args: Sequence[Any], guide_trace: Trace) -> str:
-    """What to say if a model that raises with the guide's latents draws others itself; otherwise empty.
-
-    It ends with `_GUIDES` if what the model raised is to follow.
-    """
+    """What to say if a model that raises with the guide's latents draws others itself; otherwise empty."""
     try:
         with preserve_random_state(), torch.no_grad(), pyro.validation_enabled(False):
             alone = poutine.trace(pair.model).get_trace(*args)
@@ -185,9 +180,20 @@ def _other_latents(pair: Pair, args: Sequence[Any], guide_trace: Trace) -> str:
         if own != given:
             return (
                 f"site '{name}' has {_numbers(own)} in the model and {_numbers(given)} in the guide: the two "
-                f"must be the same (latent_dim, in models and guides of ppl_vae). {_GUIDES}"
+                f"must be the same{_how_to_agree(pair, own, given)}"
             )
     return ""
+
+
+def _how_to_agree(pair: Pair, own: Sequence[int], given: Sequence[int]) -> str:
+    """How model and guide get latents of one size, if their classes take it as `latent_dim`."""
+    both = all(hasattr(program, "latent_dim") for program in (pair.model, pair.guide))
+    if not both or len(own) != 1 or len(given) != 1:
+        return ""
+    return (
+        f"; give both one latent_dim, {own[0]} or {given[0]} (on the command line --model.latent_dim alone: "
+        "the guide takes it from there)"
+    )
 
 
 def _numbers(shape: Sequence[int]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,11 @@ from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.options import EM, names
 from ppl_vae.cli.output import say, show, warn
 from ppl_vae.cli.report import result_table, with_levels
-from ppl_vae.cli.setup import set_up
+from ppl_vae.cli.setup import Setup, set_up
+from ppl_vae.cli.stages import Stages
 from ppl_vae.cli.start import check_setup, options_of, started
-from ppl_vae.em import EMFit, check_start, fit_em
-from ppl_vae.evaluation import evaluate
+from ppl_vae.em import EMFit, check_start, fit_em, overfitting
+from ppl_vae.evaluation import Evaluation, evaluate
 from ppl_vae.models import BernoulliMixture, CategoricalHMM, GaussianMixture
 from ppl_vae.plots import bound_curves, components
 from ppl_vae.runs import (
@@ -33,6 +36,12 @@ from ppl_vae.runs import (
 )
 from ppl_vae.runtime import as_folder, own_folder, preserve_random_state, replacing, resolve_device
 
+_FEWER = {"components": "components", "states": "states", "latent_dim": "latent dimensions"}
+"""Arguments of models whose parameters grow with them, in words."""
+
+_SIMPLER = {"full": ("tied", "diagonal"), "diagonal": ("spherical",)}
+"""Kinds of covariances with fewer parameters."""
+
 _DISCRETE = (BernoulliMixture, CategoricalHMM)
 """Models of data that are discrete."""
 
@@ -40,6 +49,7 @@ _DISCRETE = (BernoulliMixture, CategoricalHMM)
 def em(parser: ArgumentParser, given: Namespace) -> int:
     """Fits a model with closed forms by EM, evaluates it with its exact posterior, saves and draws."""
     resumed = given.get("resume")
+    stages = Stages(bool(given.get("quiet")))
     options, trust = options_of("em", parser, given)
     options = {**options, "guide": "ppl_vae.guides.Exact"}
     options.setdefault("model", "ppl_vae.models.GaussianMixture")
@@ -53,7 +63,8 @@ def em(parser: ArgumentParser, given: Namespace) -> int:
             f"--model {kind.__name__}: EM needs a model that knows its posterior(x), such as GaussianMixture; "
             "train the others by `ppl-vae train`"
         )
-    setup = set_up(options, trust=trust)
+    with stages.stage("data and model", told=False):
+        setup = set_up(options, trust=trust)
     if given.get("print_config"):
         show(yaml.safe_dump(setup.config, sort_keys=False), end="")
         return 0
@@ -70,37 +81,79 @@ def em(parser: ArgumentParser, given: Namespace) -> int:
             x = transform(x)
     if resumed is None:
         check_start(setup.model, x)
-    check_setup(setup)
+    with stages.stage("checks", told=False):
+        check_setup(setup)
     progress = False if given.get("quiet") else None
     with started("em", setup, given) as (folder, resume):
-        fitted = fit_em(
-            setup.model,
-            x,
-            seed=options["seed"],
-            run_dir=folder,
-            resume=resume,
-            progress=progress,
-            **{name: options[name] for name in names(EM) if name in options},
-        )
+        with stages.stage("EM"):
+            fitted = fit_em(
+                setup.model,
+                x,
+                seed=options["seed"],
+                run_dir=folder,
+                resume=resume,
+                progress=progress,
+                **{name: options[name] for name in names(EM) if name in options},
+            )
         folder.begin()  # a finished run has taken no steps: its new options are written here
         weights = write_weights(folder.path, fitted.model, setup.guide, epochs=len(fitted.history))
-        evaluation = evaluate(
-            fitted.model, setup.guide, setup.data.test, num_samples=64, seed=0, progress=progress
-        )
+        with stages.stage("evaluation"):
+            evaluation = evaluate(
+                fitted.model,
+                setup.guide,
+                setup.data.test,
+                num_samples=64,
+                seed=0,
+                progress=progress,
+            )
         evaluation = with_levels(evaluation, setup.data)
         write_results(folder.path, evaluation=evaluation, rows=rows_of(setup.data), weights=weights)
-        failed = _draw(folder.path / PLOTS, fitted, weights)
+        with stages.stage("pictures"):
+            failed = _draw(folder.path / PLOTS, fitted, weights)
         say_of_other_weights(folder.path, weights)
         test = ("log p(x), test rows", str(evaluation.log_likelihood))
+        fitted = _with_doubt(fitted, evaluation, setup)
         show(result_table([*fitted.lines(), test], fitted, evaluation))
     show(f"\nrun folder: {folder.folder}\npictures:   {folder.folder / PLOTS}")
     for line in failed:
         warn(line)
+    stages.tell()
     return 0
 
 
 def _class_path(spec: Any) -> str:
     return str(spec["class_path"] if isinstance(spec, dict) else spec)
+
+
+def _with_doubt(fitted: EMFit, evaluation: Evaluation, setup: Setup) -> EMFit:
+    """Adds a warning, and what to type, if the training rows fit far better than the test rows."""
+    found = overfitting(
+        fitted.log_likelihood,
+        evaluation.log_likelihood,
+        len(setup.data.train),
+        math.prod(setup.data.shape),
+    )
+    if not found:
+        return fitted
+    spread = float(setup.data.train.double().std())
+    remedies = ", ".join(_remedies(setup.config["model"]["init_args"], spread))
+    return replace(fitted, cautions=(*fitted.cautions, f"{found}. What helps: {remedies}"))
+
+
+def _remedies(arguments: Mapping[str, Any], spread: float) -> Iterator[str]:
+    """What makes a model of these arguments overfit less, as it is typed; for data of a standard deviation."""
+    for name in ("components", "states", "latent_dim"):
+        if arguments.get(name, 1) > 1:
+            yield f"fewer {_FEWER[name]} (--model.{name} {arguments[name] // 2})"
+    simpler = _SIMPLER.get(str(arguments.get("covariance")), ())
+    if simpler:
+        options = " or ".join(f"--model.covariance {name}" for name in simpler)
+        yield f"simpler covariances ({options})"
+    if arguments.get("min_scale", math.inf) < (floor := float(f"{spread / 10:.1g}")):
+        yield f"a higher floor (--model.min_scale {floor:g})"
+    if arguments.get("min_probability", math.inf) < 0.01:
+        yield "a higher floor (--model.min_probability 0.01)"
+    yield "more rows"
 
 
 def _draw(folder: Path, fitted: EMFit, weights: str) -> list[str]:

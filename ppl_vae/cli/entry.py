@@ -26,7 +26,7 @@ from ppl_vae.cli.options import COMMANDS
 from ppl_vae.cli.output import OutputError, finish_output, say, show, silence_output, warn
 from ppl_vae.cli.rc_files import ignored_here
 from ppl_vae.runs import plain
-from ppl_vae.runtime import safe_children
+from ppl_vae.runtime import progress_in_lines, safe_children
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -149,7 +149,8 @@ def _run(arguments: list[str]) -> int:
         given = parser.parse_args(light.with_whole_numbers(own, below=True), defaults=False)
     module = command if command in ("train", "em", "refit") else "run_commands"
     run = getattr(importlib.import_module(f"ppl_vae.cli.{module}"), command)
-    return int(run(parser, given))
+    with progress_in_lines(say):
+        return int(run(parser, given))
 
 
 def _require_typed(arguments: Sequence[str]) -> None:

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from jsonargparse import Namespace
 
 from ppl_vae.cli.common import evaluate_training_rows, rows_of, say_of_other_weights
 from ppl_vae.cli.output import say, show, warn
 from ppl_vae.cli.report import result_table, with_accuracy, with_levels
 from ppl_vae.cli.setup import Setup
+from ppl_vae.cli.stages import Stages
 from ppl_vae.diagnosis import Diagnosis, diagnose
-from ppl_vae.evaluation import Evaluation, evaluate, to_arviz
+from ppl_vae.evaluation import Evaluation, evaluate, netcdf_size, to_arviz
 from ppl_vae.pairs import Pair
 from ppl_vae.plots import draw_run
 from ppl_vae.runs import (
@@ -26,6 +28,10 @@ from ppl_vae.runtime import DiskFullError, as_typed
 from ppl_vae.training import Fit
 
 
+LARGE_POSTERIOR = 10_000_000
+"""Bytes of a posterior.nc that is only written if it is asked for: it would take most of the time of a run."""
+
+
 class Measured(NamedTuple):
     """The results of a trained pair."""
 
@@ -33,55 +39,81 @@ class Measured(NamedTuple):
     diagnosis: Diagnosis
 
 
-def finish_run(run: RunFolder, setup: Setup, fitted: Fit, progress: bool | None) -> None:
-    """Everything that follows the training of a run."""
+def finish_run(run: RunFolder, setup: Setup, fitted: Fit, given: Namespace, stages: Stages) -> None:
+    """Everything that follows the training of a run, with what was typed, and what took how long."""
+    progress = False if given.get("quiet") else None
     say(
         f"trained {fitted.epochs} epochs ({fitted.steps} steps) in {fitted.seconds:.0f} s: {fitted.stopped}"
         + (f"; kept epoch {fitted.best_epoch}" if fitted.best_epoch != fitted.epochs else "")
     )
-    weights = write_weights(run.path, fitted.model, fitted.guide, epochs=len(fitted.history))
-    measured = _measure(setup, fitted, progress)
+    with stages.stage("saving", told=False):
+        weights = write_weights(run.path, fitted.model, fitted.guide, epochs=len(fitted.history))
+    measured = _measure(setup, fitted, progress, stages)
     folder = run.path  # asked again: it may have been moved meanwhile
-    write_results(
-        folder,
-        evaluation=measured.evaluation,
-        diagnosis=measured.diagnosis,
-        rows=rows_of(setup.data),
-        weights=weights,
-    )
-    failed = _export(folder, setup, fitted, measured, weights)
-    failed += _draw(folder, setup, fitted, measured, weights)
+    with stages.stage("saving", told=False):
+        write_results(
+            folder,
+            evaluation=measured.evaluation,
+            diagnosis=measured.diagnosis,
+            rows=rows_of(setup.data),
+            weights=weights,
+        )
+    failed = []
+    if given.get("posterior") != "never":
+        with stages.stage(POSTERIOR, told=False):  # which tells its start
+            always = given.get("posterior") == "always"
+            failed += _export(folder, setup, fitted, measured, weights, always)
+    with stages.stage("pictures"):
+        failed += _draw(folder, setup, fitted, measured, weights)
     say_of_other_weights(folder, weights)
     _show(folder, measured)
     for line in failed:
         warn(line)
+    stages.tell()
 
 
-def _measure(setup: Setup, fitted: Fit, progress: bool | None) -> Measured:
+def _measure(setup: Setup, fitted: Fit, progress: bool | None, stages: Stages) -> Measured:
     seed, data, pair = setup.config["seed"], setup.data, (fitted.model, fitted.guide)
     num_samples = setup.config["num_samples"]
-    evaluation = evaluate(*pair, data.test, num_samples=num_samples, seed=seed, progress=progress)
-    train = evaluate_training_rows(
-        *pair, data, num_samples=num_samples, seed=seed, progress=progress
-    )
-    diagnosis = diagnose(
-        *pair,
-        data.test,
-        train=train,
-        evaluation=evaluation,
-        fit=fitted,
-        beta=setup.objective.beta_at(len(fitted.history)),
-        seed=seed,
-        progress=progress,
-    )
+    with stages.stage("evaluation"):
+        evaluation = evaluate(
+            *pair, data.test, num_samples=num_samples, seed=seed, progress=progress
+        )
+    with stages.stage("evaluation of training rows"):
+        train = evaluate_training_rows(
+            *pair, data, num_samples=num_samples, seed=seed, progress=progress
+        )
+    with stages.stage("diagnosis"):
+        diagnosis = diagnose(
+            *pair,
+            data.test,
+            train=train,
+            evaluation=evaluation,
+            fit=fitted,
+            beta=setup.objective.beta_at(len(fitted.history)),
+            seed=seed,
+            progress=progress,
+        )
     evaluation = with_accuracy(with_levels(evaluation, data), *pair, data)
     return Measured(evaluation, diagnosis)
 
 
-def _export(folder: Path, setup: Setup, fitted: Fit, measured: Measured, weights: str) -> list[str]:
-    """Writes posterior.nc; if ArviZ or netCDF fail, that is returned, because it costs no results."""
-    say(f"writing {POSTERIOR} for ArviZ")
+def _export(
+    folder: Path, setup: Setup, fitted: Fit, measured: Measured, weights: str, always: bool
+) -> list[str]:
+    """Writes posterior.nc, unless it is large; if ArviZ or netCDF fail, that is returned."""
     try:
+        if not always:
+            size = netcdf_size(
+                fitted.model, fitted.guide, setup.data.test, seed=setup.config["seed"]
+            )
+            if size > LARGE_POSTERIOR:
+                say(
+                    f"{POSTERIOR} is left out, because it would have about {size / 1e6:.0f} MB: "
+                    f"`ppl-vae export {as_typed(folder)}` writes it (so does --posterior always)"
+                )
+                return []
+        say(f"writing {POSTERIOR} for ArviZ")
         arviz = to_arviz(
             fitted.model,
             fitted.guide,

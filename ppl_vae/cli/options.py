@@ -162,6 +162,7 @@ def _train(options: Options) -> None:
     _add_resume(options, "train", "max_epochs")
     _add_run_dir(options)
     _add_num_samples(options, "importance samples per test row, for log p(x)")
+    _add_posterior(options)
     for role, default in DEFAULTS.items():
         options.add_role(role, default)
     _add_data(options)
@@ -185,6 +186,7 @@ def _refit(options: Options) -> None:
     _add_resume(options, "refit", "max_epochs")
     _add_run_dir(options)
     _add_num_samples(options, "importance samples per test row, for log p(x)")
+    _add_posterior(options)
     for role in ("guide", "objective"):
         options.add_role(role, DEFAULTS[role])
     _add_training(options)
@@ -311,6 +313,16 @@ def _add_run_dir(options: Options) -> None:
 
 def _add_num_samples(options: Options, what: str) -> None:
     options.add_argument("--num_samples", type=int, default=1000, help=what)
+
+
+def _add_posterior(options: Options) -> None:
+    options.add_argument(
+        "--posterior",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="write posterior.nc for ArviZ: always, never, or if it has less than 10 MB (auto); `ppl-vae "
+        "export RUN` writes it later",
+    )
 
 
 def _add_data(options: Options) -> None:

@@ -12,6 +12,7 @@ from ppl_vae.cli.finish import finish_run
 from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.own_modules import trust_of
 from ppl_vae.cli.setup import checked, set_up
+from ppl_vae.cli.stages import Stages
 from ppl_vae.cli.start import check_setup, options_of, started, step_size_of
 from ppl_vae.pairs import Program, keep_guide
 from ppl_vae.runs import Trust, load_run, require_free, write_weights
@@ -22,6 +23,7 @@ from ppl_vae.training import Processes, refit_guide
 def refit(parser: ArgumentParser, given: Namespace) -> int:
     """Trains a new guide for the model of a run, which is left as it is; the result is a run of its own."""
     resumed, run = given.get("resume"), given.get("run")
+    stages = Stages(bool(given.get("quiet")))
     if (resumed is None) == (run is None):
         raise UsageError(
             "name the RUN whose model is kept, or --resume RUN to continue an interrupted refit"
@@ -32,8 +34,10 @@ def refit(parser: ArgumentParser, given: Namespace) -> int:
     else:
         model, config = _model_of(Path(resumed), Path(typed.get("refit_of", resumed)), given), typed
     resolve_device(config["device"])
-    setup = set_up(config, model=model, trust=of_run)
-    check_setup(setup)
+    with stages.stage("data and pair", told=False):
+        setup = set_up(config, model=model, trust=of_run)
+    with stages.stage("checks", told=False):
+        check_setup(setup)
     fabric = setup.fabric()
     processes = Processes(fabric)
     progress = False if given.get("quiet") else None
@@ -41,12 +45,13 @@ def refit(parser: ArgumentParser, given: Namespace) -> int:
         with processes.ending_together():
             if processes.is_first and not resume:  # checkpoints hold the guide alone
                 write_weights(folder.path, setup.model, setup.guide, epochs=0)
-        fitted = setup.train(
-            refit_guide, fabric=fabric, run_dir=folder, resume=resume, progress=progress
-        )
+        with stages.stage("training", told=False):  # the end is told in other words
+            fitted = setup.train(
+                refit_guide, fabric=fabric, run_dir=folder, resume=resume, progress=progress
+            )
         if processes.is_first:
             folder.begin()  # a finished run has taken no steps: its new options are written here
-            finish_run(folder, setup, fitted, progress)
+            finish_run(folder, setup, fitted, given, stages)
     return 0
 
 

@@ -102,6 +102,7 @@ def with_defaults(parser: ArgumentParser, given: Namespace) -> dict[str, Any]:
         "made_by",
         "trust",
         "trust_packages",
+        "posterior",
     ):
         plain.pop(name, None)
     return plain

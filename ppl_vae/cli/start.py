@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
-from ppl_vae.checks import DataCheck, check, check_rows
+from ppl_vae.checks import DISCRETE, DataCheck, check, check_rows
+from ppl_vae.cli.known import find_known
 from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.output import say
 from ppl_vae.cli.own_modules import trust_of
 from ppl_vae.cli.setup import Setup, checked, data_paths, with_defaults
-from ppl_vae.pairs import Batches, Pair, take_rows, transformed
+from ppl_vae.pairs import Batches, Pair, PairError, take_rows, transformed
 from ppl_vae.runs import (
     CHECKPOINTS,
     EVALUATION,
@@ -99,7 +100,7 @@ def step_size_of(optimizer: Any) -> Any:
 def _config_of_run(command: str, parser: ArgumentParser, given: Namespace) -> dict[str, Any]:
     """The configuration that a run was started with, for the command that made it."""
     path = Path(given.resume)
-    asked = {"resume", "trust", "trust_packages", "quiet", "debug", *MAY_CHANGE}
+    asked = {"resume", "trust", "trust_packages", "quiet", "debug", "posterior", *MAY_CHANGE}
     changed = {name for name in set(vars(given)) - asked if given[name] is not None}
     if changed:
         names = ", ".join(f"--{name}" for name in sorted(changed))
@@ -145,13 +146,27 @@ def check_setup(setup: Setup) -> None:
         objective=setup.objective,
         max_epochs=setup.config.get("max_epochs", 1),
     )
-    report.raise_errors()
+    try:
+        report.raise_errors()
+    except PairError as error:
+        raise PairError(_as_typed(str(error), setup)) from error
     pair = Pair.of(setup.model, setup.guide)
     rows = Batches(setup.data.test, pair, "the test rows")
     with preserve_random_state(), torch.no_grad(), pair.scope(), pair.mode(training=False):
         if not pair.keeps_rows:
             found = DataCheck(pair, x)
             check_rows(rows.ordered(_CHECKED_ROWS), found.first_problem, "the test rows")
+
+
+def _as_typed(message: str, setup: Setup) -> str:
+    """What is wrong with a pair; if its guide is not for discrete latents, with what to type for this model."""
+    name = type(setup.model).__name__
+    if find_known("model", name, by_em=True) is None:
+        return message
+    instead = (
+        f"`ppl-vae em --model {name}` fits it; `ppl-vae train` takes it with --guide Exact or "
+    )
+    return message.replace(DISCRETE, f"{instead}--guide Enumerated")
 
 
 def new_folder(config: Mapping[str, Any]) -> Path:

@@ -8,6 +8,7 @@ from jsonargparse import ArgumentParser, Namespace
 from ppl_vae.cli.finish import finish_run
 from ppl_vae.cli.output import show
 from ppl_vae.cli.setup import set_up
+from ppl_vae.cli.stages import Stages
 from ppl_vae.cli.start import check_setup, options_of, started
 from ppl_vae.runs import require_free
 from ppl_vae.runtime import as_folder, resolve_device
@@ -17,23 +18,29 @@ from ppl_vae.training import Processes, fit
 def train(parser: ArgumentParser, given: Namespace) -> int:
     """Trains, evaluates, diagnoses, saves and draws."""
     resumed = given.get("resume")
+    stages = Stages(bool(given.get("quiet")))
     options, trust = options_of("train", parser, given)
     if not given.get("print_config"):  # report what can be checked before the data are read
         resolve_device(options["device"])
         if resumed is None and given.get("run_dir") is not None:
             target = as_folder(given.run_dir, "run_dir")
             require_free(target, overwrite=bool(given.get("overwrite")))
-    setup = set_up(options, trust=trust)
+    with stages.stage("data and pair", told=False):
+        setup = set_up(options, trust=trust)
     if given.get("print_config"):
         show(yaml.safe_dump(setup.config, sort_keys=False), end="")
         return 0
-    check_setup(setup)
+    with stages.stage("checks", told=False):
+        check_setup(setup)
     fabric = setup.fabric()
     processes = Processes(fabric)
     progress = False if given.get("quiet") else None
     with started("train", setup, given, processes) as (folder, resume):
-        fitted = setup.train(fit, fabric=fabric, run_dir=folder, resume=resume, progress=progress)
+        with stages.stage("training", told=False):  # the end is told in other words
+            fitted = setup.train(
+                fit, fabric=fabric, run_dir=folder, resume=resume, progress=progress
+            )
         if processes.is_first:
             folder.begin()  # a finished run has taken no steps: its new options are written here
-            finish_run(folder, setup, fitted, progress)
+            finish_run(folder, setup, fitted, given, stages)
     return 0

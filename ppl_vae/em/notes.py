@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from ppl_vae.stats import Estimate
+
+_ERRORS = 4
+"""Standard errors of a gap between training and test rows that chance does not explain."""
+
+_LEAST_GAP = 0.25
+"""Nats per row of a gap that matters, in rows of few numbers."""
 
 
 class Notes:
@@ -51,6 +60,38 @@ class Notes:
     def written(self) -> tuple[str, ...]:
         """The notes, each with its iterations."""
         return tuple(f"{text} ({_when(when)})" for text, when in self._iterations.items())
+
+
+def overfitting(training: float, test: Estimate, num_training: int, numbers: int) -> str:
+    """What to say if log p(x) is higher on the training rows than on the test rows; empty if the two are alike.
+
+    A gap counts if it is more than 4 of its standard errors, and if it matters: it is more than 0.25 nats per
+    row and 0.1 sqrt(D) nats for rows of D numbers, because the log densities of rows themselves vary by about
+    sqrt(D). The error is that of two means, with the spread of the test rows for both: that of the training
+    rows is smaller if the model overfits.
+
+    Args:
+        training: The mean of log p(x) over the training rows, nats.
+        test: log p(x) of the test rows.
+        num_training: Number of training rows.
+        numbers: Numbers per row.
+
+    Example:
+        >>> import torch
+        >>> test = Estimate(torch.linspace(-3.0, 3.0, 100))
+        >>> print(overfitting(2.5, test, 900, 2))
+        log p(x) is 2.5 on the training rows and 0.0 on the test rows (2.5 ± 0.2 nats apart): the model overfits
+        >>> overfitting(0.2, test, 900, 2)
+        ''
+    """
+    gap = training - test.mean
+    error = test.standard_error * math.sqrt(1 + len(test.values) / num_training)
+    if not gap > max(_ERRORS * error, _LEAST_GAP, 0.1 * math.sqrt(numbers)):  # also if one is NaN
+        return ""
+    return (
+        f"log p(x) is {training:.1f} on the training rows and {test.mean:.1f} on the test rows ({gap:.1f} ± "
+        f"{error:.1f} nats apart): the model overfits"
+    )
 
 
 def _when(iterations: list[int]) -> str:

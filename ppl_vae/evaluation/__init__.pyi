@@ -2,7 +2,7 @@ from .annealed import (
     Annealed as Annealed,
     annealed_importance_sampling as annealed_importance_sampling,
 )
-from .arviz import to_arviz as to_arviz
+from .arviz import netcdf_size as netcdf_size, to_arviz as to_arviz
 from .importance import evaluate as evaluate
 from .ladder import Ladder as Ladder
 from .path import PriorGuide as PriorGuide

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import warnings
+import zlib
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
@@ -22,13 +23,25 @@ from ppl_vae.checks import Session, opened
 from ppl_vae.evaluation.importance import evaluate
 from ppl_vae.evaluation.result import Evaluation
 from ppl_vae.evaluation.sandwich import warn_if_draws_follow_data
-from ppl_vae.pairs import Batch, DataLike, Layout, Program, Substitute, as_args, num_rows
+from ppl_vae.pairs import (
+    Batch,
+    DataLike,
+    Layout,
+    Program,
+    Substitute,
+    as_args,
+    num_rows,
+    take_rows,
+)
 from ppl_vae.runtime import described, require_samples
 
 _ROWS_AT_ONCE = 1024
 
 _LARGEST_GROUP = 2**24
 """Largest size of a group, in numbers; many rows, or large ones, get fewer draws."""
+
+_FEW_ROWS, _FEW_DRAWS = 64, 4
+"""What `netcdf_size` looks at."""
 
 _SPREAD = 1e-6
 """Nats between the smallest and the largest of a row's repeated log p(x); see `to_arviz`."""
@@ -154,6 +167,47 @@ def to_arviz(
     groups["log_likelihood"] = _log_likelihood(evaluation, list(groups["observed_data"]), num_draws)
     groups["sample_stats"] = _sample_stats(evaluation)
     return _assemble(groups, evaluation)
+
+
+def netcdf_size(
+    model: Program, guide: Program, x: DataLike, *, num_draws: int = 100, seed: int | None = None
+) -> int:
+    """About how many bytes the compressed netCDF file of `to_arviz` has, from a few draws of the first rows.
+
+    Args:
+        model: Pyro program of p(x, z).
+        guide: Pyro program of q(z | x), with the same arguments.
+        x: Rows that are in memory.
+        num_draws: Draws of each site.
+        seed: Seed for the draws.
+    """
+    require_samples("num_draws", num_draws)
+    with opened(model, guide, x, seed=seed, progress=False, draws_start_at_seed=True) as session:
+        n = session.num_rows
+        if n is None:
+            raise ValueError("the number of rows is not known: x must be in memory")
+        whole = session.pair.keeps_rows
+        few = session.first if whole else take_rows(session.first, slice(0, _FEW_ROWS))
+        drawn = min(_FEW_DRAWS, num_draws)
+        keep: dict[str, int] = {"observed_data": 1}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # `to_arviz` says it
+            groups = _draw(session, few, [{} for _ in range(2 * drawn)], keep, n)
+    total = 0.9 * 8 * n * num_draws  # log p(x), whose digits are hard to compress
+    for group, variables in groups.items():
+        draws = min(num_draws, keep[group])
+        for array in variables.values():
+            there = array.sizes.get("draw", 1)
+            rows = n / array.sizes["row"] if "row" in array.sizes else 1
+            total += _compressed(array.values) * rows * draws / there
+    return int(total)
+
+
+def _compressed(values: np.ndarray[Any, Any]) -> int:
+    """Bytes after the compression of HDF5: the first bytes of all numbers, then the second ones, and so on."""
+    numbers = np.ascontiguousarray(values)
+    shuffled = numbers.view(np.uint8).reshape(-1, numbers.itemsize).T
+    return len(zlib.compress(shuffled.tobytes(), 4))
 
 
 def _draw(

@@ -150,9 +150,12 @@ class Batched(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch_ndim = x.ndim - len(self.in_shape)
         if batch_ndim < 0 or tuple(x.shape[batch_ndim:]) != self.in_shape:
+            last = (
+                f"last {len(self.in_shape)} dimensions" if self.in_shape[1:] else "last dimension"
+            )
             raise ValueError(
                 f"the network was built for rows of shape {self.in_shape}, but the input has shape "
-                f"{tuple(x.shape)}: its last {len(self.in_shape)} dimensions must be those of a row"
+                f"{tuple(x.shape)}, whose {last} should be {self.in_shape}"
             )
         batch = x.shape[:batch_ndim]
         y: Tensor = self.net(x.reshape(batch.numel(), *self.net_shape))

@@ -38,7 +38,12 @@ from .files import (
     require_output as require_output,
     write_bytes as write_bytes,
 )
-from .progress import progress_bar as progress_bar
+from .progress import (
+    duration as duration,
+    on_terminal as on_terminal,
+    progress_bar as progress_bar,
+    progress_in_lines as progress_in_lines,
+)
 from .randomness import (
     preserve_random_state as preserve_random_state,
     random_state as random_state,

@@ -95,4 +95,4 @@ def _postfix(row: dict[str, float]) -> dict[str, str]:
     """What the progress bar shows of the metrics of an epoch."""
     prefix = "validation_" if "validation_elbo" in row else ""
     shown = {name: f"{row[prefix + name]:.2f}" for name in ("elbo", "rate", "distortion")}
-    return shown | {"active": str(int(row["active_units"]))}
+    return {"epoch": str(int(row["epoch"]))} | shown | {"active": str(int(row["active_units"]))}
