@@ -271,14 +271,15 @@ def test_beta_is_that_of_the_last_epoch() -> None:
 
 def test_other_things_in_place_of_results_are_refused() -> None:
     fitted, x = untrained(max_epochs=1)
-    pair: Any = fitted.model, fitted.guide
+    wrong: Any = x
     for name in ("train", "evaluation"):
+        given: Any = {name: wrong}
         with pytest.raises(
             TypeError, match=f"{name} must be what evaluate has returned, got an object of Tensor"
         ):
-            diagnose(*pair, x, **{name: x})  # type: ignore[arg-type]
+            diagnose(fitted.model, fitted.guide, x, **given)
     with pytest.raises(TypeError, match="fit must be what fit has returned"):
-        diagnose(*pair, x, fit=x)  # type: ignore[arg-type]
+        diagnose(fitted.model, fitted.guide, x, fit=wrong)
 
 
 # -- a dead encoder ----------------------------------------------------------------------------------------

@@ -193,7 +193,7 @@ def not_trusted(evaluation: Evaluated) -> dict[str, str]:
     share = _share(bad)
     if share > MANY:
         if bool(alone.all()):
-            remedy = "evaluate with method='auto' or a better guide"
+            remedy = "raise num_samples, evaluate with method='auto', or use a better guide"
         else:
             remedy = "evaluate with method='annealed', or by annealed_importance_sampling"
         found["log p(x) not trusted"] = (
