@@ -236,6 +236,9 @@ def test_log_p_that_is_not_to_be_trusted_is_not_called_healthy() -> None:
     assert "log p(x) not trusted" not in found.faults
     missed = sum(name != "guide" for name in ladder.method) / len(held)
     assert f"the posterior of {missed:.0%} of the rows" in found.faults["poor guide"]
+    assert "use a richer guide" in found.faults["poor guide"]
+    found = diagnose(model, guide, held, evaluation=ladder, beta=4.0, seed=0)
+    assert "it was trained with beta = 4; refit_guide" in found.faults["poor guide"]
 
 
 # -- beta --------------------------------------------------------------------------------------------------
