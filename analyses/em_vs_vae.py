@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from jsonargparse import auto_cli
+from progress import Table, start
 from sklearn.decomposition import PCA
 from torch import Tensor
 from torch.distributions import (
@@ -190,20 +190,27 @@ def compare(
     by_svi(replace(problem, train=problem.train[:64]), "", seed, exact=1)
     one = GradientSteps(steps=1, learning_rate=problem.learning_rate)
     limits: dict[str, Any] = {"max_iterations": 1000, "tolerance": 1e-6}
-    found = [by_em(problem, "EM", **limits)]
-    if problem.hard:
-        found.append(by_em(problem, "hard EM", hard=True, **limits))
-    found += [
-        by_em(problem, "gradient EM", m_step=one, max_iterations=epochs, batch_size=4096),
-        by_svi(problem, "SVI, exact q", seed, exact=epochs),
-        by_svi(problem, "SVI, amortized q", seed, both=epochs),
-        by_svi(problem, "SVI, q learns first", seed, guide=max(1, epochs // 10), both=epochs),
-    ]
-    print(f"{problem.title}\n")
+    gradient: dict[str, Any] = {"m_step": one, "max_iterations": epochs, "batch_size": 4096}
+    first = max(1, epochs // 10)
+    ways: dict[str, Callable[[str], Fitted]] = {
+        "EM": lambda name: by_em(problem, name, **limits),
+        "hard EM": lambda name: by_em(problem, name, hard=True, **limits),
+        "gradient EM": lambda name: by_em(problem, name, **gradient),
+        "SVI, exact q": lambda name: by_svi(problem, name, seed, exact=epochs),
+        "SVI, amortized q": lambda name: by_svi(problem, name, seed, both=epochs),
+        "SVI, q learns first": lambda name: by_svi(problem, name, seed, guide=first, both=epochs),
+    }
+    if not problem.hard:
+        del ways["hard EM"]
     columns = ["method", "passes", "gradients", "seconds", "bound", "log p(x)", "KL", "then EM"]
-    columns += ["test log p(x)", "test KL", "µs a new row"]
-    for cells in (columns, ["---"] * len(columns), *(cells_of(f, problem) for f in found)):
-        print("|", " | ".join(cells), "|")
+    table = Table([*columns, "test log p(x)", "test KL", "µs a new row"], steps=len(ways))
+    print(f"{problem.title}\n")
+    table.head()
+    found = []
+    for name, fitted in ways.items():
+        found.append(fitted(name))
+        table.row(cells_of(found[-1], problem))
+        table.step(name)
     exact, amortized = found[0], max(found[-2:], key=lambda f: f.history[-1]["bound"])
     kl = amortized.kl(problem.train)
     loss = log_p(exact.model, problem.train) - log_p(amortized.model, problem.train)
@@ -389,4 +396,31 @@ def hmm(
 
 
 if __name__ == "__main__":
-    auto_cli([digits, mnist, pca, hmm])
+    start(
+        {"digits": digits, "mnist": mnist, "pca": pca, "hmm": hmm},
+        quick={
+            "digits": {
+                "components": 3,
+                "max_rows": 80,
+                "epochs": 4,
+                "output": "em_vs_vae_digits_quick.png",
+            },
+            "mnist": {
+                **{"dimensions": 2, "components": 2, "max_rows": 200, "epochs": 3},
+                "output": "em_vs_vae_mnist_quick.png",
+            },
+            "pca": {
+                "latent_dim": 2,
+                "max_rows": 80,
+                "epochs": 4,
+                "output": "em_vs_vae_pca_quick.png",
+            },
+            "hmm": {
+                "states": 2,
+                "steps": 4,
+                "rows": 40,
+                "epochs": 3,
+                "output": "em_vs_vae_hmm_quick.png",
+            },
+        },
+    )

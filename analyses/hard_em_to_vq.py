@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import auto_cli
 from matplotlib.figure import Figure
+from progress import Table, start
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans, kmeans_plusplus
 from torch import Tensor, nn
@@ -185,7 +185,11 @@ def main(
     x = load_data("digits", max_rows=max_rows).train.flatten(1).double()
     start = torch.from_numpy(kmeans_plusplus(x.numpy(), codes, random_state=seed)[0])
 
+    columns = ["method", "error per pixel", "residual", "moved by k-means", "from k-means"]
+    table = Table([*columns, "rows elsewhere"], steps=5 + 2 * len(sigmas))
+
     def on_pixels(name: str, codebook: Tensor) -> Quantizer:
+        table.step(name)
         return Quantizer(name, codebook, x, codebook)
 
     reference = on_pixels("k-means", k_means(x, start))
@@ -197,18 +201,16 @@ def main(
     }
     trained = [on_pixels("VQ of the pixels", vq(x, start, steps)), vq_vae(x, codes, steps, seed)]
     found = [reference, *learned, *held["EM"], *held["hard EM"], *trained]
-    found = [q.match(reference) for q in found]
+    table.step("VQ-VAE")
+    found = [q.match(reference) for q in found]  # which is why rows come together
 
-    print(
-        "| method | error per pixel | residual | moved by k-means | from k-means | rows elsewhere |"
-    )
-    print("| --- | --- | --- | --- | --- | --- |")
+    table.head()
     for q in found:
         error = (x - q.pictures[q.assigned]).square().mean()
         away = rms(q.pictures - reference.pictures) / reference.unit
         elsewhere = (q.assigned != reference.assigned).double().mean()
         cells = [f"{error:.3f}", *(f"{v:.1e}" for v in (q.residual, q.moved, away))]
-        print("|", " | ".join([q.name, *cells, f"{elsewhere:.1%}"]), "|")
+        table.row([q.name, *cells, f"{elsewhere:.1%}"])
     vae = found[-1]
     decoded = rms(vae.pictures - means(x, vae.assigned, vae.pictures)) / reference.unit
     print(f"\nWhat the VQ-VAE decodes is the mean of a code's rows to within {decoded:.1e}.")
@@ -254,4 +256,10 @@ def draw(
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    start(
+        main,
+        quick={
+            **{"codes": 4, "steps": 100, "sigmas": (8.0, 0.5), "max_rows": 150},
+            "output": "hard_em_to_vq_quick.png",
+        },
+    )

@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from jsonargparse import auto_cli
+from progress import Table, start
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -82,9 +82,14 @@ def main(
     def held_out(epochs: int) -> dict[str, Any]:
         return dict(**budget(epochs), validation=rows.validation, patience=epochs)
 
+    columns = ["guide", "ELBO", "log p(x), IS", "IS − AIS", "unreliable", "ladder − AIS"]
+    columns += ["unreliable, ladder", "approximation gap", "amortization gap", "ms per step"]
+    table = Table(columns, steps=11)  # the decoder, log p(x), and nine guides
     model, teacher = VAE(*sizes), guides.FullCovariance(*sizes)
     fit(model, teacher, rows.train, transform=rows.transform, **held_out(max_epochs))
+    table.step("the decoder")
     truth = annealed_importance_sampling(model, teacher, test, num_steps=temperatures, seed=seed)
+    table.step("log p(x) by annealing")
 
     mean_field = guides.MeanField(*sizes)
     tried: list[Any] = [
@@ -97,10 +102,7 @@ def main(
         guides.NeuralSpline(*sizes),
         guides.SemiAmortized(model, *sizes),
     ]
-    columns = ["guide", "ELBO", "log p(x), IS", "IS − AIS", "unreliable", "ladder − AIS"]
-    columns += ["unreliable, ladder", "approximation gap", "amortization gap", "ms per step"]
-    for cells in (columns, ["---"] * len(columns)):
-        print("|", " | ".join(cells), "|")
+    table.head()
     gaps: dict[str, Gaps] = {}
     remarks: dict[str, list[str]] = {}
 
@@ -117,7 +119,8 @@ def main(
             off = Estimate(found.log_likelihood.values - truth.log_likelihood.values)
             cells += [_nats(off), f"{found.unreliable.double().mean():.0%}"]
         cells += [_nats(parts.approximation_gap), _nats(parts.amortization_gap), f"{ms:.1f}"]
-        print("|", " | ".join(cells), "|", flush=True)
+        table.row(cells)
+        table.step(name)
         for words in (*_disagreement(plain, truth), *parts.notes, *parts.warnings):
             remarks.setdefault(words, []).append(name)
 
@@ -205,4 +208,17 @@ def _nats(estimate: Estimate) -> str:
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    start(
+        main,
+        quick={
+            **{"max_epochs": 2, "guide_epochs": 2, "max_rows": 64, "max_test_rows": 4},
+            **{
+                "latent_dim": 2,
+                "hidden": (16,),
+                "num_samples": 50,
+                "max_steps": 20,
+                "temperatures": 10,
+            },
+            "output": "inference_gaps_quick.png",
+        },
+    )

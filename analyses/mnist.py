@@ -18,7 +18,7 @@ from typing import Literal
 
 import pyro
 import torch
-from jsonargparse import auto_cli
+from progress import Table, start
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import ppl_vae
@@ -57,6 +57,7 @@ def main(
     data = ppl_vae.load_data(
         "MNIST", data_dir=data_dir, binarize=binarize, max_rows=max_rows, seed=seed
     )
+    table = Table([], steps=3)
     torch.manual_seed(seed)
     network = MLP(hidden=(400, 400))
     model = VAE(data.shape, latent_dim=50, network=network, likelihood=Bernoulli())
@@ -73,13 +74,16 @@ def main(
         seed=seed,
     )
     print(fitted, file=sys.stderr)  # shown at once: the evaluation takes as long again
+    table.step("training")
     test = data.test[:max_test_rows]
     started = time.monotonic()
     plain = ppl_vae.evaluate(model, guide, test, num_samples=num_samples, method="guide", seed=seed)
     between = time.monotonic()
+    table.step("log p(x), the guide's samples")
     evaluation = ppl_vae.evaluate(model, guide, test, num_samples=trusted_samples, seed=seed)
     seconds = [between - started, time.monotonic() - between]
-    diagnosis = ppl_vae.diagnose(model, guide, test, seed=seed)
+    table.step("log p(x), trusted")
+    diagnosis = ppl_vae.diagnose(model, guide, test, evaluation=evaluation, fit=fitted, seed=seed)
 
     at_least = "≥ " if diagnosis.saturated else ""
     row = {
@@ -98,8 +102,9 @@ def main(
         "mutual information": at_least + _nats(diagnosis.mutual_information),
         "evaluation (s)": f"{seconds[0]:.0f} and {seconds[1]:.0f}",
     }
-    for cells in (row, ["---"] * len(row), row.values()):
-        print("|", " | ".join(cells), "|")
+    table.columns = list(row)
+    table.head()
+    table.row(list(row.values()))
     print(f"\n{evaluation.num_rows} test rows, nats per row ± standard error over rows.")
     print(f"{diagnosis.summary()}\n\nCommand: `{shlex.join(['python', *sys.argv])}`")
     device = next(model.parameters()).device.type
@@ -114,4 +119,10 @@ def _nats(estimate: Estimate) -> str:
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    start(
+        main,
+        quick={
+            **{"max_epochs": 1, "num_samples": 50, "trusted_samples": 50},
+            **{"max_rows": 500, "max_test_rows": 20},
+        },
+    )

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import auto_cli
 from matplotlib.figure import Figure
+from progress import Table, start
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torchvision.utils import make_grid
@@ -88,15 +88,16 @@ def main(
         cells += [_nats(log_p), _nats(gain), f"{found.unreliable.double().mean():.1%}"]
         cells += [_nats(seen.mutual_information), _nats(seen.marginal_kl)]
         cells += [f"{seen.active_units} of {latent_dim}", seconds]
-        print("|", " | ".join([name, *cells]), "|", flush=True)
+        table.row([name, *cells])
+        table.step(name)
         title = f"{name}\nlog p(x) = {log_p.mean:.1f} ± {log_p.standard_error:.1f}"
         means = sample(model, _SHOWN, like=test, means=True, seed=seed)
         panels.append((title.replace("-", "−"), means))
 
     columns = ["prior", "ELBO", "rate", "distortion", f"log p(x), K = {num_samples}", "gain"]
     columns += ["unreliable", "mutual information", "marginal KL", "active", "seconds"]
-    print("|", " | ".join(columns), "|")
-    print("|", " | ".join(["---"] * len(columns)), "|")
+    table = Table(columns, steps=7)
+    table.head()
     learned: list[Prior] = [
         StandardNormal(),
         MixturePrior(components),
@@ -151,4 +152,10 @@ def _draw(panels: list[tuple[str, Tensor]]) -> Figure:
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    start(
+        main,
+        quick={
+            **{"max_epochs": 2, "hidden": (16,), "components": 3, "num_samples": 50},
+            **{"max_rows": 64, "max_test_rows": 20, "output": "priors_quick.png"},
+        },
+    )

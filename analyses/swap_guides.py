@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import auto_cli
 from matplotlib.figure import Figure
+from progress import Table, start
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ppl_vae import evaluate, fit, guides, load_data, models
@@ -54,23 +54,28 @@ def main(
     annealed = partial(fit, lr_scheduler=partial(CosineAnnealingLR, T_max=max_epochs), seed=seed)
     annealed = partial(annealed, objective=ELBO(num_particles=8), max_epochs=max_epochs)
     figure = Figure(figsize=(8, 2.6), dpi=200, layout="constrained")
-    print("| model, guide | ELBO | rate | distortion | log p(x) | gap | unreliable | seconds |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    columns = ["model, guide", "ELBO", "rate", "distortion", "log p(x)", "gap", "unreliable"]
+    table = Table([*columns, "seconds"], steps=sum(1 + len(tried) for *_, tried in settings))
+    table.head()
     panels = figure.subplots(1, 2, sharex=True)
     for axes, (model, data, rate, teacher, tried) in zip(panels, settings, strict=True):
         train = partial(annealed, model, x=data.train, transform=data.transform, learning_rate=rate)
         train(teacher)
         model.requires_grad_(False)
-        seconds = [train(q).seconds if list(q.parameters()) else 0 for q in tried]
-        found = [evaluate(model, q, data.test, num_samples=num_samples, seed=seed) for q in tried]
+        name, names = type(model).__name__, [type(q).__name__ for q in tried]
+        table.step(f"{name}, trained with {type(teacher).__name__}")
+        seconds, found = [], []
+        for q in tried:
+            seconds.append(train(q).seconds if list(q.parameters()) else 0)
+            found.append(evaluate(model, q, data.test, num_samples=num_samples, seed=seed))
+            table.step(f"{name}, {type(q).__name__}, ELBO {found[-1].elbo.mean:.2f}")
         truth = max(found, key=lambda e: e.elbo.mean).log_likelihood
         gaps = [Estimate(truth.values - e.elbo.values) for e in found]
-        name, names = type(model).__name__, [type(q).__name__ for q in tried]
         for q, e, gap, s in zip(names, found, gaps, seconds, strict=True):
             values = (e.elbo, e.rate, e.distortion, e.log_likelihood, gap)
             cells = [v.numbers("z.3f") for v in values]
             cells += [f"{e.unreliable.double().mean():.1%}", f"{s:.0f}"]
-            print("|", " | ".join([f"{name}, {q}", *cells]), "|", flush=True)
+            table.row([f"{name}, {q}", *cells])
         errors = [1.96 * gap.standard_error for gap in gaps]
         means = [
             round(gap.mean, 6) + 0.0 for gap in gaps
@@ -84,4 +89,12 @@ def main(
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    start(
+        main,
+        quick={
+            "max_epochs": 2,
+            "num_samples": 50,
+            "max_rows": 64,
+            "output": "swap_guides_quick.png",
+        },
+    )

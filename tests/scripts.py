@@ -17,10 +17,17 @@ ROOT = Path(__file__).parents[1]
 Row = dict[str, str]
 
 
-def run(script: str, *arguments: str, cwd: Path) -> str:
-    """What a script prints. In this interpreter: another one takes seconds to import torch."""
+def run(script: str, *arguments: str, cwd: Path, printed: io.StringIO | None = None) -> str:
+    """What a script prints. In this interpreter: another one takes seconds to import torch.
+
+    Args:
+        script: Its path below analyses/.
+        arguments: What is typed.
+        cwd: The current folder.
+        printed: Where it prints, for a script that does not end as usual.
+    """
     path = str(ROOT / "analyses" / script)
-    printed = io.StringIO()
+    printed = io.StringIO() if printed is None else printed
     with (
         contextlib.chdir(cwd),
         contextlib.redirect_stdout(printed),

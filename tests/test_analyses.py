@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 import json
 import math
 import os
 import re
 import runpy
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -236,7 +239,9 @@ CHECKS: dict[str, Callable[[Path], None]] = {
 }
 
 
-SCRIPTS = sorted(path.name for path in (ROOT / "analyses").glob("*.py"))
+SHARED = ("progress.py",)  # what the scripts import
+
+SCRIPTS = sorted({path.name for path in (ROOT / "analyses").glob("*.py")} - {*SHARED})
 
 
 PUBLISHED = ROOT / "analyses" / "published"
@@ -375,6 +380,80 @@ SLOW = ("inference_gaps.py", "priors.py")  # half a minute each
 def test_script(script: str, tmp_path: Path) -> None:
     assert script in CHECKS, f"analyses/{script} has no check: add one to CHECKS"
     CHECKS[script](tmp_path)
+
+
+COMMANDS = {"em_vs_vae.py": ("digits", "mnist", "pca", "hmm")}
+QUICK = [(name, command) for name in SCRIPTS for command in COMMANDS.get(name, ("",))]
+
+
+def settings(script: str, command: str, *options: str, cwd: Path) -> dict[str, object]:
+    """The settings with which a script would run."""
+    typed = [*filter(None, [command]), *options, "--print_config"]
+    printed = io.StringIO()
+    with pytest.raises(SystemExit, match=r"^0$"):
+        run(script, *typed, cwd=cwd, printed=printed)
+    text = printed.getvalue()
+    announced, _, config = text.partition("\n\n") if "QUICK" in text else ("", "", text)
+    assert ("--quick" in options) == announced.startswith("QUICK TRIAL, --")
+    found: dict[str, object] = yaml.safe_load(config)
+    return found
+
+
+@pytest.mark.parametrize(("script", "command"), QUICK)
+def test_each_script_has_tiny_settings(script: str, command: str, tmp_path: Path) -> None:
+    """Each is an option that it has; what is typed replaces them; a picture has a name of its own."""
+    plain = settings(script, command, cwd=tmp_path)
+    quick = settings(script, command, "--quick", cwd=tmp_path)
+    typed = (
+        settings(script, command, "--max_rows=7", "--quick", cwd=tmp_path)
+        if "max_rows" in plain
+        else {}
+    )
+    assert quick.keys() == plain.keys()
+    changed = {name for name in quick if quick[name] != plain[name]}
+    assert len(changed) >= 4
+    assert ("output" in changed) == ("output" in plain)
+    assert typed.get("max_rows", 7) == 7
+    if typed:
+        assert {**typed, "max_rows": quick["max_rows"]} == quick
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("script", "command"), QUICK)
+def test_a_quick_trial_runs(
+    script: str, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_mnist(tmp_path / "data", 100, 20)
+    started = time.process_time()
+    printed = run(script, *filter(None, [command]), "--quick", cwd=tmp_path)
+    assert time.process_time() - started < 60
+    assert printed.startswith("QUICK TRIAL")
+    said = [line for line in capsys.readouterr().err.splitlines() if " after " in line]
+    assert len(said) >= 3
+    assert " left" in said[0]
+    assert said[-1].endswith("that was the last")
+
+
+def test_a_table_says_what_is_done_and_how_long_the_rest_takes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "analyses")
+    progress = importlib.import_module("progress")
+    clock = iter([0.0, 10.0, 600.0, 900.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    table = progress.Table(["a", "b"], steps=3)
+    table.head()
+    for name in ("one", "two", "three"):
+        table.row([name, "1"])
+        table.step(name)
+    shown = capsys.readouterr()
+    (row, *_) = rows(shown.out)
+    assert row == {"a": "one", "b": "1"}
+    assert shown.err.splitlines() == [
+        "one: 1 of 3 after 10 s, about 20 s left",
+        "two: 2 of 3 after 10 min, about 5 min left",
+        "three: 3 of 3 after 15 min, that was the last",
+    ]
 
 
 def test_every_script_is_in_the_readme() -> None:

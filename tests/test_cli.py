@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ import yaml
 from ppl_vae.cli import main
 from ppl_vae.cli.report import result_table
 from ppl_vae.data import load_data
-from ppl_vae.diagnosis import Diagnosis
+from ppl_vae.diagnosis import Diagnosis, diagnose
 from ppl_vae.evaluation import Evaluation, evaluate
 from ppl_vae.guides import MeanField
 from ppl_vae.models import VAE
@@ -510,6 +511,33 @@ def test_diagnose(first: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(table) == 10
     sizes = [float(line[1]) for line in table]
     assert sizes == sorted(sizes, reverse=True)
+
+
+def test_diagnose_reads_the_evaluation_that_the_run_holds(
+    first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of these weights and rows, undamaged; and it evaluates training rows as those were evaluated."""
+    run = tmp_path / "run"
+    shutil.copytree(first, run)
+    stored = json.loads((run / "evaluation.json").read_text())
+
+    def given() -> dict[str, Any]:
+        with patch("ppl_vae.cli.run_commands.diagnose_pair", wraps=diagnose) as asked:
+            assert main(["diagnose", str(run), "--quiet"]) == 0
+        return dict(asked.call_args.kwargs)
+
+    options = given()
+    assert options["evaluation"].elbo.mean == pytest.approx(stored["elbo"]["mean"])
+    assert len(options["evaluation"].method) == stored["num_rows"]
+    assert options["train"].num_samples == stored["num_samples"]
+    assert 0 < options["train"].num_rows <= 200
+    (run / "evaluation.csv").write_text("elbo\n1.0\n")
+    assert given()["evaluation"] is None
+    assert "the diagnosis goes without the evaluation" in capsys.readouterr().err
+    (run / "evaluation.json").write_text(json.dumps({**stored, "weights_sha256": "0" * 64}))
+    assert given()["evaluation"] is None
+    (run / "evaluation.json").unlink()
+    assert given()["evaluation"] is None
 
 
 @pytest.mark.parametrize("saturated", [False, True])

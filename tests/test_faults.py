@@ -236,6 +236,9 @@ def test_log_p_that_is_not_to_be_trusted_is_not_called_healthy() -> None:
     assert "log p(x) not trusted" not in found.faults
     missed = sum(name != "guide" for name in ladder.method) / len(held)
     assert f"the posterior of {missed:.0%} of the rows" in found.faults["poor guide"]
+    assert "use a richer guide" in found.faults["poor guide"]
+    found = diagnose(model, guide, held, evaluation=ladder, beta=4.0, seed=0)
+    assert "it was trained with beta = 4; refit_guide" in found.faults["poor guide"]
 
 
 # -- beta --------------------------------------------------------------------------------------------------
@@ -271,14 +274,15 @@ def test_beta_is_that_of_the_last_epoch() -> None:
 
 def test_other_things_in_place_of_results_are_refused() -> None:
     fitted, x = untrained(max_epochs=1)
-    pair: Any = fitted.model, fitted.guide
+    wrong: Any = x
     for name in ("train", "evaluation"):
+        given: Any = {name: wrong}
         with pytest.raises(
             TypeError, match=f"{name} must be what evaluate has returned, got an object of Tensor"
         ):
-            diagnose(*pair, x, **{name: x})  # type: ignore[arg-type]
+            diagnose(fitted.model, fitted.guide, x, **given)
     with pytest.raises(TypeError, match="fit must be what fit has returned"):
-        diagnose(*pair, x, fit=x)  # type: ignore[arg-type]
+        diagnose(fitted.model, fitted.guide, x, fit=wrong)
 
 
 # -- a dead encoder ----------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -95,9 +96,11 @@ def judged(
         )
         if same:
             return before
+    print(f"evaluating {len(test)} test rows, their way", file=sys.stderr, flush=True)
     their_way = ppl_vae.evaluate(
         model, guide, test, num_samples=theirs.num_samples, method="guide", seed=seed
     )
+    print("evaluating them by proposals of each row's own", file=sys.stderr, flush=True)
     trusted = ppl_vae.evaluate(model, guide, test, num_samples=trusted_samples, seed=seed)
     seen = ppl_vae.diagnose(model, guide, test, seed=seed)
     found = Ours(

@@ -33,7 +33,7 @@ from ppl_vae.pairs import (
     tensors_of,
     trace_guide,
 )
-from ppl_vae.runtime import preserve_random_state
+from ppl_vae.runtime import html_table, html_texts, preserve_random_state
 
 _MIXED_TYPES = "torch.cuda.FloatTensor) should be the same"
 """How convolutions say it: Input type (torch.FloatTensor) and weight type (torch.cuda.FloatTensor) ..."""
@@ -97,6 +97,19 @@ class Report:
 
     def __str__(self) -> str:
         return "\n".join(str(p) for p in self.problems) or "no problems found"
+
+    def __repr__(self) -> str:
+        counts = {
+            kind: sum(p.severity == kind for p in self.problems) for kind in ("error", "warning")
+        }
+        found = [f"{n} {kind}{'' if n == 1 else 's'}" for kind, n in counts.items() if n]
+        return f"Report({', '.join(found) or 'no problems'})"
+
+    def _repr_html_(self) -> str:
+        if self.ok:
+            return html_texts([str(self)])
+        rows = [[p.severity, p.site, p.message] for p in self.problems]
+        return html_table([["", "site", "problem"], *rows], header=True)
 
     def explained(self, doubt: str) -> Report:
         """The report with `Batches.doubt` added to its errors: perhaps the data were meant otherwise."""

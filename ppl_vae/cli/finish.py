@@ -27,7 +27,6 @@ from ppl_vae.runs import (
 from ppl_vae.runtime import DiskFullError, as_typed
 from ppl_vae.training import Fit
 
-
 LARGE_POSTERIOR = 10_000_000
 """Bytes of a posterior.nc that is only written if it is asked for: it would take most of the time of a run."""
 

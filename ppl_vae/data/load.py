@@ -20,6 +20,7 @@ from ppl_vae.data.sizes import require_room
 from ppl_vae.data.sources import Part, Source, read_digits, runs_of
 from ppl_vae.data.torchvision_sets import TORCHVISION, read_torchvision
 from ppl_vae.data.transforms import Binarization, Dequantization
+from ppl_vae.runtime import html_table
 
 TEST_FRACTION = 0.2
 """Share of the rows held out for the test where a source has no test split of its own."""
@@ -76,6 +77,25 @@ class Data(Generic[Rows]):
             f"<{self.name}: {counts[0]} training{told}, {counts[1]} validation and "
             f"{counts[2]} test rows of shape {self.shape}, {values}>"
         )
+
+    def _repr_html_(self) -> str:
+        splits = (
+            ("training", self.train, self.train_labels),
+            ("validation", self.validation, self.validation_labels),
+            ("test", self.test, self.test_labels),
+        )
+        rows = [["", "rows", "labels"]]
+        for name, x, labels in splits:
+            known = "none" if labels is None else f"{len(labels.unique())} different"
+            rows.append([name, str(len(x)), known])
+        numbers = [
+            ("data", self.name),
+            ("shape of a row", str(self.shape)),
+            ("values", "real" if self.levels is None else f"{self.levels} levels"),
+        ]
+        if self.transform is not None:
+            numbers.append(("transform of each training batch", repr(self.transform)))
+        return html_table(rows, header=True) + html_table(numbers)
 
 
 def rows_alone(rows: Tensor | tuple[Tensor, Tensor]) -> Tensor:

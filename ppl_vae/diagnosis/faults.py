@@ -185,15 +185,21 @@ def off_the_prior(marginal: Estimate, bounded: bool, least: float, beta: float) 
     }
 
 
-def not_trusted(evaluation: Evaluated) -> dict[str, str]:
-    """Whether log p(x), or the guide's own weights, say little on many rows."""
+def not_trusted(evaluation: Evaluated, beta: float) -> dict[str, str]:
+    """Whether log p(x), or the guide's own weights, say little on many rows.
+
+    Args:
+        evaluation: What `evaluate` found.
+        beta: The weight of the KL that the pair was trained with: the best q under another than 1 is none of
+            the posterior.
+    """
     found: dict[str, str] = {}
     bad = evaluation.unreliable
     alone = torch.tensor([name == "guide" for name in evaluation.method], device=bad.device)
     share = _share(bad)
     if share > MANY:
         if bool(alone.all()):
-            remedy = "evaluate with method='auto' or a better guide"
+            remedy = "raise num_samples, evaluate with method='auto', or use a better guide"
         else:
             remedy = "evaluate with method='annealed', or by annealed_importance_sampling"
         found["log p(x) not trusted"] = (
@@ -201,10 +207,11 @@ def not_trusted(evaluation: Evaluated) -> dict[str, str]:
         )
     missed = _share(~alone | bad)
     if missed > MANY and not bool(alone.all()):
+        richer = "use a richer guide, such as FullCovariance or a flow (refit_guide)"
+        trained = f"it was trained with beta = {beta:g}; refit_guide trains it with 1"
         found["poor guide"] = (
             f"The guide does not reach the posterior of {missed:.0%} of the rows (Pareto k-hat; their log p(x) "
-            "comes from proposals of their own); use a richer guide, such as FullCovariance or a flow "
-            "(refit_guide)."
+            f"comes from proposals of their own); {richer if beta == 1 else trained}."
         )
     return found
 

@@ -23,6 +23,7 @@ from ppl_vae.pairs import (
     rows_first,
     sample_rows,
 )
+from ppl_vae.runtime import html_table
 from ppl_vae.stats import Estimate
 
 BORDER = 1e-4
@@ -56,6 +57,25 @@ class PosteriorGrid:
     error: Tensor
     border: Tensor
     names: tuple[str, str]
+
+    def __repr__(self) -> str:
+        n, _, size = self.points.shape
+        axes = " x ".join(self.names)
+        return f"PosteriorGrid({axes}, {size} x {size} points, {n} row{'' if n == 1 else 's'})"
+
+    def _repr_html_(self) -> str:
+        n, _, size = self.points.shape
+        rows = [
+            ("latents", ", ".join(self.names)),
+            ("points", f"{size} x {size} for each of {n} rows"),
+            ("log p(x), by quadrature", str(Estimate(self.log_evidence))),
+            (
+                "change with every second line left out, largest",
+                f"{float(self.error.max()):.2g} nats",
+            ),
+            ("posterior mass at the border, largest", f"{float(self.border.max()):.2g}"),
+        ]
+        return html_table(rows)
 
     @property
     def log_likelihood(self) -> Estimate:

@@ -323,7 +323,7 @@ def diagnose(
         saturated = found.mutual.mean > found.limit - SATURATED
         faults |= off_the_prior(found.marginal_kl, saturated, gathered.moment_gap.nats, beta)
     if evaluation is not None:
-        faults |= not_trusted(evaluation)
+        faults |= not_trusted(evaluation, beta)
     return Diagnosis(
         names=dimensions.names,
         kl=dimensions.kl,

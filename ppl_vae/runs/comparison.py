@@ -114,6 +114,9 @@ class Comparison(Result):
                 }
         return {"runs": result}
 
+    def __repr__(self) -> str:
+        return f"Comparison({len(self.names)} run{'' if len(self.names) == 1 else 's'})"
+
     def table(self) -> list[list[str]]:
         """One line per run."""
         head = ["run", "ELBO", "rate", "distortion", "log p(x)", "unreliable", "bits/dim", "active"]

@@ -46,7 +46,14 @@ from ppl_vae.runs.names import name_of
 from ppl_vae.runs.run_folder import RunFolder
 from ppl_vae.runs.trust import ROLES, Trust, UntrustedError
 from ppl_vae.runs.weights import read_history, read_weights, write_weights
-from ppl_vae.runtime import CorruptFileError, as_folder, described, require_flags
+from ppl_vae.runtime import (
+    CorruptFileError,
+    as_folder,
+    described,
+    html_table,
+    html_texts,
+    require_flags,
+)
 
 _TRIES = 10
 """How often a run is read again that another process has replaced meanwhile."""
@@ -85,6 +92,29 @@ class Run:
     evaluation_rows: dict[str, list[Any]] | None
     diagnosis: dict[str, Any] | None
     weights_sha256: str
+
+    def __repr__(self) -> str:
+        facts = [f"{name} {value}" for name, value in self._lines()]
+        return f"Run({', '.join([repr(str(self.path)), *facts])})"
+
+    def _repr_html_(self) -> str:
+        faults = (self.diagnosis or {}).get("summary", "")
+        return html_table([("run", str(self.path)), *self._lines()]) + html_texts(
+            str(faults).splitlines()
+        )
+
+    def _lines(self) -> list[tuple[str, str]]:
+        """What is known of it, each with its name."""
+        lines = [("model", type(self.model).__name__), ("guide", type(self.guide).__name__)]
+        if "data" in self.config:
+            lines.append(("data", str(self.config["data"])))
+        if self.history:
+            lines.append(("epochs", str(len(self.history))))
+        for name, text in (("elbo", "ELBO"), ("log_likelihood", "log p(x)")):
+            found = (self.evaluation or {}).get(name)
+            if isinstance(found, Mapping) and isinstance(found.get("mean"), float):
+                lines.append((text, f"{found['mean']:.3f} nats"))
+        return lines
 
 
 def save_run(

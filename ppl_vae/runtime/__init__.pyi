@@ -38,6 +38,11 @@ from .files import (
     require_output as require_output,
     write_bytes as write_bytes,
 )
+from .notebook import (
+    html_table as html_table,
+    html_texts as html_texts,
+    in_notebook as in_notebook,
+)
 from .progress import (
     duration as duration,
     on_terminal as on_terminal,

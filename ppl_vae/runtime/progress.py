@@ -1,15 +1,22 @@
-"""Progress: bars on a terminal; where standard error is none, a line now and then."""
+"""Progress: bars on a terminal, widgets in a notebook that has them; elsewhere a line now and then."""
 
 from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from tqdm import tqdm
+from ppl_vae.runtime.notebook import in_notebook
+
+with warnings.catch_warnings():
+    warnings.simplefilter(
+        "ignore"
+    )  # without ipywidgets, a notebook has bars of text, which do as well
+    from tqdm.auto import tqdm
 
 Say = Callable[[str], None]
 
@@ -31,14 +38,19 @@ def progress_in_lines(say: Say) -> Iterator[None]:
 
 @contextmanager
 def progress_bar(total: int | None, label: str, unit: str, progress: bool | None) -> Iterator[Any]:
-    """A progress bar on standard error; `progress=None` shows it on a terminal only."""
+    """A progress bar; `progress=None` shows it on a terminal and in a notebook only."""
     say = _say.get()
-    if progress is None and not on_terminal() and say is not None and total:
+    if progress is None and not bars_by_default() and say is not None and total:
         yield _Lines(total, label, say)
         return
-    shown = on_terminal() if progress is None else progress
+    shown = bars_by_default() if progress is None else progress
     with tqdm(total=total, desc=label, unit=unit, disable=not shown, leave=False) as bar:
         yield bar
+
+
+def bars_by_default() -> bool:
+    """Whether somebody looks at the bars of work that goes on: on a terminal, or in a notebook."""
+    return on_terminal() or in_notebook()
 
 
 def on_terminal() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from dataclasses import dataclass
 
@@ -92,7 +93,7 @@ class Estimate:
         return f"Estimate({self}, {n} row{'' if n == 1 else 's'})"
 
     def _repr_html_(self) -> str:
-        return str(self)
+        return html.escape(str(self))
 
 
 def bits_per_dim(log_likelihood: Estimate, num_values: int | Tensor) -> Estimate:

@@ -24,7 +24,6 @@ note: of standardized pixels
 
 from __future__ import annotations
 
-import html
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -34,6 +33,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ppl_vae.runtime import html_table, html_texts
 from ppl_vae.stats.estimate import Estimate
 
 
@@ -97,10 +97,22 @@ class Result(ABC):
         return "\n\n".join("\n".join(part) for part in paragraphs if part)
 
     def _repr_html_(self) -> str:
-        above = _html_table(self.table(), header=True)
-        texts = (*self.caption(), *self.footnotes())
-        below = "".join(f"<p>{html.escape(text)}</p>" for text in texts)
-        return above + _html_table([list(line) for line in self.lines()]) + below
+        above = html_table(self.table(), header=True)
+        below = html_texts([*self.caption(), *self.footnotes()])
+        return above + html_table(self.lines()) + below
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "__repr__" not in vars(cls):  # that of a dataclass would be pages of tensors
+            cls.__repr__ = Result.__repr__  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        facts = [f"{name}: {value}" for name, value in self.lines()[:4]]
+        rows = getattr(self, "num_rows", max(0, len(self.table()) - 1))
+        facts += [f"{rows} row{'' if rows == 1 else 's'}"] if rows else []
+        count = len(self.warnings)
+        facts += [f"{count} warning{'' if count == 1 else 's'}"] if count else []
+        return f"{type(self).__name__}({'; '.join(facts)})"
 
 
 @dataclass(frozen=True)
@@ -212,22 +224,3 @@ def as_columns(rows: Sequence[Sequence[str]]) -> str:
         ).rstrip()
         for row in rows
     )
-
-
-def _html_table(rows: Sequence[Sequence[str]], header: bool = False) -> str:
-    """An HTML table with a bold first column, and a bold first row if it is a header; empty without rows."""
-    if not rows:
-        return ""
-    shown = []
-    for i, row in enumerate(rows):
-        kinds = ["th" if j == 0 or (header and i == 0) else "td" for j in range(len(row))]
-        cells = zip(kinds, row, strict=True)
-        shown.append(
-            "<tr>"
-            + "".join(
-                f'<{kind} style="text-align:left">{html.escape(cell)}</{kind}>'
-                for kind, cell in cells
-            )
-            + "</tr>"
-        )
-    return f"<table>{''.join(shown)}</table>"

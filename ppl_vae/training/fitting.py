@@ -23,6 +23,8 @@ from ppl_vae.pairs import Batches, DataLike, Pair, Program
 from ppl_vae.runs import RunFolder
 from ppl_vae.runtime import (
     described,
+    html_table,
+    html_texts,
     make_fabric,
     preserve_random_state,
     require_count,
@@ -82,6 +84,25 @@ class Fit:
             f"{name}={last[name]:.3f}" for name in ("elbo", "validation_elbo") if name in last
         )
         return f"Fit({numbers}, epochs={self.epochs}, steps={self.steps}, stopped={self.stopped!r})"
+
+    def _repr_html_(self) -> str:
+        kept = self.history[self.best_epoch - 1 : self.best_epoch]
+        last = kept[0] if kept else {}
+        names = {"elbo": "ELBO, training rows", "validation_elbo": "ELBO, held-out rows"}
+        numbers = [
+            (text, f"{last[name]:.3f} nats per row") for name, text in names.items() if name in last
+        ]
+        rows = [
+            *numbers,
+            ("epochs", f"{self.epochs}, of which {self.best_epoch} is kept"),
+            ("steps", str(self.steps)),
+            ("stopped", self.stopped),
+            ("time", f"{self.seconds:.1f} s"),
+            ("objective", repr(self.objective)),
+        ]
+        if self.run_dir is not None:
+            rows.append(("run folder", str(self.run_dir)))
+        return html_table(rows) + html_texts(f"warning: {text}" for text in self.warnings)
 
 
 def fit(

@@ -1,0 +1,88 @@
+"""What the scripts share: a table whose rows appear as they are found, with the time left, and `--quick`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from jsonargparse import auto_cli
+
+QUICK = "--quick"
+
+
+class Table:
+    """A Markdown table on standard output; on standard error, what is done and about how long the rest takes.
+
+    Args:
+        columns: The header.
+        steps: The rows, and other work that takes as long as one.
+    """
+
+    def __init__(self, columns: Sequence[str], steps: int) -> None:
+        self.columns, self.steps = columns, steps
+        self.started = time.monotonic()
+        self.done = 0
+
+    def head(self) -> None:
+        """Prints the header."""
+        for cells in (self.columns, ["---"] * len(self.columns)):
+            print("|", " | ".join(cells), "|", flush=True)
+
+    def row(self, cells: Sequence[str]) -> None:
+        """Prints a row."""
+        print("|", " | ".join(cells), "|", flush=True)
+
+    def step(self, what: str) -> None:
+        """Says that a step is done, and the time left if the others take as long as those so far."""
+        self.done += 1
+        passed = time.monotonic() - self.started
+        left = passed / self.done * (self.steps - self.done)
+        rest = f"about {_time(left)} left" if self.done < self.steps else "that was the last"
+        print(
+            f"{what}: {self.done} of {self.steps} after {_time(passed)}, {rest}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def start(
+    main: Callable[..., None] | Mapping[str, Callable[..., None]],
+    quick: Mapping[str, Any],
+) -> None:
+    """Runs a script on the options of the command line, with `--quick` on tiny settings.
+
+    Args:
+        main: Its function, or one for each subcommand.
+        quick: The options of `--quick`, which those that are typed replace; with subcommands, for each of them.
+    """
+    typed = sys.argv[1:]
+    if QUICK in typed:
+        typed.remove(QUICK)
+        command = typed[:1] if isinstance(main, Mapping) and typed[:1] != ["--help"] else []
+        options = quick if not isinstance(main, Mapping) else quick.get("".join(command), {})
+        tiny = [f"--{name}={_typed(value)}" for name, value in options.items()]
+        if tiny and not {"--help", "-h"} & {*typed}:
+            print(
+                f"QUICK TRIAL, {' '.join(tiny)}: the script runs, but its numbers and pictures mean nothing.\n",
+                flush=True,
+            )
+        typed = [*command, *tiny, *typed[len(command) :]]
+    components: Any = dict(main) if isinstance(main, Mapping) else main
+    auto_cli(
+        components,
+        args=typed,
+        epilog=f"{QUICK}: tiny settings, to end within a minute; what is typed beside it replaces them",
+    )
+
+
+def _typed(value: Any) -> str:
+    """A value as it is typed."""
+    if isinstance(value, tuple):
+        return f"[{','.join(map(str, value))}]"
+    return str(value)
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
