@@ -55,7 +55,7 @@ def run_folder(place: Path) -> runs.Run:
     return ppl_vae.load_run(folder)
 
 
-def read_data(place: Path) -> data.Data:
+def read_data(place: Path) -> data.Data[Any]:
     torch.save({"x": X, "y": torch.arange(40) % 3}, place / f"{BAD.replace('/', '')}.pt")
     return ppl_vae.load_data(place / f"{BAD.replace('/', '')}.pt")
 
