@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
+import yaml
+from catalogue import SMALL_NETWORK, SMALL_RUN
 from torch import Tensor, nn
 
 from ppl_vae import (
@@ -20,9 +24,11 @@ from ppl_vae import (
     fit,
     inference_gaps,
     load_data,
+    load_run,
     reconstruct,
     sample,
 )
+from ppl_vae.cli import main
 from ppl_vae.distributions import Given, Revealed
 from ppl_vae.guides import FullCovariance, MeanField, NeuralSpline, SemiAmortized, SemiSupervised
 from ppl_vae.likelihoods import Gaussian
@@ -362,3 +368,77 @@ def test_labels_that_are_not_there_are_named(tmp_path: Path) -> None:
         load_data("digits", labels=-3)
     with pytest.raises(TypeError, match="labels must be a whole number"):
         load_data("digits", labels=0.5)  # type: ignore[call-overload]
+
+
+# -- the command line ------------------------------------------------------------------------------------
+
+
+def test_a_semi_supervised_run_is_trained_evaluated_and_sampled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Guide, objective, classes and the weight of the labels are filled in; the pictures are drawn."""
+    run = tmp_path / "run"
+    options = ("--labels", "30", "--model", "SemiSupervisedVAE", "--model.latent_dim", "2")
+    command = ["train", *options, *SMALL_RUN, *SMALL_NETWORK, "--max_epochs", "2", "--quiet"]
+    assert main([*command, "--run_dir", str(run)]) == 0
+    printed = capsys.readouterr()
+    assert re.search(r"q\(y \| x\) without any label gives \d+ of 60 test rows", printed.out)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["guide"]["class_path"].endswith("SemiSupervised")
+    assert config["model"]["init_args"]["classes"] == 10
+    assert config["guide"]["init_args"]["classes"] == 10
+    assert config["objective"]["class_path"].endswith("SemiSupervisedELBO")
+    assert config["objective"]["init_args"]["classification"] == pytest.approx(10.0 * 60 / 30)
+    loaded = load_run(run)
+    data = load_data("digits", max_rows=60, labels=30)
+    again = evaluate(loaded.model, loaded.guide, data.test, num_samples=20, seed=0)
+    stored = loaded.evaluation_rows
+    assert stored is not None
+    torch.testing.assert_close(
+        again.elbo.values, torch.tensor(stored["elbo"], dtype=torch.float32), atol=1e-3, rtol=1e-4
+    )
+    samples = tmp_path / "samples.npz"
+    assert main(["sample", str(run), "--num", "5", "-o", str(samples)]) == 0
+    assert np.load(samples)["x"].shape == (5, 1, 8, 8)
+    assert main(["train", "--resume", str(run), "--max_epochs", "3", "--quiet"]) == 0
+
+
+def test_a_conditional_run_reads_the_labels_of_the_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    options = ("--labels", "true", "--model", "ConditionalVAE", "--guide", "FullCovariance")
+    command = ["train", *options, *SMALL_RUN, *SMALL_NETWORK, "--max_epochs", "2", "--quiet"]
+    assert main([*command, "--run_dir", str(run)]) == 0
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    for role in ("model", "guide"):
+        context = config[role]["init_args"]["context"]
+        assert context == {
+            "class_path": "ppl_vae.networks.Labels",
+            "init_args": {"classes": 10},
+        }
+    assert {"reconstructions.png", "interpolations.png", "traversals.png"} <= {
+        file.name for file in (run / "plots").iterdir()
+    }
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--num_samples", "20", "--overwrite", "--quiet"]) == 0
+    assert main(["diagnose", str(run), "--overwrite", "--quiet"]) == 0
+    assert "log p(x)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--model", "ConditionalVAE"), "takes rows and what they come with (x, c): add --labels"),
+        (("--labels", "true"), "VAE takes the rows alone (x): leave out --labels, or choose"),
+        (("--labels", "70", "--model", "SemiSupervisedVAE"), "only 60 training rows"),
+    ],
+)
+def test_what_does_not_go_with_the_labels_is_named(
+    options: tuple[str, ...], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", *options, *SMALL_RUN, "--run_dir", str(tmp_path / "run"), "--quiet"]
+    assert main(command) == 2 or main(command) == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert words in told
+    assert not (tmp_path / "run").exists()

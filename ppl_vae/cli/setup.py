@@ -23,7 +23,7 @@ from ppl_vae.data import HIDDEN, Data, load_data, rows_alone
 from ppl_vae.likelihoods import Likelihood
 from ppl_vae.networks import Network
 from ppl_vae.objectives import Objective
-from ppl_vae.pairs import Batches, Pair, Program
+from ppl_vae.pairs import Batches, DataArguments, Pair, Program
 from ppl_vae.runs import CONFIG, ROLES, TYPED, Trust, build, import_by_name, plain
 from ppl_vae.runtime import CorruptFileError, make_fabric, seed_everything
 from ppl_vae.training import Fit
@@ -200,6 +200,7 @@ def set_up(
     of_model = config["model"]["init_args"]
     shared = {name: of_model[name] for name in _SHARED if name in of_model}
     guide, config["guide"] = make("guide", {**shape, **shared}, model)
+    _require_as_many(model, guide, data)
     objective, config["objective"] = make("objective", _weight_of_labels(data))
     parser = Parser()
     add_functions(parser, TRAINING)
@@ -300,6 +301,28 @@ def _hint(kind: type, name: str) -> Any:
         return get_type_hints(kind.__init__).get(name)  # type: ignore[misc]
     except NameError:
         return None
+
+
+def _require_as_many(model: Program, guide: Program, data: Data[Any]) -> None:
+    """Raises an error for a model that takes labels where there are none, or none where there are some.
+
+    Raises:
+        UsageError: It does.
+    """
+    takes = DataArguments.of(Pair(model, guide))
+    name = type(model).__name__
+    if takes.names is None:
+        return
+    if takes.required > 1 and not isinstance(data.train, tuple):
+        raise UsageError(
+            f"{name} takes rows and what they come with ({', '.join(takes.names)}): add --labels true, for "
+            "data that have labels"
+        )
+    if len(takes.names) < 2 and isinstance(data.train, tuple):
+        raise UsageError(
+            f"{name} takes the rows alone ({takes.names[0]}): leave out --labels, or choose "
+            "--model ConditionalVAE or SemiSupervisedVAE"
+        )
 
 
 def _context_of(data: Data[Any]) -> dict[str, Any]:
