@@ -157,7 +157,8 @@ class _Binomial(dist.Binomial):
             total = int(self.total_count.max())
             low, high = float(value.min()), float(value.max())
             raise ValueError(
-                f"the data ({low:g} to {high:g}) are not counts from 0 to {total}: {counts_of(value, total)}"
+                f"the data ({low:g} to {high:g}) are outside of the support, counts from 0 to {total}: "
+                f"{counts_of(value, total)}"
             ) from error
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -188,7 +188,7 @@ PROGRAMS: dict[str, Case] = {
             VAE((3,), 2, likelihood=Binomial(16)).decode(torch.zeros(8, 2)).log_prob(COUNTS / 16)
         ),
         ValueError,
-        ["the data (0 to 1) are not counts from 0 to 16: they are counts divided by 16"],
+        ["the data (0 to 1) are outside of the support, counts from 0 to 16: they are counts di"],
     ),
     "numbers as symbols": (
         lambda: evaluate(CategoricalHMM((3,), 2), Exact(CategoricalHMM((3,), 2)), 3 * X),

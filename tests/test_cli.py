@@ -725,7 +725,11 @@ MISTAKES = [
     (["train", "--config", "nothing.yaml"], 2, "--config: file does not exist"),
     (["train", "--data", "digit"], 1, "Did you mean 'digits'?"),
     (["train", "--guide", "Exact"], 1, "Exact needs a model with a closed-form posterior(x)"),
-    (["train", "--guide.latent_dim", "3", "--run_dir", "new"], 1, "the network was built for rows"),
+    (
+        ["train", "--guide.latent_dim", "3", "--run_dir", "new"],
+        1,
+        "give both one latent_dim, 10 or 3",
+    ),
     (["train", "--max_epochs", "0", "--run_dir", "new"], 1, "max_epochs must be at least 1"),
     (["train", "--objective.beta", "-1"], 1, "beta is a weight of the KL and must be >= 0"),
     (["train", "--run_dir", "{first}"], 1, "overwrite=True (--overwrite on the command line)"),
