@@ -53,7 +53,7 @@ class MomentGap:
 
     Example:
         >>> gap = MomentGap()
-        >>> gap.update(1 + 0.5 * torch.randn(1000, 20, 2, generator=torch.Generator().manual_seed(0)))
+        >>> gap.update(1 + 0.5 * torch.randn(20, 1000, 2, generator=torch.Generator().manual_seed(0)))
         >>> exact = 2 * 0.5 * (0.25 + 1 - 1 - math.log(0.25))
         >>> abs(gap.nats - exact) < 0.05
         True

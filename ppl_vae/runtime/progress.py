@@ -13,9 +13,8 @@ from typing import Any
 from ppl_vae.runtime.notebook import in_notebook
 
 with warnings.catch_warnings():
-    warnings.simplefilter(
-        "ignore"
-    )  # without ipywidgets, a notebook has bars of text, which do as well
+    # Without ipywidgets, a notebook has bars of text, which do as well.
+    warnings.simplefilter("ignore")
     from tqdm.auto import tqdm
 
 Say = Callable[[str], None]
