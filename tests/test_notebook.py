@@ -171,12 +171,13 @@ def test_a_table_escapes_what_is_not_its_own() -> None:
 
 KERNEL = """
 import sys, types, warnings
-warnings.simplefilter("error")
+warnings.simplefilter("always")
 ipython = types.ModuleType("IPython")
 shell = types.SimpleNamespace(config={"IPKernelApp": {}})
 ipython.get_ipython = lambda: shell
 ipython.display = types.ModuleType("IPython.display")
 sys.modules["IPython"], sys.modules["IPython.display"] = ipython, ipython.display
+sys.modules["ipykernel.zmqshell"] = types.ModuleType("ipykernel.zmqshell")
 for name in ("ipywidgets", "IPython.html.widgets"):
     sys.modules[name] = None
 from ppl_vae.runtime import progress_bar
