@@ -7,6 +7,7 @@ import re
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pyro.distributions as dist
@@ -27,6 +28,7 @@ from ppl_vae import (
     load_run,
     reconstruct,
     sample,
+    traverse,
 )
 from ppl_vae.cli import main
 from ppl_vae.distributions import Given, Revealed
@@ -323,6 +325,25 @@ def test_an_objective_names_what_it_needs() -> None:
         SemiSupervisedELBO(free_bits=0.1)
 
 
+def test_a_dimension_of_the_style_moves_while_the_class_stays() -> None:
+    model, guide = semi_supervised(exact=True)
+    x, y = rows()
+    told = y[:6].clone()
+    told[3:] = -1
+    paths = traverse(model, guide, (x[:6], told), 1, steps=3, seed=0)
+    classes = told.clone()
+    classes[3:] = guide.classify(x[3:6]).probs.argmax(-1)
+    z = encode(model, guide, (x[:6], told), seed=0)["z"]
+    for place, value in enumerate((-3.0, 0.0, 3.0)):
+        moved = z.clone()
+        moved[:, 1] = value
+        expected = model.decode(moved, classes).mean.detach()
+        torch.testing.assert_close(paths[:3, place], expected[:3])  # their q(z) has one component
+        torch.testing.assert_close(paths[3:, place], expected[3:], atol=0.5, rtol=0)
+    with pytest.raises(PairError, match="'y' is discrete"):
+        traverse(model, guide, (x[:6], told), 0, latent="y")
+
+
 # -- data with labels ------------------------------------------------------------------------------------
 
 
@@ -424,6 +445,15 @@ def test_a_conditional_run_reads_the_labels_of_the_data(
     assert main(["evaluate", str(run), "--num_samples", "20", "--overwrite", "--quiet"]) == 0
     assert main(["diagnose", str(run), "--overwrite", "--quiet"]) == 0
     assert "log p(x)" in capsys.readouterr().out
+
+
+def test_a_model_of_two_layers_gets_a_guide_of_two(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = ["train", "--model", "HierarchicalVAE", *SMALL_RUN, *SMALL_NETWORK, "--quiet"]
+    with patch("ppl_vae.cli.finish.draw_run", return_value=[]):
+        assert main([*command, "--max_epochs", "1", "--run_dir", str(run)]) == 0
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["guide"]["class_path"].endswith("TopDown")
 
 
 @pytest.mark.parametrize(

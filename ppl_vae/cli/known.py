@@ -26,7 +26,8 @@ SUITED = {
     "SemiSupervisedVAE": {
         "guide": "ppl_vae.guides.SemiSupervised",
         "objective": "ppl_vae.objectives.SemiSupervisedELBO",
-    }
+    },
+    "HierarchicalVAE": {"guide": "ppl_vae.guides.TopDown"},
 }
 """The default classes of other roles for models that those above do not suit."""
 

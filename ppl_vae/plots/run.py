@@ -171,7 +171,11 @@ class _Pictures:
     def traversals(self) -> Figure:
         row = self._some(1)
         kl, places = self.diagnosis.kl, self._places()
-        order = kl.argsort(descending=True)[:MOST_PATHS].tolist()
+        discrete = discrete_latents(self.model, self.guide, row)
+        moving = [i for i in kl.argsort(descending=True).tolist() if places[i][0] not in discrete]
+        if not moving:
+            raise PairError(f"'{places[0][0]}' is discrete: there is no path between its values")
+        order = moving[:MOST_PATHS]
         paths: dict[int, Tensor] = {}
         for site in dict.fromkeys(places[i][0] for i in order):
             of_site = [i for i in order if places[i][0] == site]
@@ -240,6 +244,19 @@ def _rows(x: Batch) -> Tensor:
 def _side_by_side(values: Sequence[Tensor]) -> Tensor:
     """The numbers of all latents of each row, `(n, latent_dim)`."""
     return torch.cat([value.reshape(len(value), -1) for value in values], 1)
+
+
+def discrete_latents(model: Program, guide: Program, x: Batch) -> tuple[str, ...]:
+    """The sites of a pair's discrete latents.
+
+    Example:
+        >>> from ppl_vae.guides import MeanField
+        >>> from ppl_vae.models import VAE
+        >>> discrete_latents(VAE((3,), 2), MeanField((3,), 2), torch.zeros(2, 3))
+        ()
+    """
+    with opened(model, guide, x, seed=0, progress=False) as session:
+        return session.layout.discrete
 
 
 def is_standard_normal(model: Program, x: Batch) -> bool:

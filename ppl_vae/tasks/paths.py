@@ -19,6 +19,7 @@ from ppl_vae.pairs import (
     Program,
     Site,
     as_args,
+    innermost,
     num_rows,
     parts_of,
     prior_moments,
@@ -33,7 +34,7 @@ from ppl_vae.tasks.encoding import (
     means_of_latents,
     require_latents,
 )
-from ppl_vae.tasks.observed import require_any_rows, require_drawn, tell
+from ppl_vae.tasks.observed import is_categorical, require_any_rows, require_drawn, tell
 from ppl_vae.tasks.sampling import Draw
 
 LEAST_SINE = 1e-6
@@ -128,7 +129,8 @@ def traverse(
     """What one dimension of a latent does: E[x | z] as it moves, from the posterior mean of each row.
 
     It goes from three standard deviations of the prior below its mean to three above, in equal steps. From a
-    row's own posterior mean, because decoders are rarely good where all latents are zero.
+    row's own posterior mean, because decoders are rarely good where all latents are zero. A class that the pair
+    infers, too, stays at the row's most probable one.
 
     Args:
         model: Pyro program of p(x, z).
@@ -146,7 +148,8 @@ def traverse(
         `(n, dimensions, steps, *event)`.
 
     Raises:
-        PairError: A latent is discrete, or the distribution of x states no mean.
+        PairError: The latent is discrete, another one is discrete and has no most probable value, or the
+            distribution of x states no mean.
         ValueError: There is no such latent or dimension.
 
     Example:
@@ -158,13 +161,16 @@ def traverse(
     """
     require_count("steps", steps)
     with opened(model, guide, x, seed=seed, progress=False) as session:
-        means = _means(session, "traverse")
-        if latent is None and len(means) == 1:
-            latent = next(iter(means))
+        means = _means(session, "traverse", holds_classes=True)
+        moving = [name for name in means if name not in session.layout.discrete]
+        if latent is None and len(moving) == 1:
+            (latent,) = moving
         if latent not in means:
             listed = ", ".join(f"'{name}'" for name in means)
             asked = "several latents" if latent is None else f"no latent '{latent}'"
             raise ValueError(f"the pair has {asked}: pass latent= one of {listed}")
+        if latent in session.layout.discrete:
+            raise PairError(f"'{latent}' is discrete: there is no path between its values")
         size = means[latent][0].numel()
         single = isinstance(dimension, Integral)
         several: Any = [dimension] if single else dimension
@@ -245,8 +251,8 @@ def _drawn_from_prior(session: Session, latent: str) -> Tensor:
     return torch.cat(draws).double()
 
 
-def _means(session: Session, label: str) -> dict[str, Tensor]:
-    """The posterior means of all latents, `(n, *event)`."""
+def _means(session: Session, label: str, holds_classes: bool = False) -> dict[str, Tensor]:
+    """The posterior means of all latents, `(n, *event)`; if asked, the most probable values of classes."""
     require_latents(session)
     require_any_rows(session)
     require_drawn(session)
@@ -255,15 +261,31 @@ def _means(session: Session, label: str) -> dict[str, Tensor]:
         raise PairError(f"{names} belongs to all rows: there is no path of single rows")
     if not session.batches.in_memory:
         raise TypeError("a path starts at some rows: give them as one array, not as a loader")
-    if session.layout.discrete:
+    if session.layout.discrete and not holds_classes:
         names = ", ".join(f"'{name}'" for name in session.layout.discrete)
         raise PairError(f"{names} is discrete: there is no path between its values")
     parts: dict[str, list[Tensor]] = {}
     draws = draws_for_means(session)
     for chunk in session.chunks(session.rows_at_once(draws), label):
-        for name, mean in means_of_latents(session.sample(chunk, draws)).items():
-            parts.setdefault(name, []).append(mean)
+        rows = session.sample(chunk, draws)
+        for name, mean in means_of_latents(rows).items():
+            discrete = name in session.layout.discrete
+            value = _most_probable(rows.guide_trace.nodes[name], mean) if discrete else mean
+            parts.setdefault(name, []).append(value)
     return {name: torch.cat(some) for name, some in parts.items()}
+
+
+def _most_probable(site: Site, mean: Tensor) -> Tensor:
+    """The most probable values of a discrete site with these means.
+
+    Raises:
+        PairError: Its distribution is neither categorical nor Bernoulli.
+    """
+    if is_categorical(site):
+        return mean.argmax(-1)
+    if isinstance(innermost(site["fn"]), torch.distributions.Bernoulli):
+        return mean.round()
+    raise PairError(f"'{site['name']}' is discrete: its most probable value is not known")
 
 
 def _decoded(session: Session, latents: dict[str, Tensor], site: str | None) -> Tensor:
