@@ -9,7 +9,7 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from jsonargparse import auto_cli
+from progress import start
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -36,9 +36,10 @@ def bent(x: Tensor) -> None:
 
 
 def main(
-    quick: bool = False,
     num_rows: int = 1024,
     max_epochs: int = 100,
+    num_particles: int = 16,
+    num_samples: int = 200,
     output: Path = Path("guides_over_posteriors.png"),
     overwrite: bool = False,
     seed: int = 0,
@@ -48,16 +49,15 @@ def main(
     The model has no parameters and is not trained. Its posterior is known by quadrature.
 
     Args:
-        quick: A few epochs on a few rows, to try the script.
         num_rows: Rows that are drawn from the model, to train on.
         max_epochs: Passes over these rows, for each guide.
+        num_particles: Draws of each row in a step.
+        num_samples: Draws of each row for the ELBO.
         output: Where to save the picture.
         overwrite: Whether a picture that is there is replaced.
         seed: Seed of all random numbers.
     """
     require_output(output, overwrite=overwrite)
-    if quick:
-        num_rows, max_epochs = min(num_rows, 128), min(max_epochs, 3)
     shown = torch.tensor([[SHOWN]])
     rows = sample(bent, num_rows, like=shown, seed=seed)
     network = MLP(hidden=(64, 64))
@@ -73,7 +73,7 @@ def main(
         max_epochs=max_epochs,
         learning_rate=3e-3,
         lr_scheduler=partial(CosineAnnealingLR, T_max=max_epochs),
-        objective=ELBO(num_particles=16),
+        objective=ELBO(num_particles=num_particles),
         seed=seed,
     )
     print("| guide | seconds | ELBO, all rows | KL(q ǁ p(z given x)), the row drawn |")
@@ -81,7 +81,7 @@ def main(
     grid, drawn = None, {}
     for name, guide in guides.items():
         seconds = trained(bent, guide, rows).seconds
-        elbo = evaluate(bent, guide, rows, num_samples=200, method="guide", seed=seed).elbo
+        elbo = evaluate(bent, guide, rows, num_samples=num_samples, method="guide", seed=seed).elbo
         if grid is None:  # the posterior does not depend on the guide
             grid = posterior_grid(bent, guide, shown, size=257)
         log_q = drawn[name] = guide_on_grid(bent, guide, shown, grid)
@@ -95,4 +95,10 @@ def main(
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    start(
+        main,
+        quick={
+            **{"num_rows": 128, "max_epochs": 3, "num_particles": 2, "num_samples": 20},
+            "output": "guides_over_posteriors_quick.png",
+        },
+    )

@@ -215,7 +215,7 @@ def priors(folder: Path) -> None:
 
 
 def banana(folder: Path) -> None:
-    printed = run("banana.py", "--quick=true", "--num_rows=64", cwd=folder)
+    printed = run("banana.py", "--num_rows=64", "--max_epochs=3", "--num_particles=2", cwd=folder)
     table = {row["guide"]: row for row in rows(printed)}
     assert list(table) == [
         *("mean-field", "full covariance", "mixture of 8 Gaussians", "neural spline flow")
@@ -465,7 +465,7 @@ def test_every_script_is_in_the_readme() -> None:
 def test_no_script_replaces_a_picture(tmp_path: Path) -> None:
     """It is refused before the work, with the options that each script has."""
     scripts = {
-        "banana.py": ["--quick=true"],
+        "banana.py": ["--max_epochs=1"],
         "swap_guides.py": ["--max_epochs=1"],
         "inference_gaps.py": [],
         "priors.py": [],

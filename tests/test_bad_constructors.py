@@ -27,6 +27,7 @@ REQUIRED = {
     "total_count": 3,
     "network": nn.Linear(3, 4),
     "latent_dims": (2, 2),
+    "count": 2,
 }
 """What the constructors need."""
 

@@ -154,7 +154,7 @@ def test_without_a_terminal_each_stage_is_told(done: subprocess.CompletedProcess
     listed = [re.match(r"  (\S.*?)  +[\d.]+ (s|min .*)$", line) for line in told[start + 1 :]]
     assert [match and match[1] for match in listed] == [
         *("data and pair", "checks", "training", "saving"),
-        *("evaluation", "diagnosis", "posterior.nc", "pictures"),
+        *("evaluation", "evaluation of training rows", "diagnosis", "posterior.nc", "pictures"),
     ]
 
 

@@ -9,7 +9,7 @@ import types
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 import pyro
 import pyro.distributions as dist
@@ -98,6 +98,7 @@ def returned(function: Any) -> type | None:
     """The class of this package that a function returns, if it is public and no program."""
     try:
         kind = get_type_hints(function).get("return")
+        kind = get_origin(kind) or kind  # of Data[Any]
     except (NameError, TypeError):
         return None
     if not inspect.isclass(kind) or issubclass(kind, torch.nn.Module):

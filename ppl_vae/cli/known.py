@@ -31,7 +31,7 @@ SUITED = {
 }
 """The default classes of other roles for models that those above do not suit."""
 
-FILLED_IN = ("data_shape", "latent_dim", "network", "likelihood")
+FILLED_IN = ("data_shape", "latent_dim", "network", "likelihood", "context", "classes")
 """Arguments of models and guides that `set_up` fills in."""
 
 

@@ -575,7 +575,7 @@ def _how_reached(role: str) -> str:
     """How the help says that classes have arguments."""
     return (
         f"--{role}.NAME and --{role}.network.NAME are arguments of the classes; --{role}.help "
-        "CLASS lists them. A class of your own is package.module.Class."
+        "CLASS lists them. Your own class: package.module.Class."
     )
 
 

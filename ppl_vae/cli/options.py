@@ -45,7 +45,7 @@ COMMON = {
 EXAMPLES = {
     "train": (
         "ppl-vae train --model.latent_dim 2 --objective.beta 4",
-        "ppl-vae train --guide LowRank --guide.rank 3 --max_epochs 50",
+        "ppl-vae train --labels 100 --model SemiSupervisedVAE --max_epochs 50",
         "ppl-vae train --model.network Convolutional --model.network.channels [32,64]",
     ),
     "em": (
@@ -306,9 +306,7 @@ def _add_run_dir(options: Options) -> None:
     what = "run folder (default: runs/<data>-<model>-<guide>-<time>)"
     options.add_argument("--run_dir", type=str, help=what)
     _add_flag(options, "--overwrite", "replace the run in run_dir")
-    options.add_argument(
-        "--seed", type=int, default=0, help="random seed of weights, batches and draws"
-    )
+    options.add_argument("--seed", type=int, default=0, help="seed of weights, batches and draws")
 
 
 def _add_num_samples(options: Options, what: str) -> None:
