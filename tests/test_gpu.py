@@ -16,7 +16,7 @@ import pytest
 import torch
 from catalogue import PAIRS, ROWS
 from torch import Tensor, nn
-from trainings import Model, X, same, train
+from trainings import Model, X, same, train, weights
 
 from ppl_vae import (
     annealed_importance_sampling,
@@ -30,12 +30,17 @@ from ppl_vae import (
     save_run,
     to_arviz,
 )
+from ppl_vae.capture import CudaGraph
 from ppl_vae.checks import PairWarning
+from ppl_vae.data import Binarization
 from ppl_vae.em import GradientSteps
-from ppl_vae.guides import Exact
-from ppl_vae.models import GaussianMixture, ProbabilisticPCA
+from ppl_vae.guides import Exact, MeanField
+from ppl_vae.models import VAE, GaussianMixture, ProbabilisticPCA
+from ppl_vae.networks import MLP
+from ppl_vae.objectives import ELBO, ImportanceWeightedELBO, LinearWarmup
 from ppl_vae.pairs import Pair, PairError
 from ppl_vae.training import refit_guide
+from ppl_vae.training.strides import Strides
 
 pytestmark = [
     pytest.mark.gpu,
@@ -129,6 +134,54 @@ def test_recorded_steps_are_pyros() -> None:
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
     for name, value in weights.items():
         torch.testing.assert_close(recorded_weights[name], value, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"objective": ImportanceWeightedELBO(num_particles=5)},
+        {"objective": ELBO(beta=LinearWarmup(epochs=20)), "clip_grad_norm": 1.0},
+    ],
+    ids=["ELBO", "IWAE", "beta, clipped"],
+)
+def test_strides_give_the_bits_of_single_steps(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CUDA graph for each step, against the same compiled recording in Python, over many epochs."""
+    x = torch.rand(600, 784, generator=torch.Generator().manual_seed(0))
+    replays = 0
+    replay = CudaGraph.__call__
+
+    def counted(self: CudaGraph) -> None:
+        nonlocal replays
+        replays += 1
+        replay(self)
+
+    monkeypatch.setattr(CudaGraph, "__call__", counted)
+    ends = []
+    for single in (False, True):
+        if single:
+            monkeypatch.setattr(Strides, "of", lambda *_: None)
+        torch.manual_seed(0)
+        network = MLP(hidden=(200, 200))
+        model, guide = VAE((784,), 50, network), MeanField((784,), 50, network)
+        settings: dict[str, Any] = {"batch_size": 20, "max_epochs": 40, **options}
+        fitted = fit(
+            model,
+            guide,
+            x,
+            transform=Binarization(),
+            seed=0,
+            compile=True,
+            device="cuda",
+            **settings,
+        )
+        losses = [{**epoch, "seconds": 0.0} for epoch in fitted.history]
+        ends.append((losses, weights(model, guide)))
+    assert replays > 1000
+    assert ends[0][0] == ends[1][0]
+    assert same(ends[0][1], ends[1][1])
 
 
 @pytest.mark.parametrize("recorded", [False, True])

@@ -1,8 +1,8 @@
 """The ways to train one VAE that `training.py` times, each in a process of its own.
 
 `training.py` runs it with the interpreter of an environment that has what the contender needs:
-`python contenders.py NAME NETWORK BATCH_SIZE THREADS`. It prints the seconds of the first step, counted from
-the moment when data and model exist.
+`python contenders.py NAME NETWORK BATCH_SIZE THREADS DEVICE`. It prints the seconds of the first step, counted
+from the moment when data and model exist.
 Then it reads numbers of steps, and prints the seconds of one step each time.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 ROWS = 60_000
@@ -24,19 +25,24 @@ Start = Callable[[int, Turn], None]
 """Trains with a batch size, turn after turn; makes data and model before it asks for the first turn."""
 
 
-def torch_data() -> Any:
+def torch_data(device: str = "cpu") -> Any:
     """As many rows as MNIST has; their content does not matter here."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    return (torch.rand(ROWS, 784, generator=generator) < 0.15).float()
+    return (torch.rand(ROWS, 784, generator=generator) < 0.15).float().to(device)
 
 
 # -- hand-written torch ----------------------------------------------------------------------------------
 
 
-def hand_written(network: str, fused: bool, compiled: bool) -> Start:
-    """The loop that a torch user writes by hand: two modules, a loss, a loop over a permutation."""
+def hand_written(
+    network: str, device: str, fused: bool, compiled: bool = False, mixed: bool = False
+) -> Start:
+    """The loop that a torch user writes by hand: two modules, a loss, a loop over a permutation.
+
+    On a GPU the rows stay there, and the compiled loss is replayed as CUDA graphs (`reduce-overhead`).
+    """
     import torch
     from torch import nn
     from torch.nn import functional as F
@@ -49,18 +55,23 @@ def hand_written(network: str, fused: bool, compiled: bool) -> Start:
         encoder, decoder = convolutional_parts()
         shape = (1, 28, 28)
 
+    encoder.to(device), decoder.to(device)
+
     def loss(x: Any) -> Any:
-        loc, log_variance = encoder(x).chunk(2, -1)
-        z = loc + (0.5 * log_variance).exp() * torch.randn_like(loc)
-        cross_entropy = F.binary_cross_entropy_with_logits(decoder(z), x, reduction="sum")
+        with torch.autocast(device, torch.bfloat16, enabled=mixed):
+            loc, log_variance = encoder(x).float().chunk(2, -1)
+            z = loc + (0.5 * log_variance).exp() * torch.randn_like(loc)
+            logits = decoder(z).float()
+        cross_entropy = F.binary_cross_entropy_with_logits(logits, x, reduction="sum")
         kl = 0.5 * (loc.square() + log_variance.exp() - log_variance - 1).sum()
         return (cross_entropy + kl) / len(x)
 
     def start(batch_size: int, turn: Turn) -> None:
-        data = torch_data().reshape(ROWS, *shape)
+        data = torch_data(device).reshape(ROWS, *shape)
         parameters = [*encoder.parameters(), *decoder.parameters()]
         optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE, fused=fused)
-        objective = torch.compile(loss) if compiled else loss
+        mode = "reduce-overhead" if device == "cuda" else None
+        objective = torch.compile(loss, mode=mode) if compiled else loss
         batches = endless(data, batch_size)
 
         def steps(count: int) -> None:
@@ -103,7 +114,7 @@ def endless(data: Any, batch_size: int) -> Any:
     import torch
 
     while True:
-        order = torch.randperm(len(data))
+        order = torch.randperm(len(data), device=data.device)
         for first in range(0, len(data) - batch_size + 1, batch_size):
             yield data.index_select(0, order[first : first + batch_size])
 
@@ -122,13 +133,14 @@ def pair(network: str) -> tuple[Any, Any, tuple[int, ...]]:
     return VAE(shape, LATENT, kind), MeanField(shape, LATENT, kind), shape
 
 
-def pyro_svi(network: str) -> Start:
+def pyro_svi(network: str, device: str) -> Start:
     """Pyro as its tutorials use it."""
     import pyro
     from pyro import optim
     from pyro.infer import SVI, TraceMeanField_ELBO
 
     model, guide, shape = pair(network)
+    model.to(device), guide.to(device)
 
     def register_model(x: Any) -> None:
         pyro.module("model", model)
@@ -140,7 +152,7 @@ def pyro_svi(network: str) -> Start:
 
     def start(batch_size: int, turn: Turn) -> None:
         pyro.enable_validation(False)
-        data = torch_data().reshape(ROWS, *shape)
+        data = torch_data(device).reshape(ROWS, *shape)
         optimizer = optim.Adam({"lr": LEARNING_RATE})  # type: ignore[attr-defined]
         svi = SVI(register_model, register_guide, optimizer, TraceMeanField_ELBO())
         batches = endless(data, batch_size)
@@ -157,8 +169,8 @@ def pyro_svi(network: str) -> Start:
     return start
 
 
-def ours(network: str, **options: Any) -> Start:
-    """`fit` as it is.
+def ours(network: str, device: str, mixed: bool = False, **options: Any) -> Start:
+    """`fit` as it is, or with autocast to bfloat16.
 
     It ends its turns by what users can give: a schedule of the learning rate, which is asked after each epoch.
     If it does not compile, a hook of the optimizer counts the steps, as an epoch would take long.
@@ -166,8 +178,12 @@ def ours(network: str, **options: Any) -> Start:
     import torch
 
     from ppl_vae import fit
+    from ppl_vae.runtime import make_fabric
 
     model, guide, shape = pair(network)
+    given: dict[str, Any] = {"device": device}
+    if mixed:
+        given = {"fabric": make_fabric(device, "bf16-mixed")}
 
     def start(batch_size: int, turn: Turn) -> None:
         data = torch_data().reshape(ROWS, *shape)
@@ -204,6 +220,7 @@ def ours(network: str, **options: Any) -> Start:
             optimizer=adam,
             lr_scheduler=lambda made: torch.optim.lr_scheduler.LambdaLR(made, factor),
             progress=False,
+            **given,
             **options,
         )
 
@@ -213,8 +230,8 @@ def ours(network: str, **options: Any) -> Start:
 # -- other libraries -------------------------------------------------------------------------------------
 
 
-def numpyro_epoch(network: str) -> Start:
-    """NumPyro with the whole loop over batches jitted, as in its VAE example."""
+def numpyro_epoch(network: str, device: str) -> Start:
+    """NumPyro with the whole loop over batches jitted, as in its VAE example; `Worker` sets the device."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -225,6 +242,7 @@ def numpyro_epoch(network: str) -> Start:
     from numpyro.infer import SVI, TraceMeanField_ELBO
 
     assert network == "mlp"
+    assert jax.default_backend() == ("gpu" if device == "cuda" else "cpu")
     encode = stax.serial(
         stax.Dense(400),
         stax.Relu,
@@ -286,7 +304,7 @@ def numpyro_epoch(network: str) -> Start:
     return start
 
 
-def pythae_trainer(network: str) -> Start:
+def pythae_trainer(network: str, device: str) -> Start:
     """pythae's own trainer; steps are timed as one epoch over as many rows."""
     import contextlib
     import io
@@ -339,7 +357,7 @@ def pythae_trainer(network: str) -> Start:
                     num_epochs=1,
                     per_device_train_batch_size=batch_size,
                     learning_rate=LEARNING_RATE,
-                    no_cuda=True,
+                    no_cuda=device == "cpu",
                 )
                 trainers[count] = BaseTrainer(model, dataset, training_config=options)
                 trainers[count].prepare_training()
@@ -357,35 +375,64 @@ def pythae_trainer(network: str) -> Start:
 # -- the floor -------------------------------------------------------------------------------------------
 
 
-def floor(network: str) -> Start:
-    """No VAE: the products of a step, each in its fastest layout, Adam's update, and gathering the rows."""
+def floor(network: str, device: str) -> Start:
+    """No VAE: the products of a step, each in its fastest layout, Adam's update, and gathering the rows.
+
+    On a GPU, all of it is one CUDA graph.
+    """
     import torch
 
     assert network == "mlp"
 
     def start(batch_size: int, turn: Turn) -> None:
-        data = torch_data()
+        data = torch_data(device)
         sizes = [(784, 400), (400, 2 * LATENT), (LATENT, 400), (400, 784)]
-        weights = [torch.randn(n, m, requires_grad=True) for n, m in sizes]
-        weights += [torch.zeros(m, requires_grad=True) for _, m in sizes]
+        weights = [torch.randn(n, m, device=device, requires_grad=True) for n, m in sizes]
+        weights += [torch.zeros(m, device=device, requires_grad=True) for _, m in sizes]
         for weight in weights:
             weight.grad = torch.zeros_like(weight)
-        optimizer = torch.optim.Adam(weights, lr=LEARNING_RATE, fused=True)
-        inputs = [torch.randn(batch_size, n) for n, _ in sizes]
-        outputs = [torch.randn(batch_size, m) for _, m in sizes]
+        optimizer = torch.optim.Adam(
+            weights, lr=LEARNING_RATE, fused=True, capturable=device == "cuda"
+        )
+        inputs = [torch.randn(batch_size, n, device=device) for n, _ in sizes]
+        outputs = [torch.randn(batch_size, m, device=device) for _, m in sizes]
         transposed = [w.detach().T.contiguous() for w in weights[:4]]
         batches = endless(data, batch_size)
+        chosen = torch.arange(batch_size, device=device)
+
+        def rest() -> None:
+            for i, (a, b) in enumerate(zip(inputs, outputs, strict=True)):
+                torch.mm(a, weights[i])
+                torch.mm(a.T, b)
+                if i:
+                    torch.mm(b, transposed[i])
+            optimizer.step()
+
+        def on_gpu() -> None:
+            data.index_select(0, chosen)
+            rest()
+
+        replay: Any = None
+        if device == "cuda":
+            graph = torch.cuda.CUDAGraph()
+            with torch.no_grad():
+                for _ in range(3):
+                    on_gpu()
+                torch.cuda.synchronize()
+                with torch.cuda.graph(graph):
+                    on_gpu()
+            replay = graph.replay
 
         def steps(count: int) -> None:
             with torch.no_grad():
                 for _ in range(count):
-                    next(batches)
-                    for i, (a, b) in enumerate(zip(inputs, outputs, strict=True)):
-                        torch.mm(a, weights[i])
-                        torch.mm(a.T, b)
-                        if i:
-                            torch.mm(b, transposed[i])
-                    optimizer.step()
+                    if replay is not None:
+                        replay()
+                    else:
+                        next(batches)
+                        rest()
+            if device == "cuda":
+                torch.cuda.synchronize()
 
         count = 0
         while True:
@@ -395,13 +442,15 @@ def floor(network: str) -> Start:
     return start
 
 
-CONTENDERS: dict[str, Callable[[str], Start]] = {
-    "hand": lambda network: hand_written(network, fused=False, compiled=False),
-    "hand-fused": lambda network: hand_written(network, fused=True, compiled=False),
-    "hand-compiled": lambda network: hand_written(network, fused=True, compiled=True),
+CONTENDERS: dict[str, Callable[[str, str], Start]] = {
+    "hand": partial(hand_written, fused=False),
+    "hand-fused": partial(hand_written, fused=True),
+    "hand-compiled": partial(hand_written, fused=True, compiled=True),
+    "hand-bf16": partial(hand_written, fused=True, compiled=True, mixed=True),
     "pyro": pyro_svi,
-    "ours-pyro": lambda network: ours(network, capture=False),
-    "ours-graph": lambda network: ours(network, compile=False),
+    "ours-pyro": partial(ours, capture=False),
+    "ours-graph": partial(ours, compile=False),
+    "ours-bf16": partial(ours, mixed=True),
     "ours": ours,
     "numpyro": numpyro_epoch,
     "pythae": pythae_trainer,
@@ -411,7 +460,7 @@ CONTENDERS: dict[str, Callable[[str], Start]] = {
 
 def main() -> None:
     """Follows the protocol above on standard input and output."""
-    name, network, batch_size, threads = sys.argv[1:]
+    name, network, batch_size, threads, device = sys.argv[1:]
     if name != "numpyro":
         import torch
 
@@ -428,7 +477,7 @@ def main() -> None:
         return count
 
     # All of them run in the main thread: in a second one, OpenMP waits.
-    CONTENDERS[name](network)(int(batch_size), turn)
+    CONTENDERS[name](network, device)(int(batch_size), turn)
 
 
 if __name__ == "__main__":

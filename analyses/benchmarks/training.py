@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from pathlib import Path
+from typing import Literal
 
 from contenders import ROWS
 from jsonargparse import auto_cli
@@ -15,16 +16,21 @@ NAMES = {
     "hand": "torch by hand, default Adam",
     "hand-fused": "torch by hand, fused Adam",
     "hand-compiled": "torch by hand, torch.compile, fused Adam",
+    "hand-bf16": "the same with autocast to bfloat16",
     "pyro": "plain Pyro SVI, TraceMeanField_ELBO",
     "pythae": "pythae's trainer",
     "numpyro": "NumPyro, jitted epoch",
     "ours-pyro": "fit(capture=False)",
     "ours-graph": "fit(compile=False)",
+    "ours-bf16": "fit, bf16-mixed",
     "ours": "fit, as it is",
     "floor": "products, Adam and rows alone",
 }
-WHOLE_EPOCHS = "ours"
-"""This contender's turns are epochs, whatever number of steps is asked for."""
+WHOLE_EPOCHS = ("ours", "ours-bf16")
+"""These contenders' turns are epochs, whatever number of steps is asked for."""
+
+MIXED = ("hand-bf16", "ours-bf16")
+"""Contenders of a GPU."""
 
 CONVOLUTIONAL = ["hand-fused", "hand-compiled", "pyro", "ours-graph", "ours"]
 
@@ -47,6 +53,7 @@ def race(
     steps: int,
     warm_up: int,
     environments: Path,
+    device: str,
 ) -> dict[str, tuple[float, float]]:
     """Milliseconds per step (median over the rounds) and seconds to the first step, by contender."""
     workers: list[Worker] = []
@@ -56,12 +63,12 @@ def race(
         rounds, warm_up = min(rounds, CONVOLUTIONAL_PROTOCOL[0]), CONVOLUTIONAL_PROTOCOL[1]
     try:
         for name in tqdm(names, desc=f"{label}: start", leave=False):
-            arguments = [network, str(batch_size), str(threads)]
-            workers.append(Worker(name, "contenders.py", arguments, threads, environments))
+            arguments = [network, str(batch_size), str(threads), device]
+            workers.append(Worker(name, "contenders.py", arguments, threads, environments, device))
         turn = {}
         for worker in tqdm(workers, desc=f"{label}: warm up", leave=False):
             few, whole = min(steps, 5), ROWS // batch_size
-            ours = worker.name == WHOLE_EPOCHS
+            ours = worker.name in WHOLE_EPOCHS
             size = whole if ours else max(1, min(steps, warm_up))
             for _ in range(0, until_compiled if ours else warm_up, size):
                 worker.ask(size)
@@ -90,6 +97,7 @@ def main(
     warm_up: int = 1100,
     threads: int = 2,
     environments: Path = ENVIRONMENTS,
+    device: Literal["cpu", "cuda"] = "cpu",
 ) -> None:
     """Prints milliseconds per training step and ratios, for a 784-400-50 VAE and for a convolutional one.
 
@@ -104,23 +112,26 @@ def main(
             1,000th on), and Adam's averages of gradients that are 0 are denormal numbers, which slow down
             every contender that does not flush them to 0.
         threads: Threads of each contender.
-        environments: Where the peers' environments are, or will be made.
+        environments: Where the peers' environments are, or will be made. A peer that is installed beside
+            ppl_vae runs there.
+        device: Where to train; a GPU has two more lines, of bfloat16.
     """
     unknown = set(contenders) - set(NAMES)
     if unknown or "ours" not in contenders:
         raise ValueError(f"contenders are of {list(NAMES)}, `ours` among them; got {contenders}")
+    contenders = [name for name in contenders if device == "cuda" or name not in MIXED]
     mlp = [name for name in NAMES if name in contenders and (peers or name not in PEERS)]
     conv = [name for name in CONVOLUTIONAL if name in contenders]
     races = [("mlp", size, mlp) for size in batch_sizes]
     races += [("conv", 128, conv)] if convolutional else []
     for network, size, names in races:
-        found = race(network, size, names, threads, rounds, steps, warm_up, environments)
-        print(f"\n{network}, batch size {size}, {threads} threads\n")
+        found = race(network, size, names, threads, rounds, steps, warm_up, environments, device)
+        print(f"\n{network}, batch size {size}, {device}, {threads} threads\n")
         print("| | ms per step | `fit` takes, of it | s to the first step |")
         print("| --- | --- | --- | --- |")
         for name, (milliseconds, first) in found.items():
             ratio = found["ours"][0] / milliseconds
-            print(f"| {NAMES[name]} | {milliseconds:.2f} | {ratio:.2f} | {first:.1f} |", flush=True)
+            print(f"| {NAMES[name]} | {milliseconds:.3f} | {ratio:.2f} | {first:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -26,6 +27,7 @@ class Worker:
         arguments: Its arguments after the name.
         threads: Threads that it may use.
         environments: Where the peers' environments are, or will be made.
+        device: `cpu` or `cuda`.
 
     Attributes:
         first: The first number that it printed.
@@ -35,14 +37,22 @@ class Worker:
     """
 
     def __init__(
-        self, name: str, script: str, arguments: list[str], threads: int, environments: Path
+        self,
+        name: str,
+        script: str,
+        arguments: list[str],
+        threads: int,
+        environments: Path,
+        device: str = "cpu",
     ) -> None:
         self.name = name
         # NPROC: the only way to set the number of threads of XLA.
         environment = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NPROC"), str(threads))
         root = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
         environment |= {"PYTHONPATH": root.strip(os.pathsep), "PYTHONWARNINGS": "ignore"}
-        environment |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+        environment |= {"JAX_PLATFORMS": device, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        if device == "cpu":
+            environment |= {"CUDA_VISIBLE_DEVICES": ""}
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by stop
         self.process = subprocess.Popen(
             [str(interpreter(name, environments)), str(HERE / script), name, *arguments],
@@ -78,8 +88,8 @@ class Worker:
 
 
 def interpreter(name: str, folder: Path) -> Path:
-    """The Python of a contender's environment, which is created at first use."""
-    if name not in PEERS:
+    """The Python of a contender's environment, which is created at first use if this one lacks the library."""
+    if name not in PEERS or importlib.util.find_spec(name) is not None:
         return Path(sys.executable)
     python = folder / name / "bin" / "python"
     if not python.exists():
