@@ -22,6 +22,7 @@ from ppl_vae.capture.recording import Recording
 from ppl_vae.data import Binarization
 from ppl_vae.objectives import ELBO, ImportanceWeightedELBO, LinearWarmup
 from ppl_vae.pairs import Pair
+from ppl_vae.runtime import make_fabric
 from ppl_vae.training import DivergenceError, Fit, checkpoints, engines, step as training_step
 from ppl_vae.training.engines import LoopEngine
 from ppl_vae.training.strides import Strides
@@ -183,6 +184,59 @@ def test_strides_give_the_bits_of_single_steps(
     if "batch_size" not in options[1]:
         assert max(strides) > 3
     require_same(found, trained(single=True, **options[1]))
+
+
+@pytest.fixture
+def rough_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Inductor, it leaves out the rounding to bfloat16 between two operations: 3 % of the gradient."""
+
+    def compile(self: Recording) -> None:
+        self.compiled = True
+        self.run = lambda *inputs: [
+            t if t is None else t * (1 + (1e-5 if i == 0 else 0.03))
+            for i, t in enumerate(self.graph.forward(*inputs))
+        ]
+
+    monkeypatch.setattr(Recording, "compile", compile)
+
+
+@pytest.mark.usefixtures("engine", "rough_compiler")
+def test_mixed_precision_is_compiled(strides: list[int], caplog: pytest.LogCaptureFixture) -> None:
+    """Steps that are compared with Pyro are compared under the same precision, up to its rounding."""
+    fabric = make_fabric("cpu", "bf16-mixed")
+    found = trained(fabric=fabric)
+    assert sum(strides) > 15
+    assert "capture is off" not in caplog.text
+    require_same(found, trained(single=True, fabric=fabric))
+
+
+@pytest.mark.usefixtures("rough_compiler")
+def test_full_precision_is_compared_strictly(caplog: pytest.LogCaptureFixture) -> None:
+    trained()
+    assert "capture is off, the training goes on in Pyro: the gradient" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("factor", "what"), [((1.02, 1.0), "the loss"), ((1.0, 1.5), "the gradient")]
+)
+def test_a_wrong_compiled_step_in_mixed_precision_is_found(
+    factor: tuple[float, float],
+    what: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def compile(self: Recording) -> None:
+        self.compiled = True
+        self.run = lambda *inputs: [
+            t if t is None else t * factor[min(i, 1)]
+            for i, t in enumerate(self.graph.forward(*inputs))
+        ]
+
+    monkeypatch.setattr(Recording, "compile", compile)
+    trained(fabric=make_fabric("cpu", "bf16-mixed"))
+    assert (
+        f"capture is off, the training goes on in Pyro: {what} of the recorded step" in caplog.text
+    )
 
 
 def test_hooks_of_the_users_run_with_each_step(strides: list[int]) -> None:

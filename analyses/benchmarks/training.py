@@ -10,7 +10,7 @@ from typing import Literal
 from contenders import ROWS
 from jsonargparse import auto_cli
 from tqdm import tqdm
-from workers import ENVIRONMENTS, PEERS, Worker
+from workers import ENVIRONMENTS, PEERS, Worker, set_products
 
 NAMES = {
     "hand": "torch by hand, default Adam",
@@ -98,6 +98,7 @@ def main(
     threads: int = 2,
     environments: Path = ENVIRONMENTS,
     device: Literal["cpu", "cuda"] = "cpu",
+    tf32: bool = False,
 ) -> None:
     """Prints milliseconds per training step and ratios, for a 784-400-50 VAE and for a convolutional one.
 
@@ -115,7 +116,10 @@ def main(
         environments: Where the peers' environments are, or will be made. A peer that is installed beside
             ppl_vae runs there.
         device: Where to train; a GPU has two more lines, of bfloat16.
+        tf32: Whether float32 products on a GPU are TF32's, in all libraries. It is NumPyro's default and not
+            torch's, so both are set.
     """
+    set_products(tf32)
     unknown = set(contenders) - set(NAMES)
     if unknown or "ours" not in contenders:
         raise ValueError(f"contenders are of {list(NAMES)}, `ours` among them; got {contenders}")
@@ -126,7 +130,8 @@ def main(
     races += [("conv", 128, conv)] if convolutional else []
     for network, size, names in races:
         found = race(network, size, names, threads, rounds, steps, warm_up, environments, device)
-        print(f"\n{network}, batch size {size}, {device}, {threads} threads\n")
+        kind = f"{device}{', TF32' if tf32 else ''}"
+        print(f"\n{network}, batch size {size}, {kind}, {threads} threads\n")
         print("| | ms per step | `fit` takes, of it | s to the first step |")
         print("| --- | --- | --- | --- |")
         for name, (milliseconds, first) in found.items():

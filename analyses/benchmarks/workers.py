@@ -18,6 +18,14 @@ PEERS = {"numpyro": ["numpyro==0.22.0"], "pythae": ["pythae==0.1.2", "setuptools
 """Requirements of each contender that does not run in the environment of the benchmark itself."""
 
 
+def set_products(tf32: bool) -> None:
+    """How the workers that are started later multiply matrices of float32 on a GPU."""
+    if not tf32:
+        os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
+    os.environ["TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"] = str(int(tf32))
+    os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "tensorfloat32" if tf32 else "float32"
+
+
 class Worker:
     """A contender: a script that runs in its own process and answers each number with a number.
 

@@ -116,6 +116,9 @@ def own_outputs(graph: GraphModule) -> None:
 def compile_graph(graph: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
     """Lets Inductor compile a graph. Random numbers stay those of the plain graph.
 
+    On a GPU, Inductor would choose the kernels that add up numbers by timing them, and another process would
+    choose others: a resumed training would end with other bits. So it chooses by rules (torch 2.10 and newer).
+
     Raises:
         RuntimeError: Inductor or the C++ compiler failed.
     """
@@ -128,7 +131,11 @@ def compile_graph(graph: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
         graph = copy.deepcopy(graph)
         split_biases(graph)
         join_logarithms(graph)
-        with torch.no_grad(), torch._inductor.config.patch(fallback_random=True):
+        settings = {"fallback_random": True}
+        on_gpu = any(isinstance(given, Tensor) and given.is_cuda for given in inputs)
+        if on_gpu and hasattr(torch._inductor.config, "deterministic"):
+            settings["deterministic"] = True
+        with torch.no_grad(), torch._inductor.config.patch(settings):
             compiled: Any = compile_fx(graph, inputs)
     return compiled  # type: ignore[no-any-return]
 

@@ -79,11 +79,29 @@ class Recording:
         Raises:
             CaptureError: An operation failed.
         """
+        return self._run(self.run, args)
+
+    def _run(self, run: Callable[..., Any], args: Sequence[Any]) -> Any:
         try:
             with torch.no_grad():
-                return self.run(*args, *self.tensors)
+                return run(*args, *self.tensors)
         except Exception as error:
             raise CaptureError(f"the recording cannot be run: {reason_of(error)}") from error
+
+    @property
+    def low_precision(self) -> bool:
+        """Whether it computes in bfloat16 or float16, as under autocast."""
+        given = [t.dtype for t in (*self.example, *self.tensors)]
+        cast = [node.kwargs.get("dtype") for node in self.graph.graph.nodes]
+        return any(dtype in (torch.bfloat16, torch.float16) for dtype in (*given, *cast))
+
+    def uncompiled(self, *args: Any) -> Any:
+        """Runs the graph as it was recorded.
+
+        Raises:
+            CaptureError: An operation failed.
+        """
+        return self._run(self.graph.forward, args)
 
     def undo(self, args: Sequence[Tensor]) -> Callable[[], None]:
         """Remembers what the programs change in place; the result puts it back, as often as it is called."""

@@ -83,7 +83,8 @@ class Strides:
             return []
         order = self.rows.batches.order(size, seed, progress.epoch)
         batch = self._next_batch(order, first)
-        found = self.captured.ahead(batch, beta_at(first), progress.step)
+        with self.step.processes.fabric.autocast():  # of the steps that are compared with Pyro
+            found = self.captured.ahead(batch, beta_at(first), progress.step)
         if found is None:
             return []
         recording, allowed = found
