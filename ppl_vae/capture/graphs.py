@@ -117,7 +117,7 @@ def compile_graph(graph: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
     """Lets Inductor compile a graph. Random numbers stay those of the plain graph.
 
     On a GPU, Inductor would choose the kernels that add up numbers by timing them, and another process would
-    choose others: a resumed training would end with other bits. So it chooses by rules (torch 2.10 and newer).
+    choose others: a resumed training would end with other bits. So it chooses by rules, where torch can.
 
     Raises:
         RuntimeError: Inductor or the C++ compiler failed.
