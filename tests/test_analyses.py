@@ -227,10 +227,25 @@ def banana(folder: Path) -> None:
     assert imread(folder / "guides_over_posteriors.png").std() > 0.05  # not an empty canvas
 
 
+def few_labels(folder: Path) -> None:
+    sizes = ("--seeds=2", "--max_epochs=1", "--hidden=8", "--max_rows=150")
+    printed = run("few_labels.py", "--labels=[20,40]", *sizes, cwd=folder)
+    few, more = rows(printed)
+    assert [few["labels"], more["labels"]] == ["20", "40"]
+    for row in (few, more):
+        shares = [mean(row[name]) for name in ("M2", "logistic regression", "nearest neighbor")]
+        assert all(0 <= share <= 100 for share in shares)
+        assert shares[1] > 60  # with two or four rows of each class
+        # The better of the two is chosen for each seed.
+        assert mean(row["M2 - the better of the two"]) <= shares[0] - max(shares[1:]) + 0.11
+    assert "Percent of 150 test rows" in printed
+
+
 # Add a check here for a new script.
 CHECKS: dict[str, Callable[[Path], None]] = {
     "banana.py": banana,
     "em_vs_vae.py": em_vs_vae,
+    "few_labels.py": few_labels,
     "hard_em_to_vq.py": hard_em_to_vq,
     "inference_gaps.py": inference_gaps,
     "mnist.py": mnist,
