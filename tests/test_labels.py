@@ -424,6 +424,47 @@ def test_a_semi_supervised_run_is_trained_evaluated_and_sampled(
     assert main(["train", "--resume", str(run), "--max_epochs", "3", "--quiet"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("options", "guide", "objective"),
+    [
+        (("--objective.beta", "0.5"), {}, {"beta": 0.5}),
+        (("--guide.latent_dim=3",), {"latent_dim": 3}, {}),
+        (("--objective.classification", "5"), {}, {"classification": 5.0}),
+        (("--config", "m2.yaml", "--objective.num_particles", "2"), {}, {"num_particles": 2}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_one_argument_leaves_the_classes_that_suit_the_model(
+    options: tuple[str, ...],
+    guide: dict[str, Any],
+    objective: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    named = {"class_path": "ppl_vae.models.SemiSupervisedVAE", "init_args": {"latent_dim": 3}}
+    Path("m2.yaml").write_text(yaml.safe_dump({"model": named, "labels": 100}))
+    model = ("--labels", "100", "--model", "SemiSupervisedVAE", "--model.latent_dim", "3")
+    given = options if options[0] == "--config" else (*model, *options)
+    assert main(["train", *given, "--print_config"]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["guide"]["class_path"] == "ppl_vae.guides.SemiSupervised"
+    assert config["objective"]["class_path"] == "ppl_vae.objectives.SemiSupervisedELBO"
+    assert config["model"]["init_args"]["latent_dim"] == 3
+    assert guide.items() <= config["guide"]["init_args"].items()
+    weight = {"classification": pytest.approx(10.0 * 1294 / 100)}
+    assert (weight | objective).items() <= config["objective"]["init_args"].items()
+
+
+def test_a_class_that_is_named_is_not_replaced(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--guide", "SemiSupervised", "--objective", "EnumELBO", "--objective.beta", "0.5")
+    command = ["train", "--labels", "100", "--model", "SemiSupervisedVAE", *options]
+    assert main([*command, "--print_config"]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["objective"]["class_path"] == "ppl_vae.objectives.EnumELBO"
+
+
 def test_a_conditional_run_reads_the_labels_of_the_data(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
