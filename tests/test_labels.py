@@ -344,6 +344,41 @@ def test_a_dimension_of_the_style_moves_while_the_class_stays() -> None:
         traverse(model, guide, (x[:6], told), 0, latent="y")
 
 
+def test_draws_of_wanted_classes_are_of_these_or_refused() -> None:
+    model, _ = semi_supervised(exact=True)
+    x, y = rows()
+    wanted = torch.full((4000,), 2)
+    drawn = sample(model, 4000, given={"y": wanted}, seed=0)
+    of_two = given_vector(model, torch.eye(CLASSES)[2])
+    torch.testing.assert_close(drawn.mean(0), of_two.mean, atol=0.1, rtol=0)
+    both = {"y": wanted, "labels": wanted}
+    assert torch.equal(sample(model, 4000, given=both, seed=0), drawn)
+    hidden = torch.full((30,), -1)
+    assert sample(model, 9, like=(x, hidden), seed=0).shape == (9, D)
+    says = r"the draws exclude what is observed at site 'label', .*: given=\{'y': values\}"
+    with pytest.raises(PairError, match=says):
+        sample(model, 50, like=(x, y), seed=0)
+    with pytest.raises(PairError, match=says):
+        sample(model, 4000, given={"labels": wanted}, seed=0)
+    with pytest.raises(PairError, match=r"at site 'label', .* Give the latents that suit it$"):
+        sample(model, 4000, given={"labels": wanted, "y": 0 * wanted}, seed=0)
+
+
+@pytest.mark.parametrize("bad", [3, -1])
+def test_a_wanted_class_that_is_none_is_refused(bad: int) -> None:
+    x, y = rows()
+    conditional, (model, _) = linear_conditional(Labels(CLASSES)), semi_supervised()
+    classes = torch.tensor([0, 1, bad, 2])
+    with pytest.raises(
+        PairError, match=f"^{bad} is given at site 'y': expected integers from 0 to 2"
+    ):
+        sample(model, 4, given={"y": classes})
+    with pytest.raises(PairError, match=f"{bad} is observed at site 'context': expected integers"):
+        sample(conditional, 4, like=(x, y), given={"c": classes})
+    with pytest.raises(ValueError, match=r"given\['y'\] holds 1.7, but .* are whole numbers"):
+        sample(model, 2, given={"y": torch.tensor([1.0, 1.7])})
+
+
 # -- data with labels ------------------------------------------------------------------------------------
 
 
@@ -463,6 +498,21 @@ def test_a_class_that_is_named_is_not_replaced(capsys: pytest.CaptureFixture[str
     assert main([*command, "--print_config"]) == 0
     config = yaml.safe_load(capsys.readouterr().out)
     assert config["objective"]["class_path"] == "ppl_vae.objectives.EnumELBO"
+
+
+def test_a_run_with_all_labels_is_sampled_and_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Labels that the model observes are not what its prior is drawn for."""
+    run = tmp_path / "run"
+    options = ("--labels", "true", "--model", "SemiSupervisedVAE", "--max_epochs", "1", "--quiet")
+    command = ["train", *options, *SMALL_RUN, *SMALL_NETWORK, "--run_dir", str(run)]
+    assert main(command) == 0
+    assert "prior_samples.png was not drawn" not in capsys.readouterr().err
+    assert (run / "plots/prior_samples.png").exists()
+    samples = tmp_path / "samples.npz"
+    assert main(["sample", str(run), "--num", "5", "-o", str(samples)]) == 0
+    assert np.load(samples)["x"].shape == (5, 1, 8, 8)
 
 
 def test_a_conditional_run_reads_the_labels_of_the_data(

@@ -41,7 +41,15 @@ from ppl_vae.plots.samples import (
 )
 from ppl_vae.runs import WEIGHTS_KEY
 from ppl_vae.runtime import own_folder, replacing
-from ppl_vae.tasks import Outliers, encode, interpolate, reconstruct, sample, traverse
+from ppl_vae.tasks import (
+    Outliers,
+    encode,
+    interpolate,
+    reconstruct,
+    sample,
+    traverse,
+    without_observed,
+)
 
 _DRAWS = 2000
 """Draws from the prior, in the picture of the aggregate posterior."""
@@ -222,7 +230,7 @@ class _Pictures:
         return found
 
     def _sample(self, num: int, **options: Any) -> Any:
-        like = self._some(_SAMPLES)
+        like = without_observed(self.model, self._some(_SAMPLES))
         return sample(self.model, num, like=like, seed=self.seed, progress=False, **options)
 
     def _latents(self, x: Batch, num_samples: int | None) -> dict[str, Tensor]:

@@ -2,5 +2,5 @@ from .decoding import reconstruct as reconstruct
 from .encoding import encode as encode
 from .outlying import Outliers as Outliers, outliers as outliers
 from .paths import interpolate as interpolate, traverse as traverse
-from .sampling import sample as sample
+from .sampling import sample as sample, without_observed as without_observed
 from .transformer import PairTransformer as PairTransformer
