@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from ppl_vae import (
     traverse,
 )
 from ppl_vae.cli import main
+from ppl_vae.cli.report import with_accuracy
+from ppl_vae.data import Data
 from ppl_vae.distributions import Given, Revealed
 from ppl_vae.guides import FullCovariance, MeanField, NeuralSpline, SemiAmortized, SemiSupervised
 from ppl_vae.likelihoods import Gaussian
@@ -424,6 +427,42 @@ def test_labels_that_are_not_there_are_named(tmp_path: Path) -> None:
         load_data("digits", labels=-3)
     with pytest.raises(TypeError, match="labels must be a whole number"):
         load_data("digits", labels=0.5)  # type: ignore[call-overload]
+
+
+def test_hidden_labels_of_the_data_are_no_class(tmp_path: Path) -> None:
+    file = tmp_path / "rows.npz"
+    y = np.array([0, 1, 2, 2, -1, -1] * 10)
+    np.savez(file, train=np.random.rand(60, 3), train_labels=y)
+    data = load_data(file, labels=9, validation_fraction=0.2)
+    known = data.train[1][data.train[1] != -1]
+    assert known.bincount().tolist() == [3, 3, 3]
+    assert data.train_labels is not None
+    held = int((data.train_labels != -1).sum())
+    assert int((load_data(file, labels=held, validation_fraction=0.2).train[1] != -1).sum()) == held
+    with pytest.raises(ValueError, match=f"only {held} training rows with a label"):
+        load_data(file, labels=held + 1, validation_fraction=0.2)
+    assert "4 different" not in data._repr_html_()
+
+
+def test_the_accuracy_is_of_the_rows_with_a_label() -> None:
+    model, guide = semi_supervised()
+    x, _ = rows()
+    told = guide.classify(x).probs.argmax(-1)
+    told[:12] = (told[:12] + 1) % CLASSES
+    told[20:] = -1
+    data = Data("rows", x, x, x, test_labels=told)
+    evaluation = evaluate(model, guide, x, num_samples=2, seed=0)
+    (note,) = set(with_accuracy(evaluation, model, guide, data).notes) - set(evaluation.notes)
+    assert "8 of 20 test rows with a label their label (40.0%)" in note
+    unknown = replace(data, test_labels=torch.full((30,), -1))
+    assert with_accuracy(evaluation, model, guide, unknown) is evaluation
+
+
+def test_a_table_of_data_counts_rows() -> None:
+    data = load_data("digits", max_rows=50, labels=True)
+    table = data._repr_html_()
+    assert table.count(">50</td>") == 3
+    assert ">2</td>" not in table
 
 
 # -- the command line ------------------------------------------------------------------------------------
