@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from dataclasses import replace
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from ppl_vae import (
     annealed_importance_sampling,
     check,
+    diagnose,
     encode,
     evaluate,
     fit,
@@ -347,6 +349,21 @@ def test_a_dimension_of_the_style_moves_while_the_class_stays() -> None:
         traverse(model, guide, (x[:6], told), 0, latent="y")
 
 
+def test_a_class_is_no_latent_dimension() -> None:
+    """With the exact posterior of a linear model: the numbers are those of z, and I(x; y, z) is of both."""
+    model, guide = semi_supervised(exact=True)
+    x, y = rows(300)
+    found = diagnose(model, guide, (x, y), seed=0)
+    assert found.names == ("z[0]", "z[1]")
+    q = guide.latent_guide.encode(x, y)
+    kl = torch.distributions.kl_divergence(q.base_dist, dist.Normal(0.0, 1.0)).mean(0)
+    torch.testing.assert_close(found.kl.float(), kl.detach(), atol=1e-3, rtol=1e-3)
+    variance = q.mean.detach().var(0)
+    torch.testing.assert_close(found.mean_variance.float(), variance, atol=1e-3, rtol=1e-2)
+    rate = float(kl.detach().sum()) + math.log(CLASSES)
+    assert found.mutual_information.mean + found.marginal_kl.mean == pytest.approx(rate, abs=0.3)
+
+
 def test_draws_of_wanted_classes_are_of_these_or_refused() -> None:
     model, _ = semi_supervised(exact=True)
     x, y = rows()
@@ -495,6 +512,12 @@ def test_a_semi_supervised_run_is_trained_evaluated_and_sampled(
     samples = tmp_path / "samples.npz"
     assert main(["sample", str(run), "--num", "5", "-o", str(samples)]) == 0
     assert np.load(samples)["x"].shape == (5, 1, 8, 8)
+    diagnosis = json.loads((run / "diagnosis.json").read_text())
+    assert diagnosis["names"] == ["z[0]", "z[1]"]  # y is no code
+    assert any("'y' is categorical" in note for note in diagnosis["notes"])
+    drawn = {file.stem for file in (run / "plots").iterdir()}
+    assert {"traversals", "prior_samples", "aggregate_posterior"} <= drawn
+    assert "manifold" not in drawn  # its decodings would be of any class
     assert main(["train", "--resume", str(run), "--max_epochs", "3", "--quiet"]) == 0
 
 

@@ -119,6 +119,7 @@ from .traces import (
     free_numbers as free_numbers,
     has_log_density as has_log_density,
     innermost as innermost,
+    is_categorical as is_categorical,
     is_delta as is_delta,
     is_enumerated as is_enumerated,
     is_factor as is_factor,

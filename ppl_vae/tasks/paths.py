@@ -20,6 +20,7 @@ from ppl_vae.pairs import (
     Site,
     as_args,
     innermost,
+    is_categorical,
     num_rows,
     parts_of,
     prior_moments,
@@ -34,7 +35,7 @@ from ppl_vae.tasks.encoding import (
     means_of_latents,
     require_latents,
 )
-from ppl_vae.tasks.observed import is_categorical, require_any_rows, require_drawn, tell
+from ppl_vae.tasks.observed import require_any_rows, require_drawn, tell
 from ppl_vae.tasks.sampling import Draw
 
 LEAST_SINE = 1e-6

@@ -28,6 +28,7 @@ from ppl_vae.pairs import (
     Trace,
     as_args,
     as_tensor,
+    is_categorical,
     latent_sites,
     move,
     num_rows,
@@ -44,7 +45,6 @@ from ppl_vae.tasks.arrays import as_given
 from ppl_vae.tasks.observed import (
     data_site,
     expectation,
-    is_categorical,
     require_any_rows,
     tell,
 )
