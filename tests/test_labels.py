@@ -151,6 +151,31 @@ def test_draws_are_of_the_labels_that_are_given() -> None:
     assert reconstruct(model, guide, (x.numpy(), y.numpy()), seed=0).shape == x.shape
 
 
+def test_what_log_p_is_of_is_said() -> None:
+    """And labels are beside the data, also in bits per dimension."""
+    x, y = rows()
+    model, guide = linear_conditional(Labels(CLASSES)), MeanField((D,), 2, context=Labels(CLASSES))
+    found = evaluate(model, guide, (x, y), num_samples=5, seed=0)
+    assert "log p(x) is log p(x | context)" in found.notes[0]
+    assert "log p(x) is log p(x | context)" in str(found)
+    assert found.num_values == D
+    few = (x[:3], y[:3])
+    annealed = annealed_importance_sampling(model, None, few, num_steps=2, num_chains=2, seed=0)
+    assert found.notes[0] in annealed.notes
+    assert found.notes[0] in inference_gaps(model, guide, few, num_samples=5, max_steps=2).notes
+    of_two, its_guide = semi_supervised()
+    said = []
+    for known in (30, 12, 0):
+        told = y.clone()
+        told[known:] = -1
+        result = evaluate(of_two, its_guide, (x, told), num_samples=5, seed=0, method="guide")
+        assert result.num_values == D
+        said.append([note for note in result.notes if "log p(x) is" in note])
+    assert said[0] == ["the model observes 'label': log p(x) is log p(x, label)"]
+    assert said[1][0].endswith("log p(x, label) on the 12 of 30 rows with a label")
+    assert said[2] == []
+
+
 @pytest.mark.parametrize("bad", [3, -1])
 def test_a_label_that_is_none_is_named(bad: int) -> None:
     x, y = rows()
@@ -494,6 +519,7 @@ def test_a_semi_supervised_run_is_trained_evaluated_and_sampled(
     command = ["train", *options, *SMALL_RUN, *SMALL_NETWORK, "--max_epochs", "2", "--quiet"]
     assert main([*command, "--run_dir", str(run)]) == 0
     printed = capsys.readouterr()
+    assert "the curve of training cannot be compared" in " ".join(printed.out.split())
     assert re.search(r"q\(y \| x\) without any label gives \d+ of 60 test rows", printed.out)
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["guide"]["class_path"].endswith("SemiSupervised")

@@ -41,6 +41,22 @@ def with_levels(evaluation: Found, data: Data[Any]) -> Found:
     return replace(evaluation, notes=(*evaluation.notes, text))
 
 
+def with_labels_of_training(evaluation: Evaluation, data: Data[Any]) -> Evaluation:
+    """Adds a note if fewer of the validation rows have a label than of the training rows: two curves differ."""
+    told = [rows[1] for rows in (data.train, data.validation) if isinstance(rows, tuple)]
+    if not told or any(labels.dim() > 1 for labels in told):
+        return evaluation
+    (known, n), (held, m) = ((int((labels != HIDDEN).sum()), len(labels)) for labels in told)
+    if held / m >= known / n:
+        return evaluation
+    text = (
+        f"learning curves: the ELBO of the {known} of {n} training rows with a label bounds log p(x, label), "
+        "so that the curve of training cannot be compared with that of validation, of whose rows "
+        f"{held or 'none'} have a label"
+    )
+    return replace(evaluation, notes=(*evaluation.notes, text))
+
+
 def with_accuracy(
     evaluation: Evaluation, model: Program, guide: Program, data: Data[Any]
 ) -> Evaluation:

@@ -23,7 +23,7 @@ from ppl_vae.pairs import (
     elementwise,
     elementwise_kl,
     has_moments,
-    is_categorical,
+    latents_of_numbers,
     many_samples,
     mean_field_violations,
     num_rows,
@@ -189,7 +189,7 @@ def gather(session: Session, size: int) -> Gathered:
             is_analytic[kind] = not mean_field_violations(session.pair, batch)
         analytic = is_analytic[kind]
         in_guide, in_model = rows.guide_trace.nodes, rows.model_trace.nodes
-        numbers = _of_numbers(rows)
+        numbers = latents_of_numbers(rows, rows.layout)
         classes |= dict.fromkeys(set(rows.layout.latents) - set(numbers))
         for name in numbers:
             dimensions.update(_of_site(session, batch, rows, name, analytic))
@@ -219,13 +219,6 @@ def gather(session: Session, size: int) -> Gathered:
     )
 
 
-def _of_numbers(rows: RowDensities) -> tuple[str, ...]:
-    """The latents that have dimensions: without numbers of categories, unless there are no others."""
-    latents = rows.layout.latents
-    found = tuple(name for name in latents if not is_categorical(rows.model_trace.nodes[name]))
-    return found or latents
-
-
 def _in_units_of_the_prior(rows: RowDensities) -> Tensor | None:
     """The draws of normal latents less their prior means, in its standard deviations, `(samples, n, d)`.
 
@@ -236,7 +229,7 @@ def _in_units_of_the_prior(rows: RowDensities) -> Tensor | None:
     if not layout.vectorizes or layout.shared or layout.enumerated:
         return None
     found = []
-    for name in _of_numbers(rows):
+    for name in latents_of_numbers(rows, rows.layout):
         site = rows.model_trace.nodes[name]
         p = elementwise(site["fn"])
         if not isinstance(p, Normal) or not bool(present_numbers(rows, layout, name).all()):
