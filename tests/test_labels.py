@@ -27,6 +27,7 @@ from ppl_vae import (
     evaluate,
     fit,
     inference_gaps,
+    interpolate,
     load_data,
     load_run,
     reconstruct,
@@ -43,6 +44,7 @@ from ppl_vae.models import VAE, ConditionalVAE, SemiSupervisedVAE, VampPrior
 from ppl_vae.networks import MLP, Attributes, Convolutional, Labels
 from ppl_vae.objectives import EnumELBO, SemiSupervisedELBO
 from ppl_vae.pairs import Batches, Layouts, Pair, PairError
+from ppl_vae.tasks import partners
 
 LINEAR = MLP(hidden=())
 CLASSES, D, SIGMA = 3, 4, 0.7
@@ -149,6 +151,61 @@ def test_draws_are_of_the_labels_that_are_given() -> None:
     guide = FullCovariance((D,), 2, LINEAR, context=Labels(CLASSES))
     assert reconstruct(model, guide, (x, y), seed=0).shape == x.shape
     assert reconstruct(model, guide, (x.numpy(), y.numpy()), seed=0).shape == x.shape
+
+
+def test_paths_are_of_one_label() -> None:
+    """With the exact posterior means of a linear model, by hand."""
+    x, y = rows(12)
+    model, guide = (
+        linear_conditional(Labels(CLASSES)),
+        MeanField((D,), 2, LINEAR, context=Labels(CLASSES)),
+    )
+    same = (x[:3], y[:3]), (x[3:6], y[3:6])
+    found = interpolate(model, guide, *same, steps=3, seed=0)
+    za, zb = (guide.encode(*end).mean.detach() for end in same)
+    expected = model.decode((za + zb) / 2, y[:3]).mean.detach()
+    torch.testing.assert_close(found[:, 1], expected)
+    other = (x[:3], y[:3]), (x[4:7], y[4:7])
+    with pytest.raises(
+        PairError, match=r"different values of 'c', such as row 0, .*given=\{'c': v"
+    ):
+        interpolate(model, guide, *other, seed=0)
+    twos = torch.full((3,), 2)
+    found = interpolate(model, guide, *other, steps=3, given={"c": twos}, seed=0)
+    zb = guide.encode(*other[1]).mean.detach()
+    torch.testing.assert_close(found[:, 1], model.decode((za + zb) / 2, twos).mean.detach())
+    with pytest.raises(ValueError, match=r"one value for each of the 3 paths"):
+        interpolate(model, guide, *other, given={"c": twos[:2]}, seed=0)
+    one, two = partners(model, guide, (x, y), 5)
+    assert torch.equal(y[one], y[two])
+    assert len({*one.tolist(), *two.tolist()}) == 10
+    with pytest.raises(PairError, match="no two of 3 rows"):
+        partners(model, guide, (x[:3], y[:3]), 5)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_paths_are_of_one_class(known: bool) -> None:
+    model, guide = semi_supervised(exact=True)
+    x, y = rows()
+    y = guide.classify(x).probs.argmax(-1)
+    order = y.argsort(stable=True)[: 2 * int((y == 0).sum() // 2)]
+    a, b = order[::2], order[1::2]
+    told = y if known else torch.full((30,), -1)
+    found = interpolate(model, guide, (x[a], told[a]), (x[b], told[b]), steps=3, seed=0)
+    za, zb = (encode(model, guide, (x[r], told[r]), seed=0)["z"] for r in (a, b))
+    middle = model.decode((za + zb) / 2, y[a]).mean.detach()
+    torch.testing.assert_close(found[:, 1], middle, atol=1e-4 if known else 0.5, rtol=0)
+    other = y.argmax()
+    ends = (x[a[:1]], told[a[:1]]), (x[other, None], told[other, None])
+    with pytest.raises(
+        PairError, match=r"'y' is discrete: .*row 0 of a has 0 where row 0 of b has"
+    ):
+        interpolate(model, guide, *ends, seed=0)
+    one = torch.ones(1, dtype=torch.long)
+    found = interpolate(model, guide, *ends, steps=2, given={"y": one}, seed=0)
+    z = encode(model, guide, ends[1], seed=0)["z"]
+    expected = model.decode(z, one).mean.detach()
+    torch.testing.assert_close(found[:, 1], expected, atol=1e-4 if known else 0.5, rtol=0)
 
 
 def test_what_log_p_is_of_is_said() -> None:
@@ -542,7 +599,7 @@ def test_a_semi_supervised_run_is_trained_evaluated_and_sampled(
     assert diagnosis["names"] == ["z[0]", "z[1]"]  # y is no code
     assert any("'y' is categorical" in note for note in diagnosis["notes"])
     drawn = {file.stem for file in (run / "plots").iterdir()}
-    assert {"traversals", "prior_samples", "aggregate_posterior"} <= drawn
+    assert {"traversals", "prior_samples", "aggregate_posterior", "interpolations"} <= drawn
     assert "manifold" not in drawn  # its decodings would be of any class
     assert main(["train", "--resume", str(run), "--max_epochs", "3", "--quiet"]) == 0
 

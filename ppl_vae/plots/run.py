@@ -45,6 +45,7 @@ from ppl_vae.tasks import (
     Outliers,
     encode,
     interpolate,
+    partners,
     reconstruct,
     sample,
     traverse,
@@ -64,6 +65,9 @@ _SAMPLES = 24
 
 _PAIRS = 5
 """Pairs of rows between which there are paths."""
+
+_MOST_PAIRED = 200
+"""Rows among which such pairs are looked for."""
 
 
 def draw_run(
@@ -203,10 +207,9 @@ class _Pictures:
         return traversals(together, kl[order], names=names, row=_rows(row)[0])
 
     def interpolations(self) -> Figure:
-        x = self._some(2 * _PAIRS)
-        n = num_rows(x)
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))
-        a, b = (take_rows(x, part) for part in (order[: n // 2], order[n // 2 : n // 2 * 2]))
+        x = self._some(_MOST_PAIRED)
+        ends = partners(self.model, self.guide, x, _PAIRS, seed=self.seed)
+        a, b = (take_rows(x, rows) for rows in ends)
         paths = interpolate(self.model, self.guide, a, b, steps=7, seed=self.seed)
         return interpolations(paths, a=_rows(a), b=_rows(b))
 

@@ -180,18 +180,30 @@ def without_observed(model: Program, x: Batch) -> Batch:
         torch.Size([4, 3])
     """
     with opened(model, PriorGuide(model), x, seed=0, progress=False) as session:
-        required = DataArguments.of(session.pair).required
-        trace = poutine.trace(session.pair.model).get_trace(*as_args(session.first))
-        seen: list[Any] = [trace.nodes[name]["value"] for name in session.layout.observed]
-        arguments = zip(places_of(x), tensors_of(session.first), tensors_of(x), strict=True)
-        kept = {
-            place: rows
-            for place, first, rows in arguments
-            if place < max(1, required) or not any(torch.equal(first, value) for value in seen)
-        }
-    if list(kept) == [0]:
-        return kept[0]
-    return SomeArguments.at(kept, kept.values())
+        return unobserved(session, x)
+
+
+def unobserved(session: Session, x: Batch) -> Batch:
+    """`without_observed` of the rows of an opened pair."""
+    required = max(1, DataArguments.of(session.pair).required)
+    if len(places_of(x)) <= required:
+        return x
+    first = session.first
+    with preserve_random_state(), torch.no_grad():
+        trace = poutine.trace(session.pair.model).get_trace(*as_args(first))
+    seen: list[Any] = [trace.nodes[name]["value"] for name in session.layout.observed]
+    arguments = dict(zip(places_of(first), tensors_of(first), strict=True))
+    kept = {
+        place: rows
+        for place, rows in zip(places_of(x), tensors_of(x), strict=True)
+        if place < required or not any(_is(arguments[place], value) for value in seen)
+    }
+    return kept[0] if list(kept) == [0] else SomeArguments.at(kept, kept.values())
+
+
+def _is(argument: Tensor, value: Any) -> bool:
+    """Whether an observed value is an argument."""
+    return argument.shape == value.shape and bool((argument == value).all())
 
 
 class Draw:
