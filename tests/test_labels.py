@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -242,6 +243,38 @@ def test_a_label_that_is_none_is_named(bad: int) -> None:
         evaluate(model, guide, (x, y))
     with pytest.raises(PairError, match=r"row 7 .*'context'.*integers from 0 to 2"):
         fit(model, guide, (x, y), max_epochs=1)
+
+
+WRONG_LABELS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "huge": (
+        lambda y: y + 1000,
+        "row 0 .* such as 1000, .* labels count from 0, .* built for 3 of them",
+    ),
+    "one is huge": (lambda y: y.index_fill(0, torch.tensor(7), 1000), "row 7 .* such as 1000"),
+    "below": (lambda y: y.index_fill(0, torch.tensor(7), -5), "row 7 .* such as -5"),
+    "from 1": (lambda y: y + 1, "such as 3, .* labels count from 0: subtract 1"),
+    "fractions": (lambda y: y + 0.5, "such as 0.5, .* labels are whole numbers"),
+    "one-hot": (
+        lambda y: torch.eye(3)[y],
+        r"\(30, 3\): expected one number .* labels.argmax\(-1\)",
+    ),
+    "a column": (lambda y: y[:, None], r"shape \(30, 1\): expected one number for each of 30 rows"),
+}
+
+
+@pytest.mark.parametrize("of_all", [True, False], ids=["conditional", "semi-supervised"])
+@pytest.mark.parametrize("case", WRONG_LABELS)
+def test_labels_that_no_pair_takes_are_explained(case: str, of_all: bool) -> None:
+    x, y = rows()
+    change, words = WRONG_LABELS[case]
+    model: Any = linear_conditional(Labels(CLASSES))
+    guide: Any = MeanField((D,), 2, context=Labels(CLASSES))
+    if not of_all:
+        model, guide = semi_supervised()
+    with pytest.raises(PairError, match=words):
+        evaluate(model, guide, (x, change(y)))
+    with pytest.raises(PairError, match=words):
+        fit(model, guide, (x, change(y)), max_epochs=1)
 
 
 def test_what_does_not_fit_together_is_named() -> None:

@@ -13,7 +13,7 @@ from ppl_vae.likelihoods import Likelihood
 from ppl_vae.models.deep.context_decoder import ContextDecoder
 from ppl_vae.models.priors.base import Prior
 from ppl_vae.models.rows import require_shape
-from ppl_vae.networks import MLP, Context, Labels, Network
+from ppl_vae.networks import MLP, Context, Labels, Network, require_one_each
 
 
 class ConditionalVAE(ContextDecoder):
@@ -72,14 +72,8 @@ class ConditionalVAE(ContextDecoder):
             ValueError: The rows of `x` do not have the shape `data_shape`, or c not the context's.
         """
         require_shape(self, x, *self.data_shape)
-        self.context(c)  # says what is wrong with it
+        require_one_each(self, self.context, c, x.shape[0])
         given = Given(c, self.context.support)
-        if len(given.batch_shape) != 1:
-            raise ValueError(
-                f"ConditionalVAE was built with context={self.context}, but what it is given beside the rows "
-                f"has shape {tuple(c.shape)}: expected one {'number' if given.event_dim == 0 else 'vector'} "
-                f"for each of {x.shape[0]} rows"
-            )
         with pyro.plate("data", x.shape[0], dim=-1):
             c = pyro.sample("context", given, obs=c)
             z = pyro.sample("z", self.prior())

@@ -14,7 +14,7 @@ from ppl_vae.likelihoods import Likelihood
 from ppl_vae.models.deep.context_decoder import ContextDecoder
 from ppl_vae.models.priors.base import Prior
 from ppl_vae.models.rows import require_shape
-from ppl_vae.networks import MLP, Labels, Network
+from ppl_vae.networks import MLP, Labels, Network, require_one_each
 
 
 class SemiSupervisedVAE(ContextDecoder):
@@ -69,9 +69,11 @@ class SemiSupervisedVAE(ContextDecoder):
             labels: `(n,)`, -1 where a row has none; None if no row has one.
 
         Raises:
-            ValueError: The rows of `x` do not have the shape `data_shape`.
+            ValueError: The rows of `x` do not have the shape `data_shape`, or there is not one label for each.
         """
         require_shape(self, x, *self.data_shape)
+        if labels is not None:
+            require_one_each(self, self.context, labels, x.shape[0])
         with pyro.plate("data", x.shape[0], dim=-1):
             y = pyro.sample("y", dist.Categorical(logits=self.logits))
             if labels is not None:
