@@ -112,6 +112,25 @@ def test_log_p_of_a_conditional_model_is_exact(context: Any) -> None:
     assert gaps.amortization_gap.mean == pytest.approx(missing, abs=0.1)
 
 
+@pytest.mark.parametrize("context", [Labels(CLASSES), Attributes(2)], ids=["labels", "attributes"])
+def test_steps_lead_to_the_exact_posterior_of_a_label(context: Any) -> None:
+    x, y = rows()
+    c = y if isinstance(context, Labels) else torch.stack([y.cos(), y.sin()], 1)
+    model, exact = linear_conditional(context), MeanField((D,), 2, LINEAR, context=context)
+    make_exact(model, exact)
+    guide = SemiAmortized(model, (D,), 2, LINEAR, steps=100, num_samples=4, context=context)
+    found, expected = guide.encode(x, c), exact.encode(x, c)
+    torch.testing.assert_close(found.mean, expected.mean, atol=5e-3, rtol=0)
+    torch.testing.assert_close(found.stddev, expected.stddev, atol=5e-3, rtol=0)
+    every = c[:CLASSES, None]  # all labels of all rows
+    together = guide.encode(x, every).mean
+    torch.testing.assert_close(together, exact.encode(x, every).mean, atol=5e-3, rtol=0)
+    log_p = given_vector(model, context(c)).log_prob(x)
+    bound = evaluate(model, guide, (x, c), num_samples=10, seed=0).elbo.values
+    torch.testing.assert_close(bound, log_p, atol=1e-2, rtol=0)
+    fit(model, guide, (x, c), max_epochs=1)
+
+
 @pytest.mark.parametrize("network", [MLP(hidden=(6,)), Convolutional((4,), 6)])
 def test_an_encoder_reads_both_and_broadcasts(network: Any) -> None:
     torch.manual_seed(0)
