@@ -21,6 +21,7 @@ from ppl_vae.networks import (
     require_at_least_one,
     require_data_shape,
     require_object,
+    require_one_each,
 )
 
 Family = TypeVar("Family", bound=dist.TorchDistribution, covariant=True)
@@ -139,5 +140,12 @@ class Amortized(Rebuildable, nn.Module, ABC, Generic[Family]):
         return self.family(self.amortize(x) if c is None else self.amortize(x, c))
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> None:
-        """Runs the guide on `x`, `(n, *data_shape)`, and its context `c` if it was built with one."""
+        """Runs the guide on `x`, `(n, *data_shape)`, and its context `c` if it was built with one.
+
+        Raises:
+            TypeError: As from `features`.
+            ValueError: There is not one label, or one vector of attributes, for each row.
+        """
+        if self.context is not None and c is not None:
+            require_one_each(self, self.context, c, x.shape[0])
         sample_z(self.encode(x, c), x.shape[0])

@@ -11,13 +11,16 @@ from torch import Tensor
 
 from ppl_vae.pairs import PairError, Site, Trace, rows_frame, sample_sites, unscaled
 
-Model = Callable[[Tensor], Any]
+Model = Callable[..., Any]
 
 
-def hidden_trace(model: Model, x: Tensor, values: Mapping[str, Tensor]) -> Trace:
+def hidden_trace(
+    model: Model, x: Tensor, values: Mapping[str, Tensor], c: Tensor | None = None
+) -> Trace:
     """Runs the model with latents of given values, hidden from all handlers."""
+    args = (x,) if c is None else (x, c)
     with poutine.block():
-        return poutine.trace(poutine.condition(model, data=dict(values))).get_trace(x)
+        return poutine.trace(poutine.condition(model, data=dict(values))).get_trace(*args)
 
 
 def rows_plate(name: str, site: Site, n: int) -> Any:
@@ -35,7 +38,9 @@ def rows_plate(name: str, site: Site, n: int) -> Any:
         ) from None
 
 
-def log_joint(model: Model, x: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+def log_joint(
+    model: Model, x: Tensor, values: Mapping[str, Tensor], c: Tensor | None = None
+) -> Tensor:
     """log p(x, z) of every row, `(n,)`, in nats, differentiable, with masks but without scales.
 
     Handlers around the call (plates over samples, beta, traces) neither see nor change it.
@@ -44,6 +49,7 @@ def log_joint(model: Model, x: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         model: A Pyro program `model(x)` with independent rows in a plate.
         x: Data, `(n, *data_shape)`.
         values: All latents by site, `(n, *event)` each.
+        c: What the rows come with, `(n, ...)`, for a model that is given it.
 
     Raises:
         ValueError: The model has a latent that is not among `values`, or a site outside the plate
@@ -51,7 +57,7 @@ def log_joint(model: Model, x: Tensor, values: Mapping[str, Tensor]) -> Tensor:
     """
     n = x.shape[0]
     terms: list[Tensor] = []
-    for name, site in sample_sites(hidden_trace(model, x, values)).items():
+    for name, site in sample_sites(hidden_trace(model, x, values, c)).items():
         if not site["is_observed"]:
             known = ", ".join(f"'{z}'" for z in values)
             raise ValueError(

@@ -12,7 +12,7 @@ from torch import Tensor
 from ppl_vae.guides.amortized import Amortized
 from ppl_vae.guides.log_joint import Model, log_joint, repeat_rows
 from ppl_vae.guides.parts import positive
-from ppl_vae.networks import MLP, Network, require_positive
+from ppl_vae.networks import MLP, Context, Network, require_one_each, require_positive
 
 
 class SemiAmortized(Amortized[dist.Independent]):
@@ -54,6 +54,7 @@ class SemiAmortized(Amortized[dist.Independent]):
             model is trained with it, and the encoder on the ELBO of its own proposal ("On the
             challenges of learning with inference networks on sparse, high-dimensional data",
             arXiv:1710.06085), through a site `proposal` of log density 0.
+        context: What the rows come with, that of the model, if it is given any: see `Amortized`.
 
     Raises:
         ValueError: `latent_dim` or `step_size` is not positive, `steps` is negative, or
@@ -79,6 +80,7 @@ class SemiAmortized(Amortized[dist.Independent]):
         step_size: float = 0.5,
         num_samples: int = 8,
         differentiable: bool = True,
+        context: Context | None = None,
     ) -> None:
         if steps < 0:
             raise ValueError(f"SemiAmortized.steps must be at least 0, got {steps}")
@@ -88,7 +90,7 @@ class SemiAmortized(Amortized[dist.Independent]):
                 f"SemiAmortized.num_samples must be an even number, 2 or more, for pairs of "
                 f"opposite points; got {num_samples}"
             )
-        super().__init__(data_shape, latent_dim, network)
+        super().__init__(data_shape, latent_dim, network, context)
         self.data_shape = tuple(data_shape)
         self.steps = steps
         self.step_size = step_size
@@ -98,9 +100,16 @@ class SemiAmortized(Amortized[dist.Independent]):
         self.register_buffer("noise", _noise(num_samples, latent_dim), persistent=False)
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> None:
-        """Runs the guide on `x`, `(n, *data_shape)`; it takes no context."""
+        """Runs the guide on `x`, `(n, *data_shape)`, and its context `c` if it was built with one.
+
+        Raises:
+            TypeError: As from `features`.
+            ValueError: There is not one label, or one vector of attributes, for each row.
+        """
+        if self.context is not None and c is not None:
+            require_one_each(self, self.context, c, x.shape[0])
         proposed = self.propose(x, c)
-        refined, gradient = self._refine(x, proposed)  # outside the plate: the model has its own
+        refined, gradient = self._refine(x, c, proposed)  # outside the plate: the model has its own
         with pyro.plate("data", x.shape[0], dim=-1):
             pyro.sample("z", self.family(refined))
             if not self.differentiable:
@@ -111,8 +120,12 @@ class SemiAmortized(Amortized[dist.Independent]):
     def amortize(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """The refined (m, log s) of each row, `(*batch, 2 * latent_dim)`."""
         proposed = self.propose(x, c)
-        rows = x.reshape(-1, *self.data_shape)
-        refined, _ = self._refine(rows, proposed.reshape(-1, proposed.shape[-1]))
+        batch = proposed.shape[:-1]
+        rows = x.expand(*batch, *self.data_shape).reshape(-1, *self.data_shape)
+        if c is not None and self.context is not None:
+            event = c.shape[c.dim() - self.context.support.event_dim :]
+            c = c.expand(*batch, *event).reshape(-1, *event)
+        refined, _ = self._refine(rows, c, proposed.reshape(-1, proposed.shape[-1]))
         return refined.reshape(proposed.shape)
 
     def propose(self, x: Tensor, c: Tensor | None = None) -> Tensor:
@@ -130,7 +143,7 @@ class SemiAmortized(Amortized[dist.Independent]):
         """Two per latent dimension: m and s."""
         return 2 * self.latent_dim
 
-    def _refine(self, x: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    def _refine(self, x: Tensor, c: Tensor | None, start: Tensor) -> tuple[Tensor, Tensor]:
         """The (m, log s) after all steps, and the gradient of the ELBOs at the start."""
         through = self.differentiable and torch.is_grad_enabled()
         with torch.enable_grad():  # also where the caller wants no gradients: the steps need them
@@ -138,12 +151,12 @@ class SemiAmortized(Amortized[dist.Independent]):
             if not (through and start.requires_grad):
                 outputs = start.detach().requires_grad_()
             step = torch.full_like(start[:, :1], self.step_size)
-            elbo, at_start = self._elbo(x, outputs, through)
+            elbo, at_start = self._elbo(x, c, outputs, through)
             direction = _natural(outputs, at_start)
             for _ in range(self.steps):
                 there = outputs + _bounded(step * direction)
                 there = there if through else there.detach().requires_grad_()
-                elbo_there, gradient = self._elbo(x, there, through)
+                elbo_there, gradient = self._elbo(x, c, there, through)
                 better = (elbo_there >= elbo).unsqueeze(-1)
                 outputs = torch.where(better, there, outputs)
                 direction = torch.where(better, _natural(there, gradient), direction)
@@ -151,13 +164,16 @@ class SemiAmortized(Amortized[dist.Independent]):
                 step = torch.where(better, step, step / 2)
         return (outputs if through else outputs.detach()), at_start.detach()
 
-    def _elbo(self, x: Tensor, outputs: Tensor, through: bool) -> tuple[Tensor, Tensor]:
+    def _elbo(
+        self, x: Tensor, c: Tensor | None, outputs: Tensor, through: bool
+    ) -> tuple[Tensor, Tensor]:
         """The rows' ELBOs up to a constant, detached, `(n,)`, and their gradients by `outputs`."""
         loc, log_scale = outputs.chunk(2, -1)
         num_samples, n = len(self.noise), len(x)
         z = loc + log_scale.exp() * self.noise.to(outputs.dtype).unsqueeze(1)
         (model,) = self._model
-        joint = log_joint(model, repeat_rows(x, num_samples), {"z": z.flatten(0, 1)})
+        beside = None if c is None else repeat_rows(c, num_samples)
+        joint = log_joint(model, repeat_rows(x, num_samples), {"z": z.flatten(0, 1)}, beside)
         elbo = joint.reshape(num_samples, n).mean(0) + log_scale.sum(-1)
         # Rows are independent: the gradient of the sum holds that of each row.
         (gradient,) = torch.autograd.grad(elbo.sum(), outputs, create_graph=through)

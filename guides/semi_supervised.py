@@ -14,7 +14,7 @@ from ppl_vae.distributions import HIDDEN
 from ppl_vae.guides.amortized import Amortized
 from ppl_vae.guides.categorical import CategoricalEncoder
 from ppl_vae.guides.mean_field import MeanField
-from ppl_vae.networks import MLP, Labels, Network, Rebuildable
+from ppl_vae.networks import MLP, Labels, Network, Rebuildable, require_one_each
 
 
 class SemiSupervised(Rebuildable, nn.Module):
@@ -70,11 +70,18 @@ class SemiSupervised(Rebuildable, nn.Module):
         Args:
             x: `(n, *data_shape)`.
             labels: `(n,)`, -1 where a row has none; None if no row has one.
+
+        Raises:
+            ValueError: There is not one label for each row.
         """
         q = self.classify(x)
         if labels is not None:
+            require_one_each(self, Labels(self.classifier.components), labels, x.shape[0])
             values = torch.arange(self.classifier.components, device=x.device)
-            possible = (labels.unsqueeze(-1) == HIDDEN) | (labels.unsqueeze(-1) == values)
+            possible = labels.unsqueeze(-1) == values
+            possible |= ~possible.any(
+                -1, keepdim=True
+            )  # hidden, or no class, which the model refuses
             q = dist.Categorical(logits=q.logits.where(possible, -torch.inf))
         with pyro.plate("data", x.shape[0], dim=-1):
             y = pyro.sample("y", q, infer={"enumerate": "parallel"})

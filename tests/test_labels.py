@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +23,12 @@ from torch import Tensor, nn
 from ppl_vae import (
     annealed_importance_sampling,
     check,
+    diagnose,
     encode,
     evaluate,
     fit,
     inference_gaps,
+    interpolate,
     load_data,
     load_run,
     reconstruct,
@@ -31,6 +36,8 @@ from ppl_vae import (
     traverse,
 )
 from ppl_vae.cli import main
+from ppl_vae.cli.report import with_accuracy
+from ppl_vae.data import Data
 from ppl_vae.distributions import Given, Revealed
 from ppl_vae.guides import FullCovariance, MeanField, NeuralSpline, SemiAmortized, SemiSupervised
 from ppl_vae.likelihoods import Gaussian
@@ -38,6 +45,7 @@ from ppl_vae.models import VAE, ConditionalVAE, SemiSupervisedVAE, VampPrior
 from ppl_vae.networks import MLP, Attributes, Convolutional, Labels
 from ppl_vae.objectives import EnumELBO, SemiSupervisedELBO
 from ppl_vae.pairs import Batches, Layouts, Pair, PairError
+from ppl_vae.tasks import partners
 
 LINEAR = MLP(hidden=())
 CLASSES, D, SIGMA = 3, 4, 0.7
@@ -104,6 +112,25 @@ def test_log_p_of_a_conditional_model_is_exact(context: Any) -> None:
     assert gaps.amortization_gap.mean == pytest.approx(missing, abs=0.1)
 
 
+@pytest.mark.parametrize("context", [Labels(CLASSES), Attributes(2)], ids=["labels", "attributes"])
+def test_steps_lead_to_the_exact_posterior_of_a_label(context: Any) -> None:
+    x, y = rows()
+    c = y if isinstance(context, Labels) else torch.stack([y.cos(), y.sin()], 1)
+    model, exact = linear_conditional(context), MeanField((D,), 2, LINEAR, context=context)
+    make_exact(model, exact)
+    guide = SemiAmortized(model, (D,), 2, LINEAR, steps=100, num_samples=4, context=context)
+    found, expected = guide.encode(x, c), exact.encode(x, c)
+    torch.testing.assert_close(found.mean, expected.mean, atol=5e-3, rtol=0)
+    torch.testing.assert_close(found.stddev, expected.stddev, atol=5e-3, rtol=0)
+    every = c[:CLASSES, None]  # all labels of all rows
+    together = guide.encode(x, every).mean
+    torch.testing.assert_close(together, exact.encode(x, every).mean, atol=5e-3, rtol=0)
+    log_p = given_vector(model, context(c)).log_prob(x)
+    bound = evaluate(model, guide, (x, c), num_samples=10, seed=0).elbo.values
+    torch.testing.assert_close(bound, log_p, atol=1e-2, rtol=0)
+    fit(model, guide, (x, c), max_epochs=1)
+
+
 @pytest.mark.parametrize("network", [MLP(hidden=(6,)), Convolutional((4,), 6)])
 def test_an_encoder_reads_both_and_broadcasts(network: Any) -> None:
     torch.manual_seed(0)
@@ -146,6 +173,86 @@ def test_draws_are_of_the_labels_that_are_given() -> None:
     assert reconstruct(model, guide, (x.numpy(), y.numpy()), seed=0).shape == x.shape
 
 
+def test_paths_are_of_one_label() -> None:
+    """With the exact posterior means of a linear model, by hand."""
+    x, y = rows(12)
+    model, guide = (
+        linear_conditional(Labels(CLASSES)),
+        MeanField((D,), 2, LINEAR, context=Labels(CLASSES)),
+    )
+    same = (x[:3], y[:3]), (x[3:6], y[3:6])
+    found = interpolate(model, guide, *same, steps=3, seed=0)
+    za, zb = (guide.encode(*end).mean.detach() for end in same)
+    expected = model.decode((za + zb) / 2, y[:3]).mean.detach()
+    torch.testing.assert_close(found[:, 1], expected)
+    other = (x[:3], y[:3]), (x[4:7], y[4:7])
+    with pytest.raises(
+        PairError, match=r"different values of 'c', such as row 0, .*given=\{'c': v"
+    ):
+        interpolate(model, guide, *other, seed=0)
+    twos = torch.full((3,), 2)
+    found = interpolate(model, guide, *other, steps=3, given={"c": twos}, seed=0)
+    zb = guide.encode(*other[1]).mean.detach()
+    torch.testing.assert_close(found[:, 1], model.decode((za + zb) / 2, twos).mean.detach())
+    with pytest.raises(ValueError, match=r"one value for each of the 3 paths"):
+        interpolate(model, guide, *other, given={"c": twos[:2]}, seed=0)
+    one, two = partners(model, guide, (x, y), 5)
+    assert torch.equal(y[one], y[two])
+    assert len({*one.tolist(), *two.tolist()}) == 10
+    with pytest.raises(PairError, match="no two of 3 rows"):
+        partners(model, guide, (x[:3], y[:3]), 5)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_paths_are_of_one_class(known: bool) -> None:
+    model, guide = semi_supervised(exact=True)
+    x, y = rows()
+    y = guide.classify(x).probs.argmax(-1)
+    order = y.argsort(stable=True)[: 2 * int((y == 0).sum() // 2)]
+    a, b = order[::2], order[1::2]
+    told = y if known else torch.full((30,), -1)
+    found = interpolate(model, guide, (x[a], told[a]), (x[b], told[b]), steps=3, seed=0)
+    za, zb = (encode(model, guide, (x[r], told[r]), seed=0)["z"] for r in (a, b))
+    middle = model.decode((za + zb) / 2, y[a]).mean.detach()
+    torch.testing.assert_close(found[:, 1], middle, atol=1e-4 if known else 0.5, rtol=0)
+    other = y.argmax()
+    ends = (x[a[:1]], told[a[:1]]), (x[other, None], told[other, None])
+    with pytest.raises(
+        PairError, match=r"'y' is discrete: .*row 0 of a has 0 where row 0 of b has"
+    ):
+        interpolate(model, guide, *ends, seed=0)
+    one = torch.ones(1, dtype=torch.long)
+    found = interpolate(model, guide, *ends, steps=2, given={"y": one}, seed=0)
+    z = encode(model, guide, ends[1], seed=0)["z"]
+    expected = model.decode(z, one).mean.detach()
+    torch.testing.assert_close(found[:, 1], expected, atol=1e-4 if known else 0.5, rtol=0)
+
+
+def test_what_log_p_is_of_is_said() -> None:
+    """And labels are beside the data, also in bits per dimension."""
+    x, y = rows()
+    model, guide = linear_conditional(Labels(CLASSES)), MeanField((D,), 2, context=Labels(CLASSES))
+    found = evaluate(model, guide, (x, y), num_samples=5, seed=0)
+    assert "log p(x) is log p(x | context)" in found.notes[0]
+    assert "log p(x) is log p(x | context)" in str(found)
+    assert found.num_values == D
+    few = (x[:3], y[:3])
+    annealed = annealed_importance_sampling(model, None, few, num_steps=2, num_chains=2, seed=0)
+    assert found.notes[0] in annealed.notes
+    assert found.notes[0] in inference_gaps(model, guide, few, num_samples=5, max_steps=2).notes
+    of_two, its_guide = semi_supervised()
+    said = []
+    for known in (30, 12, 0):
+        told = y.clone()
+        told[known:] = -1
+        result = evaluate(of_two, its_guide, (x, told), num_samples=5, seed=0, method="guide")
+        assert result.num_values == D
+        said.append([note for note in result.notes if "log p(x) is" in note])
+    assert said[0] == ["the model observes 'label': log p(x) is log p(x, label)"]
+    assert said[1][0].endswith("log p(x, label) on the 12 of 30 rows with a label")
+    assert said[2] == []
+
+
 @pytest.mark.parametrize("bad", [3, -1])
 def test_a_label_that_is_none_is_named(bad: int) -> None:
     x, y = rows()
@@ -155,6 +262,38 @@ def test_a_label_that_is_none_is_named(bad: int) -> None:
         evaluate(model, guide, (x, y))
     with pytest.raises(PairError, match=r"row 7 .*'context'.*integers from 0 to 2"):
         fit(model, guide, (x, y), max_epochs=1)
+
+
+WRONG_LABELS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "huge": (
+        lambda y: y + 1000,
+        "row 0 .* such as 1000, .* labels count from 0, .* built for 3 of them",
+    ),
+    "one is huge": (lambda y: y.index_fill(0, torch.tensor(7), 1000), "row 7 .* such as 1000"),
+    "below": (lambda y: y.index_fill(0, torch.tensor(7), -5), "row 7 .* such as -5"),
+    "from 1": (lambda y: y + 1, "such as 3, .* labels count from 0: subtract 1"),
+    "fractions": (lambda y: y + 0.5, "such as 0.5, .* labels are whole numbers"),
+    "one-hot": (
+        lambda y: torch.eye(3)[y],
+        r"\(30, 3\): expected one number .* labels.argmax\(-1\)",
+    ),
+    "a column": (lambda y: y[:, None], r"shape \(30, 1\): expected one number for each of 30 rows"),
+}
+
+
+@pytest.mark.parametrize("of_all", [True, False], ids=["conditional", "semi-supervised"])
+@pytest.mark.parametrize("case", WRONG_LABELS)
+def test_labels_that_no_pair_takes_are_explained(case: str, of_all: bool) -> None:
+    x, y = rows()
+    change, words = WRONG_LABELS[case]
+    model: Any = linear_conditional(Labels(CLASSES))
+    guide: Any = MeanField((D,), 2, context=Labels(CLASSES))
+    if not of_all:
+        model, guide = semi_supervised()
+    with pytest.raises(PairError, match=words):
+        evaluate(model, guide, (x, change(y)))
+    with pytest.raises(PairError, match=words):
+        fit(model, guide, (x, change(y)), max_epochs=1)
 
 
 def test_what_does_not_fit_together_is_named() -> None:
@@ -344,6 +483,56 @@ def test_a_dimension_of_the_style_moves_while_the_class_stays() -> None:
         traverse(model, guide, (x[:6], told), 0, latent="y")
 
 
+def test_a_class_is_no_latent_dimension() -> None:
+    """With the exact posterior of a linear model: the numbers are those of z, and I(x; y, z) is of both."""
+    model, guide = semi_supervised(exact=True)
+    x, y = rows(300)
+    found = diagnose(model, guide, (x, y), seed=0)
+    assert found.names == ("z[0]", "z[1]")
+    q = guide.latent_guide.encode(x, y)
+    kl = torch.distributions.kl_divergence(q.base_dist, dist.Normal(0.0, 1.0)).mean(0)
+    torch.testing.assert_close(found.kl.float(), kl.detach(), atol=1e-3, rtol=1e-3)
+    variance = q.mean.detach().var(0)
+    torch.testing.assert_close(found.mean_variance.float(), variance, atol=1e-3, rtol=1e-2)
+    rate = float(kl.detach().sum()) + math.log(CLASSES)
+    assert found.mutual_information.mean + found.marginal_kl.mean == pytest.approx(rate, abs=0.3)
+
+
+def test_draws_of_wanted_classes_are_of_these_or_refused() -> None:
+    model, _ = semi_supervised(exact=True)
+    x, y = rows()
+    wanted = torch.full((4000,), 2)
+    drawn = sample(model, 4000, given={"y": wanted}, seed=0)
+    of_two = given_vector(model, torch.eye(CLASSES)[2])
+    torch.testing.assert_close(drawn.mean(0), of_two.mean, atol=0.1, rtol=0)
+    both = {"y": wanted, "labels": wanted}
+    assert torch.equal(sample(model, 4000, given=both, seed=0), drawn)
+    hidden = torch.full((30,), -1)
+    assert sample(model, 9, like=(x, hidden), seed=0).shape == (9, D)
+    says = r"the draws exclude what is observed at site 'label', .*: given=\{'y': values\}"
+    with pytest.raises(PairError, match=says):
+        sample(model, 50, like=(x, y), seed=0)
+    with pytest.raises(PairError, match=says):
+        sample(model, 4000, given={"labels": wanted}, seed=0)
+    with pytest.raises(PairError, match=r"at site 'label', .* Give the latents that suit it$"):
+        sample(model, 4000, given={"labels": wanted, "y": 0 * wanted}, seed=0)
+
+
+@pytest.mark.parametrize("bad", [3, -1])
+def test_a_wanted_class_that_is_none_is_refused(bad: int) -> None:
+    x, y = rows()
+    conditional, (model, _) = linear_conditional(Labels(CLASSES)), semi_supervised()
+    classes = torch.tensor([0, 1, bad, 2])
+    with pytest.raises(
+        PairError, match=f"^{bad} is given at site 'y': expected integers from 0 to 2"
+    ):
+        sample(model, 4, given={"y": classes})
+    with pytest.raises(PairError, match=f"{bad} is observed at site 'context': expected integers"):
+        sample(conditional, 4, like=(x, y), given={"c": classes})
+    with pytest.raises(ValueError, match=r"given\['y'\] holds 1.7, but .* are whole numbers"):
+        sample(model, 2, given={"y": torch.tensor([1.0, 1.7])})
+
+
 # -- data with labels ------------------------------------------------------------------------------------
 
 
@@ -391,6 +580,42 @@ def test_labels_that_are_not_there_are_named(tmp_path: Path) -> None:
         load_data("digits", labels=0.5)  # type: ignore[call-overload]
 
 
+def test_hidden_labels_of_the_data_are_no_class(tmp_path: Path) -> None:
+    file = tmp_path / "rows.npz"
+    y = np.array([0, 1, 2, 2, -1, -1] * 10)
+    np.savez(file, train=np.random.rand(60, 3), train_labels=y)
+    data = load_data(file, labels=9, validation_fraction=0.2)
+    known = data.train[1][data.train[1] != -1]
+    assert known.bincount().tolist() == [3, 3, 3]
+    assert data.train_labels is not None
+    held = int((data.train_labels != -1).sum())
+    assert int((load_data(file, labels=held, validation_fraction=0.2).train[1] != -1).sum()) == held
+    with pytest.raises(ValueError, match=f"only {held} training rows with a label"):
+        load_data(file, labels=held + 1, validation_fraction=0.2)
+    assert "4 different" not in data._repr_html_()
+
+
+def test_the_accuracy_is_of_the_rows_with_a_label() -> None:
+    model, guide = semi_supervised()
+    x, _ = rows()
+    told = guide.classify(x).probs.argmax(-1)
+    told[:12] = (told[:12] + 1) % CLASSES
+    told[20:] = -1
+    data = Data("rows", x, x, x, test_labels=told)
+    evaluation = evaluate(model, guide, x, num_samples=2, seed=0)
+    (note,) = set(with_accuracy(evaluation, model, guide, data).notes) - set(evaluation.notes)
+    assert "8 of 20 test rows with a label their label (40.0%)" in note
+    unknown = replace(data, test_labels=torch.full((30,), -1))
+    assert with_accuracy(evaluation, model, guide, unknown) is evaluation
+
+
+def test_a_table_of_data_counts_rows() -> None:
+    data = load_data("digits", max_rows=50, labels=True)
+    table = data._repr_html_()
+    assert table.count(">50</td>") == 3
+    assert ">2</td>" not in table
+
+
 # -- the command line ------------------------------------------------------------------------------------
 
 
@@ -403,6 +628,7 @@ def test_a_semi_supervised_run_is_trained_evaluated_and_sampled(
     command = ["train", *options, *SMALL_RUN, *SMALL_NETWORK, "--max_epochs", "2", "--quiet"]
     assert main([*command, "--run_dir", str(run)]) == 0
     printed = capsys.readouterr()
+    assert "the curve of training cannot be compared" in " ".join(printed.out.split())
     assert re.search(r"q\(y \| x\) without any label gives \d+ of 60 test rows", printed.out)
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["guide"]["class_path"].endswith("SemiSupervised")
@@ -421,7 +647,69 @@ def test_a_semi_supervised_run_is_trained_evaluated_and_sampled(
     samples = tmp_path / "samples.npz"
     assert main(["sample", str(run), "--num", "5", "-o", str(samples)]) == 0
     assert np.load(samples)["x"].shape == (5, 1, 8, 8)
+    diagnosis = json.loads((run / "diagnosis.json").read_text())
+    assert diagnosis["names"] == ["z[0]", "z[1]"]  # y is no code
+    assert any("'y' is categorical" in note for note in diagnosis["notes"])
+    drawn = {file.stem for file in (run / "plots").iterdir()}
+    assert {"traversals", "prior_samples", "aggregate_posterior", "interpolations"} <= drawn
+    assert "manifold" not in drawn  # its decodings would be of any class
     assert main(["train", "--resume", str(run), "--max_epochs", "3", "--quiet"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "guide", "objective"),
+    [
+        (("--objective.beta", "0.5"), {}, {"beta": 0.5}),
+        (("--guide.latent_dim=3",), {"latent_dim": 3}, {}),
+        (("--objective.classification", "5"), {}, {"classification": 5.0}),
+        (("--config", "m2.yaml", "--objective.num_particles", "2"), {}, {"num_particles": 2}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_one_argument_leaves_the_classes_that_suit_the_model(
+    options: tuple[str, ...],
+    guide: dict[str, Any],
+    objective: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    named = {"class_path": "ppl_vae.models.SemiSupervisedVAE", "init_args": {"latent_dim": 3}}
+    Path("m2.yaml").write_text(yaml.safe_dump({"model": named, "labels": 100}))
+    model = ("--labels", "100", "--model", "SemiSupervisedVAE", "--model.latent_dim", "3")
+    given = options if options[0] == "--config" else (*model, *options)
+    assert main(["train", *given, "--print_config"]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["guide"]["class_path"] == "ppl_vae.guides.SemiSupervised"
+    assert config["objective"]["class_path"] == "ppl_vae.objectives.SemiSupervisedELBO"
+    assert config["model"]["init_args"]["latent_dim"] == 3
+    assert guide.items() <= config["guide"]["init_args"].items()
+    weight = {"classification": pytest.approx(10.0 * 1294 / 100)}
+    assert (weight | objective).items() <= config["objective"]["init_args"].items()
+
+
+def test_a_class_that_is_named_is_not_replaced(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--guide", "SemiSupervised", "--objective", "EnumELBO", "--objective.beta", "0.5")
+    command = ["train", "--labels", "100", "--model", "SemiSupervisedVAE", *options]
+    assert main([*command, "--print_config"]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["objective"]["class_path"] == "ppl_vae.objectives.EnumELBO"
+
+
+def test_a_run_with_all_labels_is_sampled_and_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Labels that the model observes are not what its prior is drawn for."""
+    run = tmp_path / "run"
+    options = ("--labels", "true", "--model", "SemiSupervisedVAE", "--max_epochs", "1", "--quiet")
+    command = ["train", *options, *SMALL_RUN, *SMALL_NETWORK, "--run_dir", str(run)]
+    assert main(command) == 0
+    assert "prior_samples.png was not drawn" not in capsys.readouterr().err
+    assert (run / "plots/prior_samples.png").exists()
+    samples = tmp_path / "samples.npz"
+    assert main(["sample", str(run), "--num", "5", "-o", str(samples)]) == 0
+    assert np.load(samples)["x"].shape == (5, 1, 8, 8)
 
 
 def test_a_conditional_run_reads_the_labels_of_the_data(

@@ -6,27 +6,17 @@ from collections.abc import Sequence
 
 import pyro
 import pyro.distributions as dist
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppl_vae.distributions import Given
-from ppl_vae.likelihoods import Bernoulli, Likelihood
+from ppl_vae.likelihoods import Likelihood
+from ppl_vae.models.deep.context_decoder import ContextDecoder
 from ppl_vae.models.priors.base import Prior
-from ppl_vae.models.priors.normal import StandardNormal
 from ppl_vae.models.rows import require_shape
-from ppl_vae.networks import (
-    MLP,
-    Context,
-    Labels,
-    Network,
-    Rebuildable,
-    require_at_least_one,
-    require_data_shape,
-    require_object,
-)
+from ppl_vae.networks import MLP, Context, Labels, Network, require_one_each
 
 
-class ConditionalVAE(Rebuildable, nn.Module):
+class ConditionalVAE(ContextDecoder):
     """p(x | c): a latent z ~ p(z), decoded together with what the row comes with, x ~ p(x | decoder(z, c)).
 
     c is a label or attributes ("Learning Structured Output Representation using Deep Conditional Generative
@@ -53,6 +43,7 @@ class ConditionalVAE(Rebuildable, nn.Module):
         ValueError: `latent_dim` is not positive.
 
     Example:
+        >>> import torch
         >>> model = ConditionalVAE((1, 8, 8), latent_dim=2, context=Labels(10))
         >>> model.decode(torch.zeros(10, 2), torch.arange(10)).mean.shape
         torch.Size([10, 1, 8, 8])
@@ -67,24 +58,8 @@ class ConditionalVAE(Rebuildable, nn.Module):
         prior: Prior | None = None,
         context: Context | None = None,
     ) -> None:
-        super().__init__()
-        require_data_shape(self, data_shape)
-        require_at_least_one(self, latent_dim=latent_dim)
-        require_object(self, "network", network, "decoder", "MLP()")
         context = Labels() if context is None else context
-        require_object(self, "context", context, "size", "Labels(10)")
-        if likelihood is not None:
-            require_object(self, "likelihood", likelihood, "num_params", "Bernoulli()")
-        if prior is not None:
-            require_object(self, "prior", prior, "build", "StandardNormal()")
-        self.data_shape = tuple(data_shape)
-        self.latent_dim = latent_dim
-        self.context = context
-        self.likelihood = Bernoulli() if likelihood is None else likelihood
-        out_shape = (self.likelihood.num_params, *self.data_shape)
-        self.decoder = network.decoder(latent_dim + context.size, out_shape)
-        self.prior = (prior or StandardNormal()).build(self.data_shape, latent_dim)
-        require_no_guide(self, prior)
+        super().__init__(data_shape, latent_dim, network, likelihood, prior, context)
 
     def forward(self, x: Tensor, c: Tensor) -> None:
         """Runs the model on rows and what they come with.
@@ -97,14 +72,8 @@ class ConditionalVAE(Rebuildable, nn.Module):
             ValueError: The rows of `x` do not have the shape `data_shape`, or c not the context's.
         """
         require_shape(self, x, *self.data_shape)
-        self.context(c)  # says what is wrong with it
+        require_one_each(self, self.context, c, x.shape[0])
         given = Given(c, self.context.support)
-        if len(given.batch_shape) != 1:
-            raise ValueError(
-                f"ConditionalVAE was built with context={self.context}, but what it is given beside the rows "
-                f"has shape {tuple(c.shape)}: expected one {'number' if given.event_dim == 0 else 'vector'} "
-                f"for each of {x.shape[0]} rows"
-            )
         with pyro.plate("data", x.shape[0], dim=-1):
             c = pyro.sample("context", given, obs=c)
             z = pyro.sample("z", self.prior())
@@ -113,28 +82,3 @@ class ConditionalVAE(Rebuildable, nn.Module):
     def decode(self, z: Tensor, c: Tensor) -> dist.Independent:
         """p(x | z, c) for latents `(*batch, latent_dim)` and contexts `(*batch, ...)`: batch shape `batch`."""
         return self._likelihood(z, c, None)
-
-    def _likelihood(self, z: Tensor, c: Tensor, x: Tensor | None) -> dist.Independent:
-        features = self.decoder(joined(z, self.context(c)))
-        p: dist.Independent = self.likelihood(features, len(self.data_shape), x)
-        return p
-
-
-def require_no_guide(model: nn.Module, prior: Prior | None) -> None:
-    """Raises an error for a prior that is made of a guide's q(z | x), where the guide reads more than x.
-
-    Raises:
-        TypeError: It is.
-    """
-    if any(hasattr(part, "attach_guide") for part in model.prior.modules()):  # type: ignore[union-attr]
-        raise TypeError(
-            f"{type(model).__name__}.prior: {type(prior).__name__} is made of a guide's q(z | x), but the "
-            "guide of this model reads more than x: choose MixturePrior or FlowPrior"
-        )
-
-
-def joined(z: Tensor, vector: Tensor) -> Tensor:
-    """Latents and vectors one after the other, `(*batch, latent_dim + size)`, of broadcast batch dimensions."""
-    batch = torch.broadcast_shapes(z.shape[:-1], vector.shape[:-1])
-    z = z.expand(*batch, z.shape[-1])
-    return torch.cat([z, vector.to(z.dtype).expand(*batch, vector.shape[-1])], -1)

@@ -7,26 +7,17 @@ from collections.abc import Sequence
 import pyro
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppl_vae.distributions import Revealed
-from ppl_vae.likelihoods import Bernoulli, Likelihood
-from ppl_vae.models.deep.conditional_vae import joined, require_no_guide
+from ppl_vae.likelihoods import Likelihood
+from ppl_vae.models.deep.context_decoder import ContextDecoder
 from ppl_vae.models.priors.base import Prior
-from ppl_vae.models.priors.normal import StandardNormal
 from ppl_vae.models.rows import require_shape
-from ppl_vae.networks import (
-    MLP,
-    Labels,
-    Network,
-    Rebuildable,
-    require_at_least_one,
-    require_data_shape,
-    require_object,
-)
+from ppl_vae.networks import MLP, Labels, Network, require_one_each
 
 
-class SemiSupervisedVAE(Rebuildable, nn.Module):
+class SemiSupervisedVAE(ContextDecoder):
     """Model M2: a class y ~ Cat(1/classes), a style z ~ p(z), and x ~ p(x | decoder(z, y)).
 
     "Semi-Supervised Learning with Deep Generative Models" (arXiv:1406.5298). The model runs on `(x, labels)`:
@@ -66,22 +57,8 @@ class SemiSupervisedVAE(Rebuildable, nn.Module):
         likelihood: Likelihood | None = None,
         prior: Prior | None = None,
     ) -> None:
-        super().__init__()
-        require_data_shape(self, data_shape)
-        require_at_least_one(self, latent_dim=latent_dim)
-        require_object(self, "network", network, "decoder", "MLP()")
-        if likelihood is not None:
-            require_object(self, "likelihood", likelihood, "num_params", "Bernoulli()")
-        if prior is not None:
-            require_object(self, "prior", prior, "build", "StandardNormal()")
-        self.data_shape = tuple(data_shape)
-        self.latent_dim = latent_dim
-        self.labels = Labels(classes)
-        self.likelihood = Bernoulli() if likelihood is None else likelihood
-        out_shape = (self.likelihood.num_params, *self.data_shape)
-        self.decoder = network.decoder(latent_dim + classes, out_shape)
-        self.prior = (prior or StandardNormal()).build(self.data_shape, latent_dim)
-        require_no_guide(self, prior)
+        super().__init__(data_shape, latent_dim, network, likelihood, prior, Labels(classes))
+        self.classes = classes
         self.register_buffer("logits", torch.zeros(classes), persistent=False)
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> None:
@@ -92,21 +69,18 @@ class SemiSupervisedVAE(Rebuildable, nn.Module):
             labels: `(n,)`, -1 where a row has none; None if no row has one.
 
         Raises:
-            ValueError: The rows of `x` do not have the shape `data_shape`.
+            ValueError: The rows of `x` do not have the shape `data_shape`, or there is not one label for each.
         """
         require_shape(self, x, *self.data_shape)
+        if labels is not None:
+            require_one_each(self, self.context, labels, x.shape[0])
         with pyro.plate("data", x.shape[0], dim=-1):
             y = pyro.sample("y", dist.Categorical(logits=self.logits))
             if labels is not None:
-                pyro.sample("label", Revealed(y, self.labels.classes), obs=labels)
+                pyro.sample("label", Revealed(y, self.classes), obs=labels)
             z = pyro.sample("z", self.prior())
             pyro.sample("x", self._likelihood(z, y, x), obs=x)
 
     def decode(self, z: Tensor, y: Tensor) -> dist.Independent:
         """p(x | z, y) for styles `(*batch, latent_dim)` and classes `(*batch)`: batch shape `batch`."""
         return self._likelihood(z, y, None)
-
-    def _likelihood(self, z: Tensor, y: Tensor, x: Tensor | None) -> dist.Independent:
-        features = self.decoder(joined(z, self.labels(y)))
-        p: dist.Independent = self.likelihood(features, len(self.data_shape), x)
-        return p

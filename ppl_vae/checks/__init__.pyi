@@ -24,3 +24,4 @@ from .session import (
     opened as opened,
 )
 from .stages import objective_problems as objective_problems
+from .supports import constraint_in_words as constraint_in_words

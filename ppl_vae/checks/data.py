@@ -14,6 +14,7 @@ from torch.distributions.constraints import Constraint
 
 from ppl_vae.checks.report import Problem
 from ppl_vae.checks.supports import in_words
+from ppl_vae.distributions import Given, Revealed
 from ppl_vae.likelihoods import counts_of
 from ppl_vae.pairs import (
     Batch,
@@ -130,6 +131,8 @@ def unusable(
         advice = counts_of(value, int(base.total_count.max()))
     elif kind == "QuantizedLogistic" and bool(value.min() >= 0) and value.max() == base.levels - 1:
         advice = f"divide them by {base.levels - 1}"
+    elif isinstance(base, Given | Revealed):
+        advice = _labels_wanted(fn.support, value)
     problem = Problem(
         "error",
         name,
@@ -137,6 +140,21 @@ def unusable(
         f"{in_words(base)}: {advice}",
     )
     return problem, _rows_of(~inside, dim)
+
+
+def _labels_wanted(support: Any, value: Tensor) -> str:
+    """What to do about labels, or other context of rows, that a model was not built for."""
+    last = getattr(support, "upper_bound", None)
+    if last is None or not support.is_discrete:
+        return "give the model what it was built for"
+    if bool((value != value.round()).any()):
+        return "labels are whole numbers that count from 0"
+    if bool(value.min() == 1) and bool(value.max() == last + 1):
+        return "labels count from 0: subtract 1"
+    return (
+        f"labels count from 0, and the pair is built for {int(last) + 1} of them: number yours in this way, or "
+        "build model and guide for more"
+    )
 
 
 def _such_as(base: Any, value: Tensor) -> str:

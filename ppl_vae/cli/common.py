@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.cli.output import OutputError, say, show, warn
-from ppl_vae.data import HIDDEN, Data
+from ppl_vae.data import Data
 from ppl_vae.evaluation import Evaluation, evaluate
 from ppl_vae.pairs import Pair, Program, num_rows, take_rows, transformed
 from ppl_vae.runs import (
@@ -28,7 +28,7 @@ from ppl_vae.runs import (
     run_around,
     write_results,
 )
-from ppl_vae.runtime import CorruptFileError, preserve_random_state, seed_everything
+from ppl_vae.runtime import HIDDEN, CorruptFileError, preserve_random_state, seed_everything
 from ppl_vae.stats import Estimate
 
 TRAINING_ROWS = 200

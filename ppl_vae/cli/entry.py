@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ppl_vae._version import __version__
+from ppl_vae.cli.known import with_suited
 from ppl_vae.cli.light import LightParser, command_parser
 from ppl_vae.cli.mistakes import UsageError, shortened
 from ppl_vae.cli.options import COMMANDS
@@ -137,6 +138,7 @@ def _run(arguments: list[str]) -> int:
         return 0
     light = command_parser(command)
     own = light.with_whole_numbers(arguments[1:])
+    own = with_suited(own) if command == "train" else own
     light.check(own)
     from ppl_vae.cli.parser import make_parser  # from here on with torch
 

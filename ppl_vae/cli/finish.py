@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 
 from ppl_vae.cli.common import evaluate_training_rows, rows_of, say_of_other_weights
 from ppl_vae.cli.output import say, show, warn
-from ppl_vae.cli.report import result_table, with_accuracy, with_levels
+from ppl_vae.cli.report import result_table, with_accuracy, with_labels_of_training, with_levels
 from ppl_vae.cli.setup import Setup
 from ppl_vae.cli.stages import Stages
 from ppl_vae.diagnosis import Diagnosis, diagnose
@@ -93,7 +93,8 @@ def _measure(setup: Setup, fitted: Fit, progress: bool | None, stages: Stages) -
             seed=seed,
             progress=progress,
         )
-    evaluation = with_accuracy(with_levels(evaluation, data), *pair, data)
+    evaluation = with_labels_of_training(with_levels(evaluation, data), data)
+    evaluation = with_accuracy(evaluation, *pair, data)
     return Measured(evaluation, diagnosis)
 
 

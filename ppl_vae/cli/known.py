@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import ast
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from ppl_vae.cli.mistakes import UsageError, did_you_mean
 from ppl_vae.cli.source import (
@@ -14,6 +18,7 @@ from ppl_vae.cli.source import (
     offered,
     parameters,
 )
+from ppl_vae.runtime import MOST_YAML, load_yaml, read_text
 
 DEFAULTS = {
     "model": "ppl_vae.models.VAE",
@@ -104,3 +109,64 @@ def role_help(role: str, default: str, by_em: bool = False) -> str:
         f"--{role}.NAME VALUE, and --{role}.help CLASS lists them (default: "
         f"{default.rpartition('.')[2]})"
     )
+
+
+# -- the classes that are named on a command line --------------------------------------------------------
+
+
+def with_suited(arguments: Sequence[str]) -> list[str]:
+    """The arguments of `train`, with the classes that suit the model, for the roles of which none is named.
+
+    So `--objective.beta` is an argument of the objective that suits the model.
+
+    Example:
+        >>> with_suited(["--model", "HierarchicalVAE", "--guide.latent_dim", "3"])[:2]
+        ['--guide', 'ppl_vae.guides.TopDown']
+    """
+    models = named("model", arguments)
+    if not models or any(a.partition("=")[0] == "--resume" for a in arguments):
+        return list(arguments)
+    added = [
+        word
+        for role, suited in SUITED.get(models[-1].rpartition(".")[2], {}).items()
+        if not named(role, arguments)
+        for word in (f"--{role}", suited)
+    ]
+    return [*added, *arguments]
+
+
+def named(role: str, arguments: Sequence[str]) -> list[str]:
+    """The classes that the arguments, and the configuration files among them, name for a role."""
+    found: list[str | None] = []
+    for i, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        if not equals:
+            value = arguments[i + 1] if i + 1 < len(arguments) else ""
+        if option in (f"--{role}", f"--{role}.class_path", f"--{role}.help"):
+            found.append(_class_path(value))
+        elif option == "--config":
+            content = load_file(value)
+            found += [_class_path(content.get(key)) for key in (role, f"{role}.class_path")]
+    return [name for name in found if name and not name.startswith("-")]
+
+
+def _class_path(value: Any) -> str | None:
+    if isinstance(value, str) and value.startswith("{"):
+        try:
+            value = load_yaml(value)
+        except ValueError:  # which the parser will report
+            return None
+    if isinstance(value, Mapping):
+        value = value.get("class_path")
+    return value if isinstance(value, str) and not os.path.isfile(value) else None
+
+
+def load_file(file: str) -> Mapping[str, Any]:
+    """The content of a configuration file; nothing if it cannot be read, which the parser will report."""
+    if not os.path.isfile(file):  # a pipe can be read only once
+        return {}
+    try:
+        content = load_yaml(read_text(Path(file), MOST_YAML))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, Mapping) else {}

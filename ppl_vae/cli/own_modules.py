@@ -15,15 +15,13 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from ppl_vae.cli.known import DEFAULTS
+from ppl_vae.cli.known import DEFAULTS, load_file
 from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.runs import ROLES, TYPED, Trust, names_in, read_config
 
 
 def reach_typed(arguments: Sequence[str]) -> None:
     """Lets the classes be found that the arguments, and the configuration files among them, name."""
-    from ppl_vae.cli.roles import load_file
-
     for i, argument in enumerate(arguments):
         option, equals, value = argument.partition("=")
         value = value if equals else "".join(arguments[i + 1 : i + 2])

@@ -12,6 +12,7 @@ import torch
 from ppl_vae.data import Data, Dequantization, rows_alone
 from ppl_vae.evaluation import Annealed, Evaluation
 from ppl_vae.pairs import Pair, Program
+from ppl_vae.runtime import HIDDEN
 from ppl_vae.stats import Result, as_lines
 
 Found = TypeVar("Found", Evaluation, Annealed)
@@ -40,6 +41,22 @@ def with_levels(evaluation: Found, data: Data[Any]) -> Found:
     return replace(evaluation, notes=(*evaluation.notes, text))
 
 
+def with_labels_of_training(evaluation: Evaluation, data: Data[Any]) -> Evaluation:
+    """Adds a note if fewer of the validation rows have a label than of the training rows: two curves differ."""
+    told = [rows[1] for rows in (data.train, data.validation) if isinstance(rows, tuple)]
+    if not told or any(labels.dim() > 1 for labels in told):
+        return evaluation
+    (known, n), (held, m) = ((int((labels != HIDDEN).sum()), len(labels)) for labels in told)
+    if held / m >= known / n:
+        return evaluation
+    text = (
+        f"learning curves: the ELBO of the {known} of {n} training rows with a label bounds log p(x, label), "
+        "so that the curve of training cannot be compared with that of validation, of whose rows "
+        f"{held or 'none'} have a label"
+    )
+    return replace(evaluation, notes=(*evaluation.notes, text))
+
+
 def with_accuracy(
     evaluation: Evaluation, model: Program, guide: Program, data: Data[Any]
 ) -> Evaluation:
@@ -47,14 +64,18 @@ def with_accuracy(
     labels, classify = data.test_labels, getattr(guide, "classify", None)
     if classify is None or labels is None or labels.dim() > 1:
         return evaluation
+    known = int((labels != HIDDEN).sum())
+    if not known:
+        return evaluation
     pair = Pair.of(model, guide)
     device = next((p.device for m in pair.modules().values() for p in m.parameters()), None)
     right = 0
     with torch.no_grad(), pair.scope(), pair.mode(training=False):
         for x, y in zip(rows_alone(data.test).split(1024), labels.split(1024), strict=True):
             right += int((classify(x.to(device)).probs.argmax(-1).cpu() == y).sum())
+    with_label = "" if known == len(labels) else " with a label"
     text = (
-        f"q(y | x) without any label gives {right} of {len(labels)} test rows their label "
-        f"({right / len(labels):.1%})"
+        f"q(y | x) without any label gives {right} of {known} test rows{with_label} their label "
+        f"({right / known:.1%})"
     )
     return replace(evaluation, notes=(*evaluation.notes, text))

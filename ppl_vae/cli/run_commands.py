@@ -71,7 +71,7 @@ from ppl_vae.runtime import (
     resolve_device,
     write_bytes,
 )
-from ppl_vae.tasks import sample as sample_pair
+from ppl_vae.tasks import sample as sample_pair, without_observed
 
 PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".eps", ".ps")
 """How the name of a picture may end."""
@@ -190,7 +190,8 @@ def sample(parser: ArgumentParser, given: Namespace) -> int:
         raise UsageError(str(error)) from error
     output = _output_file(options, run.path / SAMPLES, (*PICTURES, ".npz"))
     require_no_data(output, run.config)
-    arrays, told = _sampled(run, take_rows(data.test, slice(MOST_ROWS)), options)
+    like = without_observed(run.model, take_rows(data.test, slice(MOST_ROWS)))
+    arrays, told = _sampled(run, like, options)
     with (
         writing(run, output, ELSEWHERE),
         replacing(output, overwrite=options.overwrite) as file,

@@ -19,13 +19,13 @@ from ppl_vae.cli.known import DEFAULTS, SUITED
 from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.options import DATA, FABRIC, TRAINING, add_functions, names
 from ppl_vae.cli.parser import Parser
-from ppl_vae.data import HIDDEN, Data, load_data, rows_alone
+from ppl_vae.data import Data, load_data, rows_alone
 from ppl_vae.likelihoods import Likelihood
 from ppl_vae.networks import Network
 from ppl_vae.objectives import Objective
 from ppl_vae.pairs import Batches, DataArguments, Pair, Program
 from ppl_vae.runs import CONFIG, ROLES, TYPED, Trust, build, import_by_name, plain
-from ppl_vae.runtime import CorruptFileError, make_fabric, seed_everything
+from ppl_vae.runtime import HIDDEN, CorruptFileError, make_fabric, seed_everything
 from ppl_vae.training import Fit
 
 if TYPE_CHECKING:

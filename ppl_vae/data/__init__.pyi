@@ -1,2 +1,2 @@
-from .load import HIDDEN as HIDDEN, Data as Data, load_data as load_data, rows_alone as rows_alone
+from .load import Data as Data, load_data as load_data, rows_alone as rows_alone
 from .transforms import Binarization as Binarization, Dequantization as Dequantization

@@ -20,13 +20,10 @@ from ppl_vae.data.sizes import require_room
 from ppl_vae.data.sources import Part, Source, read_digits, runs_of
 from ppl_vae.data.torchvision_sets import TORCHVISION, read_torchvision
 from ppl_vae.data.transforms import Binarization, Dequantization
-from ppl_vae.runtime import html_table
+from ppl_vae.runtime import HIDDEN, html_table
 
 TEST_FRACTION = 0.2
 """Share of the rows held out for the test where a source has no test split of its own."""
-
-HIDDEN = -1
-"""The label of a row whose label is not told, as in scikit-learn."""
 
 Rows = TypeVar("Rows", Tensor, tuple[Tensor, Tensor])
 """Rows alone, or rows and their labels."""
@@ -86,8 +83,8 @@ class Data(Generic[Rows]):
         )
         rows = [["", "rows", "labels"]]
         for name, x, labels in splits:
-            known = "none" if labels is None else f"{len(labels.unique())} different"
-            rows.append([name, str(len(x)), known])
+            known = "none" if labels is None else f"{_different(labels)} different"
+            rows.append([name, str(len(rows_alone(x))), known])
         numbers = [
             ("data", self.name),
             ("shape of a row", str(self.shape)),
@@ -96,6 +93,11 @@ class Data(Generic[Rows]):
         if self.transform is not None:
             numbers.append(("transform of each training batch", repr(self.transform)))
         return html_table(rows, header=True) + html_table(numbers)
+
+
+def _different(labels: Tensor) -> int:
+    """How many labels there are, or vectors of attributes."""
+    return len(labels.unique(dim=0) if labels.dim() > 1 else labels[labels != HIDDEN].unique())
 
 
 def rows_alone(rows: Tensor | tuple[Tensor, Tensor]) -> Tensor:
@@ -304,8 +306,10 @@ def _with_labels(
             f"labels={told}: the labels of {name} are no classes (shape {tuple(train.shape)}, {train.dtype}), "
             "of which some could be hidden: use labels=True"
         )
-    if told > len(train):
-        raise ValueError(f"labels={told}: {name} has only {len(train)} training rows")
+    known = int((train != HIDDEN).sum())
+    if told > known:
+        with_label = "" if known == len(train) else " with a label"
+        raise ValueError(f"labels={told}: {name} has only {known} training rows{with_label}")
     hidden = [torch.full_like(each, HIDDEN) for each in found]
     chosen = _balanced(train, int(told), _generator(seed))
     hidden[0][chosen] = train[chosen]
@@ -313,13 +317,17 @@ def _with_labels(
 
 
 def _balanced(labels: Tensor, num: int, generator: Generator) -> Tensor:
-    """Numbers of rows, chosen at random, in turns from each class as long as it has some left."""
+    """Numbers of rows, chosen at random, in turns from each class as long as it has some left.
+
+    Rows whose label is hidden are not among them.
+    """
     order = torch.randperm(len(labels), generator=generator)
     rank = torch.empty_like(order)  # of a row among those of its class
+    order = order[labels[order] != HIDDEN]
     for each in labels.unique():
         of_class = order[labels[order] == each]
         rank[of_class] = torch.arange(len(of_class))
-    turns = (rank[order] * len(order)).argsort(stable=True)
+    turns = (rank[order] * len(labels)).argsort(stable=True)
     return order[turns[:num]]
 
 

@@ -23,6 +23,7 @@ from ppl_vae.pairs import (
     elementwise,
     elementwise_kl,
     has_moments,
+    latents_of_numbers,
     many_samples,
     mean_field_violations,
     num_rows,
@@ -146,6 +147,7 @@ class Gathered:
         identical: Whether all rows are the same.
         moments_alone: Sites whose KL per dimension comes from means and variances alone.
         without_moments: Sites that have no finite mean or variance in one of the programs.
+        classes: Categorical sites, which have no dimensions beside others.
     """
 
     num_rows: int
@@ -157,6 +159,7 @@ class Gathered:
     identical: bool
     moments_alone: tuple[str, ...]
     without_moments: tuple[str, ...]
+    classes: tuple[str, ...]
 
 
 def gather(session: Session, size: int) -> Gathered:
@@ -174,6 +177,7 @@ def gather(session: Session, size: int) -> Gathered:
     moment_gap, bounds = MomentGap(), []
     moments_alone: dict[str, None] = {}
     without: dict[str, None] = {}
+    classes: dict[str, None] = {}
     row: tuple[Tensor, ...] | None = None
     identical, n = True, 0
     for batch in session.chunks(size, "diagnose"):
@@ -185,7 +189,9 @@ def gather(session: Session, size: int) -> Gathered:
             is_analytic[kind] = not mean_field_violations(session.pair, batch)
         analytic = is_analytic[kind]
         in_guide, in_model = rows.guide_trace.nodes, rows.model_trace.nodes
-        for name in rows.layout.latents:
+        numbers = latents_of_numbers(rows, rows.layout)
+        classes |= dict.fromkeys(set(rows.layout.latents) - set(numbers))
+        for name in numbers:
             dimensions.update(_of_site(session, batch, rows, name, analytic))
             if elementwise_kl(in_guide[name], in_model[name], analytic) is None:
                 moments_alone[name] = None
@@ -209,6 +215,7 @@ def gather(session: Session, size: int) -> Gathered:
         identical=identical,
         moments_alone=tuple(moments_alone),
         without_moments=tuple(without),
+        classes=tuple(sorted(classes)),
     )
 
 
@@ -222,7 +229,7 @@ def _in_units_of_the_prior(rows: RowDensities) -> Tensor | None:
     if not layout.vectorizes or layout.shared or layout.enumerated:
         return None
     found = []
-    for name in layout.latents:
+    for name in latents_of_numbers(rows, rows.layout):
         site = rows.model_trace.nodes[name]
         p = elementwise(site["fn"])
         if not isinstance(p, Normal) or not bool(present_numbers(rows, layout, name).all()):
@@ -253,6 +260,16 @@ def notes_on_moments(alone: tuple[str, ...], without: tuple[str, ...]) -> tuple[
         f"guide or prior of {', '.join(map(repr, names))} {text}"
         for text, names in texts.items()
         if names
+    )
+
+
+def notes_on_classes(classes: tuple[str, ...]) -> tuple[str, ...]:
+    """A note on categorical latents, which are not among the dimensions."""
+    if not classes:
+        return ()
+    names = ", ".join(map(repr, classes))
+    return (
+        f"{names} is categorical: the number of a category is no code, so it has no dimension here",
     )
 
 

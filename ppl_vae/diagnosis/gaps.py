@@ -13,7 +13,7 @@ from torch import Tensor
 from ppl_vae.checks import Session, opened
 from ppl_vae.diagnosis.families import own_family
 from ppl_vae.diagnosis.refinement import maximize
-from ppl_vae.evaluation import Ladder, not_reached
+from ppl_vae.evaluation import Conditions, Ladder, not_reached
 from ppl_vae.pairs import (
     Batch,
     DataLike,
@@ -250,6 +250,7 @@ def inference_gaps(
     notes: dict[str, None] = {}
     with opened(model, guide, x, seed=seed, progress=progress) as session:
         cautions: dict[str, None] = {}
+        conditions = Conditions(session)
         if truth is not None and session.num_rows is not None:
             _require_rows(truth, session.num_rows)
         evidence = getattr(session.pair.model, "log_evidence", None) if truth is None else None
@@ -271,6 +272,7 @@ def inference_gaps(
             if evidence is not None:
                 part["exact"] = evidence(*as_args(chunk)).cpu()
             parts.append(part)
+            conditions.add(chunk)
             if ladder is not None:
                 ladder.look(chunk, layout, part)
             if note:
@@ -302,9 +304,14 @@ def inference_gaps(
         converged=joined["converged"],
         num_samples=num_samples,
         notes=(
+            *conditions.notes,
             *findings.notes,
             *notes,
-            *(f"about log p(x): {text}" for text in getattr(truth, "notes", ())),
+            *(
+                f"about log p(x): {text}"
+                for text in getattr(truth, "notes", ())
+                if text not in conditions.notes
+            ),
         ),
         cautions=(
             *findings.doubts,

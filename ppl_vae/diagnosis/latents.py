@@ -19,6 +19,7 @@ from ppl_vae.diagnosis.dimensions import (
     Gathered,
     gather,
     note_on_rows,
+    notes_on_classes,
     notes_on_moments,
 )
 from ppl_vae.diagnosis.encoder import same_for_all_rows
@@ -54,6 +55,8 @@ SATURATED = 1.0
 @dataclass(frozen=True)
 class Diagnosis(Result):
     """Result of `diagnose`. The d latent dimensions are those of all latent sites, in order.
+
+    Classes, categorical latents beside others, are not among them: the number of a class is no code.
 
     Attributes:
         names: The dimensions' names, `z[0]`, `z[1]`, ...
@@ -301,6 +304,7 @@ def diagnose(
         dimensions = gathered.dimensions
         notes = (*found.notes, *held, *session.findings.notes)
         notes += notes_on_moments(gathered.moments_alone, gathered.without_moments)
+        notes += notes_on_classes(gathered.classes)
         notes += note_on_rows(dimensions, gathered.num_rows)
         active = dimensions.mean_variance > ACTIVE * _scale(dimensions.prior_variance)
         collapsed = (dimensions.kl < COLLAPSED) & ~active

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-HIDDEN = -1
-"""The label of a row whose label is not known, as in scikit-learn's semi-supervised estimators."""
+from ppl_vae.runtime import HIDDEN as HIDDEN
 
 
 class Given(dist.TorchDistribution):

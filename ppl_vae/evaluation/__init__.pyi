@@ -3,6 +3,7 @@ from .annealed import (
     annealed_importance_sampling as annealed_importance_sampling,
 )
 from .arviz import netcdf_size as netcdf_size, to_arviz as to_arviz
+from .conditions import Conditions as Conditions
 from .importance import evaluate as evaluate
 from .ladder import Ladder as Ladder
 from .path import PriorGuide as PriorGuide

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.checks import Session, opened
+from ppl_vae.evaluation.conditions import Conditions
 from ppl_vae.evaluation.counts import ValueCounts
 from ppl_vae.evaluation.hmc import Densities, StepSizes, anneal, sigmoidal, tune
 from ppl_vae.evaluation.path import Path, PriorGuide
@@ -184,7 +185,7 @@ def in_chunks(
         pyro.validation_enabled(False),  # before the layout is found: a flow states no support
         opened(model, start, x, seed=seed, progress=progress) as session,
     ):
-        counts = ValueCounts(session)
+        counts, conditions = ValueCounts(session), Conditions(session)
         rows, at_once = _chunk_sizes(session, schedule.num_chains)
         chains = _evenly(schedule.num_chains, at_once)
         each = schedule.transitions(runs, len(chains))
@@ -197,8 +198,12 @@ def in_chunks(
                 )
                 parts.append({name: t.cpu() for name, t in work(chunk).items()})
                 counts.add(batch)
+                conditions.add(batch)
     found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    texts = {"notes": session.findings.notes, "cautions": session.findings.doubts}
+    texts = {
+        "notes": (*conditions.notes, *session.findings.notes),
+        "cautions": session.findings.doubts,
+    }
     return found, counts.num_values, texts
 
 

@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 
 from ppl_vae.checks import Session
+from ppl_vae.distributions import Given, Revealed
 from ppl_vae.pairs import (
     Batch,
     Layout,
     Site,
     Trace,
     inner_scale,
+    innermost,
     num_rows,
     present,
     rows_first,
@@ -23,6 +25,8 @@ from ppl_vae.pairs import (
 
 class ValueCounts:
     """Counts the observed numbers of each row that masks leave in, chunk by chunk.
+
+    Labels and what a model is given (`Given`, `Revealed`) are beside the data, and do not count.
 
     A number in a subsampled plate inside of a row stands for N / n of them, and a number that plates or the
     distribution broadcast counts as often as it is scored. A `pyro.factor` does not say how many numbers it
@@ -74,6 +78,8 @@ def values_per_row(trace: Trace, layout: Layout, n: int) -> Tensor:
     total = torch.zeros(n, dtype=torch.long)
     for name in layout.observed:
         site = trace.nodes[name]
+        if isinstance(innermost(site["fn"]), (Given, Revealed)):  # beside the data
+            continue
         scale, shape = inner_scale(site, layout), _scored(site)
         if _is_masked(site):
             value = present(site)

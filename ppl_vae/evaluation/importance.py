@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ppl_vae.capture import ImportanceSampler, StaleRecordingError
 from ppl_vae.checks import Session, opened
+from ppl_vae.evaluation.conditions import Conditions
 from ppl_vae.evaluation.counts import ValueCounts
 from ppl_vae.evaluation.ladder import Ladder
 from ppl_vae.evaluation.result import Evaluation
@@ -120,7 +121,7 @@ def _evaluate(
     with opened(model, guide, x, seed=seed, progress=progress) as session:
         finite = finite_latents(session.pair, session.layout, session.first)
         _run_once(session)
-        counts = ValueCounts(session)
+        counts, conditions = ValueCounts(session), Conditions(session)
         rows, samples = session.chunk_sizes(num_samples * (1 if finite is None else finite.count))
         # An iterable may hold any number of rows: assume those of its first batch, at least.
         total = session.num_rows or num_rows(session.first)
@@ -146,6 +147,7 @@ def _evaluate(
                     part[name] = torch.full_like(part[name], math.nan)
             parts.append(part)
             counts.add(chunk)
+            conditions.add(chunk)
             if ladder is not None:
                 ladder.look(chunk, layout, part)
         if ladder is not None:
@@ -153,6 +155,7 @@ def _evaluate(
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     drawn_rows = joined.pop("drawn")
     notes, cautions = _describe(session, summed, drawn, drawn_rows)
+    notes = (*conditions.notes, *notes)
     joined["rung"] = torch.zeros(len(drawn_rows))
     if ladder is not None:
         ladder.improve(joined)

@@ -10,7 +10,12 @@ from .arguments import (
     require_widths as require_widths,
 )
 from .base import Network as Network, full_precision as full_precision, linear_head as linear_head
-from .context import Attributes as Attributes, Context as Context, Labels as Labels
+from .context import (
+    Attributes as Attributes,
+    Context as Context,
+    Labels as Labels,
+    require_one_each as require_one_each,
+)
 from .convolutional import Convolutional as Convolutional
 from .mlp import MLP as MLP
 from .rebuildable import Rebuildable as Rebuildable, Recipe as Recipe, recipe_of as recipe_of

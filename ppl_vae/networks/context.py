@@ -120,6 +120,28 @@ class Attributes(Context):
         return c
 
 
+def require_one_each(module: nn.Module, context: Context, c: Tensor, n: int) -> None:
+    """Raises an error unless there is one label, or one vector of attributes, for each of n rows.
+
+    Raises:
+        ValueError: There is not.
+
+    Example:
+        >>> require_one_each(nn.Identity(), Labels(3), torch.eye(3)[[0, 2]], 2)
+        Traceback (most recent call last):
+        ValueError: Identity reads Labels(classes=3) beside the rows, but is given an array of shape (2, 3)...
+    """
+    event = context.support.event_dim
+    if c.shape[: c.dim() - event] == (n,):
+        return
+    one_hot = isinstance(context, Labels) and c.shape == (n, context.classes)
+    raise ValueError(
+        f"{type(module).__name__} reads {context} beside the rows, but is given an array of shape "
+        f"{tuple(c.shape)}: expected one {'vector' if event else 'number'} for each of {n} rows"
+        f"{', such as labels.argmax(-1) of one-hot vectors' if one_hot else ''}"
+    )
+
+
 class JoinedEncoder(nn.Module):
     """An encoder that reads a row and a vector: maps `(*batch, *data_shape)` and `(*batch, size)` to features.
 

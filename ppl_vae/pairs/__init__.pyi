@@ -19,6 +19,7 @@ from .coordinates import support_of as support_of, unconstrained as unconstraine
 from .densities import (
     RowDensities as RowDensities,
     factor_of as factor_of,
+    latents_of_numbers as latents_of_numbers,
     means_of_sites as means_of_sites,
     posterior_means as posterior_means,
     present_numbers as present_numbers,
@@ -119,6 +120,7 @@ from .traces import (
     free_numbers as free_numbers,
     has_log_density as has_log_density,
     innermost as innermost,
+    is_categorical as is_categorical,
     is_delta as is_delta,
     is_enumerated as is_enumerated,
     is_factor as is_factor,

@@ -32,7 +32,7 @@ from ppl_vae.pairs.moments import center, spread
 from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import Batch, num_rows, tensors_of, trace_programs
 from ppl_vae.pairs.supports import require_inside, without_draws_outside
-from ppl_vae.pairs.traces import Site, Trace, elementwise, innermost, present
+from ppl_vae.pairs.traces import Site, Trace, elementwise, innermost, is_categorical, present
 
 
 @dataclass(frozen=True)
@@ -280,6 +280,12 @@ def prior_moments(rows: RowDensities, layout: Layout, name: str) -> tuple[Tensor
     except (NotImplementedError, AttributeError):
         return None
     return mean.mean(0), variance.mean(0) + mean.var(0, unbiased=False)
+
+
+def latents_of_numbers(rows: RowDensities, layout: Layout) -> tuple[str, ...]:
+    """The latents whose values are numbers: no categories, unless there is nothing else."""
+    found = tuple(n for n in layout.latents if not is_categorical(rows.model_trace.nodes[n]))
+    return found or layout.latents
 
 
 def present_numbers(rows: RowDensities, layout: Layout, name: str) -> Tensor:

@@ -254,6 +254,11 @@ def innermost(fn: Any) -> Any:
     return fn
 
 
+def is_categorical(site: Site) -> bool:
+    """Whether a site's values are numbers of categories."""
+    return isinstance(innermost(site["fn"]), torch.distributions.Categorical)
+
+
 def kind_of(fn: Any) -> str:
     """The classes of a distribution, without wrappers that change no value.
 

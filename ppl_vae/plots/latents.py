@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 
 from ppl_vae.plots.drawing import (
     BLUE,
+    GRAY,
     LARGE,
     MEDIUM,
     ORANGE,
@@ -28,7 +29,7 @@ from ppl_vae.plots.drawing import (
     paper,
     prior_contours,
 )
-from ppl_vae.runtime import require_number
+from ppl_vae.runtime import HIDDEN, require_number
 
 
 def kl_per_dimension(
@@ -105,7 +106,7 @@ def aggregate_posterior(
         z: One draw from q(z | x) per row, `(n, latent_dim)`.
         prior: Draws from p(z), `(m, latent_dim)`; None is N(0, I), which is drawn exactly.
         kl: Mean KL of each latent dimension, `(latent_dim,)`; the two largest are shown.
-        labels: A class for each row, `(n,)`, which colors the points.
+        labels: A class for each row, `(n,)`, which colors the points; -1 where it is not known.
 
     Returns:
         Points in the plane of two dimensions, contours around 50 and 95 percent of the prior (of its
@@ -178,7 +179,7 @@ def codes(
 
     Args:
         z: Posterior means, `(n, latent_dim)`, as `ppl_vae.encode` gives them.
-        labels: A class for each row, `(n,)`, which colors the points.
+        labels: A class for each row, `(n,)`, which colors the points; -1 where it is not known.
         method: "pca", or "umap" if the package umap-learn is installed: its distances between groups mean
             nothing.
         seed: Seed of UMAP.
@@ -258,9 +259,16 @@ def _require_labels(labels: ArrayLike | torch.Tensor | None, n: int) -> None:
 
 
 def _scatter(axes: Axes, points: Floats, labels: ArrayLike | torch.Tensor | None) -> None:
-    """Points in the plane; classes have a color each, and are written at their medians."""
+    """Points in the plane; classes have a color each, and are written at their medians.
+
+    Those whose label is hidden (-1) are gray, below the others.
+    """
     size = float(np.clip(9000 / len(points), 2, 25))
-    if labels is None:
+    hidden = np.array([label == HIDDEN for label in np.asarray(labels).flat])
+    if labels is not None and hidden.any() and not hidden.all():
+        axes.scatter(points[hidden, 0], points[hidden, 1], color=GRAY, s=size, lw=0)
+        points, labels = points[~hidden], np.asarray(labels)[~hidden]
+    if labels is None or hidden.all():
         axes.scatter(points[:, 0], points[:, 1], color=BLUE, s=size, lw=0)
         return
     classes, indices = np.unique(np.asarray(labels), return_inverse=True)

@@ -41,7 +41,16 @@ from ppl_vae.plots.samples import (
 )
 from ppl_vae.runs import WEIGHTS_KEY
 from ppl_vae.runtime import own_folder, replacing
-from ppl_vae.tasks import Outliers, encode, interpolate, reconstruct, sample, traverse
+from ppl_vae.tasks import (
+    Outliers,
+    encode,
+    interpolate,
+    partners,
+    reconstruct,
+    sample,
+    traverse,
+    without_observed,
+)
 
 _DRAWS = 2000
 """Draws from the prior, in the picture of the aggregate posterior."""
@@ -56,6 +65,9 @@ _SAMPLES = 24
 
 _PAIRS = 5
 """Pairs of rows between which there are paths."""
+
+_MOST_PAIRED = 200
+"""Rows among which such pairs are looked for."""
 
 
 def draw_run(
@@ -95,8 +107,10 @@ def draw_run(
         own_folder(folder)
     except OSError as error:  # a full disk, or a file of this name
         return [f"no pictures were drawn: {error}"]
+    if labels is not None and (labels.dim() > 1 or labels.is_floating_point()):  # attributes
+        labels = None
     pictures = _Pictures(model, guide, x, evaluation, diagnosis, labels, seed)
-    plane = "manifold" if len(diagnosis.kl) == 2 else "traversals"
+    plane = "manifold" if len(diagnosis.kl) == 2 and pictures.single else "traversals"
     draws: dict[str, Callable[[], Figure]] = {
         "learning_curves": lambda: learning_curves(history),
         "reconstructions": pictures.reconstructions,
@@ -164,9 +178,15 @@ class _Pictures:
         shape = self._latents(take_rows(self.x, slice(1)), None)[name].shape[1:]
         if len({site for site, _ in self._places()}) > 1:
             raise PairError("the two numbers of a row are two latents")
-        return manifold(
-            lambda z: self._sample(len(z), means=True, given={name: z.reshape(len(z), *shape)})
-        )
+        row = take_rows(self.x, self._chosen(1).repeat(2))  # of one context, if there is any
+
+        def decoded(z: Tensor) -> Tensor:
+            found: Tensor = self._sample(
+                len(z), row, means=True, given={name: z.reshape(len(z), *shape)}
+            )
+            return found
+
+        return manifold(decoded)
 
     def traversals(self) -> Figure:
         row = self._some(1)
@@ -187,10 +207,9 @@ class _Pictures:
         return traversals(together, kl[order], names=names, row=_rows(row)[0])
 
     def interpolations(self) -> Figure:
-        x = self._some(2 * _PAIRS)
-        n = num_rows(x)
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))
-        a, b = (take_rows(x, part) for part in (order[: n // 2], order[n // 2 : n // 2 * 2]))
+        x = self._some(_MOST_PAIRED)
+        ends = partners(self.model, self.guide, x, _PAIRS, seed=self.seed)
+        a, b = (take_rows(x, rows) for rows in ends)
         paths = interpolate(self.model, self.guide, a, b, steps=7, seed=self.seed)
         return interpolations(paths, a=_rows(a), b=_rows(b))
 
@@ -221,14 +240,26 @@ class _Pictures:
         found: Tensor = reconstruct(self.model, self.guide, x, seed=self.seed, progress=False)
         return found
 
-    def _sample(self, num: int, **options: Any) -> Any:
-        like = self._some(_SAMPLES)
+    def _sample(self, num: int, like: Batch | None = None, **options: Any) -> Any:
+        like = without_observed(self.model, self._some(_SAMPLES) if like is None else like)
         return sample(self.model, num, like=like, seed=self.seed, progress=False, **options)
 
+    @property
+    def single(self) -> bool:
+        """Whether a row has one latent site alone."""
+        try:
+            with opened(self.model, self.guide, self.x, seed=0, progress=False) as session:
+                return len(session.layout.latents) == 1
+        except Exception:  # the pictures will say what is wrong
+            return True
+
     def _latents(self, x: Batch, num_samples: int | None) -> dict[str, Tensor]:
-        return encode(
+        """The latents that have dimensions: no classes beside others."""
+        found = encode(
             self.model, self.guide, x, num_samples=num_samples, seed=self.seed, progress=False
         )
+        sites = {site for site, _ in self._places()}
+        return {name: value for name, value in found.items() if name in sites}
 
     def _places(self) -> list[tuple[str, int]]:
         """The site of each latent dimension, and its number in it."""

@@ -7,6 +7,7 @@ from .bounded import (
 )
 from .denormals import denormals_flushed as denormals_flushed
 from .descriptions import (
+    HIDDEN as HIDDEN,
     TILDE as TILDE,
     as_folder as as_folder,
     as_typed as as_typed,

@@ -15,6 +15,9 @@ TILDE = "~ is for the shell, which has not replaced it: write the path of your h
 _LONGEST_NAME = 255
 """Bytes of the name of a file, on all usual systems."""
 
+HIDDEN = -1
+"""The label of a row whose label is not known, as in scikit-learn's semi-supervised estimators."""
+
 MOST_SAMPLES = 10**8
 """Most draws of each row that may be asked for; a million take minutes for a few hundred rows."""
 

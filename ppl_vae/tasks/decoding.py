@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ppl_vae.checks import Session, opened
-from ppl_vae.pairs import Batch, DataLike, Program, tensors_of
+from ppl_vae.pairs import Batch, DataLike, Program, is_categorical, tensors_of
 from ppl_vae.runtime import require_samples
 from ppl_vae.tasks.arrays import as_given
-from ppl_vae.tasks.observed import data_site, expectation, is_categorical, require_drawn, tell
+from ppl_vae.tasks.observed import data_site, expectation, require_drawn, tell
 
 
 def reconstruct(

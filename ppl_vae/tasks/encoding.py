@@ -9,10 +9,18 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from ppl_vae.checks import Session, opened
-from ppl_vae.pairs import DataLike, PairError, Program, RowDensities, innermost, stated_moment
+from ppl_vae.pairs import (
+    DataLike,
+    PairError,
+    Program,
+    RowDensities,
+    innermost,
+    is_categorical,
+    stated_moment,
+)
 from ppl_vae.runtime import require_samples
 from ppl_vae.tasks.arrays import as_given
-from ppl_vae.tasks.observed import expectation, is_categorical, tell
+from ppl_vae.tasks.observed import expectation, tell
 
 MEAN_SAMPLES = 100
 """Draws of a row that are averaged where the guide states no mean, or one that depends on other latents."""

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from ppl_vae.checks import PairWarning, Session
-from ppl_vae.pairs import Layout, PairError, Site, Trace, center, innermost, rows_first
+from ppl_vae.pairs import (
+    Layout,
+    PairError,
+    Site,
+    Trace,
+    center,
+    innermost,
+    is_categorical,
+    rows_first,
+)
 
 
 def data_site(trace: Trace, observed: Sequence[str], x: Tensor, site: str | None) -> str:
@@ -61,11 +70,6 @@ def expectation(name: str, site: Site, layout: Layout, num_samples: int, n: int)
             f"the distribution of site '{name}', {kind}, states no mean: ask for draws"
         ) from error
     return rows_first({**site, "value": mean.expand(shape)}, layout, num_samples, n)
-
-
-def is_categorical(site: Site) -> bool:
-    """Whether a site's values are numbers of categories."""
-    return isinstance(innermost(site["fn"]), torch.distributions.Categorical)
 
 
 def tell(session: Session) -> None:

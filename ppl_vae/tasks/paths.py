@@ -14,28 +14,25 @@ from torch.distributions import constraints
 from ppl_vae.checks import Session, opened
 from ppl_vae.pairs import (
     Batch,
+    DataArguments,
     DataLike,
     PairError,
     Program,
     Site,
     as_args,
-    innermost,
+    as_tensor,
     num_rows,
-    parts_of,
+    places_of,
     prior_moments,
-    take_rows,
     tensors_of,
 )
 from ppl_vae.runtime import described, require_count
 from ppl_vae.tasks.arrays import as_given
 from ppl_vae.tasks.encoding import (
     MEAN_SAMPLES,
-    draws_for_means,
-    means_of_latents,
-    require_latents,
 )
-from ppl_vae.tasks.observed import is_categorical, require_any_rows, require_drawn, tell
-from ppl_vae.tasks.sampling import Draw
+from ppl_vae.tasks.ends import decoded, differs, posterior_centers, with_argument
+from ppl_vae.tasks.sampling import Given
 
 LEAST_SINE = 1e-6
 """Sine of the angle between two directions below which the path between them is straight."""
@@ -56,11 +53,16 @@ def interpolate(
     steps: int = 8,
     path: Literal["linear", "spherical"] = "linear",
     site: str | None = None,
+    given: Given | None = None,
     seed: int | None = None,
 ) -> Any:
     r"""Rows between two others: E[x | z] along a path from the posterior mean of a to that of b.
 
-    All latents move together. The linear path is (1 - t) z_a + t z_b. The spherical one goes along the great
+    All latents that are numbers move together. Between classes there is no path: each path keeps the most
+    probable one, which must be the same at both ends. What rows come with (labels) must be the same, too, as
+    far as p(x | z) depends on it. `given` holds another class or label along a path.
+
+    The linear path is (1 - t) z_a + t z_b. The spherical one goes along the great
     circle between the two directions,
 
         z_t = |z|_t (sin((1 - t) w) z_a / |z_a| + sin(t w) z_b / |z_b|) / sin w,
@@ -77,14 +79,17 @@ def interpolate(
         steps: Rows of a path, with both ends.
         path: "linear" or "spherical".
         site: The observed site, if the model has several.
+        given: Values that are held along the paths, by the name of a latent or of an argument of the model, one
+            for each path: `{"y": classes}`.
         seed: Seed of the draws, where the guide states no mean.
 
     Returns:
-        `(n, steps, *event)`, a tensor, or a numpy array if `a` is no tensor. Other arguments of the model than
-        the data are those of `a`.
+        `(n, steps, *event)`, a tensor, or a numpy array if `a` is no tensor. The model's other arguments than
+        the data are those of `a`, unless they are given.
 
     Raises:
-        PairError: A latent is discrete, or the distribution of x states no mean.
+        PairError: The two ends of a path have different classes, or come with different labels; all latents are
+            discrete; or the distribution of x states no mean.
         ValueError: `a` and `b` have different numbers of rows, or fewer than two steps are wanted.
 
     Example:
@@ -97,22 +102,35 @@ def interpolate(
     require_count("steps", steps, 2)
     if path not in ("linear", "spherical"):
         raise ValueError(f"path must be 'linear' or 'spherical', got {path!r}")
+    held = {name: as_tensor(value, name) for name, value in (given or {}).items()}
     with opened(model, guide, b, seed=seed, progress=False) as session:
-        last = _means(session, "interpolate (b)")
+        last = posterior_centers(session, "interpolate (b)", given=held)
+        end = session.batches.rows
     with opened(model, guide, a, seed=seed, progress=False) as session:
-        first = _means(session, "interpolate (a)")
+        first = posterior_centers(session, "interpolate (a)", given=held)
         n, ends = (len(next(iter(means.values()))) for means in (first, last))
         if ends != n:
             raise ValueError(
                 f"interpolate needs as many rows to end at as to start from: a has {n}, b has {ends}"
             )
+        for name, value in held.items():
+            if value.dim() == 0 or len(value) != n:
+                raise ValueError(
+                    f"given['{name}'] has shape {tuple(value.shape)}: expected one value for each of the {n} "
+                    f"paths, ({n}, ...)"
+                )
+        for name in session.layout.discrete:
+            _require_same_ends(first, last, name)
+        _require_same_context(session, first, end, site, held)
         along = _spherical if path == "spherical" else torch.lerp
         shares = [i / (steps - 1) for i in range(steps)]
         between = {
-            name: torch.stack([along(first[name], last[name], share) for share in shares], 1)
+            name: first[name][:, None].expand(-1, steps, *first[name].shape[1:])
+            if name in session.layout.discrete
+            else torch.stack([along(first[name], last[name], share) for share in shares], 1)
             for name in first
         }
-        return as_given(a)(_decoded(session, between, site))
+        return as_given(a)(decoded(session, between, site, held))
 
 
 def traverse(
@@ -161,7 +179,7 @@ def traverse(
     """
     require_count("steps", steps)
     with opened(model, guide, x, seed=seed, progress=False) as session:
-        means = _means(session, "traverse", holds_classes=True)
+        means = posterior_centers(session, "traverse")
         moving = [name for name in means if name not in session.layout.discrete]
         if latent is None and len(moving) == 1:
             (latent,) = moving
@@ -190,7 +208,7 @@ def traverse(
         for place, (each, (center, deviation)) in enumerate(zip(several, of_prior, strict=True)):
             flat[:, place, :, each] = center + deviation * shares
         moved[latent] = flat.reshape(moved[latent].shape)
-        found = _decoded(session, moved, site)
+        found = decoded(session, moved, site)
         if not single:
             found = found.unflatten(1, (len(several), steps))
         return as_given(x)(found)
@@ -251,57 +269,47 @@ def _drawn_from_prior(session: Session, latent: str) -> Tensor:
     return torch.cat(draws).double()
 
 
-def _means(session: Session, label: str, holds_classes: bool = False) -> dict[str, Tensor]:
-    """The posterior means of all latents, `(n, *event)`; if asked, the most probable values of classes."""
-    require_latents(session)
-    require_any_rows(session)
-    require_drawn(session)
-    if session.layout.shared:
-        names = ", ".join(f"'{name}'" for name in session.layout.shared)
-        raise PairError(f"{names} belongs to all rows: there is no path of single rows")
-    if not session.batches.in_memory:
-        raise TypeError("a path starts at some rows: give them as one array, not as a loader")
-    if session.layout.discrete and not holds_classes:
-        names = ", ".join(f"'{name}'" for name in session.layout.discrete)
-        raise PairError(f"{names} is discrete: there is no path between its values")
-    parts: dict[str, list[Tensor]] = {}
-    draws = draws_for_means(session)
-    for chunk in session.chunks(session.rows_at_once(draws), label):
-        rows = session.sample(chunk, draws)
-        for name, mean in means_of_latents(rows).items():
-            discrete = name in session.layout.discrete
-            value = _most_probable(rows.guide_trace.nodes[name], mean) if discrete else mean
-            parts.setdefault(name, []).append(value)
-    return {name: torch.cat(some) for name, some in parts.items()}
-
-
-def _most_probable(site: Site, mean: Tensor) -> Tensor:
-    """The most probable values of a discrete site with these means.
+def _require_same_ends(first: dict[str, Tensor], last: dict[str, Tensor], name: str) -> None:
+    """Refuses paths between different values of a discrete latent.
 
     Raises:
-        PairError: Its distribution is neither categorical nor Bernoulli.
+        PairError: There is one.
     """
-    if is_categorical(site):
-        return mean.argmax(-1)
-    if isinstance(innermost(site["fn"]), torch.distributions.Bernoulli):
-        return mean.round()
-    raise PairError(f"'{site['name']}' is discrete: its most probable value is not known")
+    if name not in first:  # it is given
+        return
+    other = (first[name] != last[name]).reshape(len(first[name]), -1).any(1)
+    if bool(other.any()):
+        row = int(other.nonzero()[0])
+        raise PairError(
+            f"'{name}' is discrete: there is no path between its values, and row {row} of a has "
+            f"{first[name][row].tolist()} where row {row} of b has {last[name][row].tolist()}. Pair rows of "
+            f"one class, or hold it: given={{'{name}': classes}}"
+        )
 
 
-def _decoded(session: Session, latents: dict[str, Tensor], site: str | None) -> Tensor:
-    """E[x | z] of latents `(n, steps, *event)`: `(n, steps, *event of x)`."""
-    n, steps = next(iter(latents.values())).shape[:2]
-    index = torch.arange(n, device=tensors_of(session.batches.rows)[0].device).repeat_interleave(
-        steps
-    )
-    rows: Batch = take_rows(session.batches.rows, index)
-    flat = {name: value.flatten(0, 1) for name, value in latents.items()}
-    draw = Draw(session, n * steps, flat, site, rows)
-    size = session.rows_at_once(1)
-    parts = [draw(part, means=True).cpu() for part in parts_of(n * steps, size)]
-    tell(session)
-    rows_of_paths: Tensor = torch.cat(parts).unflatten(0, (n, steps))
-    return rows_of_paths
+def _require_same_context(
+    session: Session, first: dict[str, Tensor], end: Batch, site: str | None, given: Given
+) -> None:
+    """Refuses paths whose ends come with different labels, lengths, ..., as far as p(x | z) depends on them.
+
+    Raises:
+        PairError: There is one.
+    """
+    rows = session.batches.rows
+    names = DataArguments.of(session.pair).names or ()
+    pairs = zip(places_of(end), tensors_of(end), strict=True)
+    for place, values in pairs:
+        if place == 0 or place not in places_of(rows):
+            continue
+        other = differs(session, first, with_argument(rows, place, values), site, given)
+        if bool(other.any()):
+            name = names[place] if place < len(names) else f"argument {place}"
+            row = int(other.nonzero()[0])
+            raise PairError(
+                f"the rows of a and b come with different values of '{name}', such as row {row}, and E[x | z] "
+                f"depends on it: pair rows with the same one, or say which one holds along each path: "
+                f"given={{'{name}': values}}"
+            )
 
 
 def _spherical(a: Tensor, b: Tensor, t: float) -> Tensor:

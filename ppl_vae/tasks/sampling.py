@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import pyro.poutine as poutine
 import torch
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
-from ppl_vae.checks import Session, evaluating, opened
+from ppl_vae.checks import Session, constraint_in_words, evaluating, opened
 from ppl_vae.evaluation import PriorGuide, warn_if_draws_follow_data
 from ppl_vae.pairs import (
     Batch,
@@ -25,12 +28,14 @@ from ppl_vae.pairs import (
     Trace,
     as_args,
     as_tensor,
+    is_categorical,
     latent_sites,
     move,
     num_rows,
     parts_of,
     places_of,
     sample_sites,
+    support_of,
     take_rows,
     tensors_of,
     with_tensors,
@@ -40,7 +45,6 @@ from ppl_vae.tasks.arrays import as_given
 from ppl_vae.tasks.observed import (
     data_site,
     expectation,
-    is_categorical,
     require_any_rows,
     tell,
 )
@@ -70,7 +74,9 @@ def sample(
         num: How many.
         like: Some rows, as for `ppl_vae.fit`, which say what the model is called with. Of other arguments than
             the data (labels), and of what else the model observes, the draws get those of these rows in turn. A
-            model that has a `data_shape`, as ours have, needs none, if `given` holds its other arguments.
+            model that has a `data_shape`, as ours have, needs none, if `given` holds its other arguments. What
+            is observed does not change p(z): labels of a `SemiSupervisedVAE` need its classes, too, as
+            `given={"y": labels}`, which is enough without the labels.
         given: Values that are not to be drawn, by the name of a latent site, or of an argument of the model:
             `{"z": z}` decodes latents, `{"y": labels}` draws rows with these labels. Each is `(num, ...)`.
         means: Whether to return E[x | z] for the z that were drawn, not draws of x. Pictures of means look
@@ -86,7 +92,8 @@ def sample(
         that and a dict, for each latent site `(num, *event)`.
 
     Raises:
-        PairError: The observed site states no mean, a value does not fit its site, or the model fails.
+        PairError: The observed site states no mean, a value does not fit its site or lies outside of its
+            support, draws exclude what is observed beside them, or the model fails.
         TypeError: Rows are needed, and `like` is missing.
         ValueError: A name in `given` is neither a latent nor an argument.
 
@@ -159,6 +166,46 @@ def _two(values: Tensor) -> Tensor:
     return values[torch.tensor([0, len(values) - 1 and 1])] if values.dim() else values.expand(2)
 
 
+def without_observed(model: Program, x: Batch) -> Batch:
+    """Rows without optional arguments that the model observes: draws from p(z) need not agree with these.
+
+    Args:
+        model: Pyro program of p(x, z).
+        x: Rows, such as pictures and labels that may be left out.
+
+    Example:
+        >>> from ppl_vae.models import SemiSupervisedVAE
+        >>> x, labels = torch.rand(4, 3).round(), torch.tensor([0, 1, -1, 2])
+        >>> without_observed(SemiSupervisedVAE((3,), 2, classes=3), (x, labels)).shape
+        torch.Size([4, 3])
+    """
+    with opened(model, PriorGuide(model), x, seed=0, progress=False) as session:
+        return unobserved(session, x)
+
+
+def unobserved(session: Session, x: Batch) -> Batch:
+    """`without_observed` of the rows of an opened pair."""
+    required = max(1, DataArguments.of(session.pair).required)
+    if len(places_of(x)) <= required:
+        return x
+    first = session.first
+    with preserve_random_state(), torch.no_grad():
+        trace = poutine.trace(session.pair.model).get_trace(*as_args(first))
+    seen: list[Any] = [trace.nodes[name]["value"] for name in session.layout.observed]
+    arguments = dict(zip(places_of(first), tensors_of(first), strict=True))
+    kept = {
+        place: rows
+        for place, rows in zip(places_of(x), tensors_of(x), strict=True)
+        if place < required or not any(_is(arguments[place], value) for value in seen)
+    }
+    return kept[0] if list(kept) == [0] else SomeArguments.at(kept, kept.values())
+
+
+def _is(argument: Tensor, value: Any) -> bool:
+    """Whether an observed value is an argument."""
+    return argument.shape == value.shape and bool((argument == value).all())
+
+
 class Draw:
     """Draws rows of an opened pair's model.
 
@@ -218,6 +265,12 @@ class Draw:
                 _require_fit(name, tensor, asked, session.layout)
                 there: Any = sites[name]["value"]
                 self._held[name] = tensor.to(there.dtype)
+                changed = (self._held[name] != tensor) & torch.tensor(not there.is_floating_point())
+                if bool(changed.any()):
+                    raise ValueError(
+                        f"given['{name}'] holds {tensor[changed][0].item():g}, but the values of site '{name}' "
+                        f"are {'0 and 1' if there.dtype == torch.bool else 'whole numbers'}"
+                    )
 
     def __call__(self, part: slice, means: bool) -> Tensor:
         """The draws of these numbers, or E[x | z] of them."""
@@ -225,7 +278,17 @@ class Draw:
         n = num_rows(batch)
         held = {name: value[part] for name, value in self._held.items()}
         free = Substitute(held | self._shared)(_Free(self._name)(self.session.pair.model))
-        trace: Trace = poutine.trace(free).get_trace(*as_args(batch))
+        layout = self.session.layout
+        latents = [n for n in layout.discrete or layout.latents if n not in held]
+        watch = _Possible(self._name, held, latents)
+        try:
+            trace: Trace = poutine.trace(watch(free)).get_trace(*as_args(batch))
+        except Exception as error:
+            if watch.problem is not None:
+                raise PairError(watch.problem) from error
+            raise
+        if watch.problem is not None:
+            raise PairError(watch.problem)
         self._trace = trace
         for name in self.session.layout.shared:  # one draw for all parts
             self._shared[name] = trace.nodes[name]["value"]
@@ -273,6 +336,57 @@ class _Free(UnconditionMessenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] == self.name:
             super()._pyro_sample(msg)
+
+
+class _Possible(Messenger):
+    """Notes values that are given or observed where they cannot be, before the model uses them.
+
+    Args:
+        drawn: The observed site that is drawn.
+        held: The latents that are given.
+        free: Those that may be given, too.
+
+    Attributes:
+        problem: What is wrong: a value is outside of the support of its site, or draws of latents exclude it.
+            None if nothing is.
+    """
+
+    def __init__(self, drawn: str, held: Collection[str], free: Collection[str]) -> None:
+        super().__init__()
+        self.drawn, self.held, self.free = drawn, held, free
+        self.problem: str | None = None
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        name, fn, value = msg["name"], msg["fn"], msg["value"]
+        observed = msg["is_observed"] and name != self.drawn and not isinstance(fn, dist.Unit)
+        if self.problem is not None or not (observed or name in self.held):
+            return
+        mask = msg["mask"] if isinstance(msg["mask"], Tensor) else torch.tensor(True)
+        mask = mask.to(value.device)
+        support = support_of(fn)
+        wrong = mask if support is None else mask & ~support.check(value)
+        if support is not None and bool(wrong.any()):
+            self.problem = (
+                f"{_first(value, wrong)} is {'observed' if observed else 'given'} at site '{name}': expected "
+                f"{constraint_in_words(support)}"
+            )
+        elif observed:
+            with pyro.validation_enabled(False):  # masked values may be anything
+                excluded = mask & (fn.log_prob(value) == -torch.inf)
+            if bool(excluded.any()):
+                given = ", ".join(f"'{latent}': values" for latent in self.free)
+                remedy = f"Give the latents, too: given={{{given}}}"
+                self.problem = (
+                    f"the draws exclude what is observed at site '{name}', {_first(value, excluded)} for "
+                    "example: what is observed does not change p(z). "
+                    f"{remedy if given else 'Give the latents that suit it'}"
+                )
+
+
+def _first(values: Tensor, which: Tensor) -> str:
+    """The first of some values."""
+    found = values.expand(which.shape + values.shape[which.dim() :])[which][0]
+    return f"{found.item():g}" if found.numel() == 1 else str(found.tolist())
 
 
 def _require_fit(name: str, value: Tensor, asked: Trace, layout: Layout) -> None:

@@ -22,6 +22,7 @@ from ppl_vae.pairs import (
     find_layout,
     first_line,
     is_plain,
+    latents_of_numbers,
     means_of_sites,
     move,
     num_rows,
@@ -176,7 +177,9 @@ class HeldOut:
                 if self.batches is not None and not math.isfinite(rate + distortion):
                     self._explain(batch, int(rows))
                 rows += num_rows(batch)
-                for name, columns in means_of_sites(drawn, drawn.layout).items():
+                means = means_of_sites(drawn, drawn.layout)
+                for name in latents_of_numbers(drawn, drawn.layout):
+                    columns = means[name]
                     scaled = _in_units_of_the_prior(columns, drawn, name)
                     sites.setdefault((name, columns.shape[1]), []).append(scaled.cpu())
                 if self.batches is None:
