@@ -61,7 +61,7 @@ def test_history() -> None:
     assert [row["epoch"] for row in fitted.history] == [1, 2]
     assert [row["step"] for row in fitted.history] == [4, 8]
     for row in fitted.history:
-        assert set(row) == set(METRICS)
+        assert set(row) == {*METRICS, "kl_z[0]", "kl_z[1]"}
         assert row["elbo"] == pytest.approx(-(row["rate"] + row["distortion"]))
         held_out = row["validation_rate"] + row["validation_distortion"]
         assert row["validation_elbo"] == pytest.approx(-held_out)
@@ -153,7 +153,7 @@ def test_beta_follows_its_schedule() -> None:
 def test_metrics_csv_is_the_history(tmp_path: Path) -> None:
     fitted, _ = train(run_dir=tmp_path, validation=HELD_OUT)
     rows = read_csv(tmp_path / "metrics.csv")
-    assert [tuple(row) for row in rows] == [METRICS] * 3
+    assert [tuple(row) for row in rows] == [(*METRICS, "kl_z[0]", "kl_z[1]")] * 3
     assert [{n: float(v) for n, v in row.items()} for row in rows] == fitted.history
     fitted, _ = train(run_dir=tmp_path / "other")
     rows = read_csv(tmp_path / "other" / "metrics.csv")

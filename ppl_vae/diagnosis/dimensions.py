@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,7 +9,7 @@ from typing import NamedTuple
 import pyro.poutine as poutine
 import torch
 from torch import Tensor
-from torch.distributions import Normal, kl_divergence
+from torch.distributions import Normal
 
 from ppl_vae.checks import Session
 from ppl_vae.diagnosis.faults import MomentGap
@@ -23,9 +22,11 @@ from ppl_vae.pairs import (
     elementwise,
     elementwise_kl,
     has_moments,
+    kl_of_dimensions,
     latents_of_numbers,
     many_samples,
     mean_field_violations,
+    names_of_dimensions,
     num_rows,
     present_numbers,
     prior_moments,
@@ -297,24 +298,11 @@ def _of_site(
     stated = stated_moment(rows, layout, name, "mean")
     centers = value if stated is None else stated.double()
     mean, noise = centers.mean(0), centers.var(0) / samples
-    guide_site, model_site = rows.guide_trace.nodes[name], rows.model_trace.nodes[name]
-    prior_mean, prior_variance = _prior_moments(session, batch, rows, name)
-    kl = elementwise_kl(guide_site, model_site, analytic)
-    if kl is not None:
-        fn = guide_site["fn"]
-        kl = kl.reshape(fn.batch_shape + fn.event_shape)
-        kl = rows_first({**guide_site, "value": kl}, layout, samples, n).mean(0)
-    else:
-        variance = stated_moment(rows, layout, name, "variance")
-        total = centers.var(0)
-        if stated is not None and variance is not None:
-            total = total + variance.double().mean(0)
-        kl = _gaussian_kl(mean, total, prior_mean, prior_variance)
-        if stated is None:
-            kl = kl - _sampling_bias(total / prior_variance, samples)
+    prior = _prior_moments(session, batch, rows, name)
+    kl = kl_of_dimensions(rows, name, prior, analytic)
     there = present_numbers(rows, layout, name)
-    numbers = (there, kl.double(), mean, noise, prior_variance.expand_as(mean))
-    names = _dimension_names(name, mean.shape[1:])
+    numbers = (there, kl, mean, noise, prior[1].expand_as(mean))
+    names = names_of_dimensions(name, mean.shape[1:])
     return OfSite(tuple(names), *(number.reshape(n, -1).cpu() for number in numbers))
 
 
@@ -323,35 +311,8 @@ def dimension_names(rows: RowDensities) -> list[str]:
     return [
         name
         for site in rows.layout.latents
-        for name in _dimension_names(site, rows.latents[site].shape[2:])
+        for name in names_of_dimensions(site, rows.latents[site].shape[2:])
     ]
-
-
-def _dimension_names(site: str, shape: torch.Size) -> list[str]:
-    """`z[0]`, `z[1]`, ... for a vector, `z[0][0]`, ... for a matrix, `z` for a scalar."""
-    return [
-        site + "".join(f"[{i}]" for i in index) for index in itertools.product(*map(range, shape))
-    ]
-
-
-def _gaussian_kl(
-    mean: Tensor, variance: Tensor, prior_mean: Tensor, prior_variance: Tensor
-) -> Tensor:
-    """KL from a Gaussian with a dimension's mean and variance to one with the prior's."""
-    q = Normal(mean, variance.clamp(min=1e-12).sqrt())
-    kl: Tensor = kl_divergence(q, Normal(prior_mean, prior_variance.clamp(min=1e-12).sqrt()))
-    return kl
-
-
-def _sampling_bias(variance: Tensor, samples: int) -> Tensor:
-    """What estimating a Gaussian's mean and variance from samples adds to its KL.
-
-    For a variance v in units of the prior's, the squared mean is too large by v / K, and the logarithm of
-    the variance too small by log((K - 1) / 2) - digamma((K - 1) / 2).
-    """
-    half = torch.tensor((samples - 1) / 2, dtype=torch.float64, device=variance.device)
-    bias: Tensor = 0.5 * (variance / samples + half.log() - torch.special.digamma(half))
-    return bias
 
 
 def _prior_moments(

@@ -32,6 +32,7 @@ from ppl_vae.diagnosis.faults import (
 )
 from ppl_vae.diagnosis.information import aggregate_information
 from ppl_vae.pairs import (
+    COLLAPSED,
     DataLike,
     Program,
     Substitute,
@@ -44,9 +45,6 @@ from ppl_vae.training import Fit
 
 ACTIVE = 0.01
 """Variance of the posterior means, in units of the prior's variance, above which a dimension is active."""
-
-COLLAPSED = 0.01
-"""Mean KL in nats below which an inactive dimension has collapsed onto the prior."""
 
 SATURATED = 1.0
 """Nats below the limit for so many rows from which on the mutual information is only a lower bound."""

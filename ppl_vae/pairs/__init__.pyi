@@ -28,6 +28,11 @@ from .densities import (
     sample_rows as sample_rows,
     stated_moment as stated_moment,
 )
+from .dimensions import (
+    COLLAPSED as COLLAPSED,
+    kl_of_dimensions as kl_of_dimensions,
+    names_of_dimensions as names_of_dimensions,
+)
 from .errors import (
     PLAIN as PLAIN,
     NoInverseError as NoInverseError,

@@ -6,16 +6,19 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
+from ppl_vae.pairs import COLLAPSED
 from ppl_vae.plots.drawing import (
     BLUE,
     GRAY,
     LARGE,
     MEDIUM,
     ORANGE,
+    Floats,
     annotate,
     curve,
     from_entry,
@@ -29,19 +32,21 @@ from ppl_vae.plots.drawing import (
 )
 from ppl_vae.runtime import require_count
 from ppl_vae.stats import khat_limit
+from ppl_vae.training import KL
 
 
 def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
-    """ELBO, rate and distortion (and active units, where they change) over the epochs.
+    """ELBO, rate and distortion (and active units, where they change) over the epochs, and each dimension's KL.
 
+    A dimension that carries less than 0.01 nats in the end is gray.
     Epochs trained with beta other than 1 are shaded. The last half of the epochs takes at least a fifth of the
     height of a panel: values of the first epochs may lie outside, which the label of the axis says then. A
     curve begins where it enters its panel.
 
     Args:
         history: One mapping per epoch with `epoch`, and any of `elbo`, `rate`, `distortion`,
-            `active_units`, the same names prefixed with `validation_`, and `beta`. A name may be absent
-            from some epochs.
+            `active_units`, the same names prefixed with `validation_`, `beta`, and the KL of each dimension
+            as `kl_z[0]`, ... A name may be absent from some epochs.
 
     Returns:
         One panel per quantity, in nats per row, training and validation in each.
@@ -71,6 +76,10 @@ def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
         for name in labels
     }
     shown = [name for name in labels if curves[name]]
+    kl = {name: curve(history, name) for name in _kl_columns(history)}
+    if kl:
+        shown.append("kl")
+        curves["kl"], labels["kl"] = kl, "KL by dimension\n(nats)"
     if not history:
         raise ValueError(
             "learning_curves needs one mapping per epoch, such as the rows of metrics.csv, but the history is "
@@ -96,14 +105,11 @@ def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
             low, high = 0.0, 1.15 * max(counts)
         else:
             low, high = range_of_curves(list(curves[name].values()))
-        for (label, points), color, dash in zip(
-            curves[name].items(), (BLUE, ORANGE), ("-", "--"), strict=False
-        ):
-            marker = "o" if len(points) < 12 else ""
-            seen = from_entry(points, low, high)
-            axes.plot(*seen.T, color=color, ls=dash, lw=2.5, marker=marker, label=label)
-            outside = (points[:, 1] < low) | (points[:, 1] > high)
-            entered = max(entered, points[outside, 0].max(initial=0.0))
+        if name == "kl":
+            low = min(low, -0.02 * high)  # zero is where dead dimensions are
+            _draw_dimensions(axes, kl)
+        else:
+            entered = max(entered, _draw_both(axes, curves[name], low, high))
         axes.set_ylim(low, high)
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=name == "active_units"))
         for start, end in runs(beta[:, 0], beta[:, 1] != 1):
@@ -119,6 +125,35 @@ def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     legend_above(figure, panels, more)
     figure.align_ylabels()
     return figure
+
+
+def _draw_both(axes: Axes, lines: Mapping[str, Floats], low: float, high: float) -> float:
+    """The curves of training and validation; the last epoch in which one of them lies outside of the range."""
+    entered = 0.0
+    for (label, points), color, dash in zip(
+        lines.items(), (BLUE, ORANGE), ("-", "--"), strict=False
+    ):
+        marker = "o" if len(points) < 12 else ""
+        seen = from_entry(points, low, high)
+        axes.plot(*seen.T, color=color, ls=dash, lw=2.5, marker=marker, label=label)
+        outside = (points[:, 1] < low) | (points[:, 1] > high)
+        entered = max(entered, points[outside, 0].max(initial=0.0))
+    return entered
+
+
+def _kl_columns(history: Sequence[Mapping[str, float]]) -> list[str]:
+    """The names under which the KL of each dimension is in some epoch, with at least one number."""
+    names = dict.fromkeys(n for row in history for n in row if n.startswith(KL))
+    return [name for name in names if len(curve(history, name))]
+
+
+def _draw_dimensions(axes: Axes, kl: Mapping[str, Floats]) -> None:
+    """One thin line for each dimension, gray if it carries nothing in the end."""
+    width = 2.0 if len(kl) <= 10 else 1.2
+    for points in kl.values():
+        dead = points[-1, 1] < COLLAPSED
+        color, label = (GRAY, "carries nothing") if dead else (BLUE, "_alive")
+        axes.plot(*points.T, color=color, lw=width, alpha=1.0 if dead else 0.7, label=label)
 
 
 def khat_histogram(khat: ArrayLike | torch.Tensor, num_samples: int) -> Figure:

@@ -34,6 +34,7 @@ from ppl_vae.runtime import (
     require_seed,
     seed_everything,
 )
+from ppl_vae.training.latents import dead_dimensions
 from ppl_vae.training.loop import Training
 from ppl_vae.training.optimizers import require_one_step_size
 from ppl_vae.training.processes import Processes
@@ -77,6 +78,15 @@ class Fit:
     seconds: float
     run_dir: Path | None = None
     warnings: tuple[str, ...] = ()
+
+    @property
+    def dead_dimensions(self) -> tuple[str, ...]:
+        """The latent dimensions that carried less than 0.01 nats in each of the last 5 epochs, by name.
+
+        `diagnose` says why. `history` holds the KL of each dimension after each epoch, as `kl_z[0]`, ..., on
+        the held-out rows, or on a batch of training rows.
+        """
+        return dead_dimensions(self.history)
 
     def __repr__(self) -> str:
         last = self.history[-1] if self.history else {}

@@ -1,4 +1,4 @@
-"""The held-out ELBO and the active units after each epoch."""
+"""The held-out ELBO, and what each latent dimension carries, after each epoch."""
 
 from __future__ import annotations
 
@@ -22,18 +22,14 @@ from ppl_vae.pairs import (
     find_layout,
     first_line,
     is_plain,
-    latents_of_numbers,
-    means_of_sites,
     move,
     num_rows,
-    present_numbers,
-    prior_moments,
     sample_rows,
     transformed,
 )
 from ppl_vae.runtime import preserve_random_state
-from ppl_vae.stats import active_units
 from ppl_vae.training.errors import read_only_once
+from ppl_vae.training.latents import LatentUse
 from ppl_vae.training.rows import TrainingRows
 
 VALIDATION_SAMPLES = 4
@@ -49,7 +45,7 @@ class HeldOut:
     Args:
         pair: The pair.
         layouts: The layouts of its batches.
-        batches: The held-out rows; None measures active units on a batch of training rows.
+        batches: The held-out rows; None measures what the latents carry on a batch of training rows.
         rows: The training rows.
 
     Attributes:
@@ -64,6 +60,7 @@ class HeldOut:
         self.batches = batches
         self.rows = rows
         self._check: DataCheck | None = None
+        self._analytic: dict[object, bool] = {}
         self.doubt: str | None = None
         self.size = rows.batch_size if pair.keeps_rows else max(rows.batch_size, LEAST_ROWS)
 
@@ -148,7 +145,7 @@ class HeldOut:
         return True
 
     def measure(self, seed: int, epoch: int) -> dict[str, float]:
-        """Active units and, with held-out rows, their beta = 1 ELBO, rate and distortion, nats per row.
+        """What the latents carry and, with held-out rows, their beta = 1 ELBO, rate and distortion, in nats.
 
         Args:
             seed: Seed of the draws.
@@ -159,7 +156,7 @@ class HeldOut:
             ValueError: The rows gave no batches.
         """
         rate = distortion = rows = 0.0
-        sites: dict[tuple[str, int], list[Tensor]] = {}
+        used = LatentUse(self.pair, self._analytic)
         source = self.rows.batches if self.batches is None else self.batches
         with torch.no_grad(), self.pair.mode(training=False), torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -177,19 +174,14 @@ class HeldOut:
                 if self.batches is not None and not math.isfinite(rate + distortion):
                     self._explain(batch, int(rows))
                 rows += num_rows(batch)
-                means = means_of_sites(drawn, drawn.layout)
-                for name in latents_of_numbers(drawn, drawn.layout):
-                    columns = means[name]
-                    scaled = _in_units_of_the_prior(columns, drawn, name)
-                    sites.setdefault((name, columns.shape[1]), []).append(scaled.cpu())
+                used.update(drawn, batch)
                 if self.batches is None:
                     break
         if not source.in_memory:  # all of them have been checked
             self._check = None
         if not rows:
             raise read_only_once("x" if self.batches is None else "validation", epoch)
-        active = sum(_num_active(torch.cat(columns)) for columns in sites.values())
-        found: dict[str, float] = {"active_units": active}
+        found = used.metrics
         if self.batches is not None:
             found["validation_rate"] = rate / rows
             found["validation_distortion"] = distortion / rows
@@ -224,19 +216,3 @@ class HeldOut:
                     f"validation: the pair does not run on its batch {number} (counted from 0), of "
                     f"{num_rows(batch)} rows: {first_line(error)}"
                 ) from error
-
-
-def _in_units_of_the_prior(means: Tensor, drawn: RowDensities, name: str) -> Tensor:
-    """Posterior means `(n, d)` in the prior's standard deviations; NaN where masks leave a number out."""
-    moments = prior_moments(drawn, drawn.layout, name)
-    if moments is not None:
-        scale = moments[1].reshape(len(means), -1).mean(0).sqrt()
-        means = means / torch.where(scale.isfinite() & (scale > 0), scale, 1.0)
-    there = present_numbers(drawn, drawn.layout, name).reshape(len(means), -1)
-    return means.masked_fill(~there, math.nan)
-
-
-def _num_active(means: Tensor) -> int:
-    """The number of active units, each over the rows that have it."""
-    columns = [column[~column.isnan()] for column in means.T]
-    return sum(int(active_units(column)[1]) for column in columns if len(column) > 1)

@@ -50,6 +50,7 @@ from ppl_vae.training.agreement import Agreement
 from ppl_vae.training.checkpoints import Checkpoints
 from ppl_vae.training.errors import read_only_once
 from ppl_vae.training.held_out import HeldOut
+from ppl_vae.training.latents import Deaths
 from ppl_vae.training.memory import require_memory
 from ppl_vae.training.metrics import MetricsLog, tensorboard_writer
 from ppl_vae.training.optimizers import make_optimizer, make_scheduler, step_scheduler
@@ -270,10 +271,12 @@ class Training:
         ):
             bar.update(progress.step)
             log = MetricsLog(folder, progress.history, board, bar)
+            deaths = Deaths(progress.history, speaks=writes)
             while not self._has_ended():
                 self._epoch(bar, started)
                 progress.seconds = time.monotonic() - started
                 log.add(self._end_of_epoch())
+                deaths.look(progress.history, progress.epoch)
                 self._show_doubts()
                 due = self._has_ended() or self.checkpoints.is_due(amid_epoch=False)
                 if self.processes.from_first(due):  # clocks differ, and all processes take part

@@ -10,6 +10,7 @@ from typing import Any
 
 from ppl_vae.runs import METRICS as FILE, TENSORBOARD, RunFolder
 from ppl_vae.runtime import append_text, own_folder, write_bytes
+from ppl_vae.training.latents import KL
 
 METRICS = (
     "epoch",
@@ -26,7 +27,8 @@ METRICS = (
     "learning_rate",
     "seconds",
 )
-"""Columns of `metrics.csv`; those from `loss` to `validation_distortion` are in nats per row."""
+"""Columns of `metrics.csv`; those from `loss` to `validation_distortion` are in nats per row. After them come
+the KLs of the latent dimensions, in nats: `kl_z[0]`, `kl_z[1]`, ..."""
 
 
 class MetricsLog:
@@ -34,7 +36,7 @@ class MetricsLog:
 
     Args:
         folder: The run folder; None writes no file.
-        history: The epochs before, when a run is resumed: `metrics.csv` starts with them.
+        history: The epochs so far, to which the training adds: `metrics.csv` starts with them.
         board: A TensorBoard writer, if it is asked for.
         bar: The progress bar.
     """
@@ -45,7 +47,9 @@ class MetricsLog:
         self._folder = folder
         self._board = board
         self._bar = bar
-        self._write(history, start=True)
+        self._history = history
+        self._columns: list[str] = []
+        self._start()
         if history:
             bar.set_postfix(_postfix(history[-1]))
 
@@ -54,14 +58,23 @@ class MetricsLog:
         self._bar.set_postfix(_postfix(row))
         if self._board is not None:
             for name, value in row.items():
-                self._board.add_scalar(name, value, row["epoch"])
-        self._write([row])
+                self._board.add_scalar(name.replace(KL, "kl/", 1), value, row["epoch"])
+        if set(row) <= set(self._columns):
+            self._write([row])
+        else:  # latents that were not there before
+            self._start()
+
+    def _start(self) -> None:
+        """Writes the file from its first line on."""
+        names = (name for row in self._history for name in row)
+        self._columns = list(dict.fromkeys([*METRICS, *names]))
+        self._write(self._history, start=True)
 
     def _write(self, rows: Sequence[dict[str, float]], start: bool = False) -> None:
         if self._folder is None:
             return
         text = io.StringIO()
-        writer = csv.DictWriter(text, METRICS, restval="", lineterminator="\n")
+        writer = csv.DictWriter(text, self._columns, restval="", lineterminator="\n")
         if start:
             writer.writeheader()
         writer.writerows(rows)
