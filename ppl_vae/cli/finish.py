@@ -89,7 +89,7 @@ def _measure(setup: Setup, fitted: Fit, progress: bool | None, stages: Stages) -
             train=train,
             evaluation=evaluation,
             fit=fitted,
-            beta=setup.objective.beta_at(len(fitted.history)),
+            beta=fitted.beta,
             seed=seed,
             progress=progress,
         )

@@ -36,7 +36,7 @@ from ppl_vae.evaluation import (
     evaluate as evaluate_pair,
     to_arviz,
 )
-from ppl_vae.objectives import Objective
+from ppl_vae.objectives import Controller, Objective
 from ppl_vae.pairs import Batch, Batches, Pair, PairError, Program, num_rows, take_rows
 from ppl_vae.plots import comparison_plot, gaps_plot, prior_samples
 from ppl_vae.runs import (
@@ -154,8 +154,8 @@ def diagnose(parser: ArgumentParser, given: Namespace) -> int:
     _require_results(options, run.path / DIAGNOSIS)
     _to_device(run, options.device, data.test)
     objective = _objective(run, trust_of(given, options.run))
-    epochs = _epochs(run, objective)
-    require_weights(run.path, run.weights_sha256)  # those epochs may be of another run by now
+    beta = _last_beta(run, objective)
+    require_weights(run.path, run.weights_sha256)  # that beta may be of another run by now
     progress = False if options.quiet else None
     train = evaluate_training_rows(
         run.model,
@@ -171,7 +171,7 @@ def diagnose(parser: ArgumentParser, given: Namespace) -> int:
         data.test,
         train=train,
         evaluation=stored_evaluation(run, data),
-        beta=objective.beta_at(epochs),
+        beta=beta,
         seed=options.seed,
         progress=progress,
     )
@@ -300,18 +300,25 @@ def _objective(run: Run, trust: Trust) -> Objective:
         raise CorruptFileError(run.path / CONFIG, f"objective: {error}") from error
 
 
-def _epochs(run: Run, objective: Objective) -> int:
-    """The epochs that a run was trained for, on which its last beta depends."""
-    history = read_history(run.path)
+def _last_beta(run: Run, objective: Objective) -> float:
+    """The weight of the KL in the end of a run's training."""
+    history, controlled = read_history(run.path), isinstance(objective.beta, Controller)
+    if history and controlled:
+        return history[-1]["beta"]
     if history:
-        return len(history)
+        return objective.beta_at(len(history))
     most = int(run.config.get("max_epochs") or 0)
+    if controlled:
+        warn(
+            f"{run.path / METRICS} is missing or empty, so that the last beta of the run is "
+            f"not known: it is taken to be the first one, {objective.beta_at(0):g}"
+        )
     if objective.warmup_epochs:
         warn(
             f"{run.path / METRICS} is missing or empty, so that the last beta of the run is "
             f"not known: it is taken to be that after {most} epochs"
         )
-    return most
+    return objective.beta_at(most)
 
 
 def _output_file(options: Namespace, default: Path, kinds: Collection[str] = ()) -> Path:

@@ -286,7 +286,7 @@ def diagnose(
     """
     _require_results(train, evaluation, fit)
     if beta is None:
-        beta = 1.0 if fit is None else fit.objective.beta_at(fit.epochs)
+        beta = 1.0 if fit is None else fit.beta
     if isinstance(beta, bool) or not isinstance(beta, Real):
         raise TypeError(f"beta must be a number, got {described(beta)}")
     if not 0 <= beta < math.inf:

@@ -6,6 +6,12 @@ from .base import (
     no_gradient as no_gradient,
     without_parameters as without_parameters,
 )
+from .control import (
+    Controller as Controller,
+    ControlState as ControlState,
+    TargetDistortion as TargetDistortion,
+    TargetRate as TargetRate,
+)
 from .elbo import (
     ELBO as ELBO,
     EnumELBO as EnumELBO,

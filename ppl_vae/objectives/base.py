@@ -12,6 +12,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from ppl_vae.objectives.control import Controller
 from ppl_vae.objectives.schedules import (
     Schedule,
     require_beta,
@@ -32,8 +33,9 @@ from ppl_vae.pairs import (
 from ppl_vae.runtime import described
 
 _BETA = (
-    "a number, or a schedule over the epochs such as LinearWarmup(epochs=10) or Cyclical(period=10) of "
-    "ppl_vae.objectives (one of your own derives from Schedule)"
+    "a number, a schedule over the epochs such as LinearWarmup(epochs=10) or Cyclical(period=10), or a "
+    "controller such as TargetRate(nats=20) of ppl_vae.objectives (one of your own derives from Schedule or "
+    "Controller)"
 )
 """What beta may be."""
 
@@ -62,7 +64,7 @@ class Objective(ABC):
     """An objective: defines the loss that `fit` minimizes.
 
     Attributes:
-        beta: Weight of the KL: a number, or a schedule over epochs.
+        beta: Weight of the KL: a number, a schedule over epochs, or a controller.
         free_bits: Nats per latent dimension that add nothing to the penalty: each dimension's KL, averaged
             over the batch, counts as max(free_bits, KL) (Kingma et al., arXiv:1606.04934). If the density of a
             site does not factorize over its dimensions, they form one group with free_bits times their number.
@@ -100,13 +102,13 @@ class Objective(ABC):
     loss_is_elbo = False
     why_no_free_bits = ""
 
-    beta: float | Schedule = 1.0
+    beta: float | Schedule | Controller = 1.0
     free_bits: float = 0.0
     num_particles: int = 1
 
     def __post_init__(self) -> None:
         name = type(self).__name__
-        if not isinstance(self.beta, Schedule):
+        if not isinstance(self.beta, Schedule | Controller):
             require_number(name, "beta", self.beta, _BETA)
             require_beta(name, "beta", self.beta)
         require_number(name, "free_bits", self.free_bits)
@@ -119,7 +121,9 @@ class Objective(ABC):
             raise ValueError(f"{name}: num_particles must be at least 1, got {self.num_particles}")
 
     def beta_at(self, epoch: float) -> float:
-        """beta after `epoch` epochs."""
+        """beta after `epoch` epochs; of a controller, the beta that it begins with."""
+        if isinstance(self.beta, Controller):
+            return float(self.beta.start)
         if not isinstance(self.beta, Schedule):
             return float(self.beta)
         beta = self.beta(epoch)

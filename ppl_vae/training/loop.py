@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import pyro
@@ -32,7 +32,7 @@ from ppl_vae.checks import (
     objective_problems,
     observed_problems,
 )
-from ppl_vae.objectives import Objective, Resolved
+from ppl_vae.objectives import Controller, ControlState, Objective, Resolved
 from ppl_vae.pairs import (
     Batch,
     Batches,
@@ -110,7 +110,9 @@ class Training:
         self.patience = patience
         self.seed = seed
         self.folder = folder
-        self.progress = Progress()
+        controller = requested_objective.beta
+        begun = controller.begin() if isinstance(controller, Controller) else None
+        self.progress = Progress(control=None if begun is None else [*begun])
         self.best: dict[str, Tensor] | None = None
 
         self.processes = processes
@@ -324,8 +326,32 @@ class Training:
         """The batches of the epoch that are still to come."""
         return self.rows.shuffled(self.seed, self.progress.epoch, self.progress.step_in_epoch)
 
+    @property
+    def _controlled(self) -> ControlState | None:
+        """Where the controller of beta stands, if there is one."""
+        if self.progress.control is None:
+            return None
+        *numbers, steps = self.progress.control
+        beta, integral, rate, distortion = numbers
+        return ControlState(beta, integral, rate, distortion, int(steps))
+
+    def _control(self, metrics: Mapping[str, float], rows: int) -> None:
+        """Tells the controller of beta of a step."""
+        state, controller = self._controlled, self.objective.requested.beta
+        if state is None or not isinstance(controller, Controller):
+            return
+        names = ("rate", "distortion")
+        sums = {name: metrics.get(name, 0.0) * rows for name in names} | {"rows": float(rows)}
+        sums = self.processes.summed(sums, (*names, "rows"), "after a step")
+        rate, distortion = (sums[name] / sums["rows"] for name in names)
+        state = controller.after(state, rate, distortion)
+        self.progress.control = [*state]
+
     def _beta(self, step: int) -> float:
         """The weight of the KL in a step of the current epoch."""
+        state = self._controlled
+        if state is not None:
+            return state.beta
         done = step / self.rows.per_epoch if self.rows.per_epoch else 0.0
         return self.objective.requested.beta_at(self.progress.epoch + done)
 
@@ -336,24 +362,31 @@ class Training:
         due = self.rows.batches.in_memory and self.checkpoints.is_due(amid_epoch=True)
         metrics, due = self.step(batch, rows, beta, progress, due)
         self.agreement.add(metrics, beta)
-        progress.count_step(metrics, 0 if batch is None else num_rows(batch))
+        counted = 0 if batch is None else num_rows(batch)
+        progress.count_step(metrics, counted)
+        self._control(metrics, counted)
         return due
 
     def _stride(self) -> int:
         """Takes several steps at once, if it may; how many."""
         if self.strides is None:
             return 0
-        found = self.strides.take(self.progress, self.seed, self._beta)
+        state = self._controlled
+        most = None if state is None else Controller.EVERY - state.steps
+        found = self.strides.take(self.progress, self.seed, self._beta, most)
         for metrics in found:
             self.agreement.add(metrics, self._beta(self.progress.step_in_epoch))
             self.progress.count_step(metrics, self.rows.batch_size)
+            self._control(metrics, self.rows.batch_size)
         return len(found)
 
     def _end_of_epoch(self) -> dict[str, float]:
         """The metrics of the epoch, on which the schedule and early stopping act."""
         progress = self.progress
         sums = self.processes.summed(progress.sums, ("rows", *STEP_METRICS))
+        state = self._controlled
         beta = self.objective.requested.beta_at(progress.epoch + 1 - 1e-9)
+        beta = beta if state is None else state.beta
         rows = sums.pop("rows")
         progress.epoch += 1
         row: dict[str, float] = {"epoch": progress.epoch, "step": progress.step}

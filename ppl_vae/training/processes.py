@@ -220,12 +220,17 @@ class Processes:
             start += leaf.numel()
         return bool(flat[-1] > 0)
 
-    def summed(self, numbers: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
+    def summed(
+        self,
+        numbers: Mapping[str, float],
+        names: Sequence[str],
+        where: str = "at the end of an epoch",
+    ) -> dict[str, float]:
         """The sums of these numbers over all processes; a number that one does not have counts as 0."""
         if self.count == 1:
             return dict(numbers)
         mine = torch.tensor([numbers.get(name, 0.0) for name in names], dtype=torch.float64)
-        total = self._sum(mine.to(self.device), "at the end of an epoch")
+        total = self._sum(mine.to(self.device), where)
         return dict(zip(names, total.tolist(), strict=True))
 
     def _sum(self, mine: Tensor, where: str) -> Tensor:

@@ -20,6 +20,7 @@ class Progress:
         best_epoch: The epoch with the best held-out ELBO so far; 0 if there is none.
         best_elbo: That ELBO, nats per row.
         seconds: Time spent.
+        control: The state of the controller of beta, if there is one.
     """
 
     epoch: int = 0
@@ -30,6 +31,7 @@ class Progress:
     best_epoch: int = 0
     best_elbo: float = -math.inf
     seconds: float = 0.0
+    control: list[float] | None = None
 
     def count_step(self, metrics: Mapping[str, float], rows: float) -> None:
         """Counts a step whose metrics are means over so many rows."""

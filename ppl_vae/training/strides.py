@@ -61,7 +61,11 @@ class Strides:
         return cls(step, step.captured, rows)
 
     def take(
-        self, progress: Progress, seed: int, beta_at: Callable[[int], float]
+        self,
+        progress: Progress,
+        seed: int,
+        beta_at: Callable[[int], float],
+        most: int | None = None,
     ) -> list[dict[str, float]]:
         """Takes as many of the next steps as it may.
 
@@ -69,6 +73,7 @@ class Strides:
             progress: The steps taken before.
             seed: That of the order of the rows.
             beta_at: The weight of the KL by the number of a step in its epoch.
+            most: Most steps to take, if there is a limit.
 
         Returns:
             The metrics of each step; none if the next step has to be a single one.
@@ -79,6 +84,7 @@ class Strides:
         size, first = self.rows.batch_size, progress.step_in_epoch
         assert self.rows.number is not None
         left = self.rows.number // size - first
+        left = left if most is None else min(left, most)
         if left < 1 or not self.captured.is_compiled_from(progress.step):
             return []
         order = self.rows.batches.order(size, seed, progress.epoch)

@@ -1,0 +1,233 @@
+"""Controllers of beta: the target is reached, beta is the exact one, and a resumed training goes on alike."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+import yaml
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LinearLR
+
+from ppl_vae import diagnose, evaluate, fit
+from ppl_vae.cli import main
+from ppl_vae.objectives import ELBO, Controller, ControlState, TargetDistortion, TargetRate
+from ppl_vae.pairs import Pair
+from ppl_vae.training.strides import Strides
+
+SPECTRUM = torch.tensor([9.0, 4.0, 2.0, 1.0, 0.5, 0.3])
+NOISE = 0.25  # s^2
+ROWS = 1000
+
+
+def rows() -> Tensor:
+    """Rows whose covariance is diag(SPECTRUM), exactly."""
+    x = torch.randn(ROWS, 6, generator=torch.Generator().manual_seed(0))
+    x = x - x.mean(0)
+    u, _, _ = torch.linalg.svd(x, full_matrices=False)
+    found: Tensor = u * SPECTRUM.sqrt() * math.sqrt(ROWS)
+    return found
+
+
+class Diagonal(nn.Module):
+    """x_i ~ N(w_i z_i, s^2): a linear VAE that need not find the axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(0.5 * torch.ones(6))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(6), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.weight * z, NOISE**0.5).to_event(1), obs=x)
+
+
+class Slopes(nn.Module):
+    """q(z_i | x) = N(a_i x_i, s_i^2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope, self.log_scale = nn.Parameter(0.1 * torch.ones(6)), nn.Parameter(torch.zeros(6))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            q = dist.Normal(self.slope * x, self.log_scale.exp())
+            pyro.sample("z", q.to_event(1))
+
+
+def rate_at(level: float) -> float:
+    """Reverse water-filling: 1/2 sum log(l_i / level) over the l_i above it."""
+    return float(0.5 * (SPECTRUM / level).log().clamp(min=0).sum())
+
+
+def distortion_at(level: float) -> float:
+    """-E log p(x | z) where the squared error of each dimension is min(level, l_i)."""
+    error = SPECTRUM.clamp(max=level).sum() / NOISE
+    return float(0.5 * (6 * math.log(2 * math.pi * NOISE) + error))
+
+
+def trained(control: Controller, epochs: int = 200) -> Any:
+    slower = partial(LinearLR, start_factor=1.0, end_factor=0.1, total_iters=epochs)
+    return fit(
+        Diagonal(),
+        Slopes(),
+        rows(),
+        objective=ELBO(beta=control),
+        batch_size=ROWS // 10,
+        max_epochs=epochs,
+        learning_rate=0.01,
+        lr_scheduler=slower,  # not to 0: then the rate would no longer follow beta
+        seed=0,
+        progress=False,
+    )
+
+
+@pytest.mark.parametrize("level", [0.2, 1.5])
+@pytest.mark.parametrize("kind", ["rate", "distortion"])
+def test_the_target_is_reached_and_beta_is_the_water_level(level: float, kind: str) -> None:
+    """beta s^2 is the level at which the rate, or the distortion, is the target."""
+    controls = {
+        "rate": TargetRate(nats=rate_at(level)),
+        "distortion": TargetDistortion(nats=distortion_at(level)),
+    }
+    fitted = trained(controls[kind])
+    found = evaluate(fitted.model, fitted.guide, rows(), num_samples=100, method="guide", seed=0)
+    assert found.rate.mean == pytest.approx(rate_at(level), rel=0.01)
+    # In nats, the distortion may be near 0: what of it the noise does not explain.
+    least = distortion_at(0.0)
+    assert found.distortion.mean - least == pytest.approx(distortion_at(level) - least, rel=0.015)
+    assert fitted.beta * NOISE == pytest.approx(level, rel=0.04)
+    assert diagnose(fitted.model, fitted.guide, rows(), fit=fitted).beta == fitted.beta
+
+
+def test_beta_is_set_by_the_mean_of_twenty_steps() -> None:
+    control = TargetRate(nats=10, start=2.0, proportional=0.3, integral=0.05)
+    state = control.begin()
+    for i in range(20):
+        assert state.beta == 2.0
+        state = control.after(state, rate=10.0 + i, distortion=0.0)
+    error = 0.95
+    assert state.beta == pytest.approx(2 * math.exp(0.35 * error))
+    assert state.integral == pytest.approx(math.log(2) + 0.05 * error)
+    assert state[2:] == ControlState(0.0, 0.0)[2:]
+
+
+def test_at_a_limit_it_does_not_wind_up() -> None:
+    """A rate that cannot be reached for long: once it can, beta comes back within few settings."""
+    control = TargetRate(nats=10, least=0.5, most=2.0)
+    state = control.begin()
+    for _ in range(20 * 500):
+        state = control.after(state, rate=0.0, distortion=0.0)
+    assert state.beta == 0.5
+    for _ in range(20 * 3):
+        state = control.after(state, rate=20.0, distortion=0.0)
+    assert state.beta > 0.6
+    for _ in range(20 * 500):
+        state = control.after(state, rate=1000.0, distortion=0.0)
+    assert state.beta == 2.0
+    for _ in range(20 * 3):
+        state = control.after(state, rate=5.0, distortion=0.0)
+    assert state.beta < 1.7
+
+
+def test_a_loss_that_is_not_finite_moves_nothing() -> None:
+    control = TargetRate(nats=10)
+    state = control.begin()
+    for _ in range(20):
+        state = control.after(state, rate=math.nan, distortion=0.0)
+    assert state == control.begin()
+
+
+@pytest.mark.parametrize("epochs", [3, 7])
+def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path, epochs: int) -> None:
+    """Also where it is stopped between two settings of beta: an epoch has 8 steps."""
+
+    def train(run_dir: Path | None, until: int, resume: bool = False) -> tuple[Any, Any]:
+        pair = Diagonal(), Slopes()
+        given: dict[str, Any] = {"objective": ELBO(beta=TargetRate(nats=2.0)), "batch_size": 128}
+        given |= {"seed": 0, "progress": False, "run_dir": run_dir, "resume": resume}
+        fitted = fit(*pair, rows(), max_epochs=until, **given)
+        return fitted, {n: t.clone() for n, t in Pair(*pair).state().items()}
+
+    whole, expected = train(None, 12)
+    train(tmp_path, epochs)
+    resumed, found = train(tmp_path, 12, resume=True)
+    assert [row["beta"] for row in resumed.history] == [row["beta"] for row in whole.history]
+    assert len({row["beta"] for row in whole.history}) > 3
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+def test_strides_give_the_bits_of_single_steps() -> None:
+    def train() -> tuple[list[float], Any]:
+        pair = Diagonal(), Slopes()
+        options: dict[str, Any] = {"objective": ELBO(beta=TargetRate(nats=2.0)), "compile": True}
+        fitted = fit(
+            *pair, rows(), max_epochs=30, batch_size=128, seed=0, progress=False, **options
+        )
+        return [r["beta"] for r in fitted.history], Pair(*pair).state()
+
+    lengths: list[int] = []
+    take = Strides.take
+
+    def counted(self: Strides, *given: Any) -> Any:
+        found = take(self, *given)
+        lengths.append(len(found))
+        return found
+
+    with patch.object(Strides, "take", counted):
+        betas, found = train()
+    assert max(lengths) > 3
+    with patch.object(Strides, "of", return_value=None):
+        expected_betas, expected = train()
+    assert betas == expected_betas
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: TargetRate(nats=0), "TargetRate: nats must be positive, got 0"),
+        (lambda: TargetRate(nats=1, start=-1), "TargetRate: start must be positive, got -1"),
+        (
+            lambda: TargetRate(nats=1, start=3, most=2),
+            "start must be between least and most, got 3 with least = 0.0001 and most = 2",
+        ),
+        (lambda: TargetRate(nats=1, proportional=-1), "proportional must be at least 0, got -1"),
+        (lambda: TargetDistortion(nats=math.inf), "TargetDistortion: nats must be finite, got inf"),
+    ],
+)
+def test_wrong_settings(make: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        make()
+
+
+def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    options = ["--max_rows", "60", "--num_samples", "5", "--batch_size", "5", "--max_epochs", "4"]
+    options += [
+        "--model.latent_dim",
+        "2",
+        "--objective.beta",
+        "TargetRate",
+        "--objective.beta.nats=3",
+    ]
+    assert main(["train", "--run_dir", str(folder), "--quiet", *options]) == 0
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    beta = config["objective"]["init_args"]["beta"]
+    assert beta["class_path"] == "ppl_vae.objectives.TargetRate"
+    assert beta["init_args"]["nats"] == 3
+    assert main(["diagnose", str(folder), "--quiet", "--overwrite"]) == 0
+    lines = (folder / "metrics.csv").read_text().splitlines()
+    last = dict(zip(lines[0].split(","), lines[-1].split(","), strict=True))
+    assert float(last["beta"]) != 1.0
+    diagnosis = yaml.safe_load((folder / "diagnosis.json").read_text())
+    assert diagnosis["beta"] == float(last["beta"])
