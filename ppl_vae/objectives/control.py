@@ -38,7 +38,8 @@ class Controller(ABC):
     $$\log \beta = I + k_p e, \qquad I \leftarrow I + k_i e$$
 
     So beta stays positive, and moves until the error is 0 on average. Where beta is at a limit, I is not moved
-    further in that direction (anti-windup), so that it comes back at once.
+    further in that direction (anti-windup), so that it comes back at once. With a larger k_i the target is
+    reached sooner, but beta shoots over it: that may kill dimensions, which do not come back when it falls.
 
     Attributes:
         start: beta in the first steps.
@@ -54,8 +55,8 @@ class Controller(ABC):
     start: float = 1.0
     least: float = 1e-4
     most: float = 1e4
-    proportional: float = 1.0
-    integral: float = 0.5
+    proportional: float = 0.5
+    integral: float = 0.2
 
     def __post_init__(self) -> None:
         name = type(self).__name__
@@ -115,8 +116,8 @@ class TargetRate(Controller):
         >>> state = control.begin()
         >>> for _ in range(20):  # 20 steps with a rate that is too high
         ...     state = control.after(state, rate=25.0, distortion=80.0)
-        >>> round(state.beta, 3)  # exp((0.5 + 1) * 0.25)
-        1.455
+        >>> round(state.beta, 3)  # exp((0.2 + 0.5) * 0.25)
+        1.191
     """
 
     nats: float
