@@ -28,7 +28,7 @@ COMMANDS = {
 
 COMMON = {
     "train": (
-        *("data", "binarize", "model", "guide", "objective", "max_epochs", "batch_size"),
+        *("data", "binarize", "labels", "model", "guide", "objective", "max_epochs", "batch_size"),
         *("learning_rate", "device", "run_dir", "resume", "seed", "quiet"),
     ),
     "em": (
