@@ -639,7 +639,7 @@ def test_a_semi_supervised_run_is_trained_evaluated_and_sampled(
     assert config["guide"]["init_args"]["classes"] == 10
     assert config["objective"]["class_path"].endswith("SemiSupervisedELBO")
     assert config["objective"]["init_args"]["classification"] == pytest.approx(10.0 * 60 / 30)
-    loaded = load_run(run)
+    loaded: Any = load_run(run)
     data = load_data("digits", max_rows=60, labels=30)
     again = evaluate(loaded.model, loaded.guide, data.test, num_samples=20, seed=0)
     stored = loaded.evaluation_rows
@@ -649,7 +649,24 @@ def test_a_semi_supervised_run_is_trained_evaluated_and_sampled(
     )
     samples = tmp_path / "samples.npz"
     assert main(["sample", str(run), "--num", "5", "-o", str(samples)]) == 0
-    assert np.load(samples)["x"].shape == (5, 1, 8, 8)
+    drawn = np.load(samples)
+    assert drawn["x"].shape == (5, 1, 8, 8)
+    assert drawn["z"].shape == (5, 2)
+    y = torch.tensor(drawn["label"])
+    means = loaded.model.decode(torch.tensor(drawn["z"]), y).mean.detach()
+    torch.testing.assert_close(torch.tensor(drawn["mean"]), means)
+    for label, wanted in (("7", [7] * 5), ("1,0", [1, 0, 1, 0, 1])):
+        asked = ["--num", "5", "--label", label, "-o", str(samples), "--overwrite"]
+        assert main(["sample", str(run), *asked]) == 0
+        assert f"of label {label}" in capsys.readouterr().err
+        drawn = np.load(samples)
+        assert drawn["label"].tolist() == wanted
+        means = loaded.model.decode(torch.tensor(drawn["z"]), torch.tensor(wanted)).mean.detach()
+        torch.testing.assert_close(torch.tensor(drawn["mean"]), means)
+    assert main(["sample", str(run), "--label", "x", "-o", str(samples), "--overwrite"]) == 2
+    assert "--label x: expected a label, such as 3" in capsys.readouterr().err
+    assert main(["sample", str(run), "--label", "12", "-o", str(samples), "--overwrite"]) == 1
+    assert "12 is given at site 'y': expected integers from 0 to 9" in capsys.readouterr().err
     diagnosis = json.loads((run / "diagnosis.json").read_text())
     assert diagnosis["names"] == ["z[0]", "z[1]"]  # y is no code
     assert any("'y' is categorical" in note for note in diagnosis["notes"])
@@ -736,6 +753,16 @@ def test_a_conditional_run_reads_the_labels_of_the_data(
     assert main(["evaluate", str(run), "--num_samples", "20", "--overwrite", "--quiet"]) == 0
     assert main(["diagnose", str(run), "--overwrite", "--quiet"]) == 0
     assert "log p(x)" in capsys.readouterr().out
+    model: Any = load_run(run).model
+    data = load_data("digits", max_rows=60, labels=True)
+    samples = tmp_path / "samples.npz"
+    for label, wanted in (([], data.test[1][:5]), (["--label", "3"], torch.full((5,), 3))):
+        output = ("--num", "5", "-o", str(samples), "--overwrite")
+        assert main(["sample", str(run), *label, *output]) == 0
+        drawn = np.load(samples)
+        assert drawn["label"].tolist() == wanted.tolist()
+        means = model.decode(torch.tensor(drawn["z"]), wanted).mean.detach()
+        torch.testing.assert_close(torch.tensor(drawn["mean"]), means)
 
 
 def test_runs_with_other_labels_are_not_compared(

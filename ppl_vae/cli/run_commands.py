@@ -37,7 +37,17 @@ from ppl_vae.evaluation import (
     to_arviz,
 )
 from ppl_vae.objectives import Objective
-from ppl_vae.pairs import Batch, Batches, Pair, PairError, Program, num_rows, take_rows
+from ppl_vae.pairs import (
+    Batch,
+    Batches,
+    DataArguments,
+    Pair,
+    PairError,
+    Program,
+    num_rows,
+    take_rows,
+    tensors_of,
+)
 from ppl_vae.plots import comparison_plot, gaps_plot, prior_samples
 from ppl_vae.runs import (
     ANNEALED,
@@ -71,7 +81,7 @@ from ppl_vae.runtime import (
     resolve_device,
     write_bytes,
 )
-from ppl_vae.tasks import sample as sample_pair, without_observed
+from ppl_vae.tasks import discrete_latents, sample as sample_pair, without_observed
 
 PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".eps", ".ps")
 """How the name of a picture may end."""
@@ -209,8 +219,10 @@ def sample(parser: ArgumentParser, given: Namespace) -> int:
 
 
 def _sampled(run: Run, like: Batch, options: Namespace) -> tuple[dict[str, Any], str]:
-    """Arrays z, and x or mean or both, of one z; and what they are, in words."""
-    draw = partial(sample_pair, run.model, options.num, like=like, seed=options.seed)
+    """Arrays z, x or mean or both, of one z, and label, if there are any; and what they are, in words."""
+    classes = discrete_latents(run.model, run.guide, like, categorical=True)
+    given = _wanted(run, like, classes, options)
+    draw = partial(sample_pair, run.model, options.num, like=like, given=given, seed=options.seed)
     draw = partial(draw, progress=False if options.quiet else None)
     arrays: dict[str, Any] = {}
     told = []
@@ -225,10 +237,48 @@ def _sampled(run: Run, like: Batch, options: Namespace) -> tuple[dict[str, Any],
             if options.what == "means":
                 raise
             warn(f"{error}. Written are draws alone")
-    z = [value.reshape(options.num, -1) for value in latents.values()]
-    arrays["z"] = torch.cat(z, 1)
+    numbers = [name for name in latents if name not in classes] or [*latents]
+    arrays["z"] = torch.cat([latents[name].reshape(options.num, -1) for name in numbers], 1)
+    if given:
+        (arrays["label"],) = given.values()
+    elif len(tensors_of(like)) > 1:  # those of the rows, in turn
+        arrays["label"] = tensors_of(like)[1][torch.arange(options.num) % num_rows(like)]
+    elif len(beside := [name for name in latents if name not in numbers]) == 1:
+        arrays["label"] = latents[beside[0]]
     same = " of the same z" if len(told) > 1 else ""
-    return {name: value.numpy() for name, value in arrays.items()}, " and ".join(told) + same
+    wanted = f", of label {options.label}" if given else ""
+    return {name: value.numpy() for name, value in arrays.items()}, " and ".join(
+        told
+    ) + same + wanted
+
+
+def _wanted(
+    run: Run, like: Batch, classes: Collection[str], options: Namespace
+) -> dict[str, torch.Tensor]:
+    """The labels that are asked for, by the name of the model's argument or of its class.
+
+    Raises:
+        UsageError: They are no whole numbers, or the model has no labels.
+    """
+    if options.label is None:
+        return {}
+    try:
+        labels = torch.tensor([int(word) for word in options.label.split(",")])
+    except ValueError as error:
+        raise UsageError(
+            f"--label {options.label:.60}: expected a label, such as 3, or several: 0,1,2"
+        ) from error
+    takes = DataArguments.of(Pair.of(run.model, run.guide))
+    if takes.names is not None and takes.required == 2 and tensors_of(like)[1].dim() == 1:
+        name = takes.names[1]
+    elif len(classes) == 1:
+        (name,) = classes
+    else:
+        raise UsageError(
+            f"--label {options.label}: {type(run.model).__name__} has no labels. Leave it out, or train a "
+            "ConditionalVAE or a SemiSupervisedVAE"
+        )
+    return {name: labels[torch.arange(options.num) % len(labels)]}
 
 
 def compare(parser: ArgumentParser, given: Namespace) -> int:
