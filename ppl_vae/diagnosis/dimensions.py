@@ -37,7 +37,13 @@ from ppl_vae.pairs import (
 )
 
 NUM_DRAWS = 32
-"""RowDraws from each row's q(z | x)."""
+"""Draws from each row's q(z | x)."""
+
+MANY_ROWS = 1000
+"""Rows that get so many draws; each draw is decoded, which takes minutes for color pictures."""
+
+FEW_DRAWS = 8
+"""Draws of each row after those: more rows make up for fewer draws."""
 
 
 class OfSite(NamedTuple):
@@ -181,7 +187,7 @@ def gather(session: Session, size: int) -> Gathered:
     row: tuple[Tensor, ...] | None = None
     identical, n = True, 0
     for batch in session.chunks(size, "diagnose"):
-        rows = session.sample(batch, NUM_DRAWS)
+        rows = session.sample(batch, NUM_DRAWS if n < MANY_ROWS else FEW_DRAWS)
         require_no_points(rows.layout, "diagnose")
         kind = rows.layout.signature, shapes_of_rows(batch)
         if kind not in is_analytic:
@@ -198,7 +204,8 @@ def gather(session: Session, size: int) -> Gathered:
             if not all(has_moments(nodes[name]["fn"]) for nodes in (in_guide, in_model)):
                 without[name] = None
         draws.update(rows)
-        residuals.update(rows, rows.layout)
+        if n < MANY_ROWS:  # whose E_q[mean of p(x | z)] have little noise
+            residuals.update(rows, rows.layout)
         moment_gap.update(_in_units_of_the_prior(rows))
         bounds.append(rows.log_weights.double().mean(0).cpu())
         args = tensors_of(batch)
