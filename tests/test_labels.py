@@ -709,6 +709,24 @@ def test_one_argument_leaves_the_classes_that_suit_the_model(
     assert (weight | objective).items() <= config["objective"]["init_args"].items()
 
 
+def test_a_refit_keeps_the_classes_that_suit_the_model(tmp_path: Path) -> None:
+    command = ["train", *SMALL_RUN, *SMALL_NETWORK, "--model", "SemiSupervisedVAE", "--quiet"]
+    run, again = tmp_path / "run", tmp_path / "again"
+    options = ("--objective.beta", "0.5", "--guide.network", "MLP", "--max_epochs", "1", "--quiet")
+    with patch("ppl_vae.cli.finish.draw_run", return_value=[]):
+        given = ("--labels", "30", "--objective.classification", "3", "--max_epochs", "1")
+        assert main([*command, *given, "--run_dir", str(run)]) == 0
+        assert main(["refit", *options, str(run), "--run_dir", str(again)]) == 0
+        plain = tmp_path / "plain"
+        assert main(["refit", str(run), "--max_epochs", "1", "--run_dir", str(plain)]) == 0
+    config = yaml.safe_load((again / "config.yaml").read_text())
+    assert config["guide"]["class_path"] == "ppl_vae.guides.SemiSupervised"
+    assert config["objective"]["class_path"] == "ppl_vae.objectives.SemiSupervisedELBO"
+    assert config["objective"]["init_args"]["beta"] == 0.5
+    config = yaml.safe_load((plain / "config.yaml").read_text())
+    assert config["objective"]["init_args"]["classification"] == 3.0  # the run's own
+
+
 def test_a_class_that_is_named_is_not_replaced(capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--guide", "SemiSupervised", "--objective", "EnumELBO", "--objective.beta", "0.5")
     command = ["train", "--labels", "100", "--model", "SemiSupervisedVAE", *options]
