@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from ppl_vae.checks import device_for
@@ -27,6 +25,7 @@ from ppl_vae.cli.mistakes import UsageError, shortened
 from ppl_vae.cli.output import say, show, warn
 from ppl_vae.cli.own_modules import trust_of
 from ppl_vae.cli.report import with_levels
+from ppl_vae.cli.samples import sampled
 from ppl_vae.cli.setup import checked, data_paths, load_rows
 from ppl_vae.data import Data
 from ppl_vae.diagnosis import diagnose as diagnose_pair, inference_gaps
@@ -40,13 +39,10 @@ from ppl_vae.objectives import Objective
 from ppl_vae.pairs import (
     Batch,
     Batches,
-    DataArguments,
     Pair,
-    PairError,
     Program,
     num_rows,
     take_rows,
-    tensors_of,
 )
 from ppl_vae.plots import comparison_plot, gaps_plot, prior_samples
 from ppl_vae.runs import (
@@ -81,7 +77,7 @@ from ppl_vae.runtime import (
     resolve_device,
     write_bytes,
 )
-from ppl_vae.tasks import discrete_latents, sample as sample_pair, without_observed
+from ppl_vae.tasks import without_observed
 
 PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".eps", ".ps")
 """How the name of a picture may end."""
@@ -201,7 +197,7 @@ def sample(parser: ArgumentParser, given: Namespace) -> int:
     output = _output_file(options, run.path / SAMPLES, (*PICTURES, ".npz"))
     require_no_data(output, run.config)
     like = without_observed(run.model, take_rows(data.test, slice(MOST_ROWS)))
-    arrays, told = _sampled(run, like, options)
+    arrays, told = sampled(run, like, options)
     with (
         writing(run, output, ELSEWHERE),
         replacing(output, overwrite=options.overwrite) as file,
@@ -216,69 +212,6 @@ def sample(parser: ArgumentParser, given: Namespace) -> int:
     say(f"{options.num} samples from the prior: {told}")
     show(output)
     return 0
-
-
-def _sampled(run: Run, like: Batch, options: Namespace) -> tuple[dict[str, Any], str]:
-    """Arrays z, x or mean or both, of one z, and label, if there are any; and what they are, in words."""
-    classes = discrete_latents(run.model, run.guide, like, categorical=True)
-    given = _wanted(run, like, classes, options)
-    draw = partial(sample_pair, run.model, options.num, like=like, given=given, seed=options.seed)
-    draw = partial(draw, progress=False if options.quiet else None)
-    arrays: dict[str, Any] = {}
-    told = []
-    if options.what != "means":
-        arrays["x"], latents = draw(return_latents=True)
-        told.append("draws of x")
-    if options.what != "draws":
-        try:
-            arrays["mean"], latents = draw(means=True, return_latents=True)  # the same z: one seed
-            told.append("means of p(x | z)")
-        except PairError as error:
-            if options.what == "means":
-                raise
-            warn(f"{error}. Written are draws alone")
-    numbers = [name for name in latents if name not in classes] or [*latents]
-    arrays["z"] = torch.cat([latents[name].reshape(options.num, -1) for name in numbers], 1)
-    if given:
-        (arrays["label"],) = given.values()
-    elif len(tensors_of(like)) > 1:  # those of the rows, in turn
-        arrays["label"] = tensors_of(like)[1][torch.arange(options.num) % num_rows(like)]
-    elif len(beside := [name for name in latents if name not in numbers]) == 1:
-        arrays["label"] = latents[beside[0]]
-    same = " of the same z" if len(told) > 1 else ""
-    wanted = f", of label {options.label}" if given else ""
-    return {name: value.numpy() for name, value in arrays.items()}, " and ".join(
-        told
-    ) + same + wanted
-
-
-def _wanted(
-    run: Run, like: Batch, classes: Collection[str], options: Namespace
-) -> dict[str, torch.Tensor]:
-    """The labels that are asked for, by the name of the model's argument or of its class.
-
-    Raises:
-        UsageError: They are no whole numbers, or the model has no labels.
-    """
-    if options.label is None:
-        return {}
-    try:
-        labels = torch.tensor([int(word) for word in options.label.split(",")])
-    except ValueError as error:
-        raise UsageError(
-            f"--label {options.label:.60}: expected a label, such as 3, or several: 0,1,2"
-        ) from error
-    takes = DataArguments.of(Pair.of(run.model, run.guide))
-    if takes.names is not None and takes.required == 2 and tensors_of(like)[1].dim() == 1:
-        name = takes.names[1]
-    elif len(classes) == 1:
-        (name,) = classes
-    else:
-        raise UsageError(
-            f"--label {options.label}: {type(run.model).__name__} has no labels. Leave it out, or train a "
-            "ConditionalVAE or a SemiSupervisedVAE"
-        )
-    return {name: labels[torch.arange(options.num) % len(labels)]}
 
 
 def compare(parser: ArgumentParser, given: Namespace) -> int:
