@@ -99,10 +99,12 @@ def test_the_target_is_reached_and_beta_is_the_water_level(level: float, kind: s
     }
     fitted = trained(controls[kind])
     found = evaluate(fitted.model, fitted.guide, rows(), num_samples=100, method="guide", seed=0)
-    assert found.rate.mean == pytest.approx(rate_at(level), rel=0.01)
+    close = {"rate": 0.01 if kind == "rate" else 0.03, "distortion": 0.03}
+    assert found.rate.mean == pytest.approx(rate_at(level), rel=close["rate"])
     # In nats, the distortion may be near 0: what of it the noise does not explain.
     least = distortion_at(0.0)
-    assert found.distortion.mean - least == pytest.approx(distortion_at(level) - least, rel=0.015)
+    expected = pytest.approx(distortion_at(level) - least, rel=close["distortion"])
+    assert found.distortion.mean - least == expected
     assert fitted.beta * NOISE == pytest.approx(level, rel=0.04)
     assert diagnose(fitted.model, fitted.guide, rows(), fit=fitted).beta == fitted.beta
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ppl_vae.diagnosis import diagnose
 from ppl_vae.guides import Exact, FullCovariance
-from ppl_vae.models import VAE
+from ppl_vae.models import VAE, ProbabilisticPCA
 from ppl_vae.networks import MLP
 from ppl_vae.pairs import PairError, Program
 
@@ -183,6 +183,29 @@ def test_a_discrete_latent() -> None:
     )
     assert float(found.mean_variance[0]) == pytest.approx(float(q.var()), abs=0.01)
     assert found.names == ("c",)
+
+
+def test_many_rows_get_fewer_draws_each() -> None:
+    """Against the closed forms of pPCA; each draw is decoded."""
+    torch.manual_seed(0)
+    model = ProbabilisticPCA((4,), latent_dim=2)
+    x = model.mean.detach() + torch.randn(3000, 2) @ model.weight.detach().T + torch.randn(3000, 4)
+    draws = 0
+
+    def counted(rows: Tensor) -> None:
+        nonlocal draws
+        z: Any = poutine.trace(model).get_trace(rows).nodes["z"]["value"]
+        draws += z.numel() // 2
+
+    found = diagnose(counted, Exact(model), x, seed=0)
+    q = model.posterior(x)
+    assert draws < 1.2 * (1000 * 32 + 2000 * 8) + 10_000
+    variance = q.mean.var(0).detach()
+    torch.testing.assert_close(found.mean_variance.float(), variance, atol=1e-3, rtol=1e-2)
+    p = dist.MultivariateNormal(torch.zeros(2), torch.eye(2))
+    rate = float(torch.distributions.kl_divergence(q, p).mean().detach())
+    information = found.mutual_information.mean + found.marginal_kl.mean
+    assert information == pytest.approx(rate, abs=0.1)
 
 
 def unused(first: str, second: str, slope: float, scale: float, observed: bool) -> Program:

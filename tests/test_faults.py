@@ -229,7 +229,13 @@ def test_log_p_that_is_not_to_be_trusted_is_not_called_healthy() -> None:
     share = float(alone.unreliable.double().mean())
     assert share > 0.5
     found = diagnose(model, guide, held, evaluation=alone, seed=0)
-    assert f"not to be trusted on {share:.0%} of the rows" in found.faults["log p(x) not trusted"]
+    told = found.faults["log p(x) not trusted"]
+    assert f"not to be trusted on {share:.0%} of the rows" in told
+    assert "or use a better guide; method='auto', the default, looks for better" in told
+    few = evaluate(model, guide, held, num_samples=50, seed=0)  # of which "auto" makes nothing
+    found = diagnose(model, guide, held, evaluation=few, seed=0)
+    told = found.faults["log p(x) not trusted"]
+    assert "raise num_samples (below 100 no better proposals are looked for), or use" in told
     ladder = evaluate(model, guide, held, num_samples=200, seed=0)
     assert not ladder.unreliable.any()
     found = diagnose(model, guide, held, evaluation=ladder, seed=0)

@@ -118,7 +118,9 @@ def test_steps_lead_to_the_exact_posterior_of_a_label(context: Any) -> None:
     c = y if isinstance(context, Labels) else torch.stack([y.cos(), y.sin()], 1)
     model, exact = linear_conditional(context), MeanField((D,), 2, LINEAR, context=context)
     make_exact(model, exact)
-    guide = SemiAmortized(model, (D,), 2, LINEAR, steps=100, num_samples=4, context=context)
+    guide = SemiAmortized(
+        model, (D,), 2, LINEAR, 100, num_samples=4, differentiable=False, context=context
+    )
     found, expected = guide.encode(x, c), exact.encode(x, c)
     torch.testing.assert_close(found.mean, expected.mean, atol=5e-3, rtol=0)
     torch.testing.assert_close(found.stddev, expected.stddev, atol=5e-3, rtol=0)
@@ -126,8 +128,9 @@ def test_steps_lead_to_the_exact_posterior_of_a_label(context: Any) -> None:
     together = guide.encode(x, every).mean
     torch.testing.assert_close(together, exact.encode(x, every).mean, atol=5e-3, rtol=0)
     log_p = given_vector(model, context(c)).log_prob(x)
-    bound = evaluate(model, guide, (x, c), num_samples=10, seed=0).elbo.values
+    bound = evaluate(model, guide, (x, c), num_samples=10, method="guide", seed=0).elbo.values
     torch.testing.assert_close(bound, log_p, atol=1e-2, rtol=0)
+    guide = SemiAmortized(model, (D,), 2, LINEAR, steps=1, context=context)
     fit(model, guide, (x, c), max_epochs=1)
 
 
@@ -636,7 +639,7 @@ def test_a_semi_supervised_run_is_trained_evaluated_and_sampled(
     assert config["guide"]["init_args"]["classes"] == 10
     assert config["objective"]["class_path"].endswith("SemiSupervisedELBO")
     assert config["objective"]["init_args"]["classification"] == pytest.approx(10.0 * 60 / 30)
-    loaded = load_run(run)
+    loaded: Any = load_run(run)
     data = load_data("digits", max_rows=60, labels=30)
     again = evaluate(loaded.model, loaded.guide, data.test, num_samples=20, seed=0)
     stored = loaded.evaluation_rows
@@ -646,7 +649,24 @@ def test_a_semi_supervised_run_is_trained_evaluated_and_sampled(
     )
     samples = tmp_path / "samples.npz"
     assert main(["sample", str(run), "--num", "5", "-o", str(samples)]) == 0
-    assert np.load(samples)["x"].shape == (5, 1, 8, 8)
+    drawn = np.load(samples)
+    assert drawn["x"].shape == (5, 1, 8, 8)
+    assert drawn["z"].shape == (5, 2)
+    y = torch.tensor(drawn["label"])
+    means = loaded.model.decode(torch.tensor(drawn["z"]), y).mean.detach()
+    torch.testing.assert_close(torch.tensor(drawn["mean"]), means)
+    for label, wanted in (("7", [7] * 5), ("1,0", [1, 0, 1, 0, 1])):
+        asked = ["--num", "5", "--label", label, "-o", str(samples), "--overwrite"]
+        assert main(["sample", str(run), *asked]) == 0
+        assert f"of label {label}" in capsys.readouterr().err
+        drawn = np.load(samples)
+        assert drawn["label"].tolist() == wanted
+        means = loaded.model.decode(torch.tensor(drawn["z"]), torch.tensor(wanted)).mean.detach()
+        torch.testing.assert_close(torch.tensor(drawn["mean"]), means)
+    assert main(["sample", str(run), "--label", "x", "-o", str(samples), "--overwrite"]) == 2
+    assert "--label x: expected a label, such as 3" in capsys.readouterr().err
+    assert main(["sample", str(run), "--label", "12", "-o", str(samples), "--overwrite"]) == 1
+    assert "12 is given at site 'y': expected integers from 0 to 9" in capsys.readouterr().err
     diagnosis = json.loads((run / "diagnosis.json").read_text())
     assert diagnosis["names"] == ["z[0]", "z[1]"]  # y is no code
     assert any("'y' is categorical" in note for note in diagnosis["notes"])
@@ -687,6 +707,24 @@ def test_one_argument_leaves_the_classes_that_suit_the_model(
     assert guide.items() <= config["guide"]["init_args"].items()
     weight = {"classification": pytest.approx(10.0 * 1294 / 100)}
     assert (weight | objective).items() <= config["objective"]["init_args"].items()
+
+
+def test_a_refit_keeps_the_classes_that_suit_the_model(tmp_path: Path) -> None:
+    command = ["train", *SMALL_RUN, *SMALL_NETWORK, "--model", "SemiSupervisedVAE", "--quiet"]
+    run, again = tmp_path / "run", tmp_path / "again"
+    options = ("--objective.beta", "0.5", "--guide.network", "MLP", "--max_epochs", "1", "--quiet")
+    with patch("ppl_vae.cli.finish.draw_run", return_value=[]):
+        given = ("--labels", "30", "--objective.classification", "3", "--max_epochs", "1")
+        assert main([*command, *given, "--run_dir", str(run)]) == 0
+        assert main(["refit", *options, str(run), "--run_dir", str(again)]) == 0
+        plain = tmp_path / "plain"
+        assert main(["refit", str(run), "--max_epochs", "1", "--run_dir", str(plain)]) == 0
+    config = yaml.safe_load((again / "config.yaml").read_text())
+    assert config["guide"]["class_path"] == "ppl_vae.guides.SemiSupervised"
+    assert config["objective"]["class_path"] == "ppl_vae.objectives.SemiSupervisedELBO"
+    assert config["objective"]["init_args"]["beta"] == 0.5
+    config = yaml.safe_load((plain / "config.yaml").read_text())
+    assert config["objective"]["init_args"]["classification"] == 3.0  # the run's own
 
 
 def test_a_class_that_is_named_is_not_replaced(capsys: pytest.CaptureFixture[str]) -> None:
@@ -733,6 +771,32 @@ def test_a_conditional_run_reads_the_labels_of_the_data(
     assert main(["evaluate", str(run), "--num_samples", "20", "--overwrite", "--quiet"]) == 0
     assert main(["diagnose", str(run), "--overwrite", "--quiet"]) == 0
     assert "log p(x)" in capsys.readouterr().out
+    model: Any = load_run(run).model
+    data = load_data("digits", max_rows=60, labels=True)
+    samples = tmp_path / "samples.npz"
+    for label, wanted in (([], data.test[1][:5]), (["--label", "3"], torch.full((5,), 3))):
+        output = ("--num", "5", "-o", str(samples), "--overwrite")
+        assert main(["sample", str(run), *label, *output]) == 0
+        drawn = np.load(samples)
+        assert drawn["label"].tolist() == wanted.tolist()
+        means = model.decode(torch.tensor(drawn["z"]), wanted).mean.detach()
+        torch.testing.assert_close(torch.tensor(drawn["mean"]), means)
+
+
+def test_runs_with_other_labels_are_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a training of classes without any label warns."""
+    command = ["train", *SMALL_RUN, *SMALL_NETWORK, "--model", "SemiSupervisedVAE", "--quiet"]
+    runs = [str(tmp_path / name) for name in ("without", "with")]
+    with patch("ppl_vae.cli.finish.draw_run", return_value=[]):
+        assert main([*command, "--max_epochs", "1", "--run_dir", runs[0]]) == 0
+        assert "is trained without any label" in " ".join(capsys.readouterr().err.split())
+        assert main([*command, "--max_epochs", "1", "--labels", "30", "--run_dir", runs[1]]) == 0
+        assert "is trained without any label" not in " ".join(capsys.readouterr().err.split())
+    assert main(["compare", *runs, "-o", str(tmp_path / "compared.png")]) == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert "different labels beside the rows (--labels 30, none)" in told
 
 
 def test_a_model_of_two_layers_gets_a_guide_of_two(tmp_path: Path) -> None:
@@ -750,6 +814,12 @@ def test_a_model_of_two_layers_gets_a_guide_of_two(tmp_path: Path) -> None:
         (("--model", "ConditionalVAE"), "takes rows and what they come with (x, c): add --labels"),
         (("--labels", "true"), "VAE takes the rows alone (x): leave out --labels, or choose"),
         (("--labels", "70", "--model", "SemiSupervisedVAE"), "only 60 training rows"),
+        (
+            ("--labels", "30", "--model", "ConditionalVAE"),
+            "some are hidden (-1): --labels true, if",
+        ),
+        (("--labels", "true", "--model", "GaussianMixture"), "(`ppl-vae train --model Conditional"),
+        (("--labels", "yes"), "--labels: expected int, true or false, got yes"),
     ],
 )
 def test_what_does_not_go_with_the_labels_is_named(

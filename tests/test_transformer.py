@@ -11,14 +11,16 @@ import torch
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
+from sklearn.utils import check_random_state
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from ppl_vae import evaluate
-from ppl_vae.guides import Exact, MeanField
+from ppl_vae import evaluate, fit
+from ppl_vae.guides import Exact, MeanField, SemiSupervised
 from ppl_vae.likelihoods import Bernoulli, Gaussian
-from ppl_vae.models import VAE, ProbabilisticPCA
-from ppl_vae.networks import MLP
-from ppl_vae.objectives import ELBO
+from ppl_vae.models import VAE, ConditionalVAE, ProbabilisticPCA, SemiSupervisedVAE
+from ppl_vae.networks import MLP, Labels
+from ppl_vae.objectives import ELBO, SemiSupervisedELBO
+from ppl_vae.pairs import PairError
 from ppl_vae.tasks import PairTransformer
 
 RNG = np.random.default_rng(0)
@@ -64,6 +66,60 @@ def test_numbers_are_those_of_the_model() -> None:
     best = exact_pair((6,))[0].maximum_likelihood(x)
     assert found.score(X) == pytest.approx(float(best.log_evidence(x).mean().detach()), abs=0.1)
     assert found.score(X, None) < float(best.log_evidence(x).mean().detach()) + 1e-3
+
+
+def classes_and_style(shape: tuple[int, ...]) -> tuple[Any, Any]:
+    network = MLP((16,))
+    model = SemiSupervisedVAE(shape, 2, 2, network, Gaussian())
+    return model, SemiSupervised(shape, 2, 2, network)
+
+
+def conditional_pair(shape: tuple[int, ...]) -> tuple[Any, Any]:
+    network = MLP((8,))
+    model = ConditionalVAE(shape, 2, network, Gaussian(), context=Labels(2))
+    return model, MeanField(shape, 2, network, context=Labels(2))
+
+
+def test_labels_train_a_pair_that_takes_them() -> None:
+    """As `fit` does with rows and labels, from the same seed."""
+    y = (X.sum(1) > 24).astype(int)
+    y[::2] = -1
+    few: dict[str, Any] = {"max_epochs": 2, "random_state": 0}
+    few["fit_options"] = {"objective": SemiSupervisedELBO(classification=5.0)}
+    found = PairTransformer(classes_and_style, **few).fit(X, y)
+    seed = int(check_random_state(0).randint(2**31 - 1))
+    torch.manual_seed(seed)
+    model, guide = classes_and_style((6,))
+    x, labels = torch.as_tensor(X, dtype=torch.float32), torch.as_tensor(y)
+    options: dict[str, Any] = {
+        "objective": SemiSupervisedELBO(classification=5.0),
+        "batch_size": 128,
+    }
+    fit(model, guide, (x, labels), max_epochs=2, learning_rate=1e-3, seed=seed, **options)
+    z = found.transform(X)
+    np.testing.assert_allclose(z[:, :2], guide.classify(x).probs.detach(), atol=1e-6)
+    assert z.shape == (80, 4)
+    expected = evaluate(model, guide, (x, labels), num_samples=100, method="guide", seed=seed)
+    assert found.score(X, y) == pytest.approx(expected.elbo.mean, abs=1e-4)
+    alone = PairTransformer(classes_and_style, **few).fit(X)
+    assert np.abs(alone.transform(X)[:, :2] - z[:, :2]).max() > 1e-3
+
+
+def test_a_pair_that_needs_labels_says_so() -> None:
+    y = (X.sum(1) > 24).astype(int)
+    found = PairTransformer(conditional_pair, max_epochs=1, random_state=0).fit(X, y)
+    assert np.isfinite(found.score(X, y))
+    with pytest.raises(
+        PairError, match=r"ConditionalVAE also needs c of the rows: use ppl_vae\.encode"
+    ):
+        found.transform(X)
+    for wrong, words in (
+        (None, "ConditionalVAE takes c beside the rows: fit and score pass it y"),
+        (y[:3], r"a number for each of 80 rows, .* shape \(3,\)"),
+        (np.array(["a", "b"] * 40), "LabelEncoder numbers other labels"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            PairTransformer(conditional_pair, max_epochs=1).fit(X, wrong)
 
 
 def test_a_pipeline_with_a_classifier_and_pickle() -> None:

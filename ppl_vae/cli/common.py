@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ppl_vae.cli.output import OutputError, say, show, warn
 from ppl_vae.data import Data
-from ppl_vae.evaluation import Evaluation, evaluate
+from ppl_vae.evaluation import FEWEST_SAMPLES, Evaluation, evaluate
 from ppl_vae.pairs import Pair, Program, num_rows, take_rows, transformed
 from ppl_vae.runs import (
     EVALUATION,
@@ -22,6 +22,7 @@ from ppl_vae.runs import (
     RunFolder,
     describe_rows,
     evaluated_rows,
+    read_result,
     read_rows,
     require_weights,
     results_of_other_weights,
@@ -204,6 +205,7 @@ class StoredEvaluation:
     log_likelihood: Estimate
     unreliable: Tensor
     method: list[str]
+    num_samples: int
 
 
 def stored_evaluation(run: Run, data: Data[Any]) -> StoredEvaluation | None:
@@ -230,4 +232,8 @@ def stored_evaluation(run: Run, data: Data[Any]) -> StoredEvaluation | None:
         torch.tensor(rows[name], dtype=torch.float64) for name in ("elbo", "log_likelihood")
     )
     unreliable = torch.tensor(rows["unreliable"]) > 0
-    return StoredEvaluation(Estimate(elbo), Estimate(evidence), unreliable, rows["method"])
+    samples = (read_result(run.path / EVALUATION) or {}).get("num_samples")
+    return StoredEvaluation(
+        *(Estimate(elbo), Estimate(evidence), unreliable, rows["method"]),
+        num_samples=samples if isinstance(samples, int) else FEWEST_SAMPLES,
+    )

@@ -138,7 +138,7 @@ def _run(arguments: list[str]) -> int:
         return 0
     light = command_parser(command)
     own = light.with_whole_numbers(arguments[1:])
-    own = with_suited(own) if command == "train" else own
+    own = with_suited(command, own) if command in ("train", "refit") else own
     light.check(own)
     from ppl_vae.cli.parser import make_parser  # from here on with torch
 

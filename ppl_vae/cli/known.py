@@ -18,6 +18,7 @@ from ppl_vae.cli.source import (
     offered,
     parameters,
 )
+from ppl_vae.runs import CONFIG
 from ppl_vae.runtime import MOST_YAML, load_yaml, read_text
 
 DEFAULTS = {
@@ -114,25 +115,37 @@ def role_help(role: str, default: str, by_em: bool = False) -> str:
 # -- the classes that are named on a command line --------------------------------------------------------
 
 
-def with_suited(arguments: Sequence[str]) -> list[str]:
-    """The arguments of `train`, with the classes that suit the model, for the roles of which none is named.
+def with_suited(command: str, arguments: Sequence[str]) -> list[str]:
+    """The arguments of `train` or `refit`, with the classes that suit the model where others would be taken.
 
-    So `--objective.beta` is an argument of the objective that suits the model.
+    So `--objective.beta` is an argument of the objective that suits the model. A role is left alone if a class
+    of it is named, and in a refit also if nothing is said of it: then the run's own is taken.
 
     Example:
-        >>> with_suited(["--model", "HierarchicalVAE", "--guide.latent_dim", "3"])[:2]
+        >>> with_suited("train", ["--model", "HierarchicalVAE", "--guide.latent_dim", "3"])[:2]
         ['--guide', 'ppl_vae.guides.TopDown']
     """
-    models = named("model", arguments)
-    if not models or any(a.partition("=")[0] == "--resume" for a in arguments):
+    options = [argument.partition("=")[0] for argument in arguments]
+    models = named("model", arguments) if command == "train" else _models_of_runs(arguments)
+    if not models or "--resume" in options:
         return list(arguments)
     added = [
         word
         for role, suited in SUITED.get(models[-1].rpartition(".")[2], {}).items()
         if not named(role, arguments)
+        and (command == "train" or any(o.startswith(f"--{role}.") for o in options))
         for word in (f"--{role}", suited)
     ]
     return [*added, *arguments]
+
+
+def _models_of_runs(arguments: Sequence[str]) -> list[str]:
+    """The models of the runs among the arguments, but for a folder that is to be written."""
+    found = []
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        if not word.startswith("-") and before != "--run_dir":
+            found.append(_class_path(load_file(os.path.join(word, CONFIG)).get("model")))
+    return [name for name in found if name]
 
 
 def named(role: str, arguments: Sequence[str]) -> list[str]:

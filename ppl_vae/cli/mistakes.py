@@ -54,7 +54,8 @@ def wrong_value(expected: Type, value: str) -> str:
     if expected.kinds in (("int",), ("float",)):
         plain_word = value.isalpha() and value.lower() not in _VALUES
         wrong = plain_word or value[:1] in ("{", "[", "'", '"')
-        return f"expected {expected.kinds[0]}, got {value:.60}" if wrong else ""
+        flag = ", true or false" if "true" in expected.values else ""
+        return f"expected {expected.kinds[0]}{flag}, got {value:.60}" if wrong else ""
     closed = expected.values and not (expected.kinds or expected.bases or "true" in expected.values)
     spelled = re.fullmatch(r"[\w-]+", value) and value.lower() not in _VALUES
     if closed and spelled and value not in expected.values:

@@ -28,7 +28,7 @@ COMMANDS = {
 
 COMMON = {
     "train": (
-        *("data", "binarize", "model", "guide", "objective", "max_epochs", "batch_size"),
+        *("data", "binarize", "labels", "model", "guide", "objective", "max_epochs", "batch_size"),
         *("learning_rate", "device", "run_dir", "resume", "seed", "quiet"),
     ),
     "em": (
@@ -231,9 +231,11 @@ def _diagnose(options: Options) -> None:
 def _sample(options: Options) -> None:
     _add_run(options)
     options.add_argument("--num", type=int, default=64, help="number of samples")
+    what = "labels of the samples, in turn (default: those of the test rows, or drawn with the latents)"
+    options.add_argument("--label", type=str, metavar="N,N", help=what)
     what = "draws of x, the means of p(x | z), which look smoother, or both, for the same z"
     options.add_argument("--what", choices=("both", "draws", "means"), default="both", help=what)
-    what = "a picture (.png, .pdf, .svg) or arrays z, x (draws) and mean (.npz)"
+    what = "a picture (.png, .pdf, .svg) or arrays z, x (draws), mean and label (.npz)"
     _add_output(options, what, "RUN/samples.png")
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from ppl_vae.checks import device_for
@@ -27,6 +25,7 @@ from ppl_vae.cli.mistakes import UsageError, shortened
 from ppl_vae.cli.output import say, show, warn
 from ppl_vae.cli.own_modules import trust_of
 from ppl_vae.cli.report import with_levels
+from ppl_vae.cli.samples import sampled
 from ppl_vae.cli.setup import checked, data_paths, load_rows
 from ppl_vae.data import Data
 from ppl_vae.diagnosis import diagnose as diagnose_pair, inference_gaps
@@ -37,7 +36,7 @@ from ppl_vae.evaluation import (
     to_arviz,
 )
 from ppl_vae.objectives import Controller, Objective
-from ppl_vae.pairs import Batch, Batches, Pair, PairError, Program, num_rows, take_rows
+from ppl_vae.pairs import Batch, Batches, Pair, Program, num_rows, take_rows
 from ppl_vae.plots import comparison_plot, gaps_plot, prior_samples
 from ppl_vae.runs import (
     ANNEALED,
@@ -71,7 +70,7 @@ from ppl_vae.runtime import (
     resolve_device,
     write_bytes,
 )
-from ppl_vae.tasks import sample as sample_pair, without_observed
+from ppl_vae.tasks import without_observed
 
 PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".eps", ".ps")
 """How the name of a picture may end."""
@@ -191,7 +190,7 @@ def sample(parser: ArgumentParser, given: Namespace) -> int:
     output = _output_file(options, run.path / SAMPLES, (*PICTURES, ".npz"))
     require_no_data(output, run.config)
     like = without_observed(run.model, take_rows(data.test, slice(MOST_ROWS)))
-    arrays, told = _sampled(run, like, options)
+    arrays, told = sampled(run, like, options)
     with (
         writing(run, output, ELSEWHERE),
         replacing(output, overwrite=options.overwrite) as file,
@@ -206,29 +205,6 @@ def sample(parser: ArgumentParser, given: Namespace) -> int:
     say(f"{options.num} samples from the prior: {told}")
     show(output)
     return 0
-
-
-def _sampled(run: Run, like: Batch, options: Namespace) -> tuple[dict[str, Any], str]:
-    """Arrays z, and x or mean or both, of one z; and what they are, in words."""
-    draw = partial(sample_pair, run.model, options.num, like=like, seed=options.seed)
-    draw = partial(draw, progress=False if options.quiet else None)
-    arrays: dict[str, Any] = {}
-    told = []
-    if options.what != "means":
-        arrays["x"], latents = draw(return_latents=True)
-        told.append("draws of x")
-    if options.what != "draws":
-        try:
-            arrays["mean"], latents = draw(means=True, return_latents=True)  # the same z: one seed
-            told.append("means of p(x | z)")
-        except PairError as error:
-            if options.what == "means":
-                raise
-            warn(f"{error}. Written are draws alone")
-    z = [value.reshape(options.num, -1) for value in latents.values()]
-    arrays["z"] = torch.cat(z, 1)
-    same = " of the same z" if len(told) > 1 else ""
-    return {name: value.numpy() for name, value in arrays.items()}, " and ".join(told) + same
 
 
 def compare(parser: ArgumentParser, given: Namespace) -> int:

@@ -15,13 +15,14 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from ppl_vae.checks import device_for
-from ppl_vae.cli.known import DEFAULTS, SUITED
+from ppl_vae.cli.known import DEFAULTS, SUITED, find_known
 from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.options import DATA, FABRIC, TRAINING, add_functions, names
+from ppl_vae.cli.output import warn
 from ppl_vae.cli.parser import Parser
 from ppl_vae.data import Data, load_data, rows_alone
 from ppl_vae.likelihoods import Likelihood
-from ppl_vae.networks import Network
+from ppl_vae.networks import Labels, Network
 from ppl_vae.objectives import Objective
 from ppl_vae.pairs import Batches, DataArguments, Pair, Program
 from ppl_vae.runs import CONFIG, ROLES, TYPED, Trust, build, import_by_name, plain
@@ -306,8 +307,10 @@ def _hint(kind: type, name: str) -> Any:
 def _require_as_many(model: Program, guide: Program, data: Data[Any]) -> None:
     """Raises an error for a model that takes labels where there are none, or none where there are some.
 
+    It warns of a model that is to find all classes by itself.
+
     Raises:
-        UsageError: It does.
+        UsageError: It does, or some of the labels that it needs are hidden.
     """
     takes = DataArguments.of(Pair(model, guide))
     name = type(model).__name__
@@ -319,9 +322,23 @@ def _require_as_many(model: Program, guide: Program, data: Data[Any]) -> None:
             "data that have labels"
         )
     if len(takes.names) < 2 and isinstance(data.train, tuple):
+        others = "--model ConditionalVAE or SemiSupervisedVAE"
+        by_em = find_known("model", name, by_em=True) is not None
+        instead = f" (`ppl-vae train {others}` takes labels)" if by_em else f", or choose {others}"
         raise UsageError(
-            f"{name} takes the rows alone ({takes.names[0]}): leave out --labels, or choose "
-            "--model ConditionalVAE or SemiSupervisedVAE"
+            f"{name} takes the rows alone ({takes.names[0]}): leave out --labels{instead}"
+        )
+    if not isinstance(getattr(model, "context", None), Labels):
+        return
+    if takes.required > 1 and any(bool((y == HIDDEN).any()) for _, y in (data.train, data.test)):
+        raise UsageError(
+            f"{name} needs the label of every row, and some are hidden (-1): --labels true, if the data have "
+            "all labels, or --model SemiSupervisedVAE"
+        )
+    if takes.required < 2 and not isinstance(data.train, tuple):
+        warn(
+            f"{name} is trained without any label, so that its classes are those that it finds by itself: "
+            "--labels 100 tells 100 labels, if the data have any"
         )
 
 

@@ -179,9 +179,9 @@ def load_data(
             for the conversion to bits per dimension.
         validation_fraction: Share of the training rows to hold out for validation.
         max_rows: Keeps at most this many rows of each split, chosen at random, for quick trials.
-        labels: Whether each row comes with its label, `(x, y)`, for models that are given it. A number tells
-            the labels of so many training rows alone, as many of each class as of any other, chosen at random;
-            the label of all other rows, also those of validation and test, is -1 then.
+        labels: True for all labels, or how many. Each row comes with its label, `(x, y)`, for models that are
+            given it. A number tells the labels of so many training rows alone, as many of each class as of any
+            other, chosen at random; the label of all other rows, also those of validation and test, is -1 then.
         seed: Seed of the choices and of the draws for the training and validation rows.
 
     Returns:

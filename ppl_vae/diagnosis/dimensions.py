@@ -38,7 +38,13 @@ from ppl_vae.pairs import (
 )
 
 NUM_DRAWS = 32
-"""RowDraws from each row's q(z | x)."""
+"""Draws from each row's q(z | x)."""
+
+MANY_ROWS = 1000
+"""Rows that get so many draws; each draw is decoded, which takes minutes for color pictures."""
+
+FEW_DRAWS = 8
+"""Draws of each row after those, if the guide states means: more rows make up for fewer draws."""
 
 
 class OfSite(NamedTuple):
@@ -180,9 +186,10 @@ def gather(session: Session, size: int) -> Gathered:
     without: dict[str, None] = {}
     classes: dict[str, None] = {}
     row: tuple[Tensor, ...] | None = None
-    identical, n = True, 0
+    identical, stated, n = True, True, 0
     for batch in session.chunks(size, "diagnose"):
-        rows = session.sample(batch, NUM_DRAWS)
+        enough = n >= MANY_ROWS and stated
+        rows = session.sample(batch, FEW_DRAWS if enough else NUM_DRAWS)
         require_no_points(rows.layout, "diagnose")
         kind = rows.layout.signature, shapes_of_rows(batch)
         if kind not in is_analytic:
@@ -194,12 +201,14 @@ def gather(session: Session, size: int) -> Gathered:
         classes |= dict.fromkeys(set(rows.layout.latents) - set(numbers))
         for name in numbers:
             dimensions.update(_of_site(session, batch, rows, name, analytic))
+            stated &= stated_moment(rows, rows.layout, name, "mean") is not None
             if elementwise_kl(in_guide[name], in_model[name], analytic) is None:
                 moments_alone[name] = None
             if not all(has_moments(nodes[name]["fn"]) for nodes in (in_guide, in_model)):
                 without[name] = None
         draws.update(rows)
-        residuals.update(rows, rows.layout)
+        if not enough:  # E_q[mean of p(x | z)] has little noise then
+            residuals.update(rows, rows.layout)
         moment_gap.update(_in_units_of_the_prior(rows))
         bounds.append(rows.log_weights.double().mean(0).cpu())
         args = tensors_of(batch)

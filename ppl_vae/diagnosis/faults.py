@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ppl_vae.evaluation import FEWEST_SAMPLES
 from ppl_vae.stats import Estimate, standard_error
 
 SURE = 3.0
@@ -180,7 +181,7 @@ def off_the_prior(marginal: Estimate, bounded: bool, least: float, beta: float) 
     return {
         "prior mismatch": (
             f"The aggregate posterior is off the prior, by a KL of {size}; {raise_beta}give the model a richer "
-            "prior (VampPrior, MixturePrior, FlowPrior), or fit one afterwards (refit_prior)."
+            "prior (such as MixturePrior or FlowPrior), or fit one afterwards (refit_prior)."
         )
     }
 
@@ -199,7 +200,10 @@ def not_trusted(evaluation: Evaluated, beta: float) -> dict[str, str]:
     share = _share(bad)
     if share > MANY:
         if bool(alone.all()):
-            remedy = "raise num_samples, evaluate with method='auto', or use a better guide"
+            few = getattr(evaluation, "num_samples", FEWEST_SAMPLES) < FEWEST_SAMPLES
+            why = f" (below {FEWEST_SAMPLES} no better proposals are looked for)" if few else ""
+            looked = "" if few else "; method='auto', the default, looks for better proposals"
+            remedy = f"raise num_samples{why}, or use a better guide{looked}"
         else:
             remedy = "evaluate with method='annealed', or by annealed_importance_sampling"
         found["log p(x) not trusted"] = (

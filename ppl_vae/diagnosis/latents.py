@@ -222,7 +222,8 @@ def diagnose(
 
     The KL of a dimension is analytic where guide and prior factorize, and sampled where dependencies within
     the guide rule that out. Where the guide correlates its dimensions, or the prior is a mixture, it is the
-    KL of Gaussians with each dimension's own mean and variance.
+    KL of Gaussians with each dimension's own mean and variance. Each row has 32 draws; after the first 1,000
+    rows it has 8, if the guide states means.
 
     If dimensions are inactive, `diagnose` looks for the cause: collapse onto the prior, or nearly the same
     posterior elsewhere for all rows, which costs KL and carries no information. It checks, in this order:

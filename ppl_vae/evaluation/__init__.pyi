@@ -5,7 +5,7 @@ from .annealed import (
 from .arviz import netcdf_size as netcdf_size, to_arviz as to_arviz
 from .conditions import Conditions as Conditions
 from .importance import evaluate as evaluate
-from .ladder import Ladder as Ladder
+from .ladder import FEWEST_SAMPLES as FEWEST_SAMPLES, Ladder as Ladder
 from .path import PriorGuide as PriorGuide
 from .result import Evaluation as Evaluation, not_reached as not_reached
 from .sandwich import (

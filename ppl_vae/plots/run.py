@@ -43,6 +43,7 @@ from ppl_vae.runs import WEIGHTS_KEY
 from ppl_vae.runtime import own_folder, replacing
 from ppl_vae.tasks import (
     Outliers,
+    discrete_latents,
     encode,
     interpolate,
     partners,
@@ -275,19 +276,6 @@ def _rows(x: Batch) -> Tensor:
 def _side_by_side(values: Sequence[Tensor]) -> Tensor:
     """The numbers of all latents of each row, `(n, latent_dim)`."""
     return torch.cat([value.reshape(len(value), -1) for value in values], 1)
-
-
-def discrete_latents(model: Program, guide: Program, x: Batch) -> tuple[str, ...]:
-    """The sites of a pair's discrete latents.
-
-    Example:
-        >>> from ppl_vae.guides import MeanField
-        >>> from ppl_vae.models import VAE
-        >>> discrete_latents(VAE((3,), 2), MeanField((3,), 2), torch.zeros(2, 3))
-        ()
-    """
-    with opened(model, guide, x, seed=0, progress=False) as session:
-        return session.layout.discrete
 
 
 def is_standard_normal(model: Program, x: Batch) -> bool:

@@ -32,6 +32,7 @@ from .folder import (
     made_by as made_by,
     read_config as read_config,
     read_csv as read_csv,
+    read_result as read_result,
     read_rows as read_rows,
     results_of_other_weights as results_of_other_weights,
     write_config as write_config,

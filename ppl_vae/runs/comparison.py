@@ -82,6 +82,7 @@ class Comparison(Result):
         for run, evaluation in zip(runs, evaluations, strict=True):
             own, first = evaluation["rows"], evaluations[0]["rows"]
             if own["sha256"] != first["sha256"]:
+                _require_same_labels(run, runs[0])
                 raise ValueError(
                     f"{run.path} was evaluated on other rows than {runs[0].path} ({own['num']} of "
                     f"{own['name']} against {first['num']} of {first['name']}; the content differs): only runs "
@@ -177,6 +178,21 @@ def _require(file: Path, content: Mapping[str, Any], keys: Mapping[str, Any]) ->
             if not isinstance(content[key], Mapping):
                 raise CorruptFileError(file, f"'{key}' is not what it should be; {_AGAIN}")
             _require(file, content[key], inner)
+
+
+def _require_same_labels(run: Run, first: Run) -> None:
+    """Explains why runs cannot be compared of which one is given labels.
+
+    Raises:
+        ValueError: That is so.
+    """
+    own, other = (one.config.get("labels", False) for one in (run, first))
+    if type(own) is not type(other) or own != other:
+        said = ["none" if not each else f"--labels {str(each).lower()}" for each in (own, other)]
+        raise ValueError(
+            f"{run.path} and {first.path} are given different labels beside the rows ({said[0]}, {said[1]}), "
+            "on which their log p(x) depends: only runs with the same --labels can be compared row by row"
+        )
 
 
 def _cannot(run: Run, lack: str) -> ValueError:

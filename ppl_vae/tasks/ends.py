@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from ppl_vae.pairs import (
     PairError,
     Program,
     Site,
+    as_args,
     innermost,
     is_categorical,
     num_rows,
@@ -177,3 +179,22 @@ def decoded(
     tell(session)
     rows_of_paths: Tensor = torch.cat(parts).unflatten(0, (n, steps))
     return rows_of_paths
+
+
+def discrete_latents(
+    model: Program, guide: Program, x: DataLike, *, categorical: bool = False
+) -> tuple[str, ...]:
+    """The sites of a pair's discrete latents; if asked, those alone whose values are numbers of categories.
+
+    Example:
+        >>> from ppl_vae.guides import SemiSupervised
+        >>> from ppl_vae.models import SemiSupervisedVAE
+        >>> discrete_latents(SemiSupervisedVAE((3,), 2), SemiSupervised((3,), 2), torch.zeros(2, 3))
+        ('y',)
+    """
+    with opened(model, guide, x, seed=0, progress=False) as session:
+        found = session.layout.discrete
+        if not categorical:
+            return found
+        trace = poutine.trace(session.pair.model).get_trace(*as_args(session.first))
+        return tuple(name for name in found if is_categorical(trace.nodes[name]))

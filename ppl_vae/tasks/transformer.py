@@ -14,7 +14,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from ppl_vae.evaluation import evaluate
-from ppl_vae.pairs import Program
+from ppl_vae.networks import Context
+from ppl_vae.pairs import DataArguments, Pair, PairError, Program, take_rows
 from ppl_vae.runtime import described, preserve_random_state
 from ppl_vae.tasks.encoding import encode
 from ppl_vae.tasks.sampling import sample
@@ -26,6 +27,10 @@ MakePair = Callable[[tuple[int, ...]], tuple[Program, Program]]
 
 class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Trains a pair in `fit` and gives posterior means in `transform`, as scikit-learn's pipelines need it.
+
+    A pair that takes labels beside the rows is trained with `y`: numbers from 0, -1 where a label is hidden. A
+    `SemiSupervisedVAE` then transforms X alone; give its objective in `fit_options`. For a `ConditionalVAE`,
+    whose guide needs the labels, there is no `transform`: use `ppl_vae.encode` with `model_` and `guide_`.
 
     Args:
         make_pair: A function from the shape of one row to a model and a guide, which is called for each `fit`.
@@ -84,11 +89,12 @@ class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
         Args:
             X: Rows, `(n, features)`.
-            y: Not used.
+            y: Labels, `(n,)`, or attributes, `(n, count)`, for a pair that takes them; otherwise not used.
 
         Raises:
             TypeError: `make_pair` is no function, or an option is given twice.
-            ValueError: The rows are not finite numbers, or do not fit `row_shape`.
+            ValueError: The rows are not finite numbers, or do not fit `row_shape`; or the pair needs labels,
+                and there is no number for each row.
             PairError: The programs do not fit the rows.
         """
         if not callable(self.make_pair):
@@ -106,10 +112,11 @@ class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         with preserve_random_state():
             torch.manual_seed(seed)
             model, guide = self.make_pair(tuple(rows.shape[1:]))
+        batch = self._with_labels(model, guide, rows, y)
         self.fit_ = fit(
             model,
             guide,
-            rows,
+            batch,
             max_epochs=self.max_epochs,
             learning_rate=self.learning_rate,
             batch_size=self.batch_size,
@@ -117,14 +124,25 @@ class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             **({"progress": False} | options),
         )
         self.model_, self.guide_, self._seed = self.fit_.model, self.fit_.guide, seed
-        means = encode(self.model_, self.guide_, rows[:2], seed=seed, progress=False)
+        few = take_rows(batch, slice(2))
+        means = encode(self.model_, self.guide_, few, seed=seed, progress=False)
         self.latents_ = {name: tuple(mean.shape[1:]) for name, mean in means.items()}
         self._n_features_out = sum(math.prod(shape) for shape in self.latents_.values())
         return self
 
     def transform(self, X: ArrayLike) -> NDArray[Any]:
-        """Posterior means of the latents, side by side: `(n, dimensions)`; see `encode`."""
+        """Posterior means of the latents, side by side: `(n, dimensions)`; see `encode`.
+
+        Raises:
+            PairError: The guide needs more than the rows, such as their labels.
+        """
         rows = self._rows(X)
+        names = _arguments(self.model_, self.guide_)[0]
+        if names:
+            raise PairError(
+                f"transform takes X alone, but {type(self.model_).__name__} also needs {', '.join(names)} of "
+                "the rows: use ppl_vae.encode(fitted.model_, fitted.guide_, (x, labels))"
+            )
         means = encode(self.model_, self.guide_, rows, seed=self._seed, progress=False)
         return np.concatenate([mean.reshape(len(mean), -1).numpy() for mean in means.values()], 1)
 
@@ -164,19 +182,44 @@ class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
         Args:
             X: Rows, `(n, features)`.
-            y: Not used.
+            y: As in `fit`; with labels, the ELBO is that of log p(x, y), or of log p(x | y).
         """
         rows = self._rows(X)
         found = evaluate(
             self.model_,
             self.guide_,
-            rows,
+            self._with_labels(self.model_, self.guide_, rows, y),
             num_samples=100,
             method="guide",
             seed=self._seed,
             progress=False,
         )
         return found.elbo.mean
+
+    def _with_labels(
+        self, model: Program, guide: Program, rows: torch.Tensor, y: object
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """What the pair is called with: the rows, and their labels if it takes labels.
+
+        Raises:
+            ValueError: It needs labels, and there is no number for each row.
+        """
+        required, optional = _arguments(model, guide)
+        if not required and (y is None or not optional):
+            return rows
+        if y is None or len(required) > 1:
+            raise ValueError(
+                f"{type(model).__name__} takes {', '.join(required)} beside the rows: fit and score pass it y, "
+                "the labels of the rows"
+            )
+        labels = np.asarray(y)
+        if labels.dtype.kind not in "iufb" or labels.shape[:1] != (len(rows),):
+            raise ValueError(
+                f"y must hold a number for each of {len(rows)} rows, a label from 0 or -1 where it is hidden, "
+                f"got an array of shape {labels.shape} and type {labels.dtype}; scikit-learn's LabelEncoder "
+                "numbers other labels"
+            )
+        return rows, torch.as_tensor(labels)
 
     def _rows(self, x: ArrayLike, reset: bool = False) -> torch.Tensor:
         """The rows as the pair takes them, `(n, *row_shape)`."""
@@ -198,3 +241,13 @@ class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float32"]
         return tags
+
+
+def _arguments(model: Program, guide: Program) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of the arguments beside the rows that a pair needs, and of labels that it may be given."""
+    found = DataArguments.of(Pair.of(model, guide))
+    names = found.names or ()
+    required, others = names[1 : found.required], names[max(1, found.required) :]
+    has_labels = isinstance(getattr(model, "context", None), Context)
+    optional = others[:1] if has_labels or others[:1] in (("y",), ("labels",)) else ()
+    return required, optional

@@ -1,0 +1,88 @@
+"""What `ppl-vae sample` draws from a run's model: arrays by name."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import partial
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+
+from ppl_vae.cli.mistakes import UsageError
+from ppl_vae.cli.output import warn
+from ppl_vae.pairs import (
+    Batch,
+    DataArguments,
+    Pair,
+    PairError,
+    num_rows,
+    tensors_of,
+)
+from ppl_vae.runs import (
+    Run,
+)
+from ppl_vae.tasks import discrete_latents, sample as sample_pair
+
+
+def sampled(run: Run, like: Batch, options: Namespace) -> tuple[dict[str, Any], str]:
+    """Arrays z, x or mean or both, of one z, and label, if there are any; and what they are, in words."""
+    classes = discrete_latents(run.model, run.guide, like, categorical=True)
+    given = _wanted(run, like, classes, options)
+    draw = partial(sample_pair, run.model, options.num, like=like, given=given, seed=options.seed)
+    draw = partial(draw, progress=False if options.quiet else None)
+    arrays: dict[str, Any] = {}
+    told = []
+    if options.what != "means":
+        arrays["x"], latents = draw(return_latents=True)
+        told.append("draws of x")
+    if options.what != "draws":
+        try:
+            arrays["mean"], latents = draw(means=True, return_latents=True)  # the same z: one seed
+            told.append("means of p(x | z)")
+        except PairError as error:
+            if options.what == "means":
+                raise
+            warn(f"{error}. Written are draws alone")
+    numbers = [name for name in latents if name not in classes] or [*latents]
+    arrays["z"] = torch.cat([latents[name].reshape(options.num, -1) for name in numbers], 1)
+    if given:
+        (arrays["label"],) = given.values()
+    elif len(tensors_of(like)) > 1:  # those of the rows, in turn
+        arrays["label"] = tensors_of(like)[1][torch.arange(options.num) % num_rows(like)]
+    elif len(beside := [name for name in latents if name not in numbers]) == 1:
+        arrays["label"] = latents[beside[0]]
+    same = " of the same z" if len(told) > 1 else ""
+    wanted = f", of label {options.label}" if given else ""
+    return {name: value.numpy() for name, value in arrays.items()}, " and ".join(
+        told
+    ) + same + wanted
+
+
+def _wanted(
+    run: Run, like: Batch, classes: Collection[str], options: Namespace
+) -> dict[str, torch.Tensor]:
+    """The labels that are asked for, by the name of the model's argument or of its class.
+
+    Raises:
+        UsageError: They are no whole numbers, or the model has no labels.
+    """
+    if options.label is None:
+        return {}
+    try:
+        labels = torch.tensor([int(word) for word in options.label.split(",")])
+    except ValueError as error:
+        raise UsageError(
+            f"--label {options.label:.60}: expected a label, such as 3, or several: 0,1,2"
+        ) from error
+    takes = DataArguments.of(Pair.of(run.model, run.guide))
+    if takes.names is not None and takes.required == 2 and tensors_of(like)[1].dim() == 1:
+        name = takes.names[1]
+    elif len(classes) == 1:
+        (name,) = classes
+    else:
+        raise UsageError(
+            f"--label {options.label}: {type(run.model).__name__} has no labels. Leave it out, or train a "
+            "ConditionalVAE or a SemiSupervisedVAE"
+        )
+    return {name: labels[torch.arange(options.num) % len(labels)]}
