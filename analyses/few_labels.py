@@ -24,7 +24,7 @@ CLASSES, LATENT = 10, 10
 def main(
     labels: list[int] = [20, 50, 100, 200, 500],  # noqa: B006 - not changed
     seeds: int = 5,
-    weight: float = 10.0,
+    weight: float = 100.0,
     max_epochs: int = 100,
     hidden: int = 256,
     max_rows: int | None = None,

@@ -638,7 +638,7 @@ def test_a_semi_supervised_run_is_trained_evaluated_and_sampled(
     assert config["model"]["init_args"]["classes"] == 10
     assert config["guide"]["init_args"]["classes"] == 10
     assert config["objective"]["class_path"].endswith("SemiSupervisedELBO")
-    assert config["objective"]["init_args"]["classification"] == pytest.approx(10.0 * 60 / 30)
+    assert config["objective"]["init_args"]["classification"] == pytest.approx(100.0 * 60 / 30)
     loaded: Any = load_run(run)
     data = load_data("digits", max_rows=60, labels=30)
     again = evaluate(loaded.model, loaded.guide, data.test, num_samples=20, seed=0)
@@ -705,7 +705,7 @@ def test_one_argument_leaves_the_classes_that_suit_the_model(
     assert config["objective"]["class_path"] == "ppl_vae.objectives.SemiSupervisedELBO"
     assert config["model"]["init_args"]["latent_dim"] == 3
     assert guide.items() <= config["guide"]["init_args"].items()
-    weight = {"classification": pytest.approx(10.0 * 1294 / 100)}
+    weight = {"classification": pytest.approx(100.0 * 1294 / 100)}
     assert (weight | objective).items() <= config["objective"]["init_args"].items()
 
 

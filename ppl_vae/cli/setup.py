@@ -38,8 +38,8 @@ _SHARED = (
 )
 """Arguments that a guide takes from the model."""
 
-LABEL_WEIGHT = 10.0
-"""Weight of the mean of log q(y = label | x) over rows with a label, in nats per row."""
+LABEL_WEIGHT = 100.0
+"""Weight of the mean of log q(y = label | x) over rows with a label; `analyses/few_labels.py` compares some."""
 
 
 @dataclass(frozen=True)
