@@ -118,7 +118,7 @@ def something(kind: str, path: Path) -> None:
 
 def without_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is computed and, above all, nothing is written: root would replace the devices of the system."""
-    for name in ("_sampled", "Comparison", "to_arviz", "replacing", "write_bytes"):
+    for name in ("sampled", "Comparison", "to_arviz", "replacing", "write_bytes"):
         monkeypatch.setattr(f"ppl_vae.cli.run_commands.{name}", None)
 
 
@@ -172,7 +172,7 @@ def test_what_the_system_has_opened_is_no_output(
         (("gaps",), "inference_gaps", "gaps.csv"),
         (("gaps",), "inference_gaps", "plots/gaps.png"),
         (("export",), "to_arviz", "posterior.nc"),
-        (("sample",), "_sampled", "samples.png"),
+        (("sample",), "sampled", "samples.png"),
     ],
 )
 def test_a_pipe_in_the_place_of_a_result_stays(

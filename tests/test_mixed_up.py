@@ -268,7 +268,7 @@ def meanwhile(function: str, file: Path) -> Any:
 @pytest.mark.parametrize(
     ("words", "function", "output", "code"),
     [
-        (["sample", "-o", "x.npz"], "_sampled", "x.npz", 1),
+        (["sample", "-o", "x.npz"], "sampled", "x.npz", 1),
         (["export", "-o", "x.nc", "--num_samples", "2"], "to_arviz", "x.nc", 1),
         (["gaps", "--max_rows", "2", "--num_samples", "5"], "inference_gaps", "run/gaps.json", 0),
         (["gaps", "--max_rows", "2", "--num_samples", "5"], "gaps_plot", "run/plots/gaps.png", 1),

@@ -181,7 +181,7 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "gaps": ("inference_gaps", ("--max_rows", "2", "--num_samples", "5")),
     "diagnose": ("diagnose_pair", ("--overwrite",)),
-    "sample": ("_sampled", ("--num", "2", "--overwrite")),
+    "sample": ("sampled", ("--num", "2", "--overwrite")),
     "export": ("to_arviz", ("--num_samples", "2", "--overwrite")),
 }
 
