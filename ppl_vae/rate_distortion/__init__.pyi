@@ -1,0 +1,12 @@
+from .linear import (
+    LinearOptimum as LinearOptimum,
+    WaterFilling as WaterFilling,
+    linear_optimum as linear_optimum,
+    reverse_water_filling as reverse_water_filling,
+)
+from .tables import (
+    BestModel as BestModel,
+    DiscretePoint as DiscretePoint,
+    best_model as best_model,
+    blahut_arimoto as blahut_arimoto,
+)
