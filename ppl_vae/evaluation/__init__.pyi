@@ -3,6 +3,11 @@ from .annealed import (
     annealed_importance_sampling as annealed_importance_sampling,
 )
 from .arviz import netcdf_size as netcdf_size, to_arviz as to_arviz
+from .chains import (
+    AnnealingSchedule as AnnealingSchedule,
+    Chunk as Chunk,
+    in_chunks as in_chunks,
+)
 from .importance import evaluate as evaluate
 from .ladder import Ladder as Ladder
 from .path import PriorGuide as PriorGuide

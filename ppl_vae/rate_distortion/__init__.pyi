@@ -1,3 +1,8 @@
+from .frozen import (
+    CurvePoint as CurvePoint,
+    FrozenDecoderCurve as FrozenDecoderCurve,
+    frozen_decoder_curve as frozen_decoder_curve,
+)
 from .linear import (
     LinearOptimum as LinearOptimum,
     WaterFilling as WaterFilling,
