@@ -17,7 +17,7 @@ from ppl_vae.rate_distortion.arguments import require_positive
 from ppl_vae.runtime import described
 from ppl_vae.stats import Estimate, Result, RowResult, not_finite
 
-SLOPES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+SLOPES = (0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0)
 """Slopes of the points unless others are asked for: beta from 10 down to 0.1."""
 
 FINEST = 1000.0
