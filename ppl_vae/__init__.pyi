@@ -13,6 +13,7 @@ from . import (
     objectives as objectives,
     pairs as pairs,
     plots as plots,
+    rate_distortion as rate_distortion,
     runs as runs,
     runtime as runtime,
     stats as stats,

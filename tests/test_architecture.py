@@ -19,7 +19,7 @@ FLOORS = [
     {"likelihoods", "objectives", "runs", "guides"},
     {"checks", "capture", "models"},
     {"training", "em", "evaluation"},
-    {"diagnosis", "tasks"},
+    {"diagnosis", "rate_distortion", "tasks"},
     {"plots"},
     {"", "cli"},
 ]

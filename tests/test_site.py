@@ -104,7 +104,14 @@ def words(text: str) -> str:
 
 def docstrings() -> Iterator[tuple[str, str]]:
     """The first paragraphs of public docstrings, by name; they hold the formulas."""
-    for room in (ppl_vae, ppl_vae.models, ppl_vae.guides, ppl_vae.plots, ppl_vae.data):
+    for room in (
+        ppl_vae,
+        ppl_vae.models,
+        ppl_vae.guides,
+        ppl_vae.plots,
+        ppl_vae.data,
+        ppl_vae.rate_distortion,
+    ):
         for public in room.__all__:
             value = getattr(room, public)
             if callable(value):
@@ -149,6 +156,7 @@ def test_what_is_public_is_in_the_reference(site: Path) -> None:
         ppl_vae.plots,
         ppl_vae.data,
         ppl_vae.tasks,
+        ppl_vae.rate_distortion,
     ):
         for public in room.__all__:
             value = getattr(room, public)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
+import numpy as np
 import pyro
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from ppl_vae.checks import Session, opened
 from ppl_vae.evaluation.conditions import Conditions
 from ppl_vae.evaluation.counts import ValueCounts
-from ppl_vae.evaluation.hmc import Densities, StepSizes, anneal, sigmoidal, tune
+from ppl_vae.evaluation.hmc import Densities, Point, StepSizes, anneal, sigmoidal, tune
 from ppl_vae.evaluation.path import Path, PriorGuide
 from ppl_vae.pairs import (
     Batch,
@@ -45,6 +46,7 @@ class AnnealingSchedule:
         num_chains: Number of chains.
         num_steps: Number of temperatures.
         num_leapfrog: Leapfrog steps between two temperatures.
+        temperatures: The `num_steps + 1` temperatures, from 0; None: a sigmoidal schedule that ends at 1.
 
     Raises:
         TypeError: One of them is no whole number.
@@ -54,20 +56,27 @@ class AnnealingSchedule:
     num_chains: int
     num_steps: int
     num_leapfrog: int
+    temperatures: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            require_count(name, value, most=MOST_CHAINS)
+        for name in ("num_chains", "num_steps", "num_leapfrog"):
+            require_count(name, getattr(self, name), most=MOST_CHAINS)
 
     @property
     def betas(self) -> list[float]:
-        """The temperatures, increasing from 0 to 1."""
-        return sigmoidal(self.num_steps)
+        """The temperatures, increasing from 0."""
+        return sigmoidal(self.num_steps) if self.temperatures is None else [*self.temperatures]
 
     @property
     def tuning_betas(self) -> list[float]:
         """Temperatures of the run that tunes the step sizes: a tenth as many, within bounds."""
-        return sigmoidal(min(max(self.num_steps // 10, 30), 200))
+        count = min(max(self.num_steps // 10, 30), 200)
+        if self.temperatures is None:
+            return sigmoidal(count)
+        known = sorted(set(self.temperatures))
+        places = np.linspace(0, len(known) - 1, count + 1)
+        found: list[float] = np.interp(places, np.arange(len(known)), known).tolist()
+        return found
 
     def transitions(self, runs: int, parts: int) -> int:
         """Transitions per row, with its chains run in `parts` parts, forward or (two runs) forward and back."""
@@ -111,12 +120,18 @@ class Chunk:
         """Starting points of `num_chains` chains: draws from the guide or the prior, or given values."""
         return self.path.draw(num_chains, values)
 
-    def anneal(self, start: Tensor, back: bool = False) -> tuple[Tensor, Tensor]:
+    def anneal(
+        self,
+        start: Tensor,
+        back: bool = False,
+        watch: Callable[[int, Tensor, Point], object] = lambda *_: None,
+    ) -> tuple[Tensor, Tensor]:
         """Log weights of the chains from `start`, `(chains, n)`, and each row's acceptance, `(n,)`.
 
         Args:
             start: Draws from the guide or the prior; from the posterior if `back`.
             back: Anneal from the posterior to the guide or prior: the weights are 1 / p(x) in expectation.
+            watch: See `hmc.anneal`.
         """
         betas = self._schedule.betas
         steps = None if len(betas) == 2 else self._steps
@@ -128,6 +143,7 @@ class Chunk:
             steps,
             self._schedule.num_leapfrog,
             self._tick,
+            watch,
         )
 
     @cached_property

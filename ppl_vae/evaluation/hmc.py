@@ -156,6 +156,7 @@ def anneal(
     steps: StepSizes | None,
     num_leapfrog: int,
     tick: Callable[[], object] = lambda: None,
+    watch: Callable[[int, Tensor, Point], object] = lambda *_: None,
 ) -> tuple[Tensor, Tensor]:
     """Importance weights of annealed importance sampling from f at `betas[0]` to f at `betas[-1]`.
 
@@ -171,6 +172,8 @@ def anneal(
         steps: Step sizes of the transitions; may be None if T is 1.
         num_leapfrog: Leapfrog steps of a transition.
         tick: Called after each transition.
+        watch: Called after each transition with its number t, the log weights so far, `(chains, rows)`, and the
+            point u_t. With these weights, the points are properly weighted draws from f at `betas[t]`.
 
     Returns:
         log w, `(chains, rows)`, and the mean acceptance of each row, `(rows,)`: NaN without transitions.
@@ -186,6 +189,7 @@ def anneal(
             step = steps.at(betas[t])
             point, acceptance = transition(densities, point, betas[t], step, num_leapfrog)
             accepted = accepted + acceptance.mean(0)
+            watch(t, log_weights, point)
             tick()
     return log_weights, accepted / (last - 1) if last > 1 else accepted + math.nan
 

@@ -11,6 +11,7 @@ from .latents import (
     codes as codes,
     kl_per_dimension as kl_per_dimension,
 )
+from .rate_plane import RatePoint as RatePoint, rate_distortion as rate_distortion
 from .run import draw_run as draw_run
 from .samples import (
     interpolations as interpolations,
