@@ -3,12 +3,12 @@ from .annealed import (
     annealed_importance_sampling as annealed_importance_sampling,
 )
 from .arviz import netcdf_size as netcdf_size, to_arviz as to_arviz
-from .conditions import Conditions as Conditions
 from .chains import (
     AnnealingSchedule as AnnealingSchedule,
     Chunk as Chunk,
     in_chunks as in_chunks,
 )
+from .conditions import Conditions as Conditions
 from .importance import evaluate as evaluate
 from .ladder import FEWEST_SAMPLES as FEWEST_SAMPLES, Ladder as Ladder
 from .path import PriorGuide as PriorGuide
