@@ -1,0 +1,319 @@
+"""Data with labels, and what the command line makes of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from catalogue import SMALL_NETWORK, SMALL_RUN
+from labelled import CLASSES, rows, semi_supervised
+
+from ppl_vae import (
+    evaluate,
+    load_data,
+    load_run,
+)
+from ppl_vae.cli import main
+from ppl_vae.cli.report import with_accuracy
+from ppl_vae.data import Data
+
+
+def test_rows_come_with_their_labels() -> None:
+    plain, told = load_data("digits", max_rows=200), load_data("digits", max_rows=200, labels=True)
+    for split in ("train", "validation", "test"):
+        x, y = getattr(told, split)
+        assert torch.equal(x, getattr(plain, split))
+        assert torch.equal(y, getattr(plain, f"{split}_labels"))
+    assert told.shape == plain.shape == (1, 8, 8)
+    assert "each with a label" in repr(told)
+
+
+@pytest.mark.parametrize("num", [10, 37, 1294])
+def test_so_many_labels_are_told_in_equal_numbers(num: int) -> None:
+    data = load_data("digits", labels=num)
+    (x, y), truth = data.train, data.train_labels
+    assert truth is not None
+    assert len(x) == len(y) == 1294
+    known = y >= 0
+    assert int(known.sum()) == num
+    assert torch.equal(y[known], truth[known])
+    if num < 1000:
+        counts = y[known].bincount(minlength=10)
+        assert int(counts.max() - counts.min()) <= 1
+    assert all(bool((split[1] == -1).all()) for split in (data.validation, data.test))
+    assert torch.equal(x, load_data("digits").train)
+    other = load_data("digits", labels=num, seed=1)
+    assert num > 1000 or not torch.equal(other.train[1] >= 0, known)
+
+
+def test_labels_that_are_not_there_are_named(tmp_path: Path) -> None:
+    torch.save({"x": torch.rand(50, 3)}, tmp_path / "rows.pt")
+    torch.save({"x": torch.rand(50, 3), "y": torch.rand(50)}, tmp_path / "real.pt")
+    with pytest.raises(ValueError, match="has no labels"):
+        load_data(tmp_path / "rows.pt", labels=True)
+    with pytest.raises(ValueError, match="are no classes"):
+        load_data(tmp_path / "real.pt", labels=5)
+    assert load_data(tmp_path / "real.pt", labels=True).train[1].shape == (36, 1)
+    with pytest.raises(ValueError, match="only 1294 training rows"):
+        load_data("digits", labels=2000)
+    with pytest.raises(ValueError, match="labels must be at least 1"):
+        load_data("digits", labels=-3)
+    with pytest.raises(TypeError, match="labels must be a whole number"):
+        load_data("digits", labels=0.5)  # type: ignore[call-overload]
+
+
+def test_hidden_labels_of_the_data_are_no_class(tmp_path: Path) -> None:
+    file = tmp_path / "rows.npz"
+    y = np.array([0, 1, 2, 2, -1, -1] * 10)
+    np.savez(file, train=np.random.rand(60, 3), train_labels=y)
+    data = load_data(file, labels=9, validation_fraction=0.2)
+    known = data.train[1][data.train[1] != -1]
+    assert known.bincount().tolist() == [3, 3, 3]
+    assert data.train_labels is not None
+    held = int((data.train_labels != -1).sum())
+    assert int((load_data(file, labels=held, validation_fraction=0.2).train[1] != -1).sum()) == held
+    with pytest.raises(ValueError, match=f"only {held} training rows with a label"):
+        load_data(file, labels=held + 1, validation_fraction=0.2)
+    assert "4 different" not in data._repr_html_()
+
+
+def test_the_accuracy_is_of_the_rows_with_a_label() -> None:
+    model, guide = semi_supervised()
+    x, _ = rows()
+    told = guide.classify(x).probs.argmax(-1)
+    told[:12] = (told[:12] + 1) % CLASSES
+    told[20:] = -1
+    data = Data("rows", x, x, x, test_labels=told)
+    evaluation = evaluate(model, guide, x, num_samples=2, seed=0)
+    (note,) = set(with_accuracy(evaluation, model, guide, data).notes) - set(evaluation.notes)
+    assert "8 of 20 test rows with a label their label (40.0%)" in note
+    unknown = replace(data, test_labels=torch.full((30,), -1))
+    assert with_accuracy(evaluation, model, guide, unknown) is evaluation
+
+
+def test_a_table_of_data_counts_rows() -> None:
+    data = load_data("digits", max_rows=50, labels=True)
+    table = data._repr_html_()
+    assert table.count(">50</td>") == 3
+    assert ">2</td>" not in table
+
+
+# -- the command line ------------------------------------------------------------------------------------
+
+
+def test_a_semi_supervised_run_is_trained_evaluated_and_sampled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Guide, objective, classes and the weight of the labels are filled in; the pictures are drawn."""
+    run = tmp_path / "run"
+    options = ("--labels", "30", "--model", "SemiSupervisedVAE", "--model.latent_dim", "2")
+    command = ["train", *options, *SMALL_RUN, *SMALL_NETWORK, "--max_epochs", "2", "--quiet"]
+    assert main([*command, "--run_dir", str(run)]) == 0
+    printed = capsys.readouterr()
+    assert "the curve of training cannot be compared" in " ".join(printed.out.split())
+    assert re.search(r"q\(y \| x\) without any label gives \d+ of 60 test rows", printed.out)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["guide"]["class_path"].endswith("SemiSupervised")
+    assert config["model"]["init_args"]["classes"] == 10
+    assert config["guide"]["init_args"]["classes"] == 10
+    assert config["objective"]["class_path"].endswith("SemiSupervisedELBO")
+    assert config["objective"]["init_args"]["classification"] == pytest.approx(100.0 * 60 / 30)
+    loaded: Any = load_run(run)
+    data = load_data("digits", max_rows=60, labels=30)
+    again = evaluate(loaded.model, loaded.guide, data.test, num_samples=20, seed=0)
+    stored = loaded.evaluation_rows
+    assert stored is not None
+    torch.testing.assert_close(
+        again.elbo.values, torch.tensor(stored["elbo"], dtype=torch.float32), atol=1e-3, rtol=1e-4
+    )
+    samples = tmp_path / "samples.npz"
+    assert main(["sample", str(run), "--num", "5", "-o", str(samples)]) == 0
+    drawn = np.load(samples)
+    assert drawn["x"].shape == (5, 1, 8, 8)
+    assert drawn["z"].shape == (5, 2)
+    y = torch.tensor(drawn["label"])
+    means = loaded.model.decode(torch.tensor(drawn["z"]), y).mean.detach()
+    torch.testing.assert_close(torch.tensor(drawn["mean"]), means)
+    for label, wanted in (("7", [7] * 5), ("1,0", [1, 0, 1, 0, 1])):
+        asked = ["--num", "5", "--label", label, "-o", str(samples), "--overwrite"]
+        assert main(["sample", str(run), *asked]) == 0
+        assert f"of label {label}" in capsys.readouterr().err
+        drawn = np.load(samples)
+        assert drawn["label"].tolist() == wanted
+        means = loaded.model.decode(torch.tensor(drawn["z"]), torch.tensor(wanted)).mean.detach()
+        torch.testing.assert_close(torch.tensor(drawn["mean"]), means)
+    assert main(["sample", str(run), "--label", "x", "-o", str(samples), "--overwrite"]) == 2
+    assert "--label x: expected a label, such as 3" in capsys.readouterr().err
+    assert main(["sample", str(run), "--label", "12", "-o", str(samples), "--overwrite"]) == 1
+    assert "12 is given at site 'y': expected integers from 0 to 9" in capsys.readouterr().err
+    diagnosis = json.loads((run / "diagnosis.json").read_text())
+    assert diagnosis["names"] == ["z[0]", "z[1]"]  # y is no code
+    assert any("'y' is categorical" in note for note in diagnosis["notes"])
+    drawn = {file.stem for file in (run / "plots").iterdir()}
+    assert {"traversals", "prior_samples", "aggregate_posterior", "interpolations"} <= drawn
+    assert "manifold" not in drawn  # its decodings would be of any class
+    assert main(["train", "--resume", str(run), "--max_epochs", "3", "--quiet"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "guide", "objective"),
+    [
+        (("--objective.beta", "0.5"), {}, {"beta": 0.5}),
+        (("--guide.latent_dim=3",), {"latent_dim": 3}, {}),
+        (("--objective.classification", "5"), {}, {"classification": 5.0}),
+        (("--config", "m2.yaml", "--objective.num_particles", "2"), {}, {"num_particles": 2}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_one_argument_leaves_the_classes_that_suit_the_model(
+    options: tuple[str, ...],
+    guide: dict[str, Any],
+    objective: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    named = {"class_path": "ppl_vae.models.SemiSupervisedVAE", "init_args": {"latent_dim": 3}}
+    Path("m2.yaml").write_text(yaml.safe_dump({"model": named, "labels": 100}))
+    model = ("--labels", "100", "--model", "SemiSupervisedVAE", "--model.latent_dim", "3")
+    given = options if options[0] == "--config" else (*model, *options)
+    assert main(["train", *given, "--print_config"]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["guide"]["class_path"] == "ppl_vae.guides.SemiSupervised"
+    assert config["objective"]["class_path"] == "ppl_vae.objectives.SemiSupervisedELBO"
+    assert config["model"]["init_args"]["latent_dim"] == 3
+    assert guide.items() <= config["guide"]["init_args"].items()
+    weight = {"classification": pytest.approx(100.0 * 1294 / 100)}
+    assert (weight | objective).items() <= config["objective"]["init_args"].items()
+
+
+def test_a_refit_keeps_the_classes_that_suit_the_model(tmp_path: Path) -> None:
+    command = ["train", *SMALL_RUN, *SMALL_NETWORK, "--model", "SemiSupervisedVAE", "--quiet"]
+    run, again = tmp_path / "run", tmp_path / "again"
+    options = ("--objective.beta", "0.5", "--guide.network", "MLP", "--max_epochs", "1", "--quiet")
+    with patch("ppl_vae.cli.finish.draw_run", return_value=[]):
+        given = ("--labels", "30", "--objective.classification", "3", "--max_epochs", "1")
+        assert main([*command, *given, "--run_dir", str(run)]) == 0
+        assert main(["refit", *options, str(run), "--run_dir", str(again)]) == 0
+        plain = tmp_path / "plain"
+        assert main(["refit", str(run), "--max_epochs", "1", "--run_dir", str(plain)]) == 0
+    config = yaml.safe_load((again / "config.yaml").read_text())
+    assert config["guide"]["class_path"] == "ppl_vae.guides.SemiSupervised"
+    assert config["objective"]["class_path"] == "ppl_vae.objectives.SemiSupervisedELBO"
+    assert config["objective"]["init_args"]["beta"] == 0.5
+    config = yaml.safe_load((plain / "config.yaml").read_text())
+    assert config["objective"]["init_args"]["classification"] == 3.0  # the run's own
+
+
+def test_a_class_that_is_named_is_not_replaced(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--guide", "SemiSupervised", "--objective", "EnumELBO", "--objective.beta", "0.5")
+    command = ["train", "--labels", "100", "--model", "SemiSupervisedVAE", *options]
+    assert main([*command, "--print_config"]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["objective"]["class_path"] == "ppl_vae.objectives.EnumELBO"
+
+
+def test_a_run_with_all_labels_is_sampled_and_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Labels that the model observes are not what its prior is drawn for."""
+    run = tmp_path / "run"
+    options = ("--labels", "true", "--model", "SemiSupervisedVAE", "--max_epochs", "1", "--quiet")
+    command = ["train", *options, *SMALL_RUN, *SMALL_NETWORK, "--run_dir", str(run)]
+    assert main(command) == 0
+    assert "prior_samples.png was not drawn" not in capsys.readouterr().err
+    assert (run / "plots/prior_samples.png").exists()
+    samples = tmp_path / "samples.npz"
+    assert main(["sample", str(run), "--num", "5", "-o", str(samples)]) == 0
+    assert np.load(samples)["x"].shape == (5, 1, 8, 8)
+
+
+def test_a_conditional_run_reads_the_labels_of_the_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    options = ("--labels", "true", "--model", "ConditionalVAE", "--guide", "FullCovariance")
+    command = ["train", *options, *SMALL_RUN, *SMALL_NETWORK, "--max_epochs", "2", "--quiet"]
+    assert main([*command, "--run_dir", str(run)]) == 0
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    for role in ("model", "guide"):
+        context = config[role]["init_args"]["context"]
+        assert context == {
+            "class_path": "ppl_vae.networks.Labels",
+            "init_args": {"classes": 10},
+        }
+    assert {"reconstructions.png", "interpolations.png", "traversals.png"} <= {
+        file.name for file in (run / "plots").iterdir()
+    }
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--num_samples", "20", "--overwrite", "--quiet"]) == 0
+    assert main(["diagnose", str(run), "--overwrite", "--quiet"]) == 0
+    assert "log p(x)" in capsys.readouterr().out
+    model: Any = load_run(run).model
+    data = load_data("digits", max_rows=60, labels=True)
+    samples = tmp_path / "samples.npz"
+    for label, wanted in (([], data.test[1][:5]), (["--label", "3"], torch.full((5,), 3))):
+        output = ("--num", "5", "-o", str(samples), "--overwrite")
+        assert main(["sample", str(run), *label, *output]) == 0
+        drawn = np.load(samples)
+        assert drawn["label"].tolist() == wanted.tolist()
+        means = model.decode(torch.tensor(drawn["z"]), wanted).mean.detach()
+        torch.testing.assert_close(torch.tensor(drawn["mean"]), means)
+
+
+def test_runs_with_other_labels_are_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a training of classes without any label warns."""
+    command = ["train", *SMALL_RUN, *SMALL_NETWORK, "--model", "SemiSupervisedVAE", "--quiet"]
+    runs = [str(tmp_path / name) for name in ("without", "with")]
+    with patch("ppl_vae.cli.finish.draw_run", return_value=[]):
+        assert main([*command, "--max_epochs", "1", "--run_dir", runs[0]]) == 0
+        assert "is trained without any label" in " ".join(capsys.readouterr().err.split())
+        assert main([*command, "--max_epochs", "1", "--labels", "30", "--run_dir", runs[1]]) == 0
+        assert "is trained without any label" not in " ".join(capsys.readouterr().err.split())
+    assert main(["compare", *runs, "-o", str(tmp_path / "compared.png")]) == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert "different labels beside the rows (--labels 30, none)" in told
+
+
+def test_a_model_of_two_layers_gets_a_guide_of_two(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = ["train", "--model", "HierarchicalVAE", *SMALL_RUN, *SMALL_NETWORK, "--quiet"]
+    with patch("ppl_vae.cli.finish.draw_run", return_value=[]):
+        assert main([*command, "--max_epochs", "1", "--run_dir", str(run)]) == 0
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["guide"]["class_path"].endswith("TopDown")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--model", "ConditionalVAE"), "takes rows and what they come with (x, c): add --labels"),
+        (("--labels", "true"), "VAE takes the rows alone (x): leave out --labels, or choose"),
+        (("--labels", "70", "--model", "SemiSupervisedVAE"), "only 60 training rows"),
+        (
+            ("--labels", "30", "--model", "ConditionalVAE"),
+            "some are hidden (-1): --labels true, if",
+        ),
+        (("--labels", "true", "--model", "GaussianMixture"), "(`ppl-vae train --model Conditional"),
+        (("--labels", "yes"), "--labels: expected int, true or false, got yes"),
+    ],
+)
+def test_what_does_not_go_with_the_labels_is_named(
+    options: tuple[str, ...], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", *options, *SMALL_RUN, "--run_dir", str(tmp_path / "run"), "--quiet"]
+    assert main(command) == 2 or main(command) == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert words in told
+    assert not (tmp_path / "run").exists()
