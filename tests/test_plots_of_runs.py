@@ -30,6 +30,7 @@ from ppl_vae.guides import Exact, MeanField
 from ppl_vae.models import VAE, FlowPrior, HierarchicalVAE, MixturePrior, ProbabilisticPCA
 from ppl_vae.networks import MLP
 from ppl_vae.plots.run import is_standard_normal
+from ppl_vae.rate_distortion import linear_optimum
 from ppl_vae.stats import Estimate
 from ppl_vae.tasks import Outliers
 
@@ -232,6 +233,9 @@ BOUNDS = [
     {"iteration": i, "bound": -1e5 / (i + 1) ** 4, "log_likelihood": -1e4 / (i + 1) ** 4}
     for i in range(30)
 ]
+AT = linear_optimum([4.0, 1.0], 0.5, 1.0)
+
+
 PICTURES: dict[str, Callable[[], Figure]] = {
     "learning_curves": lambda: plots.learning_curves(HISTORY),
     "khat_histogram": lambda: plots.khat_histogram([0.1, 0.9, np.inf], 100),
@@ -256,8 +260,11 @@ PICTURES: dict[str, Callable[[], Figure]] = {
     "traversals": lambda: plots.traversals(ROWS[None].repeat(2, 1, 1, 1), [1.0, 2.0], row=ROWS[0]),
     "traversals of curves": lambda: plots.traversals(ROWS[None, :, 0], [1.0]),
     "interpolations": lambda: plots.interpolations(ROWS[:, None], a=ROWS, b=ROWS),
+    "rate_distortion": lambda: plots.rate_distortion(
+        {"beta-VAE": {"β = 1": AT}, "others": [AT]}, curves={"exact": [AT, AT]}, entropy=20.0
+    ),
 }
-NOT_HERE = {"draw_run", "comparison_plot"}
+NOT_HERE = {"draw_run", "comparison_plot", "RatePoint"}
 """Pictures that are drawn into files, and one of runs on disk, whose colors are those of the others."""
 
 

@@ -305,7 +305,7 @@ def _add_resume(options: Options, command: str, length: str) -> None:
 
 
 def _add_run_dir(options: Options) -> None:
-    what = "run folder (default: runs/<data>-<model>-<guide>-<time>)"
+    what = "run folder (default: a new one in runs/)"
     options.add_argument("--run_dir", type=str, help=what)
     _add_flag(options, "--overwrite", "replace the run in run_dir")
     options.add_argument("--seed", type=int, default=0, help="seed of weights, batches and draws")

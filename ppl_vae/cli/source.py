@@ -152,6 +152,8 @@ def parameters(definition: Definition) -> list[Parameter]:
         for statement in getattr(node, "body", ()):
             match statement:
                 case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation, value=value):
+                    if ast.unparse(annotation).rpartition(".")[2].startswith("ClassVar"):
+                        continue
                     expected, default = _type(annotation, module), _value(value)
                     fields[name] = Parameter(name, expected, default, described.get(name, ""))
     return list(fields.values())

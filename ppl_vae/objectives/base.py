@@ -64,7 +64,7 @@ class Objective(ABC):
     """An objective: defines the loss that `fit` minimizes.
 
     Attributes:
-        beta: Weight of the KL: a number, a schedule over epochs, or a controller.
+        beta: Weight of the KL: a number, schedule or controller.
         free_bits: Nats per latent dimension that add nothing to the penalty: each dimension's KL, averaged
             over the batch, counts as max(free_bits, KL) (Kingma et al., arXiv:1606.04934). If the density of a
             site does not factorize over its dimensions, they form one group with free_bits times their number.

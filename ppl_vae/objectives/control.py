@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 from ppl_vae.objectives.schedules import require_number, require_positive
 
 
-class ControlState(NamedTuple):
+@dataclass(frozen=True)
+class ControlState:
     """Where a controller stands; a checkpoint holds it.
 
     Attributes:
@@ -83,7 +84,7 @@ class Controller(ABC):
         """The state after one more step with this rate and distortion, nats per row."""
         sums = (state.rate + rate, state.distortion + distortion, state.steps + 1)
         if sums[2] < self.EVERY:
-            return state._replace(rate=sums[0], distortion=sums[1], steps=sums[2])
+            return ControlState(state.beta, state.integral, *sums)
         error = min(max(self.error(sums[0] / sums[2], sums[1] / sums[2]), -1.0), 1.0)
         if not math.isfinite(error):  # the step is about to fail, and says why
             return ControlState(state.beta, state.integral)

@@ -221,7 +221,7 @@ def _draw_diagonals(axes: Axes, top: float) -> None:
     low, high = left, right + top
     values = MaxNLocator(9, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
     for value in values:
-        axes.plot([value - top, value], [top, 0], color=shade(0.25), ls=":", lw=1.2, zorder=1)
+        axes.plot([value - top, value], [top, 0], color=shade(0.35), ls=":", lw=1.2, zorder=1)
 
     def of_upper_edge(distortion: Any) -> Any:  # the ELBO; its own inverse
         return -(distortion + top)
@@ -229,7 +229,7 @@ def _draw_diagonals(axes: Axes, top: float) -> None:
     above = axes.secondary_xaxis("top", functions=(of_upper_edge, of_upper_edge))
     above.set_xticks([-value for value in values if left <= value - top <= right])
     above.set_xlabel("ELBO (nats per row), along the dotted lines", fontsize=MEDIUM)
-    above.tick_params(labelsize=MEDIUM, color=shade(0.25))
+    above.tick_params(labelsize=MEDIUM, color=shade(0.35))
     above.spines[:].set_visible(False)
     axes.set_xlim(left, right)
     axes.set_ylim(top=top)

@@ -12,6 +12,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import astuple
 from typing import Any
 
 import pyro
@@ -112,7 +113,7 @@ class Training:
         self.folder = folder
         controller = requested_objective.beta
         begun = controller.begin() if isinstance(controller, Controller) else None
-        self.progress = Progress(control=None if begun is None else [*begun])
+        self.progress = Progress(control=None if begun is None else [*astuple(begun)])
         self.best: dict[str, Tensor] | None = None
 
         self.processes = processes
@@ -345,7 +346,7 @@ class Training:
         sums = self.processes.summed(sums, (*names, "rows"), "after a step")
         rate, distortion = (sums[name] / sums["rows"] for name in names)
         state = controller.after(state, rate, distortion)
-        self.progress.control = [*state]
+        self.progress.control = [*astuple(state)]
 
     def _beta(self, step: int) -> float:
         """The weight of the KL in a step of the current epoch."""
