@@ -60,6 +60,11 @@ LONG = "x" * 300
             "error: LinearWarmup: epochs must be positive, got 0.0\n",
         ),
         (
+            ["train", "--objective.beta", "TargetRate", "--objective.beta.nats", "-2"],
+            1,
+            "error: TargetRate: nats must be positive, got -2.0\n",
+        ),
+        (
             ["train", "--model", "./my_pair.Model"],
             2,
             "is not a full name such as package.module.Class",

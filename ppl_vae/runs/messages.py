@@ -46,9 +46,8 @@ def plain(message: str) -> str:
     given = re.search(r"Given value: (?!NestedArg|Namespace|\{)(.+)", message)
     if given and ", got" not in reason:
         reason += f", got {given[1]}"
-    reason = re.sub(
-        r"; Import path (?:[\w.]+ )?does not correspond to a subclass of \w+", "", reason
-    )
+    other_kind = r"Import path (?:[\w.]+ )?does not correspond to a subclass of \w+"
+    reason = re.sub(f"; {other_kind}|{other_kind}; ", "", reason)
     if "<class 'torch.Tensor'>" in message:  # which no text can be
         reason = re.sub(r"; [Ee]xpected the name of a known class [^,;]+(?=, got)", "", reason)
     reason = re.sub(r"[Tt]ype collections\.abc\.Callable\[.*\] expects .*? class: ", "", reason)
