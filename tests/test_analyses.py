@@ -241,15 +241,64 @@ def few_labels(folder: Path) -> None:
     assert "Percent of 150 test rows" in printed
 
 
+def rate_distortion(folder: Path) -> None:
+    sizes = ("--betas=[1,4]", "--num_rows=100", "--max_epochs=250", "--num_samples=200")
+    printed = run("rate_distortion.py", *sizes, "--num_chains=16", "--num_steps=200", cwd=folder)
+    first, second = printed.strip().split("\n\n")[:2]
+    learned, own = rows(first), rows(second)
+    losses = ["β-VAE", "rate + λ distortion, λ = 1/β"]
+    assert [(row["loss"], row["beta"]) for row in learned] == [
+        (loss, beta) for beta in "14" for loss in losses
+    ]
+    assert [row["active"] for row in learned] == ["6", "6", "4", "4"]
+    for row in learned:
+        assert mean(row["best rate"]) == {"1": 7.278, "4": 3.466}[row["beta"]]
+        assert mean(row["rate"]) == pytest.approx(mean(row["best rate"]), rel=0.1)
+        # Nothing is below the curve, and 250 steps come near it.
+        assert -0.3 < mean(row["rate above the curve"].replace("%", " %").split()[0]) < 5
+    slopes = [mean(row["slope 1 / beta"]) for row in own]
+    assert slopes == sorted(slopes)
+    assert 0.25 in slopes
+    for row in own:
+        for name in ("rate", "distortion"):
+            assert mean(row[name]) == pytest.approx(mean(row[f"exact {name}"]), rel=0.05)
+    assert imread(folder / "rate_distortion.png").std() > 0.05  # not an empty canvas
+
+
+def indeterminacy(folder: Path) -> None:
+    sizes = ("--betas=[0.5,1,2]", "--num_seeds=2", "--max_epochs=60")
+    printed = run("indeterminacy.py", *sizes, cwd=folder)
+    first, second = (part for part in printed.split("\n\n") if part.startswith("|"))
+    entropy = float(printed.split("H(y) = ")[1].split()[0])
+    encoders = rows(first)
+    for row in encoders:
+        assert abs(mean(row["ELBO + H(y)"])) < 1e-12
+        total = mean(row["I(y; z)"]) + mean(row["distortion"])
+        assert total == pytest.approx(entropy, abs=1e-4)
+    known = [mean(row["I(y; z)"]) for row in encoders]
+    assert known[0] == 0
+    assert max(known) == pytest.approx(entropy, abs=1e-4)
+    low, one, high = rows(second)
+    assert mean(low["rate, largest"]) > 0.9 * entropy
+    assert mean(high["rate, largest"]) < 0.05
+    assert mean(one["rate, largest"]) - mean(one["rate, least"]) > 0.1
+    for row in (low, one, high):
+        assert mean(row["loss, least"]) == pytest.approx(mean(row["best loss"]), abs=0.05)
+        assert mean(row["loss, least"]) >= mean(row["best loss"]) - 0.001
+    assert imread(folder / "indeterminacy.png").std() > 0.05  # not an empty canvas
+
+
 # Add a check here for a new script.
 CHECKS: dict[str, Callable[[Path], None]] = {
     "banana.py": banana,
     "em_vs_vae.py": em_vs_vae,
     "few_labels.py": few_labels,
     "hard_em_to_vq.py": hard_em_to_vq,
+    "indeterminacy.py": indeterminacy,
     "inference_gaps.py": inference_gaps,
     "mnist.py": mnist,
     "priors.py": priors,
+    "rate_distortion.py": rate_distortion,
     "swap_guides.py": swap_guides,
 }
 
@@ -486,6 +535,8 @@ def test_no_script_replaces_a_picture(tmp_path: Path) -> None:
         "priors.py": [],
         "hard_em_to_vq.py": [],
         "em_vs_vae.py": ["digits"],
+        "rate_distortion.py": [],
+        "indeterminacy.py": [],
     }
     (tmp_path / "mine.png").write_text("mine")
     for name, options in scripts.items():

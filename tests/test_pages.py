@@ -40,7 +40,7 @@ def test_the_blocks_of_a_page_run(page: Path) -> None:
 
 def test_the_pages_that_teach_are_run() -> None:
     taught = ["start", "own_pair", "swap_a_guide", "which_number", "em_to_vae", "coming_from"]
-    taught += ["conditional", "semi_supervised"]
+    taught += ["conditional", "semi_supervised", "collapse"]
     assert {f"docs/{page}.md" for page in taught} | {"README.md"} <= set(map(name, PAGES))
 
 

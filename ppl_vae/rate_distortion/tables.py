@@ -229,7 +229,7 @@ def best_model(population: ArrayLike | Tensor, encoder: ArrayLike | Tensor) -> B
     prior = joint.sum(0)
     used = prior > 0
     decoder = torch.where(used, joint / torch.where(used, prior, 1.0), source.unsqueeze(1)).T
-    distortion = -float(torch.xlogy(joint, decoder.T).sum())
+    distortion = 0.0 - float(torch.xlogy(joint, decoder.T).sum())  # not -0.0
     entropy = -float(torch.xlogy(source, source).sum())
     return BestModel(_information(joint, source, prior), distortion, entropy, prior, decoder)
 
