@@ -147,6 +147,26 @@ def test_a_loss_that_is_not_finite_moves_nothing() -> None:
     assert state == control.begin()
 
 
+def test_early_stopping_does_not_keep_weights_that_miss_the_target() -> None:
+    """The best ELBO comes before beta has pressed the rate down."""
+    pair = Diagonal(), Slopes()
+    target = ELBO(beta=TargetRate(nats=1.0))
+    options: dict[str, Any] = {"objective": target, "batch_size": 100, "learning_rate": 0.02}
+    fitted = fit(
+        *pair,
+        rows(),
+        validation=rows(),
+        patience=5,
+        max_epochs=120,
+        seed=0,
+        progress=False,
+        **options,
+    )
+    assert (fitted.epochs, fitted.best_epoch) == (120, 120)
+    found = evaluate(*pair, rows(), num_samples=50, method="guide", seed=0)
+    assert found.rate.mean == pytest.approx(1.0, rel=0.1)
+
+
 @pytest.mark.parametrize("epochs", [3, 7])
 def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path, epochs: int) -> None:
     """Also where it is stopped between two settings of beta: an epoch has 8 steps."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -177,7 +178,7 @@ def aside(pair: Pair) -> Iterator[None]:
 
 
 def _warmup(objective: Objective, max_epochs: int | None) -> Iterator[Problem]:
-    if max_epochs is not None and objective.warmup_epochs > max_epochs:
+    if max_epochs is not None and max_epochs < objective.warmup_epochs < math.inf:
         yield Problem(
             "warning",
             "max_epochs",

@@ -289,7 +289,7 @@ def _last_beta(run: Run, objective: Objective) -> float:
             f"{run.path / METRICS} is missing or empty, so that the last beta of the run is "
             f"not known: it is taken to be the first one, {objective.beta_at(0):g}"
         )
-    if objective.warmup_epochs:
+    elif objective.warmup_epochs:
         warn(
             f"{run.path / METRICS} is missing or empty, so that the last beta of the run is "
             f"not known: it is taken to be that after {most} epochs"

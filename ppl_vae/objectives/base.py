@@ -132,7 +132,12 @@ class Objective(ABC):
 
     @property
     def warmup_epochs(self) -> float:
-        """The number of epochs during which early stopping must not act."""
+        """The number of epochs during which early stopping must not act.
+
+        With a controller it never acts: the weights of the best ELBO are not those that reach the target.
+        """
+        if isinstance(self.beta, Controller):
+            return math.inf
         return self.beta.warmup_epochs if isinstance(self.beta, Schedule) else 0.0
 
     def resolve(self, pair: Pair, batch: Batch) -> Objective:

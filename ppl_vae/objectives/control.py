@@ -42,6 +42,9 @@ class Controller(ABC):
     further in that direction (anti-windup), so that it comes back at once. With a larger k_i the target is
     reached sooner, but beta shoots over it: that may kill dimensions, which do not come back when it falls.
 
+    Early stopping does not act: the weights of the best ELBO are not those that reach the target, so the last
+    ones are kept.
+
     Attributes:
         start: beta in the first steps.
         least: The smallest beta.
