@@ -18,8 +18,9 @@ from ppl_vae import diagnose, fit
 from ppl_vae.guides import FullCovariance, InverseAutoregressive
 from ppl_vae.models import VAE
 from ppl_vae.networks import MLP
+from ppl_vae.objectives import ELBO
 from ppl_vae.plots import learning_curves
-from ppl_vae.training import latents
+from ppl_vae.training import Fit, latents
 from ppl_vae.training.latents import DEAD_EPOCHS, Deaths, dead_dimensions, kl_of_epoch
 
 X = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
@@ -149,6 +150,19 @@ def test_it_is_said_once_that_a_dimension_dies(
     assert message.startswith(text)
     still(Model(), Guide(), max_epochs=12, run_dir=tmp_path, resume=True)
     assert len(caplog.messages) == 1
+
+
+def test_the_dead_are_those_of_the_weights_that_are_kept() -> None:
+    alive = {"epoch": 1, "kl_z[0]": 1.0}
+    options: dict[str, Any] = {
+        "model": Model(),
+        "guide": Guide(),
+        "objective": ELBO(),
+        "seconds": 1.0,
+    }
+    options |= {"history": [alive] * 5 + [alive | {"kl_z[0]": 0.0}] * 5, "steps": 10, "stopped": ""}
+    assert Fit(**options, epochs=10, best_epoch=10).dead_dimensions == ("z[0]",)
+    assert Fit(**options, epochs=10, best_epoch=6).dead_dimensions == ()
 
 
 def history(*kls: list[float]) -> list[dict[str, float]]:

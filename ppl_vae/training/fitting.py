@@ -83,17 +83,17 @@ class Fit:
     def beta(self) -> float:
         """The weight of the KL in the end, also where a controller has set it."""
         if isinstance(self.objective.beta, Controller) and self.history:
-            return self.history[-1]["beta"]
+            return self.history[self.best_epoch - 1]["beta"]
         return self.objective.beta_at(self.epochs)
 
     @property
     def dead_dimensions(self) -> tuple[str, ...]:
-        """The latent dimensions that carried less than 0.01 nats in each of the last 5 epochs, by name.
+        """The latent dimensions that carried less than 0.01 nats for 5 epochs up to the weights kept, by name.
 
         `diagnose` says why. `history` holds the KL of each dimension after each epoch, as `kl_z[0]`, ..., on
         the held-out rows, or on a batch of training rows.
         """
-        return dead_dimensions(self.history)
+        return dead_dimensions(self.history[: self.best_epoch])
 
     def __repr__(self) -> str:
         last = self.history[-1] if self.history else {}
