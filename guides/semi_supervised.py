@@ -79,9 +79,8 @@ class SemiSupervised(Rebuildable, nn.Module):
             require_one_each(self, Labels(self.classifier.components), labels, x.shape[0])
             values = torch.arange(self.classifier.components, device=x.device)
             possible = labels.unsqueeze(-1) == values
-            possible |= ~possible.any(
-                -1, keepdim=True
-            )  # hidden, or no class, which the model refuses
+            # Hidden, or no class, which the model refuses.
+            possible |= ~possible.any(-1, keepdim=True)
             q = dist.Categorical(logits=q.logits.where(possible, -torch.inf))
         with pyro.plate("data", x.shape[0], dim=-1):
             y = pyro.sample("y", q, infer={"enumerate": "parallel"})

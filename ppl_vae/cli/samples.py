@@ -11,17 +11,8 @@ from jsonargparse import Namespace
 
 from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.output import warn
-from ppl_vae.pairs import (
-    Batch,
-    DataArguments,
-    Pair,
-    PairError,
-    num_rows,
-    tensors_of,
-)
-from ppl_vae.runs import (
-    Run,
-)
+from ppl_vae.pairs import Batch, DataArguments, Pair, PairError, num_rows, tensors_of
+from ppl_vae.runs import Run
 from ppl_vae.tasks import discrete_latents, sample as sample_pair
 
 
@@ -54,9 +45,8 @@ def sampled(run: Run, like: Batch, options: Namespace) -> tuple[dict[str, Any], 
         arrays["label"] = latents[beside[0]]
     same = " of the same z" if len(told) > 1 else ""
     wanted = f", of label {options.label}" if given else ""
-    return {name: value.numpy() for name, value in arrays.items()}, " and ".join(
-        told
-    ) + same + wanted
+    words = f"{' and '.join(told)}{same}{wanted}"
+    return {name: value.numpy() for name, value in arrays.items()}, words
 
 
 def _wanted(
