@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ppl_vae.checks import Session, opened
-from ppl_vae.diagnosis.collapse import find_cause, is_dead, meaning_of, remedy_of
+from ppl_vae.diagnosis.causes import Cause, in_words, main_cause, to_type
+from ppl_vae.diagnosis.collapse import Asked, find_causes, is_dead
 from ppl_vae.diagnosis.dimensions import (
     NUM_DRAWS,
     Gathered,
@@ -30,7 +31,9 @@ from ppl_vae.diagnosis.faults import (
     overfitting,
     overfitting_in_history,
 )
+from ppl_vae.diagnosis.history import still_training
 from ppl_vae.diagnosis.information import aggregate_information
+from ppl_vae.diagnosis.remedies import Facts
 from ppl_vae.pairs import (
     COLLAPSED,
     DataLike,
@@ -66,16 +69,14 @@ class Diagnosis(Result):
         mutual_information: I(x; z) under q, nats, from the aggregate posterior of the rows given. NaN, and its
             `missing` says why, if the guide gives no density of one row's latents under another's posterior.
         marginal_kl: KL(aggregate posterior || prior), nats. The mean rate is the sum of the two.
-        cause: Why dimensions are not active: `none`, `identical rows`, `dead encoder`, `constant posterior`,
-            `small means`, `lagging guide`, `large beta`, `decoder noise`, `surplus dimensions` or
-            `ignored latent`.
-        remedy: What to do about it.
+        causes: Why each dimension that is not active is not, by name: with evidence, and what to do about it.
         num_rows: Number of rows used.
         information_limit: The largest mutual information that these rows can show, nats; log n if None.
         beta: The beta that the pair was trained with, as far as it was given.
         faults: What else is wrong, by name, each in a sentence with its number and a remedy: `overfit decoder`,
             `overfit encoder` or, if that is not known, `overfit`; `prior mismatch`; `log p(x) not trusted`,
             `poor guide`.
+        run: The folder of the run, if the pair is one: what to type is then a command for it.
     """
 
     names: tuple[str, ...]
@@ -85,12 +86,22 @@ class Diagnosis(Result):
     collapsed: Tensor
     mutual_information: Estimate
     marginal_kl: Estimate
-    cause: str
-    remedy: str
+    causes: Mapping[str, Cause]
     num_rows: int
     information_limit: float | None = None
     beta: float = 1.0
     faults: Mapping[str, str] = field(default_factory=dict)
+    run: str = ""
+
+    @property
+    def cause(self) -> str:
+        """Why most of the dimensions that are not active are not; `none` if all are."""
+        return main_cause(self.causes).name
+
+    @property
+    def remedy(self) -> str:
+        """What to do about it."""
+        return main_cause(self.causes).remedy
 
     @property
     def active_units(self) -> int:
@@ -133,9 +144,10 @@ class Diagnosis(Result):
                 state = f"{'has' if one else 'have'} collapsed onto the prior"
             else:
                 state = f"{'is' if one else 'are'} inactive"
-            meaning = meaning_of(self.cause, self.beta)
-            found = f"{used}; {which} {state}: {meaning}; {self.remedy}."
-        return found if known else f"{found} {self._unknown()}"
+            found = f"{used}; {which} {state}: {in_words(self.causes)}."
+        found = found if known else f"{found} {self._unknown()}"
+        typed = [to_type(cause, self.run) for cause in dict.fromkeys(self.causes.values())]
+        return "\n".join([found, *(f"  {line}" for line in typed if line)])
 
     def _unknown(self) -> str:
         return f"How much z carries about x is {self.mutual_information.missing or 'not known'}."
@@ -191,6 +203,7 @@ class Diagnosis(Result):
             "marginal_kl": self.marginal_kl.to_dict(),
             "cause": self.cause,
             "remedy": self.remedy,
+            "causes": {name: cause.to_dict() for name, cause in self.causes.items()},
             "beta": self.beta,
             "faults": dict(self.faults),
             "summary": self.summary(),
@@ -228,17 +241,27 @@ def diagnose(
     If dimensions are inactive, `diagnose` looks for the cause: collapse onto the prior, or nearly the same
     posterior elsewhere for all rows, which costs KL and carries no information. It checks, in this order:
 
-    - The encoder is dead if all rows have the same posterior up to rounding, and the gradient of its density is
+    - `identical rows`: there is nothing to distinguish.
+    - `dead encoder`: all rows have the same posterior up to rounding, and the gradient of its density is
       the same for all rows, too: units that are inactive on all rows, or a guide that does not use x. A guide
       without parameters that is the prior is dead only if posteriors fitted to each row are better.
-    - The guide's posterior is constant if no dimension is active and the mutual information is below 0.01
+    - `still training`, if `fit` is given: beta was still to rise, or the ELBO still rose.
+    - `constant posterior`: no dimension is active and the mutual information is below 0.01
       nats per dimension, although the KL of some dimension is not.
-    - The guide lags behind the model if posteriors fitted to each of 64 rows, with the model frozen, do use
-      the dimensions.
-    - A Gaussian decoder is judged by its residuals (Lucas et al., arXiv:1911.02469): a further dimension pays
-      off where the residual variance in some direction exceeds beta sigma^2.
-    - If there is such a direction, or if the likelihood is not Gaussian, the only conclusion is that the
-      decoder does not use the dimensions: because of beta, if that is above 1.
+    - `lagging guide`: posteriors fitted to each of 64 rows, with the model frozen, do use
+      the dimensions (He et al., arXiv:1901.05534).
+    - What the decoder leaves of the data, in units of its noise, tells whether a further dimension would pay:
+      one does where the variance of these residuals exceeds beta in some direction, for normal decoders
+      (Lucas et al., arXiv:1911.02469) and for all others that state a mean and a variance. If none would pay,
+      there are `surplus dimensions`, or the `decoder noise` is too large, or it is a `large beta`.
+    - `strong decoder`: given z, the numbers of x depend on each other, as in an autoregressive decoder, so that
+      it does not need z.
+    - `local optimum`: the data would pay for further dimensions as the pair is, and the decoder does not use
+      them; if beta is above 1, it is a `large beta` that has trained it so.
+    - `ignored latent`: the decoder does not use them, and the likelihood does not tell why.
+
+    Each cause has its evidence, a remedy in words, and what to type, where something can be typed: `causes` of
+    the result, and the lines below its summary.
 
     What else is wrong is said in a sentence each, if it is:
 
@@ -309,16 +332,25 @@ def diagnose(
         collapsed = (dimensions.kl < COLLAPSED) & ~active
         unused = dict(zip(dimensions.names, dimensions.kl.tolist(), strict=True))
         unused = {name: unused[name] for name, on in zip(unused, active, strict=True) if not on}
+        history = () if fit is None else fit.history[: fit.best_epoch]
+        rate = float(dimensions.kl.nansum())
+        facts = Facts(model, guide, beta, len(history) or None, rate, len(unused))
+        ended = still_training(history, None if fit is None else fit.objective)
+        asked = Asked(session, gathered.residuals, unused, facts, ended)
         cause = _plain_cause(gathered, active, collapsed, found.mutual)
         if cause in (None, "constant posterior") and not bool(active.any()):
             same = same_for_all_rows(found.mutual, gathered.draws)
             if same and is_dead(session, gathered.draws, unused, bool(collapsed.all())):
                 cause = "dead encoder"
+        if cause == "constant posterior" and ended:
+            cause = None
         if cause is None:
-            cause, unknown = find_cause(session, gathered.residuals, unused, beta)
+            causes, unknown = find_causes(asked)
             notes += unknown
+        else:
+            causes = dict.fromkeys(unused, asked.plain(cause, found.mutual))
     faults = _overfitting(gathered, train, evaluation, fit)
-    if cause not in (
+    if main_cause(causes).name not in (
         "identical rows",
         "constant posterior",
         "dead encoder",
@@ -335,8 +367,7 @@ def diagnose(
         collapsed=collapsed,
         mutual_information=found.mutual,
         marginal_kl=found.marginal_kl,
-        cause=cause,
-        remedy=remedy_of(cause, found.mutual),
+        causes=causes,
         num_rows=gathered.num_rows,
         information_limit=found.limit,
         beta=beta,
