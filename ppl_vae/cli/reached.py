@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ppl_vae.cli.output import warn
 from ppl_vae.objectives import Controller, Objective
 from ppl_vae.runs import CONFIG, METRICS, Run, Trust, UntrustedError, build, read_history
 from ppl_vae.runtime import CorruptFileError
+from ppl_vae.training import Fit
 
 
 def objective_of(run: Run, trust: Trust) -> Objective:
@@ -28,6 +30,26 @@ def objective_of(run: Run, trust: Trust) -> Objective:
         raise
     except ValueError as error:
         raise CorruptFileError(run.path / CONFIG, f"objective: {error}") from error
+
+
+def fit_of(run: Run, objective: Objective) -> Fit:
+    """What is known of the training of a run."""
+    history = read_history(run.path)
+    best = len(history)
+    if run.config.get("patience") and not isinstance(objective.beta, Controller):
+        held = [row.get("validation_elbo", -math.inf) for row in history]
+        best = max(range(best), key=held.__getitem__, default=-1) + 1
+    return Fit(
+        model=run.model,
+        guide=run.guide,
+        history=history,
+        objective=objective,
+        epochs=len(history),
+        steps=0,
+        best_epoch=best,
+        stopped="",
+        seconds=0.0,
+    )
 
 
 def last_beta(run: Run, objective: Objective) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ppl_vae.cli.common import (
 from ppl_vae.cli.mistakes import UsageError, shortened
 from ppl_vae.cli.output import say, show
 from ppl_vae.cli.own_modules import trust_of
-from ppl_vae.cli.reached import last_beta, objective_of
+from ppl_vae.cli.reached import fit_of, last_beta, objective_of
 from ppl_vae.cli.report import with_levels
 from ppl_vae.cli.samples import sampled
 from ppl_vae.cli.setup import checked, data_paths, load_rows
@@ -145,7 +146,8 @@ def diagnose(parser: ArgumentParser, given: Namespace) -> int:
     options, run, data = _open_run(parser, given)
     _require_results(options, run.path / DIAGNOSIS)
     _to_device(run, options.device, data.test)
-    beta = last_beta(run, objective_of(run, trust_of(given, options.run)))
+    objective = objective_of(run, trust_of(given, options.run))
+    beta, fitted = last_beta(run, objective), fit_of(run, objective)
     require_weights(run.path, run.weights_sha256)  # that beta may be of another run by now
     progress = False if options.quiet else None
     train = evaluate_training_rows(
@@ -162,10 +164,12 @@ def diagnose(parser: ArgumentParser, given: Namespace) -> int:
         data.test,
         train=train,
         evaluation=stored_evaluation(run, data),
+        fit=fitted,
         beta=beta,
         seed=options.seed,
         progress=progress,
     )
+    diagnosis = replace(diagnosis, run=str(options.run))
     keep_and_show(
         diagnosis, lambda: keep_result(run, DIAGNOSIS, options.overwrite, diagnosis=diagnosis)
     )

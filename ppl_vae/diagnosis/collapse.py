@@ -70,10 +70,15 @@ class Asked:
 
     def plain(self, name: str, information: Estimate) -> Cause:
         """A cause that the numbers alone show, with the mutual information."""
-        if name == "small means" and information.missing:
-            unknown = "compare posteriors of different rows, as the mutual information is not known"
-            return self.cause(name, remedy=unknown)
-        return self.cause(name)
+        unknown = information.missing
+        evidence = {
+            "dead encoder": "no draw tells of its row, and the gradient of its density is that of all rows",
+            "constant posterior": f"z carries {max(0.0, information.mean):.2g} nats about x",
+            "small means": "" if unknown else f"z carries {information.mean:.2g} nats about x",
+        }
+        remedy = "compare posteriors of different rows, as the mutual information is not known"
+        named = name == "small means" and unknown
+        return self.cause(name, evidence.get(name, ""), remedy if named else None)
 
     def cause(self, name: str, evidence: str = "", remedy: str | None = None) -> Cause:
         """A cause with its texts."""
@@ -116,8 +121,8 @@ def _of_the_decoder(asked: Asked) -> tuple[Cause, tuple[str, ...]]:
     if verdict.cause not in ("large beta", "decoder noise") and models_dependencies(session):
         lost = loss_of_other_latents(session, unused)
         evidence = (
-            f"log p(x | z) falls by {lost:.2g} nats if each row has those of another row, and the numbers of x "
-            "are not independent given z"
+            f"log p(x | z) falls by {max(0.0, lost):.2g} nats if each row has those of another row, and the "
+            "numbers of x are not independent given z"
         )
         return asked.cause("strong decoder", evidence), ()
     if verdict.cause is not None:
@@ -126,7 +131,9 @@ def _of_the_decoder(asked: Asked) -> tuple[Cause, tuple[str, ...]]:
             remedy = f"{CAUSES[verdict.cause].remedy} (about {verdict.sigma:.3g})"
         return asked.cause(verdict.cause, verdict.evidence, remedy), ()
     lost = loss_of_other_latents(session, unused)
-    evidence = f"log p(x | z) falls by {lost:.2g} nats if each row has those of another row"
+    evidence = (
+        f"log p(x | z) falls by {max(0.0, lost):.2g} nats if each row has those of another row"
+    )
     note = f"whether the data would pay for more dimensions is not known: {residuals.unknown}"
     if beta > 1:  # which has trained the decoder to ignore them
         return asked.cause("large beta", evidence), ()

@@ -16,7 +16,7 @@ PART = 5
 RISES = 0.05
 """Share of the whole rise of the ELBO that the last part must have gained, if the training has not ended."""
 
-LEAST = 0.2
+LEAST = 0.05
 """Nats that it must have gained."""
 
 
@@ -24,7 +24,7 @@ def still_training(history: Sequence[Mapping[str, float]], objective: Objective 
     """Why a training had not ended, with the numbers that show it; empty if it had, or if that is not known.
 
     It had not if beta was still to rise, or if the last fifth of the epochs raised the ELBO by more than 5
-    percent of its whole rise, 0.2 nats, and the noise of the epochs.
+    percent of its whole rise, 0.05 nats, and the noise of the epochs.
 
     Args:
         history: The metrics of each epoch.

@@ -332,17 +332,17 @@ def diagnose(
         collapsed = (dimensions.kl < COLLAPSED) & ~active
         unused = dict(zip(dimensions.names, dimensions.kl.tolist(), strict=True))
         unused = {name: unused[name] for name, on in zip(unused, active, strict=True) if not on}
-        history = () if fit is None else fit.history[: fit.best_epoch]
         rate = float(dimensions.kl.nansum())
-        facts = Facts(model, guide, beta, len(history) or None, rate, len(unused))
-        ended = still_training(history, None if fit is None else fit.objective)
+        facts = Facts(model, guide, beta, fit.epochs if fit else None, rate, len(unused))
+        stopped = fit is None or fit.best_epoch < fit.epochs  # early: it had ended
+        ended = "" if stopped else still_training(fit.history, fit.objective)
         asked = Asked(session, gathered.residuals, unused, facts, ended)
         cause = _plain_cause(gathered, active, collapsed, found.mutual)
         if cause in (None, "constant posterior") and not bool(active.any()):
             same = same_for_all_rows(found.mutual, gathered.draws)
             if same and is_dead(session, gathered.draws, unused, bool(collapsed.all())):
                 cause = "dead encoder"
-        if cause == "constant posterior" and ended:
+        if cause in ("constant posterior", "small means") and ended:
             cause = None
         if cause is None:
             causes, unknown = find_causes(asked)

@@ -13,7 +13,7 @@ from ppl_vae.models import ProbabilisticPCA
 from ppl_vae.pairs import Program
 
 EPOCHS = 100
-"""Epochs of a remedy, if it is not known how many the training had."""
+"""Fewest epochs of a remedy."""
 
 PER_DIMENSION = 0.5
 """Nats that a target rate allows each dimension that is not used."""
@@ -42,7 +42,7 @@ class Facts:
     @property
     def length(self) -> int:
         """Epochs of a training that is to mend it."""
-        return self.epochs or EPOCHS
+        return max(EPOCHS, self.epochs or 0)
 
 
 def what_to_type(cause: str, facts: Facts) -> tuple[str, tuple[str, ...]]:
@@ -51,10 +51,10 @@ def what_to_type(cause: str, facts: Facts) -> tuple[str, tuple[str, ...]]:
     return ("", ()) if made is None else made(facts)
 
 
-def _fit(facts: Facts, beta: str = "", epochs: int | None = None) -> str:
+def _fit(facts: Facts, beta: str = "") -> str:
     weight = beta or ("" if facts.beta == 1 else f"{facts.beta:g}")
     objective = f"objective=ppl_vae.objectives.ELBO(beta={weight}), " if weight else ""
-    return f"ppl_vae.fit(model, guide, x, {objective}max_epochs={epochs or facts.length})"
+    return f"ppl_vae.fit(model, guide, x, {objective}max_epochs={facts.length})"
 
 
 def _longer(facts: Facts) -> tuple[str, tuple[str, ...]]:
