@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from ppl_vae.pairs.as_tensors import as_tensor, is_array, is_number, kind_of
 from ppl_vae.pairs.pair import Pair
-from ppl_vae.pairs.programs import Batch, SomeArguments
+from ppl_vae.pairs.programs import Batch, SomeArguments, as_args
 
 _EXPECTED = (
     "expected a tensor of shape (rows, ...), a tuple or dict of them, or an iterable of batches such as a "
@@ -109,6 +109,8 @@ def read_data(x: Any, arguments: DataArguments, name: str = "x") -> RowsOfData:
     """
     if isinstance(x, TensorDataset):
         x = x.tensors
+    if isinstance(x, SomeArguments):
+        x = as_args(x)
     if is_array(x) or isinstance(x, Mapping):
         return RowsOfData(_batch(x, arguments, name))
     if isinstance(x, list | tuple) and x:
@@ -145,6 +147,8 @@ def read_batch(batch: Any, arguments: DataArguments, name: str = "x") -> Batch:
         TypeError: It is something else, or a single row.
         ValueError: There are no rows, or the tensors have different numbers of rows.
     """
+    if isinstance(batch, SomeArguments):
+        batch = as_args(batch)
     if not (is_array(batch) or (isinstance(batch, Mapping | list | tuple) and batch)):
         raise TypeError(
             f"{name} gives batches of type {type(batch).__name__}; expected tensors, or tuples or dicts of "
