@@ -211,9 +211,9 @@ def test_a_label_that_is_none_is_named(bad: int) -> None:
     x, y = rows()
     y[7] = bad
     model, guide = linear_conditional(Labels(CLASSES)), MeanField((D,), 2, context=Labels(CLASSES))
-    with pytest.raises(PairError, match=r"row 7 .*'context'.*integers from 0 to 2"):
+    with pytest.raises(PairError, match=r"row 7 .*argument 'c'.*integers from 0 to 2"):
         evaluate(model, guide, (x, y))
-    with pytest.raises(PairError, match=r"row 7 .*'context'.*integers from 0 to 2"):
+    with pytest.raises(PairError, match=r"row 7 .*argument 'c'.*integers from 0 to 2"):
         fit(model, guide, (x, y), max_epochs=1)
 
 

@@ -137,7 +137,7 @@ class ByAnyName(torch.nn.Module):
 
 
 class WithMask(ByAnyName):
-    def forward(  # type: ignore[override]
+    def forward(
         self, x: torch.Tensor, mask: torch.Tensor | None = None, y: torch.Tensor | None = None
     ) -> None:
         assert mask is None
@@ -163,14 +163,14 @@ def test_y_reaches_the_argument_that_is_for_it(kind: Any) -> None:
 
 
 class Several(ByAnyName):
-    def forward(  # type: ignore[override]
+    def forward(
         self, x: torch.Tensor, mask: torch.Tensor | None = None, lengths: Any = None
     ) -> None:
         self.inner(x)
 
 
 class AnyNumber(ByAnyName):
-    def forward(self, x: torch.Tensor, *others: Any) -> None:  # type: ignore[override]
+    def forward(self, x: torch.Tensor, *others: Any) -> None:
         self.inner(x)
 
 
