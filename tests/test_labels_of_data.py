@@ -59,7 +59,7 @@ def test_labels_that_are_not_there_are_named(tmp_path: Path) -> None:
     torch.save({"x": torch.rand(50, 3), "y": torch.rand(50)}, tmp_path / "real.pt")
     with pytest.raises(ValueError, match="has no labels"):
         load_data(tmp_path / "rows.pt", labels=True)
-    with pytest.raises(ValueError, match="are no classes"):
+    with pytest.raises(ValueError, match="not classes of which some"):
         load_data(tmp_path / "real.pt", labels=5)
     assert load_data(tmp_path / "real.pt", labels=True).train[1].shape == (36, 1)
     with pytest.raises(ValueError, match="only 1294 training rows"):

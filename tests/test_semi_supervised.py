@@ -67,6 +67,7 @@ def test_the_class_of_a_row_with_a_label_is_certain() -> None:
     torch.testing.assert_close(classes[10:], guide.classify(x[10:]).probs)
 
 
+@pytest.mark.filterwarnings("ignore:.*do not train the classifier")
 @pytest.mark.parametrize("capture", [True, False])
 def test_the_loss_is_the_elbo_and_the_classifier_s_score(capture: bool) -> None:
     """With one label hidden of two. The term is computed by hand; the ELBO is EnumELBO's."""

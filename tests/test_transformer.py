@@ -144,6 +144,7 @@ class WithMask(ByAnyName):
         self.inner(x, y)
 
 
+@pytest.mark.filterwarnings("ignore:.*do not train the classifier")
 @pytest.mark.parametrize("kind", [ByAnyName, WithMask])
 def test_y_reaches_the_argument_that_is_for_it(kind: Any) -> None:
     """It was dropped without a word, unless the first argument beside the rows was called y or labels."""
@@ -204,6 +205,7 @@ def test_a_y_of_no_clear_use_is_refused(kind: Any, words: str) -> None:
         PairTransformer(renamed, max_epochs=1, random_state=0).fit(X)
 
 
+@pytest.mark.filterwarnings("ignore:.*do not train the classifier")
 @pytest.mark.parametrize(
     "dtype", ["uint8", "uint16", "uint32", "uint64", "int8", "bool", "float64"]
 )
@@ -217,6 +219,7 @@ def test_labels_of_any_dtype_are_the_same_labels(pair: Any, dtype: str) -> None:
     assert found.score(X, other) == pytest.approx(wanted, abs=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:.*do not train the classifier")
 def test_probabilities_of_classes_are_averaged_over() -> None:
     """By hand: sum_y q(y) E[x | z, y]."""
     y = (X.sum(1) > 24).astype(int)

@@ -63,7 +63,8 @@ class Fit:
         seconds: Time it took.
         run_dir: The folder with metrics and checkpoints, if one was given.
         warnings: Why not to trust the results: minus the loss and the ELBO differ by more than noise; what the
-            checks warn of in batches of another kind than the first; or steps were taken with a recording that
+            checks warn of in batches of another kind than the first; no row has some class, or the labels do
+            not train the classifier, as `SemiSupervisedELBO` would; or steps were taken with a recording that
             was then found to differ from Pyro. Each was also shown as a `PairWarning`.
     """
 
