@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy
 import numpy as np
@@ -18,7 +19,8 @@ from catalogue import SMALL_NETWORK
 from labelled import CLASSES, LINEAR, SIGMA, D, linear_conditional, rows, semi_supervised
 from torch.utils.data import DataLoader, TensorDataset
 
-from ppl_vae import check, evaluate, fit, load_data, objectives
+import ppl_vae
+from ppl_vae import check, evaluate, fit, load_data, load_run, objectives
 from ppl_vae.checks import PairWarning
 from ppl_vae.cli import main
 from ppl_vae.guides import MeanField, SemiSupervised
@@ -322,3 +324,27 @@ def test_the_command_line_says_both(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert config["model"]["init_args"]["classes"] == 10
     assert main(["sample", str(run), "--num", "2", "-o", str(tmp_path / "some.npz")]) == 0
     assert "classes 1 to 4" not in capsys.readouterr().err
+
+
+def test_a_label_for_a_model_of_attributes_is_explained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was told to train a ConditionalVAE, which it is."""
+    file, run = saved(tmp_path, WHOLE + 0.5), tmp_path / "run"
+    command = ["train", "--data", str(file), "--labels", "true", "--model", "ConditionalVAE"]
+    with patch("ppl_vae.cli.finish.draw_run", return_value=[]):
+        assert main([*command, *SMALL, *SMALL_NETWORK, "--run_dir", str(run)]) == 0
+    capsys.readouterr()
+    output = ("--num", "4", "-o", str(tmp_path / "some.npz"))
+    assert main(["sample", str(run), "--label", "1", *output]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "ConditionalVAE was trained with c of the rows, and these are no labels" in told
+    assert "train a ConditionalVAE" not in told
+    typed = re.search(r"ppl_vae\.sample\(.*?\}\)", told)
+    assert typed is not None
+    data = load_data(file, labels=True)
+    names = {"model": load_run(run).model, "n": 4, "x": data.test}
+    code = typed[0].replace("...", "torch.ones(4, 1)")
+    assert eval(code, {"ppl_vae": ppl_vae, "torch": torch}, names).shape == (4, 4)
+    assert main(["sample", str(run), *output]) == 0
+    assert "with what the test rows come with, in turn" in capsys.readouterr().err

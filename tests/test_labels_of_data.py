@@ -145,15 +145,31 @@ def test_a_semi_supervised_run_is_trained_evaluated_and_sampled(
     for label, wanted in (("7", [7] * 5), ("1,0", [1, 0, 1, 0, 1])):
         asked = ["--num", "5", "--label", label, "-o", str(samples), "--overwrite"]
         assert main(["sample", str(run), *asked]) == 0
-        assert f"of label {label}" in capsys.readouterr().err
+        named = f"of labels {label}, in turn" if "," in label else f"of label {label}"
+        assert named in capsys.readouterr().err
         drawn = np.load(samples)
         assert drawn["label"].tolist() == wanted
         means = loaded.model.decode(torch.tensor(drawn["z"]), torch.tensor(wanted)).mean.detach()
         torch.testing.assert_close(torch.tensor(drawn["mean"]), means)
     assert main(["sample", str(run), "--label", "x", "-o", str(samples), "--overwrite"]) == 2
     assert "--label x: expected a label, such as 3" in capsys.readouterr().err
-    assert main(["sample", str(run), "--label", "12", "-o", str(samples), "--overwrite"]) == 1
-    assert "12 is given at site 'y': expected integers from 0 to 9" in capsys.readouterr().err
+    for wrong in ("12", "3,-1"):
+        assert (
+            main(["sample", str(run), f"--label={wrong}", "-o", str(samples), "--overwrite"]) == 2
+        )
+        said = f"--label {wrong}: the labels of this SemiSupervisedVAE are 0 to 9"
+        assert said in " ".join(capsys.readouterr().err.split())
+    few = ["sample", str(run), "--label", "1,2,3,4,5", "--num", "2", "-o", str(samples)]
+    before = samples.read_bytes()
+    assert main([*few, "--overwrite"]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "names 5 labels, and --num 2 samples cannot be of all of them: --num 5 or more" in told
+    assert samples.read_bytes() == before
+    assert (
+        main(["sample", str(run), *few[2:4], "--num", "5", "-o", str(samples), "--overwrite"]) == 0
+    )
+    assert np.load(samples)["label"].tolist() == [1, 2, 3, 4, 5]  # as it says
+    capsys.readouterr()
     diagnosis = json.loads((run / "diagnosis.json").read_text())
     assert diagnosis["names"] == ["z[0]", "z[1]"]  # y is no code
     assert any("'y' is categorical" in note for note in diagnosis["notes"])
