@@ -24,6 +24,7 @@ from ppl_vae import (
 from ppl_vae.cli import main
 from ppl_vae.cli.report import with_accuracy
 from ppl_vae.data import Data
+from ppl_vae.runs import Comparison
 
 
 def test_rows_come_with_their_labels() -> None:
@@ -286,20 +287,43 @@ def test_a_conditional_run_reads_the_labels_of_the_data(
         torch.testing.assert_close(torch.tensor(drawn["mean"]), means)
 
 
-def test_runs_with_other_labels_are_not_compared(
+def test_runs_are_compared_unless_labels_of_test_rows_are_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And a training of classes without any label warns."""
-    command = ["train", *SMALL_RUN, *SMALL_NETWORK, "--model", "SemiSupervisedVAE", "--quiet"]
-    runs = [str(tmp_path / name) for name in ("without", "with")]
+    """With all of these hidden, log p(x) is that of the rows alone. A training without any label warns."""
+    common = [*SMALL_RUN, *SMALL_NETWORK, "--quiet", "--max_epochs", "1"]
+    options: dict[str, tuple[str, ...]] = {
+        "plain": (),
+        "without": ("--model", "SemiSupervisedVAE"),
+        "few": ("--model", "SemiSupervisedVAE", "--labels", "30"),
+        "more": ("--model", "SemiSupervisedVAE", "--labels", "40"),
+        "all": ("--model", "SemiSupervisedVAE", "--labels", "true"),
+        "given": ("--model", "ConditionalVAE", "--labels", "true"),
+    }
+    runs = {name: str(tmp_path / name) for name in options}
     with patch("ppl_vae.cli.finish.draw_run", return_value=[]):
-        assert main([*command, "--max_epochs", "1", "--run_dir", runs[0]]) == 0
-        assert "is trained without any label" in " ".join(capsys.readouterr().err.split())
-        assert main([*command, "--max_epochs", "1", "--labels", "30", "--run_dir", runs[1]]) == 0
-        assert "is trained without any label" not in " ".join(capsys.readouterr().err.split())
-    assert main(["compare", *runs, "-o", str(tmp_path / "compared.png")]) == 1
-    told = " ".join(capsys.readouterr().err.split())
-    assert "different labels beside the rows (--labels 30, none)" in told
+        for name, own in options.items():
+            assert main(["train", *own, *common, "--run_dir", runs[name]]) == 0
+            told = " ".join(capsys.readouterr().err.split())
+            assert ("is trained without any label" in told) == (name == "without")
+    picture = ("-o", str(tmp_path / "compared.png"), "--overwrite")
+    hidden = [runs[name] for name in ("plain", "without", "few", "more")]
+    assert main(["compare", *hidden, *picture]) == 0
+    assert "different quantities" not in capsys.readouterr().out
+    loaded = [load_run(run) for run in hidden]
+    difference = Comparison.of(loaded).difference("log_likelihood", 2).values
+    columns = [run.evaluation_rows for run in (loaded[2], loaded[0])]
+    few, plain = (torch.tensor(rows["log_likelihood"]) for rows in columns if rows is not None)
+    torch.testing.assert_close(difference.float(), few - plain)
+    for other, words in (("all", "(--labels true, none)"), ("given", "(--labels true, none)")):
+        assert main(["compare", runs["plain"], runs[other], *picture]) == 1
+        assert f"different labels beside the rows {words}" in " ".join(
+            capsys.readouterr().err.split()
+        )
+    assert main(["compare", runs["given"], runs["all"], *picture]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "log p(x) of different quantities" in told
+    assert "given: log p(x | c), all: log p(x, label)" in told
 
 
 def test_a_model_of_two_layers_gets_a_guide_of_two(tmp_path: Path) -> None:
