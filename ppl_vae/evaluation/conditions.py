@@ -44,8 +44,8 @@ class Conditions:
         self._given: dict[str, None] = {}
         self._revealed: dict[str, int] = {}
         trace = self._look(session.first)
-        self._given |= dict.fromkeys(_unmodeled(session, trace))
         self._any = bool(self._given or self._revealed)
+        self._given |= dict.fromkeys(_unmodeled(session, trace))
         self._revealed = dict.fromkeys(self._revealed, 0)
 
     def add(self, batch: Batch) -> None:
