@@ -181,8 +181,11 @@ def test_several_arguments(x: Any, model: Any) -> None:
 
 
 def test_what_the_model_does_not_need_may_be_missing() -> None:
-    for x in (X, {"x": X}, (X, ["a"] * 12), {"x": X, "name": ["a"] * 12}):
+    for x in (X, {"x": X}, {"x": X, "name": ["a"] * 12}):
         assert equal(rows(x, with_labels), X)
+    with pytest.warns(UserWarning, match=r"x\[1\] is a list of texts .* if they are names of rows"):
+        assert equal(rows((X, ["a"] * 12), with_labels), X)
+    assert equal(rows((X, ["a"] * 12), of_one), X)
 
 
 NAMED: Any = [{"index": 3 * i, "x": row, "name": "a", "y": i} for i, row in enumerate(X)]
@@ -311,7 +314,7 @@ def test_none_where_the_model_has_a_default() -> None:
         ({"x": X}, of_any, r"\*args.*a tuple of tensors"),
         ({}, of_one, "keys none"),
         ({"x": "digits"}, of_one, r"x\['x'\] is a str, .*torch\.as_tensor"),
-        ((X, ["a"] * 12), of_two, r"x\[1\] is a list, but .* torch\.as_tensor"),
+        ((X, ["a"] * 12), of_two, r"x\[1\] is a list of texts, but .* torch\.as_tensor"),
         ((X, 3), of_two, r"x\[1\] is an int"),
     ],
 )
@@ -322,7 +325,9 @@ def test_arguments_that_are_not_given(x: Any, model: Any, words: str) -> None:
 
 def test_names_where_the_model_needs_a_tensor() -> None:
     loader: Any = DataLoader([(row, "a") for row in X], batch_size=5)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"part 1 of a batch of x is a tuple, .*collate_fn"):
+    with pytest.raises(
+        TypeError, match=r"part 1 of a batch of x is a tuple of texts, .*collate_fn"
+    ):
         batches(loader, of_two).first(1)
 
 

@@ -55,6 +55,7 @@ def devices(model: Any, guide: Any, x: Any) -> set[str]:
         return {p.device.type for p in pair.parameters(x).values()}
 
 
+@pytest.mark.filterwarnings("ignore:.*do not train the classifier")
 @pytest.mark.parametrize("name", PAIRS)
 def test_every_pair_does_everything(name: str, tmp_path: Path) -> None:
     model: Any

@@ -186,8 +186,8 @@ def test_what_log_p_is_of_is_said() -> None:
     x, y = rows()
     model, guide = linear_conditional(Labels(CLASSES)), MeanField((D,), 2, context=Labels(CLASSES))
     found = evaluate(model, guide, (x, y), num_samples=5, seed=0)
-    assert "log p(x) is log p(x | context)" in found.notes[0]
-    assert "log p(x) is log p(x | context)" in str(found)
+    assert "log p(x) is log p(x | c)" in found.notes[0]
+    assert "log p(x) is log p(x | c)" in str(found)
     assert found.num_values == D
     few = (x[:3], y[:3])
     annealed = annealed_importance_sampling(model, None, few, num_steps=2, num_chains=2, seed=0)
@@ -211,9 +211,9 @@ def test_a_label_that_is_none_is_named(bad: int) -> None:
     x, y = rows()
     y[7] = bad
     model, guide = linear_conditional(Labels(CLASSES)), MeanField((D,), 2, context=Labels(CLASSES))
-    with pytest.raises(PairError, match=r"row 7 .*'context'.*integers from 0 to 2"):
+    with pytest.raises(PairError, match=r"row 7 .*argument 'c'.*integers from 0 to 2"):
         evaluate(model, guide, (x, y))
-    with pytest.raises(PairError, match=r"row 7 .*'context'.*integers from 0 to 2"):
+    with pytest.raises(PairError, match=r"row 7 .*argument 'c'.*integers from 0 to 2"):
         fit(model, guide, (x, y), max_epochs=1)
 
 

@@ -24,6 +24,7 @@ from ppl_vae import (
 from ppl_vae.cli import main
 from ppl_vae.cli.report import with_accuracy
 from ppl_vae.data import Data
+from ppl_vae.runs import Comparison
 
 
 def test_rows_come_with_their_labels() -> None:
@@ -59,7 +60,7 @@ def test_labels_that_are_not_there_are_named(tmp_path: Path) -> None:
     torch.save({"x": torch.rand(50, 3), "y": torch.rand(50)}, tmp_path / "real.pt")
     with pytest.raises(ValueError, match="has no labels"):
         load_data(tmp_path / "rows.pt", labels=True)
-    with pytest.raises(ValueError, match="are no classes"):
+    with pytest.raises(ValueError, match="not classes of which some"):
         load_data(tmp_path / "real.pt", labels=5)
     assert load_data(tmp_path / "real.pt", labels=True).train[1].shape == (36, 1)
     with pytest.raises(ValueError, match="only 1294 training rows"):
@@ -145,15 +146,31 @@ def test_a_semi_supervised_run_is_trained_evaluated_and_sampled(
     for label, wanted in (("7", [7] * 5), ("1,0", [1, 0, 1, 0, 1])):
         asked = ["--num", "5", "--label", label, "-o", str(samples), "--overwrite"]
         assert main(["sample", str(run), *asked]) == 0
-        assert f"of label {label}" in capsys.readouterr().err
+        named = f"of labels {label}, in turn" if "," in label else f"of label {label}"
+        assert named in capsys.readouterr().err
         drawn = np.load(samples)
         assert drawn["label"].tolist() == wanted
         means = loaded.model.decode(torch.tensor(drawn["z"]), torch.tensor(wanted)).mean.detach()
         torch.testing.assert_close(torch.tensor(drawn["mean"]), means)
     assert main(["sample", str(run), "--label", "x", "-o", str(samples), "--overwrite"]) == 2
     assert "--label x: expected a label, such as 3" in capsys.readouterr().err
-    assert main(["sample", str(run), "--label", "12", "-o", str(samples), "--overwrite"]) == 1
-    assert "12 is given at site 'y': expected integers from 0 to 9" in capsys.readouterr().err
+    for wrong in ("12", "3,-1"):
+        assert (
+            main(["sample", str(run), f"--label={wrong}", "-o", str(samples), "--overwrite"]) == 2
+        )
+        said = f"--label {wrong}: the labels of this SemiSupervisedVAE are 0 to 9"
+        assert said in " ".join(capsys.readouterr().err.split())
+    few = ["sample", str(run), "--label", "1,2,3,4,5", "--num", "2", "-o", str(samples)]
+    before = samples.read_bytes()
+    assert main([*few, "--overwrite"]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "names 5 labels, and --num 2 samples cannot be of all of them: --num 5 or more" in told
+    assert samples.read_bytes() == before
+    assert (
+        main(["sample", str(run), *few[2:4], "--num", "5", "-o", str(samples), "--overwrite"]) == 0
+    )
+    assert np.load(samples)["label"].tolist() == [1, 2, 3, 4, 5]  # as it says
+    capsys.readouterr()
     diagnosis = json.loads((run / "diagnosis.json").read_text())
     assert diagnosis["names"] == ["z[0]", "z[1]"]  # y is no code
     assert any("'y' is categorical" in note for note in diagnosis["notes"])
@@ -270,20 +287,43 @@ def test_a_conditional_run_reads_the_labels_of_the_data(
         torch.testing.assert_close(torch.tensor(drawn["mean"]), means)
 
 
-def test_runs_with_other_labels_are_not_compared(
+def test_runs_are_compared_unless_labels_of_test_rows_are_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And a training of classes without any label warns."""
-    command = ["train", *SMALL_RUN, *SMALL_NETWORK, "--model", "SemiSupervisedVAE", "--quiet"]
-    runs = [str(tmp_path / name) for name in ("without", "with")]
+    """With all of these hidden, log p(x) is that of the rows alone. A training without any label warns."""
+    common = [*SMALL_RUN, *SMALL_NETWORK, "--quiet", "--max_epochs", "1"]
+    options: dict[str, tuple[str, ...]] = {
+        "plain": (),
+        "without": ("--model", "SemiSupervisedVAE"),
+        "few": ("--model", "SemiSupervisedVAE", "--labels", "30"),
+        "more": ("--model", "SemiSupervisedVAE", "--labels", "40"),
+        "all": ("--model", "SemiSupervisedVAE", "--labels", "true"),
+        "given": ("--model", "ConditionalVAE", "--labels", "true"),
+    }
+    runs = {name: str(tmp_path / name) for name in options}
     with patch("ppl_vae.cli.finish.draw_run", return_value=[]):
-        assert main([*command, "--max_epochs", "1", "--run_dir", runs[0]]) == 0
-        assert "is trained without any label" in " ".join(capsys.readouterr().err.split())
-        assert main([*command, "--max_epochs", "1", "--labels", "30", "--run_dir", runs[1]]) == 0
-        assert "is trained without any label" not in " ".join(capsys.readouterr().err.split())
-    assert main(["compare", *runs, "-o", str(tmp_path / "compared.png")]) == 1
-    told = " ".join(capsys.readouterr().err.split())
-    assert "different labels beside the rows (--labels 30, none)" in told
+        for name, own in options.items():
+            assert main(["train", *own, *common, "--run_dir", runs[name]]) == 0
+            told = " ".join(capsys.readouterr().err.split())
+            assert ("is trained without any label" in told) == (name == "without")
+    picture = ("-o", str(tmp_path / "compared.png"), "--overwrite")
+    hidden = [runs[name] for name in ("plain", "without", "few", "more")]
+    assert main(["compare", *hidden, *picture]) == 0
+    assert "different quantities" not in capsys.readouterr().out
+    loaded = [load_run(run) for run in hidden]
+    difference = Comparison.of(loaded).difference("log_likelihood", 2).values
+    columns = [run.evaluation_rows for run in (loaded[2], loaded[0])]
+    few, plain = (torch.tensor(rows["log_likelihood"]) for rows in columns if rows is not None)
+    torch.testing.assert_close(difference.float(), few - plain)
+    for other, words in (("all", "(--labels true, none)"), ("given", "(--labels true, none)")):
+        assert main(["compare", runs["plain"], runs[other], *picture]) == 1
+        assert f"different labels beside the rows {words}" in " ".join(
+            capsys.readouterr().err.split()
+        )
+    assert main(["compare", runs["given"], runs["all"], *picture]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "log p(x) of different quantities" in told
+    assert "given: log p(x | c), all: log p(x, label)" in told
 
 
 def test_a_model_of_two_layers_gets_a_guide_of_two(tmp_path: Path) -> None:

@@ -253,6 +253,21 @@ def test_the_dead_are_those_of_the_weights_that_are_kept() -> None:
     assert Fit(**options, epochs=10, best_epoch=6).dead_dimensions == ()
 
 
+def test_beta_and_dead_dimensions_are_printed() -> None:
+    """In a notebook, too."""
+    dead = {f"kl_z[{i}]": 0.0 for i in range(10)} | {"epoch": 1}
+    options: dict[str, Any] = {"model": Model(), "guide": Guide(), "seconds": 1.0, "steps": 10}
+    options |= {"epochs": 5, "best_epoch": 5, "stopped": ""}
+    found = Fit(**options, objective=ELBO(beta=4.0), history=[dead] * 5)
+    names = ", ".join(f"z[{i}]" for i in range(8)) + ", and 2 more"
+    assert repr(found).endswith(f"beta=4, stopped='', dead dimensions: {names})")
+    for name, value in (("beta, in the end", "4"), ("dead dimensions", names)):
+        assert f'{name}</th><td style="text-align:left">{value}</td>' in found._repr_html_()
+    alive = Fit(**options, objective=ELBO(), history=[{"epoch": 1, "kl_z[0]": 1.0}] * 5)
+    assert "beta" not in repr(alive)
+    assert "dead" not in repr(alive) + alive._repr_html_()
+
+
 def history(*kls: list[float]) -> list[dict[str, float]]:
     """Epochs with these KLs of two dimensions."""
     return [{"epoch": i, "kl_z[0]": a, "kl_z[1]": b} for i, (a, b) in enumerate(kls, 1)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils import check_random_state
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+import ppl_vae
 from ppl_vae import evaluate, fit
 from ppl_vae.guides import Exact, MeanField, SemiSupervised
 from ppl_vae.likelihoods import Bernoulli, Gaussian
@@ -22,6 +24,7 @@ from ppl_vae.networks import MLP, Labels
 from ppl_vae.objectives import ELBO, SemiSupervisedELBO
 from ppl_vae.pairs import PairError
 from ppl_vae.tasks import PairTransformer
+from ppl_vae.tasks.categories import expected
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(80, 2)) @ RNG.normal(size=(2, 6)) + 0.3 * RNG.normal(size=(80, 6)) + 4.0
@@ -120,6 +123,141 @@ def test_a_pair_that_needs_labels_says_so() -> None:
     ):
         with pytest.raises(ValueError, match=words):
             PairTransformer(conditional_pair, max_epochs=1).fit(X, wrong)
+
+
+class ByAnyName(torch.nn.Module):
+    """`SemiSupervisedVAE` or its guide, whose second argument has another name."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor, kind: torch.Tensor | None = None) -> None:
+        self.inner(x, kind)
+
+
+class WithMask(ByAnyName):
+    def forward(
+        self, x: torch.Tensor, mask: torch.Tensor | None = None, y: torch.Tensor | None = None
+    ) -> None:
+        assert mask is None
+        self.inner(x, y)
+
+
+@pytest.mark.filterwarnings("ignore:.*do not train the classifier")
+@pytest.mark.parametrize("kind", [ByAnyName, WithMask])
+def test_y_reaches_the_argument_that_is_for_it(kind: Any) -> None:
+    """It was dropped without a word, unless the first argument beside the rows was called y or labels."""
+    y = (X.sum(1) > 24).astype(int)
+    few: dict[str, Any] = {"max_epochs": 2, "random_state": 0}
+    wanted = PairTransformer(classes_and_style, **few).fit(X, y)
+
+    def renamed(shape: tuple[int, ...]) -> tuple[Any, Any]:
+        model, guide = classes_and_style(shape)
+        return kind(model), kind(guide)
+
+    found = PairTransformer(renamed, **few).fit(X, y)
+    np.testing.assert_allclose(found.transform(X), wanted.transform(X), atol=1e-6)
+    assert found.score(X, y) == pytest.approx(wanted.score(X, y), abs=1e-4)
+    alone = PairTransformer(renamed, **few).fit(X)
+    assert np.abs(alone.transform(X) - found.transform(X)).max() > 1e-3
+
+
+class Several(ByAnyName):
+    def forward(
+        self, x: torch.Tensor, mask: torch.Tensor | None = None, lengths: Any = None
+    ) -> None:
+        self.inner(x)
+
+
+class AnyNumber(ByAnyName):
+    def forward(self, x: torch.Tensor, *others: Any) -> None:
+        self.inner(x)
+
+
+class ByKeyword(ByAnyName):
+    def forward(self, x: torch.Tensor, *, y: Any = None) -> None:  # type: ignore[override]
+        self.inner(x)
+
+
+class TwoNeeded(ByAnyName):
+    def forward(self, x: torch.Tensor, lengths: Any, c: Any) -> None:  # type: ignore[override]
+        self.inner(x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (Several, "Several takes mask, lengths beside the rows, and PairTransformer has y alone"),
+        (TwoNeeded, "TwoNeeded takes lengths, c beside the rows, and PairTransformer has y alone"),
+        (AnyNumber, r"AnyNumber takes any number of arguments, .* write model\(x, y=None\)"),
+        (ByKeyword, r"ByKeyword takes y by keyword alone .* so that y would be lost"),
+    ],
+)
+def test_a_y_of_no_clear_use_is_refused(kind: Any, words: str) -> None:
+    def renamed(shape: tuple[int, ...]) -> tuple[Any, Any]:
+        model, guide = classes_and_style(shape)
+        return kind(model), kind(guide)
+
+    with pytest.raises(TypeError, match=words):
+        PairTransformer(renamed, max_epochs=1, random_state=0).fit(X, np.zeros(80, dtype=int))
+    if kind is not TwoNeeded:
+        PairTransformer(renamed, max_epochs=1, random_state=0).fit(X)
+
+
+@pytest.mark.filterwarnings("ignore:.*do not train the classifier")
+@pytest.mark.parametrize(
+    "dtype", ["uint8", "uint16", "uint32", "uint64", "int8", "bool", "float64"]
+)
+@pytest.mark.parametrize("pair", [conditional_pair, classes_and_style])
+def test_labels_of_any_dtype_are_the_same_labels(pair: Any, dtype: str) -> None:
+    y = (X.sum(1) > 24).astype(int)
+    few: dict[str, Any] = {"max_epochs": 1, "random_state": 0}
+    wanted = PairTransformer(pair, **few).fit(X, y).score(X, y)
+    other = y.astype(dtype)
+    found = PairTransformer(pair, **few).fit(X, other)
+    assert found.score(X, other) == pytest.approx(wanted, abs=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*do not train the classifier")
+def test_probabilities_of_classes_are_averaged_over() -> None:
+    """By hand: sum_y q(y) E[x | z, y]."""
+    y = (X.sum(1) > 24).astype(int)
+    found = PairTransformer(classes_and_style, max_epochs=2, random_state=0).fit(X, y)
+    z = found.transform(X)
+    style, q = torch.as_tensor(z[:, 2:]), torch.as_tensor(z[:, :2])
+    model: Any = found.model_
+    means = model.decode(style[:, None], torch.arange(2)).mean.detach()
+    by_hand = (q[:, :, None] * means).sum(1)
+    assert (means[:, 0] - means[:, 1]).abs().max() > 1e-3
+    np.testing.assert_allclose(found.inverse_transform(z), by_hand, atol=1e-5)
+    z[3, 0] = 0.7
+    z[3, 1] = 0.7
+    with pytest.raises(ValueError, match=r"columns of 'y' are the probabilities .* row 3 do not"):
+        found.inverse_transform(z)
+
+
+def test_too_many_combinations_of_classes_are_named() -> None:
+    with pytest.raises(PairError, match=r"latents y have 59,049 combinations .* ppl_vae.sample"):
+        expected(lambda given: given["y"], {"y": torch.full((2, 10, 3), 1 / 3)}, ["y"])
+    first_two = expected(
+        lambda given: given["y"].float(), {"y": torch.tensor([[[0.5, 0.5], [0.0, 1.0]]])}, ["y"]
+    )
+    assert first_two.tolist() == [[0.5, 1.0]]
+
+
+def test_a_pair_that_needs_labels_says_how_latents_are_decoded() -> None:
+    """And what it says to type works."""
+    y = (X.sum(1) > 24).astype(int)
+    fitted = PairTransformer(conditional_pair, max_epochs=1, random_state=0).fit(X, y)
+    n, z, c = 3, torch.zeros(3, 2), torch.tensor([0, 1, 1])
+    with pytest.raises(PairError, match="ConditionalVAE also needs c of the rows") as raised:
+        fitted.inverse_transform(z)
+    typed = re.search(r"use (ppl_vae\.sample\(.*means=True\))", str(raised.value))
+    assert typed is not None
+    found = eval(typed[1], {"ppl_vae": ppl_vae}, {"fitted": fitted, "n": n, "z": z, "c": c})
+    model: Any = fitted.model_
+    torch.testing.assert_close(found, model.decode(z, c).mean.detach())
 
 
 def test_a_pipeline_with_a_classifier_and_pickle() -> None:

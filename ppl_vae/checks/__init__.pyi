@@ -9,6 +9,7 @@ from .batches import (
 from .data import large_values as large_values, rows_not_finite as rows_not_finite
 from .devices import device_for as device_for
 from .findings import Findings as Findings
+from .labels import label_problems as label_problems
 from .latents import observed_problems as observed_problems
 from .programs import check as check, check_batch as check_batch
 from .report import (

@@ -131,7 +131,7 @@ def trace_problems(
             "of the model and observes nothing, such as MeanField of ppl_vae.guides",
         )
         return
-    yield from data_problems(seen, batch)
+    yield from data_problems(pair, seen, batch)
     found = list(latent_problems(pair, batch, *traces))
     found += auxiliary_problems(pair, batch, *traces)
     found = found or list(shape_problems(*traces))
@@ -198,7 +198,10 @@ class DataCheck:
         if self._is_as_it_comes(batch):
             for i, name, site, support in self._as_they_come or []:
                 value = args[i].reshape(n, *site["value"].shape[1:])
-                found = found or unusable(name, site | {"value": value}, n, self.dim, support)
+                given = (self._pair, batch)
+                found = found or unusable(
+                    name, site | {"value": value}, n, self.dim, support, given=given
+                )
         if found is not None:
             # The sites of this batch may be others, which do not use the tensor.
             found = self._by_programs(batch, otherwise=found)
@@ -229,7 +232,7 @@ class DataCheck:
             sites = _data_sites(self._pair, batch, traces[0])
             dim = rows_frame(sites, n).dim if sites else self.dim
             for name, site in sites.items():
-                found = found or unusable(name, site, n, dim)
+                found = found or unusable(name, site, n, dim, given=(self._pair, batch))
             found = found or self.wrong_latent(batch, traces, dim)
         return found
 

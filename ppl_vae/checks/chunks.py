@@ -38,6 +38,7 @@ class ChunkCheck:
     Attributes:
         large: The first number of the data, and its place, whose square is beyond its dtype; empty so far.
         failed: The first rows on which the programs do not run, while they do on those before; empty so far.
+        last: The rows that were checked last, and the number of the first of them.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class ChunkCheck:
     ) -> None:
         self._pair, self._findings, self._doubt = pair, findings, doubt
         self._mixed = False
+        self.last: tuple[Batch, int] = (batch, 0)
         self.large = self.failed = ""
         self._checked = {shapes_of_rows(batch)}
         self._data = DataCheck(pair, batch, traces)
@@ -65,6 +67,7 @@ class ChunkCheck:
             PairError: Data are NaN, infinite or outside the support; a support, a measure or a mask of latents
                 differs between model and guide.
         """
+        self.last = (chunk, start)
         if self._mixed or self._data.data_vary:
             check_rows([chunk], self._data.first_problem, start=start)
         else:

@@ -14,12 +14,15 @@ from torch.distributions.constraints import Constraint
 
 from ppl_vae.checks.report import Problem
 from ppl_vae.checks.supports import in_words
-from ppl_vae.distributions import Given, Revealed
+from ppl_vae.distributions import HIDDEN, Given, Revealed
 from ppl_vae.likelihoods import counts_of
 from ppl_vae.pairs import (
     Batch,
+    Pair,
     PairError,
     Site,
+    innermost,
+    name_of_argument,
     num_rows,
     present,
     rows_frame,
@@ -27,10 +30,11 @@ from ppl_vae.pairs import (
 )
 
 
-def data_problems(sites: Mapping[str, Site], batch: Batch) -> Iterator[Problem]:
+def data_problems(pair: Pair, sites: Mapping[str, Site], batch: Batch) -> Iterator[Problem]:
     """Problems with the data of a batch: not in a plate over the rows, NaN or infinite, outside the support.
 
     Args:
+        pair: The pair.
         sites: The `sites_of_rows` of the model.
         batch: What it was called with.
     """
@@ -42,7 +46,7 @@ def data_problems(sites: Mapping[str, Site], batch: Batch) -> Iterator[Problem]:
         except PairError as error:
             yield Problem("error", next(iter(sites)), str(error))
     for name, site in sites.items():
-        found = unusable(name, site, n, dim)
+        found = unusable(name, site, n, dim, given=(pair, batch))
         if found is not None:
             problem, rows = found
             where = f"row {rows[0]} of the rows checked (counted from 0): " if rows else ""
@@ -89,9 +93,24 @@ def same_for_all_rows(
 
 
 def unusable(
-    name: str, site: Any, n: int, dim: int | None, support: Constraint | None = None
+    name: str,
+    site: Any,
+    n: int,
+    dim: int | None,
+    support: Constraint | None = None,
+    *,
+    given: tuple[Pair, Batch],
 ) -> tuple[Problem, list[int]] | None:
-    """The problem with the data at an observed site, if any, and its rows (none if they are not known)."""
+    """The problem with the data at an observed site, if any, and its rows (none if they are not known).
+
+    Args:
+        name: The site.
+        site: What it is.
+        n: The number of rows.
+        dim: Where the plate over rows is.
+        support: The values that are allowed; None takes those of the site.
+        given: The pair and its batch, in which the site's value may be an argument.
+    """
     fn, value = site["fn"], site["value"]
     if value.numel() == 0:  # pyro.factor
         return None
@@ -100,7 +119,7 @@ def unusable(
         what = "NaN" if bool(torch.isnan(value).any()) else "infinite"
         place = _place_in_row(~torch.isfinite(value), site["fn"], dim)
         advice = (
-            f"the data at site '{name}' are {what} in {len(rows) or 1} of the {n} rows checked{place}: "
+            f"{_what(name, site, given)} are {what} in {len(rows) or 1} of the {n} rows checked{place}: "
             "remove those rows, or replace these values by any number and hide them from the likelihood with "
             "poutine.mask"
         )
@@ -132,7 +151,10 @@ def unusable(
     elif kind == "QuantizedLogistic" and bool(value.min() >= 0) and value.max() == base.levels - 1:
         advice = f"divide them by {base.levels - 1}"
     elif isinstance(base, Given | Revealed):
-        advice = _labels_wanted(fn.support, value)
+        what = _what(name, site, given)
+        wanted = _labels_wanted(fn.support, value)
+        text = f"{what} ({low:g} to {high:g}){such} must be {in_words(base)}: {wanted}"
+        return Problem("error", name, text), _rows_of(~inside, dim)
     problem = Problem(
         "error",
         name,
@@ -142,6 +164,15 @@ def unusable(
     return problem, _rows_of(~inside, dim)
 
 
+def _what(name: str, site: Any, given: tuple[Pair, Batch]) -> str:
+    """The data at a site; of what the model is given beside them, the argument that holds it."""
+    if isinstance(innermost(site["fn"]), Given | Revealed):
+        argument = name_of_argument(*given, site["value"])
+        if argument:
+            return f"the values of argument '{argument}'"
+    return f"the data at site '{name}'"
+
+
 def _labels_wanted(support: Any, value: Tensor) -> str:
     """What to do about labels, or other context of rows, that a model was not built for."""
     last = getattr(support, "upper_bound", None)
@@ -149,6 +180,18 @@ def _labels_wanted(support: Any, value: Tensor) -> str:
         return "give the model what it was built for"
     if bool((value != value.round()).any()):
         return "labels are whole numbers that count from 0"
+    hides = getattr(support, "lower_bound", 0) == HIDDEN
+    if hides and value.dtype == torch.uint8 and bool(value.max() == 255):
+        return (
+            f"a hidden label is -1, which {value.dtype} does not hold (it is 255 there): pass "
+            "labels.long().where(labels != 255, -1), or in numpy "
+            "numpy.where(labels == 255, -1, labels.astype(int))"
+        )
+    if not hides and bool(value.min() == HIDDEN) and bool(value.max() <= last):
+        return (
+            "the pair needs the label of every row: leave out rows whose label is hidden (-1), or use a "
+            "SemiSupervisedVAE; labels count from 0"
+        )
     if bool(value.min() == 1) and bool(value.max() == last + 1):
         return "labels count from 0: subtract 1"
     return (

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.nn import UninitializedBuffer, UninitializedParameter
 
-from ppl_vae.checks.report import Problem, Report
+from ppl_vae.checks.labels import label_problems
+from ppl_vae.checks.report import Problem, Report, run_pair
 from ppl_vae.checks.stages import Subject, problems_of
 from ppl_vae.objectives import Objective, as_objective
 from ppl_vae.pairs import Batch, Batches, DataLike, Layouts, Pair, Program, num_rows, take_rows
@@ -40,6 +41,7 @@ def check(
     - shapes and plates that differ;
     - data that are not in a plate over rows, or that are outside the likelihood's support;
     - observed values that are the same for all rows;
+    - classes that no row has, and labels that do not train the guide's classifier;
     - latents that the objective does not support, because they have no reparameterized sampler or because of
       their dependencies;
     - parameters that receive no gradient;
@@ -87,7 +89,13 @@ def check(
         smallest = min((size for size in sizes if size), default=None)
         parts = batch_size is not None and batches.num_batches(batch_size) != 1
         requested = as_objective(objective)
-        return check_batch(pair, batch, requested, max_epochs, smallest, parts, batches.doubt)
+        report = check_batch(pair, batch, requested, max_epochs, smallest, parts, batches.doubt)
+        with aside(pair):
+            traces = run_pair(pair, batch) if report else None
+            if traces is None or isinstance(traces, Problem):
+                return report
+            told = label_problems(pair, traces[0], batch, batches, requested)
+            return Report((*report.problems, *told))
 
 
 @contextmanager

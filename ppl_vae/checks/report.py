@@ -29,6 +29,7 @@ from ppl_vae.pairs import (
     latent_sites,
     made_for_other_rows,
     num_rows,
+    selects_outside,
     take_all_rows,
     tensors_of,
     trace_guide,
@@ -167,7 +168,8 @@ def _run(pair: Pair, batch: Batch) -> tuple[Trace, Trace] | Problem:
             role,
             f"the {role} raised {type(error).__name__} on a batch of shape {shapes}: {first_line(error)}"
             f"{_other_dtype(pair, tensors_of(batch), error)}{other_device(error)}"
-            f"{_own_rows(pair, batch, error)}{made_for_other_rows(pair, batch)}{_calls_itself(error)}",
+            f"{_own_rows(pair, batch, error)}{_selected(pair, batch, error)}"
+            f"{made_for_other_rows(pair, batch)}{_calls_itself(error)}",
         )
     return model_trace, guide_trace
 
@@ -230,6 +232,11 @@ def _calls_itself(error: Exception) -> str:
     often, _ = Counter((f.filename, f.lineno, f.name) for f in own).most_common(1)[0]
     file, line, name = often
     return f": {name} calls itself without end, in {'/'.join(Path(file).parts[-2:])}, line {line}"
+
+
+def _selected(pair: Pair, batch: Batch, error: Exception) -> str:
+    found = selects_outside(pair, batch, error)
+    return f": {found}" if found else ""
 
 
 def _is_users(file: str) -> bool:

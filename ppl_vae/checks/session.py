@@ -35,6 +35,7 @@ from ppl_vae.pairs import (
     parts_of,
     runs_on_all_alone,
     sample_rows,
+    selects_outside,
     take_rows,
 )
 from ppl_vae.runtime import (
@@ -228,7 +229,12 @@ def opened(
         try:
             yield Session(pair, layouts, first, device, batches, progress, check_chunk, findings)
         except PLAIN as error:  # as distributions raise for parameters that are NaN
-            if not is_plain(error) or not (check_chunk.large or check_chunk.failed):
+            if not is_plain(error):
+                raise
+            rows, start = check_chunk.last
+            if selected := selects_outside(pair, rows, error, start):
+                raise PairError(f"{selected} ({first_line(error)})", names_rows=True) from error
+            if not (check_chunk.large or check_chunk.failed):
                 raise
             if check_chunk.failed:
                 raise PairError(f"{check_chunk.failed} ({first_line(error)})") from error

@@ -231,7 +231,9 @@ def _diagnose(options: Options) -> None:
 def _sample(options: Options) -> None:
     _add_run(options)
     options.add_argument("--num", type=int, default=64, help="number of samples")
-    what = "labels of the samples, in turn (default: those of the test rows, or drawn with the latents)"
+    what = (
+        "labels of the samples, in turn, at most --num (default: those of the test rows, or drawn)"
+    )
     options.add_argument("--label", type=str, metavar="N,N", help=what)
     what = "draws of x, the means of p(x | z), which look smoother, or both, for the same z"
     options.add_argument("--what", choices=("both", "draws", "means"), default="both", help=what)

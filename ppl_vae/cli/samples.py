@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 
 from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.output import warn
+from ppl_vae.networks import Labels
 from ppl_vae.pairs import Batch, DataArguments, Pair, PairError, num_rows, tensors_of
 from ppl_vae.runs import Run
 from ppl_vae.tasks import discrete_latents, sample as sample_pair
@@ -44,9 +45,16 @@ def sampled(run: Run, like: Batch, options: Namespace) -> tuple[dict[str, Any], 
     elif len(beside := [name for name in latents if name not in numbers]) == 1:
         arrays["label"] = latents[beside[0]]
     same = " of the same z" if len(told) > 1 else ""
-    wanted = f", of label {options.label}" if given else ""
-    words = f"{' and '.join(told)}{same}{wanted}"
+    words = f"{' and '.join(told)}{same}{_of_labels(options, like, bool(given))}"
     return {name: value.numpy() for name, value in arrays.items()}, words
+
+
+def _of_labels(options: Namespace, like: Batch, asked: bool) -> str:
+    """Which labels the samples have, in words: those that were asked for, in turn, or those of the rows."""
+    if asked:
+        several = "," in options.label
+        return f", of {'labels' if several else 'label'} {options.label}{', in turn' if several else ''}"
+    return ", with what the test rows come with, in turn" if len(tensors_of(like)) > 1 else ""
 
 
 def _wanted(
@@ -55,7 +63,7 @@ def _wanted(
     """The labels that are asked for, by the name of the model's argument or of its class.
 
     Raises:
-        UsageError: They are no whole numbers, or the model has no labels.
+        UsageError: They are no whole numbers, or more than samples, or the model does not have them.
     """
     if options.label is None:
         return {}
@@ -65,14 +73,33 @@ def _wanted(
         raise UsageError(
             f"--label {options.label:.60}: expected a label, such as 3, or several: 0,1,2"
         ) from error
-    takes = DataArguments.of(Pair.of(run.model, run.guide))
+    wanted = len(labels.unique())
+    if len(labels[: options.num].unique()) < wanted:
+        raise UsageError(
+            f"--label {options.label:.60} names {wanted} labels, and --num {options.num} samples cannot be of "
+            f"all of them: --num {len(labels)} or more, which take them in turn, or fewer labels"
+        )
+    model, name = run.model, type(run.model).__name__
+    context = getattr(model, "context", None)
+    last = context.classes - 1 if isinstance(context, Labels) else None
+    if last is not None and not bool(((labels >= 0) & (labels <= last)).all()):
+        raise UsageError(f"--label {options.label:.60}: the labels of this {name} are 0 to {last}")
+    takes = DataArguments.of(Pair.of(model, run.guide))
     if takes.names is not None and takes.required == 2 and tensors_of(like)[1].dim() == 1:
-        name = takes.names[1]
+        argument = takes.names[1]
     elif len(classes) == 1:
-        (name,) = classes
+        (argument,) = classes
+    elif takes.names is not None and takes.required > 1:
+        others = ", ".join(takes.names[1 : takes.required])
+        given = ", ".join(f"'{each}': ..." for each in takes.names[1 : takes.required])
+        raise UsageError(
+            f"--label {options.label:.60}: {name} was trained with {others} of the rows, and these are no "
+            "labels (whole numbers, one for each row). In Python, ppl_vae.sample(model, n, like=x, "
+            f"given={{{given}}}) draws rows of them; without --label, those of the test rows are taken"
+        )
     else:
         raise UsageError(
-            f"--label {options.label}: {type(run.model).__name__} has no labels. Leave it out, or train a "
-            "ConditionalVAE or a SemiSupervisedVAE"
+            f"--label {options.label:.60}: {name} has no labels. Leave it out, or train a ConditionalVAE or a "
+            "SemiSupervisedVAE"
         )
-    return {name: labels[torch.arange(options.num) % len(labels)]}
+    return {argument: labels[torch.arange(options.num) % len(labels)]}

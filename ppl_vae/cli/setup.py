@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from ppl_vae.cli.output import warn
 from ppl_vae.cli.parser import Parser
 from ppl_vae.data import Data, load_data, rows_alone
 from ppl_vae.likelihoods import Likelihood
-from ppl_vae.networks import Labels, Network
+from ppl_vae.networks import Attributes, Labels, Network
 from ppl_vae.objectives import Objective
 from ppl_vae.pairs import Batches, DataArguments, Pair, Program
 from ppl_vae.runs import CONFIG, ROLES, TYPED, Trust, build, import_by_name, plain
@@ -119,7 +120,10 @@ def load_rows(config: Mapping[str, Any], data_dir: str | None = None) -> Data[An
     options = {name: config[name] for name in names(DATA) if name in config}
     if data_dir is not None:
         options["data_dir"] = data_dir
-    return load_data(config["data"], **options, seed=config.get("seed", 0))
+    with warnings.catch_warnings():
+        # A training warns of them, too, and other commands have nothing to do with them.
+        warnings.filterwarnings("ignore", ".*(no row of|tells no training row)")
+        return load_data(config["data"], **options, seed=config.get("seed", 0))
 
 
 def data_paths(config: Mapping[str, Any]) -> list[Path]:
@@ -328,7 +332,21 @@ def _require_as_many(model: Program, guide: Program, data: Data[Any]) -> None:
         raise UsageError(
             f"{name} takes the rows alone ({takes.names[0]}): leave out --labels{instead}"
         )
-    if not isinstance(getattr(model, "context", None), Labels):
+    context = getattr(model, "context", None)
+    told = data.train[1] if isinstance(data.train, tuple) else None
+    if told is not None and isinstance(context, Labels) and told.dim() > 1:
+        other = "" if name == "ConditionalVAE" else ", or choose --model ConditionalVAE"
+        raise UsageError(
+            f"{name} is built with {context}, a class of each row, but the labels of {data.name} are "
+            f"attributes, of shape {tuple(told.shape)}: save whole numbers from 0 as y, one for each "
+            f"row{other}, which takes attributes if no --model.context says otherwise"
+        )
+    if told is not None and isinstance(context, Attributes) and told.dim() == 1:
+        raise UsageError(
+            f"{name} is built with {context}, but the labels of {data.name} are classes, one whole number of "
+            "each row: leave out --model.context and --guide.context, or save y as a column of real numbers"
+        )
+    if not isinstance(context, Labels):
         return
     if takes.required > 1 and any(bool((y == HIDDEN).any()) for _, y in (data.train, data.test)):
         raise UsageError(

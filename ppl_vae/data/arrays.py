@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vae.data.labels import as_classes
 from ppl_vae.data.sizes import (
     MuchLargerError,
     is_archive_of_torch,
@@ -252,7 +253,13 @@ def _array_part(path: Path, key: str, arrays: Mapping[str, Any]) -> Part:
     x = _stored_rows(path, key, array)
     if _KEYS[key] not in arrays:
         return Part(x)
-    stored = _real(path, _KEYS[key], arrays[_KEYS[key]])
+    given = arrays[_KEYS[key]]
+    if getattr(getattr(given, "dtype", None), "kind", "") in ("U", "S"):
+        raise ValueError(
+            f"{path}: {_KEYS[key]!r} must be an array of real numbers, but it holds texts: save numbers from "
+            "0, as numpy.unique(y, return_inverse=True)[1] are"
+        )
+    stored = _real(path, _KEYS[key], given)
     with _explained(path):
         labels = _numbers(stored.read() if isinstance(stored, StoredArray) else stored)
     labels = labels if labels.is_floating_point() else labels.long()
@@ -291,6 +298,9 @@ def read_arrays(path: Path) -> Source:
             "'validation_labels', 'test_labels')"
         )
     parts = {key: _array_part(path, key, arrays) for key in rows}
+    told = {key: part.labels for key, part in parts.items() if part.labels is not None}
+    for key, labels in zip(told, as_classes([*told.values()]) if told else (), strict=True):
+        parts[key] = Part(parts[key].x, labels)
     first = parts[rows[0]]
     for key, part in parts.items():
         if part.x.shape[1:] != first.x.shape[1:] or part.x.dtype != first.x.dtype:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, cast, overload
+from typing import Any, Generic, Literal, TypeVar, overload
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 
 from ppl_vae.data.arrays import read_arrays
 from ppl_vae.data.folders import read_folder
+from ppl_vae.data.labels import warn_of_empty_classes, with_labels
 from ppl_vae.data.sizes import require_room
 from ppl_vae.data.sources import Part, Source, read_digits, runs_of
 from ppl_vae.data.torchvision_sets import TORCHVISION, read_torchvision
@@ -158,7 +159,9 @@ def load_data(
       exist; sub-folders are the labels.
     - `PATH.npy`, `PATH.npz`, `PATH.pt`: arrays, rows first: `x` (labels: `y`), or `train` with any
       of `validation` and `test` (labels: `train_labels`, ...). uint8 is read as 8-bit pictures,
-      values k/255; other numbers are kept as they are.
+      values k/255; other numbers are kept as they are. Whole numbers, one for each row, and one-hot vectors
+      are classes, whatever their dtype (NaN is a hidden label); other labels, also a column of real numbers,
+      are attributes.
 
     The source's own test split is the test. If it has none, a fifth of the rows is. These rows are
     the same for every seed, so that runs with different seeds can be compared row by row. The
@@ -182,6 +185,7 @@ def load_data(
         labels: True for all labels, or how many. Each row comes with its label, `(x, y)`, for models that are
             given it. A number tells the labels of so many training rows alone, as many of each class as of any
             other, chosen at random; the label of all other rows, also those of validation and test, is -1 then.
+            Labels that are whole numbers count from 0 without gaps: a warning names classes that no row has.
         seed: Seed of the choices and of the draws for the training and validation rows.
 
     Returns:
@@ -234,7 +238,11 @@ def load_data(
                 transform = noise
     rows: list[Any] = [x, x_validation, x_test]
     if labels:
-        rows = _with_labels(name, rows, splits, labels, seed)
+        found = [split.labels() for split in splits]
+        rows = with_labels(name, rows, found, labels, _generator(seed))
+        parts = (source.train, source.test, source.validation)
+        every = [part.labels for part in parts if part is not None and part.labels is not None]
+        warn_of_empty_classes(name, rows[0][1], every, labels)
     return Data(
         name=name,
         train=rows[0],
@@ -279,56 +287,6 @@ def _check_options(
         raise ValueError(f"validation_fraction must lie in (0, 1), got {validation_fraction}")
     if max_rows is not None:
         require_whole("max_rows", max_rows)
-
-
-def _with_labels(
-    name: str, rows: list[Tensor], splits: Sequence[_Split], told: bool | int, seed: int
-) -> list[tuple[Tensor, Tensor]]:
-    """Rows and labels of each split: all labels, or so many of the training rows.
-
-    Raises:
-        ValueError: There are no labels, or not as many.
-    """
-    labels = [split.labels() for split in splits]
-    if any(each is None for each in labels):
-        raise ValueError(
-            f"{name} has no labels: leave out `labels`, or use data that have some (digits, MNIST, pictures in "
-            "a folder for each class, an .npz file with x and y)"
-        )
-    found = cast(list[Tensor], labels)
-    if isinstance(told, bool | np.bool_):
-        # A single number of each row is a vector of one attribute.
-        shaped = [y[:, None] if y.dim() == 1 and y.is_floating_point() else y for y in found]
-        return list(zip(rows, shaped, strict=True))
-    train = found[0]
-    if train.dim() > 1 or train.is_floating_point():
-        raise ValueError(
-            f"labels={told}: the labels of {name} are no classes (shape {tuple(train.shape)}, {train.dtype}), "
-            "of which some could be hidden: use labels=True"
-        )
-    known = int((train != HIDDEN).sum())
-    if told > known:
-        with_label = "" if known == len(train) else " with a label"
-        raise ValueError(f"labels={told}: {name} has only {known} training rows{with_label}")
-    hidden = [torch.full_like(each, HIDDEN) for each in found]
-    chosen = _balanced(train, int(told), _generator(seed))
-    hidden[0][chosen] = train[chosen]
-    return list(zip(rows, hidden, strict=True))
-
-
-def _balanced(labels: Tensor, num: int, generator: Generator) -> Tensor:
-    """Numbers of rows, chosen at random, in turns from each class as long as it has some left.
-
-    Rows whose label is hidden are not among them.
-    """
-    order = torch.randperm(len(labels), generator=generator)
-    rank = torch.empty_like(order)  # of a row among those of its class
-    order = order[labels[order] != HIDDEN]
-    for each in labels.unique():
-        of_class = order[labels[order] == each]
-        rank[of_class] = torch.arange(len(of_class))
-    turns = (rank[order] * len(labels)).argsort(stable=True)
-    return order[turns[:num]]
 
 
 def require_whole(name: str, value: object) -> None:

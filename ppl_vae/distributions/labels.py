@@ -61,6 +61,18 @@ class Given(dist.TorchDistribution):
         return torch.zeros(torch.broadcast_shapes(batch, self.batch_shape), device=value.device)
 
 
+class _Labels(constraints.integer_interval):
+    """An interval of whole numbers that may begin below 0, also for labels of a dtype without a sign."""
+
+    def check(self, value: Tensor) -> Any:
+        return super().check(_signed(value))  # type: ignore[no-untyped-call]  # of torch
+
+
+def _signed(labels: Tensor) -> Tensor:
+    """Labels in a dtype that can be compared with -1, as which 255 would count in uint8."""
+    return labels.long() if labels.dtype in (torch.bool, torch.uint8) else labels
+
+
 class Revealed(dist.TorchDistribution):
     """The label of a row of class y: y where it is known, -1 where it is hidden.
 
@@ -87,7 +99,7 @@ class Revealed(dist.TorchDistribution):
     @property
     def support(self) -> Any:
         """Integers from -1 to `classes - 1`."""
-        return constraints.integer_interval(HIDDEN, self.classes - 1)
+        return _Labels(HIDDEN, self.classes - 1)  # type: ignore[no-untyped-call]  # of torch
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Revealed:
         """The same with a larger batch shape."""
@@ -99,6 +111,7 @@ class Revealed(dist.TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """0 where the label is the class or hidden, otherwise -inf; in nats."""
+        value = _signed(value)
         return torch.zeros((), device=value.device).where(
             (value == HIDDEN) | (value == self.y), -torch.inf
         )

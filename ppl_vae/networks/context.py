@@ -135,10 +135,12 @@ def require_one_each(module: nn.Module, context: Context, c: Tensor, n: int) -> 
     if c.shape[: c.dim() - event] == (n,):
         return
     one_hot = isinstance(context, Labels) and c.shape == (n, context.classes)
+    single = event == 1 and context.size == 1 and c.shape == (n,)
     raise ValueError(
         f"{type(module).__name__} reads {context} beside the rows, but is given an array of shape "
         f"{tuple(c.shape)}: expected one {'vector' if event else 'number'} for each of {n} rows"
         f"{', such as labels.argmax(-1) of one-hot vectors' if one_hot else ''}"
+        f"{', such as c[:, None] of one number for each row' if single else ''}"
     )
 
 

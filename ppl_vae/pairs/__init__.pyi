@@ -49,6 +49,11 @@ from .finite import (
     notes_on_discrete as notes_on_discrete,
     summed_rows as summed_rows,
 )
+from .given import (
+    arguments_by_name as arguments_by_name,
+    name_of_argument as name_of_argument,
+    selects_outside as selects_outside,
+)
 from .handlers import ScaleLatents as ScaleLatents, Substitute as Substitute
 from .jacobians import (
     Computed as Computed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 
 from ppl_vae.pairs.errors import first_line
+
+_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 _NUMBERS = "biuf"
 """numpy's kinds of dtype that torch computes with: booleans, integers, floating-point numbers."""
@@ -50,6 +53,11 @@ def as_tensor(x: Any, name: str = "x", dtype: torch.dtype | None = None) -> Tens
                 f"{name} is a sparse tensor ({x.layout}): make it dense with .to_dense() if that fits in "
                 "memory, or pass a DataLoader whose collate_fn does so for each batch"
             )
+        if x.dtype in _UNSIGNED:
+            raise TypeError(
+                f"{name} is a tensor of dtype {x.dtype}, which torch does not compute with: pass "
+                f"{as_code(name)}.float(), or {as_code(name)}.long() for labels"
+            )
         return x.detach() if x.requires_grad else x
     if is_sparse(x):
         raise TypeError(
@@ -61,7 +69,7 @@ def as_tensor(x: Any, name: str = "x", dtype: torch.dtype | None = None) -> Tens
     if array.dtype.kind not in _NUMBERS or (array.dtype.kind == "u" and array.dtype.itemsize > 1):
         raise TypeError(
             f"{name} is {kind_of(x)} of dtype {array.dtype}, which torch does not compute with: make numbers "
-            f"of it, as in {_made_numbers(array.dtype)}"
+            f"of it, as in {_made_numbers(array, name)}"
         )
     native = array.dtype.newbyteorder("=") if array.dtype.itemsize <= 8 else np.dtype(np.float64)
     tensor = torch.from_numpy(np.require(array, native, ["C", "W"]))
@@ -78,14 +86,63 @@ def as_tensor(x: Any, name: str = "x", dtype: torch.dtype | None = None) -> Tens
     return found
 
 
-def _made_numbers(dtype: np.dtype[Any]) -> str:
+def signed(x: Any) -> Any:
+    """Labels and the like as int64, where they are whole numbers of a dtype that torch does not compute with.
+
+    Example:
+        >>> signed(np.array([0, 2], "uint16")).dtype, signed(np.array([0, 2], "uint8")).dtype
+        (dtype('int64'), dtype('uint8'))
+    """
+    if isinstance(x, Tensor):
+        return x.long() if x.dtype in _UNSIGNED else x
+    dtype = getattr(x, "dtype", None)
+    if isinstance(dtype, np.dtype) and dtype.kind == "u" and dtype.itemsize > 1:
+        return np.asarray(x).astype(np.int64)
+    return x
+
+
+def is_text(x: Any) -> bool:
+    """Whether an array or a list holds texts.
+
+    Example:
+        >>> is_text(np.array(["cat", "dog"])), is_text(["cat", None]), is_text([1, 2])
+        (True, True, False)
+    """
+    try:
+        array = np.asarray(x)
+    except Exception:  # lists of different lengths, arrays of other libraries
+        return False
+    if array.dtype.kind in "US":
+        return True
+    objects = array.dtype.kind in "OT"
+    return objects and any(isinstance(each, str) for each in array.ravel()[:100])
+
+
+def numbered(name: str) -> str:
+    """How to make labels of texts, as code."""
+    return f"torch.as_tensor(numpy.unique({as_code(name)}, return_inverse=True)[1])"
+
+
+def as_code(name: str) -> str:
+    """The name of data as it can be typed, such as `x[1]`; `x` for data that have none."""
+    return name if re.fullmatch(r"[\w.]+(\[[^\[\]]+\])*", name) else "x"
+
+
+def _made_numbers(array: np.ndarray[Any, Any], name: str) -> str:
     """How to make a tensor of an array of a dtype that torch does not know."""
+    dtype = array.dtype
+    if is_text(array):
+        try:
+            array.ravel()[:100].astype("float32")
+        except (TypeError, ValueError):  # no numbers that are written as texts
+            return f"{numbered(name)}, which numbers the texts from 0 in the order of the alphabet"
+    x = as_code(name)
     if dtype.kind in "mM":
-        start = "x - x.min()" if dtype.kind == "M" else "x"
+        start = f"{x} - {x}.min()" if dtype.kind == "M" else x
         return f"torch.as_tensor(({start}) / numpy.timedelta64(1, 'D')), which counts days"
     if dtype.names is not None:
-        return "torch.as_tensor(numpy.lib.recfunctions.structured_to_unstructured(x, 'float32'))"
-    return "torch.as_tensor(x.astype('float32'))"
+        return f"torch.as_tensor(numpy.lib.recfunctions.structured_to_unstructured({x}, 'float32'))"
+    return f"torch.as_tensor({as_code(name)}.astype('float32'))"
 
 
 def is_array(x: Any) -> bool:

@@ -16,9 +16,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
-from ppl_vae.pairs.as_tensors import as_tensor, is_array, is_number, kind_of
+from ppl_vae.pairs.as_tensors import (
+    as_tensor,
+    is_array,
+    is_number,
+    is_text,
+    kind_of,
+    numbered,
+    signed,
+)
 from ppl_vae.pairs.pair import Pair
-from ppl_vae.pairs.programs import Batch, SomeArguments
+from ppl_vae.pairs.programs import Batch, SomeArguments, as_args
 
 _EXPECTED = (
     "expected a tensor of shape (rows, ...), a tuple or dict of them, or an iterable of batches such as a "
@@ -109,6 +117,8 @@ def read_data(x: Any, arguments: DataArguments, name: str = "x") -> RowsOfData:
     """
     if isinstance(x, TensorDataset):
         x = x.tensors
+    if isinstance(x, SomeArguments):
+        x = as_args(x)
     if is_array(x) or isinstance(x, Mapping):
         return RowsOfData(_batch(x, arguments, name))
     if isinstance(x, list | tuple) and x:
@@ -145,6 +155,8 @@ def read_batch(batch: Any, arguments: DataArguments, name: str = "x") -> Batch:
         TypeError: It is something else, or a single row.
         ValueError: There are no rows, or the tensors have different numbers of rows.
     """
+    if isinstance(batch, SomeArguments):
+        batch = as_args(batch)
     if not (is_array(batch) or (isinstance(batch, Mapping | list | tuple) and batch)):
         raise TypeError(
             f"{name} gives batches of type {type(batch).__name__}; expected tensors, or tuples or dicts of "
@@ -250,7 +262,7 @@ def _batch(x: Any, arguments: DataArguments, name: str, in_memory: bool = True) 
     elif is_array(x):
         parts = {None: x}
     else:
-        parts = dict(enumerate(_by_position(x, arguments, name)))
+        parts = dict(enumerate(_by_position(x, arguments, name, in_memory)))
     tensors, places = [], []
     for number, (key, part) in enumerate(parts.items()):
         place = f"{name}[{key!r}]" if in_memory else f"part {key!r} of {name}"
@@ -259,11 +271,16 @@ def _batch(x: Any, arguments: DataArguments, name: str, in_memory: bool = True) 
             continue
         places.append(number)
         if not (is_array(part) or (in_memory and _has_numbers(part))):
+            if isinstance(part, list | tuple) and is_text(part):
+                raise TypeError(
+                    f"{place} is {kind_of(part)} of texts, but the model needs numbers there: labels are "
+                    f"numbers from 0, as in {_numbering(place, in_memory)}"
+                )
             raise TypeError(
                 f"{place} is {kind_of(part)}, but the model needs a tensor there, of shape (rows, ...): make "
                 "one with torch.as_tensor (in a DataLoader, by its collate_fn)"
             )
-        tensors.append(as_tensor(part, place, arguments.dtype))
+        tensors.append(as_tensor(signed(part) if number else part, place, arguments.dtype))
     if not tensors:
         raise ValueError(f"{name} has no rows: it gives nothing for any argument of the model")
     if any(t.dim() == 0 or t.shape[0] == 0 for t in tensors):
@@ -280,7 +297,16 @@ def _batch(x: Any, arguments: DataArguments, name: str, in_memory: bool = True) 
     return tensors[0] if len(tensors) == 1 else tuple(tensors)
 
 
-def _by_position(parts: Sequence[Any], arguments: DataArguments, name: str) -> Sequence[Any]:
+def _numbering(place: str, in_memory: bool) -> str:
+    """How texts become labels. The batches of a loader do not know each other's texts."""
+    if in_memory:
+        return numbered(place)
+    return f"{numbered('texts')} of the texts of all rows, before the DataLoader (or by its collate_fn)"
+
+
+def _by_position(
+    parts: Sequence[Any], arguments: DataArguments, name: str, in_memory: bool
+) -> Sequence[Any]:
     """As many parts as the model takes; names and the like are left out where it does not need them."""
     most = len(parts) if arguments.names is None else max(1, len(arguments.names))
     kept, others = parts[:most], parts[most:]
@@ -294,6 +320,15 @@ def _by_position(parts: Sequence[Any], arguments: DataArguments, name: str) -> S
     while len(kept) > max(1, arguments.required) and not (
         _has_numbers(kept[-1]) or _is_nested(kept[-1])
     ):
+        if kept[-1] is not None and arguments.names is not None and is_text(kept[-1]):
+            place = f"{name}[{len(kept) - 1}]" if in_memory else f"part {len(kept) - 1} of {name}"
+            warnings.warn(
+                f"{place} is {kind_of(kept[-1])} of texts and is left out, so that the model's argument "
+                f"'{arguments.names[len(kept) - 1]}' gets nothing: if they are labels, make them numbers from "
+                f"0, as in {_numbering(place, in_memory)}; if they are names of rows, leave them out",
+                UserWarning,
+                stacklevel=2,
+            )
         kept = kept[:-1]
     return kept
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +150,13 @@ class Comparison(Result):
         return []
 
     def doubts(self) -> Iterator[str]:
-        """What the evaluations of runs warn of that have no log p(x) for some of the rows."""
+        """That quantities differ; what evaluations warn of that have no log p(x) for some of the rows."""
+        kinds = [_condition(evaluation) for evaluation in self.evaluations]
+        if len({kind for kind, _ in kinds}) > 1:
+            each = ", ".join(
+                f"{name}: {text}" for name, (_, text) in zip(self.names, kinds, strict=True)
+            )
+            yield f"the runs have log p(x) of different quantities, which cannot be compared: {each}"
         for name, evaluation in zip(self.names, self.evaluations, strict=True):
             if math.isnan(evaluation["log_likelihood"]["mean"]):
                 yield from (f"{name}: {text}" for text in evaluation.get("warnings", ()))
@@ -163,6 +170,14 @@ class Comparison(Result):
             f"{' / '.join(map(str, samples))} samples; Δ: difference from {self.names[0]} and its standard "
             "error from paired rows"
         ]
+
+
+def _condition(evaluation: Mapping[str, Any]) -> tuple[str, str]:
+    """What log p(x) of an evaluation is, by its notes: its kind, and in full."""
+    for note in evaluation.get("notes", ()):
+        if found := re.search(r"log p\(x\) is (log p\(x( \||,)[^)]*\)(.*))", str(note)):
+            return found[2] + found[3], found[1]
+    return "", "log p(x)"
 
 
 def _require(file: Path, content: Mapping[str, Any], keys: Mapping[str, Any]) -> None:
@@ -191,7 +206,8 @@ def _require_same_labels(run: Run, first: Run) -> None:
         said = ["none" if not each else f"--labels {str(each).lower()}" for each in (own, other)]
         raise ValueError(
             f"{run.path} and {first.path} are given different labels beside the rows ({said[0]}, {said[1]}), "
-            "on which their log p(x) depends: only runs with the same --labels can be compared row by row"
+            "on which their log p(x) depends: only runs with the same --labels can be compared row by row, or "
+            "those of whose test rows no label is told (--labels N)"
         )
 
 

@@ -34,6 +34,7 @@ from ppl_vae.runs.contents import (
 from ppl_vae.runs.location import config_file
 from ppl_vae.runs.netcdf import WEIGHTS_KEY, as_netcdf, names_weights
 from ppl_vae.runtime import (
+    HIDDEN,
     MOST_YAML,
     CorruptFileError,
     as_typed,
@@ -205,14 +206,21 @@ def describe_rows(x: Any, name: str = "rows", split: str = "") -> dict[str, Any]
         split: Which part of a data set they are.
 
     Returns:
-        The names, the number of rows, and a digest of dtype, shape and content.
+        The names, the number of rows, and a digest of dtype, shape and content. Labels that are all hidden (-1)
+        are left out: the rows are then those of a model without labels.
 
     Example:
         >>> describe_rows(torch.zeros(5, 2), "zeros")["num"]
         5
     """
-    content = [as_tensor(part, name) for part in (x if isinstance(x, tuple) else (x,))]
+    first, *others = (as_tensor(part, name) for part in (x if isinstance(x, tuple) else (x,)))
+    content = [first, *(part for part in others if not _all_hidden(part))]
     return {"name": name, "split": split, "num": len(content[0]), "sha256": digest(content)}
+
+
+def _all_hidden(labels: Tensor) -> bool:
+    whole = not labels.is_floating_point() and not labels.is_complex()
+    return whole and labels.dim() == 1 and bool((labels.long() == HIDDEN).all())
 
 
 def _numbers(values: Tensor) -> list[Any]:

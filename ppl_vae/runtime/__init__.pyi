@@ -5,6 +5,7 @@ from .bounded import (
     load_yaml as load_yaml,
     read_text as read_text,
 )
+from .classes import classes_in_words as classes_in_words, empty_classes as empty_classes
 from .denormals import denormals_flushed as denormals_flushed
 from .descriptions import (
     HIDDEN as HIDDEN,

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import pyro
-import pyro.distributions as dist
 import pyro.poutine as poutine
 import torch
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
-from ppl_vae.checks import Session, constraint_in_words, evaluating, opened
+from ppl_vae.checks import Session, evaluating, opened
 from ppl_vae.evaluation import PriorGuide, warn_if_draws_follow_data
 from ppl_vae.pairs import (
     Batch,
@@ -28,6 +25,7 @@ from ppl_vae.pairs import (
     Trace,
     as_args,
     as_tensor,
+    first_line,
     is_categorical,
     latent_sites,
     move,
@@ -35,7 +33,7 @@ from ppl_vae.pairs import (
     parts_of,
     places_of,
     sample_sites,
-    support_of,
+    selects_outside,
     take_rows,
     tensors_of,
     with_tensors,
@@ -48,6 +46,7 @@ from ppl_vae.tasks.observed import (
     require_any_rows,
     tell,
 )
+from ppl_vae.tasks.possible import Possible
 
 Given = Mapping[str, Any]
 """Values of latents or arguments of the model by name, one for each draw: `(num, ...)`."""
@@ -149,7 +148,7 @@ def _blank(model: Program, given: Given) -> Batch:
             f"sample needs rows to call {described(owner)} with, which takes more than the data: pass like=x, "
             f"some rows of the data{names}"
         )
-    beside = [_two(as_tensor(given[name], name, arguments.dtype)) for name in others]
+    beside = [_two(as_tensor(given[name], f"given['{name}']", arguments.dtype)) for name in others]
     with preserve_random_state(), evaluating(pair, seed=None):
         free = poutine.trace(poutine.uncondition(pair.model)).get_trace(
             torch.zeros(2, *shape), *beside
@@ -242,7 +241,7 @@ class Draw:
         self._trace: Trace | None = None
         dtype = DataArguments.of(pair).dtype
         for name, value in given.items():
-            tensor = as_tensor(value, name, dtype).to(session.device)
+            tensor = as_tensor(value, f"given['{name}']", dtype).to(session.device)
             if tensor.dim() == 0 or len(tensor) != num:
                 raise ValueError(
                     f"given['{name}'] has shape {tuple(tensor.shape)}: expected one value for each of the "
@@ -280,12 +279,16 @@ class Draw:
         free = Substitute(held | self._shared)(_Free(self._name)(self.session.pair.model))
         layout = self.session.layout
         latents = [n for n in layout.discrete or layout.latents if n not in held]
-        watch = _Possible(self._name, held, latents)
+        names = DataArguments.of(self.session.pair).names or ()
+        beside = {names[place]: value[part] for place, value in self._arguments.items()}
+        watch = Possible(self._name, held, latents, beside)
         try:
             trace: Trace = poutine.trace(watch(free)).get_trace(*as_args(batch))
         except Exception as error:
             if watch.problem is not None:
                 raise PairError(watch.problem) from error
+            if selected := selects_outside(self.session.pair, batch, error, part.start):
+                raise PairError(f"given: {selected} ({first_line(error)})") from error
             raise
         if watch.problem is not None:
             raise PairError(watch.problem)
@@ -336,57 +339,6 @@ class _Free(UnconditionMessenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] == self.name:
             super()._pyro_sample(msg)
-
-
-class _Possible(Messenger):
-    """Notes values that are given or observed where they cannot be, before the model uses them.
-
-    Args:
-        drawn: The observed site that is drawn.
-        held: The latents that are given.
-        free: Those that may be given, too.
-
-    Attributes:
-        problem: What is wrong: a value is outside of the support of its site, or draws of latents exclude it.
-            None if nothing is.
-    """
-
-    def __init__(self, drawn: str, held: Collection[str], free: Collection[str]) -> None:
-        super().__init__()
-        self.drawn, self.held, self.free = drawn, held, free
-        self.problem: str | None = None
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        name, fn, value = msg["name"], msg["fn"], msg["value"]
-        observed = msg["is_observed"] and name != self.drawn and not isinstance(fn, dist.Unit)
-        if self.problem is not None or not (observed or name in self.held):
-            return
-        mask = msg["mask"] if isinstance(msg["mask"], Tensor) else torch.tensor(True)
-        mask = mask.to(value.device)
-        support = support_of(fn)
-        wrong = mask if support is None else mask & ~support.check(value)
-        if support is not None and bool(wrong.any()):
-            self.problem = (
-                f"{_first(value, wrong)} is {'observed' if observed else 'given'} at site '{name}': expected "
-                f"{constraint_in_words(support)}"
-            )
-        elif observed:
-            with pyro.validation_enabled(False):  # masked values may be anything
-                excluded = mask & (fn.log_prob(value) == -torch.inf)
-            if bool(excluded.any()):
-                given = ", ".join(f"'{latent}': values" for latent in self.free)
-                remedy = f"Give the latents, too: given={{{given}}}"
-                self.problem = (
-                    f"the draws exclude what is observed at site '{name}', {_first(value, excluded)} for "
-                    "example: what is observed does not change p(z). "
-                    f"{remedy if given else 'Give the latents that suit it'}"
-                )
-
-
-def _first(values: Tensor, which: Tensor) -> str:
-    """The first of some values."""
-    found = values.expand(which.shape + values.shape[which.dim() :])[which][0]
-    return f"{found.item():g}" if found.numel() == 1 else str(found.tolist())
 
 
 def _require_fit(name: str, value: Tensor, asked: Trace, layout: Layout) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -14,23 +15,36 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from ppl_vae.evaluation import evaluate
-from ppl_vae.networks import Context
-from ppl_vae.pairs import DataArguments, Pair, PairError, Program, take_rows
+from ppl_vae.pairs import (
+    Batch,
+    DataArguments,
+    Pair,
+    PairError,
+    Program,
+    SomeArguments,
+    take_rows,
+)
 from ppl_vae.runtime import described, preserve_random_state
+from ppl_vae.tasks.categories import expected
 from ppl_vae.tasks.encoding import encode
+from ppl_vae.tasks.ends import discrete_latents
 from ppl_vae.tasks.sampling import sample
 from ppl_vae.training import fit
 
 MakePair = Callable[[tuple[int, ...]], tuple[Program, Program]]
 """From the shape of one row, a model and a guide with new parameters."""
 
+_LABELS = ("y", "labels")
+"""What the argument for labels is called, where there are several."""
+
 
 class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Trains a pair in `fit` and gives posterior means in `transform`, as scikit-learn's pipelines need it.
 
-    A pair that takes labels beside the rows is trained with `y`: numbers from 0, -1 where a label is hidden. A
-    `SemiSupervisedVAE` then transforms X alone; give its objective in `fit_options`. For a `ConditionalVAE`,
-    whose guide needs the labels, there is no `transform`: use `ppl_vae.encode` with `model_` and `guide_`.
+    A pair that takes one more argument beside the rows, whatever its name, is trained with `y`: for labels,
+    numbers from 0, -1 where a label is hidden. A `SemiSupervisedVAE` then transforms X alone; give its
+    objective in `fit_options`. For a `ConditionalVAE`, whose guide needs the labels, there is no `transform`:
+    use `ppl_vae.encode` with `model_` and `guide_`. A pair that takes the rows alone does not use `y`.
 
     Args:
         make_pair: A function from the shape of one row to a model and a guide, which is called for each `fit`.
@@ -89,10 +103,12 @@ class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
         Args:
             X: Rows, `(n, features)`.
-            y: Labels, `(n,)`, or attributes, `(n, count)`, for a pair that takes them; otherwise not used.
+            y: Labels, `(n,)`, or attributes, `(n, count)`, for a pair that takes them; not used for one that
+                takes the rows alone.
 
         Raises:
-            TypeError: `make_pair` is no function, or an option is given twice.
+            TypeError: `make_pair` is no function, or an option is given twice; or the pair takes several
+                arguments beside the rows, or any number of them, so that it is unclear which one y is.
             ValueError: The rows are not finite numbers, or do not fit `row_shape`; or the pair needs labels,
                 and there is no number for each row.
             PairError: The programs do not fit the rows.
@@ -127,6 +143,8 @@ class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         few = take_rows(batch, slice(2))
         means = encode(self.model_, self.guide_, few, seed=seed, progress=False)
         self.latents_ = {name: tuple(mean.shape[1:]) for name, mean in means.items()}
+        discrete = partial(discrete_latents, self.model_, self.guide_, few)
+        self._discrete, self._categorical = {*discrete()}, {*discrete(categorical=True)}
         self._n_features_out = sum(math.prod(shape) for shape in self.latents_.values())
         return self
 
@@ -137,10 +155,9 @@ class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             PairError: The guide needs more than the rows, such as their labels.
         """
         rows = self._rows(X)
-        names = _arguments(self.model_, self.guide_)[0]
-        if names:
+        if names := _needed(DataArguments.of(Pair.of(self.model_, self.guide_))):
             raise PairError(
-                f"transform takes X alone, but {type(self.model_).__name__} also needs {', '.join(names)} of "
+                f"transform takes X alone, but {_name_of(self.model_)} also needs {', '.join(names)} of "
                 "the rows: use ppl_vae.encode(fitted.model_, fitted.guide_, (x, labels))"
             )
         means = encode(self.model_, self.guide_, rows, seed=self._seed, progress=False)
@@ -149,33 +166,57 @@ class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     def inverse_transform(self, X: ArrayLike) -> NDArray[Any]:
         """E[x | z] for latents `(n, dimensions)`: rows `(n, features)`.
 
+        Of a latent with categories, whose columns are probabilities, it is the mean over them: for a
+        `SemiSupervisedVAE`, sum_y q(y) E[x | z, y].
+
         Raises:
-            ValueError: There are other numbers of latents.
-            PairError: A latent has categories, so that its probabilities are no value of it.
+            ValueError: There are other numbers of latents, or the columns of a latent with categories are no
+                probabilities.
+            PairError: The model needs more than latents, such as labels; or a latent is discrete and has no
+                categories, so that its mean is no value of it.
         """
         check_is_fitted(self)
+        name = _name_of(self.model_)
+        if needed := _needed(DataArguments.of(Pair.of(self.model_, self.guide_))):
+            given = ", ".join(f"'{each}': {each}" for each in (*self.latents_, *needed))
+            like = "" if hasattr(self.model_, "data_shape") else ", like=(x, labels)"
+            raise PairError(
+                f"inverse_transform takes latents alone, but {name} also needs {', '.join(needed)} of the "
+                f"rows: use ppl_vae.sample(fitted.model_, n{like}, given={{{given}}}, means=True), with a "
+                "value for each of n rows"
+            )
         z = torch.as_tensor(check_array(X, dtype=np.float32))
         if z.shape[1] != self._n_features_out:
             raise ValueError(
                 f"X has {z.shape[1]} latents per row, but the pair has {self._n_features_out}"
             )
         sizes = [math.prod(shape) for shape in self.latents_.values()]
-        given = {
+        latents = {
             name: part.reshape(len(z), *shape)
             for (name, shape), part in zip(self.latents_.items(), z.split(sizes, 1), strict=True)
         }
-        like = torch.zeros(2, *self._row_shape())
-        means = sample(
+        for name in self._discrete - self._categorical:
+            if bool((latents[name] != latents[name].round()).any()):
+                raise PairError(
+                    f"the values of latent '{name}' are whole numbers, and transform gives their mean, which "
+                    f"is none of them: round the columns of '{name}'"
+                )
+        found: NDArray[Any] = expected(self._decoded, latents, self._categorical).flatten(1).numpy()
+        return found
+
+    def _decoded(self, latents: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """E[x | z] for values of all latents."""
+        has_shape = hasattr(self.model_, "data_shape")
+        means: torch.Tensor = sample(
             self.model_,
-            len(z),
-            like=None if hasattr(self.model_, "data_shape") else like,
-            given=given,
+            len(next(iter(latents.values()))),
+            like=None if has_shape else torch.zeros(2, *self._row_shape()),
+            given=latents,
             means=True,
             seed=self._seed,
             progress=False,
         )
-        found: NDArray[Any] = means.flatten(1).numpy()
-        return found
+        return means
 
     def score(self, X: ArrayLike, y: object = None) -> float:
         """The mean ELBO of the rows, in nats per row: the higher, the better.
@@ -196,22 +237,25 @@ class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         )
         return found.elbo.mean
 
-    def _with_labels(
-        self, model: Program, guide: Program, rows: torch.Tensor, y: object
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    def _with_labels(self, model: Program, guide: Program, rows: torch.Tensor, y: object) -> Batch:
         """What the pair is called with: the rows, and their labels if it takes labels.
 
         Raises:
+            TypeError: There are labels, and it is unclear for which argument.
             ValueError: It needs labels, and there is no number for each row.
         """
-        required, optional = _arguments(model, guide)
-        if not required and (y is None or not optional):
-            return rows
-        if y is None or len(required) > 1:
+        takes = DataArguments.of(Pair.of(model, guide))
+        needed = _needed(takes)
+        if y is None:
+            if not needed:
+                return rows
             raise ValueError(
-                f"{type(model).__name__} takes {', '.join(required)} beside the rows: fit and score pass it y, "
-                "the labels of the rows"
+                f"{_name_of(model)} takes {', '.join(needed)} beside the rows: fit and score pass it y, the "
+                "labels of the rows"
             )
+        place = _place_of_labels(_name_of(model), takes)
+        if place is None:
+            return rows
         labels = np.asarray(y)
         if labels.dtype.kind not in "iufb" or labels.shape[:1] != (len(rows),):
             raise ValueError(
@@ -219,7 +263,9 @@ class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
                 f"got an array of shape {labels.shape} and type {labels.dtype}; scikit-learn's LabelEncoder "
                 "numbers other labels"
             )
-        return rows, torch.as_tensor(labels)
+        if labels.dtype.kind == "u":  # of which torch computes with few
+            labels = labels.astype(np.int64)
+        return SomeArguments.at([0, place], [rows, torch.as_tensor(labels)])
 
     def _rows(self, x: ArrayLike, reset: bool = False) -> torch.Tensor:
         """The rows as the pair takes them, `(n, *row_shape)`."""
@@ -243,11 +289,42 @@ class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         return tags
 
 
-def _arguments(model: Program, guide: Program) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The names of the arguments beside the rows that a pair needs, and of labels that it may be given."""
-    found = DataArguments.of(Pair.of(model, guide))
-    names = found.names or ()
-    required, others = names[1 : found.required], names[max(1, found.required) :]
-    has_labels = isinstance(getattr(model, "context", None), Context)
-    optional = others[:1] if has_labels or others[:1] in (("y",), ("labels",)) else ()
-    return required, optional
+def _name_of(model: Program) -> str:
+    """The name of a function, or of an object's class."""
+    return str(getattr(model, "__name__", type(model).__name__))
+
+
+def _needed(takes: DataArguments) -> tuple[str, ...]:
+    """The names of what a pair needs beside the rows."""
+    return (takes.names or ())[1 : takes.required]
+
+
+def _place_of_labels(model: str, takes: DataArguments) -> int | None:
+    """The number of the argument that is given y; None for a pair that takes the rows alone.
+
+    It is the only one that is needed, or else the only one that there is, or the only one named as labels are.
+
+    Raises:
+        TypeError: There are several, or it cannot be given.
+    """
+    one = "write model(x, y=None), and the guide likewise"
+    if takes.names is None:
+        raise TypeError(
+            f"{model} takes any number of arguments, so that it is unclear whether y is one: {one}"
+        )
+    if hidden := [name for name in takes.by_keyword if name in _LABELS]:
+        raise TypeError(
+            f"{model} takes {hidden[0]} by keyword alone (it stands after *), but programs are called with "
+            f"their data by position, so that y would be lost: {one}"
+        )
+    names, needed = takes.names[1:], _needed(takes)
+    named = [name for name in names if name in _LABELS]
+    for candidates in (needed, names, named):
+        if len(needed) < 2 and len(candidates) == 1:
+            return 1 + names.index(candidates[0])
+    if not names:
+        return None
+    raise TypeError(
+        f"{model} takes {', '.join(names)} beside the rows, and PairTransformer has y alone: train such a pair "
+        "with ppl_vae.fit, or let make_pair return programs of the rows and one more argument"
+    )

@@ -47,6 +47,10 @@ APART = 2**31 - 1
 """Between the seeds of two processes: with 1, runs with neighboring seeds would share their random numbers."""
 
 
+_MOST_NAMED = 8
+"""Dead dimensions that are named where a fit is printed."""
+
+
 @dataclass(frozen=True)
 class Fit:
     """What `fit` returns.
@@ -63,7 +67,8 @@ class Fit:
         seconds: Time it took.
         run_dir: The folder with metrics and checkpoints, if one was given.
         warnings: Why not to trust the results: minus the loss and the ELBO differ by more than noise; what the
-            checks warn of in batches of another kind than the first; or steps were taken with a recording that
+            checks warn of in batches of another kind than the first; no row has some class, or the labels do
+            not train the classifier, as `SemiSupervisedELBO` would; or steps were taken with a recording that
             was then found to differ from Pyro. Each was also shown as a `PairWarning`.
     """
 
@@ -98,7 +103,16 @@ class Fit:
         numbers = ", ".join(
             f"{name}={last[name]:.3f}" for name in ("elbo", "validation_elbo") if name in last
         )
-        return f"Fit({numbers}, epochs={self.epochs}, steps={self.steps}, stopped={self.stopped!r})"
+        beta = f", beta={self.beta:g}" if self.beta != 1.0 else ""
+        dead = f", dead dimensions: {self._dead}" if self.dead_dimensions else ""
+        return f"Fit({numbers}, epochs={self.epochs}, steps={self.steps}{beta}, stopped={self.stopped!r}{dead})"
+
+    @property
+    def _dead(self) -> str:
+        """The dead dimensions in words: how many, and the first of them."""
+        names = self.dead_dimensions
+        more = f", and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+        return f"{', '.join(names[:_MOST_NAMED])}{more}"
 
     def _repr_html_(self) -> str:
         kept = self.history[self.best_epoch - 1 : self.best_epoch]
@@ -114,7 +128,10 @@ class Fit:
             ("stopped", self.stopped),
             ("time", f"{self.seconds:.1f} s"),
             ("objective", repr(self.objective)),
+            ("beta, in the end", f"{self.beta:g}"),
         ]
+        if self.dead_dimensions:
+            rows.append(("dead dimensions", self._dead))
         if self.run_dir is not None:
             rows.append(("run folder", str(self.run_dir)))
         return html_table(rows) + html_texts(f"warning: {text}" for text in self.warnings)

@@ -25,6 +25,7 @@ from ppl_vae.pairs import (
     move,
     num_rows,
     sample_rows,
+    selects_outside,
     transformed,
 )
 from ppl_vae.runtime import preserve_random_state
@@ -212,7 +213,8 @@ class HeldOut:
             except Exception as error:
                 if not is_plain(error):
                     raise
+                selected = selects_outside(self.pair, batch, error)
                 raise PairError(
                     f"validation: the pair does not run on its batch {number} (counted from 0), of "
-                    f"{num_rows(batch)} rows: {first_line(error)}"
+                    f"{num_rows(batch)} rows: {first_line(error)}{': ' * bool(selected)}{selected}"
                 ) from error

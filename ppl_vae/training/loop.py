@@ -30,6 +30,7 @@ from ppl_vae.checks import (
     Report,
     check_batch,
     check_traces,
+    label_problems,
     objective_problems,
     observed_problems,
 )
@@ -132,8 +133,12 @@ class Training:
         self.objective.of(layout, first)
         with preserve_random_state(), torch.no_grad(), pair.mode(training=False):
             self.agreement = Agreement(requested_objective)
-            self.agreement.look(layout, *trace_pair(pair, first))
+            traces = trace_pair(pair, first)
+            self.agreement.look(layout, *traces)
         self.warnings: list[str] = []
+        told = label_problems(pair, traces[0], first, batches, requested_objective)
+        self._warn(self.findings.add(told))
+        del traces, told
         self._disagrees = False
 
         leaves = list(parameters.values())

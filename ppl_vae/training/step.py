@@ -21,7 +21,16 @@ from ppl_vae.capture import (
     StaleRecordingError,
 )
 from ppl_vae.objectives import Loss, Resolved, no_gradient, without_parameters
-from ppl_vae.pairs import Batch, Layouts, Pair, PairError, first_line, num_rows, tensors_of
+from ppl_vae.pairs import (
+    Batch,
+    Layouts,
+    Pair,
+    PairError,
+    first_line,
+    num_rows,
+    selects_outside,
+    tensors_of,
+)
 from ppl_vae.runs import RunFolder
 from ppl_vae.runtime import random_state, set_random_state
 from ppl_vae.training.errors import DivergenceError, divergence
@@ -276,7 +285,14 @@ class Step:
             yield
         except Exception as error:
             error.add_note(f"while training, at step {progress.step + 1}")
-            if self._fewest is None or isinstance(error, PairError):
+            if isinstance(error, PairError):
+                raise
+            if selected := selects_outside(self.pair, batch, error):
+                where = (
+                    f"batch {progress.step_in_epoch} of epoch {progress.epoch + 1} (counted from 0)"
+                )
+                raise PairError(f"{where}: {selected} ({first_line(error)})") from error
+            if self._fewest is None:
                 raise
             if shapes not in self._shapes:
                 message = _of_other_rows(shapes, self._shapes, error, progress)
