@@ -141,6 +141,34 @@ def test_formulas_are_set(site: Path) -> None:
     assert "<mi>&#x0007E;" not in labels
 
 
+def test_a_sign_is_no_list_and_two_hyphens_are_no_dash(site: Path) -> None:
+    """What begins with a minus keeps it, an option its hyphens, an index in braces stands low."""
+    pages = {
+        name: (site / "reference" / f"{name}.html").read_text() for name in ("results", "models")
+    }
+    assert re.search(r"<strong>distortion</strong> – - E<sub>q</sub> log p", pages["results"])
+    assert "x<sub>i-1</sub>" in pages["models"]
+    assert "x_{i-1}" not in Page(site / "reference" / "models.html").text
+    for file in sorted(site.rglob("*.html")):
+        assert not re.search(r"–\w", Page(file).text), f"{file.name}: an option needs backticks"
+
+
+def test_calls_in_tables_have_places_for_breaks(site: Path) -> None:
+    text = (site / "coming_from.html").read_text()
+    assert "objective=<wbr>ImportanceWeightedELBO(<wbr>num_particles=<wbr>k)" in text
+
+
+def test_signatures_can_be_read(site: Path) -> None:
+    """Each argument of a long one has a line of its own."""
+    for file in sorted((site / "reference").glob("*.html")):
+        for head in re.findall(
+            r'<dt class="sig[^"]*"[^>]*>(.*?)</dt>', file.read_text(), re.DOTALL
+        ):
+            text = re.sub(r"<[^>]+>", "", head)
+            assert "factory" not in text, text
+            assert len(text) < 110 or "<dd>" in head, text
+
+
 def test_printed_tables_scroll_and_sentences_wrap(site: Path) -> None:
     collapse = (site / "collapse.html").read_text()
     (table,) = re.findall(
