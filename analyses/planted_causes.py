@@ -122,7 +122,7 @@ FAMILIES = {
     "linear": Family(linear, MLP(()), 0.5, hiding=1.5),
     "curved": Family(curved, MLP((32,), nn.Tanh), 0.3, FullCovariance, hiding=4.0),
     "bits": Family(bits, MLP((32,)), None),
-    "spots": Family(spots, Convolutional((4,), hidden=16), 0.2, hiding=1.5),
+    "spots": Family(spots, Convolutional((4,), hidden=16), 0.2, hiding=4.0),
     "markov": Family(markov, MLP((32,)), None),
 }
 """By name; the pairs are a linear VAE, networks with two guides, a convolutional one, and two for bits."""

@@ -119,7 +119,7 @@ def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     if last > first:
         panels[-1].set_xlim(first - 0.02 * (last - first), last + 0.02 * (last - first))
     panels[-1].xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    outside_too = f"\n(some values up to epoch {entered:.0f} lie outside)" if entered else ""
+    outside_too = f"\n(until {entered:.0f}, some values lie outside)" if entered else ""
     panels[-1].set_xlabel(f"epoch{outside_too}", fontsize=LARGE)
     more = f"active units: {counts.pop()}" if constant else ""
     legend_above(figure, panels, more)
