@@ -21,7 +21,7 @@ from ppl_vae.evaluation import Evaluation
 from ppl_vae.guides import Exact, MeanField
 from ppl_vae.models import VAE, ProbabilisticPCA
 from ppl_vae.networks import MLP
-from ppl_vae.objectives import ELBO, LinearWarmup
+from ppl_vae.objectives import ELBO, LinearWarmup, TargetRate
 from ppl_vae.stats import Estimate
 
 SPECTRUM = [9.0, 4.0, *[0.25] * 10]
@@ -163,6 +163,10 @@ def test_the_elbo_of_the_last_epoch_shows_it_too() -> None:
     found = diagnose(model, lower, held, fit=fitted, seed=0)
     assert list(found.faults) == ["overfit", "prior mismatch"][: len(found.faults)]
     assert f"training {bound:.1f} in the last epoch" in found.faults["overfit"]
+    assert "stop earlier (patience)" in found.faults["overfit"]
+    controlled = replace(fitted, objective=ELBO(beta=TargetRate(nats=1)))  # without early stopping
+    found = diagnose(model, lower, held, fit=controlled, seed=0)
+    assert "stop earlier (fewer max_epochs)" in found.faults["overfit"]
 
 
 # -- the prior ---------------------------------------------------------------------------------------------

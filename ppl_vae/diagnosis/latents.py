@@ -25,6 +25,7 @@ from ppl_vae.diagnosis.dimensions import (
 )
 from ppl_vae.diagnosis.encoder import same_for_all_rows
 from ppl_vae.diagnosis.faults import (
+    EARLIER,
     Evaluated,
     not_trusted,
     off_the_prior,
@@ -34,6 +35,7 @@ from ppl_vae.diagnosis.faults import (
 from ppl_vae.diagnosis.history import still_training
 from ppl_vae.diagnosis.information import aggregate_information
 from ppl_vae.diagnosis.remedies import Facts
+from ppl_vae.objectives import Controller
 from ppl_vae.pairs import (
     COLLAPSED,
     DataLike,
@@ -382,12 +384,16 @@ def _overfitting(
 ) -> dict[str, str]:
     """Whether the pair overfits, as far as what is given tells."""
     bound = Estimate(gathered.elbo)
+    controlled = fit is not None and isinstance(fit.objective.beta, Controller)
+    earlier = "stop earlier (fewer max_epochs)" if controlled else EARLIER
     if train is not None:
-        return overfitting(train, bound if evaluation is None else evaluation)
+        return overfitting(train, bound if evaluation is None else evaluation, earlier=earlier)
     last = None if fit is None or not fit.history else fit.history[-1].get("elbo")
     if last is None or gathered.num_rows == 1:
         return {}
-    return overfitting_in_history(last, bound if evaluation is None else evaluation.elbo)
+    return overfitting_in_history(
+        last, bound if evaluation is None else evaluation.elbo, earlier=earlier
+    )
 
 
 def _require_results(train: object, evaluation: object, fit: object) -> None:

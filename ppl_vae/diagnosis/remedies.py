@@ -74,7 +74,8 @@ def _refit(facts: Facts) -> tuple[str, tuple[str, ...]]:
 
 
 def _lower_beta(facts: Facts) -> tuple[str, tuple[str, ...]]:
-    return _fit(facts, "1"), ("train", "--objective.beta", "1")
+    # From 0, as what it has killed does not come back at once at 1. New weights need no such help.
+    return _warm_up(facts)[0], ("train", "--objective.beta", "1")
 
 
 def _warm_up(facts: Facts) -> tuple[str, tuple[str, ...]]:

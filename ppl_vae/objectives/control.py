@@ -9,9 +9,6 @@ from typing import ClassVar
 
 from ppl_vae.objectives.schedules import require_number, require_positive
 
-MISSED = 0.05
-"""Error of a controller in the last epoch above which its target was missed."""
-
 
 @dataclass(frozen=True)
 class ControlState:
@@ -59,6 +56,9 @@ class Controller(ABC):
     EVERY: ClassVar[int] = 20
     """Steps between two settings of beta."""
 
+    TOLERANCE: ClassVar[float] = 0.05
+    """Error in the end of a training above which the target was missed."""
+
     start: float = 1.0
     least: float = 1e-4
     most: float = 1e4
@@ -97,16 +97,16 @@ class Controller(ABC):
         return float(error)
 
     def missed(self, rate: float, distortion: float, beta: float, steps: int) -> str | None:
-        """Says that a training has missed the target, why, and what to do; None if it is within 5 percent.
+        """Says that a training has missed the target, why, and what to do; None if it has not.
 
         Args:
-            rate: The mean rate of the last epoch, nats per row.
-            distortion: Its mean distortion.
-            beta: The weight of the KL at its end.
+            rate: The mean rate of the last epochs, nats per row: of as many as have 20 steps, or of one.
+            distortion: Their mean distortion.
+            beta: The weight of the KL at the end.
             steps: All steps of the training.
         """
         error = self._checked_error(rate, distortion)
-        if abs(error) <= MISSED:
+        if abs(error) <= self.TOLERANCE:
             return None
         if steps < self.EVERY:
             why = (
@@ -126,8 +126,8 @@ class Controller(ABC):
                 f"integral than {self.integral:g}"
             )
         return (
-            f"{self._named()} has missed its target: in the last epoch, the rate is {rate:.4g} and the "
-            f"distortion {distortion:.4g} nats per row. {why[0].upper()}{why[1:]}"
+            f"{self._named()} has missed its target: in the end, the rate is {rate:.4g} and the distortion "
+            f"{distortion:.4g} nats per row. {why[0].upper()}{why[1:]}"
         )
 
     def _named(self) -> str:
@@ -212,6 +212,8 @@ class TargetDistortion(Controller):
         >>> TargetDistortion(nats=80).error(rate=20.0, distortion=90.0)  # too much: beta has to fall
         -0.5
     """
+
+    TOLERANCE: ClassVar[float] = 0.1
 
     nats: float
 

@@ -434,8 +434,11 @@ class Training:
         controller, progress = self.objective.requested.beta, self.progress
         if not isinstance(controller, Controller):
             return
-        row = progress.history[-1]
-        missed = controller.missed(row["rate"], row["distortion"], row["beta"], progress.step)
+        history = progress.history
+        start = progress.step - Controller.EVERY  # an epoch may be one step
+        last = [row for row in history if row["step"] > start]
+        rate, distortion = (sum(row[n] for row in last) / len(last) for n in ("rate", "distortion"))
+        missed = controller.missed(rate, distortion, history[-1]["beta"], progress.step)
         if missed is not None:
             self._tell(missed)
 
