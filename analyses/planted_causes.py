@@ -45,7 +45,6 @@ class Family:
         noise: The noise of the data; None for bits.
         guide: The class of the guide.
         hiding: A noise that hides the factors.
-        above: What a noise is, in units of that of the data, that is a little larger.
         num_rows: Number of rows.
         epochs: Epochs of a whole training.
     """
@@ -55,7 +54,6 @@ class Family:
     noise: float | None
     guide: type[Any] = MeanField
     hiding: float = 0.0
-    above: float = 1.14
     num_rows: int = 1000
     epochs: int = 150
 
@@ -122,7 +120,7 @@ def markov(n: int, generator: torch.Generator) -> Tensor:
 
 FAMILIES = {
     "linear": Family(linear, MLP(()), 0.5, hiding=2.0),
-    "curved": Family(curved, MLP((32,), nn.Tanh), 0.3, FullCovariance, hiding=4.0, above=1.3),
+    "curved": Family(curved, MLP((32,), nn.Tanh), 0.3, FullCovariance, hiding=4.0),
     "bits": Family(bits, MLP((32,)), None),
     "spots": Family(spots, Convolutional((4,), hidden=16), 0.2, hiding=4.0),
     "markov": Family(markov, MLP((32,)), None),
@@ -226,8 +224,13 @@ def healthy(family: Family, seed: int) -> Planted:
 
 
 def surplus(family: Family, seed: int) -> Planted:
-    """Twice as many latents. With a noise that is learned, normal decoders would explain what chance leaves."""
-    fixed = None if family.noise is None else Gaussian(family.above * family.noise)
+    """Twice as many latents.
+
+    With a noise that is learned, normal decoders would explain what chance leaves; a guide of full covariance
+    may spread each factor over several latents.
+    """
+    family = replace(family, guide=MeanField)
+    fixed = None if family.noise is None else Gaussian(1.14 * family.noise)
     return trained(family, *family.pair(seed, 2 * FACTORS, fixed), seed)
 
 

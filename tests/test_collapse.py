@@ -63,7 +63,7 @@ def test_noise_that_hides_what_is_left_of_the_data() -> None:
         "data 0.666; with noise of 0.587, 2 more dimensions would pay); learn the noise (LearnedGaussian or "
         "OptimalGaussian), for longer if it is learned already, or make it smaller to use them (about 0.587)."
         "\n  model.log_sigma = torch.nn.Parameter(model.log_sigma); "
-        "ppl_vae.fit(model, guide, x, max_epochs=100)"
+        "ppl_vae.fit(model, guide, x, max_epochs=200)"
     )
 
 
@@ -391,7 +391,7 @@ def test_a_constant_posterior_is_not_healthy() -> None:
         "0 of 4 latent dimensions are active and z carries 0.0 nats about x; all are inactive: the guide "
         "ignores x: all rows have the same posterior, which is not the prior; train for longer; if that does "
         "not help, check that the guide's network is given x and gets gradients."
-        "\n  ppl_vae.fit(model, guide, x, max_epochs=100)"
+        "\n  ppl_vae.fit(model, guide, x, max_epochs=200)"
     )
 
 

@@ -64,7 +64,7 @@ TRAINED += ["--model.network.hidden", "[32]", "--guide.network.hidden", "[32]"]
 TRAINED += ["--posterior", "never", "--learning_rate", "0.005"]
 
 WARMING = ["--objective.beta", "LinearWarmup", "--objective.beta.epochs", "100"]
-WARMING += ["--objective.beta.end", "200", "--max_epochs", "20"]
+WARMING += ["--objective.beta.end", "5000", "--max_epochs", "20"]
 
 
 @pytest.mark.parametrize(

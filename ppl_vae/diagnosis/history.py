@@ -16,15 +16,21 @@ PART = 5
 RISES = 0.05
 """Share of the whole rise of the ELBO that the last part must have gained, if the training has not ended."""
 
-LEAST = 0.05
+LEAST = 0.01
 """Nats that it must have gained."""
+
+SURE = 3.0
+"""Standard errors, by how the ELBO changes from epoch to epoch, that it must have gained."""
+
+FEW = 6
+"""Epochs up to which nothing is known of these."""
 
 
 def still_training(history: Sequence[Mapping[str, float]], objective: Objective | None) -> str:
     """Why a training had not ended, with the numbers that show it; empty if it had, or if that is not known.
 
     It had not if beta was still to rise, or if the last fifth of the epochs raised the ELBO by more than 5
-    percent of its whole rise, 0.05 nats, and the noise of the epochs.
+    percent of its whole rise, 0.01 nats, and the noise of the epochs.
 
     Args:
         history: The metrics of each epoch.
@@ -48,8 +54,8 @@ def still_training(history: Sequence[Mapping[str, float]], objective: Objective 
     gain = _mean(elbo[-size:]) - _mean(elbo[-2 * size : -size])
     whole = _mean(elbo[-size:]) - float(elbo[0])
     steps = elbo.diff()
-    noise = float((steps - steps.mean()).std()) / math.sqrt(size) if size > 1 else 0.0
-    if not gain > max(LEAST, RISES * whole, 2 * noise):
+    noise = float((steps - steps.mean()).std()) / math.sqrt(size) if len(elbo) > FEW else 0.0
+    if not gain > max(LEAST, RISES * whole, SURE / math.sqrt(2) * noise):
         return ""
     last = "the last one" if size == 1 else f"the last {size}"
     return f"after {n} epochs the ELBO still rises, by {gain:.2g} nats in {last}"

@@ -12,7 +12,7 @@ from ppl_vae.likelihoods import Gaussian
 from ppl_vae.models import ProbabilisticPCA
 from ppl_vae.pairs import Program
 
-EPOCHS = 100
+EPOCHS = 200
 """Fewest epochs of a remedy."""
 
 PER_DIMENSION = 0.5
