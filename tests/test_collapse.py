@@ -389,8 +389,8 @@ def test_a_constant_posterior_is_not_healthy() -> None:
     )
     assert found.summary() == (
         "0 of 4 latent dimensions are active and z carries 0.0 nats about x; all are inactive: the guide "
-        "ignores x: all rows have the same posterior, which is not the prior; train for longer; if that does "
-        "not help, check that the guide's network is given x and gets gradients."
+        "ignores x: all rows have the same posterior, which is not the prior (z carries 0 nats about x); train "
+        "for longer; if that does not help, check that the guide's network is given x and gets gradients."
         "\n  ppl_vae.fit(model, guide, x, max_epochs=200)"
     )
 

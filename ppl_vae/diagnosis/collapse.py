@@ -28,6 +28,11 @@ from ppl_vae.pairs import (
 )
 from ppl_vae.stats import Estimate
 
+_ABOVE = (
+    "{sites} may explain other latents, not x: whether a prior of these needs it does not show in what is left "
+    "of x"
+)
+
 REVIVED = 0.1
 """Nats that per-row posteriors have to carry in a dimension to count as using it."""
 
@@ -129,7 +134,10 @@ def _of_the_decoder(asked: Asked) -> tuple[Cause, tuple[str, ...]]:
         remedy = None
         if verdict.cause == "decoder noise" and verdict.sigma is not None:
             remedy = f"{CAUSES[verdict.cause].remedy} (about {verdict.sigma:.3g})"
-        return asked.cause(verdict.cause, verdict.evidence, remedy), ()
+        found = asked.cause(verdict.cause, verdict.evidence, remedy)
+        sites = {name.split("[")[0] for name in unused}
+        several = verdict.cause == "surplus dimensions" and len(session.layout.latents) > 1
+        return found, (_ABOVE.format(sites=listed(sorted(sites))),) if several else ()
     lost = loss_of_other_latents(session, unused)
     evidence = (
         f"log p(x | z) falls by {max(0.0, lost):.2g} nats if each row has those of another row"

@@ -7,9 +7,19 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Binomial, Distribution, Normal, Poisson
+from torch.distributions import Bernoulli, Binomial, Normal, Poisson
 
-from ppl_vae.pairs import Layout, RowDensities, elementwise, rows_first
+from ppl_vae.distributions import Given, Revealed
+from ppl_vae.pairs import (
+    Layout,
+    RowDensities,
+    Site,
+    elementwise,
+    innermost,
+    is_factor,
+    present,
+    rows_first,
+)
 
 WORTH = 0.01
 """Nats per row that a further dimension has to gain to be worth it."""
@@ -19,6 +29,7 @@ FEWEST_EVENTS = 5.0
 
 _VALUES = 2**24  # how many standardized numbers are kept, about
 _SHUFFLES = 3
+_NATURAL = (Bernoulli, Binomial, Poisson)  # their score in natural parameters is x less its mean
 _EXACTLY = 1000  # the size up to which all eigenvalues are found
 
 
@@ -58,7 +69,6 @@ class Residuals:
 
     def __init__(self) -> None:
         self._unknown = ""
-        self._natural = False
         self._normal = True
         self._left: list[Tensor] = []
         self._explained: list[Tensor] = []
@@ -69,37 +79,29 @@ class Residuals:
 
     def update(self, rows: RowDensities, layout: Layout) -> None:
         """Adds the draws for a batch of rows."""
-        site = rows.model_trace.nodes[layout.observed[0]]
-        samples, n = rows.log_guide.shape
-        fn = elementwise(site["fn"])
-        self._unknown = self._unknown or _why_unknown(rows, layout, fn)
-        if self._unknown:
+        nodes = rows.model_trace.nodes
+        sites = [nodes[name] for name in layout.observed if not _is_told(nodes[name])]
+        for site in sites:
+            self._unknown = self._unknown or _why_unknown(rows, layout, site)
+        if self._unknown or not sites:
+            self._unknown = self._unknown or "the model observes nothing that it explains"
             return
-        assert fn is not None
-
-        def by_row(value: Tensor) -> Tensor:
-            shaped = rows_first({**site, "value": value}, layout, samples, n)
-            return shaped.reshape(samples, n, -1).double()
-
-        x, mean, variance = (
-            by_row(site["value"]),
-            by_row(site["fn"].mean),
-            by_row(site["fn"].variance),
+        parts = [_of_site(rows, layout, site) for site in sites]
+        left, explained, variance = (
+            torch.cat(of, -1) for of in zip(*(p[:3] for p in parts), strict=True)
         )
-        self._natural = isinstance(fn, Bernoulli | Binomial | Poisson)
-        self._normal = isinstance(fn, Normal)
-        self._squares += float(((x - mean).square() / variance).mean(0).mean(1).sum())
-        self._noise += float(variance.mean(0).mean(1).sum())
-        self._rows += n
+        self._normal &= all(isinstance(elementwise(site["fn"]), Normal) for site in sites)
+        squares, noise = (torch.cat(of, -1) for of in zip(*(p[3:] for p in parts), strict=True))
+        self._squares += float(squares.mean(1).sum())
+        self._noise += float(noise.mean(1).sum())
+        self._rows += len(left)
         if sum(part.numel() for part in self._left) < _VALUES:
-            if self._left and self._left[0].shape[1] != x.shape[2]:
+            if self._left and self._left[0].shape[1] != left.shape[1]:
                 self._unknown = "rows have different sizes"
                 return
-            spread = variance.mean(0)
-            unit = 1.0 if self._natural else spread.sqrt()
-            self._left.append(((x[0] - mean.mean(0)) / unit).float().cpu())
-            self._explained.append((mean.mean(0) / unit).float().cpu())
-            self._variances.append(spread.float().cpu())
+            self._left.append(left.float().cpu())
+            self._explained.append(explained.float().cpu())
+            self._variances.append(variance.float().cpu())
 
     @property
     def unknown(self) -> str:
@@ -116,11 +118,10 @@ class Residuals:
         if self.unknown:
             return Verdict(None, "")
         left, explained = (torch.cat(part).double() for part in (self._left, self._explained))
-        if self._natural:
-            variance = torch.cat(self._variances).double()
-            told = variance.sum(0) >= FEWEST_EVENTS
-            unit = variance.mean(0)[told].sqrt()
-            left, explained = left[:, told] / unit, explained[:, told] / unit
+        variance = torch.cat(self._variances).double()
+        told = variance.sum(0) >= FEWEST_EVENTS
+        unit = variance.mean(0)[told].sqrt()
+        left, explained = left[:, told] / unit, explained[:, told] / unit
         left = left - left.mean(0)
         size = left.shape[1]
         if size == 0:
@@ -130,7 +131,7 @@ class Residuals:
         if spectrum.paying(beta):
             return Verdict("local optimum" if beta <= 1 else "large beta", spectrum.says(beta))
         rest, free = left, size
-        if self._normal or not self._natural:
+        if self._normal:
             used = _directions(explained, 0.01)
             rest, free = left - left @ used @ used.T, size - used.shape[1]
         if free <= 0:
@@ -216,15 +217,18 @@ def _pays(ratio: float, edge: float) -> bool:
     return ratio > edge and _gain(ratio) > WORTH
 
 
-def _why_unknown(rows: RowDensities, layout: Layout, fn: Distribution | None) -> str:
-    """Why the residuals of a batch say nothing; empty if they do."""
-    site = rows.model_trace.nodes[layout.observed[0]]
+def _is_told(site: Site) -> bool:
+    """Whether a site is one that rows come with, such as labels, or a factor: no latent explains it."""
+    return isinstance(innermost(site["fn"]), Given | Revealed) or is_factor(site)
+
+
+def _why_unknown(rows: RowDensities, layout: Layout, site: Site) -> str:
+    """Why the residuals at a site say nothing; empty if they do."""
     samples, n = rows.log_guide.shape
-    if len(layout.observed) != 1:
-        return "the model observes several sites"
-    if site["mask"] is not None:
+    fn = elementwise(site["fn"])
+    if not bool(present(site).all()):
         return "the data are masked"
-    if fn is None or (fn.has_enumerate_support and not isinstance(fn, Bernoulli | Binomial)):
+    if fn is None or (fn.has_enumerate_support and not isinstance(fn, _NATURAL)):
         return "the likelihood has no mean and noise for each number"
     # An enumerated latent gives x one mean for each of its values.
     if not layout.vectorizes or site["fn"].batch_shape.numel() > samples * n:
@@ -234,6 +238,33 @@ def _why_unknown(rows: RowDensities, layout: Layout, fn: Distribution | None) ->
     except (NotImplementedError, AttributeError):
         known = False
     return "" if known else "the likelihood states no mean and variance"
+
+
+def _of_site(rows: RowDensities, layout: Layout, site: Site) -> tuple[Tensor, ...]:
+    """What is left at a site, and what is explained, in units of the noise; each `(n, numbers)`.
+
+    Where the score is x less its mean, the units are those of the data, and a third tensor holds the variances;
+    elsewhere these are 1. Then come the squared residuals in units of the noise, and the noise's variance.
+    """
+    samples, n = rows.log_guide.shape
+
+    def by_row(value: Tensor) -> Tensor:
+        shaped = rows_first({**site, "value": value}, layout, samples, n)
+        return shaped.reshape(samples, n, -1).double()
+
+    x, mean, variance = (
+        by_row(value) for value in (site["value"], site["fn"].mean, site["fn"].variance)
+    )
+    noise = variance.mean(0)
+    natural = isinstance(elementwise(site["fn"]), _NATURAL)
+    unit = torch.ones_like(noise) if natural else noise.sqrt()
+    return (
+        (x[0] - mean.mean(0)) / unit,
+        mean.mean(0) / unit,
+        noise if natural else torch.ones_like(noise),
+        ((x - mean).square() / variance).mean(0),
+        noise,
+    )
 
 
 def _by_chance(centered: Tensor) -> float:
