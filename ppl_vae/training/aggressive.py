@@ -16,7 +16,10 @@ MOST = 100
 """Most steps of the guide for one of the model."""
 
 GROWS = 0.01
-"""Nats by which the mutual information has to grow in an epoch for the phase to go on."""
+"""Nats by which the mutual information has to grow for the phase to go on."""
+
+TURNS = 20
+"""Steps of the model after which, at the end of the epoch, it is compared with the largest one before."""
 
 
 @dataclass(frozen=True)
@@ -24,16 +27,18 @@ class Aggression:
     """Where a training with aggressive updates stands; a checkpoint holds it.
 
     Each step moves the guide alone, until the mean loss of 10 steps is no better than that of the 10 before, or
-    after 100 steps; then one step moves the model alone. The phase ends after the first epoch in which the
-    mutual information of x and z has not grown by 0.01 nats; from then on, each step moves both ("Lagging
-    Inference Networks and Posterior Collapse in Variational Autoencoders", He et al., arXiv:1901.05534).
+    after 100 steps; then one step moves the model alone. After 20 steps of the model, and again after each 20,
+    the epoch is completed; the phase ends once the mutual information of x and z has not grown by 0.01 nats
+    since. From then on, each step moves both ("Lagging Inference Networks and Posterior Collapse in Variational
+    Autoencoders", He et al., arXiv:1901.05534).
 
     Attributes:
         steps: Steps of the guide since the model's last one.
         loss: Their losses since the last comparison, summed.
         before: The mean loss of the ten steps before that.
         models_turn: Whether the next step is the model's.
-        information: The largest mutual information after an epoch so far, nats.
+        turns: Steps of the model since the last comparison.
+        information: The largest mutual information in these so far, nats.
         ended: Whether the phase has ended.
     """
 
@@ -41,6 +46,7 @@ class Aggression:
     loss: float = 0.0
     before: float = math.inf
     models_turn: float = 0.0
+    turns: float = 0.0
     information: float = -math.inf
     ended: float = 0.0
 
@@ -56,7 +62,9 @@ class Aggression:
         if self.ended:
             return self
         if self.models_turn:
-            return replace(self, steps=0.0, loss=0.0, before=math.inf, models_turn=0.0)
+            return replace(
+                self, steps=0.0, loss=0.0, before=math.inf, models_turn=0.0, turns=self.turns + 1
+            )
         steps, total = self.steps + 1, self.loss + loss
         if steps % WINDOW:
             return replace(self, steps=steps, loss=total)
@@ -66,11 +74,11 @@ class Aggression:
 
     def after_epoch(self, information: float) -> Aggression:
         """The state after an epoch with this mutual information; if that is not known, the phase ends."""
-        if self.ended:
+        if self.ended or self.turns < TURNS:
             return self
         if not information > self.information + GROWS:
             return replace(self, ended=1.0)
-        return replace(self, information=information)
+        return replace(self, information=information, turns=0.0)
 
 
 def parameters_of_guide(pair: Pair, names: Iterable[str]) -> frozenset[str]:
