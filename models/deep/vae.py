@@ -8,7 +8,7 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor
 
-from ppl_vae.likelihoods import Bernoulli, Likelihood
+from ppl_vae.likelihoods import Bernoulli, Likelihood, decoded
 from ppl_vae.models.priors.base import Prior
 from ppl_vae.models.priors.normal import StandardNormal
 from ppl_vae.models.rows import RowModel
@@ -68,10 +68,9 @@ class VAE(RowModel):
         z = pyro.sample("z", self.prior())
         pyro.sample("x", self._likelihood(z, x), obs=x)
 
-    def decode(self, z: Tensor) -> dist.Independent:
+    def decode(self, z: Tensor) -> dist.TorchDistribution:
         """p(x | z) for latents `(*batch, latent_dim)`: batch shape `batch`."""
         return self._likelihood(z, None)
 
-    def _likelihood(self, z: Tensor, x: Tensor | None) -> dist.Independent:
-        p: dist.Independent = self.likelihood(self.decoder(z), len(self.data_shape), x)
-        return p
+    def _likelihood(self, z: Tensor, x: Tensor | None) -> dist.TorchDistribution:
+        return decoded(self.decoder, self.likelihood, z, self.data_shape, x)
