@@ -66,9 +66,8 @@ def expectation(name: str, site: Site, layout: Layout, num_samples: int, n: int)
         mean = center(fn)
     except (NotImplementedError, AttributeError) as error:
         kind = type(innermost(fn)).__name__
-        why = f" ({error})" if str(error) else ""
         raise PairError(
-            f"the distribution of site '{name}', {kind}, states no mean: ask for draws{why}"
+            f"the distribution of site '{name}', {kind}, states no mean: {str(error) or 'ask for draws'}"
         ) from error
     return rows_first({**site, "value": mean.expand(shape)}, layout, num_samples, n)
 
