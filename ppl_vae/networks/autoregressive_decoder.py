@@ -124,6 +124,7 @@ class PixelDecoder(ReadingDecoder):
         num_params, *data_shape = out_shape
         super().__init__(data_shape)
         picture = as_picture(data_shape, "AutoregressiveDecoder")
+        require_room(network, _SMALLER, 2 * network.channels, 2 * network.channels)
         self.num_params = num_params
         self.latent_dim = latent_dim
         self.picture = picture
