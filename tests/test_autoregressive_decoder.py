@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import catalogue
 import pyro
+import pyro.distributions as dist
 import pyro.poutine as poutine
 import pytest
 import scipy.stats
 import torch
 from torch import Tensor, nn
 
+from ppl_vae import (
+    PairTransformer,
+    check,
+    evaluate,
+    fit,
+    interpolate,
+    load_run,
+    reconstruct,
+    sample,
+    save_run,
+    traverse,
+)
+from ppl_vae.capture import step as capture
+from ppl_vae.cli import main
 from ppl_vae.distributions import Ancestral
 from ppl_vae.guides import MeanField
 from ppl_vae.likelihoods import Bernoulli, Binomial, DiscretizedLogistic, Likelihood, decoded
@@ -25,6 +43,8 @@ from ppl_vae.networks import (
     Network,
     ReadingDecoder,
 )
+from ppl_vae.pairs import PairError
+from ppl_vae.tasks import partners
 
 SMALL = MLP(hidden=(5,))
 LATENT = 2
@@ -408,12 +428,12 @@ def test_the_encoder_is_that_of_the_base() -> None:
         (
             lambda: VAE((1, 4, 4), 2, network()).decode(torch.zeros(3, 2)).mean,
             NotImplementedError,
-            "the mean sums over all rows",
+            "the mean is a sum over all rows: average draws",
         ),
         (
             lambda: VAE((1, 4, 4), 2, network()).decode(torch.zeros(3, 2)).variance,
             NotImplementedError,
-            "the variance sums over all rows",
+            "the variance is a sum over all rows",
         ),
         (
             lambda: AutoregressiveDecoder(SMALL, 10**7).decoder(2, (1, 4, 4)),
@@ -428,3 +448,167 @@ def test_mistakes_are_explained(
 ) -> None:
     with pytest.raises(kind, match=told):
         make()
+
+
+# -- what is done with a pair ----------------------------------------------------------------------------
+
+SHAPE = (1, 4, 4)
+
+
+def a_pair(**options: Any) -> tuple[VAE, MeanField, Tensor]:
+    x = torch.rand(40, *SHAPE).round()
+    description = network(**options)
+    return VAE(SHAPE, LATENT, description), MeanField(SHAPE, LATENT, description), x
+
+
+@pytest.mark.parametrize("pixel_dropout", [0.0, 0.3])
+def test_training_is_captured(
+    pixel_dropout: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The bits of Pyro, with no step by Pyro but those that it is compared with."""
+    monkeypatch.setattr(capture, "RECORD_AFTER", 0)
+    caplog.set_level("INFO")
+    weights = []
+    for captured in (True, False):
+        torch.manual_seed(0)
+        model, guide, x = a_pair(pixel_dropout=pixel_dropout)
+        fit(model, guide, x, max_epochs=4, batch_size=10, seed=1, capture=captured, progress=False)
+        weights.append({name: value.clone() for name, value in model.state_dict().items()})
+    assert "capture" not in caplog.text.lower()
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
+
+
+def test_tasks_draw_where_there_is_no_mean() -> None:
+    model, guide, x = a_pair()
+    assert check(model, guide, x).ok
+    tasks: tuple[Callable[..., Any], ...] = (
+        lambda **how: reconstruct(model, guide, x, seed=0, **how),
+        lambda **how: interpolate(model, guide, x[:3], x[3:6], steps=4, seed=0, **how),
+        lambda **how: traverse(model, guide, x[:3], 1, steps=5, seed=0, **how),
+        lambda **how: sample(model, 7, seed=0, **({"means": True} | how)),
+    )
+    for task in tasks:
+        with pytest.raises(
+            PairError, match=r"'x', Ancestral, states no mean: .* means=False \(each"
+        ):
+            task()
+        drawn = task(means=False)
+        assert drawn.shape[-3:] == SHAPE
+        assert torch.equal(drawn, task(means=False))
+    draws = reconstruct(model, guide, x, num_samples=1, means=False)
+    assert set(draws.unique().tolist()) == {0.0, 1.0}
+    averaged = reconstruct(model, guide, x, num_samples=50, means=False, seed=0)
+    assert not torch.equal(averaged, averaged.round())
+    with pytest.raises(TypeError, match="means must be True or False"):
+        reconstruct(model, guide, x, means="no")  # type: ignore[arg-type]
+
+
+def test_averaged_draws_estimate_the_posterior_predictive_mean() -> None:
+    """Against the mean that a decoder of independent pixels states."""
+    torch.manual_seed(2)
+    model, guide = VAE(SHAPE, LATENT, SMALL), MeanField(SHAPE, LATENT, SMALL)
+    x = torch.rand(5, *SHAPE).round()
+    mean = reconstruct(model, guide, x, num_samples=4000, seed=0)
+    drawn = reconstruct(model, guide, x, num_samples=4000, seed=1, means=False)
+    error = (mean * (1 - mean) / 4000).sqrt()
+    assert bool(((drawn - mean).abs() < 5 * error).all())
+    paths = interpolate(model, guide, x[:2], x[2:4], steps=3, means=False)
+    assert set(paths.unique().tolist()) == {0.0, 1.0}
+
+
+def test_paths_between_rows_with_other_labels_are_refused() -> None:
+    """Without a mean, labels that differ may matter."""
+    context, x = Labels(3), torch.rand(6, *SHAPE).round()
+    model = ConditionalVAE(SHAPE, LATENT, network(), context=context)
+    guide = MeanField(SHAPE, LATENT, SMALL, context=context)
+    a, b, y = x[:3], x[3:], torch.arange(3)
+    assert interpolate(model, guide, (a, y), (b, y), means=False).shape[:2] == (3, 8)
+    other = torch.tensor([0, 2, 2])
+    with pytest.raises(PairError, match=r"different values of 'c', such as row 1"):
+        interpolate(model, guide, (a, y), (b, other), means=False)
+    held = interpolate(model, guide, (a, y), (b, other), means=False, given={"c": y})
+    assert held.shape[:2] == (3, 8)
+    first, last = partners(model, guide, (x, torch.tensor([0, 1, 0, 2, 1, 2])), 3)
+    labels = torch.tensor([0, 1, 0, 2, 1, 2])
+    assert torch.equal(labels[first], labels[last])
+    assert len(first) == 3
+
+
+def test_a_transformer_encodes_and_refuses_to_decode() -> None:
+    def make_pair(shape: tuple[int, ...]) -> tuple[VAE, MeanField]:
+        return VAE(shape, LATENT, network()), MeanField(shape, LATENT, network())
+
+    x = torch.rand(40, 16).round().numpy()
+    transformer = PairTransformer(make_pair, row_shape=SHAPE, max_epochs=2, random_state=0)
+    z = transformer.fit_transform(x)
+    assert z.shape == (40, LATENT)
+    assert transformer.score(x) < 0
+    with pytest.raises(PairError, match="states no mean: ask for draws"):
+        transformer.inverse_transform(z)
+
+
+def test_log_p_is_that_of_the_pair(tmp_path: Path) -> None:
+    """By quadrature over one latent; the saved run has the same density, and draws the same rows."""
+    torch.manual_seed(5)
+    description = network(window=1)
+    model, guide = VAE((3, 3), 1, description), MeanField((3, 3), 1, description)
+    strong(model, 2.0).float()
+    x = torch.rand(6, 3, 3).round()
+    z = torch.linspace(-8, 8, 2001)[:, None, None]
+    log_joint = model.decode(z).log_prob(x) + dist.Normal(0.0, 1.0).log_prob(z[..., 0])
+    expected = log_joint.logsumexp(0) + math.log(16 / 2000)
+    found = evaluate(model, guide, x, num_samples=20000, method="guide", seed=0, progress=False)
+    torch.testing.assert_close(found.log_likelihood.values.float(), expected, atol=0.05, rtol=0)
+    save_run(tmp_path / "run", model, guide)
+    run = load_run(tmp_path / "run")
+    again: Any = run.model
+    assert again.decoder.pixel_dropout == 0.0
+    torch.testing.assert_close(
+        again.eval().decode(z[:2, 0]).log_prob(x[:2]), model.eval().decode(z[:2, 0]).log_prob(x[:2])
+    )
+    drawn = sample(model, 4, seed=3)
+    assert torch.equal(sample(again, 4, seed=3), drawn)
+
+
+def test_the_command_line_trains_and_draws_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    options = {
+        "model.network": "AutoregressiveDecoder",
+        "model.network.base": "MLP",
+        "model.network.base.hidden": "[8]",
+        "model.network.base.skip": "true",
+        "model.network.channels": "4",
+        "model.network.layers": "2",
+        "model.network.window": "1",
+        "model.network.pixel_dropout": "0.1",
+        "model.network.scale": "16",
+        "model.latent_dim": "3",
+        "max_epochs": "2",
+        "posterior": "never",
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    assert main(["train", "--run_dir", str(folder), *words, *catalogue.SMALL_RUN, "--quiet"]) == 0
+    assert "was not drawn" not in capsys.readouterr().err
+    pictures = {path.stem for path in (folder / "plots").iterdir()}
+    assert {"reconstructions", "traversals", "interpolations", "prior_samples"} <= pictures
+    model: Any = load_run(folder).model
+    assert model.decoder.pixel_dropout == 0.1
+    out = str(tmp_path / "draws.npz")
+    assert main(["sample", str(folder), "--num", "5", "-o", out]) == 0
+    told = capsys.readouterr()
+    assert "states no mean" in told.out + told.err
+    bad = ["train", "--model.network", "AutoregressiveDecoder", "--model.network.window", "-1"]
+    assert main([*bad, "--run_dir", str(tmp_path / "bad")]) != 0
+    assert "window must be at least 0, got -1" in capsys.readouterr().err
+
+
+def test_help_lists_what_networks_in_networks_take(capsys: pytest.CaptureFixture[str]) -> None:
+    """A network that holds one of its own kind ends nowhere."""
+    assert main(["train", "--help-all"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--model.network.base.hidden" in shown
+    assert "of AutoregressiveDecoder: How many rows and columns a pixel sees back" in shown
+    assert "--model.network.base.window" not in shown

@@ -105,6 +105,5 @@ class Ancestral(dist.TorchDistribution):
 
     def _refuse(self, moment: str) -> NoReturn:
         raise NotImplementedError(
-            f"each value depends on those before it, so the {moment} sums over all rows: draw instead, and "
-            "average the draws: ppl_vae.sample(model, len(z), given={'z': z}) for latents z of ppl_vae.encode"
+            f"each value depends on those before it, so the {moment} is a sum over all rows: average draws"
         )

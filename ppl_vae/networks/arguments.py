@@ -158,23 +158,6 @@ def require_positive(owner: object, **values: float) -> None:
             raise ValueError(f"{type(owner).__name__}.{name} must be positive, got {value}")
 
 
-def require_flag(owner: object, **flags: bool) -> None:
-    """Raises an error for what is neither True nor False.
-
-    Args:
-        owner: The object whose arguments they are; the message names its class.
-        flags: The arguments, by name.
-
-    Raises:
-        TypeError: One of them is something else.
-    """
-    for name, value in flags.items():
-        if not isinstance(value, bool):
-            raise TypeError(
-                f"{type(owner).__name__}.{name} must be True or False, got {value!r:.80}"
-            )
-
-
 def require_latent_dims(owner: object, latent_dims: Sequence[int]) -> None:
     """Raises an error unless `latent_dims` are the numbers of dimensions of two layers, z1 and z2.
 

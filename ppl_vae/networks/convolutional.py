@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from ppl_vae.networks.arguments import (
     require_at_least_one,
-    require_flag,
     require_room,
     require_widths,
 )
 from ppl_vae.networks.base import Network
 from ppl_vae.networks.skip import Skip
+from ppl_vae.runtime import require_flags
 
 _SMALLER = "choose a smaller latent_dim, data_shape, Convolutional.channels or Convolutional.hidden"
 
@@ -63,7 +63,7 @@ class Convolutional(Network):
         require_widths(self, channels=self.channels, allow_empty=True)
         object.__setattr__(self, "channels", tuple(self.channels))
         require_at_least_one(self, hidden=self.hidden)
-        require_flag(self, skip=self.skip)
+        require_flags(**{"Convolutional.skip": self.skip})
         if not self.channels:
             raise ValueError(
                 "Convolutional.channels is empty: give one entry per convolution, or use MLP"

@@ -10,11 +10,12 @@ from itertools import pairwise
 
 from torch import nn
 
-from ppl_vae.networks.arguments import require_flag, require_room, require_widths
+from ppl_vae.networks.arguments import require_room, require_widths
 from ppl_vae.networks.base import Network
 from ppl_vae.networks.context import JoinedEncoder
 from ppl_vae.networks.convolutional import Batched
 from ppl_vae.networks.skip import Skip
+from ppl_vae.runtime import require_flags
 
 _SMALLER = "choose a smaller latent_dim, data_shape or MLP.hidden"
 
@@ -52,7 +53,7 @@ class MLP(Network):
         require_widths(self, hidden=self.hidden, allow_empty=True)
         object.__setattr__(self, "hidden", tuple(self.hidden))
         _require_activation(self.activation)
-        require_flag(self, skip=self.skip)
+        require_flags(**{"MLP.skip": self.skip})
 
     def encoder(self, data_shape: Sequence[int]) -> nn.Module:
         """See `Network.encoder`."""
