@@ -21,6 +21,7 @@ extensions = [
     "docstrings",
     "mathml",
     "run_pages",
+    "breaks",
     "links",
 ]
 source_suffix = {".md": "markdown"}

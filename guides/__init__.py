@@ -18,9 +18,10 @@
 | `Exact` | the posterior of a model that has it in closed form |
 | `Enumerated` | the posterior of a model whose latents have finitely many values |
 
-A guide is a callable `guide(x)` that runs inside Pyro; `encode(x)` is its q(z | x). Amortized guides
-take a `context`, for models that are given labels or attributes: q(z | x, c). To write an amortized
-guide with a family of your own, derive from `Amortized`.
+A guide is a callable `guide(x)` that runs inside Pyro; `encode(x)` is its q(z | x). Guides that derive from
+`Amortized` take a `context`, for models that are given labels or attributes: q(z | x, c); `Exact` and
+`Enumerated` run on what their model is given. To write an amortized guide with a family of your own, derive
+from `Amortized`.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import pyro
@@ -21,6 +22,9 @@ MOST_COMBINATIONS = 4096
 class Enumerated(Rebuildable, nn.Module):
     """q(z | x) = p(z | x) = p(x, z) / sum_z' p(x, z'), the sum by running the model at every z'.
 
+    For a model that is given a context, `model(x, c)`, it is p(z | x, c) = p(x, z | c) / sum_z' p(x, z' | c),
+    and runs on `(x, c)`.
+
     For a Pyro model whose latents all have a finite support and are inside its plate over rows, one
     or a few per row. Several form one z, of all combinations of their values, and are sampled one
     after the other, q(z_1 | x) q(z_2 | z_1, x) ... The names of sites and plate and the plate's
@@ -32,7 +36,7 @@ class Enumerated(Rebuildable, nn.Module):
     repeated for every combination.
 
     Args:
-        model: A Pyro program `model(x)`.
+        model: A Pyro program `model(x)`, or one that takes more for each row, such as `model(x, c)`.
 
     Example:
         >>> def model(x):
@@ -42,6 +46,14 @@ class Enumerated(Rebuildable, nn.Module):
         >>> Enumerated(model).log_posterior(torch.tensor([1.0, 3.0])).exp()
         tensor([[0.5000, 0.5000],
                 [0.0180, 0.9820]])
+        >>> def conditional(x, c):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Bernoulli(0.5))
+        ...         pyro.sample("x", dist.Normal(c * z, 1.0), obs=x)
+        >>> x, c = torch.tensor([1.0, 1.0]), torch.tensor([2.0, 4.0])
+        >>> Enumerated(conditional).log_posterior(x, c).exp()
+        tensor([[0.5000, 0.5000],
+                [0.9820, 0.0180]])
     """
 
     def __init__(self, model: Model) -> None:
@@ -49,15 +61,15 @@ class Enumerated(Rebuildable, nn.Module):
         # In a tuple: as an attribute it would be registered, and so would its parameters.
         self._model = (model,)
 
-    def forward(self, x: Tensor) -> None:
-        """Runs the guide on `x`, `(n, *data_shape)`.
+    def forward(self, x: Tensor, *others: Tensor | None) -> None:
+        """Runs the guide on `x`, `(n, *data_shape)`, and whatever else the model is given, `(n, ...)` each.
 
         Raises:
             ValueError: A latent of the model is not finite, or not in the plate over rows alone,
                 or there are more than 4096 combinations, or there is no latent.
         """
-        sites, frame = self._latents(x)
-        table = self._log_posterior(x, sites, frame)
+        sites, frame = self._latents(x, others)
+        table = self._log_posterior(x, others, sites, frame)
         with pyro.plate(frame.name, x.shape[0], dim=frame.dim):
             for left in range(len(sites), 0, -1):
                 site = sites[-left]
@@ -66,8 +78,12 @@ class Enumerated(Rebuildable, nn.Module):
                 if left > 1:
                     table = _at(table, site.index(value), left)
 
-    def log_posterior(self, x: Tensor) -> Tensor:
-        """log p(z | x) at all values of z, in nats, differentiable.
+    def log_posterior(self, x: Tensor, *others: Tensor | None) -> Tensor:
+        """log p(z | x) at all values of z, in nats, differentiable; if the model is given c, log p(z | x, c).
+
+        Args:
+            x: Data, `(n, *data_shape)`.
+            *others: Whatever else the model is given, `(n, ...)` each.
 
         Returns:
             `(n, k_1, ..., k_m)` for m latent sites of k_1, ..., k_m values, in the model's order.
@@ -75,15 +91,15 @@ class Enumerated(Rebuildable, nn.Module):
         Raises:
             ValueError: As for `forward`.
         """
-        sites, frame = self._latents(x)
-        table = self._log_posterior(x, sites, frame)
+        sites, frame = self._latents(x, others)
+        table = self._log_posterior(x, others, sites, frame)
         return table.reshape(x.shape[0], *(len(site.values) for site in sites))
 
-    def _latents(self, x: Tensor) -> tuple[list[_Site], Any]:
+    def _latents(self, x: Tensor, others: Sequence[Tensor | None]) -> tuple[list[_Site], Any]:
         """The model's latents and its plate over rows."""
         n = x.shape[0]
         (model,) = self._model
-        latents = latent_sites(hidden_trace(model, x, {}))
+        latents = latent_sites(hidden_trace(model, x, {}, others))
         if not latents:
             raise ValueError("Enumerated: the model has no latent site")
         for name, node in latents.items():
@@ -109,7 +125,9 @@ class Enumerated(Rebuildable, nn.Module):
             )
         return sites, frame
 
-    def _log_posterior(self, x: Tensor, sites: list[_Site], frame: Any) -> Tensor:
+    def _log_posterior(
+        self, x: Tensor, others: Sequence[Tensor | None], sites: list[_Site], frame: Any
+    ) -> Tensor:
         """As `log_posterior`, `(n, 1, ..., k_1, ..., k_m)`, with a 1 per dim to the right of the rows."""
         n, sizes = x.shape[0], [len(site.values) for site in sites]
         inner = (1,) * (-frame.dim - 1)
@@ -120,7 +138,8 @@ class Enumerated(Rebuildable, nn.Module):
             for site, i in zip(sites, numbers.unbind(1), strict=True)
         }
         (model,) = self._model
-        joint = log_joint(model, repeat_rows(x, len(numbers)), values)
+        beside = [None if other is None else repeat_rows(other, len(numbers)) for other in others]
+        joint = log_joint(model, repeat_rows(x, len(numbers)), values, beside)
         return joint.reshape(len(numbers), n).T.log_softmax(-1).reshape(n, *inner, *sizes)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,12 +15,11 @@ Model = Callable[..., Any]
 
 
 def hidden_trace(
-    model: Model, x: Tensor, values: Mapping[str, Tensor], c: Tensor | None = None
+    model: Model, x: Tensor, values: Mapping[str, Tensor], others: Sequence[Tensor | None] = ()
 ) -> Trace:
     """Runs the model with latents of given values, hidden from all handlers."""
-    args = (x,) if c is None else (x, c)
     with poutine.block():
-        return poutine.trace(poutine.condition(model, data=dict(values))).get_trace(*args)
+        return poutine.trace(poutine.condition(model, data=dict(values))).get_trace(x, *others)
 
 
 def rows_plate(name: str, site: Site, n: int) -> Any:
@@ -39,17 +38,17 @@ def rows_plate(name: str, site: Site, n: int) -> Any:
 
 
 def log_joint(
-    model: Model, x: Tensor, values: Mapping[str, Tensor], c: Tensor | None = None
+    model: Model, x: Tensor, values: Mapping[str, Tensor], others: Sequence[Tensor | None] = ()
 ) -> Tensor:
     """log p(x, z) of every row, `(n,)`, in nats, differentiable, with masks but without scales.
 
     Handlers around the call (plates over samples, beta, traces) neither see nor change it.
 
     Args:
-        model: A Pyro program `model(x)` with independent rows in a plate.
+        model: A Pyro program `model(x, *others)` with independent rows in a plate.
         x: Data, `(n, *data_shape)`.
         values: All latents by site, `(n, *event)` each.
-        c: What the rows come with, `(n, ...)`, for a model that is given it.
+        others: What the rows come with, `(n, ...)` each, for a model that is given it.
 
     Raises:
         ValueError: The model has a latent that is not among `values`, or a site outside the plate
@@ -57,7 +56,7 @@ def log_joint(
     """
     n = x.shape[0]
     terms: list[Tensor] = []
-    for name, site in sample_sites(hidden_trace(model, x, values, c)).items():
+    for name, site in sample_sites(hidden_trace(model, x, values, others)).items():
         if not site["is_observed"]:
             known = ", ".join(f"'{z}'" for z in values)
             raise ValueError(

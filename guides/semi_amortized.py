@@ -172,7 +172,7 @@ class SemiAmortized(Amortized[dist.Independent]):
         num_samples, n = len(self.noise), len(x)
         z = loc + log_scale.exp() * self.noise.to(outputs.dtype).unsqueeze(1)
         (model,) = self._model
-        beside = None if c is None else repeat_rows(c, num_samples)
+        beside = () if c is None else (repeat_rows(c, num_samples),)
         joint = log_joint(model, repeat_rows(x, num_samples), {"z": z.flatten(0, 1)}, beside)
         elbo = joint.reshape(num_samples, n).mean(0) + log_scale.sum(-1)
         # Rows are independent: the gradient of the sum holds that of each row.

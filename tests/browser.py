@@ -193,6 +193,14 @@ class Browser:
         found: list[str] = self.value(widest)
         return found
 
+    def cut_off(self) -> list[str]:
+        """Formulas whose beginning cannot be scrolled to."""
+        outside = """[...document.querySelectorAll('div.formula')]
+            .filter(e => e.firstElementChild.getBoundingClientRect().left < e.getBoundingClientRect().left - 1)
+            .map(e => e.textContent)"""
+        found: list[str] = self.value(outside)
+        return found
+
     def picture(self, file: Path, whole: bool = False) -> None:
         """Saves what is seen as PNG."""
         shot = self.ask("Page.captureScreenshot", format="png", captureBeyondViewport=whole)

@@ -288,6 +288,33 @@ def indeterminacy(folder: Path) -> None:
     assert imread(folder / "indeterminacy.png").std() > 0.05  # not an empty canvas
 
 
+def planted_causes(folder: Path) -> None:
+    sizes = ("--num_seeds=1", "--num_rows=400", "--max_epochs=60")
+    printed = run("planted_causes.py", "--causes=[none,dead encoder]", *sizes, cwd=folder)
+    healthy, dead = rows(printed)
+    assert [healthy["planted"], healthy["named"]] == ["none", "4 of 4"]
+    assert [dead["planted"], dead["named"], dead["pairs mended"]] == [
+        "dead encoder",
+        "3 of 3",
+        "3 of 3",
+    ]
+    assert healthy["pairs mended"] == "-"
+    back, of = dead["dimensions back"].split(" of ")
+    assert 3 <= int(back) <= int(of) == 9
+
+
+def mutual_information(folder: Path) -> None:
+    printed = run("mutual_information.py", "--rows=[50,400]", cwd=folder)
+    for row in rows(printed):
+        low, high = map(float, row["interval"].split(" to "))
+        exact = float(row["exact"])
+        assert low <= exact <= high
+        assert mean(row["aggregate posterior"]) <= float(row["log n"])
+        assert mean(row["leave one out"]) >= mean(row["aggregate posterior"])
+        assert mean(row["rate"]) == pytest.approx(exact, rel=0.1)
+    assert imread(folder / "mutual_information.png").std() > 0.05  # not an empty canvas
+
+
 # Add a check here for a new script.
 CHECKS: dict[str, Callable[[Path], None]] = {
     "banana.py": banana,
@@ -297,6 +324,8 @@ CHECKS: dict[str, Callable[[Path], None]] = {
     "indeterminacy.py": indeterminacy,
     "inference_gaps.py": inference_gaps,
     "mnist.py": mnist,
+    "mutual_information.py": mutual_information,
+    "planted_causes.py": planted_causes,
     "priors.py": priors,
     "rate_distortion.py": rate_distortion,
     "swap_guides.py": swap_guides,

@@ -32,15 +32,17 @@ from ppl_vae.guides import Enumerated, Exact, FullCovariance, MeanField, SemiAmo
 from ppl_vae.models import VAE, GaussianMixture, HierarchicalVAE, ProbabilisticPCA
 from ppl_vae.networks import MLP, AutoregressiveDecoder, Convolutional
 from ppl_vae.objectives import (
+    ELBO,
     EnumELBO,
     ImportanceWeightedELBO,
     LinearWarmup,
+    Loss,
     MeanFieldELBO,
     Objective,
     Resolved,
     TraceELBO,
 )
-from ppl_vae.pairs import Layouts, Pair
+from ppl_vae.pairs import Layout, Layouts, Pair
 from ppl_vae.training import checkpoints, step as training_step
 from ppl_vae.training.loop import Training
 
@@ -97,6 +99,36 @@ def same_as_pyro(step: CapturedLoss, x: Tensor, beta: float) -> None:
         assert (mine is None) == (theirs is None), name
         if mine is not None:
             assert torch.equal(mine, theirs), name
+
+
+class Own(Objective):
+    """An objective of one's own that leaves the choice of the estimator to ELBO."""
+
+    def __call__(self, pair: Pair, layout: Layout, batch: Any, beta: float = 1.0) -> Loss:
+        return ELBO()(pair, layout, batch, 0.5 * beta)
+
+
+def test_an_objective_that_calls_another_one_is_recorded() -> None:
+    x = rows()
+    with captured(*small_pair(), x, Own()) as step:
+        step._plain(x, 0.7, step.layouts.of(x))  # the first steps are Pyro's
+        same_as_pyro(step, x, 0.7)
+        assert step.recordings == 1
+
+
+def test_an_objective_that_is_called_counts_no_batch_twice() -> None:
+    """The statistics of batch norm after one training step are those of its batch."""
+    model, guide = small_pair()
+    norm = nn.BatchNorm1d(4)
+
+    def normed(x: Tensor) -> None:
+        pyro.module("norm", norm)
+        guide(norm(x.reshape(-1, 4)).reshape(x.shape))
+
+    x = rows()
+    fit(model, normed, x, objective=Own(), max_epochs=1, seed=0, progress=False)
+    assert norm.num_batches_tracked is not None
+    assert norm.num_batches_tracked.item() == 1
 
 
 @pytest.mark.parametrize(

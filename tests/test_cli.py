@@ -545,9 +545,7 @@ def test_a_saturated_mutual_information_is_a_bound(saturated: bool) -> None:
     """20 rows can show log 20 = 3.00 nats: within a nat of that, the estimate is only a lower bound."""
     values = torch.tensor([2.5, 2.9] if saturated else [1.5, 1.9]).repeat(10)
     one, none, yes = torch.ones(1), torch.tensor([False]), torch.tensor([True])
-    diagnosis = Diagnosis(
-        ("z[0]",), one, one, yes, none, Estimate(values), Estimate(values), "none", "", 20
-    )
+    diagnosis = Diagnosis(("z[0]",), one, one, yes, none, *(4 * (Estimate(values),)), {}, 20)
     shown = "≥ 2.70 nats" if saturated else "1.700 ± 0.046 nats"
     assert ("mutual information", shown) in diagnosis.lines()
     x = torch.ones(20)

@@ -11,6 +11,7 @@ from typing import Any
 from unittest.mock import patch
 
 import catalogue
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -171,6 +172,49 @@ def test_gaps_of_a_run(truth: str, trained: Path, capsys: pytest.CaptureFixture[
     assert not holds_others(trained)  # `--overwrite` replaces all of them
 
 
+OF_ROWS = ("prior_samples", "reconstructions", "worst_reconstructions")
+
+
+@pytest.mark.parametrize(
+    ("model", "pictures"),
+    [
+        ("GaussianMixture", {"components", *OF_ROWS}),
+        ("ProbabilisticPCA", {"interpolations", *OF_ROWS}),
+        ("FactorAnalysis", {"interpolations", *OF_ROWS}),
+        ("MixtureOfPCA", {"prior_samples"}),  # it sums its components out
+    ],
+)
+def test_em_draws_what_the_model_makes_of_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, pictures: set[str]
+) -> None:
+    folder = tmp_path / "run"
+    options = ["--run_dir", str(folder), "--max_rows", "200", "--max_iterations", "3"]
+    assert main(["em", "--model", model, *options]) == 0
+    printed = capsys.readouterr()
+    wanted = {"learning_curve", *pictures}
+    assert {file.name for file in (folder / "plots").iterdir()} == {f"{n}.png" for n in wanted}
+    assert f"            {', '.join(sorted(wanted))}\n" in printed.out
+    assert "not drawn" not in printed.err
+
+
+def test_em_draws_nothing_of_the_steps_of_a_chain(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(40, 5, 2)))
+    options = [
+        "--data",
+        str(tmp_path / "rows.npy"),
+        "--model",
+        "GaussianHMM",
+        "--model.states",
+        "2",
+    ]
+    folder = tmp_path / "run"
+    assert main(["em", *options, "--run_dir", str(folder), "--max_iterations", "3"]) == 0
+    assert [file.name for file in (folder / "plots").iterdir()] == ["learning_curve.png"]
+    assert "not drawn" not in capsys.readouterr().err
+
+
 def test_em_leaves_a_run_that_is_evaluated_exactly(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,10 +224,9 @@ def test_em_leaves_a_run_that_is_evaluated_exactly(
     printed = capsys.readouterr().out
     assert re.search(r"^iterations +\d+, converged$", printed, re.MULTILINE)
     assert re.search(r"^log p\(x\), test rows +-\d", printed, re.MULTILINE)
-    assert {p.name for p in (folder / "plots").iterdir()} == {
-        "components.png",
-        "learning_curve.png",
-    }
+    pictures = {"components", "learning_curve", *OF_ROWS}  # z is discrete: no paths
+    assert {p.name for p in (folder / "plots").iterdir()} == {f"{name}.png" for name in pictures}
+    assert f"pictures:   {folder / 'plots'}\n            {', '.join(sorted(pictures))}\n" in printed
     assert not holds_others(folder)  # `--overwrite` replaces all of them
     with (folder / "metrics.csv").open() as lines:
         climb = [float(row["log_likelihood"]) for row in csv.DictReader(lines)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from functools import partial
 
 import programs
@@ -58,8 +59,11 @@ def test_noise_that_hides_what_is_left_of_the_data() -> None:
     assert cause(found) == ("decoder noise", 2)
     assert found.summary() == (
         "2 of 4 latent dimensions are active and z carries 1.8 nats about x; 2 have collapsed onto the prior: "
-        "the decoder's noise is larger than what they could explain; learn the noise (LearnedGaussian or "
-        "OptimalGaussian), for longer if it is learned already, or make it smaller to use them."
+        "the decoder's noise is larger than what they could explain (the noise is 1 and what is left of the "
+        "data 0.666; with noise of 0.587, 2 more dimensions would pay); learn the noise (LearnedGaussian or "
+        "OptimalGaussian), for longer if it is learned already, or make it smaller to use them (about 0.587)."
+        "\n  model.log_sigma = torch.nn.Parameter(model.log_sigma); "
+        "ppl_vae.fit(model, guide, x, max_epochs=200)"
     )
 
 
@@ -232,7 +236,7 @@ def test_a_decoder_that_ignores_z_although_the_data_vary_by_more_than_noise() ->
             pyro.sample("z", dist.Normal(x.new_zeros(len(x), 3), 1.0).to_event(1))
 
     found = diagnose(model, guide, x, seed=0)
-    assert cause(found) == ("ignored latent", 3)
+    assert cause(found) == ("local optimum", 3)
     assert found.active_units == 0
     assert "the decoder does not use them" in found.summary()
     assert "warm beta up from 0" in found.summary()
@@ -245,27 +249,48 @@ def test_a_decoder_that_ignores_one_dimension_although_more_could_be_explained()
     with torch.no_grad():
         model.weight[:, 2] = 0.0
     found = diagnose(model, Exact(model), x, seed=0)
-    assert cause(found) == ("ignored latent", 1)
+    assert cause(found) == ("local optimum", 1)
+    top = float(torch.linalg.eigvalsh(torch.cov((x / 0.5).T, correction=0))[-3])
+    (evidence,) = {each.evidence for each in found.causes.values()}
+    shown = re.search(
+        r"up to ([\d.]+) times .*: one more .* pay, the first with ([\d.]+) nats", evidence
+    )
+    assert shown is not None
+    assert float(shown[1]) == pytest.approx(top, rel=0.05)
+    assert float(shown[2]) == pytest.approx(0.5 * (top - 1 - math.log(top)), rel=0.1)
 
 
-def test_a_likelihood_without_a_noise_level_makes_no_claim_about_it() -> None:
-    """Bernoulli pixels and an unused dimension: neither noise nor surplus can be told."""
+def on_grid(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of p(z | x) for bits with the logits weight z + bias."""
+    grid = torch.linspace(-6, 6, 801)
+    bits = dist.Bernoulli(logits=grid[:, None] * weight + bias).to_event(1)
+    log_joint = bits.log_prob(x[:, None]) + dist.Normal(0.0, 1.0).log_prob(grid)
+    posterior = log_joint.softmax(-1)
+    mean = posterior @ grid
+    return mean, (posterior @ grid.square() - mean.square()).sqrt()
+
+
+@pytest.mark.parametrize(("factors", "named"), [(1, "surplus dimensions"), (2, "local optimum")])
+def test_bits_tell_whether_a_further_dimension_would_pay(factors: int, named: str) -> None:
+    """One or two factors of Bernoulli pixels, and a decoder that uses one dimension."""
     torch.manual_seed(0)
     model = VAE((6,), 2, MLP(hidden=()))
     decoder = next(m for m in model.decoder.modules() if isinstance(m, nn.Linear))
     with torch.no_grad():
         decoder.weight.normal_(std=3.0)
+        decoder.weight[:, 1] *= factors - 1
+        x = model.decode(torch.randn(2000, 2)).sample()
         decoder.weight[:, 1] = 0.0
-    z = torch.randn(500, 2)
-    x = model.decode(z).sample()
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
-            loc = torch.stack([x @ decoder.weight.detach()[:, 0] / 9, 0 * x[:, 0]], -1)
-            pyro.sample("z", dist.Normal(loc, torch.tensor([0.4, 1.0])).to_event(1))
+            mean, scale = on_grid(x, decoder.weight.detach()[:, 0], decoder.bias.detach())
+            loc = torch.stack([mean, 0 * mean], -1)
+            scales = torch.stack([scale, torch.ones_like(scale)], -1)
+            pyro.sample("z", dist.Normal(loc, scales).to_event(1))
 
     found = diagnose(model, guide, x, seed=0)
-    assert cause(found) == ("ignored latent", 1)
+    assert cause(found) == (named, 1)
 
 
 @pytest.mark.parametrize("weight", [1.5, 0.0])
@@ -364,8 +389,9 @@ def test_a_constant_posterior_is_not_healthy() -> None:
     )
     assert found.summary() == (
         "0 of 4 latent dimensions are active and z carries 0.0 nats about x; all are inactive: the guide "
-        "ignores x: all rows have the same posterior, which is not the prior; train for longer; if that does "
-        "not help, check that the guide's network is given x and gets gradients."
+        "ignores x: all rows have the same posterior, which is not the prior (z carries 0 nats about x); train "
+        "for longer; if that does not help, check that the guide's network is given x and gets gradients."
+        "\n  ppl_vae.fit(model, guide, x, max_epochs=200)"
     )
 
 
@@ -410,6 +436,13 @@ def test_a_part_that_is_constant_but_not_the_prior_is_not_healthy() -> None:
     assert cause(found) == ("lagging guide", 0)
     assert found.summary().startswith("1 of 3 latent dimensions are active and z carries ")
     assert "; 2 are inactive: the guide lags behind the model" in found.summary()
+    (evidence,) = {each.evidence for each in found.causes.values()}
+    carried = re.search(
+        r"carry ([\d.]+) and ([\d.]+) nats in z\[0\] and z\[2\], the guide none", evidence
+    )
+    assert carried is not None
+    exact = [0.5 * math.log(SPECTRUM[i] / 0.09) for i in (0, 2)]
+    assert [float(nats) for nats in carried.groups()] == pytest.approx(exact, abs=0.3)
 
 
 def test_a_single_collapsed_dimension_reads_well() -> None:

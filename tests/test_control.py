@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LinearLR
 
 from ppl_vae import diagnose, evaluate, fit
+from ppl_vae.checks import PairWarning
 from ppl_vae.cli import main
 from ppl_vae.objectives import ELBO, Controller, TargetDistortion, TargetRate
 from ppl_vae.pairs import Pair
@@ -167,6 +170,7 @@ def test_early_stopping_does_not_keep_weights_that_miss_the_target() -> None:
     assert found.rate.mean == pytest.approx(1.0, rel=0.1)
 
 
+@pytest.mark.filterwarnings("ignore:TargetRate")
 @pytest.mark.parametrize("epochs", [3, 7])
 def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path, epochs: int) -> None:
     """Also where it is stopped between two settings of beta: an epoch has 8 steps."""
@@ -187,6 +191,7 @@ def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path, epochs: int)
         assert torch.equal(found[name], value), name
 
 
+@pytest.mark.filterwarnings("ignore:TargetRate")
 def test_strides_give_the_bits_of_single_steps() -> None:
     def train() -> tuple[list[float], Any]:
         pair = Diagonal(), Slopes()
@@ -232,6 +237,63 @@ def test_wrong_settings(make: Any, said: str) -> None:
         make()
 
 
+@pytest.mark.parametrize(
+    ("control", "epochs", "said"),
+    [
+        (TargetRate(nats=1000.0, least=0.5), 60, "has fallen to its limit, least=0.5: give z more"),
+        (
+            TargetRate(nats=1e-6, most=2.0),
+            60,
+            "has risen to its limit, most=2: give another target",
+        ),
+        (
+            TargetRate(nats=5.0, integral=1e-3),
+            10,
+            "and still moves: train for more epochs, or give",
+        ),
+        (TargetRate(nats=5.0), 1, "Beta is set every 20 steps, and there were 10 in all"),
+        (TargetDistortion(nats=-1000.0, least=0.5), 60, "has fallen to its limit, least=0.5"),
+    ],
+)
+def test_a_target_that_is_missed_is_told(control: Controller, epochs: int, said: str) -> None:
+    name = f"{type(control).__name__}(nats={control.nats:g})"  # type: ignore[attr-defined]
+    with pytest.warns(PairWarning, match=re.escape(f"{name} has missed its target: in the end,")):
+        fitted = trained(control, epochs)
+    (text,) = fitted.warnings
+    per_epoch = fitted.steps // fitted.epochs
+    rows = fitted.history[-max(1, 20 // per_epoch) :]
+    last = {name: sum(row[name] for row in rows) / len(rows) for name in ("rate", "distortion")}
+    assert f"the rate is {last['rate']:.4g} and the distortion {last['distortion']:.4g}" in text
+    assert said in text
+
+
+def test_a_target_that_is_reached_is_not() -> None:
+    assert trained(TargetRate(nats=4.0)).warnings == ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneOfMyOwn(Controller):
+    """A controller whose error is whatever it is told."""
+
+    told: Any
+
+    def error(self, rate: float, distortion: float) -> float:
+        return self.told  # type: ignore[no-any-return]
+
+
+def test_an_error_of_ones_own_must_be_a_number() -> None:
+    for told, kind, said in (
+        (None, TypeError, r"OneOfMyOwn: error\(rate=.*\) must be a number, not None"),
+        (math.nan, ValueError, r"OneOfMyOwn.error\(rate=.*\) is NaN: it must be a number"),
+    ):
+        with pytest.raises(kind, match=said):
+            trained(OneOfMyOwn(told=told), 3)
+    with pytest.warns(PairWarning, match="OneOfMyOwn has missed its target"):
+        fitted = trained(OneOfMyOwn(told=math.inf), 4)
+    assert fitted.beta == pytest.approx(math.exp(2 * 0.2 + 0.5))
+
+
+@pytest.mark.filterwarnings("ignore:TargetRate")
 def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
     options = ["--max_rows", "60", "--num_samples", "5", "--batch_size", "5", "--max_epochs", "4"]
@@ -253,3 +315,14 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert float(last["beta"]) != 1.0
     diagnosis = yaml.safe_load((folder / "diagnosis.json").read_text())
     assert diagnosis["beta"] == float(last["beta"])
+    again = tmp_path / "again"
+    assert main(["refit", str(folder), "--run_dir", str(again), "--quiet"]) == 0
+    refitted = yaml.safe_load((again / "config.yaml").read_text())["objective"]
+    assert refitted["init_args"]["beta"] == float(last["beta"])
+    epochs = (again / "metrics.csv").read_text().splitlines()
+    column = epochs[0].split(",").index("beta")
+    assert {float(row.split(",")[column]) for row in epochs[1:]} == {float(last["beta"])}
+    other = ["--objective.beta", "0.5", "--overwrite"]
+    assert main(["refit", str(folder), "--run_dir", str(again), "--quiet", *other]) == 0
+    refitted = yaml.safe_load((again / "config.yaml").read_text())["objective"]
+    assert refitted["init_args"]["beta"] == 0.5

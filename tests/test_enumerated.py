@@ -13,6 +13,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from ppl_vae import check, evaluate, fit
+from ppl_vae.distributions import Given
 from ppl_vae.guides import Enumerated, Exact
 from ppl_vae.models import GaussianMixture
 from ppl_vae.objectives import ELBO, EnumELBO
@@ -183,6 +184,70 @@ def test_several_sites_are_summed_exactly_in_training() -> None:
         loss = EnumELBO()(pair, find_layout(pair, X), X)
     expected = joint_of(chain, X).flatten(1).logsumexp(-1).mean()
     torch.testing.assert_close(-loss.loss, expected)
+
+
+CONTEXT = torch.tensor([[0.0, 1.0], [0.5, -1.0], [1.0, 0.3], [2.0, 0.0]])
+
+
+class Conditional(nn.Module):
+    """p(a | c) p(b | a, c) p(x | a, b, c): all of it depends on two attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.tensor([0.5, -0.2]))
+
+    def forward(self, x: Tensor, c: Tensor, offset: Tensor | None = None) -> None:
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", Given(c, dist.constraints.real_vector), obs=c)
+            first, second = c.unbind(-1)
+            a = pyro.sample("a", dist.Categorical(logits=first.unsqueeze(-1) * LOCS))
+            b = pyro.sample("b", dist.Bernoulli(logits=second - a))
+            loc = LOCS[a] - b + c @ self.shift + (0 if offset is None else offset)
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    def joint(self, x: Tensor, c: Tensor) -> Tensor:
+        """log p(x, a, b | c) at all values, `(n, 3, 2)`, written out."""
+        first, second = c[:, 0, None], c[:, 1, None]
+        log_a = (first * LOCS).log_softmax(-1).unsqueeze(-1)
+        logit = second - torch.arange(3.0)
+        log_b = torch.stack([-logit.exp().log1p(), -(-logit).exp().log1p()], -1)
+        locs = LOCS.unsqueeze(-1) - torch.tensor([0.0, 1.0]) + (c @ self.shift)[:, None, None]
+        return log_a + log_b + normal_log_prob(x[:, None, None], locs)
+
+
+def test_the_posterior_given_a_context_is_bayes_rule() -> None:
+    model = Conditional()
+    joint = model.joint(X, CONTEXT)
+    evidence = joint.flatten(1).logsumexp(-1)
+    guide = Enumerated(model)
+    found = guide.log_posterior(X, CONTEXT)
+    torch.testing.assert_close(found, joint - evidence[:, None, None])
+    assert not torch.allclose(found, guide.log_posterior(X, CONTEXT.flip(0)))
+    x = (X, CONTEXT)
+    assert check(model, guide, x).ok
+    result = evaluate(model, guide, x, num_samples=20, method="guide", seed=0, progress=False)
+    torch.testing.assert_close(result.elbo.values, evidence.detach())
+    torch.testing.assert_close(result.log_likelihood.values, evidence.detach())
+
+
+def test_gradients_given_a_context_are_those_of_the_evidence() -> None:
+    model = Conditional()
+    evidence = model.joint(X, CONTEXT).flatten(1).logsumexp(-1).mean()
+    (expected,) = torch.autograd.grad(evidence, [model.shift])
+    pair = Pair(model, Enumerated(model))
+    with pair.scope():
+        loss = EnumELBO()(pair, find_layout(pair, (X, CONTEXT)), (X, CONTEXT))
+        (found,) = torch.autograd.grad(loss.loss, [model.shift])
+    torch.testing.assert_close(-found, expected)
+    rows = (torch.cat([X, X + 1]), torch.cat([CONTEXT, CONTEXT]))
+    fit(model, pair.guide, rows, max_epochs=2, batch_size=3, seed=0, progress=False)
+
+
+def test_an_argument_may_be_absent() -> None:
+    guide, none = Enumerated(Conditional()), torch.zeros(4)
+    found = guide.log_posterior(X, CONTEXT, None)
+    torch.testing.assert_close(found, guide.log_posterior(X, CONTEXT, none))
+    torch.testing.assert_close(found, guide.log_posterior(X + 3, CONTEXT, none + 3))
 
 
 def test_a_categorical_stays_one() -> None:

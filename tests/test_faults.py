@@ -21,7 +21,7 @@ from ppl_vae.evaluation import Evaluation
 from ppl_vae.guides import Exact, MeanField
 from ppl_vae.models import VAE, ProbabilisticPCA
 from ppl_vae.networks import MLP
-from ppl_vae.objectives import ELBO, LinearWarmup
+from ppl_vae.objectives import ELBO, LinearWarmup, TargetRate
 from ppl_vae.stats import Estimate
 
 SPECTRUM = [9.0, 4.0, *[0.25] * 10]
@@ -163,6 +163,10 @@ def test_the_elbo_of_the_last_epoch_shows_it_too() -> None:
     found = diagnose(model, lower, held, fit=fitted, seed=0)
     assert list(found.faults) == ["overfit", "prior mismatch"][: len(found.faults)]
     assert f"training {bound:.1f} in the last epoch" in found.faults["overfit"]
+    assert "stop earlier (patience)" in found.faults["overfit"]
+    controlled = replace(fitted, objective=ELBO(beta=TargetRate(nats=1)))  # without early stopping
+    found = diagnose(model, lower, held, fit=controlled, seed=0)
+    assert "stop earlier (fewer max_epochs)" in found.faults["overfit"]
 
 
 # -- the prior ---------------------------------------------------------------------------------------------
@@ -253,7 +257,7 @@ def test_log_p_that_is_not_to_be_trusted_is_not_called_healthy() -> None:
 def untrained(**options: Any) -> Any:
     torch.manual_seed(0)
     model, guide = VAE((6,), 2, MLP((8,))), MeanField((6,), 2, MLP((8,)))
-    x = (torch.randn(200, 6) > 0).float()
+    x = (torch.randn(200, 1) + 0.5 * torch.randn(200, 6) > 0).float()
     return ppl_vae.fit(model, guide, x, learning_rate=0.02, seed=0, **options), x
 
 
@@ -391,7 +395,7 @@ def test_a_decoder_that_ignores_its_latents_is_no_dead_encoder() -> None:
     """q = p for all rows is then the best: of a fixed guide, and of an encoder that can learn."""
     model, guide, x = pixels()
     ignore_latents(model)
-    assert diagnose(model, NoX(False, 0.0), x, seed=0).cause == "ignored latent"
+    assert diagnose(model, NoX(False, 0.0), x, seed=0).cause == "local optimum"
     with torch.no_grad():
         linear(guide)[-1].weight.zero_()
         linear(guide)[-1].bias.zero_()
@@ -399,7 +403,7 @@ def test_a_decoder_that_ignores_its_latents_is_no_dead_encoder() -> None:
             linear(guide)[-1].bias[2:] += 1 - guide.encode(x[:1]).base_dist.scale[0]
     found = diagnose(model, guide, x, seed=0)
     assert bool(found.collapsed.all())
-    assert found.cause == "ignored latent"
+    assert found.cause == "local optimum"
 
 
 def test_an_encoder_that_works_is_not_called_dead() -> None:

@@ -92,6 +92,94 @@ def test_guides_that_do_not_factorize(kind: Any) -> None:
     torch.testing.assert_close(found, diagnose(model, guide, x, seed=0).kl, atol=0.15, rtol=0.2)
 
 
+class Unstated(nn.Module):
+    """q = N(slope x, 0.8^2) and N(0, 1) as flows of a normal, so that no mean is stated."""
+
+    def __init__(self, slope: float = 0.6) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(slope))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            mean = torch.stack([self.slope * x[:, 0], 0 * x[:, 0]], -1)
+            move = dist.transforms.AffineTransform(mean, torch.tensor([0.8, 1.0]), event_dim=1)
+            base = dist.Normal(x.new_zeros(len(x), 2), 1.0).to_event(1)
+            pyro.sample("z", dist.TransformedDistribution(base, move))
+
+
+def of_two(x: Tensor) -> None:
+    with pyro.plate("rows", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z[..., :1].expand(*z.shape[:-1], 3), 1.0).to_event(1), obs=x)
+
+
+def test_a_guide_that_states_no_mean_is_not_known_by_few_draws() -> None:
+    """Four draws of 40 rows: the KLs have their error with them, and active units would be a guess."""
+    epoch = still(of_two, Unstated(), validation=HELD_OUT).history[0]
+    assert "active_units" not in epoch
+    assert 0.3 / 40**0.5 < epoch["error_of_kl"] < 0.33 / 40**0.5
+    fitted = still(of_two, Unstated(), validation=HELD_OUT, max_epochs=DEAD_EPOCHS)
+    assert fitted.dead_dimensions == ()
+    assert "error_of_kl" not in still(Model(), Guide(), validation=HELD_OUT).history[0]
+
+
+def test_many_rows_make_up_for_few_draws() -> None:
+    many = torch.randn(20_000, 3, generator=torch.Generator().manual_seed(2))
+    guide = Unstated()
+    fitted = still(of_two, guide, validation=many, max_epochs=DEAD_EPOCHS)
+    epoch = fitted.history[-1]
+    assert epoch["active_units"] == 1
+    mean = 0.6 * many[:, 0]
+    exact = (0.5 * (0.64 + mean.square() - 1) - torch.tensor(0.8).log()).mean()
+    assert epoch["error_of_kl"] < 0.0025
+    assert epoch["kl_z[0]"] == pytest.approx(float(exact), abs=3 * epoch["error_of_kl"])
+    assert epoch["kl_z[1]"] == pytest.approx(0.0, abs=3 * epoch["error_of_kl"])
+    assert fitted.dead_dimensions == ("z[1]",)
+
+
+def test_the_error_of_a_kl_is_its_spread_over_draws() -> None:
+    """Over 60 seeds, of a dimension that carries nothing."""
+    found = torch.tensor(
+        [
+            [epoch["kl_z[1]"], epoch["error_of_kl"]]
+            for seed in range(60)
+            for epoch in still(of_two, Unstated(), validation=HELD_OUT, seed=seed).history
+        ]
+    )
+    spread, error = found[:, 0].std(), found[0, 1]
+    assert 0.75 < float(spread / error) < 1.25
+    assert abs(float(found[:, 0].mean())) < 3 * float(error) / 60**0.5
+
+
+def test_a_mean_that_depends_on_another_latent_is_noisy_too() -> None:
+    """z2 follows z1: its mean in a row is known to 1 / 4 of the variance of z1, though it is stated."""
+
+    def above(x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            z1 = pyro.sample("z1", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("z2", dist.Normal(z1, 1.0))
+            pyro.sample(
+                "x", dist.Normal(z1[..., None].expand(*z1.shape, 3), 1.0).to_event(1), obs=x
+            )
+
+    class Above(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.loc = nn.Parameter(torch.tensor(0.0))
+
+        def forward(self, x: Tensor) -> None:
+            with pyro.plate("rows", len(x)):
+                z1 = pyro.sample("z1", dist.Normal(self.loc.expand(len(x)), 1.0))
+                pyro.sample("z2", dist.Normal(z1, 1.0))
+
+    assert "active_units" not in still(above, Above(), validation=HELD_OUT).history[0]
+    many = torch.randn(20_000, 3, generator=torch.Generator().manual_seed(2))
+    epoch = still(above, Above(), validation=many).history[0]
+    assert epoch["active_units"] == 0
+    assert epoch["kl_z2"] == 0.0
+    assert "error_of_kl" not in epoch
+
+
 def masked(x: Tensor, z: Tensor | None = None) -> None:
     """The second latent is there in the rows whose first number is positive."""
     there = torch.stack([torch.ones(len(x)), (x[:, 0] > 0).float()], -1).bool()
@@ -192,6 +280,8 @@ def test_what_counts_as_dead() -> None:
     assert dead_dimensions(history(alive, *4 * [dead])) == ()
     assert dead_dimensions(history(*5 * [dead], alive)) == ()  # it has come back
     assert dead_dimensions(history(*5 * [[1.0, float("nan")]])) == ()
+    unsure = [{"error_of_kl": 0.001, **row} for row in history(*5 * [dead])]
+    assert dead_dimensions(unsure) == ()
     assert dead_dimensions([{"epoch": 1}] * 5) == ()
 
 

@@ -25,6 +25,9 @@ from ppl_vae.tasks import Outliers
 def draw(figure: Figure) -> None:
     """Everything that goes wrong only when drawn goes wrong here; warnings are errors."""
     figure.savefig(io.BytesIO(), format="png")
+    drawn, paper = figure.get_tightbbox(), figure.bbox_inches.padded(0.01)
+    inside = paper.contains(drawn.x0, drawn.y0) and paper.contains(drawn.x1, drawn.y1)
+    assert inside, f"cut off: {drawn} of {paper}"
 
 
 def image(axes: Axes) -> NDArray[Any]:
@@ -119,12 +122,15 @@ def test_a_spike_at_the_start_is_left_out_and_the_axis_says_so() -> None:
     late = [row["rate"] for row in history[30:]]
     assert (max(late) - min(late)) / (high - low) > 0.15
     outside = max(int(row["epoch"]) for row in history if not low <= row["rate"] <= high)
-    assert axes.get_xlabel() == f"epoch\n(some values up to epoch {outside} lie outside)"
+    assert axes.get_xlabel() == f"epoch\n(until {outside}, some values lie outside)"
     # It enters the panel from its edge: nothing crosses it from below to above.
     shown = np.asarray(axes.lines[0].get_xydata())
     assert shown[0, 0] == outside
     np.testing.assert_array_equal(shown[:, 1], [row["rate"] for row in history[outside - 1 :]])
     assert axes.get_xlim()[0] < 1
+
+    late_start = [{**row, "epoch": 100 * row["epoch"]} for row in history]
+    draw(plots.learning_curves(late_start))  # the longer label is not cut off
 
     calm = [{"epoch": e, "rate": 10 + e / 50} for e in range(1, 61)]
     assert plots.learning_curves(calm).axes[0].get_xlabel() == "epoch"

@@ -264,7 +264,7 @@ PICTURES: dict[str, Callable[[], Figure]] = {
         {"beta-VAE": {"β = 1": AT}, "others": [AT]}, curves={"exact": [AT, AT]}, entropy=20.0
     ),
 }
-NOT_HERE = {"draw_run", "comparison_plot", "RatePoint"}
+NOT_HERE = {"draw_run", "draw_rows", "comparison_plot", "RatePoint"}
 """Pictures that are drawn into files, and one of runs on disk, whose colors are those of the others."""
 
 

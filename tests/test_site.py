@@ -136,6 +136,47 @@ def test_formulas_are_set(site: Path) -> None:
     assert "<math" in (site / "start.html").read_text()
     estimate = (site / "reference" / "functions.html").read_text()
     assert re.search(r"z<sub>k</sub> ~ q\(z \| x\)", estimate)
+    labels = (site / "semi_supervised.html").read_text()
+    assert "<mi>y</mi><mo>&#x0223C;</mo>" in labels  # a relation, with space around it
+    assert "<mi>&#x0007E;" not in labels
+
+
+def test_a_sign_is_no_list_and_two_hyphens_are_no_dash(site: Path) -> None:
+    """What begins with a minus keeps it, an option its hyphens, an index in braces stands low."""
+    pages = {
+        name: (site / "reference" / f"{name}.html").read_text() for name in ("results", "models")
+    }
+    assert re.search(r"<strong>distortion</strong> – - E<sub>q</sub> log p", pages["results"])
+    assert "x<sub>i-1</sub>" in pages["models"]
+    assert "x_{i-1}" not in Page(site / "reference" / "models.html").text
+    for file in sorted(site.rglob("*.html")):
+        assert not re.search(r"–\w", Page(file).text), f"{file.name}: an option needs backticks"
+
+
+def test_calls_in_tables_have_places_for_breaks(site: Path) -> None:
+    text = (site / "coming_from.html").read_text()
+    assert "objective=<wbr>ImportanceWeightedELBO(<wbr>num_particles=<wbr>k)" in text
+
+
+def test_signatures_can_be_read(site: Path) -> None:
+    """Each argument of a long one has a line of its own."""
+    for file in sorted((site / "reference").glob("*.html")):
+        for head in re.findall(
+            r'<dt class="sig[^"]*"[^>]*>(.*?)</dt>', file.read_text(), re.DOTALL
+        ):
+            text = re.sub(r"<[^>]+>", "", head)
+            assert "factory" not in text, text
+            assert len(text) < 110 or "<dd>" in head, text
+
+
+def test_printed_tables_scroll_and_sentences_wrap(site: Path) -> None:
+    collapse = (site / "collapse.html").read_text()
+    (table,) = re.findall(
+        r'<div class="([^"]*)"><div class="highlight"><pre><span></span>slope ', collapse
+    )
+    assert "columns" in table
+    start = (site / "start.html").read_text()
+    assert "columns" not in "".join(re.findall(r'class="(output[^"]*)"', start))
 
 
 def test_pages_show_what_their_blocks_print_and_draw(site: Path) -> None:
@@ -183,14 +224,18 @@ def faults(browser: Browser, address: str, width: int, dark: bool) -> list[str]:
     browser.open(address, width, dark)
     host = address.split("/")[2]
     elsewhere = [u for u in browser.asked_for() if not re.match(rf"http://{host}/|data:|blob:", u)]
-    return [*browser.complaints(), *browser.missing_pictures(), *browser.too_wide(), *elsewhere]
+    shown = [*browser.missing_pictures(), *browser.too_wide(), *browser.cut_off()]
+    return [*browser.complaints(), *shown, *elsewhere]
 
 
 @in_browser
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 400])
 def test_pages_in_a_browser(site: Path, browser: Browser, width: int, dark: bool) -> None:
-    pages = ["index.html", "start.html", "gallery.html", "guides.html", "reference/functions.html"]
+    pages = [
+        *("index.html", "start.html", "gallery.html", "guides.html", "reference/functions.html"),
+        *("conditional.html", "semi_supervised.html", "collapse.html"),
+    ]
     with served(site) as address:
         for page in pages:
             assert faults(browser, f"{address}/{page}", width, dark) == [], page
@@ -209,9 +254,14 @@ def test_pages_in_a_browser(site: Path, browser: Browser, width: int, dark: bool
         ("<img src='absent.png'>", "absent.png"),
         ("<div style='width: 2000px'>wide</div>", "> 400"),
         ("<script src='http://127.0.0.2:9/x.js'></script>", "http://127.0.0.2:9/x.js"),
+        (
+            "<div class='formula' style='display: flex; justify-content: center; overflow-x: auto'>"
+            "<math style='flex: none; width: 600px'><mi>begins</mi></math></div>",
+            "begins",
+        ),
         ("<p>plain</p>", ""),
     ],
-    ids=["console", "exception", "picture", "wide", "elsewhere", "plain"],
+    ids=["console", "exception", "picture", "wide", "elsewhere", "formula", "plain"],
 )
 def test_a_planted_fault_is_found(browser: Browser, tmp_path: Path, body: str, told: str) -> None:
     head = "<!doctype html><meta name='viewport' content='width=device-width'><link rel='icon' href='data:,'>"

@@ -31,7 +31,9 @@ FIELD = {
 }
 SCRIPT = re.compile(
     r"(?<![\w.])(?P<base>[A-Za-z]|sum|prod|max|min|argmax|log|mu|sigma|pi|beta|gamma|alpha|KL)"
-    r"_(?P<low>[A-Za-z0-9]{1,3})(?![\w(])|(?<=[\w)\]])\^(?P<high>-?\w+)"
+    r"_(?:(?P<low>[A-Za-z0-9]{1,3})(?![\w(])|\{(?P<braced>[^{}]+)\})"
+    r"|(?<=[)|])_(?P<after>[A-Za-z0-9]{1,3})(?![\w(])"
+    r"|(?:(?<=[\w)\]*|])|^)\^(?P<high>-?\w+|\([^()]+\))"
 )
 
 
@@ -60,7 +62,10 @@ def _entries(body: str) -> Iterator[tuple[str, str]]:
     """The names in a section, with what is said of them."""
     for entry in re.split(r"\n(?=\S)", body):
         name, _, what = entry.partition(":")
-        yield name.strip(), inspect.cleandoc(what)
+        what = inspect.cleandoc(what)
+        if len(re.findall(r"^[-+*>#] ", what, re.MULTILINE)) == 1:  # a sign, and no list
+            what = re.sub(r"^([-+*>#]) ", r"\\\1 ", what)
+        yield name.strip(), what
 
 
 def _prose(text: str) -> str:
@@ -97,6 +102,8 @@ def _docstring(value: Any) -> str:
 
 
 def _signature(value: Any) -> str:
+    if getattr(value, "_is_protocol", False):  # nobody makes one
+        return ""
     try:
         signature = inspect.signature(value)
     except (TypeError, ValueError):
@@ -108,6 +115,7 @@ def _signature(value: Any) -> str:
 
 def _shown(signature: inspect.Signature) -> str:
     written = stringify_signature(signature, unqualified_typehints=True)
+    written = written.replace("<factory>", "...")  # Sphinx cannot read it
     return re.sub(r"<class '[\w.]*?(\w+)'>", r"\1", written)
 
 
@@ -201,7 +209,7 @@ def _set_scripts(holder: nodes.Element) -> None:
         place = 0
         for match in SCRIPT.finditer(text):
             parts.append(nodes.Text(text[place : match.start()] + (match["base"] or "")))
-            low, high = match["low"], match["high"]
+            low, high = match["low"] or match["braced"] or match["after"], match["high"]
             parts.append(nodes.subscript(low, low) if low else nodes.superscript(high, high))
             place = match.end()
         parts.append(nodes.Text(text[place:]))

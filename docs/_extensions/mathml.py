@@ -15,7 +15,12 @@ from sphinx.writers.html5 import HTML5Translator
 def formula(tex: str, display: str) -> str:
     """MathML; the names of functions keep their distance from what follows, as TeX would have it."""
     spaced = re.sub(r"\\(log|exp|max|min)(?=\s)", r"\\\1\\,", tex)
-    return str(convert(spaced, display=display))
+    # It takes relations such as \sim for letters, which stand without space around them.
+    return re.sub(r"<mi>(&#x0007E;|;)</mi>", _operator, str(convert(spaced, display=display)))
+
+
+def _operator(letter: re.Match[str]) -> str:
+    return "<mo>;</mo>" if letter[1] == ";" else "<mo>&#x0223C;</mo>"
 
 
 def inline(translator: HTML5Translator, node: nodes.math) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,9 @@ def run_blocks(app: Sphinx, doctree: nodes.document) -> None:
         block = found[number]
         shown: list[nodes.Node] = []
         if output.text:
+            classes = ["output", "columns"] if has_columns(output.text) else ["output"]
             shown.append(
-                nodes.literal_block(output.text, output.text, language="text", classes=["output"])
+                nodes.literal_block(output.text, output.text, language="text", classes=classes)
             )
         for picture in output.pictures:
             name = (
@@ -49,6 +51,12 @@ def run_blocks(app: Sphinx, doctree: nodes.document) -> None:
         run_page([block.astext() for block in found], tiny_settings(), show)
     except RuntimeError as error:
         raise ExtensionError(f"{page}: {error}") from error
+
+
+def has_columns(text: str) -> bool:
+    """Whether most lines of a text have three columns or more, which a line break would mix up."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return 2 * sum(len(re.findall(r" {2,}", line)) >= 2 for line in lines) > len(lines)
 
 
 def _last_line(block: nodes.Node) -> str:

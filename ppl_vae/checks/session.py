@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -111,10 +111,12 @@ class Session:
         at_once, samples = self.chunk_sizes(spare * num_samples, rows)
         return max(1, at_once * samples // num_samples)
 
-    def sample(self, batch: Batch, num_samples: int) -> RowDensities:
+    def sample(
+        self, batch: Batch, num_samples: int, values: Mapping[str, Tensor] | None = None
+    ) -> RowDensities:
         """Draws latents per row from the guide and scores them, as `sample_rows` does."""
         return self.layouts.run(
-            batch, lambda layout: sample_rows(self.pair, layout, batch, num_samples)
+            batch, lambda layout: sample_rows(self.pair, layout, batch, num_samples, values)
         )
 
     def bar(self, label: str, unit: str = "row", total: int | None = None) -> Any:

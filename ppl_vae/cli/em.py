@@ -25,16 +25,16 @@ from ppl_vae.cli.start import check_setup, options_of, started
 from ppl_vae.em import EMFit, check_start, fit_em, overfitting
 from ppl_vae.evaluation import Evaluation, evaluate
 from ppl_vae.models import BernoulliMixture, CategoricalHMM, GaussianMixture
-from ppl_vae.plots import bound_curves, components
+from ppl_vae.pairs import Pair
+from ppl_vae.plots import bound_curves, components, draw_rows
 from ppl_vae.runs import (
     PLOTS,
     TYPED,
-    WEIGHTS_KEY,
     require_free,
     write_results,
     write_weights,
 )
-from ppl_vae.runtime import as_folder, own_folder, preserve_random_state, replacing, resolve_device
+from ppl_vae.runtime import as_folder, preserve_random_state, resolve_device
 
 _FEWER = {"components": "components", "states": "states", "latent_dim": "latent dimensions"}
 """Arguments of models whose parameters grow with them, in words."""
@@ -109,12 +109,14 @@ def em(parser: ArgumentParser, given: Namespace) -> int:
         evaluation = with_levels(evaluation, setup.data)
         write_results(folder.path, evaluation=evaluation, rows=rows_of(setup.data), weights=weights)
         with stages.stage("pictures"):
-            failed = _draw(folder.path / PLOTS, fitted, weights)
+            failed = _draw(folder.path / PLOTS, setup, fitted, evaluation, weights)
         say_of_other_weights(folder.path, weights)
         test = ("log p(x), test rows", str(evaluation.log_likelihood))
         fitted = _with_doubt(fitted, evaluation, setup)
         show(result_table([*fitted.lines(), test], fitted, evaluation))
-    show(f"\nrun folder: {folder.folder}\npictures:   {folder.folder / PLOTS}")
+    plots = folder.folder / PLOTS
+    drawn = ", ".join(sorted(file.stem for file in plots.glob("*.png"))) or "none"
+    show(f"\nrun folder: {folder.folder}\npictures:   {plots}\n            {drawn}")
     for line in failed:
         warn(line)
     stages.tell()
@@ -156,22 +158,19 @@ def _remedies(arguments: Mapping[str, Any], spread: float) -> Iterator[str]:
     yield "more rows"
 
 
-def _draw(folder: Path, fitted: EMFit, weights: str) -> list[str]:
+def _draw(
+    folder: Path, setup: Setup, fitted: EMFit, evaluation: Evaluation, weights: str
+) -> list[str]:
     """Draws the pictures; what failed is returned, because it costs no results."""
+    Pair.of(fitted.model, setup.guide).to(torch.device("cpu"))
     pictures: dict[str, Callable[[], Figure]] = {
         "learning_curve": lambda: bound_curves({"": fitted.history})
     }
     parts = _components(fitted.model)
     if parts is not None:
         pictures["components"] = lambda: components(*parts)
-    failed = []
-    for name, draw in pictures.items():
-        try:
-            with replacing(own_folder(folder) / f"{name}.png") as file:
-                draw().savefig(file, metadata={WEIGHTS_KEY: weights})
-        except Exception as error:
-            failed.append(f"{name}.png was not drawn: {error}")
-    return failed
+    rows = (fitted.model, setup.guide, setup.data.test, evaluation)
+    return draw_rows(folder, *rows, pictures, weights, setup.config["seed"])
 
 
 @torch.no_grad()

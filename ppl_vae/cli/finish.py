@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,7 +48,7 @@ def finish_run(run: RunFolder, setup: Setup, fitted: Fit, given: Namespace, stag
     )
     with stages.stage("saving", told=False):
         weights = write_weights(run.path, fitted.model, fitted.guide, epochs=len(fitted.history))
-    measured = _measure(setup, fitted, progress, stages)
+    measured = _measure(run.path, setup, fitted, progress, stages)
     folder = run.path  # asked again: it may have been moved meanwhile
     with stages.stage("saving", told=False):
         write_results(
@@ -71,7 +72,9 @@ def finish_run(run: RunFolder, setup: Setup, fitted: Fit, given: Namespace, stag
     stages.tell()
 
 
-def _measure(setup: Setup, fitted: Fit, progress: bool | None, stages: Stages) -> Measured:
+def _measure(
+    folder: Path, setup: Setup, fitted: Fit, progress: bool | None, stages: Stages
+) -> Measured:
     seed, data, pair = setup.config["seed"], setup.data, (fitted.model, fitted.guide)
     num_samples = setup.config["num_samples"]
     with stages.stage("evaluation"):
@@ -95,7 +98,7 @@ def _measure(setup: Setup, fitted: Fit, progress: bool | None, stages: Stages) -
         )
     evaluation = with_labels_of_training(with_levels(evaluation, data), data)
     evaluation = with_accuracy(evaluation, *pair, data)
-    return Measured(evaluation, diagnosis)
+    return Measured(evaluation, replace(diagnosis, run=str(folder)))
 
 
 def _export(

@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 from ppl_vae.cli.finish import finish_run
 from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.own_modules import trust_of
+from ppl_vae.cli.reached import with_beta_held
 from ppl_vae.cli.setup import checked, set_up
 from ppl_vae.cli.stages import Stages
 from ppl_vae.cli.start import check_setup, options_of, started, step_size_of
@@ -74,6 +75,8 @@ def _options_for(
     if keep_guide(run.model):  # a VampPrior is made of the guide that it was trained with
         kept.setdefault("model_guide", run.config["guide"])
     chosen = {name: options[name] for name in vars(given) if name in options}
+    if "objective" not in chosen:
+        kept["objective"] = with_beta_held(kept.get("objective"), run, trust)
     if "learning_rate" in chosen and step_size_of(kept.get("optimizer")) is not None:
         arguments = {n: v for n, v in kept["optimizer"]["init_args"].items() if n != "lr"}
         kept["optimizer"] = {

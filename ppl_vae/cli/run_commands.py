@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from ppl_vae.cli.common import (
     writing,
 )
 from ppl_vae.cli.mistakes import UsageError, shortened
-from ppl_vae.cli.output import say, show, warn
+from ppl_vae.cli.output import say, show
 from ppl_vae.cli.own_modules import trust_of
+from ppl_vae.cli.reached import fit_of, last_beta, objective_of
 from ppl_vae.cli.report import with_levels
 from ppl_vae.cli.samples import sampled
 from ppl_vae.cli.setup import checked, data_paths, load_rows
@@ -35,33 +37,25 @@ from ppl_vae.evaluation import (
     evaluate as evaluate_pair,
     to_arviz,
 )
-from ppl_vae.objectives import Controller, Objective
 from ppl_vae.pairs import Batch, Batches, Pair, Program, num_rows, take_rows
 from ppl_vae.plots import comparison_plot, gaps_plot, prior_samples
 from ppl_vae.runs import (
     ANNEALED,
-    CONFIG,
     DIAGNOSIS,
     EVALUATION,
     GAPS,
-    METRICS,
     PLOTS,
     POSTERIOR,
     SAMPLES,
     WEIGHTS_KEY,
     Comparison,
     Run,
-    Trust,
-    UntrustedError,
     as_netcdf,
-    build,
     is_of_a_run,
     load_run,
-    read_history,
     require_weights,
 )
 from ppl_vae.runtime import (
-    CorruptFileError,
     own_folder,
     replacing,
     require_count,
@@ -152,8 +146,8 @@ def diagnose(parser: ArgumentParser, given: Namespace) -> int:
     options, run, data = _open_run(parser, given)
     _require_results(options, run.path / DIAGNOSIS)
     _to_device(run, options.device, data.test)
-    objective = _objective(run, trust_of(given, options.run))
-    beta = _last_beta(run, objective)
+    objective = objective_of(run, trust_of(given, options.run))
+    beta, fitted = last_beta(run, objective), fit_of(run, objective)
     require_weights(run.path, run.weights_sha256)  # that beta may be of another run by now
     progress = False if options.quiet else None
     train = evaluate_training_rows(
@@ -170,10 +164,12 @@ def diagnose(parser: ArgumentParser, given: Namespace) -> int:
         data.test,
         train=train,
         evaluation=stored_evaluation(run, data),
+        fit=fitted,
         beta=beta,
         seed=options.seed,
         progress=progress,
     )
+    diagnosis = replace(diagnosis, run=str(options.run))
     keep_and_show(
         diagnosis, lambda: keep_result(run, DIAGNOSIS, options.overwrite, diagnosis=diagnosis)
     )
@@ -259,42 +255,6 @@ def _open_run(parser: ArgumentParser, given: Namespace) -> tuple[Namespace, Run,
     data = load_rows(checked(run.path, run.config), options.data_dir)
     warn_of_other_rows(run.path, data)
     return options, run, data
-
-
-def _objective(run: Run, trust: Trust) -> Objective:
-    """The objective that a run was trained with."""
-    spec = run.config.get("objective")
-    try:
-        if isinstance(spec, dict) and "class_path" in spec:
-            built = build(spec, role="objective", trust=trust)[0]
-            if isinstance(built, Objective):
-                return built
-        raise ValueError("it does not say how the objective is built, as `ppl-vae train` writes it")
-    except UntrustedError:
-        raise
-    except ValueError as error:
-        raise CorruptFileError(run.path / CONFIG, f"objective: {error}") from error
-
-
-def _last_beta(run: Run, objective: Objective) -> float:
-    """The weight of the KL in the end of a run's training."""
-    history, controlled = read_history(run.path), isinstance(objective.beta, Controller)
-    if history and controlled:
-        return history[-1]["beta"]
-    if history:
-        return objective.beta_at(len(history))
-    most = int(run.config.get("max_epochs") or 0)
-    if controlled:
-        warn(
-            f"{run.path / METRICS} is missing or empty, so that the last beta of the run is "
-            f"not known: it is taken to be the first one, {objective.beta_at(0):g}"
-        )
-    elif objective.warmup_epochs:
-        warn(
-            f"{run.path / METRICS} is missing or empty, so that the last beta of the run is "
-            f"not known: it is taken to be that after {most} epochs"
-        )
-    return objective.beta_at(most)
 
 
 def _output_file(options: Namespace, default: Path, kinds: Collection[str] = ()) -> Path:

@@ -1,7 +1,9 @@
+from .causes import Cause as Cause
+from .diagnosed import Diagnosis as Diagnosis
 from .gaps import Gaps as Gaps, Truth as Truth, inference_gaps as inference_gaps
 from .grid import (
     PosteriorGrid as PosteriorGrid,
     guide_on_grid as guide_on_grid,
     posterior_grid as posterior_grid,
 )
-from .latents import Diagnosis as Diagnosis, diagnose as diagnose
+from .latents import diagnose as diagnose

@@ -3,80 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ppl_vae.checks import Session
+from ppl_vae.diagnosis.causes import CAUSES, Cause, listed
+from ppl_vae.diagnosis.decoder import loss_of_other_latents, models_dependencies
 from ppl_vae.diagnosis.dimensions import NUM_DRAWS, dimension_names
 from ppl_vae.diagnosis.encoder import gradient_tells_rows_apart
 from ppl_vae.diagnosis.information import RowDraws
-from ppl_vae.diagnosis.refinement import can_refine, refine_rows
+from ppl_vae.diagnosis.refinement import Refined, can_refine, refine_rows
+from ppl_vae.diagnosis.remedies import Facts, what_to_type
 from ppl_vae.diagnosis.residuals import Residuals
-from ppl_vae.pairs import num_rows, parts_of, posterior_means, sample_rows, take_rows, tensors_of
-from ppl_vae.stats import Estimate, standard_error
+from ppl_vae.pairs import (
+    COLLAPSED,
+    num_rows,
+    parts_of,
+    posterior_means,
+    sample_rows,
+    take_rows,
+    tensors_of,
+)
+from ppl_vae.stats import Estimate
 
-CAUSES = {
-    "none": ("no cause", "nothing to do"),
-    "identical rows": (
-        "the rows given are all the same, so there is nothing to distinguish",
-        "diagnose with rows that differ",
-    ),
-    "constant posterior": (
-        "the guide ignores x: all rows have the same posterior, which is not the prior",
-        "train for longer; if that does not help, check that the guide's network is given x and gets "
-        "gradients",
-    ),
-    "dead encoder": (
-        "the encoder is dead: all rows have the same posterior, and no gradient can change that",
-        "check that the guide uses x; if it does, its units are inactive on all rows: train again from other "
-        "weights, with an activation that does not die (GELU in place of ReLU), rescaled data or a smaller "
-        "learning_rate",
-    ),
-    "small means": (
-        "their posterior means vary little, yet the posterior depends on x",
-        "judge them by the mutual information: the measure of active units is meant for posteriors that "
-        "differ in their means",
-    ),
-    "lagging guide": (
-        "the guide lags behind the model, whose own posterior does use them",
-        "train the guide for longer (more steps for it than for the model), enlarge its network, or warm beta "
-        "up more slowly",
-    ),
-    "large beta": (
-        "beta is {beta:g}, so that their KL costs {beta:g} times what it costs in the ELBO",
-        "lower beta to use more of them; if few dimensions are what this beta is for, nothing is wrong",
-    ),
-    "decoder noise": (
-        "the decoder's noise is larger than what they could explain",
-        "learn the noise (LearnedGaussian or OptimalGaussian), for longer if it is learned already, or make it "
-        "smaller to use them",
-    ),
-    "surplus dimensions": (
-        "the residuals of the data are no larger than the decoder's noise",
-        "nothing is lost, and a smaller latent_dim would be enough",
-    ),
-    "ignored latent": (
-        "the decoder does not use them",
-        "if a smaller latent_dim reaches the same ELBO, nothing is lost; otherwise warm beta up from 0, set "
-        "free_bits, or weaken the decoder",
-    ),
-}
-"""For each cause: what it means, with the beta of the training, and the remedy."""
+_ABOVE = (
+    "{sites} may explain other latents, not x: whether a prior of these needs it does not show in what is left "
+    "of x"
+)
 
 REVIVED = 0.1
-"""Nats of mean KL, above the guide's own, from which on per-row posteriors count as using a dimension."""
-
-
-def meaning_of(cause: str, beta: float) -> str:
-    """What a cause means."""
-    return CAUSES[cause][0].format(beta=beta)
-
-
-def remedy_of(cause: str, information: Estimate) -> str:
-    """The remedy for a cause."""
-    if cause == "small means" and information.missing:
-        return "compare posteriors of different rows, as the mutual information is not known"
-    return CAUSES[cause][1]
+"""Nats that per-row posteriors have to carry in a dimension to count as using it."""
 
 
 def is_dead(session: Session, draws: RowDraws, unused: Mapping[str, float], on_prior: bool) -> bool:
@@ -94,32 +52,100 @@ def is_dead(session: Session, draws: RowDraws, unused: Mapping[str, float], on_p
     learns = gradient_tells_rows_apart(session, draws)
     if learns is not None or not on_prior:
         return not learns
-    return _can_refine(session) and _revives(session, unused, 1.0)
+    return _can_refine(session) and bool(_revived(session, unused, 1.0))
 
 
-def find_cause(
-    session: Session, residuals: Residuals, unused: Mapping[str, float], beta: float
-) -> tuple[str, tuple[str, ...]]:
-    """Why dimensions are not used, one of `CAUSES`, and notes on what could not be checked.
+@dataclass(frozen=True)
+class Asked:
+    """What is asked about dimensions that are not used.
 
-    Args:
+    Attributes:
         session: The opened pair; a posterior is fitted to each row of its first batch.
         residuals: The decoder's residuals of all rows.
         unused: The dimensions that are not active, and the KL that the guide pays for each.
-        beta: The weight of the KL that the pair was trained with.
+        facts: What remedies depend on.
+        ended: Why the training had not ended, if it had not.
     """
+
+    session: Session
+    residuals: Residuals
+    unused: Mapping[str, float]
+    facts: Facts
+    ended: str = ""
+
+    def plain(self, name: str, information: Estimate) -> Cause:
+        """A cause that the numbers alone show, with the mutual information."""
+        unknown = information.missing
+        evidence = {
+            "dead encoder": "no draw tells of its row, and the gradient of its density is that of all rows",
+            "constant posterior": f"z carries {max(0.0, information.mean):.2g} nats about x",
+            "small means": "" if unknown else f"z carries {information.mean:.2g} nats about x",
+        }
+        remedy = "compare posteriors of different rows, as the mutual information is not known"
+        named = name == "small means" and unknown
+        return self.cause(name, evidence.get(name, ""), remedy if named else None)
+
+    def cause(self, name: str, evidence: str = "", remedy: str | None = None) -> Cause:
+        """A cause with its texts."""
+        text = CAUSES[name]
+        code, options = what_to_type(name, self.facts)
+        meaning = text.meaning.format(beta=self.facts.beta)
+        return Cause(name, meaning, evidence, remedy or text.remedy, code, options)
+
+
+def find_causes(asked: Asked) -> tuple[dict[str, Cause], tuple[str, ...]]:
+    """Why each dimension is not used, and notes on what could not be checked."""
+    if asked.ended:
+        return dict.fromkeys(asked.unused, asked.cause("still training", asked.ended)), ()
     notes: tuple[str, ...] = ()
+    session, beta = asked.session, asked.facts.beta
     if not _can_refine(session):
         notes = (
             "per-row posteriors cannot be fitted for this pair: a guide that lags behind the model is not "
             "ruled out",
         )
-    elif _revives(session, unused, beta):
-        return "lagging guide", ()
-    verdict = residuals.verdict(beta) or "ignored latent"
-    if verdict == "ignored latent" and beta > 1:  # which has trained the decoder to ignore them
-        verdict = "large beta"
-    return verdict, notes
+    elif carried := _revived(session, asked.unused, beta):
+        rows = num_rows(session.first)
+        evidence = (
+            f"posteriors fitted to {rows} rows carry {listed([f'{nats:.2g}' for nats in carried.values()])} "
+            f"nats in {listed(list(carried))}, the guide none"
+        )
+        # What the decoder leaves of the data is what the guide makes of it.
+        found = dict.fromkeys(asked.unused, asked.cause("not judged"))
+        found |= dict.fromkeys(carried, asked.cause("lagging guide", evidence))
+        return found, ()
+    cause, more = _of_the_decoder(asked)
+    return dict.fromkeys(asked.unused, cause), notes + more
+
+
+def _of_the_decoder(asked: Asked) -> tuple[Cause, tuple[str, ...]]:
+    """Why a decoder does not use some dimensions, and notes."""
+    unused = set(asked.unused)
+    session, residuals, beta = asked.session, asked.residuals, asked.facts.beta
+    verdict = residuals.verdict(beta, len(unused))
+    if verdict.cause not in ("large beta", "decoder noise") and models_dependencies(session):
+        lost = loss_of_other_latents(session, unused)
+        evidence = (
+            f"log p(x | z) falls by {max(0.0, lost):.2g} nats if each row has those of another row, and the "
+            "numbers of x are not independent given z"
+        )
+        return asked.cause("strong decoder", evidence), ()
+    if verdict.cause is not None:
+        remedy = None
+        if verdict.cause == "decoder noise" and verdict.sigma is not None:
+            remedy = f"{CAUSES[verdict.cause].remedy} (about {verdict.sigma:.3g})"
+        found = asked.cause(verdict.cause, verdict.evidence, remedy)
+        sites = {name.split("[")[0] for name in unused}
+        several = verdict.cause == "surplus dimensions" and len(session.layout.latents) > 1
+        return found, (_ABOVE.format(sites=listed(sorted(sites))),) if several else ()
+    lost = loss_of_other_latents(session, unused)
+    evidence = (
+        f"log p(x | z) falls by {max(0.0, lost):.2g} nats if each row has those of another row"
+    )
+    note = f"whether the data would pay for more dimensions is not known: {residuals.unknown}"
+    if beta > 1:  # which has trained the decoder to ignore them
+        return asked.cause("large beta", evidence), ()
+    return asked.cause("ignored latent", evidence), (note,) if residuals.unknown else ()
 
 
 def _can_refine(session: Session) -> bool:
@@ -130,34 +156,38 @@ def _can_refine(session: Session) -> bool:
     return not varies and can_refine(pair, layout, sample_rows(pair, layout, few, 2).model_trace)
 
 
-def _revives(session: Session, unused: Mapping[str, float], beta: float) -> bool:
-    """Whether posteriors fitted to each row under `beta` use dimensions that the guide does not use.
+def _revived(session: Session, unused: Mapping[str, float], beta: float) -> dict[str, float]:
+    """The dimensions that the guide does not use, and posteriors fitted to each row under `beta` do.
 
-    They use one if its KL exceeds that of the guide by `REVIVED`, beyond the error of the mean over rows.
+    Returns:
+        By name, what these posteriors tell of their rows, nats: more than `REVIVED` of one dimension at least,
+        then more than 0.01 of others.
     """
     pair, layout, batch = session.pair, session.layout.of_another_guide, session.first
     dtype = tensors_of(batch)[0].dtype
     dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()
     n = num_rows(batch)
     size = session.rows_at_once(NUM_DRAWS, rows=16, spare=4)
-    gains, kls = [], []
-    which, own = torch.empty(0, dtype=torch.bool), torch.zeros(0)
+    gains: list[Tensor] = []
+    moments: list[tuple[Tensor, Tensor]] = []
+    names: list[str] = []
     for part in parts_of(n, size):
         chunk = take_rows(batch, part)
         rows = sample_rows(pair, layout, chunk, NUM_DRAWS)
         means = posterior_means(rows, layout)
         names = dimension_names(rows)
         which = torch.tensor([name in unused for name in names], device=means.device)
-        own = torch.tensor([unused.get(name, 0.0) for name in names], device=means.device)
         # Start away from the prior's mean, which may be a saddle point.
         start = means + 0.5 * torch.randn_like(means) * which
         bound = rows.log_likelihood + beta * (rows.log_prior - rows.log_guide)
         del rows
         refined = refine_rows(pair, layout, chunk, start.to(dtype), beta=beta)
         gains.append(refined.bound - bound.mean(0))
-        kls.append(refined.kl)
-    kl = (torch.cat(kls) - own)[:, which].double()
-    if kl.shape[1] == 0:
-        return False
-    noise = standard_error(kl) if len(kl) > 1 else torch.zeros(())
-    return float(torch.cat(gains).mean()) > 0 and float((kl.mean(0) - 2 * noise).max()) > REVIVED
+        moments.append((refined.mean, refined.variance))
+    if not float(torch.cat(gains).mean()) > 0:
+        return {}
+    means, variances = (torch.cat(parts) for parts in zip(*moments, strict=True))
+    whole = Refined(means, variances, torch.cat(gains))
+    nats = dict(zip(names, whole.information.tolist(), strict=True))
+    used = {name: nats[name] for name in unused if nats[name] > COLLAPSED}
+    return used if any(carried > REVIVED for carried in used.values()) else {}

@@ -151,6 +151,7 @@ class Gathered:
         residuals: The decoder's residuals.
         moment_gap: How far the moments of all draws are from those of the prior.
         elbo: The ELBO of each row, `(n,)`, at beta = 1.
+        rate: Its rate, as many.
         identical: Whether all rows are the same.
         moments_alone: Sites whose KL per dimension comes from means and variances alone.
         without_moments: Sites that have no finite mean or variance in one of the programs.
@@ -163,6 +164,7 @@ class Gathered:
     residuals: Residuals
     moment_gap: MomentGap
     elbo: Tensor
+    rate: Tensor
     identical: bool
     moments_alone: tuple[str, ...]
     without_moments: tuple[str, ...]
@@ -181,7 +183,7 @@ def gather(session: Session, size: int) -> Gathered:
     """
     is_analytic: dict[object, bool] = {}
     dimensions, draws, residuals = Dimensions(), RowDraws(), Residuals()
-    moment_gap, bounds = MomentGap(), []
+    moment_gap, bounds, rates = MomentGap(), [], []
     moments_alone: dict[str, None] = {}
     without: dict[str, None] = {}
     classes: dict[str, None] = {}
@@ -211,6 +213,7 @@ def gather(session: Session, size: int) -> Gathered:
             residuals.update(rows, rows.layout)
         moment_gap.update(_in_units_of_the_prior(rows))
         bounds.append(rows.log_weights.double().mean(0).cpu())
+        rates.append((rows.log_guide - rows.log_prior).double().mean(0).cpu())
         args = tensors_of(batch)
         row = row or tuple(value[:1] for value in args)
         identical = identical and _all_equal(args, row)
@@ -222,6 +225,7 @@ def gather(session: Session, size: int) -> Gathered:
         residuals=residuals,
         moment_gap=moment_gap,
         elbo=torch.cat(bounds),
+        rate=torch.cat(rates),
         identical=identical,
         moments_alone=tuple(moments_alone),
         without_moments=tuple(without),

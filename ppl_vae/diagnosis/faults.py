@@ -20,6 +20,9 @@ LEAST = 0.5
 OFF_THE_PRIOR = 1.0
 """KL(aggregate posterior || prior) in nats from which on it is named; few rows may raise it by some 0.3."""
 
+EARLIER = "stop earlier (patience)"
+"""How to keep a pair from overfitting with time."""
+
 MANY = 0.1
 """Share of rows with a bad k-hat from which on it is named."""
 
@@ -89,7 +92,9 @@ class MomentGap:
         return max(0.0, float(terms.sum()) - len(mean) / self._rows)
 
 
-def overfitting(train: Evaluated, held: Evaluated | Estimate) -> dict[str, str]:
+def overfitting(
+    train: Evaluated, held: Evaluated | Estimate, *, earlier: str = EARLIER
+) -> dict[str, str]:
     """Whether the ELBO of training rows is clearly higher than that of held-out rows, and whose fault it is.
 
     ELBO = log p(x) - gap, with the gap KL(q(z | x) || p(z | x)): what of the difference is one of log p(x)
@@ -98,6 +103,7 @@ def overfitting(train: Evaluated, held: Evaluated | Estimate) -> dict[str, str]:
     Args:
         train: What `evaluate` found for rows that the pair was trained on.
         held: The same for held-out rows; or their ELBO alone.
+        earlier: How to stop earlier.
     """
     bound = held if isinstance(held, Estimate) else held.elbo
     difference, error = _difference(train.elbo, bound)
@@ -105,11 +111,13 @@ def overfitting(train: Evaluated, held: Evaluated | Estimate) -> dict[str, str]:
         return {}
     bounds = f"ELBO {bound.numbers('.1f')}, training {train.elbo.numbers('.1f')}"
     if isinstance(held, Estimate):
-        return _either(bounds, "evaluation=evaluate(...) tells whether decoder or encoder does")
+        return _either(
+            bounds, earlier, "evaluation=evaluate(...) tells whether decoder or encoder does"
+        )
     doubtful = max(_share(train.unreliable), _share(held.unreliable))
     if doubtful > MANY:
         why = f"as log p(x) is not reliable on {doubtful:.0%} of the rows"
-        return _either(bounds, f"whether decoder or encoder does is not known, {why}")
+        return _either(bounds, earlier, f"whether decoder or encoder does is not known, {why}")
     of_decoder, decoder_error = _difference(train.log_likelihood, held.log_likelihood)
     of_encoder, encoder_error = _difference(_gap(held), _gap(train))
     decoder = f"{of_decoder:.1f} ± {decoder_error:.1f} nats"
@@ -119,45 +127,51 @@ def overfitting(train: Evaluated, held: Evaluated | Estimate) -> dict[str, str]:
     in_encoder = of_encoder > max(SURE * encoder_error, 0.2 * difference)
     if not (in_decoder or in_encoder):
         differ = f"log p(x) differs by {decoder}, log p(x) - ELBO by {encoder}"
-        return _either(bounds, f"more rows would show whether decoder or encoder does ({differ})")
+        return _either(
+            bounds, earlier, f"more rows would show whether decoder or encoder does ({differ})"
+        )
     found = {}
     if in_decoder:
         also = "" if in_encoder else f", and log p(x) - ELBO differs by {encoder}"
         found["overfit decoder"] = (
             f"The decoder overfits: log p(x) is {decoder} lower on these rows than on training rows ({bounds})"
-            f"{also}; train on more rows, make the model's network smaller, or stop earlier (patience)."
+            f"{also}; train on more rows, make the model's network smaller, or {earlier}."
         )
     if in_encoder:
         also = "" if in_decoder else f" ({bounds}), and log p(x) differs by {decoder}"
         found["overfit encoder"] = (
             f"The encoder overfits: its gap log p(x) - ELBO is {encoder} larger on these rows than on training "
-            f"rows{also}; make the guide's network smaller, stop earlier (patience), or refine q for each row "
+            f"rows{also}; make the guide's network smaller, {earlier}, or refine q for each row "
             "(SemiAmortized)."
         )
     return found
 
 
-def _either(bounds: str, which: str) -> dict[str, str]:
+def _either(bounds: str, earlier: str, which: str) -> dict[str, str]:
     return {
         "overfit": (
             f"The pair overfits: its ELBO is lower on these rows than on training rows ({bounds}); train on "
-            f"more rows, make the networks smaller, or stop earlier (patience); {which}."
+            f"more rows, make the networks smaller, or {earlier}; {which}."
         )
     }
 
 
-def overfitting_in_history(last: float, held: Estimate) -> dict[str, str]:
+def overfitting_in_history(
+    last: float, held: Estimate, *, earlier: str = EARLIER
+) -> dict[str, str]:
     """The same from the ELBO of the last epoch, which has no error and was measured while training.
 
     Args:
         last: The mean ELBO of the training rows in that epoch.
         held: The ELBO of the held-out rows.
+        earlier: How to stop earlier.
     """
     error = math.sqrt(2) * held.standard_error  # as if there were as many training rows
     if not _is_large(last - held.mean, error, held):
         return {}
     return _either(
         f"ELBO {held.numbers('.1f')}, training {last:.1f} in the last epoch",
+        earlier,
         "train=evaluate(...) of training rows tells whether decoder or encoder does",
     )
 

@@ -42,13 +42,15 @@ class Information(NamedTuple):
     """What `aggregate_information` finds.
 
     Attributes:
-        mutual: I(x; z), nats.
+        mutual: I(x; z) of the rows given, nats; for the population a lower bound in expectation.
+        leave_one_out: The same with the aggregate posterior of the other rows, nats: an upper bound, likewise.
         marginal_kl: KL(q(z) || p(z)), nats.
         limit: The largest value that the mutual information of these rows can have, nats.
         notes: How to read the numbers.
     """
 
     mutual: Estimate
+    leave_one_out: Estimate
     marginal_kl: Estimate
     limit: float
     notes: tuple[str, ...]
@@ -164,6 +166,7 @@ class _Points:
         points: The draws.
         there: Which of their numbers the masks leave in, `(k, numbers)`.
         aggregate: log of the sum over rows of the points' densities, float64, `(k,)`.
+        others: The same without the point's own row.
         size: How many rows there are of each point's kind, `(k,)`.
         kind: A number that is the same for points whose kinds have the same rows, `(k,)`.
         together: Which of the points' rows are of which point's kind, `(k, k)`.
@@ -175,6 +178,7 @@ class _Points:
     points: dict[str, Tensor]
     there: Tensor
     aggregate: Tensor = field(init=False)
+    others: Tensor = field(init=False)
     size: Tensor = field(init=False)
     kind: Tensor = field(init=False)
     together: Tensor = field(init=False)
@@ -182,6 +186,7 @@ class _Points:
     def __post_init__(self) -> None:
         k = len(self.rows)
         self.aggregate = torch.full((k,), -math.inf).double()
+        self.others = self.aggregate.clone()
         self.size, self.kind = torch.zeros(2, k, dtype=torch.long)
         self.together = torch.zeros(k, k, dtype=torch.bool)
 
@@ -199,6 +204,8 @@ class _Points:
         densities = torch.where(at_home, own.unsqueeze(1), densities)
         densities = densities.masked_fill(~there, -math.inf)
         self.aggregate = torch.logaddexp(self.aggregate, densities.logsumexp(1))
+        others = densities.masked_fill(at_home, -math.inf)
+        self.others = torch.logaddexp(self.others, others.logsumexp(1))
         self.size += there.sum(1)
         # Sums of random numbers tell sets of rows apart.
         generator = torch.Generator().manual_seed(int(numbers[0]))
@@ -214,7 +221,16 @@ class _Points:
 
 
 def aggregate_information(session: Session, draws: RowDraws, size: int) -> Information:
-    """I(x; z) and KL(q(z) || p(z)) from one draw for each of some rows, with q(z) of all rows.
+    r"""I(x; z) and KL(q(z) || p(z)) from one draw for each of some rows, with q(z) of all rows.
+
+    For n rows of a population and z_i ~ q(z | x_i), the mean of
+
+    $$\log \frac{q(z_i \mid x_i)}{\frac{1}{n} \sum_j q(z_i \mid x_j)} \quad \text{and of} \quad
+    \log \frac{q(z_i \mid x_i)}{\frac{1}{n - 1} \sum_{j \ne i} q(z_i \mid x_j)}$$
+
+    are bounds on the population's I(x; z) in expectation: the first a lower one, at most log n (InfoNCE, with
+    the exact density as its critic), the second an upper one (Poole et al., "On Variational Bounds of Mutual
+    Information", arXiv:1905.06922). The rate is an upper bound, too.
 
     Rows of which each has other latents (other lengths, other masks) live in different spaces: both numbers
     are then given the kind of row, with q(z) of the rows of that kind. Masks that depend on draws are no such
@@ -258,6 +274,8 @@ def aggregate_information(session: Session, draws: RowDraws, size: int) -> Infor
     log_q = torch.cat([group.aggregate for group in groups]) - members.log()
     order = rows.argsort()
     information, marginal = log_guide[rows] - log_q, log_q - log_prior[rows]
+    others = torch.cat([group.others for group in groups]) - (members - 1).log()
+    bound = Estimate((log_guide[rows] - others)[order])
     with_latents = torch.cat([torch.tensor([bool(g.points)] * len(g.rows)) for g in groups])
     most = float((members.log() * with_latents).mean())
     kinds = sum(len(group.kind.unique()) for group in groups)
@@ -270,14 +288,16 @@ def aggregate_information(session: Session, draws: RowDraws, size: int) -> Infor
             f"exceed their mean log n = {most:.2f} nats"
         )
     note = f"the mutual information is that {what} and is biased low for the population"
-    return Information(Estimate(information[order]), Estimate(marginal[order]), most, (note,))
+    return Information(
+        Estimate(information[order]), bound, Estimate(marginal[order]), most, (note,)
+    )
 
 
 def _unknown(count: int, why: str, so: str = _NO_DENSITY) -> Information:
     """Numbers that are not known, and the reason."""
     missing = Estimate(torch.full((count,), math.nan).double(), missing=f"not known, because {why}")
     note = f"mutual information and marginal KL are not known: {why}, {so}"
-    return Information(missing, missing, math.inf, (note,))
+    return Information(missing, missing, missing, math.inf, (note,))
 
 
 def _key_of(session: Session, batch: Batch) -> object:

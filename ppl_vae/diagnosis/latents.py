@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any
 
 import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
 from ppl_vae.checks import Session, opened
-from ppl_vae.diagnosis.collapse import find_cause, is_dead, meaning_of, remedy_of
+from ppl_vae.diagnosis.causes import main_cause
+from ppl_vae.diagnosis.collapse import Asked, find_causes, is_dead
+from ppl_vae.diagnosis.diagnosed import SATURATED, Diagnosis
 from ppl_vae.diagnosis.dimensions import (
     NUM_DRAWS,
     Gathered,
@@ -24,13 +23,17 @@ from ppl_vae.diagnosis.dimensions import (
 )
 from ppl_vae.diagnosis.encoder import same_for_all_rows
 from ppl_vae.diagnosis.faults import (
+    EARLIER,
     Evaluated,
     not_trusted,
     off_the_prior,
     overfitting,
     overfitting_in_history,
 )
+from ppl_vae.diagnosis.history import still_training
 from ppl_vae.diagnosis.information import aggregate_information
+from ppl_vae.diagnosis.remedies import Facts
+from ppl_vae.objectives import Controller
 from ppl_vae.pairs import (
     COLLAPSED,
     DataLike,
@@ -40,161 +43,11 @@ from ppl_vae.pairs import (
     latent_sites,
 )
 from ppl_vae.runtime import described
-from ppl_vae.stats import Estimate, Result
+from ppl_vae.stats import Estimate
 from ppl_vae.training import Fit
 
 ACTIVE = 0.01
 """Variance of the posterior means, in units of the prior's variance, above which a dimension is active."""
-
-SATURATED = 1.0
-"""Nats below the limit for so many rows from which on the mutual information is only a lower bound."""
-
-
-@dataclass(frozen=True)
-class Diagnosis(Result):
-    """Result of `diagnose`. The d latent dimensions are those of all latent sites, in order.
-
-    Classes, categorical latents beside others, are not among them: the number of a class is no code.
-
-    Attributes:
-        names: The dimensions' names, `z[0]`, `z[1]`, ...
-        kl: Mean of each dimension's KL(q || p) over the rows that have it, nats, `(d,)`.
-        mean_variance: Variance of the posterior means over those rows, `(d,)`.
-        active: Which dimensions are active units: `mean_variance` > 0.01 times the prior's variance (Burda et
-            al., for a prior of variance 1), `(d,)`.
-        collapsed: Which dimensions have collapsed onto the prior: KL < 0.01 nats, and not active, `(d,)`.
-        mutual_information: I(x; z) under q, nats, from the aggregate posterior of the rows given. NaN, and its
-            `missing` says why, if the guide gives no density of one row's latents under another's posterior.
-        marginal_kl: KL(aggregate posterior || prior), nats. The mean rate is the sum of the two.
-        cause: Why dimensions are not active: `none`, `identical rows`, `dead encoder`, `constant posterior`,
-            `small means`, `lagging guide`, `large beta`, `decoder noise`, `surplus dimensions` or
-            `ignored latent`.
-        remedy: What to do about it.
-        num_rows: Number of rows used.
-        information_limit: The largest mutual information that these rows can show, nats; log n if None.
-        beta: The beta that the pair was trained with, as far as it was given.
-        faults: What else is wrong, by name, each in a sentence with its number and a remedy: `overfit decoder`,
-            `overfit encoder` or, if that is not known, `overfit`; `prior mismatch`; `log p(x) not trusted`,
-            `poor guide`.
-    """
-
-    names: tuple[str, ...]
-    kl: Tensor
-    mean_variance: Tensor
-    active: Tensor
-    collapsed: Tensor
-    mutual_information: Estimate
-    marginal_kl: Estimate
-    cause: str
-    remedy: str
-    num_rows: int
-    information_limit: float | None = None
-    beta: float = 1.0
-    faults: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def active_units(self) -> int:
-        """Number of active dimensions."""
-        return int(self.active.sum())
-
-    @property
-    def saturated(self) -> bool:
-        """Whether the mutual information is within a nat of its limit for n rows, usually log n."""
-        limit = self.information_limit
-        limit = math.log(self.num_rows) if limit is None else limit
-        return self.mutual_information.mean > limit - SATURATED
-
-    def summary(self) -> str:
-        """How many dimensions are used, why not more, and what to do; then what else is wrong, line by line."""
-        return "\n".join([self._of_dimensions(), *self.faults.values()])
-
-    def _of_dimensions(self) -> str:
-        if self.num_rows == 1:
-            return (
-                "One row was given: whether a latent dimension is active shows in how its mean varies "
-                "from row to row; diagnose with more rows."
-            )
-        d, unused = len(self.names), ~self.active
-        used = f"{self.active_units} of {d} latent dimension{'s are' if d > 1 else ' is'} active"
-        at_least = "at least " if self.saturated else ""
-        # The estimate may be below zero, the true value cannot.
-        nats = self.mutual_information.mean
-        known = not math.isnan(nats)
-        used = (
-            f"{used} and z carries {at_least}{max(0.0, nats):.1f} nats about x" if known else used
-        )
-        count = int(unused.sum())
-        if count == 0:
-            found = f"No collapse: {used}."
-        else:
-            which = "it" if d == 1 else "all" if count == d else str(count)
-            one = count == 1
-            if torch.equal(self.collapsed, unused):
-                state = f"{'has' if one else 'have'} collapsed onto the prior"
-            else:
-                state = f"{'is' if one else 'are'} inactive"
-            meaning = meaning_of(self.cause, self.beta)
-            found = f"{used}; {which} {state}: {meaning}; {self.remedy}."
-        return found if known else f"{found} {self._unknown()}"
-
-    def _unknown(self) -> str:
-        return f"How much z carries about x is {self.mutual_information.missing or 'not known'}."
-
-    def table(self) -> list[list[str]]:
-        """The latent dimensions, largest KL first."""
-        rows = [["latent", "KL (nats)", "variance of means", ""]]
-        for i in torch.argsort(self.kl, descending=True).tolist():
-            state = "collapsed" if self.collapsed[i] else "active" if self.active[i] else ""
-            kl, variance = float(self.kl[i]), float(self.mean_variance[i])
-            varies = "-" if math.isnan(variance) else f"{variance:.4f}"
-            rows.append([self.names[i], f"{kl:.3f}", varies, state])
-        return rows
-
-    def lines(self) -> list[tuple[str, str]]:
-        """The printed result: name and value of each quantity."""
-        information = self.mutual_information
-        # Shown without a standard error: it is a lower bound, as the rows are too few to show all of it.
-        shown = f"≥ {information.mean:.2f} {information.unit}" if self.saturated else information
-        # The mean rate is the sum of the two, and is known.
-        rest = self.marginal_kl
-        upper = f"≤ {rest.mean:.2f} {rest.unit}" if self.saturated else rest
-        active = f"{self.active_units} of {len(self.kl)}"
-        return [
-            ("active units", active if self.num_rows > 1 else "not defined for one row"),
-            ("mutual information", "not known" if math.isnan(information.mean) else str(shown)),
-            ("marginal KL", "not known" if math.isnan(information.mean) else str(upper)),
-        ]
-
-    def caption(self) -> list[str]:
-        """The summary."""
-        return self.summary().splitlines()
-
-    def doubts(self) -> Iterator[str]:
-        """Reasons not to trust the numbers, one sentence each."""
-        if self.saturated:
-            yield (
-                "the mutual information is within a nat of its limit log n: read it as a lower bound, and the "
-                "marginal KL as an upper one"
-            )
-
-    def summary_numbers(self) -> dict[str, Any]:
-        """All numbers, the cause, the remedy, the other faults and the summary."""
-        return {
-            "num_rows": self.num_rows,
-            "names": list(self.names),
-            "kl": self.kl.tolist(),
-            "mean_variance": self.mean_variance.tolist(),
-            "active": self.active.tolist(),
-            "active_units": self.active_units,
-            "collapsed": self.collapsed.tolist(),
-            "mutual_information": self.mutual_information.to_dict(),
-            "marginal_kl": self.marginal_kl.to_dict(),
-            "cause": self.cause,
-            "remedy": self.remedy,
-            "beta": self.beta,
-            "faults": dict(self.faults),
-            "summary": self.summary(),
-        }
 
 
 def diagnose(
@@ -218,7 +71,7 @@ def diagnose(
     *ELBO surgery*, 2016) use the aggregate posterior
     q(z) = 1/n sum_j q(z | x_j) of the n rows given, at one draw for each of at most 1,000 rows. For those
     rows they are unbiased. For the population, the mutual information is biased low, as it cannot exceed
-    log n; a warning says when that limit is near.
+    log n; a warning says when that limit is near. `information_bounds` says between which values it is.
 
     The KL of a dimension is analytic where guide and prior factorize, and sampled where dependencies within
     the guide rule that out. Where the guide correlates its dimensions, or the prior is a mixture, it is the
@@ -228,17 +81,27 @@ def diagnose(
     If dimensions are inactive, `diagnose` looks for the cause: collapse onto the prior, or nearly the same
     posterior elsewhere for all rows, which costs KL and carries no information. It checks, in this order:
 
-    - The encoder is dead if all rows have the same posterior up to rounding, and the gradient of its density is
+    - `identical rows`: there is nothing to distinguish.
+    - `dead encoder`: all rows have the same posterior up to rounding, and the gradient of its density is
       the same for all rows, too: units that are inactive on all rows, or a guide that does not use x. A guide
       without parameters that is the prior is dead only if posteriors fitted to each row are better.
-    - The guide's posterior is constant if no dimension is active and the mutual information is below 0.01
+    - `still training`, if `fit` is given: beta was still to rise, or the ELBO still rose.
+    - `constant posterior`: no dimension is active and the mutual information is below 0.01
       nats per dimension, although the KL of some dimension is not.
-    - The guide lags behind the model if posteriors fitted to each of 64 rows, with the model frozen, do use
-      the dimensions.
-    - A Gaussian decoder is judged by its residuals (Lucas et al., arXiv:1911.02469): a further dimension pays
-      off where the residual variance in some direction exceeds beta sigma^2.
-    - If there is such a direction, or if the likelihood is not Gaussian, the only conclusion is that the
-      decoder does not use the dimensions: because of beta, if that is above 1.
+    - `lagging guide`: posteriors fitted to each of 64 rows, with the model frozen, do use
+      the dimensions (He et al., arXiv:1901.05534).
+    - What the decoder leaves of the data, in units of its noise, tells whether a further dimension would pay:
+      one does where the variance of these residuals exceeds beta in some direction, for normal decoders
+      (Lucas et al., arXiv:1911.02469) and for all others that state a mean and a variance. If none would pay,
+      there are `surplus dimensions`, or the `decoder noise` is too large, or it is a `large beta`.
+    - `strong decoder`: given z, the numbers of x depend on each other, as in an autoregressive decoder, so that
+      it does not need z.
+    - `local optimum`: the data would pay for further dimensions as the pair is, and the decoder does not use
+      them; if beta is above 1, it is a `large beta` that has trained it so.
+    - `ignored latent`: the decoder does not use them, and the likelihood does not tell why.
+
+    Each cause has its evidence, a remedy in words, and what to type, where something can be typed: `causes` of
+    the result, and the lines below its summary.
 
     What else is wrong is said in a sentence each, if it is:
 
@@ -309,16 +172,25 @@ def diagnose(
         collapsed = (dimensions.kl < COLLAPSED) & ~active
         unused = dict(zip(dimensions.names, dimensions.kl.tolist(), strict=True))
         unused = {name: unused[name] for name, on in zip(unused, active, strict=True) if not on}
+        rate = float(gathered.rate.mean())
+        facts = Facts(model, guide, beta, fit.epochs if fit else None, rate, len(unused))
+        stopped = fit is None or fit.best_epoch < fit.epochs  # early: it had ended
+        ended = "" if stopped else still_training(fit.history, fit.objective)
+        asked = Asked(session, gathered.residuals, unused, facts, ended)
         cause = _plain_cause(gathered, active, collapsed, found.mutual)
         if cause in (None, "constant posterior") and not bool(active.any()):
             same = same_for_all_rows(found.mutual, gathered.draws)
             if same and is_dead(session, gathered.draws, unused, bool(collapsed.all())):
                 cause = "dead encoder"
+        if cause in ("constant posterior", "small means") and ended:
+            cause = None
         if cause is None:
-            cause, unknown = find_cause(session, gathered.residuals, unused, beta)
+            causes, unknown = find_causes(asked)
             notes += unknown
+        else:
+            causes = dict.fromkeys(unused, asked.plain(cause, found.mutual))
     faults = _overfitting(gathered, train, evaluation, fit)
-    if cause not in (
+    if main_cause(causes).name not in (
         "identical rows",
         "constant posterior",
         "dead encoder",
@@ -335,8 +207,9 @@ def diagnose(
         collapsed=collapsed,
         mutual_information=found.mutual,
         marginal_kl=found.marginal_kl,
-        cause=cause,
-        remedy=remedy_of(cause, found.mutual),
+        leave_one_out=found.leave_one_out,
+        rate=Estimate(gathered.rate),
+        causes=causes,
         num_rows=gathered.num_rows,
         information_limit=found.limit,
         beta=beta,
@@ -351,12 +224,16 @@ def _overfitting(
 ) -> dict[str, str]:
     """Whether the pair overfits, as far as what is given tells."""
     bound = Estimate(gathered.elbo)
+    controlled = fit is not None and isinstance(fit.objective.beta, Controller)
+    earlier = "stop earlier (fewer max_epochs)" if controlled else EARLIER
     if train is not None:
-        return overfitting(train, bound if evaluation is None else evaluation)
+        return overfitting(train, bound if evaluation is None else evaluation, earlier=earlier)
     last = None if fit is None or not fit.history else fit.history[-1].get("elbo")
     if last is None or gathered.num_rows == 1:
         return {}
-    return overfitting_in_history(last, bound if evaluation is None else evaluation.elbo)
+    return overfitting_in_history(
+        last, bound if evaluation is None else evaluation.elbo, earlier=earlier
+    )
 
 
 def _require_results(train: object, evaluation: object, fit: object) -> None:

@@ -201,12 +201,24 @@ class Refined:
     """Diagonal Gaussians fitted to the posterior of each row.
 
     Attributes:
-        kl: KL of each dimension against the model's prior, nats, `(n, dimensions)`.
+        mean: Mean of each dimension, `(n, dimensions)`.
+        variance: Its variance, as many.
         bound: E_q log p(x | z) - beta KL of each row, nats, `(n,)`.
     """
 
-    kl: Tensor
+    mean: Tensor
+    variance: Tensor
     bound: Tensor
+
+    @property
+    def information(self) -> Tensor:
+        """What each dimension tells of its row, nats: log(1 + Var(mean) / E variance) / 2, `(dimensions,)`.
+
+        It is exact for a Gaussian that has the same variance in all rows.
+        """
+        if len(self.mean) < 2:
+            return torch.zeros_like(self.mean[0])
+        return 0.5 * (self.mean.var(0) / self.variance.mean(0)).log1p()
 
 
 def can_refine(pair: Pair, layout: Layout, model_trace: object) -> bool:
@@ -271,12 +283,20 @@ def refine_rows(
     draws = 32
     with torch.no_grad():
         rows = sample_rows(family.pair(pair), layout, batch, draws)
-        kls = []
+        kl: Tensor | float = 0.0
+        moments: list[tuple[Tensor, ...]] = []
         for name in layout.latents:
             q, p = rows.guide_trace.nodes[name], rows.model_trace.nodes[name]
-            kl = elementwise_kl(q, p)
-            assert kl is not None  # can_refine
-            shaped = rows_first({**q, "value": kl.reshape(q["value"].shape)}, layout, draws, n)
-            kls.append(shaped.mean(0).reshape(n, -1))
-        kl = torch.cat(kls, -1)
-        return Refined(kl, rows.log_likelihood.mean(0) - beta * kl.sum(-1))
+            each = elementwise_kl(q, p)
+            assert each is not None  # can_refine
+            shape = q["value"].shape
+            of_rows = [
+                rows_first({**q, "value": value.reshape(shape)}, layout, draws, n)
+                .mean(0)
+                .reshape(n, -1)
+                for value in (each, q["fn"].mean.expand(shape), q["fn"].variance.expand(shape))
+            ]
+            kl = kl + of_rows[0].sum(-1)
+            moments.append((of_rows[1].double(), of_rows[2].double()))
+        mean, variance = (torch.cat(parts, -1) for parts in zip(*moments, strict=True))
+        return Refined(mean, variance, rows.log_likelihood.mean(0) - beta * kl)

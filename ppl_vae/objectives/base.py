@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,6 +129,12 @@ class Objective(ABC):
         beta = self.beta(epoch)
         require_number(type(self.beta).__name__, "the beta that it returns", beta)
         return float(beta)
+
+    def beta_after(self, history: Sequence[Mapping[str, float]]) -> float:
+        """beta in the end of the epochs of a history, such as `Fit.history`; also one that a controller set."""
+        if isinstance(self.beta, Controller) and history:
+            return history[-1]["beta"]
+        return self.beta_at(len(history))
 
     @property
     def warmup_epochs(self) -> float:

@@ -56,6 +56,9 @@ class Controller(ABC):
     EVERY: ClassVar[int] = 20
     """Steps between two settings of beta."""
 
+    TOLERANCE: ClassVar[float] = 0.05
+    """Error in the end of a training above which the target was missed."""
+
     start: float = 1.0
     least: float = 1e-4
     most: float = 1e4
@@ -79,6 +82,58 @@ class Controller(ABC):
     def error(self, rate: float, distortion: float) -> float:
         """How far the target is missed, in units of log beta; positive if beta has to rise."""
 
+    def _checked_error(self, rate: float, distortion: float) -> float:
+        """`error`, which may be somebody's own.
+
+        Raises:
+            TypeError: It is no number.
+            ValueError: It is NaN.
+        """
+        error = self.error(rate, distortion)
+        where = f"error(rate={rate:.4g}, distortion={distortion:.4g})"
+        require_number(type(self).__name__, where, error)
+        if math.isnan(error):
+            raise ValueError(f"{type(self).__name__}.{where} is NaN: it must be a number")
+        return float(error)
+
+    def missed(self, rate: float, distortion: float, beta: float, steps: int) -> str | None:
+        """Says that a training has missed the target, why, and what to do; None if it has not.
+
+        Args:
+            rate: The mean rate of the last epochs, nats per row: of as many as have 20 steps, or of one.
+            distortion: Their mean distortion.
+            beta: The weight of the KL at the end.
+            steps: All steps of the training.
+        """
+        error = self._checked_error(rate, distortion)
+        if abs(error) <= self.TOLERANCE:
+            return None
+        if steps < self.EVERY:
+            why = (
+                f"beta is set every {self.EVERY} steps, and there were {steps} in all: train for more "
+                "epochs, or with smaller batches"
+            )
+        elif beta <= self.least:
+            why = (
+                f"beta has fallen to its limit, least={self.least:g}: give z more dimensions or the programs "
+                "more layers, or another target"
+            )
+        elif beta >= self.most:
+            why = f"beta has risen to its limit, most={self.most:g}: give another target"
+        else:
+            why = (
+                f"beta has come to {beta:.3g} and still moves: train for more epochs, or give a larger "
+                f"integral than {self.integral:g}"
+            )
+        return (
+            f"{self._named()} has missed its target: in the end, the rate is {rate:.4g} and the distortion "
+            f"{distortion:.4g} nats per row. {why[0].upper()}{why[1:]}"
+        )
+
+    def _named(self) -> str:
+        """What it is called in a message."""
+        return type(self).__name__
+
     def begin(self) -> ControlState:
         """The state ahead of the first step."""
         return ControlState(self.start, math.log(self.start))
@@ -88,9 +143,10 @@ class Controller(ABC):
         sums = (state.rate + rate, state.distortion + distortion, state.steps + 1)
         if sums[2] < self.EVERY:
             return ControlState(state.beta, state.integral, *sums)
-        error = min(max(self.error(sums[0] / sums[2], sums[1] / sums[2]), -1.0), 1.0)
-        if not math.isfinite(error):  # the step is about to fail, and says why
+        means = sums[0] / sums[2], sums[1] / sums[2]
+        if not all(map(math.isfinite, means)):  # the step is about to fail, and says why
             return ControlState(state.beta, state.integral)
+        error = min(max(self._checked_error(*means), -1.0), 1.0)
         low, high = math.log(self.least), math.log(self.most)
         integral = state.integral + self.integral * error
         wanted = integral + self.proportional * error
@@ -133,6 +189,9 @@ class TargetRate(Controller):
     def error(self, rate: float, distortion: float) -> float:
         return (rate - self.nats) / self.nats
 
+    def _named(self) -> str:
+        return f"TargetRate(nats={self.nats:g})"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TargetDistortion(Controller):
@@ -154,6 +213,8 @@ class TargetDistortion(Controller):
         -0.5
     """
 
+    TOLERANCE: ClassVar[float] = 0.1
+
     nats: float
 
     def __post_init__(self) -> None:
@@ -164,3 +225,6 @@ class TargetDistortion(Controller):
 
     def error(self, rate: float, distortion: float) -> float:
         return (self.nats - distortion) / max(rate, 1.0)
+
+    def _named(self) -> str:
+        return f"TargetDistortion(nats={self.nats:g})"

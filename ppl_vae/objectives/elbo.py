@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import pyro
 import pyro.infer
@@ -102,7 +103,16 @@ class ELBO(Objective):
         return {"beta": self.beta, "free_bits": self.free_bits, "num_particles": self.num_particles}
 
     def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:
-        return self.resolve(pair, batch)(pair, layout, batch, beta)
+        known = _RESOLVED.setdefault(pair, {})
+        kind = self, layout.signature
+        if kind not in known:  # once, as in a training with this objective itself
+            with pair.mode(training=False):  # batch statistics come from training steps alone
+                known[kind] = self.resolve(pair, batch)
+        return known[kind](pair, layout, batch, beta)
+
+
+_RESOLVED: WeakKeyDictionary[Pair, dict[tuple[ELBO, object], Objective]] = WeakKeyDictionary()
+"""What an ELBO is for the layouts of a pair, where an objective of one's own calls it in each step."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,6 +32,7 @@ from .dimensions import (
     COLLAPSED as COLLAPSED,
     kl_of_dimensions as kl_of_dimensions,
     names_of_dimensions as names_of_dimensions,
+    noise_of_kl as noise_of_kl,
 )
 from .errors import (
     PLAIN as PLAIN,

@@ -52,6 +52,32 @@ def kl_of_dimensions(
     return found if stated is not None else found - _sampling_bias(total / prior[1], samples)
 
 
+def noise_of_kl(rows: RowDensities, name: str, analytic: bool) -> Tensor:
+    """The variance that draws give `kl_of_dimensions` of a row, `(n, *event)`; 0 where nothing is drawn for it.
+
+    Where the KL comes from means and variances of draws, it is the variance for a dimension that carries
+    nothing: K draws of the prior's own values. Half of the squared mean varies by 2 / K^2 then, half of s^2 -
+    log s^2 by the trigamma function of a = (K - 1) / 2, less 1 / a.
+
+    Args:
+        rows: Draws of the rows.
+        name: The latent site.
+        analytic: As for `kl_of_dimensions`.
+    """
+    layout, (samples, n) = rows.layout, rows.log_guide.shape
+    site = rows.guide_trace.nodes[name]
+    kl = elementwise_kl(site, rows.model_trace.nodes[name], analytic)
+    if kl is not None:
+        kl = kl.reshape(site["fn"].batch_shape + site["fn"].event_shape)
+        return rows_first({**site, "value": kl}, layout, samples, n).double().var(0) / samples
+    of_rows = torch.zeros_like(rows.latents[name][0], dtype=torch.float64)
+    if stated_moment(rows, layout, name, "mean") is not None:
+        return of_rows
+    half = torch.tensor((samples - 1) / 2, dtype=torch.float64)
+    of_logarithm = float(torch.special.polygamma(1, half) - 1 / half)
+    return of_rows + 0.25 * (2 / samples**2 + of_logarithm)
+
+
 def _gaussian_kl(
     mean: Tensor, variance: Tensor, prior_mean: Tensor, prior_variance: Tensor
 ) -> Tensor:

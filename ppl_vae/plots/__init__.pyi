@@ -12,7 +12,7 @@ from .latents import (
     kl_per_dimension as kl_per_dimension,
 )
 from .rate_plane import RatePoint as RatePoint, rate_distortion as rate_distortion
-from .run import draw_run as draw_run
+from .run import draw_rows as draw_rows, draw_run as draw_run
 from .samples import (
     interpolations as interpolations,
     manifold as manifold,

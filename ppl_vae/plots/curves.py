@@ -32,13 +32,13 @@ from ppl_vae.plots.drawing import (
 )
 from ppl_vae.runtime import require_count
 from ppl_vae.stats import khat_limit
-from ppl_vae.training import KL
+from ppl_vae.training import ERROR_OF_KL, KL
 
 
 def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     """ELBO, rate and distortion (and active units, where they change) over the epochs, and each dimension's KL.
 
-    A dimension that carries less than 0.01 nats in the end is gray.
+    A dimension that surely carries less than 0.01 nats in the end is gray.
     Epochs trained with beta other than 1 are shaded. The last half of the epochs takes at least a fifth of the
     height of a panel: values of the first epochs may lie outside, which the label of the axis says then. A
     curve begins where it enters its panel.
@@ -107,7 +107,7 @@ def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
             low, high = range_of_curves(list(curves[name].values()))
         if name == "kl":
             low = min(low, -0.02 * high)  # zero is where dead dimensions are
-            _draw_dimensions(axes, kl)
+            _draw_dimensions(axes, kl, COLLAPSED - 2 * (history[-1].get(ERROR_OF_KL) or 0.0))
         else:
             entered = max(entered, _draw_both(axes, curves[name], low, high))
         axes.set_ylim(low, high)
@@ -119,7 +119,7 @@ def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     if last > first:
         panels[-1].set_xlim(first - 0.02 * (last - first), last + 0.02 * (last - first))
     panels[-1].xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    outside_too = f"\n(some values up to epoch {entered:.0f} lie outside)" if entered else ""
+    outside_too = f"\n(until {entered:.0f}, some values lie outside)" if entered else ""
     panels[-1].set_xlabel(f"epoch{outside_too}", fontsize=LARGE)
     more = f"active units: {counts.pop()}" if constant else ""
     legend_above(figure, panels, more)
@@ -147,11 +147,11 @@ def _kl_columns(history: Sequence[Mapping[str, float]]) -> list[str]:
     return [name for name in names if len(curve(history, name))]
 
 
-def _draw_dimensions(axes: Axes, kl: Mapping[str, Floats]) -> None:
-    """One thin line for each dimension, gray if it carries nothing in the end."""
+def _draw_dimensions(axes: Axes, kl: Mapping[str, Floats], nothing: float) -> None:
+    """One thin line for each dimension, gray if it carries nothing in the end: less than so many nats."""
     width = 2.0 if len(kl) <= 10 else 1.2
     for points in kl.values():
-        dead = points[-1, 1] < COLLAPSED
+        dead = points[-1, 1] < nothing
         color, label = (GRAY, "carries nothing") if dead else (BLUE, "_alive")
         axes.plot(*points.T, color=color, lw=width, alpha=1.0 if dead else 0.7, label=label)
 

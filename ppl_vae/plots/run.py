@@ -128,11 +128,70 @@ def draw_run(
     }
     if len(diagnosis.kl) < 3:  # then the aggregate posterior shows them all
         del draws["codes"]
+    return _draw_into(folder, draws, weights)
+
+
+def draw_rows(
+    folder: Path,
+    model: Program,
+    guide: Program,
+    x: Batch,
+    evaluation: Evaluation,
+    others: Mapping[str, Callable[[], Figure]] | None = None,
+    weights: str | None = None,
+    seed: int = 0,
+) -> list[str]:
+    """Draws what a pair makes of rows: those of the pictures of `draw_run` that need no diagnosis.
+
+    They are `reconstructions`, `worst_reconstructions`, `prior_samples` and `interpolations`. Left out without
+    a word is what has no meaning: paths between the values of discrete latents, E[x | z] of a model that sums
+    latents out, and all of them where each step of a Markov chain is a site of its own.
+
+    Args:
+        folder: The folder; it is made if it is not there. Pictures of the same names are replaced.
+        model: Pyro program of p(x, z).
+        guide: Pyro program of q(z | x).
+        x: The rows that were evaluated: a tensor, or several.
+        evaluation: What `evaluate` returned for these rows.
+        others: Functions that make more pictures, by name; these are drawn first.
+        weights: The digest of the pair's weights, which is written into each picture.
+        seed: Seed of the choice of rows, and of all draws.
+
+    Returns:
+        One line for each picture that could not be drawn, with the reason.
+    """
+    failed = _draw_into(folder, others or {}, weights)
+    pictures = _Pictures(model, guide, x, evaluation, None, None, seed)
+    draws: dict[str, Callable[[], Figure]] = {
+        "reconstructions": pictures.reconstructions,
+        "worst_reconstructions": pictures.worst,
+        "prior_samples": pictures.samples,
+        "interpolations": pictures.interpolations,
+    }
+    try:
+        own_folder(folder)
+        with opened(model, guide, x, seed=0, progress=False) as session:
+            layout = session.layout
+    except Exception as error:  # the user's programs may raise anything; the results are safe
+        return [*failed, f"no pictures of rows were drawn: {error}"]
+    if len(layout.observed) > len(tensors_of(x)):
+        return failed
+    if layout.enumerated:
+        draws = {"prior_samples": pictures.samples}
+    elif layout.discrete:
+        del draws["interpolations"]
+    return [*failed, *_draw_into(folder, draws, weights)]
+
+
+def _draw_into(
+    folder: Path, draws: Mapping[str, Callable[[], Figure]], weights: str | None
+) -> list[str]:
+    """Draws pictures by name into a folder; one line for each that could not be drawn, with the reason."""
     known = {} if weights is None else {WEIGHTS_KEY: weights}
     failed = []
     for name, draw in draws.items():
         try:
-            with replacing(folder / f"{name}.png") as file:
+            with replacing(own_folder(folder) / f"{name}.png") as file:
                 draw().savefig(file, metadata=known)
         except Exception as error:  # the user's programs may raise anything; the results are safe
             failed.append(f"{name}.png was not drawn: {error}")
@@ -148,12 +207,19 @@ class _Pictures:
         guide: Program,
         x: Batch,
         evaluation: Evaluation,
-        diagnosis: Diagnosis,
+        diagnosis: Diagnosis | None,
         labels: Tensor | None,
         seed: int,
     ) -> None:
         self.model, self.guide, self.x, self.seed = model, guide, x, seed
-        self.evaluation, self.diagnosis, self.labels = evaluation, diagnosis, labels
+        self.evaluation, self.labels = evaluation, labels
+        self._diagnosis = diagnosis
+
+    @property
+    def diagnosis(self) -> Diagnosis:
+        if self._diagnosis is None:
+            raise ValueError("this picture needs a diagnosis")
+        return self._diagnosis
 
     def reconstructions(self) -> Figure:
         x = self._some(MOST_RECONSTRUCTED)

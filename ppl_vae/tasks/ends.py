@@ -13,8 +13,11 @@ from ppl_vae.pairs import (
     DataLike,
     PairError,
     Program,
+    RowDensities,
     Site,
     as_args,
+    in_plates,
+    inner_sizes,
     innermost,
     is_categorical,
     num_rows,
@@ -93,7 +96,10 @@ def partners(
 def posterior_centers(
     session: Session, label: str, given: Given | None = None
 ) -> dict[str, Tensor]:
-    """The posterior means of latents that are not given, `(n, *event)`; of classes the most probable values."""
+    """The posterior means of latents that are not given, `(n, *event)`; of classes the most probable values.
+
+    The means are those given these values, E[z | x, y]: over all classes, they may be where no class is.
+    """
     require_latents(session)
     require_any_rows(session)
     require_drawn(session)
@@ -109,13 +115,26 @@ def posterior_centers(
     draws = draws_for_means(session)
     for chunk in session.chunks(session.rows_at_once(draws), label):
         rows = session.sample(chunk, draws)
-        for name, mean in means_of_latents(rows).items():
-            if name in (given or {}):
-                continue
-            discrete = name in session.layout.discrete
-            value = _most_probable(rows.guide_trace.nodes[name], mean) if discrete else mean
-            parts.setdefault(name, []).append(value)
+        classes: dict[str, Tensor] = {}
+        held: dict[str, Tensor] = {}
+        for name in (n for n in rows.guide_trace.nodes if n in session.layout.discrete):
+            site = rows.guide_trace.nodes[name]
+            classes[name] = _most_probable(site, means_of_latents(rows)[name])
+            held[name] = _in_all_draws(rows, site, classes[name])
+            rows = session.sample(chunk, draws, held)  # of what depends on it
+        for name, mean in (means_of_latents(rows) | classes).items():
+            if name not in (given or {}):
+                parts.setdefault(name, []).append(mean)
     return {name: torch.cat(some) for name, some in parts.items()}
+
+
+def _in_all_draws(rows: RowDensities, site: Site, values: Tensor) -> Tensor:
+    """Values of each row in the shape in which a site has them, the same in all draws."""
+    draws, n = rows.log_guide.shape
+    inner = inner_sizes(site, rows.layout)
+    whole = values[None].expand(draws, *values.shape)
+    shaped = whole.reshape(draws, n, *inner, *site["fn"].event_shape)
+    return in_plates(shaped, rows.layout).to(site["value"].dtype)
 
 
 def _most_probable(site: Site, mean: Tensor) -> Tensor:

@@ -60,8 +60,9 @@ def interpolate(
     r"""Rows between two others: E[x | z] along a path from the posterior mean of a to that of b.
 
     All latents that are numbers move together. Between classes there is no path: each path keeps the most
-    probable one, which must be the same at both ends. What rows come with (labels) must be the same, too, as
-    far as p(x | z) depends on it. `given` holds another class or label along a path.
+    probable one, which must be the same at both ends; the means are then those given that class. What rows come
+    with (labels) must be the same, too, as far as p(x | z) depends on it. `given` holds another class or label
+    along a path.
 
     The linear path is (1 - t) z_a + t z_b. The spherical one goes along the great
     circle between the two directions,
@@ -152,7 +153,7 @@ def traverse(
 
     It goes from three standard deviations of the prior below its mean to three above, in equal steps. From a
     row's own posterior mean, because decoders are rarely good where all latents are zero. A class that the pair
-    infers, too, stays at the row's most probable one.
+    infers, too, stays at the row's most probable one, and the mean is the one given that class.
 
     Args:
         model: Pyro program of p(x, z).

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ppl_vae.checks import device_for
-from ppl_vae.objectives import Controller, Objective, as_objective
+from ppl_vae.objectives import Objective, as_objective
 from ppl_vae.pairs import Batches, DataLike, Pair, Program
 from ppl_vae.runs import RunFolder
 from ppl_vae.runtime import (
@@ -87,9 +87,7 @@ class Fit:
     @property
     def beta(self) -> float:
         """The weight of the KL in the end, also where a controller has set it."""
-        if isinstance(self.objective.beta, Controller) and self.history:
-            return self.history[self.best_epoch - 1]["beta"]
-        return self.objective.beta_at(self.epochs)
+        return self.objective.beta_after(self.history[: self.best_epoch])
 
     @property
     def dead_dimensions(self) -> tuple[str, ...]:

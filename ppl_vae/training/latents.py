@@ -18,10 +18,11 @@ from ppl_vae.pairs import (
     kl_of_dimensions,
     latents_of_numbers,
     mean_field_violations,
-    means_of_sites,
     names_of_dimensions,
+    noise_of_kl,
     present_numbers,
     prior_moments,
+    stated_moment,
 )
 from ppl_vae.stats import active_units
 
@@ -30,8 +31,20 @@ _logger = logging.getLogger(__name__)
 KL = "kl_"
 """Before the name of a dimension: its KL in the metrics of an epoch, `kl_z[0]`."""
 
+ERROR_OF_KL = "error_of_kl"
+"""The metric that says how far draws may have moved the KL of a dimension that carries little, nats."""
+
 MOST_DIMENSIONS = 512
 """Most dimensions whose KL is in the metrics."""
+
+LITTLE = 10 * COLLAPSED
+"""KL in nats below which it matters whether a dimension carries nothing, or only little."""
+
+ACTIVE = 0.01
+"""Variance of the posterior means, in units of the prior's, above which a dimension is active."""
+
+SURE = 3.0
+"""Standard errors above that variance beyond which a dimension is surely active."""
 
 DEAD_EPOCHS = 5
 """Epochs in a row for which a dimension carries nothing until it is called dead."""
@@ -48,29 +61,32 @@ class LatentUse:
     def __init__(self, pair: Pair, analytic: dict[object, bool]) -> None:
         self._pair = pair
         self._analytic = analytic
-        self._means: dict[tuple[str, int], list[Tensor]] = {}
-        self._kl: dict[
-            str, list[Tensor]
-        ] = {}  # by site: the sums over rows, and how many have the number
+        self._means: dict[tuple[str, int], list[Tensor]] = {}  # and their variance over draws
+        # By site, the sums over rows: of the KL, of the variance that draws give it, of rows with the number.
+        self._kl: dict[str, list[Tensor]] = {}
         self._names: dict[str, list[str]] = {}
+        self._samples = 0
 
     def update(self, rows: RowDensities, batch: Batch) -> None:
         """Adds rows."""
-        means, layout = means_of_sites(rows, rows.layout), rows.layout
+        layout, (self._samples, n) = rows.layout, rows.log_guide.shape
         for name in latents_of_numbers(rows, layout):
-            columns = means[name]
+            mean, noise = _mean_and_noise(rows, name)
             prior = prior_moments(rows, layout, name)
-            there = present_numbers(rows, layout, name).reshape(len(columns), -1)
-            scaled = _in_units_of_the_prior(columns, prior).masked_fill(~there, math.nan)
-            self._means.setdefault((name, columns.shape[1]), []).append(scaled.cpu())
+            there = present_numbers(rows, layout, name).reshape(n, -1)
+            scale = _scale_of_the_prior(prior, mean)
+            scaled = torch.stack([mean / scale, noise / scale**2]).masked_fill(~there, math.nan)
+            self._means.setdefault((name, mean.shape[1]), []).append(scaled.cpu())
             if prior is None or layout.points:
                 continue
-            kl = kl_of_dimensions(rows, name, prior, self._is_analytic(rows, batch))
+            analytic = self._is_analytic(rows, batch)
+            kl = kl_of_dimensions(rows, name, prior, analytic)
             names = names_of_dimensions(name, kl.shape[1:])
             if self._names.setdefault(name, names) != names:
                 continue  # of another size than in the rows before
-            kl = kl.reshape(len(columns), -1).masked_fill(~there, 0.0)
-            self._kl.setdefault(name, []).append(torch.stack([kl.sum(0), there.double().sum(0)]))
+            both = torch.stack([kl, noise_of_kl(rows, name, analytic)]).reshape(2, n, -1)
+            sums = both.masked_fill(~there, 0.0).sum(1)
+            self._kl.setdefault(name, []).append(torch.cat([sums, there.double().sum(0)[None]]))
 
     def _is_analytic(self, rows: RowDensities, batch: Batch) -> bool:
         kind = rows.layout.signature
@@ -80,19 +96,26 @@ class LatentUse:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """`active_units`, and the mean KL of each dimension over the rows that have it, nats.
+        """`active_units`, the mean KL of each dimension over the rows that have it, and its error, nats.
 
-        The KLs are left out if there are more than `MOST_DIMENSIONS`, and those of a site whose prior states
-        no moments.
+        `active_units` is left out if draws decide it: the guide states no mean, and there are too few rows. So
+        is the error if nothing is drawn for the KLs; and the KLs if there are more than `MOST_DIMENSIONS`, and
+        those of a site whose prior states no moments.
         """
-        active = sum(_num_active(torch.cat(columns)) for columns in self._means.values())
-        found: dict[str, float] = {"active_units": active}
-        if sum(map(len, self._names.values())) <= MOST_DIMENSIONS:
-            for site, parts in self._kl.items():
-                kl, count = torch.stack(parts).sum(0).cpu()
-                for name, value in zip(self._names[site], (kl / count).tolist(), strict=True):
-                    found[KL + name] = value
-        return found
+        found: dict[str, float] = {}
+        columns = [torch.cat(parts, 1).unbind() for parts in self._means.values()]
+        active = [_num_active(mean, noise, self._samples) for mean, noise in columns]
+        if None not in active:
+            found["active_units"] = sum(number or 0 for number in active)
+        if sum(map(len, self._names.values())) > MOST_DIMENSIONS:
+            return found
+        error = 0.0
+        for site, parts in self._kl.items():
+            kl, noise, count = torch.stack(parts).sum(0).cpu()
+            mean, errors = kl / count, noise.sqrt() / count
+            found |= zip((KL + n for n in self._names[site]), mean.tolist(), strict=True)
+            error = max([error, *errors[mean - 3 * errors < LITTLE].tolist()])
+        return found | ({ERROR_OF_KL: error} if error else {})
 
 
 def kl_of_epoch(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -108,16 +131,27 @@ def kl_of_epoch(metrics: Mapping[str, float]) -> dict[str, float]:
 def dead_dimensions(history: Sequence[Mapping[str, float]]) -> tuple[str, ...]:
     """The dimensions that have carried less than 0.01 nats in each of the last 5 epochs.
 
+    Where the KLs are of draws, two standard errors more are less than that.
+
     Example:
         >>> dead_dimensions([{"epoch": i, "kl_z[0]": 1.0, "kl_z[1]": 0.001} for i in range(5)])
         ('z[1]',)
     """
-    last = [kl_of_epoch(metrics) for metrics in history[-DEAD_EPOCHS:]]
-    if len(last) < DEAD_EPOCHS:
+    if len(history) < DEAD_EPOCHS:
         return ()
-    return tuple(
-        name for name in last[-1] if all(kl.get(name, math.inf) < COLLAPSED for kl in last)
-    )
+    dead = frozenset.intersection(*map(carry_nothing, history[-DEAD_EPOCHS:]))
+    return tuple(name for name in kl_of_epoch(history[-1]) if name in dead)
+
+
+def carry_nothing(metrics: Mapping[str, float]) -> frozenset[str]:
+    """The dimensions that surely carry less than 0.01 nats, by the metrics of an epoch.
+
+    Example:
+        >>> sorted(carry_nothing({"kl_z[0]": 0.009, "kl_z[1]": 0.001, "error_of_kl": 0.002}))
+        ['z[1]']
+    """
+    least = COLLAPSED - 2 * metrics.get(ERROR_OF_KL, 0.0)
+    return frozenset(name for name, kl in kl_of_epoch(metrics).items() if kl < least)
 
 
 class Deaths:
@@ -159,15 +193,44 @@ def _said(new: Sequence[str], number: int, epoch: int) -> str:
     )
 
 
-def _in_units_of_the_prior(means: Tensor, prior: tuple[Tensor, Tensor] | None) -> Tensor:
-    """Posterior means `(n, d)` in the prior's standard deviations."""
+def _mean_and_noise(rows: RowDensities, name: str) -> tuple[Tensor, Tensor]:
+    """The posterior mean of a latent's numbers, each `(n, d)`, and the variance that draws give it."""
+    stated = stated_moment(rows, rows.layout, name, "mean")
+    samples, n = rows.log_guide.shape
+    centers = (rows.latents[name] if stated is None else stated).double().reshape(samples, n, -1)
+    return centers.mean(0), centers.var(0) / samples
+
+
+def _scale_of_the_prior(prior: tuple[Tensor, Tensor] | None, means: Tensor) -> Tensor:
+    """The prior's standard deviations of a latent's numbers, `(d,)`; 1 where there are none."""
     if prior is None:
-        return means
+        return means.new_ones(means.shape[1])
     scale = prior[1].reshape(len(means), -1).mean(0).sqrt()
-    return means / torch.where(scale.isfinite() & (scale > 0), scale, 1.0)
+    return torch.where(scale.isfinite() & (scale > 0), scale, 1.0)
 
 
-def _num_active(means: Tensor) -> int:
-    """The number of active units, each over the rows that have it."""
-    columns = [column[~column.isnan()] for column in means.T]
-    return sum(int(active_units(column)[1]) for column in columns if len(column) > 1)
+def _num_active(means: Tensor, noise: Tensor, samples: int) -> int | None:
+    """The number of active units, each over the rows that have it; None if draws would decide.
+
+    The variance of the means over n rows is too large by what K draws give each of them, v on average. Where
+    the means are all the same, the difference of the two has a standard error of v sqrt(2 (1 + 1 / (K - 1)) /
+    n), which must be below half of what makes a dimension active.
+
+    Args:
+        means: Posterior means in units of the prior, `(n, d)`; NaN in rows without the number.
+        noise: The variances that draws give them, as many.
+        samples: K.
+    """
+    active = 0
+    for mean, variance in zip(means.T, noise.T, strict=True):
+        there = ~mean.isnan()
+        n = int(there.sum())
+        if n < 2:
+            continue
+        drawn = float(variance[there].mean())
+        found = float(active_units(mean[there])[0]) - drawn
+        error = drawn * math.sqrt(2 * (1 + 1 / (samples - 1)) / n)
+        if error > ACTIVE / 2 and found < ACTIVE + SURE * error:
+            return None
+        active += found > ACTIVE
+    return active

@@ -289,6 +289,7 @@ class Training:
                 due = self._has_ended() or self.checkpoints.is_due(amid_epoch=False)
                 if self.processes.from_first(due):  # clocks differ, and all processes take part
                     self._save()
+        self._look_at_target()
         if self.best is not None and self.patience is not None:
             device = self.processes.device
             self.pair.load_state({n: t.to(device) for n, t in self.best.items()})
@@ -426,9 +427,26 @@ class Training:
             doubts.append(doubt)
         for doubt in doubts:
             if doubt is not None and doubt not in self.warnings:
-                self.warnings.append(doubt)
-                if self.processes.is_first:
-                    warnings.warn(doubt, PairWarning, stacklevel=4)
+                self._tell(doubt)
+
+    def _look_at_target(self) -> None:
+        """Warns that the target of a controller of beta is missed."""
+        controller, progress = self.objective.requested.beta, self.progress
+        if not isinstance(controller, Controller):
+            return
+        history = progress.history
+        start = progress.step - Controller.EVERY  # an epoch may be one step
+        last = [row for row in history if row["step"] > start]
+        rate, distortion = (sum(row[n] for row in last) / len(last) for n in ("rate", "distortion"))
+        missed = controller.missed(rate, distortion, history[-1]["beta"], progress.step)
+        if missed is not None:
+            self._tell(missed)
+
+    def _tell(self, doubt: str) -> None:
+        """Warns of something, and keeps it."""
+        self.warnings.append(doubt)
+        if self.processes.is_first:
+            warnings.warn(doubt, PairWarning, stacklevel=5)
 
     def _has_ended(self) -> bool:
         return self.progress.epoch >= self.max_epochs or self._has_stopped_early()

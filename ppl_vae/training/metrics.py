@@ -28,7 +28,8 @@ METRICS = (
     "seconds",
 )
 """Columns of `metrics.csv`; those from `loss` to `validation_distortion` are in nats per row. After them come
-the KLs of the latent dimensions, in nats: `kl_z[0]`, `kl_z[1]`, ..."""
+the KLs of the latent dimensions, in nats: `kl_z[0]`, `kl_z[1]`, ...; and `error_of_kl`, if these are of
+draws. `active_units` is empty where draws would decide it."""
 
 
 class MetricsLog:
@@ -108,4 +109,6 @@ def _postfix(row: dict[str, float]) -> dict[str, str]:
     """What the progress bar shows of the metrics of an epoch."""
     prefix = "validation_" if "validation_elbo" in row else ""
     shown = {name: f"{row[prefix + name]:.2f}" for name in ("elbo", "rate", "distortion")}
-    return {"epoch": str(int(row["epoch"]))} | shown | {"active": str(int(row["active_units"]))}
+    active = row.get("active_units")
+    known = {} if active is None else {"active": str(int(active))}
+    return {"epoch": str(int(row["epoch"]))} | shown | known

@@ -1,0 +1,89 @@
+"""The objective of a run, and the weight of the KL that its training has reached."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ppl_vae.cli.output import warn
+from ppl_vae.objectives import Controller, Objective
+from ppl_vae.runs import CONFIG, METRICS, Run, Trust, UntrustedError, build, read_history
+from ppl_vae.runtime import CorruptFileError
+from ppl_vae.training import Fit
+
+
+def objective_of(run: Run, trust: Trust) -> Objective:
+    """The objective that a run was trained with.
+
+    Raises:
+        UntrustedError: It is of a class that is not trusted.
+        CorruptFileError: The run does not say how it is built.
+    """
+    spec = run.config.get("objective")
+    try:
+        if isinstance(spec, dict) and "class_path" in spec:
+            built = build(spec, role="objective", trust=trust)[0]
+            if isinstance(built, Objective):
+                return built
+        raise ValueError("it does not say how the objective is built, as `ppl-vae train` writes it")
+    except UntrustedError:
+        raise
+    except ValueError as error:
+        raise CorruptFileError(run.path / CONFIG, f"objective: {error}") from error
+
+
+def fit_of(run: Run, objective: Objective) -> Fit:
+    """What is known of the training of a run."""
+    history = read_history(run.path)
+    best = len(history)
+    if run.config.get("patience") and not isinstance(objective.beta, Controller):
+        held = [row.get("validation_elbo", -math.inf) for row in history]
+        best = max(range(best), key=held.__getitem__, default=-1) + 1
+    return Fit(
+        model=run.model,
+        guide=run.guide,
+        history=history,
+        objective=objective,
+        epochs=len(history),
+        steps=0,
+        best_epoch=best,
+        stopped="",
+        seconds=0.0,
+    )
+
+
+def last_beta(run: Run, objective: Objective) -> float:
+    """The weight of the KL in the end of a run's training."""
+    if history := read_history(run.path):
+        return objective.beta_after(history)
+    most = int(run.config.get("max_epochs") or 0)
+    if isinstance(objective.beta, Controller):
+        known = f"the first one, {objective.beta.start:g}"
+    else:
+        known = f"that after {most} epochs"
+    if isinstance(objective.beta, Controller) or objective.warmup_epochs:
+        warn(
+            f"{run.path / METRICS} is missing or empty, so that the last beta of the run is not known: it is "
+            f"taken to be {known}"
+        )
+    return objective.beta_at(most)
+
+
+def with_beta_held(spec: Any, run: Run, trust: Trust) -> Any:
+    """The description of a run's objective, with the beta that its controller has reached.
+
+    A guide that is trained for the run's model alone cannot hold the model's rate, so that a controller would
+    move beta without end.
+
+    Args:
+        spec: The description, as in the run's config.yaml.
+        run: The run.
+        trust: Which classes may be built.
+    """
+    if not isinstance(spec, dict):
+        return spec
+    objective = objective_of(run, trust)
+    if not isinstance(objective.beta, Controller):
+        return spec
+    beta = last_beta(run, objective)
+    return {**spec, "init_args": {**spec["init_args"], "beta": beta}}

@@ -1,0 +1,170 @@
+"""Why latent dimensions are not used: the causes, what shows them, and what to type."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+
+class Text(NamedTuple):
+    """What a cause means, and its remedy, in words."""
+
+    meaning: str
+    remedy: str
+
+
+CAUSES = {
+    "none": Text("no cause", "nothing to do"),
+    "identical rows": Text(
+        "the rows given are all the same, so there is nothing to distinguish",
+        "diagnose with rows that differ",
+    ),
+    "constant posterior": Text(
+        "the guide ignores x: all rows have the same posterior, which is not the prior",
+        "train for longer; if that does not help, check that the guide's network is given x and gets "
+        "gradients",
+    ),
+    "dead encoder": Text(
+        "the encoder is dead: all rows have the same posterior, and no gradient can change that",
+        "check that the guide uses x; if it does, its units are inactive on all rows: train again from other "
+        "weights, with an activation that does not die (GELU in place of ReLU), rescaled data or a smaller "
+        "learning_rate",
+    ),
+    "still training": Text("the training had not ended", "train for longer"),
+    "small means": Text(
+        "their posterior means vary little, yet the posterior depends on x",
+        "judge them by the mutual information: the measure of active units is meant for posteriors that "
+        "differ in their means",
+    ),
+    "lagging guide": Text(
+        "the guide lags behind the model, whose own posterior does use them",
+        "train the guide for longer (more steps for it than for the model), enlarge its network, or warm beta "
+        "up more slowly",
+    ),
+    "not judged": Text(
+        "why they are not used shows once the guide has caught up",
+        "diagnose again then",
+    ),
+    "strong decoder": Text(
+        "the decoder models the data without them: given z, the numbers of x depend on each other",
+        "hold the rate (TargetRate), set free_bits, or let the decoder see less of x",
+    ),
+    "large beta": Text(
+        "beta is {beta:g}, so that their KL costs {beta:g} times what it costs in the ELBO",
+        "lower beta to use more of them; if few dimensions are what this beta is for, nothing is wrong",
+    ),
+    "decoder noise": Text(
+        "the decoder's noise is larger than what they could explain",
+        "learn the noise (LearnedGaussian or OptimalGaussian), for longer if it is learned already, or make it "
+        "smaller to use them",
+    ),
+    "surplus dimensions": Text(
+        "the residuals of the data are no larger than the decoder's noise",
+        "nothing is lost, and a smaller latent_dim would be enough",
+    ),
+    "local optimum": Text(
+        "the decoder does not use them, although the data would pay for them: the training has not left its "
+        "start, or has fallen back to it",
+        "warm beta up from 0, or set free_bits",
+    ),
+    "ignored latent": Text(
+        "the decoder does not use them",
+        "if a smaller latent_dim reaches the same ELBO, nothing is lost; otherwise warm beta up from 0, set "
+        "free_bits, or weaken the decoder",
+    ),
+}
+"""For each cause: what it means, with the beta of the training, and the remedy."""
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why a latent dimension is not used.
+
+    Attributes:
+        name: One of the causes that `diagnose` lists.
+        meaning: What that means.
+        evidence: The numbers that show it, in words; empty if it needs none.
+        remedy: What to do, in words.
+        code: The same as a line of Python, in which `model`, `guide` and `x` are the pair and its training
+            rows; empty if there is nothing to type.
+        options: The same as options of the command line, after its subcommand: `train`, `refit` or `resume`.
+
+    Example:
+        >>> options = ("train", "--objective.beta", "1")
+        >>> cause = Cause("large beta", "beta is 4", "", "lower beta", options=options)
+        >>> cause.command("runs/a")
+        'ppl-vae train --config runs/a/config.yaml --run_dir runs/a-again --objective.beta 1'
+    """
+
+    name: str
+    meaning: str
+    evidence: str
+    remedy: str
+    code: str = ""
+    options: tuple[str, ...] = ()
+
+    def command(self, run: str) -> str:
+        """What to type for a run in this folder; empty if there is nothing to type."""
+        if not self.options:
+            return ""
+        kind, *options = self.options
+        run = run.rstrip("/")
+        again = ["--run_dir", f"{run}-again"]
+        words = {
+            "train": ["train", "--config", f"{run}/config.yaml", *again],
+            "refit": ["refit", run, *again],
+            "resume": ["train", "--resume", run],
+        }[kind]
+        return shlex.join(["ppl-vae", *words, *options])
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, as plain values."""
+        return {
+            "name": self.name,
+            "meaning": self.meaning,
+            "evidence": self.evidence,
+            "remedy": self.remedy,
+            "code": self.code,
+            "options": list(self.options),
+        }
+
+
+NONE = Cause("none", CAUSES["none"].meaning, "", CAUSES["none"].remedy)
+"""No cause: all dimensions are used."""
+
+
+def main_cause(causes: Mapping[str, Cause]) -> Cause:
+    """The cause of most dimensions, the first one of several; `NONE` if there is none.
+
+    Args:
+        causes: The cause of each dimension that is not used.
+    """
+    counts = Counter(causes.values())
+    return max(counts, key=lambda cause: counts[cause], default=NONE)
+
+
+def in_words(causes: Mapping[str, Cause]) -> str:
+    """The causes with evidence and remedy; with the names of the dimensions, if there are several causes."""
+    parts = []
+    for cause in dict.fromkeys(causes.values()):
+        evidence = f" ({cause.evidence})" if cause.evidence else ""
+        text = f"{cause.meaning}{evidence}; {cause.remedy}"
+        names = [name for name, of in causes.items() if of == cause]
+        parts.append(text if len(names) == len(causes) else f"of {listed(names)}, {text}")
+    return ". And ".join(parts)
+
+
+def to_type(cause: Cause, run: str = "") -> str:
+    """A command for a run, or a line of Python for a pair; empty if there is nothing to type."""
+    return cause.command(run) if run else cause.code
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a`, `a and b`, or `a, b, c and 3 more`."""
+    if len(names) > 4:
+        return f"{', '.join(names[:3])} and {len(names) - 3} more"
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last

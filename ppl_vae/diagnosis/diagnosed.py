@@ -1,0 +1,204 @@
+"""What `diagnose` finds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_vae.diagnosis.causes import Cause, in_words, main_cause, to_type
+from ppl_vae.stats import Estimate, Result
+
+SATURATED = 1.0
+"""Nats below the limit for so many rows from which on the mutual information is only a lower bound."""
+
+
+@dataclass(frozen=True)
+class Diagnosis(Result):
+    """Result of `diagnose`. The d latent dimensions are those of all latent sites, in order.
+
+    Classes, categorical latents beside others, are not among them: the number of a class is no code.
+
+    Attributes:
+        names: The dimensions' names, `z[0]`, `z[1]`, ...
+        kl: Mean of each dimension's KL(q || p) over the rows that have it, nats, `(d,)`.
+        mean_variance: Variance of the posterior means over those rows, `(d,)`.
+        active: Which dimensions are active units: `mean_variance` > 0.01 times the prior's variance (Burda et
+            al., for a prior of variance 1), `(d,)`.
+        collapsed: Which dimensions have collapsed onto the prior: KL < 0.01 nats, and not active, `(d,)`.
+        mutual_information: I(x; z) under q, nats, from the aggregate posterior of the rows given. NaN, and its
+            `missing` says why, if the guide gives no density of one row's latents under another's posterior.
+        marginal_kl: KL(aggregate posterior || prior), nats. The mean rate is the sum of the two.
+        leave_one_out: I(x; z) with the aggregate posterior of the other rows, nats: an upper bound.
+        rate: E KL(q(z | x) || p(z)) of the rows given, nats: an upper bound on I(x; z), too.
+        causes: Why each dimension that is not active is not, by name: with evidence, and what to do about it.
+        num_rows: Number of rows used.
+        information_limit: The largest mutual information that these rows can show, nats; log n if None.
+        beta: The beta that the pair was trained with, as far as it was given.
+        faults: What else is wrong, by name, each in a sentence with its number and a remedy: `overfit decoder`,
+            `overfit encoder` or, if that is not known, `overfit`; `prior mismatch`; `log p(x) not trusted`,
+            `poor guide`.
+        run: The folder of the run, if the pair is one: what to type is then a command for it.
+    """
+
+    names: tuple[str, ...]
+    kl: Tensor
+    mean_variance: Tensor
+    active: Tensor
+    collapsed: Tensor
+    mutual_information: Estimate
+    marginal_kl: Estimate
+    leave_one_out: Estimate
+    rate: Estimate
+    causes: Mapping[str, Cause]
+    num_rows: int
+    information_limit: float | None = None
+    beta: float = 1.0
+    faults: Mapping[str, str] = field(default_factory=dict)
+    run: str = ""
+
+    @property
+    def cause(self) -> str:
+        """Why most of the dimensions that are not active are not; `none` if all are."""
+        return main_cause(self.causes).name
+
+    @property
+    def remedy(self) -> str:
+        """What to do about it."""
+        return main_cause(self.causes).remedy
+
+    @property
+    def active_units(self) -> int:
+        """Number of active dimensions."""
+        return int(self.active.sum())
+
+    @property
+    def information_bounds(self) -> tuple[float, float]:
+        """Between which values I(x; z) of the population is, nats, with two standard errors on both sides.
+
+        In expectation, the estimate of n rows is a lower bound, at most log n. The rate, and the estimate with
+        the aggregate posterior of the other rows, are upper bounds: the smaller one counts. Where the estimates
+        are not known, the values are 0 and the rate.
+        """
+        lower = _beyond(self.mutual_information, -2.0)
+        upper = [_beyond(each, 2.0) for each in (self.rate, self.leave_one_out)]
+        known = [value for value in upper if not math.isnan(value)]
+        return 0.0 if math.isnan(lower) else max(0.0, lower), max(0.0, min(known, default=math.nan))
+
+    @property
+    def saturated(self) -> bool:
+        """Whether the mutual information is within a nat of its limit for n rows, usually log n."""
+        limit = self.information_limit
+        limit = math.log(self.num_rows) if limit is None else limit
+        return self.mutual_information.mean > limit - SATURATED
+
+    def summary(self) -> str:
+        """How many dimensions are used, why not more, and what to do; then what else is wrong, line by line."""
+        return "\n".join([self._of_dimensions(), *self.faults.values()])
+
+    def _of_dimensions(self) -> str:
+        if self.num_rows == 1:
+            return (
+                "One row was given: whether a latent dimension is active shows in how its mean varies "
+                "from row to row; diagnose with more rows."
+            )
+        d, unused = len(self.names), ~self.active
+        used = f"{self.active_units} of {d} latent dimension{'s are' if d > 1 else ' is'} active"
+        at_least = "at least " if self.saturated else ""
+        # The estimate may be below zero, the true value cannot.
+        nats = self.mutual_information.mean
+        known = not math.isnan(nats)
+        used = (
+            f"{used} and z carries {at_least}{max(0.0, nats):.1f} nats about x" if known else used
+        )
+        count = int(unused.sum())
+        if count == 0:
+            found = f"No collapse: {used}."
+        else:
+            which = "it" if d == 1 else "all" if count == d else str(count)
+            one = count == 1
+            if torch.equal(self.collapsed, unused):
+                state = f"{'has' if one else 'have'} collapsed onto the prior"
+            else:
+                state = f"{'is' if one else 'are'} inactive"
+            found = f"{used}; {which} {state}: {in_words(self.causes)}."
+        found = found if known else f"{found} {self._unknown()}"
+        typed = [to_type(cause, self.run) for cause in dict.fromkeys(self.causes.values())]
+        return "\n".join([found, *(f"  {line}" for line in typed if line)])
+
+    def _unknown(self) -> str:
+        return f"How much z carries about x is {self.mutual_information.missing or 'not known'}."
+
+    def table(self) -> list[list[str]]:
+        """The latent dimensions, largest KL first."""
+        rows = [["latent", "KL (nats)", "variance of means", ""]]
+        for i in torch.argsort(self.kl, descending=True).tolist():
+            state = "collapsed" if self.collapsed[i] else "active" if self.active[i] else ""
+            kl, variance = float(self.kl[i]), float(self.mean_variance[i])
+            varies = "-" if math.isnan(variance) else f"{variance:.4f}"
+            rows.append([self.names[i], f"{kl:.3f}", varies, state])
+        return rows
+
+    def lines(self) -> list[tuple[str, str]]:
+        """The printed result: name and value of each quantity."""
+        information = self.mutual_information
+        # Shown without a standard error: it is a lower bound, as the rows are too few to show all of it.
+        shown = f"≥ {information.mean:.2f} {information.unit}" if self.saturated else information
+        # The mean rate is the sum of the two, and is known.
+        rest = self.marginal_kl
+        upper = f"≤ {rest.mean:.2f} {rest.unit}" if self.saturated else rest
+        active = f"{self.active_units} of {len(self.kl)}"
+        found = [
+            ("active units", active if self.num_rows > 1 else "not defined for one row"),
+            ("mutual information", "not known" if math.isnan(information.mean) else str(shown)),
+            ("marginal KL", "not known" if math.isnan(information.mean) else str(upper)),
+        ]
+        low, high = self.information_bounds
+        if math.isfinite(low + high):
+            found.insert(2, ("of the population", f"between {low:.2f} and {high:.2f} nats"))
+        return found
+
+    def caption(self) -> list[str]:
+        """The summary."""
+        return self.summary().splitlines()
+
+    def doubts(self) -> Iterator[str]:
+        """Reasons not to trust the numbers, one sentence each."""
+        if self.saturated:
+            yield (
+                "the mutual information is within a nat of its limit log n: read it as a lower bound, and the "
+                "marginal KL as an upper one"
+            )
+
+    def summary_numbers(self) -> dict[str, Any]:
+        """All numbers, the cause, the remedy, the other faults and the summary."""
+        return {
+            "num_rows": self.num_rows,
+            "names": list(self.names),
+            "kl": self.kl.tolist(),
+            "mean_variance": self.mean_variance.tolist(),
+            "active": self.active.tolist(),
+            "active_units": self.active_units,
+            "collapsed": self.collapsed.tolist(),
+            "mutual_information": self.mutual_information.to_dict(),
+            "marginal_kl": self.marginal_kl.to_dict(),
+            "leave_one_out": self.leave_one_out.to_dict(),
+            "rate": self.rate.to_dict(),
+            "information_bounds": list(self.information_bounds),
+            "cause": self.cause,
+            "remedy": self.remedy,
+            "causes": {name: cause.to_dict() for name, cause in self.causes.items()},
+            "beta": self.beta,
+            "faults": dict(self.faults),
+            "summary": self.summary(),
+        }
+
+
+def _beyond(estimate: Estimate, errors: float) -> float:
+    """The mean plus so many standard errors; of one row the mean alone."""
+    error = estimate.standard_error
+    return estimate.mean + (0.0 if math.isnan(error) else errors * error)

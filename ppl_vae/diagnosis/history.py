@@ -1,0 +1,65 @@
+"""Whether a training had ended, by the metrics of its epochs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ppl_vae.objectives import Controller, Objective
+
+PART = 5
+"""The last epochs that are compared with those before are one in so many."""
+
+RISES = 0.05
+"""Share of the whole rise of the ELBO that the last part must have gained, if the training has not ended."""
+
+LEAST = 0.01
+"""Nats that it must have gained."""
+
+SURE = 3.0
+"""Standard errors, by how the ELBO changes from epoch to epoch, that it must have gained."""
+
+FEW = 6
+"""Epochs up to which nothing is known of these."""
+
+
+def still_training(history: Sequence[Mapping[str, float]], objective: Objective | None) -> str:
+    """Why a training had not ended, with the numbers that show it; empty if it had, or if that is not known.
+
+    It had not if beta was still to rise, or if the last fifth of the epochs raised the ELBO by more than 5
+    percent of its whole rise, 0.01 nats, and the noise of the epochs.
+
+    Args:
+        history: The metrics of each epoch.
+        objective: What was maximized, if that is known.
+
+    Example:
+        >>> still_training([{"elbo": -100.0}, {"elbo": -80.0}, {"elbo": -65.0}], None)
+        'after 3 epochs the ELBO still rises, by 15 nats in the last one'
+    """
+    n = len(history)
+    if objective is not None and not isinstance(objective.beta, Controller) and n:
+        now, end = objective.beta_at(n), objective.beta_at(math.ceil(objective.warmup_epochs))
+        if n < objective.warmup_epochs and now < end:
+            return f"beta was {now:.2g} after {n} epochs, and still rises to {end:g}"
+    name = "validation_elbo" if all("validation_elbo" in row for row in history) else "elbo"
+    values = [row[name] for row in history if name in row]
+    if len(values) < 2:
+        return ""
+    elbo = torch.tensor(values, dtype=torch.float64)
+    size = max(1, len(elbo) // PART)
+    gain = _mean(elbo[-size:]) - _mean(elbo[-2 * size : -size])
+    whole = _mean(elbo[-size:]) - float(elbo[0])
+    steps = elbo.diff()
+    noise = float((steps - steps.mean()).std()) / math.sqrt(size) if len(elbo) > FEW else 0.0
+    if not gain > max(LEAST, RISES * whole, SURE / math.sqrt(2) * noise):
+        return ""
+    last = "the last one" if size == 1 else f"the last {size}"
+    return f"after {n} epochs the ELBO still rises, by {gain:.2g} nats in {last}"
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.mean())
