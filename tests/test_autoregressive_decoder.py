@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ppl_vae import (
     PairTransformer,
     check,
+    diagnose,
     evaluate,
     fit,
     interpolate,
@@ -612,3 +613,41 @@ def test_help_lists_what_networks_in_networks_take(capsys: pytest.CaptureFixture
     assert "--model.network.base.hidden" in shown
     assert "of AutoregressiveDecoder: How many rows and columns a pixel sees back" in shown
     assert "--model.network.base.window" not in shown
+
+
+def test_a_decoder_that_needs_no_z_learns_the_density_and_ignores_z() -> None:
+    """Each pixel is that on its left with probability 0.9: log p(x) is known, and a window of 1 is enough."""
+    torch.manual_seed(0)
+    changes = torch.rand(300, 5, 5) < 0.1
+    changes[..., 0] = torch.rand(300, 5) < 0.5
+    x = (changes.cumsum(-1) % 2).float()
+    flips = (x[..., 1:] != x[..., :-1]).flatten(1).sum(1)
+    truth = 5 * math.log(0.5) + flips * math.log(0.1) + (20 - flips) * math.log(0.9)
+    found = {}
+    for window in (0, 1):
+        description = AutoregressiveDecoder(MLP((16,)), channels=8, layers=1, window=window)
+        model, guide = VAE((5, 5), 2, description), MeanField((5, 5), 2, description)
+        fitted = fit(
+            model,
+            guide,
+            x,
+            max_epochs=30,
+            batch_size=40,
+            learning_rate=1e-2,
+            seed=0,
+            progress=False,
+        )
+        found[window] = diagnose(model, guide, x, fit=fitted, seed=0, progress=False)
+        measured = evaluate(
+            model, guide, x, num_samples=100, method="guide", seed=0, progress=False
+        )
+        missing = truth - measured.elbo.values
+        if window:
+            assert abs(float(missing.mean())) < 0.15
+            assert float((truth - measured.log_likelihood.values).std()) < 0.4
+        else:
+            assert float(missing.mean()) > 1.0
+    assert found[0].mutual_information.mean > 1.0
+    assert found[1].mutual_information.mean < 0.2
+    assert not found[0].causes
+    assert {cause.name for cause in found[1].causes.values()} == {"strong decoder"}
