@@ -623,7 +623,6 @@ def test_a_decoder_that_needs_no_z_learns_the_density_and_ignores_z() -> None:
     x = (changes.cumsum(-1) % 2).float()
     flips = (x[..., 1:] != x[..., :-1]).flatten(1).sum(1)
     truth = 5 * math.log(0.5) + flips * math.log(0.1) + (20 - flips) * math.log(0.9)
-    found = {}
     for window in (0, 1):
         description = AutoregressiveDecoder(MLP((16,)), channels=8, layers=1, window=window)
         model, guide = VAE((5, 5), 2, description), MeanField((5, 5), 2, description)
@@ -637,17 +636,14 @@ def test_a_decoder_that_needs_no_z_learns_the_density_and_ignores_z() -> None:
             seed=0,
             progress=False,
         )
-        found[window] = diagnose(model, guide, x, fit=fitted, seed=0, progress=False)
-        measured = evaluate(
-            model, guide, x, num_samples=100, method="guide", seed=0, progress=False
-        )
+        measured = evaluate(model, guide, x, num_samples=50, method="guide", seed=0, progress=False)
         missing = truth - measured.elbo.values
         if window:
             assert abs(float(missing.mean())) < 0.15
             assert float((truth - measured.log_likelihood.values).std()) < 0.4
+            assert measured.rate.mean < 0.2
         else:
             assert float(missing.mean()) > 1.0
-    assert found[0].mutual_information.mean > 1.0
-    assert found[1].mutual_information.mean < 0.2
-    assert not found[0].causes
-    assert {cause.name for cause in found[1].causes.values()} == {"strong decoder"}
+            assert measured.rate.mean > 1.0
+    found = diagnose(model, guide, x, fit=fitted, seed=0, progress=False)
+    assert {cause.name for cause in found.causes.values()} == {"strong decoder"}

@@ -21,6 +21,7 @@ class VAE(RowModel):
     z ~ p(z), which is N(0, I) unless another prior is given, and x ~ p(x | decoder(z)),
     independently for every row ("Auto-Encoding Variational Bayes", arXiv:1312.6114). The sites are
     `z` and `x`, inside `pyro.plate("data", n, dim=-1)`; plates over samples go outside, at `dim=-2`.
+    The decoder of an `AutoregressiveDecoder` also reads the row: p(x | z) = prod_i p(x_i | x_<i, z).
 
     Args:
         data_shape: Shape of one row of the data.

@@ -41,8 +41,9 @@ class AutoregressiveDecoder(Network):
         h_l = h_{l-1} + O_l tanh(c_l) sigmoid(d_l),  (c_l, d_l) = H_l * h_{l-1} + L_l (a_l, b_l),
 
     where m(z) is a picture of `channels` channels that the decoder of `base` makes, so z reaches every layer
-    (as skip connections, arXiv:1807.04863). The convolutions V_l and H_l reach up and to the left alone. Each
-    layer reaches about `window` / `layers` pixels far. The encoder is that of `base`.
+    (as skip connections, arXiv:1807.04863). The convolutions V_l and H_l reach up and to the left alone; v_0
+    and h_0 are the pixels, which are not added to h_1, and of which V_1 and H_1 leave out the one that is
+    described. Each layer reaches about `window` / `layers` pixels far. The encoder is that of `base`.
 
     Models call the decoder by `ppl_vae.likelihoods.decoded`, and p(x | z) is an `Ancestral`: it has a density
     and draws, but states no mean. A draw takes one step for each pixel, which computes what this pixel
