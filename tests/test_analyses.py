@@ -315,6 +315,22 @@ def mutual_information(folder: Path) -> None:
     assert imread(folder / "mutual_information.png").std() > 0.05  # not an empty canvas
 
 
+def ring(folder: Path) -> None:
+    sizes = ("--num_rows=1000", "--num_test=100", "--max_epochs=60", "--grid=250", "--hidden=32")
+    printed = run("ring.py", "--guides=[MeanField]", *sizes, cwd=folder)
+    (row,) = rows(printed)
+    exact = mean(row["log p(x), quadrature"])
+    assert mean(row["log p(x), samples"]) == pytest.approx(exact, abs=0.03)
+    assert mean(row["ELBO"]) < exact < mean(row["the data's own log p(x)"])
+    # The entropy of the radius 1 + r / 10 and of the angle, by quadrature.
+    r = torch.linspace(1e-4, 12, 100_001, dtype=torch.float64)
+    density = r * (-r.square() / 2).exp()
+    log_density = (density * 10).log() - (2 * math.pi * (1 + r / 10)).log()
+    own = float(torch.trapezoid(density * log_density, r))
+    assert mean(row["the data's own log p(x)"]) == pytest.approx(own, abs=0.3)
+    assert imread(folder / "ring.png").std() > 0.05  # not an empty canvas
+
+
 # Add a check here for a new script.
 CHECKS: dict[str, Callable[[Path], None]] = {
     "banana.py": banana,
@@ -328,6 +344,7 @@ CHECKS: dict[str, Callable[[Path], None]] = {
     "planted_causes.py": planted_causes,
     "priors.py": priors,
     "rate_distortion.py": rate_distortion,
+    "ring.py": ring,
     "swap_guides.py": swap_guides,
 }
 

@@ -239,7 +239,7 @@ def test_a_decoder_that_ignores_z_although_the_data_vary_by_more_than_noise() ->
     assert cause(found) == ("local optimum", 3)
     assert found.active_units == 0
     assert "the decoder does not use them" in found.summary()
-    assert "warm beta up from 0" in found.summary()
+    assert "a beta that warms up from 0" in found.summary()
 
 
 def test_a_decoder_that_ignores_one_dimension_although_more_could_be_explained() -> None:

@@ -68,7 +68,7 @@ CAUSES = {
     "local optimum": Text(
         "the decoder does not use them, although the data would pay for them: the training has not left its "
         "start, or has fallen back to it",
-        "warm beta up from 0, or set free_bits",
+        "train again with new weights and a beta that warms up from 0, or with free_bits",
     ),
     "ignored latent": Text(
         "the decoder does not use them",

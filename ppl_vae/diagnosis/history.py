@@ -23,7 +23,7 @@ SURE = 3.0
 """Standard errors, by how the ELBO changes from epoch to epoch, that it must have gained."""
 
 FEW = 6
-"""Epochs up to which nothing is known of these."""
+"""Epochs up to which nothing is known of these, and the later half is compared with the other."""
 
 
 def still_training(history: Sequence[Mapping[str, float]], objective: Objective | None) -> str:
@@ -38,7 +38,7 @@ def still_training(history: Sequence[Mapping[str, float]], objective: Objective 
 
     Example:
         >>> still_training([{"elbo": -100.0}, {"elbo": -80.0}, {"elbo": -65.0}], None)
-        'after 3 epochs the ELBO still rises, by 15 nats in the last one'
+        'after 3 epochs the ELBO still rises: the last one is 25 nats above those before'
     """
     n = len(history)
     if objective is not None and not isinstance(objective.beta, Controller) and n:
@@ -50,15 +50,17 @@ def still_training(history: Sequence[Mapping[str, float]], objective: Objective 
     if len(values) < 2:
         return ""
     elbo = torch.tensor(values, dtype=torch.float64)
-    size = max(1, len(elbo) // PART)
-    gain = _mean(elbo[-size:]) - _mean(elbo[-2 * size : -size])
+    few = len(elbo) <= FEW
+    size = max(1, len(elbo) // (2 if few else PART))
+    before = elbo[:-size] if few else elbo[-2 * size : -size]
+    gain = _mean(elbo[-size:]) - _mean(before)
     whole = _mean(elbo[-size:]) - float(elbo[0])
     steps = elbo.diff()
-    noise = float((steps - steps.mean()).std()) / math.sqrt(size) if len(elbo) > FEW else 0.0
+    noise = float((steps - steps.mean()).std()) / math.sqrt(size) if not few else 0.0
     if not gain > max(LEAST, RISES * whole, SURE / math.sqrt(2) * noise):
         return ""
-    last = "the last one" if size == 1 else f"the last {size}"
-    return f"after {n} epochs the ELBO still rises, by {gain:.2g} nats in {last}"
+    last = "the last one is" if size == 1 else f"the last {size} are"
+    return f"after {n} epochs the ELBO still rises: {last} {gain:.2g} nats above those before"
 
 
 def _mean(values: Tensor) -> float:

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import pyro
 import pyro.poutine as poutine
 import torch
 from torch import Tensor
@@ -17,17 +16,13 @@ from ppl_vae.pairs import (
     Layout,
     NoInverseError,
     RowDensities,
-    Substitute,
     as_args,
-    in_plates,
-    inner_sizes,
-    many_samples,
+    densities_under_rows,
+    draw_of_each_row,
+    guide_with,
     num_rows,
-    present,
-    row_log_prob,
+    numbers_there,
     rows_first,
-    sample_sites,
-    sum_to_rows,
 )
 from ppl_vae.stats import Estimate
 
@@ -90,8 +85,8 @@ class RowDraws:
         key = _key(layout, rows.guide_trace, kept, n)
         group = self._groups.setdefault(key, _Group(layout))
         group.rows.append(torch.arange(self.num_rows, self.num_rows + n))
-        group.points.append({name: _draw(rows, name, which) for name in layout.draws})
-        group.there.append(_there(layout, rows.guide_trace, kept, n)[0].cpu())
+        group.points.append({name: draw_of_each_row(rows, name, which) for name in layout.draws})
+        group.there.append(numbers_there(layout, rows.guide_trace, kept, n)[0].cpu())
         self._densities.append(torch.stack([rows.log_guide[which], rows.log_prior[which]]))
         self.num_rows += n
 
@@ -124,12 +119,6 @@ class RowDraws:
         return len(self._groups)
 
 
-def _draw(rows: RowDensities, name: str, which: int) -> Tensor:
-    """One of the draws of a site for each row, `(n, *inner_sizes, *event)`."""
-    site, value = rows.guide_trace.nodes[name], rows.draws[name][which]
-    return value.reshape(len(value), *inner_sizes(site, rows.layout), *site["fn"].event_shape)
-
-
 def _key(layout: Layout, guide_trace: Any, samples: int, n: int) -> object:
     """What the rows of a group have in common."""
     sites = {name: guide_trace.nodes[name] for name in layout.draws}
@@ -137,16 +126,6 @@ def _key(layout: Layout, guide_trace: Any, samples: int, n: int) -> object:
         (name, rows_first(site, layout, samples, n).shape[2:]) for name, site in sites.items()
     )
     return layout.signature, shapes
-
-
-def _there(layout: Layout, guide_trace: Any, samples: int, n: int) -> Tensor:
-    """Which numbers of the guide's draws its masks leave in, `(samples, n, numbers)`."""
-    sites = [guide_trace.nodes[name] for name in layout.draws]
-    masks = [
-        rows_first({**site, "value": present(site)}, layout, samples, n).reshape(samples, n, -1)
-        for site in sites
-    ]
-    return torch.cat(masks, -1) if masks else torch.ones(samples, n, 0, dtype=torch.bool)
 
 
 @dataclass
@@ -319,7 +298,7 @@ def _cross_density(session: Session, batch: Batch, group: _Points) -> tuple[Tens
     densities, masks = [], []
     for start in range(0, count, width):
         values = {name: point[start : start + width] for name, point in group.points.items()}
-        found, there = _scored(session, batch, group.layout, values)
+        found, there = densities_under_rows(session.pair, batch, group.layout, values)
         expected = group.there[start : start + width].unsqueeze(1).to(there.device)
         densities.append(found)
         masks.append((there == expected).all(-1))
@@ -332,7 +311,7 @@ def _made_by_row(session: Session, layout: Layout, points: dict[str, Tensor]) ->
     if n == 1 or not points or layout.signature != session.layout.signature:
         return []
     same = {name: point[:1] for name, point in points.items()}
-    trace = _run_with(session, session.first, layout, same)
+    trace = guide_with(session.pair, session.first, layout, same)
     found = []
     for name in layout.latents:
         if name not in layout.draws:
@@ -357,33 +336,4 @@ def density_of_rows(
         layout: Their layout.
         values: The draw, one for each random site of the guide, `(1, *inner_sizes, *event)`.
     """
-    return _scored(session, batch, layout, values)[0][0]
-
-
-def _scored(
-    session: Session, batch: Batch, layout: Layout, values: dict[str, Tensor]
-) -> tuple[Tensor, Tensor]:
-    count, n = len(next(iter(values.values()))), num_rows(batch)
-    trace = _run_with(session, batch, layout, values)
-    terms = [
-        sum_to_rows(row_log_prob(site, layout), layout, count, n)
-        for name, site in sample_sites(trace).items()
-        if name in layout.guide_sites
-    ]
-    # Where a density is not defined outside of its support, torch may give NaN.
-    found = torch.stack(terms).sum(0)
-    there = _there(layout, trace, count, n)
-    return found.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf), there
-
-
-def _run_with(session: Session, batch: Batch, layout: Layout, values: dict[str, Tensor]) -> Any:
-    """The guide's trace in which all rows have the same draws, of several points."""
-    n = num_rows(batch)
-    count = len(next(iter(values.values())))
-    spread = {}
-    for name, value in values.items():
-        shaped = in_plates(value.unsqueeze(1).expand(count, n, *value.shape[1:]), layout)
-        spread[name] = shaped if count > 1 else shaped[0]
-    # A draw of one row may lie outside of another's support, where its density is 0.
-    with many_samples(layout, count), pyro.validation_enabled(False):
-        return poutine.trace(Substitute(spread)(session.pair.guide)).get_trace(*as_args(batch))
+    return densities_under_rows(session.pair, batch, layout, values)[0][0]

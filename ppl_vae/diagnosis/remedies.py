@@ -74,8 +74,7 @@ def _refit(facts: Facts) -> tuple[str, tuple[str, ...]]:
 
 
 def _lower_beta(facts: Facts) -> tuple[str, tuple[str, ...]]:
-    # From 0, as what it has killed does not come back at once at 1. New weights need no such help.
-    return _warm_up(facts)[0], ("train", "--objective.beta", "1")
+    return _with_new_weights(facts, _fit(facts, "1")), ("train", "--objective.beta", "1")
 
 
 def _warm_up(facts: Facts) -> tuple[str, tuple[str, ...]]:
@@ -83,6 +82,19 @@ def _warm_up(facts: Facts) -> tuple[str, tuple[str, ...]]:
     code = _fit(facts, f"ppl_vae.objectives.LinearWarmup(epochs={half})")
     options = ("--objective.beta", "LinearWarmup", "--objective.beta.epochs", str(half))
     return code, ("train", *options)
+
+
+def _start_again(facts: Facts) -> tuple[str, tuple[str, ...]]:
+    code, options = _warm_up(facts)
+    return _with_new_weights(facts, code), options
+
+
+def _with_new_weights(facts: Facts, code: str) -> str:
+    """A training from new weights: units that a collapse has switched off do not come back by themselves."""
+    programs = {"model": facts.model, "guide": facts.guide}
+    parts = [f"*{name}.modules()" for name, each in programs.items() if _has_weights(each)]
+    both = f"[{', '.join(parts)}]"
+    return f"{_RESET.format(both)}; {code}" if parts else code
 
 
 def _target(facts: Facts) -> tuple[str, tuple[str, ...]]:
@@ -104,13 +116,18 @@ def _learn_noise(facts: Facts) -> tuple[str, tuple[str, ...]]:
 
 def _new_weights(facts: Facts) -> tuple[str, tuple[str, ...]]:
     options = ("train", "--seed", "1", "--learning_rate", "3e-4")
-    if not isinstance(facts.guide, nn.Module) or not any(True for _ in facts.guide.parameters()):
+    if not _has_weights(facts.guide):
         return "", options
-    reset = (
-        "[part.reset_parameters() for part in guide.modules() if hasattr(part, 'reset_parameters')]"
-    )
-    return f"{reset}; {_fit(facts)}", options
+    return f"{_RESET.format('guide.modules()')}; {_fit(facts)}", options
 
+
+def _has_weights(program: Program) -> bool:
+    """Whether a program is a module of which parts draw their weights anew."""
+    parts = program.modules() if isinstance(program, nn.Module) else ()
+    return any(hasattr(part, "reset_parameters") for part in parts)
+
+
+_RESET = "[part.reset_parameters() for part in {} if hasattr(part, 'reset_parameters')]"
 
 _MAKERS: dict[str, Callable[[Facts], tuple[str, tuple[str, ...]]]] = {
     "still training": _longer,
@@ -120,6 +137,6 @@ _MAKERS: dict[str, Callable[[Facts], tuple[str, tuple[str, ...]]]] = {
     "strong decoder": _target,
     "large beta": _lower_beta,
     "decoder noise": _learn_noise,
-    "local optimum": _warm_up,
+    "local optimum": _start_again,
     "ignored latent": _warm_up,
 }

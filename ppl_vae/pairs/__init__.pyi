@@ -16,6 +16,13 @@ from .batches import (
     transformed as transformed,
 )
 from .coordinates import support_of as support_of, unconstrained as unconstrained
+from .cross import (
+    densities_under_rows as densities_under_rows,
+    draw_of_each_row as draw_of_each_row,
+    guide_with as guide_with,
+    information_among as information_among,
+    numbers_there as numbers_there,
+)
 from .densities import (
     RowDensities as RowDensities,
     factor_of as factor_of,

@@ -272,6 +272,11 @@ class Pair:
                 named[f"param.{name}"] = leaf
         return named
 
+    def is_of_model(self, name: str) -> bool:
+        """Whether a parameter is the model's, by its name in `parameters`; what both programs have is."""
+        kind, _, rest = name.partition(".")
+        return rest in self._declared["model"] if kind == "param" else kind == "model"
+
     def state(self) -> dict[str, Tensor]:
         """Everything that has to be saved: the modules' state and the values of `pyro.param`."""
         state: dict[str, Tensor] = {}

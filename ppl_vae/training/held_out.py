@@ -21,6 +21,7 @@ from ppl_vae.pairs import (
     Trace,
     find_layout,
     first_line,
+    information_among,
     is_plain,
     move,
     num_rows,
@@ -51,6 +52,7 @@ class HeldOut:
 
     Attributes:
         doubt: Why the held-out ELBO is not finite, if it is not.
+        measures_information: Whether the mutual information is measured, too, on the first batch.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class HeldOut:
         self._check: DataCheck | None = None
         self._analytic: dict[object, bool] = {}
         self.doubt: str | None = None
+        self.measures_information = False
         self.size = rows.batch_size if pair.keeps_rows else max(rows.batch_size, LEAST_ROWS)
 
     def check(self, first: Batch) -> None:
@@ -157,6 +160,7 @@ class HeldOut:
             ValueError: The rows gave no batches.
         """
         rate = distortion = rows = 0.0
+        information = math.nan
         used = LatentUse(self.pair, self._analytic)
         source = self.rows.batches if self.batches is None else self.batches
         with torch.no_grad(), self.pair.mode(training=False), torch.random.fork_rng():
@@ -174,6 +178,8 @@ class HeldOut:
                 distortion -= float(drawn.log_likelihood.double().mean(0).sum())
                 if self.batches is not None and not math.isfinite(rate + distortion):
                     self._explain(batch, int(rows))
+                if self.measures_information and not rows:
+                    information = information_among(self.pair, drawn, batch)
                 rows += num_rows(batch)
                 used.update(drawn, batch)
                 if self.batches is None:
@@ -183,6 +189,8 @@ class HeldOut:
         if not rows:
             raise read_only_once("x" if self.batches is None else "validation", epoch)
         found = used.metrics
+        if self.measures_information:
+            found["mutual_information"] = information
         if self.batches is not None:
             found["validation_rate"] = rate / rows
             found["validation_distortion"] = distortion / rows

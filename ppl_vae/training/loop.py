@@ -48,6 +48,7 @@ from ppl_vae.pairs import (
 )
 from ppl_vae.runs import RunFolder, digest_of_rows, programs_of
 from ppl_vae.runtime import denormals_flushed, preserve_random_state, progress_bar
+from ppl_vae.training.aggressive import Aggression, parameters_of_guide
 from ppl_vae.training.agreement import Agreement
 from ppl_vae.training.checkpoints import Checkpoints
 from ppl_vae.training.errors import read_only_once
@@ -106,6 +107,7 @@ class Training:
         folder: RunFolder | None,
         capture: bool,
         compile: bool | None,
+        aggressive: bool,
     ) -> None:
         self.pair = pair
         self.max_epochs = max_epochs
@@ -114,7 +116,10 @@ class Training:
         self.folder = folder
         controller = requested_objective.beta
         begun = controller.begin() if isinstance(controller, Controller) else None
-        self.progress = Progress(control=None if begun is None else [*astuple(begun)])
+        self.progress = Progress(
+            control=None if begun is None else [*astuple(begun)],
+            aggression=[*astuple(Aggression())] if aggressive else None,
+        )
         self.best: dict[str, Tensor] | None = None
 
         self.processes = processes
@@ -128,6 +133,7 @@ class Training:
             raise ValueError("the pair has no parameters to train: neither modules nor pyro.param")
         self.rows.check(first)
         self.processes.share_weights(pair)
+        self.of_guide = parameters_of_guide(pair, parameters) if aggressive else frozenset()
         self.objective = Resolved(requested_objective, pair)
         layout = layouts.expected(first)
         self.objective.of(layout, first)
@@ -168,6 +174,7 @@ class Training:
         self.strides = Strides.of(self.step, self.rows)
         self.held_out = HeldOut(pair, layouts, held_out, self.rows)
         self.held_out.check(first)
+        self.held_out.measures_information = aggressive
         layouts.check = self._check_new_kind
         layouts.found = self._look_at_new_kind
         self.objective.check = self._check_objective
@@ -187,6 +194,7 @@ class Training:
             **_of_scheduler(self.scheduler),
             "rows": self.rows.number,
             "compile": compile,
+            "aggressive": aggressive,
             "processes": self.processes.count,
             "parameters": [[name, list(leaf.shape)] for name, leaf in parameters.items()],
             "programs": programs_of(pair),
@@ -347,12 +355,18 @@ class Training:
         state, controller = self._controlled, self.objective.requested.beta
         if state is None or not isinstance(controller, Controller):
             return
-        names = ("rate", "distortion")
-        sums = {name: metrics.get(name, 0.0) * rows for name in names} | {"rows": float(rows)}
-        sums = self.processes.summed(sums, (*names, "rows"), "after a step")
-        rate, distortion = (sums[name] / sums["rows"] for name in names)
+        means = self._mean_over_rows(
+            {name: metrics.get(name, 0.0) for name in ("rate", "distortion")}, rows
+        )
+        rate, distortion = means["rate"], means["distortion"]
         state = controller.after(state, rate, distortion)
         self.progress.control = [*astuple(state)]
+
+    def _mean_over_rows(self, means: Mapping[str, float], rows: int) -> dict[str, float]:
+        """The means over the rows of all processes, from those over this process's rows."""
+        sums = {name: value * rows for name, value in means.items()} | {"rows": float(rows)}
+        sums = self.processes.summed(sums, (*means, "rows"), "after a step")
+        return {name: sums[name] / sums["rows"] for name in means}
 
     def _beta(self, step: int) -> float:
         """The weight of the KL in a step of the current epoch."""
@@ -367,16 +381,34 @@ class Training:
         progress = self.progress
         beta = self._beta(progress.step_in_epoch)
         due = self.rows.batches.in_memory and self.checkpoints.is_due(amid_epoch=True)
-        metrics, due = self.step(batch, rows, beta, progress, due)
+        metrics, due = self.step(batch, rows, beta, progress, due, self._moved())
         self.agreement.add(metrics, beta)
         counted = 0 if batch is None else num_rows(batch)
         progress.count_step(metrics, counted)
         self._control(metrics, counted)
+        if self._aggression is not None:
+            loss = self._mean_over_rows({"loss": metrics.get("loss", 0.0)}, counted)["loss"]
+            progress.aggression = [*astuple(self._aggression.after_step(loss))]
         return due
+
+    @property
+    def _aggression(self) -> Aggression | None:
+        """Where aggressive updates of the guide stand, if they are asked for."""
+        state = self.progress.aggression
+        return None if state is None else Aggression(*state)
+
+    def _moved(self) -> frozenset[str] | None:
+        """The names of the parameters that the next step moves; None for all."""
+        moves = "both" if self._aggression is None else self._aggression.moves
+        if moves == "both":
+            return None
+        if moves == "guide":
+            return self.of_guide
+        return frozenset(self.step.parameters.keys() - self.of_guide)
 
     def _stride(self) -> int:
         """Takes several steps at once, if it may; how many."""
-        if self.strides is None:
+        if self.strides is None or self._moved() is not None:
             return 0
         state = self._controlled
         most = None if state is None else Controller.EVERY - state.steps
@@ -400,6 +432,9 @@ class Training:
         row |= {name: total / rows for name, total in sums.items()}
         self.processes.share_buffers(self.pair)
         row |= self.processes.from_first(self.held_out.measure(self.seed, progress.epoch))
+        if self._aggression is not None:
+            state_after = self._aggression.after_epoch(row["mutual_information"])
+            progress.aggression = [*astuple(state_after)]
         row["beta"] = beta
         rate = self.optimizer.param_groups[0].get("lr")
         if rate is not None:  # AdagradRMSProp of Pyro has another name for it

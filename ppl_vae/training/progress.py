@@ -21,6 +21,7 @@ class Progress:
         best_elbo: That ELBO, nats per row.
         seconds: Time spent.
         control: The state of the controller of beta, if there is one.
+        aggression: The state of aggressive updates of the guide, if they are asked for.
     """
 
     epoch: int = 0
@@ -32,6 +33,7 @@ class Progress:
     best_elbo: float = -math.inf
     seconds: float = 0.0
     control: list[float] | None = None
+    aggression: list[float] | None = None
 
     def count_step(self, metrics: Mapping[str, float], rows: float) -> None:
         """Counts a step whose metrics are means over so many rows."""

@@ -217,6 +217,7 @@ class Step:
         beta: float,
         progress: Progress,
         checkpoint_due: bool,
+        moved: Collection[str] | None = None,
     ) -> tuple[dict[str, float], bool]:
         """Takes the step.
 
@@ -226,6 +227,7 @@ class Step:
             beta: Weight of the KL.
             progress: The steps taken before.
             checkpoint_due: Whether this process would like to write a checkpoint.
+            moved: The names of the parameters that the step moves; None for all.
 
         Returns:
             Metrics of this process's rows (empty if there are none), and whether a checkpoint is due, on
@@ -237,6 +239,9 @@ class Step:
         self.clear_gradients()
         found = Gradients({}) if batch is None else self._gradients(batch, rows, beta, progress)
         checkpoint_due = self.processes.sum_gradients(self.leaves, checkpoint_due, rows)
+        for name, leaf in self.parameters.items():
+            if moved is not None and name not in moved:
+                leaf.grad = None  # optimizers leave it as it is
         # The metrics of a recording show whether its gradients are finite; those of Pyro do not.
         by_pyro = found.loss is not None
         if by_pyro or self.processes.count > 1 or self.clip_grad_norm is not None:
