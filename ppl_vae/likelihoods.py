@@ -17,14 +17,17 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
-from ppl_vae.distributions import QuantizedLogistic
+from ppl_vae.distributions import Ancestral, QuantizedLogistic
 from ppl_vae.networks import (
+    ReadingDecoder,
     Rebuildable,
     full_precision,
     require_at_least,
@@ -80,6 +83,56 @@ class Likelihood(Rebuildable, nn.Module, ABC):
             )
         parameters = full_precision(features).unbind(params_dim)
         return dist.Independent(self.per_value(*parameters, x=x), event_dim)
+
+
+def decoded(
+    decoder: nn.Module,
+    likelihood: Likelihood,
+    z: Tensor,
+    data_shape: Sequence[int],
+    x: Tensor | None = None,
+) -> dist.TorchDistribution:
+    """p(x | z), from a decoder that reads z alone, or from one that reads the row, too.
+
+    Args:
+        decoder: What `Network.decoder(latent_dim, (likelihood.num_params, *data_shape))` has built.
+        likelihood: p(x | features).
+        z: Latents, `(*batch, latent_dim)`.
+        data_shape: Shape of one row of the data.
+        x: The data if they are known, `(n, *data_shape)`, for a likelihood that is fitted to them.
+
+    Returns:
+        A distribution of batch shape `batch` and event shape `data_shape`: one `Independent`, or, for a
+        `ReadingDecoder`, an `Ancestral`.
+
+    Example:
+        >>> from ppl_vae.networks import MLP
+        >>> decoder = MLP(hidden=(8,)).decoder(2, (1, 3))
+        >>> decoded(decoder, Bernoulli(), torch.zeros(5, 2), (3,)).mean.shape
+        torch.Size([5, 3])
+    """
+    event_dim = len(data_shape)
+    if not isinstance(decoder, ReadingDecoder):
+        p: dist.Independent = likelihood(decoder(z), event_dim, x)
+        return p
+
+    def draw(batch: torch.Size) -> Tensor:
+        latents = z.expand(*batch, z.shape[-1])
+        return decoder.ancestral(latents, lambda part: likelihood(part, event_dim).sample())
+
+    def support() -> constraints.Constraint:
+        found: constraints.Constraint = likelihood(
+            z.new_zeros(likelihood.num_params, *data_shape), event_dim
+        ).support
+        return found
+
+    return Ancestral(
+        lambda rows: likelihood(decoder(z, rows), event_dim, x),
+        draw,
+        support,
+        z.shape[:-1],
+        torch.Size(data_shape),
+    )
 
 
 class Bernoulli(Likelihood):

@@ -53,7 +53,14 @@ from ppl_vae.models import (
     VampPrior,
 )
 from ppl_vae.models.priors import Prior
-from ppl_vae.networks import MLP, Attributes, Convolutional, Labels, Network
+from ppl_vae.networks import (
+    MLP,
+    Attributes,
+    AutoregressiveDecoder,
+    Convolutional,
+    Labels,
+    Network,
+)
 from ppl_vae.objectives import (
     ELBO,
     EnumELBO,
@@ -74,6 +81,9 @@ NETWORKS: dict[str, Network] = {
     "MLP": MLP(hidden=(8,)),
     "linear": MLP(hidden=()),
     "Convolutional": Convolutional((4, 6), 8),
+    "MLP-skip": MLP(hidden=(8, 6), skip=True),
+    "Convolutional-skip": Convolutional((4, 6), 8, skip=True),
+    "AutoregressiveDecoder": AutoregressiveDecoder(Convolutional((4,), 8), 4, layers=2, window=3),
 }
 
 
@@ -226,7 +236,11 @@ PAIRS: dict[str, MakePair] = {
             vae(likelihood, network), amortized("MeanField"), LIKELIHOODS[likelihood].data
         )
         for likelihood in LIKELIHOODS
-        for network in ("MLP", "Convolutional")
+        for network in ("MLP", "Convolutional", "AutoregressiveDecoder")
+    },
+    **{
+        f"VAE-{network}": pair(vae(network=network), amortized("MeanField", network))
+        for network in ("MLP-skip", "Convolutional-skip")
     },
     **{
         f"VAE-{prior}": pair(
@@ -259,6 +273,7 @@ PAIRS: dict[str, MakePair] = {
             ("MeanField", "Convolutional"),
             ("NeuralSpline", "MLP"),
             ("LowRank", "linear"),
+            ("MeanField", "AutoregressiveDecoder"),
         )
     },
     "ConditionalVAE-attributes": pair(

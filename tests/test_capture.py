@@ -30,7 +30,7 @@ from ppl_vae.capture.recording import Recording
 from ppl_vae.checks import PairWarning
 from ppl_vae.guides import Enumerated, Exact, FullCovariance, MeanField, SemiAmortized, TopDown
 from ppl_vae.models import VAE, GaussianMixture, HierarchicalVAE, ProbabilisticPCA
-from ppl_vae.networks import MLP, Convolutional
+from ppl_vae.networks import MLP, AutoregressiveDecoder, Convolutional
 from ppl_vae.objectives import (
     ELBO,
     EnumELBO,
@@ -57,7 +57,11 @@ OBJECTIVES = [
     ImportanceWeightedELBO(beta=0.5, num_particles=4, doubly_reparameterized=True),
     EnumELBO(),
 ]
-NETWORKS = [MLP(hidden=(8,)), Convolutional(channels=(3, 4), hidden=8)]
+NETWORKS = [
+    MLP(hidden=(8,)),
+    Convolutional(channels=(3, 4), hidden=8),
+    AutoregressiveDecoder(MLP(hidden=(8,)), channels=3, layers=2, window=2, pixel_dropout=0.3),
+]
 
 
 @pytest.fixture(autouse=True)

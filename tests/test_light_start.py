@@ -212,7 +212,8 @@ def test_argcomplete_is_answered_without_torch(tmp_path: Path) -> None:
     [
         ("tr", {"train"}),
         ("train --guide Mean", {"MeanField"}),
-        ("train --model.network ", {"MLP", "Convolutional"}),
+        ("train --model.network ", {"MLP", "Convolutional", "AutoregressiveDecoder"}),
+        ("train --model.network.base.hi", {"--model.network.base.hidden"}),
         ("train --max_", {"--max_epochs", "--max_rows"}),
         ("train --objective.beta.ep", {"--objective.beta.epochs"}),
         ("train --binarize th", {"threshold"}),

@@ -17,6 +17,9 @@ NETWORKS = [
     MLP(hidden=(7, 5), activation=nn.Softplus),
     Convolutional(channels=(4,), hidden=6),
     Convolutional(channels=(4, 6, 8), hidden=16),
+    MLP(hidden=(7, 5), skip=True),
+    MLP(hidden=(), skip=True),
+    Convolutional(channels=(4, 6), hidden=6, skip=True),
 ]
 SIZES = [(1, 1), (1, 9), (2, 3), (5, 5), (8, 8), (28, 28), (17, 30), (32, 48), (33, 4)]
 BATCHES = [(), (3,), (2, 3), (0,)]

@@ -59,7 +59,11 @@ def test_what_is_remembered_is_what_was_given() -> None:
             "latent_dim": 3,
             "network": {
                 "class_path": "ppl_vae.networks.MLP",
-                "init_args": {"hidden": [32, 16], "activation": "torch.nn.Tanh"},
+                "init_args": {
+                    "hidden": [32, 16],
+                    "activation": "torch.nn.Tanh",
+                    "skip": False,
+                },
             },
             "likelihood": {
                 "class_path": "ppl_vae.likelihoods.Binomial",

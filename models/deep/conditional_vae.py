@@ -79,6 +79,6 @@ class ConditionalVAE(ContextDecoder):
             z = pyro.sample("z", self.prior())
             pyro.sample("x", self._likelihood(z, c, x), obs=x)
 
-    def decode(self, z: Tensor, c: Tensor) -> dist.Independent:
+    def decode(self, z: Tensor, c: Tensor) -> dist.TorchDistribution:
         """p(x | z, c) for latents `(*batch, latent_dim)` and contexts `(*batch, ...)`: batch shape `batch`."""
         return self._likelihood(z, c, None)

@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.likelihoods import Bernoulli, Likelihood
+from ppl_vae.likelihoods import Bernoulli, Likelihood, decoded
 from ppl_vae.models.priors.base import Prior
 from ppl_vae.models.priors.normal import StandardNormal
 from ppl_vae.networks import (
@@ -72,11 +72,10 @@ class ContextDecoder(Rebuildable, nn.Module, ABC):
                 "guide of this model reads more than x: choose MixturePrior or FlowPrior"
             )
 
-    def _likelihood(self, z: Tensor, c: Tensor, x: Tensor | None) -> dist.Independent:
+    def _likelihood(self, z: Tensor, c: Tensor, x: Tensor | None) -> dist.TorchDistribution:
         """p(x | z, c), of batch dimensions that are broadcast."""
         vector = self.context(c)
         batch = torch.broadcast_shapes(z.shape[:-1], vector.shape[:-1])
         both = (part.to(z.dtype).expand(*batch, part.shape[-1]) for part in (z, vector))
-        features = self.decoder(torch.cat([*both], -1))
-        p: dist.Independent = self.likelihood(features, len(self.data_shape), x)
-        return p
+        joined = torch.cat([*both], -1)
+        return decoded(self.decoder, self.likelihood, joined, self.data_shape, x)

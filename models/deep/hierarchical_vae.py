@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from ppl_vae.likelihoods import Bernoulli, Likelihood
+from ppl_vae.likelihoods import Bernoulli, Likelihood, decoded
 from ppl_vae.models.rows import RowModel
 from ppl_vae.networks import (
     MLP,
@@ -84,10 +84,9 @@ class HierarchicalVAE(RowModel):
         loc, scale = full_precision(self.inner_decoder(z2)).chunk(2, -1)
         return dist.Independent(dist.Normal(loc, softplus(scale) + 1e-6), 1)
 
-    def decode(self, z1: Tensor) -> dist.Independent:
+    def decode(self, z1: Tensor) -> dist.TorchDistribution:
         """p(x | z1) for z1 of `(*batch, latent_dims[0])`: batch shape `batch`."""
         return self._likelihood(z1, None)
 
-    def _likelihood(self, z1: Tensor, x: Tensor | None) -> dist.Independent:
-        p: dist.Independent = self.likelihood(self.decoder(z1), len(self.data_shape), x)
-        return p
+    def _likelihood(self, z1: Tensor, x: Tensor | None) -> dist.TorchDistribution:
+        return decoded(self.decoder, self.likelihood, z1, self.data_shape, x)

@@ -81,6 +81,6 @@ class SemiSupervisedVAE(ContextDecoder):
             z = pyro.sample("z", self.prior())
             pyro.sample("x", self._likelihood(z, y, x), obs=x)
 
-    def decode(self, z: Tensor, y: Tensor) -> dist.Independent:
+    def decode(self, z: Tensor, y: Tensor) -> dist.TorchDistribution:
         """p(x | z, y) for styles `(*batch, latent_dim)` and classes `(*batch)`: batch shape `batch`."""
         return self._likelihood(z, y, None)

@@ -8,7 +8,7 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor
 
-from ppl_vae.likelihoods import Bernoulli, Likelihood
+from ppl_vae.likelihoods import Bernoulli, Likelihood, decoded
 from ppl_vae.models.priors.base import Prior
 from ppl_vae.models.priors.normal import StandardNormal
 from ppl_vae.models.rows import RowModel
@@ -21,6 +21,7 @@ class VAE(RowModel):
     z ~ p(z), which is N(0, I) unless another prior is given, and x ~ p(x | decoder(z)),
     independently for every row ("Auto-Encoding Variational Bayes", arXiv:1312.6114). The sites are
     `z` and `x`, inside `pyro.plate("data", n, dim=-1)`; plates over samples go outside, at `dim=-2`.
+    The decoder of an `AutoregressiveDecoder` also reads the row: p(x | z) = prod_i p(x_i | x_<i, z).
 
     Args:
         data_shape: Shape of one row of the data.
@@ -68,10 +69,9 @@ class VAE(RowModel):
         z = pyro.sample("z", self.prior())
         pyro.sample("x", self._likelihood(z, x), obs=x)
 
-    def decode(self, z: Tensor) -> dist.Independent:
+    def decode(self, z: Tensor) -> dist.TorchDistribution:
         """p(x | z) for latents `(*batch, latent_dim)`: batch shape `batch`."""
         return self._likelihood(z, None)
 
-    def _likelihood(self, z: Tensor, x: Tensor | None) -> dist.Independent:
-        p: dist.Independent = self.likelihood(self.decoder(z), len(self.data_shape), x)
-        return p
+    def _likelihood(self, z: Tensor, x: Tensor | None) -> dist.TorchDistribution:
+        return decoded(self.decoder, self.likelihood, z, self.data_shape, x)

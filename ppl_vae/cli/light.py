@@ -442,15 +442,19 @@ class LightParser(argparse.ArgumentParser):
                 shown._show(f"--{role}.{parameter.name}", parameter, deep=most is None)
         return shown._actions
 
-    def _show(self, name: str, parameter: Parameter, deep: bool, of: str = "") -> None:
+    def _show(
+        self, name: str, parameter: Parameter, deep: bool, above: tuple[str, ...] = ()
+    ) -> None:
         """Adds the argument of a class for the help.
 
         Args:
             name: The option.
             parameter: The argument.
             deep: Also those of the classes that it takes.
-            of: The class, if others have other arguments in its place.
+            above: The classes of the objects that hold it, if others have other arguments in its place: its own
+                class is the last one.
         """
+        of = f"of {above[-1]}" if above else ""
         expected, classes = parameter.type, _classes(parameter.type)
         text = ": ".join(filter(None, (of, parameter.help.rstrip("."))))
         if parameter.name == "likelihood":
@@ -470,8 +474,10 @@ class LightParser(argparse.ArgumentParser):
         )
         _expect(action, expected)
         for kind, found in classes.items() if deep else ():
+            if kind in above:  # an object may hold one of its own kind
+                continue
             for below in parameters(found)[1 if expected.called else 0 :]:
-                self._show(f"{name}.{below.name}", below, deep, f"of {kind}")
+                self._show(f"{name}.{below.name}", below, deep, (*above, kind))
 
     def spell_out(self) -> None:
         """Looks up the class names that the options accept."""
@@ -490,26 +496,30 @@ class LightParser(argparse.ArgumentParser):
         """Adds the arguments of all classes that may be given, for completion."""
         for role in self.roles:
             classes = offered(face(role))
-            self._add_below(
-                f"--{role}", _arguments([classes[n] for n in known(role, self.by_em)]), ()
-            )
+            self._add_below(f"--{role}", {n: classes[n] for n in known(role, self.by_em)}, ())
         for name, expected in self.objects.items():
             self._add_objects_below(name, expected, ())
 
-    def _add_below(self, name: str, types: dict[str, Type], above: tuple[str, ...]) -> None:
-        for argument, expected in types.items():
+    def _add_below(
+        self,
+        name: str,
+        classes: dict[str, Definition],
+        above: tuple[str, ...],
+        called: bool = False,
+    ) -> None:
+        for argument, expected in _arguments(classes.values(), called).items():
             below = f"{name}.{argument}"
             if below == "--guide.model" or below in self._option_string_actions:
                 continue
             action = self.add_argument(below, choices=[*_classes(expected), *expected.values])
             _expect(action, expected)
-            self._add_objects_below(below, expected, above)
+            holders = [n for n, found in classes.items() if argument in _arguments([found], called)]
+            self._add_objects_below(below, expected, (*above, *holders))
 
     def _add_objects_below(self, name: str, expected: Type, above: tuple[str, ...]) -> None:
-        classes = _classes(expected)
-        if not set(classes) & set(above):  # an object may hold one of its own kind
-            types = _arguments(classes.values(), expected.called)
-            self._add_below(name, types, (*above, *classes))
+        # An object may hold one of its own kind.
+        classes = {n: found for n, found in _classes(expected).items() if n not in above}
+        self._add_below(name, classes, above, expected.called)
 
 
 def command_parser(command: str) -> LightParser:

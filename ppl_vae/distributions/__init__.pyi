@@ -1,3 +1,4 @@
+from .ancestral import Ancestral as Ancestral
 from .flows import (
     FlowDistribution as FlowDistribution,
     MonotonicSpline as MonotonicSpline,

@@ -9,7 +9,13 @@ from .arguments import (
     require_room as require_room,
     require_widths as require_widths,
 )
-from .base import Network as Network, full_precision as full_precision, linear_head as linear_head
+from .autoregressive_decoder import AutoregressiveDecoder as AutoregressiveDecoder
+from .base import (
+    Network as Network,
+    ReadingDecoder as ReadingDecoder,
+    full_precision as full_precision,
+    linear_head as linear_head,
+)
 from .context import (
     Attributes as Attributes,
     Context as Context,

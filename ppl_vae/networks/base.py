@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,48 @@ class Network(ABC):
             out_shape: Shape of the output for one row, `(num_params, *data_shape)`.
 
         Returns:
-            A module that maps `(*batch, latent_dim)` to `(*batch, *out_shape)`.
+            A module that maps `(*batch, latent_dim)` to `(*batch, *out_shape)`; or a `ReadingDecoder`, which
+            reads the row, too.
+        """
+
+
+class ReadingDecoder(nn.Module, ABC):
+    """A decoder of p(x | z) = prod_i p(x_i | x_1, ..., x_{i-1}, z): it reads the row that it describes.
+
+    A model calls it by `ppl_vae.likelihoods.decoded`. To write your own, derive from this class and implement
+    the two methods.
+
+    Args:
+        data_shape: Shape of one row of the data.
+    """
+
+    def __init__(self, data_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.data_shape = tuple(data_shape)
+
+    @abstractmethod
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        """The features of all values, each given z and the values before it.
+
+        Args:
+            z: Latents, `(*batch, latent_dim)`.
+            x: Rows, `(*batch, *data_shape)`; the batch dimensions of the two are broadcast.
+
+        Returns:
+            `(*batch, num_params, *data_shape)`; those of x_i do not depend on x_i, nor on later values.
+        """
+
+    @abstractmethod
+    def ancestral(self, z: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
+        """Draws rows from p(x | z), one value or several at a time, without gradients.
+
+        Args:
+            z: Latents, `(*batch, latent_dim)`.
+            draw: Maps features `(*batch, num_params, *part)` to values `(*batch, *part)`, where `part` has as
+                many dimensions as `data_shape`.
+
+        Returns:
+            The rows, `(*batch, *data_shape)`.
         """
 
 

@@ -9,8 +9,14 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from ppl_vae.networks.arguments import require_at_least_one, require_room, require_widths
+from ppl_vae.networks.arguments import (
+    require_at_least_one,
+    require_room,
+    require_widths,
+)
 from ppl_vae.networks.base import Network
+from ppl_vae.networks.skip import Skip
+from ppl_vae.runtime import require_flags
 
 _SMALLER = "choose a smaller latent_dim, data_shape, Convolutional.channels or Convolutional.hidden"
 
@@ -33,8 +39,11 @@ class Convolutional(Network):
         channels: Output channels of each stage of the encoder; the decoder goes through them
             backwards.
         hidden: Width of the fully connected layer between the convolutions and the latents.
+        skip: Whether every layer of the decoder reads z, not the first one alone (arXiv:1807.04863), so that
+            the decoder finds it harder to ignore z.
 
     Raises:
+        TypeError: A width is no whole number, or `skip` is neither True nor False.
         ValueError: `channels` is empty, a width is not positive, or the data is not a picture.
 
     Example:
@@ -48,11 +57,13 @@ class Convolutional(Network):
 
     channels: Sequence[int] = (32, 64, 128)
     hidden: int = 256
+    skip: bool = False
 
     def __post_init__(self) -> None:
         require_widths(self, channels=self.channels, allow_empty=True)
         object.__setattr__(self, "channels", tuple(self.channels))
         require_at_least_one(self, hidden=self.hidden)
+        require_flags(**{"Convolutional.skip": self.skip})
         if not self.channels:
             raise ValueError(
                 "Convolutional.channels is empty: give one entry per convolution, or use MLP"
@@ -60,7 +71,7 @@ class Convolutional(Network):
 
     def encoder(self, data_shape: Sequence[int]) -> nn.Module:
         """See `Network.encoder`."""
-        picture = _as_picture(data_shape)
+        picture = as_picture(data_shape)
         sizes = self._sizes(picture)
         net = nn.Sequential()
         for before, after in pairwise((picture[0], *self.channels)):
@@ -76,7 +87,7 @@ class Convolutional(Network):
 
     def decoder(self, latent_dim: int, out_shape: Sequence[int]) -> nn.Module:
         """See `Network.decoder`."""
-        picture = _as_picture(out_shape)
+        picture = as_picture(out_shape)
         sizes = self._sizes(picture)[::-1]
         channels = (*reversed(self.channels), picture[0])
         smallest = (channels[0], *sizes[0])
@@ -110,7 +121,8 @@ class Convolutional(Network):
             )
             if not last:
                 net.append(_BatchNorm(after)).append(nn.LeakyReLU())
-        return Batched(net, (latent_dim,), (latent_dim,), out_shape)
+        of_z = Skip(net, latent_dim) if self.skip else net
+        return Batched(of_z, (latent_dim,), (latent_dim,), out_shape)
 
     def _sizes(self, picture: tuple[int, int, int]) -> list[tuple[int, int]]:
         """Height and width before the first convolution and after each of them."""
@@ -177,10 +189,15 @@ class _BatchNorm(nn.BatchNorm2d):
         return super().forward(x)
 
 
-def _as_picture(shape: Sequence[int]) -> tuple[int, int, int]:
+def as_picture(shape: Sequence[int], owner: str = "Convolutional") -> tuple[int, int, int]:
+    """Channels, height and width of a picture, whose leading dimensions all count as channels.
+
+    Raises:
+        ValueError: The shape is no picture's; the message names the owner.
+    """
     if len(shape) < 2:
         raise ValueError(
-            f"Convolutional needs pictures of shape (*channels, height, width), but the shape is "
+            f"{owner} needs pictures of shape (*channels, height, width), but the shape is "
             f"{tuple(shape)}; use MLP for data that are not pictures"
         )
     return math.prod(shape[:-2]), shape[-2], shape[-1]

@@ -14,6 +14,8 @@ from ppl_vae.networks.arguments import require_room, require_widths
 from ppl_vae.networks.base import Network
 from ppl_vae.networks.context import JoinedEncoder
 from ppl_vae.networks.convolutional import Batched
+from ppl_vae.networks.skip import Skip
+from ppl_vae.runtime import require_flags
 
 _SMALLER = "choose a smaller latent_dim, data_shape or MLP.hidden"
 
@@ -27,9 +29,12 @@ class MLP(Network):
             backwards. If empty, the encoder only flattens and the decoder is one linear layer, so
             that the VAE is linear.
         activation: Class of the activation, for example `torch.nn.Softplus`.
+        skip: Whether every layer of the decoder reads z, not the first one alone (arXiv:1807.04863), so that
+            the decoder finds it harder to ignore z.
 
     Raises:
-        TypeError: A width is no whole number, or the activation is no class that is made without arguments.
+        TypeError: A width is no whole number, the activation is no class that is made without arguments, or
+            `skip` is neither True nor False.
         ValueError: A width is not positive.
 
     Example:
@@ -41,12 +46,14 @@ class MLP(Network):
 
     hidden: Sequence[int] = (256, 256)
     activation: type[nn.Module] = nn.ReLU
+    skip: bool = False
 
     def __post_init__(self) -> None:
         # YAML and the command line give lists, which cannot be hashed and never equal a tuple.
         require_widths(self, hidden=self.hidden, allow_empty=True)
         object.__setattr__(self, "hidden", tuple(self.hidden))
         _require_activation(self.activation)
+        require_flags(**{"MLP.skip": self.skip})
 
     def encoder(self, data_shape: Sequence[int]) -> nn.Module:
         """See `Network.encoder`."""
@@ -64,7 +71,8 @@ class MLP(Network):
         size = math.prod(out_shape)
         require_room(self, _SMALLER, widths[-1], size)
         net = self._layers(widths).append(nn.Linear(widths[-1], size))
-        return Batched(net, (latent_dim,), (latent_dim,), out_shape)
+        of_z = Skip(net, latent_dim) if self.skip else net
+        return Batched(of_z, (latent_dim,), (latent_dim,), out_shape)
 
     def _layers(self, widths: Sequence[int]) -> nn.Sequential:
         net = nn.Sequential()

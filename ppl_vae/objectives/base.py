@@ -65,7 +65,7 @@ class Objective(ABC):
 
     Attributes:
         beta: Weight of the KL: a number, schedule or controller.
-        free_bits: Nats per latent dimension that add nothing to the penalty: each dimension's KL, averaged
+        free_bits: Nats per dimension free of penalty: each latent dimension's KL, averaged
             over the batch, counts as max(free_bits, KL) (Kingma et al., arXiv:1606.04934). If the density of a
             site does not factorize over its dimensions, they form one group with free_bits times their number.
         num_particles: Samples of z per row, drawn in one vectorized run if the pair allows it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from ppl_vae.pairs import (
     tensors_of,
 )
 from ppl_vae.plots.curves import khat_histogram, learning_curves
-from ppl_vae.plots.drawing import some_rows
+from ppl_vae.plots.drawing import MEDIUM, some_rows
 from ppl_vae.plots.latents import aggregate_posterior, codes, kl_per_dimension
 from ppl_vae.plots.samples import (
     MOST_PATHS,
@@ -42,6 +43,7 @@ from ppl_vae.plots.samples import (
 from ppl_vae.runs import WEIGHTS_KEY
 from ppl_vae.runtime import own_folder, replacing
 from ppl_vae.tasks import (
+    NoMeanError,
     Outliers,
     discrete_latents,
     encode,
@@ -221,7 +223,7 @@ class _Pictures:
 
     def reconstructions(self) -> Figure:
         x = self._some(MOST_RECONSTRUCTED)
-        return reconstructions(_rows(x), self._means(x))
+        return self._told(reconstructions(_rows(x), self._means(x)))
 
     def worst(self) -> Figure:
         found = Outliers.of(self.evaluation, num=MOST_WORST)
@@ -230,14 +232,11 @@ class _Pictures:
                 f"{found.out_of} rows were evaluated, and {num_rows(self.x)} are given"
             )
         x = take_rows(self.x, found.index)
-        return worst_reconstructions(_rows(x), self._means(x), found)
+        return self._told(worst_reconstructions(_rows(x), self._means(x), found))
 
     def samples(self) -> Figure:
         draws = self._sample(_SAMPLES)
-        try:
-            means = self._sample(_SAMPLES, means=True)
-        except PairError:  # the distribution states no mean
-            means = None
+        means = self._sample(_SAMPLES, means=True) if self._states_means else None
         return prior_samples(draws, means=means, data=_rows(self._some(_SAMPLES)))
 
     def manifold(self) -> Figure:
@@ -249,11 +248,11 @@ class _Pictures:
 
         def decoded(z: Tensor) -> Tensor:
             found: Tensor = self._sample(
-                len(z), row, means=True, given={name: z.reshape(len(z), *shape)}
+                len(z), row, means=self._states_means, given={name: z.reshape(len(z), *shape)}
             )
             return found
 
-        return manifold(decoded)
+        return self._told(manifold(decoded))
 
     def traversals(self) -> Figure:
         row = self._some(1)
@@ -267,18 +266,28 @@ class _Pictures:
         for site in dict.fromkeys(places[i][0] for i in order):
             of_site = [i for i in order if places[i][0] == site]
             numbers = [places[i][1] for i in of_site]
-            moved = traverse(self.model, self.guide, row, numbers, latent=site, seed=self.seed)
+            moved = traverse(
+                self.model,
+                self.guide,
+                row,
+                numbers,
+                latent=site,
+                seed=self.seed,
+                means=self._states_means,
+            )
             paths |= zip(of_site, moved[0], strict=True)
         names = [self.diagnosis.names[i] for i in order]
         together = torch.stack([paths[i] for i in order])
-        return traversals(together, kl[order], names=names, row=_rows(row)[0])
+        return self._told(traversals(together, kl[order], names=names, row=_rows(row)[0]))
 
     def interpolations(self) -> Figure:
         x = self._some(_MOST_PAIRED)
         ends = partners(self.model, self.guide, x, _PAIRS, seed=self.seed)
         a, b = (take_rows(x, rows) for rows in ends)
-        paths = interpolate(self.model, self.guide, a, b, steps=7, seed=self.seed)
-        return interpolations(paths, a=_rows(a), b=_rows(b))
+        paths = interpolate(
+            self.model, self.guide, a, b, steps=7, seed=self.seed, means=self._states_means
+        )
+        return self._told(interpolations(paths, a=_rows(a), b=_rows(b)))
 
     def aggregate_posterior(self) -> Figure:
         chosen = self._chosen(_MOST_CODES)
@@ -304,8 +313,37 @@ class _Pictures:
         return take_rows(self.x, self._chosen(most))
 
     def _means(self, x: Batch) -> Tensor:
-        found: Tensor = reconstruct(self.model, self.guide, x, seed=self.seed, progress=False)
+        how: dict[str, Any] = {} if self._states_means else {"means": False, "num_samples": 1}
+        found: Tensor = reconstruct(
+            self.model, self.guide, x, seed=self.seed, progress=False, **how
+        )
         return found
+
+    @cached_property
+    def _states_means(self) -> bool:
+        """Whether p(x | z) states its mean; pictures show draws of it if not."""
+        try:
+            self._sample(1, means=True)
+        except NoMeanError:
+            return False
+        except Exception:  # the pictures will say what is wrong
+            return True
+        return True
+
+    def _told(self, figure: Figure) -> Figure:
+        """A figure of means; where there are none, of draws, and it says so."""
+        if self._states_means:
+            return figure
+        of_means = "mean of p(x | z)"
+        titles = [axes.get_title() for axes in figure.axes]
+        for axes, title in zip(figure.axes, titles, strict=True):
+            axes.set_title(
+                title.replace(of_means, "draws of x"), fontsize=axes.title.get_fontsize()
+            )
+        if not any(of_means in title for title in titles):
+            told = ", ".join(filter(None, (figure.get_suptitle(), "each a draw of p(x | z)")))
+            figure.suptitle(told, fontsize=MEDIUM)
+        return figure
 
     def _sample(self, num: int, like: Batch | None = None, **options: Any) -> Any:
         like = without_observed(self.model, self._some(_SAMPLES) if like is None else like)

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ppl_vae.checks import Session, opened
 from ppl_vae.pairs import Batch, DataLike, Program, is_categorical, tensors_of
-from ppl_vae.runtime import require_samples
+from ppl_vae.runtime import require_flags, require_samples
 from ppl_vae.tasks.arrays import as_given
-from ppl_vae.tasks.observed import data_site, expectation, require_drawn, tell
+from ppl_vae.tasks.observed import data_site, drawn, expectation, require_drawn, tell
 
 
 def reconstruct(
@@ -20,6 +20,7 @@ def reconstruct(
     x: DataLike,
     *,
     num_samples: int = 10,
+    means: bool = True,
     site: str | None = None,
     seed: int | None = None,
     progress: bool | None = None,
@@ -34,6 +35,9 @@ def reconstruct(
         guide: Pyro program of q(z | x).
         x: The rows, as for `ppl_vae.fit`.
         num_samples: Draws of z that are averaged; 1 gives the mean at a single draw.
+        means: Whether E[x | z] is averaged. False averages a draw of x for each z: `num_samples=1` gives draws
+            of the posterior predictive distribution. That is for distributions of x that state no mean, as
+            those of an `AutoregressiveDecoder`.
         site: The observed site to reconstruct, if the model has several; by default the one with the shape of
             the rows.
         seed: Seed of the draws; None draws from torch's global generator.
@@ -55,16 +59,19 @@ def reconstruct(
         torch.Size([5, 3])
     """
     require_samples("num_samples", num_samples)
+    require_flags(means=means)
     parts = []
     with opened(model, guide, x, seed=seed, progress=progress) as session:
         require_drawn(session)
         for chunk in session.chunks(session.rows_at_once(num_samples), "reconstruct"):
-            parts.append(_reconstructed(session, chunk, num_samples, site).cpu())
+            parts.append(_reconstructed(session, chunk, num_samples, means, site).cpu())
     tell(session)
     return as_given(x)(torch.cat(parts))
 
 
-def _reconstructed(session: Session, chunk: Batch, num_samples: int, site: str | None) -> Tensor:
+def _reconstructed(
+    session: Session, chunk: Batch, num_samples: int, means: bool, site: str | None
+) -> Tensor:
     rows = session.sample(chunk, num_samples)
     layout, n = rows.layout, rows.log_guide.shape[1]
     given = tensors_of(chunk)[0]
@@ -76,5 +83,11 @@ def _reconstructed(session: Session, chunk: Batch, num_samples: int, site: str |
     for _ in range(num_samples if looped else 1):
         if looped:
             found = session.sample(chunk, 1).model_trace.nodes[name]
-        total = total + expectation(name, found, layout, 1 if looped else num_samples, n).sum(0)
+        at_once = 1 if looped else num_samples
+        of_draws = (
+            expectation(name, found, layout, at_once, n)
+            if means
+            else drawn(found, layout, at_once, n)
+        )
+        total = total + of_draws.sum(0)
     return total.argmax(-1) if is_categorical(found) else total / num_samples

@@ -9,6 +9,7 @@ from torch import Tensor
 from ppl_vae.checks import Session, opened
 from ppl_vae.pairs import (
     Batch,
+    DataArguments,
     DataLike,
     PairError,
     Program,
@@ -32,7 +33,7 @@ from ppl_vae.tasks.encoding import (
     means_of_latents,
     require_latents,
 )
-from ppl_vae.tasks.observed import require_any_rows, require_drawn, tell
+from ppl_vae.tasks.observed import NoMeanError, require_any_rows, require_drawn, tell
 from ppl_vae.tasks.sampling import Draw, Given, unobserved
 
 
@@ -159,15 +160,35 @@ def with_argument(rows: Batch, place: int, values: Tensor) -> Batch:
 def differs(
     session: Session, latents: dict[str, Tensor], other: Batch, site: str | None, given: Given
 ) -> Tensor:
-    """Whether E[x | z] of each row is another one if the model is called with other rows, `(n,)`."""
+    """Whether E[x | z] of each row is another one if the model is called with other rows, `(n,)`.
+
+    Where x states no mean: whether the model is called with other values of anything but the data.
+    """
     held = {name: value[:, None] for name, value in latents.items()}
     found = []
     for rows in (session.batches.rows, other):
         with preserve_random_state():
             seed_everything(0)
-            found.append(decoded(session, held, site, given, rows))
+            try:
+                found.append(decoded(session, held, site, given, rows))
+            except NoMeanError:
+                return _differs_beside_the_data(session, other, given)
     one, two = found
     return ~torch.isclose(one, two, equal_nan=True).reshape(len(one), -1).all(1)
+
+
+def _differs_beside_the_data(session: Session, other: Batch, given: Given) -> Tensor:
+    """Whether rows of the session come with other values than in another batch, apart from what is given."""
+    names = DataArguments.of(session.pair).names or ()
+    held = {place for place, name in enumerate(names) if name in given}
+    rows = unobserved(session, session.batches.rows)
+    others = dict(zip(places_of(other), tensors_of(other), strict=True))
+    found = torch.zeros(num_rows(rows), dtype=torch.bool)
+    for place, values in zip(places_of(rows), tensors_of(rows), strict=True):
+        if place and place not in held:
+            same = values.to(others[place].device) == others[place]
+            found |= ~same.reshape(len(found), -1).all(1).cpu()
+    return found
 
 
 def decoded(
@@ -176,8 +197,9 @@ def decoded(
     site: str | None,
     given: Given | None = None,
     rows: Batch | None = None,
+    means: bool = True,
 ) -> Tensor:
-    """E[x | z] of latents `(n, steps, *event)`: `(n, steps, *event of x)`.
+    """E[x | z], or a draw of x, of latents `(n, steps, *event)`: `(n, steps, *event of x)`.
 
     Args:
         session: The opened pair.
@@ -185,6 +207,7 @@ def decoded(
         site: See `interpolate`.
         given: See `interpolate`.
         rows: What the model is called with; those of the session by default.
+        means: Whether E[x | z] is wanted.
     """
     rows = session.batches.rows if rows is None else rows
     n, steps = next(iter(latents.values())).shape[:2]
@@ -194,7 +217,7 @@ def decoded(
     flat |= {name: value.repeat_interleave(steps, 0) for name, value in (given or {}).items()}
     draw = Draw(session, n * steps, flat, site, rows)
     size = session.rows_at_once(1)
-    parts = [draw(part, means=True).cpu() for part in parts_of(n * steps, size)]
+    parts = [draw(part, means=means).cpu() for part in parts_of(n * steps, size)]
     tell(session)
     rows_of_paths: Tensor = torch.cat(parts).unflatten(0, (n, steps))
     return rows_of_paths

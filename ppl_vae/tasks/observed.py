@@ -22,6 +22,10 @@ from ppl_vae.pairs import (
 )
 
 
+class NoMeanError(PairError):
+    """The distribution of an observed site states no mean."""
+
+
 def data_site(trace: Trace, observed: Sequence[str], x: Tensor, site: str | None) -> str:
     """The name of the observed site that holds the rows.
 
@@ -53,7 +57,7 @@ def expectation(name: str, site: Site, layout: Layout, num_samples: int, n: int)
     Of a categorical one it is the probabilities of the values, with one more dimension at the end.
 
     Raises:
-        PairError: The distribution states no mean.
+        NoMeanError: The distribution states no mean.
     """
     fn = site["fn"]
     shape = fn.batch_shape + fn.event_shape
@@ -66,10 +70,23 @@ def expectation(name: str, site: Site, layout: Layout, num_samples: int, n: int)
         mean = center(fn)
     except (NotImplementedError, AttributeError) as error:
         kind = type(innermost(fn)).__name__
-        raise PairError(
-            f"the distribution of site '{name}', {kind}, states no mean: ask for draws"
+        why = f" ({error})" if str(error) else ""
+        raise NoMeanError(
+            f"the distribution of site '{name}', {kind}, states no mean: ask for draws, with means=False{why}"
         ) from error
     return rows_first({**site, "value": mean.expand(shape)}, layout, num_samples, n)
+
+
+def drawn(site: Site, layout: Layout, num_samples: int, n: int) -> Tensor:
+    """A draw from a site's distribution, in the shape of its `expectation`: of a categorical one, one-hot."""
+    fn = site["fn"]
+    value = fn.sample()
+    if not is_categorical(site):
+        return rows_first({**site, "value": value}, layout, num_samples, n)
+    labels = rows_first({**site, "value": value}, layout, num_samples, n).long()
+    return torch.nn.functional.one_hot(labels, innermost(fn).probs.shape[-1]).to(
+        innermost(fn).probs
+    )
 
 
 def tell(session: Session) -> None:

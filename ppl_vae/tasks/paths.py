@@ -26,7 +26,7 @@ from ppl_vae.pairs import (
     prior_moments,
     tensors_of,
 )
-from ppl_vae.runtime import described, require_count
+from ppl_vae.runtime import described, require_count, require_flags
 from ppl_vae.tasks.arrays import as_given
 from ppl_vae.tasks.encoding import (
     MEAN_SAMPLES,
@@ -52,6 +52,7 @@ def interpolate(
     *,
     steps: int = 8,
     path: Literal["linear", "spherical"] = "linear",
+    means: bool = True,
     site: str | None = None,
     given: Given | None = None,
     seed: int | None = None,
@@ -79,6 +80,7 @@ def interpolate(
         b: Rows to end at, as many.
         steps: Rows of a path, with both ends.
         path: "linear" or "spherical".
+        means: Whether to return E[x | z]; False draws x at each point, for distributions that state no mean.
         site: The observed site, if the model has several.
         given: Values that are held along the paths, by the name of a latent or of an argument of the model, one
             for each path: `{"y": classes}`.
@@ -101,6 +103,7 @@ def interpolate(
         torch.Size([3, 5, 1, 8, 8])
     """
     require_count("steps", steps, 2)
+    require_flags(means=means)
     if path not in ("linear", "spherical"):
         raise ValueError(f"path must be 'linear' or 'spherical', got {path!r}")
     held = {name: as_tensor(value, name) for name, value in (given or {}).items()}
@@ -131,7 +134,7 @@ def interpolate(
             else torch.stack([along(first[name], last[name], share) for share in shares], 1)
             for name in first
         }
-        return as_given(a)(decoded(session, between, site, held))
+        return as_given(a)(decoded(session, between, site, held, means=means))
 
 
 def traverse(
@@ -142,6 +145,7 @@ def traverse(
     *,
     steps: int = 9,
     latent: str | None = None,
+    means: bool = True,
     site: str | None = None,
     seed: int | None = None,
 ) -> Any:
@@ -159,6 +163,7 @@ def traverse(
             which moves alone.
         steps: Values of it.
         latent: The latent site, if there are several.
+        means: Whether to return E[x | z]; False draws x for each value, for distributions that state no mean.
         site: The observed site, if the model has several.
         seed: Seed of the draws, where the guide states no mean.
 
@@ -179,18 +184,19 @@ def traverse(
         torch.Size([2, 5, 1, 8, 8])
     """
     require_count("steps", steps)
+    require_flags(means=means)
     with opened(model, guide, x, seed=seed, progress=False) as session:
-        means = posterior_centers(session, "traverse")
-        moving = [name for name in means if name not in session.layout.discrete]
+        centers = posterior_centers(session, "traverse")
+        moving = [name for name in centers if name not in session.layout.discrete]
         if latent is None and len(moving) == 1:
             (latent,) = moving
-        if latent not in means:
-            listed = ", ".join(f"'{name}'" for name in means)
+        if latent not in centers:
+            listed = ", ".join(f"'{name}'" for name in centers)
             asked = "several latents" if latent is None else f"no latent '{latent}'"
             raise ValueError(f"the pair has {asked}: pass latent= one of {listed}")
         if latent in session.layout.discrete:
             raise PairError(f"'{latent}' is discrete: there is no path between its values")
-        size = means[latent][0].numel()
+        size = centers[latent][0].numel()
         single = isinstance(dimension, Integral)
         several: Any = [dimension] if single else dimension
         if not isinstance(several, Sequence) or isinstance(several, str) or not len(several):
@@ -199,17 +205,17 @@ def traverse(
             )
         for each in several:
             require_count("dimension", each, 0, size - 1)
-        shares = torch.linspace(-REACH, REACH, steps).to(means[latent])
+        shares = torch.linspace(-REACH, REACH, steps).to(centers[latent])
         moved = {
             name: mean[:, None].repeat_interleave(len(several) * steps, 1)
-            for name, mean in means.items()
+            for name, mean in centers.items()
         }
-        flat = moved[latent].reshape(len(means[latent]), len(several), steps, -1)
+        flat = moved[latent].reshape(len(centers[latent]), len(several), steps, -1)
         of_prior = _of_prior(session, latent, several)
         for place, (each, (center, deviation)) in enumerate(zip(several, of_prior, strict=True)):
             flat[:, place, :, each] = center + deviation * shares
         moved[latent] = flat.reshape(moved[latent].shape)
-        found = decoded(session, moved, site)
+        found = decoded(session, moved, site, means=means)
         if not single:
             found = found.unflatten(1, (len(several), steps))
         return as_given(x)(found)

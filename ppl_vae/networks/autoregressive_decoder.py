@@ -1,0 +1,305 @@
+"""Decoders that read the pixels before the one that they describe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from ppl_vae.networks.arguments import (
+    require_at_least,
+    require_at_least_one,
+    require_numbers,
+    require_object,
+    require_positive,
+    require_room,
+)
+from ppl_vae.networks.base import Network, ReadingDecoder
+from ppl_vae.networks.convolutional import Convolutional, as_picture
+
+_SMALLER = "choose smaller AutoregressiveDecoder.channels or AutoregressiveDecoder.window"
+
+
+@dataclass(frozen=True)
+class AutoregressiveDecoder(Network):
+    """A gated PixelCNN for p(x | z) = prod_i p(x_i | x_<i, z), which may explain x without z.
+
+    Pixels are in raster order: rows from above, each from the left. All channels of a pixel are independent
+    given z and the pixels before it. A pixel sees those before it that are at most `window` rows and columns
+    away: the upper half of a square with sides of 2 `window` + 1. With `window=0` it sees none, so that
+    p(x | z) = prod_i p(x_i | z), as with other decoders; from the size of the picture on it sees all. A small
+    window leaves to z what spans more than it ("Variational Lossy Autoencoder", arXiv:1611.02731).
+
+    Two stacks of gated convolutions carry what is above and what is left of a pixel, without a blind spot
+    ("Conditional Image Generation with PixelCNN Decoders", arXiv:1606.05328). Layer l has
+
+        v_l = tanh(a_l) sigmoid(b_l),           (a_l, b_l) = V_l * v_{l-1} + P_l m(z) + G_l z,
+        h_l = h_{l-1} + O_l tanh(c_l) sigmoid(d_l),  (c_l, d_l) = H_l * h_{l-1} + L_l (a_l, b_l),
+
+    where m(z) is a picture of `channels` channels that the decoder of `base` makes, so z reaches every layer
+    (as skip connections, arXiv:1807.04863). The convolutions V_l and H_l reach up and to the left alone; v_0
+    and h_0 are the pixels, which are not added to h_1, and of which V_1 and H_1 leave out the one that is
+    described. Each layer reaches about `window` / `layers` pixels far. The encoder is that of `base`.
+
+    Models call the decoder by `ppl_vae.likelihoods.decoded`, and p(x | z) is an `Ancestral`: it has a density
+    and draws, but states no mean. A draw takes one step for each pixel, which computes what this pixel
+    adds alone, and gives the numbers of a full pass.
+
+    Args:
+        base: The network that gives the encoder, and the decoder of m(z).
+        channels: Channels of each layer.
+        layers: Number of layers.
+        window: How many rows and columns a pixel sees back, 0 or more.
+        pixel_dropout: Share of the pixels that are hidden from the decoder in training mode, each row's own
+            ("word dropout", arXiv:1511.06349). The layers are told which ones are hidden; log p(x | z) is
+            that of all pixels. In evaluation mode, and in draws, all are seen.
+        scale: By what pixels are divided before they are read: the `total_count` of a `Binomial`, for example.
+
+    Raises:
+        TypeError: An argument is not what it must be.
+        ValueError: A number is out of its range, or the data is not a picture.
+
+    Example:
+        >>> network = AutoregressiveDecoder(channels=8, layers=2, window=2)
+        >>> decoder = network.decoder(latent_dim=2, out_shape=(1, 3, 8, 8))
+        >>> decoder(torch.zeros(5, 2), torch.rand(5, 3, 8, 8)).shape
+        torch.Size([5, 1, 3, 8, 8])
+    """
+
+    base: Network = Convolutional()  # noqa: RUF009 (frozen)
+    channels: int = 32
+    layers: int = 5
+    window: int = 7
+    pixel_dropout: float = 0.0
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_object(self, "base", self.base, "decoder", "Convolutional()")
+        if isinstance(self.base, AutoregressiveDecoder):
+            raise TypeError(
+                "AutoregressiveDecoder.base must be a network whose decoder reads z alone, such as "
+                "Convolutional() or MLP(), got another AutoregressiveDecoder"
+            )
+        require_at_least_one(self, channels=self.channels, layers=self.layers)
+        require_at_least(self, 0, window=self.window)
+        require_positive(self, scale=self.scale)
+        require_numbers(self, pixel_dropout=self.pixel_dropout)
+        if not 0 <= self.pixel_dropout < 1:
+            raise ValueError(
+                f"AutoregressiveDecoder.pixel_dropout must be at least 0 and less than 1, got "
+                f"{self.pixel_dropout}: to hide all pixels, also from draws, give window=0"
+            )
+
+    def encoder(self, data_shape: Sequence[int]) -> nn.Module:
+        """See `Network.encoder`: that of `base`."""
+        return self.base.encoder(data_shape)
+
+    def encoder_of_both(self, data_shape: Sequence[int], size: int) -> nn.Module:
+        """See `Network.encoder_of_both`: that of `base`."""
+        return self.base.encoder_of_both(data_shape, size)
+
+    def decoder(self, latent_dim: int, out_shape: Sequence[int]) -> nn.Module:
+        """See `Network.decoder`."""
+        return PixelDecoder(self, latent_dim, out_shape)
+
+
+class PixelDecoder(ReadingDecoder):
+    """The decoder of an `AutoregressiveDecoder`: maps `(*batch, latent_dim)` and rows to features.
+
+    Args:
+        network: Its description.
+        latent_dim: Number of latent dimensions.
+        out_shape: `(num_params, *data_shape)`.
+
+    Raises:
+        ValueError: The rows are no pictures, or there is no room for the weights.
+    """
+
+    def __init__(
+        self, network: AutoregressiveDecoder, latent_dim: int, out_shape: Sequence[int]
+    ) -> None:
+        num_params, *data_shape = out_shape
+        super().__init__(data_shape)
+        picture = as_picture(data_shape, "AutoregressiveDecoder")
+        require_room(network, _SMALLER, 2 * network.channels, 2 * network.channels)
+        self.num_params = num_params
+        self.latent_dim = latent_dim
+        self.picture = picture
+        self.pixel_dropout = network.pixel_dropout
+        self.scale = network.scale
+        self.base = network.base.decoder(latent_dim, (network.channels, *picture[1:]))
+        # No pixel is further away than the picture is large.
+        up, aside = (_shares(min(network.window, n - 1), network.layers) for n in picture[1:])
+        self.layers = nn.ModuleList()
+        for i, reach in enumerate(zip(up, aside, strict=True)):
+            reads = network.channels if i else picture[0] + 1  # whether a pixel is seen
+            self.layers.append(_Layer(reads, network.channels, latent_dim, reach, first=not i))
+        self.head = nn.Sequential(
+            nn.LeakyReLU(),
+            nn.Conv2d(network.channels, network.channels, 1),
+            nn.LeakyReLU(),
+            nn.Conv2d(network.channels, num_params * picture[0], 1),
+        )
+
+    def forward(self, z: Tensor, x: Tensor | None = None) -> Tensor:
+        """See `ReadingDecoder.forward`.
+
+        Raises:
+            TypeError: There are no rows.
+            ValueError: They have the wrong shape.
+        """
+        if x is None:
+            raise TypeError(
+                "the decoder of AutoregressiveDecoder reads rows, too: call decoder(z, x), or make p(x | z) "
+                "by ppl_vae.likelihoods.decoded(decoder, likelihood, z, data_shape), which also draws"
+            )
+        within = x.dim() - len(self.data_shape)
+        if within < 0 or x.shape[within:] != self.data_shape:
+            raise ValueError(
+                f"the decoder was built for rows of shape {self.data_shape}, but x has shape {tuple(x.shape)}: "
+                "pass the shape of one row as data_shape"
+            )
+        batch = torch.broadcast_shapes(z.shape[:-1], x.shape[:within])
+        place = _flat(self.base(z), batch, 3)
+        latents = _flat(z, batch, 1)
+        seen = self._seen(_flat(x.reshape(*x.shape[:within], *self.picture), batch, 3).to(z.dtype))
+        above = left = seen
+        gates: Tensor | None = None
+        for layer in self._layers():
+            above = above if gates is None else _gated(gates)
+            gates, link = layer.above(layer.padded_above(above), place, latents)
+            left = layer.left(layer.padded_left(left), link, None if layer.first else left)
+        features: Tensor = self.head(left)
+        return features.reshape(*batch, self.num_params, *self.data_shape)
+
+    def ancestral(self, z: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
+        """See `ReadingDecoder.ancestral`; `draw` gets the features of one pixel, all of its channels.
+
+        Of the stack from above each layer keeps the last rows that it reads, of the one from the left this row.
+        """
+        with torch.no_grad():
+            return self._drawn(z, draw)
+
+    def _drawn(self, z: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
+        batch = z.shape[:-1]
+        latents, place = _flat(z, batch, 1), _flat(self.base(z), batch, 3)
+        n, (channels, height, width) = len(latents), self.picture
+        of_pixel = (*self.data_shape[:-2], 1, 1)
+        layers = self._layers()
+        x = z.new_zeros(n, channels, height, width)
+        rows = [z.new_zeros(n, layer.reads, layer.rows, width) for layer in layers]
+        for r in range(height):
+            links: list[Tensor] = []
+            gates: Tensor | None = None
+            for i, layer in enumerate(layers):
+                if gates is not None:
+                    rows[i] = torch.cat([rows[i][:, :, 1:], _gated(gates)], 2)
+                gates, link = layer.above(rows[i], place[:, :, r : r + 1], latents)
+                links.append(link)
+            # One row of what each layer reads, with the columns left of the picture.
+            row = [z.new_zeros(n, layer.reads, 1, layer.aside + width) for layer in layers]
+            for c in range(width):
+                left: Tensor | None = None
+                for layer, link, read in zip(layers, links, row, strict=True):
+                    if left is not None:
+                        read[..., layer.aside + c] = left[..., 0]
+                    columns = read[..., c : c + layer.columns]
+                    left = layer.left(columns, link[..., c : c + 1], left)
+                features = self.head(left).reshape(*batch, self.num_params, *of_pixel)
+                values = draw(features).reshape(n, channels)
+                x[:, :, r, c] = values
+                row[0][:, :channels, 0, layers[0].aside + c] = values / self.scale
+                row[0][:, channels:, 0, layers[0].aside + c] = 1.0
+            if rows[0].shape[2]:
+                drawn = row[0][..., layers[0].aside :]
+                rows[0] = torch.cat([rows[0][:, :, 1:], drawn], 2)
+        return x.reshape(*batch, *self.data_shape)
+
+    def _seen(self, x: Tensor) -> Tensor:
+        """What the layers read of pictures: pixels, 0 where hidden, and a channel that is 1 where not."""
+        seen = torch.ones_like(x[:, :1])
+        if self.training and self.pixel_dropout:
+            seen = torch.bernoulli(seen * (1 - self.pixel_dropout))
+        return torch.cat([x / self.scale * seen, seen], 1)
+
+    def _layers(self) -> list[_Layer]:
+        return [layer for layer in self.layers if isinstance(layer, _Layer)]
+
+
+class _Layer(nn.Module):
+    """One layer of both stacks.
+
+    Args:
+        reads: Channels of what it reads.
+        channels: Channels of what it gives.
+        latent_dim: Number of latent dimensions.
+        reach: How many rows up and columns to both sides it reads.
+        first: Whether it is the first layer, which must not read the pixel itself.
+    """
+
+    def __init__(
+        self, reads: int, channels: int, latent_dim: int, reach: tuple[int, int], *, first: bool
+    ) -> None:
+        super().__init__()
+        self.reads, self.first = reads, first
+        self.up, self.aside = reach
+        self.rows = self.up + (not first)  # of what is above, read at once
+        self.columns = self.aside + (not first)
+        across = 2 * self.aside + 1
+        require_room("AutoregressiveDecoder", _SMALLER, 2 * channels, reads, self.rows + 1, across)
+        # A convolution with a masked kernel gives the same numbers, from more multiplications.
+        self.of_above = _convolution(reads, 2 * channels, (self.rows, across), self.aside)
+        self.of_left = _convolution(reads, 2 * channels, (1, self.columns), 0)
+        self.place = nn.Conv2d(channels, 2 * channels, 1, bias=False)
+        self.latent = nn.Linear(latent_dim, 2 * channels)
+        self.link = nn.Conv2d(2 * channels, 2 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def padded_above(self, above: Tensor) -> Tensor:
+        """All rows of the picture, with those above it, that `above` reads."""
+        return pad(above, (0, 0, self.up, -1 if self.first else 0))
+
+    def padded_left(self, left: Tensor) -> Tensor:
+        """All columns of the picture, with those left of it, that `left` reads."""
+        return pad(left, (self.aside, -1 if self.first else 0))
+
+    def above(self, above: Tensor, place: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """The gates of what is above, before their activation, and what they give to what is left."""
+        gates = self.place(place) + self.latent(latents)[:, :, None, None]
+        if self.of_above is not None:
+            gates = gates + self.of_above(above)
+        return gates, self.link(gates)
+
+    def left(self, left: Tensor, link: Tensor, before: Tensor | None) -> Tensor:
+        """What the layer gives, from what is left and the link; `before` is what the layer before gave."""
+        gates = link if self.of_left is None else link + self.of_left(left)
+        given: Tensor = self.out(_gated(gates))
+        return given if before is None else before + given
+
+
+def _convolution(reads: int, gives: int, kernel: tuple[int, int], aside: int) -> nn.Conv2d | None:
+    """A convolution that is padded to the sides alone; None if it would read nothing."""
+    if not math.prod(kernel):
+        return None
+    return nn.Conv2d(reads, gives, kernel, padding=(0, aside), bias=False)
+
+
+def _gated(gates: Tensor) -> Tensor:
+    """tanh(a) sigmoid(b), of the two halves of the channels."""
+    a, b = gates.chunk(2, 1)
+    return a.tanh() * b.sigmoid()
+
+
+def _shares(total: int, parts: int) -> list[int]:
+    """A whole number as a sum of parts, which differ by 1 at most, the larger ones first."""
+    return [total // parts + (i < total % parts) for i in range(parts)]
+
+
+def _flat(value: Tensor, batch: torch.Size, event_dim: int) -> Tensor:
+    """Values `(*some_batch, *event)` of a batch that is broadcast, as `(n, *event)`."""
+    event = value.shape[value.dim() - event_dim :]
+    return value.expand(*batch, *event).reshape(batch.numel(), *event)
