@@ -50,7 +50,8 @@ CAUSES = {
     ),
     "strong decoder": Text(
         "the decoder models the data without them: given z, the numbers of x depend on each other",
-        "hold the rate (TargetRate), set free_bits, or let the decoder see less of x",
+        "hold the rate (TargetRate), set free_bits, or let the decoder see less of x (the window or pixel_dropout "
+        "of AutoregressiveDecoder)",
     ),
     "large beta": Text(
         "beta is {beta:g}, so that their KL costs {beta:g} times what it costs in the ELBO",
