@@ -97,6 +97,6 @@ def test_the_command_works_as_it_is_printed(
     again = words[words.index("--run_dir") + 1] if "--run_dir" in words else "run"
     after: Any = load_run(again).diagnosis
     if cause == "still training":
-        assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 1 + 60
+        assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 1 + 200
     else:
         assert after["active_units"] > before["active_units"]

@@ -50,11 +50,11 @@ CAUSES = {
     ),
     "strong decoder": Text(
         "the decoder models the data without them: given z, the numbers of x depend on each other",
-        "hold the rate (TargetRate), set free_bits, or let the decoder see less of x (the window or pixel_dropout "
+        "hold the rate (TargetRate), set free_bits, or let the decoder see less of x (window and pixel_dropout "
         "of AutoregressiveDecoder)",
     ),
     "large beta": Text(
-        "beta is {beta:g}, so that their KL costs {beta:g} times what it costs in the ELBO",
+        "beta is {beta:.4g}, so that their KL costs {beta:.4g} times what it costs in the ELBO",
         "lower beta to use more of them; if few dimensions are what this beta is for, nothing is wrong",
     ),
     "decoder noise": Text(
@@ -63,7 +63,7 @@ CAUSES = {
         "smaller to use them",
     ),
     "surplus dimensions": Text(
-        "the residuals of the data are no larger than the decoder's noise",
+        "what is left of the data is no larger than the decoder's noise and chance explain",
         "nothing is lost, and a smaller latent_dim would be enough",
     ),
     "local optimum": Text(

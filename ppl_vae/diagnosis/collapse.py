@@ -126,7 +126,7 @@ def _of_the_decoder(asked: Asked) -> tuple[Cause, tuple[str, ...]]:
     if verdict.cause not in ("large beta", "decoder noise") and models_dependencies(session):
         lost = loss_of_other_latents(session, unused)
         evidence = (
-            f"log p(x | z) falls by {max(0.0, lost):.2g} nats if each row has those of another row, and the "
+            f"log p(x | z) falls by {max(0.0, lost):.2g} nats if rows exchange these dimensions, and the "
             "numbers of x are not independent given z"
         )
         return asked.cause("strong decoder", evidence), ()
@@ -139,9 +139,7 @@ def _of_the_decoder(asked: Asked) -> tuple[Cause, tuple[str, ...]]:
         several = verdict.cause == "surplus dimensions" and len(session.layout.latents) > 1
         return found, (_ABOVE.format(sites=listed(sorted(sites))),) if several else ()
     lost = loss_of_other_latents(session, unused)
-    evidence = (
-        f"log p(x | z) falls by {max(0.0, lost):.2g} nats if each row has those of another row"
-    )
+    evidence = f"log p(x | z) falls by {max(0.0, lost):.2g} nats if rows exchange these dimensions"
     note = f"whether the data would pay for more dimensions is not known: {residuals.unknown}"
     if beta > 1:  # which has trained the decoder to ignore them
         return asked.cause("large beta", evidence), ()

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ppl_vae.checks import Session
 from ppl_vae.pairs import (
+    Batch,
     RowDensities,
+    Site,
     in_plates,
     inner_sizes,
     names_of_dimensions,
     num_rows,
     sample_rows,
+    support_of,
     take_rows,
     tensors_of,
     with_tensors,
@@ -30,28 +34,61 @@ def models_dependencies(session: Session) -> bool | None:
     """Whether p(x | z) does not factorize over the numbers of x: an autoregressive decoder; None if not known.
 
     Given z, the log density of numbers that are independent is a sum over them. So if the numbers of two rows
-    are exchanged in one place or in the other, l(a, b) + l(a', b') = l(a', b) + l(a, b').
+    are exchanged in one place or in the other, l(a, b) + l(a', b') = l(a', b) + l(a, b'). What rows come with
+    and the model does not observe (labels, lengths) stays as it is.
     """
     rows = take_rows(session.first, slice(0, 16))
-    x, *_ = tensors_of(rows)
     n = num_rows(rows)
-    if session.pair.keeps_rows or session.layout.enumerated or n < 2 or x[0].numel() < 2:
+    if session.pair.keeps_rows or session.layout.enumerated or n < 2:
         return None
-    other = x.roll(1, 0)
-    if bool((x == other).all()):
+    drawn = sample_rows(session.pair, session.layout, rows, 1)
+    values = {name: drawn.guide_trace.nodes[name]["value"] for name in session.layout.draws}
+    seen = [drawn.model_trace.nodes[name] for name in session.layout.observed]
+    found: list[bool | None] = []
+    for place, x in enumerate(tensors_of(rows)):
+        sites = [site for site in seen if _holds(site["value"], x)]
+        if sites:
+            found.append(_depends(session, rows, place, _block(sites[0]), values))
+    return None if not found or None in found else any(found)
+
+
+def _holds(value: Any, x: Tensor) -> bool:
+    """Whether an observed value is an argument, in any shape."""
+    return (
+        isinstance(value, Tensor)
+        and value.numel() == x.numel()
+        and bool((value.reshape(x.shape) == x).all())
+    )
+
+
+def _block(site: Site) -> int:
+    """How many of the last dimensions of a site's values belong together: 1 for one-hot vectors."""
+    support: Any = support_of(site["fn"])
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return 0 if support is None else int(support.event_dim)
+
+
+def _depends(
+    session: Session, rows: Batch, place: int, block: int, values: Mapping[str, Tensor]
+) -> bool | None:
+    """Whether log p(x | z) is no sum over the numbers of an argument, or over blocks of them."""
+    tensors = list(tensors_of(rows))
+    x = tensors[place]
+    other, shape = x.roll(1, 0), x.shape[1 : x.dim() - block]
+    if shape.numel() < 2 or bool((x == other).all()):
         return None
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
-        here = (torch.rand(x[0].shape, generator=generator) < 0.5).to(x.device)
-        mixed = [x, other, torch.where(here, x, other), torch.where(here, other, x)]
+        here = (torch.rand(shape, generator=generator) < 0.5).to(x.device)
+        here = here.reshape(shape + (1,) * block)
         sums = []
-        values: Mapping[str, Tensor] | None = None
-        for each in mixed:
-            places = [each, *tensors_of(rows)[1:]]
-            drawn = sample_rows(session.pair, session.layout, with_tensors(rows, places), 1, values)
-            values = values or {
-                name: drawn.guide_trace.nodes[name]["value"] for name in session.layout.draws
-            }
+        for each in (x, other, torch.where(here, x, other), torch.where(here, other, x)):
+            changed = with_tensors(rows, [*tensors[:place], each, *tensors[place + 1 :]])
+            try:
+                drawn = sample_rows(session.pair, session.layout, changed, 1, values)
+            except (ValueError, RuntimeError):  # values that the programs do not take
+                return None
             sums.append(drawn.log_likelihood[0].double())
         difference = sums[0] + sums[1] - sums[2] - sums[3]
         size = torch.stack(sums).abs().amax(0)

@@ -41,7 +41,7 @@ class Diagnosis(Result):
         beta: The beta that the pair was trained with, as far as it was given.
         faults: What else is wrong, by name, each in a sentence with its number and a remedy: `overfit decoder`,
             `overfit encoder` or, if that is not known, `overfit`; `prior mismatch`; `log p(x) not trusted`,
-            `poor guide`.
+            `poor guide`, `still training`.
         run: The folder of the run, if the pair is one: what to type is then a command for it.
     """
 
@@ -85,7 +85,10 @@ class Diagnosis(Result):
         are not known, the values are 0 and the rate.
         """
         lower = _beyond(self.mutual_information, -2.0)
-        upper = [_beyond(each, 2.0) for each in (self.rate, self.leave_one_out)]
+        # Where the prior depends on what rows come with, the rate is no bound: the "marginal KL" is negative.
+        common = not _beyond(self.marginal_kl, 2.0) < 0
+        bounds = (self.rate, self.leave_one_out) if common else (self.leave_one_out,)
+        upper = [_beyond(each, 2.0) for each in bounds]
         known = [value for value in upper if not math.isnan(value)]
         return 0.0 if math.isnan(lower) else max(0.0, lower), max(0.0, min(known, default=math.nan))
 

@@ -173,7 +173,18 @@ def diagnose(
         unused = dict(zip(dimensions.names, dimensions.kl.tolist(), strict=True))
         unused = {name: unused[name] for name, on in zip(unused, active, strict=True) if not on}
         rate = float(gathered.rate.mean())
-        facts = Facts(model, guide, beta, fit.epochs if fit else None, rate, len(unused))
+        named = session.pair.parameters(session.first)
+        facts = Facts(
+            model,
+            guide,
+            beta,
+            fit.epochs if fit else None,
+            rate,
+            len(unused),
+            objective=fit.objective if fit else None,
+            guide_learns=not all(map(session.pair.is_of_model, named)),
+            summed=bool(session.layout.enumerated),
+        )
         stopped = fit is None or fit.best_epoch < fit.epochs  # early: it had ended
         ended = "" if stopped else still_training(fit.history, fit.objective)
         asked = Asked(session, gathered.residuals, unused, facts, ended)
@@ -190,6 +201,8 @@ def diagnose(
         else:
             causes = dict.fromkeys(unused, asked.plain(cause, found.mutual))
     faults = _overfitting(gathered, train, evaluation, fit)
+    if ended and not unused:
+        faults["still training"] = f"The training had not ended: {ended}; train for longer."
     if main_cause(causes).name not in (
         "identical rows",
         "constant posterior",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from ppl_vae.likelihoods import Gaussian
 from ppl_vae.models import ProbabilisticPCA
+from ppl_vae.objectives import ELBO, Controller, LinearWarmup, Objective, TargetRate
 from ppl_vae.pairs import Program
 
 EPOCHS = 200
@@ -30,6 +32,9 @@ class Facts:
         epochs: How many epochs it was trained for; None if that is not known.
         rate: The mean rate, nats per row.
         unused: How many dimensions are not used.
+        objective: What was maximized, if that is known.
+        guide_learns: Whether the guide has parameters.
+        summed: Whether the model sums latents out, which have no KL that beta could weight.
     """
 
     model: Program
@@ -38,6 +43,9 @@ class Facts:
     epochs: int | None
     rate: float
     unused: int
+    objective: Objective | None = None
+    guide_learns: bool = True
+    summed: bool = False
 
     @property
     def length(self) -> int:
@@ -48,39 +56,72 @@ class Facts:
 def what_to_type(cause: str, facts: Facts) -> tuple[str, tuple[str, ...]]:
     """A line of Python and options of the command line against a cause; empty if there is nothing to type."""
     made = _MAKERS.get(cause)
-    return ("", ()) if made is None else made(facts)
+    if made is None or (facts.summed and cause in _OF_BETA):
+        return "", ()
+    return made(facts)
 
 
-def _fit(facts: Facts, beta: str = "") -> str:
-    weight = beta or ("" if facts.beta == 1 else f"{facts.beta:g}")
-    objective = f"objective=ppl_vae.objectives.ELBO(beta={weight}), " if weight else ""
-    return f"ppl_vae.fit(model, guide, x, {objective}max_epochs={facts.length})"
+_OF_BETA = ("large beta", "strong decoder", "local optimum", "ignored latent")
+
+
+def _fit(facts: Facts, beta: Any = None) -> str:
+    return f"ppl_vae.fit(model, guide, x, {_objective(facts, beta)}max_epochs={facts.length})"
+
+
+def _objective(facts: Facts, beta: Any = None) -> str:
+    """The argument that names the objective, with another beta; empty if it is the default one."""
+    given = facts.objective or ELBO(beta=facts.beta)
+    wanted = given if beta is None else replace(given, beta=beta)
+    code = _as_code(wanted) or _as_code(
+        ELBO(beta=wanted.beta)
+    )  # one of the user's own has another name
+    return "" if wanted == ELBO() or not code else f"objective={code}, "
+
+
+def _as_code(value: Any) -> str:
+    """An objective or a schedule of ours as an expression; empty if it is something else."""
+    if not is_dataclass(value):
+        return repr(value)
+    if not type(value).__module__.startswith("ppl_vae.objectives"):
+        return ""
+    parts = []
+    for each in fields(value):
+        own = getattr(value, each.name)
+        if own != each.default:
+            parts.append(f"{each.name}={_as_code(own)}")
+    return f"ppl_vae.objectives.{type(value).__name__}({', '.join(parts)})"
 
 
 def _longer(facts: Facts) -> tuple[str, tuple[str, ...]]:
+    warm = 0 if facts.objective is None else math.ceil(facts.objective.warmup_epochs)
+    length = max(facts.length, 2 * warm)
+    code = f"ppl_vae.fit(model, guide, x, {_objective(facts)}max_epochs={length})"
     if facts.epochs is None:
-        return _fit(facts), ()
-    return _fit(facts), ("resume", "--max_epochs", str(max(10, 3 * facts.epochs)))
+        return code, ()
+    return code, ("resume", "--max_epochs", str(max(10, 3 * facts.epochs, 2 * warm)))
 
 
 def _refit(facts: Facts) -> tuple[str, tuple[str, ...]]:
-    if isinstance(facts.guide, nn.Module) and not any(True for _ in facts.guide.parameters()):
+    if not facts.guide_learns:
         return "", ()
-    objective = (
-        "" if facts.beta == 1 else f"objective=ppl_vae.objectives.ELBO(beta={facts.beta:g}), "
-    )
+    held = facts.beta if isinstance(getattr(facts.objective, "beta", 1), Controller) else None
+    objective = _objective(facts, held)
     code = f"ppl_vae.refit_guide(model, guide, x, {objective}max_epochs={facts.length})"
     return code, ("refit",)
 
 
 def _lower_beta(facts: Facts) -> tuple[str, tuple[str, ...]]:
-    return _with_new_weights(facts, _fit(facts, "1")), ("train", "--objective.beta", "1")
+    if isinstance(getattr(facts.objective, "beta", 1), Controller):
+        return _target(facts)
+    return _with_new_weights(facts, _fit(facts, 1.0)), ("train", "--objective.beta", "1")
 
 
 def _warm_up(facts: Facts) -> tuple[str, tuple[str, ...]]:
-    half = max(1, facts.length // 2)
-    code = _fit(facts, f"ppl_vae.objectives.LinearWarmup(epochs={half})")
-    options = ("--objective.beta", "LinearWarmup", "--objective.beta.epochs", str(half))
+    half, end = max(1, facts.length // 2), min(1.0, facts.beta) or 1.0
+    code = _fit(facts, LinearWarmup(epochs=half, end=end))
+    # All arguments: those of another class may be in the run's config.yaml.
+    options = ["--objective.beta", "LinearWarmup", "--objective.beta.epochs", str(half)]
+    options += ["--objective.beta.start", "0", "--objective.beta.end", f"{end:g}"]
     return code, ("train", *options)
 
 
@@ -99,8 +140,9 @@ def _with_new_weights(facts: Facts, code: str) -> str:
 
 def _target(facts: Facts) -> tuple[str, tuple[str, ...]]:
     nats = round(facts.rate + PER_DIMENSION * facts.unused, 1)
-    code = _fit(facts, f"ppl_vae.objectives.TargetRate(nats={nats:g})")
-    return code, ("train", "--objective.beta", "TargetRate", "--objective.beta.nats", f"{nats:g}")
+    code = _fit(facts, TargetRate(nats=nats))
+    options = ["--objective.beta", "TargetRate", "--objective.beta.nats", f"{nats:g}"]
+    return code, ("train", *options, "--objective.beta.start", "1")
 
 
 def _learn_noise(facts: Facts) -> tuple[str, tuple[str, ...]]:

@@ -28,6 +28,7 @@ FEWEST_EVENTS = 5.0
 """Variance of a number, summed over all rows, below which its residuals tell nothing."""
 
 _VALUES = 2**24  # how many standardized numbers are kept, about
+_LEAST = 1e-9  # of beta
 _SHUFFLES = 3
 _NATURAL = (Bernoulli, Binomial, Poisson)  # their score in natural parameters is x less its mean
 _EXACTLY = 1000  # the size up to which all eigenvalues are found
@@ -60,8 +61,8 @@ class Residuals:
     so it pays if and only if an eigenvalue l of the covariance of $F^{-1/2} s$ exceeds beta. In a linear normal
     decoder that is the condition l_i > beta sigma^2 (Lucas et al., *Don't Blame the ELBO!*,
     arXiv:1911.02469), and the gain is $\beta (l / \beta - 1 - \log (l / \beta)) / 2$ nats. For Bernoulli,
-    binomial and Poisson numbers, s is x less its mean, and F the variance; for other likelihoods that state
-    both, x less its mean in units of the standard deviation stands for $F^{-1/2} s$.
+    binomial and Poisson numbers, s is x less its mean, and F the variance; for normal ones $F^{-1/2} s$ is x
+    less its mean in units of the noise. Other likelihoods are not judged.
 
     By chance, the largest eigenvalue of n rows of D numbers is $(1 + \sqrt{D / n})^2$ (Marchenko and Pastur),
     and more if the numbers have heavy tails, as rows show whose numbers are shuffled one by one.
@@ -70,6 +71,7 @@ class Residuals:
     def __init__(self) -> None:
         self._unknown = ""
         self._normal = True
+        self._sites = 0
         self._left: list[Tensor] = []
         self._explained: list[Tensor] = []
         self._variances: list[Tensor] = []
@@ -82,10 +84,11 @@ class Residuals:
         nodes = rows.model_trace.nodes
         sites = [nodes[name] for name in layout.observed if not _is_told(nodes[name])]
         for site in sites:
-            self._unknown = self._unknown or _why_unknown(rows, layout, site)
+            self._unknown = self._unknown or _why_unknown(layout, site)
         if self._unknown or not sites:
             self._unknown = self._unknown or "the model observes nothing that it explains"
             return
+        self._sites = len(sites)
         parts = [_of_site(rows, layout, site) for site in sites]
         left, explained, variance = (
             torch.cat(of, -1) for of in zip(*(p[:3] for p in parts), strict=True)
@@ -129,7 +132,7 @@ class Residuals:
         edge = _by_chance(left)
         spectrum = Spectrum(_eigenvalues(left, unused), edge)
         if spectrum.paying(beta):
-            return Verdict("local optimum" if beta <= 1 else "large beta", spectrum.says(beta))
+            return Verdict("local optimum", spectrum.says(beta))
         rest, free = left, size
         if self._normal:
             used = _directions(explained, 0.01)
@@ -161,12 +164,16 @@ class Residuals:
             share = (total - float(values[:count].sum())) / (free - count)
             if share <= 0 or _pays(float(values[count - 1]) / share, edge):
                 sigma = math.sqrt(self._noise / self._rows)
-                best = sigma * math.sqrt(max(share, 0.0))
+                best: float | None = sigma * math.sqrt(max(share, 0.0))
                 left = sigma * math.sqrt(total / free)
+                more = f"{count} more dimension{'s' if count > 1 else ''} would pay"
                 evidence = (
                     f"the noise is {sigma:.3g} and what is left of the data {left:.3g}; with noise of "
-                    f"{best:.3g}, {count} more dimension{'s' if count > 1 else ''} would pay"
+                    f"{best:.3g}, {more}"
                 )
+                if self._sites > 1:  # each has a noise of its own
+                    best = None
+                    evidence = f"with {math.sqrt(max(share, 0.0)):.2g} times the noise, {more}"
                 # If it is at its optimum nevertheless, beta is the cause.
                 at_optimum = abs(self._squares / self._rows - 1) < 0.02
                 if beta > 1 and at_optimum:
@@ -189,7 +196,7 @@ class Spectrum:
 
     def paying(self, beta: float) -> int:
         """How many further dimensions would pay for their KL, under a weight of it."""
-        return sum(_pays(float(value) / beta, self.edge) for value in self.values)
+        return sum(_pays(float(value) / max(beta, _LEAST), self.edge) for value in self.values)
 
     def says(self, beta: float, trained: float | None = None) -> str:
         """The numbers, in words, under a weight of the KL; and under another one with which it was trained."""
@@ -201,7 +208,7 @@ class Spectrum:
         )
         if not count:
             return text
-        nats = beta * _gain(top / beta)
+        nats = beta * _gain(top / beta) if beta > _LEAST else top / 2
         more = "one more dimension" if count == 1 else f"{count} more dimensions"
         at = "" if trained is None else f" at beta = {beta:g}, and none at {trained:g}"
         return f"{text}: {more} would pay{at}, the first with {nats:.2g} nats"
@@ -222,22 +229,20 @@ def _is_told(site: Site) -> bool:
     return isinstance(innermost(site["fn"]), Given | Revealed) or is_factor(site)
 
 
-def _why_unknown(rows: RowDensities, layout: Layout, site: Site) -> str:
+def _why_unknown(layout: Layout, site: Site) -> str:
     """Why the residuals at a site say nothing; empty if they do."""
-    samples, n = rows.log_guide.shape
     fn = elementwise(site["fn"])
     if not bool(present(site).all()):
         return "the data are masked"
     if fn is None or (fn.has_enumerate_support and not isinstance(fn, _NATURAL)):
         return "the likelihood has no mean and noise for each number"
     # An enumerated latent gives x one mean for each of its values.
-    if not layout.vectorizes or site["fn"].batch_shape.numel() > samples * n:
+    if not layout.vectorizes or len(site["fn"].batch_shape) > layout.nesting + 1:
         return "the model cannot be run on many draws at once, or enumerates a latent"
-    try:
-        known = bool(fn.mean.isfinite().all() & fn.variance.isfinite().all())
-    except (NotImplementedError, AttributeError):
-        known = False
-    return "" if known else "the likelihood states no mean and variance"
+    if not isinstance(fn, Normal | Bernoulli | Binomial | Poisson):
+        return "the likelihood is neither normal nor one of bits or counts"
+    finite = bool(fn.mean.isfinite().all() & fn.variance.isfinite().all())
+    return "" if finite else "the likelihood has no finite mean and variance"
 
 
 def _of_site(rows: RowDensities, layout: Layout, site: Site) -> tuple[Tensor, ...]:

@@ -1,0 +1,239 @@
+"""What a diagnosis says to type: lines that run as they are, and keep what the pair was trained with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ppl_vae
+from ppl_vae import diagnose
+from ppl_vae.checks import opened
+from ppl_vae.diagnosis import Diagnosis
+from ppl_vae.diagnosis.decoder import models_dependencies
+from ppl_vae.diagnosis.remedies import Facts, what_to_type
+from ppl_vae.guides import MeanField
+from ppl_vae.models import VAE
+from ppl_vae.networks import MLP
+from ppl_vae.objectives import (
+    ELBO,
+    ImportanceWeightedELBO,
+    LinearWarmup,
+    Objective,
+    SemiSupervisedELBO,
+    TargetRate,
+)
+
+FACTS = Facts(None, None, 1.0, 30, 2.0, 3)  # type: ignore[arg-type]
+RUN = "ppl_vae.fit(model, guide, x, {}max_epochs=200)"
+
+
+def typed(cause: str, **facts: Any) -> str:
+    return what_to_type(cause, replace(FACTS, **facts))[0]
+
+
+def options(cause: str, **facts: Any) -> str:
+    return " ".join(what_to_type(cause, replace(FACTS, **facts))[1])
+
+
+def test_the_objective_is_kept() -> None:
+    """With another beta, where that is the remedy."""
+    objective: Objective = SemiSupervisedELBO(classification=5.0)
+    named = "objective=ppl_vae.objectives.SemiSupervisedELBO(classification=5.0), "
+    assert typed("constant posterior", objective=objective) == RUN.format(named)
+    objective = ImportanceWeightedELBO(num_particles=7, beta=4.0)
+    named = "objective=ppl_vae.objectives.ImportanceWeightedELBO(num_particles=7), "
+    assert typed("large beta", objective=objective, beta=4.0) == RUN.format(named)
+    objective = ELBO(free_bits=0.5)
+    warm = "ppl_vae.objectives.LinearWarmup(epochs=100)"
+    named = f"objective=ppl_vae.objectives.ELBO(beta={warm}, free_bits=0.5), "
+    assert typed("local optimum", objective=objective) == RUN.format(named)
+    assert typed("constant posterior") == RUN.format("")
+
+    class Own(Objective):
+        def __call__(self, *given: Any) -> Any: ...
+
+    named = "objective=ppl_vae.objectives.ELBO(beta=2.0), "
+    assert typed("constant posterior", objective=Own(beta=2.0), beta=2.0) == RUN.format(named)
+
+
+def test_a_training_goes_on_to_the_end_of_its_schedule() -> None:
+    warming = ELBO(beta=LinearWarmup(epochs=300))
+    line = typed("still training", objective=warming, epochs=3, beta=0.01)
+    beta = "ppl_vae.objectives.LinearWarmup(epochs=300)"
+    named = f"objective=ppl_vae.objectives.ELBO(beta={beta})"
+    assert line == f"ppl_vae.fit(model, guide, x, {named}, max_epochs=600)"
+    assert options("still training", objective=warming, epochs=3) == "resume --max_epochs 600"
+
+
+def test_a_small_beta_is_not_raised() -> None:
+    assert "LinearWarmup(epochs=100, end=0.25)" in typed("local optimum", beta=0.25)
+    assert options("local optimum", beta=0.25).endswith("--objective.beta.end 0.25")
+
+
+def test_options_of_another_class_are_replaced() -> None:
+    """config.yaml may hold the start of a controller, or of a schedule."""
+    assert "--objective.beta.start 0 --objective.beta.end 1" in options("local optimum")
+    assert options("strong decoder").endswith("--objective.beta.nats 3.5 --objective.beta.start 1")
+
+
+def test_under_a_controller_another_target_is_given() -> None:
+    controlled = ELBO(beta=TargetRate(nats=2.0))
+    assert "TargetRate(nats=3.5)" in typed("large beta", objective=controlled, beta=16.35)
+    refit = typed("lagging guide", objective=controlled, beta=16.35)
+    assert "objective=ppl_vae.objectives.ELBO(beta=16.35)" in refit
+
+
+def test_nothing_is_typed_where_nothing_would_run() -> None:
+    assert what_to_type("local optimum", replace(FACTS, summed=True)) == ("", ())
+    assert what_to_type("lagging guide", replace(FACTS, guide_learns=False)) == ("", ())
+    assert what_to_type("surplus dimensions", FACTS) == ("", ())
+
+
+def collapsed(p: Any) -> tuple[Any, Any]:
+    """A pair whose decoder ignores z, with this distribution of the data, and with the prior as its guide."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor(0.0))
+
+        def forward(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+                pyro.sample("x", p(0 * self.weight * z[..., :1], x).to_event(1), obs=x)
+
+    class Guide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.slope = nn.Parameter(torch.tensor(0.0))
+
+        def forward(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                loc = 1e-4 * x.reshape(len(x), -1)[:, :2].clamp(-1, 1) + self.slope
+                pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+    return Model(), Guide()
+
+
+def generated(kind: str) -> Tensor:
+    """Data of this kind with a strong factor."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(200, 1, generator=generator) * torch.ones(6)
+    logits = logits + torch.randn(200, 6, generator=generator)
+    if kind in ("one-hot", "dirichlet", "multinomial"):
+        logits = logits.reshape(200, 2, 3) * torch.tensor([1.0, 0.0, -1.0])
+        if kind == "one-hot":
+            return nn.functional.one_hot(logits.argmax(-1), 3).float()
+        return logits.softmax(-1) if kind == "dirichlet" else (4 * logits.softmax(-1)).round()
+    return logits.exp() if kind == "positive" else logits
+
+
+def of_six(z: Tensor) -> Tensor:
+    return z.expand(*z.shape[:-1], 6)
+
+
+def of_categories(z: Tensor) -> Tensor:
+    return z.unsqueeze(-1).expand(*z.shape[:-1], 2, 3)
+
+
+KINDS: dict[str, tuple[Any, str]] = {
+    "one-hot": (lambda z, x: dist.OneHotCategorical(logits=of_categories(z)), "ignored latent"),
+    "dirichlet": (lambda z, x: dist.Dirichlet(of_categories(z) + 1), "ignored latent"),
+    "student": (lambda z, x: dist.StudentT(3.0, of_six(z), 1.0), "ignored latent"),
+    "positive": (lambda z, x: dist.LogNormal(of_six(z), 1.0), "ignored latent"),
+    "normal": (lambda z, x: dist.Normal(of_six(z), 1.0), "local optimum"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:beta warms up for")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_collapsed_pair_of_any_likelihood_gets_a_cause(kind: str) -> None:
+    p, cause = KINDS[kind]
+    x = generated(kind)
+    model, guide = collapsed(p)
+    found = diagnose(model, guide, x, seed=0)
+    assert found.cause == cause
+    with opened(model, guide, x, seed=0, progress=False) as session:
+        assert models_dependencies(session) is False
+    runs(found, model, guide, x)
+
+
+def runs(found: Diagnosis, model: Any, guide: Any, x: Any) -> None:
+    """Types each line, with few epochs."""
+    for cause in found.causes.values():
+        code = cause.code.replace(f"max_epochs={FACTS.length}", "max_epochs=1")
+        exec(code, {"ppl_vae": ppl_vae, "torch": torch, "model": model, "guide": guide, "x": x})
+
+
+def test_a_beta_of_zero() -> None:
+    model, guide = collapsed(KINDS["normal"][0])
+    found = diagnose(model, guide, generated("normal"), beta=0.0, seed=0)
+    assert found.cause == "local optimum"
+
+
+def test_a_decoder_that_reads_x_beside_labels() -> None:
+    """The data come second; what is called first is no data, whatever the density makes of it."""
+
+    def guide(c: Tensor, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0 * x[:, :2], 1.0).to_event(1))
+
+    def model(c: Tensor, x: Tensor, reads: bool = False) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            before = torch.cat([0 * x[:, :1], x[:, :-1]], 1) if reads else 0 * x
+            mean = before + (c[:, :1] * c[:, 1:]).sin() + 0 * z[..., :1]
+            pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
+
+    c, x = torch.randn(50, 2), generated("normal")[:50]
+    for reads in (False, True):
+        with opened(lambda c, x, r=reads: model(c, x, r), guide, (c, x), seed=0) as session:
+            assert models_dependencies(session) is reads
+
+
+def test_pixels_in_a_plate_are_judged() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-2):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            with pyro.plate("pixels", 6, dim=-1):
+                pyro.sample("x", dist.Normal(0 * z[..., 0], 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-2):
+            pyro.sample("z", dist.Normal(0 * x[:, :1].unsqueeze(-1), 1.0).to_event(1))
+
+    found = diagnose(model, guide, generated("normal"), seed=0)
+    assert found.cause == "local optimum"
+    assert not any("not known" in note for note in found.notes)
+
+
+def test_an_unfinished_training_is_told_although_all_dimensions_are_used() -> None:
+    torch.manual_seed(0)
+    model, guide = VAE((6,), 1, MLP((8,))), MeanField((6,), 1, MLP((8,)))
+    x = (generated("normal") > 0).float()
+    fitted = ppl_vae.fit(model, guide, x, max_epochs=6, batch_size=5, learning_rate=0.01, seed=0)
+    found = diagnose(model, guide, x, fit=fitted, seed=0)
+    assert found.active_units == 1
+    assert found.faults["still training"].startswith("The training had not ended: after 6 epochs")
+
+
+def test_the_rate_bounds_nothing_under_a_prior_of_each_label() -> None:
+    """p(z | y) = N(5 y, 1), and the guide is that prior: the rate is 0, and z tells y."""
+
+    def program(x: Tensor, y: Tensor, model: bool = True) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(5.0 * y, 1.0))
+            if model:
+                pyro.sample("x", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1), obs=x)
+
+    x, y = torch.randn(300, 2), torch.arange(300) % 3
+    found = diagnose(program, lambda x, y: program(x, y, False), (x, y), seed=0)
+    low, high = found.information_bounds
+    assert low < high
+    assert high > 1.0
