@@ -40,7 +40,7 @@ SMALL = dict(
     )
 )
 STUB = '''
-"""In the place of `ppl-vae train`: a checkpoint every tenth of a second, and results at the end."""
+"""In the place of `ppl-vae train`: a checkpoint every 50 ms, and results at the end."""
 import json, os, signal, sys, threading, time
 from pathlib import Path
 
@@ -68,7 +68,7 @@ try:
             sys.exit("ppl-vae: error: it does not fit")
         if options.get("learning_rate") == "0.25":
             os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(0.1)
+        time.sleep(0.05)
         (folder / "checkpoints" / f"step-{step:03}.safetensors").write_text("")
 except KeyboardInterrupt:
     sys.exit("ppl-vae: interrupted")
