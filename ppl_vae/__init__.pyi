@@ -17,6 +17,7 @@ from . import (
     runs as runs,
     runtime as runtime,
     stats as stats,
+    sweeps as sweeps,
     tasks as tasks,
     training as training,
 )

@@ -17,7 +17,7 @@ FLOORS = [
     {"_version", "_moved", "runtime"},
     {"stats", "data", "networks", "distributions", "pairs"},
     {"likelihoods", "objectives", "runs", "guides"},
-    {"checks", "capture", "models"},
+    {"checks", "capture", "models", "sweeps"},
     {"training", "em", "evaluation"},
     {"diagnosis", "rate_distortion", "tasks"},
     {"plots"},

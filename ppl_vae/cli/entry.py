@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from ppl_vae._version import __version__
-from ppl_vae.cli.known import with_suited
-from ppl_vae.cli.light import LightParser, command_parser
+from ppl_vae.cli.light import LightParser
 from ppl_vae.cli.mistakes import UsageError, shortened
 from ppl_vae.cli.options import COMMANDS
 from ppl_vae.cli.output import OutputError, finish_output, say, show, silence_output, warn
+from ppl_vae.cli.parsing import parsed
 from ppl_vae.cli.rc_files import ignored_here
 from ppl_vae.runs import plain
 from ppl_vae.runtime import progress_in_lines, safe_children
@@ -136,20 +136,8 @@ def _run(arguments: list[str]) -> int:
     if command not in COMMANDS:
         _root_parser().check(arguments)
         return 0
-    light = command_parser(command)
-    own = light.with_whole_numbers(arguments[1:])
-    own = with_suited(command, own) if command in ("train", "refit") else own
-    light.check(own)
-    from ppl_vae.cli.parser import make_parser  # from here on with torch
-
-    parser = make_parser(command, own)
-    try:
-        given = parser.parse_args(own, defaults=False)
-    except argparse.ArgumentError as error:
-        if not re.search(r"<class 'int'>\. Got value: \d+\.0\b", str(error)):
-            raise
-        given = parser.parse_args(light.with_whole_numbers(own, below=True), defaults=False)
-    module = command if command in ("train", "em", "refit") else "run_commands"
+    parser, given = parsed(command, arguments[1:])
+    module = command if command in ("train", "em", "refit", "sweep") else "run_commands"
     run = getattr(importlib.import_module(f"ppl_vae.cli.{module}"), command)
     with progress_in_lines(say):
         return int(run(parser, given))

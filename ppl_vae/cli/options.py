@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "train a model/guide pair, evaluate and diagnose it, draw pictures",
     "em": "fit a model with closed forms by EM: a mixture, factor analysis, ...",
     "refit": "train a new guide for the model of a run, which stays as it is",
+    "sweep": "train for many options and seeds, on all cores or a cluster: table and pictures",
     "evaluate": "ELBO, rate, distortion and log p(x) of a run's test rows",
     "gaps": "where a run's bound is lost: approximation gap and amortization gap",
     "diagnose": "which latent dimensions a run uses, and why not the others",
@@ -192,6 +193,28 @@ def _refit(options: Options) -> None:
     _add_training(options)
 
 
+def _sweep(options: Options) -> None:
+    what = (
+        "YAML file: `base` has options of `ppl-vae train` that all runs share, `grid` lists of values, "
+        "`list` single points; docs/sweep.md explains it"
+    )
+    options.add_argument("spec", type=str, metavar="SPEC", help=what)
+    what = (
+        "folder of the sweep, in which each run has its own (default: runs/, with the name of SPEC)"
+    )
+    options.add_argument("--sweep_dir", type=str, metavar="DIR", help=what)
+    what = "run on a cluster of dask.distributed that is there, tcp://HOST:PORT (default: on this machine)"
+    options.add_argument("--scheduler", type=str, metavar="ADDRESS", help=what)
+    what = "runs at a time on this machine (default: so many that each core is used once)"
+    options.add_argument("--workers", type=int, metavar="N", help=what)
+    what = (
+        "threads of torch in each run (default: cores / workers; on a cluster, those of its worker)"
+    )
+    options.add_argument("--threads", type=int, metavar="N", help=what)
+    _add_flag(options, "--dry_run", "print the runs and their commands, and stop")
+    _add_flag(options, "--retry_failed", "run again what has failed")
+
+
 def _evaluate(options: Options) -> None:
     _add_run(options)
     _add_estimator(
@@ -258,6 +281,7 @@ _DESCRIPTIONS: dict[str, Callable[[Options], None]] = {
     "train": _train,
     "em": _em,
     "refit": _refit,
+    "sweep": _sweep,
     "evaluate": _evaluate,
     "gaps": _gaps,
     "diagnose": _diagnose,

@@ -21,3 +21,4 @@ from .samples import (
     traversals as traversals,
     worst_reconstructions as worst_reconstructions,
 )
+from .sweep import sweep_metrics as sweep_metrics, sweep_plane as sweep_plane

@@ -182,8 +182,9 @@ def _bars(axes: Axes, where: Floats, color: str) -> None:
 
 def _limit(axes: Axes, where: Floats, entropy: float | None) -> tuple[float, float]:
     """Sets the limits of both axes, and gives the right and the upper one."""
-    x, y = where[:, 0], where[:, 1]
-    ends = [*x, *([] if entropy is None else [entropy])]
+    x, y, x_bar, y_bar = where.T * [[1], [1], [2], [2]]
+    y = np.concatenate([np.maximum(y - y_bar, np.minimum(y, 0)), y + y_bar])
+    ends = [*(x - x_bar), *(x + x_bar), *([] if entropy is None else [entropy])]
     low, high = min(ends), max(ends)
     width = (high - low) or max(1.0, abs(high))
     left = 0.0 if 0 <= low < 0.2 * high else low - 0.06 * width

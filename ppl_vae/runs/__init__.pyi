@@ -16,12 +16,15 @@ from .contents import (
     CHECKPOINTS as CHECKPOINTS,
     CONFIG as CONFIG,
     DIAGNOSIS as DIAGNOSIS,
+    ERROR as ERROR,
     EVALUATION as EVALUATION,
     GAPS as GAPS,
+    LOG as LOG,
     METRICS as METRICS,
     PLOTS as PLOTS,
     POSTERIOR as POSTERIOR,
     SAMPLES as SAMPLES,
+    SWEPT as SWEPT,
     TENSORBOARD as TENSORBOARD,
     WEIGHTS as WEIGHTS,
 )
@@ -44,7 +47,7 @@ from .location import (
     is_of_a_run as is_of_a_run,
     run_around as run_around,
 )
-from .lock import LockedError as LockedError
+from .lock import Lock as Lock, LockedError as LockedError
 from .messages import plain as plain
 from .names import import_by_name as import_by_name, public_name as public_name
 from .netcdf import WEIGHTS_KEY as WEIGHTS_KEY, as_netcdf as as_netcdf

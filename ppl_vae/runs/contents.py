@@ -26,6 +26,15 @@ TENSORBOARD = "tensorboard"
 SAMPLES = "samples.png"
 """Where `ppl-vae sample` draws if no other file is named. It stays if the run is replaced."""
 
+SWEPT = "sweep.json"
+"""What a sweep knows of a run that it has started: options, state, seconds."""
+
+LOG, ERROR = "log.txt", "error.txt"
+"""What a run of a sweep has printed, and why it failed."""
+
+BESIDE = (SWEPT, LOG, ERROR)
+"""What a sweep writes into the folder of a run. It stays if the run is replaced."""
+
 OF_A_RUN = (
     *(CONFIG, CHECKPOINTS, WEIGHTS, METRICS, EVALUATION, DIAGNOSIS, ANNEALED, GAPS, POSTERIOR),
     *(PLOTS, TENSORBOARD, "evaluation.csv", "annealed.csv", "gaps.csv"),

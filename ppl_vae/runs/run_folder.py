@@ -10,11 +10,13 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from ppl_vae.runs.contents import (
+    BESIDE,
     CHECKPOINTS,
     CONFIG,
     METRICS,
     OF_A_RUN,
     PLOTS,
+    SWEPT,
     WEIGHTS,
     discard,
     has_checkpoints,
@@ -348,6 +350,8 @@ def require_free(path: Path, *, overwrite: bool) -> None:
         return
     finish_swap(path)
     others = {entry.name for entry in path.iterdir() if not is_temporary(entry.name)} - {*HIDDEN}
+    if SWEPT in others:
+        others -= {*BESIDE}
     is_run = (path / CONFIG).is_file() and is_of_ours(path)
     if others and not is_run and not _is_left(path, others):
         raise FileExistsError(

@@ -1,0 +1,7 @@
+"""Sweeps: the same training for many options and seeds, on several processes or machines."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
