@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor
 from ppl_vae.guides import SemiSupervised
 from ppl_vae.models import SemiSupervisedVAE
 from ppl_vae.networks import MLP
+from ppl_vae.pairs import PairError
 from ppl_vae.tasks import interpolate, traverse
 
 ENDS = torch.tensor([2.0, 3.0])
@@ -95,3 +98,43 @@ def test_a_style_is_the_one_given_the_most_probable_class() -> None:
     z[:, 1] = 0.0
     expected = pair[0].decode(z, classes).mean.detach()
     torch.testing.assert_close(traverse(*pair, x, 1, steps=3, seed=0)[:, 1], expected)
+
+
+def counted(one_hot: bool) -> tuple[Any, Any]:
+    """A class as a one-hot vector, or a count, of which z is the opposite as above."""
+
+    def index(y: Tensor) -> Tensor:
+        return y[..., 1] if one_hot else y
+
+    def prior(probability: Tensor) -> Any:
+        if one_hot:
+            return dist.OneHotCategorical(torch.stack([1 - probability, probability], -1))
+        return dist.Poisson(probability)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", prior(torch.tensor(0.5)))
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z * sign(index(y)), 0.1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", prior(torch.tensor(0.55)))
+            pyro.sample("z", dist.Normal(0.99 * x * sign(index(y)), 0.1))
+
+    return model, guide
+
+
+def test_a_one_hot_class_has_a_most_probable_value() -> None:
+    found = interpolate(*counted(one_hot=True), ENDS[:1], ENDS[1:], steps=3, seed=0)
+    torch.testing.assert_close(found, 0.99 * torch.tensor([[2.0, 2.5, 3.0]]))
+
+
+def test_a_count_that_is_given_needs_no_most_probable_value() -> None:
+    pair = counted(one_hot=False)
+    with pytest.raises(PairError, match="'y' is discrete: its most probable value is not known"):
+        interpolate(*pair, ENDS[:1], ENDS[1:], steps=3, seed=0)
+    given = {"y": torch.tensor([2.0])}
+    found = interpolate(*pair, ENDS[:1], ENDS[1:], steps=3, seed=0, given=given)
+    # z = 0.99 * 3 x given a count of 2, and x = 3 z of it.
+    torch.testing.assert_close(found, 9 * 0.99 * torch.tensor([[2.0, 2.5, 3.0]]))

@@ -56,6 +56,16 @@ def test_scikit_learns_checks(estimator: Any, check: Any) -> None:
     check(estimator)
 
 
+def test_arrays_that_are_not_writable() -> None:
+    """As those of a table are: torch would warn."""
+    fixed = X.astype(np.float32)
+    fixed.flags.writeable = False
+    found = PairTransformer(small_pair, max_epochs=1, random_state=0).fit(fixed)
+    codes = found.transform(fixed)
+    codes.flags.writeable = False
+    assert found.inverse_transform(codes).shape == fixed.shape
+
+
 def test_numbers_are_those_of_the_model() -> None:
     found = PairTransformer(exact_pair, max_epochs=1000, learning_rate=0.05, random_state=0).fit(X)
     model: Any = found.model_

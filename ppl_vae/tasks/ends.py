@@ -5,6 +5,7 @@ from __future__ import annotations
 import pyro.poutine as poutine
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from ppl_vae.checks import Session, opened
 from ppl_vae.pairs import (
@@ -27,7 +28,7 @@ from ppl_vae.pairs import (
     tensors_of,
     with_tensors,
 )
-from ppl_vae.runtime import preserve_random_state, seed_everything
+from ppl_vae.runtime import preserve_random_state, require_count, seed_everything
 from ppl_vae.tasks.encoding import (
     draws_for_means,
     means_of_latents,
@@ -64,6 +65,7 @@ def partners(
         >>> partners(model, guide, (x, torch.tensor([1, 0, 0, 1])), 2)
         (tensor([1, 0]), tensor([2, 3]))
     """
+    require_count("num", num)
     with opened(model, guide, x, seed=seed, progress=False) as session:
         means = posterior_centers(session, "rows of a kind")
         rows = session.batches.rows
@@ -112,16 +114,23 @@ def posterior_centers(
         names = ", ".join(f"'{name}'" for name in session.layout.discrete)
         raise PairError(f"{names} is discrete: there is no path between its values")
     parts: dict[str, list[Tensor]] = {}
-    draws = draws_for_means(session)
+    draws, done = draws_for_means(session), 0
     for chunk in session.chunks(session.rows_at_once(draws), label):
         rows = session.sample(chunk, draws)
         classes: dict[str, Tensor] = {}
         held: dict[str, Tensor] = {}
         for name in (n for n in rows.guide_trace.nodes if n in session.layout.discrete):
             site = rows.guide_trace.nodes[name]
-            classes[name] = _most_probable(site, means_of_latents(rows)[name])
+            try:
+                classes[name] = _most_probable(site, means_of_latents(rows)[name])
+            except PairError:
+                if name not in (given or {}):
+                    raise
+                there = (given or {})[name][done : done + num_rows(chunk)]
+                classes[name] = there.to(session.device)
             held[name] = _in_all_draws(rows, site, classes[name])
             rows = session.sample(chunk, draws, held)  # of what depends on it
+        done += num_rows(chunk)
         for name, mean in (means_of_latents(rows) | classes).items():
             if name not in (given or {}):
                 parts.setdefault(name, []).append(mean)
@@ -141,12 +150,14 @@ def _most_probable(site: Site, mean: Tensor) -> Tensor:
     """The most probable values of a discrete site with these means.
 
     Raises:
-        PairError: Its distribution is neither categorical nor Bernoulli.
+        PairError: Its distribution is neither categorical, one-hot, nor Bernoulli.
     """
     if is_categorical(site):
         return mean.argmax(-1)
     if isinstance(innermost(site["fn"]), torch.distributions.Bernoulli):
         return mean.round()
+    if isinstance(innermost(site["fn"]), torch.distributions.OneHotCategorical):
+        return one_hot(mean.argmax(-1), mean.shape[-1]).to(mean.dtype)
     raise PairError(f"'{site['name']}' is discrete: its most probable value is not known")
 
 

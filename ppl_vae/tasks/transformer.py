@@ -22,6 +22,7 @@ from ppl_vae.pairs import (
     PairError,
     Program,
     SomeArguments,
+    as_tensor,
     take_rows,
 )
 from ppl_vae.runtime import described, preserve_random_state
@@ -185,7 +186,7 @@ class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
                 f"rows: use ppl_vae.sample(fitted.model_, n{like}, given={{{given}}}, means=True), with a "
                 "value for each of n rows"
             )
-        z = torch.as_tensor(check_array(X, dtype=np.float32))
+        z = as_tensor(check_array(X, dtype=np.float32))
         if z.shape[1] != self._n_features_out:
             raise ValueError(
                 f"X has {z.shape[1]} latents per row, but the pair has {self._n_features_out}"
@@ -265,7 +266,7 @@ class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             )
         if labels.dtype.kind == "u":  # of which torch computes with few
             labels = labels.astype(np.int64)
-        return SomeArguments.at([0, place], [rows, torch.as_tensor(labels)])
+        return SomeArguments.at([0, place], [rows, as_tensor(labels)])
 
     def _rows(self, x: ArrayLike, reset: bool = False) -> torch.Tensor:
         """The rows as the pair takes them, `(n, *row_shape)`."""
@@ -278,7 +279,7 @@ class PairTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             raise ValueError(
                 f"X has {table.shape[1]} features, but row_shape = {shape} has {math.prod(shape)} numbers"
             )
-        return torch.as_tensor(table).reshape(-1, *shape)
+        return as_tensor(table).reshape(-1, *shape)
 
     def _row_shape(self) -> tuple[int, ...]:
         return (self.n_features_in_,) if self.row_shape is None else tuple(self.row_shape)

@@ -186,7 +186,8 @@ def _said(new: Sequence[str], number: int, epoch: int) -> str:
     few = ", ".join(itertools.islice(new, 3))
     more = f" and {len(new) - 3} more" if len(new) > 3 else ""
     have, each = ("has", "") if len(new) == 1 else ("have", " each")
-    whole = f"all {number} latent dimensions" if 1 < len(new) == number else f"{few}{more}"
+    every = "both latent dimensions" if number == 2 else f"all {number} latent dimensions"
+    whole = every if 1 < len(new) == number else f"{few}{more}"
     return (
         f"epoch {epoch}: {whole} {have} carried less than {COLLAPSED} nats{each} for {DEAD_EPOCHS} epochs; "
         "diagnose() and `ppl-vae diagnose` say why"
