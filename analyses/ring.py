@@ -113,7 +113,7 @@ def picture(model: VAE, test: Tensor, seed: int) -> Figure:
     drawn = sample(model, 500, seed=seed, progress=False)
     angle = torch.atan2(z[:, 1], z[:, 0]) / (2 * math.pi) % 1
     colors = hsv_to_rgb(np.stack([angle.numpy(), np.full(1500, 0.8), np.full(1500, 0.8)], 1))
-    figure = Figure(figsize=(12, 3.4), dpi=150, layout="constrained")
+    figure = Figure(figsize=(12, 3.4), dpi=110, layout="constrained")
     panels = figure.subplots(1, 4)
     scatter(panels[0], z, colors, "z ~ N(0, I)", 4.0)
     scatter(panels[1], mean, colors, "mean of p(x | z)", 1.7)
