@@ -42,7 +42,8 @@ def _kinds() -> dict[str, type[Any]]:
             ours_alone = name in ("Recipe", "Rebuildable")  # no users build them
             if inspect.isabstract(kind) or name.startswith("_") or ours_alone:
                 continue
-            if inspect.isclass(kind):
+            here = hasattr(face, "__path__") or getattr(kind, "__module__", "") == face.__name__
+            if inspect.isclass(kind) and here:  # not what a single file imports
                 found[name] = kind
     own = {n: k for n, k in found.items() if k.__module__.startswith("ppl_vae.")}
     own |= {"StepSize": StepSize, "GradientSteps": GradientSteps}

@@ -37,6 +37,7 @@ def elbo(programs: tuple[Any, Any], x: Any) -> Tensor:
 UNSIGNED = [torch.uint8, torch.uint16, torch.uint32, torch.uint64]
 
 
+@pytest.mark.filterwarnings("ignore:the 30 of 30 rows with a label do not train the classifier")
 @pytest.mark.parametrize("kind", ["conditional", "semi-supervised"])
 @pytest.mark.parametrize("dtype", [*UNSIGNED, torch.int8, torch.float32], ids=str)
 def test_labels_of_any_dtype_are_those_of_int64(dtype: torch.dtype, kind: str) -> None:

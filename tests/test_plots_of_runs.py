@@ -32,6 +32,7 @@ from ppl_vae.networks import MLP
 from ppl_vae.plots.run import is_standard_normal
 from ppl_vae.rate_distortion import linear_optimum
 from ppl_vae.stats import Estimate
+from ppl_vae.sweeps import METRICS as SWEPT, SweepTable, SweptPoint
 from ppl_vae.tasks import Outliers
 
 X = torch.randn(300, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -236,7 +237,30 @@ BOUNDS = [
 AT = linear_optimum([4.0, 1.0], 0.5, 1.0)
 
 
+def drawn(figure: Figure | None) -> Figure:
+    assert figure is not None
+    return figure
+
+
+def swept() -> SweepTable:
+    """Two guides at three weights of the KL, with three seeds each."""
+    return SweepTable(
+        [],
+        [
+            SweptPoint(
+                {"guide": guide, "objective.beta": beta},
+                {name: [beta + i, beta + i + 2.0, beta + i + 7.0] for i, name in enumerate(SWEPT)},
+                3,
+            )
+            for guide in ("A", "B")
+            for beta in (0.1, 1.0, 4.0)
+        ],
+    )
+
+
 PICTURES: dict[str, Callable[[], Figure]] = {
+    "sweep_metrics": lambda: drawn(plots.sweep_metrics(swept())),
+    "sweep_plane": lambda: drawn(plots.sweep_plane(swept())),
     "learning_curves": lambda: plots.learning_curves(HISTORY),
     "khat_histogram": lambda: plots.khat_histogram([0.1, 0.9, np.inf], 100),
     "bound_curves": lambda: plots.bound_curves({str(i): BOUNDS for i in range(7)}),

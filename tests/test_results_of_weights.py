@@ -237,7 +237,7 @@ def test_epochs_of_another_run_are_not_those_of_the_pair(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """diagnose takes the last beta from metrics.csv, which may be that of another run by then."""
-    with meanwhile("_last_beta", lambda: change_weights(run)):
+    with meanwhile("last_beta", lambda: change_weights(run)):
         assert command("diagnose", "run") == 1
     told = capsys.readouterr()
     assert "holds other weights" in told.err

@@ -50,7 +50,7 @@ def sweep_metrics(table: SweepTable) -> Figure | None:
         n for n in PANELS if any(p.values[n] and _number(p, n) for s in series.values() for p in s)
     ]
     rows = math.ceil(len(shown) / 2)
-    figure = Figure(figsize=(11, 1.2 + 2.6 * rows), dpi=150, layout="constrained")
+    figure = Figure(figsize=(10, 1.2 + 2.6 * rows), dpi=150, layout="constrained")
     panels = list(figure.subplots(rows, 2, sharex=True, squeeze=False).flat)
     for metric, axes in zip(shown, panels, strict=False):
         for place, (name, points) in enumerate(series.items()):
