@@ -77,13 +77,14 @@ class Asked:
         """A cause that the numbers alone show, with the mutual information."""
         unknown = information.missing
         evidence = {
-            "dead encoder": "no draw tells of its row, and the gradient of its density is that of all rows",
+            "dead encoder": "all rows have the same posterior, and the same gradient of its density",
             "constant posterior": f"z carries {max(0.0, information.mean):.2g} nats about x",
             "small means": "" if unknown else f"z carries {information.mean:.2g} nats about x",
         }
-        remedy = "compare posteriors of different rows, as the mutual information is not known"
-        named = name == "small means" and unknown
-        return self.cause(name, evidence.get(name, ""), remedy if named else None)
+        remedy = None
+        if name == "small means" and unknown:
+            remedy = "compare posteriors of different rows, as the mutual information is not known"
+        return self.cause(name, evidence.get(name, ""), remedy)
 
     def cause(self, name: str, evidence: str = "", remedy: str | None = None) -> Cause:
         """A cause with its texts."""
