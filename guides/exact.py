@@ -50,6 +50,17 @@ class Exact(Rebuildable, nn.Module):
         """Runs the guide on `x`, `(n, *data_shape)`, and whatever else the model is given."""
         sample_z(self.encode(x, *others), x.shape[0])
 
+    def is_posterior_of(self, model: object) -> bool:
+        """Whether this is the posterior of a model of the library, each of which is tested.
+
+        Then it leaves out no values of discrete latents, and `evaluate` can trust equal importance weights.
+
+        Args:
+            model: Any program.
+        """
+        own = type(model).__module__.startswith("ppl_vae.models.")
+        return own and getattr(self._posterior, "__self__", None) is model
+
     def encode(self, x: Tensor, *others: Tensor) -> dist.TorchDistribution:
         """q(z | x), of batch shape `(n,)`."""
         return self._posterior(x, *others)

@@ -11,7 +11,6 @@ from typing import Any
 from unittest.mock import patch
 
 import catalogue
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -181,7 +180,8 @@ OF_ROWS = ("prior_samples", "reconstructions", "worst_reconstructions")
         ("GaussianMixture", {"components", *OF_ROWS}),
         ("ProbabilisticPCA", {"interpolations", *OF_ROWS}),
         ("FactorAnalysis", {"interpolations", *OF_ROWS}),
-        ("MixtureOfPCA", {"prior_samples"}),  # it sums its components out
+        ("MixtureOfPCA", {*OF_ROWS}),  # it sums its components out
+        ("GaussianHMM", {*OF_ROWS}),  # a site for each step
     ],
 )
 def test_em_draws_what_the_model_makes_of_rows(
@@ -195,24 +195,6 @@ def test_em_draws_what_the_model_makes_of_rows(
     assert {file.name for file in (folder / "plots").iterdir()} == {f"{n}.png" for n in wanted}
     assert f"            {', '.join(sorted(wanted))}\n" in printed.out
     assert "not drawn" not in printed.err
-
-
-def test_em_draws_nothing_of_the_steps_of_a_chain(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(40, 5, 2)))
-    options = [
-        "--data",
-        str(tmp_path / "rows.npy"),
-        "--model",
-        "GaussianHMM",
-        "--model.states",
-        "2",
-    ]
-    folder = tmp_path / "run"
-    assert main(["em", *options, "--run_dir", str(folder), "--max_iterations", "3"]) == 0
-    assert [file.name for file in (folder / "plots").iterdir()] == ["learning_curve.png"]
-    assert "not drawn" not in capsys.readouterr().err
 
 
 def test_em_leaves_a_run_that_is_evaluated_exactly(

@@ -15,7 +15,6 @@ import pyro
 import pyro.poutine as poutine
 import torch
 import xarray as xr
-from pyro.infer import infer_discrete
 from torch import Tensor
 
 from ppl_vae._version import __version__
@@ -30,6 +29,7 @@ from ppl_vae.pairs import (
     Program,
     Substitute,
     as_args,
+    draw_jointly,
     num_rows,
     take_rows,
 )
@@ -249,12 +249,7 @@ def _draw_once(
 ) -> Groups:
     """One draw of the latents, one of the data if `predictive`, and the observed data."""
     pair, layout, args = session.pair, session.layouts.of(batch), as_args(batch)
-    guide_trace = poutine.trace(Substitute(shared)(pair.guide)).get_trace(*args)
-    replayed = poutine.replay(pair.model, trace=guide_trace)
-    if layout.enumerated:
-        # The guide leaves these sites out: they are drawn from their exact p(c | x, z).
-        replayed = infer_discrete(replayed, first_available_dim=-layout.nesting - 1, temperature=1)
-    posterior: dict[str, Any] = dict(poutine.trace(replayed).get_trace(*args).nodes)
+    posterior: dict[str, Any] = dict(draw_jointly(pair, layout, batch, shared).nodes)
     free = poutine.uncondition(pair.model) if predictive else pair.model
     free = Substitute(shared_prior)(free)
     prior: dict[str, Any] = dict(poutine.trace(free).get_trace(*args).nodes)

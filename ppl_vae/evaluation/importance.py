@@ -21,6 +21,7 @@ from ppl_vae.pairs import (
     DataLike,
     FiniteLatents,
     Layout,
+    Pair,
     Program,
     finite_latents,
     notes_on_discrete,
@@ -120,6 +121,7 @@ def _evaluate(
     points = _PointRows()
     with opened(model, guide, x, seed=seed, progress=progress) as session:
         finite = finite_latents(session.pair, session.layout, session.first)
+        known = _is_posterior(session.pair)
         _run_once(session)
         counts, conditions = ValueCounts(session), Conditions(session)
         rows, samples = session.chunk_sizes(num_samples * (1 if finite is None else finite.count))
@@ -133,15 +135,15 @@ def _evaluate(
         drawn: dict[str, None] = {}
         for chunk in session.chunks(rows, "evaluate"):
             layout, finite = sampler.discrete(chunk)
-            part = _evaluate_rows(sampler, chunk, num_samples, samples, layout, finite)
+            part = _evaluate_rows(sampler, chunk, num_samples, samples, layout, finite, known)
             if (
                 session.layouts.expected(chunk) is not layout
             ):  # of another kind than rows of its shapes before
                 layout, finite = sampler.discrete(chunk)
-                part = _evaluate_rows(sampler, chunk, num_samples, samples, layout, finite)
+                part = _evaluate_rows(sampler, chunk, num_samples, samples, layout, finite, known)
             if finite is not None:
                 summed.setdefault(layout.discrete, finite)
-            drawn |= dict.fromkeys(layout.discrete if finite is None else ())
+            drawn |= dict.fromkeys(layout.discrete if finite is None and not known else ())
             if points.add(layout, num_rows(chunk)):
                 for name in ("log_likelihood", "error", "ess", "khat"):
                     part[name] = torch.full_like(part[name], math.nan)
@@ -185,8 +187,9 @@ def _evaluate_rows(
     chunk: int,
     layout: Layout,
     finite: FiniteLatents | None,
+    known: bool,
 ) -> dict[str, Tensor]:
-    drawn = finite is None and bool(layout.discrete)
+    drawn = finite is None and bool(layout.discrete) and not known
     if finite is not None:
         chunk = max(1, chunk // finite.count)
     exact = finite is not None and finite.alone
@@ -217,6 +220,13 @@ def _evaluate_rows(
         "khat": khat.cpu(),
         "drawn": torch.full((num_rows(batch),), drawn),
     }
+
+
+def _is_posterior(pair: Pair) -> bool:
+    """Whether the guide is known to be the posterior of the model, as an `Exact` one of ours is."""
+    guide, model = (getattr(program, "program", program) for program in (pair.guide, pair.model))
+    says = getattr(guide, "is_posterior_of", None)
+    return callable(says) and bool(says(model))
 
 
 class _PointRows:

@@ -67,6 +67,7 @@ from .jacobians import (
     compare_jacobians as compare_jacobians,
     computed_latents as computed_latents,
 )
+from .joint_draws import draw_jointly as draw_jointly
 from .layout import (
     SAMPLES_PLATE as SAMPLES_PLATE,
     Layout as Layout,

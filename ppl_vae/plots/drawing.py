@@ -29,6 +29,9 @@ BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#8C8C8C"
 
 LARGE, MEDIUM = 17, 15
 
+LONGEST = 4
+"""How many times as long as wide a picture may be."""
+
 SHARES = (0.95, 0.5)
 """Probability mass inside each contour."""
 
@@ -174,8 +177,11 @@ def decode(decode_mean: Callable[[torch.Tensor], torch.Tensor], z: torch.Tensor)
 
 
 def is_picture(x: Floats) -> bool:
-    """Whether the rows of `x` are gray or RGB pictures."""
-    return x.ndim == 3 or (x.ndim == 4 and x.shape[1] in (1, 3))
+    """Whether the rows of `x` are gray or RGB pictures: no narrow strips, such as steps of two numbers."""
+    if x.ndim != 3 and not (x.ndim == 4 and x.shape[1] in (1, 3)):
+        return False
+    height, width = x.shape[-2:]
+    return max(height, width) <= LONGEST * min(height, width)
 
 
 def value_range(x: Floats) -> tuple[float, float]:

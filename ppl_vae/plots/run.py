@@ -143,9 +143,8 @@ def draw_rows(
 ) -> list[str]:
     """Draws what a pair makes of rows: those of the pictures of `draw_run` that need no diagnosis.
 
-    They are `reconstructions`, `worst_reconstructions`, `prior_samples` and `interpolations`. Left out without
-    a word is what has no meaning: paths between the values of discrete latents, E[x | z] of a model that sums
-    latents out, and all of them where each step of a Markov chain is a site of its own.
+    They are `reconstructions`, `worst_reconstructions`, `prior_samples` and `interpolations`. The last are left
+    out without a word where latents are discrete, between whose values there is no path, or summed out.
 
     Args:
         folder: The folder; it is made if it is not there. Pictures of the same names are replaced.
@@ -174,11 +173,7 @@ def draw_rows(
             layout = session.layout
     except Exception as error:  # the user's programs may raise anything; the results are safe
         return [*failed, f"no pictures of rows were drawn: {error}"]
-    if len(layout.observed) > len(tensors_of(x)):
-        return failed
-    if layout.enumerated:
-        draws = {"prior_samples": pictures.samples}
-    elif layout.discrete:
+    if layout.enumerated or layout.discrete:
         del draws["interpolations"]
     return [*failed, *_draw_into(folder, draws, weights)]
 
@@ -260,7 +255,7 @@ class _Pictures:
         discrete = discrete_latents(self.model, self.guide, row)
         moving = [i for i in kl.argsort(descending=True).tolist() if places[i][0] not in discrete]
         if not moving:
-            raise PairError(f"'{places[0][0]}' is discrete: there is no path between its values")
+            raise PairError(f"'{places[0][0]}' is discrete: there is no path between values")
         order = moving[:MOST_PATHS]
         paths: dict[int, Tensor] = {}
         for site in dict.fromkeys(places[i][0] for i in order):

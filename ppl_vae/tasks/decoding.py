@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ppl_vae.checks import Session, opened
-from ppl_vae.pairs import Batch, DataLike, Program, is_categorical, tensors_of
+from ppl_vae.pairs import Batch, DataLike, Program, draw_jointly, num_rows, tensors_of
 from ppl_vae.runtime import require_flags, require_samples
 from ppl_vae.tasks.arrays import as_given
-from ppl_vae.tasks.observed import data_site, drawn, expectation, require_drawn, tell
+from ppl_vae.tasks.observed import data_sites, tell
 
 
 def reconstruct(
@@ -27,8 +27,8 @@ def reconstruct(
 ) -> Any:
     """Rows as the pair sees them: the mean of E[x | z] over z ~ q(z | x).
 
-    It is the mean of the posterior predictive distribution, as far as the guide is right. Of categories, the
-    most probable ones.
+    It is the mean of the posterior predictive distribution, as far as the guide is right. Latents c that the
+    model sums out are drawn from p(c | x, z). Of categories, the most probable ones.
 
     Args:
         model: Pyro program of p(x, z).
@@ -39,7 +39,7 @@ def reconstruct(
             of the posterior predictive distribution. That is for distributions of x that state no mean, as
             those of an `AutoregressiveDecoder`.
         site: The observed site to reconstruct, if the model has several; by default the one with the shape of
-            the rows.
+            the rows, or those of their steps, `x_0`, `x_1`, ..., together.
         seed: Seed of the draws; None draws from torch's global generator.
         progress: Whether to show a progress bar; None shows it on a terminal.
 
@@ -47,8 +47,7 @@ def reconstruct(
         `(n, *event)`, a tensor, or a numpy array if `x` is no tensor.
 
     Raises:
-        PairError: The distribution of x states no mean, the model sums latents out, or the programs fail on the
-            rows.
+        PairError: The distribution of x states no mean, or the programs fail on the rows.
         ValueError: It is unclear which site is meant.
 
     Example:
@@ -62,7 +61,6 @@ def reconstruct(
     require_flags(means=means)
     parts = []
     with opened(model, guide, x, seed=seed, progress=progress) as session:
-        require_drawn(session)
         for chunk in session.chunks(session.rows_at_once(num_samples), "reconstruct"):
             parts.append(_reconstructed(session, chunk, num_samples, means, site).cpu())
     tell(session)
@@ -72,22 +70,21 @@ def reconstruct(
 def _reconstructed(
     session: Session, chunk: Batch, num_samples: int, means: bool, site: str | None
 ) -> Tensor:
-    rows = session.sample(chunk, num_samples)
-    layout, n = rows.layout, rows.log_guide.shape[1]
-    given = tensors_of(chunk)[0]
-    name = data_site(rows.model_trace, layout.observed, given, site)
-    found = rows.model_trace.nodes[name]
-    total = torch.zeros((), device=given.device)
-    # After a loop over samples, the trace is that of the last sample alone.
-    looped = num_samples > 1 and not layout.vectorizes
-    for _ in range(num_samples if looped else 1):
-        if looped:
-            found = session.sample(chunk, 1).model_trace.nodes[name]
-        at_once = 1 if looped else num_samples
+    layout, n = session.layouts.of(chunk), num_rows(chunk)
+    # Latents that the model sums out are drawn, too, for which there is no plate over samples.
+    at_once = num_samples if layout.vectorizes and not layout.enumerated else 1
+    total = torch.zeros((), device=session.device)
+    for _ in range(num_samples // at_once):
+        if layout.enumerated:
+            trace = draw_jointly(session.pair, layout, chunk)
+        else:
+            rows = session.sample(chunk, at_once)
+            trace, layout = rows.model_trace, rows.layout
+        found = data_sites(trace, layout.observed, tensors_of(chunk)[0], site)
         of_draws = (
-            expectation(name, found, layout, at_once, n)
+            found.expectation(trace, layout, at_once, n)
             if means
-            else drawn(found, layout, at_once, n)
+            else found.drawn(trace, layout, at_once, n)
         )
         total = total + of_draws.sum(0)
-    return total.argmax(-1) if is_categorical(found) else total / num_samples
+    return total.argmax(-1) if found.categorical(trace) else total / num_samples

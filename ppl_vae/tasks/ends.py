@@ -112,7 +112,8 @@ def posterior_centers(
         raise TypeError("a path starts at some rows: give them as one array, not as a loader")
     if not set(session.layout.latents) - {*session.layout.discrete}:
         names = ", ".join(f"'{name}'" for name in session.layout.discrete)
-        raise PairError(f"{names} is discrete: there is no path between its values")
+        says = "is discrete" if len(session.layout.discrete) == 1 else "are discrete"
+        raise PairError(f"{names} {says}: there is no path between values")
     parts: dict[str, list[Tensor]] = {}
     draws, done = draws_for_means(session), 0
     for chunk in session.chunks(session.rows_at_once(draws), label):

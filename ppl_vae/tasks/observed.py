@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pyro.distributions as dist
 import torch
@@ -26,29 +28,108 @@ class NoMeanError(PairError):
     """The distribution of an observed site states no mean."""
 
 
-def data_site(trace: Trace, observed: Sequence[str], x: Tensor, site: str | None) -> str:
-    """The name of the observed site that holds the rows.
+@dataclass(frozen=True)
+class DataSites:
+    """The observed site that holds the rows, or the sites of their steps, `x_0`, `x_1`, ...
+
+    Args:
+        names: The sites, in the order of the steps.
+        steps: Whether each is a step of the rows: the second dimension of these.
+    """
+
+    names: tuple[str, ...]
+    steps: bool = False
+
+    def __str__(self) -> str:
+        first, last = (f"'{self.names[i]}'" for i in (0, -1))
+        return first if len(self.names) == 1 else f"{first} to {last}"
+
+    def categorical(self, trace: Trace) -> bool:
+        """Whether the values are numbers of categories."""
+        return is_categorical(trace.nodes[self.names[0]])
+
+    def value(self, trace: Trace) -> Tensor:
+        """The values in a trace, `(n, *event)`."""
+        return self._whole([trace.nodes[name]["value"] for name in self.names], 1)
+
+    def expectation(self, trace: Trace, layout: Layout, num_samples: int, n: int) -> Tensor:
+        """E[x | z], `(num_samples, n, *event)`; of categories their probabilities, as `expectation` says.
+
+        Raises:
+            NoMeanError: The distribution states no mean.
+        """
+        each = [expectation(name, trace.nodes[name], layout, num_samples, n) for name in self.names]
+        return self._whole(each, 2)
+
+    def drawn(self, trace: Trace, layout: Layout, num_samples: int, n: int) -> Tensor:
+        """Draws of x, in the shape of their expectation."""
+        return self._whole(
+            [drawn(trace.nodes[name], layout, num_samples, n) for name in self.names], 2
+        )
+
+    def _whole(self, each: list[Tensor], dim: int) -> Tensor:
+        return torch.stack(each, dim) if self.steps else each[0]
+
+
+def data_sites(trace: Trace, observed: Sequence[str], x: Tensor, site: str | None) -> DataSites:
+    """The observed site that holds the rows, or those that hold their steps.
+
+    A model may observe the steps `x[:, 0]`, `x[:, 1]`, ... of its rows at sites of their own, whose names are
+    numbered in this order, as hidden Markov models do.
 
     Args:
         trace: A trace of the model.
         observed: The observed sites.
         x: The first tensor of the rows.
-        site: The name that was asked for; None takes the only one, or else the one of the shape of `x`.
+        site: The name that was asked for; None takes the only one, or else the one of the shape of `x`, or
+            those of its steps.
 
     Raises:
         ValueError: There is no such site, or it is unclear which one is meant.
     """
     names = [name for name in observed if not isinstance(trace.nodes[name]["fn"], dist.Unit)]
-    listed = ", ".join(f"'{name}'" for name in names) or "none"
     if site is not None:
         if site not in names:
-            raise ValueError(f"'{site}' is no site that the model observes (it observes {listed})")
-        return site
-    fitting = [n for n in names if trace.nodes[n]["value"].shape[1:] == x.shape[1:]]
-    for found in (names, fitting):
+            raise ValueError(
+                f"'{site}' is no site that the model observes (it observes {_listed(names)})"
+            )
+        return DataSites((site,))
+    shapes = {name: trace.nodes[name]["value"].shape[1:] for name in names}
+    fitting = [DataSites((name,)) for name in names if shapes[name] == x.shape[1:]]
+    of_steps = [
+        DataSites(tuple(series), steps=True)
+        for series in _numbered(names)
+        if x.shape[1:2] == (len(series),) and all(shapes[n] == x.shape[2:] for n in series)
+    ]
+    for found in (fitting, of_steps):
         if len(found) == 1:
             return found[0]
-    raise ValueError(f"the model observes {listed}: say which one is meant, as site='x'")
+    if len(names) == 1:
+        return DataSites((names[0],))
+    raise ValueError(
+        f"the model observes {_listed(names)}: say which one is meant, as site='{names[0] if names else 'x'}'"
+    )
+
+
+def _numbered(names: Sequence[str]) -> list[list[str]]:
+    """Names that differ in a number at their end alone, which counts from 0 or from 1."""
+    series: dict[str, dict[int, str]] = {}
+    for name in names:
+        if found := re.fullmatch(r"(.*?)(0|[1-9]\d*)", name):
+            series.setdefault(found[1], {})[int(found[2])] = name
+    return [
+        [numbers[i] for i in sorted(numbers)]
+        for numbers in series.values()
+        if sorted(numbers) == list(range(min(numbers), min(numbers) + len(numbers)))
+        and min(numbers) in (0, 1)
+    ]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names as a sentence has them; of many, the first and the last."""
+    if len(names) > 6:
+        return f"'{names[0]}', '{names[1]}', ... '{names[-1]}'"
+    return ", ".join(f"'{name}'" for name in names) or "none"
 
 
 def expectation(name: str, site: Site, layout: Layout, num_samples: int, n: int) -> Tensor:

@@ -195,7 +195,7 @@ def traverse(
             asked = "several latents" if latent is None else f"no latent '{latent}'"
             raise ValueError(f"the pair has {asked}: pass latent= one of {listed}")
         if latent in session.layout.discrete:
-            raise PairError(f"'{latent}' is discrete: there is no path between its values")
+            raise PairError(f"'{latent}' is discrete: there is no path between values")
         size = centers[latent][0].numel()
         single = isinstance(dimension, Integral)
         several: Any = [dimension] if single else dimension
@@ -288,7 +288,7 @@ def _require_same_ends(first: dict[str, Tensor], last: dict[str, Tensor], name: 
     if bool(other.any()):
         row = int(other.nonzero()[0])
         raise PairError(
-            f"'{name}' is discrete: there is no path between its values, and row {row} of a has "
+            f"'{name}' is discrete: there is no path between values, and row {row} of a has "
             f"{first[name][row].tolist()} where row {row} of b has {last[name][row].tolist()}. Pair rows of "
             f"one class, or hold it: given={{'{name}': classes}}"
         )

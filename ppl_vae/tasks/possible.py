@@ -19,7 +19,7 @@ class Possible(Messenger):
     """Notes values that are given or observed where they cannot be, before the model uses them.
 
     Args:
-        drawn: The observed site that is drawn.
+        drawn: The observed sites that are drawn.
         held: The latents that are given.
         free: Those that may be given, too.
         beside: The arguments that are given.
@@ -31,7 +31,7 @@ class Possible(Messenger):
 
     def __init__(
         self,
-        drawn: str,
+        drawn: Collection[str],
         held: Collection[str],
         free: Collection[str],
         beside: Mapping[str, Tensor],
@@ -42,7 +42,7 @@ class Possible(Messenger):
 
     def _pyro_post_sample(self, msg: Any) -> None:
         name, fn, value = msg["name"], msg["fn"], msg["value"]
-        observed = msg["is_observed"] and name != self.drawn and not isinstance(fn, dist.Unit)
+        observed = msg["is_observed"] and name not in self.drawn and not isinstance(fn, dist.Unit)
         if self.problem is not None or not (observed or name in self.held):
             return
         mask = msg["mask"] if isinstance(msg["mask"], Tensor) else torch.tensor(True)

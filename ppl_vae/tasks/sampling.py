@@ -26,7 +26,6 @@ from ppl_vae.pairs import (
     as_args,
     as_tensor,
     first_line,
-    is_categorical,
     latent_sites,
     move,
     num_rows,
@@ -41,8 +40,8 @@ from ppl_vae.pairs import (
 from ppl_vae.runtime import described, preserve_random_state, require_count
 from ppl_vae.tasks.arrays import as_given
 from ppl_vae.tasks.observed import (
-    data_site,
-    expectation,
+    DataSites,
+    data_sites,
     require_any_rows,
     tell,
 )
@@ -82,7 +81,7 @@ def sample(
             smoother than the model's draws are.
         return_latents: Whether to return the latents of the rows, too.
         site: The observed site to draw, if the model has several; by default the one with the shape of the
-            rows.
+            rows, or those of their steps, `x_0`, `x_1`, ..., together.
         seed: Seed of the draws; None draws from torch's global generator.
         progress: Whether to show a progress bar; None shows it on a terminal.
 
@@ -108,7 +107,8 @@ def sample(
         require_any_rows(session)
         draw = Draw(session, num, {} if given is None else given, site)
         parts = []
-        latents: dict[str, list[Tensor]] = {name: [] for name in session.layout.latents}
+        of_rows = (*session.layout.latents, *session.layout.enumerated)
+        latents: dict[str, list[Tensor]] = {name: [] for name in of_rows}
         with session.bar("sample", "row", num) as bar:
             for part in parts_of(num, session.rows_at_once(1)):
                 parts.append(draw(part, means).cpu())
@@ -153,11 +153,14 @@ def _blank(model: Program, given: Given) -> Batch:
         free = poutine.trace(poutine.uncondition(pair.model)).get_trace(
             torch.zeros(2, *shape), *beside
         )
-    for site in sample_sites(free).values():
-        value: Tensor = site["value"]
-        if site["infer"].get("was_observed") and value.shape == (2, *shape):
-            return (value, *beside) if beside else value
-    return (torch.zeros(2, *shape), *beside) if beside else torch.zeros(2, *shape)
+    seen = [n for n, s in sample_sites(free).items() if s["infer"].get("was_observed")]
+    rows = torch.zeros(2, *shape)
+    try:
+        value = data_sites(free, seen, rows, None).value(free)
+    except ValueError:  # several sites, none of which is the rows
+        value = rows
+    rows = value if value.shape == rows.shape else rows
+    return (rows, *beside) if beside else rows
 
 
 def _two(values: Tensor) -> Tensor:
@@ -232,7 +235,7 @@ class Draw:
         pair = session.pair
         warn_if_draws_follow_data(pair, session.first)
         asked = poutine.trace(pair.model).get_trace(*as_args(session.first))
-        self._name = data_site(asked, session.layout.observed, tensors_of(session.first)[0], site)
+        self._data = data_sites(asked, session.layout.observed, tensors_of(session.first)[0], site)
         arguments = DataArguments.of(pair).names or ()
         sites = {n: s for n, s in asked.nodes.items() if s["type"] == "sample"}
         self._held: dict[str, Tensor] = {}
@@ -247,7 +250,7 @@ class Draw:
                     f"given['{name}'] has shape {tuple(tensor.shape)}: expected one value for each of the "
                     f"{num} draws, ({num}, ...)"
                 )
-            if name not in arguments and (name not in sites or name == self._name):
+            if name not in arguments and (name not in sites or name in self._data.names):
                 latents = ", ".join(f"'{n}'" for n in latent_sites(asked)) or "none"
                 raise ValueError(
                     f"given['{name}'] is neither a latent of the model (it has {latents}) nor an argument of "
@@ -276,12 +279,12 @@ class Draw:
         batch = self._batch(part)
         n = num_rows(batch)
         held = {name: value[part] for name, value in self._held.items()}
-        free = Substitute(held | self._shared)(_Free(self._name)(self.session.pair.model))
+        free = Substitute(held | self._shared)(_Free(self._data)(self.session.pair.model))
         layout = self.session.layout
         latents = [n for n in layout.discrete or layout.latents if n not in held]
         names = DataArguments.of(self.session.pair).names or ()
         beside = {names[place]: value[part] for place, value in self._arguments.items()}
-        watch = Possible(self._name, held, latents, beside)
+        watch = Possible(self._data.names, held, latents, beside)
         try:
             trace: Trace = poutine.trace(watch(free)).get_trace(*as_args(batch))
         except Exception as error:
@@ -295,14 +298,13 @@ class Draw:
         self._trace = trace
         for name in self.session.layout.shared:  # one draw for all parts
             self._shared[name] = trace.nodes[name]["value"]
-        found = trace.nodes[self._name]
         if means:
             layout = self.session.layouts.of(batch)
-            mean = expectation(self._name, found, layout, 1, n)[0]
-            return mean.argmax(-1) if is_categorical(found) else mean
-        drawn: Tensor = found["value"]
+            mean = self._data.expectation(trace, layout, 1, n)[0]
+            return mean.argmax(-1) if self._data.categorical(trace) else mean
+        drawn = self._data.value(trace)
         if drawn.shape[:1] != (n,):
-            raise PairError(f"the rows are not the first dimension of site '{self._name}'")
+            raise PairError(f"the rows are not the first dimension of site {self._data}")
         return drawn
 
     def latent(self, name: str, num: int) -> Tensor:
@@ -330,14 +332,14 @@ class Draw:
 
 
 class _Free(UnconditionMessenger):
-    """Draws one site that the model observes; the others stay as they are."""
+    """Draws the rows that the model observes; what else it observes stays as it is."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, data: DataSites) -> None:
         super().__init__()
-        self.name = name
+        self.data = data
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] == self.name:
+        if msg["name"] in self.data.names:
             super()._pyro_sample(msg)
 
 
