@@ -58,10 +58,11 @@ def test_noise_that_hides_what_is_left_of_the_data() -> None:
     found = of_fitted_pca(SPECTRUM, latent_dim=4, sigma=1.0)
     assert cause(found) == ("decoder noise", 2)
     assert found.summary() == (
-        "2 of 4 latent dimensions are active and z carries 1.8 nats about x; 2 have collapsed onto the prior: "
-        "the decoder's noise is larger than what they could explain (the noise is 1 and what is left of the "
-        "data 0.666; with noise of 0.587, 2 more dimensions would pay); learn the noise (LearnedGaussian or "
-        "OptimalGaussian), for longer if it is learned already, or make it smaller to use them (about 0.587)."
+        "2 of 4 latent dimensions are active and z carries 1.8 nats about x; 2 have collapsed onto the prior.\n"
+        "Cause: the decoder's noise is larger than what they could explain (the noise is 1 and what is left of "
+        "the data 0.666; with noise of 0.587, 2 more dimensions would pay).\n"
+        "Remedy: learn the noise (LearnedGaussian or OptimalGaussian), for longer if it is learned already, or "
+        "make it smaller to use them (about 0.587)."
         "\n  model.log_sigma = torch.nn.Parameter(model.log_sigma); "
         "ppl_vae.fit(model, guide, x, max_epochs=200)"
     )
@@ -388,9 +389,11 @@ def test_a_constant_posterior_is_not_healthy() -> None:
         float(kl.sum()), abs=4 * found.marginal_kl.standard_error
     )
     assert found.summary() == (
-        "0 of 4 latent dimensions are active and z carries 0.0 nats about x; all are inactive: the guide "
-        "ignores x: all rows have the same posterior, which is not the prior (z carries 0 nats about x); train "
-        "for longer; if that does not help, check that the guide's network is given x and gets gradients."
+        "0 of 4 latent dimensions are active and z carries 0.0 nats about x; all are inactive.\n"
+        "Cause: the guide ignores x: all rows have the same posterior, which is not the prior (z carries 0 "
+        "nats about x).\n"
+        "Remedy: train for longer; if that does not help, check that the guide's network is given x and gets "
+        "gradients."
         "\n  ppl_vae.fit(model, guide, x, max_epochs=200)"
     )
 
@@ -412,7 +415,7 @@ def test_rows_that_are_all_the_same_tell_nothing_of_the_pair() -> None:
     found = diagnose(model, Exact(model), x[:1].expand(300, 3), seed=0)
     assert cause(found) == ("identical rows", 0)
     assert found.active_units == 0
-    assert "all are inactive: the rows given are all the same" in found.summary()
+    assert "all are inactive.\nCause: the rows given are all the same" in found.summary()
     # The same in one batch only is not the same.
     mixed = torch.cat([x[:1].expand(700, 3), x[:300]])
     assert diagnose(model, Exact(model), mixed, seed=0).cause == "none"
@@ -435,7 +438,7 @@ def test_a_part_that_is_constant_but_not_the_prior_is_not_healthy() -> None:
     assert found.active.tolist() == [False, True, False]
     assert cause(found) == ("lagging guide", 0)
     assert found.summary().startswith("1 of 3 latent dimensions are active and z carries ")
-    assert "; 2 are inactive: the guide lags behind the model" in found.summary()
+    assert "; 2 are inactive.\nCause: the guide lags behind the model" in found.summary()
     (evidence,) = {each.evidence for each in found.causes.values()}
     carried = re.search(
         r"carry ([\d.]+) and ([\d.]+) nats in z\[0\] and z\[2\], the guide none", evidence
@@ -457,7 +460,7 @@ def test_a_single_collapsed_dimension_reads_well() -> None:
 
     found = diagnose(model, guide, gaussian_data([1.0], n=300)[:, 0].float() - 1.0, seed=0)
     assert found.summary().startswith(
-        "0 of 1 latent dimension is active and z carries 0.0 nats about x; it has collapsed onto the prior: "
+        "0 of 1 latent dimension is active and z carries 0.0 nats about x; it has collapsed onto the prior.\nCause: "
     )
 
 

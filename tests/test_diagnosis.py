@@ -478,11 +478,8 @@ def test_latents_that_the_guide_computes_by_row() -> None:
 @pytest.mark.parametrize(
     ("scale", "state"),
     [
-        (1.0, "it has collapsed onto the prior: "),
-        (
-            0.6,
-            "it is inactive: their posterior means vary little, yet the posterior depends on x; compare",
-        ),
+        (1.0, "it has collapsed onto the prior. "),
+        (0.6, "it is inactive. "),
     ],
 )
 def test_what_is_not_known_is_not_in_the_verdict(scale: float, state: str) -> None:
@@ -500,10 +497,15 @@ def test_what_is_not_known_is_not_in_the_verdict(scale: float, state: str) -> No
 
     found = diagnose(model, guide, torch.randn(200), seed=0)
     assert found.active_units == 0
-    assert state in found.summary()
+    first, *others = found.summary().splitlines()
+    assert first.startswith(f"0 of 1 latent dimension is active; {state}How much z carries about x is not known")
+    assert first.endswith("in a way of its own for each row.")
+    if scale < 1:
+        assert others == [
+            "Cause: their posterior means vary little, yet the posterior depends on x.",
+            "Remedy: compare posteriors of different rows, as the mutual information is not known.",
+        ]
     assert "nan" not in str(found)
-    assert found.summary().startswith("0 of 1 latent dimension is active; it ")
-    assert found.summary().endswith("in a way of its own for each row.")
 
 
 def test_supports_that_differ_by_row() -> None:

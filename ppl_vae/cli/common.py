@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ppl_vae.cli.output import OutputError, say, show, warn
 from ppl_vae.data import Data
+from ppl_vae.diagnosis import overfits
 from ppl_vae.evaluation import FEWEST_SAMPLES, Evaluation, evaluate
 from ppl_vae.pairs import Pair, Program, num_rows, take_rows, transformed
 from ppl_vae.runs import (
@@ -178,12 +179,17 @@ def evaluate_training_rows(
     model: Program,
     guide: Program,
     data: Data[Any],
+    held: Estimate | None,
     *,
     num_samples: int,
     seed: int,
     progress: bool | None,
 ) -> Evaluation | None:
-    """Evaluates some training rows, as test rows are; None for a guide that has parameters for each row."""
+    """Evaluates some training rows, as test rows are; None for a guide that has parameters for each row.
+
+    If their ELBO is not clearly higher than that of held-out rows, `held`, the pair does not overfit, and their
+    log p(x) is wanted no more: it is what the guide's draws say then. Else it is found as that of test rows is.
+    """
     if Pair.of(model, guide).keeps_rows:
         return None
     n = num_rows(data.train)
@@ -194,7 +200,11 @@ def evaluate_training_rows(
         with preserve_random_state():
             seed_everything(seed)
             rows = transformed(rows, data.transform)
-    return evaluate(model, guide, rows, num_samples=num_samples, seed=seed, progress=progress)
+    how: dict[str, Any] = {"num_samples": num_samples, "seed": seed, "progress": progress}
+    found = evaluate(model, guide, rows, method="guide", **how)
+    if held is not None and not overfits(found.elbo, held):
+        return found
+    return evaluate(model, guide, rows, **how)
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def _measure(
         )
     with stages.stage("evaluation of training rows"):
         train = evaluate_training_rows(
-            *pair, data, num_samples=num_samples, seed=seed, progress=progress
+            *pair, data, evaluation.elbo, num_samples=num_samples, seed=seed, progress=progress
         )
     with stages.stage("diagnosis"):
         diagnosis = diagnose(

@@ -150,10 +150,12 @@ def diagnose(parser: ArgumentParser, given: Namespace) -> int:
     beta, fitted = last_beta(run, objective), fit_of(run, objective)
     require_weights(run.path, run.weights_sha256)  # that beta may be of another run by now
     progress = False if options.quiet else None
+    evaluation = stored_evaluation(run, data)
     train = evaluate_training_rows(
         run.model,
         run.guide,
         data,
+        None if evaluation is None else evaluation.elbo,
         num_samples=run.config.get("num_samples", 1000),
         seed=options.seed,
         progress=progress,
@@ -163,7 +165,7 @@ def diagnose(parser: ArgumentParser, given: Namespace) -> int:
         run.guide,
         data.test,
         train=train,
-        evaluation=stored_evaluation(run, data),
+        evaluation=evaluation,
         fit=fitted,
         beta=beta,
         seed=options.seed,

@@ -147,20 +147,17 @@ def main_cause(causes: Mapping[str, Cause]) -> Cause:
     return max(counts, key=lambda cause: counts[cause], default=NONE)
 
 
-def in_words(causes: Mapping[str, Cause]) -> str:
-    """The causes with evidence and remedy; with the names of the dimensions, if there are several causes."""
-    parts = []
+def in_lines(causes: Mapping[str, Cause], run: str = "") -> list[str]:
+    """Each cause with its evidence, its remedy, and what to type; with names, if there are several causes."""
+    lines = []
     for cause in dict.fromkeys(causes.values()):
-        evidence = f" ({cause.evidence})" if cause.evidence else ""
-        text = f"{cause.meaning}{evidence}; {cause.remedy}"
         names = [name for name, of in causes.items() if of == cause]
-        parts.append(text if len(names) == len(causes) else f"of {listed(names)}, {text}")
-    return ". And ".join(parts)
-
-
-def to_type(cause: Cause, run: str = "") -> str:
-    """A command for a run, or a line of Python for a pair; empty if there is nothing to type."""
-    return cause.command(run) if run else cause.code
+        of = "" if len(names) == len(causes) else f" of {listed(names)}"
+        evidence = f" ({cause.evidence})" if cause.evidence else ""
+        lines += [f"Cause{of}: {cause.meaning}{evidence}.", f"Remedy: {cause.remedy}."]
+        typed = cause.command(run) if run else cause.code
+        lines += [f"  {typed}"] if typed else []
+    return lines
 
 
 def listed(names: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vae.diagnosis.causes import Cause, in_words, main_cause, to_type
+from ppl_vae.diagnosis.causes import Cause, in_lines, main_cause
 from ppl_vae.stats import Estimate, Result
 
 SATURATED = 1.0
@@ -128,10 +128,9 @@ class Diagnosis(Result):
                 state = f"{'has' if one else 'have'} collapsed onto the prior"
             else:
                 state = f"{'is' if one else 'are'} inactive"
-            found = f"{used}; {which} {state}: {in_words(self.causes)}."
+            found = f"{used}; {which} {state}."
         found = found if known else f"{found} {self._unknown()}"
-        typed = [to_type(cause, self.run) for cause in dict.fromkeys(self.causes.values())]
-        return "\n".join([found, *(f"  {line}" for line in typed if line)])
+        return "\n".join([found, *in_lines(self.causes, self.run)])
 
     def _unknown(self) -> str:
         return f"How much z carries about x is {self.mutual_information.missing or 'not known'}."

@@ -181,7 +181,7 @@ def is_picture(x: Floats) -> bool:
     if x.ndim != 3 and not (x.ndim == 4 and x.shape[1] in (1, 3)):
         return False
     height, width = x.shape[-2:]
-    return max(height, width) <= LONGEST * min(height, width)
+    return bool(max(height, width) <= LONGEST * min(height, width))
 
 
 def value_range(x: Floats) -> tuple[float, float]:
