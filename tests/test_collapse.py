@@ -460,7 +460,8 @@ def test_a_single_collapsed_dimension_reads_well() -> None:
 
     found = diagnose(model, guide, gaussian_data([1.0], n=300)[:, 0].float() - 1.0, seed=0)
     assert found.summary().startswith(
-        "0 of 1 latent dimension is active and z carries 0.0 nats about x; it has collapsed onto the prior.\nCause: "
+        "0 of 1 latent dimension is active and z carries 0.0 nats about x; it has collapsed onto the prior.\n"
+        "Cause: "
     )
 
 

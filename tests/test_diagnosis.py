@@ -498,7 +498,9 @@ def test_what_is_not_known_is_not_in_the_verdict(scale: float, state: str) -> No
     found = diagnose(model, guide, torch.randn(200), seed=0)
     assert found.active_units == 0
     first, *others = found.summary().splitlines()
-    assert first.startswith(f"0 of 1 latent dimension is active; {state}How much z carries about x is not known")
+    assert first.startswith(
+        f"0 of 1 latent dimension is active; {state}How much z carries about x is not known"
+    )
     assert first.endswith("in a way of its own for each row.")
     if scale < 1:
         assert others == [
