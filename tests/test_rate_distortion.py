@@ -362,6 +362,19 @@ def test_a_pair_fitted_by_svi_lies_on_or_above_the_curve(slope: float) -> None:
 # -- arguments -------------------------------------------------------------------------------------------
 
 HAMMING = 1 - torch.eye(2)
+def test_eigenvalues_of_a_singular_covariance_are_zero() -> None:
+    """Those of five rows of 20 numbers, of which rounding makes some negative."""
+    x = torch.randn(5, 20, generator=torch.Generator().manual_seed(0))
+    found = torch.linalg.eigvalsh(torch.cov(x.T, correction=0)).flip(0)
+    assert float(found.min()) < 0
+    exact = rd.reverse_water_filling(found[:4], 0.1)
+    water = rd.reverse_water_filling(found, 0.1)
+    assert water.rate == pytest.approx(exact.rate)
+    assert float(water.squared_errors.min()) >= 0
+    with pytest.raises(ValueError, match="not negative"):
+        rd.reverse_water_filling([1.0, -1e-3], 0.1)
+
+
 WRONG: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "no level": (lambda: rd.reverse_water_filling([1.0]), ValueError, "either water_level or"),
     "a text": (

@@ -14,6 +14,9 @@ from ppl_vae.rate_distortion.arguments import numbers_of, require_positive
 from ppl_vae.runtime import require_count
 from ppl_vae.stats import Result
 
+ROUNDING = 1e-6
+"""Share of the largest eigenvalue by which others may be below 0: those of single precision are so inexact."""
+
 
 @dataclass(frozen=True)
 class WaterFilling(Result):
@@ -106,6 +109,9 @@ def reverse_water_filling(
         1.0
     """
     variances = numbers_of("eigenvalues", eigenvalues, 1)
+    # Those of a singular covariance are 0 but for rounding, which goes to both sides.
+    rounded = (variances < 0) & (variances > -ROUNDING * variances.max())
+    variances = variances.masked_fill(rounded, 0.0)
     if not (bool(variances.isfinite().all()) and bool((variances >= 0).all())):
         raise ValueError("eigenvalues must be finite and not negative: they are variances")
     if latent_dim is not None:
