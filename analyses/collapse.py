@@ -1,4 +1,4 @@
-"""At which weight of the KL do latents die? A linear, a plain and an autoregressive VAE on MNIST, side by side."""
+"""At which weight of the KL do latents die? Linear, plain and autoregressive VAEs on MNIST, side by side."""
 
 from __future__ import annotations
 
@@ -127,7 +127,8 @@ def known_points(file: Path) -> list[Point]:
                 row["family"],
                 float(row["beta"]),
                 int(row["active"]),
-                *(float(row[name]) for name in ("rate", "distortion")),
+                float(row["rate"]),
+                float(row["distortion"]),
                 row["settings"],
             )
             for row in csv.DictReader(opened)
@@ -150,7 +151,7 @@ def main(
     linear: tuple[float, ...] = (1, 10, 20, 30, 40, 55, 75, 100, 130, 170, 250),
     mlp: tuple[float, ...] = (0.1, 0.3, 1, 2, 4, 8, 16, 32, 64, 128),
     autoregressive: tuple[float, ...] = (0.1, 0.2, 0.4, 0.7, 1, 1.4, 2, 4, 8),
-    sizes: Sizes = Sizes(),  # noqa: B008 (frozen)
+    sizes: Sizes = Sizes(),
     autoregressive_rows: int = 5_000,
     autoregressive_epochs: int = 12,
     num_test: int = 500,
@@ -236,13 +237,15 @@ def main(
             points.append(point)
     with replacing(output, overwrite=overwrite) as file:
         picture(points, eigenvalues, noise, size).savefig(file)
-    print(f"\nNats per row, means over {len(test):,} test rows; {size} latents. The exact numbers are")
+    print(
+        f"\nNats per row, means over {len(test):,} test rows; {size} latents. The exact numbers are"
+    )
     print(f"those of the best linear VAE with the noise {noise:.4f}, on {len(x):,} training rows.")
     print(f"The picture is {output}.")
 
 
 def picture(points: Sequence[Point], eigenvalues: Tensor, noise: float, size: int) -> Figure:
-    """Active latents and rate of each kind of pair, against beta; for the linear ones beside the exact lines."""
+    """Active latents and rate of each kind of pair, against beta; of linear ones beside the exact lines."""
     figure = Figure(figsize=(11, 5.2), dpi=110, layout="constrained")
     panels = figure.subplots(2, 3, sharex=True, sharey="row")
     every = [point.beta for point in points]

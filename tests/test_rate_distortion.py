@@ -362,6 +362,8 @@ def test_a_pair_fitted_by_svi_lies_on_or_above_the_curve(slope: float) -> None:
 # -- arguments -------------------------------------------------------------------------------------------
 
 HAMMING = 1 - torch.eye(2)
+
+
 def test_eigenvalues_of_a_singular_covariance_are_zero() -> None:
     """Those of five rows of 20 numbers, of which rounding makes some negative."""
     x = torch.randn(5, 20, generator=torch.Generator().manual_seed(0))

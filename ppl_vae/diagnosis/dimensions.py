@@ -14,6 +14,7 @@ from torch.distributions import Normal
 from ppl_vae.checks import Session
 from ppl_vae.diagnosis.faults import MomentGap
 from ppl_vae.diagnosis.information import RowDraws
+from ppl_vae.diagnosis.prior_conditions import PriorConditions
 from ppl_vae.diagnosis.residuals import Residuals
 from ppl_vae.pairs import (
     Batch,
@@ -148,6 +149,7 @@ class Gathered:
         num_rows: n.
         dimensions: Statistics of each dimension.
         draws: One draw for each row.
+        conditions: The arguments on which p(z) depends.
         residuals: The decoder's residuals.
         moment_gap: How far the moments of all draws are from those of the prior.
         elbo: The ELBO of each row, `(n,)`, at beta = 1.
@@ -161,6 +163,7 @@ class Gathered:
     num_rows: int
     dimensions: Dimensions
     draws: RowDraws
+    conditions: PriorConditions
     residuals: Residuals
     moment_gap: MomentGap
     elbo: Tensor
@@ -189,6 +192,7 @@ def gather(session: Session, size: int) -> Gathered:
     classes: dict[str, None] = {}
     row: tuple[Tensor, ...] | None = None
     identical, stated, n = True, True, 0
+    conditions = PriorConditions.of(session)
     for batch in session.chunks(size, "diagnose"):
         enough = n >= MANY_ROWS and stated
         rows = session.sample(batch, FEW_DRAWS if enough else NUM_DRAWS)
@@ -202,13 +206,14 @@ def gather(session: Session, size: int) -> Gathered:
         numbers = latents_of_numbers(rows, rows.layout)
         classes |= dict.fromkeys(set(rows.layout.latents) - set(numbers))
         for name in numbers:
-            dimensions.update(_of_site(session, batch, rows, name, analytic))
+            dimensions.update(_of_site(session, batch, rows, name, analytic, bool(conditions)))
             stated &= stated_moment(rows, rows.layout, name, "mean") is not None
             if elementwise_kl(in_guide[name], in_model[name], analytic) is None:
                 moments_alone[name] = None
             if not all(has_moments(nodes[name]["fn"]) for nodes in (in_guide, in_model)):
                 without[name] = None
         draws.update(rows)
+        conditions.update(batch)
         if not enough:  # E_q[mean of p(x | z)] has little noise then
             residuals.update(rows, rows.layout)
         moment_gap.update(_in_units_of_the_prior(rows))
@@ -222,6 +227,7 @@ def gather(session: Session, size: int) -> Gathered:
         num_rows=n,
         dimensions=dimensions,
         draws=draws,
+        conditions=conditions,
         residuals=residuals,
         moment_gap=moment_gap,
         elbo=torch.cat(bounds),
@@ -302,9 +308,14 @@ def note_on_rows(dimensions: Dimensions, n: int) -> tuple[str, ...]:
 
 
 def _of_site(
-    session: Session, batch: Batch, rows: RowDensities, name: str, analytic: bool
+    session: Session,
+    batch: Batch,
+    rows: RowDensities,
+    name: str,
+    analytic: bool,
+    conditional: bool,
 ) -> OfSite:
-    """The numbers of one latent site for each row."""
+    """The numbers of one latent site for each row; means less those of the prior, if that is `conditional`."""
     layout = rows.layout
     samples, n = rows.log_guide.shape
     value = rows.latents[name].double()
@@ -314,6 +325,8 @@ def _of_site(
     prior = _prior_moments(session, batch, rows, name)
     kl = kl_of_dimensions(rows, name, prior, analytic)
     there = present_numbers(rows, layout, name)
+    if conditional:
+        mean = mean - prior[0].expand_as(mean).nan_to_num(0.0)
     numbers = (there, kl, mean, noise, prior[1].expand_as(mean))
     names = names_of_dimensions(name, mean.shape[1:])
     return OfSite(tuple(names), *(number.reshape(n, -1).cpu() for number in numbers))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.checks import Session
+from ppl_vae.diagnosis.prior_conditions import PriorConditions
 from ppl_vae.pairs import (
     Batch,
     Layout,
@@ -199,7 +200,9 @@ class _Points:
         return torch.equal(self.together, self.kind.unsqueeze(1) == self.kind)
 
 
-def aggregate_information(session: Session, draws: RowDraws, size: int) -> Information:
+def aggregate_information(
+    session: Session, draws: RowDraws, size: int, conditions: PriorConditions
+) -> Information:
     r"""I(x; z) and KL(q(z) || p(z)) from one draw for each of some rows, with q(z) of all rows.
 
     For n rows of a population and z_i ~ q(z | x_i), the mean of
@@ -213,7 +216,7 @@ def aggregate_information(session: Session, draws: RowDraws, size: int) -> Infor
 
     Rows of which each has other latents (other lengths, other masks) live in different spaces: both numbers
     are then given the kind of row, with q(z) of the rows of that kind. Masks that depend on draws are no such
-    kind: see `_Points`.
+    kind: see `_Points`. So it is with rows under another prior, if their `conditions` are few.
     """
     n = draws.num_rows
     count = min(n, _POINTS if session.layout.vectorizes else 100)
@@ -227,7 +230,7 @@ def aggregate_information(session: Session, draws: RowDraws, size: int) -> Infor
             f"the guide computes '{own_way[0]}' from a draw in a way of its own for each row",
         )
     log_guide, log_prior = (values.cpu() for values in draws.densities)
-    done = 0
+    done, given = 0, bool(conditions) and conditions.are_few
     for batch in session.chunks(size, "diagnose"):
         here = torch.arange(done, done := done + num_rows(batch))
         key = None if draws.num_groups == 1 else _key_of(session, batch)
@@ -237,11 +240,14 @@ def aggregate_information(session: Session, draws: RowDraws, size: int) -> Infor
                     ones = torch.zeros(len(group.rows), len(here), dtype=torch.float64)
                     group.add(here, ones, ones == 0, log_guide[group.rows])
                     continue
+                alike = conditions.same(group.rows, batch) if given else torch.tensor(True)
                 try:
                     densities, there = _cross_density(session, batch, group)
                 except NoInverseError as error:
                     return _unknown(count, error.why)
-                group.add(here, densities.double().cpu(), there.cpu(), log_guide[group.rows])
+                group.add(
+                    here, densities.double().cpu(), there.cpu() & alike, log_guide[group.rows]
+                )
     if not all(group.are_of_kinds for group in groups):
         return _unknown(
             count,
@@ -259,12 +265,13 @@ def aggregate_information(session: Session, draws: RowDraws, size: int) -> Infor
     most = float((members.log() * with_latents).mean())
     kinds = sum(len(group.kind.unique()) for group in groups)
     if kinds == 1:
-        given = f"{n} rows" if n > 1 else "one row"
-        what = f"of the {given} given: it cannot exceed log n = {most:.2f} nats"
+        these = f"{n} rows" if n > 1 else "one row"
+        what = f"of the {these} given: it cannot exceed log n = {most:.2f} nats"
     else:
+        same = "prior" if given else "latents"
         what = (
-            f"among rows that have the same latents, of which there are {kinds} kinds: it cannot "
-            f"exceed their mean log n = {most:.2f} nats"
+            f"among rows that have the same {same}, of which there are {kinds} kinds: it cannot exceed their "
+            f"mean log n = {most:.2f} nats"
         )
     note = f"the mutual information is that {what} and is biased low for the population"
     return Information(

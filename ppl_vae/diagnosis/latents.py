@@ -100,6 +100,10 @@ def diagnose(
       them; if beta is above 1, it is a `large beta` that has trained it so.
     - `ignored latent`: the decoder does not use them, and the likelihood does not tell why.
 
+    If p(z) depends on what rows come with, p(z | y), all of it is counted beyond y: active units by the
+    posterior means less those of the prior, and the mutual information among rows of one y, as far as y takes
+    few values.
+
     Each cause has its evidence, a remedy in words, and what to type, where something can be typed: `causes` of
     the result, and the lines below its summary.
 
@@ -162,9 +166,10 @@ def diagnose(
         gathered = gather(session, size)
         if not gathered.dimensions.names:
             raise ValueError("the guide samples no latent of a row: there is nothing to diagnose")
-        found = aggregate_information(session, gathered.draws, size)
+        found = aggregate_information(session, gathered.draws, size, gathered.conditions)
         dimensions = gathered.dimensions
         notes = (*found.notes, *held, *session.findings.notes)
+        notes += (gathered.conditions.note,) if gathered.conditions else ()
         notes += notes_on_moments(gathered.moments_alone, gathered.without_moments)
         notes += notes_on_classes(gathered.classes)
         notes += note_on_rows(dimensions, gathered.num_rows)
