@@ -121,7 +121,7 @@ def trained(rows: Tensor, window: int, starts: int, steps: int, seed: int) -> li
 def main(
     windows: tuple[int, ...] = (0, 1, 2, 3, 5, 7),
     length: int = 8,
-    num_starts: int = 4,
+    num_starts: int = 3,
     max_epochs: int = 800,
     output: Path = Path("context_window.png"),
     overwrite: bool = False,

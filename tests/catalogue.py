@@ -36,6 +36,7 @@ from ppl_vae.models import (
     CTC,
     VAE,
     Autoregressive,
+    AutoregressivePrior,
     BernoulliMixture,
     CategoricalHMM,
     ConditionalVAE,
@@ -109,6 +110,7 @@ PRIORS: dict[str, Prior] = {
     "MixturePrior": MixturePrior(components=3),
     "VampPrior": VampPrior(components=4),
     "FlowPrior": FlowPrior(transforms=2, hidden=(8,)),
+    "AutoregressivePrior": AutoregressivePrior(correlation=0.5),
 }
 
 # Guides of one latent "z" that read the data alone: (data_shape, latent_dim, network) -> guide.
@@ -249,6 +251,9 @@ PAIRS: dict[str, MakePair] = {
         for prior in PRIORS
     },
     **{f"VAE-{guide}": pair(vae(), amortized(guide)) for guide in AMORTIZED},
+    "VAE-MeanField-committed": pair(
+        vae(), lambda model, x: MeanField(SHAPE, 2, NETWORKS["MLP"], committed_rate=0.1)
+    ),
     # What the other models make of some of these guides.
     **{
         f"{model}-{guide}": pair(MODELS[model], amortized(guide))

@@ -78,9 +78,14 @@ def test_a_mirror_leaves_the_pairs_that_are_further_apart_than_the_window(length
 def test_a_markov_chain_of_copies_leaves_what_its_window_is_short_of(order: int) -> None:
     """What is told is a syndrome: with the window it gives all of the coins, wherever the window is."""
     source = chain(order, 8)
-    checks = {(2, 1): [(0, 1)], (3, 1): [(0, 2), (1, 2)], (3, 2): [(0, 1, 2)]}
+    checks: dict[tuple[int, int], list[tuple[int, ...]]] = {
+        (2, 1): [(0, 1)],
+        (3, 1): [(0, 2), (1, 2)],
+        (3, 2): [(0, 1, 2)],
+    }
     for window in range(order + 1):
-        sums = checks.get((order, window), [] if window else [(i,) for i in range(order)])
+        each: list[tuple[int, ...]] = [] if window else [(i,) for i in range(order)]
+        sums = checks.get((order, window), each)
         assert len(sums) == order - window
         told = code(
             source,
@@ -236,7 +241,7 @@ def test_noise_costs_wyners_common_information() -> None:
                 total.backward()
                 return total
 
-            optimizer.step(loss)  # type: ignore[arg-type]
+            optimizer.step(loss)
         information, gap = parts(logits.detach())
         assert float(gap) < 1e-3
         assert float(information) > 0.98 * common
@@ -255,7 +260,11 @@ def test_noise_costs_wyners_common_information() -> None:
             r"source must have the shape \(m_1, ..., m_T\)",
         ),
         (lambda: outside_window([1.0], -1), ValueError, "window must be at least 0, got -1"),
-        (lambda: outside_window([1.0], 0.5), TypeError, "window must be a whole number"),
+        (
+            lambda: outside_window([1.0], "all"),  # type: ignore[arg-type]
+            TypeError,
+            "window must be a whole number",
+        ),
         (
             lambda: windowed_model([[0.5, 0.5]], torch.ones(2, 1, 3) / 3, 0),
             ValueError,
