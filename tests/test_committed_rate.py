@@ -142,7 +142,10 @@ def test_without_a_commitment_nothing_changes() -> None:
     ("prior", "rate"), [(AutoregressivePrior(0.9), 0.0), (StandardNormal(), 0.3)]
 )
 def test_a_decoder_that_ignores_z_still_pays(prior: Prior, rate: float) -> None:
-    """With beta = 20 the rate goes to the committed one, and no report is below it."""
+    """With beta = 20 the rate goes to the committed one, and no report is below it.
+
+    The rows are noise that this decoder cannot use z for: what is paid tells next to nothing.
+    """
     model = model_of(prior)
     guide = MeanField(SHAPE, 4, NETWORK, committed_rate=rate)
     committed = 4 * rate or model.prior.committed_rate
