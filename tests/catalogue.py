@@ -87,6 +87,10 @@ NETWORKS: dict[str, Network] = {
     "AutoregressiveDecoder": AutoregressiveDecoder(Convolutional((4,), 8), 4, layers=2, window=3),
 }
 
+TOKENS = AutoregressiveDecoder(
+    MLP(hidden=(8,)), 4, layers=2, window=3, pixel_dropout=0.2, categories=3
+)
+
 
 class LikelihoodRow(NamedTuple):
     make: Callable[[], likelihoods.Likelihood]
@@ -101,6 +105,9 @@ LIKELIHOODS: dict[str, LikelihoodRow] = {
     "OptimalGaussian": LikelihoodRow(likelihoods.OptimalGaussian, lambda u: u),
     "DiscretizedLogistic": LikelihoodRow(
         likelihoods.DiscretizedLogistic, lambda u: (255 * u).round() / 255
+    ),
+    "Categorical": LikelihoodRow(
+        lambda: likelihoods.Categorical(3), lambda u: (3 * u).floor().clamp(max=2.0)
     ),
 }
 
@@ -253,6 +260,11 @@ PAIRS: dict[str, MakePair] = {
     **{f"VAE-{guide}": pair(vae(), amortized(guide)) for guide in AMORTIZED},
     "VAE-MeanField-committed": pair(
         vae(), lambda model, x: MeanField(SHAPE, 2, NETWORKS["MLP"], committed_rate=0.1)
+    ),
+    "VAE-tokens": pair(
+        lambda: VAE((6,), 2, TOKENS, likelihoods.Categorical(3)),
+        lambda model, x: MeanField((6,), 2, TOKENS),
+        lambda u: (3 * u.flatten(1)[:, :6]).floor().clamp(max=2.0),
     ),
     # What the other models make of some of these guides.
     **{
