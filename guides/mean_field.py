@@ -37,7 +37,7 @@ class MeanField(Amortized[dist.Independent]):
         latent_dim: Number d of latent dimensions, the model's.
         network: What the encoder is built from.
         context: See `Amortized`.
-        committed_rate: d, the least rate of each latent in nats, from 0 to 10; 0 commits to nothing.
+        committed_rate: d, nats: each latent's least rate. From 0 to 10; 0 commits to nothing.
 
     Raises:
         TypeError: `committed_rate` is no number.
