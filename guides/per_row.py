@@ -67,6 +67,8 @@ class PerRow(Rebuildable, nn.Module):
         self.outputs = nn.Parameter(amortize(*given).detach().clone())
         # The method, not the guide: a module would be registered, and so would its encoder.
         self.family: Callable[[Tensor], dist.TorchDistribution] = guide.family
+        if hasattr(guide, "why_not_committed"):
+            self.why_not_committed = guide.why_not_committed
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> None:
         """Runs the guide on `x`, all rows, `(n, *data_shape)`."""

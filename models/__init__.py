@@ -26,6 +26,7 @@ A model is a callable `model(x)` that runs inside Pyro. If it has closed forms, 
 | `MixturePrior` | a learned mixture of such normals |
 | `VampPrior` | the mixture of the guide's posteriors at learned pseudo-inputs |
 | `FlowPrior` | a normalizing flow |
+| `AutoregressivePrior` | chains of correlated normals, which independent posteriors cannot match |
 
 A prior is a description, given to a model: `VAE(..., prior=MixturePrior(components=10))`.
 """

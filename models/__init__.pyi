@@ -9,6 +9,7 @@ from .linear.probabilistic_pca import ProbabilisticPCA as ProbabilisticPCA
 from .mixtures.bernoulli_mixture import BernoulliMixture as BernoulliMixture
 from .mixtures.gaussian_mixture import GaussianMixture as GaussianMixture
 from .mixtures.mixture_of_pca import MixtureOfPCA as MixtureOfPCA
+from .priors.autoregressive import AutoregressivePrior as AutoregressivePrior
 from .priors.flow import FlowPrior as FlowPrior
 from .priors.mixture import MixturePrior as MixturePrior
 from .priors.normal import DiagonalNormal as DiagonalNormal, StandardNormal as StandardNormal

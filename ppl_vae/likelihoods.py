@@ -11,6 +11,7 @@ them into a distribution over one row, of event shape `data_shape`.
 | `LearnedGaussian`, one learned sigma | real numbers |
 | `OptimalGaussian`, the best sigma | real numbers |
 | `DiscretizedLogistic` | 0, 1/255, ..., 1 |
+| `Categorical` | categories, such as tokens: 0, 1, ..., `categories - 1`, in no order |
 """
 
 from __future__ import annotations
@@ -347,3 +348,31 @@ class DiscretizedLogistic(Likelihood):
         location, log_scale = parameters
         scale = (7 * (log_scale / 7).tanh()).exp() / 2
         return QuantizedLogistic((1 + location) / 2, scale, self.levels)
+
+
+class Categorical(Likelihood):
+    """Categories in no order, such as the tokens of a text: x is one of 0, 1, ..., `categories - 1`.
+
+    Each value has a logit for each category (`num_params` is `categories`). There is no mean.
+
+    Args:
+        categories: Number of categories.
+
+    Raises:
+        ValueError: `categories` is less than 2.
+
+    Example:
+        >>> p = Categorical(3)(torch.zeros(5, 3, 10), event_dim=1)
+        >>> p.log_prob(torch.full((10,), 2.0))[0]
+        tensor(-10.9861)
+    """
+
+    def __init__(self, categories: int) -> None:
+        super().__init__()
+        require_at_least(self, 2, categories=categories)
+        self.categories = categories
+        self.num_params = categories
+
+    def per_value(self, *parameters: Tensor, x: Tensor | None) -> dist.Categorical:
+        """See `Likelihood.per_value`."""
+        return dist.Categorical(logits=torch.stack(parameters, -1))

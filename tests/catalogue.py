@@ -36,6 +36,7 @@ from ppl_vae.models import (
     CTC,
     VAE,
     Autoregressive,
+    AutoregressivePrior,
     BernoulliMixture,
     CategoricalHMM,
     ConditionalVAE,
@@ -86,6 +87,10 @@ NETWORKS: dict[str, Network] = {
     "AutoregressiveDecoder": AutoregressiveDecoder(Convolutional((4,), 8), 4, layers=2, window=3),
 }
 
+TOKENS = AutoregressiveDecoder(
+    MLP(hidden=(8,)), 4, layers=2, window=3, pixel_dropout=0.2, categories=3
+)
+
 
 class LikelihoodRow(NamedTuple):
     make: Callable[[], likelihoods.Likelihood]
@@ -101,6 +106,9 @@ LIKELIHOODS: dict[str, LikelihoodRow] = {
     "DiscretizedLogistic": LikelihoodRow(
         likelihoods.DiscretizedLogistic, lambda u: (255 * u).round() / 255
     ),
+    "Categorical": LikelihoodRow(
+        lambda: likelihoods.Categorical(3), lambda u: (3 * u).floor().clamp(max=2.0)
+    ),
 }
 
 PRIORS: dict[str, Prior] = {
@@ -109,6 +117,7 @@ PRIORS: dict[str, Prior] = {
     "MixturePrior": MixturePrior(components=3),
     "VampPrior": VampPrior(components=4),
     "FlowPrior": FlowPrior(transforms=2, hidden=(8,)),
+    "AutoregressivePrior": AutoregressivePrior(correlation=0.5),
 }
 
 # Guides of one latent "z" that read the data alone: (data_shape, latent_dim, network) -> guide.
@@ -249,6 +258,14 @@ PAIRS: dict[str, MakePair] = {
         for prior in PRIORS
     },
     **{f"VAE-{guide}": pair(vae(), amortized(guide)) for guide in AMORTIZED},
+    "VAE-MeanField-committed": pair(
+        vae(), lambda model, x: MeanField(SHAPE, 2, NETWORKS["MLP"], committed_rate=0.1)
+    ),
+    "VAE-tokens": pair(
+        lambda: VAE((6,), 2, TOKENS, likelihoods.Categorical(3)),
+        lambda model, x: MeanField((6,), 2, TOKENS),
+        lambda u: (3 * u.flatten(1)[:, :6]).floor().clamp(max=2.0),
+    ),
     # What the other models make of some of these guides.
     **{
         f"{model}-{guide}": pair(MODELS[model], amortized(guide))

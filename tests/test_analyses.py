@@ -265,6 +265,22 @@ def rate_distortion(folder: Path) -> None:
     assert imread(folder / "rate_distortion.png").std() > 0.05  # not an empty canvas
 
 
+def context_window(folder: Path) -> None:
+    sizes = ("--length=4", "--windows=[1,3]", "--num_starts=1", "--max_epochs=500")
+    printed = run("context_window.py", *sizes, cwd=folder)
+    table = {(row["source"], int(row["window"])): row for row in rows(printed)}
+    assert [*table] == [("mirror", 1), ("mirror", 3), ("Markov, order 2", 1)]
+    for (source, window), row in table.items():
+        exact, learned = mean(row["outside, exact"]), mean(row["I(x; z), learned"])
+        assert exact == pytest.approx([2, 1, 1, 0][window] * math.log(2), abs=0.0006)
+        if source == "mirror":  # one start of the other may end with a z that tells more
+            assert learned == pytest.approx(exact, abs=0.03)
+        assert exact - 0.03 < learned < 2 * math.log(2) + 0.001
+        assert -0.04 < mean(row["ELBO + H(x)"]) < 0.001
+        assert mean(row["lost without z, exact"]) >= exact
+    assert imread(folder / "context_window.png").std() > 0.05  # not an empty canvas
+
+
 def indeterminacy(folder: Path) -> None:
     sizes = ("--betas=[0.5,1,2]", "--num_seeds=2", "--max_epochs=60")
     printed = run("indeterminacy.py", *sizes, cwd=folder)
@@ -334,6 +350,7 @@ def ring(folder: Path) -> None:
 # Add a check here for a new script.
 CHECKS: dict[str, Callable[[Path], None]] = {
     "banana.py": banana,
+    "context_window.py": context_window,
     "em_vs_vae.py": em_vs_vae,
     "few_labels.py": few_labels,
     "hard_em_to_vq.py": hard_em_to_vq,
@@ -583,6 +600,7 @@ def test_no_script_replaces_a_picture(tmp_path: Path) -> None:
         "em_vs_vae.py": ["digits"],
         "rate_distortion.py": [],
         "indeterminacy.py": [],
+        "context_window.py": [],
     }
     (tmp_path / "mine.png").write_text("mine")
     for name, options in scripts.items():

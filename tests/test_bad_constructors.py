@@ -28,6 +28,7 @@ REQUIRED = {
     "network": nn.Linear(3, 4),
     "latent_dims": (2, 2),
     "count": 2,
+    "categories": 3,
 }
 """What the constructors need."""
 

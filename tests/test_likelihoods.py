@@ -20,6 +20,7 @@ from ppl_vae.distributions import QuantizedLogistic
 from ppl_vae.likelihoods import (
     Bernoulli,
     Binomial,
+    Categorical,
     DiscretizedLogistic,
     Gaussian,
     LearnedGaussian,
@@ -42,6 +43,13 @@ def logistic_mass(f: Tensor, x: np.ndarray, levels: int) -> np.ndarray:
     return log_mass
 
 
+def category_mass(f: Tensor, x: np.ndarray) -> np.ndarray:
+    """log softmax by scipy."""
+    log_mass: np.ndarray = scipy.special.log_softmax(f.numpy(), 0)
+    found: np.ndarray = np.take_along_axis(log_mass, x[None].astype(int), 0)[0]
+    return found
+
+
 # The constructor, and log p(x | features) from another library.
 LIKELIHOODS: list[tuple[Callable[[], Likelihood], Oracle]] = [
     (Bernoulli, lambda f, x: scipy.stats.bernoulli.logpmf(x, f[0].sigmoid())),
@@ -52,6 +60,7 @@ LIKELIHOODS: list[tuple[Callable[[], Likelihood], Oracle]] = [
     (OptimalGaussian, lambda f, x: scipy.stats.norm.logpdf(x, f[0], 1.0)),
     (DiscretizedLogistic, lambda f, x: logistic_mass(f, x, 256)),
     (lambda: DiscretizedLogistic(5), lambda f, x: logistic_mass(f, x, 5)),
+    (lambda: Categorical(4), category_mass),
 ]
 likelihoods = pytest.mark.parametrize("make", [make for make, _ in LIKELIHOODS])
 

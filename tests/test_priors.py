@@ -23,6 +23,7 @@ from ppl_vae.guides import Exact, FullCovariance, MeanField, SemiAmortized
 from ppl_vae.likelihoods import Gaussian
 from ppl_vae.models import (
     VAE,
+    AutoregressivePrior,
     DiagonalNormal,
     FlowPrior,
     MixturePrior,
@@ -39,10 +40,14 @@ from ppl_vae.training import refit_guide, refit_prior
 SHAPE = (4,)
 NETWORK = NETWORKS["MLP"]
 priors = pytest.mark.parametrize("prior", PRIORS.values(), ids=PRIORS.keys())
-learned = pytest.mark.parametrize("prior", list(PRIORS.values())[1:], ids=list(PRIORS)[1:])
+others = pytest.mark.parametrize("prior", list(PRIORS.values())[1:], ids=list(PRIORS)[1:])
+LEARNED = [name for name in PRIORS if name not in ("StandardNormal", "AutoregressivePrior")]
+learned = pytest.mark.parametrize("prior", [PRIORS[name] for name in LEARNED], ids=LEARNED)
 
 
 def pair(prior: Prior | None, latent_dim: int = 2, guide: Any = MeanField) -> tuple[Any, Any]:
+    if isinstance(prior, AutoregressivePrior) and latent_dim == 1:
+        pytest.skip("a chain has two latents or more")
     model: Any = VAE(SHAPE, latent_dim, NETWORK, Gaussian(0.5), prior)
     made = guide(SHAPE, latent_dim, NETWORK)
     if isinstance(prior, VampPrior):
@@ -305,7 +310,7 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
-@learned
+@others
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES.keys())
 def test_recorded_steps_are_pyros(
     prior: Prior, objective: Objective, monkeypatch: pytest.MonkeyPatch
@@ -366,7 +371,7 @@ def test_a_learned_normal_keeps_the_analytic_kl() -> None:
     assert not any("need not add up" in note for note in diagnosis.notes)
 
 
-@learned
+@others
 def test_a_run_is_rebuilt_from_its_description(prior: Prior, tmp_path: Path) -> None:
     model, guide = bent(prior, 2)
     for program in (model, guide):
@@ -394,7 +399,7 @@ def test_a_run_is_rebuilt_from_its_description(prior: Prior, tmp_path: Path) -> 
     assert torch.equal(found.log_likelihood.values, expected.log_likelihood.values)
 
 
-@learned
+@others
 def test_arviz_export_draws_from_the_prior(prior: Prior) -> None:
     model, guide = bent(prior, 2)
     x = torch.rand(5, *SHAPE, dtype=torch.float64)

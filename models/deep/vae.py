@@ -26,7 +26,7 @@ class VAE(RowModel):
     Args:
         data_shape: Shape of one row of the data.
         latent_dim: Number of latent dimensions.
-        network: What the decoder is built from.
+        network: What builds the decoder.
         likelihood: p(x | features); `Bernoulli()` if none is given. It must fit the data: see
             `ppl_vae.likelihoods`.
         prior: What p(z) is built from; `StandardNormal()` if none is given.

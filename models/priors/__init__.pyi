@@ -1,3 +1,4 @@
+from .autoregressive import AutoregressivePrior as AutoregressivePrior
 from .base import Prior as Prior
 from .flow import FlowPrior as FlowPrior
 from .mixture import MixturePrior as MixturePrior

@@ -44,6 +44,7 @@ def check(
     - classes that no row has, and labels that do not train the guide's classifier;
     - latents that the objective does not support, because they have no reparameterized sampler or because of
       their dependencies;
+    - a prior or a guide that commits to a rate, in a pair whose rate may be lower;
     - parameters that receive no gradient;
     - a beta warm-up that is longer than the training.
 

@@ -34,6 +34,7 @@ from ppl_vae.pairs import (
     PairError,
     Site,
     Trace,
+    broken_commitments,
     first_bad_site,
     first_line,
     is_enumerated,
@@ -183,6 +184,11 @@ def _small_batch(subject: Subject) -> Iterator[Problem]:
     found = None if rows is None else small_batch_problem(subject.pair, subject.batch, rows)
     if found is not None:
         yield found
+
+
+def _commitments(subject: Subject) -> Iterator[Problem]:
+    for site, reason in broken_commitments(subject.pair, subject.batch):
+        yield Problem("error", site, reason)
 
 
 def _objective(subject: Subject) -> Iterator[Problem]:
@@ -373,6 +379,7 @@ STAGES: tuple[Callable[[Subject], Iterator[Problem]], ...] = (
     _layout,
     _same_for_all_rows,
     _small_batch,
+    _commitments,
     _objective,
     _estimator,
 )

@@ -58,16 +58,28 @@ class AutoregressiveDecoder(Network):
             ("word dropout", arXiv:1511.06349). The layers are told which ones are hidden; log p(x | z) is
             that of all pixels. In evaluation mode, and in draws, all are seen.
         scale: By what pixels are divided before they are read: the `total_count` of a `Binomial`, for example.
+        categories: None for numbers. Otherwise the values are categories 0, 1, ..., `categories` - 1, such as
+            tokens, and the likelihood is `Categorical(categories)`: decoder and encoder read them as one-hot
+            vectors. Rows may have the shape `(T,)` then, sequences of tokens: a token sees the `window` tokens
+            before it, and `pixel_dropout` is word dropout, with an unknown token in place of a hidden one.
 
     Raises:
         TypeError: An argument is not what it must be.
-        ValueError: A number is out of its range, or the data is not a picture.
+        ValueError: A number is out of its range, the data is not a picture, or the likelihood has other
+            categories.
 
     Example:
+        >>> from ppl_vae.networks import MLP
         >>> network = AutoregressiveDecoder(channels=8, layers=2, window=2)
         >>> decoder = network.decoder(latent_dim=2, out_shape=(1, 3, 8, 8))
         >>> decoder(torch.zeros(5, 2), torch.rand(5, 3, 8, 8)).shape
         torch.Size([5, 1, 3, 8, 8])
+
+        Sequences of 10 tokens, of which a quarter is unknown to the decoder while it is trained:
+
+        >>> network = AutoregressiveDecoder(MLP(), channels=8, layers=2, pixel_dropout=0.25, categories=5)
+        >>> network.decoder(2, (5, 10))(torch.zeros(7, 2), torch.zeros(7, 10)).shape
+        torch.Size([7, 5, 10])
     """
 
     base: Network = Convolutional()  # noqa: RUF009 (frozen)
@@ -76,6 +88,7 @@ class AutoregressiveDecoder(Network):
     window: int = 7
     pixel_dropout: float = 0.0
     scale: float = 1.0
+    categories: int | None = None
 
     def __post_init__(self) -> None:
         require_object(self, "base", self.base, "decoder", "Convolutional()")
@@ -93,18 +106,49 @@ class AutoregressiveDecoder(Network):
                 f"AutoregressiveDecoder.pixel_dropout must be at least 0 and less than 1, got "
                 f"{self.pixel_dropout}: to hide all pixels, also from draws, give window=0"
             )
+        if self.categories is None:
+            return
+        require_at_least(self, 2, categories=self.categories)
+        if self.scale != 1:
+            raise ValueError(
+                f"AutoregressiveDecoder.scale = {self.scale} divides numbers, but with categories = "
+                f"{self.categories} the values are categories: leave it at 1"
+            )
 
     def encoder(self, data_shape: Sequence[int]) -> nn.Module:
         """See `Network.encoder`: that of `base`."""
-        return self.base.encoder(data_shape)
+        if self.categories is None:
+            return self.base.encoder(data_shape)
+        picture = self.picture(data_shape)
+        encoder = self.base.encoder(_with_categories(picture, self.categories))
+        return _OfCategories(self.categories, data_shape, picture, encoder)
 
     def encoder_of_both(self, data_shape: Sequence[int], size: int) -> nn.Module:
         """See `Network.encoder_of_both`: that of `base`."""
-        return self.base.encoder_of_both(data_shape, size)
+        if self.categories is None:
+            return self.base.encoder_of_both(data_shape, size)
+        picture = self.picture(data_shape)
+        encoder = self.base.encoder_of_both(_with_categories(picture, self.categories), size)
+        return _OfCategories(self.categories, data_shape, picture, encoder)
 
     def decoder(self, latent_dim: int, out_shape: Sequence[int]) -> nn.Module:
         """See `Network.decoder`."""
+        if self.categories not in (None, out_shape[0]):
+            raise ValueError(
+                f"AutoregressiveDecoder reads {self.categories} categories, and the likelihood takes "
+                f"{out_shape[0]} numbers for each value: give the likelihood Categorical({self.categories}) "
+                f"(--model.likelihood Categorical --model.likelihood.categories {self.categories})"
+            )
         return PixelDecoder(self, latent_dim, out_shape)
+
+    def picture(self, data_shape: Sequence[int]) -> tuple[int, int, int]:
+        """Channels, height and width of a row. A sequence of categories is a picture with one row of pixels.
+
+        Raises:
+            ValueError: The row is neither.
+        """
+        sequence = self.categories is not None and len(data_shape) == 1
+        return as_picture((1, *data_shape) if sequence else data_shape, "AutoregressiveDecoder")
 
 
 class PixelDecoder(ReadingDecoder):
@@ -124,11 +168,14 @@ class PixelDecoder(ReadingDecoder):
     ) -> None:
         num_params, *data_shape = out_shape
         super().__init__(data_shape)
-        picture = as_picture(data_shape, "AutoregressiveDecoder")
+        picture = network.picture(data_shape)
+        # Beside what a pixel is, whether it is seen.
+        inputs = _with_categories(picture, network.categories or 1)[0] + 1
         require_room(network, _SMALLER, 2 * network.channels, 2 * network.channels)
         self.num_params = num_params
         self.latent_dim = latent_dim
         self.picture = picture
+        self.categories = network.categories
         self.pixel_dropout = network.pixel_dropout
         self.scale = network.scale
         self.base = network.base.decoder(latent_dim, (network.channels, *picture[1:]))
@@ -136,7 +183,7 @@ class PixelDecoder(ReadingDecoder):
         up, aside = (_shares(min(network.window, n - 1), network.layers) for n in picture[1:])
         self.layers = nn.ModuleList()
         for i, reach in enumerate(zip(up, aside, strict=True)):
-            reads = network.channels if i else picture[0] + 1  # whether a pixel is seen
+            reads = network.channels if i else inputs
             self.layers.append(_Layer(reads, network.channels, latent_dim, reach, first=not i))
         self.head = nn.Sequential(
             nn.LeakyReLU(),
@@ -154,7 +201,7 @@ class PixelDecoder(ReadingDecoder):
         """
         if x is None:
             raise TypeError(
-                "the decoder of AutoregressiveDecoder reads rows, too: call decoder(z, x), or make p(x | z) "
+                "an autoregressive decoder reads rows, too: call decoder(z, x), or make p(x | z) "
                 "by ppl_vae.likelihoods.decoded(decoder, likelihood, z, data_shape), which also draws"
             )
         within = x.dim() - len(self.data_shape)
@@ -188,7 +235,7 @@ class PixelDecoder(ReadingDecoder):
         batch = z.shape[:-1]
         latents, place = _flat(z, batch, 1), _flat(self.base(z), batch, 3)
         n, (channels, height, width) = len(latents), self.picture
-        of_pixel = (*self.data_shape[:-2], 1, 1)
+        of_pixel = (*self.data_shape[:-2], 1, 1)[-len(self.data_shape) :]
         layers = self._layers()
         x = z.new_zeros(n, channels, height, width)
         rows = [z.new_zeros(n, layer.reads, layer.rows, width) for layer in layers]
@@ -212,11 +259,12 @@ class PixelDecoder(ReadingDecoder):
                 features = self.head(left).reshape(*batch, self.num_params, *of_pixel)
                 values = draw(features).reshape(n, channels)
                 x[:, :, r, c] = values
-                row[0][:, :channels, 0, layers[0].aside + c] = values / self.scale
-                row[0][:, channels:, 0, layers[0].aside + c] = 1.0
+                drawn = self._read(values[..., None, None])[..., 0, 0]
+                row[0][:, :-1, 0, layers[0].aside + c] = drawn
+                row[0][:, -1, 0, layers[0].aside + c] = 1.0
             if rows[0].shape[2]:
-                drawn = row[0][..., layers[0].aside :]
-                rows[0] = torch.cat([rows[0][:, :, 1:], drawn], 2)
+                line = row[0][..., layers[0].aside :]
+                rows[0] = torch.cat([rows[0][:, :, 1:], line], 2)
         return x.reshape(*batch, *self.data_shape)
 
     def _seen(self, x: Tensor) -> Tensor:
@@ -224,10 +272,40 @@ class PixelDecoder(ReadingDecoder):
         seen = torch.ones_like(x[:, :1])
         if self.training and self.pixel_dropout:
             seen = torch.bernoulli(seen * (1 - self.pixel_dropout))
-        return torch.cat([x / self.scale * seen, seen], 1)
+        return torch.cat([self._read(x) * seen, seen], 1)
+
+    def _read(self, x: Tensor) -> Tensor:
+        """Pixels as numbers, or as one-hot vectors: `(n, channels, height, width)`."""
+        return x / self.scale if self.categories is None else _one_hot(x, self.categories)
 
     def _layers(self) -> list[_Layer]:
         return [layer for layer in self.layers if isinstance(layer, _Layer)]
+
+
+class _OfCategories(nn.Module):
+    """An encoder of pictures of one-hot vectors, for rows of categories and what else it reads."""
+
+    def __init__(
+        self,
+        categories: int,
+        data_shape: Sequence[int],
+        picture: tuple[int, int, int],
+        encoder: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.categories = categories
+        self.event_dim = len(data_shape)
+        self.picture = picture
+        self.encoder = encoder
+        self.out_features = encoder.out_features
+
+    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
+        x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
+        batch = x.shape[: x.dim() - self.event_dim]
+        features: Tensor = self.encoder(
+            _one_hot(x.reshape(*batch, *self.picture), self.categories), *others
+        )
+        return features
 
 
 class _Layer(nn.Module):
@@ -286,6 +364,17 @@ def _convolution(reads: int, gives: int, kernel: tuple[int, int], aside: int) ->
     if not math.prod(kernel):
         return None
     return nn.Conv2d(reads, gives, kernel, padding=(0, aside), bias=False)
+
+
+def _with_categories(picture: tuple[int, int, int], categories: int) -> tuple[int, int, int]:
+    """The shape of a picture whose pixels are one-hot vectors."""
+    return (picture[0] * categories, *picture[1:])
+
+
+def _one_hot(x: Tensor, categories: int) -> Tensor:
+    """Pictures `(*batch, channels, height, width)` of categories, with a channel for each of them."""
+    each = torch.arange(categories, device=x.device)[:, None, None]
+    return (x.unsqueeze(-3) == each).to(x.dtype).flatten(-4, -3)
 
 
 def _gated(gates: Tensor) -> Tensor:

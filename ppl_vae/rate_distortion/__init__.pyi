@@ -15,3 +15,9 @@ from .tables import (
     best_model as best_model,
     blahut_arimoto as blahut_arimoto,
 )
+from .windows import (
+    OutsideWindow as OutsideWindow,
+    WindowedModel as WindowedModel,
+    outside_window as outside_window,
+    windowed_model as windowed_model,
+)

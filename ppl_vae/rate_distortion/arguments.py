@@ -12,13 +12,13 @@ from torch import Tensor
 from ppl_vae.runtime import described, require_number
 
 
-def numbers_of(name: str, given: ArrayLike | Tensor, dims: int) -> Tensor:
+def numbers_of(name: str, given: ArrayLike | Tensor, dims: int | None) -> Tensor:
     """A tensor or an array as doubles on the CPU.
 
     Args:
         name: The argument, for the message.
         given: The numbers.
-        dims: How many dimensions it must have.
+        dims: How many dimensions it must have, 1 or 2; None: any number of them from 1 on.
 
     Raises:
         TypeError: They are no numbers.
@@ -30,8 +30,9 @@ def numbers_of(name: str, given: ArrayLike | Tensor, dims: int) -> Tensor:
         found = torch.as_tensor(given, dtype=torch.float64).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} must be an array of numbers, got {described(given)}") from error
-    if found.dim() != dims or not found.numel():
-        shape = "(" + ", ".join("mk"[:dims]) + ("," if dims == 1 else "") + ")"
+    fits = found.dim() > 0 if dims is None else found.dim() == dims
+    if not fits or not found.numel():
+        shape = {None: "(m_1, ..., m_T)", 1: "(m,)", 2: "(m, k)"}[dims]
         raise ValueError(f"{name} must have the shape {shape}, without a 0, got {(*found.shape,)}")
     return found
 
