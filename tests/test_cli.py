@@ -26,7 +26,7 @@ import torch
 import yaml
 
 from ppl_vae.cli import main
-from ppl_vae.cli.report import result_table
+from ppl_vae.cli.results import result_table
 from ppl_vae.data import load_data
 from ppl_vae.diagnosis import Diagnosis, diagnose
 from ppl_vae.evaluation import Evaluation, evaluate

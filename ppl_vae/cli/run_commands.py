@@ -26,7 +26,7 @@ from ppl_vae.cli.mistakes import UsageError, shortened
 from ppl_vae.cli.output import say, show
 from ppl_vae.cli.own_modules import trust_of
 from ppl_vae.cli.reached import fit_of, last_beta, objective_of
-from ppl_vae.cli.report import with_levels
+from ppl_vae.cli.results import with_levels
 from ppl_vae.cli.samples import sampled
 from ppl_vae.cli.setup import checked, data_paths, load_rows
 from ppl_vae.data import Data
