@@ -15,22 +15,27 @@ Row = tuple[str, str, str]
 
 def of_evaluation(found: Mapping[str, Any]) -> Iterator[Row]:
     """The numbers of evaluation.json."""
-    rows, samples = found.get("num_rows"), found.get("num_samples")
+    rows, samples, of = (found.get(name) for name in ("num_rows", "num_samples", "rows"))
+    held_out = isinstance(of, Mapping) and of.get("split") == "test"
     lost = _mean(found, "log_likelihood") - _mean(found, "elbo")
     yield from _estimate(
         found,
         "elbo",
         "ELBO",
-        "The bound that is trained, here of held-out rows: −rate − distortion. Higher is better.",
+        f"The bound that is trained, here of {'held-out' if held_out else 'the evaluated'} rows: −rate − "
+        "distortion. Higher is better.",
     )
-    guide = (
-        f" The guide loses {lost:.2f} nats of it: so much lower is the ELBO." if lost >= 0 else ""
-    )
+    error = found.get("log_likelihood_error")
+    exact = isinstance(error, Mapping) and error.get("largest") == 0
+    way = "exactly" if exact else f"by {samples} importance samples of each row"
+    bad = _count(found.get("unreliable"))
+    doubt = f" It is not to be trusted on {bad} of {rows} rows." if bad else ""
+    guide = f" The ELBO is {lost:.2f} nats lower: so much the guide loses." if lost >= 0 else ""
     yield from _estimate(
         found,
         "log_likelihood",
         "log p(x)",
-        f"What the model is worth, by {samples} importance samples of each row.{guide}",
+        f"What the model is worth, {way}.{guide}{doubt}",
     )
     yield from _estimate(
         found,
@@ -51,7 +56,7 @@ def of_evaluation(found: Mapping[str, Any]) -> Iterator[Row]:
         "−log p(x) in bits, by the numbers of a row: to compare with models of the same data. Lower is better.",
         unit="bits",
     )
-    if isinstance(samples, int):
+    if isinstance(samples, int) and not exact:
         yield from _spread(
             found,
             "ess",
@@ -70,11 +75,10 @@ def of_evaluation(found: Mapping[str, Any]) -> Iterator[Row]:
             "largest",
             ".2f",
         )
-    unreliable = found.get("unreliable")
-    if isinstance(unreliable, Mapping) and isinstance(rows, int):
+    if bad is not None:
         yield (
             "unreliable rows",
-            f"{unreliable.get('count')} of {rows}",
+            f"{bad} of {rows}",
             "Rows whose log p(x) is not to be trusted.",
         )
     if isinstance(found.get("method"), Mapping):
@@ -85,13 +89,19 @@ def of_evaluation(found: Mapping[str, Any]) -> Iterator[Row]:
             "How many rows got their log p(x) by samples of the guide, and how many by better proposals.",
         )
     if isinstance(rows, int):
-        of = found.get("rows")
-        what = f"{of.get('name')}, {of.get('split')} rows" if isinstance(of, Mapping) else "Rows"
+        name = f"{of.get('name')}: " if isinstance(of, Mapping) else ""
+        told = "none of these rows was trained on. " if held_out else ""
         yield (
-            "held-out rows",
+            "held-out rows" if held_out else "rows",
             str(rows),
-            f"{what}: none of them was trained on. Values are means over them, ± one standard error.",
+            f"{name}{told}Values are means over them, ± one standard error.",
         )
+
+
+def _count(found: object) -> int | None:
+    """How often a flag is set, of the summary of a result; None if it does not say so."""
+    count = found.get("count") if isinstance(found, Mapping) else None
+    return count if isinstance(count, int) else None
 
 
 def of_diagnosis(found: Mapping[str, Any]) -> Iterator[Row]:
@@ -147,8 +157,9 @@ def of_gaps(found: Mapping[str, Any]) -> Iterator[Row]:
         "approximation_gap": "What the family of the guide loses: the best q of each row is not the posterior.",
         "amortization_gap": "What the guide's network loses on top: it does not find the best q of each row.",
     }
+    of_rows = f" Of {found.get('num_rows')} rows."
     for name, sentence in told.items():
-        yield from _estimate(found, name, name.replace("_", " "), sentence)
+        yield from _estimate(found, name, name.replace("_", " "), sentence + of_rows)
 
 
 def number_table(rows: Sequence[Row]) -> Markup:
@@ -242,6 +253,8 @@ _OF_ROWS = {
 def _of_row(name: str, value: Any) -> str:
     if name == "unreliable":
         return "yes" if value else "no"
+    if value == -math.inf:  # a k-hat of equal weights, which has no tail
+        return "-"
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 

@@ -138,7 +138,7 @@ def run_page(run: Path, version: str) -> str:
         section("Pictures", in_grid(others) if others else _no_pictures(content)),
         section("Tables", _tables(diagnosis, rows)),
         section("How it was made", _made(content, history)),
-        section("What is missing", *_missing(content, pictures, evaluation, diagnosis)),
+        section("What is not shown", *_missing(content, pictures, evaluation, diagnosis)),
     ]
     return framed(
         name,
@@ -198,17 +198,17 @@ def _numbers(
     content: Content, evaluation: Mapping[str, Any] | None, diagnosis: Mapping[str, Any] | None
 ) -> Markup:
     rows: list[Row] = []
-    told = []
-    for name, found, of in (
-        (EVALUATION, evaluation, of_evaluation),
-        (DIAGNOSIS, diagnosis, of_diagnosis),
-        (ANNEALED, None, of_annealed),
-        (GAPS, None, of_gaps),
+    results: list[Mapping[str, Any]] = []
+    for found, of in (
+        (evaluation, of_evaluation),
+        (diagnosis, of_diagnosis),
+        (content.result(ANNEALED), of_annealed),
+        (content.result(GAPS), of_gaps),
     ):
-        found = content.result(name) if name in (ANNEALED, GAPS) else found
-        rows += [] if found is None else of(found)
-        told.append(doubts(found))
-    return joined([number_table(rows), *told])
+        if found is not None:
+            rows += of(found)
+            results.append(found)
+    return joined([number_table(rows), doubts(results)])
 
 
 def _training(history: Sequence[Mapping[str, float]], pictures: Found) -> Markup:

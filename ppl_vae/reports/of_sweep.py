@@ -32,8 +32,8 @@ from ppl_vae.sweeps import METRICS, SPEC, SweepFolder, SweepRun, SweepTable, Swe
 
 _CAPTIONS = {
     "rate_distortion": Caption(
-        "Rate and distortion, on paper",
-        "The same plane with the lines of equal ELBO. Bars are two standard errors over seeds.",
+        "Rate, distortion and ELBO",
+        "The same plane with lines of equal ELBO. Bars are two standard errors over seeds.",
     ),
     "metrics": Caption(
         "Each number against the option",

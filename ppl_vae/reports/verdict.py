@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ppl_vae.diagnosis import Cause
-from ppl_vae.reports.markup import Markup, element, joined, markup, paragraph, table, to_type
+from ppl_vae.reports.markup import Markup, element, joined, paragraph, table, to_type
+from ppl_vae.reports.remedy import may_be_run, may_be_typed
 
 
 def verdict(diagnosis: Mapping[str, Any], run: Path) -> Markup:
@@ -63,7 +64,7 @@ def _cards(diagnosis: Mapping[str, Any], run: Path) -> Iterator[Markup]:
     if not isinstance(faults, Mapping) or not isinstance(diagnosis.get("causes"), Mapping):
         # One of an earlier version, or from elsewhere.
         for line in str(diagnosis.get("summary", "")).splitlines():
-            yield to_type(line.strip()) if line.startswith("  ") else paragraph(line)
+            yield paragraph(line)
     elif not cards:
         yield paragraph("Nothing else was found to be wrong.")
 
@@ -75,9 +76,9 @@ def _of_cause(cause: Cause, names: list[str], run: Path) -> Markup:
     if cause.evidence:
         told.append(paragraph(element("b", "What shows it: "), _sentence(cause.evidence, False)))
     told.append(paragraph(element("b", "What to do: "), _sentence(cause.remedy, False)))
-    if command := cause.command(str(run)):
-        told.append(to_type(command))
-    elif cause.code:
+    if may_be_typed(cause.options):
+        told.append(to_type(cause.command(str(run))))
+    elif may_be_run(cause.code):
         told.append(to_type(cause.code))
     return element("div", element("h3", _sentence(cause.name).rstrip(".")), *told, class_="card")
 
@@ -107,7 +108,14 @@ def _parted(text: str) -> tuple[str, str]:
 
 
 def _sentence(text: str, capital: bool = True) -> str:
+    """A text with a full stop, and a capital at its beginning, unless that is a formula.
+
+    Example:
+        >>> _sentence("it is"), _sentence("log p(x) is")
+        ('It is.', 'log p(x) is.')
+    """
     text = text.strip().rstrip(".")
+    capital = capital and not text.startswith(("log p", "z", "q(", "p("))
     return f"{text[:1].upper() if capital else text[:1]}{text[1:]}."
 
 
@@ -138,9 +146,7 @@ def _causes(given: object) -> dict[Cause, list[str]]:
     for name, cause in _pairs(given):
         if isinstance(cause, Mapping):
             told = {word: str(cause.get(word, "")) for word in _WORDS}
-            options = tuple(_texts(cause.get("options")))
-            known = options[:1] and options[0] in ("train", "refit", "resume")
-            made = Cause(**told, options=options if known else ())
+            made = Cause(**told, options=tuple(_texts(cause.get("options"))))
             found.setdefault(made, []).append(str(name))
     return found
 
@@ -167,11 +173,14 @@ def _mean(given: object) -> float:
     return float(mean) if isinstance(mean, int | float) else math.nan
 
 
-def doubts(result: Mapping[str, Any] | None) -> Markup:
-    """The warnings and the notes of a result."""
-    given = result or {}
-    warned = [
-        paragraph(element("b", "Warning: "), t, kind="warn") for t in _texts(given.get("warnings"))
-    ]
-    noted = [paragraph(markup("Note: "), t, kind="soft") for t in _texts(given.get("notes"))]
-    return joined([*warned, *noted])
+def doubts(results: Iterable[Mapping[str, Any]]) -> Markup:
+    """The warnings of results, then their notes, each once."""
+    given = [*results]
+    warned = dict.fromkeys(text for result in given for text in _texts(result.get("warnings")))
+    noted = dict.fromkeys(text for result in given for text in _texts(result.get("notes")))
+    return joined(
+        [
+            *(paragraph(element("b", "Warning: "), text, kind="warn") for text in warned),
+            *(paragraph("Note: ", text, kind="soft") for text in noted),
+        ]
+    )
