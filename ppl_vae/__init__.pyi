@@ -14,7 +14,7 @@ from . import (
     pairs as pairs,
     plots as plots,
     rate_distortion as rate_distortion,
-    reports as reports,
+    reporting as reporting,
     runs as runs,
     runtime as runtime,
     stats as stats,

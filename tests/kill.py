@@ -20,6 +20,7 @@ import csv
 import io
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -88,6 +89,8 @@ def contents(run: Path) -> Contents:
             found[name] = file.read_bytes().replace(bytes(run.parent.resolve()), b"")
         elif name == "weights.safetensors":
             found[name] = _bits(file)
+        elif name == "report.html":  # it holds dates
+            found[name] = re.findall(rb'weights_sha256" content="(\w+)"', file.read_bytes())
         elif not name.startswith("checkpoints"):
             found[name] = file.read_bytes()
     for newest in checkpoint_files(run / "checkpoints")[:1]:

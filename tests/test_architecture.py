@@ -21,7 +21,7 @@ FLOORS = [
     {"training", "em", "evaluation"},
     {"diagnosis", "rate_distortion", "tasks"},
     {"plots"},
-    {"reports"},
+    {"reporting"},
     {"", "cli"},
 ]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}

@@ -26,8 +26,8 @@ from ppl_vae.guides import MeanField
 from ppl_vae.likelihoods import Gaussian
 from ppl_vae.models import VAE, ProbabilisticPCA
 from ppl_vae.objectives import ELBO, LinearWarmup
-from ppl_vae.reports import ReportExtraError, html_report
-from ppl_vae.reports.remedy import may_be_run, may_be_typed
+from ppl_vae.reporting import ReportExtraError, html_report
+from ppl_vae.reporting.remedy import may_be_run, may_be_typed
 from ppl_vae.sweeps import SweepFolder, read_spec
 from ppl_vae.sweeps.folder import write_record
 

@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 from ppl_vae.cli.common import ELSEWHERE, require_writable, writing
 from ppl_vae.cli.mistakes import UsageError, shortened
 from ppl_vae.cli.output import say, show
-from ppl_vae.reports import ReportExtraError, html_report
+from ppl_vae.reporting import ReportExtraError, html_report
 from ppl_vae.runs import REPORT, is_of_a_run
 from ppl_vae.runtime import DiskFullError, as_typed, require_file, require_output, write_bytes
 from ppl_vae.sweeps import SPEC

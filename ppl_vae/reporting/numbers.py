@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ppl_vae.reports.markup import Markup, explained, table
+from ppl_vae.reporting.markup import Markup, explained, table
 from ppl_vae.stats import khat_limit
 
 Row = tuple[str, str, str]

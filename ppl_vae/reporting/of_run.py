@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ppl_vae.reports.frame import framed
-from ppl_vae.reports.markup import (
+from ppl_vae.reporting.frame import framed
+from ppl_vae.reporting.markup import (
     Markup,
     element,
     folded,
@@ -19,7 +19,7 @@ from ppl_vae.reports.markup import (
     section,
     to_type,
 )
-from ppl_vae.reports.numbers import (
+from ppl_vae.reporting.numbers import (
     Row,
     best_epoch,
     epoch_table,
@@ -30,8 +30,8 @@ from ppl_vae.reports.numbers import (
     of_gaps,
     worst_rows,
 )
-from ppl_vae.reports.pictures import TRAINING, Found, in_grid, pictures_of, unread_told
-from ppl_vae.reports.verdict import doubts, latent_table, verdict
+from ppl_vae.reporting.pictures import TRAINING, Found, in_grid, pictures_of, unread_told
+from ppl_vae.reporting.verdict import doubts, latent_table, verdict
 from ppl_vae.runs import (
     ANNEALED,
     CONFIG,

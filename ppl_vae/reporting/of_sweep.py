@@ -12,8 +12,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ppl_vae.plots import dark_paper, sweep_metrics, sweep_plane
-from ppl_vae.reports.frame import framed
-from ppl_vae.reports.markup import (
+from ppl_vae.reporting.frame import framed
+from ppl_vae.reporting.markup import (
     Markup,
     element,
     folded,
@@ -24,8 +24,8 @@ from ppl_vae.reports.markup import (
     table,
     to_type,
 )
-from ppl_vae.reports.pictures import Caption, figure, in_grid
-from ppl_vae.reports.plane import plane
+from ppl_vae.reporting.pictures import Caption, figure, in_grid
+from ppl_vae.reporting.plane import plane
 from ppl_vae.runs import DIAGNOSIS, read_result
 from ppl_vae.runtime import as_typed
 from ppl_vae.sweeps import METRICS, SPEC, SweepFolder, SweepRun, SweepTable, SweptPoint, read_spec

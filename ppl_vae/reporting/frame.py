@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 
 from ppl_vae.plots import DARK_INK, DARK_PAPER
-from ppl_vae.reports.markup import element, joined, markup
+from ppl_vae.reporting.markup import element, joined, markup
 
 _STYLE = """
 :root { color-scheme: light dark; --paper: #ffffff; --ink: #1c2024; --soft: #57606a; --card: #f5f7f9;

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from ppl_vae._version import __version__
-from ppl_vae.reports.of_run import run_page
-from ppl_vae.reports.of_sweep import sweep_page
+from ppl_vae.reporting.of_run import run_page
+from ppl_vae.reporting.of_sweep import sweep_page
 from ppl_vae.runtime import described
 from ppl_vae.sweeps import SPEC
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ppl_vae.diagnosis import Cause
-from ppl_vae.reports.markup import Markup, element, joined, paragraph, table, to_type
-from ppl_vae.reports.remedy import may_be_run, may_be_typed
+from ppl_vae.reporting.markup import Markup, element, joined, paragraph, table, to_type
+from ppl_vae.reporting.remedy import may_be_run, may_be_typed
 
 
 def verdict(diagnosis: Mapping[str, Any], run: Path) -> Markup:

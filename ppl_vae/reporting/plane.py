@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from ppl_vae.reports.markup import Markup, paragraph
+from ppl_vae.reporting.markup import Markup, paragraph
 from ppl_vae.sweeps import METRICS, SweepTable, SweptPoint
 
 _COLORS = ["#0072B2", "#D55E00", "#CC79A7", "#56B4E9", "#009E73", "#E69F00"]

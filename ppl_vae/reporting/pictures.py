@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from ppl_vae.reports.markup import Markup, element, paragraph, prose
+from ppl_vae.reporting.markup import Markup, element, paragraph, prose
 from ppl_vae.runs import PLOTS, PLOTS_DARK, SAMPLES
 from ppl_vae.runtime import CorruptFileError
 
