@@ -28,7 +28,16 @@ _OF_PAPER = ("figure.facecolor", "figure.edgecolor", "axes.facecolor")
 
 @contextmanager
 def dark_paper() -> Iterator[None]:
-    """Pictures that are drawn meanwhile are light on dark."""
+    """Pictures that are drawn meanwhile are light on dark, as a report shows them in the dark.
+
+    Example:
+        >>> from matplotlib.colors import to_hex
+        >>> from ppl_vae.plots import kl_per_dimension
+        >>> with dark_paper():
+        ...     figure = kl_per_dimension([1.0, 0.5], [0.9, 0.6])
+        >>> to_hex(figure.get_facecolor()) == DARK_PAPER
+        True
+    """
     colors: dict[Any, Any] = dict.fromkeys(_OF_INK, DARK_INK) | dict.fromkeys(_OF_PAPER, DARK_PAPER)
     with rc_context(colors):
         yield
