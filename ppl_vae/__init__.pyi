@@ -14,6 +14,7 @@ from . import (
     pairs as pairs,
     plots as plots,
     rate_distortion as rate_distortion,
+    reporting as reporting,
     runs as runs,
     runtime as runtime,
     stats as stats,

@@ -6,6 +6,7 @@ import base64
 import functools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,8 +18,13 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+in_browser = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium on PATH: apt-get install chromium"
 )
 # The browser reads commands from descriptor 3 and answers on 4.
 START = "import os, sys; r, w = map(int, sys.argv[1:3]); r, w = os.dup(r), os.dup(w); "
@@ -205,3 +211,13 @@ class Browser:
         """Saves what is seen as PNG."""
         shot = self.ask("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         file.write_bytes(base64.b64decode(shot["data"]))
+
+
+def faults(browser: Browser, address: str, width: int, dark: bool) -> list[str]:
+    """What is wrong with a page: the console, what it asks for elsewhere, pictures, what stands out of it."""
+    browser.open(address, width, dark)
+    kind, _, host, *_ = address.split("/")
+    own = re.escape(address.partition("#")[0] if kind == "file:" else f"http://{host}/")
+    elsewhere = [url for url in browser.asked_for() if not re.match(rf"{own}|data:|blob:", url)]
+    shown = [*browser.missing_pictures(), *browser.too_wide(), *browser.cut_off()]
+    return [*browser.complaints(), *shown, *elsewhere]

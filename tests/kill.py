@@ -20,6 +20,7 @@ import csv
 import io
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -58,6 +59,8 @@ KILLS_IN_A_ROW = 3
 
 Contents = dict[str, Any]
 
+GAPS_DRAWN = ("plots/gaps.png", "plots_dark/gaps.png")
+
 
 class BrokenPromise(AssertionError):
     """What a kill has done; `kind` is `lost`, `changed` or `left`."""
@@ -88,6 +91,8 @@ def contents(run: Path) -> Contents:
             found[name] = file.read_bytes().replace(bytes(run.parent.resolve()), b"")
         elif name == "weights.safetensors":
             found[name] = _bits(file)
+        elif name == "report.html":  # it holds dates
+            found[name] = re.findall(rb'weights_sha256" content="(\w+)"', file.read_bytes())
         elif not name.startswith("checkpoints"):
             found[name] = file.read_bytes()
     for newest in checkpoint_files(run / "checkpoints")[:1]:
@@ -374,7 +379,8 @@ class Workplace:
         run = folder / "finished" / "run"
         must("train", "--run_dir", run, *OPTIONS, "--max_epochs", "2", "--seed", "3")
         (run / "notes.txt").write_text("the user's own")
-        for name in ("gaps.json", "gaps.csv", "posterior.nc", "plots/gaps.png"):
+        (run / "plots_dark").mkdir(exist_ok=True)
+        for name in ("gaps.json", "gaps.csv", "posterior.nc", *GAPS_DRAWN):
             (run / name).write_text(f"the old {name}")
         source = folder / "finished" / "source"
         must("train", "--run_dir", source, *OPTIONS, "--max_epochs", "1", "--seed", "1")
@@ -421,7 +427,7 @@ class Workplace:
             ),
             "gaps": Scenario(
                 gaps,
-                _check_result(gaps, "gaps.json", "gaps.csv", "plots/gaps.png"),
+                _check_result(gaps, "gaps.json", "gaps.csv", *GAPS_DRAWN),
                 before="finished",
             ),
             "export": Scenario(

@@ -21,6 +21,7 @@ FLOORS = [
     {"training", "em", "evaluation"},
     {"diagnosis", "rate_distortion", "tasks"},
     {"plots"},
+    {"reporting"},
     {"", "cli"},
 ]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}

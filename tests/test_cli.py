@@ -26,7 +26,7 @@ import torch
 import yaml
 
 from ppl_vae.cli import main
-from ppl_vae.cli.report import result_table
+from ppl_vae.cli.results import result_table
 from ppl_vae.data import load_data
 from ppl_vae.diagnosis import Diagnosis, diagnose
 from ppl_vae.evaluation import Evaluation, evaluate
@@ -120,6 +120,7 @@ def test_train_leaves_a_whole_run(first: Path, done: subprocess.CompletedProcess
     assert {p.name for p in first.iterdir()} == {
         *("config.yaml", "weights.safetensors", "metrics.csv", "evaluation.json"),
         *("evaluation.csv", "diagnosis.json", "posterior.nc", "plots", "checkpoints"),
+        *("plots_dark", "report.html"),
     }
     assert {p.stem for p in (first / "plots").iterdir()} == PICTURES
     assert not holds_others(first)  # `--overwrite` replaces all of them
@@ -155,6 +156,7 @@ def test_without_a_terminal_each_stage_is_told(done: subprocess.CompletedProcess
     assert [match and match[1] for match in listed] == [
         *("data and pair", "checks", "training", "saving"),
         *("evaluation", "evaluation of training rows", "diagnosis", "posterior.nc", "pictures"),
+        "report",
     ]
 
 

@@ -242,7 +242,7 @@ class Bench:
 WRITTEN = {
     "evaluate": ("evaluation.json", "evaluation.csv"),
     "diagnose": ("diagnosis.json",),
-    "gaps": ("gaps.json", "gaps.csv", "plots/gaps.png"),
+    "gaps": ("gaps.json", "gaps.csv", "plots/gaps.png", "plots_dark", "plots_dark/gaps.png"),
 }
 """What a command writes if it is not there."""
 

@@ -22,7 +22,7 @@ from ppl_vae import (
     load_run,
 )
 from ppl_vae.cli import main
-from ppl_vae.cli.report import with_accuracy
+from ppl_vae.cli.results import with_accuracy
 from ppl_vae.data import Data
 from ppl_vae.runs import Comparison
 

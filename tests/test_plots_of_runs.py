@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -288,8 +289,8 @@ PICTURES: dict[str, Callable[[], Figure]] = {
         {"beta-VAE": {"β = 1": AT}, "others": [AT]}, curves={"exact": [AT, AT]}, entropy=20.0
     ),
 }
-NOT_HERE = {"draw_run", "draw_rows", "comparison_plot", "RatePoint"}
-"""Pictures that are drawn into files, and one of runs on disk, whose colors are those of the others."""
+NOT_HERE = {"draw_run", "draw_rows", "comparison_plot", "RatePoint", "dark_paper"}
+"""Pictures that are drawn into files, one of runs on disk, whose colors are those of others, and a style."""
 
 
 def test_every_picture_is_among_them() -> None:
@@ -321,15 +322,22 @@ def artists(figure: Figure) -> Iterator[tuple[Artist, Any]]:
             yield artist, artist.get_color()  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("style", ["default", "dark_background"])
+STYLES: dict[str, Callable[[], AbstractContextManager[None]]] = {
+    "default": lambda: matplotlib.style.context("default"),
+    "dark_background": lambda: matplotlib.style.context("dark_background"),
+    "dark paper of reports": plots.dark_paper,
+}
+
+
+@pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("name", PICTURES)
 def test_nothing_is_invisible(name: str, style: str) -> None:
     torch.manual_seed(0)
-    with matplotlib.style.context(style):
+    with STYLES[style]():
         figure = PICTURES[name]()
     figure.savefig(io.BytesIO())  # outside of the style, as a caller may save it later
     background = figure.get_facecolor()
-    assert (lightness(background) < 0.1) == (style == "dark_background")
+    assert (lightness(background) < 0.1) == ("dark" in style)
     seen = list(artists(figure))
     assert len(seen) > 3
     for artist, color in seen:

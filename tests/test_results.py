@@ -23,7 +23,7 @@ from ppl_vae import (
     load_run,
     save_run,
 )
-from ppl_vae.cli.report import with_levels
+from ppl_vae.cli.results import with_levels
 from ppl_vae.data import Data, Dequantization
 from ppl_vae.diagnosis import Diagnosis, Gaps
 from ppl_vae.em import EMFit

@@ -31,6 +31,7 @@ OLD, NEW = {"seed": 1}, {"seed": 2}
 
 PART = {
     "plots": "khat.png",
+    "plots_dark": "khat.png",
     "checkpoints": "step-000000001.safetensors",
     "tensorboard": "events.out.tfevents.1",
 }
@@ -487,7 +488,9 @@ def test_no_file_is_written_through_a_link(tmp_path: Path) -> None:
     assert target.read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "plots", ".ppl_vae-new", "tensorboard"])
+@pytest.mark.parametrize(
+    "name", ["checkpoints", "plots", "plots_dark", ".ppl_vae-new", "tensorboard"]
+)
 def test_no_folder_of_a_run_may_be_a_link(tmp_path: Path, name: str) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -14,7 +14,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from browser import CHROMIUM, Browser, served
+from browser import Browser, faults, in_browser, served
 
 import ppl_vae
 
@@ -23,9 +23,6 @@ TOOLS = ("sphinx", "furo", "myst_parser", "latex2mathml")
 MISSING = [tool for tool in TOOLS if importlib.util.find_spec(tool) is None]
 SECTION = re.compile(r"\n(?:Args|Attributes|Raises|Returns|Yields|Example):\n")
 pytestmark = pytest.mark.timeout(1200)
-in_browser = pytest.mark.skipif(
-    CHROMIUM is None, reason="no Chromium on PATH: apt-get install chromium"
-)
 
 
 @pytest.fixture(scope="module")
@@ -217,15 +214,6 @@ def test_what_is_public_is_in_the_reference(site: Path) -> None:
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     with Browser(tmp_path_factory.mktemp("browser")) as browser:
         yield browser
-
-
-def faults(browser: Browser, address: str, width: int, dark: bool) -> list[str]:
-    """What is wrong with a page."""
-    browser.open(address, width, dark)
-    host = address.split("/")[2]
-    elsewhere = [u for u in browser.asked_for() if not re.match(rf"http://{host}/|data:|blob:", u)]
-    shown = [*browser.missing_pictures(), *browser.too_wide(), *browser.cut_off()]
-    return [*browser.complaints(), *shown, *elsewhere]
 
 
 @in_browser

@@ -8,7 +8,7 @@ from importlib import import_module
 from importlib.util import find_spec
 
 from ppl_vae.cli.light import LightParser
-from ppl_vae.cli.options import describe
+from ppl_vae.cli.options import RUN_OR_SWEEP, describe
 
 # Where nothing can be listed, a second TAB says what is expected. The reply to a terminal's status report
 # (ESC [5n) then makes readline draw the line again.
@@ -42,7 +42,7 @@ def script(root: LightParser, shell: str) -> str:
         for action in parser._actions:
             if action.choices:
                 continue
-            if action.metavar == "RUN" or action.dest.endswith("_dir"):
+            if action.metavar in ("RUN", RUN_OR_SWEEP) or action.dest.endswith("_dir"):
                 vars(action)["complete"] = shtab.DIRECTORY
             elif action.metavar == "FILE" or action.dest in ("config", "data"):
                 vars(action)["complete"] = shtab.FILE

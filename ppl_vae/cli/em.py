@@ -15,10 +15,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ppl_vae.cli.common import rows_of, say_of_other_weights
+from ppl_vae.cli.finish import dark_folder
 from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.options import EM, names
 from ppl_vae.cli.output import say, show, warn
-from ppl_vae.cli.report import result_table, with_levels
+from ppl_vae.cli.report import write_report
+from ppl_vae.cli.results import result_table, with_levels
 from ppl_vae.cli.setup import Setup, set_up
 from ppl_vae.cli.stages import Stages
 from ppl_vae.cli.start import check_setup, options_of, started
@@ -29,6 +31,7 @@ from ppl_vae.pairs import Pair
 from ppl_vae.plots import bound_curves, components, draw_rows
 from ppl_vae.runs import (
     PLOTS,
+    REPORT,
     TYPED,
     require_free,
     write_results,
@@ -84,6 +87,7 @@ def em(parser: ArgumentParser, given: Namespace) -> int:
     with stages.stage("checks", told=False):
         check_setup(setup)
     progress = False if given.get("quiet") else None
+    reported = bool(given.get("report", True))
     with started("em", setup, given) as (folder, resume):
         with stages.stage("EM"):
             fitted = fit_em(
@@ -109,7 +113,11 @@ def em(parser: ArgumentParser, given: Namespace) -> int:
         evaluation = with_levels(evaluation, setup.data)
         write_results(folder.path, evaluation=evaluation, rows=rows_of(setup.data), weights=weights)
         with stages.stage("pictures"):
-            failed = _draw(folder.path / PLOTS, setup, fitted, evaluation, weights)
+            failed = _draw(folder.path, setup, fitted, evaluation, weights, reported)
+        unwritten = []
+        if reported:
+            with stages.stage("report"):
+                unwritten = write_report(folder.path)
         say_of_other_weights(folder.path, weights)
         test = ("log p(x), test rows", str(evaluation.log_likelihood))
         fitted = _with_doubt(fitted, evaluation, setup)
@@ -117,7 +125,9 @@ def em(parser: ArgumentParser, given: Namespace) -> int:
     plots = folder.folder / PLOTS
     drawn = ", ".join(sorted(file.stem for file in plots.glob("*.png"))) or "none"
     show(f"\nrun folder: {folder.folder}\npictures:   {plots}\n            {drawn}")
-    for line in failed:
+    if reported and not unwritten:
+        show(f"report:     {folder.folder / REPORT}")
+    for line in [*failed, *unwritten]:
         warn(line)
     stages.tell()
     return 0
@@ -159,7 +169,12 @@ def _remedies(arguments: Mapping[str, Any], spread: float) -> Iterator[str]:
 
 
 def _draw(
-    folder: Path, setup: Setup, fitted: EMFit, evaluation: Evaluation, weights: str
+    folder: Path,
+    setup: Setup,
+    fitted: EMFit,
+    evaluation: Evaluation,
+    weights: str,
+    reported: bool,
 ) -> list[str]:
     """Draws the pictures; what failed is returned, because it costs no results."""
     Pair.of(fitted.model, setup.guide).to(torch.device("cpu"))
@@ -170,7 +185,8 @@ def _draw(
     if parts is not None:
         pictures["components"] = lambda: components(*parts)
     rows = (fitted.model, setup.guide, setup.data.test, evaluation)
-    return draw_rows(folder, *rows, pictures, weights, setup.config["seed"])
+    dark = dark_folder(folder, reported)
+    return draw_rows(folder / PLOTS, *rows, pictures, weights, setup.config["seed"], dark)
 
 
 @torch.no_grad()

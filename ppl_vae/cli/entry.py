@@ -137,7 +137,7 @@ def _run(arguments: list[str]) -> int:
         _root_parser().check(arguments)
         return 0
     parser, given = parsed(command, arguments[1:])
-    module = command if command in ("train", "em", "refit", "sweep") else "run_commands"
+    module = command if command in ("train", "em", "refit", "sweep", "report") else "run_commands"
     run = getattr(importlib.import_module(f"ppl_vae.cli.{module}"), command)
     with progress_in_lines(say):
         return int(run(parser, given))

@@ -11,7 +11,8 @@ from jsonargparse import Namespace
 
 from ppl_vae.cli.common import evaluate_training_rows, rows_of, say_of_other_weights
 from ppl_vae.cli.output import say, show, warn
-from ppl_vae.cli.report import result_table, with_accuracy, with_labels_of_training, with_levels
+from ppl_vae.cli.report import write_report
+from ppl_vae.cli.results import result_table, with_accuracy, with_labels_of_training, with_levels
 from ppl_vae.cli.setup import Setup
 from ppl_vae.cli.stages import Stages
 from ppl_vae.diagnosis import Diagnosis, diagnose
@@ -20,7 +21,9 @@ from ppl_vae.pairs import Pair
 from ppl_vae.plots import draw_run
 from ppl_vae.runs import (
     PLOTS,
+    PLOTS_DARK,
     POSTERIOR,
+    REPORT,
     RunFolder,
     write_results,
     write_weights,
@@ -63,10 +66,16 @@ def finish_run(run: RunFolder, setup: Setup, fitted: Fit, given: Namespace, stag
         with stages.stage(POSTERIOR, told=False):  # which tells its start
             always = given.get("posterior") == "always"
             failed += _export(folder, setup, fitted, measured, weights, always)
+    reported = bool(given.get("report", True))
     with stages.stage("pictures"):
-        failed += _draw(folder, setup, fitted, measured, weights)
+        failed += _draw(folder, setup, fitted, measured, weights, reported)
+    unwritten = []
+    if reported:
+        with stages.stage("report"):
+            unwritten = write_report(folder)
     say_of_other_weights(folder, weights)
-    _show(folder, measured)
+    _show(folder, measured, reported and not unwritten)
+    failed += unwritten
     for line in failed:
         warn(line)
     stages.tell()
@@ -135,7 +144,9 @@ def _export(
     return []
 
 
-def _draw(folder: Path, setup: Setup, fitted: Fit, measured: Measured, weights: str) -> list[str]:
+def _draw(
+    folder: Path, setup: Setup, fitted: Fit, measured: Measured, weights: str, reported: bool
+) -> list[str]:
     """Draws the pictures; what failed is returned, because it costs no results."""
     data = setup.data
     Pair.of(fitted.model, fitted.guide).to(torch.device("cpu"))
@@ -149,11 +160,27 @@ def _draw(folder: Path, setup: Setup, fitted: Fit, measured: Measured, weights: 
         data.test_labels,
         weights,
         setup.config["seed"],
+        dark_folder(folder, reported),
     )
 
 
-def _show(folder: Path, measured: Measured) -> None:
+def dark_folder(folder: Path, reported: bool) -> Path | None:
+    """Where the pictures of a run go that a report shows in the dark; None if nobody needs them.
+
+    Args:
+        folder: The run's folder.
+        reported: Whether there will be a report.
+    """
+    dark = folder / PLOTS_DARK
+    return (
+        dark if reported or dark.is_dir() else None
+    )  # those that are there would be of other weights
+
+
+def _show(folder: Path, measured: Measured, reported: bool) -> None:
     evaluation, diagnosis = measured
     show(result_table([*evaluation.lines(), *diagnosis.lines()], *measured))
     show(f"\n{diagnosis.summary()}")
     show(f"\nrun folder: {folder}\npictures:   {folder / PLOTS}")
+    if reported:
+        show(f"report:     {folder / REPORT}")

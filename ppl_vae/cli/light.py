@@ -16,7 +16,7 @@ from typing import Any
 
 from ppl_vae.cli.known import FILLED_IN, face, find_known, known, role_help, unknown_name
 from ppl_vae.cli.mistakes import UsageError, did_you_mean, wrong_value
-from ppl_vae.cli.options import COMMANDS, COMMON, EXAMPLES, Function, describe
+from ppl_vae.cli.options import COMMANDS, COMMON, EXAMPLES, RUN_OR_SWEEP, Function, describe
 from ppl_vae.cli.source import (
     Definition,
     Parameter,
@@ -31,6 +31,7 @@ from ppl_vae.cli.source import (
 )
 from ppl_vae.runs import config_file
 from ppl_vae.runtime import MOST_YAML, load_yaml, read_text
+from ppl_vae.sweeps import SPEC
 
 _FIRST = 2
 """Arguments of each default class in the help with the common options."""
@@ -101,6 +102,10 @@ class _HelpAll(argparse.Action):
         parser.exit()
 
 
+BOOL = Type(values=("true", "false"))
+"""What an option takes that is true or false."""
+
+
 class LightParser(argparse.ArgumentParser):
     """A parser of one command, or of the whole command line."""
 
@@ -119,6 +124,8 @@ class LightParser(argparse.ArgumentParser):
     def add_argument(self, *names: str, group: str | None = None, **how: Any) -> argparse.Action:
         """Adds one option, below a title or among the others; its value stays text."""
         kind = how.pop("type", None)
+        if kind is bool:
+            how["choices"] = BOOL.values
         if how.get("action") == "config":  # known to the full parser alone
             del how["action"]
         if group is None:
@@ -126,7 +133,7 @@ class LightParser(argparse.ArgumentParser):
         else:
             action = self._group(group).add_argument(*names, **how)
         if kind is not None:
-            _expect(action, Type((kind.__name__,)))
+            _expect(action, BOOL if kind is bool else Type((kind.__name__,)))
         return action
 
     def add_function(self, function_: Function) -> None:
@@ -220,7 +227,7 @@ class LightParser(argparse.ArgumentParser):
         for file in _values(arguments).get("--config", []):
             self._check_config(Path(file))
         for action in self._actions:
-            if action.metavar != "RUN":
+            if action.metavar not in ("RUN", RUN_OR_SWEEP):
                 continue
             value = getattr(given, action.dest)
             runs = value if isinstance(value, list) else [value] if value else []
@@ -228,8 +235,9 @@ class LightParser(argparse.ArgumentParser):
                 raise UsageError(f"RUN is missing: give the {action.help}")
             if len(runs) == 1 and action.nargs == "+":
                 raise UsageError("give two runs or more")
-            for run in runs:
-                config_file(Path(run))
+            for run in map(Path, runs):
+                if action.metavar == "RUN" or not (run / SPEC).is_file():
+                    config_file(run)
 
     def _instead_of(self, wrong: str) -> str:
         """What to write for an option of another kind or of another command; empty if it is none."""

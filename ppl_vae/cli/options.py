@@ -24,8 +24,12 @@ COMMANDS = {
     "sample": "draw from a run's model",
     "compare": "differences between runs, row by row",
     "export": "export a run as netCDF for ArviZ",
+    "report": "one page of HTML about a run or a sweep, to look at or to send",
 }
 
+
+RUN_OR_SWEEP = "RUN|SWEEP"
+"""How an argument is called that is the folder of a run, or of a sweep."""
 
 COMMON = {
     "train": (
@@ -164,6 +168,7 @@ def _train(options: Options) -> None:
     _add_run_dir(options)
     _add_num_samples(options, "importance samples per test row, for log p(x)")
     _add_posterior(options)
+    _add_report(options)
     for role, default in DEFAULTS.items():
         options.add_role(role, default)
     _add_data(options)
@@ -175,6 +180,7 @@ def _em(options: Options) -> None:
     _add_config(options)
     _add_resume(options, "em", "max_iterations")
     _add_run_dir(options)
+    _add_report(options)
     options.add_role("model", "ppl_vae.models.GaussianMixture", by_em=True)
     _add_data(options)
     add_functions(options, EM)
@@ -188,6 +194,7 @@ def _refit(options: Options) -> None:
     _add_run_dir(options)
     _add_num_samples(options, "importance samples per test row, for log p(x)")
     _add_posterior(options)
+    _add_report(options)
     for role in ("guide", "objective"):
         options.add_role(role, DEFAULTS[role])
     _add_training(options)
@@ -277,6 +284,12 @@ def _export(options: Options) -> None:
     _add_output(options, "netCDF file for ArviZ", "RUN/posterior.nc")
 
 
+def _report(options: Options) -> None:
+    what = "folder of a run, or of a sweep"
+    options.add_argument("folder", type=str, metavar=RUN_OR_SWEEP, help=what)
+    _add_output(options, "the page", "RUN/report.html")
+
+
 _DESCRIPTIONS: dict[str, Callable[[Options], None]] = {
     "train": _train,
     "em": _em,
@@ -288,6 +301,7 @@ _DESCRIPTIONS: dict[str, Callable[[Options], None]] = {
     "sample": _sample,
     "compare": _compare,
     "export": _export,
+    "report": _report,
 }
 
 
@@ -349,6 +363,11 @@ def _add_posterior(options: Options) -> None:
         help="write posterior.nc for ArviZ: always, never, or if it has less than 10 MB (auto); `ppl-vae "
         "export RUN` writes it later",
     )
+
+
+def _add_report(options: Options) -> None:
+    what = "write report.html, one page about the run with all its pictures"
+    options.add_argument("--report", type=bool, default=True, help=what)
 
 
 def _add_data(options: Options) -> None:

@@ -1,81 +1,59 @@
-"""What the subcommands print of results."""
+"""The subcommand `report`, and the page at the end of a training or a sweep."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, TypeVar
+from pathlib import Path
 
-import torch
+from jsonargparse import ArgumentParser, Namespace
 
-from ppl_vae.data import Data, Dequantization, rows_alone
-from ppl_vae.evaluation import Annealed, Evaluation
-from ppl_vae.pairs import Pair, Program
-from ppl_vae.runtime import HIDDEN
-from ppl_vae.stats import Result, as_lines
-
-Found = TypeVar("Found", Evaluation, Annealed)
+from ppl_vae.cli.common import ELSEWHERE, require_writable, writing
+from ppl_vae.cli.mistakes import UsageError, shortened
+from ppl_vae.cli.output import say, show
+from ppl_vae.reporting import ReportExtraError, html_report
+from ppl_vae.runs import REPORT, is_of_a_run
+from ppl_vae.runtime import DiskFullError, as_typed, require_file, require_output, write_bytes
+from ppl_vae.sweeps import SPEC
 
 
-def result_table(lines: Sequence[tuple[str, str]], *results: Result) -> str:
-    """Numbers, one per line, with its error and unit; then the notes of some results, then their warnings."""
-    below = [text for result in results for text in result.footnotes()]
-    return "\n".join([as_lines(lines), *sorted(below, key=lambda text: text.startswith("warning"))])
+def report(parser: ArgumentParser, given: Namespace) -> int:
+    """Writes the page of a run, or of a sweep."""
+    options = parser.get_defaults()
+    options.update(given)
+    folder = Path(options.folder)
+    default = folder / REPORT
+    output = default if options.output is None else Path(options.output)
+    require_file(output)
+    if output.suffix.lower() not in (".html", ".htm"):
+        name = shortened(str(output))
+        raise UsageError(f"--output {name}: expected a name that ends with .html, .htm")
+    if output.resolve() != default.resolve() and is_of_a_run(output):
+        raise UsageError(
+            f"--output {output} belongs to a run, and would be lost: choose another name"
+        )
+    require_output(output, overwrite=options.overwrite)
+    if options.output is None and not (folder / SPEC).is_file():
+        require_writable(folder, ELSEWHERE)
+    page = html_report(folder).encode()
+    with writing(None, output, ELSEWHERE):
+        write_bytes(output, page, overwrite=options.overwrite)
+    say(f"{len(page) / 1e6:.1f} MB, for a browser; it needs no network")
+    show(output)
+    return 0
 
 
-def with_levels(evaluation: Found, data: Data[Any]) -> Found:
-    """Adds a note on what the bits per dimension of dequantized data leave out; of other data there is none.
+def write_report(folder: Path) -> list[str]:
+    """Writes the page into the folder of a run or a sweep; if that fails, the reason is returned.
 
-    For D values per row and L levels a density p of the dequantized values bounds the discrete ones'
-    probability: -log2 P / D <= -log2 p / D + log2 L ("A note on the evaluation of generative models",
-    arXiv:1511.01844).
+    Args:
+        folder: The folder, which this process writes alone.
     """
-    if not isinstance(data.transform, Dequantization) or evaluation.bits_per_dim.missing:
-        return evaluation
-    levels, bits = data.transform.levels, evaluation.bits_per_dim.mean
-    text = (
-        f"the data are dequantized, log p(x) is a density on [0, 1): the {levels} levels themselves "
-        f"take at most {bits:.4f} + log2({levels}) = {bits + math.log2(levels):.4f} bits per dimension"
-    )
-    return replace(evaluation, notes=(*evaluation.notes, text))
-
-
-def with_labels_of_training(evaluation: Evaluation, data: Data[Any]) -> Evaluation:
-    """Adds a note if fewer of the validation rows have a label than of the training rows: two curves differ."""
-    told = [rows[1] for rows in (data.train, data.validation) if isinstance(rows, tuple)]
-    if not told or any(labels.dim() > 1 for labels in told):
-        return evaluation
-    (known, n), (held, m) = ((int((labels != HIDDEN).sum()), len(labels)) for labels in told)
-    if held / m >= known / n:
-        return evaluation
-    text = (
-        f"learning curves: the ELBO of the {known} of {n} training rows with a label bounds log p(x, label), "
-        "so that the curve of training cannot be compared with that of validation, of whose rows "
-        f"{held or 'none'} have a label"
-    )
-    return replace(evaluation, notes=(*evaluation.notes, text))
-
-
-def with_accuracy(
-    evaluation: Evaluation, model: Program, guide: Program, data: Data[Any]
-) -> Evaluation:
-    """Adds a note on how many test rows get their label from the guide's `classify(x)`, if it has that."""
-    labels, classify = data.test_labels, getattr(guide, "classify", None)
-    if classify is None or labels is None or labels.dim() > 1:
-        return evaluation
-    known = int((labels != HIDDEN).sum())
-    if not known:
-        return evaluation
-    pair = Pair.of(model, guide)
-    device = next((p.device for m in pair.modules().values() for p in m.parameters()), None)
-    right = 0
-    with torch.no_grad(), pair.scope(), pair.mode(training=False):
-        for x, y in zip(rows_alone(data.test).split(1024), labels.split(1024), strict=True):
-            right += int((classify(x.to(device)).probs.argmax(-1).cpu() == y).sum())
-    with_label = "" if known == len(labels) else " with a label"
-    text = (
-        f"q(y | x) without any label gives {right} of {known} test rows{with_label} their label "
-        f"({right / known:.1%})"
-    )
-    return replace(evaluation, notes=(*evaluation.notes, text))
+    try:
+        write_bytes(folder / REPORT, html_report(folder).encode())
+    except DiskFullError:
+        raise
+    except ReportExtraError as error:
+        return [f"{REPORT} was not written: {error}"]
+    except Exception as error:  # of matplotlib or of what is in the folder
+        again = f"`ppl-vae report {as_typed(folder)} --overwrite` tries again"
+        return [f"{REPORT} was not written: {error} ({again})"]
+    return []

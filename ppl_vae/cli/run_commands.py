@@ -26,11 +26,11 @@ from ppl_vae.cli.mistakes import UsageError, shortened
 from ppl_vae.cli.output import say, show
 from ppl_vae.cli.own_modules import trust_of
 from ppl_vae.cli.reached import fit_of, last_beta, objective_of
-from ppl_vae.cli.report import with_levels
+from ppl_vae.cli.results import with_levels
 from ppl_vae.cli.samples import sampled
 from ppl_vae.cli.setup import checked, data_paths, load_rows
 from ppl_vae.data import Data
-from ppl_vae.diagnosis import diagnose as diagnose_pair, inference_gaps
+from ppl_vae.diagnosis import Gaps, diagnose as diagnose_pair, inference_gaps
 from ppl_vae.evaluation import (
     Annealed,
     annealed_importance_sampling,
@@ -38,13 +38,14 @@ from ppl_vae.evaluation import (
     to_arviz,
 )
 from ppl_vae.pairs import Batch, Batches, Pair, Program, num_rows, take_rows
-from ppl_vae.plots import comparison_plot, gaps_plot, prior_samples
+from ppl_vae.plots import comparison_plot, dark_paper, gaps_plot, prior_samples
 from ppl_vae.runs import (
     ANNEALED,
     DIAGNOSIS,
     EVALUATION,
     GAPS,
     PLOTS,
+    PLOTS_DARK,
     POSTERIOR,
     SAMPLES,
     WEIGHTS_KEY,
@@ -130,15 +131,21 @@ def gaps(parser: ArgumentParser, given: Namespace) -> int:
     def keep() -> None:
         keep_result(run, GAPS, options.overwrite, gaps=found, rows=rows_of(data, num_rows(x)))
         if options.overwrite or not picture.exists():
-            figure = gaps_plot({type(run.guide).__name__: found})
             with writing(run, picture):
-                own_folder(picture.parent)
-                with replacing(picture, overwrite=options.overwrite) as file:
-                    figure.savefig(file, metadata={WEIGHTS_KEY: run.weights_sha256})
+                _draw_gaps(run, found, picture, options.overwrite)
+                with dark_paper():
+                    _draw_gaps(run, found, run.path / PLOTS_DARK / picture.name, True)
             say(f"written: {picture}")
 
     keep_and_show(found, keep)
     return 0
+
+
+def _draw_gaps(run: Run, found: Gaps, file: Path, overwrite: bool) -> None:
+    figure = gaps_plot({type(run.guide).__name__: found})
+    own_folder(file.parent)
+    with replacing(file, overwrite=overwrite) as temporary:
+        figure.savefig(temporary, metadata={WEIGHTS_KEY: run.weights_sha256})
 
 
 def diagnose(parser: ArgumentParser, given: Namespace) -> int:

@@ -105,6 +105,7 @@ def with_defaults(parser: ArgumentParser, given: Namespace) -> dict[str, Any]:
         "trust",
         "trust_packages",
         "posterior",
+        "report",
     ):
         plain.pop(name, None)
     return plain

@@ -100,7 +100,8 @@ def step_size_of(optimizer: Any) -> Any:
 def _config_of_run(command: str, parser: ArgumentParser, given: Namespace) -> dict[str, Any]:
     """The configuration that a run was started with, for the command that made it."""
     path = Path(given.resume)
-    asked = {"resume", "trust", "trust_packages", "quiet", "debug", "posterior", *MAY_CHANGE}
+    asked = {"resume", "trust", "trust_packages", "quiet", "debug", "posterior", "report"}
+    asked |= {*MAY_CHANGE}
     changed = {name for name in set(vars(given)) - asked if given[name] is not None}
     if changed:
         names = ", ".join(f"--{name}" for name in sorted(changed))

@@ -17,8 +17,9 @@ from ppl_vae.cli.light import command_parser
 from ppl_vae.cli.mistakes import UsageError, did_you_mean
 from ppl_vae.cli.output import say, show, warn
 from ppl_vae.cli.parsing import parsed
+from ppl_vae.cli.report import write_report
 from ppl_vae.plots import sweep_metrics, sweep_plane
-from ppl_vae.runs import ERROR, LOG, ROLES, names_in, plain
+from ppl_vae.runs import ERROR, LOG, REPORT, ROLES, names_in, plain
 from ppl_vae.runtime import as_folder, duration, own_folder, replacing, write_bytes
 from ppl_vae.sweeps import (
     TABLE,
@@ -129,7 +130,8 @@ def _to_do(folder: SweepFolder, runs: Sequence[SweepRun], options: Any) -> list[
 
 def _task(folder: SweepFolder, run: SweepRun) -> Task:
     path = str(folder.of(run))
-    typed = [a for a in run.arguments() if a.startswith("--posterior=")]  # not in config.yaml
+    kept_out = ("--posterior=", "--report=")  # of config.yaml
+    typed = [a for a in run.arguments() if a.startswith(kept_out)]
     if packages := own_packages(run.options):  # typed in the description, so they are trusted
         typed.append(f"--trust_packages={','.join(packages)}")
     return Task(
@@ -236,6 +238,11 @@ def _tell(folder: SweepFolder, runs: Sequence[SweepRun]) -> int:
     show(f"\ntable of all runs: {folder.path / TABLE}")
     for picture in pictures:
         show(f"picture: {picture}")
+    unwritten = write_report(folder.path)
+    if not unwritten:
+        show(f"report: {folder.path / REPORT}")
+    for line in unwritten:
+        warn(line)
     failed = [row for row in table.rows if row["state"] == "failed"]
     for row in failed:
         warn(f"{row['run']} failed: {row['error']} ({folder.path / row['run'] / ERROR})")

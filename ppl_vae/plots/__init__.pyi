@@ -1,6 +1,11 @@
 from .comparison import comparison_plot as comparison_plot
 from .curves import khat_histogram as khat_histogram, learning_curves as learning_curves
 from .em import bound_curves as bound_curves, components as components
+from .files import (
+    DARK_INK as DARK_INK,
+    DARK_PAPER as DARK_PAPER,
+    dark_paper as dark_paper,
+)
 from .inference import (
     gaps_plot as gaps_plot,
     guides_over_posterior as guides_over_posterior,

@@ -28,6 +28,7 @@ from ppl_vae.pairs import (
 )
 from ppl_vae.plots.curves import khat_histogram, learning_curves
 from ppl_vae.plots.drawing import MEDIUM, some_rows
+from ppl_vae.plots.files import Draw, draw_into
 from ppl_vae.plots.latents import aggregate_posterior, codes, kl_per_dimension
 from ppl_vae.plots.samples import (
     MOST_PATHS,
@@ -40,8 +41,7 @@ from ppl_vae.plots.samples import (
     traversals,
     worst_reconstructions,
 )
-from ppl_vae.runs import WEIGHTS_KEY
-from ppl_vae.runtime import own_folder, replacing
+from ppl_vae.runtime import own_folder
 from ppl_vae.tasks import (
     NoMeanError,
     Outliers,
@@ -84,6 +84,7 @@ def draw_run(
     labels: Tensor | None = None,
     weights: str | None = None,
     seed: int = 0,
+    dark: Path | None = None,
 ) -> list[str]:
     """Draws a run's pictures into a folder.
 
@@ -102,6 +103,7 @@ def draw_run(
         labels: The labels of the rows, if there are any.
         weights: The digest of the pair's weights, which is written into each picture.
         seed: Seed of the choice, and of all draws.
+        dark: Another folder, for the same pictures in light colors on dark paper; None: they are not drawn.
 
     Returns:
         One line for each picture that could not be drawn, with the reason.
@@ -114,21 +116,21 @@ def draw_run(
         labels = None
     pictures = _Pictures(model, guide, x, evaluation, diagnosis, labels, seed)
     plane = "manifold" if len(diagnosis.kl) == 2 and pictures.single else "traversals"
-    draws: dict[str, Callable[[], Figure]] = {
-        "learning_curves": lambda: learning_curves(history),
+    draws: dict[str, Callable[[], Draw]] = {
+        "learning_curves": lambda: lambda: learning_curves(history),
         "reconstructions": pictures.reconstructions,
         "worst_reconstructions": pictures.worst,
         "prior_samples": pictures.samples,
         plane: pictures.manifold if plane == "manifold" else pictures.traversals,
         "interpolations": pictures.interpolations,
-        "kl_per_dimension": lambda: kl_per_dimension(diagnosis.kl, diagnosis.mean_variance),
+        "kl_per_dimension": lambda: lambda: kl_per_dimension(diagnosis.kl, diagnosis.mean_variance),
         "aggregate_posterior": pictures.aggregate_posterior,
         "codes": pictures.codes,
-        "khat": lambda: khat_histogram(evaluation.khat, evaluation.num_samples),
+        "khat": lambda: lambda: khat_histogram(evaluation.khat, evaluation.num_samples),
     }
     if len(diagnosis.kl) < 3:  # then the aggregate posterior shows them all
         del draws["codes"]
-    return _draw_into(folder, draws, weights)
+    return draw_into(folder, draws, weights, dark)
 
 
 def draw_rows(
@@ -140,6 +142,7 @@ def draw_rows(
     others: Mapping[str, Callable[[], Figure]] | None = None,
     weights: str | None = None,
     seed: int = 0,
+    dark: Path | None = None,
 ) -> list[str]:
     """Draws what a pair makes of rows: those of the pictures of `draw_run` that need no diagnosis.
 
@@ -155,13 +158,15 @@ def draw_rows(
         others: Functions that make more pictures, by name; these are drawn first.
         weights: The digest of the pair's weights, which is written into each picture.
         seed: Seed of the choice of rows, and of all draws.
+        dark: Another folder, for the same pictures in light colors on dark paper; None: they are not drawn.
 
     Returns:
         One line for each picture that could not be drawn, with the reason.
     """
-    failed = _draw_into(folder, others or {}, weights)
+    given = {name: _drawn_by(draw) for name, draw in (others or {}).items()}
+    failed = draw_into(folder, given, weights, dark)
     pictures = _Pictures(model, guide, x, evaluation, None, None, seed)
-    draws: dict[str, Callable[[], Figure]] = {
+    draws: dict[str, Callable[[], Draw]] = {
         "reconstructions": pictures.reconstructions,
         "worst_reconstructions": pictures.worst,
         "prior_samples": pictures.samples,
@@ -175,26 +180,19 @@ def draw_rows(
         return [*failed, f"no pictures of rows were drawn: {error}"]
     if layout.enumerated or layout.discrete:
         del draws["interpolations"]
-    return [*failed, *_draw_into(folder, draws, weights)]
+    return [*failed, *draw_into(folder, draws, weights, dark)]
 
 
-def _draw_into(
-    folder: Path, draws: Mapping[str, Callable[[], Figure]], weights: str | None
-) -> list[str]:
-    """Draws pictures by name into a folder; one line for each that could not be drawn, with the reason."""
-    known = {} if weights is None else {WEIGHTS_KEY: weights}
-    failed = []
-    for name, draw in draws.items():
-        try:
-            with replacing(own_folder(folder) / f"{name}.png") as file:
-                draw().savefig(file, metadata=known)
-        except Exception as error:  # the user's programs may raise anything; the results are safe
-            failed.append(f"{name}.png was not drawn: {error}")
-    return failed
+def _drawn_by(draw: Draw) -> Callable[[], Draw]:
+    """The form that `draw_into` takes, of a function that draws what is known already."""
+    return lambda: draw
 
 
 class _Pictures:
-    """The pictures of a pair on some rows; see `draw_run`."""
+    """The pictures of a pair on some rows; see `draw_run`.
+
+    Each is computed once, and returned as a function that draws it, in the style of the moment.
+    """
 
     def __init__(
         self,
@@ -216,40 +214,46 @@ class _Pictures:
             raise ValueError("this picture needs a diagnosis")
         return self._diagnosis
 
-    def reconstructions(self) -> Figure:
+    def reconstructions(self) -> Draw:
         x = self._some(MOST_RECONSTRUCTED)
-        return self._told(reconstructions(_rows(x), self._means(x)))
+        means = self._means(x)
+        return lambda: self._told(reconstructions(_rows(x), means))
 
-    def worst(self) -> Figure:
+    def worst(self) -> Draw:
         found = Outliers.of(self.evaluation, num=MOST_WORST)
         if found.out_of != num_rows(self.x):
             raise ValueError(
                 f"{found.out_of} rows were evaluated, and {num_rows(self.x)} are given"
             )
         x = take_rows(self.x, found.index)
-        return self._told(worst_reconstructions(_rows(x), self._means(x), found))
+        means = self._means(x)
+        return lambda: self._told(worst_reconstructions(_rows(x), means, found))
 
-    def samples(self) -> Figure:
+    def samples(self) -> Draw:
         draws = self._sample(_SAMPLES)
         means = self._sample(_SAMPLES, means=True) if self._states_means else None
-        return prior_samples(draws, means=means, data=_rows(self._some(_SAMPLES)))
+        data = _rows(self._some(_SAMPLES))
+        return lambda: prior_samples(draws, means=means, data=data)
 
-    def manifold(self) -> Figure:
+    def manifold(self) -> Draw:
         name = self._places()[0][0]
         shape = self._latents(take_rows(self.x, slice(1)), None)[name].shape[1:]
         if len({site for site, _ in self._places()}) > 1:
             raise PairError("the two numbers of a row are two latents")
         row = take_rows(self.x, self._chosen(1).repeat(2))  # of one context, if there is any
 
+        known: dict[int, Tensor] = {}  # by the number of points, which are always the same
+
         def decoded(z: Tensor) -> Tensor:
-            found: Tensor = self._sample(
-                len(z), row, means=self._states_means, given={name: z.reshape(len(z), *shape)}
-            )
-            return found
+            if len(z) not in known:
+                known[len(z)] = self._sample(
+                    len(z), row, means=self._states_means, given={name: z.reshape(len(z), *shape)}
+                )
+            return known[len(z)]
 
-        return self._told(manifold(decoded))
+        return lambda: self._told(manifold(decoded))
 
-    def traversals(self) -> Figure:
+    def traversals(self) -> Draw:
         row = self._some(1)
         kl, places = self.diagnosis.kl, self._places()
         discrete = discrete_latents(self.model, self.guide, row)
@@ -273,18 +277,18 @@ class _Pictures:
             paths |= zip(of_site, moved[0], strict=True)
         names = [self.diagnosis.names[i] for i in order]
         together = torch.stack([paths[i] for i in order])
-        return self._told(traversals(together, kl[order], names=names, row=_rows(row)[0]))
+        return lambda: self._told(traversals(together, kl[order], names=names, row=_rows(row)[0]))
 
-    def interpolations(self) -> Figure:
+    def interpolations(self) -> Draw:
         x = self._some(_MOST_PAIRED)
         ends = partners(self.model, self.guide, x, _PAIRS, seed=self.seed)
         a, b = (take_rows(x, rows) for rows in ends)
         paths = interpolate(
             self.model, self.guide, a, b, steps=7, seed=self.seed, means=self._states_means
         )
-        return self._told(interpolations(paths, a=_rows(a), b=_rows(b)))
+        return lambda: self._told(interpolations(paths, a=_rows(a), b=_rows(b)))
 
-    def aggregate_posterior(self) -> Figure:
+    def aggregate_posterior(self) -> Draw:
         chosen = self._chosen(_MOST_CODES)
         of_sites = self._latents(take_rows(self.x, chosen), 1)
         z = _side_by_side([value[0] for value in of_sites.values()])
@@ -294,12 +298,13 @@ class _Pictures:
             _, drawn = self._sample(max(64, min(_DRAWS, most)), return_latents=True)
             prior = _side_by_side([drawn[name] for name in of_sites])
         labels = None if self.labels is None else self.labels[chosen]
-        return aggregate_posterior(z, prior, self.diagnosis.kl, labels=labels)
+        return lambda: aggregate_posterior(z, prior, self.diagnosis.kl, labels=labels)
 
-    def codes(self) -> Figure:
+    def codes(self) -> Draw:
         chosen = self._chosen(_MOST_CODES)
         z = _side_by_side(list(self._latents(take_rows(self.x, chosen), None).values()))
-        return codes(z, labels=None if self.labels is None else self.labels[chosen])
+        labels = None if self.labels is None else self.labels[chosen]
+        return lambda: codes(z, labels=labels)
 
     def _chosen(self, most: int) -> Tensor:
         return torch.as_tensor(some_rows(num_rows(self.x), most, self.seed))

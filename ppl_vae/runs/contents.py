@@ -19,7 +19,10 @@ DIAGNOSIS = "diagnosis.json"
 ANNEALED = "annealed.json"
 GAPS = "gaps.json"
 POSTERIOR = "posterior.nc"
-PLOTS = "plots"
+PLOTS, PLOTS_DARK = "plots", "plots_dark"
+"""Pictures, and the same on dark paper, which a report shows in the dark."""
+
+REPORT = "report.html"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 
@@ -37,23 +40,29 @@ BESIDE = (SWEPT, LOG, ERROR)
 
 OF_A_RUN = (
     *(CONFIG, CHECKPOINTS, WEIGHTS, METRICS, EVALUATION, DIAGNOSIS, ANNEALED, GAPS, POSTERIOR),
-    *(PLOTS, TENSORBOARD, "evaluation.csv", "annealed.csv", "gaps.csv"),
+    *(REPORT, PLOTS, PLOTS_DARK, TENSORBOARD, "evaluation.csv", "annealed.csv", "gaps.csv"),
 )
 """All that a run may hold, in the order in which it leaves: without the first there is no run."""
 
+_PICTURES = (
+    *("aggregate_posterior.png", "codes.png", "components.png", "gaps.png"),
+    *("interpolations.png", "khat.png", "kl_per_dimension.png", "learning_curve.png"),
+    *("learning_curves.png", "manifold.png", "prior_samples.png", "reconstructions.png"),
+    *("traversals.png", "worst_reconstructions.png"),
+)
+
 _OWN = {
-    PLOTS: (
-        *("aggregate_posterior.png", "codes.png", "components.png", "gaps.png"),
-        *("interpolations.png", "khat.png", "kl_per_dimension.png", "learning_curve.png"),
-        *("learning_curves.png", "manifold.png", "prior_samples.png", "reconstructions.png"),
-        *("traversals.png", "worst_reconstructions.png"),
-    ),
+    PLOTS: _PICTURES,
+    PLOTS_DARK: _PICTURES,
     CHECKPOINTS: ("step-*.safetensors",),
     TENSORBOARD: ("events.out.tfevents.*",),
 }
 """The folders of a run, and the files that are written there; what else is in them is the user's."""
 
 FOLDERS = tuple(_OWN)
+
+OF_PICTURES = (PLOTS, PLOTS_DARK)
+"""Those of them that hold pictures."""
 
 
 def is_folder(path: Path) -> bool:
@@ -88,12 +97,13 @@ def files(folder: Path) -> set[str]:
 
 def is_own_picture(name: str) -> bool:
     """Whether a run has a picture of this name in its `plots`."""
-    return name in _OWN[PLOTS]
+    return name in _PICTURES
 
 
 def pictures(folder: Path) -> list[str]:
     """The run's own pictures that are there, as `plots/NAME`."""
-    return [f"{PLOTS}/{name}" for name in _OWN[PLOTS] if (folder / PLOTS / name).is_file()]
+    named = [f"{part}/{name}" for part in OF_PICTURES for name in _PICTURES]
+    return [name for name in named if (folder / name).is_file()]
 
 
 def has_checkpoints(folder: Path) -> bool:

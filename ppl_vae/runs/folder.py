@@ -28,6 +28,7 @@ from ppl_vae.runs.contents import (
     GAPS,
     METRICS,
     POSTERIOR,
+    REPORT,
     SAMPLES,
     pictures,
 )
@@ -53,6 +54,7 @@ _MAKERS = {
     DIAGNOSIS: "ppl-vae diagnose",
     POSTERIOR: "ppl-vae export",
     SAMPLES: "ppl-vae sample",
+    REPORT: "ppl-vae report",
 }
 """The commands that make results."""
 

@@ -12,7 +12,7 @@ from ppl_vae.runs.contents import (
     CHECKPOINTS,
     CONFIG,
     OF_A_RUN,
-    PLOTS,
+    OF_PICTURES,
     WEIGHTS,
     discard,
     files,
@@ -83,7 +83,7 @@ def is_of_a_run(file: Path) -> bool:
     as_named = file.parent.resolve() / file.name  # a link in a run is one of its files, too
     return any(
         inside.name.casefold() in (*OF_A_RUN, *HIDDEN)
-        and (inside.name.casefold() != PLOTS or _is_picture(path, inside))
+        and (inside.name.casefold() not in OF_PICTURES or _is_picture(path, inside))
         and _holds_a_run(folder)
         for path in (as_named, file.resolve())
         for inside, folder in pairwise([path, *path.parents])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 WEIGHTS_KEY = "weights_sha256"
-"""Name of what says of which weights a result is: in netCDF an attribute, in PNG a text."""
+"""Name of what says of which weights a result is: in netCDF an attribute, in PNG a text, in HTML its `meta`."""
 
 _AN_END = 2**22
 """So many bytes at either end of a file are searched."""
@@ -38,7 +38,7 @@ def as_netcdf(data: Any, weights: str | None = None) -> memoryview:
 
 
 def names_weights(file: Path, weights: str) -> bool:
-    """Whether a netCDF file or a PNG is of these weights; True if it does not say of which, or is not there.
+    """Whether a netCDF file, PNG or report is of these weights; True if it does not say so, or is not there.
 
     Its bytes are searched, because HDF5 does not withstand files that were made to harm. Both store what is
     looked for as it is, ahead of the numbers or behind them: a file may be long, or one long hole.

@@ -10,7 +10,8 @@
 | diagnosis.json | what `diagnose` found |
 | annealed.json, annealed.csv; gaps.json, gaps.csv | what annealing and `inference_gaps` found |
 | posterior.nc | what `to_arviz` made |
-| plots/ | pictures, drawn by `ppl-vae train` |
+| plots/, plots_dark/ | pictures, drawn by `ppl-vae train`, on white and on dark paper |
+| report.html | what `ppl_vae.reporting.html_report` made |
 | checkpoints/ | what `fit` needs to continue |
 
 Nothing in it is pickled. Loading a run imports only classes of this package, of torch and of Pyro that suit

@@ -15,7 +15,7 @@ from ppl_vae.runs.contents import (
     CONFIG,
     METRICS,
     OF_A_RUN,
-    PLOTS,
+    OF_PICTURES,
     SWEPT,
     WEIGHTS,
     discard,
@@ -272,9 +272,9 @@ class RunFolder:
         finish_own_swap(self.folder)
         require_settled(self.folder)
         clear(self.folder)
-        for part in (self.folder, self.folder / CHECKPOINTS, self.folder / PLOTS):
-            if not part.is_symlink():
-                remove_left_behind(part)
+        for name in ("", CHECKPOINTS, *OF_PICTURES):
+            if not (self.folder / name).is_symlink():
+                remove_left_behind(self.folder / name)
 
     def _remove_made(self) -> None:
         """Removes the folders that this object has made, as far as they are empty."""

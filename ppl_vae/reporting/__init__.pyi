@@ -1,0 +1,2 @@
+from .pages import html_report as html_report
+from .plane import ReportExtraError as ReportExtraError

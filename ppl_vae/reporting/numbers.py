@@ -1,0 +1,293 @@
+"""The numbers of a run, each with a sentence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ppl_vae.reporting.markup import Markup, explained, table
+from ppl_vae.stats import khat_limit
+
+Row = tuple[str, str, str]
+"""A quantity: its name, its value, and a sentence."""
+
+
+def of_evaluation(found: Mapping[str, Any]) -> Iterator[Row]:
+    """The numbers of evaluation.json."""
+    rows, samples, of = (found.get(name) for name in ("num_rows", "num_samples", "rows"))
+    held_out = isinstance(of, Mapping) and of.get("split") == "test"
+    lost = _mean(found, "log_likelihood") - _mean(found, "elbo")
+    yield from _estimate(
+        found,
+        "elbo",
+        "ELBO",
+        f"The bound that is trained, here of {'held-out' if held_out else 'the evaluated'} rows: −rate − "
+        "distortion. Higher is better.",
+    )
+    error = found.get("log_likelihood_error")
+    exact = isinstance(error, Mapping) and error.get("largest") == 0
+    way = "exactly" if exact else f"by {samples} importance samples of each row"
+    bad = _count(found.get("unreliable"))
+    doubt = f" It is not to be trusted on {bad} of {rows} rows." if bad else ""
+    guide = f" The ELBO is {lost:.2f} nats lower: so much the guide loses." if lost >= 0 else ""
+    yield from _estimate(
+        found,
+        "log_likelihood",
+        "log p(x)",
+        f"What the model is worth, {way}.{guide}{doubt}",
+    )
+    yield from _estimate(
+        found,
+        "rate",
+        "rate",
+        "What it costs to tell z of a row to someone who knows the prior: KL(q(z | x) || p(z)).",
+    )
+    yield from _estimate(
+        found,
+        "distortion",
+        "distortion",
+        "What it then costs to tell the row to someone who knows z: −E log p(x | z).",
+    )
+    yield from _estimate(
+        found,
+        "bits_per_dim",
+        "bits per dimension",
+        "−log p(x) in bits, by the numbers of a row: to compare with models of the same data. Lower is better.",
+        unit="bits",
+    )
+    if isinstance(samples, int) and not exact:
+        yield from _spread(
+            found,
+            "ess",
+            "effective samples",
+            f"What the {samples} weighted samples of a row are worth, median; and the row with the fewest.",
+            "least",
+            ".0f",
+        )
+        limit = khat_limit(samples) if samples > 1 else math.nan
+        yield from _spread(
+            found,
+            "khat",
+            "Pareto k-hat",
+            f"Whether the samples of a row suffice for its log p(x): up to {limit:.2f} they do. Median, and "
+            "the worst row.",
+            "largest",
+            ".2f",
+        )
+    if bad is not None:
+        yield (
+            "unreliable rows",
+            f"{bad} of {rows}",
+            "Rows whose log p(x) is not to be trusted.",
+        )
+    if isinstance(found.get("method"), Mapping):
+        ways = ", ".join(f"{name} {count}" for name, count in found["method"].items())
+        yield (
+            "ways to log p(x)",
+            ways,
+            "How many rows got their log p(x) by samples of the guide, and how many by better proposals.",
+        )
+    if isinstance(rows, int):
+        name = f"{of.get('name')}: " if isinstance(of, Mapping) else ""
+        told = "none of these rows was trained on. " if held_out else ""
+        yield (
+            "held-out rows" if held_out else "rows",
+            str(rows),
+            f"{name}{told}Values are means over them, ± one standard error.",
+        )
+
+
+def _count(found: object) -> int | None:
+    """How often a flag is set, of the summary of a result; None if it does not say so."""
+    count = found.get("count") if isinstance(found, Mapping) else None
+    return count if isinstance(count, int) else None
+
+
+def of_diagnosis(found: Mapping[str, Any]) -> Iterator[Row]:
+    """The numbers of diagnosis.json."""
+    names, active = found.get("names"), found.get("active_units")
+    if isinstance(names, list) and isinstance(active, int):
+        yield (
+            "active units",
+            f"{active} of {len(names)}",
+            "Latent dimensions whose posterior means differ from row to row.",
+        )
+    yield from _estimate(
+        found,
+        "mutual_information",
+        "mutual information",
+        "What z tells of x, from the rows that were diagnosed: at most the logarithm of their number.",
+    )
+    bounds = found.get("information_bounds")
+    if isinstance(bounds, list) and len(bounds) == 2 and all(map(_is_number, bounds)):
+        yield (
+            "of the population",
+            f"{bounds[0]:.2f} to {bounds[1]:.2f} nats",
+            "Between which values the mutual information of all such data is.",
+        )
+    yield from _estimate(
+        found,
+        "marginal_kl",
+        "marginal KL",
+        "How far the latents of all rows together are from the prior; with the mutual information it makes the "
+        "rate.",
+    )
+    if _is_number(found.get("beta")):
+        yield (
+            "beta",
+            f"{found['beta']:.4g}",
+            "The weight of the rate in what was trained; 1 is the ELBO.",
+        )
+
+
+def of_annealed(found: Mapping[str, Any]) -> Iterator[Row]:
+    """The numbers of annealed.json."""
+    yield from _estimate(
+        found,
+        "log_likelihood",
+        "log p(x), annealed",
+        "The same quantity by annealed importance sampling, a check by another way.",
+    )
+
+
+def of_gaps(found: Mapping[str, Any]) -> Iterator[Row]:
+    """The numbers of gaps.json."""
+    told = {
+        "approximation_gap": "What the family of the guide loses: the best q of each row is not the posterior.",
+        "amortization_gap": "What the guide's network loses on top: it does not find the best q of each row.",
+    }
+    of_rows = f" Of {found.get('num_rows')} rows."
+    for name, sentence in told.items():
+        yield from _estimate(found, name, name.replace("_", " "), sentence + of_rows)
+
+
+def number_table(rows: Sequence[Row]) -> Markup:
+    """Quantities with sentences; empty if there are none."""
+    return explained(rows, "Numbers") if rows else Markup("")
+
+
+_EPOCHS = {
+    "epoch": ("epoch", ".0f"),
+    "iteration": ("iteration", ".0f"),
+    "elbo": ("ELBO", ".2f"),
+    "validation_elbo": ("ELBO, held out", ".2f"),
+    "bound": ("bound", ".3f"),
+    "log_likelihood": ("log p(x)", ".3f"),
+    "rate": ("rate", ".2f"),
+    "validation_rate": ("rate, held out", ".2f"),
+    "distortion": ("distortion", ".2f"),
+    "validation_distortion": ("distortion, held out", ".2f"),
+    "active_units": ("active units", ".0f"),
+    "beta": ("beta", ".3g"),
+    "learning_rate": ("learning rate", ".2g"),
+    "seconds": ("seconds", ".1f"),
+}
+"""Columns of metrics.csv that are told, each with its name and the form of its numbers."""
+
+
+def epoch_table(history: Sequence[Mapping[str, float]]) -> Markup:
+    """Some epochs of a training: first ones, the best one, the last one; empty without any."""
+    if not history:
+        return Markup("")
+    columns = [name for name in _EPOCHS if _is_told(name, history)]
+    last = len(history) - 1
+    chosen = {0, last // 8, last // 4, last // 2, 3 * last // 4, last}
+    best = best_epoch(history)
+    chosen |= set() if best is None else {best}
+    rows = [
+        [
+            _cell(history[i], name) + (" (best)" if i == best and not j else "")
+            for j, name in enumerate(columns)
+        ]
+        for i in sorted(chosen)
+    ]
+    return table([_EPOCHS[name][0] for name in columns], rows, "Some epochs of the training")
+
+
+_SETTINGS = ("active_units", "beta", "learning_rate")
+
+
+def _is_told(name: str, history: Sequence[Mapping[str, float]]) -> bool:
+    """Whether the table has a column of this name: of what never changes it has none."""
+    values = {row[name] for row in history if name in row}
+    return len(values) > (1 if name in _SETTINGS else 0)
+
+
+def best_epoch(history: Sequence[Mapping[str, float]]) -> int | None:
+    """The place of the epoch with the highest held-out ELBO; None if it was not measured."""
+    found = {i: row["validation_elbo"] for i, row in enumerate(history) if "validation_elbo" in row}
+    found = {i: value for i, value in found.items() if math.isfinite(value)}
+    return max(found, key=lambda i: found[i]) if found else None
+
+
+def _cell(row: Mapping[str, float], name: str) -> str:
+    value = row.get(name, math.nan)
+    return format(value, _EPOCHS[name][1]) if math.isfinite(value) else "-"
+
+
+def worst_rows(rows: Mapping[str, Sequence[Any]], most: int = 10) -> Markup:
+    """The rows with the lowest log p(x), from evaluation.csv; empty if there are none."""
+    columns = [name for name in _OF_ROWS if name in rows]
+    if "log_likelihood" not in columns:
+        return Markup("")
+    values = rows["log_likelihood"]
+    order = sorted((i for i, v in enumerate(values) if math.isfinite(v)), key=lambda i: values[i])
+    cells = [[str(i), *(_of_row(name, rows[name][i]) for name in columns)] for i in order[:most]]
+    return table(
+        ["row", *(_OF_ROWS[name] for name in columns)], cells, "Rows with the lowest log p(x)"
+    )
+
+
+_OF_ROWS = {
+    "log_likelihood": "log p(x)",
+    "elbo": "ELBO",
+    "rate": "rate",
+    "distortion": "distortion",
+    "khat": "k-hat",
+    "unreliable": "unreliable",
+    "method": "way",
+}
+
+
+def _of_row(name: str, value: Any) -> str:
+    if name == "unreliable":
+        return "yes" if value else "no"
+    if value == -math.inf:  # a k-hat of equal weights, which has no tail
+        return "-"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _mean(found: Mapping[str, Any], name: str) -> float:
+    given = found.get(name)
+    mean = given.get("mean") if isinstance(given, Mapping) else None
+    return float(mean) if isinstance(mean, int | float) else math.nan
+
+
+def _estimate(
+    found: Mapping[str, Any], name: str, called: str, sentence: str, unit: str = "nats"
+) -> Iterator[Row]:
+    """A mean with its standard error, if it is there."""
+    given = found.get(name)
+    if not isinstance(given, Mapping) or not _is_number(given.get("mean")):
+        return
+    error = given.get("standard_error")
+    with_error = f" ± {error:.3f}" if isinstance(error, int | float) and _is_number(error) else ""
+    yield called, f"{given['mean']:.3f}{with_error} {unit}", sentence
+
+
+def _spread(
+    found: Mapping[str, Any], name: str, called: str, sentence: str, end: str, form: str
+) -> Iterator[Row]:
+    """The median of values of rows and one of its ends, if they are there."""
+    given = found.get(name)
+    if (
+        isinstance(given, Mapping)
+        and _is_number(given.get("median"))
+        and _is_number(given.get(end))
+    ):
+        yield called, f"{given['median']:{form}}, {end} {given[end]:{form}}", sentence
