@@ -22,7 +22,7 @@ from ppl_vae.models import VAE
 from ppl_vae.networks import MLP, AutoregressiveDecoder
 from ppl_vae.runtime import replacing, require_output
 
-NAMES = {False: "both at each step", True: "aggressive updates of the guide"}
+NAMES = {False: "both at each step", True: "aggressive updates"}
 REACH, POINTS = 5.0, 201
 
 

@@ -265,6 +265,42 @@ def rate_distortion(folder: Path) -> None:
     assert imread(folder / "rate_distortion.png").std() > 0.05  # not an empty canvas
 
 
+def collapse(folder: Path) -> None:
+    write_mnist(folder / "some data", 100, 20)
+    data = ("--data_dir=some data", "--linear=[1,1e6]", "--mlp=[1e6]", "--autoregressive=[1e6]")
+    small = ("rows=80", "latents=2", "epochs=3", "hidden=8", "channels=2", "layers=1", "window=1")
+    sizes = [f"--sizes.{size}" for size in small]
+    fewer = ("--autoregressive_rows=50", "--autoregressive_epochs=2", "--num_test=20")
+    options = (*data, *sizes, *fewer, "--linear_epochs=150")
+    printed = run("collapse.py", *options, cwd=folder)
+    one, many, mlp, reading = rows(printed)
+    assert [one["active"], one["exact"], many["active"], many["exact"]] == ["2", "2", "0", "0"]
+    assert mean(one["rate"]) == pytest.approx(mean(one["exact rate"]), rel=0.3)
+    for row in (many, mlp, reading):  # a rate costs a million times what it gives
+        assert row["active"] == "0"
+        assert mean(row["rate"]) < 0.3
+    assert imread(folder / "collapse.png").std() > 0.05  # not an empty canvas
+    # What is known is not trained again, unless it was trained otherwise.
+    file = folder / "collapse.csv"
+    before = file.read_text()
+    assert len(before.splitlines()) == 5
+    assert rows(run("collapse.py", *options, "--overwrite=true", cwd=folder)) == rows(printed)
+    assert file.read_text() == before
+    run("collapse.py", *options, "--sizes.latents=1", "--overwrite=true", cwd=folder)
+    assert len(file.read_text().splitlines()) == 9
+
+
+def lagging(folder: Path) -> None:
+    sizes = ("--epochs=[1,3]", "--num_rows=200", "--length=6", "--window=6", "--num_seeds=1")
+    table = rows(run("lagging.py", *sizes, "--num_shown=20", cwd=folder))
+    assert [row["training"] for row in table] == ["both at each step", "aggressive updates"]
+    for row in table:
+        assert mean(row["ELBO"]) <= mean(row["log p(x)"]) + 0.001
+        assert mean(row["rate"]) > 0
+        assert mean(row["largest spread of model's means"]) >= mean(row["spread at the end, model"])
+    assert imread(folder / "lagging.png").std() > 0.05  # not an empty canvas
+
+
 def context_window(folder: Path) -> None:
     sizes = ("--length=4", "--windows=[1,3]", "--num_starts=1", "--max_epochs=500")
     printed = run("context_window.py", *sizes, cwd=folder)
@@ -350,12 +386,14 @@ def ring(folder: Path) -> None:
 # Add a check here for a new script.
 CHECKS: dict[str, Callable[[Path], None]] = {
     "banana.py": banana,
+    "collapse.py": collapse,
     "context_window.py": context_window,
     "em_vs_vae.py": em_vs_vae,
     "few_labels.py": few_labels,
     "hard_em_to_vq.py": hard_em_to_vq,
     "indeterminacy.py": indeterminacy,
     "inference_gaps.py": inference_gaps,
+    "lagging.py": lagging,
     "mnist.py": mnist,
     "mutual_information.py": mutual_information,
     "planted_causes.py": planted_causes,
@@ -601,6 +639,8 @@ def test_no_script_replaces_a_picture(tmp_path: Path) -> None:
         "rate_distortion.py": [],
         "indeterminacy.py": [],
         "context_window.py": [],
+        "collapse.py": [],
+        "lagging.py": [],
     }
     (tmp_path / "mine.png").write_text("mine")
     for name, options in scripts.items():
