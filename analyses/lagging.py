@@ -15,6 +15,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from progress import Table, start
 from torch import Tensor
+from torch.distributions import Bernoulli
 
 from ppl_vae import evaluate, fit
 from ppl_vae.guides import MeanField
@@ -39,6 +40,19 @@ def rows(n: int, length: int, seed: int) -> Tensor:
         bits[:, t] = torch.bernoulli((level + before).sigmoid(), generator=generator)
         before = 2 * bits[:, t] - 1
     return bits.reshape(n, 1, 1, length)
+
+
+def log_density(x: Tensor) -> Tensor:
+    """log p(x) of the data, by quadrature over s, `(n,)`."""
+    bits = x.flatten(1)
+    before = torch.cat([torch.zeros(len(bits), 1), 2 * bits[:, :-1] - 1], 1)
+    s = torch.linspace(-8.0, 8.0, 801)
+    log_prior = -s.square() / 2 - math.log(2 * math.pi) / 2 + math.log(16 / 800)
+    odds = s[:, None, None] + before
+    found: Tensor = (log_prior[:, None] + Bernoulli(logits=odds).log_prob(bits).sum(-1)).logsumexp(
+        0
+    )
+    return found
 
 
 def posterior_means(model: VAE, x: Tensor) -> Tensor:
@@ -149,10 +163,10 @@ def main(
                 shown[aggressive] = course
     with replacing(output, overwrite=overwrite) as file:
         picture(shown).savefig(file)
-    print(
-        f"\nNats per row, means over {len(test):,} test rows; spread: the standard deviation of the means"
-    )
-    print(f"of {num_shown} of them, under the prior N(0, 1). The picture is {output}.")
+    own = float(log_density(test).mean())
+    print(f"\nNats per row, means over {len(test):,} test rows, whose own log p(x) is {own:.3f};")
+    print(f"spread: standard deviation of the means of {len(test[:num_shown])} of them.")
+    print(f"The picture is {output}.")
 
 
 def picture(courses: dict[bool, Course]) -> Figure:

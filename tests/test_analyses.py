@@ -292,10 +292,13 @@ def collapse(folder: Path) -> None:
 
 def lagging(folder: Path) -> None:
     sizes = ("--epochs=[1,3]", "--num_rows=200", "--length=6", "--window=6", "--num_seeds=1")
-    table = rows(run("lagging.py", *sizes, "--num_shown=20", cwd=folder))
+    printed = run("lagging.py", *sizes, "--num_shown=20", cwd=folder)
+    table = rows(printed)
+    own = float(printed.split("own log p(x) is ")[1].split(";")[0])
     assert [row["training"] for row in table] == ["both at each step", "aggressive updates"]
     for row in table:
         assert mean(row["ELBO"]) <= mean(row["log p(x)"]) + 0.001
+        assert mean(row["log p(x)"]) < own
         assert mean(row["rate"]) > 0
         assert mean(row["largest spread of model's means"]) >= mean(row["spread at the end, model"])
     assert imread(folder / "lagging.png").std() > 0.05  # not an empty canvas

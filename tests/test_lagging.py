@@ -54,6 +54,15 @@ def test_the_rows_have_the_stated_odds(lagging: ModuleType) -> None:
         assert float(there[:, 1].mean()) == pytest.approx(exact, abs=4 * 0.5 / len(there) ** 0.5)
 
 
+def test_the_density_of_the_rows_sums_to_one(lagging: ModuleType) -> None:
+    bits = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 6).reshape(-1, 1, 1, 6)
+    assert float(lagging.log_density(bits).double().exp().sum()) == pytest.approx(1, abs=1e-5)
+    x = lagging.rows(40_000, 6, seed=0)
+    share = (x.flatten(1) == bits.flatten(1)[11]).all(1).float().mean()
+    exact = float(lagging.log_density(bits[11:12]).exp())
+    assert float(share) == pytest.approx(exact, abs=4 * (exact / 40_000) ** 0.5)
+
+
 @pytest.mark.slow
 def test_aggressive_updates_keep_a_latent_that_the_usual_ones_lose(lagging: ModuleType) -> None:
     """The numbers of the table in docs/collapse.md, with a tolerance."""
