@@ -22,8 +22,8 @@ def of_evaluation(found: Mapping[str, Any]) -> Iterator[Row]:
         found,
         "elbo",
         "ELBO",
-        f"A lower bound on log p(x), of {'held-out' if held_out else 'the evaluated'} rows: −rate − distortion. "
-        "Higher is better.",
+        f"A lower bound on log p(x), of {'held-out' if held_out else 'the evaluated'} rows: −rate − "
+        "distortion. Higher is better.",
     )
     error = found.get("log_likelihood_error")
     exact = isinstance(error, Mapping) and error.get("largest") == 0
