@@ -92,7 +92,7 @@ def diagnose(
       the dimensions (He et al., arXiv:1901.05534).
     - What the decoder leaves of the data, in units of its noise, tells whether a further dimension would pay:
       one does where the variance of these residuals exceeds beta in some direction, for normal decoders
-      (Lucas et al., arXiv:1911.02469) and for all others that state a mean and a variance. If none would pay,
+      (Lucas et al., arXiv:1911.02469) and for all others by the score of their location. If none would pay,
       there are `surplus dimensions`, or the `decoder noise` is too large, or it is a `large beta`.
     - `strong decoder`: given z, the numbers of x depend on each other, as in an autoregressive decoder, so that
       it does not need z.
