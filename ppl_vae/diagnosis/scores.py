@@ -18,7 +18,7 @@ MOST_COLUMNS = 4096
 """Most directions of all categorical numbers of a site that are looked at, unless each number has one."""
 
 _FULL = 16  # categories up to which all directions of a number are looked at
-_WRAPPERS = (torch.distributions.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)
+WRAPPERS = (torch.distributions.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)
 _NATURAL = (
     torch.distributions.Bernoulli,
     torch.distributions.Binomial,
@@ -161,7 +161,7 @@ def frequent(rows: RowDensities, layout: Layout, site: Site) -> Tensor | None:
 def _inner(site: Site) -> Any:
     """The distribution of each number, or of each vector of numbers, given those before it."""
     fn = site["fn"]
-    while isinstance(fn, (*_WRAPPERS, Ancestral)):
+    while isinstance(fn, (*WRAPPERS, Ancestral)):
         fn = fn.conditionals(site["value"]) if isinstance(fn, Ancestral) else fn.base_dist
     return fn
 
@@ -223,7 +223,7 @@ def _moved(fn: Any, by: Tensor) -> Any:
         return None
     if isinstance(fn, torch.distributions.TransformedDistribution) and not fn.arg_constraints:
         base = fn.base_dist
-        while isinstance(base, _WRAPPERS):
+        while isinstance(base, WRAPPERS):
             base = base.base_dist
         moved = None if base.event_shape else _moved(base, by)
         return None if moved is None else dist.TransformedDistribution(moved, fn.transforms)
