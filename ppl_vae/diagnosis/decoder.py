@@ -121,7 +121,7 @@ def _reads_itself(
     name: str,
     values: Mapping[str, Tensor],
 ) -> bool:
-    """Whether the distribution of a number of x depends on this number: that of another row is put in its place.
+    """Whether the distribution of a number of x depends on it: that of another row is put in its place.
 
     The density of the number that the row has is asked for in both cases.
     """

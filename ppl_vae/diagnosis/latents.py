@@ -189,6 +189,8 @@ def diagnose(
             objective=fit.objective if fit else None,
             guide_learns=not all(map(session.pair.is_of_model, named)),
             summed=bool(session.layout.enumerated),
+            batch_size=fit.batch_size if fit else None,
+            learning_rate=fit.learning_rate if fit else None,
         )
         stopped = fit is None or fit.best_epoch < fit.epochs  # early: it had ended
         ended = "" if stopped else still_training(fit.history, fit.objective)
