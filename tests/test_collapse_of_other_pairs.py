@@ -99,18 +99,17 @@ def test_a_latent_above_another_one_is_judged_with_a_note() -> None:
 
 
 def test_what_no_residual_tells_is_said() -> None:
-    """Masked data: the decoder ignores z, and why is not known."""
+    """Shares of a whole: the decoder ignores z, and why is not known."""
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            p = dist.Normal(0 * z.unsqueeze(-1) + 0 * x, 1.0).mask(x > -2)
-            pyro.sample("x", p.to_event(1), obs=x)
+            pyro.sample("x", dist.Dirichlet(torch.ones(3) + 0 * z.unsqueeze(-1)), obs=x)
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("z", dist.Normal(1e-4 * x[:, 0], 1.0))
 
-    found = diagnose(model, guide, gaussian_data([2.0, 1.0]).float() - 1.0, seed=0)
+    found = diagnose(model, guide, gaussian_data([2.0, 1.0, 1.0]).float().softmax(-1), seed=0)
     assert found.cause == "ignored latent"
     assert any("would pay for more dimensions is not known: " in note for note in found.notes)

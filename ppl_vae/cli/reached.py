@@ -39,6 +39,7 @@ def fit_of(run: Run, objective: Objective) -> Fit:
     if run.config.get("patience") and not isinstance(objective.beta, Controller):
         held = [row.get("validation_elbo", -math.inf) for row in history]
         best = max(range(best), key=held.__getitem__, default=-1) + 1
+    rate = None if run.config.get("optimizer") else run.config.get("learning_rate")
     return Fit(
         model=run.model,
         guide=run.guide,
@@ -49,6 +50,8 @@ def fit_of(run: Run, objective: Objective) -> Fit:
         best_epoch=best,
         stopped="",
         seconds=0.0,
+        batch_size=run.config.get("batch_size"),
+        learning_rate=rate,
     )
 
 

@@ -50,8 +50,8 @@ CAUSES = {
     ),
     "strong decoder": Text(
         "the decoder models the data without them: given z, the numbers of x depend on each other",
-        "hold the rate (TargetRate), set free_bits, or let the decoder see less of x (window and pixel_dropout "
-        "of AutoregressiveDecoder)",
+        "hold the rate (TargetRate), set free_bits, or let the decoder see less of x: of AutoregressiveDecoder "
+        "a smaller window, or a pixel_dropout, which hides pixels, or words of sequences, in training",
     ),
     "large beta": Text(
         "beta is {beta:.4g}, so that their KL costs {beta:.4g} times what it costs in the ELBO",

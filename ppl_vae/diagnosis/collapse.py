@@ -13,6 +13,7 @@ from ppl_vae.diagnosis.causes import CAUSES, Cause, listed
 from ppl_vae.diagnosis.decoder import loss_of_other_latents, models_dependencies
 from ppl_vae.diagnosis.dimensions import NUM_DRAWS, dimension_names
 from ppl_vae.diagnosis.encoder import gradient_tells_rows_apart
+from ppl_vae.diagnosis.finite_rows import finite_of, told_by_exact_posteriors
 from ppl_vae.diagnosis.information import RowDraws
 from ppl_vae.diagnosis.refinement import Refined, can_refine, refine_rows
 from ppl_vae.diagnosis.remedies import Facts, what_to_type
@@ -52,7 +53,8 @@ def is_dead(session: Session, draws: RowDraws, unused: Mapping[str, float], on_p
     learns = gradient_tells_rows_apart(session, draws)
     if learns is not None or not on_prior:
         return not learns
-    return _can_refine(session) and bool(_revived(session, unused, 1.0))
+    carried, _ = _carried(session, unused, 1.0)
+    return bool(carried)
 
 
 @dataclass(frozen=True)
@@ -100,16 +102,17 @@ def find_causes(asked: Asked) -> tuple[dict[str, Cause], tuple[str, ...]]:
         return dict.fromkeys(asked.unused, asked.cause("still training", asked.ended)), ()
     notes: tuple[str, ...] = ()
     session, beta = asked.session, asked.facts.beta
-    if not _can_refine(session):
+    carried, whose = _carried(session, asked.unused, beta)
+    if carried is None:
         notes = (
             "per-row posteriors cannot be fitted for this pair: a guide that lags behind the model is not "
             "ruled out",
         )
-    elif carried := _revived(session, asked.unused, beta):
+    elif carried:
         rows = num_rows(session.first)
         evidence = (
-            f"posteriors fitted to {rows} rows carry {listed([f'{nats:.2g}' for nats in carried.values()])} "
-            f"nats in {listed(list(carried))}, the guide none"
+            f"{whose} {rows} rows carry {listed([f'{nats:.2g}' for nats in carried.values()])} nats in "
+            f"{listed(list(carried))}, the guide none"
         )
         # What the decoder leaves of the data is what the guide makes of it.
         found = dict.fromkeys(asked.unused, asked.cause("not judged"))
@@ -155,12 +158,34 @@ def _can_refine(session: Session) -> bool:
     return not varies and can_refine(pair, layout, sample_rows(pair, layout, few, 2).model_trace)
 
 
+def _carried(
+    session: Session, unused: Mapping[str, float], beta: float
+) -> tuple[dict[str, float] | None, str]:
+    """What the model's own posteriors tell in dimensions that the guide does not use, and whose these are.
+
+    Returns:
+        By name, nats, of dimensions that count; None if such posteriors cannot be found. Then words for them.
+    """
+    if _can_refine(session):
+        return _revived(session, unused, beta), "posteriors fitted to"
+    finite = finite_of(session)
+    if finite is None:
+        return None, ""
+    told = told_by_exact_posteriors(session, finite, beta)
+    return _that_count({name: told[name] for name in unused if name in told}), "exact posteriors of"
+
+
+def _that_count(nats: Mapping[str, float]) -> dict[str, float]:
+    """More than `REVIVED` nats of one dimension at least, then more than 0.01 of others."""
+    used = {name: carried for name, carried in nats.items() if carried > COLLAPSED}
+    return used if any(carried > REVIVED for carried in used.values()) else {}
+
+
 def _revived(session: Session, unused: Mapping[str, float], beta: float) -> dict[str, float]:
     """The dimensions that the guide does not use, and posteriors fitted to each row under `beta` do.
 
     Returns:
-        By name, what these posteriors tell of their rows, nats: more than `REVIVED` of one dimension at least,
-        then more than 0.01 of others.
+        By name, what these posteriors tell of their rows, nats, of those that count.
     """
     pair, layout, batch = session.pair, session.layout.of_another_guide, session.first
     dtype = tensors_of(batch)[0].dtype
@@ -188,5 +213,4 @@ def _revived(session: Session, unused: Mapping[str, float], beta: float) -> dict
     means, variances = (torch.cat(parts) for parts in zip(*moments, strict=True))
     whole = Refined(means, variances, torch.cat(gains))
     nats = dict(zip(names, whole.information.tolist(), strict=True))
-    used = {name: nats[name] for name in unused if nats[name] > COLLAPSED}
-    return used if any(carried > REVIVED for carried in used.values()) else {}
+    return _that_count({name: nats[name] for name in unused})

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
 
 from ppl_vae.checks import Session
+from ppl_vae.diagnosis.scores import WRAPPERS
+from ppl_vae.distributions import Ancestral
 from ppl_vae.pairs import (
     Batch,
     RowDensities,
@@ -24,6 +27,9 @@ from ppl_vae.pairs import (
     with_tensors,
 )
 
+TRIES = 3
+"""How often another number of each row is changed."""
+
 DRAWS = 4
 """Draws of each row with which other rows' latents are compared."""
 
@@ -36,6 +42,10 @@ def models_dependencies(session: Session) -> bool | None:
     Given z, the log density of numbers that are independent is a sum over them. So if the numbers of two rows
     are exchanged in one place or in the other, l(a, b) + l(a', b') = l(a', b) + l(a, b'). What rows come with
     and the model does not observe (labels, lengths) stays as it is.
+
+    A program may compute a number from the whole row and give it to the likelihood, as the size of a library of
+    counts. Then the numbers depend on each other, too, but p(x | z) is no distribution of x: what it says of a
+    number depends on that number. No chain of conditionals does that, and such a dependence does not count.
     """
     rows = take_rows(session.first, slice(0, 16))
     n = num_rows(rows)
@@ -48,7 +58,11 @@ def models_dependencies(session: Session) -> bool | None:
     for place, x in enumerate(tensors_of(rows)):
         sites = [site for site in seen if _holds(site["value"], x)]
         if sites:
-            found.append(_depends(session, rows, place, _block(sites[0]), values))
+            block = _block(sites[0])
+            depends = _depends(session, rows, place, block, values)
+            if depends and _reads_itself(session, rows, place, block, sites[0]["name"], values):
+                depends = False
+            found.append(depends)
     return None if not found or None in found else any(found)
 
 
@@ -97,6 +111,62 @@ def _depends(
         if bool((difference.abs() > _RELATIVE * (1 + size)).any()):
             return True
     return False
+
+
+def _reads_itself(
+    session: Session,
+    rows: Batch,
+    place: int,
+    block: int,
+    name: str,
+    values: Mapping[str, Tensor],
+) -> bool:
+    """Whether the distribution of a number of x depends on it: that of another row is put in its place.
+
+    The density of the number that the row has is asked for in both cases.
+    """
+    tensors = list(tensors_of(rows))
+    x = tensors[place]
+    other, shape = x.roll(1, 0), x.shape[1 : x.dim() - block]
+    n, numbers = len(x), shape.numel()
+    differ = (x != other).reshape(n, numbers, -1).any(-1)
+    before = _densities(session, rows, name, x, values)
+    if before is None:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(TRIES):
+        order = torch.rand((n, numbers), generator=generator).to(x.device)
+        which = order.masked_fill(~differ, -1.0).argmax(1)
+        here = torch.zeros((n, numbers), dtype=torch.bool, device=x.device)
+        here[torch.arange(n, device=x.device), which] = True
+        changed = torch.where(here.reshape(n, *shape, *(1,) * block), other, x)
+        batch = with_tensors(rows, [*tensors[:place], changed, *tensors[place + 1 :]])
+        after = _densities(session, batch, name, x, values)
+        if after is None or after.shape != before.shape:
+            return False
+        one, two = (part.reshape(n, numbers)[here] for part in (before, after))
+        if bool(((one - two).abs() > _RELATIVE * (1 + one.abs())).any()):
+            return True
+    return False
+
+
+def _densities(
+    session: Session, rows: Batch, name: str, x: Tensor, values: Mapping[str, Tensor]
+) -> Tensor | None:
+    """log p of each number of `x`, or block of them, by what the model makes of `rows`; None if not known."""
+    try:
+        drawn = sample_rows(session.pair, session.layout, rows, 1, values)
+        site = drawn.model_trace.nodes[name]
+        fn = site["fn"]
+        while isinstance(fn, WRAPPERS):
+            fn = fn.base_dist
+        with pyro.validation_enabled(False):
+            found: Tensor = fn.log_prob(x.reshape(site["value"].shape)).double()
+    except (ValueError, RuntimeError, KeyError):
+        return None
+    block = _block(site)
+    shape = site["value"].shape[: site["value"].dim() - block]
+    return found.expand(shape).reshape(len(x), -1) if not isinstance(fn, Ancestral) else None
 
 
 def loss_of_other_latents(session: Session, names: set[str]) -> float:

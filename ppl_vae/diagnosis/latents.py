@@ -89,10 +89,10 @@ def diagnose(
     - `constant posterior`: no dimension is active and the mutual information is below 0.01
       nats per dimension, although the KL of some dimension is not.
     - `lagging guide`: posteriors fitted to each of 64 rows, with the model frozen, do use
-      the dimensions (He et al., arXiv:1901.05534).
+      the dimensions (He et al., arXiv:1901.05534). Latents of few values have exact posteriors.
     - What the decoder leaves of the data, in units of its noise, tells whether a further dimension would pay:
       one does where the variance of these residuals exceeds beta in some direction, for normal decoders
-      (Lucas et al., arXiv:1911.02469) and for all others that state a mean and a variance. If none would pay,
+      (Lucas et al., arXiv:1911.02469) and for all others by the score of their location. If none would pay,
       there are `surplus dimensions`, or the `decoder noise` is too large, or it is a `large beta`.
     - `strong decoder`: given z, the numbers of x depend on each other, as in an autoregressive decoder, so that
       it does not need z.
@@ -189,6 +189,8 @@ def diagnose(
             objective=fit.objective if fit else None,
             guide_learns=not all(map(session.pair.is_of_model, named)),
             summed=bool(session.layout.enumerated),
+            batch_size=fit.batch_size if fit else None,
+            learning_rate=fit.learning_rate if fit else None,
         )
         stopped = fit is None or fit.best_epoch < fit.epochs  # early: it had ended
         ended = "" if stopped else still_training(fit.history, fit.objective)

@@ -17,6 +17,12 @@ from ppl_vae.pairs import Program
 EPOCHS = 200
 """Fewest epochs of a remedy."""
 
+BATCH_SIZE, LEARNING_RATE = 128, 1e-3
+"""The defaults of `fit`."""
+
+SMALLER = 0.3
+"""Of the learning rate with which an encoder has died, that of the next training."""
+
 PER_DIMENSION = 0.5
 """Nats that a target rate allows each dimension that is not used."""
 
@@ -35,6 +41,8 @@ class Facts:
         objective: What was maximized, if that is known.
         guide_learns: Whether the guide has parameters.
         summed: Whether the model sums latents out, which have no KL that beta could weight.
+        batch_size: Rows in a batch of the training, if that is known.
+        learning_rate: Its step size with the default optimizer; None if it is the default one, or not known.
     """
 
     model: Program
@@ -46,6 +54,8 @@ class Facts:
     objective: Objective | None = None
     guide_learns: bool = True
     summed: bool = False
+    batch_size: int | None = None
+    learning_rate: float | None = None
 
     @property
     def length(self) -> int:
@@ -65,7 +75,18 @@ _OF_BETA = ("large beta", "strong decoder", "local optimum", "ignored latent")
 
 
 def _fit(facts: Facts, beta: Any = None) -> str:
-    return f"ppl_vae.fit(model, guide, x, {_objective(facts, beta)}max_epochs={facts.length})"
+    given = f"{_objective(facts, beta)}{_steps(facts)}max_epochs={facts.length}"
+    return f"ppl_vae.fit(model, guide, x, {given})"
+
+
+def _steps(facts: Facts) -> str:
+    """The arguments for batches and steps, where they are not the default ones."""
+    found = ""
+    if facts.batch_size not in (None, BATCH_SIZE):
+        found += f"batch_size={facts.batch_size}, "
+    if facts.learning_rate not in (None, LEARNING_RATE):
+        found += f"learning_rate={facts.learning_rate:.6g}, "
+    return found
 
 
 def _objective(facts: Facts, beta: Any = None) -> str:
@@ -95,7 +116,7 @@ def _as_code(value: Any) -> str:
 def _longer(facts: Facts) -> tuple[str, tuple[str, ...]]:
     warm = 0 if facts.objective is None else math.ceil(facts.objective.warmup_epochs)
     length = max(facts.length, 2 * warm)
-    code = f"ppl_vae.fit(model, guide, x, {_objective(facts)}max_epochs={length})"
+    code = f"ppl_vae.fit(model, guide, x, {_objective(facts)}{_steps(facts)}max_epochs={length})"
     if facts.epochs is None:
         return code, ()
     return code, ("resume", "--max_epochs", str(max(10, 3 * facts.epochs, 2 * warm)))
@@ -106,7 +127,8 @@ def _refit(facts: Facts) -> tuple[str, tuple[str, ...]]:
         return "", ()
     held = facts.beta if isinstance(getattr(facts.objective, "beta", 1), Controller) else None
     objective = _objective(facts, held)
-    code = f"ppl_vae.refit_guide(model, guide, x, {objective}max_epochs={facts.length})"
+    given = f"{objective}{_steps(facts)}max_epochs={facts.length}"
+    code = f"ppl_vae.refit_guide(model, guide, x, {given})"
     return code, ("refit",)
 
 
@@ -118,6 +140,8 @@ def _lower_beta(facts: Facts) -> tuple[str, tuple[str, ...]]:
 
 def _warm_up(facts: Facts) -> tuple[str, tuple[str, ...]]:
     half, end = max(1, facts.length // 2), min(1.0, facts.beta) or 1.0
+    if facts.learning_rate is not None and facts.learning_rate < LEARNING_RATE:
+        facts = replace(facts, learning_rate=None)  # steps that small may be why nothing has moved
     code = _fit(facts, LinearWarmup(epochs=half, end=end))
     # All arguments: those of another class may be in the run's config.yaml.
     options = ["--objective.beta", "LinearWarmup", "--objective.beta.epochs", str(half)]
@@ -131,11 +155,19 @@ def _start_again(facts: Facts) -> tuple[str, tuple[str, ...]]:
 
 
 def _with_new_weights(facts: Facts, code: str) -> str:
-    """A training from new weights: units that a collapse has switched off do not come back by themselves."""
-    programs = {"model": facts.model, "guide": facts.guide}
-    parts = [f"*{name}.modules()" for name, each in programs.items() if _has_weights(each)]
-    both = f"[{', '.join(parts)}]"
-    return f"{_RESET.format(both)}; {code}" if parts else code
+    """A training from new weights: units that a collapse has switched off do not come back by themselves.
+
+    Tensors of a model that no part draws anew stay: they may be a noise, or rows of the data. With a guide that
+    tells of x they get gradients.
+    """
+    parts = [f"*{each}.modules()" for each, of in _programs(facts).items() if _has_weights(of)]
+    lines = [_RESET.format(f"[{', '.join(parts)}]")] if parts else []
+    lines += [_RESET_TENSORS] if _has_tensors(facts.guide) else []
+    return "; ".join([*lines, code])
+
+
+def _programs(facts: Facts) -> dict[str, Program]:
+    return {"model": facts.model, "guide": facts.guide}
 
 
 def _target(facts: Facts) -> tuple[str, tuple[str, ...]]:
@@ -157,10 +189,15 @@ def _learn_noise(facts: Facts) -> tuple[str, tuple[str, ...]]:
 
 
 def _new_weights(facts: Facts) -> tuple[str, tuple[str, ...]]:
-    options = ("train", "--seed", "1", "--learning_rate", "3e-4")
-    if not _has_weights(facts.guide):
+    rate = SMALLER * (facts.learning_rate or LEARNING_RATE)
+    options = ("train", "--seed", "1", "--learning_rate", f"{rate:.3g}")
+    lines = [_RESET.format("guide.modules()")] if _has_weights(facts.guide) else []
+    lines += [_RESET_TENSORS] if _has_tensors(facts.guide) else []
+    if not lines:
         return "", options
-    return f"{_RESET.format('guide.modules()')}; {_fit(facts)}", options
+    if facts.learning_rate is not None:
+        facts = replace(facts, learning_rate=rate)
+    return "; ".join([*lines, _fit(facts)]), options
 
 
 def _has_weights(program: Program) -> bool:
@@ -169,7 +206,21 @@ def _has_weights(program: Program) -> bool:
     return any(hasattr(part, "reset_parameters") for part in parts)
 
 
+def _has_tensors(program: Program) -> bool:
+    """Whether it has parameters that belong to no such part."""
+    parts = program.modules() if isinstance(program, nn.Module) else ()
+    return any(
+        not hasattr(part, "reset_parameters") and any(True for _ in part.parameters(recurse=False))
+        for part in parts
+    )
+
+
 _RESET = "[part.reset_parameters() for part in {} if hasattr(part, 'reset_parameters')]"
+_RESET_TENSORS = (
+    "[torch.nn.init.xavier_normal_(p) if p.dim() > 1 else torch.nn.init.normal_(p, std=0.1) "
+    "for part in guide.modules() if not hasattr(part, 'reset_parameters') "
+    "for p in part.parameters(recurse=False)]"
+)
 
 _MAKERS: dict[str, Callable[[Facts], tuple[str, tuple[str, ...]]]] = {
     "still training": _longer,

@@ -7,30 +7,24 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Binomial, Normal, Poisson
 
+from ppl_vae.diagnosis.scores import Scores, frequent, scores_of, why_no_scores
 from ppl_vae.distributions import Given, Revealed
-from ppl_vae.pairs import (
-    Layout,
-    RowDensities,
-    Site,
-    elementwise,
-    innermost,
-    is_factor,
-    present,
-    rows_first,
-)
+from ppl_vae.pairs import Layout, RowDensities, Site, innermost, is_factor
 
 WORTH = 0.01
 """Nats per row that a further dimension has to gain to be worth it."""
 
 FEWEST_EVENTS = 5.0
-"""Variance of a number, summed over all rows, below which its residuals tell nothing."""
+"""Fisher information of a number, summed over all rows, below which its residuals tell nothing.
+
+That is the variance of counts and bits, and the number of values of a normal number.
+"""
 
 _VALUES = 2**24  # how many standardized numbers are kept, about
 _LEAST = 1e-9  # of beta
 _SHUFFLES = 3
-_NATURAL = (Bernoulli, Binomial, Poisson)  # their score in natural parameters is x less its mean
+_MORE = 1.1  # than the largest of so few shuffles
 _EXACTLY = 1000  # the size up to which all eigenvalues are found
 
 
@@ -53,16 +47,25 @@ class Verdict:
 class Residuals:
     r"""Residuals of a decoder in units of its noise, and the spectrum of their covariance.
 
-    Let $s = \nabla_\eta \log p(x \mid \eta)$ be the score of a row in the decoder's outputs $\eta$, and F its
-    Fisher information. A further dimension $\eta + w z'$ with a small w raises the best beta-ELBO of a row by
+    Let $s = \nabla_\eta \log p(x \mid \eta)$ be the score of a row in the decoder's outputs $\eta$, and
+    $J = -\nabla^2_\eta \log p(x \mid \eta)$, whose mean is the Fisher information of a model that fits. A
+    further dimension $\eta + w z'$ with a small w raises the best beta-ELBO of a row by
 
-    $$\frac{1}{2 \beta} (w^T s)^2 - \frac{1}{2} w^T F w,$$
+    $$\frac{1}{2 \beta} (w^T s)^2 - \frac{1}{2} w^T J w,$$
 
-    so it pays if and only if an eigenvalue l of the covariance of $F^{-1/2} s$ exceeds beta. In a linear normal
-    decoder that is the condition l_i > beta sigma^2 (Lucas et al., *Don't Blame the ELBO!*,
-    arXiv:1911.02469), and the gain is $\beta (l / \beta - 1 - \log (l / \beta)) / 2$ nats. For Bernoulli,
-    binomial and Poisson numbers, s is x less its mean, and F the variance; for normal ones $F^{-1/2} s$ is x
-    less its mean in units of the noise. Other likelihoods are not judged.
+    so it pays if and only if an eigenvalue l of the covariance of $F^{-1/2} s$ exceeds beta, with F the mean of
+    J. In a linear normal decoder that is the condition l_i > beta sigma^2 (Lucas et al., *Don't Blame the
+    ELBO!*, arXiv:1911.02469), and the gain is $\beta (l / \beta - 1 - \log (l / \beta)) / 2$ nats.
+
+    - Normal numbers: $F^{-1/2} s$ is x less its mean in units of the noise.
+    - Bits and counts (Bernoulli, binomial, Poisson): s is x less its mean, and F the variance.
+    - Categories: s is the vector of indicators less the probabilities p, and F = diag(p) - p p^T. Of C
+      categories one is left out, as F has the rank C - 1.
+    - A discretized logistic, with a and b the ends of the interval of x in units of the scale and the logistic
+      function g: s = g(a) + g(b) - 1, and J = g'(a) + g'(b).
+    - Others: derivatives in their location, log odds, or the logarithm of a rate or a concentration.
+    - What a mask leaves out has s = 0 and J = 0: a number that is there in a share r of the rows has r times
+      the information.
 
     By chance, the largest eigenvalue of n rows of D numbers is $(1 + \sqrt{D / n})^2$ (Marchenko and Pastur),
     and more if the numbers have heavy tails, as rows show whose numbers are shuffled one by one.
@@ -71,10 +74,9 @@ class Residuals:
     def __init__(self) -> None:
         self._unknown = ""
         self._normal = True
-        self._sites = 0
-        self._left: list[Tensor] = []
-        self._explained: list[Tensor] = []
-        self._variances: list[Tensor] = []
+        self._sites: dict[str, list[Scores]] = {}
+        self._kept: dict[str, Tensor | None] = {}
+        self._numbers = 0
         self._squares = 0.0
         self._noise = 0.0
         self._rows = 0
@@ -82,29 +84,39 @@ class Residuals:
     def update(self, rows: RowDensities, layout: Layout) -> None:
         """Adds the draws for a batch of rows."""
         nodes = rows.model_trace.nodes
-        sites = [nodes[name] for name in layout.observed if not _is_told(nodes[name])]
-        for site in sites:
-            self._unknown = self._unknown or _why_unknown(layout, site)
+        sites = {name: nodes[name] for name in layout.observed if not _is_told(nodes[name])}
+        for site in sites.values():
+            self._unknown = self._unknown or why_no_scores(layout, site)
         if self._unknown or not sites:
             self._unknown = self._unknown or "the model observes nothing that it explains"
             return
-        self._sites = len(sites)
-        parts = [_of_site(rows, layout, site) for site in sites]
-        left, explained, variance = (
-            torch.cat(of, -1) for of in zip(*(p[:3] for p in parts), strict=True)
-        )
-        self._normal &= all(isinstance(elementwise(site["fn"]), Normal) for site in sites)
-        squares, noise = (torch.cat(of, -1) for of in zip(*(p[3:] for p in parts), strict=True))
-        self._squares += float(squares.mean(1).sum())
-        self._noise += float(noise.mean(1).sum())
-        self._rows += len(left)
-        if sum(part.numel() for part in self._left) < _VALUES:
-            if self._left and self._left[0].shape[1] != left.shape[1]:
+        if self._numbers >= _VALUES:
+            return
+        self._rows += rows.log_guide.shape[1]
+        squares, noise, numbers = 0.0, 0.0, 0
+        for name, site in sites.items():
+            if name not in self._kept:
+                self._kept[name] = frequent(rows, layout, site)
+            found = scores_of(rows, layout, site, self._kept[name])
+            before = self._sites.setdefault(name, [])
+            if before and before[0].score.shape[1:] != found.score.shape[1:]:
                 self._unknown = "rows have different sizes"
                 return
-            self._left.append(left.float().cpu())
-            self._explained.append(explained.float().cpu())
-            self._variances.append(variance.float().cpu())
+            if not bool(found.score.isfinite().all() & found.information.isfinite().all()):
+                self._unknown = "the likelihood has no finite mean and variance"
+                return
+            before.append(found.kept())
+            self._numbers += found.score.numel()
+            self._normal &= found.squares is not None
+            if found.squares is not None and found.noise is not None:
+                size = found.score.shape[1]
+                squares += float(found.squares.sum()) * size
+                noise += float(found.noise.sum()) * size
+                numbers += size
+        self._squares += squares / max(numbers, 1)
+        self._noise += noise / max(numbers, 1)
+        if len(self._sites) != len(sites):
+            self._unknown = "rows have different sites"
 
     @property
     def unknown(self) -> str:
@@ -120,16 +132,16 @@ class Residuals:
         """
         if self.unknown:
             return Verdict(None, "")
-        left, explained = (torch.cat(part).double() for part in (self._left, self._explained))
-        variance = torch.cat(self._variances).double()
-        told = variance.sum(0) >= FEWEST_EVENTS
-        unit = variance.mean(0)[told].sqrt()
-        left, explained = left[:, told] / unit, explained[:, told] / unit
-        left = left - left.mean(0)
+        parts = [_in_units(each) for each in self._sites.values()]
+        left, explained = (
+            torch.cat(of, -1) for of in zip(*(part[:2] for part in parts), strict=True)
+        )
+        counts = [int(part[2].max()) + 1 if len(part[2]) else 0 for part in parts]
+        numbers = [part[2] + sum(counts[:i]) for i, part in enumerate(parts)]
         size = left.shape[1]
         if size == 0:
             return Verdict(None, "")
-        edge = _by_chance(left)
+        edge = _by_chance(left, torch.cat(numbers))
         spectrum = Spectrum(_eigenvalues(left, unused), edge)
         if spectrum.paying(beta):
             return Verdict("local optimum", spectrum.says(beta))
@@ -171,7 +183,7 @@ class Residuals:
                     f"the noise is {sigma:.3g} and what is left of the data {left:.3g}; with noise of "
                     f"{best:.3g}, {more}"
                 )
-                if self._sites > 1:  # each has a noise of its own
+                if len(self._sites) > 1:  # each has a noise of its own
                     best = None
                     evidence = f"with {math.sqrt(max(share, 0.0)):.2g} times the noise, {more}"
                 # If it is at its optimum nevertheless, beta is the cause.
@@ -229,60 +241,50 @@ def _is_told(site: Site) -> bool:
     return isinstance(innermost(site["fn"]), Given | Revealed) or is_factor(site)
 
 
-def _why_unknown(layout: Layout, site: Site) -> str:
-    """Why the residuals at a site say nothing; empty if they do."""
-    fn = elementwise(site["fn"])
-    if not bool(present(site).all()):
-        return "the data are masked"
-    if fn is None or (fn.has_enumerate_support and not isinstance(fn, _NATURAL)):
-        return "the likelihood has no mean and noise for each number"
-    # An enumerated latent gives x one mean for each of its values.
-    if not layout.vectorizes or len(site["fn"].batch_shape) > layout.nesting + 1:
-        return "the model cannot be run on many draws at once, or enumerates a latent"
-    if not isinstance(fn, Normal | Bernoulli | Binomial | Poisson):
-        return "the likelihood is neither normal nor one of bits or counts"
-    finite = bool(fn.mean.isfinite().all() & fn.variance.isfinite().all())
-    return "" if finite else "the likelihood has no finite mean and variance"
+def _in_units(found: list[Scores]) -> tuple[Tensor, Tensor, Tensor]:
+    """What is left at a site, and what is explained, in units of the noise; each `(n, directions)`.
 
+    A third tensor says to which number each direction belongs.
 
-def _of_site(rows: RowDensities, layout: Layout, site: Site) -> tuple[Tensor, ...]:
-    """What is left at a site, and what is explained, in units of the noise; each `(n, numbers)`.
-
-    Where the score is x less its mean, the units are those of the data, and a third tensor holds the variances;
-    elsewhere these are 1. Then come the squared residuals in units of the noise, and the noise's variance.
+    Directions of which the rows tell next to nothing are left out.
     """
-    samples, n = rows.log_guide.shape
-
-    def by_row(value: Tensor) -> Tensor:
-        shaped = rows_first({**site, "value": value}, layout, samples, n)
-        return shaped.reshape(samples, n, -1).double()
-
-    x, mean, variance = (
-        by_row(value) for value in (site["value"], site["fn"].mean, site["fn"].variance)
-    )
-    noise = variance.mean(0)
-    natural = isinstance(elementwise(site["fn"]), _NATURAL)
-    unit = torch.ones_like(noise) if natural else noise.sqrt()
-    return (
-        (x[0] - mean.mean(0)) / unit,
-        mean.mean(0) / unit,
-        noise if natural else torch.ones_like(noise),
-        ((x - mean).square() / variance).mean(0),
-        noise,
-    )
+    score, present = (torch.cat([getattr(s, of) for s in found]) for of in ("score", "present"))
+    n, _, k = score.shape
+    sizes = torch.tensor([len(s.score) for s in found], dtype=torch.float64)
+    means = torch.stack([s.information.double() for s in found])
+    information = torch.einsum("b,bmkl->mkl", sizes, means) / n
+    score, present = score.double(), present.double().unsqueeze(-1)
+    score = score - present * (score.sum(0) / present.sum(0).clamp(min=1e-9))
+    values, vectors = torch.linalg.eigh(information) if k > 1 else (information[..., 0], None)
+    turned = score if vectors is None else torch.einsum("nmk,mkl->nml", score, vectors)
+    told = values * n >= FEWEST_EVENTS
+    unit = values.clamp(min=0.0).sqrt()
+    left = (turned / torch.where(told, unit, 1.0))[:, told]
+    numbers = told.nonzero()[:, 0]
+    if any(s.explained is None for s in found):
+        return left, torch.zeros_like(left), numbers
+    explained = torch.cat([s.explained for s in found if s.explained is not None])
+    return left, (explained.double() * unit[:, 0])[:, told[:, 0]], numbers
 
 
-def _by_chance(centered: Tensor) -> float:
-    """The largest eigenvalue where the numbers have variance 1 and are independent."""
+def _by_chance(centered: Tensor, numbers: Tensor) -> float:
+    """The largest eigenvalue where the numbers have variance 1 and are independent.
+
+    Args:
+        centered: Rows `(n, directions)`.
+        numbers: To which number each direction belongs: those of one number stay together.
+    """
     n, size = centered.shape
     limit = (1 + math.sqrt(size / n)) ** 2
     scale = centered.square().mean(0).sqrt()
     unit = centered[:, scale > 0] / scale[scale > 0]
+    which = numbers[scale > 0].unique(return_inverse=True)[1]
+    count = int(which.max()) + 1 if len(which) else 0
     generator = torch.Generator().manual_seed(0)
     for _ in range(_SHUFFLES):
-        order = torch.rand(unit.shape, generator=generator).argsort(0)
+        order = torch.rand((n, count), generator=generator).argsort(0)[:, which]
         values = _eigenvalues(unit.gather(0, order), 1)
-        limit = max([limit, *values.tolist()])
+        limit = max([limit, *(_MORE * values).tolist()])
     return limit
 
 

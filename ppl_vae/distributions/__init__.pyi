@@ -20,4 +20,4 @@ from .normal_mixture import (
     NormalMixture as NormalMixture,
 )
 from .quantized_logistic import QuantizedLogistic as QuantizedLogistic
-from .rebuild import rebuilt as rebuilt
+from .rebuild import arguments_of as arguments_of, rebuilt as rebuilt

@@ -27,6 +27,7 @@ _WRAPPED = (
 # Arguments that say the same: the one to change, and those it replaces.
 _SUPERSEDED = {
     "logits": ("probs",),
+    "gate_logits": ("gate",),
     "scale_tril": ("covariance_matrix", "precision_matrix"),
 }
 
@@ -52,7 +53,7 @@ def rebuilt(fn: Any, change: Change, batch_shape: torch.Size | None = None) -> A
     batch_shape = fn.batch_shape if batch_shape is None else batch_shape
     if not getattr(fn, "arg_constraints", {}) and isinstance(fn, _WRAPPED):
         return _rebuilt_wrapper(fn, change, batch_shape)
-    arguments = dict(_arguments(fn))
+    arguments = dict(arguments_of(fn))
     for name, (value, constraint) in arguments.items():
         if isinstance(value, Tensor) and constraint is not None and _is_free(constraint):
             event = value.shape[value.dim() - constraint.event_dim :]
@@ -80,8 +81,19 @@ def _rebuilt_wrapper(fn: Any, change: Change, batch_shape: torch.Size) -> Any:
     return dist.TransformedDistribution(rebuilt(base, change, widened), fn.transforms)
 
 
-def _arguments(fn: Any) -> Iterator[tuple[str, tuple[Any, Constraint | None]]]:
-    """The arguments of a distribution's constructor by name, each with its constraint."""
+def arguments_of(fn: Any) -> Iterator[tuple[str, tuple[Any, Constraint | None]]]:
+    """The arguments of a distribution's constructor by name, each with its constraint.
+
+    Args:
+        fn: The distribution.
+
+    Raises:
+        TypeError: The distribution does not list its arguments in `arg_constraints`.
+
+    Example:
+        >>> {name: value for name, (value, _) in arguments_of(dist.Bernoulli(logits=torch.tensor(2.0)))}
+        {'logits': tensor(2.)}
+    """
     known = fn.arg_constraints
     left_out = {name for chosen in _SUPERSEDED if chosen in known for name in _SUPERSEDED[chosen]}
     parameters = inspect.signature(type(fn).__init__).parameters

@@ -269,7 +269,7 @@ def prior_moments(rows: RowDensities, layout: Layout, name: str) -> tuple[Tensor
     site = rows.model_trace.nodes[name]
     single = elementwise(site["fn"])
     fn = site["fn"] if single is None else single
-    if len(site["fn"].batch_shape) > layout.nesting + 1:
+    if len(site["fn"].batch_shape) > layout.nesting + 1 or is_categorical(site):
         return None
     samples, n = rows.log_guide.shape
     try:
@@ -304,6 +304,8 @@ def stated_moment(
     """
     site = rows.guide_trace.nodes[name]
     if isinstance(innermost(site["fn"]), dist.Delta) or site["fn"].has_enumerate_support:
+        return None
+    if is_categorical(site):  # inside of an Independent
         return None
     try:
         value = center(site["fn"]) if moment == "mean" else spread(site["fn"])

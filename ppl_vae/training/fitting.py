@@ -70,6 +70,8 @@ class Fit:
             checks warn of in batches of another kind than the first; no row has some class, or the labels do
             not train the classifier, as `SemiSupervisedELBO` would; or steps were taken with a recording that
             was then found to differ from Pyro. Each was also shown as a `PairWarning`.
+        batch_size: The `batch_size` that was given, or its default; None if that is not known.
+        learning_rate: The step size of the default optimizer; None if another one was given.
     """
 
     model: Program
@@ -83,6 +85,8 @@ class Fit:
     seconds: float
     run_dir: Path | None = None
     warnings: tuple[str, ...] = ()
+    batch_size: int | None = None
+    learning_rate: float | None = None
 
     @property
     def beta(self) -> float:
@@ -344,6 +348,12 @@ def fit(
         seconds=done.seconds,
         run_dir=None if folder is None else folder.folder,
         warnings=tuple(training.warnings),
+        batch_size=batch_size,
+        learning_rate=None
+        if optimizer
+        else 1e-3
+        if learning_rate is None
+        else float(learning_rate),
     )
 
 

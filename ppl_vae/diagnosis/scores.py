@@ -1,0 +1,244 @@
+"""Scores of a likelihood in its location, and their Fisher information: how a small change of it would pay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from ppl_vae.distributions import Ancestral, QuantizedLogistic, arguments_of
+from ppl_vae.pairs import Layout, RowDensities, Site, present, rows_first
+
+MOST_COLUMNS = 4096
+"""Most directions of all categorical numbers of a site that are looked at, unless each number has one."""
+
+_FULL = 16  # categories up to which all directions of a number are looked at
+WRAPPERS = (torch.distributions.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)
+_NATURAL = (
+    torch.distributions.Bernoulli,
+    torch.distributions.Binomial,
+    torch.distributions.Poisson,
+)
+_BLOCKS = (
+    torch.distributions.Categorical,
+    torch.distributions.OneHotCategorical,
+    torch.distributions.Multinomial,
+)
+_NORMAL = (torch.distributions.MultivariateNormal, torch.distributions.LowRankMultivariateNormal)
+_FLOOR = 0.01
+
+
+class Scores(NamedTuple):
+    """Scores of a site for n rows, means over their draws; each number has k directions.
+
+    Attributes:
+        score: Derivative of log p(x | z) along each direction, `(n, numbers, k)`; 0 where a mask leaves x out.
+        information: Minus the second derivatives, means over rows, `(numbers, k, k)`.
+        present: The share of draws in which masks leave a number in, `(n, numbers)`.
+        explained: The location in units of the scale, `(n, numbers)`; None if the likelihood has no scale.
+        squares: Squared residuals of a normal site in units of its noise, means over numbers, `(n,)`; or None.
+        noise: Its variance, as many; or None.
+    """
+
+    score: Tensor
+    information: Tensor
+    present: Tensor
+    explained: Tensor | None = None
+    squares: Tensor | None = None
+    noise: Tensor | None = None
+
+    def kept(self) -> Scores:
+        """The same with as little memory as it needs, on the CPU."""
+        score, present = (part.float().cpu() for part in (self.score, self.present))
+        explained = None if self.explained is None else self.explained.float().cpu()
+        return Scores(score, self.information.cpu(), present, explained)
+
+
+def why_no_scores(layout: Layout, site: Site) -> str:
+    """Why the scores at a site are not known, in words; empty if they are."""
+    # An enumerated latent gives x one mean for each of its values.
+    if not layout.vectorizes or len(site["fn"].batch_shape) > layout.nesting + 1:
+        return "the model cannot be run on many draws at once, or enumerates a latent"
+    fn = _inner(site)
+    if isinstance(fn, (*_NATURAL, *_BLOCKS, *_NORMAL)) or _is_quantized(fn):
+        return ""
+    try:
+        moved = _moved(fn, torch.zeros(()))
+    except (TypeError, ValueError):
+        moved = None
+    return "" if moved is not None else "the likelihood has no location that is known here"
+
+
+def scores_of(rows: RowDensities, layout: Layout, site: Site, kept: Tensor | None) -> Scores:
+    r"""Scores of a site for some rows.
+
+    With $\eta$ the location of a number, the score is $s = \partial_\eta \log p(x \mid \eta)$, and minus the
+    second derivative is $J$. The location is in units in which a change of 1 is large for any data: `loc` in
+    units of `scale`, log odds, the logarithm of a rate or of a concentration.
+
+    Args:
+        rows: Draws of the rows.
+        layout: Their layout.
+        site: An observed site for which `why_no_scores` has nothing to say.
+        kept: For categorical numbers which categories are looked at: see `frequent`.
+    """
+    samples, n = rows.log_guide.shape
+    fn, x = _inner(site), site["value"]
+    event = len(site["fn"].event_shape)
+
+    def by_row(value: Tensor, more: int = 0) -> Tensor:
+        like = SimpleNamespace(event_shape=(1,) * (event + more))
+        found = rows_first({"value": value, "fn": like}, layout, samples, n)
+        tail = found.shape[found.dim() - more :] if more else ()
+        return found.reshape(samples, n, -1, *tail).double()
+
+    there = present(site)
+    block = isinstance(fn, _BLOCKS)
+    if block and not isinstance(fn, torch.distributions.Categorical):
+        there = there.all(-1)
+        event -= 1
+    there = by_row(there)
+    if block:
+        hits, total, probs = _counts(fn, x)
+        hits, probs = by_row(hits, 1), by_row(probs.expand(hits.shape), 1)
+        trials = by_row(total) * there
+        if kept is not None:
+            hits, probs = (
+                part.gather(-1, kept.expand(*part.shape[:2], *kept.shape)) for part in (hits, probs)
+            )
+        weight = trials.unsqueeze(-1)
+        score = torch.where(there.unsqueeze(-1) > 0, hits - weight * probs, 0.0)
+        mean = (weight * probs).mean((0, 1))
+        by_number = [part.flatten(0, 1).movedim(1, 0) for part in (weight * probs, probs)]
+        inner = by_number[0].mT @ by_number[1] / (samples * n)
+        return Scores(score.mean(0), torch.diag_embed(mean) - inner, there.mean(0))
+    value, minus = _derivatives(fn, x)
+    value, minus = (by_row(part) for part in torch.broadcast_tensors(value, minus))
+    value = torch.where(there > 0, value, 0.0).mean(0)
+    minus = torch.where(there > 0, minus, 0.0).mean((0, 1))
+    if not isinstance(fn, (*_NATURAL, *_NORMAL, torch.distributions.Normal)):
+        # Far from a peak of the density it may be negative; then the number would pay by itself.
+        minus = torch.maximum(minus, _FLOOR * value.square().mean(0))
+    explained = squares = noise = None
+    if hasattr(fn, "loc") and hasattr(fn, "scale"):
+        explained = by_row((fn.loc / fn.scale).expand(_shape(fn, x))).mean(0)
+    if isinstance(fn, torch.distributions.Normal):
+        of_x = torch.where(there > 0, by_row(((x - fn.loc) / fn.scale).square()), 0.0)
+        share = there.mean(-1).clamp(min=1e-9)
+        squares = (of_x.mean(-1) / share).mean(0)
+        noise = by_row(fn.variance.expand(_shape(fn, x))).mean((0, 2))
+    return Scores(
+        value.unsqueeze(-1), minus[:, None, None], there.mean(0), explained, squares, noise
+    )
+
+
+def frequent(rows: RowDensities, layout: Layout, site: Site) -> Tensor | None:
+    """Which categories of each number are looked at, `(numbers, k)`; None if a site is not categorical.
+
+    All but the rarest: their log odds against it are all directions that there are. Of many categories, only
+    those with the highest probability.
+    """
+    fn = _inner(site)
+    if not isinstance(fn, _BLOCKS):
+        return None
+    samples, n = rows.log_guide.shape
+    hits, total, probs = _counts(fn, site["value"])
+    more = isinstance(fn, torch.distributions.Categorical)
+    like = SimpleNamespace(event_shape=(1,) * (len(site["fn"].event_shape) + more))
+    expected = {"value": hits + total.unsqueeze(-1) * probs, "fn": like}
+    seen = rows_first(expected, layout, samples, n).mean((0, 1)).reshape(-1, hits.shape[-1])
+    numbers, categories = seen.shape
+    most = categories - 1 if categories <= _FULL else max(1, MOST_COLUMNS // numbers)
+    found: Tensor = seen.topk(min(most, categories - 1), -1).indices
+    return found
+
+
+def _inner(site: Site) -> Any:
+    """The distribution of each number, or of each vector of numbers, given those before it."""
+    fn = site["fn"]
+    while isinstance(fn, (*WRAPPERS, Ancestral)):
+        fn = fn.conditionals(site["value"]) if isinstance(fn, Ancestral) else fn.base_dist
+    return fn
+
+
+def _shape(fn: Any, x: Tensor) -> torch.Size:
+    return torch.Size(torch.broadcast_shapes(fn.batch_shape + fn.event_shape, x.shape))
+
+
+def _is_quantized(fn: Any) -> bool:
+    return isinstance(fn, QuantizedLogistic)
+
+
+def _counts(fn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """How often each category is seen, `(*batch, C)`, of how many, `(*batch)`, and the probabilities."""
+    probs = fn.probs
+    if isinstance(fn, torch.distributions.Categorical):
+        x = torch.where(x.isfinite(), x, 0).long().clamp(0, probs.shape[-1] - 1)
+        x = torch.nn.functional.one_hot(x, probs.shape[-1])
+    x = x.to(probs.dtype)
+    x = x.expand(torch.broadcast_shapes(x.shape, probs.shape))
+    return x, x.sum(-1), probs
+
+
+def _derivatives(fn: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The score of each number and minus its derivative."""
+    if isinstance(fn, torch.distributions.Normal):
+        units = (x - fn.loc) / fn.scale
+        return units, torch.ones_like(units)
+    if isinstance(fn, _NATURAL):
+        return x - fn.mean, fn.variance
+    if isinstance(fn, _NORMAL):
+        left = (x - fn.mean).unsqueeze(-1)
+        units = torch.linalg.solve_triangular(fn.scale_tril, left, upper=False).squeeze(-1)
+        return units, torch.ones_like(units)
+    if _is_quantized(fn):
+        return _of_levels(fn, x)
+    with torch.enable_grad(), pyro.validation_enabled(False):
+        by = torch.zeros(_shape(fn, x), dtype=x.dtype, device=x.device)
+        by = (by if by.is_floating_point() else by.float()).requires_grad_()
+        of_numbers = not fn.event_shape
+        density = _moved(fn, by).log_prob(x).sum()
+        (score,) = torch.autograd.grad(density, by, create_graph=True)
+        if of_numbers:
+            (second,) = torch.autograd.grad(score.sum(), by)
+        return score.detach(), -second
+
+
+def _of_levels(fn: QuantizedLogistic, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Of log (g(b) - g(a)) they are g(a) + g(b) - 1 and g'(a) + g'(b); the last levels reach to infinity."""
+    half = 0.5 / (fn.levels - 1)
+    above = torch.sigmoid((x + half - fn.loc) / fn.scale).masked_fill(x > 1 - half, 1.0)
+    below = torch.sigmoid((x - half - fn.loc) / fn.scale).masked_fill(x < half, 0.0)
+    return below + above - 1, below * (1 - below) + above * (1 - above)
+
+
+def _moved(fn: Any, by: Tensor) -> Any:
+    """The same distribution with another location of each number; None if it has none that is known here."""
+    if fn.event_shape or isinstance(fn, dist.Delta):
+        return None
+    if isinstance(fn, torch.distributions.TransformedDistribution) and not fn.arg_constraints:
+        base = fn.base_dist
+        while isinstance(base, WRAPPERS):
+            base = base.base_dist
+        moved = None if base.event_shape else _moved(base, by)
+        return None if moved is None else dist.TransformedDistribution(moved, fn.transforms)
+    given = {name: value for name, (value, _) in arguments_of(fn)}
+    if "base_dist" in given:  # with more zeros, for example
+        moved = _moved(given["base_dist"], by)
+        return None if moved is None else type(fn)(**(given | {"base_dist": moved}))
+    changes: dict[str, Callable[[Any], Any]] = {
+        "loc": lambda value: value + given.get("scale", 1.0) * by,
+        "logits": lambda value: value + by,
+    }
+    for name in ("rate", "concentration1", "scale", "concentration"):
+        changes[name] = lambda value: value * by.exp()
+    for name, change in changes.items():
+        if isinstance(given.get(name), Tensor):
+            given[name] = change(given[name])
+            return type(fn)(**given)
+    return None

@@ -1,0 +1,116 @@
+"""Decoders that read x: those that predict each number from others, and those that only scale by the row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+from ppl_vae import diagnose
+from ppl_vae.checks import opened
+from ppl_vae.diagnosis.decoder import models_dependencies
+from ppl_vae.guides import MeanField
+from ppl_vae.likelihoods import Bernoulli, Categorical
+from ppl_vae.models import VAE
+from ppl_vae.networks import MLP, AutoregressiveDecoder
+
+D = 8
+
+
+def negative_binomial(mean: Tensor) -> Any:
+    return dist.NegativeBinomial(10.0, logits=(mean / 10.0).log())
+
+
+SCALED: dict[str, Any] = {
+    "Poisson": dist.Poisson,
+    "negative binomial": negative_binomial,
+    "in part": lambda mean: dist.ZeroInflatedPoisson(mean, gate=torch.tensor(0.1)),
+    "normal": lambda mean: dist.Normal(mean, 3.0),
+}
+
+
+def counts(kind: str, factor: float) -> Tensor:
+    """Counts of rows of sizes between 20 and 400, with shares that a factor moves."""
+    torch.manual_seed(0)
+    size = torch.exp(torch.empty(500, 1).uniform_(3.0, 6.0))
+    logits = factor * torch.randn(500, 1) * torch.linspace(-1.0, 1.0, D)
+    x: Tensor = SCALED[kind](size * logits.softmax(-1)).sample()
+    return x
+
+
+def scaled(kind: str) -> tuple[Any, Any]:
+    """A decoder that ignores z: the size of the row, times shares that are all the same."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            shares = (0 * z[..., :1].expand(*z.shape[:-1], D)).softmax(-1)
+            size = x.sum(-1, keepdim=True) + 1e-3
+            pyro.sample("x", SCALED[kind](size * shares).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(1e-5 * x[:, :2], 1.0).to_event(1))
+
+    return model, guide
+
+
+@pytest.mark.parametrize("kind", SCALED)
+@pytest.mark.parametrize("factor", [0.0, 0.5])
+def test_a_decoder_that_scales_by_the_row_is_not_strong(kind: str, factor: float) -> None:
+    """Given z, its numbers depend on each other by the size of the row, which explains no shares."""
+    model, guide = scaled(kind)
+    x = counts(kind, factor)
+    with opened(model, guide, x, seed=0, progress=False) as session:
+        assert models_dependencies(session) is False
+    found = diagnose(model, guide, x, seed=0)
+    assert found.cause != "strong decoder"
+    if kind in ("Poisson", "negative binomial"):
+        assert found.cause == ("local optimum" if factor else "surplus dimensions")
+
+
+class Reading:
+    """Each number is normal about a share of the one before it; `order` says which are before."""
+
+    def __init__(self, backwards: bool, scale: bool) -> None:
+        self.backwards, self.scale = backwards, scale
+
+    def __call__(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            before = torch.cat([0 * x[:, :1], x[:, :-1]], 1)
+            after = torch.cat([x[:, 1:], 0 * x[:, :1]], 1)
+            mean = 0.5 * (after if self.backwards else before) + 0 * z[..., :1]
+            noise = 1 + before.abs() if self.scale and not self.backwards else 1.0
+            pyro.sample("x", dist.Normal(mean, noise).to_event(1), obs=x)
+
+
+def guide(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(0.0 * x[:, :2], 1.0).to_event(1))
+
+
+@pytest.mark.parametrize(("backwards", "scale"), [(False, False), (True, False), (False, True)])
+def test_a_decoder_that_reads_other_numbers_is_strong(backwards: bool, scale: bool) -> None:
+    with opened(Reading(backwards, scale), guide, torch.randn(100, D), seed=0) as session:
+        assert models_dependencies(session) is True
+
+
+@pytest.mark.parametrize("categories", [0, 4])
+def test_the_decoders_of_the_library_are_strong(categories: int) -> None:
+    torch.manual_seed(0)
+    network = (
+        AutoregressiveDecoder(categories=categories) if categories else AutoregressiveDecoder()
+    )
+    shape = (D,) if categories else (1, 4, 4)
+    likelihood = Categorical(categories) if categories else Bernoulli()
+    model = VAE(shape, 2, network, likelihood)
+    x = torch.randint(0, categories or 2, (60, *shape))
+    x = x if categories else x.float()
+    encoder = MLP((8,)) if not categories else network
+    with opened(model, MeanField(shape, 2, encoder), x, seed=0, progress=False) as session:
+        assert models_dependencies(session) is True
