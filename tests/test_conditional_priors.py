@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -48,12 +49,13 @@ def test_what_the_label_says_of_z_is_no_use_of_it() -> None:
     found = diagnose(model, guide, (X, Y), seed=0, progress=False)
     assert found.active.tolist() == [True, False]
     assert found.collapsed.tolist() == [False, True]
+    assert found.causes["z[1]"].name == "surplus dimensions"
     exact = math.log(5) / 2
     assert found.mutual_information.mean == pytest.approx(exact, abs=0.1)
     low, high = found.information_bounds
     assert low < exact < high < exact + 0.3
     assert found.marginal_kl.mean == pytest.approx(0.0, abs=0.1)
-    assert any("I(x; z | y), what z tells beyond 'y'" in note for note in found.notes)
+    assert any("I(x; z | y), what z tells beyond y" in note for note in found.notes)
 
 
 def test_a_prior_that_is_the_posterior_is_a_collapse() -> None:
@@ -63,12 +65,51 @@ def test_a_prior_that_is_the_posterior_is_a_collapse() -> None:
     assert found.mutual_information.mean == pytest.approx(0.0, abs=0.02)
 
 
+def in_column(rows: Tensor) -> None:
+    """The label is a column of the data."""
+    x, y = rows.T
+    with pyro.plate("rows", len(x)):
+        loc = 5.0 * y[:, None].expand(-1, 2)
+        z = pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(((z - loc) @ W), 1.0), obs=x)
+
+
+SORTED = Y.sort().values
+
+
+@pytest.mark.parametrize("order", ["sorted", "one row at once", "column", "palindrome"])
+def test_whatever_the_order_of_the_rows(order: str) -> None:
+    y = Y if order == "column" else SORTED
+    if order == "palindrome":
+        y = torch.cat([SORTED[::2], SORTED[::2].flip(0)])
+    rows: Any = (X, y)
+    if order == "one row at once":
+        rows = [(X[i : i + 1], y[i : i + 1]) for i in range(200, 450)]
+    pair: Any = (model, guide)
+    if order == "column":
+        rows, pair = torch.stack([X, y.float()], 1), (in_column, lambda rows: guide(*rows.T))
+    of_pair: Any = diagnose
+    found = of_pair(*pair, rows, seed=0, progress=False)
+    assert found.active.tolist() == [True, False]
+    assert found.mutual_information.mean == pytest.approx(math.log(5) / 2, abs=0.15)
+    low, high = found.information_bounds
+    assert low < math.log(5) / 2 < high
+    assert found.marginal_kl.mean == pytest.approx(0.0, abs=0.15)
+
+
 def test_labels_of_which_each_row_has_its_own_are_told() -> None:
     y = torch.randn(600, 2, generator=torch.Generator().manual_seed(1))
     found = diagnose(model, guide, (X, y), seed=0, progress=False)
     assert found.active.tolist() == [True, False]
-    assert any("too few rows have the same 'y'" in note for note in found.notes)
+    assert math.isnan(found.mutual_information.mean)
+    assert math.isnan(found.marginal_kl.mean)
+    assert any("too few rows have the same prior" in note for note in found.notes)
+    assert "How much z carries about x is not known" in found.summary()
+    assert found.causes["z[1]"].name == "surplus dimensions"
     assert found.rate.mean == pytest.approx(math.log(5) / 2, abs=0.1)
+    low, high = found.information_bounds
+    assert low == 0
+    assert high == pytest.approx(found.rate.mean, abs=0.1)
 
 
 def free(x: Tensor, y: Tensor) -> None:

@@ -193,7 +193,7 @@ def _revived(session: Session, unused: Mapping[str, float], beta: float) -> dict
     n = num_rows(batch)
     size = session.rows_at_once(NUM_DRAWS, rows=16, spare=4)
     gains: list[Tensor] = []
-    moments: list[tuple[Tensor, Tensor]] = []
+    moments: list[tuple[Tensor, ...]] = []
     names: list[str] = []
     for part in parts_of(n, size):
         chunk = take_rows(batch, part)
@@ -207,10 +207,10 @@ def _revived(session: Session, unused: Mapping[str, float], beta: float) -> dict
         del rows
         refined = refine_rows(pair, layout, chunk, start.to(dtype), beta=beta)
         gains.append(refined.bound - bound.mean(0))
-        moments.append((refined.mean, refined.variance))
+        moments.append((refined.mean, refined.variance, refined.of_prior))
     if not float(torch.cat(gains).mean()) > 0:
         return {}
-    means, variances = (torch.cat(parts) for parts in zip(*moments, strict=True))
-    whole = Refined(means, variances, torch.cat(gains))
+    mean, variance, of_prior = (torch.cat(parts) for parts in zip(*moments, strict=True))
+    whole = Refined(mean, variance, of_prior, torch.cat(gains))
     nats = dict(zip(names, whole.information.tolist(), strict=True))
     return _that_count({name: nats[name] for name in unused})

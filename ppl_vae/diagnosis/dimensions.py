@@ -147,9 +147,9 @@ class Gathered:
 
     Attributes:
         num_rows: n.
-        dimensions: Statistics of each dimension.
+        dimensions: Statistics of each dimension; means are counted from those of the prior, if it varies.
         draws: One draw for each row.
-        conditions: The arguments on which p(z) depends.
+        conditions: Which rows have the same prior.
         residuals: The decoder's residuals.
         moment_gap: How far the moments of all draws are from those of the prior.
         elbo: The ELBO of each row, `(n,)`, at beta = 1.
@@ -192,7 +192,7 @@ def gather(session: Session, size: int) -> Gathered:
     classes: dict[str, None] = {}
     row: tuple[Tensor, ...] | None = None
     identical, stated, n = True, True, 0
-    conditions = PriorConditions.of(session)
+    conditions, beyond = PriorConditions(session), Dimensions()
     for batch in session.chunks(size, "diagnose"):
         enough = n >= MANY_ROWS and stated
         rows = session.sample(batch, FEW_DRAWS if enough else NUM_DRAWS)
@@ -206,14 +206,16 @@ def gather(session: Session, size: int) -> Gathered:
         numbers = latents_of_numbers(rows, rows.layout)
         classes |= dict.fromkeys(set(rows.layout.latents) - set(numbers))
         for name in numbers:
-            dimensions.update(_of_site(session, batch, rows, name, analytic, bool(conditions)))
+            site, of_prior = _of_site(session, batch, rows, name, analytic)
+            dimensions.update(site)
+            beyond.update(site._replace(means=site.means - of_prior.nan_to_num(0.0, 0.0, 0.0)))
             stated &= stated_moment(rows, rows.layout, name, "mean") is not None
             if elementwise_kl(in_guide[name], in_model[name], analytic) is None:
                 moments_alone[name] = None
             if not all(has_moments(nodes[name]["fn"]) for nodes in (in_guide, in_model)):
                 without[name] = None
         draws.update(rows)
-        conditions.update(batch)
+        conditions.update(rows, batch)
         if not enough:  # E_q[mean of p(x | z)] has little noise then
             residuals.update(rows, rows.layout)
         moment_gap.update(_in_units_of_the_prior(rows))
@@ -225,7 +227,7 @@ def gather(session: Session, size: int) -> Gathered:
         n += num_rows(batch)
     return Gathered(
         num_rows=n,
-        dimensions=dimensions,
+        dimensions=beyond if conditions else dimensions,
         draws=draws,
         conditions=conditions,
         residuals=residuals,
@@ -313,9 +315,8 @@ def _of_site(
     rows: RowDensities,
     name: str,
     analytic: bool,
-    conditional: bool,
-) -> OfSite:
-    """The numbers of one latent site for each row; means less those of the prior, if that is `conditional`."""
+) -> tuple[OfSite, Tensor]:
+    """The numbers of one latent site for each row, and the means of its prior, `(n, w)`."""
     layout = rows.layout
     samples, n = rows.log_guide.shape
     value = rows.latents[name].double()
@@ -325,11 +326,10 @@ def _of_site(
     prior = _prior_moments(session, batch, rows, name)
     kl = kl_of_dimensions(rows, name, prior, analytic)
     there = present_numbers(rows, layout, name)
-    if conditional:
-        mean = mean - prior[0].expand_as(mean).nan_to_num(0.0)
     numbers = (there, kl, mean, noise, prior[1].expand_as(mean))
     names = names_of_dimensions(name, mean.shape[1:])
-    return OfSite(tuple(names), *(number.reshape(n, -1).cpu() for number in numbers))
+    of_prior = prior[0].expand_as(mean).reshape(n, -1).cpu()
+    return OfSite(tuple(names), *(number.reshape(n, -1).cpu() for number in numbers)), of_prior
 
 
 def dimension_names(rows: RowDensities) -> list[str]:

@@ -230,7 +230,11 @@ def aggregate_information(
             f"the guide computes '{own_way[0]}' from a draw in a way of its own for each row",
         )
     log_guide, log_prior = (values.cpu() for values in draws.densities)
-    done, given = 0, bool(conditions) and conditions.are_few
+    done, given = 0, bool(conditions)
+    if given and not conditions.are_few:
+        return _unknown(
+            count, "nearly each row has a prior of its own", "so that rows cannot be compared"
+        )
     for batch in session.chunks(size, "diagnose"):
         here = torch.arange(done, done := done + num_rows(batch))
         key = None if draws.num_groups == 1 else _key_of(session, batch)
@@ -240,7 +244,11 @@ def aggregate_information(
                     ones = torch.zeros(len(group.rows), len(here), dtype=torch.float64)
                     group.add(here, ones, ones == 0, log_guide[group.rows])
                     continue
-                alike = conditions.same(group.rows, batch) if given else torch.tensor(True)
+                alike = (
+                    conditions.same(group.rows, int(here[0]), len(here))
+                    if given
+                    else torch.tensor(True)
+                )
                 try:
                     densities, there = _cross_density(session, batch, group)
                 except NoInverseError as error:

@@ -203,22 +203,25 @@ class Refined:
     Attributes:
         mean: Mean of each dimension, `(n, dimensions)`.
         variance: Its variance, as many.
+        of_prior: Mean of each dimension under the row's prior, as many; 0 where that depends on other latents.
         bound: E_q log p(x | z) - beta KL of each row, nats, `(n,)`.
     """
 
     mean: Tensor
     variance: Tensor
+    of_prior: Tensor
     bound: Tensor
 
     @property
     def information(self) -> Tensor:
         """What each dimension tells of its row, nats: log(1 + Var(mean) / E variance) / 2, `(dimensions,)`.
 
-        It is exact for a Gaussian that has the same variance in all rows.
+        It is exact for a Gaussian that has the same variance in all rows. Means are counted from those of the
+        row's prior: what a label says of z is not told by z.
         """
         if len(self.mean) < 2:
             return torch.zeros_like(self.mean[0])
-        return 0.5 * (self.mean.var(0) / self.variance.mean(0)).log1p()
+        return 0.5 * ((self.mean - self.of_prior).var(0) / self.variance.mean(0)).log1p()
 
 
 def can_refine(pair: Pair, layout: Layout, model_trace: object) -> bool:
@@ -297,6 +300,10 @@ def refine_rows(
                 for value in (each, q["fn"].mean.expand(shape), q["fn"].variance.expand(shape))
             ]
             kl = kl + of_rows[0].sum(-1)
-            moments.append((of_rows[1].double(), of_rows[2].double()))
-        mean, variance = (torch.cat(parts, -1) for parts in zip(*moments, strict=True))
-        return Refined(mean, variance, rows.log_likelihood.mean(0) - beta * kl)
+            centers = rows_first({**p, "value": p["fn"].mean.expand(shape)}, layout, draws, n)
+            of_prior = centers[0].reshape(n, -1)
+            if not torch.allclose(centers, centers[:1].expand_as(centers)):
+                of_prior = torch.zeros_like(of_prior)
+            moments.append((of_rows[1].double(), of_rows[2].double(), of_prior.double()))
+        mean, variance, of_prior = (torch.cat(parts, -1) for parts in zip(*moments, strict=True))
+        return Refined(mean, variance, of_prior, rows.log_likelihood.mean(0) - beta * kl)
