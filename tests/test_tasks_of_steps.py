@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from functools import partial
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -149,6 +151,46 @@ def test_sites_that_are_no_series_are_asked_for() -> None:
         reconstruct(model, guide, torch.randn(5, 3), progress=False)
 
 
+def test_steps_in_another_order_are_put_in_that_of_the_rows() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 3), 1.0).to_event(1))
+            for t in range(3):
+                pyro.sample(f"x_{t}", dist.Normal(z[:, 2 - t], 0.1), obs=x[:, 2 - t])
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.Normal(x, 0.001).to_event(1))
+
+    x = torch.randn(20, 3)
+    found = reconstruct(model, guide, x, seed=0, progress=False)
+    torch.testing.assert_close(found, x, atol=0.01, rtol=0)
+    for like in (x, torch.zeros(20, 3)):
+        drawn = sample(model, 5, like=like, given={"z": x[:5]}, means=True)
+        torch.testing.assert_close(drawn, x[:5])
+
+
+def test_one_of_two_series_may_be_asked_for() -> None:
+    def model(x: Tensor, y: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            for t in range(3):
+                z = pyro.sample(f"z{t}", dist.Normal(torch.zeros(len(x)), 1.0))
+                pyro.sample(f"a{t}", dist.Normal(z, 0.1), obs=x[:, t])
+                pyro.sample(f"b{t}", dist.Normal(-z, 0.1), obs=y[:, t])
+
+    def guide(x: Tensor, y: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            for t in range(3):
+                pyro.sample(f"z{t}", dist.Normal(x[:, t], 0.001))
+
+    x = torch.randn(20, 3)
+    for site, sign in (("a", 1), ("b", -1), (None, 1)):  # a0, a1 and a2 hold the first argument
+        found = reconstruct(model, guide, (x, -x), site=site, seed=0, progress=False)
+        torch.testing.assert_close(found, sign * x, atol=0.01, rtol=0)
+    with pytest.raises(ValueError, match="say which one is meant"):
+        reconstruct(model, guide, (x, x), seed=0, progress=False)
+
+
 def test_a_series_of_sites_is_named_in_short(chain: GaussianHMM) -> None:
     model = GaussianHMM((9, 2), states=2)
     with pytest.raises(ValueError, match=re.escape("(it observes 'x_0', 'x_1', ... 'x_8')")):
@@ -168,6 +210,32 @@ def test_components_that_are_summed_out_are_drawn() -> None:
         gain = w @ torch.linalg.inv(w.T @ w + noise[k] * torch.eye(1)) @ w.T
         exact += weights[:, k, None] * (mean + (x - mean) @ gain.T)
     assert float((found - exact).abs().max()) < 0.25
+
+
+def test_a_class_above_the_latent_is_drawn() -> None:
+    """k -> z -> x with k summed out, as in VaDE: E[x | z] = z; and x with a mean of its own for each k."""
+
+    def above(x: Tensor, apart: float = 0.0) -> None:
+        with pyro.plate("rows", len(x)):
+            summed: Any = {"enumerate": "parallel"}
+            k = pyro.sample("k", dist.Categorical(torch.tensor([0.3, 0.7])), infer=summed)
+            z = pyro.sample("z", dist.Normal(4.0 * k - 2, 1.0))
+            pyro.sample("x", dist.Normal(z + apart * k, 0.5), obs=x)
+
+    def guide(x: Tensor, apart: float = 0.0) -> None:
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.Normal(0.8 * x, 0.01))
+
+    x = torch.linspace(-4, 4, 30)
+    found = reconstruct(above, guide, x, num_samples=20, seed=0, progress=False)
+    torch.testing.assert_close(found, 0.8 * x, atol=0.02, rtol=0)
+    found = reconstruct(
+        partial(above, apart=1.0), guide, x, num_samples=3000, seed=0, progress=False
+    )
+    z = 0.8 * x
+    log_odds = torch.log(torch.tensor(7 / 3)) + 4 * z  # of N(z; 2, 1) against N(z; -2, 1)
+    log_odds += ((x - z).square() - (x - z - 1).square()) / (2 * 0.25)
+    torch.testing.assert_close(found, z + log_odds.sigmoid(), atol=0.06, rtol=0)
 
 
 def test_a_mixture_with_an_empty_guide_is_reconstructed() -> None:

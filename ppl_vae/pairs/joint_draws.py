@@ -12,7 +12,7 @@ from ppl_vae.pairs.handlers import Substitute
 from ppl_vae.pairs.layout import Layout
 from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import Batch, as_args
-from ppl_vae.pairs.traces import Trace
+from ppl_vae.pairs.traces import Trace, latent_sites
 
 
 def draw_jointly(
@@ -46,6 +46,11 @@ def draw_jointly(
     guide = poutine.trace(Substitute(values or {})(pair.guide)).get_trace(*args)
     model = poutine.replay(pair.model, trace=guide)
     if layout.enumerated:
+        # A site that is replayed has no place for the values of a latent above it, an observed one has.
+        drawn = {name: site["value"] for name, site in latent_sites(guide).items()}
+        for name in drawn:
+            guide.remove_node(name)  # what is left says which rows a plate subsamples
+        model = poutine.replay(poutine.condition(pair.model, data=drawn), trace=guide)
         model = infer_discrete(model, first_available_dim=-layout.nesting - 1, temperature=1)
     found: Trace = poutine.trace(model).get_trace(*args)
     return found

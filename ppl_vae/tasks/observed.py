@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyro.distributions as dist
@@ -74,34 +74,40 @@ class DataSites:
 def data_sites(trace: Trace, observed: Sequence[str], x: Tensor, site: str | None) -> DataSites:
     """The observed site that holds the rows, or those that hold their steps.
 
-    A model may observe the steps `x[:, 0]`, `x[:, 1]`, ... of its rows at sites of their own, whose names are
-    numbered in this order, as hidden Markov models do.
+    A model may observe the steps `x[:, 0]`, `x[:, 1]`, ... of its rows at numbered sites of their own, as
+    hidden Markov models do. Where all steps are observed as they are, the values say which site holds which
+    step; else the numbers do.
 
     Args:
         trace: A trace of the model.
         observed: The observed sites.
         x: The first tensor of the rows.
-        site: The name that was asked for; None takes the only one, or else the one of the shape of `x`, or
-            those of its steps.
+        site: The name that was asked for, or what the names of several steps begin with; None takes the only
+            one, or else the one of the shape of `x`, or those of its steps.
 
     Raises:
         ValueError: There is no such site, or it is unclear which one is meant.
     """
     names = [name for name in observed if not isinstance(trace.nodes[name]["fn"], dist.Unit)]
-    if site is not None:
-        if site not in names:
+    series = _numbered(names)
+    values: dict[str, Tensor] = {name: trace.nodes[name]["value"] for name in names}
+    if site is not None and site not in names:
+        if site not in series:
             raise ValueError(
                 f"'{site}' is no site that the model observes (it observes {_listed(names)})"
             )
+        return DataSites(in_order(values, series[site], x), steps=True)
+    if site is not None:
         return DataSites((site,))
-    shapes = {name: trace.nodes[name]["value"].shape[1:] for name in names}
+    shapes = {name: value.shape[1:] for name, value in values.items()}
     fitting = [DataSites((name,)) for name in names if shapes[name] == x.shape[1:]]
     of_steps = [
-        DataSites(tuple(series), steps=True)
-        for series in _numbered(names)
-        if x.shape[1:2] == (len(series),) and all(shapes[n] == x.shape[2:] for n in series)
+        DataSites(in_order(values, each, x), steps=True)
+        for each in series.values()
+        if x.shape[1:2] == (len(each),) and all(shapes[n] == x.shape[2:] for n in each)
     ]
-    for found in (fitting, of_steps):
+    as_they_are = [each for each in of_steps if _holds(trace, each.names, x)]
+    for found in (fitting, of_steps, as_they_are):
         if len(found) == 1:
             return found[0]
     if len(names) == 1:
@@ -111,18 +117,49 @@ def data_sites(trace: Trace, observed: Sequence[str], x: Tensor, site: str | Non
     )
 
 
-def _numbered(names: Sequence[str]) -> list[list[str]]:
-    """Names that differ in a number at their end alone, which counts from 0 or from 1."""
+def in_order(values: Mapping[str, Tensor], names: Sequence[str], x: Tensor) -> tuple[str, ...]:
+    """Sites in the order of the steps that they hold; in that of their numbers, if the values say nothing.
+
+    Args:
+        values: What the sites hold.
+        names: The sites.
+        x: The rows.
+    """
+    steps: dict[int, str] = {}
+    for name in names:
+        same = [
+            t
+            for t in range(x.shape[1])
+            if values[name].shape == x[:, t].shape and _equal(values[name], x[:, t])
+        ]
+        if len(same) == 1:
+            steps[same[0]] = name
+    if x.shape[1] == len(names) == len(steps):
+        return tuple(steps[t] for t in sorted(steps))
+    return tuple(names)
+
+
+def _holds(trace: Trace, names: Sequence[str], x: Tensor) -> bool:
+    """Whether sites hold the steps of the rows as they are."""
+    return all(_equal(trace.nodes[name]["value"], x[:, t]) for t, name in enumerate(names))
+
+
+def _equal(value: Tensor, other: Tensor) -> bool:
+    return bool(((value == other) | ((value != value) & (other != other))).all())
+
+
+def _numbered(names: Sequence[str]) -> dict[str, list[str]]:
+    """Names that differ in a number at their end alone, counted from 0 or 1, by what they begin with."""
     series: dict[str, dict[int, str]] = {}
     for name in names:
         if found := re.fullmatch(r"(.*?)(0|[1-9]\d*)", name):
             series.setdefault(found[1], {})[int(found[2])] = name
-    return [
-        [numbers[i] for i in sorted(numbers)]
-        for numbers in series.values()
+    return {
+        start.removesuffix("_"): [numbers[i] for i in sorted(numbers)]
+        for start, numbers in series.items()
         if sorted(numbers) == list(range(min(numbers), min(numbers) + len(numbers)))
         and min(numbers) in (0, 1)
-    ]
+    }
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import pyro
 import pyro.poutine as poutine
 import torch
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
@@ -42,6 +44,7 @@ from ppl_vae.tasks.arrays import as_given
 from ppl_vae.tasks.observed import (
     DataSites,
     data_sites,
+    in_order,
     require_any_rows,
     tell,
 )
@@ -236,6 +239,8 @@ class Draw:
         warn_if_draws_follow_data(pair, session.first)
         asked = poutine.trace(pair.model).get_trace(*as_args(session.first))
         self._data = data_sites(asked, session.layout.observed, tensors_of(session.first)[0], site)
+        if self._data.steps:
+            self._data = replace(self._data, names=_in_order(session, self._data.names))
         arguments = DataArguments.of(pair).names or ()
         sites = {n: s for n, s in asked.nodes.items() if s["type"] == "sample"}
         self._held: dict[str, Tensor] = {}
@@ -329,6 +334,24 @@ class Draw:
             return with_tensors(rows, tensors.values())
         places = sorted(tensors)
         return SomeArguments.at(places, [tensors[place] for place in places])
+
+
+def _in_order(session: Session, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The sites of steps in the order in which the model takes these from its rows, whatever the rows are."""
+    batch = session.first
+    x, *others = tensors_of(batch)
+    probe = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+    if not x.is_floating_point():
+        return names
+    try:
+        with preserve_random_state(), torch.no_grad(), pyro.validation_enabled(False):
+            free: Trace = poutine.trace(poutine.uncondition(session.pair.model)).get_trace(
+                *as_args(with_tensors(batch, [probe, *others]))
+            )
+        taken: dict[str, Any] = {name: free.nodes[name]["infer"] for name in names}
+        return in_order({name: infer["obs"] for name, infer in taken.items()}, names, probe)
+    except Exception:  # the model takes no such rows
+        return names
 
 
 class _Free(UnconditionMessenger):
