@@ -96,6 +96,12 @@ class Family:
     learning_rate: float
     batch_size: int = 100
 
+    @property
+    def settings(self) -> str:
+        """What a point is found with, beside its beta: another one is another point."""
+        data = f"{len(self.x)} rows of sum {float(self.x.double().sum()):.6g}, {len(self.test)} test rows"
+        return f"{asdict(self.sizes)}, {data}, {self.learning_rate}, {self.batch_size}"
+
     def train(self, name: str, beta: float) -> Point:
         """Trains a pair with this weight of the KL, and measures it."""
         torch.manual_seed(self.sizes.seed)
@@ -114,9 +120,7 @@ class Family:
             model, guide, self.test, num_samples=20, method="guide", seed=0, progress=False
         )
         active = diagnose(model, guide, self.test, beta=beta, seed=0, progress=False).active_units
-        return Point(
-            name, beta, active, found.rate.mean, found.distortion.mean, str(asdict(self.sizes))
-        )
+        return Point(name, beta, active, found.rate.mean, found.distortion.mean, self.settings)
 
 
 def linear_pair(x: Tensor, noise: float, latents: int) -> tuple[ProbabilisticPCA, MeanField]:
@@ -243,7 +247,7 @@ def main(
     points: list[Point] = []
     for name, family in families.items():
         for beta in wanted[name]:
-            point = known.get((name, beta, str(asdict(family.sizes))))
+            point = known.get((name, beta, family.settings))
             if point is None:
                 point = family.train(name, beta)
                 keep(results, point)

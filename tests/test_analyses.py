@@ -288,6 +288,11 @@ def collapse(folder: Path) -> None:
     assert file.read_text() == before
     run("collapse.py", *options, "--sizes.latents=1", "--overwrite=true", cwd=folder)
     assert len(file.read_text().splitlines()) == 9
+    printed = run("collapse.py", *options, "--num_test=15", "--overwrite=true", cwd=folder)
+    assert "15 test rows" in printed
+    assert (
+        len(file.read_text().splitlines()) == 11
+    )  # but for the linear ones, which see none of them
 
 
 def lagging(folder: Path) -> None:

@@ -7,7 +7,12 @@ import math
 import pytest
 import torch
 
+from ppl_vae import diagnose, fit
+from ppl_vae.diagnosis.collapse import _nats_of
 from ppl_vae.diagnosis.history import still_training
+from ppl_vae.guides import MeanField
+from ppl_vae.models import ProbabilisticPCA
+from ppl_vae.networks import MLP
 from ppl_vae.objectives import ELBO, LinearWarmup, TargetRate
 
 
@@ -62,3 +67,30 @@ def test_nothing_is_known_of_less_than_two_epochs() -> None:
     assert still_training([{"elbo": -1.0}], None) == ""
     assert still_training([{"loss": 1.0}] * 9, None) == ""
     assert still_training([{"elbo": math.nan}] * 9, None) == ""
+
+
+@pytest.mark.parametrize(("beta", "named"), [(1.0, "still training"), (20.0, "large beta")])
+def test_a_large_beta_is_named_though_the_training_goes_on(beta: float, named: str) -> None:
+    """With beta = 20 the second direction never pays, 4 < 20 * 0.3, so more epochs are no remedy."""
+    x = torch.randn(400, 6, generator=torch.Generator().manual_seed(0))
+    x = x * torch.tensor([9.0, 4.0, 0.3, 0.3, 0.3, 0.3]).sqrt()
+    model = ProbabilisticPCA((6,), latent_dim=2, sigma=0.3**0.5, learn_sigma=False)
+    guide = MeanField((6,), 2, MLP(hidden=()))
+    with torch.no_grad():
+        model.mean.fill_(2.0)  # of which the ELBO learns first
+        model.weight.mul_(0.01)
+        guide.head.weight.mul_(0.01)
+        guide.head.bias.zero_()
+    fitted = fit(
+        model, guide, x, objective=ELBO(beta=beta), max_epochs=3, learning_rate=0.01, seed=0
+    )
+    assert still_training(fitted.history, fitted.objective)
+    causes = diagnose(model, guide, x, fit=fitted, seed=0, progress=False).causes
+    assert {cause.name for cause in causes.values()} == {named}
+    assert all("the ELBO still rises" in cause.evidence for cause in causes.values())
+
+
+def test_many_dimensions_are_told_in_short() -> None:
+    nats = {f"z[{i}]": 0.1 * (i + 1) for i in range(9)}
+    assert _nats_of(nats) == "0.9 nats in z[8], 0.8 in z[7], 0.7 in z[6], and less in 6 more"
+    assert _nats_of({"z[0]": 1.4, "z[2]": 1.2}) == "1.4 and 1.2 nats in z[0] and z[2]"

@@ -99,7 +99,11 @@ class Asked:
 def find_causes(asked: Asked) -> tuple[dict[str, Cause], tuple[str, ...]]:
     """Why each dimension is not used, and notes on what could not be checked."""
     if asked.ended:
-        return dict.fromkeys(asked.unused, asked.cause("still training", asked.ended)), ()
+        name, evidence = "still training", asked.ended
+        verdict = asked.residuals.verdict(asked.facts.beta, len(asked.unused))
+        if verdict.cause == "large beta":  # with which they die while the training goes on
+            name, evidence = verdict.cause, f"{verdict.evidence}; {asked.ended}"
+        return dict.fromkeys(asked.unused, asked.cause(name, evidence)), ()
     notes: tuple[str, ...] = ()
     session, beta = asked.session, asked.facts.beta
     carried, whose = _carried(session, asked.unused, beta)
@@ -110,16 +114,24 @@ def find_causes(asked: Asked) -> tuple[dict[str, Cause], tuple[str, ...]]:
         )
     elif carried:
         rows = num_rows(session.first)
-        evidence = (
-            f"{whose} {rows} rows carry {listed([f'{nats:.2g}' for nats in carried.values()])} nats in "
-            f"{listed(list(carried))}, the guide none"
-        )
+        evidence = f"{whose} {rows} rows carry {_nats_of(carried)}, the guide none"
         # What the decoder leaves of the data is what the guide makes of it.
         found = dict.fromkeys(asked.unused, asked.cause("not judged"))
         found |= dict.fromkeys(carried, asked.cause("lagging guide", evidence))
         return found, ()
     cause, more = _of_the_decoder(asked)
     return dict.fromkeys(asked.unused, cause), notes + more
+
+
+def _nats_of(carried: Mapping[str, float]) -> str:
+    """What dimensions carry, in words."""
+    if len(carried) <= 4:
+        numbers = listed([f"{nats:.2g}" for nats in carried.values()])
+        return f"{numbers} nats in {listed(list(carried))}"
+    most = sorted(carried, key=lambda name: -carried[name])
+    first, *others = (f"{carried[name]:.2g} {{}}in {name}" for name in most[:3])
+    each = ", ".join([first.format("nats "), *(other.format("") for other in others)])
+    return f"{each}, and less in {len(carried) - 3} more"
 
 
 def _of_the_decoder(asked: Asked) -> tuple[Cause, tuple[str, ...]]:
