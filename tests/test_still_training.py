@@ -82,7 +82,7 @@ def test_a_large_beta_is_named_though_the_training_goes_on(beta: float, named: s
         guide.head.weight.mul_(0.01)
         guide.head.bias.zero_()
     fitted = fit(
-        model, guide, x, objective=ELBO(beta=beta), max_epochs=3, learning_rate=0.01, seed=0
+        model, guide, x, objective=ELBO(beta=beta), max_epochs=3, learning_rate=1e-3, seed=0
     )
     assert still_training(fitted.history, fitted.objective)
     causes = diagnose(model, guide, x, fit=fitted, seed=0, progress=False).causes
