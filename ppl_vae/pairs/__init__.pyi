@@ -38,9 +38,9 @@ from .densities import (
 )
 from .dimensions import (
     COLLAPSED as COLLAPSED,
+    kl_and_noise_of_dimensions as kl_and_noise_of_dimensions,
     kl_of_dimensions as kl_of_dimensions,
     names_of_dimensions as names_of_dimensions,
-    noise_of_kl as noise_of_kl,
 )
 from .errors import (
     PLAIN as PLAIN,

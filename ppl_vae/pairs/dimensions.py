@@ -37,12 +37,53 @@ def kl_of_dimensions(
         prior: Mean and variance of each number under the prior, `(n, *event)` or `(*event)`.
         analytic: Whether the site's analytic KL is its share of the rate (see `mean_field_violations`).
     """
+    of_draws = _kl_of_draws(rows, name, analytic)
+    return _kl_of_moments(rows, name, prior) if of_draws is None else of_draws.mean(0).double()
+
+
+def kl_and_noise_of_dimensions(
+    rows: RowDensities, name: str, prior: tuple[Tensor, Tensor], analytic: bool
+) -> tuple[Tensor, Tensor]:
+    """`kl_of_dimensions`, and the variance that draws give it in each row, `(n, *event)` each.
+
+    The variance is 0 where nothing is drawn for the KL. Where the KL comes from means and variances of draws,
+    it is that for a dimension that carries nothing: K draws of the prior's own values. Half of the squared mean
+    varies by 2 / K^2 then, half of s^2 - log s^2 by the trigamma function of a = (K - 1) / 2, less 1 / a.
+
+    Args:
+        rows: Draws of the rows.
+        name: The latent site.
+        prior: As for `kl_of_dimensions`.
+        analytic: As for `kl_of_dimensions`.
+    """
+    of_draws = _kl_of_draws(rows, name, analytic)
+    if of_draws is not None:
+        samples = len(of_draws)
+        return of_draws.mean(0).double(), of_draws.double().var(0) / samples
+    found = _kl_of_moments(rows, name, prior)
+    of_rows = torch.zeros_like(rows.latents[name][0], dtype=torch.float64)
+    if stated_moment(rows, rows.layout, name, "mean") is not None:
+        return found, of_rows
+    samples = len(rows.log_guide)
+    half = torch.tensor((samples - 1) / 2, dtype=torch.float64)
+    of_logarithm = float(torch.special.polygamma(1, half) - 1 / half)
+    return found, of_rows + 0.25 * (2 / samples**2 + of_logarithm)
+
+
+def _kl_of_draws(rows: RowDensities, name: str, analytic: bool) -> Tensor | None:
+    """The KL of each number in each draw, `(samples, n, *event)`; None if guide or prior do not factorize."""
     layout, (samples, n) = rows.layout, rows.log_guide.shape
     site = rows.guide_trace.nodes[name]
     kl = elementwise_kl(site, rows.model_trace.nodes[name], analytic)
-    if kl is not None:
-        kl = kl.reshape(site["fn"].batch_shape + site["fn"].event_shape)
-        return rows_first({**site, "value": kl}, layout, samples, n).mean(0).double()
+    if kl is None:
+        return None
+    kl = kl.reshape(site["fn"].batch_shape + site["fn"].event_shape)
+    return rows_first({**site, "value": kl}, layout, samples, n)
+
+
+def _kl_of_moments(rows: RowDensities, name: str, prior: tuple[Tensor, Tensor]) -> Tensor:
+    """The KL of Gaussians with the means and variances of guide and prior, `(n, *event)`."""
+    layout, samples = rows.layout, len(rows.log_guide)
     stated = stated_moment(rows, layout, name, "mean")
     centers = (rows.latents[name] if stated is None else stated).double()
     variance, total = stated_moment(rows, layout, name, "variance"), centers.var(0)
@@ -50,32 +91,6 @@ def kl_of_dimensions(
         total = total + variance.double().mean(0)
     found = _gaussian_kl(centers.mean(0), total, *prior)
     return found if stated is not None else found - _sampling_bias(total / prior[1], samples)
-
-
-def noise_of_kl(rows: RowDensities, name: str, analytic: bool) -> Tensor:
-    """The variance that draws give `kl_of_dimensions` of a row, `(n, *event)`; 0 where nothing is drawn for it.
-
-    Where the KL comes from means and variances of draws, it is the variance for a dimension that carries
-    nothing: K draws of the prior's own values. Half of the squared mean varies by 2 / K^2 then, half of s^2 -
-    log s^2 by the trigamma function of a = (K - 1) / 2, less 1 / a.
-
-    Args:
-        rows: Draws of the rows.
-        name: The latent site.
-        analytic: As for `kl_of_dimensions`.
-    """
-    layout, (samples, n) = rows.layout, rows.log_guide.shape
-    site = rows.guide_trace.nodes[name]
-    kl = elementwise_kl(site, rows.model_trace.nodes[name], analytic)
-    if kl is not None:
-        kl = kl.reshape(site["fn"].batch_shape + site["fn"].event_shape)
-        return rows_first({**site, "value": kl}, layout, samples, n).double().var(0) / samples
-    of_rows = torch.zeros_like(rows.latents[name][0], dtype=torch.float64)
-    if stated_moment(rows, layout, name, "mean") is not None:
-        return of_rows
-    half = torch.tensor((samples - 1) / 2, dtype=torch.float64)
-    of_logarithm = float(torch.special.polygamma(1, half) - 1 / half)
-    return of_rows + 0.25 * (2 / samples**2 + of_logarithm)
 
 
 def _gaussian_kl(

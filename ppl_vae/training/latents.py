@@ -15,16 +15,14 @@ from ppl_vae.pairs import (
     Batch,
     Pair,
     RowDensities,
-    kl_of_dimensions,
+    kl_and_noise_of_dimensions,
     latents_of_numbers,
     mean_field_violations,
     names_of_dimensions,
-    noise_of_kl,
     present_numbers,
     prior_moments,
     stated_moment,
 )
-from ppl_vae.stats import active_units
 
 _logger = logging.getLogger(__name__)
 
@@ -80,11 +78,11 @@ class LatentUse:
             if prior is None or layout.points:
                 continue
             analytic = self._is_analytic(rows, batch)
-            kl = kl_of_dimensions(rows, name, prior, analytic)
+            kl, spread = kl_and_noise_of_dimensions(rows, name, prior, analytic)
             names = names_of_dimensions(name, kl.shape[1:])
             if self._names.setdefault(name, names) != names:
                 continue  # of another size than in the rows before
-            both = torch.stack([kl, noise_of_kl(rows, name, analytic)]).reshape(2, n, -1)
+            both = torch.stack([kl, spread]).reshape(2, n, -1)
             sums = both.masked_fill(~there, 0.0).sum(1)
             self._kl.setdefault(name, []).append(torch.cat([sums, there.double().sum(0)[None]]))
 
@@ -222,16 +220,13 @@ def _num_active(means: Tensor, noise: Tensor, samples: int) -> int | None:
         noise: The variances that draws give them, as many.
         samples: K.
     """
-    active = 0
-    for mean, variance in zip(means.T, noise.T, strict=True):
-        there = ~mean.isnan()
-        n = int(there.sum())
-        if n < 2:
-            continue
-        drawn = float(variance[there].mean())
-        found = float(active_units(mean[there])[0]) - drawn
-        error = drawn * math.sqrt(2 * (1 + 1 / (samples - 1)) / n)
-        if error > ACTIVE / 2 and found < ACTIVE + SURE * error:
-            return None
-        active += found > ACTIVE
-    return active
+    there = ~means.isnan()
+    n = there.sum(0)
+    rows = n.clamp(min=2)
+    center = means.nansum(0) / rows
+    squares = (means - center).masked_fill(~there, 0.0).square().sum(0)
+    drawn = noise.masked_fill(~there, 0.0).sum(0) / rows
+    found = (squares / (rows - 1) - drawn).masked_fill(n < 2, 0.0)
+    error = drawn * (2 * (1 + 1 / (samples - 1)) / rows).sqrt()
+    unclear = (error > ACTIVE / 2) & (found < ACTIVE + SURE * error) & (n >= 2)
+    return None if bool(unclear.any()) else int((found > ACTIVE).sum())
