@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from functools import partial
+from typing import Any
 
 import programs
 import pyro
@@ -15,19 +16,13 @@ from programs import fitted_pca
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ppl_vae.diagnosis import Diagnosis, diagnose
+from ppl_vae.diagnosis import Diagnosis, diagnose, refinement
 from ppl_vae.guides import Exact, MeanField
 from ppl_vae.models import VAE, ProbabilisticPCA
 from ppl_vae.networks import MLP
 
 gaussian_data = partial(programs.gaussian_data, n=1500)
 of_fitted_pca = partial(programs.of_fitted_pca, n=1500)
-
-
-@pytest.fixture(autouse=True)
-def short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The causes are far apart: a third of the steps tells them. How well they fit, test_gaps.py shows."""
-    monkeypatch.setattr("ppl_vae.diagnosis.refinement.ROUND", 15)
 
 
 class Tempered(nn.Module):
@@ -559,3 +554,50 @@ def test_a_small_budget_runs_few_rows_at_once_and_finds_the_same(
     assert parts.num_rows == whole.num_rows == 300
     torch.testing.assert_close(whole.kl, parts.kl, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(whole.mean_variance, parts.mean_variance, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("lags", [True, False])
+@pytest.mark.parametrize("few", [True, False])
+def test_posteriors_are_fitted_until_it_is_clear_what_they_tell(
+    lags: bool, few: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tenth of the draws that a fit to 1e-3 nats takes; of an expensive pair, 16 of 64 rows are enough.
+
+    The model tells log(1 + w^2 / s^2) / 2 nats of each dimension, exactly.
+    """
+    x = gaussian_data(SPECTRUM, n=200)
+    model = fitted_pca(x, latent_dim=3, sigma=0.3)
+    if not lags:
+        with torch.no_grad():
+            model.weight[:, 1] = 0.0
+    if few:
+        monkeypatch.setattr("ppl_vae.checks.session.MEMORY_BUDGET", 2**15)
+    steps, draws = 0, 0
+    plain = refinement._step
+
+    def counted(*args: Any) -> Any:
+        nonlocal steps, draws
+        steps, draws = steps + 1, draws + len(args[2]) * args[-1]
+        return plain(*args)
+
+    monkeypatch.setattr(refinement, "_step", counted)
+    found = diagnose(model, PriorGuide(Exact(model), [False, True, False]), x, seed=0)
+    assert found.cause == ("lagging guide" if lags else "local optimum")
+    assert draws <= (16 if few else 64) * 4 * 200
+    if lags:
+        (evidence,) = {each.evidence for each in found.causes.values()}
+        told = re.fullmatch(
+            rf"posteriors fitted to {16 if few else 64} rows carry ([\d.]+) nats in .*", evidence
+        )
+        assert told is not None
+        exact = 0.5 * math.log(SPECTRUM[1] / 0.09)
+        assert float(told[1]) == pytest.approx(exact, abs=0.6 if few else 0.3)
+
+
+def test_a_last_batch_of_one_row_changes_nothing() -> None:
+    """64 rows at once leave one of 65: it was taken for another kind of rows, of which nothing is fitted."""
+    x = gaussian_data(SPECTRUM, n=65)
+    model = fitted_pca(x, latent_dim=3, sigma=0.3)
+    guide = PriorGuide(Exact(model), [False, True, False])
+    found = diagnose(model, guide, DataLoader(x, batch_size=64), seed=0)  # type: ignore[arg-type]
+    assert found.cause == "lagging guide"

@@ -14,12 +14,6 @@ from ppl_vae import diagnose
 from ppl_vae.distributions import Given
 
 
-@pytest.fixture(autouse=True)
-def short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in test_collapse.py."""
-    monkeypatch.setattr("ppl_vae.diagnosis.refinement.ROUND", 15)
-
-
 class Styled(nn.Module):
     """A class y, two numbers z of which the second is unused, and x = w z_1 + y, with noise."""
 

@@ -13,9 +13,9 @@ from ppl_vae.diagnosis.causes import CAUSES, Cause, listed
 from ppl_vae.diagnosis.decoder import loss_of_other_latents, models_dependencies
 from ppl_vae.diagnosis.dimensions import NUM_DRAWS, dimension_names
 from ppl_vae.diagnosis.encoder import gradient_tells_rows_apart
-from ppl_vae.diagnosis.finite_rows import finite_of, told_by_exact_posteriors
+from ppl_vae.diagnosis.finite_rows import finite_of, rows_vary, told_by_exact_posteriors
 from ppl_vae.diagnosis.information import RowDraws
-from ppl_vae.diagnosis.refinement import Refined, can_refine, refine_rows
+from ppl_vae.diagnosis.refinement import FEW_SAMPLES, Refined, can_refine, refine_rows
 from ppl_vae.diagnosis.remedies import Facts, what_to_type
 from ppl_vae.diagnosis.residuals import Residuals
 from ppl_vae.pairs import (
@@ -36,6 +36,18 @@ _ABOVE = (
 
 REVIVED = 0.1
 """Nats that per-row posteriors have to carry in a dimension to count as using it."""
+
+GAIN = 1e-3
+"""Nats by which they have to raise the beta-ELBO: beyond rounding, if z is free and ignored."""
+
+DOUBTFUL = (0.03, 0.3)
+"""From and to how many nats few rows do not tell whether that is so."""
+
+FEWEST_ROWS = 16
+"""Rows that are enough where it is clear."""
+
+FEW_DRAWS = 8
+"""Draws of each row at once."""
 
 
 def is_dead(session: Session, draws: RowDraws, unused: Mapping[str, float], on_prior: bool) -> bool:
@@ -113,8 +125,7 @@ def find_causes(asked: Asked) -> tuple[dict[str, Cause], tuple[str, ...]]:
             "ruled out",
         )
     elif carried:
-        rows = num_rows(session.first)
-        evidence = f"{whose} {rows} rows carry {_nats_of(carried)}, the guide none"
+        evidence = f"{whose} carry {_nats_of(carried)}, the guide none"
         # What the decoder leaves of the data is what the guide makes of it.
         found = dict.fromkeys(asked.unused, asked.cause("not judged"))
         found |= dict.fromkeys(carried, asked.cause("lagging guide", evidence))
@@ -166,8 +177,9 @@ def _can_refine(session: Session) -> bool:
     """Whether a posterior can be fitted to each row."""
     pair, layout, batch = session.pair, session.layout.of_another_guide, session.first
     few = batch if pair.keeps_rows else take_rows(batch, slice(0, 2))
-    varies = len(session.layouts.known) > 1
-    return not varies and can_refine(pair, layout, sample_rows(pair, layout, few, 2).model_trace)
+    return not rows_vary(session) and can_refine(
+        pair, layout, sample_rows(pair, layout, few, 2).model_trace
+    )
 
 
 def _carried(
@@ -179,12 +191,15 @@ def _carried(
         By name, nats, of dimensions that count; None if such posteriors cannot be found. Then words for them.
     """
     if _can_refine(session):
-        return _revived(session, unused, beta), "posteriors fitted to"
+        found, rows = _revived(session, unused, beta)
+        return found, f"posteriors fitted to {rows} rows"
     finite = finite_of(session)
     if finite is None:
         return None, ""
     told = told_by_exact_posteriors(session, finite, beta)
-    return _that_count({name: told[name] for name in unused if name in told}), "exact posteriors of"
+    return _that_count(
+        {name: told[name] for name in unused if name in told}
+    ), f"exact posteriors of {num_rows(session.first)} rows"
 
 
 def _that_count(nats: Mapping[str, float]) -> dict[str, float]:
@@ -193,36 +208,47 @@ def _that_count(nats: Mapping[str, float]) -> dict[str, float]:
     return used if any(carried > REVIVED for carried in used.values()) else {}
 
 
-def _revived(session: Session, unused: Mapping[str, float], beta: float) -> dict[str, float]:
+def _revived(
+    session: Session, unused: Mapping[str, float], beta: float
+) -> tuple[dict[str, float], int]:
     """The dimensions that the guide does not use, and posteriors fitted to each row under `beta` do.
 
     Returns:
-        By name, what these posteriors tell of their rows, nats, of those that count.
+        By name, what these posteriors tell of their rows, nats, of those that count; and the number of rows:
+        all of the first ones, or fewer if what they tell is clear.
     """
     pair, layout, batch = session.pair, session.layout.of_another_guide, session.first
     dtype = tensors_of(batch)[0].dtype
     dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()
-    n = num_rows(batch)
     size = session.rows_at_once(NUM_DRAWS, rows=16, spare=4)
+    # A gradient takes as much memory again, and fewer draws are made of each row.
+    size = max(FEWEST_ROWS // 2, size * NUM_DRAWS // (2 * FEW_SAMPLES))
     gains: list[Tensor] = []
     moments: list[tuple[Tensor, ...]] = []
-    names: list[str] = []
-    for part in parts_of(n, size):
+    nats: dict[str, float] = {}
+    seen = 0
+    for part in parts_of(num_rows(batch), size):
         chunk = take_rows(batch, part)
-        rows = sample_rows(pair, layout, chunk, NUM_DRAWS)
-        means = posterior_means(rows, layout)
-        names = dimension_names(rows)
+        starts = [
+            sample_rows(pair, layout, chunk, FEW_DRAWS) for _ in range(NUM_DRAWS // FEW_DRAWS)
+        ]
+        means = torch.stack([posterior_means(rows, layout) for rows in starts]).mean(0)
+        names = dimension_names(starts[0])
         which = torch.tensor([name in unused for name in names], device=means.device)
         # Start away from the prior's mean, which may be a saddle point.
         start = means + 0.5 * torch.randn_like(means) * which
-        bound = rows.log_likelihood + beta * (rows.log_prior - rows.log_guide)
-        del rows
-        refined = refine_rows(pair, layout, chunk, start.to(dtype), beta=beta)
-        gains.append(refined.bound - bound.mean(0))
+        bounds = [r.log_likelihood + beta * (r.log_prior - r.log_guide) for r in starts]
+        del starts
+        refined = refine_rows(*(pair, layout, chunk, start.to(dtype)), beta=beta, unused=which)
+        gains.append(refined.bound - torch.cat(bounds).mean(0))
         moments.append((refined.mean, refined.variance, refined.of_prior))
-    if not float(torch.cat(gains).mean()) > 0:
-        return {}
-    mean, variance, of_prior = (torch.cat(parts) for parts in zip(*moments, strict=True))
-    whole = Refined(mean, variance, of_prior, torch.cat(gains))
-    nats = dict(zip(names, whole.information.tolist(), strict=True))
-    return _that_count({name: nats[name] for name in unused})
+        mean, variance, of_prior = (torch.cat(parts) for parts in zip(*moments, strict=True))
+        told = Refined(mean, variance, of_prior, torch.cat(gains)).information.tolist()
+        nats = {name: told[i] for i, name in enumerate(names) if name in unused}
+        seen += num_rows(chunk)
+        least, most = DOUBTFUL
+        if seen >= FEWEST_ROWS and not least < max(nats.values()) < most:
+            break
+    if not float(torch.cat(gains).mean()) > GAIN:
+        return {}, seen
+    return _that_count(nats), seen

@@ -22,9 +22,15 @@ from ppl_vae.pairs import (
 _LEAST = 1e-6  # of beta
 
 
+def rows_vary(session: Session) -> bool:
+    """Whether batches have other sites, roles or masks than the first rows: a row alone is of the same kind."""
+    known = session.layouts.known
+    return len({(layout, layout.signature) for layout in known}) > 1
+
+
 def finite_of(session: Session) -> FiniteLatents | None:
     """The joint values of the latents of the first rows, if the guide draws nothing else and they are few."""
-    if len(session.layouts.known) > 1 or not session.layout.discrete:
+    if rows_vary(session) or not session.layout.discrete:
         return None
     finite = finite_latents(session.pair, session.layout, session.first)
     return finite if finite is not None and finite.alone else None

@@ -88,7 +88,7 @@ def diagnose(
     - `still training`, if `fit` is given: beta was still to rise, or the ELBO still rose.
     - `constant posterior`: no dimension is active and the mutual information is below 0.01
       nats per dimension, although the KL of some dimension is not.
-    - `lagging guide`: posteriors fitted to each of 64 rows, with the model frozen, do use
+    - `lagging guide`: posteriors fitted to each of up to 64 rows, with the model frozen, do use
       the dimensions (He et al., arXiv:1901.05534). Latents of few values have exact posteriors.
     - What the decoder leaves of the data, in units of its noise, tells whether a further dimension would pay:
       one does where the variance of these residuals exceeds beta in some direction, for normal decoders

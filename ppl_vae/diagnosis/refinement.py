@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,6 +39,18 @@ FINEST = 1e-2
 NUM_DRAWS = 256
 """Samples used to compare the start and the end of a maximization."""
 
+SHORT_ROUND = 20
+"""Gradient steps per round of `refine_rows`, which ends as soon as it is clear what the posteriors tell."""
+
+FEW_SAMPLES = 4
+"""Its samples per row and step."""
+
+FEW_DRAWS = 64
+"""Its samples to compare start and end."""
+
+MOST_STEPS = 600
+"""Its gradient steps at most."""
+
 
 @dataclass(frozen=True)
 class Maximized:
@@ -63,6 +76,9 @@ def maximize(
     learning_rate: float = 0.1,
     tolerance: float = 1e-3,
     max_steps: int = 2000,
+    num_draws: int = NUM_DRAWS,
+    length: int | None = None,
+    settled: Callable[[list[Tensor]], bool] | None = None,
 ) -> Maximized:
     r"""Maximizes each row's own beta-ELBO over a family, with a frozen model, until it stops improving.
 
@@ -88,18 +104,31 @@ def maximize(
         tolerance: Smallest improvement in a round that counts, in nats per row, for the mean over rows; for a
             single row, ten times as much, beyond its noise.
         max_steps: Maximum number of gradient steps.
+        num_draws: Samples used to compare the start and the end.
+        length: Steps per round; None for `ROUND`.
+        settled: Told the mean numbers of each round, it says whether they are good enough: then two rounds
+            with smaller steps are the last ones.
     """
+    length = ROUND if length is None else length
     free = family.pair(pair)
     leaves = list(family.numbers)
     start = [leaf.detach().clone() for leaf in leaves]
     optimizer = torch.optim.Adam(leaves, lr=learning_rate, betas=(0.9, 0.99))
     rate, steps = learning_rate, 0
+    ending, finest = False, FINEST * learning_rate
     before: Tensor | None = None
+
+    def smaller() -> None:
+        nonlocal rate
+        rate /= 3
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+
     with torch.enable_grad(), pyro.validation_enabled(False):
-        while rate >= FINEST * learning_rate and steps < max_steps:
+        while rate >= finest and steps < max_steps:
             bounds = []
             sums = [torch.zeros_like(leaf) for leaf in leaves]
-            for _ in range(min(ROUND, max_steps - steps)):
+            for _ in range(min(length, max_steps - steps)):
                 bound, gradients = _step(free, layout, batch, leaves, beta, num_samples)
                 for leaf, gradient in zip(leaves, gradients, strict=True):
                     leaf.grad = gradient
@@ -109,19 +138,20 @@ def maximize(
                     sum_of.add_(leaf.detach())
                 steps += 1
             values = torch.stack(bounds)
-            if before is not None:
+            if ending or (settled is not None and settled([part / len(bounds) for part in sums])):
+                ending, finest = True, max(finest, learning_rate / 10)
+                smaller()
+            elif before is not None:
                 gain, error = values.mean(0) - before, values.std(0) / math.sqrt(len(values) / 2)
                 late = (gain > 10 * tolerance + 4 * error).any()
                 if not late and gain.mean() <= tolerance:
-                    rate /= 3
-                    for group in optimizer.param_groups:
-                        group["lr"] = rate
+                    smaller()
             before = values.mean(0)
     with torch.no_grad():
         for leaf, sum_of in zip(leaves, sums, strict=True):
             leaf.copy_(sum_of / len(bounds))
-    _keep_the_better(pair, layout, batch, family, start, beta)
-    return Maximized(steps, converged=rate < FINEST * learning_rate)
+    _keep_the_better(pair, layout, batch, family, start, beta, num_draws)
+    return Maximized(steps, converged=rate < finest)
 
 
 def _step(
@@ -172,27 +202,39 @@ def _weights_and_scores(rows: RowDensities, layout: Layout, beta: float) -> tupl
 
 
 def _keep_the_better(
-    pair: Pair, layout: Layout, batch: Batch, family: RowFamily, start: list[Tensor], beta: float
+    pair: Pair,
+    layout: Layout,
+    batch: Batch,
+    family: RowFamily,
+    start: list[Tensor],
+    beta: float,
+    num_draws: int,
 ) -> None:
     end = [leaf.detach().clone() for leaf in family.numbers]
     everything = torch.ones(num_rows(batch), dtype=torch.bool, device=end[0].device)
-    after = _bound(pair, layout, batch, family, beta)
+    after = _bound(pair, layout, batch, family, beta, num_draws)
     family.put_back(everything, start)
-    before = _bound(pair, layout, batch, family, beta)
+    before = _bound(pair, layout, batch, family, beta, num_draws)
     family.put_back(~(before > after), end)
 
 
 @torch.no_grad()
 def _bound(
-    pair: Pair, layout: Layout, batch: Batch, family: RowFamily, beta: float, at_once: int = 8
+    pair: Pair,
+    layout: Layout,
+    batch: Batch,
+    family: RowFamily,
+    beta: float,
+    num_draws: int,
+    at_once: int = 8,
 ) -> Tensor:
     free = family.pair(pair)
     total: Any = 0.0
-    for _ in range(NUM_DRAWS // at_once):
+    for _ in range(num_draws // at_once):
         rows = sample_rows(free, layout, batch, at_once)
         weights = rows.log_likelihood + beta * (rows.log_prior - rows.log_guide)
         total = total + weights.double().sum(0)
-    bound: Tensor = total / NUM_DRAWS
+    bound: Tensor = total / num_draws
     return bound
 
 
@@ -219,9 +261,13 @@ class Refined:
         It is exact for a Gaussian that has the same variance in all rows. Means are counted from those of the
         row's prior: what a label says of z is not told by z.
         """
-        if len(self.mean) < 2:
-            return torch.zeros_like(self.mean[0])
-        return 0.5 * ((self.mean - self.of_prior).var(0) / self.variance.mean(0)).log1p()
+        return _information(self.mean - self.of_prior, self.variance)
+
+
+def _information(mean: Tensor, variance: Tensor) -> Tensor:
+    if len(mean) < 2:
+        return torch.zeros_like(mean[0])
+    return 0.5 * (mean.var(0) / variance.mean(0)).log1p()
 
 
 def can_refine(pair: Pair, layout: Layout, model_trace: object) -> bool:
@@ -265,10 +311,35 @@ def is_real(fn: object) -> bool:
     return type(support).__name__ == "_Real"
 
 
+class _Settled:
+    """Whether it is clear what some dimensions tell: for three rounds nearly the same; see `refine_rows`."""
+
+    def __init__(self, unused: Tensor) -> None:
+        self.unused = unused
+        self.seen: list[Tensor] = []
+
+    def __call__(self, numbers: list[Tensor]) -> bool:
+        mean, log_scale = numbers
+        told = _information(mean, (2 * log_scale).exp())[self.unused]
+        self.seen = [*self.seen[-2:], told]
+        if len(self.seen) < 3 or len(mean) < 2:
+            return False
+        return all(bool(((told - of).abs() <= 0.1 * told + 0.005).all()) for of in self.seen)
+
+
 def refine_rows(
-    pair: Pair, layout: Layout, batch: Batch, start: Tensor, *, beta: float = 1.0
+    pair: Pair,
+    layout: Layout,
+    batch: Batch,
+    start: Tensor,
+    *,
+    beta: float = 1.0,
+    unused: Tensor,
 ) -> Refined:
     """Maximizes each row's own beta-ELBO over diagonal Gaussians, with a frozen model.
+
+    It ends as soon as it is clear what the dimensions tell that are asked about, however far others may be from
+    their optimum.
 
     Args:
         pair: The pair, inside of `pair.scope()`.
@@ -276,34 +347,55 @@ def refine_rows(
         batch: n rows.
         start: Means to start from, `(n, dimensions)`, sites in the order of `layout.latents`.
         beta: Weight of the KL.
+        unused: The dimensions that are asked about, `(dimensions,)`.
     """
-    n = num_rows(batch)
     with torch.no_grad():
         trace = sample_rows(pair, layout, batch, 1).model_trace
     family = normal_family({n: trace.nodes[n] for n in layout.latents}, layout, start, 0.5)
     layout = replace(layout, guide_sites=layout.latents, draws=layout.latents)
-    maximize(pair, layout, batch, family, beta=beta)
-    draws = 32
+    maximize(
+        pair,
+        layout,
+        batch,
+        family,
+        beta=beta,
+        num_samples=FEW_SAMPLES,
+        max_steps=MOST_STEPS,
+        num_draws=FEW_DRAWS,
+        length=SHORT_ROUND,
+        settled=_Settled(unused),
+    )
+    free = family.pair(pair)
     with torch.no_grad():
-        rows = sample_rows(family.pair(pair), layout, batch, draws)
-        kl: Tensor | float = 0.0
-        moments: list[tuple[Tensor, ...]] = []
-        for name in layout.latents:
-            q, p = rows.guide_trace.nodes[name], rows.model_trace.nodes[name]
-            each = elementwise_kl(q, p)
-            assert each is not None  # can_refine
-            shape = q["value"].shape
-            of_rows = [
-                rows_first({**q, "value": value.reshape(shape)}, layout, draws, n)
-                .mean(0)
-                .reshape(n, -1)
-                for value in (each, q["fn"].mean.expand(shape), q["fn"].variance.expand(shape))
-            ]
-            kl = kl + of_rows[0].sum(-1)
-            centers = rows_first({**p, "value": p["fn"].mean.expand(shape)}, layout, draws, n)
-            of_prior = centers[0].reshape(n, -1)
-            if not torch.allclose(centers, centers[:1].expand_as(centers)):
-                of_prior = torch.zeros_like(of_prior)
-            moments.append((of_rows[1].double(), of_rows[2].double(), of_prior.double()))
-        mean, variance, of_prior = (torch.cat(parts, -1) for parts in zip(*moments, strict=True))
-        return Refined(mean, variance, of_prior, rows.log_likelihood.mean(0) - beta * kl)
+        parts = [_moments(free, layout, batch) for _ in range(4)]
+    mean, variance, of_prior, bound, kl = (
+        torch.stack(of).mean(0) for of in zip(*parts, strict=True)
+    )
+    return Refined(mean, variance, of_prior, bound - beta * kl)
+
+
+def _moments(free: Pair, layout: Layout, batch: Batch, draws: int = 8) -> tuple[Tensor, ...]:
+    """Mean, variance, prior mean of each dimension, `(n, dimensions)`, E_q log p(x | z) and the KL, `(n,)`."""
+    n = num_rows(batch)
+    rows = sample_rows(free, layout, batch, draws)
+    kl = torch.zeros_like(rows.log_likelihood[0])
+    moments: list[tuple[Tensor, ...]] = []
+    for name in layout.latents:
+        q, p = rows.guide_trace.nodes[name], rows.model_trace.nodes[name]
+        each = elementwise_kl(q, p)
+        assert each is not None  # can_refine
+        shape = q["value"].shape
+        of_rows = [
+            rows_first({**q, "value": value.reshape(shape)}, layout, draws, n)
+            .mean(0)
+            .reshape(n, -1)
+            for value in (each, q["fn"].mean.expand(shape), q["fn"].variance.expand(shape))
+        ]
+        kl = kl + of_rows[0].sum(-1)
+        centers = rows_first({**p, "value": p["fn"].mean.expand(shape)}, layout, draws, n)
+        of_prior = centers[0].reshape(n, -1)
+        if not torch.allclose(centers, centers[:1].expand_as(centers)):
+            of_prior = torch.zeros_like(of_prior)
+        moments.append((of_rows[1].double(), of_rows[2].double(), of_prior.double()))
+    of_rows = [torch.cat(parts, -1) for parts in zip(*moments, strict=True)]
+    return *of_rows, rows.log_likelihood.mean(0), kl
