@@ -16,6 +16,7 @@ from ppl_vae.likelihoods import Bernoulli, Categorical, decoded
 from ppl_vae.models import VAE, ConditionalVAE
 from ppl_vae.networks import MLP, AutoregressiveDecoder, Convolutional, Labels
 from ppl_vae.objectives import ELBO
+from ppl_vae.pairs import PairError
 
 LATENT, TOKENS = 2, 3
 SMALL = MLP(hidden=(5,))
@@ -225,3 +226,12 @@ def test_pictures_of_categories() -> None:
     assert not torch.allclose(features[1] - features[0], features[2] - features[1], atol=1e-4)
     whole = encoder(torch.ones(3, 2, 4, 4, dtype=torch.long))
     torch.testing.assert_close(whole[0], features[1])
+
+
+def test_tokens_that_were_read_as_gray_levels_are_told() -> None:
+    """What `load_data` makes of an array of type uint8."""
+    network = AutoregressiveDecoder(MLP((8,)), channels=4, layers=1, window=2, categories=5)
+    model = VAE((6,), 2, network, Categorical(5))
+    tokens = torch.randint(0, 5, (20, 6), generator=torch.Generator().manual_seed(0))
+    with pytest.raises(PairError, match=r"k / 255, as arrays of type uint8 are read: give them as"):
+        evaluate(model, MeanField((6,), 2, network), tokens.float() / 255, progress=False)

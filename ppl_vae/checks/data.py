@@ -155,6 +155,8 @@ def unusable(
         wanted = _labels_wanted(fn.support, value)
         text = f"{what} ({low:g} to {high:g}){such} must be {in_words(base)}: {wanted}"
         return Problem("error", name, text), _rows_of(~inside, dim)
+    elif kind != "Bernoulli" and base.support.is_discrete and _were_bytes(value):
+        advice = "they are k / 255, as arrays of type uint8 are read: give them as int64"
     problem = Problem(
         "error",
         name,
@@ -162,6 +164,12 @@ def unusable(
         f"{in_words(base)}: {advice}",
     )
     return problem, _rows_of(~inside, dim)
+
+
+def _were_bytes(value: Tensor) -> bool:
+    """Whether values look like bytes that were divided by 255."""
+    whole = 255 * value.double()
+    return bool(value.max() <= 1) and bool(((whole - whole.round()).abs() < 1e-3).all())
 
 
 def _what(name: str, site: Any, given: tuple[Pair, Batch]) -> str:
