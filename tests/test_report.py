@@ -443,6 +443,36 @@ def test_a_run_of_em(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: An
     assert "Of 5 rows." in both.text
 
 
+def test_the_warnings_of_em_come_first_and_its_diagnosis_repeats_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Ten full covariances for 64 rows of eight numbers: the model overfits, and is at its floor."""
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", np.random.default_rng(0).normal(size=(90, 8)))
+    options = ["--data=x.npy", "--model.components=10", "--max_iterations=20", "--run_dir=em"]
+    assert main(["em", *options, "--quiet"]) == 0
+    printed = capsys.readouterr().out
+    lines = [line for line in printed.splitlines() if line.startswith(("note: ", "warning: "))]
+    warning = next(line for line in lines if "the model overfits" in line)
+    remedies = warning.partition("What helps: ")[2]
+    assert "fewer components (--model.components 5)" in remedies
+    assert any("were raised to it" in line for line in lines)
+    stored = json.loads(Path("em/evaluation.json").read_text())
+    kept = [f"note: {n}" for n in stored["notes"]] + [f"warning: {w}" for w in stored["warnings"]]
+    assert kept == lines
+    page = Page(Path("em/report.html").read_text())
+    assert page.headings[1] == "Warnings and notes"
+    for line in lines:
+        assert page.text.count(line.partition(": ")[2]) == 1, line
+    assert main(["diagnose", "em", "--quiet"]) == 0
+    found = json.loads(Path("em/diagnosis.json").read_text())["faults"]["overfit decoder"]
+    assert found.endswith(f"; {remedies}.")
+    assert "network" not in found
+    assert "patience" not in found
+    card = Page(html_report("em"))
+    assert f"What to do: {remedies}." in card.text
+
+
 JUNK = (None, True, "x", [None], {"mean": "x"})
 
 

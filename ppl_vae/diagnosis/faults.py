@@ -23,6 +23,12 @@ OFF_THE_PRIOR = 1.0
 EARLIER = "stop earlier (patience)"
 """How to keep a pair from overfitting with time."""
 
+SIMPLER = (
+    "train on more rows, or make the model simpler (fewer components or latent dimensions, simpler covariances, "
+    "a higher floor)"
+)
+"""How to keep a model without networks from overfitting, which fits its rows in closed form."""
+
 MANY = 0.1
 """Share of rows with a bad k-hat from which on it is named."""
 
@@ -110,7 +116,7 @@ def overfits(train: Estimate, held: Estimate) -> bool:
 
 
 def overfitting(
-    train: Evaluated, held: Evaluated | Estimate, *, earlier: str = EARLIER
+    train: Evaluated, held: Evaluated | Estimate, *, earlier: str = EARLIER, simpler: str = ""
 ) -> dict[str, str]:
     """Whether the ELBO of training rows is clearly higher than that of held-out rows, and whose fault it is.
 
@@ -121,6 +127,7 @@ def overfitting(
         train: What `evaluate` found for rows that the pair was trained on.
         held: The same for held-out rows; or their ELBO alone.
         earlier: How to stop earlier.
+        simpler: What to do about a model without networks; empty if there are networks.
     """
     bound = held if isinstance(held, Estimate) else held.elbo
     if not overfits(train.elbo, bound):
@@ -129,12 +136,17 @@ def overfitting(
     bounds = f"ELBO {bound.numbers('.1f')}, training {train.elbo.numbers('.1f')}"
     if isinstance(held, Estimate):
         return _either(
-            bounds, earlier, "evaluation=evaluate(...) tells whether decoder or encoder does"
+            bounds,
+            earlier,
+            simpler,
+            "evaluation=evaluate(...) tells whether decoder or encoder does",
         )
     doubtful = max(_share(train.unreliable), _share(held.unreliable))
     if doubtful > MANY:
         why = f"as log p(x) is not reliable on {doubtful:.0%} of the rows"
-        return _either(bounds, earlier, f"whether decoder or encoder does is not known, {why}")
+        return _either(
+            bounds, earlier, simpler, f"whether decoder or encoder does is not known, {why}"
+        )
     of_decoder, decoder_error = _difference(train.log_likelihood, held.log_likelihood)
     of_encoder, encoder_error = _difference(_gap(held), _gap(train))
     decoder = f"{of_decoder:.1f} ± {decoder_error:.1f} nats"
@@ -145,14 +157,19 @@ def overfitting(
     if not (in_decoder or in_encoder):
         differ = f"log p(x) differs by {decoder}, log p(x) - ELBO by {encoder}"
         return _either(
-            bounds, earlier, f"more rows would show whether decoder or encoder does ({differ})"
+            bounds,
+            earlier,
+            simpler,
+            f"more rows would show whether decoder or encoder does ({differ})",
         )
     found = {}
     if in_decoder:
         also = "" if in_encoder else f", and log p(x) - ELBO differs by {encoder}"
+        which = "model" if simpler else "decoder"
+        remedy = simpler or f"train on more rows, make the model's network smaller, or {earlier}"
         found["overfit decoder"] = (
-            f"The decoder overfits: log p(x) is {decoder} lower on these rows than on training rows ({bounds})"
-            f"{also}; train on more rows, make the model's network smaller, or {earlier}."
+            f"The {which} overfits: log p(x) is {decoder} lower on these rows than on training rows ({bounds})"
+            f"{also}; {remedy}."
         )
     if in_encoder:
         also = "" if in_decoder else f" ({bounds}), and log p(x) differs by {decoder}"
@@ -164,17 +181,18 @@ def overfitting(
     return found
 
 
-def _either(bounds: str, earlier: str, which: str) -> dict[str, str]:
+def _either(bounds: str, earlier: str, simpler: str, which: str) -> dict[str, str]:
+    remedy = simpler or f"train on more rows, make the networks smaller, or {earlier}"
     return {
         "overfit": (
-            f"The pair overfits: its ELBO is lower on these rows than on training rows ({bounds}); train on "
-            f"more rows, make the networks smaller, or {earlier}; {which}."
+            f"The pair overfits: its ELBO is lower on these rows than on training rows ({bounds}); "
+            f"{remedy}; {which}."
         )
     }
 
 
 def overfitting_in_history(
-    last: float, held: Estimate, *, earlier: str = EARLIER
+    last: float, held: Estimate, *, earlier: str = EARLIER, simpler: str = ""
 ) -> dict[str, str]:
     """The same from the ELBO of the last epoch, which has no error and was measured while training.
 
@@ -182,6 +200,7 @@ def overfitting_in_history(
         last: The mean ELBO of the training rows in that epoch.
         held: The ELBO of the held-out rows.
         earlier: How to stop earlier.
+        simpler: What to do about a model without networks; empty if there are networks.
     """
     error = math.sqrt(2) * held.standard_error  # as if there were as many training rows
     if not _is_large(last - held.mean, error, held):
@@ -189,6 +208,7 @@ def overfitting_in_history(
     return _either(
         f"ELBO {held.numbers('.1f')}, training {last:.1f} in the last epoch",
         earlier,
+        simpler,
         "train=evaluate(...) of training rows tells whether decoder or encoder does",
     )
 

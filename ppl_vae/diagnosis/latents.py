@@ -24,6 +24,7 @@ from ppl_vae.diagnosis.dimensions import (
 from ppl_vae.diagnosis.encoder import same_for_all_rows
 from ppl_vae.diagnosis.faults import (
     EARLIER,
+    SIMPLER,
     Evaluated,
     not_trusted,
     off_the_prior,
@@ -205,7 +206,7 @@ def diagnose(
             notes += unknown
         else:
             causes = dict.fromkeys(unused, asked.plain(cause, found.mutual))
-    faults = _overfitting(gathered, train, evaluation, fit)
+    faults = _overfitting(gathered, model, train, evaluation, fit)
     if ended and not unused:
         faults["still training"] = f"The training had not ended: {ended}; train for longer."
     if main_cause(causes).name not in (
@@ -238,20 +239,24 @@ def diagnose(
 
 
 def _overfitting(
-    gathered: Gathered, train: Evaluated | None, evaluation: Evaluated | None, fit: Fit | None
+    gathered: Gathered,
+    model: Program,
+    train: Evaluated | None,
+    evaluation: Evaluated | None,
+    fit: Fit | None,
 ) -> dict[str, str]:
     """Whether the pair overfits, as far as what is given tells."""
     bound = Estimate(gathered.elbo)
     controlled = fit is not None and isinstance(fit.objective.beta, Controller)
-    earlier = "stop earlier (fewer max_epochs)" if controlled else EARLIER
+    how = {"earlier": "stop earlier (fewer max_epochs)" if controlled else EARLIER}
+    if callable(getattr(model, "maximize", None)):  # it has the M step of EM, and no network
+        how["simpler"] = SIMPLER
     if train is not None:
-        return overfitting(train, bound if evaluation is None else evaluation, earlier=earlier)
+        return overfitting(train, bound if evaluation is None else evaluation, **how)
     last = None if fit is None or not fit.history else fit.history[-1].get("elbo")
     if last is None or gathered.num_rows == 1:
         return {}
-    return overfitting_in_history(
-        last, bound if evaluation is None else evaluation.elbo, earlier=earlier
-    )
+    return overfitting_in_history(last, bound if evaluation is None else evaluation.elbo, **how)
 
 
 def _require_results(train: object, evaluation: object, fit: object) -> None:
