@@ -225,6 +225,31 @@ def test_numbers_have_errors_and_sentences(trained: Path) -> None:
     assert "3 epochs in" in said
 
 
+def test_numbers_say_what_they_are_under(run: Path) -> None:
+    """As the command line does: bounds as bounds, and with which beta a guide has lost so much."""
+    limit = ["the mutual information is within a nat of its limit log n: read it as a lower bound"]
+    information, marginal = ({"mean": m, "standard_error": 0.01} for m in (5.876, 1.234))
+    numbers = {"mutual_information": information, "marginal_kl": marginal}
+    change(run / "diagnosis.json", **numbers, warnings=limit, beta=20.0)
+    found = Page(html_report(run)).text
+    assert "mutual information ≥ 5.88 nats" in found
+    assert "marginal KL ≤ 1.23 nats" in found
+    assert "so much the guide loses. It was trained with beta = 20, for which" in found
+    change(run / "diagnosis.json", **numbers, warnings=[], beta=1.0)
+    found = Page(html_report(run)).text
+    assert "mutual information 5.876 ± 0.010 nats" in found
+    assert "marginal KL 1.234 ± 0.010 nats" in found
+    assert "so much the guide loses." in found
+    assert "It was trained with beta" not in found
+    (run / "diagnosis.json").unlink()  # then the history has it
+    history = (run / "metrics.csv").read_text().splitlines()
+    name = history[0].split(",").index("beta")
+    last = history[-1].split(",")
+    last[name] = "7"
+    (run / "metrics.csv").write_text("\n".join([*history[:-1], ",".join(last)]) + "\n")
+    assert "It was trained with beta = 7, for which" in Page(html_report(run)).text
+
+
 def test_rows_that_may_have_been_trained_on_are_not_called_held_out(run: Path) -> None:
     found = json.loads((run / "evaluation.json").read_text())
     change(run / "evaluation.json", rows={**found["rows"], "split": ""})
@@ -433,6 +458,9 @@ def test_a_run_of_em(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: An
     assert "iterations" in page.text
     assert page.tags["source"] == len(page.pictures) > 2
     assert "What the model is worth, exactly." in page.text
+    assert "ways to log p(x) exact It is a sum over all values" in page.text
+    assert "samples of the guide" not in page.text
+    assert page.text.count(" no exact") == 10  # in the table of the worst rows
     assert "are exact" in page.text
     assert "effective samples" not in page.text
     assert main(["gaps", "em", "--max_rows=5", "--quiet"]) == 0

@@ -24,8 +24,8 @@ EARLIER = "stop earlier (patience)"
 """How to keep a pair from overfitting with time."""
 
 SIMPLER = (
-    "train on more rows, or make the model simpler (fewer components or latent dimensions, simpler covariances, "
-    "a higher floor)"
+    "train on more rows, or make the model simpler (fewer components or latent dimensions, simpler "
+    "covariances, a higher floor)"
 )
 """How to keep a model without networks from overfitting, which fits its rows in closed form."""
 
@@ -138,15 +138,12 @@ def overfitting(
         return _either(
             bounds,
             earlier,
-            simpler,
             "evaluation=evaluate(...) tells whether decoder or encoder does",
         )
     doubtful = max(_share(train.unreliable), _share(held.unreliable))
     if doubtful > MANY:
         why = f"as log p(x) is not reliable on {doubtful:.0%} of the rows"
-        return _either(
-            bounds, earlier, simpler, f"whether decoder or encoder does is not known, {why}"
-        )
+        return _either(bounds, earlier, f"whether decoder or encoder does is not known, {why}")
     of_decoder, decoder_error = _difference(train.log_likelihood, held.log_likelihood)
     of_encoder, encoder_error = _difference(_gap(held), _gap(train))
     decoder = f"{of_decoder:.1f} ± {decoder_error:.1f} nats"
@@ -159,7 +156,6 @@ def overfitting(
         return _either(
             bounds,
             earlier,
-            simpler,
             f"more rows would show whether decoder or encoder does ({differ})",
         )
     found = {}
@@ -181,18 +177,17 @@ def overfitting(
     return found
 
 
-def _either(bounds: str, earlier: str, simpler: str, which: str) -> dict[str, str]:
-    remedy = simpler or f"train on more rows, make the networks smaller, or {earlier}"
+def _either(bounds: str, earlier: str, which: str) -> dict[str, str]:
     return {
         "overfit": (
-            f"The pair overfits: its ELBO is lower on these rows than on training rows ({bounds}); "
-            f"{remedy}; {which}."
+            f"The pair overfits: its ELBO is lower on these rows than on training rows ({bounds}); train on "
+            f"more rows, make the networks smaller, or {earlier}; {which}."
         )
     }
 
 
 def overfitting_in_history(
-    last: float, held: Estimate, *, earlier: str = EARLIER, simpler: str = ""
+    last: float, held: Estimate, *, earlier: str = EARLIER
 ) -> dict[str, str]:
     """The same from the ELBO of the last epoch, which has no error and was measured while training.
 
@@ -200,7 +195,6 @@ def overfitting_in_history(
         last: The mean ELBO of the training rows in that epoch.
         held: The ELBO of the held-out rows.
         earlier: How to stop earlier.
-        simpler: What to do about a model without networks; empty if there are networks.
     """
     error = math.sqrt(2) * held.standard_error  # as if there were as many training rows
     if not _is_large(last - held.mean, error, held):
@@ -208,7 +202,6 @@ def overfitting_in_history(
     return _either(
         f"ELBO {held.numbers('.1f')}, training {last:.1f} in the last epoch",
         earlier,
-        simpler,
         "train=evaluate(...) of training rows tells whether decoder or encoder does",
     )
 

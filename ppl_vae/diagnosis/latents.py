@@ -248,15 +248,19 @@ def _overfitting(
     """Whether the pair overfits, as far as what is given tells."""
     bound = Estimate(gathered.elbo)
     controlled = fit is not None and isinstance(fit.objective.beta, Controller)
-    how = {"earlier": "stop earlier (fewer max_epochs)" if controlled else EARLIER}
-    if callable(getattr(model, "maximize", None)):  # it has the M step of EM, and no network
-        how["simpler"] = SIMPLER
+    earlier = "stop earlier (fewer max_epochs)" if controlled else EARLIER
     if train is not None:
-        return overfitting(train, bound if evaluation is None else evaluation, **how)
+        # Not trained by `fit`, and with the M step of EM: no network, and nothing to stop.
+        closed = fit is None and callable(getattr(model, "maximize", None))
+        simpler = SIMPLER if closed else ""
+        held = bound if evaluation is None else evaluation
+        return overfitting(train, held, earlier=earlier, simpler=simpler)
     last = None if fit is None or not fit.history else fit.history[-1].get("elbo")
     if last is None or gathered.num_rows == 1:
         return {}
-    return overfitting_in_history(last, bound if evaluation is None else evaluation.elbo, **how)
+    return overfitting_in_history(
+        last, bound if evaluation is None else evaluation.elbo, earlier=earlier
+    )
 
 
 def _require_results(train: object, evaluation: object, fit: object) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -133,7 +135,7 @@ def run_page(run: Path, version: str) -> str:
     name = run.resolve().name
     # EM has no diagnosis at its end: what it warns of is the first thing to know.
     first = made_by(content.config) == "em"
-    results = _results(content, evaluation, diagnosis)
+    results = _results(content, evaluation, diagnosis, history)
     doubted = doubts([found for found, _ in results])
     parts = [
         section("Warnings and notes", doubted if first else Markup("")),
@@ -200,11 +202,16 @@ def _adding(content: Content, name: str) -> Markup:
 
 
 def _results(
-    content: Content, evaluation: Mapping[str, Any] | None, diagnosis: Mapping[str, Any] | None
+    content: Content,
+    evaluation: Mapping[str, Any] | None,
+    diagnosis: Mapping[str, Any] | None,
+    history: Sequence[Mapping[str, float]],
 ) -> list[tuple[Mapping[str, Any], Callable[[Mapping[str, Any]], Iterable[Row]]]]:
     """The results that are there, each with what makes rows of its numbers."""
+    known = (found.get("beta") for found in (diagnosis, *history[-1:]) if found is not None)
+    beta = next((float(b) for b in known if isinstance(b, int | float) and math.isfinite(b)), 1.0)
     given = (
-        (evaluation, of_evaluation),
+        (evaluation, partial(of_evaluation, beta=beta)),
         (diagnosis, of_diagnosis),
         (content.result(ANNEALED), of_annealed),
         (content.result(GAPS), of_gaps),
@@ -222,8 +229,8 @@ def _training(history: Sequence[Mapping[str, float]], pictures: Found) -> Markup
     if not history:
         return joined(pictures.figures[name] for name in TRAINING if name in pictures.figures)
     seconds = history[-1].get("seconds")
-    unit = "epochs" if "epoch" in history[-1] else "iterations"
-    told = f"{len(history)} {unit}"
+    unit = "epoch" if "epoch" in history[-1] else "iteration"
+    told = f"{len(history)} {unit}{'' if len(history) == 1 else 's'}"
     if seconds is not None:
         told = f"{told} in {seconds:.0f} s"
     best = best_epoch(history)
