@@ -28,7 +28,7 @@ from ppl_vae.models import VAE, ProbabilisticPCA
 from ppl_vae.objectives import ELBO, LinearWarmup
 from ppl_vae.reporting import ReportExtraError, html_report
 from ppl_vae.reporting.remedy import may_be_run, may_be_typed
-from ppl_vae.sweeps import SweepFolder, read_spec
+from ppl_vae.sweeps import CurvePlace, SweepFolder, read_spec, write_curves
 from ppl_vae.sweeps.folder import write_record
 
 TINY = ("--max_epochs=3", "--num_samples=20", "--model.network.hidden=[16]", "--posterior=never")
@@ -589,6 +589,70 @@ def test_the_page_of_a_sweep(of_sweep: str) -> None:
     assert len(page.pictures) == page.tags["source"] == 2
     assert all(url.startswith("data:") for url in page.loads)
     assert len(of_sweep) < 4e6
+
+
+def chart_in(page: str) -> dict[str, Any]:
+    """What the script of a sweep's page draws."""
+    data = page.split('id="plane-data">')[1].split("</script>")[0]
+    chart: dict[str, Any] = json.loads(data)
+    return chart
+
+
+def layers_of(chart: dict[str, Any], mark: str) -> list[dict[str, Any]]:
+    return [layer for layer in chart["layer"] if layer["mark"]["type"] == mark]
+
+
+def test_the_plane_has_lines_of_equal_elbo_and_labels_have_room(of_sweep: str) -> None:
+    chart = chart_in(of_sweep)
+    dotted = next(la for la in layers_of(chart, "line") if la["mark"].get("strokeDash") == [2, 4])
+    (left, right), (low, high) = (dotted["encoding"][n]["scale"]["domain"] for n in "xy")
+    ends = dotted["data"]["values"]
+    assert len(ends) >= 8
+    for end in ends:
+        assert end["D"] + end["R"] == pytest.approx(-float(end["elbo"].replace("−", "-")))
+        assert left - 1e-9 <= end["D"] <= right + 1e-9
+        assert low <= end["R"] <= high
+    named = [
+        v["elbo"] for la in layers_of(chart, "text") for v in la.get("data", {}).get("values", [])
+    ]
+    assert sorted(named) == sorted({end["elbo"] for end in ends})
+    for point in chart["data"]["values"]:
+        assert left < point["D"] < right
+        assert low <= point["R"] < high
+    # A label is on the side of its point where the plane is wider.
+    sides = {la["mark"]["align"]: la for la in chart["layer"] if "transform" in la}
+    middle = (left + right) / 2
+    assert sides["left"]["transform"] == [{"filter": f"datum.D <= {middle!r}"}]
+    assert sides["right"]["transform"] == [{"filter": f"datum.D > {middle!r}"}]
+    text = Page(of_sweep).text
+    assert "On each dotted line the ELBO is the same" in text
+    assert "Along a line from the upper left" not in text
+    assert text.count("small points are single") == 2
+
+
+def test_single_runs_are_not_called_means(tmp_path: Path) -> None:
+    pytest.importorskip("vl_convert", reason="vl-convert-python is not installed")
+    page = html_report(sweep_in(tmp_path / "sweep", seeds=1))
+    assert "small points" not in page
+    assert "standard errors over seeds" not in Page(page).text
+    assert "Each point is one run." in page
+    assert len(layers_of(chart_in(page), "point")) == 1
+
+
+def test_the_planes_of_a_sweep_have_the_entropy_and_curves(tmp_path: Path) -> None:
+    pytest.importorskip("vl_convert", reason="vl-convert-python is not installed")
+    sweep = sweep_in(tmp_path / "sweep")
+    with (sweep / "sweep.yaml").open("a") as file:
+        file.write('picture: {entropy: 95, frozen: "beta=1,seed=0"}\n')
+    write_curves(sweep, "it", {"decoder <b>": [CurvePlace(80.0, 21.0), CurvePlace(90.0, 9.0)]})
+    page = html_report(sweep)
+    lines = [la["data"]["values"] for la in layers_of(chart_in(page), "line") if "data" in la]
+    assert any({"D": 80.0, "R": 21.0, "curve": "decoder <b>"} in line for line in lines)
+    border = next(line for line in lines if {"D": 95.0, "R": 0.0} in line)
+    assert all(end["D"] + end["R"] == pytest.approx(95.0) for end in border)
+    assert "No pair is below the gray line H − D" in page
+    (sweep / "curves.json").write_text("{")  # costs the curves alone
+    assert "decoder" not in json.dumps(chart_in(html_report(sweep)))
 
 
 def test_a_sweep_with_failed_and_missing_runs(

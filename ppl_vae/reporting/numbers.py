@@ -44,8 +44,8 @@ def of_evaluation(found: Mapping[str, Any], beta: float = 1.0) -> Iterator[Row]:
     guide = f" The ELBO is {lost:.2f} nats lower: so much the guide loses." if lost >= 0 else ""
     if guide and beta != 1:
         guide = (
-            f"{guide} It was trained with beta = {beta:.4g}, for which the best guide is not the posterior; with "
-            "beta = 1 it is."
+            f"{guide} It was trained with beta = {beta:.4g}, for which the best guide is not the posterior; "
+            "with beta = 1 it is."
         )
     yield from _estimate(
         found,
