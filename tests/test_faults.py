@@ -110,6 +110,10 @@ def test_a_decoder_that_overfits() -> None:
     sentence = found.faults["overfit decoder"]
     said = float(sentence.split("log p(x) is ")[1].split()[0])
     assert said == pytest.approx(evidence[0] - evidence[1], abs=0.1)
+    # It has no network, and EM fits it as well as anything else.
+    assert "make the model simpler (fewer components or latent dimensions" in sentence
+    assert "patience" not in sentence
+    assert "network" not in sentence
     # With rows enough, the same model does not.
     model, guide, train, held = overfit_model(2000)
     of_train, of_held = results(model, guide, train[:300], held)

@@ -554,6 +554,18 @@ def test_khat_histogram_counts_the_rows_above_the_limit(num_samples: int, limit:
     assert [text.get_text() for text in axes.texts] == ["2 rows: equal weights\n2 rows: unknown"]
 
 
+def test_khat_histogram_counts_annealed_rows_apart() -> None:
+    khat, annealed = np.array([0.1, 0.2, -np.inf, np.nan]), np.array([False, False, False, True])
+    (axes,) = plots.khat_histogram(khat, 1000, annealed).axes
+    assert axes.get_title() == "k-hat too high: 0 of 3 rows"
+    assert axes.texts[0].get_text() == "1 row: equal weights\n1 row annealed,\nwithout k-hat"
+    (axes,) = plots.khat_histogram(np.full(3, np.nan), 1000, np.array([True, True, False])).axes
+    assert axes.get_title() == "k-hat too high: 1 of 1 row"
+    assert axes.texts[0].get_text() == "1 row: unknown\n2 rows annealed,\nwithout k-hat"
+    with pytest.raises(ValueError, match="khat has 4 rows, and annealed 3"):
+        plots.khat_histogram(khat, 1000, annealed[:3])
+
+
 def test_khat_histogram_of_an_exact_guide_has_no_bars() -> None:
     figure = plots.khat_histogram(torch.full((9,), -torch.inf), 100)
     draw(figure)

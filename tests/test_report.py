@@ -28,7 +28,7 @@ from ppl_vae.models import VAE, ProbabilisticPCA
 from ppl_vae.objectives import ELBO, LinearWarmup
 from ppl_vae.reporting import ReportExtraError, html_report
 from ppl_vae.reporting.remedy import may_be_run, may_be_typed
-from ppl_vae.sweeps import SweepFolder, read_spec
+from ppl_vae.sweeps import CurvePlace, SweepFolder, read_spec, write_curves
 from ppl_vae.sweeps.folder import write_record
 
 TINY = ("--max_epochs=3", "--num_samples=20", "--model.network.hidden=[16]", "--posterior=never")
@@ -223,6 +223,31 @@ def test_numbers_have_errors_and_sentences(trained: Path) -> None:
     assert "held-out rows 359 digits: none of these rows was trained on." in said
     assert f"unreliable rows {found['unreliable']['count']} of 359" in said
     assert "3 epochs in" in said
+
+
+def test_numbers_say_what_they_are_under(run: Path) -> None:
+    """As the command line does: bounds as bounds, and with which beta a guide has lost so much."""
+    limit = ["the mutual information is within a nat of its limit log n: read it as a lower bound"]
+    information, marginal = ({"mean": m, "standard_error": 0.01} for m in (5.876, 1.234))
+    numbers = {"mutual_information": information, "marginal_kl": marginal}
+    change(run / "diagnosis.json", **numbers, warnings=limit, beta=20.0)
+    found = Page(html_report(run)).text
+    assert "mutual information ≥ 5.88 nats" in found
+    assert "marginal KL ≤ 1.23 nats" in found
+    assert "so much the guide loses. It was trained with beta = 20, for which" in found
+    change(run / "diagnosis.json", **numbers, warnings=[], beta=1.0)
+    found = Page(html_report(run)).text
+    assert "mutual information 5.876 ± 0.010 nats" in found
+    assert "marginal KL 1.234 ± 0.010 nats" in found
+    assert "so much the guide loses." in found
+    assert "It was trained with beta" not in found
+    (run / "diagnosis.json").unlink()  # then the history has it
+    history = (run / "metrics.csv").read_text().splitlines()
+    name = history[0].split(",").index("beta")
+    last = history[-1].split(",")
+    last[name] = "7"
+    (run / "metrics.csv").write_text("\n".join([*history[:-1], ",".join(last)]) + "\n")
+    assert "It was trained with beta = 7, for which" in Page(html_report(run)).text
 
 
 def test_rows_that_may_have_been_trained_on_are_not_called_held_out(run: Path) -> None:
@@ -433,6 +458,9 @@ def test_a_run_of_em(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: An
     assert "iterations" in page.text
     assert page.tags["source"] == len(page.pictures) > 2
     assert "What the model is worth, exactly." in page.text
+    assert "ways to log p(x) exact It is a sum over all values" in page.text
+    assert "samples of the guide" not in page.text
+    assert page.text.count(" no exact") == 10  # in the table of the worst rows
     assert "are exact" in page.text
     assert "effective samples" not in page.text
     assert main(["gaps", "em", "--max_rows=5", "--quiet"]) == 0
@@ -441,6 +469,36 @@ def test_a_run_of_em(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: An
     assert both.tags["source"] == len(both.pictures) == len(page.pictures) + 1
     assert both.text.count("are exact") == 1
     assert "Of 5 rows." in both.text
+
+
+def test_the_warnings_of_em_come_first_and_its_diagnosis_repeats_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Ten full covariances for 64 rows of eight numbers: the model overfits, and is at its floor."""
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", np.random.default_rng(0).normal(size=(90, 8)))
+    options = ["--data=x.npy", "--model.components=10", "--max_iterations=20", "--run_dir=em"]
+    assert main(["em", *options, "--quiet"]) == 0
+    printed = capsys.readouterr().out
+    lines = [line for line in printed.splitlines() if line.startswith(("note: ", "warning: "))]
+    warning = next(line for line in lines if "the model overfits" in line)
+    remedies = warning.partition("What helps: ")[2]
+    assert "fewer components (--model.components 5)" in remedies
+    assert any("were raised to it" in line for line in lines)
+    stored = json.loads(Path("em/evaluation.json").read_text())
+    kept = [f"note: {n}" for n in stored["notes"]] + [f"warning: {w}" for w in stored["warnings"]]
+    assert kept == lines
+    page = Page(Path("em/report.html").read_text())
+    assert page.headings[1] == "Warnings and notes"
+    for line in lines:
+        assert page.text.count(line.partition(": ")[2]) == 1, line
+    assert main(["diagnose", "em", "--quiet"]) == 0
+    found = json.loads(Path("em/diagnosis.json").read_text())["faults"]["overfit decoder"]
+    assert found.endswith(f"; {remedies}.")
+    assert "network" not in found
+    assert "patience" not in found
+    card = Page(html_report("em"))
+    assert f"What to do: {remedies}." in card.text
 
 
 JUNK = (None, True, "x", [None], {"mean": "x"})
@@ -531,6 +589,70 @@ def test_the_page_of_a_sweep(of_sweep: str) -> None:
     assert len(page.pictures) == page.tags["source"] == 2
     assert all(url.startswith("data:") for url in page.loads)
     assert len(of_sweep) < 4e6
+
+
+def chart_in(page: str) -> dict[str, Any]:
+    """What the script of a sweep's page draws."""
+    data = page.split('id="plane-data">')[1].split("</script>")[0]
+    chart: dict[str, Any] = json.loads(data)
+    return chart
+
+
+def layers_of(chart: dict[str, Any], mark: str) -> list[dict[str, Any]]:
+    return [layer for layer in chart["layer"] if layer["mark"]["type"] == mark]
+
+
+def test_the_plane_has_lines_of_equal_elbo_and_labels_have_room(of_sweep: str) -> None:
+    chart = chart_in(of_sweep)
+    dotted = next(la for la in layers_of(chart, "line") if la["mark"].get("strokeDash") == [2, 4])
+    (left, right), (low, high) = (dotted["encoding"][n]["scale"]["domain"] for n in "xy")
+    ends = dotted["data"]["values"]
+    assert len(ends) >= 8
+    for end in ends:
+        assert end["D"] + end["R"] == pytest.approx(-float(end["elbo"].replace("−", "-")))
+        assert left - 1e-9 <= end["D"] <= right + 1e-9
+        assert low <= end["R"] <= high
+    named = [
+        v["elbo"] for la in layers_of(chart, "text") for v in la.get("data", {}).get("values", [])
+    ]
+    assert sorted(named) == sorted({end["elbo"] for end in ends})
+    for point in chart["data"]["values"]:
+        assert left < point["D"] < right
+        assert low <= point["R"] < high
+    # A label is on the side of its point where the plane is wider.
+    sides = {la["mark"]["align"]: la for la in chart["layer"] if "transform" in la}
+    middle = (left + right) / 2
+    assert sides["left"]["transform"] == [{"filter": f"datum.D <= {middle!r}"}]
+    assert sides["right"]["transform"] == [{"filter": f"datum.D > {middle!r}"}]
+    text = Page(of_sweep).text
+    assert "On each dotted line the ELBO is the same" in text
+    assert "Along a line from the upper left" not in text
+    assert text.count("small points are single") == 2
+
+
+def test_single_runs_are_not_called_means(tmp_path: Path) -> None:
+    pytest.importorskip("vl_convert", reason="vl-convert-python is not installed")
+    page = html_report(sweep_in(tmp_path / "sweep", seeds=1))
+    assert "small points" not in page
+    assert "standard errors over seeds" not in Page(page).text
+    assert "Each point is one run." in page
+    assert len(layers_of(chart_in(page), "point")) == 1
+
+
+def test_the_planes_of_a_sweep_have_the_entropy_and_curves(tmp_path: Path) -> None:
+    pytest.importorskip("vl_convert", reason="vl-convert-python is not installed")
+    sweep = sweep_in(tmp_path / "sweep")
+    with (sweep / "sweep.yaml").open("a") as file:
+        file.write('picture: {entropy: 95, frozen: "beta=1,seed=0"}\n')
+    write_curves(sweep, "it", {"decoder <b>": [CurvePlace(80.0, 21.0), CurvePlace(90.0, 9.0)]})
+    page = html_report(sweep)
+    lines = [la["data"]["values"] for la in layers_of(chart_in(page), "line") if "data" in la]
+    assert any({"D": 80.0, "R": 21.0, "curve": "decoder <b>"} in line for line in lines)
+    border = next(line for line in lines if {"D": 95.0, "R": 0.0} in line)
+    assert all(end["D"] + end["R"] == pytest.approx(95.0) for end in border)
+    assert "No pair is below the gray line H − D" in page
+    (sweep / "curves.json").write_text("{")  # costs the curves alone
+    assert "decoder" not in json.dumps(chart_in(html_report(sweep)))
 
 
 def test_a_sweep_with_failed_and_missing_runs(

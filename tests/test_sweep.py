@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from ppl_vae import plots
 from ppl_vae.cli import main, sweep as command
+from ppl_vae.cli.sweep_curves import check_picture
 from ppl_vae.sweeps import (
     METRICS,
     ClusterError,
@@ -115,6 +116,15 @@ def test_names_that_are_alike_in_their_last_word_are_whole() -> None:
             "base: {data: 2026-11-28}\ngrid: {seed: [0]}",
             "base: data: expected a number, a text or a list",
         ),
+        ("grid: {seed: [0]}\npicture: 3", "picture: expected entries such as {entropy: 92.1}"),
+        ("grid: {seed: [0]}\npicture: {exat: linear}", "picture: there is no entry 'exat'"),
+        ("grid: {seed: [0]}\npicture: {entropy: high}", "entropy: expected a number, nats per row"),
+        (
+            "grid: {seed: [0]}\npicture: {entropy: 1, entropy_bound: 2}",
+            "give entropy or entropy_bound, not both",
+        ),
+        ("grid: {seed: [0, 1]}\npicture: {frozen: seed=2}", "no run 'seed=2', only seed=0, seed=1"),
+        ("grid: {seed: [0]}\npicture: {exact: square}", "exact: expected linear, got 'square'"),
         (f"grid: {{a: {[*range(999)]}, b: {[*range(999)]}}}", "these are 998001 runs"),
     ],
 )
@@ -341,6 +351,8 @@ def test_the_plane_has_bars_over_seeds_in_sight() -> None:
 def test_the_examples_of_the_page_are_accepted() -> None:
     page = (ROOT / "docs" / "sweep.md").read_text()
     examples = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
-    assert [SweepSpec.of(text).num_runs() for text in examples] == [12, 9]
+    assert [SweepSpec.of(text).num_runs() for text in examples] == [12, 9, 6]
     for text in examples:
-        command._check_options(Path("sweep.yaml"), SweepSpec.of(text).runs())
+        spec = SweepSpec.of(text)
+        command._check_options(Path("sweep.yaml"), spec.runs())
+        check_picture("sweep.yaml", spec.picture, spec.runs())

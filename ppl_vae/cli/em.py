@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,13 @@ from ppl_vae.cli.finish import dark_folder
 from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.options import EM, names
 from ppl_vae.cli.output import say, show, warn
+from ppl_vae.cli.overfitting import with_doubt
 from ppl_vae.cli.report import write_report
 from ppl_vae.cli.results import result_table, with_levels
 from ppl_vae.cli.setup import Setup, set_up
 from ppl_vae.cli.stages import Stages
 from ppl_vae.cli.start import check_setup, options_of, started
-from ppl_vae.em import EMFit, check_start, fit_em, overfitting
+from ppl_vae.em import EMFit, check_start, fit_em
 from ppl_vae.evaluation import Evaluation, evaluate
 from ppl_vae.models import BernoulliMixture, CategoricalHMM, GaussianMixture
 from ppl_vae.pairs import Pair
@@ -38,12 +38,6 @@ from ppl_vae.runs import (
     write_weights,
 )
 from ppl_vae.runtime import as_folder, preserve_random_state, resolve_device
-
-_FEWER = {"components": "components", "states": "states", "latent_dim": "latent dimensions"}
-"""Arguments of models whose parameters grow with them, in words."""
-
-_SIMPLER = {"full": ("tied", "diagonal"), "diagonal": ("spherical",)}
-"""Kinds of covariances with fewer parameters."""
 
 _DISCRETE = (BernoulliMixture, CategoricalHMM)
 """Models of data that are discrete."""
@@ -111,6 +105,13 @@ def em(parser: ArgumentParser, given: Namespace) -> int:
                 progress=progress,
             )
         evaluation = with_levels(evaluation, setup.data)
+        fitted = with_doubt(fitted, evaluation, setup.config, setup.data)
+        # What is to be known of the fit stays with its numbers, for a report and for who reads them later.
+        evaluation = replace(
+            evaluation,
+            notes=(*fitted.notes, *evaluation.notes),
+            cautions=(*fitted.warnings, *evaluation.cautions),
+        )
         write_results(folder.path, evaluation=evaluation, rows=rows_of(setup.data), weights=weights)
         with stages.stage("pictures"):
             failed = _draw(folder.path, setup, fitted, evaluation, weights, reported)
@@ -120,8 +121,7 @@ def em(parser: ArgumentParser, given: Namespace) -> int:
                 unwritten = write_report(folder.path)
         say_of_other_weights(folder.path, weights)
         test = ("log p(x), test rows", str(evaluation.log_likelihood))
-        fitted = _with_doubt(fitted, evaluation, setup)
-        show(result_table([*fitted.lines(), test], fitted, evaluation))
+        show(result_table([*fitted.lines(), test], evaluation))
     plots = folder.folder / PLOTS
     drawn = ", ".join(sorted(file.stem for file in plots.glob("*.png"))) or "none"
     show(f"\nrun folder: {folder.folder}\npictures:   {plots}\n            {drawn}")
@@ -135,37 +135,6 @@ def em(parser: ArgumentParser, given: Namespace) -> int:
 
 def _class_path(spec: Any) -> str:
     return str(spec["class_path"] if isinstance(spec, dict) else spec)
-
-
-def _with_doubt(fitted: EMFit, evaluation: Evaluation, setup: Setup) -> EMFit:
-    """Adds a warning, and what to type, if the training rows fit far better than the test rows."""
-    found = overfitting(
-        fitted.log_likelihood,
-        evaluation.log_likelihood,
-        len(setup.data.train),
-        math.prod(setup.data.shape),
-    )
-    if not found:
-        return fitted
-    spread = float(setup.data.train.double().std())
-    remedies = ", ".join(_remedies(setup.config["model"]["init_args"], spread))
-    return replace(fitted, cautions=(*fitted.cautions, f"{found}. What helps: {remedies}"))
-
-
-def _remedies(arguments: Mapping[str, Any], spread: float) -> Iterator[str]:
-    """What makes a model of these arguments overfit less, as it is typed; for data of a standard deviation."""
-    for name in ("components", "states", "latent_dim"):
-        if arguments.get(name, 1) > 1:
-            yield f"fewer {_FEWER[name]} (--model.{name} {arguments[name] // 2})"
-    simpler = _SIMPLER.get(str(arguments.get("covariance")), ())
-    if simpler:
-        options = " or ".join(f"--model.covariance {name}" for name in simpler)
-        yield f"simpler covariances ({options})"
-    if arguments.get("min_scale", math.inf) < (floor := float(f"{spread / 10:.1g}")):
-        yield f"a higher floor (--model.min_scale {floor:g})"
-    if arguments.get("min_probability", math.inf) < 0.01:
-        yield "a higher floor (--model.min_probability 0.01)"
-    yield "more rows"
 
 
 def _draw(

@@ -24,6 +24,7 @@ from ppl_vae.cli.common import (
 )
 from ppl_vae.cli.mistakes import UsageError, shortened
 from ppl_vae.cli.output import say, show
+from ppl_vae.cli.overfitting import with_remedies
 from ppl_vae.cli.own_modules import trust_of
 from ppl_vae.cli.reached import fit_of, last_beta, objective_of
 from ppl_vae.cli.results import with_levels
@@ -54,6 +55,7 @@ from ppl_vae.runs import (
     as_netcdf,
     is_of_a_run,
     load_run,
+    made_by,
     require_weights,
 )
 from ppl_vae.runtime import (
@@ -179,6 +181,8 @@ def diagnose(parser: ArgumentParser, given: Namespace) -> int:
         progress=progress,
     )
     diagnosis = replace(diagnosis, run=str(options.run))
+    if made_by(run.config) == "em":
+        diagnosis = with_remedies(diagnosis, run.config, data)
     keep_and_show(
         diagnosis, lambda: keep_result(run, DIAGNOSIS, options.overwrite, diagnosis=diagnosis)
     )

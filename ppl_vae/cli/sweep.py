@@ -7,6 +7,7 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ppl_vae.cli.mistakes import UsageError, did_you_mean
 from ppl_vae.cli.output import say, show, warn
 from ppl_vae.cli.parsing import parsed
 from ppl_vae.cli.report import write_report
+from ppl_vae.cli.sweep_curves import backdrop_of, check_picture
 from ppl_vae.plots import sweep_metrics, sweep_plane
 from ppl_vae.runs import ERROR, LOG, REPORT, ROLES, names_in, plain
 from ppl_vae.runtime import as_folder, duration, own_folder, replacing, write_bytes
@@ -28,6 +30,7 @@ from ppl_vae.sweeps import (
     SpecError,
     SweepFolder,
     SweepRun,
+    SweepSpec,
     SweepTable,
     Task,
     local_cluster,
@@ -66,6 +69,7 @@ def sweep(parser: ArgumentParser, given: Namespace) -> int:
         spec = read_spec(file)
         runs = spec.runs()
         _check_options(file, runs)
+        check_picture(file, spec.picture, runs)
         require_same_sweep(path, spec)
         folder = SweepFolder(path, runs)
     except SpecError as error:
@@ -81,7 +85,7 @@ def sweep(parser: ArgumentParser, given: Namespace) -> int:
         except KeyboardInterrupt:
             say(f"\nthe runs keep their checkpoints; go on with: {_again(options)}")
             raise
-        return _tell(folder, runs)
+        return _tell(folder, spec)
 
 
 def _check_options(file: Path, runs: Sequence[SweepRun]) -> None:
@@ -219,12 +223,16 @@ def _again(options: Any) -> str:
     return shlex.join(words)
 
 
-def _tell(folder: SweepFolder, runs: Sequence[SweepRun]) -> int:
+def _tell(folder: SweepFolder, spec: SweepSpec) -> int:
     """Writes and shows the table, and draws the pictures; the exit status says whether a run is missing."""
+    runs = spec.runs()
     table = SweepTable.of(folder, runs)
     write_bytes(folder.path / TABLE, table.to_csv().encode())
+    packages = sorted({name for run in runs for name in own_packages(run.options)})
+    backdrop = backdrop_of(folder, spec.picture, runs, packages)
     pictures = []
-    for name, draw in (("rate_distortion", sweep_plane), ("metrics", sweep_metrics)):
+    plane = partial(sweep_plane, backdrop=backdrop)
+    for name, draw in (("rate_distortion", plane), ("metrics", sweep_metrics)):
         try:
             figure = draw(table)
             if figure is not None:

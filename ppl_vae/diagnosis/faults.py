@@ -23,6 +23,12 @@ OFF_THE_PRIOR = 1.0
 EARLIER = "stop earlier (patience)"
 """How to keep a pair from overfitting with time."""
 
+SIMPLER = (
+    "train on more rows, or make the model simpler (fewer components or latent dimensions, simpler "
+    "covariances, a higher floor)"
+)
+"""How to keep a model without networks from overfitting, which fits its rows in closed form."""
+
 MANY = 0.1
 """Share of rows with a bad k-hat from which on it is named."""
 
@@ -110,7 +116,7 @@ def overfits(train: Estimate, held: Estimate) -> bool:
 
 
 def overfitting(
-    train: Evaluated, held: Evaluated | Estimate, *, earlier: str = EARLIER
+    train: Evaluated, held: Evaluated | Estimate, *, earlier: str = EARLIER, simpler: str = ""
 ) -> dict[str, str]:
     """Whether the ELBO of training rows is clearly higher than that of held-out rows, and whose fault it is.
 
@@ -121,6 +127,7 @@ def overfitting(
         train: What `evaluate` found for rows that the pair was trained on.
         held: The same for held-out rows; or their ELBO alone.
         earlier: How to stop earlier.
+        simpler: What to do about a model without networks; empty if there are networks.
     """
     bound = held if isinstance(held, Estimate) else held.elbo
     if not overfits(train.elbo, bound):
@@ -129,7 +136,9 @@ def overfitting(
     bounds = f"ELBO {bound.numbers('.1f')}, training {train.elbo.numbers('.1f')}"
     if isinstance(held, Estimate):
         return _either(
-            bounds, earlier, "evaluation=evaluate(...) tells whether decoder or encoder does"
+            bounds,
+            earlier,
+            "evaluation=evaluate(...) tells whether decoder or encoder does",
         )
     doubtful = max(_share(train.unreliable), _share(held.unreliable))
     if doubtful > MANY:
@@ -145,14 +154,18 @@ def overfitting(
     if not (in_decoder or in_encoder):
         differ = f"log p(x) differs by {decoder}, log p(x) - ELBO by {encoder}"
         return _either(
-            bounds, earlier, f"more rows would show whether decoder or encoder does ({differ})"
+            bounds,
+            earlier,
+            f"more rows would show whether decoder or encoder does ({differ})",
         )
     found = {}
     if in_decoder:
         also = "" if in_encoder else f", and log p(x) - ELBO differs by {encoder}"
+        which = "model" if simpler else "decoder"
+        remedy = simpler or f"train on more rows, make the model's network smaller, or {earlier}"
         found["overfit decoder"] = (
-            f"The decoder overfits: log p(x) is {decoder} lower on these rows than on training rows ({bounds})"
-            f"{also}; train on more rows, make the model's network smaller, or {earlier}."
+            f"The {which} overfits: log p(x) is {decoder} lower on these rows than on training rows ({bounds})"
+            f"{also}; {remedy}."
         )
     if in_encoder:
         also = "" if in_decoder else f" ({bounds}), and log p(x) differs by {decoder}"

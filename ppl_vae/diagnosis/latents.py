@@ -24,6 +24,7 @@ from ppl_vae.diagnosis.dimensions import (
 from ppl_vae.diagnosis.encoder import same_for_all_rows
 from ppl_vae.diagnosis.faults import (
     EARLIER,
+    SIMPLER,
     Evaluated,
     not_trusted,
     off_the_prior,
@@ -207,7 +208,7 @@ def diagnose(
             notes += unknown
         else:
             causes = dict.fromkeys(unused, asked.plain(cause, found.mutual))
-    faults = _overfitting(gathered, train, evaluation, fit)
+    faults = _overfitting(gathered, model, train, evaluation, fit)
     if ended and not unused:
         faults["still training"] = f"The training had not ended: {ended}; train for longer."
     if main_cause(causes).name not in (
@@ -240,14 +241,22 @@ def diagnose(
 
 
 def _overfitting(
-    gathered: Gathered, train: Evaluated | None, evaluation: Evaluated | None, fit: Fit | None
+    gathered: Gathered,
+    model: Program,
+    train: Evaluated | None,
+    evaluation: Evaluated | None,
+    fit: Fit | None,
 ) -> dict[str, str]:
     """Whether the pair overfits, as far as what is given tells."""
     bound = Estimate(gathered.elbo)
     controlled = fit is not None and isinstance(fit.objective.beta, Controller)
     earlier = "stop earlier (fewer max_epochs)" if controlled else EARLIER
     if train is not None:
-        return overfitting(train, bound if evaluation is None else evaluation, earlier=earlier)
+        # Not trained by `fit`, and with the M step of EM: no network, and nothing to stop.
+        closed = fit is None and callable(getattr(model, "maximize", None))
+        simpler = SIMPLER if closed else ""
+        held = bound if evaluation is None else evaluation
+        return overfitting(train, held, earlier=earlier, simpler=simpler)
     last = None if fit is None or not fit.history else fit.history[-1].get("elbo")
     if last is None or gathered.num_rows == 1:
         return {}

@@ -156,7 +156,11 @@ def _draw_dimensions(axes: Axes, kl: Mapping[str, Floats], nothing: float) -> No
         axes.plot(*points.T, color=color, lw=width, alpha=1.0 if dead else 0.7, label=label)
 
 
-def khat_histogram(khat: ArrayLike | torch.Tensor, num_samples: int) -> Figure:
+def khat_histogram(
+    khat: ArrayLike | torch.Tensor,
+    num_samples: int,
+    annealed: ArrayLike | torch.Tensor | None = None,
+) -> Figure:
     """How far the importance-sampling estimates can be trusted: Pareto k-hat of each row.
 
     Above min(1 - 1 / log10(num_samples), 0.7) an estimate is unreliable (Vehtari, Simpson, Gelman,
@@ -166,6 +170,10 @@ def khat_histogram(khat: ArrayLike | torch.Tensor, num_samples: int) -> Figure:
         khat: One k-hat per row, `(n,)`. Minus infinity (equal weights) is the best value; infinity
             and NaN (k-hat cannot be estimated) count as too high.
         num_samples: Importance samples per row.
+        annealed: Rows that were annealed and have no k-hat, `(n,)`: they are counted apart. None: no rows.
+
+    Raises:
+        ValueError: The numbers of rows differ.
 
     Returns:
         A histogram with a line at this limit and, if the limit is lower, one at 0.7.
@@ -177,6 +185,14 @@ def khat_histogram(khat: ArrayLike | torch.Tensor, num_samples: int) -> Figure:
     """
     require_count("num_samples", num_samples)
     values = numpy_of(khat, "khat", "(n,)")
+    total, without = len(values), 0
+    if annealed is not None:
+        apart = numpy_of(annealed, "annealed", "(n,)") != 0
+        if len(apart) != total:
+            raise ValueError(
+                f"khat has {total} rows, and annealed {len(apart)}: give both of the same rows"
+            )
+        values, without = values[~apart], int(apart.sum())
     limit = khat_limit(num_samples)
     finite = values[np.isfinite(values)]
     # The limit is the edge of a bar, so that a bar has one color.
@@ -199,8 +215,9 @@ def khat_histogram(khat: ArrayLike | torch.Tensor, num_samples: int) -> Figure:
         int(np.sum(values == -np.inf)),
         int(np.sum(np.isnan(values) | (values == np.inf))),
     )
-    notes = [f"{equal} rows: equal weights"] * (equal > 0)
-    notes += [f"{unknown} rows: unknown"] * (unknown > 0)
+    notes = [f"{_rows(equal)}: equal weights"] * (equal > 0)
+    notes += [f"{_rows(unknown)}: unknown"] * (unknown > 0)
+    notes += [f"{_rows(without)} annealed,\nwithout k-hat"] * (without > 0)
     if notes:
         axes.text(
             0.99,
@@ -215,9 +232,13 @@ def khat_histogram(khat: ArrayLike | torch.Tensor, num_samples: int) -> Figure:
     bad = unknown + int(np.sum(finite > limit))
     annotate(
         axes,
-        title=f"k-hat too high: {bad} of {len(values)} rows",
+        title=f"k-hat too high: {bad} of {_rows(len(values))}",
         x=f"Pareto k-hat of {num_samples:,} samples",
         y="rows",
     )
     legend_above(figure, [axes])
     return figure
+
+
+def _rows(number: int) -> str:
+    return f"{number} row{'' if number == 1 else 's'}"

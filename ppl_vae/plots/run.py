@@ -126,7 +126,13 @@ def draw_run(
         "kl_per_dimension": lambda: lambda: kl_per_dimension(diagnosis.kl, diagnosis.mean_variance),
         "aggregate_posterior": pictures.aggregate_posterior,
         "codes": pictures.codes,
-        "khat": lambda: lambda: khat_histogram(evaluation.khat, evaluation.num_samples),
+        "khat": lambda: (
+            lambda: khat_histogram(
+                evaluation.khat,
+                evaluation.num_samples,
+                [name == "annealed" for name in evaluation.method],
+            )
+        ),
     }
     if len(diagnosis.kl) < 3:  # then the aggregate posterior shows them all
         del draws["codes"]

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ppl_vae.plots.drawing import LARGE, MEDIUM, annotate, legend_above, require_result
 from ppl_vae.plots.rate_plane import MARKS, rate_distortion
-from ppl_vae.sweeps import SweepTable, SweptPoint
+from ppl_vae.sweeps import Backdrop, SweepTable, SweptPoint
 
 PANELS = {
     "elbo": "ELBO\n(nats per row)",
@@ -73,11 +73,12 @@ def sweep_metrics(table: SweepTable) -> Figure | None:
     return figure
 
 
-def sweep_plane(table: SweepTable) -> Figure | None:
+def sweep_plane(table: SweepTable, backdrop: Backdrop | None = None) -> Figure | None:
     """The points of a sweep in the plane of distortion and rate, with bars of two standard errors over seeds.
 
     Args:
         table: What the sweep has found.
+        backdrop: Curves, and the entropy of the data; None: neither.
 
     Returns:
         The picture of `rate_distortion`; None if no point has a rate and a distortion.
@@ -94,7 +95,15 @@ def sweep_plane(table: SweepTable) -> Figure | None:
         if there:
             over = "mean over seeds, ± 2 standard errors"
             points[name or over] = {p.short(varying): p for p in there}
-    return rate_distortion(points) if points else None
+    if not points:
+        return None
+    behind = backdrop or Backdrop()
+    return rate_distortion(
+        points,
+        curves=behind.curves,
+        entropy=behind.entropy,
+        entropy_bound=behind.entropy_bound,
+    )
 
 
 def _number(point: SweptPoint, metric: str) -> bool:

@@ -13,8 +13,19 @@ Row = tuple[str, str, str]
 """A quantity: its name, its value, and a sentence."""
 
 
-def of_evaluation(found: Mapping[str, Any]) -> Iterator[Row]:
-    """The numbers of evaluation.json."""
+def limited(diagnosis: Mapping[str, Any]) -> bool:
+    """Whether so few rows were diagnosed that the mutual information is a bound; see `Diagnosis.saturated`."""
+    warned = diagnosis.get("warnings")
+    return isinstance(warned, list) and any("limit log n" in str(text) for text in warned)
+
+
+def of_evaluation(found: Mapping[str, Any], beta: float = 1.0) -> Iterator[Row]:
+    """The numbers of evaluation.json.
+
+    Args:
+        found: Its content.
+        beta: The weight of the KL that the pair was trained with.
+    """
     rows, samples, of = (found.get(name) for name in ("num_rows", "num_samples", "rows"))
     held_out = isinstance(of, Mapping) and of.get("split") == "test"
     lost = _mean(found, "log_likelihood") - _mean(found, "elbo")
@@ -31,6 +42,11 @@ def of_evaluation(found: Mapping[str, Any]) -> Iterator[Row]:
     bad = _count(found.get("unreliable"))
     doubt = f" It is not to be trusted on {bad} of {rows} rows." if bad else ""
     guide = f" The ELBO is {lost:.2f} nats lower: so much the guide loses." if lost >= 0 else ""
+    if guide and beta != 1:
+        guide = (
+            f"{guide} It was trained with beta = {beta:.4g}, for which the best guide is not the posterior; "
+            "with beta = 1 it is."
+        )
     yield from _estimate(
         found,
         "log_likelihood",
@@ -81,7 +97,13 @@ def of_evaluation(found: Mapping[str, Any]) -> Iterator[Row]:
             f"{bad} of {rows}",
             "Rows whose log p(x) is not to be trusted.",
         )
-    if isinstance(found.get("method"), Mapping):
+    if exact:
+        yield (
+            "ways to log p(x)",
+            "exact",
+            "It is a sum over all values of the latents, or follows from the exact posterior, without samples.",
+        )
+    elif isinstance(found.get("method"), Mapping):
         ways = ", ".join(f"{name} {count}" for name, count in found["method"].items())
         yield (
             "ways to log p(x)",
@@ -113,11 +135,14 @@ def of_diagnosis(found: Mapping[str, Any]) -> Iterator[Row]:
             f"{active} of {len(names)}",
             "Latent dimensions whose posterior means differ from row to row.",
         )
+    few = limited(found)
     yield from _estimate(
         found,
         "mutual_information",
         "mutual information",
-        "What z tells of x, from the rows that were diagnosed: at most the logarithm of their number.",
+        "What z tells of x, from the rows that were diagnosed: at most the logarithm of their number."
+        + (" It is close to that, so it may be more." if few else ""),
+        bound="≥" if few else "",
     )
     bounds = found.get("information_bounds")
     if isinstance(bounds, list) and len(bounds) == 2 and all(map(_is_number, bounds)):
@@ -132,6 +157,7 @@ def of_diagnosis(found: Mapping[str, Any]) -> Iterator[Row]:
         "marginal KL",
         "How far the latents of all rows together are from the prior; with the mutual information it makes the "
         "rate.",
+        bound="≤" if few else "",
     )
     if _is_number(found.get("beta")):
         yield (
@@ -233,7 +259,9 @@ def worst_rows(rows: Mapping[str, Sequence[Any]], most: int = 10) -> Markup:
         return Markup("")
     values = rows["log_likelihood"]
     order = sorted((i for i, v in enumerate(values) if math.isfinite(v)), key=lambda i: values[i])
-    cells = [[str(i), *(_of_row(name, rows[name][i]) for name in columns)] for i in order[:most]]
+    cells = [
+        [str(i), *(_of_row(name, _told(rows, name, i)) for name in columns)] for i in order[:most]
+    ]
     return table(
         ["row", *(_OF_ROWS[name] for name in columns)], cells, "Rows with the lowest log p(x)"
     )
@@ -248,6 +276,12 @@ _OF_ROWS = {
     "unreliable": "unreliable",
     "method": "way",
 }
+
+
+def _told(rows: Mapping[str, Sequence[Any]], name: str, i: int) -> Any:
+    """A value of a row; the way of one whose log p(x) has neither an error nor a tail is none by samples."""
+    none = [rows[column][i] for column in ("log_likelihood_error", "khat") if column in rows]
+    return "exact" if name == "method" and none == [0.0, -math.inf] else rows[name][i]
 
 
 def _of_row(name: str, value: Any) -> str:
@@ -269,11 +303,19 @@ def _mean(found: Mapping[str, Any], name: str) -> float:
 
 
 def _estimate(
-    found: Mapping[str, Any], name: str, called: str, sentence: str, unit: str = "nats"
+    found: Mapping[str, Any],
+    name: str,
+    called: str,
+    sentence: str,
+    unit: str = "nats",
+    bound: str = "",
 ) -> Iterator[Row]:
-    """A mean with its standard error, if it is there."""
+    """A mean with its standard error, if it is there; of a bound, the mean alone behind its sign."""
     given = found.get(name)
     if not isinstance(given, Mapping) or not _is_number(given.get("mean")):
+        return
+    if bound:
+        yield called, f"{bound} {given['mean']:.2f} {unit}", sentence
         return
     error = given.get("standard_error")
     with_error = f" ± {error:.3f}" if isinstance(error, int | float) and _is_number(error) else ""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -131,9 +133,14 @@ def run_page(run: Path, version: str) -> str:
     pictures = pictures_of(run, content.stale)
     others = {n: f for n, f in pictures.figures.items() if n not in TRAINING}
     name = run.resolve().name
+    # EM has no diagnosis at its end: what it warns of is the first thing to know.
+    first = made_by(content.config) == "em"
+    results = _results(content, evaluation, diagnosis, history)
+    doubted = doubts([found for found, _ in results])
     parts = [
+        section("Warnings and notes", doubted if first else Markup("")),
         section("Diagnosis", _diagnosis(content, diagnosis)),
-        section("Numbers", _numbers(content, evaluation, diagnosis)),
+        section("Numbers", _numbers(results), Markup("") if first else doubted),
         section("Training", _training(history, pictures)),
         section("Pictures", in_grid(others) if others else _no_pictures(content)),
         section("Tables", _tables(diagnosis, rows)),
@@ -194,29 +201,36 @@ def _adding(content: Content, name: str) -> Markup:
     return to_type(f"{_ADDED_BY[name]} {as_typed(content.run)}{again}")
 
 
-def _numbers(
-    content: Content, evaluation: Mapping[str, Any] | None, diagnosis: Mapping[str, Any] | None
-) -> Markup:
-    rows: list[Row] = []
-    results: list[Mapping[str, Any]] = []
-    for found, of in (
-        (evaluation, of_evaluation),
+def _results(
+    content: Content,
+    evaluation: Mapping[str, Any] | None,
+    diagnosis: Mapping[str, Any] | None,
+    history: Sequence[Mapping[str, float]],
+) -> list[tuple[Mapping[str, Any], Callable[[Mapping[str, Any]], Iterable[Row]]]]:
+    """The results that are there, each with what makes rows of its numbers."""
+    known = (found.get("beta") for found in (diagnosis, *history[-1:]) if found is not None)
+    beta = next((float(b) for b in known if isinstance(b, int | float) and math.isfinite(b)), 1.0)
+    given = (
+        (evaluation, partial(of_evaluation, beta=beta)),
         (diagnosis, of_diagnosis),
         (content.result(ANNEALED), of_annealed),
         (content.result(GAPS), of_gaps),
-    ):
-        if found is not None:
-            rows += of(found)
-            results.append(found)
-    return joined([number_table(rows), doubts(results)])
+    )
+    return [(found, of) for found, of in given if found is not None]
+
+
+def _numbers(
+    results: Sequence[tuple[Mapping[str, Any], Callable[[Mapping[str, Any]], Iterable[Row]]]],
+) -> Markup:
+    return number_table([row for found, of in results for row in of(found)])
 
 
 def _training(history: Sequence[Mapping[str, float]], pictures: Found) -> Markup:
     if not history:
         return joined(pictures.figures[name] for name in TRAINING if name in pictures.figures)
     seconds = history[-1].get("seconds")
-    unit = "epochs" if "epoch" in history[-1] else "iterations"
-    told = f"{len(history)} {unit}"
+    unit = "epoch" if "epoch" in history[-1] else "iteration"
+    told = f"{len(history)} {unit}{'' if len(history) == 1 else 's'}"
     if seconds is not None:
         told = f"{told} in {seconds:.0f} s"
     best = best_epoch(history)

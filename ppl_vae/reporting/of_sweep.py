@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +26,36 @@ from ppl_vae.reporting.markup import (
     to_type,
 )
 from ppl_vae.reporting.pictures import Caption, figure, in_grid
-from ppl_vae.reporting.plane import plane
+from ppl_vae.reporting.plane import has_repetitions, plane
 from ppl_vae.runs import DIAGNOSIS, read_result
-from ppl_vae.runtime import as_typed
-from ppl_vae.sweeps import METRICS, SPEC, SweepFolder, SweepRun, SweepTable, SweptPoint, read_spec
+from ppl_vae.runtime import CorruptFileError, as_typed
+from ppl_vae.sweeps import (
+    METRICS,
+    SPEC,
+    Backdrop,
+    SweepFolder,
+    SweepPicture,
+    SweepRun,
+    SweepTable,
+    SweptPoint,
+    read_spec,
+)
+
+_REPEATED = {
+    "rate_distortion": " Bars are two standard errors over seeds.",
+    "metrics": " Bars are two standard errors; small points are single seeds. Where bars overlap, the "
+    "difference may be chance.",
+}
+"""What is added where points have several seeds."""
 
 _CAPTIONS = {
     "rate_distortion": Caption(
         "Rate, distortion and ELBO",
-        "The same plane with lines of equal ELBO. Bars are two standard errors over seeds.",
+        "The same plane on paper.",
     ),
     "metrics": Caption(
         "Each number against the option",
-        "Means over seeds with bars of two standard errors; small points are single seeds. Where bars overlap, "
-        "the difference may be chance.",
+        "Means over seeds.",
     ),
 }
 
@@ -55,7 +72,8 @@ def sweep_page(path: Path, version: str) -> str:
     folder = SweepFolder(path, runs)
     found = SweepTable.of(folder, runs)
     name = path.resolve().name
-    drawn, script = plane(found)
+    backdrop = _backdrop(path, spec.picture)
+    drawn, script = plane(found, backdrop)
     parts = [
         section(
             "What was found",
@@ -65,7 +83,7 @@ def sweep_page(path: Path, version: str) -> str:
         ),
         section("Means over seeds", *_means(found)),
         section("Rate and distortion", *drawn),
-        section("Pictures", in_grid(dict(_pictures(found)))),
+        section("Pictures", in_grid(dict(_pictures(found, backdrop)))),
         section("Runs", _runs(found)),
         section("How it was made", *_made(path, spec.text)),
     ]
@@ -176,15 +194,31 @@ def _means(found: SweepTable) -> Iterator[Markup]:
     )
 
 
-def _pictures(found: SweepTable) -> Iterator[tuple[str, Markup]]:
-    for name, draw in (("rate_distortion", sweep_plane), ("metrics", sweep_metrics)):
+def _backdrop(path: Path, picture: SweepPicture) -> Backdrop:
+    """What is drawn behind the points; without curves that cannot be read."""
+    try:
+        return Backdrop.of(path, picture)
+    except (OSError, CorruptFileError):
+        return Backdrop(picture.entropy, picture.entropy_bound)
+
+
+def _pictures(found: SweepTable, backdrop: Backdrop) -> Iterator[tuple[str, Markup]]:
+    repeated = has_repetitions(found)
+    draws: dict[str, Callable[[SweepTable], Figure | None]] = {
+        "rate_distortion": partial(sweep_plane, backdrop=backdrop),
+        "metrics": sweep_metrics,
+    }
+    for name, draw in draws.items():
         light = draw(found)
         if light is None:
             continue
         with dark_paper():
             dark = draw(found)
             night = None if dark is None else _as_png(dark)
-        yield name, figure(_as_png(light), night, _CAPTIONS[name])
+        caption = _CAPTIONS[name]
+        if repeated:
+            caption = caption._replace(sentence=caption.sentence + _REPEATED[name])
+        yield name, figure(_as_png(light), night, caption)
 
 
 def _as_png(drawn: Figure) -> bytes:

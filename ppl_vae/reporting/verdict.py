@@ -9,6 +9,7 @@ from typing import Any
 
 from ppl_vae.diagnosis import Cause
 from ppl_vae.reporting.markup import Markup, element, joined, paragraph, table, to_type
+from ppl_vae.reporting.numbers import limited
 from ppl_vae.reporting.remedy import may_be_run, may_be_typed
 
 
@@ -48,8 +49,8 @@ def headline(diagnosis: Mapping[str, Any]) -> str:
     nats = _mean(diagnosis.get("mutual_information"))
     if math.isnan(nats):
         return f"{found}."
-    limited = any("limit log n" in str(text) for text in _texts(diagnosis.get("warnings")))
-    return f"{found}. z carries {'at least ' if limited else ''}{max(0.0, nats):.1f} nats about x."
+    at_least = "at least " if limited(diagnosis) else ""
+    return f"{found}. z carries {at_least}{max(0.0, nats):.1f} nats about x."
 
 
 def _cards(diagnosis: Mapping[str, Any], run: Path) -> Iterator[Markup]:

@@ -14,6 +14,13 @@ from .folder import (
     SweepFolder as SweepFolder,
     require_same_sweep as require_same_sweep,
 )
+from .picture import (
+    Backdrop as Backdrop,
+    CurvePlace as CurvePlace,
+    SweepPicture as SweepPicture,
+    read_curves as read_curves,
+    write_curves as write_curves,
+)
 from .spec import (
     SpecError as SpecError,
     SweepRun as SweepRun,

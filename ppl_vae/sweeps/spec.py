@@ -8,17 +8,18 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from ppl_vae.runtime import MOST_YAML, load_yaml, read_text
+from ppl_vae.sweeps.picture import SweepPicture
 
 SEED = "seed"
 """The option whose values are repetitions of one point."""
 
-_PARTS = ("base", "grid", "list")
+_PARTS = ("base", "grid", "list", "picture")
 _EXAMPLE = "grid: {objective.beta: [0.5, 1, 2], seed: [0, 1]}"
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _PLAIN_NAME = re.compile(r"[\w.+-]+", re.ASCII)
@@ -75,6 +76,7 @@ class SweepSpec:
         grid: Values by option: all combinations are run.
         points: Options of points that are no grid; each is combined with each point of the grid.
         text: The text that it was read from.
+        picture: What the picture of rate and distortion shows beside the points.
 
     Example:
         >>> text = "base: {max_epochs: 9}\\ngrid: {objective.beta: [1, 4], seed: [0, 1]}"
@@ -86,13 +88,14 @@ class SweepSpec:
     grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     points: Sequence[Mapping[str, Any]] = ()
     text: str = ""
+    picture: SweepPicture = field(default_factory=SweepPicture)
 
     @classmethod
     def of(cls, text: str) -> SweepSpec:
         """Reads a description in YAML.
 
         Args:
-            text: `base`, `grid` and `list`, as docs/sweep.md describes them.
+            text: `base`, `grid`, `list` and `picture`, as docs/sweep.md describes them.
 
         Raises:
             SpecError: It is no such description, or two of its points are the same.
@@ -122,7 +125,13 @@ class SweepSpec:
                 raise SpecError(f"{twice[0]} is in grid and in list: write it in one of the two")
         spec = cls(base, grid, points, text)
         _require_different(spec)
-        return spec
+        if "picture" not in content:
+            return spec
+        try:
+            picture = SweepPicture.of(content["picture"], [run.name for run in spec.runs()])
+        except ValueError as error:
+            raise SpecError(str(error)) from error
+        return replace(spec, picture=picture)
 
     def runs(self) -> list[SweepRun]:
         """All runs, in the order of the description; the last option of the grid changes fastest."""
