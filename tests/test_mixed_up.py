@@ -27,12 +27,19 @@ from ppl_vae.likelihoods import LearnedGaussian
 from ppl_vae.models import VAE, GaussianMixture
 from ppl_vae.networks import MLP
 from ppl_vae.runs import RunFolder, write_results, write_weights
-from ppl_vae.runs.contents import CHECKPOINTS, OF_A_RUN, PLOTS, TENSORBOARD, discard, is_run
+from ppl_vae.runs.contents import (
+    CHECKPOINTS,
+    OF_A_RUN,
+    OF_PICTURES,
+    TENSORBOARD,
+    discard,
+    is_run,
+)
 from ppl_vae.runs.lock import LOCK, Lock, LockedError
 from ppl_vae.runtime import replacing
 
 MADE = (*catalogue.SMALL_RUN, *catalogue.SMALL_NETWORK, "--model.latent_dim", "2", "--quiet")
-FILES = [name for name in OF_A_RUN if name not in (CHECKPOINTS, PLOTS, TENSORBOARD)]
+FILES = [name for name in OF_A_RUN if name not in (CHECKPOINTS, *OF_PICTURES, TENSORBOARD)]
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -186,7 +193,8 @@ def test_results_that_a_run_does_not_hold_are_told_to_be_of_other_weights(run: P
     with pytest.warns(UserWarning, match="belongs to other weights") as told:
         ppl_vae.load_run(run)
     said = {str(each.message).partition(" belongs")[0]: str(each.message) for each in told}
-    names = ("annealed.json", "gaps.json", "posterior.nc", "plots/gaps.png")
+    pictures = [f"{folder}/gaps.png" for folder in OF_PICTURES]
+    names = ("annealed.json", "gaps.json", "posterior.nc", *pictures)
     assert said.keys() == {str(run / name) for name in names}
     assert f"`ppl-vae export {run} --overwrite` makes it again" in said[str(run / "posterior.nc")]
 

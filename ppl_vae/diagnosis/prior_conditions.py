@@ -93,7 +93,7 @@ class PriorConditions:
     def _densities(self, batch: Batch, layout: Layout, draw: Mapping[str, Tensor]) -> Tensor | None:
         """log p of one draw of each latent under each row's prior, `(n, latents)`; None if it has none."""
         n = num_rows(batch)
-        if layout.enumerated:  # a latent may depend on one that is summed out
+        if layout.enumerated or not layout.latents:  # a latent may depend on one that is summed out
             return None
         values = {
             name: value
