@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -279,6 +280,24 @@ def test_dark_pictures_are_on_the_papers_color(trained: Path) -> None:
         np.testing.assert_allclose(dark[0, 0, :3], to_rgb(plots.DARK_PAPER), atol=0.01)
         np.testing.assert_allclose(light[0, 0, :3], 1.0)
         assert dark.shape[1] == light.shape[1]
+
+
+def test_dark_pictures_have_light_colors() -> None:
+    """Curves of the KL, on the gray of epochs with another beta: by the contrast of WCAG 2.1."""
+
+    def light(color: Any) -> float:
+        parts = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in to_rgb(color)]
+        return float(np.dot([0.2126, 0.7152, 0.0722], parts))
+
+    history = [{"epoch": i, "beta": 20.0, "elbo": -9.0 + i, "kl_z[0]": 0.5 * i} for i in (1, 2, 3)]
+    for scheme in (plots.dark_paper, nullcontext):
+        with scheme():
+            axes = plots.learning_curves(history).axes[-1]
+            line, paper = light(axes.lines[0].get_color()), to_rgb(axes.get_facecolor())
+        gray = np.asarray(to_rgb(axes.patches[0].get_facecolor()))
+        behind = light(0.75 * np.asarray(paper) + 0.25 * gray)
+        low, high = sorted([line, behind])
+        assert (high + 0.05) / (low + 0.05) > (4.5 if scheme is plots.dark_paper else 3)
 
 
 def test_what_is_drawn_twice_is_computed_once(
@@ -725,6 +744,13 @@ def test_the_page_of_a_run_in_a_browser(
     assert [s == light for s, light in zip(shown, lights, strict=True)] == [not dark] * len(shown)
     sizes = browser.value("[...document.images].map(i => i.getBoundingClientRect().width)")
     assert min(sizes) > 200
+    hidden = "document.querySelector('.beside .scroll')"
+    if width == 1280:  # the table of the epochs stands beside the curves, and all of it is seen
+        assert browser.value(f"{hidden}.scrollWidth - {hidden}.clientWidth") <= 0
+        tops = browser.value(
+            "[...document.querySelector('.beside').children].map(c => c.offsetTop)"
+        )
+        assert len({*tops}) == 1
 
 
 @in_browser

@@ -27,6 +27,9 @@ Floats = NDArray[np.float64]
 
 BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#8C8C8C"
 
+LIGHT_BLUE = "#6CC0F5"
+"""Blue on dark paper, where that of paper is hardly seen."""
+
 LARGE, MEDIUM = 17, 15
 
 LONGEST = 4
@@ -47,6 +50,16 @@ def paper() -> str:
     return "#FFFFFF" if color == "none" else to_hex(color)
 
 
+def is_dark() -> bool:
+    """Whether the style of now is light on dark."""
+    return sum(to_rgb(paper())) < 1.5
+
+
+def blue() -> str:
+    """The blue of lines, bars and points in the style of now."""
+    return LIGHT_BLUE if is_dark() else BLUE
+
+
 def shade(share: float) -> str:
     """A color between the background (0) and the text (1)."""
     low, high = to_rgb(paper()), to_rgb(ink())
@@ -56,7 +69,7 @@ def shade(share: float) -> str:
 
 def map_of_lines() -> LinearSegmentedColormap:
     """Viridis without the end that is near the background."""
-    low, high = (0.0, 0.9) if sum(to_rgb(paper())) > 1.5 else (0.25, 1.0)
+    low, high = (0.25, 1.0) if is_dark() else (0.0, 0.9)
     return LinearSegmentedColormap.from_list(
         "lines", colormaps["viridis"](np.linspace(low, high, 64))
     )
@@ -315,7 +328,7 @@ def curve_cells(axes: Axes, tiles: Floats) -> None:
     lines = [
         np.stack([j + across, i - height[i, j]], -1) for i in range(rows) for j in range(columns)
     ]
-    axes.add_collection(LineCollection(lines, colors=BLUE, linewidths=2))
+    axes.add_collection(LineCollection(lines, colors=blue(), linewidths=2))
     axes.set_xlim(-0.6, columns - 0.4)
     axes.set_ylim(rows - 0.4, -0.6)
 
@@ -407,7 +420,7 @@ def marginal(
         bins,
         density=True,
         orientation=orientation,
-        color=BLUE,
+        color=blue(),
         alpha=0.6,
         label="q(z), draws",
     )
