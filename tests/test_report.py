@@ -8,24 +8,27 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from attacks import promise
 from browser import Browser, faults, in_browser
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from ppl_vae import plots, save_run
+from ppl_vae import diagnose, evaluate, load_run, plots, save_run
 from ppl_vae.cli import main
 from ppl_vae.diagnosis.causes import CAUSES
+from ppl_vae.diagnosis.faults import what_to_type_against
 from ppl_vae.diagnosis.remedies import Facts, what_to_type
-from ppl_vae.guides import MeanField
+from ppl_vae.guides import FullCovariance, MeanField
 from ppl_vae.likelihoods import Gaussian
-from ppl_vae.models import VAE, ProbabilisticPCA
+from ppl_vae.models import VAE, AutoregressivePrior, ProbabilisticPCA
 from ppl_vae.objectives import ELBO, LinearWarmup
 from ppl_vae.reporting import ReportExtraError, html_report
 from ppl_vae.reporting.remedy import may_be_run, may_be_typed
@@ -403,6 +406,54 @@ def test_a_stranger_says_nothing_to_type(run: Path, options: list[str], code: st
     assert "Large beta" in page.headings
     assert not any("evil" in line or code in line for line in page.typed)
     assert len(page.typed) == 2  # the same training again, and the gaps
+
+
+@pytest.mark.parametrize(("beta", "more"), [(1.0, ""), (20.0, " --objective.beta 1")])
+def test_a_poor_guide_has_a_command_that_works(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, beta: float, more: str
+) -> None:
+    monkeypatch.chdir(run.parent)
+    pair = load_run(run)
+    x = torch.randint(0, 17, (40, 1, 8, 8)).float()
+    found = evaluate(pair.model, pair.guide, x, num_samples=100, method="guide", seed=0)
+    found = replace(found, rung=torch.ones(40, dtype=torch.long))  # all of them refined
+    diagnosis = diagnose(pair.model, pair.guide, x, evaluation=found, beta=beta, seed=0)
+    told = replace(diagnosis, run="run")
+    typed = f"ppl-vae refit run --run_dir run-again --guide FullCovariance{more}"
+    assert f"\n  {typed}" in told.summary()
+    assert "--guide" not in diagnosis.summary()
+    (run / "diagnosis.json").write_text(json.dumps(told.to_dict()))
+    page = Page(html_report("run"))
+    assert typed in page.typed
+    if more:  # typed literally, but for what makes it quick
+        assert main([*typed.split()[1:], "--max_epochs=1", "--num_samples=20", "--quiet"]) == 0
+        again = load_run("run-again")
+        assert type(again.guide) is FullCovariance
+        assert again.config["objective"]["init_args"]["beta"] == 1
+    options = {"poor guide": ["refit", "--guide", "evil.Guide"]}
+    change(run / "diagnosis.json", fault_options=options)
+    assert not any("evil" in line for line in Page(html_report("run")).typed)
+
+
+def test_other_guides_have_no_command_for_a_richer_one() -> None:
+    x = torch.randn(30, 3)
+    for guide, richer in (
+        (MeanField((3,), 2), "FullCovariance"),
+        (FullCovariance((3,), 2), "NeuralSpline"),
+    ):
+        found = what_to_type_against({"poor guide": "it"}, guide, 1.0)
+        assert found == {"poor guide": ("refit", "--guide", richer)}
+    assert what_to_type_against({"poor guide": "it"}, lambda x: None, 1.0) == {}
+    assert what_to_type_against({"overfit": "it"}, MeanField((3,), 2), 1.0) == {}
+    model = VAE((3,), 4, likelihood=Gaussian(1.0), prior=AutoregressivePrior(0.9))
+    guide = MeanField((3,), 4)
+    evaluation = replace(
+        evaluate(model, guide, x, num_samples=100, method="guide", seed=0),
+        rung=torch.ones(30, dtype=torch.long),
+    )
+    diagnosis = diagnose(model, guide, x, evaluation=evaluation, seed=0)
+    assert "poor guide" in diagnosis.faults
+    assert diagnosis.fault_options == {}
 
 
 # -- what is not there ---------------------------------------------------------------------------------------
