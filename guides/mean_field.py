@@ -79,6 +79,11 @@ class MeanField(Amortized[dist.Independent]):
         """Two per latent dimension: loc and s."""
         return 2 * self.latent_dim
 
+    @property
+    def least_rate(self) -> float:
+        """The committed rate of all latents together, nats per row."""
+        return self.latent_dim * self.committed_rate
+
     def why_not_committed(self, q: dist.TorchDistribution, p: dist.TorchDistribution) -> str:
         """Why the rate of q may be below the committed one; empty if it cannot, or if none is."""
         if not self.committed_rate:

@@ -9,16 +9,22 @@ from typing import Any
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import (
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from ppl_vae import check, diagnose, evaluate, fit
+from ppl_vae.checks import PairWarning
 from ppl_vae.guides import FullCovariance, LowRank, MeanField, MixtureOfGaussians, PerRow
 from ppl_vae.likelihoods import Gaussian
 from ppl_vae.models import VAE, AutoregressivePrior, DiagonalNormal, MixturePrior, StandardNormal
 from ppl_vae.models.priors import Prior
 from ppl_vae.networks import MLP
-from ppl_vae.objectives import ELBO
+from ppl_vae.objectives import ELBO, TargetRate
 from ppl_vae.pairs import PairError
 
 SHAPE = (3,)
@@ -182,6 +188,46 @@ def test_the_prior_refuses_guides_with_dependent_latents(guide: Any) -> None:
     with pytest.raises(PairError, match=r"site 'z': AutoregressivePrior commits .* take MeanField"):
         fit(model, guide(SHAPE, 4, NETWORK), torch.randn(20, 3), max_epochs=1)
     assert check(model_of(StandardNormal()), guide(SHAPE, 4, NETWORK), torch.randn(20, 3))
+
+
+def test_the_prior_takes_the_autoguide_with_independent_latents() -> None:
+    """It draws at a site of its own, and z is a Delta there: the least rate is that of any such q."""
+    model = model_of(AutoregressivePrior(0.9))
+    guide, x = AutoNormal(model), torch.randn(30, 3)
+    how: dict[str, Any] = {"objective": ELBO(beta=20.0), "learning_rate": 0.05, "seed": 0}
+    fit(model, guide, x, batch_size=30, max_epochs=600, **how)
+    committed = model.prior.committed_rate
+    found = evaluate(model, guide, x, num_samples=400, method="guide", seed=0).rate
+    assert found.mean >= committed - 2 * found.standard_error
+    assert found.mean == pytest.approx(committed, rel=0.15)
+
+
+@pytest.mark.parametrize("kind", [AutoMultivariateNormal, AutoLowRankMultivariateNormal])
+def test_the_prior_refuses_autoguides_with_dependent_latents(kind: Any) -> None:
+    model = model_of(AutoregressivePrior(0.9))
+    with pytest.raises(PairError):
+        fit(model, kind(model), torch.randn(20, 3), batch_size=20, max_epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("prior", "rate"), [(AutoregressivePrior(0.9), 0.0), (StandardNormal(), 0.3)]
+)
+def test_a_target_below_the_committed_rate_is_said_to_be_out_of_reach(
+    prior: Prior, rate: float
+) -> None:
+    model = model_of(prior)
+    guide = MeanField(SHAPE, 4, NETWORK, committed_rate=rate)
+    least = 4 * rate or model.prior.committed_rate
+    how: dict[str, Any] = {"max_epochs": 30, "batch_size": 30, "learning_rate": 0.03, "seed": 0}
+    x, target = torch.randn(30, 3), ELBO(beta=TargetRate(nats=0.3))
+    with pytest.warns(PairWarning, match="has missed its target") as told:
+        fit(model, guide, x, objective=target, **how)
+    (text,) = (str(each.message) for each in told if "missed" in str(each.message))
+    assert f"The pair commits to a rate of at least {least:.4g} nats per row" in text
+    assert "train for more epochs" not in text
+    with pytest.warns(PairWarning, match="has missed its target") as told:
+        fit(model_of(StandardNormal()), MeanField(SHAPE, 4, NETWORK), x, objective=target, **how)
+    assert not any("commits to" in str(each.message) for each in told)
 
 
 @pytest.mark.parametrize(

@@ -537,6 +537,27 @@ def test_aggregate_posterior_of_one_dimension_is_its_marginal() -> None:
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("z[0]", "density")
 
 
+def test_tokens_have_a_color_each_and_labels_that_differ() -> None:
+    """The reconstruction has a category that the inputs do not have."""
+    x = torch.tensor([[0, 1, 2], [2, 1, 0]]).double()
+    elbo = Estimate(torch.tensor([-9.31, -9.42]))
+    none = Estimate(torch.zeros(2))
+    index = torch.tensor([4, 7])
+    worst = Outliers(index, elbo, none, none, "elbo", 10)
+    figure = plots.worst_reconstructions(x, x + 1, worst)
+    draw(figure)
+    left, right, bar = figure.axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["4: −9.3", "7: −9.4"]
+    for axes, values in ((left, x), (right, x + 1)):
+        image: Any = axes.images[0]
+        colors = image.cmap(image.norm(values.numpy())).reshape(-1, 4)
+        assert len({tuple(color) for color in colors}) == 3
+    of_all: Any = left.images[0]
+    assert len({tuple(c) for c in of_all.cmap(of_all.norm([0, 1, 2, 3]))}) == 4
+    assert [label.get_text() for label in bar.get_yticklabels()] == ["0", "1", "2", "3"]
+    assert not bar.yaxis.get_minorticklocs().size
+
+
 @pytest.mark.parametrize(
     ("num_samples", "limit"), [(100, 0.5), (1000, 2 / 3), (10**6, 0.7), (2, 1 - 1 / np.log10(2))]
 )

@@ -7,24 +7,28 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from attacks import promise
 from browser import Browser, faults, in_browser
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from ppl_vae import plots, save_run
+from ppl_vae import diagnose, evaluate, load_run, plots, save_run
 from ppl_vae.cli import main
 from ppl_vae.diagnosis.causes import CAUSES
+from ppl_vae.diagnosis.faults import what_to_type_against
 from ppl_vae.diagnosis.remedies import Facts, what_to_type
-from ppl_vae.guides import MeanField
+from ppl_vae.guides import FullCovariance, MeanField
 from ppl_vae.likelihoods import Gaussian
-from ppl_vae.models import VAE, ProbabilisticPCA
+from ppl_vae.models import VAE, AutoregressivePrior, ProbabilisticPCA
 from ppl_vae.objectives import ELBO, LinearWarmup
 from ppl_vae.reporting import ReportExtraError, html_report
 from ppl_vae.reporting.remedy import may_be_run, may_be_typed
@@ -281,6 +285,24 @@ def test_dark_pictures_are_on_the_papers_color(trained: Path) -> None:
         assert dark.shape[1] == light.shape[1]
 
 
+def test_dark_pictures_have_light_colors() -> None:
+    """Curves of the KL, on the gray of epochs with another beta: by the contrast of WCAG 2.1."""
+
+    def light(color: Any) -> float:
+        parts = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in to_rgb(color)]
+        return float(np.dot([0.2126, 0.7152, 0.0722], parts))
+
+    history = [{"epoch": i, "beta": 20.0, "elbo": -9.0 + i, "kl_z[0]": 0.5 * i} for i in (1, 2, 3)]
+    for scheme in (plots.dark_paper, nullcontext):
+        with scheme():
+            axes = plots.learning_curves(history).axes[-1]
+            line, paper = light(axes.lines[0].get_color()), to_rgb(axes.get_facecolor())
+        gray = np.asarray(to_rgb(axes.patches[0].get_facecolor()))
+        behind = light(0.75 * np.asarray(paper) + 0.25 * gray)
+        low, high = sorted([line, behind])
+        assert (high + 0.05) / (low + 0.05) > (4.5 if scheme is plots.dark_paper else 3)
+
+
 def test_what_is_drawn_twice_is_computed_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -384,6 +406,54 @@ def test_a_stranger_says_nothing_to_type(run: Path, options: list[str], code: st
     assert "Large beta" in page.headings
     assert not any("evil" in line or code in line for line in page.typed)
     assert len(page.typed) == 2  # the same training again, and the gaps
+
+
+@pytest.mark.parametrize(("beta", "more"), [(1.0, ""), (20.0, " --objective.beta 1")])
+def test_a_poor_guide_has_a_command_that_works(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, beta: float, more: str
+) -> None:
+    monkeypatch.chdir(run.parent)
+    pair = load_run(run)
+    x = torch.randint(0, 17, (40, 1, 8, 8)).float()
+    found = evaluate(pair.model, pair.guide, x, num_samples=100, method="guide", seed=0)
+    found = replace(found, rung=torch.ones(40, dtype=torch.long))  # all of them refined
+    diagnosis = diagnose(pair.model, pair.guide, x, evaluation=found, beta=beta, seed=0)
+    told = replace(diagnosis, run="run")
+    typed = f"ppl-vae refit run --run_dir run-again --guide FullCovariance{more}"
+    assert f"\n  {typed}" in told.summary()
+    assert "--guide" not in diagnosis.summary()
+    (run / "diagnosis.json").write_text(json.dumps(told.to_dict()))
+    page = Page(html_report("run"))
+    assert typed in page.typed
+    if more:  # typed literally, but for what makes it quick
+        assert main([*typed.split()[1:], "--max_epochs=1", "--num_samples=20", "--quiet"]) == 0
+        again = load_run("run-again")
+        assert type(again.guide) is FullCovariance
+        assert again.config["objective"]["init_args"]["beta"] == 1
+    options = {"poor guide": ["refit", "--guide", "evil.Guide"]}
+    change(run / "diagnosis.json", fault_options=options)
+    assert not any("evil" in line for line in Page(html_report("run")).typed)
+
+
+def test_other_guides_have_no_command_for_a_richer_one() -> None:
+    x = torch.randn(30, 3)
+    for guide, richer in (
+        (MeanField((3,), 2), "FullCovariance"),
+        (FullCovariance((3,), 2), "NeuralSpline"),
+    ):
+        found = what_to_type_against({"poor guide": "it"}, guide, 1.0)
+        assert found == {"poor guide": ("refit", "--guide", richer)}
+    assert what_to_type_against({"poor guide": "it"}, lambda x: None, 1.0) == {}
+    assert what_to_type_against({"overfit": "it"}, MeanField((3,), 2), 1.0) == {}
+    model = VAE((3,), 4, likelihood=Gaussian(1.0), prior=AutoregressivePrior(0.9))
+    guide = MeanField((3,), 4)
+    evaluation = replace(
+        evaluate(model, guide, x, num_samples=100, method="guide", seed=0),
+        rung=torch.ones(30, dtype=torch.long),
+    )
+    diagnosis = diagnose(model, guide, x, evaluation=evaluation, seed=0)
+    assert "poor guide" in diagnosis.faults
+    assert diagnosis.fault_options == {}
 
 
 # -- what is not there ---------------------------------------------------------------------------------------
@@ -725,6 +795,13 @@ def test_the_page_of_a_run_in_a_browser(
     assert [s == light for s, light in zip(shown, lights, strict=True)] == [not dark] * len(shown)
     sizes = browser.value("[...document.images].map(i => i.getBoundingClientRect().width)")
     assert min(sizes) > 200
+    hidden = "document.querySelector('.beside .scroll')"
+    if width == 1280:  # the table of the epochs stands beside the curves, and all of it is seen
+        assert browser.value(f"{hidden}.scrollWidth - {hidden}.clientWidth") <= 0
+        tops = browser.value(
+            "[...document.querySelector('.beside').children].map(c => c.offsetTop)"
+        )
+        assert len({*tops}) == 1
 
 
 @in_browser

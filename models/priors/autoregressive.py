@@ -92,6 +92,11 @@ class _Chains(nn.Module):
         self.register_buffer("loc", torch.zeros(chains * steps), persistent=False)
         self.register_buffer("scale_tril", tril, persistent=False)
 
+    @property
+    def least_rate(self) -> float:
+        """The committed rate, nats per row."""
+        return self.committed_rate
+
     def forward(self) -> dist.MultivariateNormal:
         return dist.MultivariateNormal(self.loc, scale_tril=self.scale_tril)
 

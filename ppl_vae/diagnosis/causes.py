@@ -109,17 +109,7 @@ class Cause:
 
     def command(self, run: str) -> str:
         """What to type for a run in this folder; empty if there is nothing to type."""
-        if not self.options:
-            return ""
-        kind, *options = self.options
-        run = run.rstrip("/")
-        again = ["--run_dir", f"{run}-again"]
-        words = {
-            "train": ["train", "--config", f"{run}/config.yaml", *again],
-            "refit": ["refit", run, *again],
-            "resume": ["train", "--resume", run],
-        }[kind]
-        return shlex.join(["ppl-vae", *words, *options])
+        return command(self.options, run)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, as plain values."""
@@ -131,6 +121,30 @@ class Cause:
             "code": self.code,
             "options": list(self.options),
         }
+
+
+def command(options: Sequence[str], run: str) -> str:
+    """What to type for a run, of options behind a subcommand; empty if there is nothing to type.
+
+    Args:
+        options: The subcommand, `train`, `refit` or `resume`, and its options.
+        run: The folder of the run.
+
+    Example:
+        >>> command(["refit", "--guide", "FullCovariance"], "runs/a")
+        'ppl-vae refit runs/a --run_dir runs/a-again --guide FullCovariance'
+    """
+    if not options:
+        return ""
+    kind, *more = options
+    run = run.rstrip("/")
+    again = ["--run_dir", f"{run}-again"]
+    words = {
+        "train": ["train", "--config", f"{run}/config.yaml", *again],
+        "refit": ["refit", run, *again],
+        "resume": ["train", "--resume", run],
+    }[kind]
+    return shlex.join(["ppl-vae", *words, *more])
 
 
 NONE = Cause("none", CAUSES["none"].meaning, "", CAUSES["none"].remedy)

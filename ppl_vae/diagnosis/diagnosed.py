@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vae.diagnosis.causes import Cause, in_lines, main_cause
+from ppl_vae.diagnosis.causes import Cause, command, in_lines, main_cause
 from ppl_vae.stats import Estimate, Result
 
 SATURATED = 1.0
@@ -43,6 +43,7 @@ class Diagnosis(Result):
             `overfit encoder` or, if that is not known, `overfit`; `prior mismatch`; `log p(x) not trusted`,
             `poor guide`, `still training`.
         run: The folder of the run, if the pair is one: what to type is then a command for it.
+        fault_options: What to type against faults, by their names: options as those of a `Cause`.
     """
 
     names: tuple[str, ...]
@@ -60,6 +61,7 @@ class Diagnosis(Result):
     beta: float = 1.0
     faults: Mapping[str, str] = field(default_factory=dict)
     run: str = ""
+    fault_options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def cause(self) -> str:
@@ -101,7 +103,12 @@ class Diagnosis(Result):
 
     def summary(self) -> str:
         """How many dimensions are used, why not more, and what to do; then what else is wrong, line by line."""
-        return "\n".join([self._of_dimensions(), *self.faults.values()])
+        lines = [self._of_dimensions()]
+        for name, told in self.faults.items():
+            lines.append(told)
+            if self.run and name in self.fault_options:
+                lines.append(f"  {command(self.fault_options[name], self.run)}")
+        return "\n".join(lines)
 
     def _of_dimensions(self) -> str:
         if self.num_rows == 1:
@@ -196,6 +203,7 @@ class Diagnosis(Result):
             "causes": {name: cause.to_dict() for name, cause in self.causes.items()},
             "beta": self.beta,
             "faults": dict(self.faults),
+            "fault_options": {name: list(words) for name, words in self.fault_options.items()},
             "summary": self.summary(),
         }
 

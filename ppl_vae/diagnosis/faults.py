@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Protocol
 
 import torch
@@ -285,3 +286,29 @@ def _is_large(difference: float, error: float, bound: Estimate) -> bool:
 
 def _share(rows: Tensor) -> float:
     return float(rows.double().mean()) if len(rows) else 0.0
+
+
+def what_to_type_against(
+    faults: Collection[str], guide: object, beta: float
+) -> dict[str, tuple[str, ...]]:
+    """Options of the command line against faults, as those of a `Cause`; of a guide of ours alone.
+
+    Args:
+        faults: The names of the faults.
+        guide: The guide.
+        beta: The weight of the KL that the pair was trained with.
+    """
+    ours = type(guide).__module__.startswith("ppl_vae.guides")
+    richer = _RICHER.get(type(guide).__name__) if ours else None
+    if "poor guide" not in faults or richer is None:
+        return {}
+    held = () if beta == 1 else ("--objective.beta", "1")
+    return {"poor guide": ("refit", "--guide", richer, *held)}
+
+
+_RICHER = {
+    "MeanField": "FullCovariance",
+    "LowRank": "FullCovariance",
+    "FullCovariance": "NeuralSpline",
+}
+"""For guides of one normal latent, a family that holds theirs."""

@@ -30,6 +30,7 @@ from ppl_vae.diagnosis.faults import (
     off_the_prior,
     overfitting,
     overfitting_in_history,
+    what_to_type_against,
 )
 from ppl_vae.diagnosis.history import still_training
 from ppl_vae.diagnosis.information import aggregate_information
@@ -42,6 +43,7 @@ from ppl_vae.pairs import (
     Substitute,
     as_args,
     latent_sites,
+    least_rate,
 )
 from ppl_vae.runtime import described
 from ppl_vae.stats import Estimate
@@ -220,6 +222,8 @@ def diagnose(
         faults |= off_the_prior(found.marginal_kl, saturated, gathered.moment_gap.nats, beta)
     if evaluation is not None:
         faults |= not_trusted(evaluation, beta)
+    # With a committed rate the prior, or the guide, takes independent latents alone.
+    typed = {} if least_rate(session.pair) else what_to_type_against(faults, guide, beta)
     return Diagnosis(
         names=dimensions.names,
         kl=dimensions.kl,
@@ -235,6 +239,7 @@ def diagnose(
         information_limit=found.limit,
         beta=beta,
         faults=faults,
+        fault_options=typed,
         notes=notes,
         cautions=session.findings.doubts,
     )

@@ -96,7 +96,9 @@ class Controller(ABC):
             raise ValueError(f"{type(self).__name__}.{where} is NaN: it must be a number")
         return float(error)
 
-    def missed(self, rate: float, distortion: float, beta: float, steps: int) -> str | None:
+    def missed(
+        self, rate: float, distortion: float, beta: float, steps: int, least_rate: float = 0.0
+    ) -> str | None:
         """Says that a training has missed the target, why, and what to do; None if it has not.
 
         Args:
@@ -104,11 +106,14 @@ class Controller(ABC):
             distortion: Their mean distortion.
             beta: The weight of the KL at the end.
             steps: All steps of the training.
+            least_rate: The rate that the pair commits to, which no beta changes.
         """
         error = self._checked_error(rate, distortion)
         if abs(error) <= self.TOLERANCE:
             return None
-        if steps < self.EVERY:
+        if why := self._out_of_reach(least_rate):
+            pass
+        elif steps < self.EVERY:
             why = (
                 f"beta is set every {self.EVERY} steps, and there were {steps} in all: train for more "
                 "epochs, or with smaller batches"
@@ -129,6 +134,10 @@ class Controller(ABC):
             f"{self._named()} has missed its target: in the end, the rate is {rate:.4g} and the distortion "
             f"{distortion:.4g} nats per row. {why[0].upper()}{why[1:]}"
         )
+
+    def _out_of_reach(self, least_rate: float) -> str:
+        """Why a pair that commits to a rate cannot reach the target; empty if it can."""
+        return ""
 
     def _named(self) -> str:
         """What it is called in a message."""
@@ -188,6 +197,14 @@ class TargetRate(Controller):
 
     def error(self, rate: float, distortion: float) -> float:
         return (rate - self.nats) / self.nats
+
+    def _out_of_reach(self, least_rate: float) -> str:
+        if self.nats >= least_rate:
+            return ""
+        return (
+            f"the pair commits to a rate of at least {least_rate:.4g} nats per row (committed_rate), so that "
+            "no beta reaches this target: give a larger one, or a smaller commitment"
+        )
 
     def _named(self) -> str:
         return f"TargetRate(nats={self.nats:g})"

@@ -15,7 +15,7 @@ from .batches import (
     parts_of as parts_of,
     transformed as transformed,
 )
-from .commitments import broken_commitments as broken_commitments
+from .commitments import broken_commitments as broken_commitments, least_rate as least_rate
 from .coordinates import support_of as support_of, unconstrained as unconstrained
 from .cross import (
     densities_under_rows as densities_under_rows,

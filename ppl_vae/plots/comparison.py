@@ -6,7 +6,7 @@ from textwrap import fill
 
 from matplotlib.figure import Figure
 
-from ppl_vae.plots.drawing import BLUE, GRAY, MEDIUM, annotate, require_result
+from ppl_vae.plots.drawing import GRAY, MEDIUM, annotate, blue, require_result
 from ppl_vae.runs import Comparison
 
 
@@ -22,7 +22,7 @@ def comparison_plot(comparison: Comparison) -> Figure:
         for i in others:
             d = comparison.difference(quantity, i)
             axes.errorbar(
-                d.mean, i, xerr=2 * d.standard_error, color=BLUE, marker="o", capsize=4, lw=2
+                d.mean, i, xerr=2 * d.standard_error, color=blue(), marker="o", capsize=4, lw=2
             )
         axes.axvline(0, color=GRAY, ls="--", lw=2)
         axes.set_ylim(len(comparison.names) - 0.4, 0.4)

@@ -13,13 +13,13 @@ from numpy.typing import ArrayLike
 
 from ppl_vae.pairs import COLLAPSED
 from ppl_vae.plots.drawing import (
-    BLUE,
     GRAY,
     LARGE,
     MEDIUM,
     ORANGE,
     Floats,
     annotate,
+    blue,
     curve,
     from_entry,
     ink,
@@ -131,7 +131,7 @@ def _draw_both(axes: Axes, lines: Mapping[str, Floats], low: float, high: float)
     """The curves of training and validation; the last epoch in which one of them lies outside of the range."""
     entered = 0.0
     for (label, points), color, dash in zip(
-        lines.items(), (BLUE, ORANGE), ("-", "--"), strict=False
+        lines.items(), (blue(), ORANGE), ("-", "--"), strict=False
     ):
         marker = "o" if len(points) < 12 else ""
         seen = from_entry(points, low, high)
@@ -152,7 +152,7 @@ def _draw_dimensions(axes: Axes, kl: Mapping[str, Floats], nothing: float) -> No
     width = 2.0 if len(kl) <= 10 else 1.2
     for points in kl.values():
         dead = points[-1, 1] < nothing
-        color, label = (GRAY, "carries nothing") if dead else (BLUE, "_alive")
+        color, label = (GRAY, "carries nothing") if dead else (blue(), "_alive")
         axes.plot(*points.T, color=color, lw=width, alpha=1.0 if dead else 0.7, label=label)
 
 
@@ -202,7 +202,7 @@ def khat_histogram(
     counts, _ = np.histogram(finite, edges)
     figure = Figure(figsize=(6, 4.5), dpi=150, layout="constrained")
     axes = figure.subplots()
-    colors = [ORANGE if left >= limit - width / 2 else BLUE for left in edges[:-1]]
+    colors = [ORANGE if left >= limit - width / 2 else blue() for left in edges[:-1]]
     axes.bar(edges[:-1], counts, width=width, align="edge", color=colors)
     axes.axvline(limit, color=ink(), ls="--", lw=2.5, label=f"limit {limit:.2f}")
     if limit < 0.7:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from matplotlib import colormaps, rcParams
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
+from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap, to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
@@ -27,7 +27,13 @@ Floats = NDArray[np.float64]
 
 BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#8C8C8C"
 
+LIGHT_BLUE = "#6CC0F5"
+"""Blue on dark paper, where that of paper is hardly seen."""
+
 LARGE, MEDIUM = 17, 15
+
+MOST_COLORS = 20
+"""Most whole numbers that have a color each."""
 
 LONGEST = 4
 """How many times as long as wide a picture may be."""
@@ -47,6 +53,16 @@ def paper() -> str:
     return "#FFFFFF" if color == "none" else to_hex(color)
 
 
+def is_dark() -> bool:
+    """Whether the style of now is light on dark."""
+    return sum(to_rgb(paper())) < 1.5
+
+
+def blue() -> str:
+    """The blue of lines, bars and points in the style of now."""
+    return LIGHT_BLUE if is_dark() else BLUE
+
+
 def shade(share: float) -> str:
     """A color between the background (0) and the text (1)."""
     low, high = to_rgb(paper()), to_rgb(ink())
@@ -56,7 +72,7 @@ def shade(share: float) -> str:
 
 def map_of_lines() -> LinearSegmentedColormap:
     """Viridis without the end that is near the background."""
-    low, high = (0.0, 0.9) if sum(to_rgb(paper())) > 1.5 else (0.25, 1.0)
+    low, high = (0.25, 1.0) if is_dark() else (0.0, 0.9)
     return LinearSegmentedColormap.from_list(
         "lines", colormaps["viridis"](np.linspace(low, high, 64))
     )
@@ -284,16 +300,25 @@ def mosaic(
 
 
 def heat_maps(panels: Mapping[str, Floats]) -> Figure:
-    """One heat map per title, all on one scale: rows downwards, flattened entries to the right; none of NaN."""
+    """One heat map per title, all on one scale: rows downwards, flattened entries to the right; none of NaN.
+
+    Few whole numbers, such as categories or counts, have a color each, and the scale is that of all panels.
+    Else the first panel says what the scale is.
+    """
     flat = {title: x.reshape(len(x), -1) for title, x in panels.items()}
     first = next(iter(flat.values()))
     low, high = float(first.min()), float(first.max())
+    whole = _few_whole_numbers(list(flat.values()))
+    scale: dict[str, Any] = {"cmap": "viridis", "vmin": low, "vmax": high}
+    if whole is not None:
+        low, high = whole
+        edges = np.arange(low - 0.5, high + 1)
+        colors = colormaps["viridis"].resampled(len(edges) - 1)
+        scale = {"cmap": colors, "norm": BoundaryNorm(edges, colors.N)}
     figure = Figure(figsize=(6, 4.5), dpi=150, layout="constrained")
     row = figure.subplots(1, len(flat), sharey=True, squeeze=False)[0]
     for axes, (title, x) in zip(row, flat.items(), strict=True):
-        image = axes.imshow(
-            x, cmap="viridis", vmin=low, vmax=high, aspect="auto", interpolation="nearest"
-        )
+        image = axes.imshow(x, aspect="auto", interpolation="nearest", **scale)
         annotate(axes, title=title, x="dimension")
         axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -301,8 +326,22 @@ def heat_maps(panels: Mapping[str, Floats]) -> Figure:
     bar = figure.colorbar(image, ax=row, aspect=15)
     bar.set_label("value", fontsize=LARGE)
     bar.ax.tick_params(labelsize=MEDIUM)
-    bar.ax.yaxis.set_major_locator(MaxNLocator(4))
+    if whole is None:
+        bar.ax.yaxis.set_major_locator(MaxNLocator(4))
+    else:
+        step = max(1, round((high - low) / 5))
+        bar.set_ticks([*np.arange(low, high + 1, step)])
+        bar.set_ticks([], minor=True)
+        bar.ax.yaxis.set_major_formatter("{x:.0f}")
     return figure
+
+
+def _few_whole_numbers(panels: Sequence[Floats]) -> tuple[int, int] | None:
+    """The least and the largest of all values, if these are few whole numbers; else None."""
+    if not all(np.array_equal(x, np.round(x)) for x in panels):
+        return None
+    low, high = (int(f([f(x) for x in panels])) for f in (np.min, np.max))
+    return (low, high) if high - low < MOST_COLORS else None
 
 
 def curve_cells(axes: Axes, tiles: Floats) -> None:
@@ -315,7 +354,7 @@ def curve_cells(axes: Axes, tiles: Floats) -> None:
     lines = [
         np.stack([j + across, i - height[i, j]], -1) for i in range(rows) for j in range(columns)
     ]
-    axes.add_collection(LineCollection(lines, colors=BLUE, linewidths=2))
+    axes.add_collection(LineCollection(lines, colors=blue(), linewidths=2))
     axes.set_xlim(-0.6, columns - 0.4)
     axes.set_ylim(rows - 0.4, -0.6)
 
@@ -407,7 +446,7 @@ def marginal(
         bins,
         density=True,
         orientation=orientation,
-        color=BLUE,
+        color=blue(),
         alpha=0.6,
         label="q(z), draws",
     )

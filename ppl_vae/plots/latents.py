@@ -15,13 +15,13 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from ppl_vae.plots.drawing import (
-    BLUE,
     GRAY,
     LARGE,
     MEDIUM,
     ORANGE,
     Floats,
     annotate,
+    blue,
     ink,
     legend_above,
     marginal,
@@ -65,7 +65,9 @@ def kl_per_dimension(
     position = np.arange(len(order))
     figure = Figure(figsize=(6, 5.4), dpi=150, layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
-    bars = upper.bar(position, heights[order], color=[BLUE if a else ORANGE for a in active[order]])
+    bars = upper.bar(
+        position, heights[order], color=[blue() if a else ORANGE for a in active[order]]
+    )
     title = f"{active.sum()} of {len(order)} latent dimensions active"
     annotate(upper, title=title, y="KL (nats)")
     upper.set_ylim(bottom=0)
@@ -74,7 +76,7 @@ def kl_per_dimension(
         for bar in [b for b, a in zip(bars, active[order], strict=True) if a == chosen][:1]:
             bar.set_label(label)
     floor = min(threshold, float(np.min(variances[variances > 0], initial=threshold))) / 3
-    for chosen, color, marker in ((True, BLUE, "o"), (False, ORANGE, "s")):
+    for chosen, color, marker in ((True, blue(), "o"), (False, ORANGE, "s")):
         where = active[order] == chosen
         points = np.maximum(variances[order][where], floor)
         lower.plot(position[where], points, ls="", marker=marker, color=color, ms=7)
@@ -269,7 +271,7 @@ def _scatter(axes: Axes, points: Floats, labels: ArrayLike | torch.Tensor | None
         axes.scatter(points[hidden, 0], points[hidden, 1], color=GRAY, s=size, lw=0)
         points, labels = points[~hidden], np.asarray(labels)[~hidden]
     if labels is None or hidden.all():
-        axes.scatter(points[:, 0], points[:, 1], color=BLUE, s=size, lw=0)
+        axes.scatter(points[:, 0], points[:, 1], color=blue(), s=size, lw=0)
         return
     classes, indices = np.unique(np.asarray(labels), return_inverse=True)
     many = len(classes) > 10

@@ -129,9 +129,7 @@ def worst_reconstructions(
     title = f"{'lowest' if by_elbo else 'highest'} {name} of {worst.out_of:,} rows"
     if not is_picture(inputs):
         figure = heat_maps({"input": inputs, "reconstruction": outputs})
-        labels = [
-            f"{i}: {value:z.0f}".replace("-", "−") for i, value in zip(index, values, strict=True)
-        ]
+        labels = [f"{i}: {told}" for i, told in zip(index, _told_apart(values), strict=True)]
         figure.axes[0].set_yticks(range(len(index)), labels)
         figure.axes[0].set_ylabel(f"row: {name} (nats)", fontsize=LARGE)
         figure.suptitle(title, fontsize=LARGE)
@@ -153,11 +151,11 @@ def worst_reconstructions(
     )
     axes = figure.subplots()
     mosaic(axes, tall, value_range(inputs))
-    for place, (i, value) in enumerate(zip(index, values, strict=True)):
+    for place, (i, told) in enumerate(zip(index, _told_apart(values), strict=True)):
         axes.text(
             place % columns,
             place // columns + 0.5 - 0.5 * room / total,
-            f"row {i}\n{value:z,.0f}".replace("-", "−"),
+            f"row {i}\n{told}",
             ha="center",
             va="center",
             fontsize=MEDIUM - 2,
@@ -418,6 +416,21 @@ def interpolations(
     axes.set_yticks([])
     annotate(axes, title="mean of p(x | z) between two rows", x="share of the way")
     return figure
+
+
+def _told_apart(values: Sequence[float]) -> list[str]:
+    """Numbers without decimals, or with one or two if different ones would look the same.
+
+    Example:
+        >>> _told_apart([-9.31, -9.26, -8.4]), _told_apart([-12.0, -7.6])
+        (['−9.31', '−9.26', '−8.40'], ['−12', '−8'])
+    """
+    known = {round(value, 2) for value in values}
+    for decimals in range(3):
+        texts = [f"{value:z,.{decimals}f}".replace("-", "−") for value in values]
+        if len({*texts}) >= min(len(known), len(values)):
+            break
+    return texts
 
 
 def _same_shape(

@@ -45,9 +45,9 @@ pre.type { user-select: all; -webkit-user-select: all; cursor: copy; white-space
   overflow-wrap: anywhere; background: var(--paper); }
 .figures { columns: 28rem 2; column-gap: 1.6rem; }
 .figures > * { break-inside: avoid; margin: 0 0 1.8rem; }
-.beside { display: grid; gap: 1.6rem; grid-template-columns: repeat(auto-fit, minmax(min(28rem, 100%), 1fr));
-  align-items: start; }
-.beside > * { min-width: 0; }
+.beside { display: flex; flex-wrap: wrap; gap: 1.6rem; align-items: flex-start; }
+.beside > * { min-width: 0; max-width: 100%; flex: 1 1 20rem; }
+.beside > div { flex: 2 1 38rem; }
 figure { margin: 0; min-width: 0; }
 figure img { max-width: 100%; max-height: 38rem; width: auto; height: auto; display: block;
   border-radius: 4px; }
@@ -60,7 +60,8 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .scroll th, .scroll td { padding: .3rem .55rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--line); }
 .scroll th:first-child { text-align: left; }
-.scroll thead th { position: sticky; top: 0; background: var(--card); }
+.scroll thead th { position: sticky; top: 0; background: var(--card); white-space: normal;
+  vertical-align: bottom; }
 .scroll tbody th { font-weight: 500; }
 .scroll .words { text-align: left; }
 .scroll td.words { white-space: normal; min-width: 14rem; }

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 _OPTIONS = (
     *("--objective.beta", "--objective.beta.epochs", "--objective.beta.start"),
     *("--objective.beta.end", "--objective.beta.nats", "--max_epochs", "--seed"),
-    *("--learning_rate", "--model.likelihood", "--model.learn_sigma"),
+    *("--learning_rate", "--model.likelihood", "--model.learn_sigma", "--guide"),
 )
 """Options in the remedies of a diagnosis."""
 

@@ -56,9 +56,10 @@ def headline(diagnosis: Mapping[str, Any]) -> str:
 def _cards(diagnosis: Mapping[str, Any], run: Path) -> Iterator[Markup]:
     causes = _causes(diagnosis.get("causes"))
     faults = diagnosis.get("faults")
+    options = dict(_pairs(diagnosis.get("fault_options")))
     cards = [
         *(_of_cause(cause, names, run) for cause, names in causes.items()),
-        *(_of_fault(str(name), str(text)) for name, text in _pairs(faults)),
+        *(_of_fault(str(name), str(text), options.get(name), run) for name, text in _pairs(faults)),
     ]
     if cards:
         yield element("div", *cards, class_="cards")
@@ -84,12 +85,15 @@ def _of_cause(cause: Cause, names: list[str], run: Path) -> Markup:
     return element("div", element("h3", _sentence(cause.name).rstrip(".")), *told, class_="card")
 
 
-def _of_fault(name: str, text: str) -> Markup:
+def _of_fault(name: str, text: str, options: object, run: Path) -> Markup:
     """Something else that is wrong; its sentence says what, and behind a semicolon what to do."""
     found, remedy = _parted(text)
     told = [paragraph(_sentence(found))]
     if remedy:
         told.append(paragraph(element("b", "What to do: "), _sentence(remedy, False)))
+    if may_be_typed(_texts(options)):
+        cause = Cause(name, found, "", remedy, options=tuple(_texts(options)))
+        told.append(to_type(cause.command(str(run))))
     return element("div", element("h3", _sentence(name).rstrip(".")), *told, class_="card")
 
 

@@ -43,6 +43,7 @@ from ppl_vae.pairs import (
     Pair,
     PairError,
     Trace,
+    least_rate,
     num_rows,
     trace_pair,
 )
@@ -473,7 +474,8 @@ class Training:
         start = progress.step - Controller.EVERY  # an epoch may be one step
         last = [row for row in history if row["step"] > start]
         rate, distortion = (sum(row[n] for row in last) / len(last) for n in ("rate", "distortion"))
-        missed = controller.missed(rate, distortion, history[-1]["beta"], progress.step)
+        beta, least = history[-1]["beta"], least_rate(self.pair)
+        missed = controller.missed(rate, distortion, beta, progress.step, least)
         if missed is not None:
             self._tell(missed)
 
