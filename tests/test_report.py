@@ -564,11 +564,12 @@ def test_the_warnings_of_em_come_first_and_its_diagnosis_repeats_them(
         assert page.text.count(line.partition(": ")[2]) == 1, line
     assert main(["diagnose", "em", "--quiet"]) == 0
     found = json.loads(Path("em/diagnosis.json").read_text())["faults"]["overfit decoder"]
-    assert found.endswith(f"; {remedies}.")
+    assert found.startswith("The model overfits: ")
+    assert found.endswith(f"; try {remedies}.")
     assert "network" not in found
     assert "patience" not in found
     card = Page(html_report("em"))
-    assert f"What to do: {remedies}." in card.text
+    assert f"What to do: try {remedies}." in card.text
 
 
 JUNK = (None, True, "x", [None], {"mean": "x"})

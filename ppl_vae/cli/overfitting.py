@@ -47,7 +47,10 @@ def with_remedies(diagnosis: Diagnosis, config: Mapping[str, Any], data: Data[An
     """The diagnosis of a run of EM: against overfitting it says what the warning of `ppl-vae em` does."""
     faults = dict(diagnosis.faults)
     for name in {"overfit", "overfit decoder"} & faults.keys():
-        faults[name] = f"{faults[name].partition('; ')[0]}; {_told(config, data)}."
+        found = (
+            faults[name].partition("; ")[0].replace("The decoder overfits", "The model overfits")
+        )
+        faults[name] = f"{found}; try {_told(config, data)}."
     return replace(diagnosis, faults=faults)
 
 
