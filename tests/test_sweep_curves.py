@@ -15,8 +15,18 @@ from ppl_vae.cli import main
 from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.sweep_curves import backdrop_of, check_picture
 from ppl_vae.data import load_data
+from ppl_vae.plots import sweep_plane
 from ppl_vae.rate_distortion import linear_optimum
-from ppl_vae.sweeps import Backdrop, SweepFolder, SweepSpec, SweepTable
+from ppl_vae.sweeps import (
+    METRICS,
+    Backdrop,
+    CurvePlace,
+    SweepFolder,
+    SweepSpec,
+    SweepTable,
+    SweptPoint,
+    wrong_entropy,
+)
 from ppl_vae.sweeps.folder import write_record
 
 TEXT = """
@@ -91,3 +101,40 @@ def test_an_exact_curve_of_another_model_is_refused(before: str, after: str, tol
     with pytest.raises(UsageError, match="picture: exact: linear") as error:
         check_picture("s.yaml", spec.picture, spec.runs())
     assert told in str(error.value)
+
+
+def test_an_entropy_that_cannot_be_is_not_drawn() -> None:
+    """H = 10.3 says that no ELBO is above -10.3; one of -8.8 shows that this is not the entropy."""
+    values: dict[str, list[float]] = {name: [1.0] for name in METRICS}
+    points = [
+        SweptPoint(
+            {"objective.beta": beta}, values | {"rate": [rate], "distortion": [8.8 - rate]}, 1
+        )
+        for beta, rate in ((1, 4.0), (2, 2.0))
+    ]
+    table = SweepTable([], points)
+    said = wrong_entropy(10.3, table)
+    assert said.startswith(
+        "picture: entropy is 10.3, so that no ELBO is above -10.3, and that of beta 1 is -8.80"
+    )
+    assert (
+        wrong_entropy(8.7, table) == wrong_entropy(8.9, table) == wrong_entropy(None, table) == ""
+    )
+
+
+def test_the_legend_of_a_plane_is_within_its_picture() -> None:
+    points = [
+        SweptPoint(
+            {"objective.beta": beta},
+            {name: [1.0, 1.1] for name in METRICS} | {"rate": [4 / beta, 4.1 / beta]},
+            2,
+        )
+        for beta in (1, 2)
+    ]
+    curve = [CurvePlace(1.0, 3.0), CurvePlace(2.0, 2.0)]
+    names = ("decoder of objective.beta=1,seed=0, any guide", "exact, of the training rows")
+    figure = sweep_plane(SweepTable([], points), Backdrop(3.0, None, dict.fromkeys(names, curve)))
+    assert figure is not None
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.x1

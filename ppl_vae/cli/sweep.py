@@ -7,6 +7,7 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from ppl_vae.sweeps import (
     require_same_sweep,
     running_cluster,
     sizes_for,
+    wrong_entropy,
 )
 
 _OF_THE_SWEEP = (
@@ -230,6 +232,9 @@ def _tell(folder: SweepFolder, spec: SweepSpec) -> int:
     write_bytes(folder.path / TABLE, table.to_csv().encode())
     packages = sorted({name for run in runs for name in own_packages(run.options)})
     backdrop = backdrop_of(folder, spec.picture, runs, packages)
+    if doubt := wrong_entropy(spec.picture.entropy, table):
+        backdrop = replace(backdrop, entropy=None)
+        warn(doubt)
     pictures = []
     plane = partial(sweep_plane, backdrop=backdrop)
     for name, draw in (("rate_distortion", plane), ("metrics", sweep_metrics)):

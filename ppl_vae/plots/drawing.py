@@ -227,10 +227,19 @@ def legend_above(figure: Figure, panels: Iterable[Axes], more: str = "") -> None
         list(entries.values()),
         list(entries),
         loc="outside upper center",
-        ncols=3 if sum(map(len, entries)) + 5 * len(entries) < 45 else 2,
+        ncols=_columns(list(entries), figure.get_figwidth()),
         fontsize=MEDIUM,
         frameon=False,
     )
+
+
+def _columns(labels: Sequence[str], width: float) -> int:
+    """How many columns a legend has, so that it is not wider than its figure, whose width is in inches."""
+    if sum(map(len, labels)) + 5 * len(labels) < 45:
+        return 3
+    half = -(-len(labels) // 2)
+    longest = sum(max(map(len, part), default=0) for part in (labels[:half], labels[half:]))
+    return 2 if longest + 2 * 5 < width / (0.55 * MEDIUM / 72) else 1
 
 
 def mosaic(

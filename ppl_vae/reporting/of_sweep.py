@@ -6,6 +6,7 @@ import io
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from ppl_vae.sweeps import (
     SweepTable,
     SweptPoint,
     read_spec,
+    wrong_entropy,
 )
 
 _REPEATED = {
@@ -72,7 +74,7 @@ def sweep_page(path: Path, version: str) -> str:
     folder = SweepFolder(path, runs)
     found = SweepTable.of(folder, runs)
     name = path.resolve().name
-    backdrop = _backdrop(path, spec.picture)
+    backdrop = _backdrop(path, spec.picture, found)
     drawn, script = plane(found, backdrop)
     parts = [
         section(
@@ -194,8 +196,10 @@ def _means(found: SweepTable) -> Iterator[Markup]:
     )
 
 
-def _backdrop(path: Path, picture: SweepPicture) -> Backdrop:
-    """What is drawn behind the points; without curves that cannot be read."""
+def _backdrop(path: Path, picture: SweepPicture, found: SweepTable) -> Backdrop:
+    """What is drawn behind the points; without what is wrong, and without curves that cannot be read."""
+    if wrong_entropy(picture.entropy, found):
+        picture = replace(picture, entropy=None)
     try:
         return Backdrop.of(path, picture)
     except (OSError, CorruptFileError):

@@ -27,5 +27,10 @@ from .spec import (
     SweepSpec as SweepSpec,
     read_spec as read_spec,
 )
-from .table import METRICS as METRICS, SweepTable as SweepTable, SweptPoint as SweptPoint
+from .table import (
+    METRICS as METRICS,
+    SweepTable as SweepTable,
+    SweptPoint as SweptPoint,
+    wrong_entropy as wrong_entropy,
+)
 from .work import Outcome as Outcome, Task as Task

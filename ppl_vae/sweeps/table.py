@@ -247,3 +247,24 @@ def _of_csv(value: Any) -> Any:
     if isinstance(value, float):
         return "" if math.isnan(value) else repr(value)
     return as_text(value)
+
+
+def wrong_entropy(entropy: float | None, table: SweepTable) -> str:
+    """Why an entropy cannot be that of the data; empty if it can: no ELBO is above -H but by the noise of rows.
+
+    Args:
+        entropy: What a description gives for H, nats per row.
+        table: What its runs have found.
+    """
+    if entropy is None:
+        return ""
+    names = table.varying
+    for point in table.points:
+        elbo = -(point.rate.mean + point.distortion.mean)
+        if elbo > -entropy + max(0.5, 0.02 * abs(entropy)):
+            return (
+                f"picture: entropy is {entropy:g}, so that no ELBO is above {-entropy:g}, and that of "
+                f"{point.short(names)} is {elbo:.2f}: H - D is not drawn; give the entropy of these data in "
+                "nats per row, or an entropy_bound"
+            )
+    return ""
