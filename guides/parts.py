@@ -28,7 +28,7 @@ def committed_scale(rate: float) -> float:
 
     Example:
         >>> round(committed_scale(0.1), 4)
-        0.7021
+        0.7023
     """
     low, high = math.exp(-rate - 0.5), 1.0  # where the KL is above the rate, and not above it
     for _ in range(200):

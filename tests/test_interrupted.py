@@ -53,6 +53,7 @@ class InterruptedAt:
 
 PART = {
     "plots": "khat.png",
+    "plots_dark": "khat.png",
     "checkpoints": "step-000000001.safetensors",
     "tensorboard": "events.out.tfevents.1",
 }

@@ -169,6 +169,8 @@ def unusable(
 def _were_bytes(value: Tensor) -> bool:
     """Whether values look like bytes that were divided by 255."""
     whole = 255 * value.double()
+    if bool(value.min() < 0) or bool((value == value.round()).all()):
+        return False
     return bool(value.max() <= 1) and bool(((whole - whole.round()).abs() < 1e-3).all())
 
 

@@ -14,6 +14,7 @@ from ppl_vae.diagnosis.decoder import loss_of_other_latents, models_dependencies
 from ppl_vae.diagnosis.dimensions import NUM_DRAWS, dimension_names
 from ppl_vae.diagnosis.encoder import gradient_tells_rows_apart
 from ppl_vae.diagnosis.finite_rows import finite_of, rows_vary, told_by_exact_posteriors
+from ppl_vae.diagnosis.history import STILL_RISES
 from ppl_vae.diagnosis.information import RowDraws
 from ppl_vae.diagnosis.refinement import FEW_SAMPLES, Refined, can_refine, refine_rows
 from ppl_vae.diagnosis.remedies import Facts, what_to_type
@@ -113,7 +114,8 @@ def find_causes(asked: Asked) -> tuple[dict[str, Cause], tuple[str, ...]]:
     if asked.ended:
         name, evidence = "still training", asked.ended
         verdict = asked.residuals.verdict(asked.facts.beta, len(asked.unused))
-        if verdict.cause == "large beta":  # with which they die while the training goes on
+        warming = asked.ended.startswith(STILL_RISES)
+        if verdict.cause == "large beta" and not warming:  # they die while the training goes on
             name, evidence = verdict.cause, f"{verdict.evidence}; {asked.ended}"
         return dict.fromkeys(asked.unused, asked.cause(name, evidence)), ()
     notes: tuple[str, ...] = ()
