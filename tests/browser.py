@@ -221,3 +221,10 @@ def faults(browser: Browser, address: str, width: int, dark: bool) -> list[str]:
     elsewhere = [url for url in browser.asked_for() if not re.match(rf"{own}|data:|blob:", url)]
     shown = [*browser.missing_pictures(), *browser.too_wide(), *browser.cut_off()]
     return [*browser.complaints(), *shown, *elsewhere]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """One browser for the tests of a file."""
+    with Browser(tmp_path_factory.mktemp("browser")) as browser:
+        yield browser

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from attacks import promise
-from browser import Browser, faults, in_browser
+from browser import Browser, browser as browser, faults, in_browser
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
@@ -772,12 +772,6 @@ def test_without_the_extra_the_page_of_a_sweep_names_it(
 
 
 # -- in a browser --------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with Browser(tmp_path_factory.mktemp("browser")) as browser:
-        yield browser
 
 
 @in_browser

@@ -14,7 +14,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from browser import Browser, faults, in_browser, served
+from browser import Browser, browser as browser, faults, in_browser, served
 
 import ppl_vae
 
@@ -208,12 +208,6 @@ def test_what_is_public_is_in_the_reference(site: Path) -> None:
 
 
 # -- in a browser ----------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with Browser(tmp_path_factory.mktemp("browser")) as browser:
-        yield browser
 
 
 @in_browser
