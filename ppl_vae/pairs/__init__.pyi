@@ -87,7 +87,12 @@ from .layout import (
 )
 from .layouts import Layouts as Layouts
 from .modules import Buffers as Buffers, closure_of as closure_of, globals_of as globals_of
-from .moments import center as center, has_moments as has_moments, spread as spread
+from .moments import (
+    center as center,
+    has_moments as has_moments,
+    over_draws as over_draws,
+    spread as spread,
+)
 from .own_rows import take_all_rows as take_all_rows
 from .pair import Bound as Bound, Pair as Pair
 from .programs import (
@@ -148,6 +153,7 @@ from .traces import (
     kind_of as kind_of,
     latent_sites as latent_sites,
     log_prob_of as log_prob_of,
+    mask_kind as mask_kind,
     observed_sites as observed_sites,
     present as present,
     sample_sites as sample_sites,

@@ -28,7 +28,7 @@ from ppl_vae.pairs.layout import (
     rows_first,
     sum_to_rows,
 )
-from ppl_vae.pairs.moments import center, spread
+from ppl_vae.pairs.moments import center, over_draws, spread
 from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import Batch, num_rows, tensors_of, trace_programs
 from ppl_vae.pairs.supports import require_inside, without_draws_outside
@@ -274,12 +274,13 @@ def prior_moments(rows: RowDensities, layout: Layout, name: str) -> tuple[Tensor
     samples, n = rows.log_guide.shape
     try:
         mean, variance = (
-            rows_first({**site, "value": moment}, layout, samples, n).double()
+            rows_first({**site, "value": moment}, layout, samples, n)
             for moment in (center(fn), spread(fn))
         )
     except (NotImplementedError, AttributeError):
         return None
-    return mean.mean(0), variance.mean(0) + mean.var(0, unbiased=False)
+    total, between = over_draws(mean, unbiased=False)
+    return total, over_draws(variance, unbiased=False)[0] + between
 
 
 def latents_of_numbers(rows: RowDensities, layout: Layout) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from torch.distributions import Normal, kl_divergence
 from ppl_vae.pairs.analytic_kl import elementwise_kl
 from ppl_vae.pairs.densities import RowDensities, stated_moment
 from ppl_vae.pairs.layout import rows_first
+from ppl_vae.pairs.moments import over_draws
 
 COLLAPSED = 0.01
 """Mean KL in nats below which a dimension carries nothing."""
@@ -59,7 +60,8 @@ def kl_and_noise_of_dimensions(
     of_draws = _kl_of_draws(rows, name, analytic)
     if of_draws is not None:
         samples = len(of_draws)
-        return of_draws.mean(0).double(), of_draws.double().var(0) / samples
+        kl, noise = over_draws(of_draws)
+        return kl, noise / samples
     found = _kl_of_moments(rows, name, prior)
     of_rows = torch.zeros_like(rows.latents[name][0], dtype=torch.float64)
     if stated_moment(rows, rows.layout, name, "mean") is not None:
@@ -86,10 +88,10 @@ def _kl_of_moments(rows: RowDensities, name: str, prior: tuple[Tensor, Tensor]) 
     layout, samples = rows.layout, len(rows.log_guide)
     stated = stated_moment(rows, layout, name, "mean")
     centers = (rows.latents[name] if stated is None else stated).double()
-    variance, total = stated_moment(rows, layout, name, "variance"), centers.var(0)
+    variance, (mean, total) = stated_moment(rows, layout, name, "variance"), over_draws(centers)
     if stated is not None and variance is not None:
         total = total + variance.double().mean(0)
-    found = _gaussian_kl(centers.mean(0), total, *prior)
+    found = _gaussian_kl(mean, total, *prior)
     return found if stated is not None else found - _sampling_bias(total / prior[1], samples)
 
 
