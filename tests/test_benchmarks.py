@@ -56,7 +56,15 @@ def em(folder: Path) -> None:
         assert abs(float(row["difference of log p(x)"])) < 1e-4, row
 
 
-SLOW = [pytest.param(check, marks=pytest.mark.slow) for check in (training, evaluation)]
+def live(folder: Path) -> None:
+    few = ("--digits_epochs=2", "--mnist_epochs=1", "--rounds=1")
+    for row in rows(run_alone(str(BENCHMARKS / "live.py"), *few, cwd=folder)):
+        share = float(row["of the time"].rstrip("%")) / 100
+        spent = mean(row["ms per epoch for the dimensions"]) * int(row["epochs"]) / 1000
+        assert share == pytest.approx(spent / mean(row["s in all"]), rel=0.1, abs=1e-3)
+
+
+SLOW = [pytest.param(check, marks=pytest.mark.slow) for check in (training, evaluation, live)]
 
 
 @pytest.mark.parametrize("check", [*SLOW, em])
