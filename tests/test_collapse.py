@@ -56,8 +56,8 @@ def test_noise_that_hides_what_is_left_of_the_data() -> None:
         "2 of 4 latent dimensions are active and z carries 1.8 nats about x; 2 have collapsed onto the prior.\n"
         "Cause: the decoder's noise is larger than what they could explain (the noise is 1 and what is left of "
         "the data 0.666; with noise of 0.587, 2 more dimensions would pay).\n"
-        "Remedy: learn the noise (LearnedGaussian or OptimalGaussian), for longer if it is learned already, or "
-        "make it smaller to use them (about 0.587)."
+        "Remedy: learn the noise (LearnedGaussian or OptimalGaussian; of other likelihoods the scale), for "
+        "longer if it is learned already, or make it smaller to use them (about 0.587)."
         "\n  model.log_sigma = torch.nn.Parameter(model.log_sigma); "
         "ppl_vae.fit(model, guide, x, max_epochs=200)"
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ppl_vae import diagnose
 from ppl_vae.checks import opened
-from ppl_vae.diagnosis.scores import frequent, scores_of, why_no_scores
+from ppl_vae.diagnosis.scores import frequent, scores_of, suiting_factor, why_no_scores
 from ppl_vae.distributions import Ancestral, QuantizedLogistic
 
 D = 6
@@ -57,6 +57,7 @@ KINDS: dict[str, tuple[Make, Make]] = {
     "chain": (chained, lambda e: dist.Bernoulli(logits=3 * e)),
 }
 APART = [kind for kind in KINDS if kind != "chain"]
+KINKED: Make = lambda e: dist.Laplace(e, 1.0)  # noqa: E731 - beside the others
 
 
 def rows_of(kind: str, factor: float, n: int = 600) -> Tensor:
@@ -72,8 +73,12 @@ def event_dims(p: Any) -> int:
 
 
 def pair(kind: str) -> tuple[Any, Any]:
+    """`decoded` of a kind."""
+    return decoded(KINDS[kind][0])
+
+
+def decoded(p: Make) -> tuple[Any, Any]:
     """A decoder that ignores z, and the prior as its guide, with a slight dependence on x."""
-    p = KINDS[kind][0]
 
     def model(x: Tensor, there: Tensor | None = None) -> None:
         with pyro.plate("data", len(x)):
@@ -128,6 +133,96 @@ def test_scores_are_the_second_order_of_log_p(kind: str, masked: bool) -> None:
     along = torch.einsum("nmk,mk->n", found.score, direction)
     spent = torch.einsum("mk,mkl,ml->", direction, found.information, direction)
     assert gain == pytest.approx(float((along.square().mean() - spent) / 2), rel=2e-3, abs=2e-3)
+
+
+SCALED: dict[str, Callable[[Tensor, float], Any]] = {
+    # Locations e, and a scale.
+    "normal": lambda e, s: dist.Normal(e, s),
+    "normal, dependent": lambda e, s: dist.MultivariateNormal(e, s**2 * (0.5 * torch.eye(D) + 0.1)),
+    "laplace": lambda e, s: dist.Laplace(e, s),
+    "student": lambda e, s: dist.StudentT(4.0, e, s),
+    "cauchy": lambda e, s: dist.Cauchy(e, s),
+    "log-normal": lambda e, s: dist.LogNormal(e, s),
+    "moved": lambda e, s: dist.TransformedDistribution(
+        dist.Laplace(e, s), dist.transforms.AffineTransform(3.0, 2.0)
+    ),
+    "levels": lambda e, s: QuantizedLogistic(0.5 + 0.1 * e, torch.tensor(0.1) * s, 64),
+}
+
+
+@pytest.mark.parametrize("kind", SCALED)
+@pytest.mark.parametrize("factor", [0.0, 0.3])
+def test_a_wide_scale_hides_what_the_data_would_pay_for(kind: str, factor: float) -> None:
+    """With a fifth of the decoder's scale the data have a factor, or none."""
+    torch.manual_seed(0)
+    e = factor * torch.randn(600, 1).expand(600, D)
+    x = SCALED[kind](e, 0.2).sample()
+    found = diagnose(*decoded(lambda e: SCALED[kind](e, 1.5)), x, seed=0)
+    # A covariance models what numbers share.
+    nothing = "strong decoder" if kind == "normal, dependent" else "surplus dimensions"
+    assert found.cause == ("decoder noise" if factor else nothing)
+    assert not any("not known" in note for note in found.notes)
+    # At a scale that suits the data, the data would pay as it is.
+    if factor:
+        suits = diagnose(*decoded(lambda e: SCALED[kind](e, 0.25)), x, seed=0)
+        assert suits.cause == ("local optimum" if nothing == "surplus dimensions" else nothing)
+
+
+def test_the_scale_that_suits_the_data_is_named() -> None:
+    """For Laplace numbers it is the mean of |x|; bits beside them have none."""
+    torch.manual_seed(0)
+    z = torch.randn(600, 1)
+    x, bits = dist.Laplace(0.3 * z.expand(600, D), 0.2).sample(), (torch.rand(600, D) < 0.5).float()
+
+    def model(x: Tensor, bits: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            still = 0 * z[..., :1].expand(*z.shape[:-1], D)
+            pyro.sample("x", dist.Laplace(still, 4.0).to_event(1), obs=x)
+            pyro.sample("bits", dist.Bernoulli(logits=still).to_event(1), obs=bits)
+
+    def guide(x: Tensor, bits: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(1e-4 * x[:, :2], 1.0).to_event(1))
+
+    found = diagnose(model, guide, (x, bits), seed=0)
+    assert found.cause == "decoder noise"
+    (evidence,) = {each.evidence for each in found.causes.values()}
+    shown = re.search(r"is ([\d.]+) times the decoder's at 'x'; with that, (1|2) more", evidence)
+    assert shown is not None
+    assert 4 * float(shown[1]) == pytest.approx(float(x.abs().mean()), rel=0.03)
+
+
+@pytest.mark.parametrize(("data", "density"), [("laplace", 0.5), ("normal", 0.3989)])
+@pytest.mark.parametrize("scale", [0.5, 1.0, 4.0])
+@pytest.mark.parametrize("kind", ["laplace", "asymmetric"])
+def test_information_of_densities_with_a_kink(
+    data: str, density: float, scale: float, kind: str
+) -> None:
+    """- E d^2 log p(x | loc) / d loc^2 is 2 f(0) scale in units of the scale, with the density f of x - loc."""
+    torch.manual_seed(0)
+    x = (dist.Laplace(0.0, 1.0) if data == "laplace" else dist.Normal(0.0, 1.0)).sample((4000, D))
+    one = torch.tensor(1.0)
+    wide: Make = lambda e: (  # noqa: E731 - as the others
+        dist.Laplace(e, scale) if kind == "laplace" else dist.AsymmetricLaplace(e, scale * one, one)
+    )
+    with opened(*decoded(wide), x, seed=0, progress=False) as session:
+        rows = session.sample(x, 1)
+        site = rows.model_trace.nodes["x"]
+        factor = suiting_factor(site)
+        found = scores_of(rows, rows.layout, site, None, factor)
+    assert factor == pytest.approx(float(x.abs().mean()) / scale, rel=0.01)
+    # The step is finite: a normal density falls less within it than that of a Laplace distribution.
+    higher = 1.0 if data == "laplace" else 1 / 0.92
+    assert float(found.information.mean()) == pytest.approx(2 * density * scale * higher, rel=0.03)
+
+
+@pytest.mark.parametrize(("factor", "cause"), [(0.0, "surplus dimensions"), (1.0, "local optimum")])
+def test_absolute_errors(factor: float, cause: str) -> None:
+    """A density with a kink has no second derivative: it seemed that any dimension would pay."""
+    torch.manual_seed(0)
+    x = dist.Laplace(factor * torch.randn(600, 1).expand(600, D), 1.0).sample()
+    assert diagnose(*decoded(KINKED), x, seed=0).cause == cause
 
 
 @pytest.mark.parametrize("kind", APART)

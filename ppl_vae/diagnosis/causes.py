@@ -59,8 +59,8 @@ CAUSES = {
     ),
     "decoder noise": Text(
         "the decoder's noise is larger than what they could explain",
-        "learn the noise (LearnedGaussian or OptimalGaussian), for longer if it is learned already, or make it "
-        "smaller to use them",
+        "learn the noise (LearnedGaussian or OptimalGaussian; of other likelihoods the scale), for longer if "
+        "it is learned already, or make it smaller to use them",
     ),
     "surplus dimensions": Text(
         "what is left of the data is no larger than the decoder's noise and chance explain",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.checks import Session
-from ppl_vae.diagnosis.scores import WRAPPERS
+from ppl_vae.diagnosis.locations import WRAPPERS
 from ppl_vae.distributions import Ancestral
 from ppl_vae.pairs import (
     Batch,
@@ -165,8 +165,10 @@ def _densities(
     except (ValueError, RuntimeError, KeyError):
         return None
     block = _block(site)
+    if isinstance(fn, Ancestral) or len(fn.event_shape) > block:  # of whole rows, not of numbers
+        return None
     shape = site["value"].shape[: site["value"].dim() - block]
-    return found.expand(shape).reshape(len(x), -1) if not isinstance(fn, Ancestral) else None
+    return found.expand(shape).reshape(len(x), -1)
 
 
 def loss_of_other_latents(session: Session, names: set[str]) -> float:

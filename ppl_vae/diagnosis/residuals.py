@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ppl_vae.diagnosis.scores import Scores, frequent, scores_of, why_no_scores
+from ppl_vae.diagnosis.causes import listed
+from ppl_vae.diagnosis.scores import (
+    Scores,
+    frequent,
+    scores_of,
+    suiting_factor,
+    why_no_scores,
+)
 from ppl_vae.distributions import Given, Revealed
 from ppl_vae.pairs import Layout, RowDensities, Site, innermost, is_factor
 
@@ -20,6 +28,9 @@ FEWEST_EVENTS = 5.0
 
 That is the variance of counts and bits, and the number of values of a normal number.
 """
+
+SUITS = 0.9
+"""A decoder's noise suits the data if what they leave has so much of its variance."""
 
 _VALUES = 2**24  # how many standardized numbers are kept, about
 _LEAST = 1e-9  # of beta
@@ -63,6 +74,7 @@ class Residuals:
       categories one is left out, as F has the rank C - 1.
     - A discretized logistic, with a and b the ends of the interval of x in units of the scale and the logistic
       function g: s = g(a) + g(b) - 1, and J = g'(a) + g'(b).
+    - Absolute errors (Laplace): s is a sign, and J is 0 but at one point: F is a difference.
     - Others: derivatives in their location, log odds, or the logarithm of a rate or a concentration.
     - What a mask leaves out has s = 0 and J = 0: a number that is there in a share r of the rows has r times
       the information.
@@ -76,6 +88,9 @@ class Residuals:
         self._normal = True
         self._sites: dict[str, list[Scores]] = {}
         self._kept: dict[str, Tensor | None] = {}
+        # With the scale that suits the data, if the decoder's is larger: by how much less, and the scores then.
+        self._factors: dict[str, float] = {}
+        self._suited: dict[str, list[Scores]] = {}
         self._numbers = 0
         self._squares = 0.0
         self._noise = 0.0
@@ -97,7 +112,9 @@ class Residuals:
         for name, site in sites.items():
             if name not in self._kept:
                 self._kept[name] = frequent(rows, layout, site)
-            found = scores_of(rows, layout, site, self._kept[name])
+                self._factors[name] = suiting_factor(site) or 1.0
+            factor = self._factors[name]
+            found = scores_of(rows, layout, site, self._kept[name], factor)
             before = self._sites.setdefault(name, [])
             if before and before[0].score.shape[1:] != found.score.shape[1:]:
                 self._unknown = "rows have different sizes"
@@ -106,6 +123,9 @@ class Residuals:
                 self._unknown = "the likelihood has no finite mean and variance"
                 return
             before.append(found.kept())
+            if factor**2 < SUITS:
+                found_suited = scores_of(rows, layout, site, None, factor, stretch=True)
+                self._suited.setdefault(name, []).append(found_suited.kept())
             self._numbers += found.score.numel()
             self._normal &= found.squares is not None
             if found.squares is not None and found.noise is not None:
@@ -132,16 +152,11 @@ class Residuals:
         """
         if self.unknown:
             return Verdict(None, "")
-        parts = [_in_units(each) for each in self._sites.values()]
-        left, explained = (
-            torch.cat(of, -1) for of in zip(*(part[:2] for part in parts), strict=True)
-        )
-        counts = [int(part[2].max()) + 1 if len(part[2]) else 0 for part in parts]
-        numbers = [part[2] + sum(counts[:i]) for i, part in enumerate(parts)]
+        left, explained, numbers = _together(self._sites)
         size = left.shape[1]
         if size == 0:
             return Verdict(None, "")
-        edge = _by_chance(left, torch.cat(numbers))
+        edge = _by_chance(left, numbers)
         spectrum = Spectrum(_eigenvalues(left, unused), edge)
         if spectrum.paying(beta):
             return Verdict("local optimum", spectrum.says(beta))
@@ -156,42 +171,54 @@ class Residuals:
         of_rest = Spectrum(_eigenvalues(rest, unused), edge)
         if beta > 1 and of_rest.paying(1.0):
             return Verdict("large beta", of_rest.says(1.0, beta))
+        surplus = Verdict("surplus dimensions", of_rest.says(1.0))
         if self._normal:
-            found = self._of_noise(rest, free, unused, edge, beta)
-            if found is not None:
-                return found
-        return Verdict("surplus dimensions", of_rest.says(1.0))
+            return self._of_noise(rest, free, unused, edge, beta) or surplus
+        return self._of_scales(unused) or surplus
 
     def _of_noise(
         self, rest: Tensor, free: int, unused: int, edge: float, beta: float
     ) -> Verdict | None:
         """Whether a smaller noise would show what the dimensions could explain."""
-        n = len(rest)
-        total = float(rest.square().sum()) / n
-        if total / free >= 0.9:  # what is left looks like the noise
+        total = float(rest.square().sum()) / len(rest)
+        if total / free >= SUITS:  # what is left looks like the noise
             return None
-        values = _eigenvalues(rest, min(unused, free - 1))
-        for count in range(len(values), 0, -1):
-            # With so many more dimensions, the best noise is what the others leave.
-            share = (total - float(values[:count].sum())) / (free - count)
-            if share <= 0 or _pays(float(values[count - 1]) / share, edge):
-                sigma = math.sqrt(self._noise / self._rows)
-                best: float | None = sigma * math.sqrt(max(share, 0.0))
-                left = sigma * math.sqrt(total / free)
-                more = f"{count} more dimension{'s' if count > 1 else ''} would pay"
-                evidence = (
-                    f"the noise is {sigma:.3g} and what is left of the data {left:.3g}; with noise of "
-                    f"{best:.3g}, {more}"
-                )
-                if len(self._sites) > 1:  # each has a noise of its own
-                    best = None
-                    evidence = f"with {math.sqrt(max(share, 0.0)):.2g} times the noise, {more}"
-                # If it is at its optimum nevertheless, beta is the cause.
-                at_optimum = abs(self._squares / self._rows - 1) < 0.02
-                if beta > 1 and at_optimum:
-                    return Verdict("large beta", evidence)
-                return Verdict("decoder noise", evidence, best)
-        return None
+        found = _more_dimensions(rest, free, unused, edge)
+        if found is None:
+            return None
+        more, share = found
+        best = None
+        evidence = f"with {math.sqrt(share):.2g} times the noise, {more}"
+        if len(self._sites) == 1 and self._noise > 0:  # otherwise there are several noises
+            sigma = math.sqrt(self._noise / self._rows)
+            best, left = (sigma * math.sqrt(of) for of in (share, total / free))
+            evidence = (
+                f"the noise is {sigma:.3g} and what is left of the data {left:.3g}; with noise of "
+                f"{best:.3g}, {more}"
+            )
+        # If it is at its optimum nevertheless, beta is the cause.
+        if beta > 1 and abs(self._squares / self._rows - 1) < 0.02:
+            return Verdict("large beta", evidence)
+        return Verdict("decoder noise", evidence, best)
+
+    def _of_scales(self, unused: int) -> Verdict | None:
+        """The same for other likelihoods with a scale: the one with which log p(x | z) is largest."""
+        if not self._suited:
+            return None
+        left, explained, numbers = _together(self._sites | self._suited)
+        used = _directions(explained, 0.01)
+        rest, free = left - left @ used @ used.T, left.shape[1] - used.shape[1]
+        found = (
+            _more_dimensions(rest, free, unused, _by_chance(left, numbers)) if free > 0 else None
+        )
+        if found is None:
+            return None
+        where = {name: f" at '{name}'" if len(self._sites) > 1 else "" for name in self._suited}
+        each = [f"{self._factors[name]:.2g} times the decoder's{of}" for name, of in where.items()]
+        return Verdict(
+            "decoder noise",
+            f"the scale that suits the data is {listed(each)}; with that, {found[0]}",
+        )
 
 
 @dataclass(frozen=True)
@@ -236,6 +263,27 @@ def _pays(ratio: float, edge: float) -> bool:
     return ratio > edge and _gain(ratio) > WORTH
 
 
+def _more_dimensions(rest: Tensor, free: int, unused: int, edge: float) -> tuple[str, float] | None:
+    """How many further dimensions would pay if the noise were the best one, in words; None if none would.
+
+    With so many more dimensions, the best noise is what they leave of the rest: that is returned, too, in units
+    of the noise, squared.
+
+    Args:
+        rest: What is left of the data, `(n, directions)`.
+        free: The number of directions that no dimension explains.
+        unused: The most dimensions there could be.
+        edge: What the largest eigenvalue is by chance.
+    """
+    total = float(rest.square().sum()) / len(rest)
+    values = _eigenvalues(rest, min(unused, free - 1))
+    for count in range(len(values), 0, -1):
+        share = (total - float(values[:count].sum())) / (free - count)
+        if share <= 0 or _pays(float(values[count - 1]) / share, edge):
+            return f"{count} more dimension{'s' if count > 1 else ''} would pay", max(share, 0.0)
+    return None
+
+
 def _is_told(site: Site) -> bool:
     """Whether a site is one that rows come with, such as labels, or a factor: no latent explains it."""
     return isinstance(innermost(site["fn"]), Given | Revealed) or is_factor(site)
@@ -265,6 +313,15 @@ def _in_units(found: list[Scores]) -> tuple[Tensor, Tensor, Tensor]:
         return left, torch.zeros_like(left), numbers
     explained = torch.cat([s.explained for s in found if s.explained is not None])
     return left, (explained.double() * unit[:, 0])[:, told[:, 0]], numbers
+
+
+def _together(sites: Mapping[str, list[Scores]]) -> tuple[Tensor, Tensor, Tensor]:
+    """`_in_units` of all sites, the directions side by side."""
+    parts = [_in_units(found) for found in sites.values()]
+    left, explained = (torch.cat(of, -1) for of in zip(*(p[:2] for p in parts), strict=True))
+    counts = [int(part[2].max()) + 1 if len(part[2]) else 0 for part in parts]
+    numbers = [part[2] + sum(counts[:i]) for i, part in enumerate(parts)]
+    return left, explained, torch.cat(numbers)
 
 
 def _by_chance(centered: Tensor, numbers: Tensor) -> float:

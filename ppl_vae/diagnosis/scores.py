@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pyro
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ppl_vae.distributions import Ancestral, QuantizedLogistic, arguments_of
+from ppl_vae.diagnosis.locations import NORMAL, WRAPPERS, moved, stretched, suited
+from ppl_vae.distributions import Ancestral, QuantizedLogistic
 from ppl_vae.pairs import Layout, RowDensities, Site, present, rows_first
 
 MOST_COLUMNS = 4096
 """Most directions of all categorical numbers of a site that are looked at, unless each number has one."""
 
 _FULL = 16  # categories up to which all directions of a number are looked at
-WRAPPERS = (torch.distributions.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)
 _NATURAL = (
     torch.distributions.Bernoulli,
     torch.distributions.Binomial,
@@ -29,8 +28,10 @@ _BLOCKS = (
     torch.distributions.OneHotCategorical,
     torch.distributions.Multinomial,
 )
-_NORMAL = (torch.distributions.MultivariateNormal, torch.distributions.LowRankMultivariateNormal)
 _FLOOR = 0.01
+_STEP = 0.25  # of a scale that suits the data: for densities with a kink
+_AT_A_KINK = 2 / _STEP**2 * (_STEP - 1 + math.exp(-_STEP))
+"""The second difference with that step of the log density of a Laplace distribution, whose information is 1."""
 
 
 class Scores(NamedTuple):
@@ -42,7 +43,7 @@ class Scores(NamedTuple):
         present: The share of draws in which masks leave a number in, `(n, numbers)`.
         explained: The location in units of the scale, `(n, numbers)`; None if the likelihood has no scale.
         squares: Squared residuals of a normal site in units of its noise, means over numbers, `(n,)`; or None.
-        noise: Its variance, as many; or None.
+        noise: Its variance, as many, if its numbers are independent; or None.
     """
 
     score: Tensor
@@ -65,16 +66,23 @@ def why_no_scores(layout: Layout, site: Site) -> str:
     if not layout.vectorizes or len(site["fn"].batch_shape) > layout.nesting + 1:
         return "the model cannot be run on many draws at once, or enumerates a latent"
     fn = _inner(site)
-    if isinstance(fn, (*_NATURAL, *_BLOCKS, *_NORMAL)) or _is_quantized(fn):
+    if isinstance(fn, (*_NATURAL, *_BLOCKS, *NORMAL)) or _is_quantized(fn):
         return ""
     try:
-        moved = _moved(fn, torch.zeros(()))
+        known = moved(fn, torch.zeros(())) is not None
     except (TypeError, ValueError):
-        moved = None
-    return "" if moved is not None else "the likelihood has no location that is known here"
+        known = False
+    return "" if known else "the likelihood has no location that is known here"
 
 
-def scores_of(rows: RowDensities, layout: Layout, site: Site, kept: Tensor | None) -> Scores:
+def scores_of(
+    rows: RowDensities,
+    layout: Layout,
+    site: Site,
+    kept: Tensor | None,
+    suits: float | None = None,
+    stretch: bool = False,
+) -> Scores:
     r"""Scores of a site for some rows.
 
     With $\eta$ the location of a number, the score is $s = \partial_\eta \log p(x \mid \eta)$, and minus the
@@ -86,9 +94,14 @@ def scores_of(rows: RowDensities, layout: Layout, site: Site, kept: Tensor | Non
         layout: Their layout.
         site: An observed site for which `why_no_scores` has nothing to say.
         kept: For categorical numbers which categories are looked at: see `frequent`.
+        suits: By what the scale would have to be multiplied to suit the data: see `suiting_factor`.
+        stretch: Whether it is.
     """
     samples, n = rows.log_guide.shape
     fn, x = _inner(site), site["value"]
+    step = _STEP * (suits or 1.0)
+    if stretch and suits is not None:
+        fn, step = stretched(fn, suits), _STEP
     event = len(site["fn"].event_shape)
 
     def by_row(value: Tensor, more: int = 0) -> Tensor:
@@ -117,24 +130,32 @@ def scores_of(rows: RowDensities, layout: Layout, site: Site, kept: Tensor | Non
         by_number = [part.flatten(0, 1).movedim(1, 0) for part in (weight * probs, probs)]
         inner = by_number[0].mT @ by_number[1] / (samples * n)
         return Scores(score.mean(0), torch.diag_embed(mean) - inner, there.mean(0))
-    value, minus = _derivatives(fn, x)
+    value, minus = _derivatives(fn, x, step)
     value, minus = (by_row(part) for part in torch.broadcast_tensors(value, minus))
-    value = torch.where(there > 0, value, 0.0).mean(0)
-    minus = torch.where(there > 0, minus, 0.0).mean((0, 1))
-    if not isinstance(fn, (*_NATURAL, *_NORMAL, torch.distributions.Normal)):
-        # Far from a peak of the density it may be negative; then the number would pay by itself.
-        minus = torch.maximum(minus, _FLOOR * value.square().mean(0))
     explained = squares = noise = None
-    if hasattr(fn, "loc") and hasattr(fn, "scale"):
-        explained = by_row((fn.loc / fn.scale).expand(_shape(fn, x))).mean(0)
-    if isinstance(fn, torch.distributions.Normal):
-        of_x = torch.where(there > 0, by_row(((x - fn.loc) / fn.scale).square()), 0.0)
+    if isinstance(fn, (torch.distributions.Normal, *NORMAL)):
+        of_x = torch.where(there > 0, value.square(), 0.0)
         share = there.mean(-1).clamp(min=1e-9)
         squares = (of_x.mean(-1) / share).mean(0)
+    value = torch.where(there > 0, value, 0.0).mean(0)
+    minus = torch.where(there > 0, minus, 0.0).mean((0, 1))
+    if not isinstance(fn, (*_NATURAL, *NORMAL, torch.distributions.Normal)):
+        # Far from a peak of the density it may be negative; then the number would pay by itself.
+        minus = torch.maximum(minus, _FLOOR * value.square().mean(0))
+    if isinstance(fn, NORMAL):
+        explained = by_row(_in_units_of(fn, fn.mean).expand(_shape(fn, x))).mean(0)
+    elif hasattr(fn, "loc") and hasattr(fn, "scale"):
+        explained = by_row((fn.loc / fn.scale).expand(_shape(fn, x))).mean(0)
+    if isinstance(fn, torch.distributions.Normal):
         noise = by_row(fn.variance.expand(_shape(fn, x))).mean((0, 2))
     return Scores(
         value.unsqueeze(-1), minus[:, None, None], there.mean(0), explained, squares, noise
     )
+
+
+def suiting_factor(site: Site) -> float | None:
+    """By what the scale of a site would have to be multiplied to suit the data; None if it has none."""
+    return suited(_inner(site), site["value"], present(site))
 
 
 def frequent(rows: RowDensities, layout: Layout, site: Site) -> Tensor | None:
@@ -185,28 +206,41 @@ def _counts(fn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return x, x.sum(-1), probs
 
 
-def _derivatives(fn: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The score of each number and minus its derivative."""
+def _derivatives(fn: Any, x: Tensor, step: float = _STEP) -> tuple[Tensor, Tensor]:
+    """The score of each number and minus its derivative.
+
+    The derivative of a score that is constant on both sides of a kink (Laplace) is a difference of so many
+    scales, in units in which that of a Laplace distribution is 1 on average.
+    """
     if isinstance(fn, torch.distributions.Normal):
         units = (x - fn.loc) / fn.scale
         return units, torch.ones_like(units)
     if isinstance(fn, _NATURAL):
         return x - fn.mean, fn.variance
-    if isinstance(fn, _NORMAL):
-        left = (x - fn.mean).unsqueeze(-1)
-        units = torch.linalg.solve_triangular(fn.scale_tril, left, upper=False).squeeze(-1)
+    if isinstance(fn, NORMAL):
+        units = _in_units_of(fn, x - fn.mean)
         return units, torch.ones_like(units)
     if _is_quantized(fn):
         return _of_levels(fn, x)
     with torch.enable_grad(), pyro.validation_enabled(False):
         by = torch.zeros(_shape(fn, x), dtype=x.dtype, device=x.device)
         by = (by if by.is_floating_point() else by.float()).requires_grad_()
-        of_numbers = not fn.event_shape
-        density = _moved(fn, by).log_prob(x).sum()
+        density = moved(fn, by).log_prob(x).sum()
         (score,) = torch.autograd.grad(density, by, create_graph=True)
-        if of_numbers:
-            (second,) = torch.autograd.grad(score.sum(), by)
+        second = None
+        if score.requires_grad:
+            (second,) = torch.autograd.grad(score.sum(), by, allow_unused=True)
+    if second is not None and bool((second != 0).any()):
         return score.detach(), -second
+    with torch.no_grad(), pyro.validation_enabled(False):
+        ahead, here, back = (moved(fn, by.detach() + s).log_prob(x) for s in (step, 0.0, -step))
+    return score.detach(), (2 * here - ahead - back) / step**2 / _AT_A_KINK
+
+
+def _in_units_of(fn: Any, x: Tensor) -> Tensor:
+    """Vectors in units in which normal numbers that depend on each other are N(0, I)."""
+    units: Tensor = torch.linalg.solve_triangular(fn.scale_tril, x.unsqueeze(-1), upper=False)
+    return units.squeeze(-1)
 
 
 def _of_levels(fn: QuantizedLogistic, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -215,30 +249,3 @@ def _of_levels(fn: QuantizedLogistic, x: Tensor) -> tuple[Tensor, Tensor]:
     above = torch.sigmoid((x + half - fn.loc) / fn.scale).masked_fill(x > 1 - half, 1.0)
     below = torch.sigmoid((x - half - fn.loc) / fn.scale).masked_fill(x < half, 0.0)
     return below + above - 1, below * (1 - below) + above * (1 - above)
-
-
-def _moved(fn: Any, by: Tensor) -> Any:
-    """The same distribution with another location of each number; None if it has none that is known here."""
-    if fn.event_shape or isinstance(fn, dist.Delta):
-        return None
-    if isinstance(fn, torch.distributions.TransformedDistribution) and not fn.arg_constraints:
-        base = fn.base_dist
-        while isinstance(base, WRAPPERS):
-            base = base.base_dist
-        moved = None if base.event_shape else _moved(base, by)
-        return None if moved is None else dist.TransformedDistribution(moved, fn.transforms)
-    given = {name: value for name, (value, _) in arguments_of(fn)}
-    if "base_dist" in given:  # with more zeros, for example
-        moved = _moved(given["base_dist"], by)
-        return None if moved is None else type(fn)(**(given | {"base_dist": moved}))
-    changes: dict[str, Callable[[Any], Any]] = {
-        "loc": lambda value: value + given.get("scale", 1.0) * by,
-        "logits": lambda value: value + by,
-    }
-    for name in ("rate", "concentration1", "scale", "concentration"):
-        changes[name] = lambda value: value * by.exp()
-    for name, change in changes.items():
-        if isinstance(given.get(name), Tensor):
-            given[name] = change(given[name])
-            return type(fn)(**given)
-    return None
