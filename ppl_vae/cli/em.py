@@ -106,13 +106,15 @@ def em(parser: ArgumentParser, given: Namespace) -> int:
             )
         evaluation = with_levels(evaluation, setup.data)
         fitted = with_doubt(fitted, evaluation, setup.config, setup.data)
-        # What is to be known of the fit stays with its numbers, for a report and for who reads them later.
+        # For a report and for who reads it later.
+        told = {"notes": list(fitted.notes), "warnings": list(fitted.warnings)}
+        rows = rows_of(setup.data)
+        write_results(folder.path, fit=told, evaluation=evaluation, rows=rows, weights=weights)
         evaluation = replace(
             evaluation,
             notes=(*fitted.notes, *evaluation.notes),
             cautions=(*fitted.warnings, *evaluation.cautions),
         )
-        write_results(folder.path, evaluation=evaluation, rows=rows_of(setup.data), weights=weights)
         with stages.stage("pictures"):
             failed = _draw(folder.path, setup, fitted, evaluation, weights, reported)
         unwritten = []

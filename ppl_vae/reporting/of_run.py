@@ -39,6 +39,7 @@ from ppl_vae.runs import (
     CONFIG,
     DIAGNOSIS,
     EVALUATION,
+    FIT,
     GAPS,
     METRICS,
     WEIGHTS,
@@ -211,6 +212,7 @@ def _results(
     known = (found.get("beta") for found in (diagnosis, *history[-1:]) if found is not None)
     beta = next((float(b) for b in known if isinstance(b, int | float) and math.isfinite(b)), 1.0)
     given = (
+        (content.result(FIT), lambda found: ()),  # texts alone
         (evaluation, partial(of_evaluation, beta=beta)),
         (diagnosis, of_diagnosis),
         (content.result(ANNEALED), of_annealed),

@@ -18,6 +18,7 @@ from .contents import (
     DIAGNOSIS as DIAGNOSIS,
     ERROR as ERROR,
     EVALUATION as EVALUATION,
+    FIT as FIT,
     GAPS as GAPS,
     LOG as LOG,
     METRICS as METRICS,

@@ -25,6 +25,7 @@ from ppl_vae.runs.contents import (
     CONFIG,
     DIAGNOSIS,
     EVALUATION,
+    FIT,
     GAPS,
     METRICS,
     POSTERIOR,
@@ -48,6 +49,7 @@ from ppl_vae.runtime import (
 )
 
 _MAKERS = {
+    FIT: "ppl-vae em",
     EVALUATION: "ppl-vae evaluate",
     ANNEALED: "ppl-vae evaluate --method ais",
     GAPS: "ppl-vae gaps",
@@ -154,6 +156,7 @@ def versions() -> dict[str, str]:
 def write_results(
     path: Path,
     *,
+    fit: Mapping[str, Any] | None = None,
     evaluation: Summary | Mapping[str, Any] | None = None,
     diagnosis: Summary | Mapping[str, Any] | None = None,
     annealed: Summary | Mapping[str, Any] | None = None,
@@ -166,6 +169,7 @@ def write_results(
 
     Args:
         path: The run's folder.
+        fit: For fit.json: notes and warnings of the fit, which stay if the run is evaluated again.
         evaluation: For evaluation.json, which people read, and evaluation.csv, one line per row.
         diagnosis: For diagnosis.json.
         annealed: For annealed.json and annealed.csv.
@@ -175,7 +179,13 @@ def write_results(
         weights: The digest of the weights that the results belong to; written into each file. None if it is not
             known.
     """
-    results = {EVALUATION: evaluation, DIAGNOSIS: diagnosis, ANNEALED: annealed, GAPS: gaps}
+    results = {
+        FIT: fit,
+        EVALUATION: evaluation,
+        DIAGNOSIS: diagnosis,
+        ANNEALED: annealed,
+        GAPS: gaps,
+    }
     for name, result in results.items():
         if result is None:
             continue

@@ -5,6 +5,7 @@
 | config.yaml | how model and guide are built, options, seed, versions |
 | weights.safetensors | modules' state and `pyro.param` values; atomic, checksummed, no pickle |
 | metrics.csv | one line per epoch |
+| fit.json | notes and warnings of `fit_em` |
 | evaluation.json | what `evaluate` found: means, errors, counts, warnings |
 | evaluation.csv | the same row by row |
 | diagnosis.json | what `diagnose` found |
