@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from ppl_vae.em import fit_em
 from ppl_vae.models import BernoulliMixture
 from ppl_vae.plots import bound_curves, components
-from ppl_vae.plots.em import COLORS, MOST_COMPONENTS
+from ppl_vae.plots.drawing import BLUE, ORANGE
+from ppl_vae.plots.em import MOST_COMPONENTS
 
 X = (torch.rand(60, 1, 4, 4, generator=torch.Generator().manual_seed(0)) < 0.5).float()
 
@@ -47,8 +48,8 @@ def test_climb_shades_what_q_misses() -> None:
     draw(figure)
     (axes,) = figure.axes
     of_exact, bound, truth = axes.lines
-    assert of_exact.get_color() == COLORS[0]
-    assert bound.get_color() == truth.get_color() == COLORS[1]
+    assert of_exact.get_color() == BLUE
+    assert bound.get_color() == truth.get_color() == ORANGE
     assert (bound.get_linestyle(), truth.get_linestyle()) == ("-", "--")
     np.testing.assert_array_equal(bound.get_ydata(), [row["bound"] for row in hard.history])
     np.testing.assert_array_equal(

@@ -16,7 +16,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from matplotlib.artist import Artist
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.lines import Line2D
@@ -30,6 +30,7 @@ from ppl_vae.diagnosis import Gaps, guide_on_grid, posterior_grid
 from ppl_vae.guides import Exact, MeanField
 from ppl_vae.models import VAE, FlowPrior, HierarchicalVAE, MixturePrior, ProbabilisticPCA
 from ppl_vae.networks import MLP
+from ppl_vae.plots.drawing import BLUE
 from ppl_vae.plots.run import is_standard_normal
 from ppl_vae.rate_distortion import linear_optimum
 from ppl_vae.stats import Estimate
@@ -322,6 +323,17 @@ def artists(figure: Figure) -> Iterator[tuple[Artist, Any]]:
             yield artist, artist.get_color()  # type: ignore[attr-defined]
 
 
+def colors_of(artist: Artist) -> set[str]:
+    """The colors of a line, a patch or points."""
+    names = ("get_color", "get_facecolor", "get_edgecolor", "get_markerfacecolor")
+    found = [getattr(artist, name)() for name in names if hasattr(artist, name)]
+    plain = [color for color in found if isinstance(color, str | tuple)]
+    many = [
+        tuple(row) for each in found if isinstance(each, np.ndarray) for row in np.atleast_2d(each)
+    ]
+    return {to_hex(color).upper() for color in [*plain, *many] if color not in ("none", "auto", ())}
+
+
 STYLES: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "default": lambda: matplotlib.style.context("default"),
     "dark_background": lambda: matplotlib.style.context("dark_background"),
@@ -346,6 +358,9 @@ def test_nothing_is_invisible(name: str, style: str) -> None:
         for patch_ in axes.patches:
             if isinstance(patch_, Circle):
                 assert contrast(patch_.get_edgecolor(), background) > 2
+    # The dark blue of white paper is hardly seen on a dark one: bars, patches and points of it, too.
+    if "dark" in style:
+        assert not [artist for artist in figure.findobj() if BLUE in colors_of(artist)]
 
 
 @pytest.mark.parametrize("name", PICTURES)

@@ -26,9 +26,13 @@ Floats = NDArray[np.float64]
 
 
 BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#8C8C8C"
+GREEN, PINK, SKY = "#009E73", "#CC79A7", "#56B4E9"
 
 LIGHT_BLUE = "#6CC0F5"
 """Blue on dark paper, where that of paper is hardly seen."""
+
+YELLOW = "#F0E442"
+"""In place of the sky's blue on dark paper, where blue is as light."""
 
 LARGE, MEDIUM = 17, 15
 
@@ -61,6 +65,11 @@ def is_dark() -> bool:
 def blue() -> str:
     """The blue of lines, bars and points in the style of now."""
     return LIGHT_BLUE if is_dark() else BLUE
+
+
+def sky() -> str:
+    """A light color beside `blue` in the style of now."""
+    return YELLOW if is_dark() else SKY
 
 
 def shade(share: float) -> str:

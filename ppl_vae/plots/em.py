@@ -14,13 +14,15 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from ppl_vae.plots.drawing import (
-    BLUE,
     GRAY,
+    GREEN,
     LARGE,
     MEDIUM,
     ORANGE,
+    PINK,
     Floats,
     annotate,
+    blue,
     heat_maps,
     ink,
     is_picture,
@@ -28,11 +30,18 @@ from ppl_vae.plots.drawing import (
     numpy_of,
     require_history,
     shade,
+    sky,
     value_range,
 )
 from ppl_vae.runtime import described
 
-COLORS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", GRAY)
+
+def _color(place: int) -> str:
+    """The color of a fit, in the style of now."""
+    colors = (blue(), ORANGE, GREEN, PINK, "#E69F00", sky(), GRAY)
+    return colors[place % len(colors)]
+
+
 """One per fit, from the palette of Okabe and Ito; its black would not be seen in a dark style."""
 
 NAMES = {
@@ -94,7 +103,7 @@ def bound_curves(
     shaded = known = False
     later, everything, starts = [], [], []
     for place, history in enumerate(histories.values()):
-        color = COLORS[place % len(COLORS)]
+        color = _color(place)
         bound, truth = _column(history, "bound"), _column(history, "log_likelihood")
         differ = not np.allclose(bound, truth, rtol=0, atol=1e-6, equal_nan=True)
         differ &= bool(np.isfinite(truth).any())
@@ -170,9 +179,7 @@ def _say_starts(
 def _legend(figure: Figure, names: Sequence[str], shaded: bool) -> None:
     """Names the fits by color, and bound and log p(x) by dashes if they differ anywhere."""
     entries: list[Line2D | Patch] = [
-        Line2D([], [], color=COLORS[i % len(COLORS)], lw=4, label=name)
-        for i, name in enumerate(names)
-        if name
+        Line2D([], [], color=_color(i), lw=4, label=name) for i, name in enumerate(names) if name
     ]
     if shaded:
         entries += [

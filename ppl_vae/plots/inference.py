@@ -18,13 +18,13 @@ from torch import Tensor
 
 from ppl_vae.diagnosis import Gaps, PosteriorGrid
 from ppl_vae.plots.drawing import (
-    BLUE,
     LARGE,
     MEDIUM,
     ORANGE,
     SHARES,
     Floats,
     annotate,
+    blue,
     ink,
     numpy_of,
     paper,
@@ -157,7 +157,7 @@ def guides_over_posterior(
     )
     panels = figure.subplots(1, len(log_q), squeeze=False, sharex=True, sharey=True)[0]
     figure.patch.set(linewidth=3, edgecolor=shade(0.2))  # a frame, on a page of another color
-    shades = LinearSegmentedColormap.from_list("posterior", [paper(), BLUE])
+    shades = LinearSegmentedColormap.from_list("posterior", [paper(), blue()])
     density = np.exp(log_p[row]).T
     levels = np.linspace(0, 1, 25)[1:] * density.max()
     for axes, (name, values) in zip(panels, log_q.items(), strict=True):
@@ -171,7 +171,7 @@ def guides_over_posterior(
         axes.spines[:].set_color(shade(0.5))
     _zoom(panels[0], x, y, log_p[row], [values[row] for values in log_q.values()], cell)
     entries = {
-        "exact p(z | x)": Patch(color=BLUE),
+        "exact p(z | x)": Patch(color=blue()),
         "guide q(z | x): 50%": Line2D([], [], color=ORANGE, lw=2.5),
         "95%": Line2D([], [], color=ORANGE, lw=2.5, ls="--"),
     }
@@ -313,9 +313,9 @@ def gaps_plot(gaps: Mapping[str, Gaps]) -> Figure:
     axes.set_yticks(range(len(gaps)), list(gaps))
     axes.set_ylim(len(gaps) - 0.5, -0.5)
     annotate(axes, x="nats per row, from the ELBO up to log p(x)")
-    entries = {"amortization gap": Patch(color=ORANGE), "approximation gap": Patch(color=BLUE)}
+    entries = {"amortization gap": Patch(color=ORANGE), "approximation gap": Patch(color=blue())}
     if any(hatched):
-        entries["at least"] = Patch(facecolor=BLUE, hatch="///", ec=paper(), lw=0)
+        entries["at least"] = Patch(facecolor=blue(), hatch="///", ec=paper(), lw=0)
     _legend(figure, entries, columns=3)
     return figure
 
@@ -323,7 +323,7 @@ def gaps_plot(gaps: Mapping[str, Gaps]) -> Figure:
 def _draw_gaps(axes: Axes, place: int, found: Gaps) -> bool:
     """Draws the bar of one guide and its errors; returns whether log p(x) is in doubt, and the bar hatched."""
     truth, best, elbo = (e.mean for e in (found.log_likelihood, found.best_elbo, found.elbo))
-    axes.barh(place, truth - best, left=best, height=0.6, color=BLUE)
+    axes.barh(place, truth - best, left=best, height=0.6, color=blue())
     axes.barh(place, best - elbo, left=elbo, height=0.6, color=ORANGE)
     doubtful = float(found.unreliable.double().mean()) >= 0.1
     if doubtful:

@@ -11,24 +11,33 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ppl_vae.plots.drawing import (
-    BLUE,
+    GREEN,
     LARGE,
     MEDIUM,
     ORANGE,
+    PINK,
     Floats,
     annotate,
+    blue,
     ink,
     legend_above,
     paper,
     shade,
+    sky,
 )
 from ppl_vae.runtime import described, require_number
 from ppl_vae.stats import Estimate
 
-GREEN, PINK, SKY = "#009E73", "#CC79A7", "#56B4E9"
 
-MARKS = [(BLUE, "o"), (ORANGE, "x"), (PINK, "s"), (SKY, "^")]
-LINES = [("", "-"), (GREEN, "-"), (PINK, "--"), (SKY, "-.")]  # the first in the color of text
+def mark(place: int) -> tuple[str, str]:
+    """Color and marker of a kind of points, in the style of now."""
+    marks = ((blue(), "o"), (ORANGE, "x"), (PINK, "s"), (sky(), "^"))
+    return marks[place % len(marks)]
+
+
+def _line(place: int) -> tuple[str, str]:
+    lines = ((ink(), "-"), (GREEN, "-"), (PINK, "--"), (sky(), "-."))
+    return lines[place % len(lines)]
 
 
 class RatePoint(Protocol):
@@ -93,16 +102,16 @@ def rate_distortion(
     figure = Figure(figsize=(8, 6.5), dpi=150, layout="constrained")
     axes = figure.subplots()
     for place, (name, (_, where)) in enumerate(lines.items()):
-        color, style = LINES[place % len(LINES)]
+        color, style = _line(place)
         where = where[np.argsort(where[:, 0])]
-        axes.plot(where[:, 0], where[:, 1], color=color or ink(), ls=style, lw=2, label=name)
+        axes.plot(where[:, 0], where[:, 1], color=color, ls=style, lw=2, label=name)
     for place, (name, (_, where)) in enumerate(drawn.items()):
-        color, mark = MARKS[place % len(MARKS)]
+        color, marker = mark(place)
         _bars(axes, where, color)
-        size = 9 if mark == "o" else 11
+        size = 9 if marker == "o" else 11
         axes.plot(
             *where[:, :2].T,
-            mark,
+            marker,
             color=color,
             ms=size,
             mew=2.5,

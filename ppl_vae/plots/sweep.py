@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ppl_vae.plots.drawing import LARGE, MEDIUM, annotate, legend_above, require_result
-from ppl_vae.plots.rate_plane import MARKS, rate_distortion
+from ppl_vae.plots.rate_plane import mark, rate_distortion
 from ppl_vae.sweeps import Backdrop, SweepTable, SweptPoint
 
 PANELS = {
@@ -114,7 +114,7 @@ def _draw(
     axes: Axes, axis: str, metric: str, points: list[SweptPoint], name: str, place: int
 ) -> None:
     """A line through the means of a metric, with bars, and the seeds as small points."""
-    color, mark = MARKS[place % len(MARKS)]
+    color, marker = mark(place)
     there = [point for point in points if _number(point, metric)]
     x = np.array([float(point.varied[axis]) for point in there])
     found = [point.estimate(metric) for point in there]
@@ -124,7 +124,7 @@ def _draw(
         [each.mean for each in found],
         yerr=errors,
         color=color,
-        marker=mark,
+        marker=marker,
         ms=8,
         lw=2,
         capsize=4,
