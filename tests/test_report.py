@@ -277,6 +277,19 @@ def test_every_picture_is_inside_with_a_sentence(trained: Path) -> None:
     assert page.tags["th"] > 20
 
 
+def test_samples_of_a_run_are_drawn_for_dark_pages(run: Path, capsys: Any) -> None:
+    before = Page(html_report(run)).tags["source"]
+    assert main(["sample", str(run), "--num=4", "--quiet"]) == 0
+    capsys.readouterr()
+    dark = imread(run / "plots_dark" / "samples.png")
+    np.testing.assert_allclose(dark[0, 0, :3], to_rgb(plots.DARK_PAPER), atol=0.01)
+    assert Page(html_report(run)).tags["source"] == before + 1
+    # Drawn elsewhere, it is none of the run's.
+    (run / "plots_dark" / "samples.png").unlink()
+    assert main(["sample", str(run), "--num=4", "-o", str(run.parent / "s.png"), "--quiet"]) == 0
+    assert not (run / "plots_dark" / "samples.png").exists()
+
+
 def test_dark_pictures_are_on_the_papers_color(trained: Path) -> None:
     for file in sorted((trained / "plots_dark").iterdir()):
         dark, light = (imread(f / file.name) for f in (file.parent, trained / "plots"))

@@ -211,6 +211,12 @@ def sample(parser: ArgumentParser, given: Namespace) -> int:
             known = {WEIGHTS_KEY: run.weights_sha256} if output.suffix.lower() == ".png" else None
             figure = prior_samples(arrays.get("x"), means=arrays.get("mean"))
             figure.savefig(file, metadata=known)
+            if output.resolve() == (run.path / SAMPLES).resolve():  # which a report shows
+                night = own_folder(run.path / PLOTS_DARK) / SAMPLES
+                with dark_paper(), replacing(night) as dark:
+                    prior_samples(arrays.get("x"), means=arrays.get("mean")).savefig(
+                        dark, metadata=known
+                    )
     say(f"{options.num} samples from the prior: {told}")
     show(output)
     return 0

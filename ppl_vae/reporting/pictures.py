@@ -137,7 +137,7 @@ def pictures_of(run: Path, stale: Mapping[str, str]) -> Found:
                 unread.append(str(error))
                 continue
             try:
-                usable = place.startswith(PLOTS) and dark not in stale and (run / dark).is_file()
+                usable = dark not in stale and (run / dark).is_file()
                 night = read_picture(run / dark) if usable else None
             except (OSError, CorruptFileError) as error:
                 unread.append(str(error))

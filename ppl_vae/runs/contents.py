@@ -54,7 +54,7 @@ _PICTURES = (
 
 _OWN = {
     PLOTS: _PICTURES,
-    PLOTS_DARK: _PICTURES,
+    PLOTS_DARK: (*_PICTURES, SAMPLES),
     CHECKPOINTS: ("step-*.safetensors",),
     TENSORBOARD: ("events.out.tfevents.*",),
 }
@@ -103,7 +103,7 @@ def is_own_picture(name: str) -> bool:
 
 def pictures(folder: Path) -> list[str]:
     """The run's own pictures that are there, as `plots/NAME`."""
-    named = [f"{part}/{name}" for part in OF_PICTURES for name in _PICTURES]
+    named = [f"{part}/{name}" for part in OF_PICTURES for name in _OWN[part]]
     return [name for name in named if (folder / name).is_file()]
 
 

@@ -427,6 +427,8 @@ def _command(path: Path, name: str) -> str:
     """The command that makes a result, or a picture, again."""
     if name in _MAKERS:
         return f"{_MAKERS[name]} {as_typed(path)} --overwrite"
+    if Path(name).name == SAMPLES:
+        return f"{_MAKERS[SAMPLES]} {as_typed(path)} --overwrite"
     if Path(name).stem == Path(GAPS).stem:
         return f"{_MAKERS[GAPS]} {as_typed(path)} --overwrite"
     try:
