@@ -12,6 +12,8 @@ import torch
 from programs import numbered, numbers, splits
 
 from ppl_vae.data import Binarization, Dequantization, load_data
+from ppl_vae.networks import Convolutional
+from ppl_vae.runtime import channels_last
 
 
 def test_digits_are_scikit_learns_counts() -> None:
@@ -201,3 +203,17 @@ def test_real_values_cannot_be_dequantized_nor_drawn_from(tmp_path: Path) -> Non
     np.save(path, numbered(50, 2) / 49)
     data = load_data(str(path), binarize="threshold")
     assert sum(part[:, 0].sum().item() for part in splits(data)) == 25
+
+
+def test_channels_that_come_last(tmp_path: Path) -> None:
+    """The shape is taken as it is, and what to type is said; so do networks that convolve."""
+    np.save(tmp_path / "x.npy", np.zeros((40, 12, 10, 3), np.uint8))
+    with pytest.warns(
+        UserWarning, match=r"move the 3 channels of \(12, 10, 3\) to the front, x.permute"
+    ):
+        data = load_data(tmp_path / "x.npy")
+    assert data.shape == (12, 10, 3)
+    with pytest.warns(UserWarning, match="Convolutional: pictures are"):
+        Convolutional().encoder(data.shape)
+    for right in ((3, 12, 10), (12, 3), (12, 10, 8), (2, 4, 4, 3)):
+        assert channels_last(right) == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -21,7 +22,7 @@ from ppl_vae.data.sizes import require_room
 from ppl_vae.data.sources import Part, Source, read_digits, runs_of
 from ppl_vae.data.torchvision_sets import TORCHVISION, read_torchvision
 from ppl_vae.data.transforms import Binarization, Dequantization
-from ppl_vae.runtime import HIDDEN, html_table
+from ppl_vae.runtime import HIDDEN, channels_last, html_table
 
 TEST_FRACTION = 0.2
 """Share of the rows held out for the test where a source has no test split of its own."""
@@ -243,6 +244,9 @@ def load_data(
         parts = (source.train, source.test, source.validation)
         every = [part.labels for part in parts if part is not None and part.labels is not None]
         warn_of_empty_classes(name, rows[0][1], every, labels)
+    first = rows[0][0] if isinstance(rows[0], tuple) else rows[0]
+    if hint := channels_last(first.shape[1:]):
+        warnings.warn(f"{name}: {hint}", UserWarning, stacklevel=2)
     return Data(
         name=name,
         train=rows[0],

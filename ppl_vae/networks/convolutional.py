@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,7 +17,7 @@ from ppl_vae.networks.arguments import (
 )
 from ppl_vae.networks.base import Network
 from ppl_vae.networks.skip import Skip
-from ppl_vae.runtime import require_flags
+from ppl_vae.runtime import channels_last, require_flags
 
 _SMALLER = "choose a smaller latent_dim, data_shape, Convolutional.channels or Convolutional.hidden"
 
@@ -200,4 +201,6 @@ def as_picture(shape: Sequence[int], owner: str = "Convolutional") -> tuple[int,
             f"{owner} needs pictures of shape (*channels, height, width), but the shape is "
             f"{tuple(shape)}; use MLP for data that are not pictures"
         )
+    if hint := channels_last(shape):
+        warnings.warn(f"{owner}: {hint}", UserWarning, stacklevel=3)
     return math.prod(shape[:-2]), shape[-2], shape[-1]

@@ -12,6 +12,7 @@ from .descriptions import (
     TILDE as TILDE,
     as_folder as as_folder,
     as_typed as as_typed,
+    channels_last as channels_last,
     described as described,
     printable as printable,
     require_count as require_count,

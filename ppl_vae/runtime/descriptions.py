@@ -6,6 +6,7 @@ import functools
 import inspect
 import os
 import shlex
+from collections.abc import Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,24 @@ HIDDEN = -1
 
 MOST_SAMPLES = 10**8
 """Most draws of each row that may be asked for; a million take minutes for a few hundred rows."""
+
+
+def channels_last(shape: Sequence[int]) -> str:
+    """What to do about the shape of a row that is that of a picture with its channels last; empty if it is not.
+
+    Example:
+        >>> channels_last((32, 32, 3)).partition(": ")[2]
+        'move the 3 channels of (32, 32, 3) to the front, x.permute(0, 3, 1, 2)'
+        >>> channels_last((3, 32, 32)), channels_last((8, 8))
+        ('', '')
+    """
+    if len(shape) < 3 or shape[-1] not in (1, 3, 4) or min(shape[-3:-1]) <= 4:
+        return ""
+    channels = "channel" if shape[-1] == 1 else f"{shape[-1]} channels"
+    return (
+        f"pictures are (channels, height, width): move the {channels} of {tuple(shape[-3:])} to the front, "
+        "x.permute(0, 3, 1, 2)"
+    )
 
 
 def described(given: object) -> str:
