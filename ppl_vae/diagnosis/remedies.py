@@ -191,13 +191,12 @@ def _learn_noise(facts: Facts) -> tuple[str, tuple[str, ...]]:
 def _new_weights(facts: Facts) -> tuple[str, tuple[str, ...]]:
     rate = SMALLER * (facts.learning_rate or LEARNING_RATE)
     options = ("train", "--seed", "1", "--learning_rate", f"{rate:.3g}")
-    lines = [_RESET.format("guide.modules()")] if _has_weights(facts.guide) else []
-    lines += [_RESET_TENSORS] if _has_tensors(facts.guide) else []
-    if not lines:
+    if not (_has_weights(facts.guide) or _has_tensors(facts.guide)):
         return "", options
     if facts.learning_rate is not None:
         facts = replace(facts, learning_rate=rate)
-    return "; ".join([*lines, _fit(facts)]), options
+    # Those of the model, too: it has learned to do without its latents.
+    return _with_new_weights(facts, _fit(facts)), options
 
 
 def _has_weights(program: Program) -> bool:
