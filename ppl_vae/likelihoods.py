@@ -119,7 +119,16 @@ def decoded(
 
     def draw(batch: torch.Size) -> Tensor:
         latents = z.expand(*batch, z.shape[-1])
-        return decoder.ancestral(latents, lambda part: likelihood(part, event_dim).sample())
+        kinds = {z.dtype}
+
+        def values(part: Tensor) -> Tensor:
+            drawn: Tensor = likelihood(part, event_dim).sample()
+            kinds.add(drawn.dtype)
+            return drawn
+
+        rows = decoder.ancestral(latents, values)
+        # The network reads real numbers while they are drawn; tokens are whole ones.
+        return rows.long() if torch.long in kinds else rows
 
     def support() -> constraints.Constraint:
         found: constraints.Constraint = likelihood(
