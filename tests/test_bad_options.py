@@ -30,6 +30,7 @@ LONG = "x" * 300
         (["--quiet", "train"], 2, "write ppl-vae train --quiet ..."),
         (["train", "--model", ""], 2, "--model: expected the name of a class, got an empty text"),
         (["train", "--seed="], 2, "--seed: expected int, got an empty text"),
+        (["train", "--report", "maybe"], 2, "--report: expected true or false, got maybe"),
         (["train", "--run_dir", ""], 2, "--run_dir: expected str, got an empty text"),
         (["train", "--run_dir=~/x"], 1, "run_dir='~/x': ~ is for the shell"),
         (

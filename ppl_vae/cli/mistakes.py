@@ -11,6 +11,9 @@ from ppl_vae.cli.source import Type
 _VALUES = {"null", "none", "true", "false", "inf", "infinity", "nan"}
 """Words that YAML or Python read as values: the full parser judges them."""
 
+_YES_OR_NO = {"yes", "no", "on", "off", "y", "n"}
+"""Other words of YAML for true and false."""
+
 
 class UsageError(ValueError):
     """Options that are wrong, or that exclude each other."""
@@ -46,6 +49,8 @@ def wrong_value(expected: Type, value: str) -> str:
     Example:
         >>> wrong_value(Type(kinds=("int",)), "many"), wrong_value(Type(kinds=("int",)), "1e3")
         ('expected int, got many', '')
+        >>> wrong_value(Type(values=("true", "false")), "maybe")
+        'expected true or false, got maybe'
     """
     if not value and expected.kinds in (("int",), ("float",), ("str",)):
         return f"expected {expected.kinds[0]}, got an empty text"
@@ -58,6 +63,9 @@ def wrong_value(expected: Type, value: str) -> str:
         return f"expected {expected.kinds[0]}{flag}, got {value:.60}" if wrong else ""
     closed = expected.values and not (expected.kinds or expected.bases or "true" in expected.values)
     spelled = re.fullmatch(r"[\w-]+", value) and value.lower() not in _VALUES
+    flag_only = set(expected.values) == {"true", "false"} and not expected.kinds
+    if flag_only and spelled and value.lower() not in _YES_OR_NO:
+        return f"expected true or false, got {value}"
     if closed and spelled and value not in expected.values:
         listed = ", ".join(repr(v) for v in expected.values if v != "null")
         return f"expected one of {listed}, got {value}"
