@@ -10,7 +10,7 @@ import torch
 from jsonargparse import Namespace
 
 from ppl_vae.cli.common import evaluate_training_rows, rows_of, say_of_other_weights
-from ppl_vae.cli.output import say, show, warn
+from ppl_vae.cli.output import counted, say, show, warn
 from ppl_vae.cli.report import write_report
 from ppl_vae.cli.results import result_table, with_accuracy, with_labels_of_training, with_levels
 from ppl_vae.cli.setup import Setup
@@ -46,7 +46,8 @@ def finish_run(run: RunFolder, setup: Setup, fitted: Fit, given: Namespace, stag
     """Everything that follows the training of a run, with what was typed, and what took how long."""
     progress = False if given.get("quiet") else None
     say(
-        f"trained {fitted.epochs} epochs ({fitted.steps} steps) in {fitted.seconds:.0f} s: {fitted.stopped}"
+        f"trained {counted(fitted.epochs, 'epoch')} ({counted(fitted.steps, 'step')}) in "
+        f"{fitted.seconds:.0f} s: {fitted.stopped}"
         + (f"; kept epoch {fitted.best_epoch}" if fitted.best_epoch != fitted.epochs else "")
     )
     with stages.stage("saving", told=False):

@@ -60,3 +60,13 @@ def silence_output() -> None:
     """Lets standard output go nowhere: Python prints what is left at its end, and would fail once more."""
     with suppress(OSError, AttributeError, ValueError):  # closed, or no file of the system
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things.
+
+    Example:
+        >>> counted(1, "run"), counted(2, "run")
+        ('1 run', '2 runs')
+    """
+    return f"{number} {what}{'' if number == 1 else 's'}"

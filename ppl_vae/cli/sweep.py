@@ -17,7 +17,7 @@ from jsonargparse import ArgumentParser, Namespace
 from ppl_vae.cli.known import DEFAULTS
 from ppl_vae.cli.light import command_parser
 from ppl_vae.cli.mistakes import UsageError, did_you_mean
-from ppl_vae.cli.output import say, show, warn
+from ppl_vae.cli.output import counted, say, show, warn
 from ppl_vae.cli.parsing import parsed
 from ppl_vae.cli.report import write_report
 from ppl_vae.cli.sweep_curves import backdrop_of, check_picture
@@ -204,16 +204,6 @@ def _said(folder: SweepFolder, run: SweepRun, outcome: Outcome) -> str:
         return "stopped"
     row = SweepTable.of(folder, [run]).rows[0]
     return f"ELBO {row['elbo']:.2f} nats ({duration(outcome.seconds)})"
-
-
-def counted(number: int, what: str) -> str:
-    """A number of things.
-
-    Example:
-        >>> counted(1, "run"), counted(2, "run")
-        ('1 run', '2 runs')
-    """
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _again(options: Any) -> str:
