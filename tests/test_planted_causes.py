@@ -66,6 +66,8 @@ TRAINED += ["--posterior", "never", "--learning_rate", "0.005"]
 WARMING = ["--objective.beta", "LinearWarmup", "--objective.beta.epochs", "100"]
 WARMING += ["--objective.beta.end", "5000", "--max_epochs", "20"]
 
+EARLY = ["--binarize", "threshold", "--max_epochs", "6", "--learning_rate", "0.0003"]
+
 
 @pytest.mark.parametrize(
     ("options", "cause", "typed"),
@@ -75,7 +77,8 @@ WARMING += ["--objective.beta.end", "5000", "--max_epochs", "20"]
             "large beta",
             "train --config RUN/config.yaml",
         ),
-        (WARMING, "still training", "train --resume RUN"),
+        (WARMING, "large beta", "train --config RUN/config.yaml"),
+        (EARLY, "still training", "train --resume RUN"),
     ],
 )
 def test_the_command_works_as_it_is_printed(
@@ -97,6 +100,6 @@ def test_the_command_works_as_it_is_printed(
     again = words[words.index("--run_dir") + 1] if "--run_dir" in words else "run"
     after: Any = load_run(again).diagnosis
     if cause == "still training":
-        assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 1 + 200
+        assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 1 + 18
     else:
         assert after["active_units"] > before["active_units"]

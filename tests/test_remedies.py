@@ -321,3 +321,88 @@ def test_a_posterior_that_is_the_prior_of_its_label_tells_nothing_beyond_it() ->
     found = diagnose(program, lambda x, y: program(x, y, False), (x, y), seed=0)
     low, high = found.information_bounds
     assert (low, high) == pytest.approx((0.0, 0.0), abs=1e-9)
+
+
+class Tied(nn.Module):
+    """A guide whose two latents share a noise of their own kind: it cannot be the prior of correlation 0.5."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> None:
+        loc, scale = self.encoder(x).chunk(2, -1)
+        with pyro.plate("data", len(x)):
+            q = dist.Normal(loc, nn.functional.softplus(scale) + 1e-3)
+            pyro.sample("z", q.to_event(1))
+
+
+class Correlated(nn.Module):
+    """Normal data, and latents that are correlated under the prior."""
+
+    def __init__(self, sigma: float) -> None:
+        super().__init__()
+        self.decoder, self.sigma = nn.Linear(2, 6), sigma
+
+    def forward(self, x: Tensor) -> None:
+        covariance = torch.tensor([[1.0, 0.8], [0.8, 1.0]])
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.MultivariateNormal(torch.zeros(2), covariance))
+            pyro.sample("x", dist.Normal(self.decoder(z), self.sigma).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize(
+    ("beta", "sigma", "cause"), [(300.0, 0.5, "large beta"), (1.0, 8.0, "decoder noise")]
+)
+def test_a_guide_that_cannot_be_the_prior_has_the_same_causes(
+    beta: float, sigma: float, cause: str
+) -> None:
+    """Its collapsed posterior keeps a KL, which does not make it one that ignores x by itself."""
+    torch.manual_seed(0)
+    x = torch.randn(1000, 2) @ torch.randn(2, 6) + 0.5 * torch.randn(1000, 6)
+    model, guide = Correlated(sigma), Tied()
+    objective = ELBO(beta=beta)
+    fitted = ppl_vae.fit(
+        model, guide, x, objective=objective, max_epochs=100, learning_rate=1e-2, seed=0
+    )
+    found = diagnose(model, guide, x, fit=fitted, seed=0)
+    assert found.active_units == 0
+    assert float(found.kl.max()) > 0.01
+    assert found.cause == cause
+    (code,) = {each.code for each in found.causes.values()}
+    if code:
+        exec(code, {"ppl_vae": ppl_vae, "torch": torch, "model": model, "guide": guide, "x": x})
+        assert diagnose(model, guide, x, seed=0).active_units == 2
+
+
+def test_a_lagging_guide_is_not_refitted_with_the_steps_that_made_it_lag() -> None:
+    assert "learning_rate" not in typed("lagging guide", learning_rate=1e-6)
+    assert "learning_rate=0.01" in typed("lagging guide", learning_rate=0.01)
+
+
+def test_what_the_decoder_reads_is_told_to_be_unknown() -> None:
+    """Bits that follow each other, observed as they are or as gray levels that the model makes bits of."""
+
+    def of(scale: float) -> Any:
+        def model(x: Tensor) -> None:
+            bits = x / scale
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+                before = nn.functional.pad(bits, (1, -1), value=0.5)
+                pyro.sample("x", dist.Bernoulli(logits=6 * before - 3).to_event(1), obs=bits)
+
+        return model
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(1e-6 * x[:, :2], 1.0).to_event(1))
+
+    torch.manual_seed(0)
+    bits = [torch.rand(4000) < 0.5]
+    for _ in range(5):
+        bits.append(torch.rand(4000) < torch.where(bits[-1], 0.9526, 0.0474))
+    x = torch.stack(bits, -1).float()
+    assert diagnose(of(1.0), guide, x, seed=0).cause == "strong decoder"
+    found = diagnose(of(255.0), guide, 255 * x, seed=0)
+    assert found.cause == "surplus dimensions"
+    assert any("whether the decoder models the data without its latents" in n for n in found.notes)

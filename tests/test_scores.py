@@ -284,3 +284,17 @@ def test_many_categories_are_looked_at_in_part(monkeypatch: pytest.MonkeyPatch) 
     assert diagnose(model, guide, x, seed=0).cause == "local optimum"
     shuffled = x.gather(0, torch.rand(n, numbers).argsort(0))
     assert diagnose(model, guide, shuffled, seed=0).cause == "surplus dimensions"
+
+
+def test_data_that_vary_more_than_the_likelihood_allows_are_no_local_optimum_of_a_large_beta() -> (
+    None
+):
+    """Counts with a factor e^(2 e): the score's variance exceeds beta, though next to no weight pays."""
+    torch.manual_seed(0)
+    e = 2.0 * torch.randn(600, 1).expand(600, D)
+    x = dist.Poisson((e + 1).exp()).sample()
+    rate = x.mean(0).log()
+    found = diagnose(*decoded(lambda z: dist.Poisson((z + rate).exp())), x, beta=60.0, seed=0)
+    assert found.cause == "large beta"
+    (code,) = {each.code for each in found.causes.values()}
+    assert "beta=" not in code  # it is 1

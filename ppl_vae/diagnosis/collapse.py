@@ -10,11 +10,14 @@ from torch import Tensor
 
 from ppl_vae.checks import Session
 from ppl_vae.diagnosis.causes import CAUSES, Cause, listed
-from ppl_vae.diagnosis.decoder import loss_of_other_latents, models_dependencies
+from ppl_vae.diagnosis.decoder import (
+    loss_of_other_latents,
+    models_dependencies,
+    shows_its_arguments,
+)
 from ppl_vae.diagnosis.dimensions import NUM_DRAWS, dimension_names
 from ppl_vae.diagnosis.encoder import gradient_tells_rows_apart
 from ppl_vae.diagnosis.finite_rows import finite_of, rows_vary, told_by_exact_posteriors
-from ppl_vae.diagnosis.history import STILL_RISES
 from ppl_vae.diagnosis.information import RowDraws
 from ppl_vae.diagnosis.refinement import FEW_SAMPLES, Refined, can_refine, refine_rows
 from ppl_vae.diagnosis.remedies import Facts, what_to_type
@@ -33,6 +36,11 @@ from ppl_vae.stats import Estimate
 _ABOVE = (
     "{sites} may explain other latents, not x: whether a prior of these needs it does not show in what is left "
     "of x"
+)
+
+_NOT_SEEN = (
+    "no site observes x as it is given, so it is not known whether the decoder models the data without its "
+    "latents (a strong decoder: given z, the numbers of x depend on each other)"
 )
 
 REVIVED = 0.1
@@ -114,8 +122,9 @@ def find_causes(asked: Asked) -> tuple[dict[str, Cause], tuple[str, ...]]:
     if asked.ended:
         name, evidence = "still training", asked.ended
         verdict = asked.residuals.verdict(asked.facts.beta, len(asked.unused))
-        warming = asked.ended.startswith(STILL_RISES)
-        if verdict.cause == "large beta" and not warming:  # they die while the training goes on
+        if (
+            verdict.cause == "large beta"
+        ):  # they die while the training goes on, or beta still rises
             name, evidence = verdict.cause, f"{verdict.evidence}; {asked.ended}"
         return dict.fromkeys(asked.unused, asked.cause(name, evidence)), ()
     notes: tuple[str, ...] = ()
@@ -152,7 +161,9 @@ def _of_the_decoder(asked: Asked) -> tuple[Cause, tuple[str, ...]]:
     unused = set(asked.unused)
     session, residuals, beta = asked.session, asked.residuals, asked.facts.beta
     verdict = residuals.verdict(beta, len(unused))
-    if verdict.cause not in ("large beta", "decoder noise") and models_dependencies(session):
+    decided = verdict.cause in ("large beta", "decoder noise")
+    depends = None if decided else models_dependencies(session)
+    if depends:
         lost = loss_of_other_latents(session, unused)
         evidence = (
             f"log p(x | z) falls by {max(0.0, lost):.2g} nats if rows exchange these dimensions, and the "
@@ -165,8 +176,12 @@ def _of_the_decoder(asked: Asked) -> tuple[Cause, tuple[str, ...]]:
             remedy = f"{CAUSES[verdict.cause].remedy} (about {verdict.sigma:.3g})"
         found = asked.cause(verdict.cause, verdict.evidence, remedy)
         sites = {name.split("[")[0] for name in unused}
-        several = verdict.cause == "surplus dimensions" and len(session.layout.latents) > 1
-        return found, (_ABOVE.format(sites=listed(sorted(sites))),) if several else ()
+        surplus = verdict.cause == "surplus dimensions"
+        notes = (
+            [_ABOVE.format(sites=listed(sorted(sites)))] if len(session.layout.latents) > 1 else []
+        )
+        notes += [_NOT_SEEN] if depends is None and not shows_its_arguments(session) else []
+        return found, tuple(notes) if surplus else ()
     lost = loss_of_other_latents(session, unused)
     evidence = f"log p(x | z) falls by {max(0.0, lost):.2g} nats if rows exchange these dimensions"
     note = f"whether the data would pay for more dimensions is not known: {residuals.unknown}"

@@ -66,6 +66,14 @@ def models_dependencies(session: Session) -> bool | None:
     return None if not found or None in found else any(found)
 
 
+def shows_its_arguments(session: Session) -> bool:
+    """Whether a site observes one of the arguments as it is: what `models_dependencies` needs."""
+    few = session.first if session.pair.keeps_rows else take_rows(session.first, slice(0, 16))
+    trace = sample_rows(session.pair, session.layout, few, 1).model_trace
+    seen = [trace.nodes[name]["value"] for name in session.layout.observed]
+    return any(_holds(value, x) for x in tensors_of(few) for value in seen)
+
+
 def _holds(value: Any, x: Tensor) -> bool:
     """Whether an observed value is an argument, in any shape."""
     return (

@@ -22,9 +22,6 @@ LEAST = 0.01
 SURE = 3.0
 """Standard errors, by how the ELBO changes from epoch to epoch, that it must have gained."""
 
-STILL_RISES = "beta was"
-"""How the reason begins that beta was still to rise."""
-
 FEW = 6
 """Epochs up to which nothing is known of these, and the later half is compared with the other."""
 
@@ -47,7 +44,7 @@ def still_training(history: Sequence[Mapping[str, float]], objective: Objective 
     if objective is not None and not isinstance(objective.beta, Controller) and n:
         now, end = objective.beta_at(n), objective.beta_at(math.ceil(objective.warmup_epochs))
         if n < objective.warmup_epochs and now < end:
-            return f"{STILL_RISES} {now:.2g} after {n} epochs, and still rises to {end:g}"
+            return f"beta was {now:.2g} after {n} epochs, and still rises to {end:g}"
     name = "validation_elbo" if all("validation_elbo" in row for row in history) else "elbo"
     values = [row[name] for row in history if name in row]
     if len(values) < 2:

@@ -203,8 +203,11 @@ def diagnose(
             same = same_for_all_rows(found.mutual, gathered.draws)
             if same and is_dead(session, gathered.draws, unused, bool(collapsed.all())):
                 cause = "dead encoder"
-        if cause in ("constant posterior", "small means") and ended:
-            cause = None
+        if cause in ("constant posterior", "small means"):
+            # A guide that cannot be the prior says nothing of x elsewhere, when beta or the noise forbids it.
+            verdict = gathered.residuals.verdict(beta, len(unused))
+            if ended or verdict.cause in ("large beta", "decoder noise"):
+                cause = None
         if cause is None:
             causes, unknown = find_causes(asked)
             notes += unknown

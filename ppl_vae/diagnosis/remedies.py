@@ -125,6 +125,7 @@ def _longer(facts: Facts) -> tuple[str, tuple[str, ...]]:
 def _refit(facts: Facts) -> tuple[str, tuple[str, ...]]:
     if not facts.guide_learns:
         return "", ()
+    facts = _without_tiny_steps(facts)
     held = facts.beta if isinstance(getattr(facts.objective, "beta", 1), Controller) else None
     objective = _objective(facts, held)
     given = f"{objective}{_steps(facts)}max_epochs={facts.length}"
@@ -140,13 +141,18 @@ def _lower_beta(facts: Facts) -> tuple[str, tuple[str, ...]]:
 
 def _warm_up(facts: Facts) -> tuple[str, tuple[str, ...]]:
     half, end = max(1, facts.length // 2), min(1.0, facts.beta) or 1.0
-    if facts.learning_rate is not None and facts.learning_rate < LEARNING_RATE:
-        facts = replace(facts, learning_rate=None)  # steps that small may be why nothing has moved
+    facts = _without_tiny_steps(facts)
     code = _fit(facts, LinearWarmup(epochs=half, end=end))
     # All arguments: those of another class may be in the run's config.yaml.
     options = ["--objective.beta", "LinearWarmup", "--objective.beta.epochs", str(half)]
     options += ["--objective.beta.start", "0", "--objective.beta.end", f"{end:g}"]
     return code, ("train", *options)
+
+
+def _without_tiny_steps(facts: Facts) -> Facts:
+    """With the default steps in place of smaller ones, which may be why nothing has moved."""
+    tiny = facts.learning_rate is not None and facts.learning_rate < LEARNING_RATE
+    return replace(facts, learning_rate=None) if tiny else facts
 
 
 def _start_again(facts: Facts) -> tuple[str, tuple[str, ...]]:
@@ -180,7 +186,9 @@ def _target(facts: Facts) -> tuple[str, tuple[str, ...]]:
 def _learn_noise(facts: Facts) -> tuple[str, tuple[str, ...]]:
     model: Any = facts.model
     if isinstance(getattr(model, "likelihood", None), Gaussian):
-        code = f"model.likelihood = ppl_vae.likelihoods.OptimalGaussian(); {_fit(facts)}"
+        # Under a noise that hides everything the weights have learned to do without the latents.
+        code = _with_new_weights(facts, _fit(facts))
+        code = f"model.likelihood = ppl_vae.likelihoods.OptimalGaussian(); {code}"
         return code, ("train", "--model.likelihood", "OptimalGaussian")
     if isinstance(model, ProbabilisticPCA) and not isinstance(model.log_sigma, nn.Parameter):
         code = f"model.log_sigma = torch.nn.Parameter(model.log_sigma); {_fit(facts)}"

@@ -158,6 +158,10 @@ class Residuals:
             return Verdict(None, "")
         edge = _by_chance(left, numbers)
         spectrum = Spectrum(_eigenvalues(left, unused), edge)
+        if spectrum.paying(beta) and beta > 1 and not self._normal:
+            # The second order is not enough then: of data that vary more than the likelihood allows, it says
+            # that next to no weight pays, under any beta.
+            return Verdict("large beta", spectrum.says(1.0))
         if spectrum.paying(beta):
             return Verdict("local optimum", spectrum.says(beta))
         rest, free = left, size
