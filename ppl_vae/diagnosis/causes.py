@@ -55,8 +55,8 @@ CAUSES = {
     ),
     "large beta": Text(
         "beta is {beta:.4g}, so that their KL costs {beta:.4g} times what it costs in the ELBO",
-        "train again with new weights and a beta that warms up from 0 to 1; if few dimensions are what this "
-        "beta is for, nothing is wrong",
+        "lower beta to use more of them: new weights, and a beta that warms up from 0 to 1; if few dimensions "
+        "are what this beta is for, nothing is wrong",
     ),
     "decoder noise": Text(
         "the decoder's noise is larger than what they could explain",
