@@ -206,9 +206,11 @@ def diagnose(
             if same and is_dead(session, gathered.draws, unused, bool(collapsed.all())):
                 cause = "dead encoder"
         if cause in ("constant posterior", "small means"):
-            # A guide that cannot be the prior says nothing of x elsewhere, when beta or the noise forbids it.
+            # A guide that cannot be the prior says nothing of x elsewhere, when beta or the noise forbids it,
+            # or after a training that has ended there.
             verdict = gathered.residuals.verdict(beta, len(unused))
-            if ended or verdict.cause in ("large beta", "decoder noise"):
+            others = ("large beta", "decoder noise", *(("local optimum",) if fit else ()))
+            if ended or verdict.cause in others:
                 cause = None
         if cause is None:
             causes, unknown = find_causes(asked)
