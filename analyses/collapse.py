@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -25,6 +26,7 @@ from ppl_vae.objectives import ELBO
 from ppl_vae.pairs import Program
 from ppl_vae.rate_distortion import linear_optimum
 from ppl_vae.runtime import replacing, require_output
+from ppl_vae.stats import Estimate
 
 TITLES = {"linear": "probabilistic PCA", "mlp": "MLP", "autoregressive": "autoregressive decoder"}
 BLUE, ORANGE = "#0072B2", "#D55E00"
@@ -102,6 +104,10 @@ class Family:
         data = f"{len(self.x)} rows of sum {float(self.x.double().sum()):.6g}, {len(self.test)} test rows"
         return f"{asdict(self.sizes)}, {data}, {self.learning_rate}, {self.batch_size}"
 
+    def of_seed(self, seed: int) -> Family:
+        """The same with another seed of weights and draws."""
+        return replace(self, sizes=replace(self.sizes, seed=seed))
+
     def train(self, name: str, beta: float) -> Point:
         """Trains a pair with this weight of the KL, and measures it."""
         torch.manual_seed(self.sizes.seed)
@@ -159,6 +165,11 @@ def known_points(file: Path) -> list[Point]:
         ]
 
 
+def over_seeds(points: Sequence[Point], number: str) -> Estimate:
+    """Mean and standard error over seeds of a number of points."""
+    return Estimate(torch.tensor([float(getattr(p, number)) for p in points]), unit="")
+
+
 def keep(file: Path, point: Point) -> None:
     """Adds a point to those that are kept."""
     row = asdict(point)
@@ -176,6 +187,7 @@ def main(
     mlp: tuple[float, ...] = (0.1, 0.3, 1, 2, 4, 8, 16, 32, 64, 128),
     autoregressive: tuple[float, ...] = (0.1, 0.2, 0.4, 0.7, 1, 1.4, 2, 4, 8),
     sizes: Sizes = Sizes(),
+    num_seeds: int = 3,
     linear_epochs: int = 150,
     autoregressive_rows: int = 5_000,
     autoregressive_epochs: int = 12,
@@ -196,6 +208,8 @@ def main(
         mlp: Those for an MLP decoder.
         autoregressive: Those for an autoregressive decoder.
         sizes: What is trained.
+        num_seeds: Trainings for each weight of the KL, with seeds from that of `sizes` on; one for
+            probabilistic PCA, which always starts at the same weights.
         linear_epochs: Passes over the rows for probabilistic PCA.
         autoregressive_rows: Rows to train the autoregressive decoder on, which takes long.
         autoregressive_epochs: Passes over these.
@@ -239,51 +253,60 @@ def main(
     }
     wanted = {"linear": linear, "mlp": mlp, "autoregressive": autoregressive}
     known = {(p.family, p.beta, p.settings): p for p in known_points(results)}
+    seeds = {name: 1 if name == "linear" else num_seeds for name in wanted}
     table = Table(
         ["decoder", "beta", "active", "exact", "rate", "exact rate", "distortion"],
-        steps=sum(map(len, wanted.values())),
+        steps=sum(len(betas) * seeds[name] for name, betas in wanted.items()),
     )
     table.head()
     points: list[Point] = []
     for name, family in families.items():
         for beta in wanted[name]:
-            point = known.get((name, beta, family.settings))
-            if point is None:
-                point = family.train(name, beta)
-                keep(results, point)
+            found = []
+            for seed in range(sizes.seed, sizes.seed + seeds[name]):
+                one = family.of_seed(seed)
+                point = known.get((name, beta, one.settings))
+                if point is None:
+                    point = one.train(name, beta)
+                    keep(results, point)
+                found.append(point)
+                table.step(f"{TITLES[name]}, beta = {beta:g}, seed {seed}")
             exact = ["", ""]
             if name == "linear":
                 best = linear_optimum(eigenvalues, noise, beta, latent_dim=size)
                 exact = [str(int(best.active.sum())), f"{best.rate:.1f}"]
-            active, rate, distortion = point.active, point.rate, point.distortion
-            row = [TITLES[name], f"{beta:g}", str(active), exact[0], f"{rate:.1f}", exact[1]]
-            table.row([*row, f"{distortion:.1f}"])
-            table.step(f"{TITLES[name]}, beta = {beta:g}")
-            points.append(point)
+            active, rate, distortion = (
+                over_seeds(found, number).numbers(".1f")
+                for number in ("active", "rate", "distortion")
+            )
+            table.row([TITLES[name], f"{beta:g}", active, exact[0], rate, exact[1], distortion])
+            points += found
     with replacing(output, overwrite=overwrite) as file:
         picture(points, eigenvalues, noise, size).savefig(file)
-    print(f"\nNats per row, means over {len(test):,} test rows; {size} latents. The exact numbers")
+    print(
+        f"\nNats per row, means over {len(test):,} test rows; {size} latents; means over {num_seeds} seeds with"
+    )
+    print("standard errors, but for probabilistic PCA, which has one. The exact numbers")
     print(f"are those of the best linear VAE with the noise {noise:.4f} on the {len(x):,} training")
     print(f"rows, on which probabilistic PCA is measured. The picture is {output}.")
 
 
 def picture(points: Sequence[Point], eigenvalues: Tensor, noise: float, size: int) -> Figure:
-    """Active latents and rate of each kind of pair, against beta; of linear ones beside the exact lines."""
+    """Active latents and rate of each kind of pair with standard errors; linear ones beside the exact lines."""
     figure = Figure(figsize=(11, 5.2), dpi=110, layout="constrained")
     panels = figure.subplots(2, 3, sharex=True, sharey="row")
     every = [point.beta for point in points]
     grid = np.geomspace(min(every), max(every), 600)
     best = [linear_optimum(eigenvalues, noise, float(beta), latent_dim=size) for beta in grid]
     for column, (name, title) in enumerate(TITLES.items()):
-        of_kind = sorted((p for p in points if p.family == name), key=lambda p: p.beta)
-        betas = [p.beta for p in of_kind]
+        of_kind = [p for p in points if p.family == name]
+        betas = sorted({p.beta for p in of_kind})
         lines = "o" if name == "linear" else "o-"
-        for axes, values in zip(
-            panels[:, column],
-            ([p.active for p in of_kind], [p.rate for p in of_kind]),
-            strict=True,
-        ):
-            axes.plot(betas, values, lines, color=BLUE, markersize=6, label="trained")
+        for axes, number in zip(panels[:, column], ("active", "rate"), strict=True):
+            found = [over_seeds([p for p in of_kind if p.beta == beta], number) for beta in betas]
+            errors = [0.0 if math.isnan(e.standard_error) else e.standard_error for e in found]
+            bars = {"yerr": errors, "capsize": 4, "markersize": 6, "color": BLUE}
+            axes.errorbar(betas, [e.mean for e in found], fmt=lines, label="trained", **bars)
         if name == "linear":
             active = [int(at.active.sum()) for at in best]
             exact = {"drawstyle": "steps-mid", "color": ORANGE, "zorder": 0, "label": "exact"}
@@ -320,6 +343,7 @@ if __name__ == "__main__":
                 "autoregressive_rows": 100,
                 "autoregressive_epochs": 1,
                 "num_test": 50,
+                "num_seeds": 2,
             },
             **{"results": "collapse_quick.csv", "output": "collapse_quick.png"},
         },
