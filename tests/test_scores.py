@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ppl_vae import diagnose
 from ppl_vae.checks import opened
-from ppl_vae.diagnosis.scores import frequent, scores_of, suiting_factor, why_no_scores
+from ppl_vae.diagnosis.scales import Scales
+from ppl_vae.diagnosis.scores import frequent, scores_of, why_no_scores
 from ppl_vae.distributions import Ancestral, QuantizedLogistic
 
 D = 6
@@ -209,9 +210,12 @@ def test_information_of_densities_with_a_kink(
     with opened(*decoded(wide), x, seed=0, progress=False) as session:
         rows = session.sample(x, 1)
         site = rows.model_trace.nodes["x"]
-        factor = suiting_factor(site)
-        found = scores_of(rows, rows.layout, site, None, factor)
-    assert factor == pytest.approx(float(x.abs().mean()) / scale, rel=0.01)
+        scales = Scales()
+        scales.update(rows, rows.layout, site)
+        factors = scales.factors(apart=True)
+        found = scores_of(rows, rows.layout, site, None, factors)
+    assert factors is not None
+    assert factors.tolist() == pytest.approx([float(x.abs().mean()) / scale] * D, rel=0.01)
     # The step is finite: a normal density falls less within it than that of a Laplace distribution.
     higher = 1.0 if data == "laplace" else 1 / 0.92
     assert float(found.information.mean()) == pytest.approx(2 * density * scale * higher, rel=0.03)

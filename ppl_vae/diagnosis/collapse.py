@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from ppl_vae.diagnosis.finite_rows import finite_of, rows_vary, told_by_exact_po
 from ppl_vae.diagnosis.information import RowDraws
 from ppl_vae.diagnosis.refinement import FEW_SAMPLES, Refined, can_refine, refine_rows
 from ppl_vae.diagnosis.remedies import Facts, what_to_type
-from ppl_vae.diagnosis.residuals import Residuals
+from ppl_vae.diagnosis.residuals import Residuals, Verdict
 from ppl_vae.pairs import (
     COLLAPSED,
     num_rows,
@@ -84,17 +85,27 @@ class Asked:
 
     Attributes:
         session: The opened pair; a posterior is fitted to each row of its first batch.
-        residuals: The decoder's residuals of all rows.
+        size: Rows at once, with all draws of each.
         unused: The dimensions that are not active, and the KL that the guide pays for each.
         facts: What remedies depend on.
         ended: Why the training had not ended, if it had not.
     """
 
     session: Session
-    residuals: Residuals
+    size: int
     unused: Mapping[str, float]
     facts: Facts
     ended: str = ""
+
+    @cached_property
+    def residuals(self) -> Residuals:
+        """The decoder's residuals."""
+        return Residuals.of(self.session, self.size)
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """What they say."""
+        return self.residuals.verdict(self.facts.beta, len(self.unused))
 
     def plain(self, name: str, information: Estimate) -> Cause:
         """A cause that the numbers alone show, with the mutual information."""
@@ -121,11 +132,9 @@ def find_causes(asked: Asked) -> tuple[dict[str, Cause], tuple[str, ...]]:
     """Why each dimension is not used, and notes on what could not be checked."""
     if asked.ended:
         name, evidence = "still training", asked.ended
-        verdict = asked.residuals.verdict(asked.facts.beta, len(asked.unused))
-        if (
-            verdict.cause == "large beta"
-        ):  # they die while the training goes on, or beta still rises
-            name, evidence = verdict.cause, f"{verdict.evidence}; {asked.ended}"
+        verdict = asked.verdict
+        if verdict.cause == "large beta":  # they die while it goes on, or beta still rises
+            name, evidence = "large beta", f"{verdict.evidence}; {asked.ended}"
         return dict.fromkeys(asked.unused, asked.cause(name, evidence)), ()
     notes: tuple[str, ...] = ()
     session, beta = asked.session, asked.facts.beta
@@ -160,7 +169,7 @@ def _of_the_decoder(asked: Asked) -> tuple[Cause, tuple[str, ...]]:
     """Why a decoder does not use some dimensions, and notes."""
     unused = set(asked.unused)
     session, residuals, beta = asked.session, asked.residuals, asked.facts.beta
-    verdict = residuals.verdict(beta, len(unused))
+    verdict = asked.verdict
     decided = verdict.cause in ("large beta", "decoder noise")
     depends = None if decided else models_dependencies(session)
     if depends:

@@ -15,7 +15,6 @@ from ppl_vae.checks import Session
 from ppl_vae.diagnosis.faults import MomentGap
 from ppl_vae.diagnosis.information import RowDraws
 from ppl_vae.diagnosis.prior_conditions import PriorConditions
-from ppl_vae.diagnosis.residuals import Residuals
 from ppl_vae.pairs import (
     Batch,
     RowDensities,
@@ -150,7 +149,6 @@ class Gathered:
         dimensions: Statistics of each dimension; means are counted from those of the prior, if it varies.
         draws: One draw for each row.
         conditions: Which rows have the same prior.
-        residuals: The decoder's residuals.
         moment_gap: How far the moments of all draws are from those of the prior.
         elbo: The ELBO of each row, `(n,)`, at beta = 1.
         rate: Its rate, as many.
@@ -164,7 +162,6 @@ class Gathered:
     dimensions: Dimensions
     draws: RowDraws
     conditions: PriorConditions
-    residuals: Residuals
     moment_gap: MomentGap
     elbo: Tensor
     rate: Tensor
@@ -185,7 +182,7 @@ def gather(session: Session, size: int) -> Gathered:
         PairError: The guide gives points for some rows.
     """
     is_analytic: dict[object, bool] = {}
-    dimensions, draws, residuals = Dimensions(), RowDraws(), Residuals()
+    dimensions, draws = Dimensions(), RowDraws()
     moment_gap, bounds, rates = MomentGap(), [], []
     moments_alone: dict[str, None] = {}
     without: dict[str, None] = {}
@@ -216,8 +213,6 @@ def gather(session: Session, size: int) -> Gathered:
                 without[name] = None
         draws.update(rows)
         conditions.update(rows, batch)
-        if not enough:  # E_q[mean of p(x | z)] has little noise then
-            residuals.update(rows, rows.layout)
         moment_gap.update(_in_units_of_the_prior(rows))
         bounds.append(rows.log_weights.double().mean(0).cpu())
         rates.append((rows.log_guide - rows.log_prior).double().mean(0).cpu())
@@ -230,7 +225,6 @@ def gather(session: Session, size: int) -> Gathered:
         dimensions=beyond if conditions else dimensions,
         draws=draws,
         conditions=conditions,
-        residuals=residuals,
         moment_gap=moment_gap,
         elbo=torch.cat(bounds),
         rate=torch.cat(rates),

@@ -197,17 +197,18 @@ def diagnose(
         )
         stopped = fit is None or fit.best_epoch < fit.epochs  # early: it had ended
         ended = "" if stopped else still_training(fit.history, fit.objective)
-        asked = Asked(session, gathered.residuals, unused, facts, ended)
+        spread = session.with_spread_rows() if unused else session
+        asked = Asked(spread, size, unused, facts, ended)
         cause = _plain_cause(gathered, active, collapsed, found.mutual)
         if cause in (None, "constant posterior") and not bool(active.any()):
             same = same_for_all_rows(found.mutual, gathered.draws)
-            if same and is_dead(session, gathered.draws, unused, bool(collapsed.all())):
+            if same and is_dead(spread, gathered.draws, unused, bool(collapsed.all())):
                 cause = "dead encoder"
-        if cause in ("constant posterior", "small means"):
-            # A guide that cannot be the prior says nothing of x elsewhere, when beta or the noise forbids it.
-            verdict = gathered.residuals.verdict(beta, len(unused))
-            if ended or verdict.cause in ("large beta", "decoder noise"):
-                cause = None
+        # A guide that cannot be the prior says nothing of x elsewhere, when beta or the noise forbids it.
+        if cause in ("constant posterior", "small means") and (
+            ended or asked.verdict.cause in ("large beta", "decoder noise")
+        ):
+            cause = None
         if cause is None:
             causes, unknown = find_causes(asked)
             notes += unknown

@@ -1,0 +1,210 @@
+"""Residuals in units of a decoder's noise, and which further dimensions would pay by their covariance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ppl_vae.diagnosis.scores import Scores
+
+WORTH = 0.01
+"""Nats per row that a further dimension has to gain to be worth it."""
+
+FEWEST_EVENTS = 5.0
+"""Fisher information of a number, summed over all rows, below which its residuals tell nothing.
+
+That is the variance of counts and bits, and the number of values of a normal number.
+"""
+
+_LEAST = 1e-9  # of beta
+_SHUFFLES = 3
+_MORE = 1.1  # than the largest of so few shuffles
+_EXACTLY = 1000  # the size up to which all eigenvalues are found
+_EXPLAINED = 0.01  # variance in units of the noise from which on a direction is one that the decoder explains
+
+
+class Directions(NamedTuple):
+    """Residuals of n rows along m directions, in which they have variance 1 if the model fits.
+
+    Attributes:
+        left: What is left of the data, `(n, m)`.
+        explained: The location, in the same units, `(n, m)`; 0 where the likelihood has no scale.
+        numbers: To which number of the data each direction belongs, `(m,)`.
+        squares: Mean squared residuals over rows and draws, `(m,)`; NaN where a likelihood is not normal.
+        noise: The variance of the noise, `(m,)`; NaN where it is not known.
+    """
+
+    left: Tensor
+    explained: Tensor
+    numbers: Tensor
+    squares: Tensor
+    noise: Tensor
+
+    @classmethod
+    def of(cls, found: Sequence[Scores]) -> Directions:
+        """The directions of one site; those of which the rows tell next to nothing are left out."""
+        score, present = (torch.cat([getattr(s, of) for s in found]) for of in ("score", "present"))
+        n, _, k = score.shape
+        sizes = torch.tensor([len(s.score) for s in found], dtype=torch.float64)
+        means = torch.stack([s.information.double() for s in found])
+        information = torch.einsum("b,bmkl->mkl", sizes, means) / n
+        score, there = score.double(), present.double().unsqueeze(-1)
+        score = score - there * (score.sum(0) / there.sum(0).clamp(min=1e-9))
+        values, vectors = torch.linalg.eigh(information) if k > 1 else (information[..., 0], None)
+        turned = score if vectors is None else torch.einsum("nmk,mkl->nml", score, vectors)
+        told = values * n >= FEWEST_EVENTS
+        unit = values.clamp(min=0.0).sqrt()
+        left = (turned / torch.where(told, unit, 1.0))[:, told]
+        numbers = told.nonzero()[:, 0]
+
+        def of_numbers(name: str) -> Tensor | None:
+            """What all parts have of each number, `(n, directions)`."""
+            parts = [getattr(s, name) for s in found]
+            known = [part for part in parts if part is not None]
+            return torch.cat(known).double()[:, numbers] if len(known) == len(parts) else None
+
+        explained, squares, noise = map(of_numbers, ("explained", "squares", "noise"))
+        nan = torch.full((len(numbers),), math.nan, dtype=torch.float64)
+        share = present.double().mean(0)[numbers].clamp(min=1e-9)
+        return cls(
+            left,
+            torch.zeros_like(left) if explained is None else explained * unit[numbers, 0],
+            numbers,
+            nan if squares is None else squares.mean(0) / share,
+            nan if noise is None else noise.mean(0),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Directions]) -> Directions:
+        """The directions of several sites, side by side."""
+        starts, numbers = 0, []
+        for part in parts:
+            numbers.append(part.numbers + starts)
+            starts += int(part.numbers.max()) + 1 if len(part.numbers) else 0
+        joined = cls(*(torch.cat(of, -1) for of in zip(*parts, strict=True)))
+        return joined._replace(numbers=torch.cat(numbers))
+
+    def rest(self) -> tuple[Tensor, Tensor]:
+        """What is left, `(n, m)`, without the directions that the decoder explains.
+
+        A second tensor says how much of each direction that is: 1 if nothing is explained, `(m,)`.
+        """
+        used = _directions(self.explained, _EXPLAINED)
+        return self.left - self.left @ used @ used.T, 1 - used.square().sum(1)
+
+    def by_chance(self) -> float:
+        """The largest eigenvalue where the numbers have variance 1 and are independent.
+
+        The directions of one number stay together.
+        """
+        n, size = self.left.shape
+        limit = (1 + math.sqrt(size / n)) ** 2
+        scale = self.left.square().mean(0).sqrt()
+        unit = self.left[:, scale > 0] / scale[scale > 0]
+        which = self.numbers[scale > 0].unique(return_inverse=True)[1]
+        count = int(which.max()) + 1 if len(which) else 0
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(_SHUFFLES):
+            order = torch.rand((n, count), generator=generator).argsort(0)[:, which]
+            values = eigenvalues(unit.gather(0, order), 1)
+            limit = max([limit, *(_MORE * values).tolist()])
+        return limit
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The largest eigenvalues of the covariance of standardized residuals.
+
+    Attributes:
+        values: The eigenvalues, largest first.
+        edge: What the largest one is by chance, if the truth is 1.
+    """
+
+    values: Tensor
+    edge: float
+
+    def paying(self, beta: float) -> int:
+        """How many further dimensions would pay for their KL, under a weight of it."""
+        return sum(_pays(float(value) / max(beta, _LEAST), self.edge) for value in self.values)
+
+    def says(self, beta: float, trained: float | None = None) -> str:
+        """The numbers, in words, under a weight of the KL; and under another one with which it was trained."""
+        top = float(self.values[0]) if len(self.values) else 0.0
+        count = self.paying(beta)
+        text = (
+            f"the residuals of the data vary by up to {top:.3g} times the decoder's noise, and by "
+            f"{self.edge:.3g} times by chance"
+        )
+        if not count:
+            return text
+        nats = beta * _gain(top / beta) if beta > _LEAST else top / 2
+        more = "one more dimension" if count == 1 else f"{count} more dimensions"
+        at = "" if trained is None else f" at beta = {beta:g}, and none at {trained:g}"
+        return f"{text}: {more} would pay{at}, the first with {nats:.2g} nats"
+
+
+def more_dimensions(rest: Tensor, free: int, unused: int, edge: float) -> tuple[str, float] | None:
+    """How many further dimensions would pay if the noise were the best one, in words; None if none would.
+
+    With so many more dimensions, the best noise is what they leave of the rest: that is returned, too, in units
+    of the noise, squared.
+
+    Args:
+        rest: What is left of the data, `(n, directions)`.
+        free: The number of directions that no dimension explains.
+        unused: The most dimensions there could be.
+        edge: What the largest eigenvalue is by chance.
+    """
+    total = float(rest.square().sum()) / len(rest)
+    values = eigenvalues(rest, min(unused, free - 1))
+    for count in range(len(values), 0, -1):
+        share = (total - float(values[:count].sum())) / (free - count)
+        if share <= 0 or _pays(float(values[count - 1]) / share, edge):
+            return f"{count} more dimension{'s' if count > 1 else ''} would pay", max(share, 0.0)
+    return None
+
+
+def eigenvalues(centered: Tensor, count: int) -> Tensor:
+    """The largest eigenvalues of the covariance of rows."""
+    n, size = centered.shape
+    count = min(count, n, size)
+    if count <= 0:
+        return centered.new_zeros(0)
+    if min(n, size) <= _EXACTLY:
+        gram = centered.T @ centered if size <= n else centered @ centered.T
+        exact: Tensor = torch.linalg.eigvalsh(gram / n).flip(0)[:count]
+        return exact.clamp(min=0.0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        wide = min(count + 10, n, size)
+        values: Tensor = torch.svd_lowrank(centered, wide, niter=8)[1]
+        return values[:count].square() / n
+
+
+def _gain(ratio: float) -> float:
+    """Nats that a dimension gains where the residuals vary by so many times what is free."""
+    return 0.5 * (ratio - 1 - math.log(ratio)) if ratio > 1 else 0.0
+
+
+def _pays(ratio: float, edge: float) -> bool:
+    """Whether a dimension pays where the residuals vary by so many times what is free: not by chance alone."""
+    return ratio > edge and _gain(ratio) > WORTH
+
+
+def _directions(x: Tensor, least: float) -> Tensor:
+    """Orthonormal directions along which the variance of rows is at least `least`: `(D, directions)`."""
+    x = x - x.mean(0)
+    n, size = x.shape
+    if size <= n:
+        variances, vectors = torch.linalg.eigh(x.T @ x / n)
+        found: Tensor = vectors[:, variances > least]
+        return found
+    variances, vectors = torch.linalg.eigh(x @ x.T / n)
+    kept = variances > least
+    found = x.T @ vectors[:, kept] / (n * variances[kept]).sqrt()
+    return found
