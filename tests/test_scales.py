@@ -152,7 +152,9 @@ def test_each_site_has_a_scale_of_its_own(kind: str, others: int, beside: str) -
     x, y = of_x(torch.zeros(1500, others)).sample(), five_with_factors(1500)
     found = diagnose(*ignoring(of_x, lambda loc: make(loc, 8.0)), (x, y), seed=0, progress=False)
     assert found.cause == "decoder noise"
-    told = re.search(r"is (0\.\d+) times the decoder's at 'y'; with that, (1|2) more", evidence(found))
+    told = re.search(
+        r"is (0\.\d+) times the decoder's at 'y'; with that, (1|2) more", evidence(found)
+    )
     assert told is not None, evidence(found)
     size = y.square().mean().sqrt() if kind == "normal" else y.abs().mean()
     assert 8 * float(told[1]) == pytest.approx(float(size), rel=0.06)  # two digits

@@ -11,11 +11,7 @@ from torch import Tensor
 
 from ppl_vae.checks import Session
 from ppl_vae.diagnosis.causes import CAUSES, Cause, listed
-from ppl_vae.diagnosis.decoder import (
-    loss_of_other_latents,
-    models_dependencies,
-    shows_its_arguments,
-)
+from ppl_vae.diagnosis.decoder import Dependence, loss_of_other_latents, models_dependencies
 from ppl_vae.diagnosis.dimensions import NUM_DRAWS, dimension_names
 from ppl_vae.diagnosis.encoder import gradient_tells_rows_apart
 from ppl_vae.diagnosis.finite_rows import finite_of, rows_vary, told_by_exact_posteriors
@@ -40,8 +36,8 @@ _ABOVE = (
 )
 
 _NOT_SEEN = (
-    "no site observes x as it is given, so it is not known whether the decoder models the data without its "
-    "latents (a strong decoder: given z, the numbers of x depend on each other)"
+    "it is not known whether the decoder models the data without its latents (a strong decoder: given z, the "
+    "numbers of x depend on each other): {unknown}"
 )
 
 REVIVED = 0.1
@@ -171,8 +167,8 @@ def _of_the_decoder(asked: Asked) -> tuple[Cause, tuple[str, ...]]:
     session, residuals, beta = asked.session, asked.residuals, asked.facts.beta
     verdict = asked.verdict
     decided = verdict.cause in ("large beta", "decoder noise")
-    depends = None if decided else models_dependencies(session)
-    if depends:
+    depends = Dependence(None) if decided else models_dependencies(session)
+    if depends.found:
         lost = loss_of_other_latents(session, unused)
         evidence = (
             f"log p(x | z) falls by {max(0.0, lost):.2g} nats if rows exchange these dimensions, and the "
@@ -183,14 +179,13 @@ def _of_the_decoder(asked: Asked) -> tuple[Cause, tuple[str, ...]]:
         remedy = None
         if verdict.cause == "decoder noise" and verdict.sigma is not None:
             remedy = f"{CAUSES[verdict.cause].remedy} (about {verdict.sigma:.3g})"
-        found = asked.cause(verdict.cause, verdict.evidence, remedy)
-        sites = {name.split("[")[0] for name in unused}
-        surplus = verdict.cause == "surplus dimensions"
-        notes = (
-            [_ABOVE.format(sites=listed(sorted(sites)))] if len(session.layout.latents) > 1 else []
-        )
-        notes += [_NOT_SEEN] if depends is None and not shows_its_arguments(session) else []
-        return found, tuple(notes) if surplus else ()
+        found, notes = asked.cause(verdict.cause, verdict.evidence, remedy), []
+        if verdict.cause == "surplus dimensions":
+            sites = {name.split("[")[0] for name in unused}
+            above = len(session.layout.latents) > 1
+            notes += [_ABOVE.format(sites=listed(sorted(sites)))] if above else []
+            notes += [_NOT_SEEN.format(unknown=depends.unknown)] if depends.unknown else []
+        return found, tuple(notes)
     lost = loss_of_other_latents(session, unused)
     evidence = f"log p(x | z) falls by {max(0.0, lost):.2g} nats if rows exchange these dimensions"
     note = f"whether the data would pay for more dimensions is not known: {residuals.unknown}"

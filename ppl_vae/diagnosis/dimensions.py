@@ -28,6 +28,7 @@ from ppl_vae.pairs import (
     mean_field_violations,
     names_of_dimensions,
     num_rows,
+    over_draws,
     present_numbers,
     prior_moments,
     require_no_points,
@@ -316,7 +317,8 @@ def _of_site(
     value = rows.latents[name].double()
     stated = stated_moment(rows, layout, name, "mean")
     centers = value if stated is None else stated.double()
-    mean, noise = centers.mean(0), centers.var(0) / samples
+    mean, variance = over_draws(centers)
+    noise = variance / samples
     prior = _prior_moments(session, batch, rows, name)
     kl = kl_of_dimensions(rows, name, prior, analytic)
     there = present_numbers(rows, layout, name)
@@ -351,4 +353,4 @@ def _prior_moments(
     with many_samples(layout, drawn):
         trace = poutine.trace(session.pair.model).get_trace(*as_args(batch))
     value = rows_first(trace.nodes[name], layout, drawn, n).double().flatten(0, 1)
-    return value.mean(0), value.var(0)
+    return over_draws(value)

@@ -71,16 +71,7 @@ class Residuals:
     J. In a linear normal decoder that is the condition l_i > beta sigma^2 (Lucas et al., *Don't Blame the
     ELBO!*, arXiv:1911.02469), and the gain is $\beta (l / \beta - 1 - \log (l / \beta)) / 2$ nats.
 
-    - Normal numbers: $F^{-1/2} s$ is x less its mean in units of the noise.
-    - Bits and counts (Bernoulli, binomial, Poisson): s is x less its mean, and F the variance.
-    - Categories: s is the vector of indicators less the probabilities p, and F = diag(p) - p p^T. Of C
-      categories one is left out, as F has the rank C - 1.
-    - A discretized logistic, with a and b the ends of the interval of x in units of the scale and the logistic
-      function g: s = g(a) + g(b) - 1, and J = g'(a) + g'(b).
-    - Absolute errors (Laplace): s is a sign, and J is 0 but at one point: F is a difference.
-    - Others: derivatives in their location, log odds, or the logarithm of a rate or a concentration.
-    - What a mask leaves out has s = 0 and J = 0: a number that is there in a share r of the rows has r times
-      the information.
+    What s and J are for each likelihood is told by `scores_of`.
 
     By chance, the largest eigenvalue of n rows of D numbers is $(1 + \sqrt{D / n})^2$ (Marchenko and Pastur),
     and more if the numbers have heavy tails, as rows show whose numbers are shuffled one by one.
@@ -258,7 +249,7 @@ class Residuals:
             return Verdict("large beta", evidence)
         return Verdict("decoder noise", evidence, sigma)
 
-    def _small_scales(self, apart: bool) -> list[_Group]:
+    def _small_scales(self, apart: bool) -> list[_SmallScale]:
         """The numbers of each site that share a scale, where a smaller one suits the data."""
         names = list(self._sites)
         parts = [Directions.of(self._sites[name]) for name in names]
@@ -290,12 +281,12 @@ class Residuals:
                     squares = float(part.squares[here].mean())
                     noise = float(part.noise[here].mean())
                     alone = size == m and (scales is None or not scales.groups.any())
-                    found.append(_Group(name, numbers, m, factor, squares, noise, alone))
+                    found.append(_SmallScale(name, numbers, m, factor, squares, noise, alone))
         return found
 
 
 @dataclass(frozen=True)
-class _Group:
+class _SmallScale:
     """Numbers of a site that share a scale, which a smaller one suits better.
 
     Attributes:
@@ -326,7 +317,7 @@ class _Group:
         return torch.isin(numbers, self.numbers) & (site == self.site)
 
 
-def _listed(small: list[_Group], sites: Collection[str]) -> str:
+def _listed(small: list[_SmallScale], sites: Collection[str]) -> str:
     """By what the scales would have to be multiplied, and where, in words."""
     each = []
     for name in dict.fromkeys(group.site for group in small):

@@ -100,7 +100,18 @@ def scores_of(
 
     With $\eta$ the location of a number, the score is $s = \partial_\eta \log p(x \mid \eta)$, and minus the
     second derivative is $J$. The location is in units in which a change of 1 is large for any data: `loc` in
-    units of `scale`, log odds, the logarithm of a rate or of a concentration.
+    units of `scale`, log odds, the logarithm of a rate or of a concentration. With $F = E J$:
+
+    - Normal numbers: $F^{-1/2} s$ is x less its mean in units of the noise.
+    - Bits and counts (Bernoulli, binomial, Poisson): s is x less its mean, and F the variance.
+    - Categories: s is the vector of indicators less the probabilities p, and F = diag(p) - p p^T. Of C
+      categories one is left out, as F has the rank C - 1.
+    - A discretized logistic, with a and b the ends of the interval of x in units of the scale and the logistic
+      function g: s = g(a) + g(b) - 1, and J = g'(a) + g'(b).
+    - Absolute errors (Laplace): s is a sign, and J is 0 but at one point: F is a difference.
+    - Others: derivatives in their location, log odds, or the logarithm of a rate or a concentration.
+    - What a mask leaves out has s = 0 and J = 0: a number that is there in a share r of the rows has r times
+      the information.
 
     Args:
         rows: Draws of the rows.
