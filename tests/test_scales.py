@@ -182,3 +182,23 @@ def test_a_healthy_scale_of_each_number_and_row() -> None:
     x = scale * torch.randn(1500, 40)
     found = diagnose(*ignoring(lambda loc: dist.Normal(loc, scale)), x, seed=0, progress=False)
     assert found.cause == "surplus dimensions"
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("wobble", [0.0, 1e-7])
+def test_numbers_that_the_decoder_reproduces_hide_nothing(apart: bool, wobble: float) -> None:
+    """Constant numbers, up to rounding: no scale is small enough for them, and none shows a dimension."""
+    torch.manual_seed(0)
+    scale = torch.cat([torch.ones(4), torch.full((4,), 0.5)]) if apart else torch.ones(8)
+    x = wobble * torch.randn(800, 1).expand(800, 8).clone()
+    x[0, 0] = 1e-6  # rows that are all the same are another cause
+    found = diagnose(*ignoring(lambda loc: dist.Normal(loc, scale)), x, seed=0, progress=False)
+    assert found.cause == "surplus dimensions"
+
+
+def test_data_without_any_noise_show_all_their_dimensions() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(800, 2) @ torch.randn(2, 8)
+    found = diagnose(*ignoring(lambda loc: dist.Normal(loc, 20.0)), x, seed=0, progress=False)
+    assert found.cause == "decoder noise"
+    assert "2 more dimensions would pay" in evidence(found)

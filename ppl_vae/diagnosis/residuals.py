@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppl_vae.checks import Session
 from ppl_vae.diagnosis.causes import listed
-from ppl_vae.diagnosis.scales import Scales, has_scale
+from ppl_vae.diagnosis.scales import FACTORS, Scales, has_scale
 from ppl_vae.diagnosis.scores import Scores, frequent, scores_of, why_no_scores
 from ppl_vae.diagnosis.spectrum import Directions, Spectrum, eigenvalues, more_dimensions
 from ppl_vae.distributions import Given, Revealed
@@ -200,7 +200,8 @@ class Residuals:
         of_rest = Spectrum(eigenvalues(rest, unused), edge)
         if beta > 1 and of_rest.paying(1.0):
             return Verdict("large beta", of_rest.says(1.0, beta))
-        for apart in (True, False):
+        several = any(bool(scales.groups.any()) for scales in self._scales.values())
+        for apart in (True, False) if several else (False,):
             verdict = self._of_noise(unused, beta, apart)
             if verdict is not None:
                 return verdict
@@ -271,7 +272,7 @@ class Residuals:
                 elif not bool(part.squares.isnan().any()) and own_free[here].mean() > _MOSTLY:
                     # The noise has what no dimension explains.
                     of_rest = float(own[:, here].square().sum()) / len(own)
-                    factor = math.sqrt(of_rest / float(own_free[here].sum()))
+                    factor = max(FACTORS[0], math.sqrt(of_rest / float(own_free[here].sum())))
                 else:
                     continue
                 size = int(here.sum())

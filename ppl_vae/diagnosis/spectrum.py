@@ -24,6 +24,7 @@ That is the variance of counts and bits, and the number of values of a normal nu
 _LEAST = 1e-9  # of beta
 _SHUFFLES = 3
 _MORE = 1.1  # than the largest of so few shuffles
+_ROUNDING = 1e-6  # variance in units of a noise that suits: what is below is none
 _EXACTLY = 1000  # the size up to which all eigenvalues are found
 _EXPLAINED = 0.01  # variance in units of the noise from which on a direction is one that the decoder explains
 
@@ -163,9 +164,9 @@ def more_dimensions(rest: Tensor, free: int, unused: int, edge: float) -> tuple[
     total = float(rest.square().sum()) / len(rest)
     values = eigenvalues(rest, min(unused, free - 1))
     for count in range(len(values), 0, -1):
-        share = (total - float(values[:count].sum())) / (free - count)
-        if share <= 0 or _pays(float(values[count - 1]) / share, edge):
-            return f"{count} more dimension{'s' if count > 1 else ''} would pay", max(share, 0.0)
+        share = max(_ROUNDING, (total - float(values[:count].sum())) / (free - count))
+        if _pays(float(values[count - 1]) / share, edge):
+            return f"{count} more dimension{'s' if count > 1 else ''} would pay", share
     return None
 
 
