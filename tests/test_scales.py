@@ -187,13 +187,18 @@ def test_a_healthy_scale_of_each_number_and_row() -> None:
 @pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("wobble", [0.0, 1e-7])
 def test_numbers_that_the_decoder_reproduces_hide_nothing(apart: bool, wobble: float) -> None:
-    """Constant numbers, up to rounding: no scale is small enough for them, and none shows a dimension."""
+    """Constant numbers, up to rounding: no scale is small enough for them, and none shows a dimension.
+
+    Numbers that are as small as that are something else: a scale may be too large for them.
+    """
     torch.manual_seed(0)
     scale = torch.cat([torch.ones(4), torch.full((4,), 0.5)]) if apart else torch.ones(8)
     x = wobble * torch.randn(800, 1).expand(800, 8).clone()
     x[0, 0] = 1e-6  # rows that are all the same are another cause
-    found = diagnose(*ignoring(lambda loc: dist.Normal(loc, scale)), x, seed=0, progress=False)
-    assert found.cause == "surplus dimensions"
+    pair = ignoring(lambda loc: dist.Normal(3.0 + loc, scale))
+    assert diagnose(*pair, 3.0 + x, seed=0, progress=False).cause == "surplus dimensions"
+    small = diagnose(*ignoring(lambda loc: dist.Normal(loc, scale)), x, seed=0, progress=False)
+    assert small.cause == ("decoder noise" if wobble else "surplus dimensions")
 
 
 def test_data_without_any_noise_show_all_their_dimensions() -> None:

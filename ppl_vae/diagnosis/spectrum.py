@@ -25,6 +25,7 @@ _LEAST = 1e-9  # of beta
 _SHUFFLES = 3
 _MORE = 1.1  # than the largest of so few shuffles
 _ROUNDING = 1e-6  # variance in units of a noise that suits: what is below is none
+_EPSILON = 1e-6  # of a number: what is left of it below that is rounding
 _EXACTLY = 1000  # the size up to which all eigenvalues are found
 _EXPLAINED = 0.01  # variance in units of the noise from which on a direction is one that the decoder explains
 
@@ -70,11 +71,15 @@ class Directions(NamedTuple):
             return torch.cat(known).double()[:, numbers] if len(known) == len(parts) else None
 
         explained, squares, noise = map(of_numbers, ("explained", "squares", "noise"))
+        if explained is not None:
+            explained = explained * unit[numbers, 0]
+            exact = left.square().mean(0) <= (_EPSILON * explained).square().mean(0)
+            left = left.masked_fill(exact, 0.0)  # but for rounding
         nan = torch.full((len(numbers),), math.nan, dtype=torch.float64)
         share = present.double().mean(0)[numbers].clamp(min=1e-9)
         return cls(
             left,
-            torch.zeros_like(left) if explained is None else explained * unit[numbers, 0],
+            torch.zeros_like(left) if explained is None else explained,
             numbers,
             nan if squares is None else squares.mean(0) / share,
             nan if noise is None else noise.mean(0),
