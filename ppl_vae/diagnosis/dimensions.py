@@ -209,8 +209,8 @@ def gather(session: Session, size: int) -> Gathered:
         numbers = latents_of_numbers(rows, rows.layout)
         classes |= dict.fromkeys(set(rows.layout.latents) - set(numbers))
         for name in numbers:
-            # Where a site's analytic KL is not its share of the rate, the sampled one is, which is no KL. So are
-            # those of all sites then, as shares of the same draws add up.
+            # Where a site's analytic KL is not its share of the rate, the sampled one is, which is no KL. The
+            # others are sampled, too, then: shares of the same draws add up.
             site, of_prior = _of_site(session, batch, rows, name, analytic=not violations[kind])
             dimensions.update(site)
             beyond.update(site._replace(means=site.means - of_prior.nan_to_num(0.0, 0.0, 0.0)))

@@ -155,6 +155,10 @@ class Residuals:
         left, explained, numbers = _together(self._sites)
         size = left.shape[1]
         if size == 0:
+            self._unknown = (
+                f"{self._rows} rows are too few, as all of them tell less of each number of x than "
+                f"{FEWEST_EVENTS:g} values of a normal number would; give more rows"
+            )
             return Verdict(None, "")
         edge = _by_chance(left, numbers)
         spectrum = Spectrum(_eigenvalues(left, unused), edge)

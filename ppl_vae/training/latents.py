@@ -115,9 +115,9 @@ class LatentUse:
     def metrics(self) -> dict[str, float]:
         """`active_units`, the mean KL of each dimension over the rows that have it, and its error, nats.
 
-        `active_units` is left out if draws decide it: the guide states no mean, and there are too few rows. So
-        is the error if nothing is drawn for the KLs; and the KLs if there are more than `MOST_DIMENSIONS`, and
-        those of a site whose prior states no moments.
+        `active_units` is left out for a single row, and if draws decide it: the guide states no mean, and there
+        are too few rows. So is the error if nothing is drawn for the KLs; and the KLs if there are more than
+        `MOST_DIMENSIONS`, those of a site whose prior states no moments, and of a dimension that no row has.
         """
         found: dict[str, float] = {}
         columns = [torch.cat(parts, 1).unbind() for parts in self._means.values()]
@@ -129,13 +129,16 @@ class LatentUse:
         error = 0.0
         for site, parts in self._kl.items():
             kl, noise = torch.stack([of for of, _ in parts]).sum(0)
-            count = sum(number for _, number in parts)  # NaN of a number that no row has
-            means, errors = (kl / count).tolist(), (noise.sqrt() / count).tolist()
+            counts = torch.as_tensor(sum(number for _, number in parts)).expand(len(kl))
+            means, errors = (kl / counts).tolist(), (noise.sqrt() / counts).tolist()
             of_what = TERM if site in self._without_kl else KL
-            found |= zip((of_what + n for n in self._names[site]), means, strict=True)
-            if of_what == KL:
-                both = zip(means, errors, strict=True)
-                error = max([error, *(e for mean, e in both if mean - 3 * e < LITTLE)])
+            for name, mean, e, number in zip(
+                self._names[site], means, errors, counts.tolist(), strict=True
+            ):
+                if number:
+                    found[of_what + name] = mean
+                    if of_what == KL and mean - 3 * e < LITTLE:
+                        error = max(error, e)
         return found | ({ERROR_OF_KL: error} if error else {})
 
 
@@ -272,7 +275,7 @@ def _scale_of_the_prior(prior: tuple[Tensor, Tensor] | None, means: Tensor) -> T
 
 
 def _num_active(means: Tensor, noise: Tensor, samples: int, masked: bool) -> int | None:
-    """The number of active units, each over the rows that have it; None if draws would decide.
+    """The number of active units, each over the rows that have it; None for one row, or if draws would decide.
 
     The variance of the means over n rows is too large by what K draws give each of them, v on average. Where
     the means are all the same, the difference of the two has a standard error of v sqrt(2 (1 + 1 / (K - 1)) /
@@ -284,6 +287,8 @@ def _num_active(means: Tensor, noise: Tensor, samples: int, masked: bool) -> int
         samples: K.
         masked: Whether there are such rows.
     """
+    if len(means) < 2:
+        return None
     if masked:
         there = ~means.isnan()
         counts = there.sum(0)

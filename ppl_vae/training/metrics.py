@@ -31,7 +31,8 @@ METRICS = (
 """Columns of `metrics.csv`; those from `loss` to `validation_distortion` are in nats per row. After them come
 the KLs of the latent dimensions, in nats: `kl_z[0]`, `kl_z[1]`, ...; and `error_of_kl`, if these are of
 draws. Where the prior depends on latents that the guide computes from a dimension, what it adds to the rate is
-no KL and may be negative: its column is `rate_z[0]`. `active_units` is empty where draws would decide it."""
+no KL and may be negative: its column is `rate_z[0]`. `active_units` is empty for one row and where draws would
+decide it, and the KL of a dimension that no row has is, too."""
 
 
 _GROUPED = re.compile(f"^({KL[:-1]}|{TERM[:-1]})_")
