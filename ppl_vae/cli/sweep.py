@@ -216,7 +216,7 @@ def _again(options: Any) -> str:
 
 
 def _tell(folder: SweepFolder, spec: SweepSpec) -> int:
-    """Writes and shows the table, and draws the pictures; the exit status says whether a run is missing."""
+    """Writes and shows the table, and draws the pictures; the exit status says whether something is missing."""
     runs = spec.runs()
     table = SweepTable.of(folder, runs)
     write_bytes(folder.path / TABLE, table.to_csv().encode())
@@ -246,9 +246,12 @@ def _tell(folder: SweepFolder, spec: SweepSpec) -> int:
         show(f"report: {folder.path / REPORT}")
     for line in unwritten:
         warn(line)
+    for line in table.unread:
+        warn(line)
     failed = [row for row in table.rows if row["state"] == "failed"]
     for row in failed:
         warn(f"{row['run']} failed: {row['error']} ({folder.path / row['run'] / ERROR})")
     if failed:
         warn(f"{len(failed)} of {len(runs)} runs failed; --retry_failed runs them again")
-    return 1 if any(row["state"] != "done" for row in table.rows) else 0
+    undone = table.unread or any(row["state"] != "done" for row in table.rows)
+    return 1 if undone else 0
