@@ -207,6 +207,23 @@ def test_rows_without_a_dimension_do_not_count() -> None:
     assert list(found.values()) == pytest.approx(exact, rel=1e-5)
 
 
+def test_a_dimension_that_no_row_has_leaves_no_nan(tmp_path: Path) -> None:
+    nowhere = HELD_OUT[HELD_OUT[:, 0] < 0]
+    fitted = still(masked, MaskedGuide(), validation=nowhere, run_dir=tmp_path)
+    assert list(kl_of_epoch(fitted.history[0])) == ["z[0]"]
+    assert fitted.history[0]["active_units"] == 1
+    assert "nan" not in (tmp_path / "metrics.csv").read_text()
+    assert learning_curves(fitted.history).axes
+
+
+def test_active_units_are_not_defined_for_one_row(tmp_path: Path) -> None:
+    fitted = still(Model(), Guide(), validation=HELD_OUT[:1], run_dir=tmp_path)
+    assert "active_units" not in fitted.history[0]
+    assert len(kl_of_epoch(fitted.history[0])) == 3
+    with (tmp_path / "metrics.csv").open() as file:
+        assert [row["active_units"] for row in csv.DictReader(file)] == [""]
+
+
 def test_metrics_csv_keeps_them_when_a_training_is_resumed(tmp_path: Path) -> None:
     still(Model(), Guide(), max_epochs=2, run_dir=tmp_path)
     fitted = still(Model(), Guide(), max_epochs=3, run_dir=tmp_path, resume=True)

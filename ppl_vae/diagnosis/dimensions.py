@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from ppl_vae.pairs import (
     RowDensities,
     as_args,
     elementwise,
-    elementwise_kl,
+    factorize,
     has_moments,
     kl_of_dimensions,
     latents_of_numbers,
@@ -157,6 +158,8 @@ class Gathered:
         moments_alone: Sites whose KL per dimension comes from means and variances alone.
         without_moments: Sites that have no finite mean or variance in one of the programs.
         classes: Categorical sites, which have no dimensions beside others.
+        without_kl: Sites whose dimensions have no KL, each with the latents that its prior depends on and that
+            the guide computes from it.
     """
 
     num_rows: int
@@ -170,6 +173,7 @@ class Gathered:
     moments_alone: tuple[str, ...]
     without_moments: tuple[str, ...]
     classes: tuple[str, ...]
+    without_kl: Mapping[str, set[str]]
 
 
 def gather(session: Session, size: int) -> Gathered:
@@ -182,7 +186,8 @@ def gather(session: Session, size: int) -> Gathered:
     Raises:
         PairError: The guide gives points for some rows.
     """
-    is_analytic: dict[object, bool] = {}
+    violations: dict[object, dict[str, set[str]]] = {}
+    without_kl: dict[str, set[str]] = {}
     dimensions, draws = Dimensions(), RowDraws()
     moment_gap, bounds, rates = MomentGap(), [], []
     moments_alone: dict[str, None] = {}
@@ -196,20 +201,22 @@ def gather(session: Session, size: int) -> Gathered:
         rows = session.sample(batch, FEW_DRAWS if enough else NUM_DRAWS)
         require_no_points(rows.layout, "diagnose")
         kind = rows.layout.signature, shapes_of_rows(batch)
-        if kind not in is_analytic:
-            # Where a site's analytic KL is not its share of the rate, the sampled KL is.
-            is_analytic[kind] = not mean_field_violations(session.pair, batch)
-        analytic = is_analytic[kind]
+        if kind not in violations:
+            violations[kind] = mean_field_violations(session.pair, batch)
         in_guide, in_model = rows.guide_trace.nodes, rows.model_trace.nodes
         numbers = latents_of_numbers(rows, rows.layout)
         classes |= dict.fromkeys(set(rows.layout.latents) - set(numbers))
         for name in numbers:
-            site, of_prior = _of_site(session, batch, rows, name, analytic)
+            # Where a site's analytic KL is not its share of the rate, the sampled one is, which is no KL. The
+            # others are sampled, too, then: shares of the same draws add up.
+            site, of_prior = _of_site(session, batch, rows, name, analytic=not violations[kind])
             dimensions.update(site)
             beyond.update(site._replace(means=site.means - of_prior.nan_to_num(0.0, 0.0, 0.0)))
             stated &= stated_moment(rows, rows.layout, name, "mean") is not None
-            if elementwise_kl(in_guide[name], in_model[name], analytic) is None:
+            if not factorize(in_guide[name], in_model[name]):
                 moments_alone[name] = None
+            elif name in violations[kind]:
+                without_kl.setdefault(name, set()).update(violations[kind][name])
             if not all(has_moments(nodes[name]["fn"]) for nodes in (in_guide, in_model)):
                 without[name] = None
         draws.update(rows)
@@ -233,6 +240,7 @@ def gather(session: Session, size: int) -> Gathered:
         moments_alone=tuple(moments_alone),
         without_moments=tuple(without),
         classes=tuple(sorted(classes)),
+        without_kl=without_kl,
     )
 
 
@@ -277,6 +285,16 @@ def notes_on_moments(alone: tuple[str, ...], without: tuple[str, ...]) -> tuple[
         f"guide or prior of {', '.join(map(repr, names))} {text}"
         for text, names in texts.items()
         if names
+    )
+
+
+def notes_on_terms(without_kl: Mapping[str, set[str]]) -> tuple[str, ...]:
+    """Notes on latents whose dimensions add to the rate what is no KL."""
+    return tuple(
+        f"the prior of '{name}' depends on {' and '.join(map(repr, sorted(guilty)))}, which the guide computes "
+        f"from '{name}': what stands for the KL of each of its dimensions is what it adds to the rate, "
+        "E[log q - log p], which is no KL and may be negative"
+        for name, guilty in without_kl.items()
     )
 
 

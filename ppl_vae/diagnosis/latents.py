@@ -20,6 +20,7 @@ from ppl_vae.diagnosis.dimensions import (
     note_on_rows,
     notes_on_classes,
     notes_on_moments,
+    notes_on_terms,
 )
 from ppl_vae.diagnosis.encoder import same_for_all_rows
 from ppl_vae.diagnosis.faults import (
@@ -174,10 +175,11 @@ def diagnose(
         notes = (*found.notes, *held, *session.findings.notes)
         notes += (gathered.conditions.note,) if gathered.conditions else ()
         notes += notes_on_moments(gathered.moments_alone, gathered.without_moments)
+        notes += notes_on_terms(gathered.without_kl)
         notes += notes_on_classes(gathered.classes)
         notes += note_on_rows(dimensions, gathered.num_rows)
         active = dimensions.mean_variance > ACTIVE * _scale(dimensions.prior_variance)
-        collapsed = (dimensions.kl < COLLAPSED) & ~active
+        collapsed = _on_the_prior(gathered) & ~active
         unused = dict(zip(dimensions.names, dimensions.kl.tolist(), strict=True))
         unused = {name: unused[name] for name, on in zip(unused, active, strict=True) if not on}
         rate = float(gathered.rate.mean())
@@ -286,6 +288,21 @@ def _require_results(train: object, evaluation: object, fit: object) -> None:
 def _scale(prior_variance: Tensor) -> Tensor:
     """The prior's variance; 1 where it has none."""
     return torch.where(prior_variance.isfinite() & (prior_variance > 0), prior_variance, 1.0)
+
+
+def _on_the_prior(gathered: Gathered) -> Tensor:
+    """Which dimensions have the posterior of the prior.
+
+    One that has no KL does if all latents together do, whose KL is the rate; then all dimensions do, also if
+    single terms of the rate are not 0.
+    """
+    dimensions, without = gathered.dimensions, gathered.without_kl
+    found = dimensions.kl < COLLAPSED
+    if not without:
+        return found
+    together = float(gathered.rate.mean()) < COLLAPSED * len(found)
+    known = [all(n != s and not n.startswith(f"{s}[") for s in without) for n in dimensions.names]
+    return (found & torch.tensor(known)) | together
 
 
 def _plain_cause(

@@ -13,7 +13,13 @@ from ppl_vae.checks import Session
 from ppl_vae.diagnosis.causes import listed
 from ppl_vae.diagnosis.scales import FACTORS, Scales, has_scale
 from ppl_vae.diagnosis.scores import Scores, frequent, scores_of, why_no_scores
-from ppl_vae.diagnosis.spectrum import Directions, Spectrum, eigenvalues, more_dimensions
+from ppl_vae.diagnosis.spectrum import (
+    FEWEST_EVENTS,
+    Directions,
+    Spectrum,
+    eigenvalues,
+    more_dimensions,
+)
 from ppl_vae.distributions import Given, Revealed
 from ppl_vae.pairs import (
     RowDensities,
@@ -181,6 +187,10 @@ class Residuals:
         found = Directions.joined([Directions.of(of) for of in self._sites.values()])
         size = found.left.shape[1]
         if size == 0:
+            self._unknown = (
+                f"{self._rows} rows are too few, as all of them tell less of each number of x than "
+                f"{FEWEST_EVENTS:g} values of a normal number would; give more rows"
+            )
             return Verdict(None, "")
         edge = found.by_chance()
         spectrum = Spectrum(eigenvalues(found.left, unused), edge)

@@ -1,5 +1,6 @@
 from .analytic_kl import (
     elementwise_kl as elementwise_kl,
+    factorize as factorize,
     mean_field_violations as mean_field_violations,
 )
 from .as_tensors import as_tensor as as_tensor, is_array as is_array
