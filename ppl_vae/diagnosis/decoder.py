@@ -27,6 +27,7 @@ from ppl_vae.pairs import (
     tensors_of,
     with_tensors,
 )
+from ppl_vae.runtime import own_generator
 
 TRIES = 3
 """How often another number of each row is changed."""
@@ -125,7 +126,7 @@ class _Seen:
         shape = x.shape[1 : x.dim() - block] if x.dim() > block else x.shape[:0]
         if shape.numel() < 2:  # one number is independent of all others
             return Dependence(False)
-        generator = torch.Generator().manual_seed(0)
+        generator = own_generator()
         depends = False
         for _ in range(TRIES):
             which = (torch.rand(shape, generator=generator) < 0.5).to(x.device)
@@ -167,7 +168,7 @@ class _Seen:
         other, shape = x.roll(1, 0), x.shape[1 : x.dim() - block]
         n, numbers = len(x), shape.numel()
         differ = (x != other).reshape(n, numbers, -1).any(-1)
-        generator = torch.Generator().manual_seed(0)
+        generator = own_generator()
         for _ in range(TRIES):
             order = torch.rand((n, numbers), generator=generator).to(x.device)
             which = order.masked_fill(~differ, -1.0).argmax(1)

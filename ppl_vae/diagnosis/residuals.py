@@ -200,14 +200,14 @@ class Residuals:
             return Verdict("large beta", spectrum.says(1.0))
         if spectrum.paying(beta):
             return Verdict("local optimum", spectrum.says(beta))
-        rest, free = found.left, torch.ones(size, dtype=torch.float64)
+        rest, free = found, torch.ones(size, dtype=torch.float64)
         if self._normal:
             rest, free = found.rest()
         if float(free.sum()) < 0.5:
             return Verdict(
                 "surplus dimensions", "the decoder reproduces every direction of the data"
             )
-        of_rest = Spectrum(eigenvalues(rest, unused), edge)
+        of_rest = Spectrum(eigenvalues(rest.left, unused), edge)
         if beta > 1 and of_rest.paying(1.0):
             return Verdict("large beta", of_rest.says(1.0, beta))
         several = any(bool(scales.groups.any()) for scales in self._scales.values())
@@ -239,7 +239,7 @@ class Residuals:
             parts.append(own)
         suited = Directions.joined(parts)
         rest, free = suited.rest()
-        more = more_dimensions(rest, round(float(free.sum())), unused, suited.by_chance())
+        more = more_dimensions(rest, free, unused)
         if more is None:
             return None
         count, share = more
@@ -268,7 +268,7 @@ class Residuals:
         found, start = [], 0
         for name, part in zip(names, parts, strict=True):
             m = len(part.numbers)
-            own, own_free = rest[:, start : start + m], free[start : start + m]
+            own, own_free = rest.left[:, start : start + m], free[start : start + m]
             start += m
             scales = self._scales.get(name)
             factors = None if scales is None else scales.factors(apart)

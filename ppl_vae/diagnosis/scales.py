@@ -11,6 +11,7 @@ from torch import Tensor
 from ppl_vae.diagnosis.locations import scale_of, stretched
 from ppl_vae.diagnosis.scores import numbers_of, of_each_number
 from ppl_vae.pairs import Layout, RowDensities, Site, present
+from ppl_vae.runtime import own_generator
 
 FACTORS = (1e-4, 1e2)
 """Between which the factor of a scale is looked for."""
@@ -57,7 +58,7 @@ class Scales:
         self._grid = torch.arange(low, high, _STEP, dtype=torch.float64)
         self._sums: Tensor | None = None  # of log p for each factor and number
         self._marks: Tensor | None = None  # of each number, two sums of its scales
-        self._generator = torch.Generator().manual_seed(0)
+        self._generator = own_generator()
 
     def update(self, rows: RowDensities, layout: Layout, site: Site) -> bool:
         """Adds the draws for some rows; False if they have other numbers than the rows before."""

@@ -56,6 +56,7 @@ class Scores(NamedTuple):
         squares: Squared residuals of a normal site in units of its noise, means over draws, `(n, numbers)`, 0
             where a mask leaves x out; or None.
         noise: Its variance, mean over draws, `(n, numbers)`, if its numbers are independent; or None.
+        curvature: Minus the second derivatives, means over draws, `(n, numbers)`; None if they are not random.
     """
 
     score: Tensor
@@ -64,6 +65,7 @@ class Scores(NamedTuple):
     explained: Tensor | None = None
     squares: Tensor | None = None
     noise: Tensor | None = None
+    curvature: Tensor | None = None
 
     def kept(self) -> Scores:
         """The same with as little memory as it needs, on the CPU."""
@@ -159,7 +161,8 @@ def scores_of(
     if isinstance(fn, NORMALS):
         squares = torch.where(there > 0, value.square(), 0.0).mean(0)
     value = torch.where(there > 0, value, 0.0).mean(0)
-    minus = torch.where(there > 0, minus, 0.0).mean((0, 1))
+    of_rows = torch.where(there > 0, minus, 0.0).mean(0)
+    minus = of_rows.mean(0)
     if not isinstance(fn, (*_NATURAL, *NORMALS)):
         # Far from a peak of the density it may be negative; then the number would pay by itself.
         minus = torch.maximum(minus, _FLOOR * value.square().mean(0))
@@ -170,7 +173,13 @@ def scores_of(
     if isinstance(fn, torch.distributions.Normal):
         noise = by_row(fn.variance.expand(_shape(fn, x))).mean(0)
     return Scores(
-        value.unsqueeze(-1), minus[:, None, None], there.mean(0), explained, squares, noise
+        value.unsqueeze(-1),
+        minus[:, None, None],
+        there.mean(0),
+        explained,
+        squares,
+        noise,
+        None if isinstance(fn, NORMALS) else of_rows,
     )
 
 

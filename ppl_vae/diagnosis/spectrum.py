@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.diagnosis.scores import Scores
+from ppl_vae.runtime import own_generator
 
 WORTH = 0.01
 """Nats per row that a further dimension has to gain to be worth it."""
@@ -22,8 +23,11 @@ That is the variance of counts and bits, and the number of values of a normal nu
 """
 
 _LEAST = 1e-9  # of beta
-_SHUFFLES = 3
+_SHUFFLES = 20  # of few numbers, whose largest eigenvalue varies most
+_FEWEST, _LARGE = 3, 2**18  # of more numbers than that
 _MORE = 1.1  # than the largest of so few shuffles
+_ERRORS = 3.0  # standard errors of a variance that is off by chance
+_TINY = 1e-300
 _ROUNDING = 1e-6  # variance in units of a noise that suits: what is below is none
 _EPSILON = 1e-6  # of a number: what is left of it below that is rounding
 _EXACTLY = 1000  # the size up to which all eigenvalues are found
@@ -39,6 +43,7 @@ class Directions(NamedTuple):
         numbers: To which number of the data each direction belongs, `(m,)`.
         squares: Mean squared residuals over rows and draws, `(m,)`; NaN where a likelihood is not normal.
         noise: The variance of the noise, `(m,)`; NaN where it is not known.
+        error: The relative standard error of the Fisher information, in whose units they are, `(m,)`.
     """
 
     left: Tensor
@@ -46,6 +51,7 @@ class Directions(NamedTuple):
     numbers: Tensor
     squares: Tensor
     noise: Tensor
+    error: Tensor
 
     @classmethod
     def of(cls, found: Sequence[Scores]) -> Directions:
@@ -70,7 +76,9 @@ class Directions(NamedTuple):
             known = [part for part in parts if part is not None]
             return torch.cat(known).double()[:, numbers] if len(known) == len(parts) else None
 
-        explained, squares, noise = map(of_numbers, ("explained", "squares", "noise"))
+        explained, squares, noise, curvature = map(
+            of_numbers, ("explained", "squares", "noise", "curvature")
+        )
         if explained is not None:
             explained = explained * unit[numbers, 0]
             exact = left.square().mean(0) <= (_EPSILON * explained).square().mean(0)
@@ -83,6 +91,9 @@ class Directions(NamedTuple):
             numbers,
             nan if squares is None else squares.mean(0) / share,
             nan if noise is None else noise.mean(0),
+            torch.zeros_like(nan)
+            if curvature is None or n < 2
+            else curvature.std(0) / math.sqrt(n) / values[numbers, 0],
         )
 
     @classmethod
@@ -95,31 +106,44 @@ class Directions(NamedTuple):
         joined = cls(*(torch.cat(of, -1) for of in zip(*parts, strict=True)))
         return joined._replace(numbers=torch.cat(numbers))
 
-    def rest(self) -> tuple[Tensor, Tensor]:
-        """What is left, `(n, m)`, without the directions that the decoder explains.
+    def rest(self) -> tuple[Directions, Tensor]:
+        """The same without the directions that the decoder explains.
 
         A second tensor says how much of each direction that is: 1 if nothing is explained, `(m,)`.
         """
         used = _directions(self.explained, _EXPLAINED)
-        return self.left - self.left @ used @ used.T, 1 - used.square().sum(1)
+        left = self.left - self.left @ used @ used.T
+        return self._replace(left=left), 1 - used.square().sum(1)
 
     def by_chance(self) -> float:
-        """The largest eigenvalue where the numbers have variance 1 and are independent.
-
-        The directions of one number stay together.
-        """
+        """The largest eigenvalue where the numbers are independent, with variance 1."""
         n, size = self.left.shape
-        limit = (1 + math.sqrt(size / n)) ** 2
-        scale = self.left.square().mean(0).sqrt()
-        unit = self.left[:, scale > 0] / scale[scale > 0]
-        which = self.numbers[scale > 0].unique(return_inverse=True)[1]
+        found = [_MORE * float(eigenvalues(copy, 1).sum()) for copy in self.shuffled(1.0)]
+        return max([(1 + math.sqrt(size / n)) ** 2, *found])
+
+    def shuffled(self, variance: Tensor | float) -> Iterator[Tensor]:
+        """Copies of what is left in which the numbers are independent of each other.
+
+        The directions of one number stay together. A direction keeps the variance that its rows have if that is
+        the expected one but for chance: the largest eigenvalue has the same chance. Otherwise it gets the
+        expected one.
+
+        Args:
+            variance: The expected variance of each direction.
+        """
+        squares = self.left.square()
+        own = squares.mean(0)
+        error = (squares.var(0) / len(squares) + (self.error * own).square()).sqrt()
+        expected = torch.as_tensor(variance, dtype=own.dtype).expand_as(own)
+        by_chance = (own - expected).abs() <= _ERRORS * error
+        scale = torch.where(by_chance, 1.0, (expected / own.clamp(min=_TINY)).sqrt())
+        unit = torch.where(own > 0, self.left * scale, 0.0)
+        which = self.numbers.unique(return_inverse=True)[1]
         count = int(which.max()) + 1 if len(which) else 0
-        generator = torch.Generator().manual_seed(0)
-        for _ in range(_SHUFFLES):
-            order = torch.rand((n, count), generator=generator).argsort(0)[:, which]
-            values = eigenvalues(unit.gather(0, order), 1)
-            limit = max([limit, *(_MORE * values).tolist()])
-        return limit
+        generator = own_generator()
+        for _ in range(_FEWEST if unit.numel() > _LARGE else _SHUFFLES):
+            order = torch.rand((len(unit), count), generator=generator).argsort(0)
+            yield unit.gather(0, order[:, which])
 
 
 @dataclass(frozen=True)
@@ -154,25 +178,45 @@ class Spectrum:
         return f"{text}: {more} would pay{at}, the first with {nats:.2g} nats"
 
 
-def more_dimensions(rest: Tensor, free: int, unused: int, edge: float) -> tuple[str, float] | None:
+def more_dimensions(rest: Directions, free: Tensor, unused: int) -> tuple[str, float] | None:
     """How many further dimensions would pay if the noise were the best one, in words; None if none would.
 
     With so many more dimensions, the best noise is what they leave of the rest: that is returned, too, in units
-    of the noise, squared.
+    of the noise, squared. The eigenvalues are compared with it, and with what that ratio is by chance.
 
     Args:
-        rest: What is left of the data, `(n, directions)`.
-        free: The number of directions that no dimension explains.
+        rest: What is left of the data.
+        free: How much of each direction no dimension explains, `(m,)`.
         unused: The most dimensions there could be.
-        edge: What the largest eigenvalue is by chance.
     """
-    total = float(rest.square().sum()) / len(rest)
-    values = eigenvalues(rest, min(unused, free - 1))
-    for count in range(len(values), 0, -1):
-        share = max(_ROUNDING, (total - float(values[:count].sum())) / (free - count))
-        if _pays(float(values[count - 1]) / share, edge):
+    size = round(float(free.sum()))
+    most = min(unused, size - 1, len(rest.left))
+    total = float(rest.left.square().sum()) / len(rest.left)
+    if most < 1 or total <= 0:
+        return None
+    edge = (1 + math.sqrt(size / len(rest.left))) ** 2
+    limits = [edge] * most
+    for copy in rest.shuffled(free * (total / float(free.sum()))):
+        ratios = [ratio for ratio, _ in _ratios(copy, size, most)]
+        limits = [max(limit, _MORE * ratio) for limit, ratio in zip(limits, ratios, strict=True)]
+    found = _ratios(rest.left, size, most)
+    for count in range(most, 0, -1):
+        ratio, share = found[count - 1]
+        if _pays(ratio, limits[count - 1]):
             return f"{count} more dimension{'s' if count > 1 else ''} would pay", share
     return None
+
+
+def _ratios(left: Tensor, size: int, most: int) -> list[tuple[float, float]]:
+    """For 1, 2, ... more dimensions, the variance of the last one in units of what they leave; and that."""
+    total = float(left.square().sum()) / len(left)
+    values = eigenvalues(left, most)
+    found = []
+    for count in range(1, most + 1):
+        share = total - float(values[:count].sum())
+        share = max(_ROUNDING, share / (size - count))
+        found.append((float(values[count - 1]) / share, share))
+    return found
 
 
 def eigenvalues(centered: Tensor, count: int) -> Tensor:
@@ -186,7 +230,7 @@ def eigenvalues(centered: Tensor, count: int) -> Tensor:
         exact: Tensor = torch.linalg.eigvalsh(gram / n).flip(0)[:count]
         return exact.clamp(min=0.0)
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(own_generator().initial_seed())
         wide = min(count + 10, n, size)
         values: Tensor = torch.svd_lowrank(centered, wide, niter=8)[1]
         return values[:count].square() / n
