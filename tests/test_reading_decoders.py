@@ -190,3 +190,36 @@ def test_a_label_beside_x_does_not_hide_the_dependence() -> None:
     rows = torch.randn(50, D), torch.randn(50)
     with opened(model, of_both, rows, seed=0) as session:
         assert models_dependencies(session).found is True
+
+
+@pytest.mark.parametrize("chain", [True, False])
+def test_columns_that_are_arguments_of_their_own(chain: bool) -> None:
+    """One argument that depends on another one may be a label's picture, or a chain: a note says so."""
+
+    def model(a: Tensor, b: Tensor, c: Tensor) -> None:
+        with pyro.plate("data", len(a)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("a", dist.Normal(0 * z[..., 0], 1.0), obs=a)
+            pyro.sample("b", dist.Normal(0 * z[..., 0], 1.0), obs=b)
+            pyro.sample("c", dist.Normal((0.9 if chain else 0.0) * b, 1.0), obs=c)
+
+    def of_columns(a: Tensor, b: Tensor, c: Tensor) -> None:
+        with pyro.plate("data", len(a)):
+            loc = 1e-4 * torch.stack([a, b], -1)
+            pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+    torch.manual_seed(0)
+    a, b, c = torch.randn(3, 400)
+    rows = a, b, (0.9 * b + c if chain else c)
+    found = diagnose(model, of_columns, rows, seed=0, progress=False)
+    assert found.cause == "surplus dimensions"
+    told = [note for note in found.notes if "one argument of the model depends on another" in note]
+    assert len(told) == chain
+
+
+def test_what_may_hide_a_chain_is_said() -> None:
+    """A decoder that scales by the size of the row, and reads the number before, too."""
+    model, guide = scaled("Poisson")
+    found = diagnose(model, guide, counts("Poisson", 0.5), seed=0, progress=False)
+    assert found.cause == "local optimum"
+    assert any("as by the size of the row" in note for note in found.notes)

@@ -207,3 +207,34 @@ def test_data_without_any_noise_show_all_their_dimensions() -> None:
     found = diagnose(*ignoring(lambda loc: dist.Normal(loc, 20.0)), x, seed=0, progress=False)
     assert found.cause == "decoder noise"
     assert "2 more dimensions would pay" in evidence(found)
+
+
+@pytest.mark.parametrize(("sigma", "cause"), [(100.0, "local optimum"), (1e4, "decoder noise")])
+def test_numbers_far_from_zero_in_double_precision(sigma: float, cause: str) -> None:
+    """Times in seconds since 1970: what is left of them was taken for rounding."""
+    torch.manual_seed(0)
+    of_time = torch.full((5,), 1.7e9, dtype=torch.float64)
+    x = of_time + 300 * torch.randn(800, 1).double() + 100 * torch.randn(800, 5).double()
+    model, _ = ignoring(lambda loc: dist.Normal(of_time + loc, sigma))
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(1e-7 * (x - of_time)[:, :2].float(), 1.0).to_event(1))
+
+    assert diagnose(model, guide, x, seed=0, progress=False).cause == cause
+
+
+@pytest.mark.parametrize("kind", LIKELIHOODS)
+def test_a_scale_that_is_far_too_large(kind: str) -> None:
+    """What is left of normal numbers is told as it is; of others, that no smaller scale was looked at."""
+    torch.manual_seed(0)
+    x = five_with_factors(800)
+    make = LIKELIHOODS[kind]
+    found = diagnose(*ignoring(lambda loc: make(loc, 1e6)), x, seed=0, progress=False)
+    assert found.cause == "decoder noise"
+    if kind == "laplace":
+        assert "the scale that suits the data is at most 0.0001 times" in evidence(found)
+        return
+    told = re.search(r"what is left of the data ([\d.]+);", evidence(found))
+    assert told is not None
+    assert float(told[1]) == pytest.approx(float(x.square().mean().sqrt()), rel=0.02)

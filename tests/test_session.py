@@ -206,7 +206,7 @@ def test_sorted_rows_do_not_hide_what_most_rows_show() -> None:
     x = torch.cat([torch.zeros(200, 1), torch.randn(300, 1)])
     model = ProbabilisticPCA((1,))
     with opened(model, Exact(model), x, progress=False) as session:
-        spread = session.with_spread_rows()
+        spread = session.with_first(session.spread(400))
         assert num_rows(spread.first) == num_rows(session.first)
         share = float((tensors_of(spread.first)[0] != 0).double().mean())
     assert share == pytest.approx(0.6, abs=0.02)

@@ -165,17 +165,24 @@ class Session:
             same.setdefault(shapes_of_rows(part), []).append(part)
         return [_joined(parts) for parts in same.values()]
 
-    def with_spread_rows(self) -> Session:
-        """The same, and its first rows are as many that are spread over all rows: these may be sorted.
+    def with_first(self, rows: list[Batch]) -> Session:
+        """The same with as many first rows that are spread over those given: the first of all may be sorted.
 
         It is the session as it is if that cannot be: rows of other shapes or sites, parameters for each row.
+
+        Args:
+            rows: What `spread` found.
         """
-        rows = self.spread(num_rows(self.first))
-        if len(rows) > 1 or shapes_of_rows(rows[0]) != shapes_of_rows(self.first):
+        if (
+            self.pair.keeps_rows
+            or len(rows) > 1
+            or shapes_of_rows(rows[0]) != shapes_of_rows(self.first)
+        ):
             return self
-        if self.layouts.of(rows[0]) is not self.layout:
-            return self
-        return replace(self, first=rows[0])
+        n = num_rows(rows[0])
+        which = torch.linspace(0, n - 1, min(n, num_rows(self.first)), dtype=torch.float64)
+        few = take_rows(rows[0], which.round().long().to(self.device))
+        return replace(self, first=few) if self.layouts.of(few) is self.layout else self
 
     def bar(self, label: str, unit: str = "row", total: int | None = None) -> Any:
         """A progress bar as a context manager."""

@@ -21,6 +21,7 @@ from ppl_vae.diagnosis.remedies import Facts, what_to_type
 from ppl_vae.diagnosis.residuals import Residuals, Verdict
 from ppl_vae.pairs import (
     COLLAPSED,
+    Batch,
     num_rows,
     parts_of,
     posterior_means,
@@ -81,6 +82,7 @@ class Asked:
 
     Attributes:
         session: The opened pair; a posterior is fitted to each row of its first batch.
+        rows: About a thousand rows, in parts of one shape each.
         size: Rows at once, with all draws of each.
         unused: The dimensions that are not active, and the KL that the guide pays for each.
         facts: What remedies depend on.
@@ -88,6 +90,7 @@ class Asked:
     """
 
     session: Session
+    rows: list[Batch]
     size: int
     unused: Mapping[str, float]
     facts: Facts
@@ -96,7 +99,7 @@ class Asked:
     @cached_property
     def residuals(self) -> Residuals:
         """The decoder's residuals."""
-        return Residuals.of(self.session, self.size)
+        return Residuals.of(self.session, self.rows, self.size)
 
     @cached_property
     def verdict(self) -> Verdict:
@@ -168,6 +171,7 @@ def _of_the_decoder(asked: Asked) -> tuple[Cause, tuple[str, ...]]:
     verdict = asked.verdict
     decided = verdict.cause in ("large beta", "decoder noise")
     depends = Dependence(None) if decided else models_dependencies(session)
+    not_seen = (_NOT_SEEN.format(unknown=depends.unknown),) if depends.unknown else ()
     if depends.found:
         lost = loss_of_other_latents(session, unused)
         evidence = (
@@ -179,19 +183,18 @@ def _of_the_decoder(asked: Asked) -> tuple[Cause, tuple[str, ...]]:
         remedy = None
         if verdict.cause == "decoder noise" and verdict.sigma is not None:
             remedy = f"{CAUSES[verdict.cause].remedy} (about {verdict.sigma:.3g})"
-        found, notes = asked.cause(verdict.cause, verdict.evidence, remedy), []
-        if verdict.cause == "surplus dimensions":
-            sites = {name.split("[")[0] for name in unused}
-            above = len(session.layout.latents) > 1
-            notes += [_ABOVE.format(sites=listed(sorted(sites)))] if above else []
-            notes += [_NOT_SEEN.format(unknown=depends.unknown)] if depends.unknown else []
-        return found, tuple(notes)
+        found = asked.cause(verdict.cause, verdict.evidence, remedy)
+        sites = {name.split("[")[0] for name in unused}
+        if verdict.cause == "surplus dimensions" and len(session.layout.latents) > 1:
+            not_seen = (_ABOVE.format(sites=listed(sorted(sites))), *not_seen)
+        return found, not_seen
     lost = loss_of_other_latents(session, unused)
     evidence = f"log p(x | z) falls by {max(0.0, lost):.2g} nats if rows exchange these dimensions"
     note = f"whether the data would pay for more dimensions is not known: {residuals.unknown}"
     if beta > 1:  # which has trained the decoder to ignore them
         return asked.cause("large beta", evidence), ()
-    return asked.cause("ignored latent", evidence), (note,) if residuals.unknown else ()
+    notes = (note, *not_seen) if residuals.unknown else not_seen
+    return asked.cause("ignored latent", evidence), notes
 
 
 def _can_refine(session: Session) -> bool:

@@ -35,6 +35,12 @@ TRIES = 3
 DRAWS = 4
 """Draws of each row with which other rows' latents are compared."""
 
+_NOT_TAKEN = "the model does not take numbers of other rows"
+_MIXED = "no site observes numbers of x one by one"
+_READS_ITSELF = (
+    "what the model says of a number depends on that number, as by the size of the row, which hides whether it "
+    "depends on others"
+)
 _RELATIVE = 1e-4  # of the log density, beyond rounding
 
 
@@ -43,7 +49,7 @@ class Dependence(NamedTuple):
 
     Attributes:
         found: Whether they do; None if that is not known.
-        unknown: Why it is not, in words; empty if it is.
+        unknown: Why that is not known, or what may hide that they do, in words; empty if it is known.
     """
 
     found: bool | None
@@ -73,13 +79,13 @@ def models_dependencies(session: Session) -> Dependence:
     values = {name: drawn.guide_trace.nodes[name]["value"] for name in session.layout.draws}
     seen = _Seen(session, rows, values)
     found = [seen.depends(place) for place in range(len(tensors_of(rows)))]
-    told = [each for each in found if each is not None]
-    if any(each.found for each in told):
+    told = {place: each for place, each in enumerate(found) if each is not None}
+    if any(each.found for each in told.values()):
         return Dependence(True)
-    unknown = [each for each in told if each.found is None]
     if not told:
-        return Dependence(None, "no site observes numbers of x one by one")
-    return unknown[0] if unknown else Dependence(False)
+        return Dependence(None, _MIXED)
+    unknown = [each for each in told.values() if each.unknown]
+    return unknown[0] if unknown else seen.across(list(told))
 
 
 @dataclass(frozen=True)
@@ -113,44 +119,54 @@ class _Seen:
         """Whether the numbers of an argument depend on each other given z; None if no site observes it."""
         x = tensors_of(self.rows)[place]
         other = x.roll(1, 0)
-        here, there = self._with(place, x), self._with(place, other)
+        here, there = self._with({}), self._with({place: other})
         if here is None or there is None:
-            return Dependence(None, "the model does not take numbers of other rows")
+            return Dependence(None, _NOT_TAKEN)
         names = [name for name in here.sites if not _same(here.sites[name], there.sites.get(name))]
         if not names:
-            all_same = bool((x == other).all()) and any(
-                _holds(s["value"], x) for s in here.sites.values()
-            )
-            return Dependence(None, "the rows are all the same") if all_same else None
+            is_seen = any(_holds(site["value"], x) for site in here.sites.values())
+            same = is_seen and bool((x == other).all())
+            return Dependence(None, "the rows are all the same") if same else None
         block = max(_block(here.sites[name]) for name in names)
         shape = x.shape[1 : x.dim() - block] if x.dim() > block else x.shape[:0]
         if shape.numel() < 2:  # one number is independent of all others
             return Dependence(False)
         generator = own_generator()
-        depends = False
         for _ in range(TRIES):
             which = (torch.rand(shape, generator=generator) < 0.5).to(x.device)
             which = which.reshape(shape + (1,) * block)
-            mixed = [
-                self._with(place, torch.where(which, one, two))
-                for one, two in ((x, other), (other, x))
-            ]
-            if not all(run is not None and _one_by_one(here, there, run) for run in mixed):
-                return Dependence(None, "no site observes numbers of x one by one")
-            sums = [run.log_likelihood.double() for run in (here, there, *mixed) if run is not None]
-            difference = sums[0] + sums[1] - sums[2] - sums[3]
-            size = torch.stack(sums).abs().amax(0)
-            if not bool(difference.isfinite().all()):
-                return Dependence(None, "log p(x | z) of numbers of other rows is not finite")
-            depends |= bool((difference.abs() > _RELATIVE * (1 + size)).any())
-        return Dependence(depends and not self._reads_itself(place, x, block, here, names))
+            one = self._with({place: torch.where(which, x, other)})
+            two = self._with({place: torch.where(which, other, x)})
+            found = _is_no_sum(here, there, one, two)
+            if found.found and self._reads_itself(place, x, block, here, names):
+                return Dependence(False, _READS_ITSELF)
+            if found.found is not False:
+                return found
+        return Dependence(False)
 
-    def _with(self, place: int, x: Tensor) -> _Run | None:
-        """The run with another tensor in the place of an argument; None if the programs do not take it."""
-        tensors = list(tensors_of(self.rows))
-        tensors[place] = x
-        batch = with_tensors(self.rows, tensors)
-        layout = self.session.layout
+    def across(self, places: list[int]) -> Dependence:
+        """Whether the arguments in some places depend on each other given z: rows exchange whole arguments.
+
+        If they do, that is no answer: one of them may be a label that another one is generated from.
+        """
+        other = {place: tensors_of(self.rows)[place].roll(1, 0) for place in places}
+        here, there = self._with({}), self._with(other)
+        if here is None:
+            return Dependence(None, _NOT_TAKEN)
+        for place in places[1:]:
+            one = self._with({place: other[place]})
+            two = self._with({p: x for p, x in other.items() if p != place})
+            found = _is_no_sum(here, there, one, two)
+            if found.found:
+                return Dependence(None, "one argument of the model depends on another one")
+            if found.unknown:
+                return found
+        return Dependence(False)
+
+    def _with(self, other: Mapping[int, Tensor]) -> _Run | None:
+        """The run with other tensors for some arguments; None if the programs do not take these."""
+        tensors = [other.get(place, x) for place, x in enumerate(tensors_of(self.rows))]
+        batch, layout = with_tensors(self.rows, tensors), self.session.layout
         try:
             drawn = sample_rows(self.session.pair, layout, batch, 1, self.values)
         except (ValueError, RuntimeError, KeyError):
@@ -174,7 +190,8 @@ class _Seen:
             which = order.masked_fill(~differ, -1.0).argmax(1)
             here = torch.zeros((n, numbers), dtype=torch.bool, device=x.device)
             here[torch.arange(n, device=x.device), which] = True
-            after = self._with(place, torch.where(here.reshape(n, *shape, *(1,) * block), other, x))
+            mixed = torch.where(here.reshape(n, *shape, *(1,) * block), other, x)
+            after = self._with({place: mixed})
             if after is None:
                 return False
             if any(_told_by_itself(before.sites[name], after.sites[name]) for name in names):
@@ -200,6 +217,20 @@ def _same(site: Site, other: Site | None) -> bool:
 
 def _equal(one: Tensor, two: Tensor) -> Tensor:
     return (one == two) | (one.isnan() & two.isnan())
+
+
+def _is_no_sum(here: _Run, there: _Run | None, one: _Run | None, two: _Run | None) -> Dependence:
+    """Whether log p(x | z) is no sum: of rows, of other rows, and of both with some numbers exchanged."""
+    if there is None or one is None or two is None:
+        return Dependence(None, _NOT_TAKEN)
+    if not (_one_by_one(here, there, one) and _one_by_one(here, there, two)):
+        return Dependence(None, _MIXED)
+    sums = [run.log_likelihood.double() for run in (here, there, one, two)]
+    difference = sums[0] + sums[1] - sums[2] - sums[3]
+    size = torch.stack(sums).abs().amax(0)
+    if not bool(difference.isfinite().all()):
+        return Dependence(None, "log p(x | z) of numbers of other rows is not finite")
+    return Dependence(bool((difference.abs() > _RELATIVE * (1 + size)).any()))
 
 
 def _one_by_one(here: _Run, there: _Run, mixed: _Run) -> bool:

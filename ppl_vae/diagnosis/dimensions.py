@@ -215,7 +215,7 @@ def gather(session: Session, size: int) -> Gathered:
             stated &= stated_moment(rows, rows.layout, name, "mean") is not None
             if not factorize(in_guide[name], in_model[name]):
                 moments_alone[name] = None
-            elif name in violations[kind]:
+            if name in violations[kind]:
                 without_kl.setdefault(name, set()).update(violations[kind][name])
             if not all(has_moments(nodes[name]["fn"]) for nodes in (in_guide, in_model)):
                 without[name] = None

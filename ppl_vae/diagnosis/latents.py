@@ -36,6 +36,7 @@ from ppl_vae.diagnosis.faults import (
 from ppl_vae.diagnosis.history import still_training
 from ppl_vae.diagnosis.information import aggregate_information
 from ppl_vae.diagnosis.remedies import Facts
+from ppl_vae.diagnosis.residuals import MOST_ROWS
 from ppl_vae.objectives import Controller
 from ppl_vae.pairs import (
     COLLAPSED,
@@ -199,8 +200,9 @@ def diagnose(
         )
         stopped = fit is None or fit.best_epoch < fit.epochs  # early: it had ended
         ended = "" if stopped else still_training(fit.history, fit.objective)
-        spread = session.with_spread_rows() if unused else session
-        asked = Asked(spread, size, unused, facts, ended)
+        rows = session.spread(MOST_ROWS) if unused else []
+        spread = session.with_first(rows) if unused else session
+        asked = Asked(spread, rows, size, unused, facts, ended)
         cause = _plain_cause(gathered, active, collapsed, found.mutual)
         if cause in (None, "constant posterior") and not bool(active.any()):
             same = same_for_all_rows(found.mutual, gathered.draws)

@@ -22,6 +22,7 @@ from ppl_vae.diagnosis.spectrum import (
 )
 from ppl_vae.distributions import Given, Revealed
 from ppl_vae.pairs import (
+    Batch,
     RowDensities,
     Site,
     innermost,
@@ -44,7 +45,9 @@ MOST_ROWS = 1000
 _OTHER_SIZES = "rows have different sizes"
 _VALUES = 2**24  # how many standardized numbers are kept, about
 _OF_SCALES = 2**21  # and of how many the density is taken for each scale
+_SMALLEST = 1e-12  # factor of a scale, if nothing is left
 _MOSTLY = 0.05  # of numbers that no dimension explains: below, their noise is not known
+_END = 1.1 * FACTORS[0]  # where no smaller factor was looked at
 _ERRORS = 3.0  # standard errors of a variance
 
 
@@ -89,21 +92,21 @@ class Residuals:
         self._kept: dict[str, Tensor | None] = {}
         self._scales: dict[str, Scales] = {}
         self._sites: dict[str, list[Scores]] = {}
-        # Of sites with a scale that is too large: the scores with the one that suits the data, or with one for
-        # each group of numbers that share theirs.
+        # Of sites with a scale that is too large: the scores with the one that suits the data; and, if it has
+        # several, with one for each group of numbers that share theirs.
         self._suited: dict[bool, dict[str, list[Scores]]] = {True: {}, False: {}}
         self._rows = 0
 
     @classmethod
-    def of(cls, session: Session, size: int) -> Residuals:
-        """The residuals of up to a thousand rows, evenly spread.
+    def of(cls, session: Session, rows: list[Batch], size: int) -> Residuals:
+        """The residuals of some rows.
 
         Args:
             session: The opened pair.
+            rows: About a thousand rows, in parts of one shape each.
             size: Rows at once, with all draws of each.
         """
         found, whole = cls(), session.pair.keeps_rows
-        rows = session.spread(MOST_ROWS)
         n = sum(map(num_rows, rows))
         numbers = sum(tensor[0].numel() for tensor in tensors_of(rows[0]))
 
@@ -162,7 +165,9 @@ class Residuals:
             before.append(found.kept())
             self._normal &= found.squares is not None
             for apart, of_sites in self._suited.items():
-                factors = None if scales is None else scales.factors(apart)
+                factors = (
+                    scales.factors(apart) if scales and (scales.several or not apart) else None
+                )
                 if factors is not None and bool((factors.square() < SUITS).any()):
                     smaller = factors.clamp(max=1.0)
                     suited = scores_of(rows, rows.layout, site, None, smaller, stretch=True)
@@ -210,7 +215,7 @@ class Residuals:
         of_rest = Spectrum(eigenvalues(rest.left, unused), edge)
         if beta > 1 and of_rest.paying(1.0):
             return Verdict("large beta", of_rest.says(1.0, beta))
-        several = any(bool(scales.groups.any()) for scales in self._scales.values())
+        several = any(scales.several for scales in self._scales.values())
         for apart in (True, False) if several else (False,):
             verdict = self._of_noise(unused, beta, apart)
             if verdict is not None:
@@ -230,8 +235,10 @@ class Residuals:
             return None
         parts = []
         for name, found in self._sites.items():
-            own = Directions.of(self._suited[apart].get(name, found))
-            if name not in self._suited[apart]:  # a normal site, or one whose scale suits
+            scales = self._scales.get(name)
+            of_scales = self._suited[apart and scales is not None and scales.several]
+            own = Directions.of(of_scales.get(name, found))
+            if name not in of_scales:  # a normal site, or one whose scale suits
                 unit = torch.ones(len(own.numbers), dtype=torch.float64)
                 for group in small:
                     unit = torch.where(group.holds(name, own.numbers), group.factor, unit)
@@ -282,7 +289,7 @@ class Residuals:
                 elif not bool(part.squares.isnan().any()) and own_free[here].mean() > _MOSTLY:
                     # The noise has what no dimension explains.
                     of_rest = float(own[:, here].square().sum()) / len(own)
-                    factor = max(FACTORS[0], math.sqrt(of_rest / float(own_free[here].sum())))
+                    factor = max(_SMALLEST, math.sqrt(of_rest / float(own_free[here].sum())))
                 else:
                     continue
                 size = int(here.sum())
@@ -291,7 +298,7 @@ class Residuals:
                     numbers = part.numbers[here]
                     squares = float(part.squares[here].mean())
                     noise = float(part.noise[here].mean())
-                    alone = size == m and (scales is None or not scales.groups.any())
+                    alone = size == m and (scales is None or not scales.several)
                     found.append(_SmallScale(name, numbers, m, factor, squares, noise, alone))
         return found
 
@@ -334,7 +341,10 @@ def _listed(small: list[_SmallScale], sites: Collection[str]) -> str:
     for name in dict.fromkeys(group.site for group in small):
         groups = [group for group in small if group.site == name]
         factors = sorted(group.factor for group in groups)
-        low, high = (f"{factor:.2g}" for factor in (factors[0], factors[-1]))
+        low, high = (
+            f"at most {FACTORS[0]:g}" if factor < _END else f"{factor:.2g}"
+            for factor in (factors[0], factors[-1])
+        )
         size, of = sum(group.size for group in groups), groups[0].of
         some = "" if size == of else f" for {size} of {of} numbers"
         at = f" at '{name}'" if len(sites) > 1 else ""

@@ -98,6 +98,11 @@ class Scales:
         found: Tensor = rounded.unique(dim=1, return_inverse=True)[1]
         return found
 
+    @property
+    def several(self) -> bool:
+        """Whether there are several scales."""
+        return bool(self.groups.any())
+
     def factors(self, apart: bool) -> Tensor | None:
         """The factor of each number, `(numbers,)`; None for normal numbers, of which residuals tell it.
 

@@ -72,7 +72,10 @@ class Scores(NamedTuple):
         small = {
             name: part.float().cpu() for name, part in self._asdict().items() if part is not None
         }
-        return Scores(**(small | {"information": self.information.cpu()}))
+        kept = {"information": self.information.cpu()}
+        if self.explained is not None:  # of the data's precision already
+            kept["explained"] = self.explained.cpu()
+        return Scores(**(small | kept))
 
 
 def why_no_scores(layout: Layout, site: Site) -> str:
@@ -166,10 +169,13 @@ def scores_of(
     if not isinstance(fn, (*_NATURAL, *NORMALS)):
         # Far from a peak of the density it may be negative; then the number would pay by itself.
         minus = torch.maximum(minus, _FLOOR * value.square().mean(0))
+    in_units = None
     if isinstance(fn, NORMAL):
-        explained = by_row(_in_units_of(fn, fn.mean).expand(_shape(fn, x))).mean(0)
+        in_units = _in_units_of(fn, fn.mean)
     elif hasattr(fn, "loc") and hasattr(fn, "scale"):
-        explained = by_row((fn.loc / fn.scale).expand(_shape(fn, x))).mean(0)
+        in_units = fn.loc / fn.scale
+    if in_units is not None:
+        explained = by_row(in_units.expand(_shape(fn, x))).mean(0).to(in_units.dtype)
     if isinstance(fn, torch.distributions.Normal):
         noise = by_row(fn.variance.expand(_shape(fn, x))).mean(0)
     return Scores(

@@ -29,7 +29,7 @@ _MORE = 1.1  # than the largest of so few shuffles
 _ERRORS = 3.0  # standard errors of a variance that is off by chance
 _TINY = 1e-300
 _ROUNDING = 1e-6  # variance in units of a noise that suits: what is below is none
-_EPSILON = 1e-6  # of a number: what is left of it below that is rounding
+_ROUNDINGS = 8  # of a number: what is left of it below so many is rounding
 _EXACTLY = 1000  # the size up to which all eigenvalues are found
 _EXPLAINED = 0.01  # variance in units of the noise from which on a direction is one that the decoder explains
 
@@ -81,8 +81,12 @@ class Directions(NamedTuple):
         )
         if explained is not None:
             explained = explained * unit[numbers, 0]
-            exact = left.square().mean(0) <= (_EPSILON * explained).square().mean(0)
-            left = left.masked_fill(exact, 0.0)  # but for rounding
+            exact = max(
+                torch.finfo(s.explained.dtype).eps for s in found if s.explained is not None
+            )
+            rounding = (_ROUNDINGS * exact * explained).square().mean(0)
+            left = left.masked_fill(left.square().mean(0) <= rounding, 0.0)
+            explained = explained - explained.mean(0)
         nan = torch.full((len(numbers),), math.nan, dtype=torch.float64)
         share = present.double().mean(0)[numbers].clamp(min=1e-9)
         return cls(
