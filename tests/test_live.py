@@ -21,7 +21,7 @@ from ppl_vae.networks import MLP
 from ppl_vae.objectives import ELBO
 from ppl_vae.plots import learning_curves
 from ppl_vae.training import Fit, latents
-from ppl_vae.training.latents import DEAD_EPOCHS, Deaths, dead_dimensions, kl_of_epoch
+from ppl_vae.training.deaths import DEAD_EPOCHS, Deaths, dead_dimensions, kl_of_epoch
 
 X = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
 HELD_OUT = torch.randn(40, 3, generator=torch.Generator().manual_seed(1))
@@ -151,27 +151,26 @@ def test_the_error_of_a_kl_is_its_spread_over_draws() -> None:
     assert abs(float(found[:, 0].mean())) < 3 * float(error) / 60**0.5
 
 
+def above(x: Tensor) -> None:
+    with pyro.plate("rows", len(x)):
+        z1 = pyro.sample("z1", dist.Normal(x.new_zeros(()), 1.0))
+        pyro.sample("z2", dist.Normal(z1, 1.0))
+        pyro.sample("x", dist.Normal(z1[..., None].expand(*z1.shape, 3), 1.0).to_event(1), obs=x)
+
+
+class Above(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            z1 = pyro.sample("z1", dist.Normal(self.loc.expand(len(x)), 1.0))
+            pyro.sample("z2", dist.Normal(z1, 1.0))
+
+
 def test_a_mean_that_depends_on_another_latent_is_noisy_too() -> None:
     """z2 follows z1: its mean in a row is known to 1 / 4 of the variance of z1, though it is stated."""
-
-    def above(x: Tensor) -> None:
-        with pyro.plate("rows", len(x)):
-            z1 = pyro.sample("z1", dist.Normal(x.new_zeros(()), 1.0))
-            pyro.sample("z2", dist.Normal(z1, 1.0))
-            pyro.sample(
-                "x", dist.Normal(z1[..., None].expand(*z1.shape, 3), 1.0).to_event(1), obs=x
-            )
-
-    class Above(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.loc = nn.Parameter(torch.tensor(0.0))
-
-        def forward(self, x: Tensor) -> None:
-            with pyro.plate("rows", len(x)):
-                z1 = pyro.sample("z1", dist.Normal(self.loc.expand(len(x)), 1.0))
-                pyro.sample("z2", dist.Normal(z1, 1.0))
-
     assert "active_units" not in still(above, Above(), validation=HELD_OUT).history[0]
     many = torch.randn(20_000, 3, generator=torch.Generator().manual_seed(2))
     epoch = still(above, Above(), validation=many).history[0]
@@ -336,7 +335,7 @@ def test_it_costs_one_search_for_dependencies(monkeypatch: pytest.MonkeyPatch) -
         return {}
 
     monkeypatch.setattr(latents, "mean_field_violations", counted)
-    still(Model(), Guide(), validation=HELD_OUT, max_epochs=4)
+    still(above, Above(), validation=HELD_OUT, max_epochs=4)
     assert len(asked) == 1
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ppl_vae import diagnose, fit
 from ppl_vae.plots import kl_per_dimension, learning_curves
-from ppl_vae.training.latents import DEAD_EPOCHS, Deaths, dead_dimensions
+from ppl_vae.training.deaths import DEAD_EPOCHS, Deaths, dead_dimensions
 
 X = 3**0.5 * torch.randn(2000, generator=torch.Generator().manual_seed(0))
 

@@ -39,9 +39,11 @@ from .densities import (
 )
 from .dimensions import (
     COLLAPSED as COLLAPSED,
+    NormalRows as NormalRows,
     kl_and_noise_of_dimensions as kl_and_noise_of_dimensions,
     kl_of_dimensions as kl_of_dimensions,
     names_of_dimensions as names_of_dimensions,
+    normal_rows as normal_rows,
 )
 from .errors import (
     PLAIN as PLAIN,

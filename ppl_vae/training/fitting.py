@@ -31,7 +31,7 @@ from ppl_vae.runtime import (
     require_seed,
     seed_everything,
 )
-from ppl_vae.training.latents import dead_dimensions
+from ppl_vae.training.deaths import dead_dimensions
 from ppl_vae.training.loop import Training
 from ppl_vae.training.options import require_fit_options
 from ppl_vae.training.processes import Processes

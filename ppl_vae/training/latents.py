@@ -1,18 +1,24 @@
-"""What each latent dimension carries, after each epoch, and which of them have died."""
+"""What each latent dimension carries, after each epoch.
+
+An epoch may be short, so that a tenth of a millisecond is felt. What rows have is summed by torch; with the
+sums, which are few numbers, numpy computes, whose operations take a tenth of the time. What does not change
+from epoch to epoch is kept in `Known`.
+"""
 
 from __future__ import annotations
 
-import itertools
-import logging
 import math
-from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ppl_vae.pairs import (
     COLLAPSED,
     Batch,
+    NormalRows,
     Pair,
     RowDensities,
     factorize,
@@ -21,13 +27,12 @@ from ppl_vae.pairs import (
     mask_kind,
     mean_field_violations,
     names_of_dimensions,
+    normal_rows,
     over_draws,
     present_numbers,
     prior_moments,
     stated_moment,
 )
-
-_logger = logging.getLogger(__name__)
 
 KL = "kl_"
 """Before the name of a dimension: its KL in the metrics of an epoch, `kl_z[0]`."""
@@ -52,8 +57,73 @@ ACTIVE = 0.01
 SURE = 3.0
 """Standard errors above that variance beyond which a dimension is surely active."""
 
-DEAD_EPOCHS = 5
-"""Epochs in a row for which a dimension carries nothing until it is called dead."""
+Floats = NDArray[np.float64]
+
+
+@dataclass
+class Known:
+    """What is found once for all epochs.
+
+    Attributes:
+        violations: By the kind of the rows, the sites whose analytic KL would be wrong.
+        names: By what stands before them, site and shape: the names of the metrics of its dimensions.
+    """
+
+    violations: dict[object, frozenset[str]] = field(default_factory=dict)
+    names: dict[tuple[str, str, torch.Size], list[str]] = field(default_factory=dict)
+
+    def names_of(self, of_what: str, site: str, shape: torch.Size) -> list[str]:
+        """The names of the metrics of a site's dimensions, such as `kl_z[0]`."""
+        key = of_what, site, shape
+        if key not in self.names:
+            self.names[key] = [of_what + name for name in names_of_dimensions(site, shape)]
+        return self.names[key]
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Sums over rows, of each of the d dimensions of a site, in double precision.
+
+    Attributes:
+        count: The rows; or how many of them have each dimension, `(d,)`.
+        mean: The mean of its posterior means, in units of the prior, `(d,)`.
+        squares: Their squared deviations from that, `(d,)`.
+        noise: The variances that draws give them, `(d,)`; None if nothing is drawn for them.
+        kl: Its KL, `(d,)`; None if that is not known.
+        kl_noise: The variances that draws give that, `(d,)`; None if nothing is drawn for it.
+    """
+
+    count: Floats | float
+    mean: Floats
+    squares: Floats
+    noise: Floats | None = None
+    kl: Floats | None = None
+    kl_noise: Floats | None = None
+
+    def plus(self, more: _Sums) -> _Sums:
+        """With more rows; means and squares by the pairwise update of Chan, Golub & LeVeque."""
+        count = self.count + more.count
+        share = more.count / np.maximum(count, 1.0)
+        with np.errstate(all="ignore"):  # of a training that diverges
+            delta = more.mean - self.mean
+            squares = self.squares + more.squares + delta**2 * (self.count * share)
+            mean = self.mean + delta * share
+        known = self.kl is not None and more.kl is not None
+        return _Sums(
+            count,
+            mean,
+            squares,
+            _added(self.noise, more.noise),
+            _added(self.kl, more.kl) if known else None,
+            _added(self.kl_noise, more.kl_noise),
+        )
+
+
+def _added(one: Floats | None, other: Floats | None) -> Floats | None:
+    """The sum of two; None is 0."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one + other
 
 
 class LatentUse:
@@ -61,55 +131,54 @@ class LatentUse:
 
     Args:
         pair: The pair.
-        violations: The sites whose analytic KL would be wrong, by the kind of the rows; it is filled in.
+        known: What has been found of the pair before, to which more is added.
     """
 
-    def __init__(self, pair: Pair, violations: dict[object, frozenset[str]]) -> None:
+    def __init__(self, pair: Pair, known: Known) -> None:
         self._pair = pair
-        self._violations = violations
-        self._means: dict[tuple[str, int], list[Tensor]] = {}  # and their variance over draws
-        self._masked = False
-        # By site, the sums over rows: of the KL, of the variance that draws give it, of rows with the number.
-        self._kl: dict[str, list[tuple[Tensor, Tensor | int]]] = {}
-        self._names: dict[str, list[str]] = {}
+        self._known = known
+        self._sums: dict[tuple[str, torch.Size], _Sums] = {}  # by site and shape
         self._without_kl: set[str] = set()
         self._samples = 0
 
     def update(self, rows: RowDensities, batch: Batch) -> None:
         """Adds rows."""
-        layout, (self._samples, n) = rows.layout, rows.log_guide.shape
-        for name in latents_of_numbers(rows, layout):
-            mean, noise = _mean_and_noise(rows, name)
-            prior = prior_moments(rows, layout, name)
-            scale = _scale_of_the_prior(prior, mean)
-            scaled = torch.stack([mean / scale, noise / scale**2])
-            there = None
-            if not mask_kind(rows.guide_trace.nodes[name]):
-                there = present_numbers(rows, layout, name).reshape(n, -1)
-                scaled = scaled.masked_fill(~there, math.nan)
-                self._masked = True
-            self._means.setdefault((name, mean.shape[1]), []).append(scaled.cpu())
-            if prior is None or layout.points:
-                continue
-            violates = name in self._violations_of(rows, batch)
-            kl, spread = kl_and_noise_of_dimensions(rows, name, prior, analytic=not violates)
-            if violates and factorize(rows.guide_trace.nodes[name], rows.model_trace.nodes[name]):
-                self._without_kl.add(name)
-            names = names_of_dimensions(name, kl.shape[1:])
-            if self._names.setdefault(name, names) != names:
-                continue  # of another size than in the rows before
-            both = torch.stack([kl, spread]).reshape(2, n, -1)
-            kept = both if there is None else both.masked_fill(~there, 0.0)
-            count = n if there is None else there.sum(0)
-            self._kl.setdefault(name, []).append((kept.sum(1), count))
+        self._samples = rows.log_guide.shape[0]
+        for name in latents_of_numbers(rows, rows.layout):
+            normal = normal_rows(rows, name)
+            sums = self._of_site(rows, batch, name) if normal is None else _of_normals(normal)
+            key = name, rows.latents[name].shape[2:]
+            before = self._sums.get(key)
+            self._sums[key] = sums if before is None else before.plus(sums)
+
+    def _of_site(self, rows: RowDensities, batch: Batch, name: str) -> _Sums:
+        """The sums of any latent; without a KL if its prior states no moments."""
+        n = rows.log_guide.shape[1]
+        mean, noise = _mean_and_noise(rows, name)
+        prior = prior_moments(rows, rows.layout, name)
+        scale = _scale_of_the_prior(prior, mean)
+        there = None
+        if not mask_kind(rows.guide_trace.nodes[name]):
+            there = present_numbers(rows, rows.layout, name).reshape(n, -1)
+        sums = _over_rows(mean / scale, noise / scale**2, there)
+        if prior is None or rows.layout.points:
+            return sums
+        violates = name in self._violations_of(rows, batch)
+        kl, spread = kl_and_noise_of_dimensions(rows, name, prior, analytic=not violates)
+        if violates and factorize(rows.guide_trace.nodes[name], rows.model_trace.nodes[name]):
+            self._without_kl.add(name)
+        both = torch.stack([kl, spread]).reshape(2, n, -1)
+        kept = both if there is None else both.masked_fill(~there, 0.0)
+        of_rows, of_draws = _as_floats(kept.sum(1))
+        return replace(sums, kl=of_rows, kl_noise=of_draws)
 
     def _violations_of(self, rows: RowDensities, batch: Batch) -> frozenset[str]:
-        kind = rows.layout.signature
-        if kind not in self._violations:
+        kind, violations = rows.layout.signature, self._known.violations
+        if kind not in violations:
             one = len(rows.layout.latents) < 2  # nothing that it could depend on
             found = () if one else mean_field_violations(self._pair, batch)
-            self._violations[kind] = frozenset(found)
-        return self._violations[kind]
+            violations[kind] = frozenset(found)
+        return violations[kind]
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -120,141 +189,107 @@ class LatentUse:
         `MOST_DIMENSIONS`, those of a site whose prior states no moments, and of a dimension that no row has.
         """
         found: dict[str, float] = {}
-        columns = [torch.cat(parts, 1).unbind() for parts in self._means.values()]
-        active = [_num_active(mean, noise, self._samples, self._masked) for mean, noise in columns]
+        active = [_num_active(sums, self._samples) for sums in self._sums.values()]
         if None not in active:
             found["active_units"] = sum(number or 0 for number in active)
-        if sum(map(len, self._names.values())) > MOST_DIMENSIONS:
+        kls: dict[
+            str, tuple[torch.Size, _Sums]
+        ] = {}  # of other batches, a site may have another shape
+        for (site, shape), sums in self._sums.items():
+            if sums.kl is not None:
+                kls.setdefault(site, (shape, sums))
+        if sum(shape.numel() for shape, _ in kls.values()) > MOST_DIMENSIONS:
             return found
         error = 0.0
-        for site, parts in self._kl.items():
-            kl, noise = torch.stack([of for of, _ in parts]).sum(0)
-            counts = torch.as_tensor(sum(number for _, number in parts)).expand(len(kl))
-            means, errors = (kl / counts).tolist(), (noise.sqrt() / counts).tolist()
+        for site, (shape, sums) in kls.items():
             of_what = TERM if site in self._without_kl else KL
-            for name, mean, e, number in zip(
-                self._names[site], means, errors, counts.tolist(), strict=True
-            ):
-                if number:
-                    found[of_what + name] = mean
-                    if of_what == KL and mean - 3 * e < LITTLE:
-                        error = max(error, e)
+            means, errors = _kl_and_errors(sums)
+            pairs = zip(self._known.names_of(of_what, site, shape), means, strict=True)
+            found.update((name, mean) for name, mean in pairs if mean is not None)
+            if of_what == KL:
+                error = max(error, errors)
         return found | ({ERROR_OF_KL: error} if error else {})
 
 
-def kl_of_epoch(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The KL of each dimension in the metrics of an epoch, by the dimension's name.
-
-    Example:
-        >>> kl_of_epoch({"epoch": 3, "rate": 2.0, "kl_z[0]": 1.9, "kl_z[1]": 0.1})
-        {'z[0]': 1.9, 'z[1]': 0.1}
-    """
-    return {name[len(KL) :]: value for name, value in metrics.items() if name.startswith(KL)}
+def _as_floats(sums: Tensor) -> Floats:
+    found: Floats = sums.detach().double().cpu().numpy()
+    return found
 
 
-def terms_of_epoch(metrics: Mapping[str, float]) -> dict[str, float]:
-    """What each dimension that has no KL adds to the rate, by the dimension's name, as `kl_of_epoch`.
-
-    Example:
-        >>> terms_of_epoch({"epoch": 3, "rate": 2.0, "kl_top": 2.1, "rate_middle": -0.1})
-        {'middle': -0.1}
-    """
-    return {name[len(TERM) :]: value for name, value in metrics.items() if name.startswith(TERM)}
-
-
-def dead_dimensions(history: Sequence[Mapping[str, float]]) -> tuple[str, ...]:
-    """The dimensions that have carried less than 0.01 nats in each of the last 5 epochs.
-
-    Where the KLs are of draws, two standard errors more are less than that. A dimension that has no KL is not
-    known to be dead.
-
-    Example:
-        >>> dead_dimensions([{"epoch": i, "kl_z[0]": 1.0, "kl_z[1]": 0.001} for i in range(5)])
-        ('z[1]',)
-    """
-    if len(history) < DEAD_EPOCHS:
-        return ()
-    dead = frozenset.intersection(*map(carry_nothing, history[-DEAD_EPOCHS:]))
-    return tuple(name for name in kl_of_epoch(history[-1]) if name in dead)
+def _of_normals(normal: NormalRows) -> _Sums:
+    """The sums of normal numbers, for which nothing is drawn."""
+    away = (normal.mean - normal.prior_mean) / normal.prior_scale
+    ratio = (normal.scale / normal.prior_scale).square_()
+    in_units = away
+    if len(normal.prior_scale) > 1:  # the prior's variance is then its mean over rows
+        in_units = normal.mean / normal.prior_scale.square().mean(0).sqrt_()
+    mean = in_units.mean(0)
+    squares = (in_units - mean).square_().sum(0)
+    twice = away.square_().add_(ratio).sub_(ratio.log()).sum(0, dtype=torch.float64)
+    n = float(len(away))
+    mean, squares, twice = _as_floats(torch.stack([mean, squares, twice]))
+    return _Sums(n, mean, squares, kl=0.5 * (twice - n))
 
 
-def carry_nothing(metrics: Mapping[str, float]) -> frozenset[str]:
-    """The dimensions that surely carry less than 0.01 nats, by the metrics of an epoch.
-
-    Example:
-        >>> sorted(carry_nothing({"kl_z[0]": 0.009, "kl_z[1]": 0.001, "error_of_kl": 0.002}))
-        ['z[1]']
-    """
-    least = COLLAPSED - 2 * metrics.get(ERROR_OF_KL, 0.0)
-    return frozenset(name for name, kl in kl_of_epoch(metrics).items() if kl < least)
-
-
-class Deaths:
-    """Says in the log that dimensions have died, each of them once, and at most every 5 epochs.
-
-    Of dimensions that have no KL, it says so once, if what they add to the rate looks as if they had died.
+def _over_rows(means: Tensor, noise: Tensor, there: Tensor | None) -> _Sums:
+    """The sums over rows, of those that have a number.
 
     Args:
-        history: The epochs before, when a training is resumed: what died in them has been said.
-        speaks: Whether this process says it.
+        means: Posterior means in units of the prior, `(n, d)`.
+        noise: The variances that draws give them, as many.
+        there: Which rows have which number; None if all have all.
     """
-
-    def __init__(self, history: Sequence[Mapping[str, float]], speaks: bool = True) -> None:
-        self._named: dict[str, None] = {}
-        self._last = -DEAD_EPOCHS
-        self._speaks = False
-        self._doubted = False
-        for end in range(1, len(history) + 1):
-            self.look(history[max(0, end - DEAD_EPOCHS) : end], end)
-        self._speaks = speaks
-
-    def look(self, history: Sequence[Mapping[str, float]], epoch: int) -> None:
-        """Looks at the epochs so far, of which the last has just ended."""
-        self._look_at_terms(history, epoch)
-        new = [name for name in dead_dimensions(history) if name not in self._named]
-        if not new or epoch - self._last < DEAD_EPOCHS:
-            return
-        self._last = epoch
-        self._named |= dict.fromkeys(new)
-        number = len(kl_of_epoch(history[-1])) + len(terms_of_epoch(history[-1]))
-        self._say(_said(new, number, epoch))
-
-    def _look_at_terms(self, history: Sequence[Mapping[str, float]], epoch: int) -> None:
-        if self._doubted or len(history) < DEAD_EPOCHS:
-            return
-        terms = [terms_of_epoch(row) for row in history[-DEAD_EPOCHS:]]
-        small = [n for n in terms[-1] if all(row.get(n, math.inf) < COLLAPSED for row in terms)]
-        if small:
-            self._doubted = True
-            self._say(_not_known(small, epoch))
-
-    def _say(self, text: str) -> None:
-        if self._speaks:
-            _logger.warning("%s", text)
+    if there is None:
+        mean = means.mean(0)
+        squares = (means - mean).square().sum(0)
+        return _Sums(float(len(means)), *_as_floats(torch.stack([mean, squares, noise.sum(0)])))
+    means, noise = means.masked_fill(~there, 0.0), noise.masked_fill(~there, 0.0)
+    count = there.sum(0).to(means)
+    mean = means.sum(0) / count.clamp(min=1)
+    squares = (means - mean).square().masked_fill(~there, 0.0).sum(0)
+    return _Sums(*_as_floats(torch.stack([count, mean, squares, noise.sum(0)])))
 
 
-def _not_known(small: Sequence[str], epoch: int) -> str:
-    add, each, it_is = ("adds", "", "it is") if len(small) == 1 else ("add", " each", "they are")
-    return (
-        f"epoch {epoch}: {_few(small)} {add} less than {COLLAPSED} nats{each} to the rate, which does not say "
-        f"that {it_is} unused: the prior depends on latents that the guide computes from the same draws, so "
-        f"that this number ({TERM}{small[0]}) is no KL and may be negative. See active_units and diagnose()"
-    )
+def _kl_and_errors(sums: _Sums) -> tuple[list[float | None], float]:
+    """The mean KL of each dimension, None of one that no row has, and the largest error that matters."""
+    assert sums.kl is not None
+    with np.errstate(all="ignore"):  # of dimensions that no row has, and a training that diverges
+        found = sums.kl / sums.count
+        means: list[float | None] = found.tolist()
+        if not isinstance(sums.count, float):
+            means = [m if n else None for m, n in zip(means, sums.count.tolist(), strict=True)]
+        if sums.kl_noise is None:
+            return means, 0.0
+        errors = np.sqrt(sums.kl_noise) / sums.count
+        matter = (found - 3 * errors < LITTLE) & (sums.count > 0)
+        return means, float(np.max(errors, where=matter, initial=0.0))
 
 
-def _few(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{', '.join(itertools.islice(names, 3))}{more}"
+def _num_active(sums: _Sums, samples: int) -> int | None:
+    """The number of active units, each over the rows that have it; None for one row, or if draws would decide.
 
+    The variance of the means over n rows is too large by what K draws give each of them, v on average. Where
+    the means are all the same, the difference of the two has a standard error of v sqrt(2 (1 + 1 / (K - 1)) /
+    n), which must be below half of what makes a dimension active.
 
-def _said(new: Sequence[str], number: int, epoch: int) -> str:
-    have, each = ("has", "") if len(new) == 1 else ("have", " each")
-    every = "both latent dimensions" if number == 2 else f"all {number} latent dimensions"
-    whole = every if 1 < len(new) == number else _few(new)
-    return (
-        f"epoch {epoch}: {whole} {have} carried less than {COLLAPSED} nats{each} for {DEAD_EPOCHS} epochs; "
-        "diagnose() and `ppl-vae diagnose` say why"
-    )
+    Args:
+        sums: Over the rows.
+        samples: K.
+    """
+    count, noise = sums.count, sums.noise
+    if noise is None and isinstance(count, float):
+        return None if count < 2 else int(np.count_nonzero(sums.squares > ACTIVE * (count - 1)))
+    some = np.maximum(count, 1.0)
+    if not np.any(some > 1):
+        return None
+    with np.errstate(all="ignore"):  # of a training that diverges
+        drawn = (0.0 if noise is None else noise) / some
+        variance = sums.squares / np.maximum(some - 1, 1.0) - drawn
+        error = drawn * np.sqrt(2 * (1 + 1 / (samples - 1)) / some)
+        doubtful = (error > ACTIVE / 2) & (variance < ACTIVE + SURE * error)
+        if np.any((some > 1) & doubtful):
+            return None
+        return int(np.count_nonzero((some > 1) & (variance > ACTIVE)))
 
 
 def _mean_and_noise(rows: RowDensities, name: str) -> tuple[Tensor, Tensor]:
@@ -272,40 +307,3 @@ def _scale_of_the_prior(prior: tuple[Tensor, Tensor] | None, means: Tensor) -> T
         return means.new_ones(means.shape[1])
     variances = prior[1].reshape(len(means), -1).mean(0).tolist()
     return means.new_tensor([math.sqrt(v) if 0 < v < math.inf else 1.0 for v in variances])
-
-
-def _num_active(means: Tensor, noise: Tensor, samples: int, masked: bool) -> int | None:
-    """The number of active units, each over the rows that have it; None for one row, or if draws would decide.
-
-    The variance of the means over n rows is too large by what K draws give each of them, v on average. Where
-    the means are all the same, the difference of the two has a standard error of v sqrt(2 (1 + 1 / (K - 1)) /
-    n), which must be below half of what makes a dimension active.
-
-    Args:
-        means: Posterior means in units of the prior, `(n, d)`; NaN in rows without the number.
-        noise: The variances that draws give them, as many.
-        samples: K.
-        masked: Whether there are such rows.
-    """
-    if len(means) < 2:
-        return None
-    if masked:
-        there = ~means.isnan()
-        counts = there.sum(0)
-        squares = (means - means.nansum(0) / counts.clamp(min=1)).square().nansum(0)
-        variances = squares / (counts - 1).clamp(min=1)
-        drawn = noise.masked_fill(~there, 0.0).sum(0) / counts.clamp(min=1)
-        numbers = counts.tolist()
-    else:
-        variances, drawn = over_draws(means)[1], noise.mean(0)
-        numbers = [len(means)] * means.shape[1]
-    # Number by number: as tensors these few take a tenth of a millisecond, which is felt in short epochs.
-    found = 0
-    for n, variance, by_draws in zip(numbers, variances.tolist(), drawn.tolist(), strict=True):
-        if n < 2:
-            continue
-        error = by_draws * math.sqrt(2 * (1 + 1 / (samples - 1)) / n)
-        if error > ACTIVE / 2 and variance - by_draws < ACTIVE + SURE * error:
-            return None
-        found += variance - by_draws > ACTIVE
-    return found
