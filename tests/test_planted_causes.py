@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from ppl_vae.cli import main
 from ppl_vae.runs import load_run
@@ -103,3 +105,24 @@ def test_the_command_works_as_it_is_printed(
         assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 1 + 18
     else:
         assert after["active_units"] > before["active_units"]
+
+
+def test_the_command_against_surplus_dimensions_works_as_it_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bits with one factor, and four latents: with the printed command the model and the guide have one."""
+    monkeypatch.chdir(tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    x = 2 * torch.randn(800, 1, generator=generator) + torch.randn(800, 8, generator=generator)
+    np.save("bits.npy", (x > 0).float().numpy())
+    small = ["--model.network.hidden", "[32]", "--guide.network.hidden", "[32]"]
+    more = ["--data", "bits.npy", "--num_samples", "5", "--posterior", "never", "--quiet"]
+    more += ["--max_epochs", "60", "--learning_rate", "0.01", "--model.latent_dim", "4"]
+    assert main(["train", "--run_dir", "run", *small, *more]) == 0
+    (line,) = [x.strip() for x in capsys.readouterr().out.splitlines() if "  ppl-vae " in x]
+    assert line.endswith("--model.latent_dim 1 --guide.latent_dim 1")
+    before: Any = load_run("run").diagnosis
+    assert (before["cause"], before["active_units"]) == ("surplus dimensions", 1)
+    assert main([*shlex.split(line)[1:], "--quiet"]) == 0
+    after: Any = load_run("run-again")
+    assert (after.model.latent_dim, after.diagnosis["active_units"]) == (1, 1)

@@ -18,10 +18,16 @@ from ppl_vae.checks import opened
 from ppl_vae.diagnosis import Diagnosis
 from ppl_vae.diagnosis.causes import CAUSES
 from ppl_vae.diagnosis.decoder import models_dependencies
-from ppl_vae.diagnosis.remedies import BATCH_SIZE, LEARNING_RATE, Facts, what_to_type
-from ppl_vae.guides import MeanField
-from ppl_vae.likelihoods import Gaussian
-from ppl_vae.models import VAE
+from ppl_vae.diagnosis.remedies import (
+    BATCH_SIZE,
+    LEARNING_RATE,
+    Facts,
+    what_to_type,
+    words_beside,
+)
+from ppl_vae.guides import BottomUp, Exact, MeanField
+from ppl_vae.likelihoods import DiscretizedLogistic, Gaussian, LearnedGaussian
+from ppl_vae.models import VAE, HierarchicalVAE, ProbabilisticPCA
 from ppl_vae.networks import MLP
 from ppl_vae.objectives import (
     ELBO,
@@ -31,6 +37,7 @@ from ppl_vae.objectives import (
     SemiSupervisedELBO,
     TargetRate,
 )
+from ppl_vae.reporting.remedy import may_be_run, may_be_typed
 
 FACTS = Facts(None, None, 1.0, 30, 2.0, 3)  # type: ignore[arg-type]
 RUN = "ppl_vae.fit(model, guide, x, {}max_epochs=200)"
@@ -50,10 +57,10 @@ def test_the_objective_is_kept() -> None:
     named = "objective=ppl_vae.objectives.SemiSupervisedELBO(classification=5.0), "
     assert typed("constant posterior", objective=objective) == RUN.format(named)
     objective = ImportanceWeightedELBO(num_particles=7, beta=4.0)
-    named = "objective=ppl_vae.objectives.ImportanceWeightedELBO(num_particles=7), "
+    warm = "ppl_vae.objectives.LinearWarmup(epochs=100)"
+    named = f"objective=ppl_vae.objectives.ImportanceWeightedELBO(beta={warm}, num_particles=7), "
     assert typed("large beta", objective=objective, beta=4.0) == RUN.format(named)
     objective = ELBO(free_bits=0.5)
-    warm = "ppl_vae.objectives.LinearWarmup(epochs=100)"
     named = f"objective=ppl_vae.objectives.ELBO(beta={warm}, free_bits=0.5), "
     assert typed("local optimum", objective=objective) == RUN.format(named)
     assert typed("constant posterior") == RUN.format("")
@@ -76,13 +83,38 @@ def test_a_training_goes_on_to_the_end_of_its_schedule() -> None:
 
 def test_a_small_beta_is_not_raised() -> None:
     assert "LinearWarmup(epochs=100, end=0.25)" in typed("local optimum", beta=0.25)
-    assert options("local optimum", beta=0.25).endswith("--objective.beta.end 0.25")
+    assert "--objective.beta.end 0.25 " in options("local optimum", beta=0.25)
+
+
+@pytest.mark.parametrize(
+    "objective", [ELBO(beta=30.0), ELBO(beta=LinearWarmup(epochs=9, end=30.0))]
+)
+def test_a_large_beta_is_replaced_by_one_that_warms_up_to_1(objective: Objective) -> None:
+    warm = "ppl_vae.objectives.LinearWarmup(epochs=100)"
+    assert f"ELBO(beta={warm}), max" in typed("large beta", objective=objective, beta=30.0)
+    expected = (
+        "train --objective.beta LinearWarmup --objective.beta.epochs 100 --objective.beta.start 0"
+    )
+    expected += " --objective.beta.end 1 --max_epochs 200"
+    assert options("large beta", objective=objective, beta=30.0) == expected
+
+
+def test_a_remedy_has_enough_steps() -> None:
+    """Epochs of one batch are many where a run had few of them, and a run is as long as the line of Python."""
+    few: dict[str, Any] = {"epochs": 300, "steps": 300, "learning_rate": 1e-5}
+    assert "LinearWarmup(epochs=500)), max_epochs=1000)" in typed("local optimum", **few)
+    warm = "--objective.beta.end 1 --learning_rate 0.001 --max_epochs 1000"
+    assert options("local optimum", **few).endswith(warm)
+    assert options("lagging guide", **few) == "refit --learning_rate 0.001 --max_epochs 1000"
+    assert options("lagging guide", epochs=300, steps=3000) == "refit"
+    assert options("lagging guide", epochs=None) == "refit"
+    assert options("strong decoder").endswith("--objective.beta.start 1 --max_epochs 200")
 
 
 def test_options_of_another_class_are_replaced() -> None:
     """config.yaml may hold the start of a controller, or of a schedule."""
     assert "--objective.beta.start 0 --objective.beta.end 1" in options("local optimum")
-    assert options("strong decoder").endswith("--objective.beta.nats 3.5 --objective.beta.start 1")
+    assert "--objective.beta.nats 3.5 --objective.beta.start 1" in options("strong decoder")
 
 
 def test_under_a_controller_another_target_is_given() -> None:
@@ -370,11 +402,148 @@ def test_a_guide_that_cannot_be_the_prior_has_the_same_causes(
     assert float(found.kl.max()) > 0.01
     assert found.cause == cause
     (code,) = {each.code for each in found.causes.values()}
-    if code:
-        exec(code, {"ppl_vae": ppl_vae, "torch": torch, "model": model, "guide": guide, "x": x})
-        assert diagnose(model, guide, x, seed=0).active_units == 2
+    exec(code, {"ppl_vae": ppl_vae, "torch": torch, "model": model, "guide": guide, "x": x})
+    assert diagnose(model, guide, x, seed=0).active_units == 2
 
 
 def test_a_lagging_guide_is_not_refitted_with_the_steps_that_made_it_lag() -> None:
     assert "learning_rate" not in typed("lagging guide", learning_rate=1e-6)
     assert "learning_rate=0.01" in typed("lagging guide", learning_rate=0.01)
+
+
+def quantized(rows: int) -> Tensor:
+    """Three factors in ten numbers of 256 levels."""
+    generator = torch.Generator().manual_seed(2)
+    z = torch.randn(rows, 3, generator=generator) @ torch.randn(3, 10, generator=generator)
+    x = (z + 0.5 * torch.randn(rows, 10, generator=generator)) / 10 + 0.5
+    return (255 * x.clamp(0, 1)).round() / 255
+
+
+def test_a_decoder_that_learns_its_scale_recovers_from_a_large_beta() -> None:
+    """Two hundred steps with beta = 1 from the start bring no dimension back: the scale grows instead."""
+    x = quantized(200)
+    torch.manual_seed(2)
+    model = VAE((10,), 3, MLP((32,)), DiscretizedLogistic())
+    guide = MeanField((10,), 3, MLP((32,)))
+    kept: dict[str, Any] = {"batch_size": 200, "learning_rate": 0.02, "seed": 0}
+    fitted = ppl_vae.fit(model, guide, x, objective=ELBO(beta=30.0), max_epochs=100, **kept)
+    found = diagnose(model, guide, x, fit=fitted, seed=0)
+    assert (found.cause, found.active_units) == ("large beta", 0)
+    (code,) = {each.code for each in found.causes.values()}
+    exec(code, {"ppl_vae": ppl_vae, "torch": torch, "model": model, "guide": guide, "x": x})
+    assert diagnose(model, guide, x, seed=0).active_units == 3
+
+
+class Own(nn.Module):
+    """A model of the user's, with a density of its own."""
+
+    def __init__(self, p: Any) -> None:
+        super().__init__()
+        self.net, self.p = nn.Sequential(nn.Linear(3, 32), nn.Tanh(), nn.Linear(32, 10)), p
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            code = pyro.sample("code", dist.Normal(x.new_zeros(3), 1.0).to_event(1))
+            pyro.sample("data", self.p(self.net(code)).to_event(1), obs=x)
+
+
+class OwnGuide(nn.Module):
+    """A guide for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(10, 32), nn.Tanh(), nn.Linear(32, 6))
+
+    def forward(self, x: Tensor) -> None:
+        loc, scale = self.net(x).chunk(2, -1)
+        with pyro.plate("rows", len(x)):
+            q = dist.Normal(loc, nn.functional.softplus(scale) + 1e-4)
+            pyro.sample("code", q.to_event(1))
+
+
+DENSITIES: dict[str, tuple[Any, int]] = {
+    "normal": (dist.Normal, 2),
+    "absolute errors": (dist.Laplace, 1),
+    "logistic": (dist.Logistic, 2),
+}
+
+
+@pytest.mark.parametrize("kind", DENSITIES)
+def test_a_small_beta_does_for_a_model_of_the_users_what_a_smaller_noise_would(kind: str) -> None:
+    """With a normal and a Laplace density exactly: the losses differ by a factor and a constant."""
+    p, power = DENSITIES[kind]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(500, 3, generator=generator) @ torch.randn(3, 10, generator=generator)
+    x = x + 0.5 * p(0.0, 1.0).sample((500, 10))
+    torch.manual_seed(0)
+    guide, hidden = OwnGuide(), Own(lambda mean: p(mean, 10.0))
+    ppl_vae.fit(hidden, guide, x, max_epochs=50, batch_size=100, learning_rate=0.01, seed=0)
+    given: dict[str, Any] = {"batch_size": 100, "learning_rate": 0.01, "epochs": 50}
+    given |= {"model": hidden, "guide": guide, "suiting_beta": 0.05**power}
+    facts = replace(FACTS, **given)
+    code, words = what_to_type("decoder noise", facts)
+    assert words == ("train", "--objective.beta", f"{0.05**power:g}", "--max_epochs", "200")
+    assert f"with beta = {0.05**power:g}, which does the same for z" in words_beside(
+        "decoder noise", facts
+    )
+    assert may_be_typed(words)
+    assert may_be_run(code)
+    assert diagnose(hidden, guide, x, seed=0).active_units == 0
+    exec(code, {"ppl_vae": ppl_vae, "torch": torch, "model": hidden, "guide": guide, "x": x})
+    assert diagnose(hidden, guide, x, seed=0).active_units == 3
+
+
+@pytest.mark.parametrize("kind", ["normal", "absolute errors"])
+def test_that_beta_is_the_smaller_noise_exactly(kind: str) -> None:
+    """The losses differ by a factor and a constant, so that Adam takes the same steps."""
+    p, power = DENSITIES[kind]
+    x = torch.randn(100, 10, generator=torch.Generator().manual_seed(0))
+    weights = []
+    for scale, beta in ((2.0, 0.25**power), (0.5, 1.0)):
+        torch.manual_seed(0)
+        model, guide = Own(lambda mean, s=scale: p(mean, s)), OwnGuide()
+        objective = ELBO(beta=beta)
+        ppl_vae.fit(model, guide, x, objective=objective, max_epochs=5, batch_size=50, seed=0)
+        weights.append([*model.parameters(), *guide.parameters()])
+    for one, other in zip(*weights, strict=True):
+        assert torch.allclose(one, other, atol=1e-4)
+
+
+def test_a_noise_that_is_too_large_is_not_answered_by_a_beta_where_it_can_be_learned() -> None:
+    """Nor where a controller sets beta, or the model sums out what beta would weight."""
+    known: dict[str, Any] = {"suiting_beta": 0.01}
+    for likelihood in (Gaussian(3.0), LearnedGaussian(3.0)):
+        model = VAE((6,), 2, MLP((8,)), likelihood)
+        assert "OptimalGaussian()" in typed("decoder noise", model=model, **known)
+    model = VAE((6,), 2, MLP((8,)), DiscretizedLogistic())
+    assert "LinearWarmup" in typed("decoder noise", model=model, **known)
+    own = Own(dist.Normal)
+    assert "ELBO(beta=0.01)" in typed("decoder noise", model=own, **known)
+    assert "ELBO(beta=0.005)" in typed("decoder noise", model=own, beta=0.5, **known)
+    assert typed("decoder noise", model=own, summed=True, **known) == ""
+    assert (
+        typed("decoder noise", model=own, objective=ELBO(beta=TargetRate(nats=2.0)), **known) == ""
+    )
+    assert typed("decoder noise", model=own) == ""
+
+
+def test_surplus_dimensions_may_be_left_out_of_a_run() -> None:
+    def sized(model: Any, guide: Any, active: int = 1, unused: int = 2) -> str:
+        return options("surplus dimensions", model=model, guide=guide, active=active, unused=unused)
+
+    vae, guide = VAE((6,), 3, MLP((8,))), MeanField((6,), 3, MLP((8,)))
+    assert sized(vae, guide) == "train --model.latent_dim 1 --guide.latent_dim 1"
+    assert sized(vae, guide, 0, 3) == "train --model.latent_dim 1 --guide.latent_dim 1"
+    assert sized(vae, guide, 2, 1) == "train --model.latent_dim 2 --guide.latent_dim 2"
+    pca = ProbabilisticPCA((6,), 3)
+    assert sized(pca, Exact(pca)) == "train --model.latent_dim 1"
+    assert sized(vae, guide, 2, 2) == ""  # there are other latents, too
+    assert sized(vae, OwnGuide()) == ""
+    assert sized(Own(dist.Normal), guide) == ""
+    layers = HierarchicalVAE((6,), (2, 1), MLP((8,)))
+    assert sized(layers, BottomUp((6,), (2, 1), MLP((8,)))) == ""
+
+
+@pytest.mark.parametrize("cause", ["surplus dimensions", "small means"])
+def test_where_nothing_is_wrong_the_words_say_so(cause: str) -> None:
+    assert "nothing has to be done" in CAUSES[cause].remedy

@@ -46,7 +46,7 @@ def fit_of(run: Run, objective: Objective) -> Fit:
         history=history,
         objective=objective,
         epochs=len(history),
-        steps=0,
+        steps=int(history[-1].get("step", 0)) if history else 0,
         best_epoch=best,
         stopped="",
         seconds=0.0,

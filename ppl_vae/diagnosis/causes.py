@@ -36,8 +36,8 @@ CAUSES = {
     "still training": Text("the training had not ended", "train for longer"),
     "small means": Text(
         "their posterior means vary little, yet the posterior depends on x",
-        "judge them by the mutual information: the measure of active units is meant for posteriors that "
-        "differ in their means",
+        "nothing has to be done: judge them by the mutual information, as the measure of active units is meant "
+        "for posteriors that differ in their means",
     ),
     "lagging guide": Text(
         "the guide lags behind the model, whose own posterior does use them",
@@ -55,7 +55,8 @@ CAUSES = {
     ),
     "large beta": Text(
         "beta is {beta:.4g}, so that their KL costs {beta:.4g} times what it costs in the ELBO",
-        "lower beta to use more of them; if few dimensions are what this beta is for, nothing is wrong",
+        "lower beta to use more of them: new weights, and a beta that warms up from 0 to 1; if few dimensions "
+        "are what this beta is for, nothing is wrong",
     ),
     "decoder noise": Text(
         "the decoder's noise is larger than what they could explain",
@@ -64,7 +65,8 @@ CAUSES = {
     ),
     "surplus dimensions": Text(
         "what is left of the data is no larger than the decoder's noise and chance explain",
-        "nothing is lost, and a smaller latent_dim would be enough",
+        "nothing is lost, and nothing has to be done; a smaller latent_dim is enough, if a smaller pair is "
+        "wanted",
     ),
     "local optimum": Text(
         "the decoder does not use them, although the data would pay for them: the training has not left its "
@@ -94,10 +96,10 @@ class Cause:
         options: The same as options of the command line, after its subcommand: `train`, `refit` or `resume`.
 
     Example:
-        >>> options = ("train", "--objective.beta", "1")
-        >>> cause = Cause("large beta", "beta is 4", "", "lower beta", options=options)
-        >>> cause.command("runs/a")
-        'ppl-vae train --config runs/a/config.yaml --run_dir runs/a-again --objective.beta 1'
+        >>> options = ("train", "--model.latent_dim", "2", "--guide.latent_dim", "2")
+        >>> cause = Cause("surplus dimensions", "nothing would pay", "", "fewer", options=options)
+        >>> cause.command("a")
+        'ppl-vae train --config a/config.yaml --run_dir a-again --model.latent_dim 2 --guide.latent_dim 2'
     """
 
     name: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -17,7 +17,7 @@ from ppl_vae.diagnosis.encoder import gradient_tells_rows_apart
 from ppl_vae.diagnosis.finite_rows import finite_of, rows_vary, told_by_exact_posteriors
 from ppl_vae.diagnosis.information import RowDraws
 from ppl_vae.diagnosis.refinement import FEW_SAMPLES, Refined, can_refine, refine_rows
-from ppl_vae.diagnosis.remedies import Facts, what_to_type
+from ppl_vae.diagnosis.remedies import Facts, what_to_type, words_beside
 from ppl_vae.diagnosis.residuals import Residuals, Verdict
 from ppl_vae.pairs import (
     COLLAPSED,
@@ -124,7 +124,8 @@ class Asked:
         text = CAUSES[name]
         code, options = what_to_type(name, self.facts)
         meaning = text.meaning.format(beta=self.facts.beta)
-        return Cause(name, meaning, evidence, remedy or text.remedy, code, options)
+        remedy = (remedy or text.remedy) + words_beside(name, self.facts)
+        return Cause(name, meaning, evidence, remedy, code, options)
 
 
 def find_causes(asked: Asked) -> tuple[dict[str, Cause], tuple[str, ...]]:
@@ -183,6 +184,7 @@ def _of_the_decoder(asked: Asked) -> tuple[Cause, tuple[str, ...]]:
         remedy = None
         if verdict.cause == "decoder noise" and verdict.sigma is not None:
             remedy = f"{CAUSES[verdict.cause].remedy} (about {verdict.sigma:.3g})"
+        asked = replace(asked, facts=replace(asked.facts, suiting_beta=verdict.suiting_beta))
         found = asked.cause(verdict.cause, verdict.evidence, remedy)
         sites = {name.split("[")[0] for name in unused}
         if verdict.cause == "surplus dimensions" and len(session.layout.latents) > 1:

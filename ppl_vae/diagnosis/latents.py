@@ -197,6 +197,8 @@ def diagnose(
             summed=bool(session.layout.enumerated),
             batch_size=fit.batch_size if fit else None,
             learning_rate=fit.learning_rate if fit else None,
+            steps=fit.steps if fit else 0,
+            active=int(active.sum()),
         )
         stopped = fit is None or fit.best_epoch < fit.epochs  # early: it had ended
         ended = "" if stopped else still_training(fit.history, fit.objective)

@@ -60,11 +60,13 @@ class Verdict:
             further dimensions as the pair is; None if that is not known.
         evidence: The numbers that show it.
         sigma: The noise that suits the residuals, if the decoder is normal with one noise, else None.
+        suiting_beta: The weight of the KL under which that noise acts like this one.
     """
 
     cause: str | None
     evidence: str
     sigma: float | None = None
+    suiting_beta: float | None = None
 
 
 class Residuals:
@@ -250,7 +252,7 @@ class Residuals:
         if more is None:
             return None
         count, share = more
-        sigma = None
+        sigma = suiting_beta = None
         evidence = (
             f"the scale that suits the data is {_listed(small, self._sites)}; with that, {count}"
         )
@@ -258,6 +260,7 @@ class Residuals:
         if len(self._sites) == 1 and first.alone and first.noise > 0:
             of_all, left = math.sqrt(first.noise), math.sqrt(first.noise) * first.factor
             sigma = left * math.sqrt(share)
+            suiting_beta = first.factor**2 * share
             evidence = (
                 f"the noise is {of_all:.3g} and what is left of the data {left:.3g}; with noise of "
                 f"{sigma:.3g}, {count}"
@@ -265,7 +268,7 @@ class Residuals:
         # If the noise is at its optimum nevertheless, beta is the cause.
         if beta > 1 and all(abs(group.squares - 1) < 0.02 for group in small):
             return Verdict("large beta", evidence)
-        return Verdict("decoder noise", evidence, sigma)
+        return Verdict("decoder noise", evidence, sigma, suiting_beta)
 
     def _small_scales(self, apart: bool) -> list[_SmallScale]:
         """The numbers of each site that share a scale, where a smaller one suits the data."""

@@ -10,6 +10,7 @@ _OPTIONS = (
     *("--objective.beta", "--objective.beta.epochs", "--objective.beta.start"),
     *("--objective.beta.end", "--objective.beta.nats", "--max_epochs", "--seed"),
     *("--learning_rate", "--model.likelihood", "--model.learn_sigma", "--guide"),
+    *("--model.latent_dim", "--guide.latent_dim"),
 )
 """Options in the remedies of a diagnosis."""
 
