@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -489,6 +490,27 @@ def test_a_small_beta_does_for_a_model_of_the_users_what_a_smaller_noise_would(k
     assert may_be_typed(words)
     assert may_be_run(code)
     assert diagnose(hidden, guide, x, seed=0).active_units == 0
+    exec(code, {"ppl_vae": ppl_vae, "torch": torch, "model": hidden, "guide": guide, "x": x})
+    assert diagnose(hidden, guide, x, seed=0).active_units == 3
+
+
+@pytest.mark.parametrize("kind", DENSITIES)
+def test_what_is_printed_for_a_noise_of_the_users_brings_dimensions_back(kind: str) -> None:
+    p, power = DENSITIES[kind]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(500, 3, generator=generator) @ torch.randn(3, 10, generator=generator)
+    torch.manual_seed(1)
+    x = x + 0.3 * torch.randn(500, 10)
+    guide, hidden = OwnGuide(), Own(lambda mean: p(mean, 10.0))
+    given: dict[str, Any] = {"batch_size": 100, "learning_rate": 0.01, "seed": 0}
+    fitted = ppl_vae.fit(hidden, guide, x, max_epochs=50, **given)
+    found = diagnose(hidden, guide, x, fit=fitted, seed=0)
+    assert (found.cause, found.active_units) == ("decoder noise", 0)
+    (code,) = {each.code for each in found.causes.values()}
+    shown = re.search(r"ELBO\(beta=([\d.e-]+)\)", code)
+    assert shown is not None
+    # Between the noise with all three dimensions and the one without any.
+    assert 0.02**power < float(shown[1]) < 0.25**power
     exec(code, {"ppl_vae": ppl_vae, "torch": torch, "model": hidden, "guide": guide, "x": x})
     assert diagnose(hidden, guide, x, seed=0).active_units == 3
 

@@ -169,6 +169,15 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "base: {guide: TopDown}\nlist: [{guide: MeanField}, {guide: LowRank}]",
             "guide is in base (TopDown) and in each point of list, so that no run",
         ),
+        (
+            "base: {objective: {beta: 3}}\ngrid: {objective.beta: [1]}",
+            "objective.beta is in base (3) and in grid, so that no run",
+        ),
+        (
+            "base: {objective: {class_path: ELBO, init_args: {beta: 3}}}\ngrid: {objective.beta: [1]}",
+            "objective.beta is in base (3) and in grid, so that no run",
+        ),
+        (f"grid: {{seed: [1, {10**22}]}}", "seed must be at most"),
         ("grid: {objective.beta: [1, -1]}", "beta is a weight of the KL and must be >= 0, not -1"),
         ("base: {data: digit}\ngrid: {seed: [0]}", "unknown data 'digit'. Did you mean 'digits'?"),
         ("base: {data: nosuch.npy}\ngrid: {seed: [0]}", "nosuch.npy does not exist"),

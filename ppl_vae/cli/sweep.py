@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -24,7 +24,7 @@ from ppl_vae.cli.sweep_curves import backdrop_of, check_picture
 from ppl_vae.cli.values import NOT_CHECKED, check_values
 from ppl_vae.plots import sweep_metrics, sweep_plane
 from ppl_vae.runs import ERROR, LOG, REPORT, ROLES, names_in, plain
-from ppl_vae.runtime import as_folder, duration, own_folder, replacing, write_bytes
+from ppl_vae.runtime import as_folder, duration, own_folder, replacing, require_seed, write_bytes
 from ppl_vae.sweeps import (
     TABLE,
     Dispatch,
@@ -100,11 +100,27 @@ def _require_used(file: Path, spec: SweepSpec) -> None:
     """Raises an error for an option of base whose value no run has, as grid or list give it others."""
     always = [set(spec.grid), set.intersection(*map(set, spec.points)) if spec.points else set()]
     for part, given in zip(("grid", "each point of list"), always, strict=True):
-        for name in spec.base.keys() & given:
+        of_base = dict(each for option in spec.base.items() for each in _with_arguments(*option))
+        for name in sorted(of_base.keys() & given):
             raise UsageError(
-                f"{file}: {name} is in base ({as_text(spec.base[name])}) and in {part}, so that no run would "
+                f"{file}: {name} is in base ({as_text(of_base[name])}) and in {part}, so that no run would "
                 "have the value of base: write it in one of the two"
             )
+
+
+def _with_arguments(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """An option, and those of a class's arguments that stand inside of it, by their names.
+
+    Example:
+        >>> own = {"class_path": "ELBO", "init_args": {"beta": 3}}
+        >>> dict(_with_arguments("objective", own))["objective.beta"]
+        3
+    """
+    yield name, value
+    if isinstance(value, Mapping):
+        inner = value.get("init_args", {}) if "class_path" in value else value
+        for key, own in inner.items() if isinstance(inner, Mapping) else ():
+            yield from _with_arguments(f"{name}.{key}", own)
 
 
 def _check_options(file: Path, runs: Sequence[SweepRun], done: Sequence[SweepRun] = ()) -> None:
@@ -121,6 +137,11 @@ def _check_options(file: Path, runs: Sequence[SweepRun], done: Sequence[SweepRun
     for run in runs:
         own = tuple(a for a in run.arguments() if not a.startswith("--seed="))
         alike.setdefault(own, []).append(run)
+    for run in runs:
+        try:
+            require_seed(run.options["seed"])
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{file}: {error}") from error
     for arguments, members in alike.items():
         _require_known(file, members[0], known)
         try:

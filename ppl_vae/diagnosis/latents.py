@@ -176,7 +176,9 @@ def diagnose(
         notes = (*found.notes, *held, *session.findings.notes)
         notes += (gathered.conditions.note,) if gathered.conditions else ()
         notes += notes_on_moments(gathered.moments_alone, gathered.without_moments)
-        notes += notes_on_terms(gathered.without_kl)
+        alone = gathered.moments_alone  # whose numbers are others
+        terms = {name: of for name, of in gathered.without_kl.items() if name not in alone}
+        notes += notes_on_terms(terms)
         notes += notes_on_classes(gathered.classes)
         notes += note_on_rows(dimensions, gathered.num_rows)
         active = dimensions.mean_variance > ACTIVE * _scale(dimensions.prior_variance)

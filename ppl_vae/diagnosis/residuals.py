@@ -60,7 +60,8 @@ class Verdict:
             further dimensions as the pair is; None if that is not known.
         evidence: The numbers that show it.
         sigma: The noise that suits the residuals, if the decoder is normal with one noise, else None.
-        suiting_beta: The weight of the KL under which that noise acts like this one.
+        suiting_beta: The weight of the KL under which the decoder's noise acts like one that suits, if it has
+            one for all numbers: see `Facts`.
     """
 
     cause: str | None
@@ -257,6 +258,9 @@ class Residuals:
             f"the scale that suits the data is {_listed(small, self._sites)}; with that, {count}"
         )
         first = small[0]
+        if len(self._sites) == 1 and first.alone and first.factor > _END:
+            kinked = first.site in self._scales and self._scales[first.site].kinked
+            suiting_beta = first.factor if kinked else first.factor**2
         if len(self._sites) == 1 and first.alone and first.noise > 0:
             of_all, left = math.sqrt(first.noise), math.sqrt(first.noise) * first.factor
             sigma = left * math.sqrt(share)

@@ -6,6 +6,7 @@ import math
 
 import pyro
 import torch
+from pyro.distributions import AsymmetricLaplace
 from torch import Tensor
 
 from ppl_vae.diagnosis.locations import scale_of, stretched
@@ -59,6 +60,8 @@ class Scales:
         self._sums: Tensor | None = None  # of log p for each factor and number
         self._marks: Tensor | None = None  # of each number, two sums of its scales
         self._generator = own_generator()
+        self.kinked = False
+        """Whether log p(x) is a distance in units of the scale (Laplace), not about a square of it."""
 
     def update(self, rows: RowDensities, layout: Layout, site: Site) -> bool:
         """Adds the draws for some rows; False if they have other numbers than the rows before."""
@@ -73,6 +76,7 @@ class Scales:
         there = by_row(present(site))
         if self._marks is not None and self._marks.shape[1] != there.shape[-1]:
             return False
+        self.kinked |= isinstance(fn, torch.distributions.Laplace | AsymmetricLaplace)
         scale = scale_of(fn)
         assert scale is not None
         weight = torch.rand((2, n), generator=self._generator, dtype=torch.float64)

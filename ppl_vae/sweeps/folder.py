@@ -189,7 +189,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         if not isinstance(record.get("options"), dict):
             raise ValueError("it names no options")
         float(record.get("seconds", 0.0))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise CorruptFileError(
             file, f"this is not what a sweep notes of a run ({error}); remove {folder}"
         ) from error
