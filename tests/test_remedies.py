@@ -19,6 +19,7 @@ from ppl_vae.checks import opened
 from ppl_vae.diagnosis import Diagnosis
 from ppl_vae.diagnosis.causes import CAUSES
 from ppl_vae.diagnosis.decoder import models_dependencies
+from ppl_vae.diagnosis.new_weights import with_new_weights
 from ppl_vae.diagnosis.remedies import (
     BATCH_SIZE,
     LEARNING_RATE,
@@ -407,6 +408,22 @@ def test_a_guide_that_cannot_be_the_prior_has_the_same_causes(
     assert diagnose(model, guide, x, seed=0).active_units == 2
 
 
+def test_a_training_that_ends_off_the_prior_is_a_local_optimum() -> None:
+    """Weights that a large beta has left at 0 stay there with tiny steps; the guide cannot be the prior."""
+    torch.manual_seed(0)
+    x = torch.randn(500, 2) @ torch.randn(2, 6) + 0.5 * torch.randn(500, 6)
+    model, guide = Correlated(0.5), Tied()
+    kept: dict[str, Any] = {"max_epochs": 60, "batch_size": 100, "seed": 0}
+    ppl_vae.fit(model, guide, x, objective=ELBO(beta=300.0), learning_rate=1e-2, **kept)
+    fitted = ppl_vae.fit(model, guide, x, learning_rate=1e-6, **kept)
+    found = diagnose(model, guide, x, fit=fitted, seed=0)
+    assert float(found.kl.max()) > 0.01
+    assert (found.active_units, found.cause) == (0, "local optimum")
+    (code,) = {each.code for each in found.causes.values()}
+    exec(code, {"ppl_vae": ppl_vae, "torch": torch, "model": model, "guide": guide, "x": x})
+    assert diagnose(model, guide, x, seed=0).active_units == 2
+
+
 def test_a_lagging_guide_is_not_refitted_with_the_steps_that_made_it_lag() -> None:
     assert "learning_rate" not in typed("lagging guide", learning_rate=1e-6)
     assert "learning_rate=0.01" in typed("lagging guide", learning_rate=0.01)
@@ -569,3 +586,62 @@ def test_surplus_dimensions_may_be_left_out_of_a_run() -> None:
 @pytest.mark.parametrize("cause", ["surplus dimensions", "small means"])
 def test_where_nothing_is_wrong_the_words_say_so(cause: str) -> None:
     assert "nothing has to be done" in CAUSES[cause].remedy
+
+
+def functions() -> tuple[Any, Any, Any]:
+    """A model and a guide that refer to modules, and what they refer to."""
+    decoder, encoder, known = nn.Linear(3, 10), nn.Linear(5, 6), nn.Linear(10, 5)
+    known.requires_grad_(False)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            code = pyro.sample("code", dist.Normal(x.new_zeros(3), 1.0).to_event(1))
+            pyro.sample("data", dist.Normal(decoder(code), 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        loc, scale = encoder(known(x)).chunk(2, -1)
+        with pyro.plate("rows", len(x)):
+            pyro.sample("code", dist.Normal(loc, nn.functional.softplus(scale)).to_event(1))
+
+    return model, guide, (decoder, encoder, known)
+
+
+class Both(nn.Module):
+    """A module of which both programs are methods."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own_model, self.own_guide, parts = functions()
+        self.parts = nn.ModuleList(parts)
+
+    def model(self, x: Tensor) -> None:
+        self.own_model(x)
+
+    def guide(self, x: Tensor) -> None:
+        self.own_guide(x)
+
+
+@pytest.mark.parametrize("kind", ["functions", "methods", "modules"])
+def test_new_weights_of_any_programs(kind: str) -> None:
+    """Those that are trained, and no others: an encoder that is there already stays as it is."""
+    model: Any
+    guide: Any
+    if kind == "functions":
+        model, guide, parts = functions()
+    elif kind == "methods":
+        both = Both()
+        model, guide, parts = both.model, both.guide, tuple(both.parts)
+    else:
+        model, guide, parts = VAE((10,), 3, MLP(())), MeanField((10,), 3, MLP(())), None
+        guide.head.requires_grad_(False)
+        decoder = next(part for part in model.decoder.modules() if isinstance(part, nn.Linear))
+        parts = (decoder, decoder, guide.head)
+    code, _ = what_to_type("dead encoder", replace(FACTS, model=model, guide=guide))
+    if kind == "modules":
+        code = with_new_weights(model, guide, "ppl_vae.fit(model, guide, x, max_epochs=200)")
+    assert may_be_run(code)
+    before = [part.weight.detach().clone() for part in parts]
+    code = code[: code.index("ppl_vae.fit")]
+    exec(code, {"ppl_vae": ppl_vae, "torch": torch, "model": model, "guide": guide})
+    same = [torch.equal(part.weight, old) for part, old in zip(parts, before, strict=True)]
+    assert same == [False, False, True]

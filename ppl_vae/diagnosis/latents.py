@@ -212,11 +212,12 @@ def diagnose(
             same = same_for_all_rows(found.mutual, gathered.draws)
             if same and is_dead(spread, gathered.draws, unused, bool(collapsed.all())):
                 cause = "dead encoder"
-        # A guide that cannot be the prior says nothing of x elsewhere, when beta or the noise forbids it.
-        if cause in ("constant posterior", "small means") and (
-            ended or asked.verdict.cause in ("large beta", "decoder noise")
-        ):
-            cause = None
+        if cause in ("constant posterior", "small means"):
+            # A guide that cannot be the prior says nothing of x elsewhere, when beta or the noise forbids it,
+            # or after a training that has ended there.
+            others = ("large beta", "decoder noise", *(("local optimum",) if fit else ()))
+            if ended or asked.verdict.cause in others:
+                cause = None
         if cause is None:
             causes, unknown = find_causes(asked)
             notes += unknown

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from ppl_vae.diagnosis.new_weights import has_new_weights, with_new_weights
 from ppl_vae.likelihoods import Gaussian, LearnedGaussian
 from ppl_vae.models import ProbabilisticPCA
 from ppl_vae.networks import recipe_of
@@ -205,19 +206,7 @@ def _start_again(facts: Facts) -> tuple[str, tuple[str, ...]]:
 
 
 def _with_new_weights(facts: Facts, code: str) -> str:
-    """A training from new weights: units that a collapse has switched off do not come back by themselves.
-
-    Tensors of a model that no part draws anew stay: they may be a noise, or rows of the data. With a guide that
-    tells of x they get gradients.
-    """
-    parts = [f"*{each}.modules()" for each, of in _programs(facts).items() if _has_weights(of)]
-    lines = [_RESET.format(f"[{', '.join(parts)}]")] if parts else []
-    lines += [_RESET_TENSORS] if _has_tensors(facts.guide) else []
-    return "; ".join([*lines, code])
-
-
-def _programs(facts: Facts) -> dict[str, Program]:
-    return {"model": facts.model, "guide": facts.guide}
+    return with_new_weights(facts.model, facts.guide, code)
 
 
 def _target(facts: Facts) -> tuple[str, tuple[str, ...]]:
@@ -289,35 +278,13 @@ def _size_of(program: Program) -> int | None:
 def _new_weights(facts: Facts) -> tuple[str, tuple[str, ...]]:
     rate = SMALLER * (facts.learning_rate or LEARNING_RATE)
     options = ("train", "--seed", "1", "--learning_rate", f"{rate:.3g}", *_as_long(facts))
-    if not (_has_weights(facts.guide) or _has_tensors(facts.guide)):
+    if not has_new_weights(facts.model, facts.guide):
         return "", options
     if facts.learning_rate is not None:
         facts = replace(facts, learning_rate=rate)
     # Those of the model, too: it has learned to do without its latents.
     return _with_new_weights(facts, _fit(facts)), options
 
-
-def _has_weights(program: Program) -> bool:
-    """Whether a program is a module of which parts draw their weights anew."""
-    parts = program.modules() if isinstance(program, nn.Module) else ()
-    return any(hasattr(part, "reset_parameters") for part in parts)
-
-
-def _has_tensors(program: Program) -> bool:
-    """Whether it has parameters that belong to no such part."""
-    parts = program.modules() if isinstance(program, nn.Module) else ()
-    return any(
-        not hasattr(part, "reset_parameters") and any(True for _ in part.parameters(recurse=False))
-        for part in parts
-    )
-
-
-_RESET = "[part.reset_parameters() for part in {} if hasattr(part, 'reset_parameters')]"
-_RESET_TENSORS = (
-    "[torch.nn.init.xavier_normal_(p) if p.dim() > 1 else torch.nn.init.normal_(p, std=0.1) "
-    "for part in guide.modules() if not hasattr(part, 'reset_parameters') "
-    "for p in part.parameters(recurse=False)]"
-)
 
 _MAKERS: dict[str, Callable[[Facts], tuple[str, tuple[str, ...]]]] = {
     "still training": _longer,

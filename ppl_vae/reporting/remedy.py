@@ -21,9 +21,13 @@ _VALUE = re.compile(r"[A-Za-z]\w*|[+-]?[0-9.]+(e[+-]?[0-9]+)?", re.ASCII)
 
 _CALLED = (
     r"ppl_vae\.(fit|refit_guide)|ppl_vae\.(objectives|likelihoods)\.[A-Z]\w*|torch\.nn\.Parameter|hasattr|"
-    r"(model|guide)\.modules|part\.reset_parameters"
+    r"(model|guide)\.modules|part\.reset_parameters|any|part\.parameters|root\.modules|"
+    r"ppl_vae\.pairs\.Pair(\(model, guide\)\.modules(\(\)\.values)?)?|torch\.nn\.init\.(xavier_)?normal_|p\.dim"
 )
-_READ = rf"{_CALLED}|model|guide|x|part|ppl_vae(\.\w+)?|torch(\.nn)?|model\.(likelihood|log_sigma)"
+_READ = (
+    rf"{_CALLED}|model|guide|x|p|p\.requires_grad|part|root|ppl_vae(\.\w+)?|torch(\.nn(\.init)?)?|"
+    r"model\.(likelihood|log_sigma)"
+)
 
 _MOST = 2000
 
