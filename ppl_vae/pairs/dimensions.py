@@ -89,7 +89,9 @@ def kl_of_dimensions(
         analytic: Whether the site's analytic KL is its share of the rate (see `mean_field_violations`).
     """
     of_draws = _kl_of_draws(rows, name, analytic)
-    return _kl_of_moments(rows, name, prior) if of_draws is None else of_draws.mean(0).double()
+    if of_draws is not None:
+        return of_draws.mean(0).double()
+    return _kl_of_moments(rows, name, prior, stated_moment(rows, rows.layout, name, "mean"))
 
 
 def kl_and_noise_of_dimensions(
@@ -112,9 +114,10 @@ def kl_and_noise_of_dimensions(
         samples = len(of_draws)
         kl, noise = over_draws(of_draws)
         return kl, noise / samples
-    found = _kl_of_moments(rows, name, prior)
+    stated = stated_moment(rows, rows.layout, name, "mean")
+    found = _kl_of_moments(rows, name, prior, stated)
     of_rows = torch.zeros_like(rows.latents[name][0], dtype=torch.float64)
-    if stated_moment(rows, rows.layout, name, "mean") is not None:
+    if stated is not None:
         return found, of_rows
     samples = len(rows.log_guide)
     half = torch.tensor((samples - 1) / 2, dtype=torch.float64)
@@ -133,10 +136,18 @@ def _kl_of_draws(rows: RowDensities, name: str, analytic: bool) -> Tensor | None
     return rows_first({**site, "value": kl}, layout, samples, n)
 
 
-def _kl_of_moments(rows: RowDensities, name: str, prior: tuple[Tensor, Tensor]) -> Tensor:
-    """The KL of Gaussians with the means and variances of guide and prior, `(n, *event)`."""
+def _kl_of_moments(
+    rows: RowDensities, name: str, prior: tuple[Tensor, Tensor], stated: Tensor | None
+) -> Tensor:
+    """The KL of Gaussians with the means and variances of guide and prior, `(n, *event)`.
+
+    Args:
+        rows: Draws of the rows.
+        name: The latent site.
+        prior: Mean and variance of each number under the prior.
+        stated: The mean that the guide states, if it does.
+    """
     layout, samples = rows.layout, len(rows.log_guide)
-    stated = stated_moment(rows, layout, name, "mean")
     mean, total = over_draws(rows.latents[name] if stated is None else stated)
     variance = None if stated is None else stated_moment(rows, layout, name, "variance")
     if variance is not None:

@@ -7,7 +7,6 @@ from epoch to epoch is kept in `Known`.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -305,5 +304,5 @@ def _scale_of_the_prior(prior: tuple[Tensor, Tensor] | None, means: Tensor) -> T
     """The prior's standard deviations of a latent's numbers, `(d,)`; 1 where there are none."""
     if prior is None:
         return means.new_ones(means.shape[1])
-    variances = prior[1].reshape(len(means), -1).mean(0).tolist()
-    return means.new_tensor([math.sqrt(v) if 0 < v < math.inf else 1.0 for v in variances])
+    variances = prior[1].reshape(len(means), -1).mean(0)
+    return variances.where((variances > 0) & variances.isfinite(), 1.0).sqrt().to(means)
