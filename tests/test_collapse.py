@@ -52,15 +52,23 @@ def test_noise_that_hides_what_is_left_of_the_data() -> None:
     """l_3 and l_4 are below the fixed sigma^2 = 1: a smaller sigma would use two more dimensions."""
     found = of_fitted_pca(SPECTRUM, latent_dim=4, sigma=1.0)
     assert cause(found) == ("decoder noise", 2)
-    assert found.summary() == (
-        "2 of 4 latent dimensions are active and z carries 1.8 nats about x; 2 have collapsed onto the prior.\n"
-        "Cause: the decoder's noise is larger than what they could explain (the noise is 1 and what is left of "
-        "the data 0.666; with noise of 0.587, 2 more dimensions would pay).\n"
-        "Remedy: learn the noise (LearnedGaussian or OptimalGaussian; of other likelihoods the scale), for "
-        "longer if it is learned already, or make it smaller to use them (about 0.587)."
-        "\n  model.log_sigma = torch.nn.Parameter(model.log_sigma); "
-        "ppl_vae.fit(model, guide, x, max_epochs=200)"
+    number = r"0\.\d+"
+    told = re.fullmatch(
+        r"2 of 4 latent dimensions are active and z carries 1\.\d nats about x; 2 have collapsed onto the "
+        r"prior\.\nCause: the decoder's noise is larger than what they could explain \(the noise is 1 and what "
+        rf"is left of the data ({number}); with noise of ({number}), 2 more dimensions would pay\)\.\n"
+        r"Remedy: learn the noise \(LearnedGaussian or OptimalGaussian; of other likelihoods the scale\), for "
+        rf"longer if it is learned already, or make it smaller to use them \(about ({number})\)\."
+        r"\n  model\.log_sigma = torch\.nn\.Parameter\(model\.log_sigma\); "
+        r"ppl_vae\.fit\(model, guide, x, max_epochs=200\)",
+        found.summary(),
     )
+    assert told is not None
+    left, best, about = map(float, told.groups())
+    # Of a third of the rows.
+    assert left**2 == pytest.approx(sum(SPECTRUM[2:]) / 4, rel=0.05)
+    assert best**2 == pytest.approx(sum(SPECTRUM[4:]) / 2, rel=0.05)
+    assert about == best
 
 
 def test_noise_that_hides_everything() -> None:

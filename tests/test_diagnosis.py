@@ -230,6 +230,27 @@ def test_a_latent_that_follows_another_is_not_active_for_that() -> None:
     assert found.names == ("z2", "z1")
 
 
+@pytest.mark.parametrize("n", [2, 3, 40])
+def test_few_rows_do_not_tell_whether_the_data_would_pay(n: int) -> None:
+    def ignored(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1), obs=x)
+
+    def on_the_prior(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    found = diagnose(ignored, on_the_prior, torch.randn(n, 3), seed=0)
+    notes = [text for text in found.notes if "whether the data would pay" in text]
+    if n == 40:
+        assert found.cause == "surplus dimensions"
+        assert notes == []
+    else:
+        assert found.cause == "ignored latent"
+        assert f"is not known: {n} rows are too few" in notes[0]
+
+
 def test_a_guide_in_the_opposite_order_gets_shares_of_the_rate() -> None:
     """p(z1) p(z2 | z1) against q(z2) q(z1 | z2): KLs of the sites mean nothing, but shares add up.
 

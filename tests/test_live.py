@@ -21,7 +21,7 @@ from ppl_vae.networks import MLP
 from ppl_vae.objectives import ELBO
 from ppl_vae.plots import learning_curves
 from ppl_vae.training import Fit, latents
-from ppl_vae.training.latents import DEAD_EPOCHS, Deaths, dead_dimensions, kl_of_epoch
+from ppl_vae.training.deaths import DEAD_EPOCHS, Deaths, dead_dimensions, kl_of_epoch
 
 X = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
 HELD_OUT = torch.randn(40, 3, generator=torch.Generator().manual_seed(1))
@@ -151,27 +151,26 @@ def test_the_error_of_a_kl_is_its_spread_over_draws() -> None:
     assert abs(float(found[:, 0].mean())) < 3 * float(error) / 60**0.5
 
 
+def above(x: Tensor) -> None:
+    with pyro.plate("rows", len(x)):
+        z1 = pyro.sample("z1", dist.Normal(x.new_zeros(()), 1.0))
+        pyro.sample("z2", dist.Normal(z1, 1.0))
+        pyro.sample("x", dist.Normal(z1[..., None].expand(*z1.shape, 3), 1.0).to_event(1), obs=x)
+
+
+class Above(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            z1 = pyro.sample("z1", dist.Normal(self.loc.expand(len(x)), 1.0))
+            pyro.sample("z2", dist.Normal(z1, 1.0))
+
+
 def test_a_mean_that_depends_on_another_latent_is_noisy_too() -> None:
     """z2 follows z1: its mean in a row is known to 1 / 4 of the variance of z1, though it is stated."""
-
-    def above(x: Tensor) -> None:
-        with pyro.plate("rows", len(x)):
-            z1 = pyro.sample("z1", dist.Normal(x.new_zeros(()), 1.0))
-            pyro.sample("z2", dist.Normal(z1, 1.0))
-            pyro.sample(
-                "x", dist.Normal(z1[..., None].expand(*z1.shape, 3), 1.0).to_event(1), obs=x
-            )
-
-    class Above(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.loc = nn.Parameter(torch.tensor(0.0))
-
-        def forward(self, x: Tensor) -> None:
-            with pyro.plate("rows", len(x)):
-                z1 = pyro.sample("z1", dist.Normal(self.loc.expand(len(x)), 1.0))
-                pyro.sample("z2", dist.Normal(z1, 1.0))
-
     assert "active_units" not in still(above, Above(), validation=HELD_OUT).history[0]
     many = torch.randn(20_000, 3, generator=torch.Generator().manual_seed(2))
     epoch = still(above, Above(), validation=many).history[0]
@@ -205,6 +204,23 @@ def test_rows_without_a_dimension_do_not_count() -> None:
     there = HELD_OUT[:, 0] > 0
     exact = [float(kl[:, 0].mean()), float(kl[there, 1].mean())]
     assert list(found.values()) == pytest.approx(exact, rel=1e-5)
+
+
+def test_a_dimension_that_no_row_has_leaves_no_nan(tmp_path: Path) -> None:
+    nowhere = HELD_OUT[HELD_OUT[:, 0] < 0]
+    fitted = still(masked, MaskedGuide(), validation=nowhere, run_dir=tmp_path)
+    assert list(kl_of_epoch(fitted.history[0])) == ["z[0]"]
+    assert fitted.history[0]["active_units"] == 1
+    assert "nan" not in (tmp_path / "metrics.csv").read_text()
+    assert learning_curves(fitted.history).axes
+
+
+def test_active_units_are_not_defined_for_one_row(tmp_path: Path) -> None:
+    fitted = still(Model(), Guide(), validation=HELD_OUT[:1], run_dir=tmp_path)
+    assert "active_units" not in fitted.history[0]
+    assert len(kl_of_epoch(fitted.history[0])) == 3
+    with (tmp_path / "metrics.csv").open() as file:
+        assert [row["active_units"] for row in csv.DictReader(file)] == [""]
 
 
 def test_metrics_csv_keeps_them_when_a_training_is_resumed(tmp_path: Path) -> None:
@@ -319,7 +335,7 @@ def test_it_costs_one_search_for_dependencies(monkeypatch: pytest.MonkeyPatch) -
         return {}
 
     monkeypatch.setattr(latents, "mean_field_violations", counted)
-    still(Model(), Guide(), validation=HELD_OUT, max_epochs=4)
+    still(above, Above(), validation=HELD_OUT, max_epochs=4)
     assert len(asked) == 1
 
 

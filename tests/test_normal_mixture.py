@@ -39,6 +39,24 @@ def test_the_density_is_that_of_double_precision(scale: float) -> None:
     torch.testing.assert_close(found.double(), exact, rtol=2e-7, atol=2e-5)
 
 
+@pytest.mark.parametrize("shape", [(), (5,), (4, 5)])
+def test_moments_are_those_of_the_plain_mixture(shape: tuple[int, ...]) -> None:
+    """They are computed once, however often they are repeated; and not for mixtures that differ."""
+    logits, loc, scales, _ = parts(1.0)
+    found = mixture(NormalMixture, logits, loc, scales).expand(shape)
+    plain = mixture(dist.MixtureSameFamily, logits, loc, scales).expand(shape)
+    for one in (found, found.expand((2, *shape))):
+        torch.testing.assert_close(one.mean, plain.mean.expand(one.mean.shape))
+        torch.testing.assert_close(one.variance, plain.variance.expand(one.mean.shape))
+        assert not any(one.variance.stride()[:-1])
+    several = torch.randn(5, K), torch.randn(5, K, D), torch.rand(5, K, D)
+    found, plain = (
+        mixture(kind, *several).expand((4, 5)) for kind in (NormalMixture, dist.MixtureSameFamily)
+    )
+    torch.testing.assert_close(found.variance, plain.variance)
+    torch.testing.assert_close(found.mean, plain.mean)
+
+
 def test_the_error_is_as_small_as_is_said() -> None:
     """At the smallest scale of a guide it is below what a value's own rounding makes."""
     logits, loc, scales, z = parts(1e-5)

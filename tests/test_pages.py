@@ -97,6 +97,17 @@ def test_the_numbers_on_speed_were_measured() -> None:
     assert said <= measured
 
 
+def test_what_is_said_of_the_cost_of_live_kls_was_measured() -> None:
+    measured = (ROOT / "analyses/benchmarks/README.md").read_text().partition("of each epoch\n")[2]
+    page = (DOCS / "collapse.md").read_text()
+    section = page.partition("## As it happens")[2].partition("## ")[0]
+    said = set(re.findall(r"(\d+\.\d+) %", section))
+    shares = re.findall(r"(\d+\.\d+)%", measured)
+    assert len(said) == 8
+    assert said <= set(shares)
+    assert max(map(float, shares)) < 2
+
+
 def test_every_script_is_in_the_gallery() -> None:
     gallery = (DOCS / "gallery.md").read_text()
     scripts = [s for s in (ROOT / "analyses").glob("*.py") if "__main__" in s.read_text()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -274,7 +275,7 @@ def test_a_collapsed_pair_of_any_likelihood_gets_a_cause(kind: str) -> None:
     found = diagnose(model, guide, x, seed=0)
     assert found.cause == cause
     with opened(model, guide, x, seed=0, progress=False) as session:
-        assert models_dependencies(session) is False
+        assert models_dependencies(session).found is False
     runs(found, model, guide, x)
 
 
@@ -312,7 +313,7 @@ def test_a_decoder_that_reads_x_beside_labels() -> None:
     c, x = torch.randn(50, 2), generated("normal")[:50]
     for reads in (False, True):
         with opened(lambda c, x, r=reads: model(c, x, r), guide, (c, x), seed=0) as session:
-            assert models_dependencies(session) is reads
+            assert models_dependencies(session).found is reads
 
 
 def test_pixels_in_a_plate_are_judged() -> None:
@@ -428,34 +429,6 @@ def test_a_lagging_guide_is_not_refitted_with_the_steps_that_made_it_lag() -> No
     assert "learning_rate=0.01" in typed("lagging guide", learning_rate=0.01)
 
 
-def test_what_the_decoder_reads_is_told_to_be_unknown() -> None:
-    """Bits that follow each other, observed as they are or as gray levels that the model makes bits of."""
-
-    def of(scale: float) -> Any:
-        def model(x: Tensor) -> None:
-            bits = x / scale
-            with pyro.plate("data", len(x)):
-                pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-                before = nn.functional.pad(bits, (1, -1), value=0.5)
-                pyro.sample("x", dist.Bernoulli(logits=6 * before - 3).to_event(1), obs=bits)
-
-        return model
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(1e-6 * x[:, :2], 1.0).to_event(1))
-
-    torch.manual_seed(0)
-    bits = [torch.rand(4000) < 0.5]
-    for _ in range(5):
-        bits.append(torch.rand(4000) < torch.where(bits[-1], 0.9526, 0.0474))
-    x = torch.stack(bits, -1).float()
-    assert diagnose(of(1.0), guide, x, seed=0).cause == "strong decoder"
-    found = diagnose(of(255.0), guide, 255 * x, seed=0)
-    assert found.cause == "surplus dimensions"
-    assert any("whether the decoder models the data without its latents" in n for n in found.notes)
-
-
 def quantized(rows: int) -> Tensor:
     """Three factors in ten numbers of 256 levels."""
     generator = torch.Generator().manual_seed(2)
@@ -534,6 +507,27 @@ def test_a_small_beta_does_for_a_model_of_the_users_what_a_smaller_noise_would(k
     assert may_be_typed(words)
     assert may_be_run(code)
     assert diagnose(hidden, guide, x, seed=0).active_units == 0
+    exec(code, {"ppl_vae": ppl_vae, "torch": torch, "model": hidden, "guide": guide, "x": x})
+    assert diagnose(hidden, guide, x, seed=0).active_units == 3
+
+
+@pytest.mark.parametrize("kind", DENSITIES)
+def test_what_is_printed_for_a_noise_of_the_users_brings_dimensions_back(kind: str) -> None:
+    p, power = DENSITIES[kind]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(500, 3, generator=generator) @ torch.randn(3, 10, generator=generator)
+    torch.manual_seed(1)
+    x = x + 0.3 * torch.randn(500, 10)
+    guide, hidden = OwnGuide(), Own(lambda mean: p(mean, 10.0))
+    given: dict[str, Any] = {"batch_size": 100, "learning_rate": 0.01, "seed": 0}
+    fitted = ppl_vae.fit(hidden, guide, x, max_epochs=50, **given)
+    found = diagnose(hidden, guide, x, fit=fitted, seed=0)
+    assert (found.cause, found.active_units) == ("decoder noise", 0)
+    (code,) = {each.code for each in found.causes.values()}
+    shown = re.search(r"ELBO\(beta=([\d.e-]+)\)", code)
+    assert shown is not None
+    # Between the noise with all three dimensions and the one without any.
+    assert 0.02**power < float(shown[1]) < 0.25**power
     exec(code, {"ppl_vae": ppl_vae, "torch": torch, "model": hidden, "guide": guide, "x": x})
     assert diagnose(hidden, guide, x, seed=0).active_units == 3
 

@@ -743,9 +743,7 @@ def test_the_planes_of_a_sweep_have_the_entropy_and_curves(tmp_path: Path) -> No
     assert "decoder" not in json.dumps(chart_in(html_report(sweep)))
 
 
-def test_a_sweep_with_failed_and_missing_runs(
-    swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_sweep_with_failed_and_missing_runs(swept: Path, tmp_path: Path) -> None:
     sweep = Path(shutil.copytree(swept, tmp_path / "sweep"))
     shutil.rmtree(sweep / "beta=1,seed=0")
     failed = sweep / "beta=4,seed=1"
@@ -758,9 +756,6 @@ def test_a_sweep_with_failed_and_missing_runs(
     assert "Not done: beta=1,seed=0 (missing)." in page.text
     again = f"ppl-vae sweep {sweep / 'sweep.yaml'} --sweep_dir {sweep}"
     assert f"{again} --retry_failed" in page.typed
-    (sweep / "beta=4,seed=0" / "evaluation.json").write_text("{")
-    assert main(["report", str(sweep)]) == 1
-    assert "beta=4,seed=0/evaluation.json: this is not a result" in capsys.readouterr().err
 
 
 def test_a_sweep_without_results(tmp_path: Path) -> None:

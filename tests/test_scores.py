@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ppl_vae import diagnose
 from ppl_vae.checks import opened
-from ppl_vae.diagnosis.scores import frequent, scores_of, suiting_factor, why_no_scores
+from ppl_vae.diagnosis.scales import Scales
+from ppl_vae.diagnosis.scores import frequent, scores_of, why_no_scores
 from ppl_vae.distributions import Ancestral, QuantizedLogistic
 
 D = 6
@@ -57,7 +58,10 @@ KINDS: dict[str, tuple[Make, Make]] = {
     "chain": (chained, lambda e: dist.Bernoulli(logits=3 * e)),
 }
 APART = [kind for kind in KINDS if kind != "chain"]
-KINKED: Make = lambda e: dist.Laplace(e, 1.0)  # noqa: E731 - beside the others
+
+
+def kinked(e: Tensor) -> Any:
+    return dist.Laplace(e, 1.0)
 
 
 def rows_of(kind: str, factor: float, n: int = 600) -> Tensor:
@@ -203,15 +207,21 @@ def test_information_of_densities_with_a_kink(
     torch.manual_seed(0)
     x = (dist.Laplace(0.0, 1.0) if data == "laplace" else dist.Normal(0.0, 1.0)).sample((4000, D))
     one = torch.tensor(1.0)
-    wide: Make = lambda e: (  # noqa: E731 - as the others
-        dist.Laplace(e, scale) if kind == "laplace" else dist.AsymmetricLaplace(e, scale * one, one)
-    )
+
+    def wide(e: Tensor) -> Any:
+        if kind == "laplace":
+            return dist.Laplace(e, scale)
+        return dist.AsymmetricLaplace(e, scale * one, one)
+
     with opened(*decoded(wide), x, seed=0, progress=False) as session:
         rows = session.sample(x, 1)
         site = rows.model_trace.nodes["x"]
-        factor = suiting_factor(site)
-        found = scores_of(rows, rows.layout, site, None, factor)
-    assert factor == pytest.approx(float(x.abs().mean()) / scale, rel=0.01)
+        scales = Scales()
+        scales.update(rows, rows.layout, site)
+        factors = scales.factors(apart=True)
+        found = scores_of(rows, rows.layout, site, None, factors)
+    assert factors is not None
+    assert factors.tolist() == pytest.approx([float(x.abs().mean()) / scale] * D, rel=0.01)
     # The step is finite: a normal density falls less within it than that of a Laplace distribution.
     higher = 1.0 if data == "laplace" else 1 / 0.92
     assert float(found.information.mean()) == pytest.approx(2 * density * scale * higher, rel=0.03)
@@ -222,7 +232,7 @@ def test_absolute_errors(factor: float, cause: str) -> None:
     """A density with a kink has no second derivative: it seemed that any dimension would pay."""
     torch.manual_seed(0)
     x = dist.Laplace(factor * torch.randn(600, 1).expand(600, D), 1.0).sample()
-    assert diagnose(*decoded(KINKED), x, seed=0).cause == cause
+    assert diagnose(*decoded(kinked), x, seed=0).cause == cause
 
 
 @pytest.mark.parametrize("kind", APART)

@@ -17,11 +17,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from ppl_vae import check, diagnose, evaluate, inference_gaps
 from ppl_vae.checks import opened
-from ppl_vae.guides import FullCovariance, MeanField, PerRow
+from ppl_vae.guides import Exact, FullCovariance, MeanField, PerRow
 from ppl_vae.likelihoods import Bernoulli
 from ppl_vae.models import VAE, ProbabilisticPCA
 from ppl_vae.networks import MLP
-from ppl_vae.pairs import PairError
+from ppl_vae.pairs import PairError, num_rows, tensors_of
 
 
 def pair() -> tuple[ProbabilisticPCA, MeanField]:
@@ -186,3 +186,27 @@ def test_later_rows_are_looked_at_as_they_come(as_loader: bool, bad: float, word
             pytest.raises(PairError, match=rf"^row 130 of x \(counted from 0\).*{words}"),
         ):
             call(model, guide, data, seed=0, progress=False)
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 1000])
+def test_rows_of_a_loader_are_spread_as_evenly(size: int) -> None:
+    """Each k-th row, in order, between as many as asked for and twice as many; whatever its batches."""
+    model = ProbabilisticPCA((1,))
+    x = torch.arange(1000.0).unsqueeze(-1)
+    batches = list(x.split(size))
+    with opened(model, Exact(model), batches, progress=False) as session:
+        (rows,) = session.spread(60)
+    found = tensors_of(rows)[0][:, 0]
+    assert found.tolist() == x[:: int(found[1]), 0].tolist()
+    assert 60 <= len(found) < 120
+
+
+def test_sorted_rows_do_not_hide_what_most_rows_show() -> None:
+    """The first rows are all the same: the guide's lag, and the decoder's dependencies, show in others."""
+    x = torch.cat([torch.zeros(200, 1), torch.randn(300, 1)])
+    model = ProbabilisticPCA((1,))
+    with opened(model, Exact(model), x, progress=False) as session:
+        spread = session.with_first(session.spread(400))
+        assert num_rows(spread.first) == num_rows(session.first)
+        share = float((tensors_of(spread.first)[0] != 0).double().mean())
+    assert share == pytest.approx(0.6, abs=0.02)

@@ -27,8 +27,10 @@ from ppl_vae.sweeps import (
     SweptPoint,
     cluster,
     num_cores,
+    read_spec,
     sizes_for,
 )
+from ppl_vae.sweeps.folder import write_record
 
 ROOT = Path(__file__).parent.parent
 
@@ -159,6 +161,42 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("base: {resume: a}\ngrid: {seed: [1]}", "resume cannot be an option of a sweep"),
         ("base: {quiet: true}\ngrid: {seed: [1]}", "quiet cannot be an option of a sweep"),
         ("grid: {seed: []}", "spec.yaml: grid: seed: the list is empty"),
+        (
+            "base: {seed: 3}\ngrid: {seed: [0, 1]}",
+            "seed is in base (3) and in grid, so that no run",
+        ),
+        (
+            "base: {guide: TopDown}\nlist: [{guide: MeanField}, {guide: LowRank}]",
+            "guide is in base (TopDown) and in each point of list, so that no run",
+        ),
+        (
+            "base: {objective: {beta: 3}}\ngrid: {objective.beta: [1]}",
+            "objective.beta is in base (3) and in grid, so that no run",
+        ),
+        (
+            "base: {objective: {class_path: ELBO, init_args: {beta: 3}}}\ngrid: {objective.beta: [1]}",
+            "objective.beta is in base (3) and in grid, so that no run",
+        ),
+        (f"grid: {{seed: [1, {10**22}]}}", "seed must be at most"),
+        ("grid: {objective.beta: [1, -1]}", "beta is a weight of the KL and must be >= 0, not -1"),
+        ("base: {data: digit}\ngrid: {seed: [0]}", "unknown data 'digit'. Did you mean 'digits'?"),
+        ("base: {data: nosuch.npy}\ngrid: {seed: [0]}", "nosuch.npy does not exist"),
+        ("base: {data: 'folder:nosuch'}\ngrid: {seed: [0]}", "nosuch does not exist"),
+        ("grid: {batch_size: [0]}", "batch_size must be at least 1, got 0"),
+        ("grid: {patience: [0]}", "a patience of at least 1"),
+        ("grid: {learning_rate: [-1]}", "learning_rate must be positive, got -1"),
+        ("grid: {num_samples: [0]}", "num_samples must be at least 1, got 0"),
+        ("grid: {validation_fraction: [2]}", "validation_fraction must lie in (0, 1), got 2"),
+        ("grid: {labels: [0]}", "labels must be at least 1, got 0"),
+        ("base: {optimizer: SGD}\ngrid: {optimizer.lr: [-1]}", "Invalid learning rate: -1.0"),
+        (
+            "base: {objective.beta: LinearWarmup}\ngrid: {objective.beta.epochs: [-3]}",
+            "epochs must be positive, got -3",
+        ),
+        (
+            "base: {model.network: MLP}\ngrid: {model.network.hidden: [[-3]]}",
+            "MLP.hidden must hold positive widths",
+        ),
     ],
 )
 def test_a_wrong_option_is_told_before_anything_is_run(
@@ -171,6 +209,49 @@ def test_a_wrong_option_is_told_before_anything_is_run(
     assert "spec.yaml" in said
     assert len(said.splitlines()) <= 3, said
     assert [file.name for file in here.iterdir()] == ["spec.yaml"]
+
+
+def test_a_description_that_is_not_there_is_told_with_what_it_should_be(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", "nosuch.yaml"]) == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "there is no file nosuch.yaml: give one that describes a sweep in YAML" in said
+    assert "grid: {objective.beta: [0.5, 1, 2], seed: [0, 1]}" in said
+    assert "docs/sweep.md" in said
+
+
+def test_a_point_may_differ_from_base_and_what_is_not_checked_is_told(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A class of the user's own, and one that needs something of the data, are taken."""
+    (here / "own_pair.py").write_text(
+        "import ppl_vae.guides\nclass Guide(ppl_vae.guides.MeanField): pass\n"
+    )
+    (here / "spec.yaml").write_text(
+        "base: {guide: own_pair.Guide, max_epochs: 3, optimizer: AdamW, optimizer.weight_decay: 0.1}\n"
+        "list: [{max_epochs: 4}, {objective.beta: 2},\n"
+        "  {model: SemiSupervisedVAE, guide: SemiSupervised, labels: 100}]\n"
+    )
+    assert main(["sweep", "spec.yaml", "--dry_run"]) == 0
+    told = capsys.readouterr()
+    assert told.out.count("ppl-vae train") == 3
+    assert told.out.count("--max_epochs=3") == 2
+    assert "not checked: what the data hold, with that model and guide" in told.err
+
+
+def test_runs_that_are_done_need_no_data(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "spec.yaml").write_text("base: {data: gone.npy}\ngrid: {seed: [0, 1]}")
+    for run in read_spec("spec.yaml").runs():
+        assert main(["sweep", "spec.yaml", "--sweep_dir", "it", "--dry_run"]) == 2
+        folder = here / "it" / run.name
+        folder.mkdir(parents=True)
+        (here / "it" / "sweep.yaml").write_text((here / "spec.yaml").read_text())
+        write_record(folder, run.options, "done", 1.0)
+        for name in ("weights.safetensors", "evaluation.json", "diagnosis.json"):
+            (folder / name).write_text("{}")
+    assert main(["sweep", "spec.yaml", "--sweep_dir", "it", "--dry_run"]) == 0
+    assert "2 runs in it, 2 of them done" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
@@ -36,7 +36,10 @@ from ppl_vae.pairs import (
     runs_on_all_alone,
     sample_rows,
     selects_outside,
+    shapes_of_rows,
     take_rows,
+    tensors_of,
+    with_tensors,
 )
 from ppl_vae.runtime import (
     device_of,
@@ -118,6 +121,68 @@ class Session:
         return self.layouts.run(
             batch, lambda layout: sample_rows(self.pair, layout, batch, num_samples, values)
         )
+
+    def spread(self, count: int) -> list[Batch]:
+        """About `count` rows, evenly spread over all, on the device; all rows of a pair that keeps rows.
+
+        Args:
+            count: How many; from an iterable they are up to twice as many.
+
+        Returns:
+            Parts of them, each with rows of one shape.
+
+        Example:
+            >>> from ppl_vae.guides import Exact
+            >>> from ppl_vae.models import ProbabilisticPCA
+            >>> model = ProbabilisticPCA((2,))
+            >>> with opened(model, Exact(model), torch.arange(10.0).expand(2, 10).T) as session:
+            ...     [part[:, 0].tolist() for part in session.spread(4)]
+            [[0.0, 3.0, 6.0, 9.0]]
+        """
+        if self.pair.keeps_rows:
+            return [self.first]
+        if self.batches.in_memory:
+            rows = self.batches.rows
+            n = num_rows(rows)
+            which = torch.linspace(0, n - 1, min(count, n), dtype=torch.float64).round().long()
+            return [move(take_rows(rows, which), self.device)]
+        kept: list[tuple[int, Batch]] = []  # with the number of its first row
+        stride, start = 1, 0
+        for batch in self.chunks(CHECKED_ROWS):
+            n = num_rows(batch)
+            own = take_rows(batch, slice(-start % stride, None, stride))
+            if num_rows(own):
+                kept.append((-(-start // stride), own))
+            start += n
+            while sum(num_rows(part) for _, part in kept) >= 2 * count:
+                stride *= 2
+                halves = [
+                    (first, take_rows(part, slice(first % 2, None, 2))) for first, part in kept
+                ]
+                kept = [(-(-first // 2), part) for first, part in halves if num_rows(part)]
+        same: dict[object, list[Batch]] = {}
+        for _, part in kept:
+            same.setdefault(shapes_of_rows(part), []).append(part)
+        return [_joined(parts) for parts in same.values()]
+
+    def with_first(self, rows: list[Batch]) -> Session:
+        """The same with as many first rows that are spread over those given: the first of all may be sorted.
+
+        It is the session as it is if that cannot be: rows of other shapes or sites, parameters for each row.
+
+        Args:
+            rows: What `spread` found.
+        """
+        if (
+            self.pair.keeps_rows
+            or len(rows) > 1
+            or shapes_of_rows(rows[0]) != shapes_of_rows(self.first)
+        ):
+            return self
+        n = num_rows(rows[0])
+        which = torch.linspace(0, n - 1, min(n, num_rows(self.first)), dtype=torch.float64)
+        few = take_rows(rows[0], which.round().long().to(self.device))
+        return replace(self, first=few) if self.layouts.of(few) is self.layout else self
 
     def bar(self, label: str, unit: str = "row", total: int | None = None) -> Any:
         """A progress bar as a context manager."""
@@ -242,6 +307,13 @@ def opened(
                 f"{first_line(error)}. The likely cause are the data: {check_chunk.large}; repair or "
                 "rescale them"
             ) from error
+
+
+def _joined(parts: list[Batch]) -> Batch:
+    """The rows of several batches as one."""
+    return with_tensors(
+        parts[0], [torch.cat(each) for each in zip(*map(tensors_of, parts), strict=True)]
+    )
 
 
 def _layouts(pair: Pair, findings: Findings, told: tuple[Problem, ...]) -> Layouts:

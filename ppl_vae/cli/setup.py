@@ -187,11 +187,11 @@ def set_up(
     def make(role: str, suggestions: Mapping[str, Any], model: Program | None = None) -> Any:
         allowed = trust.get(role, TYPED)
         allowed.check(config, [role])
-        spec = _fill_in(config, role, suggestions, allowed)
+        spec = fill_in(config, role, suggestions, allowed)
         try:
             return build(spec, model, role=role, trust=allowed)
         except (TypeError, ValueError) as error:
-            if missing := _missing_arguments(error, spec["class_path"]):
+            if missing := missing_arguments(error, spec["class_path"]):
                 kind = str(spec["class_path"]).rpartition(".")[2]
                 options = " and ".join(f"--{role}.{name}" for name in missing)
                 one = len(missing) == 1
@@ -208,6 +208,19 @@ def set_up(
     guide, config["guide"] = make("guide", {**shape, **shared}, model)
     _require_as_many(model, guide, data)
     objective, config["objective"] = make("objective", _weight_of_labels(data))
+    assert isinstance(objective, Objective)
+    made = training_options(config, trust)
+    return Setup(data, model, guide, objective, made, config)
+
+
+def training_options(
+    config: Mapping[str, Any], trust: Mapping[str, Trust] = MappingProxyType({})
+) -> dict[str, Any]:
+    """The keywords of `fit` and of `make_fabric` that a configuration names, with what is made of classes.
+
+    Raises:
+        UsageError: A class lacks an argument.
+    """
     parser = Parser()
     add_functions(parser, TRAINING)
     training = {n: config[n] for n in names(TRAINING) if n in config}
@@ -221,17 +234,16 @@ def set_up(
             passed = list(inspect.signature(kind).parameters)[:1]  # what `fit` passes
             arguments = vars(spec.get("init_args") or Namespace())  # type: ignore[no-untyped-call]
             _require_all(f"--{name}", spec.class_path, arguments, passed)
-    assert isinstance(objective, Objective)
     made = {name: _called(value) for name, value in vars(parser.instantiate(chosen)).items()}
     own = made["optimizer"]
     if made["learning_rate"] is not None and isinstance(own, functools.partial):
         # The parser has filled in the default of the class.
         kept = {n: value for n, value in own.keywords.items() if n != "lr"}
         made["optimizer"] = functools.partial(own.func, *own.args, **kept)
-    return Setup(data, model, guide, objective, made, config)
+    return made
 
 
-def _missing_arguments(error: Exception, class_path: str) -> list[str]:
+def missing_arguments(error: Exception, class_path: str) -> list[str]:
     """The arguments that a class lacks, of which its own signature does not tell (`*args, **kwargs`)."""
     said = str(error)
     if listed := re.search(r"the following arguments are required: ([\w., ]+)$", said):
@@ -250,7 +262,7 @@ def _called(value: Any) -> Any:
     return value
 
 
-def _fill_in(
+def fill_in(
     config: Mapping[str, Any], role: str, suggestions: Mapping[str, Any], trust: Trust
 ) -> dict[str, Any]:
     """The description of a role's object, with suggestions for the arguments that were left open."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -21,9 +21,10 @@ from ppl_vae.cli.output import counted, say, show, warn
 from ppl_vae.cli.parsing import parsed
 from ppl_vae.cli.report import write_report
 from ppl_vae.cli.sweep_curves import backdrop_of, check_picture
+from ppl_vae.cli.values import NOT_CHECKED, check_values
 from ppl_vae.plots import sweep_metrics, sweep_plane
 from ppl_vae.runs import ERROR, LOG, REPORT, ROLES, names_in, plain
-from ppl_vae.runtime import as_folder, duration, own_folder, replacing, write_bytes
+from ppl_vae.runtime import as_folder, duration, own_folder, replacing, require_seed, write_bytes
 from ppl_vae.sweeps import (
     TABLE,
     Dispatch,
@@ -34,6 +35,7 @@ from ppl_vae.sweeps import (
     SweepSpec,
     SweepTable,
     Task,
+    as_text,
     local_cluster,
     num_cores,
     read_spec,
@@ -49,6 +51,9 @@ _OF_THE_SWEEP = (
     *("trust_packages", "help", "help-all", "versions", "made_by"),
 )
 """Options of `ppl-vae train` that a sweep gives itself, or that make no run."""
+
+_WRONG = (TypeError, ValueError, OSError)
+"""What wrong values of options end with."""
 
 _COMMAND = "ppl_vae.cli.attended"
 
@@ -70,10 +75,11 @@ def sweep(parser: ArgumentParser, given: Namespace) -> int:
     try:
         spec = read_spec(file)
         runs = spec.runs()
-        _check_options(file, runs)
+        _require_used(file, spec)
         check_picture(file, spec.picture, runs)
         require_same_sweep(path, spec)
         folder = SweepFolder(path, runs)
+        _check_options(file, runs, [run for run in runs if folder.state(run) == "done"])
     except SpecError as error:
         raise UsageError(str(error)) from error
     if options.dry_run:
@@ -90,19 +96,59 @@ def sweep(parser: ArgumentParser, given: Namespace) -> int:
         return _tell(folder, spec)
 
 
-def _check_options(file: Path, runs: Sequence[SweepRun]) -> None:
-    """Raises an error for options that `ppl-vae train` does not take, or not with these values."""
-    checked = set()
+def _require_used(file: Path, spec: SweepSpec) -> None:
+    """Raises an error for an option of base whose value no run has, as grid or list give it others."""
+    always = [set(spec.grid), set.intersection(*map(set, spec.points)) if spec.points else set()]
+    for part, given in zip(("grid", "each point of list"), always, strict=True):
+        of_base = dict(each for option in spec.base.items() for each in _with_arguments(*option))
+        for name in sorted(of_base.keys() & given):
+            raise UsageError(
+                f"{file}: {name} is in base ({as_text(of_base[name])}) and in {part}, so that no run would "
+                "have the value of base: write it in one of the two"
+            )
+
+
+def _with_arguments(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """An option, and those of a class's arguments that stand inside of it, by their names.
+
+    Example:
+        >>> own = {"class_path": "ELBO", "init_args": {"beta": 3}}
+        >>> dict(_with_arguments("objective", own))["objective.beta"]
+        3
+    """
+    yield name, value
+    if isinstance(value, Mapping):
+        inner = value.get("init_args", {}) if "class_path" in value else value
+        for key, own in inner.items() if isinstance(inner, Mapping) else ():
+            yield from _with_arguments(f"{name}.{key}", own)
+
+
+def _check_options(file: Path, runs: Sequence[SweepRun], done: Sequence[SweepRun] = ()) -> None:
+    """Raises an error for options that `ppl-vae train` does not take, or not with these values.
+
+    Args:
+        file: The description, for the message.
+        runs: All runs.
+        done: Those that need no data any more, which may be gone.
+    """
+    left = {run.identity for run in runs} - {run.identity for run in done}
     known = [a.dest for a in command_parser("train")._actions if a.dest not in _OF_THE_SWEEP]
+    alike: dict[tuple[str, ...], list[SweepRun]] = {}
     for run in runs:
-        arguments = [a for a in run.arguments() if not a.startswith("--seed=")]
-        if tuple(arguments) in checked:
-            continue
-        checked.add(tuple(arguments))
-        _require_known(file, run, known)
+        own = tuple(a for a in run.arguments() if not a.startswith("--seed="))
+        alike.setdefault(own, []).append(run)
+    for run in runs:
         try:
-            parsed("train", arguments)
-        except (UsageError, argparse.ArgumentError, ValueError) as error:
+            require_seed(run.options["seed"])
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{file}: {error}") from error
+    for arguments, members in alike.items():
+        _require_known(file, members[0], known)
+        try:
+            parser, given = parsed("train", arguments)
+            if any(run.identity in left for run in members):
+                check_values(parser, given)
+        except (UsageError, argparse.ArgumentError, *_WRONG) as error:
             said = plain(str(error)).replace("unrecognized arguments: ", "there is no option ")
             raise UsageError(f"{file}: {said}") from error
 
@@ -122,6 +168,7 @@ def _show_runs(folder: SweepFolder, runs: Sequence[SweepRun]) -> None:
     for run, state in zip(runs, states, strict=True):
         typed = shlex.join(["ppl-vae", *_task(folder, run).begin])
         show(f"\n{run.name} ({state})\n  {typed}")
+    say(f"not checked: {NOT_CHECKED}")
 
 
 def _to_do(folder: SweepFolder, runs: Sequence[SweepRun], options: Any) -> list[SweepRun]:
@@ -216,7 +263,7 @@ def _again(options: Any) -> str:
 
 
 def _tell(folder: SweepFolder, spec: SweepSpec) -> int:
-    """Writes and shows the table, and draws the pictures; the exit status says whether a run is missing."""
+    """Writes and shows the table, and draws the pictures; the exit status says whether something is missing."""
     runs = spec.runs()
     table = SweepTable.of(folder, runs)
     write_bytes(folder.path / TABLE, table.to_csv().encode())
@@ -246,9 +293,12 @@ def _tell(folder: SweepFolder, spec: SweepSpec) -> int:
         show(f"report: {folder.path / REPORT}")
     for line in unwritten:
         warn(line)
+    for line in table.unread:
+        warn(line)
     failed = [row for row in table.rows if row["state"] == "failed"]
     for row in failed:
         warn(f"{row['run']} failed: {row['error']} ({folder.path / row['run'] / ERROR})")
     if failed:
         warn(f"{len(failed)} of {len(runs)} runs failed; --retry_failed runs them again")
-    return 1 if any(row["state"] != "done" for row in table.rows) else 0
+    undone = table.unread or any(row["state"] != "done" for row in table.rows)
+    return 1 if undone else 0

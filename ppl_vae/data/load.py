@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, overload
 
-import numpy as np
 import torch
 from torch import Generator, Tensor
 
 from ppl_vae.data.arrays import read_arrays
+from ppl_vae.data.asked import (
+    DIGITS,
+    is_folder,
+    path_of,
+    proper_name,
+    require_data_options,
+)
 from ppl_vae.data.folders import read_folder
 from ppl_vae.data.labels import warn_of_empty_classes, with_labels
 from ppl_vae.data.sizes import require_room
 from ppl_vae.data.sources import Part, Source, read_digits, runs_of
-from ppl_vae.data.torchvision_sets import TORCHVISION, read_torchvision
+from ppl_vae.data.torchvision_sets import read_torchvision
 from ppl_vae.data.transforms import Binarization, Dequantization
 from ppl_vae.runtime import HIDDEN, channels_last, html_table
 
@@ -209,12 +214,16 @@ def load_data(
         >>> load_data("digits", labels=100)
         <digits: 1294 training, 100 with a label, 144 validation and 359 test rows of shape (1, 8, ...
     """
-    _check_options(name, data_dir, binarize, dequantize, validation_fraction, max_rows)
-    if not isinstance(labels, bool | np.bool_):
-        require_whole("labels", labels)
-    for option, given in (("download", download), ("dequantize", dequantize)):
-        if not isinstance(given, bool | np.bool_):  # the text 'no' would count as True
-            raise TypeError(f"{option} must be True or False, got {given!r}")
+    require_data_options(
+        name,
+        data_dir=data_dir,
+        download=download,
+        binarize=binarize,
+        dequantize=dequantize,
+        validation_fraction=validation_fraction,
+        max_rows=max_rows,
+        labels=labels,
+    )
     name, source = _read(str(name), Path(data_dir), download)
     # The test rows have their own generator, so that they are the same for every seed.
     fixed, seeded = Generator().manual_seed(0), _generator(seed)
@@ -258,52 +267,6 @@ def load_data(
         levels=levels,
         transform=transform,
     )
-
-
-def _check_options(
-    name: object,
-    data_dir: object,
-    binarize: str | None,
-    dequantize: bool,
-    validation_fraction: float,
-    max_rows: int | None,
-) -> None:
-    """Refuses options that are of a wrong type, out of range, or exclude each other."""
-    if not isinstance(name, str | Path):
-        raise TypeError(
-            f"load_data takes the name of data, such as 'digits' or 'folder:PATH', not {name!r:.40} of type "
-            f"{type(name).__name__}"
-        )
-    if not isinstance(data_dir, str | Path):
-        raise TypeError(f"data_dir must be a path, got {data_dir!r}")
-    if binarize not in (None, "threshold", "static", "dynamic"):
-        raise ValueError(
-            f"binarize must be 'threshold', 'static', 'dynamic' or None, got {binarize!r}"
-        )
-    if binarize and dequantize:
-        raise ValueError(
-            f"binarize={binarize!r} and dequantize=True exclude each other: binary values keep no "
-            "levels to spread; choose one"
-        )
-    if not isinstance(validation_fraction, Real) or isinstance(validation_fraction, bool):
-        raise TypeError(f"validation_fraction must be a number, got {validation_fraction!r}")
-    if not 0 < validation_fraction < 1:
-        raise ValueError(f"validation_fraction must lie in (0, 1), got {validation_fraction}")
-    if max_rows is not None:
-        require_whole("max_rows", max_rows)
-
-
-def require_whole(name: str, value: object) -> None:
-    """Raises an error for an option that is no positive whole number.
-
-    Raises:
-        TypeError: It is no whole number.
-        ValueError: It is less than 1.
-    """
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def _generator(seed: object) -> Generator:
@@ -361,26 +324,10 @@ def _splits(
 
 def _read(name: str, data_dir: Path, download: bool) -> tuple[str, Source]:
     """The name in its usual spelling, and the source that it names."""
-    if name == "folder:":
-        raise ValueError(
-            "folder: names no folder: write folder:PATH, or folder:. for the current one"
-        )
-    if name.startswith("folder:"):
-        return name, read_folder(Path(name.removeprefix("folder:")).expanduser())
-    if name.lower().endswith((".npy", ".npz", ".pt")):
-        return name, read_arrays(Path(name).expanduser())
-    known = {known.lower(): known for known in ("digits", *TORCHVISION)}
-    proper = known.get(name.lower())
-    if proper is None:
-        close = difflib.get_close_matches(name.lower(), known, n=1)
-        suggestion = f" Did you mean {known[close[0]]!r}?" if close else ""
-        if name and Path(name).expanduser().is_dir():
-            suggestion = f" For the folder of pictures write 'folder:{name}'."
-        raise ValueError(
-            f"unknown data {name!r}.{suggestion} Known are {', '.join(known.values())}, "
-            "folder:PATH with pictures, and array files PATH.npy, PATH.npz and PATH.pt"
-        )
-    if proper == "digits":
+    proper = proper_name(name)
+    if (path := path_of(proper)) is not None:
+        return proper, read_folder(path) if is_folder(proper) else read_arrays(path)
+    if proper == DIGITS:
         return proper, read_digits()
     return proper, read_torchvision(proper, data_dir.expanduser(), download)
 

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from ppl_vae.checks import Session
 from ppl_vae.diagnosis.causes import CAUSES, Cause, listed
-from ppl_vae.diagnosis.decoder import (
-    loss_of_other_latents,
-    models_dependencies,
-    shows_its_arguments,
-)
+from ppl_vae.diagnosis.decoder import Dependence, loss_of_other_latents, models_dependencies
 from ppl_vae.diagnosis.dimensions import NUM_DRAWS, dimension_names
 from ppl_vae.diagnosis.encoder import gradient_tells_rows_apart
 from ppl_vae.diagnosis.finite_rows import finite_of, rows_vary, told_by_exact_posteriors
 from ppl_vae.diagnosis.information import RowDraws
 from ppl_vae.diagnosis.refinement import FEW_SAMPLES, Refined, can_refine, refine_rows
 from ppl_vae.diagnosis.remedies import Facts, what_to_type, words_beside
-from ppl_vae.diagnosis.residuals import Residuals
+from ppl_vae.diagnosis.residuals import Residuals, Verdict
 from ppl_vae.pairs import (
     COLLAPSED,
+    Batch,
     num_rows,
     parts_of,
     posterior_means,
@@ -39,8 +37,8 @@ _ABOVE = (
 )
 
 _NOT_SEEN = (
-    "no site observes x as it is given, so it is not known whether the decoder models the data without its "
-    "latents (a strong decoder: given z, the numbers of x depend on each other)"
+    "it is not known whether the decoder models the data without its latents (a strong decoder: given z, the "
+    "numbers of x depend on each other): {unknown}"
 )
 
 REVIVED = 0.1
@@ -84,17 +82,29 @@ class Asked:
 
     Attributes:
         session: The opened pair; a posterior is fitted to each row of its first batch.
-        residuals: The decoder's residuals of all rows.
+        rows: About a thousand rows, in parts of one shape each.
+        size: Rows at once, with all draws of each.
         unused: The dimensions that are not active, and the KL that the guide pays for each.
         facts: What remedies depend on.
         ended: Why the training had not ended, if it had not.
     """
 
     session: Session
-    residuals: Residuals
+    rows: list[Batch]
+    size: int
     unused: Mapping[str, float]
     facts: Facts
     ended: str = ""
+
+    @cached_property
+    def residuals(self) -> Residuals:
+        """The decoder's residuals."""
+        return Residuals.of(self.session, self.rows, self.size)
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """What they say."""
+        return self.residuals.verdict(self.facts.beta, len(self.unused))
 
     def plain(self, name: str, information: Estimate) -> Cause:
         """A cause that the numbers alone show, with the mutual information."""
@@ -122,11 +132,9 @@ def find_causes(asked: Asked) -> tuple[dict[str, Cause], tuple[str, ...]]:
     """Why each dimension is not used, and notes on what could not be checked."""
     if asked.ended:
         name, evidence = "still training", asked.ended
-        verdict = asked.residuals.verdict(asked.facts.beta, len(asked.unused))
-        if (
-            verdict.cause == "large beta"
-        ):  # they die while the training goes on, or beta still rises
-            name, evidence = verdict.cause, f"{verdict.evidence}; {asked.ended}"
+        verdict = asked.verdict
+        if verdict.cause == "large beta":  # they die while it goes on, or beta still rises
+            name, evidence = "large beta", f"{verdict.evidence}; {asked.ended}"
         return dict.fromkeys(asked.unused, asked.cause(name, evidence)), ()
     notes: tuple[str, ...] = ()
     session, beta = asked.session, asked.facts.beta
@@ -161,10 +169,11 @@ def _of_the_decoder(asked: Asked) -> tuple[Cause, tuple[str, ...]]:
     """Why a decoder does not use some dimensions, and notes."""
     unused = set(asked.unused)
     session, residuals, beta = asked.session, asked.residuals, asked.facts.beta
-    verdict = residuals.verdict(beta, len(unused))
+    verdict = asked.verdict
     decided = verdict.cause in ("large beta", "decoder noise")
-    depends = None if decided else models_dependencies(session)
-    if depends:
+    depends = Dependence(None) if decided else models_dependencies(session)
+    not_seen = (_NOT_SEEN.format(unknown=depends.unknown),) if depends.unknown else ()
+    if depends.found:
         lost = loss_of_other_latents(session, unused)
         evidence = (
             f"log p(x | z) falls by {max(0.0, lost):.2g} nats if rows exchange these dimensions, and the "
@@ -175,22 +184,19 @@ def _of_the_decoder(asked: Asked) -> tuple[Cause, tuple[str, ...]]:
         remedy = None
         if verdict.cause == "decoder noise" and verdict.sigma is not None:
             remedy = f"{CAUSES[verdict.cause].remedy} (about {verdict.sigma:.3g})"
-            suiting_beta = verdict.sigma**2 * residuals._rows / residuals._noise
-            asked = replace(asked, facts=replace(asked.facts, suiting_beta=suiting_beta))
+        asked = replace(asked, facts=replace(asked.facts, suiting_beta=verdict.suiting_beta))
         found = asked.cause(verdict.cause, verdict.evidence, remedy)
         sites = {name.split("[")[0] for name in unused}
-        surplus = verdict.cause == "surplus dimensions"
-        notes = (
-            [_ABOVE.format(sites=listed(sorted(sites)))] if len(session.layout.latents) > 1 else []
-        )
-        notes += [_NOT_SEEN] if depends is None and not shows_its_arguments(session) else []
-        return found, tuple(notes) if surplus else ()
+        if verdict.cause == "surplus dimensions" and len(session.layout.latents) > 1:
+            not_seen = (_ABOVE.format(sites=listed(sorted(sites))), *not_seen)
+        return found, not_seen
     lost = loss_of_other_latents(session, unused)
     evidence = f"log p(x | z) falls by {max(0.0, lost):.2g} nats if rows exchange these dimensions"
     note = f"whether the data would pay for more dimensions is not known: {residuals.unknown}"
     if beta > 1:  # which has trained the decoder to ignore them
         return asked.cause("large beta", evidence), ()
-    return asked.cause("ignored latent", evidence), (note,) if residuals.unknown else ()
+    notes = (note, *not_seen) if residuals.unknown else not_seen
+    return asked.cause("ignored latent", evidence), notes
 
 
 def _can_refine(session: Session) -> bool:

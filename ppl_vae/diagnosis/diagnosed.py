@@ -25,11 +25,14 @@ class Diagnosis(Result):
 
     Attributes:
         names: The dimensions' names, `z[0]`, `z[1]`, ...
-        kl: Mean of each dimension's KL(q || p) over the rows that have it, nats, `(d,)`.
+        kl: Mean of each dimension's KL(q || p) over the rows that have it, nats, `(d,)`. Where the prior of a
+            latent depends on others that the guide computes from it, it is what the dimension adds to the rate,
+            which is no KL and may be negative: `notes` name such latents.
         mean_variance: Variance of the posterior means over those rows, `(d,)`.
         active: Which dimensions are active units: `mean_variance` > 0.01 times the prior's variance (Burda et
             al., for a prior of variance 1), `(d,)`.
-        collapsed: Which dimensions have collapsed onto the prior: KL < 0.01 nats, and not active, `(d,)`.
+        collapsed: Which dimensions have collapsed onto the prior: KL < 0.01 nats, and not active, `(d,)`. Those
+            without a KL have if the rate is below 0.01 nats per dimension.
         mutual_information: I(x; z) under q, nats, from the aggregate posterior of the rows given. NaN, and its
             `missing` says why, if the guide gives no density of one row's latents under another's posterior.
         marginal_kl: KL(aggregate posterior || prior), nats. The mean rate is the sum of the two.

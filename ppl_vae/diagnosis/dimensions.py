@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,13 +16,12 @@ from ppl_vae.checks import Session
 from ppl_vae.diagnosis.faults import MomentGap
 from ppl_vae.diagnosis.information import RowDraws
 from ppl_vae.diagnosis.prior_conditions import PriorConditions
-from ppl_vae.diagnosis.residuals import Residuals
 from ppl_vae.pairs import (
     Batch,
     RowDensities,
     as_args,
     elementwise,
-    elementwise_kl,
+    factorize,
     has_moments,
     kl_of_dimensions,
     latents_of_numbers,
@@ -29,6 +29,7 @@ from ppl_vae.pairs import (
     mean_field_violations,
     names_of_dimensions,
     num_rows,
+    over_draws,
     present_numbers,
     prior_moments,
     require_no_points,
@@ -150,7 +151,6 @@ class Gathered:
         dimensions: Statistics of each dimension; means are counted from those of the prior, if it varies.
         draws: One draw for each row.
         conditions: Which rows have the same prior.
-        residuals: The decoder's residuals.
         moment_gap: How far the moments of all draws are from those of the prior.
         elbo: The ELBO of each row, `(n,)`, at beta = 1.
         rate: Its rate, as many.
@@ -158,13 +158,14 @@ class Gathered:
         moments_alone: Sites whose KL per dimension comes from means and variances alone.
         without_moments: Sites that have no finite mean or variance in one of the programs.
         classes: Categorical sites, which have no dimensions beside others.
+        without_kl: Sites whose dimensions have no KL, each with the latents that its prior depends on and that
+            the guide computes from it.
     """
 
     num_rows: int
     dimensions: Dimensions
     draws: RowDraws
     conditions: PriorConditions
-    residuals: Residuals
     moment_gap: MomentGap
     elbo: Tensor
     rate: Tensor
@@ -172,6 +173,7 @@ class Gathered:
     moments_alone: tuple[str, ...]
     without_moments: tuple[str, ...]
     classes: tuple[str, ...]
+    without_kl: Mapping[str, set[str]]
 
 
 def gather(session: Session, size: int) -> Gathered:
@@ -184,8 +186,9 @@ def gather(session: Session, size: int) -> Gathered:
     Raises:
         PairError: The guide gives points for some rows.
     """
-    is_analytic: dict[object, bool] = {}
-    dimensions, draws, residuals = Dimensions(), RowDraws(), Residuals()
+    violations: dict[object, dict[str, set[str]]] = {}
+    without_kl: dict[str, set[str]] = {}
+    dimensions, draws = Dimensions(), RowDraws()
     moment_gap, bounds, rates = MomentGap(), [], []
     moments_alone: dict[str, None] = {}
     without: dict[str, None] = {}
@@ -198,26 +201,26 @@ def gather(session: Session, size: int) -> Gathered:
         rows = session.sample(batch, FEW_DRAWS if enough else NUM_DRAWS)
         require_no_points(rows.layout, "diagnose")
         kind = rows.layout.signature, shapes_of_rows(batch)
-        if kind not in is_analytic:
-            # Where a site's analytic KL is not its share of the rate, the sampled KL is.
-            is_analytic[kind] = not mean_field_violations(session.pair, batch)
-        analytic = is_analytic[kind]
+        if kind not in violations:
+            violations[kind] = mean_field_violations(session.pair, batch)
         in_guide, in_model = rows.guide_trace.nodes, rows.model_trace.nodes
         numbers = latents_of_numbers(rows, rows.layout)
         classes |= dict.fromkeys(set(rows.layout.latents) - set(numbers))
         for name in numbers:
-            site, of_prior = _of_site(session, batch, rows, name, analytic)
+            # Where a site's analytic KL is not its share of the rate, the sampled one is, which is no KL. The
+            # others are sampled, too, then: shares of the same draws add up.
+            site, of_prior = _of_site(session, batch, rows, name, analytic=not violations[kind])
             dimensions.update(site)
             beyond.update(site._replace(means=site.means - of_prior.nan_to_num(0.0, 0.0, 0.0)))
             stated &= stated_moment(rows, rows.layout, name, "mean") is not None
-            if elementwise_kl(in_guide[name], in_model[name], analytic) is None:
+            if not factorize(in_guide[name], in_model[name]):
                 moments_alone[name] = None
+            if name in violations[kind]:
+                without_kl.setdefault(name, set()).update(violations[kind][name])
             if not all(has_moments(nodes[name]["fn"]) for nodes in (in_guide, in_model)):
                 without[name] = None
         draws.update(rows)
         conditions.update(rows, batch)
-        if not enough:  # E_q[mean of p(x | z)] has little noise then
-            residuals.update(rows, rows.layout)
         moment_gap.update(_in_units_of_the_prior(rows))
         bounds.append(rows.log_weights.double().mean(0).cpu())
         rates.append((rows.log_guide - rows.log_prior).double().mean(0).cpu())
@@ -230,7 +233,6 @@ def gather(session: Session, size: int) -> Gathered:
         dimensions=beyond if conditions else dimensions,
         draws=draws,
         conditions=conditions,
-        residuals=residuals,
         moment_gap=moment_gap,
         elbo=torch.cat(bounds),
         rate=torch.cat(rates),
@@ -238,6 +240,7 @@ def gather(session: Session, size: int) -> Gathered:
         moments_alone=tuple(moments_alone),
         without_moments=tuple(without),
         classes=tuple(sorted(classes)),
+        without_kl=without_kl,
     )
 
 
@@ -285,6 +288,16 @@ def notes_on_moments(alone: tuple[str, ...], without: tuple[str, ...]) -> tuple[
     )
 
 
+def notes_on_terms(without_kl: Mapping[str, set[str]]) -> tuple[str, ...]:
+    """Notes on latents whose dimensions add to the rate what is no KL."""
+    return tuple(
+        f"the prior of '{name}' depends on {' and '.join(map(repr, sorted(guilty)))}, which the guide computes "
+        f"from '{name}': what stands for the KL of each of its dimensions is what it adds to the rate, "
+        "E[log q - log p], which is no KL and may be negative"
+        for name, guilty in without_kl.items()
+    )
+
+
 def notes_on_classes(classes: tuple[str, ...]) -> tuple[str, ...]:
     """A note on categorical latents, which are not among the dimensions."""
     if not classes:
@@ -322,7 +335,8 @@ def _of_site(
     value = rows.latents[name].double()
     stated = stated_moment(rows, layout, name, "mean")
     centers = value if stated is None else stated.double()
-    mean, noise = centers.mean(0), centers.var(0) / samples
+    mean, variance = over_draws(centers)
+    noise = variance / samples
     prior = _prior_moments(session, batch, rows, name)
     kl = kl_of_dimensions(rows, name, prior, analytic)
     there = present_numbers(rows, layout, name)
@@ -357,4 +371,4 @@ def _prior_moments(
     with many_samples(layout, drawn):
         trace = poutine.trace(session.pair.model).get_trace(*as_args(batch))
     value = rows_first(trace.nodes[name], layout, drawn, n).double().flatten(0, 1)
-    return value.mean(0), value.var(0)
+    return over_draws(value)

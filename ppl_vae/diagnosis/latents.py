@@ -20,6 +20,7 @@ from ppl_vae.diagnosis.dimensions import (
     note_on_rows,
     notes_on_classes,
     notes_on_moments,
+    notes_on_terms,
 )
 from ppl_vae.diagnosis.encoder import same_for_all_rows
 from ppl_vae.diagnosis.faults import (
@@ -35,6 +36,7 @@ from ppl_vae.diagnosis.faults import (
 from ppl_vae.diagnosis.history import still_training
 from ppl_vae.diagnosis.information import aggregate_information
 from ppl_vae.diagnosis.remedies import Facts
+from ppl_vae.diagnosis.residuals import MOST_ROWS
 from ppl_vae.objectives import Controller
 from ppl_vae.pairs import (
     COLLAPSED,
@@ -174,10 +176,13 @@ def diagnose(
         notes = (*found.notes, *held, *session.findings.notes)
         notes += (gathered.conditions.note,) if gathered.conditions else ()
         notes += notes_on_moments(gathered.moments_alone, gathered.without_moments)
+        alone = gathered.moments_alone  # whose numbers are others
+        terms = {name: of for name, of in gathered.without_kl.items() if name not in alone}
+        notes += notes_on_terms(terms)
         notes += notes_on_classes(gathered.classes)
         notes += note_on_rows(dimensions, gathered.num_rows)
         active = dimensions.mean_variance > ACTIVE * _scale(dimensions.prior_variance)
-        collapsed = (dimensions.kl < COLLAPSED) & ~active
+        collapsed = _on_the_prior(gathered) & ~active
         unused = dict(zip(dimensions.names, dimensions.kl.tolist(), strict=True))
         unused = {name: unused[name] for name, on in zip(unused, active, strict=True) if not on}
         rate = float(gathered.rate.mean())
@@ -199,18 +204,19 @@ def diagnose(
         )
         stopped = fit is None or fit.best_epoch < fit.epochs  # early: it had ended
         ended = "" if stopped else still_training(fit.history, fit.objective)
-        asked = Asked(session, gathered.residuals, unused, facts, ended)
+        rows = session.spread(MOST_ROWS) if unused else []
+        spread = session.with_first(rows) if unused else session
+        asked = Asked(spread, rows, size, unused, facts, ended)
         cause = _plain_cause(gathered, active, collapsed, found.mutual)
         if cause in (None, "constant posterior") and not bool(active.any()):
             same = same_for_all_rows(found.mutual, gathered.draws)
-            if same and is_dead(session, gathered.draws, unused, bool(collapsed.all())):
+            if same and is_dead(spread, gathered.draws, unused, bool(collapsed.all())):
                 cause = "dead encoder"
         if cause in ("constant posterior", "small means"):
             # A guide that cannot be the prior says nothing of x elsewhere, when beta or the noise forbids it,
             # or after a training that has ended there.
-            verdict = gathered.residuals.verdict(beta, len(unused))
             others = ("large beta", "decoder noise", *(("local optimum",) if fit else ()))
-            if ended or verdict.cause in others:
+            if ended or asked.verdict.cause in others:
                 cause = None
         if cause is None:
             causes, unknown = find_causes(asked)
@@ -289,6 +295,21 @@ def _require_results(train: object, evaluation: object, fit: object) -> None:
 def _scale(prior_variance: Tensor) -> Tensor:
     """The prior's variance; 1 where it has none."""
     return torch.where(prior_variance.isfinite() & (prior_variance > 0), prior_variance, 1.0)
+
+
+def _on_the_prior(gathered: Gathered) -> Tensor:
+    """Which dimensions have the posterior of the prior.
+
+    One that has no KL does if all latents together do, whose KL is the rate; then all dimensions do, also if
+    single terms of the rate are not 0.
+    """
+    dimensions, without = gathered.dimensions, gathered.without_kl
+    found = dimensions.kl < COLLAPSED
+    if not without:
+        return found
+    together = float(gathered.rate.mean()) < COLLAPSED * len(found)
+    known = [all(n != s and not n.startswith(f"{s}[") for s in without) for n in dimensions.names]
+    return (found & torch.tensor(known)) | together
 
 
 def _plain_cause(

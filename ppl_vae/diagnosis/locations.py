@@ -1,12 +1,10 @@
-"""Likelihoods with another location, or with another scale; and the scale that would suit the data."""
+"""Likelihoods with another location, or with another scale."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
@@ -18,11 +16,6 @@ WRAPPERS = (torch.distributions.Independent, dist.ExpandedDistribution, dist.Mas
 
 NORMAL = (torch.distributions.MultivariateNormal, torch.distributions.LowRankMultivariateNormal)
 """Normal numbers that depend on each other."""
-
-FACTORS = (1e-4, 1e2)
-"""Between which the factor of a scale is looked for."""
-
-_PRECISION = 0.01  # of its logarithm
 
 Arguments = Mapping[str, Any]
 
@@ -46,7 +39,29 @@ def moved(fn: Any, by: Tensor) -> Any:
     return _changed(fn, change)
 
 
-def stretched(fn: Any, factor: float) -> Any:
+def scale_of(fn: Any) -> Tensor | None:
+    """The scale of each number; None if there is none beside a location.
+
+    Example:
+        >>> scale_of(dist.LogNormal(torch.zeros(2), torch.tensor([1.0, 2.0]))).tolist()
+        [1.0, 2.0]
+        >>> scale_of(dist.Poisson(torch.tensor(1.0))) is None
+        True
+    """
+    if isinstance(fn, QuantizedLogistic):
+        scale: Tensor = fn.scale
+        return scale
+    found: list[Tensor] = []
+
+    def look(given: Arguments) -> dict[str, Any]:
+        found.extend([given["scale"]] if _has_scale(given) else [])
+        return {}
+
+    _changed(fn, look)
+    return found[0] if found else None
+
+
+def stretched(fn: Any, factor: float | Tensor) -> Any:
     """The same distribution with so many times the scale; None if it has none beside a location.
 
     Example:
@@ -59,10 +74,13 @@ def stretched(fn: Any, factor: float) -> Any:
         return QuantizedLogistic(fn.loc, factor * fn.scale, fn.levels)
 
     def change(given: Arguments) -> dict[str, Any]:
-        both = all(isinstance(given.get(name), Tensor) for name in ("loc", "scale"))
-        return {"scale": factor * given["scale"]} if both else {}
+        return {"scale": factor * given["scale"]} if _has_scale(given) else {}
 
     return _changed(fn, change)
+
+
+def _has_scale(given: Arguments) -> bool:
+    return all(isinstance(given.get(name), Tensor) for name in ("loc", "scale"))
 
 
 def _changed(fn: Any, change: Callable[[Arguments], dict[str, Any]]) -> Any:
@@ -81,41 +99,3 @@ def _changed(fn: Any, change: Callable[[Arguments], dict[str, Any]]) -> Any:
         return None if inner is None else type(fn)(**(given | {"base_dist": inner}))
     changes = change(given)
     return type(fn)(**(given | changes)) if changes else None
-
-
-def suited(fn: Any, x: Tensor, there: Tensor) -> float | None:
-    """By what the scale would have to be multiplied for the highest mean log p(x).
-
-    The locations are as they are. None if the likelihood has no scale beside its location, or masks leave
-    nothing in.
-
-    Args:
-        fn: The distribution of each number.
-        x: The numbers.
-        there: Which of them masks leave in, of the shape of `x`.
-
-    Example:
-        >>> x = torch.tensor([-3.0, 1.0, 2.0])
-        >>> round(suited(dist.Laplace(torch.zeros(3), 1.0), x, x < 9), 2)  # the mean of |x|
-        2.0
-    """
-    from scipy.optimize import minimize_scalar  # here, because it takes a while
-
-    if isinstance(fn, NORMAL) or not bool(there.any()):
-        return None
-    try:
-        known = stretched(fn, 1.0) is not None
-    except (TypeError, ValueError):
-        known = False
-    if not known:
-        return None
-
-    def loss(log_factor: float) -> float:
-        with torch.no_grad(), pyro.validation_enabled(False):
-            density = stretched(fn, math.exp(log_factor)).log_prob(x).double()
-            density, left_in = torch.broadcast_tensors(density, there)
-            return -float(density[left_in].mean())
-
-    bounds = (math.log(FACTORS[0]), math.log(FACTORS[1]))
-    found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": _PRECISION})
-    return math.exp(found.x)

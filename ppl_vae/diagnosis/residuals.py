@@ -3,40 +3,52 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ppl_vae.checks import Session
 from ppl_vae.diagnosis.causes import listed
-from ppl_vae.diagnosis.scores import (
-    Scores,
-    frequent,
-    scores_of,
-    suiting_factor,
-    why_no_scores,
+from ppl_vae.diagnosis.scales import FACTORS, Scales, has_scale
+from ppl_vae.diagnosis.scores import Scores, frequent, scores_of, why_no_scores
+from ppl_vae.diagnosis.spectrum import (
+    FEWEST_EVENTS,
+    Directions,
+    Spectrum,
+    eigenvalues,
+    more_dimensions,
 )
 from ppl_vae.distributions import Given, Revealed
-from ppl_vae.pairs import Layout, RowDensities, Site, innermost, is_factor
-
-WORTH = 0.01
-"""Nats per row that a further dimension has to gain to be worth it."""
-
-FEWEST_EVENTS = 5.0
-"""Fisher information of a number, summed over all rows, below which its residuals tell nothing.
-
-That is the variance of counts and bits, and the number of values of a normal number.
-"""
+from ppl_vae.pairs import (
+    Batch,
+    RowDensities,
+    Site,
+    innermost,
+    is_factor,
+    num_rows,
+    parts_of,
+    take_rows,
+    tensors_of,
+)
 
 SUITS = 0.9
 """A decoder's noise suits the data if what they leave has so much of its variance."""
 
+NUM_DRAWS = 32
+"""Draws of each row: E_q[mean of p(x | z)] has little noise then."""
+
+MOST_ROWS = 1000
+"""Rows whose residuals are looked at, evenly spread over all."""
+
+_OTHER_SIZES = "rows have different sizes"
 _VALUES = 2**24  # how many standardized numbers are kept, about
-_LEAST = 1e-9  # of beta
-_SHUFFLES = 3
-_MORE = 1.1  # than the largest of so few shuffles
-_EXACTLY = 1000  # the size up to which all eigenvalues are found
+_OF_SCALES = 2**21  # and of how many the density is taken for each scale
+_SMALLEST = 1e-12  # factor of a scale, if nothing is left
+_MOSTLY = 0.05  # of numbers that no dimension explains: below, their noise is not known
+_END = 1.1 * FACTORS[0]  # where no smaller factor was looked at
+_ERRORS = 3.0  # standard errors of a variance
 
 
 @dataclass(frozen=True)
@@ -48,11 +60,14 @@ class Verdict:
             further dimensions as the pair is; None if that is not known.
         evidence: The numbers that show it.
         sigma: The noise that suits the residuals, if the decoder is normal with one noise, else None.
+        suiting_beta: The weight of the KL under which the decoder's noise acts like one that suits, if it has
+            one for all numbers: see `Facts`.
     """
 
     cause: str | None
     evidence: str
     sigma: float | None = None
+    suiting_beta: float | None = None
 
 
 class Residuals:
@@ -68,16 +83,7 @@ class Residuals:
     J. In a linear normal decoder that is the condition l_i > beta sigma^2 (Lucas et al., *Don't Blame the
     ELBO!*, arXiv:1911.02469), and the gain is $\beta (l / \beta - 1 - \log (l / \beta)) / 2$ nats.
 
-    - Normal numbers: $F^{-1/2} s$ is x less its mean in units of the noise.
-    - Bits and counts (Bernoulli, binomial, Poisson): s is x less its mean, and F the variance.
-    - Categories: s is the vector of indicators less the probabilities p, and F = diag(p) - p p^T. Of C
-      categories one is left out, as F has the rank C - 1.
-    - A discretized logistic, with a and b the ends of the interval of x in units of the scale and the logistic
-      function g: s = g(a) + g(b) - 1, and J = g'(a) + g'(b).
-    - Absolute errors (Laplace): s is a sign, and J is 0 but at one point: F is a difference.
-    - Others: derivatives in their location, log odds, or the logarithm of a rate or a concentration.
-    - What a mask leaves out has s = 0 and J = 0: a number that is there in a share r of the rows has r times
-      the information.
+    What s and J are for each likelihood is told by `scores_of`.
 
     By chance, the largest eigenvalue of n rows of D numbers is $(1 + \sqrt{D / n})^2$ (Marchenko and Pastur),
     and more if the numbers have heavy tails, as rows show whose numbers are shuffled one by one.
@@ -86,55 +92,89 @@ class Residuals:
     def __init__(self) -> None:
         self._unknown = ""
         self._normal = True
-        self._sites: dict[str, list[Scores]] = {}
         self._kept: dict[str, Tensor | None] = {}
-        # With the scale that suits the data, if the decoder's is larger: by how much less, and the scores then.
-        self._factors: dict[str, float] = {}
-        self._suited: dict[str, list[Scores]] = {}
-        self._numbers = 0
-        self._squares = 0.0
-        self._noise = 0.0
+        self._scales: dict[str, Scales] = {}
+        self._sites: dict[str, list[Scores]] = {}
+        # Of sites with a scale that is too large: the scores with the one that suits the data; and, if it has
+        # several, with one for each group of numbers that share theirs.
+        self._suited: dict[bool, dict[str, list[Scores]]] = {True: {}, False: {}}
         self._rows = 0
 
-    def update(self, rows: RowDensities, layout: Layout) -> None:
-        """Adds the draws for a batch of rows."""
-        nodes = rows.model_trace.nodes
+    @classmethod
+    def of(cls, session: Session, rows: list[Batch], size: int) -> Residuals:
+        """The residuals of some rows.
+
+        Args:
+            session: The opened pair.
+            rows: About a thousand rows, in parts of one shape each.
+            size: Rows at once, with all draws of each.
+        """
+        found, whole = cls(), session.pair.keeps_rows
+        n = sum(map(num_rows, rows))
+        numbers = sum(tensor[0].numel() for tensor in tensors_of(rows[0]))
+
+        def parts(most: int, draws: int) -> Iterator[RowDensities]:
+            """Draws of about so many rows, until something is not known."""
+            for batch in rows:
+                few = batch if whole else take_rows(batch, slice(0, None, -(-n // most)))
+                at_once = num_rows(few) if whole else size * NUM_DRAWS // draws
+                for part in parts_of(num_rows(few), at_once):
+                    if not found._unknown:
+                        yield session.sample(few if whole else take_rows(few, part), draws)
+
+        # One draw of each of many rows is enough for a scale.
+        for some in parts(max(64, _OF_SCALES // numbers), max(1, min(NUM_DRAWS, MOST_ROWS // n))):
+            found._look(some)
+        for some in parts(max(64, _VALUES // numbers), NUM_DRAWS):
+            found._update(some)
+        return found
+
+    def _explained(self, rows: RowDensities) -> dict[str, Site]:
+        """The sites that latents explain; none if something is not known."""
+        nodes, layout = rows.model_trace.nodes, rows.layout
         sites = {name: nodes[name] for name in layout.observed if not _is_told(nodes[name])}
         for site in sites.values():
             self._unknown = self._unknown or why_no_scores(layout, site)
-        if self._unknown or not sites:
-            self._unknown = self._unknown or "the model observes nothing that it explains"
-            return
-        if self._numbers >= _VALUES:
-            return
-        self._rows += rows.log_guide.shape[1]
-        squares, noise, numbers = 0.0, 0.0, 0
-        for name, site in sites.items():
+        self._unknown = self._unknown or (
+            "" if sites else "the model observes nothing that it explains"
+        )
+        return {} if self._unknown else sites
+
+    def _look(self, rows: RowDensities) -> None:
+        """Looks at the scales of some rows, and which categories are frequent."""
+        for name, site in self._explained(rows).items():
             if name not in self._kept:
-                self._kept[name] = frequent(rows, layout, site)
-                self._factors[name] = suiting_factor(site) or 1.0
-            factor = self._factors[name]
-            found = scores_of(rows, layout, site, self._kept[name], factor)
+                self._kept[name] = frequent(rows, rows.layout, site)
+            if has_scale(site):
+                scales = self._scales.setdefault(name, Scales())
+                if not scales.update(rows, rows.layout, site):
+                    self._unknown = _OTHER_SIZES
+
+    def _update(self, rows: RowDensities) -> None:
+        """Adds the draws for a batch of rows."""
+        sites = self._explained(rows)
+        self._rows += rows.log_guide.shape[1]
+        for name, site in sites.items():
+            scales = self._scales.get(name)
+            factors = None if scales is None else scales.factors(apart=True)
+            found = scores_of(rows, rows.layout, site, self._kept.get(name), factors)
             before = self._sites.setdefault(name, [])
             if before and before[0].score.shape[1:] != found.score.shape[1:]:
-                self._unknown = "rows have different sizes"
+                self._unknown = _OTHER_SIZES
                 return
             if not bool(found.score.isfinite().all() & found.information.isfinite().all()):
                 self._unknown = "the likelihood has no finite mean and variance"
                 return
             before.append(found.kept())
-            if factor**2 < SUITS:
-                found_suited = scores_of(rows, layout, site, None, factor, stretch=True)
-                self._suited.setdefault(name, []).append(found_suited.kept())
-            self._numbers += found.score.numel()
             self._normal &= found.squares is not None
-            if found.squares is not None and found.noise is not None:
-                size = found.score.shape[1]
-                squares += float(found.squares.sum()) * size
-                noise += float(found.noise.sum()) * size
-                numbers += size
-        self._squares += squares / max(numbers, 1)
-        self._noise += noise / max(numbers, 1)
+            for apart, of_sites in self._suited.items():
+                factors = (
+                    scales.factors(apart) if scales and (scales.several or not apart) else None
+                )
+                if factors is not None and bool((factors.square() < SUITS).any()):
+                    smaller = factors.clamp(max=1.0)
+                    suited = scores_of(rows, rows.layout, site, None, smaller, stretch=True)
+                    of_sites.setdefault(name, []).append(suited.kept())
         if len(self._sites) != len(sites):
             self._unknown = "rows have different sites"
 
@@ -152,229 +192,173 @@ class Residuals:
         """
         if self.unknown:
             return Verdict(None, "")
-        left, explained, numbers = _together(self._sites)
-        size = left.shape[1]
+        found = Directions.joined([Directions.of(of) for of in self._sites.values()])
+        size = found.left.shape[1]
         if size == 0:
+            self._unknown = (
+                f"{self._rows} rows are too few, as all of them tell less of each number of x than "
+                f"{FEWEST_EVENTS:g} values of a normal number would; give more rows"
+            )
             return Verdict(None, "")
-        edge = _by_chance(left, numbers)
-        spectrum = Spectrum(_eigenvalues(left, unused), edge)
+        edge = found.by_chance()
+        spectrum = Spectrum(eigenvalues(found.left, unused), edge)
         if spectrum.paying(beta) and beta > 1 and not self._normal:
             # The second order is not enough then: of data that vary more than the likelihood allows, it says
             # that next to no weight pays, under any beta.
             return Verdict("large beta", spectrum.says(1.0))
         if spectrum.paying(beta):
             return Verdict("local optimum", spectrum.says(beta))
-        rest, free = left, size
+        rest, free = found, torch.ones(size, dtype=torch.float64)
         if self._normal:
-            used = _directions(explained, 0.01)
-            rest, free = left - left @ used @ used.T, size - used.shape[1]
-        if free <= 0:
+            rest, free = found.rest()
+        if float(free.sum()) < 0.5:
             return Verdict(
                 "surplus dimensions", "the decoder reproduces every direction of the data"
             )
-        of_rest = Spectrum(_eigenvalues(rest, unused), edge)
+        of_rest = Spectrum(eigenvalues(rest.left, unused), edge)
         if beta > 1 and of_rest.paying(1.0):
             return Verdict("large beta", of_rest.says(1.0, beta))
-        surplus = Verdict("surplus dimensions", of_rest.says(1.0))
-        if self._normal:
-            return self._of_noise(rest, free, unused, edge, beta) or surplus
-        return self._of_scales(unused) or surplus
+        several = any(scales.several for scales in self._scales.values())
+        for apart in (True, False) if several else (False,):
+            verdict = self._of_noise(unused, beta, apart)
+            if verdict is not None:
+                return verdict
+        return Verdict("surplus dimensions", of_rest.says(1.0))
 
-    def _of_noise(
-        self, rest: Tensor, free: int, unused: int, edge: float, beta: float
-    ) -> Verdict | None:
-        """Whether a smaller noise would show what the dimensions could explain."""
-        total = float(rest.square().sum()) / len(rest)
-        if total / free >= SUITS:  # what is left looks like the noise
+    def _of_noise(self, unused: int, beta: float, apart: bool) -> Verdict | None:
+        """Whether smaller scales, such that suit the data, would show what the dimensions could explain.
+
+        Args:
+            unused: How many dimensions are not used.
+            beta: The weight of the KL.
+            apart: Whether numbers of other scales have a factor of their own, or all of a site the same one.
+        """
+        small = self._small_scales(apart)
+        if not small:
             return None
-        found = _more_dimensions(rest, free, unused, edge)
-        if found is None:
+        parts = []
+        for name, found in self._sites.items():
+            scales = self._scales.get(name)
+            of_scales = self._suited[apart and scales is not None and scales.several]
+            own = Directions.of(of_scales.get(name, found))
+            if name not in of_scales:  # a normal site, or one whose scale suits
+                unit = torch.ones(len(own.numbers), dtype=torch.float64)
+                for group in small:
+                    unit = torch.where(group.holds(name, own.numbers), group.factor, unit)
+                own = own._replace(left=own.left / unit, explained=own.explained / unit)
+            parts.append(own)
+        suited = Directions.joined(parts)
+        rest, free = suited.rest()
+        more = more_dimensions(rest, free, unused)
+        if more is None:
             return None
-        more, share = found
-        best = None
-        evidence = f"with {math.sqrt(share):.2g} times the noise, {more}"
-        if len(self._sites) == 1 and self._noise > 0:  # otherwise there are several noises
-            sigma = math.sqrt(self._noise / self._rows)
-            best, left = (sigma * math.sqrt(of) for of in (share, total / free))
+        count, share = more
+        sigma = suiting_beta = None
+        evidence = (
+            f"the scale that suits the data is {_listed(small, self._sites)}; with that, {count}"
+        )
+        first = small[0]
+        if len(self._sites) == 1 and first.alone and first.factor > _END:
+            kinked = first.site in self._scales and self._scales[first.site].kinked
+            suiting_beta = first.factor if kinked else first.factor**2
+        if len(self._sites) == 1 and first.alone and first.noise > 0:
+            of_all, left = math.sqrt(first.noise), math.sqrt(first.noise) * first.factor
+            sigma = left * math.sqrt(share)
+            suiting_beta = first.factor**2 * share
             evidence = (
-                f"the noise is {sigma:.3g} and what is left of the data {left:.3g}; with noise of "
-                f"{best:.3g}, {more}"
+                f"the noise is {of_all:.3g} and what is left of the data {left:.3g}; with noise of "
+                f"{sigma:.3g}, {count}"
             )
-        # If it is at its optimum nevertheless, beta is the cause.
-        if beta > 1 and abs(self._squares / self._rows - 1) < 0.02:
+        # If the noise is at its optimum nevertheless, beta is the cause.
+        if beta > 1 and all(abs(group.squares - 1) < 0.02 for group in small):
             return Verdict("large beta", evidence)
-        return Verdict("decoder noise", evidence, best)
+        return Verdict("decoder noise", evidence, sigma, suiting_beta)
 
-    def _of_scales(self, unused: int) -> Verdict | None:
-        """The same for other likelihoods with a scale: the one with which log p(x | z) is largest."""
-        if not self._suited:
-            return None
-        left, explained, numbers = _together(self._sites | self._suited)
-        used = _directions(explained, 0.01)
-        rest, free = left - left @ used @ used.T, left.shape[1] - used.shape[1]
-        found = (
-            _more_dimensions(rest, free, unused, _by_chance(left, numbers)) if free > 0 else None
-        )
-        if found is None:
-            return None
-        where = {name: f" at '{name}'" if len(self._sites) > 1 else "" for name in self._suited}
-        each = [f"{self._factors[name]:.2g} times the decoder's{of}" for name, of in where.items()]
-        return Verdict(
-            "decoder noise",
-            f"the scale that suits the data is {listed(each)}; with that, {found[0]}",
-        )
+    def _small_scales(self, apart: bool) -> list[_SmallScale]:
+        """The numbers of each site that share a scale, where a smaller one suits the data."""
+        names = list(self._sites)
+        parts = [Directions.of(self._sites[name]) for name in names]
+        rest, free = Directions.joined(parts).rest()
+        found, start = [], 0
+        for name, part in zip(names, parts, strict=True):
+            m = len(part.numbers)
+            own, own_free = rest.left[:, start : start + m], free[start : start + m]
+            start += m
+            scales = self._scales.get(name)
+            factors = None if scales is None else scales.factors(apart)
+            groups = torch.zeros_like(part.numbers)
+            if apart and scales is not None:
+                groups = scales.groups[part.numbers]
+            for which in groups.unique():
+                here = groups == which
+                if factors is not None:
+                    factor = float(factors[part.numbers[here][0]])
+                elif not bool(part.squares.isnan().any()) and own_free[here].mean() > _MOSTLY:
+                    # The noise has what no dimension explains.
+                    of_rest = float(own[:, here].square().sum()) / len(own)
+                    factor = max(_SMALLEST, math.sqrt(of_rest / float(own_free[here].sum())))
+                else:
+                    continue
+                size = int(here.sum())
+                by_chance = _ERRORS * math.sqrt(2 / (size * len(own)))
+                if factor**2 < min(SUITS, 1 - by_chance):
+                    numbers = part.numbers[here]
+                    squares = float(part.squares[here].mean())
+                    noise = float(part.noise[here].mean())
+                    alone = size == m and (scales is None or not scales.several)
+                    found.append(_SmallScale(name, numbers, m, factor, squares, noise, alone))
+        return found
 
 
 @dataclass(frozen=True)
-class Spectrum:
-    """The largest eigenvalues of the covariance of standardized residuals.
+class _SmallScale:
+    """Numbers of a site that share a scale, which a smaller one suits better.
 
     Attributes:
-        values: The eigenvalues, largest first.
-        edge: What the largest one is by chance, if the truth is 1.
+        site: The site.
+        numbers: Which of its numbers they are.
+        of: How many numbers it has.
+        factor: By what the scale would have to be multiplied.
+        squares: Mean squared residuals of normal numbers in units of the noise.
+        noise: The variance of the noise, if the numbers are normal and independent.
+        alone: Whether all numbers of the site have one scale.
     """
 
-    values: Tensor
-    edge: float
+    site: str
+    numbers: Tensor
+    of: int
+    factor: float
+    squares: float
+    noise: float
+    alone: bool
 
-    def paying(self, beta: float) -> int:
-        """How many further dimensions would pay for their KL, under a weight of it."""
-        return sum(_pays(float(value) / max(beta, _LEAST), self.edge) for value in self.values)
+    @property
+    def size(self) -> int:
+        """How many numbers they are."""
+        return len(self.numbers)
 
-    def says(self, beta: float, trained: float | None = None) -> str:
-        """The numbers, in words, under a weight of the KL; and under another one with which it was trained."""
-        top = float(self.values[0]) if len(self.values) else 0.0
-        count = self.paying(beta)
-        text = (
-            f"the residuals of the data vary by up to {top:.3g} times the decoder's noise, and by "
-            f"{self.edge:.3g} times by chance"
+    def holds(self, site: str, numbers: Tensor) -> Tensor:
+        """Which of the numbers of a site are among them."""
+        return torch.isin(numbers, self.numbers) & (site == self.site)
+
+
+def _listed(small: list[_SmallScale], sites: Collection[str]) -> str:
+    """By what the scales would have to be multiplied, and where, in words."""
+    each = []
+    for name in dict.fromkeys(group.site for group in small):
+        groups = [group for group in small if group.site == name]
+        factors = sorted(group.factor for group in groups)
+        low, high = (
+            f"at most {FACTORS[0]:g}" if factor < _END else f"{factor:.2g}"
+            for factor in (factors[0], factors[-1])
         )
-        if not count:
-            return text
-        nats = beta * _gain(top / beta) if beta > _LEAST else top / 2
-        more = "one more dimension" if count == 1 else f"{count} more dimensions"
-        at = "" if trained is None else f" at beta = {beta:g}, and none at {trained:g}"
-        return f"{text}: {more} would pay{at}, the first with {nats:.2g} nats"
-
-
-def _gain(ratio: float) -> float:
-    """Nats that a dimension gains where the residuals vary by so many times what is free."""
-    return 0.5 * (ratio - 1 - math.log(ratio)) if ratio > 1 else 0.0
-
-
-def _pays(ratio: float, edge: float) -> bool:
-    """Whether a dimension pays where the residuals vary by so many times what is free: not by chance alone."""
-    return ratio > edge and _gain(ratio) > WORTH
-
-
-def _more_dimensions(rest: Tensor, free: int, unused: int, edge: float) -> tuple[str, float] | None:
-    """How many further dimensions would pay if the noise were the best one, in words; None if none would.
-
-    With so many more dimensions, the best noise is what they leave of the rest: that is returned, too, in units
-    of the noise, squared.
-
-    Args:
-        rest: What is left of the data, `(n, directions)`.
-        free: The number of directions that no dimension explains.
-        unused: The most dimensions there could be.
-        edge: What the largest eigenvalue is by chance.
-    """
-    total = float(rest.square().sum()) / len(rest)
-    values = _eigenvalues(rest, min(unused, free - 1))
-    for count in range(len(values), 0, -1):
-        share = (total - float(values[:count].sum())) / (free - count)
-        if share <= 0 or _pays(float(values[count - 1]) / share, edge):
-            return f"{count} more dimension{'s' if count > 1 else ''} would pay", max(share, 0.0)
-    return None
+        size, of = sum(group.size for group in groups), groups[0].of
+        some = "" if size == of else f" for {size} of {of} numbers"
+        at = f" at '{name}'" if len(sites) > 1 else ""
+        each.append(f"{low if low == high else f'{low} to {high}'} times the decoder's{some}{at}")
+    return listed(each)
 
 
 def _is_told(site: Site) -> bool:
     """Whether a site is one that rows come with, such as labels, or a factor: no latent explains it."""
     return isinstance(innermost(site["fn"]), Given | Revealed) or is_factor(site)
-
-
-def _in_units(found: list[Scores]) -> tuple[Tensor, Tensor, Tensor]:
-    """What is left at a site, and what is explained, in units of the noise; each `(n, directions)`.
-
-    A third tensor says to which number each direction belongs.
-
-    Directions of which the rows tell next to nothing are left out.
-    """
-    score, present = (torch.cat([getattr(s, of) for s in found]) for of in ("score", "present"))
-    n, _, k = score.shape
-    sizes = torch.tensor([len(s.score) for s in found], dtype=torch.float64)
-    means = torch.stack([s.information.double() for s in found])
-    information = torch.einsum("b,bmkl->mkl", sizes, means) / n
-    score, present = score.double(), present.double().unsqueeze(-1)
-    score = score - present * (score.sum(0) / present.sum(0).clamp(min=1e-9))
-    values, vectors = torch.linalg.eigh(information) if k > 1 else (information[..., 0], None)
-    turned = score if vectors is None else torch.einsum("nmk,mkl->nml", score, vectors)
-    told = values * n >= FEWEST_EVENTS
-    unit = values.clamp(min=0.0).sqrt()
-    left = (turned / torch.where(told, unit, 1.0))[:, told]
-    numbers = told.nonzero()[:, 0]
-    if any(s.explained is None for s in found):
-        return left, torch.zeros_like(left), numbers
-    explained = torch.cat([s.explained for s in found if s.explained is not None])
-    return left, (explained.double() * unit[:, 0])[:, told[:, 0]], numbers
-
-
-def _together(sites: Mapping[str, list[Scores]]) -> tuple[Tensor, Tensor, Tensor]:
-    """`_in_units` of all sites, the directions side by side."""
-    parts = [_in_units(found) for found in sites.values()]
-    left, explained = (torch.cat(of, -1) for of in zip(*(p[:2] for p in parts), strict=True))
-    counts = [int(part[2].max()) + 1 if len(part[2]) else 0 for part in parts]
-    numbers = [part[2] + sum(counts[:i]) for i, part in enumerate(parts)]
-    return left, explained, torch.cat(numbers)
-
-
-def _by_chance(centered: Tensor, numbers: Tensor) -> float:
-    """The largest eigenvalue where the numbers have variance 1 and are independent.
-
-    Args:
-        centered: Rows `(n, directions)`.
-        numbers: To which number each direction belongs: those of one number stay together.
-    """
-    n, size = centered.shape
-    limit = (1 + math.sqrt(size / n)) ** 2
-    scale = centered.square().mean(0).sqrt()
-    unit = centered[:, scale > 0] / scale[scale > 0]
-    which = numbers[scale > 0].unique(return_inverse=True)[1]
-    count = int(which.max()) + 1 if len(which) else 0
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(_SHUFFLES):
-        order = torch.rand((n, count), generator=generator).argsort(0)[:, which]
-        values = _eigenvalues(unit.gather(0, order), 1)
-        limit = max([limit, *(_MORE * values).tolist()])
-    return limit
-
-
-def _eigenvalues(centered: Tensor, count: int) -> Tensor:
-    """The largest eigenvalues of the covariance of rows."""
-    n, size = centered.shape
-    count = min(count, n, size)
-    if count <= 0:
-        return centered.new_zeros(0)
-    if min(n, size) <= _EXACTLY:
-        gram = centered.T @ centered if size <= n else centered @ centered.T
-        exact: Tensor = torch.linalg.eigvalsh(gram / n).flip(0)[:count]
-        return exact.clamp(min=0.0)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        wide = min(count + 10, n, size)
-        values: Tensor = torch.svd_lowrank(centered, wide, niter=8)[1]
-        return values[:count].square() / n
-
-
-def _directions(x: Tensor, least: float) -> Tensor:
-    """Orthonormal directions along which the variance of rows is at least `least`: `(D, directions)`."""
-    x = x - x.mean(0)
-    n, size = x.shape
-    if size <= n:
-        variances, vectors = torch.linalg.eigh(x.T @ x / n)
-        found: Tensor = vectors[:, variances > least]
-        return found
-    variances, vectors = torch.linalg.eigh(x @ x.T / n)
-    kept = variances > least
-    found = x.T @ vectors[:, kept] / (n * variances[kept]).sqrt()
-    return found

@@ -10,12 +10,23 @@ import pyro
 import torch
 from torch import Tensor
 
-from ppl_vae.diagnosis.locations import NORMAL, WRAPPERS, moved, stretched, suited
+from ppl_vae.diagnosis.locations import NORMAL, WRAPPERS, moved, stretched
 from ppl_vae.distributions import Ancestral, QuantizedLogistic
-from ppl_vae.pairs import Layout, RowDensities, Site, present, rows_first
+from ppl_vae.pairs import (
+    Layout,
+    RowDensities,
+    Site,
+    in_plates,
+    inner_sizes,
+    present,
+    rows_first,
+)
 
 MOST_COLUMNS = 4096
 """Most directions of all categorical numbers of a site that are looked at, unless each number has one."""
+
+NORMALS = (torch.distributions.Normal, *NORMAL)
+"""Likelihoods whose residuals are normal numbers."""
 
 _FULL = 16  # categories up to which all directions of a number are looked at
 _NATURAL = (
@@ -42,8 +53,10 @@ class Scores(NamedTuple):
         information: Minus the second derivatives, means over rows, `(numbers, k, k)`.
         present: The share of draws in which masks leave a number in, `(n, numbers)`.
         explained: The location in units of the scale, `(n, numbers)`; None if the likelihood has no scale.
-        squares: Squared residuals of a normal site in units of its noise, means over numbers, `(n,)`; or None.
-        noise: Its variance, as many, if its numbers are independent; or None.
+        squares: Squared residuals of a normal site in units of its noise, means over draws, `(n, numbers)`, 0
+            where a mask leaves x out; or None.
+        noise: Its variance, mean over draws, `(n, numbers)`, if its numbers are independent; or None.
+        curvature: Minus the second derivatives, means over draws, `(n, numbers)`; None if they are not random.
     """
 
     score: Tensor
@@ -52,12 +65,17 @@ class Scores(NamedTuple):
     explained: Tensor | None = None
     squares: Tensor | None = None
     noise: Tensor | None = None
+    curvature: Tensor | None = None
 
     def kept(self) -> Scores:
         """The same with as little memory as it needs, on the CPU."""
-        score, present = (part.float().cpu() for part in (self.score, self.present))
-        explained = None if self.explained is None else self.explained.float().cpu()
-        return Scores(score, self.information.cpu(), present, explained)
+        small = {
+            name: part.float().cpu() for name, part in self._asdict().items() if part is not None
+        }
+        kept = {"information": self.information.cpu()}
+        if self.explained is not None:  # of the data's precision already
+            kept["explained"] = self.explained.cpu()
+        return Scores(**(small | kept))
 
 
 def why_no_scores(layout: Layout, site: Site) -> str:
@@ -65,8 +83,8 @@ def why_no_scores(layout: Layout, site: Site) -> str:
     # An enumerated latent gives x one mean for each of its values.
     if not layout.vectorizes or len(site["fn"].batch_shape) > layout.nesting + 1:
         return "the model cannot be run on many draws at once, or enumerates a latent"
-    fn = _inner(site)
-    if isinstance(fn, (*_NATURAL, *_BLOCKS, *NORMAL)) or _is_quantized(fn):
+    fn = of_each_number(site)
+    if isinstance(fn, (*_NATURAL, *_BLOCKS, *NORMAL, QuantizedLogistic)):
         return ""
     try:
         known = moved(fn, torch.zeros(())) is not None
@@ -79,36 +97,46 @@ def scores_of(
     rows: RowDensities,
     layout: Layout,
     site: Site,
-    kept: Tensor | None,
-    suits: float | None = None,
+    kept: Tensor | None = None,
+    suits: Tensor | None = None,
     stretch: bool = False,
 ) -> Scores:
     r"""Scores of a site for some rows.
 
     With $\eta$ the location of a number, the score is $s = \partial_\eta \log p(x \mid \eta)$, and minus the
     second derivative is $J$. The location is in units in which a change of 1 is large for any data: `loc` in
-    units of `scale`, log odds, the logarithm of a rate or of a concentration.
+    units of `scale`, log odds, the logarithm of a rate or of a concentration. With $F = E J$:
+
+    - Normal numbers: $F^{-1/2} s$ is x less its mean in units of the noise.
+    - Bits and counts (Bernoulli, binomial, Poisson): s is x less its mean, and F the variance.
+    - Categories: s is the vector of indicators less the probabilities p, and F = diag(p) - p p^T. Of C
+      categories one is left out, as F has the rank C - 1.
+    - A discretized logistic, with a and b the ends of the interval of x in units of the scale and the logistic
+      function g: s = g(a) + g(b) - 1, and J = g'(a) + g'(b).
+    - Absolute errors (Laplace): s is a sign, and J is 0 but at one point: F is a difference.
+    - Others: derivatives in their location, log odds, or the logarithm of a rate or a concentration.
+    - What a mask leaves out has s = 0 and J = 0: a number that is there in a share r of the rows has r times
+      the information.
 
     Args:
         rows: Draws of the rows.
         layout: Their layout.
         site: An observed site for which `why_no_scores` has nothing to say.
         kept: For categorical numbers which categories are looked at: see `frequent`.
-        suits: By what the scale would have to be multiplied to suit the data: see `suiting_factor`.
+        suits: By what the scale of each number would have to be multiplied to suit the data, `(numbers,)`.
         stretch: Whether it is.
     """
     samples, n = rows.log_guide.shape
-    fn, x = _inner(site), site["value"]
-    step = _STEP * (suits or 1.0)
-    if stretch and suits is not None:
-        fn, step = stretched(fn, suits), _STEP
+    fn, x = of_each_number(site), site["value"]
     event = len(site["fn"].event_shape)
+    step: float | Tensor = _STEP
+    if suits is not None:
+        like = x if x.is_floating_point() else torch.empty((), device=x.device)
+        placed = _placed(suits.to(like), layout, _shape(fn, x), event)
+        fn, step = (stretched(fn, placed), _STEP) if stretch else (fn, _STEP * placed)
 
     def by_row(value: Tensor, more: int = 0) -> Tensor:
-        like = SimpleNamespace(event_shape=(1,) * (event + more))
-        found = rows_first({"value": value, "fn": like}, layout, samples, n)
-        tail = found.shape[found.dim() - more :] if more else ()
-        return found.reshape(samples, n, -1, *tail).double()
+        return numbers_of(value, layout, (samples, n), event, more)
 
     there = present(site)
     block = isinstance(fn, _BLOCKS)
@@ -133,29 +161,58 @@ def scores_of(
     value, minus = _derivatives(fn, x, step)
     value, minus = (by_row(part) for part in torch.broadcast_tensors(value, minus))
     explained = squares = noise = None
-    if isinstance(fn, (torch.distributions.Normal, *NORMAL)):
-        of_x = torch.where(there > 0, value.square(), 0.0)
-        share = there.mean(-1).clamp(min=1e-9)
-        squares = (of_x.mean(-1) / share).mean(0)
+    if isinstance(fn, NORMALS):
+        squares = torch.where(there > 0, value.square(), 0.0).mean(0)
     value = torch.where(there > 0, value, 0.0).mean(0)
-    minus = torch.where(there > 0, minus, 0.0).mean((0, 1))
-    if not isinstance(fn, (*_NATURAL, *NORMAL, torch.distributions.Normal)):
+    of_rows = torch.where(there > 0, minus, 0.0).mean(0)
+    minus = of_rows.mean(0)
+    if not isinstance(fn, (*_NATURAL, *NORMALS)):
         # Far from a peak of the density it may be negative; then the number would pay by itself.
         minus = torch.maximum(minus, _FLOOR * value.square().mean(0))
+    in_units = None
     if isinstance(fn, NORMAL):
-        explained = by_row(_in_units_of(fn, fn.mean).expand(_shape(fn, x))).mean(0)
+        in_units = _in_units_of(fn, fn.mean)
     elif hasattr(fn, "loc") and hasattr(fn, "scale"):
-        explained = by_row((fn.loc / fn.scale).expand(_shape(fn, x))).mean(0)
+        in_units = fn.loc / fn.scale
+    if in_units is not None:
+        explained = by_row(in_units.expand(_shape(fn, x))).mean(0).to(in_units.dtype)
     if isinstance(fn, torch.distributions.Normal):
-        noise = by_row(fn.variance.expand(_shape(fn, x))).mean((0, 2))
+        noise = by_row(fn.variance.expand(_shape(fn, x))).mean(0)
     return Scores(
-        value.unsqueeze(-1), minus[:, None, None], there.mean(0), explained, squares, noise
+        value.unsqueeze(-1),
+        minus[:, None, None],
+        there.mean(0),
+        explained,
+        squares,
+        noise,
+        None if isinstance(fn, NORMALS) else of_rows,
     )
 
 
-def suiting_factor(site: Site) -> float | None:
-    """By what the scale of a site would have to be multiplied to suit the data; None if it has none."""
-    return suited(_inner(site), site["value"], present(site))
+def numbers_of(
+    value: Tensor, layout: Layout, size: tuple[int, int], event: int, more: int = 0
+) -> Tensor:
+    """A number for each of those of a row, `(samples, n, numbers)`, float64.
+
+    Args:
+        value: Of the shape of a site's value, or one that can be broadcast to it.
+        layout: The layout of the rows.
+        size: How many draws, and of how many rows.
+        event: How many of its last dimensions belong to a row.
+        more: How many dimensions come after these, and stay as they are.
+    """
+    like = SimpleNamespace(event_shape=(1,) * (event + more))
+    found = rows_first({"value": value, "fn": like}, layout, *size)
+    tail = found.shape[found.dim() - more :] if more else ()
+    return found.reshape(*size, -1, *tail).double()
+
+
+def _placed(numbers: Tensor, layout: Layout, shape: torch.Size, event: int) -> Tensor:
+    """The inverse for numbers that all draws and rows share: to be broadcast to the shape of a site's value."""
+    like = SimpleNamespace(event_shape=(1,) * event)
+    inner = inner_sizes({"value": torch.empty(shape, device="meta"), "fn": like}, layout)
+    own = shape[len(shape) - event :]
+    return in_plates(numbers.reshape(1, 1, *inner, *own), layout)
 
 
 def frequent(rows: RowDensities, layout: Layout, site: Site) -> Tensor | None:
@@ -164,7 +221,7 @@ def frequent(rows: RowDensities, layout: Layout, site: Site) -> Tensor | None:
     All but the rarest: their log odds against it are all directions that there are. Of many categories, only
     those with the highest probability.
     """
-    fn = _inner(site)
+    fn = of_each_number(site)
     if not isinstance(fn, _BLOCKS):
         return None
     samples, n = rows.log_guide.shape
@@ -179,7 +236,7 @@ def frequent(rows: RowDensities, layout: Layout, site: Site) -> Tensor | None:
     return found
 
 
-def _inner(site: Site) -> Any:
+def of_each_number(site: Site) -> Any:
     """The distribution of each number, or of each vector of numbers, given those before it."""
     fn = site["fn"]
     while isinstance(fn, (*WRAPPERS, Ancestral)):
@@ -189,10 +246,6 @@ def _inner(site: Site) -> Any:
 
 def _shape(fn: Any, x: Tensor) -> torch.Size:
     return torch.Size(torch.broadcast_shapes(fn.batch_shape + fn.event_shape, x.shape))
-
-
-def _is_quantized(fn: Any) -> bool:
-    return isinstance(fn, QuantizedLogistic)
 
 
 def _counts(fn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -206,7 +259,7 @@ def _counts(fn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return x, x.sum(-1), probs
 
 
-def _derivatives(fn: Any, x: Tensor, step: float = _STEP) -> tuple[Tensor, Tensor]:
+def _derivatives(fn: Any, x: Tensor, step: float | Tensor = _STEP) -> tuple[Tensor, Tensor]:
     """The score of each number and minus its derivative.
 
     The derivative of a score that is constant on both sides of a kink (Laplace) is a difference of so many
@@ -220,7 +273,7 @@ def _derivatives(fn: Any, x: Tensor, step: float = _STEP) -> tuple[Tensor, Tenso
     if isinstance(fn, NORMAL):
         units = _in_units_of(fn, x - fn.mean)
         return units, torch.ones_like(units)
-    if _is_quantized(fn):
+    if isinstance(fn, QuantizedLogistic):
         return _of_levels(fn, x)
     with torch.enable_grad(), pyro.validation_enabled(False):
         by = torch.zeros(_shape(fn, x), dtype=x.dtype, device=x.device)

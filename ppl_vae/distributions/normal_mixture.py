@@ -42,13 +42,27 @@ class NormalMixture(dist.MixtureSameFamily):  # type: ignore[misc]
     ) -> None:
         super().__init__(mixture_distribution, component_distribution, validate_args)
         self._shared = _normals(component_distribution)
+        self._single: NormalMixture | None = None  # of which this repeats the one value
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> NormalMixture:
         """As of any distribution; the components stay shared."""
         new = type(self).__new__(type(self)) if _instance is None else _instance
         new._shared = self._shared
+        new._single = self._single if self.batch_shape else self
         expanded: NormalMixture = super().expand(torch.Size(batch_shape), new)
         return expanded
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean, `(*batch, d)`; what `expand` has repeated is computed once."""
+        whole: Tensor = super().mean if self._single is None else self._single.mean
+        return whole.expand(self.batch_shape + self.event_shape)
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance of each number, `(*batch, d)`; what `expand` has repeated is computed once."""
+        whole: Tensor = super().variance if self._single is None else self._single.variance
+        return whole.expand(self.batch_shape + self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The log density of values `(*batch, d)`: `batch`."""

@@ -1,5 +1,6 @@
 from .analytic_kl import (
     elementwise_kl as elementwise_kl,
+    factorize as factorize,
     mean_field_violations as mean_field_violations,
 )
 from .as_tensors import as_tensor as as_tensor, is_array as is_array
@@ -38,9 +39,11 @@ from .densities import (
 )
 from .dimensions import (
     COLLAPSED as COLLAPSED,
+    NormalRows as NormalRows,
     kl_and_noise_of_dimensions as kl_and_noise_of_dimensions,
     kl_of_dimensions as kl_of_dimensions,
     names_of_dimensions as names_of_dimensions,
+    normal_rows as normal_rows,
 )
 from .errors import (
     PLAIN as PLAIN,

@@ -26,9 +26,10 @@ def elementwise_kl(guide_site: Site, model_site: Site, analytic: bool = True) ->
         `(*batch, numbers of the event)`, in nats. None if q or p does not factorize, or if p is a separate
         distribution for each value of an enumerated latent.
     """
-    q, p = elementwise(guide_site["fn"]), elementwise(model_site["fn"])
-    if q is None or p is None or len(p.batch_shape) > len(q.batch_shape):
+    single = _of_single_numbers(guide_site, model_site)
+    if single is None:
         return None
+    q, p = single
     value = guide_site["value"]
     if p.batch_shape != q.batch_shape:  # torch's KL of Bernoullis does not broadcast
         p = p.expand(q.batch_shape)
@@ -46,12 +47,27 @@ def elementwise_kl(guide_site: Site, model_site: Site, analytic: bool = True) ->
     return masked
 
 
+def factorize(guide_site: Site, model_site: Site) -> bool:
+    """Whether q and p factorize over its numbers: then `elementwise_kl` is what each adds to the rate."""
+    return _of_single_numbers(guide_site, model_site) is not None
+
+
+def _of_single_numbers(guide_site: Site, model_site: Site) -> tuple[Any, Any] | None:
+    """q and p of each single number."""
+    q, p = elementwise(guide_site["fn"]), elementwise(model_site["fn"])
+    if q is None or p is None or len(p.batch_shape) > len(q.batch_shape):
+        return None
+    return q, p
+
+
 def mean_field_violations(pair: Pair, batch: Batch) -> dict[str, set[str]]:
     """Latents whose analytic KL would be wrong, each with the latents that cause it.
 
     The KL of a latent z_i is E_q[KL(q(z_i | parents) || p(z_i | parents))] as long as z_i's parents in the
-    model do not descend from z_i in the guide. Dependencies are found by tracking the provenance of values,
-    not guessed from the order of the sites.
+    model do not descend from z_i in the guide. Otherwise E_q[log q(z_i | parents) - log p(z_i | parents)], what
+    z_i adds to the rate, is no KL at all, and may be negative: bottom up, with q(z_1 | x) q(z_2 | z_1) and
+    p(z_2) p(z_1 | z_2), z_1 adds E KL(q(z_1 | z_2, x) || p(z_1 | z_2)) - I_q(z_1; z_2 | x). Dependencies are
+    found by tracking the provenance of values, not guessed from the order of the sites.
 
     Returns:
         A dict from each offending site to its parents in the model that descend from it in the guide.

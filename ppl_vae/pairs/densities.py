@@ -280,7 +280,7 @@ def prior_moments(rows: RowDensities, layout: Layout, name: str) -> tuple[Tensor
     except (NotImplementedError, AttributeError):
         return None
     total, between = over_draws(mean, unbiased=False)
-    return total, over_draws(variance, unbiased=False)[0] + between
+    return total, variance.mean(0, dtype=torch.float64) + between
 
 
 def latents_of_numbers(rows: RowDensities, layout: Layout) -> tuple[str, ...]:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import itertools
+from typing import NamedTuple
 
+import pyro.distributions
 import torch
 from torch import Tensor
-from torch.distributions import Normal, kl_divergence
+from torch.distributions import Normal
 
 from ppl_vae.pairs.analytic_kl import elementwise_kl
 from ppl_vae.pairs.densities import RowDensities, stated_moment
 from ppl_vae.pairs.layout import rows_first
 from ppl_vae.pairs.moments import over_draws
+from ppl_vae.pairs.traces import elementwise, mask_kind
+
+_NORMALS = {Normal, pyro.distributions.Normal}
 
 COLLAPSED = 0.01
 """Mean KL in nats below which a dimension carries nothing."""
@@ -22,6 +27,51 @@ def names_of_dimensions(site: str, shape: torch.Size) -> list[str]:
     return [
         site + "".join(f"[{i}]" for i in index) for index in itertools.product(*map(range, shape))
     ]
+
+
+class NormalRows(NamedTuple):
+    """A normal latent of n rows whose d numbers are independent, in guide and model, and depend on no draw.
+
+    Attributes:
+        mean: That of q, `(n, d)`.
+        scale: Its standard deviations, `(n, d)`.
+        prior_mean: That of p, `(n, d)`; `(1, d)` if it is the same for all rows.
+        prior_scale: Its standard deviations, likewise.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    prior_mean: Tensor
+    prior_scale: Tensor
+
+
+def normal_rows(rows: RowDensities, name: str) -> NormalRows | None:
+    """A latent whose means and KL need no draws, as views of its parameters; None if it may be none.
+
+    That they depend on no draw is seen by their strides: `expand` has repeated them for each draw. So a KL of
+    such a latent is its share of the rate: see `mean_field_violations`.
+    """
+    layout, (samples, n) = rows.layout, rows.log_guide.shape
+    if layout.nesting != 1 or not layout.vectorizes or samples < 2:
+        return None
+    guide_site, model_site = rows.guide_trace.nodes[name], rows.model_trace.nodes[name]
+    q, p = elementwise(guide_site["fn"]), elementwise(model_site["fn"])
+    if q is None or p is None or not mask_kind(guide_site):
+        return None
+    if type(q) not in _NORMALS or type(p) not in _NORMALS:
+        return None
+    shape = (n, *rows.latents[name].shape[2:])
+    found: list[Tensor] = []
+    for of in (q.loc, q.scale, p.loc, p.scale):
+        if of.dim() > len(shape):  # by draws, too; what is given its latents is not
+            if of.stride(0):
+                return None
+            of = of[0]
+        if of.shape != shape:
+            return None
+        same = len(found) > 1 and n > 1 and not of.stride(0)
+        found.append(of[:1].reshape(1, -1) if same else of.reshape(n, -1))
+    return NormalRows(*found)
 
 
 def kl_of_dimensions(
@@ -39,7 +89,9 @@ def kl_of_dimensions(
         analytic: Whether the site's analytic KL is its share of the rate (see `mean_field_violations`).
     """
     of_draws = _kl_of_draws(rows, name, analytic)
-    return _kl_of_moments(rows, name, prior) if of_draws is None else of_draws.mean(0).double()
+    if of_draws is not None:
+        return of_draws.mean(0).double()
+    return _kl_of_moments(rows, name, prior, stated_moment(rows, rows.layout, name, "mean"))
 
 
 def kl_and_noise_of_dimensions(
@@ -62,9 +114,10 @@ def kl_and_noise_of_dimensions(
         samples = len(of_draws)
         kl, noise = over_draws(of_draws)
         return kl, noise / samples
-    found = _kl_of_moments(rows, name, prior)
+    stated = stated_moment(rows, rows.layout, name, "mean")
+    found = _kl_of_moments(rows, name, prior, stated)
     of_rows = torch.zeros_like(rows.latents[name][0], dtype=torch.float64)
-    if stated_moment(rows, rows.layout, name, "mean") is not None:
+    if stated is not None:
         return found, of_rows
     samples = len(rows.log_guide)
     half = torch.tensor((samples - 1) / 2, dtype=torch.float64)
@@ -83,14 +136,22 @@ def _kl_of_draws(rows: RowDensities, name: str, analytic: bool) -> Tensor | None
     return rows_first({**site, "value": kl}, layout, samples, n)
 
 
-def _kl_of_moments(rows: RowDensities, name: str, prior: tuple[Tensor, Tensor]) -> Tensor:
-    """The KL of Gaussians with the means and variances of guide and prior, `(n, *event)`."""
+def _kl_of_moments(
+    rows: RowDensities, name: str, prior: tuple[Tensor, Tensor], stated: Tensor | None
+) -> Tensor:
+    """The KL of Gaussians with the means and variances of guide and prior, `(n, *event)`.
+
+    Args:
+        rows: Draws of the rows.
+        name: The latent site.
+        prior: Mean and variance of each number under the prior.
+        stated: The mean that the guide states, if it does.
+    """
     layout, samples = rows.layout, len(rows.log_guide)
-    stated = stated_moment(rows, layout, name, "mean")
-    centers = (rows.latents[name] if stated is None else stated).double()
-    variance, (mean, total) = stated_moment(rows, layout, name, "variance"), over_draws(centers)
-    if stated is not None and variance is not None:
-        total = total + variance.double().mean(0)
+    mean, total = over_draws(rows.latents[name] if stated is None else stated)
+    variance = None if stated is None else stated_moment(rows, layout, name, "variance")
+    if variance is not None:
+        total = total + variance.mean(0, dtype=torch.float64)
     found = _gaussian_kl(mean, total, *prior)
     return found if stated is not None else found - _sampling_bias(total / prior[1], samples)
 
@@ -99,9 +160,12 @@ def _gaussian_kl(
     mean: Tensor, variance: Tensor, prior_mean: Tensor, prior_variance: Tensor
 ) -> Tensor:
     """KL from a Gaussian with a dimension's mean and variance to one with the prior's."""
-    q = Normal(mean, variance.clamp(min=1e-12).sqrt())
-    kl: Tensor = kl_divergence(q, Normal(prior_mean, prior_variance.clamp(min=1e-12).sqrt()))
-    return kl
+    least = 1e-12
+    prior_variance = prior_variance.clamp(min=least)
+    ratio = variance.clamp(min=least).div_(prior_variance)
+    # In place: new memory for each of these takes most of the time.
+    kl = (mean - prior_mean).square_().div_(prior_variance).add_(ratio)
+    return kl.sub_(ratio.log_()).sub_(1.0).mul_(0.5)
 
 
 def _sampling_bias(variance: Tensor, samples: int) -> Tensor:

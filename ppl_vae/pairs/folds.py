@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.pairs.guide_maps import MOST_NUMBERS, Block, GuideMap, Image, slopes
+from ppl_vae.runtime import own_generator
 
 _MOST_FOLDED = 8
 """Most draws that are moved one by one to find others that give the same latents."""
@@ -144,7 +145,7 @@ def flat_draws(of: GuideMap) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]
     out, which are cut off where the simplex is rounded.
     """
     numbers = of.image.numbers
-    weights = 0.5 + torch.rand(len(numbers), generator=torch.Generator().manual_seed(0))
+    weights = 0.5 + torch.rand(len(numbers), generator=own_generator())
     weights = weights.to(numbers) * (of.image.plain & of.image.present[of.image.value_of])
 
     points = [(of.start, of.image), *of.others]

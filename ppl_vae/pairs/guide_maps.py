@@ -19,6 +19,7 @@ from ppl_vae.pairs.handlers import Substitute
 from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import Batch, as_args
 from ppl_vae.pairs.traces import Site, Trace, is_delta, latent_sites, present, unscaled
+from ppl_vae.runtime import own_generator
 
 MOST_NUMBERS = 256
 """Most numbers that are differentiated one by one at several draws."""
@@ -295,9 +296,7 @@ class GuideMap:
         if len(rows) > MOST_TOGETHER:
             return _DRAWS_ARE_MANY.format(most=MOST_TOGETHER)
         weights = torch.zeros_like(self.image.numbers.detach())
-        weights[rows] = 0.5 + torch.rand(len(rows), generator=torch.Generator().manual_seed(0)).to(
-            weights
-        )
+        weights[rows] = 0.5 + torch.rand(len(rows), generator=own_generator()).to(weights)
         columns = slopes(self.start, self.image, weights).nonzero()[:, 0]
         if len(columns) > MOST_TOGETHER:
             return _DRAWS_ARE_MANY.format(most=MOST_TOGETHER)
@@ -314,7 +313,7 @@ class GuideMap:
         ratio of the derivatives with and without weights. All weights differ, and three sets have to agree.
         """
         count = len(rows)
-        generator = torch.Generator().manual_seed(0)
+        generator = own_generator()
         orders = torch.stack([torch.randperm(count, generator=generator) for _ in range(3)])
         weights = torch.zeros(4, len(self.image.numbers)).to(self.image.numbers.detach())
         weights[0, rows] = 1.0

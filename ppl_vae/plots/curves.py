@@ -32,13 +32,14 @@ from ppl_vae.plots.drawing import (
 )
 from ppl_vae.runtime import require_count
 from ppl_vae.stats import khat_limit
-from ppl_vae.training import ERROR_OF_KL, KL
+from ppl_vae.training import ERROR_OF_KL, KL, TERM
 
 
 def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     """ELBO, rate and distortion (and active units, where they change) over the epochs, and each dimension's KL.
 
-    A dimension that surely carries less than 0.01 nats in the end is gray.
+    A dimension that surely carries less than 0.01 nats in the end is gray. One that has no KL, as under a guide
+    that draws bottom up, is dashed: its curve is what the dimension adds to the rate, which may be negative.
     Epochs trained with beta other than 1 are shaded. The last half of the epochs takes at least a fifth of the
     height of a panel: values of the first epochs may lie outside, which the label of the axis says then. A
     curve begins where it enters its panel.
@@ -46,7 +47,8 @@ def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     Args:
         history: One mapping per epoch with `epoch`, and any of `elbo`, `rate`, `distortion`,
             `active_units`, the same names prefixed with `validation_`, `beta`, and the KL of each dimension
-            as `kl_z[0]`, ... A name may be absent from some epochs.
+            as `kl_z[0]`, ..., or what it adds to the rate as `rate_z[0]`. A name may be absent from some
+            epochs.
 
     Returns:
         One panel per quantity, in nats per row, training and validation in each.
@@ -80,6 +82,8 @@ def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     if kl:
         shown.append("kl")
         curves["kl"], labels["kl"] = kl, "KL by dimension\n(nats)"
+        if any(name.startswith(TERM) for name in kl):
+            labels["kl"] = "rate by\ndimension (nats)"
     if not history:
         raise ValueError(
             "learning_curves needs one mapping per epoch, such as the rows of metrics.csv, but the history is "
@@ -142,18 +146,22 @@ def _draw_both(axes: Axes, lines: Mapping[str, Floats], low: float, high: float)
 
 
 def _kl_columns(history: Sequence[Mapping[str, float]]) -> list[str]:
-    """The names under which the KL of each dimension is in some epoch, with at least one number."""
-    names = dict.fromkeys(n for row in history for n in row if n.startswith(KL))
+    """The names under which the KL or the term of each dimension is in some epoch, with at least one number."""
+    names = dict.fromkeys(n for row in history for n in row if n.startswith((KL, TERM)))
     return [name for name in names if len(curve(history, name))]
 
 
 def _draw_dimensions(axes: Axes, kl: Mapping[str, Floats], nothing: float) -> None:
     """One thin line for each dimension, gray if it carries nothing in the end: less than so many nats."""
     width = 2.0 if len(kl) <= 10 else 1.2
-    for points in kl.values():
-        dead = points[-1, 1] < nothing
+    for name, points in kl.items():
+        term = name.startswith(TERM)
+        dead = not term and points[-1, 1] < nothing
         color, label = (GRAY, "carries nothing") if dead else (blue(), "_alive")
-        axes.plot(*points.T, color=color, lw=width, alpha=1.0 if dead else 0.7, label=label)
+        dash, label = ("--", "no KL") if term else ("-", label)
+        axes.plot(
+            *points.T, color=color, ls=dash, lw=width, alpha=1.0 if dead else 0.7, label=label
+        )
 
 
 def khat_histogram(

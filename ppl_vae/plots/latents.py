@@ -41,7 +41,8 @@ def kl_per_dimension(
     (Burda, Grosse and Salakhutdinov, "Importance Weighted Autoencoders", arXiv:1509.00519).
 
     Args:
-        kl: Mean KL of each latent dimension, `(latent_dim,)`, in nats.
+        kl: Mean KL of each latent dimension, `(latent_dim,)`, in nats. What a dimension adds to the rate may be
+            negative where it is no KL.
         mean_variance: Variance over rows of the posterior means, `(latent_dim,)`.
         threshold: Variance above which a dimension counts as active.
 
@@ -70,7 +71,7 @@ def kl_per_dimension(
     )
     title = f"{active.sum()} of {len(order)} latent dimensions active"
     annotate(upper, title=title, y="KL (nats)")
-    upper.set_ylim(bottom=0)
+    upper.set_ylim(bottom=min(0.0, 1.05 * float(np.min(heights, initial=0.0))))
     for chosen, label in ((True, "active"), (False, "inactive")):
         # An empty group of bars is left out of the legend.
         for bar in [b for b, a in zip(bars, active[order], strict=True) if a == chosen][:1]:

@@ -213,10 +213,10 @@ _EPOCHS = {
 
 
 def epoch_table(history: Sequence[Mapping[str, float]]) -> Markup:
-    """Some epochs of a training: first ones, the best one, the last one; empty without any."""
-    if not history:
-        return Markup("")
+    """Some epochs of a training: first ones, the best one, the last one; empty without known numbers."""
     columns = [name for name in _EPOCHS if _is_told(name, history)]
+    if not columns:
+        return Markup("")
     last = len(history) - 1
     chosen = {0, last // 8, last // 4, last // 2, 3 * last // 4, last}
     best = best_epoch(history)

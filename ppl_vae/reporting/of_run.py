@@ -36,6 +36,7 @@ from ppl_vae.reporting.pictures import TRAINING, Found, in_grid, pictures_of, un
 from ppl_vae.reporting.verdict import doubts, latent_table, verdict
 from ppl_vae.runs import (
     ANNEALED,
+    CHECKPOINTS,
     CONFIG,
     DIAGNOSIS,
     EVALUATION,
@@ -50,6 +51,7 @@ from ppl_vae.runs import (
     read_result,
     read_rows,
     results_of_other_weights,
+    what_history_lacks,
 )
 from ppl_vae.runtime import MOST_YAML, CorruptFileError, as_typed, content_digest, read_text
 
@@ -117,7 +119,12 @@ class Content:
             )  # of epochs behind the weights: the page says what is missing
             if self.weights is None:
                 return self.read(lambda: read_csv(self.run / METRICS)) or []
-            return self.read(lambda: read_history(self.run)) or []
+            found = self.read(lambda: read_history(self.run))
+        if found is not None and (lacks := self.read(lambda: what_history_lacks(self.run))):
+            keeps = "data" in self.config and (self.run / CHECKPOINTS).is_dir()
+            again = f"ppl-vae {made_by(self.config)} --resume {as_typed(self.run)}"
+            self.unread.append(f"{lacks}{f'; `{again}` writes it again' * keeps}")
+        return found or []
 
 
 def run_page(run: Path, version: str) -> str:

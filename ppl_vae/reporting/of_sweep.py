@@ -26,7 +26,7 @@ from ppl_vae.reporting.markup import (
     table,
     to_type,
 )
-from ppl_vae.reporting.pictures import Caption, figure, in_grid
+from ppl_vae.reporting.pictures import Caption, figure, in_grid, unread_told
 from ppl_vae.reporting.plane import has_repetitions, plane
 from ppl_vae.runs import DIAGNOSIS, read_result
 from ppl_vae.runtime import CorruptFileError, as_typed
@@ -71,7 +71,7 @@ def sweep_page(path: Path, version: str) -> str:
     """
     spec = read_spec(path / SPEC)
     runs = spec.runs()
-    folder = SweepFolder(path, runs)
+    folder = SweepFolder(path, runs, lenient=True)
     found = SweepTable.of(folder, runs)
     name = path.resolve().name
     backdrop = _backdrop(path, spec.picture, found)
@@ -82,6 +82,7 @@ def sweep_page(path: Path, version: str) -> str:
             *_headline(found),
             *_causes(folder, runs, found),
             *_undone(found, path),
+            *unread_told([*folder.unread, *found.unread]),
         ),
         section("Means over seeds", *_means(found)),
         section("Rate and distortion", *drawn),
@@ -146,8 +147,11 @@ def _causes(folder: SweepFolder, runs: Sequence[SweepRun], found: SweepTable) ->
         for run in of_point:
             if folder.state(run) != "done":
                 continue
+            try:
+                diagnosis = read_result(folder.of(run) / DIAGNOSIS) or {}
+            except (OSError, CorruptFileError):  # which the table tells
+                continue
             done += 1
-            diagnosis = read_result(folder.of(run) / DIAGNOSIS) or {}
             told.update(set(_names(diagnosis)))
         words = ", ".join(
             f"{name} ({number} of {done} runs)" for name, number in told.most_common()

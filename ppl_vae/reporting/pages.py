@@ -29,7 +29,7 @@ def html_report(path: str | Path) -> str:
     Raises:
         FileNotFoundError: No such folder, or neither a run nor a sweep in it.
         NotADirectoryError: It is a file.
-        CorruptFileError: The config.yaml of the run, or a result of a run of the sweep, is damaged.
+        CorruptFileError: The config.yaml of the run is damaged.
         SpecError: The description of the sweep cannot be read.
         ReportExtraError: It is a sweep, and `ppl_vae[sweep]` is not installed.
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ppl_vae.reporting.markup import Markup, element, paragraph, prose
 from ppl_vae.runs import PLOTS, PLOTS_DARK, SAMPLES
@@ -165,8 +165,10 @@ def read_picture(file: Path) -> bytes:
     try:
         size_of(content)
     except Exception as error:  # Pillow raises whatever the file makes it stumble over
+        # Of what it does not know, it says what it was given: bytes in memory, and where these are.
+        why = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
         raise CorruptFileError(
-            file, f"this is not a PNG that can be read ({error}); draw it again"
+            file, f"this is not a PNG that can be read{why}; draw it again"
         ) from error
     return content
 

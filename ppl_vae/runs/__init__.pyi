@@ -67,5 +67,6 @@ from .weights import (
     ReplacedError as ReplacedError,
     read_history as read_history,
     require_weights as require_weights,
+    what_history_lacks as what_history_lacks,
     write_weights as write_weights,
 )

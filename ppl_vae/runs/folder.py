@@ -282,9 +282,17 @@ def _as_csv(history: Sequence[Mapping[str, Any]]) -> bytes:
     return text.getvalue().encode()
 
 
-def read_csv(file: Path) -> list[dict[str, float]]:
-    """The lines of a table of numbers; empty if there is no file."""
-    return _read_csv(file, _number)
+def read_csv(file: Path, uneven: list[int] | None = None) -> list[dict[str, float]]:
+    """The lines of a table of numbers; empty if there is no file.
+
+    Args:
+        file: The table.
+        uneven: To this are added the places, counted from 0, of lines that do not have one cell for each name.
+
+    Raises:
+        CorruptFileError: It is damaged, or too large.
+    """
+    return _read_csv(file, _number, uneven)
 
 
 def _number(name: str, cell: str) -> float:
@@ -300,7 +308,9 @@ def _number_or_name(name: str, cell: str) -> float | str:
     return cell
 
 
-def _read_csv(file: Path, value: Callable[[str, str], Any]) -> list[dict[str, Any]]:
+def _read_csv(
+    file: Path, value: Callable[[str, str], Any], uneven: list[int] | None = None
+) -> list[dict[str, Any]]:
     _require_no_folder(file)
     if not file.is_file():
         return []
@@ -321,7 +331,7 @@ def _read_csv(file: Path, value: Callable[[str, str], Any]) -> list[dict[str, An
             table = csv.reader(rows_of(lines))
             names = next(table, [])
             # Not by `csv.DictReader`: short lines under a long header would take the product of both.
-            found = []
+            found: list[dict[str, Any]] = []
             left, fed[0] = _MOST_VALUES, 0
             for row in itertools.islice(table, _MOST_LINES):
                 left -= min(len(row), len(names))
@@ -331,6 +341,8 @@ def _read_csv(file: Path, value: Callable[[str, str], Any]) -> list[dict[str, An
                     )
                 fed[0] = 0
                 if row:
+                    if uneven is not None and len(row) != len(names):
+                        uneven.append(len(found))
                     pairs = zip(names, row, strict=False)
                     found.append({name: value(name, cell) for name, cell in pairs if cell})
             if next(table, None) is not None:

@@ -100,6 +100,29 @@ def read_history(path: Path) -> list[dict[str, float]]:
     return history[:epochs]
 
 
+def what_history_lacks(path: Path) -> str:
+    """What metrics.csv lacks of the lines that led to the weights, in words; empty if it does not.
+
+    Weights of earlier versions do not say how many lines these were: then no line is missed.
+
+    Raises:
+        CorruptFileError: The file, or that of the weights, is damaged.
+    """
+    epochs = read_metadata(path / WEIGHTS).get(_EPOCHS)
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+        return ""
+    file, uneven = path / METRICS, list[int]()
+    found = len(read_csv(file, uneven))
+    cut = next((place + 1 for place in uneven if place < epochs), None)
+    if not file.is_file():
+        return f"{file}: it is missing"
+    if found < epochs:
+        return f"{file}: it holds {found} of the {epochs} lines that led to the weights"
+    return (
+        "" if cut is None else f"{file}: line {cut} below its head has not one number for each name"
+    )
+
+
 def read_weights(path: Path, model: Program, guide: Program, trust: Trust) -> str:
     """Loads the saved state into a pair.
 

@@ -17,6 +17,8 @@ SEEDS = (-(2**63), 2**63 - 1)
 """Smallest and largest seed: what torch takes and a checkpoint can hold."""
 
 
+_OWN = 7_046_029_254_386_353_131
+
 _WORDS = 624
 """Numbers in the state of NumPy's global generator, a Mersenne twister."""
 
@@ -48,6 +50,20 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
+
+
+def own_generator() -> torch.Generator:
+    """A generator whose numbers no data have: those of a small seed are often the data's own.
+
+    Rows that were drawn after `torch.manual_seed(0)` would be put in order, not shuffled, by a generator with
+    that seed.
+
+    Example:
+        >>> data = torch.rand(3, generator=torch.Generator().manual_seed(0))
+        >>> torch.equal(torch.rand(3, generator=own_generator()), data)
+        False
+    """
+    return torch.Generator().manual_seed(_OWN)
 
 
 def random_state(device: torch.device, torch_only: bool = False) -> dict[str, Any]:

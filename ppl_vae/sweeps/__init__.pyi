@@ -25,6 +25,7 @@ from .spec import (
     SpecError as SpecError,
     SweepRun as SweepRun,
     SweepSpec as SweepSpec,
+    as_text as as_text,
     read_spec as read_spec,
 )
 from .table import (

@@ -30,19 +30,30 @@ class SweepFolder:
     Args:
         path: The folder.
         runs: The runs of the sweep.
+        lenient: Whether a run whose folder is damaged, or holds something else, counts as missing, and `unread`
+            says why: for those who look at a sweep. Who runs it may lose something.
 
     Attributes:
         path: The folder.
         folders: The folder of each run, by its identity: that of its name, or another one with the same
             options, as a description that has changed may name runs otherwise.
+        unread: Why some runs count as missing.
 
     Raises:
         SpecError: The folder holds something else, or a run of other options under the name of one.
+        CorruptFileError: What the sweep has noted of a run is damaged.
     """
 
-    def __init__(self, path: Path, runs: Sequence[SweepRun]) -> None:
+    def __init__(self, path: Path, runs: Sequence[SweepRun], *, lenient: bool = False) -> None:
         self.path = path
-        there = dict(_recorded(path))
+        self.unread: list[str] = []
+        self._lost: set[Path] = set()
+        there: dict[Path, dict[str, Any]] = {}
+        for folder in _begun(path):
+            try:
+                there[folder] = read_record(folder) or {}
+            except (OSError, CorruptFileError) as error:
+                self._lose(folder, error, lenient)
         by_options = {identity(record["options"]): folder for folder, record in there.items()}
         self.folders: dict[str, Path] = {}
         for run in runs:
@@ -50,15 +61,26 @@ class SweepFolder:
             other = by_options.get(run.identity)
             if other is None and own in there:
                 differ = ", ".join(differences(there[own]["options"], run.options))
-                raise SpecError(
+                said = (
                     f"{own} is a run of other options: {differ}; nothing was changed: choose another "
                     "--sweep_dir, or remove that run"
                 )
-            if other is None and own.exists() and (not own.is_dir() or any(own.iterdir())):
-                raise SpecError(
-                    f"{own} is not of this sweep: move it away, or choose another --sweep_dir"
-                )
+                self._lose(own, SpecError(said), lenient)
+            elif other is None and own not in self._lost and _holds_something(own):
+                said = f"{own} is not of this sweep: move it away, or choose another --sweep_dir"
+                self._lose(own, SpecError(said), lenient)
             self.folders[run.identity] = other or own
+
+    def _lose(self, folder: Path, error: Exception, lenient: bool) -> None:
+        """Counts the run in a folder as missing.
+
+        Raises:
+            Exception: The error, if the sweep is not only looked at.
+        """
+        if not lenient:
+            raise error
+        self._lost.add(folder)
+        self.unread.append(str(error))
 
     @classmethod
     @contextmanager
@@ -88,7 +110,8 @@ class SweepFolder:
 
     def state(self, run: SweepRun) -> State:
         """How far a run is."""
-        return state_of(self.of(run))
+        folder = self.of(run)
+        return "missing" if folder in self._lost else state_of(folder)
 
     def note_failure(self, run: SweepRun, error: str) -> None:
         """Notes why a run failed, if its worker could not do so itself."""
@@ -166,7 +189,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         if not isinstance(record.get("options"), dict):
             raise ValueError("it names no options")
         float(record.get("seconds", 0.0))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise CorruptFileError(
             file, f"this is not what a sweep notes of a run ({error}); remove {folder}"
         ) from error
@@ -181,9 +204,10 @@ def write_record(
     write_bytes(folder / SWEPT, (json.dumps(record, indent=1) + "\n").encode())
 
 
-def _recorded(path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The folders of runs that a sweep has begun, and what is noted of them."""
-    for file in sorted(path.glob(f"*/{SWEPT}")):
-        record = read_record(file.parent)
-        if record is not None:
-            yield file.parent, record
+def _begun(path: Path) -> list[Path]:
+    """The folders of runs that a sweep has begun."""
+    return [file.parent for file in sorted(path.glob(f"*/{SWEPT}")) if file.is_file()]
+
+
+def _holds_something(folder: Path) -> bool:
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))

@@ -174,6 +174,11 @@ def read_spec(file: str | Path) -> SweepSpec:
         raise SpecError(
             f"{file} is a folder: give a file with the description of a sweep, SPEC.yaml"
         )
+    if not file.exists():
+        raise FileNotFoundError(
+            f"there is no file {file}: give one that describes a sweep in YAML, with options below `base`, and "
+            f"below `grid` or `list` what varies, such as `{_EXAMPLE}` (see docs/sweep.md)"
+        )
     try:
         return SweepSpec.of(read_text(file, MOST_YAML))
     except UnicodeDecodeError as error:

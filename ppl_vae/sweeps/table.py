@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ppl_vae.runs import DIAGNOSIS, EVALUATION, read_result
+from ppl_vae.runtime import CorruptFileError
 from ppl_vae.stats import Estimate
 from ppl_vae.sweeps.folder import SweepFolder
 from ppl_vae.sweeps.spec import SEED, SweepRun, as_text, identity
@@ -89,6 +90,7 @@ class SweepTable:
     Attributes:
         rows: One for each run: its name, what varies, seed, state, `METRICS`, and the error of one that failed.
         points: What they say of each point.
+        unread: Why results of some runs cannot be read; their numbers are NaN.
 
     Example:
         >>> points = [SweptPoint({"beta": 1}, {name: [1.0, 3.0] for name in METRICS}, 2)]
@@ -98,6 +100,7 @@ class SweepTable:
 
     rows: Sequence[Mapping[str, Any]]
     points: Sequence[SweptPoint]
+    unread: Sequence[str] = ()
 
     @classmethod
     def of(cls, folder: SweepFolder, runs: Sequence[SweepRun]) -> SweepTable:
@@ -108,7 +111,8 @@ class SweepTable:
             runs: The runs, those of a point in any order.
         """
         names = dict.fromkeys(name for run in runs for name in run.varied)
-        rows = [_row(folder, run, names) for run in runs]
+        unread: list[str] = []
+        rows = [_row(folder, run, names, unread) for run in runs]
         members: dict[str, list[int]] = {}
         for i, run in enumerate(runs):
             members.setdefault(identity(run.varied), []).append(i)
@@ -117,7 +121,7 @@ class SweepTable:
             done = [rows[i] for i in place if rows[i]["state"] == "done"]
             values = {name: [row[name] for row in done] for name in METRICS}
             points.append(SweptPoint(runs[place[0]].varied, values, len(place)))
-        return cls(rows, points)
+        return cls(rows, points, unread)
 
     @property
     def varying(self) -> list[str]:
@@ -173,7 +177,9 @@ class SweepTable:
         return text.getvalue()
 
 
-def _row(folder: SweepFolder, run: SweepRun, names: Iterable[str]) -> dict[str, Any]:
+def _row(
+    folder: SweepFolder, run: SweepRun, names: Iterable[str], unread: list[str]
+) -> dict[str, Any]:
     state = folder.state(run)
     row: dict[str, Any] = {"run": folder.of(run).name}
     row |= {name: run.varied.get(name, "") for name in names}
@@ -182,14 +188,22 @@ def _row(folder: SweepFolder, run: SweepRun, names: Iterable[str]) -> dict[str, 
     row["seconds"] = folder.seconds(run) if state != "missing" else math.nan
     row["error"] = folder.error(run) if state == "failed" else ""
     if state == "done":
-        row |= _results(folder, run)
+        row |= _results(folder, run, unread)
     return row
 
 
-def _results(folder: SweepFolder, run: SweepRun) -> dict[str, float]:
-    path = folder.of(run)
-    evaluation = read_result(path / EVALUATION) or {}
-    diagnosis = read_result(path / DIAGNOSIS) or {}
+def _result(folder: SweepFolder, run: SweepRun, name: str, unread: list[str]) -> dict[str, Any]:
+    """A result of a run; empty if there is none, or if it cannot be read, which is added to `unread`."""
+    try:
+        return read_result(folder.of(run) / name) or {}
+    except (OSError, CorruptFileError) as error:
+        unread.append(str(error))
+        return {}
+
+
+def _results(folder: SweepFolder, run: SweepRun, unread: list[str]) -> dict[str, float]:
+    evaluation = _result(folder, run, EVALUATION, unread)
+    diagnosis = _result(folder, run, DIAGNOSIS, unread)
     found = {
         name: _mean(evaluation.get(name))
         for name in ("elbo", "log_likelihood", "rate", "distortion")
@@ -208,7 +222,10 @@ def _mean(found: object) -> float:
 
 
 def _as_number(found: object) -> float:
-    return float(found) if _is_number(found) and isinstance(found, int | float) else math.nan
+    try:
+        return float(found) if _is_number(found) and isinstance(found, int | float) else math.nan
+    except OverflowError:  # a whole number of hundreds of digits
+        return math.nan
 
 
 def _is_number(value: object) -> bool:

@@ -28,7 +28,7 @@ from ppl_vae.pairs import (
     tensors_of,
     with_tensors,
 )
-from ppl_vae.runtime import preserve_random_state, require_count, seed_everything
+from ppl_vae.runtime import own_generator, preserve_random_state, require_count, seed_everything
 from ppl_vae.tasks.encoding import (
     draws_for_means,
     means_of_latents,
@@ -71,7 +71,7 @@ def partners(
         rows = session.batches.rows
         n = num_rows(rows)
         same = [means[name].cpu() for name in session.layout.discrete]
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+        order = torch.randperm(n, generator=own_generator())
         for place, values in zip(places_of(rows), tensors_of(rows), strict=True):
             other = with_argument(rows, place, values[order.to(values.device)])
             if place and bool(differs(session, means, other, None, {}).any()):

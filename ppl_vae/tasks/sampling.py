@@ -39,7 +39,7 @@ from ppl_vae.pairs import (
     tensors_of,
     with_tensors,
 )
-from ppl_vae.runtime import described, preserve_random_state, require_count
+from ppl_vae.runtime import described, own_generator, preserve_random_state, require_count
 from ppl_vae.tasks.arrays import as_given
 from ppl_vae.tasks.observed import (
     DataSites,
@@ -340,7 +340,7 @@ def _in_order(session: Session, names: tuple[str, ...]) -> tuple[str, ...]:
     """The sites of steps in the order in which the model takes these from its rows, whatever the rows are."""
     batch = session.first
     x, *others = tensors_of(batch)
-    probe = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+    probe = torch.rand(x.shape, generator=own_generator()).to(x)
     if not x.is_floating_point():
         return names
     try:

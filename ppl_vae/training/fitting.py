@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -27,16 +26,14 @@ from ppl_vae.runtime import (
     html_texts,
     make_fabric,
     preserve_random_state,
-    require_count,
     require_flags,
-    require_number,
     require_progress,
     require_seed,
     seed_everything,
 )
-from ppl_vae.training.latents import dead_dimensions
+from ppl_vae.training.deaths import dead_dimensions
 from ppl_vae.training.loop import Training
-from ppl_vae.training.optimizers import require_one_step_size
+from ppl_vae.training.options import require_fit_options
 from ppl_vae.training.processes import Processes
 
 if TYPE_CHECKING:
@@ -259,15 +256,15 @@ def fit(
         processes = None if fabric is None else Processes(fabric)
         if processes is not None:
             stack.enter_context(processes.ending_together())
-        for name, count in (
-            ("max_epochs", max_epochs),
-            ("batch_size", batch_size),
-            ("patience", patience),
-        ):
-            if name != "patience":
-                require_count(name, count)
-            elif count is not None:
-                require_count(name, count, least=None)
+        require_fit_options(
+            max_epochs=max_epochs,
+            batch_size=batch_size,
+            patience=patience,
+            learning_rate=learning_rate,
+            clip_grad_norm=clip_grad_norm,
+            optimizer=optimizer,
+            held_out=validation is not None,
+        )
         require_flags(
             resume=resume, tensorboard=tensorboard, capture=capture, aggressive=aggressive
         )
@@ -276,18 +273,8 @@ def fit(
             require_flags(compile=compile)
         if seed is not None:
             require_seed(seed)
-        if patience is not None and (validation is None or patience < 1):
-            raise ValueError(
-                "early stopping watches the held-out ELBO: give validation rows, and a patience of at least 1"
-            )
         if tensorboard and run_dir is None:
             raise ValueError("tensorboard=True needs a run_dir to write to")
-        for name, number in (("learning_rate", learning_rate), ("clip_grad_norm", clip_grad_norm)):
-            if number is not None:
-                require_number(name, number)
-                if not (number > 0 and math.isfinite(number)):
-                    raise ValueError(f"{name} must be positive, got {number}")
-        require_one_step_size(optimizer, learning_rate)
         if transform is not None and not callable(transform):
             raise TypeError(f"transform must be a function of a tensor, got {described(transform)}")
         pair = Pair(model, guide)

@@ -31,7 +31,7 @@ from ppl_vae.pairs import (
 )
 from ppl_vae.runtime import preserve_random_state
 from ppl_vae.training.errors import read_only_once
-from ppl_vae.training.latents import LatentUse
+from ppl_vae.training.latents import Known, LatentUse
 from ppl_vae.training.rows import TrainingRows
 
 VALIDATION_SAMPLES = 4
@@ -63,7 +63,7 @@ class HeldOut:
         self.batches = batches
         self.rows = rows
         self._check: DataCheck | None = None
-        self._analytic: dict[object, bool] = {}
+        self._known = Known()
         self.doubt: str | None = None
         self.measures_information = False
         self.size = rows.batch_size if pair.keeps_rows else max(rows.batch_size, LEAST_ROWS)
@@ -161,7 +161,7 @@ class HeldOut:
         """
         rate = distortion = rows = 0.0
         information = math.nan
-        used = LatentUse(self.pair, self._analytic)
+        used = LatentUse(self.pair, self._known)
         source = self.rows.batches if self.batches is None else self.batches
         with torch.no_grad(), self.pair.mode(training=False), torch.random.fork_rng():
             torch.manual_seed(seed)

@@ -52,9 +52,9 @@ from ppl_vae.runtime import denormals_flushed, preserve_random_state, progress_b
 from ppl_vae.training.aggressive import Aggression, parameters_of_guide
 from ppl_vae.training.agreement import Agreement
 from ppl_vae.training.checkpoints import Checkpoints
+from ppl_vae.training.deaths import Deaths
 from ppl_vae.training.errors import read_only_once
 from ppl_vae.training.held_out import HeldOut
-from ppl_vae.training.latents import Deaths
 from ppl_vae.training.memory import require_memory
 from ppl_vae.training.metrics import MetricsLog, tensorboard_writer
 from ppl_vae.training.optimizers import make_optimizer, make_scheduler, step_scheduler

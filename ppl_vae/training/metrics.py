@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from ppl_vae.runs import METRICS as FILE, TENSORBOARD, RunFolder
 from ppl_vae.runtime import append_text, own_folder, write_bytes
-from ppl_vae.training.latents import KL
+from ppl_vae.training.latents import KL, TERM
 
 METRICS = (
     "epoch",
@@ -29,7 +30,13 @@ METRICS = (
 )
 """Columns of `metrics.csv`; those from `loss` to `validation_distortion` are in nats per row. After them come
 the KLs of the latent dimensions, in nats: `kl_z[0]`, `kl_z[1]`, ...; and `error_of_kl`, if these are of
-draws. `active_units` is empty where draws would decide it."""
+draws. Where the prior depends on latents that the guide computes from a dimension, what it adds to the rate is
+no KL and may be negative: its column is `rate_z[0]`. `active_units` is empty for one row and where draws would
+decide it, and the KL of a dimension that no row has is, too."""
+
+
+_GROUPED = re.compile(f"^({KL[:-1]}|{TERM[:-1]})_")
+"""What stands before the names of dimensions, each of which is a curve of a group of TensorBoard."""
 
 
 class MetricsLog:
@@ -59,7 +66,7 @@ class MetricsLog:
         self._bar.set_postfix(_postfix(row))
         if self._board is not None:
             for name, value in row.items():
-                self._board.add_scalar(name.replace(KL, "kl/", 1), value, row["epoch"])
+                self._board.add_scalar(_GROUPED.sub(r"\1/", name), value, row["epoch"])
         if set(row) <= set(self._columns):
             self._write([row])
         else:  # latents that were not there before
