@@ -49,17 +49,15 @@ def test_a_planted_cause_is_named_and_mended(cause: str, family: str) -> None:
 def test_planted_causes_are_named_in_14_of_15_pairs(cause: str) -> None:
     """And in all of 40 healthy ones none is; what is to be typed helps as often."""
     families = planted_causes.PLANTS[cause][1]
-    found = {(f, seed): mended(cause, f, seed) for f in families for seed in range(SEEDS)}
-    wrong = [named for named, _ in found.values() if named != cause]
+    found = [mended(cause, family, seed) for family in families for seed in range(SEEDS)]
+    wrong = [named for named, _ in found if named != cause]
     assert len(wrong) <= (0 if cause == "none" else len(found) // 15), wrong
-    back = {which: number for which, (named, number) in found.items() if named == cause}
-    without = {family for (family, _), number in back.items() if number is None}
-    typed = [number for number in back.values() if number is not None]
+    back = [number for named, number in found if named == cause]
+    typed = [number for number in back if number is not None]
     if cause in ("none", "surplus dimensions"):
         assert typed == []
     else:
-        # Of a model of one's own it is known which beta does what a smaller noise would if it is normal.
-        assert without <= ({"written"} if cause == "decoder noise" else set())
+        assert len(typed) == len(back)
         assert sum(number == 0 for number in typed) <= len(typed) // 15, typed
 
 
