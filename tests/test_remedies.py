@@ -29,7 +29,7 @@ from ppl_vae.diagnosis.remedies import (
 )
 from ppl_vae.guides import BottomUp, Exact, MeanField
 from ppl_vae.likelihoods import DiscretizedLogistic, Gaussian, LearnedGaussian
-from ppl_vae.models import VAE, HierarchicalVAE, ProbabilisticPCA
+from ppl_vae.models import VAE, AutoregressivePrior, HierarchicalVAE, ProbabilisticPCA
 from ppl_vae.networks import MLP
 from ppl_vae.objectives import (
     ELBO,
@@ -578,6 +578,8 @@ def test_surplus_dimensions_may_be_left_out_of_a_run() -> None:
     assert sized(pca, Exact(pca)) == "train --model.latent_dim 1"
     assert sized(vae, guide, 2, 2) == ""  # there are other latents, too
     assert sized(vae, OwnGuide()) == ""
+    chains = VAE((6,), 4, MLP((8,)), prior=AutoregressivePrior(chains=2))
+    assert sized(chains, MeanField((6,), 4, MLP((8,))), 3, 1) == ""  # it takes no 3 latents
     assert sized(Own(dist.Normal), guide) == ""
     layers = HierarchicalVAE((6,), (2, 1), MLP((8,)))
     assert sized(layers, BottomUp((6,), (2, 1), MLP((8,)))) == ""

@@ -252,6 +252,8 @@ def _fewer(facts: Facts) -> tuple[str, tuple[str, ...]]:
     """For a run alone: a pair that is there cannot be given another size."""
     if facts.active is None or _size_of(facts.model) != facts.active + facts.unused:
         return "", ()
+    if hasattr(getattr(facts.model, "prior", None), "committed_rate"):  # of so many latents
+        return "", ()
     size = str(max(1, facts.active))
     options = ("train", "--model.latent_dim", size)
     if _size_of(facts.guide) == _size_of(facts.model):
