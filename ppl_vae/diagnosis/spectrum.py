@@ -96,8 +96,8 @@ class Directions(NamedTuple):
             nan if squares is None else squares.mean(0) / share,
             nan if noise is None else noise.mean(0),
             torch.zeros_like(nan)
-            if curvature is None or n < 2
-            else curvature.std(0) / math.sqrt(n) / values[numbers, 0],
+            if curvature is None
+            else _variance_of_mean(curvature).sqrt() / values[numbers, 0],
         )
 
     @classmethod
@@ -137,7 +137,7 @@ class Directions(NamedTuple):
         """
         squares = self.left.square()
         own = squares.mean(0)
-        error = (squares.var(0) / len(squares) + (self.error * own).square()).sqrt()
+        error = (_variance_of_mean(squares) + (self.error * own).square()).sqrt()
         expected = torch.as_tensor(variance, dtype=own.dtype).expand_as(own)
         by_chance = (own - expected).abs() <= _ERRORS * error
         scale = torch.where(by_chance, 1.0, (expected / own.clamp(min=_TINY)).sqrt())
@@ -238,6 +238,13 @@ def eigenvalues(centered: Tensor, count: int) -> Tensor:
         wide = min(count + 10, n, size)
         values: Tensor = torch.svd_lowrank(centered, wide, niter=8)[1]
         return values[:count].square() / n
+
+
+def _variance_of_mean(values: Tensor) -> Tensor:
+    """The sampling variance of the mean over rows; 0 for one row, of which it is not known."""
+    n = len(values)
+    found: Tensor = (values - values.mean(0)).square().sum(0) / (n * max(n - 1, 1))
+    return found
 
 
 def _gain(ratio: float) -> float:
