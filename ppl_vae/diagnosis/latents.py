@@ -210,7 +210,10 @@ def diagnose(
         cause = _plain_cause(gathered, active, collapsed, found.mutual)
         if cause in (None, "constant posterior") and not bool(active.any()):
             same = same_for_all_rows(found.mutual, gathered.draws)
-            if same and is_dead(spread, gathered.draws, unused, bool(collapsed.all())):
+            # One of them may be alive on a few rows alone.
+            looked = (session, spread)
+            at_prior = bool(collapsed.all())
+            if same and all(is_dead(at, gathered.draws, unused, at_prior) for at in looked):
                 cause = "dead encoder"
         if cause in ("constant posterior", "small means"):
             # A guide that cannot be the prior says nothing of x elsewhere, when beta or the noise forbids it,
