@@ -1,3 +1,12 @@
 from .asked import require_data as require_data, require_data_options as require_data_options
 from .load import Data as Data, load_data as load_data, rows_alone as rows_alone
+from .photos import (
+    BrokenPhotoWarning as BrokenPhotoWarning,
+    Photo as Photo,
+    PhotoData as PhotoData,
+    Photos as Photos,
+    load_photos as load_photos,
+    read_photo as read_photo,
+)
+from .regions import simulated_regions as simulated_regions
 from .transforms import Binarization as Binarization, Dequantization as Dequantization

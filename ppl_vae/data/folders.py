@@ -26,7 +26,7 @@ _LARGEST = 2**29
 """Most bytes of a picture's file: PIL reads some parts, and some files as a whole, before it knows what is in
 them. One without compression that is not too large for PIL has fewer."""
 
-_PIL_ERRORS = (
+PIL_ERRORS = (
     *(OSError, SyntaxError, ValueError, EOFError),
     *(Image.DecompressionBombError, Image.DecompressionBombWarning),
 )
@@ -54,7 +54,7 @@ def _broken(path: Path, error: Exception) -> ValueError:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def opened_picture(path: Path) -> Iterator[Image.Image]:
     """A picture that is not suspiciously large: PIL only warns of the smaller ones of those."""
     if path.stat().st_size > _LARGEST:
         raise ValueError(f"its file is larger than {_LARGEST >> 20} MiB")
@@ -70,11 +70,11 @@ def _picture_mode(files: list[Path]) -> tuple[str, tuple[int, int]]:
     gray = True
     for path in files:
         try:
-            with _opened(path) as image:
+            with opened_picture(path) as image:
                 mode, size = image.mode, image.size
                 if image.getexif().get(ExifTags.Base.Orientation) in _ON_THEIR_SIDE:
                     size = size[::-1]
-        except _PIL_ERRORS as error:
+        except PIL_ERRORS as error:
             raise _broken(path, error) from error
         if mode.startswith(("I", "F")):
             raise ValueError(
@@ -99,12 +99,12 @@ def _read_pictures(files: list[Path], mode: str, size: tuple[int, int]) -> Tenso
     x = np.empty((len(files), size[1], size[0], channels), dtype=np.uint8)
     for row, path in zip(x, files, strict=True):
         try:
-            with _opened(path) as image:
+            with opened_picture(path) as image:
                 upright = ImageOps.exif_transpose(image)  # a camera that was turned says so
                 # With a transparent palette, PIL asks for an explicit conversion to RGBA.
                 opaque = upright.convert("RGBA") if "transparency" in upright.info else upright
                 row[:] = np.asarray(opaque.convert(mode)).reshape(row.shape)
-        except _PIL_ERRORS as error:
+        except PIL_ERRORS as error:
             raise _broken(path, error) from error
     return torch.from_numpy(x).permute(0, 3, 1, 2)
 

@@ -77,9 +77,9 @@ class QuantizedLogistic(dist.TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         half = 0.5 / (self.levels - 1)
-        below = _log_sigmoid((value + half - self.loc) / self.scale)
-        above = _log_sigmoid((self.loc - value + half) / self.scale)
-        both = below + above + _log_one_minus_exp(2 * half / self.scale)
+        below = log_sigmoid((value + half - self.loc) / self.scale)
+        above = log_sigmoid((self.loc - value + half) / self.scale)
+        both = below + above + log_one_minus_exp(2 * half / self.scale)
         return torch.where(value < half, below, torch.where(value > 1 - half, above, both))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
@@ -104,11 +104,11 @@ class QuantizedLogistic(dist.TorchDistribution):
 # vectorizes.
 
 
-def _log_sigmoid(u: Tensor) -> Tensor:
+def log_sigmoid(u: Tensor) -> Tensor:
     """log sigmoid(u), to within rounding of 1."""
     return torch.minimum(u, torch.zeros_like(u)) - torch.log(1 + torch.exp(-u.abs()))
 
 
-def _log_one_minus_exp(d: Tensor) -> Tensor:
+def log_one_minus_exp(d: Tensor) -> Tensor:
     """log(1 - exp(-d)) for d > 0: 1 - exp(-d) = tanh(d / 2) (1 + exp(-d)), of which neither cancels."""
     return torch.log(torch.tanh(d / 2)) + torch.log(1 + torch.exp(-d))

@@ -1,0 +1,7 @@
+"""Colors as integers: luma and chroma without loss, and which chroma a luma leaves room for."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

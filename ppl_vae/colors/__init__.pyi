@@ -1,0 +1,6 @@
+from .ycocg import (
+    chroma_interval as chroma_interval,
+    luma_after_green as luma_after_green,
+    split_colors as split_colors,
+    to_rgb as to_rgb,
+)

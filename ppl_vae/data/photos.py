@@ -1,0 +1,300 @@
+"""Color photos as luma and chroma, with human segmentations beside them where there are some."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ppl_vae.colors import split_colors
+from ppl_vae.data.folders import PICTURES, PIL_ERRORS, opened_picture
+from ppl_vae.runtime import require_count, require_seed
+
+SEGMENTS = ".seg.png"
+"""What the name of a segmentation ends in: that of `12.jpg` is `12.seg.png`, a number for each pixel."""
+
+_EMBEDDED = {
+    "train": (
+        "astronaut.png",
+        "chelsea.png",
+        "rocket.jpg",
+        "retina.jpg",
+        "ihc.png",
+        "hubble_deep_field.jpg",
+    ),
+    "test": ("coffee.png", "motorcycle_left.png"),
+}
+"""The color photos that scikit-image has in its wheel; others it downloads."""
+
+_HELD_OUT = ("test", "val", "validation")
+"""Folders of photos that are kept apart, beside `train`."""
+
+
+class BrokenPhotoWarning(UserWarning):
+    """A photo cannot be read, and is left out."""
+
+
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """A photo of h x w pixels.
+
+    Attributes:
+        name: Its file, without the folder.
+        chroma: (Co, Cg), int16, `(h, w, 2)`: see `ppl_vae.colors.split_colors`.
+        luma: Y, int16, `(h, w)`.
+        segments: Somebody's segmentation, a number for each pixel, `(h, w)`; None if there is none.
+    """
+
+    name: str
+    chroma: Tensor
+    luma: Tensor
+    segments: Tensor | None = None
+
+    @property
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """The photo as a batch of one row, (chroma, luma), float32: what `SegmentedColors` takes."""
+        return self.chroma[None].float(), self.luma[None].float()
+
+
+class Photos(Sequence[Photo]):
+    """Some photos, of any sizes.
+
+    Args:
+        photos: Them.
+
+    Example:
+        >>> gray = Photo("gray.png", torch.zeros(9, 12, 2).short(), torch.arange(108).reshape(9, 12).short())
+        >>> y, x = Photos([gray]).patches(size=8, count=5, seed=0)
+        >>> y.shape, x.shape
+        (torch.Size([5, 8, 8, 2]), torch.Size([5, 8, 8]))
+    """
+
+    def __init__(self, photos: Sequence[Photo]) -> None:
+        self._photos = tuple(photos)
+
+    def __len__(self) -> int:
+        return len(self._photos)
+
+    def __getitem__(self, i):  # type: ignore[no-untyped-def]
+        return Photos(self._photos[i]) if isinstance(i, slice) else self._photos[i]
+
+    def __iter__(self) -> Iterator[Photo]:
+        return iter(self._photos)
+
+    def __repr__(self) -> str:
+        pixels = sum(photo.luma.numel() for photo in self)
+        return f"<{len(self)} photos, {pixels / 1e6:.2f} million pixels>"
+
+    def patches(self, size: int, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Squares that are cut out at random, each photo as often as its number of pixels says.
+
+        Args:
+            size: Their side in pixels.
+            count: How many.
+            seed: Seed of the choice.
+
+        Returns:
+            Chroma, `(count, size, size, 2)`, and luma, `(count, size, size)`, float32: a batch of
+            `SegmentedColors`.
+
+        Raises:
+            TypeError: `size`, `count` or `seed` is no whole number.
+            ValueError: `size` or `count` is not positive, or every photo is smaller than `size`.
+        """
+        require_count("size", size, 1)
+        require_count("count", count, 1)
+        require_seed(seed)
+        large = [photo for photo in self if min(photo.luma.shape) >= size]
+        if not large:
+            raise ValueError(
+                f"no photo has {size} x {size} pixels (there are {len(self)}): choose a smaller "
+                "size of the patches"
+            )
+        generator = torch.Generator().manual_seed(seed)
+        weights = torch.tensor([float(photo.luma.numel()) for photo in large])
+        chosen = torch.multinomial(weights, count, replacement=True, generator=generator).tolist()
+        places = torch.rand(count, 2, generator=generator).tolist()
+        chroma = torch.empty(count, size, size, 2)
+        luma = torch.empty(count, size, size)
+        for i, (number, (down, right)) in enumerate(zip(chosen, places, strict=True)):
+            photo = large[number]
+            top = int(down * (photo.luma.shape[0] - size + 1))
+            left = int(right * (photo.luma.shape[1] - size + 1))
+            part = slice(top, top + size), slice(left, left + size)
+            chroma[i], luma[i] = photo.chroma[part], photo.luma[part]
+        return chroma, luma
+
+
+@dataclass(frozen=True, eq=False)
+class PhotoData:
+    """Photos to train on, and others to measure on.
+
+    Attributes:
+        train: The photos to train on.
+        test: Others.
+    """
+
+    train: Photos
+    test: Photos
+
+
+def load_photos(
+    name: str = "skimage", *, longest: int | None = None, test_fraction: float = 0.2, seed: int = 0
+) -> PhotoData:
+    """Loads color photos, those to measure on apart from those to train on.
+
+    A photo that cannot be read is named in a `BrokenPhotoWarning`, and left out.
+
+    Args:
+        name: "skimage" for the photos that scikit-image contains, or "folder:PATH" for those below a folder. If
+            that holds `train/`, and `test/` or `val/` beside it, they are the split. A segmentation of `12.jpg`
+            is `12.seg.png`.
+        longest: Longest side in pixels: larger photos are reduced to it. None keeps them as they are.
+        test_fraction: The share of the photos to measure on, if the folder has no split of its own.
+        seed: Seed of that split.
+
+    Raises:
+        TypeError: An argument is not what it must be.
+        ValueError: The name is unknown, or there are no photos.
+        FileNotFoundError: The folder does not exist.
+        ModuleNotFoundError: scikit-image is not installed.
+    """
+    if longest is not None:
+        require_count("longest", longest, 1)
+    kind, _, path = name.partition(":")
+    if name == "skimage":
+        folder = _embedded_folder()
+        train, test = (
+            _read([folder / file for file in files], longest) for files in _EMBEDDED.values()
+        )
+        return PhotoData(train, test)
+    if kind != "folder" or not path:
+        raise ValueError(
+            f"there are no photos named '{name}': give 'skimage', or 'folder:PATH' for a folder of photos"
+        )
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {folder.absolute()}: check the path in '{name}'"
+        )
+    held_out = [folder / other for other in _HELD_OUT if (folder / other).is_dir()]
+    if (folder / "train").is_dir() and held_out:
+        return PhotoData(
+            _read(_photo_files(folder / "train"), longest),
+            _read(_photo_files(held_out[0]), longest),
+        )
+    files = _photo_files(folder)
+    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed)).tolist()
+    held = max(1, round(test_fraction * len(files)))
+    if held >= len(files):
+        raise ValueError(
+            f"the folder {folder} has {len(files)} photos, too few to keep some apart: give it train/ "
+            "and test/, or a smaller test_fraction"
+        )
+    test_files, train_files = (
+        sorted(files[i] for i in part) for part in (order[:held], order[held:])
+    )
+    return PhotoData(_read(train_files, longest), _read(test_files, longest))
+
+
+def read_photo(path: Path | str, longest: int | None = None) -> Tensor:
+    """The colors of a photo, uint8, `(h, w, 3)`, turned upright as its EXIF orientation says.
+
+    What is transparent is put on white. 16 bits per channel are reduced to 8, CMYK and palettes become red,
+    green and blue; gray photos are gray.
+
+    Args:
+        path: A file in one of the formats of `ppl_vae.data`: PNG, JPEG, BMP, WebP, GIF (its first picture).
+        longest: Longest side in pixels: a larger photo is reduced to it.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It cannot be read; the message names it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no photo {path}: check the path")
+    try:
+        with opened_picture(path) as image:
+            picture = _as_rgb(ImageOps.exif_transpose(image))
+            if longest is not None and max(picture.size) > longest:
+                share = longest / max(picture.size)
+                size = tuple(max(1, round(side * share)) for side in picture.size)
+                picture = picture.resize(size, Image.Resampling.LANCZOS)  # type: ignore[arg-type]
+            return torch.from_numpy(np.array(picture))
+    except PIL_ERRORS as error:
+        raise ValueError(
+            f"the photo {path} cannot be read: {error}. Repair it, convert it to PNG, or remove it"
+        ) from error
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits of gray; PIL's own conversion would cut them at 255
+        values = np.asarray(image).astype(np.float64)
+        values = values / 257.0 if values.max(initial=0) > 255 else values
+        return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    if "transparency" in image.info or image.mode in ("LA", "PA", "La", "RGBA", "RGBa"):
+        opaque = image.convert("RGBA")
+        white = Image.new("RGBA", opaque.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, opaque).convert("RGB")
+    return image.convert("RGB")
+
+
+def _photo_files(folder: Path) -> list[Path]:
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in PICTURES and not path.name.startswith(".") and path.is_file()
+        if not path.name.endswith(SEGMENTS)
+    )
+    if not files:
+        raise ValueError(f"no photos in the folder {folder}: looked for {', '.join(PICTURES)}")
+    return files
+
+
+def _read(files: Sequence[Path], longest: int | None) -> Photos:
+    found = []
+    for path in files:
+        try:
+            luma, chroma = split_colors(read_photo(path, longest))
+            found.append(Photo(path.name, chroma, luma, _segments(path, tuple(luma.shape))))
+        except ValueError as error:
+            warnings.warn(f"{error}; it is left out", BrokenPhotoWarning, stacklevel=3)
+    if not found:
+        raise ValueError(f"none of the {len(files)} photos in {files[0].parent} can be read")
+    return Photos(found)
+
+
+def _segments(path: Path, shape: tuple[int, ...]) -> Tensor | None:
+    """The segmentation beside a photo, at its size."""
+    beside = path.with_name(path.stem + SEGMENTS)
+    if not beside.is_file():
+        return None
+    try:
+        with opened_picture(beside) as image:
+            picture = image.resize(shape[::-1], Image.Resampling.NEAREST)  # type: ignore[arg-type]
+            numbers = np.array(picture)
+    except PIL_ERRORS as error:
+        raise ValueError(
+            f"the segmentation {beside} cannot be read: {error}. Repair or remove it"
+        ) from error
+    if numbers.ndim != 2:
+        raise ValueError(f"the segmentation {beside} has colors: it must have one number per pixel")
+    return torch.from_numpy(numbers.astype(np.int64))
+
+
+def _embedded_folder() -> Path:
+    spec = find_spec("skimage")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(
+            "the photos 'skimage' are those of scikit-image, which is not installed: "
+            "pip install 'ppl_vae[colorize]', or give 'folder:PATH'"
+        )
+    return Path(spec.origin).parent / "data"

@@ -1,0 +1,231 @@
+"""Logistic distributions of a pixel's chroma, on the whole numbers that its luma leaves room for."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from ppl_vae.colors import chroma_interval, luma_after_green
+from ppl_vae.distributions.quantized_logistic import log_one_minus_exp, log_sigmoid
+
+_QUANTILES = 64
+"""At so many values of Cg the mean of Co is averaged."""
+
+
+class ChromaLogistic(dist.TorchDistribution):
+    """P(Co, Cg | Y): rounded logistic distributions, cut to the chroma that the luma Y leaves room for.
+
+    Of the integer color space YCoCg-R (see `ppl_vae.colors`). With the logistic function s and
+    F(v) = s((v - loc) / scale), cut to the whole numbers from a to b,
+
+        P(v) = (F(v + 1/2) - F(v - 1/2)) / (F(b + 1/2) - F(a - 1/2)).
+
+    Cg has this distribution on the numbers that Y leaves room for; then Co, with the location
+    loc_Co + slope (Cg - loc_Cg), on those that Y and Cg leave room for. So the masses of all colors of a luma
+    sum to 1, and -log2 P is a number of bits in which a lossless code can write the color of a pixel whose gray
+    value is known. All are evaluated in logarithms, exactly at any distance.
+
+    Args:
+        luma: Y, whole numbers from 0 to 255, `(*batch)`.
+        loc: Locations of (Co, Cg), any real numbers, `(*batch, 2)`.
+        scale: Their scales, positive, `(*batch, 2)`; a scale s has the standard deviation 1.81 s before it is
+            cut.
+        slope: By how much the location of Co moves with Cg, `(*batch)`.
+
+    Example:
+        >>> p = ChromaLogistic(torch.tensor([0, 255]), torch.tensor([20.0, 0.0]), torch.tensor([5.0, 5.0]))
+        >>> p.log_prob(torch.tensor([[1, 0], [0, 0]])).exp()
+        tensor([0.1339, 1.0000])
+        >>> p.mode
+        tensor([[1., 0.],
+                [0., 0.]])
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
+        "luma": constraints.integer_interval(0, 255),
+        "loc": constraints.independent(constraints.real, 1),
+        "scale": constraints.independent(constraints.positive, 1),
+        "slope": constraints.real,
+    }
+
+    def __init__(
+        self,
+        luma: Tensor,
+        loc: Tensor,
+        scale: Tensor,
+        slope: Tensor | float = 0.0,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.slope = torch.as_tensor(slope, dtype=loc.dtype, device=loc.device)
+        batch = torch.broadcast_shapes(
+            luma.shape, loc.shape[:-1], scale.shape[:-1], self.slope.shape
+        )
+        self.luma, self.loc, self.scale = luma.to(loc.dtype), loc, scale
+        super().__init__(batch, torch.Size([2]), validate_args=validate_args)
+
+    @constraints.dependent_property(is_discrete=True, event_dim=1)
+    def support(self) -> constraints.Constraint:
+        """The chroma of the colors with this luma."""
+        return _Room(self.luma)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> ChromaLogistic:
+        """The same distribution for a larger batch shape."""
+        new: ChromaLogistic = self._get_checked_instance(ChromaLogistic, _instance)  # type: ignore[no-untyped-call]
+        batch = torch.Size(batch_shape)
+        new.luma, new.slope = self.luma.expand(batch), self.slope.expand(batch)
+        new.loc, new.scale = self.loc.expand(*batch, 2), self.scale.expand(*batch, 2)
+        super(ChromaLogistic, new).__init__(batch, torch.Size([2]), validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log P(Co, Cg | Y) of whole numbers `(*batch, 2)`, in nats."""
+        if self._validate_args:
+            self._validate_sample(value)
+        orange, green = value.to(self.loc.dtype).unbind(-1)
+        of_green, of_orange = self._green(), self._orange(green)
+        log_p: Tensor = of_green.log_prob(green) + of_orange.log_prob(orange)
+        return log_p
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
+        """Draws whole numbers, as floats, `(*sample_shape, *batch, 2)`."""
+        shape = (*torch.Size(sample_shape), *self.batch_shape)
+        uniform = torch.rand(2, *shape, dtype=self.loc.dtype, device=self.loc.device)
+        green = self._green().at(uniform[0])
+        orange = self._orange(green).at(uniform[1])
+        return torch.stack([orange.expand(shape), green.expand(shape)], -1)
+
+    @property
+    def mode(self) -> Tensor:
+        """The mode of Cg, and that of Co at this Cg: near the most probable color, `(*batch, 2)`."""
+        green = self._green().mode
+        orange = self._orange(green).mode
+        return torch.stack(torch.broadcast_tensors(orange, green), -1).expand(*self.batch_shape, 2)
+
+    @property
+    def mean(self) -> Tensor:
+        """E[(Co, Cg)] to within a level, `(*batch, 2)`: before rounding; that of Co over 64 quantiles of Cg."""
+        middles = (torch.arange(_QUANTILES, device=self.loc.device) + 0.5) / _QUANTILES
+        of_green = self._green()
+        orange: Tensor | float = 0.0
+        for middle in middles.to(self.loc.dtype).unbind():
+            green = of_green.at(middle.expand(self.batch_shape))
+            orange = orange + self._orange(green).mean / _QUANTILES
+        return torch.stack([torch.as_tensor(orange), of_green.mean.expand(self.batch_shape)], -1)
+
+    def _green(self) -> _Cut:
+        return _Cut(self.loc[..., 1], self.scale[..., 1], *chroma_interval(self.luma))
+
+    def _orange(self, green: Tensor) -> _Cut:
+        loc = self.loc[..., 0] + self.slope * (green - self.loc[..., 1])
+        room = chroma_interval(luma_after_green(self.luma, green))
+        return _Cut(loc, self.scale[..., 0], *room)
+
+
+class _Cut:
+    """A logistic distribution, rounded to whole numbers and cut to those from `least` to `greatest`."""
+
+    def __init__(self, loc: Tensor, scale: Tensor, least: Tensor, greatest: Tensor) -> None:
+        self.loc, self.scale, self.least, self.greatest = loc, scale, least, greatest
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log P(value), from s(b) - s(a) = s(b) s(-a) (1 - exp(a - b)) above and below the line.
+
+        With log s(u) = min(u, 0) - log(1 + exp(-|u|)), what remains in the logarithm are numbers between 1 and
+        2, so that there is one logarithm for all of them: half the time of one for each.
+        """
+        inverse = 1 / self.scale
+        below, above = (value - self.loc + 0.5) * inverse, (self.loc - value + 0.5) * inverse
+        most, least = (
+            (self.greatest - self.loc + 0.5) * inverse,
+            (self.loc - self.least + 0.5) * inverse,
+        )
+        exponents = _least_of(below) + _least_of(above) - _least_of(most) - _least_of(least)
+        inside = _factor(most) * _factor(least) * _one_minus_exp(inverse)
+        rest = (
+            _factor(below)
+            * _factor(above)
+            * _one_minus_exp((self.greatest - self.least + 1) * inverse)
+        )
+        return exponents + torch.log(inside / rest)
+
+    @property
+    def mode(self) -> Tensor:
+        return torch.minimum(torch.maximum(self.loc.round(), self.least), self.greatest)
+
+    @property
+    def mean(self) -> Tensor:
+        """E[v] before rounding, from the integral of v dF = [v F] - [scale softplus]."""
+        side, near, far = self._from_mode()
+        # With T(u) = s(-u): E[u] = (near T(near) - far T(far) + softplus(-near) - softplus(-far)) / mass.
+        log_mass = log_sigmoid(-near) + log_one_minus_exp(far - near) + log_sigmoid(far)
+        tails = near * torch.sigmoid(-near) - far * torch.sigmoid(-far)
+        rest = torch.nn.functional.softplus(-near) - torch.nn.functional.softplus(-far)
+        mean = (tails + rest) / log_mass.exp()
+        # So far in the tail that it is an exponential distribution, cut at the far end.
+        width = far - near
+        tail = near + 1 - width * torch.exp(-width) / -torch.expm1(-width)
+        mean = torch.where(near > 10.0, tail, mean)
+        value = self.loc + side * self.scale * mean
+        return torch.minimum(torch.maximum(value, self.least), self.greatest)
+
+    def at(self, uniform: Tensor) -> Tensor:
+        """The whole number at this quantile, counted from the end of the cut that is nearer to the mode."""
+        side, near, far = self._from_mode()
+        # log T(u) between those of the ends, T = s(-u): accurate however far the cut is in the tail.
+        log_near, log_far = log_sigmoid(-near), log_sigmoid(-far)
+        share = (uniform + (1 - uniform) * torch.exp(log_far - log_near)).clamp_min(1e-37)
+        log_tail = log_near + share.log()
+        u = torch.log1p(-log_tail.exp().clamp_max(1 - 1e-7)) - log_tail
+        value = (self.loc + side * self.scale * u).round()
+        return torch.minimum(torch.maximum(value, self.least), self.greatest)
+
+    def _from_mode(self) -> tuple[Tensor, Tensor, Tensor]:
+        """A side, 1 or -1, and the ends of the cut on it, in scales; near < far, near the mode."""
+        side = torch.where(self.loc <= (self.least + self.greatest) / 2, 1.0, -1.0)
+        up, down = self.greatest + 0.5 - self.loc, self.loc - self.least + 0.5
+        near = torch.where(side > 0, -down, -up) / self.scale
+        far = torch.where(side > 0, up, down) / self.scale
+        return side, near, far
+
+
+def _least_of(u: Tensor) -> Tensor:
+    """min(u, 0)."""
+    return u.clamp_max(0.0)
+
+
+def _factor(u: Tensor) -> Tensor:
+    """1 + exp(-|u|)."""
+    return 1 + torch.exp(-u.abs())
+
+
+def _one_minus_exp(d: Tensor) -> Tensor:
+    """1 - exp(-d) for d > 0, which does not cancel."""
+    return torch.tanh(d / 2) * (1 + torch.exp(-d))
+
+
+class _Room(constraints.Constraint):
+    """The chroma that a luma leaves room for."""
+
+    is_discrete = True
+    event_dim = 1
+
+    def __init__(self, luma: Tensor) -> None:
+        self.luma = luma
+
+    def check(self, value: Tensor) -> Tensor:
+        orange, green = value.to(self.luma.dtype).unbind(-1)
+        first = chroma_interval(self.luma)
+        second = chroma_interval(luma_after_green(self.luma, green))
+        inside = (first[0] <= green) & (green <= first[1])
+        inside = inside & (second[0] <= orange) & (orange <= second[1])
+        whole: Tensor = (value == value.round()).all(-1)
+        return whole & inside
+
+    def __repr__(self) -> str:
+        return "the chroma (Co, Cg) of colors with this luma"
