@@ -25,3 +25,4 @@ from .context import (
 from .convolutional import Convolutional as Convolutional
 from .mlp import MLP as MLP
 from .rebuildable import Rebuildable as Rebuildable, Recipe as Recipe, recipe_of as recipe_of
+from .unet import UNet as UNet
