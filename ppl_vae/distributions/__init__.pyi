@@ -1,4 +1,5 @@
 from .ancestral import Ancestral as Ancestral
+from .chroma_logistic import ChromaLogistic as ChromaLogistic
 from .flows import (
     FlowDistribution as FlowDistribution,
     MonotonicSpline as MonotonicSpline,
@@ -19,5 +20,7 @@ from .normal_mixture import (
     DiagonalNormalMixture as DiagonalNormalMixture,
     NormalMixture as NormalMixture,
 )
+from .potts_field import PottsField as PottsField, ScanLines as ScanLines
+from .potts_grid import PottsGrid as PottsGrid
 from .quantized_logistic import QuantizedLogistic as QuantizedLogistic
 from .rebuild import arguments_of as arguments_of, rebuilt as rebuilt

@@ -13,6 +13,10 @@ from .pareto import (
     pareto_khat as pareto_khat,
     tail_size as tail_size,
 )
+from .partitions import (
+    segmentation_covering as segmentation_covering,
+    variation_of_information as variation_of_information,
+)
 from .results import (
     Result as Result,
     RowResult as RowResult,
