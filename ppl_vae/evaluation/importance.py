@@ -19,14 +19,17 @@ from ppl_vae.evaluation.result import Evaluation
 from ppl_vae.pairs import (
     Batch,
     DataLike,
+    Elements,
     FiniteLatents,
     Layout,
     Pair,
     Program,
+    elements_of,
     finite_latents,
     notes_on_discrete,
     num_rows,
     sample_rows,
+    summed_elements,
 )
 from ppl_vae.runtime import require_flags, require_samples
 from ppl_vae.stats import Estimate, StreamingWeights
@@ -133,9 +136,13 @@ def _evaluate(
             ladder = Ladder(session, num_samples, rows * samples, method == "annealed")
         summed: dict[tuple[str, ...], FiniteLatents] = {}
         drawn: dict[str, None] = {}
+        by_element = _ByElement(session.pair)
         for chunk in session.chunks(rows, "evaluate"):
             layout, finite = sampler.discrete(chunk)
-            part = _evaluate_rows(sampler, chunk, num_samples, samples, layout, finite, known)
+            exact = by_element.rows(layout, chunk, num_samples) if finite is None else None
+            part = exact or _evaluate_rows(
+                sampler, chunk, num_samples, samples, layout, finite, known
+            )
             if (
                 session.layouts.expected(chunk) is not layout
             ):  # of another kind than rows of its shapes before
@@ -143,7 +150,8 @@ def _evaluate(
                 part = _evaluate_rows(sampler, chunk, num_samples, samples, layout, finite, known)
             if finite is not None:
                 summed.setdefault(layout.discrete, finite)
-            drawn |= dict.fromkeys(layout.discrete if finite is None and not known else ())
+            is_drawn = finite is None and exact is None and not known
+            drawn |= dict.fromkeys(layout.discrete if is_drawn else ())
             if points.add(layout, num_rows(chunk)):
                 for name in ("log_likelihood", "error", "ess", "khat"):
                     part[name] = torch.full_like(part[name], math.nan)
@@ -157,7 +165,7 @@ def _evaluate(
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     drawn_rows = joined.pop("drawn")
     notes, cautions = _describe(session, summed, drawn, drawn_rows)
-    notes = (*conditions.notes, *notes)
+    notes = (*conditions.notes, *by_element.notes, *notes)
     joined["rung"] = torch.zeros(len(drawn_rows))
     if ladder is not None:
         ladder.improve(joined)
@@ -220,6 +228,53 @@ def _evaluate_rows(
         "khat": khat.cpu(),
         "drawn": torch.full((num_rows(batch),), drawn),
     }
+
+
+class _ByElement:
+    """Rows of a discrete latent with many elements that are summed over one at a time; see `summed_elements`.
+
+    Args:
+        pair: The pair.
+    """
+
+    def __init__(self, pair: Pair) -> None:
+        self._pair = pair
+        self._found: dict[object, Elements | None] = {}
+        self._summed: dict[str, None] = {}
+
+    def rows(self, layout: Layout, batch: Batch, num_samples: int) -> dict[str, Tensor] | None:
+        """What `_evaluate_rows` finds, exactly; None if that cannot be."""
+        if not layout.discrete:
+            return None
+        if layout.signature not in self._found:
+            self._found[layout.signature] = elements_of(self._pair, layout, batch)
+        elements = self._found[layout.signature]
+        if elements is None:
+            return None
+        found = summed_elements(self._pair, layout, batch, elements)
+        if found is None:
+            return None
+        self._summed[elements.site] = None
+        log_p = found.log_weights[0].cpu()
+        return {
+            "rate": found.rate[0].cpu(),
+            "distortion": found.distortion[0].cpu(),
+            "log_likelihood": log_p,
+            "error": torch.zeros_like(log_p),
+            "ess": torch.full_like(log_p, num_samples),
+            "khat": torch.full_like(log_p, -math.inf),
+            "drawn": torch.zeros_like(log_p, dtype=torch.bool),
+        }
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Which latents were summed over."""
+        if not self._summed:
+            return ()
+        names = _quoted(self._summed)
+        return (
+            f"latents {names} are summed over element by element, not drawn: log p(x) and the ELBO are exact",
+        )
 
 
 def _is_posterior(pair: Pair) -> bool:

@@ -18,6 +18,11 @@ from .elbo import (
     MeanFieldELBO as MeanFieldELBO,
     TraceELBO as TraceELBO,
 )
+from .element_draws import (
+    ScoreFunctionELBO as ScoreFunctionELBO,
+    StraightThroughELBO as StraightThroughELBO,
+)
+from .elementwise import ElementwiseELBO as ElementwiseELBO
 from .from_pyro import as_objective as as_objective
 from .gumbel_softmax import GumbelSoftmaxELBO as GumbelSoftmaxELBO
 from .importance_weighted import ImportanceWeightedELBO as ImportanceWeightedELBO

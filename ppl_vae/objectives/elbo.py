@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from ppl_vae.objectives.base import Loss, Objective
+from ppl_vae.objectives.elementwise import ElementwiseELBO
 from ppl_vae.objectives.path_gradients import (
     RepeatableGuide,
     draws_of,
@@ -31,8 +32,11 @@ from ppl_vae.pairs import (
     ScaleLatents,
     Trace,
     as_args,
+    elements_of,
     elementwise_kl,
+    find_layout,
     has_log_density,
+    is_discrete,
     is_enumerated,
     latent_sites,
     mean_field_violations,
@@ -51,6 +55,8 @@ class ELBO(Objective):
     """The ELBO by the lowest-variance estimator that is right for the pair.
 
     The estimator is `EnumELBO` if a discrete latent is marked `infer={"enumerate": "parallel"}`;
+    `ElementwiseELBO` if the only latent is discrete, with many elements of which the likelihood takes one at a
+    time;
     `MeanFieldELBO` if all latents are reparameterized, no analytic KL would be wrong (see
     `mean_field_violations`), and the guide has no other sites than latents of the model and auxiliary ones;
     otherwise `TraceELBO`.
@@ -87,6 +93,10 @@ class ELBO(Objective):
         chosen: type[Objective]
         if any(is_enumerated(site) for site in latents.values()):
             chosen = EnumELBO
+        elif any(is_discrete(site) and site["fn"].event_shape for site in latents.values()) and (
+            elements_of(pair, find_layout(pair, batch), batch) is not None
+        ):
+            chosen = ElementwiseELBO
         elif (
             # Pyro's analytic KL ignores the log_density of a Delta.
             all(site["fn"].has_rsample and not has_log_density(site) for site in latents.values())

@@ -10,8 +10,25 @@ from torch import Tensor
 from torch.nn.functional import gumbel_softmax
 
 from ppl_vae.objectives.base import Loss, Objective
+from ppl_vae.objectives.elementwise import (
+    expected_likelihood,
+    independent_elements,
+    known_elements,
+    mean_of_elements,
+    mean_over_rows,
+)
 from ppl_vae.objectives.schedules import require_positive
-from ppl_vae.pairs import Batch, Layout, Pair, PairError, Site, as_args, num_rows, sample_rows
+from ppl_vae.pairs import (
+    Batch,
+    Layout,
+    Pair,
+    PairError,
+    Site,
+    as_args,
+    element_tables,
+    num_rows,
+    sample_rows,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +46,9 @@ class GumbelSoftmaxELBO(Objective):
     gradient of the guide is biased. As the temperature goes to 0, the bias vanishes but the variance grows. The
     derivative of - log q_k within f_k is left out: its expectation is 0, so it would only add noise.
 
+    A latent with many elements, such as a category per pixel, of which the likelihood takes one at a time (see
+    `ElementwiseELBO`), has a relaxed draw for each element; its KL is exact.
+
     Every f_k is computed. From these, `EnumELBO` gets its exact gradient at the same cost; this objective is
     meant for comparison with it. The metrics (ELBO, rate, distortion) are exact sums.
 
@@ -37,7 +57,8 @@ class GumbelSoftmaxELBO(Objective):
 
     Raises:
         PairError: The guide does not draw exactly one latent, with finite support, inside the plate over
-            rows, or the model enumerates another latent.
+            rows, or the model enumerates another latent, or the elements of a latent with many are not
+            independent under the guide.
         ValueError: The temperature is not positive, or free_bits is not 0.
 
     Example:
@@ -55,6 +76,8 @@ class GumbelSoftmaxELBO(Objective):
         require_positive(type(self).__name__, "temperature", self.temperature)
 
     def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:
+        if known_elements(pair, layout, batch) is not None:
+            return self._of_elements(pair, layout, batch, beta)
         support = _support(pair, layout, batch)
         (name,) = layout.draws
         rows = sample_rows(pair, layout, batch, len(support), values={name: support})
@@ -78,6 +101,20 @@ class GumbelSoftmaxELBO(Objective):
             distortion=distortion,
             traces=[(rows.model_trace, rows.guide_trace)],
         )
+
+    def _of_elements(self, pair: Pair, layout: Layout, batch: Batch, beta: float) -> Loss:
+        """For a latent of many elements: each has a relaxed draw of its own. The KL is exact."""
+        elements = known_elements(pair, layout, batch)
+        assert elements is not None
+        tables, n = element_tables(pair, layout, batch, elements), num_rows(batch)
+        log_q = independent_elements(tables.log_q, type(self).__name__)
+        many = log_q.expand(self.num_particles, *log_q.shape)
+        y = gumbel_softmax(many, tau=self.temperature, hard=True, dim=1)
+        terms = (y * tables.log_likelihood).sum(1).mean(0)
+        rate = mean_over_rows(tables.kl, layout, n)
+        loss = beta * rate - mean_of_elements(terms, layout, n)
+        likelihood, rate = expected_likelihood(tables, layout, n).detach(), rate.detach()
+        return Loss(loss, likelihood - rate, rate, -likelihood, [tables.traces])
 
 
 def _support(pair: Pair, layout: Layout, batch: Batch) -> Tensor:

@@ -1,6 +1,7 @@
 from .analytic_kl import (
     elementwise_kl as elementwise_kl,
     factorize as factorize,
+    kl_between as kl_between,
     mean_field_violations as mean_field_violations,
 )
 from .as_tensors import as_tensor as as_tensor, is_array as is_array
@@ -44,6 +45,14 @@ from .dimensions import (
     kl_of_dimensions as kl_of_dimensions,
     names_of_dimensions as names_of_dimensions,
     normal_rows as normal_rows,
+)
+from .elements import (
+    Elements as Elements,
+    ElementTables as ElementTables,
+    element_tables as element_tables,
+    elements_of as elements_of,
+    marginals_of as marginals_of,
+    summed_elements as summed_elements,
 )
 from .errors import (
     PLAIN as PLAIN,
@@ -125,6 +134,7 @@ from .row_plate import (
     sites_of_rows as sites_of_rows,
 )
 from .rows_of_data import DataArguments as DataArguments
+from .shared_work import shared as shared, sharing_work as sharing_work
 from .sources import (
     TrackLatents as TrackLatents,
     sharing_draws as sharing_draws,
@@ -150,6 +160,7 @@ from .traces import (
     innermost as innermost,
     is_categorical as is_categorical,
     is_delta as is_delta,
+    is_discrete as is_discrete,
     is_enumerated as is_enumerated,
     is_factor as is_factor,
     is_weighted as is_weighted,

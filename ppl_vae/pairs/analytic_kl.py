@@ -34,7 +34,7 @@ def elementwise_kl(guide_site: Site, model_site: Site, analytic: bool = True) ->
     if p.batch_shape != q.batch_shape:  # torch's KL of Bernoullis does not broadcast
         p = p.expand(q.batch_shape)
     try:
-        kl = kl_divergence(q, p) if analytic else q.log_prob(value) - p.log_prob(value)
+        kl = kl_between(q, p) if analytic else q.log_prob(value) - p.log_prob(value)
     except NotImplementedError:
         kl = q.log_prob(value) - p.log_prob(value)
     kl = kl.expand(q.batch_shape)
@@ -45,6 +45,39 @@ def elementwise_kl(guide_site: Site, model_site: Site, analytic: bool = True) ->
         kl, mask=mask.unsqueeze(-1) if isinstance(mask, Tensor) else mask
     )
     return masked
+
+
+def kl_between(q: Any, p: Any) -> Tensor:
+    """KL(q || p), of the batch shape, as torch has it; but of categories from their logits.
+
+    Torch's is infinite where p is so small that it is 0 in the dtype of the numbers, below 1e-45.
+
+    Raises:
+        NotImplementedError: There is no formula.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> q, p = dist.Categorical(torch.ones(2)), dist.Categorical(logits=torch.tensor([0.0, -200.0]))
+        >>> kl_between(q, p), kl_divergence(q, p)
+        (tensor(99.3069), tensor(inf))
+    """
+    layers = 0
+    inner_q, inner_p = q, p
+    while isinstance(inner_q, torch.distributions.Independent) and isinstance(
+        inner_p, torch.distributions.Independent
+    ):
+        if inner_q.reinterpreted_batch_ndims != inner_p.reinterpreted_batch_ndims:
+            return kl_divergence(q, p)
+        layers += inner_q.reinterpreted_batch_ndims
+        inner_q, inner_p = inner_q.base_dist, inner_p.base_dist
+    categorical = torch.distributions.Categorical
+    if not (isinstance(inner_q, categorical) and isinstance(inner_p, categorical)):
+        return kl_divergence(q, p)
+    probs: Tensor = (
+        inner_q.logits.exp()
+    )  # torch's softmax of few categories takes ten times as long
+    terms = torch.where(probs > 0, probs * (inner_q.logits - inner_p.logits), 0.0).sum(-1)
+    return terms.flatten(terms.dim() - layers).sum(-1) if layers else terms
 
 
 def factorize(guide_site: Site, model_site: Site) -> bool:

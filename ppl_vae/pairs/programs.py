@@ -10,6 +10,8 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from ppl_vae.pairs.shared_work import sharing_work
+
 Program = Callable[..., Any]
 """A Pyro model or guide."""
 
@@ -119,7 +121,8 @@ def trace_programs(
             another gradient.
     """
     args = as_args(batch)
-    guide_trace = trace_guide(guide, *args)
-    seen = guide_trace if as_seen is None else as_seen(guide_trace)
-    replayed = poutine.replay(model, trace=seen)
-    return poutine.trace(replayed).get_trace(*args), guide_trace
+    with sharing_work():
+        guide_trace = trace_guide(guide, *args)
+        seen = guide_trace if as_seen is None else as_seen(guide_trace)
+        replayed = poutine.replay(model, trace=seen)
+        return poutine.trace(replayed).get_trace(*args), guide_trace

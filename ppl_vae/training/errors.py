@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch.distributions import kl_divergence
 
 from ppl_vae.checks import large_values, rows_not_finite
 from ppl_vae.objectives import Loss
-from ppl_vae.pairs import Batch, first_bad_site, latent_sites, observed_sites
+from ppl_vae.pairs import Batch, first_bad_site, kl_between, latent_sites, observed_sites
 from ppl_vae.runs import CHECKPOINTS, RunFolder
 from ppl_vae.training.progress import Progress
 
@@ -81,7 +80,7 @@ def _infinite_kl(loss: Loss) -> str | None:
     for model_trace, guide_trace in loss.traces:
         for name, site in latent_sites(model_trace).items():
             try:
-                kl = kl_divergence(guide_trace.nodes[name]["fn"], site["fn"])
+                kl = kl_between(guide_trace.nodes[name]["fn"], site["fn"])
             except (KeyError, NotImplementedError):
                 continue
             if bool(torch.isinf(kl).any()):

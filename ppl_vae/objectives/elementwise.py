@@ -1,0 +1,148 @@
+"""The exact ELBO of a discrete latent with many elements, such as a segment per pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from ppl_vae.objectives.base import Loss, Objective
+from ppl_vae.pairs import (
+    Batch,
+    Elements,
+    ElementTables,
+    Layout,
+    Pair,
+    PairError,
+    as_args,
+    element_tables,
+    elements_of,
+    find_layout,
+    num_rows,
+    sharing_work,
+    sum_to_rows,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfElements(Objective):
+    """An objective of one discrete latent z_1, ..., z_m, of which the likelihood takes one at a time."""
+
+    loss_is_elbo = True
+    why_no_free_bits = " for a discrete latent; set free_bits=0"
+
+    def resolve(self, pair: Pair, batch: Batch) -> Objective:
+        self.elements(pair, find_layout(pair, batch), batch)
+        return self
+
+    def elements(self, pair: Pair, layout: Layout, batch: Batch) -> Elements:
+        """The elements of the pair's latent.
+
+        Raises:
+            PairError: It is no such pair.
+        """
+        found = known_elements(pair, layout, batch)
+        if found is None:
+            raise PairError(
+                f"{type(self).__name__} needs a guide that draws one discrete latent, whose event holds "
+                "several elements with few values and known marginals, a formula of its KL, and a likelihood "
+                "that takes one element at a time: use ELBO, which chooses what suits the pair"
+            )
+        return found
+
+
+def known_elements(pair: Pair, layout: Layout, batch: Batch) -> Elements | None:
+    """`elements_of` a pair, which is looked for once for each layout: it runs the pair three times."""
+    known = _KNOWN.setdefault(pair, {})
+    if layout.signature not in known:
+        with pair.mode(training=False):  # batch statistics come from training steps alone
+            known[layout.signature] = elements_of(pair, layout, batch)
+    return known[layout.signature]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElementwiseELBO(OfElements):
+    """The ELBO of one discrete latent z = (z_1, ..., z_m), summed over its values one element at a time.
+
+        ELBO = sum_i sum_k q(z_i = k | x) log p(x | z_i = k) - beta KL(q(z | x) || p(z))
+
+    where log p(x | z) is a sum of terms with one element each, as the colors of pixels with a segment each are.
+    It needs K runs of the model's likelihood, in one, instead of K^m; there are no draws, and so there is no
+    noise. The elements need not be independent: of a Markov chain the marginals and the KL are known as well.
+    With the exact posterior (`Exact`) as the guide, value and gradient are those of log p(x), at beta = 1.
+
+    It is what `ELBO` chooses for such a pair. For elements in plates Pyro's enumeration does the same:
+    `EnumELBO`.
+
+    Raises:
+        PairError: The pair is no such pair, or there is no formula of its KL.
+        ValueError: free_bits is not 0.
+
+    Example:
+        >>> ElementwiseELBO(beta=0.5)
+        ElementwiseELBO(beta=0.5, free_bits=0.0, num_particles=1)
+    """
+
+    def __call__(self, pair: Pair, layout: Layout, batch: Batch, beta: float = 1.0) -> Loss:
+        elements = self.elements(pair, layout, batch)
+        evidence = None if isinstance(beta, Tensor) or beta != 1.0 else _log_evidence(pair)
+        with sharing_work():
+            # The marginals of an exact posterior are then for the metrics alone, which need no gradient.
+            loss = None if evidence is None else -evidence(*as_args(batch)).mean()
+            with torch.set_grad_enabled(loss is None and torch.is_grad_enabled()):
+                tables = element_tables(pair, layout, batch, elements)
+                likelihood = expected_likelihood(tables, layout, num_rows(batch))
+                rate = mean_over_rows(tables.kl, layout, num_rows(batch))
+        if loss is None:
+            loss = beta * rate - likelihood
+        likelihood, rate = likelihood.detach(), rate.detach()
+        return Loss(loss, likelihood - rate, rate, -likelihood, [tables.traces])
+
+
+_KNOWN: WeakKeyDictionary[Pair, dict[object, Elements | None]] = WeakKeyDictionary()
+"""The elements of pairs, for each layout."""
+
+
+def _log_evidence(pair: Pair) -> Callable[..., Tensor] | None:
+    """The model's own log p(x), if the guide is its posterior: then it is the ELBO, with the same gradient."""
+    is_posterior_of = getattr(pair.guide, "is_posterior_of", None)
+    found = getattr(pair.model, "log_evidence", None)
+    return found if callable(is_posterior_of) and is_posterior_of(pair.model) else None
+
+
+def independent_elements(table: Tensor | None, name: str) -> Tensor:
+    """A table of `ElementTables` that there is only for independent elements.
+
+    Args:
+        table: The table.
+        name: Of the objective that needs it.
+
+    Raises:
+        PairError: There is none.
+    """
+    if table is None:
+        raise PairError(
+            f"{name} is for elements that are independent under the guide (and, for StraightThroughELBO, under "
+            "the prior): use ELBO, which takes the exact expectation"
+        )
+    return table
+
+
+def expected_likelihood(tables: ElementTables, layout: Layout, n: int) -> Tensor:
+    """E_q log p(x | z), the mean over rows."""
+    terms = torch.where(tables.q > 0, tables.q * tables.log_likelihood, 0.0).sum(0)
+    return mean_of_elements(terms, layout, n)
+
+
+def mean_of_elements(terms: Tensor, layout: Layout, n: int) -> Tensor:
+    """The mean over rows of the sum over elements, from `(*plates, *event)`."""
+    event = terms.dim() - layout.nesting
+    return mean_over_rows(terms.flatten(-event).sum(-1) if event else terms, layout, n)
+
+
+def mean_over_rows(of_rows: Tensor, layout: Layout, n: int) -> Tensor:
+    """The mean over rows, from `(*plates)`."""
+    return sum_to_rows(of_rows, layout, 1, n).sum() / n

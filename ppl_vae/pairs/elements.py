@@ -1,0 +1,309 @@
+"""A discrete latent of many elements, such as one per pixel, which the likelihood takes one at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import pyro.poutine as poutine
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from ppl_vae.pairs.analytic_kl import kl_between
+from ppl_vae.pairs.finite import SummedRows
+from ppl_vae.pairs.handlers import Substitute
+from ppl_vae.pairs.layout import (
+    Layout,
+    LayoutChangedError,
+    inner_scale,
+    many_samples,
+    sum_to_rows,
+)
+from ppl_vae.pairs.pair import Pair
+from ppl_vae.pairs.programs import Batch, as_args, num_rows, trace_guide, trace_programs
+from ppl_vae.pairs.shared_work import sharing_work
+from ppl_vae.pairs.traces import Site, Trace, elementwise, innermost, mask_kind
+
+
+@dataclass(frozen=True)
+class Elements:
+    """A discrete latent of a row, z = (z_1, ..., z_m), of which each element has one of K values.
+
+    Attributes:
+        site: Its site.
+        values: The K values.
+    """
+
+    site: str
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class ElementTables:
+    """What a batch says about each element, in nats; `*plates` are all plates, with n rows.
+
+    Attributes:
+        q: q(z_i = k | x), the marginals, `(K, *plates, *event)`.
+        log_likelihood: What log p(x | z) gets from z_i = k, of the same shape: their sum over i is log p(x |
+            z).
+        log_q: log q(z_i = k | x), of the same shape; None if the elements are not independent under q(z | x).
+        log_prior: log p(z_i = k), of the same shape; None if the elements are not independent under p(z).
+        kl: KL(q(z | x) || p(z)) of all elements together, `(*plates)`.
+        traces: Those of model and guide, with z as each of the K values everywhere.
+    """
+
+    q: Tensor
+    log_likelihood: Tensor
+    log_q: Tensor | None
+    log_prior: Tensor | None
+    kl: Tensor
+    traces: tuple[Trace, Trace]
+
+
+def elements_of(pair: Pair, layout: Layout, batch: Batch) -> Elements | None:
+    """The only latent of a pair, if it has several elements, which the likelihood takes one at a time.
+
+    Then E_q log p(x | z) is a sum over elements and values, whatever the joint distribution of the elements is.
+    It is for latents that Pyro cannot enumerate: elements in the event of a distribution, `.to_event(2)`, not
+    in plates. That log p(x | z) is such a sum is tried on a draw. None if it is not so, or if q has no
+    marginals, or if there is no formula of the KL. The random state does not change. Call it inside
+    `pair.scope()`.
+    """
+    others = (*layout.shared, *layout.enumerated, *layout.factors)
+    one = len(layout.draws) == 1 and layout.draws == layout.guide_sites == layout.latents
+    if not one or others or layout.draws != layout.discrete or not layout.vectorizes:
+        return None
+    (name,) = layout.draws
+    with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
+        model_trace, guide_trace = trace_programs(pair.model, pair.guide, batch)
+        if name not in guide_trace.nodes:
+            return None
+        site = guide_trace.nodes[name]
+        values = _values(site["fn"])
+        if values is None or not site["fn"].event_shape or not _plain(site, layout):
+            return None
+        found = Elements(name, values)
+        try:
+            tables = element_tables(pair, layout, batch, found)
+        except (NotImplementedError, LayoutChangedError):
+            return None
+        z = site["value"]
+        while z.dim() < tables.q.dim() - 1:
+            z = z.unsqueeze(0)
+        index = (z.unsqueeze(0) == values.reshape(-1, *(1,) * z.dim())).to(torch.uint8).argmax(0)
+        chosen = tables.log_likelihood.gather(0, index.unsqueeze(0)).double().sum()
+        whole = torch.stack(
+            [
+                model_trace.nodes[x]["fn"].log_prob(model_trace.nodes[x]["value"]).double().sum()
+                for x in layout.observed
+            ]
+        ).sum()
+    same = torch.isclose(chosen, whole, rtol=1e-4, atol=1e-3)
+    return found if bool(same) else None
+
+
+def element_tables(pair: Pair, layout: Layout, batch: Batch, elements: Elements) -> ElementTables:
+    """Runs the guide once and the model at each value, and takes their densities apart by elements.
+
+    A model that states what each element adds, `log_likelihoods(*batch)`, `(*plates, *event, K)`, is asked
+    instead.
+
+    Raises:
+        NotImplementedError: A density cannot be taken apart, or there is no formula of the marginals or the KL.
+        LayoutChangedError: The programs have other sites on this batch than the layout.
+    """
+    args, name = as_args(batch), elements.site
+    of_guide, of_model = _Keep(name, draws=False), _Keep(name)
+    with sharing_work():
+        guide_trace = trace_guide(of_guide(pair.guide), *args)
+        q = of_guide.fn
+        if q is None:
+            raise LayoutChangedError(f"the guide has no site '{name}' on this batch")
+        event, stated = q.event_shape, getattr(pair.model, "log_likelihoods", None)
+        sizes = [1] * layout.nesting
+        sizes[layout.dim] = num_rows(batch)
+        count = 1 if callable(stated) else len(elements.values)
+        value = elements.values[:count].reshape(count, *(1,) * (layout.nesting + len(event)))
+        value = value.expand(count, *sizes, *event)
+        with many_samples(layout, count):
+            model = Substitute({name: value[0] if count == 1 else value})(of_model(pair.model))
+            model_trace = poutine.trace(model).get_trace(*args)
+        layout.require(model_trace, guide_trace)
+        if callable(stated):
+            terms = [stated(*args).movedim(-1, 0)]
+        else:
+            terms = [
+                _by_element(model_trace.nodes[x], layout, len(event), 1 + layout.nesting)
+                for x in layout.observed
+            ]
+    log_likelihood = (
+        torch.stack(torch.broadcast_tensors(*terms)).sum(0) if len(terms) > 1 else terms[0]
+    )
+    marginals = marginals_of(q).movedim(-1, 0)
+    while marginals.dim() < log_likelihood.dim():
+        marginals = marginals.unsqueeze(1)
+    return ElementTables(
+        marginals,
+        log_likelihood,
+        _log_probs(q, elements.values, log_likelihood.dim()),
+        _log_probs(of_model.fn, elements.values, log_likelihood.dim()),
+        kl_between(q, of_model.fn),
+        (model_trace, guide_trace),
+    )
+
+
+def summed_elements(
+    pair: Pair, layout: Layout, batch: Batch, elements: Elements
+) -> SummedRows | None:
+    """log p(x), rate and distortion of each row, exactly, by a sum over the values of each element.
+
+    If elements depend on each other under p(z), log p(x) is what a model of this library states. None if it is
+    not known. Call it inside `pair.scope()`.
+
+    Args:
+        pair: The pair.
+        layout: The layout of the batch.
+        batch: n rows.
+        elements: The elements of its latent.
+    """
+    n = num_rows(batch)
+    with sharing_work():
+        tables = element_tables(pair, layout, batch, elements)
+        log_p = _log_evidence(pair, layout, batch, tables)
+    if log_p is None:
+        return None
+    terms = torch.where(tables.q > 0, tables.q * tables.log_likelihood, 0.0).sum(0)
+    return SummedRows(
+        log_p,
+        sum_to_rows(tables.kl, layout, 1, n),
+        -_to_rows(terms, layout, n),
+    )
+
+
+def _log_evidence(pair: Pair, layout: Layout, batch: Batch, tables: ElementTables) -> Tensor | None:
+    """log p(x), `(1, n)`."""
+    n = num_rows(batch)
+    if tables.log_prior is not None:
+        return _to_rows((tables.log_prior + tables.log_likelihood).logsumexp(0), layout, n)
+    stated = getattr(pair.model, "log_evidence", None)
+    if not callable(stated) or not type(pair.model).__module__.startswith("ppl_vae.models."):
+        return None
+    try:
+        found: Tensor = stated(*as_args(batch))
+    except ValueError:  # of pictures that are too wide
+        return None
+    return found.expand(1, n)
+
+
+def _to_rows(terms: Tensor, layout: Layout, n: int) -> Tensor:
+    """Sums over elements and inner plates, `(1, n)`, from `(*plates, *event)`."""
+    event = terms.dim() - layout.nesting
+    return sum_to_rows(terms.flatten(-event).sum(-1) if event else terms, layout, 1, n)
+
+
+def _log_probs(of: Any, values: Tensor, dims: int) -> Tensor | None:
+    """The log probability of each value, a tensor of `dims` dimensions, the first for the values."""
+    single = elementwise(of)
+    if single is None:
+        return None
+    batch = len(single.batch_shape)
+    found: Tensor = single.log_prob(values.reshape(-1, *(1,) * batch))
+    while found.dim() < dims:
+        found = found.unsqueeze(1)
+    return found
+
+
+def marginals_of(q: Any) -> Tensor:
+    """q(z_i = k) of each element of a discrete distribution, `(*batch, *event, K)`.
+
+    Raises:
+        NotImplementedError: Its elements are not independent, and it does not state them as `marginals`.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> marginals_of(dist.Bernoulli(torch.tensor([0.25, 0.5])).to_event(1))
+        tensor([[0.7500, 0.2500],
+                [0.5000, 0.5000]])
+    """
+    base = q
+    while isinstance(base, torch.distributions.Independent):
+        base = base.base_dist
+    stated = getattr(base, "marginals", None)
+    if isinstance(stated, Tensor):
+        return stated
+    if isinstance(base, torch.distributions.Categorical):
+        return (
+            base.logits.exp()
+        )  # they are normalized; torch's softmax of few categories takes ten times as long
+    if base.event_shape or not base.has_enumerate_support:
+        raise NotImplementedError(f"{type(base).__name__} states no marginals")
+    found: Tensor = base.log_prob(base.enumerate_support(expand=True)).exp().movedim(0, -1)
+    return found
+
+
+def _values(fn: Any) -> Tensor | None:
+    """The values of an element, `(K,)`."""
+    base = innermost(fn)
+    if isinstance(getattr(base, "marginals", None), Tensor):
+        return torch.arange(base.marginals.shape[-1], device=base.marginals.device)
+    if base.event_shape or not base.has_enumerate_support:
+        return None
+    found: Tensor = base.enumerate_support(expand=False).flatten()
+    return found
+
+
+def _plain(site: Site, layout: Layout) -> bool:
+    return mask_kind(site) is True and inner_scale(site, layout) == 1.0
+
+
+def _by_element(site: Site, layout: Layout, event_dim: int, plates: int) -> Tensor:
+    """What each element of the latent's `event_dim` dimensions adds to a site's log density.
+
+    Returns:
+        A tensor of `plates + event_dim` dimensions.
+    """
+    if not _plain(site, layout):
+        raise NotImplementedError(f"site '{site['name']}' is masked or subsampled")
+    fn = base = site["fn"]
+    while isinstance(base, torch.distributions.Independent):
+        base = base.base_dist
+    inner = len(base.batch_shape) - len(fn.batch_shape)
+    if inner < event_dim:
+        raise NotImplementedError(
+            f"the density of site '{site['name']}' is that of all elements together"
+        )
+    log_p: Tensor = base.log_prob(site["value"])
+    if inner > event_dim:
+        log_p = log_p.flatten(log_p.dim() - (inner - event_dim)).sum(-1)
+    while log_p.dim() < plates + event_dim:
+        log_p = log_p.unsqueeze(0)
+    return log_p
+
+
+class _Keep(Messenger):
+    """Keeps a site's distribution as the program has made it, before a plate over values expands it.
+
+    Args:
+        name: The site.
+        draws: Whether a value is drawn; else it is the first one everywhere, which costs nothing.
+    """
+
+    def __init__(self, name: str, draws: bool = True) -> None:
+        super().__init__()
+        self.name, self.draws = name, draws
+        self.fn: Any = None
+
+    def _pyro_sample(self, msg: Site) -> None:
+        if msg["name"] == self.name:
+            self.fn = fn = msg["fn"]
+            if not self.draws:
+                msg["value"] = torch.zeros((), device=_device(fn)).expand(fn.shape())
+                msg["done"] = True
+
+
+def _device(fn: Any) -> torch.device:
+    base = innermost(fn)
+    found = next((v for v in vars(base).values() if isinstance(v, Tensor)), None)
+    return torch.device("cpu") if found is None else found.device

@@ -1,0 +1,64 @@
+"""What model and guide both compute from the same rows is computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_KNOWN: ContextVar[dict[tuple[Any, ...], tuple[Tensor, Tensor, bool]] | None] = ContextVar(
+    "known", default=None
+)
+
+
+@contextmanager
+def sharing_work() -> Iterator[None]:
+    """Inside of it, `shared` computes each thing once: one run of a guide and a model on the same rows.
+
+    No longer than that: what is kept belongs to the parameters of this moment, and to one gradient.
+    """
+    if _KNOWN.get() is not None:
+        yield
+        return
+    token = _KNOWN.set({})
+    try:
+        yield
+    finally:
+        _KNOWN.reset(token)
+
+
+def shared(owner: object, name: str, x: Tensor, compute: Callable[[], Tensor]) -> Tensor:
+    """The result of `compute`, or that of an earlier call for the same owner, name and tensor.
+
+    A model whose posterior, in the guide, needs the same large network as the model itself calls it. Outside of
+    `sharing_work` everything is computed.
+
+    Args:
+        owner: The object whose parameters are used.
+        name: What is computed.
+        x: What it is computed from: this very tensor, not one of the same values.
+        compute: Computes it, without random numbers and without a change of the owner.
+
+    Example:
+        >>> x, calls = torch.zeros(2), []
+        >>> def compute():
+        ...     calls.append(1)
+        ...     return x + 1
+        >>> with sharing_work():
+        ...     _ = [shared(calls, "one more", x, compute) for _ in range(3)]
+        >>> len(calls)
+        1
+    """
+    known = _KNOWN.get()
+    if known is None:
+        return compute()
+    key = (id(owner), name, id(x), x._version)
+    found = known.get(key)
+    if found is None or (torch.is_grad_enabled() and not found[2]):
+        # x lives as long, so that no other tensor gets its id.
+        found = known[key] = (x, compute(), torch.is_grad_enabled())
+    return found[1]
