@@ -14,5 +14,6 @@ from .mean_field import MeanField as MeanField
 from .mixture_of_gaussians import MixtureOfGaussians as MixtureOfGaussians
 from .per_row import PerRow as PerRow
 from .recurrent import Recurrent as Recurrent
+from .segmentation import SegmentationEncoder as SegmentationEncoder
 from .semi_amortized import SemiAmortized as SemiAmortized
 from .semi_supervised import SemiSupervised as SemiSupervised

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import pyro.distributions as dist
 from torch import Tensor, nn
 
 from ppl_vae.guides.parts import sample_z
-from ppl_vae.networks import Rebuildable
+from ppl_vae.networks import Rebuildable, require_positive
 
 
 class Exact(Rebuildable, nn.Module):
@@ -21,9 +22,12 @@ class Exact(Rebuildable, nn.Module):
 
     Args:
         model: A model with `posterior(x)`.
+        beta: Another weight of the KL: then q is proportional to p(z) p(x | z)^(1 / beta), the best guide of
+            the ELBO with this beta. For models of which `posterior(x, weight=1 / beta)` is that.
 
     Raises:
-        TypeError: The model has no `posterior`.
+        TypeError: The model has no `posterior`, or its posterior takes no `weight`, where beta is not 1.
+        ValueError: beta is not positive.
 
     Example:
         >>> import torch
@@ -35,8 +39,9 @@ class Exact(Rebuildable, nn.Module):
         OrderedDict()
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, beta: float = 1.0) -> None:
         super().__init__()
+        require_positive(self, beta=beta)
         posterior = getattr(model, "posterior", None)
         if not callable(posterior):
             raise TypeError(
@@ -45,6 +50,12 @@ class Exact(Rebuildable, nn.Module):
             )
         # The method, not the model: a module would be registered, and so would its parameters.
         self._posterior: Callable[..., dist.TorchDistribution] = posterior
+        self.beta = float(beta)
+        if self.beta != 1.0 and "weight" not in inspect.signature(posterior).parameters:
+            raise TypeError(
+                f"Exact: {type(model).__name__} knows its posterior at beta = 1 alone, not at {beta}: "
+                "leave out beta"
+            )
 
     def forward(self, x: Tensor, *others: Tensor) -> None:
         """Runs the guide on `x`, `(n, *data_shape)`, and whatever else the model is given."""
@@ -59,8 +70,11 @@ class Exact(Rebuildable, nn.Module):
             model: Any program.
         """
         own = type(model).__module__.startswith("ppl_vae.models.")
-        return own and getattr(self._posterior, "__self__", None) is model
+        same = getattr(self._posterior, "__self__", None) is model
+        return own and same and self.beta == 1.0
 
     def encode(self, x: Tensor, *others: Tensor) -> dist.TorchDistribution:
         """q(z | x), of batch shape `(n,)`."""
-        return self._posterior(x, *others)
+        if self.beta == 1.0:
+            return self._posterior(x, *others)
+        return self._posterior(x, *others, weight=1 / self.beta)

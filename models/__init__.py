@@ -14,6 +14,8 @@
 | `HierarchicalVAE` | two layers, the top standard normal | |
 | `CTC` | alignment of labels to frames | evidence, posterior |
 | `Autoregressive` | none | evidence |
+| `IndependentSegments`, `ScanLineSegments` | a segment per pixel of a gray picture | evidence, posterior |
+| `PottsSegments` | a segment per pixel | evidence, posterior of narrow pictures |
 
 A model is a callable `model(x)` that runs inside Pyro. If it has closed forms, it offers them as methods:
 `log_evidence(x)`, exact log p(x) per row, and `posterior(x)`, exact p(z | x). Models with an EM step have
@@ -29,6 +31,15 @@ A model is a callable `model(x)` that runs inside Pyro. If it has closed forms, 
 | `AutoregressivePrior` | chains of correlated normals, which independent posteriors cannot match |
 
 A prior is a description, given to a model: `VAE(..., prior=MixturePrior(components=10))`.
+
+| colors of segments | P(y given z, x) sees |
+| --- | --- |
+| `Palette` | the segment |
+| `LumaColors` | the segment, and the luma around the pixel |
+| `PictureColors` | the segment, and the whole gray picture |
+
+They are descriptions, too, for models of the colors of a gray picture:
+`IndependentSegments(colors=LumaColors())`.
 """
 
 from __future__ import annotations

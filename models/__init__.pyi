@@ -1,4 +1,12 @@
-from . import priors as priors
+from . import colorization as colorization, priors as priors
+from .colorization.colors import (
+    LumaColors as LumaColors,
+    Palette as Palette,
+    PictureColors as PictureColors,
+)
+from .colorization.independent import IndependentSegments as IndependentSegments
+from .colorization.potts import PottsSegments as PottsSegments
+from .colorization.scan_lines import ScanLineSegments as ScanLineSegments
 from .deep.autoregressive import Autoregressive as Autoregressive
 from .deep.conditional_vae import ConditionalVAE as ConditionalVAE
 from .deep.hierarchical_vae import HierarchicalVAE as HierarchicalVAE

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae import likelihoods
+from ppl_vae.colors import split_colors
 from ppl_vae.guides import (
     BottomUp,
     CategoricalEncoder,
@@ -28,6 +29,7 @@ from ppl_vae.guides import (
     NeuralSpline,
     PerRow,
     Recurrent,
+    SegmentationEncoder,
     SemiAmortized,
     SemiSupervised,
     TopDown,
@@ -46,13 +48,20 @@ from ppl_vae.models import (
     GaussianHMM,
     GaussianMixture,
     HierarchicalVAE,
+    IndependentSegments,
+    LumaColors,
     MixtureOfPCA,
     MixturePrior,
+    Palette,
+    PictureColors,
+    PottsSegments,
     ProbabilisticPCA,
+    ScanLineSegments,
     SemiSupervisedVAE,
     StandardNormal,
     VampPrior,
 )
+from ppl_vae.models.colorization import Colors
 from ppl_vae.models.priors import Prior
 from ppl_vae.networks import (
     MLP,
@@ -61,16 +70,20 @@ from ppl_vae.networks import (
     Convolutional,
     Labels,
     Network,
+    UNet,
 )
 from ppl_vae.objectives import (
     ELBO,
+    ElementwiseELBO,
     EnumELBO,
     GumbelSoftmaxELBO,
     ImportanceWeightedELBO,
     LinearWarmup,
     MeanFieldELBO,
     Objective,
+    ScoreFunctionELBO,
     SemiSupervisedELBO,
+    StraightThroughELBO,
     TraceELBO,
 )
 from ppl_vae.pairs import Batch, attach_guide
@@ -120,6 +133,12 @@ PRIORS: dict[str, Prior] = {
     "AutoregressivePrior": AutoregressivePrior(correlation=0.5),
 }
 
+COLORS: dict[str, Colors] = {
+    "Palette": Palette(),
+    "LumaColors": LumaColors(hidden=4),
+    "PictureColors": PictureColors(UNet((4, 6))),
+}
+
 # Guides of one latent "z" that read the data alone: (data_shape, latent_dim, network) -> guide.
 AMORTIZED: dict[str, Callable[[Sequence[int], int, Network], Any]] = {
     "MeanField": MeanField,
@@ -142,6 +161,9 @@ OBJECTIVES: dict[str, Objective] = {
     "stick-the-landing": TraceELBO(stick_the_landing=True),
     "doubly-reparameterized": ImportanceWeightedELBO(num_particles=3, doubly_reparameterized=True),
     "EnumELBO": EnumELBO(),
+    "ElementwiseELBO": ElementwiseELBO(),
+    "ScoreFunctionELBO": ScoreFunctionELBO(),
+    "StraightThroughELBO": StraightThroughELBO(),
     "GumbelSoftmaxELBO": GumbelSoftmaxELBO(),
     "SemiSupervisedELBO": SemiSupervisedELBO(classification=2.0),
 }
@@ -205,6 +227,13 @@ def with_labels(u: Tensor, known: int = ROWS) -> tuple[Tensor, Tensor]:
     y = torch.arange(ROWS) % 3
     y[known:] = -1
     return u, y
+
+
+def of_colors(u: Tensor) -> tuple[Tensor, Tensor]:
+    """Chroma and luma of colored pictures."""
+    rgb = torch.stack([u[:, 0], u[:, 0].flip(-1), 0.5 * u[:, 0]], -1)
+    luma, chroma = split_colors((255 * rgb).round().byte())
+    return chroma.float(), luma.float()
 
 
 def conditional(network: str, context: Labels | Attributes) -> MakeModel:
@@ -323,6 +352,26 @@ PAIRS: dict[str, MakePair] = {
         lambda model, x: Recurrent((4, 16), 2, hidden=4),
         lambda u: u.reshape(ROWS, 4, 16),
     ),
+    "IndependentSegments-Exact": pair(
+        lambda: IndependentSegments(3, network=UNet((4, 6))),
+        lambda model, x: Exact(model),
+        of_colors,
+    ),
+    "IndependentSegments-SegmentationEncoder": pair(
+        lambda: IndependentSegments(3, network=UNet((4, 6))),
+        lambda model, x: SegmentationEncoder(3, UNet((4, 6))),
+        of_colors,
+    ),
+    "ScanLineSegments-Exact": pair(
+        lambda: ScanLineSegments(3, COLORS["LumaColors"], UNet((4, 6))),
+        lambda model, x: Exact(model),
+        of_colors,
+    ),
+    "PottsSegments-SegmentationEncoder": pair(
+        lambda: PottsSegments(3, COLORS["PictureColors"], UNet((4, 6))),
+        lambda model, x: SegmentationEncoder(3, UNet((4, 6))),
+        of_colors,
+    ),
     "Hierarchical-BottomUp": pair(
         hierarchical,
         lambda model, x: BottomUp(SHAPE, (3, 2), NETWORKS["MLP"], MLP(hidden=(4,))),
@@ -335,9 +384,18 @@ PAIRS: dict[str, MakePair] = {
 
 # Objectives that are meant for discrete latents, and the pairs that they are tried with.
 DISCRETE = ("GaussianMixture-Enumerated", "GaussianMixture-CategoricalEncoder")
+SEGMENTED = (
+    "IndependentSegments-Exact",
+    "IndependentSegments-SegmentationEncoder",
+    "ScanLineSegments-Exact",
+    "PottsSegments-SegmentationEncoder",
+)
 ONLY = {
+    "ElementwiseELBO": SEGMENTED,
+    "ScoreFunctionELBO": ("IndependentSegments-SegmentationEncoder",),
+    "StraightThroughELBO": ("IndependentSegments-SegmentationEncoder",),
     "EnumELBO": (*DISCRETE, "GaussianHMM-Recurrent", "SemiSupervised"),
-    "GumbelSoftmaxELBO": DISCRETE,
+    "GumbelSoftmaxELBO": (*DISCRETE, "IndependentSegments-SegmentationEncoder"),
     "SemiSupervisedELBO": ("SemiSupervised",),
 }
 
@@ -350,6 +408,9 @@ FOR_CONTINUOUS = {
     "doubly-reparameterized": NO_SAMPLER.format("doubly_reparameterized"),
 }
 UNSUITED: dict[str, dict[str, str]] = {
+    **dict.fromkeys(
+        SEGMENTED, FOR_CONTINUOUS | {"free-bits": "ElementwiseELBO: there are no free bits"}
+    ),
     "GaussianMixture-Enumerated": FOR_CONTINUOUS,
     "GaussianMixture-CategoricalEncoder": FOR_CONTINUOUS,
     "GaussianHMM-Recurrent": FOR_CONTINUOUS,

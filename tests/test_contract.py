@@ -11,6 +11,7 @@ import pytest
 import torch
 from catalogue import (
     CLOSED_FORM_MODELS,
+    COLORS,
     LIKELIHOODS,
     NETWORKS,
     OBJECTIVES,
@@ -113,7 +114,7 @@ def test_evaluates_saves_loads_and_exports(name: str, tmp_path: Path) -> None:
     if isinstance(guide, Exact):
         assert torch.allclose(
             evaluation.log_likelihood.values,
-            model.log_evidence(x),  # type: ignore[operator]
+            model.log_evidence(*as_args(x)),  # type: ignore[operator]
             atol=1e-3,
         )
         assert torch.allclose(evaluation.ess, torch.tensor(8.0), atol=1e-2)
@@ -156,6 +157,7 @@ def test_every_export_has_a_row() -> None:
     seen: list[Any] = [program for model, guide, _ in rows for program in (model, guide)]
     seen += [make()[0] for make in CLOSED_FORM_MODELS.values()]
     seen += PRIORS.values()
+    seen += COLORS.values()
     faces = (ppl_vae.models, ppl_vae.guides)
     exports = {getattr(face, name) for face in faces for name in dir(face)}
     classes = {kind for kind in exports if inspect.isclass(kind) and not inspect.isabstract(kind)}

@@ -1,0 +1,11 @@
+from .colors import (
+    Colors as Colors,
+    LumaColors as LumaColors,
+    Palette as Palette,
+    PictureColors as PictureColors,
+    chroma as chroma,
+)
+from .independent import IndependentSegments as IndependentSegments
+from .potts import PottsSegments as PottsSegments
+from .scan_lines import ScanLineSegments as ScanLineSegments
+from .segmented import SegmentedColors as SegmentedColors

@@ -1,0 +1,87 @@
+"""A latent segmentation in which each pixel has neighbors on all four sides, given the gray picture."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ppl_vae.distributions import PottsGrid
+from ppl_vae.models.colorization.colors import Colors, Palette
+from ppl_vae.models.colorization.scan_lines import coupled
+from ppl_vae.models.colorization.segmented import SegmentedColors
+from ppl_vae.networks import UNet
+
+
+class PottsSegments(SegmentedColors):
+    """P(z | x) is a Potts field on the grid of pixels. See `SegmentedColors` and `PottsGrid`.
+
+    With the numbers u of the network, P(z | x) is proportional to
+
+        exp(sum_i u_i(z_i) + sum_(i, j) s_ij [z_i = z_j]),    s_ij = a + b exp(-|x_i - x_j| / 10),
+
+    the second sum over all neighbors across and down. a and b are learned, one pair for each direction.
+
+    Pictures with K^w up to 8192, where w is the shorter side, are summed over exactly. For others neither P(z |
+    x) nor the posterior is known. A guide with independent pixels, such as `SegmentationEncoder`, then gives a
+    lower bound of log P(y | x), with an upper bound of the normalizer of P(z | x); `Exact`, `posterior` and
+    `log_evidence` are for narrow pictures alone.
+
+    Attributes:
+        coupling: (a, b) across, and (a, b) down, `(2, 2)`.
+
+    Example:
+        >>> from ppl_vae.networks import UNet
+        >>> model = PottsSegments(segments=3, network=UNet((4, 8)))
+        >>> y, x = torch.zeros(2, 8, 8, 2), torch.full((2, 8, 8), 128.0)
+        >>> model.log_evidence(y, x).shape, model.posterior(y, x).event_shape
+        (torch.Size([2]), torch.Size([8, 8]))
+    """
+
+    def __init__(
+        self,
+        segments: int = 8,
+        colors: Colors = Palette(),  # frozen
+        network: UNet = UNet(),  # frozen
+    ) -> None:
+        super().__init__(segments, colors, network)
+        self.coupling = nn.Parameter(torch.tensor([[0.0, 0.5], [0.0, 0.5]]))
+
+    def field(self, unary: Tensor, x: Tensor) -> PottsGrid:
+        """See `SegmentedColors`."""
+        across = coupled(self.coupling[0], x[..., 1:] - x[..., :-1])
+        down = coupled(self.coupling[1], x[..., 1:, :] - x[..., :-1, :])
+        return PottsGrid(unary, across, down, validate_args=False)
+
+    def log_partition(self, unary: Tensor, x: Tensor) -> Tensor:
+        """See `SegmentedColors`; above it for wide pictures."""
+        return self.field(unary, x).log_partition
+
+    def posterior(self, y: Tensor, x: Tensor, weight: float = 1.0) -> PottsGrid:
+        """P(z | x, y), of batch shape `(n,)` and event shape `(h, w)`; see `SegmentedColors`.
+
+        Raises:
+            ValueError: The pictures are too wide, or the shapes of y and x do not fit together.
+        """
+        found = super().posterior(y, x, weight)
+        assert isinstance(found, PottsGrid)
+        self._require_exact(found)
+        return found
+
+    def log_evidence(self, y: Tensor, x: Tensor) -> Tensor:
+        """log P(y | x) of every picture, `(n,)`, in nats; differentiable.
+
+        Raises:
+            ValueError: The pictures are too wide, or the shapes of y and x do not fit together.
+        """
+        self._require_pictures(y, x)
+        self._require_exact(self.field(self._unary(x), x))
+        return super().log_evidence(y, x)
+
+    def _require_exact(self, field: PottsGrid) -> None:
+        if not field.is_exact:
+            height, width = field.event_shape
+            raise ValueError(
+                f"PottsSegments: the posterior of pictures of {height} x {width} pixels with "
+                f"{self.segments} segments is not known, as they are too wide: use "
+                "SegmentationEncoder as the guide, whose ELBO is a lower bound"
+            )

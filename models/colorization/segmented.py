@@ -1,0 +1,191 @@
+"""What models of colors with a latent segmentation share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from ppl_vae.models.colorization.colors import Colors, Palette, chroma, clustered, standardized
+from ppl_vae.models.rows import require_shape
+from ppl_vae.networks import Rebuildable, UNet, full_precision, require_at_least_one, require_object
+from ppl_vae.pairs import shared
+
+_MOST_PIXELS = 20_000
+"""So many pixels are clustered."""
+
+
+class SegmentedColors(Rebuildable, nn.Module, ABC):
+    """P(y | x) = sum_z P(z | x) P(y | z, x): the colors y of a gray picture x, with a latent segmentation z.
+
+    Each pixel i is of one of K segments, z_i, and given these the colors of the pixels are independent,
+    P(y | z, x) = prod_i P(y_i | z_i, x). y is the chroma of an integer color space, x the luma
+    (`ppl_vae.colors.split_colors`), so that log P(y | x) is that of a lossless code for the colors of a
+    photo whose gray picture is known, in nats per picture. "The colour label does not determine the
+    segmentation, and in practice the latent segmentation is likely to collapse because the colorization can be
+    done just as well without it" (McAllester, TTIC 31230, Fundamentals of Deep Learning): how far it does is
+    the rate of the exact guide, I(z; y | x) = E KL(P(z | x, y) || P(z | x)), which is 0 if and only if y says
+    nothing about z.
+
+    The model runs on `(y, x)`. The sites are `z`, `(n, h, w)`, and `y`, `(n, h, w, 2)`, inside
+    `pyro.plate("data", n, dim=-1)`; plates over samples go outside.
+
+    Args:
+        segments: Number K of segments.
+        colors: P(y | z, x): `Palette()`, `LumaColors()` or `PictureColors()`.
+        network: What P(z | x) is built from.
+
+    Raises:
+        TypeError: An argument is not what it must be.
+        ValueError: `segments` is not positive.
+    """
+
+    def __init__(
+        self,
+        segments: int = 8,
+        colors: Colors = Palette(),  # frozen
+        network: UNet = UNet(),  # frozen
+    ) -> None:
+        super().__init__()
+        require_at_least_one(self, segments=segments)
+        require_object(self, "colors", colors, "build", "Palette()")
+        require_object(self, "network", network, "build", "UNet((16, 32, 64))")
+        self.segments = segments
+        self.colors = colors.build(segments)
+        self.segmenter = network.build(1, segments)
+
+    def forward(self, y: Tensor, x: Tensor) -> None:
+        """Runs the model on chroma and luma.
+
+        Args:
+            y: (Co, Cg) of each pixel, whole numbers, `(n, h, w, 2)`.
+            x: The luma, whole numbers from 0 to 255, `(n, h, w)`.
+
+        Raises:
+            ValueError: The shapes of y and x do not fit together.
+        """
+        self._require_pictures(y, x)
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z = pyro.sample("z", self.prior(x))
+            pyro.sample("y", self.decode(z, x), obs=y)
+
+    @abstractmethod
+    def field(self, unary: Tensor, x: Tensor) -> dist.TorchDistribution:
+        """The distribution of segmentations that P(z | x) is of.
+
+        Args:
+            unary: A number for each pixel and segment, `(n, h, w, K)`: the larger, the likelier.
+            x: The luma, `(n, h, w)`.
+
+        Returns:
+            A distribution of batch shape `(n,)` and event shape `(h, w)`, proportional to exp(sum_i
+            unary_i(z_i)) times what neighbors say of each other.
+        """
+
+    @abstractmethod
+    def log_partition(self, unary: Tensor, x: Tensor) -> Tensor:
+        """The logarithm of the sum over all segmentations of what `field` is proportional to, `(n,)`."""
+
+    def prior(self, x: Tensor) -> dist.TorchDistribution:
+        """P(z | x), of batch shape `(n,)` and event shape `(h, w)`."""
+        return self.field(self._unary(x), x)
+
+    def posterior(self, y: Tensor, x: Tensor, weight: float = 1.0) -> dist.TorchDistribution:
+        """P(z | x, y), of batch shape `(n,)` and event shape `(h, w)`.
+
+        Args:
+            y: Chroma, `(n, h, w, 2)`.
+            x: Luma, `(n, h, w)`.
+            weight: w of P(z | x) P(y | z, x)^w; with w = 1 / beta it is the best guide of the ELBO with this
+                beta.
+
+        Raises:
+            ValueError: The shapes of y and x do not fit together.
+        """
+        self._require_pictures(y, x)
+        likelihoods = self.log_likelihoods(y, x)
+        return self.field(
+            self._unary(x) + (likelihoods if weight == 1.0 else weight * likelihoods), x
+        )
+
+    def log_evidence(self, y: Tensor, x: Tensor) -> Tensor:
+        """log P(y | x) of every picture, `(n,)`, in nats; differentiable.
+
+        It is log_partition(unary + log P(y_i | z_i, x)) - log_partition(unary): exact, at the cost of two sums.
+
+        Raises:
+            ValueError: The shapes of y and x do not fit together.
+        """
+        self._require_pictures(y, x)
+        unary = self._unary(x)
+        with_colors = self.log_partition(unary + self.log_likelihoods(y, x), x)
+        return with_colors - self.log_partition(unary, x)
+
+    @torch.no_grad()
+    def initialize(self, y: Tensor, x: Tensor, seed: int = 0) -> None:
+        """Starts with the colors of clusters of pixels, by k-means, one for each segment: all are used then.
+
+        Args:
+            y: Chroma, `(n, h, w, 2)`.
+            x: Luma, `(n, h, w)`.
+            seed: Seed of the pixels that are looked at, and of k-means.
+
+        Raises:
+            ValueError: The shapes of y and x do not fit together, or there are fewer pixels than segments.
+        """
+        self._require_pictures(y, x)
+        pixels = y.reshape(-1, 2)
+        if len(pixels) < self.segments:
+            raise ValueError(
+                f"{type(self).__name__} has {self.segments} segments, but there are only {len(pixels)} pixels: "
+                "give it more pictures"
+            )
+        generator = torch.Generator().manual_seed(seed)
+        some = torch.randperm(len(pixels), generator=generator)[:_MOST_PIXELS]
+        features: Any = self.colors.features
+        features.copy_(clustered(pixels[some.to(y.device)], self.segments, seed))
+
+    def decode(self, z: Tensor, x: Tensor) -> dist.Independent:
+        """P(y | z, x), of batch shape `(*batch, n)` and event shape `(h, w, 2)`.
+
+        Args:
+            z: Segments, `(*batch, n, h, w)`.
+            x: Luma, `(n, h, w)`.
+        """
+        features = self._features(x)
+        if not any(z.stride()[-3:]):  # all pixels in the same segment: what sums over segments asks
+            chosen = features.index_select(-2, z[..., 0, 0, 0].flatten().long()).movedim(-2, 0)
+            return dist.Independent(chroma(x, chosen.reshape(*z.shape[:-3], *chosen.shape[1:])), 2)
+        shape = torch.broadcast_shapes(z.shape, features.shape[:-2])
+        features = features.expand(*shape, *features.shape[-2:])
+        index = z.long().expand(shape)[..., None, None].expand(*shape, 1, features.shape[-1])
+        return dist.Independent(chroma(x, features.gather(-2, index).squeeze(-2)), 2)
+
+    def log_likelihoods(self, y: Tensor, x: Tensor) -> Tensor:
+        """log P(y_i | z_i = k, x) of every pixel and segment, `(n, h, w, K)`, in nats."""
+
+        def compute() -> Tensor:
+            return chroma(x.unsqueeze(-1), self._features(x)).log_prob(y.unsqueeze(-2))
+
+        return shared(self, "log_likelihoods", y, compute)
+
+    def _features(self, x: Tensor) -> Tensor:
+        """The features of the colors, `(n or 1, h or 1, w or 1, K, 5)`."""
+        return shared(self, "features", x, lambda: self.colors(x))
+
+    def _unary(self, x: Tensor) -> Tensor:
+        """log P(z_i = k | x), or what it is made of, `(n, h, w, K)`; those of a pixel sum to 1."""
+
+        def compute() -> Tensor:
+            logits: Tensor = self.segmenter(standardized(x))
+            return full_precision(logits).movedim(-3, -1).log_softmax(-1)
+
+        return shared(self, "unary", x, compute)
+
+    def _require_pictures(self, y: Tensor, x: Tensor) -> None:
+        require_shape(self, x, "height", "width")
+        require_shape(self, y, *x.shape[1:], 2)

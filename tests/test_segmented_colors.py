@@ -1,0 +1,253 @@
+"""Latent segmentations that are summed out, against the sum over all K^9 of them."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, cast
+
+import pytest
+import torch
+from sklearn.metrics import adjusted_rand_score
+from torch import Tensor, nn
+
+from ppl_vae import evaluate, fit
+from ppl_vae.data import simulated_regions
+from ppl_vae.guides import Exact, SegmentationEncoder
+from ppl_vae.models.colorization import (
+    Colors,
+    IndependentSegments,
+    LumaColors,
+    Palette,
+    PictureColors,
+    PottsSegments,
+    ScanLineSegments,
+    SegmentedColors,
+    chroma,
+)
+from ppl_vae.networks import UNet
+from ppl_vae.objectives import ELBO, ElementwiseELBO
+from ppl_vae.pairs import Pair, find_layout, marginals_of
+
+K = 3
+SMALL = UNet((4, 8))
+RUNGS: list[type[SegmentedColors]] = [IndependentSegments, ScanLineSegments, PottsSegments]
+COLORS: list[Colors] = [Palette(), LumaColors(hidden=4), PictureColors(SMALL)]
+
+
+@pytest.fixture(scope="module")
+def pictures() -> tuple[Tensor, Tensor]:
+    """Two of 3 x 3 pixels: chroma and luma."""
+    generator = torch.Generator().manual_seed(7)
+    y = torch.randint(-3, 4, (2, 3, 3, 2), generator=generator).double()
+    return y, torch.randint(100, 150, (2, 3, 3), generator=generator).double()
+
+
+@pytest.fixture(scope="module")
+def segmentations() -> Tensor:
+    """All of them, of both pictures, `(K^9, 2, 3, 3)`."""
+    every = torch.tensor(list(itertools.product(range(K), repeat=9))).reshape(-1, 1, 3, 3)
+    return every.expand(-1, 2, 3, 3)
+
+
+def apart(module: nn.Module) -> nn.Module:
+    """In float64, with parameters that are no longer those of the start."""
+    module = module.double()
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    return module
+
+
+def gradients(of: Tensor, *modules: nn.Module) -> list[Tensor]:
+    parameters = list(dict.fromkeys(p for module in modules for p in module.parameters()))
+    found = torch.autograd.grad(of, parameters, retain_graph=True, allow_unused=True)
+    return [torch.zeros(()) if g is None else g for g in found]
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize("colors", COLORS, ids=lambda colors: type(colors).__name__)
+def test_the_sum_over_all_segmentations(
+    rung: type[SegmentedColors],
+    colors: Colors,
+    pictures: tuple[Tensor, Tensor],
+    segmentations: Tensor,
+) -> None:
+    y, x = pictures
+    model = apart(rung(K, colors, SMALL))
+    assert isinstance(model, SegmentedColors)
+    log_joint = model.prior(x).log_prob(segmentations) + model.decode(segmentations, x).log_prob(y)
+    log_p = model.log_evidence(y, x)
+    assert torch.allclose(log_p, log_joint.logsumexp(0), atol=1e-10)
+    # Fisher's identity: the gradient of the sum is the expected one of the joint density.
+    posterior = model.posterior(y, x).log_prob(segmentations)
+    assert torch.allclose(posterior, log_joint - log_p, atol=1e-10)
+    expected = (posterior.exp().detach() * log_joint).sum()
+    for one, other in zip(gradients(log_p.sum(), model), gradients(expected, model), strict=True):
+        assert torch.allclose(one, other, atol=1e-9)
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_the_names_of_segments_do_not_matter(
+    rung: type[SegmentedColors], pictures: tuple[Tensor, Tensor]
+) -> None:
+    model = apart(rung(K, Palette(), SMALL))
+    assert isinstance(model, SegmentedColors)
+    before = model.log_evidence(*pictures)
+    order = torch.tensor([2, 0, 1])
+    segmenter, colors = cast(Any, model.segmenter), cast(Any, model.colors)
+    for parameter in (segmenter.head.weight, segmenter.head.bias, colors.features):
+        parameter.data = parameter.data[order]
+    assert torch.allclose(model.log_evidence(*pictures), before, atol=1e-10)
+
+
+class Closed(nn.Module):
+    """Hides what the model knows of itself: a stranger's program."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, y: Tensor, x: Tensor) -> None:
+        self.model(y, x)
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize("guide", ["exact", "exact at beta", "encoder"])
+@pytest.mark.parametrize("closed", [False, True])
+@pytest.mark.parametrize("beta", [1.0, 0.3])
+def test_the_elbo_of_segmentations_is_that_of_all_of_them(
+    rung: type[SegmentedColors],
+    guide: str,
+    closed: bool,
+    beta: float,
+    pictures: tuple[Tensor, Tensor],
+    segmentations: Tensor,
+) -> None:
+    y, x = pictures
+    model = apart(rung(K, PictureColors(SMALL), SMALL))
+    assert isinstance(model, SegmentedColors)
+    of_guide: Any = Exact(model, beta=0.3 if guide == "exact at beta" else 1.0)
+    if guide == "encoder":
+        of_guide = apart(SegmentationEncoder(K, SMALL))
+    pair = Pair(Closed(model) if closed else model, of_guide)
+    with pair.scope():
+        objective = ELBO(beta=beta).resolve(pair, pictures)
+        assert isinstance(objective, ElementwiseELBO)
+        loss = objective(pair, find_layout(pair, pictures), pictures, beta)
+    q = of_guide.encode(y, x).log_prob(segmentations)
+    log_likelihood = model.decode(segmentations, x).log_prob(y)
+    ratio = q - model.prior(x).log_prob(segmentations)
+    distortion, rate = (-(q.exp() * t).sum(0).mean() for t in (log_likelihood, -ratio))
+    assert torch.allclose(loss.loss, distortion + beta * rate, atol=1e-10)
+    for found, exact in (
+        (loss.elbo, -distortion - rate),
+        (loss.rate, rate),
+        (loss.distortion, distortion),
+    ):
+        assert torch.allclose(found, exact.detach(), atol=1e-10)
+    exact_gradients = gradients(distortion + beta * rate, model, of_guide)
+    for one, other in zip(gradients(loss.loss, model, of_guide), exact_gradients, strict=True):
+        assert torch.allclose(one, other, atol=1e-9)
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_the_exact_guide_at_beta_is_the_best_one(
+    rung: type[SegmentedColors], pictures: tuple[Tensor, Tensor], segmentations: Tensor
+) -> None:
+    """max_q E_q log p(y | z) - beta KL(q || p) = beta log sum_z p(z) p(y | z)^(1 / beta)."""
+    y, x = pictures
+    model = apart(rung(K, Palette(), SMALL))
+    assert isinstance(model, SegmentedColors)
+    beta = 0.3
+    log_likelihood = model.decode(segmentations, x).log_prob(y)
+    best = beta * (model.prior(x).log_prob(segmentations) + log_likelihood / beta).logsumexp(0)
+    pair = Pair(model, Exact(model, beta=beta))
+    with pair.scope():
+        found = ElementwiseELBO()(pair, find_layout(pair, pictures), pictures, beta)
+    assert torch.allclose(-found.loss, best.mean(), atol=1e-10)
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize("exact", [True, False])
+def test_evaluate_gives_the_exact_evidence_and_what_z_carries(
+    rung: type[SegmentedColors],
+    exact: bool,
+    pictures: tuple[Tensor, Tensor],
+    segmentations: Tensor,
+) -> None:
+    y, x = pictures
+    model = apart(rung(K, Palette(), SMALL))
+    assert isinstance(model, SegmentedColors)
+    guide: Any = Exact(model) if exact else apart(SegmentationEncoder(K, SMALL))
+    found = evaluate(model, guide, pictures, num_samples=4, seed=0, progress=False)
+    log_p = found.log_likelihood.values
+    assert torch.allclose(log_p, model.log_evidence(y, x), atol=1e-8)
+    q = guide.encode(y, x).log_prob(segmentations)
+    rate = (q.exp() * (q - model.prior(x).log_prob(segmentations))).sum(0)
+    assert torch.allclose(found.rate.values, rate, atol=1e-8)
+    if exact:
+        assert torch.allclose(found.elbo.values, log_p, atol=1e-8)
+    assert any("element by element" in note for note in found.notes)
+    assert not found.cautions
+    assert bool((found.log_likelihood_error == 0).all())
+
+
+@pytest.mark.parametrize("colors", COLORS, ids=lambda colors: type(colors).__name__)
+def test_initialized_segments_have_the_colors_of_clusters(colors: Colors) -> None:
+    generator = torch.Generator().manual_seed(0)
+    centers = torch.tensor([[60.0, 0.0], [-40.0, 20.0], [0.0, -30.0]])
+    spread = torch.tensor([4.0, 8.0])
+    z = torch.randint(3, (5, 16, 16), generator=generator)
+    y = (centers[z] + spread * torch.randn(5, 16, 16, 2, generator=generator)).round()
+    x = torch.full((5, 16, 16), 128.0)
+    model = IndependentSegments(3, colors, SMALL)
+    before = model.log_evidence(y, x).mean().item()
+    model.initialize(y, x, seed=0)
+    assert model.log_evidence(y, x).mean().item() > before
+    p = chroma(torch.full((3,), 128.0), cast(Any, model.colors).features.detach())
+    order = p.loc[:, 0].argsort(descending=True)
+    assert torch.allclose(p.loc[order], centers[[0, 2, 1]], atol=1.0)
+    assert torch.allclose(1.81 * p.scale, spread.expand(3, 2), rtol=0.15)
+    with pytest.raises(ValueError, match="only 2 pixels"):
+        model.initialize(y[:1, :1, :2], x[:1, :1, :2])
+
+
+def test_segments_emerge_in_simulated_pictures() -> None:
+    """Colored regions with a texture and a shading: nobody shows the model a segmentation."""
+    segments = 4
+    z, x = simulated_regions(count=200, size=24, segments=segments, seed=0)
+    true = IndependentSegments(segments, Palette(), UNet((4,)))
+    angle = 2 * torch.pi * torch.arange(segments) / segments
+    ones = torch.ones(segments)
+    colors = [1.2 * angle.cos(), 0.6 * angle.sin(), 0.3 * ones, -0.5 * ones, 0.0 * ones]
+    with torch.no_grad():
+        cast(Any, true.colors).features.copy_(torch.stack(colors, 1))
+        torch.manual_seed(0)
+        y = true.decode(z, x).sample()
+        by_color = true.log_likelihoods(y, x).argmax(-1)  # of the true model, pixel by pixel
+    model = IndependentSegments(segments, Palette(), UNet((8, 16, 16)))
+    rows, others = (y[:160], x[:160]), (y[160:], x[160:])
+    model.initialize(*rows, seed=0)
+    fit(
+        *(model, Exact(model), rows),
+        max_epochs=12,
+        batch_size=20,
+        learning_rate=5e-3,
+        seed=0,
+        progress=False,
+    )
+    with torch.no_grad():
+        found = model.posterior(*others)
+        from_gray = model.prior(others[1])
+    agreement = [
+        sum(adjusted_rand_score(t.flatten(), s.flatten()) for t, s in zip(z[160:], of, strict=True))
+        / 40
+        for of in (
+            marginals_of(found).argmax(-1),
+            by_color[160:],
+            marginals_of(from_gray).argmax(-1),
+        )
+    ]
+    assert agreement[0] > 0.9
+    assert agreement[0] > agreement[1] - 0.02
+    assert agreement[2] > 0.6  # without the colors
