@@ -1,6 +1,7 @@
 from . import (
     capture as capture,
     checks as checks,
+    colors as colors,
     data as data,
     diagnosis as diagnosis,
     distributions as distributions,

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
-    {"_version", "_moved", "runtime"},
+    {"_version", "_moved", "colors", "runtime"},
     {"stats", "data", "networks", "distributions", "pairs"},
     {"likelihoods", "objectives", "runs", "guides"},
     {"checks", "capture", "models", "sweeps"},

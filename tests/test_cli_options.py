@@ -134,7 +134,7 @@ def test_a_configuration_may_use_short_names(
     assert main(["train", "--config", str(file), "--print_config"]) == 0
     config = yaml.safe_load(capsys.readouterr().out)
     assert config["model"]["class_path"] == "ppl_vae.models.ProbabilisticPCA"
-    assert config["guide"] == {"class_path": "ppl_vae.guides.Exact", "init_args": {}}
+    assert config["guide"] == {"class_path": "ppl_vae.guides.Exact", "init_args": {"beta": 1.0}}
 
 
 def test_help_comes_from_the_docstrings(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,9 @@ from ppl_vae.cli.known import known
 from ppl_vae.cli.light import command_parser
 from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.parser import make_parser
+from ppl_vae.models.colorization import Colors, SegmentedColors
 from ppl_vae.models.priors import Prior
+from ppl_vae.objectives.elementwise import OfElements
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "pyro", "jsonargparse", "numpy", "matplotlib")
@@ -243,15 +245,20 @@ CLASSES: dict[str, Collection[str]] = {
     "model": [
         name
         for name, found in ((n, getattr(models, n)) for n in dir(models))
-        if inspect.isclass(found) and not issubclass(found, Prior)
+        if inspect.isclass(found) and not issubclass(found, (Prior, Colors, SegmentedColors))
     ],
     "guide": [
         name
         for name in dir(guides)
         if "guide" not in inspect.signature(getattr(guides, name)).parameters
         and not inspect.isabstract(getattr(guides, name))
+        and name != "SegmentationEncoder"
     ],
-    "objective": [name for name in dir(objectives) if name.endswith("ELBO")],
+    "objective": [
+        name
+        for name in dir(objectives)
+        if name.endswith("ELBO") and not issubclass(getattr(objectives, name), OfElements)
+    ],
 }
 
 

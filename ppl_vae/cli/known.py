@@ -50,8 +50,18 @@ _BY_EM = {"posterior", "log_evidence", "expected_statistics", "maximize"}
 """The methods of a model that `ppl-vae em` can fit: its steps have closed forms."""
 
 
+_NO_MODELS_OF_ROWS = ("Prior", "Colors", "SegmentedColors")
+"""Bases of what stands among the models, but is none of the data that `train` loads."""
+
+_OF_COLORS = (
+    *("SegmentationEncoder", "ElementwiseELBO"),
+    *("ScoreFunctionELBO", "StraightThroughELBO"),
+)
+"""What suits models of colors alone, and no model of rows."""
+
+
 def known(role: str, by_em: bool = False) -> list[str]:
-    """The classes that have short names: no priors, and no guides that need another guide.
+    """The classes that have short names: no priors, no models of colors, and no guides that need another guide.
 
     Args:
         role: The role.
@@ -78,10 +88,11 @@ def _has_short_name(role: str, definition: Definition, by_em: bool = False) -> b
     if by_em and not methods(definition) >= _BY_EM:
         return False
     if role == "model":
-        return not derives(definition, "Prior")
+        return not any(derives(definition, base) for base in _NO_MODELS_OF_ROWS)
     if role == "guide":
-        return "guide" not in [p.name for p in parameters(definition)]
-    return definition.node.name.endswith("ELBO")
+        name = definition.node.name
+        return name not in _OF_COLORS and "guide" not in [p.name for p in parameters(definition)]
+    return definition.node.name.endswith("ELBO") and definition.node.name not in _OF_COLORS
 
 
 def unknown_name(role: str, name: str, by_em: bool = False) -> UsageError:
