@@ -194,3 +194,22 @@ def test_photos_that_are_not_there(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=told):
         load_photos(name)
+
+
+def test_the_photos_of_scikit_image() -> None:
+    data = load_photos(longest=100)
+    assert {p.name for p in data.train}.isdisjoint({p.name for p in data.test})
+    assert len(data.train) == 6
+    assert len(data.test) == 2
+    for photo in [*data.train, *data.test]:
+        assert max(photo.luma.shape) == 100
+        assert photo.segments is None
+        assert photo.chroma.float().std() > 5, "colors"
+    y, x = data.test[0].rows
+    assert y.shape == (*x.shape, 2)
+
+
+def test_photos_of_scikit_image_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ppl_vae.data.photos.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'ppl_vae\[colorize\]'"):
+        load_photos()
