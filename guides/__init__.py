@@ -14,6 +14,7 @@
 | `CategoricalEncoder` | any categorical, for the component of a mixture |
 | `SemiSupervised` | any categorical for the class, and a guide of the style for each class |
 | `SegmentationEncoder` | any categorical for each pixel, independently, for the segments of a picture |
+| `WithinPicture` | Normal with independent dimensions, by EM within each picture: latent colors of segments |
 | `Recurrent` | any Markov chain, for the path of a hidden Markov model |
 | `PerRow` | that of another guide, with free numbers for each row: no amortization |
 | `Exact` | the posterior of a model that has it in closed form |

@@ -17,3 +17,4 @@ from .recurrent import Recurrent as Recurrent
 from .segmentation import SegmentationEncoder as SegmentationEncoder
 from .semi_amortized import SemiAmortized as SemiAmortized
 from .semi_supervised import SemiSupervised as SemiSupervised
+from .within_picture import WithinPicture as WithinPicture

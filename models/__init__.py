@@ -35,6 +35,7 @@ A prior is a description, given to a model: `VAE(..., prior=MixturePrior(compone
 | colors of segments | P(y given z, x) sees |
 | --- | --- |
 | `Palette` | the segment |
+| `LatentColors` | the segment, and a latent color that it has in this picture |
 | `LumaColors` | the segment, and the luma around the pixel |
 | `PictureColors` | the segment, and the whole gray picture |
 

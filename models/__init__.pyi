@@ -5,6 +5,7 @@ from .colorization.colors import (
     PictureColors as PictureColors,
 )
 from .colorization.independent import IndependentSegments as IndependentSegments
+from .colorization.latent_colors import LatentColors as LatentColors
 from .colorization.potts import PottsSegments as PottsSegments
 from .colorization.scan_lines import ScanLineSegments as ScanLineSegments
 from .deep.autoregressive import Autoregressive as Autoregressive

@@ -33,6 +33,7 @@ from ppl_vae.guides import (
     SemiAmortized,
     SemiSupervised,
     TopDown,
+    WithinPicture,
 )
 from ppl_vae.models import (
     CTC,
@@ -49,6 +50,7 @@ from ppl_vae.models import (
     GaussianMixture,
     HierarchicalVAE,
     IndependentSegments,
+    LatentColors,
     LumaColors,
     MixtureOfPCA,
     MixturePrior,
@@ -137,6 +139,7 @@ COLORS: dict[str, Colors] = {
     "Palette": Palette(),
     "LumaColors": LumaColors(hidden=4),
     "PictureColors": PictureColors(UNet((4, 6))),
+    "LatentColors": LatentColors(),
 }
 
 # Guides of one latent "z" that read the data alone: (data_shape, latent_dim, network) -> guide.
@@ -360,6 +363,11 @@ PAIRS: dict[str, MakePair] = {
     "IndependentSegments-SegmentationEncoder": pair(
         lambda: IndependentSegments(3, network=UNet((4, 6))),
         lambda model, x: SegmentationEncoder(3, UNet((4, 6))),
+        of_colors,
+    ),
+    "IndependentSegments-WithinPicture": pair(
+        lambda: IndependentSegments(3, COLORS["LatentColors"], UNet((4, 6))),
+        lambda model, x: WithinPicture(model, steps=2),
         of_colors,
     ),
     "ScanLineSegments-Exact": pair(

@@ -252,7 +252,7 @@ CLASSES: dict[str, Collection[str]] = {
         for name in dir(guides)
         if "guide" not in inspect.signature(getattr(guides, name)).parameters
         and not inspect.isabstract(getattr(guides, name))
-        and name != "SegmentationEncoder"
+        and name not in ("SegmentationEncoder", "WithinPicture")
     ],
     "objective": [
         name

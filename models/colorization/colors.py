@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
@@ -15,7 +17,7 @@ from ppl_vae.networks import UNet, full_precision, require_at_least_one, require
 FEATURES = 5
 """Numbers that describe the colors of a segment: locations and scales of (Co, Cg), and a slope."""
 
-_LEVELS = 32.0
+LEVELS = 32.0
 """Levels of chroma in a unit of the features."""
 
 _LEAST = 0.1
@@ -30,8 +32,8 @@ def chroma(luma: Tensor, features: Tensor) -> ChromaLogistic:
         features: Any real numbers, `(*batch, 5)`.
     """
     features = full_precision(features)
-    loc = _LEVELS * features[..., :2]
-    scale = _LEAST + _LEVELS / 4 * softplus(features[..., 2:4])
+    loc = LEVELS * features[..., :2]
+    scale = _LEAST + LEVELS / 4 * softplus(features[..., 2:4])
     return ChromaLogistic(luma, loc, scale, features[..., 4], validate_args=False)
 
 
@@ -58,8 +60,8 @@ def clustered(pixels: Tensor, segments: int, seed: int) -> Tensor:
             (away.prod(-1).mean() / variance[1].clamp_min(1.0)).clamp(-2, 2) if len(own) else 0.0
         )
         spread = variance.clamp_min(1.0).sqrt() / 1.81  # the scale of a logistic of this variance
-        features[k, :2] = loc / _LEVELS
-        features[k, 2:4] = ((spread - _LEAST) / (_LEVELS / 4)).clamp_min(1e-3).expm1().log()
+        features[k, :2] = loc / LEVELS
+        features[k, 2:4] = ((spread - _LEAST) / (LEVELS / 4)).clamp_min(1e-3).expm1().log()
         features[k, 4] = slope
     return features
 
@@ -171,7 +173,38 @@ class PictureColors(Colors):
         return _FromPicture(self.network.build(1, segments * FEATURES), segments)
 
 
-def _apart(segments: int) -> Tensor:
+class ShiftedColors(nn.Module, ABC):
+    """Colors that are latent in each picture: shifts c of those of the segments, with a prior."""
+
+    @abstractmethod
+    def prior(self) -> dist.TorchDistribution:
+        """p(c) of one picture, of event shape `(K, 2)`."""
+
+    @abstractmethod
+    def shifted(self, features: Tensor, shifts: Tensor) -> Tensor:
+        """Features of shifted colors, `(*batch, 1, 1, K, 5)`.
+
+        Args:
+            features: What the module itself gives, `(1, 1, 1, K, 5)`.
+            shifts: c, `(*batch, K, 2)`.
+        """
+
+    @abstractmethod
+    def fitted(self, model: Any, y: Tensor, x: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """The most probable shifts given y, and how sure they are, by EM within each picture.
+
+        Args:
+            model: The model of these colors.
+            y: Chroma, `(n, h, w, 2)`.
+            x: Luma, `(n, h, w)`.
+            steps: Number of steps.
+
+        Returns:
+            Means and standard deviations of a normal around the maximum, `(n, K, 2)` each.
+        """
+
+
+def apart(segments: int) -> Tensor:
     """Features of segments that differ, so that none is the same as another for good."""
     return torch.randn(segments, FEATURES) * torch.tensor([1.0, 0.5, 0.1, 0.1, 0.1])
 
@@ -179,7 +212,7 @@ def _apart(segments: int) -> Tensor:
 class _Palette(nn.Module):
     def __init__(self, segments: int) -> None:
         super().__init__()
-        self.features = nn.Parameter(_apart(segments))
+        self.features = nn.Parameter(apart(segments))
 
     def forward(self, luma: Tensor) -> Tensor:
         return self.features.reshape(1, 1, 1, *self.features.shape)
@@ -196,7 +229,7 @@ class _FromPicture(nn.Module):
     def __init__(self, net: nn.Module, segments: int) -> None:
         super().__init__()
         self.net = net
-        self.features = nn.Parameter(_apart(segments))
+        self.features = nn.Parameter(apart(segments))
 
     def forward(self, luma: Tensor) -> Tensor:
         out: Tensor = self.net(standardized(luma))

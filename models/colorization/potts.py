@@ -56,18 +56,20 @@ class PottsSegments(SegmentedColors):
         """See `SegmentedColors`; above it for wide pictures."""
         return self.field(unary, x).log_partition
 
-    def posterior(self, y: Tensor, x: Tensor, weight: float = 1.0) -> PottsGrid:
+    def posterior(
+        self, y: Tensor, x: Tensor, weight: float = 1.0, shifts: Tensor | None = None
+    ) -> PottsGrid:
         """P(z | x, y), of batch shape `(n,)` and event shape `(h, w)`; see `SegmentedColors`.
 
         Raises:
             ValueError: The pictures are too wide, or the shapes of y and x do not fit together.
         """
-        found = super().posterior(y, x, weight)
+        found = super().posterior(y, x, weight, shifts)
         assert isinstance(found, PottsGrid)
         self._require_exact(found)
         return found
 
-    def log_evidence(self, y: Tensor, x: Tensor) -> Tensor:
+    def log_evidence(self, y: Tensor, x: Tensor, shifts: Tensor | None = None) -> Tensor:
         """log P(y | x) of every picture, `(n,)`, in nats; differentiable.
 
         Raises:
@@ -75,7 +77,7 @@ class PottsSegments(SegmentedColors):
         """
         self._require_pictures(y, x)
         self._require_exact(self.field(self._unary(x), x))
-        return super().log_evidence(y, x)
+        return super().log_evidence(y, x, shifts)
 
     def _require_exact(self, field: PottsGrid) -> None:
         if not field.is_exact:

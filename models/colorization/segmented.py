@@ -3,17 +3,66 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
-from ppl_vae.models.colorization.colors import Colors, Palette, chroma, clustered, standardized
+from ppl_vae.models.colorization.colors import (
+    Colors,
+    Palette,
+    ShiftedColors,
+    chroma,
+    clustered,
+    standardized,
+)
 from ppl_vae.models.rows import require_shape
 from ppl_vae.networks import Rebuildable, UNet, full_precision, require_at_least_one, require_object
 from ppl_vae.pairs import shared
+
+
+class ColorsOfPictures(dist.TorchDistribution):
+    """P(y | x, shifts), with z summed out.
+
+    Args:
+        model: The model.
+        x: Luma, `(n, h, w)`.
+        shifts: `(*samples, n, K, 2)`.
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+
+    def __init__(self, model: SegmentedColors, x: Tensor, shifts: Tensor) -> None:
+        self.model, self.x, self.shifts = model, x, shifts
+        super().__init__(shifts.shape[:-2], torch.Size([*x.shape[1:], 2]), validate_args=False)
+
+    @constraints.dependent_property(is_discrete=True, event_dim=3)
+    def support(self) -> Any:
+        """Chroma."""
+        return constraints.independent(constraints.integer_interval(-255, 255), 3)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> ColorsOfPictures:
+        """The same distribution for a larger batch shape."""
+        shifts = self.shifts.expand(*batch_shape, *self.shifts.shape[-2:])
+        return ColorsOfPictures(self.model, self.x, shifts)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log P(y | x, shifts), in nats."""
+        found = self.model.log_evidence(value, self.x, self.shifts)
+        return found.expand(self.batch_shape)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
+        """Draws chroma, `(*sample_shape, *batch, h, w, 2)`."""
+        shape = (*torch.Size(sample_shape), *self.batch_shape)
+        z = self.model.prior(self.x).sample(torch.Size(shape[:-1]))
+        shifts = self.shifts.expand(*shape, *self.shifts.shape[-2:])
+        found: Tensor = self.model.decode(z, self.x, shifts).sample()
+        return found
+
 
 _MOST_PIXELS = 20_000
 """So many pixels are clustered."""
@@ -36,7 +85,7 @@ class SegmentedColors(Rebuildable, nn.Module, ABC):
 
     Args:
         segments: Number K of segments.
-        colors: P(y | z, x): `Palette()`, `LumaColors()` or `PictureColors()`.
+        colors: P(y | z, x): `Palette()`, `LatentColors()`, `LumaColors()` or `PictureColors()`.
         network: What P(z | x) is built from.
 
     Raises:
@@ -70,6 +119,10 @@ class SegmentedColors(Rebuildable, nn.Module, ABC):
         """
         self._require_pictures(y, x)
         with pyro.plate("data", x.shape[0], dim=-1):
+            if isinstance(self.colors, ShiftedColors):
+                shifts = pyro.sample("shifts", self.colors.prior())
+                pyro.sample("y", ColorsOfPictures(self, x, shifts), obs=y)
+                return
             z = pyro.sample("z", self.prior(x))
             pyro.sample("y", self.decode(z, x), obs=y)
 
@@ -94,7 +147,9 @@ class SegmentedColors(Rebuildable, nn.Module, ABC):
         """P(z | x), of batch shape `(n,)` and event shape `(h, w)`."""
         return self.field(self._unary(x), x)
 
-    def posterior(self, y: Tensor, x: Tensor, weight: float = 1.0) -> dist.TorchDistribution:
+    def posterior(
+        self, y: Tensor, x: Tensor, weight: float = 1.0, shifts: Tensor | None = None
+    ) -> dist.TorchDistribution:
         """P(z | x, y), of batch shape `(n,)` and event shape `(h, w)`.
 
         Args:
@@ -102,28 +157,54 @@ class SegmentedColors(Rebuildable, nn.Module, ABC):
             x: Luma, `(n, h, w)`.
             weight: w of P(z | x) P(y | z, x)^w; with w = 1 / beta it is the best guide of the ELBO with this
                 beta.
+            shifts: Given these, where the colors are latent: P(z | x, y, shifts).
 
         Raises:
-            ValueError: The shapes of y and x do not fit together.
+            ValueError: The shapes of y and x do not fit together, or shifts are missing.
         """
         self._require_pictures(y, x)
-        likelihoods = self.log_likelihoods(y, x)
+        likelihoods = self.log_likelihoods(y, x, shifts)
         return self.field(
             self._unary(x) + (likelihoods if weight == 1.0 else weight * likelihoods), x
         )
 
-    def log_evidence(self, y: Tensor, x: Tensor) -> Tensor:
+    def log_evidence(self, y: Tensor, x: Tensor, shifts: Tensor | None = None) -> Tensor:
         """log P(y | x) of every picture, `(n,)`, in nats; differentiable.
 
         It is log_partition(unary + log P(y_i | z_i, x)) - log_partition(unary): exact, at the cost of two sums.
 
+        Args:
+            y: Chroma, `(n, h, w, 2)`.
+            x: Luma, `(n, h, w)`.
+            shifts: Given these, `(*samples, n, K, 2)`, where the colors are latent: log P(y | x, shifts), of
+                shape `(*samples, n)`.
+
         Raises:
-            ValueError: The shapes of y and x do not fit together.
+            ValueError: The shapes of y and x do not fit together, or shifts are missing.
         """
         self._require_pictures(y, x)
         unary = self._unary(x)
-        with_colors = self.log_partition(unary + self.log_likelihoods(y, x), x)
+        with_colors = self.log_partition(unary + self.log_likelihoods(y, x, shifts), x)
         return with_colors - self.log_partition(unary, x)
+
+    def fit_shifts(self, y: Tensor, x: Tensor, steps: int = 5) -> tuple[Tensor, Tensor]:
+        """Means and standard deviations of the shifts given y, `(n, K, 2)` each, by EM: for `WithinPicture`.
+
+        Args:
+            y: Chroma, `(n, h, w, 2)`.
+            x: Luma, `(n, h, w)`.
+            steps: Number of EM steps.
+
+        Raises:
+            TypeError: The colors are not latent.
+            ValueError: The shapes of y and x do not fit together.
+        """
+        self._require_pictures(y, x)
+        if not isinstance(self.colors, ShiftedColors):
+            raise TypeError(
+                f"the colors of this {type(self).__name__} are not latent: build it with colors=LatentColors()"
+            )
+        return self.colors.fitted(self, y, x, steps)
 
     @torch.no_grad()
     def initialize(self, y: Tensor, x: Tensor, seed: int = 0) -> None:
@@ -149,14 +230,18 @@ class SegmentedColors(Rebuildable, nn.Module, ABC):
         features: Any = self.colors.features
         features.copy_(clustered(pixels[some.to(y.device)], self.segments, seed))
 
-    def decode(self, z: Tensor, x: Tensor) -> dist.Independent:
+    def decode(self, z: Tensor, x: Tensor, shifts: Tensor | None = None) -> dist.Independent:
         """P(y | z, x), of batch shape `(*batch, n)` and event shape `(h, w, 2)`.
 
         Args:
             z: Segments, `(*batch, n, h, w)`.
             x: Luma, `(n, h, w)`.
+            shifts: Where the colors are latent, `(*batch, n, K, 2)`.
+
+        Raises:
+            ValueError: Shifts are missing.
         """
-        features = self._features(x)
+        features = self._features(x, shifts)
         if not any(z.stride()[-3:]):  # all pixels in the same segment: what sums over segments asks
             chosen = features.index_select(-2, z[..., 0, 0, 0].flatten().long()).movedim(-2, 0)
             return dist.Independent(chroma(x, chosen.reshape(*z.shape[:-3], *chosen.shape[1:])), 2)
@@ -165,17 +250,34 @@ class SegmentedColors(Rebuildable, nn.Module, ABC):
         index = z.long().expand(shape)[..., None, None].expand(*shape, 1, features.shape[-1])
         return dist.Independent(chroma(x, features.gather(-2, index).squeeze(-2)), 2)
 
-    def log_likelihoods(self, y: Tensor, x: Tensor) -> Tensor:
-        """log P(y_i | z_i = k, x) of every pixel and segment, `(n, h, w, K)`, in nats."""
+    def log_likelihoods(self, y: Tensor, x: Tensor, shifts: Tensor | None = None) -> Tensor:
+        """log P(y_i | z_i = k, x) of every pixel and segment, `(n, h, w, K)`, in nats.
+
+        Args:
+            y: Chroma, `(n, h, w, 2)`.
+            x: Luma, `(n, h, w)`.
+            shifts: Where the colors are latent, `(*samples, n, K, 2)`.
+
+        Raises:
+            ValueError: Shifts are missing.
+        """
 
         def compute() -> Tensor:
-            return chroma(x.unsqueeze(-1), self._features(x)).log_prob(y.unsqueeze(-2))
+            return chroma(x.unsqueeze(-1), self._features(x, shifts)).log_prob(y.unsqueeze(-2))
 
-        return shared(self, "log_likelihoods", y, compute)
+        return compute() if shifts is not None else shared(self, "log_likelihoods", y, compute)
 
-    def _features(self, x: Tensor) -> Tensor:
-        """The features of the colors, `(n or 1, h or 1, w or 1, K, 5)`."""
-        return shared(self, "features", x, lambda: self.colors(x))
+    def _features(self, x: Tensor, shifts: Tensor | None) -> Tensor:
+        """The features of the colors, `(*samples, n or 1, h or 1, w or 1, K, 5)`."""
+        features = shared(self, "features", x, lambda: self.colors(x))
+        if not isinstance(self.colors, ShiftedColors):
+            return features
+        if shifts is None:
+            raise ValueError(
+                f"the colors of the segments of this {type(self).__name__} are latent in each "
+                "picture: pass shifts, or use WithinPicture as the guide and evaluate"
+            )
+        return self.colors.shifted(features, shifts)
 
     def _unary(self, x: Tensor) -> Tensor:
         """log P(z_i = k | x), or what it is made of, `(n, h, w, K)`; those of a pixel sum to 1."""

@@ -54,8 +54,8 @@ _NO_MODELS_OF_ROWS = ("Prior", "Colors", "SegmentedColors")
 """Bases of what stands among the models, but is none of the data that `train` loads."""
 
 _OF_COLORS = (
-    *("SegmentationEncoder", "ElementwiseELBO"),
-    *("ScoreFunctionELBO", "StraightThroughELBO"),
+    *("SegmentationEncoder", "WithinPicture"),
+    *("ElementwiseELBO", "ScoreFunctionELBO", "StraightThroughELBO"),
 )
 """What suits models of colors alone, and no model of rows."""
 
