@@ -318,3 +318,17 @@ def test_objectives_of_elements_say_what_they_need() -> None:
     for objective in (ScoreFunctionELBO(), StraightThroughELBO(), GumbelSoftmaxELBO()):
         with pair.scope(), pytest.raises(PairError, match="independent under the guide"):
             objective(pair, find_layout(pair, (y, x)), (y, x))
+
+
+def test_shared_work_in_inference_mode() -> None:
+    calls: list[int] = []
+
+    def compute() -> Tensor:
+        calls.append(1)
+        return torch.ones(2)
+
+    with torch.inference_mode(), sharing_work():
+        x = torch.zeros(2)
+        for _ in range(2):
+            shared(calls, "ones", x, compute)
+    assert len(calls) == 1

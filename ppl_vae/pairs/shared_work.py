@@ -56,7 +56,8 @@ def shared(owner: object, name: str, x: Tensor, compute: Callable[[], Tensor]) -
     known = _KNOWN.get()
     if known is None:
         return compute()
-    key = (id(owner), name, id(x), x._version)
+    version = 0 if x.is_inference() else x._version  # those of inference mode have none
+    key = (id(owner), name, id(x), version)
     found = known.get(key)
     if found is None or (torch.is_grad_enabled() and not found[2]):
         # x lives as long, so that no other tensor gets its id.
