@@ -212,7 +212,7 @@ def test_shared_work_is_done_once_and_with_a_gradient_where_one_is_needed() -> N
         return weight * x
 
     def get(of: Tensor = x) -> Tensor:
-        return shared(weight, "product", of, compute)
+        return shared(weight, "product", (of,), compute)
 
     get()
     get()
@@ -330,5 +330,5 @@ def test_shared_work_in_inference_mode() -> None:
     with torch.inference_mode(), sharing_work():
         x = torch.zeros(2)
         for _ in range(2):
-            shared(calls, "ones", x, compute)
+            shared(calls, "ones", (x,), compute)
     assert len(calls) == 1

@@ -265,11 +265,11 @@ class SegmentedColors(Rebuildable, nn.Module, ABC):
         def compute() -> Tensor:
             return chroma(x.unsqueeze(-1), self._features(x, shifts)).log_prob(y.unsqueeze(-2))
 
-        return compute() if shifts is not None else shared(self, "log_likelihoods", y, compute)
+        return compute() if shifts is not None else shared(self, "log_likelihoods", (y, x), compute)
 
     def _features(self, x: Tensor, shifts: Tensor | None) -> Tensor:
         """The features of the colors, `(*samples, n or 1, h or 1, w or 1, K, 5)`."""
-        features = shared(self, "features", x, lambda: self.colors(x))
+        features = shared(self, "features", (x,), lambda: self.colors(x))
         if not isinstance(self.colors, ShiftedColors):
             return features
         if shifts is None:
@@ -286,7 +286,7 @@ class SegmentedColors(Rebuildable, nn.Module, ABC):
             logits: Tensor = self.segmenter(standardized(x))
             return full_precision(logits).movedim(-3, -1).log_softmax(-1)
 
-        return shared(self, "unary", x, compute)
+        return shared(self, "unary", (x,), compute)
 
     def _require_pictures(self, y: Tensor, x: Tensor) -> None:
         require_shape(self, x, "height", "width")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_KNOWN: ContextVar[dict[tuple[Any, ...], tuple[Tensor, Tensor, bool]] | None] = ContextVar(
+_KNOWN: ContextVar[dict[Any, tuple[tuple[Tensor, ...], Tensor, bool]] | None] = ContextVar(
     "known", default=None
 )
 
@@ -31,8 +31,10 @@ def sharing_work() -> Iterator[None]:
         _KNOWN.reset(token)
 
 
-def shared(owner: object, name: str, x: Tensor, compute: Callable[[], Tensor]) -> Tensor:
-    """The result of `compute`, or that of an earlier call for the same owner, name and tensor.
+def shared(
+    owner: object, name: str, of: tuple[Tensor, ...], compute: Callable[[], Tensor]
+) -> Tensor:
+    """The result of `compute`, or that of an earlier call for the same owner, name and tensors.
 
     A model whose posterior, in the guide, needs the same large network as the model itself calls it. Outside of
     `sharing_work` everything is computed.
@@ -40,7 +42,7 @@ def shared(owner: object, name: str, x: Tensor, compute: Callable[[], Tensor]) -
     Args:
         owner: The object whose parameters are used.
         name: What is computed.
-        x: What it is computed from: this very tensor, not one of the same values.
+        of: What it is computed from: these very tensors, not others of the same values.
         compute: Computes it, without random numbers and without a change of the owner.
 
     Example:
@@ -49,17 +51,18 @@ def shared(owner: object, name: str, x: Tensor, compute: Callable[[], Tensor]) -
         ...     calls.append(1)
         ...     return x + 1
         >>> with sharing_work():
-        ...     _ = [shared(calls, "one more", x, compute) for _ in range(3)]
+        ...     _ = [shared(calls, "one more", (x,), compute) for _ in range(3)]
         >>> len(calls)
         1
     """
     known = _KNOWN.get()
     if known is None:
         return compute()
-    version = 0 if x.is_inference() else x._version  # those of inference mode have none
-    key = (id(owner), name, id(x), version)
+    # A tensor of inference mode has no version.
+    versions = tuple((id(x), 0 if x.is_inference() else x._version) for x in of)
+    key = (id(owner), name, versions)
     found = known.get(key)
     if found is None or (torch.is_grad_enabled() and not found[2]):
-        # x lives as long, so that no other tensor gets its id.
-        found = known[key] = (x, compute(), torch.is_grad_enabled())
+        # The tensors live as long, so that no other one gets the id of one.
+        found = known[key] = (of, compute(), torch.is_grad_enabled())
     return found[1]
