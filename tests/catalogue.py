@@ -378,7 +378,7 @@ PAIRS: dict[str, MakePair] = {
     "PottsSegments-SegmentationEncoder": pair(
         lambda: PottsSegments(3, COLORS["PictureColors"], UNet((4, 6))),
         lambda model, x: SegmentationEncoder(3, UNet((4, 6))),
-        of_colors,
+        lambda u: of_colors(u[..., :3]),
     ),
     "Hierarchical-BottomUp": pair(
         hierarchical,

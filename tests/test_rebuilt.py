@@ -77,7 +77,7 @@ def test_what_is_remembered_is_what_was_given() -> None:
     }
     assert describe(Exact(ProbabilisticPCA((3,)))) == {
         "class_path": "ppl_vae.guides.Exact",
-        "init_args": {},
+        "init_args": {"beta": 1.0},
     }
 
 
