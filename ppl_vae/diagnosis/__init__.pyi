@@ -1,5 +1,5 @@
 from .causes import Cause as Cause
-from .diagnosed import Diagnosis as Diagnosis
+from .diagnosed import Diagnosis as Diagnosis, UseOfElements as UseOfElements
 from .faults import overfits as overfits
 from .gaps import Gaps as Gaps, Truth as Truth, inference_gaps as inference_gaps
 from .grid import (

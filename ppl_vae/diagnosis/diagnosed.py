@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +15,25 @@ from ppl_vae.stats import Estimate, Result
 
 SATURATED = 1.0
 """Nats below the limit for so many rows from which on the mutual information is only a lower bound."""
+
+
+@dataclass(frozen=True)
+class UseOfElements:
+    """What is known of a discrete latent with many elements, such as a segment per pixel.
+
+    Attributes:
+        count: Number of elements of a row.
+        values: How many values each may have.
+        used_values: How many of them are used: exp of the entropy of their shares.
+        rate: The rate, nats per element.
+        gain: By how much log p(x | z) falls with the z of another row, nats per element.
+    """
+
+    count: int
+    values: int
+    used_values: float
+    rate: float
+    gain: float
 
 
 @dataclass(frozen=True)
@@ -47,6 +66,9 @@ class Diagnosis(Result):
             `poor guide`, `still training`.
         run: The folder of the run, if the pair is one: what to type is then a command for it.
         fault_options: What to type against faults, by their names: options as those of a `Cause`.
+        of_elements: If the only latent is a discrete one with many elements, which is judged as a whole: what
+            is known of it. Then there is one dimension, that latent, active if its rate, or what the decoder
+            gains by its value, is 0.01 nats per element or more.
     """
 
     names: tuple[str, ...]
@@ -65,6 +87,7 @@ class Diagnosis(Result):
     faults: Mapping[str, str] = field(default_factory=dict)
     run: str = ""
     fault_options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    of_elements: UseOfElements | None = None
 
     @property
     def cause(self) -> str:
@@ -106,7 +129,7 @@ class Diagnosis(Result):
 
     def summary(self) -> str:
         """How many dimensions are used, why not more, and what to do; then what else is wrong, line by line."""
-        lines = [self._of_dimensions()]
+        lines = [self._of_dimensions() if self.of_elements is None else self._of_its_elements()]
         for name, told in self.faults.items():
             lines.append(told)
             if self.run and name in self.fault_options:
@@ -140,6 +163,17 @@ class Diagnosis(Result):
                 state = f"{'is' if one else 'are'} inactive"
             found = f"{used}; {which} {state}."
         found = found if known else f"{found} {self._unknown()}"
+        return "\n".join([found, *in_lines(self.causes, self.run)])
+
+    def _of_its_elements(self) -> str:
+        of = self.of_elements
+        assert of is not None
+        (name,) = self.names
+        told = (
+            f"{name}, of {of.count:,} elements, uses {of.used_values:.1f} of {of.values} values; x tells "
+            f"{of.rate:.2g} nats of each element, and each is worth {of.gain:.2g} nats to the decoder"
+        )
+        found = f"{'No collapse' if bool(self.active[0]) else 'Collapse'}: {told}."
         return "\n".join([found, *in_lines(self.causes, self.run)])
 
     def _unknown(self) -> str:
@@ -207,6 +241,7 @@ class Diagnosis(Result):
             "beta": self.beta,
             "faults": dict(self.faults),
             "fault_options": {name: list(words) for name, words in self.fault_options.items()},
+            "of_elements": None if self.of_elements is None else asdict(self.of_elements),
             "summary": self.summary(),
         }
 

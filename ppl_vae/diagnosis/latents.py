@@ -22,6 +22,7 @@ from ppl_vae.diagnosis.dimensions import (
     notes_on_moments,
     notes_on_terms,
 )
+from ppl_vae.diagnosis.elements import diagnose_elements, many_elements
 from ppl_vae.diagnosis.encoder import same_for_all_rows
 from ppl_vae.diagnosis.faults import (
     EARLIER,
@@ -105,6 +106,11 @@ def diagnose(
       them; if beta is above 1, it is a `large beta` that has trained it so.
     - `ignored latent`: the decoder does not use them, and the likelihood does not tell why.
 
+    If the only latent is a discrete one with more than 64 elements, of which the likelihood takes one at a time
+    (a segment per pixel, say), it is judged as a whole, without draws: by its rate per element, and by what the
+    decoder gains by it over the z of another row. If both are below 0.01 nats, the guide lags if the exact
+    posterior has a rate; otherwise it is a `strong decoder`.
+
     If p(z) depends on what rows come with, p(z | y), all of it is counted beyond y: active units by the
     posterior means less those of the prior, and the mutual information among rows of one y, as far as y takes
     few values.
@@ -167,6 +173,9 @@ def diagnose(
     beta = float(beta)
     with opened(model, guide, x, seed=seed, progress=progress) as session:
         size = session.rows_at_once(NUM_DRAWS, rows=16, spare=4)
+        elements = many_elements(session)
+        if elements is not None:
+            return diagnose_elements(session, elements, size * NUM_DRAWS, beta)
         held = _hold_shared(session)
         gathered = gather(session, size)
         if not gathered.dimensions.names:

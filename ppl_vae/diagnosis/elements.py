@@ -1,0 +1,169 @@
+"""Diagnosis of a discrete latent with many elements, such as a segment per pixel."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ppl_vae.checks import Session
+from ppl_vae.diagnosis.causes import CAUSES, Cause
+from ppl_vae.diagnosis.diagnosed import Diagnosis, UseOfElements
+from ppl_vae.pairs import (
+    COLLAPSED,
+    Batch,
+    Elements,
+    Layout,
+    Pair,
+    element_tables,
+    elements_of,
+    num_rows,
+    sharing_work,
+    sum_to_rows,
+)
+from ppl_vae.stats import Estimate
+
+MOST_ELEMENTS = 64
+"""Most elements of a latent that are dimensions of their own."""
+
+_UNKNOWN = "not measured for a latent with many elements"
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What some rows say, nats per row, `(n,)` each.
+
+    Attributes:
+        rate: KL(q(z | x) || p(z)).
+        gain: E log p(x | z) less that with the z of another row; NaN of a single row.
+        possible: The rate of the exact posterior; NaN if it is not known.
+        usage: q(z_i = k), the mean over elements, `(n, K)`.
+        elements: Number of elements.
+    """
+
+    rate: Tensor
+    gain: Tensor
+    possible: Tensor
+    usage: Tensor
+    elements: int
+
+
+def diagnose_elements(session: Session, elements: Elements, size: int, beta: float) -> Diagnosis:
+    """Whether the only latent of a pair is used, and if not, why.
+
+    Args:
+        session: The opened pair.
+        elements: The elements of its latent.
+        size: How many rows with one draw each to look at together.
+        beta: The beta of the training.
+    """
+    rows = [
+        session.layouts.run(chunk, partial(_look, session.pair, chunk, elements))
+        for chunk in session.chunks(max(2, size // len(elements.values)), "diagnose")
+    ]
+    rate, gain, possible, usage = (
+        torch.cat([getattr(each, name) for each in rows])
+        for name in ("rate", "gain", "possible", "usage")
+    )
+    count = sum(each.elements * len(each.rate) for each in rows) / len(rate)
+    each_rate, each_gain = float(rate.mean()) / count, float(gain.nanmean()) / count
+    is_used = each_rate >= COLLAPSED or each_gain >= COLLAPSED
+    lags = not is_used and float(possible.mean()) / count >= COLLAPSED
+    shares = usage.mean(0)
+    used = UseOfElements(
+        count=round(count),
+        values=len(elements.values),
+        used_values=math.exp(-float(torch.xlogy(shares, shares).sum())),
+        rate=each_rate,
+        gain=each_gain,
+    )
+    unknown = Estimate(torch.full_like(rate, math.nan), missing=_UNKNOWN)
+    notes = session.findings.notes
+    if is_used and each_rate < COLLAPSED:
+        notes = (
+            f"'{elements.site}' is used, but x says next to nothing of it that p(z) does not know already: the "
+            f"rate is {each_rate:.2g} nats per element",
+            *notes,
+        )
+    return Diagnosis(
+        names=(elements.site,),
+        kl=rate.mean().unsqueeze(0),
+        mean_variance=torch.tensor([math.nan]),
+        active=torch.tensor([is_used]),
+        collapsed=torch.tensor([not is_used]),
+        mutual_information=unknown,
+        marginal_kl=unknown,
+        leave_one_out=unknown,
+        rate=Estimate(rate),
+        causes={}
+        if is_used
+        else {elements.site: _cause(used, lags, float(possible.mean()) / count)},
+        num_rows=len(rate),
+        information_limit=math.inf,
+        beta=beta,
+        of_elements=used,
+        notes=notes,
+        cautions=session.findings.doubts,
+    )
+
+
+def many_elements(session: Session) -> Elements | None:
+    """The elements of a pair's only latent, if there are so many that a line for each would say nothing."""
+    elements = elements_of(session.pair, session.layout, session.first)
+    if elements is None:
+        return None
+    q = element_tables(session.pair, session.layout, session.first, elements).q
+    return elements if q[0].numel() > MOST_ELEMENTS * num_rows(session.first) else None
+
+
+def _look(pair: Pair, batch: Batch, elements: Elements, layout: Layout) -> _Rows:
+    n = num_rows(batch)
+    with sharing_work():
+        tables = element_tables(pair, layout, batch, elements)
+    q, log_p = torch.broadcast_tensors(tables.q, tables.log_likelihood)
+    dim = 1 + layout.nesting + layout.dim  # that of the rows
+    event = q.dim() - 1 - layout.nesting
+
+    def rows(terms: Tensor) -> Tensor:
+        flat = terms.flatten(-event).sum(-1) if event else terms
+        return sum_to_rows(flat, layout, 1, n)[0].double().cpu()
+
+    def expected(weights: Tensor) -> Tensor:
+        return rows(torch.where(weights > 0, weights * log_p, 0.0).sum(0))
+
+    own = expected(q)
+    gain = own - expected(q.roll(1, dim)) if n > 1 else torch.full_like(own, math.nan)
+    possible = torch.full_like(own, math.nan)
+    if tables.log_prior is not None:
+        posterior = (tables.log_prior + tables.log_likelihood).log_softmax(0)
+        possible = rows((posterior.exp() * (posterior - tables.log_prior)).sum(0))
+    others = [d for d in range(1, q.dim()) if d != dim]
+    usage = q.mean(others).T.double().cpu() if others else q.T.double().cpu()
+    return _Rows(
+        sum_to_rows(tables.kl, layout, 1, n)[0].double().cpu(),
+        gain,
+        possible,
+        usage.expand(n, -1),
+        q[0].numel() // n,
+    )
+
+
+def _cause(used: UseOfElements, lags: bool, possible: float) -> Cause:
+    """Why the latent is not used."""
+    if lags:
+        text = CAUSES["lagging guide"]
+        evidence = (
+            f"its exact posterior has {possible:.2g} nats per element, the guide {used.rate:.2g}"
+        )
+        return Cause("lagging guide", text.meaning, evidence, text.remedy)
+    return Cause(
+        "strong decoder",
+        "the decoder explains the data without it, by what else it sees",
+        f"the rate is {used.rate:.2g} nats per element, and with the z of another row log p(x) given z falls "
+        f"by {used.gain:.2g} nats per element only",
+        "let the decoder see less of what the rows come with (of models of colors, Palette or LumaColors in "
+        "place of PictureColors), start with values of z that differ, or hold the rate (TargetRate)",
+    )

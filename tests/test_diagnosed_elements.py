@@ -1,0 +1,139 @@
+"""What `diagnose` says of latents with many elements, against the exact numbers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ppl_vae import diagnose
+from ppl_vae.data import simulated_regions
+from ppl_vae.guides import Exact, SegmentationEncoder
+from ppl_vae.models import IndependentSegments, Palette, PictureColors, ScanLineSegments
+from ppl_vae.networks import UNet
+
+SMALL = UNet((4, 8))
+
+
+@pytest.fixture(scope="module")
+def pictures() -> tuple[Tensor, Tensor]:
+    """Of three kinds of regions, each with a color of its own."""
+    z, x = simulated_regions(count=20, size=12, segments=3, seed=0)
+    centers = torch.tensor([[60.0, 0.0], [-40.0, 20.0], [0.0, -30.0]])
+    noise = torch.randn(20, 12, 12, 2, generator=torch.Generator().manual_seed(0))
+    return (centers[z] + 4 * noise).round(), x
+
+
+@pytest.mark.parametrize("rung", [IndependentSegments, ScanLineSegments])
+def test_segments_that_are_used(
+    rung: type[IndependentSegments] | type[ScanLineSegments], pictures: tuple[Tensor, Tensor]
+) -> None:
+    torch.manual_seed(0)
+    model = rung(3, Palette(), SMALL)
+    model.initialize(*pictures)
+    found = diagnose(model, Exact(model), pictures, seed=0, progress=False)
+    with torch.no_grad():
+        rate = torch.distributions.kl_divergence(
+            model.posterior(*pictures), model.prior(pictures[1])
+        )
+    assert found.rate.values == pytest.approx(rate.double(), rel=1e-4)
+    assert found.names == ("z",)
+    assert found.cause == "none"
+    assert found.of_elements is not None
+    assert found.of_elements.count == 144
+    assert found.of_elements.values == 3
+    assert found.of_elements.used_values == pytest.approx(3.0, abs=0.2)
+    assert found.of_elements.rate == pytest.approx(rate.mean().item() / 144, rel=1e-4)
+    assert found.of_elements.gain > 1.0
+    assert "No collapse: z, of 144 elements, uses" in found.summary()
+    assert found.to_dict()["of_elements"]["values"] == 3
+
+
+def test_a_decoder_that_does_not_need_the_segments(pictures: tuple[Tensor, Tensor]) -> None:
+    torch.manual_seed(0)
+    model = IndependentSegments(3, PictureColors(SMALL), SMALL)
+    with torch.no_grad():  # all segments have the same colors, whatever the picture
+        colors = cast(Any, model.colors)
+        head = colors.net.head
+        head.weight.copy_(head.weight[:5].repeat(3, 1, 1, 1))
+        head.bias.copy_(head.bias[:5].repeat(3))
+        colors.features.copy_(colors.features[:1].expand(3, -1))
+    found = diagnose(model, Exact(model), pictures, seed=0, progress=False)
+    assert found.cause == "strong decoder"
+    assert "rate is" in found.causes["z"].evidence
+    assert "Palette" in found.remedy
+    assert found.summary().startswith("Collapse: z, of 144 elements")
+    assert bool(found.collapsed.all())
+
+
+def test_a_guide_that_lags(pictures: tuple[Tensor, Tensor]) -> None:
+    torch.manual_seed(0)
+    model = IndependentSegments(3, Palette(), SMALL)
+    model.initialize(*pictures)
+    with torch.no_grad():
+        for parameter in model.segmenter.parameters():
+            parameter.zero_()
+
+    class OnThePrior(SegmentationEncoder):
+        def encode(self, y: Tensor, x: Tensor) -> Any:
+            return model.prior(x)
+
+    guide = OnThePrior(3, SMALL)
+    found = diagnose(model, guide, pictures, seed=0, progress=False)
+    assert found.cause == "lagging guide"
+    exact = diagnose(model, Exact(model), pictures, seed=0, progress=False)
+    assert exact.of_elements is not None
+    assert f"{exact.of_elements.rate:.2g} nats per element" in found.causes["z"].evidence
+
+
+def test_segments_that_the_prior_knows_already() -> None:
+    """A function of what rows come with: used by the decoder, and not told by the data."""
+    c = torch.randint(2, (30, 80), generator=torch.Generator().manual_seed(0))
+    x = (2.0 * c - 1.0) + 0.5 * torch.randn(30, 80, generator=torch.Generator().manual_seed(1))
+
+    def prior(c: Tensor) -> Any:
+        return dist.Bernoulli(logits=40.0 * c - 20.0).to_event(1)
+
+    def model(x: Tensor, c: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("code", prior(c.float()))
+            pyro.sample("x", dist.Normal(2 * z - 1, 0.5).to_event(1), obs=x)
+
+    def guide(x: Tensor, c: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("code", prior(c.float()))
+
+    found = diagnose(model, guide, (x, c), seed=0, progress=False)
+    assert found.cause == "none"
+    assert any("does not know already" in note for note in found.notes)
+    assert found.of_elements is not None
+    assert found.of_elements.rate == pytest.approx(0.0, abs=1e-6)
+    # The mean of (x - z)^2 / (2 s^2) with the z of another row, less that with its own.
+    away = ((x - (2 * values - 1)) ** 2 / (2 * 0.25) for values in (c.roll(1, 0), c))
+    gain = (next(away) - next(away)).mean()
+    assert found.of_elements.gain == pytest.approx(gain.item(), rel=0.2)
+
+
+def test_few_elements_are_still_dimensions_of_their_own() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(50, 5)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(torch.full((5,), 0.5)).to_event(1))
+            pyro.sample("x", dist.Normal(2 * z - 1, 1.0).to_event(1), obs=x)
+
+    class Guide(nn.Module):
+        def forward(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Bernoulli(logits=2 * x).to_event(1))
+
+    found = diagnose(model, Guide(), x, seed=0, progress=False)
+    assert len(found.names) == 5
+    assert found.of_elements is None
+    assert not math.isnan(float(found.mean_variance.sum()))
