@@ -132,6 +132,11 @@ def test_photos_of_all_kinds_read_right(tmp_path: Path) -> None:
     assert read_photo(tmp_path / "sixteen.png")[0].tolist() == [[0] * 3, [255] * 3, [1] * 3]
 
 
+def test_a_dark_photo_of_sixteen_bits_is_dark(tmp_path: Path) -> None:
+    Image.fromarray(np.full((2, 3), 200, np.uint16)).save(tmp_path / "dark.png")
+    assert int(read_photo(tmp_path / "dark.png").max()) == 1
+
+
 def test_a_broken_photo_is_named_and_left_out(tmp_path: Path) -> None:
     names = saved(tmp_path)
     (tmp_path / "broken.jpg").write_bytes(b"nonsense")
@@ -155,6 +160,17 @@ def test_a_segmentation_comes_with_its_photo(tmp_path: Path) -> None:
     assert torch.equal(data.test[1].segments, torch.from_numpy(numbers).long())
     small = load_photos(f"folder:{tmp_path}", longest=20).test[1]
     assert small.luma.shape == small.segments.shape == (10, 20)
+
+
+def test_a_segmentation_of_another_shape_is_refused(tmp_path: Path) -> None:
+    for i in range(3):
+        Image.new("RGB", (9, 6), (i, 2, 3)).save(tmp_path / f"{i}.png")
+    Image.fromarray(np.zeros((9, 6), np.uint8)).save(tmp_path / "1.seg.png")
+    with pytest.warns(BrokenPhotoWarning, match=r"1\.seg\.png .* 6 x 9 pixels, its photo 9 x 6"):
+        data = load_photos(f"folder:{tmp_path}")
+    assert len(data.train) + len(data.test) == 2
+    with pytest.raises(ValueError, match="test_fraction must be between 0 and 1"):
+        load_photos(f"folder:{tmp_path}", test_fraction=-1.0)
 
 
 def test_patches_are_parts_of_their_photos(tmp_path: Path) -> None:

@@ -91,34 +91,6 @@ def test_a_guide_that_lags(pictures: tuple[Tensor, Tensor]) -> None:
     assert f"{exact.of_elements.rate:.2g} nats per element" in found.causes["z"].evidence
 
 
-def test_segments_that_the_prior_knows_already() -> None:
-    """A function of what rows come with: used by the decoder, and not told by the data."""
-    c = torch.randint(2, (30, 80), generator=torch.Generator().manual_seed(0))
-    x = (2.0 * c - 1.0) + 0.5 * torch.randn(30, 80, generator=torch.Generator().manual_seed(1))
-
-    def prior(c: Tensor) -> Any:
-        return dist.Bernoulli(logits=40.0 * c - 20.0).to_event(1)
-
-    def model(x: Tensor, c: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("code", prior(c.float()))
-            pyro.sample("x", dist.Normal(2 * z - 1, 0.5).to_event(1), obs=x)
-
-    def guide(x: Tensor, c: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("code", prior(c.float()))
-
-    found = diagnose(model, guide, (x, c), seed=0, progress=False)
-    assert found.cause == "none"
-    assert any("does not know already" in note for note in found.notes)
-    assert found.of_elements is not None
-    assert found.of_elements.rate == pytest.approx(0.0, abs=1e-6)
-    # The mean of (x - z)^2 / (2 s^2) with the z of another row, less that with its own.
-    away = ((x - (2 * values - 1)) ** 2 / (2 * 0.25) for values in (c.roll(1, 0), c))
-    gain = (next(away) - next(away)).mean()
-    assert found.of_elements.gain == pytest.approx(gain.item(), rel=0.2)
-
-
 def test_few_elements_are_still_dimensions_of_their_own() -> None:
     torch.manual_seed(0)
     x = torch.randn(50, 5)

@@ -122,8 +122,9 @@ def resolved(model: nn.Module, guide: nn.Module, x: Tensor) -> tuple[Pair, Objec
 @pytest.mark.parametrize("kind", ["Categorical", "Bernoulli"])
 def test_a_strangers_latent_is_summed_element_by_element(kind: str, x: Tensor) -> None:
     model, guide = Stranger(kind), Encoder(kind)
-    pair, objective = resolved(model, guide, x)
-    assert isinstance(objective, ElementwiseELBO)
+    pair, chosen = resolved(model, guide, x)
+    assert isinstance(chosen, TraceELBO), "nothing is summed unasked"
+    objective = ElementwiseELBO()
     with pair.scope():
         loss = objective(pair, find_layout(pair, x), x, 0.7)
     count = 2 if kind == "Bernoulli" else 3
@@ -173,7 +174,8 @@ def test_it_trains(x: Tensor) -> None:
     """To the evidence: the family holds the posterior."""
     model, guide = Stranger("Categorical"), Encoder("Categorical")
     data = LEVELS[torch.randint(3, (200, M))].unsqueeze(-1) + 0.1 * torch.randn(200, M, 2).double()
-    found = fit(model, guide, data, max_epochs=150, learning_rate=0.1, seed=0, progress=False)
+    options: dict[str, Any] = {"max_epochs": 150, "learning_rate": 0.1, "progress": False}
+    found = fit(model, guide, data, objective=ElementwiseELBO(), seed=0, **options)
     weights = model.logits.log_softmax(-1)
     each = dist.Normal(LEVELS[:, None], model.noise.exp()).log_prob(data.unsqueeze(-2)).sum(-1)
     log_p = (weights + each).logsumexp(-1).sum(-1).mean().item()
@@ -181,16 +183,53 @@ def test_it_trains(x: Tensor) -> None:
     assert float(model.noise.detach().exp()) == pytest.approx(0.1, abs=0.03)
 
 
-def test_evaluate_sums_over_a_strangers_elements(x: Tensor) -> None:
-    model, guide = Stranger("Categorical"), Encoder("Categorical")
-    found = evaluate(model, guide, x, num_samples=3, seed=0, progress=False)
-    weights = model.logits.log_softmax(-1)
-    each = dist.Normal(LEVELS[:, None], model.noise.exp()).log_prob(x.unsqueeze(-2)).sum(-1)
-    log_p = (weights + each).logsumexp(-1).sum(-1).detach()
-    assert torch.allclose(found.log_likelihood.values, log_p, atol=1e-10)
-    assert bool((found.elbo.values < log_p).all())
-    drawn = evaluate(Together("Categorical"), guide, x, num_samples=3, seed=0, progress=False)
-    assert not any("element by element" in note for note in drawn.notes)
+def test_nothing_of_a_stranger_is_summed_unasked(x: Tensor) -> None:
+    """A dense decoder looks as if it took one element at a time where the guide draws one value everywhere."""
+    guide = Encoder("Categorical")
+    for model in (Stranger("Categorical"), Together("Categorical")):
+        found = evaluate(model, guide, x, num_samples=3, seed=0, progress=False)
+        assert not any("element by element" in note for note in found.notes)
+
+
+class Weighted(Stranger):
+    """The latent has another weight."""
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            with pyro.poutine.scale(scale=0.1):
+                z = pyro.sample("code", self.latent())
+            of_data = dist.Normal(self.level(z).unsqueeze(-1), self.noise.exp())
+            pyro.sample("values", of_data.expand([*z.shape, 2]).to_event(2), obs=x)
+
+
+class PriorMasked(Stranger):
+    """The prior is left out."""
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            with pyro.poutine.mask(mask=False):
+                z = pyro.sample("code", self.latent())
+            of_data = dist.Normal(self.level(z).unsqueeze(-1), self.noise.exp())
+            pyro.sample("values", of_data.expand([*z.shape, 2]).to_event(2), obs=x)
+
+
+class FewerNumbers(Stranger):
+    """The data have fewer numbers than the latent."""
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("code", self.latent())
+            mean = self.level(z)[..., :2, None].expand(*z.shape[:-1], 2, 2)
+            pyro.sample("values", dist.Normal(mean, 1.0).to_event(2), obs=x[:, :2])
+
+
+@pytest.mark.parametrize("make", [Weighted, PriorMasked, FewerNumbers])
+def test_weights_and_masks_of_the_latent_are_not_dropped(
+    make: Callable[[str], Stranger], x: Tensor
+) -> None:
+    pair, _ = resolved(make("Categorical"), Encoder("Categorical"), x)
+    with pair.scope(), pytest.raises(PairError, match="takes one element at a time"):
+        ElementwiseELBO()(pair, find_layout(pair, x), x)
 
 
 def test_the_kl_of_categories_that_are_all_but_impossible() -> None:

@@ -174,3 +174,13 @@ def test_variation_of_information_and_covering_against_their_definitions() -> No
     assert segmentation_covering(same + 7, same) == 1.0
     with pytest.raises(ValueError, match="of one picture"):
         variation_of_information(same, same[:2])
+
+
+def test_marginals_in_inference_mode() -> None:
+    torch.manual_seed(0)
+    field = grid(3, 3, 2)
+    marginals, entropy = field.marginals, field.entropy()
+    with torch.inference_mode():
+        again = PottsGrid(field.unary, field.across, field.down)
+        assert torch.allclose(again.marginals, marginals, atol=1e-12)
+        assert torch.allclose(again.entropy(), entropy, atol=1e-12)

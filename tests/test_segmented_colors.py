@@ -131,7 +131,8 @@ def test_the_elbo_of_segmentations_is_that_of_all_of_them(
         of_guide = apart(SegmentationEncoder(K, SMALL))
     pair = Pair(Closed(model) if closed else model, of_guide)
     with pair.scope():
-        objective = ELBO(beta=beta).resolve(pair, pictures)
+        asked = ElementwiseELBO(beta=beta) if closed else ELBO(beta=beta)
+        objective = asked.resolve(pair, pictures)
         assert isinstance(objective, ElementwiseELBO)
         loss = objective(pair, find_layout(pair, pictures), pictures, beta)
     q = of_guide.encode(y, x).log_prob(segmentations)
@@ -251,3 +252,14 @@ def test_segments_emerge_in_simulated_pictures() -> None:
     assert agreement[0] > 0.9
     assert agreement[0] > agreement[1] - 0.02
     assert agreement[2] > 0.6  # without the colors
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_pictures_of_bytes_have_the_evidence_of_numbers(
+    rung: type[SegmentedColors], pictures: tuple[Tensor, Tensor]
+) -> None:
+    """Differences of bytes would wrap around."""
+    y, x = (rows.float() for rows in pictures)
+    model = rung(K, Palette(), SMALL)
+    found = model.log_evidence(y, x.to(torch.uint8))
+    assert torch.allclose(found, model.log_evidence(y, x), atol=1e-4)

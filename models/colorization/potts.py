@@ -48,8 +48,8 @@ class PottsSegments(SegmentedColors):
 
     def field(self, unary: Tensor, x: Tensor) -> PottsGrid:
         """See `SegmentedColors`."""
-        across = coupled(self.coupling[0], x[..., 1:] - x[..., :-1])
-        down = coupled(self.coupling[1], x[..., 1:, :] - x[..., :-1, :])
+        across = coupled(self.coupling[0], x.to(unary).diff(dim=-1))
+        down = coupled(self.coupling[1], x.to(unary).diff(dim=-2))
         return PottsGrid(unary, across, down, validate_args=False)
 
     def log_partition(self, unary: Tensor, x: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ class ScanLineSegments(SegmentedColors):
     def field(self, unary: Tensor, x: Tensor) -> ScanLines:
         """See `SegmentedColors`."""
         return ScanLines(
-            unary, coupled(self.coupling, x[..., 1:] - x[..., :-1]), validate_args=False
+            unary, coupled(self.coupling, x.to(unary).diff(dim=-1)), validate_args=False
         )
 
     def log_partition(self, unary: Tensor, x: Tensor) -> Tensor:

@@ -191,6 +191,8 @@ def load_photos(
             _read(_photo_files(held_out[0]), longest),
         )
     files = _photo_files(folder)
+    if not 0 < test_fraction < 1:
+        raise ValueError(f"test_fraction must be between 0 and 1, got {test_fraction}")
     order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed)).tolist()
     held = max(1, round(test_fraction * len(files)))
     if held >= len(files):
@@ -238,7 +240,11 @@ def read_photo(path: Path | str, longest: int | None = None) -> Tensor:
 def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits of gray; PIL's own conversion would cut them at 255
         values = np.asarray(image).astype(np.float64)
-        values = values / 257.0 if values.max(initial=0) > 255 else values
+        values = (
+            values / 257.0
+            if image.mode.startswith("I;16") or values.max(initial=0) > 255
+            else values
+        )
         return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
     if "transparency" in image.info or image.mode in ("LA", "PA", "La", "RGBA", "RGBa"):
         opaque = image.convert("RGBA")
@@ -279,6 +285,11 @@ def _segments(path: Path, shape: tuple[int, ...]) -> Tensor | None:
         return None
     try:
         with opened_picture(beside) as image:
+            width, height = image.size
+            if abs(width * shape[0] - height * shape[1]) > max(width, height, *shape):
+                raise ValueError(
+                    f"it has {width} x {height} pixels, its photo {shape[1]} x {shape[0]}"
+                )
             picture = image.resize(shape[::-1], Image.Resampling.NEAREST)  # type: ignore[arg-type]
             numbers = np.array(picture)
     except PIL_ERRORS as error:

@@ -19,9 +19,9 @@ from ppl_vae.pairs import (
     Layout,
     Pair,
     element_tables,
-    elements_of,
     num_rows,
     sharing_work,
+    stated_elements,
     sum_to_rows,
 )
 from ppl_vae.stats import Estimate
@@ -112,7 +112,7 @@ def diagnose_elements(session: Session, elements: Elements, size: int, beta: flo
 
 def many_elements(session: Session) -> Elements | None:
     """The elements of a pair's only latent, if there are so many that a line for each would say nothing."""
-    elements = elements_of(session.pair, session.layout, session.first)
+    elements = stated_elements(session.pair, session.layout, session.first)
     if elements is None:
         return None
     q = element_tables(session.pair, session.layout, session.first, elements).q

@@ -106,8 +106,8 @@ def diagnose(
       them; if beta is above 1, it is a `large beta` that has trained it so.
     - `ignored latent`: the decoder does not use them, and the likelihood does not tell why.
 
-    If the only latent is a discrete one with more than 64 elements, of which the likelihood takes one at a time
-    (a segment per pixel, say), it is judged as a whole, without draws: by its rate per element, and by what the
+    If the only latent of a model of this library is a discrete one with more than 64 elements (a segment per
+    pixel), it is judged as a whole, without draws: by its rate per element, and by what the
     decoder gains by it over the z of another row. If both are below 0.01 nats, the guide lags if the exact
     posterior has a rate; otherwise it is a `strong decoder`.
 

@@ -148,6 +148,11 @@ class PottsGrid(PottsField):
                 f"the marginals of a Potts field of {self.event_shape[0]} x {self.event_shape[1]} pixels with "
                 f"{self.segments} segments are not known: use a guide with independent pixels"
             )
+        if torch.is_inference_mode_enabled():  # nothing has a gradient there
+            with torch.inference_mode(False):
+                field = self.expand(self.batch_shape)
+                field.unary, field.same = self.unary.clone(), self.same.clone()
+                return field._slope(field.unary if by is self.unary else field.same)
         keeps_graph = torch.is_grad_enabled() and (
             self.unary.requires_grad or self.same.requires_grad
         )

@@ -24,11 +24,11 @@ from ppl_vae.pairs import (
     Layout,
     Pair,
     Program,
-    elements_of,
     finite_latents,
     notes_on_discrete,
     num_rows,
     sample_rows,
+    stated_elements,
     summed_elements,
 )
 from ppl_vae.runtime import require_flags, require_samples
@@ -247,7 +247,7 @@ class _ByElement:
         if not layout.discrete:
             return None
         if layout.signature not in self._found:
-            self._found[layout.signature] = elements_of(self._pair, layout, batch)
+            self._found[layout.signature] = stated_elements(self._pair, layout, batch)
         elements = self._found[layout.signature]
         if elements is None:
             return None

@@ -32,7 +32,6 @@ from ppl_vae.pairs import (
     ScaleLatents,
     Trace,
     as_args,
-    elements_of,
     elementwise_kl,
     find_layout,
     has_log_density,
@@ -45,6 +44,7 @@ from ppl_vae.pairs import (
     row_log_prob,
     sample_rows,
     sample_sites,
+    stated_elements,
     trace_pair,
     unscaled,
 )
@@ -55,8 +55,7 @@ class ELBO(Objective):
     """The ELBO by the lowest-variance estimator that is right for the pair.
 
     The estimator is `EnumELBO` if a discrete latent is marked `infer={"enumerate": "parallel"}`;
-    `ElementwiseELBO` if the only latent is discrete, with many elements of which the likelihood takes one at a
-    time;
+    `ElementwiseELBO` for a model of this library whose only latent is discrete, with many elements;
     `MeanFieldELBO` if all latents are reparameterized, no analytic KL would be wrong (see
     `mean_field_violations`), and the guide has no other sites than latents of the model and auxiliary ones;
     otherwise `TraceELBO`.
@@ -94,7 +93,7 @@ class ELBO(Objective):
         if any(is_enumerated(site) for site in latents.values()):
             chosen = EnumELBO
         elif any(is_discrete(site) and site["fn"].event_shape for site in latents.values()) and (
-            elements_of(pair, find_layout(pair, batch), batch) is not None
+            stated_elements(pair, find_layout(pair, batch), batch) is not None
         ):
             chosen = ElementwiseELBO
         elif (

@@ -74,8 +74,9 @@ class ElementwiseELBO(OfElements):
     noise. The elements need not be independent: of a Markov chain the marginals and the KL are known as well.
     With the exact posterior (`Exact`) as the guide, value and gradient are those of log p(x), at beta = 1.
 
-    It is what `ELBO` chooses for such a pair. For elements in plates Pyro's enumeration does the same:
-    `EnumELBO`.
+    It is what `ELBO` chooses for models of this library (`IndependentSegments`, ...). For a model of your own
+    ask for it: that the likelihood takes one element at a time is tried on a draw of the guide, which finds
+    most that do not, and not all. For elements in plates Pyro's enumeration does the same: `EnumELBO`.
 
     Raises:
         PairError: The pair is no such pair, or there is no formula of its KL.

@@ -52,6 +52,7 @@ from .elements import (
     element_tables as element_tables,
     elements_of as elements_of,
     marginals_of as marginals_of,
+    stated_elements as stated_elements,
     summed_elements as summed_elements,
 )
 from .errors import (

@@ -24,7 +24,7 @@ from ppl_vae.pairs.layout import (
 from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import Batch, as_args, num_rows, trace_guide, trace_programs
 from ppl_vae.pairs.shared_work import sharing_work
-from ppl_vae.pairs.traces import Site, Trace, elementwise, innermost, mask_kind
+from ppl_vae.pairs.traces import Site, Trace, elementwise, innermost, is_weighted, mask_kind
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,20 @@ class ElementTables:
     traces: tuple[Trace, Trace]
 
 
+def stated_elements(pair: Pair, layout: Layout, batch: Batch) -> Elements | None:
+    """`elements_of` a model of this library that states what each element adds to its likelihood; else None.
+
+    That a stranger's likelihood takes one element at a time is tried on draws alone, which may miss that it
+    does
+    not: so nothing is summed by element unasked.
+    """
+    model = pair.model
+    ours = type(model).__module__.startswith("ppl_vae.models.")
+    if not ours or not callable(getattr(model, "log_likelihoods", None)):
+        return None
+    return elements_of(pair, layout, batch)
+
+
 def elements_of(pair: Pair, layout: Layout, batch: Batch) -> Elements | None:
     """The only latent of a pair, if it has several elements, which the likelihood takes one at a time.
 
@@ -82,12 +96,17 @@ def elements_of(pair: Pair, layout: Layout, batch: Batch) -> Elements | None:
             return None
         site = guide_trace.nodes[name]
         values = _values(site["fn"])
-        if values is None or not site["fn"].event_shape or not _plain(site, layout):
+        if values is None or not site["fn"].event_shape:
+            return None
+        of_model = [model_trace.nodes.get(each) for each in (name, *layout.observed)]
+        if not all(each and _plain(each, layout) for each in (site, *of_model)):
             return None
         found = Elements(name, values)
         try:
             tables = element_tables(pair, layout, batch, found)
-        except (NotImplementedError, LayoutChangedError):
+        except (NotImplementedError, LayoutChangedError, RuntimeError):
+            return None
+        if tables.q.shape != tables.log_likelihood.shape:
             return None
         z = site["value"]
         while z.dim() < tables.q.dim() - 1:
@@ -121,7 +140,9 @@ def element_tables(pair: Pair, layout: Layout, batch: Batch, elements: Elements)
         q = of_guide.fn
         if q is None:
             raise LayoutChangedError(f"the guide has no site '{name}' on this batch")
-        event, stated = q.event_shape, getattr(pair.model, "log_likelihoods", None)
+        event, stated = q.event_shape, None
+        if type(pair.model).__module__.startswith("ppl_vae.models."):
+            stated = getattr(pair.model, "log_likelihoods", None)
         sizes = [1] * layout.nesting
         sizes[layout.dim] = num_rows(batch)
         count = 1 if callable(stated) else len(elements.values)
@@ -255,7 +276,7 @@ def _values(fn: Any) -> Tensor | None:
 
 
 def _plain(site: Site, layout: Layout) -> bool:
-    return mask_kind(site) is True and inner_scale(site, layout) == 1.0
+    return mask_kind(site) is True and inner_scale(site, layout) == 1.0 and not is_weighted(site)
 
 
 def _by_element(site: Site, layout: Layout, event_dim: int, plates: int) -> Tensor:
