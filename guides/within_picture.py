@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import pyro
 import pyro.distributions as dist
@@ -51,7 +52,7 @@ class WithinPicture(Rebuildable, nn.Module):
         # The method, not the model: a module would be registered, and so would its parameters.
         self._fit: Callable[..., tuple[Tensor, Tensor]] = fit
         self.steps = steps
-        self.log_factor = nn.Parameter(torch.zeros(int(model.segments), 2))  # type: ignore[arg-type]
+        self.log_factor = nn.Parameter(torch.zeros(cast(int, model.segments), 2))
 
     def forward(self, y: Tensor, x: Tensor) -> None:
         """Runs the guide on chroma, `(n, h, w, 2)`, and luma, `(n, h, w)`."""

@@ -157,8 +157,11 @@ def test_a_segmentation_comes_with_its_photo(tmp_path: Path) -> None:
     data = load_photos(f"folder:{tmp_path}")
     assert len(data.train) == len(data.test) == 2
     assert data.test[0].segments is None
-    assert torch.equal(data.test[1].segments, torch.from_numpy(numbers).long())
+    segments = data.test[1].segments
+    assert segments is not None
+    assert torch.equal(segments, torch.from_numpy(numbers).long())
     small = load_photos(f"folder:{tmp_path}", longest=20).test[1]
+    assert small.segments is not None
     assert small.luma.shape == small.segments.shape == (10, 20)
 
 

@@ -26,7 +26,16 @@ from ppl_vae.objectives import (
     StraightThroughELBO,
     TraceELBO,
 )
-from ppl_vae.pairs import Pair, PairError, find_layout, kl_between, shared, sharing_work
+from ppl_vae.pairs import (
+    Pair,
+    PairError,
+    elements_of,
+    expected_value,
+    find_layout,
+    kl_between,
+    shared,
+    sharing_work,
+)
 
 N, M = 4, 5  # rows, elements of a row
 LEVELS = torch.tensor([-1.0, 0.5, 2.0]).double()
@@ -371,3 +380,49 @@ def test_shared_work_in_inference_mode() -> None:
         for _ in range(2):
             shared(calls, "ones", (x,), compute)
     assert len(calls) == 1
+
+
+class Dense(nn.Module):
+    """Bits, and a linear decoder of all of them together."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.decoder = nn.Linear(M, 2 * M).double()
+        with torch.no_grad():
+            self.decoder.weight.mul_(weight)
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("code", dist.Bernoulli(torch.full((M,), 0.5).double()).to_event(1))
+            mean = self.decoder(z).unflatten(-1, (M, 2))
+            pyro.sample("values", dist.Normal(mean, 1.0).to_event(2), obs=x)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1e-3, 1.0])
+@pytest.mark.parametrize("rows", [1, N])
+@pytest.mark.parametrize("is_sure", [False, True])
+def test_a_dense_decoder_is_found_out(weight: float, rows: int, is_sure: bool, x: Tensor) -> None:
+    """Also where its last layer is zero, and where the guide draws the same value everywhere."""
+    model, guide = Dense(weight), Encoder("Bernoulli")
+    if is_sure:
+        with torch.no_grad():
+            guide.net.weight.zero_()
+            guide.net.bias.fill_(-15.0)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    state = torch.get_rng_state()
+    pair = Pair(model, guide)
+    with pair.scope():
+        layout = find_layout(pair, x[:rows])
+        assert elements_of(pair, layout, x[:rows]) is None
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_impossible_values_have_a_loss_and_a_gradient() -> None:
+    q = torch.tensor([0.5, 0.5, 0.0], requires_grad=True)
+    log_p = torch.tensor([-1.0, -3.0, -torch.inf], requires_grad=True)
+    found = expected_value(q, log_p, 0)
+    assert found.item() == -2.0
+    for slope in torch.autograd.grad(found, (q, log_p)):
+        assert bool(slope.isfinite().all())

@@ -13,7 +13,7 @@ from ppl_vae.data import simulated_regions
 from ppl_vae.guides import Exact, WithinPicture
 from ppl_vae.models import IndependentSegments, LatentColors, Palette, ScanLineSegments
 from ppl_vae.models.colorization import SegmentedColors
-from ppl_vae.models.colorization.segmented import ColorsOfPictures
+from ppl_vae.models.colorization.summed_out import ColorsOfPictures
 from ppl_vae.networks import UNet
 
 SMALL = UNet((4, 8))

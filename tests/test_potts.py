@@ -184,3 +184,11 @@ def test_marginals_in_inference_mode() -> None:
         again = PottsGrid(field.unary, field.across, field.down)
         assert torch.allclose(again.marginals, marginals, atol=1e-12)
         assert torch.allclose(again.entropy(), entropy, atol=1e-12)
+
+
+def test_couplings_that_forbid_have_gradients() -> None:
+    """Beside pixels that are certain, in single precision."""
+    unary = torch.tensor([[[50.0, -50.0], [50.0, -50.0], [-50.0, 50.0]]], requires_grad=True)
+    same = torch.full((1, 2), -40.0, requires_grad=True)
+    slopes = torch.autograd.grad(ScanLines(unary, same).log_partition, (unary, same))
+    assert all(bool(slope.isfinite().all()) for slope in slopes)

@@ -77,7 +77,7 @@ class ShiftedPalette(ShiftedColors):
         log P(y | z, x, c) under these; its information is that of their pixels, 1 / (3 s^2) each for a
         logistic distribution of scale s.
         """
-        shifts = y.new_zeros(len(x), *self.raw_spread.shape)
+        shifts = self.raw_spread.new_zeros(len(x), *self.raw_spread.shape)
         unit = LEVELS * self.spread
         precision = torch.ones_like(shifts)
         with sharing_work():

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppl_vae.distributions import PottsGrid
-from ppl_vae.models.colorization.colors import Colors, Palette
 from ppl_vae.models.colorization.scan_lines import coupled
 from ppl_vae.models.colorization.segmented import SegmentedColors
-from ppl_vae.networks import UNet
 
 
 class PottsSegments(SegmentedColors):
@@ -30,6 +27,7 @@ class PottsSegments(SegmentedColors):
         coupling: (a, b) across, and (a, b) down, `(2, 2)`.
 
     Example:
+        >>> import torch
         >>> from ppl_vae.networks import UNet
         >>> model = PottsSegments(segments=3, network=UNet((4, 8)))
         >>> y, x = torch.zeros(2, 8, 8, 2), torch.full((2, 8, 8), 128.0)
@@ -37,14 +35,7 @@ class PottsSegments(SegmentedColors):
         (torch.Size([2]), torch.Size([8, 8]))
     """
 
-    def __init__(
-        self,
-        segments: int = 8,
-        colors: Colors = Palette(),  # frozen
-        network: UNet = UNet(),  # frozen
-    ) -> None:
-        super().__init__(segments, colors, network)
-        self.coupling = nn.Parameter(torch.tensor([[0.0, 0.5], [0.0, 0.5]]))
+    directions = 2
 
     def field(self, unary: Tensor, x: Tensor) -> PottsGrid:
         """See `SegmentedColors`."""

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppl_vae.distributions import ScanLines
-from ppl_vae.models.colorization.colors import Colors, Palette
 from ppl_vae.models.colorization.segmented import SegmentedColors
-from ppl_vae.networks import UNet
 
 
 class ScanLineSegments(SegmentedColors):
@@ -23,7 +21,7 @@ class ScanLineSegments(SegmentedColors):
     pass along the lines.
 
     Attributes:
-        coupling: (a, b).
+        coupling: (a, b), `(1, 2)`.
 
     Example:
         >>> from ppl_vae.networks import UNet
@@ -33,19 +31,12 @@ class ScanLineSegments(SegmentedColors):
         (torch.Size([2]), torch.Size([8, 8]))
     """
 
-    def __init__(
-        self,
-        segments: int = 8,
-        colors: Colors = Palette(),  # frozen
-        network: UNet = UNet(),  # frozen
-    ) -> None:
-        super().__init__(segments, colors, network)
-        self.coupling = nn.Parameter(torch.tensor([0.0, 1.0]))
+    directions = 1
 
     def field(self, unary: Tensor, x: Tensor) -> ScanLines:
         """See `SegmentedColors`."""
         return ScanLines(
-            unary, coupled(self.coupling, x.to(unary).diff(dim=-1)), validate_args=False
+            unary, coupled(self.coupling[0], x.to(unary).diff(dim=-1)), validate_args=False
         )
 
     def log_partition(self, unary: Tensor, x: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.distributions import constraints
 
 from ppl_vae.models.colorization.colors import (
     Colors,
@@ -19,50 +18,10 @@ from ppl_vae.models.colorization.colors import (
     clustered,
     standardized,
 )
+from ppl_vae.models.colorization.summed_out import ColorsOfPictures
 from ppl_vae.models.rows import require_shape
 from ppl_vae.networks import Rebuildable, UNet, full_precision, require_at_least_one, require_object
 from ppl_vae.pairs import shared
-
-
-class ColorsOfPictures(dist.TorchDistribution):
-    """P(y | x, shifts), with z summed out.
-
-    Args:
-        model: The model.
-        x: Luma, `(n, h, w)`.
-        shifts: `(*samples, n, K, 2)`.
-    """
-
-    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
-
-    def __init__(self, model: SegmentedColors, x: Tensor, shifts: Tensor) -> None:
-        self.model, self.x, self.shifts = model, x, shifts
-        super().__init__(shifts.shape[:-2], torch.Size([*x.shape[1:], 2]), validate_args=False)
-
-    @constraints.dependent_property(is_discrete=True, event_dim=3)
-    def support(self) -> Any:
-        """Chroma."""
-        return constraints.independent(constraints.integer_interval(-255, 255), 3)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> ColorsOfPictures:
-        """The same distribution for a larger batch shape."""
-        shifts = self.shifts.expand(*batch_shape, *self.shifts.shape[-2:])
-        return ColorsOfPictures(self.model, self.x, shifts)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """log P(y | x, shifts), in nats."""
-        found = self.model.log_evidence(value, self.x, self.shifts)
-        return found.expand(self.batch_shape)
-
-    @torch.no_grad()
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
-        """Draws chroma, `(*sample_shape, *batch, h, w, 2)`."""
-        shape = (*torch.Size(sample_shape), *self.batch_shape)
-        z = self.model.prior(self.x).sample(torch.Size(shape[:-1]))
-        shifts = self.shifts.expand(*shape, *self.shifts.shape[-2:])
-        found: Tensor = self.model.decode(z, self.x, shifts).sample()
-        return found
-
 
 _MOST_PIXELS = 20_000
 """So many pixels are clustered."""
@@ -93,6 +52,9 @@ class SegmentedColors(Rebuildable, nn.Module, ABC):
         ValueError: `segments` is not positive.
     """
 
+    directions: ClassVar[int] = 0
+    """In how many directions neighbors are coupled; each has two learned numbers in `coupling`."""
+
     def __init__(
         self,
         segments: int = 8,
@@ -106,6 +68,9 @@ class SegmentedColors(Rebuildable, nn.Module, ABC):
         self.segments = segments
         self.colors = colors.build(segments)
         self.segmenter = network.build(1, segments)
+        if self.directions:
+            start = torch.tensor([0.0, 1.0 / self.directions])
+            self.coupling = nn.Parameter(start.repeat(self.directions, 1))
 
     def forward(self, y: Tensor, x: Tensor) -> None:
         """Runs the model on chroma and luma.

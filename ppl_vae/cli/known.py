@@ -53,10 +53,13 @@ _BY_EM = {"posterior", "log_evidence", "expected_statistics", "maximize"}
 _NO_MODELS_OF_ROWS = ("Prior", "Colors", "SegmentedColors")
 """Bases of what stands among the models, but is none of the data that `train` loads."""
 
-_OF_COLORS = (
-    *("SegmentationEncoder", "WithinPicture"),
-    *("ElementwiseELBO", "ScoreFunctionELBO", "StraightThroughELBO"),
-)
+_OF_COLORS = {
+    "SegmentationEncoder",
+    "WithinPicture",
+    "ElementwiseELBO",
+    "ScoreFunctionELBO",
+    "StraightThroughELBO",
+}
 """What suits models of colors alone, and no model of rows."""
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
@@ -82,7 +83,13 @@ class Photos(Sequence[Photo]):
     def __len__(self) -> int:
         return len(self._photos)
 
-    def __getitem__(self, i):  # type: ignore[no-untyped-def]
+    @overload
+    def __getitem__(self, i: int) -> Photo: ...
+
+    @overload
+    def __getitem__(self, i: slice) -> Photos: ...
+
+    def __getitem__(self, i: int | slice) -> Photo | Photos:
         return Photos(self._photos[i]) if isinstance(i, slice) else self._photos[i]
 
     def __iter__(self) -> Iterator[Photo]:
@@ -228,8 +235,8 @@ def read_photo(path: Path | str, longest: int | None = None) -> Tensor:
             picture = _as_rgb(ImageOps.exif_transpose(image))
             if longest is not None and max(picture.size) > longest:
                 share = longest / max(picture.size)
-                size = tuple(max(1, round(side * share)) for side in picture.size)
-                picture = picture.resize(size, Image.Resampling.LANCZOS)  # type: ignore[arg-type]
+                width, height = (max(1, round(side * share)) for side in picture.size)
+                picture = picture.resize((width, height), Image.Resampling.LANCZOS)
             return torch.from_numpy(np.array(picture))
     except PIL_ERRORS as error:
         raise ValueError(
@@ -290,7 +297,7 @@ def _segments(path: Path, shape: tuple[int, ...]) -> Tensor | None:
                 raise ValueError(
                     f"it has {width} x {height} pixels, its photo {shape[1]} x {shape[0]}"
                 )
-            picture = image.resize(shape[::-1], Image.Resampling.NEAREST)  # type: ignore[arg-type]
+            picture = image.resize((shape[1], shape[0]), Image.Resampling.NEAREST)
             numbers = np.array(picture)
     except PIL_ERRORS as error:
         raise ValueError(

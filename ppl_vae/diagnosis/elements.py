@@ -19,6 +19,7 @@ from ppl_vae.pairs import (
     Layout,
     Pair,
     element_tables,
+    expected_value,
     num_rows,
     sharing_work,
     stated_elements,
@@ -131,15 +132,13 @@ def _look(pair: Pair, batch: Batch, elements: Elements, layout: Layout) -> _Rows
         flat = terms.flatten(-event).sum(-1) if event else terms
         return sum_to_rows(flat, layout, 1, n)[0].double().cpu()
 
-    def expected(weights: Tensor) -> Tensor:
-        return rows(torch.where(weights > 0, weights * log_p, 0.0).sum(0))
-
-    own = expected(q)
-    gain = own - expected(q.roll(1, dim)) if n > 1 else torch.full_like(own, math.nan)
+    own = rows(expected_value(q, log_p, 0))
+    other = rows(expected_value(q.roll(1, dim), log_p, 0))
+    gain = own - other if n > 1 else torch.full_like(own, math.nan)
     possible = torch.full_like(own, math.nan)
     if tables.log_prior is not None:
         posterior = (tables.log_prior + tables.log_likelihood).log_softmax(0)
-        possible = rows((posterior.exp() * (posterior - tables.log_prior)).sum(0))
+        possible = rows(expected_value(posterior.exp(), posterior - tables.log_prior, 0))
     others = [d for d in range(1, q.dim()) if d != dim]
     usage = q.mean(others).T.double().cpu() if others else q.T.double().cpu()
     return _Rows(

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints, register_kl
 
-MOST_COUPLING = 60.0
-"""exp of it is far from what overflows."""
+COUPLINGS = -15.0, 60.0
+"""Least and largest coupling: beyond these, single precision knows no difference, or overflows."""
 
 
 class PottsField(dist.TorchDistribution):
@@ -23,7 +23,8 @@ class PottsField(dist.TorchDistribution):
 
     Args:
         unary: u, `(*batch, h, w, K)`.
-        same: s, one number for each pair: larger ones make the two more often the same.
+        same: s, one number for each pair: larger ones make the two more often the same. Brought between -15
+            and 60.
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
@@ -35,7 +36,7 @@ class PottsField(dist.TorchDistribution):
     def __init__(self, unary: Tensor, same: Tensor, validate_args: bool | None = None) -> None:
         batch = torch.broadcast_shapes(unary.shape[:-3], same.shape[:-2])
         self.unary = unary.expand(*batch, *unary.shape[-3:])
-        self.same = same.clamp_max(MOST_COUPLING).expand(*batch, *same.shape[-2:])
+        self.same = same.clamp(*COUPLINGS).expand(*batch, *same.shape[-2:])
         super().__init__(batch, unary.shape[-3:-1], validate_args=validate_args)
 
     @abstractmethod

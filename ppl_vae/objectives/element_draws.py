@@ -16,7 +16,7 @@ from ppl_vae.objectives.elementwise import (
     mean_of_elements,
     mean_over_rows,
 )
-from ppl_vae.pairs import Batch, Layout, Pair, element_tables, num_rows
+from ppl_vae.pairs import Batch, Layout, Pair, element_tables, expected_value, num_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +60,10 @@ class ScoreFunctionELBO(OfElements):
         n = num_rows(batch)
         log_q = independent_elements(tables.log_q, type(self).__name__)
         drawn = _drawn(log_q, self.num_particles)  # (S, K, *plates, *event), one-hot
-        reward = (drawn * tables.log_likelihood).sum(1)
+        reward = expected_value(drawn, tables.log_likelihood.expand(drawn.shape), 1)
         fixed = reward.detach()
         baseline = (fixed.sum(0) - fixed) / (self.num_particles - 1)
-        score = (drawn * log_q).sum(1)
+        score = expected_value(drawn, log_q.expand(drawn.shape), 1)
         terms = (reward + (fixed - baseline) * (score - score.detach())).mean(0)
         rate = mean_over_rows(tables.kl, layout, n)
         loss = beta * rate - mean_of_elements(terms, layout, n)

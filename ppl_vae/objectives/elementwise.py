@@ -20,6 +20,7 @@ from ppl_vae.pairs import (
     as_args,
     element_tables,
     elements_of,
+    expected_value,
     find_layout,
     num_rows,
     sharing_work,
@@ -75,8 +76,8 @@ class ElementwiseELBO(OfElements):
     With the exact posterior (`Exact`) as the guide, value and gradient are those of log p(x), at beta = 1.
 
     It is what `ELBO` chooses for models of this library (`IndependentSegments`, ...). For a model of your own
-    ask for it: that the likelihood takes one element at a time is tried on a draw of the guide, which finds
-    most that do not, and not all. For elements in plates Pyro's enumeration does the same: `EnumELBO`.
+    ask for it: that the likelihood takes one element at a time is tried at random values, which finds nearly
+    all that do not. For elements in plates Pyro's enumeration does the same: `EnumELBO`.
 
     Raises:
         PairError: The pair is no such pair, or there is no formula of its KL.
@@ -134,8 +135,7 @@ def independent_elements(table: Tensor | None, name: str) -> Tensor:
 
 def expected_likelihood(tables: ElementTables, layout: Layout, n: int) -> Tensor:
     """E_q log p(x | z), the mean over rows."""
-    terms = torch.where(tables.q > 0, tables.q * tables.log_likelihood, 0.0).sum(0)
-    return mean_of_elements(terms, layout, n)
+    return mean_of_elements(expected_value(tables.q, tables.log_likelihood, 0), layout, n)
 
 
 def mean_of_elements(terms: Tensor, layout: Layout, n: int) -> Tensor:

@@ -1,5 +1,6 @@
 from .analytic_kl import (
     elementwise_kl as elementwise_kl,
+    expected_value as expected_value,
     factorize as factorize,
     kl_between as kl_between,
     mean_field_violations as mean_field_violations,

@@ -76,8 +76,23 @@ def kl_between(q: Any, p: Any) -> Tensor:
     probs: Tensor = (
         inner_q.logits.exp()
     )  # torch's softmax of few categories takes ten times as long
-    terms = torch.where(probs > 0, probs * (inner_q.logits - inner_p.logits), 0.0).sum(-1)
+    terms = expected_value(probs, inner_q.logits - inner_p.logits, -1)
     return terms.flatten(terms.dim() - layers).sum(-1) if layers else terms
+
+
+def expected_value(probs: Tensor, log: Tensor, dim: int) -> Tensor:
+    """sum_k probs_k log_k, where what is impossible counts nothing: 0 * -inf is 0, with the gradient 0.
+
+    Args:
+        probs: Probabilities.
+        log: Logarithms, of the same shape.
+        dim: The dimension of k.
+
+    Example:
+        >>> expected_value(torch.tensor([0.5, 0.5, 0.0]), torch.tensor([-1.0, -3.0, -torch.inf]), 0)
+        tensor(-2.)
+    """
+    return (probs * log.masked_fill(probs == 0, 0.0)).sum(dim)
 
 
 def factorize(guide_site: Site, model_site: Site) -> bool:

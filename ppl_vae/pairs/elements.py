@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +13,8 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ppl_vae.pairs.analytic_kl import kl_between
+from ppl_vae.pairs.analytic_kl import expected_value, kl_between
+from ppl_vae.pairs.densities import sample_rows
 from ppl_vae.pairs.finite import SummedRows
 from ppl_vae.pairs.handlers import Substitute
 from ppl_vae.pairs.layout import (
@@ -25,6 +28,9 @@ from ppl_vae.pairs.pair import Pair
 from ppl_vae.pairs.programs import Batch, as_args, num_rows, trace_guide, trace_programs
 from ppl_vae.pairs.shared_work import sharing_work
 from ppl_vae.pairs.traces import Site, Trace, elementwise, innermost, is_weighted, mask_kind
+
+_TRIALS = 3
+"""So many random values are tried."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +71,8 @@ class ElementTables:
 def stated_elements(pair: Pair, layout: Layout, batch: Batch) -> Elements | None:
     """`elements_of` a model of this library that states what each element adds to its likelihood; else None.
 
-    That a stranger's likelihood takes one element at a time is tried on draws alone, which may miss that it
-    does
-    not: so nothing is summed by element unasked.
+    That a stranger's likelihood takes one element at a time is only tried, which may miss that it does not: so
+    nothing is summed by element unasked.
     """
     model = pair.model
     ours = type(model).__module__.startswith("ppl_vae.models.")
@@ -81,9 +86,10 @@ def elements_of(pair: Pair, layout: Layout, batch: Batch) -> Elements | None:
 
     Then E_q log p(x | z) is a sum over elements and values, whatever the joint distribution of the elements is.
     It is for latents that Pyro cannot enumerate: elements in the event of a distribution, `.to_event(2)`, not
-    in plates. That log p(x | z) is such a sum is tried on a draw. None if it is not so, or if q has no
-    marginals, or if there is no formula of the KL. The random state does not change. Call it inside
-    `pair.scope()`.
+    in plates. That log p(x | z) is such a sum is tried row by row, at values that are drawn at random for each
+    element, with the parameters as they are and with noise on them: a last layer of zeros hides what a decoder
+    does. None if it is not so, or if q has no marginals, or if there is no formula of the KL. Parameters and
+    random state are the same afterwards. Call it inside `pair.scope()`.
     """
     others = (*layout.shared, *layout.enumerated, *layout.factors)
     one = len(layout.draws) == 1 and layout.draws == layout.guide_sites == layout.latents
@@ -108,19 +114,46 @@ def elements_of(pair: Pair, layout: Layout, batch: Batch) -> Elements | None:
             return None
         if tables.q.shape != tables.log_likelihood.shape:
             return None
-        z = site["value"]
-        while z.dim() < tables.q.dim() - 1:
-            z = z.unsqueeze(0)
-        index = (z.unsqueeze(0) == values.reshape(-1, *(1,) * z.dim())).to(torch.uint8).argmax(0)
-        chosen = tables.log_likelihood.gather(0, index.unsqueeze(0)).double().sum()
-        whole = torch.stack(
-            [
-                model_trace.nodes[x]["fn"].log_prob(model_trace.nodes[x]["value"]).double().sum()
-                for x in layout.observed
-            ]
-        ).sum()
-    same = torch.isclose(chosen, whole, rtol=1e-4, atol=1e-3)
-    return found if bool(same) else None
+        if not _adds_up(pair, layout, batch, found, tables):
+            return None
+        with _noise_on(pair, batch):
+            if not _adds_up(pair, layout, batch, found, None):
+                return None
+    return found
+
+
+def _adds_up(
+    pair: Pair, layout: Layout, batch: Batch, elements: Elements, tables: ElementTables | None
+) -> bool:
+    """Whether log p(x | z) of each row is the sum of what its elements add, at random values of these."""
+    if tables is None:
+        tables = element_tables(pair, layout, batch, elements)
+    log_p, n = tables.log_likelihood, num_rows(batch)
+    count = len(elements.values)
+    for _ in range(_TRIALS):
+        index = torch.randint(count, log_p.shape[1:], device=log_p.device)
+        run = sample_rows(pair, layout, batch, 1, values={elements.site: elements.values[index]})
+        chosen = _to_rows(log_p.gather(0, index.unsqueeze(0)).squeeze(0), layout, n)
+        finite = chosen.isfinite() & run.log_likelihood.isfinite()
+        size = _to_rows(log_p.abs().nan_to_num(0.0, 0.0, 0.0).amax(0), layout, n)
+        off = (chosen - run.log_likelihood).abs() > 1e-5 * size + 1e-5
+        if bool((off & finite).any()):
+            return False
+    return True
+
+
+@contextmanager
+def _noise_on(pair: Pair, batch: Batch) -> Iterator[None]:
+    """Adds noise to all parameters, and takes it away again."""
+    parameters = list(pair.parameters(batch).values())
+    before = [p.detach().clone() for p in parameters]
+    try:
+        for p in parameters:
+            p.add_(0.1 * torch.randn_like(p))
+        yield
+    finally:
+        for p, kept in zip(parameters, before, strict=True):
+            p.copy_(kept)
 
 
 def element_tables(pair: Pair, layout: Layout, batch: Batch, elements: Elements) -> ElementTables:
@@ -134,7 +167,7 @@ def element_tables(pair: Pair, layout: Layout, batch: Batch, elements: Elements)
         LayoutChangedError: The programs have other sites on this batch than the layout.
     """
     args, name = as_args(batch), elements.site
-    of_guide, of_model = _Keep(name, draws=False), _Keep(name)
+    of_guide, of_model = _Keep(name, elements.values[0]), _Keep(name)
     with sharing_work():
         guide_trace = trace_guide(of_guide(pair.guide), *args)
         q = of_guide.fn
@@ -195,12 +228,8 @@ def summed_elements(
         log_p = _log_evidence(pair, layout, batch, tables)
     if log_p is None:
         return None
-    terms = torch.where(tables.q > 0, tables.q * tables.log_likelihood, 0.0).sum(0)
-    return SummedRows(
-        log_p,
-        sum_to_rows(tables.kl, layout, 1, n),
-        -_to_rows(terms, layout, n),
-    )
+    distortion = -_to_rows(expected_value(tables.q, tables.log_likelihood, 0), layout, n)
+    return SummedRows(log_p, sum_to_rows(tables.kl, layout, 1, n), distortion)
 
 
 def _log_evidence(pair: Pair, layout: Layout, batch: Batch, tables: ElementTables) -> Tensor | None:
@@ -308,23 +337,17 @@ class _Keep(Messenger):
 
     Args:
         name: The site.
-        draws: Whether a value is drawn; else it is the first one everywhere, which costs nothing.
+        value: The value of each element, where none is to be drawn.
     """
 
-    def __init__(self, name: str, draws: bool = True) -> None:
+    def __init__(self, name: str, value: Tensor | None = None) -> None:
         super().__init__()
-        self.name, self.draws = name, draws
+        self.name, self.value = name, value
         self.fn: Any = None
 
     def _pyro_sample(self, msg: Site) -> None:
         if msg["name"] == self.name:
             self.fn = fn = msg["fn"]
-            if not self.draws:
-                msg["value"] = torch.zeros((), device=_device(fn)).expand(fn.shape())
+            if self.value is not None:
+                msg["value"] = self.value.expand(fn.shape())
                 msg["done"] = True
-
-
-def _device(fn: Any) -> torch.device:
-    base = innermost(fn)
-    found = next((v for v in vars(base).values() if isinstance(v, Tensor)), None)
-    return torch.device("cpu") if found is None else found.device
