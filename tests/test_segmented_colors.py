@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from ppl_vae import evaluate, fit
 from ppl_vae.data import simulated_regions
-from ppl_vae.guides import Exact, SegmentationEncoder
+from ppl_vae.guides import Exact, SegmentationEncoder, WithinPicture
 from ppl_vae.models.colorization import (
     Colors,
     IndependentSegments,
+    LatentColors,
     LumaColors,
     Palette,
     PictureColors,
@@ -26,7 +27,7 @@ from ppl_vae.models.colorization import (
 )
 from ppl_vae.networks import UNet
 from ppl_vae.objectives import ELBO, ElementwiseELBO
-from ppl_vae.pairs import Pair, find_layout, marginals_of
+from ppl_vae.pairs import Pair, PairError, find_layout, marginals_of
 
 K = 3
 SMALL = UNet((4, 8))
@@ -263,3 +264,25 @@ def test_pictures_of_bytes_have_the_evidence_of_numbers(
     model = rung(K, Palette(), SMALL)
     found = model.log_evidence(y, x.to(torch.uint8))
     assert torch.allclose(found, model.log_evidence(y, x), atol=1e-4)
+
+
+def test_what_does_not_fit_is_said(pictures: tuple[Tensor, Tensor]) -> None:
+    y, x = (rows.float() for rows in pictures)
+    model = IndependentSegments(K, Palette(), SMALL)
+    for rows in ((y.movedim(-1, 1), x), (x, y), (y, x.unsqueeze(1))):
+        with pytest.raises(ValueError, match=r"pass \(y, x\), as `Photos.patches` gives them"):
+            model(*rows)
+    with pytest.raises(
+        PairError, match=r"has 3 segments, but z goes up to .: build the guide with segments=3"
+    ):
+        fit(model, SegmentationEncoder(K + 4, SMALL), (y, x), max_epochs=1, progress=False)
+
+
+@pytest.mark.parametrize("colors", [Palette(), LatentColors()])
+def test_impossible_chroma_is_refused(colors: Colors, pictures: tuple[Tensor, Tensor]) -> None:
+    y, x = (rows.float() for rows in pictures)
+    y[1, 2, 2, 0] = 250.0
+    model = IndependentSegments(K, colors, SMALL)
+    guide: Any = Exact(model) if isinstance(colors, Palette) else WithinPicture(model)
+    with pytest.raises(PairError, match=r"row 1 .* are outside of the support of"):
+        fit(model, guide, (y, x), max_epochs=1, progress=False)

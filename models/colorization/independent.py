@@ -9,7 +9,7 @@ from ppl_vae.models.colorization.segmented import SegmentedColors
 
 
 class IndependentSegments(SegmentedColors):
-    """P(z | x) = prod_i P(z_i | x): each pixel is of a segment of its own. See `SegmentedColors`.
+    """P(z | x) = prod_i P(z_i | x): each pixel chooses its segment for itself. See `SegmentedColors`.
 
     log P(y | x) = sum_i log sum_k P(z_i = k | x) P(y_i | z_i = k, x), at a cost of K numbers per pixel.
 

@@ -19,7 +19,6 @@ from ppl_vae.models.colorization.colors import (
     standardized,
 )
 from ppl_vae.models.colorization.summed_out import ColorsOfPictures
-from ppl_vae.models.rows import require_shape
 from ppl_vae.networks import Rebuildable, UNet, full_precision, require_at_least_one, require_object
 from ppl_vae.pairs import shared
 
@@ -30,7 +29,7 @@ _MOST_PIXELS = 20_000
 class SegmentedColors(Rebuildable, nn.Module, ABC):
     """P(y | x) = sum_z P(z | x) P(y | z, x): the colors y of a gray picture x, with a latent segmentation z.
 
-    Each pixel i is of one of K segments, z_i, and given these the colors of the pixels are independent,
+    Each pixel i belongs to one of K segments, z_i. Given these, the colors of the pixels are independent,
     P(y | z, x) = prod_i P(y_i | z_i, x). y is the chroma of an integer color space, x the luma
     (`ppl_vae.colors.split_colors`), so that log P(y | x) is that of a lossless code for the colors of a
     photo whose gray picture is known, in nats per picture. "The colour label does not determine the
@@ -213,7 +212,16 @@ class SegmentedColors(Rebuildable, nn.Module, ABC):
         shape = torch.broadcast_shapes(z.shape, features.shape[:-2])
         features = features.expand(*shape, *features.shape[-2:])
         index = z.long().expand(shape)[..., None, None].expand(*shape, 1, features.shape[-1])
-        return dist.Independent(chroma(x, features.gather(-2, index).squeeze(-2)), 2)
+        try:
+            chosen = features.gather(-2, index).squeeze(-2)
+        except (RuntimeError, IndexError):  # a look at all values first could not be captured
+            if self.segments <= int(z.max()):
+                raise ValueError(
+                    f"{type(self).__name__} has {self.segments} segments, but z goes up to {int(z.max())}: "
+                    f"build the guide with segments={self.segments}"
+                ) from None
+            raise
+        return dist.Independent(chroma(x, chosen), 2)
 
     def log_likelihoods(self, y: Tensor, x: Tensor, shifts: Tensor | None = None) -> Tensor:
         """log P(y_i | z_i = k, x) of every pixel and segment, `(n, h, w, K)`, in nats.
@@ -254,5 +262,9 @@ class SegmentedColors(Rebuildable, nn.Module, ABC):
         return shared(self, "unary", (x,), compute)
 
     def _require_pictures(self, y: Tensor, x: Tensor) -> None:
-        require_shape(self, x, "height", "width")
-        require_shape(self, y, *x.shape[1:], 2)
+        if x.dim() != 3 or y.shape != (*x.shape, 2):
+            raise ValueError(
+                f"{type(self).__name__} needs chroma y of shape (n, height, width, 2) and luma x of "
+                f"shape (n, height, width), got {tuple(y.shape)} and {tuple(x.shape)}: pass (y, x), as "
+                "`Photos.patches` gives them"
+            )

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from ppl_vae.distributions import ChromaLogistic
+
 
 class ColorsOfPictures(dist.TorchDistribution):
     """P(y | x, shifts), with z summed out.
@@ -27,8 +29,9 @@ class ColorsOfPictures(dist.TorchDistribution):
 
     @constraints.dependent_property(is_discrete=True, event_dim=3)
     def support(self) -> Any:
-        """Chroma."""
-        return constraints.independent(constraints.integer_interval(-255, 255), 3)
+        """The chroma that the luma leaves room for."""
+        whatever = torch.ones(2, device=self.x.device)
+        return constraints.independent(ChromaLogistic(self.x, whatever, whatever).support, 2)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> ColorsOfPictures:
         """The same distribution for a larger batch shape."""
