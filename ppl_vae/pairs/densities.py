@@ -279,6 +279,8 @@ def prior_moments(rows: RowDensities, layout: Layout, name: str) -> tuple[Tensor
         )
     except (NotImplementedError, AttributeError):
         return None
+    if samples > 1 and not mean.stride(0) and not variance.stride(0):  # the same for each draw
+        return mean[0].double(), variance[0].double()
     total, between = over_draws(mean, unbiased=False)
     return total, variance.mean(0, dtype=torch.float64) + between
 

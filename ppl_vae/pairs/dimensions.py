@@ -151,7 +151,7 @@ def _kl_of_moments(
     mean, total = over_draws(rows.latents[name] if stated is None else stated)
     variance = None if stated is None else stated_moment(rows, layout, name, "variance")
     if variance is not None:
-        total = total + variance.mean(0, dtype=torch.float64)
+        total = total + over_draws(variance)[0]
     found = _gaussian_kl(mean, total, *prior)
     return found if stated is not None else found - _sampling_bias(total / prior[1], samples)
 

@@ -159,7 +159,8 @@ class LatentUse:
         there = None
         if not mask_kind(rows.guide_trace.nodes[name]):
             there = present_numbers(rows, rows.layout, name).reshape(n, -1)
-        sums = _over_rows(mean / scale, noise / scale**2, there)
+        noise = None if noise is None else noise / scale**2
+        sums = _over_rows(mean / scale, noise, there)
         if prior is None or rows.layout.points:
             return sums
         violates = name in self._violations_of(rows, batch)
@@ -230,23 +231,25 @@ def _of_normals(normal: NormalRows) -> _Sums:
     return _Sums(n, mean, squares, kl=0.5 * (twice - n))
 
 
-def _over_rows(means: Tensor, noise: Tensor, there: Tensor | None) -> _Sums:
+def _over_rows(means: Tensor, noise: Tensor | None, there: Tensor | None) -> _Sums:
     """The sums over rows, of those that have a number.
 
     Args:
         means: Posterior means in units of the prior, `(n, d)`.
-        noise: The variances that draws give them, as many.
+        noise: The variances that draws give them, as many; None if nothing is drawn for them.
         there: Which rows have which number; None if all have all.
     """
     if there is None:
         mean = means.mean(0)
         squares = (means - mean).square().sum(0)
-        return _Sums(float(len(means)), *_as_floats(torch.stack([mean, squares, noise.sum(0)])))
-    means, noise = means.masked_fill(~there, 0.0), noise.masked_fill(~there, 0.0)
+        drawn = [] if noise is None else [noise.sum(0)]
+        return _Sums(float(len(means)), *_as_floats(torch.stack([mean, squares, *drawn])))
+    means = means.masked_fill(~there, 0.0)
     count = there.sum(0).to(means)
     mean = means.sum(0) / count.clamp(min=1)
     squares = (means - mean).square().masked_fill(~there, 0.0).sum(0)
-    return _Sums(*_as_floats(torch.stack([count, mean, squares, noise.sum(0)])))
+    drawn = [] if noise is None else [noise.masked_fill(~there, 0.0).sum(0)]
+    return _Sums(*_as_floats(torch.stack([count, mean, squares, *drawn])))
 
 
 def _kl_and_errors(sums: _Sums) -> tuple[list[float | None], float]:
@@ -291,11 +294,13 @@ def _num_active(sums: _Sums, samples: int) -> int | None:
         return int(np.count_nonzero((some > 1) & (variance > ACTIVE)))
 
 
-def _mean_and_noise(rows: RowDensities, name: str) -> tuple[Tensor, Tensor]:
-    """The posterior mean of a latent's numbers, each `(n, d)`, and the variance that draws give it."""
+def _mean_and_noise(rows: RowDensities, name: str) -> tuple[Tensor, Tensor | None]:
+    """The posterior mean of a latent's numbers, `(n, d)`, and the variance that draws give it; None: none."""
     stated = stated_moment(rows, rows.layout, name, "mean")
     samples, n = rows.log_guide.shape
     centers = (rows.latents[name] if stated is None else stated).reshape(samples, n, -1)
+    if samples > 1 and not centers.stride(0):  # stated, and repeated for each draw
+        return centers[0].double(), None
     means, noise = over_draws(centers)
     return means, noise / samples
 
@@ -304,5 +309,6 @@ def _scale_of_the_prior(prior: tuple[Tensor, Tensor] | None, means: Tensor) -> T
     """The prior's standard deviations of a latent's numbers, `(d,)`; 1 where there are none."""
     if prior is None:
         return means.new_ones(means.shape[1])
-    variances = prior[1].reshape(len(means), -1).mean(0)
-    return variances.where((variances > 0) & variances.isfinite(), 1.0).sqrt().to(means)
+    variances = _as_floats(prior[1].reshape(len(means), -1).mean(0))
+    known = (variances > 0) & np.isfinite(variances)
+    return torch.from_numpy(np.sqrt(np.where(known, variances, 1.0))).to(means)
