@@ -74,8 +74,19 @@ def standardized(luma: Tensor) -> Tensor:
 class Colors(ABC):
     """What a model builds P(y | z, x) of: a description, as those of networks are.
 
-    To write your own, derive from this class, as a frozen dataclass, and write `build`.
+    To write your own, derive from this class, as a frozen dataclass, and write `build`; and `radius` and
+    `stride`, if it sees more of the picture than the pixel itself.
     """
+
+    @property
+    def radius(self) -> int:
+        """How many pixels away a pixel may lie that the features depend on."""
+        return 0
+
+    @property
+    def stride(self) -> int:
+        """Shifts of the picture by as many pixels only shift the features."""
+        return 1
 
     @abstractmethod
     def build(self, segments: int) -> nn.Module:
@@ -134,6 +145,11 @@ class LumaColors(Colors):
                 f"LumaColors.window must be odd, so that a pixel is in the middle, got {self.window}"
             )
 
+    @property
+    def radius(self) -> int:
+        """See `Colors`."""
+        return self.window // 2
+
     def build(self, segments: int) -> nn.Module:
         """See `Colors`."""
         require_at_least_one(self, segments=segments)
@@ -166,6 +182,16 @@ class PictureColors(Colors):
 
     def __post_init__(self) -> None:
         require_object(self, "network", self.network, "build", "UNet((16, 32, 64))")
+
+    @property
+    def radius(self) -> int:
+        """See `Colors`."""
+        return self.network.radius
+
+    @property
+    def stride(self) -> int:
+        """See `Colors`."""
+        return self.network.stride
 
     def build(self, segments: int) -> nn.Module:
         """See `Colors`."""

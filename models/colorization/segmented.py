@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ppl_vae.distributions import ChromaLogistic
 from ppl_vae.models.colorization.colors import (
     Colors,
     Palette,
@@ -46,6 +47,10 @@ class SegmentedColors(Rebuildable, nn.Module, ABC):
         colors: P(y | z, x): `Palette()`, `LatentColors()`, `LumaColors()` or `PictureColors()`.
         network: What P(z | x) is built from.
 
+    Attributes:
+        radius: How many pixels away a pixel may lie that the networks read.
+        stride: Shifts of the picture by as many pixels only shift what the networks give.
+
     Raises:
         TypeError: An argument is not what it must be.
         ValueError: `segments` is not positive.
@@ -65,6 +70,8 @@ class SegmentedColors(Rebuildable, nn.Module, ABC):
         require_object(self, "colors", colors, "build", "Palette()")
         require_object(self, "network", network, "build", "UNet((16, 32, 64))")
         self.segments = segments
+        self.radius = max(network.radius, colors.radius)
+        self.stride = max(network.stride, colors.stride)  # powers of 2
         self.colors = colors.build(segments)
         self.segmenter = network.build(1, segments)
         if self.directions:
@@ -126,6 +133,22 @@ class SegmentedColors(Rebuildable, nn.Module, ABC):
         Raises:
             ValueError: The shapes of y and x do not fit together, or shifts are missing.
         """
+        return self.conditioned(y, x, weight, shifts)
+
+    def conditioned(
+        self, y: Tensor, x: Tensor, weight: float = 1.0, shifts: Tensor | None = None
+    ) -> dist.TorchDistribution:
+        """The field that P(z | x, y) is: `posterior`, also where it can only be drawn from.
+
+        Args:
+            y: Chroma, `(n, h, w, 2)`.
+            x: Luma, `(n, h, w)`.
+            weight: As for `posterior`.
+            shifts: As for `posterior`.
+
+        Raises:
+            ValueError: The shapes of y and x do not fit together, or shifts are missing.
+        """
         self._require_pictures(y, x)
         likelihoods = self.log_likelihoods(y, x, shifts)
         return self.field(
@@ -150,6 +173,10 @@ class SegmentedColors(Rebuildable, nn.Module, ABC):
         unary = self._unary(x)
         with_colors = self.log_partition(unary + self.log_likelihoods(y, x, shifts), x)
         return with_colors - self.log_partition(unary, x)
+
+    def shifts_prior(self) -> dist.TorchDistribution | None:
+        """p(shifts) of a picture, of event shape `(K, 2)`; None if the colors are not latent."""
+        return self.colors.prior() if isinstance(self.colors, ShiftedColors) else None
 
     def fit_shifts(self, y: Tensor, x: Tensor, steps: int = 5) -> tuple[Tensor, Tensor]:
         """Means and standard deviations of the shifts given y, `(n, K, 2)` each, by EM: for `WithinPicture`.
@@ -236,9 +263,21 @@ class SegmentedColors(Rebuildable, nn.Module, ABC):
         """
 
         def compute() -> Tensor:
-            return chroma(x.unsqueeze(-1), self._features(x, shifts)).log_prob(y.unsqueeze(-2))
+            return self.color_components(x, shifts).log_prob(y.unsqueeze(-2))
 
         return compute() if shifts is not None else shared(self, "log_likelihoods", (y, x), compute)
+
+    def color_components(self, x: Tensor, shifts: Tensor | None = None) -> ChromaLogistic:
+        """P(y_i | z_i = k, x) of every pixel and segment, of batch shape `(*samples, n, h, w, K)`.
+
+        Args:
+            x: Luma, `(n, h, w)`.
+            shifts: Where the colors are latent, `(*samples, n, K, 2)`.
+
+        Raises:
+            ValueError: Shifts are missing.
+        """
+        return chroma(x.unsqueeze(-1), self._features(x, shifts))
 
     def _features(self, x: Tensor, shifts: Tensor | None) -> Tensor:
         """The features of the colors, `(*samples, n or 1, h or 1, w or 1, K, 5)`."""

@@ -1,0 +1,144 @@
+"""Models of colors for `colorization.py`, each trained once and kept in a folder of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from ppl_vae import fit
+from ppl_vae.coloring import score_photos
+from ppl_vae.data import PhotoData
+from ppl_vae.guides import Exact, SegmentationEncoder, WithinPicture
+from ppl_vae.models import (
+    IndependentSegments,
+    LatentColors,
+    LumaColors,
+    Palette,
+    PictureColors,
+    PottsSegments,
+    ScanLineSegments,
+    colorization,
+)
+from ppl_vae.networks import UNet
+from ppl_vae.objectives import ELBO
+from ppl_vae.runs import save_run
+from ppl_vae.runtime import write_bytes
+
+RUNGS: dict[str, type[colorization.SegmentedColors]] = {
+    "independent": IndependentSegments,
+    "lines": ScanLineSegments,
+    "potts": PottsSegments,
+}
+COLORS: dict[str, Callable[[UNet], colorization.Colors]] = {
+    "palette": lambda network: Palette(),
+    "latent": lambda network: LatentColors(),
+    "luma": lambda network: LumaColors(),
+    "picture": PictureColors,
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model of colors, and how it is trained.
+
+    Attributes:
+        colors: What the colors of a pixel may depend on: a key of `COLORS`.
+        rung: P(z | x): a key of `RUNGS`.
+        beta: The weight of the KL.
+        segments: K.
+        widths: Channels of the U-Nets.
+        start: Where the colors of the segments start: at those of clusters of pixels, or "apart" at random.
+        patch: Side of the patches.
+        patches: How many.
+        epochs: Passes over them.
+        batch_size: Patches of a step.
+        learning_rate: Of Adam, at the start; it falls to 0 along a cosine.
+        longest: Photos are reduced to this side.
+        seed: Seed of weights, patches and their order.
+    """
+
+    colors: str
+    rung: str = "independent"
+    beta: float = 1.0
+    segments: int = 8
+    widths: tuple[int, ...] = (16, 32, 64, 64)
+    start: str = "clusters"
+    patch: int = 64
+    patches: int = 2000
+    epochs: int = 8
+    batch_size: int = 8
+    learning_rate: float = 2e-3
+    longest: int = 240
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """What its folder is called: what differs from the defaults."""
+        usual = asdict(Point(self.colors))
+        own = {name: value for name, value in asdict(self).items() if value != usual[name]}
+        words = [f"{key}={_word(value)}" for key, value in own.items()]
+        return "-".join([self.colors, *words])
+
+    def pair(self) -> tuple[Any, Any]:
+        """Model and guide, with new weights."""
+        network = UNet(self.widths)
+        model = RUNGS[self.rung](self.segments, COLORS[self.colors](network), network)
+        if self.colors == "latent":
+            return model, WithinPicture(model)
+        if self.rung == "potts":
+            return model, SegmentationEncoder(self.segments, network)
+        return model, Exact(model, beta=self.beta)
+
+    def train(self, photos: PhotoData, folder: Path, progress: bool | None = False) -> None:
+        """Trains the pair, unless that has been done, and measures it on photos that it was not trained on.
+
+        A training that was stopped goes on where its last checkpoint is.
+
+        Args:
+            photos: The photos.
+            folder: Its folder.
+            progress: Whether to show a progress bar.
+        """
+        if (folder / "scores.json").exists():
+            return
+        torch.manual_seed(self.seed)
+        rows = photos.train.patches(self.patch, self.patches, seed=self.seed)
+        model, guide = self.pair()
+        if self.start == "clusters":
+            model.initialize(*rows, seed=self.seed)
+        fitted = fit(
+            *(model, guide, rows),
+            objective=ELBO(beta=self.beta),
+            max_epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            lr_scheduler=partial(CosineAnnealingLR, T_max=self.epochs),
+            seed=self.seed,
+            run_dir=folder / "training",
+            resume=(folder / "training").exists(),
+            progress=progress,
+        )
+        save_run(folder / "run", model, guide, fit=fitted, overwrite=True)
+        if self.beta != 1.0 and isinstance(guide, Exact):
+            guide = Exact(model)
+        scores = score_photos(model, guide, photos.test, seed=0, progress=False)
+        found = {
+            "point": asdict(self),
+            "seconds": fitted.seconds,
+            "mean": scores.to_dict(),
+            "rows": {name: values.tolist() for name, values in scores.rows().items()},
+        }
+        write_bytes(folder / "scores.json", json.dumps(found, indent=1).encode())
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(_word, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

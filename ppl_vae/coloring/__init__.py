@@ -1,0 +1,7 @@
+"""Gray pictures colored and cut into segments by models with a latent segmentation, and measured on photos."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,13 @@
+from .model import ModelOfColors as ModelOfColors
+from .pictures import (
+    Coloring as Coloring,
+    color_picture as color_picture,
+    segment_picture as segment_picture,
+)
+from .scores import (
+    PhotoScores as PhotoScores,
+    color_error as color_error,
+    compare_segments as compare_segments,
+    score_photos as score_photos,
+)
+from .tiles import Tile as Tile, tiles as tiles

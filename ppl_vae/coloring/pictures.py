@@ -1,0 +1,242 @@
+"""color_picture() and segment_picture(): what a model of colors makes of a gray picture of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ppl_vae.coloring.model import ModelOfColors
+from ppl_vae.coloring.tiles import MOST_PIXELS, tiles
+from ppl_vae.colors import to_rgb
+from ppl_vae.pairs import marginals_of
+from ppl_vae.runtime import (
+    device_of,
+    preserve_random_state,
+    require_count,
+    seed_everything,
+)
+
+_SHIFTS = 16
+"""Draws of latent colors that the mean is averaged over."""
+
+_SEGMENTATIONS = 32
+"""Draws of a segmentation whose marginals are not known, from which they are counted."""
+
+
+@dataclass(frozen=True, eq=False)
+class Coloring:
+    """Colors for a gray picture of h x w pixels.
+
+    Attributes:
+        luma: The gray picture Y, int16, `(h, w)`.
+        mean: E[y | x], the chroma (Co, Cg) of least expected squared error, float32, `(h, w, 2)`.
+        mode: The likeliest chroma of each pixel among the modes of its segments, int16, `(h, w, 2)`.
+        draws: Drawn from P(y | x), each with a segmentation of its own, int16, `(draws, h, w, 2)`.
+        segments: The likeliest segment of each pixel given the gray picture, uint8, `(h, w)`.
+        draws_of_segments: The segmentations of the draws, uint8, `(draws, h, w)`.
+    """
+
+    luma: Tensor
+    mean: Tensor
+    mode: Tensor
+    draws: Tensor
+    segments: Tensor
+    draws_of_segments: Tensor
+
+    def rgb(self, chroma: Tensor) -> Tensor:
+        """The gray picture with this chroma, uint8, `(*batch, h, w, 3)`.
+
+        Args:
+            chroma: `mean`, `mode`, `draws` or others, `(*batch, h, w, 2)`.
+        """
+        return to_rgb(self.luma.expand(chroma.shape[:-1]), chroma)
+
+
+def color_picture(
+    model: ModelOfColors,
+    luma: Tensor,
+    *,
+    draws: int = 0,
+    seed: int = 0,
+    most_pixels: int = MOST_PIXELS,
+) -> Coloring:
+    """Colors a gray picture.
+
+    With P(z_i = k | x), the marginals of the segments, P(y_i | x) is a mixture with a component for each
+    segment: the mean is its mean, the mode the likeliest of the modes of its components under the mixture. A
+    draw takes one segmentation of the whole picture from P(z | x), and the colors of each pixel given it.
+
+    A large picture is colored tile by tile, see `tiles`: with the same result for pixels that are independent
+    given x; what segments of other tiles would say of those at the edge of one is left out. So the memory does
+    not grow with the picture, but for what is returned. Where colors are latent, one draw of them is that of
+    all tiles; the mean is that over 16 draws, the mode is at their mode.
+
+    Args:
+        model: A model of colors, such as `IndependentSegments`.
+        luma: Y, whole numbers from 0 to 255, `(h, w)`.
+        draws: How many colorings are drawn.
+        seed: Seed of the draws.
+        most_pixels: Most pixels of a tile.
+
+    Raises:
+        ValueError: The picture has another shape or no pixels, or numbers that are no bytes.
+
+    Example:
+        >>> from ppl_vae.models import IndependentSegments
+        >>> from ppl_vae.networks import UNet
+        >>> model = IndependentSegments(segments=3, network=UNet((4, 8)))
+        >>> found = color_picture(model, torch.full((17, 30), 128.0), draws=2)
+        >>> found.mean.shape, found.rgb(found.draws).shape
+        (torch.Size([17, 30, 2]), torch.Size([2, 17, 30, 3]))
+    """
+    require_count("draws", draws, 0)
+    luma = _bytes(luma)
+    height, width = luma.shape
+    mean = torch.empty(height, width, 2)
+    mode = torch.empty(height, width, 2, dtype=torch.int16)
+    segments = torch.empty(height, width, dtype=torch.uint8)
+    drawn = torch.empty(draws, height, width, 2, dtype=torch.int16)
+    drawn_segments = torch.empty(draws, height, width, dtype=torch.uint8)
+    with _applied(model, seed) as device:
+        prior = model.shifts_prior()
+        shifts = None if prior is None else prior.sample((max(_SHIFTS, draws),))
+        for tile in _tiles(model, luma, most_pixels):
+            x = luma[tile.seen].to(device).float()[None]
+            field = model.prior(x)
+            weights = _marginals(field)
+            mixtures = [
+                model.color_components(x, None if c is None else c[None])
+                for c in ([None] if shifts is None else shifts[:_SHIFTS])
+            ]
+            at_mode = (
+                model.color_components(x, shifts.new_zeros(1, *shifts.shape[1:]))
+                if shifts is not None
+                else mixtures[0]
+            )
+            found = sum((weights.unsqueeze(-1) * p.mean).sum(-2) for p in mixtures)
+            mean[tile.kept] = (found / len(mixtures))[0][tile.inside].cpu()
+            mode[tile.kept] = _mode(weights, at_mode)[0][tile.inside].short().cpu()
+            segments[tile.kept] = weights.argmax(-1)[0][tile.inside].byte().cpu()
+            for i in range(draws):
+                z = field.sample()
+                c = None if shifts is None else shifts[i][None]
+                y = model.decode(z, x, c).sample()
+                drawn[i][tile.kept] = y[0][tile.inside].short().cpu()
+                drawn_segments[i][tile.kept] = z[0][tile.inside].byte().cpu()
+    return Coloring(luma, mean, mode, drawn, segments, drawn_segments)
+
+
+def segment_picture(
+    model: ModelOfColors,
+    luma: Tensor,
+    chroma: Tensor | None = None,
+    *,
+    seed: int = 0,
+    most_pixels: int = MOST_PIXELS,
+) -> Tensor:
+    """The likeliest segment of each pixel, by the marginals of P(z | x), or of P(z | x, y) if y is given.
+
+    Args:
+        model: A model of colors, such as `IndependentSegments`.
+        luma: Y, whole numbers from 0 to 255, `(h, w)`.
+        chroma: (Co, Cg), `(h, w, 2)`.
+        seed: Seed of draws, where the marginals have to be counted.
+        most_pixels: Most pixels of a tile, as for `color_picture`.
+
+    Returns:
+        Segments, uint8, `(h, w)`.
+
+    Raises:
+        ValueError: The shapes do not fit together, or the luma has numbers that are no bytes.
+
+    Example:
+        >>> from ppl_vae.models import IndependentSegments
+        >>> from ppl_vae.networks import UNet
+        >>> model = IndependentSegments(segments=3, network=UNet((4, 8)))
+        >>> segment_picture(model, torch.full((17, 30), 128.0), torch.zeros(17, 30, 2)).shape
+        torch.Size([17, 30])
+    """
+    luma = _bytes(luma)
+    if chroma is not None and chroma.shape != (*luma.shape, 2):
+        raise ValueError(
+            f"chroma must have the shape {(*luma.shape, 2)}, (Co, Cg) of each pixel of the luma, got "
+            f"{tuple(chroma.shape)}"
+        )
+    segments = torch.empty(luma.shape, dtype=torch.uint8)
+    with _applied(model, seed) as device:
+        for tile in _tiles(model, luma, most_pixels):
+            x = luma[tile.seen].to(device).float()[None]
+            if chroma is None:
+                field = model.prior(x)
+            else:
+                y = chroma[tile.seen].to(device).float()[None]
+                latent = model.shifts_prior() is not None
+                shifts = model.fit_shifts(y, x)[0] if latent else None
+                field = model.conditioned(y, x, shifts=shifts)
+            segments[tile.kept] = _marginals(field).argmax(-1)[0][tile.inside].byte().cpu()
+    return segments
+
+
+@contextmanager
+def _applied(model: ModelOfColors, seed: int) -> Iterator[torch.device]:
+    """The model in evaluation mode, without gradients, with draws of its own; gives its device."""
+    module = cast(nn.Module, model)
+    was_training = module.training
+    module.eval()
+    try:
+        with torch.no_grad(), preserve_random_state():
+            seed_everything(seed)
+            yield device_of(module.parameters())
+    finally:
+        module.train(was_training)
+
+
+def _tiles(model: ModelOfColors, luma: Tensor, most_pixels: int) -> Any:
+    height, width = luma.shape
+    return tiles(height, width, radius=model.radius, stride=model.stride, most_pixels=most_pixels)
+
+
+def _marginals(field: Any) -> Tensor:
+    """P(z_i = k), `(n, h, w, K)`; counted over draws where nobody knows them."""
+    try:
+        return marginals_of(field)
+    except NotImplementedError:  # of a grid that is too wide
+        draws = field.sample((_SEGMENTATIONS,)).long()
+        count = torch.nn.functional.one_hot(draws, field.segments)
+        return count.float().mean(0)
+
+
+def _mode(weights: Tensor, components: Any) -> Tensor:
+    """The likeliest of the components' modes under the mixture, `(n, h, w, 2)`."""
+    log_weights = weights.log()
+    candidates = components.mode  # (n, h, w, K, 2)
+    best: Tensor = candidates[..., 0, :]
+    most = torch.full(best.shape[:-1], -torch.inf, device=best.device)
+    for candidate in candidates.unbind(-2):
+        log_p = (log_weights + components.log_prob(candidate.unsqueeze(-2))).logsumexp(-1)
+        best = torch.where((log_p > most).unsqueeze(-1), candidate, best)
+        most = torch.maximum(most, log_p)
+    return best
+
+
+def _bytes(luma: Tensor) -> Tensor:
+    """The luma as int16.
+
+    Raises:
+        ValueError: It is no picture of whole numbers from 0 to 255.
+    """
+    if luma.dim() != 2 or not luma.numel():
+        raise ValueError(
+            f"the luma of a picture must have the shape (h, w), with pixels, got {tuple(luma.shape)}"
+        )
+    if not bool(((luma >= 0) & (luma <= 255) & (luma == luma.round())).all()):
+        raise ValueError(
+            "the luma must be whole numbers from 0 to 255, as `ppl_vae.colors.split_colors` gives it, got "
+            f"numbers from {luma.min():g} to {luma.max():g}"
+        )
+    return luma.short().cpu()

@@ -1,0 +1,281 @@
+"""score_photos(): how many bits the colors of photos cost, how good colorings are, and what segments are."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from sklearn.metrics import adjusted_rand_score
+from torch import Tensor
+
+from ppl_vae.coloring.model import ModelOfColors
+from ppl_vae.coloring.pictures import color_picture, segment_picture
+from ppl_vae.coloring.tiles import MOST_PIXELS
+from ppl_vae.colors import to_rgb
+from ppl_vae.data import Photo
+from ppl_vae.evaluation import evaluate
+from ppl_vae.pairs import Program
+from ppl_vae.runtime import progress_bar
+from ppl_vae.stats import (
+    Estimate,
+    RowResult,
+    segmentation_covering,
+    variation_of_information,
+)
+
+_NO_SEGMENTS = "no photo has a segmentation beside it"
+
+
+@dataclass(frozen=True)
+class PhotoScores(RowResult):
+    """Numbers of a model of colors on photos, one for each photo.
+
+    Attributes:
+        bits: - log2 P(y | x) per pixel of chroma given luma; if log P(y | x) is not known, of a lower bound.
+        elbo: The ELBO, in the same unit and with the same sign: - ELBO / (pixels log 2).
+        information: The rate of the guide, in bits per pixel: with the exact posterior as the guide
+            I(z; y | x), how much the colors say of the segments (where colors are latent, of these).
+        rmse_mean: Root of the mean squared error of the mean coloring, over pixels and red, green and blue, in
+            levels of 0, ..., 255.
+        rmse_mode: That of the mode.
+        psnr_mean: 20 log10(255 / rmse_mean), in decibels.
+        psnr_mode: That of the mode.
+        rand: The adjusted Rand index of the likeliest segments given the gray picture, and of the segmentation
+            beside the photo: 1 for the same, 0 by chance.
+        rand_with_colors: That of the likeliest segments given gray picture and colors.
+        variation: The variation of information of the segments given gray picture and colors, nats: 0 for the
+            same.
+        covering: Their covering of the segmentation beside the photo: 1 for the same.
+        usage: How often each segment is the likeliest one given gray picture and colors, over all photos,
+            `(K,)`.
+        photo: Their files.
+    """
+
+    hidden: ClassVar[tuple[str, ...]] = ("usage",)
+
+    bits: Estimate
+    elbo: Estimate
+    information: Estimate
+    rmse_mean: Estimate
+    rmse_mode: Estimate
+    psnr_mean: Estimate
+    psnr_mode: Estimate
+    rand: Estimate
+    rand_with_colors: Estimate
+    variation: Estimate
+    covering: Estimate
+    usage: Tensor
+    photo: list[str]
+
+    @property
+    def used_segments(self) -> float:
+        """exp of the entropy of `usage`: so many segments, if all were used alike."""
+        return math.exp(-float(torch.xlogy(self.usage, self.usage).sum()))
+
+    def lines(self) -> list[tuple[str, str]]:
+        """See `Result`."""
+        found = [
+            ("log P(y | x)", str(self.bits)),
+            ("ELBO", str(self.elbo)),
+            ("rate, I(z; y | x)", str(self.information)),
+            ("mean coloring", f"{self.psnr_mean}, {self.rmse_mean}"),
+            ("mode coloring", f"{self.psnr_mode}, {self.rmse_mode}"),
+            ("used segments", f"{self.used_segments:.1f} of {len(self.usage)}"),
+        ]
+        if self.rand.missing:
+            return [*found, ("segments", self.rand.missing)]
+        return [
+            *found,
+            ("adjusted Rand index", str(self.rand)),
+            ("... with the colors", str(self.rand_with_colors)),
+            ("variation of information", str(self.variation)),
+            ("covering", str(self.covering)),
+        ]
+
+    def summary_numbers(self) -> dict[str, Any]:
+        """See `RowResult`."""
+        return {
+            **super().summary_numbers(),
+            "usage": self.usage.tolist(),
+            "used_segments": self.used_segments,
+        }
+
+    def doubts(self) -> Iterator[str]:
+        """See `Result`."""
+        gap = float((self.elbo.values - self.bits.values).mean())
+        if gap < -1e-3:
+            yield (
+                "the ELBO is above log P(y | x), which cannot be: take more samples, or look at the evaluation"
+            )
+
+
+def score_photos(
+    model: ModelOfColors,
+    guide: Program,
+    photos: Sequence[Photo],
+    *,
+    num_samples: int = 100,
+    method: Literal["auto", "guide", "annealed"] = "guide",
+    seed: int = 0,
+    most_pixels: int = MOST_PIXELS,
+    progress: bool | None = None,
+) -> PhotoScores:
+    """Measures a model of colors on photos: their code length, colorings and segments.
+
+    log P(y | x) and ELBO are those of `ppl_vae.evaluate`: exact where the segments can be summed out. Colors
+    come from `color_picture`, segments from `segment_picture`. Means and standard errors are over photos.
+
+    Args:
+        model: A model of colors, such as `IndependentSegments`.
+        guide: Its guide.
+        photos: The photos, of any sizes; those of one size are evaluated together.
+        num_samples: Importance samples per photo, where log P(y | x) is not known.
+        method: How it is found then, as for `evaluate`: "auto" looks for better proposals than the guide, which
+            takes long.
+        seed: Seed of all draws.
+        most_pixels: Most pixels that are colored at once.
+        progress: Whether to show a progress bar; None shows it on a terminal.
+
+    Raises:
+        ValueError: There are no photos.
+    """
+    if not len(photos):
+        raise ValueError("there are no photos to measure on")
+    evaluated, notes, cautions = _evaluated(
+        model, guide, photos, num_samples, method, seed, progress
+    )
+    columns: dict[str, list[float]] = defaultdict(list)
+    usage = torch.zeros(model.segments, dtype=torch.float64)
+    for photo in _watched(photos, progress):
+        coloring = color_picture(model, photo.luma, seed=seed, most_pixels=most_pixels)
+        for name in ("mean", "mode"):
+            error = color_error(photo, getattr(coloring, name))
+            columns[f"rmse_{name}"].append(error)
+            columns[f"psnr_{name}"].append(20 * math.log10(255 / error) if error else math.inf)
+        found = segment_picture(model, photo.luma, photo.chroma, seed=seed, most_pixels=most_pixels)
+        usage += torch.bincount(found.flatten().long(), minlength=model.segments) / found.numel()
+        with_colors = compare_segments(photo, found)
+        columns["rand"].append(compare_segments(photo, coloring.segments)["rand"])
+        columns["rand_with_colors"].append(with_colors["rand"])
+        columns["variation"].append(with_colors["variation"])
+        columns["covering"].append(with_colors["covering"])
+    return PhotoScores(
+        **{name: Estimate(values, "bits per pixel") for name, values in evaluated.items()},
+        **{name: _estimate(name, values) for name, values in columns.items()},
+        usage=usage / len(photos),
+        photo=[photo.name for photo in photos],
+        notes=notes,
+        cautions=cautions,
+    )
+
+
+def _watched(photos: Sequence[Photo], progress: bool | None) -> Iterator[Photo]:
+    with progress_bar(len(photos), "colorings", "photo", progress) as bar:
+        for photo in photos:
+            yield photo
+            bar.update()
+
+
+def color_error(photo: Photo, chroma: Tensor) -> float:
+    """Root of the mean squared error of colors, over pixels and red, green and blue, in levels of 0, ..., 255.
+
+    Args:
+        photo: The photo.
+        chroma: (Co, Cg) of a coloring of its luma, `(h, w, 2)`; rounded.
+
+    Example:
+        >>> gray = torch.full((2, 2), 100, dtype=torch.int16)
+        >>> photo = Photo("a.png", torch.zeros(2, 2, 2, dtype=torch.int16), gray)
+        >>> color_error(photo, torch.zeros(2, 2, 2))
+        0.0
+    """
+    truth, other = (to_rgb(photo.luma, of).double() for of in (photo.chroma, chroma))
+    return float((truth - other).square().mean().sqrt())
+
+
+def compare_segments(photo: Photo, segments: Tensor) -> dict[str, float]:
+    """Compares segments with those beside a photo: NaN if there are none.
+
+    Args:
+        photo: The photo.
+        segments: The segment of each pixel, `(h, w)`.
+
+    Returns:
+        The adjusted Rand index `rand`, the variation of information `variation` in nats, and the
+        `covering` of the photo's segments.
+
+    Example:
+        >>> z = torch.tensor([[0, 0], [1, 1]])
+        >>> photo = Photo("a.png", torch.zeros(2, 2, 2).short(), torch.zeros(2, 2).short(), segments=z)
+        >>> compare_segments(photo, 1 - z)
+        {'rand': 1.0, 'variation': 0.0, 'covering': 1.0}
+    """
+    truth = photo.segments
+    if truth is None:
+        return dict.fromkeys(("rand", "variation", "covering"), math.nan)
+    found = segments.long()
+    return {
+        "rand": float(adjusted_rand_score(truth.flatten().numpy(), found.flatten().numpy())),
+        "variation": variation_of_information(truth, found),
+        "covering": segmentation_covering(found, truth),
+    }
+
+
+_UNITS = {
+    "psnr_mean": "dB",
+    "psnr_mode": "dB",
+    "rmse_mean": "levels",
+    "rmse_mode": "levels",
+    "variation": "nats",
+}
+
+
+def _estimate(name: str, values: list[float]) -> Estimate:
+    """Of photos that have the number; `missing` if none has."""
+    numbers = torch.tensor(values, dtype=torch.float64)
+    known = ~numbers.isnan()
+    weights = None if bool(known.all()) else known.double()
+    missing = "" if bool(known.any()) else _NO_SEGMENTS
+    return Estimate(numbers, _UNITS.get(name, ""), weights, missing)
+
+
+def _evaluated(
+    model: ModelOfColors,
+    guide: Program,
+    photos: Sequence[Photo],
+    num_samples: int,
+    method: Literal["auto", "guide", "annealed"],
+    seed: int,
+    progress: bool | None,
+) -> tuple[dict[str, Tensor], tuple[str, ...], tuple[str, ...]]:
+    """Bits, ELBO and rate of each photo, in bits per pixel, and what there is to say of them."""
+    of_shape = defaultdict(list)
+    for i, photo in enumerate(photos):
+        of_shape[tuple(photo.luma.shape)].append(i)
+    names = {"bits": "log_likelihood", "elbo": "elbo", "information": "rate"}
+    found = {name: torch.full((len(photos),), math.nan, dtype=torch.float64) for name in names}
+    notes: dict[str, None] = {}
+    cautions: dict[str, None] = {}
+    for (height, width), own in of_shape.items():
+        y = torch.stack([photos[i].chroma for i in own]).float()
+        x = torch.stack([photos[i].luma for i in own]).float()
+        result = evaluate(
+            cast(Program, model),
+            guide,
+            (y, x),
+            num_samples=num_samples,
+            method=method,
+            seed=seed,
+            progress=progress,
+        )
+        notes |= dict.fromkeys(result.notes)
+        cautions |= dict.fromkeys(result.warnings)
+        for name, of in names.items():
+            sign = 1.0 if name == "information" else -1.0
+            values = getattr(result, of).values.double()
+            found[name][own] = sign * values / (height * width * math.log(2.0))
+    return found, tuple(notes), tuple(cautions)
