@@ -17,4 +17,5 @@ from .recurrent import Recurrent as Recurrent
 from .segmentation import SegmentationEncoder as SegmentationEncoder
 from .semi_amortized import SemiAmortized as SemiAmortized
 from .semi_supervised import SemiSupervised as SemiSupervised
+from .structured_mean_field import StructuredMeanField as StructuredMeanField
 from .within_picture import WithinPicture as WithinPicture

@@ -32,6 +32,7 @@ from ppl_vae.guides import (
     SegmentationEncoder,
     SemiAmortized,
     SemiSupervised,
+    StructuredMeanField,
     TopDown,
     WithinPicture,
 )
@@ -380,6 +381,11 @@ PAIRS: dict[str, MakePair] = {
         lambda model, x: SegmentationEncoder(3, UNet((4, 6))),
         lambda u: of_colors(u[..., :3]),
     ),
+    "PottsSegments-StructuredMeanField": pair(
+        lambda: PottsSegments(3, COLORS["PictureColors"], UNet((4, 6))),
+        lambda model, x: StructuredMeanField(model, sweeps=3),
+        lambda u: of_colors(u[..., :3]),
+    ),
     "Hierarchical-BottomUp": pair(
         hierarchical,
         lambda model, x: BottomUp(SHAPE, (3, 2), NETWORKS["MLP"], MLP(hidden=(4,))),
@@ -397,6 +403,7 @@ SEGMENTED = (
     "IndependentSegments-SegmentationEncoder",
     "ScanLineSegments-Exact",
     "PottsSegments-SegmentationEncoder",
+    "PottsSegments-StructuredMeanField",
 )
 ONLY = {
     "ElementwiseELBO": SEGMENTED,

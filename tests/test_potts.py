@@ -122,6 +122,38 @@ def test_the_bound_of_wide_pictures_is_one(scale: float) -> None:
             _ = field.marginals
 
 
+@pytest.mark.parametrize(("height", "width", "k"), [(3, 3, 3), (4, 2, 2), (1, 4, 3), (4, 1, 2)])
+def test_the_mean_field_of_lines_falls_to_a_least_distance(height: int, width: int, k: int) -> None:
+    torch.manual_seed(3)
+    field = grid(height, width, k)
+    every, score = scores(field)
+    log_p = score.log_softmax(0)
+    before = torch.inf
+    for sweeps in (0, 1, 2, 20):
+        q = field.mean_field(sweeps)
+        log_q = q.log_prob(every)
+        exact = (log_q.exp() * (log_q - log_p)).sum().item()
+        assert kl_divergence(q, field).item() == pytest.approx(exact, abs=1e-10)
+        assert exact <= before + 1e-10
+        before = exact
+    # At the end each line is what the others make it: the optimum of q(line) given them.
+    for row in range(height):
+        others = q.marginals
+        around = torch.zeros(width, k).double()
+        for r, of in ((row - 1, row - 1), (row + 1, row)):
+            if 0 <= r < height:
+                around += field.down[of].unsqueeze(-1) * others[r]
+        line = ScanLines((field.unary[row] + around).unsqueeze(0), field.across[row].unsqueeze(0))
+        assert torch.allclose(line.marginals[0], others[row], atol=1e-4)
+
+
+def test_the_mean_field_without_couplings_down_is_the_field() -> None:
+    torch.manual_seed(4)
+    start = grid(3, 3, 3)
+    field = PottsGrid(start.unary, start.across, torch.zeros_like(start.down))
+    assert kl_divergence(field.mean_field(), field).item() == pytest.approx(0.0, abs=1e-10)
+
+
 @pytest.mark.usefixtures("wide")
 def test_gibbs_draws_of_wide_pictures() -> None:
     torch.manual_seed(2)
@@ -138,7 +170,9 @@ def test_a_model_of_wide_pictures_says_what_is_not_known() -> None:
     model = PottsSegments(3, network=UNet((4,)))
     y, x = torch.zeros(1, 3, 3, 2), torch.full((1, 3, 3), 128.0)
     for ask in (model.log_evidence, model.posterior):
-        with pytest.raises(ValueError, match="use SegmentationEncoder as the guide"):
+        with pytest.raises(
+            ValueError, match="use StructuredMeanField or SegmentationEncoder as the guide"
+        ):
             ask(y, x)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ppl_vae import evaluate, fit
 from ppl_vae.data import simulated_regions
-from ppl_vae.guides import Exact, SegmentationEncoder, WithinPicture
+from ppl_vae.guides import Exact, SegmentationEncoder, StructuredMeanField, WithinPicture
 from ppl_vae.models.colorization import (
     Colors,
     IndependentSegments,
@@ -167,6 +167,52 @@ def test_the_exact_guide_at_beta_is_the_best_one(
     with pair.scope():
         found = ElementwiseELBO()(pair, find_layout(pair, pictures), pictures, beta)
     assert torch.allclose(-found.loss, best.mean(), atol=1e-10)
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.3])
+def test_the_structured_mean_field_is_the_best_guide_with_independent_lines(
+    beta: float, pictures: tuple[Tensor, Tensor], segmentations: Tensor
+) -> None:
+    y, x = pictures
+    model = apart(PottsSegments(K, Palette(), SMALL))
+    assert isinstance(model, PottsSegments)
+    guide = StructuredMeanField(model, sweeps=30, beta=beta)
+    pair = Pair(model, guide)
+    with pair.scope():
+        objective = ELBO(beta=beta).resolve(pair, pictures)
+        assert isinstance(objective, ElementwiseELBO)
+        loss = objective(pair, find_layout(pair, pictures), pictures, beta)
+    log_prior = model.prior(x).log_prob(segmentations)
+    log_likelihood = model.decode(segmentations, x).log_prob(y)
+
+    def bound(q: Tensor) -> Tensor:
+        return (q.exp() * (log_likelihood - beta * (q - log_prior))).sum(0).mean()
+
+    found = -loss.loss.detach()
+    assert torch.allclose(found, bound(guide.encode(y, x).log_prob(segmentations)), atol=1e-9)
+    best = (beta * (log_prior + log_likelihood / beta).logsumexp(0)).mean()
+    assert found < best
+    # The gradient is that at this q, which moves no more.
+    at = guide.encode(y, x).log_prob(segmentations).detach()
+    for one, other in zip(gradients(-loss.loss, model), gradients(bound(at), model), strict=True):
+        assert torch.allclose(one, other, atol=1e-9)
+    log_prior, log_likelihood = log_prior.detach(), log_likelihood.detach()
+    # Independent pixels, the family of the amortized guide, reach less.
+    logits = torch.zeros(2, 3, 3, K, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([logits], max_iter=200, line_search_fn="strong_wolfe")
+
+    def of_pixels() -> Tensor:
+        single = torch.distributions.Categorical(logits=logits)
+        return bound(torch.distributions.Independent(single, 2).log_prob(segmentations))
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        minus = -of_pixels()
+        minus.backward()
+        return minus.detach()
+
+    optimizer.step(step)
+    assert of_pixels() < found + 1e-9
 
 
 @pytest.mark.parametrize("rung", RUNGS)

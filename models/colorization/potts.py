@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from ppl_vae.distributions import PottsGrid
+from ppl_vae.distributions import PottsGrid, ScanLines
 from ppl_vae.models.colorization.scan_lines import coupled
 from ppl_vae.models.colorization.segmented import SegmentedColors
 
@@ -20,8 +21,9 @@ class PottsSegments(SegmentedColors):
 
     Pictures with K^w up to 8192, where w is the shorter side, are summed over exactly. For others neither P(z |
     x) nor the posterior is known. A guide with independent pixels, such as `SegmentationEncoder`, then gives a
-    lower bound of log P(y | x), with an upper bound of the normalizer of P(z | x); `Exact`, `posterior` and
-    `log_evidence` are for narrow pictures alone.
+    lower bound of log P(y | x), with an upper bound of the normalizer of P(z | x), and one with independent
+    lines, `StructuredMeanField`, a higher one; `Exact`, `posterior` and `log_evidence` are for narrow pictures
+    alone.
 
     Attributes:
         coupling: (a, b) across, and (a, b) down, `(2, 2)`.
@@ -60,6 +62,25 @@ class PottsSegments(SegmentedColors):
         self._require_exact(found)
         return found
 
+    def mean_field(self, y: Tensor, x: Tensor, sweeps: int = 5, weight: float = 1.0) -> ScanLines:
+        """Lines that are independent of each other, as near to P(z | x, y) as such can be.
+
+        See `PottsGrid.mean_field`.
+
+        Args:
+            y: Chroma, `(n, h, w, 2)`.
+            x: Luma, `(n, h, w)`.
+            sweeps: Passes over the lines.
+            weight: w of P(z | x) P(y | z, x)^w.
+
+        Raises:
+            ValueError: The shapes of y and x do not fit together, or the colors are latent.
+        """
+        with torch.no_grad():
+            found = self.conditioned(y, x, weight)
+        assert isinstance(found, PottsGrid)
+        return found.mean_field(sweeps)
+
     def log_evidence(self, y: Tensor, x: Tensor, shifts: Tensor | None = None) -> Tensor:
         """log P(y | x) of every picture, `(n,)`, in nats; differentiable.
 
@@ -76,5 +97,5 @@ class PottsSegments(SegmentedColors):
             raise ValueError(
                 f"PottsSegments: the posterior of pictures of {height} x {width} pixels with "
                 f"{self.segments} segments is not known, as they are too wide: use "
-                "SegmentationEncoder as the guide, whose ELBO is a lower bound"
+                "StructuredMeanField or SegmentationEncoder as the guide, whose ELBO is a lower bound"
             )

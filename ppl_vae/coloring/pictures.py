@@ -24,9 +24,6 @@ from ppl_vae.runtime import (
 _SHIFTS = 16
 """Draws of latent colors that the mean is averaged over."""
 
-_SEGMENTATIONS = 32
-"""Draws of a segmentation whose marginals are not known, from which they are counted."""
-
 
 @dataclass(frozen=True, eq=False)
 class Coloring:
@@ -74,7 +71,8 @@ def color_picture(
     A large picture is colored tile by tile, see `tiles`: with the same result for pixels that are independent
     given x; what segments of other tiles would say of those at the edge of one is left out. So the memory does
     not grow with the picture, but for what is returned. Where colors are latent, one draw of them is that of
-    all tiles; the mean is that over 16 draws, the mode is at their mode.
+    all tiles; the mean is that over 16 draws, the mode is at their mode. Of a wide grid of neighbors
+    (`PottsSegments`) the marginals are those of its mean field.
 
     Args:
         model: A model of colors, such as `IndependentSegments`.
@@ -122,8 +120,7 @@ def color_picture(
             mean[tile.kept] = (found / len(mixtures))[0][tile.inside].cpu()
             mode[tile.kept] = _mode(weights, at_mode)[0][tile.inside].short().cpu()
             segments[tile.kept] = weights.argmax(-1)[0][tile.inside].byte().cpu()
-            for i in range(draws):
-                z = field.sample()
+            for i, z in enumerate(field.sample((draws,)) if draws else ()):
                 c = None if shifts is None else shifts[i][None]
                 y = model.decode(z, x, c).sample()
                 drawn[i][tile.kept] = y[0][tile.inside].short().cpu()
@@ -136,7 +133,6 @@ def segment_picture(
     luma: Tensor,
     chroma: Tensor | None = None,
     *,
-    seed: int = 0,
     most_pixels: int = MOST_PIXELS,
 ) -> Tensor:
     """The likeliest segment of each pixel, by the marginals of P(z | x), or of P(z | x, y) if y is given.
@@ -145,7 +141,6 @@ def segment_picture(
         model: A model of colors, such as `IndependentSegments`.
         luma: Y, whole numbers from 0 to 255, `(h, w)`.
         chroma: (Co, Cg), `(h, w, 2)`.
-        seed: Seed of draws, where the marginals have to be counted.
         most_pixels: Most pixels of a tile, as for `color_picture`.
 
     Returns:
@@ -168,7 +163,7 @@ def segment_picture(
             f"{tuple(chroma.shape)}"
         )
     segments = torch.empty(luma.shape, dtype=torch.uint8)
-    with _applied(model, seed) as device:
+    with _applied(model) as device:
         for tile in _tiles(model, luma, most_pixels):
             x = luma[tile.seen].to(device).float()[None]
             if chroma is None:
@@ -183,7 +178,7 @@ def segment_picture(
 
 
 @contextmanager
-def _applied(model: ModelOfColors, seed: int) -> Iterator[torch.device]:
+def _applied(model: ModelOfColors, seed: int = 0) -> Iterator[torch.device]:
     """The model in evaluation mode, without gradients, with draws of its own; gives its device."""
     module = cast(nn.Module, model)
     was_training = module.training
@@ -202,13 +197,11 @@ def _tiles(model: ModelOfColors, luma: Tensor, most_pixels: int) -> Any:
 
 
 def _marginals(field: Any) -> Tensor:
-    """P(z_i = k), `(n, h, w, K)`; counted over draws where nobody knows them."""
+    """P(z_i = k), `(n, h, w, K)`; of a grid that is too wide those of its mean field."""
     try:
         return marginals_of(field)
-    except NotImplementedError:  # of a grid that is too wide
-        draws = field.sample((_SEGMENTATIONS,)).long()
-        count = torch.nn.functional.one_hot(draws, field.segments)
-        return count.float().mean(0)
+    except NotImplementedError:
+        return marginals_of(field.mean_field())
 
 
 def _mode(weights: Tensor, components: Any) -> Tensor:

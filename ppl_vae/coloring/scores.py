@@ -156,7 +156,7 @@ def score_photos(
             error = color_error(photo, getattr(coloring, name))
             columns[f"rmse_{name}"].append(error)
             columns[f"psnr_{name}"].append(20 * math.log10(255 / error) if error else math.inf)
-        found = segment_picture(model, photo.luma, photo.chroma, seed=seed, most_pixels=most_pixels)
+        found = segment_picture(model, photo.luma, photo.chroma, most_pixels=most_pixels)
         usage += torch.bincount(found.flatten().long(), minlength=model.segments) / found.numel()
         with_colors = compare_segments(photo, found)
         columns["rand"].append(compare_segments(photo, coloring.segments)["rand"])
