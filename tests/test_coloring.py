@@ -141,9 +141,9 @@ def test_colors_against_the_table_of_all_colors() -> None:
 @pytest.mark.parametrize(
     "model",
     [
-        ScanLineSegments(3, Palette(), SMALL),
-        PottsSegments(3, Palette(), SMALL),
-        IndependentSegments(3, LatentColors(), SMALL),
+        ScanLineSegments(3, Palette(), UNet((3,))),
+        PottsSegments(3, Palette(), UNet((3,))),
+        IndependentSegments(3, LatentColors(), UNet((3,))),
     ],
     ids=["lines", "wide grid", "latent colors"],
 )
