@@ -237,7 +237,7 @@ def test_em_offers_what_em_can_fit(capsys: pytest.CaptureFixture[str]) -> None:
         for name in known("model")
         if hasattr(getattr(models, name), "posterior") and closed_form(getattr(models, name))
     }
-    assert {*known("model", by_em=True)} == fitted
+    assert {*known("model", kind="em")} == fitted
     assert "GaussianMixture" in fitted
     for option in ("--help", "--help-all"):
         shown = help_of("em", option, capsys)

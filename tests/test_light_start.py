@@ -291,7 +291,7 @@ def test_light_and_full_parser_have_the_same_options(name: str) -> None:
         hint = getattr(action, "_typehint", None)
         role = option.removeprefix("--").removesuffix(".help")
         if role in CLASSES:
-            expected: Any = known(role, by_em=name == "em")
+            expected: Any = known(role, kind="em" if name == "em" else "rows")
         elif role in ("optimizer", "lr_scheduler"):
             continue  # classes of torch: those of the installed version
         else:

@@ -186,7 +186,8 @@ def test_the_structured_mean_field_is_the_best_guide_with_independent_lines(
     log_likelihood = model.decode(segmentations, x).log_prob(y)
 
     def bound(q: Tensor) -> Tensor:
-        return (q.exp() * (log_likelihood - beta * (q - log_prior))).sum(0).mean()
+        found: Tensor = (q.exp() * (log_likelihood - beta * (q - log_prior))).sum(0).mean()
+        return found
 
     found = -loss.loss.detach()
     assert torch.allclose(found, bound(guide.encode(y, x).log_prob(segmentations)), atol=1e-9)

@@ -8,7 +8,7 @@ from importlib import import_module
 from importlib.util import find_spec
 
 from ppl_vae.cli.light import LightParser
-from ppl_vae.cli.options import RUN_OR_SWEEP, describe
+from ppl_vae.cli.options import ACTIONS, RUN_OR_SWEEP, actions_of, describe
 
 # Where nothing can be listed, a second TAB says what is expected. The reply to a terminal's status report
 # (ESC [5n) then makes readline draw the line again.
@@ -21,9 +21,20 @@ _ppl_vae_expects() { [ "$COMP_TYPE" = 63 ] && printf '\\nexpected: %s\\n\\033[5n
 def fill(root: LightParser) -> None:
     """Describes all commands to the parser of the whole command line."""
     for name, parser in commands_of(root).items():
-        describe(name, parser)
-        parser.spell_out()
-        parser.add_options_below()
+        actions = actions_of(name)
+        if not actions:
+            _fill(name, parser)
+            continue
+        below = parser.add_subparsers(metavar="ACTION")
+        for action in actions:
+            full = f"{name} {action}"
+            _fill(full, below.add_parser(action, help=ACTIONS[full]))
+
+
+def _fill(command: str, parser: LightParser) -> None:
+    describe(command, parser)
+    parser.spell_out()
+    parser.add_options_below()
 
 
 def commands_of(root: LightParser) -> dict[str, LightParser]:
@@ -32,15 +43,21 @@ def commands_of(root: LightParser) -> dict[str, LightParser]:
     return dict(commands.choices)
 
 
+def _parsers(root: LightParser) -> list[LightParser]:
+    """A parser and all below it."""
+    below = [a for a in root._actions if isinstance(a, argparse._SubParsersAction)]
+    return [root, *(p for a in below for child in a.choices.values() for p in _parsers(child))]
+
+
 def script(root: LightParser, shell: str) -> str:
     """The completion script for a shell."""
     import shtab
 
     fill(root)
     hints: dict[str, str] = {}
-    for parser in (root, *commands_of(root).values()):
+    for parser in _parsers(root):
         for action in parser._actions:
-            if action.choices:
+            if action.choices or isinstance(action, argparse._SubParsersAction):
                 continue
             if action.metavar in ("RUN", RUN_OR_SWEEP) or action.dest.endswith("_dir"):
                 vars(action)["complete"] = shtab.DIRECTORY

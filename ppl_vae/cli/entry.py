@@ -21,13 +21,16 @@ from typing import Any
 
 from ppl_vae._version import __version__
 from ppl_vae.cli.light import LightParser
-from ppl_vae.cli.mistakes import UsageError, shortened
-from ppl_vae.cli.options import COMMANDS
+from ppl_vae.cli.mistakes import UsageError, did_you_mean, shortened
+from ppl_vae.cli.options import ACTIONS, COMMANDS, actions_of
 from ppl_vae.cli.output import OutputError, finish_output, say, show, silence_output, warn
 from ppl_vae.cli.parsing import parsed
 from ppl_vae.cli.rc_files import ignored_here
 from ppl_vae.runs import plain
 from ppl_vae.runtime import progress_in_lines, safe_children
+
+_MODULES = ("train", "em", "refit", "sweep", "report", "colorize")
+"""The commands that have a module of their own."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -136,11 +139,30 @@ def _run(arguments: list[str]) -> int:
     if command not in COMMANDS:
         _root_parser().check(arguments)
         return 0
-    parser, given = parsed(command, arguments[1:])
-    module = command if command in ("train", "em", "refit", "sweep", "report") else "run_commands"
-    run = getattr(importlib.import_module(f"ppl_vae.cli.{module}"), command)
+    command, rest = _with_action(command, arguments[1:])
+    parser, given = parsed(command, rest)
+    group, _, action = command.rpartition(" ")
+    own = group or action
+    module = own if own in _MODULES else "run_commands"
+    run = getattr(importlib.import_module(f"ppl_vae.cli.{module}"), action)
     with progress_in_lines(say):
         return int(run(parser, given))
+
+
+def _with_action(command: str, rest: list[str]) -> tuple[str, list[str]]:
+    """The name of a command and what stands behind it; some consist of two words, `colorize train`.
+
+    Raises:
+        UsageError: The second word is missing, or is none that there is.
+    """
+    actions = actions_of(command)
+    if not actions or {"--help", "-h", "--help-all"} & {*rest[:1]}:
+        return command, rest
+    if not rest or rest[0] not in actions:
+        said = f"invalid ACTION {shortened(rest[0])!r}" if rest else "ACTION is missing"
+        hint = did_you_mean(rest[0], actions) if rest else ""
+        raise UsageError(f"{said}: choose from {', '.join(actions)}{hint}")
+    return f"{command} {rest[0]}", rest[1:]
 
 
 def _require_typed(arguments: Sequence[str]) -> None:
@@ -196,6 +218,8 @@ class _PrintCompletion(argparse.Action):
 
 def _usage_error(arguments: Sequence[str], message: str) -> int:
     where = f"ppl-vae {arguments[0]}" if arguments and arguments[0] in COMMANDS else "ppl-vae"
+    if " ".join(arguments[:2]) in ACTIONS:
+        where = f"{where} {arguments[1]}"
     say(f"{where}: error: {plain(message)}\nTry `{where} --help`.")
     return 2
 

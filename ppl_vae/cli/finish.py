@@ -45,11 +45,7 @@ class Measured(NamedTuple):
 def finish_run(run: RunFolder, setup: Setup, fitted: Fit, given: Namespace, stages: Stages) -> None:
     """Everything that follows the training of a run, with what was typed, and what took how long."""
     progress = False if given.get("quiet") else None
-    say(
-        f"trained {counted(fitted.epochs, 'epoch')} ({counted(fitted.steps, 'step')}) in "
-        f"{fitted.seconds:.0f} s: {fitted.stopped}"
-        + (f"; kept epoch {fitted.best_epoch}" if fitted.best_epoch != fitted.epochs else "")
-    )
+    told_of_training(fitted)
     with stages.stage("saving", told=False):
         weights = write_weights(run.path, fitted.model, fitted.guide, epochs=len(fitted.history))
     measured = _measure(run.path, setup, fitted, progress, stages)
@@ -80,6 +76,15 @@ def finish_run(run: RunFolder, setup: Setup, fitted: Fit, given: Namespace, stag
     for line in failed:
         warn(line)
     stages.tell()
+
+
+def told_of_training(fitted: Fit) -> None:
+    """Says how long a training took, and why it ended."""
+    say(
+        f"trained {counted(fitted.epochs, 'epoch')} ({counted(fitted.steps, 'step')}) in "
+        f"{fitted.seconds:.0f} s: {fitted.stopped}"
+        + (f"; kept epoch {fitted.best_epoch}" if fitted.best_epoch != fitted.epochs else "")
+    )
 
 
 def _measure(

@@ -28,14 +28,26 @@ DEFAULTS = {
 }
 """The roles, and the default class of each."""
 
+DEFAULTS_OF_COLORS = {
+    "model": "ppl_vae.models.IndependentSegments",
+    "guide": "ppl_vae.guides.Exact",
+    "objective": "ppl_vae.objectives.ELBO",
+}
+"""The same for models of colors."""
+
 SUITED = {
     "SemiSupervisedVAE": {
         "guide": "ppl_vae.guides.SemiSupervised",
         "objective": "ppl_vae.objectives.SemiSupervisedELBO",
     },
     "HierarchicalVAE": {"guide": "ppl_vae.guides.TopDown"},
+    "PottsSegments": {"guide": "ppl_vae.guides.StructuredMeanField"},
+    "LatentColors": {"guide": "ppl_vae.guides.WithinPicture"},
 }
-"""The default classes of other roles for models that those above do not suit."""
+"""The default classes of other roles for models, or colors of models, that those above do not suit."""
+
+OF_ROWS, BY_EM, OF_COLORS = "rows", "em", "colors"
+"""What classes are for: a training on rows, EM, or a training on photos."""
 
 FILLED_IN = ("data_shape", "latent_dim", "network", "likelihood", "context", "classes")
 """Arguments of models and guides that `set_up` fills in."""
@@ -54,54 +66,64 @@ _NO_MODELS_OF_ROWS = ("Prior", "Colors", "SegmentedColors")
 """Bases of what stands among the models, but is none of the data that `train` loads."""
 
 _OF_COLORS = {
-    "SegmentationEncoder",
-    "WithinPicture",
-    "ElementwiseELBO",
-    "ScoreFunctionELBO",
-    "StraightThroughELBO",
+    "guide": ("SegmentationEncoder", "StructuredMeanField", "WithinPicture"),
+    "objective": ("ElementwiseELBO", "ScoreFunctionELBO", "StraightThroughELBO"),
 }
 """What suits models of colors alone, and no model of rows."""
 
+_ALSO_OF_COLORS = {
+    "guide": ("Exact",),
+    "objective": ("ELBO", "GumbelSoftmaxELBO"),
+}
+"""What suits both."""
 
-def known(role: str, by_em: bool = False) -> list[str]:
+
+def known(role: str, kind: str = OF_ROWS) -> list[str]:
     """The classes that have short names: no priors, no models of colors, and no guides that need another guide.
 
     Args:
         role: The role.
-        by_em: Only those that EM can fit.
+        kind: `OF_ROWS`, `BY_EM` (models that EM can fit) or `OF_COLORS` (models of colors, and what suits
+            them).
 
     Example:
         >>> known("objective")[:2]
         ['ELBO', 'EnumELBO']
-        >>> "VAE" in known("model"), "VAE" in known("model", by_em=True)
+        >>> "VAE" in known("model"), "VAE" in known("model", kind=BY_EM)
         (True, False)
     """
-    return [n for n, found in offered(face(role)).items() if _has_short_name(role, found, by_em)]
+    return [n for n, found in offered(face(role)).items() if _has_short_name(role, found, kind)]
 
 
-def find_known(role: str, name: str, by_em: bool = False) -> Definition | None:
+def find_known(role: str, name: str, kind: str = OF_ROWS) -> Definition | None:
     """The class that has this short name; None if there is none. Faster than a search in `known`."""
     found = find(face(role), name)
-    return found if found and _has_short_name(role, found, by_em) else None
+    return found if found and _has_short_name(role, found, kind) else None
 
 
-def _has_short_name(role: str, definition: Definition, by_em: bool = False) -> bool:
+def _has_short_name(role: str, definition: Definition, kind: str = OF_ROWS) -> bool:
     if not isinstance(definition.node, ast.ClassDef) or is_abstract(definition):
         return False
-    if by_em and not methods(definition) >= _BY_EM:
+    if kind == OF_COLORS:
+        name = definition.node.name
+        if role == "model":
+            return derives(definition, "SegmentedColors")
+        return name in _OF_COLORS[role] or name in _ALSO_OF_COLORS[role]
+    if kind == BY_EM and not methods(definition) >= _BY_EM:
         return False
     if role == "model":
         return not any(derives(definition, base) for base in _NO_MODELS_OF_ROWS)
+    if definition.node.name in _OF_COLORS[role]:
+        return False
     if role == "guide":
-        name = definition.node.name
-        return name not in _OF_COLORS and "guide" not in [p.name for p in parameters(definition)]
-    return definition.node.name.endswith("ELBO") and definition.node.name not in _OF_COLORS
+        return "guide" not in [p.name for p in parameters(definition)]
+    return definition.node.name.endswith("ELBO")
 
 
-def unknown_name(role: str, name: str, by_em: bool = False) -> UsageError:
+def unknown_name(role: str, name: str, kind: str = OF_ROWS) -> UsageError:
     """The error for a name that is none of the known ones."""
-    names = known(role, by_em)
-    if by_em and find_known(role, name):
+    names = known(role, kind)
+    if kind == BY_EM and find_known(role, name):
         return not_by_em(name)
     return UsageError(
         f"--{role} {name}: there is no {role} of this name{did_you_mean(name, names)}; known are "
@@ -113,14 +135,14 @@ def not_by_em(name: str) -> UsageError:
     """The error for a model that EM cannot fit."""
     return UsageError(
         f"--model {name}: EM cannot fit it, because its steps have no closed form; those that EM fits are "
-        f"{', '.join(known('model', by_em=True))}. To train {name}: ppl-vae train --model {name}"
+        f"{', '.join(known('model', kind=BY_EM))}. To train {name}: ppl-vae train --model {name}"
     )
 
 
-def role_help(role: str, default: str, by_em: bool = False) -> str:
+def role_help(role: str, default: str, kind: str = OF_ROWS) -> str:
     """What a role's option says in the help."""
     return (
-        f"{', '.join(known(role, by_em))}, or the full name of any importable class; its arguments are "
+        f"{', '.join(known(role, kind))}, or the full name of any importable class; its arguments are "
         f"--{role}.NAME VALUE, and --{role}.help CLASS lists them (default: "
         f"{default.rpartition('.')[2]})"
     )
@@ -130,7 +152,7 @@ def role_help(role: str, default: str, by_em: bool = False) -> str:
 
 
 def with_suited(command: str, arguments: Sequence[str]) -> list[str]:
-    """The arguments of `train` or `refit`, with the classes that suit the model where others would be taken.
+    """The arguments of a training, with the classes that suit the model where others would be taken.
 
     So `--objective.beta` is an argument of the objective that suits the model. A role is left alone if a class
     of it is named, and in a refit also if nothing is said of it: then the run's own is taken.
@@ -140,17 +162,30 @@ def with_suited(command: str, arguments: Sequence[str]) -> list[str]:
         ['--guide', 'ppl_vae.guides.TopDown']
     """
     options = [argument.partition("=")[0] for argument in arguments]
-    models = named("model", arguments) if command == "train" else _models_of_runs(arguments)
-    if not models or "--resume" in options:
+    models = _models_of_runs(arguments) if command == "refit" else named("model", arguments)
+    if "--resume" in options:
         return list(arguments)
+    chosen = [*models[-1:], *named("model.colors", arguments)[-1:]]
     added = [
         word
-        for role, suited in SUITED.get(models[-1].rpartition(".")[2], {}).items()
+        for role, suited in suited_to(*chosen).items()
         if not named(role, arguments)
-        and (command == "train" or any(o.startswith(f"--{role}.") for o in options))
+        and (command != "refit" or any(o.startswith(f"--{role}.") for o in options))
         for word in (f"--{role}", suited)
     ]
     return [*added, *arguments]
+
+
+def suited_to(*names: str) -> dict[str, str]:
+    """The classes of other roles that suit a model, and the colors of a model: see `SUITED`.
+
+    Args:
+        names: The names of the classes, short or full; the last one has the last word.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        found |= SUITED.get(name.rpartition(".")[2], {})
+    return found
 
 
 def _models_of_runs(arguments: Sequence[str]) -> list[str]:

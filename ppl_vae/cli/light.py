@@ -14,9 +14,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ppl_vae.cli.known import FILLED_IN, face, find_known, known, role_help, unknown_name
+from ppl_vae.cli.known import FILLED_IN, OF_ROWS, face, find_known, known, role_help, unknown_name
 from ppl_vae.cli.mistakes import UsageError, did_you_mean, wrong_value
-from ppl_vae.cli.options import COMMANDS, COMMON, EXAMPLES, RUN_OR_SWEEP, Function, describe
+from ppl_vae.cli.options import (
+    ACTIONS,
+    COMMANDS,
+    COMMON,
+    EXAMPLES,
+    RUN_OR_SWEEP,
+    Function,
+    describe,
+)
 from ppl_vae.cli.source import (
     Definition,
     Parameter,
@@ -116,7 +124,7 @@ class LightParser(argparse.ArgumentParser):
         self.roles: dict[str, argparse.Action] = {}
         self.objects: dict[str, Type] = {}
         self._positionals.title, self._optionals.title = "Arguments", "Options"
-        self.by_em = False
+        self.kind = OF_ROWS
         self._of_roles: argparse._ArgumentGroup | None = None
 
     # -- the description ---------------------------------------------------------------------------------
@@ -155,9 +163,9 @@ class LightParser(argparse.ArgumentParser):
             )
             _expect(action, expected)
 
-    def add_role(self, role: str, default: str, by_em: bool = False) -> None:
+    def add_role(self, role: str, default: str, kind: str = OF_ROWS) -> None:
         """Adds an option that takes the name of a class; `spell_out` adds the names."""
-        self.by_em = self.by_em or by_em
+        self.kind = kind if kind != OF_ROWS else self.kind
         group = self._of_roles = self._of_roles or self.add_argument_group()
         self._add_help_of(group, f"--{role}")
         self.roles[role] = group.add_argument(f"--{role}", metavar="CLASS", default=default)
@@ -251,10 +259,10 @@ class LightParser(argparse.ArgumentParser):
         if action is not None and right != wrong:
             return f" (did you mean {right}?)"
         top = right.partition(".")[0]
-        name = self.prog.rpartition(" ")[2]
-        if name not in COMMANDS or top == "--no":
+        name, every = self._command, {**COMMANDS, **ACTIONS}
+        if name not in every or top == "--no":
             return ""
-        others = [c for c in COMMANDS if top in command_parser(c)._option_string_actions]
+        others = [c for c in every if top in command_parser(c)._option_string_actions]
         if not others:
             return ""
         if name == "em" and top in ("--guide", "--objective"):
@@ -340,7 +348,7 @@ class LightParser(argparse.ArgumentParser):
         if option.removeprefix("--") in self.roles:
             role = option.removeprefix("--")
             values = values or [str(self.roles[role].default)]
-            found = [find_known(role, value, self.by_em) or find_by_path(value) for value in values]
+            found = [find_known(role, value, self.kind) or find_by_path(value) for value in values]
         elif not values:
             found = [*_classes(expected).values()]
         else:
@@ -376,8 +384,8 @@ class LightParser(argparse.ArgumentParser):
                     f"--{action.dest}: expected the name of a class, got an empty text"
                 )
             named = value.isidentifier() and not Path(value).is_file()
-            if named and find_known(role, value, self.by_em) is None:
-                raise unknown_name(role, value, self.by_em)
+            if named and find_known(role, value, self.kind) is None:
+                raise unknown_name(role, value, self.kind)
         elif isinstance(action, argparse._SubParsersAction) and value not in COMMANDS:
             hint = did_you_mean(value, COMMANDS)
             listed = ", ".join(map(repr, COMMANDS))
@@ -407,7 +415,7 @@ class LightParser(argparse.ArgumentParser):
 
     @property
     def _command(self) -> str:
-        return self.prog.rpartition(" ")[2]
+        return self.prog.removeprefix("ppl-vae ")
 
     def _help(self, common: bool) -> str:
         """The help of a command with many options: the common ones, or all."""
@@ -444,7 +452,7 @@ class LightParser(argparse.ArgumentParser):
         shown = LightParser(add_help=False)
         for role, action in self.roles.items():
             chosen = find_by_path(str(action.default))
-            filled_in = FILLED_IN if role == "guide" else ("data_shape",)
+            filled_in = (*FILLED_IN, "model") if role == "guide" else ("data_shape",)
             listed = [] if chosen is None else parameters(chosen)
             for parameter in [p for p in listed if p.name not in filled_in][:most]:
                 shown._show(f"--{role}.{parameter.name}", parameter, deep=most is None)
@@ -490,8 +498,8 @@ class LightParser(argparse.ArgumentParser):
     def spell_out(self) -> None:
         """Looks up the class names that the options accept."""
         for role, action in self.roles.items():
-            action.help = role_help(role, str(action.default), self.by_em)
-            self._set_choices(role, known(role, self.by_em))
+            action.help = role_help(role, str(action.default), self.kind)
+            self._set_choices(role, known(role, self.kind))
         for name, expected in self.objects.items():
             null = ["null"] if "null" in expected.values else []
             self._set_choices(name[2:], [*_classes(expected), *null])
@@ -504,7 +512,7 @@ class LightParser(argparse.ArgumentParser):
         """Adds the arguments of all classes that may be given, for completion."""
         for role in self.roles:
             classes = offered(face(role))
-            self._add_below(f"--{role}", {n: classes[n] for n in known(role, self.by_em)}, ())
+            self._add_below(f"--{role}", {n: classes[n] for n in known(role, self.kind)}, ())
         for name, expected in self.objects.items():
             self._add_objects_below(name, expected, ())
 
@@ -532,7 +540,7 @@ class LightParser(argparse.ArgumentParser):
 
 def command_parser(command: str) -> LightParser:
     """The parser of a command."""
-    parser = LightParser(prog=f"ppl-vae {command}", description=COMMANDS[command])
+    parser = LightParser(prog=f"ppl-vae {command}", description={**COMMANDS, **ACTIONS}[command])
     describe(command, parser)
     return parser
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
-from ppl_vae.cli.known import DEFAULTS
+from ppl_vae.cli.known import BY_EM, DEFAULTS, DEFAULTS_OF_COLORS, OF_COLORS, OF_ROWS
 from ppl_vae.cli.source import function, parameters
 
 COMMANDS = {
@@ -25,13 +25,50 @@ COMMANDS = {
     "compare": "differences between runs, row by row",
     "export": "export a run as netCDF for ArviZ",
     "report": "one page of HTML about a run or a sweep, to look at or to send",
+    "colorize": "color gray photos through a latent segmentation: train, evaluate, apply",
 }
+
+ACTIONS = {
+    "colorize train": "train a model of the colors of photos, with a latent segmentation; measure it, draw "
+    "pictures",
+    "colorize evaluate": "measure a run on its test photos or others: bits per pixel, colorings, segments",
+    "colorize apply": "color photos of any size by a run: colorings, segments and a contact sheet",
+}
+"""The commands of two words."""
+
+
+def actions_of(command: str) -> list[str]:
+    """The second words of a command that has some.
+
+    Example:
+        >>> actions_of("colorize"), actions_of("train")
+        (['train', 'evaluate', 'apply'], [])
+    """
+    return [name.partition(" ")[2] for name in ACTIONS if name.partition(" ")[0] == command]
 
 
 RUN_OR_SWEEP = "RUN|SWEEP"
 """How an argument is called that is the folder of a run, or of a sweep."""
 
+_PHOTOS = (
+    "skimage (the color photos that scikit-image contains), or folder:PATH; if that holds train/, and test/ or "
+    "val/ beside it, they are the split"
+)
+
 COMMON = {
+    "colorize train": (
+        *("data", "longest", "patch_size", "patches", "model", "guide", "objective", "max_epochs"),
+        *(
+            "batch_size",
+            "learning_rate",
+            "precision",
+            "device",
+            "run_dir",
+            "resume",
+            "seed",
+            "quiet",
+        ),
+    ),
     "train": (
         *("data", "binarize", "labels", "model", "guide", "objective", "max_epochs", "batch_size"),
         *("learning_rate", "device", "run_dir", "resume", "seed", "quiet"),
@@ -48,6 +85,12 @@ COMMON = {
 """Of the commands with many options, those that `--help` shows; `--help-all` shows the others, too."""
 
 EXAMPLES = {
+    "colorize train": (
+        "ppl-vae colorize train --data folder:photos --run_dir runs/colors",
+        "ppl-vae colorize train --model.segments 16 --model.colors LumaColors --objective.beta 0.3 "
+        "--guide.beta 0.3",
+        "ppl-vae colorize apply gray.jpg --run runs/colors --out colored",
+    ),
     "train": (
         "ppl-vae train --model.latent_dim 2 --objective.beta 4",
         "ppl-vae train --labels 100 --model SemiSupervisedVAE --max_epochs 50",
@@ -93,6 +136,8 @@ class Function(NamedTuple):
 
 _OF_DATA, _OF_DEVICES = "Data", "Devices"
 """Titles of options that are described in several places."""
+
+PATCHES = (Function("ppl_vae.data.load_patches", skip=("name", "seed"), title=_OF_DATA),)
 
 DATA = (Function("ppl_vae.data.load_data", skip=("name", "seed"), title=_OF_DATA),)
 
@@ -144,8 +189,8 @@ class Options(Protocol):
     def add_function(self, function: Function) -> None:
         """Adds the parameters of a function."""
 
-    def add_role(self, role: str, default: str, by_em: bool = False) -> None:
-        """Adds an object that is given by the name of its class; `by_em`: one that EM can fit."""
+    def add_role(self, role: str, default: str, kind: str = OF_ROWS) -> None:
+        """Adds an object that is given by the name of its class; `kind`: what it is for."""
 
     def set_defaults(self, **defaults: Any) -> None:
         """Replaces defaults."""
@@ -176,12 +221,64 @@ def _train(options: Options) -> None:
     _add_versions(options)
 
 
+def _colorize(options: Options) -> None:
+    listed = "; ".join(f"{name.partition(' ')[2]}: {what}" for name, what in ACTIONS.items())
+    what = f"{listed}. `ppl-vae colorize ACTION --help` lists the options"
+    options.add_argument("action", type=str, metavar="ACTION", help=what)
+
+
+def _colorize_train(options: Options) -> None:
+    _add_config(options)
+    _add_resume(options, "colorize train", "max_epochs")
+    _add_run_dir(options)
+    _add_num_samples(options, "importance samples per patch, where log P(y | x) is not known", 100)
+    _add_report(options)
+    for role, default in DEFAULTS_OF_COLORS.items():
+        options.add_role(role, default, kind=OF_COLORS)
+    options.add_argument("--data", type=str, default="skimage", help=_PHOTOS, group=_OF_DATA)
+    add_functions(options, PATCHES)
+    add_functions(options, TRAINING)
+    options.set_defaults(max_epochs=10, batch_size=8, learning_rate=2e-3)
+    _add_versions(options)
+
+
+def _colorize_evaluate(options: Options) -> None:
+    options.add_argument("run", type=str, metavar="RUN", help="folder of a run of `colorize train`")
+    _add_trust(options)
+    what = "other photos to measure on, folder:PATH: all that are there (default: the run's test photos)"
+    options.add_argument("--data", type=str, help=what)
+    what = "longest side of a photo in pixels, 0 for any (default: the run's)"
+    options.add_argument("--longest", type=int, help=what)
+    _add_num_samples(options, "importance samples per photo, where log P(y | x) is not known", 100)
+    _add_seed_of_draws(options)
+    _add_device(options)
+    _add_flag(options, "--overwrite", "replace the run's colors.json and its pictures")
+
+
+def _colorize_apply(options: Options) -> None:
+    options.add_argument("photos", nargs="+", type=str, metavar="PHOTO", help="files to color")
+    what = "folder of a run of `colorize train`"
+    options.add_argument("--run", type=str, help=what)
+    _add_trust(options)
+    options.add_argument("--out", type=str, help="folder to write into; it is made")
+    what = (
+        "the size at which colors are found, the longest side in pixels: they are enlarged to the photo, whose "
+        "own luma is kept. 0 takes each photo as it is, tile by tile (default: the run's)"
+    )
+    options.add_argument("--longest", type=int, help=what)
+    what = "further colorings, each drawn with segments of its own"
+    options.add_argument("--draws", type=int, default=0, help=what)
+    _add_seed_of_draws(options)
+    _add_device(options)
+    _add_flag(options, "--overwrite", "replace files of these names")
+
+
 def _em(options: Options) -> None:
     _add_config(options)
     _add_resume(options, "em", "max_iterations")
     _add_run_dir(options)
     _add_report(options)
-    options.add_role("model", "ppl_vae.models.GaussianMixture", by_em=True)
+    options.add_role("model", "ppl_vae.models.GaussianMixture", kind=BY_EM)
     _add_data(options)
     add_functions(options, EM)
     _add_versions(options)
@@ -302,6 +399,10 @@ _DESCRIPTIONS: dict[str, Callable[[Options], None]] = {
     "compare": _compare,
     "export": _export,
     "report": _report,
+    "colorize": _colorize,
+    "colorize train": _colorize_train,
+    "colorize evaluate": _colorize_evaluate,
+    "colorize apply": _colorize_apply,
 }
 
 
@@ -323,6 +424,10 @@ def _add_run(options: Options) -> None:
     _add_trust(options)
     what = "where torchvision's files are now, if they have moved"
     options.add_argument("--data_dir", type=str, help=what)
+    _add_seed_of_draws(options)
+
+
+def _add_seed_of_draws(options: Options) -> None:
     options.add_argument("--seed", type=int, default=0, help="random seed of all draws")
 
 
@@ -351,8 +456,8 @@ def _add_run_dir(options: Options) -> None:
     options.add_argument("--seed", type=int, default=0, help="seed of weights, batches and draws")
 
 
-def _add_num_samples(options: Options, what: str) -> None:
-    options.add_argument("--num_samples", type=int, default=1000, help=what)
+def _add_num_samples(options: Options, what: str, default: int = 1000) -> None:
+    options.add_argument("--num_samples", type=int, default=default, help=what)
 
 
 def _add_posterior(options: Options) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-from ppl_vae.cli.known import FILLED_IN
-from ppl_vae.cli.options import COMMANDS, Function, describe
+from ppl_vae.cli.known import FILLED_IN, OF_ROWS
+from ppl_vae.cli.options import ACTIONS, COMMANDS, Function, describe
 from ppl_vae.cli.own_modules import reach_typed
 from ppl_vae.cli.roles import add_role
 from ppl_vae.runs import import_by_name
@@ -62,9 +62,9 @@ class Parser(ArgumentParser):  # type: ignore[misc, unused-ignore]
         """Adds the parameters of a function."""
         self.add_function_arguments(import_by_name(function.path), skip=set(function.skip))
 
-    def add_role(self, role: str, default: str, by_em: bool = False) -> None:
-        """Adds an object that is given by the name of its class; `by_em`: one that EM can fit."""
-        add_role(self, role, default, self.arguments, by_em)
+    def add_role(self, role: str, default: str, kind: str = OF_ROWS) -> None:
+        """Adds an object that is given by the name of its class; `kind`: what it is for."""
+        add_role(self, role, default, self.arguments, kind)
 
 
 def make_parser(command: str, arguments: Sequence[str] = ()) -> Parser:
@@ -77,7 +77,7 @@ def make_parser(command: str, arguments: Sequence[str] = ()) -> Parser:
     reach_typed(arguments)
     parser = Parser(
         prog=f"ppl-vae {command}",
-        description=COMMANDS[command],
+        description={**COMMANDS, **ACTIONS}[command],
         print_config=None,
         arguments=arguments,
     )

@@ -6,20 +6,20 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ppl_vae.cli.known import face, known, named, role_help, unknown_name
+from ppl_vae.cli.known import OF_ROWS, face, known, named, role_help, unknown_name
 from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.objectives import Objective
 from ppl_vae.runs import import_alternatives, import_by_name, public_name
 
 
 def add_role(
-    parser: Any, role: str, default: str, arguments: Sequence[str], by_em: bool = False
+    parser: Any, role: str, default: str, arguments: Sequence[str], kind: str = OF_ROWS
 ) -> None:
-    """Adds an option that takes the name of a class; `by_em`: of a model that EM can fit."""
-    names, classes = known(role, by_em), []
+    """Adds an option that takes the name of a class; `kind`: what it is for."""
+    names, classes = known(role, kind), []
     for name in named(role, arguments) or [default]:
         if "." not in name and name not in names:
-            raise unknown_name(role, name, by_em)
+            raise unknown_name(role, name, kind)
         try:
             found = import_by_name(f"{face(role)}.{name}" if name in names else name)
         except ValueError as error:
@@ -40,5 +40,5 @@ def add_role(
         instantiate=False,
         fail_untyped=False,
         metavar="CLASS",
-        help=role_help(role, default, by_em),
+        help=role_help(role, default, kind),
     )

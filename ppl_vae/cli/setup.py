@@ -16,12 +16,12 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from ppl_vae.checks import device_for
-from ppl_vae.cli.known import DEFAULTS, SUITED, find_known
+from ppl_vae.cli.known import BY_EM, DEFAULTS, DEFAULTS_OF_COLORS, find_known, suited_to
 from ppl_vae.cli.mistakes import UsageError
-from ppl_vae.cli.options import DATA, FABRIC, TRAINING, add_functions, names
+from ppl_vae.cli.options import DATA, FABRIC, PATCHES, TRAINING, add_functions, names
 from ppl_vae.cli.output import warn
 from ppl_vae.cli.parser import Parser
-from ppl_vae.data import Data, load_data, rows_alone
+from ppl_vae.data import Data, load_data, load_patches, rows_alone
 from ppl_vae.likelihoods import Likelihood
 from ppl_vae.networks import Attributes, Labels, Network
 from ppl_vae.objectives import Objective
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 _SHARED = (
-    *("latent_dim", "latent_dims", "components", "states", "symbols"),
+    *("latent_dim", "latent_dims", "components", "states", "symbols", "segments"),
     *("network", "latent_network", "classes", "context"),
 )
 """Arguments that a guide takes from the model."""
@@ -118,6 +118,9 @@ def load_rows(config: Mapping[str, Any], data_dir: str | None = None) -> Data[An
             "the run's config.yaml names no data: it was saved from Python, so that only load_run can use it "
             "there; add `data: NAME`, as `ppl-vae train --data` takes it, if there is such a name"
         )
+    if of_photos(config):
+        kept = {name: config[name] for name in names(PATCHES) if name in config}
+        return load_patches(config["data"], **kept, seed=config.get("seed", 0))
     options = {name: config[name] for name in names(DATA) if name in config}
     if data_dir is not None:
         options["data_dir"] = data_dir
@@ -125,6 +128,11 @@ def load_rows(config: Mapping[str, Any], data_dir: str | None = None) -> Data[An
         # A training warns of them, too, and other commands have nothing to do with them.
         warnings.filterwarnings("ignore", ".*(no row of|tells no training row)")
         return load_data(config["data"], **options, seed=config.get("seed", 0))
+
+
+def of_photos(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration is one of `colorize train`: its data are patches of photos."""
+    return "patch_size" in config
 
 
 def data_paths(config: Mapping[str, Any]) -> list[Path]:
@@ -154,8 +162,9 @@ def checked(run: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     parser = Parser()
     for name, kind in (("data", str), ("seed", int), ("num_samples", int)):
         parser.add_argument(f"--{name}", type=kind)
-    add_functions(parser, (*DATA, *TRAINING))
-    values = [n for n in ("data", "seed", "num_samples", *names(DATA)) if n in config]
+    data = PATCHES if of_photos(config) else DATA
+    add_functions(parser, (*data, *TRAINING))
+    values = [n for n in ("data", "seed", "num_samples", *names(data)) if n in config]
     objects = [n for n in names(TRAINING) if n in config]  # which set_up makes
     try:
         parsed = parser.parse_object({name: config[name] for name in (*values, *objects)})
@@ -177,7 +186,8 @@ def set_up(
     is there already, built from these options, is taken as it is. `trust` says for each option that comes from
     a run what it may name; the others were typed.
     """
-    first = ("data", *names(DATA), "model", "guide", "objective", *names(TRAINING))
+    data_options = names(PATCHES if of_photos(options) else DATA)
+    first = ("data", *data_options, "model", "guide", "objective", *names(TRAINING))
     config: dict[str, Any] = {n: options.get(n) for n in first if n in options or n in DEFAULTS}
     config |= options
     data = load_rows(config)
@@ -282,9 +292,15 @@ def fill_in(
 
 def _default(role: str, config: Mapping[str, Any]) -> str:
     """The class of a role that is left open: one that suits the model."""
+    defaults = DEFAULTS_OF_COLORS if of_photos(config) else DEFAULTS
     model = config.get("model") or {}
-    name = str(model.get("class_path", "") if isinstance(model, Mapping) else model)
-    return SUITED.get(name.rpartition(".")[2], {}).get(role, DEFAULTS[role])
+    name = _class_path(model)
+    colors = (model.get("init_args") or {}).get("colors") if isinstance(model, Mapping) else None
+    return suited_to(name, _class_path(colors)).get(role, defaults[role])
+
+
+def _class_path(spec: Any) -> str:
+    return str(spec.get("class_path", "") if isinstance(spec, Mapping) else spec or "")
 
 
 def _require_all(
@@ -340,7 +356,7 @@ def _require_as_many(model: Program, guide: Program, data: Data[Any]) -> None:
         )
     if len(takes.names) < 2 and isinstance(data.train, tuple):
         others = "--model ConditionalVAE or SemiSupervisedVAE"
-        by_em = find_known("model", name, by_em=True) is not None
+        by_em = find_known("model", name, kind=BY_EM) is not None
         instead = f" (`ppl-vae train {others}` takes labels)" if by_em else f", or choose {others}"
         raise UsageError(
             f"{name} takes the rows alone ({takes.names[0]}): leave out --labels{instead}"

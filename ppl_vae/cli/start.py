@@ -13,7 +13,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from ppl_vae.checks import DISCRETE, DataCheck, check, check_rows
-from ppl_vae.cli.known import find_known
+from ppl_vae.cli.known import BY_EM, find_known
 from ppl_vae.cli.mistakes import UsageError
 from ppl_vae.cli.output import say
 from ppl_vae.cli.own_modules import trust_of
@@ -162,7 +162,7 @@ def check_setup(setup: Setup) -> None:
 def _as_typed(message: str, setup: Setup) -> str:
     """What is wrong with a pair; if its guide is not for discrete latents, with what to type for this model."""
     name = type(setup.model).__name__
-    if find_known("model", name, by_em=True) is None:
+    if find_known("model", name, kind=BY_EM) is None:
         return message
     instead = (
         f"`ppl-vae em --model {name}` fits it; `ppl-vae train` takes it with --guide Exact or "

@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from ppl_vae.cli.finish import finish_run
 from ppl_vae.cli.output import show
-from ppl_vae.cli.setup import set_up
+from ppl_vae.cli.setup import Setup, set_up
 from ppl_vae.cli.stages import Stages
 from ppl_vae.cli.start import check_setup, options_of, started
-from ppl_vae.runs import require_free
+from ppl_vae.runs import RunFolder, require_free
 from ppl_vae.runtime import as_folder, resolve_device
-from ppl_vae.training import Processes, fit
+from ppl_vae.training import Fit, Processes, fit
 
 
 def train(parser: ArgumentParser, given: Namespace) -> int:
     """Trains, evaluates, diagnoses, saves and draws."""
+    return trained("train", parser, given, finish_run)
+
+
+def trained(
+    command: str,
+    parser: ArgumentParser,
+    given: Namespace,
+    finish: Callable[[RunFolder, Setup, Fit, Namespace, Stages], None],
+) -> int:
+    """Trains a pair in a run folder.
+
+    Args:
+        command: The command that does.
+        parser: Its parser.
+        given: What was typed.
+        finish: What follows the training.
+    """
     resumed = given.get("resume")
     stages = Stages(bool(given.get("quiet")))
-    options, trust = options_of("train", parser, given)
+    options, trust = options_of(command, parser, given)
     if not given.get("print_config"):  # report what can be checked before the data are read
         resolve_device(options["device"])
         if resumed is None and given.get("run_dir") is not None:
@@ -35,12 +54,12 @@ def train(parser: ArgumentParser, given: Namespace) -> int:
     fabric = setup.fabric()
     processes = Processes(fabric)
     progress = False if given.get("quiet") else None
-    with started("train", setup, given, processes) as (folder, resume):
+    with started(command, setup, given, processes) as (folder, resume):
         with stages.stage("training", told=False):  # the end is told in other words
             fitted = setup.train(
                 fit, fabric=fabric, run_dir=folder, resume=resume, progress=progress
             )
         if processes.is_first:
             folder.begin()  # a finished run has taken no steps: its new options are written here
-            finish_run(folder, setup, fitted, given, stages)
+            finish(folder, setup, fitted, given, stages)
     return 0

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from ppl_vae.coloring.model import ModelOfColors
 from ppl_vae.coloring.tiles import MOST_PIXELS, tiles
-from ppl_vae.colors import to_rgb
+from ppl_vae.colors import split_colors, to_rgb
 from ppl_vae.pairs import marginals_of
 from ppl_vae.runtime import (
     device_of,
@@ -58,6 +59,7 @@ def color_picture(
     model: ModelOfColors,
     luma: Tensor,
     *,
+    longest: int | None = None,
     draws: int = 0,
     seed: int = 0,
     most_pixels: int = MOST_PIXELS,
@@ -77,6 +79,9 @@ def color_picture(
     Args:
         model: A model of colors, such as `IndependentSegments`.
         luma: Y, whole numbers from 0 to 255, `(h, w)`.
+        longest: The size at which colors are found, the longest side in pixels: a larger picture is reduced to
+            it, and chroma and segments are enlarged to the picture, whose own luma is kept. A model that has
+            learned on small photos sees more of a large one then. None takes the picture as it is.
         draws: How many colorings are drawn.
         seed: Seed of the draws.
         most_pixels: Most pixels of a tile.
@@ -94,6 +99,27 @@ def color_picture(
     """
     require_count("draws", draws, 0)
     luma = _bytes(luma)
+    small = _reduced(luma, longest)
+    found = _colored(model, small, draws, seed, most_pixels)
+    if small.shape == luma.shape:
+        return found
+    size = tuple(luma.shape)
+    return Coloring(
+        luma,
+        _enlarged(found.mean, size),
+        _enlarged(found.mode, size),
+        torch.stack([_enlarged(each, size) for each in found.draws])
+        if draws
+        else found.draws.new_empty(0, *size, 2),
+        _repeated(found.segments, size),
+        _repeated(found.draws_of_segments, size),
+    )
+
+
+def _colored(
+    model: ModelOfColors, luma: Tensor, draws: int, seed: int, most_pixels: int
+) -> Coloring:
+    """A picture at its own size."""
     height, width = luma.shape
     mean = torch.empty(height, width, 2)
     mode = torch.empty(height, width, 2, dtype=torch.int16)
@@ -133,6 +159,7 @@ def segment_picture(
     luma: Tensor,
     chroma: Tensor | None = None,
     *,
+    longest: int | None = None,
     most_pixels: int = MOST_PIXELS,
 ) -> Tensor:
     """The likeliest segment of each pixel, by the marginals of P(z | x), or of P(z | x, y) if y is given.
@@ -141,6 +168,7 @@ def segment_picture(
         model: A model of colors, such as `IndependentSegments`.
         luma: Y, whole numbers from 0 to 255, `(h, w)`.
         chroma: (Co, Cg), `(h, w, 2)`.
+        longest: The size at which segments are found, as for `color_picture`.
         most_pixels: Most pixels of a tile, as for `color_picture`.
 
     Returns:
@@ -162,6 +190,13 @@ def segment_picture(
             f"chroma must have the shape {(*luma.shape, 2)}, (Co, Cg) of each pixel of the luma, got "
             f"{tuple(chroma.shape)}"
         )
+    size = tuple(luma.shape)
+    if longest is not None and max(size) > longest:
+        if chroma is None:
+            luma = _reduced(luma, longest)
+        else:
+            rgb = _resized(to_rgb(luma, chroma).movedim(-1, 0), longest).movedim(0, -1)
+            luma, chroma = split_colors(rgb.round().clamp(0, 255).to(torch.uint8))
     segments = torch.empty(luma.shape, dtype=torch.uint8)
     with _applied(model) as device:
         for tile in _tiles(model, luma, most_pixels):
@@ -174,7 +209,42 @@ def segment_picture(
                 shifts = model.fit_shifts(y, x)[0] if latent else None
                 field = model.conditioned(y, x, shifts=shifts)
             segments[tile.kept] = _marginals(field).argmax(-1)[0][tile.inside].byte().cpu()
-    return segments
+    return _repeated(segments, size)
+
+
+def _reduced(luma: Tensor, longest: int | None) -> Tensor:
+    """The luma with no side longer than this."""
+    if longest is not None:
+        require_count("longest", longest, 1)
+    if longest is None or max(luma.shape) <= longest:
+        return luma
+    return _resized(luma[None], longest)[0].round().clamp(0, 255).short()
+
+
+def _resized(channels: Tensor, longest: int) -> Tensor:
+    """Channels `(c, h, w)` reduced to this longest side, each pixel a mean of those that it covers."""
+    share = longest / max(channels.shape[1:])
+    size = [max(1, round(side * share)) for side in channels.shape[1:]]
+    return interpolate(channels[None].float(), size, mode="bilinear", antialias=True)[0]
+
+
+def _enlarged(chroma: Tensor, size: Sequence[int]) -> Tensor:
+    """Chroma `(h, w, 2)` at another size, in its dtype."""
+    channels = chroma.movedim(-1, 0)[None].float()
+    found = interpolate(channels, list(size), mode="bilinear", align_corners=False)[0].movedim(
+        0, -1
+    )
+    return found if chroma.is_floating_point() else found.round().to(chroma.dtype)
+
+
+def _repeated(segments: Tensor, size: Sequence[int]) -> Tensor:
+    """Segments `(*batch, h, w)` at another size."""
+    if tuple(segments.shape[-2:]) == tuple(size):
+        return segments
+    rows, columns = (
+        (torch.arange(new) * old // new) for new, old in zip(size, segments.shape[-2:], strict=True)
+    )
+    return segments[..., rows[:, None], columns]
 
 
 @contextmanager

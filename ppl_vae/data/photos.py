@@ -153,7 +153,12 @@ class PhotoData:
 
 
 def load_photos(
-    name: str = "skimage", *, longest: int | None = None, test_fraction: float = 0.2, seed: int = 0
+    name: str = "skimage",
+    *,
+    longest: int | None = None,
+    test_fraction: float = 0.2,
+    split: bool = True,
+    seed: int = 0,
 ) -> PhotoData:
     """Loads color photos, those to measure on apart from those to train on.
 
@@ -165,6 +170,7 @@ def load_photos(
             is `12.seg.png`.
         longest: Longest side in pixels: larger photos are reduced to it. None keeps them as they are.
         test_fraction: The share of the photos to measure on, if the folder has no split of its own.
+        split: Whether to split them at all; if not, `train` and `test` both have all photos.
         seed: Seed of that split.
 
     Raises:
@@ -191,6 +197,9 @@ def load_photos(
         raise FileNotFoundError(
             f"there is no folder {folder.absolute()}: check the path in '{name}'"
         )
+    if not split:
+        photos = _read(_photo_files(folder), longest)
+        return PhotoData(photos, photos)
     held_out = [folder / other for other in _HELD_OUT if (folder / other).is_dir()]
     if (folder / "train").is_dir() and held_out:
         return PhotoData(

@@ -1,3 +1,9 @@
+from .coloring import (
+    SHEET_PIXELS as SHEET_PIXELS,
+    contact_sheet as contact_sheet,
+    draw_colors as draw_colors,
+    segment_colors as segment_colors,
+)
 from .comparison import comparison_plot as comparison_plot
 from .curves import khat_histogram as khat_histogram, learning_curves as learning_curves
 from .em import bound_curves as bound_curves, components as components

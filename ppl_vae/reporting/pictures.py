@@ -85,6 +85,11 @@ CAPTIONS = {
         "The posterior means of the rows in their two main directions; colors are labels, if there are any. "
         "Labels that lie apart are told apart by the latents.",
     ),
+    "colorings": Caption(
+        "Colorings",
+        "Photos that the model was not trained on: the gray picture, the likeliest segments given it, and "
+        "given the colors too, the mean and the mode of the colors that the model expects, and the photo.",
+    ),
     "khat": Caption(
         "Can log p(x) be trusted?",
         "Pareto k-hat of each row. To the left of the line, the importance samples of a row are good enough "

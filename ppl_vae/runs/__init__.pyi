@@ -14,6 +14,7 @@ from .comparison import Comparison as Comparison
 from .contents import (
     ANNEALED as ANNEALED,
     CHECKPOINTS as CHECKPOINTS,
+    COLORS as COLORS,
     CONFIG as CONFIG,
     DIAGNOSIS as DIAGNOSIS,
     ERROR as ERROR,

@@ -19,6 +19,7 @@ EVALUATION = "evaluation.json"
 DIAGNOSIS = "diagnosis.json"
 ANNEALED = "annealed.json"
 GAPS = "gaps.json"
+COLORS = "colors.json"
 POSTERIOR = "posterior.nc"
 PLOTS, PLOTS_DARK = "plots", "plots_dark"
 """Pictures, and the same on dark paper, which a report shows in the dark."""
@@ -41,12 +42,13 @@ BESIDE = (SWEPT, LOG, ERROR)
 
 OF_A_RUN = (
     *(CONFIG, CHECKPOINTS, WEIGHTS, METRICS, FIT, EVALUATION, DIAGNOSIS, ANNEALED, GAPS, POSTERIOR),
+    *(COLORS, "colors.csv"),
     *(REPORT, PLOTS, PLOTS_DARK, TENSORBOARD, "evaluation.csv", "annealed.csv", "gaps.csv"),
 )
 """All that a run may hold, in the order in which it leaves: without the first there is no run."""
 
 _PICTURES = (
-    *("aggregate_posterior.png", "codes.png", "components.png", "gaps.png"),
+    *("aggregate_posterior.png", "codes.png", "colorings.png", "components.png", "gaps.png"),
     *("interpolations.png", "khat.png", "kl_per_dimension.png", "learning_curve.png"),
     *("learning_curves.png", "manifold.png", "prior_samples.png", "reconstructions.png"),
     *("traversals.png", "worst_reconstructions.png"),

@@ -22,6 +22,7 @@ from ppl_vae._version import __version__
 from ppl_vae.pairs import as_tensor
 from ppl_vae.runs.contents import (
     ANNEALED,
+    COLORS,
     CONFIG,
     DIAGNOSIS,
     EVALUATION,
@@ -53,6 +54,7 @@ _MAKERS = {
     EVALUATION: "ppl-vae evaluate",
     ANNEALED: "ppl-vae evaluate --method ais",
     GAPS: "ppl-vae gaps",
+    COLORS: "ppl-vae colorize evaluate",
     DIAGNOSIS: "ppl-vae diagnose",
     POSTERIOR: "ppl-vae export",
     SAMPLES: "ppl-vae sample",
@@ -63,7 +65,7 @@ _MAKERS = {
 MADE_BY = "made_by"
 """Entry of config.yaml: the command that made the run."""
 
-_MAKERS_OF_RUNS = ("train", "refit", "em")
+_MAKERS_OF_RUNS = ("train", "refit", "em", "colorize train")
 
 _DIGEST = "table_sha256"
 """Key in a result's file: the digest of the table beside it."""
@@ -161,6 +163,7 @@ def write_results(
     diagnosis: Summary | Mapping[str, Any] | None = None,
     annealed: Summary | Mapping[str, Any] | None = None,
     gaps: Summary | Mapping[str, Any] | None = None,
+    colors: Summary | Mapping[str, Any] | None = None,
     arviz: Any = None,
     rows: Mapping[str, Any] | None = None,
     weights: str | None = None,
@@ -174,6 +177,7 @@ def write_results(
         diagnosis: For diagnosis.json.
         annealed: For annealed.json and annealed.csv.
         gaps: For gaps.json and gaps.csv.
+        colors: For colors.json and colors.csv.
         arviz: For posterior.nc.
         rows: Which rows the results belong to; written into the file of each result that has a table.
         weights: The digest of the weights that the results belong to; written into each file. None if it is not
@@ -185,6 +189,7 @@ def write_results(
         DIAGNOSIS: diagnosis,
         ANNEALED: annealed,
         GAPS: gaps,
+        COLORS: colors,
     }
     for name, result in results.items():
         if result is None:

@@ -1,0 +1,320 @@
+"""The subcommands of `colorize`: `train`, `evaluate`, `apply`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from PIL import Image
+from torch import Tensor
+
+from ppl_vae.cli.common import keep_and_show, keep_result, rows_of, say_of_other_weights
+from ppl_vae.cli.finish import dark_folder, told_of_training
+from ppl_vae.cli.mistakes import UsageError
+from ppl_vae.cli.output import show, warn
+from ppl_vae.cli.own_modules import trust_of
+from ppl_vae.cli.report import write_report
+from ppl_vae.cli.setup import Setup, checked, load_rows
+from ppl_vae.cli.stages import Stages
+from ppl_vae.cli.train import trained
+from ppl_vae.coloring import PhotoScores, color_picture, score_photos, segment_picture
+from ppl_vae.colors import split_colors, to_rgb
+from ppl_vae.data import Photo, PhotoData, Photos, load_photos, read_photo
+from ppl_vae.diagnosis import diagnose
+from ppl_vae.evaluation import evaluate as evaluate_pair
+from ppl_vae.guides import Exact
+from ppl_vae.models.colorization import SegmentedColors
+from ppl_vae.pairs import Pair
+from ppl_vae.plots import SHEET_PIXELS, contact_sheet, draw_colors, segment_colors
+from ppl_vae.runs import (
+    COLORS,
+    PLOTS,
+    REPORT,
+    Run,
+    RunFolder,
+    load_run,
+    write_results,
+    write_weights,
+)
+from ppl_vae.runtime import (
+    as_folder,
+    own_folder,
+    progress_bar,
+    replacing,
+    require_count,
+    require_output,
+    resolve_device,
+)
+from ppl_vae.training import Fit
+
+_ON_A_SHEET = 8
+"""Photos on the contact sheet of a run."""
+
+_ON_A_PAGE = 40
+"""Photos on a contact sheet of `apply`; more take several."""
+
+
+_TITLES = {
+    "segments": "segments, by gray",
+    "segments_with_colors": "segments, by colors",
+    "mean": "mean color",
+    "mode": "mode",
+}
+"""Titles of columns."""
+
+
+def train(parser: ArgumentParser, given: Namespace) -> int:
+    """Trains a model of colors, measures it on photos, saves and draws."""
+    return trained("colorize train", parser, given, _finish)
+
+
+def _finish(run: RunFolder, setup: Setup, fitted: Fit, given: Namespace, stages: Stages) -> None:
+    """Everything that follows the training of a run."""
+    progress = False if given.get("quiet") else None
+    told_of_training(fitted)
+    photos = _photos_of(setup.data)
+    seed, num_samples = setup.config["seed"], setup.config["num_samples"]
+    model, guide = fitted.model, fitted.guide
+    with stages.stage("saving", told=False):
+        weights = write_weights(run.path, model, guide, epochs=len(fitted.history))
+    with stages.stage("evaluation of patches"):
+        evaluation = evaluate_pair(
+            *(model, guide, setup.data.test),
+            num_samples=num_samples,
+            method="guide",
+            seed=seed,
+            progress=progress,
+        )
+    with stages.stage("photos"):
+        scores = _scores(model, guide, photos.test, num_samples, seed, progress)
+    with stages.stage("diagnosis"):
+        diagnosis = diagnose(
+            *(model, guide, setup.data.test),
+            evaluation=evaluation,
+            fit=fitted,
+            beta=fitted.beta,
+            seed=seed,
+            progress=progress,
+        )
+    folder = run.path
+    with stages.stage("saving", told=False):
+        write_results(
+            folder,
+            evaluation=evaluation,
+            diagnosis=diagnosis,
+            colors=scores,
+            rows=rows_of(setup.data),
+            weights=weights,
+        )
+    reported = bool(given.get("report", True))
+    with stages.stage("pictures"):
+        Pair.of(model, guide).to(torch.device("cpu"))
+        columns, names = _sheet_of_run(cast(SegmentedColors, model), photos.test)
+        failed = draw_colors(
+            folder / PLOTS, fitted.history, columns, names, weights, dark_folder(folder, reported)
+        )
+    if reported:
+        with stages.stage("report"):
+            failed += write_report(folder)
+    say_of_other_weights(folder, weights)
+    show(scores)
+    show(f"\n{diagnosis.summary()}")
+    show(f"\nrun folder: {folder}\npictures:   {folder / PLOTS}")
+    if reported:
+        show(f"report:     {folder / REPORT}")
+    for line in failed:
+        warn(line)
+    stages.tell()
+
+
+def evaluate(parser: ArgumentParser, given: Namespace) -> int:
+    """Measures a run on its test photos, or on others."""
+    options, run = _opened(parser, given)
+    config = checked(run.path, run.config)
+    if options.longest is not None:
+        require_count("--longest", options.longest, 0)
+    longest = config.get("longest") if options.longest is None else options.longest or None
+    if options.data is None and options.longest is None:
+        photos = _photos_of(load_rows(config)).test
+    elif options.data is None:
+        photos = load_photos(config["data"], longest=longest).test
+    else:
+        photos = load_photos(options.data, longest=longest, split=False).test
+    progress = False if options.quiet else None
+    scores = _scores(run.model, run.guide, photos, options.num_samples, options.seed, progress)
+    if options.data is None and options.longest is None:
+        keep_and_show(scores, lambda: keep_result(run, COLORS, options.overwrite, colors=scores))
+    else:
+        show(scores)
+    return 0
+
+
+def apply(parser: ArgumentParser, given: Namespace) -> int:
+    """Colors photos of any size."""
+    for name, what in (("run", "folder of a run"), ("out", "folder to write into")):
+        if given.get(name) is None:
+            raise UsageError(f"--{name} is missing: give the {what}")
+    options, run = _opened(parser, given)
+    require_count("--draws", options.draws, 0, most=100)
+    longest = run.config.get("longest") if options.longest is None else options.longest
+    require_count("--longest", longest or 0, 0)
+    out = as_folder(options.out, "out")
+    model = cast(SegmentedColors, run.model)
+    files = _named([Path(name) for name in options.photos])
+    written = [out / f"{stem}.{name}.png" for stem in files for name in _files(options.draws)]
+    for file in (*written, *_sheets(out, len(files))):
+        require_output(file, overwrite=options.overwrite)
+    own_folder(out)
+    page: list[tuple[str, dict[str, Tensor | None]]] = []
+    done = 0
+    sheets = iter(_sheets(out, len(files)))
+    with progress_bar(len(files), "coloring", "photo", False if options.quiet else None) as bar:
+        for stem, path in files.items():
+            try:
+                rgb = read_photo(path)
+            except (OSError, ValueError) as error:
+                warn(f"{error}; it is left out")
+            else:
+                luma, chroma = split_colors(rgb)
+                photo = Photo(path.name, chroma, luma)
+                pictures = _pictures(model, photo, longest or None, options.draws, options.seed)
+                for name in _files(options.draws):
+                    picture = pictures[name]
+                    assert picture is not None
+                    _save(name, picture, out / f"{stem}.{name}.png", options.overwrite)
+                page.append((path.name, _for_sheet(pictures)))
+                done += 1
+            bar.update()
+            if len(page) == _ON_A_PAGE:
+                _save_sheet(page, next(sheets), options.overwrite)
+                page = []
+    if page:
+        _save_sheet(page, next(sheets), options.overwrite)
+    if not done:
+        raise ValueError(f"none of the {len(files)} photos can be read")
+    show(f"{done} photo{'' if done == 1 else 's'} colored: {out}")
+    return 0
+
+
+def _opened(parser: ArgumentParser, given: Namespace) -> tuple[Namespace, Run]:
+    """The options, and the run with its model on the device."""
+    options = parser.get_defaults()
+    options.update(given)
+    run = load_run(options.run, trust=trust_of(given, options.run), results=False)
+    if not isinstance(run.model, SegmentedColors):
+        raise UsageError(
+            f"{options.run} is a run of {type(run.model).__name__}, which is no model of colors: give a run of "
+            "`ppl-vae colorize train`"
+        )
+    Pair.of(run.model, run.guide).to(resolve_device(options.device))
+    return options, run
+
+
+def _photos_of(data: Any) -> PhotoData:
+    photos = data.photos
+    assert isinstance(photos, PhotoData)
+    return photos
+
+
+def _scores(
+    model: Any, guide: Any, photos: Photos, num_samples: int, seed: int, progress: bool | None
+) -> PhotoScores:
+    """Scores with the exact posterior where it was one at another beta: then its rate is I(z; y | x)."""
+    if isinstance(guide, Exact):
+        guide = Exact(model)
+    return score_photos(model, guide, photos, num_samples=num_samples, seed=seed, progress=progress)
+
+
+def _sheet_of_run(
+    model: SegmentedColors, photos: Photos
+) -> tuple[dict[str, list[Tensor | None]], list[str]]:
+    """Columns and names of the contact sheet of some photos."""
+    step = max(1, len(photos) // _ON_A_SHEET)
+    chosen = [photos[i] for i in range(0, len(photos), step)][:_ON_A_SHEET]
+    columns: dict[str, list[Tensor | None]] = {}
+    for photo in chosen:
+        for title, picture in _for_sheet(_pictures(model, photo, None, draws=0, seed=0)).items():
+            columns.setdefault(title, []).append(picture)
+    return columns, [photo.name for photo in chosen]
+
+
+def _pictures(
+    model: SegmentedColors, photo: Photo, longest: int | None, draws: int, seed: int
+) -> dict[str, Tensor | None]:
+    """Colorings and segments of a photo, and the photo, by what they are called."""
+    found = color_picture(model, photo.luma, longest=longest, draws=draws, seed=seed)
+    is_gray = not bool(photo.chroma.any())
+    pictures: dict[str, Tensor | None] = {
+        "gray": photo.luma.to(torch.uint8),
+        "segments": found.segments,
+        "segments_with_colors": None,
+        "mean": found.rgb(found.mean),
+        "mode": found.rgb(found.mode),
+    }
+    for i, chroma in enumerate(found.draws):
+        pictures[f"draw{i + 1}"] = found.rgb(chroma)
+    if not is_gray:
+        pictures["segments_with_colors"] = segment_picture(
+            model, photo.luma, photo.chroma, longest=longest
+        )
+    pictures["truth"] = None if is_gray else to_rgb(photo.luma, photo.chroma)
+    return pictures
+
+
+def _for_sheet(pictures: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
+    """The columns of a contact sheet, small enough to be kept."""
+    found = {}
+    for name, picture in pictures.items():
+        if picture is not None:
+            step = -(-max(picture.shape[:2]) // SHEET_PIXELS)
+            picture = picture[::step, ::step].clone()
+            picture = segment_colors(picture) if name.startswith("segments") else picture
+        found[_TITLES.get(name, name)] = picture
+    return found
+
+
+def _files(draws: int) -> list[str]:
+    """What is written of each photo."""
+    return ["mean", "mode", "segments", *(f"draw{i + 1}" for i in range(draws))]
+
+
+def _save(name: str, picture: Tensor, file: Path, overwrite: bool) -> None:
+    """Writes a picture; segments are numbers with a palette, so that they can be read again."""
+    image = Image.fromarray(picture.numpy())
+    if name == "segments":
+        image.putpalette(segment_colors(torch.arange(256)).flatten().tolist())
+    with replacing(file, overwrite=overwrite) as temporary:
+        image.save(temporary, format="PNG")
+
+
+def _sheets(out: Path, count: int) -> list[Path]:
+    """The contact sheets of so many photos."""
+    pages = -(-count // _ON_A_PAGE)
+    return [out / f"contact_sheet{f'_{i + 1}' if pages > 1 else ''}.png" for i in range(pages)]
+
+
+def _save_sheet(
+    page: Sequence[tuple[str, dict[str, Tensor | None]]], file: Path, overwrite: bool
+) -> None:
+    titles = list(page[0][1])
+    columns = {title: [pictures[title] for _, pictures in page] for title in titles}
+    shown = {
+        title: column for title, column in columns.items() if any(p is not None for p in column)
+    }
+    with replacing(file, overwrite=overwrite) as temporary:
+        contact_sheet(shown, [name for name, _ in page]).savefig(temporary, format="png")
+
+
+def _named(files: Sequence[Path]) -> dict[str, Path]:
+    """The files by the stem of what is written of each: those of one name get a number."""
+    found: dict[str, Path] = {}
+    for file in dict.fromkeys(files):
+        stem, number = file.stem, 1
+        while stem in found:
+            number += 1
+            stem = f"{file.stem}-{number}"
+        found[stem] = file
+    return found
