@@ -11,6 +11,11 @@ from torch import Tensor
 from ppl_vae.distributions.potts_field import PottsField
 from ppl_vae.distributions.region_trees import RegionTrees
 
+_ONE_SEGMENT = (
+    "all pixels of a region are of one segment, but independent pixels can be of several, so that their KL is "
+    "infinite. Use Exact as the guide, or regions of one pixel (superpixel_size=1)"
+)
+
 
 class PottsTree(PottsField):
     """A Potts field of regions: all pixels of a region are of one segment, and the regions are those of a tree.
@@ -75,11 +80,20 @@ class PottsTree(PottsField):
     def log_prob(self, value: Tensor) -> Tensor:
         """log P(z), in nats; -inf where the pixels of a region are of several segments."""
         log_p = super().log_prob(value)
-        z = value.expand(*log_p.shape, *self.event_shape)
-        trees = self.trees.expand(log_p.shape)
+        return log_p.masked_fill(self._is_impossible(value.expand(*log_p.shape, -1, -1)), -torch.inf)
+
+    def why_impossible(self, value: Tensor) -> str | None:
+        """Why segmentations have no probability, for a message; None if they have one."""
+        batch = torch.broadcast_shapes(value.shape[:-2], self.batch_shape)
+        impossible = self._is_impossible(value.expand(*batch, -1, -1))
+        return _ONE_SEGMENT if bool(impossible.any()) else None
+
+    def _is_impossible(self, z: Tensor) -> Tensor:
+        """Whether pixels of a region are of several segments, `(*batch)`."""
+        trees = self.trees.expand(z.shape[:-2])
         pixels = self._in_a_row(z, trees, 0)
         differs = pixels != pixels[..., trees.some_pixel][..., trees.places]
-        return log_p.masked_fill(differs.reshape(z.shape).flatten(-2).any(-1), -torch.inf)
+        return differs.reshape(z.shape).flatten(-2).any(-1)
 
     def agreement(self, z: Tensor) -> Tensor:
         """Whether each region and its parent are of one segment, `(*batch, 1, S)`; for roots it is false."""
@@ -126,11 +140,7 @@ class PottsTree(PottsField):
                 this field has no probability for: their KL to it is infinite.
         """
         if not self.trees.of_pixels:
-            raise ValueError(
-                "independent pixels can be of several segments in one region, which a PottsTree has no "
-                "probability for: the KL is infinite. Use Exact as the guide, or regions of one pixel "
-                "(superpixel_size=1)"
-            )
+            raise ValueError(f"{type(self).__name__}: {_ONE_SEGMENT}")
         trees = self.trees.expand(probs.shape[:-3])
         pixels = self._in_a_row(probs, trees, 1).index_select(-2, trees.some_pixel)
         pairs = pixels[..., trees.sizes[0] :, :] * pixels.index_select(-2, trees.above)

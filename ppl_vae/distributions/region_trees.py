@@ -85,7 +85,7 @@ class RegionTrees:
         self.nodes = on_device(nodes)
         parents_of = place[above[nodes[roots:]]]
         self.above = on_device(parents_of)
-        starts = np.repeat(np.cumsum([0, *self.sizes[:-2]]), self.sizes[1:])
+        starts = np.repeat(np.cumsum([0, *self.sizes])[:-2], self.sizes[1:])
         self.steps = on_device(parents_of - starts).split(self.sizes[1:])
         self.owners = on_device(nodes // max(most, 1))
         self.places, self.some_pixel = on_device(places), on_device(some_pixel)
