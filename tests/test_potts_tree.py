@@ -309,6 +309,16 @@ def test_pictures_of_all_kinds_have_superpixels(
     assert bool(model.log_evidence(torch.zeros(1, *shape, 2), x).isfinite().all())
 
 
+def test_pictures_that_are_none() -> None:
+    model = TreeSegments(2, network=UNet((4,)))
+    x = torch.zeros(0, 12, 12)
+    assert model.log_evidence(torch.zeros(0, 12, 12, 2), x).shape == (0,)
+    assert model.prior(x).sample().shape == (0, 12, 12)
+    x = torch.full((1, 12, 12), torch.nan)
+    with pytest.raises(ValueError, match="luma of a picture is NaN or infinite"):
+        model.log_evidence(torch.zeros(1, 12, 12, 2), x)
+
+
 def apart(module: nn.Module) -> Any:
     module = module.double()
     with torch.no_grad():
@@ -360,9 +370,8 @@ def test_the_model_against_the_sum_over_constant_segmentations(size: int) -> Non
         for of in (log_p.sum(), expected)
     ]
     for one, other in zip(*slopes, strict=True):
-        assert torch.allclose(
-            *(torch.zeros(()) if g is None else g for g in (one, other)), atol=1e-9
-        )
+        assert (one is None) == (other is None)
+        assert one is None or torch.allclose(one, other, atol=1e-9)
 
 
 @pytest.mark.parametrize("beta", [1.0, 0.3])

@@ -17,7 +17,7 @@ _STEP = 20.0
 """For SLIC, so many levels of luma are as far as the side of a superpixel."""
 
 _TRIED = (1.0, 4.0, 16.0, 64.0)
-"""So many times that, where superpixels fall apart in noise, whose crumbs SLIC then joins to one large piece."""
+"""So many times that, where superpixels fall apart in noise: SLIC would join the crumbs to one large piece."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,13 @@ def superpixels(luma: Any, size: int) -> Superpixels:
 
     Raises:
         ModuleNotFoundError: scikit-image is not installed.
+        ValueError: A number is NaN or infinite.
     """
     luma = np.asarray(luma, dtype=np.float64)
+    if not np.isfinite(luma).all():
+        raise ValueError(
+            "TreeSegments: the luma of a picture is NaN or infinite; it must be from 0 to 255"
+        )
     regions = _slic(luma, size)
     sizes = np.bincount(regions.ravel())
     means = np.bincount(regions.ravel(), luma.ravel()) / sizes

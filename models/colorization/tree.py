@@ -28,8 +28,8 @@ class TreeSegments(SegmentedColors):
     the second sum over the edges of the tree, with the mean luma m of a superpixel. a and b are learned. The
     mean of u, not the sum, is what the network says of a superpixel: its pixels have one segment, so they are
     one choice. The sum would count the same evidence as often as there are pixels, and P(z | x) would be far
-    too sure of itself. log P(y | x) is the difference of two sums over all segmentations, each by one pass along
-    the tree.
+    too sure of itself. log P(y | x) is the difference of two sums over all segmentations, each by one pass
+    along the tree.
 
     Superpixels are found on the CPU, and remembered for the last 2^25 pixels of pictures: the first epoch takes
     longer. As they depend on the picture, training steps are not captured. A guide with independent pixels,
@@ -97,21 +97,22 @@ class TreeSegments(SegmentedColors):
         return shared(self, "unary of superpixels", (x,), compute)
 
     def _superpixels(self, x: Tensor) -> tuple[RegionTrees, Tensor, Tensor]:
-        """The trees, |difference of mean luma| of each superpixel and its parent, and pixels of each one's own."""
+        """The trees, |difference of mean luma| to the parent, and the size of each pixel's superpixel."""
         return shared(self, "superpixels", (x,), lambda: self._found(x))
 
     def _found(self, x: Tensor) -> tuple[RegionTrees, Tensor, Tensor]:
         pictures = x.detach().cpu().numpy()
         found = [remembered(each, self.superpixel_size) for each in pictures.astype(np.float32)]
-        most = max(len(each.sizes) for each in found)
-        n = len(found)
-        parents = np.full((n, most), -1)
-        differences = np.zeros((n, most))
+        most = max((len(each.sizes) for each in found), default=0)
+        parents = np.full((len(found), most), -1)
+        differences = np.zeros((len(found), most))
+        regions, sizes = np.zeros(pictures.shape, np.int64), np.zeros(pictures.shape, np.int64)
         for i, each in enumerate(found):
-            parents[i, : len(each.sizes)] = each.parents
-            differences[i, : len(each.sizes)] = each.differences
-        regions = np.stack([each.regions.astype(np.int64) for each in found])
-        sizes = np.stack([each.sizes[each.regions] for each in found])
-        tensors = (torch.from_numpy(of).to(x.device) for of in (regions, parents, differences, sizes))
+            count = len(each.sizes)
+            parents[i, :count], differences[i, :count] = each.parents, each.differences
+            regions[i], sizes[i] = each.regions, each.sizes[each.regions]
+        tensors = (
+            torch.from_numpy(of).to(x.device) for of in (regions, parents, differences, sizes)
+        )
         of_pixels, above, apart, counts = tensors
         return RegionTrees(of_pixels, above), apart, counts

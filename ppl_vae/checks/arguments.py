@@ -42,7 +42,7 @@ def bad_argument(pair: Pair, traces: tuple[Trace, Trace]) -> Problem | None:
 
 
 def impossible_value(model_trace: Trace, name: str) -> Problem | None:
-    """Why a draw of the guide is impossible in the model, where the distribution can say it by `why_impossible`.
+    """Why a draw of the guide is impossible in the model, where the distribution has a `why_impossible`.
 
     Args:
         model_trace: The trace of the model, with the guide's latents.

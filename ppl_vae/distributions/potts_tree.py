@@ -20,10 +20,10 @@ _ONE_SEGMENT = (
 class PottsTree(PottsField):
     """A Potts field of regions: all pixels of a region are of one segment, and the regions are those of a tree.
 
-    P(z) = exp(sum_i u_i(z_i) + sum_(a, b) s_ab [z_a = z_b]) / Z over the segmentations that are constant in each
-    region; any other has the probability 0. The first sum runs over pixels, the second over the edges of the
-    tree. Sums over all K^S segmentations take S K steps, from the leaves to the roots and back ("Reverend Bayes
-    on Inference Engines: A Distributed Hierarchical Approach", Pearl 1982). Several trees are several roots.
+    P(z) = exp(sum_i u_i(z_i) + sum_(a, b) s_ab [z_a = z_b]) / Z over the segmentations that are constant in
+    each region; any other has the probability 0. The first sum runs over pixels, the second over the edges of
+    the tree. Sums over all K^S segmentations take S K steps, from the leaves to the roots and back ("Reverend
+    Bayes on Inference Engines: A Distributed Hierarchical Approach", Pearl 1982). There may be several trees.
 
     Args:
         unary: u, `(*batch, h, w, K)`.
@@ -80,7 +80,9 @@ class PottsTree(PottsField):
     def log_prob(self, value: Tensor) -> Tensor:
         """log P(z), in nats; -inf where the pixels of a region are of several segments."""
         log_p = super().log_prob(value)
-        return log_p.masked_fill(self._is_impossible(value.expand(*log_p.shape, -1, -1)), -torch.inf)
+        return log_p.masked_fill(
+            self._is_impossible(value.expand(*log_p.shape, -1, -1)), -torch.inf
+        )
 
     def why_impossible(self, value: Tensor) -> str | None:
         """Why segmentations have no probability, for a message; None if they have one."""
@@ -136,8 +138,8 @@ class PottsTree(PottsField):
         """P(z_a = z_b) of independent pixels, `(*batch, 1, S)`, where each region is one pixel.
 
         Raises:
-            ValueError: A region has several pixels. Independent ones are of several segments now and then, which
-                this field has no probability for: their KL to it is infinite.
+            ValueError: A region has several pixels. Independent ones may be of several segments, which this
+                field has no probability for: their KL to it is infinite.
         """
         if not self.trees.of_pixels:
             raise ValueError(f"{type(self).__name__}: {_ONE_SEGMENT}")

@@ -51,8 +51,8 @@ class RegionTrees:
         self.regions, self.parents = regions.long(), parents.long()
         most = parents.shape[-1]
         count = self.batch_shape.numel()
-        flat = self.regions.cpu().numpy().reshape(count, -1)
-        above = self.parents.cpu().numpy().reshape(count, most)
+        flat: Any = self.regions.cpu().numpy().reshape(count, regions.shape[-2:].numel())
+        above: Any = self.parents.cpu().numpy().reshape(count, most)
         if ((flat < 0) | (flat >= most)).any() or ((above < -1) | (above >= most)).any():
             raise ValueError(
                 f"RegionTrees has parents of {most} regions: regions must be from 0 to {most - 1}, and parents "
@@ -76,7 +76,7 @@ class RegionTrees:
         places = place[flat]
         some_pixel = np.zeros(len(nodes), dtype=np.int64)
         some_pixel[places] = np.arange(len(flat))
-        self.sizes = tuple(int(size) for size in np.bincount(depth[nodes]))
+        self.sizes = tuple(int(size) for size in np.bincount(depth[nodes], minlength=1))
         roots = self.sizes[0]
 
         def on_device(values: Any) -> Tensor:
@@ -133,6 +133,7 @@ def _depths(above: Any) -> Any:
         depth, ahead = depth + depth[ahead], ahead[ahead]
     if (ahead < none).any():
         raise ValueError(
-            "RegionTrees: regions are above each other in a circle: parents must lead to a root, whose parent is -1"
+            "RegionTrees: regions are above each other in a circle; parents must lead to a root, which has the "
+            "parent -1"
         )
     return depth
