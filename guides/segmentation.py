@@ -13,9 +13,10 @@ from ppl_vae.networks import Rebuildable, UNet, full_precision, require_at_least
 class SegmentationEncoder(Rebuildable, nn.Module):
     """q(z | x, y) = prod_i q(z_i | x, y), by a network that sees luma x and chroma y of a picture.
 
-    For `SegmentedColors`, of any rung. For `IndependentSegments` the family holds the posterior, so that only
-    amortization costs anything; for segments with neighbors it is the mean field. The site is `z`, `(n, h, w)`,
-    inside `pyro.plate("data", n, dim=-1)`. `ELBO` takes the exact expectation over q.
+    For `SegmentedColors`, of any rung but `TreeSegments`, whose superpixels are of one segment. For
+    `IndependentSegments` the family holds the posterior, so that only amortization costs anything; for segments
+    with neighbors it is the mean field. The site is `z`, `(n, h, w)`, inside `pyro.plate("data", n, dim=-1)`.
+    `ELBO` takes the exact expectation over q.
 
     Args:
         segments: Number K of segments, the model's.

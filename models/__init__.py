@@ -15,6 +15,7 @@
 | `CTC` | alignment of labels to frames | evidence, posterior |
 | `Autoregressive` | none | evidence |
 | `IndependentSegments`, `ScanLineSegments` | a segment per pixel of a gray picture | evidence, posterior |
+| `TreeSegments` | a segment per superpixel of a gray picture | evidence, posterior |
 | `PottsSegments` | a segment per pixel | evidence, posterior of narrow pictures |
 
 A model is a callable `model(x)` that runs inside Pyro. If it has closed forms, it offers them as methods:

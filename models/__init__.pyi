@@ -8,6 +8,7 @@ from .colorization.independent import IndependentSegments as IndependentSegments
 from .colorization.latent_colors import LatentColors as LatentColors
 from .colorization.potts import PottsSegments as PottsSegments
 from .colorization.scan_lines import ScanLineSegments as ScanLineSegments
+from .colorization.tree import TreeSegments as TreeSegments
 from .deep.autoregressive import Autoregressive as Autoregressive
 from .deep.conditional_vae import ConditionalVAE as ConditionalVAE
 from .deep.hierarchical_vae import HierarchicalVAE as HierarchicalVAE

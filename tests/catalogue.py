@@ -62,6 +62,7 @@ from ppl_vae.models import (
     ScanLineSegments,
     SemiSupervisedVAE,
     StandardNormal,
+    TreeSegments,
     VampPrior,
 )
 from ppl_vae.models.colorization import Colors
@@ -376,6 +377,11 @@ PAIRS: dict[str, MakePair] = {
         lambda model, x: Exact(model),
         of_colors,
     ),
+    "TreeSegments-Exact": pair(
+        lambda: TreeSegments(3, COLORS["Palette"], UNet((4, 6)), superpixel_size=6),
+        lambda model, x: Exact(model),
+        of_colors,
+    ),
     "PottsSegments-SegmentationEncoder": pair(
         lambda: PottsSegments(3, COLORS["PictureColors"], UNet((4, 6))),
         lambda model, x: SegmentationEncoder(3, UNet((4, 6))),
@@ -402,6 +408,7 @@ SEGMENTED = (
     "IndependentSegments-Exact",
     "IndependentSegments-SegmentationEncoder",
     "ScanLineSegments-Exact",
+    "TreeSegments-Exact",
     "PottsSegments-SegmentationEncoder",
     "PottsSegments-StructuredMeanField",
 )

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from ppl_vae import diagnose
 from ppl_vae.data import simulated_regions
 from ppl_vae.guides import Exact, SegmentationEncoder
-from ppl_vae.models import IndependentSegments, Palette, PictureColors, ScanLineSegments
+from ppl_vae.models import (
+    IndependentSegments,
+    Palette,
+    PictureColors,
+    ScanLineSegments,
+    TreeSegments,
+)
+from ppl_vae.models.colorization import SegmentedColors
 from ppl_vae.networks import UNet
 
 SMALL = UNet((4, 8))
@@ -29,9 +36,9 @@ def pictures() -> tuple[Tensor, Tensor]:
     return (centers[z] + 4 * noise).round(), x
 
 
-@pytest.mark.parametrize("rung", [IndependentSegments, ScanLineSegments])
+@pytest.mark.parametrize("rung", [IndependentSegments, ScanLineSegments, TreeSegments])
 def test_segments_that_are_used(
-    rung: type[IndependentSegments] | type[ScanLineSegments], pictures: tuple[Tensor, Tensor]
+    rung: type[SegmentedColors], pictures: tuple[Tensor, Tensor]
 ) -> None:
     torch.manual_seed(0)
     model = rung(3, Palette(), SMALL)

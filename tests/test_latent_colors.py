@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -11,12 +13,19 @@ from torch import Tensor
 from ppl_vae import diagnose, evaluate, fit
 from ppl_vae.data import simulated_regions
 from ppl_vae.guides import Exact, WithinPicture
-from ppl_vae.models import IndependentSegments, LatentColors, Palette, ScanLineSegments
+from ppl_vae.models import (
+    IndependentSegments,
+    LatentColors,
+    Palette,
+    ScanLineSegments,
+    TreeSegments,
+)
 from ppl_vae.models.colorization import SegmentedColors
 from ppl_vae.models.colorization.summed_out import ColorsOfPictures
 from ppl_vae.networks import UNet
 
 SMALL = UNet((4, 8))
+Rung = Callable[..., SegmentedColors]
 
 
 def pictures(count: int = 3, size: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -25,7 +34,7 @@ def pictures(count: int = 3, size: int = 6, seed: int = 0) -> tuple[Tensor, Tens
     return y, torch.randint(100, 150, (count, size, size), generator=generator).double()
 
 
-def model_of(rung: type[SegmentedColors], segments: int) -> SegmentedColors:
+def model_of(rung: Rung, segments: int) -> SegmentedColors:
     torch.manual_seed(1)
     model = rung(segments, LatentColors(), SMALL).double()
     with torch.no_grad():
@@ -34,8 +43,10 @@ def model_of(rung: type[SegmentedColors], segments: int) -> SegmentedColors:
     return model
 
 
-@pytest.mark.parametrize("rung", [IndependentSegments, ScanLineSegments])
-def test_em_within_a_picture_finds_the_most_probable_colors(rung: type[SegmentedColors]) -> None:
+@pytest.mark.parametrize(
+    "rung", [IndependentSegments, ScanLineSegments, partial(TreeSegments, superpixel_size=3)]
+)
+def test_em_within_a_picture_finds_the_most_probable_colors(rung: Rung) -> None:
     y, x = pictures()
     model = model_of(rung, 2)
     mean, scale = model.fit_shifts(y, x, steps=100)
@@ -52,8 +63,8 @@ def test_em_within_a_picture_finds_the_most_probable_colors(rung: type[Segmented
     assert bool((log_p[0] < log_p[1]).all() and (log_p[1] < log_p[2]).all())
 
 
-@pytest.mark.parametrize("rung", [IndependentSegments, ScanLineSegments])
-def test_log_p_against_quadrature(rung: type[SegmentedColors]) -> None:
+@pytest.mark.parametrize("rung", [IndependentSegments, ScanLineSegments, TreeSegments])
+def test_log_p_against_quadrature(rung: Rung) -> None:
     """One segment has two shifts: a grid over them gives log P(y | x)."""
     y, x = pictures(size=3)
     model = model_of(rung, 1)

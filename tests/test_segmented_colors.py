@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -23,6 +25,7 @@ from ppl_vae.models.colorization import (
     PottsSegments,
     ScanLineSegments,
     SegmentedColors,
+    TreeSegments,
     chroma,
 )
 from ppl_vae.networks import UNet
@@ -31,7 +34,20 @@ from ppl_vae.pairs import Pair, PairError, find_layout, marginals_of
 
 K = 3
 SMALL = UNet((4, 8))
-RUNGS: list[type[SegmentedColors]] = [IndependentSegments, ScanLineSegments, PottsSegments]
+Rung = Callable[..., SegmentedColors]
+RUNGS: list[Rung] = [
+    IndependentSegments,
+    ScanLineSegments,
+    PottsSegments,
+    partial(TreeSegments, superpixel_size=1),
+]
+
+
+def name_of(rung: Any) -> str:
+    name: str = getattr(rung, "func", rung).__name__
+    return name
+
+
 COLORS: list[Colors] = [Palette(), LumaColors(hidden=4), PictureColors(SMALL)]
 
 
@@ -65,10 +81,10 @@ def gradients(of: Tensor, *modules: nn.Module) -> list[Tensor]:
     return [torch.zeros(()) if g is None else g for g in found]
 
 
-@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize("rung", RUNGS, ids=name_of)
 @pytest.mark.parametrize("colors", COLORS, ids=lambda colors: type(colors).__name__)
 def test_the_sum_over_all_segmentations(
-    rung: type[SegmentedColors],
+    rung: Rung,
     colors: Colors,
     pictures: tuple[Tensor, Tensor],
     segmentations: Tensor,
@@ -87,10 +103,8 @@ def test_the_sum_over_all_segmentations(
         assert torch.allclose(one, other, atol=1e-9)
 
 
-@pytest.mark.parametrize("rung", RUNGS)
-def test_the_names_of_segments_do_not_matter(
-    rung: type[SegmentedColors], pictures: tuple[Tensor, Tensor]
-) -> None:
+@pytest.mark.parametrize("rung", RUNGS, ids=name_of)
+def test_the_names_of_segments_do_not_matter(rung: Rung, pictures: tuple[Tensor, Tensor]) -> None:
     model = apart(rung(K, Palette(), SMALL))
     assert isinstance(model, SegmentedColors)
     before = model.log_evidence(*pictures)
@@ -112,12 +126,12 @@ class Closed(nn.Module):
         self.model(y, x)
 
 
-@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize("rung", RUNGS, ids=name_of)
 @pytest.mark.parametrize("guide", ["exact", "exact at beta", "encoder"])
 @pytest.mark.parametrize("closed", [False, True])
 @pytest.mark.parametrize("beta", [1.0, 0.3])
 def test_the_elbo_of_segmentations_is_that_of_all_of_them(
-    rung: type[SegmentedColors],
+    rung: Rung,
     guide: str,
     closed: bool,
     beta: float,
@@ -152,9 +166,9 @@ def test_the_elbo_of_segmentations_is_that_of_all_of_them(
         assert torch.allclose(one, other, atol=1e-9)
 
 
-@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize("rung", RUNGS, ids=name_of)
 def test_the_exact_guide_at_beta_is_the_best_one(
-    rung: type[SegmentedColors], pictures: tuple[Tensor, Tensor], segmentations: Tensor
+    rung: Rung, pictures: tuple[Tensor, Tensor], segmentations: Tensor
 ) -> None:
     """max_q E_q log p(y | z) - beta KL(q || p) = beta log sum_z p(z) p(y | z)^(1 / beta)."""
     y, x = pictures
@@ -216,10 +230,10 @@ def test_the_structured_mean_field_is_the_best_guide_with_independent_lines(
     assert of_pixels() < found + 1e-9
 
 
-@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize("rung", RUNGS, ids=name_of)
 @pytest.mark.parametrize("exact", [True, False])
 def test_evaluate_gives_the_exact_evidence_and_what_z_carries(
-    rung: type[SegmentedColors],
+    rung: Rung,
     exact: bool,
     pictures: tuple[Tensor, Tensor],
     segmentations: Tensor,
@@ -302,9 +316,9 @@ def test_segments_emerge_in_simulated_pictures() -> None:
     assert agreement[2] > 0.6  # without the colors
 
 
-@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize("rung", RUNGS, ids=name_of)
 def test_pictures_of_bytes_have_the_evidence_of_numbers(
-    rung: type[SegmentedColors], pictures: tuple[Tensor, Tensor]
+    rung: Rung, pictures: tuple[Tensor, Tensor]
 ) -> None:
     """Differences of bytes would wrap around."""
     y, x = (rows.float() for rows in pictures)

@@ -11,3 +11,4 @@ from .latent_colors import LatentColors as LatentColors
 from .potts import PottsSegments as PottsSegments
 from .scan_lines import ScanLineSegments as ScanLineSegments
 from .segmented import SegmentedColors as SegmentedColors
+from .tree import TreeSegments as TreeSegments

@@ -281,7 +281,7 @@ class SegmentedColors(Rebuildable, nn.Module, ABC):
 
     def _features(self, x: Tensor, shifts: Tensor | None) -> Tensor:
         """The features of the colors, `(*samples, n or 1, h or 1, w or 1, K, 5)`."""
-        features = shared(self, "features", (x,), lambda: self.colors(x))
+        features: Tensor = shared(self, "features", (x,), lambda: self.colors(x))
         if not isinstance(self.colors, ShiftedColors):
             return features
         if shifts is None:

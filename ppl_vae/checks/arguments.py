@@ -41,6 +41,19 @@ def bad_argument(pair: Pair, traces: tuple[Trace, Trace]) -> Problem | None:
     return None
 
 
+def impossible_value(model_trace: Trace, name: str) -> Problem | None:
+    """Why a draw of the guide is impossible in the model, where the distribution has a `why_impossible`.
+
+    Args:
+        model_trace: The trace of the model, with the guide's latents.
+        name: The site.
+    """
+    site = model_trace.nodes.get(name)
+    explain = getattr(innermost(site["fn"]), "why_impossible", None) if site else None
+    why = explain(site["value"]) if site and callable(explain) else None
+    return Problem("error", name, f"site '{name}' in the model: {why}") if why else None
+
+
 @contextmanager
 def arguments_explained(pair: Pair, few: Callable[[], Batch]) -> Iterator[None]:
     """Names site and parameter where a distribution refuses its arguments, in place of printing them all.

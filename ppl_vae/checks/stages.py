@@ -10,7 +10,7 @@ import pyro
 import torch
 from torch import nn
 
-from ppl_vae.checks.arguments import bad_argument, moved_starts
+from ppl_vae.checks.arguments import bad_argument, impossible_value, moved_starts
 from ppl_vae.checks.batches import small_batch_problem, trace_problems
 from ppl_vae.checks.data import large_values, same_for_all_rows
 from ppl_vae.checks.latents import observed_problems
@@ -145,9 +145,11 @@ def _finite(subject: Subject) -> Iterator[Problem]:
         except PairError as error:
             yield Problem("error", bad[0], str(error))
             return
-        argument = bad_argument(subject.pair, subject.traces)
-        if argument is not None:
-            yield argument
+        explained = impossible_value(subject.traces[0], bad[0]) or bad_argument(
+            subject.pair, subject.traces
+        )
+        if explained is not None:
+            yield explained
             return
         large = large_values(subject.batch)
         advice = (

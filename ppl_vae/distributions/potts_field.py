@@ -62,6 +62,10 @@ class PottsField(dist.TorchDistribution):
     def of_independent(self, probs: Tensor) -> Tensor:
         """`agreement_probs` of another distribution: of independent pixels with these marginals."""
 
+    def has_neighbors_of(self, other: PottsField) -> bool:
+        """Whether the pairs of neighbors are those of the other one."""
+        return type(self) is type(other)
+
     @property
     def segments(self) -> int:
         """K."""
@@ -107,7 +111,7 @@ class PottsField(dist.TorchDistribution):
 
 def _kl_fields(q: PottsField, p: PottsField) -> Tensor:
     """E_q of the difference of the scores, and that of the log Z."""
-    if type(q) is not type(p):
+    if not q.has_neighbors_of(p):
         raise NotImplementedError(f"{type(q).__name__} and {type(p).__name__} have other neighbors")
     marginals, agreement = q.marginals, q.agreement_probs
     scores = (field.expected_score(marginals, agreement) for field in (q, p))

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-_KNOWN: ContextVar[dict[Any, tuple[tuple[Tensor, ...], Tensor, bool]] | None] = ContextVar(
+_T = TypeVar("_T")
+
+_KNOWN: ContextVar[dict[Any, tuple[tuple[Tensor, ...], Any, bool]] | None] = ContextVar(
     "known", default=None
 )
 
@@ -31,9 +33,7 @@ def sharing_work() -> Iterator[None]:
         _KNOWN.reset(token)
 
 
-def shared(
-    owner: object, name: str, of: tuple[Tensor, ...], compute: Callable[[], Tensor]
-) -> Tensor:
+def shared(owner: object, name: str, of: tuple[Tensor, ...], compute: Callable[[], _T]) -> _T:
     """The result of `compute`, or that of an earlier call for the same owner, name and tensors.
 
     A model whose posterior, in the guide, needs the same large network as the model itself calls it. Outside of
@@ -65,4 +65,5 @@ def shared(
     if found is None or (torch.is_grad_enabled() and not found[2]):
         # The tensors live as long, so that no other one gets the id of one.
         found = known[key] = (of, compute(), torch.is_grad_enabled())
-    return found[1]
+    result: _T = found[1]
+    return result
