@@ -520,3 +520,36 @@ def test_the_position_of_numpys_generator_is_checked() -> None:
             )
     set_random_state(state, torch.device("cpu"))
     assert 0 <= position <= 624
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+def test_averages_in_another_order_of_memory_belong_to_the_same_weights(
+    kind: type[torch.optim.Adam],
+) -> None:
+    """Those of a file are contiguous; weights of a convolution may not be, and fused kernels do not ask."""
+
+    def start() -> tuple[torch.Tensor, torch.optim.Adam]:
+        values = torch.arange(54.0).reshape(3, 2, 3, 3).to(memory_format=torch.channels_last)
+        leaf = values.requires_grad_()
+        return leaf, kind([leaf], lr=0.1, fused=True, amsgrad=True)
+
+    def step(leaf: torch.Tensor, optimizer: torch.optim.Adam, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        gradient = torch.randn(3, 2, 3, 3, generator=generator)
+        leaf.grad = gradient.to(memory_format=torch.channels_last)
+        optimizer.step()
+
+    whole, at_once = start()
+    for seed in range(3):
+        step(whole, at_once, seed)
+    leaf, first = start()
+    step(leaf, first, 0)
+    saved = first.state_dict()
+    saved["state"][0] = {n: v.clone().contiguous() for n, v in saved["state"][0].items()}
+    again, second = start()
+    with torch.no_grad():
+        again.copy_(leaf)
+    restore_optimizer(second, saved)
+    for seed in (1, 2):
+        step(again, second, seed)
+    assert torch.equal(again, whole)

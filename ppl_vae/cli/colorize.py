@@ -45,7 +45,7 @@ from ppl_vae.runtime import (
     progress_bar,
     replacing,
     require_count,
-    require_output,
+    require_file,
     resolve_device,
 )
 from ppl_vae.training import Fit
@@ -68,7 +68,13 @@ _TITLES = {
 
 def train(parser: ArgumentParser, given: Namespace) -> int:
     """Trains a model of colors, measures it on photos, saves and draws."""
-    return trained("colorize train", parser, given, _finish)
+    return trained("colorize train", parser, given, _finish, _start)
+
+
+def _start(setup: Setup) -> None:
+    """Lets the colors of the segments start as those of clusters of pixels."""
+    if isinstance(setup.model, SegmentedColors):
+        setup.model.initialize(*setup.data.train, seed=setup.config["seed"])
 
 
 def _finish(run: RunFolder, setup: Setup, fitted: Fit, given: Namespace, stages: Stages) -> None:
@@ -154,6 +160,8 @@ def evaluate(parser: ArgumentParser, given: Namespace) -> int:
 
 def apply(parser: ArgumentParser, given: Namespace) -> int:
     """Colors photos of any size."""
+    if not given.get("photos"):
+        raise UsageError("PHOTO is missing: give one or more files to color")
     for name, what in (("run", "folder of a run"), ("out", "folder to write into")):
         if given.get(name) is None:
             raise UsageError(f"--{name} is missing: give the {what}")
@@ -165,9 +173,12 @@ def apply(parser: ArgumentParser, given: Namespace) -> int:
     model = cast(SegmentedColors, run.model)
     files = _named([Path(name) for name in options.photos])
     written = [out / f"{stem}.{name}.png" for stem in files for name in _files(options.draws)]
-    for file in (*written, *_sheets(out, len(files))):
-        require_output(file, overwrite=options.overwrite)
+    out.parent.mkdir(parents=True, exist_ok=True)
     own_folder(out)
+    for file in (*written, *_sheets(out, len(files))):
+        require_file(file)
+        if file.exists() and not options.overwrite:
+            raise UsageError(f"{file} is there already: choose another --out, or pass --overwrite")
     page: list[tuple[str, dict[str, Tensor | None]]] = []
     done = 0
     sheets = iter(_sheets(out, len(files)))

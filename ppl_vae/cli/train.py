@@ -27,6 +27,7 @@ def trained(
     parser: ArgumentParser,
     given: Namespace,
     finish: Callable[[RunFolder, Setup, Fit, Namespace, Stages], None],
+    prepare: Callable[[Setup], None] | None = None,
 ) -> int:
     """Trains a pair in a run folder.
 
@@ -35,6 +36,7 @@ def trained(
         parser: Its parser.
         given: What was typed.
         finish: What follows the training.
+        prepare: What is done with the new pair before the training.
     """
     resumed = given.get("resume")
     stages = Stages(bool(given.get("quiet")))
@@ -49,6 +51,9 @@ def trained(
     if given.get("print_config"):
         show(yaml.safe_dump(setup.config, sort_keys=False), end="")
         return 0
+    if prepare is not None:
+        with stages.stage("start", told=False):
+            prepare(setup)
     with stages.stage("checks", told=False):
         check_setup(setup)
     fabric = setup.fabric()

@@ -225,7 +225,7 @@ def _resized(channels: Tensor, longest: int) -> Tensor:
     """Channels `(c, h, w)` reduced to this longest side, each pixel a mean of those that it covers."""
     share = longest / max(channels.shape[1:])
     size = [max(1, round(side * share)) for side in channels.shape[1:]]
-    return interpolate(channels[None].float(), size, mode="bilinear", antialias=True)[0]
+    return interpolate(channels[None].float(), size, mode="area")[0]
 
 
 def _enlarged(chroma: Tensor, size: Sequence[int]) -> Tensor:

@@ -79,8 +79,8 @@ class PhotoScores(RowResult):
     def lines(self) -> list[tuple[str, str]]:
         """See `Result`."""
         found = [
-            ("log P(y | x)", str(self.bits)),
-            ("ELBO", str(self.elbo)),
+            ("-log2 P(y | x)", str(self.bits)),
+            ("-ELBO", str(self.elbo)),
             ("rate, I(z; y | x)", str(self.information)),
             ("mean coloring", f"{self.psnr_mean}, {self.rmse_mean}"),
             ("mode coloring", f"{self.psnr_mode}, {self.rmse_mode}"),
@@ -90,10 +90,10 @@ class PhotoScores(RowResult):
             return [*found, ("segments", self.rand.missing)]
         return [
             *found,
-            ("adjusted Rand index", str(self.rand)),
-            ("... with the colors", str(self.rand_with_colors)),
+            ("adjusted Rand index", self.rand.numbers()),
+            ("... with the colors", self.rand_with_colors.numbers()),
             ("variation of information", str(self.variation)),
-            ("covering", str(self.covering)),
+            ("covering", self.covering.numbers()),
         ]
 
     def summary_numbers(self) -> dict[str, Any]:
@@ -145,9 +145,7 @@ def score_photos(
     """
     if not len(photos):
         raise ValueError("there are no photos to measure on")
-    evaluated, notes, cautions = _evaluated(
-        model, guide, photos, num_samples, method, seed, progress
-    )
+    evaluated, cautions = _evaluated(model, guide, photos, num_samples, method, seed, progress)
     columns: dict[str, list[float]] = defaultdict(list)
     usage = torch.zeros(model.segments, dtype=torch.float64)
     for photo in _watched(photos, progress):
@@ -168,7 +166,6 @@ def score_photos(
         **{name: _estimate(name, values) for name, values in columns.items()},
         usage=usage / len(photos),
         photo=[photo.name for photo in photos],
-        notes=notes,
         cautions=cautions,
     )
 
@@ -251,14 +248,13 @@ def _evaluated(
     method: Literal["auto", "guide", "annealed"],
     seed: int,
     progress: bool | None,
-) -> tuple[dict[str, Tensor], tuple[str, ...], tuple[str, ...]]:
-    """Bits, ELBO and rate of each photo, in bits per pixel, and what there is to say of them."""
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Bits, ELBO and rate of each photo, in bits per pixel, and why they should not be trusted."""
     of_shape = defaultdict(list)
     for i, photo in enumerate(photos):
         of_shape[tuple(photo.luma.shape)].append(i)
     names = {"bits": "log_likelihood", "elbo": "elbo", "information": "rate"}
     found = {name: torch.full((len(photos),), math.nan, dtype=torch.float64) for name in names}
-    notes: dict[str, None] = {}
     cautions: dict[str, None] = {}
     for (height, width), own in of_shape.items():
         y = torch.stack([photos[i].chroma for i in own]).float()
@@ -272,10 +268,9 @@ def _evaluated(
             seed=seed,
             progress=progress,
         )
-        notes |= dict.fromkeys(result.notes)
         cautions |= dict.fromkeys(result.warnings)
         for name, of in names.items():
             sign = 1.0 if name == "information" else -1.0
             values = getattr(result, of).values.double()
             found[name][own] = sign * values / (height * width * math.log(2.0))
-    return found, tuple(notes), tuple(cautions)
+    return found, tuple(cautions)

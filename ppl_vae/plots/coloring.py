@@ -74,12 +74,14 @@ def contact_sheet(
     figure = Figure(figsize=size, dpi=100, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.03, wspace=0.01, hspace=0.01)  # type: ignore[union-attr, call-arg]
     panels = figure.subplots(count, len(columns), squeeze=False, height_ratios=heights)
-    for line, axes_of_line in zip(lines, panels, strict=True):
+    for line, axes_of_line, height in zip(lines, panels, heights, strict=True):
         for picture, axes in zip(line, axes_of_line, strict=True):
             axes.set_xticks([])
             axes.set_yticks([])
             axes.spines[:].set_visible(False)
-            if picture is not None:
+            if picture is None:
+                axes.set_box_aspect(height)  # so that titles stand in one line
+            else:
                 step = -(-max(picture.shape[:2]) // SHEET_PIXELS)
                 gray = {"cmap": "gray", "vmin": 0, "vmax": 255} if picture.dim() == 2 else {}
                 axes.imshow(picture[::step, ::step].numpy(), interpolation="antialiased", **gray)

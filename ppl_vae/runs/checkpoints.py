@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -104,7 +105,9 @@ def _why(file: Path, error: CorruptFileError | OSError) -> str:
 def restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
     """Puts back the state of an optimizer from a checkpoint, if it is one for these parameters.
 
-    The fused kernels of torch take shapes on trust: they read and write beyond a tensor that is too small.
+    The fused kernels of torch take shapes on trust: they read and write beyond a tensor that is too small. And
+    they take the order of the numbers in memory on trust: averages get that of their parameter, which may be
+    `channels_last`.
 
     Raises:
         ValueError: A tensor in it has another shape than the parameter that it belongs to.
@@ -127,7 +130,7 @@ def _require_fitting(optimizer: Optimizer, group: Mapping[str, Any]) -> None:
             f"{_OF_ANOTHER}: an option of its optimizer is no number; start the training again"
         )
     for leaf in group["params"] if group.get("fused") else ():
-        for name, value in optimizer.state.get(leaf, {}).items():
+        for name, value in list(optimizer.state.get(leaf, {}).items()):
             one = name == "step"
             if isinstance(value, Tensor) and not _fits(value, leaf, one):
                 expected = "one number" if one else f"the shape {tuple(leaf.shape)}"
@@ -135,6 +138,9 @@ def _require_fitting(optimizer: Optimizer, group: Mapping[str, Any]) -> None:
                     f"{_OF_ANOTHER}: {name!r} of its optimizer has the shape {tuple(value.shape)}, expected "
                     f"{expected}; start the training again"
                 )
+            if isinstance(value, Tensor) and not one and value.stride() != leaf.stride():
+                ordered = torch.empty_like(leaf, dtype=value.dtype, device=value.device)
+                optimizer.state[leaf][name] = ordered.copy_(value)
 
 
 def _fits(value: Tensor, leaf: Tensor, one: bool) -> bool:
