@@ -1,3 +1,7 @@
+from .codec import (
+    compress_colors as compress_colors,
+    decompress_colors as decompress_colors,
+)
 from .model import ModelOfColors as ModelOfColors
 from .pictures import (
     Coloring as Coloring,

@@ -95,7 +95,7 @@ def color_picture(
         (torch.Size([17, 30, 2]), torch.Size([2, 17, 30, 3]))
     """
     require_count("draws", draws, 0)
-    luma = _bytes(luma)
+    luma = as_bytes(luma)
     height, width = luma.shape
     mean = torch.empty(height, width, 2)
     mode = torch.empty(height, width, 2, dtype=torch.int16)
@@ -161,7 +161,7 @@ def segment_picture(
         >>> segment_picture(model, torch.full((17, 30), 128.0), torch.zeros(17, 30, 2)).shape
         torch.Size([17, 30])
     """
-    luma = _bytes(luma)
+    luma = as_bytes(luma)
     if chroma is not None and chroma.shape != (*luma.shape, 2):
         raise ValueError(
             f"chroma must have the shape {(*luma.shape, 2)}, (Co, Cg) of each pixel of the luma, got "
@@ -224,7 +224,7 @@ def _mode(weights: Tensor, components: Any) -> Tensor:
     return best
 
 
-def _bytes(luma: Tensor) -> Tensor:
+def as_bytes(luma: Tensor) -> Tensor:
     """The luma as int16.
 
     Raises:
