@@ -14,4 +14,4 @@ from .scores import (
     compare_segments as compare_segments,
     score_photos as score_photos,
 )
-from .tiles import Tile as Tile, tiles as tiles
+from .tiling import Tile as Tile, tiles as tiles

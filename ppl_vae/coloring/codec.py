@@ -17,7 +17,7 @@ from ppl_vae.coloring.coded_pictures import code_picture
 from ppl_vae.coloring.model import ModelOfColors
 from ppl_vae.coloring.pictures import as_bytes
 from ppl_vae.coloring.range_coder import Reader, Writer, WrongColorsError, require_constriction
-from ppl_vae.coloring.tiles import MOST_PIXELS
+from ppl_vae.coloring.tiling import MOST_PIXELS
 from ppl_vae.data import Photo
 from ppl_vae.distributions import ChromaLogistic
 from ppl_vae.runtime import described, digest, require_count

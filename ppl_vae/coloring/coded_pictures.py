@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppl_vae.coloring.model import ModelOfColors
 from ppl_vae.coloring.range_coder import Coder, Writer, WrongColorsError
-from ppl_vae.coloring.tiles import Tile, tiles
+from ppl_vae.coloring.tiling import Tile, tiles
 from ppl_vae.colors import chroma_interval
 from ppl_vae.distributions import ChromaLogistic, PottsGrid
 

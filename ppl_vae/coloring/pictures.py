@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae.coloring.model import ModelOfColors
-from ppl_vae.coloring.tiles import MOST_PIXELS, tiles
+from ppl_vae.coloring.tiling import MOST_PIXELS, tiles
 from ppl_vae.colors import to_rgb
 from ppl_vae.pairs import marginals_of
 from ppl_vae.runtime import (

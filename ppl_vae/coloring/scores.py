@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ppl_vae.coloring.model import ModelOfColors
 from ppl_vae.coloring.pictures import color_picture, segment_picture
-from ppl_vae.coloring.tiles import MOST_PIXELS
+from ppl_vae.coloring.tiling import MOST_PIXELS
 from ppl_vae.colors import to_rgb
 from ppl_vae.data import Photo
 from ppl_vae.evaluation import evaluate
