@@ -300,6 +300,9 @@ def test_what_cannot_be_written_is_said() -> None:
         compress_colors(model, (luma, chroma[1:]))
     with pytest.raises(ValueError, match="whole numbers from 0 to 255"):
         compress_colors(model, (luma + 300, chroma))
+    for wrong in ("a.png", chroma, (luma, chroma, luma), (luma.numpy(), chroma)):
+        with pytest.raises(TypeError, match="photo must be a Photo, or its luma and chroma, got"):
+            compress_colors(model, cast(Any, wrong))
     with torch.no_grad():
         cast(Any, model.colors).features[0, 0] = math.nan
     with pytest.raises(ValueError, match="not finite"):

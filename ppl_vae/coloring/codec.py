@@ -46,11 +46,12 @@ def compress_colors(
 
         - log2 P(y | x) bits,
 
-    of `log_evidence`, but for 37 bytes of a header, up to 4 bytes at the end, and a 24th bit: no color costs
-    more than 48 bits, and certain ones some 0.0001. Where colors are latent, their shifts c come first: those
-    that `fit_shifts` finds, rounded to a grid of the step 2^-b with 4^b near the pixels of a segment. Of this
-    code in two parts the length is - log2 P(c on the grid) - log2 P(y | x, c), which is more than
-    - log2 P(y | x).
+    of `log_evidence`, but for a header of 37 bytes, 4 bytes at most at the end, and probabilities that are
+    rounded to 24 bits: no color costs more than 48 bits, however rare it is, and a certain one some 0.0001.
+
+    Where colors are latent, their shifts c come first: those that `fit_shifts` finds, rounded to a grid of the
+    step 2^-b, with 4^b near the number of pixels of a segment. Of this code in two parts the length is
+    - log2 P(c on the grid) - log2 P(y | x, c), which is more than - log2 P(y | x).
 
     All is computed by the CPU in double precision and one thread, wherever the model is. A large picture goes
     through the networks tile by tile, see `tiles`; its length is the same.
@@ -67,6 +68,7 @@ def compress_colors(
 
     Raises:
         ModuleNotFoundError: `constriction` is not installed.
+        TypeError: `photo` is no photo, nor two tensors.
         ValueError: The photo is not what it must be, has a color that does not exist, or nobody knows
             log P(y | x): that of `PottsSegments` for a wide picture.
 
@@ -80,7 +82,7 @@ def compress_colors(
         True
     """
     require_count("most_pixels", most_pixels, 1)
-    luma, chroma = (photo.luma, photo.chroma) if isinstance(photo, Photo) else photo
+    luma, chroma = _luma_and_chroma(photo)
     luma = as_bytes(luma)
     chroma = _possible(luma, chroma)
     height, width = luma.shape
@@ -179,6 +181,15 @@ def _opened(data: bytes) -> tuple[Any, ...]:
     ):
         raise ValueError("this file of colors is damaged or truncated: get it again")
     return *_HEADER.unpack(data[: _HEADER.size])[2:], data[start:]
+
+
+def _luma_and_chroma(photo: Photo | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    if isinstance(photo, Photo):
+        return photo.luma, photo.chroma
+    pair = photo if isinstance(photo, tuple | list) else ()
+    if len(pair) != 2 or not all(isinstance(part, Tensor) for part in pair):
+        raise TypeError(f"photo must be a Photo, or its luma and chroma, got {described(photo)}")
+    return pair[0], pair[1]
 
 
 def _possible(luma: Tensor, chroma: Tensor) -> Tensor:

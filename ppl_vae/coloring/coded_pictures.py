@@ -15,8 +15,8 @@ from ppl_vae.coloring.tiling import Tile, tiles
 from ppl_vae.colors import chroma_interval
 from ppl_vae.distributions import ChromaLogistic, PottsGrid
 
-_AT_ONCE = 2**19
-"""Probabilities that are computed at once."""
+_AT_ONCE = 2**18
+"""Probabilities that are computed at once. With another number a file has another order: a new version."""
 
 _MOST_SHIFT = 8
 """Shifts further away from the mean of their prior are cut, in standard deviations."""
