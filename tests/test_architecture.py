@@ -19,7 +19,7 @@ FLOORS = [
     {"likelihoods", "objectives", "runs", "guides"},
     {"checks", "capture", "models", "sweeps"},
     {"training", "em", "evaluation"},
-    {"diagnosis", "rate_distortion", "tasks"},
+    {"coloring", "diagnosis", "rate_distortion", "tasks"},
     {"plots"},
     {"reporting"},
     {"", "cli"},

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,7 +90,8 @@ def test_a_training_goes_on(run: Path, tmp_path: Path, photos: Path) -> None:
     options = [*TINY, "--max_epochs", "3"]
     given = ["--data", f"folder:{photos}", "--run_dir", str(at_once), *options]
     assert main(["colorize", "train", *given]) == 0
-    one, other = (load_run(folder).model.state_dict() for folder in (begun, at_once))
+    models: list[Any] = [load_run(folder).model for folder in (begun, at_once)]
+    one, other = (model.state_dict() for model in models)
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 

@@ -88,7 +88,7 @@ class PottsSegments(SegmentedColors):
             ValueError: The pictures are too wide, or the shapes of y and x do not fit together.
         """
         self._require_pictures(y, x)
-        self._require_exact(self.field(self._unary(x), x))
+        self._require_exact(self.field(self.unary(x), x))
         return super().log_evidence(y, x, shifts)
 
     def _require_exact(self, field: PottsGrid) -> None:

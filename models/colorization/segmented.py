@@ -114,9 +114,25 @@ class SegmentedColors(Rebuildable, nn.Module, ABC):
     def log_partition(self, unary: Tensor, x: Tensor) -> Tensor:
         """The logarithm of the sum over all segmentations of what `field` is proportional to, `(n,)`."""
 
+    def unary(self, x: Tensor) -> Tensor:
+        """What the network says of each pixel and segment: P(z | x) is `field(unary(x), x)`.
+
+        Args:
+            x: Luma, `(n, h, w)`.
+
+        Returns:
+            Logarithms, `(n, h, w, K)`; their exponentials sum to 1 for each pixel.
+        """
+
+        def compute() -> Tensor:
+            logits: Tensor = self.segmenter(standardized(x))
+            return full_precision(logits).movedim(-3, -1).log_softmax(-1)
+
+        return shared(self, "unary", (x,), compute)
+
     def prior(self, x: Tensor) -> dist.TorchDistribution:
         """P(z | x), of batch shape `(n,)` and event shape `(h, w)`."""
-        return self.field(self._unary(x), x)
+        return self.field(self.unary(x), x)
 
     def posterior(
         self, y: Tensor, x: Tensor, weight: float = 1.0, shifts: Tensor | None = None
@@ -152,7 +168,7 @@ class SegmentedColors(Rebuildable, nn.Module, ABC):
         self._require_pictures(y, x)
         likelihoods = self.log_likelihoods(y, x, shifts)
         return self.field(
-            self._unary(x) + (likelihoods if weight == 1.0 else weight * likelihoods), x
+            self.unary(x) + (likelihoods if weight == 1.0 else weight * likelihoods), x
         )
 
     def log_evidence(self, y: Tensor, x: Tensor, shifts: Tensor | None = None) -> Tensor:
@@ -170,7 +186,7 @@ class SegmentedColors(Rebuildable, nn.Module, ABC):
             ValueError: The shapes of y and x do not fit together, or shifts are missing.
         """
         self._require_pictures(y, x)
-        unary = self._unary(x)
+        unary = self.unary(x)
         with_colors = self.log_partition(unary + self.log_likelihoods(y, x, shifts), x)
         return with_colors - self.log_partition(unary, x)
 
@@ -290,15 +306,6 @@ class SegmentedColors(Rebuildable, nn.Module, ABC):
                 "picture: pass shifts, or use WithinPicture as the guide and evaluate"
             )
         return self.colors.shifted(features, shifts)
-
-    def _unary(self, x: Tensor) -> Tensor:
-        """log P(z_i = k | x), or what it is made of, `(n, h, w, K)`; those of a pixel sum to 1."""
-
-        def compute() -> Tensor:
-            logits: Tensor = self.segmenter(standardized(x))
-            return full_precision(logits).movedim(-3, -1).log_softmax(-1)
-
-        return shared(self, "unary", (x,), compute)
 
     def _require_pictures(self, y: Tensor, x: Tensor) -> None:
         if x.dim() != 3 or y.shape != (*x.shape, 2):

@@ -86,11 +86,11 @@ class TreeSegments(SegmentedColors):
         """
         return self._superpixels(x)[0].regions
 
-    def _unary(self, x: Tensor) -> Tensor:
+    def unary(self, x: Tensor) -> Tensor:
         """What the network says of each pixel, divided by the pixels of its superpixel, `(n, h, w, K)`."""
 
         def compute() -> Tensor:
-            of_pixels = super(TreeSegments, self)._unary(x)
+            of_pixels = super(TreeSegments, self).unary(x)
             sizes = self._superpixels(x)[2]
             return of_pixels / sizes.to(of_pixels).unsqueeze(-1)
 

@@ -74,7 +74,8 @@ def train(parser: ArgumentParser, given: Namespace) -> int:
 def _start(setup: Setup) -> None:
     """Lets the colors of the segments start as those of clusters of pixels."""
     if isinstance(setup.model, SegmentedColors):
-        setup.model.initialize(*setup.data.train, seed=setup.config["seed"])
+        y, x = setup.data.train
+        setup.model.initialize(y, x, seed=setup.config["seed"])
 
 
 def _finish(run: RunFolder, setup: Setup, fitted: Fit, given: Namespace, stages: Stages) -> None:

@@ -1,3 +1,7 @@
+from .codec import (
+    compress_colors as compress_colors,
+    decompress_colors as decompress_colors,
+)
 from .model import ModelOfColors as ModelOfColors
 from .pictures import (
     Coloring as Coloring,
@@ -10,4 +14,4 @@ from .scores import (
     compare_segments as compare_segments,
     score_photos as score_photos,
 )
-from .tiles import Tile as Tile, tiles as tiles
+from .tiling import Tile as Tile, tiles as tiles

@@ -21,6 +21,12 @@ class ModelOfColors(Protocol):
     radius: int
     stride: int
 
+    def unary(self, x: Tensor) -> Tensor:
+        """What P(z | x) is made of, `(n, h, w, K)`."""
+
+    def field(self, unary: Tensor, x: Tensor) -> Any:
+        """P(z | x), made of it, of event shape `(h, w)`."""
+
     def prior(self, x: Tensor) -> Any:
         """P(z | x), of event shape `(h, w)`."""
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from ppl_vae.coloring.model import ModelOfColors
-from ppl_vae.coloring.tiles import MOST_PIXELS, tiles
+from ppl_vae.coloring.tiling import MOST_PIXELS, tiles
 from ppl_vae.colors import split_colors, to_rgb
 from ppl_vae.pairs import marginals_of
 from ppl_vae.runtime import (
@@ -98,7 +98,7 @@ def color_picture(
         (torch.Size([17, 30, 2]), torch.Size([2, 17, 30, 3]))
     """
     require_count("draws", draws, 0)
-    luma = _bytes(luma)
+    luma = as_bytes(luma)
     small = _reduced(luma, longest)
     found = _colored(model, small, draws, seed, most_pixels)
     if small.shape == luma.shape:
@@ -184,7 +184,7 @@ def segment_picture(
         >>> segment_picture(model, torch.full((17, 30), 128.0), torch.zeros(17, 30, 2)).shape
         torch.Size([17, 30])
     """
-    luma = _bytes(luma)
+    luma = as_bytes(luma)
     if chroma is not None and chroma.shape != (*luma.shape, 2):
         raise ValueError(
             f"chroma must have the shape {(*luma.shape, 2)}, (Co, Cg) of each pixel of the luma, got "
@@ -287,7 +287,7 @@ def _mode(weights: Tensor, components: Any) -> Tensor:
     return best
 
 
-def _bytes(luma: Tensor) -> Tensor:
+def as_bytes(luma: Tensor) -> Tensor:
     """The luma as int16.
 
     Raises:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ppl_vae.coloring.model import ModelOfColors
 from ppl_vae.coloring.pictures import color_picture, segment_picture
-from ppl_vae.coloring.tiles import MOST_PIXELS
+from ppl_vae.coloring.tiling import MOST_PIXELS
 from ppl_vae.colors import to_rgb
 from ppl_vae.data import Photo
 from ppl_vae.evaluation import evaluate
@@ -161,9 +161,12 @@ def score_photos(
         columns["rand_with_colors"].append(with_colors["rand"])
         columns["variation"].append(with_colors["variation"])
         columns["covering"].append(with_colors["covering"])
-    return PhotoScores(
+    estimates: dict[str, Any] = {
         **{name: Estimate(values, "bits per pixel") for name, values in evaluated.items()},
         **{name: _estimate(name, values) for name, values in columns.items()},
+    }
+    return PhotoScores(
+        **estimates,
         usage=usage / len(photos),
         photo=[photo.name for photo in photos],
         cautions=cautions,

@@ -16,6 +16,9 @@ from ppl_vae.distributions.quantized_logistic import log_one_minus_exp, log_sigm
 _QUANTILES = 6
 """At so many quantiles of Cg the mean of Co is averaged, with the weights of Gauss and Legendre."""
 
+_FAR = 80.0
+"""So many scales away, nothing is left of a logistic distribution, in single precision and in fact."""
+
 
 class ChromaLogistic(dist.TorchDistribution):
     """P(Co, Cg | Y): rounded logistic distributions, cut to the chroma that the luma Y leaves room for.
@@ -88,7 +91,7 @@ class ChromaLogistic(dist.TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         orange, green = value.to(self.loc.dtype).unbind(-1)
-        of_green, of_orange = self._green(), self._orange(green)
+        of_green, of_orange = self.of_green(), self.of_orange(green)
         log_p: Tensor = of_green.log_prob(green) + of_orange.log_prob(orange)
         return log_p
 
@@ -97,39 +100,52 @@ class ChromaLogistic(dist.TorchDistribution):
         """Draws whole numbers, as floats, `(*sample_shape, *batch, 2)`."""
         shape = (*torch.Size(sample_shape), *self.batch_shape)
         uniform = torch.rand(2, *shape, dtype=self.loc.dtype, device=self.loc.device)
-        green = self._green().at(uniform[0])
-        orange = self._orange(green).at(uniform[1])
+        green = self.of_green().at(uniform[0])
+        orange = self.of_orange(green).at(uniform[1])
         return torch.stack([orange.expand(shape), green.expand(shape)], -1)
 
     @property
     def mode(self) -> Tensor:
         """The mode of Cg, and that of Co at this Cg: near the most probable color, `(*batch, 2)`."""
-        green = self._green().mode
-        orange = self._orange(green).mode
+        green = self.of_green().mode
+        orange = self.of_orange(green).mode
         return torch.stack(torch.broadcast_tensors(orange, green), -1).expand(*self.batch_shape, 2)
 
     @property
     def mean(self) -> Tensor:
         """E[(Co, Cg)] to within a level, `(*batch, 2)`: before rounding; that of Co over 6 quantiles of Cg."""
-        of_green = self._green()
+        of_green = self.of_green()
         orange: Tensor | float = 0.0
         for node, weight in zip(*np.polynomial.legendre.leggauss(_QUANTILES), strict=True):
             quantile = torch.full((), (node + 1) / 2, dtype=self.loc.dtype, device=self.loc.device)
             green = of_green.at(quantile.expand(self.batch_shape))
-            orange = orange + self._orange(green).mean * (weight / 2)
+            orange = orange + self.of_orange(green).mean * (weight / 2)
         return torch.stack([torch.as_tensor(orange), of_green.mean.expand(self.batch_shape)], -1)
 
-    def _green(self) -> _Cut:
-        return _Cut(self.loc[..., 1], self.scale[..., 1], *chroma_interval(self.luma))
+    def of_green(self) -> CutLogistic:
+        """P(Cg | Y), of the batch shape."""
+        return CutLogistic(self.loc[..., 1], self.scale[..., 1], *chroma_interval(self.luma))
 
-    def _orange(self, green: Tensor) -> _Cut:
+    def of_orange(self, green: Tensor) -> CutLogistic:
+        """P(Co | Y, Cg), of the batch shape.
+
+        Args:
+            green: Cg, `(*batch)`.
+        """
         loc = self.loc[..., 0] + self.slope * (green - self.loc[..., 1])
         room = chroma_interval(luma_after_green(self.luma, green))
-        return _Cut(loc, self.scale[..., 0], *room)
+        return CutLogistic(loc, self.scale[..., 0], *room)
 
 
-class _Cut:
-    """A logistic distribution, rounded to whole numbers and cut to those from `least` to `greatest`."""
+class CutLogistic:
+    """A logistic distribution, rounded to whole numbers and cut to those from `least` to `greatest`.
+
+    Args:
+        loc: Its location, `(*batch)`.
+        scale: Its scale, `(*batch)`.
+        least: The least number that there is, of a shape that can be broadcast with these.
+        greatest: The greatest one.
+    """
 
     def __init__(self, loc: Tensor, scale: Tensor, least: Tensor, greatest: Tensor) -> None:
         self.loc, self.scale, self.least, self.greatest = loc, scale, least, greatest
@@ -155,8 +171,42 @@ class _Cut:
         )
         return exponents + torch.log(inside / rest)
 
+    def masses(self, count: int) -> Tensor:
+        """P(least), P(least + 1), ..., `(*batch, count)`; 0 beyond `greatest`.
+
+        With the distances u_0, ..., u_n of the edges from the location in scales, from least - 1/2 to
+        greatest + 1/2, and d = 1 / scale, the mass between two of them is
+
+            P_j = s(u_(j+1)) s(-u_j) (1 - exp(-d)) / (s(u_n) s(-u_0) (1 - exp(-n d))),
+
+        in which nothing cancels. There is one exponential for each edge. The location lies on the side of u_n,
+        otherwise all is mirrored; where the cut is below it, all s(u) are divided by exp(u_n).
+
+        Args:
+            count: How many; at least `greatest - least + 1`, or the last ones are left out.
+        """
+        up = 2 * self.loc >= self.least + self.greatest
+        sign = torch.where(up, 1.0, -1.0).to(self.loc.dtype)
+        edges = torch.arange(count + 1, dtype=self.loc.dtype, device=self.loc.device) - 0.5
+        inverse = 1 / self.scale
+        u = (sign * inverse).unsqueeze(-1) * (edges + (self.least - self.loc).unsqueeze(-1))
+        ends = torch.stack(torch.broadcast_tensors(self.least - 0.5, self.greatest + 0.5))
+        ends = (ends - self.loc) * (sign * inverse)
+        shift = (-ends.amax(0)).clamp_min(0.0)
+        lower, upper = _sides(u, shift.unsqueeze(-1))
+        lower_ends, upper_ends = _sides(ends, shift)
+        total = torch.where(up, lower_ends[1] * upper_ends[0], lower_ends[0] * upper_ends[1])
+        width = (self.greatest - self.least + 1) * inverse
+        factor = torch.expm1(-inverse) / torch.expm1(-width) / total
+        mass = torch.where(
+            up.unsqueeze(-1), lower[..., 1:] * upper[..., :-1], lower[..., :-1] * upper[..., 1:]
+        )
+        beyond = edges[1:] > (self.greatest - self.least + 1).unsqueeze(-1)
+        return (mass * factor.unsqueeze(-1)).masked_fill(beyond, 0.0)
+
     @property
     def mode(self) -> Tensor:
+        """The most probable number."""
         return torch.minimum(torch.maximum(self.loc.round(), self.least), self.greatest)
 
     @property
@@ -193,6 +243,13 @@ class _Cut:
         near = torch.where(side > 0, -down, -up) / self.scale
         far = torch.where(side > 0, up, down) / self.scale
         return side, near, far
+
+
+def _sides(u: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """exp(shift) s(u) and s(-u)."""
+    power = torch.exp((-shift - u).clamp_max(_FAR))
+    lower = 1 / (torch.exp(-shift) + power)
+    return lower, power * lower
 
 
 def _least_of(u: Tensor) -> Tensor:

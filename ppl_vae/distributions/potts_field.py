@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Generator
 from typing import Any, ClassVar, Self
 
 import pyro.distributions as dist
@@ -12,6 +13,9 @@ from torch.distributions import constraints, register_kl
 
 COUPLINGS = -15.0, 60.0
 """Least and largest coupling: beyond these, single precision knows no difference, or overflows."""
+
+Predictions = Generator[tuple[tuple[slice, slice], Tensor], Tensor, None]
+"""See `PottsField.predictions`."""
 
 
 class PottsField(dist.TorchDistribution):
@@ -65,6 +69,19 @@ class PottsField(dist.TorchDistribution):
     def has_neighbors_of(self, other: PottsField) -> bool:
         """Whether the pairs of neighbors are those of the other one."""
         return type(self) is type(other)
+
+    @abstractmethod
+    def predictions(self) -> Predictions:
+        """What is known of each pixel, given what was seen of those before it: for a code of what is seen.
+
+        With observations y_i of the pixels, independent given z, the product of all sum_k P(z_i = k | y of the
+        groups before) P(y_i | z_i = k) is P(y), the sum over all segmentations.
+
+        Yields:
+            The rows and columns of a group of pixels, none of which says anything of another given those
+            before, and log P(z_i = k | y of the groups before) of these, `(*batch, rows, columns, K)`. To go
+            on, `send` log P(y_i | z_i = k) of them, of that shape.
+        """
 
     @property
     def segments(self) -> int:
@@ -187,6 +204,17 @@ class ScanLines(PottsField):
         both = (before[..., :-1, :] + after).logsumexp(-1)
         odds = both.exp()
         return odds * self.same.exp() / (1 + odds * torch.expm1(self.same))
+
+    def predictions(self) -> Predictions:
+        """See `PottsField`: column by column, by a forward pass over what is seen."""
+        unary, gain = self.unary.unbind(-2), torch.expm1(self.same).unsqueeze(-1).unbind(-2)
+        before = unary[0]
+        for t, after in enumerate(self._backward().unbind(-2)):
+            now = (before + after).log_softmax(-1).unsqueeze(-2)
+            seen = yield (slice(None), slice(t, t + 1)), now
+            if t < len(gain):
+                found = (before + seen.squeeze(-2)).softmax(-1)
+                before = torch.log1p(gain[t] * found) + unary[t + 1]
 
     def of_independent(self, probs: Tensor) -> Tensor:
         """P(z_i = z_(i + 1)) of independent pixels, `(*batch, h, w - 1)`."""

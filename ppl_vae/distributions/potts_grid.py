@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import register_kl
 
-from ppl_vae.distributions.potts_field import PottsField, ScanLines
+from ppl_vae.distributions.potts_field import PottsField, Predictions, ScanLines
 
 MOST_STATES = 2**13
 """Most joint values of a line of pixels that are summed over."""
@@ -117,6 +117,21 @@ class PottsGrid(PottsField):
             NotImplementedError: The picture is too wide.
         """
         return self._slope(self.same)
+
+    def predictions(self) -> Predictions:
+        """See `PottsField`: pixel by pixel, by the marginals after each, in the square of the time for one.
+
+        Raises:
+            NotImplementedError: The picture is too wide.
+        """
+        field = self.expand(self.batch_shape)
+        field.unary = self.unary.clone()
+        for r in range(self.event_shape[0]):
+            for c in range(self.event_shape[1]):
+                where = slice(r, r + 1), slice(c, c + 1)
+                seen = yield where, field.marginals[..., r : r + 1, c : c + 1, :].log()
+                field.unary = field.unary.clone()
+                field.unary[..., r : r + 1, c : c + 1, :] += seen
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)

@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ppl_vae.distributions.potts_field import PottsField
+from ppl_vae.distributions.potts_field import PottsField, Predictions
 from ppl_vae.distributions.region_trees import RegionTrees
 
 _ONE_SEGMENT = (
@@ -147,6 +147,16 @@ class PottsTree(PottsField):
         pixels = self._in_a_row(probs, trees, 1).index_select(-2, trees.some_pixel)
         pairs = pixels[..., trees.sizes[0] :, :] * pixels.index_select(-2, trees.above)
         return self._of_edges(pairs.sum(-1), trees)
+
+    def predictions(self) -> Predictions:
+        """See `PottsField`.
+
+        Raises:
+            NotImplementedError: Always: it would take a pass over the tree for each pixel.
+        """
+        raise NotImplementedError(
+            "the pixels of regions on a tree are not known one after the other"
+        )
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
